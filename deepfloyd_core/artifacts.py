@@ -1,0 +1,260 @@
+"""The artifact contract: a directory is finished when its manifest.json is there, and the manifest is written last.
+
+`<workspace>/<kind>/<fingerprint>/`, the fingerprint taken over (kind, format, spec, inputs) and nothing else: where,
+when, on how many workers and on which device something was made changes no bytes and so is not in it. A directory
+without a manifest is unfinished: its builder continues it. One `flock` per artifact lets two runs share a workspace;
+the kernel frees it when the holder dies, and child processes inherit it, so that a dying trainer still owns its files.
+"""
+
+import fcntl
+import logging
+import os
+import platform
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from deepfloyd_core.errors import ArtifactError
+from deepfloyd_core.files import canonical_json, fsync_path, read_sealed, sha256_bytes, sha256_file, write_sealed
+
+log = logging.getLogger(__name__)
+
+MANIFEST = "manifest.json"
+KINDS = (
+    "image_index", "text_embeds", "stage1_pixels", "stage2_pixels", "eval_set",
+    "stage1_lora", "stage2_lora", "cascade_samples", "lora_bundle", "generated",
+)  # fmt: skip
+_PROVENANCE_PACKAGES = ("torch", "diffusers", "transformers", "peft", "pillow", "pyarrow", "prefect")
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A finished artifact; small enough to pass between tasks."""
+
+    kind: str
+    fingerprint: str
+    path: Path
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """The sealed record: spec, inputs, files, summary, provenance."""
+        return read_sealed(self.path / MANIFEST)
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """What the builder reported, e.g. counts and metrics."""
+        return dict(self.manifest["summary"])
+
+
+@dataclass(frozen=True)
+class Request:
+    """What an artifact is made of. `spec` and `inputs` must be plain JSON values."""
+
+    kind: str
+    format: int
+    spec: dict[str, Any]
+    inputs: dict[str, str]
+
+    @property
+    def fingerprint(self) -> str:
+        """First 16 hex digits of sha256 over the canonical JSON of (kind, format, spec, inputs)."""
+        parts = {"kind": self.kind, "format": self.format, "spec": self.spec, "inputs": self.inputs}
+        return sha256_bytes(canonical_json(parts).encode())[:16]
+
+
+@dataclass(frozen=True)
+class WorkDir:
+    """An unfinished artifact under construction. Dot files in it are working state and vanish at the commit."""
+
+    path: Path
+    lock_fd: int
+
+
+Builder = Callable[[WorkDir], dict[str, Any]]
+
+
+def find(workspace: Path, request: Request) -> Artifact | None:
+    """The finished artifact for a request, or None."""
+    path = workspace / request.kind / request.fingerprint
+    return Artifact(request.kind, request.fingerprint, path) if (path / MANIFEST).exists() else None
+
+
+def materialise(workspace: Path, request: Request, build: Builder) -> tuple[Artifact, bool]:
+    """Return the artifact and whether it was reused; build it if it is not there, resuming what a kill left.
+
+    `build` gets the directory, writes its files and returns the summary. Raises whatever `build` raises; the
+    directory then stays unfinished.
+    """
+    path = workspace / request.kind / request.fingerprint
+    with locked(workspace, f"{request.kind}-{request.fingerprint}") as lock_fd:
+        found = find(workspace, request)
+        if found is not None:
+            damage = list(_stat_damage(found))
+            if not damage:
+                log.info("%s %s: reused", request.kind, request.fingerprint)
+                return found, True
+            log.warning("%s %s: rebuilt because %s", request.kind, request.fingerprint, "; ".join(damage))
+            _unfinish(found)
+        else:
+            _log_why(workspace, request)
+        path.mkdir(parents=True, exist_ok=True)
+        started = datetime.now(UTC)
+        summary = build(WorkDir(path, lock_fd))
+        return commit(path, request, summary, started), False
+
+
+def commit(path: Path, request: Request, summary: dict[str, Any], started: datetime) -> Artifact:
+    """Hash and fsync every file, drop the working state, write the manifest last."""
+    for entry in list(path.rglob(".*")):
+        if entry.is_dir():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink(missing_ok=True)
+    files = [file for file in sorted(path.rglob("*")) if file.is_file()]
+    entries = []
+    for file in files:
+        fsync_path(file)
+        entries.append({"path": str(file.relative_to(path)), "bytes": file.stat().st_size, "sha256": sha256_file(file)})
+    for folder in {file.parent for file in files} | {path}:
+        fsync_path(folder)
+    record = {
+        "kind": request.kind, "format": request.format, "fingerprint": request.fingerprint,
+        "spec": request.spec, "inputs": request.inputs, "files": entries, "summary": summary,
+        "provenance": provenance(started),
+    }  # fmt: skip
+    write_sealed(path / MANIFEST, record)
+    log.info("%s %s: built, %d files", request.kind, request.fingerprint, len(files))
+    return Artifact(request.kind, request.fingerprint, path)
+
+
+def provenance(started: datetime) -> dict[str, Any]:
+    """When, with which versions, on what: for people, never part of a fingerprint."""
+    versions = {name: metadata.version(name) for name in _PROVENANCE_PACKAGES}
+    finished = datetime.now(UTC)
+    return {
+        "started": started.isoformat(timespec="seconds"),
+        "seconds": round((finished - started).total_seconds(), 2),
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "packages": versions,
+    }
+
+
+@contextmanager
+def locked(workspace: Path, name: str) -> Iterator[int]:
+    """Hold a workspace's lock `name`, waiting for it if need be; yields its file descriptor for child processes."""
+    folder = workspace / ".locks"
+    folder.mkdir(parents=True, exist_ok=True)
+    fd = os.open(folder / name, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            log.info("%s: another run holds it; waiting", name)
+            fcntl.flock(fd, fcntl.LOCK_EX)
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def all_artifacts(workspace: Path) -> Iterator[Artifact]:
+    """Every finished artifact of a workspace, in the order of KINDS, oldest first."""
+    for kind in KINDS:
+        manifests = sorted((workspace / kind).glob(f"*/{MANIFEST}"), key=lambda file: file.stat().st_mtime_ns)
+        for file in manifests:
+            yield Artifact(kind, file.parent.name, file.parent)
+
+
+def verify_artifact(artifact: Artifact) -> list[str]:
+    """Re-hash one artifact; one line for each thing that is wrong, none when every byte is as written."""
+    try:
+        record = artifact.manifest
+    except ArtifactError as error:
+        return [str(error)]
+    request = Request(record["kind"], record["format"], record["spec"], record["inputs"])
+    damage = list(_stat_damage(artifact))
+    if (request.kind, request.fingerprint) != (artifact.kind, artifact.fingerprint):
+        damage.append(f"{artifact.path} holds the manifest of {request.kind} {request.fingerprint}")
+    for entry in record["files"]:
+        file = artifact.path / entry["path"]
+        if file.is_file() and file.stat().st_size == entry["bytes"] and sha256_file(file) != entry["sha256"]:
+            damage.append(f"{file} has other bytes than its manifest says")
+    known = {entry["path"] for entry in record["files"]} | {MANIFEST}
+    present = {str(file.relative_to(artifact.path)) for file in artifact.path.rglob("*") if file.is_file()}
+    damage += [f"{artifact.path / extra} is not in the manifest" for extra in sorted(present - known)]
+    return damage
+
+
+def finish_part(file: Path) -> None:
+    """Record a finished file of an unfinished artifact, so that a resumed build can trust it by its hash."""
+    write_sealed(_part_record(file), {"bytes": file.stat().st_size, "sha256": sha256_file(file)})
+
+
+def part_is_whole(file: Path) -> bool:
+    """Whether an earlier, interrupted build finished this file and its bytes are still the same."""
+    record_path = _part_record(file)
+    if not file.is_file() or not record_path.is_file():
+        return False
+    try:
+        return bool(read_sealed(record_path)["sha256"] == sha256_file(file))
+    except ArtifactError:
+        return False
+
+
+def spec_diff(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    """Field-level differences of two nested dicts, e.g. `spec.learning_rate: 4e-05 -> 0.0001`."""
+    lines = []
+    for key in sorted(set(old) | set(new)):
+        before, after, name = old.get(key), new.get(key), f"{prefix}{key}"
+        if isinstance(before, dict) and isinstance(after, dict):
+            lines += spec_diff(before, after, f"{name}.")
+        elif before != after:
+            lines.append(f"{name}: {before!r} -> {after!r}")
+    return lines
+
+
+def _part_record(file: Path) -> Path:
+    return file.with_name(f".part-{file.name}.json")
+
+
+def _stat_damage(artifact: Artifact) -> Iterator[str]:
+    try:
+        record = artifact.manifest
+    except ArtifactError as error:
+        yield str(error)
+        return
+    for entry in record["files"]:
+        file = artifact.path / entry["path"]
+        if not file.is_file():
+            yield f"{file} is missing"
+        elif file.stat().st_size != entry["bytes"]:
+            yield f"{file} has {file.stat().st_size} bytes, its manifest says {entry['bytes']}"
+
+
+def _unfinish(artifact: Artifact) -> None:
+    """Drop the manifest and every file: nothing of a damaged artifact is trusted."""
+    (artifact.path / MANIFEST).unlink()
+    for file in artifact.path.rglob("*"):
+        if file.is_file():
+            file.unlink()
+
+
+def _log_why(workspace: Path, request: Request) -> None:
+    """Say what changed against the newest artifact of the same kind, field by field."""
+    others = sorted((workspace / request.kind).glob(f"*/{MANIFEST}"), key=lambda file: file.stat().st_mtime_ns)
+    if not others:
+        return
+    try:
+        old = read_sealed(others[-1])
+    except ArtifactError:
+        return
+    changes = spec_diff(
+        {"format": old["format"], "spec": old["spec"], "inputs": old["inputs"]},
+        {"format": request.format, "spec": request.spec, "inputs": request.inputs},
+    )
+    log.info("%s %s: built anew because %s", request.kind, request.fingerprint, "; ".join(changes))

@@ -1,0 +1,116 @@
+"""The bundle: both LoRAs, their scheduler configs, samples, metrics and a model card, in one folder; and its versions.
+
+A version is one sealed record, `<workspace>/versions/NNNN.json`, written once under a lock and never rewritten.
+"""
+
+import json
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from deepfloyd_core.artifacts import Artifact, WorkDir, locked
+from deepfloyd_core.config import Run
+from deepfloyd_core.errors import ConfigError
+from deepfloyd_core.files import read_sealed, write_bytes, write_sealed
+from deepfloyd_core.flavours import Stage
+from deepfloyd_core.products import LORA_FILE
+
+LICENCE = (
+    "The base weights of DeepFloyd IF are under the DeepFloyd IF License Agreement; a LoRA made from them may be used "
+    "only as that licence allows. The shipped tiny cascade is under this project's own licence."
+)
+
+
+@dataclass(frozen=True)
+class Version:
+    """One published bundle."""
+
+    number: int
+    bundle: str
+    image_index: str
+    data: str  # fingerprint of the pictures and captions it was made from
+
+
+def build_bundle(run: Run, inputs: dict[str, Artifact], prompts: list[str], work: WorkDir) -> dict[str, Any]:
+    """Copy the parts of a bundle together and write its model card. Returns the metrics."""
+    metrics: dict[str, Any] = {}
+    for stage in run.config.stages:
+        lora, folder = inputs[f"stage{stage}_lora"], work.path / f"stage{stage}"
+        folder.mkdir(exist_ok=True)
+        shutil.copyfile(lora.path / LORA_FILE, folder / LORA_FILE)
+        shutil.copytree(lora.path / "scheduler", folder / "scheduler", dirs_exist_ok=True)
+        kept = ("steps", "rows", "trainable_parameters", "last_loss", "eval_loss_base", "eval_loss")
+        metrics[f"stage{stage}"] = {key: lora.summary[key] for key in kept}
+    metrics["samples"] = inputs["cascade_samples"].summary
+    for sheet in sorted(inputs["cascade_samples"].path.glob("*.png")):
+        shutil.copyfile(sheet, work.path / sheet.name)
+    write_bytes(work.path / "metrics.json", (json.dumps(metrics, indent=2, sort_keys=True) + "\n").encode())
+    write_bytes(work.path / "README.md", _card(run, inputs, prompts, metrics).encode())
+    return metrics
+
+
+def publish(workspace: Path, bundle: Artifact, index: Artifact) -> tuple[Version, bool]:
+    """Give a bundle the next version number; a bundle that has one keeps it. Returns it and whether it is new."""
+    with locked(workspace, "versions"):
+        known = versions(workspace)
+        for version in known:
+            if version.bundle == bundle.fingerprint:
+                return version, False
+        (workspace / "versions").mkdir(exist_ok=True)
+        number = known[-1].number + 1 if known else 1
+        version = Version(number, bundle.fingerprint, index.fingerprint, index.manifest["inputs"]["data"])
+        write_sealed(workspace / "versions" / f"{number:04d}.json", asdict(version))
+        return version, True
+
+
+def versions(workspace: Path) -> list[Version]:
+    """All published versions, oldest first."""
+    files = sorted((workspace / "versions").glob("[0-9]*.json"))
+    return sorted((Version(**read_sealed(file)) for file in files), key=lambda version: version.number)
+
+
+def find_version(workspace: Path, name: str) -> Version:
+    """`latest` or a number. Raises ConfigError naming those that exist."""
+    known = versions(workspace)
+    if name == "latest" and known:
+        return known[-1]
+    for version in known:
+        if name.isdigit() and version.number == int(name):
+            return version
+    numbers = ", ".join(str(version.number) for version in known) or "none yet; `deepfloyd run` publishes the first"
+    raise ConfigError(f"There is no version {name!r} in {workspace}; published: {numbers}. `base` samples without a LoRA.")
+
+
+def _card(run: Run, inputs: dict[str, Artifact], prompts: list[str], metrics: dict[str, Any]) -> str:
+    lines = ["# LoRA bundle for DeepFloyd IF", "", f"Data: {_data_line(inputs['image_index'])}", ""]
+    lines += ["![samples](sheet.png)", ""] if "stage1_lora" in inputs else []
+    lines += ["![held-out pictures](eval.png)", ""] if "stage2_lora" in inputs else []
+    lines += ["Sample prompts: " + "; ".join(f"`{prompt}`" for prompt in prompts), "", "## Use", "", "```python"]
+    for stage in run.config.stages:
+        lines += _use(stage, run.config.stage(stage).model)
+    lines += ["```", "", "## Figures", "", "```json", json.dumps(metrics, indent=2, sort_keys=True), "```", ""]
+    lines += ["## Lineage", ""]
+    lines += [f"- {name}: {artifact.fingerprint}" for name, artifact in sorted(inputs.items())]
+    lines += ["", "## Settings", ""]
+    for stage in run.config.stages:
+        settings = inputs[f"stage{stage}_lora"].manifest["spec"]
+        lines += [f"### Stage {'I' * stage}", "", "```json", json.dumps(settings, indent=2, sort_keys=True), "```", ""]
+    return "\n".join([*lines, "## Licence", "", LICENCE, ""])
+
+
+def _data_line(index: Artifact) -> str:
+    summary = index.summary
+    return f"{summary['accepted']} of {summary['inputs']} pictures, data fingerprint {index.manifest['inputs']['data']}"
+
+
+def _use(stage: Stage, model: str) -> list[str]:
+    name = {1: "IFPipeline", 2: "IFSuperResolutionPipeline"}[stage]
+    repo = model if not Path(model).is_absolute() else Path(model).name
+    return [
+        f"from diffusers import DDPMScheduler, {name}",
+        f'stage{stage} = {name}.from_pretrained("{repo}", safety_checker=None, feature_extractor=None,',
+        "    watermarker=None, requires_safety_checker=False)",
+        f'stage{stage}.load_lora_weights("stage{stage}")',
+        f'stage{stage}.scheduler = DDPMScheduler.from_pretrained("stage{stage}/scheduler")',
+    ]

@@ -1,0 +1,92 @@
+"""Checkpoints of an unfinished training: safetensors and JSON, committed by a sealed record that is written last.
+
+They live in `.checkpoints/` of the artifact under construction and vanish when it is finished. A damaged one is named
+and the one before it is used.
+"""
+
+import json
+import logging
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from deepfloyd_core.errors import ArtifactError
+from deepfloyd_core.files import fsync_path, read_sealed, sha256_file, write_bytes, write_sealed
+
+log = logging.getLogger(__name__)
+
+FOLDER = ".checkpoints"
+_SEAL = "checkpoint.json"
+_FILES = ("adapter.safetensors", "optimizer.safetensors", "metrics.json")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """State after `step` optimizer steps."""
+
+    step: int
+    adapter: dict[str, torch.Tensor]
+    optimizer: dict[str, torch.Tensor]
+    metrics: list[dict[str, Any]]
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, names: list[str]) -> dict[str, torch.Tensor]:
+    """An optimizer's per-parameter tensors under `<parameter>/<state>`; `names` in the order of its parameters."""
+    state = optimizer.state_dict()["state"]
+    return {
+        f"{names[number]}/{key}": torch.as_tensor(value).detach().cpu().contiguous()
+        for number, values in state.items()
+        for key, value in values.items()
+    }
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, names: list[str], tensors: dict[str, torch.Tensor]) -> None:
+    """Inverse of `optimizer_tensors`."""
+    whole = optimizer.state_dict()
+    numbers = {name: number for number, name in enumerate(names)}
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for key, tensor in tensors.items():
+        name, part = key.rsplit("/", 1)
+        state.setdefault(numbers[name], {})[part] = tensor
+    optimizer.load_state_dict({**whole, "state": state})
+
+
+def save_checkpoint(out: Path, checkpoint: Checkpoint, limit: int) -> None:
+    """Write one checkpoint durably, then drop the oldest beyond `limit`."""
+    folder = out / FOLDER / f"step-{checkpoint.step:08d}"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    save_file(checkpoint.adapter, folder / _FILES[0])
+    save_file(checkpoint.optimizer, folder / _FILES[1])
+    write_bytes(folder / _FILES[2], json.dumps(checkpoint.metrics).encode())
+    for name in _FILES[:2]:
+        fsync_path(folder / name)
+    hashes = {name: sha256_file(folder / name) for name in _FILES}
+    write_sealed(folder / _SEAL, {"step": checkpoint.step, "files": hashes})
+    fsync_path(folder.parent)
+    for old in _folders(out)[:-limit]:
+        shutil.rmtree(old)
+
+
+def load_checkpoint(out: Path) -> Checkpoint | None:
+    """The newest whole checkpoint, or None. A damaged one is logged and skipped."""
+    for folder in reversed(_folders(out)):
+        try:
+            record = read_sealed(folder / _SEAL)
+            for name, digest in record["files"].items():
+                if sha256_file(folder / name) != digest:
+                    raise ArtifactError(f"{folder / name} has other bytes than when it was written")
+        except (ArtifactError, OSError) as error:
+            log.warning("checkpoint %s is not used: %s", folder.name, error)
+            continue
+        metrics = json.loads((folder / _FILES[2]).read_bytes())
+        return Checkpoint(record["step"], load_file(folder / _FILES[0]), load_file(folder / _FILES[1]), metrics)
+    return None
+
+
+def _folders(out: Path) -> list[Path]:
+    return sorted((out / FOLDER).glob("step-*"))

@@ -1,0 +1,307 @@
+"""The run file: one frozen model for the whole pipeline, with SimpleTuner's key names and units.
+
+Training keys written at the top level apply to both stages; a `[stage1]` or `[stage2]` table overrides them. A flat file
+(SimpleTuner's config.json) trains the one stage that its `model_type` or `model_flavour` names.
+"""
+
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from deepfloyd_core.datafile import ImageDataset, load_data_file
+from deepfloyd_core.errors import ConfigError
+from deepfloyd_core.flavours import FLAVOURS, UPSCALE, Flavour, Stage
+from deepfloyd_core.spec import Spec, closest, parse_spec, read_config_file
+
+ATTENTION_TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "add_k_proj", "add_v_proj")
+
+
+class StageConfig(Spec):
+    """Training and sampling of one stage."""
+
+    model_flavour: str = Field(description="Which UNet: one of the flavours in the README.")
+    pretrained_model_name_or_path: str | None = Field(
+        None, description="Hub id or directory of the weights, in place of the flavour's own."
+    )
+    model_type: Literal["lora"] = Field("lora", description="What is trained: `lora`.")
+    lora_rank: int = Field(16, ge=1, le=256, description="Rank of each adapter; file size grows linearly.")
+    lora_alpha: float | None = Field(None, gt=0, description="Scale numerator; the scale is alpha / rank. Unset: the rank.")
+    lora_dropout: float = Field(0.0, ge=0.0, lt=1.0, description="Dropout before each adapter.")
+    lora_target_modules: tuple[str, ...] = Field(
+        ATTENTION_TARGETS, strict=False, min_length=1, description="Names of the layers that get an adapter."
+    )
+    learning_rate: float = Field(4e-5, gt=0, le=1, description="Peak learning rate.")
+    lr_end: float = Field(4e-6, ge=0, description="Learning rate at the last step, for the decaying schedules.")
+    lr_scheduler: Literal["constant", "constant_with_warmup", "linear", "cosine", "polynomial", "sine"] = Field(
+        "cosine", description="Shape of the learning rate over the run."
+    )
+    lr_warmup_steps: int = Field(0, ge=0, description="Optimizer steps of linear warm-up, also of `cosine` and the others.")
+    max_train_steps: int = Field(1000, ge=1, description="Optimizer steps of the run.")
+    train_batch_size: int = Field(4, ge=1, le=4096, description="Pictures in one forward pass.")
+    gradient_accumulation_steps: int = Field(1, ge=1, le=1024, description="Forward passes for one optimizer step.")
+    gradient_checkpointing: bool = Field(False, description="Recompute activations in the backward pass: less memory.")
+    max_grad_norm: float = Field(1.0, gt=0, description="Gradients are scaled down to this L2 norm.")
+    mixed_precision: Literal["no", "bf16"] = Field("bf16", description="dtype of the frozen base; adapters stay fp32.")
+    optimizer: Literal["adamw"] = Field("adamw", description="`adamw`: torch's AdamW, fp32 states.")
+    adam_beta1: float = Field(0.9, ge=0, lt=1, description="Decay of AdamW's first moment.")
+    adam_beta2: float = Field(0.999, ge=0, lt=1, description="Decay of AdamW's second moment.")
+    adam_epsilon: float = Field(1e-8, gt=0, description="AdamW's epsilon.")
+    adam_weight_decay: float = Field(1e-2, ge=0, description="AdamW's decoupled weight decay.")
+    snr_gamma: float | None = Field(None, gt=0, description="Min-SNR gamma (Hang et al. 2023); unset: plain MSE.")
+    caption_dropout_probability: float = Field(0.1, ge=0, le=1, description="Share of captions replaced by the empty one.")
+    checkpointing_steps: int = Field(500, ge=1, description="Optimizer steps between checkpoints; changes no result.")
+    checkpoints_total_limit: int = Field(2, ge=1, description="Checkpoints kept while training; changes no result.")
+    validation_num_inference_steps: int = Field(50, ge=1, le=1000, description="DDPM steps of each sample.")
+    validation_guidance: float = Field(7.0, ge=1, description="Classifier-free guidance scale; 1 switches it off.")
+    validation_noise_level: int = Field(250, ge=0, le=999, description="Noise on Stage II's low-res input (0 to 999).")
+
+    @property
+    def flavour(self) -> Flavour:
+        """The table's entry."""
+        return FLAVOURS[self.model_flavour]
+
+    @property
+    def model(self) -> str:
+        """Hub id or directory of the weights."""
+        return self.pretrained_model_name_or_path or self.flavour.repo
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.model_flavour not in FLAVOURS:
+            near = closest(self.model_flavour, list(FLAVOURS)).replace("keys", "flavours")
+            raise ValueError(f"model_flavour is {self.model_flavour!r}, which is not known. {near.rstrip('.')}")
+        if self.lr_end > self.learning_rate:
+            raise ValueError(f"lr_end is {self.lr_end}, above learning_rate {self.learning_rate}; it must not be")
+        if self.lr_warmup_steps >= self.max_train_steps:
+            raise ValueError(
+                f"lr_warmup_steps is {self.lr_warmup_steps}; it must be below max_train_steps ({self.max_train_steps})"
+            )
+        return self
+
+
+class RunConfig(Spec):
+    """One run of the pipeline."""
+
+    workspace: str = Field(description="Directory that holds every artifact of the run.")
+    data_backend_config: str = Field(description="The data file (SimpleTuner's multidatabackend.json).")
+    seed: int = Field(42, ge=0, lt=2**32, description="Every random draw of the run is a function of it.")
+    max_rejected_share: float = Field(0.25, ge=0, le=1, description="The run fails when more of the inputs are rejected.")
+    num_eval_images: int = Field(4, ge=1, description="Pictures held out of training, from each data set.")
+    shard_mib: float = Field(
+        64.0, ge=0.1, le=1024, description="Pixels (MiB) in one Parquet shard; one Prefect task makes one shard in memory."
+    )
+    text_encoder_dtype: Literal["fp32", "bf16"] = Field(
+        "bf16", description="dtype in which T5 runs and its output is stored; never fp16, which overflows."
+    )
+    tokenizer_max_length: Literal[77] = Field(77, description="Tokens of a caption; IF was trained with 77.")
+    embed_batch_size: int = Field(16, ge=1, le=4096, description="Captions in one forward pass of T5.")
+    validation_prompt: str | Annotated[tuple[str, ...], Field(strict=False)] = Field(
+        "", description="Prompt (or prompts) of the samples; unset: the most frequent caption."
+    )
+    validation_negative_prompt: str = Field("", description="Negative prompt of the samples.")
+    validation_resolution: str | int = Field("64", description="Size of Stage I's samples, e.g. 64 or 96x64 (width x height).")
+    validation_seed: int = Field(0, ge=0, lt=2**32, description="Seed of the first sample; the next ones count up.")
+    num_validation_images: int = Field(4, ge=1, le=4096, description="Stage I samples for each prompt.")
+    num_upscaled_images: int = Field(4, ge=1, le=4096, description="How many of them Stage II upscales.")
+    sample_measure: Literal["drawn_world"] | None = Field(
+        None, description="`drawn_world`: measure the share of samples that show their prompt (flat shapes only)."
+    )
+    # How it runs; none of these changes a byte of an artifact, and none is in a fingerprint.
+    workers: int = Field(2, ge=1, le=256, description="Shards prepared at once.")
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="Where models run.")
+    num_threads: int | None = Field(None, ge=1, description="Threads of torch on the CPU; unset: torch's own choice.")
+    stage1: StageConfig | None = Field(None, description="Stage I (text to 64 px).")
+    stage2: StageConfig | None = Field(None, description="Stage II (64 to 256 px).")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.stage1 is None and self.stage2 is None:
+            raise ValueError("no stage to train: add a [stage1] or [stage2] table, or set model_flavour")
+        for stage in self.stages:
+            config = self.stage(stage)
+            if config.flavour.stage != stage:
+                raise ValueError(
+                    f"stage{stage}.model_flavour is {config.model_flavour!r}, a Stage {'I' * config.flavour.stage} model. "
+                    f"Use one of {', '.join(name for name, entry in FLAVOURS.items() if entry.stage == stage)}"
+                )
+        for edge in self.sample_size_px:
+            if edge % 8 or not 8 <= edge <= 512:
+                raise ValueError(
+                    f"validation_resolution is {self.validation_resolution!r}; each edge must divide by 8 (IF-I halves "
+                    "three times) and be 8 to 512. Use for example 64 or 96x64"
+                )
+            if self.stage2 is not None and edge * UPSCALE % self.stage2.flavour.alignment_px:
+                raise ValueError(
+                    f"validation_resolution is {self.validation_resolution!r}; Stage II would make an edge of "
+                    f"{edge * UPSCALE} px, which must divide by {self.stage2.flavour.alignment_px}. Use for example 64"
+                )
+        return self
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The stages that this run trains."""
+        present: list[Stage] = []
+        if self.stage1 is not None:
+            present.append(1)
+        if self.stage2 is not None:
+            present.append(2)
+        return tuple(present)
+
+    def stage(self, stage: Stage) -> StageConfig:
+        """The settings of a stage that is in `stages`."""
+        config = self.stage1 if stage == 1 else self.stage2
+        if config is None:
+            raise ConfigError(f"This run has no stage {stage}: add a [stage{stage}] table with a model_flavour.")
+        return config
+
+    @property
+    def sample_size_px(self) -> tuple[int, int]:
+        """(width, height) of Stage I's samples. Raises ValueError when it is not of the form 64 or 96x64."""
+        parts = str(self.validation_resolution).lower().split("x")
+        if not all(part.isdigit() for part in parts) or len(parts) > 2:
+            raise ValueError(
+                f"validation_resolution is {self.validation_resolution!r}; give one size, for example 64 or 96x64"
+            )
+        return int(parts[0]), int(parts[-1])
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """The validation prompts; empty when the most frequent caption is to be used."""
+        if isinstance(self.validation_prompt, str):
+            return (self.validation_prompt,) if self.validation_prompt else ()
+        return self.validation_prompt
+
+
+@dataclass(frozen=True)
+class Run:
+    """A checked configuration: the run file, its data sets, and what was ignored on the way."""
+
+    config: RunConfig
+    datasets: tuple[ImageDataset, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def workspace(self) -> Path:
+        """Directory of the artifacts."""
+        return Path(self.config.workspace)
+
+
+# SimpleTuner keys that change nothing here: accepted, and reported as ignored.
+IGNORED = frozenset({
+    "model_family", "output_dir", "tracker_project_name", "tracker_run_name", "report_to", "resume_from_checkpoint",
+    "disable_benchmark", "compress_disk_cache", "data_backend_sampling", "hub_model_id", "push_to_hub", "push_checkpoints_to_hub",
+    "minimum_image_size", "resolution", "resolution_type", "aspect_bucket_rounding", "num_train_epochs", "lora_type",
+    "validation_disable_unconditional", "validation_torch_compile", "disable_tf32", "allow_tf32", "ignore_final_epochs",
+    "dataloader_prefetch", "caption_strategy", "instance_prompt", "write_batch_size", "cache_dir", "skip_file_discovery",
+})  # fmt: skip
+# SimpleTuner keys that make no sense for a pixel-space cascade: refused.
+REFUSED = {
+    "vae": "IF works on pixels; there is no VAE to configure",
+    "flow": "IF predicts epsilon; it is not a flow-matching model",
+    "video": "IF makes pictures, not video",
+    "audio": "IF makes pictures, not audio",
+    "controlnet": "ControlNet training is not supported yet",
+    "use_ema": "EMA is not supported yet",
+    "use_dora": "DoRA is not supported yet",
+    "use_bitfit": "BitFit is not supported yet",
+}
+_OLD_MODEL_TYPES: dict[str, Stage] = {"deepfloyd-lora": 1, "deepfloyd-stage2-lora": 2}
+
+
+def load_run(path: Path, overrides: tuple[str, ...] = ()) -> Run:
+    """Read and check a run file and its data file; `overrides` are KEY=VALUE, KEY dotted, VALUE as in TOML.
+
+    Raises ConfigError with one line for each fault. Imports nothing heavy.
+    """
+    values = read_config_file(path)
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} must be a table of keys.")
+    for override in overrides:
+        _apply_override(values, override)
+    values, notes = _normalise(values, path)
+    config = parse_spec(RunConfig, values, str(path))
+    datasets, data_notes = load_data_file(Path(config.data_backend_config))
+    for stage in config.stages:
+        check_datasets(config, datasets, stage)
+    return Run(config, datasets, tuple(notes + data_notes))
+
+
+def check_datasets(config: RunConfig, datasets: tuple[ImageDataset, ...], stage: Stage) -> None:
+    """Refuse resolutions that a stage's model cannot be trained at, before anything is loaded."""
+    flavour, used = config.stage(stage).flavour, 0
+    for dataset in datasets:
+        factor = dataset.factor(stage)
+        if factor is None:
+            continue
+        used += 1
+        edge = dataset.resolution * factor
+        if edge % flavour.alignment_px:
+            raise ConfigError(
+                f"{dataset.id}: resolution is {dataset.resolution}, {edge} px at stage {stage}; {flavour.name} needs a "
+                f"multiple of {flavour.alignment_px}. Set resolution = 64."
+            )
+        if edge > 2 * flavour.size_px:
+            raise ConfigError(
+                f"{dataset.id}: resolution is {dataset.resolution}, {edge} px at stage {stage}; {flavour.name} makes "
+                f"{flavour.size_px} px. Set resolution = 64."
+            )
+    if not used:
+        raise ConfigError(f"No data set feeds stage {stage}: {flavour.name} is trained at {flavour.size_px} px.")
+
+
+def _apply_override(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"--set {override!r} is not of the form key=value, for example --set stage1.lora_rank=8.")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text  # a bare word, such as a path
+    *tables, name = key.split(".")
+    for table in tables:
+        values = values.setdefault(table, {})
+        if not isinstance(values, dict):
+            raise ConfigError(f"--set {override!r}: {table} is a value, not a table.")
+    values[name] = value
+
+
+def _normalise(values: dict[str, Any], path: Path) -> tuple[dict[str, Any], list[str]]:
+    """Strip SimpleTuner's leading dashes, sort out ignored and refused keys, spread shared keys over the stages."""
+    values = {key.lstrip("-").replace("-", "_").lower(): value for key, value in values.items()}
+    for key, value in values.items():
+        word = next((word for word in REFUSED if key == word or key.startswith(f"{word}_")), None)
+        if word and value not in (None, False):
+            raise ConfigError(f"{path}: {key} is set, but {REFUSED[word]}. Remove the key.")
+    if values.get("model_family") not in (None, "deepfloyd"):
+        raise ConfigError(f"{path}: model_family is {values['model_family']!r}; this pipeline trains deepfloyd only.")
+    ignored = sorted(key for key in values if key in IGNORED)
+    notes = [f"{path}: {key} is ignored; it has no effect in this pipeline" for key in ignored if key != "model_family"]
+    dropped = {key for key in values if any(key == word or key.startswith(f"{word}_") for word in REFUSED)}
+    rest = {key: value for key, value in values.items() if key not in IGNORED and key not in dropped}
+    return _spread(rest, path), notes
+
+
+def _spread(values: dict[str, Any], path: Path) -> dict[str, Any]:
+    shared = {key: values.pop(key) for key in list(values) if key in StageConfig.model_fields}
+    stage: Stage | None = None
+    if str(shared.get("model_type")).lower() in _OLD_MODEL_TYPES:
+        stage = _OLD_MODEL_TYPES[str(shared.pop("model_type")).lower()]
+    elif shared.get("model_flavour") in FLAVOURS:
+        stage = FLAVOURS[shared["model_flavour"]].stage
+    tables = [name for name in ("stage1", "stage2") if name in values]
+    for name in tables:
+        if not isinstance(values[name], dict):
+            raise ConfigError(f"{path}: {name} is {values[name]!r}; it must be a table.")
+    if not tables and shared:
+        if stage is None:
+            raise ConfigError(
+                f"{path}: which stage to train is not said. Set model_flavour to one of {', '.join(FLAVOURS)}, "
+                "or add [stage1] and [stage2] tables."
+            )
+        tables = [f"stage{stage}"]
+    for name in tables:
+        values[name] = {**shared, **values.get(name, {})}
+    return values

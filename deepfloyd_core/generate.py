@@ -1,0 +1,63 @@
+"""Generate: prompts through Stage I and Stage II, with the LoRAs of a published version or with none."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from deepfloyd_core.embeds import clean_captions, encode
+from deepfloyd_core.flavours import Stage
+from deepfloyd_core.jobs import Job
+from deepfloyd_core.models import DTYPES, load_text, pick_device, use_threads
+from deepfloyd_core.objective import to_bytes
+from deepfloyd_core.samples import Sample, save_png
+from deepfloyd_core.sampling import make_sampler, sample_stage1, sample_stage2
+
+
+def generate_job(job: Job) -> dict[str, Any]:
+    """Sample job.options["pictures"], a list of [prompt, seed], into PNGs; one file a stage and picture."""
+    use_threads(job.config.num_threads)
+    pictures: list[tuple[str, int]] = [(prompt, seed) for prompt, seed in job.options["pictures"]]
+    size = (job.options["size"][0], job.options["size"][1])
+    prompts = [prompt for prompt, _ in pictures]
+    text, negative = _encode(job, prompts)
+    small = None
+    files = []
+    for stage in job.config.stages:
+        lora = job.inputs.get(f"stage{stage}_lora")
+        sampler = make_sampler(job.config, stage, Path(job.options["models"][str(stage)]), lora.path if lora else None)
+        job.report(stage - 1, len(job.config.stages), f"Stage {'I' * stage}: {len(pictures)} pictures")
+        seeds = [seed for _, seed in pictures]
+        if small is None:
+            made = small = sample_stage1(sampler, text, negative, seeds, size)
+        else:
+            made = sample_stage2(sampler, text, negative, seeds, small)
+        files += _save(job, stage, pictures, made)
+    return {"pictures": files}
+
+
+def _encode(job: Job, prompts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows of the prompts and of the negative prompt, each (N, T, D); the encoder is gone when this returns."""
+    tokenizer, encoder = load_text(Path(job.options["encoder"]), DTYPES[job.config.text_encoder_dtype])
+    encoder.to(pick_device(job.config.device))
+    texts = clean_captions([*prompts, job.config.validation_negative_prompt])
+    rows = encode(texts, tokenizer, encoder, job.config)
+    return rows[:-1], rows[-1:].expand(len(prompts), -1, -1)
+
+
+def _save(job: Job, stage: Stage, pictures: list[tuple[str, int]], made: torch.Tensor) -> list[str]:
+    config, files = job.config.stage(stage), []
+    settings = {
+        "stage": stage,
+        "steps": config.validation_num_inference_steps,
+        "guidance": config.validation_guidance,
+        "negative_prompt": job.config.validation_negative_prompt,
+        "noise_level": config.validation_noise_level if stage == 2 else None,
+        "lora": job.inputs[f"stage{stage}_lora"].fingerprint if f"stage{stage}_lora" in job.inputs else None,
+    }
+    for number, ((prompt, seed), array) in enumerate(zip(pictures, to_bytes(made).numpy(), strict=True)):
+        height, width = array.shape[:2]
+        name = f"picture-{number:03d}-seed-{seed}-{width}x{height}.png"
+        save_png(array, Sample(prompt, seed, job.options["version"], settings), job.out / name)
+        files.append(name)
+    return files

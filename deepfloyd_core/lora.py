@@ -1,0 +1,114 @@
+"""LoRA adapters: added by peft, saved as diffusers writes them, and read back through the stock pipeline every time.
+
+The widely copied `convert_state_dict_to_diffusers` mixes two key formats for IF's added projections and the loader then
+drops most of the file silently; so the peft state dict is saved as it is, with its metadata (without which the loader
+takes alpha for the rank).
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import UNet2DConditionModel
+from diffusers.training_utils import cast_training_params
+from peft import LoraConfig, get_peft_model_state_dict
+
+from deepfloyd_core.config import StageConfig
+from deepfloyd_core.errors import ArtifactError, ConfigError
+from deepfloyd_core.flavours import Stage
+from deepfloyd_core.models import PIPELINES, load_unet, stock_pipeline, trained_scheduler
+
+ADAPTER = "default"
+
+
+def add_lora(unet: UNet2DConditionModel, config: StageConfig, seed: int) -> None:
+    """Put fp32 adapters on the target layers. Raises ConfigError when no layer has a target's name."""
+    present = {name for name, _ in unet.named_modules()}
+    targets = [t for t in config.lora_target_modules if any(n == t or n.endswith(f".{t}") for n in present)]
+    if not targets:
+        raise ConfigError(f"lora_target_modules is {list(config.lora_target_modules)}; {config.model_flavour} has none of these.")
+    torch.manual_seed(seed)
+    alpha = config.lora_alpha or config.lora_rank
+    unet.add_adapter(
+        LoraConfig(
+            r=config.lora_rank, lora_alpha=alpha, lora_dropout=config.lora_dropout, target_modules=sorted(targets),
+            init_lora_weights=True,
+        ),
+        adapter_name=ADAPTER,
+    )  # fmt: skip
+    cast_training_params(unet, torch.float32)
+
+
+def trainable(unet: UNet2DConditionModel) -> dict[str, torch.nn.Parameter]:
+    """The adapters' parameters by name."""
+    return {name: param for name, param in unet.named_parameters() if param.requires_grad}
+
+
+def lora_state(unet: UNet2DConditionModel) -> dict[str, torch.Tensor]:
+    """The adapters' tensors under the names that diffusers' files use (without the `unet.` prefix)."""
+    return dict(get_peft_model_state_dict(unet, adapter_name=ADAPTER))
+
+
+def save_lora(unet: UNet2DConditionModel, stage: Stage, out: Path) -> None:
+    """Write `pytorch_lora_weights.safetensors` with its metadata; the same bytes for the same weights."""
+    metadata = _plain(unet.peft_config[ADAPTER].to_dict())
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in lora_state(unet).items()}
+    PIPELINES[stage].save_lora_weights(out, unet_lora_layers=state, unet_lora_adapter_metadata=metadata)
+
+
+def check_reload(unet: UNet2DConditionModel, stage: Stage, folder: Path, out: Path) -> float:
+    """Load the saved file through the stock pipeline and compare with the trained UNet.
+
+    Every tensor and every scale must be equal; in fp32 the outputs on a fixed input are compared too, and their largest
+    difference (0.0 unless the machine rounds differently) is returned. Raises ArtifactError on any difference.
+    """
+    dtype = next(p.dtype for p in unet.parameters() if not p.requires_grad)
+    fresh = load_unet(folder, dtype)
+    stock_pipeline(folder, stage, fresh, trained_scheduler(folder)).load_lora_weights(out, adapter_name=ADAPTER)
+    fresh.to(unet.device).eval()
+    trained, loaded = lora_state(unet), lora_state(fresh)
+    if trained.keys() != loaded.keys():
+        missing, extra = sorted(trained.keys() - loaded.keys()), sorted(loaded.keys() - trained.keys())
+        raise ArtifactError(f"{out}: the stock pipeline lost {missing[:3]} and invented {extra[:3]}.")
+    for name, tensor in trained.items():
+        if not torch.equal(tensor.to(loaded[name].dtype), loaded[name]):
+            raise ArtifactError(f"{out}: {name} came back with other values.")
+    if _scales(unet) != _scales(fresh):
+        raise ArtifactError(f"{out}: the adapters came back with other scales.")
+    if dtype != torch.float32:
+        return 0.0
+    difference = float((_probe(unet) - _probe(fresh)).abs().max())
+    if difference > 1e-5:
+        raise ArtifactError(f"{out}: the reloaded LoRA's output differs by {difference:g}.")
+    return difference
+
+
+def _scales(unet: UNet2DConditionModel) -> dict[str, float]:
+    layers = ((name, module) for name, module in unet.named_modules() if hasattr(module, "scaling"))
+    return {name: float(module.scaling[ADAPTER]) for name, module in layers if ADAPTER in module.scaling}
+
+
+def _probe(unet: UNet2DConditionModel) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    config = unet.config
+    edge = 64 if config.sample_size is None else int(config.sample_size)
+    x = torch.randn((1, config.in_channels, edge, edge), generator=generator).to(unet.device)
+    text = torch.randn((1, 77, config.encoder_hid_dim), generator=generator).to(unet.device)
+    level = torch.tensor([250], device=unet.device) if config.class_embed_type else None
+    training = unet.training
+    unet.eval()
+    with torch.inference_mode():
+        out = unet(x, torch.tensor([500], device=unet.device), encoder_hidden_states=text, class_labels=level)[0]
+    unet.train(training)
+    return torch.as_tensor(out)
+
+
+def _plain(value: Any) -> Any:
+    """peft's config with its sets as sorted lists and its enums as strings, so that it is JSON, always the same."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in sorted(value.items())}
+    if isinstance(value, (set, frozenset)):
+        return sorted(_plain(item) for item in value)
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value if value is None or isinstance(value, (str, int, float, bool)) else str(getattr(value, "value", value))

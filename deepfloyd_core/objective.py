@@ -1,0 +1,65 @@
+"""What the UNets are trained on: pure tensor functions; noise, time and noise level come in as arguments.
+
+Stage I predicts the noise of q(x_t | x_0) (Ho et al. 2020, eq. 4 and 14). Stage II does the same with the low-res picture
+beside x_t: upsampled, noised at a level of its own, and the level given as class label (Ho et al. 2022, cascaded
+diffusion; what `IFSuperResolutionPipeline` feeds). The learned-variance half of the output is left out of the loss.
+"""
+
+import torch
+import torch.nn.functional as F
+from diffusers import DDPMScheduler, UNet2DConditionModel
+
+from deepfloyd_core.flavours import UPSCALE
+
+
+def to_model_range(pixels: torch.Tensor) -> torch.Tensor:
+    """uint8 (B, H, W, C), 0 to 255 -> float32 (B, C, H, W) in [-1, 1]."""
+    return pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def to_bytes(pictures: torch.Tensor) -> torch.Tensor:
+    """float (B, C, H, W) in [-1, 1] -> uint8 (B, H, W, C), rounded and clipped."""
+    return ((pictures.float() / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
+
+
+def low_res(pictures: torch.Tensor) -> torch.Tensor:
+    """The antialiased 4x downscale that Stage II is conditioned on: (B, C, H, W) -> (B, C, H/4, W/4), in [-1, 1].
+
+    Bicubic with antialiasing, as Pillow's BICUBIC `resize` computes it to within its 8-bit rounding.
+    """
+    size = (pictures.shape[-2] // UPSCALE, pictures.shape[-1] // UPSCALE)
+    return F.interpolate(pictures, size=size, mode="bicubic", align_corners=False, antialias=True).clamp(-1, 1)
+
+
+def upscaled_input(
+    small: torch.Tensor, noise: torch.Tensor, level: torch.Tensor, noising: DDPMScheduler
+) -> torch.Tensor:
+    """The second half of Stage II's input, bit for bit as `IFSuperResolutionPipeline.__call__` makes it.
+
+    small: (B, C, h, w) in [-1, 1]; noise: (B, C, H, W); level: int64 (B,), 0 to 999. Returns (B, C, H, W).
+    """
+    upscaled = F.interpolate(small, noise.shape[-2:], mode="bilinear", align_corners=True)
+    return noising.add_noise(upscaled, noise, timesteps=level)
+
+
+def min_snr_weight(alpha_bar: torch.Tensor, gamma: float | None) -> torch.Tensor:
+    """Weight of each sample's epsilon loss, min(SNR, gamma) / SNR (Hang et al. 2023, eq. 6). alpha_bar: (B,)."""
+    if gamma is None:
+        return torch.ones_like(alpha_bar)
+    snr = alpha_bar / (1 - alpha_bar)
+    return snr.clamp(max=gamma) / snr
+
+
+def predict_noise(
+    unet: UNet2DConditionModel, x: torch.Tensor, t: torch.Tensor, text: torch.Tensor, level: torch.Tensor | None
+) -> torch.Tensor:
+    """The epsilon half of the UNet's output. x: (B, 3 or 6, H, W); text: (B, T, D); level: Stage II's class label."""
+    out = unet(x, t, encoder_hidden_states=text, class_labels=level, return_dict=False)[0]
+    eps, _log_var = out.chunk(2, dim=1)
+    return torch.as_tensor(eps)
+
+
+def noise_loss(eps: torch.Tensor, noise: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Mean over the batch of the weighted mean squared error. weight: (B,)."""
+    per_sample = (eps.float() - noise).square().mean(dim=(1, 2, 3))
+    return (per_sample * weight).mean()

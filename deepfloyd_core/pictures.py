@@ -1,0 +1,147 @@
+"""From a file's bytes to an upright sRGB picture, or to the reason why not.
+
+Pillow meets hostile files with nine kinds of exception, not only OSError; all of them become a named reason here.
+"""
+
+import io
+import struct
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+
+from deepfloyd_core.geometry import Crop, Size, steps_down
+
+# By content, not by name. What phones write as multi-picture .jpg (MPO) is opened by the JPEG plugin.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF")
+MAX_PIXELS = 100_000_000  # a 100-megapixel picture decodes to 300 MB; a bomb to gigabytes
+PIXEL_ERRORS = (
+    OSError, ValueError, SyntaxError, MemoryError, RuntimeError, NotImplementedError, struct.error, EOFError,
+    IndexError, KeyError, TypeError, OverflowError, ZeroDivisionError, AttributeError,
+)  # fmt: skip
+Image.init()  # `Image.open(formats=...)` raises KeyError for a plugin that is not loaded yet
+# Sizes are checked below, before any pixel is decoded; Pillow's own warning would only repeat that.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+
+class Unreadable(Exception):
+    """A picture that cannot be used; `reason` is the ledger's word, the message its detail."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a picture says of itself; `size` is upright (EXIF orientation applied)."""
+
+    format: str
+    size: Size
+
+
+def read_header(data: bytes) -> Header:
+    """Read format and size without decoding. Raises Unreadable: unsupported, decompression_bomb, truncated, corrupt."""
+    picture = _open(data)
+    width, height = picture.size
+    try:
+        turned = picture.getexif().get(0x0112) in (5, 6, 7, 8)
+    except PIXEL_ERRORS:
+        turned = False  # broken EXIF: the decoder ignores it as well
+    return Header(str(picture.format), (height, width) if turned else (width, height))
+
+
+def check_decodes(data: bytes) -> None:
+    """Decode at the smallest scale the format offers and drop the pixels. Raises Unreadable."""
+    picture = _open(data)
+    picture.draft("RGB", (1, 1))  # JPEG: one eighth of each edge, still every byte of the entropy code
+    _load(picture, data)
+
+
+def decode_rgb(data: bytes, background: tuple[int, int, int] = (255, 255, 255)) -> Image.Image:
+    """Decode to an upright 8-bit sRGB picture; alpha is composited on `background`. Raises Unreadable."""
+    picture = _open(data)
+    profile = picture.info.get("icc_profile")
+    _load(picture, data)
+    try:
+        upright = ImageOps.exif_transpose(picture)
+    except PIXEL_ERRORS:
+        upright = picture  # broken EXIF, whole pixels
+    try:
+        return _to_rgb(upright, profile, background)
+    except PIXEL_ERRORS as error:
+        raise Unreadable("corrupt", f"{type(error).__name__}: {error}") from None
+
+
+def take_crop(picture: Image.Image, crop: Crop) -> np.ndarray:
+    """Resize in steps of 25 % (LANCZOS) and cut the crop out: uint8 (edge, edge, 3)."""
+    if picture.size != crop.scaled:
+        for size in steps_down(picture.size, crop.scaled):
+            picture = picture.resize(size, Image.Resampling.LANCZOS)
+    cut = picture.crop((crop.left, crop.top, crop.left + crop.edge, crop.top + crop.edge))
+    return np.asarray(cut, dtype=np.uint8)
+
+
+def _open(data: bytes) -> Image.Image:
+    try:
+        picture = Image.open(io.BytesIO(data), formats=FORMATS)
+    except UnidentifiedImageError:
+        if _webp_is_cut(data):
+            raise Unreadable("truncated", "the file ends before its pixels do") from None
+        raise Unreadable("unsupported", "not a picture of a known format") from None
+    except Image.DecompressionBombError as error:
+        raise Unreadable("decompression_bomb", str(error)) from None
+    except PIXEL_ERRORS as error:
+        raise Unreadable("corrupt", f"{type(error).__name__}: {error}") from None
+    if picture.width * picture.height > MAX_PIXELS:
+        raise Unreadable("decompression_bomb", f"{picture.width}x{picture.height} is above {MAX_PIXELS} pixels")
+    return picture
+
+
+def _load(picture: Image.Image, data: bytes) -> None:
+    try:
+        picture.load()
+    except PIXEL_ERRORS as error:
+        cut = "truncated" in str(error).lower() or _webp_is_cut(data) or _png_is_cut(data)
+        raise Unreadable("truncated" if cut else "corrupt", f"{type(error).__name__}: {error}") from None
+
+
+def _webp_is_cut(data: bytes) -> bool:
+    return data[:4] == b"RIFF" and len(data) < 8 + int.from_bytes(data[4:8], "little")
+
+
+def _png_is_cut(data: bytes) -> bool:
+    return data[:4] == b"\x89PNG" and b"IEND" not in data[-16:]
+
+
+def _to_rgb(picture: Image.Image, profile: bytes | None, background: tuple[int, int, int]) -> Image.Image:
+    if picture.mode.startswith("I"):
+        wide = np.asarray(picture).astype(np.float64)  # 16-bit gray: 0 to 65535
+        picture = Image.fromarray(np.rint(np.clip(wide, 0, 65535) / 257).astype(np.uint8))
+    if picture.mode == "F":
+        raise ValueError("floating-point pixels have no agreed range")
+    alpha = None
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        alpha, picture = picture.getchannel("A"), picture.convert("RGB")
+    picture = _to_srgb(picture, profile)
+    if alpha is None:
+        return picture
+    ground = Image.new("RGB", picture.size, background)
+    return Image.composite(picture, ground, alpha)
+
+
+def _to_srgb(picture: Image.Image, profile: bytes | None) -> Image.Image:
+    if profile and picture.mode in ("RGB", "CMYK", "L"):
+        try:
+            source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+            converted = ImageCms.profileToProfile(
+                picture, source, ImageCms.createProfile("sRGB"),
+                renderingIntent=ImageCms.Intent.RELATIVE_COLORIMETRIC, outputMode="RGB",
+            )  # fmt: skip
+            if converted is not None:
+                return converted
+        except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
+            pass  # a profile that does not fit its pixels: most viewers ignore it too
+    return picture.convert("RGB")

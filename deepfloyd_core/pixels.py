@@ -1,0 +1,207 @@
+"""Stage I and Stage II pixels and the eval set: crops of the accepted pictures, cut into shards of a fixed plan.
+
+The plan is a pure function of the index and the settings, so shards can be made in any order, by any number of
+workers, and again after a kill, with the same bytes. One file is decoded once for all its repeats.
+"""
+
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deepfloyd_core.artifacts import Artifact, Request, finish_part, part_is_whole
+from deepfloyd_core.config import Run
+from deepfloyd_core.datafile import ImageDataset
+from deepfloyd_core.errors import DataError
+from deepfloyd_core.files import sha256_bytes
+from deepfloyd_core.flavours import Stage
+from deepfloyd_core.geometry import Crop, geometry, plan_crop
+from deepfloyd_core.image_index import Row, read_index
+from deepfloyd_core.pictures import decode_rgb, take_crop
+from deepfloyd_core.sheets import contact_sheet, save_picture
+from deepfloyd_core.shards import ShardRow, map_pixels, read_rows, write_shard
+from deepfloyd_core.types import caption_id, hash_unit
+
+FORMAT = 1
+SHEET, SHEET_CROPS, SHEET_CELL_PX = "sheet.jpg", 32, 64
+
+
+@dataclass(frozen=True)
+class PlannedCrop:
+    """One row that a shard will have, and where its file is."""
+
+    path: str
+    row: ShardRow
+    crop: Crop
+
+
+@dataclass(frozen=True)
+class ShardPlan:
+    """One Parquet file: its name and its crops, all of one size."""
+
+    name: str
+    crops: tuple[PlannedCrop, ...]
+
+
+@dataclass(frozen=True)
+class ShardResult:
+    """What became of one shard: rows in it, pictures decoded for it now (0: it was there already)."""
+
+    rows: int
+    decoded: int
+
+
+def pixels_request(run: Run, index: Artifact, stage: Stage) -> Request:
+    """Identity of a stage's pixels: the index, the random crops' seed, and how rows are cut into files."""
+    keys = ("crop_style", "repeats")
+    datasets = {dataset.id: {key: getattr(dataset, key) for key in keys} for dataset in run.datasets}
+    spec = {"stage": stage, "seed": run.config.seed, "shard_mib": run.config.shard_mib, "datasets": datasets}
+    return Request(f"stage{stage}_pixels", FORMAT, spec, {"image_index": index.fingerprint})
+
+
+def eval_request(run: Run, index: Artifact) -> Request:
+    """Identity of the eval set."""
+    spec = {"num_eval_images": run.config.num_eval_images, "seed": run.config.seed, "stages": list(run.config.stages)}
+    return Request("eval_set", FORMAT, spec, {"image_index": index.fingerprint})
+
+
+def plan_shards(run: Run, index: Artifact, stage: Stage) -> list[ShardPlan]:
+    """The shards of a stage: rows sorted by (size, picture, repeat), cut every `shard_mib`.
+
+    Raises DataError when no accepted picture is large enough for the stage.
+    """
+    rows = [row for row in read_index(index) if usable(row, stage)]
+    if not rows:
+        raise DataError(f"No picture is large enough for stage {stage}. The ledger is {index.path}/index.parquet.")
+    datasets = {dataset.id: dataset for dataset in run.datasets}
+    crops = []
+    for row in rows:
+        dataset = datasets[row.dataset_id]
+        for repeat in range(dataset.repeats + 1):
+            crops.append(_plan_row(row, dataset, stage, repeat, run.config.seed))
+    crops.sort(key=lambda c: (c.row.width, c.row.height, c.row.image_id, c.row.dataset_id, c.row.source, c.row.repeat))
+    return _cut(crops, int(run.config.shard_mib * 2**20), f"stage{stage}")
+
+
+def plan_eval(run: Run, index: Artifact) -> list[ShardPlan]:
+    """One file for each stage and size with the held-out pictures, cropped at the centre.
+
+    The pictures of a data set with the smallest hashes of (seed, picture): the same in every run and on every machine.
+    Raises DataError when nothing would be left to train on.
+    """
+    rows = [row for row in read_index(index) if all(usable(row, stage) for stage in run.config.stages)]
+    chosen = []
+    for dataset in run.datasets:
+        own = {row.image_id: row for row in rows if row.dataset_id == dataset.id}
+        order = sorted(own.values(), key=lambda row: hash_unit("eval", run.config.seed, row.image_id))
+        if own and len(order) <= run.config.num_eval_images:
+            raise DataError(
+                f"{dataset.id} has {len(order)} usable pictures, and num_eval_images = {run.config.num_eval_images} "
+                "would hold all of them out. Add pictures or lower num_eval_images."
+            )
+        chosen += [(row, dataset) for row in order[: run.config.num_eval_images]]
+    plans = []
+    for stage in run.config.stages:
+        crops = [_plan_row(row, dataset, stage, 0, run.config.seed, "center") for row, dataset in chosen]
+        plans += _cut(crops, 1 << 30, f"stage{stage}")
+    return plans
+
+
+def build_shard(plan: ShardPlan, out: Path) -> ShardResult:
+    """Make one shard, or keep it when an interrupted build finished it.
+
+    Raises DataError when a picture is no longer what the index saw: the run must then be started again.
+    """
+    path = out / plan.name
+    if part_is_whole(path):
+        return ShardResult(len(plan.crops), 0)
+    by_file: dict[str, list[int]] = defaultdict(list)
+    for number, planned in enumerate(plan.crops):
+        by_file[planned.path].append(number)
+    pixels: dict[int, np.ndarray] = {}
+    for file, numbers in by_file.items():
+        picture = decode_rgb(_read_same(file, plan.crops[numbers[0]].row.image_id))
+        for number in numbers:
+            pixels[number] = take_crop(picture, plan.crops[number].crop)
+    write_shard(path, [planned.row for planned in plan.crops], [pixels[i] for i in range(len(plan.crops))])
+    finish_part(path)
+    return ShardResult(len(plan.crops), len(by_file))
+
+
+def pixels_summary(plans: list[ShardPlan], results: list[ShardResult]) -> dict[str, Any]:
+    """Counts for the manifest; the same whether or not the build was interrupted."""
+    sizes = sorted({(crop.row.width, crop.row.height) for plan in plans for crop in plan.crops})
+    return {
+        "shards": len(plans),
+        "rows": sum(result.rows for result in results),
+        "pictures": len({crop.row.image_id for plan in plans for crop in plan.crops}),
+        "sizes": [f"{width}x{height}" for width, height in sizes],
+    }
+
+
+def save_sheet(out: Path) -> None:
+    """A contact sheet of the first crops, for the eye: 32 of 64 px, 16 of 256 px."""
+    pixels: list[np.ndarray] = []
+    for file in sorted(out.glob("*.parquet")):
+        pixels += [picture for group in map_pixels(file) for picture in group[:SHEET_CROPS]]
+    large = pixels[0].shape[0] > SHEET_CELL_PX
+    shown, cell = (pixels[: SHEET_CROPS // 2], 2 * SHEET_CELL_PX) if large else (pixels[:SHEET_CROPS], SHEET_CELL_PX)
+    save_picture(contact_sheet(shown, 8, cell), out / SHEET)
+
+
+def shard_files(pixels: Artifact, stage: Stage | None = None) -> list[Path]:
+    """The Parquet files of a pixel artifact (of one stage, for the eval set), in order."""
+    return sorted(pixels.path.glob(f"stage{stage or '*'}-*.parquet"))
+
+
+def eval_ids(eval_set: Artifact) -> frozenset[str]:
+    """The held-out pictures."""
+    return frozenset(row.image_id for file in shard_files(eval_set) for row in read_rows(file))
+
+
+def usable(row: Row, stage: Stage) -> bool:
+    """Whether a ledger row feeds a stage."""
+    return row.status == "accepted" and (row.stage1_reason if stage == 1 else row.stage2_reason) is None
+
+
+def _plan_row(
+    row: Row, dataset: ImageDataset, stage: Stage, repeat: int, seed: int, crop_style: str | None = None
+) -> PlannedCrop:
+    sizes = geometry(dataset, stage, crop_style)
+    draws = hash_unit("x", seed, row.image_id, repeat), hash_unit("y", seed, row.image_id, repeat)
+    assert row.width and row.height and row.image_id and sizes  # an accepted row has them
+    crop = plan_crop((row.width, row.height), sizes, draws)
+    assert crop is not None
+    left, top, width, height = crop.source_box
+    caption = row.captions[repeat % len(row.captions)]
+    shard_row = ShardRow(
+        image_id=row.image_id, source=row.source, dataset_id=row.dataset_id, width=crop.edge, height=crop.edge,
+        original_width=row.width, original_height=row.height, crop_left=left, crop_top=top, crop_width=width,
+        crop_height=height, repeat=repeat, caption=caption, caption_id=caption_id(caption),
+    )  # fmt: skip
+    return PlannedCrop(str(Path(dataset.instance_data_dir, row.source)), shard_row, crop)
+
+
+def _cut(crops: list[PlannedCrop], shard_bytes: int, prefix: str) -> list[ShardPlan]:
+    by_size: dict[tuple[int, int], list[PlannedCrop]] = defaultdict(list)
+    for planned in crops:
+        by_size[planned.row.width, planned.row.height].append(planned)
+    plans = []
+    for (width, height), group in sorted(by_size.items()):
+        rows = max(1, shard_bytes // (width * height * 3))
+        for number, start in enumerate(range(0, len(group), rows)):
+            name = f"{prefix}-{width}x{height}-{number:05d}.parquet"
+            plans.append(ShardPlan(name, tuple(group[start : start + rows])))
+    return plans
+
+
+def _read_same(file: str, image_id: str) -> bytes:
+    try:
+        data = Path(file).read_bytes()
+    except OSError as error:
+        raise DataError(f"{file} was indexed and can no longer be read ({error.strerror}). Start the run again.") from None
+    if sha256_bytes(data) != image_id:
+        raise DataError(f"{file} changed while the run was using it. Start the run again.")
+    return data

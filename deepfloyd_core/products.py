@@ -1,0 +1,79 @@
+"""Identities of what the torch jobs make: which settings and inputs decide the bytes of a LoRA, of samples, of a bundle.
+
+No torch here: the flows ask for fingerprints before any model is loaded.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from deepfloyd_core.artifacts import Artifact, Request
+from deepfloyd_core.config import Run
+from deepfloyd_core.embeds import model_fingerprint
+from deepfloyd_core.flavours import Stage
+
+LORA_FILE = "pytorch_lora_weights.safetensors"  # the name that diffusers looks for
+LORA_FORMAT = SAMPLES_FORMAT = BUNDLE_FORMAT = GENERATE_FORMAT = 1
+# Settings that change no byte of a LoRA: how often it is saved on the way, and how samples are made of it.
+_NOT_IN_LORA = {"checkpointing_steps", "checkpoints_total_limit", "pretrained_model_name_or_path"}
+_SAMPLING = {"validation_num_inference_steps", "validation_guidance", "validation_noise_level"}
+_MODEL_PARTS = {1: ("unet", "scheduler"), 2: ("unet", "scheduler", "image_noising_scheduler")}
+
+
+def lora_request(run: Run, stage: Stage, folder: Path, inputs: dict[str, Artifact]) -> Request:
+    """Identity of a stage's LoRA. `folder`: the base model; inputs: pixels, text_embeds, eval_set."""
+    spec = run.config.stage(stage).model_dump(mode="json", exclude=_NOT_IN_LORA | _SAMPLING)
+    spec |= {"seed": run.config.seed, "noise_level": run.config.stage(stage).validation_noise_level}
+    if stage == 1:
+        del spec["noise_level"]  # of the held-out loss; Stage I has none
+    return Request(f"stage{stage}_lora", LORA_FORMAT, spec, {**_ids(inputs), **_model(stage, folder)})
+
+
+def samples_request(run: Run, prompts: list[str], folders: dict[Stage, Path], inputs: dict[str, Artifact]) -> Request:
+    """Identity of the cascade samples: prompts, seeds, sizes, sampler settings, base models and LoRAs."""
+    config = run.config
+    spec: dict[str, Any] = {
+        "prompts": prompts,
+        "negative_prompt": config.validation_negative_prompt,
+        "size": list(config.sample_size_px),
+        "seed": config.validation_seed,
+        "images": config.num_validation_images,
+        "upscaled": config.num_upscaled_images,
+        "measure": config.sample_measure,
+    }
+    models: dict[str, str] = {}
+    for stage in config.stages:
+        spec[f"stage{stage}"] = config.stage(stage).model_dump(mode="json", include=_SAMPLING | {"mixed_precision"})
+        models |= _model(stage, folders[stage], f"stage{stage}_model")
+    return Request("cascade_samples", SAMPLES_FORMAT, spec, {**_ids(inputs), **models})
+
+
+def bundle_request(inputs: dict[str, Artifact]) -> Request:
+    """Identity of a bundle: what it is put together from."""
+    return Request("lora_bundle", BUNDLE_FORMAT, {}, _ids(inputs))
+
+
+def generate_request(
+    run: Run, pictures: list[tuple[str, int]], version: str, folders: dict[Stage, Path], inputs: dict[str, Artifact]
+) -> Request:
+    """Identity of generated pictures: prompts, seeds, size, sampler settings, the models and the version's LoRAs."""
+    spec: dict[str, Any] = {
+        "pictures": [list(picture) for picture in pictures],
+        "version": version,
+        "size": list(run.config.sample_size_px),
+        "negative_prompt": run.config.validation_negative_prompt,
+        "text_encoder_dtype": run.config.text_encoder_dtype,
+    }
+    models: dict[str, str] = {}
+    for stage in run.config.stages:
+        spec[f"stage{stage}"] = run.config.stage(stage).model_dump(mode="json", include=_SAMPLING | {"mixed_precision"})
+        models |= _model(stage, folders[stage], f"stage{stage}_model")
+    encoder = {"encoder": model_fingerprint(folders[min(folders)], ("text_encoder", "tokenizer"))}
+    return Request("generated", GENERATE_FORMAT, spec, {**_ids(inputs), **models, **encoder})
+
+
+def _ids(inputs: dict[str, Artifact]) -> dict[str, str]:
+    return {name: artifact.fingerprint for name, artifact in inputs.items()}
+
+
+def _model(stage: Stage, folder: Path, name: str = "model") -> dict[str, str]:
+    return {name: model_fingerprint(folder, _MODEL_PARTS[stage])}

@@ -1,0 +1,157 @@
+"""Cascade samples: base against fine-tuned, same prompts and seeds, and Stage II measured on the held-out pictures.
+
+Stage II's measure is PSNR against the truth, beside bilinear upsampling and the untuned Stage II, all from the same
+antialiased 4x downscale and the same seeds.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from deepfloyd_core.embeds import Embeds
+from deepfloyd_core.files import atomic_path
+from deepfloyd_core.flavours import Stage
+from deepfloyd_core.jobs import Job
+from deepfloyd_core.metrics import mean, psnr
+from deepfloyd_core.models import use_threads
+from deepfloyd_core.objective import low_res, to_bytes, to_model_range
+from deepfloyd_core.pixels import shard_files
+from deepfloyd_core.sampling import make_sampler, sample_stage1, sample_stage2
+from deepfloyd_core.sheets import save_picture, titled_rows
+from deepfloyd_core.shards import map_pixels, read_rows
+from deepfloyd_core.types import hash_seed
+
+VARIANTS = ("base", "tuned")
+SHEET, EVAL_SHEET = "sheet.png", "eval.png"
+SHEET_COLUMNS = 8
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What one picture is made of; written into its PNG."""
+
+    prompt: str
+    seed: int
+    variant: str
+    settings: dict[str, Any]
+
+
+def samples_job(job: Job) -> dict[str, Any]:
+    """Sample both variants of every trained stage, write PNGs and sheets, return the measures."""
+    use_threads(job.config.num_threads)
+    summary: dict[str, Any] = {}
+    rows: list[tuple[str, list[np.ndarray]]] = []
+    small: dict[str, torch.Tensor] = {}
+    wanted = _wanted(job)
+    for variant in VARIANTS if job.config.stage1 else ():
+        small[variant] = _stage1(job, variant, wanted)
+        pictures = _save(job, 1, variant, wanted, small[variant])
+        rows.append((f"Stage I, {variant}", pictures[:SHEET_COLUMNS]))
+        if job.config.sample_measure == "drawn_world":
+            summary[f"concept_share_{variant}"] = concept_share(pictures, [prompt for prompt, _ in wanted])
+    upscaled = wanted[: job.config.num_upscaled_images]
+    if job.config.stage2:
+        for variant, pictures_64 in small.items():
+            large = _stage2(job, variant, upscaled, pictures_64[: len(upscaled)])
+            rows.append((f"Stage II, {variant}", _save(job, 2, variant, upscaled, large)))
+        summary |= _measure_stage2(job)
+    if rows:
+        title = f"base and fine-tuned, same seeds: {', '.join(dict.fromkeys(p for p, _ in wanted))}"
+        save_picture(titled_rows(rows, 128, title), job.out / SHEET)
+    return summary
+
+
+def concept_share(pictures: list[np.ndarray], prompts: list[str]) -> float:
+    """Share of uint8 pictures that show their prompt's colour (and the star, where it asks for one)."""
+    from deepfloyd_core.tiny.world import shows
+
+    return mean([float(shows(picture, prompt)) for picture, prompt in zip(pictures, prompts, strict=True)])
+
+
+def save_png(picture: np.ndarray, sample: Sample, path: Path) -> None:
+    """Write one sample durably, its settings as the PNG text `deepfloyd`. The same sample gives the same bytes."""
+    info = PngInfo()
+    record = {"prompt": sample.prompt, "seed": sample.seed, "variant": sample.variant, **sample.settings}
+    info.add_itxt("deepfloyd", json.dumps(record, sort_keys=True, ensure_ascii=False))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path) as tmp:
+        Image.fromarray(picture).save(tmp, format="PNG", pnginfo=info)
+
+
+def _wanted(job: Job) -> list[tuple[str, int]]:
+    """(prompt, seed) of every Stage I sample; the seeds count up, the prompts take turns."""
+    prompts, count = job.options["prompts"], job.config.num_validation_images
+    return [(prompt, job.config.validation_seed + n) for n in range(count) for prompt in prompts]
+
+
+def _lora(job: Job, stage: Stage, variant: str) -> Path | None:
+    return job.inputs[f"stage{stage}_lora"].path if variant == "tuned" else None
+
+
+def _texts(job: Job, prompts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+    embeds = Embeds(job.inputs["text_embeds"])
+    negative = embeds.of(job.config.validation_negative_prompt)
+    return torch.stack([embeds.of(prompt) for prompt in prompts]), torch.stack([negative] * len(prompts))
+
+
+def _stage1(job: Job, variant: str, wanted: list[tuple[str, int]]) -> torch.Tensor:
+    sampler = make_sampler(job.config, 1, Path(job.options["models"]["1"]), _lora(job, 1, variant))
+    text, negative = _texts(job, [prompt for prompt, _ in wanted])
+    job.report(0, 1, f"Stage I, {variant}: {len(wanted)} samples")
+    return sample_stage1(sampler, text, negative, [seed for _, seed in wanted], job.config.sample_size_px)
+
+
+def _stage2(job: Job, variant: str, wanted: list[tuple[str, int]], small: torch.Tensor) -> torch.Tensor:
+    sampler = make_sampler(job.config, 2, Path(job.options["models"]["2"]), _lora(job, 2, variant))
+    text, negative = _texts(job, [prompt for prompt, _ in wanted])
+    job.report(0, 1, f"Stage II, {variant}: {len(wanted)} samples")
+    return sample_stage2(sampler, text, negative, [seed for _, seed in wanted], small)
+
+
+def _save(
+    job: Job, stage: Stage, variant: str, wanted: list[tuple[str, int]], pictures: torch.Tensor
+) -> list[np.ndarray]:
+    config = job.config.stage(stage)
+    settings = {
+        "stage": stage,
+        "steps": config.validation_num_inference_steps,
+        "guidance": config.validation_guidance,
+        "negative_prompt": job.config.validation_negative_prompt,
+    }
+    arrays = list(to_bytes(pictures).numpy())
+    for number, ((prompt, seed), array) in enumerate(zip(wanted, arrays, strict=True)):
+        path = job.out / f"stage{stage}" / f"{variant}-{number:03d}.png"
+        save_png(array, Sample(prompt, seed, variant, settings), path)
+    return arrays
+
+
+def _measure_stage2(job: Job) -> dict[str, Any]:
+    """PSNR (dB, mean over the held-out pictures) of bilinear, untuned and tuned, and the sheet that shows them."""
+    pixels, rows = [], []
+    for file in shard_files(job.inputs["eval_set"], 2):
+        pixels += [picture for group in map_pixels(file) for picture in group]
+        rows += read_rows(file)
+    truth = to_model_range(torch.from_numpy(np.stack(pixels)))
+    small = low_res(truth)
+    bilinear = F.interpolate(small, truth.shape[-2:], mode="bilinear", align_corners=False)
+    made = {"bilinear": list(to_bytes(bilinear).numpy())}
+    seeds = [hash_seed("eval", row.image_id) % 2**32 for row in rows]
+    for variant in VARIANTS:
+        sampler = make_sampler(job.config, 2, Path(job.options["models"]["2"]), _lora(job, 2, variant))
+        text, negative = _texts(job, [row.caption for row in rows])
+        job.report(0, 1, f"Stage II, {variant}: {len(rows)} held-out pictures")
+        made[variant] = list(to_bytes(sample_stage2(sampler, text, negative, seeds, small)).numpy())
+    lines = [("low-res", list(to_bytes(small).numpy())), *made.items(), ("truth", pixels)]
+    shown = [(label, list(pictures)[:SHEET_COLUMNS]) for label, pictures in lines]
+    save_picture(titled_rows(shown, 192, "Stage II on held-out pictures"), job.out / EVAL_SHEET)
+    return {
+        f"psnr_{name}": mean([psnr(picture, true) for picture, true in zip(pictures, pixels, strict=True)])
+        for name, pictures in made.items()
+    }

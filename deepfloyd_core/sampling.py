@@ -1,0 +1,77 @@
+"""Sampling through diffusers' own pipelines, with or without a LoRA; every picture has a generator of its own.
+
+So a picture depends on its seed and prompt, and (up to the rounding of the machine's matrix products) not on the batch.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from deepfloyd_core.config import RunConfig, StageConfig
+from deepfloyd_core.flavours import UPSCALE, Stage
+from deepfloyd_core.lora import ADAPTER
+from deepfloyd_core.models import DTYPES, load_scheduler, load_unet, pick_device, stock_pipeline, trained_scheduler
+
+BATCH = {1: 16, 2: 2}
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """A stage ready to sample."""
+
+    stage: Stage
+    config: StageConfig
+    pipeline: Any
+    device: torch.device
+
+
+def make_sampler(config: RunConfig, stage: Stage, folder: Path, lora: Path | None) -> Sampler:
+    """Load a stage's base model and, if given, the LoRA in a folder, through the stock pipeline."""
+    settings, device = config.stage(stage), pick_device(config.device)
+    unet = load_unet(folder, DTYPES[settings.mixed_precision])
+    scheduler = load_scheduler(folder) if lora is None else trained_scheduler(folder)
+    pipeline = stock_pipeline(folder, stage, unet, scheduler)
+    if lora is not None:
+        pipeline.load_lora_weights(lora, adapter_name=ADAPTER)
+    return Sampler(stage, settings, pipeline.to(device), device)
+
+
+def sample_stage1(
+    sampler: Sampler, text: torch.Tensor, negative: torch.Tensor, seeds: list[int], size: tuple[int, int]
+) -> torch.Tensor:
+    """Stage I: text and negative (N, T, D), one seed each -> float32 (N, C, H, W) in [-1, 1] on the CPU."""
+    return _sample(sampler, text, negative, seeds, size, None)
+
+
+def sample_stage2(
+    sampler: Sampler, text: torch.Tensor, negative: torch.Tensor, seeds: list[int], small: torch.Tensor
+) -> torch.Tensor:
+    """Stage II: small (N, C, h, w) in [-1, 1] -> (N, C, 4h, 4w) in [-1, 1] on the CPU."""
+    return _sample(sampler, text, negative, seeds, (small.shape[3] * UPSCALE, small.shape[2] * UPSCALE), small)
+
+
+def _sample(
+    sampler: Sampler, text: torch.Tensor, negative: torch.Tensor, seeds: list[int], size: tuple[int, int],
+    small: torch.Tensor | None,
+) -> torch.Tensor:  # fmt: skip
+    dtype, parts = DTYPES[sampler.config.mixed_precision], []
+    for start in range(0, len(seeds), BATCH[sampler.stage]):
+        part = slice(start, start + BATCH[sampler.stage])
+        extra: dict[str, Any] = {}
+        if small is not None:
+            extra = {"image": small[part].to(sampler.device, dtype), "noise_level": sampler.config.validation_noise_level}
+        pictures = sampler.pipeline(
+            prompt_embeds=text[part].to(sampler.device, dtype),
+            negative_prompt_embeds=negative[part].to(sampler.device, dtype),
+            generator=[torch.Generator().manual_seed(seed) for seed in seeds[part]],
+            width=size[0],
+            height=size[1],
+            num_inference_steps=sampler.config.validation_num_inference_steps,
+            guidance_scale=sampler.config.validation_guidance,
+            output_type="pt",
+            **extra,
+        ).images
+        parts.append(pictures.float().cpu().clamp(-1, 1))
+    return torch.cat(parts)

@@ -1,0 +1,89 @@
+"""Pixel shards: ordinary Parquet whose `pixels` column can also be memory-mapped row by row.
+
+The column is fixed-size binary, non-null, PLAIN, uncompressed, one page a row group: the values of a row group lie end
+to end, so row i starts at a known offset and a batch is a few page faults (190,000 rows/s at 64 px on one core; reading
+row groups through pyarrow: 126,000, decoding PNG files: 3,000).
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from deepfloyd_core.files import atomic_path
+
+ROW_GROUP_BYTES = 2 << 20  # 1 to 3 MiB: large enough to stream, small enough to shuffle by
+_TEXT, _INT, _REAL = pa.string(), pa.int32(), pa.float64()
+_COLUMNS = (
+    ("image_id", _TEXT), ("source", _TEXT), ("dataset_id", _TEXT), ("width", _INT), ("height", _INT),
+    ("original_width", _INT), ("original_height", _INT), ("crop_left", _REAL), ("crop_top", _REAL),
+    ("crop_width", _REAL), ("crop_height", _REAL), ("repeat", _INT), ("caption", _TEXT), ("caption_id", _TEXT),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ShardRow:
+    """Everything a shard says of one crop but its pixels. The crop's box is in pixels of the upright original."""
+
+    image_id: str
+    source: str
+    dataset_id: str
+    width: int
+    height: int
+    original_width: int
+    original_height: int
+    crop_left: float
+    crop_top: float
+    crop_width: float
+    crop_height: float
+    repeat: int
+    caption: str
+    caption_id: str
+
+
+def write_shard(path: Path, rows: list[ShardRow], pixels: list[np.ndarray]) -> None:
+    """Write crops of one size, durably. pixels: uint8 (height, width, 3), one for each row."""
+    size = rows[0].width * rows[0].height * 3
+    flat = np.concatenate([picture.reshape(-1) for picture in pixels])
+    column = pa.FixedSizeBinaryArray.from_buffers(pa.binary(size), len(rows), [None, pa.py_buffer(flat)])
+    names = [name for name, _ in _COLUMNS]
+    arrays = [pa.array([getattr(row, name) for row in rows], type=kind) for name, kind in _COLUMNS]
+    fields = [pa.field(name, kind, nullable=False) for name, kind in _COLUMNS]
+    schema = pa.schema([*fields, pa.field("pixels", pa.binary(size), nullable=False)])
+    table = pa.Table.from_arrays([*arrays, column], schema=schema)
+    group = max(1, ROW_GROUP_BYTES // size)
+    with atomic_path(path) as tmp:
+        pq.write_table(
+            table, tmp, row_group_size=group, compression="none", use_dictionary=names,
+            data_page_size=1 << 30, write_batch_size=group, store_schema=False,
+        )  # fmt: skip
+
+
+def read_rows(path: Path) -> list[ShardRow]:
+    """The rows of a shard without their pixels."""
+    columns = [name for name, _ in _COLUMNS]
+    return [ShardRow(**row) for row in pq.read_table(path, columns=columns).to_pylist()]
+
+
+def map_pixels(path: Path) -> list[np.ndarray]:
+    """The pixels of a shard, memory-mapped: one uint8 (rows, height, width, 3) array for each row group, read-only.
+
+    Raises ValueError when the file is not laid out as `write_shard` does it.
+    """
+    meta = pq.ParquetFile(path).metadata
+    index = meta.num_columns - 1
+    size = meta.schema.column(index).length
+    width, height = (pq.read_table(path, columns=[name]).column(0)[0].as_py() for name in ("width", "height"))
+    raw = np.memmap(path, np.uint8, "r")
+    groups = []
+    for number in range(meta.num_row_groups):
+        chunk = meta.row_group(number).column(index)
+        payload = chunk.num_values * size
+        header = chunk.total_compressed_size - payload  # the page header; there is one page and no levels
+        if chunk.compression != "UNCOMPRESSED" or not 0 < header < 512:
+            raise ValueError(f"{path}: row group {number} is not one plain, uncompressed page")
+        start = chunk.data_page_offset + header
+        groups.append(raw[start : start + payload].reshape(-1, height, width, 3))
+    return groups

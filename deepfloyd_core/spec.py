@@ -1,0 +1,85 @@
+"""What all configuration models share: frozen, strict, no unknown keys, and errors that name the place and the remedy."""
+
+import difflib
+import json
+import tomllib
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from deepfloyd_core.errors import ConfigError
+
+
+class Spec(BaseModel):
+    """Base of the configuration models. Strict: "False" is not a bool, "64" not an int; nothing is converted."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+SpecT = TypeVar("SpecT", bound=Spec)
+
+
+def read_config_file(path: Path) -> Any:
+    """Read TOML or JSON (whole-line `#` comments allowed in JSON). Raises ConfigError with the parser's line number."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = "no such file" if isinstance(error, FileNotFoundError) else str(error)
+        raise ConfigError(f"{path} cannot be read: {reason}.") from None
+    try:
+        if path.suffix.lower() == ".toml":
+            return tomllib.loads(text)
+        lines = ["" if line.lstrip().startswith("#") else line for line in text.splitlines()]
+        return json.loads("\n".join(lines), parse_constant=_no_constant)
+    except ValueError as error:
+        kind = "TOML" if path.suffix.lower() == ".toml" else "JSON"
+        raise ConfigError(f"{path} is not valid {kind}: {error}.") from None
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a number that JSON knows")
+
+
+def parse_spec(model: type[SpecT], values: dict[str, Any], where: str) -> SpecT:
+    """Validate values into a model; every fault becomes one line of one ConfigError."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        faults = [_fault_line(model, fault) for fault in error.errors()]
+        raise ConfigError("\n".join(f"{where}: {line}" for line in faults)) from None
+
+
+def closest(key: str, known: list[str]) -> str:
+    """A remedy for an unknown key: the nearest known one, else the list."""
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+    return f"Did you mean {near[0]}?" if near else f"Known keys: {', '.join(sorted(known))}."
+
+
+def _fault_line(model: type[Spec], fault: Any) -> str:
+    path = [str(part) for part in fault["loc"]]
+    name, kind, found = ".".join(path), fault["type"], fault.get("input")
+    if kind == "extra_forbidden":
+        owner = _model_at(model, path[:-1])
+        return f"{name} is not a known key. {closest(path[-1], list(owner.model_fields))}"
+    if kind == "missing":
+        return f"{name} is missing."
+    message = str(fault["msg"]).removeprefix("Value error, ")
+    if not path or kind == "value_error":
+        return f"{name}: {message}." if path else f"{message}."
+    field = _model_at(model, path[:-1]).model_fields.get(path[-1])
+    help_text = f" ({field.description})" if field is not None and field.description else ""
+    return f"{name} is {found!r}; {message[:1].lower()}{message[1:]}.{help_text}"
+
+
+def _model_at(model: type[Spec], path: list[str]) -> type[Spec]:
+    for part in path:
+        field = model.model_fields.get(part)
+        if field is None:
+            break
+        options = [field.annotation, *getattr(field.annotation, "__args__", ())]
+        inner = [option for option in options if isinstance(option, type) and issubclass(option, Spec)]
+        if not inner:
+            break
+        model = inner[0]
+    return model

@@ -1,0 +1,224 @@
+"""One trainer for both stages: LoRA on the noise prediction, exact to the byte when it is killed and started again.
+
+Every draw is a function of (seed, forward pass), the learning rate one of the step, the batch order one of the epoch;
+so a checkpoint holds the adapters, AdamW's moments and a step number, and nothing else is remembered.
+"""
+
+import math
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from diffusers import DDPMScheduler, UNet2DConditionModel
+
+from deepfloyd_core.batches import BatchOrder, Draws, TrainingRows, draw
+from deepfloyd_core.checkpoints import (
+    Checkpoint,
+    load_checkpoint,
+    optimizer_tensors,
+    restore_optimizer,
+    save_checkpoint,
+)
+from deepfloyd_core.config import StageConfig
+from deepfloyd_core.embeds import Embeds
+from deepfloyd_core.errors import JobError
+from deepfloyd_core.files import atomic_path
+from deepfloyd_core.flavours import Stage
+from deepfloyd_core.jobs import Job, Stop
+from deepfloyd_core.lora import add_lora, check_reload, save_lora, trainable
+from deepfloyd_core.models import DTYPES, load_scheduler, load_unet, pick_device, trained_scheduler, use_threads
+from deepfloyd_core.objective import low_res, min_snr_weight, noise_loss, predict_noise, to_model_range, upscaled_input
+from deepfloyd_core.pixels import eval_ids, shard_files
+from deepfloyd_core.schedule import learning_rate_at
+from deepfloyd_core.sheets import save_loss_curve
+from deepfloyd_core.shards import ShardRow, map_pixels, read_rows
+from deepfloyd_core.types import hash_seed
+
+METRICS_FILE, LOSS_CURVE = "metrics.parquet", "loss.png"
+EVAL_TIMESTEPS = (200, 500, 800)
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Everything that stays the same over a run."""
+
+    stage: Stage
+    config: StageConfig
+    seed: int
+    unet: UNet2DConditionModel
+    scheduler: DDPMScheduler
+    noising: DDPMScheduler | None  # Stage II's image_noising_scheduler
+    embeds: Embeds
+    device: torch.device
+
+    @property
+    def autocast(self) -> torch.autocast:
+        """bf16 for the base's products, fp32 for the adapters."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.mixed_precision == "bf16")
+
+
+def train_job(job: Job) -> dict[str, Any]:
+    """Train a stage's LoRA into job.out; resume from its newest checkpoint. Returns the summary for the manifest."""
+    stage: Stage = job.options["stage"]
+    folder = Path(job.options["model"])
+    use_threads(job.config.num_threads)
+    setup = _set_up(job, stage, folder)
+    rows = TrainingRows(job.inputs["pixels"], eval_ids(job.inputs["eval_set"]))
+    started = time.monotonic()
+    metrics, trained_now = _train(setup, rows, job)
+    seconds = time.monotonic() - started
+    save_lora(setup.unet, stage, job.out)
+    trained_scheduler(folder).save_pretrained(job.out / "scheduler")
+    difference = check_reload(setup.unet, stage, folder, job.out)
+    with atomic_path(job.out / METRICS_FILE) as tmp:
+        pq.write_table(pa.Table.from_pylist(metrics), tmp)
+    save_loss_curve([row["loss"] for row in metrics], f"Stage {'I' * stage} training loss", job.out / LOSS_CURVE)
+    base, tuned = _eval_losses(setup, job.inputs["eval_set"])
+    batch = setup.config.train_batch_size * setup.config.gradient_accumulation_steps
+    return {
+        "steps": setup.config.max_train_steps,
+        "rows": sum(rows.counts.values()),
+        "trainable_parameters": sum(p.numel() for p in trainable(setup.unet).values()),
+        "first_loss": metrics[0]["loss"],
+        "last_loss": metrics[-1]["loss"],
+        "eval_loss_base": base,
+        "eval_loss": tuned,
+        "reload_difference": difference,
+        "steps_of_this_process": trained_now,
+        "samples_per_s": round(trained_now * batch / seconds, 2) if trained_now else None,
+    }
+
+
+def _set_up(job: Job, stage: Stage, folder: Path) -> Setup:
+    config = job.config.stage(stage)
+    device = pick_device(job.config.device)
+    unet = load_unet(folder, DTYPES[config.mixed_precision])
+    add_lora(unet, config, hash_seed("lora", job.config.seed, stage))
+    if config.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
+    unet.to(device)
+    noising = load_scheduler(folder, "image_noising_scheduler") if stage == 2 else None
+    embeds = Embeds(job.inputs["text_embeds"])
+    return Setup(stage, config, job.config.seed, unet, load_scheduler(folder), noising, embeds, device)
+
+
+def _train(setup: Setup, rows: TrainingRows, job: Job) -> tuple[list[dict[str, Any]], int]:
+    """The loop. Returns one metrics row for each step, and how many steps this process did."""
+    config, unet = setup.config, setup.unet
+    params = trainable(unet)
+    optimizer = torch.optim.AdamW(
+        params.values(), lr=config.learning_rate, betas=(config.adam_beta1, config.adam_beta2),
+        eps=config.adam_epsilon, weight_decay=config.adam_weight_decay,
+    )  # fmt: skip
+    order = BatchOrder(tuple(rows.counts.items()), config.train_batch_size, hash_seed(setup.seed, setup.stage))
+    metrics = _resume(setup, optimizer, params, job.out)
+    first = len(metrics)
+    asked = _StopRequest()
+    unet.train()
+    for step in range(first, config.max_train_steps):
+        lr = learning_rate_at(config, step)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        loss, ids = 0.0, []
+        for micro in range(config.gradient_accumulation_steps):
+            number = step * config.gradient_accumulation_steps + micro
+            pixels, batch = rows.take(*order.batch(number))
+            part = batch_loss(setup, pixels, batch, number) / config.gradient_accumulation_steps
+            part.backward()  # type: ignore[no-untyped-call]
+            loss += part.item()
+            ids += [row.image_id for row in batch]
+        norm = float(torch.nn.utils.clip_grad_norm_(params.values(), config.max_grad_norm))
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise JobError(f"Step {step + 1}: loss is {loss}, gradient norm {norm}. The batch was {', '.join(ids)}.")
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        metrics.append({"step": step + 1, "loss": loss, "lr": lr, "grad_norm": norm})
+        job.report(step + 1, config.max_train_steps, f"loss {loss:.4f}  lr {lr:.2e}  grad {norm:.3f}")
+        finished = step + 1 == config.max_train_steps
+        if not finished and (asked.stop or (step + 1) % config.checkpointing_steps == 0):
+            states = optimizer_tensors(optimizer, list(params))
+            adapter = {name: param.detach().cpu().contiguous() for name, param in params.items()}
+            save_checkpoint(job.out, Checkpoint(step + 1, adapter, states, metrics), config.checkpoints_total_limit)
+        if asked.stop:
+            raise Stop
+    return metrics, config.max_train_steps - first
+
+
+def batch_loss(setup: Setup, pixels: torch.Tensor, rows: list[ShardRow], number: int) -> torch.Tensor:
+    """Training loss of forward pass `number`. pixels: uint8 (B, H, W, C)."""
+    x_0 = to_model_range(pixels)
+    draws = draw(x_0.shape, hash_seed(setup.seed, setup.stage), number, setup.config.caption_dropout_probability)
+    captions = [row.caption_id if keep else None for row, keep in zip(rows, draws.keep_caption.tolist(), strict=True)]
+    torch.manual_seed(hash_seed("dropout", setup.seed, setup.stage, number))  # lora_dropout draws from torch's own state
+    eps = _predict(setup, x_0, draws, captions)
+    alpha_bar = setup.scheduler.alphas_cumprod[draws.t].to(setup.device)
+    return noise_loss(eps, draws.noise.to(setup.device), min_snr_weight(alpha_bar, setup.config.snr_gamma))
+
+
+def _predict(setup: Setup, x_0: torch.Tensor, draws: Draws, captions: list[str | None]) -> torch.Tensor:
+    """The UNet's epsilon for drawn noise. x_0: float32 (B, C, H, W); captions: ids, None for the empty one."""
+    x = setup.scheduler.add_noise(x_0, draws.noise, draws.t)  # in fp32 on the CPU, cast afterwards
+    level = None
+    if setup.noising is not None:
+        upscaled = upscaled_input(low_res(x_0), draws.low_res_noise, draws.level, setup.noising)
+        x, level = torch.cat([x, upscaled], dim=1), draws.level.to(setup.device)
+    text = torch.stack([setup.embeds.of("") if name is None else setup.embeds[name] for name in captions])
+    dtype = DTYPES[setup.config.mixed_precision]
+    x, text, t = x.to(setup.device, dtype), text.to(setup.device, dtype), draws.t.to(setup.device)
+    with setup.autocast:
+        return predict_noise(setup.unet, x, t, text, level)
+
+
+def _resume(
+    setup: Setup, optimizer: torch.optim.Optimizer, params: dict[str, torch.nn.Parameter], out: Path
+) -> list[dict[str, Any]]:
+    found = load_checkpoint(out)
+    if found is None:
+        return []
+    with torch.no_grad():
+        for name, param in params.items():
+            param.copy_(found.adapter[name])
+    restore_optimizer(optimizer, list(params), found.optimizer)
+    return list(found.metrics)
+
+
+def _eval_losses(setup: Setup, eval_set: Any) -> tuple[float, float]:
+    """Mean loss over a fixed grid of (held-out picture, noise, t): of the base, and with the LoRA. Paired draws."""
+    setup.unet.eval()
+    totals = {"base": 0.0, "tuned": 0.0}
+    count = 0
+    for file in shard_files(eval_set, setup.stage):
+        pictures = [picture for group in map_pixels(file) for picture in group]
+        for picture, row in zip(pictures, read_rows(file), strict=True):
+            for t in EVAL_TIMESTEPS:
+                x_0 = to_model_range(torch.from_numpy(picture.copy())[None])
+                drawn = draw(x_0.shape, hash_seed("eval", row.image_id, t), 0, 0.0)
+                level = torch.full((1,), setup.config.validation_noise_level)
+                draws = Draws(drawn.noise, drawn.low_res_noise, torch.tensor([t]), level, drawn.keep_caption)
+                for name in totals:
+                    (setup.unet.enable_adapters if name == "tuned" else setup.unet.disable_adapters)()
+                    with torch.inference_mode():
+                        eps = _predict(setup, x_0, draws, [row.caption_id])
+                    totals[name] += float(noise_loss(eps, draws.noise.to(setup.device), torch.ones(1, device=eps.device)))
+                count += 1
+    setup.unet.enable_adapters()
+    return totals["base"] / count, totals["tuned"] / count
+
+
+class _StopRequest:
+    """Remembers SIGTERM until the step in hand is done, so that a checkpoint holds a whole step."""
+
+    def __init__(self) -> None:
+        self.stop = False
+        signal.signal(signal.SIGTERM, self._on_signal)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self.stop = True
+
+

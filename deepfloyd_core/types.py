@@ -1,0 +1,41 @@
+"""The legend for shapes and ranges, and the few types that every module shares.
+
+B batch, H W pixels, C = 3 colours, T = 77 tokens, D = text width (4096 in the real models).
+Pixels on disk: uint8 RGB, 0 to 255. Pixels in a model: float32 in [-1, 1]. Timesteps and noise levels: int64, 0 to 999.
+Sizes are (width, height) as in Pillow; tensors are (B, C, H, W).
+"""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+Report = Callable[[int, int, str], None]  # done, total, one line for the eye
+
+
+def no_report(done: int, total: int, line: str) -> None:
+    """A Report that says nothing."""
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """How something is run: none of it changes a byte of what is made."""
+
+    device: str = "cpu"
+    num_threads: int | None = None
+
+
+def hash_unit(*parts: object) -> float:
+    """A number in [0, 1) that is a pure function of its arguments: the same on every machine and in every process."""
+    digest = hashlib.sha256("\x1f".join(str(part) for part in parts).encode()).digest()
+    return int.from_bytes(digest[:7], "big") / 2**56
+
+
+def hash_seed(*parts: object) -> int:
+    """A 63-bit seed that is a pure function of its arguments."""
+    digest = hashlib.sha256("\x1f".join(str(part) for part in parts).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def caption_id(caption: str) -> str:
+    """Name of a caption in shards and embeds: 16 hex digits of sha256 over its UTF-8 bytes."""
+    return hashlib.sha256(caption.encode()).hexdigest()[:16]

@@ -1,0 +1,262 @@
+"""The command line `deepfloyd`: the only argument parser, and the only place that reads the environment.
+
+Nothing heavy is imported before the configuration is known to be good: `--help` and a wrong key answer at once.
+Exit codes: 0 done, 1 failed, 2 wrong usage or configuration.
+"""
+
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from deepfloyd_core.errors import DeepFloydError
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__.split("\n")[0])
+out = Console(soft_wrap=True, highlight=False)
+err = Console(stderr=True, soft_wrap=True, highlight=False)
+
+ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="The run file (TOML or JSON).")]
+Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the run file.")]
+Workspace = Annotated[Path, typer.Argument(metavar="WORKSPACE", help="Directory of the artifacts.")]
+
+
+def main() -> None:
+    """Entry of the console script: one clear message for every error that is meant for the user."""
+    try:
+        app()
+    except DeepFloydError as error:
+        err.print(f"[bold red]error:[/] {_escaped(str(error))}")
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        err.print("stopped; run the same command again to continue")
+        sys.exit(1)
+
+
+@app.command()
+def run(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Make every artifact, from the pictures to the published bundle."""
+    from deepfloyd_core.bundle import versions
+
+    with _session(config, overrides) as call:
+        from flows.finetune import finetune
+
+        version = call(finetune)
+    checked = _load(config, overrides)
+    _print_version(checked.workspace, version or versions(checked.workspace)[-1])
+
+
+@app.command()
+def prepare(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Index the pictures and cut the crops of every stage, and the eval set."""
+    _stage_flow("prepare", config, overrides)
+
+
+@app.command()
+def embed(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Encode every caption and prompt with T5."""
+    _stage_flow("embed", config, overrides)
+
+
+@app.command("train-stage1")
+def train_stage1(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Train the Stage I LoRA, and make what it needs."""
+    _stage_flow("train_stage1", config, overrides)
+
+
+@app.command("train-stage2")
+def train_stage2(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Train the Stage II LoRA, and make what it needs."""
+    _stage_flow("train_stage2", config, overrides)
+
+
+@app.command()
+def retrain(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Publish a new version if the data changed since the newest one; else say "no change"."""
+    checked = _load(config, overrides)
+    with _session(config, overrides) as call:
+        from flows.retrain import retrain as flow
+
+        version = call(flow)
+    if version is None:
+        out.print("no change")
+    else:
+        _print_version(checked.workspace, version)
+
+
+@app.command()
+def generate(
+    config: ConfigPath,
+    prompt: Annotated[str, typer.Option(help="What to draw.")],
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the first picture; the next ones count up.")] = 0,
+    images: Annotated[int, typer.Option(min=1, max=4096, help="How many pictures.")] = 1,
+    version: Annotated[str, typer.Option(help="A version number, `latest`, or `base` for no LoRA.")] = "latest",
+    size: Annotated[str | None, typer.Option(help="Stage I size, e.g. 64 or 96x64 (width x height).")] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Draw pictures with a published version, or with the base models."""
+    from deepfloyd_core.bundle import find_version
+
+    sized = [f'validation_resolution="{size}"'] if size else []
+    checked = _load(config, [*(overrides or []), *sized])
+    if version != "base":
+        find_version(checked.workspace, version)
+    with _session(config, overrides) as call:
+        from flows.generate import generate as flow
+
+        made = call(flow, prompt=prompt, seed=seed, images=images, version=version, size=size)
+    for name in made.summary["pictures"]:
+        out.print(str(made.path / name))
+
+
+@app.command()
+def verify(workspace: Workspace) -> None:
+    """Re-hash every artifact and version of a workspace; exit 1 when any byte differs."""
+    from deepfloyd_core.artifacts import all_artifacts, verify_artifact
+    from deepfloyd_core.bundle import versions
+
+    _need_workspace(workspace)
+    damage, count = [], 0
+    for artifact in all_artifacts(workspace):
+        damage += verify_artifact(artifact)
+        count += 1
+    published = len(versions(workspace))
+    for line in damage:
+        out.print(f"[bold red]damaged:[/] {_escaped(line)}")
+    out.print(f"{count} artifacts and {published} versions checked, {len(damage)} faults")
+    if damage:
+        raise typer.Exit(1)
+
+
+@app.command("ls")
+def list_artifacts(workspace: Workspace) -> None:
+    """List the artifacts and versions of a workspace."""
+    from rich.table import Table
+
+    from deepfloyd_core.artifacts import all_artifacts
+    from deepfloyd_core.bundle import versions
+
+    _need_workspace(workspace)
+    table = Table("kind", "fingerprint", "made", "files", "bytes")
+    for artifact in all_artifacts(workspace):
+        record = artifact.manifest
+        size = sum(entry["bytes"] for entry in record["files"])
+        made = record["provenance"]["started"][:19].replace("T", " ")
+        table.add_row(artifact.kind, artifact.fingerprint, made, str(len(record["files"])), f"{size:,}")
+    out.print(table)
+    for version in versions(workspace):
+        out.print(f"version {version.number}: lora_bundle {version.bundle}")
+
+
+@app.command()
+def show(
+    workspace: Workspace, fingerprint: Annotated[str, typer.Argument(help="Of an artifact; the first digits will do.")]
+) -> None:
+    """Print the manifest of an artifact: spec, inputs, summary, files."""
+    from deepfloyd_core.artifacts import all_artifacts
+    from deepfloyd_core.errors import ConfigError
+
+    _need_workspace(workspace)
+    found = [artifact for artifact in all_artifacts(workspace) if artifact.fingerprint.startswith(fingerprint)]
+    if len(found) != 1:
+        raise ConfigError(f"{fingerprint!r} names {len(found)} artifacts of {workspace}; `deepfloyd ls` lists them.")
+    out.print_json(data=found[0].manifest)
+
+
+@app.command()
+def ui(port: Annotated[int, typer.Option(help="Port of the Prefect UI, on 127.0.0.1.")] = 4200) -> None:
+    """Start the Prefect server, a worker and the deployments of prefect.yaml; Ctrl-C stops them."""
+    from flows.ui import serve_ui
+
+    serve_ui(port, out)
+
+
+def _stage_flow(name: str, config: Path, overrides: list[str] | None) -> None:
+    with _session(config, overrides) as call:
+        from flows import stages
+
+        for artifact in call(getattr(stages, name)):
+            out.print(f"{artifact.kind:<16} {artifact.path}")
+
+
+def _load(config: Path, overrides: list[str] | None) -> Any:
+    from deepfloyd_core.config import load_run
+
+    return load_run(config, tuple(overrides or ()))
+
+
+@contextmanager
+def _session(config: Path, overrides: list[str] | None) -> Iterator[Callable[..., Any]]:
+    """Check the configuration, join a Prefect server, and yield a caller for flows."""
+    from flows.server import default_home, prefect_server
+
+    for note in _load(config, overrides).notes:
+        err.print(f"[yellow]note:[/] {_escaped(note)}")
+    with prefect_server(default_home()) as url:
+        _log_to_terminal()
+
+        def call(flow: Any, **parameters: Any) -> Any:
+            err.print(f"Prefect: {url.removesuffix('/api')}")
+            return flow(config=str(config), overrides=overrides or [], **parameters)
+
+        try:
+            yield call
+        finally:
+            _flush_prefect()
+
+
+def _log_to_terminal() -> None:
+    """Our own records through rich, above the progress bars; Prefect's go to its server, not to the terminal."""
+    import prefect.main  # noqa: F401  (sets its logging up)
+    from rich.logging import RichHandler
+
+    from tasks.progress import CONSOLE
+
+    for handler in logging.getLogger().handlers:
+        handler.setLevel(logging.CRITICAL + 1)  # errors reach the user once, through main()
+    logger = logging.getLogger("deepfloyd_core")
+    logger.addHandler(RichHandler(console=CONSOLE, show_path=False, show_level=False, log_time_format="%H:%M:%S"))
+    logger.setLevel(logging.INFO)
+
+
+def _flush_prefect() -> None:
+    """Send what Prefect has queued: with the server gone the last task runs and log lines would be lost."""
+    from prefect.events.worker import EventsWorker
+    from prefect.logging.handlers import APILogWorker
+
+    for worker in (APILogWorker, EventsWorker):
+        worker.drain_all(timeout=10)
+
+
+def _print_version(workspace: Path, version: Any) -> None:
+    from deepfloyd_core.artifacts import Artifact
+
+    bundle = Artifact("lora_bundle", version.bundle, workspace / "lora_bundle" / version.bundle)
+    samples = bundle.summary["samples"]
+    out.print()
+    for key, value in samples.items():
+        out.print(f"{key.replace('_', ' '):<22} {value}")
+    out.print(f"version                {version.number}")
+    out.print(f"bundle                 {bundle.path}")
+    for name in ("sheet.png", "eval.png"):
+        if (bundle.path / name).exists():
+            out.print(f"{'contact sheet' if name == 'sheet.png' else 'held-out pictures':<22} {bundle.path / name}")
+
+
+def _need_workspace(workspace: Path) -> None:
+    from deepfloyd_core.errors import ConfigError
+
+    if not workspace.is_dir():
+        raise ConfigError(f"{workspace} is not a directory.")
+
+
+def _escaped(text: str) -> str:
+    return text.replace("[", r"\[")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,38 @@
+"""The main flow: from a folder of captioned pictures to a published bundle. Each line makes one artifact."""
+
+from pathlib import Path
+
+from prefect import flow
+
+from deepfloyd_core.artifacts import Artifact
+from deepfloyd_core.bundle import Version
+from deepfloyd_core.config import Run, load_run
+from tasks.cascade_samples import cascade_samples, sample_prompts
+from tasks.eval_set import eval_set
+from tasks.image_index import image_index
+from tasks.lora_bundle import lora_bundle, publish_version
+from tasks.stage_lora import stage_lora
+from tasks.stage_pixels import stage_pixels
+from tasks.text_embeds import text_embeds
+
+
+@flow(name="finetune")
+def finetune(config: str, overrides: list[str] | None = None) -> Version:
+    """Fine-tune the stages that CONFIG names and publish the result as a new version."""
+    run = load_run(Path(config), tuple(overrides or ()))
+    return make_bundle(run, image_index(run))
+
+
+def make_bundle(run: Run, index: Artifact) -> Version:
+    """Everything after the index; what is already there is reused."""
+    embeds = text_embeds(run, index)
+    pixels = {stage: stage_pixels(run, index, stage) for stage in run.config.stages}
+    held_out = eval_set(run, index)
+    common = {"text_embeds": embeds, "eval_set": held_out}
+    loras = {
+        f"stage{stage}_lora": stage_lora(run, stage, {"pixels": pixels[stage], **common}) for stage in run.config.stages
+    }
+    prompts = sample_prompts(run, index)
+    samples = cascade_samples(run, prompts, {**common, **loras})
+    bundle = lora_bundle(run, prompts, {"image_index": index, "cascade_samples": samples, **loras})
+    return publish_version(run, bundle, index)

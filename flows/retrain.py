@@ -1,0 +1,27 @@
+"""Retrain on a schedule: nothing when the data is as it was, otherwise a new version beside the old ones."""
+
+from pathlib import Path
+
+from prefect import flow, get_run_logger
+from prefect.states import Completed, State
+
+from deepfloyd_core.bundle import Version, versions
+from deepfloyd_core.config import load_run
+from deepfloyd_core.image_index import index_request, scan
+from flows.finetune import make_bundle
+from tasks.image_index import image_index
+
+NO_CHANGE = "no change"
+
+
+@flow(name="retrain")
+def retrain(config: str, overrides: list[str] | None = None) -> "State[Version | None]":
+    """Scan; when the newest version was made from the same data, complete with "no change"; otherwise fine-tune."""
+    run = load_run(Path(config), tuple(overrides or ()))
+    published = versions(run.workspace)
+    index_fingerprint = index_request(run, scan(run.datasets)).fingerprint
+    if published and published[-1].image_index == index_fingerprint:
+        get_run_logger().info("no change since version %d", published[-1].number)
+        return Completed(message=NO_CHANGE, data=None)
+    version = make_bundle(run, image_index(run))
+    return Completed(message=f"published version {version.number}", data=version)

@@ -1,0 +1,54 @@
+"""One flow for each stage of the pipeline, for those who want to run or schedule them apart."""
+
+from pathlib import Path
+
+from prefect import flow
+
+from deepfloyd_core.artifacts import Artifact
+from deepfloyd_core.config import Run, load_run
+from deepfloyd_core.flavours import Stage
+from tasks.eval_set import eval_set
+from tasks.image_index import image_index
+from tasks.stage_lora import stage_lora
+from tasks.stage_pixels import stage_pixels
+from tasks.text_embeds import text_embeds
+
+
+@flow(name="prepare")
+def prepare(config: str, overrides: list[str] | None = None) -> list[Artifact]:
+    """Index the pictures and cut the crops of every stage, and the eval set."""
+    run = load_run(Path(config), tuple(overrides or ()))
+    index = image_index(run)
+    pixels = [stage_pixels(run, index, stage) for stage in run.config.stages]
+    return [index, *pixels, eval_set(run, index)]
+
+
+@flow(name="embed")
+def embed(config: str, overrides: list[str] | None = None) -> list[Artifact]:
+    """Encode every caption and prompt."""
+    run = load_run(Path(config), tuple(overrides or ()))
+    index = image_index(run)
+    return [index, text_embeds(run, index)]
+
+
+@flow(name="train-stage1")
+def train_stage1(config: str, overrides: list[str] | None = None) -> list[Artifact]:
+    """Train the Stage I LoRA, and make what it needs."""
+    return _train(load_run(Path(config), tuple(overrides or ())), 1)
+
+
+@flow(name="train-stage2")
+def train_stage2(config: str, overrides: list[str] | None = None) -> list[Artifact]:
+    """Train the Stage II LoRA, and make what it needs."""
+    return _train(load_run(Path(config), tuple(overrides or ())), 2)
+
+
+def _train(run: Run, stage: Stage) -> list[Artifact]:
+    run.config.stage(stage)  # a run without this stage fails here, before anything is made
+    index = image_index(run)
+    inputs = {
+        "pixels": stage_pixels(run, index, stage),
+        "text_embeds": text_embeds(run, index),
+        "eval_set": eval_set(run, index),
+    }
+    return [index, *inputs.values(), stage_lora(run, stage, inputs)]

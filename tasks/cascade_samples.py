@@ -1,0 +1,39 @@
+"""Cascade samples: base against fine-tuned, and Stage II measured on the held-out pictures."""
+
+from collections import Counter
+from pathlib import Path
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from deepfloyd_core.artifacts import Artifact, materialise
+from deepfloyd_core.config import Run
+from deepfloyd_core.flavours import Stage, resolve
+from deepfloyd_core.image_index import read_index
+from deepfloyd_core.jobs import run_job
+from deepfloyd_core.products import samples_request
+from tasks.progress import progress
+from tasks.publish import publish_pictures
+
+
+def sample_prompts(run: Run, index: Artifact) -> list[str]:
+    """The validation prompts, or the most frequent caption (the first by alphabet among equals)."""
+    if run.config.prompts:
+        return list(run.config.prompts)
+    counts = Counter(caption for row in read_index(index) if row.status == "accepted" for caption in row.captions)
+    return [min(counts, key=lambda caption: (-counts[caption], caption))]
+
+
+@task(name="cascade_samples", cache_policy=NO_CACHE)
+def cascade_samples(run: Run, prompts: list[str], inputs: dict[str, Artifact]) -> Artifact:
+    """inputs: text_embeds, eval_set and the LoRA of each stage."""
+    folders: dict[Stage, Path] = {stage: resolve(run.config.stage(stage).model, stage) for stage in run.config.stages}
+    options = {"prompts": prompts, "models": {str(stage): str(folder) for stage, folder in folders.items()}}
+    with progress("cascade samples") as report:
+        samples, _ = materialise(
+            run.workspace,
+            samples_request(run, prompts, folders, inputs),
+            lambda work: run_job("sample", run.config, inputs, options, work, report),
+        )
+    publish_pictures(samples, "sheet.png", "eval.png")
+    return samples

@@ -1,0 +1,53 @@
+"""Generated pictures: prompts through the cascade, with a version's LoRAs or with none."""
+
+from pathlib import Path
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from deepfloyd_core.artifacts import Artifact, materialise
+from deepfloyd_core.bundle import find_version
+from deepfloyd_core.config import Run
+from deepfloyd_core.errors import ConfigError
+from deepfloyd_core.flavours import Stage, resolve
+from deepfloyd_core.jobs import run_job
+from deepfloyd_core.products import generate_request
+from tasks.progress import progress
+from tasks.publish import publish_pictures
+
+
+@task(name="generated", cache_policy=NO_CACHE)
+def generated(run: Run, pictures: list[tuple[str, int]], version: str) -> Artifact:
+    """pictures: (prompt, seed) each; version: `latest`, a number, or `base`."""
+    if run.config.stage1 is None:
+        raise ConfigError("generate starts from Stage I: add a [stage1] table with a model_flavour.")
+    inputs = {} if version == "base" else _loras(run, version)
+    folders: dict[Stage, Path] = {}
+    for stage in run.config.stages:
+        folders[stage] = resolve(run.config.stage(stage).model, stage, text=stage == 1)
+    options = {
+        "pictures": pictures,
+        "version": version,
+        "size": list(run.config.sample_size_px),
+        "encoder": str(folders[1]),
+        "models": {str(stage): str(folder) for stage, folder in folders.items()},
+    }
+    with progress("generate") as report:
+        made, _ = materialise(
+            run.workspace,
+            generate_request(run, pictures, version, folders, inputs),
+            lambda work: run_job("generate", run.config, inputs, options, work, report),
+        )
+    publish_pictures(made, *made.summary["pictures"][-4:])
+    return made
+
+
+def _loras(run: Run, version: str) -> dict[str, Artifact]:
+    """The LoRA artifacts that a version's bundle was put together from."""
+    fingerprint = find_version(run.workspace, version).bundle
+    bundle = Artifact("lora_bundle", fingerprint, run.workspace / "lora_bundle" / fingerprint)
+    loras = {}
+    for name, lora in bundle.manifest["inputs"].items():
+        if name.endswith("_lora"):
+            loras[name] = Artifact(name, lora, run.workspace / name / lora)
+    return loras

@@ -1,0 +1,23 @@
+"""The image index: scan the sources, judge every file, write the ledger."""
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from deepfloyd_core.artifacts import Artifact, materialise
+from deepfloyd_core.config import Run
+from deepfloyd_core.image_index import INDEX_FILE, build_index, check_share, index_request, scan
+from tasks.progress import progress
+from tasks.publish import publish_index
+
+
+@task(name="image_index", cache_policy=NO_CACHE)
+def image_index(run: Run) -> Artifact:
+    """Every input file as one row. Raises DataError when there are none, or too many are rejected."""
+    entries = scan(run.datasets)
+    with progress("image index") as report:
+        index, _ = materialise(
+            run.workspace, index_request(run, entries), lambda work: build_index(run, entries, work, report)
+        )
+    publish_index(index)
+    check_share(index.summary, run.config.max_rejected_share, index.path / INDEX_FILE)
+    return index

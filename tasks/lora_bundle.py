@@ -1,0 +1,26 @@
+"""The bundle of a run, and its version."""
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from deepfloyd_core.artifacts import Artifact, materialise
+from deepfloyd_core.bundle import Version, build_bundle, publish
+from deepfloyd_core.config import Run
+from deepfloyd_core.products import bundle_request
+from tasks.publish import publish_pictures
+
+
+@task(name="lora_bundle", cache_policy=NO_CACHE)
+def lora_bundle(run: Run, prompts: list[str], inputs: dict[str, Artifact]) -> Artifact:
+    """inputs: image_index, cascade_samples and the LoRA of each stage."""
+    bundle, _ = materialise(
+        run.workspace, bundle_request(inputs), lambda work: build_bundle(run, inputs, prompts, work)
+    )
+    publish_pictures(bundle, "sheet.png")
+    return bundle
+
+
+@task(name="publish_version", cache_policy=NO_CACHE)
+def publish_version(run: Run, bundle: Artifact, index: Artifact) -> Version:
+    """The version number of a bundle; a new one if it has none."""
+    return publish(run.workspace, bundle, index)[0]

@@ -1,0 +1,51 @@
+"""What the Prefect UI shows of an artifact: tables, and pictures as data URIs inside markdown.
+
+The artifact list loads every payload, so a picture is shrunk to JPEG until it is below 150 KiB.
+"""
+
+import base64
+import io
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
+
+from deepfloyd_core.artifacts import Artifact
+
+LIMIT_BYTES = 150 << 10
+
+
+def publish_index(index: Artifact) -> None:
+    """Counts and reject reasons as a table."""
+    summary = index.summary
+    rows = [{"status": "accepted", "reason": "", "pictures": summary["accepted"]}]
+    rows += [{"status": "rejected", "reason": why, "pictures": count} for why, count in summary["reasons"].items()]
+    rows.append({"status": "all inputs", "reason": "", "pictures": summary["inputs"]})
+    create_table_artifact(rows, key="image-index", description=f"Ledger: `{index.path / 'index.parquet'}`")
+
+
+def publish_pictures(artifact: Artifact, *names: str) -> None:
+    """The summary of an artifact and the named pictures of its directory, as one markdown page."""
+    lines = [f"### {artifact.kind} `{artifact.fingerprint}`", "", f"`{artifact.path}`", "", *_table(artifact.summary)]
+    for name in names:
+        if (artifact.path / name).exists():
+            lines += ["", f"![{name}]({data_uri(artifact.path / name)})"]
+    create_markdown_artifact("\n".join(lines), key=artifact.kind.replace("_", "-"), description=artifact.kind)
+
+
+def data_uri(path: Path, limit: int = LIMIT_BYTES) -> str:
+    """A picture as `data:` URI of at most `limit` bytes before base64; smaller JPEGs are tried until one fits."""
+    data, kind = path.read_bytes(), "jpeg" if path.suffix == ".jpg" else "png"
+    picture = Image.open(io.BytesIO(data)).convert("RGB")
+    while len(data) > limit:
+        buffer = io.BytesIO()
+        picture.save(buffer, "JPEG", quality=80)
+        data, kind = buffer.getvalue(), "jpeg"
+        picture = picture.resize((max(1, picture.width * 3 // 4), max(1, picture.height * 3 // 4)))
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def _table(summary: dict[str, Any]) -> list[str]:
+    lines = ["| | |", "|---|---|"]
+    return lines + [f"| {key.replace('_', ' ')} | {value} |" for key, value in summary.items()]
