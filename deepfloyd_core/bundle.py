@@ -79,7 +79,9 @@ def find_version(workspace: Path, name: str) -> Version:
         if name.isdigit() and version.number == int(name):
             return version
     numbers = ", ".join(str(version.number) for version in known) or "none yet; `deepfloyd run` publishes the first"
-    raise ConfigError(f"There is no version {name!r} in {workspace}; published: {numbers}. `base` samples without a LoRA.")
+    raise ConfigError(
+        f"There is no version {name!r} in {workspace}; published: {numbers}. `base` samples without a LoRA."
+    )
 
 
 def _card(run: Run, inputs: dict[str, Artifact], prompts: list[str], metrics: dict[str, Any]) -> str:

@@ -28,7 +28,9 @@ class StageConfig(Spec):
     )
     model_type: Literal["lora"] = Field("lora", description="What is trained: `lora`.")
     lora_rank: int = Field(16, ge=1, le=256, description="Rank of each adapter; file size grows linearly.")
-    lora_alpha: float | None = Field(None, gt=0, description="Scale numerator; the scale is alpha / rank. Unset: the rank.")
+    lora_alpha: float | None = Field(
+        None, gt=0, description="Scale numerator; the scale is alpha / rank. Unset: the rank."
+    )
     lora_dropout: float = Field(0.0, ge=0.0, lt=1.0, description="Dropout before each adapter.")
     lora_target_modules: tuple[str, ...] = Field(
         ATTENTION_TARGETS, strict=False, min_length=1, description="Names of the layers that get an adapter."
@@ -38,7 +40,9 @@ class StageConfig(Spec):
     lr_scheduler: Literal["constant", "constant_with_warmup", "linear", "cosine", "polynomial", "sine"] = Field(
         "cosine", description="Shape of the learning rate over the run."
     )
-    lr_warmup_steps: int = Field(0, ge=0, description="Optimizer steps of linear warm-up, also of `cosine` and the others.")
+    lr_warmup_steps: int = Field(
+        0, ge=0, description="Optimizer steps of linear warm-up, also of `cosine` and the others."
+    )
     max_train_steps: int = Field(1000, ge=1, description="Optimizer steps of the run.")
     train_batch_size: int = Field(4, ge=1, le=4096, description="Pictures in one forward pass.")
     gradient_accumulation_steps: int = Field(1, ge=1, le=1024, description="Forward passes for one optimizer step.")
@@ -51,7 +55,9 @@ class StageConfig(Spec):
     adam_epsilon: float = Field(1e-8, gt=0, description="AdamW's epsilon.")
     adam_weight_decay: float = Field(1e-2, ge=0, description="AdamW's decoupled weight decay.")
     snr_gamma: float | None = Field(None, gt=0, description="Min-SNR gamma (Hang et al. 2023); unset: plain MSE.")
-    caption_dropout_probability: float = Field(0.1, ge=0, le=1, description="Share of captions replaced by the empty one.")
+    caption_dropout_probability: float = Field(
+        0.1, ge=0, le=1, description="Share of captions replaced by the empty one."
+    )
     checkpointing_steps: int = Field(500, ge=1, description="Optimizer steps between checkpoints; changes no result.")
     checkpoints_total_limit: int = Field(2, ge=1, description="Checkpoints kept while training; changes no result.")
     validation_num_inference_steps: int = Field(50, ge=1, le=1000, description="DDPM steps of each sample.")
@@ -88,10 +94,15 @@ class RunConfig(Spec):
     workspace: str = Field(description="Directory that holds every artifact of the run.")
     data_backend_config: str = Field(description="The data file (SimpleTuner's multidatabackend.json).")
     seed: int = Field(42, ge=0, lt=2**32, description="Every random draw of the run is a function of it.")
-    max_rejected_share: float = Field(0.25, ge=0, le=1, description="The run fails when more of the inputs are rejected.")
+    max_rejected_share: float = Field(
+        0.25, ge=0, le=1, description="The run fails when more of the inputs are rejected."
+    )
     num_eval_images: int = Field(4, ge=1, description="Pictures held out of training, from each data set.")
     shard_mib: float = Field(
-        64.0, ge=0.1, le=1024, description="Pixels (MiB) in one Parquet shard; one Prefect task makes one shard in memory."
+        64.0,
+        ge=0.1,
+        le=1024,
+        description="Pixels (MiB) in one Parquet shard; one Prefect task makes one shard in memory.",
     )
     text_encoder_dtype: Literal["fp32", "bf16"] = Field(
         "bf16", description="dtype in which T5 runs and its output is stored; never fp16, which overflows."
@@ -102,7 +113,9 @@ class RunConfig(Spec):
         "", description="Prompt (or prompts) of the samples; unset: the most frequent caption."
     )
     validation_negative_prompt: str = Field("", description="Negative prompt of the samples.")
-    validation_resolution: str | int = Field("64", description="Size of Stage I's samples, e.g. 64 or 96x64 (width x height).")
+    validation_resolution: str | int = Field(
+        "64", description="Size of Stage I's samples, e.g. 64 or 96x64 (width x height)."
+    )
     validation_seed: int = Field(0, ge=0, lt=2**32, description="Seed of the first sample; the next ones count up.")
     num_validation_images: int = Field(4, ge=1, le=4096, description="Stage I samples for each prompt.")
     num_upscaled_images: int = Field(4, ge=1, le=4096, description="How many of them Stage II upscales.")
@@ -161,7 +174,7 @@ class RunConfig(Spec):
     def sample_size_px(self) -> tuple[int, int]:
         """(width, height) of Stage I's samples. Raises ValueError when it is not of the form 64 or 96x64."""
         parts = str(self.validation_resolution).lower().split("x")
-        if not all(part.isdigit() for part in parts) or len(parts) > 2:
+        if not all(part.isdecimal() for part in parts) or len(parts) > 2:
             raise ValueError(
                 f"validation_resolution is {self.validation_resolution!r}; give one size, for example 64 or 96x64"
             )
@@ -192,7 +205,8 @@ class Run:
 # SimpleTuner keys that change nothing here: accepted, and reported as ignored.
 IGNORED = frozenset({
     "model_family", "output_dir", "tracker_project_name", "tracker_run_name", "report_to", "resume_from_checkpoint",
-    "disable_benchmark", "compress_disk_cache", "data_backend_sampling", "hub_model_id", "push_to_hub", "push_checkpoints_to_hub",
+    "disable_benchmark", "compress_disk_cache", "data_backend_sampling", "hub_model_id", "push_to_hub",
+    "push_checkpoints_to_hub",
     "minimum_image_size", "resolution", "resolution_type", "aspect_bucket_rounding", "num_train_epochs", "lora_type",
     "validation_disable_unconditional", "validation_torch_compile", "disable_tf32", "allow_tf32", "ignore_final_epochs",
     "dataloader_prefetch", "caption_strategy", "instance_prompt", "write_batch_size", "cache_dir", "skip_file_discovery",
@@ -222,7 +236,7 @@ def load_run(path: Path, overrides: tuple[str, ...] = ()) -> Run:
     for override in overrides:
         _apply_override(values, override)
     values, notes = _normalise(values, path)
-    config = parse_spec(RunConfig, values, str(path))
+    config = parse_spec(RunConfig, values, str(path), also=StageConfig.model_fields)
     datasets, data_notes = load_data_file(Path(config.data_backend_config))
     for stage in config.stages:
         check_datasets(config, datasets, stage)
@@ -270,7 +284,12 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
 
 def _normalise(values: dict[str, Any], path: Path) -> tuple[dict[str, Any], list[str]]:
     """Strip SimpleTuner's leading dashes, sort out ignored and refused keys, spread shared keys over the stages."""
-    values = {key.lstrip("-").replace("-", "_").lower(): value for key, value in values.items()}
+    spelled = {key: key.lstrip("-").replace("-", "_").lower() for key in values}
+    for key, name in spelled.items():
+        other = next(other for other in spelled if spelled[other] == name)
+        if other != key:
+            raise ConfigError(f"{path}: {other} and {key} are one key, {name}. Keep one of them.")
+    values = {spelled[key]: value for key, value in values.items()}
     for key, value in values.items():
         word = next((word for word in REFUSED if key == word or key.startswith(f"{word}_")), None)
         if word and value not in (None, False):
@@ -289,17 +308,17 @@ def _spread(values: dict[str, Any], path: Path) -> dict[str, Any]:
     stage: Stage | None = None
     if str(shared.get("model_type")).lower() in _OLD_MODEL_TYPES:
         stage = _OLD_MODEL_TYPES[str(shared.pop("model_type")).lower()]
-    elif shared.get("model_flavour") in FLAVOURS:
-        stage = FLAVOURS[shared["model_flavour"]].stage
-    tables = [name for name in ("stage1", "stage2") if name in values]
+    elif str(shared.get("model_flavour")) in FLAVOURS:
+        stage = FLAVOURS[str(shared["model_flavour"])].stage
+    tables: list[str] = [name for name in ("stage1", "stage2") if name in values]
     for name in tables:
         if not isinstance(values[name], dict):
             raise ConfigError(f"{path}: {name} is {values[name]!r}; it must be a table.")
     if not tables and shared:
         if stage is None:
             raise ConfigError(
-                f"{path}: which stage to train is not said. Set model_flavour to one of {', '.join(FLAVOURS)}, "
-                "or add [stage1] and [stage2] tables."
+                f"{path}: which stage to train is not said: model_flavour is {shared.get('model_flavour')!r}. "
+                f"Set it to one of {', '.join(FLAVOURS)}, or add [stage1] and [stage2] tables."
             )
         tables = [f"stage{stage}"]
     for name in tables:

@@ -81,7 +81,7 @@ class ImageDataset(Spec):
         ):
             raise ValueError("target_downsample_size is above maximum_image_size: nothing is ever upsampled")
         needs_prompt = self.only_instance_prompt or self.prepend_instance_prompt
-        if (needs_prompt or self.caption_strategy == "instanceprompt") and not self.instance_prompt:
+        if (needs_prompt or self.caption_strategy == "instanceprompt") and not (self.instance_prompt or "").strip():
             raise ValueError("instance_prompt is missing, and the caption settings need it")
         return self
 
@@ -130,8 +130,9 @@ def _parse_entry(entry: dict[str, Any], where: str) -> tuple[ImageDataset | Text
             raise ConfigError(f"{where}: {key} is set, but {reason}. Remove the key.")
     ignored = sorted(key for key in entry if key in IGNORED)
     rest = {key: value for key, value in entry.items() if key not in IGNORED and key not in REFUSED}
-    model = TextEmbedBackend if entry.get("dataset_type") == "text_embeds" else ImageDataset
-    return parse_spec(model, rest, where), ignored
+    if entry.get("dataset_type") == "text_embeds":
+        return parse_spec(TextEmbedBackend, rest, where), ignored
+    return parse_spec(ImageDataset, rest, where), ignored
 
 
 def _check_together(path: Path, datasets: list[ImageDataset]) -> None:

@@ -43,7 +43,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     try:
         yield tmp
         fsync_path(tmp)
-        os.replace(tmp, path)
+        tmp.replace(path)
         fsync_path(path.parent)
     finally:
         tmp.unlink(missing_ok=True)
@@ -77,8 +77,10 @@ def read_sealed(path: Path) -> dict[str, Any]:
         record: dict[str, Any] = json.loads(data)
         seal = record.pop("seal")
         whole = _sealed_text({**record, "seal": seal}).encode() == data
-    except (ValueError, KeyError, AttributeError) as error:
-        raise ArtifactError(f"{path} is not a sealed record ({error}). Remove its directory to have it rebuilt.") from None
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise ArtifactError(
+            f"{path} is not a sealed record ({error}). Remove its directory to have it rebuilt."
+        ) from None
     if not whole or seal != sha256_bytes(canonical_json(record).encode()):
         raise ArtifactError(f"{path} was changed after it was written. Remove its directory to have it rebuilt.")
     return record

@@ -21,12 +21,17 @@ def generate_job(job: Job) -> dict[str, Any]:
     size = (job.options["size"][0], job.options["size"][1])
     prompts = [prompt for prompt, _ in pictures]
     text, negative = _encode(job, prompts)
-    small = None
-    files = []
+    small, files, done = None, [], 0
+
+    def sampled(count: int) -> None:
+        nonlocal done
+        done += count
+        job.report(done, len(pictures) * len(job.config.stages), "pictures")
+
     for stage in job.config.stages:
         lora = job.inputs.get(f"stage{stage}_lora")
-        sampler = make_sampler(job.config, stage, Path(job.options["models"][str(stage)]), lora.path if lora else None)
-        job.report(stage - 1, len(job.config.stages), f"Stage {'I' * stage}: {len(pictures)} pictures")
+        folder = Path(job.options["models"][str(stage)])
+        sampler = make_sampler(job.config, stage, folder, lora.path if lora else None, sampled)
         seeds = [seed for _, seed in pictures]
         if small is None:
             made = small = sample_stage1(sampler, text, negative, seeds, size)

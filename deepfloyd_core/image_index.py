@@ -155,6 +155,7 @@ def check_share(summary: dict[str, Any], max_rejected_share: float, ledger: Path
 
 def _walk(root: Path) -> Iterator[Path]:
     for folder, folders, files in os.walk(root):
+        files += [name for name in folders if Path(folder, name).is_symlink()]  # not followed, and not passed over
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):
             if not name.startswith(".") and not name.lower().endswith(SIDECARS):
@@ -178,12 +179,15 @@ def _scan_file(dataset: ImageDataset, root: Path, path: Path) -> Entry:
         data = path.read_bytes()
     except OSError:
         return rejected("unreadable")
-    return Entry(dataset.id, source, len(data), sha256_bytes(data), _sidecar(path), None)
+    return Entry(dataset.id, source, len(data), sha256_bytes(data), _sidecar(path, root), None)
 
 
-def _sidecar(path: Path) -> str | None:
+def _sidecar(path: Path, root: Path) -> str | None:
+    text = path.with_suffix(".txt")
     try:
-        return path.with_suffix(".txt").read_text(encoding="utf-8-sig")
+        if not text.is_file() or not text.resolve().is_relative_to(root.resolve()):
+            return None  # a pipe would never end, and a link may point at anything on this machine
+        return text.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError):
         return None
 
@@ -208,8 +212,8 @@ def _judge(entry: Entry, dataset: ImageDataset, stages: tuple[Stage, ...]) -> Ro
     }  # fmt: skip
 
     def rejected(reason: str, detail: str | None = None) -> Row:
-        why = {"stage1_reason": reason, "stage2_reason": reason}
-        return Row(**base, status="rejected", reason=reason, detail=detail, **why)
+        why: dict[str, Any] = {"reason": reason, "stage1_reason": reason, "stage2_reason": reason}
+        return Row(**base, status="rejected", detail=detail, **why)
 
     if entry.reason:
         return rejected(entry.reason)
@@ -227,9 +231,7 @@ def _judge(entry: Entry, dataset: ImageDataset, stages: tuple[Stage, ...]) -> Ro
         return rejected(error.reason, str(error))
     if not base["captions"]:
         return rejected("caption_missing")
-    return Row(
-        **base, status="accepted", reason=None, detail=None, stage1_reason=reasons[1], stage2_reason=reasons[2]
-    )
+    return Row(**base, status="accepted", reason=None, detail=None, stage1_reason=reasons[1], stage2_reason=reasons[2])
 
 
 def _read_again(dataset: ImageDataset, entry: Entry) -> bytes | None:

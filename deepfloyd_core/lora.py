@@ -5,6 +5,7 @@ drops most of the file silently; so the peft state dict is saved as it is, with 
 takes alpha for the rank).
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ from peft import LoraConfig, get_peft_model_state_dict
 
 from deepfloyd_core.config import StageConfig
 from deepfloyd_core.errors import ArtifactError, ConfigError
+from deepfloyd_core.files import write_bytes
 from deepfloyd_core.flavours import Stage
 from deepfloyd_core.models import PIPELINES, load_unet, stock_pipeline, trained_scheduler
+from deepfloyd_core.products import LORA_FILE
 
 ADAPTER = "default"
 
@@ -26,7 +29,9 @@ def add_lora(unet: UNet2DConditionModel, config: StageConfig, seed: int) -> None
     present = {name for name, _ in unet.named_modules()}
     targets = [t for t in config.lora_target_modules if any(n == t or n.endswith(f".{t}") for n in present)]
     if not targets:
-        raise ConfigError(f"lora_target_modules is {list(config.lora_target_modules)}; {config.model_flavour} has none of these.")
+        raise ConfigError(
+            f"lora_target_modules is {list(config.lora_target_modules)}; {config.model_flavour} has none of these."
+        )
     torch.manual_seed(seed)
     alpha = config.lora_alpha or config.lora_rank
     unet.add_adapter(
@@ -54,6 +59,16 @@ def save_lora(unet: UNet2DConditionModel, stage: Stage, out: Path) -> None:
     metadata = _plain(unet.peft_config[ADAPTER].to_dict())
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in lora_state(unet).items()}
     PIPELINES[stage].save_lora_weights(out, unet_lora_layers=state, unet_lora_adapter_metadata=metadata)
+    _sort_header(out / LORA_FILE)
+
+
+def _sort_header(path: Path) -> None:
+    """Rewrite a safetensors header with its keys sorted: the library writes its metadata in a random order."""
+    data = path.read_bytes()
+    size = int.from_bytes(data[:8], "little")
+    header = json.dumps(json.loads(data[8 : 8 + size]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)  # tensors start at a multiple of 8
+    write_bytes(path, len(header).to_bytes(8, "little") + header + data[8 + size :])
 
 
 def check_reload(unet: UNet2DConditionModel, stage: Stage, folder: Path, out: Path) -> float:

@@ -39,7 +39,7 @@ def upscaled_input(
     small: (B, C, h, w) in [-1, 1]; noise: (B, C, H, W); level: int64 (B,), 0 to 999. Returns (B, C, H, W).
     """
     upscaled = F.interpolate(small, noise.shape[-2:], mode="bilinear", align_corners=True)
-    return noising.add_noise(upscaled, noise, timesteps=level)
+    return torch.as_tensor(noising.add_noise(upscaled, noise, timesteps=level))
 
 
 def min_snr_weight(alpha_bar: torch.Tensor, gamma: float | None) -> torch.Tensor:

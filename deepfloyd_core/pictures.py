@@ -20,6 +20,8 @@ PIXEL_ERRORS = (
     OSError, ValueError, SyntaxError, MemoryError, RuntimeError, NotImplementedError, struct.error, EOFError,
     IndexError, KeyError, TypeError, OverflowError, ZeroDivisionError, AttributeError,
 )  # fmt: skip
+WHITE = (255, 255, 255)
+_ORIENTATION, _TURNED = 0x0112, (5, 6, 7, 8)  # the EXIF tag, and its values that swap width and height
 Image.init()  # `Image.open(formats=...)` raises KeyError for a plugin that is not loaded yet
 # Sizes are checked below, before any pixel is decoded; Pillow's own warning would only repeat that.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -46,20 +48,24 @@ def read_header(data: bytes) -> Header:
     picture = _open(data)
     width, height = picture.size
     try:
-        turned = picture.getexif().get(0x0112) in (5, 6, 7, 8)
+        # Pillow has already turned the size by a TIFF's own tag; XMP may ask for it as well.
+        turned = picture.getexif().get(_ORIENTATION) in _TURNED
+        turned = turned and getattr(picture, "tag_v2", {}).get(_ORIENTATION) not in _TURNED
     except PIXEL_ERRORS:
         turned = False  # broken EXIF: the decoder ignores it as well
     return Header(str(picture.format), (height, width) if turned else (width, height))
 
 
 def check_decodes(data: bytes) -> None:
-    """Decode at the smallest scale the format offers and drop the pixels. Raises Unreadable."""
+    """Decode at the smallest scale the format offers, convert one pixel, drop them all. Raises Unreadable."""
     picture = _open(data)
+    profile = picture.info.get("icc_profile")
     picture.draft("RGB", (1, 1))  # JPEG: one eighth of each edge, still every byte of the entropy code
     _load(picture, data)
+    _convert(picture.crop((0, 0, 1, 1)), profile, WHITE)  # a mode without a meaning as sRGB is found here
 
 
-def decode_rgb(data: bytes, background: tuple[int, int, int] = (255, 255, 255)) -> Image.Image:
+def decode_rgb(data: bytes, background: tuple[int, int, int] = WHITE) -> Image.Image:
     """Decode to an upright 8-bit sRGB picture; alpha is composited on `background`. Raises Unreadable."""
     picture = _open(data)
     profile = picture.info.get("icc_profile")
@@ -68,10 +74,7 @@ def decode_rgb(data: bytes, background: tuple[int, int, int] = (255, 255, 255)) 
         upright = ImageOps.exif_transpose(picture)
     except PIXEL_ERRORS:
         upright = picture  # broken EXIF, whole pixels
-    try:
-        return _to_rgb(upright, profile, background)
-    except PIXEL_ERRORS as error:
-        raise Unreadable("corrupt", f"{type(error).__name__}: {error}") from None
+    return _convert(upright, profile, background)
 
 
 def take_crop(picture: Image.Image, crop: Crop) -> np.ndarray:
@@ -86,13 +89,13 @@ def take_crop(picture: Image.Image, crop: Crop) -> np.ndarray:
 def _open(data: bytes) -> Image.Image:
     try:
         picture = Image.open(io.BytesIO(data), formats=FORMATS)
-    except UnidentifiedImageError:
-        if _webp_is_cut(data):
-            raise Unreadable("truncated", "the file ends before its pixels do") from None
-        raise Unreadable("unsupported", "not a picture of a known format") from None
     except Image.DecompressionBombError as error:
         raise Unreadable("decompression_bomb", str(error)) from None
     except PIXEL_ERRORS as error:
+        if _is_cut(data):
+            raise Unreadable("truncated", "the file ends before its header does") from None
+        if isinstance(error, UnidentifiedImageError):
+            raise Unreadable("unsupported", "not a picture of a known format") from None
         raise Unreadable("corrupt", f"{type(error).__name__}: {error}") from None
     if picture.width * picture.height > MAX_PIXELS:
         raise Unreadable("decompression_bomb", f"{picture.width}x{picture.height} is above {MAX_PIXELS} pixels")
@@ -103,16 +106,35 @@ def _load(picture: Image.Image, data: bytes) -> None:
     try:
         picture.load()
     except PIXEL_ERRORS as error:
-        cut = "truncated" in str(error).lower() or _webp_is_cut(data) or _png_is_cut(data)
+        cut = "truncated" in str(error).lower() or _is_cut(data)
         raise Unreadable("truncated" if cut else "corrupt", f"{type(error).__name__}: {error}") from None
 
 
-def _webp_is_cut(data: bytes) -> bool:
-    return data[:4] == b"RIFF" and len(data) < 8 + int.from_bytes(data[4:8], "little")
+def _convert(picture: Image.Image, profile: bytes | None, background: tuple[int, int, int]) -> Image.Image:
+    try:
+        return _to_rgb(picture, profile, background)
+    except PIXEL_ERRORS as error:
+        raise Unreadable("corrupt", f"{type(error).__name__}: {error}") from None
 
 
-def _png_is_cut(data: bytes) -> bool:
-    return data[:4] == b"\x89PNG" and b"IEND" not in data[-16:]
+def _is_cut(data: bytes) -> bool:
+    """Whether a file that could not be read lacks its end: by its stated length, or by the mark that closes it."""
+    if data[:4] == b"RIFF" and data[8:12] in (b"WEBP", b""):
+        return len(data) < 8 + int.from_bytes(data[4:8], "little")
+    if data[4:12] in (b"ftypavif", b"ftypavis"):
+        return _boxes_are_cut(data)
+    ends = {b"\x89PNG": b"IEND", b"GIF8": b";", b"\xff\xd8\xff": b"\xff\xd9"}
+    return any(data.startswith(start) and end not in data[-64:] for start, end in ends.items())
+
+
+def _boxes_are_cut(data: bytes) -> bool:
+    place = 0
+    while place + 8 <= len(data):
+        size = int.from_bytes(data[place : place + 4], "big")
+        if size < 8:  # a box to the end of the file, or of 64-bit length
+            return False
+        place += size
+    return place != len(data)
 
 
 def _to_rgb(picture: Image.Image, profile: bytes | None, background: tuple[int, int, int]) -> Image.Image:
@@ -133,6 +155,8 @@ def _to_rgb(picture: Image.Image, profile: bytes | None, background: tuple[int, 
 
 
 def _to_srgb(picture: Image.Image, profile: bytes | None) -> Image.Image:
+    if picture.mode == "P":
+        picture = picture.convert("RGB")  # its profile speaks of the palette's colours
     if profile and picture.mode in ("RGB", "CMYK", "L"):
         try:
             source = ImageCms.ImageCmsProfile(io.BytesIO(profile))

@@ -20,8 +20,8 @@ from deepfloyd_core.flavours import Stage
 from deepfloyd_core.geometry import Crop, geometry, plan_crop
 from deepfloyd_core.image_index import Row, read_index
 from deepfloyd_core.pictures import decode_rgb, take_crop
-from deepfloyd_core.sheets import contact_sheet, save_picture
 from deepfloyd_core.shards import ShardRow, map_pixels, read_rows, write_shard
+from deepfloyd_core.sheets import contact_sheet, save_picture
 from deepfloyd_core.types import caption_id, hash_unit
 
 FORMAT = 1
@@ -201,7 +201,9 @@ def _read_same(file: str, image_id: str) -> bytes:
     try:
         data = Path(file).read_bytes()
     except OSError as error:
-        raise DataError(f"{file} was indexed and can no longer be read ({error.strerror}). Start the run again.") from None
+        raise DataError(
+            f"{file} was indexed and can no longer be read ({error.strerror}). Start the run again."
+        ) from None
     if sha256_bytes(data) != image_id:
         raise DataError(f"{file} changed while the run was using it. Start the run again.")
     return data

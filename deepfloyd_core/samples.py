@@ -5,6 +5,7 @@ antialiased 4x downscale and the same seeds.
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,9 @@ from deepfloyd_core.metrics import mean, psnr
 from deepfloyd_core.models import use_threads
 from deepfloyd_core.objective import low_res, to_bytes, to_model_range
 from deepfloyd_core.pixels import shard_files
-from deepfloyd_core.sampling import make_sampler, sample_stage1, sample_stage2
-from deepfloyd_core.sheets import save_picture, titled_rows
+from deepfloyd_core.sampling import Sampler, make_sampler, sample_stage1, sample_stage2
 from deepfloyd_core.shards import map_pixels, read_rows
+from deepfloyd_core.sheets import save_picture, titled_rows
 from deepfloyd_core.types import hash_seed
 
 VARIANTS = ("base", "tuned")
@@ -50,8 +51,9 @@ def samples_job(job: Job) -> dict[str, Any]:
     rows: list[tuple[str, list[np.ndarray]]] = []
     small: dict[str, torch.Tensor] = {}
     wanted = _wanted(job)
+    sampled = _ticker(job, wanted)
     for variant in VARIANTS if job.config.stage1 else ():
-        small[variant] = _stage1(job, variant, wanted)
+        small[variant] = _stage1(job, variant, wanted, sampled)
         pictures = _save(job, 1, variant, wanted, small[variant])
         rows.append((f"Stage I, {variant}", pictures[:SHEET_COLUMNS]))
         if job.config.sample_measure == "drawn_world":
@@ -59,9 +61,9 @@ def samples_job(job: Job) -> dict[str, Any]:
     upscaled = wanted[: job.config.num_upscaled_images]
     if job.config.stage2:
         for variant, pictures_64 in small.items():
-            large = _stage2(job, variant, upscaled, pictures_64[: len(upscaled)])
+            large = _stage2(job, variant, upscaled, pictures_64[: len(upscaled)], sampled)
             rows.append((f"Stage II, {variant}", _save(job, 2, variant, upscaled, large)))
-        summary |= _measure_stage2(job)
+        summary |= _measure_stage2(job, sampled)
     if rows:
         title = f"base and fine-tuned, same seeds: {', '.join(dict.fromkeys(p for p, _ in wanted))}"
         save_picture(titled_rows(rows, 128, title), job.out / SHEET)
@@ -91,27 +93,43 @@ def _wanted(job: Job) -> list[tuple[str, int]]:
     return [(prompt, job.config.validation_seed + n) for n in range(count) for prompt in prompts]
 
 
-def _lora(job: Job, stage: Stage, variant: str) -> Path | None:
-    return job.inputs[f"stage{stage}_lora"].path if variant == "tuned" else None
-
-
 def _texts(job: Job, prompts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
     embeds = Embeds(job.inputs["text_embeds"])
     negative = embeds.of(job.config.validation_negative_prompt)
     return torch.stack([embeds.of(prompt) for prompt in prompts]), torch.stack([negative] * len(prompts))
 
 
-def _stage1(job: Job, variant: str, wanted: list[tuple[str, int]]) -> torch.Tensor:
-    sampler = make_sampler(job.config, 1, Path(job.options["models"]["1"]), _lora(job, 1, variant))
+def _ticker(job: Job, wanted: list[tuple[str, int]]) -> Callable[[int], None]:
+    """Report every sampled picture against the number that this job will sample."""
+    held_out = sum(len(read_rows(file)) for file in shard_files(job.inputs["eval_set"], 2)) if job.config.stage2 else 0
+    first = len(wanted) if job.config.stage1 else 0
+    second = min(first, job.config.num_upscaled_images) if job.config.stage2 else 0
+    total, done = len(VARIANTS) * (first + second + held_out), 0
+
+    def sampled(count: int) -> None:
+        nonlocal done
+        done += count
+        job.report(done, total, "samples, base and tuned")
+
+    return sampled
+
+
+def _sampler(job: Job, stage: Stage, variant: str, sampled: Callable[[int], None]) -> Sampler:
+    lora = job.inputs[f"stage{stage}_lora"].path if variant == "tuned" else None
+    return make_sampler(job.config, stage, Path(job.options["models"][str(stage)]), lora, sampled)
+
+
+def _stage1(job: Job, variant: str, wanted: list[tuple[str, int]], sampled: Callable[[int], None]) -> torch.Tensor:
+    sampler = _sampler(job, 1, variant, sampled)
     text, negative = _texts(job, [prompt for prompt, _ in wanted])
-    job.report(0, 1, f"Stage I, {variant}: {len(wanted)} samples")
     return sample_stage1(sampler, text, negative, [seed for _, seed in wanted], job.config.sample_size_px)
 
 
-def _stage2(job: Job, variant: str, wanted: list[tuple[str, int]], small: torch.Tensor) -> torch.Tensor:
-    sampler = make_sampler(job.config, 2, Path(job.options["models"]["2"]), _lora(job, 2, variant))
+def _stage2(
+    job: Job, variant: str, wanted: list[tuple[str, int]], small: torch.Tensor, sampled: Callable[[int], None]
+) -> torch.Tensor:
+    sampler = _sampler(job, 2, variant, sampled)
     text, negative = _texts(job, [prompt for prompt, _ in wanted])
-    job.report(0, 1, f"Stage II, {variant}: {len(wanted)} samples")
     return sample_stage2(sampler, text, negative, [seed for _, seed in wanted], small)
 
 
@@ -132,7 +150,7 @@ def _save(
     return arrays
 
 
-def _measure_stage2(job: Job) -> dict[str, Any]:
+def _measure_stage2(job: Job, sampled: Callable[[int], None]) -> dict[str, Any]:
     """PSNR (dB, mean over the held-out pictures) of bilinear, untuned and tuned, and the sheet that shows them."""
     pixels, rows = [], []
     for file in shard_files(job.inputs["eval_set"], 2):
@@ -144,9 +162,8 @@ def _measure_stage2(job: Job) -> dict[str, Any]:
     made = {"bilinear": list(to_bytes(bilinear).numpy())}
     seeds = [hash_seed("eval", row.image_id) % 2**32 for row in rows]
     for variant in VARIANTS:
-        sampler = make_sampler(job.config, 2, Path(job.options["models"]["2"]), _lora(job, 2, variant))
+        sampler = _sampler(job, 2, variant, sampled)
         text, negative = _texts(job, [row.caption for row in rows])
-        job.report(0, 1, f"Stage II, {variant}: {len(rows)} held-out pictures")
         made[variant] = list(to_bytes(sample_stage2(sampler, text, negative, seeds, small)).numpy())
     lines = [("low-res", list(to_bytes(small).numpy())), *made.items(), ("truth", pixels)]
     shown = [(label, list(pictures)[:SHEET_COLUMNS]) for label, pictures in lines]

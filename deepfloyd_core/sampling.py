@@ -3,6 +3,7 @@
 So a picture depends on its seed and prompt, and (up to the rounding of the machine's matrix products) not on the batch.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,12 @@ class Sampler:
     config: StageConfig
     pipeline: Any
     device: torch.device
+    sampled: Callable[[int], None]  # told how many pictures each batch had
 
 
-def make_sampler(config: RunConfig, stage: Stage, folder: Path, lora: Path | None) -> Sampler:
+def make_sampler(
+    config: RunConfig, stage: Stage, folder: Path, lora: Path | None, sampled: Callable[[int], None]
+) -> Sampler:
     """Load a stage's base model and, if given, the LoRA in a folder, through the stock pipeline."""
     settings, device = config.stage(stage), pick_device(config.device)
     unet = load_unet(folder, DTYPES[settings.mixed_precision])
@@ -35,7 +39,7 @@ def make_sampler(config: RunConfig, stage: Stage, folder: Path, lora: Path | Non
     pipeline = stock_pipeline(folder, stage, unet, scheduler)
     if lora is not None:
         pipeline.load_lora_weights(lora, adapter_name=ADAPTER)
-    return Sampler(stage, settings, pipeline.to(device), device)
+    return Sampler(stage, settings, pipeline.to(device), device, sampled)
 
 
 def sample_stage1(
@@ -61,7 +65,10 @@ def _sample(
         part = slice(start, start + BATCH[sampler.stage])
         extra: dict[str, Any] = {}
         if small is not None:
-            extra = {"image": small[part].to(sampler.device, dtype), "noise_level": sampler.config.validation_noise_level}
+            extra = {
+                "image": small[part].to(sampler.device, dtype),
+                "noise_level": sampler.config.validation_noise_level,
+            }
         pictures = sampler.pipeline(
             prompt_embeds=text[part].to(sampler.device, dtype),
             negative_prompt_embeds=negative[part].to(sampler.device, dtype),
@@ -74,4 +81,5 @@ def _sample(
             **extra,
         ).images
         parts.append(pictures.float().cpu().clamp(-1, 1))
+        sampler.sampled(len(pictures))
     return torch.cat(parts)

@@ -58,6 +58,7 @@ def write_shard(path: Path, rows: list[ShardRow], pixels: list[np.ndarray]) -> N
         pq.write_table(
             table, tmp, row_group_size=group, compression="none", use_dictionary=names,
             data_page_size=1 << 30, write_batch_size=group, store_schema=False,
+            write_statistics=names,  # not of the pixels: the page header would hold two whole pictures
         )  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 import difflib
 import json
 import tomllib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,7 +15,7 @@ from deepfloyd_core.errors import ConfigError
 class Spec(BaseModel):
     """Base of the configuration models. Strict: "False" is not a bool, "64" not an int; nothing is converted."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 SpecT = TypeVar("SpecT", bound=Spec)
@@ -23,7 +24,7 @@ SpecT = TypeVar("SpecT", bound=Spec)
 def read_config_file(path: Path) -> Any:
     """Read TOML or JSON (whole-line `#` comments allowed in JSON). Raises ConfigError with the parser's line number."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = "no such file" if isinstance(error, FileNotFoundError) else str(error)
         raise ConfigError(f"{path} cannot be read: {reason}.") from None
@@ -41,12 +42,15 @@ def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is not a number that JSON knows")
 
 
-def parse_spec(model: type[SpecT], values: dict[str, Any], where: str) -> SpecT:
-    """Validate values into a model; every fault becomes one line of one ConfigError."""
+def parse_spec(model: type[SpecT], values: dict[str, Any], where: str, also: Iterable[str] = ()) -> SpecT:
+    """Validate values into a model; every fault becomes one line of one ConfigError.
+
+    `also`: keys that the user may write at the top level although they are no fields of the model.
+    """
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        faults = [_fault_line(model, fault) for fault in error.errors()]
+        faults = [_fault_line(model, fault, also) for fault in error.errors()]
         raise ConfigError("\n".join(f"{where}: {line}" for line in faults)) from None
 
 
@@ -56,20 +60,32 @@ def closest(key: str, known: list[str]) -> str:
     return f"Did you mean {near[0]}?" if near else f"Known keys: {', '.join(sorted(known))}."
 
 
-def _fault_line(model: type[Spec], fault: Any) -> str:
-    path = [str(part) for part in fault["loc"]]
-    name, kind, found = ".".join(path), fault["type"], fault.get("input")
+def _fault_line(model: type[Spec], fault: Any, also: Iterable[str]) -> str:
+    kind, found = fault["type"], fault.get("input")
     if kind == "extra_forbidden":
-        owner = _model_at(model, path[:-1])
-        return f"{name} is not a known key. {closest(path[-1], list(owner.model_fields))}"
+        path = [str(part) for part in fault["loc"]]
+        known = [*_model_at(model, path[:-1]).model_fields, *(also if len(path) == 1 else ())]
+        return f"{'.'.join(path)} is not a known key. {closest(path[-1], known)}"
+    path = _written_path(model, fault["loc"])
+    name = ".".join(path)
     if kind == "missing":
         return f"{name} is missing."
     message = str(fault["msg"]).removeprefix("Value error, ")
     if not path or kind == "value_error":
-        return f"{name}: {message}." if path else f"{message}."
+        ended = message if message.endswith((".", "?")) else f"{message}."
+        return f"{name}: {ended}" if path else ended
     field = _model_at(model, path[:-1]).model_fields.get(path[-1])
     help_text = f" ({field.description})" if field is not None and field.description else ""
     return f"{name} is {found!r}; {message[:1].lower()}{message[1:]}.{help_text}"
+
+
+def _written_path(model: type[Spec], loc: tuple[str | int, ...]) -> list[str]:
+    """The place of a fault as the user wrote it: without the names that pydantic gives the branches of a union."""
+    path: list[str] = []
+    for part in loc:
+        if isinstance(part, int) or part in _model_at(model, path).model_fields:
+            path.append(str(part))
+    return path
 
 
 def _model_at(model: type[Spec], path: list[str]) -> type[Spec]:

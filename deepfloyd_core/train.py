@@ -36,8 +36,8 @@ from deepfloyd_core.models import DTYPES, load_scheduler, load_unet, pick_device
 from deepfloyd_core.objective import low_res, min_snr_weight, noise_loss, predict_noise, to_model_range, upscaled_input
 from deepfloyd_core.pixels import eval_ids, shard_files
 from deepfloyd_core.schedule import learning_rate_at
-from deepfloyd_core.sheets import save_loss_curve
 from deepfloyd_core.shards import ShardRow, map_pixels, read_rows
+from deepfloyd_core.sheets import save_loss_curve
 from deepfloyd_core.types import hash_seed
 
 METRICS_FILE, LOSS_CURVE = "metrics.parquet", "loss.png"
@@ -155,7 +155,9 @@ def batch_loss(setup: Setup, pixels: torch.Tensor, rows: list[ShardRow], number:
     x_0 = to_model_range(pixels)
     draws = draw(x_0.shape, hash_seed(setup.seed, setup.stage), number, setup.config.caption_dropout_probability)
     captions = [row.caption_id if keep else None for row, keep in zip(rows, draws.keep_caption.tolist(), strict=True)]
-    torch.manual_seed(hash_seed("dropout", setup.seed, setup.stage, number))  # lora_dropout draws from torch's own state
+    torch.manual_seed(
+        hash_seed("dropout", setup.seed, setup.stage, number)
+    )  # lora_dropout draws from torch's own state
     eps = _predict(setup, x_0, draws, captions)
     alpha_bar = setup.scheduler.alphas_cumprod[draws.t].to(setup.device)
     return noise_loss(eps, draws.noise.to(setup.device), min_snr_weight(alpha_bar, setup.config.snr_gamma))
@@ -205,7 +207,9 @@ def _eval_losses(setup: Setup, eval_set: Any) -> tuple[float, float]:
                     (setup.unet.enable_adapters if name == "tuned" else setup.unet.disable_adapters)()
                     with torch.inference_mode():
                         eps = _predict(setup, x_0, draws, [row.caption_id])
-                    totals[name] += float(noise_loss(eps, draws.noise.to(setup.device), torch.ones(1, device=eps.device)))
+                    totals[name] += float(
+                        noise_loss(eps, draws.noise.to(setup.device), torch.ones(1, device=eps.device))
+                    )
                 count += 1
     setup.unet.enable_adapters()
     return totals["base"] / count, totals["tuned"] / count
@@ -220,5 +224,3 @@ class _StopRequest:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.stop = True
-
-

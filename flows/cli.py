@@ -16,12 +16,16 @@ from rich.console import Console
 
 from deepfloyd_core.errors import DeepFloydError
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__.split("\n")[0])
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__.split("\n")[0]
+)
 out = Console(soft_wrap=True, highlight=False)
 err = Console(stderr=True, soft_wrap=True, highlight=False)
 
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="The run file (TOML or JSON).")]
-Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the run file.")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the run file.")
+]
 Workspace = Annotated[Path, typer.Argument(metavar="WORKSPACE", help="Directory of the artifacts.")]
 
 
@@ -40,12 +44,12 @@ def main() -> None:
 @app.command()
 def run(config: ConfigPath, overrides: Overrides = None) -> None:
     """Make every artifact, from the pictures to the published bundle."""
-    from deepfloyd_core.bundle import versions
-
     with _session(config, overrides) as call:
         from flows.finetune import finetune
 
         version = call(finetune)
+    from deepfloyd_core.bundle import versions
+
     checked = _load(config, overrides)
     _print_version(checked.workspace, version or versions(checked.workspace)[-1])
 
@@ -99,10 +103,10 @@ def generate(
     overrides: Overrides = None,
 ) -> None:
     """Draw pictures with a published version, or with the base models."""
-    from deepfloyd_core.bundle import find_version
-
     sized = [f'validation_resolution="{size}"'] if size else []
     checked = _load(config, [*(overrides or []), *sized])
+    from deepfloyd_core.bundle import find_version
+
     if version != "base":
         find_version(checked.workspace, version)
     with _session(config, overrides) as call:

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from prefect import flow, get_run_logger
-from prefect.states import Completed, State
+from prefect.client.schemas.objects import State
+from prefect.states import Completed
 
 from deepfloyd_core.bundle import Version, versions
 from deepfloyd_core.config import load_run

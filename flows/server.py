@@ -16,7 +16,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -49,7 +49,9 @@ def prefect_server(home: Path, port: int | None = None) -> Iterator[str]:
     given = os.environ.get("PREFECT_API_URL")
     if given:
         if not healthy(given):
-            raise ConfigError(f"PREFECT_API_URL is {given}, and no Prefect server answers there. Start it, or unset it.")
+            raise ConfigError(
+                f"PREFECT_API_URL is {given}, and no Prefect server answers there. Start it, or unset it."
+            )
         yield given
         return
     home.mkdir(parents=True, exist_ok=True)
@@ -92,10 +94,8 @@ def stop_group(process_id: int) -> None:
             return
         deadline = time.monotonic() + patience_s
         while time.monotonic() < deadline:
-            try:
+            with suppress(ChildProcessError):  # started by another run
                 os.waitpid(process_id, os.WNOHANG)
-            except ChildProcessError:
-                pass  # started by another run
             try:
                 os.killpg(process_id, 0)
             except ProcessLookupError:

@@ -47,5 +47,5 @@ def data_uri(path: Path, limit: int = LIMIT_BYTES) -> str:
 
 
 def _table(summary: dict[str, Any]) -> list[str]:
-    lines = ["| | |", "|---|---|"]
+    lines = ["| measure | value |", "|---|---|"]
     return lines + [f"| {key.replace('_', ' ')} | {value} |" for key, value in summary.items()]

@@ -5,8 +5,8 @@ from typing import Any
 
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
 from prefect.futures import PrefectFuture, as_completed
-from prefect.states import State
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from deepfloyd_core.artifacts import Artifact, WorkDir, materialise
@@ -40,7 +40,8 @@ def pixel_shard(plan: ShardPlan, out: Path) -> ShardResult:
 
 def stage_pixels(run: Run, index: Artifact, stage: Stage) -> Artifact:
     """The crops of one stage, as a subflow of shard tasks run on the configured number of workers."""
-    subflow = _stage_pixels.with_options(task_runner=ThreadPoolTaskRunner(max_workers=run.config.workers))
+    runner: ThreadPoolTaskRunner[Any] = ThreadPoolTaskRunner(max_workers=run.config.workers)
+    subflow = _stage_pixels.with_options(task_runner=runner)  # type: ignore[arg-type]
     return subflow(run, index, stage)
 
 

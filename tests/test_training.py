@@ -1,0 +1,220 @@
+"""Training: the LoRA that comes out is the one diffusers loads, and a killed trainer loses nothing."""
+
+import json
+import os
+import signal
+import subprocess
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from deepfloyd_core.artifacts import Artifact, Request, materialise
+from deepfloyd_core.config import Run, load_run
+from deepfloyd_core.embeds import Embeds, embeds_request, run_captions
+from deepfloyd_core.errors import JobError
+from deepfloyd_core.flavours import FLAVOURS, Stage
+from deepfloyd_core.image_index import build_index, index_request, read_index, scan
+from deepfloyd_core.jobs import run_job
+from deepfloyd_core.pixels import (
+    build_shard,
+    eval_request,
+    pixels_request,
+    pixels_summary,
+    plan_eval,
+    plan_shards,
+)
+from deepfloyd_core.products import LORA_FILE, lora_request
+from deepfloyd_core.types import caption_id
+
+FOLDERS = {1: Path(FLAVOURS["tiny-i"].repo), 2: Path(FLAVOURS["tiny-ii"].repo)}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory, new_small_run: Callable[[Path], Any]) -> tuple[Run, dict[str, Artifact]]:
+    """A small run and everything that training needs."""
+    run = load_run(new_small_run(tmp_path_factory.mktemp("training") / "run").config)
+    entries = scan(run.datasets)
+    index, _ = materialise(run.workspace, index_request(run, entries), lambda work: build_index(run, entries, work))
+    made = {"image_index": index}
+    for stage in run.config.stages:
+        plans = plan_shards(run, index, stage)
+        made[f"stage{stage}_pixels"] = _shards(run, pixels_request(run, index, stage), plans)
+    made["eval_set"] = _shards(run, eval_request(run, index), plan_eval(run, index))
+    captions = run_captions(run, read_index(index))
+    options = {"captions": captions, "encoder": str(FOLDERS[1])}
+    made["text_embeds"], _ = materialise(
+        run.workspace,
+        embeds_request(run, captions, FOLDERS[1]),
+        lambda work: run_job("embed", run.config, {}, options, work),
+    )
+    return run, made
+
+
+def _shards(run: Run, request: Request, plans: list[Any]) -> Artifact:
+    return materialise(
+        run.workspace, request, lambda work: pixels_summary(plans, [build_shard(plan, work.path) for plan in plans])
+    )[0]
+
+
+def _inputs(made: dict[str, Artifact], stage: Stage) -> dict[str, Artifact]:
+    return {"pixels": made[f"stage{stage}_pixels"], "text_embeds": made["text_embeds"], "eval_set": made["eval_set"]}
+
+
+def _train(run: Run, made: dict[str, Artifact], stage: Stage, workspace: Path) -> Artifact:
+    inputs = _inputs(made, stage)
+    options = {"stage": stage, "model": str(FOLDERS[stage])}
+    request = lora_request(run, stage, FOLDERS[stage], inputs)
+    return materialise(workspace, request, lambda work: run_job("train", run.config, inputs, options, work))[0]
+
+
+@pytest.fixture(scope="module")
+def loras(world: tuple[Run, dict[str, Artifact]]) -> dict[int, Artifact]:
+    """Both LoRAs, trained without interruption."""
+    run, made = world
+    return {stage: _train(run, made, stage, run.workspace) for stage in run.config.stages}
+
+
+def test_embeds_are_the_rows_of_the_stock_pipeline(world: tuple[Run, dict[str, Artifact]]) -> None:
+    from diffusers import IFPipeline
+
+    _, made = world
+    pipeline = IFPipeline.from_pretrained(
+        FOLDERS[1], safety_checker=None, feature_extractor=None, watermarker=None, requires_safety_checker=False
+    )
+    embeds = Embeds(made["text_embeds"])
+    for caption in ("a purple star", ""):
+        expected, _ = pipeline.encode_prompt(caption, do_classifier_free_guidance=False, clean_caption=True)
+        assert torch.equal(embeds[caption_id(caption)], expected[0])
+        assert expected.shape[1] == 77
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_the_lora_loads_in_stock_diffusers_and_changes_its_output(loras: dict[int, Artifact], stage: int) -> None:
+    from diffusers import IFPipeline, IFSuperResolutionPipeline
+
+    cls = {1: IFPipeline, 2: IFSuperResolutionPipeline}[stage]
+    pipeline = cls.from_pretrained(
+        FOLDERS[stage], safety_checker=None, feature_extractor=None, watermarker=None, requires_safety_checker=False
+    )
+    before = {name: tensor.clone() for name, tensor in pipeline.unet.state_dict().items()}
+    pipeline.load_lora_weights(loras[stage].path)
+    file = load_file(loras[stage].path / LORA_FILE)
+    loaded = {name: tensor for name, tensor in pipeline.unet.state_dict().items() if "lora_" in name}
+    assert len(loaded) == len(file) > 0  # none missing, none unexpected
+    for name, tensor in file.items():
+        twin = name.removeprefix("unet.").replace(".lora_A.", ".lora_A.default_0.").replace(".lora_B.", ".lora_B.default_0.")
+        assert torch.equal(loaded[twin], tensor)
+    assert any(tensor.abs().max() > 0 for name, tensor in file.items() if "lora_B" in name)
+    targets = {name.split(".lora_")[0].rsplit("attentions", 1)[1].split(".", 2)[2] for name in file}
+    assert targets == ({"to_q", "to_k", "to_v", "to_out.0", "add_k_proj", "add_v_proj"} - ({"to_k", "to_v"} if stage == 2 else set()))
+    assert all(tensor.shape == pipeline.unet.state_dict()[name].shape for name, tensor in before.items() if name in pipeline.unet.state_dict())
+    assert loras[stage].summary["reload_difference"] == 0.0
+
+
+def test_the_file_carries_its_alpha(loras: dict[int, Artifact]) -> None:
+    with safe_open(loras[1].path / LORA_FILE, "pt") as file:
+        metadata = json.loads(file.metadata()["lora_adapter_metadata"])
+    assert metadata["unet.lora_alpha"] == 4 and metadata["unet.r"] == 4
+
+
+def test_the_exported_scheduler_has_a_fixed_variance(loras: dict[int, Artifact]) -> None:
+    for lora in loras.values():
+        config = json.loads((lora.path / "scheduler" / "scheduler_config.json").read_text())
+        assert config["variance_type"] == "fixed_small"
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_a_trainer_killed_again_and_again_makes_the_same_bytes(
+    world: tuple[Run, dict[str, Artifact]], loras: dict[int, Artifact], tmp_path: Path, stage: Stage
+) -> None:
+    run, made = world
+    kills = 0
+    while kills < 20:
+        killer = _Killer(tmp_path, after_checkpoints=2)
+        killer.start()
+        try:
+            lora = _train(run, made, stage, tmp_path)
+            break
+        except JobError as error:
+            assert "SIGKILL" in str(error)
+            kills += 1
+        finally:
+            killer.done.set()
+            killer.join()
+    assert kills >= 1, "the trainer was never killed"
+    for name in (LORA_FILE, "metrics.parquet"):
+        assert (lora.path / name).read_bytes() == (loras[stage].path / name).read_bytes()
+    assert lora.summary["steps_of_this_process"] < run.config.stage(stage).max_train_steps
+
+
+def test_a_damaged_checkpoint_is_passed_over(
+    world: tuple[Run, dict[str, Artifact]], loras: dict[int, Artifact], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run, made = world
+    killer = _Killer(tmp_path, after_checkpoints=3)
+    killer.start()
+    with pytest.raises(JobError):
+        _train(run, made, 1, tmp_path)
+    killer.join()
+    newest = max(tmp_path.glob("stage1_lora/*/.checkpoints/step-*/adapter.safetensors"))
+    data = bytearray(newest.read_bytes())
+    data[-1] ^= 1
+    newest.write_bytes(bytes(data))
+    lora = _train(run, made, 1, tmp_path)
+    assert (lora.path / LORA_FILE).read_bytes() == (loras[1].path / LORA_FILE).read_bytes()
+
+
+def test_sigterm_writes_a_checkpoint_and_ends(
+    world: tuple[Run, dict[str, Artifact]], loras: dict[int, Artifact], tmp_path: Path
+) -> None:
+    run, made = world
+    run = load_run(Path(run.workspace).parent / "run.toml", (f"workspace={tmp_path}", "stage1.checkpointing_steps=1000"))
+    stopper = _Killer(tmp_path, after_checkpoints=0, number=signal.SIGTERM)
+    stopper.start()
+    with pytest.raises(JobError, match="stopped"):
+        _train(run, made, 1, tmp_path)
+    stopper.join()
+    assert list(tmp_path.glob("stage1_lora/*/.checkpoints/step-*/checkpoint.json"))
+    lora = _train(run, made, 1, tmp_path)
+    assert (lora.path / LORA_FILE).read_bytes() == (loras[1].path / LORA_FILE).read_bytes()
+
+
+class _Killer(threading.Thread):
+    """Signals the training process once it has reported a step and has this many checkpoints."""
+
+    def __init__(self, workspace: Path, after_checkpoints: int, number: int = signal.SIGKILL) -> None:
+        super().__init__()
+        self.workspace, self.after, self.number, self.done = workspace, after_checkpoints, number, threading.Event()
+
+    def run(self) -> None:
+        seen = {path.parent for path in self.workspace.glob("stage*_lora/*/.checkpoints/*/checkpoint.json")}
+        while not self.done.wait(0.02):
+            folders = {path.parent for path in self.workspace.glob("stage*_lora/*/.checkpoints/*/checkpoint.json")}
+            steps = list(self.workspace.glob("stage*_lora/*/.job-train.progress"))
+            ready = bool(steps and steps[0].stat().st_size)
+            process = _job_process()
+            if ready and process and len(folders - seen) >= self.after:
+                os.kill(process, self.number)
+                return
+
+
+def _job_process() -> int | None:
+    """The child of this process that trains."""
+    done = subprocess.run(["pgrep", "-P", str(os.getpid()), "-f", "deepfloyd_core.jobs train"], capture_output=True, text=True)
+    numbers = done.stdout.split()
+    return int(numbers[0]) if numbers else None
+
+
+def test_a_job_that_dies_says_how_and_shows_its_log(tmp_path: Path, world: tuple[Run, dict[str, Artifact]]) -> None:
+    run, _ = world
+    options = {"captions": ["x"], "encoder": str(tmp_path / "nowhere")}
+    request = Request("text_embeds", 1, {"x": 1}, {})
+    with pytest.raises(JobError, match="Its log is .*\n") as caught:
+        materialise(tmp_path, request, lambda work: run_job("embed", run.config, {}, options, work))
+    assert "nowhere" in str(caught.value)
