@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test test-all check ui clean
+.PHONY: setup demo test test-slow test-all check ui docs clean
 
 setup: $(STAMP)
 
@@ -23,9 +23,11 @@ demo: setup
 test: setup
 	$(BIN)/python -P -m pytest -m 'not slow'
 
-# With real processes, servers, a browser, and the demo's learning figures: under 25 minutes.
-test-all: setup
-	$(BIN)/python -P -m pytest
+# What takes minutes: killed runs, a browser on the UI, the demo's learning figures.
+test-slow: setup
+	$(BIN)/python -P -m pytest -m slow
+
+test-all: test test-slow
 
 check: setup
 	$(BIN)/ruff check .
@@ -34,6 +36,9 @@ check: setup
 
 ui: setup
 	@$(BIN)/deepfloyd ui
+
+docs: setup
+	$(BIN)/python -P -m deepfloyd_core.config_docs > docs/config.md
 
 clean:
 	rm -rf build workspace .prefect

@@ -233,9 +233,10 @@ def load_run(path: Path, overrides: tuple[str, ...] = ()) -> Run:
     values = read_config_file(path)
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must be a table of keys.")
+    values = _spelled(values, path)
     for override in overrides:
         _apply_override(values, override)
-    values, notes = _normalise(values, path)
+    values, notes = _sort_out(values, path)
     config = parse_spec(RunConfig, values, str(path), also=StageConfig.model_fields)
     datasets, data_notes = load_data_file(Path(config.data_backend_config))
     for stage in config.stages:
@@ -282,14 +283,19 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     values[name] = value
 
 
-def _normalise(values: dict[str, Any], path: Path) -> tuple[dict[str, Any], list[str]]:
-    """Strip SimpleTuner's leading dashes, sort out ignored and refused keys, spread shared keys over the stages."""
-    spelled = {key: key.lstrip("-").replace("-", "_").lower() for key in values}
-    for key, name in spelled.items():
-        other = next(other for other in spelled if spelled[other] == name)
-        if other != key:
-            raise ConfigError(f"{path}: {other} and {key} are one key, {name}. Keep one of them.")
-    values = {spelled[key]: value for key, value in values.items()}
+def _spelled(values: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Top-level keys in our spelling: without SimpleTuner's leading dashes, in lower case."""
+    names: dict[str, str] = {}
+    for key in values:
+        name = key.lstrip("-").replace("-", "_").lower()
+        if name in names:
+            raise ConfigError(f"{path}: {names[name]} and {key} are one key, {name}. Keep one of them.")
+        names[name] = key
+    return {name: values[key] for name, key in names.items()}
+
+
+def _sort_out(values: dict[str, Any], path: Path) -> tuple[dict[str, Any], list[str]]:
+    """Note ignored keys, refuse those that make no sense here, spread shared keys over the stages."""
     for key, value in values.items():
         word = next((word for word in REFUSED if key == word or key.startswith(f"{word}_")), None)
         if word and value not in (None, False):

@@ -37,3 +37,7 @@ class ArtifactError(DeepFloydError):
 
 class JobError(DeepFloydError):
     """A child process ended badly; the message carries the end of its log."""
+
+
+class Stop(Exception):
+    """Raised inside a job's process when it was asked to end (SIGTERM); its parent raises JobError."""

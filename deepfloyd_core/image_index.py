@@ -224,8 +224,10 @@ def _judge(entry: Entry, dataset: ImageDataset, stages: tuple[Stage, ...]) -> Ro
         header = read_header(data)
         base |= {"format": header.format, "width": header.size[0], "height": header.size[1]}
         reasons = {stage: _size_reason(dataset, stage, header.size) for stage in (1, 2)}
-        if all(reasons[stage] for stage in stages):
-            return rejected("too_small", f"{header.size[0]}x{header.size[1]} px")
+        whys = [reasons[stage] for stage in stages]
+        if all(whys):
+            why = "too_small" if "too_small" in whys else "not_for_this_stage"
+            return rejected(why, f"{header.size[0]}x{header.size[1]} px")
         check_decodes(data)
     except Unreadable as error:
         return rejected(error.reason, str(error))

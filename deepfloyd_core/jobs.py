@@ -23,7 +23,7 @@ from typing import Any
 from deepfloyd_core import errors
 from deepfloyd_core.artifacts import Artifact, WorkDir
 from deepfloyd_core.config import RunConfig
-from deepfloyd_core.errors import DeepFloydError, JobError
+from deepfloyd_core.errors import DeepFloydError, JobError, Stop
 from deepfloyd_core.files import write_bytes
 from deepfloyd_core.types import Report, no_report
 
@@ -36,10 +36,6 @@ JOBS = {
 POLL_S = 0.1
 STOP_GRACE_S = 60.0  # how long a job may take to write its last checkpoint
 _PR_SET_PDEATHSIG = 1
-
-
-class Stop(Exception):
-    """Raised inside a job when it was asked to stop (SIGTERM)."""
 
 
 @dataclass(frozen=True)
@@ -131,6 +127,7 @@ def main(name: str, folder: str) -> int:
     request = json.loads((out / f".job-{name}.request").read_bytes())
     _die_with_parent(request["parent"])
     signal.signal(signal.SIGTERM, _on_sigterm)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent then sends SIGTERM
     progress = (out / f".job-{name}.progress").open("w")
 
     def report(done: int, total: int, line: str) -> None:

@@ -124,7 +124,7 @@ def _is_cut(data: bytes) -> bool:
     if data[4:12] in (b"ftypavif", b"ftypavis"):
         return _boxes_are_cut(data)
     ends = {b"\x89PNG": b"IEND", b"GIF8": b";", b"\xff\xd8\xff": b"\xff\xd9"}
-    return any(data.startswith(start) and end not in data[-64:] for start, end in ends.items())
+    return any(data.startswith(start) and end not in data[-16:] for start, end in ends.items())
 
 
 def _boxes_are_cut(data: bytes) -> bool:

@@ -88,13 +88,15 @@ def plan_shards(run: Run, index: Artifact, stage: Stage) -> list[ShardPlan]:
 def plan_eval(run: Run, index: Artifact) -> list[ShardPlan]:
     """One file for each stage and size with the held-out pictures, cropped at the centre.
 
-    The pictures of a data set with the smallest hashes of (seed, picture): the same in every run and on every machine.
-    Raises DataError when nothing would be left to train on.
+    Of each data set the pictures, fit for every stage that it feeds, with the smallest hashes of (seed, picture): the
+    same in every run and on every machine. Raises DataError when nothing is left to train on, or to hold out.
     """
-    rows = [row for row in read_index(index) if all(usable(row, stage) for stage in run.config.stages)]
+    rows = read_index(index)
     chosen = []
     for dataset in run.datasets:
-        own = {row.image_id: row for row in rows if row.dataset_id == dataset.id}
+        fed = [stage for stage in run.config.stages if dataset.factor(stage) is not None]
+        fit = [row for row in rows if row.dataset_id == dataset.id and fed and all(usable(row, stage) for stage in fed)]
+        own = {row.image_id: row for row in fit}
         order = sorted(own.values(), key=lambda row: hash_unit("eval", run.config.seed, row.image_id))
         if own and len(order) <= run.config.num_eval_images:
             raise DataError(
@@ -104,7 +106,13 @@ def plan_eval(run: Run, index: Artifact) -> list[ShardPlan]:
         chosen += [(row, dataset) for row in order[: run.config.num_eval_images]]
     plans = []
     for stage in run.config.stages:
-        crops = [_plan_row(row, dataset, stage, 0, run.config.seed, "center") for row, dataset in chosen]
+        held_out = [(row, dataset) for row, dataset in chosen if usable(row, stage)]
+        if not held_out:
+            raise DataError(
+                f"No picture can be held out to measure stage {stage}: no data set that feeds it has a picture that is "
+                f"large enough for each of its stages. The ledger is {index.path}/index.parquet."
+            )
+        crops = [_plan_row(row, dataset, stage, 0, run.config.seed, "center") for row, dataset in held_out]
         plans += _cut(crops, 1 << 30, f"stage{stage}")
     return plans
 

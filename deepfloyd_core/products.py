@@ -9,6 +9,7 @@ from typing import Any
 from deepfloyd_core.artifacts import Artifact, Request
 from deepfloyd_core.config import Run
 from deepfloyd_core.embeds import model_fingerprint
+from deepfloyd_core.errors import ConfigError
 from deepfloyd_core.flavours import Stage
 
 LORA_FILE = "pytorch_lora_weights.safetensors"  # the name that diffusers looks for
@@ -45,6 +46,15 @@ def samples_request(run: Run, prompts: list[str], folders: dict[Stage, Path], in
         spec[f"stage{stage}"] = config.stage(stage).model_dump(mode="json", include=_SAMPLING | {"mixed_precision"})
         models |= _model(stage, folders[stage], f"stage{stage}_model")
     return Request("cascade_samples", SAMPLES_FORMAT, spec, {**_ids(inputs), **models})
+
+
+def check_base(lora: Artifact | None, stage: Stage, folder: Path) -> None:
+    """Raises ConfigError when a LoRA was trained on another base model than the one in `folder`."""
+    if lora is not None and lora.manifest["inputs"]["model"] != _model(stage, folder)["model"]:
+        raise ConfigError(
+            f"{lora.kind} {lora.fingerprint} was trained on other weights than those in {folder}. "
+            f"Set stage{stage}.model_flavour to the flavour it was trained on."
+        )
 
 
 def bundle_request(inputs: dict[str, Artifact]) -> Request:

@@ -27,10 +27,10 @@ from deepfloyd_core.checkpoints import (
 )
 from deepfloyd_core.config import StageConfig
 from deepfloyd_core.embeds import Embeds
-from deepfloyd_core.errors import JobError
+from deepfloyd_core.errors import JobError, Stop
 from deepfloyd_core.files import atomic_path
 from deepfloyd_core.flavours import Stage
-from deepfloyd_core.jobs import Job, Stop
+from deepfloyd_core.jobs import Job
 from deepfloyd_core.lora import add_lora, check_reload, save_lora, trainable
 from deepfloyd_core.models import DTYPES, load_scheduler, load_unet, pick_device, trained_scheduler, use_threads
 from deepfloyd_core.objective import low_res, min_snr_weight, noise_loss, predict_noise, to_model_range, upscaled_input

@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage or configuration.
 """
 
 import logging
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -31,11 +32,16 @@ Workspace = Annotated[Path, typer.Argument(metavar="WORKSPACE", help="Directory 
 
 def main() -> None:
     """Entry of the console script: one clear message for every error that is meant for the user."""
+    # A shell script starts its `&` jobs with SIGINT ignored; then neither Ctrl-C nor our own children could be stopped.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         app()
     except DeepFloydError as error:
         err.print(f"[bold red]error:[/] {_escaped(str(error))}")
         sys.exit(error.exit_code)
+    except OSError as error:  # a full disk, a directory that may not be written
+        err.print(f"[bold red]error:[/] {_escaped(str(error))}")
+        sys.exit(1)
     except KeyboardInterrupt:
         err.print("stopped; run the same command again to continue")
         sys.exit(1)

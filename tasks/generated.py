@@ -11,7 +11,7 @@ from deepfloyd_core.config import Run
 from deepfloyd_core.errors import ConfigError
 from deepfloyd_core.flavours import Stage, resolve
 from deepfloyd_core.jobs import run_job
-from deepfloyd_core.products import generate_request
+from deepfloyd_core.products import check_base, generate_request
 from tasks.progress import progress
 from tasks.publish import publish_pictures
 
@@ -21,10 +21,12 @@ def generated(run: Run, pictures: list[tuple[str, int]], version: str) -> Artifa
     """pictures: (prompt, seed) each; version: `latest`, a number, or `base`."""
     if run.config.stage1 is None:
         raise ConfigError("generate starts from Stage I: add a [stage1] table with a model_flavour.")
-    inputs = {} if version == "base" else _loras(run, version)
     folders: dict[Stage, Path] = {}
     for stage in run.config.stages:
         folders[stage] = resolve(run.config.stage(stage).model, stage, text=stage == 1)
+    inputs = {} if version == "base" else _loras(run, version)
+    for stage, folder in folders.items():
+        check_base(inputs.get(f"stage{stage}_lora"), stage, folder)
     options = {
         "pictures": pictures,
         "version": version,

@@ -57,7 +57,9 @@ def unet() -> Iterator[Any]:
     yield load_unet(STAGE2, torch.float32)
 
 
-@pytest.mark.parametrize(("width", "height", "level", "t"), [(256, 256, 250, 700), (128, 64, 0, 3), (64, 192, 999, 999)])
+@pytest.mark.parametrize(
+    ("width", "height", "level", "t"), [(256, 256, 250, 700), (128, 64, 0, 3), (64, 192, 999, 999)]
+)
 def test_stage2_feeds_the_unet_what_the_stock_pipeline_feeds(
     unet: Any, monkeypatch: pytest.MonkeyPatch, width: int, height: int, level: int, t: int
 ) -> None:
@@ -117,7 +119,9 @@ def test_stage1_noise_follows_ho_et_al(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_low_res_is_pillows_bicubic() -> None:
     rng = np.random.default_rng(0)
-    smooth = Image.fromarray(rng.integers(0, 256, (16, 24, 3), dtype=np.uint8)).resize((96, 64), Image.Resampling.BICUBIC)
+    smooth = Image.fromarray(rng.integers(0, 256, (16, 24, 3), dtype=np.uint8)).resize(
+        (96, 64), Image.Resampling.BICUBIC
+    )
     ours = to_bytes(low_res(to_model_range(torch.from_numpy(np.asarray(smooth).copy())[None])))[0].numpy()
     theirs = np.asarray(smooth.resize((24, 16), Image.Resampling.BICUBIC))
     assert np.abs(ours.astype(int) - theirs.astype(int)).max() <= 1

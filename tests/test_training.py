@@ -36,7 +36,9 @@ FOLDERS = {1: Path(FLAVOURS["tiny-i"].repo), 2: Path(FLAVOURS["tiny-ii"].repo)}
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory, new_small_run: Callable[[Path], Any]) -> tuple[Run, dict[str, Artifact]]:
+def world(
+    tmp_path_factory: pytest.TempPathFactory, new_small_run: Callable[[Path], Any]
+) -> tuple[Run, dict[str, Artifact]]:
     """A small run and everything that training needs."""
     run = load_run(new_small_run(tmp_path_factory.mktemp("training") / "run").config)
     entries = scan(run.datasets)
@@ -108,12 +110,22 @@ def test_the_lora_loads_in_stock_diffusers_and_changes_its_output(loras: dict[in
     loaded = {name: tensor for name, tensor in pipeline.unet.state_dict().items() if "lora_" in name}
     assert len(loaded) == len(file) > 0  # none missing, none unexpected
     for name, tensor in file.items():
-        twin = name.removeprefix("unet.").replace(".lora_A.", ".lora_A.default_0.").replace(".lora_B.", ".lora_B.default_0.")
+        twin = (
+            name.removeprefix("unet.")
+            .replace(".lora_A.", ".lora_A.default_0.")
+            .replace(".lora_B.", ".lora_B.default_0.")
+        )
         assert torch.equal(loaded[twin], tensor)
     assert any(tensor.abs().max() > 0 for name, tensor in file.items() if "lora_B" in name)
     targets = {name.split(".lora_")[0].rsplit("attentions", 1)[1].split(".", 2)[2] for name in file}
-    assert targets == ({"to_q", "to_k", "to_v", "to_out.0", "add_k_proj", "add_v_proj"} - ({"to_k", "to_v"} if stage == 2 else set()))
-    assert all(tensor.shape == pipeline.unet.state_dict()[name].shape for name, tensor in before.items() if name in pipeline.unet.state_dict())
+    assert targets == (
+        {"to_q", "to_k", "to_v", "to_out.0", "add_k_proj", "add_v_proj"} - ({"to_k", "to_v"} if stage == 2 else set())
+    )
+    assert all(
+        tensor.shape == pipeline.unet.state_dict()[name].shape
+        for name, tensor in before.items()
+        if name in pipeline.unet.state_dict()
+    )
     assert loras[stage].summary["reload_difference"] == 0.0
 
 
@@ -129,14 +141,14 @@ def test_the_exported_scheduler_has_a_fixed_variance(loras: dict[int, Artifact])
         assert config["variance_type"] == "fixed_small"
 
 
-@pytest.mark.parametrize("stage", [1, 2])
+@pytest.mark.parametrize("stage", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_trainer_killed_again_and_again_makes_the_same_bytes(
     world: tuple[Run, dict[str, Artifact]], loras: dict[int, Artifact], tmp_path: Path, stage: Stage
 ) -> None:
     run, made = world
     kills = 0
     while kills < 20:
-        killer = _Killer(tmp_path, after_checkpoints=2)
+        killer = _Killer(tmp_path, after_steps=4)
         killer.start()
         try:
             lora = _train(run, made, stage, tmp_path)
@@ -153,11 +165,12 @@ def test_a_trainer_killed_again_and_again_makes_the_same_bytes(
     assert lora.summary["steps_of_this_process"] < run.config.stage(stage).max_train_steps
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_passed_over(
     world: tuple[Run, dict[str, Artifact]], loras: dict[int, Artifact], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     run, made = world
-    killer = _Killer(tmp_path, after_checkpoints=3)
+    killer = _Killer(tmp_path, after_steps=6)
     killer.start()
     with pytest.raises(JobError):
         _train(run, made, 1, tmp_path)
@@ -170,12 +183,15 @@ def test_a_damaged_checkpoint_is_passed_over(
     assert (lora.path / LORA_FILE).read_bytes() == (loras[1].path / LORA_FILE).read_bytes()
 
 
+@pytest.mark.slow
 def test_sigterm_writes_a_checkpoint_and_ends(
     world: tuple[Run, dict[str, Artifact]], loras: dict[int, Artifact], tmp_path: Path
 ) -> None:
     run, made = world
-    run = load_run(Path(run.workspace).parent / "run.toml", (f"workspace={tmp_path}", "stage1.checkpointing_steps=1000"))
-    stopper = _Killer(tmp_path, after_checkpoints=0, number=signal.SIGTERM)
+    run = load_run(
+        Path(run.workspace).parent / "run.toml", (f"workspace={tmp_path}", "stage1.checkpointing_steps=1000")
+    )
+    stopper = _Killer(tmp_path, after_steps=0, number=signal.SIGTERM)
     stopper.start()
     with pytest.raises(JobError, match="stopped"):
         _train(run, made, 1, tmp_path)
@@ -186,27 +202,34 @@ def test_sigterm_writes_a_checkpoint_and_ends(
 
 
 class _Killer(threading.Thread):
-    """Signals the training process once it has reported a step and has this many checkpoints."""
+    """Signals the training process once it has a checkpoint this many steps beyond those it started with."""
 
-    def __init__(self, workspace: Path, after_checkpoints: int, number: int = signal.SIGKILL) -> None:
-        super().__init__()
-        self.workspace, self.after, self.number, self.done = workspace, after_checkpoints, number, threading.Event()
+    def __init__(self, workspace: Path, after_steps: int, number: int = signal.SIGKILL) -> None:
+        super().__init__(daemon=True)
+        self.workspace, self.after, self.number, self.done = workspace, after_steps, number, threading.Event()
+
+    def newest(self) -> int:
+        """Step of the newest checkpoint, 0 without one."""
+        records = self.workspace.glob("stage*_lora/*/.checkpoints/*/checkpoint.json")
+        return max((int(path.parent.name.removeprefix("step-")) for path in records), default=0)
 
     def run(self) -> None:
-        seen = {path.parent for path in self.workspace.glob("stage*_lora/*/.checkpoints/*/checkpoint.json")}
-        while not self.done.wait(0.02):
-            folders = {path.parent for path in self.workspace.glob("stage*_lora/*/.checkpoints/*/checkpoint.json")}
-            steps = list(self.workspace.glob("stage*_lora/*/.job-train.progress"))
-            ready = bool(steps and steps[0].stat().st_size)
-            process = _job_process()
-            if ready and process and len(folders - seen) >= self.after:
+        first = self.newest()
+        while not self.done.wait(0.01):
+            reported = [
+                path for path in self.workspace.glob("stage*_lora/*/.job-train.progress") if path.stat().st_size
+            ]
+            process = _job_process() if reported and self.newest() - first >= self.after else None
+            if process:
                 os.kill(process, self.number)
                 return
 
 
 def _job_process() -> int | None:
     """The child of this process that trains."""
-    done = subprocess.run(["pgrep", "-P", str(os.getpid()), "-f", "deepfloyd_core.jobs train"], capture_output=True, text=True)
+    done = subprocess.run(
+        ["pgrep", "-P", str(os.getpid()), "-f", "deepfloyd_core.jobs train"], capture_output=True, text=True
+    )
     numbers = done.stdout.split()
     return int(numbers[0]) if numbers else None
 

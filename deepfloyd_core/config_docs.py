@@ -1,0 +1,80 @@
+"""docs/config.md, written from the configuration models: `python -m deepfloyd_core.config_docs > docs/config.md`."""
+
+import sys
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from deepfloyd_core.config import RunConfig, StageConfig
+from deepfloyd_core.datafile import ImageDataset, TextEmbedBackend
+from deepfloyd_core.spec import Spec
+
+_SECTIONS: tuple[tuple[str, type[Spec], str], ...] = (
+    ("The run file", RunConfig, "Top level of the TOML or JSON file."),
+    (
+        "Stage settings",
+        StageConfig,
+        "In `[stage1]` and `[stage2]`, or at the top level for both. A file without these tables trains the one stage "
+        "that its `model_type` (`deepfloyd-lora`, `deepfloyd-stage2-lora`) or `model_flavour` names.",
+    ),
+    ("Picture sets of the data file", ImageDataset, "Entries of the JSON list that `data_backend_config` names."),
+    ("Text embeds in the data file", TextEmbedBackend, "Accepted so that SimpleTuner's files work unchanged."),
+)
+
+
+def render() -> str:
+    """The whole page as Markdown."""
+    lines = ["# Configuration", "", "Generated from the configuration models; `make docs` writes it anew.", ""]
+    lines += [
+        "Relative paths start at the current directory. Every key can be overridden: `--set stage1.lora_rank=8`.",
+        "",
+    ]
+    for title, model, intro in _SECTIONS:
+        lines += [f"## {title}", "", intro, "", "| key | type | default | meaning |", "|---|---|---|---|"]
+        lines += [_row(name, field) for name, field in model.model_fields.items()]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _row(name: str, field: FieldInfo) -> str:
+    default = "required" if field.default is PydanticUndefined else f"`{_plain(field.default)}`"
+    meaning = (field.description or "") + _bounds(field)
+    return f"| `{name}` | {_type(field.annotation)} | {default} | {meaning} |"
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, tuple):
+        return " ".join(str(part) for part in value)
+    return "unset" if value is None else str(value) or '""'
+
+
+def _type(annotation: Any) -> str:
+    origin, parts = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        return " or ".join(f"`{part}`" for part in parts)
+    if origin is tuple:
+        return f"list of {_type(parts[0])}"
+    if parts and hasattr(annotation, "__metadata__"):
+        return _type(parts[0])
+    if parts:
+        return " or ".join(_type(part) for part in parts if part is not type(None))
+    if isinstance(annotation, type) and issubclass(annotation, Spec):
+        return "table"
+    names = {"str": "string", "int": "integer", "float": "number", "bool": "true or false"}
+    return names.get(annotation.__name__, annotation.__name__)
+
+
+def _bounds(field: FieldInfo) -> str:
+    signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
+    found = [
+        f"{sign} {getattr(rule, name)}"
+        for rule in field.metadata
+        for name, sign in signs.items()
+        if hasattr(rule, name)
+    ]
+    return f" ({', '.join(found)})" if found else ""
+
+
+if __name__ == "__main__":
+    sys.stdout.write(render())

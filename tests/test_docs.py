@@ -1,0 +1,57 @@
+"""The documentation says what the code does."""
+
+import re
+import tomllib
+from pathlib import Path
+
+from deepfloyd_core.config import load_run
+from deepfloyd_core.config_docs import render
+from deepfloyd_core.datafile import ImageDataset
+from deepfloyd_core.flavours import FLAVOURS
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_the_configuration_page_is_current() -> None:
+    assert (ROOT / "docs/config.md").read_text() == render(), "run `make docs`"
+
+
+def test_every_key_of_the_configuration_has_a_description() -> None:
+    rows = [line for line in render().splitlines() if line.startswith("| `")]
+    assert len(rows) > 60
+    assert all(row.split("|")[4].strip() for row in rows)
+
+
+def test_the_readme_names_every_flavour_and_command() -> None:
+    readme = (ROOT / "README.md").read_text()
+    assert all(f"`{name}`" in readme for name in FLAVOURS)
+    for command in (
+        "run",
+        "prepare",
+        "train-stage1",
+        "train-stage2",
+        "retrain",
+        "generate",
+        "verify",
+        "ls",
+        "show",
+        "ui",
+    ):
+        assert re.search(rf"`[^`]*\b{command}\b", readme), command
+
+
+def test_every_dependency_has_its_reason() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    decisions = (ROOT / "docs/decisions.md").read_text()
+    extras = [name for key in ("test", "dev") for name in project["optional-dependencies"][key]]
+    for requirement in [*project["dependencies"], *extras]:
+        name = re.split(r"[<>=\[]", requirement)[0]
+        assert name in decisions, name
+
+
+def test_the_shipped_run_files_are_valid(tmp_path: Path) -> None:
+    for file in sorted((ROOT / "flows/configs").glob("*.toml")):
+        data = tmp_path / "data.json"
+        data.write_text(f'[{{"id": "x", "type": "local", "instance_data_dir": "{tmp_path}"}}]')
+        run = load_run(file, (f"data_backend_config={data}",))
+        assert isinstance(run.datasets[0], ImageDataset)

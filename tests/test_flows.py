@@ -1,0 +1,210 @@
+"""The flows by the user's door: the command line against a real Prefect server."""
+
+import hashlib
+import json
+import shutil
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+FAST = (
+    "--set", "stage1.max_train_steps=2", "--set", "stage2.max_train_steps=2",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished(
+    server: str, tmp_path_factory: pytest.TempPathFactory, new_small_run: Callable[[Path], Any]
+) -> tuple[Any, str]:
+    """A small run that `deepfloyd run` brought to its end, and what it printed."""
+    run = new_small_run(tmp_path_factory.mktemp("flows") / "run")
+    done = run.call("run", str(run.config), *FAST)
+    assert done.returncode == 0, done.stderr
+    return run, done.stdout + done.stderr
+
+
+def _digest(folder: Path) -> dict[str, str]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def _post(server: str, path: str, body: dict[str, Any]) -> Any:
+    request = urllib.request.Request(
+        f"{server}/{path}", json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        return json.load(answer)
+
+
+@pytest.mark.slow
+def test_a_run_makes_every_artifact_and_prints_where_the_bundle_is(finished: tuple[Any, str]) -> None:
+    run, printed = finished
+    kinds = {path.parent.parent.name for path in run.workspace.glob("*/*/manifest.json")}
+    assert kinds == {
+        "image_index", "text_embeds", "stage1_pixels", "stage2_pixels", "eval_set", "stage1_lora", "stage2_lora",
+        "cascade_samples", "lora_bundle",
+    }  # fmt: skip
+    (bundle,) = (run.workspace / "lora_bundle").iterdir()
+    assert str(bundle) in printed and "sheet.png" in printed
+    assert {path.name for path in bundle.iterdir()} == {
+        "README.md", "manifest.json", "metrics.json", "sheet.png", "eval.png", "stage1", "stage2",
+    }  # fmt: skip
+
+
+@pytest.mark.slow
+def test_working_files_are_gone_from_finished_artifacts(finished: tuple[Any, str]) -> None:
+    run, _ = finished
+    hidden = [path for path in run.workspace.glob("*/*/**/.*") if ".locks" not in path.parts]
+    assert hidden == []
+
+
+@pytest.mark.slow
+def test_a_second_run_reuses_every_artifact_and_changes_no_byte(finished: tuple[Any, str]) -> None:
+    run, _ = finished
+    before = _digest(run.workspace)
+    again = run.call("run", str(run.config), *FAST)
+    assert again.returncode == 0, again.stderr
+    printed = again.stdout + again.stderr
+    assert printed.count(": reused") == 9
+    assert ": built" not in printed
+    assert _digest(run.workspace) == before
+
+
+@pytest.mark.slow
+def test_the_ui_gets_tables_pictures_and_logs(finished: tuple[Any, str], server: str) -> None:
+    run, _ = finished
+    artifacts = {entry["key"]: entry for entry in _post(server, "artifacts/latest/filter", {"limit": 100})}
+    table = json.loads(artifacts["image-index"]["data"])
+    assert {"status": "rejected", "reason": "unsupported", "pictures": 1} in table
+    for key in ("stage1-pixels", "stage2-pixels", "eval-set", "stage1-lora", "stage2-lora", "cascade-samples"):
+        assert "](data:image/" in artifacts[key]["data"], key
+        assert len(artifacts[key]["data"]) < 500_000
+    logs = [entry["message"] for entry in _post(server, "logs/filter", {"limit": 200})]
+    assert any("stage1_lora" in line and "built" in line for line in logs)
+
+
+@pytest.mark.slow
+def test_every_shard_is_a_task_run(finished: tuple[Any, str], server: str) -> None:
+    run, _ = finished
+    names = {entry["name"].rsplit("-", 1)[0] for entry in _post(server, "task_runs/filter", {"limit": 200})}
+    shards = {path.name for path in run.workspace.glob("stage2_pixels/*/*.parquet")}
+    assert len(shards) > 3
+    assert shards <= names
+
+
+@pytest.mark.slow
+def test_retrain_says_no_change_and_publishes_nothing(finished: tuple[Any, str]) -> None:
+    run, _ = finished
+    before = _digest(run.workspace)
+    done = run.call("retrain", str(run.config), *FAST)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "no change"
+    assert _digest(run.workspace) == before
+
+
+@pytest.mark.slow
+def test_retrain_on_new_pictures_publishes_a_second_version_beside_the_first(
+    finished: tuple[Any, str], tmp_path: Path
+) -> None:
+    first, _ = finished
+    shutil.copytree(first.folder, tmp_path / "run")
+    run = type(first)(tmp_path / "run")
+    for name in ("run.toml", "data.json"):
+        path = run.folder / name
+        path.write_text(path.read_text().replace(str(first.folder), str(run.folder)))
+    before = _digest(run.workspace)
+    for number in (100, 101, 102):
+        run.add_picture(number)
+    done = run.call("retrain", str(run.config), *FAST)
+    assert done.returncode == 0, done.stderr
+    after = _digest(run.workspace)
+    assert {name: after[name] for name in before} == before
+    records = [json.loads(path.read_text()) for path in sorted((run.workspace / "versions").iterdir())]
+    assert [record["number"] for record in records] == [1, 2]
+    assert records[0]["bundle"] != records[1]["bundle"]
+    again = run.call("retrain", str(run.config), *FAST)
+    assert again.stdout.strip() == "no change"
+    assert _digest(run.workspace) == after
+    assert "inputs.data" in done.stderr  # the field-level reason
+
+
+@pytest.mark.slow
+def test_generate_gives_the_same_bytes_twice_and_says_how_they_were_made(finished: tuple[Any, str]) -> None:
+    run, _ = finished
+    arguments = ("generate", str(run.config), "--prompt", "a purple star", "--seed", "7", "--size", "72x64", *FAST)
+    first = run.call(*arguments)
+    assert first.returncode == 0, first.stderr
+    small, large = (Path(line) for line in first.stdout.split())
+    assert Image.open(small).size == (72, 64) and Image.open(large).size == (288, 256)
+    record = json.loads(Image.open(large).text["deepfloyd"])  # type: ignore[attr-defined]
+    assert (record["prompt"], record["seed"], record["stage"]) == ("a purple star", 7, 2)
+    before = small.read_bytes(), large.read_bytes()
+    shutil.rmtree(run.workspace / "generated")
+    assert run.call(*arguments).returncode == 0
+    assert (small.read_bytes(), large.read_bytes()) == before
+    base = run.call(*arguments, "--version", "base")
+    assert Path(base.stdout.split()[0]).read_bytes() != before[0]
+    shutil.rmtree(run.workspace / "generated")
+
+
+@pytest.mark.slow
+def test_generate_refuses_a_version_that_is_not_there(finished: tuple[Any, str]) -> None:
+    run, _ = finished
+    done = run.call("generate", str(run.config), "--prompt", "x", "--version", "9")
+    assert done.returncode == 2
+    assert "published: 1" in done.stderr
+
+
+@pytest.mark.slow
+def test_verify_finds_a_flipped_byte(finished: tuple[Any, str], tmp_path: Path) -> None:
+    run, _ = finished
+    assert run.call("verify", str(run.workspace)).returncode == 0
+    shutil.copytree(run.workspace, tmp_path / "copy")
+    victim = next((tmp_path / "copy" / "stage1_lora").glob("*/pytorch_lora_weights.safetensors"))
+    data = bytearray(victim.read_bytes())
+    data[len(data) // 2] ^= 1
+    victim.write_bytes(bytes(data))
+    done = run.call("verify", str(tmp_path / "copy"))
+    assert done.returncode == 1
+    assert str(victim) in done.stdout
+
+
+def test_an_empty_data_set_fails_with_one_clear_message(small_run: Any, server: str) -> None:
+    shutil.rmtree(small_run.pictures)
+    small_run.pictures.mkdir()
+    done = small_run.call("run", str(small_run.config))
+    assert done.returncode == 1
+    assert "There is no picture in" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_data_set_without_a_usable_picture_fails_with_counts(small_run: Any, server: str) -> None:
+    for path in small_run.pictures.glob("*.png"):
+        Image.open(path).resize((20, 20)).save(path)
+    done = small_run.call("run", str(small_run.config))
+    assert done.returncode == 1
+    assert "All 9 pictures were rejected (8 too_small, 1 unsupported)" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_too_large_a_rejected_share_fails(small_run: Any, server: str) -> None:
+    done = small_run.call("prepare", str(small_run.config), "--set", "max_rejected_share=0.05")
+    assert done.returncode == 1
+    assert "max_rejected_share" in done.stderr
+
+
+def test_stage_commands_make_only_what_they_need(small_run: Any, server: str) -> None:
+    done = small_run.call("embed", str(small_run.config))
+    assert done.returncode == 0, done.stderr
+    kinds = {path.parent.parent.name for path in small_run.workspace.glob("*/*/manifest.json")}
+    assert kinds == {"image_index", "text_embeds"}
+
+
+def test_an_unreachable_server_is_a_clear_error(small_run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
+    done = small_run.call("run", str(small_run.config))
+    assert done.returncode == 2
+    assert "no Prefect server answers" in done.stderr

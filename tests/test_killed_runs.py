@@ -1,0 +1,76 @@
+"""A run killed with SIGKILL in any stage goes on where it was, and ends with the same LoRA bytes as an unbroken one."""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+LORAS = "stage?_lora/*/pytorch_lora_weights.safetensors"
+# (stage that is under way, what shows that it is): each pattern must match for the first time in the run that is killed.
+MOMENTS = {
+    "stage I pixels": "stage1_pixels/*/.part-*",
+    "stage II pixels": "stage2_pixels/*/.part-*",
+    "text embeds": "text_embeds/*/.job-embed.request",
+    "stage I LoRA": "stage1_lora/*/.checkpoints/*/checkpoint.json",
+    "stage II LoRA": "stage2_lora/*/.checkpoints/*/checkpoint.json",
+}
+
+
+def _kill_at(run: Any, pattern: str) -> bool:
+    """Start the run in a session of its own and SIGKILL all of it when the pattern matches; False if it ended first."""
+    with (run.folder / "killed.log").open("ab") as log:
+        process = subprocess.Popen(
+            run.command("run", str(run.config)), cwd=run.folder, stdout=log, stderr=log, start_new_session=True
+        )
+    deadline = time.monotonic() + 300
+    while process.poll() is None and time.monotonic() < deadline:
+        if any(run.workspace.glob(pattern)):
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            return True
+        time.sleep(0.002)
+    process.kill()
+    process.wait()
+    return False
+
+
+@pytest.mark.slow
+def test_runs_killed_in_every_stage_end_with_the_bytes_of_an_unbroken_run(
+    server: str, tmp_path: Path, new_small_run: Callable[[Path], Any]
+) -> None:
+    unbroken, broken = new_small_run(tmp_path / "unbroken"), new_small_run(tmp_path / "broken")
+    whole = unbroken.call("run", str(unbroken.config))
+    assert whole.returncode == 0, whole.stderr
+    killed = [stage for stage, pattern in MOMENTS.items() if _kill_at(broken, pattern)]
+    assert killed == list(MOMENTS), (broken.folder / "killed.log").read_text()[-3000:]
+    last = broken.call("run", str(broken.config))
+    assert last.returncode == 0, last.stderr
+    assert "stage1_lora" in last.stderr and ": reused" in last.stderr
+    expected = {path.parent.parent.name: path.read_bytes() for path in unbroken.workspace.glob(LORAS)}
+    found = {path.parent.parent.name: path.read_bytes() for path in broken.workspace.glob(LORAS)}
+    assert len(expected) == 2
+    assert found == expected
+    shards = {path.name: path.read_bytes() for path in unbroken.workspace.glob("stage?_pixels/*/*.parquet")}
+    assert {path.name: path.read_bytes() for path in broken.workspace.glob("stage?_pixels/*/*.parquet")} == shards
+    assert broken.call("verify", str(broken.workspace)).returncode == 0
+
+
+@pytest.mark.slow
+def test_two_runs_at_once_share_the_work(server: str, small_run: Any) -> None:
+    command = small_run.command("run", str(small_run.config), "--set", "stage1.max_train_steps=3")
+    both = [
+        subprocess.Popen(command, cwd=small_run.folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        for _ in range(2)
+    ]
+    printed = [process.communicate(timeout=600)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], printed
+    for kind in ("image_index", "text_embeds", "stage1_pixels", "stage1_lora", "stage2_lora", "lora_bundle"):
+        assert (
+            sum(line.count(f"{kind} ") for text in printed for line in text.splitlines() if ": built," in line) == 1
+        ), kind
+    assert len(list((small_run.workspace / "versions").glob("*.json"))) == 1

@@ -1,0 +1,85 @@
+"""`deepfloyd ui`: a server, a worker and the deployments, and artifacts that a real browser renders."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows.server import free_port
+
+ROOT = Path(__file__).parent.parent
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+def _post(url: str, path: str, body: dict[str, Any]) -> Any:
+    request = urllib.request.Request(f"{url}/{path}", json.dumps(body).encode(), {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        return json.load(answer)
+
+
+def _page(url: str, profile: Path) -> str:
+    """The page's document after its scripts ran."""
+    assert CHROMIUM is not None
+    switches = [
+        "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+        "--disable-background-networking", "--disable-component-update", "--disable-sync",
+    ]  # fmt: skip
+    command = [CHROMIUM, *switches, f"--user-data-dir={profile}", "--virtual-time-budget=20000", "--dump-dom", url]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
+
+
+@pytest.mark.slow
+@pytest.mark.browser
+@pytest.mark.skipif(CHROMIUM is None, reason="no browser; on Debian: apt-get install chromium")
+def test_a_deployment_completes_and_its_artifacts_render(small_run: Any, tmp_path: Path) -> None:
+    port = free_port()
+    env = {key: value for key, value in os.environ.items() if not key.startswith("PREFECT_")}
+    env |= {"PREFECT_HOME": str(tmp_path / "home")}
+    log = tmp_path / "ui.log"
+    with log.open("wb") as out:
+        ui = subprocess.Popen(
+            [sys.executable, "-P", "-m", "flows.cli", "ui", "--port", str(port)],
+            cwd=ROOT, env=env, stdout=out, stderr=out, start_new_session=True,
+        )  # fmt: skip
+    try:
+        deadline = time.monotonic() + 240
+        while "Ctrl-C stops everything" not in log.read_text():
+            assert ui.poll() is None and time.monotonic() < deadline, log.read_text()
+            time.sleep(0.5)
+        url = f"http://127.0.0.1:{port}/api"
+        names = {(entry["name"], entry["entrypoint"]) for entry in _post(url, "deployments/filter", {})}
+        assert ("demo", "flows/finetune.py:finetune") in names and len(names) == 7
+        prefect = [sys.executable, "-P", "-m", "prefect", "deployment", "run"]
+        parameters = ["-p", f"config={small_run.config}", "-p", 'overrides=["stage1.max_train_steps=2"]', "--watch"]
+        done = subprocess.run(
+            [*prefect, "finetune/demo", *parameters], cwd=ROOT, env=env | {"PREFECT_API_URL": url},
+            capture_output=True, text=True, timeout=600,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        artifacts = {
+            entry["key"]: entry["id"] for entry in _post(url, "artifacts/filter", {"limit": 100}) if entry["key"]
+        }
+        page = _page(f"http://127.0.0.1:{port}/artifacts/artifact/{artifacts['cascade-samples']}", tmp_path / "profile")
+        assert page.count('src="data:image/') == 2  # the sheet and the held-out pictures
+        table = _page(f"http://127.0.0.1:{port}/artifacts/artifact/{artifacts['image-index']}", tmp_path / "profile2")
+        assert "unsupported" in table
+    finally:
+        os.killpg(ui.pid, signal.SIGINT)
+        ui.wait(60)
+    assert not _answers(port)
+
+
+def _answers(port: int) -> bool:
+    try:
+        urllib.request.urlopen(f"http://127.0.0.1:{port}/api/health", timeout=5)
+    except OSError:
+        return False
+    return True
