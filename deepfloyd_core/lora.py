@@ -56,7 +56,8 @@ def lora_state(unet: UNet2DConditionModel) -> dict[str, torch.Tensor]:
 
 def save_lora(unet: UNet2DConditionModel, stage: Stage, out: Path) -> None:
     """Write `pytorch_lora_weights.safetensors` with its metadata; the same bytes for the same weights."""
-    metadata = _plain(unet.peft_config[ADAPTER].to_dict())
+    # A loaded adapter starts in training mode: with its dropout in the file, every sample would be noisy.
+    metadata = _plain({**unet.peft_config[ADAPTER].to_dict(), "lora_dropout": 0.0})
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in lora_state(unet).items()}
     PIPELINES[stage].save_lora_weights(out, unet_lora_layers=state, unet_lora_adapter_metadata=metadata)
     _sort_header(out / LORA_FILE)

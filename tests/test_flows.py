@@ -76,7 +76,7 @@ def test_a_second_run_reuses_every_artifact_and_changes_no_byte(finished: tuple[
 
 @pytest.mark.slow
 def test_the_ui_gets_tables_pictures_and_logs(finished: tuple[Any, str], server: str) -> None:
-    run, _ = finished
+    assert finished
     artifacts = {entry["key"]: entry for entry in _post(server, "artifacts/latest/filter", {"limit": 100})}
     table = json.loads(artifacts["image-index"]["data"])
     assert {"status": "rejected", "reason": "unsupported", "pictures": 1} in table

@@ -3,12 +3,12 @@
 import json
 import os
 import signal
-import subprocess
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from safetensors import safe_open
@@ -97,14 +97,13 @@ def test_embeds_are_the_rows_of_the_stock_pipeline(world: tuple[Run, dict[str, A
 
 
 @pytest.mark.parametrize("stage", [1, 2])
-def test_the_lora_loads_in_stock_diffusers_and_changes_its_output(loras: dict[int, Artifact], stage: int) -> None:
+def test_the_lora_loads_in_stock_diffusers_whole(loras: dict[int, Artifact], stage: int) -> None:
     from diffusers import IFPipeline, IFSuperResolutionPipeline
 
     cls = {1: IFPipeline, 2: IFSuperResolutionPipeline}[stage]
     pipeline = cls.from_pretrained(
         FOLDERS[stage], safety_checker=None, feature_extractor=None, watermarker=None, requires_safety_checker=False
     )
-    before = {name: tensor.clone() for name, tensor in pipeline.unet.state_dict().items()}
     pipeline.load_lora_weights(loras[stage].path)
     file = load_file(loras[stage].path / LORA_FILE)
     loaded = {name: tensor for name, tensor in pipeline.unet.state_dict().items() if "lora_" in name}
@@ -118,21 +117,16 @@ def test_the_lora_loads_in_stock_diffusers_and_changes_its_output(loras: dict[in
         assert torch.equal(loaded[twin], tensor)
     assert any(tensor.abs().max() > 0 for name, tensor in file.items() if "lora_B" in name)
     targets = {name.split(".lora_")[0].rsplit("attentions", 1)[1].split(".", 2)[2] for name in file}
-    assert targets == (
-        {"to_q", "to_k", "to_v", "to_out.0", "add_k_proj", "add_v_proj"} - ({"to_k", "to_v"} if stage == 2 else set())
-    )
-    assert all(
-        tensor.shape == pipeline.unet.state_dict()[name].shape
-        for name, tensor in before.items()
-        if name in pipeline.unet.state_dict()
-    )
+    missing_in_stage2 = {"to_k", "to_v"} if stage == 2 else set()
+    assert targets == {"to_q", "to_k", "to_v", "to_out.0", "add_k_proj", "add_v_proj"} - missing_in_stage2
     assert loras[stage].summary["reload_difference"] == 0.0
 
 
-def test_the_file_carries_its_alpha(loras: dict[int, Artifact]) -> None:
+def test_the_file_carries_its_alpha_and_no_dropout(loras: dict[int, Artifact]) -> None:
     with safe_open(loras[1].path / LORA_FILE, "pt") as file:
         metadata = json.loads(file.metadata()["lora_adapter_metadata"])
     assert metadata["unet.lora_alpha"] == 4 and metadata["unet.r"] == 4
+    assert metadata["unet.lora_dropout"] == 0.0  # the run has 0.1; loaded, it would stay on while sampling
 
 
 def test_the_exported_scheduler_has_a_fixed_variance(loras: dict[int, Artifact]) -> None:
@@ -227,17 +221,16 @@ class _Killer(threading.Thread):
 
 def _job_process() -> int | None:
     """The child of this process that trains."""
-    done = subprocess.run(
-        ["pgrep", "-P", str(os.getpid()), "-f", "deepfloyd_core.jobs train"], capture_output=True, text=True
-    )
-    numbers = done.stdout.split()
-    return int(numbers[0]) if numbers else None
+    for child in psutil.Process().children():
+        if child.cmdline()[-2:-1] == ["train"]:
+            return child.pid
+    return None
 
 
 def test_a_job_that_dies_says_how_and_shows_its_log(tmp_path: Path, world: tuple[Run, dict[str, Artifact]]) -> None:
     run, _ = world
     options = {"captions": ["x"], "encoder": str(tmp_path / "nowhere")}
     request = Request("text_embeds", 1, {"x": 1}, {})
-    with pytest.raises(JobError, match="Its log is .*\n") as caught:
+    with pytest.raises(JobError, match="Its log is") as caught:
         materialise(tmp_path, request, lambda work: run_job("embed", run.config, {}, options, work))
     assert "nowhere" in str(caught.value)

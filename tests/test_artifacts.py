@@ -1,0 +1,384 @@
+"""The artifact contract: built once, finished only with a sealed manifest, never trusted further than its hashes."""
+
+import hashlib
+import json
+import logging
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from deepfloyd_core.artifacts import (
+    MANIFEST,
+    Artifact,
+    Request,
+    WorkDir,
+    all_artifacts,
+    find,
+    finish_part,
+    materialise,
+    part_is_whole,
+    verify_artifact,
+)
+from deepfloyd_core.errors import ArtifactError
+
+REQUEST = Request("eval_set", 1, {"seed": 42, "nested": {"rank": 4, "name": "é"}}, {"image_index": "ab12"})
+CONTENT = {"a.bin": b"\x00\x01\x02", "deep/er/b.txt": "naïve\n".encode(), "empty": b""}
+
+
+def build_files(work: WorkDir) -> dict[str, Any]:
+    """A builder that also leaves working state behind."""
+    for name, data in CONTENT.items():
+        (work.path / name).parent.mkdir(parents=True, exist_ok=True)
+        (work.path / name).write_bytes(data)
+    (work.path / ".state").mkdir(exist_ok=True)
+    (work.path / ".state" / "half").write_bytes(b"half")
+    (work.path / ".tmp-1-a.bin").write_bytes(b"half")
+    return {"rows": 3}
+
+
+def never(work: WorkDir) -> dict[str, Any]:
+    raise AssertionError("built again")
+
+
+@pytest.fixture
+def built(tmp_path: Path) -> Artifact:
+    artifact, reused = materialise(tmp_path, REQUEST, build_files)
+    assert not reused
+    return artifact
+
+
+# ---- the manifest ---------------------------------------------------------------------------------------------------
+
+
+def test_a_finished_artifact_lists_every_file_with_its_bytes_and_sha256_and_nothing_else(built: Artifact) -> None:
+    record = json.loads((built.path / MANIFEST).read_bytes())
+    listed = {entry["path"]: (entry["bytes"], entry["sha256"]) for entry in record["files"]}
+    assert listed == {name: (len(data), hashlib.sha256(data).hexdigest()) for name, data in CONTENT.items()}
+    assert record["spec"] == REQUEST.spec
+    assert record["inputs"] == REQUEST.inputs
+    assert record["summary"] == built.summary == {"rows": 3}
+    assert {"started", "seconds", "python", "machine", "packages"} <= set(record["provenance"])
+    assert not list(built.path.rglob(".*")), "working state is gone"
+
+
+def test_the_manifest_appears_last_and_is_never_seen_half_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[str] = []
+    real_replace, real_fsync = Path.replace, os.fsync
+
+    def replace(self: Path, target: Path) -> Path:
+        assert json.loads(self.read_bytes())["seal"], "the temporary file is whole before it gets its name"
+        order.append(f"rename {target.name}")
+        return real_replace(self, target)
+
+    def fsync(fd: int) -> None:
+        order.append(f"fsync {Path(f'/proc/self/fd/{fd}').readlink().name}")
+        real_fsync(fd)
+
+    monkeypatch.setattr(Path, "replace", replace)
+    monkeypatch.setattr(os, "fsync", fsync)
+    artifact, _ = materialise(tmp_path, REQUEST, build_files)
+    place = order.index(f"rename {MANIFEST}")
+    assert {f"fsync {Path(name).name}" for name in CONTENT} <= set(order[:place])
+    assert order[place - 1].endswith(MANIFEST)
+    assert order[place + 1 :] == [f"fsync {artifact.path.name}"], "nothing follows but the directory's own fsync"
+
+
+def test_the_manifests_seal_is_the_sha256_of_its_own_record(built: Artifact) -> None:
+    record = json.loads((built.path / MANIFEST).read_bytes())
+    seal = record.pop("seal")
+    text = json.dumps(record, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    assert seal == hashlib.sha256(text.encode()).hexdigest()
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", "null", '"x"', "", "{", '{"seal": 3}', "\xff", "NaN"])
+def test_a_manifest_that_is_no_sealed_record_is_an_artifact_error(built: Artifact, text: str) -> None:
+    (built.path / MANIFEST).write_bytes(text.encode("latin-1"))
+    with pytest.raises(ArtifactError, match="Remove its directory"):
+        _ = built.manifest
+    assert verify_artifact(built)
+
+
+# ---- the fingerprint -------------------------------------------------------------------------------------------------
+
+PLAIN = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=8,
+)
+SPECS = st.dictionaries(st.text(), PLAIN, max_size=4)
+
+
+def shuffled(value: Any) -> Any:
+    """The same value with every dictionary's keys in the other order."""
+    if isinstance(value, dict):
+        return {key: shuffled(value[key]) for key in reversed(list(value))}
+    return [shuffled(item) for item in value] if isinstance(value, list) else value
+
+
+@settings(deadline=None, database=None, derandomize=True)
+@given(SPECS, st.dictionaries(st.text(), st.text(), max_size=3), st.integers(0, 9))
+def test_the_fingerprint_is_the_sha256_of_kind_format_spec_and_inputs_whatever_their_order(
+    spec: dict[str, Any], inputs: dict[str, str], number: int
+) -> None:
+    parts = {"kind": "eval_set", "format": number, "spec": spec, "inputs": inputs}
+    text = json.dumps(parts, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    expected = hashlib.sha256(text.encode("utf-8")).hexdigest()[:16]
+    assert Request("eval_set", number, spec, inputs).fingerprint == expected
+    assert Request("eval_set", number, shuffled(spec), shuffled(inputs)).fingerprint == expected
+
+
+def test_the_fingerprint_changes_with_each_of_kind_format_spec_and_inputs() -> None:
+    others = [
+        Request("image_index", REQUEST.format, REQUEST.spec, REQUEST.inputs),
+        Request(REQUEST.kind, 2, REQUEST.spec, REQUEST.inputs),
+        Request(REQUEST.kind, REQUEST.format, {**REQUEST.spec, "seed": 43}, REQUEST.inputs),
+        Request(REQUEST.kind, REQUEST.format, {**REQUEST.spec, "seed": 42.5}, REQUEST.inputs),
+        Request(REQUEST.kind, REQUEST.format, {**REQUEST.spec, "more": None}, REQUEST.inputs),
+        Request(REQUEST.kind, REQUEST.format, {"seed": 42, "nested": {"rank": 5, "name": "é"}}, REQUEST.inputs),
+        Request(REQUEST.kind, REQUEST.format, REQUEST.spec, {"image_index": "ab13"}),
+        Request(REQUEST.kind, REQUEST.format, REQUEST.spec, {"pixels": "ab12"}),
+        Request(REQUEST.kind, REQUEST.format, {**REQUEST.spec, "image_index": "ab12"}, {}),
+    ]
+    assert len({request.fingerprint for request in [REQUEST, *others]}) == len(others) + 1
+
+
+def test_the_fingerprint_depends_on_neither_the_place_nor_the_time(tmp_path: Path) -> None:
+    one, _ = materialise(tmp_path / "one", REQUEST, build_files)
+    two, _ = materialise(tmp_path / "other" / "place", REQUEST, lambda work: {**build_files(work), "more": 1})
+    assert one.fingerprint == two.fingerprint == one.path.name
+    assert one.path == tmp_path / "one" / "eval_set" / REQUEST.fingerprint
+
+
+# ---- reuse and repair -----------------------------------------------------------------------------------------------
+
+
+def test_an_artifact_that_is_there_is_reused_without_a_look_at_the_builder(built: Artifact, tmp_path: Path) -> None:
+    before = (built.path / MANIFEST).read_bytes()
+    assert materialise(tmp_path, REQUEST, never) == (built, True)
+    assert find(tmp_path, REQUEST) == built
+    assert list(all_artifacts(tmp_path)) == [built]
+    assert (built.path / MANIFEST).read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("harm", "says"),
+    [("missing", "is missing"), ("short", "has 2 bytes, its manifest says 3"), ("long", "has 4 bytes"),
+     ("manifest", "was changed after it was written")],
+)  # fmt: skip
+def test_a_missing_or_resized_file_is_rebuilt_and_the_reason_logged(
+    built: Artifact, tmp_path: Path, caplog: pytest.LogCaptureFixture, harm: str, says: str
+) -> None:
+    file = built.path / "a.bin"
+    if harm == "missing":
+        file.unlink()
+    elif harm == "manifest":
+        text = (built.path / MANIFEST).read_text()
+        (built.path / MANIFEST).write_text(text.replace('"rows": 3', '"rows": 4'))
+    else:
+        file.write_bytes(b"ab" if harm == "short" else b"abcd")
+    (built.path / "stray").write_bytes(b"left over")
+    caplog.set_level(logging.INFO, "deepfloyd_core")
+    again, reused = materialise(tmp_path, REQUEST, build_files)
+    assert not reused
+    assert [line for line in caplog.messages if "rebuilt because" in line and says in line]
+    assert verify_artifact(again) == []
+    assert not (again.path / "stray").exists(), "nothing of a damaged artifact is trusted"
+
+
+def test_what_changed_is_logged_field_by_field(
+    built: Artifact, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "deepfloyd_core")
+    spec = {"seed": 42, "nested": {"rank": 8, "name": "é"}, "new": True}
+    materialise(tmp_path, Request("eval_set", 2, spec, {"image_index": "cd34"}), build_files)
+    (line,) = [line for line in caplog.messages if "built anew because" in line]
+    changes = set(line.split("built anew because ")[1].split("; "))
+    assert changes == {
+        "format: 1 -> 2", "spec.nested.rank: 4 -> 8", "spec.new: None -> True", "inputs.image_index: 'ab12' -> 'cd34'",
+    }  # fmt: skip
+
+
+# ---- unfinished builds ------------------------------------------------------------------------------------------------
+
+
+def test_a_build_that_raises_leaves_no_manifest_and_is_resumed_where_it_was(tmp_path: Path) -> None:
+    made: list[str] = []
+
+    def build(work: WorkDir, stop_after: int) -> dict[str, Any]:
+        for number in range(4):
+            file = work.path / f"part-{number}"
+            if not part_is_whole(file):
+                if len(made) >= stop_after:
+                    file.write_bytes(b"half of it")  # what a kill leaves of a file in hand
+                    raise OSError("no space left on device")
+                file.write_bytes(bytes([number]) * 1000)
+                finish_part(file)
+                made.append(file.name)
+        return {"parts": 4}
+
+    with pytest.raises(OSError, match="no space left"):
+        materialise(tmp_path, REQUEST, lambda work: build(work, 2))
+    folder = tmp_path / "eval_set" / REQUEST.fingerprint
+    assert find(tmp_path, REQUEST) is None
+    assert not (folder / MANIFEST).exists()
+    assert list(all_artifacts(tmp_path)) == []
+    artifact, reused = materialise(tmp_path, REQUEST, lambda work: build(work, 99))
+    assert not reused
+    assert made == ["part-0", "part-1", "part-2", "part-3"], "finished parts are kept, the half one is made again"
+    assert [(artifact.path / name).read_bytes() for name in made] == [bytes([n]) * 1000 for n in range(4)]
+    assert not list(artifact.path.glob(".*")), "the records of the parts are working state"
+    assert verify_artifact(artifact) == []
+
+
+def test_a_part_is_trusted_by_its_hash_alone(tmp_path: Path) -> None:
+    file = tmp_path / "shard.parquet"
+    file.write_bytes(bytes(range(256)) * 8)
+    assert not part_is_whole(file), "without a record nothing is trusted"
+    finish_part(file)
+    assert part_is_whole(file)
+    (record,) = tmp_path.glob(".*")
+    good, sealed = file.read_bytes(), record.read_bytes()
+    for place in range(0, len(good), 97):
+        file.write_bytes(good[:place] + bytes([good[place] ^ 1]) + good[place + 1 :])
+        assert not part_is_whole(file), f"byte {place} flipped"
+    file.write_bytes(good[:-1])
+    assert not part_is_whole(file)
+    file.write_bytes(good)
+    for place in range(len(sealed)):
+        record.write_bytes(sealed[:place] + bytes([sealed[place] ^ 4]) + sealed[place + 1 :])
+        assert not part_is_whole(file), f"byte {place} of the record flipped"
+    record.write_bytes(sealed)
+    assert part_is_whole(file)
+    file.unlink()
+    assert not part_is_whole(file)
+
+
+# ---- verify -----------------------------------------------------------------------------------------------------------
+
+
+def test_verify_finds_every_single_flipped_bit_of_every_file(built: Artifact) -> None:
+    assert verify_artifact(built) == []
+    chance = random.Random(1)
+    for file in [path for path in built.path.rglob("*") if path.is_file() and path.stat().st_size]:
+        good = file.read_bytes()
+        for place in range(len(good)):
+            file.write_bytes(good[:place] + bytes([good[place] ^ (1 << chance.randrange(8))]) + good[place + 1 :])
+            assert verify_artifact(built), f"{file.name}: byte {place}"
+        for place in range(0, len(good), 7):
+            file.write_bytes(good[:place])
+            assert verify_artifact(built), f"{file.name}: cut at {place}"
+        file.write_bytes(good + b"\n")
+        assert verify_artifact(built), f"{file.name}: one byte more"
+        file.write_bytes(good)
+    assert verify_artifact(built) == []
+
+
+def test_verify_finds_extra_and_missing_files_and_a_manifest_of_another_artifact(
+    built: Artifact, tmp_path: Path
+) -> None:
+    (built.path / "deep" / "extra").write_bytes(b"x")
+    (built.path / ".hidden").write_bytes(b"x")
+    assert sorted(line.split(" ", 1)[1] for line in verify_artifact(built)) == ["is not in the manifest"] * 2
+    (built.path / "deep" / "extra").unlink()
+    (built.path / ".hidden").unlink()
+    (built.path / "empty").unlink()
+    assert verify_artifact(built) == [f"{built.path / 'empty'} is missing"]
+    other, _ = materialise(tmp_path, Request("eval_set", 1, {"other": 1}, {}), build_files)
+    (other.path / MANIFEST).write_bytes((built.path / MANIFEST).read_bytes())
+    assert f"{other.path} holds the manifest of eval_set {built.fingerprint}" in verify_artifact(other)
+
+
+def test_the_command_verify_exits_1_on_a_flipped_byte_and_0_without(built: Artifact, tmp_path: Path) -> None:
+    command = [sys.executable, "-P", "-m", "flows.cli", "verify", str(tmp_path)]
+    good = subprocess.run(command, capture_output=True, text=True)
+    assert (good.returncode, "1 artifacts and 0 versions checked, 0 faults" in good.stdout) == (0, True)
+    (built.path / "a.bin").write_bytes(b"\x00\x01\x03")
+    bad = subprocess.run(command, capture_output=True, text=True)
+    assert bad.returncode == 1
+    assert f"{built.path / 'a.bin'} has other bytes" in bad.stdout
+
+
+# ---- two processes ----------------------------------------------------------------------------------------------------
+
+
+BUILDER = """
+import sys, time
+from pathlib import Path
+from deepfloyd_core.artifacts import Request, materialise
+
+def build(work):
+    with Path(sys.argv[1], "builds").open("a") as log:
+        log.write("built\\n")
+    time.sleep(0.3)
+    (work.path / "file").write_bytes(b"x")
+    return {}
+
+print("ready", flush=True)
+sys.stdin.readline()
+print(materialise(Path(sys.argv[1], "workspace"), Request("eval_set", 1, {"x": 1}, {}), build)[1])
+"""
+
+
+def test_three_processes_that_want_the_same_artifact_at_once_build_it_once(tmp_path: Path) -> None:
+    command = [sys.executable, "-P", "-c", BUILDER, str(tmp_path)]
+    pipe = subprocess.PIPE
+    processes = [subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) for _ in range(3)]
+    try:
+        for process in processes:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+        for process in processes:
+            assert process.stdin is not None
+            process.stdin.write("go\n")
+            process.stdin.flush()
+        answers = [process.communicate(timeout=60)[0].strip() for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    assert sorted(answers) == ["False", "True", "True"]
+    assert (tmp_path / "builds").read_text() == "built\n"
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from deepfloyd_core.artifacts import Request, materialise
+
+def build(work):
+    (work.path / "half").write_bytes(b"half")
+    print("building", flush=True)
+    time.sleep(600)
+
+materialise(Path(sys.argv[1]), Request("eval_set", 1, {"x": 1}, {}), build)
+"""
+
+
+def test_a_killed_builder_frees_its_lock_and_leaves_nothing_that_is_trusted(tmp_path: Path) -> None:
+    holder = subprocess.Popen([sys.executable, "-P", "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "building\n"
+        holder.send_signal(signal.SIGKILL)
+        holder.wait(30)
+    finally:
+        holder.kill()
+        holder.communicate()
+    request = Request("eval_set", 1, {"x": 1}, {})
+    assert find(tmp_path, request) is None
+    start = time.monotonic()
+    artifact, reused = materialise(tmp_path, request, build_files)
+    assert not reused
+    assert time.monotonic() - start < 30, "no waiting for a dead process"
+    assert verify_artifact(artifact) == []

@@ -1,0 +1,689 @@
+"""The run file and the data file: what is accepted unchanged, what is refused and in which words, and how fast."""
+
+import json
+import math
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from deepfloyd_core.config import Run, RunConfig, StageConfig, load_run
+from deepfloyd_core.datafile import ImageDataset, TextEmbedBackend
+from deepfloyd_core.errors import ConfigError
+
+ours = settings(deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
+
+# The settings that SimpleTuner's guide to DeepFloyd prints, its comment lines included.
+GUIDE_DATA_FILE = """
+[
+    {
+        "id": "primary-dataset",
+        "type": "local",
+        "crop": true,
+        "crop_aspect": "square",
+        "crop_style": "random",
+        # Pictures whose shorter edge is below 64 px are left out.
+        "minimum_image_size": 64,
+        "maximum_image_size": 256,
+        "target_downsample_size": 128,
+        "resolution": 64,
+        "resolution_type": "pixel",
+        "prepend_instance_prompt": false,
+        "instance_prompt": "something special to you",
+        "only_instance_prompt": false,
+        "caption_strategy": "textfile",
+        "instance_data_dir": "PICTURES",
+        "cache_dir_vae": "/path/to/vae_cache",
+        "repeats": 1
+    },
+    {
+        "id": "an example backend for text embeds.",
+        "dataset_type": "text_embeds",
+        "default": true,
+        "disable": false,
+        "type": "local",
+        "cache_dir": "/path/to/text_cache"
+    }
+]
+"""
+# Lowest and highest legal value of every number in a stage; None: no limit. Written down here a second time on purpose.
+STAGE_BOUNDS: dict[str, tuple[type, float | None, float | None]] = {
+    "lora_rank": (int, 1, 256),
+    "lora_dropout": (float, 0, math.nextafter(1, 0)),
+    "lora_alpha": (float, 5e-324, None),
+    "learning_rate": (float, 5e-324, 1),
+    "lr_end": (float, 0, None),
+    "lr_warmup_steps": (int, 0, None),
+    "max_train_steps": (int, 1, None),
+    "train_batch_size": (int, 1, 4096),
+    "gradient_accumulation_steps": (int, 1, 1024),
+    "max_grad_norm": (float, 5e-324, None),
+    "adam_beta1": (float, 0, math.nextafter(1, 0)),
+    "adam_beta2": (float, 0, math.nextafter(1, 0)),
+    "adam_epsilon": (float, 5e-324, None),
+    "adam_weight_decay": (float, 0, None),
+    "snr_gamma": (float, 5e-324, None),
+    "caption_dropout_probability": (float, 0, 1),
+    "checkpointing_steps": (int, 1, None),
+    "checkpoints_total_limit": (int, 1, None),
+    "validation_num_inference_steps": (int, 1, 1000),
+    "validation_guidance": (float, 1, None),
+    "validation_noise_level": (int, 0, 999),
+}
+RUN_BOUNDS: dict[str, tuple[type, float | None, float | None]] = {
+    "seed": (int, 0, 2**32 - 1),
+    "max_rejected_share": (float, 0, 1),
+    "num_eval_images": (int, 1, None),
+    "shard_mib": (float, 0.1, 1024),
+    "embed_batch_size": (int, 1, 4096),
+    "validation_seed": (int, 0, 2**32 - 1),
+    "num_validation_images": (int, 1, 4096),
+    "num_upscaled_images": (int, 1, 4096),
+    "workers": (int, 1, 256),
+    "num_threads": (int, 1, None),
+}
+DATA_BOUNDS: dict[str, tuple[type, float | None, float | None]] = {
+    "resolution": (int, 8, 2048),
+    "minimum_image_size": (int, 1, None),
+    "maximum_image_size": (int, 1, None),
+    "target_downsample_size": (int, 1, None),
+    "repeats": (int, 0, 10_000),
+}
+
+
+class Files:
+    """A run file, its data file and its directory of pictures, rewritten for each case."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        (folder / "pictures").mkdir()
+
+    def data(self, *entries: dict[str, Any], **keys: Any) -> str:
+        path = self.folder / "data.json"
+        entry = {"id": "set", "type": "local", "instance_data_dir": str(self.folder / "pictures"), **keys}
+        path.write_text(json.dumps([entry, *entries]))
+        return str(path)
+
+    def load(self, run: dict[str, Any], *overrides: str, suffix: str = ".json") -> Run:
+        """Load a run file; `workspace` and a good data file are filled in unless given."""
+        if not (self.folder / "data.json").exists():
+            self.data()
+        path = self.folder / f"run{suffix}"
+        path.write_text(json.dumps({"workspace": "w", "data_backend_config": str(self.folder / "data.json"), **run}))
+        return load_run(path, overrides)
+
+    def refusal(self, run: dict[str, Any], *overrides: str) -> str:
+        """The message with which a run file is refused."""
+        with pytest.raises(ConfigError) as caught:
+            self.load(run, *overrides)
+        assert "?." not in str(caught.value)
+        assert ".." not in str(caught.value)
+        return str(caught.value)
+
+    def data_refusal(self, *entries: dict[str, Any], **keys: Any) -> str:
+        """The message with which a data file is refused."""
+        self.data(*entries, **keys)
+        return self.refusal(BOTH)
+
+
+BOTH = {"stage1": {"model_flavour": "tiny-i"}, "stage2": {"model_flavour": "tiny-ii"}}
+TINY_I = {"stage1": {"model_flavour": "tiny-i"}}
+TINY_II = {"stage2": {"model_flavour": "tiny-ii"}}
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Files:
+    return Files(tmp_path)
+
+
+# ---- forms of the file --------------------------------------------------------------------------------------------
+
+
+def test_toml_and_json_of_the_same_settings_give_the_same_run(files: Files) -> None:
+    data = files.data()
+    (files.folder / "run.toml").write_text(
+        f"""
+        workspace = "w"
+        data_backend_config = "{data}"
+        seed = 7
+        learning_rate = 1e-4
+        validation_prompt = ["a", "b"]
+        [stage1]
+        model_flavour = "tiny-i"
+        lora_target_modules = ["to_q"]
+        [stage2]
+        model_flavour = "tiny-ii"
+        learning_rate = 2e-4
+        """
+    )
+    stages = {
+        "stage1": {"model_flavour": "tiny-i", "lora_target_modules": ["to_q"]},
+        "stage2": {"model_flavour": "tiny-ii", "learning_rate": 2e-4},
+    }
+    as_json = files.load({"seed": 7, "learning_rate": 1e-4, "validation_prompt": ["a", "b"], **stages})
+    as_toml = load_run(files.folder / "run.toml")
+    assert as_toml == as_json
+    assert as_toml.config.stages == (1, 2)
+    assert (as_toml.config.stage(1).learning_rate, as_toml.config.stage(2).learning_rate) == (1e-4, 2e-4)
+
+
+def test_comment_lines_and_a_windows_byte_order_mark_are_tolerated_in_json(files: Files) -> None:
+    path = files.folder / "run.json"
+    lines = ["# for the demo", "{", ' "workspace": "w",', "   # where the pictures are"]
+    lines += [f' "data_backend_config": "{files.data()}",', ' "model_flavour": "tiny-i"', "}", "# end"]
+    path.write_text("\r\n".join(lines), encoding="utf-8-sig")
+    assert load_run(path).config.workspace == "w"
+
+
+def test_a_hash_inside_a_value_is_no_comment(files: Files) -> None:
+    assert files.load({**TINY_I, "validation_prompt": "# 1 star"}).config.prompts == ("# 1 star",)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("run.toml", "workspace = ", "is not valid TOML"),
+        ("run.toml", 'a = 1\na = 2\nworkspace = "w"', "is not valid TOML"),
+        ("run.json", '{"workspace": "w",}', "is not valid JSON"),
+        ("run.json", '{\n\n"seed": NaN}', "NaN is not a number that JSON knows"),
+        ("run.json", "[]", "must be a table"),
+        ("run.json", '"text"', "must be a table"),
+    ],
+)
+def test_a_file_that_is_no_table_is_one_error_with_its_path(tmp_path: Path, name: str, text: str, says: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load_run(tmp_path / name)
+    assert says in str(caught.value)
+    assert str(tmp_path / name) in str(caught.value)
+
+
+def test_a_file_that_cannot_be_read_is_a_config_error(tmp_path: Path) -> None:
+    (tmp_path / "latin1.toml").write_bytes('workspace = "caf\xe9"'.encode("latin-1"))
+    for name, says in (("nowhere.toml", "no such file"), (".", "directory"), ("latin1.toml", "utf-8")):
+        with pytest.raises(ConfigError, match=says):
+            load_run(tmp_path / name)
+
+
+# ---- unknown, double and wrong keys -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("run", "key", "meant"),
+    [
+        ({**TINY_I, "max_rejected_shar": 0.5}, "max_rejected_shar", "max_rejected_share"),
+        ({**TINY_I, "lora_rankk": 8}, "lora_rankk", "lora_rank"),
+        ({"model_flavour": "tiny-i", "learning_rat": 1e-4}, "learning_rat", "learning_rate"),
+        ({"stage1": {"model_flavour": "tiny-i", "lora_rnak": 8}}, "stage1.lora_rnak", "lora_rank"),
+        ({**TINY_I, "workspce": "w"}, "workspce", "workspace"),
+    ],
+)
+def test_an_unknown_key_names_the_closest_key(files: Files, run: dict[str, Any], key: str, meant: str) -> None:
+    message = files.refusal(run)
+    assert f"{key} is not a known key. Did you mean {meant}?" in message
+    assert message.endswith("?")
+
+
+def test_a_key_like_no_other_lists_what_is_known(files: Files) -> None:
+    message = files.refusal({**TINY_I, "zzzzzz": 1})
+    assert "zzzzzz is not a known key. Known keys:" in message
+    assert "workspace" in message
+    assert "lora_rank" in message, "keys of the stages are legal at the top level"
+
+
+def test_a_stage_does_not_suggest_keys_of_the_run(files: Files) -> None:
+    assert "Did you mean seed" not in files.refusal({"stage1": {"model_flavour": "tiny-i", "seeds": 1}})
+
+
+def test_an_unknown_key_of_the_data_file_names_the_closest_key_and_the_data_set(files: Files) -> None:
+    message = files.data_refusal(id="stars", resolutoin=64)
+    assert "stars: resolutoin is not a known key. Did you mean resolution?" in message
+
+
+def test_an_unknown_flavour_names_the_closest_flavour(files: Files) -> None:
+    message = files.refusal({"stage1": {"model_flavour": "tiny_i"}})
+    assert message.endswith("stage1: model_flavour is 'tiny_i', which is not known. Did you mean tiny-i?")
+    assert "known flavours: " in files.refusal({"stage1": {"model_flavour": "sdxl"}}).lower()
+    assert "model_flavour is 'tiny_i'" in files.refusal({"model_flavour": "tiny_i"})
+    assert "model_flavour is ['tiny-i']" in files.refusal({"model_flavour": ["tiny-i"]})
+
+
+def test_every_fault_is_a_line_of_its_own(files: Files) -> None:
+    message = files.refusal({"stage1": {"model_flavour": "tiny-i", "lora_rank": 0, "lora_rankk": 1}, "seed": -1})
+    lines = message.splitlines()
+    assert len(lines) == 3
+    assert all(line.startswith(str(files.folder / "run.json")) for line in lines)
+    for fault in ("seed is -1;", "stage1.lora_rank is 0;", "stage1.lora_rankk is not a known key"):
+        assert len([line for line in lines if fault in line]) == 1
+
+
+def test_two_spellings_of_one_key_are_refused_not_settled_silently(files: Files) -> None:
+    message = files.refusal({"model_flavour": "tiny-i", "--lora_rank": 8, "LORA_RANK": 16})
+    assert "--lora_rank and LORA_RANK are one key, lora_rank" in message
+
+
+@pytest.mark.parametrize(
+    ("run", "says"),
+    [
+        (
+            {"stage1": {"model_flavour": "tiny-i", "gradient_checkpointing": "False"}},
+            "gradient_checkpointing is 'False'",
+        ),
+        ({"stage1": {"model_flavour": "tiny-i", "gradient_checkpointing": 1}}, "gradient_checkpointing is 1"),
+        ({"stage1": {"model_flavour": "tiny-i", "lora_rank": "16"}}, "lora_rank is '16'"),
+        ({"stage1": {"model_flavour": "tiny-i", "lora_rank": 16.0}}, "lora_rank is 16.0"),
+        ({"stage1": {"model_flavour": "tiny-i", "lora_rank": True}}, "lora_rank is True"),
+        ({"stage1": {"model_flavour": "tiny-i", "learning_rate": "1e-4"}}, "learning_rate is '1e-4'"),
+        ({**TINY_I, "seed": None}, "seed is None"),
+        ({**TINY_I, "device": "gpu"}, "device is 'gpu'"),
+        ({**TINY_I, "validation_prompt": [1]}, "validation_prompt"),
+        ({**TINY_I, "validation_resolution": 64.0}, "validation_resolution is 64.0"),
+        ({"stage1": "tiny-i"}, "stage1 is 'tiny-i'; it must be a table"),
+        ({"stage1": {"model_flavour": "tiny-i", "mixed_precision": "fp16"}}, "mixed_precision is 'fp16'"),
+        ({**TINY_I, "use_ema": "False"}, "use_ema is set"),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_refused_not_converted(files: Files, run: dict[str, Any], says: str) -> None:
+    message = files.refusal(run)
+    assert says in message
+    assert ".str" not in message, "the name of a key as the user wrote it"
+
+
+def test_a_bool_as_text_is_refused_in_the_data_file(files: Files) -> None:
+    assert "crop is 'False'" in files.data_refusal(crop="False")
+    assert "disabled is 'true'" in files.data_refusal(disabled="true")
+
+
+# ---- bounds -------------------------------------------------------------------------------------------------------
+
+
+def outside(bounds: tuple[type, float | None, float | None]) -> st.SearchStrategy[Any]:
+    """Values of the field's own type below or above its bounds, and for floats those that are not finite."""
+    kind, low, high = bounds
+    numbers: Any = st.integers if kind is int else st.floats
+    exact: dict[str, Any] = {} if kind is int else {"allow_nan": False, "allow_infinity": False}
+    just = (
+        (lambda edge, way: int(edge) + way) if kind is int else (lambda edge, way: math.nextafter(edge, way * math.inf))
+    )
+    parts = []
+    if low is not None:
+        parts.append(numbers(max_value=just(low, -1), **exact))
+    if high is not None:
+        parts.append(numbers(min_value=just(high, 1), **exact))
+    if kind is float:
+        parts.append(st.sampled_from([math.nan, math.inf, -math.inf]))
+    return st.one_of(parts)
+
+
+def draw_outside(table: dict[str, tuple[type, float | None, float | None]]) -> st.SearchStrategy[tuple[str, Any]]:
+    return st.sampled_from(sorted(table)).flatmap(lambda name: st.tuples(st.just(name), outside(table[name])))
+
+
+def toml_value(value: Any) -> str:
+    """A value as TOML writes it; TOML, unlike JSON, can say nan and inf."""
+    return repr(value)
+
+
+def refused_toml(folder: Path, table: str, name: str, value: Any) -> str:
+    path = folder / "bounds.toml"
+    stage1, top = (f"{name} = {toml_value(value)}", "") if table else ("", f"{name} = {toml_value(value)}")
+    path.write_text(
+        f'workspace = "w"\ndata_backend_config = "{folder}/data.json"\n{top}\n[stage1]\nmodel_flavour = "tiny-i"\n{stage1}'
+    )
+    with pytest.raises(ConfigError) as caught:
+        load_run(path)
+    return str(caught.value)
+
+
+@ours
+@given(draw_outside(STAGE_BOUNDS))
+@example(("max_grad_norm", math.inf))
+@example(("lr_end", math.nan))
+def test_any_number_outside_a_stage_fields_bounds_is_refused_by_name(files: Files, case: tuple[str, Any]) -> None:
+    files.data()
+    assert f"stage1.{case[0]} is {case[1]!r}" in refused_toml(files.folder, "stage1", *case)
+
+
+@ours
+@given(draw_outside(RUN_BOUNDS))
+def test_any_number_outside_a_run_fields_bounds_is_refused_by_name(files: Files, case: tuple[str, Any]) -> None:
+    files.data()
+    assert f": {case[0]} is {case[1]!r}" in refused_toml(files.folder, "", *case)
+
+
+@ours
+@given(draw_outside(DATA_BOUNDS))
+def test_any_number_outside_a_data_fields_bounds_is_refused_by_name(files: Files, case: tuple[str, Any]) -> None:
+    assert f"set: {case[0]} is {case[1]!r}" in files.data_refusal(**dict([case]))
+
+
+def test_the_tables_of_bounds_name_every_number_of_the_models() -> None:
+    def numbers(model: type[Any]) -> set[str]:
+        kinds = {int, float, int | None, float | None}
+        return {name for name, field in model.model_fields.items() if field.annotation in kinds}
+
+    assert numbers(StageConfig) == set(STAGE_BOUNDS)
+    assert numbers(RunConfig) == set(RUN_BOUNDS)
+    assert numbers(ImageDataset) == set(DATA_BOUNDS)
+
+
+def test_every_field_has_a_help_text() -> None:
+    for model in (RunConfig, StageConfig, ImageDataset, TextEmbedBackend):
+        assert not [name for name, field in model.model_fields.items() if not field.description], model
+
+
+# ---- nothing is rewritten -----------------------------------------------------------------------------------------
+
+
+def legal(bounds: tuple[type, float | None, float | None]) -> st.SearchStrategy[Any]:
+    kind, low, high = bounds
+    if kind is int:
+        return st.integers(int(low or 0), int(high) if high is not None else 10**6)
+    return st.floats(low, high if high is not None else 1e6, allow_nan=False)
+
+
+STAGE_VALUES = st.fixed_dictionaries(
+    {"max_train_steps": st.integers(1, 10**6)},
+    optional={
+        name: legal(STAGE_BOUNDS[name])
+        for name in STAGE_BOUNDS
+        if name not in ("max_train_steps", "lr_end", "lr_warmup_steps", "learning_rate")
+    }
+    | {
+        "lora_target_modules": st.lists(st.sampled_from(["to_q", "to_k", "to_v"]), min_size=1),
+        "lr_scheduler": st.sampled_from(["constant", "linear", "sine"]),
+        "gradient_checkpointing": st.booleans(),
+    },
+)
+RUN_VALUES = st.fixed_dictionaries(
+    {},
+    optional={name: legal(bounds) for name, bounds in RUN_BOUNDS.items()}
+    | {
+        "validation_prompt": st.one_of(st.text(), st.lists(st.text())),
+        "validation_negative_prompt": st.text(),
+        "validation_resolution": st.sampled_from([64, "64", "96x64", "8X512"]),
+    },
+)
+
+
+@settings(ours, max_examples=40)
+@given(RUN_VALUES, STAGE_VALUES)
+def test_every_legal_value_arrives_as_written_and_survives_the_way_to_a_job(
+    files: Files, run: dict[str, Any], stage: dict[str, Any]
+) -> None:
+    config = files.load({**run, "stage1": {"model_flavour": "tiny-i", **stage}}).config
+    found = config.model_dump(mode="json")
+    assert {key: found[key] for key in run} == run
+    assert {key: found["stage1"][key] for key in stage} == stage
+    assert RunConfig.model_validate(json.loads(json.dumps(found))) == config
+
+
+def test_a_run_file_and_its_data_file_are_never_written_to(files: Files) -> None:
+    files.load(BOTH)
+    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in files.folder.glob("*.json")}
+    load_run(files.folder / "run.json", ("seed=3",))
+    assert before == {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in files.folder.glob("*.json")}
+
+
+def test_shared_keys_reach_both_stages_and_a_stages_own_key_wins(files: Files) -> None:
+    run = {"lora_rank": 4, "lora_dropout": 0.5, "stage1": {"model_flavour": "tiny-i"},
+           "stage2": {"model_flavour": "tiny-ii", "lora_rank": 8}}  # fmt: skip
+    config = files.load(run).config
+    assert [(config.stage(n).lora_rank, config.stage(n).lora_dropout) for n in config.stages] == [(4, 0.5), (8, 0.5)]
+
+
+# ---- SimpleTuner's files ------------------------------------------------------------------------------------------
+
+
+def flat(**keys: Any) -> dict[str, Any]:
+    return {
+        "--model_family": "deepfloyd", "--output_dir": "output/models",
+        "--learning_rate": 4e-5, "--lr_end": 4e-6, "--lr_scheduler": "polynomial", "--lora_rank": 128,
+        "--max_train_steps": 10_000, "--train_batch_size": 1, "--gradient_checkpointing": True, "--seed": 42,
+        "--validation_resolution": "64", "--resume_from_checkpoint": "latest", "--report_to": "none",
+        "--use_ema": False, **keys,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("model_type", "flavour", "stages"),
+    [("deepfloyd-lora", "i-medium-400m", (1,)), ("deepfloyd-stage2-lora", "ii-medium-450m", (2,)),
+     ("lora", "tiny-i", (1,)), ("lora", "tiny-ii", (2,)), ("DeepFloyd-LoRA", "tiny-i", (1,))],
+)  # fmt: skip
+def test_simpletuners_flat_file_trains_the_one_stage_that_it_names(
+    files: Files, model_type: str, flavour: str, stages: tuple[int, ...]
+) -> None:
+    config = files.load(flat(**{"MODEL_TYPE": model_type, "--model_flavour": flavour})).config
+    assert config.stages == stages
+    stage = config.stage(config.stages[0])
+    assert (stage.lora_rank, stage.learning_rate, stage.lr_scheduler) == (128, 4e-5, "polynomial")
+    assert stage.gradient_checkpointing is True
+
+
+def test_the_guides_data_file_is_read_unchanged(files: Files) -> None:
+    pictures = files.folder / "pictures"
+    (files.folder / "guide.json").write_text(GUIDE_DATA_FILE.replace("PICTURES", str(pictures)))
+    run = files.load({**BOTH, "data_backend_config": str(files.folder / "guide.json")})
+    (dataset,) = run.datasets
+    assert (dataset.maximum_image_size, dataset.target_downsample_size, dataset.resolution) == (256, 128, 64)
+    assert (dataset.crop_style, dataset.repeats, dataset.instance_data_dir) == ("random", 1, str(pictures))
+    assert [note for note in run.notes if "cache_dir_vae is ignored" in note]
+
+
+def test_a_key_that_has_no_effect_is_reported_not_swallowed(files: Files) -> None:
+    notes = files.load(flat(**{"--model_flavour": "tiny-i"})).notes
+    for key in ("output_dir", "resume_from_checkpoint", "report_to"):
+        assert [note for note in notes if f"{key} is ignored" in note], key
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "reason"),
+    [("vae_path", "x", "no VAE"), ("flow_schedule_shift", 3, "not a flow-matching model"), ("use_dora", True, "DoRA"),
+     ("video_length", 9, "not video"), ("controlnet", True, "ControlNet"), ("use_ema", True, "EMA"),
+     ("model_family", "flux", "trains deepfloyd only")],
+)  # fmt: skip
+def test_a_key_that_makes_no_sense_here_is_refused_with_the_reason(
+    files: Files, key: str, value: Any, reason: str
+) -> None:
+    message = files.refusal({"model_flavour": "tiny-i", f"--{key}": value})
+    assert key in message
+    assert reason in message
+
+
+def test_keys_of_the_data_file_that_make_no_sense_are_refused_with_the_reason(files: Files) -> None:
+    assert "ControlNet conditioning is not supported" in files.data_refusal(conditioning_data="depth")
+    assert "not video" in files.data_refusal(video={"num_frames": 3})
+
+
+def test_disabled_entries_are_left_out_under_both_spellings(files: Files) -> None:
+    gone = {"type": "local", "instance_data_dir": "/nowhere"}
+    files.data({"id": "a", "disabled": True, **gone}, {"id": "b", "disable": True, **gone})
+    assert [dataset.id for dataset in files.load(BOTH).datasets] == ["set"]
+    assert "has no enabled data set" in files.data_refusal(disabled=True)
+
+
+# ---- overrides ----------------------------------------------------------------------------------------------------
+
+
+def test_overrides_reach_nested_keys_and_keep_toml_types(files: Files) -> None:
+    run = files.load(
+        BOTH, "seed=7", "stage1.lora_rank=3", "stage2.learning_rate=1e-3", "workspace=/tmp/my space/x", "device=cpu",
+        'validation_prompt=["a", "b"]', "validation_resolution=96x64", "stage2.gradient_checkpointing=true",
+        'validation_negative_prompt="7"',
+    )  # fmt: skip
+    config = run.config
+    assert (config.seed, config.workspace, config.device) == (7, "/tmp/my space/x", "cpu")
+    assert config.stage(1).lora_rank == 3
+    assert (config.stage(2).learning_rate, config.stage(2).gradient_checkpointing) == (1e-3, True)
+    assert config.prompts == ("a", "b")
+    assert config.sample_size_px == (96, 64)
+    assert config.validation_negative_prompt == "7"
+
+
+def test_an_override_wins_over_a_key_in_simpletuners_spelling(files: Files) -> None:
+    config = files.load(flat(**{"--model_flavour": "tiny-i"}), "lora_rank=2", "seed=9").config
+    assert (config.stage(1).lora_rank, config.seed) == (2, 9)
+
+
+def test_an_override_wins_over_the_file_and_may_name_a_stage_the_file_lacks(files: Files) -> None:
+    config = files.load({**TINY_I, "seed": 1}, "seed=2", "stage2.model_flavour=tiny-ii").config
+    assert (config.seed, config.stages) == (2, (1, 2))
+
+
+@pytest.mark.parametrize("override", ["seed", "=3", "", "seed.x=3", "stage1.lora_rank.x=3"])
+def test_an_override_of_the_wrong_form_is_a_config_error(files: Files, override: str) -> None:
+    assert repr(override) in files.refusal({**BOTH, "seed": 1, "lora_rank": 2, "stage1": {
+        "model_flavour": "tiny-i", "lora_rank": 1}}, override)  # fmt: skip
+
+
+def test_an_override_is_checked_like_the_file(files: Files) -> None:
+    assert "Did you mean seed?" in files.refusal(BOTH, "sed=3")
+    assert "gradient_checkpointing is 'False'" in files.refusal(BOTH, "stage1.gradient_checkpointing=False")
+
+
+# ---- sizes and other checks before anything is loaded --------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("run", "says"),
+    [
+        ({"stage1": {"model_flavour": "tiny-ii"}}, "a Stage II model. Use one of i-medium-400m"),
+        ({"stage2": {"model_flavour": "tiny-i"}}, "a Stage I model. Use one of ii-medium-450m"),
+        ({}, "no stage to train"),
+        ({"lora_rank": 8}, "which stage to train is not said"),
+        ({**TINY_I, "validation_resolution": 60}, "must divide by 8"),
+        ({**TINY_I, "validation_resolution": 0}, "8 to 512"),
+        ({**TINY_I, "validation_resolution": "64x520"}, "8 to 512"),
+        ({**TINY_I, "validation_resolution": "64x64x64"}, "give one size"),
+        ({**TINY_I, "validation_resolution": "large"}, "give one size"),
+        ({**TINY_I, "validation_resolution": "\u00b2"}, "give one size"),
+        ({"stage1": {"model_flavour": "tiny-i", "learning_rate": 1e-6}}, "lr_end is 4e-06, above learning_rate 1e-06"),
+        ({"stage1": {"model_flavour": "tiny-i", "max_train_steps": 5, "lr_warmup_steps": 5}}, "lr_warmup_steps is 5"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(files: Files, run: dict[str, Any], says: str) -> None:
+    assert says in files.refusal(run)
+
+
+@pytest.mark.parametrize(
+    ("run", "resolution", "says"),
+    [
+        (TINY_I, 60, "tiny-i needs a multiple of 8"),
+        (TINY_II, 250, "tiny-ii needs a multiple of 16"),
+        (TINY_II, 66, "264 px at stage 2; tiny-ii needs a multiple of 16"),
+        ({"stage2": {"model_flavour": "ii-medium-450m"}}, 272, "needs a multiple of 32"),
+        (TINY_II, 1024, "tiny-ii makes 256 px"),
+        (TINY_I, 256, "No data set feeds stage 1"),
+        (BOTH, 256, "No data set feeds stage 1"),
+    ],
+)
+def test_a_resolution_that_a_model_cannot_be_trained_at_is_refused(
+    files: Files, run: dict[str, Any], resolution: int, says: str
+) -> None:
+    files.data(resolution=resolution)
+    assert says in files.refusal(run)
+
+
+@pytest.mark.parametrize(("run", "resolution"), [(BOTH, 64), (TINY_I, 128), (TINY_II, 256), (BOTH, 72), (TINY_II, 512)])
+def test_legal_resolutions_pass(files: Files, run: dict[str, Any], resolution: int) -> None:
+    files.data(resolution=resolution)
+    assert files.load(run).datasets[0].resolution == resolution
+
+
+@pytest.mark.parametrize(
+    ("keys", "says"),
+    [
+        ({"maximum_image_size": 128}, "go together"),
+        ({"target_downsample_size": 128}, "go together"),
+        ({"maximum_image_size": 128, "target_downsample_size": 32}, "the crop would not fit"),
+        ({"maximum_image_size": 128, "target_downsample_size": 129}, "nothing is ever upsampled"),
+        ({"crop": False}, "Set crop = true"),
+        ({"caption_strategy": "instanceprompt"}, "instance_prompt is missing"),
+        ({"only_instance_prompt": True}, "instance_prompt is missing"),
+        ({"prepend_instance_prompt": True, "instance_prompt": "  "}, "instance_prompt is missing"),
+        ({"instance_data_dir": "/nowhere/at/all"}, "'/nowhere/at/all', which is not a directory"),
+        ({"type": "aws"}, "type is 'aws'"),
+        ({"id": ""}, "id is ''"),
+        ({"crop_style": "face"}, "crop_style is 'face'"),
+    ],
+)
+def test_a_data_set_that_contradicts_itself_is_refused(files: Files, keys: dict[str, Any], says: str) -> None:
+    assert says in files.data_refusal(**keys)
+
+
+def test_the_data_file_as_a_whole_is_checked(files: Files) -> None:
+    twice = {"id": "set", "type": "local", "instance_data_dir": str(files.folder)}
+    assert "the id 'set' is used 2 times" in files.data_refusal(twice)
+    for text in ("{}", "[]", "[3]", "3"):
+        (files.folder / "data.json").write_text(text)
+        assert str(files.folder / "data.json") in files.refusal(BOTH)
+    assert "no such file" in files.refusal({**BOTH, "data_backend_config": "/nowhere.json"})
+
+
+# ---- the command line ---------------------------------------------------------------------------------------------
+
+
+def command(folder: Path, *arguments: str, python: tuple[str, ...] = ()) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, *python, "-P", "-m", "flows.cli", *arguments], capture_output=True, text=True, cwd=folder
+    )
+
+
+@pytest.mark.parametrize(("arguments", "code"), [(["--help"], 0), (["run", "bad.toml"], 2)])
+def test_help_and_config_errors_answer_at_once(tmp_path: Path, arguments: list[str], code: int) -> None:
+    (tmp_path / "bad.toml").write_text('workspace = "w"\ndata_backend_config = "x"\nlora_rankk = 8\n')
+    took = []
+    for _ in range(5):  # under a second on an idle machine; the best of five is what a busy one can still promise
+        start = time.perf_counter()
+        done = command(tmp_path, *arguments)
+        took.append(time.perf_counter() - start)
+        assert done.returncode == code
+        assert code == 0 or "Did you mean lora_rank?" in done.stderr
+        if min(took) < 1:
+            break
+    assert min(took) < 1.5
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["run", "bad.toml"], ["retrain", "bad.toml"], ["generate", "bad.toml", "--prompt", "x"]]
+)
+def test_a_config_error_imports_nothing_heavy(tmp_path: Path, arguments: list[str]) -> None:
+    (tmp_path / "bad.toml").write_text('workspace = "w"\n')
+    stderr = command(tmp_path, *arguments, python=("-X", "importtime")).stderr
+    modules = {line.split("|")[-1].strip() for line in stderr.splitlines() if line.startswith("import time:")}
+    assert "typer" in modules
+    assert not modules & {"torch", "prefect", "diffusers", "transformers", "peft", "matplotlib"}
+
+
+def test_a_config_error_is_one_line_without_a_traceback(tmp_path: Path) -> None:
+    (tmp_path / "bad.toml").write_text('workspace = "w"\n')
+    done = command(tmp_path, "run", "bad.toml")
+    assert done.stderr == "error: bad.toml: data_backend_config is missing.\n"
+    assert done.stdout == ""
+    assert [path.name for path in tmp_path.iterdir()] == ["bad.toml"], "nothing was started or written"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["ls", "nowhere"], ["verify", "nowhere"],  ["run", "nowhere.toml"], ["nosuchcommand"],
+     ["run"], ["run", "nowhere.toml", "--set"], ["generate", "nowhere.toml", "--prompt", "x", "--images", "0"]],
+)  # fmt: skip
+def test_wrong_usage_and_missing_directories_exit_with_2(tmp_path: Path, arguments: list[str]) -> None:
+    done = command(tmp_path, *arguments)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert done.stderr.strip()
+
+
+def test_the_shipped_run_files_are_legal(monkeypatch: pytest.MonkeyPatch) -> None:
+    root = Path(__file__).parent.parent
+    monkeypatch.chdir(root)  # their paths start there, as their users do
+    names = sorted((root / "flows" / "configs").glob("*.toml"))
+    assert root / "flows" / "configs" / "demo.toml" in names
+    for path in names:
+        assert load_run(path, ("data_backend_config=datasets/demo.json",)).config.stages, path

@@ -1,0 +1,109 @@
+"""The house's one-way rule and what the core abstains from, read from the source with `ast`; no module is imported here."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+LAYERS = ("flows", "tasks", "deepfloyd_core")
+TREES = {
+    path.relative_to(ROOT): ast.parse(path.read_text()) for layer in LAYERS for path in sorted((ROOT / layer).rglob("*.py"))
+}  # fmt: skip
+CORE = {path: tree for path, tree in TREES.items() if path.parts[0] == "deepfloyd_core"}
+# What the flows need before a job starts: none of it may load torch (4 to 10 s, and gigabytes in the parent process).
+LIGHT = ("config", "artifacts", "products", "image_index", "pixels", "embeds", "bundle", "jobs", "flavours", "sheets")
+HEAVY = ("torch", "diffusers", "transformers", "peft", "prefect", "matplotlib")
+# Makes the shipped weights and is run by no command; its own state files are read with weights_only=True.
+PRETRAIN = Path("deepfloyd_core/tiny/pretrain.py")
+
+
+def imported(tree: ast.Module) -> Iterator[str]:
+    """Full names of the modules that a file imports, at any depth, also inside functions."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative imports hide the layer"
+            yield node.module or ""
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def roots(tree: ast.Module) -> set[str]:
+    return {name.split(".")[0] for name in imported(tree)}
+
+
+def dotted(node: ast.AST) -> str:
+    if isinstance(node, ast.Attribute):
+        return f"{dotted(node.value)}.{node.attr}"
+    return node.id if isinstance(node, ast.Name) else ""
+
+
+def called(tree: ast.Module) -> set[str]:
+    return {dotted(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+
+
+def test_each_layer_has_modules_and_leans_on_the_one_below() -> None:
+    assert {path.parts[0] for path in TREES} == set(LAYERS)
+    assert any("tasks" in roots(tree) for path, tree in TREES.items() if path.parts[0] == "flows")
+    assert any("deepfloyd_core" in roots(tree) for path, tree in TREES.items() if path.parts[0] == "tasks")
+
+
+def test_no_module_imports_a_layer_above_its_own_or_the_tests() -> None:
+    above = {layer: {*LAYERS[: LAYERS.index(layer)], "tests"} for layer in LAYERS}
+    assert not {path: found for path, tree in TREES.items() if (found := roots(tree) & above[path.parts[0]])}
+
+
+def test_the_core_knows_neither_prefect_nor_a_command_line() -> None:
+    barred = {"prefect", "typer", "click", "rich", "fastapi"}
+    assert not {path: found for path, tree in CORE.items() if (found := roots(tree) & barred)}
+
+
+def test_only_the_command_line_has_an_argument_parser() -> None:
+    users = {path for path, tree in TREES.items() if "typer" in roots(tree) and path.parts[0] != "deepfloyd_core"}
+    assert users == {Path("flows/cli.py")}
+
+
+def test_the_core_never_prints() -> None:
+    assert not [path for path, tree in CORE.items() if "print" in called(tree)]
+
+
+def test_the_core_and_the_tasks_never_read_the_environment() -> None:
+    barred = {"os.environ", "os.getenv", "os.putenv", "os.environb"}
+    for path, tree in TREES.items():
+        if path.parts[0] != "flows":
+            used = {dotted(node) for node in ast.walk(tree)} | set(imported(tree))
+            assert not used & barred, path
+
+
+def test_the_core_keeps_no_global_state() -> None:
+    assert not [path for path, tree in CORE.items() if any(isinstance(node, ast.Global) for node in ast.walk(tree))]
+
+
+def test_the_core_catches_only_errors_that_it_names() -> None:
+    for path, tree in CORE.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ExceptHandler):
+                assert node.type is not None, f"{path}:{node.lineno} bare except"
+                caught = node.type.elts if isinstance(node.type, ast.Tuple) else [node.type]
+                assert not {dotted(kind) for kind in caught} & {"Exception", "BaseException"}, f"{path}:{node.lineno}"
+
+
+def test_nothing_reads_a_pickle_or_runs_text_as_code() -> None:
+    pickles = {"pickle", "cPickle", "dill", "shelve", "marshal", "cloudpickle", "joblib"}
+    barred = {"torch.load", "eval", "exec", "np.load", "numpy.load", "os.system"}
+    for path, tree in TREES.items():
+        assert not roots(tree) & pickles, path
+        assert not called(tree) & (barred - {"torch.load"} if path == PRETRAIN else barred), path
+
+
+def test_datasets_holds_no_code_that_could_pass_for_hugging_faces_package() -> None:
+    assert not list((ROOT / "datasets").rglob("*.py"))
+
+
+def test_what_the_flows_import_before_a_job_loads_no_model_library() -> None:
+    imports = "; ".join(f"import deepfloyd_core.{name}" for name in LIGHT)
+    code = f"import sys; {imports}; print([name for name in {HEAVY!r} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.strip() == "[]"
