@@ -44,4 +44,5 @@ def progress(label: str) -> Iterator[Report]:
     try:
         yield report
     finally:
-        bars.stop()
+        if bars.live.is_started:  # stopping one that never started prints an empty line
+            bars.stop()

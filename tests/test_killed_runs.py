@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 LORAS = "stage?_lora/*/pytorch_lora_weights.safetensors"
-# (stage that is under way, what shows that it is): each pattern must match for the first time in the run that is killed.
+# In the order of the flow: a stage, and what is there only while it is under way.
 MOMENTS = {
+    "text embeds": "text_embeds/*/.job-embed.request",
     "stage I pixels": "stage1_pixels/*/.part-*",
     "stage II pixels": "stage2_pixels/*/.part-*",
-    "text embeds": "text_embeds/*/.job-embed.request",
     "stage I LoRA": "stage1_lora/*/.checkpoints/*/checkpoint.json",
     "stage II LoRA": "stage2_lora/*/.checkpoints/*/checkpoint.json",
 }
