@@ -1,4 +1,4 @@
-"""Fixtures that several files share: a small run on the tiny cascade, and one real Prefect server for the session."""
+"""Fixtures that several files share: a world of pictures, a small run on the tiny cascade, one real Prefect server."""
 
 import json
 import os
@@ -7,11 +7,29 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
+from deepfloyd_core.artifacts import Artifact, WorkDir, materialise
+from deepfloyd_core.config import Run, load_run
+from deepfloyd_core.flavours import Stage
+from deepfloyd_core.image_index import INDEX_FILE, build_index, check_share, index_request, scan
+from deepfloyd_core.pixels import (
+    ShardPlan,
+    build_shard,
+    eval_request,
+    pixels_request,
+    pixels_summary,
+    plan_eval,
+    plan_shards,
+    save_sheet,
+)
 from flows.server import prefect_server
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 # One thread: two would spin against the other processes of a test, and rounding would differ between their counts.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -117,6 +135,74 @@ def make_small_run(folder: Path, pictures: int = 8) -> SmallRun:
 def small_run(tmp_path: Path) -> SmallRun:
     """A fresh small run."""
     return make_small_run(tmp_path)
+
+
+@dataclass(frozen=True)
+class DataWorld:
+    """A folder of pictures with its data file and run file, and the data stages as the tasks chain them."""
+
+    folder: Path
+
+    def add(self, name: str, picture: "Image.Image | np.ndarray | bytes", caption: str | None = "a caption") -> Path:
+        """Put one file (an array or picture is saved in the format of its name) and its caption into `pictures`."""
+        from PIL import Image
+
+        path = self.folder / "pictures" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(picture, bytes):
+            path.write_bytes(picture)
+        else:
+            (Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture).save(path)
+        if caption is not None:
+            path.with_suffix(".txt").write_text(caption, encoding="utf-8")
+        return path
+
+    def load(self, *entries: dict[str, Any], stages: tuple[int, ...] = (1, 2), **keys: Any) -> Run:
+        """Write the files and load them. Each entry is one data set; without one, `pictures` at 64 px."""
+        common = {"type": "local", "instance_data_dir": str(self.folder / "pictures"), "caption_strategy": "textfile"}
+        data = [{"id": "set", **common, **entry} for entry in entries or ({},)]
+        (self.folder / "data.json").write_text(json.dumps(data))
+        flavours = {f"stage{stage}": {"model_flavour": f"tiny-{'i' * stage}"} for stage in stages}
+        where = {"workspace": str(self.folder / "workspace"), "data_backend_config": str(self.folder / "data.json")}
+        (self.folder / "run.json").write_text(json.dumps({**where, "num_eval_images": 1, **flavours, **keys}))
+        return load_run(self.folder / "run.json")
+
+    def index(self, run: Run) -> Artifact:
+        """The image index, checked against the limit of rejects."""
+        entries = scan(run.datasets)
+        request = index_request(run, entries)
+        index, _ = materialise(run.workspace, request, lambda work: build_index(run, entries, work))
+        check_share(index.summary, run.config.max_rejected_share, index.path / INDEX_FILE)
+        return index
+
+    def pixels(self, run: Run, index: Artifact, stage: Stage) -> Artifact:
+        """The shards of a stage."""
+        request = pixels_request(run, index, stage)
+        return materialise(run.workspace, request, lambda work: self._shards(plan_shards(run, index, stage), work))[0]
+
+    def eval_set(self, run: Run, index: Artifact) -> Artifact:
+        """The held-out pictures."""
+        request = eval_request(run, index)
+        return materialise(run.workspace, request, lambda work: self._shards(plan_eval(run, index), work))[0]
+
+    @staticmethod
+    def _shards(plans: list[ShardPlan], work: WorkDir) -> dict[str, Any]:
+        results = [build_shard(plan, work.path) for plan in plans]
+        save_sheet(work.path)
+        return pixels_summary(plans, results)
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> DataWorld:
+    """An empty world of pictures."""
+    (tmp_path / "pictures").mkdir()
+    return DataWorld(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def new_world() -> Callable[[Path], DataWorld]:
+    """Make further worlds, for fixtures of a wider scope."""
+    return DataWorld
 
 
 @pytest.fixture(scope="session")

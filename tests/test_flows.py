@@ -208,3 +208,40 @@ def test_an_unreachable_server_is_a_clear_error(small_run: Any, monkeypatch: pyt
     done = small_run.call("run", str(small_run.config))
     assert done.returncode == 2
     assert "no Prefect server answers" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("model_type", "flavour", "stage"), [("deepfloyd-lora", "tiny-i", 1), ("deepfloyd-stage2-lora", "tiny-ii", 2)]
+)
+def test_simpletuners_flat_config_trains_its_one_stage(
+    small_run: Any, server: str, model_type: str, flavour: str, stage: int
+) -> None:
+    config = {
+        "--model_type": model_type,
+        "--model_family": "deepfloyd",
+        "--model_flavour": flavour,
+        "--lora_rank": 2,
+        "--learning_rate": 1e-4,
+        "--lr_end": 1e-5,
+        "--max_train_steps": 2,
+        "--train_batch_size": 1,
+        "--mixed_precision": "bf16" if stage == 1 else "no",  # bf16 convolutions at 256 px crawl on most CPUs
+        "--data_backend_config": str(small_run.folder / "data.json"),
+        "--max_rejected_share": 0.5,
+        "--output_dir": "ignored",
+        "--num_eval_images": 1,
+        "--num_validation_images": 1,
+        "--validation_num_inference_steps": 2,
+        "--validation_guidance": 1.0,
+    }
+    path = small_run.folder / "config.json"
+    path.write_text(json.dumps(config))
+    done = small_run.call("run", str(path), "--set", f"workspace={small_run.workspace}")
+    assert done.returncode == 0, done.stderr
+    assert "output_dir is ignored" in done.stderr
+    kinds = {path.parent.parent.name for path in small_run.workspace.glob("*/*/manifest.json")}
+    assert {kind for kind in kinds if kind.startswith("stage")} == {f"stage{stage}_pixels", f"stage{stage}_lora"}
+    (bundle,) = (small_run.workspace / "lora_bundle").iterdir()
+    assert (bundle / f"stage{stage}" / "pytorch_lora_weights.safetensors").is_file()
+    assert (bundle / ("sheet.png" if stage == 1 else "eval.png")).is_file()
