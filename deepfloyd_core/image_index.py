@@ -179,6 +179,8 @@ def _scan_file(dataset: ImageDataset, root: Path, path: Path) -> Entry:
         data = path.read_bytes()
     except OSError:
         return rejected("unreadable")
+    except RuntimeError:
+        return rejected("not_a_file")  # a link that leads to itself, before Python 3.13
     return Entry(dataset.id, source, len(data), sha256_bytes(data), _sidecar(path, root), None)
 
 

@@ -9,7 +9,7 @@ import warnings
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, UnidentifiedImageError
 
 from deepfloyd_core.geometry import Crop, Size, steps_down
 
@@ -21,7 +21,13 @@ PIXEL_ERRORS = (
     IndexError, KeyError, TypeError, OverflowError, ZeroDivisionError, AttributeError,
 )  # fmt: skip
 WHITE = (255, 255, 255)
-_ORIENTATION, _TURNED = 0x0112, (5, 6, 7, 8)  # the EXIF tag, and its values that swap width and height
+_ORIENTATION = 0x0112  # the EXIF tag; 1 is upright
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # fmt: skip
+_TURNED = (5, 6, 7, 8)  # these swap width and height
 Image.init()  # `Image.open(formats=...)` raises KeyError for a plugin that is not loaded yet
 # Sizes are checked below, before any pixel is decoded; Pillow's own warning would only repeat that.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -47,12 +53,9 @@ def read_header(data: bytes) -> Header:
     """Read format and size without decoding. Raises Unreadable: unsupported, decompression_bomb, truncated, corrupt."""
     picture = _open(data)
     width, height = picture.size
-    try:
-        # Pillow has already turned the size by a TIFF's own tag; XMP may ask for it as well.
-        turned = picture.getexif().get(_ORIENTATION) in _TURNED
-        turned = turned and getattr(picture, "tag_v2", {}).get(_ORIENTATION) not in _TURNED
-    except PIXEL_ERRORS:
-        turned = False  # broken EXIF: the decoder ignores it as well
+    # Pillow has already turned the size by a TIFF's own tag; XMP may ask for it as well.
+    tiff_tag = getattr(picture, "tag_v2", {}).get(_ORIENTATION)
+    turned = _orientation(picture) in _TURNED and tiff_tag not in _TURNED
     return Header(str(picture.format), (height, width) if turned else (width, height))
 
 
@@ -70,11 +73,9 @@ def decode_rgb(data: bytes, background: tuple[int, int, int] = WHITE) -> Image.I
     picture = _open(data)
     profile = picture.info.get("icc_profile")
     _load(picture, data)
-    try:
-        upright = ImageOps.exif_transpose(picture)
-    except PIXEL_ERRORS:
-        upright = picture  # broken EXIF, whole pixels
-    return _convert(upright, profile, background)
+    # Not ImageOps.exif_transpose: it writes the EXIF back, and fails on a tag that only another program would mind.
+    method = _UPRIGHT.get(_orientation(picture))
+    return _convert(picture if method is None else picture.transpose(method), profile, background)
 
 
 def take_crop(picture: Image.Image, crop: Crop) -> np.ndarray:
@@ -100,6 +101,14 @@ def _open(data: bytes) -> Image.Image:
     if picture.width * picture.height > MAX_PIXELS:
         raise Unreadable("decompression_bomb", f"{picture.width}x{picture.height} is above {MAX_PIXELS} pixels")
     return picture
+
+
+def _orientation(picture: Image.Image) -> int:
+    try:
+        value = picture.getexif().get(_ORIENTATION)
+    except PIXEL_ERRORS:
+        return 1  # broken EXIF, whole pixels
+    return value if isinstance(value, int) else 1
 
 
 def _load(picture: Image.Image, data: bytes) -> None:

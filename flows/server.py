@@ -85,6 +85,16 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
 def stop_group(process_id: int) -> None:
     """Ask a process group to end as Ctrl-C would, wait, then insist."""
     for number, patience_s in ((signal.SIGINT, 20.0), (signal.SIGKILL, 5.0)):
@@ -113,7 +123,12 @@ def _join(home: Path) -> str | None:
 
 
 def _start(home: Path, port: int | None) -> str:
-    port = port or free_port()
+    if port is None:
+        port = free_port()
+    elif not _is_free(port):
+        raise ConfigError(
+            f"Port {port} of 127.0.0.1 is in use. Choose another with --port, or stop what listens there."
+        )
     url = f"http://127.0.0.1:{port}/api"
     settings = {
         "PREFECT_API_URL": url,
@@ -143,6 +158,7 @@ def _leave(home: Path, users: IO[str], lock: IO[str]) -> None:
         fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return  # somebody else still uses it
-    record = json.loads((home / "server.json").read_bytes())
-    (home / "server.json").unlink()
-    stop_group(record["pid"])
+    with suppress(FileNotFoundError):  # somebody removed the directory; then there is nothing left to stop it by
+        record = json.loads((home / "server.json").read_bytes())
+        (home / "server.json").unlink()
+        stop_group(record["pid"])

@@ -15,7 +15,7 @@ POOL = "deepfloyd"
 
 
 def serve_ui(port: int, out: Console) -> None:
-    """Run until Ctrl-C or SIGTERM. Raises ConfigError without a prefect.yaml here, JobError when a part fails."""
+    """Run until Ctrl-C or SIGTERM, then stop all of it. Raises ConfigError without a prefect.yaml here, JobError when a part fails."""
     if not Path("prefect.yaml").is_file():
         raise ConfigError(f"There is no prefect.yaml in {Path.cwd()}; run this from the project's directory.")
     signal.signal(signal.SIGTERM, _interrupt)
@@ -35,6 +35,9 @@ def serve_ui(port: int, out: Console) -> None:
         out.print(f"Worker's log {home / 'worker.log'}. Ctrl-C stops everything.")
         try:
             worker.wait()
+        except KeyboardInterrupt:
+            out.print("Stopping the worker and the server.")
+            return
         finally:
             stop_group(worker.pid)
         raise JobError(f"The worker ended; its log is {home / 'worker.log'}.")

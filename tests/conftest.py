@@ -178,15 +178,16 @@ class DataWorld:
     def pixels(self, run: Run, index: Artifact, stage: Stage) -> Artifact:
         """The shards of a stage."""
         request = pixels_request(run, index, stage)
-        return materialise(run.workspace, request, lambda work: self._shards(plan_shards(run, index, stage), work))[0]
+        return materialise(run.workspace, request, lambda work: self.shards(plan_shards(run, index, stage), work))[0]
 
     def eval_set(self, run: Run, index: Artifact) -> Artifact:
         """The held-out pictures."""
         request = eval_request(run, index)
-        return materialise(run.workspace, request, lambda work: self._shards(plan_eval(run, index), work))[0]
+        return materialise(run.workspace, request, lambda work: self.shards(plan_eval(run, index), work))[0]
 
     @staticmethod
-    def _shards(plans: list[ShardPlan], work: WorkDir) -> dict[str, Any]:
+    def shards(plans: list[ShardPlan], work: WorkDir) -> dict[str, Any]:
+        """The builder of an artifact of shards."""
         results = [build_shard(plan, work.path) for plan in plans]
         save_sheet(work.path)
         return pixels_summary(plans, results)

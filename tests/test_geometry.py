@@ -130,13 +130,13 @@ def test_stage_two_of_a_64_px_set_is_four_times_as_large_in_every_length(tmp_pat
 @settings(ours, max_examples=100)
 @given(st.tuples(st.integers(256, 3000), st.integers(256, 3000)), st.tuples(UNIT, UNIT))
 def test_both_stages_show_the_same_part_of_a_large_picture(size: tuple[int, int], draws: tuple[float, float]) -> None:
-    one = plan_crop(size, Geometry(64, None, None, None, "center"), draws)
-    two = plan_crop(size, Geometry(256, None, None, None, "center"), draws)
+    one = plan_crop(size, Geometry(64, None, None, None, "random"), draws)
+    two = plan_crop(size, Geometry(256, None, None, None, "random"), draws)
     assert one is not None
     assert two is not None
     pixel = min(size) / 64  # one pixel of Stage I, in the original
     for small, large in zip(one.source_box, two.source_box, strict=True):
-        assert abs(small - large) <= 1.01 * pixel
+        assert abs(small - large) <= 1.6 * pixel
 
 
 LARGE = st.tuples(st.integers(8, 20_000), st.integers(8, 20_000))  # 8 px is the smallest legal edge
