@@ -15,7 +15,10 @@ POOL = "deepfloyd"
 
 
 def serve_ui(port: int, out: Console) -> None:
-    """Run until Ctrl-C or SIGTERM, then stop all of it. Raises ConfigError without a prefect.yaml here, JobError when a part fails."""
+    """Run until Ctrl-C or SIGTERM, then stop all of it.
+
+    Raises ConfigError when there is no prefect.yaml here, JobError when a part does not start.
+    """
     if not Path("prefect.yaml").is_file():
         raise ConfigError(f"There is no prefect.yaml in {Path.cwd()}; run this from the project's directory.")
     signal.signal(signal.SIGTERM, _interrupt)
