@@ -1,0 +1,640 @@
+"""From a directory to shards: one ledger row for each file, its captions, the same bytes in any order, a fixed eval set."""
+
+import hashlib
+import io
+import json
+import logging
+import math
+import os
+import random
+import shutil
+import struct
+import zlib
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image, ImageOps
+
+from deepfloyd_core.artifacts import Artifact, materialise, verify_artifact
+from deepfloyd_core.batches import BatchOrder, TrainingRows
+from deepfloyd_core.errors import DataError
+from deepfloyd_core.image_index import index_request, scan
+from deepfloyd_core.pixels import build_shard, eval_ids, pixels_request, plan_shards
+from deepfloyd_core.shards import ShardRow, map_pixels, write_shard
+
+SHARD_COLUMNS = [
+    "image_id", "source", "dataset_id", "width", "height", "original_width", "original_height", "crop_left", "crop_top",
+    "crop_width", "crop_height", "repeat", "caption", "caption_id", "pixels",
+]  # fmt: skip
+
+
+def noise(seed: int, width: int = 272, height: int = 260) -> np.ndarray:
+    """A smooth random picture: two noises of 8 px, so that shrinking keeps its character."""
+    rng = np.random.default_rng(seed)
+    small = Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8))
+    return np.asarray(small.resize((width, height), Image.Resampling.BICUBIC))
+
+
+def bomb() -> bytes:
+    """A small PNG whose header promises 65,535 x 65,535 pixels."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(buffer, "PNG")
+    data = buffer.getvalue()
+    head = b"IHDR" + struct.pack(">II", 65535, 65535) + data[24:29]
+    return data[:12] + head + struct.pack(">I", zlib.crc32(head)) + data[33:]
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def ledger(index: Artifact) -> dict[str, dict[str, Any]]:
+    rows = pq.read_table(index.path / "index.parquet").to_pylist()
+    by_source = {row["source"]: row for row in rows}
+    assert len(by_source) == len(rows), "a source has two rows"
+    return by_source
+
+
+def shard_rows(pixels: Artifact, stage: int | None = None) -> list[dict[str, Any]]:
+    files = sorted(pixels.path.glob(f"stage{stage or '*'}-*.parquet"))
+    return [row for file in files for row in pq.read_table(file).to_pylist()]
+
+
+# ---- the ledger -------------------------------------------------------------------------------------------------------
+
+
+def test_every_file_is_one_row_with_the_right_reason(world: Any) -> None:
+    whole = world.add("photo.jpg", noise(0))
+    world.add("deep/er/photo.PNG", noise(1, 300, 290))
+    world.add("small.png", noise(2, 63, 500))
+    world.add("stage one only.png", noise(3, 100, 90))
+    world.add("cut.jpg", whole.read_bytes()[:3000])
+    world.add("png in truth.jpg", (world.folder / "pictures/deep/er/photo.PNG").read_bytes())
+    world.add("no suffix", whole.read_bytes())
+    world.add("notes.md", b"# not a picture")
+    world.add("empty.webp", b"")
+    world.add("bomb.png", bomb())
+    world.add("uncaptioned.png", noise(4), caption=None)
+    world.add("blank.png", noise(5), caption=" \n\n")
+    world.add("latin.png", noise(6), caption=None).with_suffix(".txt").write_bytes(b"caf\xe9")
+    world.add(".hidden.jpg", b"not looked at")
+    world.add(".git/object.jpg", b"not looked at")
+    world.add("data.json", b"{}", caption=None)
+    os.mkfifo(world.folder / "pictures" / "pipe.jpg")
+    (world.folder / "secret.jpg").write_bytes(whole.read_bytes())
+    (world.folder / "pictures" / "out.jpg").symlink_to("../secret.jpg")
+    (world.folder / "pictures" / "inside.jpg").symlink_to("photo.jpg")
+    (world.folder / "pictures" / "inside.txt").write_text("linked")
+    (world.folder / "pictures" / "dangling.jpg").symlink_to("nowhere.jpg")
+    (world.folder / "pictures" / "ring.jpg").symlink_to("ring.jpg")
+
+    index = world.index(world.load(max_rejected_share=1.0))
+    rows = ledger(index)
+    reasons = {
+        "photo.jpg": None, "deep/er/photo.PNG": None, "small.png": "too_small", "stage one only.png": None,
+        "cut.jpg": "truncated", "png in truth.jpg": None, "no suffix": None, "notes.md": "unsupported",
+        "empty.webp": "unsupported", "bomb.png": "decompression_bomb", "uncaptioned.png": "caption_missing",
+        "blank.png": "caption_missing", "latin.png": "caption_missing", "pipe.jpg": "not_a_file",
+        "out.jpg": "outside_root", "inside.jpg": None, "dangling.jpg": "not_a_file",
+        "ring.jpg": "not_a_file",
+    }  # fmt: skip
+    assert {source: row["reason"] for source, row in rows.items()} == reasons
+    assert all((row["status"] == "accepted") == (row["reason"] is None) for row in rows.values())
+    assert {row["status"] for row in rows.values()} == {"accepted", "rejected"}
+
+    for source in ("photo.jpg", "deep/er/photo.PNG", "cut.jpg", "notes.md"):
+        path = world.folder / "pictures" / source
+        assert (rows[source]["image_id"], rows[source]["bytes"]) == (sha256(path), path.stat().st_size)
+    assert rows["png in truth.jpg"]["format"] == "PNG", "by content, not by name"
+    assert (rows["deep/er/photo.PNG"]["width"], rows["deep/er/photo.PNG"]["height"]) == (300, 290)
+    assert (rows["stage one only.png"]["stage1_reason"], rows["stage one only.png"]["stage2_reason"]) == (
+        None,
+        "too_small",
+    )
+
+    counts = Counter(reason for reason in reasons.values() if reason)
+    summary = index.summary
+    assert summary["reasons"] == dict(counts)
+    assert (summary["inputs"], summary["accepted"], summary["rejected"]) == (18, 6, 12)
+    assert (summary["stage1"], summary["stage2"]) == (6, 5)
+
+
+def test_a_file_name_that_is_not_utf8_is_a_row_and_not_a_crash(world: Any) -> None:
+    world.add("good.png", noise(0))
+    folder = os.fsencode(world.folder / "pictures")
+    with open(folder + b"/caf\xe9.png", "wb") as handle:  # noqa: PTH123 (pathlib has no byte names)
+        handle.write((world.folder / "pictures" / "good.png").read_bytes())
+    rows = ledger(world.index(world.load(max_rejected_share=0.5)))
+    assert {source: row["reason"] for source, row in rows.items()} == {
+        "good.png": None,
+        "caf\\xe9.png": "name_not_utf8",
+    }
+
+
+def test_names_of_every_language_and_of_shell_signs_are_kept(world: Any) -> None:
+    names = ["naïve.png", "图片.png", "a b\n$(c).png", "🦊.png", "-rf.png", "100%.png"]
+    for number, name in enumerate(names):
+        world.add(name, noise(number))
+    assert set(ledger(world.index(world.load()))) == set(names)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root can read everything")
+def test_an_unreadable_file_is_a_row(world: Any) -> None:
+    world.add("good.png", noise(0))
+    world.add("locked.png", noise(1)).chmod(0)
+    assert ledger(world.index(world.load(max_rejected_share=0.5)))["locked.png"]["reason"] == "unreadable"
+
+
+def test_a_linked_folder_is_a_row_and_is_not_followed(world: Any) -> None:
+    world.add("good.png", noise(0))
+    (world.folder / "elsewhere").mkdir()
+    shutil.copy(world.folder / "pictures" / "good.png", world.folder / "elsewhere" / "other.png")
+    (world.folder / "pictures" / "link").symlink_to("../elsewhere")
+    (world.folder / "pictures" / "loop").symlink_to(".")
+    rows = ledger(world.index(world.load(max_rejected_share=0.9)))
+    reasons = {source: row["reason"] for source, row in rows.items()}
+    assert reasons == {"good.png": None, "link": "outside_root", "loop": "not_a_file"}
+
+
+def test_the_same_file_in_two_folders_is_two_rows_of_one_picture(world: Any) -> None:
+    one = world.add("a/x.png", noise(0), "first")
+    world.add("b/x.png", one.read_bytes(), "second")
+    world.add("c.png", noise(1))
+    run = world.load(stages=(1,))
+    index = world.index(run)
+    rows = ledger(index)
+    assert rows["a/x.png"]["image_id"] == rows["b/x.png"]["image_id"] == sha256(one)
+    captions = {row["source"]: row["caption"] for row in shard_rows(world.pixels(run, index, 1))}
+    assert captions == {"a/x.png": "first", "b/x.png": "second", "c.png": "a caption"}
+
+
+def test_an_empty_directory_is_a_data_error_that_names_it(world: Any) -> None:
+    (world.folder / "pictures" / "lonely.txt").write_text("a caption without a picture")
+    with pytest.raises(DataError, match=r"There is no picture in .*pictures"):
+        world.index(world.load())
+
+
+def test_nothing_but_rejects_is_a_data_error_that_counts_them(world: Any) -> None:
+    world.add("a.jpg", b"x")
+    world.add("b.jpg", b"y")
+    world.add("c.png", noise(0, 20, 20))
+    with pytest.raises(DataError, match=r"All 3 pictures were rejected \(1 too_small, 2 unsupported\)"):
+        world.index(world.load(max_rejected_share=1.0))
+
+
+@pytest.mark.parametrize(
+    ("bad", "limit", "passes"), [(1, 0.25, True), (1, 0.24, False), (0, 0.0, True), (1, 0.0, False)]
+)
+def test_the_share_limit_is_inclusive_and_names_the_reasons(world: Any, bad: int, limit: float, passes: bool) -> None:
+    for number in range(4 - bad):
+        world.add(f"{number}.png", noise(number))
+    for number in range(bad):
+        world.add(f"bad-{number}.png", b"x")
+    run = world.load(max_rejected_share=limit)
+    if passes:
+        assert world.index(run).summary["rejected"] == bad
+    else:
+        with pytest.raises(
+            DataError, match=r"1 of 4 pictures were rejected \(1 unsupported\): a share of 0.25"
+        ) as caught:
+            world.index(run)
+        ledger_path = str(caught.value).split("The ledger is ")[1].split(";")[0]
+        assert pq.read_table(ledger_path).num_rows == 4, "the ledger is there to be looked at"
+
+
+def test_a_set_that_feeds_no_trained_stage_says_so_and_not_that_it_is_too_small(world: Any) -> None:
+    world.add("a.png", noise(0))
+    other = world.folder / "large"
+    other.mkdir()
+    Image.fromarray(noise(1)).save(other / "b.png")
+    (other / "b.txt").write_text("large")
+    run = world.load(
+        {}, {"id": "large", "resolution": 256, "instance_data_dir": str(other)}, stages=(1,), max_rejected_share=1
+    )
+    assert {row["dataset_id"]: row["reason"] for row in ledger(world.index(run)).values()} == {
+        "set": None, "large": "not_for_this_stage",
+    }  # fmt: skip
+
+
+def test_the_sources_are_never_touched(world: Any) -> None:
+    for number in range(3):
+        world.add(f"{number}.jpg", noise(number))
+    world.add("bad.jpg", b"bad")
+
+    def state() -> dict[str, tuple[str, int, int]]:
+        return {path.name: (sha256(path), path.stat().st_mtime_ns, path.stat().st_mode)
+                for path in (world.folder / "pictures").iterdir()}  # fmt: skip
+
+    before = state()
+    run = world.load(max_rejected_share=1.0)
+    index = world.index(run)
+    world.pixels(run, index, 1)
+    world.eval_set(run, index)
+    assert state() == before
+
+
+# ---- captions ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ({"caption_strategy": "textfile"}, ["red fox", "zwei Füchse"]),
+        ({"caption_strategy": "filename"}, ["my red fox"]),
+        ({"caption_strategy": "instanceprompt", "instance_prompt": " a fox "}, ["a fox"]),
+        ({"caption_strategy": "textfile", "instance_prompt": "sks", "prepend_instance_prompt": True},
+         ["sks red fox", "sks zwei Füchse"]),
+        ({"caption_strategy": "filename", "instance_prompt": "sks", "prepend_instance_prompt": True}, ["sks my red fox"]),
+        ({"caption_strategy": "textfile", "instance_prompt": "sks", "only_instance_prompt": True}, ["sks"]),
+        ({"caption_strategy": "textfile", "instance_prompt": "unused"}, ["red fox", "zwei Füchse"]),
+    ],
+)  # fmt: skip
+def test_captions_come_from_where_the_strategy_says(world: Any, keys: dict[str, Any], expected: list[str]) -> None:
+    world.add("deep/my_red_fox.png", noise(0), "\ufeff red fox \r\n\n\tzwei Füchse\n")
+    assert ledger(world.index(world.load(keys)))["deep/my_red_fox.png"]["captions"] == expected
+
+
+def test_each_repeat_takes_the_next_caption(world: Any) -> None:
+    world.add("a.png", noise(0), "one\ntwo\nthree")
+    world.add("b.png", noise(1), "only")
+    run = world.load({"repeats": 3}, stages=(1,))
+    rows = shard_rows(world.pixels(run, world.index(run), 1))
+    found = {(row["source"], row["repeat"]): row["caption"] for row in rows}
+    assert [found["a.png", repeat] for repeat in range(4)] == ["one", "two", "three", "one"]
+    assert [found["b.png", repeat] for repeat in range(4)] == ["only"] * 4
+
+
+def test_a_caption_is_never_read_through_a_link_out_of_the_root_nor_from_a_pipe(world: Any) -> None:
+    (world.folder / "secret").write_text("a secret of this machine")
+    world.add("linked.png", noise(0), caption=None).with_suffix(".txt").symlink_to("../secret")
+    os.mkfifo(world.add("piped.png", noise(1), caption=None).with_suffix(".txt"))
+    world.add("good.png", noise(2))
+    rows = ledger(world.index(world.load(max_rejected_share=1.0)))
+    assert {source: row["reason"] for source, row in rows.items()} == {
+        "linked.png": "caption_missing", "piped.png": "caption_missing", "good.png": None,
+    }  # fmt: skip
+
+
+# ---- the data's fingerprint -------------------------------------------------------------------------------------------
+
+
+def fingerprint(world: Any, *entries: dict[str, Any]) -> str:
+    run = world.load(*entries)
+    return index_request(run, scan(run.datasets)).fingerprint
+
+
+def test_the_fingerprint_is_stable_under_times_inodes_and_places(world: Any) -> None:
+    for number in range(3):
+        world.add(f"{number}.png", noise(number))
+    before = fingerprint(world)
+    pictures = world.folder / "pictures"
+    for path in pictures.iterdir():
+        os.utime(path, (1, 1))
+    assert fingerprint(world) == before, "times"
+    for path in sorted(pictures.iterdir(), reverse=True):
+        data = path.read_bytes()
+        path.unlink()
+        path.write_bytes(data)
+    assert fingerprint(world) == before, "inodes, order of creation"
+    shutil.move(pictures, world.folder / "moved")
+    pictures.mkdir()
+    assert fingerprint(world, {"instance_data_dir": str(world.folder / "moved")}) == before, "place"
+
+
+def test_the_fingerprint_changes_with_any_byte_caption_name_or_judging_setting(world: Any) -> None:
+    path = world.add("a.png", noise(0))
+    world.add("b.png", noise(1))
+    seen = [fingerprint(world)]
+    good = path.read_bytes()
+    for place in random.Random(0).sample(range(len(good)), 20):
+        path.write_bytes(good[:place] + bytes([good[place] ^ 1]) + good[place + 1 :])
+        seen.append(fingerprint(world))
+    path.write_bytes(good)
+    path.with_suffix(".txt").write_text("a captiom")
+    seen.append(fingerprint(world))
+    path.with_suffix(".txt").unlink()
+    seen.append(fingerprint(world))
+    path.with_suffix(".txt").write_text("a caption")
+    assert fingerprint(world) == seen[0], "back again"
+    seen += [fingerprint(world, entry) for entry in ({"resolution": 72}, {"minimum_image_size": 80}, {"id": "other"})]
+    path.rename(path.with_name("c.png"))
+    seen.append(fingerprint(world))
+    assert len(set(seen)) == len(seen)
+
+
+def test_an_unchanged_directory_reuses_its_index_and_a_new_file_makes_a_new_one(
+    world: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    world.add("a.png", noise(0))
+    world.add("b.png", noise(1))
+    caplog.set_level(logging.INFO, "deepfloyd_core")
+    first = world.index(world.load())
+    assert world.index(world.load()) == first
+    assert any("reused" in line for line in caplog.messages)
+    world.add("c.png", noise(2))
+    second = world.index(world.load())
+    assert second != first
+    assert any("inputs.data" in line for line in caplog.messages)
+    assert first.summary["inputs"] == 2, "the old one is still there"
+
+
+# ---- shards -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, new_world: Callable[[Path], Any]) -> dict[str, Any]:
+    """One data set prepared for both stages: turned, transparent, gray, large and odd pictures, two passes each."""
+    world = new_world(tmp_path_factory.mktemp("made"))
+    world.add("plain.png", noise(0, 301, 277))
+    world.add("wide.png", noise(1, 700, 260))
+    world.add("large.png", noise(2, 900, 1100))
+    world.add("exact.png", noise(3, 256, 256))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(noise(4, 420, 290)).save(world.add("turned.png", noise(4)), exif=exif)
+    alpha = np.tile(np.linspace(0, 255, 272).astype(np.uint8), (260, 1))
+    world.add("alpha.png", np.dstack([noise(5), alpha]))
+    world.add("gray.png", Image.fromarray(noise(6)).convert("L"))
+    entry = {"crop_style": "random", "repeats": 1, "maximum_image_size": 128, "target_downsample_size": 80}
+    run = world.load(entry, shard_mib=0.1, seed=3)
+    index = world.index(run)
+    stages: dict[Any, Artifact] = {stage: world.pixels(run, index, stage) for stage in (1, 2)}
+    return {"world": world, "run": run, "index": index, **{f"stage{stage}": stages[stage] for stage in stages}}
+
+
+def literal_crop(path: Path, row: dict[str, Any], edge: int, maximum: int, target: int) -> np.ndarray:
+    """The crop that a shard's row describes, computed with Pillow alone."""
+    picture = ImageOps.exif_transpose(Image.open(path))
+    ground = Image.new("RGBA", picture.size, "white")
+    picture = Image.alpha_composite(ground, picture.convert("RGBA")).convert("RGB")
+    size = picture.size
+    assert (row["original_width"], row["original_height"]) == size
+    if min(size) > maximum:
+        goal = [round(length * target / min(size)) for length in size]
+        while picture.width > 1.5 * goal[0] or picture.height > 1.5 * goal[1]:
+            step = max(goal[0], round(picture.width * 0.75)), max(goal[1], round(picture.height * 0.75))
+            picture = picture.resize(step, Image.Resampling.LANCZOS)
+        picture = picture.resize((goal[0], goal[1]), Image.Resampling.LANCZOS)
+    left = round(row["crop_left"] * picture.width / size[0])
+    top = round(row["crop_top"] * picture.height / size[1])
+    assert math.isclose(row["crop_width"], edge * size[0] / picture.width)
+    assert math.isclose(row["crop_height"], edge * size[1] / picture.height)
+    return np.asarray(picture.crop((left, top, left + edge, top + edge)))
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_every_row_has_every_column_and_the_pixels_of_an_independent_computation(
+    made: dict[str, Any], stage: int
+) -> None:
+    edge, scale = 64 * (1, 4)[stage - 1], (1, 4)[stage - 1]
+    pictures = made["world"].folder / "pictures"
+    rows = shard_rows(made[f"stage{stage}"])
+    assert Counter(row["source"] for row in rows) == {path.name: 2 for path in pictures.glob("*.png")}
+    for row in rows:
+        assert set(row) == set(SHARD_COLUMNS)
+        assert row["image_id"] == sha256(pictures / row["source"])
+        assert (row["dataset_id"], row["width"], row["height"]) == ("set", edge, edge)
+        assert (row["caption"], row["caption_id"]) == ("a caption", hashlib.sha256(b"a caption").hexdigest()[:16])
+        crop = np.frombuffer(row["pixels"], np.uint8).reshape(edge, edge, 3)
+        expected = literal_crop(pictures / row["source"], row, edge, 128 * scale, 80 * scale)
+        error = np.mean((crop.astype(float) - expected) ** 2)
+        assert error <= 255**2 / 10**4, f"{row['source']}: below 40 dB"
+
+
+def test_repeats_have_random_crops_of_their_own_that_only_the_seed_decides(made: dict[str, Any], world: Any) -> None:
+    rows = {(row["source"], row["repeat"]): row for row in shard_rows(made["stage1"])}
+    places = {key: (row["crop_left"], row["crop_top"]) for key, row in rows.items()}
+    large = ("plain.png", "wide.png", "large.png", "turned.png")
+    assert all(places[name, 0] != places[name, 1] for name in large)
+    for axis in (0, 1):  # by chance a place may come up twice
+        assert sum(places[name, 0][axis] != places[name, 1][axis] for name in large) >= 3
+    shutil.copytree(made["world"].folder / "pictures", world.folder / "pictures", dirs_exist_ok=True)
+    entry = {"crop_style": "random", "repeats": 1, "maximum_image_size": 128, "target_downsample_size": 80}
+
+    def elsewhere(**keys: Any) -> dict[tuple[str, int], tuple[float, float]]:
+        run = world.load(entry, stages=(1,), **keys)
+        rows = shard_rows(world.pixels(run, world.index(run), 1))
+        return {(row["source"], row["repeat"]): (row["crop_left"], row["crop_top"]) for row in rows}
+
+    assert elsewhere(seed=3, workers=1, shard_mib=64.0) == places, "not the machine, the workers or the shards"
+    assert all(elsewhere(seed=4)[name, 0] != places[name, 0] for name in large)
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_mapped_pixels_equal_pyarrows_own_reading(made: dict[str, Any], stage: int) -> None:
+    files = sorted(made[f"stage{stage}"].path.glob("*.parquet"))
+    assert len(files) > 1
+    for file in files:
+        table = pq.read_table(file)
+        mapped = np.concatenate(map_pixels(file))
+        assert mapped.reshape(len(mapped), -1).tobytes() == b"".join(table.column("pixels").to_pylist())
+        assert mapped.shape[0] == table.num_rows
+
+
+@pytest.mark.parametrize("edge", [8, 16, 24, 32, 40, 64, 136, 256])
+@pytest.mark.parametrize("rows", [1, 7, 200])
+def test_shards_of_every_size_can_be_mapped(tmp_path: Path, edge: int, rows: int) -> None:
+    rows = min(rows, 4 * 2**20 // (edge * edge * 3))  # up to two row groups
+    pixels = np.random.default_rng(edge).integers(0, 256, (rows, edge, edge, 3), dtype=np.uint8)
+    described = [
+        ShardRow(f"{n:064d}", f"{n}.png", "set", edge, edge, 9, 9, 0.5, 0.0, 1.0, 1.0, n, "é" * n, "x")
+        for n in range(rows)
+    ]
+    write_shard(tmp_path / "x.parquet", described, list(pixels))
+    table = pq.read_table(tmp_path / "x.parquet")
+    assert np.array_equal(np.concatenate(map_pixels(tmp_path / "x.parquet")), pixels)
+    assert b"".join(table.column("pixels").to_pylist()) == pixels.tobytes()
+    assert table.column("caption").to_pylist() == ["é" * n for n in range(rows)]
+    assert not any(field.nullable for field in table.schema)
+
+
+def test_shards_have_the_same_bytes_in_whatever_order_they_are_built(made: dict[str, Any], tmp_path: Path) -> None:
+    plans = plan_shards(made["run"], made["index"], 1)
+    assert len(plans) > 1
+    for plan in reversed(plans):
+        result = build_shard(plan, tmp_path)
+        assert (result.rows, result.decoded) == (len(plan.crops), len({crop.path for crop in plan.crops}))
+    for plan in plans:
+        assert (tmp_path / plan.name).read_bytes() == (made["stage1"].path / plan.name).read_bytes()
+
+
+def test_a_deleted_shard_is_made_again_with_the_same_bytes_and_the_others_are_kept(
+    made: dict[str, Any], tmp_path: Path
+) -> None:
+    plans = plan_shards(made["run"], made["index"], 1)
+    for plan in plans:
+        build_shard(plan, tmp_path)
+    (tmp_path / plans[0].name).unlink()
+    (tmp_path / plans[1].name).write_bytes(b"half")
+    kept = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("*.parquet")}
+    decoded = [build_shard(plan, tmp_path).decoded for plan in plans]
+    assert [count > 0 for count in decoded] == [True, True] + [False] * (len(plans) - 2)
+    for plan in plans:
+        assert (tmp_path / plan.name).read_bytes() == (made["stage1"].path / plan.name).read_bytes()
+    assert all((tmp_path / plan.name).stat().st_mtime_ns == kept[plan.name] for plan in plans[2:])
+
+
+def test_a_build_that_was_killed_ends_with_the_same_artifact(made: dict[str, Any], world: Any) -> None:
+    run, index = made["run"], made["index"]
+    plans = plan_shards(run, index, 1)
+
+    def half(work: Any) -> dict[str, Any]:
+        build_shard(plans[0], work.path)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        materialise(world.folder, pixels_request(run, index, 1), half)
+    done, reused = materialise(
+        world.folder, pixels_request(run, index, 1), lambda work: world.shards(plan_shards(run, index, 1), work)
+    )
+    assert not reused
+    assert verify_artifact(done) == []
+    names = sorted(path.name for path in made["stage1"].path.iterdir() if path.name != "manifest.json")
+    assert sorted(path.name for path in done.path.iterdir() if path.name != "manifest.json") == names
+    assert all((done.path / name).read_bytes() == (made["stage1"].path / name).read_bytes() for name in names)
+    assert done.summary == made["stage1"].summary
+
+
+@pytest.mark.parametrize("harm", ["changed", "gone"])
+def test_a_picture_that_changed_since_the_index_stops_the_build_with_a_clear_error(world: Any, harm: str) -> None:
+    path = world.add("a.png", noise(0))
+    world.add("b.png", noise(1))
+    run = world.load(stages=(1,))
+    index = world.index(run)
+    world.add("a.png", noise(9))
+    if harm == "gone":
+        path.unlink()
+    with pytest.raises(DataError, match=r"a\.png .*Start the run again"):
+        world.pixels(run, index, 1)
+
+
+def test_a_stage_without_a_large_enough_picture_is_a_data_error(world: Any) -> None:
+    world.add("a.png", noise(0, 100, 100))
+    world.add("b.png", noise(1, 100, 100))
+    run = world.load()
+    index = world.index(run)
+    with pytest.raises(DataError, match="No picture is large enough for stage 2"):
+        world.pixels(run, index, 2)
+    with pytest.raises(DataError, match="No picture can be held out to measure stage"):
+        world.eval_set(run, index)
+
+
+# ---- the eval set -----------------------------------------------------------------------------------------------------
+
+
+def held_out(world: Any, **keys: Any) -> set[str]:
+    run = world.load(**{"stages": (1,), "num_eval_images": 3, "seed": 5, **keys})
+    return {row["image_id"] for row in shard_rows(world.eval_set(run, world.index(run)))}
+
+
+def rank(seed: int, image_id: str) -> int:
+    """Order of a picture in the draw for the eval set."""
+    return int.from_bytes(hashlib.sha256("\x1f".join(["eval", str(seed), image_id]).encode()).digest()[:7], "big")
+
+
+def test_the_eval_set_stays_the_same_when_pictures_are_added_unless_one_draws_a_smaller_number(world: Any) -> None:
+    for number in range(6):
+        world.add(f"{number}.png", noise(number, 80, 70))
+    before = held_out(world)
+    ids = {sha256(path) for path in (world.folder / "pictures").glob("*.png")}
+    assert before == set(sorted(ids, key=lambda image_id: rank(5, image_id))[:3])
+    assert held_out(world, seed=6) != before or held_out(world, seed=7) != before
+    entered = 0
+    for number in range(6, 16):
+        ids.add(sha256(world.add(f"{number}.png", noise(number, 80, 70))))
+        now = held_out(world)
+        expected = set(sorted(ids, key=lambda image_id: rank(5, image_id))[:3])
+        assert now == expected
+        entered += now != before
+        assert len(before - now) <= 1, "one new picture takes at most one place"
+        before = now
+    assert 0 < entered < 10
+
+
+def test_the_eval_set_is_cropped_at_the_centre_and_never_trained_on(world: Any) -> None:
+    for number in range(6):
+        world.add(f"{number}.png", noise(number, 400, 300))
+    world.add("copy of 0.png", (world.folder / "pictures" / "0.png").read_bytes())
+    run = world.load({"crop_style": "random", "repeats": 1}, num_eval_images=3)
+    index = world.index(run)
+    evals = world.eval_set(run, index)
+    rows = shard_rows(evals)
+    assert {row["repeat"] for row in rows} == {0}
+    middles = [row["crop_left"] + row["crop_width"] / 2 for row in shard_rows(evals, 2)]
+    assert all(abs(middle - 200) <= 1 for middle in middles)
+    ids = eval_ids(evals)
+    assert {row["image_id"] for row in rows} == ids
+    for stage in (1, 2):
+        pixels = world.pixels(run, index, stage)
+        trained = TrainingRows(pixels, ids)
+        everything = shard_rows(pixels)
+        expected = [row for row in everything if row["image_id"] not in ids]
+        ((size, count),) = trained.counts.items()
+        assert (size, count) == ((64, 64) if stage == 1 else (256, 256), len(expected))
+        tensor, taken = trained.take(size, np.arange(count))
+        assert not {row.image_id for row in taken} & ids
+        assert {(row.source, row.repeat) for row in taken} == {(row["source"], row["repeat"]) for row in expected}
+        by_key = {(row["source"], row["repeat"]): row["pixels"] for row in expected}
+        assert [picture.numpy().tobytes() for picture in tensor] == [by_key[row.source, row.repeat] for row in taken]
+
+
+def test_at_least_one_picture_is_left_to_train_on(world: Any) -> None:
+    for number in range(3):
+        world.add(f"{number}.png", noise(number, 80, 70))
+    with pytest.raises(DataError, match="set has 3 usable pictures, and num_eval_images = 3"):
+        held_out(world)
+    assert len(held_out(world, num_eval_images=2)) == 2
+
+
+def test_each_data_set_is_represented_at_the_stages_that_it_feeds(world: Any) -> None:
+    for number in range(3):
+        world.add(f"{number}.png", noise(number, 300, 280))
+        world.add(f"small-{number}.png", noise(10 + number, 80, 70))
+    large = world.folder / "large"
+    large.mkdir()
+    for number in range(3):
+        Image.fromarray(noise(20 + number)).save(large / f"{number}.png")
+    entry = {"id": "large", "resolution": 256, "instance_data_dir": str(large), "caption_strategy": "filename"}
+    run = world.load({}, entry)
+    evals = world.eval_set(run, world.index(run))
+    assert [row["dataset_id"] for row in shard_rows(evals, 1)] == ["set"]
+    assert sorted(row["dataset_id"] for row in shard_rows(evals, 2)) == ["large", "set"]
+    pairs = [{row["image_id"] for row in shard_rows(evals, stage) if row["dataset_id"] == "set"} for stage in (1, 2)]
+    assert pairs[0] == pairs[1], "a picture of a set that feeds both stages is held out of both"
+
+
+# ---- batches ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 8, 100])
+def test_an_epoch_visits_every_row_exactly_once(batch_size: int) -> None:
+    counts = (((64, 64), 23), ((96, 64), 5))
+    order = BatchOrder(counts, batch_size, 7)
+    assert order.batches_per_epoch == math.ceil(23 / batch_size) + math.ceil(5 / batch_size)
+    epochs = []
+    for epoch in range(3):
+        numbers = range(epoch * order.batches_per_epoch, (epoch + 1) * order.batches_per_epoch)
+        seen = [(size, int(row)) for number in numbers for size, rows in [order.batch(number)] for row in rows]
+        assert sorted(seen) == sorted((size, row) for size, count in counts for row in range(count))
+        assert all(len(order.batch(number)[1]) <= batch_size for number in numbers)
+        epochs.append(seen)
+    assert epochs[0] != epochs[1] != epochs[2]
+
+
+def test_a_batch_is_a_function_of_seed_and_number_alone() -> None:
+    counts = (((64, 64), 50),)
+
+    def batch(order: BatchOrder, number: int) -> list[int]:
+        return [int(row) for row in order.batch(number)[1]]
+
+    forward = [batch(BatchOrder(counts, 4, 1), number) for number in range(60)]
+    order = BatchOrder(counts, 4, 1)
+    for number in random.Random(0).sample(range(60), 60):  # whatever was asked before
+        assert batch(order, number) == forward[number]
+    assert [batch(BatchOrder(counts, 4, 2), number) for number in range(60)] != forward
+    assert json.loads(json.dumps(forward)) == forward
