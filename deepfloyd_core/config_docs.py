@@ -62,7 +62,7 @@ def _type(annotation: Any) -> str:
     if isinstance(annotation, type) and issubclass(annotation, Spec):
         return "table"
     names = {"str": "string", "int": "integer", "float": "number", "bool": "true or false"}
-    return names.get(annotation.__name__, annotation.__name__)
+    return names.get(annotation.__name__, str(annotation.__name__))
 
 
 def _bounds(field: FieldInfo) -> str:
