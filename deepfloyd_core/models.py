@@ -3,7 +3,6 @@
 safetensors only; a `.bin` is a pickle and is never read.
 """
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +64,3 @@ def stock_pipeline(folder: Path, stage: Stage, unet: UNet2DConditionModel, sched
     pipeline = PIPELINES[stage](**parts)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
-
-
-def cpu_count() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

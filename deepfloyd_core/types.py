@@ -7,21 +7,12 @@ Sizes are (width, height) as in Pillow; tensors are (B, C, H, W).
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
 
 Report = Callable[[int, int, str], None]  # done, total, one line for the eye
 
 
 def no_report(done: int, total: int, line: str) -> None:
     """A Report that says nothing."""
-
-
-@dataclass(frozen=True)
-class Runtime:
-    """How something is run: none of it changes a byte of what is made."""
-
-    device: str = "cpu"
-    num_threads: int | None = None
 
 
 def hash_unit(*parts: object) -> float:
