@@ -15,8 +15,6 @@ CORE = {path: tree for path, tree in TREES.items() if path.parts[0] == "deepfloy
 # What the flows need before a job starts: none of it may load torch (4 to 10 s, and gigabytes in the parent process).
 LIGHT = ("config", "artifacts", "products", "image_index", "pixels", "embeds", "bundle", "jobs", "flavours", "sheets")
 HEAVY = ("torch", "diffusers", "transformers", "peft", "prefect", "matplotlib")
-# Makes the shipped weights and is run by no command; its own state files are read with weights_only=True.
-PRETRAIN = Path("deepfloyd_core/tiny/pretrain.py")
 
 
 def imported(tree: ast.Module) -> Iterator[str]:
@@ -95,7 +93,7 @@ def test_nothing_reads_a_pickle_or_runs_text_as_code() -> None:
     barred = {"torch.load", "eval", "exec", "np.load", "numpy.load", "os.system"}
     for path, tree in TREES.items():
         assert not roots(tree) & pickles, path
-        assert not called(tree) & (barred - {"torch.load"} if path == PRETRAIN else barred), path
+        assert not called(tree) & barred, path
 
 
 def test_datasets_holds_no_code_that_could_pass_for_hugging_faces_package() -> None:

@@ -18,14 +18,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 from transformers import T5Tokenizer
 
+from deepfloyd_core.checkpoints import optimizer_tensors, restore_optimizer
 from deepfloyd_core.tiny import models, world
 
 log = logging.getLogger("tiny")
 CAPTIONS = [*world.BASE_CAPTIONS, ""]  # the last one is the dropped caption of classifier-free guidance
 DROPPED = len(CAPTIONS) - 1
+STATE = {1: "stage1.safetensors", 2: "stage2.safetensors"}
 SHIPPED = Path(__file__).parent  # the folders i/ and ii/ lie beside this module
 
 
@@ -40,6 +43,7 @@ class Phase:
     noise_power: float = 1.0  # Stage II's noise levels are 1000 u^power: 1 as IF was trained, 3 has its median at 125
     blind: float = 0.0  # share of nudged samples whose picture is taken away altogether, see `nudge`
     late: float = 0.0  # size of the nudges at low noise, relative to those at high noise
+    rolled: float = 0.0  # share of samples that start from the model's own guess, see `epsilon_loss`
     strange: float = 0.0  # share of pictures of unnamed things, without a caption, see `world.draw_strange`
 
 
@@ -56,6 +60,10 @@ STAGE2_PHASES += (
     # Trained on the 12 captions alone it paints grounds and colours from memory, 5 dB beside the low-res it was given.
     Phase(128, 4, 1400, 1.5e-3, noise_power=3.0, blind=0.25, late=0.3, strange=0.7),
     Phase(256, 2, 300, 6e-4, noise_power=3.0, blind=0.25, late=0.3, strange=0.4),
+    Phase(128, 4, 700, 1.2e-3, noise_power=3.0, blind=0.15, late=0.15, rolled=0.6, strange=0.4),
+    Phase(256, 2, 150, 5e-4, noise_power=3.0, blind=0.15, late=0.15, rolled=0.6, strange=0.4),
+    Phase(128, 4, 1200, 1.5e-3, noise_power=3.0, blind=0.1, late=0.1, rolled=0.7, strange=0.3),
+    Phase(256, 2, 100, 4e-4, noise_power=3.0, blind=0.1, late=0.1, rolled=0.7, strange=0.3),
 )
 SAVE_EVERY = 200
 EMA = 0.998
@@ -107,21 +115,37 @@ def epsilon_loss(
 ) -> torch.Tensor:
     """Weighted epsilon loss. x_0 (B, 3, H, W) in [-1, 1]; `low`, the upsampled low-res, turns it into Stage II's loss.
 
-    A nudged input keeps the clean picture as its answer: the target is the epsilon that leads back to x_0.
+    A nudged input keeps the clean picture as its answer: the target is the epsilon that leads back to x_0. The same goes
+    for a share `phase.rolled`, whose x_t is made from the model's own guess at x_0 from 50 to 350 timesteps earlier: so
+    it learns to put right what it does wrong itself while sampling, instead of handing it on from step to step.
     """
     bars = alpha_bars()
-    t = torch.randint(0, 1000, (len(x_0),))
-    bar = bars[t]
-    noise = torch.randn_like(x_0)
     labels = noised_low = None
+    t = torch.randint(0, 1000, (len(x_0),))
+    noise = torch.randn_like(x_0)
     if low is not None:
         labels = (1000 * torch.rand(len(x_0)) ** phase.noise_power).long()
         noised_low = add_noise(low, torch.randn_like(low), bars[labels])
-    offset = nudge(x_0, bar, 0.25 if low is None else 1.0, phase)
+    max_snr = 0.25 if low is None else 1.0
+
+    def predicted(x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        x_in = x_t if noised_low is None else torch.cat([x_t, noised_low], dim=1)
+        eps: torch.Tensor = unet(x_in, t, rows, class_labels=labels).sample[:, :3]
+        return eps
+
+    offset = nudge(x_0, bars[t], max_snr, phase)
+    if phase.rolled:
+        earlier = (t + torch.randint(50, 351, (len(x_0),))).clamp(max=999)
+        bar = bars[earlier]
+        x_t = add_noise(x_0 + nudge(x_0, bar, max_snr, phase), torch.randn_like(x_0), bar)
+        bar = bar.view(-1, 1, 1, 1)
+        with torch.no_grad():
+            guess = ((x_t - (1 - bar).sqrt() * predicted(x_t, earlier)) / bar.sqrt()).clamp(-1, 1)
+        chosen = (torch.rand(len(x_0)) < phase.rolled).view(-1, 1, 1, 1)
+        offset = torch.where(chosen, guess - x_0, offset)
+    bar = bars[t]
     target = noise + offset * (bar / (1 - bar)).sqrt().view(-1, 1, 1, 1)
-    x_t = add_noise(x_0 + offset, noise, bar)
-    out = unet(x_t if noised_low is None else torch.cat([x_t, noised_low], dim=1), t, rows, class_labels=labels).sample
-    error = (out[:, :3] - target).square().mean(dim=(1, 2, 3))
+    error = (predicted(add_noise(x_0 + offset, noise, bar), t) - target).square().mean(dim=(1, 2, 3))
     loss: torch.Tensor = (error * loss_weight(bar)).mean()
     return loss
 
@@ -201,12 +225,19 @@ class Run:
         optimiser = torch.optim.AdamW(trained.parameters(), lr=1e-3, weight_decay=1e-3, fused=True)
         run = cls(trained, copy.deepcopy(trained).requires_grad_(False), optimiser, path)
         if path.exists():
-            state = torch.load(path, weights_only=True)
-            run.modules.load_state_dict(state["modules"])
-            run.averages.load_state_dict(state["averages"])
-            run.optimiser.load_state_dict(state["optimiser"])
-            run.step, run.seconds = state["step"], state["seconds"]
+            run._restore()
         return run
+
+    def _restore(self) -> None:
+        tensors = load_file(self.path)
+        _fill(self.modules, _below(tensors, "modules."))
+        _fill(self.averages, _below(tensors, "averages."))
+        restore_optimizer(self.optimiser, self._names, _below(tensors, "optimiser."))
+        self.step, self.seconds = int(tensors["step"]), float(tensors["seconds"])
+
+    @property
+    def _names(self) -> list[str]:
+        return [name for name, _ in self.modules.named_parameters()]
 
     def update(self, loss: torch.Tensor, rate: float) -> None:
         """One AdamW step, then the moving average."""
@@ -224,10 +255,24 @@ class Run:
 
     def save(self) -> None:
         """Write the state beside its final place, then rename: a killed run leaves the last whole file."""
-        state: dict[str, Any] = {"modules": self.modules.state_dict(), "averages": self.averages.state_dict()}
-        state |= {"optimiser": self.optimiser.state_dict(), "step": self.step, "seconds": self.seconds}
-        torch.save(state, self.path.with_suffix(".part"))
+        tensors = {"step": torch.tensor(self.step), "seconds": torch.tensor(self.seconds, dtype=torch.float64)}
+        tensors |= {f"modules.{name}": tensor.detach() for name, tensor in self.modules.named_parameters()}
+        tensors |= {f"averages.{name}": tensor for name, tensor in self.averages.named_parameters()}
+        state = optimizer_tensors(self.optimiser, self._names)
+        tensors |= {f"optimiser.{name}": tensor for name, tensor in state.items()}
+        save_file(tensors, self.path.with_suffix(".part"))
         self.path.with_suffix(".part").replace(self.path)
+
+
+def _below(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _fill(module: torch.nn.Module, tensors: dict[str, torch.Tensor]) -> None:
+    """Load parameters by name; of tied ones (T5's table) there is one, and the modules have no buffers."""
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            parameter.copy_(tensors[name])
 
 
 def train(run: Run, phases: tuple[Phase, ...], loss_of: Any) -> None:
@@ -252,7 +297,7 @@ def train(run: Run, phases: tuple[Phase, ...], loss_of: Any) -> None:
 def train_stage1(work: Path) -> None:
     """Stage I; one caption in ten is dropped. The T5 trains along in the first phase, then its average is frozen."""
     tokenizer = T5Tokenizer.from_pretrained(work / "tokenizer")
-    run = Run.start(work / "stage1.pt", unet=models.stage1_unet(), text=models.text_encoder())
+    run = Run.start(work / STATE[1], unet=models.stage1_unet(), text=models.text_encoder())
 
     def loss_of(phase: Phase, rng: np.random.Generator) -> torch.Tensor:
         if run.step == STAGE1_PHASES[0].steps:
@@ -269,7 +314,7 @@ def train_stage1(work: Path) -> None:
 def train_stage2(work: Path) -> None:
     """Stage II: the first windows on the rows of the untrained T5, so that it can start with Stage I."""
     tokenizer = T5Tokenizer.from_pretrained(work / "tokenizer")
-    run = Run.start(work / "stage2.pt", unet=models.stage2_unet())
+    run = Run.start(work / STATE[2], unet=models.stage2_unet())
     rows_of: dict[bool, torch.Tensor] = {}
 
     def loss_of(phase: Phase, rng: np.random.Generator) -> torch.Tensor:
@@ -288,15 +333,14 @@ def train_stage2(work: Path) -> None:
 def load_average(path: Path, name: str, module: torch.nn.Module) -> torch.nn.Module:
     """A module with its moving average from a state file; as initialised where there is no file yet."""
     if path.exists():
-        state = torch.load(path, weights_only=True)["averages"]
-        module.load_state_dict({k.removeprefix(f"{name}."): v for k, v in state.items() if k.startswith(f"{name}.")})
+        _fill(module, _below(load_file(path), f"averages.{name}."))
     return module.eval().requires_grad_(False)
 
 
 def finished_text(work: Path) -> torch.nn.Module:
     """The frozen T5; waits for it where Stage I is still in its first phase."""
     while True:
-        found = torch.load(work / "stage1.pt", weights_only=True)["step"] if (work / "stage1.pt").exists() else 0
+        found = int(load_file(work / STATE[1])["step"]) if (work / STATE[1]).exists() else 0
         if found > STAGE1_PHASES[0].steps:
             return load_text(work)
         log.info("stage 2 waits for stage 1 to freeze its T5 (at step %d)", found)
@@ -305,14 +349,14 @@ def finished_text(work: Path) -> torch.nn.Module:
 
 def load_text(work: Path) -> torch.nn.Module:
     """The T5 of the latest Stage I state."""
-    return load_average(work / "stage1.pt", "text", models.text_encoder())
+    return load_average(work / STATE[1], "text", models.text_encoder())
 
 
 def export(work: Path, out: Path) -> None:
     """Write both pipelines as stock folders `out/i` and `out/ii`: UNets in fp16 (2.9 MB each), the T5 in fp32."""
     tokenizer = T5Tokenizer.from_pretrained(work / "tokenizer")
     for stage, fresh in (("i", models.stage1_unet()), ("ii", models.stage2_unet())):
-        state = work / ("stage1.pt" if stage == "i" else "stage2.pt")
+        state = work / STATE[len(stage)]
         pipe = models.pipeline(stage, load_average(state, "unet", fresh).half(), load_text(work), tokenizer)
         pipe.save_pretrained(out / stage)
         (out / stage / "tokenizer" / "spiece.model").write_bytes((work / "tokenizer" / "spiece.model").read_bytes())
