@@ -32,7 +32,7 @@ def read_config_file(path: Path) -> Any:
         if path.suffix.lower() == ".toml":
             return tomllib.loads(text)
         lines = ["" if line.lstrip().startswith("#") else line for line in text.splitlines()]
-        return json.loads("\n".join(lines), parse_constant=_no_constant)
+        return json.loads("\n".join(lines), parse_constant=_no_constant, object_pairs_hook=_object)
     except ValueError as error:
         kind = "TOML" if path.suffix.lower() == ".toml" else "JSON"
         raise ConfigError(f"{path} is not valid {kind}: {error}.") from None
@@ -40,6 +40,17 @@ def read_config_file(path: Path) -> Any:
 
 def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is not a number that JSON knows")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object. JSON lets the last of two equal keys win; here that is an error, as it is in TOML."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        owner = f" of {found['id']!r}" if "id" in found else ""
+        raise ValueError(f"the key {twice!r}{owner} is there {names.count(twice)} times; keep one of them")
+    return found
 
 
 def parse_spec(model: type[SpecT], values: dict[str, Any], where: str, also: Iterable[str] = ()) -> SpecT:
