@@ -61,9 +61,23 @@ def run(config: ConfigPath, overrides: Overrides = None) -> None:
 
 
 @app.command()
-def prepare(config: ConfigPath, overrides: Overrides = None) -> None:
+def prepare(
+    config: ConfigPath,
+    preview: Annotated[
+        int, typer.Option(min=0, max=1000, help="Only draw this many pictures with their crops into a PNG.")
+    ] = 0,
+    overrides: Overrides = None,
+) -> None:
     """Index the pictures and cut the crops of every stage, and the eval set."""
-    _stage_flow("prepare", config, overrides)
+    if not preview:
+        _stage_flow("prepare", config, overrides)
+        return
+    checked = _load(config, overrides)
+    from deepfloyd_core.preview import PREVIEW_FILE, save_preview
+
+    path = checked.workspace / PREVIEW_FILE
+    shown = save_preview(checked, preview, path)
+    out.print(f"{shown} pictures with their crops: {path}")
 
 
 @app.command()
