@@ -5,9 +5,10 @@ a rare set is never forgotten, and how many batches each has given is known for 
 """
 
 from dataclasses import dataclass
-from fractions import Fraction
 
 from deepfloyd_core.datafile import ImageDataset
+
+_UNIT = 1 << 32  # how finely the largest share is counted
 
 
 @dataclass(frozen=True)
@@ -70,14 +71,24 @@ def _edges(shares: tuple[Share, ...]) -> list[int]:
 def _split(weights: list[float], total: int) -> list[int]:
     """How many of the first `total` picks each gets. With one more pick exactly one of them grows, by one.
 
-    Each set in turn is split off from those after it: floor(rest * share + 1/2), in exact fractions.
+    The sets are halved by weight again and again, and each time the picks are shared out to the nearest whole one.
     """
-    left, rest, counts = sum(map(Fraction, weights)), total, []
-    if not left and total:
-        raise ValueError("no data set is active in this step")
-    for weight in weights:
-        own = (2 * rest * Fraction(weight) / left + 1) // 2 if left else 0
-        counts.append(int(own))
-        rest -= int(own)
-        left -= Fraction(weight)
-    return counts
+    largest = max(weights)
+    if not largest:
+        if total:
+            raise ValueError("no data set is active in this step")
+        return [0] * len(weights)
+    # Whole numbers, so that a share is the same to the last bit for any total and on any machine.
+    units = [max(1, round(weight / largest * _UNIT)) if weight else 0 for weight in weights]
+    return _halved(units, total)
+
+
+def _halved(units: list[int], total: int) -> list[int]:
+    if len(units) == 1:
+        return [total]
+    every = sum(units)
+    if not every:
+        return [0] * len(units)
+    cut = min(range(1, len(units)), key=lambda place: abs(2 * sum(units[:place]) - every))
+    first = (2 * total * sum(units[:cut]) + every) // (2 * every)
+    return _halved(units[:cut], first) + _halved(units[cut:], total - first)
