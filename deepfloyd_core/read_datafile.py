@@ -94,6 +94,8 @@ def _parse_entry(entry: dict[str, Any], where: str) -> tuple[ImageDataset | Text
         return None, [f"dataset_type {kind!r} is ignored; nothing is cached there in this pipeline"]
     if kind in _OTHER_SETS:
         raise ConfigError(f"{where}: dataset_type is {kind!r}, but {_OTHER_SETS[kind]}. Remove or disable the entry.")
+    if kind not in ("image", "text_embeds"):
+        raise ConfigError(f"{where}: dataset_type is {kind!r}; it must be image or text_embeds.")
     if kind == "image":
         _check_source(entry, where)
     _refuse(entry, where)
