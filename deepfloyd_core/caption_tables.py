@@ -129,6 +129,7 @@ def _cell(value: Any) -> list[str]:
     if isinstance(value, list):
         return [text for part in value for text in _cell(part)]
     text = "" if value is None or value != value else str(value).strip()  # NaN is how pandas writes "none"
+    text = text.encode("utf-8", "replace").decode()  # JSON can hold half of a surrogate pair
     return [text] if text else []
 
 

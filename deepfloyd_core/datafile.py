@@ -69,7 +69,7 @@ class ImageDataset(Spec):
     disabled: bool = Field(False, description="Leave this entry out of the run; nothing but its id is then looked at.")
     disable: bool = Field(False, description="Older spelling of `disabled`.")
 
-    resolution: float = Field(64, gt=0, le=2048, description="Training size, in the unit of `resolution_type`.")
+    resolution: float = Field(64.0, gt=0, le=2048, description="Training size, in the unit of `resolution_type`.")
     resolution_type: Literal["pixel", "area", "pixel_area"] = Field(
         "pixel",
         description="What the four sizes measure. `pixel`: the shorter edge, px. `area`: megapixels (64 x 64 px is "

@@ -4,7 +4,10 @@ The pictures are those with the smallest hashes, so the same ones in every previ
 Every file is hashed, as a run does it; only the shown pictures are decoded.
 """
 
+from bisect import bisect_right
 from dataclasses import dataclass
+from functools import lru_cache
+from math import ceil
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
@@ -141,6 +144,7 @@ def _paste(tile: Image.Image, view: Image.Image, boxes: dict[Stage, Box], number
     tile.paste(fitted, (_left(number) + (CELL_PX - size[0]) // 2, 2 * LINE_PX + (CELL_PX - size[1]) // 2))
 
 
+@lru_cache(maxsize=1)
 def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(13)
 
@@ -150,5 +154,5 @@ def _fitted(text: str, room: int) -> str:
     text = " ".join(text.split())
     if _font().getlength(text) <= room:
         return text
-    keep = next(n for n in range(len(text), -1, -1) if _font().getlength(text[:n] + "...") <= room)
-    return text[:keep] + "..."
+    keep = bisect_right(range(len(text)), room, key=lambda count: ceil(_font().getlength(text[:count] + "...")))
+    return text[: max(0, keep - 1)] + "..."

@@ -32,7 +32,9 @@ def read_config_file(path: Path) -> Any:
         if path.suffix.lower() == ".toml":
             return tomllib.loads(text)
         lines = ["" if line.lstrip().startswith("#") else line for line in text.splitlines()]
-        return json.loads("\n".join(lines), parse_constant=_no_constant, object_pairs_hook=_object)
+        values = json.loads("\n".join(lines), parse_constant=_no_constant, object_pairs_hook=_object)
+        json.dumps(values, ensure_ascii=False).encode()  # half of a surrogate pair, as \ud800, is no text
+        return values
     except ValueError as error:
         kind = "TOML" if path.suffix.lower() == ".toml" else "JSON"
         raise ConfigError(f"{path} is not valid {kind}: {error}.") from None

@@ -161,6 +161,12 @@ def test_a_broken_table_names_the_place(world: Any, file: str, data: bytes, says
         scan(run.datasets)
 
 
+def test_half_a_surrogate_pair_is_no_crash(world: Any) -> None:
+    add_pictures(world, "a.png")
+    (world.folder / "pictures" / "t.jsonl").write_text('{"id": "a", "caption": "x \\ud800 y"}')
+    assert captions(world, caption_strategy="jsonl", parquet={"path": "t.jsonl"}) == {"a.png": ["x ? y"]}
+
+
 # ---- prompts and text files -------------------------------------------------------------------------------------------
 
 

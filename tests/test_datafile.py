@@ -64,6 +64,12 @@ def test_a_key_that_is_there_twice_is_an_error_at_any_depth(files: Files) -> Non
         load_run(files.folder / "run.json")
 
 
+def test_half_a_surrogate_pair_in_the_file_is_an_error_of_the_file(files: Files) -> None:
+    files.data.write_text(json.dumps([files.entry(instance_prompt="x \ud800")]))
+    with pytest.raises(ConfigError, match="is not valid JSON"):
+        load_run(files.folder / "run.json")
+
+
 def test_unknown_keys_name_the_nearest_also_inside_blocks(files: Files) -> None:
     assert "set: maximum_aspect_ration is not a known key. Did you mean maximum_aspect_ratio?" in files.refusal(
         maximum_aspect_ration=2
