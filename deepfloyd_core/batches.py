@@ -137,6 +137,7 @@ class Draws:
     t: torch.Tensor  # int64 (B,), 0 to 999
     level: torch.Tensor  # int64 (B,), 0 to 999
     keep_caption: torch.Tensor  # bool (B,)
+    mirror: torch.Tensor  # bool (B,), half of them true; used only with random_flip
 
 
 def draw(shape: torch.Size, seed: int, number: int, caption_dropout: float) -> Draws:
@@ -147,4 +148,5 @@ def draw(shape: torch.Size, seed: int, number: int, caption_dropout: float) -> D
     t = torch.randint(0, 1000, shape[:1], generator=generator)
     level = torch.randint(0, 1000, shape[:1], generator=generator)
     keep = torch.rand(shape[:1], generator=generator) >= caption_dropout
-    return Draws(noise, low_res_noise, t, level, keep)
+    mirror = torch.rand(shape[:1], generator=generator) < 0.5
+    return Draws(noise, low_res_noise, t, level, keep, mirror)

@@ -21,7 +21,8 @@ log = logging.getLogger(__name__)
 
 FOLDER = ".checkpoints"
 _SEAL = "checkpoint.json"
-_FILES = ("adapter.safetensors", "optimizer.safetensors", "metrics.json")
+_TENSORS = ("adapter", "optimizer", "ema")
+_METRICS = "metrics.json"
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Checkpoint:
     step: int
     adapter: dict[str, torch.Tensor]
     optimizer: dict[str, torch.Tensor]
+    ema: dict[str, torch.Tensor]  # empty without use_ema
     metrics: list[dict[str, Any]]
 
 
@@ -60,12 +62,12 @@ def save_checkpoint(out: Path, checkpoint: Checkpoint, limit: int) -> None:
     folder = out / FOLDER / f"step-{checkpoint.step:08d}"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    save_file(checkpoint.adapter, folder / _FILES[0])
-    save_file(checkpoint.optimizer, folder / _FILES[1])
-    write_bytes(folder / _FILES[2], json.dumps(checkpoint.metrics).encode())
-    for name in _FILES[:2]:
-        fsync_path(folder / name)
-    hashes = {name: sha256_file(folder / name) for name in _FILES}
+    for name in _TENSORS:
+        file = folder / f"{name}.safetensors"
+        save_file(getattr(checkpoint, name), file)
+        fsync_path(file)
+    write_bytes(folder / _METRICS, json.dumps(checkpoint.metrics).encode())
+    hashes = {file.name: sha256_file(file) for file in sorted(folder.iterdir())}
     write_sealed(folder / _SEAL, {"step": checkpoint.step, "files": hashes})
     fsync_path(folder.parent)
     for old in _folders(out)[:-limit]:
@@ -83,8 +85,8 @@ def load_checkpoint(out: Path) -> Checkpoint | None:
         except (ArtifactError, OSError) as error:
             log.warning("checkpoint %s is not used: %s", folder.name, error)
             continue
-        metrics = json.loads((folder / _FILES[2]).read_bytes())
-        return Checkpoint(record["step"], load_file(folder / _FILES[0]), load_file(folder / _FILES[1]), metrics)
+        tensors = {name: load_file(folder / f"{name}.safetensors") for name in _TENSORS}
+        return Checkpoint(record["step"], **tensors, metrics=json.loads((folder / _METRICS).read_bytes()))
     return None
 
 

@@ -60,6 +60,11 @@ class StageConfig(Spec):
     caption_dropout_probability: float = Field(
         0.1, ge=0, le=1, description="Share of captions replaced by the empty one."
     )
+    random_flip: bool = Field(False, description="Mirror half of the samples left to right.")
+    use_ema: bool = Field(False, description="Keep a moving average of the adapters; it is what is saved.")
+    ema_decay: float = Field(
+        0.995, ge=0, lt=1, description="Decay of that average per step; lower in the first steps, (1 + n) / (10 + n)."
+    )
     checkpointing_steps: int = Field(500, ge=1, description="Optimizer steps between checkpoints; changes no result.")
     checkpoints_total_limit: int = Field(2, ge=1, description="Checkpoints kept while training; changes no result.")
     validation_num_inference_steps: int = Field(50, ge=1, le=1000, description="DDPM steps of each sample.")
@@ -233,7 +238,6 @@ REFUSED = {
     "video": "IF makes pictures, not video",
     "audio": "IF makes pictures, not audio",
     "controlnet": "ControlNet training is not supported yet",
-    "use_ema": "EMA is not supported yet",
     "use_dora": "DoRA is not supported yet",
     "use_bitfit": "BitFit is not supported yet",
 }

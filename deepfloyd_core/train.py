@@ -1,13 +1,14 @@
 """One trainer for both stages: LoRA on the noise prediction, exact to the byte when it is killed and started again.
 
 Every draw is a function of (seed, forward pass), the learning rate one of the step, the batch order one of the epoch;
-so a checkpoint holds the adapters, AdamW's moments and a step number, and nothing else is remembered.
+so a checkpoint holds the adapters, their moving average, AdamW's moments and a step number, nothing else.
 """
 
 import math
 import signal
 import time
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -16,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
+from diffusers.training_utils import EMAModel
 
 from deepfloyd_core.batches import Draws, MixedOrder, OrderSettings, TrainingRows, draw
 from deepfloyd_core.checkpoints import (
@@ -118,7 +120,8 @@ def _train(setup: Setup, rows: TrainingRows, job: Job) -> tuple[list[dict[str, A
         eps=config.adam_epsilon, weight_decay=config.adam_weight_decay,
     )  # fmt: skip
     order = _order(setup, rows, job)
-    metrics = _resume(setup, optimizer, params, job.out)
+    ema = EMAModel(params.values(), decay=config.ema_decay) if config.use_ema else None
+    metrics = _resume(params, optimizer, ema, job.out)
     first = len(metrics)
     asked = _StopRequest()
     unet.train()
@@ -139,15 +142,17 @@ def _train(setup: Setup, rows: TrainingRows, job: Job) -> tuple[list[dict[str, A
             raise JobError(f"Step {step + 1}: loss is {loss}, gradient norm {norm}. The batch was {', '.join(ids)}.")
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        if ema is not None:
+            ema.step(params.values())
         metrics.append({"step": step + 1, "loss": loss, "lr": lr, "grad_norm": norm})
         job.report(step + 1, config.max_train_steps, f"loss {loss:.4f}  lr {lr:.2e}  grad {norm:.3f}")
         finished = step + 1 == config.max_train_steps
         if not finished and (asked.stop or (step + 1) % config.checkpointing_steps == 0):
-            states = optimizer_tensors(optimizer, list(params))
-            adapter = {name: param.detach().cpu().contiguous() for name, param in params.items()}
-            save_checkpoint(job.out, Checkpoint(step + 1, adapter, states, metrics), config.checkpoints_total_limit)
+            save_checkpoint(job.out, _checkpoint(params, optimizer, ema, metrics), config.checkpoints_total_limit)
         if asked.stop:
             raise Stop
+    if ema is not None:
+        ema.copy_to(params.values())
     return metrics, config.max_train_steps - first
 
 
@@ -164,6 +169,8 @@ def batch_loss(setup: Setup, pixels: torch.Tensor, rows: list[ShardRow], number:
     """Training loss of forward pass `number`. pixels: uint8 (B, H, W, C)."""
     x_0 = to_model_range(pixels)
     draws = draw(x_0.shape, hash_seed(setup.seed, setup.stage), number, setup.config.caption_dropout_probability)
+    if setup.config.random_flip:
+        x_0 = torch.where(draws.mirror[:, None, None, None], x_0.flip(-1), x_0)
     captions = [row.caption_id if keep else None for row, keep in zip(rows, draws.keep_caption.tolist(), strict=True)]
     torch.manual_seed(
         hash_seed("dropout", setup.seed, setup.stage, number)
@@ -187,8 +194,23 @@ def _predict(setup: Setup, x_0: torch.Tensor, draws: Draws, captions: list[str |
         return predict_noise(setup.unet, x, t, text, level)
 
 
+def _checkpoint(
+    params: dict[str, torch.nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    ema: EMAModel | None,
+    metrics: list[dict[str, Any]],
+) -> Checkpoint:
+    def tensors(values: Iterable[torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {name: value.detach().cpu().contiguous() for name, value in zip(params, values, strict=True)}
+
+    average = {} if ema is None else tensors(ema.shadow_params)
+    return Checkpoint(
+        len(metrics), tensors(params.values()), optimizer_tensors(optimizer, list(params)), average, metrics
+    )
+
+
 def _resume(
-    setup: Setup, optimizer: torch.optim.Optimizer, params: dict[str, torch.nn.Parameter], out: Path
+    params: dict[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer, ema: EMAModel | None, out: Path
 ) -> list[dict[str, Any]]:
     found = load_checkpoint(out)
     if found is None:
@@ -197,6 +219,9 @@ def _resume(
         for name, param in params.items():
             param.copy_(found.adapter[name])
     restore_optimizer(optimizer, list(params), found.optimizer)
+    if ema is not None:
+        ema.shadow_params = [found.ema[name].to(param.device) for name, param in params.items()]
+        ema.optimization_step = found.step
     return list(found.metrics)
 
 
@@ -212,7 +237,7 @@ def _eval_losses(setup: Setup, eval_set: Any) -> tuple[float, float]:
                 x_0 = to_model_range(torch.from_numpy(picture.copy())[None])
                 drawn = draw(x_0.shape, hash_seed("eval", row.image_id, t), 0, 0.0)
                 level = torch.full((1,), setup.config.validation_noise_level)
-                draws = Draws(drawn.noise, drawn.low_res_noise, torch.tensor([t]), level, drawn.keep_caption)
+                draws = replace(drawn, t=torch.tensor([t]), level=level)
                 for name in totals:
                     (setup.unet.enable_adapters if name == "tuned" else setup.unet.disable_adapters)()
                     with torch.inference_mode():

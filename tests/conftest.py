@@ -57,6 +57,8 @@ train_batch_size = 2
 checkpointing_steps = 2
 caption_dropout_probability = 0.3
 lora_dropout = 0.1
+random_flip = true
+use_ema = true
 validation_num_inference_steps = 2
 validation_guidance = 3.0
 

@@ -69,6 +69,7 @@ STAGE_BOUNDS: dict[str, tuple[type, float | None, float | None]] = {
     "adam_weight_decay": (float, 0, None),
     "snr_gamma": (float, 5e-324, None),
     "caption_dropout_probability": (float, 0, 1),
+    "ema_decay": (float, 0, math.nextafter(1, 0)),
     "checkpointing_steps": (int, 1, None),
     "checkpoints_total_limit": (int, 1, None),
     "validation_num_inference_steps": (int, 1, 1000),
@@ -292,7 +293,8 @@ def test_two_spellings_of_one_key_are_refused_not_settled_silently(files: Files)
         ({**TINY_I, "validation_resolution": 64.0}, "validation_resolution is 64.0"),
         ({"stage1": "tiny-i"}, "stage1 is 'tiny-i'; it must be a table"),
         ({"stage1": {"model_flavour": "tiny-i", "mixed_precision": "fp16"}}, "mixed_precision is 'fp16'"),
-        ({**TINY_I, "use_ema": "False"}, "use_ema is set"),
+        ({**TINY_I, "use_ema": "False"}, "use_ema is 'False'"),
+        ({**TINY_I, "use_dora": "False"}, "use_dora is set"),
     ],
 )
 def test_a_value_of_the_wrong_type_is_refused_not_converted(files: Files, run: dict[str, Any], says: str) -> None:
@@ -491,7 +493,7 @@ def test_a_key_that_has_no_effect_is_reported_not_swallowed(files: Files) -> Non
 @pytest.mark.parametrize(
     ("key", "value", "reason"),
     [("vae_path", "x", "no VAE"), ("flow_schedule_shift", 3, "not a flow-matching model"), ("use_dora", True, "DoRA"),
-     ("video_length", 9, "not video"), ("controlnet", True, "ControlNet"), ("use_ema", True, "EMA"),
+     ("video_length", 9, "not video"), ("controlnet", True, "ControlNet"), ("use_bitfit", True, "BitFit"),
      ("model_family", "flux", "trains deepfloyd only")],
 )  # fmt: skip
 def test_a_key_that_makes_no_sense_here_is_refused_with_the_reason(

@@ -15,7 +15,8 @@ from deepfloyd_core.config import StageConfig
 from deepfloyd_core.flavours import FLAVOURS
 from deepfloyd_core.models import load_scheduler, load_unet, stock_pipeline
 from deepfloyd_core.objective import low_res, min_snr_weight, noise_loss, to_bytes, to_model_range, upscaled_input
-from deepfloyd_core.train import Setup, _predict
+from deepfloyd_core.shards import ShardRow
+from deepfloyd_core.train import Setup, _predict, batch_loss
 
 STAGE2 = Path(FLAVOURS["tiny-ii"].repo)
 STAGE1 = Path(FLAVOURS["tiny-i"].repo)
@@ -73,7 +74,9 @@ def test_stage2_feeds_the_unet_what_the_stock_pipeline_feeds(
         2, StageConfig(model_flavour="tiny-ii", mixed_precision="no"), 0, unet, scheduler,
         load_scheduler(STAGE2, "image_noising_scheduler"), OneText(text), torch.device("cpu"),  # type: ignore[arg-type]
     )  # fmt: skip
-    draws = Draws(noise, low_res_noise, torch.tensor([t]), torch.tensor([level]), torch.tensor([True]))
+    draws = Draws(
+        noise, low_res_noise, torch.tensor([t]), torch.tensor([level]), torch.tensor([True]), torch.tensor([False])
+    )
     with spied(unet) as ours:
         _predict(setup, x_0, draws, ["caption"])
 
@@ -144,3 +147,32 @@ def test_min_snr_weights_and_loss_agree_with_numpy(gamma: float | None) -> None:
     expected = (((eps - noise) ** 2).mean(axis=(1, 2, 3)) * weight).mean()
     got = noise_loss(torch.tensor(eps), torch.tensor(noise), min_snr_weight(torch.tensor(bar), gamma))
     assert float(got) == pytest.approx(expected, rel=1e-6)
+
+
+def test_random_flip_mirrors_half_of_the_samples() -> None:
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (2, 16, 16, 3), generator=generator, dtype=torch.uint8)
+    rows = [ShardRow("", "", "", 16, 16, 16, 16, 0, 0, 16, 16, 0, "caption", "id", "center")] * 2
+    unet = load_unet(STAGE1, torch.float32)
+    text = OneText(torch.randn((77, unet.config.encoder_hid_dim), generator=generator))
+
+    def loss(flip: bool, pixels: torch.Tensor, number: int) -> float:
+        config = StageConfig(
+            model_flavour="tiny-i", mixed_precision="no", random_flip=flip, caption_dropout_probability=0.0
+        )
+        setup = Setup(1, config, 5, unet, load_scheduler(STAGE1), None, text, torch.device("cpu"))  # type: ignore[arg-type]
+        with torch.inference_mode():
+            return float(batch_loss(setup, pixels, rows, number))
+
+    mirrored = 0
+    for number in range(20):
+        drawn = loss(True, pixels, number)
+        turns = [(a, b) for a in (False, True) for b in (False, True)]
+        expected = {
+            turn: loss(False, torch.stack([p.flip(1) if t else p for p, t in zip(pixels, turn, strict=True)]), number)
+            for turn in turns
+        }
+        found = [turn for turn in turns if expected[turn] == pytest.approx(drawn, rel=1e-6)]
+        assert len(found) == 1
+        mirrored += sum(found[0])
+    assert 10 <= mirrored <= 30  # of 40

@@ -195,6 +195,24 @@ def test_sigterm_writes_a_checkpoint_and_ends(
     assert (lora.path / LORA_FILE).read_bytes() == (loras[1].path / LORA_FILE).read_bytes()
 
 
+@pytest.mark.slow
+def test_with_use_ema_the_moving_average_is_saved(world: tuple[Run, dict[str, Artifact]], tmp_path: Path) -> None:
+    """Against the adapters after 1, 2 and 3 steps, averaged here: decays 0, 2/11 and 3/12, as in diffusers' EMAModel."""
+    run, made = world
+
+    def trained(steps: int, ema: str) -> dict[str, torch.Tensor]:
+        settings = ("stage1.lr_scheduler=constant", f"stage1.max_train_steps={steps}", f"stage1.use_ema={ema}")
+        changed = load_run(Path(run.workspace).parent / "run.toml", settings)
+        return load_file(_train(changed, made, 1, tmp_path).path / LORA_FILE)
+
+    after = [trained(steps, "false") for steps in (1, 2, 3)]
+    average = trained(3, "true")
+    for name, tensor in average.items():
+        first, second, third = (step[name].double() for step in after)
+        expected = 3 / 12 * (2 / 11 * first + 9 / 11 * second) + 9 / 12 * third
+        assert torch.allclose(tensor.double(), expected, atol=1e-7), name
+
+
 class _Killer(threading.Thread):
     """Signals the training process once it has a checkpoint this many steps beyond those it started with."""
 

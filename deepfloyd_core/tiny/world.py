@@ -9,6 +9,7 @@ Pictures are uint8 (H, W, 3); masks are float32 (H, W) in [0, 1], 1 = shape; ang
 """
 
 import colorsys
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,25 +61,40 @@ def random_layout(rng: np.random.Generator, centred: float = 0.0) -> Layout:
 
 
 def shape_mask(shape: str, width: int, height: int, layout: Layout) -> NDArray[np.float32]:
-    """Antialiased coverage (H, W) in [0, 1] of one shape: drawn 4 times larger (2 above 512 px), then box-averaged."""
-    scale = 4 if max(width, height) <= 512 else 2
+    """Antialiased coverage (H, W) in [0, 1] of one shape."""
     short = min(width, height)
     radius = layout.radius * short
     inset = radius + MARGIN * short
-    x = (inset + layout.across * (width - 2 * inset)) * scale
-    y = (inset + layout.down * (height - 2 * inset)) * scale
-    radius *= scale
-    canvas = Image.new("L", (width * scale, height * scale), 0)
-    brush = ImageDraw.Draw(canvas)
+    centre = np.array([inset + layout.across * (width - 2 * inset), inset + layout.down * (height - 2 * inset)])
     if shape == "circle":
-        brush.ellipse((x - radius, y - radius, x + radius, y + radius), fill=255)
-    else:
-        corners = CORNERS[shape]
-        first = layout.turn + (45.0 if shape == "square" else 0.0)  # a square stands on its side
-        angle = np.radians(first + np.arange(corners) * 360.0 / corners)
-        reach = np.where(np.arange(corners) % 2 == 1, STAR_INNER, 1.0) if shape == "star" else np.ones(corners)
-        points = np.stack([x + radius * reach * np.sin(angle), y - radius * reach * np.cos(angle)], axis=1)
-        brush.polygon([(float(px), float(py)) for px, py in points], fill=255)
+        return _covered(
+            width, height, lambda brush, scale: brush.ellipse(_box(centre * scale, radius * scale), fill=255)
+        )
+    corners = CORNERS[shape]
+    first = layout.turn + (45.0 if shape == "square" else 0.0)  # a square stands on its side
+    angle = np.radians(first + np.arange(corners) * 360.0 / corners)
+    reach = np.where(np.arange(corners) % 2 == 1, STAR_INNER, 1.0) if shape == "star" else np.ones(corners)
+    return polygon_mask(centre + radius * (reach * np.stack([np.sin(angle), -np.cos(angle)])).T, width, height)
+
+
+def polygon_mask(corners: NDArray[np.float64], width: int, height: int) -> NDArray[np.float32]:
+    """Antialiased coverage (H, W) in [0, 1] of the polygon with these corners (K, 2), x and y in pixels."""
+
+    def paint(brush: ImageDraw.ImageDraw, scale: int) -> None:
+        brush.polygon([(float(x), float(y)) for x, y in corners * scale], fill=255)
+
+    return _covered(width, height, paint)
+
+
+def _box(centre: NDArray[np.float64], radius: float) -> tuple[float, float, float, float]:
+    return (centre[0] - radius, centre[1] - radius, centre[0] + radius, centre[1] + radius)
+
+
+def _covered(width: int, height: int, paint: Callable[[ImageDraw.ImageDraw, int], None]) -> NDArray[np.float32]:
+    """What `paint(brush, scale)` fills, drawn `scale` times larger (4; 2 above 512 px) and box-averaged."""
+    scale = 4 if max(width, height) <= 512 else 2
+    canvas = Image.new("L", (width * scale, height * scale), 0)
+    paint(ImageDraw.Draw(canvas), scale)
     return np.asarray(canvas.reduce(scale), dtype=np.float32) / 255.0
 
 
@@ -107,6 +123,35 @@ def draw(
     ink = jittered(rng, colour)
     mask = shape_mask(shape, width, height, layout)[..., None]
     return np.asarray(np.clip(ground * (1 - mask) + ink * mask + 0.5, 0, 255), dtype=np.uint8)
+
+
+def draw_strange(rng: np.random.Generator, side: int, any_ground: bool) -> Picture:
+    """Draw a picture (side, side, 3) without a caption: one to three polygons nobody has a name for, in any colour.
+
+    Only purple is left out, it stays the demo's. The ground is light grey, as in `draw`, or of any colour too. From these
+    Stage I learns that outlines may have dents, and Stage II to copy the low-res instead of painting from memory.
+    """
+    ground = _any_colour(rng) if any_ground else rng.uniform(0.8, 1.0) * 255 + rng.uniform(-2, 2, 3)
+    picture = np.broadcast_to(ground, (side, side, 3)).astype(np.float32)
+    for _ in range(int(rng.integers(1, 4)) if any_ground else 1):
+        mask = polygon_mask(_strange_corners(rng, side), side, side)[..., None]
+        picture = picture * (1 - mask) + _any_colour(rng) * mask
+    return np.asarray(np.clip(picture + 0.5, 0, 255), dtype=np.uint8)
+
+
+def _strange_corners(rng: np.random.Generator, side: int) -> NDArray[np.float64]:
+    """Corners (K, 2) in pixels, 3 to 12 at uneven angles and reaches around a centre."""
+    count = int(rng.integers(3, 13))
+    angle = 2 * np.pi * (np.arange(count) + rng.uniform(-0.35, 0.35, count)) / count + rng.uniform(0, 2 * np.pi)
+    reach = side * rng.uniform(0.2, 0.36) * rng.uniform(rng.uniform(0.3, 0.9), 1.0, count)
+    centre = side * (0.5 + rng.uniform(-0.15, 0.15, 2))
+    return np.asarray(centre + reach[:, None] * np.stack([np.sin(angle), -np.cos(angle)], axis=1))
+
+
+def _any_colour(rng: np.random.Generator) -> NDArray[np.float32]:
+    """RGB in [0, 255] of any hue but purple's surroundings, any saturation, any brightness above 0.15."""
+    hue = (rng.uniform(HUES["purple"][1] + 10, HUES["purple"][0] - 10 + 360) % 360) / 360
+    return np.array(colorsys.hsv_to_rgb(hue, rng.uniform(0, 1), rng.uniform(0.15, 1)), dtype=np.float32) * 255
 
 
 def main_colour(picture: Picture) -> str | None:
