@@ -1,10 +1,12 @@
 """Batch order and random draws of a training run, as pure functions of (seed, step).
 
-An epoch visits every crop once: each size's rows are shuffled and cut into batches (the last one may be short), then the
-batches are shuffled. Nothing is remembered between steps, so a run resumes at any step by its number alone.
+An epoch visits every crop of a data set once: each size's rows are shuffled and cut into batches (the last one may be
+short), then the batches are shuffled. Several data sets take turns, a batch each; every one goes through epochs of its
+own. Nothing is remembered between steps, so a run resumes at any step by its number alone.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -12,6 +14,7 @@ import torch
 
 from deepfloyd_core.artifacts import Artifact
 from deepfloyd_core.errors import DataError
+from deepfloyd_core.mixing import Mix, Share, first_gap
 from deepfloyd_core.pixels import shard_files
 from deepfloyd_core.shards import ShardRow, map_pixels, read_rows
 from deepfloyd_core.types import hash_seed
@@ -36,6 +39,15 @@ class TrainingRows:
     def counts(self) -> dict[Size, int]:
         """Rows of each size."""
         return {size: len(rows) for size, rows in sorted(self._rows.items())}
+
+    @property
+    def places(self) -> dict[str, dict[Size, np.ndarray]]:
+        """Of each data set, the numbers of its rows among those of each size."""
+        found: dict[str, dict[Size, list[int]]] = {}
+        for size, rows in sorted(self._rows.items()):
+            for number, (_, _, row) in enumerate(rows):
+                found.setdefault(row.dataset_id, {}).setdefault(size, []).append(number)
+        return {name: {size: np.array(own) for size, own in sizes.items()} for name, sizes in sorted(found.items())}
 
     def take(self, size: Size, numbers: np.ndarray) -> tuple[torch.Tensor, list[ShardRow]]:
         """Pixels uint8 (B, H, W, C) and rows of the given numbers."""
@@ -63,7 +75,50 @@ class BatchOrder:
         return _epoch(self, epoch)[place]
 
 
-@lru_cache(maxsize=2)
+@dataclass(frozen=True)
+class OrderSettings:
+    """What a batch order depends on beside its data sets."""
+
+    batch_size: int
+    passes_per_step: int
+    steps: int
+    seed: int
+    by_size: bool  # a data set's share grows with its number of pictures
+
+
+class MixedOrder:
+    """Which rows make batch number n when the data sets take turns.
+
+    The first data set shuffles with the run's seed itself, so a data set that is alone does so whatever its name.
+    """
+
+    def __init__(self, rows: TrainingRows, shares: Mapping[str, Share], orders: OrderSettings) -> None:
+        self._places = list(rows.places.items())
+        self._orders = []
+        weighted = []
+        for number, (name, sizes) in enumerate(self._places):
+            counts = tuple((size, len(own)) for size, own in sizes.items())
+            seed = hash_seed(orders.seed, name) if number else orders.seed
+            order = BatchOrder(counts, orders.batch_size, seed)
+            share = shares.get(name, Share(1.0))
+            size = order.batches_per_epoch if orders.by_size else 1
+            weighted.append(replace(share, weight=share.weight * size))
+            self._orders.append(order)
+        self._mix = Mix(tuple(weighted), orders.passes_per_step)
+        gap = first_gap(self._mix.shares, orders.steps)
+        if gap is not None:
+            raise DataError(
+                f"No data set that has pictures for this stage is drawn from in step {gap + 1}; see start_step."
+            )
+
+    def batch(self, number: int) -> tuple[Size, np.ndarray]:
+        """Size and row numbers of batch `number` (0, 1, ...) of the run."""
+        place, before = self._mix.pick(number)
+        size, chosen = self._orders[place].batch(before)
+        return size, self._places[place][1][size][chosen]
+
+
+@lru_cache(maxsize=8)  # an epoch of each data set that takes turns; 8 bytes a row
 def _epoch(order: BatchOrder, epoch: int) -> list[tuple[Size, np.ndarray]]:
     rng = np.random.default_rng(hash_seed("batches", order.seed, epoch))
     batches = []

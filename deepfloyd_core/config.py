@@ -11,9 +11,11 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from deepfloyd_core.datafile import ImageDataset, load_data_file
+from deepfloyd_core.checks import check_datasets
+from deepfloyd_core.datafile import ImageDataset
 from deepfloyd_core.errors import ConfigError
 from deepfloyd_core.flavours import FLAVOURS, UPSCALE, Flavour, Stage
+from deepfloyd_core.read_datafile import load_data_file
 from deepfloyd_core.spec import Spec, closest, parse_spec, read_config_file
 
 ATTENTION_TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "add_k_proj", "add_v_proj")
@@ -103,6 +105,19 @@ class RunConfig(Spec):
         0.25, ge=0, le=1, description="The run fails when more of the inputs are rejected."
     )
     num_eval_images: int = Field(4, ge=1, description="Pictures held out of training, from each data set.")
+    aspect_bucket_alignment: Literal[8, 16, 24, 32, 64] = Field(
+        8, description="Edges of Stage I's training sizes divide by this (px), those of Stage II by four times as much."
+    )
+    aspect_bucket_rounding: int | None = Field(
+        None,
+        ge=1,
+        le=9,
+        description="Decimals to which width / height is rounded before its size is chosen; unset: none.",
+    )
+    data_backend_sampling: Literal["auto-weighting", "uniform"] = Field(
+        "auto-weighting",
+        description="What a data set's `probability` multiplies: its number of batches, or (`uniform`) one for each set.",
+    )
     shard_mib: float = Field(
         64.0,
         ge=0.1,
@@ -210,9 +225,9 @@ class Run:
 # SimpleTuner keys that change nothing here: accepted, and reported as ignored.
 IGNORED = frozenset({
     "model_family", "output_dir", "tracker_project_name", "tracker_run_name", "report_to", "resume_from_checkpoint",
-    "disable_benchmark", "compress_disk_cache", "data_backend_sampling", "hub_model_id", "push_to_hub",
+    "disable_benchmark", "compress_disk_cache", "hub_model_id", "push_to_hub",
     "push_checkpoints_to_hub",
-    "minimum_image_size", "resolution", "resolution_type", "aspect_bucket_rounding", "num_train_epochs", "lora_type",
+    "minimum_image_size", "resolution", "resolution_type", "num_train_epochs", "lora_type",
     "validation_disable_unconditional", "validation_torch_compile", "disable_tf32", "allow_tf32", "ignore_final_epochs",
     "dataloader_prefetch", "caption_strategy", "instance_prompt", "write_batch_size", "cache_dir", "skip_file_discovery",
 })  # fmt: skip
@@ -244,31 +259,8 @@ def load_run(path: Path, overrides: tuple[str, ...] = ()) -> Run:
     config = parse_spec(RunConfig, values, str(path), also=StageConfig.model_fields)
     datasets, data_notes = load_data_file(Path(config.data_backend_config))
     for stage in config.stages:
-        check_datasets(config, datasets, stage)
+        notes += check_datasets(config.stage(stage).flavour, datasets, stage, config.stage(stage).max_train_steps)
     return Run(config, datasets, tuple(notes + data_notes))
-
-
-def check_datasets(config: RunConfig, datasets: tuple[ImageDataset, ...], stage: Stage) -> None:
-    """Refuse resolutions that a stage's model cannot be trained at, before anything is loaded."""
-    flavour, used = config.stage(stage).flavour, 0
-    for dataset in datasets:
-        factor = dataset.factor(stage)
-        if factor is None:
-            continue
-        used += 1
-        edge = dataset.resolution * factor
-        if edge % flavour.alignment_px:
-            raise ConfigError(
-                f"{dataset.id}: resolution is {dataset.resolution}, {edge} px at stage {stage}; {flavour.name} needs a "
-                f"multiple of {flavour.alignment_px}. Set resolution = 64."
-            )
-        if edge > 2 * flavour.size_px:
-            raise ConfigError(
-                f"{dataset.id}: resolution is {dataset.resolution}, {edge} px at stage {stage}; {flavour.name} makes "
-                f"{flavour.size_px} px. Set resolution = 64."
-            )
-    if not used:
-        raise ConfigError(f"No data set feeds stage {stage}: {flavour.name} is trained at {flavour.size_px} px.")
 
 
 def _apply_override(values: dict[str, Any], override: str) -> None:
@@ -300,7 +292,8 @@ def _spelled(values: dict[str, Any], path: Path) -> dict[str, Any]:
 
 def _sort_out(values: dict[str, Any], path: Path) -> tuple[dict[str, Any], list[str]]:
     """Note ignored keys, refuse those that make no sense here, spread shared keys over the stages."""
-    for key, value in values.items():
+    tables = [value for value in values.values() if isinstance(value, dict)]
+    for key, value in (item for table in (values, *tables) for item in table.items()):
         word = next((word for word in REFUSED if key == word or key.startswith(f"{word}_")), None)
         if word and value not in (None, False):
             raise ConfigError(f"{path}: {key} is set, but {REFUSED[word]}. Remove the key.")

@@ -7,7 +7,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from deepfloyd_core.config import RunConfig, StageConfig
-from deepfloyd_core.datafile import ImageDataset, TextEmbedBackend
+from deepfloyd_core.datafile import AspectBucket, CaptionShuffle, CaptionTable, ImageDataset, TextEmbedBackend
 from deepfloyd_core.spec import Spec
 
 _SECTIONS: tuple[tuple[str, type[Spec], str], ...] = (
@@ -18,7 +18,14 @@ _SECTIONS: tuple[tuple[str, type[Spec], str], ...] = (
         "In `[stage1]` and `[stage2]`, or at the top level for both. A file without these tables trains the one stage "
         "that its `model_type` (`deepfloyd-lora`, `deepfloyd-stage2-lora`) or `model_flavour` names.",
     ),
-    ("Picture sets of the data file", ImageDataset, "Entries of the JSON list that `data_backend_config` names."),
+    (
+        "Picture sets of the data file",
+        ImageDataset,
+        "Entries of the JSON list that `data_backend_config` names; [data.md](data.md) says what they do together.",
+    ),
+    ("Caption table", CaptionTable, "The block `parquet` of a picture set."),
+    ("Shuffled tags", CaptionShuffle, "The block `caption_shuffle` of a picture set."),
+    ("Weighted shapes", AspectBucket, "An entry of `crop_aspect_buckets`, in place of a number."),
     ("Text embeds in the data file", TextEmbedBackend, "Accepted so that SimpleTuner's files work unchanged."),
 )
 
@@ -45,7 +52,7 @@ def _row(name: str, field: FieldInfo) -> str:
 
 def _plain(value: Any) -> str:
     if isinstance(value, tuple):
-        return " ".join(str(part) for part in value)
+        return " ".join(str(part) for part in value) or "[]"
     return "unset" if value is None else str(value) or '""'
 
 

@@ -1,33 +1,62 @@
-"""The data file: SimpleTuner's `multidatabackend.json`, read unchanged.
+"""The data file's entries: SimpleTuner's `multidatabackend.json`, as frozen models.
 
-A list of entries; an entry without `dataset_type` (or with "image") is a set of pictures, "text_embeds" names the
-embed backend. A picture set has one resolution: up to 128 px it feeds Stage I at that size and Stage II at four times
-the size with every pixel length multiplied by four; above that it feeds Stage II only.
+An entry without `dataset_type` (or with "image") is a set of pictures, "text_embeds" stands for the embeds. A picture set
+has one resolution: up to 128 px it feeds Stage I at that size and Stage II at four times the size with every length
+multiplied by four; above that it feeds Stage II only. `read_datafile.py` reads the file.
 """
 
-from pathlib import Path
-from typing import Any, Literal, Self
+import math
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from deepfloyd_core.errors import ConfigError
 from deepfloyd_core.flavours import UPSCALE, Stage
-from deepfloyd_core.spec import Spec, parse_spec, read_config_file
+from deepfloyd_core.spec import Spec
 
 STAGE1_MAX_PX = 128
+MIN_EDGE_PX, MAX_EDGE_PX = 8, 2048
+TABLES = ("parquet", "csv", "jsonl")  # strategies whose captions come from the table of the `parquet` block
+# Where the picture's own aspect becomes its size, the widest that is taken unless the data set says otherwise: a
+# 20:1 panorama would ask for 64 x 1280 px, and 256 x 5120 px at Stage II.
+OWN_ASPECT_RANGE = (0.25, 4.0)
 
-# Keys of SimpleTuner's data file that change nothing here: accepted, and reported as ignored.
-IGNORED = frozenset({
-    "cache_dir_vae", "vae_cache_clear_each_epoch", "metadata_backend", "skip_file_discovery", "write_batch_size",
-    "preserve_data_backend_cache", "text_embeds", "image_embeds", "hash_filenames", "cache_dir", "scan_for_errors",
-    "delete_unwanted_images", "delete_problematic_images", "is_regularisation_data",
-})  # fmt: skip
-# Keys that ask for something this pipeline does not do: refused, with the reason.
-REFUSED = {
-    "conditioning_data": "ControlNet conditioning is not supported yet",
-    "video": "IF makes pictures, not video",
-    "audio": "IF makes pictures, not audio",
-}
+Texts = str | Annotated[tuple[str, ...], Field(strict=False)]
+
+
+class AspectBucket(Spec):
+    """One shape of `crop_aspect_buckets` with its weight."""
+
+    aspect_bucket: float = Field(ge=0.05, le=20, description="Width / height.")
+    weight: float = Field(1.0, gt=0, description="How often `random` draws it, relative to the others.")
+
+
+class CaptionTable(Spec):
+    """A table with the captions of a picture set: SimpleTuner's `parquet` block, for CSV and JSON lines as well."""
+
+    path: str = Field(
+        min_length=1,
+        description="The table: .parquet, .csv, .tsv or .jsonl; another ending is read as `caption_strategy` says. "
+        "Looked for from the current directory, then in `instance_data_dir`.",
+    )
+    filename_column: str = Field("id", description="Column with the pictures' names, or paths in `instance_data_dir`.")
+    caption_column: Texts = Field(
+        "caption", description="Column (or columns) with the captions; a list in a cell is several captions."
+    )
+    fallback_caption_column: Texts | None = Field(None, description="Used where `caption_column` is empty.")
+    identifier_includes_extension: bool = Field(False, description="Whether the names in the table end in .jpg etc.")
+    width_column: str | None = Field(None, description="Has no effect: sizes are read from the pictures.")
+    height_column: str | None = Field(None, description="Has no effect: sizes are read from the pictures.")
+
+
+class CaptionShuffle(Spec):
+    """Further captions made of each one by another order of its tags, the same ones in every run."""
+
+    enable: bool = Field(False, description="Whether to make them.")
+    count: int = Field(1, ge=1, le=100, description="Other orders of each caption, fewer where there are not so many.")
+    seed: int | None = Field(None, ge=0, description="Seed of the orders; unset: the run's.")
+    split_on: Literal["comma", "space", "period"] = Field("comma", description="What stands between two tags.")
+    position_start: int = Field(0, ge=0, description="The first tags that stay where they are.")
+    include_original: bool = Field(True, description="Keep the caption as it is written as well.")
 
 
 class ImageDataset(Spec):
@@ -37,59 +66,161 @@ class ImageDataset(Spec):
     type: Literal["local"] = Field(description="Where the pictures are. `local`: a directory on this machine.")
     dataset_type: Literal["image"] = Field("image", description="This entry holds pictures.")
     instance_data_dir: str = Field(description="Directory of the pictures, searched recursively.")
-    disabled: bool = Field(False, description="Leave this entry out of the run.")
+    disabled: bool = Field(False, description="Leave this entry out of the run; nothing but its id is then looked at.")
     disable: bool = Field(False, description="Older spelling of `disabled`.")
 
-    resolution: int = Field(64, ge=8, le=2048, description="Edge of the training pictures, in pixels.")
-    resolution_type: Literal["pixel"] = Field("pixel", description="Unit of the sizes: `pixel`, the shorter edge.")
-    minimum_image_size: int | None = Field(None, ge=1, description="Both edges must be at least this, in pixels.")
-    maximum_image_size: int | None = Field(
-        None, ge=1, description="A picture whose shorter edge is above this (px) is first brought down to the target."
+    resolution: float = Field(64.0, gt=0, le=2048, description="Training size, in the unit of `resolution_type`.")
+    resolution_type: Literal["pixel", "area", "pixel_area"] = Field(
+        "pixel",
+        description="What the four sizes measure. `pixel`: the shorter edge, px. `area`: megapixels (64 x 64 px is "
+        "0.004096). `pixel_area`: the edge (px) of the square that has the area.",
     )
-    target_downsample_size: int | None = Field(
-        None, ge=1, description="Shorter edge (px) that an oversized picture is brought down to, in steps of 25 %."
+    minimum_image_size: float | None = Field(
+        None, ge=0, description="Smaller pictures are left out: with `pixel` both edges must be at least this."
     )
-    crop: bool = Field(True, description="Crop to the training size.")
-    crop_aspect: Literal["square"] = Field("square", description="Shape of the crop: `square`.")
-    crop_style: Literal["center", "random", "corner"] = Field(
-        "center", description="Where the crop is taken. `random` is seeded by (seed, picture, repeat)."
+    maximum_image_size: float | None = Field(
+        None, gt=0, description="A picture above this (its shorter edge, or its area) is first brought to the target."
+    )
+    target_downsample_size: float | None = Field(
+        None, gt=0, description="What an oversized picture is brought down to, in steps of 25 %, before the crop."
+    )
+    minimum_aspect_ratio: float | None = Field(
+        None, gt=0, description="Least width / height. Unset: no limit; 0.25 where the size follows the picture's own."
+    )
+    maximum_aspect_ratio: float | None = Field(
+        None, gt=0, description="Greatest width / height. Unset: no limit; 4 where the size follows the picture's own."
+    )
+    crop: bool = Field(
+        True,
+        description="Crop. False: all of the picture is resized to its aspect bucket, the remainder cut centrally.",
+    )
+    crop_aspect: Literal["square", "preserve", "closest", "random"] = Field(
+        "square",
+        description="Shape of the crop: `square`, the picture's own, the nearest of `crop_aspect_buckets`, or one drawn.",
+    )
+    crop_aspect_buckets: Annotated[tuple[AspectBucket | float, ...], Field(strict=False)] = Field(
+        (), description="Shapes (width / height) for `closest` and `random`; `{aspect_bucket, weight}` to weigh them."
+    )
+    crop_style: Literal["center", "random", "corner", "face"] = Field(
+        "center",
+        description="Where the crop is taken. `random` is seeded by (seed, picture, repeat), `corner` is the top left, "
+        "`face` needs the extra `face` and takes the centre where there is none.",
     )
     repeats: int = Field(0, ge=0, le=10_000, description="Extra passes over each picture; n + 1 rows are made of it.")
 
-    caption_strategy: Literal["textfile", "filename", "instanceprompt"] = Field(
-        "filename", description="Where the caption comes from: NAME.txt, the file's name, or `instance_prompt`."
+    probability: float = Field(1.0, gt=0, le=1e6, description="How often it is drawn from, relative to the other sets.")
+    max_num_samples: int | None = Field(None, ge=1, description="Use this many of its pictures, always the same ones.")
+    start_step: int = Field(0, ge=0, description="Optimizer steps that are done before it is drawn from.")
+    end_step: int | None = Field(None, ge=1, description="Optimizer step after which it is drawn from no more.")
+
+    caption_strategy: Literal["textfile", "filename", "instanceprompt", "parquet", "csv", "jsonl"] = Field(
+        "filename",
+        description="Where captions come from: NAME.txt (one a line), the file's name, `instance_prompt`, or a table.",
     )
-    instance_prompt: str | None = Field(None, description="Caption of every picture, or its prefix.")
+    parquet: CaptionTable | None = Field(None, description="The table of `parquet`, `csv` and `jsonl`.")
+    disable_multiline_split: bool = Field(False, description="NAME.txt is one caption, whatever its lines.")
+    instance_prompt: Texts | None = Field(None, description="Caption (or captions) of every picture, or its prefix.")
     prepend_instance_prompt: bool = Field(False, description="Put `instance_prompt` before each caption.")
     only_instance_prompt: bool = Field(False, description="Use `instance_prompt` alone, whatever the strategy.")
+    caption_filter_list: Texts = Field(
+        (),
+        description="Regular expressions (or a .txt or .json file of them) removed from captions, after those of its "
+        "text embeds; `s/search/replace/` replaces the first.",
+    )
+    caption_shuffle: CaptionShuffle | None = Field(None, description="Other orders of the captions' tags.")
+    text_embeds: str | None = Field(
+        None, description="Id of the text embeds entry whose filters apply; unset: default."
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if not self.crop:
-            raise ValueError("crop is false; this version prepares square crops only. Set crop = true")
-        if (self.maximum_image_size is None) != (self.target_downsample_size is None):
-            raise ValueError("maximum_image_size and target_downsample_size go together; set both or neither")
-        if self.target_downsample_size is not None and self.target_downsample_size < self.resolution:
+        self._check_sizes()
+        self._check_shape()
+        self._check_captions()
+        if self.end_step is not None and self.end_step <= self.start_step:
+            raise ValueError(f"end_step is {self.end_step}, not above start_step ({self.start_step}): no step is left")
+        return self
+
+    def _check_sizes(self) -> None:
+        sizes = ("resolution", "minimum_image_size", "maximum_image_size", "target_downsample_size")
+        broken = [name for name in sizes if self.resolution_type != "area" and (getattr(self, name) or 0) % 1]
+        if broken:
+            raise ValueError(f"{broken[0]} is {getattr(self, broken[0]):g}; with {self.resolution_type} it is whole px")
+        if not MIN_EDGE_PX <= self.edge_px <= MAX_EDGE_PX:
             raise ValueError(
-                f"target_downsample_size is {self.target_downsample_size}, below resolution {self.resolution}: "
+                f"resolution is {self.resolution:g} ({self.resolution_type}), a square of {self.edge_px:.0f} px; it must "
+                f"be {MIN_EDGE_PX} to {MAX_EDGE_PX} px. For 64 px set resolution_type = pixel and resolution = 64"
+            )
+        if not self.crop:
+            return
+        target, maximum = self.target_downsample_size, self.maximum_image_size
+        if (maximum is None) != (target is None):
+            raise ValueError("maximum_image_size and target_downsample_size go together; set both or neither")
+        if target is not None and target < self.resolution:
+            raise ValueError(
+                f"target_downsample_size is {target:g}, below resolution {self.resolution:g}: "
                 "the crop would not fit. Raise it to the resolution or more"
             )
-        if (
-            self.target_downsample_size is not None
-            and self.maximum_image_size is not None
-            and self.target_downsample_size > self.maximum_image_size
-        ):
+        if target is not None and maximum is not None and target > maximum:
             raise ValueError("target_downsample_size is above maximum_image_size: nothing is ever upsampled")
+
+    def _check_shape(self) -> None:
+        low, high = self.aspect_range
+        if low > high:
+            raise ValueError(f"minimum_aspect_ratio {low:g} is above maximum_aspect_ratio {high:g}; no picture is left")
+        if self.crop and self.crop_aspect in ("closest", "random") and not self.crop_aspect_buckets:
+            raise ValueError(
+                f"crop_aspect is {self.crop_aspect!r} and crop_aspect_buckets is empty. List the shapes, for example "
+                "[1.0, 0.75, 1.33], or set crop_aspect = preserve"
+            )
+        wrong = [aspect for aspect, _ in self.buckets if not 0.05 <= aspect <= 20]
+        if wrong:
+            raise ValueError(f"crop_aspect_buckets has {wrong[0]:g}; an aspect is width / height, 0.05 to 20")
+
+    def _check_captions(self) -> None:
         needs_prompt = self.only_instance_prompt or self.prepend_instance_prompt
-        if (needs_prompt or self.caption_strategy == "instanceprompt") and not (self.instance_prompt or "").strip():
+        if (needs_prompt or self.caption_strategy == "instanceprompt") and not self.prompts:
             raise ValueError("instance_prompt is missing, and the caption settings need it")
-        return self
+        if self.caption_strategy in TABLES and self.parquet is None:
+            raise ValueError(
+                f"caption_strategy is {self.caption_strategy!r} and there is no parquet block. Add one with path, "
+                "filename_column and caption_column (SimpleTuner's block, for csv and jsonl too)"
+            )
+
+    @property
+    def edge_px(self) -> float:
+        """Edge of a square training picture at the data set's own scale."""
+        return math.sqrt(self.resolution * 1e6) if self.resolution_type == "area" else self.resolution
+
+    @property
+    def own_aspect(self) -> bool:
+        """Whether the size follows the picture's own aspect."""
+        return not self.crop or self.crop_aspect == "preserve"
+
+    @property
+    def aspect_range(self) -> tuple[float, float]:
+        """Least and greatest width / height that is taken."""
+        low, high = OWN_ASPECT_RANGE if self.own_aspect else (0.0, math.inf)
+        low = low if self.minimum_aspect_ratio is None else self.minimum_aspect_ratio
+        return low, high if self.maximum_aspect_ratio is None else self.maximum_aspect_ratio
+
+    @property
+    def buckets(self) -> tuple[tuple[float, float], ...]:
+        """(width / height, weight) of each listed shape."""
+        parts = self.crop_aspect_buckets
+        return tuple((b.aspect_bucket, b.weight) if isinstance(b, AspectBucket) else (b, 1.0) for b in parts)
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """The instance prompts that are not blank."""
+        given = (self.instance_prompt,) if isinstance(self.instance_prompt, str) else self.instance_prompt or ()
+        return tuple(prompt.strip() for prompt in given if prompt.strip())
 
     def factor(self, stage: Stage) -> int | None:
         """By what the pixel lengths of this data set are multiplied for a stage; None: it does not feed the stage."""
         if stage == 1:
-            return 1 if self.resolution <= STAGE1_MAX_PX else None
-        return UPSCALE if self.resolution <= STAGE1_MAX_PX else 1
+            return 1 if self.edge_px <= STAGE1_MAX_PX else None
+        return UPSCALE if self.edge_px <= STAGE1_MAX_PX else 1
 
 
 class TextEmbedBackend(Spec):
@@ -97,54 +228,11 @@ class TextEmbedBackend(Spec):
 
     id: str = Field(min_length=1, description="Name of the entry.")
     dataset_type: Literal["text_embeds"] = Field(description="This entry stands for text embeds.")
-    type: Literal["local"] = Field("local", description="Kind of storage.")
-    default: bool = Field(False, description="Whether data sets use it by default.")
-    disabled: bool = Field(False, description="Leave this entry out of the run.")
+    type: str = Field("local", description="Kind of storage; has no effect.")
+    default: bool = Field(False, description="Its filters apply to the data sets that name no other entry.")
+    caption_filter_list: Texts = Field(
+        (),
+        description="Regular expressions (or a .txt or .json file of them) removed from the captions of its data sets.",
+    )
+    disabled: bool = Field(False, description="Leave this entry out of the run; nothing but its id is then looked at.")
     disable: bool = Field(False, description="Older spelling of `disabled`.")
-
-
-def load_data_file(path: Path) -> tuple[tuple[ImageDataset, ...], list[str]]:
-    """Read a data file: the enabled picture sets, and one note for each key that is ignored.
-
-    Raises ConfigError for unknown keys, values out of range, double ids, a directory that is not there.
-    """
-    entries = read_config_file(path)
-    if not isinstance(entries, list) or not entries:
-        raise ConfigError(f"{path} must be a list of data sets (SimpleTuner's multidatabackend form).")
-    datasets, notes = [], []
-    for number, entry in enumerate(entries):
-        if not isinstance(entry, dict):
-            raise ConfigError(f"{path}: entry {number} is {type(entry).__name__}; it must be an object.")
-        where = f"{path}: {entry.get('id', f'entry {number}')}"
-        dataset, ignored = _parse_entry(entry, where)
-        notes += [f"{where}: {key} is ignored; it has no effect in this pipeline" for key in ignored]
-        if isinstance(dataset, ImageDataset) and not (dataset.disabled or dataset.disable):
-            datasets.append(dataset)
-    _check_together(path, datasets)
-    return tuple(datasets), notes
-
-
-def _parse_entry(entry: dict[str, Any], where: str) -> tuple[ImageDataset | TextEmbedBackend, list[str]]:
-    for key, reason in REFUSED.items():
-        if entry.get(key):
-            raise ConfigError(f"{where}: {key} is set, but {reason}. Remove the key.")
-    ignored = sorted(key for key in entry if key in IGNORED)
-    rest = {key: value for key, value in entry.items() if key not in IGNORED and key not in REFUSED}
-    if entry.get("dataset_type") == "text_embeds":
-        return parse_spec(TextEmbedBackend, rest, where), ignored
-    return parse_spec(ImageDataset, rest, where), ignored
-
-
-def _check_together(path: Path, datasets: list[ImageDataset]) -> None:
-    if not datasets:
-        raise ConfigError(f"{path} has no enabled data set of pictures.")
-    ids = [dataset.id for dataset in datasets]
-    for name in ids:
-        if ids.count(name) > 1:
-            raise ConfigError(f"{path}: the id {name!r} is used {ids.count(name)} times; ids must differ.")
-    for dataset in datasets:
-        if not Path(dataset.instance_data_dir).is_dir():
-            raise ConfigError(
-                f"{path}: {dataset.id}: instance_data_dir is {dataset.instance_data_dir!r}, which is not a directory. "
-                "Relative paths start at the current directory."
-            )

@@ -79,12 +79,11 @@ def decode_rgb(data: bytes, background: tuple[int, int, int] = WHITE) -> Image.I
 
 
 def take_crop(picture: Image.Image, crop: Crop) -> np.ndarray:
-    """Resize in steps of 25 % (LANCZOS) and cut the crop out: uint8 (edge, edge, 3)."""
+    """Resize in steps of 25 % (LANCZOS) and cut the crop out: uint8 (height, width, 3)."""
     if picture.size != crop.scaled:
         for size in steps_down(picture.size, crop.scaled):
             picture = picture.resize(size, Image.Resampling.LANCZOS)
-    cut = picture.crop((crop.left, crop.top, crop.left + crop.edge, crop.top + crop.edge))
-    return np.asarray(cut, dtype=np.uint8)
+    return np.asarray(picture.crop(crop.box), dtype=np.uint8)
 
 
 def _open(data: bytes) -> Image.Image:

@@ -14,17 +14,18 @@ import numpy as np
 from deepfloyd_core.artifacts import Artifact, Request, finish_part, part_is_whole
 from deepfloyd_core.config import Run
 from deepfloyd_core.datafile import ImageDataset
+from deepfloyd_core.draws import image_keys, seeded
 from deepfloyd_core.errors import DataError
 from deepfloyd_core.files import sha256_bytes
 from deepfloyd_core.flavours import Stage
-from deepfloyd_core.geometry import Crop, geometry, plan_crop
+from deepfloyd_core.geometry import Crop, Geometry, geometry, plan_crops
 from deepfloyd_core.image_index import Row, read_index
 from deepfloyd_core.pictures import decode_rgb, take_crop
 from deepfloyd_core.shards import ShardRow, map_pixels, read_rows, write_shard
 from deepfloyd_core.sheets import contact_sheet, save_picture
 from deepfloyd_core.types import caption_id, hash_unit
 
-FORMAT = 1
+FORMAT = 2
 SHEET, SHEET_CROPS, SHEET_CELL_PX = "sheet.jpg", 32, 64
 
 
@@ -75,12 +76,10 @@ def plan_shards(run: Run, index: Artifact, stage: Stage) -> list[ShardPlan]:
     rows = [row for row in read_index(index) if usable(row, stage)]
     if not rows:
         raise DataError(f"No picture is large enough for stage {stage}. The ledger is {index.path}/index.parquet.")
-    datasets = {dataset.id: dataset for dataset in run.datasets}
     crops = []
-    for row in rows:
-        dataset = datasets[row.dataset_id]
-        for repeat in range(dataset.repeats + 1):
-            crops.append(_plan_row(row, dataset, stage, repeat, run.config.seed))
+    for dataset in run.datasets:
+        own = [row for row in rows if row.dataset_id == dataset.id]
+        crops += plan_rows(run, dataset, stage, own, dataset.repeats + 1)
     crops.sort(key=lambda c: (c.row.width, c.row.height, c.row.image_id, c.row.dataset_id, c.row.source, c.row.repeat))
     return _cut(crops, int(run.config.shard_mib * 2**20), f"stage{stage}")
 
@@ -112,9 +111,24 @@ def plan_eval(run: Run, index: Artifact) -> list[ShardPlan]:
                 f"No picture can be held out to measure stage {stage}: no data set that feeds it has a picture that is "
                 f"large enough for each of its stages. The ledger is {index.path}/index.parquet."
             )
-        crops = [_plan_row(row, dataset, stage, 0, run.config.seed, "center") for row, dataset in held_out]
+        crops = [planned for row, dataset in held_out for planned in plan_rows(run, dataset, stage, [row], 1, "center")]
         plans += _cut(crops, 1 << 30, f"stage{stage}")
     return plans
+
+
+def plan_rows(
+    run: Run, dataset: ImageDataset, stage: Stage, rows: list[Row], passes: int, crop_style: str | None = None
+) -> list[PlannedCrop]:
+    """The crops of a data set's usable pictures, each with its passes one after the other."""
+    rules = geometry(run.config, dataset, stage, crop_style)
+    assert rules is not None  # usable rows are of data sets that feed the stage
+    every = [row for row in rows for _ in range(passes)]
+    repeats = np.tile(np.arange(passes), len(rows))
+    draw = seeded(run.config.seed, image_keys(str(row.image_id) for row in every), repeats)
+    sizes = np.array([(row.width, row.height) for row in every], np.int32).reshape(-1, 2)
+    faces = np.array([_face_centre(row) for row in every]).reshape(-1, 2) if rules.crop_style == "face" else None
+    crops = plan_crops(sizes, rules, draw, faces)
+    return [_plan_row(row, dataset, int(repeats[n]), crops.crop(n), rules) for n, row in enumerate(every)]
 
 
 def build_shard(plan: ShardPlan, out: Path) -> ShardResult:
@@ -154,7 +168,7 @@ def save_sheet(out: Path) -> None:
     pixels: list[np.ndarray] = []
     for file in sorted(out.glob("*.parquet")):
         pixels += [picture for group in map_pixels(file) for picture in group[:SHEET_CROPS]]
-    large = pixels[0].shape[0] > SHEET_CELL_PX
+    large = min(pixels[0].shape[:2]) > SHEET_CELL_PX
     shown, cell = (pixels[: SHEET_CROPS // 2], 2 * SHEET_CELL_PX) if large else (pixels[:SHEET_CROPS], SHEET_CELL_PX)
     save_picture(contact_sheet(shown, 8, cell), out / SHEET)
 
@@ -174,20 +188,23 @@ def usable(row: Row, stage: Stage) -> bool:
     return row.status == "accepted" and (row.stage1_reason if stage == 1 else row.stage2_reason) is None
 
 
-def _plan_row(
-    row: Row, dataset: ImageDataset, stage: Stage, repeat: int, seed: int, crop_style: str | None = None
-) -> PlannedCrop:
-    sizes = geometry(dataset, stage, crop_style)
-    draws = hash_unit("x", seed, row.image_id, repeat), hash_unit("y", seed, row.image_id, repeat)
-    assert row.width and row.height and row.image_id and sizes  # an accepted row has them
-    crop = plan_crop((row.width, row.height), sizes, draws)
-    assert crop is not None
+def _face_centre(row: Row) -> tuple[float, float]:
+    if row.face is None:
+        return np.nan, np.nan
+    left, top, width, height = row.face
+    return left + width / 2, top + height / 2
+
+
+def _plan_row(row: Row, dataset: ImageDataset, repeat: int, crop: Crop | None, rules: Geometry) -> PlannedCrop:
+    assert row.width and row.height and row.image_id and crop  # an accepted row has them
     left, top, width, height = crop.source_box
     caption = row.captions[repeat % len(row.captions)]
+    central = rules.whole or (rules.crop_style == "face" and row.face is None)
     shard_row = ShardRow(
-        image_id=row.image_id, source=row.source, dataset_id=row.dataset_id, width=crop.edge, height=crop.edge,
+        image_id=row.image_id, source=row.source, dataset_id=row.dataset_id, width=crop.width, height=crop.height,
         original_width=row.width, original_height=row.height, crop_left=left, crop_top=top, crop_width=width,
         crop_height=height, repeat=repeat, caption=caption, caption_id=caption_id(caption),
+        crop_style="center" if central else rules.crop_style,
     )  # fmt: skip
     return PlannedCrop(str(Path(dataset.instance_data_dir, row.source)), shard_row, crop)
 

@@ -24,9 +24,15 @@ def lora_request(run: Run, stage: Stage, folder: Path, inputs: dict[str, Artifac
     """Identity of a stage's LoRA. `folder`: the base model; inputs: pixels, text_embeds, eval_set."""
     spec = run.config.stage(stage).model_dump(mode="json", exclude=_NOT_IN_LORA | _SAMPLING)
     spec |= {"seed": run.config.seed, "noise_level": run.config.stage(stage).validation_noise_level}
+    spec |= {"shares": shares(run), "data_backend_sampling": run.config.data_backend_sampling}
     if stage == 1:
         del spec["noise_level"]  # of the held-out loss; Stage I has none
     return Request(f"stage{stage}_lora", LORA_FORMAT, spec, {**_ids(inputs), **_model(stage, folder)})
+
+
+def shares(run: Run) -> dict[str, list[Any]]:
+    """How the data sets take turns, as plain JSON: the arguments of `mixing.Share` for each."""
+    return {dataset.id: [dataset.probability, dataset.start_step, dataset.end_step] for dataset in run.datasets}
 
 
 def samples_request(run: Run, prompts: list[str], folders: dict[Stage, Path], inputs: dict[str, Artifact]) -> Request:

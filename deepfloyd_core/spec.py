@@ -3,7 +3,7 @@
 import difflib
 import json
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,7 +32,9 @@ def read_config_file(path: Path) -> Any:
         if path.suffix.lower() == ".toml":
             return tomllib.loads(text)
         lines = ["" if line.lstrip().startswith("#") else line for line in text.splitlines()]
-        return json.loads("\n".join(lines), parse_constant=_no_constant)
+        values = json.loads("\n".join(lines), parse_constant=_no_constant, object_pairs_hook=_object)
+        json.dumps(values, ensure_ascii=False).encode()  # half of a surrogate pair, as \ud800, is no text
+        return values
     except ValueError as error:
         kind = "TOML" if path.suffix.lower() == ".toml" else "JSON"
         raise ConfigError(f"{path} is not valid {kind}: {error}.") from None
@@ -40,6 +42,17 @@ def read_config_file(path: Path) -> Any:
 
 def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is not a number that JSON knows")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object. JSON lets the last of two equal keys win; here that is an error, as it is in TOML."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        owner = f" of {found['id']!r}" if "id" in found else ""
+        raise ValueError(f"the key {twice!r}{owner} is there {names.count(twice)} times; keep one of them")
+    return found
 
 
 def parse_spec(model: type[SpecT], values: dict[str, Any], where: str, also: Iterable[str] = ()) -> SpecT:
@@ -50,8 +63,8 @@ def parse_spec(model: type[SpecT], values: dict[str, Any], where: str, also: Ite
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        faults = [_fault_line(model, fault, also) for fault in error.errors()]
-        raise ConfigError("\n".join(f"{where}: {line}" for line in faults)) from None
+        lines = _fault_lines(model, error.errors(), tuple(also))
+        raise ConfigError("\n".join(f"{where}: {line}" for line in lines)) from None
 
 
 def closest(key: str, known: list[str]) -> str:
@@ -60,23 +73,38 @@ def closest(key: str, known: list[str]) -> str:
     return f"Did you mean {near[0]}?" if near else f"Known keys: {', '.join(sorted(known))}."
 
 
-def _fault_line(model: type[Spec], fault: Any, also: Iterable[str]) -> str:
-    kind, found = fault["type"], fault.get("input")
+def _fault_lines(model: type[Spec], faults: Iterable[Any], also: tuple[str, ...]) -> list[str]:
+    """One line for each place that is wrong. Of a union's branches only the one that got furthest speaks, or all at once."""
+    places: dict[tuple[str, ...], list[Any]] = {}
+    for fault in faults:
+        loc = fault["loc"]
+        unknown = [str(loc[-1])] if fault["type"] == "extra_forbidden" else []
+        path = _written_path(model, loc[:-1] if unknown else loc) + unknown
+        places.setdefault(tuple(path), []).append(fault)
+    inner = {path[:depth] for path in places for depth in range(1, len(path))}
+    return [_fault_line(model, list(path), found, also) for path, found in places.items() if path not in inner]
+
+
+def _fault_line(model: type[Spec], path: list[str], faults: list[Any], also: tuple[str, ...]) -> str:
+    kind, found, name = faults[0]["type"], faults[0].get("input"), ".".join(path)
     if kind == "extra_forbidden":
-        path = [str(part) for part in fault["loc"]]
         known = [*_model_at(model, path[:-1]).model_fields, *(also if len(path) == 1 else ())]
-        return f"{'.'.join(path)} is not a known key. {closest(path[-1], known)}"
-    path = _written_path(model, fault["loc"])
-    name = ".".join(path)
+        return f"{name} is not a known key. {closest(path[-1], known)}"
     if kind == "missing":
         return f"{name} is missing."
-    message = str(fault["msg"]).removeprefix("Value error, ")
+    first, *others = dict.fromkeys(_message(fault) for fault in faults)
+    message = " or ".join([first, *(other.removeprefix("Input should be ") for other in others)])
     if not path or kind == "value_error":
         ended = message if message.endswith((".", "?")) else f"{message}."
         return f"{name}: {ended}" if path else ended
     field = _model_at(model, path[:-1]).model_fields.get(path[-1])
     help_text = f" ({field.description})" if field is not None and field.description else ""
     return f"{name} is {found!r}; {message[:1].lower()}{message[1:]}.{help_text}"
+
+
+def _message(fault: Any) -> str:
+    plain = {"model_type": "Input should be a table", "tuple_type": "Input should be a list"}
+    return plain.get(fault["type"], str(fault["msg"]).removeprefix("Value error, "))
 
 
 def _written_path(model: type[Spec], loc: tuple[str | int, ...]) -> list[str]:
@@ -91,11 +119,14 @@ def _written_path(model: type[Spec], loc: tuple[str | int, ...]) -> list[str]:
 def _model_at(model: type[Spec], path: list[str]) -> type[Spec]:
     for part in path:
         field = model.model_fields.get(part)
-        if field is None:
-            break
-        options = [field.annotation, *getattr(field.annotation, "__args__", ())]
-        inner = [option for option in options if isinstance(option, type) and issubclass(option, Spec)]
-        if not inner:
-            break
-        model = inner[0]
+        if field is not None:  # else a place in a list, of the same model
+            model = next(_models_in(field.annotation), model)
     return model
+
+
+def _models_in(annotation: Any) -> Iterator[type[Spec]]:
+    """The models that a field's type mentions, at any depth: in a union, a list, an annotation."""
+    if isinstance(annotation, type) and issubclass(annotation, Spec):
+        yield annotation
+    for part in getattr(annotation, "__args__", ()):
+        yield from _models_in(part)

@@ -19,7 +19,7 @@ import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from diffusers.training_utils import EMAModel
 
-from deepfloyd_core.batches import BatchOrder, Draws, TrainingRows, draw
+from deepfloyd_core.batches import Draws, MixedOrder, OrderSettings, TrainingRows, draw
 from deepfloyd_core.checkpoints import (
     Checkpoint,
     load_checkpoint,
@@ -34,6 +34,7 @@ from deepfloyd_core.files import atomic_path
 from deepfloyd_core.flavours import Stage
 from deepfloyd_core.jobs import Job
 from deepfloyd_core.lora import add_lora, check_reload, save_lora, trainable
+from deepfloyd_core.mixing import Share
 from deepfloyd_core.models import DTYPES, load_scheduler, load_unet, pick_device, trained_scheduler, use_threads
 from deepfloyd_core.objective import low_res, min_snr_weight, noise_loss, predict_noise, to_model_range, upscaled_input
 from deepfloyd_core.pixels import eval_ids, shard_files
@@ -118,7 +119,7 @@ def _train(setup: Setup, rows: TrainingRows, job: Job) -> tuple[list[dict[str, A
         params.values(), lr=config.learning_rate, betas=(config.adam_beta1, config.adam_beta2),
         eps=config.adam_epsilon, weight_decay=config.adam_weight_decay,
     )  # fmt: skip
-    order = BatchOrder(tuple(rows.counts.items()), config.train_batch_size, hash_seed(setup.seed, setup.stage))
+    order = _order(setup, rows, job)
     ema = EMAModel(params.values(), decay=config.ema_decay) if config.use_ema else None
     metrics = _resume(params, optimizer, ema, job.out)
     first = len(metrics)
@@ -153,6 +154,15 @@ def _train(setup: Setup, rows: TrainingRows, job: Job) -> tuple[list[dict[str, A
     if ema is not None:
         ema.copy_to(params.values())
     return metrics, config.max_train_steps - first
+
+
+def _order(setup: Setup, rows: TrainingRows, job: Job) -> MixedOrder:
+    config, shares = setup.config, {name: Share(*values) for name, values in job.options.get("shares", {}).items()}
+    settings = OrderSettings(
+        config.train_batch_size, config.gradient_accumulation_steps, config.max_train_steps,
+        hash_seed(setup.seed, setup.stage), job.config.data_backend_sampling == "auto-weighting",
+    )  # fmt: skip
+    return MixedOrder(rows, shares, settings)
 
 
 def batch_loss(setup: Setup, pixels: torch.Tensor, rows: list[ShardRow], number: int) -> torch.Tensor:

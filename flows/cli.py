@@ -61,9 +61,24 @@ def run(config: ConfigPath, overrides: Overrides = None) -> None:
 
 
 @app.command()
-def prepare(config: ConfigPath, overrides: Overrides = None) -> None:
+def prepare(
+    config: ConfigPath,
+    preview: Annotated[
+        int, typer.Option(min=0, max=1000, help="Only draw this many pictures with their crops into a PNG.")
+    ] = 0,
+    overrides: Overrides = None,
+) -> None:
     """Index the pictures and cut the crops of every stage, and the eval set."""
-    _stage_flow("prepare", config, overrides)
+    if not preview:
+        _stage_flow("prepare", config, overrides)
+        return
+    checked = _load(config, overrides)
+    _print_notes(checked)
+    from deepfloyd_core.preview import PREVIEW_FILE, save_preview
+
+    path = checked.workspace / PREVIEW_FILE
+    shown = save_preview(checked, preview, path)
+    out.print(f"{shown} pictures with their crops: {path}")
 
 
 @app.command()
@@ -199,13 +214,17 @@ def _load(config: Path, overrides: list[str] | None) -> Any:
     return load_run(config, tuple(overrides or ()))
 
 
+def _print_notes(checked: Any) -> None:
+    for note in checked.notes:
+        err.print(f"[yellow]note:[/] {_escaped(note)}")
+
+
 @contextmanager
 def _session(config: Path, overrides: list[str] | None) -> Iterator[Callable[..., Any]]:
     """Check the configuration, join a Prefect server, and yield a caller for flows."""
     from flows.server import default_home, prefect_server
 
-    for note in _load(config, overrides).notes:
-        err.print(f"[yellow]note:[/] {_escaped(note)}")
+    _print_notes(_load(config, overrides))
     with prefect_server(default_home()) as url:
         _log_to_terminal()
 

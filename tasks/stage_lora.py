@@ -7,7 +7,7 @@ from deepfloyd_core.artifacts import Artifact, materialise
 from deepfloyd_core.config import Run
 from deepfloyd_core.flavours import Stage, resolve
 from deepfloyd_core.jobs import run_job
-from deepfloyd_core.products import lora_request
+from deepfloyd_core.products import lora_request, shares
 from tasks.progress import progress
 from tasks.publish import publish_pictures
 
@@ -16,7 +16,7 @@ from tasks.publish import publish_pictures
 def stage_lora(run: Run, stage: Stage, inputs: dict[str, Artifact]) -> Artifact:
     """inputs: pixels, text_embeds, eval_set. The result loads in diffusers' stock pipeline."""
     folder = resolve(run.config.stage(stage).model, stage)
-    options = {"stage": stage, "model": str(folder)}
+    options = {"stage": stage, "model": str(folder), "shares": shares(run)}
     with progress(f"stage {'I' * stage} LoRA") as report:
         lora, _ = materialise(
             run.workspace,

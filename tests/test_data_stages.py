@@ -29,7 +29,8 @@ from deepfloyd_core.shards import ShardRow, map_pixels, write_shard
 
 SHARD_COLUMNS = [
     "image_id", "source", "dataset_id", "width", "height", "original_width", "original_height", "crop_left", "crop_top",
-    "crop_width", "crop_height", "repeat", "caption", "caption_id", "pixels",
+    "crop_width", "crop_height", "repeat", "caption", "caption_id", "crop_style",
+    "pixels",
 ]  # fmt: skip
 
 
@@ -442,7 +443,7 @@ def test_shards_of_every_size_can_be_mapped(tmp_path: Path, edge: int, rows: int
     rows = min(rows, 4 * 2**20 // (edge * edge * 3))  # up to two row groups
     pixels = np.random.default_rng(edge).integers(0, 256, (rows, edge, edge, 3), dtype=np.uint8)
     described = [
-        ShardRow(f"{n:064d}", f"{n}.png", "set", edge, edge, 9, 9, 0.5, 0.0, 1.0, 1.0, n, "é" * n, "x")
+        ShardRow(f"{n:064d}", f"{n}.png", "set", edge, edge, 9, 9, 0.5, 0.0, 1.0, 1.0, n, "é" * n, "x", "center")
         for n in range(rows)
     ]
     write_shard(tmp_path / "x.parquet", described, list(pixels))

@@ -152,7 +152,7 @@ def test_min_snr_weights_and_loss_agree_with_numpy(gamma: float | None) -> None:
 def test_random_flip_mirrors_half_of_the_samples() -> None:
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (2, 16, 16, 3), generator=generator, dtype=torch.uint8)
-    rows = [ShardRow("", "", "", 16, 16, 16, 16, 0, 0, 16, 16, 0, "caption", "id")] * 2
+    rows = [ShardRow("", "", "", 16, 16, 16, 16, 0, 0, 16, 16, 0, "caption", "id", "center")] * 2
     unet = load_unet(STAGE1, torch.float32)
     text = OneText(torch.randn((77, unet.config.encoder_hid_dim), generator=generator))
 

@@ -1,0 +1,137 @@
+"""Captions in a table beside the pictures: Parquet, CSV or JSON lines, in SimpleTuner's `parquet` block.
+
+Several columns, a list in a cell, or several rows of one picture are several captions. The table is read once a scan; its
+captions enter the data's fingerprint picture by picture, so rows of pictures that are not there change nothing.
+"""
+
+import csv
+import json
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from deepfloyd_core.datafile import CaptionTable, ImageDataset
+from deepfloyd_core.errors import ConfigError, DataError
+
+Record = dict[str, Any]
+_KINDS = {".parquet": "parquet", ".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
+
+
+class CaptionReader:
+    """The captions of a data set's table, by picture."""
+
+    def __init__(self, dataset: ImageDataset) -> None:
+        assert dataset.parquet is not None
+        self._table, self.path = dataset.parquet, table_path(dataset)
+        self._where = f"{dataset.id}: {self.path}"
+        self._captions: dict[str, list[str]] = {}
+        kind = _KINDS.get(self.path.suffix.lower(), dataset.caption_strategy)
+        for record in _records(self.path, kind, _columns(self._table), self._where):
+            name = record.get(self._table.filename_column)
+            if name is not None and str(name).strip():
+                self._captions.setdefault(_plain(str(name)), []).extend(self._texts(record))
+
+    def captions(self, source: str) -> tuple[str, ...] | None:
+        """The captions of a picture, by its path below the data set's directory, else by its name alone."""
+        path = PurePosixPath(source)
+        if not self._table.identifier_includes_extension:
+            path = path.with_suffix("")
+        found = self._captions.get(str(path), self._captions.get(path.name))
+        return None if found is None else tuple(found)
+
+    def check_match(self, sources: list[str]) -> None:
+        """Raise DataError when the table knows none of the pictures: a wrong column or a wrong kind of name."""
+        if self._captions and sources and not any(self.captions(source) for source in sources):
+            raise DataError(
+                f"{self._where} has no caption for any of the {len(sources)} pictures: its column "
+                f"{self._table.filename_column!r} holds names such as {next(iter(self._captions))!r}, the directory "
+                f"{sources[0]!r}, and identifier_includes_extension is {self._table.identifier_includes_extension}. "
+                "Correct one of them, or caption_column."
+            )
+
+    def _texts(self, record: Record) -> list[str]:
+        own = [text for name in _names(self._table.caption_column) for text in _cell(record.get(name))]
+        if own or self._table.fallback_caption_column is None:
+            return own
+        return [text for name in _names(self._table.fallback_caption_column) for text in _cell(record.get(name))]
+
+
+def table_path(dataset: ImageDataset) -> Path:
+    """The table's file. Raises ConfigError when it is in neither place."""
+    assert dataset.parquet is not None
+    places = [Path(dataset.parquet.path), Path(dataset.instance_data_dir, dataset.parquet.path)]
+    for place in places:
+        if place.is_file():
+            return place
+    raise ConfigError(
+        f"{dataset.id}: parquet.path is {dataset.parquet.path!r}; there is no file {places[0]} or {places[1]}."
+    )
+
+
+def _records(path: Path, kind: str, columns: list[str], where: str) -> Iterator[Record]:
+    readers = {"parquet": _parquet, "csv": _csv, "tsv": _csv, "jsonl": _jsonl}
+    try:
+        yield from readers[kind](path, columns, where)
+    except (OSError, ValueError, csv.Error) as error:  # pyarrow's errors are ValueErrors and OSErrors
+        raise DataError(f"{where} cannot be read as {kind}: {error}") from None
+
+
+def _parquet(path: Path, columns: list[str], where: str) -> Iterator[Record]:
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(path) as file:
+        _check_columns(columns, file.schema_arrow.names, where)
+        for batch in file.iter_batches(columns=columns):
+            yield from batch.to_pylist()
+
+
+def _csv(path: Path, columns: list[str], where: str) -> Iterator[Record]:
+    with path.open(encoding="utf-8-sig", newline="") as handle:
+        reader = csv.DictReader(handle, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
+        _check_columns(columns, list(reader.fieldnames or []), where)
+        yield from reader
+
+
+def _jsonl(path: Path, columns: list[str], where: str) -> Iterator[Record]:
+    seen: dict[str, None] = {}
+    with path.open(encoding="utf-8-sig") as handle:
+        for number, line in enumerate(handle, 1):
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line)
+            except ValueError as error:
+                raise ValueError(f"line {number}: {error}") from None
+            if not isinstance(record, dict):
+                raise ValueError(f"line {number} is {type(record).__name__}, not an object")
+            seen |= dict.fromkeys(record)
+            yield record
+    _check_columns(columns, list(seen), where)
+
+
+def _check_columns(columns: list[str], known: list[str], where: str) -> None:
+    for name in columns:
+        if name not in known:
+            raise ConfigError(f"{where} has no column {name!r}; it has {', '.join(map(repr, known)) or 'none'}.")
+
+
+def _columns(table: CaptionTable) -> list[str]:
+    names = [table.filename_column, *_names(table.caption_column), *_names(table.fallback_caption_column)]
+    return list(dict.fromkeys(names))
+
+
+def _names(given: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    return (given,) if isinstance(given, str) else given or ()
+
+
+def _cell(value: Any) -> list[str]:
+    """The texts of one cell that are not blank."""
+    if isinstance(value, list):
+        return [text for part in value for text in _cell(part)]
+    text = "" if value is None or value != value else str(value).strip()  # NaN is how pandas writes "none"
+    text = text.encode("utf-8", "replace").decode()  # JSON can hold half of a surrogate pair
+    return [text] if text else []
+
+
+def _plain(name: str) -> str:
+    return str(PurePosixPath(name.strip().replace("\\", "/")))

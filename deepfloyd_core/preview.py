@@ -1,0 +1,158 @@
+"""A look at a few pictures before anything is made: where each is cropped, what the downsampling leaves, what is trained on.
+
+The pictures are those with the smallest hashes, so the same ones in every preview, and a fair sample of the data sets.
+Every file is hashed, as a run does it; only the shown pictures are decoded.
+"""
+
+from bisect import bisect_right
+from dataclasses import dataclass
+from functools import lru_cache
+from math import ceil
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+
+from deepfloyd_core.config import Run
+from deepfloyd_core.errors import DataError
+from deepfloyd_core.files import sha256_bytes
+from deepfloyd_core.flavours import Stage
+from deepfloyd_core.geometry import Crop
+from deepfloyd_core.image_index import Row, judge, sample_order, scan
+from deepfloyd_core.pictures import decode_rgb, take_crop
+from deepfloyd_core.pixels import PlannedCrop, plan_rows, usable
+from deepfloyd_core.sheets import save_picture
+
+PREVIEW_FILE = "preview.png"
+CELL_PX, GAP_PX, LINE_PX, MARGIN_PX, TILES_ACROSS = 176, 8, 18, 14, 2
+INK, SOFT, PAPER, EDGE = (30, 30, 30), (105, 105, 105), (245, 245, 245), (200, 200, 200)
+COLOURS: dict[Stage, tuple[int, int, int]] = {1: (255, 40, 90), 2: (0, 125, 255)}  # of each stage's box and title
+Box = tuple[float, float, float, float]  # left, top, right, bottom
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One picture of the preview: its row and its first crop for each stage of the run that it feeds."""
+
+    row: Row
+    crops: dict[Stage, PlannedCrop]
+
+
+def save_preview(run: Run, count: int, path: Path) -> int:
+    """Draw `count` pictures of the run's data sets into a PNG. Returns how many there were. Raises DataError for none."""
+    shown = _chosen(run, count)
+    if not shown:
+        raise DataError("No picture of the data sets can be used; `deepfloyd prepare` writes a ledger that says why.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_picture(_sheet(shown, run.config.stages), path)
+    return len(shown)
+
+
+def _chosen(run: Run, count: int) -> list[Shown]:
+    entries = [entry for entry in scan(run.datasets) if entry.sha256]
+    datasets = {dataset.id: dataset for dataset in run.datasets}
+    taken = dict.fromkeys(datasets, 0)
+    shown: list[Shown] = []
+    for place in sample_order([str(entry.sha256) for entry in entries], run.config.seed):
+        dataset = datasets[entries[place].dataset_id]
+        if len(shown) == count or taken[dataset.id] == dataset.max_num_samples:
+            continue
+        row = judge(run, dataset, entries[place])
+        stages = [stage for stage in run.config.stages if usable(row, stage)]
+        if stages:
+            taken[dataset.id] += 1
+            crops = {stage: plan_rows(run, dataset, stage, [row], passes=1)[0] for stage in stages}
+            shown.append(Shown(row, crops))
+    return shown
+
+
+def _sheet(shown: list[Shown], stages: tuple[Stage, ...]) -> Image.Image:
+    titles = [
+        ("original", SOFT),
+        ("downsampled", SOFT),
+        *((f"stage {'I' * stage}", COLOURS[stage]) for stage in stages),
+    ]
+    tile = len(titles) * (CELL_PX + GAP_PX) - GAP_PX, CELL_PX + 2 * LINE_PX + GAP_PX
+    across = min(TILES_ACROSS, len(shown))
+    lines, head = -(-len(shown) // across), LINE_PX + MARGIN_PX
+    size = across * (tile[0] + MARGIN_PX) + MARGIN_PX, lines * (tile[1] + MARGIN_PX) + head
+    sheet = Image.new("RGB", size, PAPER)
+    pen = ImageDraw.Draw(sheet)
+    for column in range(across):
+        for number, (title, colour) in enumerate(titles):
+            left = MARGIN_PX + column * (tile[0] + MARGIN_PX) + number * (CELL_PX + GAP_PX)
+            pen.text((left, MARGIN_PX // 2), title, colour, _font())
+    for number, one in enumerate(shown):
+        line, column = divmod(number, across)
+        place = MARGIN_PX + column * (tile[0] + MARGIN_PX), head + line * (tile[1] + MARGIN_PX)
+        sheet.paste(_tile(one, stages, tile), place)
+    return sheet
+
+
+def _tile(one: Shown, stages: tuple[Stage, ...], size: tuple[int, int]) -> Image.Image:
+    """The original with each stage's box, the downsampled picture with the first one's, then the crop of each stage."""
+    tile = Image.new("RGB", size, PAPER)
+    pen, picture = ImageDraw.Draw(tile), _decoded(one)
+    (stage, first), *_ = one.crops.items()
+    scaled = first.crop.scaled
+    resized = Image.fromarray(take_crop(picture, Crop(first.crop.original, scaled, 0, 0, *scaled)))
+    _paste(tile, picture, {stage: _corners(planned.crop) for stage, planned in one.crops.items()}, 0)
+    _paste(tile, resized, {stage: first.crop.box}, 1)
+    for number, stage in enumerate(stages, 2):
+        if stage in one.crops:
+            _paste(tile, Image.fromarray(take_crop(picture, one.crops[stage].crop)), {}, number)
+        else:
+            why = (one.row.stage1_reason if stage == 1 else one.row.stage2_reason) or ""
+            pen.text((_left(number), 2 * LINE_PX + CELL_PX // 2), why.replace("_", " "), SOFT, _font())
+    sizes = [
+        first.crop.original,
+        scaled,
+        *((planned.crop.width, planned.crop.height) for planned in one.crops.values()),
+    ]
+    steps = " > ".join(f"{width}x{height}" for width, height in sizes)
+    pen.text((0, 0), _fitted(f"{one.row.source} | {steps} | {first.row.crop_style}", size[0]), INK, _font())
+    pen.text((0, LINE_PX), _fitted(first.row.caption, size[0]), SOFT, _font())
+    return tile
+
+
+def _decoded(one: Shown) -> Image.Image:
+    path = next(iter(one.crops.values())).path
+    data = Path(path).read_bytes()
+    if sha256_bytes(data) != one.row.image_id:
+        raise DataError(f"{path} changed while the preview was made. Start it again.")
+    return decode_rgb(data)
+
+
+def _corners(crop: Crop) -> Box:
+    left, top, width, height = crop.source_box
+    return left, top, left + width, top + height
+
+
+def _left(number: int) -> int:
+    return number * (CELL_PX + GAP_PX)
+
+
+def _paste(tile: Image.Image, view: Image.Image, boxes: dict[Stage, Box], number: int) -> None:
+    """Fit a picture into cell `number` of a tile and draw boxes, given in its own pixels, on it."""
+    scale = min(CELL_PX / view.width, CELL_PX / view.height)
+    size = max(1, round(view.width * scale)), max(1, round(view.height * scale))
+    fitted = view.resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS)
+    pen = ImageDraw.Draw(fitted)
+    pen.rectangle((0, 0, size[0] - 1, size[1] - 1), outline=EDGE)
+    x, y = size[0] / view.width, size[1] / view.height
+    for stage, (left, top, right, bottom) in reversed(boxes.items()):
+        pen.rectangle((left * x, top * y, right * x - 1, bottom * y - 1), outline=COLOURS[stage], width=2)
+    tile.paste(fitted, (_left(number) + (CELL_PX - size[0]) // 2, 2 * LINE_PX + (CELL_PX - size[1]) // 2))
+
+
+@lru_cache(maxsize=1)
+def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(13)
+
+
+def _fitted(text: str, room: int) -> str:
+    """A text cut to a width in px, in one line."""
+    text = " ".join(text.split())
+    if _font().getlength(text) <= room:
+        return text
+    keep = bisect_right(range(len(text)), room, key=lambda count: ceil(_font().getlength(text[:count] + "...")))
+    return text[: max(0, keep - 1)] + "..."

@@ -1,0 +1,216 @@
+"""Reading the data file: which entries count, which keys are ignored or refused, and what the entries ask of each other.
+
+A disabled entry is looked at for its id only, so that a file for other tools, or half written, does not stop the run.
+"""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from deepfloyd_core.captions import compiled_filters
+from deepfloyd_core.datafile import TABLES, ImageDataset, TextEmbedBackend
+from deepfloyd_core.errors import ConfigError
+from deepfloyd_core.faces import missing_detector
+from deepfloyd_core.spec import parse_spec, read_config_file
+
+# Keys of SimpleTuner's data file that change nothing here: accepted, and reported as ignored.
+IGNORED = frozenset({
+    "cache_dir_vae", "vae_cache_clear_each_epoch", "vae_cache_ondemand", "vae_cache_disable", "disable_vae_cache",
+    "metadata_backend", "metadata_update_interval", "skip_file_discovery", "write_batch_size", "compress_cache",
+    "preserve_data_backend_cache", "image_embeds", "conditioning_image_embeds", "hash_filenames", "cache_dir",
+    "cache_file_suffix", "scan_for_errors", "delete_unwanted_images", "delete_problematic_images", "delete_nsfw_images",
+    "text_encoder_batch_size", "text_cache_ondemand", "text_cache_disable", "disable_validation",
+})  # fmt: skip
+# Keys that ask for something this pipeline does not do: refused, with the reason, unless they say "no".
+REFUSED = {
+    "conditioning": "ControlNet conditioning is not supported yet",
+    "conditioning_data": "ControlNet conditioning is not supported yet",
+    "conditioning_type": "ControlNet conditioning is not supported yet",
+    "source_dataset_id": "ControlNet conditioning is not supported yet",
+    "video": "IF makes pictures, not video",
+    "audio": "IF makes pictures, not audio",
+    "s2v_datasets": "IF makes pictures, not video",
+    "is_i2v": "IF makes pictures, not video",
+    "is_regularisation_data": "a loss against the base model is not supported; without the key its pictures are trained",
+    "is_regularization_data": "a loss against the base model is not supported; without the key its pictures are trained",
+    "max_upscale_threshold": "nothing is ever upsampled: a shape that a picture cannot fill is not used for it",
+    "start_epoch": "a run is measured in optimizer steps; use start_step",
+    "end_epoch": "a run is measured in optimizer steps; use end_step",
+    "slider_strength": "slider training is not supported",
+    "timestep_sampling_offset": "it shifts flow matching's timesteps; IF predicts epsilon",
+    "grounding": "boxes of entities are not supported",
+    "bbox_column": "boxes of entities are not supported",
+    "webshart": "tar shards are not supported",
+    "data_generator": "pictures are not generated here",
+    "huggingface": "pictures are read from `local` only in this version",
+}
+_NO: tuple[Any, ...] = (None, False, 0, "", [], {})
+_HARMLESS = {"start_epoch": (*_NO, 1)}  # SimpleTuner's default
+# Other kinds of entries: caches have nothing to hold here, the rest asks for another pipeline.
+_CACHES = ("image_embeds", "conditioning_image_embeds")
+_OTHER_SETS = {
+    "conditioning": REFUSED["conditioning"],
+    "video": REFUSED["video"],
+    "audio": REFUSED["audio"],
+    "eval": "the pictures to measure on are held out of each data set by num_eval_images",
+    "caption": "captions come with their pictures",
+}
+
+
+def load_data_file(path: Path) -> tuple[tuple[ImageDataset, ...], list[str]]:
+    """Read a data file: the enabled picture sets, and one note for each key that has no effect.
+
+    Raises ConfigError for unknown keys, values out of range, double ids, a directory that is not there.
+    """
+    entries = read_config_file(path)
+    if not isinstance(entries, list) or not entries:
+        raise ConfigError(f"{path} must be a list of data sets (SimpleTuner's multidatabackend form).")
+    datasets: list[ImageDataset] = []
+    backends: list[TextEmbedBackend] = []
+    notes: list[str] = []
+    for number, entry in enumerate(entries):
+        if not isinstance(entry, dict):
+            raise ConfigError(f"{path}: entry {number} is {type(entry).__name__}; it must be an object.")
+        where = f"{path}: {entry.get('id', f'entry {number}')}"
+        parsed, new_notes = _parse_entry(entry, where)
+        notes += [f"{where}: {note}" for note in new_notes]
+        if isinstance(parsed, ImageDataset):
+            datasets.append(parsed)
+        elif parsed is not None:
+            backends.append(parsed)
+    _check_ids(path, entries)
+    _check_folders(path, datasets)
+    return tuple(_with_filters(path, dataset, backends) for dataset in datasets), notes
+
+
+def _parse_entry(entry: dict[str, Any], where: str) -> tuple[ImageDataset | TextEmbedBackend | None, list[str]]:
+    """The entry's model (None: it is disabled, or a cache) and its notes."""
+    if not isinstance(entry.get("id"), str) or not entry["id"]:
+        raise ConfigError(f"{where}: id is {entry.get('id')!r}; every entry needs a name of its own.")
+    if _disabled(entry, where):
+        return None, []
+    kind = entry.get("dataset_type", "image")
+    if kind in _CACHES:
+        return None, [f"dataset_type {kind!r} is ignored; nothing is cached there in this pipeline"]
+    if kind in _OTHER_SETS:
+        raise ConfigError(f"{where}: dataset_type is {kind!r}, but {_OTHER_SETS[kind]}. Remove or disable the entry.")
+    if kind not in ("image", "text_embeds"):
+        raise ConfigError(f"{where}: dataset_type is {kind!r}; it must be image or text_embeds.")
+    if kind == "image":
+        _check_source(entry, where)
+    _refuse(entry, where)
+    ignored = sorted(key for key in entry if key in IGNORED or key.startswith("aws_"))
+    notes = [f"{key} is ignored; it has no effect in this pipeline" for key in ignored]
+    rest = {key: value for key, value in entry.items() if key not in ignored and key not in REFUSED}
+    if kind == "text_embeds":
+        return parse_spec(TextEmbedBackend, rest, where), notes
+    dataset = parse_spec(ImageDataset, rest, where)
+    if dataset.crop and dataset.crop_style == "face" and (missing := missing_detector()):
+        raise ConfigError(f"{where}: crop_style is 'face', and {missing}")
+    return dataset, notes + _useless(entry, dataset)
+
+
+def _disabled(entry: dict[str, Any], where: str) -> bool:
+    flags = {key: entry[key] for key in ("disabled", "disable") if key in entry}
+    for key, value in flags.items():
+        if not isinstance(value, bool):
+            raise ConfigError(f"{where}: {key} is {value!r}; it must be true or false.")
+    if len(set(flags.values())) > 1:
+        raise ConfigError(f"{where}: disabled and disable contradict each other. Keep one of them.")
+    return any(flags.values())
+
+
+def _refuse(value: Any, where: str) -> None:
+    """Raise ConfigError for a refused key, at any depth of an entry."""
+    if not isinstance(value, dict):
+        return
+    for key, inner in value.items():
+        if key in REFUSED and inner not in _HARMLESS.get(key, _NO):
+            raise ConfigError(f"{where}: {key} is set, but {REFUSED[key]}. Remove the key.")
+        _refuse(inner, where)
+
+
+def _check_source(entry: dict[str, Any], where: str) -> None:
+    """One line for a source of another kind, not one for each of its keys."""
+    if isinstance(entry.get("type"), str) and entry["type"] != "local":
+        raise ConfigError(f"{where}: type is {entry['type']!r}; this version reads pictures from 'local' only.")
+    if entry.get("caption_strategy") in ("huggingface", "webshart"):
+        raise ConfigError(
+            f"{where}: caption_strategy is {entry['caption_strategy']!r}, which needs a source of that type; this one is "
+            "'local'. Set textfile, filename, instanceprompt, parquet, csv or jsonl."
+        )
+
+
+def _useless(entry: dict[str, Any], dataset: ImageDataset) -> list[str]:
+    """Notes on keys that the entry sets and that another of its keys leaves without effect."""
+    found: dict[str, str] = {}
+    if not dataset.crop:
+        keys = ("crop_aspect", "crop_style", "maximum_image_size", "target_downsample_size")
+        found |= dict.fromkeys(keys, "crop is false")
+    if not dataset.crop or dataset.crop_aspect not in ("closest", "random"):
+        found["crop_aspect_buckets"] = "only closest and random use it"
+    if dataset.caption_strategy not in TABLES:
+        found["parquet"] = f"caption_strategy is {dataset.caption_strategy}"
+    notes = [f"{key} has no effect: {why}" for key, why in found.items() if entry.get(key) not in _NO]
+    shuffle = dataset.caption_shuffle
+    if shuffle and shuffle.enable and dataset.repeats < shuffle.count:
+        notes.append(
+            f"caption_shuffle makes {shuffle.count} orders of a caption, and repeats = {dataset.repeats} uses "
+            f"{dataset.repeats + 1} captions of a picture; raise repeats to see more of them"
+        )
+    return notes
+
+
+def _check_ids(path: Path, entries: list[dict[str, Any]]) -> None:
+    for name, count in Counter(entry["id"] for entry in entries).items():
+        if count > 1:
+            raise ConfigError(f"{path}: the id {name!r} is used {count} times; ids must differ.")
+
+
+def _check_folders(path: Path, datasets: list[ImageDataset]) -> None:
+    if not datasets:
+        raise ConfigError(f"{path} has no enabled data set of pictures.")
+    for dataset in datasets:
+        if not Path(dataset.instance_data_dir).is_dir():
+            raise ConfigError(
+                f"{path}: {dataset.id}: instance_data_dir is {dataset.instance_data_dir!r}, which is not a directory. "
+                "Relative paths start at the current directory."
+            )
+
+
+def _with_filters(path: Path, dataset: ImageDataset, backends: list[TextEmbedBackend]) -> ImageDataset:
+    """The data set with every filter that applies to it, read from the files that hold them."""
+    defaults = [backend for backend in backends if backend.default]
+    named = [backend for backend in backends if backend.id == dataset.text_embeds]
+    if dataset.text_embeds is not None and not named:
+        known = ", ".join(repr(backend.id) for backend in backends) or "none"
+        raise ConfigError(
+            f"{path}: {dataset.id}: text_embeds is {dataset.text_embeds!r}; text embeds entries: {known}."
+        )
+    if len(defaults) > 1:
+        raise ConfigError(
+            f"{path}: {', '.join(repr(b.id) for b in defaults)} are all the default text embeds. Keep one."
+        )
+    lists = [(backend.id, backend.caption_filter_list) for backend in named or defaults]
+    lists.append((dataset.id, dataset.caption_filter_list))
+    filters = tuple(line for name, given in lists for line in _filter_lines(given, f"{path}: {name}"))
+    compiled_filters(filters, f"{path}: {dataset.id}: caption_filter_list")
+    return dataset.model_copy(update={"caption_filter_list": filters})
+
+
+def _filter_lines(given: str | tuple[str, ...], where: str) -> list[str]:
+    if not isinstance(given, str):
+        return [line for line in given if line]
+    file, lines = Path(given), None
+    if file.suffix.lower() not in (".txt", ".json"):
+        raise ConfigError(f"{where}: caption_filter_list is {given!r}; give a list, or a file ending in .txt or .json.")
+    if file.suffix.lower() == ".json":
+        lines = read_config_file(file)
+        if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
+            raise ConfigError(f"{file} must be a list of strings.")
+        return [line for line in lines if line]
+    try:
+        return [line for line in file.read_text(encoding="utf-8-sig").splitlines() if line]
+    except (OSError, UnicodeDecodeError) as error:
+        reason = "no such file" if isinstance(error, FileNotFoundError) else str(error)
+        raise ConfigError(f"{where}: caption_filter_list {given!r} cannot be read: {reason}.") from None

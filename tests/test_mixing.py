@@ -1,0 +1,188 @@
+"""Several data sets in one run: exact shares, windows of steps, no sample repeated before all of its set were seen."""
+
+import random
+from collections import Counter, defaultdict
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from deepfloyd_core.batches import BatchOrder, MixedOrder, OrderSettings, TrainingRows
+from deepfloyd_core.errors import DataError
+from deepfloyd_core.flavours import FLAVOURS
+from deepfloyd_core.mixing import Mix, Share, first_gap
+from deepfloyd_core.products import lora_request, shares
+
+ours = settings(deadline=None, database=None, derandomize=True, max_examples=60)
+
+WINDOWS = st.tuples(st.integers(0, 40), st.none() | st.integers(1, 40)).map(
+    lambda window: (window[0], None if window[1] is None else window[0] + window[1])
+)
+SHARES = st.builds(lambda weight, window: Share(weight, *window), st.floats(0.01, 100), WINDOWS)
+
+
+@ours
+@given(st.lists(SHARES, max_size=4), st.integers(0, 4), st.integers(1, 3))
+def test_each_pick_is_of_an_active_set_and_knows_how_many_came_before(
+    parts: list[Share], place: int, passes: int
+) -> None:
+    parts.insert(place, Share(1.0))  # one without a window, so that no step is empty
+    mix, given_so_far = Mix(tuple(parts), passes), Counter[int]()
+    for number in range(120):
+        place, before = mix.pick(number)
+        assert parts[place].active(number // passes)
+        assert before == given_so_far[place]
+        given_so_far[place] += 1
+
+
+@ours
+@given(st.lists(st.floats(0.01, 100), min_size=1, max_size=6))
+def test_shares_are_kept_at_every_moment_not_only_on_average(weights: list[float]) -> None:
+    mix, counts = Mix(tuple(Share(weight) for weight in weights)), Counter[int]()
+    for number in range(300):
+        counts[mix.pick(number)[0]] += 1
+        for place, weight in enumerate(weights):
+            assert abs(counts[place] - (number + 1) * weight / sum(weights)) < 2
+
+
+def test_the_first_step_without_a_data_set_is_found() -> None:
+    assert first_gap((Share(1),), 10) is None
+    assert first_gap((Share(1, 1),), 10) == 0
+    assert first_gap((Share(1, 0, 5), Share(1, 7)), 10) == 5
+    assert first_gap((Share(1, 0, 5), Share(1, 7)), 5) is None, "the run is over by then"
+    assert first_gap((Share(1, 0, 5), Share(1, 5)), 10) is None
+    with pytest.raises(ValueError, match="no data set is active"):
+        Mix((Share(1, 0, 5),)).pick(5)
+
+
+# ---- the batch order --------------------------------------------------------------------------------------------------
+
+SIZES = {"a": {(64, 64): 11, (96, 64): 5}, "b": {(64, 64): 3}, "c": {(64, 96): 7}}
+
+
+def rows(*names: str) -> Any:
+    """Stands for TrainingRows: of each size the rows of all data sets, one after the other."""
+    places: dict[str, dict[tuple[int, int], np.ndarray]] = {}
+    used: Counter[tuple[int, int]] = Counter()
+    for name in names:
+        for size, count in SIZES[name].items():
+            places.setdefault(name, {})[size] = np.arange(used[size], used[size] + count)
+            used[size] += count
+    return SimpleNamespace(places=places)
+
+
+def order(names: str, parts: dict[str, Share] | None = None, **keys: Any) -> MixedOrder:
+    settings = {"batch_size": 2, "passes_per_step": 1, "steps": 100, "seed": 7, "by_size": True, **keys}
+    return MixedOrder(rows(*names), parts or {}, OrderSettings(**settings))
+
+
+def owner(names: str, size: tuple[int, int], number: int) -> str:
+    return next(name for name, own in rows(*names).places.items() if number in own.get(size, ()))
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5])
+def test_a_data_set_that_is_alone_keeps_the_order_it_always_had(batch_size: int) -> None:
+    plain, mixed = BatchOrder(tuple(SIZES["a"].items()), batch_size, 7), order("a", batch_size=batch_size)
+    for number in range(60):
+        (size, expected), (found_size, found) = plain.batch(number), mixed.batch(number)
+        assert size == found_size
+        assert np.array_equal(expected, found)
+
+
+@pytest.mark.parametrize(
+    "parts", [{}, {"a": Share(0.2), "c": Share(3.0)}, {"b": Share(5.0, 3, 40), "c": Share(1.0, 10)}]
+)
+@pytest.mark.parametrize("by_size", [True, False])
+def test_no_sample_is_lost_or_repeated_before_all_of_its_data_set_were_seen(
+    parts: dict[str, Share], by_size: bool
+) -> None:
+    mixed, seen = order("abc", parts, by_size=by_size), defaultdict[str, list[Any]](list)
+    for number in range(100):
+        size, chosen = mixed.batch(number)
+        names = {owner("abc", size, int(row)) for row in chosen}
+        assert len(names) == 1, "a batch is of one data set, and so of one size"
+        seen[names.pop()] += [(size, int(row)) for row in chosen]
+    for name, found in seen.items():
+        everything = Counter((size, int(row)) for size, own in rows(*"abc").places[name].items() for row in own)
+        passes, rest = divmod(len(found), everything.total())
+        for epoch in range(passes):
+            assert Counter(found[epoch * everything.total() : (epoch + 1) * everything.total()]) == everything
+        assert not rest or max(Counter(found[-rest:]).values()) == 1
+
+
+def batches_of(mixed: MixedOrder, total: int = 100) -> Counter[str]:
+    return Counter(owner("abc", size, int(chosen[0])) for size, chosen in map(mixed.batch, range(total)))
+
+
+def test_probability_and_size_decide_how_often_a_set_is_drawn_from() -> None:
+    assert batches_of(order("abc", batch_size=1), 104) == {"a": 64, "b": 12, "c": 28}, "16, 3 and 7 pictures"
+    assert batches_of(order("abc", batch_size=1, by_size=False), 99) == {"a": 33, "b": 33, "c": 33}
+    tripled = order("abc", {"b": Share(3.0)}, batch_size=1)
+    assert batches_of(tripled, 128) == {"a": 64, "b": 36, "c": 28}
+
+
+def test_a_window_begins_and_ends_at_its_optimizer_steps() -> None:
+    mixed = order("abc", {"a": Share(1.0, 0, 30), "b": Share(1.0, 30), "c": Share(1.0, 50, 60)}, passes_per_step=2)
+    steps = defaultdict[str, set[int]](set)
+    for number in range(200):
+        size, chosen = mixed.batch(number)
+        steps[owner("abc", size, int(chosen[0]))].add(number // 2)
+    assert steps["a"] == set(range(30))
+    assert min(steps["b"]) == 30 and max(steps["b"]) == 99
+    assert steps["c"] and steps["c"] <= set(range(50, 60))
+    with pytest.raises(DataError, match="is drawn from in step 31"):
+        order("ac", {"a": Share(1.0, 0, 30), "c": Share(1.0, 50)})
+
+
+def test_a_batch_is_a_function_of_seed_and_number_alone() -> None:
+    parts = {"a": Share(0.3, 0, 80), "b": Share(1.0, 5)}
+    forward = [order("abc", parts).batch(number) for number in range(100)]
+    mixed = order("abc", parts)
+    for number in random.Random(0).sample(range(100), 100):
+        assert mixed.batch(number)[0] == forward[number][0]
+        assert np.array_equal(mixed.batch(number)[1], forward[number][1])
+    other = order("abc", parts, seed=8)
+    assert any(not np.array_equal(other.batch(number)[1], forward[number][1]) for number in range(100))
+
+
+# ---- from the data file to the trainer --------------------------------------------------------------------------------
+
+
+def test_the_data_file_s_sets_reach_the_trainer_apart(world: Any) -> None:
+    rng = np.random.default_rng(0)
+    entries = []
+    for name, count, keys in (("one", 5, {"probability": 2.0}), ("two", 4, {"start_step": 3, "end_step": 9})):
+        folder = world.folder / name
+        folder.mkdir()
+        for number in range(count):
+            pixels = rng.integers(0, 256, (70, 70 + 40 * (number % 2), 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / f"{number}.png")
+        common = {"instance_data_dir": str(folder), "caption_strategy": "filename", "crop_aspect": "preserve"}
+        entries.append({"id": name, **common, **keys})
+    run = world.load(*entries, stages=(1,), stage1={"model_flavour": "tiny-i", "max_train_steps": 20})
+    pixels = world.pixels(run, world.index(run), 1)
+    trained = TrainingRows(pixels, frozenset())
+    assert {name: {size: len(own) for size, own in sizes.items()} for name, sizes in trained.places.items()} == {
+        "one": {(64, 64): 3, (104, 64): 2}, "two": {(64, 64): 2, (104, 64): 2},
+    }  # fmt: skip
+    parts = {name: Share(*values) for name, values in shares(run).items()}
+    assert parts == {"one": Share(2.0, 0, None), "two": Share(1.0, 3, 9)}
+    mixed = MixedOrder(trained, parts, OrderSettings(2, 1, 20, 1, True))
+    for number in range(20):
+        size, chosen = mixed.batch(number)
+        tensor, taken = trained.take(size, chosen)
+        assert tensor.shape[1:] == (size[1], size[0], 3)
+        assert len({row.dataset_id for row in taken}) == 1
+        assert {(row.width, row.height) for row in taken} == {size}
+        assert 3 <= number < 9 or taken[0].dataset_id == "one"
+
+    def fingerprint(**keys: Any) -> str:
+        changed = world.load(*[{**entry, **keys, "start_step": 0} for entry in entries], stages=(1,))
+        return lora_request(changed, 1, Path(FLAVOURS["tiny-i"].repo), {"pixels": pixels}).fingerprint
+
+    assert fingerprint(probability=1.0) != fingerprint(probability=1.5), "what changes the order changes the LoRA"
