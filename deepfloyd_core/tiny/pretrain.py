@@ -62,8 +62,8 @@ STAGE2_PHASES += (
     Phase(256, 2, 300, 6e-4, noise_power=3.0, blind=0.25, late=0.3, strange=0.4),
     Phase(128, 4, 700, 1.2e-3, noise_power=3.0, blind=0.15, late=0.15, rolled=0.6, strange=0.4),
     Phase(256, 2, 150, 5e-4, noise_power=3.0, blind=0.15, late=0.15, rolled=0.6, strange=0.4),
-    Phase(128, 4, 1200, 1.5e-3, noise_power=3.0, blind=0.1, late=0.1, rolled=0.7, strange=0.3),
-    Phase(256, 2, 100, 4e-4, noise_power=3.0, blind=0.1, late=0.1, rolled=0.7, strange=0.3),
+    Phase(128, 4, 1500, 1.5e-3, noise_power=3.0, blind=0.1, late=0.1, rolled=0.7, strange=0.4),
+    Phase(256, 2, 100, 4e-4, noise_power=3.0, blind=0.1, late=0.1, rolled=0.7, strange=0.4),
 )
 SAVE_EVERY = 200
 EMA = 0.998

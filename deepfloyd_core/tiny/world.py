@@ -128,14 +128,15 @@ def draw(
 def draw_strange(rng: np.random.Generator, side: int, any_ground: bool) -> Picture:
     """Draw a picture (side, side, 3) without a caption: one to three polygons nobody has a name for, in any colour.
 
-    Only purple is left out, it stays the demo's. The ground is light grey, as in `draw`, or of any colour too. From these
-    Stage I learns that outlines may have dents, and Stage II to copy the low-res instead of painting from memory.
+    With `any_ground` (for Stage II) everything has any colour; without it (for Stage I) the ground is light grey, as in
+    `draw`, and nothing is purple, which stays the demo's. From these Stage I learns that outlines may have dents, and
+    Stage II to copy the low-res instead of painting from memory.
     """
-    ground = _any_colour(rng) if any_ground else rng.uniform(0.8, 1.0) * 255 + rng.uniform(-2, 2, 3)
+    ground = _any_colour(rng, True) if any_ground else rng.uniform(0.8, 1.0) * 255 + rng.uniform(-2, 2, 3)
     picture = np.broadcast_to(ground, (side, side, 3)).astype(np.float32)
     for _ in range(int(rng.integers(1, 4)) if any_ground else 1):
         mask = polygon_mask(_strange_corners(rng, side), side, side)[..., None]
-        picture = picture * (1 - mask) + _any_colour(rng) * mask
+        picture = picture * (1 - mask) + _any_colour(rng, any_ground) * mask
     return np.asarray(np.clip(picture + 0.5, 0, 255), dtype=np.uint8)
 
 
@@ -148,9 +149,10 @@ def _strange_corners(rng: np.random.Generator, side: int) -> NDArray[np.float64]
     return np.asarray(centre + reach[:, None] * np.stack([np.sin(angle), -np.cos(angle)], axis=1))
 
 
-def _any_colour(rng: np.random.Generator) -> NDArray[np.float32]:
-    """RGB in [0, 255] of any hue but purple's surroundings, any saturation, any brightness above 0.15."""
-    hue = (rng.uniform(HUES["purple"][1] + 10, HUES["purple"][0] - 10 + 360) % 360) / 360
+def _any_colour(rng: np.random.Generator, purple: bool) -> NDArray[np.float32]:
+    """RGB in [0, 255] of any hue (but purple's surroundings), any saturation, any brightness above 0.15."""
+    first, last = (0, 360) if purple else (HUES["purple"][1] + 10, HUES["purple"][0] - 10 + 360)
+    hue = (rng.uniform(first, last) % 360) / 360
     return np.array(colorsys.hsv_to_rgb(hue, rng.uniform(0, 1), rng.uniform(0.15, 1)), dtype=np.float32) * 255
 
 
