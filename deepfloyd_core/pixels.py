@@ -5,7 +5,7 @@ workers, and again after a kill, with the same bytes. One file is decoded once f
 """
 
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,12 @@ from deepfloyd_core.files import sha256_bytes
 from deepfloyd_core.flavours import Stage
 from deepfloyd_core.geometry import Crop, geometry, plan_crop
 from deepfloyd_core.image_index import Row, read_index
-from deepfloyd_core.pictures import decode_rgb, take_crop
 from deepfloyd_core.shards import ShardRow, map_pixels, read_rows, write_shard
 from deepfloyd_core.sheets import contact_sheet, save_picture
+from deepfloyd_core.shrink import Box, take_crops
 from deepfloyd_core.types import caption_id, hash_unit
 
-FORMAT = 1
+FORMAT = 2  # 2: crops from scaled decodes, and the column `method`
 SHEET, SHEET_CROPS, SHEET_CELL_PX = "sheet.jpg", 32, 64
 
 
@@ -128,12 +128,14 @@ def build_shard(plan: ShardPlan, out: Path) -> ShardResult:
     by_file: dict[str, list[int]] = defaultdict(list)
     for number, planned in enumerate(plan.crops):
         by_file[planned.path].append(number)
-    pixels: dict[int, np.ndarray] = {}
+    rows = [planned.row for planned in plan.crops]
+    pixels: list[np.ndarray] = [np.empty(0)] * len(rows)
     for file, numbers in by_file.items():
-        picture = decode_rgb(_read_same(file, plan.crops[numbers[0]].row.image_id))
-        for number in numbers:
-            pixels[number] = take_crop(picture, plan.crops[number].crop)
-    write_shard(path, [planned.row for planned in plan.crops], [pixels[i] for i in range(len(plan.crops))])
+        data = _read_same(file, rows[numbers[0]].image_id)
+        made = take_crops(data, [(plan.crops[number].crop.scaled, _box(plan.crops[number].crop)) for number in numbers])
+        for number, (crop, method) in zip(numbers, made, strict=True):
+            pixels[number], rows[number] = crop, replace(rows[number], method=method)
+    write_shard(path, rows, pixels)
     finish_part(path)
     return ShardResult(len(plan.crops), len(by_file))
 
@@ -190,6 +192,10 @@ def _plan_row(
         crop_height=height, repeat=repeat, caption=caption, caption_id=caption_id(caption),
     )  # fmt: skip
     return PlannedCrop(str(Path(dataset.instance_data_dir, row.source)), shard_row, crop)
+
+
+def _box(crop: Crop) -> Box:
+    return crop.left, crop.top, crop.left + crop.edge, crop.top + crop.edge
 
 
 def _cut(crops: list[PlannedCrop], shard_bytes: int, prefix: str) -> list[ShardPlan]:

@@ -1,5 +1,6 @@
 """Where a crop comes from: inside the picture, of the exact edge, never upsampled, and traced back to the original."""
 
+import io
 import math
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from deepfloyd_core.datafile import ImageDataset
-from deepfloyd_core.geometry import Crop, Geometry, geometry, plan_crop, scaled_size, steps_down
-from deepfloyd_core.pictures import take_crop
+from deepfloyd_core.geometry import Geometry, geometry, plan_crop, scaled_size, steps_down
+from deepfloyd_core.shrink import take_crop
 
 ours = settings(deadline=None, database=None, derandomize=True, max_examples=300)
 
@@ -20,6 +21,12 @@ EDGES = st.integers(1, 20_000)
 SIZES = st.tuples(EDGES, EDGES)
 UNIT = st.floats(0, 1, exclude_max=True)
 STYLES = st.sampled_from(["center", "corner", "random"])
+
+
+def png(picture: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 @st.composite
@@ -164,7 +171,7 @@ def test_the_source_box_is_where_the_pixels_come_from(
     original = Image.fromarray(np.rint(np.stack([255 * x, 255 * y, 0 * x], axis=-1)).astype(np.uint8))
     crop = plan_crop(size, Geometry(edge, None, maximum, target, "random"), (0.73, 0.21))
     assert crop is not None
-    made = take_crop(original, crop)
+    made, _ = take_crop(png(original), crop.scaled, (crop.left, crop.top, crop.left + edge, crop.top + edge))
     assert made.shape == (edge, edge, 3)
     left, top, width, height = crop.source_box
     direct = original.resize((edge, edge), Image.Resampling.LANCZOS, box=(left, top, left + width, top + height))
@@ -175,5 +182,6 @@ def test_the_source_box_is_where_the_pixels_come_from(
 
 def test_a_crop_at_its_own_scale_is_a_copy_of_the_pixels() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8)
-    made = take_crop(Image.fromarray(pixels), Crop((120, 90), (120, 90), 31, 17, 64))
+    made, method = take_crop(png(Image.fromarray(pixels)), (120, 90), (31, 17, 31 + 64, 17 + 64))
+    assert method == "kept"
     assert np.array_equal(made, pixels[17:81, 31:95])
