@@ -33,7 +33,7 @@ _FROM_RIGHT, _FROM_BOTTOM = (
     (2, 3, 6, 7),
     (3, 4, 7, 8),
 )  # what was stored at the right or the bottom ends at the left or the top
-JPEGS = ("JPEG", "MPO")
+_JPEGS = ("JPEG", "MPO")
 MAX_BEND = 0.7  # levels of 255, root mean square
 Image.init()  # `Image.open(formats=...)` raises KeyError for a plugin that is not loaded yet
 # Sizes are checked below, before any pixel is decoded; Pillow's own warning would only repeat that.
@@ -103,7 +103,7 @@ def decode_reduced(data: bytes, divisor: int, layout: Layout | None) -> Reduced 
     picture = _open(data)
     width, height = picture.size
     orientation, profile = _orientation(picture), picture.info.get("icc_profile")
-    if picture.format not in JPEGS or picture.mode not in ("L", "RGB"):
+    if picture.format not in _JPEGS or picture.mode not in ("L", "RGB"):
         return None
     picture = _draft(data, divisor, layout)
     if picture.size != (-(-width // divisor), -(-height // divisor)):

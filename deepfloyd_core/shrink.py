@@ -20,7 +20,7 @@ from PIL import Image, ImageFilter
 from deepfloyd_core.detail import Detail, detail_of, detail_of_jpeg
 from deepfloyd_core.geometry import Size, steps_down
 from deepfloyd_core.jpeg_scans import Layout, read_layout
-from deepfloyd_core.pictures import JPEGS, Reduced, decode_reduced, decode_rgb, read_header
+from deepfloyd_core.pictures import Reduced, decode_reduced, decode_rgb, read_header
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom
 LITERAL, KEPT = "literal", "kept"
@@ -29,7 +29,7 @@ MIN_RATIO = 2.0  # of means to goal, each edge
 # Levels of 255, root mean square. Unaltered photographs have at most 33, 10, 46 and 12.
 MAX_CONTRAST = 34.0  # inside 8x8 px
 MAX_REGULAR = 3.5  # times the ratio: the finer the means, the less of a regular pattern they get wrong
-MAX_REACH = 56.0  # inside and between the means
+MAX_REACH = 48.0  # inside and between the means, strongest channel
 MAX_CLIPPED = 12.0  # by how much that goes beyond black and white, mean
 SEEN_PX = 1 << 14  # so many pixels tell it to a few per cent
 _LANCZOS, _REACH = Image.Resampling.LANCZOS, 3
@@ -56,9 +56,9 @@ class _Source:
 
     def __init__(self, data: bytes) -> None:
         self.data = data
-        header = read_header(data)
-        self.size = header.size
-        self.is_jpeg = header.format in JPEGS
+        self.is_jpeg = data.startswith(b"\xff\xd8\xff")
+        # Pillow decodes the whole of a PNG to find its orientation, so there the pixels' own size is cheaper.
+        self.size = read_header(data).size if self.is_jpeg else self.full.size
         self._reduced: dict[int, Reduced | None] = {}
 
     @cached_property
@@ -114,8 +114,8 @@ def _is_safe(reduced: Reduced, scaled: Size, box: Box, detail: Detail) -> bool:
     # Rows at random, not every third: a pattern may have that period.
     some = np.random.default_rng(0).permutation(len(pixels) - 1)[: ceil(SEEN_PX / picture.width)]
     rows, below = pixels[some].astype(np.float32), pixels[some + 1].astype(np.float32)
-    between = (np.square(below - rows).mean() + np.square(rows[:, 1:] - rows[:, :-1]).mean()) / 2
-    levels, reach = np.arange(256), (detail.contrast**2 + float(between)) ** 0.5
+    between = (np.square(below - rows).mean((0, 1)) + np.square(rows[:, 1:] - rows[:, :-1]).mean((0, 1))) / 2
+    levels, reach = np.arange(256), (detail.contrast**2 + float(between.max())) ** 0.5
     shares = np.bincount(pixels[some].ravel(), minlength=256) / rows.size
     clipped = shares @ np.maximum(0, reach - np.minimum(levels, 255 - levels))
     return bool(reach <= MAX_REACH and clipped <= MAX_CLIPPED)
