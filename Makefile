@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test test-slow test-all check ui docs clean
+.PHONY: setup demo test test-slow test-all check bench ui docs clean
 
 setup: $(STAMP)
 
@@ -33,6 +33,12 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Each file of benchmarks/ prints its tables; benchmarks/results.md holds what they printed. BENCH=benchmarks/x.py runs one.
+BENCH ?= $(sort $(wildcard benchmarks/*.py))
+
+bench: setup
+	@set -e; for file in $(BENCH); do echo "## $$file"; OMP_NUM_THREADS=1 $(BIN)/python -P $$file; done
 
 ui: setup
 	@$(BIN)/deepfloyd ui

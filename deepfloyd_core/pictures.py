@@ -9,9 +9,10 @@ import warnings
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageCms, UnidentifiedImageError
+from PIL import Image, ImageChops, ImageCms, UnidentifiedImageError
 
-from deepfloyd_core.geometry import Crop, Size, steps_down
+from deepfloyd_core.geometry import Size
+from deepfloyd_core.jpeg_scans import Layout, without_detail
 
 # By content, not by name. What phones write as multi-picture .jpg (MPO) is opened by the JPEG plugin.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF")
@@ -28,6 +29,12 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }  # fmt: skip
 _TURNED = (5, 6, 7, 8)  # these swap width and height
+_FROM_RIGHT, _FROM_BOTTOM = (
+    (2, 3, 6, 7),
+    (3, 4, 7, 8),
+)  # what was stored at the right or the bottom ends at the left or the top
+_JPEGS = ("JPEG", "MPO")
+MAX_BEND = 0.7  # levels of 255, root mean square
 Image.init()  # `Image.open(formats=...)` raises KeyError for a plugin that is not loaded yet
 # Sizes are checked below, before any pixel is decoded; Pillow's own warning would only repeat that.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -47,6 +54,14 @@ class Header:
 
     format: str
     size: Size
+
+
+@dataclass(frozen=True)
+class Reduced:
+    """A picture, upright and in sRGB, at a fraction of its size. It fills `box`; the pixels may reach a little beyond."""
+
+    pixels: Image.Image
+    box: tuple[float, float, float, float]
 
 
 def read_header(data: bytes) -> Header:
@@ -78,12 +93,30 @@ def decode_rgb(data: bytes, background: tuple[int, int, int] = WHITE) -> Image.I
     return _convert(picture if method is None else picture.transpose(method), profile, background)
 
 
-def take_crop(picture: Image.Image, crop: Crop) -> np.ndarray:
-    """Resize in steps of 25 % (LANCZOS) and cut the crop out: uint8 (height, width, 3)."""
-    if picture.size != crop.scaled:
-        for size in steps_down(picture.size, crop.scaled):
-            picture = picture.resize(size, Image.Resampling.LANCZOS)
-    return np.asarray(picture.crop(crop.box), dtype=np.uint8)
+def decode_reduced(data: bytes, divisor: int, layout: Layout | None) -> Reduced | None:
+    """Decode a JPEG straight to 1/2, 1/4 or 1/8 of each edge: every pixel is the mean of the pixels it stands for.
+
+    `layout` (of these bytes) lets it leave out what 1/8 does not need. None where means cannot be had or would not be
+    the picture: other formats, inks, and profiles that bend the colours so much that the mean of the colours is not the
+    colour of the mean. Raises Unreadable.
+    """
+    picture = _open(data)
+    width, height = picture.size
+    orientation, profile = _orientation(picture), picture.info.get("icc_profile")
+    if picture.format not in _JPEGS or picture.mode not in ("L", "RGB"):
+        return None
+    picture = _draft(data, divisor, layout)
+    if picture.size != (-(-width // divisor), -(-height // divisor)):
+        return None
+    upright = picture.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else picture
+    pixels = _convert(upright, profile, WHITE)
+    if profile and divisor > 1 and _far(_convert(upright.reduce(2), profile, WHITE), pixels.reduce(2)) > MAX_BEND:
+        return None
+    across, down = (height, width) if orientation in _TURNED else (width, height)
+    # The decoder rounds the size up, at the right and the bottom of what is stored.
+    left = pixels.width - across / divisor if orientation in _FROM_RIGHT else 0.0
+    top = pixels.height - down / divisor if orientation in _FROM_BOTTOM else 0.0
+    return Reduced(pixels, (left, top, left + across / divisor, top + down / divisor))
 
 
 def _open(data: bytes) -> Image.Image:
@@ -100,6 +133,29 @@ def _open(data: bytes) -> Image.Image:
     if picture.width * picture.height > MAX_PIXELS:
         raise Unreadable("decompression_bomb", f"{picture.width}x{picture.height} is above {MAX_PIXELS} pixels")
     return picture
+
+
+def _draft(data: bytes, divisor: int, layout: Layout | None) -> Image.Image:
+    lean = without_detail(data, layout) if layout and divisor == 8 else None
+    if lean:
+        try:
+            return _decode_at(lean, divisor)
+        except Unreadable:
+            pass  # then the whole file has the last word
+    return _decode_at(data, divisor)
+
+
+def _decode_at(data: bytes, divisor: int) -> Image.Image:
+    picture = _open(data)
+    picture.draft(None, (picture.width // divisor, picture.height // divisor))
+    _load(picture, data)
+    return picture
+
+
+def _far(one: Image.Image, two: Image.Image) -> float:
+    """Root mean square difference in levels."""
+    counts = np.array(ImageChops.difference(one, two).histogram(), np.float64).reshape(-1, 256).sum(0)
+    return float(np.sqrt(counts @ np.arange(256.0) ** 2 / counts.sum()))
 
 
 def _orientation(picture: Image.Image) -> int:
@@ -147,8 +203,7 @@ def _boxes_are_cut(data: bytes) -> bool:
 
 def _to_rgb(picture: Image.Image, profile: bytes | None, background: tuple[int, int, int]) -> Image.Image:
     if picture.mode.startswith("I"):
-        wide = np.asarray(picture).astype(np.float64)  # 16-bit gray: 0 to 65535
-        picture = Image.fromarray(np.rint(np.clip(wide, 0, 65535) / 257).astype(np.uint8))
+        picture = _narrow(picture)
     if picture.mode == "F":
         raise ValueError("floating-point pixels have no agreed range")
     alpha = None
@@ -160,6 +215,16 @@ def _to_rgb(picture: Image.Image, profile: bytes | None, background: tuple[int, 
         return picture
     ground = Image.new("RGB", picture.size, background)
     return Image.composite(picture, ground, alpha)
+
+
+def _narrow(picture: Image.Image) -> Image.Image:
+    """16-bit gray to 8 bits; a transparent level (PNG's tRNS) is looked up before its lower bits are gone."""
+    wide = np.asarray(picture).astype(np.int64)
+    gray = Image.fromarray(((np.clip(wide, 0, 65535) + 128) // 257).astype(np.uint8))
+    clear = picture.info.get("transparency")
+    if not isinstance(clear, int):
+        return gray
+    return Image.merge("LA", (gray, Image.fromarray(np.where(wide == clear, 0, 255).astype(np.uint8))))
 
 
 def _to_srgb(picture: Image.Image, profile: bytes | None) -> Image.Image:

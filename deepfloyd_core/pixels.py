@@ -5,7 +5,7 @@ workers, and again after a kill, with the same bytes. One file is decoded once f
 """
 
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,12 @@ from deepfloyd_core.files import sha256_bytes
 from deepfloyd_core.flavours import Stage
 from deepfloyd_core.geometry import Crop, Geometry, geometry, plan_crops
 from deepfloyd_core.image_index import Row, read_index
-from deepfloyd_core.pictures import decode_rgb, take_crop
 from deepfloyd_core.shards import ShardRow, map_pixels, read_rows, write_shard
 from deepfloyd_core.sheets import contact_sheet, save_picture
+from deepfloyd_core.shrink import take_crops
 from deepfloyd_core.types import caption_id, hash_unit
 
-FORMAT = 2
+FORMAT = 3  # 3: crops from scaled decodes, and the columns `crop_style` and `method`
 SHEET, SHEET_CROPS, SHEET_CELL_PX = "sheet.jpg", 32, 64
 
 
@@ -142,12 +142,14 @@ def build_shard(plan: ShardPlan, out: Path) -> ShardResult:
     by_file: dict[str, list[int]] = defaultdict(list)
     for number, planned in enumerate(plan.crops):
         by_file[planned.path].append(number)
-    pixels: dict[int, np.ndarray] = {}
+    rows = [planned.row for planned in plan.crops]
+    pixels: list[np.ndarray] = [np.empty(0)] * len(rows)
     for file, numbers in by_file.items():
-        picture = decode_rgb(_read_same(file, plan.crops[numbers[0]].row.image_id))
-        for number in numbers:
-            pixels[number] = take_crop(picture, plan.crops[number].crop)
-    write_shard(path, [planned.row for planned in plan.crops], [pixels[i] for i in range(len(plan.crops))])
+        data = _read_same(file, rows[numbers[0]].image_id)
+        made = take_crops(data, [(plan.crops[number].crop.scaled, plan.crops[number].crop.box) for number in numbers])
+        for number, (crop, method) in zip(numbers, made, strict=True):
+            pixels[number], rows[number] = crop, replace(rows[number], method=method)
+    write_shard(path, rows, pixels)
     finish_part(path)
     return ShardResult(len(plan.crops), len(by_file))
 

@@ -18,9 +18,10 @@ from deepfloyd_core.files import sha256_bytes
 from deepfloyd_core.flavours import Stage
 from deepfloyd_core.geometry import Crop
 from deepfloyd_core.image_index import Row, judge, sample_order, scan
-from deepfloyd_core.pictures import decode_rgb, take_crop
+from deepfloyd_core.pictures import decode_rgb
 from deepfloyd_core.pixels import PlannedCrop, plan_rows, usable
 from deepfloyd_core.sheets import save_picture
+from deepfloyd_core.shrink import literal
 
 PREVIEW_FILE = "preview.png"
 CELL_PX, GAP_PX, LINE_PX, MARGIN_PX, TILES_ACROSS = 176, 8, 18, 14, 2
@@ -94,12 +95,13 @@ def _tile(one: Shown, stages: tuple[Stage, ...], size: tuple[int, int]) -> Image
     pen, picture = ImageDraw.Draw(tile), _decoded(one)
     (stage, first), *_ = one.crops.items()
     scaled = first.crop.scaled
-    resized = Image.fromarray(take_crop(picture, Crop(first.crop.original, scaled, 0, 0, *scaled)))
+    resized = literal(picture, scaled)
     _paste(tile, picture, {stage: _corners(planned.crop) for stage, planned in one.crops.items()}, 0)
     _paste(tile, resized, {stage: first.crop.box}, 1)
     for number, stage in enumerate(stages, 2):
         if stage in one.crops:
-            _paste(tile, Image.fromarray(take_crop(picture, one.crops[stage].crop)), {}, number)
+            crop = one.crops[stage].crop
+            _paste(tile, literal(picture, crop.scaled).crop(crop.box), {}, number)
         else:
             why = (one.row.stage1_reason if stage == 1 else one.row.stage2_reason) or ""
             pen.text((_left(number), 2 * LINE_PX + CELL_PX // 2), why.replace("_", " "), SOFT, _font())

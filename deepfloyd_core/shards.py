@@ -20,7 +20,7 @@ _COLUMNS = (
     ("image_id", _TEXT), ("source", _TEXT), ("dataset_id", _TEXT), ("width", _INT), ("height", _INT),
     ("original_width", _INT), ("original_height", _INT), ("crop_left", _REAL), ("crop_top", _REAL),
     ("crop_width", _REAL), ("crop_height", _REAL), ("repeat", _INT), ("caption", _TEXT), ("caption_id", _TEXT),
-    ("crop_style", _TEXT),
+    ("crop_style", _TEXT), ("method", _TEXT),
 )  # fmt: skip
 
 
@@ -43,6 +43,7 @@ class ShardRow:
     caption: str
     caption_id: str
     crop_style: str  # how this crop was placed: `center` also where no face was found
+    method: str = ""  # how the crop was resized, known once it is made: kept, literal, scaled 1/2 to 1/8
 
 
 def write_shard(path: Path, rows: list[ShardRow], pixels: list[np.ndarray]) -> None:

@@ -29,8 +29,7 @@ from deepfloyd_core.shards import ShardRow, map_pixels, write_shard
 
 SHARD_COLUMNS = [
     "image_id", "source", "dataset_id", "width", "height", "original_width", "original_height", "crop_left", "crop_top",
-    "crop_width", "crop_height", "repeat", "caption", "caption_id", "crop_style",
-    "pixels",
+    "crop_width", "crop_height", "repeat", "caption", "caption_id", "crop_style", "method", "pixels",
 ]  # fmt: skip
 
 

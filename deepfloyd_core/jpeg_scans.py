@@ -1,0 +1,195 @@
+"""What a JPEG's bytes give before it is decoded: a sample of its blocks, and a copy without scans that 1/8 ignores.
+
+Decoding at one eighth is all that a small crop needs, but it shows nothing of the detail inside a block. `sample_jpegs`
+does, for a few per cent of a decode: pieces from all over the file, put together as a tiny JPEG with the same tables. A
+piece starts between two codes; Huffman codes fall into step again within a few blocks, which the reader leaves out.
+Layout and names: ITU-T T.81, annex B. Anything unusual gives None, and the caller decodes the whole file.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from struct import error as StructError
+from struct import pack, unpack_from
+
+SAMPLE_ROWS, SAMPLE_BLOCKS = 12, 32  # 12 strips of 256 px
+_BASELINE, _EXTENDED, _PROGRESSIVE, _HUFFMAN, _QUANTA = 0xC0, 0xC1, 0xC2, 0xC4, 0xDB
+_SCAN, _END, _RESTARTS, _LATE_HEIGHT = 0xDA, 0xD9, 0xDD, 0xDC
+_COLOUR = (0xE0, 0xEE)  # JFIF and Adobe: they say what the components mean
+_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")  # in coded bytes: neither stuffing nor a restart
+_RESTART = re.compile(rb"\xff[\xd0-\xd7]")
+_START, _FINISH = b"\xff\xd8", b"\xff\xd9"
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A marker and what belongs to it. A scan's ends with its coded bytes, which begin at `coded`."""
+
+    marker: int
+    start: int
+    coded: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Scan:
+    """Coefficients `first` to `last` of some components; `known` and `left`: T.81's Ah and Al."""
+
+    segment: Segment
+    components: bytes
+    first: int
+    last: int
+    known: int
+    left: int
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The first picture of a JPEG file, taken apart. `sampling`: a component's factors, 4 bits across and 4 down."""
+
+    progressive: bool
+    size: tuple[int, int]
+    sampling: dict[int, int]
+    frame: Segment
+    segments: tuple[Segment, ...]
+    scans: tuple[Scan, ...]
+
+    @property
+    def unit(self) -> tuple[int, int]:
+        """Blocks across and down that a coded unit of all components covers."""
+        return max(value >> 4 for value in self.sampling.values()), max(value & 15 for value in self.sampling.values())
+
+
+def read_layout(data: bytes) -> Layout | None:
+    """Take a Huffman-coded JPEG of 8 bits apart; None when anything about it is unusual."""
+    try:
+        segments = tuple(_segments(data))
+        frames = [segment for segment in segments if segment.marker in (_BASELINE, _EXTENDED, _PROGRESSIVE)]
+        scans = tuple(_scan(data, segment) for segment in segments if segment.marker == _SCAN)
+        bits, height, width, count = unpack_from(">BHHB", data, frames[0].start + 4)
+        body = data[frames[0].start + 10 : frames[0].end]
+        sampling = {body[3 * n]: body[3 * n + 1] for n in range(count)}
+    except (IndexError, ValueError, StructError):
+        return None
+    usual = len(frames) == 1 and bits == 8 and width and height and len(sampling) == count and scans
+    fit = all(1 <= value >> 4 <= 4 and 1 <= value & 15 <= 4 for value in sampling.values())
+    alone = all(len(scan.components) == 1 for scan in scans if scan.first)  # T.81 G.1.1.1.1
+    named = all(scan.components and set(scan.components) <= set(sampling) for scan in scans)
+    if not (usual and fit and alone and named):
+        return None
+    return Layout(frames[0].marker == _PROGRESSIVE, (width, height), sampling, frames[0], segments, scans)
+
+
+def sample_jpegs(data: bytes, layout: Layout) -> list[tuple[int, bytes]] | None:
+    """Tiny JPEGs of SAMPLE_ROWS strips from all over the picture, their means near mid-gray; the first strip is exact.
+
+    One with all components (number 0) of a baseline JPEG; of a progressive one a gray one, with the component's number,
+    for each scan that brings new detail.
+    """
+    if not layout.progressive:
+        whole = len(layout.scans[0].components) == len(layout.sampling)
+        return [(0, _sample(data, layout, layout.scans[0]))] if whole else None
+    order = list(layout.sampling)
+    new = [scan for scan in layout.scans if scan.first and not scan.known]
+    return [(order.index(scan.components[0]), _sample(data, layout, scan)) for scan in new]
+
+
+def without_detail(data: bytes, layout: Layout) -> bytes | None:
+    """A progressive JPEG that decodes at one eighth to the same bits, without the scans that nobody looks at there.
+
+    A component that is not subsampled becomes one pixel a block at one eighth: its mean. A subsampled one becomes more,
+    so its scans stay. A scan that says "all zero" takes the place of the others: without it libjpeg would believe that
+    coefficients are missing and smooth over the blocks.
+    """
+    across, down = layout.unit
+    whole = [name for name, factors in layout.sampling.items() if factors == across << 4 | down]
+    restarts = any(segment.marker == _RESTARTS for segment in layout.segments)
+    if not layout.progressive or restarts or not all(_is_complete(layout, name) for name in layout.sampling):
+        return None
+    dropped = {scan.segment for scan in layout.scans if scan.first and scan.components[0] in whole}
+    kept = (layout.frame.marker, _HUFFMAN, _QUANTA, _SCAN, *_COLOUR)
+    parts = [data[part.start : part.end] for part in layout.segments if part.marker in kept and part not in dropped]
+    codes = -(-layout.size[0] // 8) * -(-layout.size[1] // 8) // 2**14 + 1
+    zeros = bytes(-(-15 * codes // 8))  # code 0 and 14 zero bits: the next 2^14 blocks have no coefficient
+    table = pack(">BBHB16BB", 0xFF, _HUFFMAN, 20, 0x10, 1, *bytes(15), 0xE0)
+    parts += [table] + [pack(">BBHBBBBBB", 0xFF, _SCAN, 8, 1, name, 0, 1, 63, 0) + zeros for name in whole]
+    return b"".join([_START, *parts, _FINISH])
+
+
+def _segments(data: bytes) -> Iterator[Segment]:
+    """The segments up to the end of the first picture. Raises IndexError or struct.error when it is not there."""
+    place, search = 2, False
+    while True:
+        while data[place : place + 2] == b"\xff\xff":  # fill bytes
+            place += 1
+        marker = data[place + 1]
+        if data[place] != 0xFF or marker in (0, 1, _LATE_HEIGHT) or 0xD0 <= marker <= 0xD8:
+            raise IndexError(place)
+        if marker == _END:
+            return
+        coded = end = place + 2 + unpack_from(">H", data, place + 2)[0]
+        if marker == _SCAN:
+            # Looking for it costs 1 ms a megabyte; the one scan of a baseline file ends with the file.
+            found = _MARKER.search(data, coded) if search or not data.endswith(_FINISH) else None
+            end = found.start() if found else len(data) - 2
+        if not coded <= end <= len(data):
+            raise IndexError(end)
+        search |= marker == _PROGRESSIVE or data[place + 4 : place + 8] == b"MPF\0"  # several pictures in one file
+        yield Segment(marker, place, coded, end)
+        place = end
+
+
+def _scan(data: bytes, segment: Segment) -> Scan:
+    count = data[segment.start + 4]
+    names = data[segment.start + 5 : segment.start + 5 + 2 * count : 2]
+    first, last, bits = data[segment.start + 5 + 2 * count : segment.start + 8 + 2 * count]
+    return Scan(segment, names, first, last, bits >> 4, bits & 15)
+
+
+def _is_complete(layout: Layout, component: int) -> bool:
+    """Whether the scans bring all 64 coefficients of a component down to the last bit."""
+    done: set[int] = set()
+    for scan in layout.scans:
+        if component in scan.components and not scan.left:
+            done.update(range(scan.first, scan.last + 1))
+    return done == set(range(64))
+
+
+def _sample(data: bytes, layout: Layout, scan: Scan) -> bytes:
+    """A JPEG of pieces of one scan, each a row of units and a restart interval of its own."""
+    coded, end = scan.segment.coded, scan.segment.end
+    frame = bytearray(data[layout.frame.start : layout.frame.end])
+    across, down = layout.unit
+    if len(scan.components) == 1:  # coded block by block, whatever its factors
+        across = down = 1
+        place = next(n for n in range(10, len(frame), 3) if frame[n] == scan.components[0])
+        frame = bytearray(pack(">HHBIB", unpack_from(">H", frame)[0], 11, 8, 0, 1)) + frame[place : place + 3]
+        frame[11] = 0x11
+    row_units = SAMPLE_BLOCKS // across
+    frame[5:9] = pack(">HH", SAMPLE_ROWS * down * 8, row_units * across * 8)
+    units = -(-layout.size[0] // (8 * across)) * -(-layout.size[1] // (8 * down))
+    length = 2 * row_units * (end - coded) // units + 64  # twice the mean: what is left over is skipped
+    parts = [_START]
+    for segment in layout.segments:
+        before = segment.start < scan.segment.start
+        if before and segment.marker == _QUANTA:
+            parts.append(_unit_mean(data[segment.start : segment.end]))
+        elif before and segment.marker in (_HUFFMAN, *_COLOUR):
+            parts.append(data[segment.start : segment.end])
+    parts += [bytes(frame), pack(">BBHH", 0xFF, _RESTARTS, 4, row_units), data[scan.segment.start : coded]]
+    for row in range(SAMPLE_ROWS):
+        start = coded + max(0, end - coded - length) * row // (SAMPLE_ROWS - 1)
+        start += data[start - 1] == 0xFF and data[start] == 0  # the second half of a stuffed byte
+        piece = max(_RESTART.split(data[start : min(start + length, end)]), key=len)
+        parts += [piece.removesuffix(b"\xff"), bytes((0xFF, 0xD0 + row % 8))]
+    return b"".join(parts[:-1]) + _FINISH
+
+
+def _unit_mean(tables: bytes) -> bytes:
+    """Tables with a step of 1 for the mean: a piece does not know it, and it must not drive pixels to 0 or 255."""
+    changed, place = bytearray(tables), 4
+    while place < len(changed):
+        width = 1 + (changed[place] >> 4)
+        changed[place + 1 : place + 1 + width] = (1).to_bytes(width, "big")
+        place += 1 + 64 * width
+    return bytes(changed)
