@@ -168,7 +168,7 @@ def pixels_summary(plans: list[ShardPlan], results: list[ShardResult]) -> dict[s
 def save_sheet(out: Path) -> None:
     """A contact sheet of the first crops, for the eye: 32 of 64 px, 16 of 256 px."""
     pixels: list[np.ndarray] = []
-    for file in sorted(out.glob("*.parquet")):
+    for file in sorted(out.glob("stage*-*.parquet")):  # not the dot files that a killed writer left
         pixels += [picture for group in map_pixels(file) for picture in group[:SHEET_CROPS]]
     large = min(pixels[0].shape[:2]) > SHEET_CELL_PX
     shown, cell = (pixels[: SHEET_CROPS // 2], 2 * SHEET_CELL_PX) if large else (pixels[:SHEET_CROPS], SHEET_CELL_PX)
