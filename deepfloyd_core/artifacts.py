@@ -84,6 +84,17 @@ def find(workspace: Path, request: Request) -> Artifact | None:
     return Artifact(request.kind, request.fingerprint, path) if (path / MANIFEST).exists() else None
 
 
+def newest(workspace: Path, kind: str, format: int) -> Artifact | None:
+    """The finished artifact of a kind and format that was made last, for what a new one can take over from it."""
+    for path in reversed(_by_age(workspace, kind)):
+        try:
+            if read_sealed(path / MANIFEST)["format"] == format:
+                return Artifact(kind, path.name, path)
+        except ArtifactError:
+            continue  # damaged: nothing is taken from it
+    return None
+
+
 def materialise(workspace: Path, request: Request, build: Builder) -> tuple[Artifact, bool]:
     """Return the artifact and whether it was reused; build it if it is not there, resuming what a kill left.
 
@@ -110,6 +121,7 @@ def materialise(workspace: Path, request: Request, build: Builder) -> tuple[Arti
 
 def commit(path: Path, request: Request, summary: dict[str, Any], started: datetime) -> Artifact:
     """Hash and fsync every file, drop the working state, write the manifest last."""
+    hashes = {file: _recorded_hash(file) for file in path.rglob("*") if file.is_file()}
     for entry in list(path.rglob(".*")):
         if entry.is_dir():
             shutil.rmtree(entry)
@@ -119,7 +131,8 @@ def commit(path: Path, request: Request, summary: dict[str, Any], started: datet
     entries = []
     for file in files:
         fsync_path(file)
-        entries.append({"path": str(file.relative_to(path)), "bytes": file.stat().st_size, "sha256": sha256_file(file)})
+        name, digest = str(file.relative_to(path)), hashes.get(file) or sha256_file(file)
+        entries.append({"path": name, "bytes": file.stat().st_size, "sha256": digest})
     for folder in {file.parent for file in files} | {path}:
         fsync_path(folder)
     record = {
@@ -165,9 +178,8 @@ def locked(workspace: Path, name: str) -> Iterator[int]:
 def all_artifacts(workspace: Path) -> Iterator[Artifact]:
     """Every finished artifact of a workspace, in the order of KINDS, oldest first."""
     for kind in KINDS:
-        manifests = sorted((workspace / kind).glob(f"*/{MANIFEST}"), key=lambda file: file.stat().st_mtime_ns)
-        for file in manifests:
-            yield Artifact(kind, file.parent.name, file.parent)
+        for path in _by_age(workspace, kind):
+            yield Artifact(kind, path.name, path)
 
 
 def verify_artifact(artifact: Artifact) -> list[str]:
@@ -190,20 +202,14 @@ def verify_artifact(artifact: Artifact) -> list[str]:
     return damage
 
 
-def finish_part(file: Path) -> None:
-    """Record a finished file of an unfinished artifact, so that a resumed build can trust it by its hash."""
-    write_sealed(_part_record(file), {"bytes": file.stat().st_size, "sha256": sha256_file(file)})
+def finish_part(file: Path, sha256: str | None = None) -> None:
+    """Record a finished file of an unfinished artifact, so that a resumed build can trust it by its hash, if known."""
+    write_sealed(_part_record(file), {"bytes": file.stat().st_size, "sha256": sha256 or sha256_file(file)})
 
 
 def part_is_whole(file: Path) -> bool:
     """Whether an earlier, interrupted build finished this file and its bytes are still the same."""
-    record_path = _part_record(file)
-    if not file.is_file() or not record_path.is_file():
-        return False
-    try:
-        return bool(read_sealed(record_path)["sha256"] == sha256_file(file))
-    except ArtifactError:
-        return False
+    return file.is_file() and _recorded_hash(file) == sha256_file(file)
 
 
 def spec_diff(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
@@ -216,6 +222,20 @@ def spec_diff(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> lis
         elif before != after:
             lines.append(f"{name}: {before!r} -> {after!r}")
     return lines
+
+
+def _by_age(workspace: Path, kind: str) -> list[Path]:
+    """The directories of a kind's finished artifacts, oldest first."""
+    manifests = (workspace / kind).glob(f"*/{MANIFEST}")
+    return [file.parent for file in sorted(manifests, key=lambda file: file.stat().st_mtime_ns)]
+
+
+def _recorded_hash(file: Path) -> str | None:
+    """What `finish_part` wrote down of a file."""
+    try:
+        return str(read_sealed(_part_record(file))["sha256"])
+    except (OSError, ArtifactError):
+        return None
 
 
 def _part_record(file: Path) -> Path:
@@ -246,11 +266,11 @@ def _unfinish(artifact: Artifact) -> None:
 
 def _log_why(workspace: Path, request: Request) -> None:
     """Say what changed against the newest artifact of the same kind, field by field."""
-    others = sorted((workspace / request.kind).glob(f"*/{MANIFEST}"), key=lambda file: file.stat().st_mtime_ns)
+    others = _by_age(workspace, request.kind)
     if not others:
         return
     try:
-        old = read_sealed(others[-1])
+        old = read_sealed(others[-1] / MANIFEST)
     except ArtifactError:
         return
     changes = spec_diff(

@@ -10,50 +10,72 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
 from deepfloyd_core.artifacts import Artifact
 from deepfloyd_core.errors import DataError
 from deepfloyd_core.mixing import Mix, Share, first_gap
-from deepfloyd_core.pixels import shard_files
-from deepfloyd_core.shards import ShardRow, map_pixels, read_rows
+from deepfloyd_core.pixels import read_row_list, shard_files
+from deepfloyd_core.shards import ShardPixels, open_shard
 from deepfloyd_core.types import hash_seed
 
 Size = tuple[int, int]
 
 
+@dataclass(frozen=True)
+class TrainingRow:
+    """What training must know of a crop beside its pixels."""
+
+    image_id: str
+    dataset_id: str
+    caption_id: str
+
+
 class TrainingRows:
-    """The crops of a pixel artifact that may be trained on, grouped by size; pixels stay on disk."""
+    """The crops of a pixel artifact that may be trained on, grouped by size; pixels and names stay on disk, mapped."""
 
     def __init__(self, pixels: Artifact, held_out: frozenset[str]) -> None:
-        self._rows: dict[Size, list[tuple[np.ndarray, int, ShardRow]]] = {}
-        for file in shard_files(pixels):
-            places = [(group, place) for group in map_pixels(file) for place in range(len(group))]
-            for (group, place), row in zip(places, read_rows(file), strict=True):
-                if row.image_id not in held_out:
-                    self._rows.setdefault((row.width, row.height), []).append((group, place, row))
-        if not self._rows:
+        rows = read_row_list(pixels.path)
+        out = pc.is_in(rows["image_id"], pa.array(sorted(held_out), pa.string())).to_numpy()
+        codes = rows["width"].to_numpy().astype(np.int64) << 32 | rows["height"].to_numpy()
+        self._own: dict[Size, np.ndarray] = {}  # places in the list of rows, of each size
+        for code in np.unique(codes[~out]):
+            self._own[int(code >> 32), int(code & 0xFFFFFFFF)] = np.flatnonzero((codes == code) & ~out)
+        if not self._own:
             raise DataError("Every picture of the run is held out for evaluation; lower num_eval_images.")
+        self._ids, self._datasets = rows.select(["image_id", "dataset_id", "caption_id"]), rows["dataset_id"]
+        self._file, self._place = rows["file"].to_numpy(), rows["place"].to_numpy()
+        self._paths = shard_files(pixels.path)
+        self._shards: dict[int, ShardPixels] = {}
 
     @property
     def counts(self) -> dict[Size, int]:
         """Rows of each size."""
-        return {size: len(rows) for size, rows in sorted(self._rows.items())}
+        return {size: len(own) for size, own in self._own.items()}
 
     @property
     def places(self) -> dict[str, dict[Size, np.ndarray]]:
         """Of each data set, the numbers of its rows among those of each size."""
-        found: dict[str, dict[Size, list[int]]] = {}
-        for size, rows in sorted(self._rows.items()):
-            for number, (_, _, row) in enumerate(rows):
-                found.setdefault(row.dataset_id, {}).setdefault(size, []).append(number)
-        return {name: {size: np.array(own) for size, own in sizes.items()} for name, sizes in sorted(found.items())}
+        found: dict[str, dict[Size, np.ndarray]] = {}
+        for name in sorted(pc.unique(self._datasets).to_pylist()):
+            of_set = pc.equal(self._datasets, name).to_numpy()
+            own = {size: np.flatnonzero(of_set[rows]) for size, rows in self._own.items()}
+            found[name] = {size: numbers for size, numbers in own.items() if len(numbers)}
+        return {name: sizes for name, sizes in found.items() if sizes}
 
-    def take(self, size: Size, numbers: np.ndarray) -> tuple[torch.Tensor, list[ShardRow]]:
+    def take(self, size: Size, numbers: np.ndarray) -> tuple[torch.Tensor, list[TrainingRow]]:
         """Pixels uint8 (B, H, W, C) and rows of the given numbers."""
-        chosen = [self._rows[size][number] for number in numbers]
-        pixels = np.stack([group[place] for group, place, _ in chosen])
-        return torch.from_numpy(pixels), [row for _, _, row in chosen]
+        rows = self._own[size][numbers]
+        pixels = np.stack([self._shard(self._file[row])[self._place[row]] for row in rows])
+        ids = [TrainingRow(*(column[int(row)].as_py() for column in self._ids.columns)) for row in rows]
+        return torch.from_numpy(pixels), ids
+
+    def _shard(self, number: int) -> ShardPixels:
+        if number not in self._shards:
+            self._shards[number] = open_shard(self._paths[number])
+        return self._shards[number]
 
 
 @dataclass(frozen=True)
@@ -71,8 +93,15 @@ class BatchOrder:
 
     def batch(self, number: int) -> tuple[Size, np.ndarray]:
         """Size and row numbers of batch `number` (0, 1, ...) of the run."""
-        epoch, place = divmod(number, self.batches_per_epoch)
-        return _epoch(self, epoch)[place]
+        epoch, turn = divmod(number, self.batches_per_epoch)
+        rows, order = _epoch(self, epoch)
+        place = int(order[turn])
+        for (size, _), own in zip(self.counts, rows, strict=True):
+            batches = -(-len(own) // self.batch_size)
+            if place < batches:
+                return size, own[place * self.batch_size : (place + 1) * self.batch_size]
+            place -= batches
+        raise AssertionError("an epoch's order holds numbers of its batches only")
 
 
 @dataclass(frozen=True)
@@ -118,14 +147,12 @@ class MixedOrder:
         return size, self._places[place][1][size][chosen]
 
 
-@lru_cache(maxsize=8)  # an epoch of each data set that takes turns; 8 bytes a row
-def _epoch(order: BatchOrder, epoch: int) -> list[tuple[Size, np.ndarray]]:
+@lru_cache(maxsize=8)  # an epoch of each data set that takes turns; 8 bytes a row and a batch
+def _epoch(order: BatchOrder, epoch: int) -> tuple[list[np.ndarray], np.ndarray]:
+    """The rows of each size, shuffled, and the order of the batches that they are cut into, counted size after size."""
     rng = np.random.default_rng(hash_seed("batches", order.seed, epoch))
-    batches = []
-    for size, count in order.counts:
-        rows = rng.permutation(count)
-        batches += [(size, rows[start : start + order.batch_size]) for start in range(0, count, order.batch_size)]
-    return [batches[place] for place in rng.permutation(len(batches))]
+    rows = [rng.permutation(count) for _, count in order.counts]
+    return rows, rng.permutation(order.batches_per_epoch)
 
 
 @dataclass(frozen=True)

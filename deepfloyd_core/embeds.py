@@ -18,7 +18,6 @@ from deepfloyd_core.artifacts import Artifact, Request, finish_part, part_is_who
 from deepfloyd_core.config import Run, RunConfig
 from deepfloyd_core.errors import ArtifactError, ModelError
 from deepfloyd_core.files import atomic_path, canonical_json, sha256_bytes, sha256_file
-from deepfloyd_core.image_index import Row
 from deepfloyd_core.types import caption_id
 
 if TYPE_CHECKING:
@@ -30,10 +29,9 @@ FORMAT = 1
 FILE_BYTES = 256 << 20  # a kill costs at most one such file
 
 
-def run_captions(run: Run, rows: list[Row]) -> list[str]:
+def run_captions(run: Run, captions: Iterable[str]) -> list[str]:
     """Every text that training and sampling will ask for, once, sorted: captions, prompts, negatives, the empty one."""
-    captions = {caption for row in rows if row.status == "accepted" for caption in row.captions}
-    return sorted(captions | set(run.config.prompts) | {run.config.validation_negative_prompt, ""})
+    return sorted({*captions, *run.config.prompts, run.config.validation_negative_prompt, ""})
 
 
 def model_fingerprint(folder: Path, parts: Iterable[str]) -> str:

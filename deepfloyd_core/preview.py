@@ -5,11 +5,12 @@ Every file is hashed, as a run does it; only the shown pictures are decoded.
 """
 
 from bisect import bisect_right
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from math import ceil
 from pathlib import Path
 
+import pyarrow as pa
 from PIL import Image, ImageDraw, ImageFont
 
 from deepfloyd_core.config import Run
@@ -17,9 +18,10 @@ from deepfloyd_core.errors import DataError
 from deepfloyd_core.files import sha256_bytes
 from deepfloyd_core.flavours import Stage
 from deepfloyd_core.geometry import Crop
-from deepfloyd_core.image_index import Row, judge, sample_order, scan
+from deepfloyd_core.image_index import SCHEMA, Entry, Row, judge, sample_order
 from deepfloyd_core.pictures import decode_rgb
-from deepfloyd_core.pixels import PlannedCrop, plan_rows, usable
+from deepfloyd_core.plan import PICTURE, Planned, plan_pictures
+from deepfloyd_core.scan import scan
 from deepfloyd_core.sheets import save_picture
 from deepfloyd_core.shrink import literal
 
@@ -35,7 +37,8 @@ class Shown:
     """One picture of the preview: its row and its first crop for each stage of the run that it feeds."""
 
     row: Row
-    crops: dict[Stage, PlannedCrop]
+    path: Path
+    crops: dict[Stage, Planned]
 
 
 def save_preview(run: Run, count: int, path: Path) -> int:
@@ -49,20 +52,25 @@ def save_preview(run: Run, count: int, path: Path) -> int:
 
 
 def _chosen(run: Run, count: int) -> list[Shown]:
-    entries = [entry for entry in scan(run.datasets) if entry.sha256]
+    found = scan(run)
+    found = found.filter(found["sha256"].is_valid())
     datasets = {dataset.id: dataset for dataset in run.datasets}
     taken = dict.fromkeys(datasets, 0)
     shown: list[Shown] = []
-    for place in sample_order([str(entry.sha256) for entry in entries], run.config.seed):
-        dataset = datasets[entries[place].dataset_id]
+    for place in sample_order(found["sha256"], run.config.seed):
+        entry = Entry(**found.slice(place, 1).to_pylist()[0])
+        dataset = datasets[entry.dataset_id]
         if len(shown) == count or taken[dataset.id] == dataset.max_num_samples:
             continue
-        row = judge(run, dataset, entries[place])
-        stages = [stage for stage in run.config.stages if usable(row, stage)]
+        row = judge(run, dataset, entry)
+        fit: dict[Stage, bool] = {1: row.stage1_reason is None, 2: row.stage2_reason is None}
+        stages = [stage for stage in run.config.stages if row.status == "accepted" and fit[stage]]
         if stages:
             taken[dataset.id] += 1
-            crops = {stage: plan_rows(run, dataset, stage, [row], passes=1)[0] for stage in stages}
-            shown.append(Shown(row, crops))
+            picture = pa.Table.from_pylist([asdict(row)], schema=SCHEMA).select(PICTURE)
+            plans = {stage: plan_pictures(run, dataset, stage, picture, passes=1) for stage in stages}
+            crops = {stage: Planned(**plan.to_pylist()[0]) for stage, plan in plans.items()}
+            shown.append(Shown(row, Path(dataset.instance_data_dir, row.source), crops))
     return shown
 
 
@@ -111,16 +119,15 @@ def _tile(one: Shown, stages: tuple[Stage, ...], size: tuple[int, int]) -> Image
         *((planned.crop.width, planned.crop.height) for planned in one.crops.values()),
     ]
     steps = " > ".join(f"{width}x{height}" for width, height in sizes)
-    pen.text((0, 0), _fitted(f"{one.row.source} | {steps} | {first.row.crop_style}", size[0]), INK, _font())
-    pen.text((0, LINE_PX), _fitted(first.row.caption, size[0]), SOFT, _font())
+    pen.text((0, 0), _fitted(f"{one.row.source} | {steps} | {first.crop_style}", size[0]), INK, _font())
+    pen.text((0, LINE_PX), _fitted(first.caption, size[0]), SOFT, _font())
     return tile
 
 
 def _decoded(one: Shown) -> Image.Image:
-    path = next(iter(one.crops.values())).path
-    data = Path(path).read_bytes()
+    data = one.path.read_bytes()
     if sha256_bytes(data) != one.row.image_id:
-        raise DataError(f"{path} changed while the preview was made. Start it again.")
+        raise DataError(f"{one.path} changed while the preview was made. Start it again.")
     return decode_rgb(data)
 
 

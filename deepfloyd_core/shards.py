@@ -5,6 +5,7 @@ to end, so row i starts at a known offset and a batch is a few page faults (190,
 row groups through pyarrow: 126,000, decoding PNG files: 3,000).
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,16 +72,37 @@ def read_rows(path: Path) -> list[ShardRow]:
     return [ShardRow(**row) for row in pq.read_table(path, columns=columns).to_pylist()]
 
 
-def map_pixels(path: Path) -> list[np.ndarray]:
-    """The pixels of a shard, memory-mapped: one uint8 (rows, height, width, 3) array for each row group, read-only.
+@dataclass(frozen=True)
+class ShardPixels:
+    """The pixels of a shard, memory-mapped and read-only: item n is row n, uint8 (height, width, 3)."""
 
-    Raises ValueError when the file is not laid out as `write_shard` does it.
-    """
+    groups: tuple[np.ndarray, ...]  # uint8 (rows, height, width, 3) each; all but the last have as many rows
+
+    def __len__(self) -> int:
+        return sum(len(group) for group in self.groups)
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return (picture for group in self.groups for picture in group)
+
+    def __getitem__(self, place: int) -> np.ndarray:
+        group, row = divmod(int(place), len(self.groups[0]))
+        picture: np.ndarray = self.groups[group][row]
+        return picture
+
+    def all(self) -> np.ndarray:
+        """A copy of all rows: uint8 (rows, height, width, 3)."""
+        return np.concatenate(self.groups)
+
+
+def open_shard(path: Path) -> ShardPixels:
+    """Map a shard's pixels. Raises ValueError when the file is not laid out as `write_shard` does it."""
     meta = pq.ParquetFile(path).metadata
     index = meta.num_columns - 1
     size = meta.schema.column(index).length
-    width, height = (pq.read_table(path, columns=[name]).column(0)[0].as_py() for name in ("width", "height"))
-    raw = np.memmap(path, np.uint8, "r")
+    names = [meta.schema.column(number).name for number in range(index)]
+    first = meta.row_group(0)  # all rows are of one size
+    width, height = (first.column(names.index(name)).statistics.min for name in ("width", "height"))
+    raw = np.asarray(np.memmap(path, np.uint8, "r"))
     groups = []
     for number in range(meta.num_row_groups):
         chunk = meta.row_group(number).column(index)
@@ -90,4 +112,4 @@ def map_pixels(path: Path) -> list[np.ndarray]:
             raise ValueError(f"{path}: row group {number} is not one plain, uncompressed page")
         start = chunk.data_page_offset + header
         groups.append(raw[start : start + payload].reshape(-1, height, width, 3))
-    return groups
+    return ShardPixels(tuple(groups))

@@ -19,7 +19,7 @@ import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from diffusers.training_utils import EMAModel
 
-from deepfloyd_core.batches import Draws, MixedOrder, OrderSettings, TrainingRows, draw
+from deepfloyd_core.batches import Draws, MixedOrder, OrderSettings, TrainingRow, TrainingRows, draw
 from deepfloyd_core.checkpoints import (
     Checkpoint,
     load_checkpoint,
@@ -39,7 +39,7 @@ from deepfloyd_core.models import DTYPES, load_scheduler, load_unet, pick_device
 from deepfloyd_core.objective import low_res, min_snr_weight, noise_loss, predict_noise, to_model_range, upscaled_input
 from deepfloyd_core.pixels import eval_ids, shard_files
 from deepfloyd_core.schedule import learning_rate_at
-from deepfloyd_core.shards import ShardRow, map_pixels, read_rows
+from deepfloyd_core.shards import open_shard, read_rows
 from deepfloyd_core.sheets import save_loss_curve
 from deepfloyd_core.types import hash_seed
 
@@ -165,7 +165,7 @@ def _order(setup: Setup, rows: TrainingRows, job: Job) -> MixedOrder:
     return MixedOrder(rows, shares, settings)
 
 
-def batch_loss(setup: Setup, pixels: torch.Tensor, rows: list[ShardRow], number: int) -> torch.Tensor:
+def batch_loss(setup: Setup, pixels: torch.Tensor, rows: list[TrainingRow], number: int) -> torch.Tensor:
     """Training loss of forward pass `number`. pixels: uint8 (B, H, W, C)."""
     x_0 = to_model_range(pixels)
     draws = draw(x_0.shape, hash_seed(setup.seed, setup.stage), number, setup.config.caption_dropout_probability)
@@ -230,9 +230,8 @@ def _eval_losses(setup: Setup, eval_set: Any) -> tuple[float, float]:
     setup.unet.eval()
     totals = {"base": 0.0, "tuned": 0.0}
     count = 0
-    for file in shard_files(eval_set, setup.stage):
-        pictures = [picture for group in map_pixels(file) for picture in group]
-        for picture, row in zip(pictures, read_rows(file), strict=True):
+    for file in shard_files(eval_set.path, setup.stage):
+        for picture, row in zip(open_shard(file), read_rows(file), strict=True):
             for t in EVAL_TIMESTEPS:
                 x_0 = to_model_range(torch.from_numpy(picture.copy())[None])
                 drawn = draw(x_0.shape, hash_seed("eval", row.image_id, t), 0, 0.0)

@@ -15,12 +15,6 @@ def no_report(done: int, total: int, line: str) -> None:
     """A Report that says nothing."""
 
 
-def hash_unit(*parts: object) -> float:
-    """A number in [0, 1) that is a pure function of its arguments: the same on every machine and in every process."""
-    digest = hashlib.sha256("\x1f".join(str(part) for part in parts).encode()).digest()
-    return (int.from_bytes(digest[:8], "big") >> 11) / 2**53  # as many bits as a float holds: 1.0 never comes out
-
-
 def hash_seed(*parts: object) -> int:
     """A 63-bit seed that is a pure function of its arguments."""
     digest = hashlib.sha256("\x1f".join(str(part) for part in parts).encode()).digest()

@@ -8,7 +8,8 @@ from prefect.states import Completed
 
 from deepfloyd_core.bundle import Version, versions
 from deepfloyd_core.config import load_run
-from deepfloyd_core.image_index import index_request, scan
+from deepfloyd_core.image_index import index_request
+from deepfloyd_core.scan import scan
 from flows.finetune import make_bundle
 from tasks.image_index import image_index
 
@@ -20,7 +21,7 @@ def retrain(config: str, overrides: list[str] | None = None) -> "State[Version |
     """Scan; when the newest version was made from the same data, complete with "no change"; otherwise fine-tune."""
     run = load_run(Path(config), tuple(overrides or ()))
     published = versions(run.workspace)
-    index_fingerprint = index_request(run, scan(run.datasets)).fingerprint
+    index_fingerprint = index_request(run, scan(run)).fingerprint
     if published and published[-1].image_index == index_fingerprint:
         get_run_logger().info("no change since version %d", published[-1].number)
         return Completed(message=NO_CHANGE, data=None)

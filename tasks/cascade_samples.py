@@ -1,6 +1,5 @@
 """Cascade samples: base against fine-tuned, and Stage II measured on the held-out pictures."""
 
-from collections import Counter
 from pathlib import Path
 
 from prefect import task
@@ -9,7 +8,7 @@ from prefect.cache_policies import NO_CACHE
 from deepfloyd_core.artifacts import Artifact, materialise
 from deepfloyd_core.config import Run
 from deepfloyd_core.flavours import Stage, resolve
-from deepfloyd_core.image_index import read_index
+from deepfloyd_core.image_index import caption_counts
 from deepfloyd_core.jobs import run_job
 from deepfloyd_core.products import samples_request
 from tasks.progress import progress
@@ -20,7 +19,7 @@ def sample_prompts(run: Run, index: Artifact) -> list[str]:
     """The validation prompts, or the most frequent caption (the first by alphabet among equals)."""
     if run.config.prompts:
         return list(run.config.prompts)
-    counts = Counter(caption for row in read_index(index) if row.status == "accepted" for caption in row.captions)
+    counts = caption_counts(index)
     return [min(counts, key=lambda caption: (-counts[caption], caption))]
 
 

@@ -17,10 +17,9 @@ from deepfloyd_core.pixels import (
     ShardPlan,
     ShardResult,
     build_shard,
+    finish_pixels,
     pixels_request,
-    pixels_summary,
     plan_shards,
-    save_sheet,
 )
 from deepfloyd_core.types import Report
 from tasks.progress import progress
@@ -33,9 +32,9 @@ def _worth_a_retry(task: Any, run: Any, state: State[Any]) -> bool:
 
 
 @task(cache_policy=NO_CACHE, retries=2, retry_delay_seconds=2, retry_condition_fn=_worth_a_retry)
-def pixel_shard(plan: ShardPlan, out: Path) -> ShardResult:
+def pixel_shard(shard: ShardPlan, out: Path, older: Artifact | None) -> ShardResult:
     """One Parquet file."""
-    return build_shard(plan, out)
+    return build_shard(shard, out, older)
 
 
 def stage_pixels(run: Run, index: Artifact, stage: Stage) -> Artifact:
@@ -56,12 +55,10 @@ def _stage_pixels(run: Run, index: Artifact, stage: Stage) -> Artifact:
 
 
 def _build(run: Run, index: Artifact, stage: Stage, work: WorkDir, report: Report) -> dict[str, Any]:
-    plans = plan_shards(run, index, stage)
+    layout = plan_shards(run, index, stage, work)
     futures: list[PrefectFuture[ShardResult]] = [
-        pixel_shard.with_options(name=plan.name).submit(plan, work.path) for plan in plans
+        pixel_shard.with_options(name=shard.name).submit(shard, work.path, layout.older) for shard in layout.made
     ]
     for done, _ in enumerate(as_completed(futures), 1):
-        report(done, len(plans), "shards")
-    results = [future.result() for future in futures]
-    save_sheet(work.path)
-    return pixels_summary(plans, results)
+        report(done, len(layout.made), "shards")
+    return finish_pixels(layout, [future.result() for future in futures], work)

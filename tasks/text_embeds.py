@@ -7,7 +7,7 @@ from deepfloyd_core.artifacts import Artifact, materialise
 from deepfloyd_core.config import Run
 from deepfloyd_core.embeds import embeds_request, run_captions
 from deepfloyd_core.flavours import resolve
-from deepfloyd_core.image_index import read_index
+from deepfloyd_core.image_index import caption_counts
 from deepfloyd_core.jobs import run_job
 from tasks.progress import progress
 from tasks.publish import publish_pictures
@@ -18,7 +18,7 @@ def text_embeds(run: Run, index: Artifact) -> Artifact:
     """The rows of every text the run will ask for; T5 is loaded only when they are not there yet."""
     stage = run.config.stages[0]
     encoder = resolve(run.config.stage(stage).model, stage, text=True)
-    captions = run_captions(run, read_index(index))
+    captions = run_captions(run, caption_counts(index))
     options = {"captions": captions, "encoder": str(encoder)}
     with progress("text embeds") as report:
         embeds, _ = materialise(

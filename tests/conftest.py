@@ -15,17 +15,17 @@ import pytest
 from deepfloyd_core.artifacts import Artifact, WorkDir, materialise
 from deepfloyd_core.config import Run, load_run
 from deepfloyd_core.flavours import Stage
-from deepfloyd_core.image_index import INDEX_FILE, build_index, check_share, index_request, scan
+from deepfloyd_core.image_index import INDEX_FILE, build_index, check_share, index_request
 from deepfloyd_core.pixels import (
-    ShardPlan,
+    Layout,
     build_shard,
     eval_request,
+    finish_pixels,
     pixels_request,
-    pixels_summary,
     plan_eval,
     plan_shards,
-    save_sheet,
 )
+from deepfloyd_core.scan import scan
 from flows.server import prefect_server
 
 if TYPE_CHECKING:
@@ -171,28 +171,29 @@ class DataWorld:
 
     def index(self, run: Run) -> Artifact:
         """The image index, checked against the limit of rejects."""
-        entries = scan(run.datasets)
-        request = index_request(run, entries)
-        index, _ = materialise(run.workspace, request, lambda work: build_index(run, entries, work))
+        found = scan(run)
+        request = index_request(run, found)
+        index, _ = materialise(run.workspace, request, lambda work: build_index(run, found, work))
         check_share(index.summary, run.config.max_rejected_share, index.path / INDEX_FILE)
         return index
 
     def pixels(self, run: Run, index: Artifact, stage: Stage) -> Artifact:
         """The shards of a stage."""
         request = pixels_request(run, index, stage)
-        return materialise(run.workspace, request, lambda work: self.shards(plan_shards(run, index, stage), work))[0]
+        return materialise(
+            run.workspace, request, lambda work: self.shards(plan_shards(run, index, stage, work), work)
+        )[0]
 
     def eval_set(self, run: Run, index: Artifact) -> Artifact:
         """The held-out pictures."""
         request = eval_request(run, index)
-        return materialise(run.workspace, request, lambda work: self.shards(plan_eval(run, index), work))[0]
+        return materialise(run.workspace, request, lambda work: self.shards(plan_eval(run, index, work), work))[0]
 
     @staticmethod
-    def shards(plans: list[ShardPlan], work: WorkDir) -> dict[str, Any]:
+    def shards(layout: Layout, work: WorkDir) -> dict[str, Any]:
         """The builder of an artifact of shards."""
-        results = [build_shard(plan, work.path) for plan in plans]
-        save_sheet(work.path)
-        return pixels_summary(plans, results)
+        results = [build_shard(shard, work.path, layout.older) for shard in layout.made]
+        return finish_pixels(layout, results, work)
 
 
 @pytest.fixture

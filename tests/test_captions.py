@@ -18,7 +18,8 @@ from deepfloyd_core.config import load_run
 from deepfloyd_core.datafile import CaptionShuffle
 from deepfloyd_core.embeds import run_captions
 from deepfloyd_core.errors import ConfigError, DataError
-from deepfloyd_core.image_index import Row, index_request, read_index, scan
+from deepfloyd_core.image_index import Row, caption_counts, index_request, read_index
+from deepfloyd_core.scan import scan
 
 ours = settings(deadline=None, database=None, derandomize=True, max_examples=100)
 
@@ -115,7 +116,7 @@ def test_rows_of_other_pictures_do_not_change_the_data_s_fingerprint(world: Any)
     def fingerprint(*records: dict[str, str]) -> str:
         write_table(world.folder / "pictures" / "t.jsonl", list(records))
         run = world.load(entry, stages=(1,))
-        return index_request(run, scan(run.datasets)).fingerprint
+        return index_request(run, scan(run)).fingerprint
 
     mine = {"id": "a", "caption": "mine"}
     assert fingerprint(mine) == fingerprint(mine, {"id": "b", "caption": "other"})
@@ -145,7 +146,7 @@ def test_a_table_that_cannot_be_used_is_one_clear_error(
     (world.folder / "pictures" / "t.csv").write_bytes(text.encode("latin-1"))
     run = world.load({"caption_strategy": "csv", "parquet": {"path": "t.csv", **keys}}, stages=(1,))
     with pytest.raises(error, match=says):
-        scan(run.datasets)
+        scan(run)
 
 
 @pytest.mark.parametrize(
@@ -158,7 +159,7 @@ def test_a_broken_table_names_the_place(world: Any, file: str, data: bytes, says
     (world.folder / "pictures" / file).write_bytes(data)
     run = world.load({"caption_strategy": file[2:], "parquet": {"path": file}}, stages=(1,))
     with pytest.raises(DataError, match=says):
-        scan(run.datasets)
+        scan(run)
 
 
 def test_half_a_surrogate_pair_is_no_crash(world: Any) -> None:
@@ -284,9 +285,9 @@ def test_every_shuffled_caption_is_in_the_ledger_and_has_an_embed(world: Any) ->
     assert len(listed) == len(set(listed)) == 6
     assert listed[:2] == ["sks dog, park, sunny, grass", "sks cat, sofa, home, red"], "each caption before its variants"
     assert all(caption.startswith(("sks dog, ", "sks cat, ")) for caption in listed)
-    assert set(listed) <= set(run_captions(run, read_index(index)))
+    assert set(listed) <= set(run_captions(run, caption_counts(index)))
     trained = [row["caption"] for file in world.pixels(run, index, 1).path.glob("*.parquet")
                for row in pq.read_table(file, columns=["caption"]).to_pylist()]  # fmt: skip
     assert Counter(trained) == {caption: 4 if caption == listed[0] else 2 for caption in listed}, "repeat % n"
     other = world.load(entry, stages=(1,), seed=5)
-    assert index_request(other, scan(other.datasets)).fingerprint != index.fingerprint
+    assert index_request(other, scan(other)).fingerprint != index.fingerprint

@@ -24,7 +24,7 @@ from deepfloyd_core.geometry import (
     plan_crops,
     steps_down,
 )
-from deepfloyd_core.shards import map_pixels, read_rows
+from deepfloyd_core.shards import open_shard, read_rows
 from deepfloyd_core.shrink import take_crop
 
 ours = settings(deadline=None, database=None, derandomize=True, max_examples=60)
@@ -562,8 +562,7 @@ def test_the_stored_box_of_a_turned_picture_gives_the_shard_s_pixels(world: Any,
         pixels = world.pixels(run, index, stage)
         seen = set()
         for file in sorted(pixels.path.glob("*.parquet")):
-            pictures = [picture for group in map_pixels(file) for picture in group]
-            for picture, row in zip(pictures, read_rows(file), strict=True):
+            for picture, row in zip(open_shard(file), read_rows(file), strict=True):
                 assert (row.original_width, row.original_height) == upright.size
                 box = (row.crop_left, row.crop_top, row.crop_left + row.crop_width, row.crop_top + row.crop_height)
                 expected = upright.resize((row.width, row.height), Image.Resampling.LANCZOS, box=box)

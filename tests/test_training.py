@@ -19,16 +19,8 @@ from deepfloyd_core.config import Run, load_run
 from deepfloyd_core.embeds import Embeds, embeds_request, run_captions
 from deepfloyd_core.errors import JobError
 from deepfloyd_core.flavours import FLAVOURS, Stage
-from deepfloyd_core.image_index import build_index, index_request, read_index, scan
+from deepfloyd_core.image_index import caption_counts
 from deepfloyd_core.jobs import run_job
-from deepfloyd_core.pixels import (
-    build_shard,
-    eval_request,
-    pixels_request,
-    pixels_summary,
-    plan_eval,
-    plan_shards,
-)
 from deepfloyd_core.products import LORA_FILE, lora_request
 from deepfloyd_core.types import caption_id
 
@@ -37,18 +29,17 @@ FOLDERS = {1: Path(FLAVOURS["tiny-i"].repo), 2: Path(FLAVOURS["tiny-ii"].repo)}
 
 @pytest.fixture(scope="module")
 def world(
-    tmp_path_factory: pytest.TempPathFactory, new_small_run: Callable[[Path], Any]
+    tmp_path_factory: pytest.TempPathFactory,
+    new_small_run: Callable[[Path], Any],
+    new_world: Callable[[Path], Any],
 ) -> tuple[Run, dict[str, Artifact]]:
     """A small run and everything that training needs."""
     run = load_run(new_small_run(tmp_path_factory.mktemp("training") / "run").config)
-    entries = scan(run.datasets)
-    index, _ = materialise(run.workspace, index_request(run, entries), lambda work: build_index(run, entries, work))
-    made = {"image_index": index}
-    for stage in run.config.stages:
-        plans = plan_shards(run, index, stage)
-        made[f"stage{stage}_pixels"] = _shards(run, pixels_request(run, index, stage), plans)
-    made["eval_set"] = _shards(run, eval_request(run, index), plan_eval(run, index))
-    captions = run_captions(run, read_index(index))
+    stages = new_world(run.workspace)
+    index = stages.index(run)
+    made = {"image_index": index, "eval_set": stages.eval_set(run, index)}
+    made |= {f"stage{stage}_pixels": stages.pixels(run, index, stage) for stage in run.config.stages}
+    captions = run_captions(run, caption_counts(index))
     options = {"captions": captions, "encoder": str(FOLDERS[1])}
     made["text_embeds"], _ = materialise(
         run.workspace,
@@ -56,12 +47,6 @@ def world(
         lambda work: run_job("embed", run.config, {}, options, work),
     )
     return run, made
-
-
-def _shards(run: Run, request: Request, plans: list[Any]) -> Artifact:
-    return materialise(
-        run.workspace, request, lambda work: pixels_summary(plans, [build_shard(plan, work.path) for plan in plans])
-    )[0]
 
 
 def _inputs(made: dict[str, Artifact], stage: Stage) -> dict[str, Artifact]:

@@ -1,0 +1,162 @@
+"""Which crops an index makes: one row for each, in Arrow files by training size, before any picture is decoded.
+
+A pure function of the index and the settings. It streams: some ten thousand pictures are in memory at a time and the files
+are mapped, so ten million rows need no more memory than ten thousand, and minutes less than decoding one in a thousand
+of them; figures in `benchmarks/results.md`.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from deepfloyd_core.artifacts import Artifact
+from deepfloyd_core.config import Run
+from deepfloyd_core.datafile import ImageDataset
+from deepfloyd_core.draws import image_keys, mixed, seeded
+from deepfloyd_core.flavours import Stage
+from deepfloyd_core.geometry import Crop, Size, geometry, plan_crops
+from deepfloyd_core.image_index import ledger_batches
+
+ROWS_AT_ONCE = 1 << 16
+PICTURE = ("image_id", "source", "dataset_id", "width", "height", "captions", "face")  # the ledger's columns it needs
+_NUMBERS = (
+    "width", "height", "original_width", "original_height", "scaled_width", "scaled_height", "left", "top", "repeat",
+)  # fmt: skip
+_TEXTS = ("image_id", "source", "dataset_id", "caption", "crop_style")
+PLAN = pa.schema([(name, pa.string()) for name in _TEXTS] + [(name, pa.int32()) for name in _NUMBERS]
+                 + [("key", pa.uint64())])  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One row of a plan."""
+
+    image_id: str
+    source: str
+    dataset_id: str
+    caption: str
+    crop_style: str
+    width: int
+    height: int
+    original_width: int
+    original_height: int
+    scaled_width: int
+    scaled_height: int
+    left: int
+    top: int
+    repeat: int
+    key: int  # 64 bits of everything above: rows with the same key have the same pixels and columns
+
+    @property
+    def crop(self) -> Crop:
+        """Its geometry."""
+        original, scaled = (self.original_width, self.original_height), (self.scaled_width, self.scaled_height)
+        return Crop(original, scaled, self.left, self.top, self.width, self.height)
+
+
+@dataclass(frozen=True)
+class SizePlan:
+    """The planned rows of one stage and training size, on disk."""
+
+    name: str  # such as stage1-64x64
+    size: Size
+    path: Path
+
+    def table(self) -> pa.Table:
+        """PLAN, memory-mapped."""
+        return pa.ipc.open_file(pa.memory_map(str(self.path))).read_all()
+
+    def rows(self, numbers: np.ndarray) -> list[Planned]:
+        """The rows of ascending numbers."""
+        span = self.table().slice(numbers[0], numbers[-1] - numbers[0] + 1)
+        return [Planned(**row) for row in span.take(numbers - numbers[0]).to_pylist()]
+
+
+def write_plan(run: Run, index: Artifact, stage: Stage, folder: Path) -> list[SizePlan]:
+    """Plan every pass over every picture that feeds a stage; rows in the index's order, passes one after the other."""
+    tables = (
+        plan_pictures(run, dataset, stage, part, dataset.repeats + 1)
+        for batch in ledger_batches(index, PICTURE, stage)
+        for dataset, part in by_dataset(run, batch)
+    )
+    return write_sizes(tables, folder, f"stage{stage}")
+
+
+def by_dataset(run: Run, pictures: pa.Table) -> Iterator[tuple[ImageDataset, pa.Table]]:
+    """A table's rows, data set by data set; at most so many at a time that their passes fit ROWS_AT_ONCE."""
+    for dataset in run.datasets:
+        own = pictures.filter(pc.equal(pictures["dataset_id"], dataset.id))
+        step = max(1, ROWS_AT_ONCE // (dataset.repeats + 1))
+        for start in range(0, len(own), step):
+            yield dataset, own.slice(start, step)
+
+
+def write_sizes(tables: Iterable[pa.Table], folder: Path, prefix: str) -> list[SizePlan]:
+    """Sort planned rows by training size into files of `folder`, keeping their order."""
+    plans: dict[Size, SizePlan] = {}
+    writers: dict[Size, pa.ipc.RecordBatchFileWriter] = {}
+    with ExitStack() as files:
+        for table in tables:
+            codes = table["width"].to_numpy().astype(np.int64) << 32 | table["height"].to_numpy()
+            for code in np.unique(codes):
+                size = int(code >> 32), int(code & 0xFFFFFFFF)
+                if size not in plans:
+                    name = f"{prefix}-{size[0]}x{size[1]}"
+                    plans[size] = SizePlan(name, size, folder / f".plan-{name}.arrow")
+                    writers[size] = files.enter_context(pa.ipc.new_file(plans[size].path, PLAN))
+                writers[size].write_table(table.filter(pa.array(codes == code)))
+    return [plans[size] for size in sorted(plans)]
+
+
+def plan_pictures(
+    run: Run, dataset: ImageDataset, stage: Stage, pictures: pa.Table, passes: int, crop_style: str | None = None
+) -> pa.Table:
+    """PLAN of a data set's pictures (columns PICTURE, all of them fit for the stage), each with its passes in a row."""
+    rules = geometry(run.config, dataset, stage, crop_style)
+    assert rules is not None  # the pictures are of a data set that feeds the stage
+    repeats = np.tile(np.arange(passes, dtype=np.int32), len(pictures))
+    every = pictures.take(np.repeat(np.arange(len(pictures)), passes)).combine_chunks()
+    keys = image_keys(every["image_id"])
+    sizes = np.stack([every["width"].to_numpy(), every["height"].to_numpy()], axis=1)
+    faces = _face_centres(every["face"]) if rules.crop_style == "face" else None
+    crops = plan_crops(sizes, rules, seeded(run.config.seed, keys, repeats), faces)
+    assert not crops.reason.any()
+    central = np.full(len(every), rules.whole) if faces is None else np.isnan(faces[:, 0])
+    pairs = (crops.target, crops.sizes, crops.scaled, crops.place)
+    numbers = [np.ascontiguousarray(pair[:, axis]) for pair in pairs for axis in (0, 1)] + [repeats]
+    captions = _captions(every["captions"], repeats)
+    names = pc.binary_join_element_wise(every["source"], every["dataset_id"], captions, "\n")
+    styles = pc.if_else(central, "center", rules.crop_style)
+    texts = [every["image_id"], every["source"], every["dataset_id"], captions, styles]
+    return pa.table([*texts, *numbers, _row_keys(keys, names, central, numbers)], schema=PLAN)
+
+
+def _captions(lists: pa.ChunkedArray, repeats: np.ndarray) -> pa.ChunkedArray:
+    """Pass number r takes caption r, modulo how many there are."""
+    counts = pc.list_value_length(lists).to_numpy()
+    starts = np.cumsum(counts) - counts
+    return pc.list_flatten(lists).take(starts + repeats % counts)
+
+
+def _face_centres(faces: pa.ChunkedArray) -> np.ndarray:
+    """float64 (N, 2), NaN where there is no face; faces are left, top, width, height."""
+    centres = np.full((len(faces), 2), np.nan)
+    found = np.flatnonzero(pc.is_valid(faces).to_numpy())
+    boxes = pc.list_flatten(faces).to_numpy().reshape(-1, 4).astype(np.float64)
+    centres[found] = boxes[:, :2] + boxes[:, 2:] / 2
+    return centres
+
+
+def _row_keys(keys: np.ndarray, names: pa.ChunkedArray, central: np.ndarray, numbers: list[np.ndarray]) -> np.ndarray:
+    """uint64 (N,): a hash over all columns of each row."""
+    digests = (blake2b(name.encode(), digest_size=8).digest() for name in names.to_pylist())
+    key = keys ^ np.frombuffer(b"".join(digests), "<u8")
+    for column in [central, *numbers]:
+        key = mixed(key + column.astype(np.uint64))
+    return np.asarray(key)
