@@ -1,0 +1,311 @@
+"""A data set that changes: only what is new is read, judged and decoded, and nothing that is there is rewritten.
+
+The other computation is always the same one: a build of the present pictures in a workspace that has no past.
+"""
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from deepfloyd_core import scan as scanning
+from deepfloyd_core.artifacts import Artifact, verify_artifact
+from deepfloyd_core.batches import BatchOrder, TrainingRows
+from deepfloyd_core.image_index import index_request
+from deepfloyd_core.scan import scan
+
+
+@pytest.fixture(autouse=True)
+def _trust_young_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scanning, "RACY_NS", 0)  # a test does not wait for two seconds before each scan
+
+
+def noise(seed: int, width: int = 70, height: int = 66) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def live_rows(pixels: Artifact) -> list[dict[str, Any]]:
+    """Every row that counts, in order, with its pixels, by pyarrow's own reading."""
+    files = sorted(pixels.path.glob("*.parquet"))
+    shards = [pq.read_table(file).to_pylist() for file in files]
+    listed = pa.ipc.open_file(pixels.path / "rows.arrow").read_all().to_pylist()
+    return [shards[row["file"]][row["place"]] for row in listed]
+
+
+def without_past(world: Any, run: Any, **keys: Any) -> list[dict[str, Any]]:
+    """The rows of the same pictures, built where nothing is there to be taken over."""
+    fresh = world.load(*keys.pop("entries", ()), workspace=str(world.folder / "fresh"), **keys)
+    rows = live_rows(world.pixels(fresh, world.index(fresh), 1))
+    shutil.rmtree(world.folder / "fresh")
+    return rows
+
+
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of files that are read whole from now on."""
+    names: list[str] = []
+    for method in ("read_bytes", "read_text"):
+        real = getattr(Path, method)
+        monkeypatch.setattr(
+            Path, method, lambda self, *a, real=real, **k: (names.append(self.name), real(self, *a, **k))[1]
+        )
+    return names
+
+
+# ---- the scan ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_second_scan_reads_no_file_and_finds_the_same(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(5):
+        world.add(f"deep/{number}.png", noise(number), f"caption {number}")
+    world.add("no_caption.png", noise(9), caption=None)
+    run = world.load(stages=(1,))
+    first = scan(run)
+    read = reads(monkeypatch)
+    assert scan(run).equals(first)
+    assert not read
+
+
+@pytest.mark.parametrize("harm", ["gone", "garbage", "half", "other columns"])
+def test_notes_that_are_lost_or_damaged_change_nothing(world: Any, harm: str) -> None:
+    for number in range(3):
+        world.add(f"{number}.png", noise(number))
+    run = world.load(stages=(1,))
+    first = scan(run)
+    (notes,) = (run.workspace / ".scan").iterdir()
+    if harm == "gone":
+        notes.unlink()
+    elif harm == "garbage":
+        notes.write_bytes(b"garbage" * 99)
+    elif harm == "half":
+        notes.write_bytes(notes.read_bytes()[: notes.stat().st_size // 2])
+    else:
+        with pa.ipc.new_file(notes, pa.schema([("x", pa.int64())])) as writer:
+            writer.write_table(pa.table({"x": [1]}))
+    assert scan(run).equals(first)
+
+
+def test_a_file_that_changed_is_read_again_even_with_its_old_size_and_time(world: Any) -> None:
+    path = world.add("a.bmp", noise(0))
+    world.add("b.bmp", noise(1))
+    run = world.load(stages=(1,))
+    first = scan(run).to_pylist()
+    before = path.stat()
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert path.stat().st_mtime_ns == before.st_mtime_ns and path.stat().st_size == before.st_size
+    second = scan(run).to_pylist()
+    assert second[0]["sha256"] != first[0]["sha256"] and second[1] == first[1]
+
+
+def test_a_caption_that_changed_comes_or_goes_is_seen(world: Any) -> None:
+    path = world.add("a.png", noise(0), "one")
+    run = world.load(stages=(1,))
+
+    def captions() -> Any:
+        return scan(run)["captions"][0].as_py()
+
+    assert captions() == ["one"]
+    path.with_suffix(".txt").write_text("two")
+    assert captions() == ["two"]
+    path.with_suffix(".txt").unlink()
+    assert captions() is None
+    path.with_suffix(".txt").write_text("three")
+    assert captions() == ["three"]
+
+
+def test_a_young_file_is_not_trusted(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scanning, "RACY_NS", 60 * 10**9)
+    world.add("a.png", noise(0))
+    run = world.load(stages=(1,))
+    first = scan(run)
+    read = reads(monkeypatch)
+    assert scan(run).equals(first)
+    assert sorted(read) == ["a.png", "a.txt"]
+
+
+# ---- the index --------------------------------------------------------------------------------------------------------
+
+
+def test_only_new_pictures_are_judged_and_the_ledger_is_that_of_a_first_run(world: Any) -> None:
+    for number in range(6):
+        world.add(f"{number}.png", noise(number))
+    world.add("small.png", noise(7, 30, 30))
+    world.add("broken.jpg", b"broken")
+    keys = {"stages": (1,), "max_rejected_share": 0.9}
+    first = world.index(world.load(**keys))
+    assert (first.summary["judged_now"], first.summary["judged_before"]) == (8, 0)
+    world.add("new.png", noise(10))
+    world.add("new_small.png", noise(11, 20, 90))
+    (world.folder / "pictures" / "2.png").unlink()
+    world.add("3.png", noise(33))
+    (world.folder / "pictures" / "4.txt").write_text("another caption")
+    second = world.index(world.load(**keys))
+    assert (second.summary["judged_now"], second.summary["judged_before"]) == (3, 6), "two came, one changed"
+    fresh = world.index(world.load(**keys, workspace=str(world.folder / "fresh")))
+    assert (fresh.path / "index.parquet").read_bytes() == (second.path / "index.parquet").read_bytes()
+
+
+def test_other_captions_judge_no_picture_again_and_other_sizes_judge_all(world: Any) -> None:
+    for number in range(4):
+        world.add(f"{number}.png", noise(number))
+    assert world.index(world.load(stages=(1,))).summary["judged_now"] == 4
+    named = world.index(world.load({"caption_strategy": "filename"}, stages=(1,)))
+    assert named.summary["judged_now"] == 0
+    larger = world.index(world.load({"minimum_image_size": 67}, stages=(1,), max_rejected_share=1.0, num_eval_images=1))
+    assert larger.summary["judged_now"] == 4 and larger.summary["reasons"] == {"too_small": 4}
+
+
+# ---- the pixels -------------------------------------------------------------------------------------------------------
+
+
+def shards(pixels: Artifact) -> dict[str, tuple[int, bytes]]:
+    return {path.name: (path.stat().st_ino, path.read_bytes()) for path in pixels.path.glob("*.parquet")}
+
+
+def test_added_and_removed_pictures_touch_no_finished_shard(world: Any) -> None:
+    entry, keys = {"crop_style": "random", "repeats": 1}, {"stages": (1,), "shard_mib": 0.05}  # 4 rows a shard
+    for number in range(8):
+        world.add(f"{number}.png", noise(number))
+    run = world.load(entry, **keys)
+    first = world.pixels(run, world.index(run), 1)
+    before = shards(first)
+    assert len(before) == 4 and first.summary["decoded"] == 8
+    world.add("35.png", noise(35))
+    (world.folder / "pictures" / "7.png").unlink()
+    second = world.pixels(run, world.index(run), 1)
+    after = shards(second)
+    assert second.summary["decoded"] == 1
+    assert set(before) <= set(after) and all(after[name] == before[name] for name in before), "linked, not copied"
+    assert len(after) == 5
+    rows = live_rows(second)
+    assert rows == without_past(world, run, entries=[entry], **keys)
+    assert "7.png" not in {row["source"] for row in rows} and len(rows) == 16
+    assert verify_artifact(second) == []
+    shutil.rmtree(first.path)
+    assert verify_artifact(second) == [] and live_rows(second) == rows, "it needs no older version"
+
+
+def test_a_changed_caption_rebuilds_the_rows_of_its_picture(world: Any) -> None:
+    for number in range(4):
+        world.add(f"{number}.png", noise(number))
+    run = world.load(stages=(1,))
+    world.pixels(run, world.index(run), 1)
+    (world.folder / "pictures" / "1.txt").write_text("something else")
+    second = world.pixels(run, world.index(run), 1)
+    assert second.summary["decoded"] == 1
+    assert live_rows(second) == without_past(world, run, stages=(1,))
+
+
+def test_an_index_of_the_same_pictures_takes_over_every_shard(world: Any) -> None:
+    for number in range(4):
+        world.add(f"{number}.png", noise(number))
+    run = world.load(stages=(1,), max_rejected_share=0.9)
+    first = world.pixels(run, world.index(run), 1)
+    world.add("broken.png", b"no picture")
+    second = world.pixels(run, world.index(run), 1)
+    assert second.fingerprint != first.fingerprint
+    assert (second.summary["decoded"], second.summary["shards_taken_over"]) == (0, len(shards(first)))
+
+
+def test_many_small_shards_are_put_together_without_decoding(world: Any) -> None:
+    world.add("0.png", noise(0))
+    world.add("1.png", noise(1))
+    run = world.load(stages=(1,), shard_mib=1)
+    counts = []
+    for number in range(2, 14):
+        world.add(f"{number}.png", noise(number))
+        pixels = world.pixels(run, world.index(run), 1)
+        assert pixels.summary["decoded"] == (3 if number == 2 else 1)
+        counts.append(len(shards(pixels)))
+    assert max(counts) <= 9 and min(counts[1:]) < max(counts), counts
+    assert live_rows(pixels) == without_past(world, run, stages=(1,), shard_mib=1)
+
+
+def test_a_shard_with_few_live_rows_is_left_behind(world: Any) -> None:
+    for number in range(8):
+        world.add(f"{number}.png", noise(number))
+    run = world.load(stages=(1,))
+    (before,) = shards(world.pixels(run, world.index(run), 1))
+    for number in range(5):
+        (world.folder / "pictures" / f"{number}.png").unlink()
+    pixels = world.pixels(run, world.index(run), 1)
+    (after,) = shards(pixels)
+    assert after != before and pixels.summary["decoded"] == 0
+    assert live_rows(pixels) == without_past(world, run, stages=(1,))
+
+
+@pytest.mark.parametrize("harm", ["flipped", "gone", "cut"])
+def test_nothing_is_taken_over_from_a_damaged_shard(world: Any, harm: str) -> None:
+    for number in range(6):
+        world.add(f"{number}.png", noise(number))
+    run = world.load(stages=(1,), shard_mib=0.05)
+    first = world.pixels(run, world.index(run), 1)
+    victim = sorted(first.path.glob("*.parquet"))[0]
+    data = bytearray(victim.read_bytes())
+    data[len(data) // 2] ^= 1
+    victim.unlink()
+    if harm != "gone":
+        victim.write_bytes(data if harm == "flipped" else data[: len(data) // 2])
+    world.add("new.png", noise(10))
+    second = world.pixels(run, world.index(run), 1)
+    assert second.summary["decoded"] in (3, 5), "the new picture and those of the damaged shard"
+    assert live_rows(second) == without_past(world, run, stages=(1,), shard_mib=0.05)
+    assert verify_artifact(second) == []
+
+
+def changes(world: Any, rng: np.random.Generator) -> Iterator[None]:
+    """Add, remove and change pictures and captions at random."""
+    names = [f"{number}.png" for number in range(12)]
+    folder = world.folder / "pictures"
+    for _ in range(12):
+        for name in rng.choice(names, rng.integers(1, 6), replace=False):
+            kind = rng.integers(4)
+            if kind == 0 and (folder / name).exists() and len(list(folder.glob("*.png"))) > 4:
+                (folder / name).unlink()
+            elif kind == 1 and (folder / name).exists():
+                (folder / name).with_suffix(".txt").write_text(f"caption {rng.integers(3)}")
+            else:
+                world.add(name, noise(int(rng.integers(40)), int(rng.integers(64, 160)), 70), f"c{rng.integers(3)}")
+        yield
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_after_any_history_the_rows_and_the_batches_are_those_of_a_first_run(world: Any, seed: int) -> None:
+    entry = {"crop_style": "random", "crop_aspect": "preserve", "repeats": 1}
+    keys = {"stages": (1,), "shard_mib": 0.05}
+    for number in range(6):
+        world.add(f"{number}.png", noise(number))
+    run = world.load(entry, **keys)
+    fresh = world.load(entry, workspace=str(world.folder / "fresh"), **keys)
+    for _ in changes(world, np.random.default_rng(seed)):
+        pixels = world.pixels(run, world.index(run), 1)
+        alone = world.pixels(fresh, world.index(fresh), 1)
+        assert pixels.fingerprint == alone.fingerprint
+        assert live_rows(pixels) == live_rows(alone)
+        batches = []
+        for made in (pixels, alone):
+            rows = TrainingRows(made, frozenset())
+            order = BatchOrder(tuple(rows.counts.items()), 3, 7)
+            batches.append([rows.take(*order.batch(number)) for number in range(5)])
+        for (one, ids), (other, others) in zip(*batches, strict=True):
+            assert ids == others and one.equal(other)
+        shutil.rmtree(world.folder / "fresh")
+
+
+def test_the_data_s_fingerprint_is_that_of_a_scan_without_notes(world: Any) -> None:
+    for number in range(6):
+        world.add(f"{number}.png", noise(number))
+    run = world.load(stages=(1,))
+    scan(run)
+    for _ in changes(world, np.random.default_rng(0)):
+        with_notes = index_request(run, scan(run)).fingerprint
+        shutil.rmtree(run.workspace / ".scan")
+        assert index_request(run, scan(run)).fingerprint == with_notes
