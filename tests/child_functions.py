@@ -1,0 +1,97 @@
+"""What tests run in child processes: a module of its own, because a child imports its functions by name."""
+
+import ctypes
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from deepfloyd_core.children import Children, Limits
+from deepfloyd_core.pictures import Unreadable, check_decodes
+
+PYTHON = ctypes.PyDLL(None)  # calls that keep the interpreter to themselves, as a decoder does
+
+
+def die(way: str) -> str:
+    ways: dict[str, Callable[[], object]] = {
+        "SIGKILL": lambda: os.kill(os.getpid(), signal.SIGKILL),
+        "segfault": lambda: ctypes.string_at(0),
+        "abort": os.abort,
+        "exit code": lambda: os._exit(3),
+        "sys.exit": lambda: sys.exit(4),
+        "hang": lambda: PYTHON.sleep(60),
+    }
+    if way in ways:
+        ways[way]()
+    return way.upper()
+
+
+def dies_where_told(folder: str) -> int:
+    """Die at the first call in a folder, live at the next."""
+    mark = Path(folder, "was here")
+    if not mark.exists():
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return os.getpid()
+
+
+def nap(seconds: float) -> float:
+    time.sleep(seconds)
+    return seconds
+
+
+def allocate(mib: int) -> str:
+    try:
+        return allocate_rashly(mib)
+    except MemoryError:
+        return "refused"
+
+
+def allocate_rashly(mib: int) -> str:
+    return f"{np.ones(mib << 20, np.uint8).nbytes >> 20} MiB"
+
+
+def process(_: object) -> int:
+    return os.getpid()
+
+
+def fail(kind: str) -> None:
+    match kind:
+        case "Unreadable":
+            raise Unreadable("corrupt", "no such chunk")
+        case "FileNotFoundError":
+            Path("/nowhere/at all").read_bytes()
+        case "UnicodeDecodeError":
+            b"\xff".decode()
+        case "unsendable":
+            raise ValueError(lambda: None)
+        case _:
+            raise ValueError("a bug")
+
+
+def verdict(data: bytes) -> str:
+    try:
+        check_decodes(data)
+    except Unreadable as error:
+        return error.reason
+    return "good"
+
+
+def lambdas(_: object) -> object:
+    return lambda: None
+
+
+def hang_forever(note: str) -> None:
+    """A whole program: two children hang when `note` is there with their numbers."""
+    with Children(2, Limits(seconds=60), ("child_functions",)) as children:
+
+        def ways() -> Iterator[str]:
+            pids = [str(pid) for pid in children.map(process, range(2))]
+            Path(note).write_text(" ".join(pids))
+            yield from ("hang", "hang")
+
+        list(children.map(die, ways()))
