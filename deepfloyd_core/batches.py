@@ -47,7 +47,7 @@ class TrainingRows:
             raise DataError("Every picture of the run is held out for evaluation; lower num_eval_images.")
         self._ids, self._datasets = rows.select(["image_id", "dataset_id", "caption_id"]), rows["dataset_id"]
         self._file, self._place = rows["file"].to_numpy(), rows["place"].to_numpy()
-        self._paths = shard_files(pixels.path)
+        self._paths = shard_files(pixels)
         self._shards: dict[int, ShardPixels] = {}
 
     @property

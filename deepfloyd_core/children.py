@@ -61,15 +61,24 @@ class _Child:
 
 
 class Children:
-    """Owns the processes: none is left when its `with` block ends, nor when this process is killed."""
+    """Owns the processes, the first of which starts with the first item: none is left when its `with` block ends, nor when
+    this process is killed."""
 
     def __init__(self, workers: int, limits: Limits, preload: tuple[str, ...] = ()) -> None:
         """`preload` names the modules that the functions need; what it leaves out, every child imports anew."""
         self._workers, self._limits, self._preload = workers, limits, preload
         self._lock = threading.Lock()  # the starter answers one command at a time
         self._idle: SimpleQueue[_Child | None] = SimpleQueue()  # a place per worker; None: to be started
+        self._starter: subprocess.Popen[bytes] | None = None
+        self._closed = False
 
     def __enter__(self) -> Self:
+        for _ in range(self._workers):
+            self._idle.put(None)
+        self._threads = ThreadPoolExecutor(self._workers, "children")
+        return self
+
+    def _open(self) -> None:
         self._control, theirs = socket.socketpair()
         path = [str(folder) for folder in sys.path]
         request = json.dumps([theirs.fileno(), self._limits.memory_mib, self._limits.seconds, self._preload, path])
@@ -79,21 +88,24 @@ class Children:
             self._starter = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, pass_fds=(theirs.fileno(),), process_group=0
             )
-        for _ in range(self._workers):
-            self._idle.put(None)
-        self._threads = ThreadPoolExecutor(self._workers, "children")
-        return self
 
     def __exit__(self, *_: object) -> None:
+        self._closed = True
+        self._stop_starter()
+        self._threads.shutdown(cancel_futures=True)
+        self._stop_starter()  # one that a thread was starting just then
+
+    def _stop_starter(self) -> None:
+        starter, self._starter = self._starter, None
+        if starter is None:
+            return
         with contextlib.suppress(OSError):
             self._control.shutdown(socket.SHUT_RDWR)  # the starter reads an end, and so does a thread that waits for it
         try:
-            self._starter.wait(_GRACE_S)
+            starter.wait(_GRACE_S)
         except subprocess.TimeoutExpired:
-            self._starter.kill()
-            self._starter.wait()
-        self._threads.shutdown(cancel_futures=True)
-        self._control.close()
+            starter.kill()
+            starter.wait()
 
     def map(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R | Lost]:
         """Yield function(item) for each item in order, or a Lost where the child died or took too long.
@@ -161,6 +173,10 @@ class Children:
 
     def _command(self, command: bytes, *fds: int) -> int:
         with self._lock, contextlib.suppress(OSError):
+            if self._closed:
+                raise OSError
+            if self._starter is None:
+                self._open()
             socket.send_fds(self._control, [command], fds)
             if answer := self._control.recv(32):
                 return int(answer)

@@ -144,6 +144,12 @@ class RunConfig(Spec):
     )
     # How it runs; none of these changes a byte of an artifact, and none is in a fingerprint.
     workers: int = Field(2, ge=1, le=256, description="Shards prepared at once.")
+    decode_memory_mib: int = Field(
+        3072, ge=256, description="Memory (MiB) that judging one picture may take; more, and it is a ledger row."
+    )
+    decode_timeout_s: float = Field(
+        60.0, gt=0, le=86_400, description="Seconds that judging one picture may take; more, and it is a ledger row."
+    )
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="Where models run.")
     num_threads: int | None = Field(None, ge=1, description="Threads of torch on the CPU; unset: torch's own choice.")
     stage1: StageConfig | None = Field(None, description="Stage I (text to 64 px).")

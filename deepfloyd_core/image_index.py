@@ -7,7 +7,6 @@ What an older index of the same settings said of the same bytes is taken over, s
 import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from importlib import metadata
 from pathlib import Path
@@ -20,6 +19,7 @@ import pyarrow.parquet as pq
 
 from deepfloyd_core.artifacts import Artifact, Request, WorkDir, finish_part, newest, part_is_whole
 from deepfloyd_core.captions import finished_captions
+from deepfloyd_core.children import Children, Limits, Lost
 from deepfloyd_core.config import Run
 from deepfloyd_core.datafile import ImageDataset
 from deepfloyd_core.draws import hash_units, image_keys
@@ -142,26 +142,29 @@ def _index_spec(run: Run, dataset: ImageDataset) -> dict[str, Any]:
     return spec | {"faces": dataset.crop and dataset.crop_style == "face"}
 
 
-def build_index(run: Run, found: pa.Table, work: WorkDir, report: Report = no_report) -> dict[str, Any]:
+def judges(run: Run) -> Children:
+    """The child processes in which pictures are judged, with the run's limits."""
+    limits = Limits(run.config.decode_memory_mib, run.config.decode_timeout_s)
+    return Children(run.config.workers, limits, (__name__,))
+
+
+def build_index(
+    run: Run, found: pa.Table, children: Children, work: WorkDir, report: Report = no_report
+) -> dict[str, Any]:
     """Judge every scanned file and write the ledger. Returns counts by status and reason."""
-    datasets = {dataset.id: dataset for dataset in run.datasets}
     older, place = _older_verdicts(run, found, work.path.parents[1])
-    parts = []
-    with ThreadPoolExecutor(run.config.workers) as pool:  # Pillow releases the GIL while it decodes
-        for start in range(0, len(found), BLOCK):
-            part = work.path / f".ledger-{start:09d}.parquet"
-            if not part_is_whole(part):
-                entries = [Entry(**row) for row in found.slice(start, BLOCK).to_pylist()]
-                places = place[start : start + BLOCK]
-                old = [Verdict(**row) if valid else None for row, valid in
-                       zip(older.take(places).to_pylist(), places.is_valid().to_pylist(), strict=True)]  # fmt: skip
-                own = [datasets[entry.dataset_id] for entry in entries]
-                rows = list(pool.map(judge, [run] * len(own), own, entries, old))
-                with atomic_path(part) as tmp:
-                    pq.write_table(pa.Table.from_pylist([asdict(row) for row in rows], schema=SCHEMA), tmp)
-                finish_part(part)
-            parts.append(part)
-            report(min(start + BLOCK, len(found)), len(found), "pictures judged")
+    parts = [work.path / f".ledger-{start:09d}.parquet" for start in range(0, len(found), BLOCK)]
+    for number, part in enumerate(parts):
+        block = slice(number * BLOCK, (number + 1) * BLOCK)
+        if not part_is_whole(part):
+            entries = [Entry(**row) for row in found[block].to_pylist()]
+            old, is_known = older.take(place[block]).to_pylist(), place[block].is_valid().to_pylist()
+            known = [Verdict(**row) if valid else None for row, valid in zip(old, is_known, strict=True)]
+            rows = _judge_block(run, entries, known, children)
+            with atomic_path(part) as tmp:
+                pq.write_table(pa.Table.from_pylist([asdict(row) for row in rows], schema=SCHEMA), tmp)
+            finish_part(part)
+        report(min(block.stop, len(found)), len(found), "pictures judged")
     beyond = np.zeros(len(found), bool)
     for dataset in run.datasets:
         if dataset.max_num_samples is not None:
@@ -236,9 +239,8 @@ def check_share(summary: dict[str, Any], max_rejected_share: float, ledger: Path
         )
 
 
-def judge(run: Run, dataset: ImageDataset, entry: Entry, known: Verdict | None = None) -> Row:
-    """The ledger's row of one file; `known`: what is known of its bytes already."""
-    verdict = known or (look(run, dataset, entry) if entry.reason is None else _refused(entry.reason))
+def judge(run: Run, dataset: ImageDataset, entry: Entry, verdict: Verdict) -> Row:
+    """The ledger's row of one file, of which its bytes said `verdict`."""
     captions = finished_captions(dataset, entry.captions, run.config.seed)
     reason = verdict.reason or (None if captions else "caption_missing")
     found = {key: value for key, value in asdict(verdict).items() if key != "reason"}
@@ -250,6 +252,8 @@ def judge(run: Run, dataset: ImageDataset, entry: Entry, known: Verdict | None =
 
 def look(run: Run, dataset: ImageDataset, entry: Entry) -> Verdict:
     """Judge a picture's bytes: header, size, one decode, and the face if crops are placed by it."""
+    if entry.reason is not None:
+        return _refused(entry.reason)
     data = _read_again(dataset, entry)
     if data is None:
         return _refused("changed_while_reading")
@@ -271,6 +275,26 @@ def look(run: Run, dataset: ImageDataset, entry: Entry) -> Verdict:
     except Unreadable as error:
         return _refused(error.reason, str(error), known)
     return Verdict(**known, stage1_reason=reasons[1], stage2_reason=reasons[2])
+
+
+def _judge_block(run: Run, entries: list[Entry], known: list[Verdict | None], children: Children) -> list[Row]:
+    """The rows of some files; what is not known of them is looked up in child processes, which a picture may kill."""
+    datasets = {dataset.id: dataset for dataset in run.datasets}
+    unknown = [(run, datasets[entry.dataset_id], entry) for entry, verdict in zip(entries, known, strict=True)
+               if verdict is None]  # fmt: skip
+    looked = (_verdict(answer) for answer in children.map(_look, unknown))
+    verdicts = [next(looked) if verdict is None else verdict for verdict in known]
+    return [
+        judge(run, datasets[entry.dataset_id], entry, verdict) for entry, verdict in zip(entries, verdicts, strict=True)
+    ]
+
+
+def _verdict(answer: Verdict | Lost) -> Verdict:
+    return _refused(answer.reason, answer.detail) if isinstance(answer, Lost) else answer
+
+
+def _look(job: tuple[Run, ImageDataset, Entry]) -> Verdict:
+    return look(*job)
 
 
 def _refused(reason: str, detail: str | None = None, known: dict[str, Any] | None = None) -> Verdict:

@@ -9,6 +9,7 @@ any order, by any number of workers, and again after a kill.
 import shutil
 from collections import defaultdict
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -156,7 +157,7 @@ def finish_pixels(layout: Layout, results: list[ShardResult], work: WorkDir) -> 
     for name, digest in layout.kept.items():
         _link(layout.older, name, digest, work.path / name)
     pictures = _write_rows(layout, work.path / ROWS_FILE)
-    _save_sheet(work.path)
+    _save_sheet(layout, work.path)
     rows = sum(len(files) for files, _ in layout.places)
     return {
         "shards": len(layout.files),
@@ -173,9 +174,10 @@ def read_row_list(pixels: Path) -> pa.Table:
     return pa.ipc.open_file(pa.memory_map(str(pixels / ROWS_FILE))).read_all()
 
 
-def shard_files(pixels: Path, stage: Stage | None = None) -> list[Path]:
-    """The Parquet files in a pixel artifact's directory (of one stage, for the eval set), in the order of their numbers."""
-    return sorted(pixels.glob(f"stage{stage or '*'}-*.parquet"))  # not the dot files that a killed writer left
+def shard_files(pixels: Artifact, stage: Stage | None = None) -> list[Path]:
+    """The Parquet files of a pixel artifact (of one stage, for the eval set), in the order of their numbers."""
+    names = sorted(entry["path"] for entry in pixels.manifest["files"])
+    return [pixels.path / name for name in names if fnmatch(name, f"stage{stage or '*'}-*.parquet")]
 
 
 def eval_ids(eval_set: Artifact) -> frozenset[str]:
@@ -248,11 +250,11 @@ class _OlderRows:
     @classmethod
     def read(cls, older: Artifact | None) -> "_OlderRows":
         none = np.zeros(1, np.int64)  # so that there is something to index with -1
-        if older is None:
+        recorded = {entry["path"]: entry["sha256"] for entry in older.manifest["files"]} if older else {}
+        if older is None or not _is_as_recorded(older.path / ROWS_FILE, recorded):
             return cls((), {}, none, np.empty(0, np.uint64), none[:0], none.astype(np.int32), none.astype(np.int32))
-        table, files = read_row_list(older.path), shard_files(older.path)
-        recorded = {entry["path"]: entry["sha256"] for entry in older.manifest["files"]}
-        digests = {file.name: recorded[file.name] for file in files if sha256_file(file) == recorded.get(file.name)}
+        table, files = read_row_list(older.path), shard_files(older)
+        digests = {file.name: recorded[file.name] for file in files if _is_as_recorded(file, recorded)}
         whole = np.array([file.name in digests for file in files])
         rows_in = np.array(
             [pq.read_metadata(file).num_rows if good else 0 for file, good in zip(files, whole, strict=True)]
@@ -279,12 +281,16 @@ class _OlderRows:
         return kept if small.sum() <= MAX_SMALL else kept & ~small
 
 
+def _is_as_recorded(file: Path, recorded: dict[str, str]) -> bool:
+    return file.is_file() and sha256_file(file) == recorded[file.name]
+
+
 def _copy_rows(older: Artifact, copies: np.ndarray, pixels: list[np.ndarray], methods: list[str]) -> None:
     """Fill in the rows that an older artifact has."""
     numbers = np.flatnonzero(copies >= 0)
     rows = read_row_list(older.path).select(["file", "place"])
     files, places = (rows[name].to_numpy()[copies[numbers]] for name in ("file", "place"))
-    paths = shard_files(older.path)
+    paths = shard_files(older)
     for file in np.unique(files):
         shard, old_rows = open_shard(paths[file]), read_rows(paths[file])
         for number, place in zip(numbers[files == file], places[files == file], strict=True):
@@ -331,12 +337,12 @@ def _write_rows(layout: Layout, path: Path) -> int:
     return len(np.unique(np.concatenate(seen)))
 
 
-def _save_sheet(out: Path) -> None:
+def _save_sheet(layout: Layout, out: Path) -> None:
     """A contact sheet of the first crops, for the eye: 32 of 64 px, 16 of 256 px."""
-    rows, files = read_row_list(out).slice(0, SHEET_CROPS).to_pylist(), shard_files(out)
+    rows = read_row_list(out).slice(0, SHEET_CROPS).to_pylist()
     large = min(rows[0]["width"], rows[0]["height"]) > SHEET_CELL_PX
     count, cell = (SHEET_CROPS // 2, 2 * SHEET_CELL_PX) if large else (SHEET_CROPS, SHEET_CELL_PX)
-    shown = [open_shard(files[row["file"]])[row["place"]] for row in rows[:count]]
+    shown = [open_shard(out / layout.files[row["file"]])[row["place"]] for row in rows[:count]]
     save_picture(contact_sheet(shown, 8, cell), out / SHEET)
 
 

@@ -18,7 +18,7 @@ from deepfloyd_core.errors import DataError
 from deepfloyd_core.files import sha256_bytes
 from deepfloyd_core.flavours import Stage
 from deepfloyd_core.geometry import Crop
-from deepfloyd_core.image_index import SCHEMA, Entry, Row, judge, sample_order
+from deepfloyd_core.image_index import SCHEMA, Entry, Row, judge, look, sample_order
 from deepfloyd_core.pictures import decode_rgb
 from deepfloyd_core.plan import PICTURE, Planned, plan_pictures
 from deepfloyd_core.scan import scan
@@ -62,7 +62,7 @@ def _chosen(run: Run, count: int) -> list[Shown]:
         dataset = datasets[entry.dataset_id]
         if len(shown) == count or taken[dataset.id] == dataset.max_num_samples:
             continue
-        row = judge(run, dataset, entry)
+        row = judge(run, dataset, entry, look(run, dataset, entry))
         fit: dict[Stage, bool] = {1: row.stage1_reason is None, 2: row.stage2_reason is None}
         stages = [stage for stage in run.config.stages if row.status == "accepted" and fit[stage]]
         if stages:

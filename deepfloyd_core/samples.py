@@ -101,9 +101,7 @@ def _texts(job: Job, prompts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
 
 def _ticker(job: Job, wanted: list[tuple[str, int]]) -> Callable[[int], None]:
     """Report every sampled picture against the number that this job will sample."""
-    held_out = (
-        sum(len(read_rows(file)) for file in shard_files(job.inputs["eval_set"].path, 2)) if job.config.stage2 else 0
-    )
+    held_out = sum(len(read_rows(file)) for file in shard_files(job.inputs["eval_set"], 2)) if job.config.stage2 else 0
     first = len(wanted) if job.config.stage1 else 0
     second = min(first, job.config.num_upscaled_images) if job.config.stage2 else 0
     total, done = len(VARIANTS) * (first + second + held_out), 0
@@ -154,7 +152,7 @@ def _save(
 
 def _measure_stage2(job: Job, sampled: Callable[[int], None]) -> dict[str, Any]:
     """PSNR (dB, mean over the held-out pictures) of bilinear, untuned and tuned, and the sheet that shows them."""
-    truth = [_held_out(file) for file in shard_files(job.inputs["eval_set"].path, 2)]  # one file, and one batch, a size
+    truth = [_held_out(file) for file in shard_files(job.inputs["eval_set"], 2)]  # one file, and one batch, a size
     small = [low_res(to_model_range(torch.from_numpy(pixels))) for pixels, _ in truth]
     made = {"bilinear": [_enlarged(part) for part in small]}
     for variant in VARIANTS:

@@ -230,7 +230,7 @@ def _eval_losses(setup: Setup, eval_set: Any) -> tuple[float, float]:
     setup.unet.eval()
     totals = {"base": 0.0, "tuned": 0.0}
     count = 0
-    for file in shard_files(eval_set.path, setup.stage):
+    for file in shard_files(eval_set, setup.stage):
         for picture, row in zip(open_shard(file), read_rows(file), strict=True):
             for t in EVAL_TIMESTEPS:
                 x_0 = to_model_range(torch.from_numpy(picture.copy())[None])

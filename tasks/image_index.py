@@ -5,7 +5,7 @@ from prefect.cache_policies import NO_CACHE
 
 from deepfloyd_core.artifacts import Artifact, materialise
 from deepfloyd_core.config import Run
-from deepfloyd_core.image_index import INDEX_FILE, build_index, check_share, index_request
+from deepfloyd_core.image_index import INDEX_FILE, build_index, check_share, index_request, judges
 from deepfloyd_core.scan import scan
 from tasks.progress import progress
 from tasks.publish import publish_index
@@ -14,10 +14,10 @@ from tasks.publish import publish_index
 @task(name="image_index", cache_policy=NO_CACHE)
 def image_index(run: Run) -> Artifact:
     """Every input file as one row. Raises DataError when there are none, or too many are rejected."""
-    with progress("image index") as report:
+    with progress("image index") as report, judges(run) as children:
         found = scan(run, report)
         index, _ = materialise(
-            run.workspace, index_request(run, found), lambda work: build_index(run, found, work, report)
+            run.workspace, index_request(run, found), lambda work: build_index(run, found, children, work, report)
         )
     publish_index(index)
     check_share(index.summary, run.config.max_rejected_share, index.path / INDEX_FILE)

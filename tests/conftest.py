@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from deepfloyd_core.artifacts import Artifact, WorkDir, materialise
+from deepfloyd_core.children import Children, Limits
 from deepfloyd_core.config import Run, load_run
 from deepfloyd_core.flavours import Stage
 from deepfloyd_core.image_index import INDEX_FILE, build_index, check_share, index_request
@@ -144,6 +145,7 @@ class DataWorld:
     """A folder of pictures with its data file and run file, and the data stages as the tasks chain them."""
 
     folder: Path
+    children: Children
 
     def add(self, name: str, picture: "Image.Image | np.ndarray | bytes", caption: str | None = "a caption") -> Path:
         """Put one file (an array or picture is saved in the format of its name) and its caption into `pictures`."""
@@ -173,7 +175,7 @@ class DataWorld:
         """The image index, checked against the limit of rejects."""
         found = scan(run)
         request = index_request(run, found)
-        index, _ = materialise(run.workspace, request, lambda work: build_index(run, found, work))
+        index, _ = materialise(run.workspace, request, lambda work: build_index(run, found, self.children, work))
         check_share(index.summary, run.config.max_rejected_share, index.path / INDEX_FILE)
         return index
 
@@ -196,17 +198,24 @@ class DataWorld:
         return finish_pixels(layout, results, work)
 
 
+@pytest.fixture(scope="session")
+def children() -> Iterator[Children]:
+    """Two processes that judge pictures, for all tests: starting them takes half a second."""
+    with Children(2, Limits(), ("deepfloyd_core.image_index",)) as children:
+        yield children
+
+
 @pytest.fixture
-def world(tmp_path: Path) -> DataWorld:
+def world(tmp_path: Path, children: Children) -> DataWorld:
     """An empty world of pictures."""
     (tmp_path / "pictures").mkdir()
-    return DataWorld(tmp_path)
+    return DataWorld(tmp_path, children)
 
 
 @pytest.fixture(scope="session")
-def new_world() -> Callable[[Path], DataWorld]:
+def new_world(children: Children) -> Callable[[Path], DataWorld]:
     """Make further worlds, for fixtures of a wider scope."""
-    return DataWorld
+    return lambda folder: DataWorld(folder, children)
 
 
 @pytest.fixture(scope="session")

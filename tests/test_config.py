@@ -87,6 +87,8 @@ RUN_BOUNDS: dict[str, tuple[type, float | None, float | None]] = {
     "num_validation_images": (int, 1, 4096),
     "num_upscaled_images": (int, 1, 4096),
     "workers": (int, 1, 256),
+    "decode_memory_mib": (int, 256, None),
+    "decode_timeout_s": (float, 5e-324, 86_400),
     "num_threads": (int, 1, None),
 }
 DATA_BOUNDS: dict[str, tuple[type, float | None, float | None]] = {
