@@ -39,6 +39,7 @@ def make_sampler(
     pipeline = stock_pipeline(folder, stage, unet, scheduler)
     if lora is not None:
         pipeline.load_lora_weights(lora, adapter_name=ADAPTER)
+    pipeline.unet.to(memory_format=torch.channels_last)  # 0.7 of the time on a CPU; results differ in their last bits
     return Sampler(stage, settings, pipeline.to(device), device, sampled)
 
 

@@ -43,9 +43,6 @@ def _figures(printed: str) -> dict[str, float]:
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(
-    strict=False, reason="0.91 of 32 samples with these settings; not yet seen through the whole pipeline"
-)
 def test_the_demo_teaches_stage1_the_new_concept(demo: tuple[Path, str]) -> None:
     workspace, printed = demo
     assert str(workspace / "lora_bundle" / find_version(workspace, "latest").bundle) in printed
@@ -55,7 +52,6 @@ def test_the_demo_teaches_stage1_the_new_concept(demo: tuple[Path, str]) -> None
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(strict=False, reason="31.97 dB against bilinear's 31.93 dB: a tie")
 def test_the_demo_makes_stage2_better_than_bilinear_and_untuned(demo: tuple[Path, str]) -> None:
     figures = _figures(demo[1])
     assert figures["psnr tuned"] > figures["psnr bilinear"]
