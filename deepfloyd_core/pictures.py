@@ -169,14 +169,22 @@ def _orientation(picture: Image.Image) -> int:
 def _load(picture: Image.Image, data: bytes) -> None:
     try:
         picture.load()
+    except MemoryError:
+        raise _too_large(picture) from None
     except PIXEL_ERRORS as error:
         cut = "truncated" in str(error).lower() or _is_cut(data)
         raise Unreadable("truncated" if cut else "corrupt", f"{type(error).__name__}: {error}") from None
 
 
+def _too_large(picture: Image.Image) -> Unreadable:
+    return Unreadable("out_of_memory", f"{picture.width}x{picture.height} px do not fit into the memory that is left")
+
+
 def _convert(picture: Image.Image, profile: bytes | None, background: tuple[int, int, int]) -> Image.Image:
     try:
         return _to_rgb(picture, profile, background)
+    except MemoryError:
+        raise _too_large(picture) from None
     except PIXEL_ERRORS as error:
         raise Unreadable("corrupt", f"{type(error).__name__}: {error}") from None
 
