@@ -21,7 +21,7 @@ demo: setup
 
 # The unit suite: under 3 minutes on 2 cores.
 test: setup
-	$(BIN)/python -P -m pytest -m 'not slow'
+	$(BIN)/python -P -m pytest -m 'not slow' -n auto --dist loadfile
 
 # What takes minutes: killed runs, a browser on the UI, the demo's learning figures.
 test-slow: setup
