@@ -1,0 +1,87 @@
+"""What a data set that did not change, or grew by 1 %, costs: `python -P benchmarks/growing.py 1e5`.
+
+Small JPEGs of noise, each with a caption beside it, through scan, index and Stage I's pixels in one process, as the tasks
+chain them. Small pictures are the hard case: a photograph of 3 megapixels takes 20 times as long the first time, and no
+longer the second.
+"""
+
+import argparse
+import io
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from deepfloyd_core.artifacts import Artifact, WorkDir, materialise
+from deepfloyd_core.config import Run, load_run
+from deepfloyd_core.flavours import Stage
+from deepfloyd_core.image_index import build_index, index_request, judges
+from deepfloyd_core.pixels import build_shard, finish_pixels, pixels_request, plan_shards
+from deepfloyd_core.scan import scan
+
+STAGE: Stage = 1
+
+
+def add(folder: Path, numbers: range) -> None:
+    """Pictures of 96 x 80 px, a thousand to a folder."""
+    for number in numbers:
+        path = folder / f"{number // 1000:04d}" / f"{number:08d}.jpg"
+        path.parent.mkdir(exist_ok=True)
+        picture = np.random.default_rng(number).integers(0, 256, (80, 96, 3), dtype=np.uint8)
+        buffer = io.BytesIO()
+        Image.fromarray(picture).save(buffer, "JPEG", quality=85)
+        path.write_bytes(buffer.getvalue())
+        path.with_suffix(".txt").write_text(f"caption {number % 1000}\n")
+
+
+def prepare(run: Run) -> tuple[Artifact, Artifact]:
+    """Index and pixels, as `deepfloyd prepare` makes them."""
+
+    def build(work: WorkDir) -> dict[str, Any]:
+        layout = plan_shards(run, index, STAGE, work)
+        return finish_pixels(layout, [build_shard(shard, work.path, layout.older) for shard in layout.made], work)
+
+    with judges(run) as children:
+        found = scan(run)
+        index, _ = materialise(
+            run.workspace, index_request(run, found), lambda work: build_index(run, found, children, work)
+        )
+    return index, materialise(run.workspace, pixels_request(run, index, STAGE), build)[0]
+
+
+def main() -> None:
+    """Print the seconds of a first run, of one over the same files, and of one with 1 % more."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("pictures", type=float, nargs="?", default=1e4)
+    count = int(parser.parse_args().pictures)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        pictures = folder / "pictures"
+        pictures.mkdir()
+        entry = {"id": "set", "type": "local", "instance_data_dir": str(pictures), "caption_strategy": "textfile"}
+        (folder / "data.json").write_text(json.dumps([entry]))
+        keys = {"workspace": str(folder / "workspace"), "data_backend_config": str(folder / "data.json")}
+        (folder / "run.json").write_text(json.dumps({**keys, "stage1": {"model_flavour": "tiny-i"}}))
+        run = load_run(folder / "run.json")
+        add(pictures, range(count))
+        time.sleep(2.5)  # so that the files are old enough to be trusted
+        first = 0.0
+        for title in ("first run", "nothing changed", "1 % more"):
+            if title == "1 % more":
+                add(pictures, range(count, count + count // 100))
+            started = time.perf_counter()
+            index, pixels = prepare(run)
+            seconds = time.perf_counter() - started
+            first = first or seconds
+            judged, decoded = index.summary["judged_now"], pixels.summary["decoded"]
+            print(
+                f"{title:<16} {seconds:8.2f} s  {seconds / first:7.2%}  judged {judged}, decoded {decoded}", flush=True
+            )
+
+
+if __name__ == "__main__":
+    main()
