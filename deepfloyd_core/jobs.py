@@ -36,7 +36,6 @@ JOBS = {
 POLL_S = 0.1
 STOP_GRACE_S = 60.0  # how long a job may take to write its last checkpoint
 _PR_SET_PDEATHSIG = 1
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # of glibc's mallopt
 
 
 @dataclass(frozen=True)
@@ -127,7 +126,6 @@ def main(name: str, folder: str) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     request = json.loads((out / f".job-{name}.request").read_bytes())
     _die_with_parent(request["parent"])
-    _keep_freed_memory()
     signal.signal(signal.SIGTERM, _on_sigterm)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent then sends SIGTERM
     progress = (out / f".job-{name}.progress").open("w")
@@ -156,13 +154,6 @@ def main(name: str, folder: str) -> int:
 def _on_sigterm(number: int, frame: FrameType | None) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough; the checkpoint being written must not be cut
     raise Stop
-
-
-def _keep_freed_memory() -> None:
-    """Let glibc keep large freed blocks: given back to the kernel and faulted in again, they cost 8 % of a CPU step."""
-    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
-        for option, value in ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, 64 << 20)):
-            libc.mallopt(option, value)
 
 
 def _die_with_parent(parent: int) -> None:

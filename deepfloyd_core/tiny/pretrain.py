@@ -48,7 +48,7 @@ class Phase:
 
 
 STAGE1_PHASES: tuple[Phase, ...] = (Phase(32, 24, 900, 2e-3), Phase(64, 8, 500, 8e-4), Phase(64, 12, 900, 1.2e-3))
-STAGE1_PHASES += (Phase(64, 12, 1000, 1.2e-3, strange=0.35), Phase(64, 12, 1500, 1.2e-3, strange=0.5))
+STAGE1_PHASES += (Phase(64, 12, 1000, 1.2e-3, strange=0.35), Phase(64, 12, 900, 1.2e-3, strange=0.5))
 STAGE2_PHASES: tuple[Phase, ...] = (Phase(64, 12, 800, 2e-3), Phase(128, 4, 500, 8e-4), Phase(256, 2, 300, 5e-4))
 # Then mostly low noise levels: a fine low-res says what to paint, and only so can a small model learn to copy it exactly.
 STAGE2_PHASES += (
