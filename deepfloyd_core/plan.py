@@ -90,7 +90,7 @@ def write_plan(run: Run, index: Artifact, stage: Stage, folder: Path) -> list[Si
 
 def by_dataset(run: Run, pictures: pa.Table) -> Iterator[tuple[ImageDataset, pa.Table]]:
     """A table's rows, data set by data set; at most so many at a time that their passes fit ROWS_AT_ONCE."""
-    for dataset in run.datasets:
+    for dataset in sorted(run.datasets, key=lambda dataset: dataset.id):  # their order in the data file means nothing
         own = pictures.filter(pc.equal(pictures["dataset_id"], dataset.id))
         step = max(1, ROWS_AT_ONCE // (dataset.repeats + 1))
         for start in range(0, len(own), step):

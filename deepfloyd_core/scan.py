@@ -102,35 +102,31 @@ def _scan_dataset(run: Run, dataset: ImageDataset, report: Report) -> pa.Table:
     old = _read_notes(notes)
     place = pc.index_in(listed["source"], value_set=old["source"].combine_chunks())
     known = old.take(place)
-    same = _equal_stamps(listed["stamp"], known["stamp"])
+    same = _equal_stamps(listed["stamp"], known["stamp"]) & pc.is_valid(known["sha256"]).to_numpy()
     to_read = np.flatnonzero(~same & pc.is_null(listed["reason"]).to_numpy())
     sources = listed["source"].take(to_read).to_pylist()
     read = list(_read_all(root, sources, run.config.workers, report))
 
-    hashes = _merged(known["sha256"], to_read, pa.array([sha for _, sha in read], pa.string()))
+    hashes = _merged(_where(same, known["sha256"]), to_read, pa.array([sha for _, sha in read], pa.string()))
     sizes = listed["bytes"].to_numpy().copy()
     sizes[to_read] = [size for size, _ in read]
     lost = pc.and_(pc.is_null(hashes), pc.is_null(listed["reason"]))
     reasons = pc.if_else(lost, "unreadable", listed["reason"])
-    captions = _captions(dataset, listed, reasons, known)
-    new = pa.table([listed["source"], listed["stamp"], hashes, listed["text_stamp"], captions], schema=_NOTES)
+
+    usable = pc.is_null(reasons).to_numpy()
+    beside = dataset.caption_strategy == "textfile" and not dataset.only_instance_prompt
+    same = usable & beside & _equal_stamps(listed["text_stamp"], known["text_stamp"])
+    wanted = np.flatnonzero(usable & ~same)
+    texts = raw_captions(dataset, listed["source"].take(wanted).to_pylist())
+    captions = _merged(_where(same, known["captions"]), wanted, pa.array(texts, _TEXTS))
+    # Only texts that lie beside the pictures are worth a note: any others would be taken for them by the next scan.
+    stamps = listed["text_stamp"] if beside else pa.repeat("", len(listed))
+    noted = captions if beside else pa.nulls(len(listed), _TEXTS)
+    new = pa.table([listed["source"], listed["stamp"], hashes, stamps, noted], schema=_NOTES)
     if not new.equals(old):
         _write_notes(notes, new)
     ids = pa.repeat(dataset.id, len(listed))
     return pa.table([ids, listed["source"], sizes, hashes, captions, reasons], schema=SCAN)
-
-
-def _captions(dataset: ImageDataset, listed: pa.Table, reasons: pa.ChunkedArray, known: pa.Table) -> pa.ChunkedArray:
-    """The raw texts of every picture; files of texts that did not change are not read again."""
-    usable = pc.is_null(reasons).to_numpy()
-    beside = dataset.caption_strategy == "textfile" and not dataset.only_instance_prompt
-    same = _equal_stamps(listed["text_stamp"], known["text_stamp"]) if beside else np.zeros(len(listed), bool)
-    wanted = np.flatnonzero(usable & ~same)
-    sources = listed["source"].take(wanted).to_pylist()
-    if not beside:
-        every = pa.nulls(len(listed), _TEXTS)
-        return _merged(every, wanted, pa.array(raw_captions(dataset, sources), _TEXTS))
-    return _merged(known["captions"], wanted, pa.array(raw_captions(dataset, sources), _TEXTS))
 
 
 def _equal_stamps(now: pa.ChunkedArray, then: pa.ChunkedArray) -> np.ndarray:
@@ -138,12 +134,16 @@ def _equal_stamps(now: pa.ChunkedArray, then: pa.ChunkedArray) -> np.ndarray:
     return np.asarray(pc.fill_null(same, False).to_numpy())
 
 
-def _merged(old: Any, places: np.ndarray, new: pa.Array) -> pa.ChunkedArray:
+def _where(mask: np.ndarray, column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """A column of any type with null where the mask is false."""
+    return column.take(pa.array(np.arange(len(mask)), mask=~mask))
+
+
+def _merged(old: pa.ChunkedArray, places: np.ndarray, new: pa.Array) -> pa.ChunkedArray:
     """`old` with the values at `places` replaced by `new`; for columns of any type."""
     take = np.arange(len(old))
     take[places] = len(old) + np.arange(len(new))
-    chunks = old.chunks if isinstance(old, pa.ChunkedArray) else [old]
-    return pa.chunked_array([*chunks, new]).take(take)
+    return pa.chunked_array([*old.chunks, new]).take(take)
 
 
 def _read_all(root: Path, sources: list[str], workers: int, report: Report) -> Iterator[tuple[int, str | None]]:

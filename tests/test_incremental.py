@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from deepfloyd_core import scan as scanning
 from deepfloyd_core.artifacts import Artifact, verify_artifact
@@ -119,6 +120,65 @@ def test_a_caption_that_changed_comes_or_goes_is_seen(world: Any) -> None:
     assert captions() is None
     path.with_suffix(".txt").write_text("three")
     assert captions() == ["three"]
+
+
+def test_captions_of_another_strategy_are_not_taken_for_the_texts_beside_the_pictures(world: Any) -> None:
+    world.add("a name.png", noise(0), "a text")
+
+    def captions(**keys: Any) -> Any:
+        return scan(world.load(keys, stages=(1,)))["captions"].to_pylist()
+
+    for _ in range(2):
+        assert captions(caption_strategy="filename") == [["a name"]]
+        assert captions(caption_strategy="textfile") == [["a text"]]
+        prompts = {"caption_strategy": "textfile", "instance_prompt": "sks", "only_instance_prompt": True}
+        assert captions(**prompts) == [["sks"]]
+
+
+@pytest.mark.parametrize("harm", ["pipe", "link out of the root", "no longer readable"])
+def test_of_a_picture_that_became_something_else_nothing_is_remembered(
+    world: Any, monkeypatch: pytest.MonkeyPatch, harm: str
+) -> None:
+    path = world.add("a.png", noise(0), "a text")
+    world.add("b.png", noise(1))
+    run = world.load(stages=(1,))
+    scan(run)
+    path.unlink()
+    if harm == "pipe":
+        os.mkfifo(path)
+    elif harm == "link out of the root":
+        path.symlink_to("/etc/hostname")
+    else:
+        path.write_bytes(b"new")
+        real = Path.read_bytes
+
+        def refusing(self: Path) -> bytes:
+            if self.name == "a.png":
+                raise PermissionError
+            return real(self)
+
+        monkeypatch.setattr(Path, "read_bytes", refusing)
+    row = scan(run).to_pylist()[0]
+    assert (row["source"], row["sha256"], row["captions"]) == ("a.png", None, None)
+    with_notes = scan(run)
+    shutil.rmtree(run.workspace / ".scan")
+    assert scan(run).equals(with_notes)
+
+
+def test_the_order_of_the_data_sets_in_their_file_changes_no_row(world: Any) -> None:
+    entries = []
+    for name in ("one", "two"):
+        folder = world.folder / name
+        folder.mkdir()
+        for number in range(3):
+            Image.fromarray(noise(number + len(name) * ord(name[0]))).save(folder / f"{number}.png")
+        entries.append({"id": name, "instance_data_dir": str(folder), "caption_strategy": "filename"})
+    rows = []
+    for order in (entries, entries[::-1]):
+        run = world.load(*order, stages=(1,))
+        rows.append(live_rows(world.pixels(run, world.index(run), 1)))
+        shutil.rmtree(run.workspace)
+    assert rows[0] == rows[1]
 
 
 def test_a_young_file_is_not_trusted(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
