@@ -48,7 +48,7 @@ def test_a_picture_that_takes_too_much_memory_is_a_row(world: Any, new_world: An
         world.add(f"{number}.png", good(number))
     world.add("large.png", png(9000, 9000))
     run = world.load(stages=(1,))
-    with Children(2, Limits(memory_mib=256), ("deepfloyd_core.image_index",)) as small:
+    with Children(2, Limits(memory_mib=128), ("deepfloyd_core.image_index",)) as small:
         found = reasons(type(world)(world.folder, small), run)
     assert found.pop("large.png") == "out_of_memory"
     assert set(found.values()) == {None}
