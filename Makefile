@@ -19,13 +19,16 @@ demo: setup
 	@$(BIN)/deepfloyd run flows/configs/demo.toml
 	@echo "Prefect UI             make ui, then http://127.0.0.1:4200/runs"
 
+# Files go to the cores in the order in which tests/conftest.py puts them: the longest first.
+SPREAD := -n auto --dist loadfile --no-loadscope-reorder
+
 # The unit suite: under 3 minutes on 2 cores.
 test: setup
-	$(BIN)/python -P -m pytest -m 'not slow' -n auto --dist loadfile
+	$(BIN)/python -P -m pytest -m 'not slow' $(SPREAD)
 
 # What takes minutes: killed runs, a browser on the UI, the demo's learning figures.
 test-slow: setup
-	$(BIN)/python -P -m pytest -m slow
+	$(BIN)/python -P -m pytest -m slow $(SPREAD)
 
 test-all: test test-slow
 

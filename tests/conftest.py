@@ -134,6 +134,14 @@ def make_small_run(folder: Path, pictures: int = 8) -> SmallRun:
     return run
 
 
+_LONGEST = ("test_demo", "test_training", "test_flows", "test_killed_runs", "test_tiny_cascade", "test_options")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files that take longest come first, so that no core waits for the other at the end."""
+    items.sort(key=lambda item: _LONGEST.index(item.path.stem) if item.path.stem in _LONGEST else len(_LONGEST))
+
+
 @pytest.fixture
 def small_run(tmp_path: Path) -> SmallRun:
     """A fresh small run."""

@@ -120,7 +120,8 @@ def test_the_exported_scheduler_has_a_fixed_variance(loras: dict[int, Artifact])
         assert config["variance_type"] == "fixed_small"
 
 
-@pytest.mark.parametrize("stage", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [1, 2])
 def test_a_trainer_killed_again_and_again_makes_the_same_bytes(
     world: tuple[Run, dict[str, Artifact]], loras: dict[int, Artifact], tmp_path: Path, stage: Stage
 ) -> None:
