@@ -26,9 +26,10 @@ SPREAD := -n auto --dist loadfile --no-loadscope-reorder
 test: setup
 	$(BIN)/python -P -m pytest -m 'not slow' $(SPREAD)
 
-# What takes minutes: killed runs, a browser on the UI, the demo's learning figures.
+# What takes minutes: the demo's learning figures (it uses all cores itself), killed runs, a browser on the UI.
 test-slow: setup
-	$(BIN)/python -P -m pytest -m slow $(SPREAD)
+	$(BIN)/python -P -m pytest -m slow tests/test_demo.py
+	$(BIN)/python -P -m pytest -m slow --ignore=tests/test_demo.py $(SPREAD)
 
 test-all: test test-slow
 

@@ -7,10 +7,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from deepfloyd_core.children import Children, Limits
+from deepfloyd_core.image_index import Entry, Verdict, look
 from deepfloyd_core.pictures import Unreadable, check_decodes
 
 PYTHON = ctypes.PyDLL(None)  # calls that keep the interpreter to themselves, as a decoder does
@@ -95,3 +97,13 @@ def hang_forever(note: str) -> None:
             yield from ("hang", "hang")
 
         list(children.map(die, ways()))
+
+
+def killed_by_name(job: tuple[Any, Any, Entry]) -> Verdict:
+    """Stands for a decoder's bug: the picture's name says how it ends."""
+    name = Path(job[2].source).name
+    if name.startswith("kill"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    if name.startswith("crash"):
+        os.abort()
+    return look(*job)

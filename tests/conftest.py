@@ -134,7 +134,7 @@ def make_small_run(folder: Path, pictures: int = 8) -> SmallRun:
     return run
 
 
-_LONGEST = ("test_demo", "test_training", "test_flows", "test_killed_runs", "test_tiny_cascade", "test_options")
+_LONGEST = ("test_training", "test_flows", "test_killed_runs", "test_tiny_cascade", "test_options")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

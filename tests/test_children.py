@@ -1,7 +1,6 @@
 """Functions in child processes: real processes, real signals; what one item does to its child is lost, nothing else."""
 
 import contextlib
-import importlib
 import io
 import itertools
 import os
@@ -12,8 +11,8 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from types import ModuleType
 
+import child_functions as functions
 import numpy as np
 import psutil
 import pytest
@@ -30,14 +29,7 @@ PRELOAD = ("child_functions",)
 
 
 @pytest.fixture(scope="module")
-def functions() -> Iterator[ModuleType]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(FOLDER))
-        yield importlib.import_module("child_functions")
-
-
-@pytest.fixture(scope="module")
-def children(functions: ModuleType) -> Iterator[Children]:
+def children() -> Iterator[Children]:
     with Children(2, LIMITS, PRELOAD) as pool:
         yield pool
 
@@ -83,7 +75,7 @@ def hanging_program(tmp_path: Path) -> "tuple[subprocess.Popen[str], list[psutil
     return process, processes
 
 
-def test_results_come_in_the_order_of_the_items(children: Children, functions: ModuleType) -> None:
+def test_results_come_in_the_order_of_the_items(children: Children) -> None:
     naps = [0.1, 0.0, 0.05, *[0.0] * 200, 0.02]
     assert list(children.map(functions.nap, naps)) == naps
 
@@ -98,11 +90,11 @@ def test_results_come_in_the_order_of_the_items(children: Children, functions: M
         ("sys.exit", "the child process ended with exit code 1"),
     ],
 )
-def test_a_death_costs_its_item_and_is_named(children: Children, functions: ModuleType, way: str, detail: str) -> None:
+def test_a_death_costs_its_item_and_is_named(children: Children, way: str, detail: str) -> None:
     assert list(children.map(functions.die, ["a", way, "b"])) == ["A", Lost("killed_decoder", detail), "B"]
 
 
-def test_five_killers_among_two_hundred_items_are_the_only_ones_lost(children: Children, functions: ModuleType) -> None:
+def test_five_killers_among_two_hundred_items_are_the_only_ones_lost(children: Children) -> None:
     items = ["fine"] * 200
     for place, way in ((0, "abort"), (60, "SIGKILL"), (61, "segfault"), (130, "exit code"), (199, "SIGKILL")):
         items[place] = way
@@ -111,11 +103,11 @@ def test_five_killers_among_two_hundred_items_are_the_only_ones_lost(children: C
     assert results.count("FINE") == 195
 
 
-def test_a_child_that_died_of_bad_luck_costs_nothing(children: Children, functions: ModuleType, tmp_path: Path) -> None:
+def test_a_child_that_died_of_bad_luck_costs_nothing(children: Children, tmp_path: Path) -> None:
     assert all(isinstance(result, int) for result in children.map(functions.dies_where_told, [str(tmp_path)] * 20))
 
 
-def test_an_item_without_an_answer_in_time_is_lost_even_if_its_decoder_never_comes_back(functions: ModuleType) -> None:
+def test_an_item_without_an_answer_in_time_is_lost_even_if_its_decoder_never_comes_back() -> None:
     with Children(2, Limits(None, seconds=0.5), PRELOAD) as children:
         began = time.monotonic()
         results = list(children.map(functions.die, ["a", "hang", *"bcdefghijklm", "hang", "n"]))
@@ -124,7 +116,7 @@ def test_an_item_without_an_answer_in_time_is_lost_even_if_its_decoder_never_com
     assert results == ["A", lost, *"BCDEFGHIJKLM", lost, "N"]
 
 
-def test_the_clock_runs_for_an_item_and_not_for_its_chunk_nor_for_a_slow_consumer(functions: ModuleType) -> None:
+def test_the_clock_runs_for_an_item_and_not_for_its_chunk_nor_for_a_slow_consumer() -> None:
     with Children(1, Limits(None, seconds=0.4), PRELOAD) as children:
         results = children.map(functions.nap, [0.04] * 24)
         first = next(results)
@@ -132,7 +124,7 @@ def test_the_clock_runs_for_an_item_and_not_for_its_chunk_nor_for_a_slow_consume
         assert [first, *results] == [0.04] * 24
 
 
-def test_memory_above_the_limit_is_refused_inside_the_function(functions: ModuleType) -> None:
+def test_memory_above_the_limit_is_refused_inside_the_function() -> None:
     with Children(1, Limits(memory_mib=256), PRELOAD) as children:
         assert list(children.map(functions.allocate, [100, 1024, 100])) == ["100 MiB", "refused", "100 MiB"]
         # A function that does not expect it loses its item.
@@ -140,7 +132,7 @@ def test_memory_above_the_limit_is_refused_inside_the_function(functions: Module
         assert list(children.map(functions.allocate_rashly, [100, 1024, 100])) == ["100 MiB", lost, "100 MiB"]
 
 
-def test_an_endless_iterable_is_pulled_as_results_are_taken(children: Children, functions: ModuleType) -> None:
+def test_an_endless_iterable_is_pulled_as_results_are_taken(children: Children) -> None:
     pulled = itertools.count()
     results = children.map(functions.nap, (0.0 * next(pulled) for _ in itertools.repeat(None)))
     assert next(results) == 0
@@ -150,7 +142,7 @@ def test_an_endless_iterable_is_pulled_as_results_are_taken(children: Children, 
     assert next(pulled) <= 501 + 2 * 64 + 16
 
 
-def test_a_few_items_are_spread_over_all_children(functions: ModuleType) -> None:
+def test_a_few_items_are_spread_over_all_children() -> None:
     with Children(3, LIMITS, PRELOAD) as children:
         assert len(set(children.map(functions.process, range(6)))) == 3
 
@@ -165,7 +157,7 @@ def test_a_few_items_are_spread_over_all_children(functions: ModuleType) -> None
     ],
 )
 def test_what_the_function_raises_is_raised_as_itself_with_the_childs_traceback(
-    children: Children, functions: ModuleType, kind: str, error: type[Exception], message: str
+    children: Children, kind: str, error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message) as caught:
         list(children.map(functions.fail, [kind]))
@@ -176,19 +168,17 @@ def test_what_the_function_raises_is_raised_as_itself_with_the_childs_traceback(
     assert list(children.map(functions.nap, [0.0])) == [0.0]
 
 
-def test_an_exception_that_cannot_be_sent_is_told_in_words(children: Children, functions: ModuleType) -> None:
+def test_an_exception_that_cannot_be_sent_is_told_in_words(children: Children) -> None:
     with pytest.raises(RuntimeError, match=r"ValueError: <function fail.<locals>.<lambda>"):
         list(children.map(functions.fail, ["unsendable"]))
 
 
-def test_a_result_that_cannot_be_sent_is_an_error_and_not_a_lost_item(
-    children: Children, functions: ModuleType
-) -> None:
+def test_a_result_that_cannot_be_sent_is_an_error_and_not_a_lost_item(children: Children) -> None:
     with pytest.raises((TypeError, AttributeError), match="pickle"):
         list(children.map(functions.lambdas, [1]))
 
 
-def test_pictures_are_judged_in_children_as_they_are_here(functions: ModuleType) -> None:
+def test_pictures_are_judged_in_children_as_they_are_here() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
     files = []
     for kind in ("PNG", "JPEG", "WEBP", "AVIF", "GIF"):
@@ -210,7 +200,7 @@ def in_threads(*works: Callable[[], object]) -> None:
     assert not any(thread.is_alive() for thread in threads)
 
 
-def test_two_pools_work_at_once_in_threads_that_are_not_the_main_one(functions: ModuleType) -> None:
+def test_two_pools_work_at_once_in_threads_that_are_not_the_main_one() -> None:
     found = []
 
     def work() -> None:
@@ -222,7 +212,7 @@ def test_two_pools_work_at_once_in_threads_that_are_not_the_main_one(functions: 
     assert found == [["A", lost, "B"] * 5] * 2
 
 
-def test_children_outlive_the_thread_that_opened_them(functions: ModuleType) -> None:
+def test_children_outlive_the_thread_that_opened_them() -> None:
     with contextlib.ExitStack() as stack:
         opened = []
 
@@ -236,14 +226,14 @@ def test_children_outlive_the_thread_that_opened_them(functions: ModuleType) -> 
 
 
 def test_a_child_is_replaced_before_what_decoders_leak_adds_up(
-    children: Children, functions: ModuleType, monkeypatch: pytest.MonkeyPatch
+    children: Children, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "_LIFE", 2)
     assert len(set(children.map(functions.process, range(200)))) >= 5
     assert len(family(children)) <= 3
 
 
-def test_leaving_the_block_ends_children_that_hang(functions: ModuleType) -> None:
+def test_leaving_the_block_ends_children_that_hang() -> None:
     with Children(2, LIMITS, PRELOAD) as children:
         results = children.map(functions.die, ["a", "hang", "hang", *["a"] * 100])
         assert next(results) == "A"
@@ -255,7 +245,7 @@ def test_leaving_the_block_ends_children_that_hang(functions: ModuleType) -> Non
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
-def test_a_consumer_that_raises_leaves_no_child(functions: ModuleType, error: type[BaseException]) -> None:
+def test_a_consumer_that_raises_leaves_no_child(error: type[BaseException]) -> None:
     processes: list[psutil.Process] = []
     with pytest.raises(error), Children(2, LIMITS, PRELOAD) as children:
         for _ in children.map(functions.die, ["a", "hang", "hang", *["a"] * 100]):
@@ -264,7 +254,7 @@ def test_a_consumer_that_raises_leaves_no_child(functions: ModuleType, error: ty
     assert processes and not alive(processes)
 
 
-def test_an_iterable_that_raises_raises_here(children: Children, functions: ModuleType) -> None:
+def test_an_iterable_that_raises_raises_here(children: Children) -> None:
     def items() -> Iterator[float]:
         yield from [0.0] * 20
         raise OSError("the disk is gone")
@@ -274,7 +264,7 @@ def test_an_iterable_that_raises_raises_here(children: Children, functions: Modu
     assert list(children.map(functions.nap, [0.0])) == [0.0]
 
 
-def test_deaths_leave_no_open_file_behind(children: Children, functions: ModuleType) -> None:
+def test_deaths_leave_no_open_file_behind(children: Children) -> None:
     def open_files(items: list[str]) -> int:
         list(children.map(functions.die, items))
         return psutil.Process().num_fds()
@@ -283,23 +273,21 @@ def test_deaths_leave_no_open_file_behind(children: Children, functions: ModuleT
     assert open_files(["SIGKILL", "a"] * 10) <= before + 2  # one connection a child
 
 
-def test_a_parent_that_is_killed_leaves_no_child_even_if_they_hang(functions: ModuleType, tmp_path: Path) -> None:
+def test_a_parent_that_is_killed_leaves_no_child_even_if_they_hang(tmp_path: Path) -> None:
     process, processes = hanging_program(tmp_path)
     process.kill()
     process.communicate()
     assert wait_for(lambda: not alive(processes), 5)
 
 
-def test_a_starter_that_is_killed_takes_its_children_along_and_is_an_error(
-    functions: ModuleType, tmp_path: Path
-) -> None:
+def test_a_starter_that_is_killed_takes_its_children_along_and_is_an_error(tmp_path: Path) -> None:
     process, processes = hanging_program(tmp_path)
     processes[0].kill()
     assert "JobError: The process that starts the child processes is gone" in process.communicate(timeout=10)[1]
     assert wait_for(lambda: not alive(processes), 5)
 
 
-def test_ctrl_c_ends_the_parent_which_ends_the_children(functions: ModuleType, tmp_path: Path) -> None:
+def test_ctrl_c_ends_the_parent_which_ends_the_children(tmp_path: Path) -> None:
     process, processes = hanging_program(tmp_path)
     for child in processes:
         child.send_signal(signal.SIGINT)
