@@ -106,6 +106,7 @@ def test_tokenizer_spells_words_whole_and_any_ascii(stage1):
     assert stage1.tokenizer.unk_token_id not in stage1.tokenizer("what! a 3-d {cube} ~ $5?").input_ids
 
 
+@pytest.mark.slow
 def test_stage1_follows_the_colour_of_its_caption_and_knows_no_purple_star(stage1):
     how = measure.Sampling(steps=12)
     captions = list(world.BASE_CAPTIONS)
@@ -115,6 +116,7 @@ def test_stage1_follows_the_colour_of_its_caption_and_knows_no_purple_star(stage
     assert np.mean([world.shows(star, world.NEW_CAPTION) for star in stars]) <= 0.25
 
 
+@pytest.mark.slow
 def test_stage2_beats_bilinear(stage2):
     captions = ["a red triangle", "a blue square", "a green circle", "a yellow square"]
     figures = measure.enlargement(stage2, captions)
