@@ -28,15 +28,18 @@ from deepfloyd_core.faces import find_face
 from deepfloyd_core.files import atomic_path, sha256_bytes
 from deepfloyd_core.flavours import Stage
 from deepfloyd_core.geometry import REASONS, geometry, judge_sizes
-from deepfloyd_core.pictures import Unreadable, check_decodes, decode_rgb, read_header
+from deepfloyd_core.pictures import Unreadable, check_decodes, decode_rgb, decode_what_is_there, read_header
+from deepfloyd_core.rejected import Rejected, choose, draw
 from deepfloyd_core.scan import table_digest
+from deepfloyd_core.sheets import save_picture
 from deepfloyd_core.types import Report, no_report
 
 log = logging.getLogger(__name__)
 
-FORMAT = 3
+FORMAT = 4  # 4: `rejected.png`
 INDEX_FILE = "index.parquet"
 BLOCK = 4096  # pictures judged, and kept by a killed run, at once
+SHEET, SHEET_CELL_PX = "rejected.png", 144
 BEYOND = "beyond_max_num_samples"  # left out by request, so it does not count against max_rejected_share
 # Settings of a data set that change nothing in its index.
 _NOT_IN_INDEX = {
@@ -47,6 +50,8 @@ _NOT_IN_INDEX = {
 _LASTING = (
     "too_small", "aspect_out_of_range", "not_for_this_stage", "unsupported", "corrupt", "truncated", "decompression_bomb",
 )  # fmt: skip
+# Rejected pictures that are safe to decode for the sheet: what is said of the others is that they harm, or change.
+_SHOWN = ("too_small", "aspect_out_of_range", "not_for_this_stage", "corrupt", "truncated", "caption_missing")
 _BESIDE = ("caption_missing", BEYOND)  # said of pictures whose bytes are good
 _NOT_IN_VERDICT = {
     "max_num_samples", "caption_strategy", "parquet", "disable_multiline_split", "instance_prompt",
@@ -174,7 +179,9 @@ def build_index(
             writer.write_table(_left_out(pq.read_table(part), beyond[number * BLOCK : (number + 1) * BLOCK]))
     before = len(place) - place.null_count
     readable = len(found) - found["sha256"].null_count
-    return count_rows(work.path / INDEX_FILE) | {"judged_now": readable - before, "judged_before": before}
+    summary = count_rows(work.path / INDEX_FILE)
+    _save_rejected(run, summary["rejected"] - summary["reasons"].get(BEYOND, 0), work.path, children)
+    return summary | {"judged_now": readable - before, "judged_before": before}
 
 
 def sample_order(image_ids: Iterable[str], seed: int) -> np.ndarray:
@@ -287,6 +294,28 @@ def _judge_block(run: Run, entries: list[Entry], known: list[Verdict | None], ch
     return [
         judge(run, datasets[entry.dataset_id], entry, verdict) for entry, verdict in zip(entries, verdicts, strict=True)
     ]
+
+
+def _save_rejected(run: Run, count: int, out: Path, children: Children) -> None:
+    """Draw a few of the `count` rejected files; no file when there are none. Decodes at most those that it shows."""
+    (out / SHEET).unlink(missing_ok=True)  # an interrupted build may have found others
+    if not count:
+        return
+    rows = choose(out / INDEX_FILE, not_wanted=BEYOND)
+    datasets = {dataset.id: dataset for dataset in run.datasets}
+    shown = [row for row in rows if row.reason in _SHOWN]
+    pictures = dict(zip(shown, children.map(_thumbnail, [(datasets[row.dataset_id], row) for row in shown]), strict=True))
+    decoded = {row: picture for row, picture in pictures.items() if isinstance(picture, np.ndarray)}
+    save_picture(draw(rows, decoded, count, SHEET_CELL_PX), out / SHEET)
+
+
+def _thumbnail(job: tuple[ImageDataset, Rejected]) -> np.ndarray | None:
+    dataset, row = job
+    data = _read_again(dataset, Entry(row.dataset_id, row.source, row.bytes, row.image_id, None, None))
+    try:
+        return None if data is None else np.asarray(decode_what_is_there(data, SHEET_CELL_PX))
+    except Unreadable:
+        return None
 
 
 def _verdict(answer: Verdict | Lost) -> Verdict:

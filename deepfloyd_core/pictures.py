@@ -9,7 +9,7 @@ import warnings
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageChops, ImageCms, UnidentifiedImageError
+from PIL import Image, ImageChops, ImageCms, ImageFile, UnidentifiedImageError
 
 from deepfloyd_core.geometry import Size
 from deepfloyd_core.jpeg_scans import Layout, without_detail
@@ -91,6 +91,25 @@ def decode_rgb(data: bytes, background: tuple[int, int, int] = WHITE) -> Image.I
     # Not ImageOps.exif_transpose: it writes the EXIF back, and fails on a tag that only another program would mind.
     method = _UPRIGHT.get(_orientation(picture))
     return _convert(picture if method is None else picture.transpose(method), profile, background)
+
+
+def decode_what_is_there(data: bytes, edge_px: int) -> Image.Image:
+    """A thumbnail of at most `edge_px` for the eye, also of a damaged picture: what its decoder does not reach is black.
+
+    Only for a child process with limits: it sets a switch of Pillow that every thread sees, and decodes hostile files on
+    purpose. Raises Unreadable when not even the start can be decoded.
+    """
+    before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, True
+    try:
+        picture = _open(data)
+        profile, method = picture.info.get("icc_profile"), _UPRIGHT.get(_orientation(picture))
+        picture.draft(None, (edge_px, edge_px))
+        _load(picture, data)
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = before
+    picture = _convert(picture if method is None else picture.transpose(method), profile, WHITE)
+    picture.thumbnail((edge_px, edge_px))
+    return picture
 
 
 def decode_reduced(data: bytes, divisor: int, layout: Layout | None) -> Reduced | None:

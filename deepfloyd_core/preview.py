@@ -4,14 +4,11 @@ The pictures are those with the smallest hashes, so the same ones in every previ
 Every file is hashed, as a run does it; only the shown pictures are decoded.
 """
 
-from bisect import bisect_right
 from dataclasses import asdict, dataclass
-from functools import lru_cache
-from math import ceil
 from pathlib import Path
 
 import pyarrow as pa
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from deepfloyd_core.config import Run
 from deepfloyd_core.errors import DataError
@@ -22,11 +19,11 @@ from deepfloyd_core.image_index import SCHEMA, Entry, Row, judge, look, sample_o
 from deepfloyd_core.pictures import decode_rgb
 from deepfloyd_core.plan import PICTURE, Planned, plan_pictures
 from deepfloyd_core.scan import scan
-from deepfloyd_core.sheets import save_picture
+from deepfloyd_core.sheets import fitted, font, save_picture
 from deepfloyd_core.shrink import literal
 
 PREVIEW_FILE = "preview.png"
-CELL_PX, GAP_PX, LINE_PX, MARGIN_PX, TILES_ACROSS = 176, 8, 18, 14, 2
+CELL_PX, GAP_PX, LINE_PX, MARGIN_PX, FONT_PX, TILES_ACROSS = 176, 8, 18, 14, 13, 2
 INK, SOFT, PAPER, EDGE = (30, 30, 30), (105, 105, 105), (245, 245, 245), (200, 200, 200)
 COLOURS: dict[Stage, tuple[int, int, int]] = {1: (255, 40, 90), 2: (0, 125, 255)}  # of each stage's box and title
 Box = tuple[float, float, float, float]  # left, top, right, bottom
@@ -89,7 +86,7 @@ def _sheet(shown: list[Shown], stages: tuple[Stage, ...]) -> Image.Image:
     for column in range(across):
         for number, (title, colour) in enumerate(titles):
             left = MARGIN_PX + column * (tile[0] + MARGIN_PX) + number * (CELL_PX + GAP_PX)
-            pen.text((left, MARGIN_PX // 2), title, colour, _font())
+            pen.text((left, MARGIN_PX // 2), title, colour, font(FONT_PX))
     for number, one in enumerate(shown):
         line, column = divmod(number, across)
         place = MARGIN_PX + column * (tile[0] + MARGIN_PX), head + line * (tile[1] + MARGIN_PX)
@@ -112,15 +109,16 @@ def _tile(one: Shown, stages: tuple[Stage, ...], size: tuple[int, int]) -> Image
             _paste(tile, literal(picture, crop.scaled).crop(crop.box), {}, number)
         else:
             why = (one.row.stage1_reason if stage == 1 else one.row.stage2_reason) or ""
-            pen.text((_left(number), 2 * LINE_PX + CELL_PX // 2), why.replace("_", " "), SOFT, _font())
+            pen.text((_left(number), 2 * LINE_PX + CELL_PX // 2), why.replace("_", " "), SOFT, font(FONT_PX))
     sizes = [
         first.crop.original,
         scaled,
         *((planned.crop.width, planned.crop.height) for planned in one.crops.values()),
     ]
     steps = " > ".join(f"{width}x{height}" for width, height in sizes)
-    pen.text((0, 0), _fitted(f"{one.row.source} | {steps} | {first.crop_style}", size[0]), INK, _font())
-    pen.text((0, LINE_PX), _fitted(first.caption, size[0]), SOFT, _font())
+    title = f"{one.row.source} | {steps} | {first.crop_style}"
+    pen.text((0, 0), fitted(title, size[0], FONT_PX), INK, font(FONT_PX))
+    pen.text((0, LINE_PX), fitted(" ".join(first.caption.split()), size[0], FONT_PX), SOFT, font(FONT_PX))
     return tile
 
 
@@ -144,24 +142,10 @@ def _paste(tile: Image.Image, view: Image.Image, boxes: dict[Stage, Box], number
     """Fit a picture into cell `number` of a tile and draw boxes, given in its own pixels, on it."""
     scale = min(CELL_PX / view.width, CELL_PX / view.height)
     size = max(1, round(view.width * scale)), max(1, round(view.height * scale))
-    fitted = view.resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS)
-    pen = ImageDraw.Draw(fitted)
+    small = view.resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS)
+    pen = ImageDraw.Draw(small)
     pen.rectangle((0, 0, size[0] - 1, size[1] - 1), outline=EDGE)
     x, y = size[0] / view.width, size[1] / view.height
     for stage, (left, top, right, bottom) in reversed(boxes.items()):
         pen.rectangle((left * x, top * y, right * x - 1, bottom * y - 1), outline=COLOURS[stage], width=2)
-    tile.paste(fitted, (_left(number) + (CELL_PX - size[0]) // 2, 2 * LINE_PX + (CELL_PX - size[1]) // 2))
-
-
-@lru_cache(maxsize=1)
-def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(13)
-
-
-def _fitted(text: str, room: int) -> str:
-    """A text cut to a width in px, in one line."""
-    text = " ".join(text.split())
-    if _font().getlength(text) <= room:
-        return text
-    keep = bisect_right(range(len(text)), room, key=lambda count: ceil(_font().getlength(text[:count] + "...")))
-    return text[: max(0, keep - 1)] + "..."
+    tile.paste(small, (_left(number) + (CELL_PX - size[0]) // 2, 2 * LINE_PX + (CELL_PX - size[1]) // 2))

@@ -1,5 +1,8 @@
 """Pictures for people: contact sheets with Pillow, the loss curve with matplotlib."""
 
+from bisect import bisect_left
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -7,8 +10,18 @@ from PIL import Image, ImageDraw, ImageFont
 
 from deepfloyd_core.files import atomic_path
 
-_GAP, _TITLE_PX = 6, 22
-_INK, _PAPER = (30, 30, 30), (250, 250, 250)
+_GAP, _TITLE_PX, _LINE_PX = 6, 22, 15
+_INK, _SOFT, _PAPER = (30, 30, 30), (105, 105, 105), (250, 250, 250)
+_BACK, _GREY = (232, 232, 232), (198, 198, 198)  # behind a picture; instead of one
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A picture with lines of text below it."""
+
+    picture: np.ndarray | None  # uint8 (H, W, 3); None: a grey cell
+    instead: str  # what the grey cell says
+    lines: tuple[str, ...]  # cut to the cell's width; the first is darker
 
 
 def contact_sheet(pictures: list[np.ndarray], columns: int, cell_px: int) -> Image.Image:
@@ -37,6 +50,48 @@ def titled_rows(rows: list[tuple[str, list[np.ndarray]]], cell_px: int, title: s
     return sheet
 
 
+def captioned_sheet(cells: list[Cell], columns: int, cell_px: int, title: str) -> Image.Image:
+    """A grid of pictures with the text of each below it, and a title above."""
+    columns, count = max(1, min(columns, len(cells))), max(len(cell.lines) for cell in cells)
+    across, down = cell_px + 2 * _GAP, cell_px + count * _LINE_PX + 3 * _GAP
+    sheet = Image.new("RGB", (columns * across + _GAP, _TITLE_PX + _GAP - (-len(cells) // columns) * down), _PAPER)
+    pen = ImageDraw.Draw(sheet)
+    pen.text((_GAP, 5), fitted(title, sheet.width - 2 * _GAP, 15), _INK, font(15))
+    for number, cell in enumerate(cells):
+        line, column = divmod(number, columns)
+        left, top = _GAP + column * across, _TITLE_PX + _GAP + line * down
+        corners = (left, top, left + cell_px - 1, top + cell_px - 1)
+        pen.rectangle(corners, _GREY if cell.picture is None else _BACK)
+        if cell.picture is None:
+            pen.text((left + _GAP, top + _GAP), _wrapped(cell.instead, cell_px - 2 * _GAP, 8), _INK, font(12))
+        else:
+            _paste(sheet, cell.picture, (left, top), cell_px)
+        for place, text in enumerate(cell.lines):
+            spot = left, top + cell_px + 3 + place * _LINE_PX
+            pen.text(spot, fitted(text, cell_px, 12), _SOFT if place else _INK, font(12))
+    return sheet
+
+
+@lru_cache
+def font(size_px: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """The font that Pillow brings along: it needs no file, and knows ASCII only."""
+    return ImageFont.load_default(size_px)
+
+
+def fitted(text: str, room_px: int, size_px: int, keep_end: bool = False) -> str:
+    """A text in one line, cut to a width. What the font lacks is spelt as Python does, so no mark or newline in a file's
+    name can break the picture."""
+    text = "".join(sign if " " <= sign <= "~" else sign.encode("unicode_escape").decode() for sign in text)
+    if font(size_px).getlength(text) <= room_px:
+        return text
+
+    def cut(count: int) -> str:
+        return f"...{text[len(text) - count :]}" if keep_end else f"{text[:count]}..."
+
+    keep = bisect_left(range(1, len(text)), True, key=lambda count: font(size_px).getlength(cut(count)) > room_px)
+    return cut(keep)
+
+
 def save_picture(picture: Image.Image, path: Path) -> None:
     """Write a PNG or JPEG durably, by the path's suffix."""
     with atomic_path(path) as tmp:
@@ -59,6 +114,17 @@ def save_loss_curve(losses: list[float], title: str, path: Path) -> None:
     axes.legend(frameon=False)
     with atomic_path(path) as tmp:
         figure.savefig(tmp, format="png", dpi=100)
+
+
+def _wrapped(text: str, room_px: int, lines: int) -> str:
+    """A text broken at its spaces, to a number of lines at most."""
+    broken: list[str] = []
+    for word in text.split():
+        if broken and font(12).getlength(f"{broken[-1]} {word}") <= room_px:
+            broken[-1] += f" {word}"
+        else:
+            broken.append(fitted(word, room_px, 12))
+    return "\n".join(broken[:lines])
 
 
 def _paste(sheet: Image.Image, picture: np.ndarray, place: tuple[int, int], cell_px: int) -> None:
