@@ -304,7 +304,9 @@ def _save_rejected(run: Run, count: int, out: Path, children: Children) -> None:
     rows = choose(out / INDEX_FILE, not_wanted=BEYOND)
     datasets = {dataset.id: dataset for dataset in run.datasets}
     shown = [row for row in rows if row.reason in _SHOWN]
-    pictures = dict(zip(shown, children.map(_thumbnail, [(datasets[row.dataset_id], row) for row in shown]), strict=True))
+    pictures = dict(
+        zip(shown, children.map(_thumbnail, [(datasets[row.dataset_id], row) for row in shown]), strict=True)
+    )
     decoded = {row: picture for row, picture in pictures.items() if isinstance(picture, np.ndarray)}
     save_picture(draw(rows, decoded, count, SHEET_CELL_PX), out / SHEET)
 

@@ -56,12 +56,14 @@ def choose(ledger: Path, not_wanted: str) -> list[Rejected]:
     return [Rejected(**row) for row in best.select(_COLUMNS).to_pylist()]
 
 
-def draw(
-    rows: list[Rejected], pictures: Mapping[Rejected, np.ndarray], count: int, cell_px: int
-) -> Image.Image:
+def draw(rows: list[Rejected], pictures: Mapping[Rejected, np.ndarray], count: int, cell_px: int) -> Image.Image:
     """The sheet. `pictures`: those that could be decoded; `count`: of how many rejected files these are some."""
     cells = [
-        Cell(pictures.get(row), row.detail or _words(row.reason), (_words(row.reason), _size(row), fitted(row.source, cell_px, 12, keep_end=True)))
+        Cell(
+            pictures.get(row),
+            row.detail or _words(row.reason),
+            (_words(row.reason), _size(row), fitted(row.source, cell_px, 12, keep_end=True)),
+        )
         for row in rows
     ]
     return captioned_sheet(cells, COLUMNS, cell_px, f"{len(rows)} of {count:,} rejected files")

@@ -12,17 +12,22 @@ from PIL import Image
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
 from deepfloyd_core.artifacts import Artifact
+from deepfloyd_core.image_index import SHEET
 
 LIMIT_BYTES = 150 << 10
 
 
 def publish_index(index: Artifact) -> None:
-    """Counts and reject reasons as a table."""
+    """Counts and reject reasons as a table; some of the rejected files as a picture."""
     summary = index.summary
     rows = [{"status": "accepted", "reason": "", "pictures": summary["accepted"]}]
     rows += [{"status": "rejected", "reason": why, "pictures": count} for why, count in summary["reasons"].items()]
     rows.append({"status": "all inputs", "reason": "", "pictures": summary["inputs"]})
     create_table_artifact(rows, key="image-index", description=f"Ledger: `{index.path / 'index.parquet'}`")
+    sheet = index.path / SHEET
+    # Also without a sheet: the UI would go on showing the one of an earlier run.
+    page = f"![{SHEET}]({data_uri(sheet)})" if sheet.exists() else "Every file was accepted, or left out as asked."
+    create_markdown_artifact(page, key="image-index-rejected", description="Some rejected files of each reason")
 
 
 def publish_pictures(artifact: Artifact, *names: str) -> None:

@@ -99,6 +99,11 @@ def hang_forever(note: str) -> None:
         list(children.map(die, ways()))
 
 
+def killed(_: object) -> None:
+    """Stands for a decoder's bug that every picture meets."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 def killed_by_name(job: tuple[Any, Any, Entry]) -> Verdict:
     """Stands for a decoder's bug: the picture's name says how it ends."""
     name = Path(job[2].source).name

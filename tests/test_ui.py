@@ -71,6 +71,9 @@ def test_a_deployment_completes_and_its_artifacts_render(small_run: Any, tmp_pat
         assert page.count('src="data:image/') == 2  # the sheet and the held-out pictures
         table = _page(f"http://127.0.0.1:{port}/artifacts/artifact/{artifacts['image-index']}", tmp_path / "profile2")
         assert "unsupported" in table
+        rejected = artifacts["image-index-rejected"]
+        page = _page(f"http://127.0.0.1:{port}/artifacts/artifact/{rejected}", tmp_path / "profile3")
+        assert page.count('src="data:image/') == 1
     finally:
         os.killpg(ui.pid, signal.SIGINT)
         ui.wait(60)
