@@ -6,14 +6,18 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from deepfloyd_core import image_index
 from deepfloyd_core.children import Children, Limits
+from deepfloyd_core.config import load_run
 from deepfloyd_core.image_index import Entry, Verdict, look
 from deepfloyd_core.pictures import Unreadable, check_decodes
+from deepfloyd_core.pixels import build_shard, finish_pixels
 
 PYTHON = ctypes.PyDLL(None)  # calls that keep the interpreter to themselves, as a decoder does
 
@@ -97,6 +101,28 @@ def hang_forever(note: str) -> None:
             yield from ("hang", "hang")
 
         list(children.map(die, ways()))
+
+
+def make_data(run_file: str) -> None:
+    """A whole program: what `deepfloyd prepare` makes, in smaller blocks; prints a line when its imports are done."""
+    from conftest import DataWorld
+
+    class Threaded(DataWorld):
+        @staticmethod
+        def shards(layout: Any, work: Any) -> dict[str, Any]:
+            with ThreadPoolExecutor(2) as pool:  # as the task runner does
+                results = list(pool.map(lambda shard: build_shard(shard, work.path, layout.older), layout.made))
+            return finish_pixels(layout, results, work)
+
+    image_index.BLOCK = 40
+    run = load_run(Path(run_file))
+    print("started", flush=True)
+    with image_index.judges(run) as children:
+        world = Threaded(Path(run_file).parent, children)
+        index = world.index(run)
+        world.eval_set(run, index)
+        for stage in run.config.stages:
+            world.pixels(run, index, stage)
 
 
 def killed(_: object) -> None:
