@@ -19,12 +19,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from deepfloyd_core.artifacts import locked
 from deepfloyd_core.caption_tables import table_path
 from deepfloyd_core.captions import raw_captions
 from deepfloyd_core.config import Run
 from deepfloyd_core.datafile import TABLES, ImageDataset
 from deepfloyd_core.errors import DataError
-from deepfloyd_core.files import atomic_path, sha256_bytes
+from deepfloyd_core.files import TMP_PREFIX, atomic_path, sha256_bytes
 from deepfloyd_core.types import Report, no_report
 
 NOTES_DIR = ".scan"
@@ -172,8 +173,11 @@ def _read_notes(path: Path) -> pa.Table:
 
 def _write_notes(path: Path, notes: pa.Table) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(path) as tmp, pa.ipc.new_file(tmp, _NOTES) as writer:
-        writer.write_table(notes)
+    with locked(path.parents[1], f"scan-{path.stem}"):
+        for left in path.parent.glob(f"{TMP_PREFIX}*-{path.name}"):
+            left.unlink()  # of a run that was killed: who writes holds the lock
+        with atomic_path(path) as tmp, pa.ipc.new_file(tmp, _NOTES) as writer:
+            writer.write_table(notes)
 
 
 def _listing(dataset: ImageDataset, root: Path) -> pa.Table:

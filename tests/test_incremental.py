@@ -91,6 +91,19 @@ def test_notes_that_are_lost_or_damaged_change_nothing(world: Any, harm: str) ->
     assert scan(run).equals(first)
 
 
+def test_what_a_killed_run_left_of_its_notes_goes_with_the_next_ones(world: Any) -> None:
+    world.add("a.png", noise(0))
+    run = world.load(stages=(1,))
+    scan(run)
+    (notes,) = (run.workspace / ".scan").iterdir()
+    notes.with_name(f".tmp-12345-{notes.name}").write_bytes(b"half")
+    other = notes.with_name(".tmp-12345-of another data set.arrow")
+    other.write_bytes(b"half")
+    notes.unlink()
+    scan(run)
+    assert set(notes.parent.iterdir()) == {notes, other}
+
+
 def test_a_file_that_changed_is_read_again_even_with_its_old_size_and_time(world: Any) -> None:
     path = world.add("a.bmp", noise(0))
     world.add("b.bmp", noise(1))
