@@ -147,11 +147,15 @@ class _Proxy(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         connection = http.client.HTTPConnection(self.target, timeout=30)
-        connection.request("GET", self.path, headers=dict(self.headers))
+        connection.request(self.command, self.path, headers=dict(self.headers))
         answer = connection.getresponse()
         data = answer.read()
-        times = self.seen[self.path] = self.seen.get(self.path, 0) + 1
-        picked = "list-type" not in self.path and int(hashlib.sha256(self.path.encode()).hexdigest(), 16) % 2 == 0
+        times = self.seen[self.path] = self.seen.get(self.path, 0) + (self.command == "GET")
+        picked = (
+            self.command == "GET"
+            and "list-type" not in self.path
+            and int(hashlib.sha256(self.path.encode()).hexdigest(), 16) % 2 == 0
+        )
         if picked and times == 1:
             type(self).spoilt += 1
             self.send_error(503)

@@ -71,7 +71,7 @@ def open_place(dataset: ImageDataset) -> tuple[Any, str]:
         options = {
             "key": key.get_secret_value() if key else None, "secret": secret.get_secret_value() if secret else None,
             "endpoint_url": dataset.aws_endpoint_url, "client_kwargs": {"region_name": dataset.aws_region_name},
-            "config_kwargs": _S3_CONFIG, "use_listings_cache": False,
+            "config_kwargs": _S3_CONFIG, "use_listings_cache": False, "max_concurrency": 1,
         }  # fmt: skip
     try:
         fs, path = fsspec.core.url_to_fs(url, **options)
