@@ -34,6 +34,7 @@ class Tars:
     def listing(self) -> Iterator[Listed]:
         """The members that may be pictures, and tars that cannot be read."""
         self._members.cache_clear()
+        unreadable: tuple[type[Exception], ...] = (*failures(self._fs), tarfile.TarError)
         for tar, info in sorted(list_files(self._fs, self._root, self.name).items()):
             if tar.endswith(_COMPRESSED):
                 yield Listed(printable(tar), info["size"], reason="unsupported")
@@ -41,7 +42,7 @@ class Tars:
                 continue
             try:
                 members = self._members(tar)
-            except (*failures(self._fs), tarfile.TarError):
+            except unreadable:
                 yield Listed(printable(tar), info["size"], reason="unreadable")
                 continue
             seen = stamp(info)
