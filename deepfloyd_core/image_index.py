@@ -21,17 +21,18 @@ from deepfloyd_core.artifacts import Artifact, Request, WorkDir, finish_part, ne
 from deepfloyd_core.captions import finished_captions
 from deepfloyd_core.children import Children, Limits, Lost
 from deepfloyd_core.config import Run
-from deepfloyd_core.datafile import ImageDataset
+from deepfloyd_core.datafile import ImageDataset, Place
 from deepfloyd_core.draws import hash_units, image_keys
 from deepfloyd_core.errors import DataError
 from deepfloyd_core.faces import find_face
-from deepfloyd_core.files import atomic_path, sha256_bytes
+from deepfloyd_core.files import atomic_path
 from deepfloyd_core.flavours import Stage
 from deepfloyd_core.geometry import REASONS, geometry, judge_sizes
 from deepfloyd_core.pictures import Unreadable, check_decodes, decode_rgb, decode_what_is_there, read_header
 from deepfloyd_core.rejected import Rejected, choose, draw
 from deepfloyd_core.scan import table_digest
 from deepfloyd_core.sheets import save_picture
+from deepfloyd_core.sources import read_again
 from deepfloyd_core.types import Report, no_report
 
 log = logging.getLogger(__name__)
@@ -43,8 +44,8 @@ SHEET, SHEET_CELL_PX = "rejected.png", 144
 BEYOND = "beyond_max_num_samples"  # left out by request, so it does not count against max_rejected_share
 # Settings of a data set that change nothing in its index.
 _NOT_IN_INDEX = {
-    "id", "type", "dataset_type", "instance_data_dir", "disabled", "disable", "repeats", "text_embeds",
-    "probability", "start_step", "end_step", "crop_style",
+    *Place.model_fields, "dataset_type", "disabled", "disable", "repeats", "text_embeds", "probability", "start_step",
+    "end_step", "crop_style",
 }  # fmt: skip
 # What a picture's bytes and the settings alone decide. Other reasons are judged anew: they may have gone away.
 _LASTING = (
@@ -261,7 +262,10 @@ def look(run: Run, dataset: ImageDataset, entry: Entry) -> Verdict:
     """Judge a picture's bytes: header, size, one decode, and the face if crops are placed by it."""
     if entry.reason is not None:
         return _refused(entry.reason)
-    data = _read_again(dataset, entry)
+    try:
+        data = read_again(dataset, entry.source, entry.sha256)
+    except OSError as error:
+        return _refused("unreadable", str(error))
     if data is None:
         return _refused("changed_while_reading")
     known: dict[str, Any] = {}
@@ -313,10 +317,10 @@ def _save_rejected(run: Run, count: int, out: Path, children: Children) -> None:
 
 def _thumbnail(job: tuple[ImageDataset, Rejected]) -> np.ndarray | None:
     dataset, row = job
-    data = _read_again(dataset, Entry(row.dataset_id, row.source, row.bytes, row.image_id, None, None))
     try:
+        data = read_again(dataset, row.source, row.image_id)
         return None if data is None else np.asarray(decode_what_is_there(data, SHEET_CELL_PX))
-    except Unreadable:
+    except (OSError, Unreadable):
         return None
 
 
@@ -379,14 +383,6 @@ def _left_out(rows: pa.Table, beyond: np.ndarray) -> pa.Table:
         place = rows.schema.get_field_index(name)
         rows = rows.set_column(place, SCHEMA.field(name), pc.if_else(beyond, value, rows[name]))
     return rows
-
-
-def _read_again(dataset: ImageDataset, entry: Entry) -> bytes | None:
-    try:
-        data = Path(dataset.instance_data_dir, entry.source).read_bytes()
-    except OSError:
-        return None
-    return data if sha256_bytes(data) == entry.sha256 else None
 
 
 def _size_reason(run: Run, dataset: ImageDataset, stage: Stage, size: tuple[int, int]) -> str | None:

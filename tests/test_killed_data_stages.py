@@ -116,7 +116,6 @@ def test_data_stages_killed_at_30_random_moments_end_with_the_bytes_of_an_unbrok
             check_same(contents(world.folder / "broken"), expected)
             check_verified(world.folder / "broken")
             shutil.rmtree(world.folder / "broken")
-            print("end", kills, time.monotonic() - began, length)
 
 
 def run_file(world: Any, name: str) -> Path:
