@@ -1,7 +1,7 @@
 """A look at what was left out: a few files for each reason of a ledger, as one picture.
 
 Which files are shown follows from their names alone, not from the run's seed, which is no part of an index's identity; so
-they stay as others come. Costs a pass over the ledger that hashes the rejected names, 2 s a million, and what
+they stay as others come. Costs a pass over the ledger that hashes the rejected names, 2.4 s a million, and what
 their decoding takes.
 """
 
