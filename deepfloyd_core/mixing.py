@@ -36,17 +36,22 @@ class Mix:
 
         Raises ValueError when none is active then; `first_gap` finds that beforehand.
         """
+        before, after = self.given(number), self.given(number + 1)
+        for place, count in enumerate(after):
+            if count > before[place]:
+                return place, before[place]
+        raise ValueError("no data set is active in this step")
+
+    def given(self, number: int) -> list[int]:
+        """How many of the first `number` batches of the run each data set gave."""
         given = [0] * len(self.shares)
         edges = [edge * self.passes_per_step for edge in _edges(self.shares)]
-        for start, end in zip(edges, [*edges[1:], None], strict=True):
+        for start, end in zip(edges, [*edges[1:], number], strict=True):
+            if start >= number:
+                break
             weights = [share.weight if share.active(start // self.passes_per_step) else 0.0 for share in self.shares]
-            if end is not None and number >= end:
-                given = [old + new for old, new in zip(given, _split(weights, end - start), strict=True)]
-                continue
-            before, after = _split(weights, number - start), _split(weights, number - start + 1)
-            place = next(place for place, count in enumerate(after) if count > before[place])
-            return place, given[place] + before[place]
-        raise AssertionError("the last stretch has no end")
+            given = [old + new for old, new in zip(given, _split(weights, min(end, number) - start), strict=True)]
+        return given
 
 
 def first_gap(shares: tuple[Share, ...], steps: int) -> int | None:
@@ -75,8 +80,6 @@ def _split(weights: list[float], total: int) -> list[int]:
     """
     largest = max(weights)
     if not largest:
-        if total:
-            raise ValueError("no data set is active in this step")
         return [0] * len(weights)
     # Whole numbers, so that a share is the same to the last bit for any total and on any machine.
     units = [max(1, round(weight / largest * _UNIT)) if weight else 0 for weight in weights]
