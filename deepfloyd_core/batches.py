@@ -21,7 +21,7 @@ from deepfloyd_core.artifacts import Artifact
 from deepfloyd_core.errors import DataError
 from deepfloyd_core.mixing import Mix, Share, first_gap
 from deepfloyd_core.pixels import read_row_list, shard_files
-from deepfloyd_core.shards import ShardPixels, open_shard
+from deepfloyd_core.shards import open_shard
 from deepfloyd_core.types import hash_seed
 
 Size = tuple[int, int]
@@ -40,7 +40,8 @@ class Batch:
 class TrainingRows:
     """The crops of a pixel artifact that may be trained on, grouped by size.
 
-    Pixels and pictures' names stay on disk, mapped; where each crop lies and its caption's id cost 32 bytes a row.
+    Pixels and pictures' names stay on disk, mapped; where each crop lies and its caption's id cost 36 bytes a row.
+    Raises ValueError or IndexError when a shard is not what the list of rows says.
     """
 
     def __init__(self, pixels: Artifact, held_out: frozenset[str]) -> None:
@@ -56,9 +57,12 @@ class TrainingRows:
         # Looking a text up in an Arrow column takes 0.9 us, as long as copying 12 KiB of pixels; here 0.1 us.
         captions = pc.cast(rows["caption_id"], pa.binary(CAPTION_ID_BYTES)).combine_chunks()
         self._captions = np.frombuffer(captions.buffers()[1], f"S{CAPTION_ID_BYTES}")
-        self._file, self._place = rows["file"].to_numpy(), rows["place"].to_numpy()
-        self._paths = shard_files(pixels)
-        self._shards: dict[int, ShardPixels] = {}
+        shards = [open_shard(path) for path in shard_files(pixels)]
+        self._raw, self._file = [shard.raw for shard in shards], rows["file"].to_numpy()
+        self._start, places = np.empty(len(rows), np.int64), rows["place"].to_numpy()
+        ends = np.cumsum(np.bincount(self._file, minlength=len(shards)))
+        for shard, own in zip(shards, np.split(np.argsort(self._file, kind="stable"), ends[:-1]), strict=True):
+            self._start[own] = shard.starts(places[own])
 
     @property
     def counts(self) -> dict[Size, int]:
@@ -77,10 +81,10 @@ class TrainingRows:
 
     def take(self, size: Size, numbers: np.ndarray) -> Batch:
         """The crops of the given numbers among those of a size."""
-        rows = self._own[size][numbers]
-        places = zip(self._file[rows].tolist(), self._place[rows].tolist(), strict=True)
-        # One pass in C over the mapped rows: 2.5 times as fast as stacking arrays, and no slower for many files.
-        pixels = bytearray().join([self._shard(file).row(place) for file, place in places])
+        rows, length = self._own[size][numbers], size[0] * size[1] * 3
+        where = zip(self._file[rows].tolist(), self._start[rows].tolist(), strict=True)
+        # One copy in C out of the mapped files: 2.5 times as fast as stacking arrays, and no slower for many files.
+        pixels = bytearray().join([self._raw[file][start : start + length] for file, start in where])
         shape = len(rows), size[1], size[0], 3
         captions = self._captions[rows].astype("U").tolist()
         return Batch(torch.frombuffer(pixels, dtype=torch.uint8).reshape(shape), captions, rows)
@@ -88,11 +92,6 @@ class TrainingRows:
     def image_ids(self, batch: Batch) -> list[str]:
         """The pictures that a batch shows; 1 us each."""
         return [self._ids[row].as_py() for row in batch.rows.tolist()]
-
-    def _shard(self, number: int) -> ShardPixels:
-        if number not in self._shards:
-            self._shards[number] = open_shard(self._paths[number])
-        return self._shards[number]
 
 
 @dataclass(frozen=True)

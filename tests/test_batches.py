@@ -160,7 +160,7 @@ def test_a_row_that_a_shard_does_not_have_is_refused(tmp_path: Path) -> None:
     shard = open_shard(tmp_path / "x.parquet")
     assert len(list(shard)) == len(shard) == 2
     for place in (-1, 2):
-        with pytest.raises(IndexError, match=f"row {place} of a shard of 2"):
+        with pytest.raises(IndexError, match=f"rows {place} to {place} of a shard of 2"):
             shard[place]
     with pytest.raises(ValueError, match="read-only"):
         shard[0][0] = 1
