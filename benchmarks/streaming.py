@@ -189,7 +189,9 @@ def main() -> None:
         for which, contender in enumerate(all_batches):
             own, ratio = found[:, which], np.median(found[:, 0] / found[:, which])
             goal = f">= {GOALS[contender]}" if contender in GOALS else ""
-            print(f"| {contender} | {np.median(own):,.0f} | {own.min():,.0f} | {own.max():,.0f} | {ratio:.2f} | {goal} |")
+            print(
+                f"| {contender} | {np.median(own):,.0f} | {own.min():,.0f} | {own.max():,.0f} | {ratio:.2f} | {goal} |"
+            )
 
 
 if __name__ == "__main__":

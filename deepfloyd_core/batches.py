@@ -25,7 +25,6 @@ from deepfloyd_core.shards import open_shard
 from deepfloyd_core.types import hash_seed
 
 Size = tuple[int, int]
-CAPTION_ID_BYTES = 16  # types.caption_id
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ class Batch:
 class TrainingRows:
     """The crops of a pixel artifact that may be trained on, grouped by size.
 
-    Pixels and pictures' names stay on disk, mapped; where each crop lies and its caption's id cost 36 bytes a row.
+    Pixels and pictures' names stay on disk, mapped; where each crop lies and which caption it has cost 24 bytes a row.
     Raises ValueError or IndexError when a shard is not what the list of rows says.
     """
 
@@ -55,8 +54,8 @@ class TrainingRows:
             raise DataError("Every picture of the run is held out for evaluation; lower num_eval_images.")
         self._ids, self._datasets = rows["image_id"], rows["dataset_id"]
         # Looking a text up in an Arrow column takes 0.9 us, as long as copying 12 KiB of pixels; here 0.1 us.
-        captions = pc.cast(rows["caption_id"], pa.binary(CAPTION_ID_BYTES)).combine_chunks()
-        self._captions = np.frombuffer(captions.buffers()[1], f"S{CAPTION_ID_BYTES}")
+        captions = rows["caption_id"].dictionary_encode().combine_chunks()
+        self._captions, self._caption = captions.dictionary.to_pylist(), captions.indices.to_numpy()
         shards = [open_shard(path) for path in shard_files(pixels)]
         self._raw, self._file = [shard.raw for shard in shards], rows["file"].to_numpy()
         self._start, places = np.empty(len(rows), np.int64), rows["place"].to_numpy()
@@ -82,12 +81,13 @@ class TrainingRows:
     def take(self, size: Size, numbers: np.ndarray) -> Batch:
         """The crops of the given numbers among those of a size."""
         rows, length = self._own[size][numbers], size[0] * size[1] * 3
+        raw, captions = self._raw, self._captions
         where = zip(self._file[rows].tolist(), self._start[rows].tolist(), strict=True)
-        # One copy in C out of the mapped files: 2.5 times as fast as stacking arrays, and no slower for many files.
-        pixels = bytearray().join([self._raw[file][start : start + length] for file, start in where])
+        # One copy in C out of the mapped files: twice as fast as stacking arrays, and no slower for many files.
+        pixels = bytearray().join([raw[file][start : start + length] for file, start in where])
         shape = len(rows), size[1], size[0], 3
-        captions = self._captions[rows].astype("U").tolist()
-        return Batch(torch.frombuffer(pixels, dtype=torch.uint8).reshape(shape), captions, rows)
+        names = [captions[number] for number in self._caption[rows].tolist()]
+        return Batch(torch.frombuffer(pixels, dtype=torch.uint8).reshape(shape), names, rows)
 
     def image_ids(self, batch: Batch) -> list[str]:
         """The pictures that a batch shows; 1 us each."""

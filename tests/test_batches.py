@@ -4,7 +4,6 @@ The other computation is a plain list: of the rows a run sees one after the othe
 """
 
 import resource
-from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
