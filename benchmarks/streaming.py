@@ -2,8 +2,8 @@
 
 The artifact is made by the product's own stages from photographs inside scikit-image: 20,000 crops of 64 px and 2,000 of
 256 px. Ours is what the trainer asks for, pixels and captions' ids; the others give pixels alone. All files are in the page
-cache. Contenders take turns in one process; CPU time of all its threads, so a contender is not charged for waiting. Each round
-is an epoch in another order (of the PNG files, which are slow, a part of it).
+cache. Contenders take turns in one process; CPU time of all its threads, so a contender is not charged for waiting. Each
+round is an epoch in another order (of the PNG files, which are slow, a part of it).
 """
 
 import argparse
