@@ -2,12 +2,15 @@
 
 An epoch visits every crop of a data set once: each size's rows are shuffled and cut into batches (the last one may be
 short), then the batches are shuffled. Several data sets take turns, a batch each; every one goes through epochs of its
-own. Nothing is remembered between steps, so a run resumes at any step by its number alone.
+own. Nothing is remembered between steps, so a run resumes at any step by its number alone, and `batches_from` at any
+sample. It does not matter who asks for a batch: any number of workers may each fetch some, any number of ranks share each.
 """
 
-from collections.abc import Mapping
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import count
 
 import numpy as np
 import pyarrow as pa
@@ -18,23 +21,27 @@ from deepfloyd_core.artifacts import Artifact
 from deepfloyd_core.errors import DataError
 from deepfloyd_core.mixing import Mix, Share, first_gap
 from deepfloyd_core.pixels import read_row_list, shard_files
-from deepfloyd_core.shards import ShardPixels, open_shard
+from deepfloyd_core.shards import open_shard
 from deepfloyd_core.types import hash_seed
 
 Size = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class TrainingRow:
-    """What training must know of a crop beside its pixels."""
+class Batch:
+    """Crops of one size, and what training must know of them."""
 
-    image_id: str
-    dataset_id: str
-    caption_id: str
+    pixels: torch.Tensor  # uint8 (B, H, W, C)
+    caption_ids: list[str]
+    rows: np.ndarray  # int64 (B,): their places in the artifact's list of rows
 
 
 class TrainingRows:
-    """The crops of a pixel artifact that may be trained on, grouped by size; pixels and names stay on disk, mapped."""
+    """The crops of a pixel artifact that may be trained on, grouped by size.
+
+    Pixels and pictures' names stay on disk, mapped; where each crop lies and which caption it has cost 24 bytes a row.
+    Raises ValueError or IndexError when a shard is not what the list of rows says.
+    """
 
     def __init__(self, pixels: Artifact, held_out: frozenset[str]) -> None:
         rows = read_row_list(pixels.path)
@@ -45,10 +52,16 @@ class TrainingRows:
             self._own[int(code >> 32), int(code & 0xFFFFFFFF)] = np.flatnonzero((codes == code) & ~out)
         if not self._own:
             raise DataError("Every picture of the run is held out for evaluation; lower num_eval_images.")
-        self._ids, self._datasets = rows.select(["image_id", "dataset_id", "caption_id"]), rows["dataset_id"]
-        self._file, self._place = rows["file"].to_numpy(), rows["place"].to_numpy()
-        self._paths = shard_files(pixels)
-        self._shards: dict[int, ShardPixels] = {}
+        self._ids, self._datasets = rows["image_id"], rows["dataset_id"]
+        # Looking a text up in an Arrow column takes 0.9 us, as long as copying 12 KiB of pixels; here 0.1 us.
+        captions = rows["caption_id"].dictionary_encode().combine_chunks()
+        self._captions, self._caption = captions.dictionary.to_pylist(), captions.indices.to_numpy()
+        shards = [open_shard(path) for path in shard_files(pixels)]
+        self._raw, self._file = [shard.raw for shard in shards], rows["file"].to_numpy()
+        self._start, places = np.empty(len(rows), np.int64), rows["place"].to_numpy()
+        ends = np.cumsum(np.bincount(self._file, minlength=len(shards)))
+        for shard, own in zip(shards, np.split(np.argsort(self._file, kind="stable"), ends[:-1]), strict=True):
+            self._start[own] = shard.starts(places[own])
 
     @property
     def counts(self) -> dict[Size, int]:
@@ -65,17 +78,20 @@ class TrainingRows:
             found[name] = {size: numbers for size, numbers in own.items() if len(numbers)}
         return {name: sizes for name, sizes in found.items() if sizes}
 
-    def take(self, size: Size, numbers: np.ndarray) -> tuple[torch.Tensor, list[TrainingRow]]:
-        """Pixels uint8 (B, H, W, C) and rows of the given numbers."""
-        rows = self._own[size][numbers]
-        pixels = np.stack([self._shard(self._file[row])[self._place[row]] for row in rows])
-        ids = [TrainingRow(*(column[int(row)].as_py() for column in self._ids.columns)) for row in rows]
-        return torch.from_numpy(pixels), ids
+    def take(self, size: Size, numbers: np.ndarray) -> Batch:
+        """The crops of the given numbers among those of a size."""
+        rows, length = self._own[size][numbers], size[0] * size[1] * 3
+        raw, captions = self._raw, self._captions
+        where = zip(self._file[rows].tolist(), self._start[rows].tolist(), strict=True)
+        # One copy in C out of the mapped files: twice as fast as stacking arrays, and no slower for many files.
+        pixels = bytearray().join([raw[file][start : start + length] for file, start in where])
+        shape = len(rows), size[1], size[0], 3
+        names = [captions[number] for number in self._caption[rows].tolist()]
+        return Batch(torch.frombuffer(pixels, dtype=torch.uint8).reshape(shape), names, rows)
 
-    def _shard(self, number: int) -> ShardPixels:
-        if number not in self._shards:
-            self._shards[number] = open_shard(self._paths[number])
-        return self._shards[number]
+    def image_ids(self, batch: Batch) -> list[str]:
+        """The pictures that a batch shows; 1 us each."""
+        return [self._ids[row].as_py() for row in batch.rows.tolist()]
 
 
 @dataclass(frozen=True)
@@ -102,6 +118,13 @@ class BatchOrder:
                 return size, own[place * self.batch_size : (place + 1) * self.batch_size]
             place -= batches
         raise AssertionError("an epoch's order holds numbers of its batches only")
+
+    def samples_before(self, number: int) -> int:
+        """How many samples the batches before batch `number` of the run have."""
+        epoch, turn = divmod(number, self.batches_per_epoch)
+        cuts = [np.append(np.arange(0, rows, self.batch_size), rows) for _, rows in self.counts]
+        sizes = np.concatenate([np.diff(cut) for cut in cuts])
+        return epoch * int(sizes.sum()) + int(sizes[_epoch(self, epoch)[1][:turn]].sum())
 
 
 @dataclass(frozen=True)
@@ -145,6 +168,28 @@ class MixedOrder:
         place, before = self._mix.pick(number)
         size, chosen = self._orders[place].batch(before)
         return size, self._places[place][1][size][chosen]
+
+    def samples_before(self, number: int) -> int:
+        """How many samples the batches before batch `number` of the run have."""
+        given = self._mix.given(number)
+        return sum(order.samples_before(before) for order, before in zip(self._orders, given, strict=True))
+
+
+def batches_from(
+    order: BatchOrder | MixedOrder, sample: int, rank: int = 0, ranks: int = 1
+) -> Iterator[tuple[Size, np.ndarray]]:
+    """A rank's part of each batch of the run, from sample number `sample` of the run on, without end.
+
+    Of every batch rank r takes samples r, r + ranks, ...: so the run's samples are the same in the same order however
+    many ranks share them, also when their number changes at a restart. A part is empty where a batch, the last of a
+    size or the rest of one that was interrupted, has fewer samples than there are ranks.
+    """
+    first = bisect_right(range(sample + 1), sample, key=order.samples_before) - 1  # each batch has at least one
+    skipped = sample - order.samples_before(first)
+    for number in count(first):
+        size, rows = order.batch(number)
+        yield size, rows[skipped:][rank::ranks]
+        skipped = 0
 
 
 @lru_cache(maxsize=8)  # an epoch of each data set that takes turns; 8 bytes a row and a batch

@@ -5,6 +5,7 @@ a rare set is never forgotten, and how many batches each has given is known for 
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from deepfloyd_core.datafile import ImageDataset
 
@@ -36,17 +37,29 @@ class Mix:
 
         Raises ValueError when none is active then; `first_gap` finds that beforehand.
         """
+        before, after = self.given(number), self.given(number + 1)
+        for place, count in enumerate(after):
+            if count > before[place]:
+                return place, before[place]
+        raise ValueError("no data set is active in this step")
+
+    def given(self, number: int) -> list[int]:
+        """How many of the first `number` batches of the run each data set gave."""
         given = [0] * len(self.shares)
-        edges = [edge * self.passes_per_step for edge in _edges(self.shares)]
-        for start, end in zip(edges, [*edges[1:], None], strict=True):
-            weights = [share.weight if share.active(start // self.passes_per_step) else 0.0 for share in self.shares]
-            if end is not None and number >= end:
-                given = [old + new for old, new in zip(given, _split(weights, end - start), strict=True)]
-                continue
-            before, after = _split(weights, number - start), _split(weights, number - start + 1)
-            place = next(place for place, count in enumerate(after) if count > before[place])
-            return place, given[place] + before[place]
-        raise AssertionError("the last stretch has no end")
+        for start, end, units in self._stretches:
+            if start >= number:
+                break
+            now = _halved(units, (number if end is None else min(end, number)) - start)
+            given = [old + new for old, new in zip(given, now, strict=True)]
+        return given
+
+    @cached_property  # asked for with every batch
+    def _stretches(self) -> list[tuple[int, int | None, list[int]]]:
+        """Batches between which the same data sets are active: first, end, and the share of each in whole units."""
+        steps = _edges(self.shares)
+        starts = [step * self.passes_per_step for step in steps]
+        units = [_units([share.weight if share.active(step) else 0.0 for share in self.shares]) for step in steps]
+        return list(zip(starts, [*starts[1:], None], units, strict=True))
 
 
 def first_gap(shares: tuple[Share, ...], steps: int) -> int | None:
@@ -68,27 +81,22 @@ def _edges(shares: tuple[Share, ...]) -> list[int]:
     return sorted({0} | {share.start_step for share in shares} | ends)
 
 
-def _split(weights: list[float], total: int) -> list[int]:
+def _units(weights: list[float]) -> list[int]:
+    """Weights as whole numbers, so that a share is the same to the last bit for any total and on any machine."""
+    largest = max(weights)
+    return [max(1, round(weight / largest * _UNIT)) if weight else 0 for weight in weights]
+
+
+def _halved(units: list[int], total: int) -> list[int]:
     """How many of the first `total` picks each gets. With one more pick exactly one of them grows, by one.
 
     The sets are halved by weight again and again, and each time the picks are shared out to the nearest whole one.
     """
-    largest = max(weights)
-    if not largest:
-        if total:
-            raise ValueError("no data set is active in this step")
-        return [0] * len(weights)
-    # Whole numbers, so that a share is the same to the last bit for any total and on any machine.
-    units = [max(1, round(weight / largest * _UNIT)) if weight else 0 for weight in weights]
-    return _halved(units, total)
-
-
-def _halved(units: list[int], total: int) -> list[int]:
-    if len(units) == 1:
-        return [total]
     every = sum(units)
     if not every:
         return [0] * len(units)
+    if len(units) == 1:
+        return [total]
     cut = min(range(1, len(units)), key=lambda place: abs(2 * sum(units[:place]) - every))
     first = (2 * total * sum(units[:cut]) + every) // (2 * every)
     return _halved(units[:cut], first) + _halved(units[cut:], total - first)

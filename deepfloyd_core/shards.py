@@ -1,10 +1,11 @@
 """Pixel shards: ordinary Parquet whose `pixels` column can also be memory-mapped row by row.
 
 The column is fixed-size binary, non-null, PLAIN, uncompressed, one page a row group: the values of a row group lie end
-to end, so row i starts at a known offset and a batch is a few page faults (190,000 rows/s at 64 px on one core; reading
-row groups through pyarrow: 126,000, decoding PNG files: 3,000).
+to end, so row i starts at a known offset and a batch is a few page faults. Shuffled, that is more than half as fast as rows
+of a plain memory-mapped array and 100 times as fast as PNG files; `benchmarks/results.md`.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,40 +77,54 @@ def read_rows(path: Path) -> list[ShardRow]:
 class ShardPixels:
     """The pixels of a shard, memory-mapped and read-only: item n is row n, uint8 (height, width, 3)."""
 
-    groups: tuple[np.ndarray, ...]  # uint8 (rows, height, width, 3) each; all but the last have as many rows
+    raw: memoryview  # the whole file
+    group_starts: np.ndarray  # int64: where the pixels of each row group start in it
+    group_rows: int  # rows in each row group; the last may have fewer
+    rows: int
+    shape: tuple[int, int, int]  # height, width, 3
 
     def __len__(self) -> int:
-        return sum(len(group) for group in self.groups)
+        return self.rows
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        return (picture for group in self.groups for picture in group)
+        return (self[place] for place in range(self.rows))
 
     def __getitem__(self, place: int) -> np.ndarray:
-        group, row = divmod(int(place), len(self.groups[0]))
-        picture: np.ndarray = self.groups[group][row]
-        return picture
+        start = int(self.starts(np.array([place]))[0])
+        return np.frombuffer(self.raw, np.uint8, math.prod(self.shape), start).reshape(self.shape)
+
+    def starts(self, places: np.ndarray) -> np.ndarray:
+        """Where the pixels of rows start in `raw`: int64. Raises IndexError when the shard lacks one of them."""
+        if len(places) and not 0 <= places.min() <= places.max() < self.rows:
+            raise IndexError(f"rows {places.min()} to {places.max()} of a shard of {self.rows}")
+        group, row = np.divmod(places, self.group_rows)
+        return np.asarray(self.group_starts[group] + row * math.prod(self.shape))
 
     def all(self) -> np.ndarray:
         """A copy of all rows: uint8 (rows, height, width, 3)."""
-        return np.concatenate(self.groups)
+        return np.stack(list(self))
 
 
 def open_shard(path: Path) -> ShardPixels:
     """Map a shard's pixels. Raises ValueError when the file is not laid out as `write_shard` does it."""
-    meta = pq.ParquetFile(path).metadata
+    meta = pq.read_metadata(path)
     index = meta.num_columns - 1
     size = meta.schema.column(index).length
     names = [meta.schema.column(number).name for number in range(index)]
     first = meta.row_group(0)  # all rows are of one size
     width, height = (first.column(names.index(name)).statistics.min for name in ("width", "height"))
-    raw = np.asarray(np.memmap(path, np.uint8, "r"))
-    groups = []
+    starts = []
     for number in range(meta.num_row_groups):
         chunk = meta.row_group(number).column(index)
-        payload = chunk.num_values * size
-        header = chunk.total_compressed_size - payload  # the page header; there is one page and no levels
+        header = chunk.total_compressed_size - chunk.num_values * size  # of the one page; there are no levels
         if chunk.compression != "UNCOMPRESSED" or not 0 < header < 512:
             raise ValueError(f"{path}: row group {number} is not one plain, uncompressed page")
-        start = chunk.data_page_offset + header
-        groups.append(raw[start : start + payload].reshape(-1, height, width, 3))
-    return ShardPixels(tuple(groups))
+        starts.append(chunk.data_page_offset + header)
+    return ShardPixels(_mapped(path), np.array(starts), first.num_rows, meta.num_rows, (height, width, 3))
+
+
+def _mapped(path: Path) -> memoryview:
+    """A file's bytes, mapped without keeping it open: np.memmap keeps a descriptor, and 1,024 are a usual limit."""
+    with pa.memory_map(str(path)) as file:
+        head = file.read_buffer(1)  # holds the mapping; what is read through Arrow is fetched from the disk at once
+        return memoryview(pa.foreign_buffer(head.address, file.size(), head))

@@ -19,7 +19,7 @@ import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from diffusers.training_utils import EMAModel
 
-from deepfloyd_core.batches import Draws, MixedOrder, OrderSettings, TrainingRow, TrainingRows, draw
+from deepfloyd_core.batches import Batch, Draws, MixedOrder, OrderSettings, TrainingRows, draw
 from deepfloyd_core.checkpoints import (
     Checkpoint,
     load_checkpoint,
@@ -129,17 +129,18 @@ def _train(setup: Setup, rows: TrainingRows, job: Job) -> tuple[list[dict[str, A
         lr = learning_rate_at(config, step)
         for group in optimizer.param_groups:
             group["lr"] = lr
-        loss, ids = 0.0, []
+        loss, batches = 0.0, []
         for micro in range(config.gradient_accumulation_steps):
             number = step * config.gradient_accumulation_steps + micro
-            pixels, batch = rows.take(*order.batch(number))
-            part = batch_loss(setup, pixels, batch, number) / config.gradient_accumulation_steps
+            batch = rows.take(*order.batch(number))
+            part = batch_loss(setup, batch, number) / config.gradient_accumulation_steps
             part.backward()  # type: ignore[no-untyped-call]
             loss += part.item()
-            ids += [row.image_id for row in batch]
+            batches.append(batch)
         norm = float(torch.nn.utils.clip_grad_norm_(params.values(), config.max_grad_norm))
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise JobError(f"Step {step + 1}: loss is {loss}, gradient norm {norm}. The batch was {', '.join(ids)}.")
+            shown = ", ".join(name for batch in batches for name in rows.image_ids(batch))
+            raise JobError(f"Step {step + 1}: loss is {loss}, gradient norm {norm}. The batch was {shown}.")
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         if ema is not None:
@@ -165,13 +166,14 @@ def _order(setup: Setup, rows: TrainingRows, job: Job) -> MixedOrder:
     return MixedOrder(rows, shares, settings)
 
 
-def batch_loss(setup: Setup, pixels: torch.Tensor, rows: list[TrainingRow], number: int) -> torch.Tensor:
-    """Training loss of forward pass `number`. pixels: uint8 (B, H, W, C)."""
-    x_0 = to_model_range(pixels)
+def batch_loss(setup: Setup, batch: Batch, number: int) -> torch.Tensor:
+    """Training loss of forward pass `number`."""
+    x_0 = to_model_range(batch.pixels)
     draws = draw(x_0.shape, hash_seed(setup.seed, setup.stage), number, setup.config.caption_dropout_probability)
     if setup.config.random_flip:
         x_0 = torch.where(draws.mirror[:, None, None, None], x_0.flip(-1), x_0)
-    captions = [row.caption_id if keep else None for row, keep in zip(rows, draws.keep_caption.tolist(), strict=True)]
+    kept = zip(batch.caption_ids, draws.keep_caption.tolist(), strict=True)
+    captions = [name if keep else None for name, keep in kept]
     torch.manual_seed(
         hash_seed("dropout", setup.seed, setup.stage, number)
     )  # lora_dropout draws from torch's own state

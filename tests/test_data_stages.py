@@ -590,11 +590,11 @@ def test_the_eval_set_is_cropped_at_the_centre_and_never_trained_on(world: Any) 
         expected = [row for row in everything if row["image_id"] not in ids]
         ((size, count),) = trained.counts.items()
         assert (size, count) == ((64, 64) if stage == 1 else (256, 256), len(expected))
-        tensor, taken = trained.take(size, np.arange(count))
-        assert not {row.image_id for row in taken} & ids
-        names = [(row["image_id"], row["caption_id"]) for row in expected]
-        assert [(row.image_id, row.caption_id) for row in taken] == names
-        assert [picture.numpy().tobytes() for picture in tensor] == [row["pixels"] for row in expected]
+        batch = trained.take(size, np.arange(count))
+        assert not set(trained.image_ids(batch)) & ids
+        assert trained.image_ids(batch) == [row["image_id"] for row in expected]
+        assert batch.caption_ids == [row["caption_id"] for row in expected]
+        assert [picture.numpy().tobytes() for picture in batch.pixels] == [row["pixels"] for row in expected]
 
 
 def test_at_least_one_picture_is_left_to_train_on(world: Any) -> None:

@@ -10,12 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
-from deepfloyd_core.batches import Draws
+from deepfloyd_core.batches import Batch, Draws
 from deepfloyd_core.config import StageConfig
 from deepfloyd_core.flavours import FLAVOURS
 from deepfloyd_core.models import load_scheduler, load_unet, stock_pipeline
 from deepfloyd_core.objective import low_res, min_snr_weight, noise_loss, to_bytes, to_model_range, upscaled_input
-from deepfloyd_core.shards import ShardRow
 from deepfloyd_core.train import Setup, _predict, batch_loss
 
 STAGE2 = Path(FLAVOURS["tiny-ii"].repo)
@@ -152,7 +151,6 @@ def test_min_snr_weights_and_loss_agree_with_numpy(gamma: float | None) -> None:
 def test_random_flip_mirrors_half_of_the_samples() -> None:
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (2, 16, 16, 3), generator=generator, dtype=torch.uint8)
-    rows = [ShardRow("", "", "", 16, 16, 16, 16, 0, 0, 16, 16, 0, "caption", "id", "center")] * 2
     unet = load_unet(STAGE1, torch.float32)
     text = OneText(torch.randn((77, unet.config.encoder_hid_dim), generator=generator))
 
@@ -162,7 +160,7 @@ def test_random_flip_mirrors_half_of_the_samples() -> None:
         )
         setup = Setup(1, config, 5, unet, load_scheduler(STAGE1), None, text, torch.device("cpu"))  # type: ignore[arg-type]
         with torch.inference_mode():
-            return float(batch_loss(setup, pixels, rows, number))
+            return float(batch_loss(setup, Batch(pixels, ["id"] * 2, np.arange(2)), number))
 
     mirrored = 0
     for number in range(20):
