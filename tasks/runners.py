@@ -1,0 +1,108 @@
+"""Where shards are made: on Prefect's own task runners, on this machine or on a Ray or Dask cluster, as `task_runner` says.
+
+A runner lives while jobs run, so a stage that is reused starts no cluster. Nothing here schedules; what is added is that a
+dead worker costs its jobs another try, not the run. Ray and Dask do most of that themselves, a process pool does not.
+Starting costs 0 s (threads), 4 s (processes), 4 s (Dask), 8 s (Ray) on two cores; a task run 10 ms, and 150 ms but for threads.
+"""
+
+import logging
+from collections.abc import Sequence
+from concurrent.futures import BrokenExecutor
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from prefect import Task
+from prefect.futures import as_completed
+from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTaskRunner
+
+from deepfloyd_core.clusters import reach
+from deepfloyd_core.config import Run, RunConfig
+from deepfloyd_core.errors import JobError
+from deepfloyd_core.types import Report
+
+log = logging.getLogger("deepfloyd_core.runners")
+
+R = TypeVar("R")
+MAX_TASK_RUNS = 500  # of a stage: Prefect's history loses some beyond 1,000, and a run has two stages
+TRIES = 3  # of a job whose worker died
+
+
+@dataclass(frozen=True)
+class Job(Generic[R]):
+    """One call of a Prefect task. Parameters and result must pickle, and should be small."""
+
+    task: Task[..., R]
+    parameters: dict[str, Any]
+    size: int  # in the unit of the progress
+
+
+def reach_workers(run: Run) -> None:
+    """Raises ConfigError when the run is to use a cluster that does not answer: better now than after the index."""
+    if run.config.task_runner_address is not None:
+        reach(run.config.task_runner, run.config.task_runner_address)
+
+
+def run_jobs(config: RunConfig, jobs: Sequence[Job[R]], report: Report, unit: str) -> list[R]:
+    """The results of all jobs, in their order. A job whose worker died is run again on new workers.
+
+    Raises what a job raises, as soon as it does, and JobError for a job that loses its worker TRIES times.
+    """
+    results: dict[int, R] = {}
+    done, total = 0, sum(job.size for job in jobs)
+    lost: BaseException | None = None
+    for _ in range(TRIES):
+        todo = [number for number in range(len(jobs)) if number not in results]
+        if not todo:
+            break
+        if lost:
+            log.warning("%d %s: their workers died (%s); trying again", len(todo), unit, lost)
+        with _task_runner(config) as runner:
+            numbers = {runner.submit(jobs[number].task, jobs[number].parameters): number for number in todo}
+            for future in as_completed(list(numbers)):
+                try:
+                    results[numbers[future]] = future.result()
+                except _lost_worker(config) as error:
+                    lost = error
+                    continue
+                done += jobs[numbers[future]].size
+                report(done, total, unit)
+    if len(results) < len(jobs):
+        raise JobError(
+            f"{len(jobs) - len(results)} task runs lost their worker {TRIES} times, the last one to: {lost}. A full "
+            "memory is the usual cause: lower workers or shard_mib. What is finished is kept for the next run."
+        )
+    return [results[number] for number in range(len(jobs))]
+
+
+def _task_runner(config: RunConfig) -> TaskRunner[Any]:
+    address = config.task_runner_address
+    if config.task_runner == "threads":
+        return ThreadPoolTaskRunner(max_workers=config.workers)
+    if config.task_runner == "processes":
+        return ProcessPoolTaskRunner(max_workers=config.workers)
+    if config.task_runner == "ray":
+        from prefect_ray import RayTaskRunner
+
+        # "local": without it Ray joins whichever cluster was last started on this machine.
+        own = {"num_cpus": config.workers, "include_dashboard": False, "log_to_driver": False}
+        return RayTaskRunner(address) if address else RayTaskRunner("local", own)
+    from prefect_dask import DaskTaskRunner
+
+    if address:
+        return DaskTaskRunner(address=address)
+    # No limit of memory: Dask's is a share of the machine's, at which it kills the worker; a shard's is set by shard_mib.
+    cluster = {"n_workers": config.workers, "threads_per_worker": 1, "memory_limit": None, "dashboard_address": None}
+    return DaskTaskRunner(cluster_class="distributed.LocalCluster", cluster_kwargs=cluster)
+
+
+def _lost_worker(config: RunConfig) -> tuple[type[BaseException], ...]:
+    """What a future raises when it was the worker that failed, not the job: a job's own errors come back as its state."""
+    if config.task_runner == "ray":
+        from ray.exceptions import RayError
+
+        return (RayError,)
+    if config.task_runner == "dask":
+        from distributed import CancelledError, KilledWorker
+
+        return (KilledWorker, CancelledError)
+    return (BrokenExecutor,)
