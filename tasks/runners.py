@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from prefect import Task
+from prefect.events.worker import EventsWorker
 from prefect.futures import as_completed
 from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTaskRunner
 
@@ -48,6 +49,7 @@ def run_jobs(config: RunConfig, jobs: Sequence[Job[R]], report: Report, unit: st
     Raises what a job raises, as soon as it does, and JobError for a job that loses its worker TRIES times.
     """
     results: dict[int, R] = {}
+    tasks = [_recorded(job.task) if config.task_runner in ("ray", "dask") else job.task for job in jobs]
     done, total = 0, sum(job.size for job in jobs)
     lost: BaseException | None = None
     for _ in range(TRIES):
@@ -57,7 +59,7 @@ def run_jobs(config: RunConfig, jobs: Sequence[Job[R]], report: Report, unit: st
         if lost:
             log.warning("%d %s: their workers died (%s); trying again", len(todo), unit, lost)
         with _task_runner(config) as runner:
-            numbers = {runner.submit(jobs[number].task, jobs[number].parameters): number for number in todo}
+            numbers = {runner.submit(tasks[number], jobs[number].parameters): number for number in todo}
             for future in as_completed(list(numbers)):
                 try:
                     results[numbers[future]] = future.result()
@@ -93,6 +95,15 @@ def _task_runner(config: RunConfig) -> TaskRunner[Any]:
     # No limit of memory: Dask's is a share of the machine's, at which it kills the worker; a shard's is set by shard_mib.
     cluster = {"n_workers": config.workers, "threads_per_worker": 1, "memory_limit": None, "dashboard_address": None}
     return DaskTaskRunner(cluster_class="distributed.LocalCluster", cluster_kwargs=cluster)
+
+
+def _recorded(task: Task[..., R]) -> Task[..., R]:
+    """The task, so that its worker tells the server of its end before the flow hears of it, and may kill the worker."""
+    return task.with_options(on_completion=[_send_events], on_failure=[_send_events])
+
+
+def _send_events(task: Any, run: Any, state: Any) -> None:
+    EventsWorker.instance().wait_until_empty()
 
 
 def _lost_worker(config: RunConfig) -> tuple[type[BaseException], ...]:
