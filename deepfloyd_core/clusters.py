@@ -18,7 +18,9 @@ def cluster_fault(task_runner: str, address: str | None) -> str:
     if task_runner not in _PACKAGES:
         if address is None:
             return ""
-        return f"task_runner_address is {address!r}, and {task_runner} run on this machine. Remove it, or use ray or dask"
+        return (
+            f"task_runner_address is {address!r}, and {task_runner} run on this machine. Remove it, or use ray or dask"
+        )
     missing = [name for name in _PACKAGES[task_runner] if importlib.util.find_spec(name) is None]
     if missing:
         return (

@@ -144,10 +144,12 @@ class RunConfig(Spec):
         None, description="`drawn_world`: measure the share of samples that show their prompt (flat shapes only)."
     )
     # How it runs; none of these changes a byte of an artifact, and none is in a fingerprint.
-    workers: int = Field(2, ge=1, le=256, description="Shards prepared at once, unless a cluster with an address decides.")
+    workers: int = Field(
+        2, ge=1, le=256, description="Shards prepared at once, unless a cluster with an address decides."
+    )
     task_runner: Literal["threads", "processes", "ray", "dask"] = Field(
         "threads",
-        description="Where shards are made: in threads or processes of this machine, or on a Ray or Dask cluster.",
+        description="Where shards are made. `threads` start at once and keep 2 to 4 cores busy; `processes` any number.",
     )
     task_runner_address: str | None = Field(
         None, description="Address of the Ray or Dask cluster; unset: one of `workers` on this machine, for the run."

@@ -2,7 +2,7 @@
 
 A runner lives while jobs run, so a stage that is reused starts no cluster. Nothing here schedules; what is added is that a
 dead worker costs its jobs another try, not the run. Ray and Dask do most of that themselves, a process pool does not.
-Starting costs 0 s (threads), 4 s (processes), 4 s (Dask), 8 s (Ray) on two cores; a task run 10 ms, and 150 ms but for threads.
+On two busy cores starting costs a stage nothing (threads) or some 15 to 25 s (the others import Prefect in every worker).
 """
 
 import logging
@@ -77,24 +77,30 @@ def run_jobs(config: RunConfig, jobs: Sequence[Job[R]], report: Report, unit: st
 
 
 def _task_runner(config: RunConfig) -> TaskRunner[Any]:
-    address = config.task_runner_address
     if config.task_runner == "threads":
         return ThreadPoolTaskRunner(max_workers=config.workers)
     if config.task_runner == "processes":
         return ProcessPoolTaskRunner(max_workers=config.workers)
+    address, options = config.task_runner_address, dict[str, Any]()
     if config.task_runner == "ray":
-        from prefect_ray import RayTaskRunner
+        from prefect_ray import RayTaskRunner as ClusterTaskRunner
 
-        # "local": without it Ray joins whichever cluster was last started on this machine.
-        own = {"num_cpus": config.workers, "include_dashboard": False, "log_to_driver": False}
-        return RayTaskRunner(address) if address else RayTaskRunner("local", own)
-    from prefect_dask import DaskTaskRunner
+        options = {"address": address, "init_kwargs": {"log_to_driver": False, "logging_level": logging.ERROR}}
+        if address is None:
+            # "local": without it Ray joins whichever cluster was last started on this machine.
+            options["address"] = "local"
+            options["init_kwargs"] |= {"num_cpus": config.workers, "include_dashboard": False}
+    else:
+        from prefect_dask import DaskTaskRunner as ClusterTaskRunner
 
-    if address:
-        return DaskTaskRunner(address=address)
-    # No limit of memory: Dask's is a share of the machine's, at which it kills the worker; a shard's is set by shard_mib.
-    cluster = {"n_workers": config.workers, "threads_per_worker": 1, "memory_limit": None, "dashboard_address": None}
-    return DaskTaskRunner(cluster_class="distributed.LocalCluster", cluster_kwargs=cluster)
+        options = {"address": address}
+        if address is None:
+            # No limit of memory: Dask's own, a share of the machine's, kills workers; a shard's need is set by shard_mib.
+            options["cluster_class"] = "distributed.LocalCluster"
+            options["cluster_kwargs"] = {"n_workers": config.workers, "threads_per_worker": 1, "memory_limit": None,
+                                         "dashboard_address": None}  # fmt: skip
+    runner: TaskRunner[Any] = ClusterTaskRunner(**options)
+    return runner
 
 
 def _recorded(task: Task[..., R]) -> Task[..., R]:

@@ -51,10 +51,10 @@ def _build(run: Run, index: Artifact, stage: Stage, work: WorkDir, report: Repor
     layout = plan_shards(run, index, stage, work)
     step = -(-len(layout.made) // MAX_TASK_RUNS)  # shards in a task run
     groups = [layout.made[start : start + step] for start in range(0, len(layout.made), step or 1)]
+    common = {"out": work.path, "older": layout.older}
     jobs = [
-        Job(pixel_shards.with_options(name=_name(group)), {"shards": group, "out": work.path, "older": layout.older}, len(group))
-        for group in groups
-    ]  # fmt: skip
+        Job(pixel_shards.with_options(name=_name(group)), {"shards": group, **common}, len(group)) for group in groups
+    ]
     results = run_jobs(run.config, jobs, report, "shards")
     return finish_pixels(layout, [result for group in results for result in group], work)
 

@@ -103,7 +103,7 @@ def _dask_cluster(folder: Path) -> Iterator[str]:
 
 
 def _kill_a_worker(process: "subprocess.Popen[str]", workspace: Path, is_worker: Callable[[str], bool]) -> bool:
-    """SIGKILL a worker of the run when some shards of Stage II are finished and others are not; False: it never came to it."""
+    """SIGKILL a worker of the run when some shards of Stage II are finished, and others are not; False: too late."""
     deadline = time.monotonic() + 300
     while process.poll() is None and time.monotonic() < deadline:
         if len(list(workspace.glob("stage2_pixels/*/.part-*"))) >= 3:
