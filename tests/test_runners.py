@@ -230,3 +230,28 @@ def test_the_task_runner_is_in_no_fingerprint_and_changes_no_plan(world: Any) ->
         names = tuple(shard.name for shard in plan_shards(run, index, 1, work).made)
         found.add((pixels_request(run, index, 1).fingerprint, names))
     assert len(found) == 1
+
+
+def test_more_shards_than_task_runs_go_in_groups(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tasks import stage_pixels
+
+    for number in range(8):
+        world.add(f"{number}.png", np.full((300, 300, 3), number, np.uint8))
+    run = world.load(shard_mib=0.2)
+    index = world.index(run)
+    sizes: list[int] = []
+
+    def in_place(config: Any, jobs: list[Any], report: Any, unit: str) -> list[Any]:
+        sizes.extend(job.size for job in jobs)
+        return [job.task.fn(**job.parameters) for job in jobs]
+
+    monkeypatch.setattr(stage_pixels, "MAX_TASK_RUNS", 3)
+    monkeypatch.setattr(stage_pixels, "run_jobs", in_place)
+    work = WorkDir(run.workspace / "elsewhere" / "work", 0)
+    work.path.mkdir(parents=True)
+    summary = stage_pixels._build(run, index, 2, work, lambda *_: None)
+    assert len(sizes) == 3 and sum(sizes) == summary["shards"] > 6
+    whole = world.pixels(run, index, 2)
+    assert summary == whole.summary
+    for file in whole.path.glob("*.parquet"):
+        assert (work.path / file.name).read_bytes() == file.read_bytes()
