@@ -25,11 +25,8 @@ class CaptionReader:
         self._table, self.path = dataset.parquet, table_path(dataset)
         self._where = f"{dataset.id}: {self.path}"
         self._captions: dict[str, list[str]] = {}
-        kind = _KINDS.get(self.path.suffix.lower(), dataset.caption_strategy)
-        for record in _records(self.path, kind, _columns(self._table), self._where):
-            name = record.get(self._table.filename_column)
-            if name is not None and str(name).strip():
-                self._captions.setdefault(_plain(str(name)), []).extend(self._texts(record))
+        for name, texts in table_texts(self._table, self.path, dataset.caption_strategy, self._where):
+            self._captions.setdefault(_plain(name), []).extend(texts)
 
     def captions(self, source: str) -> tuple[str, ...] | None:
         """The captions of a picture, by its path below the data set's directory, else by its name alone."""
@@ -49,11 +46,18 @@ class CaptionReader:
                 "Correct one of them, or caption_column."
             )
 
-    def _texts(self, record: Record) -> list[str]:
-        own = [text for name in _names(self._table.caption_column) for text in _cell(record.get(name))]
-        if own or self._table.fallback_caption_column is None:
-            return own
-        return [text for name in _names(self._table.fallback_caption_column) for text in _cell(record.get(name))]
+
+def table_texts(table: CaptionTable, path: Path, kind: str, where: str) -> Iterator[tuple[str, list[str]]]:
+    """The name and the captions of each row that has a name; `kind` of file where its ending does not tell.
+
+    Raises ConfigError for a column that is not there, DataError for a file that cannot be read.
+    """
+    for record in _records(path, _KINDS.get(path.suffix.lower(), kind), _columns(table), where):
+        name = record.get(table.filename_column)
+        if name is not None and str(name).strip():
+            own = [text for column in _names(table.caption_column) for text in _cell(record.get(column))]
+            other = () if own else _names(table.fallback_caption_column)
+            yield str(name), own + [text for column in other for text in _cell(record.get(column))]
 
 
 def table_path(dataset: ImageDataset) -> Path:

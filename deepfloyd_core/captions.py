@@ -14,9 +14,9 @@ from pathlib import Path
 from deepfloyd_core.caption_tables import CaptionReader
 from deepfloyd_core.datafile import TABLES, CaptionShuffle, ImageDataset
 from deepfloyd_core.errors import ConfigError
+from deepfloyd_core.sources import Raw, open_source
 from deepfloyd_core.types import hash_seed
 
-Raw = tuple[str, ...] | None  # texts as they were found; None: there are none, or they cannot be read
 Filter = tuple[re.Pattern[str], str, int]  # what, by what, how often (0: always)
 
 _SED = re.compile(r"s/((?:[^/\\]|\\.)*)/((?:[^/\\]|\\.)*)/?")
@@ -25,19 +25,18 @@ _TRIES = 20  # random orders for each one wanted; with few tags they soon repeat
 
 
 def raw_captions(dataset: ImageDataset, sources: list[str]) -> list[Raw]:
-    """The texts of each picture, by its path below the data set's directory.
+    """The texts of each picture, by its name in the data set's source.
 
     Raises ConfigError or DataError when the data set's table cannot be used.
     """
     if dataset.only_instance_prompt or dataset.caption_strategy == "instanceprompt":
         return [dataset.prompts] * len(sources)
+    if dataset.own_texts:
+        return open_source(dataset).texts(sources)
     if dataset.caption_strategy in TABLES:
         table = CaptionReader(dataset)
         table.check_match(sources)
         return [table.captions(source) for source in sources]
-    if dataset.caption_strategy == "textfile":
-        root = Path(dataset.instance_data_dir)
-        return [_sidecar(root / source, root) for source in sources]
     return [(Path(source).stem.replace("_", " "),) for source in sources]
 
 
@@ -100,13 +99,3 @@ def shuffled(caption: str, shuffle: CaptionShuffle, seed: int) -> list[str]:
     end = "." if shuffle.split_on == "period" and caption.endswith(".") else ""
     variants = [join.join([*fixed, *order]) + end for order in orders]
     return [caption, *variants] if shuffle.include_original or not variants else variants
-
-
-def _sidecar(path: Path, root: Path) -> Raw:
-    text = path.with_suffix(".txt")
-    try:
-        if not text.is_file() or not text.resolve().is_relative_to(root.resolve()):
-            return None  # a pipe would never end, and a link may point at anything on this machine
-        return (text.read_text(encoding="utf-8-sig"),)
-    except (OSError, UnicodeDecodeError, RuntimeError):
-        return None

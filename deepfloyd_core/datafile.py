@@ -8,7 +8,7 @@ multiplied by four; above that it feeds Stage II only. `read_datafile.py` reads 
 import math
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, SecretStr, model_validator
 
 from deepfloyd_core.flavours import UPSCALE, Stage
 from deepfloyd_core.spec import Spec
@@ -19,6 +19,18 @@ TABLES = ("parquet", "csv", "jsonl")  # strategies whose captions come from the 
 # Where the picture's own aspect becomes its size, the widest that is taken unless the data set says otherwise: a
 # 20:1 panorama would ask for 64 x 1280 px, and 256 x 5120 px at Stage II.
 OWN_ASPECT_RANGE = (0.25, 4.0)
+
+# What each type cannot do without.
+_PLACE_KEYS = {
+    "local": ("instance_data_dir",), "aws": ("aws_bucket_name",), "csv": ("csv_file", "csv_cache_dir"),
+    "parquet": ("csv_file", "csv_cache_dir"), "huggingface": ("dataset_name",), "webdataset": ("instance_data_dir",),
+}  # fmt: skip
+URL_TYPES = ("csv", "parquet")
+_ANYWHERE = ("filename", "instanceprompt", *TABLES)
+_STRATEGIES = {
+    "local": ("textfile", *_ANYWHERE), "aws": ("textfile", *_ANYWHERE), "webdataset": ("textfile", *_ANYWHERE),
+    "csv": _ANYWHERE, "parquet": _ANYWHERE, "huggingface": ("huggingface", *_ANYWHERE),
+}  # fmt: skip
 
 Texts = str | Annotated[tuple[str, ...], Field(strict=False)]
 
@@ -59,13 +71,53 @@ class CaptionShuffle(Spec):
     include_original: bool = Field(True, description="Keep the caption as it is written as well.")
 
 
-class ImageDataset(Spec):
-    """One set of captioned pictures."""
+class Place(Spec):
+    """Where the pictures of a set are, and how to get them. Nothing of it is part of what they are."""
 
     id: str = Field(min_length=1, description="Name of the data set; part of every ledger row.")
-    type: Literal["local"] = Field(description="Where the pictures are. `local`: a directory on this machine.")
+    type: Literal["local", "aws", "csv", "parquet", "huggingface", "webdataset"] = Field(
+        description="`local`: a directory on this machine. `aws`: a bucket of S3 or another server of its kind. `csv`, "
+        "`parquet`: a table of URLs. `huggingface`: a saved data set. `webdataset`: a directory of tar files."
+    )
+    instance_data_dir: str = Field(
+        "", description="Directory of the pictures or tar files, searched recursively; tar files also at an s3:// URL."
+    )
+    aws_bucket_name: str | None = Field(None, min_length=1, description="The bucket of `aws`.")
+    aws_data_prefix: str | None = Field(None, description="Where in the bucket the pictures are, searched recursively.")
+    aws_endpoint_url: str | None = Field(None, description="Server other than Amazon's, for example https://host:9000.")
+    aws_region_name: str | None = Field(None, description="The bucket's region.")
+    aws_access_key_id: SecretStr | None = Field(
+        None, description="Better left to the environment (AWS_ACCESS_KEY_ID) or the machine's own role."
+    )
+    aws_secret_access_key: SecretStr | None = Field(
+        None, description="Better left to the environment (AWS_SECRET_ACCESS_KEY) or the machine's own role."
+    )
+    csv_file: str | None = Field(
+        None, description="The table of `csv` or `parquet`: a row for each picture; .csv, .tsv, .parquet or .jsonl."
+    )
+    csv_url_column: str = Field("url", description="Its column with the pictures' http or https URLs.")
+    csv_caption_column: Texts = Field("caption", description="Its column (or columns) with captions.")
+    csv_cache_dir: str | None = Field(None, description="Directory that keeps the downloaded pictures.")
+    dataset_name: str | None = Field(
+        None, description="`huggingface`: a folder made by save_to_disk, or what load_dataset takes."
+    )
+    split: str = Field("train", description="`huggingface`: which split of it.")
+    image_column: str = Field("image", description="`huggingface`: column with the pictures.")
+    caption_column: Texts = Field("caption", description="`huggingface`: column (or columns) with captions.")
+
+    @model_validator(mode="after")
+    def _named(self) -> Self:
+        for kind, keys in _PLACE_KEYS.items():
+            missing = [key for key in keys if not getattr(self, key)] if self.type == kind else []
+            if missing:
+                raise ValueError(f"type is {kind!r}, and {missing[0]} is missing")
+        return self
+
+
+class ImageDataset(Place):
+    """One set of captioned pictures."""
+
     dataset_type: Literal["image"] = Field("image", description="This entry holds pictures.")
-    instance_data_dir: str = Field(description="Directory of the pictures, searched recursively.")
     disabled: bool = Field(False, description="Leave this entry out of the run; nothing but its id is then looked at.")
     disable: bool = Field(False, description="Older spelling of `disabled`.")
 
@@ -113,9 +165,12 @@ class ImageDataset(Spec):
     start_step: int = Field(0, ge=0, description="Optimizer steps that are done before it is drawn from.")
     end_step: int | None = Field(None, ge=1, description="Optimizer step after which it is drawn from no more.")
 
-    caption_strategy: Literal["textfile", "filename", "instanceprompt", "parquet", "csv", "jsonl"] = Field(
-        "filename",
-        description="Where captions come from: NAME.txt (one a line), the file's name, `instance_prompt`, or a table.",
+    caption_strategy: Literal["textfile", "filename", "instanceprompt", "parquet", "csv", "jsonl", "huggingface"] = (
+        Field(
+            "filename",
+            description="Where captions come from: NAME.txt (one a line), the file's name, `instance_prompt`, a table, or "
+            "the columns of the saved data set. With a table of URLs, `csv` and `parquet` are its own captions.",
+        )
     )
     parquet: CaptionTable | None = Field(None, description="The table of `parquet`, `csv` and `jsonl`.")
     disable_multiline_split: bool = Field(False, description="NAME.txt is one caption, whatever its lines.")
@@ -181,11 +236,25 @@ class ImageDataset(Spec):
         needs_prompt = self.only_instance_prompt or self.prepend_instance_prompt
         if (needs_prompt or self.caption_strategy == "instanceprompt") and not self.prompts:
             raise ValueError("instance_prompt is missing, and the caption settings need it")
-        if self.caption_strategy in TABLES and self.parquet is None:
+        if self.caption_strategy not in _STRATEGIES[self.type]:
+            raise ValueError(
+                f"caption_strategy is {self.caption_strategy!r}; with type {self.type!r} it is one of "
+                f"{', '.join(_STRATEGIES[self.type])}"
+            )
+        if self.caption_strategy in TABLES and self.parquet is None and self.type not in URL_TYPES:
             raise ValueError(
                 f"caption_strategy is {self.caption_strategy!r} and there is no parquet block. Add one with path, "
                 "filename_column and caption_column (SimpleTuner's block, for csv and jsonl too)"
             )
+
+    @property
+    def own_texts(self) -> bool:
+        """Whether the captions lie with the pictures, and are asked of their source."""
+        if self.only_instance_prompt:
+            return False
+        if self.caption_strategy in TABLES:
+            return self.type in URL_TYPES and self.parquet is None
+        return self.caption_strategy in ("textfile", "huggingface")
 
     @property
     def edge_px(self) -> float:

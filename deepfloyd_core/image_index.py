@@ -21,15 +21,16 @@ from deepfloyd_core.artifacts import Artifact, Request, WorkDir, finish_part, ne
 from deepfloyd_core.captions import finished_captions
 from deepfloyd_core.children import Children, Limits, Lost
 from deepfloyd_core.config import Run
-from deepfloyd_core.datafile import ImageDataset
+from deepfloyd_core.datafile import ImageDataset, Place
 from deepfloyd_core.draws import hash_units, image_keys
 from deepfloyd_core.errors import DataError
 from deepfloyd_core.faces import find_face
-from deepfloyd_core.files import atomic_path, sha256_bytes
+from deepfloyd_core.files import atomic_path
 from deepfloyd_core.flavours import Stage
 from deepfloyd_core.geometry import REASONS, geometry, judge_sizes
 from deepfloyd_core.pictures import Unreadable, check_decodes, decode_rgb, read_header
 from deepfloyd_core.scan import table_digest
+from deepfloyd_core.sources import read_again
 from deepfloyd_core.types import Report, no_report
 
 log = logging.getLogger(__name__)
@@ -40,8 +41,8 @@ BLOCK = 4096  # pictures judged, and kept by a killed run, at once
 BEYOND = "beyond_max_num_samples"  # left out by request, so it does not count against max_rejected_share
 # Settings of a data set that change nothing in its index.
 _NOT_IN_INDEX = {
-    "id", "type", "dataset_type", "instance_data_dir", "disabled", "disable", "repeats", "text_embeds",
-    "probability", "start_step", "end_step", "crop_style",
+    *Place.model_fields, "dataset_type", "disabled", "disable", "repeats", "text_embeds", "probability", "start_step",
+    "end_step", "crop_style",
 }  # fmt: skip
 # What a picture's bytes and the settings alone decide. Other reasons are judged anew: they may have gone away.
 _LASTING = (
@@ -254,7 +255,10 @@ def look(run: Run, dataset: ImageDataset, entry: Entry) -> Verdict:
     """Judge a picture's bytes: header, size, one decode, and the face if crops are placed by it."""
     if entry.reason is not None:
         return _refused(entry.reason)
-    data = _read_again(dataset, entry)
+    try:
+        data = read_again(dataset, entry.source, entry.sha256)
+    except OSError as error:
+        return _refused("unreadable", str(error))
     if data is None:
         return _refused("changed_while_reading")
     known: dict[str, Any] = {}
@@ -348,14 +352,6 @@ def _left_out(rows: pa.Table, beyond: np.ndarray) -> pa.Table:
         place = rows.schema.get_field_index(name)
         rows = rows.set_column(place, SCHEMA.field(name), pc.if_else(beyond, value, rows[name]))
     return rows
-
-
-def _read_again(dataset: ImageDataset, entry: Entry) -> bytes | None:
-    try:
-        data = Path(dataset.instance_data_dir, entry.source).read_bytes()
-    except OSError:
-        return None
-    return data if sha256_bytes(data) == entry.sha256 else None
 
 
 def _size_reason(run: Run, dataset: ImageDataset, stage: Stage, size: tuple[int, int]) -> str | None:

@@ -30,6 +30,7 @@ from deepfloyd_core.plan import PICTURE, Planned, SizePlan, by_dataset, plan_pic
 from deepfloyd_core.shards import ShardRow, open_shard, read_rows, write_shard
 from deepfloyd_core.sheets import contact_sheet, save_picture
 from deepfloyd_core.shrink import take_crops
+from deepfloyd_core.sources import read_again
 from deepfloyd_core.types import caption_id
 
 FORMAT = 4  # 4: shards named by content, `rows.arrow`
@@ -50,7 +51,7 @@ class ShardPlan:
     plan: SizePlan
     numbers: np.ndarray  # int64, ascending
     copies: np.ndarray  # int64: a row of the older artifact's list that has the same pixels; -1: decode the picture
-    roots: dict[str, str]  # directory of each data set
+    datasets: dict[str, ImageDataset]  # that its pictures are from
 
 
 @dataclass(frozen=True)
@@ -130,15 +131,17 @@ def build_shard(shard: ShardPlan, out: Path, older: Artifact | None) -> ShardRes
     Raises DataError when a picture is no longer what the index saw: the run must then be started again.
     """
     path, planned = out / shard.name, shard.plan.rows(shard.numbers)
-    by_file: dict[str, list[int]] = defaultdict(list)
+    by_picture: dict[tuple[str, str], list[int]] = defaultdict(list)
     for number, (row, copy) in enumerate(zip(planned, shard.copies, strict=True)):
         if copy < 0:
-            by_file[f"{shard.roots[row.dataset_id]}/{row.source}"].append(number)
+            by_picture[row.dataset_id, row.source].append(number)
     if not part_is_whole(path):
         pixels: list[np.ndarray] = [np.empty(0)] * len(planned)
         methods = [""] * len(planned)
-        for file, numbers in by_file.items():
-            data = _read_same(file, planned[numbers[0]].image_id)
+        for (dataset_id, source), numbers in by_picture.items():
+            data = read_again(shard.datasets[dataset_id], source, planned[numbers[0]].image_id)
+            if data is None:
+                raise DataError(f"{dataset_id}: {source} changed or went away during the run. Start the run again.")
             crops = [planned[number].crop for number in numbers]
             made = take_crops(data, [(crop.scaled, crop.box) for crop in crops])
             for number, (crop, method) in zip(numbers, made, strict=True):
@@ -147,7 +150,7 @@ def build_shard(shard: ShardPlan, out: Path, older: Artifact | None) -> ShardRes
             _copy_rows(older, shard.copies, pixels, methods)
         write_shard(path, [_shard_row(row, method) for row, method in zip(planned, methods, strict=True)], pixels)
         finish_part(path)
-    return ShardResult(len(planned), len(by_file))
+    return ShardResult(len(planned), len(by_picture))
 
 
 def finish_pixels(layout: Layout, results: list[ShardResult], work: WorkDir) -> dict[str, Any]:
@@ -208,7 +211,7 @@ def _held_out(run: Run, index: Artifact, dataset: ImageDataset) -> pa.Table:
 
 
 def _lay_out(run: Run, plans: list[SizePlan], shard_bytes: int, older: Artifact | None) -> Layout:
-    roots = {dataset.id: dataset.instance_data_dir for dataset in run.datasets}
+    datasets = {dataset.id: dataset for dataset in run.datasets}
     old = _OlderRows.read(older)
     names = list(old.names)  # of files; those to be made follow
     made, places, used = [], [], set()
@@ -227,7 +230,7 @@ def _lay_out(run: Run, plans: list[SizePlan], shard_bytes: int, older: Artifact 
             name = f"{plan.name}-{sha256_bytes(keys[numbers].tobytes())[:12]}.parquet"
             file[numbers], place[numbers] = len(names), np.arange(len(numbers))
             names.append(name)
-            made.append(ShardPlan(name, plan, numbers, copies[numbers], roots))
+            made.append(ShardPlan(name, plan, numbers, copies[numbers], datasets))
         places.append((file, place))
     order = {name: number for number, name in enumerate(sorted(used | {shard.name for shard in made}))}
     final = np.array([order.get(name, -1) for name in names] or [-1], np.int32)
@@ -344,15 +347,3 @@ def _save_sheet(layout: Layout, out: Path) -> None:
     count, cell = (SHEET_CROPS // 2, 2 * SHEET_CELL_PX) if large else (SHEET_CROPS, SHEET_CELL_PX)
     shown = [open_shard(out / layout.files[row["file"]])[row["place"]] for row in rows[:count]]
     save_picture(contact_sheet(shown, 8, cell), out / SHEET)
-
-
-def _read_same(file: str, image_id: str) -> bytes:
-    try:
-        data = Path(file).read_bytes()
-    except OSError as error:
-        raise DataError(
-            f"{file} was indexed and can no longer be read ({error.strerror}). Start the run again."
-        ) from None
-    if sha256_bytes(data) != image_id:
-        raise DataError(f"{file} changed while the run was using it. Start the run again.")
-    return data

@@ -14,8 +14,8 @@ import pyarrow as pa
 from PIL import Image, ImageDraw, ImageFont
 
 from deepfloyd_core.config import Run
+from deepfloyd_core.datafile import ImageDataset
 from deepfloyd_core.errors import DataError
-from deepfloyd_core.files import sha256_bytes
 from deepfloyd_core.flavours import Stage
 from deepfloyd_core.geometry import Crop
 from deepfloyd_core.image_index import SCHEMA, Entry, Row, judge, look, sample_order
@@ -24,6 +24,7 @@ from deepfloyd_core.plan import PICTURE, Planned, plan_pictures
 from deepfloyd_core.scan import scan
 from deepfloyd_core.sheets import save_picture
 from deepfloyd_core.shrink import literal
+from deepfloyd_core.sources import read_again
 
 PREVIEW_FILE = "preview.png"
 CELL_PX, GAP_PX, LINE_PX, MARGIN_PX, TILES_ACROSS = 176, 8, 18, 14, 2
@@ -37,7 +38,7 @@ class Shown:
     """One picture of the preview: its row and its first crop for each stage of the run that it feeds."""
 
     row: Row
-    path: Path
+    dataset: ImageDataset
     crops: dict[Stage, Planned]
 
 
@@ -70,7 +71,7 @@ def _chosen(run: Run, count: int) -> list[Shown]:
             picture = pa.Table.from_pylist([asdict(row)], schema=SCHEMA).select(PICTURE)
             plans = {stage: plan_pictures(run, dataset, stage, picture, passes=1) for stage in stages}
             crops = {stage: Planned(**plan.to_pylist()[0]) for stage, plan in plans.items()}
-            shown.append(Shown(row, Path(dataset.instance_data_dir, row.source), crops))
+            shown.append(Shown(row, dataset, crops))
     return shown
 
 
@@ -125,9 +126,9 @@ def _tile(one: Shown, stages: tuple[Stage, ...], size: tuple[int, int]) -> Image
 
 
 def _decoded(one: Shown) -> Image.Image:
-    data = one.path.read_bytes()
-    if sha256_bytes(data) != one.row.image_id:
-        raise DataError(f"{one.path} changed while the preview was made. Start it again.")
+    data = read_again(one.dataset, one.row.source, one.row.image_id)
+    if data is None:
+        raise DataError(f"{one.row.source} changed or went away while the preview was made. Start it again.")
     return decode_rgb(data)
 
 

@@ -11,6 +11,7 @@ from deepfloyd_core.captions import compiled_filters
 from deepfloyd_core.datafile import TABLES, ImageDataset, TextEmbedBackend
 from deepfloyd_core.errors import ConfigError
 from deepfloyd_core.faces import missing_detector
+from deepfloyd_core.sources import open_source
 from deepfloyd_core.spec import parse_spec, read_config_file
 
 # Keys of SimpleTuner's data file that change nothing here: accepted, and reported as ignored.
@@ -42,7 +43,7 @@ REFUSED = {
     "bbox_column": "boxes of entities are not supported",
     "webshart": "tar shards are not supported",
     "data_generator": "pictures are not generated here",
-    "huggingface": "pictures are read from `local` only in this version",
+    "huggingface": "filters and grids of a saved data set are not supported; use rows as they are",
 }
 _NO: tuple[Any, ...] = (None, False, 0, "", [], {})
 _HARMLESS = {"start_epoch": (*_NO, 1)}  # SimpleTuner's default
@@ -79,7 +80,7 @@ def load_data_file(path: Path) -> tuple[tuple[ImageDataset, ...], list[str]]:
         elif parsed is not None:
             backends.append(parsed)
     _check_ids(path, entries)
-    _check_folders(path, datasets)
+    _check_places(path, datasets)
     return tuple(_with_filters(path, dataset, backends) for dataset in datasets), notes
 
 
@@ -96,10 +97,8 @@ def _parse_entry(entry: dict[str, Any], where: str) -> tuple[ImageDataset | Text
         raise ConfigError(f"{where}: dataset_type is {kind!r}, but {_OTHER_SETS[kind]}. Remove or disable the entry.")
     if kind not in ("image", "text_embeds"):
         raise ConfigError(f"{where}: dataset_type is {kind!r}; it must be image or text_embeds.")
-    if kind == "image":
-        _check_source(entry, where)
     _refuse(entry, where)
-    ignored = sorted(key for key in entry if key in IGNORED or key.startswith("aws_"))
+    ignored = sorted(key for key in entry if key in IGNORED or (kind == "text_embeds" and key.startswith("aws_")))
     notes = [f"{key} is ignored; it has no effect in this pipeline" for key in ignored]
     rest = {key: value for key, value in entry.items() if key not in ignored and key not in REFUSED}
     if kind == "text_embeds":
@@ -130,17 +129,6 @@ def _refuse(value: Any, where: str) -> None:
         _refuse(inner, where)
 
 
-def _check_source(entry: dict[str, Any], where: str) -> None:
-    """One line for a source of another kind, not one for each of its keys."""
-    if isinstance(entry.get("type"), str) and entry["type"] != "local":
-        raise ConfigError(f"{where}: type is {entry['type']!r}; this version reads pictures from 'local' only.")
-    if entry.get("caption_strategy") in ("huggingface", "webshart"):
-        raise ConfigError(
-            f"{where}: caption_strategy is {entry['caption_strategy']!r}, which needs a source of that type; this one is "
-            "'local'. Set textfile, filename, instanceprompt, parquet, csv or jsonl."
-        )
-
-
 def _useless(entry: dict[str, Any], dataset: ImageDataset) -> list[str]:
     """Notes on keys that the entry sets and that another of its keys leaves without effect."""
     found: dict[str, str] = {}
@@ -167,15 +155,14 @@ def _check_ids(path: Path, entries: list[dict[str, Any]]) -> None:
             raise ConfigError(f"{path}: the id {name!r} is used {count} times; ids must differ.")
 
 
-def _check_folders(path: Path, datasets: list[ImageDataset]) -> None:
+def _check_places(path: Path, datasets: list[ImageDataset]) -> None:
     if not datasets:
         raise ConfigError(f"{path} has no enabled data set of pictures.")
     for dataset in datasets:
-        if not Path(dataset.instance_data_dir).is_dir():
-            raise ConfigError(
-                f"{path}: {dataset.id}: instance_data_dir is {dataset.instance_data_dir!r}, which is not a directory. "
-                "Relative paths start at the current directory."
-            )
+        try:
+            open_source(dataset)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from None
 
 
 def _with_filters(path: Path, dataset: ImageDataset, backends: list[TextEmbedBackend]) -> ImageDataset:

@@ -1,4 +1,4 @@
-"""Scan: every input file of the data sets as one row of an Arrow table, with the sha256 that names its bytes.
+"""Scan: every input of the data sets as one row of an Arrow table, with the sha256 that names its bytes.
 
 A file is read only when its size, times or inode differ from the notes of the last scan, so an unchanged data set costs
 its listing. The notes (`<workspace>/.scan/`) are no truth of their own: without them every file is read again (1.7 GB/s) and
@@ -6,11 +6,10 @@ the table is the same. Nothing in the source directories is ever touched.
 """
 
 import hashlib
-import os
-import time
-from collections.abc import Callable, Iterator
+import logging
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,46 +18,35 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from deepfloyd_core.caption_tables import table_path
 from deepfloyd_core.captions import raw_captions
 from deepfloyd_core.config import Run
-from deepfloyd_core.datafile import TABLES, ImageDataset
+from deepfloyd_core.datafile import ImageDataset
 from deepfloyd_core.errors import DataError
 from deepfloyd_core.files import atomic_path, sha256_bytes
+from deepfloyd_core.sources import Source, open_source
 from deepfloyd_core.types import Report, no_report
 
+log = logging.getLogger(__name__)
+
 NOTES_DIR = ".scan"
-SIDECARS = (".txt", ".json")  # captions and metadata: not inputs
 BLOCK = 4096  # files whose reads are asked for at once
 LISTED_BLOCK = 1 << 16  # files of a listing held as Python objects
-RACY_NS = 2_000_000_000  # a file this young may change again without a new time of change (FAT counts in 2 s)
 _TEXTS = pa.list_(pa.string())
 
 SCAN = pa.schema(
     [
         pa.field("dataset_id", pa.string(), nullable=False),
-        pa.field("source", pa.string(), nullable=False),  # path below the data set's directory, with forward slashes
+        pa.field("source", pa.string(), nullable=False),  # its name in the data set's source: a path, a URL
         pa.field("bytes", pa.int64(), nullable=False),
         pa.field("sha256", pa.string()),  # null: it could not be read
         pa.field("captions", _TEXTS),  # texts as they were found; null: there are none, or they cannot be read
         pa.field("reason", pa.string()),  # why the scan itself rejects it
     ]
 )
-_NOTES = pa.schema([("source", pa.string()), ("stamp", pa.string()), ("sha256", pa.string()),
+_NOTES = pa.schema([("source", pa.string()), ("stamp", pa.string()), ("bytes", pa.int64()), ("sha256", pa.string()),
                     ("text_stamp", pa.string()), ("captions", _TEXTS)])  # fmt: skip
 _LISTED = pa.schema([("source", pa.string()), ("bytes", pa.int64()), ("stamp", pa.string()),
                      ("text_stamp", pa.string()), ("reason", pa.string())])  # fmt: skip
-
-
-@dataclass(frozen=True)
-class _Listed:
-    """One file of a listing. A stamp changes when the file does; "" is never trusted."""
-
-    source: str
-    bytes: int = 0
-    stamp: str = ""
-    text_stamp: str = ""
-    reason: str | None = None
 
 
 def scan(run: Run, report: Report = no_report) -> pa.Table:
@@ -66,8 +54,8 @@ def scan(run: Run, report: Report = no_report) -> pa.Table:
     parts = [_scan_dataset(run, dataset, report) for dataset in run.datasets]
     found = pa.concat_tables(parts)
     if not found.num_rows:
-        places = ", ".join(dataset.instance_data_dir for dataset in run.datasets)
-        raise DataError(f"There is no picture in {places}. Put pictures there, or correct instance_data_dir.")
+        places = ", ".join(open_source(dataset).name for dataset in run.datasets)
+        raise DataError(f"There is no picture in {places}. Put pictures there, or correct the data set's entry.")
     return found.sort_by([("dataset_id", "ascending"), ("source", "ascending")]).combine_chunks()
 
 
@@ -96,33 +84,32 @@ def _digest(digest: Any, column: pa.ChunkedArray) -> None:
 
 
 def _scan_dataset(run: Run, dataset: ImageDataset, report: Report) -> pa.Table:
-    root = Path(dataset.instance_data_dir)
-    notes = run.workspace / NOTES_DIR / f"{sha256_bytes(str(root.resolve()).encode())[:16]}.arrow"
-    listed = _listing(dataset, root)
+    source = open_source(dataset)
+    notes = run.workspace / NOTES_DIR / f"{sha256_bytes(source.name.encode())[:16]}.arrow"
+    listed = _listing(source)
     old = _read_notes(notes)
     place = pc.index_in(listed["source"], value_set=old["source"].combine_chunks())
     known = old.take(place)
     same = _equal_stamps(listed["stamp"], known["stamp"]) & pc.is_valid(known["sha256"]).to_numpy()
     to_read = np.flatnonzero(~same & pc.is_null(listed["reason"]).to_numpy())
-    sources = listed["source"].take(to_read).to_pylist()
-    read = list(_read_all(root, sources, run.config.workers, report))
+    names = listed["source"].take(to_read).to_pylist()
+    read = list(_read_all(source, names, source.threads or run.config.workers, report))
 
     hashes = _merged(_where(same, known["sha256"]), to_read, pa.array([sha for _, sha in read], pa.string()))
-    sizes = listed["bytes"].to_numpy().copy()
+    sizes = pc.if_else(pa.array(same), known["bytes"], listed["bytes"]).to_numpy().copy()
     sizes[to_read] = [size for size, _ in read]
     lost = pc.and_(pc.is_null(hashes), pc.is_null(listed["reason"]))
-    reasons = pc.if_else(lost, "unreadable", listed["reason"])
+    reasons = pc.if_else(lost, source.lost, listed["reason"])
 
     usable = pc.is_null(reasons).to_numpy()
-    beside = dataset.caption_strategy == "textfile" and not dataset.only_instance_prompt
-    same = usable & beside & _equal_stamps(listed["text_stamp"], known["text_stamp"])
+    same = usable & dataset.own_texts & _equal_stamps(listed["text_stamp"], known["text_stamp"])
     wanted = np.flatnonzero(usable & ~same)
     texts = raw_captions(dataset, listed["source"].take(wanted).to_pylist())
     captions = _merged(_where(same, known["captions"]), wanted, pa.array(texts, _TEXTS))
-    # Only texts that lie beside the pictures are worth a note: any others would be taken for them by the next scan.
-    stamps = listed["text_stamp"] if beside else pa.repeat("", len(listed))
-    noted = captions if beside else pa.nulls(len(listed), _TEXTS)
-    new = pa.table([listed["source"], listed["stamp"], hashes, stamps, noted], schema=_NOTES)
+    # Only texts that lie with the pictures are worth a note: any others would be taken for them by the next scan.
+    stamps = listed["text_stamp"] if dataset.own_texts else pa.repeat("", len(listed))
+    noted = captions if dataset.own_texts else pa.nulls(len(listed), _TEXTS)
+    new = pa.table([listed["source"], listed["stamp"], pa.array(sizes), hashes, stamps, noted], schema=_NOTES)
     if not new.equals(old):
         _write_notes(notes, new)
     ids = pa.repeat(dataset.id, len(listed))
@@ -146,20 +133,21 @@ def _merged(old: pa.ChunkedArray, places: np.ndarray, new: pa.Array) -> pa.Chunk
     return pa.chunked_array([*old.chunks, new]).take(take)
 
 
-def _read_all(root: Path, sources: list[str], workers: int, report: Report) -> Iterator[tuple[int, str | None]]:
-    """(bytes, sha256) of each file; None for one that cannot be read."""
-    with ThreadPoolExecutor(workers) as pool:
-        for start in range(0, len(sources), BLOCK):
-            yield from pool.map(lambda source: _read(root / source), sources[start : start + BLOCK])
-            report(min(start + BLOCK, len(sources)), len(sources), "files hashed")
+def _read_all(source: Source, names: list[str], threads: int, report: Report) -> Iterator[tuple[int, str | None]]:
+    """(bytes, sha256) of each picture; None for one that cannot be read."""
 
+    def read(name: str) -> tuple[int, str | None]:
+        try:
+            data = source.read(name)
+        except OSError as error:
+            log.info("%s", error)
+            return 0, None
+        return len(data), sha256_bytes(data)
 
-def _read(path: Path) -> tuple[int, str | None]:
-    try:
-        data = path.read_bytes()
-    except OSError:
-        return 0, None
-    return len(data), sha256_bytes(data)
+    with ThreadPoolExecutor(threads) as pool:
+        for start in range(0, len(names), BLOCK):
+            yield from pool.map(read, names[start : start + BLOCK])
+            report(min(start + BLOCK, len(names)), len(names), "files hashed")
 
 
 def _read_notes(path: Path) -> pa.Table:
@@ -176,78 +164,10 @@ def _write_notes(path: Path, notes: pa.Table) -> None:
         writer.write_table(notes)
 
 
-def _listing(dataset: ImageDataset, root: Path) -> pa.Table:
-    """_LISTED, sorted by source: the files below a directory that may be pictures, and directories that cannot be listed."""
-    table = table_path(dataset).resolve() if dataset.caption_strategy in TABLES else None
-
-    def skip(path: str) -> bool:
-        return table is not None and path.endswith(table.name) and Path(path).resolve() == table
-
-    files = _walk(root, skip)
+def _listing(source: Source) -> pa.Table:
+    """_LISTED, sorted by source."""
+    files = source.listing()
     blocks = []
     while block := list(islice(files, LISTED_BLOCK)):
         blocks.append(pa.RecordBatch.from_pylist([asdict(file) for file in block], schema=_LISTED))
     return pa.Table.from_batches(blocks, schema=_LISTED).sort_by("source")
-
-
-def _walk(root: Path, skip: Callable[[str], bool]) -> Iterator[_Listed]:
-    young = time.time_ns() - RACY_NS
-    real_root = root.resolve()
-    folders = [""]
-    while folders:
-        folder = folders.pop()
-        try:
-            with os.scandir(root / folder) as handle:
-                entries = list(handle)
-        except OSError:
-            yield _Listed(_printable(folder or "./"), reason="unreadable")
-            continue
-        texts = {entry.name: entry for entry in entries if entry.name.endswith(".txt")}
-        for entry in entries:
-            name = entry.name
-            if name.startswith("."):
-                continue
-            if entry.is_dir(follow_symlinks=False):
-                folders.append(f"{folder}{name}/")
-            elif not name.lower().endswith(SIDECARS) and not skip(entry.path):
-                yield _listed(entry, folder + name, real_root, young, texts.get(_text_name(name)))
-
-
-def _listed(
-    entry: "os.DirEntry[str]", source: str, real_root: Path, young: int, text: "os.DirEntry[str] | None"
-) -> _Listed:
-    printable = _printable(source)
-    if printable != source:
-        return _Listed(printable, reason="name_not_utf8")
-    try:
-        if entry.is_symlink() and not Path(entry.path).resolve().is_relative_to(real_root):
-            return _Listed(source, reason="outside_root")
-        if not entry.is_file():
-            return _Listed(source, reason="not_a_file")
-        return _Listed(source, entry.stat().st_size, _stamp(entry, young), _stamp(text, young) if text else "none")
-    except OSError:
-        return _Listed(source, reason="unreadable")
-    except RuntimeError:
-        return _Listed(source, reason="not_a_file")  # a link that leads to itself, before Python 3.13
-
-
-def _stamp(entry: "os.DirEntry[str]", young: int) -> str:
-    try:
-        stat = entry.stat()
-    except OSError:
-        return ""
-    if max(stat.st_mtime_ns, stat.st_ctime_ns) > young:
-        return ""
-    return f"{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ctime_ns}:{stat.st_ino}"
-
-
-def _text_name(name: str) -> str:
-    """What pathlib's `with_suffix(".txt")` makes of a name."""
-    dot = name.rfind(".")
-    return f"{name[:dot] if 0 < dot < len(name) - 1 else name}.txt"
-
-
-def _printable(source: str) -> str:
-    if source.isascii():
-        return source
-    return source.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

@@ -15,16 +15,16 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from deepfloyd_core import scan as scanning
 from deepfloyd_core.artifacts import Artifact, verify_artifact
 from deepfloyd_core.batches import BatchOrder, TrainingRows
 from deepfloyd_core.image_index import index_request
 from deepfloyd_core.scan import scan
+from deepfloyd_core.sources import folder as local_folder
 
 
 @pytest.fixture(autouse=True)
 def _trust_young_files(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scanning, "RACY_NS", 0)  # a test does not wait for two seconds before each scan
+    monkeypatch.setattr(local_folder, "RACY_NS", 0)  # a test does not wait for two seconds before each scan
 
 
 def noise(seed: int, width: int = 70, height: int = 66) -> np.ndarray:
@@ -182,7 +182,7 @@ def test_the_order_of_the_data_sets_in_their_file_changes_no_row(world: Any) -> 
 
 
 def test_a_young_file_is_not_trusted(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scanning, "RACY_NS", 60 * 10**9)
+    monkeypatch.setattr(local_folder, "RACY_NS", 60 * 10**9)
     world.add("a.png", noise(0))
     run = world.load(stages=(1,))
     first = scan(run)

@@ -1,0 +1,114 @@
+"""Pictures in a bucket, listed by prefix, through fsspec.
+
+A key's ETag tells whether it changed, so an unchanged bucket costs its listing (1,000 keys a request; all keys are held
+while it is read, 1 kB each). s3fs repeats what a server refuses (503) or cuts short; what still fails is a ledger row.
+"""
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import fsspec
+
+from deepfloyd_core.datafile import ImageDataset
+from deepfloyd_core.errors import ConfigError, DataError
+from deepfloyd_core.sources.folder import RACY_NS, SIDECARS
+from deepfloyd_core.sources.listed import Listed, Raw, decoded, printable, text_name
+
+TEXTS_AT_ONCE = 1000
+_S3_CONFIG = {"connect_timeout": 10, "read_timeout": 30, "retries": {"mode": "standard", "max_attempts": 8}}
+
+
+class Bucket:
+    """`type = aws`."""
+
+    threads, lost = 32, "unreadable"
+
+    def __init__(self, dataset: ImageDataset) -> None:
+        self._fs, self._root = open_place(dataset)
+        self.name = f"s3://{self._root}"
+        self._has_text: set[str] | None = None  # known once it was listed
+
+    def listing(self) -> Iterator[Listed]:
+        """The keys below the prefix that may be pictures."""
+        found = list_files(self._fs, self._root, self.name)
+        self._has_text = {name for name in found if name.endswith(".txt")}
+        for name, info in found.items():
+            if printable(name) != name:
+                yield Listed(printable(name), reason="name_not_utf8")
+            elif not name.lower().endswith(SIDECARS):
+                text = found.get(text_name(name))
+                yield Listed(name, info["size"], stamp(info), stamp(text) if text else "none")
+
+    def read(self, name: str) -> bytes:
+        """The object's bytes."""
+        try:
+            return bytes(self._fs.cat_file(f"{self._root}/{name}"))
+        except FileNotFoundError:
+            raise
+        except failures(self._fs) as error:
+            raise OSError(f"{self.name}/{name}: {error}") from error
+
+    def texts(self, names: list[str]) -> list[Raw]:
+        """The object NAME.txt beside each picture."""
+        wanted = [text_name(name) for name in names]
+        paths = [f"{self._root}/{name}" for name in wanted if self._has_text is None or name in self._has_text]
+        found: dict[str, Raw] = {}
+        for start in range(0, len(paths), TEXTS_AT_ONCE):
+            data = self._fs.cat(paths[start : start + TEXTS_AT_ONCE], on_error="omit")
+            found |= {path: decoded(text) for path, text in data.items()}
+        return [found.get(f"{self._root}/{name}") for name in wanted]
+
+
+def open_place(dataset: ImageDataset) -> tuple[Any, str]:
+    """The file system of a data set's place, and the path in it. Raises ConfigError when its library is missing."""
+    url = dataset.instance_data_dir
+    if dataset.aws_bucket_name:
+        url = f"s3://{dataset.aws_bucket_name}/{dataset.aws_data_prefix or ''}"
+    options: dict[str, Any] = {}
+    if url.startswith("s3://"):
+        key, secret = dataset.aws_access_key_id, dataset.aws_secret_access_key
+        options = {
+            "key": key.get_secret_value() if key else None, "secret": secret.get_secret_value() if secret else None,
+            "endpoint_url": dataset.aws_endpoint_url, "client_kwargs": {"region_name": dataset.aws_region_name},
+            "config_kwargs": _S3_CONFIG, "use_listings_cache": False, "max_concurrency": 1,
+        }  # fmt: skip
+    try:
+        fs, path = fsspec.core.url_to_fs(url, **options)
+    except ImportError as error:
+        raise ConfigError(
+            f"{dataset.id}: {url} needs a package that is not here ({error}). For S3: "
+            "pip install 'deepfloyd-pipeline[s3]'."
+        ) from None
+    return fs, str(path).rstrip("/")
+
+
+def failures(fs: Any) -> tuple[type[Exception], ...]:
+    """What a file system raises when a file cannot be had."""
+    if "s3" not in fs.protocol:
+        return (OSError, ValueError)
+    from aiohttp import ClientError as AiohttpError
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    return (OSError, ValueError, BotoCoreError, ClientError, AiohttpError)  # s3fs translates only some of them
+
+
+def list_files(fs: Any, root: str, where: str) -> dict[str, dict[str, Any]]:
+    """fsspec's record of each file below a place, by its name there. Raises DataError."""
+    try:
+        found = fs.find(root, detail=True)
+    except failures(fs) as error:
+        raise DataError(
+            f"{where} cannot be listed: {type(error).__name__}: {error}. Credentials come from the environment "
+            "(AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY) or the machine's own; look at aws_bucket_name, aws_data_prefix "
+            "and aws_endpoint_url."
+        ) from None
+    names = {path.removeprefix(f"{root}/"): info for path, info in found.items() if info["type"] == "file"}
+    return {name: info for name, info in names.items() if not any(part.startswith(".") for part in name.split("/"))}
+
+
+def stamp(info: dict[str, Any]) -> str:
+    """What changes when a file does: the ETag, or a local file's size and times."""
+    if max(info.get("mtime") or 0, info.get("created") or 0 if "mtime" in info else 0) * 1e9 > time.time_ns() - RACY_NS:
+        return ""
+    return ":".join(str(info.get(key)) for key in ("size", "ETag", "LastModified", "mtime", "created", "ino"))

@@ -1,0 +1,91 @@
+"""WebDataset: tar files in a folder or a bucket, each member a picture, KEY.txt beside KEY.jpg its caption.
+
+A member is read at its offset, without what lies before it; the headers of a tar are read once in each process (20 us a
+member). Only plain .tar files can be read so: compressed ones are rows of the ledger.
+"""
+
+import tarfile
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any
+
+from deepfloyd_core.datafile import ImageDataset
+from deepfloyd_core.errors import ConfigError
+from deepfloyd_core.sources.bucket import failures, list_files, open_place, stamp
+from deepfloyd_core.sources.folder import SIDECARS
+from deepfloyd_core.sources.listed import Listed, Raw, decoded, printable, text_name
+
+_COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
+_OPEN_TARS = 16  # whose members a process remembers
+
+
+class Tars:
+    """`type = webdataset`. A picture's name is the tar's, then the member's: `00001.tar/000012.jpg`."""
+
+    threads, lost = 0, "unreadable"
+
+    def __init__(self, dataset: ImageDataset) -> None:
+        self._fs, self._root = open_place(dataset)
+        self.name = dataset.instance_data_dir
+        if not self._fs.isdir(self._root):
+            raise ConfigError(f"{dataset.id}: instance_data_dir is {self.name!r}, which is not a folder of .tar files.")
+        self._members = lru_cache(_OPEN_TARS)(self._read_members)
+
+    def listing(self) -> Iterator[Listed]:
+        """The members that may be pictures, and tars that cannot be read."""
+        self._members.cache_clear()
+        unreadable: tuple[type[Exception], ...] = (*failures(self._fs), tarfile.TarError)
+        for tar, info in sorted(list_files(self._fs, self._root, self.name).items()):
+            if tar.endswith(_COMPRESSED):
+                yield Listed(printable(tar), info["size"], reason="unsupported")
+            if not tar.endswith(".tar"):
+                continue
+            try:
+                members = self._members(tar)
+            except unreadable:
+                yield Listed(printable(tar), info["size"], reason="unreadable")
+                continue
+            seen = stamp(info)
+            for member, (_, size) in members.items():
+                name = f"{tar}/{member}"
+                if printable(name) != name:
+                    yield Listed(printable(name), reason="name_not_utf8")
+                elif not member.lower().endswith(SIDECARS):
+                    yield Listed(name, size, seen, seen)
+
+    def read(self, name: str) -> bytes:
+        """The member's bytes."""
+        tar, _, member = name.partition(".tar/")
+        return self._read(f"{tar}.tar", member)
+
+    def texts(self, names: list[str]) -> list[Raw]:
+        """The member KEY.txt of the same tar."""
+        return [self._text(name) for name in names]
+
+    def _text(self, name: str) -> Raw:
+        try:
+            return decoded(self.read(text_name(name)))
+        except OSError:
+            return None
+
+    def _read(self, tar: str, member: str) -> bytes:
+        try:
+            offset, size = self._members(tar)[member]
+            data = bytes(self._fs.cat_file(f"{self._root}/{tar}", start=offset, end=offset + size))
+        except (KeyError, tarfile.TarError):
+            raise FileNotFoundError(f"{self.name}/{tar} has no member {member}") from None
+        except failures(self._fs) as error:
+            raise OSError(f"{self.name}/{tar}/{member}: {error}") from error
+        if len(data) != size:
+            raise OSError(f"{self.name}/{tar} ends inside {member}")
+        return data
+
+    def _read_members(self, tar: str) -> dict[str, tuple[int, int]]:
+        """Offset and size of each regular file of a tar; of two with one name, the last, as tar itself has it."""
+        path = f"{self._root}/{tar}"
+        with self._fs.open(path, "rb") as handle, tarfile.open(fileobj=handle, mode="r:") as archive:
+            return {member.name: (member.offset_data, member.size) for member in archive if _plain(member)}
+
+
+def _plain(member: Any) -> bool:
+    return bool(member.isreg() and not member.issparse() and not member.name.rpartition("/")[2].startswith("."))

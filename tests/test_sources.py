@@ -1,0 +1,435 @@
+"""Pictures from buckets, URLs, saved data sets and tar files: the same ledger and the same shards as from a folder."""
+
+import csv
+import hashlib
+import http.client
+import io
+import os
+import tarfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from deepfloyd_core.children import Children, Limits
+from deepfloyd_core.config import load_run
+from deepfloyd_core.errors import ConfigError, DataError
+from deepfloyd_core.image_index import read_index
+from deepfloyd_core.scan import scan
+from deepfloyd_core.sources import open_source, urls
+
+SIZE = {"resolution": 64, "minimum_image_size": 64, "crop_style": "random"}
+
+
+def picture(seed: int) -> bytes:
+    buffer = io.BytesIO()
+    pixels = np.random.default_rng(seed).integers(0, 256, (80, 90, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+PICTURES = {f"{number:02d}.png": picture(number) for number in range(12)} | {"broken.jpg": b"not a picture"}
+CAPTIONS = {name: f"caption of {name}" for name in PICTURES}
+
+
+def ledger(world: Any, run: Any) -> dict[str | None, tuple[Any, ...]]:
+    """What an index says of each picture, by its bytes: names differ from source to source."""
+    rows = read_index(world.index(run))
+    return {row.image_id: (row.status, row.reason, row.bytes, row.width, tuple(row.captions)) for row in rows}
+
+
+def pixels(world: Any, run: Any) -> set[tuple[str, bytes, str]]:
+    made = world.pixels(run, world.index(run), 1)
+    rows = [row for file in sorted(made.path.glob("*.parquet")) for row in pq.read_table(file).to_pylist()]
+    return {(row["image_id"], row["pixels"], row["caption"]) for row in rows}
+
+
+@pytest.fixture
+def from_folder(world: Any, tmp_path: Path) -> tuple[Any, Any]:
+    """The ledger and the pixels of the same pictures in a folder."""
+    other = type(world)(tmp_path / "folder", world.children)
+    (tmp_path / "folder" / "pictures").mkdir(parents=True)
+    for name, data in PICTURES.items():
+        other.add(name, data, CAPTIONS[name])
+    run = other.load(SIZE, stages=(1,))
+    return ledger(other, run), pixels(other, run)
+
+
+@pytest.fixture(scope="module")
+def children(s3: str) -> Iterator[Children]:
+    """Processes of their own, because they find credentials in the environment that they were started with."""
+    with Children(2, Limits(), ("deepfloyd_core.image_index",)) as children:
+        yield children
+
+
+# ---- S3: moto's server, and a proxy that spoils answers ----
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[str]:
+    """A real S3 API on loopback."""
+    server = pytest.importorskip("moto.server", reason="pip install 'moto[server]'").ThreadedMotoServer(port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ACCESS_KEY_ID", "key-of-a-test")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "secret-of-a-test")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def bucket(s3: str, request: pytest.FixtureRequest) -> Any:
+    """A bucket of its own with the pictures below `set/`, by boto3."""
+    import boto3
+
+    name = "b" + hashlib.sha256(request.node.nodeid.encode()).hexdigest()[:20]
+    resource = boto3.resource("s3", endpoint_url=s3).create_bucket(Bucket=name)
+    for number, (key, data) in enumerate(PICTURES.items()):
+        folder = "set/" if number % 2 else "set/deeper/"
+        resource.put_object(Key=folder + key, Body=data)
+        resource.put_object(Key=(folder + key).rsplit(".", 1)[0] + ".txt", Body=CAPTIONS[key].encode())
+    resource.put_object(Key="settle/other.png", Body=picture(99))  # begins like the prefix and is not below it
+    resource.put_object(Key="set/.hidden.png", Body=picture(98))
+    return resource
+
+
+def in_bucket(bucket: Any, endpoint: str) -> dict[str, Any]:
+    return {
+        "type": "aws", "aws_bucket_name": bucket.name, "aws_data_prefix": "set", "aws_endpoint_url": endpoint,
+        "caption_strategy": "textfile", **SIZE,
+    }  # fmt: skip
+
+
+def test_a_bucket_gives_what_a_folder_gives(world: Any, bucket: Any, s3: str, from_folder: Any) -> None:
+    run = world.load(in_bucket(bucket, s3), stages=(1,))
+    assert (ledger(world, run), pixels(world, run)) == from_folder
+
+
+def test_only_changed_and_new_objects_are_read_again(
+    world: Any, bucket: Any, s3: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = world.load(in_bucket(bucket, s3), stages=(1,))
+    first = scan(run)
+    source, read = open_source(run.datasets[0]), []
+    real = source.read
+    monkeypatch.setattr(source, "read", lambda name: (read.append(name), real(name))[1])
+    assert scan(run).equals(first)
+    assert read == []
+    bucket.put_object(Key="set/01.png", Body=picture(50))
+    bucket.put_object(Key="set/new.png", Body=picture(51))
+    bucket.put_object(Key="set/03.txt", Body=b"another caption")
+    bucket.Object("set/05.png").delete()
+    rows = {row["source"]: row for row in scan(run).to_pylist()}
+    assert sorted(read) == ["01.png", "new.png"]
+    assert rows["01.png"]["sha256"] == hashlib.sha256(picture(50)).hexdigest()
+    assert rows["03.png"]["captions"] == ["another caption"]
+    assert rows["new.png"]["captions"] is None
+    assert "05.png" not in rows
+
+
+class _Proxy(BaseHTTPRequestHandler):
+    """Forwards to a server, and spoils the first answers to each request: 503, a cut body, then the truth."""
+
+    target = ""
+    seen: ClassVar[dict[str, int]] = {}
+    spoilt = 0
+
+    def do_GET(self) -> None:
+        connection = http.client.HTTPConnection(self.target, timeout=30)
+        connection.request(self.command, self.path, headers=dict(self.headers))
+        answer = connection.getresponse()
+        data = answer.read()
+        times = self.seen[self.path] = self.seen.get(self.path, 0) + (self.command == "GET")
+        picked = (
+            self.command == "GET"
+            and "list-type" not in self.path
+            and int(hashlib.sha256(self.path.encode()).hexdigest(), 16) % 2 == 0
+        )
+        if picked and times == 1:
+            type(self).spoilt += 1
+            self.send_error(503)
+            return
+        self.send_response(answer.status)
+        for name, value in answer.getheaders():
+            if name.lower() not in ("transfer-encoding", "connection", "date", "server"):
+                self.send_header(name, value)
+        self.end_headers()
+        if picked and times == 2:
+            type(self).spoilt += 1
+            data = data[: len(data) // 2]
+            self.close_connection = True
+        self.wfile.write(data)
+
+    do_HEAD = do_GET
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_refused_and_cut_answers_are_asked_for_again(world: Any, bucket: Any, s3: str, from_folder: Any) -> None:
+    _Proxy.target, _Proxy.seen, _Proxy.spoilt = s3.removeprefix("http://"), {}, 0
+    with _serving(_Proxy) as endpoint:
+        run = world.load(in_bucket(bucket, endpoint), stages=(1,))
+        assert ledger(world, run) == from_folder[0]
+    assert _Proxy.spoilt > 8
+
+
+def test_a_bucket_that_is_not_there_is_one_clear_error(world: Any, s3: str) -> None:
+    entry = {"type": "aws", "aws_bucket_name": "nowhere", "aws_endpoint_url": s3, "caption_strategy": "textfile"}
+    with pytest.raises(DataError, match=r"s3://nowhere cannot be listed.*|There is no picture in s3://nowhere"):
+        scan(world.load(entry))
+
+
+def test_credentials_of_the_data_file_reach_no_artifact_and_no_note(world: Any, bucket: Any, s3: str) -> None:
+    keys = {"aws_access_key_id": "KEY-IN-THE-FILE", "aws_secret_access_key": "SECRET-IN-THE-FILE"}
+    run = world.load(in_bucket(bucket, s3) | keys, stages=(1,))
+    pixels(world, run)
+    assert "IN-THE-FILE" not in repr(run) + str(run)
+    for path in (world.folder / "workspace").rglob("*"):
+        assert path.is_dir() or b"IN-THE-FILE" not in path.read_bytes(), path
+
+
+# ---- URLs: a server with slow, short, wrong and missing answers ----
+
+
+@dataclass
+class Site:
+    """What a server answers, and how often each path was asked for."""
+
+    answers: dict[str, Callable[[BaseHTTPRequestHandler], None]] = field(default_factory=dict)
+    asked: dict[str, int] = field(default_factory=dict)
+    url: str = ""
+
+
+class _serving:
+    def __init__(self, handler: type[BaseHTTPRequestHandler]) -> None:
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+
+    def __enter__(self) -> str:
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        return f"http://127.0.0.1:{self._server.server_port}"
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+def whole(data: bytes, status: int = 200, **headers: str) -> Callable[[BaseHTTPRequestHandler], None]:
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        handler.send_response(status)
+        for name, value in headers.items():
+            handler.send_header(name.replace("_", "-"), value)
+        if "content_length" not in headers:
+            handler.send_header("Content-Length", str(len(data)))
+        handler.end_headers()
+        handler.wfile.write(data)
+
+    return answer
+
+
+@pytest.fixture
+def site() -> Iterator[Site]:
+    site = Site()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            site.asked[self.path] = site.asked.get(self.path, 0) + 1
+            site.answers.get(self.path, whole(b"", 404))(self)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with _serving(Handler) as site.url:
+        yield site
+
+
+def table_of_urls(world: Any, rows: list[tuple[str, str]], **keys: Any) -> dict[str, Any]:
+    with (world.folder / "table.csv").open("w", newline="", encoding="utf-8") as handle:
+        writer = csv.writer(handle)
+        writer.writerows([("url", "caption"), *rows])
+    where = {"csv_file": str(world.folder / "table.csv"), "csv_cache_dir": str(world.folder / "downloads")}
+    return {"type": "csv", "caption_strategy": "csv", **where, **SIZE, **keys}
+
+
+def test_a_table_of_urls_gives_what_a_folder_gives_and_is_downloaded_once(
+    world: Any, site: Site, from_folder: Any
+) -> None:
+    site.answers = {f"/{name}?w=1": whole(data) for name, data in PICTURES.items()}
+    entry = table_of_urls(world, [(f"{site.url}/{name}?w=1", CAPTIONS[name]) for name in PICTURES])
+    run = world.load(entry, stages=(1,))
+    assert (ledger(world, run), pixels(world, run)) == from_folder
+    assert set(site.asked.values()) == {1}
+    again = world.load(entry, stages=(1,), workspace=str(world.folder / "another"))
+    assert ledger(world, again) == from_folder[0]
+    assert set(site.asked.values()) == {1}
+
+
+def test_a_parquet_table_of_urls_with_lists_of_captions(world: Any, site: Site) -> None:
+    site.answers = {"/a": whole(picture(1)), "/b": whole(picture(2))}
+    table = pa.table(
+        {"link": [f"{site.url}/a", f"{site.url}/b", f"{site.url}/a", None], "say": [["x", "y"], ["z"], ["w"], ["v"]]}
+    )
+    pq.write_table(table, world.folder / "table.parquet")
+    entry = table_of_urls(world, []) | {
+        "type": "parquet", "caption_strategy": "parquet", "csv_file": str(world.folder / "table.parquet"),
+        "csv_url_column": "link", "csv_caption_column": "say",
+    }  # fmt: skip
+    rows = {row.source: row.captions for row in read_index(world.index(world.load(entry, stages=(1,))))}
+    assert rows == {f"{site.url}/a": ["x", "y", "w"], f"{site.url}/b": ["z"]}
+
+
+def test_bad_answers_are_rows_of_the_ledger_and_what_heals_is_asked_again(
+    world: Any, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(urls, "WHOLE_S", 1.0)
+    monkeypatch.setattr(urls, "MAX_BYTES", 1 << 20)
+    monkeypatch.setattr(urls.time, "sleep", lambda _: None)
+    good = picture(1)
+
+    def healing(handler: BaseHTTPRequestHandler) -> None:
+        times = site.asked["/heals"]
+        (whole(b"", 503, Retry_After="1") if times == 1 else whole(good, content_length="99999") if times == 2
+         else whole(good))(handler)  # fmt: skip
+        handler.close_connection = True
+
+    def endless(handler: BaseHTTPRequestHandler) -> None:
+        whole(b"", content_length=str(1 << 30))(handler)
+        with_pause = range(200)
+        try:
+            for _ in with_pause:
+                handler.wfile.write(b"x")
+                time.sleep(0.05)
+        except OSError:
+            return
+
+    site.answers = {
+        "/good": whole(good), "/heals": healing, "/cut": whole(good, content_length="99999"), "/slow": endless,
+        "/large": whole(bytes(2 << 20)), "/500": whole(b"", 500), "/loop": whole(b"", 302, Location="/loop"),
+        "/moved": whole(b"", 302, Location="/good"), "/page": whole(b"<html>gone</html>"), "/empty": whole(b""),
+        "/out": whole(b"", 302, Location="file:///etc/passwd"),
+    }  # fmt: skip
+    cut = site.answers["/cut"]
+    site.answers["/cut"] = lambda handler: (cut(handler), setattr(handler, "close_connection", True))[0]
+    names = [*site.answers, "/404"]
+    rows = [(site.url + name, "a caption") for name in names]
+    rows += [("file:///etc/passwd", "a file"), ("http://127.0.0.1:9/x", "nobody"), ("http://[::", "no address")]
+    monkeypatch.setattr(urls.time, "sleep", lambda _: None)
+    found = {row.source.removeprefix(site.url): row.reason for row in read_index(world.index(world.load(
+        table_of_urls(world, rows), stages=(1,), max_rejected_share=1.0)))}  # fmt: skip
+    lost = {"/cut", "/slow", "/large", "/500", "/loop", "/404", "/out", "http://127.0.0.1:9/x", "http://[::"}
+    expected = dict.fromkeys(lost, "download_failed") | {"/good": None, "/heals": None, "/moved": None}
+    expected |= {"/page": "unsupported", "/empty": "unsupported", "file:///etc/passwd": "not_a_url"}
+    assert found == expected
+    assert {name: site.asked[name] for name in ("/heals", "/cut", "/500", "/404")} == {
+        "/heals": 3, "/cut": 3, "/500": 3, "/404": 1,
+    }  # fmt: skip
+
+
+# ---- data sets that were saved, and tar files ----
+
+
+def test_a_saved_data_set_gives_what_a_folder_gives(world: Any, from_folder: Any) -> None:
+    datasets = pytest.importorskip("datasets", reason="pip install 'deepfloyd-pipeline[huggingface]'")
+    rows = {"image": [{"bytes": data, "path": None} for data in PICTURES.values()], "caption": list(CAPTIONS.values())}
+    rows["number"] = list(range(len(PICTURES)))
+    features = datasets.Features(
+        image=datasets.Image(), caption=datasets.Value("string"), number=datasets.Value("int64")
+    )
+    made = datasets.Dataset.from_dict(rows, features=features)
+    datasets.DatasetDict({"train": made, "test": made.select([0])}).save_to_disk(str(world.folder / "saved"))
+    entry = {"type": "huggingface", "dataset_name": str(world.folder / "saved"), "caption_strategy": "huggingface"}
+    run = world.load(entry | SIZE, stages=(1,))
+    assert (ledger(world, run), pixels(world, run)) == from_folder
+    first = scan(run)
+    assert scan(run).equals(first), "sizes and hashes come from the notes"
+    assert len(scan(world.load(entry | SIZE | {"split": "test"}, stages=(1,)))) == 1
+    for keys, says in (({"split": "no"}, "split is 'no'"), ({"image_column": "no"}, "no column 'no'"),
+                       ({"image_column": "number"}, "does not hold pictures")):  # fmt: skip
+        with pytest.raises(ConfigError, match=says):
+            world.load(entry | SIZE | keys)
+
+
+def write_tar(path: Path, members: dict[str, bytes]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+
+
+def in_tars(folder: Path) -> None:
+    for start in (0, 5, 10):
+        chosen = list(PICTURES)[start : start + 5]
+        texts = {name.rsplit(".", 1)[0] + ".txt": CAPTIONS[name].encode() for name in chosen}
+        write_tar(folder / f"{start:05d}.tar", {name: PICTURES[name] for name in chosen} | texts)
+
+
+def test_tar_files_give_what_a_folder_gives(world: Any, from_folder: Any) -> None:
+    in_tars(world.folder / "tars")
+    run = world.load(
+        {"type": "webdataset", "instance_data_dir": str(world.folder / "tars"), "caption_strategy": "textfile"} | SIZE,
+        stages=(1,),
+    )
+    assert (ledger(world, run), pixels(world, run)) == from_folder
+
+
+def test_tar_files_in_a_bucket(world: Any, bucket: Any, s3: str, from_folder: Any) -> None:
+    in_tars(world.folder / "tars")
+    for tar in (world.folder / "tars").iterdir():
+        bucket.upload_file(str(tar), f"tars/{tar.name}")
+    entry = {"type": "webdataset", "instance_data_dir": f"s3://{bucket.name}/tars", "aws_endpoint_url": s3}
+    run = world.load(entry | {"caption_strategy": "textfile"} | SIZE, stages=(1,))
+    assert ledger(world, run) == from_folder[0]
+
+
+def test_odd_tar_files_cost_their_own_rows(world: Any) -> None:
+    folder = world.folder / "tars"
+    in_tars(folder)
+    whole_tar = (folder / "00000.tar").read_bytes()
+    (folder / "cut.tar").write_bytes(whole_tar[:700])
+    (folder / "noise.tar").write_bytes(os.urandom(5000))
+    (folder / "small.tar.gz").write_bytes(b"x")
+    (folder / "notes.md").write_text("not a tar")
+    with tarfile.open(folder / "links.tar", "w") as tar:
+        link = tarfile.TarInfo("a.png")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        tar.addfile(link)
+    entry = {"type": "webdataset", "instance_data_dir": str(folder), "caption_strategy": "textfile"} | SIZE
+    rows = read_index(world.index(world.load(entry, stages=(1,), max_rejected_share=0.5)))
+    odd = {row.source: row.reason for row in rows if not row.source.startswith("0")}
+    assert odd == {"noise.tar": "unreadable", "small.tar.gz": "unsupported", "cut.tar": "unreadable"} or odd == {
+        "noise.tar": "unreadable", "small.tar.gz": "unsupported", "cut.tar/00.png": "unreadable",
+    }  # fmt: skip
+    assert sum(row.status == "accepted" for row in rows) == 12
+
+
+def test_a_package_that_is_missing_is_named_with_its_command(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import fsspec
+
+    def absent(url: str, **_: object) -> None:
+        raise ImportError("Install s3fs to access S3")
+
+    open_source.cache_clear()
+    monkeypatch.setattr(fsspec.core, "url_to_fs", absent)
+    with pytest.raises(ConfigError, match=r"pip install 'deepfloyd-pipeline\[s3\]'"):
+        world.load({"type": "aws", "aws_bucket_name": "b", "caption_strategy": "textfile"})
+
+
+def test_sources_can_be_mixed_in_one_run(world: Any, bucket: Any, s3: str) -> None:
+    world.add("here.png", picture(70), "here")
+    run = world.load({"id": "folder", **SIZE}, {"id": "bucket", **in_bucket(bucket, s3)}, stages=(1,))
+    rows = read_index(world.index(run))
+    assert {row.dataset_id for row in rows if row.status == "accepted"} == {"folder", "bucket"}
+    assert load_run(world.folder / "run.json").datasets == run.datasets
