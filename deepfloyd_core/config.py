@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from deepfloyd_core.checks import check_datasets
+from deepfloyd_core.clusters import cluster_fault
 from deepfloyd_core.datafile import ImageDataset
 from deepfloyd_core.errors import ConfigError
 from deepfloyd_core.flavours import FLAVOURS, UPSCALE, Flavour, Stage
@@ -143,7 +144,16 @@ class RunConfig(Spec):
         None, description="`drawn_world`: measure the share of samples that show their prompt (flat shapes only)."
     )
     # How it runs; none of these changes a byte of an artifact, and none is in a fingerprint.
-    workers: int = Field(2, ge=1, le=256, description="Shards prepared at once.")
+    workers: int = Field(
+        2, ge=1, le=256, description="Shards prepared at once, unless a cluster with an address decides."
+    )
+    task_runner: Literal["threads", "processes", "ray", "dask"] = Field(
+        "threads",
+        description="Where shards are made. `threads` start at once and keep 2 to 4 cores busy; `processes` any number.",
+    )
+    task_runner_address: str | None = Field(
+        None, description="Address of the Ray or Dask cluster; unset: one of `workers` on this machine, for the run."
+    )
     decode_memory_mib: int = Field(
         3072, ge=256, description="Memory (MiB) that judging one picture may take; more, and it is a ledger row."
     )
@@ -159,6 +169,8 @@ class RunConfig(Spec):
     def _consistent(self) -> Self:
         if self.stage1 is None and self.stage2 is None:
             raise ValueError("no stage to train: add a [stage1] or [stage2] table, or set model_flavour")
+        if fault := cluster_fault(self.task_runner, self.task_runner_address):
+            raise ValueError(fault)
         for stage in self.stages:
             config = self.stage(stage)
             if config.flavour.stage != stage:

@@ -6,6 +6,7 @@ Costs one fsync a file and one a directory; what a kill leaves behind is a `.tmp
 import hashlib
 import json
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,7 +40,8 @@ def fsync_path(path: Path) -> None:
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it is fsynced and renamed over `path`."""
-    tmp = path.with_name(f"{TMP_PREFIX}{os.getpid()}-{path.name}")
+    # The host too: in containers the workers of a cluster have the same few process ids.
+    tmp = path.with_name(f"{TMP_PREFIX}{socket.gethostname()}-{os.getpid()}-{path.name}")
     try:
         yield tmp
         fsync_path(tmp)

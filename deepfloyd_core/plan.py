@@ -19,6 +19,7 @@ from deepfloyd_core.artifacts import Artifact
 from deepfloyd_core.config import Run
 from deepfloyd_core.datafile import ImageDataset
 from deepfloyd_core.draws import image_keys, mixed, seeded
+from deepfloyd_core.files import atomic_path
 from deepfloyd_core.flavours import Stage
 from deepfloyd_core.geometry import Crop, Size, geometry, plan_crops
 from deepfloyd_core.image_index import ledger_batches
@@ -109,7 +110,9 @@ def write_sizes(tables: Iterable[pa.Table], folder: Path, prefix: str) -> list[S
                 if size not in plans:
                     name = f"{prefix}-{size[0]}x{size[1]}"
                     plans[size] = SizePlan(name, size, folder / f".plan-{name}.arrow")
-                    writers[size] = files.enter_context(pa.ipc.new_file(plans[size].path, PLAN))
+                    # Atomic: a worker of a killed run may still be reading the plan that this one replaces.
+                    tmp = files.enter_context(atomic_path(plans[size].path))
+                    writers[size] = files.enter_context(pa.ipc.new_file(tmp, PLAN))
                 writers[size].write_table(table.filter(pa.array(codes == code)))
     return [plans[size] for size in sorted(plans)]
 

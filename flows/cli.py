@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage or configuration.
 """
 
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -240,6 +241,7 @@ def _session(config: Path, overrides: list[str] | None) -> Iterator[Callable[...
 
 def _log_to_terminal() -> None:
     """Our own records through rich, above the progress bars; Prefect's go to its server, not to the terminal."""
+    os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "CRITICAL"  # for the workers that a run starts
     import prefect.main  # noqa: F401  (sets its logging up)
     from rich.logging import RichHandler
 

@@ -31,6 +31,7 @@ SETTINGS = {
     "PREFECT_SERVER_EPHEMERAL_ENABLED": "false",
     "PREFECT_LOGGING_EXTRA_LOGGERS": "deepfloyd_core",
     "PREFECT_CLI_COLORS": "false",
+    "RAY_USAGE_STATS_ENABLED": "0",
 }
 
 

@@ -9,6 +9,7 @@ from deepfloyd_core.config import Run, load_run
 from deepfloyd_core.flavours import Stage
 from tasks.eval_set import eval_set
 from tasks.image_index import image_index
+from tasks.runners import reach_workers
 from tasks.stage_lora import stage_lora
 from tasks.stage_pixels import stage_pixels
 from tasks.text_embeds import text_embeds
@@ -18,6 +19,7 @@ from tasks.text_embeds import text_embeds
 def prepare(config: str, overrides: list[str] | None = None) -> list[Artifact]:
     """Index the pictures and cut the crops of every stage, and the eval set."""
     run = load_run(Path(config), tuple(overrides or ()))
+    reach_workers(run)
     index = image_index(run)
     pixels = [stage_pixels(run, index, stage) for stage in run.config.stages]
     return [index, *pixels, eval_set(run, index)]
@@ -45,6 +47,7 @@ def train_stage2(config: str, overrides: list[str] | None = None) -> list[Artifa
 
 def _train(run: Run, stage: Stage) -> list[Artifact]:
     run.config.stage(stage)  # a run without this stage fails here, before anything is made
+    reach_workers(run)
     index = image_index(run)
     inputs = {
         "pixels": stage_pixels(run, index, stage),

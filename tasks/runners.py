@@ -1,0 +1,125 @@
+"""Where shards are made: on Prefect's own task runners, on this machine or on a Ray or Dask cluster, as `task_runner` says.
+
+A runner lives while jobs run, so a stage that is reused starts no cluster. Nothing here schedules; what is added is that a
+dead worker costs its jobs another try, not the run. Ray and Dask do most of that themselves, a process pool does not.
+On two busy cores starting costs a stage nothing (threads) or some 15 to 25 s (the others import Prefect in every worker).
+"""
+
+import logging
+from collections.abc import Sequence
+from concurrent.futures import BrokenExecutor
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from prefect import Task
+from prefect.events.worker import EventsWorker
+from prefect.futures import as_completed
+from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTaskRunner
+
+from deepfloyd_core.clusters import reach
+from deepfloyd_core.config import Run, RunConfig
+from deepfloyd_core.errors import JobError
+from deepfloyd_core.types import Report
+
+log = logging.getLogger("deepfloyd_core.runners")
+
+R = TypeVar("R")
+MAX_TASK_RUNS = 500  # of a stage: Prefect's history loses some beyond 1,000, and a run has two stages
+TRIES = 3  # of a job whose worker died
+
+
+@dataclass(frozen=True)
+class Job(Generic[R]):
+    """One call of a Prefect task. Parameters and result must pickle, and should be small."""
+
+    task: Task[..., R]
+    parameters: dict[str, Any]
+    size: int  # in the unit of the progress
+
+
+def reach_workers(run: Run) -> None:
+    """Raises ConfigError when the run is to use a cluster that does not answer: better now than after the index."""
+    if run.config.task_runner_address is not None:
+        reach(run.config.task_runner, run.config.task_runner_address)
+
+
+def run_jobs(config: RunConfig, jobs: Sequence[Job[R]], report: Report, unit: str) -> list[R]:
+    """The results of all jobs, in their order. A job whose worker died is run again on new workers.
+
+    Raises what a job raises, as soon as it does, and JobError for a job that loses its worker TRIES times.
+    """
+    results: dict[int, R] = {}
+    tasks = [_recorded(job.task) if config.task_runner in ("ray", "dask") else job.task for job in jobs]
+    done, total = 0, sum(job.size for job in jobs)
+    lost: BaseException | None = None
+    for _ in range(TRIES):
+        todo = [number for number in range(len(jobs)) if number not in results]
+        if not todo:
+            break
+        if lost:
+            log.warning("%d task runs lost their worker (%s); once more on new ones", len(todo), type(lost).__name__)
+        with _task_runner(config) as runner:
+            numbers = {runner.submit(tasks[number], jobs[number].parameters): number for number in todo}
+            for future in as_completed(list(numbers)):
+                try:
+                    results[numbers[future]] = future.result()
+                except _lost_worker(config) as error:
+                    lost = error
+                    continue
+                done += jobs[numbers[future]].size
+                report(done, total, unit)
+    if len(results) < len(jobs):
+        raise JobError(
+            f"{len(jobs) - len(results)} task runs lost their worker {TRIES} times ({type(lost).__name__}). A full "
+            "memory is the usual cause: lower workers or shard_mib. What is finished is kept for the next run."
+        )
+    return [results[number] for number in range(len(jobs))]
+
+
+def _task_runner(config: RunConfig) -> TaskRunner[Any]:
+    if config.task_runner == "threads":
+        return ThreadPoolTaskRunner(max_workers=config.workers)
+    if config.task_runner == "processes":
+        return ProcessPoolTaskRunner(max_workers=config.workers)
+    address, options = config.task_runner_address, dict[str, Any]()
+    if config.task_runner == "ray":
+        from prefect_ray import RayTaskRunner as ClusterTaskRunner
+
+        options = {"address": address, "init_kwargs": {"log_to_driver": False, "logging_level": logging.ERROR}}
+        if address is None:
+            # "local": without it Ray joins whichever cluster was last started on this machine.
+            options["address"] = "local"
+            options["init_kwargs"] |= {"num_cpus": config.workers, "include_dashboard": False}
+    else:
+        from prefect_dask import DaskTaskRunner as ClusterTaskRunner
+
+        options = {"address": address}
+        if address is None:
+            # No limit of memory: Dask's own, a share of the machine's, kills workers; a shard's need is set by shard_mib.
+            options["cluster_class"] = "distributed.LocalCluster"
+            options["cluster_kwargs"] = {"n_workers": config.workers, "threads_per_worker": 1, "memory_limit": None,
+                                         "dashboard_address": None}  # fmt: skip
+    runner: TaskRunner[Any] = ClusterTaskRunner(**options)
+    return runner
+
+
+def _recorded(task: Task[..., R]) -> Task[..., R]:
+    """The task, so that its worker tells the server of its end before the flow hears of it, and may kill the worker."""
+    return task.with_options(on_completion=[_send_events], on_failure=[_send_events])
+
+
+def _send_events(task: Any, run: Any, state: Any) -> None:
+    EventsWorker.instance().wait_until_empty()
+
+
+def _lost_worker(config: RunConfig) -> tuple[type[BaseException], ...]:
+    """What a future raises when it was the worker that failed, not the job: a job's own errors come back as its state."""
+    if config.task_runner == "ray":
+        from ray.exceptions import RayError
+
+        return (RayError,)
+    if config.task_runner == "dask":
+        from distributed import CancelledError, KilledWorker
+
+        return (KilledWorker, CancelledError)
+    return (BrokenExecutor,)

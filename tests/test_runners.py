@@ -1,0 +1,257 @@
+"""Shards on Prefect's task runners: the same bytes from any of them, for any number of workers, also when a worker dies."""
+
+import hashlib
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+
+from deepfloyd_core import clusters
+from deepfloyd_core.artifacts import WorkDir
+from deepfloyd_core.clusters import reach
+from deepfloyd_core.config import load_run
+from deepfloyd_core.errors import ConfigError
+from deepfloyd_core.pixels import pixels_request, plan_shards
+
+PRODUCTS = ("image_index/*/index.parquet", "stage?_pixels/*/*.parquet", "stage?_pixels/*/rows.arrow")
+KINDS = [("threads", 1), ("threads", 4), ("processes", 2), ("ray", 2), ("dask", 2)]
+
+
+def _installed(kind: str) -> None:
+    if kind in ("ray", "dask"):
+        pytest.importorskip(f"prefect_{kind}", reason=f"pip install 'deepfloyd-pipeline[{kind}]'")
+
+
+def _products(run: Any) -> dict[str, str]:
+    files = [path for pattern in PRODUCTS for path in run.workspace.glob(pattern)]
+    return {str(path.relative_to(run.workspace)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def _arguments(run: Any, kind: str, workers: int, *more: str) -> list[str]:
+    # 0.2 MiB: one picture of 256 px in a shard, so that there are enough of them to kill a worker in the middle.
+    settings = (f"task_runner={kind}", f"workers={workers}", *more)
+    return ["prepare", str(run.config), *(word for setting in settings for word in ("--set", setting))]
+
+
+def _states(server: str, since: datetime, products: dict[str, str]) -> list[str]:
+    """The states that the server has of the task runs that made shards since then."""
+    names = {Path(name).name for name in products}
+    body = json.dumps({"limit": 200, "task_runs": {"start_time": {"after_": since.isoformat()}}}).encode()
+    request = urllib.request.Request(f"{server}/task_runs/filter", body, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        found = json.load(answer)
+    return [entry["state_type"] for entry in found if entry["name"].rsplit("-", 1)[0] in names]
+
+
+def _shards(products: dict[str, str]) -> int:
+    return sum(name.startswith("stage") and name.endswith(".parquet") for name in products)
+
+
+@pytest.fixture(scope="module")
+def copies(
+    server: str, tmp_path_factory: pytest.TempPathFactory, new_small_run: Callable[..., Any]
+) -> tuple[Any, dict[str, str]]:
+    """A small run and what two threads made of it; its workspace is emptied by whoever runs it again."""
+    run = new_small_run(tmp_path_factory.mktemp("runners") / "run", 24)
+    done = run.call(*_arguments(run, "threads", 2))
+    assert done.returncode == 0, done.stderr
+    products = _products(run)
+    assert len(products) > 20
+    return run, products
+
+
+@pytest.fixture
+def again(copies: tuple[Any, dict[str, str]], tmp_path: Path) -> tuple[Any, dict[str, str]]:
+    """The same run with an empty workspace."""
+    run, expected = copies
+    if run.workspace.exists():
+        run.workspace.rename(tmp_path / "earlier")
+    return run, expected
+
+
+@contextmanager
+def _dask_cluster(folder: Path) -> Iterator[str]:
+    """A Dask cluster of two workers that knows nothing of the run: no address of a Prefect server in its environment."""
+    code = (
+        "import sys\nfrom distributed import LocalCluster\n"
+        "if __name__ == '__main__':\n"
+        "    cluster = LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None)\n"
+        "    print(cluster.scheduler_address, flush=True)\n"
+        "    sys.stdin.read()\n"
+    )
+    script = folder / "cluster.py"
+    script.write_text(code)
+    with subprocess.Popen(
+        [sys.executable, "-P", str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=folder,
+        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": ":".join(sys.path), "OMP_NUM_THREADS": "1"},
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        yield process.stdout.readline().strip()
+        process.terminate()
+
+
+def _kill_a_worker(process: "subprocess.Popen[str]", workspace: Path, is_worker: Callable[[str], bool]) -> bool:
+    """SIGKILL a worker of the run when some shards of Stage II are finished, and others are not; False: too late."""
+    deadline = time.monotonic() + 300
+    while process.poll() is None and time.monotonic() < deadline:
+        if len(list(workspace.glob("stage2_pixels/*/.part-*"))) >= 3:
+            for child in psutil.Process(process.pid).children(recursive=True):
+                if is_worker(" ".join(child.cmdline())):
+                    child.send_signal(signal.SIGKILL)
+                    return True
+        time.sleep(0.002)
+    return False
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "workers"), KINDS)
+def test_every_task_runner_makes_the_same_bytes_and_its_task_runs_are_recorded(
+    again: tuple[Any, dict[str, str]], server: str, kind: str, workers: int
+) -> None:
+    _installed(kind)
+    run, expected = again
+    start = datetime.now(UTC)
+    done = run.call(*_arguments(run, kind, workers))
+    assert done.returncode == 0, done.stderr
+    assert "Task run" not in done.stderr, "the workers' records go to the server, not to the terminal"
+    assert _products(run) == expected
+    assert _states(server, start, expected) == ["COMPLETED"] * _shards(expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "is_worker"),
+    [
+        ("processes", lambda command: "spawn_main" in command),
+        ("ray", lambda command: command.startswith("ray::stage2")),
+        ("dask", lambda command: "spawn_main" in command),
+    ],
+    ids=["processes", "ray", "dask"],
+)
+def test_a_killed_worker_costs_its_shards_a_retry(
+    again: tuple[Any, dict[str, str]], kind: str, is_worker: Callable[[str], bool]
+) -> None:
+    _installed(kind)
+    run, expected = again
+    with (run.folder / "killed.log").open("w+") as log:
+        process = subprocess.Popen(
+            run.command(*_arguments(run, kind, 2)), cwd=run.folder, stdout=log, stderr=log, text=True
+        )
+        killed = _kill_a_worker(process, run.workspace, is_worker)
+        code = process.wait(300)
+        log.seek(0)
+        assert (killed, code) == (True, 0), log.read()
+    assert _products(run) == expected
+
+
+@pytest.mark.slow
+def test_a_dask_cluster_elsewhere_makes_the_same_bytes(again: tuple[Any, dict[str, str]], server: str) -> None:
+    _installed("dask")
+    run, expected = again
+    start = datetime.now(UTC)
+    with _dask_cluster(run.folder) as address:
+        done = run.call(*_arguments(run, "dask", 1, f"task_runner_address={address}"))
+    assert done.returncode == 0, done.stderr
+    assert _products(run) == expected
+    assert _states(server, start, expected) == ["COMPLETED"] * _shards(expected)
+
+
+@pytest.mark.slow
+def test_a_cluster_that_does_not_answer_is_named_before_any_work(again: tuple[Any, dict[str, str]]) -> None:
+    _installed("dask")
+    run, _ = again
+    done = run.call(*_arguments(run, "dask", 2, "task_runner_address=tcp://127.0.0.1:1"))
+    assert done.returncode == 2
+    assert "no Dask cluster can be reached there (Connection refused)" in done.stderr
+    assert not list(run.workspace.glob("image_index/*"))
+
+
+@pytest.mark.parametrize(
+    ("runner", "address", "said"),
+    [
+        ("threads", "10.0.0.1:8786", "threads run on this machine"),
+        ("processes", "10.0.0.1:8786", "processes run on this machine"),
+        ("ray", "tcp://10.0.0.1:8786", "ray takes for example 10.0.0.1:6379 or ray://"),
+        ("ray", "auto", "ray takes for example"),
+        ("dask", "10.0.0.1", "dask takes for example tcp://10.0.0.1:8786"),
+        ("dask", "tcp://10.0.0.1:port", "dask takes for example"),
+        ("dask", "tcp://10.0.0.1:8786/path", "dask takes for example"),
+        ("slurm", None, "task_runner"),
+    ],
+)
+def test_an_address_that_cannot_be_is_refused(small_run: Any, runner: str, address: str | None, said: str) -> None:
+    _installed(runner)
+    overrides = [f"task_runner={runner}"] + ([f"task_runner_address={address}"] if address else [])
+    with pytest.raises(ConfigError, match=said):
+        load_run(small_run.config, tuple(overrides))
+
+
+@pytest.mark.parametrize("runner", ["ray", "dask"])
+def test_a_missing_package_is_named_with_the_command_that_installs_it(
+    small_run: Any, runner: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(clusters.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError) as error:
+        load_run(small_run.config, (f"task_runner={runner}",))
+    assert f"pip install 'deepfloyd-pipeline[{runner}]'" in str(error.value)
+    assert len(str(error.value).splitlines()) <= 2
+
+
+def test_reaching_a_cluster_is_one_connection_or_one_clear_error() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        reach("ray", f"127.0.0.1:{port}")
+        reach("dask", f"tcp://127.0.0.1:{port}")
+    with pytest.raises(ConfigError, match="no Ray cluster can be reached there"):
+        reach("ray", f"ray://127.0.0.1:{port}")
+
+
+def test_the_task_runner_is_in_no_fingerprint_and_changes_no_plan(world: Any) -> None:
+    world.add("a.png", np.zeros((300, 300, 3), np.uint8))
+    world.add("b.png", np.ones((300, 300, 3), np.uint8))
+    index = world.index(world.load())
+    found = set()
+    for keys in ({}, {"task_runner": "processes", "workers": 7}):
+        run = world.load(**keys)
+        work = WorkDir(run.workspace / "stage1_pixels" / "work", 0)
+        work.path.mkdir(parents=True, exist_ok=True)
+        names = tuple(shard.name for shard in plan_shards(run, index, 1, work).made)
+        found.add((pixels_request(run, index, 1).fingerprint, names))
+    assert len(found) == 1
+
+
+def test_more_shards_than_task_runs_go_in_groups(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tasks import stage_pixels
+
+    for number in range(8):
+        world.add(f"{number}.png", np.full((300, 300, 3), number, np.uint8))
+    run = world.load(shard_mib=0.2)
+    index = world.index(run)
+    sizes: list[int] = []
+
+    def in_place(config: Any, jobs: list[Any], report: Any, unit: str) -> list[Any]:
+        sizes.extend(job.size for job in jobs)
+        return [job.task.fn(**job.parameters) for job in jobs]
+
+    monkeypatch.setattr(stage_pixels, "MAX_TASK_RUNS", 3)
+    monkeypatch.setattr(stage_pixels, "run_jobs", in_place)
+    work = WorkDir(run.workspace / "elsewhere" / "work", 0)
+    work.path.mkdir(parents=True)
+    summary = stage_pixels._build(run, index, 2, work, lambda *_: None)
+    assert len(sizes) == 3 and sum(sizes) == summary["shards"] > 6
+    whole = world.pixels(run, index, 2)
+    assert summary == whole.summary
+    for file in whole.path.glob("*.parquet"):
+        assert (work.path / file.name).read_bytes() == file.read_bytes()
