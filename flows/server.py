@@ -30,6 +30,7 @@ SETTINGS = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_SERVER_EPHEMERAL_ENABLED": "false",
     "PREFECT_LOGGING_EXTRA_LOGGERS": "deepfloyd_core",
+    "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",  # the core also logs outside of flow runs
     "PREFECT_CLI_COLORS": "false",
     "RAY_USAGE_STATS_ENABLED": "0",
 }

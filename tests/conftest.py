@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 # One thread: two would spin against the other processes of a test, and rounding would differ between their counts.
 os.environ["OMP_NUM_THREADS"] = "1"
+# Tests call the core outside of flow runs, in processes where another test may have imported Prefect.
+os.environ["PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW"] = "ignore"
 
 RUN_FILE = """
 workspace = "{folder}/workspace"
