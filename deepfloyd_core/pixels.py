@@ -125,6 +125,12 @@ def plan_eval(run: Run, index: Artifact, work: WorkDir) -> Layout:
     return _lay_out(run, plans, 1 << 30, None)
 
 
+def in_groups(shards: tuple[ShardPlan, ...], most: int) -> list[tuple[ShardPlan, ...]]:
+    """The shards in their order, in at most so many groups of (but for the last) one size."""
+    size = max(1, -(-len(shards) // most))
+    return [shards[start : start + size] for start in range(0, len(shards), size)]
+
+
 def build_shard(shard: ShardPlan, out: Path, older: Artifact | None) -> ShardResult:
     """Make one shard, or keep it when an interrupted build finished it.
 

@@ -16,6 +16,7 @@ from deepfloyd_core.pixels import (
     ShardResult,
     build_shard,
     finish_pixels,
+    in_groups,
     pixels_request,
     plan_shards,
 )
@@ -49,11 +50,10 @@ def stage_pixels(run: Run, index: Artifact, stage: Stage) -> Artifact:
 
 def _build(run: Run, index: Artifact, stage: Stage, work: WorkDir, report: Report) -> dict[str, Any]:
     layout = plan_shards(run, index, stage, work)
-    step = -(-len(layout.made) // MAX_TASK_RUNS)  # shards in a task run
-    groups = [layout.made[start : start + step] for start in range(0, len(layout.made), step or 1)]
     common = {"out": work.path, "older": layout.older}
     jobs = [
-        Job(pixel_shards.with_options(name=_name(group)), {"shards": group, **common}, len(group)) for group in groups
+        Job(pixel_shards.with_options(name=_name(group)), {"shards": group, **common}, len(group))
+        for group in in_groups(layout.made, MAX_TASK_RUNS)
     ]
     results = run_jobs(run.config, jobs, report, "shards")
     return finish_pixels(layout, [result for group in results for result in group], work)

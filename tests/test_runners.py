@@ -23,7 +23,7 @@ from deepfloyd_core.artifacts import WorkDir
 from deepfloyd_core.clusters import reach
 from deepfloyd_core.config import load_run
 from deepfloyd_core.errors import ConfigError
-from deepfloyd_core.pixels import pixels_request, plan_shards
+from deepfloyd_core.pixels import in_groups, pixels_request, plan_shards
 
 PRODUCTS = ("image_index/*/index.parquet", "stage?_pixels/*/*.parquet", "stage?_pixels/*/rows.arrow")
 KINDS = [("threads", 1), ("threads", 4), ("processes", 2), ("ray", 2), ("dask", 2)]
@@ -232,26 +232,15 @@ def test_the_task_runner_is_in_no_fingerprint_and_changes_no_plan(world: Any) ->
     assert len(found) == 1
 
 
-def test_more_shards_than_task_runs_go_in_groups(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tasks import stage_pixels
-
+def test_more_shards_than_task_runs_go_in_groups_in_their_order(world: Any) -> None:
     for number in range(8):
         world.add(f"{number}.png", np.full((300, 300, 3), number, np.uint8))
     run = world.load(shard_mib=0.2)
-    index = world.index(run)
-    sizes: list[int] = []
-
-    def in_place(config: Any, jobs: list[Any], report: Any, unit: str) -> list[Any]:
-        sizes.extend(job.size for job in jobs)
-        return [job.task.fn(**job.parameters) for job in jobs]
-
-    monkeypatch.setattr(stage_pixels, "MAX_TASK_RUNS", 3)
-    monkeypatch.setattr(stage_pixels, "run_jobs", in_place)
-    work = WorkDir(run.workspace / "elsewhere" / "work", 0)
+    work = WorkDir(run.workspace / "stage2_pixels" / "work", 0)
     work.path.mkdir(parents=True)
-    summary = stage_pixels._build(run, index, 2, work, lambda *_: None)
-    assert len(sizes) == 3 and sum(sizes) == summary["shards"] > 6
-    whole = world.pixels(run, index, 2)
-    assert summary == whole.summary
-    for file in whole.path.glob("*.parquet"):
-        assert (work.path / file.name).read_bytes() == file.read_bytes()
+    shards = plan_shards(run, world.index(run), 2, work).made
+    assert len(shards) == 8
+    assert [len(group) for group in in_groups(shards, 3)] == [3, 3, 2]
+    assert [shard for group in in_groups(shards, 3) for shard in group] == list(shards)
+    assert [len(group) for group in in_groups(shards, 500)] == [1] * 8
+    assert in_groups((), 500) == []
