@@ -11,16 +11,15 @@ import json
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from deepfloyd_core.artifacts import Artifact, WorkDir, materialise
+from deepfloyd_core.artifacts import Artifact, materialise
 from deepfloyd_core.config import Run, load_run
 from deepfloyd_core.flavours import Stage
 from deepfloyd_core.image_index import build_index, index_request, judges
-from deepfloyd_core.pixels import build_shard, finish_pixels, pixels_request, plan_shards
+from deepfloyd_core.pixels import build_shards, pixels_request, plan_shards
 from deepfloyd_core.scan import scan
 
 STAGE: Stage = 1
@@ -41,16 +40,16 @@ def add(folder: Path, numbers: range) -> None:
 def prepare(run: Run) -> tuple[Artifact, Artifact]:
     """Index and pixels, as `deepfloyd prepare` makes them."""
 
-    def build(work: WorkDir) -> dict[str, Any]:
-        layout = plan_shards(run, index, STAGE, work)
-        return finish_pixels(layout, [build_shard(shard, work.path, layout.older) for shard in layout.made], work)
-
     with judges(run) as children:
         found = scan(run)
         index, _ = materialise(
             run.workspace, index_request(run, found), lambda work: build_index(run, found, children, work)
         )
-    return index, materialise(run.workspace, pixels_request(run, index, STAGE), build)[0]
+    request = pixels_request(run, index, STAGE)
+    pixels, _ = materialise(
+        run.workspace, request, lambda work: build_shards(plan_shards(run, index, STAGE, work), work)
+    )
+    return index, pixels
 
 
 def main() -> None:

@@ -22,12 +22,12 @@ import skimage
 import torch
 from PIL import Image
 
-from deepfloyd_core.artifacts import Artifact, WorkDir, materialise
+from deepfloyd_core.artifacts import Artifact, materialise
 from deepfloyd_core.batches import MixedOrder, OrderSettings, TrainingRows
 from deepfloyd_core.config import load_run
 from deepfloyd_core.flavours import Stage
 from deepfloyd_core.image_index import build_index, index_request, judges
-from deepfloyd_core.pixels import build_shard, finish_pixels, pixels_request, plan_shards
+from deepfloyd_core.pixels import build_shards, pixels_request, plan_shards
 from deepfloyd_core.scan import scan
 
 Batches = Callable[[int], Iterator[torch.Tensor]]  # number of an epoch -> its batches, uint8 (B, H, W, C)
@@ -57,16 +57,16 @@ def pixels_of(folder: Path, edge: int, crops: int) -> Artifact:
     (folder / "run.json").write_text(json.dumps({**keys, f"stage{stage}": {"model_flavour": f"tiny-{'i' * stage}"}}))
     run = load_run(folder / "run.json")
 
-    def build(work: WorkDir) -> dict[str, Any]:
-        layout = plan_shards(run, index, stage, work)
-        return finish_pixels(layout, [build_shard(shard, work.path, layout.older) for shard in layout.made], work)
-
     with judges(run) as children:
         found = scan(run)
         index, _ = materialise(
             run.workspace, index_request(run, found), lambda work: build_index(run, found, children, work)
         )
-    return materialise(run.workspace, pixels_request(run, index, stage), build)[0]
+    request = pixels_request(run, index, stage)
+    pixels, _ = materialise(
+        run.workspace, request, lambda work: build_shards(plan_shards(run, index, stage, work), work)
+    )
+    return pixels
 
 
 def ours(rows: TrainingRows, batch_size: int) -> Batches:

@@ -159,6 +159,11 @@ def build_shard(shard: ShardPlan, out: Path, older: Artifact | None) -> ShardRes
     return ShardResult(len(planned), len(by_picture))
 
 
+def build_shards(layout: Layout, work: WorkDir) -> dict[str, Any]:
+    """Make every shard of a layout in this thread and finish the artifact. Returns counts for the manifest."""
+    return finish_pixels(layout, [build_shard(shard, work.path, layout.older) for shard in layout.made], work)
+
+
 def finish_pixels(layout: Layout, results: list[ShardResult], work: WorkDir) -> dict[str, Any]:
     """Link what is taken over, list the live rows, draw the contact sheet. Returns counts for the manifest."""
     for stray in set(work.path.glob("stage*.parquet")) - {work.path / name for name in layout.files}:

@@ -12,16 +12,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from deepfloyd_core.artifacts import Artifact, WorkDir, materialise
+from deepfloyd_core.artifacts import Artifact, materialise
 from deepfloyd_core.children import Children, Limits
 from deepfloyd_core.config import Run, load_run
 from deepfloyd_core.flavours import Stage
 from deepfloyd_core.image_index import INDEX_FILE, build_index, check_share, index_request
 from deepfloyd_core.pixels import (
-    Layout,
-    build_shard,
+    build_shards,
     eval_request,
-    finish_pixels,
     pixels_request,
     plan_eval,
     plan_shards,
@@ -193,19 +191,13 @@ class DataWorld:
         """The shards of a stage."""
         request = pixels_request(run, index, stage)
         return materialise(
-            run.workspace, request, lambda work: self.shards(plan_shards(run, index, stage, work), work)
+            run.workspace, request, lambda work: build_shards(plan_shards(run, index, stage, work), work)
         )[0]
 
     def eval_set(self, run: Run, index: Artifact) -> Artifact:
         """The held-out pictures."""
         request = eval_request(run, index)
-        return materialise(run.workspace, request, lambda work: self.shards(plan_eval(run, index, work), work))[0]
-
-    @staticmethod
-    def shards(layout: Layout, work: WorkDir) -> dict[str, Any]:
-        """The builder of an artifact of shards."""
-        results = [build_shard(shard, work.path, layout.older) for shard in layout.made]
-        return finish_pixels(layout, results, work)
+        return materialise(run.workspace, request, lambda work: build_shards(plan_eval(run, index, work), work))[0]
 
 
 @pytest.fixture(scope="session")

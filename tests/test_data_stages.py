@@ -25,7 +25,7 @@ from deepfloyd_core.artifacts import Artifact, WorkDir, materialise, verify_arti
 from deepfloyd_core.batches import BatchOrder, TrainingRows
 from deepfloyd_core.errors import DataError
 from deepfloyd_core.image_index import index_request
-from deepfloyd_core.pixels import build_shard, eval_ids, pixels_request, plan_shards
+from deepfloyd_core.pixels import build_shard, build_shards, eval_ids, pixels_request, plan_shards
 from deepfloyd_core.scan import scan
 from deepfloyd_core.shards import ShardRow, open_shard, write_shard
 
@@ -496,7 +496,7 @@ def test_a_build_that_was_killed_ends_with_the_same_artifact(made: dict[str, Any
     with pytest.raises(KeyboardInterrupt):
         materialise(world.folder, pixels_request(run, index, 1), half)
     done, reused = materialise(
-        world.folder, pixels_request(run, index, 1), lambda work: world.shards(plan_shards(run, index, 1, work), work)
+        world.folder, pixels_request(run, index, 1), lambda work: build_shards(plan_shards(run, index, 1, work), work)
     )
     assert not reused
     assert verify_artifact(done) == []
