@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from fnmatch import fnmatch
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -84,33 +85,40 @@ def find(workspace: Path, request: Request) -> Artifact | None:
     return Artifact(request.kind, request.fingerprint, path) if (path / MANIFEST).exists() else None
 
 
-def newest(workspace: Path, kind: str, format: int) -> Artifact | None:
-    """The finished artifact of a kind and format that was made last, for what a new one can take over from it."""
+def newest(
+    workspace: Path, kind: str, format: int, fits: Callable[[dict[str, Any]], bool] = lambda record: True
+) -> Artifact | None:
+    """The finished artifact of a kind and format that was made last, for what a new one can take over from it.
+
+    `fits`: of those whose manifest it accepts.
+    """
     for path in reversed(_by_age(workspace, kind)):
         try:
-            if read_sealed(path / MANIFEST)["format"] == format:
+            record = read_sealed(path / MANIFEST)
+            if record["format"] == format and fits(record):
                 return Artifact(kind, path.name, path)
         except ArtifactError:
             continue  # damaged: nothing is taken from it
     return None
 
 
-def materialise(workspace: Path, request: Request, build: Builder) -> tuple[Artifact, bool]:
+def materialise(workspace: Path, request: Request, build: Builder, parts: str | None = None) -> tuple[Artifact, bool]:
     """Return the artifact and whether it was reused; build it if it is not there, resuming what a kill left.
 
     `build` gets the directory, writes its files and returns the summary. Raises whatever `build` raises; the
-    directory then stays unfinished.
+    directory then stays unfinished. With `parts` (a pattern of file names) a finished artifact is hashed before it is
+    reused; of a damaged one those parts stay that are whole. Without, only sizes are compared.
     """
     path = workspace / request.kind / request.fingerprint
     with locked(workspace, f"{request.kind}-{request.fingerprint}") as lock_fd:
         found = find(workspace, request)
         if found is not None:
-            damage = list(_stat_damage(found))
+            damage = verify_artifact(found) if parts else list(_stat_damage(found))
             if not damage:
                 log.info("%s %s: reused", request.kind, request.fingerprint)
                 return found, True
             log.warning("%s %s: rebuilt because %s", request.kind, request.fingerprint, "; ".join(damage))
-            _unfinish(found)
+            _unfinish(found, parts)
         else:
             _log_why(workspace, request)
         path.mkdir(parents=True, exist_ok=True)
@@ -212,6 +220,18 @@ def part_is_whole(file: Path) -> bool:
     return file.is_file() and _recorded_hash(file) == sha256_file(file)
 
 
+def take_part(old: Path, sha256: str, new: Path) -> None:
+    """Link (or copy) a file of a finished artifact into an unfinished one, where it is a finished part."""
+    if part_is_whole(new):
+        return
+    new.unlink(missing_ok=True)
+    try:
+        new.hardlink_to(old)
+    except OSError:  # a file system without links
+        shutil.copyfile(old, new)
+    finish_part(new, sha256)
+
+
 def spec_diff(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
     """Field-level differences of two nested dicts, e.g. `spec.learning_rate: 4e-05 -> 0.0001`."""
     lines = []
@@ -256,11 +276,18 @@ def _stat_damage(artifact: Artifact) -> Iterator[str]:
             yield f"{file} has {file.stat().st_size} bytes, its manifest says {entry['bytes']}"
 
 
-def _unfinish(artifact: Artifact) -> None:
-    """Drop the manifest and every file: nothing of a damaged artifact is trusted."""
+def _unfinish(artifact: Artifact, parts: str | None) -> None:
+    """Drop the manifest and every file of a damaged artifact, but for `parts` that are as the manifest says."""
+    try:
+        recorded = {entry["path"]: entry["sha256"] for entry in artifact.manifest["files"]} if parts else {}
+    except ArtifactError:
+        recorded = {}  # the manifest itself is damaged
     (artifact.path / MANIFEST).unlink()
-    for file in artifact.path.rglob("*"):
-        if file.is_file():
+    for file in [file for file in artifact.path.rglob("*") if file.is_file()]:
+        digest = recorded.get(str(file.relative_to(artifact.path)))
+        if digest and fnmatch(file.name, parts or "") and sha256_file(file) == digest:
+            finish_part(file, digest)
+        else:
             file.unlink()
 
 

@@ -5,10 +5,10 @@ from typing import Any
 
 import torch
 
-from deepfloyd_core.embeds import clean_captions, encode
+from deepfloyd_core.embed_job import encode_prompts
 from deepfloyd_core.flavours import Stage
 from deepfloyd_core.jobs import Job
-from deepfloyd_core.models import DTYPES, load_text, pick_device, use_threads
+from deepfloyd_core.models import use_threads
 from deepfloyd_core.objective import to_bytes
 from deepfloyd_core.samples import Sample, save_png
 from deepfloyd_core.sampling import make_sampler, sample_stage1, sample_stage2
@@ -43,10 +43,7 @@ def generate_job(job: Job) -> dict[str, Any]:
 
 def _encode(job: Job, prompts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
     """Rows of the prompts and of the negative prompt, each (N, T, D); the encoder is gone when this returns."""
-    tokenizer, encoder = load_text(Path(job.options["encoder"]), DTYPES[job.config.text_encoder_dtype])
-    encoder.to(pick_device(job.config.device))
-    texts = clean_captions([*prompts, job.config.validation_negative_prompt])
-    rows = encode(texts, tokenizer, encoder, job.config)
+    rows = encode_prompts([*prompts, job.config.validation_negative_prompt], Path(job.options["encoder"]), job.config)
     return rows[:-1], rows[-1:].expand(len(prompts), -1, -1)
 
 

@@ -28,7 +28,7 @@ from deepfloyd_core.files import write_bytes
 from deepfloyd_core.types import Report, no_report
 
 JOBS = {
-    "embed": "deepfloyd_core.embeds:embed_job",
+    "embed": "deepfloyd_core.embed_job:embed_job",
     "train": "deepfloyd_core.train:train_job",
     "sample": "deepfloyd_core.samples:samples_job",
     "generate": "deepfloyd_core.generate:generate_job",

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from diffusers import DDPMScheduler, IFPipeline, IFSuperResolutionPipeline, UNet2DConditionModel
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, T5EncoderModel
 
 from deepfloyd_core.flavours import Stage
 
@@ -36,13 +35,6 @@ def load_unet(folder: Path, dtype: torch.dtype) -> UNet2DConditionModel:
     unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", torch_dtype=dtype, use_safetensors=True)
     unet.requires_grad_(False)
     return unet.eval()
-
-
-def load_text(folder: Path, dtype: torch.dtype) -> tuple[PreTrainedTokenizerBase, T5EncoderModel]:
-    """Tokenizer and T5 encoder of a pipeline folder."""
-    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
-    encoder = T5EncoderModel.from_pretrained(folder / "text_encoder", dtype=dtype, use_safetensors=True)
-    return tokenizer, encoder.eval()
 
 
 def load_scheduler(folder: Path, name: str = "scheduler", **changes: Any) -> DDPMScheduler:

@@ -78,6 +78,7 @@ def generate_request(
         "size": list(run.config.sample_size_px),
         "negative_prompt": run.config.validation_negative_prompt,
         "text_encoder_dtype": run.config.text_encoder_dtype,
+        "tokenizer_max_length": run.config.tokenizer_max_length,
     }
     models: dict[str, str] = {}
     for stage in run.config.stages:

@@ -116,6 +116,22 @@ def save_loss_curve(losses: list[float], title: str, path: Path) -> None:
         figure.savefig(tmp, format="png", dpi=100)
 
 
+def save_token_counts(counts: list[int], length: int, path: Path) -> None:
+    """Plot how many texts have how many tokens; those beyond `length` lose their end."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 3), layout="constrained")
+    axes = figure.add_subplot()
+    edges = np.linspace(0.5, max([*counts, length]) + 0.5, min(max([*counts, length]), 77) + 1)
+    axes.hist(counts, edges.tolist(), color="#1f4e99")
+    axes.axvline(length + 0.5, color="#c0392b", linewidth=1, label=f"{length} tokens are kept")
+    axes.set(title="Tokens of a text", xlabel="tokens, the end token among them", ylabel="texts")
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    with atomic_path(path) as tmp:
+        figure.savefig(tmp, format="png", dpi=100)
+
+
 def _wrapped(text: str, room_px: int, lines: int) -> str:
     """A text broken at its spaces, to a number of lines at most."""
     broken: list[str] = []

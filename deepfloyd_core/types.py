@@ -1,6 +1,6 @@
 """The legend for shapes and ranges, and the few types that every module shares.
 
-B batch, H W pixels, C = 3 colours, T = 77 tokens, D = text width (4096 in the real models).
+B batch, H W pixels, C = 3 colours, T = 77 tokens (`tokenizer_max_length`), D = text width (4096 in the real models).
 Pixels on disk: uint8 RGB, 0 to 255. Pixels in a model: float32 in [-1, 1]. Timesteps and noise levels: int64, 0 to 999.
 Sizes are (width, height) as in Pillow; tensors are (B, C, H, W).
 """

@@ -39,6 +39,15 @@ def publish_pictures(artifact: Artifact, *names: str) -> None:
     create_markdown_artifact("\n".join(lines), key=artifact.kind.replace("_", "-"), description=artifact.kind)
 
 
+def publish_truncated(lost: list[tuple[str, int]]) -> None:
+    """The captions whose end T5 never sees, those that lose most first."""
+    rows = [{"tokens lost": count, "caption": text} for text, count in lost]
+    create_table_artifact(
+        rows or [{"tokens lost": 0, "caption": "No caption is too long."}], key="text-embeds-truncated",
+        description="Captions that are longer than tokenizer_max_length",
+    )  # fmt: skip
+
+
 def data_uri(path: Path, limit: int = LIMIT_BYTES) -> str:
     """A picture as `data:` URI of at most `limit` bytes before base64; smaller JPEGs are tried until one fits."""
     data, kind = path.read_bytes(), "jpeg" if path.suffix == ".jpg" else "png"

@@ -5,26 +5,29 @@ from prefect.cache_policies import NO_CACHE
 
 from deepfloyd_core.artifacts import Artifact, materialise
 from deepfloyd_core.config import Run
-from deepfloyd_core.embeds import embeds_request, run_captions
+from deepfloyd_core.embeds import FILES, TOKENS_SHEET, embeds_request, older_embeds, run_captions, truncated_texts
 from deepfloyd_core.flavours import resolve
 from deepfloyd_core.image_index import caption_counts
 from deepfloyd_core.jobs import run_job
 from tasks.progress import progress
-from tasks.publish import publish_pictures
+from tasks.publish import publish_pictures, publish_truncated
 
 
 @task(name="text_embeds", cache_policy=NO_CACHE)
 def text_embeds(run: Run, index: Artifact) -> Artifact:
-    """The rows of every text the run will ask for; T5 is loaded only when they are not there yet."""
+    """The rows of every text the run will ask for; T5 is loaded only for texts that are nowhere yet."""
     stage = run.config.stages[0]
     encoder = resolve(run.config.stage(stage).model, stage, text=True)
     captions = run_captions(run, caption_counts(index))
     options = {"captions": captions, "encoder": str(encoder)}
+    request = embeds_request(run, captions, encoder)
+    older = older_embeds(run.workspace, request)
     with progress("text embeds") as report:
         embeds, _ = materialise(
-            run.workspace,
-            embeds_request(run, captions, encoder),
-            lambda work: run_job("embed", run.config, {}, options, work, report),
-        )
-    publish_pictures(embeds)
+            run.workspace, request,
+            lambda work: run_job("embed", run.config, {"older": older} if older else {}, options, work, report),
+            parts=FILES,
+        )  # fmt: skip
+    publish_pictures(embeds, TOKENS_SHEET)
+    publish_truncated(truncated_texts(embeds, most=100))
     return embeds

@@ -82,6 +82,8 @@ RUN_BOUNDS: dict[str, tuple[type, float | None, float | None]] = {
     "num_eval_images": (int, 1, None),
     "shard_mib": (float, 0.1, 1024),
     "aspect_bucket_rounding": (int, 1, 9),
+    "tokenizer_max_length": (int, 77, 512),
+    "embed_file_mib": (float, 0.1, 4096),
     "embed_batch_size": (int, 1, 4096),
     "validation_seed": (int, 0, 2**32 - 1),
     "num_validation_images": (int, 1, 4096),

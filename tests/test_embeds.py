@@ -1,0 +1,463 @@
+"""Text embeds: the rows that the stock pipeline computes, each text once, in files that are never rewritten."""
+
+import json
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from diffusers import IFPipeline
+
+from deepfloyd_core import embed_job, t5
+from deepfloyd_core.artifacts import Artifact, materialise, verify_artifact
+from deepfloyd_core.config import Run, load_run
+from deepfloyd_core.embed_files import _unpacked, embed_schema, stored_row
+from deepfloyd_core.embeds import FILES, Embeds, embeds_request, older_embeds, truncated_texts
+from deepfloyd_core.errors import ArtifactError, ConfigError, ModelError
+from deepfloyd_core.flavours import FLAVOURS
+from deepfloyd_core.jobs import Job
+from deepfloyd_core.types import caption_id
+
+TINY = Path(FLAVOURS["tiny-i"].repo)
+WORDS = (
+    "red",
+    "circle",
+    "blue",
+    "star",
+    "dark",
+    "photo",
+    "of",
+    "a",
+    "the",
+    "purple",
+    "square",
+    "green",
+    "on",
+    "7",
+    "x",
+)
+NATURAL = [
+    "", "a purple star", "A Purple  STAR", "  a red circle, on plain ground. ", "caf\u00e9 &amp; <b>bold</b> star",
+    "https://example.org/a.png a red star", "@someone's photo #12345", "日本語の星", "x " * 200, "\u202eright to left",
+]  # fmt: skip
+
+
+def captions_of(count: int, seed: int = 0, most: int = 60) -> list[str]:
+    """Captions of 1 to `most` words."""
+    rng = np.random.default_rng(seed)
+    return [f"{number} " + " ".join(rng.choice(WORDS, rng.integers(1, most))) for number in range(count)]
+
+
+@dataclass(frozen=True)
+class EmbedWorld:
+    """A run, an encoder of its own, and the making of embeds in this process."""
+
+    folder: Path
+    run: Run
+    encoder: Path
+    reports: list[tuple[int, int, str]]
+
+    def with_settings(self, *overrides: str) -> "EmbedWorld":
+        return replace(self, run=load_run(self.folder / "run" / "run.toml", overrides), reports=[])
+
+    def make(self, captions: list[str], encoder: Path | None = None) -> Artifact:
+        """Embeds as the task makes them; `encoder`: a folder to read in place of the one that was asked for."""
+        captions = sorted(set(captions))
+        request = embeds_request(self.run, captions, self.encoder)
+        older = older_embeds(self.run.workspace, request)
+        options = {"captions": captions, "encoder": str(encoder or self.encoder)}
+        inputs = {"older": older} if older else {}
+
+        def report(*args: Any) -> None:
+            self.reports.append(args)
+
+        return materialise(
+            self.run.workspace, request,
+            lambda work: embed_job.embed_job(Job(self.run.config, inputs, options, work.path, report)), parts=FILES,
+        )[0]  # fmt: skip
+
+
+@pytest.fixture
+def world(tmp_path: Path, new_small_run: Callable[[Path], Any]) -> EmbedWorld:
+    run = load_run(new_small_run(tmp_path / "run").config)
+    encoder = tmp_path / "encoder"
+    for part in ("text_encoder", "tokenizer"):
+        shutil.copytree(TINY / part, encoder / part)
+    return EmbedWorld(tmp_path, run, encoder, [])
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> Any:
+    return IFPipeline.from_pretrained(
+        TINY, safety_checker=None, feature_extractor=None, watermarker=None, requires_safety_checker=False
+    )
+
+
+def inodes(embeds: Artifact) -> dict[str, tuple[int, int]]:
+    """What a file keeps as long as nobody writes it."""
+    stats = {file.name: file.stat() for file in embeds.path.glob(FILES)}
+    return {name: (stat.st_ino, stat.st_mtime_ns) for name, stat in stats.items()}
+
+
+def contents(embeds: Artifact) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in embeds.path.iterdir() if file.name != "manifest.json"}
+
+
+def test_embeds_are_the_rows_of_the_stock_pipeline(world: EmbedWorld, pipeline: Any) -> None:
+    captions = [*NATURAL, *captions_of(20)]
+    embeds = Embeds(world.make(captions))
+    for caption in captions:
+        expected, _ = pipeline.encode_prompt(
+            caption.replace("</s>", ""), do_classifier_free_guidance=False, clean_caption=True
+        )
+        assert torch.equal(embeds.of(caption), expected[0]), caption
+        assert expected.shape[1] == 77
+    assert embeds.ids() == sorted(caption_id(caption) for caption in set(captions))
+
+
+def test_a_special_token_in_a_caption_is_taken_out_and_counted(world: EmbedWorld, pipeline: Any) -> None:
+    made = world.make(["star </s> circle <pad>", "star circle"])
+    assert made.summary["special_tokens_removed"] == 2
+    expected, _ = pipeline.encode_prompt("star circle", do_classifier_free_guidance=False)
+    assert torch.equal(Embeds(made).of("star </s> circle <pad>"), expected[0])
+    assert embed_job.clean_captions(["a [END] star"], ["end"]) == (["a   star"], 1)  # one that looks like no tag
+
+
+def test_captions_that_clean_to_one_text_share_a_row(world: EmbedWorld) -> None:
+    made = world.make(["A Red Circle", "a red circle", "a red circle  ", "a blue circle"])
+    assert (made.summary["captions"], made.summary["texts"], made.summary["encoded"]) == (4, 2, 2)
+    (file,) = made.path.glob(FILES)
+    table = pa.ipc.open_file(file.read_bytes()).read_all()
+    assert table.column_names == ["caption_id", "caption", "tokens", "embedding"]
+    assert sorted(table["caption"].to_pylist()) == ["a blue circle", "a red circle"]
+    assert table["caption_id"].to_pylist() == [caption_id(text) for text in table["caption"].to_pylist()]
+    embeds = Embeds(made)
+    assert embeds.of("A Red Circle").data_ptr() == embeds.of("a red circle").data_ptr()  # zero-copy, one row
+    with pytest.raises(ArtifactError, match="lack caption"):
+        embeds.of("a green circle")
+
+
+def test_a_row_of_an_unpacked_file_is_not_copied(world: EmbedWorld) -> None:
+    made = world.make(captions_of(30))
+    rows = Embeds(made).of(captions_of(30)[3])
+    maps = [line for line in Path("/proc/self/maps").read_text().splitlines() if "embeds-" in line]
+    spans = [tuple(int(end, 16) for end in line.split()[0].split("-")) for line in maps]
+    assert any(start <= rows.data_ptr() < end for start, end in spans)
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_packed_and_unpacked_rows_are_the_same_bits(world: EmbedWorld, dtype: str) -> None:
+    captions = [*NATURAL, *captions_of(40)]
+    plain = world.with_settings(f"text_encoder_dtype={dtype}").make(captions)
+    packed = world.with_settings(f"text_encoder_dtype={dtype}", "embed_compression=packed").make(captions)
+    assert packed.fingerprint != plain.fingerprint
+    one, two = Embeds(plain), Embeds(packed)
+    for caption in captions:
+        assert one.of(caption).dtype == two.of(caption).dtype
+        assert torch.equal(one.of(caption).view(torch.uint8), two.of(caption).view(torch.uint8))
+    assert packed.summary["bytes"] < 0.9 * plain.summary["bytes"]
+
+
+def test_packing_is_lossless_for_every_bit_pattern() -> None:
+    words = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16)
+    for dtype, rows in (
+        ("bf16", words.view(torch.bfloat16).reshape(-1, 64)),
+        ("fp32", words.view(torch.float32).reshape(-1, 64)),
+    ):
+        back = _unpacked(stored_row(rows, "packed"), rows.element_size())
+        assert np.array_equal(back, rows.view(torch.uint8).numpy().reshape(-1)), dtype
+        assert embed_schema(dtype, len(rows), 64, "none").field("embedding").type.byte_width == rows.numel() * (
+            rows.element_size()
+        )
+
+
+def encoder_of(folder: Path, dtype: torch.dtype, **changes: Any) -> t5.TextEncoder:
+    return replace(t5.load_encoder(folder, dtype, torch.device("cpu")), **changes)
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-5), (torch.bfloat16, 0.05)])
+def test_the_lean_forward_is_the_plain_one_but_for_rounding(dtype: torch.dtype, bound: float) -> None:
+    tokenizer = t5.load_tokenizer(TINY)
+    texts = ["", "a", *(" ".join(["star"] * count) for count in range(1, 80)), *captions_of(30)]
+    ids = tokenizer(texts, truncation=True, max_length=77).input_ids
+    assert {len(row) for row in ids} >= set(range(1, 78))
+    plain = t5.encode(encoder_of(TINY, dtype, lean=False), ids, 77, 16 * 77)
+    lean = t5.encode(encoder_of(TINY, dtype, lean=True), ids, 77, 16 * 77)
+    assert not torch.equal(plain, lean)  # or this test compares one thing with itself
+    assert (plain.float() - lean.float()).abs().max() < bound
+    assert (plain.float() - lean.float()).abs().mean() < bound / 20
+
+
+def test_padding_rows_that_come_out_equal_are_computed_once() -> None:
+    """Compared with transformers' own encoder in float64, where equal rows are equal to the last digits."""
+    tokenizer = t5.load_tokenizer(TINY)
+    model = encoder_of(TINY, torch.float32).model.double()
+    computed = []
+    for words in (1, 3, 7, 11, 19, 30):
+        batch = tokenizer(" ".join(["star"] * words), padding="max_length", max_length=77, return_tensors="pt")
+        with torch.inference_mode():
+            rows = model(batch.input_ids, attention_mask=batch.attention_mask)[0][0]
+        kept, spread = t5.distinct_positions(t5._buckets(model.config, 77), int(batch.attention_mask.sum()))
+        assert torch.allclose(rows, rows[kept][spread], atol=1e-12)
+        computed.append(len(kept))
+    assert computed == sorted(computed) and computed[0] < 30 and computed[-2:] == [77, 77]
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_an_encoder_read_layer_by_layer_gives_the_same_files(world: EmbedWorld, dtype: str) -> None:
+    captions = [*NATURAL, *captions_of(40)]
+    whole = contents(world.with_settings(f"text_encoder_dtype={dtype}").make(captions))
+    shutil.rmtree(world.run.workspace)
+    settings = (f"text_encoder_dtype={dtype}", "text_encoder_streaming=true")
+    assert contents(world.with_settings(*settings).make(captions)) == whole
+
+
+def test_a_streamed_encoder_that_lacks_a_tensor_says_which(world: EmbedWorld) -> None:
+    from safetensors.torch import load_file, save_file
+
+    path = world.encoder / "text_encoder" / "model.safetensors"
+    tensors = load_file(path)
+    del tensors["encoder.block.1.layer.0.SelfAttention.k.weight"]
+    save_file(tensors, path)
+    with pytest.raises(ModelError, match=r"has no tensor encoder\.block\.1\.layer\.0\.SelfAttention\.k\.weight"):
+        world.with_settings("text_encoder_streaming=true").make(["a star"])
+
+
+def test_new_captions_add_a_file_and_encode_nothing_else(world: EmbedWorld) -> None:
+    old = captions_of(40)
+    first = world.make(old)
+    before = inodes(first)
+    second = world.make([*old, "a new caption", "another one"])
+    assert (second.summary["encoded"], second.summary["taken_over"]) == (2, 40)
+    assert before.items() < inodes(second).items() and len(inodes(second)) == len(before) + 1
+    assert not verify_artifact(first) and not verify_artifact(second)
+    rows = {text: Embeds(second).of(text).clone() for text in [*old, "a new caption", "another one"]}
+    shutil.rmtree(world.run.workspace)
+    fresh = Embeds(world.make(list(rows)))
+    assert all(torch.equal(fresh.of(text), row) for text, row in rows.items())  # as if all were made at once
+
+
+def test_t5_is_not_loaded_when_every_text_is_there(world: EmbedWorld, tmp_path: Path) -> None:
+    world.make(captions_of(40))
+    hollow = tmp_path / "hollow"  # a tokenizer and a configuration, and no weights
+    shutil.copytree(world.encoder / "tokenizer", hollow / "tokenizer")
+    (hollow / "text_encoder").mkdir()
+    shutil.copy(world.encoder / "text_encoder" / "config.json", hollow / "text_encoder")
+    fewer = world.make(captions_of(40)[:30], hollow)
+    assert fewer.summary["encoded"] == 0
+    few = world.make([*captions_of(40)[:3], captions_of(40)[3].upper()], hollow)  # below half of the file: copied
+    assert few.summary["encoded"] == 0 and few.summary["texts"] == 4
+    with pytest.raises(OSError, match="safetensors"):
+        world.make(["a new one"], hollow)
+
+
+def test_many_small_files_are_put_together(world: EmbedWorld) -> None:
+    captions = captions_of(40)
+    for count in range(20, 40):
+        made = world.make(captions[:count])
+        assert made.summary["encoded"] == (1 if count > 20 else 20)
+        assert len(inodes(made)) <= embed_job.MAX_SMALL + 2
+    fresh = world.make(captions[:39])
+    embeds = Embeds(made)
+    assert all(torch.equal(embeds.of(text), Embeds(fresh).of(text)) for text in captions[:39])
+
+
+@pytest.mark.parametrize("setting", ["text_encoder_dtype=bf16", "tokenizer_max_length=128", "embed_compression=packed"])
+def test_nothing_is_taken_over_from_embeds_of_another_kind(world: EmbedWorld, setting: str) -> None:
+    captions = captions_of(10)
+    first = world.make(captions)
+    other = world.with_settings(setting).make(captions)
+    assert other.fingerprint != first.fingerprint and other.summary["encoded"] == 10
+
+
+def test_another_encoder_byte_or_cleaner_encodes_all_again(world: EmbedWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    captions = captions_of(10)
+    first = world.make(captions)
+    path = world.encoder / "text_encoder" / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    second = world.make(captions)
+    assert second.fingerprint != first.fingerprint and second.summary["encoded"] == 10
+    real = embeds_request.__globals__["metadata"].version
+    monkeypatch.setattr(embeds_request.__globals__["metadata"], "version", lambda name: real(name) + ".post1")
+    third = world.make(captions)
+    assert third.fingerprint != second.fingerprint and third.summary["encoded"] == 10
+
+
+def test_a_flipped_byte_is_found_before_use_and_that_file_alone_made_again(
+    world: EmbedWorld, caplog: pytest.LogCaptureFixture
+) -> None:
+    world = world.with_settings("embed_file_mib=0.2")  # 10 texts
+    captions = captions_of(35)
+    made = world.make(captions)
+    whole, before = contents(made), inodes(made)
+    assert len(before) == 4
+    victim = sorted(made.path.glob(FILES))[1]
+    data = bytearray(victim.read_bytes())
+    data[len(data) // 2] ^= 4
+    victim.write_bytes(data)
+    world.reports.clear()
+    with caplog.at_level(logging.WARNING):
+        again = world.make(captions)
+    assert victim.name in caplog.text and "has other bytes than its manifest says" in caplog.text
+    assert contents(again) == whole and not verify_artifact(again)
+    assert (
+        again.summary["encoded_by_this_process"] in (5, 10)
+        and world.reports[0][0] == 35 - (again.summary["encoded_by_this_process"])
+    )
+    assert {name for name, inode in inodes(again).items() if inode != before[name]} == {victim.name}
+    world.reports.clear()
+    assert world.make(captions).path == again.path and not world.reports  # whole: reused
+
+
+def test_a_damaged_older_file_is_not_taken_over(world: EmbedWorld) -> None:
+    made = world.make(captions_of(20))
+    (file,) = made.path.glob(FILES)
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 4
+    file.write_bytes(data)
+    assert world.make(captions_of(21)).summary["encoded"] == 21
+
+
+def test_a_full_disk_is_said_before_anything_is_encoded(world: EmbedWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(world.folder)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1 << 20))
+    monkeypatch.setattr(embed_job, "load_encoder", lambda *_: pytest.fail("the encoder was loaded"))
+    with pytest.raises(ArtifactError, match=r"The embeds of 200 texts take 0\.0 GiB and .* has 0\.0 GiB free"):
+        world.make(captions_of(200))
+
+
+def test_values_that_are_not_finite_name_the_caption(world: EmbedWorld) -> None:
+    from safetensors.torch import load_file, save_file
+
+    path = world.encoder / "text_encoder" / "model.safetensors"
+    tensors = load_file(path)
+    star = t5.load_tokenizer(world.encoder)("purple").input_ids[0]
+    tensors["shared.weight"][star] = float("nan")
+    save_file(tensors, path, {"format": "pt"})
+    with pytest.raises(ModelError, match="not finite for 'a purple star'"):
+        world.make(["a red star", "a purple star", "a blue star"])
+
+
+def test_captions_that_are_cut_are_counted_and_listed(world: EmbedWorld) -> None:
+    world = world.with_settings("embed_file_mib=0.1")
+    made = world.make([*captions_of(20, most=20), "star " * 80, "circle " * 100, "square " * 76])
+    assert (made.summary["truncated"], made.summary["tokens_lost"]) == (2, 4 + 24)
+    listed = truncated_texts(made, 10)
+    assert [lost for _, lost in listed] == [24, 4] and listed[0][0].startswith("circle circle")
+    assert truncated_texts(made, 1) == listed[:1]
+
+
+def test_longer_texts_are_kept_whole_when_asked_and_the_risk_is_said(world: EmbedWorld, pipeline: Any) -> None:
+    longer = world.with_settings("tokenizer_max_length=128")
+    assert any("tokenizer_max_length is 128; IF was trained with 77" in note for note in longer.run.notes)
+    assert not any("tokenizer_max_length" in note for note in world.run.notes)
+    made = longer.make(["star " * 100, "a star"])
+    assert made.summary["truncated"] == 0
+    batch = pipeline.tokenizer(["star " * 100, "a star"], padding="max_length", max_length=128, return_tensors="pt")
+    with torch.inference_mode():
+        expected = pipeline.text_encoder(batch.input_ids, attention_mask=batch.attention_mask)[0]
+    assert torch.equal(Embeds(made).of("star " * 100), expected[0]) and torch.equal(
+        Embeds(made).of("a star"), expected[1]
+    )
+    with pytest.raises(ConfigError, match="tokenizer_max_length is 64"):
+        world.with_settings("tokenizer_max_length=64")
+
+
+KILLS = 20
+
+
+@pytest.mark.slow
+def test_twenty_kills_change_no_byte_and_nothing_finished_is_encoded_again(world: EmbedWorld) -> None:
+    """Each kill comes later than the last; a killed build has at most one file, and what was being written, to do again."""
+    world = world.with_settings("embed_file_mib=0.1", "embed_batch_size=1")  # 5 texts
+    captions = sorted(captions_of(150))
+    request = embeds_request(world.run, captions, world.encoder)
+    program = (
+        "import sys, json; from pathlib import Path; from deepfloyd_core.artifacts import Artifact, materialise\n"
+        "from deepfloyd_core.config import load_run; from deepfloyd_core.embeds import FILES, embeds_request\n"
+        "from deepfloyd_core.jobs import Job; from deepfloyd_core.embed_job import embed_job\n"
+        "run = load_run(Path(sys.argv[1]), ('embed_file_mib=0.1', 'embed_batch_size=1', f'workspace={sys.argv[2]}'))\n"
+        "captions = json.loads(Path(sys.argv[3]).read_text()); encoder = sys.argv[4]\n"
+        "options = {'captions': captions, 'encoder': encoder}\n"
+        "print('started', flush=True)\n"
+        "def report(done, total, line): print(done, total, flush=True)\n"
+        "materialise(run.workspace, embeds_request(run, captions, Path(encoder)),\n"
+        "    lambda work: embed_job(Job(run.config, {}, options, work.path, report)), parts=FILES)\n"
+    )
+    (world.folder / "captions.json").write_text(json.dumps(captions))
+
+    def start(workspace: Path) -> "subprocess.Popen[str]":
+        arguments = [world.folder / "run" / "run.toml", workspace, world.folder / "captions.json", world.encoder]
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-c", program, *map(str, arguments)], stdout=subprocess.PIPE, text=True,
+            env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+        )  # fmt: skip
+        assert process.stdout and process.stdout.readline() == "started\n"
+        return process
+
+    began = time.monotonic()
+    unbroken = start(world.folder / "unbroken")
+    assert unbroken.stdout and unbroken.stdout.read() and unbroken.wait() == 0
+    seconds = time.monotonic() - began
+    wanted = contents(
+        Artifact("text_embeds", request.fingerprint, world.folder / "unbroken" / "text_embeds" / request.fingerprint)
+    )
+    broken = world.folder / "broken"
+    made = Artifact("text_embeds", request.fingerprint, broken / "text_embeds" / request.fingerprint)
+    rng, kills, finished = np.random.default_rng(0), 0, 0
+    while kills < KILLS:
+        process = start(broken)
+        time.sleep(rng.uniform(0, seconds / 3))
+        kills += process.poll() is None
+        process.send_signal(signal.SIGKILL)
+        assert process.stdout
+        lines = [line.split() for line in process.stdout.read().splitlines()]
+        process.wait()
+        if lines:
+            assert int(lines[0][0]) >= finished, "a finished file was encoded again"
+        finished = 5 * sum(file.name.startswith(".part-") for file in made.path.glob(".part-*"))
+        if process.returncode == 0:
+            assert contents(made) == wanted
+            shutil.rmtree(broken)
+            finished = 0
+    last = start(broken)
+    assert last.stdout and last.stdout.read() is not None and last.wait() == 0
+    assert contents(made) == wanted and not verify_artifact(made)
+
+
+@pytest.mark.slow
+def test_a_run_with_128_tokens_trains_samples_and_generates(
+    tmp_path: Path, new_small_run: Callable[[Path], Any]
+) -> None:
+    small = new_small_run(tmp_path / "run")
+    (small.pictures / "star_000.txt").write_text("a purple star " * 30)
+    settings = ("tokenizer_max_length=128", "stage1.max_train_steps=2", "stage2.max_train_steps=2")
+    sets = [part for setting in settings for part in ("--set", setting)]
+    done = small.call("run", str(small.config), *sets)
+    assert done.returncode == 0, done.stderr
+    assert "tokenizer_max_length is 128; IF was trained with 77" in " ".join(done.stderr.split())
+    (folder,) = (small.workspace / "text_embeds").glob("*")
+    made = Artifact("text_embeds", folder.name, folder)
+    assert made.summary["length"] == 128 and made.summary["truncated"] == 0
+    assert Embeds(made).of("a purple star").shape == (128, 64)
+    pictures = {}
+    for length in ("128", "77"):
+        arguments = ("--prompt", "a purple star", "--seed", "1", "--set", f"tokenizer_max_length={length}")
+        done = small.call("generate", str(small.config), *arguments)
+        assert done.returncode == 0, done.stderr
+        made_now = max((small.workspace / "generated").glob("*"), key=lambda path: path.stat().st_mtime_ns)
+        pictures[length] = sorted(made_now.glob("*64x64.png"))[0].read_bytes()
+    assert pictures["128"] != pictures["77"]  # the padding counts
