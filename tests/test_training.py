@@ -22,7 +22,6 @@ from deepfloyd_core.flavours import FLAVOURS, Stage
 from deepfloyd_core.image_index import caption_counts
 from deepfloyd_core.jobs import run_job
 from deepfloyd_core.products import LORA_FILE, lora_request
-from deepfloyd_core.types import caption_id
 
 FOLDERS = {1: Path(FLAVOURS["tiny-i"].repo), 2: Path(FLAVOURS["tiny-ii"].repo)}
 
