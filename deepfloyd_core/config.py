@@ -169,6 +169,12 @@ class RunConfig(Spec):
         256.0, ge=0.1, le=4096, description="Embeds (MiB, before packing) in one file; a kill costs at most one."
     )
     embed_batch_size: int = Field(16, ge=1, le=4096, description="Captions in one forward pass of T5.")
+    embed_workers: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="Processes that encode at once, each with its own T5 and, where there are some, GPU.",
+    )
     text_encoder_streaming: bool = Field(
         False,
         description="Read T5 layer by layer: T5-XXL then needs 2 GiB in place of 10, and its file for every 256 MiB.",

@@ -8,7 +8,7 @@ import shutil
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +61,9 @@ def clean_captions(captions: list[str], special: list[str]) -> tuple[list[str], 
 def embed_job(job: Job) -> dict[str, Any]:
     """Store the rows of the captions in job.options; job.inputs may have `older` embeds to take rows over from.
 
-    Each file is finished on its own: a build that was interrupted goes on behind the last one. Raises
-    ArtifactError when the disk will not hold them.
+    Each file is finished on its own: a build that was interrupted goes on behind the last one. job.options may have
+    `part`, [k, n]: every nth file alone is made, and nothing else, by one of n processes at once. Raises ArtifactError
+    when the disk will not hold them.
     """
     use_threads(job.config.num_threads)
     folder = Path(job.options["encoder"])
@@ -76,6 +77,10 @@ def embed_job(job: Job) -> dict[str, Any]:
     )
     per_file = max(1, int(job.config.embed_file_mib * 2**20) // _row_bytes(schema))
     layout = _lay_out(tokens, per_file, job.inputs.get("older"))
+    if "part" in job.options:
+        number, parts = job.options["part"]
+        layout = replace(layout, made=dict(list(layout.made.items())[number::parts]))
+        return {"encoded_by_this_process": _make_files(job, folder, layout, tokens, schema)}
     for stray in set(job.out.glob(FILES)) - {job.out / name for name in (*layout.kept, *layout.made)}:
         stray.unlink()  # an interrupted build laid the texts out otherwise
     for name, digest in layout.kept.items():
@@ -161,7 +166,7 @@ def _make_files(job: Job, folder: Path, layout: _Layout, tokens: dict[str, int],
         for name, texts in unfinished.items():
             made: dict[str, Any] = {}
             if missing[name]:
-                encoder = encoder or _encoder(folder, job.config)
+                encoder = encoder or _encoder(folder, job.config, job.options.get("part", [0])[0])
                 made = dict(zip(missing[name], encoder(missing[name], progress.step), strict=True))
                 progress.finished(len(made))
             if writing:
@@ -217,9 +222,9 @@ class _Progress:
         self.done += texts
 
 
-def _encoder(folder: Path, config: RunConfig) -> Callable[[list[str], Report], torch.Tensor]:
+def _encoder(folder: Path, config: RunConfig, number: int = 0) -> Callable[[list[str], Report], torch.Tensor]:
     """A function from cleaned texts to their rows (N, T, D) on the CPU, with T5 behind it."""
-    dtype, device = DTYPES[config.text_encoder_dtype], pick_device(config.device)
+    dtype, device = DTYPES[config.text_encoder_dtype], pick_device(config.device, number)
     encoder = load_encoder(folder, dtype, device, config.text_encoder_streaming)
     tokenizer, length = load_tokenizer(folder), config.tokenizer_max_length
 

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 import traceback
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -53,7 +54,7 @@ def run_job(
     name: str, config: RunConfig, inputs: dict[str, Artifact], options: dict[str, Any], work: WorkDir,
     report: Report = no_report,
 ) -> dict[str, Any]:  # fmt: skip
-    """Run one job in a child process and return its summary.
+    """Run one job in a child process and return its summary. `name`: of JOBS; several at once add a number, `embed.1`.
 
     Raises the child's own DeepFloydError, or JobError with the end of its log when it died without one.
     """
@@ -78,6 +79,30 @@ def run_job(
     finally:
         _stop(child)
     return _outcome(name, child.returncode, paths)
+
+
+def run_parts(
+    name: str, config: RunConfig, inputs: dict[str, Artifact], options: dict[str, Any], work: WorkDir, report: Report
+) -> dict[str, Any]:
+    """Run a job whose parts `embed_workers` processes make at once, then once more for what is made of all of them."""
+    count = config.embed_workers
+    shown = [(0, 0, "")] * count
+
+    def run_part(number: int) -> None:
+        def show(done: int, total: int, line: str) -> None:
+            shown[number] = done, total, line
+
+        run_job(f"{name}.{number}", config, inputs, {**options, "part": [number, count]}, work, show)
+
+    if count > 1:
+        with ThreadPoolExecutor(count) as pool:
+            parts = [pool.submit(run_part, number) for number in range(count)]
+            while wait(parts, POLL_S).not_done:  # reports go out from the caller's thread, which has Prefect's context
+                done, total, lines = zip(*shown, strict=True)
+                report(sum(done), sum(total), f"{lines[0]} in each of {count} processes")
+        for part in parts:
+            part.result()
+    return run_job(name, config, inputs, options, work, report)
 
 
 def _follow(child: "subprocess.Popen[bytes]", progress: Path, report: Report) -> None:
@@ -138,7 +163,7 @@ def main(name: str, folder: str) -> int:
     job = Job(RunConfig.model_validate(request["config"]), inputs, request["options"], out, report)
     result: dict[str, Any] = {"error": None, "message": None, "summary": None}
     try:
-        module, function = JOBS[name].split(":")
+        module, function = JOBS[name.split(".")[0]].split(":")
         result["summary"] = getattr(importlib.import_module(module), function)(job)
     except DeepFloydError as error:
         result |= {"error": type(error).__name__, "message": str(error)}

@@ -15,12 +15,12 @@ DTYPES = {"fp32": torch.float32, "no": torch.float32, "bf16": torch.bfloat16}
 PIPELINES = {1: IFPipeline, 2: IFSuperResolutionPipeline}
 
 
-def pick_device(name: str) -> torch.device:
-    """`auto` takes cuda (also rocm), then mps, then the CPU."""
+def pick_device(name: str, process: int = 0) -> torch.device:
+    """`auto` takes cuda (also rocm), then mps, then the CPU. `process`: of several at once, which take turns at the GPUs."""
+    if name == "cuda" or (name == "auto" and torch.cuda.is_available()):
+        return torch.device("cuda", process % max(1, torch.cuda.device_count()))
     if name != "auto":
         return torch.device(name)
-    if torch.cuda.is_available():
-        return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 

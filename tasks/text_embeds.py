@@ -8,7 +8,7 @@ from deepfloyd_core.config import Run
 from deepfloyd_core.embeds import FILES, TOKENS_SHEET, embeds_request, older_embeds, run_captions, truncated_texts
 from deepfloyd_core.flavours import resolve
 from deepfloyd_core.image_index import caption_counts
-from deepfloyd_core.jobs import run_job
+from deepfloyd_core.jobs import run_parts
 from tasks.progress import progress
 from tasks.publish import publish_pictures, publish_truncated
 
@@ -22,12 +22,14 @@ def text_embeds(run: Run, index: Artifact) -> Artifact:
     options = {"captions": captions, "encoder": str(encoder)}
     request = embeds_request(run, captions, encoder)
     older = older_embeds(run.workspace, request)
+    inputs = {"older": older} if older else {}
     with progress("text embeds") as report:
         embeds, _ = materialise(
-            run.workspace, request,
-            lambda work: run_job("embed", run.config, {"older": older} if older else {}, options, work, report),
+            run.workspace,
+            request,
+            lambda work: run_parts("embed", run.config, inputs, options, work, report),
             parts=FILES,
-        )  # fmt: skip
+        )
     publish_pictures(embeds, TOKENS_SHEET)
     publish_truncated(truncated_texts(embeds, most=100))
     return embeds

@@ -26,7 +26,7 @@ from deepfloyd_core.embed_files import _unpacked, embed_schema, stored_row
 from deepfloyd_core.embeds import FILES, Embeds, embeds_request, older_embeds, truncated_texts
 from deepfloyd_core.errors import ArtifactError, ConfigError, ModelError
 from deepfloyd_core.flavours import FLAVOURS
-from deepfloyd_core.jobs import Job
+from deepfloyd_core.jobs import Job, run_parts
 from deepfloyd_core.types import caption_id
 
 TINY = Path(FLAVOURS["tiny-i"].repo)
@@ -221,6 +221,23 @@ def test_an_encoder_read_layer_by_layer_gives_the_same_files(world: EmbedWorld, 
     shutil.rmtree(world.run.workspace)
     settings = (f"text_encoder_dtype={dtype}", "text_encoder_streaming=true")
     assert contents(world.with_settings(*settings).make(captions)) == whole
+
+
+def test_several_processes_make_the_same_files(world: EmbedWorld) -> None:
+    world = world.with_settings("embed_file_mib=0.2", "embed_workers=3")  # 10 texts
+    captions = sorted({*captions_of(45), ""})
+    whole = contents(world.make(captions))
+    shutil.rmtree(world.run.workspace)
+    options = {"captions": captions, "encoder": str(world.encoder)}
+    seen: list[tuple[int, int, str]] = []
+    made, _ = materialise(
+        world.run.workspace, embeds_request(world.run, captions, world.encoder),
+        lambda work: run_parts("embed", world.run.config, {}, options, work, lambda *args: seen.append(args)),
+        parts=FILES,
+    )  # fmt: skip
+    assert contents(made) == whole and len(inodes(made)) == 5
+    assert made.summary["encoded"] == 46 and made.summary["encoded_by_this_process"] == 0
+    assert max(done for done, _, _ in seen) == 46
 
 
 def test_a_streamed_encoder_that_lacks_a_tensor_says_which(world: EmbedWorld) -> None:
