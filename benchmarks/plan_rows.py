@@ -22,7 +22,8 @@ import pyarrow.parquet as pq
 from deepfloyd_core.artifacts import Artifact, WorkDir
 from deepfloyd_core.batches import BatchOrder
 from deepfloyd_core.config import Run, load_run
-from deepfloyd_core.image_index import BLOCK, SCHEMA
+from deepfloyd_core.image_index import BLOCK
+from deepfloyd_core.ledger import SCHEMA
 from deepfloyd_core.pixels import plan_shards
 
 CAPTIONS = 50_000  # different ones

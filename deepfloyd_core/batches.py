@@ -20,7 +20,7 @@ import torch
 from deepfloyd_core.artifacts import Artifact
 from deepfloyd_core.errors import DataError
 from deepfloyd_core.mixing import Mix, Share, first_gap
-from deepfloyd_core.pixels import read_row_list, shard_files
+from deepfloyd_core.row_list import read_row_list, shard_files
 from deepfloyd_core.shards import open_shard
 from deepfloyd_core.types import hash_seed
 

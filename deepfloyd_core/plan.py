@@ -22,7 +22,7 @@ from deepfloyd_core.draws import image_keys, mixed, seeded
 from deepfloyd_core.files import atomic_path
 from deepfloyd_core.flavours import Stage
 from deepfloyd_core.geometry import Crop, Size, geometry, plan_crops
-from deepfloyd_core.image_index import ledger_batches
+from deepfloyd_core.ledger import ledger_batches
 
 ROWS_AT_ONCE = 1 << 16
 PICTURE = ("image_id", "source", "dataset_id", "width", "height", "captions", "face")  # the ledger's columns it needs

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from deepfloyd_core.batches import BatchOrder, MixedOrder, OrderSettings, TrainingRows, batches_from
 from deepfloyd_core.mixing import Share
-from deepfloyd_core.pixels import read_row_list
+from deepfloyd_core.row_list import read_row_list
 from deepfloyd_core.shards import ShardRow, open_shard, write_shard
 
 ours = settings(deadline=None, database=None, derandomize=True, max_examples=60)

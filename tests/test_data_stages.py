@@ -25,7 +25,8 @@ from deepfloyd_core.artifacts import Artifact, WorkDir, materialise, verify_arti
 from deepfloyd_core.batches import BatchOrder, TrainingRows
 from deepfloyd_core.errors import DataError
 from deepfloyd_core.image_index import index_request
-from deepfloyd_core.pixels import build_shard, build_shards, eval_ids, pixels_request, plan_shards
+from deepfloyd_core.pixels import build_shard, build_shards, pixels_request, plan_shards
+from deepfloyd_core.row_list import eval_ids
 from deepfloyd_core.scan import scan
 from deepfloyd_core.shards import ShardRow, open_shard, write_shard
 

@@ -15,8 +15,8 @@ from PIL import Image
 
 from deepfloyd_core import image_index, preview
 from deepfloyd_core.errors import DataError
-from deepfloyd_core.pixels import eval_ids
 from deepfloyd_core.preview import save_preview
+from deepfloyd_core.row_list import eval_ids
 
 PSNR_40 = 255**2 / 10**4
 
