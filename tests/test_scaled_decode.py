@@ -15,7 +15,7 @@ from PIL import Image, ImageCms, ImageOps
 from deepfloyd_core import pictures, shrink
 from deepfloyd_core.jpeg_scans import read_layout, sample_jpegs, without_detail
 from deepfloyd_core.pictures import Unreadable, decode_rgb
-from deepfloyd_core.shrink import take_crop, take_crops
+from deepfloyd_core.shrink import take_crops
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Pillow's warnings on hostile files are not errors in a run
 
@@ -80,7 +80,7 @@ def compare(data: bytes, picture: Image.Image, edge: int) -> tuple[float, str]:
     size = scaled_to(picture.size, edge)
     left, top = (size[0] - edge) // 3, (size[1] - edge) // 3
     box = (left, top, left + edge, top + edge)
-    made, method = take_crop(data, size, box)
+    ((made, method),) = take_crops(data, [(size, box)])
     assert made.shape == (edge, edge, 3)
     assert made.dtype == np.uint8
     return psnr(made, np.asarray(literal(picture, size).crop(box))), method
@@ -196,9 +196,9 @@ def test_a_picture_is_decoded_once_for_all_its_crops(monkeypatch: pytest.MonkeyP
 def test_a_picture_at_its_own_size_is_only_cropped_and_one_slightly_larger_is_resized_literally() -> None:
     picture = Image.open(PHOTOGRAPHS[0]).convert("RGB")
     data = saved(picture, format="PNG")
-    kept, method = take_crop(data, picture.size, (3, 5, 67, 69))
+    ((kept, method),) = take_crops(data, [(picture.size, (3, 5, 67, 69))])
     assert (method, np.array_equal(kept, np.asarray(picture.crop((3, 5, 67, 69))))) == ("kept", True)
-    near, method = take_crop(data, (300, 300), (10, 10, 200, 200))
+    ((near, method),) = take_crops(data, [((300, 300), (10, 10, 200, 200))])
     expected = np.asarray(literal(picture, (300, 300)).crop((10, 10, 200, 200)))
     assert (method, np.array_equal(near, expected)) == ("literal", True)
 
@@ -414,7 +414,7 @@ def test_changed_bytes_give_a_crop_or_a_reason_and_nothing_else(
     try:
         size = decode_rgb(bytes(data)).size
         if min(size) >= 16:
-            made, _ = take_crop(bytes(data), scaled_to(size, 8), (0, 0, 8, 8))
+            ((made, _),) = take_crops(bytes(data), [(scaled_to(size, 8), (0, 0, 8, 8))])
             assert made.shape == (8, 8, 3)
     except Unreadable as error:
         assert error.reason in ("corrupt", "truncated", "unsupported", "decompression_bomb")
