@@ -1,4 +1,4 @@
-"""What a data set that did not change, or grew by 1 %, costs: `python -P benchmarks/growing.py 1e5`.
+"""What a data set that did not change, or grew by 1 %, costs: `python benchmarks/growing.py 1e5`.
 
 Small JPEGs of noise, each with a caption beside it, through scan, index and Stage I's pixels in one process, as the tasks
 chain them. Small pictures are the hard case: a photograph of 3 megapixels takes 20 times as long the first time, and no
@@ -7,20 +7,15 @@ longer the second.
 
 import argparse
 import io
-import json
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from worlds import one_set, prepare
 
-from deepfloyd_core.artifacts import Artifact, materialise
-from deepfloyd_core.config import Run, load_run
 from deepfloyd_core.flavours import Stage
-from deepfloyd_core.image_index import build_index, index_request, judges
-from deepfloyd_core.pixels import build_shards, pixels_request, plan_shards
-from deepfloyd_core.scan import scan
 
 STAGE: Stage = 1
 
@@ -37,21 +32,6 @@ def add(folder: Path, numbers: range) -> None:
         path.with_suffix(".txt").write_text(f"caption {number % 1000}\n")
 
 
-def prepare(run: Run) -> tuple[Artifact, Artifact]:
-    """Index and pixels, as `deepfloyd prepare` makes them."""
-
-    with judges(run) as children:
-        found = scan(run)
-        index, _ = materialise(
-            run.workspace, index_request(run, found), lambda work: build_index(run, found, children, work)
-        )
-    request = pixels_request(run, index, STAGE)
-    pixels, _ = materialise(
-        run.workspace, request, lambda work: build_shards(plan_shards(run, index, STAGE, work), work)
-    )
-    return index, pixels
-
-
 def main() -> None:
     """Print the seconds of a first run, of one over the same files, and of one with 1 % more."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -61,11 +41,7 @@ def main() -> None:
         folder = Path(name)
         pictures = folder / "pictures"
         pictures.mkdir()
-        entry = {"id": "set", "type": "local", "instance_data_dir": str(pictures), "caption_strategy": "textfile"}
-        (folder / "data.json").write_text(json.dumps([entry]))
-        keys = {"workspace": str(folder / "workspace"), "data_backend_config": str(folder / "data.json")}
-        (folder / "run.json").write_text(json.dumps({**keys, "stage1": {"model_flavour": "tiny-i"}}))
-        run = load_run(folder / "run.json")
+        run = one_set(folder, STAGE, {"caption_strategy": "textfile"})
         add(pictures, range(count))
         time.sleep(2.5)  # so that the files are old enough to be trusted
         first = 0.0
@@ -73,7 +49,7 @@ def main() -> None:
             if title == "1 % more":
                 add(pictures, range(count, count + count // 100))
             started = time.perf_counter()
-            index, pixels = prepare(run)
+            index, pixels = prepare(run, STAGE)
             seconds = time.perf_counter() - started
             first = first or seconds
             judged, decoded = index.summary["judged_now"], pixels.summary["decoded"]

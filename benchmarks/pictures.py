@@ -23,7 +23,7 @@ import sklearn
 from PIL import Image
 
 from deepfloyd_core.geometry import Size, steps_down
-from deepfloyd_core.shrink import Box, take_crop
+from deepfloyd_core.shrink import Box, take_crops
 
 LANCZOS = Image.Resampling.LANCZOS
 FOLDERS = Path(skimage.__file__).parent / "data", Path(sklearn.__file__).parent / "datasets" / "images"
@@ -95,7 +95,7 @@ def corpus(count: int, edge: int) -> list[Sample]:
 
 
 def ours(sample: Sample) -> np.ndarray:
-    return take_crop(sample.data, sample.scaled, sample.box)[0]
+    return take_crops(sample.data, [(sample.scaled, sample.box)])[0][0]
 
 
 def literal(sample: Sample) -> np.ndarray:
@@ -171,7 +171,7 @@ def report(samples: list[Sample], edge: int, rounds: int) -> None:
     if other:
         contenders["img2dataset"] = other
     quality = np.array([psnr(ours(sample), literal(sample)) for sample in samples])
-    methods = [take_crop(sample.data, sample.scaled, sample.box)[1] for sample in samples]
+    methods = [take_crops(sample.data, [(sample.scaled, sample.box)])[0][1] for sample in samples]
     seconds = cpu_times(samples, contenders, rounds)
     names = list(contenders)
     groups: dict[str, Callable[[Sample], bool]] = {

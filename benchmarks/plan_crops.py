@@ -1,4 +1,4 @@
-"""Time and memory of planning crops: `python -P benchmarks/plan_crops.py 1e6`, one core.
+"""Time and memory of planning crops: `python benchmarks/plan_crops.py 1e6`, one core.
 
 Measured on one busy core of two: a million pictures 0.25 to 0.45 s, ten million 2.9 to 5.5 s with 530 MiB at the peak, the
 sizes (80 MiB), the pictures' keys (80 MiB) and the plan (250 MiB) among them.

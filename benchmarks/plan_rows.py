@@ -1,4 +1,4 @@
-"""Time and memory of a synthetic index on its way to batches: `python -P benchmarks/plan_rows.py 1e7`, one core.
+"""Time and memory of a synthetic index on its way to batches: `python benchmarks/plan_rows.py 1e7`, one core.
 
 Planning and bucketing (`plan.write_plan`), cutting into shards, the list of rows, and the order of an epoch, each in a
 process of its own, so that each has a peak of its own. Anonymous memory is what the process needs; mapped file pages are the
@@ -18,11 +18,13 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from worlds import one_set
 
 from deepfloyd_core.artifacts import Artifact, WorkDir
 from deepfloyd_core.batches import BatchOrder
-from deepfloyd_core.config import Run, load_run
-from deepfloyd_core.image_index import BLOCK, SCHEMA
+from deepfloyd_core.config import Run
+from deepfloyd_core.image_index import BLOCK
+from deepfloyd_core.ledger import SCHEMA
 from deepfloyd_core.pixels import plan_shards
 
 CAPTIONS = 50_000  # different ones
@@ -57,13 +59,10 @@ def write_index(path: Path, rows: int) -> None:
 
 def a_run(folder: Path) -> Run:
     """Settings with some twenty training sizes."""
-    entry = {"id": "pictures", "type": "local", "instance_data_dir": str(folder), "caption_strategy": "filename",
-             "crop_style": "random", "crop_aspect": "preserve", "minimum_aspect_ratio": 0.5, "maximum_aspect_ratio": 2.0,
+    entry = {"id": "pictures", "instance_data_dir": str(folder), "caption_strategy": "filename", "crop_style": "random",
+             "crop_aspect": "preserve", "minimum_aspect_ratio": 0.5, "maximum_aspect_ratio": 2.0,
              "maximum_image_size": 256, "target_downsample_size": 128}  # fmt: skip
-    (folder / "data.json").write_text(json.dumps([entry]))
-    keys = {"workspace": str(folder / "workspace"), "data_backend_config": str(folder / "data.json"), "shard_mib": 64}
-    (folder / "run.json").write_text(json.dumps({**keys, "stage1": {"model_flavour": "tiny-i"}}))
-    return load_run(folder / "run.json")
+    return one_set(folder, 1, entry, shard_mib=64)
 
 
 def plan(folder: Path) -> str:

@@ -7,7 +7,6 @@ round is an epoch in another order (of the PNG files, which are slow, a part of 
 """
 
 import argparse
-import json
 import os
 import platform
 import tempfile
@@ -21,14 +20,11 @@ import numpy as np
 import skimage
 import torch
 from PIL import Image
+from worlds import one_set, prepare
 
-from deepfloyd_core.artifacts import Artifact, materialise
+from deepfloyd_core.artifacts import Artifact
 from deepfloyd_core.batches import MixedOrder, OrderSettings, TrainingRows
-from deepfloyd_core.config import load_run
 from deepfloyd_core.flavours import Stage
-from deepfloyd_core.image_index import build_index, index_request, judges
-from deepfloyd_core.pixels import build_shards, pixels_request, plan_shards
-from deepfloyd_core.scan import scan
 
 Batches = Callable[[int], Iterator[torch.Tensor]]  # number of an epoch -> its batches, uint8 (B, H, W, C)
 
@@ -50,23 +46,8 @@ def pixels_of(folder: Path, edge: int, crops: int) -> Artifact:
         whole = np.asarray(Image.open(Path(skimage.__file__).parent / "data" / PHOTOGRAPHS[number % len(PHOTOGRAPHS)]))
         top, left = (rng.integers(0, length - size + 1) for length in whole.shape[:2])
         Image.fromarray(whole[top : top + size, left : left + size]).save(pictures / f"picture {number}.png")
-    entry = {"id": "set", "type": "local", "instance_data_dir": str(pictures), "caption_strategy": "filename",
-             "crop_style": "random", "repeats": CROPS_OF_A_PICTURE - 1}  # fmt: skip
-    (folder / "data.json").write_text(json.dumps([entry]))
-    keys = {"workspace": str(folder / "workspace"), "data_backend_config": str(folder / "data.json")}
-    (folder / "run.json").write_text(json.dumps({**keys, f"stage{stage}": {"model_flavour": f"tiny-{'i' * stage}"}}))
-    run = load_run(folder / "run.json")
-
-    with judges(run) as children:
-        found = scan(run)
-        index, _ = materialise(
-            run.workspace, index_request(run, found), lambda work: build_index(run, found, children, work)
-        )
-    request = pixels_request(run, index, stage)
-    pixels, _ = materialise(
-        run.workspace, request, lambda work: build_shards(plan_shards(run, index, stage, work), work)
-    )
-    return pixels
+    entry = {"caption_strategy": "filename", "crop_style": "random", "repeats": CROPS_OF_A_PICTURE - 1}
+    return prepare(one_set(folder, stage, entry), stage)[1]
 
 
 def ours(rows: TrainingRows, batch_size: int) -> Batches:

@@ -20,7 +20,8 @@ import torch
 from deepfloyd_core.artifacts import Artifact
 from deepfloyd_core.errors import DataError
 from deepfloyd_core.mixing import Mix, Share, first_gap
-from deepfloyd_core.pixels import read_row_list, shard_files
+from deepfloyd_core.plan import by_size
+from deepfloyd_core.row_list import read_row_list, shard_files
 from deepfloyd_core.shards import open_shard
 from deepfloyd_core.types import hash_seed
 
@@ -46,10 +47,8 @@ class TrainingRows:
     def __init__(self, pixels: Artifact, held_out: frozenset[str]) -> None:
         rows = read_row_list(pixels.path)
         out = pc.is_in(rows["image_id"], pa.array(sorted(held_out), pa.string())).to_numpy()
-        codes = rows["width"].to_numpy().astype(np.int64) << 32 | rows["height"].to_numpy()
-        self._own: dict[Size, np.ndarray] = {}  # places in the list of rows, of each size
-        for code in np.unique(codes[~out]):
-            self._own[int(code >> 32), int(code & 0xFFFFFFFF)] = np.flatnonzero((codes == code) & ~out)
+        places = {size: np.flatnonzero(own & ~out) for size, own in by_size(rows)}
+        self._own = {size: own for size, own in places.items() if len(own)}  # places in the list of rows
         if not self._own:
             raise DataError("Every picture of the run is held out for evaluation; lower num_eval_images.")
         self._ids, self._datasets = rows["image_id"], rows["dataset_id"]
@@ -58,10 +57,10 @@ class TrainingRows:
         self._captions, self._caption = captions.dictionary.to_pylist(), captions.indices.to_numpy()
         shards = [open_shard(path) for path in shard_files(pixels)]
         self._raw, self._file = [shard.raw for shard in shards], rows["file"].to_numpy()
-        self._start, places = np.empty(len(rows), np.int64), rows["place"].to_numpy()
+        self._start, in_file = np.empty(len(rows), np.int64), rows["place"].to_numpy()
         ends = np.cumsum(np.bincount(self._file, minlength=len(shards)))
         for shard, own in zip(shards, np.split(np.argsort(self._file, kind="stable"), ends[:-1]), strict=True):
-            self._start[own] = shard.starts(places[own])
+            self._start[own] = shard.starts(in_file[own])
 
     @property
     def counts(self) -> dict[Size, int]:

@@ -1,12 +1,11 @@
-"""The ledger: every input file ends as exactly one row of the index, accepted or with one named reason.
+"""The image index: every input file ends as exactly one row of the ledger, accepted or with one named reason.
 
 The scan names the data; here each file's header, size, decode and captions are judged, in blocks that a killed run keeps.
 What an older index of the same settings said of the same bytes is taken over, so 1 % new pictures cost 1 % of the decoding.
 """
 
 import logging
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from importlib import metadata
 from pathlib import Path
@@ -23,11 +22,11 @@ from deepfloyd_core.children import Children, Limits, Lost
 from deepfloyd_core.config import Run
 from deepfloyd_core.datafile import ImageDataset, Place
 from deepfloyd_core.draws import hash_units, image_keys
-from deepfloyd_core.errors import DataError
 from deepfloyd_core.faces import find_face
 from deepfloyd_core.files import atomic_path
 from deepfloyd_core.flavours import Stage
 from deepfloyd_core.geometry import REASONS, geometry, judge_sizes
+from deepfloyd_core.ledger import BEYOND, INDEX_FILE, SCHEMA, Row, count_rows
 from deepfloyd_core.pictures import Unreadable, check_decodes, decode_rgb, decode_what_is_there, read_header
 from deepfloyd_core.rejected import Rejected, choose, draw
 from deepfloyd_core.scan import table_digest
@@ -38,10 +37,8 @@ from deepfloyd_core.types import Report, no_report
 log = logging.getLogger(__name__)
 
 FORMAT = 4  # 4: `rejected.png`
-INDEX_FILE = "index.parquet"
 BLOCK = 4096  # pictures judged, and kept by a killed run, at once
 SHEET, SHEET_CELL_PX = "rejected.png", 144
-BEYOND = "beyond_max_num_samples"  # left out by request, so it does not count against max_rejected_share
 # Settings of a data set that change nothing in its index.
 _NOT_IN_INDEX = {
     *Place.model_fields, "dataset_type", "disabled", "disable", "repeats", "text_embeds", "probability", "start_step",
@@ -58,25 +55,6 @@ _NOT_IN_VERDICT = {
     "max_num_samples", "caption_strategy", "parquet", "disable_multiline_split", "instance_prompt",
     "prepend_instance_prompt", "only_instance_prompt", "caption_filter_list", "caption_shuffle", "seed",
 }  # fmt: skip
-
-SCHEMA = pa.schema(
-    [
-        pa.field("source", pa.string(), nullable=False),
-        pa.field("dataset_id", pa.string(), nullable=False),
-        pa.field("status", pa.string(), nullable=False),
-        pa.field("reason", pa.string()),
-        pa.field("detail", pa.string()),
-        pa.field("image_id", pa.string()),
-        pa.field("bytes", pa.int64(), nullable=False),
-        pa.field("format", pa.string()),
-        pa.field("width", pa.int32()),
-        pa.field("height", pa.int32()),
-        pa.field("captions", pa.list_(pa.string()), nullable=False),
-        pa.field("face", pa.list_(pa.int32())),
-        pa.field("stage1_reason", pa.string()),
-        pa.field("stage2_reason", pa.string()),
-    ]
-)
 
 
 @dataclass(frozen=True)
@@ -103,26 +81,6 @@ class Verdict:
     detail: str | None = None
     stage1_reason: str | None = None
     stage2_reason: str | None = None
-
-
-@dataclass(frozen=True)
-class Row:
-    """One row of the ledger. A picture can be fit for one stage and too small for the other."""
-
-    source: str
-    dataset_id: str
-    status: str  # accepted | rejected
-    reason: str | None
-    detail: str | None
-    image_id: str | None
-    bytes: int
-    format: str | None
-    width: int | None
-    height: int | None
-    captions: list[str]  # every one that training may use
-    face: list[int] | None  # left, top, width, height in the upright picture; None: none was found, or looked for
-    stage1_reason: str | None  # why it does not feed Stage I; None: it does
-    stage2_reason: str | None
 
 
 def index_request(run: Run, found: pa.Table) -> Request:
@@ -189,62 +147,6 @@ def sample_order(image_ids: Iterable[str], seed: int) -> np.ndarray:
     """The places of pictures in the order in which a few of them are taken: by a hash, so that it stays as pictures come."""
     keys = image_keys(image_ids)
     return np.argsort(hash_units("sample", seed, keys, np.zeros(len(keys), np.int64)), kind="stable")
-
-
-def read_index(index: Artifact) -> list[Row]:
-    """All rows of a ledger, in its order; for small ones. `ledger_batches` reads any size in bounded memory."""
-    return [Row(**row) for row in pq.read_table(index.path / INDEX_FILE).to_pylist()]
-
-
-def ledger_batches(index: Artifact, columns: Iterable[str], stage: Stage | None = None) -> Iterator[pa.Table]:
-    """Columns of the accepted rows of a ledger, in its order, some thousands at a time; of those that feed a stage."""
-    columns = list(columns)
-    asked = list(dict.fromkeys([*columns, "status", *([f"stage{stage}_reason"] if stage else [])]))
-    with pq.ParquetFile(index.path / INDEX_FILE) as file:
-        for batch in file.iter_batches(BLOCK, columns=asked):
-            wanted = pc.equal(batch["status"], "accepted")
-            if stage:
-                wanted = pc.and_(wanted, pc.is_null(batch[f"stage{stage}_reason"]))
-            yield pa.Table.from_batches([batch]).filter(wanted).select(columns)
-
-
-def caption_counts(index: Artifact) -> Counter[str]:
-    """Every caption that training may use, and how many pictures have it."""
-    counts: Counter[str] = Counter()
-    for batch in ledger_batches(index, ["captions"]):
-        counts.update(pc.list_flatten(batch["captions"]).to_pylist())
-    return counts
-
-
-def count_rows(ledger: Path) -> dict[str, Any]:
-    """Counts that the manifest and the UI show."""
-    table = pq.read_table(ledger, columns=["status", "reason", "stage1_reason", "stage2_reason", "bytes"])
-    accepted = table.filter(pc.equal(table["status"], "accepted"))
-    reasons = Counter(reason for reason in table["reason"].drop_null().to_pylist())
-    return {
-        "inputs": len(table),
-        "accepted": len(accepted),
-        "rejected": len(table) - len(accepted),
-        "reasons": dict(sorted(reasons.items())),
-        "stage1": accepted["stage1_reason"].null_count,
-        "stage2": accepted["stage2_reason"].null_count,
-        "bytes": pc.sum(table["bytes"]).as_py(),
-    }
-
-
-def check_share(summary: dict[str, Any], max_rejected_share: float, ledger: Path) -> None:
-    """Raises DataError when too large a share was rejected, or nothing is left."""
-    reasons = ", ".join(f"{count} {reason}" for reason, count in summary["reasons"].items())
-    if not summary["accepted"]:
-        raise DataError(f"All {summary['inputs']} pictures were rejected ({reasons}). The ledger is {ledger}.")
-    left_out = summary["reasons"].get(BEYOND, 0)
-    rejected, inputs = summary["rejected"] - left_out, summary["inputs"] - left_out
-    share = rejected / inputs
-    if share > max_rejected_share:
-        raise DataError(
-            f"{rejected} of {inputs} pictures were rejected ({reasons}): a share of {share:.2f}, "
-            f"above max_rejected_share = {max_rejected_share}. The ledger is {ledger}; mend the data or raise the limit."
-        )
 
 
 def judge(run: Run, dataset: ImageDataset, entry: Entry, verdict: Verdict) -> Row:

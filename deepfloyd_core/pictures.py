@@ -115,7 +115,7 @@ def decode_what_is_there(data: bytes, edge_px: int) -> Image.Image:
 def decode_reduced(data: bytes, divisor: int, layout: Layout | None) -> Reduced | None:
     """Decode a JPEG straight to 1/2, 1/4 or 1/8 of each edge: every pixel is the mean of the pixels it stands for.
 
-    `layout` (of these bytes) lets it leave out what 1/8 does not need. None where means cannot be had or would not be
+    `layout` (of these bytes) lets it leave out what hardly shows there. None where means cannot be had or would not be
     the picture: other formats, inks, and profiles that bend the colours so much that the mean of the colours is not the
     colour of the mean. Raises Unreadable.
     """
@@ -155,7 +155,7 @@ def _open(data: bytes) -> Image.Image:
 
 
 def _draft(data: bytes, divisor: int, layout: Layout | None) -> Image.Image:
-    lean = without_detail(data, layout) if layout and divisor == 8 else None
+    lean = without_detail(data, layout, divisor) if layout else None
     if lean:
         try:
             return _decode_at(lean, divisor)

@@ -9,38 +9,32 @@ any order, by any number of workers, and again after a kill.
 import shutil
 from collections import defaultdict
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from deepfloyd_core.artifacts import Artifact, Request, WorkDir, finish_part, newest, part_is_whole
 from deepfloyd_core.config import Run
 from deepfloyd_core.datafile import ImageDataset
 from deepfloyd_core.draws import hash_units, image_keys
 from deepfloyd_core.errors import DataError
-from deepfloyd_core.files import atomic_path, sha256_bytes, sha256_file
+from deepfloyd_core.files import sha256_bytes
 from deepfloyd_core.flavours import Stage
-from deepfloyd_core.image_index import SCHEMA, ledger_batches
+from deepfloyd_core.ledger import SCHEMA, ledger_batches
+from deepfloyd_core.older_rows import OlderRows, copy_rows
 from deepfloyd_core.plan import PICTURE, Planned, SizePlan, by_dataset, plan_pictures, write_plan, write_sizes
-from deepfloyd_core.shards import ShardRow, open_shard, read_rows, write_shard
+from deepfloyd_core.row_list import ROWS_FILE, read_row_list, write_row_list
+from deepfloyd_core.shards import ShardRow, open_shard, write_shard
 from deepfloyd_core.sheets import contact_sheet, save_picture
 from deepfloyd_core.shrink import take_crops
 from deepfloyd_core.sources import read_again
 from deepfloyd_core.types import caption_id
 
 FORMAT = 4  # 4: shards named by content, `rows.arrow`
-ROWS_FILE = "rows.arrow"
 SHEET, SHEET_CROPS, SHEET_CELL_PX = "sheet.jpg", 32, 64
-MAX_SMALL = 8  # shards of one size that are less than half full; more of them are put together
-MIN_LIVE = 0.5  # share of a shard's rows below which the rest of them move to a new one
-ROWS = pa.schema([("file", pa.int32()), ("place", pa.int32()), ("width", pa.int32()), ("height", pa.int32()),
-                  ("key", pa.uint64()), ("image_id", pa.string()), ("dataset_id", pa.string()),
-                  ("caption_id", pa.string())])  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -153,7 +147,7 @@ def build_shard(shard: ShardPlan, out: Path, older: Artifact | None) -> ShardRes
             for number, (crop, method) in zip(numbers, made, strict=True):
                 pixels[number], methods[number] = crop, method
         if older is not None:
-            _copy_rows(older, shard.copies, pixels, methods)
+            copy_rows(older, shard.copies, pixels, methods)
         write_shard(path, [_shard_row(row, method) for row, method in zip(planned, methods, strict=True)], pixels)
         finish_part(path)
     return ShardResult(len(planned), len(by_picture))
@@ -170,7 +164,7 @@ def finish_pixels(layout: Layout, results: list[ShardResult], work: WorkDir) -> 
         stray.unlink()  # an interrupted build laid the rows out otherwise
     for name, digest in layout.kept.items():
         _link(layout.older, name, digest, work.path / name)
-    pictures = _write_rows(layout, work.path / ROWS_FILE)
+    pictures = write_row_list(layout.plans, layout.places, work.path / ROWS_FILE)
     _save_sheet(layout, work.path)
     rows = sum(len(files) for files, _ in layout.places)
     return {
@@ -181,22 +175,6 @@ def finish_pixels(layout: Layout, results: list[ShardResult], work: WorkDir) -> 
         "decoded": sum(result.decoded for result in results),
         "shards_taken_over": len(layout.kept),
     }
-
-
-def read_row_list(pixels: Path) -> pa.Table:
-    """The live rows of a pixel artifact's directory, ROWS, memory-mapped."""
-    return pa.ipc.open_file(pa.memory_map(str(pixels / ROWS_FILE))).read_all()
-
-
-def shard_files(pixels: Artifact, stage: Stage | None = None) -> list[Path]:
-    """The Parquet files of a pixel artifact (of one stage, for the eval set), in the order of their numbers."""
-    names = sorted(entry["path"] for entry in pixels.manifest["files"])
-    return [pixels.path / name for name in names if fnmatch(name, f"stage{stage or '*'}-*.parquet")]
-
-
-def eval_ids(eval_set: Artifact) -> frozenset[str]:
-    """The held-out pictures."""
-    return frozenset(read_row_list(eval_set.path)["image_id"].to_pylist())
 
 
 def _held_out(run: Run, index: Artifact, dataset: ImageDataset) -> pa.Table:
@@ -223,7 +201,7 @@ def _held_out(run: Run, index: Artifact, dataset: ImageDataset) -> pa.Table:
 
 def _lay_out(run: Run, plans: list[SizePlan], shard_bytes: int, older: Artifact | None) -> Layout:
     datasets = {dataset.id: dataset for dataset in run.datasets}
-    old = _OlderRows.read(older)
+    old = OlderRows.read(older)
     names = list(old.names)  # of files; those to be made follow
     made, places, used = [], [], set()
     for plan in plans:
@@ -249,68 +227,6 @@ def _lay_out(run: Run, plans: list[SizePlan], shard_bytes: int, older: Artifact 
     return Layout(tuple(plans), kept_files, tuple(made), tuple((final[file], place) for file, place in places), older)
 
 
-@dataclass(frozen=True)
-class _OlderRows:
-    """What the pixel artifact made last has: its rows by key, and its files that still have the bytes they were given."""
-
-    names: tuple[str, ...]
-    digests: dict[str, str]
-    rows_in: np.ndarray  # int64, rows in each file, live or not
-    keys: np.ndarray  # uint64, sorted
-    number: np.ndarray  # int64: the number of the row that has the key
-    file: np.ndarray  # int32, of each row
-    place: np.ndarray
-
-    @classmethod
-    def read(cls, older: Artifact | None) -> "_OlderRows":
-        none = np.zeros(1, np.int64)  # so that there is something to index with -1
-        recorded = {entry["path"]: entry["sha256"] for entry in older.manifest["files"]} if older else {}
-        if older is None or not _is_as_recorded(older.path / ROWS_FILE, recorded):
-            return cls((), {}, none, np.empty(0, np.uint64), none[:0], none.astype(np.int32), none.astype(np.int32))
-        table, files = read_row_list(older.path), shard_files(older)
-        digests = {file.name: recorded[file.name] for file in files if _is_as_recorded(file, recorded)}
-        whole = np.array([file.name in digests for file in files])
-        rows_in = np.array(
-            [pq.read_metadata(file).num_rows if good else 0 for file, good in zip(files, whole, strict=True)]
-        )
-        keys, file = table["key"].to_numpy(), table["file"].to_numpy()
-        number = np.argsort(keys, kind="stable")
-        number = number[whole[file[number]]]
-        return cls(
-            tuple(file.name for file in files), digests, rows_in, keys[number], number, file, table["place"].to_numpy()
-        )
-
-    def find(self, keys: np.ndarray) -> np.ndarray:
-        """The row that has each key: int64, -1 where there is none."""
-        if not len(self.keys):
-            return np.full(len(keys), -1)
-        spot = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
-        return np.where(self.keys[spot] == keys, self.number[spot], -1)
-
-    def worth_keeping(self, copies: np.ndarray, capacity: int) -> np.ndarray:
-        """Which files are taken over whole, given the rows of one size that are wanted: bool (files,)."""
-        live = np.bincount(self.file[copies[copies >= 0]], minlength=len(self.rows_in))
-        kept = (live > 0) & (live >= MIN_LIVE * self.rows_in) & (self.rows_in <= capacity)
-        small = kept & (2 * self.rows_in < capacity)
-        return kept if small.sum() <= MAX_SMALL else kept & ~small
-
-
-def _is_as_recorded(file: Path, recorded: dict[str, str]) -> bool:
-    return file.is_file() and sha256_file(file) == recorded[file.name]
-
-
-def _copy_rows(older: Artifact, copies: np.ndarray, pixels: list[np.ndarray], methods: list[str]) -> None:
-    """Fill in the rows that an older artifact has."""
-    numbers = np.flatnonzero(copies >= 0)
-    rows = read_row_list(older.path).select(["file", "place"])
-    files, places = (rows[name].to_numpy()[copies[numbers]] for name in ("file", "place"))
-    paths = shard_files(older)
-    for file in np.unique(files):
-        shard, old_rows = open_shard(paths[file]), read_rows(paths[file])
-        for number, place in zip(numbers[files == file], places[files == file], strict=True):
-            pixels[number], methods[number] = shard[place], old_rows[place].method
-
-
 def _shard_row(row: Planned, method: str) -> ShardRow:
     left, top, width, height = row.crop.source_box
     return ShardRow(
@@ -331,24 +247,6 @@ def _link(older: Artifact | None, name: str, digest: str, path: Path) -> None:
     except OSError:  # a file system without links
         shutil.copyfile(older.path / name, path)
     finish_part(path, digest)
-
-
-def _write_rows(layout: Layout, path: Path) -> int:
-    """Write the list of live rows. Returns how many different pictures they show."""
-    seen = []
-    with atomic_path(path) as tmp, pa.ipc.new_file(tmp, ROWS) as writer:
-        for plan, (file, place) in zip(layout.plans, layout.places, strict=True):
-            start = 0
-            for batch in plan.table().to_batches():
-                part = slice(start, start + len(batch))
-                captions = batch["caption"].dictionary_encode()
-                ids = pa.array([caption_id(text) for text in captions.dictionary.to_pylist()]).take(captions.indices)
-                same = [batch[name] for name in ("width", "height", "key", "image_id", "dataset_id")]
-                columns = [pa.array(file[part]), pa.array(place[part]), *same, ids]
-                writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=ROWS))
-                seen.append(np.unique(image_keys(batch["image_id"])))
-                start += len(batch)
-    return len(np.unique(np.concatenate(seen)))
 
 
 def _save_sheet(layout: Layout, out: Path) -> None:

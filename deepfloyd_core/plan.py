@@ -22,7 +22,7 @@ from deepfloyd_core.draws import image_keys, mixed, seeded
 from deepfloyd_core.files import atomic_path
 from deepfloyd_core.flavours import Stage
 from deepfloyd_core.geometry import Crop, Size, geometry, plan_crops
-from deepfloyd_core.image_index import ledger_batches
+from deepfloyd_core.ledger import ledger_batches
 
 ROWS_AT_ONCE = 1 << 16
 PICTURE = ("image_id", "source", "dataset_id", "width", "height", "captions", "face")  # the ledger's columns it needs
@@ -104,17 +104,22 @@ def write_sizes(tables: Iterable[pa.Table], folder: Path, prefix: str) -> list[S
     writers: dict[Size, pa.ipc.RecordBatchFileWriter] = {}
     with ExitStack() as files:
         for table in tables:
-            codes = table["width"].to_numpy().astype(np.int64) << 32 | table["height"].to_numpy()
-            for code in np.unique(codes):
-                size = int(code >> 32), int(code & 0xFFFFFFFF)
+            for size, own in by_size(table):
                 if size not in plans:
                     name = f"{prefix}-{size[0]}x{size[1]}"
                     plans[size] = SizePlan(name, size, folder / f".plan-{name}.arrow")
                     # Atomic: a worker of a killed run may still be reading the plan that this one replaces.
                     tmp = files.enter_context(atomic_path(plans[size].path))
                     writers[size] = files.enter_context(pa.ipc.new_file(tmp, PLAN))
-                writers[size].write_table(table.filter(pa.array(codes == code)))
+                writers[size].write_table(table.filter(pa.array(own)))
     return [plans[size] for size in sorted(plans)]
+
+
+def by_size(rows: pa.Table) -> Iterator[tuple[Size, np.ndarray]]:
+    """The training sizes of a table's rows, ascending, and which rows have each: bool (rows,)."""
+    codes = rows["width"].to_numpy().astype(np.int64) << 32 | rows["height"].to_numpy()
+    for code in np.unique(codes):
+        yield (int(code >> 32), int(code & 0xFFFFFFFF)), codes == code
 
 
 def plan_pictures(

@@ -23,7 +23,7 @@ from deepfloyd_core.jobs import Job
 from deepfloyd_core.metrics import mean, psnr
 from deepfloyd_core.models import use_threads
 from deepfloyd_core.objective import low_res, to_bytes, to_model_range
-from deepfloyd_core.pixels import shard_files
+from deepfloyd_core.row_list import shard_files
 from deepfloyd_core.sampling import Sampler, make_sampler, sample_stage1, sample_stage2
 from deepfloyd_core.shards import ShardRow, open_shard, read_rows
 from deepfloyd_core.sheets import save_picture, titled_rows

@@ -35,11 +35,6 @@ SEEN_PX = 1 << 14  # so many pixels tell it to a few per cent
 _LANCZOS, _REACH = Image.Resampling.LANCZOS, 3
 
 
-def take_crop(data: bytes, scaled: Size, box: Box) -> tuple[np.ndarray, str]:
-    """One of `take_crops`."""
-    return take_crops(data, [(scaled, box)])[0]
-
-
 def take_crops(data: bytes, crops: Sequence[tuple[Size, Box]]) -> list[tuple[np.ndarray, str]]:
     """Resize a picture's upright sRGB pixels to each size and cut the box out: uint8 (height, width, 3), and how.
 

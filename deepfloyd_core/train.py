@@ -37,7 +37,7 @@ from deepfloyd_core.lora import add_lora, check_reload, save_lora, trainable
 from deepfloyd_core.mixing import Share
 from deepfloyd_core.models import DTYPES, load_scheduler, load_unet, pick_device, trained_scheduler, use_threads
 from deepfloyd_core.objective import low_res, min_snr_weight, noise_loss, predict_noise, to_model_range, upscaled_input
-from deepfloyd_core.pixels import eval_ids, shard_files
+from deepfloyd_core.row_list import eval_ids, shard_files
 from deepfloyd_core.schedule import learning_rate_at
 from deepfloyd_core.shards import open_shard, read_rows
 from deepfloyd_core.sheets import save_loss_curve

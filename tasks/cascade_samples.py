@@ -8,8 +8,8 @@ from prefect.cache_policies import NO_CACHE
 from deepfloyd_core.artifacts import Artifact, materialise
 from deepfloyd_core.config import Run
 from deepfloyd_core.flavours import Stage, resolve
-from deepfloyd_core.image_index import caption_counts
 from deepfloyd_core.jobs import run_job
+from deepfloyd_core.ledger import caption_counts
 from deepfloyd_core.products import samples_request
 from tasks.progress import progress
 from tasks.publish import publish_pictures

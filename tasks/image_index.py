@@ -5,7 +5,8 @@ from prefect.cache_policies import NO_CACHE
 
 from deepfloyd_core.artifacts import Artifact, materialise
 from deepfloyd_core.config import Run
-from deepfloyd_core.image_index import INDEX_FILE, build_index, check_share, index_request, judges
+from deepfloyd_core.image_index import build_index, index_request, judges
+from deepfloyd_core.ledger import INDEX_FILE, check_share
 from deepfloyd_core.scan import scan
 from tasks.progress import progress
 from tasks.publish import publish_index

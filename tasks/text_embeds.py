@@ -7,8 +7,8 @@ from deepfloyd_core.artifacts import Artifact, materialise
 from deepfloyd_core.config import Run
 from deepfloyd_core.embeds import FILES, TOKENS_SHEET, embeds_request, older_embeds, run_captions, truncated_texts
 from deepfloyd_core.flavours import resolve
-from deepfloyd_core.image_index import caption_counts
 from deepfloyd_core.jobs import run_parts
+from deepfloyd_core.ledger import caption_counts
 from tasks.progress import progress
 from tasks.publish import publish_pictures, publish_truncated
 

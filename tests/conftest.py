@@ -16,7 +16,8 @@ from deepfloyd_core.artifacts import Artifact, materialise
 from deepfloyd_core.children import Children, Limits
 from deepfloyd_core.config import Run, load_run
 from deepfloyd_core.flavours import Stage
-from deepfloyd_core.image_index import INDEX_FILE, build_index, check_share, index_request
+from deepfloyd_core.image_index import build_index, index_request
+from deepfloyd_core.ledger import INDEX_FILE, check_share
 from deepfloyd_core.pixels import (
     build_shards,
     eval_request,

@@ -18,7 +18,8 @@ from deepfloyd_core.config import load_run
 from deepfloyd_core.datafile import CaptionShuffle
 from deepfloyd_core.embeds import run_captions
 from deepfloyd_core.errors import ConfigError, DataError
-from deepfloyd_core.image_index import Row, caption_counts, index_request, read_index
+from deepfloyd_core.image_index import index_request
+from deepfloyd_core.ledger import Row, caption_counts, read_index
 from deepfloyd_core.scan import scan
 
 ours = settings(deadline=None, database=None, derandomize=True, max_examples=100)

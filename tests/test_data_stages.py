@@ -16,16 +16,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from artifact_rows import ledger, live_rows
 from PIL import Image, ImageOps
 
 from deepfloyd_core.artifacts import Artifact, WorkDir, materialise, verify_artifact
 from deepfloyd_core.batches import BatchOrder, TrainingRows
 from deepfloyd_core.errors import DataError
 from deepfloyd_core.image_index import index_request
-from deepfloyd_core.pixels import build_shard, build_shards, eval_ids, pixels_request, plan_shards
+from deepfloyd_core.pixels import build_shard, build_shards, pixels_request, plan_shards
+from deepfloyd_core.row_list import eval_ids
 from deepfloyd_core.scan import scan
 from deepfloyd_core.shards import ShardRow, open_shard, write_shard
 
@@ -53,22 +54,6 @@ def bomb() -> bytes:
 
 def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def ledger(index: Artifact) -> dict[str, dict[str, Any]]:
-    rows = pq.read_table(index.path / "index.parquet").to_pylist()
-    by_source = {row["source"]: row for row in rows}
-    assert len(by_source) == len(rows), "a source has two rows"
-    return by_source
-
-
-def shard_rows(pixels: Artifact, stage: int | None = None) -> list[dict[str, Any]]:
-    """The rows that count, with their pixels; a shard may hold others, of pictures that are gone."""
-    files = sorted(pixels.path.glob("stage*.parquet"))
-    shards = [pq.read_table(file).to_pylist() for file in files]
-    live = pa.ipc.open_file(pixels.path / "rows.arrow").read_all().to_pylist()
-    wanted = [row for row in live if files[row["file"]].name.startswith(f"stage{stage or ''}")]
-    return [shards[row["file"]][row["place"]] for row in wanted]
 
 
 # ---- the ledger -------------------------------------------------------------------------------------------------------
@@ -175,7 +160,7 @@ def test_the_same_file_in_two_folders_is_two_rows_of_one_picture(world: Any) -> 
     index = world.index(run)
     rows = ledger(index)
     assert rows["a/x.png"]["image_id"] == rows["b/x.png"]["image_id"] == sha256(one)
-    captions = {row["source"]: row["caption"] for row in shard_rows(world.pixels(run, index, 1))}
+    captions = {row["source"]: row["caption"] for row in live_rows(world.pixels(run, index, 1))}
     assert captions == {"a/x.png": "first", "b/x.png": "second", "c.png": "a caption"}
 
 
@@ -269,7 +254,7 @@ def test_each_repeat_takes_the_next_caption(world: Any) -> None:
     world.add("a.png", noise(0), "one\ntwo\nthree")
     world.add("b.png", noise(1), "only")
     run = world.load({"repeats": 3}, stages=(1,))
-    rows = shard_rows(world.pixels(run, world.index(run), 1))
+    rows = live_rows(world.pixels(run, world.index(run), 1))
     found = {(row["source"], row["repeat"]): row["caption"] for row in rows}
     assert [found["a.png", repeat] for repeat in range(4)] == ["one", "two", "three", "one"]
     assert [found["b.png", repeat] for repeat in range(4)] == ["only"] * 4
@@ -399,7 +384,7 @@ def test_every_row_has_every_column_and_the_pixels_of_an_independent_computation
 ) -> None:
     edge, scale = 64 * (1, 4)[stage - 1], (1, 4)[stage - 1]
     pictures = made["world"].folder / "pictures"
-    rows = shard_rows(made[f"stage{stage}"])
+    rows = live_rows(made[f"stage{stage}"])
     assert Counter(row["source"] for row in rows) == {path.name: 2 for path in pictures.glob("*.png")}
     for row in rows:
         assert set(row) == set(SHARD_COLUMNS)
@@ -413,7 +398,7 @@ def test_every_row_has_every_column_and_the_pixels_of_an_independent_computation
 
 
 def test_repeats_have_random_crops_of_their_own_that_only_the_seed_decides(made: dict[str, Any], world: Any) -> None:
-    rows = {(row["source"], row["repeat"]): row for row in shard_rows(made["stage1"])}
+    rows = {(row["source"], row["repeat"]): row for row in live_rows(made["stage1"])}
     places = {key: (row["crop_left"], row["crop_top"]) for key, row in rows.items()}
     large = ("plain.png", "wide.png", "large.png", "turned.png")
     assert all(places[name, 0] != places[name, 1] for name in large)
@@ -424,7 +409,7 @@ def test_repeats_have_random_crops_of_their_own_that_only_the_seed_decides(made:
 
     def elsewhere(**keys: Any) -> dict[tuple[str, int], tuple[float, float]]:
         run = world.load(entry, stages=(1,), **keys)
-        rows = shard_rows(world.pixels(run, world.index(run), 1))
+        rows = live_rows(world.pixels(run, world.index(run), 1))
         return {(row["source"], row["repeat"]): (row["crop_left"], row["crop_top"]) for row in rows}
 
     assert elsewhere(seed=3, workers=1, shard_mib=64.0) == places, "not the machine, the workers or the shards"
@@ -535,7 +520,7 @@ def test_a_stage_without_a_large_enough_picture_is_a_data_error(world: Any) -> N
 
 def held_out(world: Any, **keys: Any) -> set[str]:
     run = world.load(**{"stages": (1,), "num_eval_images": 3, "seed": 5, **keys})
-    return {row["image_id"] for row in shard_rows(world.eval_set(run, world.index(run)))}
+    return {row["image_id"] for row in live_rows(world.eval_set(run, world.index(run)))}
 
 
 def rank(seed: int, image_id: str) -> int:
@@ -577,16 +562,16 @@ def test_the_eval_set_is_cropped_at_the_centre_and_never_trained_on(world: Any) 
     run = world.load({"crop_style": "random", "repeats": 1}, num_eval_images=3)
     index = world.index(run)
     evals = world.eval_set(run, index)
-    rows = shard_rows(evals)
+    rows = live_rows(evals)
     assert {row["repeat"] for row in rows} == {0}
-    middles = [row["crop_left"] + row["crop_width"] / 2 for row in shard_rows(evals, 2)]
+    middles = [row["crop_left"] + row["crop_width"] / 2 for row in live_rows(evals, 2)]
     assert all(abs(middle - 200) <= 1 for middle in middles)
     ids = eval_ids(evals)
     assert {row["image_id"] for row in rows} == ids
     for stage in (1, 2):
         pixels = world.pixels(run, index, stage)
         trained = TrainingRows(pixels, ids)
-        everything = shard_rows(pixels)
+        everything = live_rows(pixels)
         expected = [row for row in everything if row["image_id"] not in ids]
         ((size, count),) = trained.counts.items()
         assert (size, count) == ((64, 64) if stage == 1 else (256, 256), len(expected))
@@ -616,9 +601,9 @@ def test_each_data_set_is_represented_at_the_stages_that_it_feeds(world: Any) ->
     entry = {"id": "large", "resolution": 256, "instance_data_dir": str(large), "caption_strategy": "filename"}
     run = world.load({}, entry)
     evals = world.eval_set(run, world.index(run))
-    assert [row["dataset_id"] for row in shard_rows(evals, 1)] == ["set"]
-    assert sorted(row["dataset_id"] for row in shard_rows(evals, 2)) == ["large", "set"]
-    pairs = [{row["image_id"] for row in shard_rows(evals, stage) if row["dataset_id"] == "set"} for stage in (1, 2)]
+    assert [row["dataset_id"] for row in live_rows(evals, 1)] == ["set"]
+    assert sorted(row["dataset_id"] for row in live_rows(evals, 2)) == ["large", "set"]
+    pairs = [{row["image_id"] for row in live_rows(evals, stage) if row["dataset_id"] == "set"} for stage in (1, 2)]
     assert pairs[0] == pairs[1], "a picture of a set that feeds both stages is held out of both"
 
 

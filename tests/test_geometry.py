@@ -25,7 +25,7 @@ from deepfloyd_core.geometry import (
     steps_down,
 )
 from deepfloyd_core.shards import open_shard, read_rows
-from deepfloyd_core.shrink import take_crop
+from deepfloyd_core.shrink import take_crops
 
 ours = settings(deadline=None, database=None, derandomize=True, max_examples=60)
 
@@ -510,7 +510,7 @@ def test_the_source_box_is_where_the_pixels_come_from(size: Size, rules: Geometr
     original = Image.fromarray(np.rint(np.stack([255 * x, 255 * y, 0 * x], axis=-1)).astype(np.uint8))
     crop = plan_one(size, rules, x=0.73, y=0.21)
     assert crop is not None
-    made, _ = take_crop(png(original), crop.scaled, crop.box)
+    ((made, _),) = take_crops(png(original), [(crop.scaled, crop.box)])
     assert made.shape == (crop.height, crop.width, 3)
     left, top, width, height = crop.source_box
     box = (left, top, left + width, top + height)
@@ -522,7 +522,7 @@ def test_the_source_box_is_where_the_pixels_come_from(size: Size, rules: Geometr
 
 def test_a_crop_at_its_own_scale_is_a_copy_of_the_pixels() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8)
-    made, method = take_crop(png(Image.fromarray(pixels)), (120, 90), (31, 17, 31 + 72, 17 + 64))
+    ((made, method),) = take_crops(png(Image.fromarray(pixels)), [((120, 90), (31, 17, 31 + 72, 17 + 64))])
     assert method == "kept"
     assert np.array_equal(made, pixels[17:81, 31:103])
 

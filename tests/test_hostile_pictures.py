@@ -9,7 +9,7 @@ from child_functions import killed_by_name
 
 import deepfloyd_core.image_index as image_index
 from deepfloyd_core.children import Children, Limits
-from deepfloyd_core.image_index import read_index
+from deepfloyd_core.ledger import read_index
 
 
 def good(seed: int) -> np.ndarray:

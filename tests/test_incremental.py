@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from artifact_rows import live_rows
 from PIL import Image
 
 from deepfloyd_core.artifacts import Artifact, verify_artifact
@@ -29,14 +30,6 @@ def _trust_young_files(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def noise(seed: int, width: int = 70, height: int = 66) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-
-
-def live_rows(pixels: Artifact) -> list[dict[str, Any]]:
-    """Every row that counts, in order, with its pixels, by pyarrow's own reading."""
-    files = sorted(pixels.path.glob("*.parquet"))
-    shards = [pq.read_table(file).to_pylist() for file in files]
-    listed = pa.ipc.open_file(pixels.path / "rows.arrow").read_all().to_pylist()
-    return [shards[row["file"]][row["place"]] for row in listed]
 
 
 def without_past(world: Any, run: Any, **keys: Any) -> list[dict[str, Any]]:

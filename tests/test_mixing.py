@@ -16,8 +16,8 @@ from deepfloyd_core.batches import BatchOrder, MixedOrder, OrderSettings, Traini
 from deepfloyd_core.errors import DataError
 from deepfloyd_core.flavours import FLAVOURS
 from deepfloyd_core.mixing import Mix, Share, first_gap
-from deepfloyd_core.pixels import read_row_list
 from deepfloyd_core.products import lora_request, shares
+from deepfloyd_core.row_list import read_row_list
 
 ours = settings(deadline=None, database=None, derandomize=True, max_examples=60)
 

@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from artifact_rows import ledger, live_rows
 from PIL import Image
 
 from deepfloyd_core import image_index, preview
 from deepfloyd_core.errors import DataError
-from deepfloyd_core.pixels import eval_ids
 from deepfloyd_core.preview import save_preview
+from deepfloyd_core.row_list import eval_ids
 
 PSNR_40 = 255**2 / 10**4
 
@@ -25,19 +25,6 @@ def smooth(seed: int, width: int, height: int) -> np.ndarray:
     """A picture whose character survives shrinking."""
     small = Image.fromarray(np.random.default_rng(seed).integers(0, 256, (9, 7, 3), dtype=np.uint8))
     return np.asarray(small.resize((width, height), Image.Resampling.BICUBIC))
-
-
-def ledger(index: Any) -> dict[str, dict[str, Any]]:
-    return {row["source"]: row for row in pq.read_table(index.path / "index.parquet").to_pylist()}
-
-
-def shard_rows(artifact: Any, stage: int | None = None) -> list[dict[str, Any]]:
-    """The rows that count, with their pixels; a shard may hold others, of pictures that are gone."""
-    files = sorted(artifact.path.glob("stage*.parquet"))
-    shards = [pq.read_table(file).to_pylist() for file in files]
-    live = pa.ipc.open_file(artifact.path / "rows.arrow").read_all().to_pylist()
-    wanted = [row for row in live if files[row["file"]].name.startswith(f"stage{stage or ''}")]
-    return [shards[row["file"]][row["place"]] for row in wanted]
 
 
 def pixels_of(row: dict[str, Any]) -> np.ndarray:
@@ -161,7 +148,7 @@ def test_each_picture_goes_to_the_bucket_of_its_shape_at_both_stages(world: Any)
     assert (row["reason"], row["detail"]) == ("aspect_out_of_range", "900x128 px, aspect 7.03")
     for stage, times in ((1, 1), (2, 4)):
         pixels = world.pixels(run, index, stage)
-        found = {row["source"]: (row["width"] // times, row["height"] // times) for row in shard_rows(pixels)}
+        found = {row["source"]: (row["width"] // times, row["height"] // times) for row in live_rows(pixels)}
         expected = {"square.png": (64, 64), "wide.png": (96, 64), "tall.png": (64, 112), "odd.png": (80, 64)}
         assert found == {name: size for name, size in expected.items() if stage == 1 or name != "odd.png"}
         for file in pixels.path.glob("*.parquet"):
@@ -177,7 +164,7 @@ def test_without_a_crop_all_of_the_picture_is_in_it(world: Any) -> None:
     world.add("b.png", smooth(1, 640, 480))
     run = world.load({"crop": False, "crop_style": "random", "maximum_image_size": 100, "target_downsample_size": 70},
                      stages=(1,))  # fmt: skip
-    rows = {row["source"]: row for row in shard_rows(world.pixels(run, world.index(run), 1))}
+    rows = {row["source"]: row for row in live_rows(world.pixels(run, world.index(run), 1))}
     exact, cut = rows["a.png"], rows["b.png"]
     assert (exact["crop_left"], exact["crop_top"], exact["crop_width"], exact["crop_height"]) == (0, 0, 600, 400)
     assert (cut["width"], cut["height"], cut["crop_style"]) == (88, 64, "center")
@@ -193,7 +180,7 @@ def test_the_eval_set_holds_out_pictures_of_several_sizes(world: Any) -> None:
     held_out = world.eval_set(run, world.index(run))
     assert len(eval_ids(held_out)) == 5
     for stage in (1, 2):
-        rows = shard_rows(held_out, stage)
+        rows = live_rows(held_out, stage)
         assert len(rows) == 5
         assert len({(row["width"], row["height"]) for row in rows}) > 1
         assert {row["crop_style"] for row in rows} == {"center"}
@@ -231,7 +218,7 @@ def test_a_limited_set_uses_the_same_pictures_as_others_come_and_go(world: Any) 
         out = {source for source, row in rows.items() if row["reason"] == "beyond_max_num_samples"}
         accepted = {source for source, row in rows.items() if row["status"] == "accepted"}
         assert len(accepted) == min(5, len(accepted | out))
-        assert {row["source"] for row in shard_rows(world.pixels(run, index, 1))} == accepted
+        assert {row["source"] for row in live_rows(world.pixels(run, index, 1))} == accepted
         return accepted
 
     before = used(max_rejected_share=0.17)  # 1 of 6: what is left out by request does not count
@@ -278,7 +265,7 @@ def test_a_face_places_the_crop_and_the_shard_says_where_there_was_none(world: A
     assert faces["coffee.png"] is None and faces["coins.png"] is None
     left, top, width, height = faces["astronaut.png"]
     assert abs(left + width / 2 - 225) < 15 and abs(top + height / 2 - 115) < 15, "the middle of her face"
-    rows = {row["source"]: row for row in shard_rows(world.pixels(run, index, 1))}
+    rows = {row["source"]: row for row in live_rows(world.pixels(run, index, 1))}
     assert {source: row["crop_style"] for source, row in rows.items()} == {
         "astronaut.png": "face", "coffee.png": "center", "coins.png": "center",
     }  # fmt: skip
@@ -308,7 +295,7 @@ def test_the_preview_shows_the_crops_and_decodes_nothing_else(world: Any, monkey
     shown = preview._chosen(run, 4)
     box = np.all(sheet == preview.COLOURS[1], axis=-1)
     assert box.sum() > 4 * 4 * 50, "the boxes are drawn"
-    planned = {(row["source"], row["crop_left"]) for row in shard_rows(world.pixels(run, world.index(run), 1))}
+    planned = {(row["source"], row["crop_left"]) for row in live_rows(world.pixels(run, world.index(run), 1))}
     assert {(one.row.source, one.crops[1].crop.source_box[0]) for one in shown} <= planned, (
         "the crops of the run itself"
     )

@@ -17,6 +17,7 @@ from PIL import Image, ImageDraw, ImageFile
 from deepfloyd_core import image_index, rejected
 from deepfloyd_core.artifacts import Artifact
 from deepfloyd_core.children import Children, Limits
+from deepfloyd_core.ledger import BEYOND, SCHEMA
 from deepfloyd_core.pictures import Unreadable, decode_what_is_there
 from deepfloyd_core.sheets import fitted, font
 
@@ -179,9 +180,9 @@ def test_rare_reasons_are_shown_beside_frequent_ones_and_stay_as_others_come(tmp
         names = [(reason, number) for reason, many in reasons.items() for number in range(many)]
         rows = [row | {"reason": reason, "source": f"{reason} {number}"} for reason, number in names]
         good = {**row, "status": "accepted", "source": "good"}
-        table = pa.Table.from_pylist([*rows, good], schema=image_index.SCHEMA)
+        table = pa.Table.from_pylist([*rows, good], schema=SCHEMA)
         pq.write_table(table, tmp_path / "ledger", row_group_size=100)
-        return rejected.choose(tmp_path / "ledger", "beyond_max_num_samples")
+        return rejected.choose(tmp_path / "ledger", BEYOND)
 
     few, many = chosen(1000), chosen(70_000)
     assert Counter(row.reason for row in few) == {"corrupt": 5, "too_small": 26, "truncated": 1}

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageOps
 
-from deepfloyd_core import shrink
+from deepfloyd_core import pictures, shrink
 from deepfloyd_core.jpeg_scans import read_layout, sample_jpegs, without_detail
 from deepfloyd_core.pictures import Unreadable, decode_rgb
-from deepfloyd_core.shrink import take_crop, take_crops
+from deepfloyd_core.shrink import take_crops
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Pillow's warnings on hostile files are not errors in a run
 
@@ -80,7 +80,7 @@ def compare(data: bytes, picture: Image.Image, edge: int) -> tuple[float, str]:
     size = scaled_to(picture.size, edge)
     left, top = (size[0] - edge) // 3, (size[1] - edge) // 3
     box = (left, top, left + edge, top + edge)
-    made, method = take_crop(data, size, box)
+    ((made, method),) = take_crops(data, [(size, box)])
     assert made.shape == (edge, edge, 3)
     assert made.dtype == np.uint8
     return psnr(made, np.asarray(literal(picture, size).crop(box))), method
@@ -196,9 +196,9 @@ def test_a_picture_is_decoded_once_for_all_its_crops(monkeypatch: pytest.MonkeyP
 def test_a_picture_at_its_own_size_is_only_cropped_and_one_slightly_larger_is_resized_literally() -> None:
     picture = Image.open(PHOTOGRAPHS[0]).convert("RGB")
     data = saved(picture, format="PNG")
-    kept, method = take_crop(data, picture.size, (3, 5, 67, 69))
+    ((kept, method),) = take_crops(data, [(picture.size, (3, 5, 67, 69))])
     assert (method, np.array_equal(kept, np.asarray(picture.crop((3, 5, 67, 69))))) == ("kept", True)
-    near, method = take_crop(data, (300, 300), (10, 10, 200, 200))
+    ((near, method),) = take_crops(data, [((300, 300), (10, 10, 200, 200))])
     expected = np.asarray(literal(picture, (300, 300)).crop((10, 10, 200, 200)))
     assert (method, np.array_equal(near, expected)) == ("literal", True)
 
@@ -265,13 +265,82 @@ def test_scans_without_effect_on_one_eighth_are_left_out_bit_by_bit(
 ) -> None:
     picture = Image.open(PHOTOGRAPHS[-1]).crop((0, 0, *size))
     picture = picture.convert("L") if subsampling is None else picture
-    data = saved(picture, format="JPEG", quality=90, progressive=True, subsampling=subsampling or 0)
+    # 75: the steps of the subsampled colours are too large for their last bits to be left out as well.
+    data = saved(picture, format="JPEG", quality=75, progressive=True, subsampling=subsampling or 0)
     layout = read_layout(data)
     assert layout is not None
-    lean = without_detail(data, layout)
+    lean = without_detail(data, layout, 8)
     assert lean is not None
     assert len(lean) < len(data) * 0.75 or size[0] < 100
     assert np.array_equal(at_one_eighth(lean), at_one_eighth(data))
+
+
+def coefficients(data: bytes) -> np.ndarray:
+    """Of a gray JPEG, in steps of its table and nearly whole, from its pixels: (blocks, 8, 8)."""
+    picture = Image.open(io.BytesIO(data))
+    n = np.arange(8)
+    dct = np.sqrt(np.where(n[:, None] == 0, 1, 2) / 8) * np.cos((2 * n + 1) * n[:, None] * np.pi / 16)
+    pixels = np.asarray(picture).astype(float)[: picture.height // 8 * 8, : picture.width // 8 * 8]
+    blocks = pixels.reshape(picture.height // 8, 8, -1, 8).swapaxes(1, 2).reshape(-1, 8, 8)
+    return np.asarray(dct @ blocks @ dct.T / np.reshape(picture.quantization[0], (8, 8)))
+
+
+def test_at_one_quarter_exactly_the_last_bits_are_left_out() -> None:
+    # Large steps, so that the rounding of pixels hides no coefficient. Smoothing would show in coefficients that are 0.
+    picture = Image.open(PHOTOGRAPHS[-1]).convert("L").point(lambda level: 60 + level // 2)
+    y, x = np.mgrid[0:8, 0:8]
+    for low, high, bits in ((6, 6, 1), (2, 8, 2)):  # steps of the five lowest frequencies, and of the others
+        steps = np.where((x + y > 0) & (x + y <= 2), low, high)
+        data = saved(picture, format="JPEG", qtables=[steps.ravel().tolist()], progressive=True)
+        layout = read_layout(data)
+        assert layout is not None
+        lean = without_detail(data, layout, 4)
+        assert lean is not None
+        whole, left = np.rint(coefficients(data)), coefficients(lean)
+        expected = np.trunc(whole / 2**bits) * 2**bits
+        clear = (steps >= 6) & (x + y > 0)
+        assert np.count_nonzero(whole[:, clear] % 2) > 1000
+        assert np.abs(left - expected)[:, clear].max() < 1, "all of them multiples of 2 or 4"
+
+
+def test_last_bits_stay_where_steps_are_large_or_pixels_are_fine() -> None:
+    picture = Image.open(PHOTOGRAPHS[-1])
+
+    def left_out(divisor: int, **options: object) -> int:
+        data = saved(picture, format="JPEG", progressive=True, **options)
+        layout = read_layout(data)
+        assert layout is not None
+        lean = without_detail(data, layout, divisor)
+        after = read_layout(lean) if lean else layout
+        assert after is not None
+        assert [scan.components for scan in after.scans if not scan.first] == [b"\1\2\3"] * 2
+        sizes = [[s.segment.end - s.segment.coded for s in one.scans if s.known and s.first] for one in (layout, after)]
+        return sum(size == 2 for size in sizes[1]) - sum(size == 2 for size in sizes[0])
+
+    assert [left_out(4, quality=quality, subsampling=2) for quality in (50, 70, 75, 90, 92, 95)] == [0, 0, 1, 1, 2, 2]
+    assert [left_out(4, quality=quality, subsampling=0) for quality in (75, 90)] == [1, 1], "not of colours as well"
+    assert [left_out(8, quality=quality, subsampling=2) for quality in (75, 90)] == [0, 2], "colours alone"
+    assert left_out(2, quality=95, subsampling=0) == left_out(1, quality=95, subsampling=0) == 0
+
+
+@pytest.mark.parametrize("quality", [75, 87, 92])
+@pytest.mark.parametrize(("edge", "how"), [(40, "scaled 1/4"), (20, "scaled 1/8")])
+def test_photographs_without_their_last_bits_lose_little(
+    quality: int, edge: int, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for path in PHOTOGRAPHS:
+        picture = Image.open(path).convert("RGB")
+        picture.info.clear()
+        picture = picture.crop((0, 0, min(503, picture.width), 327))
+        data = saved(picture, format="JPEG", quality=quality, progressive=True)
+        decoded = Image.open(io.BytesIO(data)).convert("RGB")
+        found, method = compare(data, decoded, edge)
+        assert found >= 40, f"{path.name}: {found:.1f} dB by {method}"
+        with monkeypatch.context() as patch:
+            patch.setattr(pictures, "without_detail", lambda *_: None)
+            whole, before = compare(data, decoded, edge)
+        if method == before == how:
+            assert found >= whole - 0.6, f"{path.name}: {whole:.2f} to {found:.2f} dB"
 
 
 def test_what_is_not_an_ordinary_progressive_jpeg_is_left_alone() -> None:
@@ -281,17 +350,17 @@ def test_what_is_not_an_ordinary_progressive_jpeg_is_left_alone() -> None:
     restarts = saved(picture, format="JPEG", progressive=True, restart_marker_blocks=4)
     layout = read_layout(baseline)
     assert layout is not None
-    assert without_detail(baseline, layout) is None
+    assert without_detail(baseline, layout, 8) is None
     layout = read_layout(restarts)
     assert layout is not None
-    assert without_detail(restarts, layout) is None
+    assert without_detail(restarts, layout, 8) is None
     layout = read_layout(progressive)
     assert layout is not None
     last = layout.scans[-1].segment
     unfinished = progressive[: last.start] + b"\xff\xd9"  # a bit of luma is still missing: libjpeg smooths such blocks
     layout = read_layout(unfinished)
     assert layout is not None
-    assert without_detail(unfinished, layout) is None
+    assert without_detail(unfinished, layout, 8) is None
     assert read_layout(progressive[: last.start]) is None
     assert read_layout(saved(picture, format="PNG")) is None
     arithmetic = bytearray(baseline)
@@ -340,11 +409,12 @@ def test_changed_bytes_give_a_crop_or_a_reason_and_nothing_else(
     layout = read_layout(bytes(data))
     if layout is not None:
         sample_jpegs(bytes(data), layout)
-        without_detail(bytes(data), layout)
+        for divisor in (4, 8):
+            without_detail(bytes(data), layout, divisor)
     try:
         size = decode_rgb(bytes(data)).size
         if min(size) >= 16:
-            made, _ = take_crop(bytes(data), scaled_to(size, 8), (0, 0, 8, 8))
+            ((made, _),) = take_crops(bytes(data), [(scaled_to(size, 8), (0, 0, 8, 8))])
             assert made.shape == (8, 8, 3)
     except Unreadable as error:
         assert error.reason in ("corrupt", "truncated", "unsupported", "decompression_bomb")
@@ -360,4 +430,4 @@ def test_any_bytes_at_all_have_a_layout_or_none(noise: bytes) -> None:
         layout = read_layout(start + noise)
         if layout is not None:
             sample_jpegs(start + noise, layout)
-            without_detail(start + noise, layout)
+            without_detail(start + noise, layout, 4)

@@ -19,8 +19,8 @@ from deepfloyd_core.config import Run, load_run
 from deepfloyd_core.embeds import embeds_request, run_captions
 from deepfloyd_core.errors import JobError
 from deepfloyd_core.flavours import FLAVOURS, Stage
-from deepfloyd_core.image_index import caption_counts
 from deepfloyd_core.jobs import run_job
+from deepfloyd_core.ledger import caption_counts
 from deepfloyd_core.products import LORA_FILE, lora_request
 
 FOLDERS = {1: Path(FLAVOURS["tiny-i"].repo), 2: Path(FLAVOURS["tiny-ii"].repo)}

@@ -55,20 +55,8 @@ class Tars:
 
     def read(self, name: str) -> bytes:
         """The member's bytes."""
-        tar, _, member = name.partition(".tar/")
-        return self._read(f"{tar}.tar", member)
-
-    def texts(self, names: list[str]) -> list[Raw]:
-        """The member KEY.txt of the same tar."""
-        return [self._text(name) for name in names]
-
-    def _text(self, name: str) -> Raw:
-        try:
-            return decoded(self.read(text_name(name)))
-        except OSError:
-            return None
-
-    def _read(self, tar: str, member: str) -> bytes:
+        stem, _, member = name.partition(".tar/")
+        tar = f"{stem}.tar"
         try:
             offset, size = self._members(tar)[member]
             data = bytes(self._fs.cat_file(f"{self._root}/{tar}", start=offset, end=offset + size))
@@ -79,6 +67,16 @@ class Tars:
         if len(data) != size:
             raise OSError(f"{self.name}/{tar} ends inside {member}")
         return data
+
+    def texts(self, names: list[str]) -> list[Raw]:
+        """The member KEY.txt of the same tar."""
+        return [self._text(name) for name in names]
+
+    def _text(self, name: str) -> Raw:
+        try:
+            return decoded(self.read(text_name(name)))
+        except OSError:
+            return None
 
     def _read_members(self, tar: str) -> dict[str, tuple[int, int]]:
         """Offset and size of each regular file of a tar; of two with one name, the last, as tar itself has it."""

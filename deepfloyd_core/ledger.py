@@ -1,0 +1,117 @@
+"""The ledger: one row for every input file, accepted or with a named reason. What it looks like, and reading it.
+
+`image_index` makes it. Whatever comes after the index reads it here, in blocks, so that any size fits into memory.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from deepfloyd_core.artifacts import Artifact
+from deepfloyd_core.errors import DataError
+from deepfloyd_core.flavours import Stage
+
+INDEX_FILE = "index.parquet"
+ROWS_AT_ONCE = 4096
+BEYOND = "beyond_max_num_samples"  # left out by request, so it does not count against max_rejected_share
+
+SCHEMA = pa.schema(
+    [
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("dataset_id", pa.string(), nullable=False),
+        pa.field("status", pa.string(), nullable=False),
+        pa.field("reason", pa.string()),
+        pa.field("detail", pa.string()),
+        pa.field("image_id", pa.string()),
+        pa.field("bytes", pa.int64(), nullable=False),
+        pa.field("format", pa.string()),
+        pa.field("width", pa.int32()),
+        pa.field("height", pa.int32()),
+        pa.field("captions", pa.list_(pa.string()), nullable=False),
+        pa.field("face", pa.list_(pa.int32())),
+        pa.field("stage1_reason", pa.string()),
+        pa.field("stage2_reason", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the ledger. A picture can be fit for one stage and too small for the other."""
+
+    source: str
+    dataset_id: str
+    status: str  # accepted | rejected
+    reason: str | None
+    detail: str | None
+    image_id: str | None
+    bytes: int
+    format: str | None
+    width: int | None
+    height: int | None
+    captions: list[str]  # every one that training may use
+    face: list[int] | None  # left, top, width, height in the upright picture; None: none was found, or looked for
+    stage1_reason: str | None  # why it does not feed Stage I; None: it does
+    stage2_reason: str | None
+
+
+def read_index(index: Artifact) -> list[Row]:
+    """All rows of a ledger, in its order; for small ones. `ledger_batches` reads any size in bounded memory."""
+    return [Row(**row) for row in pq.read_table(index.path / INDEX_FILE).to_pylist()]
+
+
+def ledger_batches(index: Artifact, columns: Iterable[str], stage: Stage | None = None) -> Iterator[pa.Table]:
+    """Columns of the accepted rows of a ledger, in its order, some thousands at a time; of those that feed a stage."""
+    columns = list(columns)
+    asked = list(dict.fromkeys([*columns, "status", *([f"stage{stage}_reason"] if stage else [])]))
+    with pq.ParquetFile(index.path / INDEX_FILE) as file:
+        for batch in file.iter_batches(ROWS_AT_ONCE, columns=asked):
+            wanted = pc.equal(batch["status"], "accepted")
+            if stage:
+                wanted = pc.and_(wanted, pc.is_null(batch[f"stage{stage}_reason"]))
+            yield pa.Table.from_batches([batch]).filter(wanted).select(columns)
+
+
+def caption_counts(index: Artifact) -> Counter[str]:
+    """Every caption that training may use, and how many pictures have it."""
+    counts: Counter[str] = Counter()
+    for batch in ledger_batches(index, ["captions"]):
+        counts.update(pc.list_flatten(batch["captions"]).to_pylist())
+    return counts
+
+
+def count_rows(ledger: Path) -> dict[str, Any]:
+    """Counts that the manifest and the UI show."""
+    table = pq.read_table(ledger, columns=["status", "reason", "stage1_reason", "stage2_reason", "bytes"])
+    accepted = table.filter(pc.equal(table["status"], "accepted"))
+    reasons = Counter(reason for reason in table["reason"].drop_null().to_pylist())
+    return {
+        "inputs": len(table),
+        "accepted": len(accepted),
+        "rejected": len(table) - len(accepted),
+        "reasons": dict(sorted(reasons.items())),
+        "stage1": accepted["stage1_reason"].null_count,
+        "stage2": accepted["stage2_reason"].null_count,
+        "bytes": pc.sum(table["bytes"]).as_py(),
+    }
+
+
+def check_share(summary: dict[str, Any], max_rejected_share: float, ledger: Path) -> None:
+    """Raises DataError when too large a share was rejected, or nothing is left."""
+    reasons = ", ".join(f"{count} {reason}" for reason, count in summary["reasons"].items())
+    if not summary["accepted"]:
+        raise DataError(f"All {summary['inputs']} pictures were rejected ({reasons}). The ledger is {ledger}.")
+    left_out = summary["reasons"].get(BEYOND, 0)
+    rejected, inputs = summary["rejected"] - left_out, summary["inputs"] - left_out
+    share = rejected / inputs
+    if share > max_rejected_share:
+        raise DataError(
+            f"{rejected} of {inputs} pictures were rejected ({reasons}): a share of {share:.2f}, "
+            f"above max_rejected_share = {max_rejected_share}. The ledger is {ledger}; mend the data or raise the limit."
+        )

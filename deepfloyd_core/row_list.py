@@ -1,0 +1,57 @@
+"""The list of live rows of a pixel artifact: which rows of its shards count, in the plan's order, and where each lies.
+
+A shard may hold others, of pictures that went. Whoever reads pixels goes by this list, never by the files alone.
+"""
+
+from collections.abc import Sequence
+from fnmatch import fnmatch
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from deepfloyd_core.artifacts import Artifact
+from deepfloyd_core.draws import image_keys
+from deepfloyd_core.files import atomic_path
+from deepfloyd_core.flavours import Stage
+from deepfloyd_core.plan import SizePlan
+from deepfloyd_core.types import caption_id
+
+ROWS_FILE = "rows.arrow"
+ROWS = pa.schema([("file", pa.int32()), ("place", pa.int32()), ("width", pa.int32()), ("height", pa.int32()),
+                  ("key", pa.uint64()), ("image_id", pa.string()), ("dataset_id", pa.string()),
+                  ("caption_id", pa.string())])  # fmt: skip
+
+
+def write_row_list(plans: Sequence[SizePlan], places: Sequence[tuple[np.ndarray, np.ndarray]], path: Path) -> int:
+    """Write the rows of every plan, with the number of each one's file and its row there. Returns the number of pictures."""
+    seen = []
+    with atomic_path(path) as tmp, pa.ipc.new_file(tmp, ROWS) as writer:
+        for plan, (file, place) in zip(plans, places, strict=True):
+            start = 0
+            for batch in plan.table().to_batches():
+                part = slice(start, start + len(batch))
+                captions = batch["caption"].dictionary_encode()
+                ids = pa.array([caption_id(text) for text in captions.dictionary.to_pylist()]).take(captions.indices)
+                same = [batch[name] for name in ("width", "height", "key", "image_id", "dataset_id")]
+                columns = [pa.array(file[part]), pa.array(place[part]), *same, ids]
+                writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=ROWS))
+                seen.append(np.unique(image_keys(batch["image_id"])))
+                start += len(batch)
+    return len(np.unique(np.concatenate(seen)))
+
+
+def read_row_list(pixels: Path) -> pa.Table:
+    """The live rows of a pixel artifact's directory, ROWS, memory-mapped."""
+    return pa.ipc.open_file(pa.memory_map(str(pixels / ROWS_FILE))).read_all()
+
+
+def shard_files(pixels: Artifact, stage: Stage | None = None) -> list[Path]:
+    """The Parquet files of a pixel artifact (of one stage, for the eval set), in the order of their numbers."""
+    names = sorted(entry["path"] for entry in pixels.manifest["files"])
+    return [pixels.path / name for name in names if fnmatch(name, f"stage{stage or '*'}-*.parquet")]
+
+
+def eval_ids(eval_set: Artifact) -> frozenset[str]:
+    """The held-out pictures."""
+    return frozenset(read_row_list(eval_set.path)["image_id"].to_pylist())

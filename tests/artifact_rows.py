@@ -1,0 +1,25 @@
+"""What tests read back from artifacts, by pyarrow's own means rather than by the readers under test."""
+
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from deepfloyd_core.artifacts import Artifact
+
+
+def ledger(index: Artifact) -> dict[str, dict[str, Any]]:
+    """The rows of an index by source."""
+    rows = pq.read_table(index.path / "index.parquet").to_pylist()
+    by_source = {row["source"]: row for row in rows}
+    assert len(by_source) == len(rows), "a source has two rows"
+    return by_source
+
+
+def live_rows(pixels: Artifact, stage: int | None = None) -> list[dict[str, Any]]:
+    """The rows that count, in order, with their pixels; a shard may hold others, of pictures that are gone."""
+    files = sorted(pixels.path.glob("stage*.parquet"))
+    shards = [pq.read_table(file).to_pylist() for file in files]
+    listed = pa.ipc.open_file(pixels.path / "rows.arrow").read_all().to_pylist()
+    wanted = [row for row in listed if files[row["file"]].name.startswith(f"stage{stage or ''}")]
+    return [shards[row["file"]][row["place"]] for row in wanted]
