@@ -151,6 +151,10 @@ class Embeds:
             warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # nobody writes to it
             return torch.from_numpy(raw).view(kind).reshape(self._shape)
 
+    def ids(self) -> list[str]:
+        """The caption ids that there are rows for."""
+        return list(self._where)
+
     def of(self, caption: str) -> "torch.Tensor":
         """The rows of a caption given as text."""
         return self[caption_id(caption)]
