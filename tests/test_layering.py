@@ -13,7 +13,10 @@ TREES = {
 }  # fmt: skip
 CORE = {path: tree for path, tree in TREES.items() if path.parts[0] == "deepfloyd_core"}
 # What the flows need before a job starts: none of it may load torch (4 to 10 s, and gigabytes in the parent process).
-LIGHT = ("config", "artifacts", "products", "image_index", "pixels", "embeds", "bundle", "jobs", "flavours", "sheets")
+LIGHT = (
+    "config", "artifacts", "products", "image_index", "pixels", "embeds", "projected", "bundle", "jobs", "flavours",
+    "sheets",
+)  # fmt: skip
 HEAVY = ("torch", "diffusers", "transformers", "peft", "prefect", "matplotlib")
 
 
