@@ -20,6 +20,7 @@ from deepfloyd_core.embeds import FILE_BYTES, Embeds, model_fingerprint
 from deepfloyd_core.errors import ArtifactError
 from deepfloyd_core.files import atomic_path
 from deepfloyd_core.flavours import Stage
+from deepfloyd_core.types import Report
 
 if TYPE_CHECKING:
     import torch
@@ -50,41 +51,63 @@ def text_request(run: Run, stage: Stage, folder: Path, embeds: Artifact) -> Requ
 
 
 def project_job(job: "Job") -> dict[str, Any]:
-    """Project every caption of the embeds into files of about 256 MiB, resuming at the first unfinished one."""
-    import torch
-
-    from deepfloyd_core.models import DTYPES, TEXT_MODULES, autocast, load_text_modules, pick_device, use_threads
+    """Project every caption of the embeds, resuming at the first unfinished file."""
+    from deepfloyd_core.models import DTYPES, load_text_modules, pick_device, use_threads
 
     use_threads(job.config.num_threads)
     precision = job.config.stage(job.options["stage"]).mixed_precision
-    device, dtype = pick_device(job.config.device), DTYPES[precision]
-    modules = load_text_modules(Path(job.options["model"]), dtype).to(device)
-    embeds = Embeds(job.inputs["text_embeds"])
-    names, done = sorted(embeds.ids()), 0
-
-    def project(name: str) -> tuple["torch.Tensor", ...]:
-        rows = torch.stack([embeds[name]]).to(device, dtype)  # (1, T, D)
-        with torch.inference_mode(), autocast(device, precision):
-            return tuple(modules[module](rows).cpu() for module in TEXT_MODULES)  # (1, T, C), (1, E)
-
-    def stored(count: int) -> None:
-        nonlocal done
-        done += count
-        job.report(done, len(names), "captions projected")
-
-    per_file = max(1, FILE_BYTES // sum(tensor.nbytes for tensor in project(names[0])))
-    for number, start in enumerate(range(0, len(names), per_file)):
-        file, part = job.out / f"text-{number:05d}.arrow", names[start : start + per_file]
-        if part_is_whole(file):
-            stored(len(part))
-        else:
-            _write(file, part, project, stored)
-            finish_part(file)
+    modules = load_text_modules(Path(job.options["model"]), DTYPES[precision]).to(pick_device(job.config.device))
+    embeds, project = Embeds(job.inputs["text_embeds"]), projector(modules, precision)
+    names = sorted(embeds.ids())
+    store(job.out, names, lambda name: project(embeds[name]), job.report)
     return {
         "captions": len(names),
         "parameters": sum(param.numel() for param in modules.parameters()),
         "bytes": sum(file.stat().st_size for file in job.out.glob("*.arrow")),
     }
+
+
+def projector(
+    modules: "torch.nn.ModuleDict", precision: str
+) -> "Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]":
+    """A function from T5's rows of a caption (T, D) to its projected rows (1, T, C) and pooled vector (1, E).
+
+    It computes where the modules are, in the dtype and with the autocast of the trainer, and returns to the CPU.
+    """
+    import torch
+
+    from deepfloyd_core.models import autocast
+
+    hidden, added = modules["encoder_hid_proj"], modules["add_embedding"]
+    weight = next(modules.parameters())
+
+    def project(raw: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        batch = torch.stack([raw]).to(weight.device, weight.dtype)
+        with torch.inference_mode(), autocast(weight.device, precision):
+            return hidden(batch).cpu(), added(batch).cpu()
+
+    return project
+
+
+def store(
+    out: Path, names: list[str], project: "Callable[[str], tuple[torch.Tensor, torch.Tensor]]", report: Report
+) -> None:
+    """Write what `project` gives for each caption id into files of about 256 MiB; whole ones are passed over."""
+    done = 0
+
+    def stored(count: int) -> None:
+        nonlocal done
+        done += count
+        report(done, len(names), "captions projected")
+
+    per_file = max(1, FILE_BYTES // sum(tensor.nbytes for tensor in project(names[0])))
+    for number, start in enumerate(range(0, len(names), per_file)):
+        file, part = out / f"text-{number:05d}.arrow", names[start : start + per_file]
+        if part_is_whole(file):
+            stored(len(part))
+        else:
+            _write(file, part, project, stored)
+            finish_part(file)
 
 
 class Projected:
@@ -132,7 +155,7 @@ def raw_texts(artifact: Artifact) -> Callable[[list[str]], "Text"]:
 def _write(
     file: Path,
     names: list[str],
-    project: Callable[[str], tuple["torch.Tensor", ...]],
+    project: "Callable[[str], tuple[torch.Tensor, torch.Tensor]]",
     stored: Callable[[int], None],
 ) -> None:
     import torch
