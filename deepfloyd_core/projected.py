@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from deepfloyd_core.artifacts import Artifact, Request, finish_part, part_is_whole
 from deepfloyd_core.config import Run, StageConfig
-from deepfloyd_core.embeds import FILE_BYTES, Embeds, model_fingerprint
+from deepfloyd_core.embeds import Embeds, model_fingerprint
 from deepfloyd_core.errors import ArtifactError
 from deepfloyd_core.files import atomic_path
 from deepfloyd_core.flavours import Stage
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from deepfloyd_core.objective import Text
 
 FORMAT = 1
+FILE_BYTES = 256 << 20  # a kill costs at most one such file
 WRITE_CAPTIONS = 64  # held in memory at once: 8 MB for IF-I-M
 # The layers of a UNet's text modules that an adapter could be put on.
 TEXT_LAYERS = (
