@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 KINDS = (
-    "image_index", "text_embeds", "stage1_pixels", "stage2_pixels", "eval_set",
+    "image_index", "text_embeds", "stage1_text", "stage2_text", "stage1_pixels", "stage2_pixels", "eval_set",
     "stage1_lora", "stage2_lora", "cascade_samples", "lora_bundle", "generated",
 )  # fmt: skip
 _PROVENANCE_PACKAGES = ("torch", "diffusers", "transformers", "peft", "pillow", "pyarrow", "prefect")

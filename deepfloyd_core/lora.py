@@ -18,7 +18,7 @@ from deepfloyd_core.config import StageConfig
 from deepfloyd_core.errors import ArtifactError, ConfigError
 from deepfloyd_core.files import write_bytes
 from deepfloyd_core.flavours import Stage
-from deepfloyd_core.models import PIPELINES, load_unet, stock_pipeline, trained_scheduler
+from deepfloyd_core.models import PIPELINES, ProjectedUNet, load_unet, stock_pipeline, trained_scheduler
 from deepfloyd_core.products import LORA_FILE
 
 ADAPTER = "default"
@@ -93,7 +93,7 @@ def check_reload(unet: UNet2DConditionModel, stage: Stage, folder: Path, out: Pa
         raise ArtifactError(f"{out}: the adapters came back with other scales.")
     if dtype != torch.float32:
         return 0.0
-    difference = float((_probe(unet) - _probe(fresh)).abs().max())
+    difference = float((_probe(unet, fresh) - _probe(fresh, fresh)).abs().max())
     if difference > 1e-5:
         raise ArtifactError(f"{out}: the reloaded LoRA's output differs by {difference:g}.")
     return difference
@@ -104,17 +104,22 @@ def _scales(unet: UNet2DConditionModel) -> dict[str, float]:
     return {name: float(module.scaling[ADAPTER]) for name, module in layers if ADAPTER in module.scaling}
 
 
-def _probe(unet: UNet2DConditionModel) -> torch.Tensor:
+def _probe(unet: UNet2DConditionModel, stock: UNet2DConditionModel) -> torch.Tensor:
+    """The output on a fixed input; `stock` lends its text modules to a UNet that has none."""
     generator = torch.Generator().manual_seed(0)
-    config = unet.config
+    config = stock.config
     edge = 64 if config.sample_size is None else int(config.sample_size)
     x = torch.randn((1, config.in_channels, edge, edge), generator=generator).to(unet.device)
     text = torch.randn((1, 77, config.encoder_hid_dim), generator=generator).to(unet.device)
     level = torch.tensor([250], device=unet.device) if config.class_embed_type else None
     training = unet.training
     unet.eval()
+    t = torch.tensor([500], device=unet.device)
     with torch.inference_mode():
-        out = unet(x, torch.tensor([500], device=unet.device), encoder_hidden_states=text, class_labels=level)[0]
+        pooled = None
+        if isinstance(unet, ProjectedUNet):
+            text, pooled = stock.encoder_hid_proj(text), stock.add_embedding(text)
+        out = unet(x, t, encoder_hidden_states=text, class_labels=level, added_cond_kwargs={"pooled": pooled})[0]
     unet.train(training)
     return torch.as_tensor(out)
 

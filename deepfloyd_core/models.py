@@ -3,16 +3,33 @@
 safetensors only; a `.bin` is a pickle and is never read.
 """
 
+import json
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from diffusers import DDPMScheduler, IFPipeline, IFSuperResolutionPipeline, UNet2DConditionModel
+from diffusers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFETENSORS_WEIGHTS_NAME
+from safetensors import safe_open
 
+from deepfloyd_core.errors import ModelError
 from deepfloyd_core.flavours import Stage
 
 DTYPES = {"fp32": torch.float32, "no": torch.float32, "bf16": torch.bfloat16}
 PIPELINES = {1: IFPipeline, 2: IFSuperResolutionPipeline}
+TEXT_MODULES = ("encoder_hid_proj", "add_embedding")  # of a UNet: they see the text and nothing else
+
+
+class ProjectedUNet(UNet2DConditionModel):  # type: ignore[misc]
+    """A UNet without its text modules. Give it their outputs: as encoder_hidden_states, and as the added "pooled"."""
+
+    _keys_to_ignore_on_load_unexpected: ClassVar = [rf"^{name}\." for name in TEXT_MODULES]
+
+    def get_aug_embed(
+        self, emb: torch.Tensor, encoder_hidden_states: torch.Tensor, added_cond_kwargs: dict[str, Any]
+    ) -> torch.Tensor:
+        """What is added to the time embedding: (B, E)."""
+        return torch.as_tensor(added_cond_kwargs["pooled"])
 
 
 def pick_device(name: str, process: int = 0) -> torch.device:
@@ -22,6 +39,11 @@ def pick_device(name: str, process: int = 0) -> torch.device:
     if name != "auto":
         return torch.device(name)
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def autocast(device: torch.device, mixed_precision: str) -> torch.autocast:
+    """bf16 for the products of a frozen base, fp32 for what is trained."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=mixed_precision == "bf16")
 
 
 def use_threads(count: int | None) -> None:
@@ -35,6 +57,45 @@ def load_unet(folder: Path, dtype: torch.dtype) -> UNet2DConditionModel:
     unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", torch_dtype=dtype, use_safetensors=True)
     unet.requires_grad_(False)
     return unet.eval()
+
+
+def load_projected_unet(folder: Path, dtype: torch.dtype) -> UNet2DConditionModel:
+    """The UNet of a pipeline folder without its text modules, frozen, in eval mode."""
+    without = dict.fromkeys(("encoder_hid_dim", "encoder_hid_dim_type", "addition_embed_type"))
+    unet = ProjectedUNet.from_pretrained(folder, subfolder="unet", torch_dtype=dtype, use_safetensors=True, **without)
+    unet.requires_grad_(False)
+    return unet.eval()
+
+
+def load_text_modules(folder: Path, dtype: torch.dtype) -> torch.nn.ModuleDict:
+    """The two text modules of a folder's UNet by name, frozen; no other tensor of it is read.
+
+    Raises ModelError when it has none of IF's kind.
+    """
+    config = UNet2DConditionModel.load_config(folder, subfolder="unet")
+    kinds = config.get("encoder_hid_dim_type"), config.get("addition_embed_type")
+    if kinds != ("text_proj", "text"):
+        raise ModelError(f"{folder}/unet takes its text by {kinds}; a UNet of DeepFloyd IF has ('text_proj', 'text').")
+    with torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(config)
+    modules = torch.nn.ModuleDict({name: getattr(unet, name) for name in TEXT_MODULES})
+    state: dict[str, torch.Tensor] = {}
+    for file in _weight_files(folder / "unet"):
+        with safe_open(file, "pt") as tensors:
+            names = [name for name in tensors.keys() if name.split(".")[0] in TEXT_MODULES]  # noqa: SIM118
+            state |= {name: tensors.get_tensor(name).to(dtype) for name in names}
+    lacking = modules.load_state_dict(state, strict=False, assign=True).missing_keys
+    if lacking:
+        raise ModelError(f"{folder}/unet lacks the weights {', '.join(lacking)}.")
+    return modules.requires_grad_(False).eval()
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """The files that diffusers takes a model from: one, or those of an index."""
+    index = folder / SAFE_WEIGHTS_INDEX_NAME
+    if not index.exists():
+        return [folder / SAFETENSORS_WEIGHTS_NAME]
+    return sorted({folder / name for name in json.loads(index.read_bytes())["weight_map"].values()})
 
 
 def load_scheduler(folder: Path, name: str = "scheduler", **changes: Any) -> DDPMScheduler:

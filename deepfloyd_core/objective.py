@@ -5,11 +5,25 @@ beside x_t: upsampled, noised at a level of its own, and the level given as clas
 diffusion; what `IFSuperResolutionPipeline` feeds). The learned-variance half of the output is left out of the loss.
 """
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from diffusers import DDPMScheduler, UNet2DConditionModel
 
 from deepfloyd_core.flavours import UPSCALE
+
+
+@dataclass(frozen=True)
+class Text:
+    """B texts as a UNet takes them: a stock one T5's rows alone, a ProjectedUNet what its text modules made of them."""
+
+    rows: torch.Tensor  # (B, T, D), or projected (B, T, C), C = width of the cross-attention
+    pooled: torch.Tensor | None = None  # (B, E), E = width of the time embedding
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> "Text":
+        """On a device; rows in a dtype, the pooled vectors in their own."""
+        return Text(self.rows.to(device, dtype), None if self.pooled is None else self.pooled.to(device))
 
 
 def to_model_range(pixels: torch.Tensor) -> torch.Tensor:
@@ -51,10 +65,13 @@ def min_snr_weight(alpha_bar: torch.Tensor, gamma: float | None) -> torch.Tensor
 
 
 def predict_noise(
-    unet: UNet2DConditionModel, x: torch.Tensor, t: torch.Tensor, text: torch.Tensor, level: torch.Tensor | None
+    unet: UNet2DConditionModel, x: torch.Tensor, t: torch.Tensor, text: Text, level: torch.Tensor | None
 ) -> torch.Tensor:
-    """The epsilon half of the UNet's output. x: (B, 3 or 6, H, W); text: (B, T, D); level: Stage II's class label."""
-    out = unet(x, t, encoder_hidden_states=text, class_labels=level, return_dict=False)[0]
+    """The epsilon half of the UNet's output. x: (B, 3 or 6, H, W); level: Stage II's class label."""
+    pooled = {"pooled": text.pooled}  # a stock UNet makes its own of the rows
+    out = unet(x, t, encoder_hidden_states=text.rows, class_labels=level, added_cond_kwargs=pooled, return_dict=False)[
+        0
+    ]
     eps, _log_var = out.chunk(2, dim=1)
     return torch.as_tensor(eps)
 

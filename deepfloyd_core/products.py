@@ -21,7 +21,7 @@ _MODEL_PARTS = {1: ("unet", "scheduler"), 2: ("unet", "scheduler", "image_noisin
 
 
 def lora_request(run: Run, stage: Stage, folder: Path, inputs: dict[str, Artifact]) -> Request:
-    """Identity of a stage's LoRA. `folder`: the base model; inputs: pixels, text_embeds, eval_set."""
+    """Identity of a stage's LoRA. `folder`: the base model; inputs: pixels, text, eval_set."""
     spec = run.config.stage(stage).model_dump(mode="json", exclude=_NOT_IN_LORA | _SAMPLING)
     spec |= {"seed": run.config.seed, "noise_level": run.config.stage(stage).validation_noise_level}
     spec |= {"shares": shares(run), "data_backend_sampling": run.config.data_backend_sampling}

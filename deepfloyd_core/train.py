@@ -7,7 +7,7 @@ so a checkpoint holds the adapters, their moving average, AdamW's moments and a 
 import math
 import signal
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
@@ -28,20 +28,37 @@ from deepfloyd_core.checkpoints import (
     save_checkpoint,
 )
 from deepfloyd_core.config import StageConfig
-from deepfloyd_core.embeds import Embeds
 from deepfloyd_core.errors import JobError, Stop
 from deepfloyd_core.files import atomic_path
 from deepfloyd_core.flavours import Stage
 from deepfloyd_core.jobs import Job
 from deepfloyd_core.lora import add_lora, check_reload, save_lora, trainable
 from deepfloyd_core.mixing import Share
-from deepfloyd_core.models import DTYPES, load_scheduler, load_unet, pick_device, trained_scheduler, use_threads
-from deepfloyd_core.objective import low_res, min_snr_weight, noise_loss, predict_noise, to_model_range, upscaled_input
+from deepfloyd_core.models import (
+    DTYPES,
+    autocast,
+    load_projected_unet,
+    load_scheduler,
+    load_unet,
+    pick_device,
+    trained_scheduler,
+    use_threads,
+)
+from deepfloyd_core.objective import (
+    Text,
+    low_res,
+    min_snr_weight,
+    noise_loss,
+    predict_noise,
+    to_model_range,
+    upscaled_input,
+)
+from deepfloyd_core.projected import Projected, raw_texts
 from deepfloyd_core.row_list import eval_ids, shard_files
 from deepfloyd_core.schedule import learning_rate_at
 from deepfloyd_core.shards import open_shard, read_rows
 from deepfloyd_core.sheets import save_loss_curve
-from deepfloyd_core.types import hash_seed
+from deepfloyd_core.types import caption_id, hash_seed
 
 METRICS_FILE, LOSS_CURVE = "metrics.parquet", "loss.png"
 EVAL_TIMESTEPS = (200, 500, 800)
@@ -57,13 +74,8 @@ class Setup:
     unet: UNet2DConditionModel
     scheduler: DDPMScheduler
     noising: DDPMScheduler | None  # Stage II's image_noising_scheduler
-    embeds: Embeds
+    texts: Callable[[list[str]], Text]  # of caption ids, as the UNet takes them
     device: torch.device
-
-    @property
-    def autocast(self) -> torch.autocast:
-        """bf16 for the base's products, fp32 for the adapters."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.mixed_precision == "bf16")
 
 
 def train_job(job: Job) -> dict[str, Any]:
@@ -88,6 +100,7 @@ def train_job(job: Job) -> dict[str, Any]:
         "steps": setup.config.max_train_steps,
         "rows": sum(rows.counts.values()),
         "trainable_parameters": sum(p.numel() for p in trainable(setup.unet).values()),
+        "frozen_parameters": sum(p.numel() for p in setup.unet.parameters() if not p.requires_grad),
         "first_loss": metrics[0]["loss"],
         "last_loss": metrics[-1]["loss"],
         "eval_loss_base": base,
@@ -101,14 +114,16 @@ def train_job(job: Job) -> dict[str, Any]:
 def _set_up(job: Job, stage: Stage, folder: Path) -> Setup:
     config = job.config.stage(stage)
     device = pick_device(job.config.device)
-    unet = load_unet(folder, DTYPES[config.mixed_precision])
+    text = job.inputs["text"]
+    projected = text.kind != "text_embeds"
+    unet = (load_projected_unet if projected else load_unet)(folder, DTYPES[config.mixed_precision])
     add_lora(unet, config, hash_seed("lora", job.config.seed, stage))
     if config.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
     unet.to(device)
     noising = load_scheduler(folder, "image_noising_scheduler") if stage == 2 else None
-    embeds = Embeds(job.inputs["text_embeds"])
-    return Setup(stage, config, job.config.seed, unet, load_scheduler(folder), noising, embeds, device)
+    texts = Projected(text).batch if projected else raw_texts(text)
+    return Setup(stage, config, job.config.seed, unet, load_scheduler(folder), noising, texts, device)
 
 
 def _train(setup: Setup, rows: TrainingRows, job: Job) -> tuple[list[dict[str, Any]], int]:
@@ -189,10 +204,10 @@ def _predict(setup: Setup, x_0: torch.Tensor, draws: Draws, captions: list[str |
     if setup.noising is not None:
         upscaled = upscaled_input(low_res(x_0), draws.low_res_noise, draws.level, setup.noising)
         x, level = torch.cat([x, upscaled], dim=1), draws.level.to(setup.device)
-    text = torch.stack([setup.embeds.of("") if name is None else setup.embeds[name] for name in captions])
+    text = setup.texts([caption_id("") if name is None else name for name in captions])
     dtype = DTYPES[setup.config.mixed_precision]
     x, text, t = x.to(setup.device, dtype), text.to(setup.device, dtype), draws.t.to(setup.device)
-    with setup.autocast:
+    with autocast(setup.device, setup.config.mixed_precision):
         return predict_noise(setup.unet, x, t, text, level)
 
 

@@ -14,6 +14,7 @@ from tasks.lora_bundle import lora_bundle, publish_version
 from tasks.runners import reach_workers
 from tasks.stage_lora import stage_lora
 from tasks.stage_pixels import stage_pixels
+from tasks.stage_text import stage_text
 from tasks.text_embeds import text_embeds
 
 
@@ -30,11 +31,11 @@ def make_bundle(run: Run, index: Artifact) -> Version:
     embeds = text_embeds(run, index)
     pixels = {stage: stage_pixels(run, index, stage) for stage in run.config.stages}
     held_out = eval_set(run, index)
-    common = {"text_embeds": embeds, "eval_set": held_out}
-    loras = {
-        f"stage{stage}_lora": stage_lora(run, stage, {"pixels": pixels[stage], **common}) for stage in run.config.stages
-    }
+    loras = {}
+    for stage in run.config.stages:
+        inputs = {"pixels": pixels[stage], "text": stage_text(run, stage, embeds), "eval_set": held_out}
+        loras[f"stage{stage}_lora"] = stage_lora(run, stage, inputs)
     prompts = sample_prompts(run, index)
-    samples = cascade_samples(run, prompts, {**common, **loras})
+    samples = cascade_samples(run, prompts, {"text_embeds": embeds, "eval_set": held_out, **loras})
     bundle = lora_bundle(run, prompts, {"image_index": index, "cascade_samples": samples, **loras})
     return publish_version(run, bundle, index)

@@ -12,6 +12,7 @@ from tasks.image_index import image_index
 from tasks.runners import reach_workers
 from tasks.stage_lora import stage_lora
 from tasks.stage_pixels import stage_pixels
+from tasks.stage_text import stage_text
 from tasks.text_embeds import text_embeds
 
 
@@ -49,9 +50,11 @@ def _train(run: Run, stage: Stage) -> list[Artifact]:
     run.config.stage(stage)  # a run without this stage fails here, before anything is made
     reach_workers(run)
     index = image_index(run)
+    embeds = text_embeds(run, index)
     inputs = {
         "pixels": stage_pixels(run, index, stage),
-        "text_embeds": text_embeds(run, index),
+        "text": stage_text(run, stage, embeds),
         "eval_set": eval_set(run, index),
     }
-    return [index, *inputs.values(), stage_lora(run, stage, inputs)]
+    made = [index, embeds, *inputs.values(), stage_lora(run, stage, inputs)]
+    return list(dict.fromkeys(made))  # the text can be the embeds themselves

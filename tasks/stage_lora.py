@@ -14,7 +14,7 @@ from tasks.publish import publish_pictures
 
 @task(name="stage_lora", task_run_name="stage{stage}_lora", cache_policy=NO_CACHE)
 def stage_lora(run: Run, stage: Stage, inputs: dict[str, Artifact]) -> Artifact:
-    """inputs: pixels, text_embeds, eval_set. The result loads in diffusers' stock pipeline."""
+    """inputs: pixels, text, eval_set. The result loads in diffusers' stock pipeline."""
     folder = resolve(run.config.stage(stage).model, stage)
     options = {"stage": stage, "model": str(folder), "shares": shares(run)}
     with progress(f"stage {'I' * stage} LoRA") as report:

@@ -65,6 +65,6 @@ def test_a_second_demo_reuses_everything(demo: tuple[Path, str]) -> None:
     second = _demo(workspace)
     assert second.returncode == 0, second.stderr
     printed = second.stdout + second.stderr
-    assert printed.count(": reused") == 9 and ": built" not in printed
+    assert printed.count(": reused") == 11 and ": built" not in printed
     after = {path: path.stat().st_mtime_ns for path in workspace.rglob("*") if path.is_file()}
     assert after == before

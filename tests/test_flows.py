@@ -45,8 +45,8 @@ def test_a_run_makes_every_artifact_and_prints_where_the_bundle_is(finished: tup
     run, printed = finished
     kinds = {path.parent.parent.name for path in run.workspace.glob("*/*/manifest.json")}
     assert kinds == {
-        "image_index", "text_embeds", "stage1_pixels", "stage2_pixels", "eval_set", "stage1_lora", "stage2_lora",
-        "cascade_samples", "lora_bundle",
+        "image_index", "text_embeds", "stage1_text", "stage2_text", "stage1_pixels", "stage2_pixels", "eval_set",
+        "stage1_lora", "stage2_lora", "cascade_samples", "lora_bundle",
     }  # fmt: skip
     (bundle,) = (run.workspace / "lora_bundle").iterdir()
     assert str(bundle) in printed and "sheet.png" in printed
@@ -69,7 +69,7 @@ def test_a_second_run_reuses_every_artifact_and_changes_no_byte(finished: tuple[
     again = run.call("run", str(run.config), *FAST)
     assert again.returncode == 0, again.stderr
     printed = again.stdout + again.stderr
-    assert printed.count(": reused") == 9
+    assert printed.count(": reused") == 11
     assert ": built" not in printed
     assert _digest(run.workspace) == before
 
@@ -241,7 +241,8 @@ def test_simpletuners_flat_config_trains_its_one_stage(
     assert done.returncode == 0, done.stderr
     assert "output_dir is ignored" in done.stderr
     kinds = {path.parent.parent.name for path in small_run.workspace.glob("*/*/manifest.json")}
-    assert {kind for kind in kinds if kind.startswith("stage")} == {f"stage{stage}_pixels", f"stage{stage}_lora"}
+    made = {f"stage{stage}_{product}" for product in ("text", "pixels", "lora")}
+    assert {kind for kind in kinds if kind.startswith("stage")} == made
     (bundle,) = (small_run.workspace / "lora_bundle").iterdir()
     assert (bundle / f"stage{stage}" / "pytorch_lora_weights.safetensors").is_file()
     assert (bundle / ("sheet.png" if stage == 1 else "eval.png")).is_file()

@@ -16,6 +16,7 @@ MOMENTS = {
     "text embeds": "text_embeds/*/.job-embed.request",
     "stage I pixels": "stage1_pixels/*/.part-*",
     "stage II pixels": "stage2_pixels/*/.part-*",
+    "stage I text": "stage1_text/*/.job-project.request",
     "stage I LoRA": "stage1_lora/*/.checkpoints/*/checkpoint.json",
     "stage II LoRA": "stage2_lora/*/.checkpoints/*/checkpoint.json",
 }
@@ -69,7 +70,8 @@ def test_two_runs_at_once_share_the_work(server: str, small_run: Any) -> None:
     ]
     printed = [process.communicate(timeout=600)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0], printed
-    for kind in ("image_index", "text_embeds", "stage1_pixels", "stage1_lora", "stage2_lora", "lora_bundle"):
+    kinds = "image_index", "text_embeds", "stage1_text", "stage1_pixels", "stage1_lora", "stage2_lora", "lora_bundle"
+    for kind in kinds:
         assert (
             sum(line.count(f"{kind} ") for text in printed for line in text.splitlines() if ": built," in line) == 1
         ), kind

@@ -22,6 +22,7 @@ LIGHT = (
     "pixels",
     "row_list",
     "embeds",
+    "projected",
     "bundle",
     "jobs",
     "flavours",

@@ -1,6 +1,6 @@
 """What the trainer feeds the UNets is what diffusers feeds them, bit for bit; the formulas agree with NumPy and Pillow."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from deepfloyd_core.batches import Batch, Draws
 from deepfloyd_core.config import StageConfig
 from deepfloyd_core.flavours import FLAVOURS
 from deepfloyd_core.models import load_scheduler, load_unet, stock_pipeline
-from deepfloyd_core.objective import low_res, min_snr_weight, noise_loss, to_bytes, to_model_range, upscaled_input
+from deepfloyd_core.objective import Text, low_res, min_snr_weight, noise_loss, to_bytes, to_model_range, upscaled_input
 from deepfloyd_core.train import Setup, _predict, batch_loss
 
 STAGE2 = Path(FLAVOURS["tiny-ii"].repo)
@@ -42,14 +42,9 @@ def spied(unet: Any) -> Iterator[dict[str, Any]]:
         handle.remove()
 
 
-class OneText:
-    """Embeds of one text."""
-
-    def __init__(self, rows: torch.Tensor) -> None:
-        self.rows = rows
-
-    def __getitem__(self, name: str) -> torch.Tensor:
-        return self.rows
+def one_text(rows: torch.Tensor) -> Callable[[list[str]], Text]:
+    """T5's rows of one text, whatever is asked for."""
+    return lambda names: Text(torch.stack([rows for _ in names]))
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +66,7 @@ def test_stage2_feeds_the_unet_what_the_stock_pipeline_feeds(
     scheduler = load_scheduler(STAGE2)
     setup = Setup(
         2, StageConfig(model_flavour="tiny-ii", mixed_precision="no"), 0, unet, scheduler,
-        load_scheduler(STAGE2, "image_noising_scheduler"), OneText(text), torch.device("cpu"),  # type: ignore[arg-type]
+        load_scheduler(STAGE2, "image_noising_scheduler"), one_text(text), torch.device("cpu"),
     )  # fmt: skip
     draws = Draws(
         noise, low_res_noise, torch.tensor([t]), torch.tensor([level]), torch.tensor([True]), torch.tensor([False])
@@ -152,13 +147,13 @@ def test_random_flip_mirrors_half_of_the_samples() -> None:
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (2, 16, 16, 3), generator=generator, dtype=torch.uint8)
     unet = load_unet(STAGE1, torch.float32)
-    text = OneText(torch.randn((77, unet.config.encoder_hid_dim), generator=generator))
+    text = one_text(torch.randn((77, unet.config.encoder_hid_dim), generator=generator))
 
     def loss(flip: bool, pixels: torch.Tensor, number: int) -> float:
         config = StageConfig(
             model_flavour="tiny-i", mixed_precision="no", random_flip=flip, caption_dropout_probability=0.0
         )
-        setup = Setup(1, config, 5, unet, load_scheduler(STAGE1), None, text, torch.device("cpu"))  # type: ignore[arg-type]
+        setup = Setup(1, config, 5, unet, load_scheduler(STAGE1), None, text, torch.device("cpu"))
         with torch.inference_mode():
             return float(batch_loss(setup, Batch(pixels, ["id"] * 2, np.arange(2)), number))
 

@@ -21,7 +21,9 @@ from deepfloyd_core.errors import JobError
 from deepfloyd_core.flavours import FLAVOURS, Stage
 from deepfloyd_core.jobs import run_job
 from deepfloyd_core.ledger import caption_counts
+from deepfloyd_core.models import load_text_modules, load_unet
 from deepfloyd_core.products import LORA_FILE, lora_request
+from deepfloyd_core.projected import text_is_frozen, text_request
 
 FOLDERS = {1: Path(FLAVOURS["tiny-i"].repo), 2: Path(FLAVOURS["tiny-ii"].repo)}
 
@@ -48,12 +50,20 @@ def world(
     return run, made
 
 
-def _inputs(made: dict[str, Artifact], stage: Stage) -> dict[str, Artifact]:
-    return {"pixels": made[f"stage{stage}_pixels"], "text_embeds": made["text_embeds"], "eval_set": made["eval_set"]}
+def _text(run: Run, stage: Stage, embeds: Artifact) -> Artifact:
+    if not text_is_frozen(run.config.stage(stage)):
+        return embeds
+    options = {"stage": stage, "model": str(FOLDERS[stage])}
+    request = text_request(run, stage, FOLDERS[stage], embeds)
+    inputs = {"text_embeds": embeds}
+    return materialise(run.workspace, request, lambda work: run_job("project", run.config, inputs, options, work))[0]
 
 
-def _train(run: Run, made: dict[str, Artifact], stage: Stage, workspace: Path) -> Artifact:
-    inputs = _inputs(made, stage)
+def _train(
+    run: Run, made: dict[str, Artifact], stage: Stage, workspace: Path, text: Artifact | None = None
+) -> Artifact:
+    text = text or _text(run, stage, made["text_embeds"])
+    inputs = {"pixels": made[f"stage{stage}_pixels"], "text": text, "eval_set": made["eval_set"]}
     options = {"stage": stage, "model": str(FOLDERS[stage])}
     request = lora_request(run, stage, FOLDERS[stage], inputs)
     return materialise(workspace, request, lambda work: run_job("train", run.config, inputs, options, work))[0]
@@ -103,6 +113,45 @@ def test_the_exported_scheduler_has_a_fixed_variance(loras: dict[int, Artifact])
     for lora in loras.values():
         config = json.loads((lora.path / "scheduler" / "scheduler_config.json").read_text())
         assert config["variance_type"] == "fixed_small"
+
+
+def test_the_trainer_does_not_load_the_text_modules(loras: dict[int, Artifact]) -> None:
+    for stage, lora in loras.items():
+        stock = sum(param.numel() for param in load_unet(FOLDERS[stage], torch.float32).parameters())
+        text = sum(param.numel() for param in load_text_modules(FOLDERS[stage], torch.float32).parameters())
+        assert text > 20_000
+        assert lora.summary["frozen_parameters"] == stock - text
+
+
+@pytest.mark.parametrize(
+    ("stage", "precision"),
+    [(1, "no"), *(pytest.param(*case, marks=pytest.mark.slow) for case in ((1, "bf16"), (2, "no")))],
+)
+def test_training_on_the_stored_text_gives_the_bytes_of_training_on_the_raw_rows(
+    world: tuple[Run, dict[str, Artifact]], tmp_path: Path, stage: Stage, precision: str
+) -> None:
+    """At batch size 1; in larger ones a stock UNet rounds its own projections otherwise."""
+    first, made = world
+    settings = ("train_batch_size=1", "max_train_steps=3", f"mixed_precision={precision}")
+    run = load_run(first.workspace.parent / "run.toml", tuple(f"stage{stage}.{key}" for key in settings))
+    ours, stock = (_train(run, made, stage, tmp_path, text) for text in (None, made["text_embeds"]))
+    assert ours.fingerprint != stock.fingerprint
+    assert ours.summary["frozen_parameters"] < stock.summary["frozen_parameters"]
+    for name in (LORA_FILE, "metrics.parquet"):
+        assert (ours.path / name).read_bytes() == (stock.path / name).read_bytes()
+
+
+@pytest.mark.slow
+def test_adapters_on_the_text_modules_train_on_the_raw_rows(
+    world: tuple[Run, dict[str, Artifact]], tmp_path: Path
+) -> None:
+    first, made = world
+    keys = ('stage1.lora_target_modules=["to_q","encoder_hid_proj"]', "stage1.max_train_steps=2")
+    run = load_run(first.workspace.parent / "run.toml", keys)
+    lora = _train(run, made, 1, tmp_path)
+    assert lora.manifest["inputs"]["text"] == made["text_embeds"].fingerprint
+    assert lora.summary["reload_difference"] == 0.0
+    assert load_file(lora.path / LORA_FILE)["unet.encoder_hid_proj.lora_B.weight"].abs().max() > 0
 
 
 @pytest.mark.slow

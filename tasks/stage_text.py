@@ -1,0 +1,29 @@
+"""The text of a stage: the embeds through its UNet's text modules, in a process of its own."""
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from deepfloyd_core.artifacts import Artifact, materialise
+from deepfloyd_core.config import Run
+from deepfloyd_core.flavours import Stage, resolve
+from deepfloyd_core.jobs import run_job
+from deepfloyd_core.projected import text_is_frozen, text_request
+from tasks.progress import progress
+from tasks.publish import publish_pictures
+
+
+@task(name="stage_text", task_run_name="stage{stage}_text", cache_policy=NO_CACHE)
+def stage_text(run: Run, stage: Stage, embeds: Artifact) -> Artifact:
+    """What the stage's UNet makes of the embeds; the embeds themselves when training changes its text modules."""
+    if not text_is_frozen(run.config.stage(stage)):
+        return embeds
+    folder = resolve(run.config.stage(stage).model, stage)
+    options = {"stage": stage, "model": str(folder)}
+    with progress(f"stage {'I' * stage} text") as report:
+        text, _ = materialise(
+            run.workspace,
+            text_request(run, stage, folder, embeds),
+            lambda work: run_job("project", run.config, {"text_embeds": embeds}, options, work, report),
+        )
+    publish_pictures(text)
+    return text
