@@ -15,7 +15,7 @@ from deepfloyd_core.checks import check_datasets
 from deepfloyd_core.clusters import cluster_fault
 from deepfloyd_core.datafile import ImageDataset
 from deepfloyd_core.errors import ConfigError
-from deepfloyd_core.flavours import FLAVOURS, UPSCALE, Flavour, Stage
+from deepfloyd_core.flavours import FLAVOURS, PUBLISHED, UPSCALE, Flavour, Stage
 from deepfloyd_core.read_datafile import load_data_file
 from deepfloyd_core.spec import Spec, closest, parse_spec, read_config_file
 
@@ -195,7 +195,7 @@ class RunConfig(Spec):
             if config.flavour.stage != stage:
                 raise ValueError(
                     f"stage{stage}.model_flavour is {config.model_flavour!r}, a Stage {'I' * config.flavour.stage} model. "
-                    f"Use one of {', '.join(name for name, entry in FLAVOURS.items() if entry.stage == stage)}"
+                    f"Use one of {', '.join(name for name, entry in PUBLISHED.items() if entry.stage == stage)}"
                 )
         for edge in self.sample_size_px:
             if edge % 8 or not 8 <= edge <= 512:
@@ -363,7 +363,7 @@ def _spread(values: dict[str, Any], path: Path) -> dict[str, Any]:
         if stage is None:
             raise ConfigError(
                 f"{path}: which stage to train is not said: model_flavour is {shared.get('model_flavour')!r}. "
-                f"Set it to one of {', '.join(FLAVOURS)}, or add [stage1] and [stage2] tables."
+                f"Set it to one of {', '.join(PUBLISHED)}, or add [stage1] and [stage2] tables."
             )
         tables = [f"stage{stage}"]
     for name in tables:

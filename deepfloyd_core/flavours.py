@@ -1,6 +1,6 @@
 """The one table of model flavours: where the weights are, which stage they serve, which sizes are legal."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -9,6 +9,7 @@ from deepfloyd_core.errors import ConfigError, ModelError
 Stage = Literal[1, 2]
 UPSCALE = 4  # Stage II makes 4x4 pixels of each of Stage I's
 TINY = Path(__file__).parent / "tiny"
+RANDOM = "random:"  # before a name: the same architecture with random weights
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,7 @@ class Flavour:
 
     name: str
     stage: Stage
-    repo: str  # hub id, or a directory for the shipped ones
+    repo: str  # hub id, a directory for the shipped ones, the name itself for random weights
     size_px: int  # the native edge of its output
     alignment_px: int  # every edge must divide by this: 2 ** (levels - 1), and 32 for the real Stage II
 
@@ -31,13 +32,15 @@ _TABLE = (
     Flavour("tiny-i", 1, str(TINY / "i"), 64, 8),
     Flavour("tiny-ii", 2, str(TINY / "ii"), 256, 16),
 )
-FLAVOURS = {flavour.name: flavour for flavour in _TABLE}
+PUBLISHED = {flavour.name: flavour for flavour in _TABLE}
+_RANDOM = [replace(flavour, name=RANDOM + flavour.name, repo=RANDOM + flavour.name) for flavour in _TABLE]
+FLAVOURS = PUBLISHED | {flavour.name: flavour for flavour in _RANDOM}
 
 
 def flavour(name: str) -> Flavour:
     """Look a flavour up. Raises ConfigError naming the known ones."""
     if name not in FLAVOURS:
-        raise ConfigError(f"model_flavour is {name!r}; known are {', '.join(FLAVOURS)}.")
+        raise ConfigError(f"model_flavour is {name!r}; known are {', '.join(PUBLISHED)}.")
     return FLAVOURS[name]
 
 
@@ -48,14 +51,18 @@ _TEXT_FILES = ("text_encoder/config.json", "text_encoder/*.safetensors", "tokeni
 
 
 def resolve(model: str, stage: Stage, text: bool = False) -> Path:
-    """The local folder of a model given as a directory or a hub id; downloads from the hub when it must.
+    """The local folder of a model given as a directory, a hub id or `random:<flavour>`; downloads or writes it if it must.
 
     `text`: the text encoder and tokenizer are needed as well. Raises ModelError that lists the missing files and how
     to get them: a directory lacks some, the hub cannot be reached, the licence is not accepted.
     """
     wanted = _UNET_FILES + (_STAGE2_FILES if stage == 2 else ()) + (_TEXT_FILES if text else ())
     folder = Path(model)
-    if not folder.is_dir():
+    if model in FLAVOURS and model.startswith(RANDOM):
+        from deepfloyd_core.random_models import random_folder
+
+        folder = random_folder(model, text)
+    elif not folder.is_dir():
         if folder.is_absolute() or model.count("/") != 1:
             raise ModelError(f"{model} is not a directory, nor a hub id of the form owner/name.")
         folder = _download(model, wanted)

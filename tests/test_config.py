@@ -263,6 +263,9 @@ def test_an_unknown_flavour_names_the_closest_flavour(files: Files) -> None:
     assert message.endswith("stage1: model_flavour is 'tiny_i', which is not known. Did you mean tiny-i?")
     assert "known flavours: " in files.refusal({"stage1": {"model_flavour": "sdxl"}}).lower()
     assert "model_flavour is 'tiny_i'" in files.refusal({"model_flavour": "tiny_i"})
+    message = files.refusal({"stage1": {"model_flavour": "random:tiny_i"}})
+    assert message.endswith("which is not known. Did you mean random:tiny-i?")
+    assert len(message.splitlines()) == 1
     assert "model_flavour is ['tiny-i']" in files.refusal({"model_flavour": ["tiny-i"]})
 
 

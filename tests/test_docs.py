@@ -7,7 +7,7 @@ from pathlib import Path
 from deepfloyd_core.config import load_run
 from deepfloyd_core.config_docs import render
 from deepfloyd_core.datafile import ImageDataset
-from deepfloyd_core.flavours import FLAVOURS
+from deepfloyd_core.flavours import PUBLISHED, RANDOM
 
 ROOT = Path(__file__).parent.parent
 
@@ -24,7 +24,8 @@ def test_every_key_of_the_configuration_has_a_description() -> None:
 
 def test_the_readme_names_every_flavour_and_command() -> None:
     readme = (ROOT / "README.md").read_text()
-    assert all(f"`{name}`" in readme for name in FLAVOURS)
+    assert all(f"`{name}`" in readme for name in PUBLISHED)
+    assert f"`{RANDOM}<flavour>`" in readme
     for command in (
         "run",
         "prepare",

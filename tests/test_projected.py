@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from deepfloyd_core import projected
 from deepfloyd_core.artifacts import Artifact, materialise, verify_artifact
 from deepfloyd_core.config import Run, load_run
-from deepfloyd_core.embeds import Embeds, embed_job, embeds_request
+from deepfloyd_core.embed_job import embed_job
+from deepfloyd_core.embeds import Embeds, embeds_request
 from deepfloyd_core.errors import ArtifactError, ModelError
 from deepfloyd_core.flavours import FLAVOURS, Stage
 from deepfloyd_core.jobs import Job

@@ -1,0 +1,113 @@
+"""Memory and time of T5-v1.1-XXL itself (random weights, bf16) over a handful of captions: `--run`.
+
+Not without that word: the encoder takes 9.5 GB of disk, once, and 10 GiB of memory. The product's job encodes the captions
+in a child process; its peak of resident memory includes the pages of the weights that it maps. With the key
+`text_encoder_streaming` a second child reads the encoder layer by layer, and must write the same bytes.
+"""
+
+import argparse
+import importlib
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from deepfloyd_core.artifacts import materialise
+from deepfloyd_core.config import RunConfig, load_run
+from deepfloyd_core.embeds import embeds_request, run_captions
+from deepfloyd_core.flavours import resolve
+from deepfloyd_core.jobs import JOBS, Job
+from deepfloyd_core.types import no_report
+
+CAPTIONS = [
+    "a red circle", "a photo of a green star", "a small blue square on a plain white ground",
+    "a drawing of one large yellow triangle and two old pink hearts in soft light on a dark brown ground",
+]  # fmt: skip
+STREAMING = "text_encoder_streaming"
+
+
+def encode(folder: Path, model: str, captions: list[str], streaming: bool) -> None:
+    """In the child: the product's job. Prints one JSON line."""
+    (folder / "data.json").write_text(json.dumps([{"id": "set", "type": "local", "instance_data_dir": str(folder)}]))
+    keys = {"workspace": str(folder / "workspace"), "data_backend_config": str(folder / "data.json"), "device": "cpu",
+            "num_threads": 1, "text_encoder_dtype": "bf16"}  # fmt: skip
+    keys |= {STREAMING: True} if streaming else {}
+    (folder / "run.json").write_text(json.dumps({**keys, "stage1": {"model_flavour": model}}))
+    run = load_run(folder / "run.json")
+    encoder, texts = resolve(model, 1, text=True), run_captions(run, captions)
+    module, function = JOBS["embed"].split(":")
+    job = getattr(importlib.import_module(module), function)
+    request = embeds_request(run, texts, encoder)
+    start = time.perf_counter(), time.process_time()
+    artifact, _ = materialise(
+        run.workspace,
+        request,
+        lambda work: job(Job(run.config, {}, {"captions": texts, "encoder": str(encoder)}, work.path, no_report)),
+    )
+    wall, cpu = time.perf_counter() - start[0], time.process_time() - start[1]
+    files = {entry["path"]: entry["sha256"] for entry in artifact.manifest["files"]}
+    print(json.dumps({"captions": len(texts), "wall_s": wall, "cpu_s": cpu, "files": files}))
+
+
+def measure(model: str, captions: list[str], streaming: bool) -> dict[str, str]:
+    """Run one child, print its figures and return the hashes of its files."""
+    with tempfile.TemporaryDirectory() as name:
+        command = [sys.executable, "-P", __file__, "--model", model, "--captions", str(len(captions)), "--child", name]
+        child = subprocess.Popen([*command, "--streaming"] if streaming else command, stdout=subprocess.PIPE, text=True)
+        assert child.stdout is not None
+        printed = child.stdout.read()
+        _, status, usage = os.wait4(child.pid, 0)
+    if status:
+        sys.exit(f"the child ended with status {status}")
+    found = json.loads(printed.splitlines()[-1])
+    way = "layer by layer" if streaming else "as a whole"
+    print(
+        f"| {way} | {usage.ru_maxrss / 2**20:.2f} | {found['wall_s']:.0f} | {found['cpu_s']:.0f} "
+        f"| {found['cpu_s'] / found['captions']:.1f} |",
+        flush=True,
+    )
+    return dict(found["files"])
+
+
+def main() -> None:
+    """Print a row for each way of loading, and whether they wrote the same bytes."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--run", action="store_true", help="take 9.5 GB of disk and 10 GiB of memory")
+    parser.add_argument("--model", default="random:i-medium-400m", help="random:tiny-i tries the benchmark itself")
+    parser.add_argument("--captions", type=int, default=len(CAPTIONS), help=f"at most {len(CAPTIONS)}")
+    parser.add_argument("--only", choices=("whole", "streaming"), help="one way alone")
+    parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--streaming", action="store_true", help=argparse.SUPPRESS)
+    wanted = parser.parse_args()
+    captions = CAPTIONS[: wanted.captions]
+    if wanted.child:
+        encode(wanted.child, wanted.model, captions, wanted.streaming)
+        return
+    if not wanted.run:
+        print("Skipped: T5-XXL takes 9.5 GB of disk and 10 GiB of memory. Add --run to measure it.")
+        return
+    torch = importlib.import_module("torch")
+    machine = f"{platform.machine()} ({torch.backends.cpu.get_cpu_capability()}), {os.cpu_count()} cores"
+    print(f"{machine}, load {os.getloadavg()[0]:.1f}; Python {platform.python_version()}, torch {torch.__version__}")
+    encoder = resolve(wanted.model, 1, text=True)  # written here, so that no child pays for it
+    size = sum(file.stat().st_size for file in (encoder / "text_encoder").iterdir())
+    print(
+        f"{wanted.model}: text encoder of {size / 1e9:.2f} GB; {len(captions)} captions and the empty one, one thread\n"
+    )
+    print("| encoder | peak resident, GiB | wall, s | CPU, s | CPU s a caption |\n|---|---|---|---|---|")
+    ways = [False, True] if STREAMING in RunConfig.model_fields else [False]
+    ways = [way for way in ways if wanted.only in (None, "streaming" if way else "whole")]
+    hashes = [measure(wanted.model, captions, streaming) for streaming in ways]
+    if len(hashes) == 2:
+        arrows = [{name: digest for name, digest in files.items() if name.endswith(".arrow")} for files in hashes]
+        print(f"\nThe files have {'the same bytes' if arrows[0] == arrows[1] else 'OTHER BYTES'}.")
+    elif STREAMING not in RunConfig.model_fields:
+        print(f"\nThis version has no key {STREAMING}: one way only.")
+
+
+if __name__ == "__main__":
+    main()
