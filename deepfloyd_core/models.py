@@ -72,12 +72,11 @@ def load_text_modules(folder: Path, dtype: torch.dtype) -> torch.nn.ModuleDict:
 
     Raises ModelError when it has none of IF's kind.
     """
-    config = UNet2DConditionModel.load_config(folder, subfolder="unet")
-    kinds = config.get("encoder_hid_dim_type"), config.get("addition_embed_type")
+    with torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(folder, subfolder="unet"))
+    kinds = unet.config.encoder_hid_dim_type, unet.config.addition_embed_type  # older files do not say the first
     if kinds != ("text_proj", "text"):
         raise ModelError(f"{folder}/unet takes its text by {kinds}; a UNet of DeepFloyd IF has ('text_proj', 'text').")
-    with torch.device("meta"):
-        unet = UNet2DConditionModel.from_config(config)
     modules = torch.nn.ModuleDict({name: getattr(unet, name) for name in TEXT_MODULES})
     state: dict[str, torch.Tensor] = {}
     for file in _weight_files(folder / "unet"):

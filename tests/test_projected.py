@@ -1,5 +1,6 @@
 """A stage's stored text gives the UNet what its own text modules would give, and costs a kill one file."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -203,6 +204,18 @@ def test_only_the_text_modules_are_read_also_from_sharded_weights(tmp_path: Path
     save_file({"conv_in.weight": torch.zeros(1)}, tmp_path / "unet" / "diffusion_pytorch_model.safetensors")
     with pytest.raises(ModelError, match=r"lacks the weights encoder_hid_proj.weight"):
         load_text_modules(tmp_path, torch.float32)
+
+
+def test_a_config_that_only_gives_the_width_of_t5_is_enough(tmp_path: Path) -> None:
+    """As files of older diffusers are written."""
+    shutil.copytree(FOLDERS[1] / "unet", tmp_path / "unet")
+    path = tmp_path / "unet" / "config.json"
+    config = json.loads(path.read_text())
+    del config["encoder_hid_dim_type"]
+    path.write_text(json.dumps(config))
+    assert set(load_text_modules(tmp_path, torch.float32)) == set(TEXT_MODULES)
+    ours = load_projected_unet(tmp_path, torch.float32)
+    assert not {name for name in ours.state_dict() if name.split(".")[0] in TEXT_MODULES}
 
 
 def test_a_unet_of_another_family_is_refused(tmp_path: Path) -> None:
