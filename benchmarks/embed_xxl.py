@@ -1,8 +1,9 @@
 """Memory and time of T5-v1.1-XXL itself (random weights, bf16) over a handful of captions: `--run`.
 
 Not without that word: the encoder takes 9.5 GB of disk, once, and 10 GiB of memory. The product's job encodes the captions
-in a child process; its peak of resident memory includes the pages of the weights that it maps. With the key
-`text_encoder_streaming` a second child reads the encoder layer by layer, and must write the same bytes.
+in a child process. Two peaks: all resident memory, and what of it is the process's own (sampled; Linux). The difference are
+mapped pages of the weights, which the kernel takes back when memory is short. With the key `text_encoder_streaming` a
+second child reads the encoder layer by layer, and must write the same bytes.
 """
 
 import argparse
@@ -53,20 +54,33 @@ def encode(folder: Path, model: str, captions: list[str], streaming: bool) -> No
     print(json.dumps({"captions": len(texts), "wall_s": wall, "cpu_s": cpu, "files": files}))
 
 
+def own_gib(pid: int) -> float:
+    """Memory of a process that is no mapped file, in GiB; 0 when it has ended, or where /proc has no such figure."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return 0.0
+    return sum(int(line.split()[1]) for line in lines if line.startswith("RssAnon:")) / 2**20
+
+
 def measure(model: str, captions: list[str], streaming: bool) -> dict[str, str]:
     """Run one child, print its figures and return the hashes of its files."""
-    with tempfile.TemporaryDirectory() as name:
+    own, status, usage = 0.0, 0, None
+    with tempfile.TemporaryDirectory() as name, tempfile.TemporaryFile("w+") as out:
         command = [sys.executable, "-P", __file__, "--model", model, "--captions", str(len(captions)), "--child", name]
-        child = subprocess.Popen([*command, "--streaming"] if streaming else command, stdout=subprocess.PIPE, text=True)
-        assert child.stdout is not None
-        printed = child.stdout.read()
-        _, status, usage = os.wait4(child.pid, 0)
-    if status:
-        sys.exit(f"the child ended with status {status}")
-    found = json.loads(printed.splitlines()[-1])
+        child = subprocess.Popen([*command, "--streaming"] if streaming else command, stdout=out)
+        ended = 0
+        while not ended:
+            own = max(own, own_gib(child.pid))
+            time.sleep(0.05)
+            ended, status, usage = os.wait4(child.pid, os.WNOHANG)
+        if status or usage is None:
+            sys.exit(f"the child ended with status {status}")
+        out.seek(0)
+        found = json.loads(out.read().splitlines()[-1])
     way = "layer by layer" if streaming else "as a whole"
     print(
-        f"| {way} | {usage.ru_maxrss / 2**20:.2f} | {found['wall_s']:.0f} | {found['cpu_s']:.0f} "
+        f"| {way} | {usage.ru_maxrss / 2**20:.2f} | {own:.2f} | {found['wall_s']:.0f} | {found['cpu_s']:.0f} "
         f"| {found['cpu_s'] / found['captions']:.1f} |",
         flush=True,
     )
@@ -98,7 +112,9 @@ def main() -> None:
     print(
         f"{wanted.model}: text encoder of {size / 1e9:.2f} GB; {len(captions)} captions and the empty one, one thread\n"
     )
-    print("| encoder | peak resident, GiB | wall, s | CPU, s | CPU s a caption |\n|---|---|---|---|---|")
+    print(
+        "| encoder | resident, GiB | of its own, GiB | wall, s | CPU, s | CPU s a caption |\n|---|---|---|---|---|---|"
+    )
     ways = [False, True] if STREAMING in RunConfig.model_fields else [False]
     ways = [way for way in ways if wanted.only in (None, "streaming" if way else "whole")]
     hashes = [measure(wanted.model, captions, streaming) for streaming in ways]
