@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from deepfloyd_core import image_index
+from deepfloyd_core.artifacts import materialise
 from deepfloyd_core.children import Children, Limits
 from deepfloyd_core.config import load_run
 from deepfloyd_core.image_index import Entry, Verdict, look
@@ -123,6 +124,24 @@ def make_data(run_file: str) -> None:
         world.eval_set(run, index)
         for stage in run.config.stages:
             world.pixels(run, index, stage)
+
+
+def make_embeds(run_file: str, settings: tuple[str, ...], captions: list[str], encoder: str, reports: str) -> None:
+    """What the task makes of captions; each report's count is a line of the file `reports`."""
+    from deepfloyd_core.embed_job import embed_job
+    from deepfloyd_core.embeds import FILES, embeds_request
+    from deepfloyd_core.jobs import Job
+
+    run, options = load_run(Path(run_file), settings), {"captions": captions, "encoder": encoder}
+
+    def report(done: int, total: int, line: str) -> None:
+        with Path(reports).open("a") as file:
+            file.write(f"{done}\n")
+
+    materialise(
+        run.workspace, embeds_request(run, captions, Path(encoder)),
+        lambda work: embed_job(Job(run.config, {}, options, work.path, report)), parts=FILES,
+    )  # fmt: skip
 
 
 def killed(_: object) -> None:

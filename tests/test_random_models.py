@@ -157,6 +157,7 @@ def test_the_text_encoder_is_written_when_it_is_asked_for_and_shared(tmp_path: P
     assert (folder / "text_encoder").resolve() == (second / "text_encoder").resolve()
 
 
+@pytest.mark.slow
 def test_what_a_killed_build_leaves_is_not_trusted(tmp_path: Path, cache: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from deepfloyd_core.flavours import FLAVOURS\n"

@@ -123,10 +123,8 @@ def test_the_trainer_does_not_load_the_text_modules(loras: dict[int, Artifact]) 
         assert lora.summary["frozen_parameters"] == stock - text
 
 
-@pytest.mark.parametrize(
-    ("stage", "precision"),
-    [(1, "no"), *(pytest.param(*case, marks=pytest.mark.slow) for case in ((1, "bf16"), (2, "no")))],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("stage", "precision"), [(1, "no"), (1, "bf16"), (2, "no")])
 def test_training_on_the_stored_text_gives_the_bytes_of_training_on_the_raw_rows(
     world: tuple[Run, dict[str, Artifact]], tmp_path: Path, stage: Stage, precision: str
 ) -> None:
