@@ -177,7 +177,7 @@ class RunConfig(Spec):
     )
     text_encoder_streaming: bool = Field(
         False,
-        description="Read T5 layer by layer: T5-XXL then needs 2 GiB in place of 10, and its file for every 256 MiB.",
+        description="Read T5 layer by layer: one layer is on the device at a time, read anew for every file of embeds.",
     )
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="Where models run.")
     num_threads: int | None = Field(None, ge=1, description="Threads of torch on the CPU; unset: torch's own choice.")
