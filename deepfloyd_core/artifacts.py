@@ -51,6 +51,11 @@ class Artifact:
         """What the builder reported, e.g. counts and metrics."""
         return dict(self.manifest["summary"])
 
+    @property
+    def hashes(self) -> dict[str, str]:
+        """The recorded sha256 of every file, by its path inside the artifact."""
+        return {entry["path"]: entry["sha256"] for entry in self.manifest["files"]}
+
 
 @dataclass(frozen=True)
 class Request:
@@ -279,7 +284,7 @@ def _stat_damage(artifact: Artifact) -> Iterator[str]:
 def _unfinish(artifact: Artifact, parts: str | None) -> None:
     """Drop the manifest and every file of a damaged artifact, but for `parts` that are as the manifest says."""
     try:
-        recorded = {entry["path"]: entry["sha256"] for entry in artifact.manifest["files"]} if parts else {}
+        recorded = artifact.hashes if parts else {}
     except ArtifactError:
         recorded = {}  # the manifest itself is damaged
     (artifact.path / MANIFEST).unlink()

@@ -23,15 +23,14 @@ from deepfloyd_core.config import RunConfig
 from deepfloyd_core.embed_files import VALUE_BYTES, EmbedFile, embed_schema, stored_row, write_embed_file
 from deepfloyd_core.embeds import CAPTIONS, CAPTIONS_FILE, FILES, TOKENS_SHEET
 from deepfloyd_core.errors import ArtifactError, ModelError
-from deepfloyd_core.files import atomic_path, canonical_json, sha256_bytes, sha256_file
+from deepfloyd_core.files import atomic_path, canonical_json, sha256_bytes
 from deepfloyd_core.jobs import Job
 from deepfloyd_core.models import DTYPES, pick_device, use_threads
 from deepfloyd_core.sheets import save_token_counts
 from deepfloyd_core.t5 import encode, load_encoder, load_tokenizer
+from deepfloyd_core.take_over import is_as_recorded, worth_keeping
 from deepfloyd_core.types import Report, caption_id, no_report
 
-MAX_SMALL = 8  # files that are less than half full; more of them are put together
-MIN_LIVE = 0.5  # share of a file's texts below which the rest of them move to a new one
 PACKED_SHARE = 0.7  # of the bytes, at most; 0.64 is usual
 
 
@@ -80,19 +79,19 @@ def embed_job(job: Job) -> dict[str, Any]:
     if "part" in job.options:
         number, parts = job.options["part"]
         layout = replace(layout, made=dict(list(layout.made.items())[number::parts]))
-        return {"encoded_by_this_process": _make_files(job, folder, layout, tokens, schema)}
+        return {"encoded_by_this_process": _make_files(job, tokenizer, layout, tokens, schema)}
     for stray in set(job.out.glob(FILES)) - {job.out / name for name in (*layout.kept, *layout.made)}:
         stray.unlink()  # an interrupted build laid the texts out otherwise
     for name, digest in layout.kept.items():
         take_part(job.inputs["older"].path / name, digest, job.out / name)
-    encoded_now = _make_files(job, folder, layout, tokens, schema)
-    rows = _write_captions(job.out, captions, texts)
+    encoded_now = _make_files(job, tokenizer, layout, tokens, schema)
+    _write_captions(job.out, captions, texts)
     save_token_counts(list(tokens.values()), job.config.tokenizer_max_length, job.out / TOKENS_SHEET)
     encoded = sum(text not in layout.stored for made in layout.made.values() for text in made)
     lost = [count - job.config.tokenizer_max_length for count in tokens.values()]
     return {
         "captions": len(captions),
-        "texts": rows,
+        "texts": len(tokens),
         "encoded": encoded,
         "taken_over": len(tokens) - encoded,
         "truncated": sum(count > 0 for count in lost),
@@ -107,8 +106,9 @@ def embed_job(job: Job) -> dict[str, Any]:
 
 def encode_prompts(prompts: list[str], folder: Path, config: RunConfig) -> torch.Tensor:
     """Rows (N, T, D) of a few prompts on the CPU, as the stored embeds have them; the encoder is gone on return."""
-    texts, _ = clean_captions(prompts, load_tokenizer(folder).all_special_tokens)
-    return _encoder(folder, config)(texts, no_report)
+    tokenizer = load_tokenizer(folder)
+    texts, _ = clean_captions(prompts, tokenizer.all_special_tokens)
+    return _encoder(tokenizer, folder, config)(texts, no_report)
 
 
 def _token_counts(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> dict[str, int]:
@@ -126,25 +126,20 @@ def _row_bytes(schema: pa.Schema) -> int:
 def _lay_out(tokens: dict[str, int], capacity: int, older: Artifact | None) -> _Layout:
     """Texts of a length stand together, so that they can be encoded together."""
     names = {caption_id(text): text for text in tokens}
-    kept: dict[str, str] = {}
-    rows_in: dict[str, int] = {}
+    hashes = older.hashes if older else {}
+    paths = [path for path in sorted(older.path.glob(FILES)) if is_as_recorded(path, hashes)] if older else []
+    held: list[list[str]] = []
+    rows_in: list[int] = []
     stored: dict[str, tuple[EmbedFile, int]] = {}
-    held: dict[str, list[str]] = {}
-    recorded = {entry["path"]: entry["sha256"] for entry in older.manifest["files"]} if older else {}
-    for path in sorted(older.path.glob(FILES)) if older else ():
-        if sha256_file(path) != recorded[path.name]:
-            continue
+    for path in paths:
         file = EmbedFile(path)
         ids = file.text_ids
-        held[path.name] = [names[name] for name in ids if name in names]
+        held.append([names[name] for name in ids if name in names])
+        rows_in.append(len(ids))
         stored |= {names[name]: (file, place) for place, name in enumerate(ids) if name in names}
-        rows_in[path.name] = len(ids)
-        if MIN_LIVE * len(ids) <= len(held[path.name]) and len(ids) <= capacity:
-            kept[path.name] = recorded[path.name]
-    small = [name for name in kept if 2 * rows_in[name] < capacity]
-    if len(small) > MAX_SMALL:
-        kept = {name: digest for name, digest in kept.items() if name not in small}
-    there = {text for name in kept for text in held[name]}
+    stays = worth_keeping(np.array([len(texts) for texts in held]), np.array(rows_in), capacity)
+    kept = {path.name: hashes[path.name] for path, keep in zip(paths, stays, strict=True) if keep}
+    there = {text for texts, keep in zip(held, stays, strict=True) if keep for text in texts}
     rest = [text for text in tokens if text not in there]
     made = {}
     for start in range(0, len(rest), capacity):
@@ -153,7 +148,9 @@ def _lay_out(tokens: dict[str, int], capacity: int, older: Artifact | None) -> _
     return _Layout(kept, made, stored)
 
 
-def _make_files(job: Job, folder: Path, layout: _Layout, tokens: dict[str, int], schema: pa.Schema) -> int:
+def _make_files(
+    job: Job, tokenizer: PreTrainedTokenizerBase, layout: _Layout, tokens: dict[str, int], schema: pa.Schema
+) -> int:
     """Make the files that are not finished yet. Returns how many texts this process encoded."""
     unfinished = {name: texts for name, texts in layout.made.items() if not part_is_whole(job.out / name)}
     _check_room(job.out, sum(map(len, unfinished.values())), schema)
@@ -166,7 +163,8 @@ def _make_files(job: Job, folder: Path, layout: _Layout, tokens: dict[str, int],
         for name, texts in unfinished.items():
             made: dict[str, Any] = {}
             if missing[name]:
-                encoder = encoder or _encoder(folder, job.config, job.options.get("part", [0])[0])
+                number = job.options.get("part", [0])[0]
+                encoder = encoder or _encoder(tokenizer, Path(job.options["encoder"]), job.config, number)
                 made = dict(zip(missing[name], encoder(missing[name], progress.step), strict=True))
                 progress.finished(len(made))
             if writing:
@@ -222,11 +220,13 @@ class _Progress:
         self.done += texts
 
 
-def _encoder(folder: Path, config: RunConfig, number: int = 0) -> Callable[[list[str], Report], torch.Tensor]:
+def _encoder(
+    tokenizer: PreTrainedTokenizerBase, folder: Path, config: RunConfig, number: int = 0
+) -> Callable[[list[str], Report], torch.Tensor]:
     """A function from cleaned texts to their rows (N, T, D) on the CPU, with T5 behind it."""
     dtype, device = DTYPES[config.text_encoder_dtype], pick_device(config.device, number)
     encoder = load_encoder(folder, dtype, device, config.text_encoder_streaming)
-    tokenizer, length = load_tokenizer(folder), config.tokenizer_max_length
+    length = config.tokenizer_max_length
 
     def rows(texts: list[str], report: Report) -> torch.Tensor:
         ids = tokenizer(texts, truncation=True, max_length=length).input_ids
@@ -239,8 +239,8 @@ def _encoder(folder: Path, config: RunConfig, number: int = 0) -> Callable[[list
     return rows
 
 
-def _write_captions(out: Path, captions: list[str], texts: list[str]) -> int:
-    """Write captions.arrow: where each caption's text is. Returns how many texts there are."""
+def _write_captions(out: Path, captions: list[str], texts: list[str]) -> None:
+    """Write captions.arrow: where each caption's text is."""
     where = {
         name: (number, place)
         for number, path in enumerate(sorted(out.glob(FILES)))
@@ -252,4 +252,3 @@ def _write_captions(out: Path, captions: list[str], texts: list[str]) -> int:
     columns = [pa.array(keys[order]), pa.array(spots[order, 0]), pa.array(spots[order, 1])]
     with atomic_path(out / CAPTIONS_FILE) as tmp, pa.ipc.new_file(tmp, CAPTIONS) as writer:
         writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=CAPTIONS))
-    return len(set(texts))

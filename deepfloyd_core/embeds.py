@@ -77,9 +77,10 @@ def older_embeds(workspace: Path, request: Request) -> Artifact | None:
 def truncated_texts(embeds: Artifact, most: int) -> list[tuple[str, int]]:
     """The texts that lost most tokens at their end, and how many each lost."""
     lost: list[tuple[str, int]] = []
+    length = int(embeds.summary["length"])
     for path in sorted(embeds.path.glob(FILES)):
         file = EmbedFile(path)
-        over = file.tokens - int(embeds.summary["length"])
+        over = file.tokens - length
         if (over > 0).any():
             texts = file.texts
             lost += [(texts[place], int(over[place])) for place in np.flatnonzero(over > 0)]

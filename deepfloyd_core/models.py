@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import torch
 from diffusers import DDPMScheduler, IFPipeline, IFSuperResolutionPipeline, UNet2DConditionModel
-from diffusers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFETENSORS_WEIGHTS_NAME
+from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors import safe_open
 
 from deepfloyd_core.errors import ModelError
@@ -79,7 +79,7 @@ def load_text_modules(folder: Path, dtype: torch.dtype) -> torch.nn.ModuleDict:
         raise ModelError(f"{folder}/unet takes its text by {kinds}; a UNet of DeepFloyd IF has ('text_proj', 'text').")
     modules = torch.nn.ModuleDict({name: getattr(unet, name) for name in TEXT_MODULES})
     state: dict[str, torch.Tensor] = {}
-    for file in _weight_files(folder / "unet"):
+    for file in weight_files(folder / "unet", SAFETENSORS_WEIGHTS_NAME):
         with safe_open(file, "pt") as tensors:
             names = [name for name in tensors.keys() if name.split(".")[0] in TEXT_MODULES]  # noqa: SIM118
             state |= {name: tensors.get_tensor(name).to(dtype) for name in names}
@@ -89,11 +89,14 @@ def load_text_modules(folder: Path, dtype: torch.dtype) -> torch.nn.ModuleDict:
     return modules.requires_grad_(False).eval()
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    """The files that diffusers takes a model from: one, or those of an index."""
-    index = folder / SAFE_WEIGHTS_INDEX_NAME
+def weight_files(folder: Path, name: str) -> list[Path]:
+    """The files that diffusers or transformers takes a model from: the one of its usual name, or those of its index.
+
+    Others in the folder (variants as `model.fp16.safetensors`) hold the same tensors in another dtype.
+    """
+    index = folder / f"{name}.index.json"
     if not index.exists():
-        return [folder / SAFETENSORS_WEIGHTS_NAME]
+        return [folder / name]
     return sorted({folder / name for name in json.loads(index.read_bytes())["weight_map"].values()})
 
 

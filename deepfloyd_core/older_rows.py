@@ -1,18 +1,14 @@
 """What the next version of a pixel artifact takes over from the last one: whole shards, or single rows by their key."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 
 from deepfloyd_core.artifacts import Artifact
-from deepfloyd_core.files import sha256_file
 from deepfloyd_core.row_list import ROWS_FILE, read_row_list, shard_files
 from deepfloyd_core.shards import open_shard, read_rows
-
-MAX_SMALL = 8  # shards of one size that are less than half full; more of them are put together
-MIN_LIVE = 0.5  # share of a shard's rows below which the rest of them move to a new one
+from deepfloyd_core.take_over import is_as_recorded, worth_keeping
 
 
 @dataclass(frozen=True)
@@ -31,11 +27,11 @@ class OlderRows:
     def read(cls, older: Artifact | None) -> "OlderRows":
         """Of the artifact made last; nothing when there is none or its list of rows was changed."""
         none = np.zeros(1, np.int64)  # so that there is something to index with -1
-        recorded = {entry["path"]: entry["sha256"] for entry in older.manifest["files"]} if older else {}
-        if older is None or not _is_as_recorded(older.path / ROWS_FILE, recorded):
+        recorded = older.hashes if older else {}
+        if older is None or not is_as_recorded(older.path / ROWS_FILE, recorded):
             return cls((), {}, none, np.empty(0, np.uint64), none[:0], none.astype(np.int32), none.astype(np.int32))
         table, files = read_row_list(older.path), shard_files(older)
-        digests = {file.name: recorded[file.name] for file in files if _is_as_recorded(file, recorded)}
+        digests = {file.name: recorded[file.name] for file in files if is_as_recorded(file, recorded)}
         whole = np.array([file.name in digests for file in files])
         rows_in = np.array(
             [pq.read_metadata(file).num_rows if good else 0 for file, good in zip(files, whole, strict=True)]
@@ -57,13 +53,7 @@ class OlderRows:
     def worth_keeping(self, copies: np.ndarray, capacity: int) -> np.ndarray:
         """Which files are taken over whole, given the rows of one size that are wanted: bool (files,)."""
         live = np.bincount(self.file[copies[copies >= 0]], minlength=len(self.rows_in))
-        kept = (live > 0) & (live >= MIN_LIVE * self.rows_in) & (self.rows_in <= capacity)
-        small = kept & (2 * self.rows_in < capacity)
-        return kept if small.sum() <= MAX_SMALL else kept & ~small
-
-
-def _is_as_recorded(file: Path, recorded: dict[str, str]) -> bool:
-    return file.is_file() and sha256_file(file) == recorded[file.name]
+        return worth_keeping(live, self.rows_in, capacity)
 
 
 def copy_rows(older: Artifact, copies: np.ndarray, pixels: list[np.ndarray], methods: list[str]) -> None:

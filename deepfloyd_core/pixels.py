@@ -6,7 +6,6 @@ that count in the plan's order. So training sees the same rows in the same order
 any order, by any number of workers, and again after a kill.
 """
 
-import shutil
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from deepfloyd_core.artifacts import Artifact, Request, WorkDir, finish_part, newest, part_is_whole
+from deepfloyd_core.artifacts import Artifact, Request, WorkDir, finish_part, newest, part_is_whole, take_part
 from deepfloyd_core.config import Run
 from deepfloyd_core.datafile import ImageDataset
 from deepfloyd_core.draws import hash_units, image_keys
@@ -163,7 +162,8 @@ def finish_pixels(layout: Layout, results: list[ShardResult], work: WorkDir) -> 
     for stray in set(work.path.glob("stage*.parquet")) - {work.path / name for name in layout.files}:
         stray.unlink()  # an interrupted build laid the rows out otherwise
     for name, digest in layout.kept.items():
-        _link(layout.older, name, digest, work.path / name)
+        assert layout.older is not None  # it has the file
+        take_part(layout.older.path / name, digest, work.path / name)
     pictures = write_row_list(layout.plans, layout.places, work.path / ROWS_FILE)
     _save_sheet(layout, work.path)
     rows = sum(len(files) for files, _ in layout.places)
@@ -235,18 +235,6 @@ def _shard_row(row: Planned, method: str) -> ShardRow:
         crop_width=width, crop_height=height, repeat=row.repeat, caption=row.caption,
         caption_id=caption_id(row.caption), crop_style=row.crop_style, method=method,
     )  # fmt: skip
-
-
-def _link(older: Artifact | None, name: str, digest: str, path: Path) -> None:
-    assert older is not None  # it has the file
-    if part_is_whole(path):
-        return
-    path.unlink(missing_ok=True)
-    try:
-        path.hardlink_to(older.path / name)
-    except OSError:  # a file system without links
-        shutil.copyfile(older.path / name, path)
-    finish_part(path, digest)
 
 
 def _save_sheet(layout: Layout, out: Path) -> None:

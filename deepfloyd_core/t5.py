@@ -22,8 +22,10 @@ from safetensors import safe_open
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, T5Config, T5EncoderModel
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.models.t5.modeling_t5 import T5Attention
+from transformers.utils import SAFE_WEIGHTS_NAME
 
 from deepfloyd_core.errors import ModelError
+from deepfloyd_core.models import weight_files
 from deepfloyd_core.types import Report, no_report
 
 Read = Callable[..., torch.Tensor]
@@ -212,7 +214,7 @@ def _stored(encoder: TextEncoder) -> Iterator[Callable[..., torch.Tensor]]:
     """Read tensors of the encoder's files by name: the first of the names given that is there, as the encoder has it."""
     with ExitStack() as stack:
         where: dict[str, Any] = {}
-        for file in sorted(encoder.folder.glob("*.safetensors")) if encoder.streamed else ():
+        for file in weight_files(encoder.folder, SAFE_WEIGHTS_NAME) if encoder.streamed else ():
             opened = stack.enter_context(safe_open(file, "pt"))
             where |= dict.fromkeys(opened.keys(), opened)
 

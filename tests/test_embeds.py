@@ -16,7 +16,7 @@ import torch
 from child_functions import make_embeds
 from diffusers import IFPipeline
 
-from deepfloyd_core import embed_job, t5
+from deepfloyd_core import embed_job, t5, take_over
 from deepfloyd_core.artifacts import Artifact, materialise, verify_artifact
 from deepfloyd_core.config import Run, load_run
 from deepfloyd_core.embed_files import _unpacked, embed_schema, stored_row
@@ -282,7 +282,7 @@ def test_many_small_files_are_put_together(world: EmbedWorld) -> None:
     for count in range(20, 40):
         made = world.make(captions[:count])
         assert made.summary["encoded"] == (1 if count > 20 else 20)
-        assert len(inodes(made)) <= embed_job.MAX_SMALL + 2
+        assert len(inodes(made)) <= take_over.MAX_SMALL + 2
     fresh = world.make(captions[:39])
     embeds = Embeds(made)
     assert all(torch.equal(embeds.of(text), Embeds(fresh).of(text)) for text in captions[:39])
