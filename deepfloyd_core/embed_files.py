@@ -5,7 +5,6 @@ float's high bytes (sign and exponent) repeat, its low bytes are noise; so the h
 fastest level and the low halves kept as they are. Compressing whole floats saves less and costs more.
 """
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from deepfloyd_core.files import atomic_path
+from deepfloyd_core.mapped import mapped_table, mapped_tensor
 from deepfloyd_core.types import caption_id
 
 if TYPE_CHECKING:
@@ -34,8 +34,7 @@ class EmbedFile:
 
     @cached_property
     def _table(self) -> pa.Table:
-        with pa.memory_map(str(self.path)) as source:
-            return pa.ipc.open_file(source).read_all()
+        return mapped_table(self.path)
 
     @property
     def text_ids(self) -> list[str]:
@@ -63,17 +62,12 @@ class EmbedFile:
 
     def row(self, place: int) -> "torch.Tensor":
         """A row's hidden states (T, D): of an unpacked file they share its pages."""
-        import torch
-
         schema = self._table.schema.metadata
         dtype, width = schema[b"dtype"].decode(), int(schema[b"width"])
         raw = self.stored(place)
         if schema[b"compression"] == b"packed":
             raw = _unpacked(raw, VALUE_BYTES[dtype])
-        kind = {"bf16": torch.bfloat16, "fp32": torch.float32}[dtype]
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # nobody writes to it
-            return torch.from_numpy(raw).view(kind).reshape(-1, width)
+        return mapped_tensor(raw, dtype).reshape(-1, width)
 
     @cached_property
     def _column(self) -> pa.Array:

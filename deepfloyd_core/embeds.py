@@ -18,6 +18,7 @@ from deepfloyd_core.config import Run
 from deepfloyd_core.embed_files import EmbedFile
 from deepfloyd_core.errors import ArtifactError
 from deepfloyd_core.files import canonical_json, sha256_bytes, sha256_file
+from deepfloyd_core.mapped import mapped_table
 from deepfloyd_core.types import caption_id
 
 if TYPE_CHECKING:
@@ -92,8 +93,7 @@ class Embeds:
     """Random access to stored embeds: `embeds[caption_id]` is a (T, D) tensor; unpacked, it shares the file's pages."""
 
     def __init__(self, artifact: Artifact) -> None:
-        with pa.memory_map(str(artifact.path / CAPTIONS_FILE)) as source:
-            table = pa.ipc.open_file(source).read_all()
+        table = mapped_table(artifact.path / CAPTIONS_FILE)
         self._keys, self._file, self._place = (table[name].to_numpy() for name in CAPTIONS.names)
         self._files = [EmbedFile(path) for path in sorted(artifact.path.glob(FILES))]
 

@@ -23,6 +23,7 @@ from deepfloyd_core.files import atomic_path
 from deepfloyd_core.flavours import Stage
 from deepfloyd_core.geometry import Crop, Size, geometry, plan_crops
 from deepfloyd_core.ledger import ledger_batches
+from deepfloyd_core.mapped import mapped_table
 
 ROWS_AT_ONCE = 1 << 16
 PICTURE = ("image_id", "source", "dataset_id", "width", "height", "captions", "face")  # the ledger's columns it needs
@@ -71,7 +72,7 @@ class SizePlan:
 
     def table(self) -> pa.Table:
         """PLAN, memory-mapped."""
-        return pa.ipc.open_file(pa.memory_map(str(self.path))).read_all()
+        return mapped_table(self.path)
 
     def rows(self, numbers: np.ndarray) -> list[Planned]:
         """The rows of ascending numbers."""

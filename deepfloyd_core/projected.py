@@ -6,7 +6,6 @@ loads. One caption at a time, so that its bits depend on no neighbour and are th
 """
 
 import contextlib
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +19,7 @@ from deepfloyd_core.embeds import Embeds, model_fingerprint
 from deepfloyd_core.errors import ArtifactError
 from deepfloyd_core.files import atomic_path
 from deepfloyd_core.flavours import Stage
+from deepfloyd_core.mapped import mapped_table, mapped_tensor
 from deepfloyd_core.types import Report
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ class Projected:
         self._where: dict[str, tuple[int, int]] = {}  # record batch and place in it
         for file in sorted(artifact.path.glob("*.arrow")):
             try:
-                table = pa.ipc.open_file(pa.memory_map(str(file))).read_all()
+                table = mapped_table(file)
             except pa.ArrowInvalid as error:
                 raise ArtifactError(f"{file} is damaged ({error}). Run `deepfloyd verify` on the workspace.") from None
             for batch in table.to_batches():
@@ -188,15 +188,8 @@ def _record_batch(names: list[str], rows: "torch.Tensor", pooled: "torch.Tensor"
 
 def _mapped(batch: pa.RecordBatch, name: str) -> "torch.Tensor":
     """A column as one tensor, (N, T, C) or (N, E), that shares the file's pages."""
-    import torch
-
-    from deepfloyd_core.models import DTYPES
-
     column, form = batch.column(name), batch.schema.field(name).metadata
     size = column.type.byte_width
     raw = np.frombuffer(column.buffers()[1], np.uint8, len(batch) * size, column.offset * size)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # nobody writes to it
-        flat = torch.from_numpy(raw).view(DTYPES[form[b"dtype"].decode()])
-    tensor = flat.reshape(len(batch), -1, int(form[b"width"]))
+    tensor = mapped_tensor(raw, form[b"dtype"].decode()).reshape(len(batch), -1, int(form[b"width"]))
     return tensor[:, 0] if name == "pooled" else tensor

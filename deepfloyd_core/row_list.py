@@ -14,6 +14,7 @@ from deepfloyd_core.artifacts import Artifact
 from deepfloyd_core.draws import image_keys
 from deepfloyd_core.files import atomic_path
 from deepfloyd_core.flavours import Stage
+from deepfloyd_core.mapped import mapped_table
 from deepfloyd_core.plan import SizePlan
 from deepfloyd_core.types import caption_id
 
@@ -43,7 +44,7 @@ def write_row_list(plans: Sequence[SizePlan], places: Sequence[tuple[np.ndarray,
 
 def read_row_list(pixels: Path) -> pa.Table:
     """The live rows of a pixel artifact's directory, ROWS, memory-mapped."""
-    return pa.ipc.open_file(pa.memory_map(str(pixels / ROWS_FILE))).read_all()
+    return mapped_table(pixels / ROWS_FILE)
 
 
 def shard_files(pixels: Artifact, stage: Stage | None = None) -> list[Path]:

@@ -24,6 +24,7 @@ from deepfloyd_core.config import Run
 from deepfloyd_core.datafile import ImageDataset
 from deepfloyd_core.errors import DataError
 from deepfloyd_core.files import TMP_PREFIX, atomic_path, sha256_bytes
+from deepfloyd_core.mapped import mapped_table
 from deepfloyd_core.sources import Source, open_source
 from deepfloyd_core.types import Report, no_report
 
@@ -153,7 +154,7 @@ def _read_all(source: Source, names: list[str], threads: int, report: Report) ->
 
 def _read_notes(path: Path) -> pa.Table:
     try:
-        notes = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        notes = mapped_table(path)
     except (OSError, pa.ArrowInvalid):
         return _NOTES.empty_table()  # none yet, or damaged: everything is read again
     return notes if notes.schema.equals(_NOTES) else _NOTES.empty_table()

@@ -238,6 +238,14 @@ def test_several_processes_make_the_same_files(world: EmbedWorld) -> None:
     assert max(done for done, _, _ in seen) == 46
 
 
+def test_a_streamed_encoder_is_read_from_the_files_that_the_library_takes(world: EmbedWorld) -> None:
+    whole = contents(world.make(captions_of(10)))
+    shutil.rmtree(world.run.workspace)
+    (world.encoder / "text_encoder" / "model.variant.safetensors").write_bytes(b"not for us")
+    streamed = world.with_settings("text_encoder_streaming=true").make(captions_of(10))
+    assert {name: data for name, data in contents(streamed).items() if name in whole} == whole
+
+
 def test_a_streamed_encoder_that_lacks_a_tensor_says_which(world: EmbedWorld) -> None:
     from safetensors.torch import load_file, save_file
 
