@@ -83,7 +83,7 @@ def _records(path: Path, kind: str, columns: list[str], where: str) -> Iterator[
 def _parquet(path: Path, columns: list[str], where: str) -> Iterator[Record]:
     import pyarrow.parquet as pq
 
-    with pq.ParquetFile(path) as file:
+    with pq.ParquetFile(path, pre_buffer=False) as file:  # it would hold the whole file
         _check_columns(columns, file.schema_arrow.names, where)
         for batch in file.iter_batches(columns=columns):
             yield from batch.to_pylist()

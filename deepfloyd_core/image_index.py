@@ -6,7 +6,7 @@ What an older index of the same settings said of the same bytes is taken over, s
 
 import logging
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -126,7 +126,7 @@ def build_index(
             known = [Verdict(**row) if valid else None for row, valid in zip(old, is_known, strict=True)]
             rows = _judge_block(run, entries, known, children)
             with atomic_path(part) as tmp:
-                pq.write_table(pa.Table.from_pylist([asdict(row) for row in rows], schema=SCHEMA), tmp)
+                pq.write_table(pa.Table.from_pylist([vars(row) for row in rows], schema=SCHEMA), tmp)
             finish_part(part)
         report(min(block.stop, len(found)), len(found), "pictures judged")
     beyond = np.zeros(len(found), bool)
@@ -153,7 +153,7 @@ def judge(run: Run, dataset: ImageDataset, entry: Entry, verdict: Verdict) -> Ro
     """The ledger's row of one file, of which its bytes said `verdict`."""
     captions = finished_captions(dataset, entry.captions, run.config.seed)
     reason = verdict.reason or (None if captions else "caption_missing")
-    found = {key: value for key, value in asdict(verdict).items() if key != "reason"}
+    found = {key: value for key, value in vars(verdict).items() if key != "reason"}
     return Row(
         source=entry.source, dataset_id=entry.dataset_id, status="rejected" if reason else "accepted", reason=reason,
         image_id=entry.sha256, bytes=entry.bytes, captions=captions, **found,

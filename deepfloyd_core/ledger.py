@@ -70,7 +70,8 @@ def ledger_batches(index: Artifact, columns: Iterable[str], stage: Stage | None 
     """Columns of the accepted rows of a ledger, in its order, some thousands at a time; of those that feed a stage."""
     columns = list(columns)
     asked = list(dict.fromkeys([*columns, "status", *([f"stage{stage}_reason"] if stage else [])]))
-    with pq.ParquetFile(index.path / INDEX_FILE) as file:
+    # pre_buffer would hold every column chunk of the file until the end: 800 MiB of ten million rows.
+    with pq.ParquetFile(index.path / INDEX_FILE, pre_buffer=False) as file:
         for batch in file.iter_batches(ROWS_AT_ONCE, columns=asked):
             wanted = pc.equal(batch["status"], "accepted")
             if stage:

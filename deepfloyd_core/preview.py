@@ -4,7 +4,7 @@ The pictures are those with the smallest hashes, so the same ones in every previ
 Every file is hashed, as a run does it; only the shown pictures are decoded.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
@@ -66,7 +66,7 @@ def _chosen(run: Run, count: int) -> list[Shown]:
         stages = [stage for stage in run.config.stages if row.status == "accepted" and fit[stage]]
         if stages:
             taken[dataset.id] += 1
-            picture = pa.Table.from_pylist([asdict(row)], schema=SCHEMA).select(PICTURE)
+            picture = pa.Table.from_pylist([vars(row)], schema=SCHEMA).select(PICTURE)
             plans = {stage: plan_pictures(run, dataset, stage, picture, passes=1) for stage in stages}
             crops = {stage: Planned(**plan.to_pylist()[0]) for stage, plan in plans.items()}
             shown.append(Shown(row, dataset, crops))

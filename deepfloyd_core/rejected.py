@@ -42,7 +42,7 @@ def choose(ledger: Path, not_wanted: str) -> list[Rejected]:
     """At most MAX_SHOWN rejected rows but for one reason, of each reason as many as of any other that has so many; sorted
     by reason. Holds a few hundred rows in memory."""
     best: pa.Table | None = None
-    with pq.ParquetFile(ledger) as file:
+    with pq.ParquetFile(ledger, pre_buffer=False) as file:  # it would hold the whole file
         for batch in file.iter_batches(columns=["status", *_COLUMNS]):
             wanted = pc.and_(pc.equal(batch["status"], "rejected"), pc.not_equal(batch["reason"], not_wanted))
             rows = pa.Table.from_batches([batch]).filter(wanted).select(_COLUMNS)

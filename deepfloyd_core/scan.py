@@ -9,7 +9,6 @@ import hashlib
 import logging
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -174,5 +173,8 @@ def _listing(source: Source) -> pa.Table:
     files = source.listing()
     blocks = []
     while block := list(islice(files, LISTED_BLOCK)):
-        blocks.append(pa.RecordBatch.from_pylist([asdict(file) for file in block], schema=_LISTED))
+        columns = (
+            pa.array(column, field.type) for column, field in zip(zip(*block, strict=True), _LISTED, strict=True)
+        )
+        blocks.append(pa.RecordBatch.from_arrays(list(columns), schema=_LISTED))
     return pa.Table.from_batches(blocks, schema=_LISTED).sort_by("source")
