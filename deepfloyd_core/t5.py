@@ -12,6 +12,7 @@ keys, and rows of the padding that must come out equal (their distances to all r
 are computed once. In exact arithmetic both agree; they differ as two orders of summation do.
 """
 
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from copy import deepcopy
@@ -30,9 +31,11 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 
 from deepfloyd_core.errors import ModelError
 from deepfloyd_core.models import weight_files
+from deepfloyd_core.quantization import Quantization, quantize
 from deepfloyd_core.types import Report, no_report
 
 _EMBEDDING, _FINAL_NORM = ("shared.weight", "encoder.embed_tokens.weight"), "encoder.final_layer_norm.weight"
+_LAYER = "encoder.block."
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,7 @@ class TextEncoder:
     arithmetic: torch.dtype  # of the products and the hidden states
     device: torch.device
     lean: bool  # see the module
+    quantization: Quantization  # of the layers' weights
     held: dict[str, torch.Tensor] | None  # all weights, on the device; None: streamed from the files
 
     @property
@@ -69,7 +73,9 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     return AutoTokenizer.from_pretrained(folder / "tokenizer")
 
 
-def load_encoder(folder: Path, dtype: torch.dtype, device: torch.device, streamed: bool = False) -> TextEncoder:
+def load_encoder(
+    folder: Path, dtype: torch.dtype, device: torch.device, streamed: bool = False, quantization: Quantization = "none"
+) -> TextEncoder:
     """The T5 encoder of a pipeline folder, whole or to be read layer by layer. Only safetensors are read.
 
     fp32 is for those who want the pipeline's bits, so it is not lean; bf16 itself rounds far more than `lean` changes.
@@ -77,12 +83,36 @@ def load_encoder(folder: Path, dtype: torch.dtype, device: torch.device, streame
     folder = folder / "text_encoder"
     with torch.device("meta"):
         model = T5EncoderModel(T5Config.from_pretrained(folder)).eval()
-    arithmetic = _arithmetic(dtype, device)
-    encoder = TextEncoder(folder, model, dtype, arithmetic, device, dtype != torch.float32, None)
+    lean = dtype != torch.float32
+    encoder = TextEncoder(folder, model, dtype, _arithmetic(dtype, device), device, lean, quantization, None)
     if streamed:
         return encoder
     with _files(encoder) as files:
-        return replace(encoder, held={name: _sent(encoder, file.get_tensor(name)) for name, file in files.items()})
+        names = [name for name in files if quantization == "none" or not name.startswith(_LAYER)]
+        held = {name: _sent(encoder, files[name].get_tensor(name)) for name in names}
+    if quantization != "none":
+        for number in range(model.config.num_layers):
+            layer = _block(encoder, number).state_dict()
+            held |= {f"{_LAYER}{number}.{name}": weight for name, weight in layer.items()}
+    return replace(encoder, held=held)
+
+
+@torch.no_grad()
+def forecast_s(encoder: TextEncoder, texts: int, length: int, batch_rows: int) -> float:
+    """About how long texts take, in seconds: the products of T5's layers at the speed of one of them, timed here."""
+    config = encoder.config
+    rows = batch_rows if encoder.device.type == "cuda" else length  # a GPU is only fast at products that fill it
+    left = torch.randn(rows, config.d_model, device=encoder.device, dtype=encoder.arithmetic)
+    right = torch.randn(config.d_model, config.d_ff, device=encoder.device, dtype=encoder.arithmetic)
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        float((left @ right)[0, 0])  # waits for it
+        seconds.append(time.perf_counter() - start)
+    inner = config.num_heads * config.d_kv
+    weights = 4 * config.d_model * inner + (3 if config.is_gated_act else 2) * config.d_model * config.d_ff
+    macs = texts * config.num_layers * length * (weights + 2 * length * inner)
+    return float(min(seconds) * macs / (rows * config.d_model * config.d_ff))
 
 
 def _arithmetic(dtype: torch.dtype, device: torch.device) -> torch.dtype:
@@ -98,7 +128,7 @@ def _sent(encoder: TextEncoder, tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to(encoder.device, encoder.dtype)
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode: quantised weights cannot be loaded under it
 def encode(
     encoder: TextEncoder, ids: list[list[int]], length: int, batch_rows: int, report: Report = no_report
 ) -> torch.Tensor:
@@ -192,10 +222,16 @@ def _lean(encoder: TextEncoder, block: Any, hidden: torch.Tensor, batch: _Batch,
 
 def _block(encoder: TextEncoder, number: int) -> Any:
     """A layer of the encoder with its weights."""
-    block, prefix = deepcopy(encoder.model.encoder.block[number]), f"encoder.block.{number}."
+    block, prefix = deepcopy(encoder.model.encoder.block[number]), f"{_LAYER}{number}."
     found = _weights(encoder, [(prefix + name,) for name in block.state_dict()])
-    weights = {name.removeprefix(prefix): weight.to(encoder.arithmetic) for name, weight in found.items()}
-    block.load_state_dict(weights, assign=True)
+    # No `.to` for what has the dtype: it would turn quantised weights into plain ones.
+    ready = {
+        n: weight if weight.dtype == encoder.arithmetic else weight.to(encoder.arithmetic)
+        for n, weight in found.items()
+    }
+    block.load_state_dict({name.removeprefix(prefix): weight for name, weight in ready.items()}, assign=True)
+    if encoder.held is None:
+        quantize(block, encoder.quantization)
     return block
 
 

@@ -2,6 +2,7 @@
 
 import logging
 import multiprocessing
+import re
 import shutil
 import time
 from collections.abc import Callable
@@ -507,3 +508,20 @@ def test_a_run_with_128_tokens_trains_samples_and_generates(
         made_now = max((small.workspace / "generated").glob("*"), key=lambda path: path.stat().st_mtime_ns)
         pictures[length] = sorted(made_now.glob("*64x64.png"))[0].read_bytes()
     assert pictures["128"] != pictures["77"]  # the padding counts
+
+
+def test_without_torchao_quantised_weights_are_refused_at_once(
+    world: EmbedWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import importlib.util
+
+    there = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torchao" else there(name))
+    with pytest.raises(ConfigError, match=r"text_encoder_quantization is 'int8'.*deepfloyd-pipeline\[quantization\]"):
+        world.with_settings("text_encoder_quantization=int8")
+
+
+def test_time_and_bytes_are_forecast_before_the_first_layer(world: EmbedWorld) -> None:
+    world.make(captions_of(30))
+    lines = [line for _, _, line in world.reports]
+    assert re.fullmatch(r"about \d+:\d\d:\d\d and \d+\.\d\d GiB ahead", lines[1]) and "layer 1" in lines[2]
