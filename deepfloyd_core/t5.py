@@ -240,11 +240,24 @@ def _finished(encoder: TextEncoder, batches: list[_Batch], hidden: list[torch.Te
     norm.load_state_dict(
         {"weight": _weights(encoder, [(_FINAL_NORM,)])[_FINAL_NORM].to(encoder.arithmetic)}, assign=True
     )
+    there = []
+    while hidden:
+        there.append(_fetched(encoder, norm(hidden.pop(0))))  # popped: there are as many bytes of them as in a file
+    if encoder.device.type == "cuda":
+        torch.cuda.synchronize(encoder.device)
     texts = sum(len(batch.numbers) for batch in batches)
     made = torch.empty(texts, length, encoder.config.d_model, dtype=encoder.dtype)
-    for batch, rows in zip(batches, hidden, strict=True):
-        made[torch.tensor(batch.numbers)] = norm(rows).to("cpu", encoder.dtype)[:, batch.spread]
+    for batch, rows in zip(batches, there, strict=True):
+        made[torch.tensor(batch.numbers)] = rows[:, batch.spread]
     return made
+
+
+def _fetched(encoder: TextEncoder, rows: torch.Tensor) -> torch.Tensor:
+    """Rows in main memory; from a GPU into page-locked memory, and under way when this returns."""
+    if encoder.device.type == "cuda":
+        place = torch.empty(rows.shape, dtype=encoder.dtype, pin_memory=True)
+        return place.copy_(rows, non_blocking=True)
+    return rows.to("cpu", encoder.dtype)
 
 
 def _weights(encoder: TextEncoder, wanted: list[tuple[str, ...]]) -> dict[str, torch.Tensor]:
