@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 
-from deepfloyd_core.config import RunConfig, StageConfig
+from deepfloyd_core.config import RunConfig
 from deepfloyd_core.flavours import UPSCALE, Stage
 from deepfloyd_core.lora import ADAPTER
 from deepfloyd_core.models import DTYPES, load_scheduler, load_unet, pick_device, stock_pipeline, trained_scheduler
+from deepfloyd_core.stage_config import StageConfig
 
 BATCH = {1: 16, 2: 2}
 

@@ -1,7 +1,7 @@
 """One trainer for both stages: LoRA on the noise prediction, exact to the byte when it is killed and started again.
 
 Every draw is a function of (seed, forward pass), the learning rate one of the step, the batch order one of the epoch;
-so a checkpoint holds the adapters, their moving average, AdamW's moments and a step number, nothing else.
+so a checkpoint holds the adapters, their moving average, the optimizer's state and a step number, nothing else.
 """
 
 import math
@@ -20,15 +20,8 @@ from diffusers import DDPMScheduler, UNet2DConditionModel
 from diffusers.training_utils import EMAModel
 
 from deepfloyd_core.batches import Batch, Draws, MixedOrder, OrderSettings, TrainingRows, draw
-from deepfloyd_core.checkpoints import (
-    Checkpoint,
-    load_checkpoint,
-    optimizer_tensors,
-    restore_optimizer,
-    save_checkpoint,
-)
-from deepfloyd_core.config import StageConfig
-from deepfloyd_core.errors import JobError, Stop
+from deepfloyd_core.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
+from deepfloyd_core.errors import ConfigError, JobError, Stop
 from deepfloyd_core.files import atomic_path
 from deepfloyd_core.flavours import Stage
 from deepfloyd_core.jobs import Job
@@ -53,11 +46,13 @@ from deepfloyd_core.objective import (
     to_model_range,
     upscaled_input,
 )
+from deepfloyd_core.optimizers import make_optimizer, optimizer_state, restore_optimizer, take_average
 from deepfloyd_core.projected import Projected, raw_texts
 from deepfloyd_core.row_list import eval_ids, shard_files
 from deepfloyd_core.schedule import learning_rate_at
 from deepfloyd_core.shards import open_shard, read_rows
 from deepfloyd_core.sheets import save_loss_curve
+from deepfloyd_core.stage_config import StageConfig, device_fault
 from deepfloyd_core.types import caption_id, hash_seed
 
 METRICS_FILE, LOSS_CURVE = "metrics.parquet", "loss.png"
@@ -114,6 +109,8 @@ def train_job(job: Job) -> dict[str, Any]:
 def _set_up(job: Job, stage: Stage, folder: Path) -> Setup:
     config = job.config.stage(stage)
     device = pick_device(job.config.device)
+    if fault := device_fault(config.optimizer, device.type):
+        raise ConfigError(f"stage{stage}.{fault}.")
     text = job.inputs["text"]
     projected = text.kind != "text_embeds"
     unet = (load_projected_unet if projected else load_unet)(folder, DTYPES[config.mixed_precision])
@@ -130,12 +127,9 @@ def _train(setup: Setup, rows: TrainingRows, job: Job) -> tuple[list[dict[str, A
     """The loop. Returns one metrics row for each step, and how many steps this process did."""
     config, unet = setup.config, setup.unet
     params = trainable(unet)
-    optimizer = torch.optim.AdamW(
-        params.values(), lr=config.learning_rate, betas=(config.adam_beta1, config.adam_beta2),
-        eps=config.adam_epsilon, weight_decay=config.adam_weight_decay,
-    )  # fmt: skip
+    optimizer = make_optimizer(config, params.values(), hash_seed(setup.seed, setup.stage))
     order = _order(setup, rows, job)
-    ema = EMAModel(params.values(), decay=config.ema_decay) if config.use_ema else None
+    ema = make_ema(config, params.values())
     metrics = _resume(params, optimizer, ema, job.out)
     first = len(metrics)
     asked = _StopRequest()
@@ -167,6 +161,7 @@ def _train(setup: Setup, rows: TrainingRows, job: Job) -> tuple[list[dict[str, A
             save_checkpoint(job.out, _checkpoint(params, optimizer, ema, metrics), config.checkpoints_total_limit)
         if asked.stop:
             raise Stop
+    take_average(optimizer)
     if ema is not None:
         ema.copy_to(params.values())
     return metrics, config.max_train_steps - first
@@ -211,6 +206,11 @@ def _predict(setup: Setup, x_0: torch.Tensor, draws: Draws, captions: list[str |
         return predict_noise(setup.unet, x, t, text, level)
 
 
+def make_ema(config: StageConfig, params: Iterable[torch.nn.Parameter]) -> EMAModel | None:
+    """The moving average of what is trained; in fp32, because in bf16 steps of 1 - decay would be rounded away."""
+    return EMAModel([param.detach().float() for param in params], decay=config.ema_decay) if config.use_ema else None
+
+
 def _checkpoint(
     params: dict[str, torch.nn.Parameter],
     optimizer: torch.optim.Optimizer,
@@ -221,9 +221,8 @@ def _checkpoint(
         return {name: value.detach().cpu().contiguous() for name, value in zip(params, values, strict=True)}
 
     average = {} if ema is None else tensors(ema.shadow_params)
-    return Checkpoint(
-        len(metrics), tensors(params.values()), optimizer_tensors(optimizer, list(params)), average, metrics
-    )
+    state, numbers = optimizer_state(optimizer, list(params))
+    return Checkpoint(len(metrics), tensors(params.values()), state, numbers, average, metrics)
 
 
 def _resume(
@@ -235,7 +234,7 @@ def _resume(
     with torch.no_grad():
         for name, param in params.items():
             param.copy_(found.adapter[name])
-    restore_optimizer(optimizer, list(params), found.optimizer)
+    restore_optimizer(optimizer, list(params), found.optimizer, found.numbers)
     if ema is not None:
         ema.shadow_params = [found.ema[name].to(param.device) for name, param in params.items()]
         ema.optimization_step = found.step

@@ -59,6 +59,8 @@ STAGE_BOUNDS: dict[str, tuple[type, float | None, float | None]] = {
     "learning_rate": (float, 5e-324, 1),
     "lr_end": (float, 0, None),
     "lr_warmup_steps": (int, 0, None),
+    "lr_num_cycles": (int, 1, 10_000),
+    "lr_power": (float, 5e-324, 100),
     "max_train_steps": (int, 1, None),
     "train_batch_size": (int, 1, 4096),
     "gradient_accumulation_steps": (int, 1, 1024),
@@ -409,7 +411,7 @@ STAGE_VALUES = st.fixed_dictionaries(
     optional={
         name: legal(STAGE_BOUNDS[name])
         for name in STAGE_BOUNDS
-        if name not in ("max_train_steps", "lr_end", "lr_warmup_steps", "learning_rate")
+        if name not in ("max_train_steps", "lr_end", "lr_warmup_steps", "learning_rate", "lr_num_cycles", "lr_power")
     }
     | {
         "lora_target_modules": st.lists(st.sampled_from(["to_q", "to_k", "to_v"]), min_size=1),
