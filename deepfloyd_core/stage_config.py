@@ -23,6 +23,15 @@ _LIBRARIES = {
 _BELONGS: tuple[tuple[str, str, tuple[object, ...]], ...] = (
     ("lr_num_cycles", "lr_scheduler", ("cosine_with_restarts",)),
     ("lr_power", "lr_scheduler", ("polynomial",)),
+    ("huber_c", "loss_type", ("huber", "smooth_l1")),
+    ("huber_schedule", "loss_type", ("huber", "smooth_l1")),
+    ("soft_min_snr_sigma_data", "use_soft_min_snr", (True,)),
+    ("noise_offset", "offset_noise", (True,)),
+    ("noise_offset_probability", "offset_noise", (True,)),
+    ("timestep_bias_multiplier", "timestep_bias_strategy", ("earlier", "later", "range")),
+    ("timestep_bias_portion", "timestep_bias_strategy", ("earlier", "later")),
+    ("timestep_bias_begin", "timestep_bias_strategy", ("range",)),
+    ("timestep_bias_end", "timestep_bias_strategy", ("range",)),
 )
 
 
@@ -72,7 +81,44 @@ class StageConfig(Spec):
         1e-8, gt=0, description="Keeps a division by the second moment finite; not in Adafactor."
     )
     adam_weight_decay: float = Field(1e-2, ge=0, description="Decoupled weight decay, of every optimizer.")
-    snr_gamma: float | None = Field(None, gt=0, description="Min-SNR gamma (Hang et al. 2023); unset: plain MSE.")
+    loss_type: Literal["l2", "huber", "smooth_l1"] = Field(
+        "l2", description="Error in epsilon: squared, or pseudo-Huber (`smooth_l1`: the same, divided by its width)."
+    )
+    huber_c: float = Field(
+        0.1, gt=0, le=1, description="Width of the pseudo-Huber loss: beyond it errors count linearly."
+    )
+    huber_schedule: Literal["constant", "snr", "exponential"] = Field(
+        "snr", description="That width over the timesteps: constant, or falling from 1 at the clean end to `huber_c`."
+    )
+    snr_gamma: float | None = Field(None, gt=0, description="Min-SNR gamma (Hang et al. 2023); unset: no weights.")
+    use_soft_min_snr: bool = Field(
+        False, description="Weigh samples by a min-SNR without its kink (Crowson et al. 2024)."
+    )
+    soft_min_snr_sigma_data: float = Field(
+        0.5, gt=0, le=1000, description="The data's standard deviation in that weight; its gamma is sigma_data^-2."
+    )
+    offset_noise: bool = Field(False, description="Shift a sample's noise by one drawn number for each colour.")
+    noise_offset: float = Field(0.1, gt=0, le=1, description="Standard deviation of that shift.")
+    noise_offset_probability: float = Field(0.25, gt=0, le=1, description="Share of the samples that are shifted.")
+    input_perturbation: float = Field(
+        0.0, ge=0, le=1, description="Further noise in what the UNet is fed but not in the target (Ning et al. 2023)."
+    )
+    input_perturbation_steps: int = Field(
+        0, ge=0, description="Optimizer steps over which that noise falls to none; 0: it stays."
+    )
+    timestep_bias_strategy: Literal["none", "earlier", "later", "range"] = Field(
+        "none",
+        description="Timesteps drawn more or less often: the first ones (little noise), the last ones, or a range.",
+    )
+    timestep_bias_multiplier: float = Field(1.0, gt=0, le=1000, description="How many times as often as the others.")
+    timestep_bias_portion: float = Field(
+        0.25, ge=0.001, lt=1, description="Share of the timesteps that are `earlier` or `later`."
+    )
+    timestep_bias_begin: int = Field(0, ge=0, le=999, description="First timestep of `range`.")
+    timestep_bias_end: int = Field(1000, ge=1, le=1000, description="Timestep after the last one of `range`.")
+    train_variance: bool = Field(
+        False, description="Train the variance half as well (L_hybrid, Nichol and Dhariwal 2021), and sample with it."
+    )
     caption_dropout_probability: float = Field(
         0.1, ge=0, le=1, description="Share of captions replaced by the empty one."
     )
@@ -113,9 +159,11 @@ class StageConfig(Spec):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        fault = self._flavour_fault() or self._rate_fault() or self._optimizer_fault() or self._idle_fault()
-        if fault:
-            raise ValueError(fault)
+        for find in (
+            self._flavour_fault, self._rate_fault, self._optimizer_fault, self._objective_fault, self._idle_fault
+        ):  # fmt: skip
+            if fault := find():
+                raise ValueError(fault)
         return self
 
     def _flavour_fault(self) -> str:
@@ -154,6 +202,25 @@ class StageConfig(Spec):
             return f"{said}, which averages the adapters itself. Remove use_ema"
         if self.adam_beta1 == 0:
             return f"{said}, which divides by adam_beta1, and that is 0. Use for example 0.9"
+        return ""
+
+    def _objective_fault(self) -> str:
+        if self.use_soft_min_snr and self.snr_gamma is not None:
+            return "snr_gamma and use_soft_min_snr are two weights of the same loss. Remove one of them"
+        if self.input_perturbation_steps and not self.input_perturbation:
+            return "input_perturbation_steps is set, and input_perturbation is 0. Set it, for example to 0.1"
+        if self.timestep_bias_strategy == "none":
+            return ""
+        said = f"timestep_bias_strategy is {self.timestep_bias_strategy!r}, and timestep_bias_"
+        if self.timestep_bias_multiplier == 1:
+            return f"{said}multiplier is 1, so that none is drawn more often than the others. Use for example 2.0"
+        if self.timestep_bias_strategy != "range":
+            return ""
+        first, end = self.timestep_bias_begin, self.timestep_bias_end
+        if first >= end:
+            return f"{said}begin ({first}) is not below timestep_bias_end ({end}). Set a range within 0 to 1000"
+        if (first, end) == (0, 1000):
+            return f"{said}begin and timestep_bias_end take in every timestep. Set a smaller range"
         return ""
 
     def _idle_fault(self) -> str:

@@ -39,10 +39,13 @@ from deepfloyd_core.models import (
 )
 from deepfloyd_core.objective import (
     Text,
+    huber_width,
     low_res,
     min_snr_weight,
-    noise_loss,
-    predict_noise,
+    predict,
+    pseudo_huber,
+    soft_min_snr_weight,
+    squared_error,
     to_model_range,
     upscaled_input,
 )
@@ -54,6 +57,8 @@ from deepfloyd_core.shards import open_shard, read_rows
 from deepfloyd_core.sheets import save_loss_curve
 from deepfloyd_core.stage_config import StageConfig, device_fault
 from deepfloyd_core.types import caption_id, hash_seed
+from deepfloyd_core.variance import reverse_steps, vlb_bits
+from deepfloyd_core.varied_draws import vary
 
 METRICS_FILE, LOSS_CURVE = "metrics.parquet", "loss.png"
 EVAL_TIMESTEPS = (200, 500, 800)
@@ -84,7 +89,7 @@ def train_job(job: Job) -> dict[str, Any]:
     metrics, trained_now = _train(setup, rows, job)
     seconds = time.monotonic() - started
     save_lora(setup.unet, stage, job.out)
-    trained_scheduler(folder).save_pretrained(job.out / "scheduler")
+    trained_scheduler(folder, setup.config.train_variance).save_pretrained(job.out / "scheduler")
     difference = check_reload(setup.unet, stage, folder, job.out)
     with atomic_path(job.out / METRICS_FILE) as tmp:
         pq.write_table(pa.Table.from_pylist(metrics), tmp)
@@ -179,7 +184,9 @@ def _order(setup: Setup, rows: TrainingRows, job: Job) -> MixedOrder:
 def batch_loss(setup: Setup, batch: Batch, number: int) -> torch.Tensor:
     """Training loss of forward pass `number`."""
     x_0 = to_model_range(batch.pixels)
-    draws = draw(x_0.shape, hash_seed(setup.seed, setup.stage), number, setup.config.caption_dropout_probability)
+    seed = hash_seed(setup.seed, setup.stage)
+    draws = draw(x_0.shape, seed, number, setup.config.caption_dropout_probability)
+    draws = vary(draws, setup.config, seed, number)
     if setup.config.random_flip:
         x_0 = torch.where(draws.mirror[:, None, None, None], x_0.flip(-1), x_0)
     kept = zip(batch.caption_ids, draws.keep_caption.tolist(), strict=True)
@@ -187,14 +194,38 @@ def batch_loss(setup: Setup, batch: Batch, number: int) -> torch.Tensor:
     torch.manual_seed(
         hash_seed("dropout", setup.seed, setup.stage, number)
     )  # lora_dropout draws from torch's own state
-    eps = _predict(setup, x_0, draws, captions)
+    eps, raw = _predict(setup, x_0, draws, captions)
+    loss = (_error(setup, eps, draws) * _weight(setup, draws)).mean()
+    if setup.config.train_variance:
+        steps = reverse_steps(setup.scheduler.betas, draws.t.to(setup.device))
+        loss = loss + vlb_bits(eps, raw, draws.fed.to(setup.device), x_0.to(setup.device), steps).mean()
+    return loss
+
+
+def _error(setup: Setup, eps: torch.Tensor, draws: Draws) -> torch.Tensor:
+    """Each sample's error in epsilon, by the stage's `loss_type`: (B,)."""
+    config, noise = setup.config, draws.noise.to(setup.device)
+    if config.loss_type == "l2":
+        return squared_error(eps, noise)
+    c = huber_width(config.huber_schedule, config.huber_c, draws.t, setup.scheduler.alphas_cumprod[draws.t])
+    c = c.to(setup.device)
+    error = pseudo_huber(eps, noise, c)
+    return error / c if config.loss_type == "smooth_l1" else error
+
+
+def _weight(setup: Setup, draws: Draws) -> torch.Tensor:
+    """What each sample's error counts: (B,)."""
     alpha_bar = setup.scheduler.alphas_cumprod[draws.t].to(setup.device)
-    return noise_loss(eps, draws.noise.to(setup.device), min_snr_weight(alpha_bar, setup.config.snr_gamma))
+    if setup.config.use_soft_min_snr:
+        return soft_min_snr_weight(alpha_bar, setup.config.soft_min_snr_sigma_data)
+    return min_snr_weight(alpha_bar, setup.config.snr_gamma)
 
 
-def _predict(setup: Setup, x_0: torch.Tensor, draws: Draws, captions: list[str | None]) -> torch.Tensor:
-    """The UNet's epsilon for drawn noise. x_0: float32 (B, C, H, W); captions: ids, None for the empty one."""
-    x = setup.scheduler.add_noise(x_0, draws.noise, draws.t)  # in fp32 on the CPU, cast afterwards
+def _predict(
+    setup: Setup, x_0: torch.Tensor, draws: Draws, captions: list[str | None]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The halves of the UNet's output for drawn noise. x_0: float32 (B, C, H, W); captions: ids, None for the empty one."""
+    x = setup.scheduler.add_noise(x_0, draws.fed, draws.t)  # in fp32 on the CPU, cast afterwards
     level = None
     if setup.noising is not None:
         upscaled = upscaled_input(low_res(x_0), draws.low_res_noise, draws.level, setup.noising)
@@ -203,7 +234,7 @@ def _predict(setup: Setup, x_0: torch.Tensor, draws: Draws, captions: list[str |
     dtype = DTYPES[setup.config.mixed_precision]
     x, text, t = x.to(setup.device, dtype), text.to(setup.device, dtype), draws.t.to(setup.device)
     with autocast(setup.device, setup.config.mixed_precision):
-        return predict_noise(setup.unet, x, t, text, level)
+        return predict(setup.unet, x, t, text, level)
 
 
 def make_ema(config: StageConfig, params: Iterable[torch.nn.Parameter]) -> EMAModel | None:
@@ -256,10 +287,8 @@ def _eval_losses(setup: Setup, eval_set: Any) -> tuple[float, float]:
                 for name in totals:
                     (setup.unet.enable_adapters if name == "tuned" else setup.unet.disable_adapters)()
                     with torch.inference_mode():
-                        eps = _predict(setup, x_0, draws, [row.caption_id])
-                    totals[name] += float(
-                        noise_loss(eps, draws.noise.to(setup.device), torch.ones(1, device=eps.device))
-                    )
+                        eps, _ = _predict(setup, x_0, draws, [row.caption_id])
+                    totals[name] += float(squared_error(eps, draws.noise.to(setup.device)))
                 count += 1
     setup.unet.enable_adapters()
     return totals["base"] / count, totals["tuned"] / count
