@@ -23,6 +23,9 @@ class AdamWBF16(torch.optim.Optimizer):
     ) -> None:  # fmt: skip
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "step": 0})
         self._seed = seed
+        for param in (param for group in self.param_groups for param in group["params"]):
+            if param.dtype is not torch.bfloat16:
+                raise TypeError(f"AdamWBF16 was given a parameter of {param.dtype}; all must be torch.bfloat16")
 
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """One step for every parameter that has a gradient."""

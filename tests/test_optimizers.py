@@ -131,7 +131,8 @@ def test_an_optimizer_that_is_not_restored_ends_elsewhere(
 @pytest.mark.parametrize("optimizer", LEARNS)
 def test_each_optimizer_learns(optimizer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     steps = 300 if optimizer == "prodigy" else 150  # it spends the first hundred on finding its step size
-    _, metrics = run_loop(settings(optimizer, max_train_steps=steps), tmp_path, monkeypatch)
+    config = settings(optimizer, max_train_steps=steps, gradient_accumulation_steps=1, checkpointing_steps=1000)
+    _, metrics = run_loop(config, tmp_path, monkeypatch)
     assert metrics[-1]["loss"] < 0.5 * metrics[0]["loss"]
 
 
@@ -229,6 +230,11 @@ def test_a_bf16_step_is_adamws_step_up_to_one_rounding() -> None:
             assert 0.5 < float(off.max()) < 1.0001, "one of the two neighbours, and not always the nearer one"
             wanted.data.copy_(stored.detach())  # both go on from here
     assert optimizers[0].param_groups[0]["step"] == 3
+
+
+def test_bf16_adamw_refuses_parameters_of_another_dtype() -> None:
+    with pytest.raises(TypeError, match="bfloat16"):
+        make_optimizer(stage(optimizer="adamw_bf16"), [torch.nn.Parameter(torch.zeros(2))], 0)
 
 
 def test_adapters_have_the_dtype_of_their_optimizer() -> None:
