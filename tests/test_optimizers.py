@@ -232,6 +232,18 @@ def test_a_bf16_step_is_adamws_step_up_to_one_rounding() -> None:
     assert optimizers[0].param_groups[0]["step"] == 3
 
 
+def test_the_moving_average_of_bf16_adapters_arrives() -> None:
+    """In bf16 it would stop where a thousandth of what is left to go is less than half of its spacing."""
+    param = torch.nn.Parameter(torch.zeros(3, dtype=torch.bfloat16))
+    ema = train.make_ema(stage(optimizer="adamw_bf16", use_ema=True, ema_decay=0.999), [param])
+    assert ema is not None
+    ema.optimization_step = 100_000  # far into a run, where the decay is the one that was asked for
+    param.data.fill_(1.0)
+    for _ in range(2000):
+        ema.step([param])
+    assert ema.shadow_params[0].float().numpy() == pytest.approx(1 - 0.999**2000, abs=1e-4)
+
+
 def test_bf16_adamw_refuses_parameters_of_another_dtype() -> None:
     with pytest.raises(TypeError, match="bfloat16"):
         make_optimizer(stage(optimizer="adamw_bf16"), [torch.nn.Parameter(torch.zeros(2))], 0)
