@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test test-slow test-all check bench ui docs clean
+.PHONY: setup demo test test-slow test-quantization test-all check bench ui docs clean
 
 setup: $(STAMP)
 
@@ -31,7 +31,14 @@ test-slow: setup
 	$(BIN)/python -P -m pytest -m slow tests/test_demo.py
 	$(BIN)/python -P -m pytest -m slow --ignore=tests/test_demo.py $(SPREAD)
 
-test-all: test test-slow
+# torchao lies beside the environment, not in it, or each process of each other test would import it.
+TORCHAO := $(VENV)/torchao
+
+test-quantization: setup
+	@test -d $(TORCHAO) || $(BIN)/pip install --quiet --no-deps -c constraints.txt --target $(TORCHAO) torchao
+	PYTHONPATH=$(TORCHAO) $(BIN)/python -P -m pytest -m 'not slow' tests/test_quantization.py
+
+test-all: test test-slow test-quantization
 
 check: setup
 	$(BIN)/ruff check .

@@ -7,7 +7,6 @@ second child reads the encoder layer by layer, and must write the same bytes.
 """
 
 import argparse
-import importlib
 import json
 import os
 import platform
@@ -17,41 +16,27 @@ import tempfile
 import time
 from pathlib import Path
 
-from deepfloyd_core.artifacts import materialise
-from deepfloyd_core.config import RunConfig, load_run
-from deepfloyd_core.embeds import embeds_request, run_captions
+import torch
+from worlds import embed, one_set
+
 from deepfloyd_core.flavours import resolve
-from deepfloyd_core.jobs import JOBS, Job
-from deepfloyd_core.types import no_report
 
 CAPTIONS = [
     "a red circle", "a photo of a green star", "a small blue square on a plain white ground",
     "a drawing of one large yellow triangle and two old pink hearts in soft light on a dark brown ground",
 ]  # fmt: skip
-STREAMING = "text_encoder_streaming"
 
 
 def encode(folder: Path, model: str, captions: list[str], streaming: bool) -> None:
     """In the child: the product's job. Prints one JSON line."""
-    (folder / "data.json").write_text(json.dumps([{"id": "set", "type": "local", "instance_data_dir": str(folder)}]))
-    keys = {"workspace": str(folder / "workspace"), "data_backend_config": str(folder / "data.json"), "device": "cpu",
-            "num_threads": 1, "text_encoder_dtype": "bf16"}  # fmt: skip
-    keys |= {STREAMING: True} if streaming else {}
-    (folder / "run.json").write_text(json.dumps({**keys, "stage1": {"model_flavour": model}}))
-    run = load_run(folder / "run.json")
-    encoder, texts = resolve(model, 1, text=True), run_captions(run, captions)
-    module, function = JOBS["embed"].split(":")
-    job = getattr(importlib.import_module(module), function)
-    request = embeds_request(run, texts, encoder)
+    stage = {"model_flavour": model}
+    run = one_set(folder, 1, {}, device="cpu", num_threads=1, text_encoder_streaming=streaming, stage1=stage)
+    encoder = resolve(model, 1, text=True)
     start = time.perf_counter(), time.process_time()
-    artifact, _ = materialise(
-        run.workspace,
-        request,
-        lambda work: job(Job(run.config, {}, {"captions": texts, "encoder": str(encoder)}, work.path, no_report)),
-    )
+    artifact = embed(run, encoder, captions)
     wall, cpu = time.perf_counter() - start[0], time.process_time() - start[1]
     files = {entry["path"]: entry["sha256"] for entry in artifact.manifest["files"]}
-    print(json.dumps({"captions": len(texts), "wall_s": wall, "cpu_s": cpu, "files": files}))
+    print(json.dumps({"captions": artifact.summary["captions"], "wall_s": wall, "cpu_s": cpu, "files": files}))
 
 
 def own_gib(pid: int) -> float:
@@ -67,7 +52,7 @@ def measure(model: str, captions: list[str], streaming: bool) -> dict[str, str]:
     """Run one child, print its figures and return the hashes of its files."""
     own, status, usage = 0.0, 0, None
     with tempfile.TemporaryDirectory() as name, tempfile.TemporaryFile("w+") as out:
-        command = [sys.executable, "-P", __file__, "--model", model, "--captions", str(len(captions)), "--child", name]
+        command = [sys.executable, __file__, "--model", model, "--captions", str(len(captions)), "--child", name]
         child = subprocess.Popen([*command, "--streaming"] if streaming else command, stdout=out)
         ended = 0
         while not ended:
@@ -104,7 +89,6 @@ def main() -> None:
     if not wanted.run:
         print("Skipped: T5-XXL takes 9.5 GB of disk and 10 GiB of memory. Add --run to measure it.")
         return
-    torch = importlib.import_module("torch")
     machine = f"{platform.machine()} ({torch.backends.cpu.get_cpu_capability()}), {os.cpu_count()} cores"
     print(f"{machine}, load {os.getloadavg()[0]:.1f}; Python {platform.python_version()}, torch {torch.__version__}")
     encoder = resolve(wanted.model, 1, text=True)  # written here, so that no child pays for it
@@ -115,14 +99,11 @@ def main() -> None:
     print(
         "| encoder | resident, GiB | of its own, GiB | wall, s | CPU, s | CPU s a caption |\n|---|---|---|---|---|---|"
     )
-    ways = [False, True] if STREAMING in RunConfig.model_fields else [False]
-    ways = [way for way in ways if wanted.only in (None, "streaming" if way else "whole")]
+    ways = [way for way in (False, True) if wanted.only in (None, "streaming" if way else "whole")]
     hashes = [measure(wanted.model, captions, streaming) for streaming in ways]
     if len(hashes) == 2:
         arrows = [{name: digest for name, digest in files.items() if name.endswith(".arrow")} for files in hashes]
         print(f"\nThe files have {'the same bytes' if arrows[0] == arrows[1] else 'OTHER BYTES'}.")
-    elif STREAMING not in RunConfig.model_fields:
-        print(f"\nThis version has no key {STREAMING}: one way only.")
 
 
 if __name__ == "__main__":

@@ -12,8 +12,6 @@ beside each chunk and taken off, because a run pays it once and not for every 60
 
 import argparse
 import gzip
-import importlib
-import json
 import os
 import platform
 import sys
@@ -30,15 +28,13 @@ import torch
 import transformers
 from diffusers import IFPipeline
 from transformers import AutoTokenizer, T5EncoderModel
+from worlds import embed, one_set
 
-from deepfloyd_core.artifacts import Artifact, materialise
-from deepfloyd_core.config import Run, load_run
-from deepfloyd_core.embeds import Embeds, embeds_request, run_captions
+from deepfloyd_core.config import Run
+from deepfloyd_core.embeds import Embeds
 from deepfloyd_core.flavours import FLAVOURS
-from deepfloyd_core.jobs import JOBS, Job
 from deepfloyd_core.random_models import T5_XXL, design, write_folder
 from deepfloyd_core.tiny.models import WORDS
-from deepfloyd_core.types import no_report
 
 T5_BASE = {**T5_XXL, "d_model": 768, "d_ff": 2048, "num_heads": 12, "num_layers": 12}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -61,25 +57,10 @@ def caption_chunks(captions: int, chunks: int) -> list[list[str]]:
 
 def make_run(folder: Path, dtype: str, batch: int) -> tuple[Run, Path]:
     """A run with one thread on the CPU, and the folder of its encoder."""
-    (folder / "data.json").write_text(json.dumps([{"id": "set", "type": "local", "instance_data_dir": str(folder)}]))
-    keys = {"workspace": str(folder / "workspace"), "data_backend_config": str(folder / "data.json"), "device": "cpu",
-            "num_threads": 1, "text_encoder_dtype": dtype, "embed_batch_size": batch}  # fmt: skip
-    (folder / "run.json").write_text(json.dumps({**keys, "stage1": {"model_flavour": "tiny-i"}}))
     base = replace(design(FLAVOURS["tiny-i"]), text=T5_BASE, dtype=str(DTYPES[dtype]).removeprefix("torch."))
     (folder / "models").mkdir()
-    return load_run(folder / "run.json"), write_folder(("t5-base", base, True, folder / "models"))
-
-
-def embed(run: Run, encoder: Path, captions: list[str]) -> Artifact:
-    """The embeds artifact of captions, by the product's own job in this process."""
-    module, function = JOBS["embed"].split(":")
-    job = getattr(importlib.import_module(module), function)
-    texts = run_captions(run, captions)
-    options = {"captions": texts, "encoder": str(encoder)}
-    request = embeds_request(run, texts, encoder)
-    return materialise(
-        run.workspace, request, lambda work: job(Job(run.config, {}, options, work.path, no_report))
-    )[0]  # fmt: skip
+    run = one_set(folder, 1, {}, device="cpu", num_threads=1, text_encoder_dtype=dtype, embed_batch_size=batch)
+    return run, write_folder(("t5-base", base, True, folder / "models"))
 
 
 def pipeline(folder: Path, dtype: torch.dtype) -> Any:

@@ -7,7 +7,6 @@ of random weights once. Goal on an H200: >= 60 % of the peak, >= 500 captions/s.
 """
 
 import argparse
-import importlib
 import json
 import os
 import platform
@@ -20,40 +19,20 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+from worlds import embed, one_set
 
-from deepfloyd_core.artifacts import materialise
-from deepfloyd_core.config import Run, load_run
-from deepfloyd_core.embeds import embeds_request, run_captions
+from deepfloyd_core.config import Run
 from deepfloyd_core.flavours import resolve
-from deepfloyd_core.jobs import JOBS, Job
 from deepfloyd_core.tiny.models import WORDS
-from deepfloyd_core.types import no_report
 
 TOKENS = 77
 GOALS = "goal on an H200: >= 60 %, >= 500 captions/s"
 
 
-def make_run(folder: Path, model: str, device: str, batch: int) -> Run:
-    """A run that encodes in bf16."""
-    (folder / "data.json").write_text(json.dumps([{"id": "set", "type": "local", "instance_data_dir": str(folder)}]))
-    keys = {"workspace": str(folder / "workspace"), "data_backend_config": str(folder / "data.json"), "device": device,
-            "text_encoder_dtype": "bf16", "embed_batch_size": batch}  # fmt: skip
-    (folder / "run.json").write_text(json.dumps({**keys, "stage1": {"model_flavour": model}}))
-    return load_run(folder / "run.json")
-
-
 def seconds(run: Run, encoder: Path, captions: list[str]) -> float:
     """Wall time of the product's job over captions, in this process."""
-    module, function = JOBS["embed"].split(":")
-    job = getattr(importlib.import_module(module), function)
-    texts = run_captions(run, captions)
-    options = {"captions": texts, "encoder": str(encoder)}
     start = time.perf_counter()
-    materialise(
-        run.workspace,
-        embeds_request(run, texts, encoder),
-        lambda work: job(Job(run.config, {}, options, work.path, no_report)),
-    )
+    embed(run, encoder, captions)
     return time.perf_counter() - start
 
 
@@ -105,7 +84,8 @@ def main() -> None:
     few = captions[: max(1, wanted.captions // 8)]
     for batch in wanted.batch:
         with tempfile.TemporaryDirectory() as name:
-            run = make_run(Path(name), wanted.model, wanted.device, batch)
+            stage = {"model_flavour": wanted.model}
+            run = one_set(Path(name), 1, {}, device=wanted.device, embed_batch_size=batch, stage1=stage)
             seconds(run, encoder, [captions[0]])  # warms the card and the page cache
             short = seconds(run, encoder, few)
             rate = (len(captions) - len(few)) / (seconds(run, encoder, captions) - short)

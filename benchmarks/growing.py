@@ -53,7 +53,6 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         pictures = folder / "pictures"
-        pictures.mkdir()
         run = one_set(folder, STAGE, {"caption_strategy": "textfile"})
         files = photographs((width, height))
         add(pictures, files, range(count))

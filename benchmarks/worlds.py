@@ -1,4 +1,4 @@
-"""What several benchmarks stand on: a run of the tiny cascade over one data set, its index and its pixels."""
+"""What several benchmarks stand on: a run of the tiny cascade over one data set, its index, its pixels, its embeds."""
 
 import json
 from pathlib import Path
@@ -6,14 +6,21 @@ from typing import Any
 
 from deepfloyd_core.artifacts import Artifact, materialise
 from deepfloyd_core.config import Run, load_run
+from deepfloyd_core.embeds import embeds_request, run_captions
 from deepfloyd_core.flavours import Stage
 from deepfloyd_core.image_index import build_index, index_request, judges
+from deepfloyd_core.jobs import Job
 from deepfloyd_core.pixels import build_shards, pixels_request, plan_shards
 from deepfloyd_core.scan import scan
+from deepfloyd_core.types import no_report
 
 
 def one_set(folder: Path, stage: Stage, entry: dict[str, Any], **keys: Any) -> Run:
-    """A run that trains one stage; `entry`: its data set, which is the folder `pictures` unless it says otherwise."""
+    """A run that trains one stage; `entry`: its data set, which is the folder `pictures` unless it says otherwise.
+
+    `keys`: of the run file; `stage1` or `stage2` among them names another flavour than the tiny one.
+    """
+    (folder / "pictures").mkdir(exist_ok=True)
     data = {"id": "set", "type": "local", "instance_data_dir": str(folder / "pictures"), **entry}
     (folder / "data.json").write_text(json.dumps([data]))
     where = {"workspace": str(folder / "workspace"), "data_backend_config": str(folder / "data.json")}
@@ -34,3 +41,15 @@ def prepare(run: Run, stage: Stage) -> tuple[Artifact, Artifact]:
         run.workspace, request, lambda work: build_shards(plan_shards(run, index, stage, work), work)
     )
     return index, pixels
+
+
+def embed(run: Run, encoder: Path, captions: list[str]) -> Artifact:
+    """The embeds of captions, by the product's own job in this process."""
+    from deepfloyd_core.embed_job import embed_job  # torch, which other benchmarks do without
+
+    texts = run_captions(run, captions)
+    options = {"captions": texts, "encoder": str(encoder)}
+    request = embeds_request(run, texts, encoder)
+    return materialise(
+        run.workspace, request, lambda work: embed_job(Job(run.config, {}, options, work.path, no_report))
+    )[0]

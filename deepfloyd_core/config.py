@@ -15,6 +15,7 @@ from deepfloyd_core.clusters import cluster_fault
 from deepfloyd_core.datafile import ImageDataset
 from deepfloyd_core.errors import ConfigError
 from deepfloyd_core.flavours import PUBLISHED, UPSCALE, Stage
+from deepfloyd_core.quantization import Quantization, quantization_fault
 from deepfloyd_core.read_datafile import load_data_file
 from deepfloyd_core.spec import Spec, parse_spec, read_config_file
 from deepfloyd_core.spelling import our_spelling
@@ -54,6 +55,9 @@ class RunConfig(Spec):
     )
     text_encoder_dtype: Literal["fp32", "bf16"] = Field(
         "bf16", description="dtype in which T5 runs and its output is stored; never fp16, which overflows."
+    )
+    text_encoder_quantization: Quantization = Field(
+        "none", description="T5's weights in 8 or 4 bits (torchao): a half or a quarter of the memory, less exact."
     )
     tokenizer_max_length: int = Field(
         TOKENS, ge=TOKENS, le=512, description="Tokens of a caption; IF was trained with 77, more is a risk."
@@ -115,6 +119,8 @@ class RunConfig(Spec):
         if self.stage1 is None and self.stage2 is None:
             raise ValueError("no stage to train: add a [stage1] or [stage2] table, or set model_flavour")
         if fault := cluster_fault(self.task_runner, self.task_runner_address):
+            raise ValueError(fault)
+        if fault := quantization_fault("text_encoder_quantization", self.text_encoder_quantization):
             raise ValueError(fault)
         for stage in self.stages:
             config = self.stage(stage)

@@ -4,11 +4,13 @@ Files are named by the texts in them and never rewritten. A data set that grows 
 texts that came; an interrupted build goes on behind the last finished file.
 """
 
+import logging
+import math
 import shutil
 import time
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +29,11 @@ from deepfloyd_core.files import atomic_path, canonical_json, sha256_bytes
 from deepfloyd_core.jobs import Job
 from deepfloyd_core.models import DTYPES, pick_device, use_threads
 from deepfloyd_core.sheets import save_token_counts
-from deepfloyd_core.t5 import encode, load_encoder, load_tokenizer
+from deepfloyd_core.t5 import TextEncoder, encode, forecast_s, load_encoder, load_tokenizer
 from deepfloyd_core.take_over import is_as_recorded, worth_keeping
 from deepfloyd_core.types import Report, caption_id, no_report
+
+log = logging.getLogger(__name__)
 
 PACKED_SHARE = 0.7  # of the bytes, at most; 0.64 is usual
 
@@ -108,7 +112,7 @@ def encode_prompts(prompts: list[str], folder: Path, config: RunConfig) -> torch
     """Rows (N, T, D) of a few prompts on the CPU, as the stored embeds have them; the encoder is gone on return."""
     tokenizer = load_tokenizer(folder)
     texts, _ = clean_captions(prompts, tokenizer.all_special_tokens)
-    return _encoder(tokenizer, folder, config)(texts, no_report)
+    return _rows(_load(folder, config), tokenizer, config, texts, no_report)
 
 
 def _token_counts(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> dict[str, int]:
@@ -163,9 +167,11 @@ def _make_files(
         for name, texts in unfinished.items():
             made: dict[str, Any] = {}
             if missing[name]:
-                number = job.options.get("part", [0])[0]
-                encoder = encoder or _encoder(tokenizer, Path(job.options["encoder"]), job.config, number)
-                made = dict(zip(missing[name], encoder(missing[name], progress.step), strict=True))
+                if encoder is None:
+                    encoder = _load(Path(job.options["encoder"]), job.config, job.options.get("part", [0])[0])
+                    progress.forecast(encoder, job.config, todo * _row_bytes(schema))
+                rows = _rows(encoder, tokenizer, job.config, missing[name], progress.step)
+                made = dict(zip(missing[name], rows, strict=True))
                 progress.finished(len(made))
             if writing:
                 writing.result()
@@ -209,6 +215,15 @@ class _Progress:
         self._started, self._first = time.monotonic(), self.done
         self.report(self.done, self.total, "texts to encode")
 
+    def forecast(self, encoder: TextEncoder, config: RunConfig, size: int) -> None:
+        """Say what is ahead before the first layer: the time, by a measured product, and the bytes on disk."""
+        texts, length = self.total - self.done, config.tokenizer_max_length
+        seconds = forecast_s(encoder, texts, length, config.embed_batch_size * length)
+        line = f"about {timedelta(seconds=math.ceil(seconds))} and {size / 2**30:.2f} GiB ahead"
+        log.info("%d texts to encode: %s", texts, line)
+        self.report(self.done, self.total, line)
+        self._started = time.monotonic()
+
     def step(self, done: int, total: int, line: str) -> None:
         """Texts of the file in hand; `line` says which layer."""
         now = self.done + done
@@ -220,23 +235,23 @@ class _Progress:
         self.done += texts
 
 
-def _encoder(
-    tokenizer: PreTrainedTokenizerBase, folder: Path, config: RunConfig, number: int = 0
-) -> Callable[[list[str], Report], torch.Tensor]:
-    """A function from cleaned texts to their rows (N, T, D) on the CPU, with T5 behind it."""
+def _load(folder: Path, config: RunConfig, number: int = 0) -> TextEncoder:
+    """T5 as the run wants it; `number`: of several processes."""
     dtype, device = DTYPES[config.text_encoder_dtype], pick_device(config.device, number)
-    encoder = load_encoder(folder, dtype, device, config.text_encoder_streaming)
+    return load_encoder(folder, dtype, device, config.text_encoder_streaming, config.text_encoder_quantization)
+
+
+def _rows(
+    encoder: TextEncoder, tokenizer: PreTrainedTokenizerBase, config: RunConfig, texts: list[str], report: Report
+) -> torch.Tensor:
+    """The rows of cleaned texts, (N, T, D) on the CPU. Raises ModelError when one is not finite."""
     length = config.tokenizer_max_length
-
-    def rows(texts: list[str], report: Report) -> torch.Tensor:
-        ids = tokenizer(texts, truncation=True, max_length=length).input_ids
-        made = encode(encoder, ids, length, config.embed_batch_size * length, report)
-        good = torch.isfinite(made).flatten(1).all(1).tolist()
-        if not all(good):
-            raise ModelError(f"T5 gave values that are not finite for {texts[good.index(False)]!r}.")
-        return made
-
-    return rows
+    ids = tokenizer(texts, truncation=True, max_length=length).input_ids
+    made = encode(encoder, ids, length, config.embed_batch_size * length, report)
+    good = torch.isfinite(made).flatten(1).all(1).tolist()
+    if not all(good):
+        raise ModelError(f"T5 gave values that are not finite for {texts[good.index(False)]!r}.")
+    return made
 
 
 def _write_captions(out: Path, captions: list[str], texts: list[str]) -> None:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 FORMAT = 2  # 2: files named by content, each text once, captions.arrow
 FILES, CAPTIONS_FILE, TOKENS_SHEET = "embeds-*.arrow", "captions.arrow", "tokens.png"
+_WHICH, _STORED = ("captions", "captions_sha256"), ("compression", "file_mib")  # keys of the spec
 CAPTIONS = pa.schema([("key", pa.uint64()), ("file", pa.int32()), ("place", pa.int32())])  # key: the caption_id
 
 
@@ -60,6 +61,8 @@ def embeds_request(run: Run, captions: list[str], encoder: Path) -> Request:
         "compression": run.config.embed_compression,
         "file_mib": run.config.embed_file_mib,
     }
+    if run.config.text_encoder_quantization != "none":
+        spec["quantization"] = run.config.text_encoder_quantization
     return Request("text_embeds", FORMAT, spec, {"encoder": model_fingerprint(encoder, ("text_encoder", "tokenizer"))})
 
 
@@ -67,12 +70,19 @@ def older_embeds(workspace: Path, request: Request) -> Artifact | None:
     """The newest embeds that differ from the wanted ones in their captions alone, to take rows over from."""
 
     def same(record: dict[str, Any]) -> bool:
-        texts = {"captions", "captions_sha256"}
-        spec = {key: value for key, value in record["spec"].items() if key not in texts}
-        wanted = {key: value for key, value in request.spec.items() if key not in texts}
-        return (spec, record["inputs"]) == (wanted, request.inputs) and record["fingerprint"] != request.fingerprint
+        found, wanted = (_without(spec, _WHICH) for spec in (record["spec"], request.spec))
+        return (found, record["inputs"]) == (wanted, request.inputs) and record["fingerprint"] != request.fingerprint
 
     return newest(workspace, "text_embeds", FORMAT, same)
+
+
+def rows_identity(embeds: Artifact) -> dict[str, Any]:
+    """What decides the rows of a caption: how it is cleaned and encoded; not which others there are, nor the files."""
+    return {**_without(embeds.manifest["spec"], _WHICH + _STORED), **embeds.manifest["inputs"]}
+
+
+def _without(spec: dict[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
+    return {key: value for key, value in spec.items() if key not in keys}
 
 
 def truncated_texts(embeds: Artifact, most: int) -> list[tuple[str, int]]:

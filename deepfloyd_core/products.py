@@ -80,6 +80,8 @@ def generate_request(
         "text_encoder_dtype": run.config.text_encoder_dtype,
         "tokenizer_max_length": run.config.tokenizer_max_length,
     }
+    if run.config.text_encoder_quantization != "none":
+        spec["text_encoder_quantization"] = run.config.text_encoder_quantization
     models: dict[str, str] = {}
     for stage in run.config.stages:
         spec[f"stage{stage}"] = run.config.stage(stage).model_dump(mode="json", include=_SAMPLING | {"mixed_precision"})

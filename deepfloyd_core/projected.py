@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from deepfloyd_core.artifacts import Artifact, Request, finish_part, part_is_whole
+from deepfloyd_core.artifacts import Artifact, Request, finish_part, newest, part_is_whole
 from deepfloyd_core.config import Run
-from deepfloyd_core.embeds import Embeds, model_fingerprint
+from deepfloyd_core.embeds import Embeds, model_fingerprint, rows_identity
 from deepfloyd_core.errors import ArtifactError
 from deepfloyd_core.files import atomic_path
 from deepfloyd_core.flavours import Stage
 from deepfloyd_core.mapped import mapped_table, mapped_tensor
 from deepfloyd_core.stage_config import StageConfig
+from deepfloyd_core.take_over import is_as_recorded
 from deepfloyd_core.types import Report
 
 if TYPE_CHECKING:
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
     from deepfloyd_core.jobs import Job
     from deepfloyd_core.objective import Text
 
-FORMAT = 1
+FORMAT = 2  # 2: what decides T5's rows is in the spec
+FILES = "text-*.arrow"
 FILE_BYTES = 256 << 20  # a kill costs at most one such file
 WRITE_CAPTIONS = 64  # held in memory at once: 8 MB for IF-I-M
 # The layers of a UNet's text modules that an adapter could be put on.
@@ -47,13 +49,26 @@ def text_is_frozen(config: StageConfig) -> bool:
 
 def text_request(run: Run, stage: Stage, folder: Path, embeds: Artifact) -> Request:
     """Identity of a stage's text: T5's rows, the UNet in `folder`, and the dtype that it computes in."""
-    spec = {"mixed_precision": run.config.stage(stage).mixed_precision}
+    spec = {"mixed_precision": run.config.stage(stage).mixed_precision, "rows": rows_identity(embeds)}
     inputs = {"text_embeds": embeds.fingerprint, "unet": model_fingerprint(folder, ("unet",))}
     return Request(f"stage{stage}_text", FORMAT, spec, inputs)
 
 
+def older_text(workspace: Path, request: Request) -> Artifact | None:
+    """The newest text of the stage that has other captions and is the same in all else, to take captions over from."""
+
+    def same(record: dict[str, Any]) -> bool:
+        found, wanted = (record["spec"], record["inputs"]["unet"]), (request.spec, request.inputs["unet"])
+        return found == wanted and bool(record["fingerprint"] != request.fingerprint)
+
+    return newest(workspace, request.kind, FORMAT, same)
+
+
 def project_job(job: "Job") -> dict[str, Any]:
-    """Project every caption of the embeds, resuming at the first unfinished file."""
+    """Project every caption of the embeds, resuming at the first unfinished file.
+
+    job.inputs may have `older`, a text of the stage: its captions are copied from the files that are as they were written.
+    """
     from deepfloyd_core.models import DTYPES, load_text_modules, pick_device, use_threads
 
     use_threads(job.config.num_threads)
@@ -61,11 +76,23 @@ def project_job(job: "Job") -> dict[str, Any]:
     modules = load_text_modules(Path(job.options["model"]), DTYPES[precision]).to(pick_device(job.config.device))
     embeds, project = Embeds(job.inputs["text_embeds"]), projector(modules, precision)
     names = sorted(embeds.ids())
-    store(job.out, names, lambda name: project(embeds[name]), job.report)
+    older = job.inputs.get("older")
+    held = Projected(older, [file for file in _files(older) if is_as_recorded(file, older.hashes)]) if older else None
+
+    def text_of(name: str) -> "tuple[torch.Tensor, torch.Tensor]":
+        if held is None or name not in held:
+            return project(embeds[name])
+        text = held.batch([name])
+        assert text.pooled is not None  # both are stored
+        return text.rows, text.pooled
+
+    store(job.out, names, text_of, job.report)
+    taken_over = sum(name in held for name in names) if held else 0
     return {
         "captions": len(names),
+        "taken_over": taken_over,
         "parameters": sum(param.numel() for param in modules.parameters()),
-        "bytes": sum(file.stat().st_size for file in job.out.glob("*.arrow")),
+        "bytes": sum(file.stat().st_size for file in job.out.glob(FILES)),
     }
 
 
@@ -115,11 +142,12 @@ def store(
 class Projected:
     """Random access to a stage's text by caption id; the files stay on disk and are mapped."""
 
-    def __init__(self, artifact: Artifact) -> None:
+    def __init__(self, artifact: Artifact, files: list[Path] | None = None) -> None:
+        """`files`: those of the artifact to read; unset: all."""
         self._artifact = artifact
         self._columns: list[tuple[torch.Tensor, ...]] = []  # rows and pooled of each record batch
         self._where: dict[str, tuple[int, int]] = {}  # record batch and place in it
-        for file in sorted(artifact.path.glob("*.arrow")):
+        for file in _files(artifact) if files is None else files:
             try:
                 table = mapped_table(file)
             except pa.ArrowInvalid as error:
@@ -128,6 +156,9 @@ class Projected:
                 names = batch.column("caption_id").to_pylist()
                 self._where |= {name: (len(self._columns), place) for place, name in enumerate(names)}
                 self._columns.append((_mapped(batch, "rows"), _mapped(batch, "pooled")))
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._where
 
     def batch(self, names: list[str]) -> "Text":
         """The texts of caption ids, in their order. Raises ArtifactError for one that is not there."""
@@ -142,6 +173,10 @@ class Projected:
         where = [self._where[name] for name in names]
         found = [[column[place] for column in self._columns[batch]] for batch, place in where]
         return Text(*map(torch.stack, zip(*found, strict=True)))
+
+
+def _files(artifact: Artifact) -> list[Path]:
+    return sorted(artifact.path.glob(FILES))
 
 
 def raw_texts(artifact: Artifact) -> Callable[[list[str]], "Text"]:

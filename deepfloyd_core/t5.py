@@ -3,15 +3,20 @@
 So a layer can be read from the file, used and dropped: T5-XXL (9.5 GB in bf16) then runs in the memory of one layer and
 of the texts' hidden states. With the whole encoder in memory the same loop gives the same bytes.
 
+bf16 on a processor without units for it is six times slower than fp32: there each layer's weights become fp32 when it is
+used, the hidden states stay fp32, and what comes out is rounded to bf16 once.
+
 IF's UNet gets no attention mask, so the rows of the padding count. `plain` runs transformers' own blocks on padded texts:
 bit for bit what `IFPipeline.encode_prompt` gives. `lean` leaves out what cannot change the result: only real tokens are
 keys, and rows of the padding that must come out equal (their distances to all real tokens fall into the same buckets)
 are computed once. In exact arithmetic both agree; they differ as two orders of summation do.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -26,22 +31,25 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 
 from deepfloyd_core.errors import ModelError
 from deepfloyd_core.models import weight_files
+from deepfloyd_core.quantization import Quantization, quantize
 from deepfloyd_core.types import Report, no_report
 
-Read = Callable[..., torch.Tensor]
 _EMBEDDING, _FINAL_NORM = ("shared.weight", "encoder.embed_tokens.weight"), "encoder.final_layer_norm.weight"
+_LAYER = "encoder.block."
 
 
 @dataclass(frozen=True)
 class TextEncoder:
-    """A T5 encoder in memory, or (`model` is on the meta device) one whose layers are read when they are needed."""
+    """A T5 encoder; its layers are put together when they are needed, of weights in memory or in the files."""
 
     folder: Path  # text_encoder/
-    model: T5EncoderModel
-    dtype: torch.dtype
+    model: T5EncoderModel  # on the meta device: the layers' code and shapes
+    dtype: torch.dtype  # of the weights and of what comes out
+    arithmetic: torch.dtype  # of the products and the hidden states
     device: torch.device
-    streamed: bool
     lean: bool  # see the module
+    quantization: Quantization  # of the layers' weights
+    held: dict[str, torch.Tensor] | None  # all weights, on the device; None: streamed from the files
 
     @property
     def config(self) -> T5Config:
@@ -65,22 +73,62 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     return AutoTokenizer.from_pretrained(folder / "tokenizer")
 
 
-def load_encoder(folder: Path, dtype: torch.dtype, device: torch.device, streamed: bool = False) -> TextEncoder:
+def load_encoder(
+    folder: Path, dtype: torch.dtype, device: torch.device, streamed: bool = False, quantization: Quantization = "none"
+) -> TextEncoder:
     """The T5 encoder of a pipeline folder, whole or to be read layer by layer. Only safetensors are read.
 
     fp32 is for those who want the pipeline's bits, so it is not lean; bf16 itself rounds far more than `lean` changes.
     """
     folder = folder / "text_encoder"
+    with torch.device("meta"):
+        model = T5EncoderModel(T5Config.from_pretrained(folder)).eval()
+    lean = dtype != torch.float32
+    encoder = TextEncoder(folder, model, dtype, _arithmetic(dtype, device), device, lean, quantization, None)
     if streamed:
-        config = T5Config.from_pretrained(folder)
-        with torch.device("meta"):
-            model = T5EncoderModel(config).eval()
-    else:
-        model = T5EncoderModel.from_pretrained(folder, dtype=dtype, use_safetensors=True).eval().to(device)
-    return TextEncoder(folder, model, dtype, device, streamed, lean=dtype != torch.float32)
+        return encoder
+    with _files(encoder) as files:
+        names = [name for name in files if quantization == "none" or not name.startswith(_LAYER)]
+        held = {name: _sent(encoder, files[name].get_tensor(name)) for name in names}
+    if quantization != "none":
+        for number in range(model.config.num_layers):
+            layer = _block(encoder, number).state_dict()
+            held |= {f"{_LAYER}{number}.{name}": weight for name, weight in layer.items()}
+    return replace(encoder, held=held)
 
 
-@torch.inference_mode()
+@torch.no_grad()
+def forecast_s(encoder: TextEncoder, texts: int, length: int, batch_rows: int) -> float:
+    """About how long texts take, in seconds: the products of T5's layers at the speed of one of them, timed here."""
+    config = encoder.config
+    rows = batch_rows if encoder.device.type == "cuda" else length  # a GPU is only fast at products that fill it
+    left = torch.randn(rows, config.d_model, device=encoder.device, dtype=encoder.arithmetic)
+    right = torch.randn(config.d_model, config.d_ff, device=encoder.device, dtype=encoder.arithmetic)
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        float((left @ right)[0, 0])  # waits for it
+        seconds.append(time.perf_counter() - start)
+    inner = config.num_heads * config.d_kv
+    weights = 4 * config.d_model * inner + (3 if config.is_gated_act else 2) * config.d_model * config.d_ff
+    macs = texts * config.num_layers * length * (weights + 2 * length * inner)
+    return float(min(seconds) * macs / (rows * config.d_model * config.d_ff))
+
+
+def _arithmetic(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    if device.type == "cpu" and not any(on for name, on in torch.cpu.get_capabilities().items() if "bf16" in name):
+        return torch.float32
+    return dtype
+
+
+def _sent(encoder: TextEncoder, tensor: torch.Tensor) -> torch.Tensor:
+    """A weight on the encoder's device in its dtype. To a GPU it goes from page-locked memory, beside the arithmetic."""
+    if encoder.device.type == "cuda":
+        return tensor.pin_memory().to(encoder.device, encoder.dtype, non_blocking=True)
+    return tensor.to(encoder.device, encoder.dtype)
+
+
+@torch.no_grad()  # not inference_mode: quantised weights cannot be loaded under it
 def encode(
     encoder: TextEncoder, ids: list[list[int]], length: int, batch_rows: int, report: Report = no_report
 ) -> torch.Tensor:
@@ -88,20 +136,18 @@ def encode(
 
     `batch_rows`: rows of D in one forward pass. Raises ModelError when a streamed tensor is not in the files.
     """
-    with _stored(encoder) as read:
-        batches = _batches(encoder, ids, length, max(1, batch_rows // length))
-        hidden = _embedded(encoder, read, batches)
-        bias = None
-        for number in range(encoder.config.num_layers):
-            with _block(encoder, read, number) as block:
-                if bias is None:
-                    bias = block.layer[0].SelfAttention.compute_bias(length, length, device=encoder.device)
-                forward = _lean if encoder.lean else _plain
-                hidden = [
-                    forward(encoder, block, rows, batch, bias) for rows, batch in zip(hidden, batches, strict=True)
-                ]
-            report((number + 1) * len(ids) // encoder.config.num_layers, len(ids), f"layer {number + 1}")
-        return _finished(encoder, read, batches, hidden, length)
+    batches = _batches(encoder, ids, length, max(1, batch_rows // length))
+    table = _weights(encoder, [_EMBEDDING])[_EMBEDDING[0]]
+    hidden = [table[batch.ids.to(table.device)].to(encoder.device, encoder.arithmetic) for batch in batches]
+    bias, forward = None, _lean if encoder.lean else _plain
+    for number in range(encoder.config.num_layers):
+        block = _block(encoder, number)
+        if bias is None:
+            bias = block.layer[0].SelfAttention.compute_bias(length, length, device=encoder.device)
+        hidden = [forward(encoder, block, rows, batch, bias) for rows, batch in zip(hidden, batches, strict=True)]
+        del block  # before the next one is read
+        report((number + 1) * len(ids) // encoder.config.num_layers, len(ids), f"layer {number + 1}")
+    return _finished(encoder, batches, hidden, length)
 
 
 def distinct_positions(buckets: torch.Tensor, real: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -174,55 +220,52 @@ def _lean(encoder: TextEncoder, block: Any, hidden: torch.Tensor, batch: _Batch,
     return rows
 
 
-def _embedded(encoder: TextEncoder, read: Read, batches: list[_Batch]) -> list[torch.Tensor]:
-    if not encoder.streamed:
-        return [encoder.model.shared(batch.ids.to(encoder.device)) for batch in batches]
-    table = read(*_EMBEDDING)
-    return [table[batch.ids].to(encoder.device) for batch in batches]
+def _block(encoder: TextEncoder, number: int) -> Any:
+    """A layer of the encoder with its weights."""
+    block, prefix = deepcopy(encoder.model.encoder.block[number]), f"{_LAYER}{number}."
+    found = _weights(encoder, [(prefix + name,) for name in block.state_dict()])
+    # No `.to` for what has the dtype: it would turn quantised weights into plain ones.
+    ready = {
+        n: weight if weight.dtype == encoder.arithmetic else weight.to(encoder.arithmetic)
+        for n, weight in found.items()
+    }
+    block.load_state_dict({name.removeprefix(prefix): weight for name, weight in ready.items()}, assign=True)
+    if encoder.held is None:
+        quantize(block, encoder.quantization)
+    return block
 
 
-@contextmanager
-def _block(encoder: TextEncoder, read: Read, number: int) -> Iterator[Any]:
-    """A layer of the encoder; a streamed one is gone afterwards."""
-    block = encoder.model.encoder.block[number]
-    if not encoder.streamed:
-        yield block
-        return
-    prefix = f"encoder.block.{number}."
-    found = {name: read(prefix + name).to(encoder.device) for name in block.state_dict()}
-    block.load_state_dict(found, assign=True)
-    del found
-    yield block
-    block.to("meta")
-
-
-def _finished(
-    encoder: TextEncoder, read: Read, batches: list[_Batch], hidden: list[torch.Tensor], length: int
-) -> torch.Tensor:
-    norm = encoder.model.encoder.final_layer_norm
-    if encoder.streamed:
-        norm.load_state_dict({"weight": read(_FINAL_NORM).to(encoder.device)}, assign=True)
+def _finished(encoder: TextEncoder, batches: list[_Batch], hidden: list[torch.Tensor], length: int) -> torch.Tensor:
+    norm = deepcopy(encoder.model.encoder.final_layer_norm)
+    norm.load_state_dict(
+        {"weight": _weights(encoder, [(_FINAL_NORM,)])[_FINAL_NORM].to(encoder.arithmetic)}, assign=True
+    )
     texts = sum(len(batch.numbers) for batch in batches)
     made = torch.empty(texts, length, encoder.config.d_model, dtype=encoder.dtype)
     for batch, rows in zip(batches, hidden, strict=True):
-        made[torch.tensor(batch.numbers)] = norm(rows).cpu()[:, batch.spread]
+        made[torch.tensor(batch.numbers)] = norm(rows).to("cpu", encoder.dtype)[:, batch.spread]
     return made
 
 
-@contextmanager
-def _stored(encoder: TextEncoder) -> Iterator[Callable[..., torch.Tensor]]:
-    """Read tensors of the encoder's files by name: the first of the names given that is there, as the encoder has it."""
-    with ExitStack() as stack:
-        where: dict[str, Any] = {}
-        for file in weight_files(encoder.folder, SAFE_WEIGHTS_NAME) if encoder.streamed else ():
-            opened = stack.enter_context(safe_open(file, "pt"))
-            where |= dict.fromkeys(opened.keys(), opened)
-
-        def read(*names: str) -> torch.Tensor:
-            name = next((name for name in names if name in where), None)
+def _weights(encoder: TextEncoder, wanted: list[tuple[str, ...]]) -> dict[str, torch.Tensor]:
+    """Tensors by the first of their names; each under the first of these that there is. ModelError when there is none."""
+    with nullcontext() if encoder.held else _files(encoder) as files:
+        there: Any = encoder.held or files
+        found = {}
+        for names in wanted:
+            name = next((name for name in names if name in there), None)
             if name is None:
                 raise ModelError(f"{encoder.folder} has no tensor {' or '.join(names)}. Are all of its files there?")
-            tensor: torch.Tensor = where[name].get_tensor(name)
-            return tensor.to(encoder.dtype)
+            found[names[0]] = there[name] if encoder.held else _sent(encoder, there[name].get_tensor(name))
+    return found
 
-        yield read
+
+@contextmanager
+def _files(encoder: TextEncoder) -> Iterator[dict[str, Any]]:
+    """The open file of each tensor. Closed and its tensors gone, a file is no longer mapped into memory."""
+    with ExitStack() as stack:
+        where: dict[str, Any] = {}
+        for file in weight_files(encoder.folder, SAFE_WEIGHTS_NAME):
+            opened = stack.enter_context(safe_open(file, "pt"))
+            where |= dict.fromkeys(opened.keys(), opened)
+        yield where

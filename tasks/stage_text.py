@@ -1,13 +1,15 @@
 """The text of a stage: the embeds through its UNet's text modules, in a process of its own."""
 
+from typing import Any
+
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from deepfloyd_core.artifacts import Artifact, materialise
+from deepfloyd_core.artifacts import Artifact, WorkDir, materialise
 from deepfloyd_core.config import Run
 from deepfloyd_core.flavours import Stage, resolve
 from deepfloyd_core.jobs import run_job
-from deepfloyd_core.projected import text_is_frozen, text_request
+from deepfloyd_core.projected import older_text, text_is_frozen, text_request
 from tasks.progress import progress
 from tasks.publish import publish_pictures
 
@@ -19,11 +21,14 @@ def stage_text(run: Run, stage: Stage, embeds: Artifact) -> Artifact:
         return embeds
     folder = resolve(run.config.stage(stage).model, stage)
     options = {"stage": stage, "model": str(folder)}
+    request = text_request(run, stage, folder, embeds)
+
+    def project(work: WorkDir) -> dict[str, Any]:
+        older = older_text(run.workspace, request)
+        inputs = {"text_embeds": embeds} | ({"older": older} if older else {})
+        return run_job("project", run.config, inputs, options, work, report)
+
     with progress(f"stage {'I' * stage} text") as report:
-        text, _ = materialise(
-            run.workspace,
-            text_request(run, stage, folder, embeds),
-            lambda work: run_job("project", run.config, {"text_embeds": embeds}, options, work, report),
-        )
+        text, _ = materialise(run.workspace, request, project)
     publish_pictures(text)
     return text

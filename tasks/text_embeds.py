@@ -1,9 +1,11 @@
 """Text embeds: every caption and prompt through T5, in a process of its own."""
 
+from typing import Any
+
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from deepfloyd_core.artifacts import Artifact, materialise
+from deepfloyd_core.artifacts import Artifact, WorkDir, materialise
 from deepfloyd_core.config import Run
 from deepfloyd_core.embeds import FILES, TOKENS_SHEET, embeds_request, older_embeds, run_captions, truncated_texts
 from deepfloyd_core.flavours import resolve
@@ -21,15 +23,14 @@ def text_embeds(run: Run, index: Artifact) -> Artifact:
     captions = run_captions(run, caption_counts(index))
     options = {"captions": captions, "encoder": str(encoder)}
     request = embeds_request(run, captions, encoder)
-    older = older_embeds(run.workspace, request)
-    inputs = {"older": older} if older else {}
+
+    def encode(work: WorkDir) -> dict[str, Any]:
+        older = older_embeds(run.workspace, request)
+        inputs = {"older": older} if older else {}
+        return run_parts("embed", run.config, inputs, options, work, report)
+
     with progress("text embeds") as report:
-        embeds, _ = materialise(
-            run.workspace,
-            request,
-            lambda work: run_parts("embed", run.config, inputs, options, work, report),
-            parts=FILES,
-        )
+        embeds, _ = materialise(run.workspace, request, encode, parts=FILES)
     publish_pictures(embeds, TOKENS_SHEET)
     publish_truncated(truncated_texts(embeds, most=100))
     return embeds

@@ -2,6 +2,7 @@
 
 import logging
 import multiprocessing
+import re
 import shutil
 import time
 from collections.abc import Callable
@@ -183,23 +184,57 @@ def encoder_of(folder: Path, dtype: torch.dtype, **changes: Any) -> t5.TextEncod
     return replace(t5.load_encoder(folder, dtype, torch.device("cpu")), **changes)
 
 
-@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-5), (torch.bfloat16, 0.05)])
-def test_the_lean_forward_is_the_plain_one_but_for_rounding(dtype: torch.dtype, bound: float) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "arithmetic", "bound"),
+    [
+        (torch.float32, torch.float32, 1e-5),
+        (torch.bfloat16, torch.float32, 0.04),
+        (torch.bfloat16, torch.bfloat16, 0.05),
+    ],
+)
+def test_the_lean_forward_is_the_plain_one_but_for_rounding(
+    dtype: torch.dtype, arithmetic: torch.dtype, bound: float
+) -> None:
     tokenizer = t5.load_tokenizer(TINY)
     texts = ["", "a", *(" ".join(["star"] * count) for count in range(1, 80)), *captions_of(30)]
     ids = tokenizer(texts, truncation=True, max_length=77).input_ids
     assert {len(row) for row in ids} >= set(range(1, 78))
-    plain = t5.encode(encoder_of(TINY, dtype, lean=False), ids, 77, 16 * 77)
-    lean = t5.encode(encoder_of(TINY, dtype, lean=True), ids, 77, 16 * 77)
+    plain = t5.encode(encoder_of(TINY, dtype, arithmetic=arithmetic, lean=False), ids, 77, 16 * 77)
+    lean = t5.encode(encoder_of(TINY, dtype, arithmetic=arithmetic, lean=True), ids, 77, 16 * 77)
     assert not torch.equal(plain, lean)  # or this test compares one thing with itself
     assert (plain.float() - lean.float()).abs().max() < bound
     assert (plain.float() - lean.float()).abs().mean() < bound / 20
 
 
+def transformers_encoder(dtype: torch.dtype) -> torch.nn.Module:
+    from transformers import T5EncoderModel
+
+    return T5EncoderModel.from_pretrained(TINY / "text_encoder", dtype=dtype, use_safetensors=True).eval()
+
+
+@pytest.mark.parametrize("has_bf16", [True, False])
+def test_bf16_is_computed_in_what_the_processor_has(monkeypatch: pytest.MonkeyPatch, has_bf16: bool) -> None:
+    """Against transformers' encoder with the same bf16 weights, in bf16 and in fp32."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": has_bf16, "avx2": True, "cpu_name": "x"})
+    batch = t5.load_tokenizer(TINY)(captions_of(4), padding="max_length", max_length=77, return_tensors="pt")
+    ids = [row[mask].tolist() for row, mask in zip(batch.input_ids, batch.attention_mask.bool(), strict=True)]
+    models = transformers_encoder(torch.bfloat16), transformers_encoder(torch.bfloat16).float()
+    with torch.inference_mode():
+        in_bf16, in_fp32 = (model(batch.input_ids, batch.attention_mask)[0].float() for model in models)
+    ours = t5.encode(encoder_of(TINY, torch.bfloat16), ids, 77, 16 * 77)
+    assert ours.dtype == torch.bfloat16
+    to_bf16, to_fp32 = ((ours.float() - theirs).abs().mean() for theirs in (in_bf16, in_fp32))
+    once = (in_fp32.bfloat16().float() - in_fp32).abs().mean()
+    if has_bf16:
+        assert to_fp32 > 2 * once
+    else:
+        assert to_fp32 < 1.01 * once < to_bf16, "rounded once, at the end"
+
+
 def test_padding_rows_that_come_out_equal_are_computed_once() -> None:
     """Compared with transformers' own encoder in float64, where equal rows are equal to the last digits."""
     tokenizer = t5.load_tokenizer(TINY)
-    model = encoder_of(TINY, torch.float32).model.double()
+    model = transformers_encoder(torch.float64)
     computed = []
     for words in (1, 3, 7, 11, 19, 30):
         batch = tokenizer(" ".join(["star"] * words), padding="max_length", max_length=77, return_tensors="pt")
@@ -473,3 +508,20 @@ def test_a_run_with_128_tokens_trains_samples_and_generates(
         made_now = max((small.workspace / "generated").glob("*"), key=lambda path: path.stat().st_mtime_ns)
         pictures[length] = sorted(made_now.glob("*64x64.png"))[0].read_bytes()
     assert pictures["128"] != pictures["77"]  # the padding counts
+
+
+def test_without_torchao_quantised_weights_are_refused_at_once(
+    world: EmbedWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import importlib.util
+
+    there = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torchao" else there(name))
+    with pytest.raises(ConfigError, match=r"text_encoder_quantization is 'int8'.*deepfloyd-pipeline\[quantization\]"):
+        world.with_settings("text_encoder_quantization=int8")
+
+
+def test_time_and_bytes_are_forecast_before_the_first_layer(world: EmbedWorld) -> None:
+    world.make(captions_of(30))
+    lines = [line for _, _, line in world.reports]
+    assert re.fullmatch(r"about \d+:\d\d:\d\d and \d+\.\d\d GiB ahead", lines[1]) and "layer 1" in lines[2]

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from deepfloyd_core.models import (
     load_unet,
 )
 from deepfloyd_core.objective import Text, predict
-from deepfloyd_core.projected import TEXT_LAYERS, Projected, project_job, text_is_frozen, text_request
+from deepfloyd_core.projected import TEXT_LAYERS, Projected, older_text, project_job, text_is_frozen, text_request
 from deepfloyd_core.types import Report, caption_id, no_report
 
 FOLDERS: dict[Stage, Path] = {1: Path(FLAVOURS["tiny-i"].repo), 2: Path(FLAVOURS["tiny-ii"].repo)}
@@ -65,6 +66,62 @@ def project(
         text_request(run, stage, folder, embeds),
         lambda work: project_job(Job(run.config, inputs, options, work.path, report)),
     )[0]
+
+
+def grown(run: Run, workspace: Path, more: list[str], older: bool = True) -> Artifact:
+    """Embeds and Stage I text of CAPTIONS and more; what was projected before is on offer unless `older` is false."""
+    captions = sorted({*CAPTIONS, *more})
+    options: dict[str, Any] = {"captions": captions, "encoder": str(FOLDERS[1])}
+    embeds, _ = materialise(
+        run.workspace, embeds_request(run, captions, FOLDERS[1]),
+        lambda work: embed_job(Job(run.config, {}, options, work.path, no_report)),
+    )  # fmt: skip
+    request = text_request(run, 1, FOLDERS[1], embeds)
+    found = older_text(workspace, request) if older else None
+    inputs = {"text_embeds": embeds} | ({"older": found} if found else {})
+    options = {"stage": 1, "model": str(FOLDERS[1])}
+    return materialise(
+        workspace, request, lambda work: project_job(Job(run.config, inputs, options, work.path, no_report))
+    )[0]
+
+
+def test_captions_that_were_projected_before_are_copied(
+    run: Run, embeds: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fresh = grown(run, tmp_path / "fresh", ["a green heart"], older=False)
+    first = project(run, 1, embeds, tmp_path / "growing")
+    projected_now: list[torch.Tensor] = []
+    real = projected.projector
+
+    def counting(modules: Any, precision: str) -> Any:
+        one = real(modules, precision)
+        return lambda raw: (projected_now.append(raw), one(raw))[1]
+
+    monkeypatch.setattr(projected, "projector", counting)
+    second = grown(run, tmp_path / "growing", ["a green heart"])
+    assert (first.summary["taken_over"], second.summary["taken_over"]) == (0, len(CAPTIONS))
+    assert len(projected_now) <= 2, "the new caption, and once to see how long a row is"
+    assert [file["sha256"] for file in second.manifest["files"]] == [file["sha256"] for file in fresh.manifest["files"]]
+
+    damaged = next(second.path.glob("*.arrow"))
+    data = bytearray(damaged.read_bytes())
+    data[len(data) // 2] ^= 1
+    damaged.write_bytes(bytes(data))
+    third = grown(run, tmp_path / "growing", ["a green heart", "a blue heart"])
+    assert third.summary["taken_over"] == 0, "nothing is copied from a file with other bytes"
+
+
+def test_another_unet_or_encoder_takes_no_captions_over(run: Run, embeds: Artifact, tmp_path: Path) -> None:
+    project(run, 1, embeds, tmp_path)
+    assert older_text(tmp_path, text_request(run, 2, FOLDERS[2], embeds)) is None
+    request = text_request(run, 1, FOLDERS[1], embeds)
+    others = {**request.inputs, "unet": "0" * 16}, {**request.inputs, "text_embeds": "0" * 16}
+    assert older_text(tmp_path, replace(request, inputs=others[0])) is None
+    assert older_text(tmp_path, replace(request, inputs=others[1])) is not None
+    assert (
+        older_text(tmp_path, replace(request, spec={**request.spec, "rows": {"encoder": "x"}}, inputs=others[1]))
+        is None
+    )
 
 
 def with_precision(run: Run, precision: str) -> Run:

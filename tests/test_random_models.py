@@ -129,9 +129,9 @@ def test_large_weights_are_cut_into_shards_that_give_the_same_model(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import torch
+    from transformers import T5EncoderModel
 
     from deepfloyd_core.models import load_unet
-    from deepfloyd_core.t5 import load_encoder
 
     monkeypatch.setattr(random_models, "SHARD_BYTES", 200_000)
     whole, cut = random_folder("random:tiny-i", True, cache), write(tmp_path)
@@ -140,7 +140,7 @@ def test_large_weights_are_cut_into_shards_that_give_the_same_model(
         assert len(files) > 2
         index = json.loads(next((cut / part).glob("*.index.json")).read_bytes())
         assert set(index["weight_map"].values()) == {file.name for file in files}
-    for load in (load_unet, lambda folder, dtype: load_encoder(folder, dtype, torch.device("cpu")).model):
+    for load in (load_unet, lambda folder, dtype: T5EncoderModel.from_pretrained(folder / "text_encoder", dtype=dtype)):
         one, other = load(whole, torch.float32).state_dict(), load(cut, torch.float32).state_dict()
         assert one.keys() == other.keys()
         assert all(torch.equal(one[name], other[name]) for name in one)

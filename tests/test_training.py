@@ -1,10 +1,12 @@
 """Training: the LoRA that comes out is the one diffusers loads, and a killed trainer loses nothing."""
 
+import importlib
 import json
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +16,18 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from deepfloyd_core.artifacts import Artifact, Request, materialise
-from deepfloyd_core.config import Run, load_run
+from deepfloyd_core.artifacts import Artifact, Request, WorkDir, materialise
+from deepfloyd_core.config import Run, RunConfig, load_run
 from deepfloyd_core.embeds import embeds_request, run_captions
 from deepfloyd_core.errors import JobError
 from deepfloyd_core.flavours import FLAVOURS, Stage
-from deepfloyd_core.jobs import run_job
+from deepfloyd_core.jobs import JOBS, Job, run_job
 from deepfloyd_core.ledger import caption_counts
 from deepfloyd_core.models import load_scheduler, load_text_modules, load_unet
 from deepfloyd_core.products import LORA_FILE, lora_request
 from deepfloyd_core.projected import text_is_frozen, text_request
 from deepfloyd_core.sampling import make_sampler, sample_stage1
+from deepfloyd_core.types import no_report
 
 FOLDERS = {1: Path(FLAVOURS["tiny-i"].repo), 2: Path(FLAVOURS["tiny-ii"].repo)}
 
@@ -46,7 +49,7 @@ def world(
     made["text_embeds"], _ = materialise(
         run.workspace,
         embeds_request(run, captions, FOLDERS[1]),
-        lambda work: run_job("embed", run.config, {}, options, work),
+        lambda work: run_here("embed", run.config, {}, options, work),
     )
     return run, made
 
@@ -57,24 +60,45 @@ def _text(run: Run, stage: Stage, embeds: Artifact) -> Artifact:
     options = {"stage": stage, "model": str(FOLDERS[stage])}
     request = text_request(run, stage, FOLDERS[stage], embeds)
     inputs = {"text_embeds": embeds}
-    return materialise(run.workspace, request, lambda work: run_job("project", run.config, inputs, options, work))[0]
+    return materialise(run.workspace, request, lambda work: run_here("project", run.config, inputs, options, work))[0]
+
+
+def run_here(name: str, config: RunConfig, inputs: dict[str, Artifact], options: dict[str, Any], work: WorkDir) -> Any:
+    """A job in this process: a child takes 8 s to import torch."""
+    module, function = JOBS[name].split(":")
+    with restored_sigterm():
+        return getattr(importlib.import_module(module), function)(Job(config, inputs, options, work.path, no_report))
+
+
+@contextmanager
+def restored_sigterm() -> Iterator[None]:
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _train(
-    run: Run, made: dict[str, Artifact], stage: Stage, workspace: Path, text: Artifact | None = None
+    run: Run,
+    made: dict[str, Artifact],
+    stage: Stage,
+    workspace: Path,
+    text: Artifact | None = None,
+    how: Callable[..., Any] = run_job,
 ) -> Artifact:
     text = text or _text(run, stage, made["text_embeds"])
     inputs = {"pixels": made[f"stage{stage}_pixels"], "text": text, "eval_set": made["eval_set"]}
     options = {"stage": stage, "model": str(FOLDERS[stage])}
     request = lora_request(run, stage, FOLDERS[stage], inputs)
-    return materialise(workspace, request, lambda work: run_job("train", run.config, inputs, options, work))[0]
+    return materialise(workspace, request, lambda work: how("train", run.config, inputs, options, work))[0]
 
 
 @pytest.fixture(scope="module")
 def loras(world: tuple[Run, dict[str, Artifact]]) -> dict[int, Artifact]:
     """Both LoRAs, trained without interruption."""
     run, made = world
-    return {stage: _train(run, made, stage, run.workspace) for stage in run.config.stages}
+    return {stage: _train(run, made, stage, run.workspace, how=run_here) for stage in run.config.stages}
 
 
 @pytest.mark.parametrize("stage", [1, 2])
@@ -133,7 +157,7 @@ def test_training_on_the_stored_text_gives_the_bytes_of_training_on_the_raw_rows
     first, made = world
     settings = ("train_batch_size=1", "max_train_steps=3", f"mixed_precision={precision}")
     run = load_run(first.workspace.parent / "run.toml", tuple(f"stage{stage}.{key}" for key in settings))
-    ours, stock = (_train(run, made, stage, tmp_path, text) for text in (None, made["text_embeds"]))
+    ours, stock = (_train(run, made, stage, tmp_path, text, run_here) for text in (None, made["text_embeds"]))
     assert ours.fingerprint != stock.fingerprint
     assert ours.summary["frozen_parameters"] < stock.summary["frozen_parameters"]
     for name in (LORA_FILE, "metrics.parquet"):
@@ -147,7 +171,7 @@ def test_adapters_on_the_text_modules_train_on_the_raw_rows(
     first, made = world
     keys = ('stage1.lora_target_modules=["to_q","encoder_hid_proj"]', "stage1.max_train_steps=2")
     run = load_run(first.workspace.parent / "run.toml", keys)
-    lora = _train(run, made, 1, tmp_path)
+    lora = _train(run, made, 1, tmp_path, how=run_here)
     assert lora.manifest["inputs"]["text"] == made["text_embeds"].fingerprint
     assert lora.summary["reload_difference"] == 0.0
     assert load_file(lora.path / LORA_FILE)["unet.encoder_hid_proj.lora_B.weight"].abs().max() > 0
@@ -222,7 +246,7 @@ def test_with_use_ema_the_moving_average_is_saved(world: tuple[Run, dict[str, Ar
     def trained(steps: int, ema: str) -> dict[str, torch.Tensor]:
         settings = ("stage1.lr_scheduler=constant", f"stage1.max_train_steps={steps}", f"stage1.use_ema={ema}")
         changed = load_run(Path(run.workspace).parent / "run.toml", settings)
-        return load_file(_train(changed, made, 1, tmp_path).path / LORA_FILE)
+        return load_file(_train(changed, made, 1, tmp_path, how=run_here).path / LORA_FILE)
 
     after = [trained(steps, "false") for steps in (1, 2, 3)]
     average = trained(3, "true")
@@ -247,7 +271,7 @@ def test_other_optimizers_and_losses_survive_a_kill_and_load_in_stock_diffusers(
     first, made = world
     settings = tuple(f"stage1.{key}" for key in ("max_train_steps=6", "checkpointing_steps=1", *keys))
     run = load_run(first.workspace.parent / "run.toml", settings)
-    whole = _train(run, made, 1, tmp_path / "whole")
+    whole = _train(run, made, 1, tmp_path / "whole", how=run_here)
     killer = _Killer(tmp_path / "killed", after_steps=3)
     killer.start()
     with pytest.raises(JobError, match="SIGKILL"):
