@@ -13,7 +13,8 @@ from deepfloyd_core.errors import ConfigError
 from deepfloyd_core.flavours import Stage
 
 LORA_FILE = "pytorch_lora_weights.safetensors"  # the name that diffusers looks for
-LORA_FORMAT = SAMPLES_FORMAT = BUNDLE_FORMAT = GENERATE_FORMAT = 1
+LORA_FORMAT = BUNDLE_FORMAT = GENERATE_FORMAT = 1
+SAMPLES_FORMAT = 2  # 2: more measures of Stage II
 # Settings that change no byte of a LoRA: how often it is saved on the way, and how samples are made of it.
 _NOT_IN_LORA = {"checkpointing_steps", "checkpoints_total_limit", "pretrained_model_name_or_path"}
 _SAMPLING = {"validation_num_inference_steps", "validation_guidance", "validation_noise_level"}

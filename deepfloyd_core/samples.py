@@ -1,36 +1,33 @@
-"""Cascade samples: base against fine-tuned, same prompts and seeds, and Stage II measured on the held-out pictures.
-
-Stage II's measure is PSNR against the truth, beside bilinear upsampling and the untuned Stage II, all from the same
-antialiased 4x downscale and the same seeds.
-"""
+"""Cascade samples: base against fine-tuned, same prompts and seeds, and Stage II measured on the held-out pictures."""
 
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from deepfloyd_core.embeds import Embeds
 from deepfloyd_core.files import atomic_path
-from deepfloyd_core.flavours import UPSCALE, Stage
+from deepfloyd_core.flavours import Stage
 from deepfloyd_core.jobs import Job
-from deepfloyd_core.metrics import mean, psnr
+from deepfloyd_core.metrics import mean
 from deepfloyd_core.models import use_threads
-from deepfloyd_core.objective import low_res, to_bytes, to_model_range
+from deepfloyd_core.objective import to_bytes
 from deepfloyd_core.row_list import shard_files
 from deepfloyd_core.sampling import Sampler, make_sampler, sample_stage1, sample_stage2
-from deepfloyd_core.shards import ShardRow, open_shard, read_rows
+from deepfloyd_core.shards import ShardRow, read_rows
 from deepfloyd_core.sheets import save_picture, titled_rows
 from deepfloyd_core.types import hash_seed
+from deepfloyd_core.upscaled import Upscaler, measure_upscalers
 
 VARIANTS = ("base", "tuned")
-SHEET, EVAL_SHEET = "sheet.png", "eval.png"
+SHEET = "sheet.png"
 SHEET_COLUMNS = 8
 
 
@@ -151,36 +148,17 @@ def _save(
 
 
 def _measure_stage2(job: Job, sampled: Callable[[int], None]) -> dict[str, Any]:
-    """PSNR (dB, mean over the held-out pictures) of bilinear, untuned and tuned, and the sheet that shows them."""
-    truth = [_held_out(file) for file in shard_files(job.inputs["eval_set"], 2)]  # one file, and one batch, a size
-    small = [low_res(to_model_range(torch.from_numpy(pixels))) for pixels, _ in truth]
-    made = {"bilinear": [_enlarged(part) for part in small]}
-    for variant in VARIANTS:
-        sampler, made[variant] = _sampler(job, 2, variant, sampled), []
-        for (_, rows), part in zip(truth, small, strict=True):
+    """Untuned and tuned on the held-out pictures, beside plain enlargements."""
+
+    def upscaler(variant: str) -> Upscaler:
+        sampler = _sampler(job, 2, variant, sampled)
+
+        def upscale(rows: list[ShardRow], small: torch.Tensor) -> torch.Tensor:
             seeds = [hash_seed("eval", row.image_id) % 2**32 for row in rows]
             text, negative = _texts(job, [row.caption for row in rows])
-            made[variant].append(to_bytes(sample_stage2(sampler, text, negative, seeds, part)).numpy())
-    true = [picture for pixels, _ in truth for picture in pixels]
-    flat = {name: [picture for part in parts for picture in part] for name, parts in made.items()}
-    lines = [
-        ("low-res", [picture for part in small for picture in to_bytes(part).numpy()]),
-        *flat.items(),
-        ("truth", true),
-    ]
-    shown = [(label, pictures[:SHEET_COLUMNS]) for label, pictures in lines]
-    save_picture(titled_rows(shown, 192, "Stage II on held-out pictures"), job.out / EVAL_SHEET)
-    return {
-        f"psnr_{name}": mean([psnr(picture, target) for picture, target in zip(pictures, true, strict=True)])
-        for name, pictures in flat.items()
-    }
+            return sample_stage2(sampler, text, negative, seeds, small)
 
+        return upscale
 
-def _held_out(file: Path) -> tuple[np.ndarray, list[ShardRow]]:
-    """Pixels uint8 (N, H, W, C) and rows of one file of the eval set."""
-    return open_shard(file).all(), read_rows(file)
-
-
-def _enlarged(small: torch.Tensor) -> np.ndarray:
-    size = (small.shape[-2] * UPSCALE, small.shape[-1] * UPSCALE)
-    return to_bytes(F.interpolate(small, size, mode="bilinear", align_corners=False)).numpy()
+    files = shard_files(job.inputs["eval_set"], 2)
+    return measure_upscalers(files, {variant: partial(upscaler, variant) for variant in VARIANTS}, job.out)

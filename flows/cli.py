@@ -270,12 +270,36 @@ def _print_version(workspace: Path, version: Any) -> None:
     samples = bundle.summary["samples"]
     out.print()
     for key, value in samples.items():
-        out.print(f"{key.replace('_', ' '):<22} {value}")
+        if not isinstance(value, dict):
+            out.print(f"{key.replace('_', ' '):<22} {value}")
+    _print_upscaled(samples.get("upscaled", {}), samples.get("gain", {}))
     out.print(f"version                {version.number}")
     out.print(f"bundle                 {bundle.path}")
     for name in ("sheet.png", "eval.png"):
         if (bundle.path / name).exists():
             out.print(f"{'contact sheet' if name == 'sheet.png' else 'held-out pictures':<22} {bundle.path / name}")
+
+
+def _print_upscaled(means: dict[str, dict[str, float]], gains: dict[str, dict[str, list[float]]]) -> None:
+    """Stage II's measures, a line for each way of upscaling, and what the tuned model gains on each other one."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    from deepfloyd_core.metrics import MEASURES, UPSCALED_BY
+
+    ways = [way for way in UPSCALED_BY if way in means]
+    if not ways:
+        return
+    table = Table("", box=SIMPLE_HEAD, padding=(0, 1))
+    for name in MEASURES:
+        table.add_column({"psnr": "PSNR, dB", "ssim": "SSIM"}.get(name, name.replace("_", " ")), justify="right")
+    for way in ways:
+        table.add_row(way, *(f"{means[way][name]:.{3 if name == 'ssim' else 2}f}" for name in MEASURES))
+    out.print("\nStage II on held-out pictures, upscaled by")
+    out.print(table)
+    for way in (way for way in ways if way in gains):
+        gained = "{:+.2f} dB ({:+.2f} to {:+.2f})".format(*gains[way]["psnr"])
+        out.print(f"{f'tuned over {way}':<22} {gained}")
 
 
 def _need_workspace(workspace: Path) -> None:

@@ -12,7 +12,7 @@ from deepfloyd_core.jobs import run_job
 from deepfloyd_core.ledger import caption_counts
 from deepfloyd_core.products import samples_request
 from tasks.progress import progress
-from tasks.publish import publish_pictures
+from tasks.publish import publish_pictures, publish_upscaled
 
 
 def sample_prompts(run: Run, index: Artifact) -> list[str]:
@@ -35,4 +35,6 @@ def cascade_samples(run: Run, prompts: list[str], inputs: dict[str, Artifact]) -
             lambda work: run_job("sample", run.config, inputs, options, work, report),
         )
     publish_pictures(samples, "sheet.png", "eval.png")
+    if "upscaled" in samples.summary:
+        publish_upscaled(samples.summary["upscaled"], samples.summary["gain"])
     return samples

@@ -13,6 +13,7 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
 from deepfloyd_core.artifacts import Artifact
 from deepfloyd_core.image_index import SHEET
+from deepfloyd_core.metrics import MEASURES, UPSCALED_BY
 
 LIMIT_BYTES = 150 << 10
 
@@ -39,6 +40,16 @@ def publish_pictures(artifact: Artifact, *names: str) -> None:
     create_markdown_artifact("\n".join(lines), key=artifact.kind.replace("_", "-"), description=artifact.kind)
 
 
+def publish_upscaled(means: dict[str, dict[str, float]], gains: dict[str, dict[str, list[float]]]) -> None:
+    """Stage II's measures as a table, a line for each way of upscaling."""
+    rows = []
+    for way in (way for way in UPSCALED_BY if way in means):
+        gained = "{:+.2f} dB ({:+.2f} to {:+.2f})".format(*gains[way]["psnr"]) if way in gains else ""
+        measured = {MEASURES[name]: value for name, value in means[way].items()}
+        rows.append({"upscaled by": way, **measured, "tuned gains on it (95 %)": gained})
+    create_table_artifact(rows, key="stage2-measures", description="Stage II on the held-out pictures")
+
+
 def publish_truncated(lost: list[tuple[str, int]]) -> None:
     """The captions whose end T5 never sees, those that lose most first."""
     rows = [{"tokens lost": count, "caption": text} for text, count in lost]
@@ -62,4 +73,5 @@ def data_uri(path: Path, limit: int = LIMIT_BYTES) -> str:
 
 def _table(summary: dict[str, Any]) -> list[str]:
     lines = ["| measure | value |", "|---|---|"]
-    return lines + [f"| {key.replace('_', ' ')} | {value} |" for key, value in summary.items()]
+    shown = {key: value for key, value in summary.items() if not isinstance(value, dict)}
+    return lines + [f"| {key.replace('_', ' ')} | {value} |" for key, value in shown.items()]

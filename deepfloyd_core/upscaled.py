@@ -1,0 +1,100 @@
+"""Stage II measured on the held-out pictures: tuned and untuned beside plain enlargements, all of the same low-res pictures.
+
+The low-res picture is the true one, the antialiased 4x downscale of the held-out crop; seeds follow from the picture. Every
+figure is a mean over pictures, and what the tuned model gains on each other way is paired picture by picture, so its
+interval does not carry how the pictures differ among themselves.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+import torch.nn.functional as F
+
+from deepfloyd_core.files import atomic_path
+from deepfloyd_core.flavours import UPSCALE
+from deepfloyd_core.metrics import MEASURES, colour_shift, detail_ratio, mean, mean_and_interval, psnr, ssim
+from deepfloyd_core.objective import low_res, to_bytes, to_model_range
+from deepfloyd_core.shards import ShardRow, open_shard, read_rows
+from deepfloyd_core.sheets import save_picture, titled_rows
+
+EVAL_SHEET, EVAL_FILE = "eval.png", "eval.parquet"
+PLAIN = ("bilinear", "bicubic")  # enlargements without a model
+_SHOWN = 8
+
+# Upscales pictures of one size: the rows they are of, and low-res (N, C, h, w) in [-1, 1] -> (N, C, H, W).
+Upscaler = Callable[[list[ShardRow], torch.Tensor], torch.Tensor]
+
+
+def measure_upscalers(files: list[Path], upscalers: dict[str, Callable[[], Upscaler]], out: Path) -> dict[str, Any]:
+    """Measure each upscaler, and plain enlargements, on the pictures of some files; each is made when its turn comes.
+
+    Writes eval.png, and eval.parquet with a row for each picture and way. Returns `upscaled`, the means for each way, and
+    `gain`, what the last upscaler has more than each other way: mean and both ends of its 95 % interval.
+    """
+    truth = [(open_shard(file).all(), read_rows(file)) for file in files]  # one file, and one batch, a size
+    small = [low_res(to_model_range(torch.from_numpy(pixels))) for pixels, _ in truth]
+    made = {way: [to_bytes(enlarged(part, way)) for part in small] for way in PLAIN}
+    for way, make in upscalers.items():
+        upscale, parts = make(), zip(truth, small, strict=True)
+        made[way] = [to_bytes(upscale(rows, part)) for (_, rows), part in parts]
+    names = [row.image_id for _, rows in truth for row in rows]
+    true, low = _flat([torch.from_numpy(pixels) for pixels, _ in truth]), _flat([to_bytes(part) for part in small])
+    pictures = {way: _flat(parts) for way, parts in made.items()}
+    table = [
+        {"image_id": name, "way": way, **_measured(*shown)}
+        for way, made_of in pictures.items()
+        for name, *shown in zip(names, made_of, true, low, strict=True)
+    ]
+    with atomic_path(out / EVAL_FILE) as tmp:
+        pq.write_table(pa.Table.from_pylist(table), tmp)
+    lines = [("low-res", low), *pictures.items(), ("truth", true)]
+    shown = [(label, row[:_SHOWN]) for label, row in lines]
+    save_picture(titled_rows(shown, 192, "Stage II on held-out pictures"), out / EVAL_SHEET)
+    return _summary(table, list(pictures))
+
+
+def enlarged(small: torch.Tensor, way: str) -> torch.Tensor:
+    """A plain enlargement, (N, C, h, w) in [-1, 1] -> (N, C, 4h, 4w). way: bilinear or bicubic."""
+    size = (small.shape[-2] * UPSCALE, small.shape[-1] * UPSCALE)
+    return F.interpolate(small, size, mode=way, align_corners=False).clamp(-1, 1)
+
+
+def _measured(picture: np.ndarray, truth: np.ndarray, low: np.ndarray) -> dict[str, float]:
+    """MEASURES of one picture. low: uint8 (h, w, 3), what it was made of."""
+    (small, blurred), (_, true_blurred) = _low_pass(picture), _low_pass(truth)
+    return {
+        "psnr": psnr(picture, truth),
+        "ssim": ssim(picture, truth),
+        "consistency": psnr(small, low),
+        "detail": detail_ratio(picture, truth, blurred, true_blurred),
+        "colour_shift": colour_shift(picture, truth),
+    }
+
+
+def _low_pass(picture: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A picture brought down by four, and enlarged again."""
+    small = low_res(to_model_range(torch.from_numpy(picture)[None]))
+    return to_bytes(small)[0].numpy(), to_bytes(enlarged(small, "bicubic"))[0].numpy()
+
+
+def _flat(parts: list[torch.Tensor]) -> list[np.ndarray]:
+    return [picture for part in parts for picture in part.numpy()]
+
+
+def _summary(table: list[dict[str, Any]], ways: list[str]) -> dict[str, Any]:
+    of = {way: [row for row in table if row["way"] == way] for way in ways}
+    *others, last = ways
+
+    def gain(measure: str, way: str) -> list[float]:
+        pairs = zip(of[last], of[way], strict=True)
+        return [round(value, 4) for value in mean_and_interval([mine[measure] - its[measure] for mine, its in pairs])]
+
+    return {
+        "upscaled": {way: {name: mean([row[name] for row in rows]) for name in MEASURES} for way, rows in of.items()},
+        "gain": {way: {measure: gain(measure, way) for measure in ("psnr", "ssim")} for way in others},
+    }

@@ -1,0 +1,114 @@
+"""Measures of pictures against scikit-image and plain formulas, and Stage II's table against pictures that are known."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from skimage import data
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+from deepfloyd_core.config import load_run
+from deepfloyd_core.metrics import colour_shift, detail_ratio, mean_and_interval, psnr, ssim
+from deepfloyd_core.objective import to_model_range
+from deepfloyd_core.row_list import shard_files
+from deepfloyd_core.shards import open_shard
+from deepfloyd_core.upscaled import EVAL_FILE, EVAL_SHEET, measure_upscalers
+
+PHOTOGRAPHS = [data.astronaut()[:96, :120], data.coffee()[100:196, :120], data.chelsea()[:96, 100:220]]
+
+
+def noised(picture: np.ndarray, seed: int, spread: float) -> np.ndarray:
+    noise = np.random.default_rng(seed).normal(0, spread, picture.shape)
+    return np.clip(picture + noise, 0, 255).round().astype(np.uint8)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 2), st.integers(0, 99), st.floats(0.1, 80))
+def test_psnr_and_ssim_are_scikit_images(which: int, seed: int, spread: float) -> None:
+    truth = PHOTOGRAPHS[which]
+    picture = noised(truth, seed, spread)
+    theirs = structural_similarity(
+        truth, picture, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, channel_axis=2, data_range=255
+    )
+    assert ssim(picture, truth) == pytest.approx(theirs, abs=1e-7)
+    if (picture != truth).any():
+        assert psnr(picture, truth) == pytest.approx(peak_signal_noise_ratio(truth, picture), abs=1e-9)
+
+
+def test_equal_pictures_have_the_best_of_each_measure() -> None:
+    picture, blank = PHOTOGRAPHS[0], np.zeros((16, 16, 3), np.uint8)
+    assert (psnr(picture, picture), ssim(picture, picture), colour_shift(picture, picture)) == (100.0, 1.0, 0.0)
+    assert detail_ratio(picture, picture, blank[:1, :1], blank[:1, :1]) == 1.0
+    assert detail_ratio(blank, blank, blank, blank) == 1.0
+
+
+def test_a_tint_is_a_colour_shift_and_a_blur_has_no_detail() -> None:
+    grey = np.full((32, 32, 3), 100, np.uint8)
+    assert colour_shift(grey + np.array([30, 0, 0], np.uint8), grey) == pytest.approx(10)
+    half, quarter = np.full_like(grey, 102), np.full_like(grey, 101)
+    assert detail_ratio(half, half, grey, grey) == 1.0
+    assert detail_ratio(quarter, half, grey, grey) == pytest.approx(0.25)
+
+
+def test_an_interval_holds_the_mean_and_shrinks_as_pictures_come() -> None:
+    """95 of 100 such intervals hold the true mean, 1.5 standard errors more or less."""
+    rng = np.random.default_rng(7)
+    held = widths = 0.0
+    for seed in range(100):
+        found, low, high = mean_and_interval(rng.normal(2.0, 1.0, 40).tolist(), seed)
+        held += low <= 2.0 <= high
+        widths += high - low
+        assert low <= found <= high
+    assert 88 <= held <= 99
+    assert widths / 100 == pytest.approx(2 * 1.96 / 40**0.5, rel=0.1)
+    assert mean_and_interval([3.0] * 5) == (3.0, 3.0, 3.0)
+    assert mean_and_interval([1.0, 5.0, 2.0]) == mean_and_interval([1.0, 5.0, 2.0])
+
+
+def test_the_table_of_upscalers_says_which_is_best(
+    tmp_path: Path, new_small_run: Callable[[Path], Any], new_world: Callable[[Path], Any]
+) -> None:
+    """The truth itself, and the truth with noise, as upscalers; plain enlargements against Pillow's."""
+    run = load_run(new_small_run(tmp_path / "run").config)
+    stages = new_world(run.workspace)
+    files = shard_files(stages.eval_set(run, stages.index(run)), 2)
+    truth = {tuple(part.shape[1:3]): part for part in (open_shard(file).all() for file in files)}
+
+    def upscaler(spread: float) -> Any:
+        def upscale(rows: list[Any], small: torch.Tensor) -> torch.Tensor:
+            true = truth[small.shape[-2] * 4, small.shape[-1] * 4]
+            assert len(rows) == len(small) == len(true)
+            return to_model_range(torch.from_numpy(noised(true, 0, spread)))
+
+        return upscale
+
+    ways = {"noisy": partial(upscaler, 20.0), "perfect": partial(upscaler, 0.0)}
+    found = measure_upscalers(files, ways, tmp_path)
+    means, gain = found["upscaled"], found["gain"]
+    assert list(means) == ["bilinear", "bicubic", "noisy", "perfect"] and list(gain) == ["bilinear", "bicubic", "noisy"]
+    assert means["perfect"] == {"psnr": 100.0, "ssim": 1.0, "consistency": 100.0, "detail": 1.0, "colour_shift": 0.0}
+    assert means["noisy"]["psnr"] == pytest.approx(10 * np.log10(255**2 / 400), abs=2)
+    assert means["noisy"]["detail"] > 1 > means["bicubic"]["detail"] > means["bilinear"]["detail"]
+    for way, gained in gain.items():
+        middle, low, high = gained["psnr"]
+        assert 0 < low <= middle <= high and middle == pytest.approx(100 - means[way]["psnr"], abs=1e-3)
+
+    table = pq.read_table(tmp_path / EVAL_FILE).to_pylist()
+    assert len(table) == 4 * sum(map(len, truth.values()))
+    for true in truth.values():
+        for picture in true:
+            small = Image.fromarray(picture).resize(
+                (picture.shape[1] // 4, picture.shape[0] // 4), Image.Resampling.BICUBIC
+            )
+            large = np.asarray(small.resize((picture.shape[1], picture.shape[0]), Image.Resampling.BILINEAR))
+            near = [row for row in table if row["way"] == "bilinear" and abs(row["psnr"] - psnr(large, picture)) < 0.1]
+            assert near, "no row of the table is this picture enlarged by Pillow"
+    assert Image.open(tmp_path / EVAL_SHEET).height > 6 * 192
