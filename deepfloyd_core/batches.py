@@ -209,6 +209,12 @@ class Draws:
     level: torch.Tensor  # int64 (B,), 0 to 999
     keep_caption: torch.Tensor  # bool (B,)
     mirror: torch.Tensor  # bool (B,), half of them true; used only with random_flip
+    fed_noise: torch.Tensor | None = None  # what x_t is made with where that is not `noise`, the target
+
+    @property
+    def fed(self) -> torch.Tensor:
+        """What x_t is made with."""
+        return self.noise if self.fed_noise is None else self.fed_noise
 
 
 def draw(shape: torch.Size, seed: int, number: int, caption_dropout: float) -> Draws:

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 FOLDER = ".checkpoints"
 _SEAL = "checkpoint.json"
 _TENSORS = ("adapter", "optimizer", "ema")
-_METRICS = "metrics.json"
+_JSON = ("numbers", "metrics")
 
 
 @dataclass(frozen=True)
@@ -32,29 +32,9 @@ class Checkpoint:
     step: int
     adapter: dict[str, torch.Tensor]
     optimizer: dict[str, torch.Tensor]
+    numbers: dict[str, Any]  # the optimizer's
     ema: dict[str, torch.Tensor]  # empty without use_ema
     metrics: list[dict[str, Any]]
-
-
-def optimizer_tensors(optimizer: torch.optim.Optimizer, names: list[str]) -> dict[str, torch.Tensor]:
-    """An optimizer's per-parameter tensors under `<parameter>/<state>`; `names` in the order of its parameters."""
-    state = optimizer.state_dict()["state"]
-    return {
-        f"{names[number]}/{key}": torch.as_tensor(value).detach().cpu().contiguous()
-        for number, values in state.items()
-        for key, value in values.items()
-    }
-
-
-def restore_optimizer(optimizer: torch.optim.Optimizer, names: list[str], tensors: dict[str, torch.Tensor]) -> None:
-    """Inverse of `optimizer_tensors`."""
-    whole = optimizer.state_dict()
-    numbers = {name: number for number, name in enumerate(names)}
-    state: dict[int, dict[str, torch.Tensor]] = {}
-    for key, tensor in tensors.items():
-        name, part = key.rsplit("/", 1)
-        state.setdefault(numbers[name], {})[part] = tensor
-    optimizer.load_state_dict({**whole, "state": state})
 
 
 def save_checkpoint(out: Path, checkpoint: Checkpoint, limit: int) -> None:
@@ -66,7 +46,8 @@ def save_checkpoint(out: Path, checkpoint: Checkpoint, limit: int) -> None:
         file = folder / f"{name}.safetensors"
         save_file(getattr(checkpoint, name), file)
         fsync_path(file)
-    write_bytes(folder / _METRICS, json.dumps(checkpoint.metrics).encode())
+    for name in _JSON:  # floats keep every bit: json writes the shortest text that reads back as the same number
+        write_bytes(folder / f"{name}.json", json.dumps(getattr(checkpoint, name)).encode())
     hashes = {file.name: sha256_file(file) for file in sorted(folder.iterdir())}
     write_sealed(folder / _SEAL, {"step": checkpoint.step, "files": hashes})
     fsync_path(folder.parent)
@@ -86,7 +67,8 @@ def load_checkpoint(out: Path) -> Checkpoint | None:
             log.warning("checkpoint %s is not used: %s", folder.name, error)
             continue
         tensors = {name: load_file(folder / f"{name}.safetensors") for name in _TENSORS}
-        return Checkpoint(record["step"], **tensors, metrics=json.loads((folder / _METRICS).read_bytes()))
+        plain = {name: json.loads((folder / f"{name}.json").read_bytes()) for name in _JSON}
+        return Checkpoint(record["step"], **tensors, **plain)
     return None
 
 

@@ -14,88 +14,14 @@ from deepfloyd_core.checks import check_datasets
 from deepfloyd_core.clusters import cluster_fault
 from deepfloyd_core.datafile import ImageDataset
 from deepfloyd_core.errors import ConfigError
-from deepfloyd_core.flavours import FLAVOURS, PUBLISHED, UPSCALE, Flavour, Stage
+from deepfloyd_core.flavours import PUBLISHED, UPSCALE, Stage
 from deepfloyd_core.quantization import Quantization, quantization_fault
 from deepfloyd_core.read_datafile import load_data_file
-from deepfloyd_core.spec import Spec, closest, parse_spec, read_config_file
+from deepfloyd_core.spec import Spec, parse_spec, read_config_file
 from deepfloyd_core.spelling import our_spelling
+from deepfloyd_core.stage_config import StageConfig, device_fault
 
 TOKENS = 77  # rows of text that IF was trained with
-ATTENTION_TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "add_k_proj", "add_v_proj")
-
-
-class StageConfig(Spec):
-    """Training and sampling of one stage."""
-
-    model_flavour: str = Field(description="Which UNet: one of the flavours in the README.")
-    pretrained_model_name_or_path: str | None = Field(
-        None, description="Hub id or directory of the weights, in place of the flavour's own."
-    )
-    model_type: Literal["lora"] = Field("lora", description="What is trained: `lora`.")
-    lora_rank: int = Field(16, ge=1, le=256, description="Rank of each adapter; file size grows linearly.")
-    lora_alpha: float | None = Field(
-        None, gt=0, description="Scale numerator; the scale is alpha / rank. Unset: the rank."
-    )
-    lora_dropout: float = Field(0.0, ge=0.0, lt=1.0, description="Dropout before each adapter.")
-    lora_target_modules: tuple[str, ...] = Field(
-        ATTENTION_TARGETS, strict=False, min_length=1, description="Names of the layers that get an adapter."
-    )
-    learning_rate: float = Field(4e-5, gt=0, le=1, description="Peak learning rate.")
-    lr_end: float = Field(4e-6, ge=0, description="Learning rate at the last step, for the decaying schedules.")
-    lr_scheduler: Literal["constant", "constant_with_warmup", "linear", "cosine", "polynomial", "sine"] = Field(
-        "cosine", description="Shape of the learning rate over the run."
-    )
-    lr_warmup_steps: int = Field(
-        0, ge=0, description="Optimizer steps of linear warm-up, also of `cosine` and the others."
-    )
-    max_train_steps: int = Field(1000, ge=1, description="Optimizer steps of the run.")
-    train_batch_size: int = Field(4, ge=1, le=4096, description="Pictures in one forward pass.")
-    gradient_accumulation_steps: int = Field(1, ge=1, le=1024, description="Forward passes for one optimizer step.")
-    gradient_checkpointing: bool = Field(False, description="Recompute activations in the backward pass: less memory.")
-    max_grad_norm: float = Field(1.0, gt=0, description="Gradients are scaled down to this L2 norm.")
-    mixed_precision: Literal["no", "bf16"] = Field("bf16", description="dtype of the frozen base; adapters stay fp32.")
-    optimizer: Literal["adamw"] = Field("adamw", description="`adamw`: torch's AdamW, fp32 states.")
-    adam_beta1: float = Field(0.9, ge=0, lt=1, description="Decay of AdamW's first moment.")
-    adam_beta2: float = Field(0.999, ge=0, lt=1, description="Decay of AdamW's second moment.")
-    adam_epsilon: float = Field(1e-8, gt=0, description="AdamW's epsilon.")
-    adam_weight_decay: float = Field(1e-2, ge=0, description="AdamW's decoupled weight decay.")
-    snr_gamma: float | None = Field(None, gt=0, description="Min-SNR gamma (Hang et al. 2023); unset: plain MSE.")
-    caption_dropout_probability: float = Field(
-        0.1, ge=0, le=1, description="Share of captions replaced by the empty one."
-    )
-    random_flip: bool = Field(False, description="Mirror half of the samples left to right.")
-    use_ema: bool = Field(False, description="Keep a moving average of the adapters; it is what is saved.")
-    ema_decay: float = Field(
-        0.995, ge=0, lt=1, description="Decay of that average per step; lower in the first steps, (1 + n) / (10 + n)."
-    )
-    checkpointing_steps: int = Field(500, ge=1, description="Optimizer steps between checkpoints; changes no result.")
-    checkpoints_total_limit: int = Field(2, ge=1, description="Checkpoints kept while training; changes no result.")
-    validation_num_inference_steps: int = Field(50, ge=1, le=1000, description="DDPM steps of each sample.")
-    validation_guidance: float = Field(7.0, ge=1, description="Classifier-free guidance scale; 1 switches it off.")
-    validation_noise_level: int = Field(250, ge=0, le=999, description="Noise on Stage II's low-res input (0 to 999).")
-
-    @property
-    def flavour(self) -> Flavour:
-        """The table's entry."""
-        return FLAVOURS[self.model_flavour]
-
-    @property
-    def model(self) -> str:
-        """Hub id or directory of the weights."""
-        return self.pretrained_model_name_or_path or self.flavour.repo
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        if self.model_flavour not in FLAVOURS:
-            near = closest(self.model_flavour, list(FLAVOURS)).replace("keys", "flavours")
-            raise ValueError(f"model_flavour is {self.model_flavour!r}, which is not known. {near.rstrip('.')}")
-        if self.lr_end > self.learning_rate:
-            raise ValueError(f"lr_end is {self.lr_end}, above learning_rate {self.learning_rate}; it must not be")
-        if self.lr_warmup_steps >= self.max_train_steps:
-            raise ValueError(
-                f"lr_warmup_steps is {self.lr_warmup_steps}; it must be below max_train_steps ({self.max_train_steps})"
-            )
-        return self
 
 
 class RunConfig(Spec):
@@ -203,6 +129,8 @@ class RunConfig(Spec):
                     f"stage{stage}.model_flavour is {config.model_flavour!r}, a Stage {'I' * config.flavour.stage} model. "
                     f"Use one of {', '.join(name for name, entry in PUBLISHED.items() if entry.stage == stage)}"
                 )
+            if fault := device_fault(config.optimizer, self.device):
+                raise ValueError(f"stage{stage}.{fault}")
         for edge in self.sample_size_px:
             if edge % 8 or not 8 <= edge <= 512:
                 raise ValueError(
@@ -282,5 +210,6 @@ def load_run(path: Path, overrides: tuple[str, ...] = ()) -> Run:
         )
     datasets, data_notes = load_data_file(Path(config.data_backend_config))
     for stage in config.stages:
+        notes += [f"{path}: stage{stage}.{note}" for note in config.stage(stage).notes]
         notes += check_datasets(config.stage(stage).flavour, datasets, stage, config.stage(stage).max_train_steps)
     return Run(config, datasets, tuple(notes + data_notes))

@@ -6,9 +6,10 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from deepfloyd_core.config import RunConfig, StageConfig
+from deepfloyd_core.config import RunConfig
 from deepfloyd_core.datafile import AspectBucket, CaptionShuffle, CaptionTable, ImageDataset, TextEmbedBackend
 from deepfloyd_core.spec import Spec
+from deepfloyd_core.stage_config import StageConfig
 
 _SECTIONS: tuple[tuple[str, type[Spec], str], ...] = (
     ("The run file", RunConfig, "Top level of the TOML or JSON file."),

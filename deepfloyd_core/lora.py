@@ -14,18 +14,22 @@ from diffusers import UNet2DConditionModel
 from diffusers.training_utils import cast_training_params
 from peft import LoraConfig, get_peft_model_state_dict
 
-from deepfloyd_core.config import StageConfig
 from deepfloyd_core.errors import ArtifactError, ConfigError
 from deepfloyd_core.files import write_bytes
 from deepfloyd_core.flavours import Stage
-from deepfloyd_core.models import PIPELINES, ProjectedUNet, load_unet, stock_pipeline, trained_scheduler
+from deepfloyd_core.models import PIPELINES, ProjectedUNet, load_scheduler, load_unet, stock_pipeline
+from deepfloyd_core.optimizers import adapter_dtype
 from deepfloyd_core.products import LORA_FILE
+from deepfloyd_core.stage_config import StageConfig
 
 ADAPTER = "default"
 
 
 def add_lora(unet: UNet2DConditionModel, config: StageConfig, seed: int) -> None:
-    """Put fp32 adapters on the target layers. Raises ConfigError when no layer has a target's name."""
+    """Put adapters, in the dtype of their optimizer, on the target layers.
+
+    Raises ConfigError when no layer has a target's name.
+    """
     present = {name for name, _ in unet.named_modules()}
     targets = [t for t in config.lora_target_modules if any(n == t or n.endswith(f".{t}") for n in present)]
     if not targets:
@@ -41,7 +45,7 @@ def add_lora(unet: UNet2DConditionModel, config: StageConfig, seed: int) -> None
         ),
         adapter_name=ADAPTER,
     )  # fmt: skip
-    cast_training_params(unet, torch.float32)
+    cast_training_params(unet, adapter_dtype(config))
 
 
 def trainable(unet: UNet2DConditionModel) -> dict[str, torch.nn.Parameter]:
@@ -73,14 +77,14 @@ def _sort_header(path: Path) -> None:
 
 
 def check_reload(unet: UNet2DConditionModel, stage: Stage, folder: Path, out: Path) -> float:
-    """Load the saved file through the stock pipeline and compare with the trained UNet.
+    """Load the saved file and scheduler through the stock pipeline and compare with the trained UNet.
 
     Every tensor and every scale must be equal; in fp32 the outputs on a fixed input are compared too, and their largest
     difference (0.0 unless the machine rounds differently) is returned. Raises ArtifactError on any difference.
     """
     dtype = next(p.dtype for p in unet.parameters() if not p.requires_grad)
     fresh = load_unet(folder, dtype)
-    stock_pipeline(folder, stage, fresh, trained_scheduler(folder)).load_lora_weights(out, adapter_name=ADAPTER)
+    stock_pipeline(folder, stage, fresh, load_scheduler(out)).load_lora_weights(out, adapter_name=ADAPTER)
     fresh.to(unet.device).eval()
     trained, loaded = lora_state(unet), lora_state(fresh)
     if trained.keys() != loaded.keys():

@@ -105,9 +105,9 @@ def load_scheduler(folder: Path, name: str = "scheduler", **changes: Any) -> DDP
     return DDPMScheduler.from_pretrained(folder, subfolder=name, **changes)
 
 
-def trained_scheduler(folder: Path) -> DDPMScheduler:
-    """The scheduler to sample a LoRA with: training leaves the variance half alone, so the variance is fixed_small."""
-    return load_scheduler(folder, variance_type="fixed_small")
+def trained_scheduler(folder: Path, learned_variance: bool) -> DDPMScheduler:
+    """The scheduler to sample a LoRA with: where training left the variance half alone, the variance is fixed_small."""
+    return load_scheduler(folder, variance_type="learned_range" if learned_variance else "fixed_small")
 
 
 def stock_pipeline(folder: Path, stage: Stage, unet: UNet2DConditionModel, scheduler: DDPMScheduler) -> Any:

@@ -2,7 +2,7 @@
 
 Stage I predicts the noise of q(x_t | x_0) (Ho et al. 2020, eq. 4 and 14). Stage II does the same with the low-res picture
 beside x_t: upsampled, noised at a level of its own, and the level given as class label (Ho et al. 2022, cascaded
-diffusion; what `IFSuperResolutionPipeline` feeds). The learned-variance half of the output is left out of the loss.
+diffusion; what `IFSuperResolutionPipeline` feeds). The loss of the learned-variance half is in `variance.py`.
 """
 
 from dataclasses import dataclass
@@ -64,19 +64,54 @@ def min_snr_weight(alpha_bar: torch.Tensor, gamma: float | None) -> torch.Tensor
     return snr.clamp(max=gamma) / snr
 
 
-def predict_noise(
+def soft_min_snr_weight(alpha_bar: torch.Tensor, sigma_data: float) -> torch.Tensor:
+    """Weight of each sample's epsilon loss, gamma / (SNR + gamma) with gamma = 1 / sigma_data^2. alpha_bar: (B,).
+
+    Crowson et al. 2024 (HDiT) weigh the loss on x_0 by SNR gamma / (SNR + gamma), smooth where min(SNR, gamma) has a kink;
+    for their sigma_data = 0.5 gamma is 4. In epsilon that is divided by SNR.
+    """
+    gamma = sigma_data**-2
+    return gamma / (alpha_bar / (1 - alpha_bar) + gamma)
+
+
+def predict(
     unet: UNet2DConditionModel, x: torch.Tensor, t: torch.Tensor, text: Text, level: torch.Tensor | None
-) -> torch.Tensor:
-    """The epsilon half of the UNet's output. x: (B, 3 or 6, H, W); level: Stage II's class label."""
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both halves of the UNet's output: epsilon, and what its log variance is made of.
+
+    x: (B, 3 or 6, H, W); level: Stage II's class label.
+    """
     pooled = {"pooled": text.pooled}  # a stock UNet makes its own of the rows
     out = unet(x, t, encoder_hidden_states=text.rows, class_labels=level, added_cond_kwargs=pooled, return_dict=False)[
         0
     ]
-    eps, _log_var = out.chunk(2, dim=1)
-    return torch.as_tensor(eps)
+    eps, raw = out.chunk(2, dim=1)
+    return torch.as_tensor(eps), torch.as_tensor(raw)
 
 
-def noise_loss(eps: torch.Tensor, noise: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Mean over the batch of the weighted mean squared error. weight: (B,)."""
-    per_sample = (eps.float() - noise).square().mean(dim=(1, 2, 3))
-    return (per_sample * weight).mean()
+def squared_error(eps: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    """Mean squared error of each sample: float32 (B,)."""
+    return (eps.float() - noise).square().mean(dim=(1, 2, 3))
+
+
+def pseudo_huber(eps: torch.Tensor, noise: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+    """Mean of 2c (sqrt(d^2 + c^2) - c) over each sample: d^2 for errors far below c, 2c|d| far above. c: (B,) > 0.
+
+    Khrapov et al. 2024, "Improving Diffusion Models's Data-Corruption Resistance using Scheduled Pseudo-Huber Loss", as
+    diffusers' training examples scale it.
+    """
+    wide, square = c.reshape(-1, 1, 1, 1), (eps.float() - noise).square()
+    # sqrt(d^2 + c^2) - c = d^2 / (sqrt(d^2 + c^2) + c), which loses no digits where d is small.
+    return (2 * wide * square / ((square + wide.square()).sqrt() + wide)).mean(dim=(1, 2, 3))
+
+
+def huber_width(schedule: str, c: float, t: torch.Tensor, alpha_bar: torch.Tensor) -> torch.Tensor:
+    """The c of each sample, float32 (B,): `constant`, or between 1 for clean samples and c for noisy ones.
+
+    `exponential` c^(t / 1000); `snr` (1 - c) / (1 + sigma)^2 + c with sigma^2 = 1 / SNR (Khrapov et al. 2024). t: (B,).
+    """
+    if schedule == "exponential":
+        return c ** (t / 1000)
+    if schedule == "snr":
+        return (1 - c) / (1 + ((1 - alpha_bar) / alpha_bar).sqrt()).square() + c
+    return torch.full_like(alpha_bar, c)

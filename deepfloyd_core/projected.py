@@ -14,12 +14,13 @@ import numpy as np
 import pyarrow as pa
 
 from deepfloyd_core.artifacts import Artifact, Request, finish_part, newest, part_is_whole
-from deepfloyd_core.config import Run, StageConfig
+from deepfloyd_core.config import Run
 from deepfloyd_core.embeds import Embeds, model_fingerprint, rows_identity
 from deepfloyd_core.errors import ArtifactError
 from deepfloyd_core.files import atomic_path
 from deepfloyd_core.flavours import Stage
 from deepfloyd_core.mapped import mapped_table, mapped_tensor
+from deepfloyd_core.stage_config import StageConfig
 from deepfloyd_core.take_over import is_as_recorded
 from deepfloyd_core.types import Report
 

@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 
-from deepfloyd_core.config import RunConfig, StageConfig
+from deepfloyd_core.config import RunConfig
 from deepfloyd_core.flavours import UPSCALE, Stage
 from deepfloyd_core.lora import ADAPTER
-from deepfloyd_core.models import DTYPES, load_scheduler, load_unet, pick_device, stock_pipeline, trained_scheduler
+from deepfloyd_core.models import DTYPES, load_scheduler, load_unet, pick_device, stock_pipeline
+from deepfloyd_core.stage_config import StageConfig
 
 BATCH = {1: 16, 2: 2}
 
@@ -32,10 +33,10 @@ class Sampler:
 def make_sampler(
     config: RunConfig, stage: Stage, folder: Path, lora: Path | None, sampled: Callable[[int], None]
 ) -> Sampler:
-    """Load a stage's base model and, if given, the LoRA in a folder, through the stock pipeline."""
+    """Load a stage's base model and, if given, the LoRA and its scheduler in a folder, through the stock pipeline."""
     settings, device = config.stage(stage), pick_device(config.device)
     unet = load_unet(folder, DTYPES[settings.mixed_precision])
-    scheduler = load_scheduler(folder) if lora is None else trained_scheduler(folder)
+    scheduler = load_scheduler(folder if lora is None else lora)
     pipeline = stock_pipeline(folder, stage, unet, scheduler)
     if lora is not None:
         pipeline.load_lora_weights(lora, adapter_name=ADAPTER)

@@ -5,7 +5,7 @@ Agrees with `diffusers.optimization.get_scheduler` where that has the schedule a
 
 import math
 
-from deepfloyd_core.config import StageConfig
+from deepfloyd_core.stage_config import StageConfig
 
 
 def learning_rate_at(config: StageConfig, step: int) -> float:
@@ -21,15 +21,17 @@ def learning_rate_at(config: StageConfig, step: int) -> float:
     if config.lr_scheduler == "constant_with_warmup":
         return peak
     done = (step - config.lr_warmup_steps) / max(1, config.max_train_steps - config.lr_warmup_steps)
-    return end + (peak - end) * _shape(config.lr_scheduler, done)
+    return end + (peak - end) * _shape(config, done)
 
 
-def _shape(name: str, done: float) -> float:
+def _shape(config: StageConfig, done: float) -> float:
     """Share of the way from end to peak that is left when `done` (0 to 1) of the decay is over."""
-    if name == "linear":
+    if config.lr_scheduler == "linear":
         return 1 - done
-    if name == "cosine":
+    if config.lr_scheduler == "cosine":
         return 0.5 * (1 + math.cos(math.pi * done))
-    if name == "polynomial":
-        return (1 - done) ** 2
+    if config.lr_scheduler == "cosine_with_restarts":
+        return 0.5 * (1 + math.cos(math.pi * (config.lr_num_cycles * done % 1)))
+    if config.lr_scheduler == "polynomial":
+        return float((1 - done) ** config.lr_power)
     return math.cos(0.5 * math.pi * done)  # sine: slow at first, steepest at the end

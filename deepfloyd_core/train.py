@@ -1,7 +1,7 @@
 """One trainer for both stages: LoRA on the noise prediction, exact to the byte when it is killed and started again.
 
 Every draw is a function of (seed, forward pass), the learning rate one of the step, the batch order one of the epoch;
-so a checkpoint holds the adapters, their moving average, AdamW's moments and a step number, nothing else.
+so a checkpoint holds the adapters, their moving average, the optimizer's state and a step number, nothing else.
 """
 
 import math
@@ -20,15 +20,8 @@ from diffusers import DDPMScheduler, UNet2DConditionModel
 from diffusers.training_utils import EMAModel
 
 from deepfloyd_core.batches import Batch, Draws, MixedOrder, OrderSettings, TrainingRows, draw
-from deepfloyd_core.checkpoints import (
-    Checkpoint,
-    load_checkpoint,
-    optimizer_tensors,
-    restore_optimizer,
-    save_checkpoint,
-)
-from deepfloyd_core.config import StageConfig
-from deepfloyd_core.errors import JobError, Stop
+from deepfloyd_core.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
+from deepfloyd_core.errors import ConfigError, JobError, Stop
 from deepfloyd_core.files import atomic_path
 from deepfloyd_core.flavours import Stage
 from deepfloyd_core.jobs import Job
@@ -46,19 +39,26 @@ from deepfloyd_core.models import (
 )
 from deepfloyd_core.objective import (
     Text,
+    huber_width,
     low_res,
     min_snr_weight,
-    noise_loss,
-    predict_noise,
+    predict,
+    pseudo_huber,
+    soft_min_snr_weight,
+    squared_error,
     to_model_range,
     upscaled_input,
 )
+from deepfloyd_core.optimizers import make_optimizer, optimizer_state, restore_optimizer, take_average
 from deepfloyd_core.projected import Projected, raw_texts
 from deepfloyd_core.row_list import eval_ids, shard_files
 from deepfloyd_core.schedule import learning_rate_at
 from deepfloyd_core.shards import open_shard, read_rows
 from deepfloyd_core.sheets import save_loss_curve
+from deepfloyd_core.stage_config import StageConfig, device_fault
 from deepfloyd_core.types import caption_id, hash_seed
+from deepfloyd_core.variance import reverse_steps, vlb_bits
+from deepfloyd_core.varied_draws import vary
 
 METRICS_FILE, LOSS_CURVE = "metrics.parquet", "loss.png"
 EVAL_TIMESTEPS = (200, 500, 800)
@@ -89,7 +89,7 @@ def train_job(job: Job) -> dict[str, Any]:
     metrics, trained_now = _train(setup, rows, job)
     seconds = time.monotonic() - started
     save_lora(setup.unet, stage, job.out)
-    trained_scheduler(folder).save_pretrained(job.out / "scheduler")
+    trained_scheduler(folder, setup.config.train_variance).save_pretrained(job.out / "scheduler")
     difference = check_reload(setup.unet, stage, folder, job.out)
     with atomic_path(job.out / METRICS_FILE) as tmp:
         pq.write_table(pa.Table.from_pylist(metrics), tmp)
@@ -114,6 +114,8 @@ def train_job(job: Job) -> dict[str, Any]:
 def _set_up(job: Job, stage: Stage, folder: Path) -> Setup:
     config = job.config.stage(stage)
     device = pick_device(job.config.device)
+    if fault := device_fault(config.optimizer, device.type):
+        raise ConfigError(f"stage{stage}.{fault}.")
     text = job.inputs["text"]
     projected = text.kind != "text_embeds"
     unet = (load_projected_unet if projected else load_unet)(folder, DTYPES[config.mixed_precision])
@@ -130,12 +132,9 @@ def _train(setup: Setup, rows: TrainingRows, job: Job) -> tuple[list[dict[str, A
     """The loop. Returns one metrics row for each step, and how many steps this process did."""
     config, unet = setup.config, setup.unet
     params = trainable(unet)
-    optimizer = torch.optim.AdamW(
-        params.values(), lr=config.learning_rate, betas=(config.adam_beta1, config.adam_beta2),
-        eps=config.adam_epsilon, weight_decay=config.adam_weight_decay,
-    )  # fmt: skip
+    optimizer = make_optimizer(config, params.values(), hash_seed(setup.seed, setup.stage))
     order = _order(setup, rows, job)
-    ema = EMAModel(params.values(), decay=config.ema_decay) if config.use_ema else None
+    ema = make_ema(config, params.values())
     metrics = _resume(params, optimizer, ema, job.out)
     first = len(metrics)
     asked = _StopRequest()
@@ -167,6 +166,7 @@ def _train(setup: Setup, rows: TrainingRows, job: Job) -> tuple[list[dict[str, A
             save_checkpoint(job.out, _checkpoint(params, optimizer, ema, metrics), config.checkpoints_total_limit)
         if asked.stop:
             raise Stop
+    take_average(optimizer)
     if ema is not None:
         ema.copy_to(params.values())
     return metrics, config.max_train_steps - first
@@ -184,7 +184,9 @@ def _order(setup: Setup, rows: TrainingRows, job: Job) -> MixedOrder:
 def batch_loss(setup: Setup, batch: Batch, number: int) -> torch.Tensor:
     """Training loss of forward pass `number`."""
     x_0 = to_model_range(batch.pixels)
-    draws = draw(x_0.shape, hash_seed(setup.seed, setup.stage), number, setup.config.caption_dropout_probability)
+    seed = hash_seed(setup.seed, setup.stage)
+    draws = draw(x_0.shape, seed, number, setup.config.caption_dropout_probability)
+    draws = vary(draws, setup.config, seed, number)
     if setup.config.random_flip:
         x_0 = torch.where(draws.mirror[:, None, None, None], x_0.flip(-1), x_0)
     kept = zip(batch.caption_ids, draws.keep_caption.tolist(), strict=True)
@@ -192,14 +194,38 @@ def batch_loss(setup: Setup, batch: Batch, number: int) -> torch.Tensor:
     torch.manual_seed(
         hash_seed("dropout", setup.seed, setup.stage, number)
     )  # lora_dropout draws from torch's own state
-    eps = _predict(setup, x_0, draws, captions)
+    eps, raw = _predict(setup, x_0, draws, captions)
+    loss = (_error(setup, eps, draws) * _weight(setup, draws)).mean()
+    if setup.config.train_variance:
+        steps = reverse_steps(setup.scheduler.betas, draws.t.to(setup.device))
+        loss = loss + vlb_bits(eps, raw, draws.fed.to(setup.device), x_0.to(setup.device), steps).mean()
+    return loss
+
+
+def _error(setup: Setup, eps: torch.Tensor, draws: Draws) -> torch.Tensor:
+    """Each sample's error in epsilon, by the stage's `loss_type`: (B,)."""
+    config, noise = setup.config, draws.noise.to(setup.device)
+    if config.loss_type == "l2":
+        return squared_error(eps, noise)
+    c = huber_width(config.huber_schedule, config.huber_c, draws.t, setup.scheduler.alphas_cumprod[draws.t])
+    c = c.to(setup.device)
+    error = pseudo_huber(eps, noise, c)
+    return error / c if config.loss_type == "smooth_l1" else error
+
+
+def _weight(setup: Setup, draws: Draws) -> torch.Tensor:
+    """What each sample's error counts: (B,)."""
     alpha_bar = setup.scheduler.alphas_cumprod[draws.t].to(setup.device)
-    return noise_loss(eps, draws.noise.to(setup.device), min_snr_weight(alpha_bar, setup.config.snr_gamma))
+    if setup.config.use_soft_min_snr:
+        return soft_min_snr_weight(alpha_bar, setup.config.soft_min_snr_sigma_data)
+    return min_snr_weight(alpha_bar, setup.config.snr_gamma)
 
 
-def _predict(setup: Setup, x_0: torch.Tensor, draws: Draws, captions: list[str | None]) -> torch.Tensor:
-    """The UNet's epsilon for drawn noise. x_0: float32 (B, C, H, W); captions: ids, None for the empty one."""
-    x = setup.scheduler.add_noise(x_0, draws.noise, draws.t)  # in fp32 on the CPU, cast afterwards
+def _predict(
+    setup: Setup, x_0: torch.Tensor, draws: Draws, captions: list[str | None]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The halves of the UNet's output for drawn noise. x_0: float32 (B, C, H, W); captions: ids, None for the empty one."""
+    x = setup.scheduler.add_noise(x_0, draws.fed, draws.t)  # in fp32 on the CPU, cast afterwards
     level = None
     if setup.noising is not None:
         upscaled = upscaled_input(low_res(x_0), draws.low_res_noise, draws.level, setup.noising)
@@ -208,7 +234,12 @@ def _predict(setup: Setup, x_0: torch.Tensor, draws: Draws, captions: list[str |
     dtype = DTYPES[setup.config.mixed_precision]
     x, text, t = x.to(setup.device, dtype), text.to(setup.device, dtype), draws.t.to(setup.device)
     with autocast(setup.device, setup.config.mixed_precision):
-        return predict_noise(setup.unet, x, t, text, level)
+        return predict(setup.unet, x, t, text, level)
+
+
+def make_ema(config: StageConfig, params: Iterable[torch.nn.Parameter]) -> EMAModel | None:
+    """The moving average of what is trained; in fp32, because in bf16 steps of 1 - decay would be rounded away."""
+    return EMAModel([param.detach().float() for param in params], decay=config.ema_decay) if config.use_ema else None
 
 
 def _checkpoint(
@@ -221,9 +252,8 @@ def _checkpoint(
         return {name: value.detach().cpu().contiguous() for name, value in zip(params, values, strict=True)}
 
     average = {} if ema is None else tensors(ema.shadow_params)
-    return Checkpoint(
-        len(metrics), tensors(params.values()), optimizer_tensors(optimizer, list(params)), average, metrics
-    )
+    state, numbers = optimizer_state(optimizer, list(params))
+    return Checkpoint(len(metrics), tensors(params.values()), state, numbers, average, metrics)
 
 
 def _resume(
@@ -235,7 +265,7 @@ def _resume(
     with torch.no_grad():
         for name, param in params.items():
             param.copy_(found.adapter[name])
-    restore_optimizer(optimizer, list(params), found.optimizer)
+    restore_optimizer(optimizer, list(params), found.optimizer, found.numbers)
     if ema is not None:
         ema.shadow_params = [found.ema[name].to(param.device) for name, param in params.items()]
         ema.optimization_step = found.step
@@ -257,10 +287,8 @@ def _eval_losses(setup: Setup, eval_set: Any) -> tuple[float, float]:
                 for name in totals:
                     (setup.unet.enable_adapters if name == "tuned" else setup.unet.disable_adapters)()
                     with torch.inference_mode():
-                        eps = _predict(setup, x_0, draws, [row.caption_id])
-                    totals[name] += float(
-                        noise_loss(eps, draws.noise.to(setup.device), torch.ones(1, device=eps.device))
-                    )
+                        eps, _ = _predict(setup, x_0, draws, [row.caption_id])
+                    totals[name] += float(squared_error(eps, draws.noise.to(setup.device)))
                 count += 1
     setup.unet.enable_adapters()
     return totals["base"] / count, totals["tuned"] / count

@@ -59,6 +59,8 @@ STAGE_BOUNDS: dict[str, tuple[type, float | None, float | None]] = {
     "learning_rate": (float, 5e-324, 1),
     "lr_end": (float, 0, None),
     "lr_warmup_steps": (int, 0, None),
+    "lr_num_cycles": (int, 1, 10_000),
+    "lr_power": (float, 5e-324, 100),
     "max_train_steps": (int, 1, None),
     "train_batch_size": (int, 1, 4096),
     "gradient_accumulation_steps": (int, 1, 1024),
@@ -67,7 +69,17 @@ STAGE_BOUNDS: dict[str, tuple[type, float | None, float | None]] = {
     "adam_beta2": (float, 0, math.nextafter(1, 0)),
     "adam_epsilon": (float, 5e-324, None),
     "adam_weight_decay": (float, 0, None),
+    "huber_c": (float, 5e-324, 1),
     "snr_gamma": (float, 5e-324, None),
+    "soft_min_snr_sigma_data": (float, 5e-324, 1000),
+    "noise_offset": (float, 5e-324, 1),
+    "noise_offset_probability": (float, 5e-324, 1),
+    "input_perturbation": (float, 0, 1),
+    "input_perturbation_steps": (int, 0, None),
+    "timestep_bias_multiplier": (float, 5e-324, 1000),
+    "timestep_bias_portion": (float, 0.001, math.nextafter(1, 0)),
+    "timestep_bias_begin": (int, 0, 999),
+    "timestep_bias_end": (int, 1, 1000),
     "caption_dropout_probability": (float, 0, 1),
     "ema_decay": (float, 0, math.nextafter(1, 0)),
     "checkpointing_steps": (int, 1, None),
@@ -404,17 +416,23 @@ def legal(bounds: tuple[type, float | None, float | None]) -> st.SearchStrategy[
     return st.floats(low, high if high is not None else 1e6, allow_nan=False)
 
 
+# Numbers whose legal values depend on other settings; tests of their own say how.
+DEPENDENT = {
+    "max_train_steps", "lr_end", "lr_warmup_steps", "learning_rate", "lr_num_cycles", "lr_power", "huber_c",
+    "soft_min_snr_sigma_data", "noise_offset", "noise_offset_probability", "input_perturbation_steps",
+    "timestep_bias_multiplier", "timestep_bias_portion", "timestep_bias_begin", "timestep_bias_end",
+}  # fmt: skip
 STAGE_VALUES = st.fixed_dictionaries(
     {"max_train_steps": st.integers(1, 10**6)},
-    optional={
-        name: legal(STAGE_BOUNDS[name])
-        for name in STAGE_BOUNDS
-        if name not in ("max_train_steps", "lr_end", "lr_warmup_steps", "learning_rate")
-    }
+    optional={name: legal(STAGE_BOUNDS[name]) for name in STAGE_BOUNDS if name not in DEPENDENT}
     | {
         "lora_target_modules": st.lists(st.sampled_from(["to_q", "to_k", "to_v"]), min_size=1),
         "lr_scheduler": st.sampled_from(["constant", "linear", "sine"]),
         "gradient_checkpointing": st.booleans(),
+        "offset_noise": st.booleans(),
+        "train_variance": st.booleans(),
+        "loss_type": st.sampled_from(["l2", "huber", "smooth_l1"]),
+        "optimizer": st.sampled_from(["adamw", "adamw_bf16", "adafactor"]),
     },
 )
 RUN_VALUES = st.fixed_dictionaries(
@@ -585,6 +603,73 @@ def test_an_override_is_checked_like_the_file(files: Files) -> None:
 )
 def test_settings_that_contradict_each_other_are_refused(files: Files, run: dict[str, Any], says: str) -> None:
     assert says in files.refusal(run)
+
+
+@pytest.mark.parametrize(
+    ("keys", "says"),
+    [
+        ({"optimizer": "adamw_bf16", "mixed_precision": "no"}, "mixed_precision is 'no'. Set it to bf16, or use adamw"),
+        ({"optimizer": "adamw_schedulefree"}, "lr_scheduler is 'cosine'. Use constant or constant_with_warmup"),
+        ({"optimizer": "adamw_schedulefree", "lr_scheduler": "constant", "use_ema": True}, "Remove use_ema"),
+        ({"optimizer": "adamw_schedulefree", "lr_scheduler": "constant", "adam_beta1": 0.0}, "divides by adam_beta1"),
+        ({"lr_power": 1.0}, "lr_power is 1.0, without effect while lr_scheduler is cosine"),
+        ({"lr_num_cycles": 3, "lr_scheduler": "sine"}, "set lr_scheduler = cosine_with_restarts"),
+        ({"huber_c": 0.2}, "huber_c is 0.2, without effect while loss_type is l2. Remove it, or set loss_type = huber"),
+        ({"huber_schedule": "constant"}, "huber_schedule is constant, without effect"),
+        ({"use_soft_min_snr": True, "snr_gamma": 5.0}, "two weights of the same loss"),
+        ({"soft_min_snr_sigma_data": 1.0}, "set use_soft_min_snr = True"),
+        ({"noise_offset": 0.2}, "set offset_noise = True"),
+        ({"noise_offset_probability": 1.0}, "set offset_noise = True"),
+        ({"input_perturbation_steps": 100}, "input_perturbation is 0"),
+        ({"timestep_bias_multiplier": 2.0}, "set timestep_bias_strategy = earlier or later or range"),
+        ({"timestep_bias_strategy": "later"}, "timestep_bias_multiplier is 1"),
+        ({"timestep_bias_strategy": "range", "timestep_bias_multiplier": 2.0}, "take in every timestep"),
+        (
+            {"timestep_bias_strategy": "range", "timestep_bias_multiplier": 2.0, "timestep_bias_begin": 300,
+             "timestep_bias_end": 300}, "timestep_bias_begin (300) is not below timestep_bias_end (300)",
+        ),
+        ({"timestep_bias_strategy": "later", "timestep_bias_multiplier": 2.0, "timestep_bias_end": 9}, "without effect"),
+    ],
+)  # fmt: skip
+def test_training_settings_without_effect_or_sense_are_refused(files: Files, keys: dict[str, Any], says: str) -> None:
+    message = files.refusal({"stage1": {"model_flavour": "tiny-i", **keys}})
+    assert says in message
+    assert len(message.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "package", "extra"),
+    [("prodigy", "prodigyopt", "optimizers"), ("adamw_schedulefree", "schedulefree", "optimizers"),
+     ("adamw_8bit", "bitsandbytes", "bitsandbytes")],
+)  # fmt: skip
+def test_an_optimizer_whose_library_is_absent_is_refused_with_the_command_to_install_it(
+    files: Files, monkeypatch: pytest.MonkeyPatch, optimizer: str, package: str, extra: str
+) -> None:
+    keys = {"optimizer": optimizer, "lr_scheduler": "constant", "learning_rate": 1.0}
+    with monkeypatch.context() as patched:
+        patched.setattr("importlib.util.find_spec", lambda name: None)
+        message = files.refusal({"stage1": {"model_flavour": "tiny-i", **keys}})
+    assert f"{package} cannot be imported. Install the extra: pip install 'deepfloyd-pipeline[{extra}]'" in message
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    assert files.load({"stage1": {"model_flavour": "tiny-i", **keys}}).config.stage(1).optimizer == optimizer
+
+
+def test_8_bit_states_are_refused_where_they_have_no_kernel(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    run = {"stage1": {"model_flavour": "tiny-i", "optimizer": "adamw_8bit"}}
+    assert "bitsandbytes has no 8-bit states on mps" in files.refusal({**run, "device": "mps"})
+    assert files.load({**run, "device": "cuda"}).config.device == "cuda"
+
+
+def test_a_user_hears_of_settings_that_an_optimizer_takes_otherwise(
+    files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    (note,) = files.load({"stage1": {"model_flavour": "tiny-i", "optimizer": "prodigy"}}).notes
+    assert "stage1.learning_rate is 4e-05; prodigy finds the step size itself" in note
+    assert not files.load({"stage1": {"model_flavour": "tiny-i", "optimizer": "prodigy", "learning_rate": 1.0}}).notes
+    run = {"stage1": {"model_flavour": "tiny-i", "optimizer": "adafactor", "adam_beta1": 0.8}}
+    assert ["adam_beta1 is ignored" in note for note in files.load(run).notes] == [True]
 
 
 @pytest.mark.parametrize(

@@ -1,21 +1,36 @@
 """What the trainer feeds the UNets is what diffusers feeds them, bit for bit; the formulas agree with NumPy and Pillow."""
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from deepfloyd_core.batches import Batch, Draws
-from deepfloyd_core.config import StageConfig
+from deepfloyd_core.batches import Batch, Draws, draw
 from deepfloyd_core.flavours import FLAVOURS
 from deepfloyd_core.models import load_scheduler, load_unet, stock_pipeline
-from deepfloyd_core.objective import Text, low_res, min_snr_weight, noise_loss, to_bytes, to_model_range, upscaled_input
+from deepfloyd_core.objective import (
+    Text,
+    huber_width,
+    low_res,
+    min_snr_weight,
+    pseudo_huber,
+    soft_min_snr_weight,
+    squared_error,
+    to_bytes,
+    to_model_range,
+    upscaled_input,
+)
+from deepfloyd_core.stage_config import StageConfig
 from deepfloyd_core.train import Setup, _predict, batch_loss
+from deepfloyd_core.types import hash_seed
+from deepfloyd_core.variance import reverse_steps, vlb_bits
+from deepfloyd_core.varied_draws import timestep_weights, vary
 
 STAGE2 = Path(FLAVOURS["tiny-ii"].repo)
 STAGE1 = Path(FLAVOURS["tiny-i"].repo)
@@ -139,8 +154,8 @@ def test_min_snr_weights_and_loss_agree_with_numpy(gamma: float | None) -> None:
     snr = bar / (1 - bar)
     weight = np.ones(4) if gamma is None else np.minimum(snr, gamma) / snr
     expected = (((eps - noise) ** 2).mean(axis=(1, 2, 3)) * weight).mean()
-    got = noise_loss(torch.tensor(eps), torch.tensor(noise), min_snr_weight(torch.tensor(bar), gamma))
-    assert float(got) == pytest.approx(expected, rel=1e-6)
+    got = squared_error(torch.tensor(eps), torch.tensor(noise)) * min_snr_weight(torch.tensor(bar), gamma)
+    assert float(got.mean()) == pytest.approx(expected, rel=1e-6)
 
 
 def test_random_flip_mirrors_half_of_the_samples() -> None:
@@ -169,3 +184,247 @@ def test_random_flip_mirrors_half_of_the_samples() -> None:
         assert len(found) == 1
         mirrored += sum(found[0])
     assert 10 <= mirrored <= 30  # of 40
+
+
+# ---- options of the objective, each beside a second computation in float64 ------------------------------------------
+
+
+def stage(**keys: Any) -> StageConfig:
+    return StageConfig.model_validate({"model_flavour": "tiny-i", "mixed_precision": "no", **keys})
+
+
+BARS = load_scheduler(STAGE1).alphas_cumprod.double().numpy()
+
+
+@pytest.mark.parametrize("sigma_data", [0.5, 1.0, 2.5])
+def test_soft_min_snr_is_k_diffusions_weight_carried_over_to_epsilon(sigma_data: float) -> None:
+    """k-diffusion weighs (error of x_0 / c_out)^2 by (s s_d)^2 / (s^2 + s_d^2)^2; error of x_0 = s times that of epsilon."""
+    t = np.array([0, 10, 300, 700, 998])
+    sigma = np.sqrt((1 - BARS[t]) / BARS[t])
+    c_out = sigma * sigma_data / np.sqrt(sigma**2 + sigma_data**2)
+    expected = (sigma * sigma_data) ** 2 / (sigma**2 + sigma_data**2) ** 2 / c_out**2 * sigma**2
+    got = soft_min_snr_weight(torch.tensor(BARS[t]), sigma_data).numpy()
+    assert got == pytest.approx(expected, rel=1e-9)
+    assert got[0] < 0.05 < 0.95 < got[-1], "it weighs"
+
+
+@pytest.mark.parametrize("schedule", ["constant", "snr", "exponential"])
+def test_pseudo_huber_and_its_width_agree_with_numpy(schedule: str) -> None:
+    rng = np.random.default_rng(0)
+    t, c = np.array([0, 250, 600, 999]), 0.07
+    eps, noise = rng.normal(size=(2, 4, 3, 4, 4))
+    sigma = np.sqrt((1 - BARS[t]) / BARS[t])
+    wide = {
+        "constant": np.full(4, c),
+        "snr": (1 - c) / (1 + sigma) ** 2 + c,
+        "exponential": np.exp(math.log(c) / 1000 * t),
+    }[schedule]
+    width = huber_width(schedule, c, torch.tensor(t), torch.tensor(BARS[t], dtype=torch.float32))
+    assert width.numpy() == pytest.approx(wide, rel=1e-5)
+    shaped = wide.reshape(-1, 1, 1, 1)
+    expected = (2 * shaped * (np.sqrt((eps - noise) ** 2 + shaped**2) - shaped)).mean((1, 2, 3))
+    got = pseudo_huber(torch.tensor(eps, dtype=torch.float32), torch.tensor(noise, dtype=torch.float32), width)
+    assert got.numpy() == pytest.approx(expected, rel=1e-5)
+
+
+def bits_by_the_papers(
+    eps: np.ndarray, raw: np.ndarray, noise: np.ndarray, x_0: np.ndarray, t: int, betas: np.ndarray
+) -> float:
+    """One sample's term of the bound, by Ho et al. 2020 (eq. 4, 7, 13, 15) and Nichol and Dhariwal 2021 (eq. 4 to 6, 15)."""
+    alpha, bar = 1 - betas, np.cumprod(1 - betas)
+    before = bar[t - 1] if t else 1.0
+    x_t = np.sqrt(bar[t]) * x_0 + np.sqrt(1 - bar[t]) * noise
+    guess = (x_t - np.sqrt(1 - bar[t]) * eps) / np.sqrt(bar[t])
+
+    def posterior_mean(x: np.ndarray) -> np.ndarray:
+        first = np.sqrt(before) * betas[t] / (1 - bar[t]) * x
+        return np.asarray(first + np.sqrt(alpha[t]) * (1 - before) / (1 - bar[t]) * x_t)
+
+    at = max(t, 1)  # the posterior's variance at 0 is zero
+    smallest = (1 - bar[at - 1]) / (1 - bar[at]) * betas[at]
+    share = (raw + 1) / 2
+    variance = np.exp(share * np.log(betas[t]) + (1 - share) * np.log(smallest))
+    if t:
+        apart = posterior_mean(x_0) - posterior_mean(guess)
+        nats = 0.5 * (np.log(variance / smallest) - 1 + (smallest + apart**2) / variance)
+        return float(nats.mean() / np.log(2))
+    below = np.vectorize(lambda z: 0.5 * math.erfc(-z / math.sqrt(2)))
+    deviation = np.sqrt(variance)
+    high = np.where(x_0 > 0.999, np.inf, x_0 + 1 / 255)
+    low = np.where(x_0 < -0.999, -np.inf, x_0 - 1 / 255)
+    mean = posterior_mean(guess)
+    probability = below((high - mean) / deviation) - below((low - mean) / deviation)
+    return float(-np.log2(np.maximum(probability, 1e-12)).mean())
+
+
+@pytest.mark.parametrize("t", [0, 1, 2, 50, 500, 999])
+def test_the_bounds_term_agrees_with_the_papers_in_float64(t: int) -> None:
+    rng = np.random.default_rng(t)
+    shape = (3, 3, 6, 6)
+    x_0 = rng.integers(0, 256, shape) / 127.5 - 1
+    x_0[0, 0, 0, :2] = -1, 1  # the ends, which take in all beyond
+    noise = rng.normal(size=shape)
+    eps, raw = noise + 0.3 * rng.normal(size=shape), rng.uniform(-1.2, 1.2, shape)
+    betas = load_scheduler(STAGE1).betas
+    expected = [
+        bits_by_the_papers(*(part[n] for part in (eps, raw, noise, x_0)), t, betas.double().numpy()) for n in range(3)
+    ]
+    tensors = [torch.tensor(part, dtype=torch.float32) for part in (eps, raw, noise, x_0)]
+    got = vlb_bits(*tensors, reverse_steps(betas, torch.full((3,), t))).numpy()
+    assert got == pytest.approx(expected, rel=2e-5)
+
+
+def test_the_bounds_term_trains_the_variance_alone() -> None:
+    generator = torch.Generator().manual_seed(0)
+    eps, raw, noise, x_0 = torch.randn((4, 2, 3, 4, 4), generator=generator).unbind(0)
+    eps.requires_grad_(), raw.requires_grad_()
+    steps = reverse_steps(load_scheduler(STAGE1).betas, torch.tensor([0, 400]))
+    vlb_bits(eps, raw, noise, x_0.clamp(-1, 1), steps).sum().backward()
+    assert eps.grad is None
+    assert raw.grad is not None and bool(raw.grad.isfinite().all()) and float(raw.grad.abs().max()) > 0
+
+
+def test_the_variance_that_is_trained_is_the_one_that_diffusers_samples_with() -> None:
+    scheduler = load_scheduler(STAGE1, variance_type="learned_range")
+    raw = torch.linspace(-1, 1, 9)
+    for t in (1, 2, 37, 500, 998):
+        steps = reverse_steps(scheduler.betas, torch.tensor([t]))
+        ours = (raw + 1) / 2 * steps.log_max.item() + (1 - raw) / 2 * steps.log_min.item()
+        theirs = scheduler._get_variance(t, predicted_variance=raw)
+        assert ours.numpy() == pytest.approx(theirs.numpy(), rel=1e-3), t
+
+
+# ---- draws ----------------------------------------------------------------------------------------------------------
+
+SHAPE = torch.Size((8, 3, 4, 4))
+
+
+def plain(number: int) -> Draws:
+    return draw(SHAPE, 1, number, 0.1)
+
+
+def test_without_options_the_draws_are_what_they_were() -> None:
+    draws = plain(0)
+    assert vary(draws, stage(), 1, 0) is draws
+    assert draws.fed is draws.noise
+
+
+@pytest.mark.parametrize(
+    ("keys", "first", "end"),
+    [
+        ({"timestep_bias_strategy": "earlier", "timestep_bias_portion": 0.3}, 0, 300),
+        ({"timestep_bias_strategy": "later"}, 750, 1000),
+        ({"timestep_bias_strategy": "range", "timestep_bias_begin": 200, "timestep_bias_end": 450}, 200, 450),
+    ],
+)
+def test_favoured_timesteps_come_as_often_as_asked(keys: dict[str, Any], first: int, end: int) -> None:
+    config = stage(timestep_bias_multiplier=3.0, **keys)
+    weights = np.ones(1000)
+    weights[first:end] *= 3
+    assert timestep_weights(config).numpy() == pytest.approx(weights / weights.sum(), rel=1e-6)
+    drawn = torch.cat([vary(plain(number), config, 1, number).t for number in range(500)]).numpy()
+    inside = ((drawn >= first) & (drawn < end)).mean()
+    share = weights[first:end].sum() / weights.sum()
+    assert inside == pytest.approx(share, abs=4 * math.sqrt(share * (1 - share) / len(drawn)))
+    assert drawn.dtype == np.int64 and drawn.min() >= 0 and drawn.max() <= 999
+
+
+def test_offset_noise_shifts_whole_colours_of_the_asked_share_of_samples() -> None:
+    config = stage(offset_noise=True, noise_offset=0.4, noise_offset_probability=0.25)
+    shifts = torch.cat([vary(plain(n), config, 1, n).noise - plain(n).noise for n in range(500)]).numpy()
+    assert np.ptp(shifts, axis=(2, 3)).max() < 1e-5, "one number for each colour"
+    shift = shifts.mean((2, 3))
+    taken = (np.abs(shift) > 1e-6).all(1)
+    assert taken.mean() == pytest.approx(0.25, abs=4 * math.sqrt(0.25 * 0.75 / len(taken)))
+    assert np.abs(shift[~taken]).max() < 1e-6
+    assert shift[taken].std() == pytest.approx(0.4, rel=0.05)
+    assert abs(np.corrcoef(shift[taken].T)[0, 1]) < 0.15, "each colour has its own"
+
+
+def test_input_perturbation_changes_what_is_fed_and_not_the_target() -> None:
+    config = stage(input_perturbation=0.2, input_perturbation_steps=4, gradient_accumulation_steps=2)
+    found = []
+    for number in (0, 1, 2, 7, 8, 100):
+        draws = vary(plain(number), config, 1, number)
+        assert torch.equal(draws.noise, plain(number).noise)
+        found.append(float((draws.fed - draws.noise).std()))
+    assert found == pytest.approx([0.2, 0.2, 0.15, 0.05, 0, 0], rel=0.12)
+    constant = vary(plain(100), stage(input_perturbation=0.2), 1, 100)
+    assert float((constant.fed - constant.noise).std()) == pytest.approx(0.2, rel=0.12)
+
+
+def test_options_leave_the_other_draws_alone_and_repeat_themselves() -> None:
+    config = stage(
+        offset_noise=True, input_perturbation=0.1, timestep_bias_strategy="later", timestep_bias_multiplier=5.0
+    )
+    one, two, base = (vary(plain(3), config, 1, 3), vary(plain(3), config, 1, 3), plain(3))
+    for name in ("noise", "fed_noise", "t"):
+        assert torch.equal(getattr(one, name), getattr(two, name))
+        assert not torch.equal(getattr(one, name), getattr(vary(plain(3), config, 2, 3), name)), "another seed"
+    for name in ("low_res_noise", "level", "keep_caption", "mirror"):
+        assert torch.equal(getattr(one, name), getattr(base, name))
+
+
+# ---- the trainer's loss ----------------------------------------------------------------------------------------------
+
+
+def halves(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the UNet below makes of its input."""
+    return 0.9 * x[:, :3], 0.5 * x[:, :3].flip(-1)
+
+
+def fake_unet(x: torch.Tensor, t: torch.Tensor, **_: Any) -> tuple[torch.Tensor]:
+    return (torch.cat(halves(x), dim=1),)
+
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "min-SNR": {"snr_gamma": 5.0},
+    "soft min-SNR": {"use_soft_min_snr": True, "soft_min_snr_sigma_data": 0.7},
+    "huber": {"loss_type": "huber", "huber_c": 0.2},
+    "smooth_l1": {"loss_type": "smooth_l1", "huber_schedule": "exponential", "snr_gamma": 2.0},
+    "offset": {"offset_noise": True, "noise_offset_probability": 0.5},
+    "perturbed": {"input_perturbation": 0.3},
+    "late": {"timestep_bias_strategy": "later", "timestep_bias_multiplier": 50.0},
+    "variance": {"train_variance": True},
+    "variance and more": {"train_variance": True, "input_perturbation": 0.3, "snr_gamma": 5.0},
+}
+
+
+@pytest.mark.parametrize("stage_number", [1, 2])
+@pytest.mark.parametrize("name", OPTIONS)
+def test_the_trainers_loss_with_each_option_agrees_with_numpy(name: str, stage_number: Any) -> None:
+    config = StageConfig.model_validate(
+        {"model_flavour": "tiny-" + "i" * stage_number, "mixed_precision": "no", **OPTIONS[name]}
+    )
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (4, 8, 8, 3), generator=generator, dtype=torch.uint8)
+    folder = (STAGE1, STAGE2)[stage_number - 1]
+    scheduler = load_scheduler(folder)
+    noising = load_scheduler(folder, "image_noising_scheduler") if stage_number == 2 else None
+    text = one_text(torch.zeros(2, 4))
+    setup = Setup(stage_number, config, 7, cast(Any, fake_unet), scheduler, noising, text, torch.device("cpu"))
+    got = float(batch_loss(setup, Batch(pixels, ["id"] * 4, np.arange(4)), 11))
+
+    seed = hash_seed(7, stage_number)
+    draws = vary(draw(torch.Size((4, 3, 8, 8)), seed, 11, 0.1), config, seed, 11)
+    x_0, t, bars = to_model_range(pixels).double().numpy(), draws.t.numpy(), scheduler.alphas_cumprod.double().numpy()
+    bar = bars[t].reshape(-1, 1, 1, 1)
+    noise, fed = draws.noise.double().numpy(), draws.fed.double().numpy()
+    x_t = np.sqrt(bar) * x_0 + np.sqrt(1 - bar) * fed
+    eps, raw = (half.numpy() for half in halves(torch.from_numpy(x_t)))
+    error, flat = eps - noise, bar.reshape(-1)
+    loss, snr = (error**2).mean((1, 2, 3)), flat / (1 - flat)
+    if config.loss_type != "l2":
+        wide = 0.1 ** (t / 1000) if name == "smooth_l1" else 0.8 / (1 + snr**-0.5) ** 2 + 0.2
+        wide = wide.reshape(-1, 1, 1, 1)
+        scale = 2 if name == "smooth_l1" else 2 * wide
+        loss = (scale * (np.sqrt(error**2 + wide**2) - wide)).mean((1, 2, 3))
+    if config.snr_gamma:
+        loss = loss * np.minimum(snr, config.snr_gamma) / snr
+    if config.use_soft_min_snr:
+        loss = loss / (1 + snr * 0.7**2)
+    if config.train_variance:
+        betas = scheduler.betas.double().numpy()
+        loss = loss + [bits_by_the_papers(eps[n], raw[n], fed[n], x_0[n], int(t[n]), betas) for n in range(4)]
+    assert got == pytest.approx(loss.mean(), rel=1e-4)

@@ -28,7 +28,7 @@ from deepfloyd_core.models import (
     load_text_modules,
     load_unet,
 )
-from deepfloyd_core.objective import Text, predict_noise
+from deepfloyd_core.objective import Text, predict
 from deepfloyd_core.projected import TEXT_LAYERS, Projected, older_text, project_job, text_is_frozen, text_request
 from deepfloyd_core.types import Report, caption_id, no_report
 
@@ -148,8 +148,8 @@ def test_the_unet_predicts_what_the_stock_unet_does(
         level = t.flip(0) if stage == 2 else None
         rows = Text(torch.stack([raw[name] for name in names])).to(CPU, dtype)
         with torch.inference_mode(), autocast(CPU, precision):
-            expected = predict_noise(stock, x, t, rows, level)
-            return predict_noise(ours, x, t, texts.batch(names).to(CPU, dtype), level), expected
+            expected, _ = predict(stock, x, t, rows, level)
+            return predict(ours, x, t, texts.batch(names).to(CPU, dtype), level)[0], expected
 
     for name in IDS:
         found, expected = both([name])

@@ -23,9 +23,10 @@ from deepfloyd_core.errors import JobError
 from deepfloyd_core.flavours import FLAVOURS, Stage
 from deepfloyd_core.jobs import JOBS, Job, run_job
 from deepfloyd_core.ledger import caption_counts
-from deepfloyd_core.models import load_text_modules, load_unet
+from deepfloyd_core.models import load_scheduler, load_text_modules, load_unet
 from deepfloyd_core.products import LORA_FILE, lora_request
 from deepfloyd_core.projected import text_is_frozen, text_request
+from deepfloyd_core.sampling import make_sampler, sample_stage1
 from deepfloyd_core.types import no_report
 
 FOLDERS = {1: Path(FLAVOURS["tiny-i"].repo), 2: Path(FLAVOURS["tiny-ii"].repo)}
@@ -253,6 +254,40 @@ def test_with_use_ema_the_moving_average_is_saved(world: tuple[Run, dict[str, Ar
         first, second, third = (step[name].double() for step in after)
         expected = 3 / 12 * (2 / 11 * first + 9 / 11 * second) + 9 / 12 * third
         assert torch.allclose(tensor.double(), expected, atol=1e-7), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "keys",
+    [
+        ("optimizer=adamw_bf16", "mixed_precision=bf16", "use_ema=true", "gradient_accumulation_steps=2"),
+        ("optimizer=prodigy", "learning_rate=1.0", "train_variance=true"),
+        ("optimizer=adamw_schedulefree", "lr_scheduler=constant", "use_ema=false", "loss_type=huber"),
+    ],
+)
+def test_other_optimizers_and_losses_survive_a_kill_and_load_in_stock_diffusers(
+    world: tuple[Run, dict[str, Artifact]], tmp_path: Path, keys: tuple[str, ...]
+) -> None:
+    first, made = world
+    settings = tuple(f"stage1.{key}" for key in ("max_train_steps=6", "checkpointing_steps=1", *keys))
+    run = load_run(first.workspace.parent / "run.toml", settings)
+    whole = _train(run, made, 1, tmp_path / "whole", how=run_here)
+    killer = _Killer(tmp_path / "killed", after_steps=3)
+    killer.start()
+    with pytest.raises(JobError, match="SIGKILL"):
+        _train(run, made, 1, tmp_path / "killed")
+    killer.join()
+    lora = _train(run, made, 1, tmp_path / "killed")
+    for name in (LORA_FILE, "metrics.parquet"):
+        assert (lora.path / name).read_bytes() == (whole.path / name).read_bytes()
+    assert lora.summary["steps_of_this_process"] < 6
+    assert lora.summary["reload_difference"] == 0.0
+    scheduler = load_scheduler(lora.path)
+    assert scheduler.config.variance_type == ("learned_range" if "train_variance=true" in keys else "fixed_small")
+    sampler = make_sampler(run.config, 1, FOLDERS[1], lora.path, lambda count: None)
+    assert sampler.pipeline.scheduler.config.variance_type == scheduler.config.variance_type
+    text = torch.zeros(1, 77, sampler.pipeline.unet.config.encoder_hid_dim)
+    assert bool(sample_stage1(sampler, text, text, [0], (64, 64)).isfinite().all())
 
 
 class _Killer(threading.Thread):

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 from transformers import T5Tokenizer
 
-from deepfloyd_core.checkpoints import optimizer_tensors, restore_optimizer
+from deepfloyd_core.optimizers import optimizer_state, restore_optimizer
 from deepfloyd_core.tiny import models, world
 
 log = logging.getLogger("tiny")
@@ -234,7 +234,8 @@ class Run:
         tensors = load_file(self.path)
         _fill(self.modules, _below(tensors, "modules."))
         _fill(self.averages, _below(tensors, "averages."))
-        restore_optimizer(self.optimiser, self._names, _below(tensors, "optimiser."))
+        numbers: dict[str, Any] = {"params": {}, "groups": [{}]}  # AdamW has none beyond its settings
+        restore_optimizer(self.optimiser, self._names, _below(tensors, "optimiser."), numbers)
         self.step, self.seconds = int(tensors["step"]), float(tensors["seconds"])
 
     @property
@@ -260,7 +261,7 @@ class Run:
         tensors = {"step": torch.tensor(self.step), "seconds": torch.tensor(self.seconds, dtype=torch.float64)}
         tensors |= {f"modules.{name}": tensor.detach() for name, tensor in self.modules.named_parameters()}
         tensors |= {f"averages.{name}": tensor for name, tensor in self.averages.named_parameters()}
-        state = optimizer_tensors(self.optimiser, self._names)
+        state, _ = optimizer_state(self.optimiser, self._names)
         tensors |= {f"optimiser.{name}": tensor for name, tensor in state.items()}
         save_file(tensors, self.path.with_suffix(".part"))
         self.path.with_suffix(".part").replace(self.path)

@@ -1,0 +1,64 @@
+"""What a stage's settings change about its draws: which timesteps come more often, which noise is added.
+
+Each option draws from a generator of its own, so that switching one on changes no other draw of the run.
+"""
+
+from dataclasses import replace
+
+import torch
+
+from deepfloyd_core.batches import Draws
+from deepfloyd_core.stage_config import StageConfig
+from deepfloyd_core.types import hash_seed
+
+TIMESTEPS = 1000
+
+
+def vary(draws: Draws, config: StageConfig, seed: int, number: int) -> Draws:
+    """The draws of forward pass `number` under a stage's settings; the same ones where all options are off."""
+    if config.timestep_bias_strategy != "none":
+        weights, generator = timestep_weights(config), _generator("timesteps", seed, number)
+        draws = replace(draws, t=torch.multinomial(weights, len(draws.t), replacement=True, generator=generator))
+    if config.offset_noise:
+        draws = replace(draws, noise=draws.noise + _offset(draws, config, _generator("offset", seed, number)))
+    strength = perturbation(config, number // config.gradient_accumulation_steps)
+    if strength:
+        extra = torch.randn(draws.noise.shape, generator=_generator("perturbation", seed, number))
+        draws = replace(draws, fed_noise=draws.noise + strength * extra)
+    return draws
+
+
+def timestep_weights(config: StageConfig) -> torch.Tensor:
+    """How often each timestep is drawn: float32 (1000,), sum 1. A larger timestep is a noisier one."""
+    portion = int(config.timestep_bias_portion * TIMESTEPS)
+    favoured = {
+        "none": slice(0, 0),
+        "earlier": slice(0, portion),
+        "later": slice(TIMESTEPS - portion, TIMESTEPS),
+        "range": slice(config.timestep_bias_begin, config.timestep_bias_end),
+    }[config.timestep_bias_strategy]
+    weights = torch.ones(TIMESTEPS)
+    weights[favoured] *= config.timestep_bias_multiplier
+    return weights / weights.sum()
+
+
+def perturbation(config: StageConfig, step: int) -> float:
+    """Strength of the input perturbation (Ning et al. 2023) in an optimizer step; it falls to zero in a line, if asked."""
+    if not config.input_perturbation_steps:
+        return config.input_perturbation
+    return config.input_perturbation * max(0.0, 1 - step / config.input_perturbation_steps)
+
+
+def _offset(draws: Draws, config: StageConfig, generator: torch.Generator) -> torch.Tensor:
+    """One number for each colour of a sample, (B, C, 1, 1): it teaches a model to change a picture's mean brightness.
+
+    Guttenberg 2023, "Diffusion with offset noise". Zero for the samples that the probability leaves out.
+    """
+    size, colours = draws.noise.shape[:2]
+    drawn = torch.randn((size, colours, 1, 1), generator=generator)
+    taken = torch.rand((size, 1, 1, 1), generator=generator) < config.noise_offset_probability
+    return config.noise_offset * drawn * taken
+
+
+def _generator(purpose: str, seed: int, number: int) -> torch.Generator:
+    return torch.Generator().manual_seed(hash_seed(purpose, seed, number))
