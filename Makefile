@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test test-slow test-quantization test-all check bench ui docs clean
+.PHONY: setup demo test test-slow test-extras test-all check bench ui docs clean
 
 setup: $(STAMP)
 
@@ -31,14 +31,14 @@ test-slow: setup
 	$(BIN)/python -P -m pytest -m slow tests/test_demo.py
 	$(BIN)/python -P -m pytest -m slow --ignore=tests/test_demo.py $(SPREAD)
 
-# torchao lies beside the environment, not in it, or each process of each other test would import it.
-TORCHAO := $(VENV)/torchao
+# Beside the environment, not in it: each process of each other test would import them, which takes seconds.
+EXTRAS := $(VENV)/extras
 
-test-quantization: setup
-	@test -d $(TORCHAO) || $(BIN)/pip install --quiet --no-deps -c constraints.txt --target $(TORCHAO) torchao
-	PYTHONPATH=$(TORCHAO) $(BIN)/python -P -m pytest -m 'not slow' tests/test_quantization.py
+test-extras: setup
+	@test -d $(EXTRAS) || $(BIN)/pip install --quiet --no-deps -c constraints.txt --target $(EXTRAS) torchao bitsandbytes
+	PYTHONPATH=$(EXTRAS) $(BIN)/python -P -m pytest -m 'not slow' tests/test_quantization.py tests/test_optimizers.py
 
-test-all: test test-slow test-quantization
+test-all: test test-slow test-extras
 
 check: setup
 	$(BIN)/ruff check .

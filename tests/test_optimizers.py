@@ -40,7 +40,7 @@ def stage(**keys: Any) -> StageConfig:
 def settings(optimizer: str, **keys: Any) -> StageConfig:
     """Settings of a run with that optimizer, warm-up and accumulation; skips where its library is absent."""
     if optimizer == "adamw_8bit":
-        pytest.importorskip("bitsandbytes", reason="pip install 'deepfloyd-pipeline[bitsandbytes]'")
+        pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed: make test-extras")
     common = {"max_train_steps": 20, "lr_warmup_steps": 2, "gradient_accumulation_steps": 2, "checkpointing_steps": 3}
     return stage(optimizer=optimizer, **{**common, **LEARNS[optimizer], **keys})
 

@@ -14,7 +14,7 @@ from deepfloyd_core.embeds import embeds_request
 from deepfloyd_core.flavours import FLAVOURS
 from deepfloyd_core.tiny.models import WORDS
 
-pytest.importorskip("torchao", reason="torchao is not installed: make test-quantization")
+pytest.importorskip("torchao", reason="torchao is not installed: make test-extras")
 
 TINY = Path(FLAVOURS["tiny-i"].repo)
 CAPTIONS = [" ".join(WORDS[start : start + 1 + start % 7]) for start in range(0, 48, 8)]
