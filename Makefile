@@ -34,8 +34,12 @@ test-slow: setup
 # Beside the environment, not in it: each process of each other test would import them, which takes seconds.
 EXTRAS := $(VENV)/extras
 
-test-extras: setup
-	@test -d $(EXTRAS) || $(BIN)/pip install --quiet --no-deps -c constraints.txt --target $(EXTRAS) torchao bitsandbytes
+$(EXTRAS)/.installed: constraints.txt | $(STAMP)
+	rm -rf $(EXTRAS)
+	$(BIN)/pip install --quiet --no-deps -c constraints.txt --target $(EXTRAS) torchao bitsandbytes
+	@touch $@
+
+test-extras: setup $(EXTRAS)/.installed
 	PYTHONPATH=$(EXTRAS) $(BIN)/python -P -m pytest -m 'not slow' tests/test_quantization.py tests/test_optimizers.py
 
 test-all: test test-slow test-extras

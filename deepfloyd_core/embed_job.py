@@ -4,7 +4,6 @@ Files are named by the texts in them and never rewritten. A data set that grows 
 texts that came; an interrupted build goes on behind the last finished file.
 """
 
-import logging
 import math
 import shutil
 import time
@@ -32,8 +31,6 @@ from deepfloyd_core.sheets import save_token_counts
 from deepfloyd_core.t5 import TextEncoder, encode, forecast_s, load_encoder, load_tokenizer
 from deepfloyd_core.take_over import is_as_recorded, worth_keeping
 from deepfloyd_core.types import Report, caption_id, no_report
-
-log = logging.getLogger(__name__)
 
 PACKED_SHARE = 0.7  # of the bytes, at most; 0.64 is usual
 
@@ -169,7 +166,8 @@ def _make_files(
             if missing[name]:
                 if encoder is None:
                     encoder = _load(Path(job.options["encoder"]), job.config, job.options.get("part", [0])[0])
-                    progress.forecast(encoder, job.config, todo * _row_bytes(schema))
+                    files = sum(bool(texts) for texts in missing.values())
+                    progress.forecast(encoder, job.config, files, _stored_bytes(todo, schema))
                 rows = _rows(encoder, tokenizer, job.config, missing[name], progress.step)
                 made = dict(zip(missing[name], rows, strict=True))
                 progress.finished(len(made))
@@ -193,9 +191,14 @@ def _write(
     finish_part(path)
 
 
-def _check_room(out: Path, rows: int, schema: pa.Schema) -> None:
+def _stored_bytes(rows: int, schema: pa.Schema) -> int:
+    """Bytes of rows on the disk; at most, when they are packed."""
     share = PACKED_SHARE if schema.metadata[b"compression"] == b"packed" else 1.0
-    needed, free = int(share * rows * _row_bytes(schema)), shutil.disk_usage(out).free
+    return int(share * rows * _row_bytes(schema))
+
+
+def _check_room(out: Path, rows: int, schema: pa.Schema) -> None:
+    needed, free = _stored_bytes(rows, schema), shutil.disk_usage(out).free
     if needed > free:
         raise ArtifactError(
             f"The embeds of {rows} texts take {needed / 2**30:.1f} GiB and {out} has {free / 2**30:.1f} GiB free. Make "
@@ -212,27 +215,26 @@ class _Progress:
     total: int
 
     def __post_init__(self) -> None:
-        self._started, self._first = time.monotonic(), self.done
+        self._started, self._first, self._ahead = time.monotonic(), self.done, ""
         self.report(self.done, self.total, "texts to encode")
 
-    def forecast(self, encoder: TextEncoder, config: RunConfig, size: int) -> None:
-        """Say what is ahead before the first layer: the time, by a measured product, and the bytes on disk."""
+    def forecast(self, encoder: TextEncoder, config: RunConfig, files: int, size: int) -> None:
+        """Say what is ahead before the first layer, and until a file is done: about how long, and the bytes on disk."""
         texts, length = self.total - self.done, config.tokenizer_max_length
-        seconds = forecast_s(encoder, texts, length, config.embed_batch_size * length)
-        line = f"about {timedelta(seconds=math.ceil(seconds))} and {size / 2**30:.2f} GiB ahead"
-        log.info("%d texts to encode: %s", texts, line)
-        self.report(self.done, self.total, line)
+        seconds = forecast_s(encoder, texts, files, length, config.embed_batch_size * length)
+        self._ahead = f"about {timedelta(seconds=math.ceil(seconds))} and {size / 2**20:,.1f} MiB ahead"
+        self.report(self.done, self.total, self._ahead)
         self._started = time.monotonic()
 
     def step(self, done: int, total: int, line: str) -> None:
         """Texts of the file in hand; `line` says which layer."""
         now = self.done + done
         rate = (now - self._first) / max(time.monotonic() - self._started, 1e-9)
-        self.report(now, self.total, f"{rate:.1f} texts/s, {line}")
+        self.report(now, self.total, f"{rate:.1f} texts/s, {self._ahead or line}")
 
     def finished(self, texts: int) -> None:
         """A file's texts are encoded."""
-        self.done += texts
+        self.done, self._ahead = self.done + texts, ""
 
 
 def _load(folder: Path, config: RunConfig, number: int = 0) -> TextEncoder:

@@ -17,7 +17,7 @@ MEASURES = {  # of an upscaled picture, as summaries name them, and what they ar
     "colour_shift": "mean colour off, levels of 255",
 }
 UPSCALED_BY = ("bilinear", "bicubic", "base", "tuned")  # in the order in which tables show them
-RESAMPLES = 10_000  # of a bootstrap
+RESAMPLES, FEWEST = 10_000, 10  # of a bootstrap; pictures that it needs
 _WINDOW, _SIGMA = 11, 1.5  # of SSIM, Wang et al. 2004
 
 
@@ -46,22 +46,33 @@ def colour_shift(picture: np.ndarray, truth: np.ndarray) -> float:
     return float(np.abs(picture.mean((0, 1), np.float64) - truth.mean((0, 1), np.float64)).mean())
 
 
-def detail_ratio(picture: np.ndarray, truth: np.ndarray, low_pass: np.ndarray, true_low_pass: np.ndarray) -> float:
-    """Energy above what the low-res size holds, over the truth's: 0 as blurred as an enlargement, 1 as sharp as the truth.
+def detail_energy(picture: np.ndarray, low_pass: np.ndarray) -> float:
+    """Mean square of what the low-res size cannot hold, in levels of 255; 0 for an enlargement.
 
-    low_pass, true_low_pass: each picture brought down to the low-res size and enlarged again. 1.0 where the truth has none.
+    low_pass: the picture brought down to the low-res size and enlarged again. Sums over pictures are to be compared, not
+    ratios of single ones: a smooth truth has next to none.
     """
-    found = float(np.mean((picture.astype(np.float64) - low_pass) ** 2))
-    there = float(np.mean((truth.astype(np.float64) - true_low_pass) ** 2))
-    return found / there if there else 1.0
+    return float(np.mean((picture.astype(np.float64) - low_pass) ** 2))
 
 
-def mean_and_interval(values: Sequence[float], seed: int = 0) -> tuple[float, float, float]:
-    """Mean, and a 95 % percentile bootstrap interval of it (Efron 1979) over the values, which are one for each picture."""
+def mean_and_interval(values: Sequence[float], seed: int = 0) -> tuple[float, ...]:
+    """Mean, and a 95 % percentile bootstrap interval of it (Efron 1979) over the values, which are one for each picture.
+
+    The mean alone when there are fewer than FEWEST: of 4 such an interval would hold the true mean in 80 % of cases.
+    """
     found = np.asarray(values, np.float64)
+    if len(found) < FEWEST:
+        return (float(found.mean()),)
     draws = np.random.default_rng(seed).integers(0, len(found), (RESAMPLES, len(found)))
     low, high = np.percentile(found[draws].mean(1), [2.5, 97.5])
     return float(found.mean()), float(low), float(high)
+
+
+def gained(values: Sequence[float]) -> str:
+    """What `mean_and_interval` gave of a gain in PSNR, in words."""
+    middle, *interval = values
+    ends = "{:+.2f} to {:+.2f}, 95 %".format(*interval) if interval else f"fewer than {FEWEST} pictures: no interval"
+    return f"{middle:+.2f} dB ({ends})"
 
 
 def mean(values: list[float]) -> float:

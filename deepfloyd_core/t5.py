@@ -98,8 +98,12 @@ def load_encoder(
 
 
 @torch.no_grad()
-def forecast_s(encoder: TextEncoder, texts: int, length: int, batch_rows: int) -> float:
-    """About how long texts take, in seconds: the products of T5's layers at the speed of one of them, timed here."""
+def forecast_s(encoder: TextEncoder, texts: int, files: int, length: int, batch_rows: int) -> float:
+    """About how long texts in some files take, in seconds: by one product and by one layer's weights, both timed here."""
+    start = time.perf_counter()
+    float(next(_block(encoder, 0).parameters()).flatten()[0])  # waits for it; quantised ones are parameters too
+    layers = encoder.config.num_layers
+    reading = (time.perf_counter() - start) * layers * files
     config = encoder.config
     rows = batch_rows if encoder.device.type == "cuda" else length  # a GPU is only fast at products that fill it
     left = torch.randn(rows, config.d_model, device=encoder.device, dtype=encoder.arithmetic)
@@ -111,18 +115,19 @@ def forecast_s(encoder: TextEncoder, texts: int, length: int, batch_rows: int) -
         seconds.append(time.perf_counter() - start)
     inner = config.num_heads * config.d_kv
     weights = 4 * config.d_model * inner + (3 if config.is_gated_act else 2) * config.d_model * config.d_ff
-    macs = texts * config.num_layers * length * (weights + 2 * length * inner)
-    return float(min(seconds) * macs / (rows * config.d_model * config.d_ff))
+    macs = texts * layers * length * (weights + 2 * length * inner)
+    return float(reading + min(seconds) * macs / (rows * config.d_model * config.d_ff))
 
 
 def _arithmetic(dtype: torch.dtype, device: torch.device) -> torch.dtype:
-    if device.type == "cpu" and not any(on for name, on in torch.cpu.get_capabilities().items() if "bf16" in name):
-        return torch.float32
-    return dtype
+    if dtype == torch.float32 or device.type != "cpu":
+        return dtype
+    told: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # not in every version
+    return dtype if any(on for name, on in told.items() if "bf16" in name) else torch.float32
 
 
 def _sent(encoder: TextEncoder, tensor: torch.Tensor) -> torch.Tensor:
-    """A weight on the encoder's device in its dtype. To a GPU it goes from page-locked memory, beside the arithmetic."""
+    """A weight on the encoder's device in its dtype. To a GPU it goes from page-locked memory, while the next is read."""
     if encoder.device.type == "cuda":
         return tensor.pin_memory().to(encoder.device, encoder.dtype, non_blocking=True)
     return tensor.to(encoder.device, encoder.dtype)
@@ -138,7 +143,8 @@ def encode(
     """
     batches = _batches(encoder, ids, length, max(1, batch_rows // length))
     table = _weights(encoder, [_EMBEDDING])[_EMBEDDING[0]]
-    hidden = [table[batch.ids.to(table.device)].to(encoder.device, encoder.arithmetic) for batch in batches]
+    hidden = [table[batch.ids].to(encoder.arithmetic) for batch in batches]
+    del table
     bias, forward = None, _lean if encoder.lean else _plain
     for number in range(encoder.config.num_layers):
         block = _block(encoder, number)
@@ -170,7 +176,7 @@ def distinct_positions(buckets: torch.Tensor, real: int) -> tuple[torch.Tensor, 
 
 def _batches(encoder: TextEncoder, ids: list[list[int]], length: int, texts: int) -> list[_Batch]:
     """Texts sorted by length, in batches of about as many rows; for `lean` of one length each."""
-    pad, everything = encoder.config.pad_token_id, torch.arange(length)
+    pad, everything, device = encoder.config.pad_token_id, torch.arange(length), encoder.device
     order = sorted(range(len(ids)), key=lambda number: len(ids[number]))
     made = []
     for real, group in groupby(order, key=lambda number: len(ids[number]) if encoder.lean else 0):
@@ -183,7 +189,7 @@ def _batches(encoder: TextEncoder, ids: list[list[int]], length: int, texts: int
             part = numbers[start : start + size]
             padded = torch.tensor([ids[n] + [pad] * (length - len(ids[n])) for n in part])[:, kept]
             mask = torch.tensor([[1] * len(ids[n]) + [0] * (length - len(ids[n])) for n in part])[:, kept]
-            made.append(_Batch(part, padded, mask, kept, spread, real))
+            made.append(_Batch(part, padded.to(device), mask.to(device), kept.to(device), spread, real))
     return made
 
 
@@ -197,9 +203,7 @@ def _buckets(config: T5Config, length: int) -> torch.Tensor:
 
 
 def _plain(encoder: TextEncoder, block: Any, hidden: torch.Tensor, batch: _Batch, bias: torch.Tensor) -> torch.Tensor:
-    mask = create_bidirectional_mask(
-        config=encoder.config, inputs_embeds=hidden, attention_mask=batch.mask.to(hidden.device)
-    )
+    mask = create_bidirectional_mask(config=encoder.config, inputs_embeds=hidden, attention_mask=batch.mask)
     rows: torch.Tensor = block(hidden, mask, bias)[0]
     return rows
 
@@ -214,7 +218,7 @@ def _lean(encoder: TextEncoder, block: Any, hidden: torch.Tensor, batch: _Batch,
 
     seen = F.scaled_dot_product_attention(
         heads(attention.q(normed)), heads(attention.k(keys)), heads(attention.v(keys)),
-        attn_mask=bias[:, :, batch.kept.to(bias.device), : batch.real], scale=1.0,
+        attn_mask=bias[:, :, batch.kept, : batch.real], scale=1.0,
     )  # fmt: skip
     rows: torch.Tensor = block.layer[-1](hidden + attention.o(seen.transpose(1, 2).flatten(2)))
     return rows

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 
 from deepfloyd_core.files import atomic_path
 from deepfloyd_core.flavours import UPSCALE
-from deepfloyd_core.metrics import MEASURES, colour_shift, detail_ratio, mean, mean_and_interval, psnr, ssim
+from deepfloyd_core.metrics import colour_shift, detail_energy, mean, mean_and_interval, psnr, ssim
 from deepfloyd_core.objective import low_res, to_bytes, to_model_range
 from deepfloyd_core.shards import ShardRow, open_shard, read_rows
 from deepfloyd_core.sheets import save_picture, titled_rows
@@ -34,7 +34,7 @@ def measure_upscalers(files: list[Path], upscalers: dict[str, Callable[[], Upsca
     """Measure each upscaler, and plain enlargements, on the pictures of some files; each is made when its turn comes.
 
     Writes eval.png, and eval.parquet with a row for each picture and way. Returns `upscaled`, the means for each way, and
-    `gain`, what the last upscaler has more than each other way: mean and both ends of its 95 % interval.
+    `gain`, what the last upscaler has more than each other way: mean and, of enough pictures, its 95 % interval.
     """
     truth = [(open_shard(file).all(), read_rows(file)) for file in files]  # one file, and one batch, a size
     small = [low_res(to_model_range(torch.from_numpy(pixels))) for pixels, _ in truth]
@@ -42,6 +42,7 @@ def measure_upscalers(files: list[Path], upscalers: dict[str, Callable[[], Upsca
     for way, make in upscalers.items():
         upscale, parts = make(), zip(truth, small, strict=True)
         made[way] = [to_bytes(upscale(rows, part)) for (_, rows), part in parts]
+        del upscale  # and its model, before the next one is loaded
     names = [row.image_id for _, rows in truth for row in rows]
     true, low = _flat([torch.from_numpy(pixels) for pixels, _ in truth]), _flat([to_bytes(part) for part in small])
     pictures = {way: _flat(parts) for way, parts in made.items()}
@@ -65,13 +66,14 @@ def enlarged(small: torch.Tensor, way: str) -> torch.Tensor:
 
 
 def _measured(picture: np.ndarray, truth: np.ndarray, low: np.ndarray) -> dict[str, float]:
-    """MEASURES of one picture. low: uint8 (h, w, 3), what it was made of."""
+    """The measures of one picture, and the detail of both. low: uint8 (h, w, 3), what it was made of."""
     (small, blurred), (_, true_blurred) = _low_pass(picture), _low_pass(truth)
     return {
         "psnr": psnr(picture, truth),
         "ssim": ssim(picture, truth),
         "consistency": psnr(small, low),
-        "detail": detail_ratio(picture, truth, blurred, true_blurred),
+        "detail": detail_energy(picture, blurred),
+        "true_detail": detail_energy(truth, true_blurred),
         "colour_shift": colour_shift(picture, truth),
     }
 
@@ -94,7 +96,12 @@ def _summary(table: list[dict[str, Any]], ways: list[str]) -> dict[str, Any]:
         pairs = zip(of[last], of[way], strict=True)
         return [round(value, 4) for value in mean_and_interval([mine[measure] - its[measure] for mine, its in pairs])]
 
+    def measured(rows: list[dict[str, Any]]) -> dict[str, float | None]:
+        there = sum(row["true_detail"] for row in rows)
+        plain = {name: mean([row[name] for row in rows]) for name in ("psnr", "ssim", "consistency", "colour_shift")}
+        return {**plain, "detail": round(sum(row["detail"] for row in rows) / there, 4) if there else None}
+
     return {
-        "upscaled": {way: {name: mean([row[name] for row in rows]) for name in MEASURES} for way, rows in of.items()},
+        "upscaled": {way: measured(rows) for way, rows in of.items()},
         "gain": {way: {measure: gain(measure, way) for measure in ("psnr", "ssim")} for way in others},
     }

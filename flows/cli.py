@@ -285,7 +285,7 @@ def _print_upscaled(means: dict[str, dict[str, float]], gains: dict[str, dict[st
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    from deepfloyd_core.metrics import MEASURES, UPSCALED_BY
+    from deepfloyd_core.metrics import MEASURES, UPSCALED_BY, gained
 
     ways = [way for way in UPSCALED_BY if way in means]
     if not ways:
@@ -294,12 +294,14 @@ def _print_upscaled(means: dict[str, dict[str, float]], gains: dict[str, dict[st
     for name in MEASURES:
         table.add_column({"psnr": "PSNR, dB", "ssim": "SSIM"}.get(name, name.replace("_", " ")), justify="right")
     for way in ways:
-        table.add_row(way, *(f"{means[way][name]:.{3 if name == 'ssim' else 2}f}" for name in MEASURES))
+        found = (means[way][name] for name in MEASURES)
+        table.add_row(
+            way, *("" if value is None else f"{value:.3g}" if value < 10 else f"{value:.2f}" for value in found)
+        )
     out.print("\nStage II on held-out pictures, upscaled by")
     out.print(table)
     for way in (way for way in ways if way in gains):
-        gained = "{:+.2f} dB ({:+.2f} to {:+.2f})".format(*gains[way]["psnr"])
-        out.print(f"{f'tuned over {way}':<22} {gained}")
+        out.print(f"{f'tuned over {way}':<22} {gained(gains[way]['psnr'])}")
 
 
 def _need_workspace(workspace: Path) -> None:

@@ -13,7 +13,7 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
 from deepfloyd_core.artifacts import Artifact
 from deepfloyd_core.image_index import SHEET
-from deepfloyd_core.metrics import MEASURES, UPSCALED_BY
+from deepfloyd_core.metrics import MEASURES, UPSCALED_BY, gained
 
 LIMIT_BYTES = 150 << 10
 
@@ -44,9 +44,9 @@ def publish_upscaled(means: dict[str, dict[str, float]], gains: dict[str, dict[s
     """Stage II's measures as a table, a line for each way of upscaling."""
     rows = []
     for way in (way for way in UPSCALED_BY if way in means):
-        gained = "{:+.2f} dB ({:+.2f} to {:+.2f})".format(*gains[way]["psnr"]) if way in gains else ""
+        more = gained(gains[way]["psnr"]) if way in gains else ""
         measured = {MEASURES[name]: value for name, value in means[way].items()}
-        rows.append({"upscaled by": way, **measured, "tuned gains on it (95 %)": gained})
+        rows.append({"upscaled by": way, **measured, "tuned gains on it": more})
     create_table_artifact(rows, key="stage2-measures", description="Stage II on the held-out pictures")
 
 

@@ -524,4 +524,13 @@ def test_without_torchao_quantised_weights_are_refused_at_once(
 def test_time_and_bytes_are_forecast_before_the_first_layer(world: EmbedWorld) -> None:
     world.make(captions_of(30))
     lines = [line for _, _, line in world.reports]
-    assert re.fullmatch(r"about \d+:\d\d:\d\d and \d+\.\d\d GiB ahead", lines[1]) and "layer 1" in lines[2]
+    expected = 30 * 77 * 64 * 4 / 2**20  # fp32 rows of the tiny T5
+    assert re.fullmatch(rf"about \d+:\d\d:\d\d and {expected:.1f} MiB ahead", lines[1])
+    assert lines[2].endswith(lines[1]) and "texts/s" in lines[2], "shown on, until a file is done"
+
+
+def test_the_forecast_grows_with_texts_and_with_what_is_read_for_each_file() -> None:
+    encoder = t5.load_encoder(TINY, torch.float32, torch.device("cpu"), streamed=True)
+    few, many, often = (t5.forecast_s(encoder, *work, 77, 16 * 77) for work in ((10, 1), (10**6, 1), (10, 10**4)))
+    assert 0 < few < 1 < many
+    assert often > 1, "ten thousand times all layers from the files"

@@ -73,6 +73,7 @@ def stepped_down(picture: Image.Image, short: int) -> np.ndarray:
     return np.asarray(picture.resize(goal, Image.Resampling.LANCZOS))
 
 
+@pytest.mark.slow
 def test_the_guides_data_file_does_what_its_text_says(
     server: str, tmp_path: Path, new_small_run: Callable[[Path], Any]
 ) -> None:

@@ -1,0 +1,245 @@
+"""A step of training a LoRA, ours beside a plain loop: seconds, peak memory, and what is not arithmetic. `--run` for 400M.
+
+Ours is the product's trainer on a stored stage text. `plain` is a loop as people write it after diffusers' DreamBooth
+example for IF: the whole UNet in float32, T5's rows on its input, torch's AdamW over LoRA weights, the same rank,
+targets, batch and pictures. Each runs in a process of its own, one warm-up step, then the steps that are timed. Memory:
+what the process itself holds at its highest (on the CPU anonymous memory, sampled; on a GPU torch's own count). `random:`
+weights have the real architecture; without `--run` only the shipped tiny model is measured.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from worlds import one_set, prepare
+
+from deepfloyd_core import train
+from deepfloyd_core.artifacts import Artifact, Request, materialise
+from deepfloyd_core.batches import TrainingRows
+from deepfloyd_core.config import Run
+from deepfloyd_core.flavours import resolve
+from deepfloyd_core.jobs import Job
+from deepfloyd_core.ledger import caption_counts
+from deepfloyd_core.models import DTYPES, load_scheduler, load_text_modules, load_unet
+from deepfloyd_core.pixels import build_shards, eval_request, plan_eval
+from deepfloyd_core.projected import Projected, projector, store
+from deepfloyd_core.types import caption_id, no_report
+
+TINY, REAL = "tiny-i", "random:i-medium-400m"
+RANK, PICTURES = 32, 24
+WAYS = ("plain", "ours")
+
+
+class Enough(Exception):
+    """The steps that are timed are done; what follows them in a run is not part of a step."""
+
+
+def make_run(folder: Path, model: str, precision: str, batch: int, device: str) -> tuple[Run, Path]:
+    """A run over a few pictures of noise, and its model folder."""
+    (folder / "pictures").mkdir(exist_ok=True)
+    for number in range(PICTURES):
+        pixels = np.random.default_rng(number).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / "pictures" / f"caption {number}.png")
+    stage = {"model_flavour": model, "lora_rank": RANK, "train_batch_size": batch, "mixed_precision": precision,
+             "max_train_steps": 1000, "learning_rate": 1e-4}  # fmt: skip
+    keys: dict[str, Any] = {"device": device, "num_threads": 1, "num_eval_images": 1, "stage1": stage}
+    run = one_set(folder, 1, {"caption_strategy": "filename", "resolution": 64}, **keys)
+    return run, resolve(run.config.stage(1).model, 1)
+
+
+def stored_text(run: Run, folder: Path, captions: list[str]) -> Artifact:
+    """A stage text of random rows in T5's place: the trainer reads what it would read of real ones."""
+    precision = run.config.stage(1).mixed_precision
+    modules = load_text_modules(folder, DTYPES[precision])
+    project = projector(modules, precision)
+    names = sorted(caption_id(caption) for caption in captions)
+    rows = dict(zip(names, t5_rows(folder, len(names)), strict=True))
+    request = Request("stage1_text", 0, {"captions": names}, {})
+
+    def build(work: Any) -> dict[str, Any]:
+        store(work.path, names, lambda name: project(rows[name]), no_report)
+        return {}
+
+    return materialise(run.workspace, request, build)[0]
+
+
+def t5_rows(folder: Path, count: int) -> torch.Tensor:
+    """Random rows (count, 77, D) in bf16."""
+    width = json.loads((folder / "unet/config.json").read_bytes())["encoder_hid_dim"]
+    return torch.randn((count, 77, width), generator=torch.Generator().manual_seed(0)).bfloat16()
+
+
+def ours(run: Run, folder: Path, steps: int) -> tuple[list[float], float]:
+    """Seconds of each step of the product's trainer, and the share of them outside forward, backward and optimizer."""
+    index, pixels = prepare(run, 1)
+    eval_set, _ = materialise(
+        run.workspace, eval_request(run, index), lambda work: build_shards(plan_eval(run, index, work), work)
+    )
+    text = stored_text(run, folder, [*caption_counts(index), ""])
+    ends: list[float] = []
+    outside: list[float] = []
+
+    def report(done: int, total: int, line: str) -> None:
+        ends.append(clock())
+        if len(ends) == steps + 1:
+            raise Enough
+
+    job = Job(run.config, {"pixels": pixels, "text": text, "eval_set": eval_set},
+              {"stage": 1, "model": str(folder)}, run.workspace, report)  # fmt: skip
+    parts: list[tuple[Any, str]] = [(TrainingRows, "take"), (Projected, "batch"), (train, "draw"), (train, "vary"),
+                                    (train, "to_model_range"), (train, "learning_rate_at")]  # fmt: skip
+    try:
+        with timed(parts, outside):
+            train.train_job(job)
+    except Enough:
+        pass
+    seconds = [after - before for before, after in itertools.pairwise(ends)]
+    return seconds, sum(outside) / (ends[-1] - ends[0]) * len(seconds) / (len(seconds) + 1)
+
+
+@contextmanager
+def timed(parts: list[tuple[Any, str]], spent: list[float]) -> Any:
+    """Add the seconds of every call of some functions to a list."""
+
+    def watched(call: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapper(*args: Any, **named: Any) -> Any:
+            start = time.perf_counter()
+            result = call(*args, **named)
+            spent.append(time.perf_counter() - start)
+            return result
+
+        return wrapper
+
+    before = [getattr(owner, name) for owner, name in parts]
+    for (owner, name), call in zip(parts, before, strict=True):
+        setattr(owner, name, watched(call))
+    try:
+        yield
+    finally:
+        for (owner, name), call in zip(parts, before, strict=True):
+            setattr(owner, name, call)
+
+
+def plain(run: Run, folder: Path, steps: int) -> tuple[list[float], float]:
+    """The same steps as people write them: everything in float32, T5's rows in every step."""
+    from peft import LoraConfig
+
+    config, device = run.config.stage(1), torch.device(run.config.device)
+    unet = load_unet(folder, torch.float32).to(device)
+    targets = ["to_q", "to_k", "to_v", "to_out.0", "add_k_proj", "add_v_proj"]
+    unet.add_adapter(LoraConfig(r=RANK, lora_alpha=RANK, target_modules=targets))
+    params = [param for param in unet.parameters() if param.requires_grad]
+    optimizer = torch.optim.AdamW(params, lr=1e-4)
+    scheduler, rows = load_scheduler(folder), t5_rows(folder, PICTURES)
+    pictures = [np.asarray(Image.open(path)) for path in sorted(Path(folder_of(run)).glob("*.png"))]
+    batch, seconds = config.train_batch_size, []
+    unet.train()
+    for _ in range(steps + 1):
+        start = clock()
+        chosen = np.random.default_rng(0).integers(0, PICTURES, batch)
+        x_0 = torch.from_numpy(np.stack([pictures[n] for n in chosen])).permute(0, 3, 1, 2).float() / 127.5 - 1
+        noise, t = torch.randn(x_0.shape), torch.randint(0, 1000, (batch,))
+        x_t = scheduler.add_noise(x_0, noise, t).to(device)
+        text = rows[torch.from_numpy(chosen)].float().to(device)
+        eps, _ = unet(x_t, t.to(device), text).sample.chunk(2, dim=1)
+        torch.nn.functional.mse_loss(eps, noise.to(device)).backward()
+        torch.nn.utils.clip_grad_norm_(params, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        seconds.append(clock() - start)
+    return seconds[1:], 0.0
+
+
+def folder_of(run: Run) -> str:
+    return str(run.datasets[0].instance_data_dir)
+
+
+def clock() -> float:
+    """Seconds, once the GPU has done all it was asked for."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def child(wanted: argparse.Namespace) -> None:
+    """One way in this process. Prints one JSON line."""
+    torch.set_num_threads(1)
+    peak, done = [0], threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.02):
+            status = Path("/proc/self/status").read_text()
+            peak[0] = max(peak[0], int(status.split("RssAnon:")[1].split()[0]) << 10)
+
+    with tempfile.TemporaryDirectory() as name:
+        run, folder = make_run(Path(name), wanted.model, wanted.precision, wanted.batch, wanted.device)
+        watching = threading.Thread(target=watch, daemon=True)
+        watching.start()
+        before = peak[0]
+        seconds, outside = {"ours": ours, "plain": plain}[wanted.child](run, folder, wanted.steps)
+        done.set()
+    memory = torch.cuda.max_memory_allocated() if wanted.device == "cuda" else peak[0] - before
+    print(json.dumps({"seconds": seconds, "outside": outside, "bytes": memory}))
+
+
+def measured(way: str, model: str, wanted: argparse.Namespace) -> dict[str, Any]:
+    """Run one way in a process of its own."""
+    command = [sys.executable, __file__, "--child", way, "--model", model, "--precision", wanted.precision,
+               "--batch", str(wanted.batch), "--steps", str(wanted.steps), "--device", wanted.device]  # fmt: skip
+    out = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout
+    return dict(json.loads(out.splitlines()[-1]))
+
+
+def main() -> None:
+    """Print a table for each model."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--run", action="store_true", help=f"measure {REAL} too: minutes, and 4 GB of memory")
+    parser.add_argument("--model", help="this one alone")
+    parser.add_argument("--precision", choices=("no", "bf16"), default="bf16", help="mixed_precision of ours")
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=2)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--child", choices=WAYS, help=argparse.SUPPRESS)
+    wanted = parser.parse_args()
+    if wanted.child:
+        child(wanted)
+        return
+    where = (
+        torch.cuda.get_device_name() if wanted.device == "cuda" else f"CPU ({torch.backends.cpu.get_cpu_capability()})"
+    )
+    print(
+        f"{where}, {platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; torch {torch.__version__}"
+    )
+    for model in [wanted.model] if wanted.model else [TINY, REAL] if wanted.run else [TINY]:
+        found = {way: measured(way, model, wanted) for way in WAYS}
+        print(f"\n### {model}, batch {wanted.batch}, rank {RANK}, ours with mixed_precision = {wanted.precision}\n")
+        print(
+            "| way | s a step, median | peak, GiB | not arithmetic | time, of plain | memory, of plain |\n"
+            + "|---" * 6
+            + "|"
+        )
+        for way, row in found.items():
+            median = {name: float(np.median(one["seconds"])) for name, one in found.items()}
+            shares = f"{median[way] / median['plain']:.2f} | {row['bytes'] / found['plain']['bytes']:.2f}"
+            outside = f"{row['outside']:.1%}" if way == "ours" else ""
+            print(f"| {way} | {median[way]:.3f} | {row['bytes'] / 2**30:.2f} | {outside} | {shares} |", flush=True)
+    if not (wanted.run or wanted.model):
+        print(f"\n{REAL} was not measured: add --run.")
+
+
+if __name__ == "__main__":
+    main()
