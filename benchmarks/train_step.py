@@ -235,7 +235,7 @@ def main() -> None:
         for way, row in found.items():
             median = {name: float(np.median(one["seconds"])) for name, one in found.items()}
             shares = f"{median[way] / median['plain']:.2f} | {row['bytes'] / found['plain']['bytes']:.2f}"
-            outside = f"{row['outside']:.1%}" if way == "ours" else ""
+            outside = f"{row['outside']:.2%}" if way == "ours" else ""
             print(f"| {way} | {median[way]:.3f} | {row['bytes'] / 2**30:.2f} | {outside} | {shares} |", flush=True)
     if not (wanted.run or wanted.model):
         print(f"\n{REAL} was not measured: add --run.")
