@@ -109,7 +109,13 @@ def encode_prompts(prompts: list[str], folder: Path, config: RunConfig) -> torch
     """Rows (N, T, D) of a few prompts on the CPU, as the stored embeds have them; the encoder is gone on return."""
     tokenizer = load_tokenizer(folder)
     texts, _ = clean_captions(prompts, tokenizer.all_special_tokens)
-    return _rows(_load(folder, config), tokenizer, config, texts, no_report)
+    ids = _token_ids(tokenizer, texts, config.tokenizer_max_length)
+    return _rows(_load(folder, config), config, texts, ids, no_report)
+
+
+def _token_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str], length: int) -> list[list[int]]:
+    """The tokens of each text, cut to a length with the end token kept."""
+    return list(tokenizer(texts, truncation=True, max_length=length).input_ids) if texts else []
 
 
 def _token_counts(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> dict[str, int]:
@@ -159,21 +165,28 @@ def _make_files(
     total = sum(text not in layout.stored for texts in layout.made.values() for text in texts)
     todo = sum(map(len, missing.values()))
     progress, encoder = _Progress(job.report, total - todo, total), None
-    with ThreadPoolExecutor(1) as pool:  # the next file is encoded while this one is packed and written
+
+    def token_ids(name: str) -> list[list[int]]:
+        return _token_ids(tokenizer, missing[name], job.config.tokenizer_max_length)
+
+    with ThreadPoolExecutor(2) as pool:  # beside the encoder one file is written and the next one tokenised
         writing: Future[None] | None = None
-        for name, texts in unfinished.items():
-            made: dict[str, Any] = {}
-            if missing[name]:
+        names = list(unfinished)
+        ahead = [pool.submit(token_ids, name) for name in names[:1]]
+        for place, name in enumerate(names):
+            ids, made = ahead.pop().result(), {}
+            ahead += [pool.submit(token_ids, later) for later in names[place + 1 : place + 2]]
+            if ids:
                 if encoder is None:
                     encoder = _load(Path(job.options["encoder"]), job.config, job.options.get("part", [0])[0])
                     files = sum(bool(texts) for texts in missing.values())
                     progress.forecast(encoder, job.config, files, _stored_bytes(todo, schema))
-                rows = _rows(encoder, tokenizer, job.config, missing[name], progress.step)
+                rows = _rows(encoder, job.config, missing[name], ids, progress.step)
                 made = dict(zip(missing[name], rows, strict=True))
                 progress.finished(len(made))
             if writing:
                 writing.result()
-            writing = pool.submit(_write, job.out / name, texts, made, layout, tokens, schema)
+            writing = pool.submit(_write, job.out / name, unfinished[name], made, layout, tokens, schema)
         if writing:
             writing.result()
     return todo
@@ -244,11 +257,10 @@ def _load(folder: Path, config: RunConfig, number: int = 0) -> TextEncoder:
 
 
 def _rows(
-    encoder: TextEncoder, tokenizer: PreTrainedTokenizerBase, config: RunConfig, texts: list[str], report: Report
+    encoder: TextEncoder, config: RunConfig, texts: list[str], ids: list[list[int]], report: Report
 ) -> torch.Tensor:
-    """The rows of cleaned texts, (N, T, D) on the CPU. Raises ModelError when one is not finite."""
+    """The rows of cleaned texts, given with their tokens, (N, T, D) on the CPU. ModelError: one is not finite."""
     length = config.tokenizer_max_length
-    ids = tokenizer(texts, truncation=True, max_length=length).input_ids
     made = encode(encoder, ids, length, config.embed_batch_size * length, report)
     good = torch.isfinite(made).flatten(1).all(1).tolist()
     if not all(good):
