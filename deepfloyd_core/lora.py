@@ -13,6 +13,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from diffusers.training_utils import cast_training_params
 from peft import LoraConfig, get_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
 
 from deepfloyd_core.errors import ArtifactError, ConfigError
 from deepfloyd_core.files import write_bytes
@@ -41,11 +42,29 @@ def add_lora(unet: UNet2DConditionModel, config: StageConfig, seed: int) -> None
     unet.add_adapter(
         LoraConfig(
             r=config.lora_rank, lora_alpha=alpha, lora_dropout=config.lora_dropout, target_modules=sorted(targets),
-            init_lora_weights=True,
+            init_lora_weights=config.lora_init_type == "default" or config.lora_init_type, use_dora=config.use_dora,
         ),
         adapter_name=ADAPTER,
     )  # fmt: skip
     cast_training_params(unet, adapter_dtype(config))
+    if config.use_dora:
+        _measure_rows(unet)
+
+
+def _measure_rows(unet: UNet2DConditionModel) -> None:
+    """Set DoRA's magnitudes of linear layers once more, from adapters in their final dtype.
+
+    peft took them in the base's, and divides by lengths that it computes in the adapters': rounded to bf16 the former would
+    move the output before the first step. For convolutions it computes both in the base's.
+    """
+    for layer in unet.modules():
+        if isinstance(layer, LoraLayer) and isinstance(layer.get_base_layer(), torch.nn.Linear):
+            layer.lora_magnitude_vector[ADAPTER].update_layer(
+                base_layer=layer.get_base_layer(),
+                lora_A=layer.lora_A[ADAPTER].weight.detach(),
+                lora_B=layer.lora_B[ADAPTER].weight.detach(),
+                scaling=layer.scaling[ADAPTER],
+            )
 
 
 def trainable(unet: UNet2DConditionModel) -> dict[str, torch.nn.Parameter]:

@@ -7,14 +7,23 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import DDPMScheduler, UNet2DConditionModel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from deepfloyd_core.errors import ArtifactError
 from deepfloyd_core.flavours import FLAVOURS, Stage
 from deepfloyd_core.lora import add_lora, lora_state, reload_saved, save_lora, trainable
-from deepfloyd_core.models import load_projected_unet, load_unet, trained_scheduler
+from deepfloyd_core.models import (
+    DTYPES,
+    PIPELINES,
+    autocast,
+    load_projected_unet,
+    load_scheduler,
+    load_unet,
+    stock_pipeline,
+    trained_scheduler,
+)
 from deepfloyd_core.products import LORA_FILE
 from deepfloyd_core.stage_config import StageConfig
 
@@ -27,13 +36,19 @@ def stage_config(stage: Stage = 1, **keys: Any) -> StageConfig:
     return StageConfig.model_validate({**first, **keys})
 
 
+def adapted(load: Callable[..., UNet2DConditionModel], stage: Stage = 1, **keys: Any) -> UNet2DConditionModel:
+    """A UNet with adapters as training starts with them."""
+    config = stage_config(stage, **keys)
+    unet = load(FOLDERS[stage], DTYPES[config.mixed_precision])
+    add_lora(unet, config, 1)
+    return unet
+
+
 def saved_lora(
     out: Path, stage: Stage = 1, load: Callable[..., UNet2DConditionModel] = load_projected_unet, **keys: Any
 ) -> UNet2DConditionModel:
     """A UNet whose adapters were moved by a few percent, as training does, and are saved in a folder."""
-    config = stage_config(stage, **keys)
-    unet = load(FOLDERS[stage], {"no": torch.float32, "bf16": torch.bfloat16}[config.mixed_precision])
-    add_lora(unet, config, 1)
+    unet = adapted(load, stage, **keys)
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for param in trainable(unet).values():
@@ -43,15 +58,22 @@ def saved_lora(
     return unet
 
 
-@pytest.mark.parametrize("stage", [1, 2])
-@pytest.mark.parametrize("load", [load_unet, load_projected_unet])
+BF16 = {"mixed_precision": "bf16"}
+CONVOLUTIONS = {"lora_target_modules": ["to_q", "conv1", "conv2"]}
+
+
+@pytest.mark.parametrize(("stage", "load"), [(1, load_projected_unet), (2, load_projected_unet), (1, load_unet)])
 @pytest.mark.parametrize(
     "keys",
     [
         {},
-        {"lora_dropout": 0.5},
-        {"mixed_precision": "bf16"},
-        {"mixed_precision": "bf16", "optimizer": "adamw_bf16"},
+        {"lora_dropout": 0.5, "lora_init_type": "gaussian"},
+        {**BF16, "optimizer": "adamw_bf16"},
+        {**BF16, **CONVOLUTIONS},
+        {"use_dora": True, "lora_dropout": 0.5},
+        {"use_dora": True, **BF16},
+        {"use_dora": True, **BF16, "optimizer": "adamw_bf16"},
+        {"use_dora": True, **CONVOLUTIONS, "lora_init_type": "gaussian"},
     ],
 )
 def test_the_adapters_that_come_back_are_those_that_were_saved(
@@ -144,3 +166,61 @@ def test_the_same_weights_give_the_same_bytes(tmp_path: Path) -> None:
         saved_lora(tmp_path / name)
         files.append((tmp_path / name / LORA_FILE).read_bytes())
     assert files[0] == files[1]
+
+
+def pictures(pipeline: Any, stage: Stage) -> torch.Tensor:
+    """Two small pictures in two steps from fixed text."""
+    generator, width = torch.Generator().manual_seed(3), pipeline.unet.config.encoder_hid_dim
+    text, empty = torch.randn((2, 2, 77, width), generator=generator)
+    extra = {"image": torch.rand((2, 3, 16, 16), generator=generator) * 2 - 1, "noise_level": 100} if stage == 2 else {}
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.unet.eval()
+    return torch.as_tensor(
+        pipeline(
+            prompt_embeds=text, negative_prompt_embeds=empty, width=64, height=64, num_inference_steps=2,
+            generator=[torch.Generator().manual_seed(seed) for seed in (0, 1)], output_type="pt", **extra,
+        ).images
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+@pytest.mark.parametrize(
+    "keys", [{"use_dora": True}, {"use_dora": True, **CONVOLUTIONS}, {**CONVOLUTIONS, "lora_init_type": "gaussian"}]
+)
+def test_stock_diffusers_makes_the_picture_of_the_trainer(tmp_path: Path, stage: Stage, keys: dict[str, Any]) -> None:
+    """The file in a pipeline that diffusers built alone, against the UNet that was never saved. Bit for bit in fp32."""
+    unet = saved_lora(tmp_path, stage, load_unet, **keys)
+    ours = stock_pipeline(FOLDERS[stage], stage, unet, load_scheduler(tmp_path))
+    absent = dict.fromkeys(("safety_checker", "feature_extractor", "watermarker"))
+    stock = PIPELINES[stage].from_pretrained(FOLDERS[stage], **absent, requires_safety_checker=False)
+    stock.scheduler = DDPMScheduler.from_pretrained(tmp_path / "scheduler")
+    untuned = pictures(stock, stage)
+    stock.load_lora_weights(tmp_path)
+    loaded = {name for name in stock.unet.state_dict() if "lora_" in name}
+    assert len(loaded) == len(load_file(tmp_path / LORA_FILE)) == len(lora_state(unet))
+    expected = pictures(ours, stage)
+    assert torch.equal(pictures(stock, stage), expected)
+    assert (untuned - expected).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+@pytest.mark.parametrize("keys", [{"use_dora": True, **CONVOLUTIONS}, {"lora_init_type": "gaussian"}])
+def test_adapters_start_without_an_effect(precision: str, keys: dict[str, Any]) -> None:
+    base, tuned = load_unet(FOLDERS[1], DTYPES[precision]), adapted(load_unet, **keys, mixed_precision=precision)
+    generator, width = torch.Generator().manual_seed(4), base.config.encoder_hid_dim
+    x, text = torch.randn((1, 3, 64, 64), generator=generator), torch.randn((1, 77, width), generator=generator)
+    arguments = x.to(base.dtype), torch.tensor([500]), text.to(base.dtype)
+    with torch.inference_mode(), autocast(torch.device("cpu"), precision):
+        before, after = (unet(*arguments)[0].float() for unet in (base, tuned))
+    assert torch.equal(before, after)
+
+
+def test_dora_trains_one_length_for_each_row(tmp_path: Path) -> None:
+    base, lengths = load_unet(FOLDERS[1], torch.float32).state_dict(), 0
+    for name, param in trainable(adapted(load_unet, use_dora=True)).items():
+        if "magnitude" in name:
+            weight = base[name.split(".lora_magnitude")[0] + ".weight"]
+            assert torch.allclose(param, weight.norm(dim=1), rtol=1e-6)
+            lengths += 1
+    saved_lora(tmp_path, use_dora=True)
+    assert lengths == sum("magnitude" in name for name in load_file(tmp_path / LORA_FILE)) > 0
