@@ -13,11 +13,12 @@ import torch
 from diffusers import UNet2DConditionModel
 from diffusers.training_utils import cast_training_params
 from peft import LoraConfig, get_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
 
 from deepfloyd_core.errors import ArtifactError, ConfigError
 from deepfloyd_core.files import write_bytes
 from deepfloyd_core.flavours import Stage
-from deepfloyd_core.models import PIPELINES, ProjectedUNet, load_scheduler, load_unet, stock_pipeline
+from deepfloyd_core.models import PIPELINES, ProjectedUNet, load_scheduler, load_text_modules, stock_pipeline
 from deepfloyd_core.optimizers import adapter_dtype
 from deepfloyd_core.products import LORA_FILE
 from deepfloyd_core.stage_config import StageConfig
@@ -41,11 +42,29 @@ def add_lora(unet: UNet2DConditionModel, config: StageConfig, seed: int) -> None
     unet.add_adapter(
         LoraConfig(
             r=config.lora_rank, lora_alpha=alpha, lora_dropout=config.lora_dropout, target_modules=sorted(targets),
-            init_lora_weights=True,
+            init_lora_weights=config.lora_init_type == "default" or config.lora_init_type, use_dora=config.use_dora,
         ),
         adapter_name=ADAPTER,
     )  # fmt: skip
     cast_training_params(unet, adapter_dtype(config))
+    if config.use_dora:
+        _measure_rows(unet)
+
+
+def _measure_rows(unet: UNet2DConditionModel) -> None:
+    """Set DoRA's magnitudes of linear layers once more, from adapters in their final dtype.
+
+    peft took them in the base's, and divides by lengths that it computes in the adapters': rounded to bf16 the former would
+    move the output before the first step. For convolutions it computes both in the base's.
+    """
+    for layer in unet.modules():
+        if isinstance(layer, LoraLayer) and isinstance(layer.get_base_layer(), torch.nn.Linear):
+            layer.lora_magnitude_vector[ADAPTER].update_layer(
+                base_layer=layer.get_base_layer(),
+                lora_A=layer.lora_A[ADAPTER].weight.detach(),
+                lora_B=layer.lora_B[ADAPTER].weight.detach(),
+                scaling=layer.scaling[ADAPTER],
+            )
 
 
 def trainable(unet: UNet2DConditionModel) -> dict[str, torch.nn.Parameter]:
@@ -76,29 +95,37 @@ def _sort_header(path: Path) -> None:
     write_bytes(path, len(header).to_bytes(8, "little") + header + data[8 + size :])
 
 
-def check_reload(unet: UNet2DConditionModel, stage: Stage, folder: Path, out: Path) -> float:
-    """Load the saved file and scheduler through the stock pipeline and compare with the trained UNet.
+def reload_saved(unet: UNet2DConditionModel, stage: Stage, folder: Path, out: Path) -> float:
+    """Put the saved file's adapters, loaded by the stock pipeline, in place of the trained ones; they must be the same.
 
-    Every tensor and every scale must be equal; in fp32 the outputs on a fixed input are compared too, and their largest
-    difference (0.0 unless the machine rounds differently) is returned. Raises ArtifactError on any difference.
+    In this very UNet: beside a second one a run would need twice the memory. Every tensor and every scale must be equal; in
+    fp32 the outputs on a fixed input are compared too, and their largest difference (0.0 unless the machine rounds
+    differently) is returned. Raises ArtifactError on any difference.
     """
     dtype = next(p.dtype for p in unet.parameters() if not p.requires_grad)
-    fresh = load_unet(folder, dtype)
-    stock_pipeline(folder, stage, fresh, load_scheduler(out)).load_lora_weights(out, adapter_name=ADAPTER)
-    fresh.to(unet.device).eval()
-    trained, loaded = lora_state(unet), lora_state(fresh)
+    trained, scales, difference = lora_state(unet), _scales(unet), 0.0
+    unet.eval()
+    probe = _probe(unet, folder) if dtype == torch.float32 else {}
+    before = _output(unet, probe) if probe else None
+    unet.unload_lora()
+    try:
+        stock_pipeline(folder, stage, unet, load_scheduler(out)).load_lora_weights(out, adapter_name=ADAPTER)
+    except OSError as error:  # diffusers makes one of every error in reading a file
+        raise ArtifactError(f"{out / LORA_FILE} cannot be read: {error}") from None
+    unet.eval()  # a loaded adapter starts in training mode
+    loaded = lora_state(unet) if ADAPTER in getattr(unet, "peft_config", {}) else {}
+    loaded = {name: tensor for name, tensor in loaded.items() if not tensor.is_meta}  # meta: not in the file
     if trained.keys() != loaded.keys():
         missing, extra = sorted(trained.keys() - loaded.keys()), sorted(loaded.keys() - trained.keys())
         raise ArtifactError(f"{out}: the stock pipeline lost {missing[:3]} and invented {extra[:3]}.")
     for name, tensor in trained.items():
         if not torch.equal(tensor.to(loaded[name].dtype), loaded[name]):
             raise ArtifactError(f"{out}: {name} came back with other values.")
-    if _scales(unet) != _scales(fresh):
+    if scales != _scales(unet):
         raise ArtifactError(f"{out}: the adapters came back with other scales.")
-    if dtype != torch.float32:
-        return 0.0
-    difference = float((_probe(unet, fresh) - _probe(fresh, fresh)).abs().max())
-    if difference > 1e-5:
+    if before is not None:
+        difference = float((_output(unet, probe) - before).abs().max())
+    if not difference <= 1e-5:
         raise ArtifactError(f"{out}: the reloaded LoRA's output differs by {difference:g}.")
     return difference
 
@@ -108,24 +135,30 @@ def _scales(unet: UNet2DConditionModel) -> dict[str, float]:
     return {name: float(module.scaling[ADAPTER]) for name, module in layers if ADAPTER in module.scaling}
 
 
-def _probe(unet: UNet2DConditionModel, stock: UNet2DConditionModel) -> torch.Tensor:
-    """The output on a fixed input; `stock` lends its text modules to a UNet that has none."""
+def _probe(unet: UNet2DConditionModel, folder: Path) -> dict[str, Any]:
+    """A fixed input in fp32, as the UNet's arguments. `folder` lends text modules to a UNet that has none."""
     generator = torch.Generator().manual_seed(0)
-    config = stock.config
-    edge = 64 if config.sample_size is None else int(config.sample_size)
-    x = torch.randn((1, config.in_channels, edge, edge), generator=generator).to(unet.device)
-    text = torch.randn((1, 77, config.encoder_hid_dim), generator=generator).to(unet.device)
-    level = torch.tensor([250], device=unet.device) if config.class_embed_type else None
-    training = unet.training
-    unet.eval()
-    t = torch.tensor([500], device=unet.device)
+    modules = load_text_modules(folder, torch.float32).to(unet.device) if isinstance(unet, ProjectedUNet) else None
+    layer = (modules or unet).get_submodule("encoder_hid_proj")
+    width = layer.get_parameter("weight").shape[1]
+    edge = 64 if unet.config.sample_size is None else int(unet.config.sample_size)
+    x = torch.randn((1, unet.config.in_channels, edge, edge), generator=generator).to(unet.device)
+    text, pooled = torch.randn((1, 77, width), generator=generator).to(unet.device), None
+    if modules is not None:
+        with torch.inference_mode():
+            text, pooled = modules["encoder_hid_proj"](text), modules["add_embedding"](text)
+    return {
+        "sample": x,
+        "timestep": torch.tensor([500], device=unet.device),
+        "encoder_hidden_states": text,
+        "class_labels": torch.tensor([250], device=unet.device) if unet.config.class_embed_type else None,
+        "added_cond_kwargs": {"pooled": pooled},
+    }
+
+
+def _output(unet: UNet2DConditionModel, probe: dict[str, Any]) -> torch.Tensor:
     with torch.inference_mode():
-        pooled = None
-        if isinstance(unet, ProjectedUNet):
-            text, pooled = stock.encoder_hid_proj(text), stock.add_embedding(text)
-        out = unet(x, t, encoder_hidden_states=text, class_labels=level, added_cond_kwargs={"pooled": pooled})[0]
-    unet.train(training)
-    return torch.as_tensor(out)
+        return torch.as_tensor(unet(**probe)[0])
 
 
 def _plain(value: Any) -> Any:

@@ -51,6 +51,14 @@ class StageConfig(Spec):
     lora_target_modules: tuple[str, ...] = Field(
         ATTENTION_TARGETS, strict=False, min_length=1, description="Names of the layers that get an adapter."
     )
+    lora_init_type: Literal["default", "gaussian"] = Field(
+        "default",
+        description="How adapters start: Kaiming-uniform, or normal with deviation 1 / rank; the product is 0.",
+    )
+    use_dora: bool = Field(
+        False,
+        description="DoRA (Liu et al. 2024): the lengths of a weight's rows are trained apart from their directions.",
+    )
     learning_rate: float = Field(4e-5, gt=0, le=1, description="Peak learning rate.")
     lr_end: float = Field(4e-6, ge=0, description="Learning rate at the last step, for the decaying schedules.")
     lr_scheduler: Literal[

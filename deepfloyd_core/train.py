@@ -25,7 +25,7 @@ from deepfloyd_core.errors import ConfigError, JobError, Stop
 from deepfloyd_core.files import atomic_path
 from deepfloyd_core.flavours import Stage
 from deepfloyd_core.jobs import Job
-from deepfloyd_core.lora import add_lora, check_reload, save_lora, trainable
+from deepfloyd_core.lora import add_lora, reload_saved, save_lora, trainable
 from deepfloyd_core.mixing import Share
 from deepfloyd_core.models import (
     DTYPES,
@@ -88,9 +88,10 @@ def train_job(job: Job) -> dict[str, Any]:
     started = time.monotonic()
     metrics, trained_now = _train(setup, rows, job)
     seconds = time.monotonic() - started
+    trained = sum(param.numel() for param in trainable(setup.unet).values())
     save_lora(setup.unet, stage, job.out)
     trained_scheduler(folder, setup.config.train_variance).save_pretrained(job.out / "scheduler")
-    difference = check_reload(setup.unet, stage, folder, job.out)
+    difference = reload_saved(setup.unet, stage, folder, job.out)
     with atomic_path(job.out / METRICS_FILE) as tmp:
         pq.write_table(pa.Table.from_pylist(metrics), tmp)
     save_loss_curve([row["loss"] for row in metrics], f"Stage {'I' * stage} training loss", job.out / LOSS_CURVE)
@@ -99,8 +100,8 @@ def train_job(job: Job) -> dict[str, Any]:
     return {
         "steps": setup.config.max_train_steps,
         "rows": sum(rows.counts.values()),
-        "trainable_parameters": sum(p.numel() for p in trainable(setup.unet).values()),
-        "frozen_parameters": sum(p.numel() for p in setup.unet.parameters() if not p.requires_grad),
+        "trainable_parameters": trained,
+        "frozen_parameters": sum(p.numel() for p in setup.unet.parameters()) - trained,
         "first_loss": metrics[0]["loss"],
         "last_loss": metrics[-1]["loss"],
         "eval_loss_base": base,

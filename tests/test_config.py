@@ -314,7 +314,7 @@ def test_two_spellings_of_one_key_are_refused_not_settled_silently(files: Files)
         ({"stage1": "tiny-i"}, "stage1 is 'tiny-i'; it must be a table"),
         ({"stage1": {"model_flavour": "tiny-i", "mixed_precision": "fp16"}}, "mixed_precision is 'fp16'"),
         ({**TINY_I, "use_ema": "False"}, "use_ema is 'False'"),
-        ({**TINY_I, "use_dora": "False"}, "use_dora is set"),
+        ({**TINY_I, "use_dora": "False"}, "use_dora is 'False'"),
     ],
 )
 def test_a_value_of_the_wrong_type_is_refused_not_converted(files: Files, run: dict[str, Any], says: str) -> None:
@@ -518,7 +518,7 @@ def test_a_key_that_has_no_effect_is_reported_not_swallowed(files: Files) -> Non
 
 @pytest.mark.parametrize(
     ("key", "value", "reason"),
-    [("vae_path", "x", "no VAE"), ("flow_schedule_shift", 3, "not a flow-matching model"), ("use_dora", True, "DoRA"),
+    [("vae_path", "x", "no VAE"), ("flow_schedule_shift", 3, "not a flow-matching model"),
      ("video_length", 9, "not video"), ("controlnet", True, "ControlNet"), ("use_bitfit", True, "BitFit"),
      ("model_family", "flux", "trains deepfloyd only")],
 )  # fmt: skip

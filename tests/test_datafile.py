@@ -116,7 +116,7 @@ def test_a_refused_key_that_says_no_is_no_reason_to_stop(files: Files) -> None:
 
 def test_a_refused_key_of_a_stage_gives_its_reason_too(files: Files) -> None:
     files.load()
-    for override in ("stage1.use_dora=true", "stage2.vae_path=x"):
+    for override in ("stage1.flow_shift=3", "stage2.vae_path=x"):
         with pytest.raises(ConfigError, match=r"is set, but .* Remove the key"):
             load_run(files.folder / "run.json", (override,))
 

@@ -261,6 +261,7 @@ def test_with_use_ema_the_moving_average_is_saved(world: tuple[Run, dict[str, Ar
     "keys",
     [
         ("optimizer=adamw_bf16", "mixed_precision=bf16", "use_ema=true", "gradient_accumulation_steps=2"),
+        ("use_dora=true", "optimizer=adamw_bf16", "mixed_precision=bf16", "use_ema=true"),
         ("optimizer=prodigy", "learning_rate=1.0", "train_variance=true"),
         ("optimizer=adamw_schedulefree", "lr_scheduler=constant", "use_ema=false", "loss_type=huber"),
     ],
