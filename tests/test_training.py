@@ -268,7 +268,7 @@ def test_with_use_ema_the_moving_average_is_saved(world: tuple[Run, dict[str, Ar
     ],
 )
 def test_other_trainings_survive_a_kill_and_can_be_sampled_from(
-    world: tuple[Run, dict[str, Artifact]], tmp_path: Path, keys: tuple[str, ...]
+    world: tuple[Run, dict[str, Artifact]], loras: dict[int, Artifact], tmp_path: Path, keys: tuple[str, ...]
 ) -> None:
     first, made = world
     settings = tuple(f"stage1.{key}" for key in ("max_train_steps=6", "checkpointing_steps=1", *keys))
@@ -284,6 +284,11 @@ def test_other_trainings_survive_a_kill_and_can_be_sampled_from(
         assert (lora.path / name).read_bytes() == (whole.path / name).read_bytes()
     assert lora.summary["steps_of_this_process"] < 6
     assert lora.summary["reload_difference"] == 0.0
+    assert lora.summary["eval_loss"] != lora.summary["eval_loss_base"]
+    if "mixed_precision=bf16" not in keys:
+        assert lora.summary["eval_loss_base"] == loras[1].summary["eval_loss_base"], (
+            "the base itself, whatever was trained"
+        )
     scheduler = load_scheduler(lora.path)
     assert scheduler.config.variance_type == ("learned_range" if "train_variance=true" in keys else "fixed_small")
     sampler = make_sampler(run.config, 1, FOLDERS[1], lora.path, lambda count: None)
