@@ -1,4 +1,4 @@
-"""The bundle: both LoRAs, their scheduler configs, samples, metrics and a model card, in one folder; and its versions.
+"""The bundle: both LoRAs (or biases), their schedulers, samples, metrics and a model card, in one folder; and its versions.
 
 A version is one sealed record, `<workspace>/versions/NNNN.json`, written once under a lock and never rewritten.
 """
@@ -14,7 +14,7 @@ from deepfloyd_core.config import Run
 from deepfloyd_core.errors import ConfigError
 from deepfloyd_core.files import read_sealed, write_bytes, write_sealed
 from deepfloyd_core.flavours import Stage
-from deepfloyd_core.products import LORA_FILE
+from deepfloyd_core.products import BITFIT_FILE, product_file
 
 LICENCE = (
     "The base weights of DeepFloyd IF are under the DeepFloyd IF License Agreement; a LoRA made from them may be used "
@@ -38,7 +38,7 @@ def build_bundle(run: Run, inputs: dict[str, Artifact], prompts: list[str], work
     for stage in run.config.stages:
         lora, folder = inputs[f"stage{stage}_lora"], work.path / f"stage{stage}"
         folder.mkdir(exist_ok=True)
-        shutil.copyfile(lora.path / LORA_FILE, folder / LORA_FILE)
+        shutil.copyfile(lora.path / product_file(lora.path), folder / product_file(lora.path))
         shutil.copytree(lora.path / "scheduler", folder / "scheduler", dirs_exist_ok=True)
         kept = ("steps", "rows", "trainable_parameters", "last_loss", "eval_loss_base", "eval_loss")
         metrics[f"stage{stage}"] = {key: lora.summary[key] for key in kept}
@@ -90,7 +90,7 @@ def _card(run: Run, inputs: dict[str, Artifact], prompts: list[str], metrics: di
     lines += ["![held-out pictures](eval.png)", ""] if "stage2_lora" in inputs else []
     lines += ["Sample prompts: " + "; ".join(f"`{prompt}`" for prompt in prompts), "", "## Use", "", "```python"]
     for stage in run.config.stages:
-        lines += _use(stage, run.config.stage(stage).model)
+        lines += _use(stage, run.config.stage(stage).model, product_file(inputs[f"stage{stage}_lora"].path))
     lines += ["```", "", "## Figures", "", "```json", json.dumps(metrics, indent=2, sort_keys=True), "```", ""]
     lines += ["## Lineage", ""]
     lines += [f"- {name}: {artifact.fingerprint}" for name, artifact in sorted(inputs.items())]
@@ -106,13 +106,20 @@ def _data_line(index: Artifact) -> str:
     return f"{summary['accepted']} of {summary['inputs']} pictures, data fingerprint {index.manifest['inputs']['data']}"
 
 
-def _use(stage: Stage, model: str) -> list[str]:
+def _use(stage: Stage, model: str, file: str) -> list[str]:
     name = {1: "IFPipeline", 2: "IFSuperResolutionPipeline"}[stage]
     repo = model if not Path(model).is_absolute() else Path(model).name
+    load = [f'stage{stage}.load_lora_weights("stage{stage}")']
+    if file == BITFIT_FILE:
+        load = [
+            "from safetensors.torch import load_file",
+            f'biases = load_file("stage{stage}/{file}")',
+            f"assert not stage{stage}.unet.load_state_dict(biases, strict=False).unexpected_keys",
+        ]
     return [
         f"from diffusers import DDPMScheduler, {name}",
         f'stage{stage} = {name}.from_pretrained("{repo}", safety_checker=None, feature_extractor=None,',
         "    watermarker=None, requires_safety_checker=False)",
-        f'stage{stage}.load_lora_weights("stage{stage}")',
+        *load,
         f'stage{stage}.scheduler = DDPMScheduler.from_pretrained("stage{stage}/scheduler")',
     ]

@@ -18,8 +18,9 @@ from peft.tuners.lora import LoraLayer
 from deepfloyd_core.errors import ArtifactError, ConfigError
 from deepfloyd_core.files import write_bytes
 from deepfloyd_core.flavours import Stage
-from deepfloyd_core.models import PIPELINES, ProjectedUNet, load_scheduler, load_text_modules, stock_pipeline
+from deepfloyd_core.models import PIPELINES, load_scheduler, stock_pipeline
 from deepfloyd_core.optimizers import adapter_dtype
+from deepfloyd_core.probe import output_of, probe_input
 from deepfloyd_core.products import LORA_FILE
 from deepfloyd_core.stage_config import StageConfig
 
@@ -86,6 +87,11 @@ def save_lora(unet: UNet2DConditionModel, stage: Stage, out: Path) -> None:
     _sort_header(out / LORA_FILE)
 
 
+def remove_lora(unet: UNet2DConditionModel, folder: Path) -> None:
+    """Make the UNet the base model again, which is in `folder`."""
+    unet.unload_lora()
+
+
 def _sort_header(path: Path) -> None:
     """Rewrite a safetensors header with its keys sorted: the library writes its metadata in a random order."""
     data = path.read_bytes()
@@ -105,8 +111,8 @@ def reload_saved(unet: UNet2DConditionModel, stage: Stage, folder: Path, out: Pa
     dtype = next(p.dtype for p in unet.parameters() if not p.requires_grad)
     trained, scales, difference = lora_state(unet), _scales(unet), 0.0
     unet.eval()
-    probe = _probe(unet, folder) if dtype == torch.float32 else {}
-    before = _output(unet, probe) if probe else None
+    probe = probe_input(unet, folder) if dtype == torch.float32 else {}
+    before = output_of(unet, probe) if probe else None
     unet.unload_lora()
     try:
         stock_pipeline(folder, stage, unet, load_scheduler(out)).load_lora_weights(out, adapter_name=ADAPTER)
@@ -124,7 +130,7 @@ def reload_saved(unet: UNet2DConditionModel, stage: Stage, folder: Path, out: Pa
     if scales != _scales(unet):
         raise ArtifactError(f"{out}: the adapters came back with other scales.")
     if before is not None:
-        difference = float((_output(unet, probe) - before).abs().max())
+        difference = float((output_of(unet, probe) - before).abs().max())
     if not difference <= 1e-5:
         raise ArtifactError(f"{out}: the reloaded LoRA's output differs by {difference:g}.")
     return difference
@@ -133,32 +139,6 @@ def reload_saved(unet: UNet2DConditionModel, stage: Stage, folder: Path, out: Pa
 def _scales(unet: UNet2DConditionModel) -> dict[str, float]:
     layers = ((name, module) for name, module in unet.named_modules() if hasattr(module, "scaling"))
     return {name: float(module.scaling[ADAPTER]) for name, module in layers if ADAPTER in module.scaling}
-
-
-def _probe(unet: UNet2DConditionModel, folder: Path) -> dict[str, Any]:
-    """A fixed input in fp32, as the UNet's arguments. `folder` lends text modules to a UNet that has none."""
-    generator = torch.Generator().manual_seed(0)
-    modules = load_text_modules(folder, torch.float32).to(unet.device) if isinstance(unet, ProjectedUNet) else None
-    layer = (modules or unet).get_submodule("encoder_hid_proj")
-    width = layer.get_parameter("weight").shape[1]
-    edge = 64 if unet.config.sample_size is None else int(unet.config.sample_size)
-    x = torch.randn((1, unet.config.in_channels, edge, edge), generator=generator).to(unet.device)
-    text, pooled = torch.randn((1, 77, width), generator=generator).to(unet.device), None
-    if modules is not None:
-        with torch.inference_mode():
-            text, pooled = modules["encoder_hid_proj"](text), modules["add_embedding"](text)
-    return {
-        "sample": x,
-        "timestep": torch.tensor([500], device=unet.device),
-        "encoder_hidden_states": text,
-        "class_labels": torch.tensor([250], device=unet.device) if unet.config.class_embed_type else None,
-        "added_cond_kwargs": {"pooled": pooled},
-    }
-
-
-def _output(unet: UNet2DConditionModel, probe: dict[str, Any]) -> torch.Tensor:
-    with torch.inference_mode():
-        return torch.as_tensor(unet(**probe)[0])
 
 
 def _plain(value: Any) -> Any:

@@ -13,12 +13,18 @@ from deepfloyd_core.errors import ConfigError
 from deepfloyd_core.flavours import Stage
 
 LORA_FILE = "pytorch_lora_weights.safetensors"  # the name that diffusers looks for
+BITFIT_FILE = "bitfit_biases.safetensors"  # in its place after a training with use_bitfit
 LORA_FORMAT = BUNDLE_FORMAT = GENERATE_FORMAT = 1
 SAMPLES_FORMAT = 2  # 2: more measures of Stage II
 # Settings that change no byte of a LoRA: how often it is saved on the way, and how samples are made of it.
 _NOT_IN_LORA = {"checkpointing_steps", "checkpoints_total_limit", "pretrained_model_name_or_path"}
 _SAMPLING = {"validation_num_inference_steps", "validation_guidance", "validation_noise_level"}
 _MODEL_PARTS = {1: ("unet", "scheduler"), 2: ("unet", "scheduler", "image_noising_scheduler")}
+
+
+def product_file(folder: Path) -> str:
+    """Name of the weights that a training left in a folder."""
+    return BITFIT_FILE if (folder / BITFIT_FILE).exists() else LORA_FILE
 
 
 def lora_request(run: Run, stage: Stage, folder: Path, inputs: dict[str, Artifact]) -> Request:

@@ -12,7 +12,7 @@ import torch
 
 from deepfloyd_core.config import RunConfig
 from deepfloyd_core.flavours import UPSCALE, Stage
-from deepfloyd_core.lora import ADAPTER
+from deepfloyd_core.methods import load_product
 from deepfloyd_core.models import DTYPES, load_scheduler, load_unet, pick_device, stock_pipeline
 from deepfloyd_core.stage_config import StageConfig
 
@@ -33,13 +33,13 @@ class Sampler:
 def make_sampler(
     config: RunConfig, stage: Stage, folder: Path, lora: Path | None, sampled: Callable[[int], None]
 ) -> Sampler:
-    """Load a stage's base model and, if given, the LoRA and its scheduler in a folder, through the stock pipeline."""
+    """Load a stage's base model and, if given, the LoRA or biases and their scheduler in a folder, in a stock pipeline."""
     settings, device = config.stage(stage), pick_device(config.device)
     unet = load_unet(folder, DTYPES[settings.mixed_precision])
     scheduler = load_scheduler(folder if lora is None else lora)
     pipeline = stock_pipeline(folder, stage, unet, scheduler)
     if lora is not None:
-        pipeline.load_lora_weights(lora, adapter_name=ADAPTER)
+        load_product(pipeline, lora)
     pipeline.unet.to(memory_format=torch.channels_last)  # 0.7 of the time on a CPU; results differ in their last bits
     return Sampler(stage, settings, pipeline.to(device), device, sampled)
 

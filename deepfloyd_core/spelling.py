@@ -27,7 +27,6 @@ REFUSED = {
     "video": "IF makes pictures, not video",
     "audio": "IF makes pictures, not audio",
     "controlnet": "ControlNet training is not supported yet",
-    "use_bitfit": "BitFit is not supported yet",
 }
 _OLD_MODEL_TYPES: dict[str, Stage] = {"deepfloyd-lora": 1, "deepfloyd-stage2-lora": 2}
 

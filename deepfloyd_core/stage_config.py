@@ -19,8 +19,12 @@ _LIBRARIES = {
     "prodigy": ("prodigyopt", "optimizers"),
     "adamw_schedulefree": ("schedulefree", "optimizers"),
 }
+_ADAPTERS = (
+    "lora_rank", "lora_alpha", "lora_dropout", "lora_target_modules", "lora_init_type", "use_dora",
+)  # fmt: skip
 # A key, and the values of another under which alone it has an effect.
 _BELONGS: tuple[tuple[str, str, tuple[object, ...]], ...] = (
+    *((key, "use_bitfit", (False,)) for key in _ADAPTERS),
     ("lr_num_cycles", "lr_scheduler", ("cosine_with_restarts",)),
     ("lr_power", "lr_scheduler", ("polynomial",)),
     ("huber_c", "loss_type", ("huber", "smooth_l1")),
@@ -58,6 +62,10 @@ class StageConfig(Spec):
     use_dora: bool = Field(
         False,
         description="DoRA (Liu et al. 2024): the lengths of a weight's rows are trained apart from their directions.",
+    )
+    use_bitfit: bool = Field(
+        False,
+        description="Train the UNet's own biases and nothing else, without adapters (BitFit, Ben Zaken et al. 2022).",
     )
     learning_rate: float = Field(4e-5, gt=0, le=1, description="Peak learning rate.")
     lr_end: float = Field(4e-6, ge=0, description="Learning rate at the last step, for the decaying schedules.")

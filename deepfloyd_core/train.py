@@ -1,4 +1,4 @@
-"""One trainer for both stages: LoRA on the noise prediction, exact to the byte when it is killed and started again.
+"""One trainer for both stages: LoRA or BitFit on the noise prediction, exact to the byte when killed and started again.
 
 Every draw is a function of (seed, forward pass), the learning rate one of the step, the batch order one of the epoch;
 so a checkpoint holds the adapters, their moving average, the optimizer's state and a step number, nothing else.
@@ -25,7 +25,8 @@ from deepfloyd_core.errors import ConfigError, JobError, Stop
 from deepfloyd_core.files import atomic_path
 from deepfloyd_core.flavours import Stage
 from deepfloyd_core.jobs import Job
-from deepfloyd_core.lora import add_lora, reload_saved, save_lora, trainable
+from deepfloyd_core.lora import trainable
+from deepfloyd_core.methods import method_of
 from deepfloyd_core.mixing import Share
 from deepfloyd_core.models import (
     DTYPES,
@@ -79,7 +80,7 @@ class Setup:
 
 
 def train_job(job: Job) -> dict[str, Any]:
-    """Train a stage's LoRA into job.out; resume from its newest checkpoint. Returns the summary for the manifest."""
+    """Train a stage's LoRA or biases into job.out; resume from its newest checkpoint. Returns the manifest's summary."""
     stage: Stage = job.options["stage"]
     folder = Path(job.options["model"])
     use_threads(job.config.num_threads)
@@ -88,20 +89,24 @@ def train_job(job: Job) -> dict[str, Any]:
     started = time.monotonic()
     metrics, trained_now = _train(setup, rows, job)
     seconds = time.monotonic() - started
-    trained = sum(param.numel() for param in trainable(setup.unet).values())
-    save_lora(setup.unet, stage, job.out)
+    method = method_of(setup.config)
+    sizes = {name: param.numel() for name, param in setup.unet.named_parameters()}
+    trained = sum(sizes[name] for name in trainable(setup.unet))
+    method.save(setup.unet, stage, job.out)
     trained_scheduler(folder, setup.config.train_variance).save_pretrained(job.out / "scheduler")
-    difference = reload_saved(setup.unet, stage, folder, job.out)
+    difference = method.reload(setup.unet, stage, folder, job.out)
     with atomic_path(job.out / METRICS_FILE) as tmp:
         pq.write_table(pa.Table.from_pylist(metrics), tmp)
     save_loss_curve([row["loss"] for row in metrics], f"Stage {'I' * stage} training loss", job.out / LOSS_CURVE)
-    base, tuned = _eval_losses(setup, job.inputs["eval_set"])
+    tuned = _eval_loss(setup, job.inputs["eval_set"])
+    method.remove(setup.unet, folder)
+    base = _eval_loss(setup, job.inputs["eval_set"])
     batch = setup.config.train_batch_size * setup.config.gradient_accumulation_steps
     return {
         "steps": setup.config.max_train_steps,
         "rows": sum(rows.counts.values()),
         "trainable_parameters": trained,
-        "frozen_parameters": sum(p.numel() for p in setup.unet.parameters()) - trained,
+        "frozen_parameters": sum(sizes.values()) - trained,
         "first_loss": metrics[0]["loss"],
         "last_loss": metrics[-1]["loss"],
         "eval_loss_base": base,
@@ -120,7 +125,7 @@ def _set_up(job: Job, stage: Stage, folder: Path) -> Setup:
     text = job.inputs["text"]
     projected = text.kind != "text_embeds"
     unet = (load_projected_unet if projected else load_unet)(folder, DTYPES[config.mixed_precision])
-    add_lora(unet, config, hash_seed("lora", job.config.seed, stage))
+    method_of(config).prepare(unet, config, hash_seed("lora", job.config.seed, stage))
     if config.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
     unet.to(device)
@@ -273,11 +278,10 @@ def _resume(
     return list(found.metrics)
 
 
-def _eval_losses(setup: Setup, eval_set: Any) -> tuple[float, float]:
-    """Mean loss over a fixed grid of (held-out picture, noise, t): of the base, and with the LoRA. Paired draws."""
+def _eval_loss(setup: Setup, eval_set: Any) -> float:
+    """Mean loss over a fixed grid of (held-out picture, noise, t): the same draws whenever it is called."""
     setup.unet.eval()
-    totals = {"base": 0.0, "tuned": 0.0}
-    count = 0
+    losses = []
     for file in shard_files(eval_set, setup.stage):
         for picture, row in zip(open_shard(file), read_rows(file), strict=True):
             for t in EVAL_TIMESTEPS:
@@ -285,14 +289,10 @@ def _eval_losses(setup: Setup, eval_set: Any) -> tuple[float, float]:
                 drawn = draw(x_0.shape, hash_seed("eval", row.image_id, t), 0, 0.0)
                 level = torch.full((1,), setup.config.validation_noise_level)
                 draws = replace(drawn, t=torch.tensor([t]), level=level)
-                for name in totals:
-                    (setup.unet.enable_adapters if name == "tuned" else setup.unet.disable_adapters)()
-                    with torch.inference_mode():
-                        eps, _ = _predict(setup, x_0, draws, [row.caption_id])
-                    totals[name] += float(squared_error(eps, draws.noise.to(setup.device)))
-                count += 1
-    setup.unet.enable_adapters()
-    return totals["base"] / count, totals["tuned"] / count
+                with torch.inference_mode():
+                    eps, _ = _predict(setup, x_0, draws, [row.caption_id])
+                losses.append(float(squared_error(eps, draws.noise.to(setup.device))))
+    return sum(losses) / len(losses)
 
 
 class _StopRequest:

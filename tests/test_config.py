@@ -519,7 +519,7 @@ def test_a_key_that_has_no_effect_is_reported_not_swallowed(files: Files) -> Non
 @pytest.mark.parametrize(
     ("key", "value", "reason"),
     [("vae_path", "x", "no VAE"), ("flow_schedule_shift", 3, "not a flow-matching model"),
-     ("video_length", 9, "not video"), ("controlnet", True, "ControlNet"), ("use_bitfit", True, "BitFit"),
+     ("video_length", 9, "not video"), ("controlnet", True, "ControlNet"),
      ("model_family", "flux", "trains deepfloyd only")],
 )  # fmt: skip
 def test_a_key_that_makes_no_sense_here_is_refused_with_the_reason(
@@ -612,6 +612,13 @@ def test_settings_that_contradict_each_other_are_refused(files: Files, run: dict
         ({"optimizer": "adamw_schedulefree"}, "lr_scheduler is 'cosine'. Use constant or constant_with_warmup"),
         ({"optimizer": "adamw_schedulefree", "lr_scheduler": "constant", "use_ema": True}, "Remove use_ema"),
         ({"optimizer": "adamw_schedulefree", "lr_scheduler": "constant", "adam_beta1": 0.0}, "divides by adam_beta1"),
+        ({"use_bitfit": True, "use_dora": True}, "use_dora is True, without effect while use_bitfit is True. Remove it"),
+        ({"use_bitfit": True, "lora_rank": 8}, "lora_rank is 8, without effect while use_bitfit is True. Remove it"),
+        ({"use_bitfit": True, "lora_alpha": 1.0}, "lora_alpha is 1.0, without effect while use_bitfit is True"),
+        ({"use_bitfit": True, "lora_dropout": 0.1}, "lora_dropout is 0.1, without effect while use_bitfit is True"),
+        ({"use_bitfit": True, "lora_init_type": "gaussian"}, "lora_init_type is gaussian, without effect"),
+        ({"use_bitfit": True, "lora_target_modules": ["to_q"]}, "without effect while use_bitfit is True"),
+        ({"lora_init_type": "pissa"}, "'default' or 'gaussian'"),
         ({"lr_power": 1.0}, "lr_power is 1.0, without effect while lr_scheduler is cosine"),
         ({"lr_num_cycles": 3, "lr_scheduler": "sine"}, "set lr_scheduler = cosine_with_restarts"),
         ({"huber_c": 0.2}, "huber_c is 0.2, without effect while loss_type is l2. Remove it, or set loss_type = huber"),

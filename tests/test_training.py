@@ -24,7 +24,7 @@ from deepfloyd_core.flavours import FLAVOURS, Stage
 from deepfloyd_core.jobs import JOBS, Job, run_job
 from deepfloyd_core.ledger import caption_counts
 from deepfloyd_core.models import load_scheduler, load_text_modules, load_unet
-from deepfloyd_core.products import LORA_FILE, lora_request
+from deepfloyd_core.products import BITFIT_FILE, LORA_FILE, lora_request
 from deepfloyd_core.projected import text_is_frozen, text_request
 from deepfloyd_core.sampling import make_sampler, sample_stage1
 from deepfloyd_core.types import no_report
@@ -262,12 +262,13 @@ def test_with_use_ema_the_moving_average_is_saved(world: tuple[Run, dict[str, Ar
     [
         ("optimizer=adamw_bf16", "mixed_precision=bf16", "use_ema=true", "gradient_accumulation_steps=2"),
         ("use_dora=true", "optimizer=adamw_bf16", "mixed_precision=bf16", "use_ema=true"),
+        ("use_bitfit=true", "lora_rank=16", "lora_dropout=0.0"),
         ("optimizer=prodigy", "learning_rate=1.0", "train_variance=true"),
         ("optimizer=adamw_schedulefree", "lr_scheduler=constant", "use_ema=false", "loss_type=huber"),
     ],
 )
-def test_other_optimizers_and_losses_survive_a_kill_and_load_in_stock_diffusers(
-    world: tuple[Run, dict[str, Artifact]], tmp_path: Path, keys: tuple[str, ...]
+def test_other_trainings_survive_a_kill_and_can_be_sampled_from(
+    world: tuple[Run, dict[str, Artifact]], loras: dict[int, Artifact], tmp_path: Path, keys: tuple[str, ...]
 ) -> None:
     first, made = world
     settings = tuple(f"stage1.{key}" for key in ("max_train_steps=6", "checkpointing_steps=1", *keys))
@@ -279,10 +280,15 @@ def test_other_optimizers_and_losses_survive_a_kill_and_load_in_stock_diffusers(
         _train(run, made, 1, tmp_path / "killed")
     killer.join()
     lora = _train(run, made, 1, tmp_path / "killed")
-    for name in (LORA_FILE, "metrics.parquet"):
+    for name in (BITFIT_FILE if "use_bitfit=true" in keys else LORA_FILE, "metrics.parquet"):
         assert (lora.path / name).read_bytes() == (whole.path / name).read_bytes()
     assert lora.summary["steps_of_this_process"] < 6
     assert lora.summary["reload_difference"] == 0.0
+    assert lora.summary["eval_loss"] != lora.summary["eval_loss_base"]
+    if "mixed_precision=bf16" not in keys:
+        assert lora.summary["eval_loss_base"] == loras[1].summary["eval_loss_base"], (
+            "the base itself, whatever was trained"
+        )
     scheduler = load_scheduler(lora.path)
     assert scheduler.config.variance_type == ("learned_range" if "train_variance=true" in keys else "fixed_small")
     sampler = make_sampler(run.config, 1, FOLDERS[1], lora.path, lambda count: None)

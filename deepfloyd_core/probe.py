@@ -1,0 +1,36 @@
+"""What a UNet makes of a fixed input: two UNets that agree on it, tensor by tensor the same, make the same pictures."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import UNet2DConditionModel
+
+from deepfloyd_core.models import ProjectedUNet, load_text_modules
+
+
+def probe_input(unet: UNet2DConditionModel, folder: Path) -> dict[str, Any]:
+    """A fixed input in fp32, as the UNet's arguments. `folder` lends text modules to a UNet that has none."""
+    generator = torch.Generator().manual_seed(0)
+    modules = load_text_modules(folder, torch.float32).to(unet.device) if isinstance(unet, ProjectedUNet) else None
+    layer = (modules or unet).get_submodule("encoder_hid_proj")
+    width = layer.get_parameter("weight").shape[1]
+    edge = 64 if unet.config.sample_size is None else int(unet.config.sample_size)
+    x = torch.randn((1, unet.config.in_channels, edge, edge), generator=generator).to(unet.device)
+    text, pooled = torch.randn((1, 77, width), generator=generator).to(unet.device), None
+    if modules is not None:
+        with torch.inference_mode():
+            text, pooled = modules["encoder_hid_proj"](text), modules["add_embedding"](text)
+    return {
+        "sample": x,
+        "timestep": torch.tensor([500], device=unet.device),
+        "encoder_hidden_states": text,
+        "class_labels": torch.tensor([250], device=unet.device) if unet.config.class_embed_type else None,
+        "added_cond_kwargs": {"pooled": pooled},
+    }
+
+
+def output_of(unet: UNet2DConditionModel, probe: dict[str, Any]) -> torch.Tensor:
+    """The UNet's output: (1, 6, H, W)."""
+    with torch.inference_mode():
+        return torch.as_tensor(unet(**probe)[0])
