@@ -1,6 +1,7 @@
 """The settings of one stage: training and sampling, with SimpleTuner's key names and units.
 
-A setting that would have no effect is refused like one that contradicts another: a run should do what its file says.
+A setting that would have no effect is refused like one that contradicts another, or noted where it is common in files that
+others wrote: a run should do what its file says.
 """
 
 import importlib.util
@@ -168,6 +169,12 @@ class StageConfig(Spec):
                 f"learning_rate is {self.learning_rate:g}; prodigy finds the step size itself and multiplies it by this. "
                 "It is meant to be 1.0"
             )
+        if self.lr_warmup_steps and self.lr_scheduler == "constant":
+            found.append("lr_warmup_steps is ignored; lr_scheduler is constant. constant_with_warmup has a warm-up")
+        if "lr_end" in self.model_fields_set and self.lr_scheduler.startswith("constant"):
+            found.append(f"lr_end is ignored; lr_scheduler is {self.lr_scheduler}")
+        if "ema_decay" in self.model_fields_set and not self.use_ema:
+            found.append("ema_decay is ignored without use_ema")
         if self.optimizer == "adafactor":
             unused = sorted(self.model_fields_set & {"adam_beta1", "adam_beta2", "adam_epsilon"})
             found += [f"{key} is ignored; adafactor has no such setting" for key in unused]

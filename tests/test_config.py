@@ -795,3 +795,18 @@ def test_the_shipped_run_files_are_legal(monkeypatch: pytest.MonkeyPatch) -> Non
     assert root / "flows" / "configs" / "demo.toml" in names
     for path in names:
         assert load_run(path, ("data_backend_config=datasets/demo.json",)).config.stages, path
+
+
+@pytest.mark.parametrize(
+    ("idle", "used"),
+    [
+        ({"lr_warmup_steps": 5, "lr_scheduler": "constant"}, {"lr_scheduler": "constant_with_warmup"}),
+        ({"lr_end": 0.0, "lr_scheduler": "constant_with_warmup"}, {"lr_scheduler": "cosine"}),
+        ({"ema_decay": 0.9}, {"use_ema": True}),
+    ],
+)
+def test_a_common_setting_without_effect_is_noted(files: Any, idle: dict[str, Any], used: dict[str, Any]) -> None:
+    key = next(iter(idle))
+    stage = {"model_flavour": "tiny-i", **idle}
+    assert [note for note in files.load({"stage1": stage}).notes if f"{key} is ignored" in note]
+    assert not [note for note in files.load({"stage1": {**stage, **used}}).notes if key in note]

@@ -329,6 +329,7 @@ def _job_process() -> int | None:
     return None
 
 
+@pytest.mark.slow
 def test_a_job_that_dies_says_how_and_shows_its_log(tmp_path: Path, world: tuple[Run, dict[str, Artifact]]) -> None:
     run, _ = world
     options = {"captions": ["x"], "encoder": str(tmp_path / "nowhere")}
