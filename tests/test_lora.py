@@ -11,6 +11,7 @@ from diffusers import DDPMScheduler, UNet2DConditionModel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from deepfloyd_core.config import load_run
 from deepfloyd_core.errors import ArtifactError
 from deepfloyd_core.flavours import FLAVOURS, Stage
 from deepfloyd_core.lora import add_lora, lora_state, reload_saved, save_lora, trainable
@@ -25,6 +26,7 @@ from deepfloyd_core.models import (
     trained_scheduler,
 )
 from deepfloyd_core.products import LORA_FILE
+from deepfloyd_core.sampling import make_sampler
 from deepfloyd_core.stage_config import StageConfig
 
 FOLDERS = {1: Path(FLAVOURS["tiny-i"].repo), 2: Path(FLAVOURS["tiny-ii"].repo)}
@@ -228,3 +230,17 @@ def test_dora_trains_one_length_for_each_row(tmp_path: Path) -> None:
             lengths += 1
     saved_lora(tmp_path, use_dora=True)
     assert lengths == sum("magnitude" in name for name in load_file(tmp_path / LORA_FILE)) > 0
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_dora_of_convolutions_can_be_sampled(
+    tmp_path: Path, stage: Stage, new_small_run: Callable[[Path], Any]
+) -> None:
+    """Through the product's sampler, which keeps the base's weights in another order."""
+    run = load_run(new_small_run(tmp_path / "run").config)
+    saved_lora(tmp_path, stage, load_unet, **DORA_OF_CONVOLUTIONS)
+    made = []
+    for lora in (None, tmp_path):
+        sampler = make_sampler(run.config, stage, FOLDERS[stage], lora, lambda count: None)
+        made.append(pictures(sampler.pipeline, stage))
+    assert torch.isfinite(made[1]).all() and (made[0] - made[1]).abs().max() > 0.01
