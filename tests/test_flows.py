@@ -196,6 +196,7 @@ def test_too_large_a_rejected_share_fails(small_run: Any, server: str) -> None:
     assert "max_rejected_share" in done.stderr
 
 
+@pytest.mark.slow
 def test_stage_commands_make_only_what_they_need(small_run: Any, server: str) -> None:
     done = small_run.call("embed", str(small_run.config))
     assert done.returncode == 0, done.stderr

@@ -232,7 +232,7 @@ def test_dora_trains_one_length_for_each_row(tmp_path: Path) -> None:
     assert lengths == sum("magnitude" in name for name in load_file(tmp_path / LORA_FILE)) > 0
 
 
-@pytest.mark.parametrize("stage", [1, 2])
+@pytest.mark.parametrize("stage", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_dora_of_convolutions_can_be_sampled(
     tmp_path: Path, stage: Stage, new_small_run: Callable[[Path], Any]
 ) -> None:
