@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 import torch
-from worlds import embed, one_set
+from worlds import embed, one_set, own_bytes
 
 from deepfloyd_core.flavours import resolve
 
@@ -39,15 +39,6 @@ def encode(folder: Path, model: str, captions: list[str], streaming: bool) -> No
     print(json.dumps({"captions": artifact.summary["captions"], "wall_s": wall, "cpu_s": cpu, "files": files}))
 
 
-def own_gib(pid: int) -> float:
-    """Memory of a process that is no mapped file, in GiB; 0 when it has ended, or where /proc has no such figure."""
-    try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    except OSError:
-        return 0.0
-    return sum(int(line.split()[1]) for line in lines if line.startswith("RssAnon:")) / 2**20
-
-
 def measure(model: str, captions: list[str], streaming: bool) -> dict[str, str]:
     """Run one child, print its figures and return the hashes of its files."""
     own, status, usage = 0.0, 0, None
@@ -56,7 +47,7 @@ def measure(model: str, captions: list[str], streaming: bool) -> dict[str, str]:
         child = subprocess.Popen([*command, "--streaming"] if streaming else command, stdout=out)
         ended = 0
         while not ended:
-            own = max(own, own_gib(child.pid))
+            own = max(own, own_bytes(child.pid) / 2**30)
             time.sleep(0.05)
             ended, status, usage = os.wait4(child.pid, os.WNOHANG)
         if status or usage is None:

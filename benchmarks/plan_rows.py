@@ -8,7 +8,6 @@ kernel's to drop and are not counted.
 import argparse
 import json
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -18,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from worlds import one_set
+from worlds import one_set, peak_bytes
 
 from deepfloyd_core.artifacts import Artifact, WorkDir
 from deepfloyd_core.batches import BatchOrder
@@ -87,19 +86,11 @@ def epoch(folder: Path) -> str:
 
 def measured(stage: Callable[[Path], str], folder: Path) -> tuple[str, float, int]:
     """What a stage says, its seconds, and its peak of anonymous memory in MiB."""
-    peak, done = [0], threading.Event()
-
-    def watch() -> None:
-        while not done.wait(0.02):
-            status = Path("/proc/self/status").read_text()
-            peak[0] = max(peak[0], int(status.split("RssAnon:")[1].split()[0]) >> 10)
-
-    threading.Thread(target=watch, daemon=True).start()
-    started = time.perf_counter()
-    said = stage(folder)
-    seconds = time.perf_counter() - started
-    done.set()
-    return said, seconds, peak[0]
+    with peak_bytes() as peak:
+        started = time.perf_counter()
+        said = stage(folder)
+        seconds = time.perf_counter() - started
+    return said, seconds, peak[0] >> 20
 
 
 def main() -> None:

@@ -15,7 +15,6 @@ import platform
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -25,9 +24,9 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from worlds import one_set, prepare
+from worlds import one_set, peak_bytes, prepare
 
-from deepfloyd_core import train
+from deepfloyd_core import stage_loss, train
 from deepfloyd_core.artifacts import Artifact, Request, materialise
 from deepfloyd_core.batches import TrainingRows
 from deepfloyd_core.config import Run
@@ -100,8 +99,8 @@ def ours(run: Run, folder: Path, steps: int) -> tuple[list[float], float]:
 
     job = Job(run.config, {"pixels": pixels, "text": text, "eval_set": eval_set},
               {"stage": 1, "model": str(folder)}, run.workspace, report)  # fmt: skip
-    parts: list[tuple[Any, str]] = [(TrainingRows, "take"), (Projected, "batch"), (train, "draw"), (train, "vary"),
-                                    (train, "to_model_range"), (train, "learning_rate_at")]  # fmt: skip
+    parts: list[tuple[Any, str]] = [(TrainingRows, "take"), (Projected, "batch"), (stage_loss, "draw"), (stage_loss, "vary"),
+                                    (stage_loss, "to_model_range"), (train, "learning_rate_at")]  # fmt: skip
     try:
         with timed(parts, outside):
             train.train_job(job)
@@ -178,21 +177,11 @@ def clock() -> float:
 def child(wanted: argparse.Namespace) -> None:
     """One way in this process. Prints one JSON line."""
     torch.set_num_threads(1)
-    peak, done = [0], threading.Event()
-
-    def watch() -> None:
-        while not done.wait(0.02):
-            status = Path("/proc/self/status").read_text()
-            peak[0] = max(peak[0], int(status.split("RssAnon:")[1].split()[0]) << 10)
-
     with tempfile.TemporaryDirectory() as name:
         run, folder = make_run(Path(name), wanted.model, wanted.precision, wanted.batch, wanted.device)
-        watching = threading.Thread(target=watch, daemon=True)
-        watching.start()
-        before = peak[0]
-        seconds, outside = {"ours": ours, "plain": plain}[wanted.child](run, folder, wanted.steps)
-        done.set()
-    memory = torch.cuda.max_memory_allocated() if wanted.device == "cuda" else peak[0] - before
+        with peak_bytes() as peak:
+            seconds, outside = {"ours": ours, "plain": plain}[wanted.child](run, folder, wanted.steps)
+    memory = torch.cuda.max_memory_allocated() if wanted.device == "cuda" else peak[0]
     print(json.dumps({"seconds": seconds, "outside": outside, "bytes": memory}))
 
 

@@ -1,6 +1,9 @@
 """What several benchmarks stand on: a run of the tiny cascade over one data set, its index, its pixels, its embeds."""
 
 import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,31 @@ from deepfloyd_core.jobs import Job
 from deepfloyd_core.pixels import build_shards, pixels_request, plan_shards
 from deepfloyd_core.scan import scan
 from deepfloyd_core.types import no_report
+
+
+def own_bytes(process: int | str = "self") -> int:
+    """Memory of a process that is no mapped file; 0 when it has ended, or where /proc has no such figure."""
+    try:
+        lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) for line in lines if line.startswith("RssAnon:")) << 10
+
+
+@contextmanager
+def peak_bytes() -> Iterator[list[int]]:
+    """One number: the most that this process held of its own inside the block, sampled every 20 ms."""
+    peak, done = [0], threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.02):
+            peak[0] = max(peak[0], own_bytes())
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield peak
+    finally:
+        done.set()
 
 
 def one_set(folder: Path, stage: Stage, entry: dict[str, Any], **keys: Any) -> Run:

@@ -26,6 +26,7 @@ from deepfloyd_core.files import canonical_json, fsync_path, read_sealed, sha256
 log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
+_REQUEST = ".request.json"  # of an unfinished artifact
 KINDS = (
     "image_index", "text_embeds", "stage1_text", "stage2_text", "stage1_pixels", "stage2_pixels", "eval_set",
     "stage1_lora", "stage2_lora", "cascade_samples", "lora_bundle", "generated",
@@ -126,7 +127,9 @@ def materialise(workspace: Path, request: Request, build: Builder, parts: str | 
             _unfinish(found, parts)
         else:
             _log_why(workspace, request)
+            _log_left(workspace, request)
         path.mkdir(parents=True, exist_ok=True)
+        write_sealed(path / _REQUEST, {"format": request.format, "spec": request.spec, "inputs": request.inputs})
         started = datetime.now(UTC)
         summary = build(WorkDir(path, lock_fd))
         return commit(path, request, summary, started), False
@@ -305,8 +308,43 @@ def _log_why(workspace: Path, request: Request) -> None:
         old = read_sealed(others[-1] / MANIFEST)
     except ArtifactError:
         return
-    changes = spec_diff(
-        {"format": old["format"], "spec": old["spec"], "inputs": old["inputs"]},
-        {"format": request.format, "spec": request.spec, "inputs": request.inputs},
-    )
-    log.info("%s %s: built anew because %s", request.kind, request.fingerprint, "; ".join(changes))
+    log.info("%s %s: built anew because %s", request.kind, request.fingerprint, _changes(old, request))
+
+
+def _log_left(workspace: Path, request: Request) -> None:
+    """Say what changed against the artifact of the same kind that was left unfinished last: it is not continued."""
+    if (workspace / request.kind / request.fingerprint / _REQUEST).exists():
+        return
+    finished = _by_age(workspace, request.kind)
+    since = (finished[-1] / MANIFEST).stat().st_mtime_ns if finished else 0
+    left = [path for path in (workspace / request.kind).glob(f"*/{_REQUEST}") if not (path.parent / MANIFEST).exists()]
+    try:
+        left = [path for path in left if path.stat().st_mtime_ns > since and not _is_held(workspace, path.parent)]
+        newest = max(left, key=lambda path: path.stat().st_mtime_ns, default=None)
+        old = read_sealed(newest) if newest else None
+    except (ArtifactError, OSError):  # damaged, or finished meanwhile
+        return
+    if newest and old:
+        log.warning(
+            "%s %s starts from the beginning; the unfinished %s is not continued, because %s. Its own settings would",
+            request.kind, request.fingerprint, newest.parent.name, _changes(old, request),
+        )  # fmt: skip
+
+
+def _is_held(workspace: Path, path: Path) -> bool:
+    """Whether a run is making the artifact of a directory right now."""
+    fd = os.open(workspace / ".locks" / f"{path.parent.name}-{path.name}", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
+def _changes(old: dict[str, Any], request: Request) -> str:
+    """Field-level differences of a record's format, spec and inputs to a request."""
+    before = {name: old[name] for name in ("format", "spec", "inputs")}
+    new = {"format": request.format, "spec": request.spec, "inputs": request.inputs}
+    return "; ".join(spec_diff(before, new))

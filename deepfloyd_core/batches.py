@@ -200,6 +200,15 @@ def _epoch(order: BatchOrder, epoch: int) -> tuple[list[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
+class Degradation:
+    """What is done to each of B low-res pictures."""
+
+    blur: torch.Tensor  # float32 (B,), standard deviation of a Gaussian in low-res px; 0: none
+    noise: torch.Tensor  # float32 (B, C, h, w), in levels of 255
+    quality: torch.Tensor  # int64 (B,), JPEG's, 1 to 100; 0: no JPEG
+
+
+@dataclass(frozen=True)
 class Draws:
     """The random numbers of one forward pass. Levels are drawn for Stage I too and not used there."""
 
@@ -210,11 +219,20 @@ class Draws:
     keep_caption: torch.Tensor  # bool (B,)
     mirror: torch.Tensor  # bool (B,), half of them true; used only with random_flip
     fed_noise: torch.Tensor | None = None  # what x_t is made with where that is not `noise`, the target
+    degradation: Degradation | None = None  # of Stage II's low-res pictures
+    windows: tuple[tuple[slice, slice], ...] = ()  # rows and columns of each sample that are trained on; (): all
 
     @property
     def fed(self) -> torch.Tensor:
         """What x_t is made with."""
         return self.noise if self.fed_noise is None else self.fed_noise
+
+    def cut(self, pictures: torch.Tensor) -> torch.Tensor:
+        """The windows of pictures (B, C, H, W) that are trained on, (B, C, h, w); without windows the pictures."""
+        if not self.windows:
+            return pictures
+        pairs = zip(pictures, self.windows, strict=True)
+        return torch.stack([picture[:, rows, columns] for picture, (rows, columns) in pairs])
 
 
 def draw(shape: torch.Size, seed: int, number: int, caption_dropout: float) -> Draws:

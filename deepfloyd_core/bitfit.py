@@ -8,18 +8,18 @@ from pathlib import Path
 
 import torch
 from diffusers import UNet2DConditionModel
-from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from deepfloyd_core.errors import ArtifactError
 from deepfloyd_core.files import fsync_path
 from deepfloyd_core.flavours import Stage
-from deepfloyd_core.models import TEXT_MODULES, weight_files
+from deepfloyd_core.models import unet_weights
 from deepfloyd_core.optimizers import adapter_dtype
-from deepfloyd_core.probe import output_of, probe_input
+from deepfloyd_core.probe import output_change
 from deepfloyd_core.products import BITFIT_FILE
 from deepfloyd_core.stage_config import StageConfig
+from deepfloyd_core.weights import TEXT_MODULES
 
 
 def biases(unet: UNet2DConditionModel) -> dict[str, torch.nn.Parameter]:
@@ -39,34 +39,29 @@ def free_biases(unet: UNet2DConditionModel, config: StageConfig, seed: int) -> N
         param.requires_grad_(True)
 
 
-def save_biases(unet: UNet2DConditionModel, stage: Stage, out: Path) -> None:
+def save_biases(unet: UNet2DConditionModel, stage: Stage, folder: Path, out: Path) -> None:
     """Write the biases, of either stage; the same bytes for the same weights."""
     state = {name: param.detach().cpu().contiguous() for name, param in sorted(biases(unet).items())}
     save_file(state, out / BITFIT_FILE)
     fsync_path(out / BITFIT_FILE)
 
 
-def load_biases(unet: UNet2DConditionModel, out: Path) -> dict[str, torch.Tensor]:
+def load_biases(unet: UNet2DConditionModel, file: Path) -> dict[str, torch.Tensor]:
     """Put a saved file's biases into a UNet, and return them. Raises ArtifactError unless it has all, and nothing else."""
     try:
-        state: dict[str, torch.Tensor] = load_file(out / BITFIT_FILE)
+        state: dict[str, torch.Tensor] = load_file(file)
     except (SafetensorError, OSError) as error:
-        raise ArtifactError(f"{out / BITFIT_FILE} cannot be read: {error}") from None
+        raise ArtifactError(f"{file} cannot be read: {error}") from None
     missing, extra = sorted(biases(unet).keys() - state.keys()), sorted(state.keys() - biases(unet).keys())
     if missing or extra:
-        raise ArtifactError(f"{out / BITFIT_FILE} lacks {missing[:3]} and has {extra[:3]} too much for this UNet.")
+        raise ArtifactError(f"{file} lacks {missing[:3]} and has {extra[:3]} too much for this UNet.")
     unet.load_state_dict(state, strict=False)
     return state
 
 
 def restore_biases(unet: UNet2DConditionModel, folder: Path) -> None:
     """Put back the biases of the base model in `folder`."""
-    names = biases(unet).keys()
-    state: dict[str, torch.Tensor] = {}
-    for file in weight_files(folder / "unet", SAFETENSORS_WEIGHTS_NAME):
-        with safe_open(file, "pt") as tensors:
-            state |= {name: tensors.get_tensor(name) for name in names & set(tensors.keys())}
-    unet.load_state_dict(state, strict=False)
+    unet.load_state_dict(unet_weights(folder, biases(unet).__contains__), strict=False)
 
 
 def reload_biases(unet: UNet2DConditionModel, stage: Stage, folder: Path, out: Path) -> float:
@@ -77,15 +72,13 @@ def reload_biases(unet: UNet2DConditionModel, stage: Stage, folder: Path, out: P
     """
     dtype = unet.conv_in.weight.dtype
     trained = {name: param.detach().clone() for name, param in biases(unet).items()}
-    unet.eval()
-    probe = probe_input(unet, folder) if dtype == torch.float32 else {}
-    before = output_of(unet, probe) if probe else None
+    change = output_change(unet, folder, dtype)
     restore_biases(unet.to(dtype), folder)
-    saved, loaded = load_biases(unet, out), biases(unet)
+    saved, loaded = load_biases(unet, out / BITFIT_FILE), biases(unet)
     for name, tensor in trained.items():
         if not (torch.equal(tensor, saved[name].to(tensor.device)) and torch.equal(tensor.to(dtype), loaded[name])):
             raise ArtifactError(f"{out}: {name} came back with other values.")
-    difference = 0.0 if before is None else float((output_of(unet, probe) - before).abs().max())
+    difference = change()
     if not difference <= 1e-5:
         raise ArtifactError(f"{out}: the output with the reloaded biases differs by {difference:g}.")
     return difference

@@ -1,4 +1,4 @@
-"""The bundle: both LoRAs (or biases), their schedulers, samples, metrics and a model card, in one folder; and its versions.
+"""The bundle: what was trained, schedulers, samples, metrics and a model card in one folder; and its versions.
 
 A version is one sealed record, `<workspace>/versions/NNNN.json`, written once under a lock and never rewritten.
 """
@@ -9,17 +9,22 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from deepfloyd_core.artifacts import Artifact, WorkDir, locked
+from deepfloyd_core.artifacts import Artifact, WorkDir, locked, take_part
 from deepfloyd_core.config import Run
 from deepfloyd_core.errors import ConfigError
 from deepfloyd_core.files import read_sealed, write_bytes, write_sealed
 from deepfloyd_core.flavours import Stage
-from deepfloyd_core.products import BITFIT_FILE, product_file
+from deepfloyd_core.products import BITFIT_FILE, UNET_FOLDER, product_name
 
 LICENCE = (
-    "The base weights of DeepFloyd IF are under the DeepFloyd IF License Agreement; a LoRA made from them may be used "
-    "only as that licence allows. The shipped tiny cascade is under this project's own licence."
+    "The base weights of DeepFloyd IF are under the DeepFloyd IF License Agreement; what is made from them may be "
+    "used only as that licence allows. The shipped tiny cascade is under this project's own licence."
 )
+# Of a training, in the bundle; those on a parent where there was one.
+_FIGURES = (
+    "steps", "rows", "trainable_parameters", "last_loss", "eval_loss_base", "eval_loss", "eval_gain", "eval_overfit_gap",
+    "eval_loss_parent", "eval_gain_on_parent",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -38,16 +43,24 @@ def build_bundle(run: Run, inputs: dict[str, Artifact], prompts: list[str], work
     for stage in run.config.stages:
         lora, folder = inputs[f"stage{stage}_lora"], work.path / f"stage{stage}"
         folder.mkdir(exist_ok=True)
-        shutil.copyfile(lora.path / product_file(lora.path), folder / product_file(lora.path))
+        _take_product(lora, folder)
         shutil.copytree(lora.path / "scheduler", folder / "scheduler", dirs_exist_ok=True)
-        kept = ("steps", "rows", "trainable_parameters", "last_loss", "eval_loss_base", "eval_loss")
-        metrics[f"stage{stage}"] = {key: lora.summary[key] for key in kept}
+        metrics[f"stage{stage}"] = {key: lora.summary[key] for key in _FIGURES if key in lora.summary}
     metrics["samples"] = inputs["cascade_samples"].summary
     for sheet in sorted(inputs["cascade_samples"].path.glob("*.png")):
         shutil.copyfile(sheet, work.path / sheet.name)
     write_bytes(work.path / "metrics.json", (json.dumps(metrics, indent=2, sort_keys=True) + "\n").encode())
     write_bytes(work.path / "README.md", _card(run, inputs, prompts, metrics).encode())
     return metrics
+
+
+def _take_product(lora: Artifact, folder: Path) -> None:
+    """Link what a training made into a folder: a whole UNet has gigabytes."""
+    product = product_name(lora.path)
+    for name, sha256 in lora.hashes.items():
+        if Path(name).parts[0] == product:
+            (folder / name).parent.mkdir(exist_ok=True)
+            take_part(lora.path / name, sha256, folder / name)
 
 
 def publish(workspace: Path, bundle: Artifact, index: Artifact) -> tuple[Version, bool]:
@@ -85,12 +98,12 @@ def find_version(workspace: Path, name: str) -> Version:
 
 
 def _card(run: Run, inputs: dict[str, Artifact], prompts: list[str], metrics: dict[str, Any]) -> str:
-    lines = ["# LoRA bundle for DeepFloyd IF", "", f"Data: {_data_line(inputs['image_index'])}", ""]
+    lines = ["# Fine-tuned DeepFloyd IF", "", f"Data: {_data_line(inputs['image_index'])}", ""]
     lines += ["![samples](sheet.png)", ""] if "stage1_lora" in inputs else []
     lines += ["![held-out pictures](eval.png)", ""] if "stage2_lora" in inputs else []
     lines += ["Sample prompts: " + "; ".join(f"`{prompt}`" for prompt in prompts), "", "## Use", "", "```python"]
     for stage in run.config.stages:
-        lines += _use(stage, run.config.stage(stage).model, product_file(inputs[f"stage{stage}_lora"].path))
+        lines += _use(stage, run.config.stage(stage).model, product_name(inputs[f"stage{stage}_lora"].path))
     lines += ["```", "", "## Figures", "", "```json", json.dumps(metrics, indent=2, sort_keys=True), "```", ""]
     lines += ["## Lineage", ""]
     lines += [f"- {name}: {artifact.fingerprint}" for name, artifact in sorted(inputs.items())]
@@ -106,19 +119,26 @@ def _data_line(index: Artifact) -> str:
     return f"{summary['accepted']} of {summary['inputs']} pictures, data fingerprint {index.manifest['inputs']['data']}"
 
 
-def _use(stage: Stage, model: str, file: str) -> list[str]:
+def _use(stage: Stage, model: str, product: str) -> list[str]:
     name = {1: "IFPipeline", 2: "IFSuperResolutionPipeline"}[stage]
     repo = model if not Path(model).is_absolute() else Path(model).name
-    load = [f'stage{stage}.load_lora_weights("stage{stage}")']
-    if file == BITFIT_FILE:
+    first, unet, load = [], "", [f'stage{stage}.load_lora_weights("stage{stage}")']
+    if product == BITFIT_FILE:
         load = [
             "from safetensors.torch import load_file",
-            f'biases = load_file("stage{stage}/{file}")',
+            f'biases = load_file("stage{stage}/{product}")',
             f"assert not stage{stage}.unet.load_state_dict(biases, strict=False).unexpected_keys",
         ]
+    elif product == UNET_FOLDER:
+        first = [
+            "from diffusers import UNet2DConditionModel",
+            f'unet = UNet2DConditionModel.from_pretrained("stage{stage}", subfolder="unet")',
+        ]
+        unet, load = "unet=unet, ", []
     return [
         f"from diffusers import DDPMScheduler, {name}",
-        f'stage{stage} = {name}.from_pretrained("{repo}", safety_checker=None, feature_extractor=None,',
+        *first,
+        f'stage{stage} = {name}.from_pretrained("{repo}", {unet}safety_checker=None, feature_extractor=None,',
         "    watermarker=None, requires_safety_checker=False)",
         *load,
         f'stage{stage}.scheduler = DDPMScheduler.from_pretrained("stage{stage}/scheduler")',

@@ -72,5 +72,11 @@ def load_checkpoint(out: Path) -> Checkpoint | None:
     return None
 
 
+def last_good(out: Path) -> str:
+    """Where a run that went wrong can be taken up, in words."""
+    found = _folders(out)
+    return f"The last good checkpoint is {found[-1]}." if found else "There is no checkpoint yet."
+
+
 def _folders(out: Path) -> list[Path]:
     return sorted((out / FOLDER).glob("step-*"))

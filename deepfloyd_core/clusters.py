@@ -1,11 +1,11 @@
 """What can be known of a cluster before anything is asked of it: are its packages here, does its address make sense, does
 something answer there. No import of Ray or Dask: they take seconds, and most runs need neither."""
 
-import importlib.util
 import socket
 from urllib.parse import urlsplit
 
 from deepfloyd_core.errors import ConfigError
+from deepfloyd_core.extras import missing_extra
 
 CONNECT_S = 10.0
 _PACKAGES = {"ray": ("prefect_ray", "ray"), "dask": ("prefect_dask", "distributed")}
@@ -21,12 +21,8 @@ def cluster_fault(task_runner: str, address: str | None) -> str:
         return (
             f"task_runner_address is {address!r}, and {task_runner} run on this machine. Remove it, or use ray or dask"
         )
-    missing = [name for name in _PACKAGES[task_runner] if importlib.util.find_spec(name) is None]
-    if missing:
-        return (
-            f"task_runner is {task_runner!r}, and {' and '.join(missing)} cannot be imported. Install the extra: "
-            f"pip install 'deepfloyd-pipeline[{task_runner}]'"
-        )
+    if missing := missing_extra(_PACKAGES[task_runner], task_runner):
+        return f"task_runner is {task_runner!r}, and {missing}"
     if address is not None and _place(task_runner, address) is None:
         return f"task_runner_address is {address!r}; {task_runner} takes for example {_EXAMPLES[task_runner]}"
     return ""

@@ -14,6 +14,7 @@ from deepfloyd_core.checks import check_datasets
 from deepfloyd_core.clusters import cluster_fault
 from deepfloyd_core.datafile import ImageDataset
 from deepfloyd_core.errors import ConfigError
+from deepfloyd_core.extras import missing_extra
 from deepfloyd_core.flavours import PUBLISHED, UPSCALE, Stage
 from deepfloyd_core.quantization import Quantization, quantization_fault
 from deepfloyd_core.read_datafile import load_data_file
@@ -70,7 +71,9 @@ class RunConfig(Spec):
     )
     validation_negative_prompt: str = Field("", description="Negative prompt of the samples.")
     validation_resolution: str | int = Field(
-        "64", description="Size of Stage I's samples, e.g. 64 or 96x64 (width x height)."
+        "64",
+        description="Sizes of Stage I's samples (width x height), e.g. 64 or 96x64, or several: 64,96x64. In a run of "
+        "Stage II alone, of Stage II's.",
     )
     validation_seed: int = Field(0, ge=0, lt=2**32, description="Seed of the first sample; the next ones count up.")
     num_validation_images: int = Field(4, ge=1, le=4096, description="Stage I samples for each prompt.")
@@ -109,6 +112,9 @@ class RunConfig(Spec):
         False,
         description="Read T5 layer by layer: one layer is on the device at a time, read anew for every file of embeds.",
     )
+    report_to: Literal["none", "tensorboard"] = Field(
+        "none", description="Where every step of a training is also written: `tensorboard`, a folder in the workspace."
+    )
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="Where models run.")
     num_threads: int | None = Field(None, ge=1, description="Threads of torch on the CPU; unset: torch's own choice.")
     stage1: StageConfig | None = Field(None, description="Stage I (text to 64 px).")
@@ -120,6 +126,8 @@ class RunConfig(Spec):
             raise ValueError("no stage to train: add a [stage1] or [stage2] table, or set model_flavour")
         if fault := cluster_fault(self.task_runner, self.task_runner_address):
             raise ValueError(fault)
+        if self.report_to == "tensorboard" and (missing := missing_extra(["tensorboard"], "tensorboard")):
+            raise ValueError(f"report_to is 'tensorboard', and {missing}")
         if fault := quantization_fault("text_encoder_quantization", self.text_encoder_quantization):
             raise ValueError(fault)
         for stage in self.stages:
@@ -129,20 +137,26 @@ class RunConfig(Spec):
                     f"stage{stage}.model_flavour is {config.model_flavour!r}, a Stage {'I' * config.flavour.stage} model. "
                     f"Use one of {', '.join(name for name, entry in PUBLISHED.items() if entry.stage == stage)}"
                 )
-            if fault := device_fault(config.optimizer, self.device):
+            if fault := device_fault(config, self.device):
                 raise ValueError(f"stage{stage}.{fault}")
-        for edge in self.sample_size_px:
-            if edge % 8 or not 8 <= edge <= 512:
-                raise ValueError(
-                    f"validation_resolution is {self.validation_resolution!r}; each edge must divide by 8 (IF-I halves "
-                    "three times) and be 8 to 512. Use for example 64 or 96x64"
-                )
-            if self.stage2 is not None and edge * UPSCALE % self.stage2.flavour.alignment_px:
-                raise ValueError(
-                    f"validation_resolution is {self.validation_resolution!r}; Stage II would make an edge of "
-                    f"{edge * UPSCALE} px, which must divide by {self.stage2.flavour.alignment_px}. Use for example 64"
-                )
+        for edge in {edge for size in self.sample_sizes_px for edge in size}:
+            if fault := self._edge_fault(edge):
+                raise ValueError(f"validation_resolution is {self.validation_resolution!r}; {fault}")
         return self
+
+    def _edge_fault(self, edge: int) -> str:
+        """Why no sample can have an edge of so many px; empty when one can."""
+        if self.stage1 is None and self.stage2 is not None:
+            step = self.stage2.flavour.alignment_px
+            return "" if edge % step == 0 else f"each edge of Stage II must divide by {step}. Use for example 256"
+        if edge % 8 or not 8 <= edge <= 512:
+            return "each edge must divide by 8 (IF-I halves three times) and be 8 to 512. Use for example 64 or 96x64"
+        if self.stage2 is not None and edge * UPSCALE % self.stage2.flavour.alignment_px:
+            return (
+                f"Stage II would make an edge of {edge * UPSCALE} px, which must divide by "
+                f"{self.stage2.flavour.alignment_px}. Use for example 64"
+            )
+        return ""
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -162,14 +176,17 @@ class RunConfig(Spec):
         return config
 
     @property
-    def sample_size_px(self) -> tuple[int, int]:
-        """(width, height) of Stage I's samples. Raises ValueError when it is not of the form 64 or 96x64."""
-        parts = str(self.validation_resolution).lower().split("x")
-        if not all(part.isdecimal() for part in parts) or len(parts) > 2:
-            raise ValueError(
-                f"validation_resolution is {self.validation_resolution!r}; give one size, for example 64 or 96x64"
-            )
-        return int(parts[0]), int(parts[-1])
+    def sample_sizes_px(self) -> tuple[tuple[int, int], ...]:
+        """(width, height) of the samples, each once. Raises ValueError when they are not of the form 64 or 64,96x64."""
+        sizes = []
+        for text in str(self.validation_resolution).lower().split(","):
+            parts = text.strip().split("x")
+            if not all(part.isdecimal() for part in parts) or len(parts) > 2:
+                raise ValueError(
+                    f"validation_resolution is {self.validation_resolution!r}; give sizes, for example 64 or 64,96x64"
+                )
+            sizes.append((int(parts[0]), int(parts[-1])))
+        return tuple(dict.fromkeys(sizes))
 
     @property
     def prompts(self) -> tuple[str, ...]:

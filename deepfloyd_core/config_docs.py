@@ -17,7 +17,8 @@ _SECTIONS: tuple[tuple[str, type[Spec], str], ...] = (
         "Stage settings",
         StageConfig,
         "In `[stage1]` and `[stage2]`, or at the top level for both. A file without these tables trains the one stage "
-        "that its `model_type` (`deepfloyd-lora`, `deepfloyd-stage2-lora`) or `model_flavour` names.",
+        "that its `model_type` (`deepfloyd-lora`, `deepfloyd-stage2-lora`, `deepfloyd-full`, `deepfloyd-stage2`) or "
+        "`model_flavour` names.",
     ),
     (
         "Picture sets of the data file",

@@ -29,7 +29,7 @@ from deepfloyd_core.jobs import Job
 from deepfloyd_core.models import DTYPES, pick_device, use_threads
 from deepfloyd_core.sheets import save_token_counts
 from deepfloyd_core.t5 import TextEncoder, encode, forecast_s, load_encoder, load_tokenizer
-from deepfloyd_core.take_over import is_as_recorded, worth_keeping
+from deepfloyd_core.take_over import files_as_recorded, worth_keeping
 from deepfloyd_core.types import Report, caption_id, no_report
 
 PACKED_SHARE = 0.7  # of the bytes, at most; 0.64 is usual
@@ -133,8 +133,7 @@ def _row_bytes(schema: pa.Schema) -> int:
 def _lay_out(tokens: dict[str, int], capacity: int, older: Artifact | None) -> _Layout:
     """Texts of a length stand together, so that they can be encoded together."""
     names = {caption_id(text): text for text in tokens}
-    hashes = older.hashes if older else {}
-    paths = [path for path in sorted(older.path.glob(FILES)) if is_as_recorded(path, hashes)] if older else []
+    paths = files_as_recorded(older, FILES)
     held: list[list[str]] = []
     rows_in: list[int] = []
     stored: dict[str, tuple[EmbedFile, int]] = {}
@@ -145,7 +144,7 @@ def _lay_out(tokens: dict[str, int], capacity: int, older: Artifact | None) -> _
         rows_in.append(len(ids))
         stored |= {names[name]: (file, place) for place, name in enumerate(ids) if name in names}
     stays = worth_keeping(np.array([len(texts) for texts in held]), np.array(rows_in), capacity)
-    kept = {path.name: hashes[path.name] for path, keep in zip(paths, stays, strict=True) if keep}
+    kept = {path.name: digest for (path, digest), keep in zip(paths.items(), stays, strict=True) if keep}
     there = {text for texts, keep in zip(held, stays, strict=True) if keep for text in texts}
     rest = [text for text in tokens if text not in there]
     made = {}

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,6 +81,13 @@ def run_job(
     finally:
         _stop(child)
     return _outcome(name, child.returncode, paths)
+
+
+def job_function(name: str) -> Callable[[Job], dict[str, Any]]:
+    """What does a job of JOBS, imported now; `name` may have a number, as in `run_job`."""
+    module, function = JOBS[name.split(".")[0]].split(":")
+    found: Callable[[Job], dict[str, Any]] = getattr(importlib.import_module(module), function)
+    return found
 
 
 def run_parts(
@@ -164,8 +172,7 @@ def main(name: str, folder: str) -> int:
     job = Job(RunConfig.model_validate(request["config"]), inputs, request["options"], out, report)
     result: dict[str, Any] = {"error": None, "message": None, "summary": None}
     try:
-        module, function = JOBS[name.split(".")[0]].split(":")
-        result["summary"] = getattr(importlib.import_module(module), function)(job)
+        result["summary"] = job_function(name)(job)
     except DeepFloydError as error:
         result |= {"error": type(error).__name__, "message": str(error)}
     except Stop:

@@ -5,13 +5,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from diffusers import UNet2DConditionModel
 
 from deepfloyd_core.bitfit import free_biases, load_biases, reload_biases, restore_biases, save_biases
 from deepfloyd_core.flavours import Stage
-from deepfloyd_core.lora import ADAPTER, add_lora, reload_saved, remove_lora, save_lora
-from deepfloyd_core.products import BITFIT_FILE, product_file
+from deepfloyd_core.full import free_all, load_full, reload_unet, restore_unet, save_unet
+from deepfloyd_core.lora import ADAPTER, add_lora, load_adapters, reload_saved, remove_lora, save_lora
+from deepfloyd_core.models import DTYPES
+from deepfloyd_core.optimizers import adapter_dtype
+from deepfloyd_core.products import BITFIT_FILE, UNET_FOLDER, product_name
 from deepfloyd_core.stage_config import StageConfig
+from deepfloyd_core.weights import UNET_WEIGHTS
 
 
 @dataclass(frozen=True)
@@ -19,23 +24,35 @@ class Method:
     """One way to fine-tune."""
 
     prepare: Callable[[UNet2DConditionModel, StageConfig, int], None]  # with a seed
-    save: Callable[[UNet2DConditionModel, Stage, Path], None]
+    start: Callable[[UNet2DConditionModel, Path], object]  # after that, from a saved file
+    save: Callable[[UNet2DConditionModel, Stage, Path, Path], None]  # base folder, folder to save in
     reload: Callable[[UNet2DConditionModel, Stage, Path, Path], float]  # base folder, saved folder
     remove: Callable[[UNet2DConditionModel, Path], None]  # with the base folder
 
 
-LORA = Method(add_lora, save_lora, reload_saved, remove_lora)
-BITFIT = Method(free_biases, save_biases, reload_biases, restore_biases)
+LORA = Method(add_lora, load_adapters, save_lora, reload_saved, remove_lora)
+BITFIT = Method(free_biases, load_biases, save_biases, reload_biases, restore_biases)
+FULL = Method(free_all, load_full, save_unet, reload_unet, restore_unet)
 
 
 def method_of(config: StageConfig) -> Method:
     """The way that a stage's settings ask for."""
+    if config.model_type == "full":
+        return FULL
     return BITFIT if config.use_bitfit else LORA
+
+
+def base_dtype(config: StageConfig) -> torch.dtype:
+    """dtype that a stage's base model is loaded in: of what stays frozen, or of what is trained of it."""
+    return adapter_dtype(config) if config.model_type == "full" else DTYPES[config.mixed_precision]
 
 
 def load_product(pipeline: Any, out: Path) -> None:
     """Load what training saved in a folder into a stock pipeline."""
-    if product_file(out) == BITFIT_FILE:
-        load_biases(pipeline.unet, out)
+    name = product_name(out)
+    if name == UNET_FOLDER:
+        load_full(pipeline.unet, out / UNET_FOLDER / UNET_WEIGHTS)
+    elif name == BITFIT_FILE:
+        load_biases(pipeline.unet, out / BITFIT_FILE)
     else:
         pipeline.load_lora_weights(out, adapter_name=ADAPTER)

@@ -5,6 +5,7 @@ Pictures are uint8 (H, W, 3). Each measure of an upscaled picture takes it, the 
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -73,6 +74,14 @@ def gained(values: Sequence[float]) -> str:
     middle, *interval = values
     ends = "{:+.2f} to {:+.2f}, 95 %".format(*interval) if interval else f"fewer than {FEWEST} pictures: no interval"
     return f"{middle:+.2f} dB ({ends})"
+
+
+def by_noise_level(summary: dict[str, Any]) -> dict[int, dict[str, Any]]:
+    """What `measure_upscalers` returned, for each level its `upscaled` and `gain`; empty where there is nothing."""
+    if "upscaled" not in summary:
+        return {}
+    others = summary.get("other_levels", {}).items()
+    return {summary["noise_level"]: summary, **{int(level): found for level, found in others}}
 
 
 def mean(values: list[float]) -> float:

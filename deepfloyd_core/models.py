@@ -3,21 +3,20 @@
 safetensors only; a `.bin` is a pickle and is never read.
 """
 
-import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from diffusers import DDPMScheduler, IFPipeline, IFSuperResolutionPipeline, UNet2DConditionModel
-from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors import safe_open
 
 from deepfloyd_core.errors import ModelError
 from deepfloyd_core.flavours import Stage
+from deepfloyd_core.weights import TEXT_MODULES, UNET_WEIGHTS, weight_files
 
 DTYPES = {"fp32": torch.float32, "no": torch.float32, "bf16": torch.bfloat16}
 PIPELINES = {1: IFPipeline, 2: IFSuperResolutionPipeline}
-TEXT_MODULES = ("encoder_hid_proj", "add_embedding")  # of a UNet: they see the text and nothing else
 
 
 class ProjectedUNet(UNet2DConditionModel):  # type: ignore[misc]
@@ -42,7 +41,7 @@ def pick_device(name: str, process: int = 0) -> torch.device:
 
 
 def autocast(device: torch.device, mixed_precision: str) -> torch.autocast:
-    """bf16 for the products of a frozen base, fp32 for what is trained."""
+    """bf16 for the products of a UNet, fp32 for what is trained."""
     return torch.autocast(device.type, torch.bfloat16, enabled=mixed_precision == "bf16")
 
 
@@ -78,26 +77,21 @@ def load_text_modules(folder: Path, dtype: torch.dtype) -> torch.nn.ModuleDict:
     if kinds != ("text_proj", "text"):
         raise ModelError(f"{folder}/unet takes its text by {kinds}; a UNet of DeepFloyd IF has ('text_proj', 'text').")
     modules = torch.nn.ModuleDict({name: getattr(unet, name) for name in TEXT_MODULES})
-    state: dict[str, torch.Tensor] = {}
-    for file in weight_files(folder / "unet", SAFETENSORS_WEIGHTS_NAME):
-        with safe_open(file, "pt") as tensors:
-            names = [name for name in tensors.keys() if name.split(".")[0] in TEXT_MODULES]  # noqa: SIM118
-            state |= {name: tensors.get_tensor(name).to(dtype) for name in names}
+    found = unet_weights(folder, lambda name: name.split(".")[0] in TEXT_MODULES)
+    state = {name: tensor.to(dtype) for name, tensor in found.items()}
     lacking = modules.load_state_dict(state, strict=False, assign=True).missing_keys
     if lacking:
         raise ModelError(f"{folder}/unet lacks the weights {', '.join(lacking)}.")
     return modules.requires_grad_(False).eval()
 
 
-def weight_files(folder: Path, name: str) -> list[Path]:
-    """The files that diffusers or transformers takes a model from: the one of its usual name, or those of its index.
-
-    Others in the folder (variants as `model.fp16.safetensors`) hold the same tensors in another dtype.
-    """
-    index = folder / f"{name}.index.json"
-    if not index.exists():
-        return [folder / name]
-    return sorted({folder / name for name in json.loads(index.read_bytes())["weight_map"].values()})
+def unet_weights(folder: Path, wanted: Callable[[str], bool]) -> dict[str, torch.Tensor]:
+    """Tensors of a folder's UNet by name, as they are stored; the others are not read."""
+    found: dict[str, torch.Tensor] = {}
+    for file in weight_files(folder / "unet", UNET_WEIGHTS):
+        with safe_open(file, "pt") as tensors:
+            found |= {name: tensors.get_tensor(name) for name in tensors.keys() if wanted(name)}  # noqa: SIM118
+    return found
 
 
 def load_scheduler(folder: Path, name: str = "scheduler", **changes: Any) -> DDPMScheduler:

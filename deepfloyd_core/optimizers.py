@@ -56,12 +56,18 @@ def _from_library(
 
 
 def take_average(optimizer: torch.optim.Optimizer) -> None:
-    """At the end of a run: schedule-free AdamW puts the average that it keeps in place of the point that it trains at.
+    """Schedule-free AdamW puts the average that it keeps in place of the point that it trains at; others do nothing.
 
     Not for checkpoints: the way there and back rounds.
     """
     if hasattr(optimizer, "eval"):
         optimizer.eval()
+
+
+def resume_training(optimizer: torch.optim.Optimizer) -> None:
+    """After `take_average` in the middle of a run; the parameters must then be put back, because the way there rounds."""
+    if hasattr(optimizer, "train"):
+        optimizer.train()
 
 
 def optimizer_state(

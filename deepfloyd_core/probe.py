@@ -1,5 +1,6 @@
 """What a UNet makes of a fixed input: two UNets that agree on it, tensor by tensor the same, make the same pictures."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,20 @@ from diffusers import UNet2DConditionModel
 from deepfloyd_core.models import ProjectedUNet, load_text_modules
 
 
-def probe_input(unet: UNet2DConditionModel, folder: Path) -> dict[str, Any]:
+def output_change(unet: UNet2DConditionModel, folder: Path, dtype: torch.dtype) -> Callable[[], float]:
+    """Remember what a UNet in eval mode makes of the input; call what is returned for the largest difference since then.
+
+    `dtype`: of its base; only fp32 is compared, the difference in another is 0.0. `folder`: of its base model.
+    """
+    unet.eval()
+    if dtype != torch.float32:
+        return lambda: 0.0
+    probe = _probe_input(unet, folder)
+    before = _output_of(unet, probe)
+    return lambda: float((_output_of(unet, probe) - before).abs().max())
+
+
+def _probe_input(unet: UNet2DConditionModel, folder: Path) -> dict[str, Any]:
     """A fixed input in fp32, as the UNet's arguments. `folder` lends text modules to a UNet that has none."""
     generator = torch.Generator().manual_seed(0)
     modules = load_text_modules(folder, torch.float32).to(unet.device) if isinstance(unet, ProjectedUNet) else None
@@ -30,7 +44,7 @@ def probe_input(unet: UNet2DConditionModel, folder: Path) -> dict[str, Any]:
     }
 
 
-def output_of(unet: UNet2DConditionModel, probe: dict[str, Any]) -> torch.Tensor:
+def _output_of(unet: UNet2DConditionModel, probe: dict[str, Any]) -> torch.Tensor:
     """The UNet's output: (1, 6, H, W)."""
     with torch.inference_mode():
         return torch.as_tensor(unet(**probe)[0])

@@ -3,6 +3,7 @@
 No torch here: the flows ask for fingerprints before any model is loaded.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,30 +12,62 @@ from deepfloyd_core.config import Run
 from deepfloyd_core.embeds import model_fingerprint
 from deepfloyd_core.errors import ConfigError
 from deepfloyd_core.flavours import Stage
+from deepfloyd_core.projected import text_identity
 
 LORA_FILE = "pytorch_lora_weights.safetensors"  # the name that diffusers looks for
 BITFIT_FILE = "bitfit_biases.safetensors"  # in its place after a training with use_bitfit
-LORA_FORMAT = BUNDLE_FORMAT = GENERATE_FORMAT = 1
-SAMPLES_FORMAT = 2  # 2: more measures of Stage II
+UNET_FOLDER = "unet"  # after a full fine-tuning; the name that diffusers gives it in a pipeline
+GENERATE_FORMAT = 1
+BUNDLE_FORMAT = 2  # 2: gains on held-out pictures
+LORA_FORMAT = 2  # 2: the held-out losses in a table; of the text only what decides its rows
+SAMPLES_FORMAT = 4  # 3: several sizes. 4: Stage II at several noise levels
 # Settings that change no byte of a LoRA: how often it is saved on the way, and how samples are made of it.
-_NOT_IN_LORA = {"checkpointing_steps", "checkpoints_total_limit", "pretrained_model_name_or_path"}
+# Of init_lora and the model the bytes count, not the path.
+_NOT_IN_LORA = {
+    "checkpointing_steps", "checkpoints_total_limit", "pretrained_model_name_or_path", "init_lora", "validation_steps",
+    "gradient_checkpointing",
+}  # fmt: skip
 _SAMPLING = {"validation_num_inference_steps", "validation_guidance", "validation_noise_level"}
+_MEASURING = {"validation_noise_levels"}
 _MODEL_PARTS = {1: ("unet", "scheduler"), 2: ("unet", "scheduler", "image_noising_scheduler")}
 
 
-def product_file(folder: Path) -> str:
-    """Name of the weights that a training left in a folder."""
-    return BITFIT_FILE if (folder / BITFIT_FILE).exists() else LORA_FILE
+def product_name(folder: Path) -> str:
+    """Name of what a training left in a folder: a file of weights, or the folder of a whole UNet."""
+    return next((name for name in (BITFIT_FILE, UNET_FOLDER) if (folder / name).exists()), LORA_FILE)
 
 
-def lora_request(run: Run, stage: Stage, folder: Path, inputs: dict[str, Artifact]) -> Request:
-    """Identity of a stage's LoRA. `folder`: the base model; inputs: pixels, text, eval_set."""
-    spec = run.config.stage(stage).model_dump(mode="json", exclude=_NOT_IN_LORA | _SAMPLING)
+def lora_request(
+    run: Run, stage: Stage, folder: Path, inputs: dict[str, Artifact], prompts: Sequence[str] = (),
+    parent_sha256: str | None = None,
+) -> Request:  # fmt: skip
+    """Identity of a stage's LoRA. `folder`: the base model; inputs: pixels, text, eval_set; prompts: of its validations;
+    parent: the weights that it starts from.
+
+    Which texts are stored does not matter, as long as those of its pictures are: so a new prompt trains nothing anew.
+    """
+    spec = run.config.stage(stage).model_dump(mode="json", exclude=_NOT_IN_LORA | _SAMPLING | _MEASURING)
     spec |= {"seed": run.config.seed, "noise_level": run.config.stage(stage).validation_noise_level}
     spec |= {"shares": shares(run), "data_backend_sampling": run.config.data_backend_sampling}
     if stage == 1:
         del spec["noise_level"]  # of the held-out loss; Stage I has none
-    return Request(f"stage{stage}_lora", LORA_FORMAT, spec, {**_ids(inputs), **_model(stage, folder)})
+    if run.config.stage(stage).validation_steps:
+        spec["validation"] = _validation(run, stage, prompts)
+    ids = {**_ids(inputs), "text": text_identity(inputs["text"])}
+    parent = {} if parent_sha256 is None else {"parent": parent_sha256}
+    return Request(f"stage{stage}_lora", LORA_FORMAT, spec, {**ids, **_model(stage, folder), **parent})
+
+
+def _validation(run: Run, stage: Stage, prompts: Sequence[str]) -> dict[str, Any]:
+    """What decides the pictures that are made while a stage is trained."""
+    config = run.config
+    included = {"validation_steps"} | (_SAMPLING if stage == 2 else _SAMPLING - {"validation_noise_level"})
+    spec: dict[str, Any] = config.stage(stage).model_dump(mode="json", include=included)
+    spec["negative_prompt"] = config.validation_negative_prompt
+    if stage == 2:
+        return {**spec, "images": config.num_upscaled_images}
+    sizes, images = [list(size) for size in config.sample_sizes_px], config.num_validation_images
+    return {**spec, "prompts": list(prompts), "sizes": sizes, "seed": config.validation_seed, "images": images}
 
 
 def shares(run: Run) -> dict[str, list[Any]]:
@@ -48,7 +81,7 @@ def samples_request(run: Run, prompts: list[str], folders: dict[Stage, Path], in
     spec: dict[str, Any] = {
         "prompts": prompts,
         "negative_prompt": config.validation_negative_prompt,
-        "size": list(config.sample_size_px),
+        "sizes": [list(size) for size in config.sample_sizes_px] if config.stage1 else [],
         "seed": config.validation_seed,
         "images": config.num_validation_images,
         "upscaled": config.num_upscaled_images,
@@ -56,7 +89,8 @@ def samples_request(run: Run, prompts: list[str], folders: dict[Stage, Path], in
     }
     models: dict[str, str] = {}
     for stage in config.stages:
-        spec[f"stage{stage}"] = config.stage(stage).model_dump(mode="json", include=_SAMPLING | {"mixed_precision"})
+        included = _SAMPLING | {"mixed_precision"} | (_MEASURING if stage == 2 else set())
+        spec[f"stage{stage}"] = config.stage(stage).model_dump(mode="json", include=included)
         models |= _model(stage, folders[stage], f"stage{stage}_model")
     return Request("cascade_samples", SAMPLES_FORMAT, spec, {**_ids(inputs), **models})
 
@@ -82,7 +116,7 @@ def generate_request(
     spec: dict[str, Any] = {
         "pictures": [list(picture) for picture in pictures],
         "version": version,
-        "size": list(run.config.sample_size_px),
+        "size": list(run.config.sample_sizes_px[0]),
         "negative_prompt": run.config.validation_negative_prompt,
         "text_encoder_dtype": run.config.text_encoder_dtype,
         "tokenizer_max_length": run.config.tokenizer_max_length,

@@ -17,11 +17,11 @@ from deepfloyd_core.artifacts import Artifact, Request, finish_part, newest, par
 from deepfloyd_core.config import Run
 from deepfloyd_core.embeds import Embeds, model_fingerprint, rows_identity
 from deepfloyd_core.errors import ArtifactError
-from deepfloyd_core.files import atomic_path
+from deepfloyd_core.files import atomic_path, canonical_json, sha256_bytes
 from deepfloyd_core.flavours import Stage
 from deepfloyd_core.mapped import mapped_table, mapped_tensor
 from deepfloyd_core.stage_config import StageConfig
-from deepfloyd_core.take_over import is_as_recorded
+from deepfloyd_core.take_over import files_as_recorded
 from deepfloyd_core.types import Report
 
 if TYPE_CHECKING:
@@ -43,6 +43,8 @@ TEXT_LAYERS = (
 
 def text_is_frozen(config: StageConfig) -> bool:
     """Whether training leaves the text modules alone, so that what they give can be stored."""
+    if config.model_type == "full":
+        return False
     targets = config.lora_target_modules
     return not any(layer == name or layer.endswith(f".{name}") for layer in TEXT_LAYERS for name in targets)
 
@@ -52,6 +54,16 @@ def text_request(run: Run, stage: Stage, folder: Path, embeds: Artifact) -> Requ
     spec = {"mixed_precision": run.config.stage(stage).mixed_precision, "rows": rows_identity(embeds)}
     inputs = {"text_embeds": embeds.fingerprint, "unet": model_fingerprint(folder, ("unet",))}
     return Request(f"stage{stage}_text", FORMAT, spec, inputs)
+
+
+def text_identity(text: Artifact) -> str:
+    """What decides the rows of a caption in a stage's text, or in the embeds: not which others are stored with it."""
+    rows = (
+        rows_identity(text)
+        if text.kind == "text_embeds"
+        else {**text.manifest["spec"], "unet": text.manifest["inputs"]["unet"]}
+    )
+    return sha256_bytes(canonical_json(rows).encode())[:16]
 
 
 def older_text(workspace: Path, request: Request) -> Artifact | None:
@@ -77,7 +89,7 @@ def project_job(job: "Job") -> dict[str, Any]:
     embeds, project = Embeds(job.inputs["text_embeds"]), projector(modules, precision)
     names = sorted(embeds.ids())
     older = job.inputs.get("older")
-    held = Projected(older, [file for file in _files(older) if is_as_recorded(file, older.hashes)]) if older else None
+    held = Projected(older, list(files_as_recorded(older, FILES))) if older else None
 
     def text_of(name: str) -> "tuple[torch.Tensor, torch.Tensor]":
         if held is None or name not in held:
@@ -147,7 +159,7 @@ class Projected:
         self._artifact = artifact
         self._columns: list[tuple[torch.Tensor, ...]] = []  # rows and pooled of each record batch
         self._where: dict[str, tuple[int, int]] = {}  # record batch and place in it
-        for file in _files(artifact) if files is None else files:
+        for file in sorted(artifact.path.glob(FILES)) if files is None else files:
             try:
                 table = mapped_table(file)
             except pa.ArrowInvalid as error:
@@ -173,10 +185,6 @@ class Projected:
         where = [self._where[name] for name in names]
         found = [[column[place] for column in self._columns[batch]] for batch, place in where]
         return Text(*map(torch.stack, zip(*found, strict=True)))
-
-
-def _files(artifact: Artifact) -> list[Path]:
-    return sorted(artifact.path.glob(FILES))
 
 
 def raw_texts(artifact: Artifact) -> Callable[[list[str]], "Text"]:

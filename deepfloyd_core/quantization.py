@@ -4,9 +4,10 @@
 blocks of 64, a quarter of the bytes, 9 % off. torchao is an extra: it takes seconds to import, and most runs need none.
 """
 
-import importlib.util
 import math
 from typing import TYPE_CHECKING, Literal
+
+from deepfloyd_core.extras import missing_extra
 
 if TYPE_CHECKING:
     import torch
@@ -17,12 +18,8 @@ _BLOCK, _SCALES = 64, 256  # NF4: values to a scale, scales that are quantised t
 
 def quantization_fault(key: str, quantization: Quantization) -> str:
     """Why weights cannot be quantised on this machine; empty when they can. Imports nothing."""
-    if quantization == "none" or importlib.util.find_spec("torchao") is not None:
-        return ""
-    return (
-        f"{key} is {quantization!r}, and torchao cannot be imported. Install the extra: "
-        "pip install 'deepfloyd-pipeline[quantization]'"
-    )
+    missing = "" if quantization == "none" else missing_extra(["torchao"], "quantization")
+    return f"{key} is {quantization!r}, and {missing}" if missing else ""
 
 
 def quantize(module: "torch.nn.Module", quantization: Quantization) -> None:

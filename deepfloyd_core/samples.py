@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ def samples_job(job: Job) -> dict[str, Any]:
     use_threads(job.config.num_threads)
     summary: dict[str, Any] = {}
     rows: list[tuple[str, list[np.ndarray]]] = []
-    small: dict[str, torch.Tensor] = {}
+    small: dict[str, list[torch.Tensor]] = {}
     wanted = _wanted(job)
     sampled = _ticker(job, wanted)
     for variant in VARIANTS if job.config.stage1 else ():
@@ -54,7 +55,7 @@ def samples_job(job: Job) -> dict[str, Any]:
         pictures = _save(job, 1, variant, wanted, small[variant])
         rows.append((f"Stage I, {variant}", pictures[:SHEET_COLUMNS]))
         if job.config.sample_measure == "drawn_world":
-            summary[f"concept_share_{variant}"] = concept_share(pictures, [prompt for prompt, _ in wanted])
+            summary[f"concept_share_{variant}"] = concept_share(pictures, [item.prompt for item in wanted])
     upscaled = wanted[: job.config.num_upscaled_images]
     if job.config.stage2:
         for variant, pictures_64 in small.items():
@@ -62,7 +63,7 @@ def samples_job(job: Job) -> dict[str, Any]:
             rows.append((f"Stage II, {variant}", _save(job, 2, variant, upscaled, large)))
         summary |= _measure_stage2(job, sampled)
     if rows:
-        title = f"base and fine-tuned, same seeds: {', '.join(dict.fromkeys(p for p, _ in wanted))}"
+        title = f"base and fine-tuned, same seeds: {', '.join(dict.fromkeys(item.prompt for item in wanted))}"
         save_picture(titled_rows(rows, 128, title), job.out / SHEET)
     return summary
 
@@ -84,10 +85,19 @@ def save_png(picture: np.ndarray, sample: Sample, path: Path) -> None:
         Image.fromarray(picture).save(tmp, format="PNG", pnginfo=info)
 
 
-def _wanted(job: Job) -> list[tuple[str, int]]:
-    """(prompt, seed) of every Stage I sample; the seeds count up, the prompts take turns."""
-    prompts, count = job.options["prompts"], job.config.num_validation_images
-    return [(prompt, job.config.validation_seed + n) for n in range(count) for prompt in prompts]
+@dataclass(frozen=True)
+class _Wanted:
+    prompt: str
+    seed: int
+    size: tuple[int, int]  # of Stage I, px
+
+
+def _wanted(job: Job) -> list[_Wanted]:
+    """Every Stage I sample, size after size; the seeds count up, the prompts take turns."""
+    config = job.config
+    seeds = range(config.validation_seed, config.validation_seed + config.num_validation_images)
+    prompts, sizes = job.options["prompts"], config.sample_sizes_px if config.stage1 else ()
+    return [_Wanted(prompt, seed, size) for size in sizes for seed in seeds for prompt in prompts]
 
 
 def _texts(job: Job, prompts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -96,12 +106,13 @@ def _texts(job: Job, prompts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.stack([embeds.of(prompt) for prompt in prompts]), torch.stack([negative] * len(prompts))
 
 
-def _ticker(job: Job, wanted: list[tuple[str, int]]) -> Callable[[int], None]:
+def _ticker(job: Job, wanted: list[_Wanted]) -> Callable[[int], None]:
     """Report every sampled picture against the number that this job will sample."""
     held_out = sum(len(read_rows(file)) for file in shard_files(job.inputs["eval_set"], 2)) if job.config.stage2 else 0
     first = len(wanted) if job.config.stage1 else 0
     second = min(first, job.config.num_upscaled_images) if job.config.stage2 else 0
-    total, done = len(VARIANTS) * (first + second + held_out), 0
+    levels = len(job.config.stage(2).measured_noise_levels) if job.config.stage2 else 0
+    total, done = len(VARIANTS) * (first + second + held_out * levels), 0
 
     def sampled(count: int) -> None:
         nonlocal done
@@ -116,22 +127,30 @@ def _sampler(job: Job, stage: Stage, variant: str, sampled: Callable[[int], None
     return make_sampler(job.config, stage, Path(job.options["models"][str(stage)]), lora, sampled)
 
 
-def _stage1(job: Job, variant: str, wanted: list[tuple[str, int]], sampled: Callable[[int], None]) -> torch.Tensor:
-    sampler = _sampler(job, 1, variant, sampled)
-    text, negative = _texts(job, [prompt for prompt, _ in wanted])
-    return sample_stage1(sampler, text, negative, [seed for _, seed in wanted], job.config.sample_size_px)
+def _stage1(job: Job, variant: str, wanted: list[_Wanted], sampled: Callable[[int], None]) -> list[torch.Tensor]:
+    """Pictures (C, H, W), in their order."""
+    sampler, made = _sampler(job, 1, variant, sampled), []
+    for size, group in groupby(wanted, key=lambda item: item.size):
+        part = list(group)
+        text, negative = _texts(job, [item.prompt for item in part])
+        made += list(sample_stage1(sampler, text, negative, [item.seed for item in part], size))
+    return made
 
 
 def _stage2(
-    job: Job, variant: str, wanted: list[tuple[str, int]], small: torch.Tensor, sampled: Callable[[int], None]
-) -> torch.Tensor:
-    sampler = _sampler(job, 2, variant, sampled)
-    text, negative = _texts(job, [prompt for prompt, _ in wanted])
-    return sample_stage2(sampler, text, negative, [seed for _, seed in wanted], small)
+    job: Job, variant: str, wanted: list[_Wanted], small: list[torch.Tensor], sampled: Callable[[int], None]
+) -> list[torch.Tensor]:
+    """small: Stage I's pictures (C, h, w). Returns them enlarged, (C, 4h, 4w)."""
+    sampler, made = _sampler(job, 2, variant, sampled), []
+    for _, group in groupby(zip(wanted, small, strict=True), key=lambda pair: pair[0].size):
+        part, pictures = zip(*group, strict=True)
+        text, negative = _texts(job, [item.prompt for item in part])
+        made += list(sample_stage2(sampler, text, negative, [item.seed for item in part], torch.stack(pictures)))
+    return made
 
 
 def _save(
-    job: Job, stage: Stage, variant: str, wanted: list[tuple[str, int]], pictures: torch.Tensor
+    job: Job, stage: Stage, variant: str, wanted: list[_Wanted], pictures: list[torch.Tensor]
 ) -> list[np.ndarray]:
     config = job.config.stage(stage)
     settings = {
@@ -140,10 +159,10 @@ def _save(
         "guidance": config.validation_guidance,
         "negative_prompt": job.config.validation_negative_prompt,
     }
-    arrays = list(to_bytes(pictures).numpy())
-    for number, ((prompt, seed), array) in enumerate(zip(wanted, arrays, strict=True)):
+    arrays = [to_bytes(picture[None])[0].numpy() for picture in pictures]
+    for number, (item, array) in enumerate(zip(wanted, arrays, strict=True)):
         path = job.out / f"stage{stage}" / f"{variant}-{number:03d}.png"
-        save_png(array, Sample(prompt, seed, variant, settings), path)
+        save_png(array, Sample(item.prompt, item.seed, variant, settings), path)
     return arrays
 
 
@@ -153,12 +172,13 @@ def _measure_stage2(job: Job, sampled: Callable[[int], None]) -> dict[str, Any]:
     def upscaler(variant: str) -> Upscaler:
         sampler = _sampler(job, 2, variant, sampled)
 
-        def upscale(rows: list[ShardRow], small: torch.Tensor) -> torch.Tensor:
+        def upscale(rows: list[ShardRow], small: torch.Tensor, noise_level: int) -> torch.Tensor:
             seeds = [hash_seed("eval", row.image_id) % 2**32 for row in rows]
             text, negative = _texts(job, [row.caption for row in rows])
-            return sample_stage2(sampler, text, negative, seeds, small)
+            return sample_stage2(sampler.at(noise_level), text, negative, seeds, small)
 
         return upscale
 
     files = shard_files(job.inputs["eval_set"], 2)
-    return measure_upscalers(files, {variant: partial(upscaler, variant) for variant in VARIANTS}, job.out)
+    upscalers = {variant: partial(upscaler, variant) for variant in VARIANTS}
+    return measure_upscalers(files, upscalers, job.config.stage(2).measured_noise_levels, job.out)

@@ -4,7 +4,7 @@ So a picture depends on its seed and prompt, and (up to the rounding of the mach
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +29,15 @@ class Sampler:
     device: torch.device
     sampled: Callable[[int], None]  # told how many pictures each batch had
 
+    def at(self, noise_level: int) -> "Sampler":
+        """The same one at another noise level of Stage II's low-res picture."""
+        return replace(self, config=self.config.model_copy(update={"validation_noise_level": noise_level}))
+
 
 def make_sampler(
     config: RunConfig, stage: Stage, folder: Path, lora: Path | None, sampled: Callable[[int], None]
 ) -> Sampler:
-    """Load a stage's base model and, if given, the LoRA or biases and their scheduler in a folder, in a stock pipeline."""
+    """Load a stage's base model and, if given, what was trained of it and its scheduler in a folder, in a stock pipeline."""
     settings, device = config.stage(stage), pick_device(config.device)
     unet = load_unet(folder, DTYPES[settings.mixed_precision])
     scheduler = load_scheduler(folder if lora is None else lora)

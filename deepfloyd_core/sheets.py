@@ -98,8 +98,8 @@ def save_picture(picture: Image.Image, path: Path) -> None:
         picture.save(tmp, format="JPEG" if path.suffix == ".jpg" else "PNG", quality=88)
 
 
-def save_loss_curve(losses: list[float], title: str, path: Path) -> None:
-    """Plot the loss of each step and its running mean."""
+def save_loss_curve(losses: list[float], title: str, path: Path, held_out: list[tuple[int, float]]) -> None:
+    """Plot the loss of each step and its running mean, and the held-out loss of some steps."""
     from matplotlib.figure import Figure
 
     steps = np.arange(1, len(losses) + 1)
@@ -109,6 +109,9 @@ def save_loss_curve(losses: list[float], title: str, path: Path) -> None:
     axes = figure.add_subplot()
     axes.plot(steps, losses, color="#b8c4d6", linewidth=1, label="each step")
     axes.plot(steps[window - 1 :], np.convolve(losses, kernel, "valid"), color="#1f4e99", label=f"mean of {window}")
+    axes.plot(
+        *zip(*held_out, strict=True), "o--", color="#c0392b", linewidth=1, markersize=4, label="held out, fixed t"
+    )
     axes.set(title=title, xlabel="step", ylabel="loss", ylim=(0, None))
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)

@@ -13,7 +13,7 @@ from deepfloyd_core.flavours import FLAVOURS, PUBLISHED, Stage
 
 # SimpleTuner keys that change nothing here: accepted, and reported as ignored.
 IGNORED = frozenset({
-    "model_family", "output_dir", "tracker_project_name", "tracker_run_name", "report_to", "resume_from_checkpoint",
+    "model_family", "output_dir", "tracker_project_name", "tracker_run_name", "resume_from_checkpoint",
     "disable_benchmark", "compress_disk_cache", "hub_model_id", "push_to_hub",
     "push_checkpoints_to_hub",
     "minimum_image_size", "resolution", "resolution_type", "num_train_epochs", "lora_type",
@@ -28,7 +28,13 @@ REFUSED = {
     "audio": "IF makes pictures, not audio",
     "controlnet": "ControlNet training is not supported yet",
 }
-_OLD_MODEL_TYPES: dict[str, Stage] = {"deepfloyd-lora": 1, "deepfloyd-stage2-lora": 2}
+# Older values of model_type, which name the stage as well.
+_OLD_MODEL_TYPES: dict[str, tuple[Stage, str]] = {
+    "deepfloyd-lora": (1, "lora"),
+    "deepfloyd-stage2-lora": (2, "lora"),
+    "deepfloyd-full": (1, "full"),
+    "deepfloyd-stage2": (2, "full"),
+}
 
 
 def our_spelling(
@@ -81,9 +87,11 @@ def _sort_out(values: dict[str, Any], path: Path, stage_keys: frozenset[str]) ->
     if values.get("model_family") not in (None, "deepfloyd"):
         raise ConfigError(f"{path}: model_family is {values['model_family']!r}; this pipeline trains deepfloyd only.")
     ignored = sorted(key for key in values if key in IGNORED)
+    if str(values.get("report_to", "none")) not in ("none", "tensorboard"):  # another tracker, or several
+        ignored.append("report_to")
     notes = [f"{path}: {key} is ignored; it has no effect in this pipeline" for key in ignored if key != "model_family"]
     dropped = {key for key in values if any(key == word or key.startswith(f"{word}_") for word in REFUSED)}
-    rest = {key: value for key, value in values.items() if key not in IGNORED and key not in dropped}
+    rest = {key: value for key, value in values.items() if key not in ignored and key not in dropped}
     return _spread(rest, path, stage_keys), notes
 
 
@@ -91,7 +99,7 @@ def _spread(values: dict[str, Any], path: Path, stage_keys: frozenset[str]) -> d
     shared = {key: values.pop(key) for key in list(values) if key in stage_keys}
     stage: Stage | None = None
     if str(shared.get("model_type")).lower() in _OLD_MODEL_TYPES:
-        stage = _OLD_MODEL_TYPES[str(shared.pop("model_type")).lower()]
+        stage, shared["model_type"] = _OLD_MODEL_TYPES[str(shared["model_type"]).lower()]
     elif str(shared.get("model_flavour")) in FLAVOURS:
         stage = FLAVOURS[str(shared["model_flavour"])].stage
     tables: list[str] = [name for name in ("stage1", "stage2") if name in values]

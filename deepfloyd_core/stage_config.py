@@ -4,11 +4,12 @@ A setting that would have no effect is refused like one that contradicts another
 others wrote: a run should do what its file says.
 """
 
-import importlib.util
-from typing import Literal, Self
+from importlib.util import find_spec
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from deepfloyd_core.extras import missing_extra
 from deepfloyd_core.flavours import FLAVOURS, Flavour
 from deepfloyd_core.spec import Spec, closest
 
@@ -25,6 +26,7 @@ _ADAPTERS = (
 )  # fmt: skip
 # A key, and the values of another under which alone it has an effect.
 _BELONGS: tuple[tuple[str, str, tuple[object, ...]], ...] = (
+    *((key, "model_type", ("lora",)) for key in (*_ADAPTERS, "use_bitfit")),
     *((key, "use_bitfit", (False,)) for key in _ADAPTERS),
     ("lr_num_cycles", "lr_scheduler", ("cosine_with_restarts",)),
     ("lr_power", "lr_scheduler", ("polynomial",)),
@@ -38,6 +40,11 @@ _BELONGS: tuple[tuple[str, str, tuple[object, ...]], ...] = (
     ("timestep_bias_begin", "timestep_bias_strategy", ("range",)),
     ("timestep_bias_end", "timestep_bias_strategy", ("range",)),
 )
+# Keys that Stage I has no use for; `validation_noise_level` alone may stand at the top level for both.
+_STAGE2_KEYS = (
+    "noise_level_begin", "noise_level_end", "low_res_blur", "low_res_noise", "low_res_jpeg_quality",
+    "low_res_degraded_share", "stage2_patch", "validation_noise_levels",
+)  # fmt: skip
 
 
 class StageConfig(Spec):
@@ -47,7 +54,14 @@ class StageConfig(Spec):
     pretrained_model_name_or_path: str | None = Field(
         None, description="Hub id or directory of the weights, in place of the flavour's own."
     )
-    model_type: Literal["lora"] = Field("lora", description="What is trained: `lora`.")
+    model_type: Literal["lora", "full"] = Field(
+        "lora", description="What is trained: adapters, or (`full`) every weight of the UNet."
+    )
+    init_lora: str | int | None = Field(
+        None,
+        description="What training starts from: a folder or .safetensors file of weights that were trained before with the "
+        "same settings, or the number of a published version. Unset: the base model.",
+    )
     lora_rank: int = Field(16, ge=1, le=256, description="Rank of each adapter; file size grows linearly.")
     lora_alpha: float | None = Field(
         None, gt=0, description="Scale numerator; the scale is alpha / rank. Unset: the rank."
@@ -83,12 +97,20 @@ class StageConfig(Spec):
     max_train_steps: int = Field(1000, ge=1, description="Optimizer steps of the run.")
     train_batch_size: int = Field(4, ge=1, le=4096, description="Pictures in one forward pass.")
     gradient_accumulation_steps: int = Field(1, ge=1, le=1024, description="Forward passes for one optimizer step.")
-    gradient_checkpointing: bool = Field(False, description="Recompute activations in the backward pass: less memory.")
+    gradient_checkpointing: bool = Field(
+        False,
+        description="Recompute activations in the backward pass, of attentions too: less memory, the same result.",
+    )
+    attention_mechanism: Literal["sdpa", "xformers", "math"] = Field(
+        "sdpa", description="Attention while training: torch's fused one, xFormers' (NVIDIA GPUs), or plain products."
+    )
     max_grad_norm: float = Field(1.0, gt=0, description="Gradients are scaled down to this L2 norm.")
-    mixed_precision: Literal["no", "bf16"] = Field("bf16", description="dtype of the frozen base.")
+    mixed_precision: Literal["no", "bf16"] = Field(
+        "bf16", description="dtype that the UNet computes in, and of its frozen weights."
+    )
     optimizer: Literal["adamw", "adamw_bf16", "adamw_8bit", "adafactor", "prodigy", "adamw_schedulefree"] = Field(
         "adamw",
-        description="`adamw`: fp32 states. `adamw_bf16`: adapters and states in bf16, rounded stochastically. `adamw_8bit`: "
+        description="`adamw`: fp32 states. `adamw_bf16`: weights and states in bf16, rounded stochastically. `adamw_8bit`: "
         "8-bit states. `adafactor`: hardly any states. `prodigy`: finds its step size; set `learning_rate` = 1. "
         "`adamw_schedulefree`: averages instead of decaying; set `lr_scheduler` = constant.",
     )
@@ -133,6 +155,23 @@ class StageConfig(Spec):
     )
     timestep_bias_begin: int = Field(0, ge=0, le=999, description="First timestep of `range`.")
     timestep_bias_end: int = Field(1000, ge=1, le=1000, description="Timestep after the last one of `range`.")
+    noise_level_begin: int = Field(
+        0, ge=0, le=999, description="Lowest noise level of Stage II's low-res input that is drawn in training."
+    )
+    noise_level_end: int = Field(1000, ge=1, le=1000, description="Noise level after the highest one that is drawn.")
+    low_res_blur: float = Field(
+        0.0, ge=0, le=4, description="Blur of Stage II's low-res input in training: largest deviation (low-res px)."
+    )
+    low_res_noise: float = Field(
+        0.0, ge=0, le=64, description="Grain of that picture itself: largest standard deviation (levels of 255)."
+    )
+    low_res_jpeg_quality: int | None = Field(
+        None, ge=1, le=100, description="Pass it through JPEG, of a quality from this one to 100; unset: no JPEG."
+    )
+    low_res_degraded_share: float = Field(1.0, gt=0, le=1, description="Share of the samples that have any of these.")
+    stage2_patch: Literal[64, 128] | None = Field(
+        None, description="Train on a window of each Stage II crop, px a side: less memory and time; unset: all of it."
+    )
     train_variance: bool = Field(
         False, description="Train the variance half as well (L_hybrid, Nichol and Dhariwal 2021), and sample with it."
     )
@@ -140,15 +179,33 @@ class StageConfig(Spec):
         0.1, ge=0, le=1, description="Share of captions replaced by the empty one."
     )
     random_flip: bool = Field(False, description="Mirror half of the samples left to right.")
-    use_ema: bool = Field(False, description="Keep a moving average of the adapters; it is what is saved.")
+    use_ema: bool = Field(False, description="Keep a moving average of what is trained; it is what is saved.")
     ema_decay: float = Field(
         0.995, ge=0, lt=1, description="Decay of that average per step; lower in the first steps, (1 + n) / (10 + n)."
     )
     checkpointing_steps: int = Field(500, ge=1, description="Optimizer steps between checkpoints; changes no result.")
     checkpoints_total_limit: int = Field(2, ge=1, description="Checkpoints kept while training; changes no result.")
+    validation_steps: int = Field(
+        0, ge=0, description="Optimizer steps between validations: held-out loss and pictures, also of step 0; 0: none."
+    )
     validation_num_inference_steps: int = Field(50, ge=1, le=1000, description="DDPM steps of each sample.")
     validation_guidance: float = Field(7.0, ge=1, description="Classifier-free guidance scale; 1 switches it off.")
     validation_noise_level: int = Field(250, ge=0, le=999, description="Noise on Stage II's low-res input (0 to 999).")
+    validation_noise_levels: tuple[Annotated[int, Field(ge=0, le=999)], ...] = Field(
+        (),
+        strict=False,
+        description="Further levels (0 to 999) at which Stage II is measured on the held-out pictures.",
+    )
+
+    @property
+    def measured_noise_levels(self) -> tuple[int, ...]:
+        """The levels at which Stage II is measured, each once, the one that it samples at first."""
+        return tuple(dict.fromkeys((self.validation_noise_level, *self.validation_noise_levels)))
+
+    @property
+    def degrades_low_res(self) -> bool:
+        """Whether Stage II's low-res pictures are spoilt in training."""
+        return bool(self.low_res_blur or self.low_res_noise or self.low_res_jpeg_quality)
 
     @property
     def flavour(self) -> Flavour:
@@ -164,6 +221,11 @@ class StageConfig(Spec):
     def notes(self) -> list[str]:
         """What a user should know of these settings, each starting with its key."""
         found = []
+        if self.model_type == "full" and not self.model_fields_set & {"learning_rate"} and self.optimizer != "prodigy":
+            found.append(
+                f"learning_rate is not set; {self.learning_rate:g} is meant for a LoRA. Every weight of a UNet wants less, "
+                "for example 1e-6 with lr_end = 1e-7"
+            )
         if self.optimizer == "prodigy" and self.learning_rate != 1.0:
             found.append(
                 f"learning_rate is {self.learning_rate:g}; prodigy finds the step size itself and multiplies it by this. "
@@ -175,6 +237,11 @@ class StageConfig(Spec):
             found.append(f"lr_end is ignored; lr_scheduler is {self.lr_scheduler}")
         if "ema_decay" in self.model_fields_set and not self.use_ema:
             found.append("ema_decay is ignored without use_ema")
+        begin, end = self.noise_level_begin, self.noise_level_end
+        outside = [level for level in self.measured_noise_levels if not begin <= level < end]
+        if outside and self.flavour.stage == 2:
+            key = "validation_noise_level" + ("" if self.validation_noise_level in outside else "s")
+            found.append(f"{key} is {outside[0]}; training draws {begin} to {end - 1} alone")
         if self.optimizer == "adafactor":
             unused = sorted(self.model_fields_set & {"adam_beta1", "adam_beta2", "adam_epsilon"})
             found += [f"{key} is ignored; adafactor has no such setting" for key in unused]
@@ -183,7 +250,8 @@ class StageConfig(Spec):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         for find in (
-            self._flavour_fault, self._rate_fault, self._optimizer_fault, self._objective_fault, self._idle_fault
+            self._flavour_fault, self._rate_fault, self._optimizer_fault, self._objective_fault, self._idle_fault,
+            self._stage2_fault,
         ):  # fmt: skip
             if fault := find():
                 raise ValueError(fault)
@@ -207,13 +275,10 @@ class StageConfig(Spec):
     def _optimizer_fault(self) -> str:
         said = f"optimizer is {self.optimizer!r}"
         package, extra = _LIBRARIES.get(self.optimizer, ("", ""))
-        if package and importlib.util.find_spec(package) is None:
-            install = f"pip install 'deepfloyd-pipeline[{extra}]'"
-            return f"{said}, and {package} cannot be imported. Install the extra: {install}"
+        if package and (missing := missing_extra([package], extra)):
+            return f"{said}, and {missing}"
         if self.optimizer == "adamw_bf16" and self.mixed_precision != "bf16":
-            return (
-                f"{said}, which keeps the adapters in bf16, and mixed_precision is 'no'. Set it to bf16, or use adamw"
-            )
+            return f"{said}, which keeps the weights in bf16, and mixed_precision is 'no'. Set it to bf16, or use adamw"
         if self.optimizer != "adamw_schedulefree":
             return ""
         if not self.lr_scheduler.startswith("constant"):
@@ -222,7 +287,7 @@ class StageConfig(Spec):
                 "Use constant or constant_with_warmup"
             )
         if self.use_ema:
-            return f"{said}, which averages the adapters itself. Remove use_ema"
+            return f"{said}, which averages what is trained itself. Remove use_ema"
         if self.adam_beta1 == 0:
             return f"{said}, which divides by adam_beta1, and that is 0. Use for example 0.9"
         return ""
@@ -257,9 +322,42 @@ class StageConfig(Spec):
                 )
         return ""
 
+    def _stage2_fault(self) -> str:
+        """A key of Stage II that Stage I was given, or that contradicts another."""
+        if self.flavour.stage == 2:
+            return self._low_res_fault()
+        for key in _STAGE2_KEYS:
+            value = getattr(self, key)
+            if value != type(self).model_fields[key].default:
+                shown = list(value) if isinstance(value, tuple) else value
+                return f"{key} is {shown}, and {self.model_flavour} is a Stage I model. Put it into [stage2]"
+        return ""
 
-def device_fault(optimizer: str, device: str) -> str:
-    """Why an optimizer cannot run on a device, given by torch's name of its type or `auto`; empty when it can."""
-    if optimizer == "adamw_8bit" and device == "mps":  # bitsandbytes 0.50 has kernels for cuda (rocm), xpu and cpu
+    def _low_res_fault(self) -> str:
+        if self.noise_level_begin >= self.noise_level_end:
+            return (
+                f"noise_level_begin ({self.noise_level_begin}) is not below noise_level_end ({self.noise_level_end}). "
+                "Set a range within 0 to 1000"
+            )
+        if self.low_res_degraded_share != 1 and not self.degrades_low_res:
+            return (
+                f"low_res_degraded_share is {self.low_res_degraded_share}, without effect while there is no low_res_blur, "
+                "low_res_noise or low_res_jpeg_quality. Remove it, or set one of them"
+            )
+        return ""
+
+
+def device_fault(config: StageConfig, device: str) -> str:
+    """Why a stage cannot be trained on a device, given by torch's name of its type, `rocm` or `auto`; empty when it can."""
+    if (
+        config.optimizer == "adamw_8bit" and device == "mps"
+    ):  # bitsandbytes 0.50 has kernels for cuda (rocm), xpu and cpu
         return "optimizer is 'adamw_8bit', and bitsandbytes has no 8-bit states on mps. Use adamw or adamw_bf16"
+    if config.attention_mechanism == "xformers":
+        if device not in ("cuda", "auto"):
+            return f"attention_mechanism is 'xformers', which needs an NVIDIA GPU, and the device is {device}. Use sdpa"
+        if find_spec("xformers") is None:
+            return (
+                "attention_mechanism is 'xformers', and xformers cannot be imported. pip install xformers, or use sdpa"
+            )
     return ""

@@ -30,9 +30,9 @@ from transformers.models.t5.modeling_t5 import T5Attention
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from deepfloyd_core.errors import ModelError
-from deepfloyd_core.models import weight_files
 from deepfloyd_core.quantization import Quantization, quantize
 from deepfloyd_core.types import Report, no_report
+from deepfloyd_core.weights import weight_files
 
 _EMBEDDING, _FINAL_NORM = ("shared.weight", "encoder.embed_tokens.weight"), "encoder.final_layer_norm.weight"
 _LAYER = "encoder.block."
@@ -229,11 +229,12 @@ def _block(encoder: TextEncoder, number: int) -> Any:
     block, prefix = deepcopy(encoder.model.encoder.block[number]), f"{_LAYER}{number}."
     found = _weights(encoder, [(prefix + name,) for name in block.state_dict()])
     # No `.to` for what has the dtype: it would turn quantised weights into plain ones.
-    ready = {
-        n: weight if weight.dtype == encoder.arithmetic else weight.to(encoder.arithmetic)
-        for n, weight in found.items()
+    weights = {
+        name.removeprefix(prefix): weight if weight.dtype == encoder.arithmetic else weight.to(encoder.arithmetic)
+        for name, weight in found.items()
     }
-    block.load_state_dict({name.removeprefix(prefix): weight for name, weight in ready.items()}, assign=True)
+    del found
+    block.load_state_dict(weights, assign=True)
     if encoder.held is None:
         quantize(block, encoder.quantization)
     return block

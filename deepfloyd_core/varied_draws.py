@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 
 from deepfloyd_core.batches import Draws
+from deepfloyd_core.degradations import draw_degradation
 from deepfloyd_core.stage_config import StageConfig
 from deepfloyd_core.types import hash_seed
 
@@ -19,6 +20,13 @@ def vary(draws: Draws, config: StageConfig, seed: int, number: int) -> Draws:
     if config.timestep_bias_strategy != "none":
         weights, generator = timestep_weights(config), _generator("timesteps", seed, number)
         draws = replace(draws, t=torch.multinomial(weights, len(draws.t), replacement=True, generator=generator))
+    if (config.noise_level_begin, config.noise_level_end) != (0, TIMESTEPS):
+        generator, band = _generator("levels", seed, number), (config.noise_level_begin, config.noise_level_end)
+        draws = replace(draws, level=torch.randint(*band, draws.level.shape, generator=generator))
+    if config.degrades_low_res:
+        draws = replace(draws, degradation=draw_degradation(draws.noise.shape, config, seed, number))
+    if config.stage2_patch:
+        draws = replace(draws, windows=_windows(draws.noise.shape, config.stage2_patch, seed, number))
     if config.offset_noise:
         draws = replace(draws, noise=draws.noise + _offset(draws, config, _generator("offset", seed, number)))
     strength = perturbation(config, number // config.gradient_accumulation_steps)
@@ -26,6 +34,18 @@ def vary(draws: Draws, config: StageConfig, seed: int, number: int) -> Draws:
         extra = torch.randn(draws.noise.shape, generator=_generator("perturbation", seed, number))
         draws = replace(draws, fed_noise=draws.noise + strength * extra)
     return draws
+
+
+def _windows(shape: torch.Size, edge: int, seed: int, number: int) -> tuple[tuple[slice, slice], ...]:
+    """Rows and columns of a square in each of B pictures, (B, C, H, W), anywhere; shorter where a picture is."""
+    generator = _generator("windows", seed, number)
+    sides = [min(edge, whole) for whole in shape[-2:]]
+    starts = [
+        torch.randint(0, whole - side + 1, shape[:1], generator=generator).tolist()
+        for whole, side in zip(shape[-2:], sides, strict=True)
+    ]
+    height, width = sides
+    return tuple((slice(top, top + height), slice(left, left + width)) for top, left in zip(*starts, strict=True))
 
 
 def timestep_weights(config: StageConfig) -> torch.Tensor:

@@ -269,10 +269,13 @@ def _print_version(workspace: Path, version: Any) -> None:
     bundle = Artifact("lora_bundle", version.bundle, workspace / "lora_bundle" / version.bundle)
     samples = bundle.summary["samples"]
     out.print()
+    for stage in (1, 2):
+        if measured := bundle.summary.get(f"stage{stage}"):
+            _print_held_out(stage, measured)
     for key, value in samples.items():
         if not isinstance(value, dict):
             out.print(f"{key.replace('_', ' '):<22} {value}")
-    _print_upscaled(samples.get("upscaled", {}), samples.get("gain", {}))
+    _print_upscaled(samples)
     out.print(f"version                {version.number}")
     out.print(f"bundle                 {bundle.path}")
     for name in ("sheet.png", "eval.png"):
@@ -280,28 +283,44 @@ def _print_version(workspace: Path, version: Any) -> None:
             out.print(f"{'contact sheet' if name == 'sheet.png' else 'held-out pictures':<22} {bundle.path / name}")
 
 
-def _print_upscaled(means: dict[str, dict[str, float]], gains: dict[str, dict[str, list[float]]]) -> None:
-    """Stage II's measures, a line for each way of upscaling, and what the tuned model gains on each other one."""
+def _print_held_out(stage: int, measured: dict[str, Any]) -> None:
+    """The loss on pictures that were not trained on: of the base, or of a parent, and of the tuned model."""
+    for before, gain in (("eval_loss_base", "eval_gain"), ("eval_loss_parent", "eval_gain_on_parent")):
+        if before in measured:
+            middle, *interval = measured[gain]
+            ends = " ({:+.4f} to {:+.4f}, 95 %)".format(*(-value for value in reversed(interval))) if interval else ""
+            name = f"stage {'I' * stage} {'held-out loss' if before == 'eval_loss_base' else 'from its parent'}"
+            out.print(f"{name:<22} {measured[before]:.4f} -> {measured['eval_loss']:.4f}, {-middle:+.4f}{ends}")
+
+
+def _print_upscaled(samples: dict[str, Any]) -> None:
+    """Stage II's measures, a line for each way and noise level, and what the tuned model gains on each other way."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    from deepfloyd_core.metrics import MEASURES, UPSCALED_BY, gained
+    from deepfloyd_core.metrics import MEASURES, UPSCALED_BY, by_noise_level, gained
 
-    ways = [way for way in UPSCALED_BY if way in means]
-    if not ways:
+    levels = by_noise_level(samples)
+    if not levels:
         return
-    table = Table("", box=SIMPLE_HEAD, padding=(0, 1))
+    table = Table("", "noise level", box=SIMPLE_HEAD, padding=(0, 1))
     for name in MEASURES:
         table.add_column({"psnr": "PSNR, dB", "ssim": "SSIM"}.get(name, name.replace("_", " ")), justify="right")
-    for way in ways:
-        found = (means[way][name] for name in MEASURES)
-        table.add_row(
-            way, *("" if value is None else f"{value:.3g}" if value < 10 else f"{value:.2f}" for value in found)
-        )
+    gains = []
+    for level, measured in levels.items():
+        for way in (way for way in UPSCALED_BY if way in measured["upscaled"]):
+            found = (measured["upscaled"][way][name] for name in MEASURES)
+            shown = ("" if value is None else f"{value:.3g}" if value < 10 else f"{value:.2f}" for value in found)
+            plain = way not in ("base", "tuned")
+            if not plain or measured is samples:  # the figures of a plain enlargement are the same at every level
+                table.add_row(way, "" if plain else str(level), *shown)
+            if way in measured["gain"]:
+                label = f"tuned over {way}" + (f", {level}" if len(levels) > 1 else "")
+                gains.append(f"{label:<{22 if len(levels) == 1 else 26}} {gained(measured['gain'][way]['psnr'])}")
     out.print("\nStage II on held-out pictures, upscaled by")
     out.print(table)
-    for way in (way for way in ways if way in gains):
-        out.print(f"{f'tuned over {way}':<22} {gained(gains[way]['psnr'])}")
+    for line in gains:
+        out.print(line)
 
 
 def _need_workspace(workspace: Path) -> None:

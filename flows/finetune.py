@@ -12,7 +12,7 @@ from tasks.eval_set import eval_set
 from tasks.image_index import image_index
 from tasks.lora_bundle import lora_bundle, publish_version
 from tasks.runners import reach_workers
-from tasks.stage_lora import stage_lora
+from tasks.stage_lora import check_parents, stage_lora
 from tasks.stage_pixels import stage_pixels
 from tasks.stage_text import stage_text
 from tasks.text_embeds import text_embeds
@@ -22,6 +22,7 @@ from tasks.text_embeds import text_embeds
 def finetune(config: str, overrides: list[str] | None = None) -> Version:
     """Fine-tune the stages that CONFIG names and publish the result as a new version."""
     run = load_run(Path(config), tuple(overrides or ()))
+    check_parents(run, run.config.stages)
     reach_workers(run)
     return make_bundle(run, image_index(run))
 
@@ -31,11 +32,11 @@ def make_bundle(run: Run, index: Artifact) -> Version:
     embeds = text_embeds(run, index)
     pixels = {stage: stage_pixels(run, index, stage) for stage in run.config.stages}
     held_out = eval_set(run, index)
+    prompts = sample_prompts(run, index)
     loras = {}
     for stage in run.config.stages:
         inputs = {"pixels": pixels[stage], "text": stage_text(run, stage, embeds), "eval_set": held_out}
-        loras[f"stage{stage}_lora"] = stage_lora(run, stage, inputs)
-    prompts = sample_prompts(run, index)
+        loras[f"stage{stage}_lora"] = stage_lora(run, stage, inputs, prompts)
     samples = cascade_samples(run, prompts, {"text_embeds": embeds, "eval_set": held_out, **loras})
     bundle = lora_bundle(run, prompts, {"image_index": index, "cascade_samples": samples, **loras})
     return publish_version(run, bundle, index)

@@ -7,10 +7,11 @@ from prefect import flow
 from deepfloyd_core.artifacts import Artifact
 from deepfloyd_core.config import Run, load_run
 from deepfloyd_core.flavours import Stage
+from tasks.cascade_samples import sample_prompts
 from tasks.eval_set import eval_set
 from tasks.image_index import image_index
 from tasks.runners import reach_workers
-from tasks.stage_lora import stage_lora
+from tasks.stage_lora import check_parents, stage_lora
 from tasks.stage_pixels import stage_pixels
 from tasks.stage_text import stage_text
 from tasks.text_embeds import text_embeds
@@ -48,6 +49,7 @@ def train_stage2(config: str, overrides: list[str] | None = None) -> list[Artifa
 
 def _train(run: Run, stage: Stage) -> list[Artifact]:
     run.config.stage(stage)  # a run without this stage fails here, before anything is made
+    check_parents(run, (stage,))
     reach_workers(run)
     index = image_index(run)
     embeds = text_embeds(run, index)
@@ -56,5 +58,5 @@ def _train(run: Run, stage: Stage) -> list[Artifact]:
         "text": stage_text(run, stage, embeds),
         "eval_set": eval_set(run, index),
     }
-    made = [index, embeds, *inputs.values(), stage_lora(run, stage, inputs)]
+    made = [index, embeds, *inputs.values(), stage_lora(run, stage, inputs, sample_prompts(run, index))]
     return list(dict.fromkeys(made))  # the text can be the embeds themselves

@@ -36,5 +36,5 @@ def cascade_samples(run: Run, prompts: list[str], inputs: dict[str, Artifact]) -
         )
     publish_pictures(samples, "sheet.png", "eval.png")
     if "upscaled" in samples.summary:
-        publish_upscaled(samples.summary["upscaled"], samples.summary["gain"])
+        publish_upscaled(samples.summary)
     return samples

@@ -21,6 +21,11 @@ def generated(run: Run, pictures: list[tuple[str, int]], version: str) -> Artifa
     """pictures: (prompt, seed) each; version: `latest`, a number, or `base`."""
     if run.config.stage1 is None:
         raise ConfigError("generate starts from Stage I: add a [stage1] table with a model_flavour.")
+    size, *others = run.config.sample_sizes_px
+    if others:
+        raise ConfigError(
+            f"validation_resolution is {run.config.validation_resolution!r}; generate makes one size: give it with --size."
+        )
     folders: dict[Stage, Path] = {}
     for stage in run.config.stages:
         folders[stage] = resolve(run.config.stage(stage).model, stage, text=stage == 1)
@@ -30,7 +35,7 @@ def generated(run: Run, pictures: list[tuple[str, int]], version: str) -> Artifa
     options = {
         "pictures": pictures,
         "version": version,
-        "size": list(run.config.sample_size_px),
+        "size": list(size),
         "encoder": str(folders[1]),
         "models": {str(stage): str(folder) for stage, folder in folders.items()},
     }

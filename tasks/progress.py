@@ -3,9 +3,11 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import cast
 from uuid import UUID
 
+from prefect import get_run_logger
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.context import FlowRunContext
 from rich.console import Console
@@ -15,34 +17,51 @@ from deepfloyd_core.types import Report
 
 CONSOLE = Console(stderr=True)
 UI_EVERY_S = 3.0  # one request to the server each
+LOG_EVERY_S = 30.0  # a line in the flow run's log, and on a terminal that shows no bars
 
 
 @contextmanager
 def progress(label: str) -> Iterator[Report]:
     """Yield a Report that moves a bar and, inside a flow run, a progress artifact; nothing shows before it is called."""
+    bar_itself = (BarColumn(16),) if CONSOLE.width >= 100 else ()  # the line of a training would be cut short
     columns = (
-        TextColumn("[bold]{task.description:<16}"), BarColumn(16), MofNCompleteColumn(),
+        TextColumn("[bold]{task.description:<15}"), *bar_itself, MofNCompleteColumn(),
         TimeRemainingColumn(compact=True, elapsed_when_finished=True), TextColumn("{task.fields[line]}"),
     )  # fmt: skip
-    bars = Progress(*columns, console=CONSOLE)
+    bars = Progress(*columns, console=CONSOLE, disable=not CONSOLE.is_terminal)
     bar = bars.add_task(label, total=None, line="")
     artifact_id: UUID | None = None
-    last = 0.0
+    last = logged = 0.0
 
     def report(done: int, total: int, line: str) -> None:
-        nonlocal artifact_id, last
+        nonlocal artifact_id, last, logged
         bars.start()
         bars.update(bar, completed=done, total=total, line=line)
+        if time.monotonic() - logged > LOG_EVERY_S:
+            logged = time.monotonic()
+            _log(f"{label} {done}/{total}  {line}  {_left(bars.tasks[0].time_remaining)}")
         if FlowRunContext.get() is None:
             return
         if artifact_id is None:
             artifact_id = cast(UUID, create_progress_artifact(0.0, description=label))
         if done >= total or time.monotonic() - last > UI_EVERY_S:
             last = time.monotonic()
-            update_progress_artifact(artifact_id, 100.0 * done / max(total, 1), description=f"{label}: {line}")
+            said = f"{label}: {line}  {_left(bars.tasks[0].time_remaining)}"
+            update_progress_artifact(artifact_id, 100.0 * done / max(total, 1), description=said)
 
     try:
         yield report
     finally:
         if bars.live.is_started:  # stopping one that never started prints an empty line
             bars.stop()
+
+
+def _left(seconds: float | None) -> str:
+    return "" if seconds is None else f"{timedelta(seconds=round(seconds))} left"
+
+
+def _log(text: str) -> None:
+    if not CONSOLE.is_terminal:
+        CONSOLE.print(text, highlight=False, markup=False, soft_wrap=True)
+    if FlowRunContext.get() is not None:
+        get_run_logger().info(text)

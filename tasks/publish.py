@@ -13,7 +13,7 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
 from deepfloyd_core.artifacts import Artifact
 from deepfloyd_core.image_index import SHEET
-from deepfloyd_core.metrics import MEASURES, UPSCALED_BY, gained
+from deepfloyd_core.metrics import MEASURES, UPSCALED_BY, by_noise_level, gained
 
 LIMIT_BYTES = 150 << 10
 
@@ -40,14 +40,23 @@ def publish_pictures(artifact: Artifact, *names: str) -> None:
     create_markdown_artifact("\n".join(lines), key=artifact.kind.replace("_", "-"), description=artifact.kind)
 
 
-def publish_upscaled(means: dict[str, dict[str, float]], gains: dict[str, dict[str, list[float]]]) -> None:
-    """Stage II's measures as a table, a line for each way of upscaling."""
+def publish_upscaled(summary: dict[str, Any]) -> None:
+    """Stage II's measures as a table, a line for each way of upscaling at each noise level of the low-res picture."""
     rows = []
-    for way in (way for way in UPSCALED_BY if way in means):
-        more = gained(gains[way]["psnr"]) if way in gains else ""
-        measured = {MEASURES[name]: value for name, value in means[way].items()}
-        rows.append({"upscaled by": way, **measured, "tuned gains on it": more})
+    for level, found in by_noise_level(summary).items():
+        means, gains = found["upscaled"], found["gain"]
+        for way in (way for way in UPSCALED_BY if way in means):
+            more = gained(gains[way]["psnr"]) if way in gains else ""
+            measured = {MEASURES[name]: value for name, value in means[way].items()}
+            rows.append({"noise level": level, "upscaled by": way, **measured, "tuned gains on it": more})
     create_table_artifact(rows, key="stage2-measures", description="Stage II on the held-out pictures")
+
+
+def publish_held_out(lora: Artifact) -> None:
+    """The held-out loss of the base and the tuned model at each timestep."""
+    rows = [{"t": t, "base": base, "tuned": tuned} for t, (base, tuned) in lora.summary["eval_by_t"].items()]
+    kind = lora.kind.replace("_", "-")
+    create_table_artifact(rows, key=f"{kind}-held-out", description="Loss on the held-out pictures by timestep")
 
 
 def publish_truncated(lost: list[tuple[str, int]]) -> None:
@@ -74,4 +83,10 @@ def data_uri(path: Path, limit: int = LIMIT_BYTES) -> str:
 def _table(summary: dict[str, Any]) -> list[str]:
     lines = ["| measure | value |", "|---|---|"]
     shown = {key: value for key, value in summary.items() if not isinstance(value, dict)}
-    return lines + [f"| {key.replace('_', ' ')} | {value} |" for key, value in shown.items()]
+    return lines + [f"| {key.replace('_', ' ')} | {_shown(value)} |" for key, value in shown.items()]
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(_shown(item) for item in value)
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

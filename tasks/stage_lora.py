@@ -1,5 +1,7 @@
 """The LoRA of a stage, trained in a process of its own."""
 
+from typing import Any
+
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
@@ -7,21 +9,32 @@ from deepfloyd_core.artifacts import Artifact, materialise
 from deepfloyd_core.config import Run
 from deepfloyd_core.flavours import Stage, resolve
 from deepfloyd_core.jobs import run_job
+from deepfloyd_core.parent import find_parent
 from deepfloyd_core.products import lora_request, shares
 from tasks.progress import progress
-from tasks.publish import publish_pictures
+from tasks.publish import publish_held_out, publish_pictures
+
+
+def check_parents(run: Run, stages: tuple[Stage, ...]) -> None:
+    """Raise ConfigError for an `init_lora` that a stage cannot start from, before anything else is made."""
+    for stage in stages:
+        if run.config.stage(stage).init_lora is not None:
+            find_parent(run, stage, resolve(run.config.stage(stage).model, stage))
 
 
 @task(name="stage_lora", task_run_name="stage{stage}_lora", cache_policy=NO_CACHE)
-def stage_lora(run: Run, stage: Stage, inputs: dict[str, Artifact]) -> Artifact:
-    """inputs: pixels, text, eval_set. The result loads in diffusers' stock pipeline."""
+def stage_lora(run: Run, stage: Stage, inputs: dict[str, Artifact], prompts: list[str]) -> Artifact:
+    """inputs: pixels, text, eval_set; prompts: of the validations. The result loads in diffusers' stock pipeline."""
     folder = resolve(run.config.stage(stage).model, stage)
-    options = {"stage": stage, "model": str(folder), "shares": shares(run)}
+    parent = find_parent(run, stage, folder)
+    options: dict[str, Any] = {"stage": stage, "model": str(folder), "shares": shares(run), "prompts": prompts}
+    options["parent"] = parent.option if parent else None
     with progress(f"stage {'I' * stage} LoRA") as report:
         lora, _ = materialise(
             run.workspace,
-            lora_request(run, stage, folder, inputs),
+            lora_request(run, stage, folder, inputs, prompts, parent.sha256 if parent else None),
             lambda work: run_job("train", run.config, inputs, options, work, report),
         )
-    publish_pictures(lora, "loss.png")
+    publish_pictures(lora, "loss.png", "validation.png")
+    publish_held_out(lora)
     return lora

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 os.environ["OMP_NUM_THREADS"] = "1"
 # Tests call the core outside of flow runs, in processes where another test may have imported Prefect.
 os.environ["PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW"] = "ignore"
+# A shell script starts its `&` jobs with SIGINT ignored; what a test starts would then ignore it as well.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 RUN_FILE = """
 workspace = "{folder}/workspace"
@@ -61,6 +64,7 @@ caption_dropout_probability = 0.3
 lora_dropout = 0.1
 random_flip = true
 use_ema = true
+validation_steps = 5
 validation_num_inference_steps = 2
 validation_guidance = 3.0
 

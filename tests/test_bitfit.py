@@ -38,7 +38,7 @@ def saved(out: Path, load: Callable[..., UNet2DConditionModel], stage: Stage = 1
         for param in unet.parameters():
             if param.requires_grad:
                 param += 0.03 * torch.randn(param.shape, generator=generator).to(param.dtype)
-    save_biases(unet, stage, out)
+    save_biases(unet, stage, FOLDERS[stage], out)
     return unet
 
 
@@ -129,7 +129,7 @@ def test_a_truncated_file_is_named(tmp_path: Path) -> None:
     file = tmp_path / BITFIT_FILE
     file.write_bytes(file.read_bytes()[:-1])
     with pytest.raises(ArtifactError, match=f"{BITFIT_FILE} cannot be read"):
-        load_biases(unet, tmp_path)
+        load_biases(unet, file)
 
 
 def test_the_same_biases_give_the_same_bytes(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from deepfloyd_core.config import Run, RunConfig, StageConfig, load_run
 from deepfloyd_core.datafile import ImageDataset, TextEmbedBackend
 from deepfloyd_core.errors import ConfigError
+from deepfloyd_core.flavours import Stage
 
 ours = settings(deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
 
@@ -84,9 +85,16 @@ STAGE_BOUNDS: dict[str, tuple[type, float | None, float | None]] = {
     "ema_decay": (float, 0, math.nextafter(1, 0)),
     "checkpointing_steps": (int, 1, None),
     "checkpoints_total_limit": (int, 1, None),
+    "validation_steps": (int, 0, None),
     "validation_num_inference_steps": (int, 1, 1000),
     "validation_guidance": (float, 1, None),
     "validation_noise_level": (int, 0, 999),
+    "noise_level_begin": (int, 0, 999),
+    "noise_level_end": (int, 1, 1000),
+    "low_res_blur": (float, 0, 4),
+    "low_res_noise": (float, 0, 64),
+    "low_res_jpeg_quality": (int, 1, 100),
+    "low_res_degraded_share": (float, 5e-324, 1),
 }
 RUN_BOUNDS: dict[str, tuple[type, float | None, float | None]] = {
     "seed": (int, 0, 2**32 - 1),
@@ -421,6 +429,8 @@ DEPENDENT = {
     "max_train_steps", "lr_end", "lr_warmup_steps", "learning_rate", "lr_num_cycles", "lr_power", "huber_c",
     "soft_min_snr_sigma_data", "noise_offset", "noise_offset_probability", "input_perturbation_steps",
     "timestep_bias_multiplier", "timestep_bias_portion", "timestep_bias_begin", "timestep_bias_end",
+    "noise_level_begin", "noise_level_end", "low_res_blur", "low_res_noise", "low_res_jpeg_quality",
+    "low_res_degraded_share",
 }  # fmt: skip
 STAGE_VALUES = st.fixed_dictionaries(
     {"max_train_steps": st.integers(1, 10**6)},
@@ -500,6 +510,27 @@ def test_simpletuners_flat_file_trains_the_one_stage_that_it_names(
     assert stage.gradient_checkpointing is True
 
 
+@pytest.mark.parametrize(
+    ("model_type", "flavour", "stage"),
+    [("deepfloyd-full", "i-medium-400m", 1), ("deepfloyd-stage2", "ii-medium-450m", 2), ("full", "tiny-ii", 2)],
+)  # fmt: skip
+def test_simpletuners_full_fine_tuning_is_ours(files: Files, model_type: str, flavour: str, stage: Stage) -> None:
+    config = files.load(flat(**{"MODEL_TYPE": model_type, "--model_flavour": flavour, "--lora_rank": 16})).config
+    assert config.stages == (stage,)
+    assert config.stage(stage).model_type == "full"
+    other = "ii-medium-450m" if stage == 1 else "i-medium-400m"
+    if model_type != "full":
+        message = files.refusal(flat(**{"MODEL_TYPE": model_type, "--model_flavour": other, "--lora_rank": 16}))
+        assert f"stage{stage}.model_flavour is '{other}', a Stage" in message
+
+
+def test_a_full_fine_tuning_at_a_loras_learning_rate_is_noted(files: Files) -> None:
+    keys = {"model_flavour": "tiny-i", "model_type": "full"}
+    (note,) = files.load({"stage1": keys}).notes
+    assert "stage1.learning_rate is not set; 4e-05 is meant for a LoRA" in note
+    assert not files.load({"stage1": {**keys, "learning_rate": 4e-5}}).notes
+
+
 def test_the_guides_data_file_is_read_unchanged(files: Files) -> None:
     pictures = files.folder / "pictures"
     (files.folder / "guide.json").write_text(GUIDE_DATA_FILE.replace("PICTURES", str(pictures)))
@@ -512,8 +543,10 @@ def test_the_guides_data_file_is_read_unchanged(files: Files) -> None:
 
 def test_a_key_that_has_no_effect_is_reported_not_swallowed(files: Files) -> None:
     notes = files.load(flat(**{"--model_flavour": "tiny-i"})).notes
-    for key in ("output_dir", "resume_from_checkpoint", "report_to"):
+    for key in ("output_dir", "resume_from_checkpoint"):
         assert [note for note in notes if f"{key} is ignored" in note], key
+    assert not [note for note in notes if "report_to" in note], "none is what it does"
+    assert [note for note in files.load({**BOTH, "report_to": "wandb"}).notes if "report_to is ignored" in note]
 
 
 @pytest.mark.parametrize(
@@ -556,7 +589,7 @@ def test_overrides_reach_nested_keys_and_keep_toml_types(files: Files) -> None:
     assert config.stage(1).lora_rank == 3
     assert (config.stage(2).learning_rate, config.stage(2).gradient_checkpointing) == (1e-3, True)
     assert config.prompts == ("a", "b")
-    assert config.sample_size_px == (96, 64)
+    assert config.sample_sizes_px == ((96, 64),)
     assert config.validation_negative_prompt == "7"
 
 
@@ -594,9 +627,9 @@ def test_an_override_is_checked_like_the_file(files: Files) -> None:
         ({**TINY_I, "validation_resolution": 60}, "must divide by 8"),
         ({**TINY_I, "validation_resolution": 0}, "8 to 512"),
         ({**TINY_I, "validation_resolution": "64x520"}, "8 to 512"),
-        ({**TINY_I, "validation_resolution": "64x64x64"}, "give one size"),
-        ({**TINY_I, "validation_resolution": "large"}, "give one size"),
-        ({**TINY_I, "validation_resolution": "\u00b2"}, "give one size"),
+        ({**TINY_I, "validation_resolution": "64x64x64"}, "give sizes"),
+        ({**TINY_I, "validation_resolution": "large"}, "give sizes"),
+        ({**TINY_I, "validation_resolution": "\u00b2"}, "give sizes"),
         ({"stage1": {"model_flavour": "tiny-i", "learning_rate": 1e-6}}, "lr_end is 4e-06, above learning_rate 1e-06"),
         ({"stage1": {"model_flavour": "tiny-i", "max_train_steps": 5, "lr_warmup_steps": 5}}, "lr_warmup_steps is 5"),
     ],
@@ -619,6 +652,10 @@ def test_settings_that_contradict_each_other_are_refused(files: Files, run: dict
         ({"use_bitfit": True, "lora_init_type": "gaussian"}, "lora_init_type is gaussian, without effect"),
         ({"use_bitfit": True, "lora_target_modules": ["to_q"]}, "without effect while use_bitfit is True"),
         ({"lora_init_type": "pissa"}, "'default' or 'gaussian'"),
+        ({"model_type": "full", "lora_rank": 8}, "lora_rank is 8, without effect while model_type is full. Remove it"),
+        ({"model_type": "full", "use_dora": True}, "use_dora is True, without effect while model_type is full"),
+        ({"model_type": "full", "use_bitfit": True}, "use_bitfit is True, without effect while model_type is full"),
+        ({"model_type": "deepfloyd"}, "'lora' or 'full'"),
         ({"lr_power": 1.0}, "lr_power is 1.0, without effect while lr_scheduler is cosine"),
         ({"lr_num_cycles": 3, "lr_scheduler": "sine"}, "set lr_scheduler = cosine_with_restarts"),
         ({"huber_c": 0.2}, "huber_c is 0.2, without effect while loss_type is l2. Remove it, or set loss_type = huber"),
@@ -642,6 +679,45 @@ def test_training_settings_without_effect_or_sense_are_refused(files: Files, key
     message = files.refusal({"stage1": {"model_flavour": "tiny-i", **keys}})
     assert says in message
     assert len(message.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("keys", "says"),
+    [
+        ({"noise_level_begin": 500, "noise_level_end": 500}, "begin (500) is not below noise_level_end (500). Set a"),
+        ({"validation_noise_levels": [0, 1000]}, "validation_noise_levels"),
+        (
+            {"low_res_degraded_share": 0.5},
+            "low_res_degraded_share is 0.5, without effect while there is no low_res_blur",
+        ),
+    ],
+)
+def test_settings_of_stage2_without_sense_are_refused(files: Files, keys: dict[str, Any], says: str) -> None:
+    message = files.refusal({"stage2": {"model_flavour": "tiny-ii", **keys}})
+    assert says in message
+    assert len(message.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [{"noise_level_begin": 1}, {"noise_level_end": 9}, {"validation_noise_levels": [0]}, {"low_res_blur": 0.5},
+     {"low_res_noise": 4.0}, {"low_res_jpeg_quality": 50}, {"stage2_patch": 64}],
+)  # fmt: skip
+def test_settings_of_stage2_are_refused_for_stage1(files: Files, keys: dict[str, Any]) -> None:
+    (key,) = keys
+    message = files.refusal({**BOTH, **keys})
+    assert f"stage1: {key} is {keys[key]}, and tiny-i is a Stage I model. Put it into [stage2]" in message
+    assert len(message.splitlines()) == 1
+    assert getattr(files.load({**BOTH, "stage2": {"model_flavour": "tiny-ii", **keys}}).config.stage(2), key)
+
+
+def test_a_level_that_training_never_draws_is_noted(files: Files) -> None:
+    stage = {"model_flavour": "tiny-ii", "noise_level_end": 251}
+    assert not files.load({"stage2": {**stage, "validation_noise_levels": [0, 100]}}).notes
+    (note,) = files.load({"stage2": {**stage, "validation_noise_levels": [251]}}).notes
+    assert "stage2.validation_noise_levels is 251; training draws 0 to 250 alone" in note
+    (note,) = files.load({"stage2": {**stage, "validation_noise_level": 300}}).notes
+    assert "stage2.validation_noise_level is 300;" in note
 
 
 @pytest.mark.parametrize(

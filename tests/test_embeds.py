@@ -16,6 +16,7 @@ import pytest
 import torch
 from child_functions import make_embeds
 from diffusers import IFPipeline
+from text_encoders import stock_encoder, tokenised
 
 from deepfloyd_core import embed_job, t5, take_over
 from deepfloyd_core.artifacts import Artifact, materialise, verify_artifact
@@ -206,19 +207,12 @@ def test_the_lean_forward_is_the_plain_one_but_for_rounding(
     assert (plain.float() - lean.float()).abs().mean() < bound / 20
 
 
-def transformers_encoder(dtype: torch.dtype) -> torch.nn.Module:
-    from transformers import T5EncoderModel
-
-    return T5EncoderModel.from_pretrained(TINY / "text_encoder", dtype=dtype, use_safetensors=True).eval()
-
-
 @pytest.mark.parametrize("has_bf16", [True, False])
 def test_bf16_is_computed_in_what_the_processor_has(monkeypatch: pytest.MonkeyPatch, has_bf16: bool) -> None:
     """Against transformers' encoder with the same bf16 weights, in bf16 and in fp32."""
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": has_bf16, "avx2": True, "cpu_name": "x"})
-    batch = t5.load_tokenizer(TINY)(captions_of(4), padding="max_length", max_length=77, return_tensors="pt")
-    ids = [row[mask].tolist() for row, mask in zip(batch.input_ids, batch.attention_mask.bool(), strict=True)]
-    models = transformers_encoder(torch.bfloat16), transformers_encoder(torch.bfloat16).float()
+    batch, ids = tokenised(captions_of(4))
+    models = stock_encoder(torch.bfloat16), stock_encoder(torch.bfloat16).float()
     with torch.inference_mode():
         in_bf16, in_fp32 = (model(batch.input_ids, batch.attention_mask)[0].float() for model in models)
     ours = t5.encode(encoder_of(TINY, torch.bfloat16), ids, 77, 16 * 77)
@@ -234,7 +228,7 @@ def test_bf16_is_computed_in_what_the_processor_has(monkeypatch: pytest.MonkeyPa
 def test_padding_rows_that_come_out_equal_are_computed_once() -> None:
     """Compared with transformers' own encoder in float64, where equal rows are equal to the last digits."""
     tokenizer = t5.load_tokenizer(TINY)
-    model = transformers_encoder(torch.float64)
+    model = stock_encoder(torch.float64)
     computed = []
     for words in (1, 3, 7, 11, 19, 30):
         batch = tokenizer(" ".join(["star"] * words), padding="max_length", max_length=77, return_tensors="pt")

@@ -1,5 +1,6 @@
 """Measures of pictures against scikit-image and plain formulas, and Stage II's table against pictures that are known."""
 
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -16,11 +17,20 @@ from skimage import data
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from deepfloyd_core.config import load_run
-from deepfloyd_core.metrics import FEWEST, colour_shift, detail_energy, gained, mean_and_interval, psnr, ssim
+from deepfloyd_core.metrics import (
+    FEWEST,
+    by_noise_level,
+    colour_shift,
+    detail_energy,
+    gained,
+    mean_and_interval,
+    psnr,
+    ssim,
+)
 from deepfloyd_core.objective import to_model_range
 from deepfloyd_core.row_list import shard_files
 from deepfloyd_core.shards import open_shard
-from deepfloyd_core.upscaled import EVAL_FILE, EVAL_SHEET, _measured, _summary, measure_upscalers
+from deepfloyd_core.upscaled import EVAL_FILE, EVAL_SHEET, _detail, _measured, _summary, measure_upscalers
 
 PHOTOGRAPHS = [data.astronaut()[:96, :120], data.coffee()[100:196, :120], data.chelsea()[:96, 100:220]]
 
@@ -81,7 +91,7 @@ def test_a_smooth_picture_among_others_does_not_decide_the_detail(tmp_path: Path
     across = np.linspace(60, 160, 96)[None, :, None] + np.zeros((96, 96, 3))
     pictures = [photograph[:96, :96] for photograph in PHOTOGRAPHS] + [across.round().astype(np.uint8)]
     table = [
-        {"way": "noisy", "image_id": "", **_measured(noised(truth, 0, 3.0), truth, truth[::4, ::4])}
+        {"way": "noisy", "image_id": "", **_measured(noised(truth, 0, 3.0), truth, truth[::4, ::4], _detail(truth))}
         for truth in pictures
     ]
     assert table[3]["detail"] > 50 * table[3]["true_detail"]
@@ -98,15 +108,15 @@ def test_the_table_of_upscalers_says_which_is_best(
     truth = {tuple(part.shape[1:3]): part for part in (open_shard(file).all() for file in files)}
 
     def upscaler(spread: float) -> Any:
-        def upscale(rows: list[Any], small: torch.Tensor) -> torch.Tensor:
+        def upscale(rows: list[Any], small: torch.Tensor, noise_level: int) -> torch.Tensor:
             true = truth[small.shape[-2] * 4, small.shape[-1] * 4]
             assert len(rows) == len(small) == len(true)
-            return to_model_range(torch.from_numpy(noised(true, 0, spread)))
+            return to_model_range(torch.from_numpy(noised(true, 0, spread * (1 + noise_level / 100))))
 
         return upscale
 
     ways = {"noisy": partial(upscaler, 20.0), "perfect": partial(upscaler, 0.0)}
-    found = measure_upscalers(files, ways, tmp_path)
+    found = measure_upscalers(files, ways, (0, 100), tmp_path)
     means, gain = found["upscaled"], found["gain"]
     assert list(means) == ["bilinear", "bicubic", "noisy", "perfect"] and list(gain) == ["bilinear", "bicubic", "noisy"]
     assert means["perfect"] == {"psnr": 100.0, "ssim": 1.0, "consistency": 100.0, "detail": 1.0, "colour_shift": 0.0}
@@ -115,8 +125,17 @@ def test_the_table_of_upscalers_says_which_is_best(
     for way, more in gain.items():
         assert more["psnr"][0] == pytest.approx(100 - means[way]["psnr"], abs=1e-3)
 
+    later = found["other_levels"]["100"]
+    assert (found["noise_level"], list(found["other_levels"])) == (0, ["100"])
+    assert later["upscaled"]["bicubic"] == means["bicubic"]
+    assert later["upscaled"]["noisy"]["psnr"] == pytest.approx(10 * np.log10(255**2 / 1600), abs=2)
+    assert later["gain"]["noisy"]["psnr"][0] == pytest.approx(100 - later["upscaled"]["noisy"]["psnr"], abs=1e-3)
+    assert list(by_noise_level(found)) == [0, 100]
+
     table = pq.read_table(tmp_path / EVAL_FILE).to_pylist()
-    assert len(table) == 4 * sum(map(len, truth.values()))
+    counts = Counter((row["way"], row["noise_level"]) for row in table)
+    ways_of = [("bilinear", None), ("bicubic", None), *((way, level) for way in ways for level in (0, 100))]
+    assert counts == dict.fromkeys(ways_of, sum(map(len, truth.values())))
     for true in truth.values():
         for picture in true:
             small = Image.fromarray(picture).resize(

@@ -12,8 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from deepfloyd_core.artifacts import MANIFEST, Artifact
 from deepfloyd_core.batches import BatchOrder, MixedOrder, OrderSettings, TrainingRows
 from deepfloyd_core.errors import DataError
+from deepfloyd_core.files import write_sealed
 from deepfloyd_core.flavours import FLAVOURS
 from deepfloyd_core.mixing import Mix, Share, first_gap
 from deepfloyd_core.products import lora_request, shares
@@ -183,8 +185,11 @@ def test_the_data_file_s_sets_reach_the_trainer_apart(world: Any) -> None:
         assert len(names) == 1
         assert 3 <= number < 9 or names == {"one"}
 
+    write_sealed(run.workspace / MANIFEST, {"spec": {}, "inputs": {}})
+    inputs = {"pixels": pixels, "text": Artifact("text_embeds", "any", run.workspace)}
+
     def fingerprint(**keys: Any) -> str:
         changed = world.load(*[{**entry, **keys, "start_step": 0} for entry in entries], stages=(1,))
-        return lora_request(changed, 1, Path(FLAVOURS["tiny-i"].repo), {"pixels": pixels}).fingerprint
+        return lora_request(changed, 1, Path(FLAVOURS["tiny-i"].repo), inputs).fingerprint
 
     assert fingerprint(probability=1.0) != fingerprint(probability=1.5), "what changes the order changes the LoRA"

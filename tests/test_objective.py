@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,7 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-from deepfloyd_core.batches import Batch, Draws, draw
+from deepfloyd_core import stage_loss
+from deepfloyd_core.batches import Batch, Degradation, Draws, draw
+from deepfloyd_core.degradations import degrade
 from deepfloyd_core.flavours import FLAVOURS
 from deepfloyd_core.models import load_scheduler, load_unet, stock_pipeline
 from deepfloyd_core.objective import (
@@ -19,6 +22,7 @@ from deepfloyd_core.objective import (
     huber_width,
     low_res,
     min_snr_weight,
+    predict,
     pseudo_huber,
     soft_min_snr_weight,
     squared_error,
@@ -27,7 +31,7 @@ from deepfloyd_core.objective import (
     upscaled_input,
 )
 from deepfloyd_core.stage_config import StageConfig
-from deepfloyd_core.train import Setup, _predict, batch_loss
+from deepfloyd_core.stage_loss import Setup, batch_loss
 from deepfloyd_core.types import hash_seed
 from deepfloyd_core.variance import reverse_steps, vlb_bits
 from deepfloyd_core.varied_draws import timestep_weights, vary
@@ -67,45 +71,92 @@ def unet() -> Iterator[Any]:
     yield load_unet(STAGE2, torch.float32)
 
 
-@pytest.mark.parametrize(
-    ("width", "height", "level", "t"), [(256, 256, 250, 700), (128, 64, 0, 3), (64, 192, 999, 999)]
-)
-def test_stage2_feeds_the_unet_what_the_stock_pipeline_feeds(
-    unet: Any, monkeypatch: pytest.MonkeyPatch, width: int, height: int, level: int, t: int
-) -> None:
-    generator = torch.Generator().manual_seed(width + level)
-    pixels = torch.randint(0, 256, (1, height, width, 3), generator=generator, dtype=torch.uint8)
-    text = torch.randn((77, unet.config.encoder_hid_dim), generator=generator)
-    x_0 = to_model_range(pixels)
-    noise, low_res_noise = torch.randn(x_0.shape, generator=generator), torch.randn(x_0.shape, generator=generator)
-    scheduler = load_scheduler(STAGE2)
-    setup = Setup(
-        2, StageConfig(model_flavour="tiny-ii", mixed_precision="no"), 0, unet, scheduler,
-        load_scheduler(STAGE2, "image_noising_scheduler"), one_text(text), torch.device("cpu"),
-    )  # fmt: skip
-    draws = Draws(
-        noise, low_res_noise, torch.tensor([t]), torch.tensor([level]), torch.tensor([True]), torch.tensor([False])
-    )
-    with spied(unet) as ours:
-        _predict(setup, x_0, draws, ["caption"])
+@dataclass(frozen=True)
+class Case:
+    """A picture with everything that is drawn for it."""
 
-    # The pipeline draws twice: the x_t it starts from, and the low-res picture's noise.
+    x_0: torch.Tensor
+    text: torch.Tensor
+    draws: Draws
+
+    @classmethod
+    def drawn(cls, unet: Any, size: tuple[int, int], level: int, t: int) -> "Case":
+        generator = torch.Generator().manual_seed(size[0] + level)
+        pixels = torch.randint(0, 256, (1, size[1], size[0], 3), generator=generator, dtype=torch.uint8)
+        text, x_0 = torch.randn((77, unet.config.encoder_hid_dim), generator=generator), to_model_range(pixels)
+        noise, low_res_noise = (torch.randn(x_0.shape, generator=generator) for _ in range(2))
+        numbers = (torch.tensor([value]) for value in (t, level, True, False))
+        return cls(x_0, text, Draws(noise, low_res_noise, *numbers))
+
+
+def fed_by_the_trainer(unet: Any, case: Case) -> dict[str, Any]:
+    setup = Setup(
+        2, stage2(), 0, unet, load_scheduler(STAGE2), load_scheduler(STAGE2, "image_noising_scheduler"),
+        one_text(case.text), torch.device("cpu"), Path(),
+    )  # fmt: skip
+    with spied(unet) as fed:
+        stage_loss.predict_noise(setup, case.x_0, case.draws, ["caption"])
+    return fed
+
+
+def fed_by_the_pipeline(unet: Any, case: Case, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """diffusers draws twice: the x_t it starts from, and the low-res picture's noise."""
+    scheduler, draws, t = load_scheduler(STAGE2), case.draws, int(case.draws.t)
     bars = scheduler.alphas_cumprod
-    x_t = bars[t].sqrt() * x_0 + (1 - bars[t]).sqrt() * noise
-    drawn = iter([x_t, low_res_noise])
+    drawn = iter([bars[t].sqrt() * case.x_0 + (1 - bars[t]).sqrt() * draws.noise, draws.low_res_noise])
     module = "diffusers.pipelines.deepfloyd_if.pipeline_if_superresolution"
     monkeypatch.setattr(f"{module}.randn_tensor", lambda *_, **__: next(drawn))
-    pipeline = stock_pipeline(STAGE2, 2, unet, scheduler)
-    with spied(unet) as theirs:
-        pipeline(
-            prompt_embeds=text[None], negative_prompt_embeds=text[None], image=low_res(x_0), noise_level=level,
-            width=width, height=height, timesteps=[t], guidance_scale=1.0, output_type="pt",
+    text = case.text[None]
+    with spied(unet) as fed:
+        stock_pipeline(STAGE2, 2, unet, scheduler)(
+            prompt_embeds=text, negative_prompt_embeds=text, image=low_res(case.x_0), noise_level=int(draws.level),
+            height=case.x_0.shape[2], width=case.x_0.shape[3], timesteps=[t], guidance_scale=1.0, output_type="pt",
         )  # fmt: skip
-    assert torch.equal(ours["x"], theirs["x"])
-    assert torch.equal(ours["class_labels"], theirs["class_labels"])
+    return fed
+
+
+def differing(ours: dict[str, Any], theirs: dict[str, Any]) -> set[str]:
+    """The arguments of the UNet that are not equal bit for bit."""
+    names = ("x", "t", "class_labels", "encoder_hidden_states")
+    return {name for name in names if not torch.equal(ours[name].flatten(), theirs[name].flatten())}
+
+
+SIZES = ((256, 256), (384, 256))
+PARITY = [
+    *((size, level, 700) for size in SIZES for level in (0, 100, 250, 999)),
+    ((64, 192), 999, 999),
+    ((128, 64), 0, 3),
+]
+
+
+@pytest.mark.parametrize(("size", "level", "t"), PARITY)
+def test_stage2_feeds_the_unet_what_the_stock_pipeline_feeds(
+    unet: Any, monkeypatch: pytest.MonkeyPatch, size: tuple[int, int], level: int, t: int
+) -> None:
+    case = Case.drawn(unet, size, level, t)
+    ours, theirs = fed_by_the_trainer(unet, case), fed_by_the_pipeline(unet, case, monkeypatch)
+    assert not differing(ours, theirs)
+    assert ours["x"].shape == (1, 6, size[1], size[0])
     assert ours["class_labels"].dtype == torch.int64
-    assert int(ours["t"]) == int(theirs["t"])
-    assert torch.equal(ours["encoder_hidden_states"], theirs["encoder_hidden_states"])
+
+
+def recipe_of_other_trainers(
+    setup: Setup, x_0: torch.Tensor, draws: Draws, captions: list[str | None]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """concat(x_t, x_t) with the timestep as class label: SimpleTuner's, and that of diffusers' example for IF."""
+    x_t = setup.scheduler.add_noise(x_0, draws.fed, draws.t)
+    return predict(setup.unet, torch.cat([x_t, x_t], dim=1), draws.t, setup.texts(["caption"]), draws.t)
+
+
+def test_the_comparison_with_the_stock_pipeline_finds_the_recipe_of_other_trainers(
+    unet: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = Case.drawn(unet, (256, 256), 250, 700)
+    theirs = fed_by_the_pipeline(unet, case, monkeypatch)
+    monkeypatch.setattr(stage_loss, "predict_noise", recipe_of_other_trainers)
+    ours = fed_by_the_trainer(unet, case)
+    assert differing(ours, theirs) == {"x", "class_labels"}
+    assert torch.equal(ours["x"][:, :3], theirs["x"][:, :3]), "the half that both have is x_t"
 
 
 def test_the_low_res_half_is_not_the_noisy_half(unet: Any) -> None:
@@ -115,6 +166,39 @@ def test_the_low_res_half_is_not_the_noisy_half(unet: Any) -> None:
     small = torch.full((1, 3, 16, 16), 0.5)
     half = upscaled_input(small, torch.zeros_like(x_0), torch.tensor([0]), noising)
     assert torch.allclose(half, torch.full_like(half, 0.5), atol=1e-3)
+
+
+def test_training_degrades_the_low_res_half_alone(unet: Any) -> None:
+    case = Case.drawn(unet, (128, 128), 0, 500)
+    how = Degradation(torch.tensor([2.0]), torch.zeros(1, 3, 32, 32), torch.tensor([40]))
+    clean = fed_by_the_trainer(unet, case)
+    spoilt = fed_by_the_trainer(unet, replace(case, draws=replace(case.draws, degradation=how)))
+    expected = upscaled_input(
+        degrade(low_res(case.x_0), how), case.draws.low_res_noise, case.draws.level,
+        load_scheduler(STAGE2, "image_noising_scheduler"),
+    )  # fmt: skip
+    assert differing(clean, spoilt) == {"x"}
+    assert torch.equal(clean["x"][:, :3], spoilt["x"][:, :3]) and torch.equal(spoilt["x"][:, 3:], expected)
+
+
+def test_a_window_is_cut_from_what_the_whole_crop_would_be_fed(unet: Any) -> None:
+    """Of the low-res half too: the low-res of a window alone would be enlarged to other places."""
+    case = Case.drawn(unet, (256, 128), 100, 500)
+    whole = fed_by_the_trainer(unet, case)["x"]
+    draws = vary(case.draws, stage2(stage2_patch=64), 1, 0)
+    rows, columns = draws.windows[0]
+    fed = fed_by_the_trainer(unet, replace(case, draws=draws))["x"]
+    assert fed.shape == (1, 6, 64, 64) and torch.equal(fed, whole[:, :, rows, columns])
+
+
+def test_windows_lie_anywhere_in_a_picture_and_change_no_other_draw() -> None:
+    shape = torch.Size((8, 3, 64, 96))
+    drawn = [vary(draw(shape, 1, number, 0.1), stage2(stage2_patch=64), 1, number) for number in range(60)]
+    assert {(rows.start, rows.stop) for draws in drawn for rows, _ in draws.windows} == {(0, 64)}
+    starts = {columns.start for draws in drawn for _, columns in draws.windows}
+    assert starts == set(range(33)), "480 draws of 33"
+    assert drawn[3].windows == vary(draw(shape, 1, 3, 0.1), stage2(stage2_patch=64), 1, 3).windows
+    assert torch.equal(drawn[3].noise, draw(shape, 1, 3, 0.1).noise)
 
 
 def test_stage1_noise_follows_ho_et_al(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,7 +252,7 @@ def test_random_flip_mirrors_half_of_the_samples() -> None:
         config = StageConfig(
             model_flavour="tiny-i", mixed_precision="no", random_flip=flip, caption_dropout_probability=0.0
         )
-        setup = Setup(1, config, 5, unet, load_scheduler(STAGE1), None, text, torch.device("cpu"))
+        setup = Setup(1, config, 5, unet, load_scheduler(STAGE1), None, text, torch.device("cpu"), Path())
         with torch.inference_mode():
             return float(batch_loss(setup, Batch(pixels, ["id"] * 2, np.arange(2)), number))
 
@@ -191,6 +275,10 @@ def test_random_flip_mirrors_half_of_the_samples() -> None:
 
 def stage(**keys: Any) -> StageConfig:
     return StageConfig.model_validate({"model_flavour": "tiny-i", "mixed_precision": "no", **keys})
+
+
+def stage2(**keys: Any) -> StageConfig:
+    return stage(model_flavour="tiny-ii", **keys)
 
 
 BARS = load_scheduler(STAGE1).alphas_cumprod.double().numpy()
@@ -329,6 +417,18 @@ def test_favoured_timesteps_come_as_often_as_asked(keys: dict[str, Any], first: 
     assert drawn.dtype == np.int64 and drawn.min() >= 0 and drawn.max() <= 999
 
 
+def test_noise_levels_are_drawn_from_the_band_alone_and_nothing_else_changes() -> None:
+    config = stage2(noise_level_begin=100, noise_level_end=104)
+    drawn = [vary(plain(number), config, 1, number) for number in range(50)]
+    levels = torch.cat([draws.level for draws in drawn])
+    assert sorted(set(levels.tolist())) == [100, 101, 102, 103] and levels.dtype == torch.int64
+    assert np.bincount(levels)[100:].min() > 60, "uniform: 100 each"
+    assert torch.equal(drawn[7].level, vary(plain(7), config, 1, 7).level)
+    assert all(
+        torch.equal(getattr(drawn[7], name), getattr(plain(7), name)) for name in ("noise", "t", "low_res_noise")
+    )
+
+
 def test_offset_noise_shifts_whole_colours_of_the_asked_share_of_samples() -> None:
     config = stage(offset_noise=True, noise_offset=0.4, noise_offset_probability=0.25)
     shifts = torch.cat([vary(plain(n), config, 1, n).noise - plain(n).noise for n in range(500)]).numpy()
@@ -403,7 +503,7 @@ def test_the_trainers_loss_with_each_option_agrees_with_numpy(name: str, stage_n
     scheduler = load_scheduler(folder)
     noising = load_scheduler(folder, "image_noising_scheduler") if stage_number == 2 else None
     text = one_text(torch.zeros(2, 4))
-    setup = Setup(stage_number, config, 7, cast(Any, fake_unet), scheduler, noising, text, torch.device("cpu"))
+    setup = Setup(stage_number, config, 7, cast(Any, fake_unet), scheduler, noising, text, torch.device("cpu"), Path())
     got = float(batch_loss(setup, Batch(pixels, ["id"] * 4, np.arange(4)), 11))
 
     seed = hash_seed(7, stage_number)
@@ -428,3 +528,27 @@ def test_the_trainers_loss_with_each_option_agrees_with_numpy(name: str, stage_n
         betas = scheduler.betas.double().numpy()
         loss = loss + [bits_by_the_papers(eps[n], raw[n], fed[n], x_0[n], int(t[n]), betas) for n in range(4)]
     assert got == pytest.approx(loss.mean(), rel=1e-4)
+
+
+def test_the_loss_of_a_window_agrees_with_numpy() -> None:
+    config = stage2(stage2_patch=64, train_variance=True, snr_gamma=5.0)
+    pixels = torch.randint(0, 256, (2, 72, 80, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    scheduler, text = load_scheduler(STAGE2), one_text(torch.zeros(2, 4))
+    noising = load_scheduler(STAGE2, "image_noising_scheduler")
+    setup = Setup(2, config, 7, cast(Any, fake_unet), scheduler, noising, text, torch.device("cpu"), Path())
+    got = float(batch_loss(setup, Batch(pixels, ["id"] * 2, np.arange(2)), 11))
+
+    seed = hash_seed(7, 2)
+    draws = vary(draw(torch.Size((2, 3, 72, 80)), seed, 11, 0.1), config, seed, 11)
+    bars, betas = scheduler.alphas_cumprod.double().numpy(), scheduler.betas.double().numpy()
+    losses = []
+    for n, (rows, columns) in enumerate(draws.windows):
+        t = int(draws.t[n])
+        x_0 = (pixels[n].double().numpy() / 127.5 - 1).transpose(2, 0, 1)[:, rows, columns]
+        noise = draws.noise[n].double().numpy()[:, rows, columns]
+        x_t = np.sqrt(bars[t]) * x_0 + np.sqrt(1 - bars[t]) * noise
+        eps, raw = (half[0].numpy() for half in halves(torch.from_numpy(x_t[None])))
+        snr = bars[t] / (1 - bars[t])
+        weighed = ((eps - noise) ** 2).mean() * min(snr, 5.0) / snr
+        losses.append(weighed + bits_by_the_papers(eps, raw, noise, x_0, t, betas))
+    assert got == pytest.approx(np.mean(losses), rel=1e-4)

@@ -1,6 +1,7 @@
 """Optimizers and learning rates: bf16 AdamW beside fp32, and for each optimizer a resumed run beside an unbroken one."""
 
 import math
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -75,7 +76,7 @@ def sigterm() -> Iterator[None]:
 
 
 def run_loop(
-    config: StageConfig, out: Path, monkeypatch: pytest.MonkeyPatch, stop_in: int | None = None
+    config: StageConfig, out: Path, monkeypatch: pytest.MonkeyPatch, stop_in: int | None = None, validation: Any = None
 ) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:
     """The trainer's own loop over the small problem; `stop_in`: dies in that step, after its last checkpoint."""
     module = Small(adapter_dtype(config))
@@ -84,12 +85,21 @@ def run_loop(
         if done == stop_in:
             raise Stop
 
-    monkeypatch.setattr(train, "_order", lambda *_: SimpleNamespace(batch=lambda number: (number,)))
     monkeypatch.setattr(train, "batch_loss", lambda setup, batch, number: module.loss(number))
     rows = SimpleNamespace(take=lambda number: number)
-    setup, job = SimpleNamespace(config=config, unet=module, seed=3, stage=1), SimpleNamespace(out=out, report=report)
-    metrics, _ = train._train(cast(Any, setup), cast(Any, rows), cast(Any, job))
+    setup = SimpleNamespace(config=config, unet=module, seed=3, stage=1, device=torch.device("cpu"), out=out)
+    run = SimpleNamespace(report_to="none", stage=lambda stage: config)
+    job = SimpleNamespace(out=out, report=report, config=run, options={"stage": 1})
+    order = SimpleNamespace(batch=lambda number: (number,))
+    metrics, *_ = train._train(cast(Any, setup), cast(Any, rows), cast(Any, order), cast(Any, job), validation)
     return {name: param.detach().clone() for name, param in module.named_parameters()}, metrics
+
+
+def run_to_death(config: StageConfig, out: Path, monkeypatch: pytest.MonkeyPatch, *steps: int) -> None:
+    """The loop again and again, each time until it dies in the next of some steps."""
+    for step in steps:
+        with pytest.raises(Stop):
+            run_loop(config, out, monkeypatch, stop_in=step)
 
 
 @pytest.mark.usefixtures("sigterm")
@@ -99,9 +109,7 @@ def test_a_run_that_dies_twice_ends_with_the_bytes_of_an_unbroken_one(
 ) -> None:
     config = settings(optimizer)
     expected, metrics = run_loop(config, tmp_path / "whole", monkeypatch)
-    for step in (5, 17):
-        with pytest.raises(Stop):
-            run_loop(config, tmp_path / "broken", monkeypatch, stop_in=step)
+    run_to_death(config, tmp_path / "broken", monkeypatch, 5, 17)
     assert sorted(path.name for path in (tmp_path / "broken/.checkpoints").iterdir()) == [
         "step-00000012",
         "step-00000015",
@@ -114,6 +122,35 @@ def test_a_run_that_dies_twice_ends_with_the_bytes_of_an_unbroken_one(
 
 
 @pytest.mark.usefixtures("sigterm")
+def test_sigterm_ends_a_validation_at_once_and_loses_no_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(number: int, frame: Any) -> None:
+        raise Stop
+
+    signal.signal(signal.SIGTERM, stop)  # as a job does
+    config = settings("adamw").model_copy(update={"validation_steps": 7, "checkpointing_steps": 100})
+    expected, metrics = run_loop(config.model_copy(update={"validation_steps": 0}), tmp_path / "whole", monkeypatch)
+    taken: list[int] = []
+
+    def take(step: int) -> tuple[list[Any], list[Any]]:
+        if step == 7 and taken.count(7) == 0:
+            taken.append(step)
+            os.kill(os.getpid(), signal.SIGTERM)
+        taken.append(step)
+        return [], []
+
+    validation = SimpleNamespace(taken=lambda step: taken.count(step) == (2 if step == 7 else 1), take=take)
+    monkeypatch.setattr(train, "show_validation", lambda *_: None)
+    with pytest.raises(Stop):
+        run_loop(config, tmp_path / "broken", monkeypatch, validation=validation)
+    assert taken == [0, 7]
+    assert [path.name for path in (tmp_path / "broken/.checkpoints").iterdir()] == ["step-00000007"]
+    found, resumed = run_loop(config, tmp_path / "broken", monkeypatch, validation=validation)
+    assert taken[:3] == [0, 7, 7] and resumed == metrics
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert signal.getsignal(signal.SIGTERM) is stop, "what follows the loop can be stopped at once"
+
+
+@pytest.mark.usefixtures("sigterm")
 @pytest.mark.parametrize("optimizer", LEARNS)
 def test_an_optimizer_that_is_not_restored_ends_elsewhere(
     optimizer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -121,8 +158,7 @@ def test_an_optimizer_that_is_not_restored_ends_elsewhere(
     """So the test above can fail: each optimizer has state that matters."""
     config = settings(optimizer)
     _, metrics = run_loop(config, tmp_path / "whole", monkeypatch)
-    with pytest.raises(Stop):
-        run_loop(config, tmp_path / "broken", monkeypatch, stop_in=11)
+    run_to_death(config, tmp_path / "broken", monkeypatch, 11)
     monkeypatch.setattr(train, "restore_optimizer", lambda *_: None)
     assert run_loop(config, tmp_path / "broken", monkeypatch)[1] != metrics
 

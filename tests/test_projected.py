@@ -22,7 +22,6 @@ from deepfloyd_core.flavours import FLAVOURS, Stage
 from deepfloyd_core.jobs import Job
 from deepfloyd_core.models import (
     DTYPES,
-    TEXT_MODULES,
     autocast,
     load_projected_unet,
     load_text_modules,
@@ -31,6 +30,7 @@ from deepfloyd_core.models import (
 from deepfloyd_core.objective import Text, predict
 from deepfloyd_core.projected import TEXT_LAYERS, Projected, older_text, project_job, text_is_frozen, text_request
 from deepfloyd_core.types import Report, caption_id, no_report
+from deepfloyd_core.weights import TEXT_MODULES
 
 FOLDERS: dict[Stage, Path] = {1: Path(FLAVOURS["tiny-i"].repo), 2: Path(FLAVOURS["tiny-ii"].repo)}
 CAPTIONS = sorted(["", "a purple star", "A purple STAR", "a red circle", "a blue square on grey", "star " * 100])

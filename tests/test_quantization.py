@@ -5,23 +5,17 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import T5EncoderModel
+from text_encoders import TINY, stock_encoder, tokenised
 
 from deepfloyd_core import t5
 from deepfloyd_core.config import load_run
 from deepfloyd_core.embed_job import encode_prompts
 from deepfloyd_core.embeds import embeds_request
-from deepfloyd_core.flavours import FLAVOURS
 from deepfloyd_core.tiny.models import WORDS
 
 pytest.importorskip("torchao", reason="torchao is not installed: make test-extras")
 
-TINY = Path(FLAVOURS["tiny-i"].repo)
 CAPTIONS = [" ".join(WORDS[start : start + 1 + start % 7]) for start in range(0, 48, 8)]
-
-
-def stock_encoder() -> torch.nn.Module:
-    return T5EncoderModel.from_pretrained(TINY / "text_encoder", dtype=torch.float32, use_safetensors=True).eval()
 
 
 def rounded_per_row(weight: torch.Tensor) -> torch.Tensor:
@@ -50,9 +44,8 @@ def nearest_normal_float(weight: torch.Tensor) -> torch.Tensor:
 )
 def test_a_quantised_encoder_is_one_with_rounded_weights(kind: Any, rounded: Any, bound: float) -> None:
     """NF4's scales are in 8 bits themselves, and int8 breaks ties its own way: hence the bounds. The effect is larger."""
-    batch = t5.load_tokenizer(TINY)(CAPTIONS, padding="max_length", max_length=77, return_tensors="pt")
-    ids = [row[mask].tolist() for row, mask in zip(batch.input_ids, batch.attention_mask.bool(), strict=True)]
-    plain, expected = stock_encoder(), stock_encoder()
+    batch, ids = tokenised(CAPTIONS)
+    plain, expected = stock_encoder(torch.float32), stock_encoder(torch.float32)
     for layer in expected.encoder.block.modules():
         if isinstance(layer, torch.nn.Linear):
             layer.weight.data = rounded(layer.weight.data).float()

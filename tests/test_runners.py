@@ -18,7 +18,6 @@ import numpy as np
 import psutil
 import pytest
 
-from deepfloyd_core import clusters
 from deepfloyd_core.artifacts import WorkDir
 from deepfloyd_core.clusters import reach
 from deepfloyd_core.config import load_run
@@ -202,7 +201,7 @@ def test_an_address_that_cannot_be_is_refused(small_run: Any, runner: str, addre
 def test_a_missing_package_is_named_with_the_command_that_installs_it(
     small_run: Any, runner: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(clusters.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError) as error:
         load_run(small_run.config, (f"task_runner={runner}",))
     assert f"pip install 'deepfloyd-pipeline[{runner}]'" in str(error.value)

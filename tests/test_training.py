@@ -1,35 +1,43 @@
 """Training: the LoRA that comes out is the one diffusers loads, and a killed trainer loses nothing."""
 
-import importlib
 import json
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
+import pyarrow.parquet as pq
 import pytest
 import torch
+from diffusers import DDPMScheduler, IFPipeline, UNet2DConditionModel
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
+from training_parts import FOLDERS, prepared, run_here, stage_text, train_stage
 
-from deepfloyd_core.artifacts import Artifact, Request, WorkDir, materialise
-from deepfloyd_core.config import Run, RunConfig, load_run
-from deepfloyd_core.embeds import embeds_request, run_captions
+from deepfloyd_core import stage_loss
+from deepfloyd_core.artifacts import MANIFEST, Artifact, Request, materialise
+from deepfloyd_core.batches import draw
+from deepfloyd_core.config import Run, load_run
+from deepfloyd_core.embeds import Embeds
 from deepfloyd_core.errors import JobError
-from deepfloyd_core.flavours import FLAVOURS, Stage
-from deepfloyd_core.jobs import JOBS, Job, run_job
-from deepfloyd_core.ledger import caption_counts
-from deepfloyd_core.models import load_scheduler, load_text_modules, load_unet
-from deepfloyd_core.products import BITFIT_FILE, LORA_FILE, lora_request
-from deepfloyd_core.projected import text_is_frozen, text_request
+from deepfloyd_core.files import write_sealed
+from deepfloyd_core.flavours import Stage
+from deepfloyd_core.jobs import run_job
+from deepfloyd_core.models import load_projected_unet, load_scheduler, load_text_modules, load_unet, stock_pipeline
+from deepfloyd_core.products import LORA_FILE, lora_request
+from deepfloyd_core.projected import text_identity
 from deepfloyd_core.sampling import make_sampler, sample_stage1
-from deepfloyd_core.types import no_report
+from deepfloyd_core.types import hash_seed
 
-FOLDERS = {1: Path(FLAVOURS["tiny-i"].repo), 2: Path(FLAVOURS["tiny-ii"].repo)}
+FULL_FILE = "unet/diffusion_pytorch_model.safetensors"
+NO_EXTRAS = {
+    **dict.fromkeys(("safety_checker", "feature_extractor", "watermarker")), "requires_safety_checker": False
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -40,65 +48,14 @@ def world(
 ) -> tuple[Run, dict[str, Artifact]]:
     """A small run and everything that training needs."""
     run = load_run(new_small_run(tmp_path_factory.mktemp("training") / "run").config)
-    stages = new_world(run.workspace)
-    index = stages.index(run)
-    made = {"image_index": index, "eval_set": stages.eval_set(run, index)}
-    made |= {f"stage{stage}_pixels": stages.pixels(run, index, stage) for stage in run.config.stages}
-    captions = run_captions(run, caption_counts(index))
-    options = {"captions": captions, "encoder": str(FOLDERS[1])}
-    made["text_embeds"], _ = materialise(
-        run.workspace,
-        embeds_request(run, captions, FOLDERS[1]),
-        lambda work: run_here("embed", run.config, {}, options, work),
-    )
-    return run, made
-
-
-def _text(run: Run, stage: Stage, embeds: Artifact) -> Artifact:
-    if not text_is_frozen(run.config.stage(stage)):
-        return embeds
-    options = {"stage": stage, "model": str(FOLDERS[stage])}
-    request = text_request(run, stage, FOLDERS[stage], embeds)
-    inputs = {"text_embeds": embeds}
-    return materialise(run.workspace, request, lambda work: run_here("project", run.config, inputs, options, work))[0]
-
-
-def run_here(name: str, config: RunConfig, inputs: dict[str, Artifact], options: dict[str, Any], work: WorkDir) -> Any:
-    """A job in this process: a child takes 8 s to import torch."""
-    module, function = JOBS[name].split(":")
-    with restored_sigterm():
-        return getattr(importlib.import_module(module), function)(Job(config, inputs, options, work.path, no_report))
-
-
-@contextmanager
-def restored_sigterm() -> Iterator[None]:
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _train(
-    run: Run,
-    made: dict[str, Artifact],
-    stage: Stage,
-    workspace: Path,
-    text: Artifact | None = None,
-    how: Callable[..., Any] = run_job,
-) -> Artifact:
-    text = text or _text(run, stage, made["text_embeds"])
-    inputs = {"pixels": made[f"stage{stage}_pixels"], "text": text, "eval_set": made["eval_set"]}
-    options = {"stage": stage, "model": str(FOLDERS[stage])}
-    request = lora_request(run, stage, FOLDERS[stage], inputs)
-    return materialise(workspace, request, lambda work: how("train", run.config, inputs, options, work))[0]
+    return run, prepared(run, new_world(run.workspace))
 
 
 @pytest.fixture(scope="module")
 def loras(world: tuple[Run, dict[str, Artifact]]) -> dict[int, Artifact]:
     """Both LoRAs, trained without interruption."""
     run, made = world
-    return {stage: _train(run, made, stage, run.workspace, how=run_here) for stage in run.config.stages}
+    return {stage: train_stage(run, made, stage, run.workspace, how=run_here) for stage in run.config.stages}
 
 
 @pytest.mark.parametrize("stage", [1, 2])
@@ -106,9 +63,7 @@ def test_the_lora_loads_in_stock_diffusers_whole(loras: dict[int, Artifact], sta
     from diffusers import IFPipeline, IFSuperResolutionPipeline
 
     cls = {1: IFPipeline, 2: IFSuperResolutionPipeline}[stage]
-    pipeline = cls.from_pretrained(
-        FOLDERS[stage], safety_checker=None, feature_extractor=None, watermarker=None, requires_safety_checker=False
-    )
+    pipeline = cls.from_pretrained(FOLDERS[stage], **NO_EXTRAS)
     pipeline.load_lora_weights(loras[stage].path)
     file = load_file(loras[stage].path / LORA_FILE)
     loaded = {name: tensor for name, tensor in pipeline.unet.state_dict().items() if "lora_" in name}
@@ -148,6 +103,51 @@ def test_the_trainer_does_not_load_the_text_modules(loras: dict[int, Artifact]) 
         assert lora.summary["frozen_parameters"] == stock - text
 
 
+def _recorded(patched: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+    """What the trainer's forward passes with gradients are given and, after each, its loss: (output, noise)."""
+    fed: list[tuple[Any, ...]] = []
+
+    def record(name: str, real: Callable[..., Any]) -> None:
+        def call(*given: Any) -> Any:
+            if torch.is_grad_enabled():
+                fed.append(given)
+            return real(*given)
+
+        patched.setattr(stage_loss, name, call)
+
+    record("predict", stage_loss.predict)
+    record("squared_error", stage_loss.squared_error)
+    return fed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [1, 2])
+def test_full_steps_are_those_of_plain_adamw_on_every_weight(
+    world: tuple[Run, dict[str, Artifact]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: Stage
+) -> None:
+    """Against torch alone on a UNet that diffusers loaded, fed what the trainer was fed. Bit for bit in fp32."""
+    first, made = world
+    settings = ["model_type=full", "lora_rank=16", "lora_dropout=0.0", "max_train_steps=2", "lr_scheduler=constant"]
+    settings += ["use_ema=false", "random_flip=false"]
+    run = load_run(first.workspace.parent / "run.toml", tuple(f"stage{stage}.{key}" for key in settings))
+    fed = _recorded(monkeypatch)
+    trained = train_stage(run, made, stage, tmp_path, how=run_here)
+    assert trained.manifest["inputs"]["text"] == text_identity(made["text_embeds"])
+
+    unet = UNet2DConditionModel.from_pretrained(FOLDERS[stage], subfolder="unet").train()
+    optimizer = torch.optim.AdamW(unet.parameters(), lr=1e-3, weight_decay=1e-2)
+    for (_, x, t, text, level), (_, noise) in zip(fed[::2], fed[1::2], strict=True):
+        eps = unet(x, t, encoder_hidden_states=text.rows, class_labels=level).sample[:, :3]
+        (eps - noise).square().mean(dim=(1, 2, 3)).mean().backward()
+        torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    found, base = load_file(trained.path / FULL_FILE), load_file(FOLDERS[stage] / FULL_FILE)
+    for name, tensor in unet.state_dict().items():
+        assert torch.equal(found[name], tensor), name
+        assert not torch.equal(tensor, base[name]), name
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("stage", "precision"), [(1, "no"), (1, "bf16"), (2, "no")])
 def test_training_on_the_stored_text_gives_the_bytes_of_training_on_the_raw_rows(
@@ -157,7 +157,7 @@ def test_training_on_the_stored_text_gives_the_bytes_of_training_on_the_raw_rows
     first, made = world
     settings = ("train_batch_size=1", "max_train_steps=3", f"mixed_precision={precision}")
     run = load_run(first.workspace.parent / "run.toml", tuple(f"stage{stage}.{key}" for key in settings))
-    ours, stock = (_train(run, made, stage, tmp_path, text, run_here) for text in (None, made["text_embeds"]))
+    ours, stock = (train_stage(run, made, stage, tmp_path, text, run_here) for text in (None, made["text_embeds"]))
     assert ours.fingerprint != stock.fingerprint
     assert ours.summary["frozen_parameters"] < stock.summary["frozen_parameters"]
     for name in (LORA_FILE, "metrics.parquet"):
@@ -171,10 +171,110 @@ def test_adapters_on_the_text_modules_train_on_the_raw_rows(
     first, made = world
     keys = ('stage1.lora_target_modules=["to_q","encoder_hid_proj"]', "stage1.max_train_steps=2")
     run = load_run(first.workspace.parent / "run.toml", keys)
-    lora = _train(run, made, 1, tmp_path, how=run_here)
-    assert lora.manifest["inputs"]["text"] == made["text_embeds"].fingerprint
+    lora = train_stage(run, made, 1, tmp_path, how=run_here)
+    assert lora.manifest["inputs"]["text"] == text_identity(made["text_embeds"])
     assert lora.summary["reload_difference"] == 0.0
     assert load_file(lora.path / LORA_FILE)["unet.encoder_hid_proj.lora_B.weight"].abs().max() > 0
+
+
+def test_validation_pictures_are_those_of_the_stock_pipeline_with_the_saved_lora(
+    world: tuple[Run, dict[str, Artifact]], loras: dict[int, Artifact]
+) -> None:
+    run, made = world
+    pipeline = IFPipeline.from_pretrained(FOLDERS[1], **NO_EXTRAS)
+    pipeline.scheduler = DDPMScheduler.from_pretrained(loras[1].path / "scheduler")
+    pipeline.load_lora_weights(loras[1].path)
+    pipeline.unet.eval()
+    pipeline.set_progress_bar_config(disable=True)
+    embeds, config = Embeds(made["text_embeds"]), run.config.stage(1)
+    pictures = pipeline(
+        prompt_embeds=torch.stack([embeds.of("a purple star")] * 2),
+        negative_prompt_embeds=torch.stack([embeds.of("")] * 2),
+        generator=[torch.Generator().manual_seed(seed) for seed in (0, 1)],
+        num_inference_steps=config.validation_num_inference_steps,
+        guidance_scale=config.validation_guidance,
+        height=64,
+        width=64,
+        output_type="np",
+    ).images
+    files = sorted((loras[1].path / "validation").rglob("*.png"))
+    steps = [path.parent.name for path in files]
+    assert steps == [f"step-{step:08d}" for step in (0, 0, 5, 5, 10, 10, 12, 12)]
+    made = np.stack([np.asarray(Image.open(file)) for file in files[-2:]])
+    # The stored text was projected a caption at a time, this one four at once: bits of it may differ.
+    assert np.abs((pictures * 255).round() - made).max() <= 1
+    assert np.mean((pictures * 255).round() != made) < 1e-3
+    untrained, trained = (np.asarray(Image.open(file)) for file in (files[0], files[-2]))
+    assert not np.array_equal(untrained, trained)
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_the_held_out_losses_are_those_of_the_stock_unet(
+    world: tuple[Run, dict[str, Artifact]], loras: dict[int, Artifact], stage: Stage
+) -> None:
+    run, made = world
+    table = pq.read_table(loras[stage].path / "validation.parquet").to_pylist()
+    assert {row["model"] for row in table} == {"base", "trained"}
+    row = next(row for row in table if row["model"] == "base" and row["part"] == "held_out" and row["t"] == 400)
+    file = next(made["eval_set"].path.glob(f"stage{stage}-*.parquet"))
+    picture = next(item for item in pq.read_table(file).to_pylist() if item["image_id"] == row["image_id"])
+    shape = 1, picture["height"], picture["width"], 3
+    x_0 = (
+        torch.frombuffer(bytearray(picture["pixels"]), dtype=torch.uint8).reshape(shape).permute(0, 3, 1, 2) / 127.5 - 1
+    )
+    drawn, t = draw(x_0.shape, hash_seed("eval", row["image_id"], 400), 0, 0.0), torch.tensor([400])
+    x = DDPMScheduler.from_pretrained(FOLDERS[stage], subfolder="scheduler").add_noise(x_0, drawn.noise, t)
+    level = torch.tensor([run.config.stage(stage).validation_noise_level])
+    if stage == 2:
+        noising = DDPMScheduler.from_pretrained(FOLDERS[2], subfolder="image_noising_scheduler")
+        small = torch.nn.functional.interpolate(x_0, scale_factor=0.25, mode="bicubic", antialias=True).clamp(-1, 1)
+        large = torch.nn.functional.interpolate(small, scale_factor=4, mode="bilinear", align_corners=True)
+        x = torch.cat([x, noising.add_noise(large, drawn.low_res_noise, level)], dim=1)
+    unet = UNet2DConditionModel.from_pretrained(FOLDERS[stage], subfolder="unet").eval()
+    text = Embeds(made["text_embeds"])[picture["caption_id"]][None]
+    with torch.inference_mode():
+        eps = unet(x, t, text, class_labels=level if stage == 2 else None)[0][:, :3]
+    assert float((eps - drawn.noise).square().mean()) == pytest.approx(row["loss"], rel=1e-5)
+    assert loras[stage].summary["eval_loss_base"] == pytest.approx(
+        np.mean([row["loss"] for row in table if row["model"] == "base" and row["part"] == "held_out"]), rel=1e-6
+    )
+
+
+@pytest.mark.slow
+def test_validating_changes_no_byte_of_the_lora(world: tuple[Run, dict[str, Artifact]], tmp_path: Path) -> None:
+    first, made = world
+
+    def trained(every: int) -> dict[str, str]:
+        keys = ("optimizer=adamw_schedulefree", "lr_scheduler=constant", "use_ema=false", "max_train_steps=2")
+        settings = tuple(f"stage1.{key}" for key in (*keys, f"validation_steps={every}"))
+        run = load_run(first.workspace.parent / "run.toml", settings)
+        return train_stage(run, made, 1, tmp_path, how=run_here).hashes
+
+    with_pictures, without = trained(1), trained(0)
+    assert "validation/step-00000001/000.png" in with_pictures
+    assert not any(name.startswith("validation/") for name in without)
+    for name in (LORA_FILE, "metrics.parquet"):
+        assert with_pictures[name] == without[name]
+
+
+def test_another_prompt_trains_nothing_anew(world: tuple[Run, dict[str, Artifact]], tmp_path: Path) -> None:
+    first, made = world
+
+    def request(every: int, prompt: str, text: Artifact) -> str:
+        keys = (f"stage1.validation_steps={every}", f"validation_prompt={prompt}")
+        run = load_run(first.workspace.parent / "run.toml", keys)
+        inputs = {"pixels": made["stage1_pixels"], "text": text, "eval_set": made["eval_set"]}
+        return lora_request(run, 1, FOLDERS[1], inputs, run.config.prompts).fingerprint
+
+    text = stage_text(first, 1, made["text_embeds"])
+    record = text.manifest
+    (tmp_path / "other").mkdir()
+    write_sealed(
+        tmp_path / "other" / MANIFEST, {**record, "inputs": {**record["inputs"], "text_embeds": "0123456789abcdef"}}
+    )
+    other = Artifact("stage1_text", "other", tmp_path / "other")  # with one more text
+    assert request(0, "a star", text) == request(0, "a moon", other)
+    assert request(5, "a star", text) != request(5, "a moon", other), "its pictures are in the artifact"
 
 
 @pytest.mark.slow
@@ -188,7 +288,7 @@ def test_a_trainer_killed_again_and_again_makes_the_same_bytes(
         killer = _Killer(tmp_path, after_steps=4)
         killer.start()
         try:
-            lora = _train(run, made, stage, tmp_path)
+            lora = train_stage(run, made, stage, tmp_path)
             break
         except JobError as error:
             assert "SIGKILL" in str(error)
@@ -197,8 +297,7 @@ def test_a_trainer_killed_again_and_again_makes_the_same_bytes(
             killer.done.set()
             killer.join()
     assert kills >= 1, "the trainer was never killed"
-    for name in (LORA_FILE, "metrics.parquet"):
-        assert (lora.path / name).read_bytes() == (loras[stage].path / name).read_bytes()
+    assert lora.hashes == loras[stage].hashes
     assert lora.summary["steps_of_this_process"] < run.config.stage(stage).max_train_steps
 
 
@@ -210,13 +309,13 @@ def test_a_damaged_checkpoint_is_passed_over(
     killer = _Killer(tmp_path, after_steps=6)
     killer.start()
     with pytest.raises(JobError):
-        _train(run, made, 1, tmp_path)
+        train_stage(run, made, 1, tmp_path)
     killer.join()
     newest = max(tmp_path.glob("stage1_lora/*/.checkpoints/step-*/adapter.safetensors"))
     data = bytearray(newest.read_bytes())
     data[-1] ^= 1
     newest.write_bytes(bytes(data))
-    lora = _train(run, made, 1, tmp_path)
+    lora = train_stage(run, made, 1, tmp_path)
     assert (lora.path / LORA_FILE).read_bytes() == (loras[1].path / LORA_FILE).read_bytes()
 
 
@@ -231,10 +330,10 @@ def test_sigterm_writes_a_checkpoint_and_ends(
     stopper = _Killer(tmp_path, after_steps=0, number=signal.SIGTERM)
     stopper.start()
     with pytest.raises(JobError, match="stopped"):
-        _train(run, made, 1, tmp_path)
+        train_stage(run, made, 1, tmp_path)
     stopper.join()
     assert list(tmp_path.glob("stage1_lora/*/.checkpoints/step-*/checkpoint.json"))
-    lora = _train(run, made, 1, tmp_path)
+    lora = train_stage(run, made, 1, tmp_path)
     assert (lora.path / LORA_FILE).read_bytes() == (loras[1].path / LORA_FILE).read_bytes()
 
 
@@ -246,7 +345,7 @@ def test_with_use_ema_the_moving_average_is_saved(world: tuple[Run, dict[str, Ar
     def trained(steps: int, ema: str) -> dict[str, torch.Tensor]:
         settings = ("stage1.lr_scheduler=constant", f"stage1.max_train_steps={steps}", f"stage1.use_ema={ema}")
         changed = load_run(Path(run.workspace).parent / "run.toml", settings)
-        return load_file(_train(changed, made, 1, tmp_path, how=run_here).path / LORA_FILE)
+        return load_file(train_stage(changed, made, 1, tmp_path, how=run_here).path / LORA_FILE)
 
     after = [trained(steps, "false") for steps in (1, 2, 3)]
     average = trained(3, "true")
@@ -263,8 +362,15 @@ def test_with_use_ema_the_moving_average_is_saved(world: tuple[Run, dict[str, Ar
         ("optimizer=adamw_bf16", "mixed_precision=bf16", "use_ema=true", "gradient_accumulation_steps=2"),
         ("use_dora=true", "optimizer=adamw_bf16", "mixed_precision=bf16", "use_ema=true"),
         ("use_bitfit=true", "lora_rank=16", "lora_dropout=0.0"),
+        ("model_type=full", "lora_rank=16", "lora_dropout=0.0", "validation_steps=3"),
         ("optimizer=prodigy", "learning_rate=1.0", "train_variance=true"),
-        ("optimizer=adamw_schedulefree", "lr_scheduler=constant", "use_ema=false", "loss_type=huber"),
+        (
+            "optimizer=adamw_schedulefree",
+            "lr_scheduler=constant",
+            "use_ema=false",
+            "loss_type=huber",
+            "validation_steps=2",
+        ),
     ],
 )
 def test_other_trainings_survive_a_kill_and_can_be_sampled_from(
@@ -273,15 +379,14 @@ def test_other_trainings_survive_a_kill_and_can_be_sampled_from(
     first, made = world
     settings = tuple(f"stage1.{key}" for key in ("max_train_steps=6", "checkpointing_steps=1", *keys))
     run = load_run(first.workspace.parent / "run.toml", settings)
-    whole = _train(run, made, 1, tmp_path / "whole", how=run_here)
+    whole = train_stage(run, made, 1, tmp_path / "whole", how=run_here)
     killer = _Killer(tmp_path / "killed", after_steps=3)
     killer.start()
     with pytest.raises(JobError, match="SIGKILL"):
-        _train(run, made, 1, tmp_path / "killed")
+        train_stage(run, made, 1, tmp_path / "killed")
     killer.join()
-    lora = _train(run, made, 1, tmp_path / "killed")
-    for name in (BITFIT_FILE if "use_bitfit=true" in keys else LORA_FILE, "metrics.parquet"):
-        assert (lora.path / name).read_bytes() == (whole.path / name).read_bytes()
+    lora = train_stage(run, made, 1, tmp_path / "killed")
+    assert lora.hashes == whole.hashes
     assert lora.summary["steps_of_this_process"] < 6
     assert lora.summary["reload_difference"] == 0.0
     assert lora.summary["eval_loss"] != lora.summary["eval_loss_base"]
@@ -295,6 +400,42 @@ def test_other_trainings_survive_a_kill_and_can_be_sampled_from(
     assert sampler.pipeline.scheduler.config.variance_type == scheduler.config.variance_type
     text = torch.zeros(1, 77, sampler.pipeline.unet.config.encoder_hid_dim)
     assert bool(sample_stage1(sampler, text, text, [0], (64, 64)).isfinite().all())
+
+
+@pytest.mark.slow
+def test_a_training_goes_on_from_its_parent_and_survives_a_kill(
+    world: tuple[Run, dict[str, Artifact]],
+    loras: dict[int, Artifact],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its first loss is that of a stock UNet with the parent, on what the trainer was fed; then it is another LoRA."""
+    first, made = world
+    keys = (f"init_lora={loras[1].path}", "lora_dropout=0.0", "max_train_steps=6", "checkpointing_steps=1")
+    run = load_run(first.workspace.parent / "run.toml", tuple(f"stage1.{key}" for key in keys))
+    with monkeypatch.context() as patched:
+        fed = _recorded(patched)
+        whole = train_stage(run, made, 1, tmp_path / "whole", how=run_here)
+    assert whole.manifest["inputs"]["parent"] == loras[1].hashes[LORA_FILE]
+    assert whole.summary["eval_loss_parent"] == loras[1].summary["eval_loss"], "step 0 is the parent"
+    assert whole.fingerprint != loras[1].fingerprint
+    (_, x, t, text, _), (_, noise) = fed[:2]
+    unet = load_projected_unet(FOLDERS[1], torch.float32)
+    stock_pipeline(FOLDERS[1], 1, unet, load_scheduler(FOLDERS[1])).load_lora_weights(loras[1].path)
+    with torch.inference_mode():
+        out = unet.train()(x, t, encoder_hidden_states=text.rows, added_cond_kwargs={"pooled": text.pooled})[0]
+    assert whole.summary["first_loss"] == pytest.approx(float((out[:, :3] - noise).square().mean()), rel=1e-6)
+    before, after = (load_file(lora.path / LORA_FILE) for lora in (loras[1], whole))
+    assert before.keys() == after.keys() and not all(torch.equal(before[name], after[name]) for name in before)
+
+    killer = _Killer(tmp_path / "killed", after_steps=3)
+    killer.start()
+    with pytest.raises(JobError, match="SIGKILL"):
+        train_stage(run, made, 1, tmp_path / "killed")
+    killer.join()
+    lora = train_stage(run, made, 1, tmp_path / "killed")
+    assert lora.summary["steps_of_this_process"] < 6
+    assert (lora.path / LORA_FILE).read_bytes() == (whole.path / LORA_FILE).read_bytes()
 
 
 class _Killer(threading.Thread):

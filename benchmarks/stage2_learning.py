@@ -1,0 +1,225 @@
+"""Stage II learns to upscale: ours and the recipe of other trainers, beside the untuned model and plain enlargements.
+
+The other recipe is that of SimpleTuner and of diffusers' example for IF: the UNet is fed concat(x_t, x_t) with the timestep
+as class label, so that it never sees the low-res picture. Both are trained by the product's trainer with the same steps,
+pictures, draws and settings, on windows of random crops, and measured by the product on crops of pictures that were held
+out, at several noise levels of the low-res picture. Data: drawn stars, and the photographs inside scikit-image and
+scikit-learn. A run goes on where it was stopped when it is given the same `--folder`.
+"""
+
+import argparse
+import os
+import platform
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from PIL import Image
+from worlds import embed, one_set, prepare
+
+from deepfloyd_core import stage_loss, train
+from deepfloyd_core.artifacts import Artifact, materialise
+from deepfloyd_core.batches import Draws
+from deepfloyd_core.config import Run
+from deepfloyd_core.embeds import Embeds
+from deepfloyd_core.flavours import resolve
+from deepfloyd_core.jobs import Job
+from deepfloyd_core.ledger import caption_counts
+from deepfloyd_core.metrics import mean_and_interval
+from deepfloyd_core.objective import predict
+from deepfloyd_core.pixels import build_shards, eval_request, plan_eval
+from deepfloyd_core.products import LORA_FILE
+from deepfloyd_core.row_list import shard_files
+from deepfloyd_core.sampling import make_sampler, sample_stage2
+from deepfloyd_core.shards import ShardRow
+from deepfloyd_core.types import caption_id, hash_seed
+from deepfloyd_core.upscaled import EVAL_FILE, Upscaler, measure_upscalers
+
+LEVELS = (0, 100, 250, 500)
+UNTUNED, OTHER, OURS = "untuned", "concat(x_t, x_t)", "ours"
+WAYS = ("bilinear", "bicubic", UNTUNED, OTHER, OURS)
+HELD_OUT = {"stars": 10, "photographs": 10}
+STARS, FIRST_STAR = 60, 50_000  # seeds that neither the shipped weights nor the demo have seen
+PHOTOGRAPHS = (
+    "astronaut", "brick", "camera", "cell", "chelsea", "china", "clock_motion", "coffee", "coins", "flower", "grass",
+    "gravel", "hubble_deep_field", "ihc", "moon", "motorcycle_left", "retina", "rocket",
+)  # fmt: skip
+# Of a picture whose shorter edge is above 384 px, a crop takes 256 px from it at 384 px; of others as they are.
+CROPS = {"crop": True, "crop_aspect": "square", "maximum_image_size": 96, "target_downsample_size": 96}
+STAGE2 = {
+    "model_flavour": "tiny-ii", "mixed_precision": "no", "lora_rank": 16, "random_flip": True, "snr_gamma": 5.0,
+    "lora_target_modules": [
+        "to_q", "to_out.0", "add_k_proj", "add_v_proj", "conv1", "conv2", "conv_shortcut", "time_emb_proj", "conv_in",
+        "conv_out",
+    ],
+    "learning_rate": 6e-3, "lr_end": 1e-5, "lr_scheduler": "cosine", "lr_warmup_steps": 10, "train_batch_size": 4,
+    "noise_level_end": 101, "stage2_patch": 128,
+    "use_ema": True, "ema_decay": 0.97, "checkpointing_steps": 100,
+    "validation_guidance": 1.0, "validation_noise_level": LEVELS[0], "validation_noise_levels": LEVELS[1:],
+}  # fmt: skip
+
+
+def draw_stars(folder: Path) -> None:
+    """Purple stars, which the shipped weights never saw."""
+    from deepfloyd_core.tiny import world
+
+    for number in range(STARS):
+        rng = np.random.default_rng(FIRST_STAR + number)
+        width, height = (int(rng.integers(260, 520)) for _ in range(2))
+        Image.fromarray(world.draw(rng, world.NEW_CAPTION, width, height)).save(folder / f"{number}.png")
+        (folder / f"{number}.txt").write_text(world.NEW_CAPTION)
+
+
+def copy_photographs(folder: Path) -> None:
+    """The photographs, micrographs and textures that both packages bring; no charts, no text, one of the stereo pair."""
+    import skimage
+    import sklearn
+
+    places = (Path(skimage.__file__).parent / "data", Path(sklearn.__file__).parent / "datasets/images")
+    for name in PHOTOGRAPHS:
+        (path,) = (file for place in places for file in place.glob(f"{name}.*") if file.suffix in (".png", ".jpg"))
+        shutil.copyfile(path, folder / path.name)
+        (folder / f"{name}.txt").write_text("a photograph")
+
+
+def other_recipe(
+    setup: stage_loss.Setup, x_0: torch.Tensor, draws: Draws, captions: list[str | None]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What those trainers do in the place of `stage_loss.predict_noise`."""
+    x_t = setup.scheduler.add_noise(x_0, draws.fed, draws.t)
+    text = setup.texts([caption_id("") if name is None else name for name in captions])
+    return predict(setup.unet, draws.cut(torch.cat([x_t, x_t], dim=1)), draws.t, text, draws.t)
+
+
+@contextmanager
+def recipe(way: str) -> Iterator[None]:
+    """The trainer as it is, or with the other recipe."""
+    before = stage_loss.predict_noise
+    stage_loss.predict_noise = other_recipe if way == OTHER else before
+    try:
+        yield
+    finally:
+        stage_loss.predict_noise = before
+
+
+def make_run(folder: Path, data: str, wanted: argparse.Namespace) -> Run:
+    """A run over the pictures of a data set."""
+    pictures = folder / data
+    if not pictures.exists():
+        pictures.mkdir()
+        {"stars": draw_stars, "photographs": copy_photographs}[data](pictures)
+    place = folder / f"{data}-run"
+    place.mkdir(exist_ok=True)
+    entry = {**CROPS, "instance_data_dir": str(pictures), "crop_style": "random", "caption_strategy": "textfile",
+             "resolution": 64, "repeats": wanted.repeats}  # fmt: skip
+    stage = {**STAGE2, "max_train_steps": wanted.steps, "validation_num_inference_steps": wanted.inference_steps}
+    common = {"device": "cpu", "num_threads": wanted.threads, "text_encoder_dtype": "fp32"}
+    return one_set(place, 2, entry, stage2=stage, num_eval_images=HELD_OUT[data], **common)
+
+
+def trained(run: Run, inputs: dict[str, Artifact], model: Path, way: str, out: Path) -> dict[str, Any]:
+    """Train one way into a folder; prints a line now and then."""
+    out.mkdir(parents=True, exist_ok=True)
+    started = time.monotonic()
+
+    def report(done: int, total: int, line: str) -> None:
+        if done % 50 == 0:
+            print(f"<!-- {out.name} {done}/{total} {time.monotonic() - started:.0f} s {line} -->", flush=True)
+
+    if (out / LORA_FILE).exists():
+        return {}
+    with recipe(way):
+        return train.train_job(Job(run.config, inputs, {"stage": 2, "model": str(model)}, out, report))
+
+
+def upscaler(run: Run, model: Path, lora: Path | None, embeds: Artifact) -> Upscaler:
+    """Samples the held-out pictures as the product does."""
+    sampler, texts = make_sampler(run.config, 2, model, lora, lambda count: None), Embeds(embeds)
+
+    def upscale(rows: list[ShardRow], small: torch.Tensor, noise_level: int) -> torch.Tensor:
+        seeds = [hash_seed("eval", row.image_id) % 2**32 for row in rows]
+        text, negative = torch.stack([texts.of(row.caption) for row in rows]), torch.stack([texts.of("")] * len(rows))
+        return sample_stage2(sampler.at(noise_level), text, negative, seeds, small)
+
+    return upscale
+
+
+def measure(folder: Path, data: str, wanted: argparse.Namespace) -> None:
+    """Train both ways on a data set, measure all ways, print their tables."""
+    run = make_run(folder, data, wanted)
+    index, pixels = prepare(run, 2)
+    held_out, _ = materialise(
+        run.workspace, eval_request(run, index), lambda work: build_shards(plan_eval(run, index, work), work)
+    )
+    model = resolve(run.config.stage(2).model, 2)
+    embeds = embed(run, model, list(caption_counts(index)))
+    inputs = {"pixels": pixels, "text": embeds, "eval_set": held_out}
+    loras: dict[str, Path | None] = {UNTUNED: None}
+    for way, name in ((OURS, "ours"), (OTHER, "other")):
+        loras[way] = folder / f"{data}-{name}"
+        if summary := trained(run, inputs, model, way, folder / f"{data}-{name}"):
+            kept = ("rows", "trainable_parameters", "last_loss", "eval_loss_base", "eval_loss")
+            print(f"<!-- {way}: { ({key: summary[key] for key in kept}) } -->", flush=True)
+    ways = {way: partial(upscaler, run, model, loras[way], embeds) for way in WAYS[2:]}
+    measure_upscalers(shard_files(held_out, 2), ways, LEVELS, folder / f"{data}-run")
+    table = pq.read_table(folder / f"{data}-run" / EVAL_FILE).to_pylist()
+    print(f"\n### {data}: {held_out.summary['pictures']} held-out pictures of 256 px\n")
+    for line in lines(table):
+        print(line, flush=True)
+
+
+def lines(table: list[dict[str, Any]]) -> Iterator[str]:
+    """The markdown table of one data set."""
+    gains = [(measure, other) for measure in ("psnr", "ssim") for other in WAYS[:3]]
+    heads = ["noise level", "way", "PSNR, dB", "SSIM", *(f"{measure.upper()} over {other}" for measure, other in gains)]
+    yield f"| {' | '.join(heads)} |"
+    yield "|---" * len(heads) + "|"
+    for level in (None, *LEVELS):
+        at = {way: [row for row in table if row["way"] == way and row["noise_level"] in (None, level)] for way in WAYS}
+        for way in WAYS[:2] if level is None else WAYS[2:]:
+            psnr, ssim = (np.mean([row[name] for row in at[way]]) for name in ("psnr", "ssim"))
+            more = [
+                gain(at[way], at[other], measure) if level is not None and other != way else ""
+                for measure, other in gains
+            ]
+            yield f"| {'' if level is None else level} | {way} | {psnr:.2f} | {ssim:.4f} | {' | '.join(more)} |"
+
+
+def gain(mine: list[dict[str, Any]], other: list[dict[str, Any]], measure: str) -> str:
+    """The mean of a paired difference, and its 95 % interval; bold where that is clear of zero and above."""
+    differences = [one[measure] - two[measure] for one, two in zip(mine, other, strict=True)]
+    middle, low, high = mean_and_interval(differences)
+    digits = 2 if measure == "psnr" else 3
+    text = f"{middle:+.{digits}f} ({low:+.{digits}f} to {high:+.{digits}f})"
+    return f"**{text}**" if low > 0 else text
+
+
+def main() -> None:
+    """Print a table for each data set."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", choices=tuple(HELD_OUT), action="append", help="this one alone")
+    parser.add_argument("--steps", type=int, default=240)
+    parser.add_argument("--inference-steps", type=int, default=8)
+    parser.add_argument("--repeats", type=int, default=9, help="further crops of each picture")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--folder", type=Path, help="keep everything here, and go on with what is in it")
+    wanted = parser.parse_args()
+    torch.set_num_threads(wanted.threads)
+    print(f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; torch {torch.__version__}")
+    with tempfile.TemporaryDirectory() as name:
+        folder = wanted.folder or Path(name)
+        folder.mkdir(exist_ok=True)
+        for data in wanted.data or HELD_OUT:
+            measure(folder, data, wanted)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""Memory of one step of training a LoRA: nothing recomputed, what diffusers recomputes, and ours. `--run` for real sizes.
+
+One forward and one backward pass in fp32 on random input, each way in a process of its own on one thread. Memory is what the
+process itself holds (anonymous, sampled every 20 ms): before the step, mostly weights, and at its highest. `random:` weights
+have the real architecture; that of ii-medium-450m is a stand-in of its size.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+
+import torch
+from worlds import own_bytes, peak_bytes
+
+from deepfloyd_core.flavours import resolve
+from deepfloyd_core.lora import add_lora
+from deepfloyd_core.models import load_projected_unet
+from deepfloyd_core.recompute import recompute_activations
+from deepfloyd_core.stage_config import StageConfig
+
+WAYS = ("nothing", "diffusers", "ours")
+TINY = (("tiny-i", 4), ("tiny-ii", 1))
+REAL = (("random:i-medium-400m", 1), ("random:i-medium-400m", 4), ("random:ii-medium-450m", 1))
+
+
+def child(way: str, model: str, batch: int) -> None:
+    """One step in this process. Prints one JSON line."""
+    torch.set_num_threads(1)
+    config = StageConfig.model_validate({"model_flavour": model, "lora_rank": 32, "mixed_precision": "no"})
+    stage = config.flavour.stage
+    unet = load_projected_unet(resolve(config.model, stage), torch.float32)
+    add_lora(unet, config, 0)
+    unet.train()
+    if way == "diffusers":
+        unet.enable_gradient_checkpointing()
+    elif way == "ours":
+        recompute_activations(unet)
+    edge = config.flavour.size_px
+    x = torch.randn(batch, 3 * stage, edge, edge)
+    text = torch.randn(batch, 77, unet.config.cross_attention_dim)
+    pooled = torch.randn(batch, unet.time_embedding.linear_2.out_features)
+    level = torch.full((batch,), 250) if stage == 2 else None
+    before, start = own_bytes(), time.perf_counter()
+    with peak_bytes() as peak:
+        made = unet(x, torch.full((batch,), 500), text, class_labels=level, added_cond_kwargs={"pooled": pooled})[0]
+        made[:, :3].square().mean().backward()
+    print(json.dumps({"before": before, "peak": peak[0], "seconds": time.perf_counter() - start}))
+
+
+def main() -> None:
+    """Print a line for each way and model."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--run", action="store_true", help="measure real sizes too: some minutes, and 9 GB of memory")
+    parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
+    wanted = parser.parse_args()
+    if wanted.child:
+        child(wanted.child[0], wanted.child[1], int(wanted.child[2]))
+        return
+    print("| model | batch | recomputed | before, GiB | peak, GiB | step takes, GiB | s |\n" + "|---" * 7 + "|")
+    for model, batch in TINY + REAL if wanted.run else TINY:
+        for way in WAYS:
+            command = [sys.executable, __file__, "--child", way, model, str(batch)]
+            out = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout
+            found = json.loads(out.splitlines()[-1])
+            before, peak = found["before"] / 2**30, found["peak"] / 2**30
+            sizes = f"{before:.2f} | {peak:.2f} | {peak - before:.2f}"
+            print(f"| {model} | {batch} | {way} | {sizes} | {found['seconds']:.1f} |", flush=True)
+    if not wanted.run:
+        print("\nReal sizes were not measured: add --run.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""What spoils Stage II's low-res pictures in training, as files from elsewhere are: blur, then noise, then JPEG.
+
+A model that was shown clean downscales alone takes what is wrong with a picture for detail, and sharpens it. Off unless a
+key asks for it. JPEG costs 0.3 ms for a picture of 64 px, the others next to nothing.
+"""
+
+import io
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from deepfloyd_core.batches import Degradation
+from deepfloyd_core.flavours import UPSCALE
+from deepfloyd_core.objective import to_bytes, to_model_range
+from deepfloyd_core.stage_config import StageConfig
+from deepfloyd_core.types import hash_seed
+
+
+def draw_degradation(shape: torch.Size, config: StageConfig, seed: int, number: int) -> Degradation | None:
+    """Draw for forward pass `number`; shape: (B, C, H, W) of the full-size pictures. None where all options are off.
+
+    Blur and noise are drawn evenly from 0 to what the stage allows, JPEG's quality from its lowest to 100, each from a
+    generator of its own; samples that `low_res_degraded_share` leaves out have none of the three.
+    """
+    if not config.degrades_low_res:
+        return None
+    size, (height, width) = shape[0], (edge // UPSCALE for edge in shape[-2:])
+    taken = torch.rand(size, generator=_generator("share", seed, number)) < config.low_res_degraded_share
+    blur = config.low_res_blur * torch.rand(size, generator=_generator("blur", seed, number))
+    generator = _generator("noise", seed, number)
+    deviation = config.low_res_noise * torch.rand((size, 1, 1, 1), generator=generator)
+    noise = deviation * torch.randn((size, shape[1], height, width), generator=generator)
+    quality = torch.zeros(size, dtype=torch.int64)
+    if config.low_res_jpeg_quality is not None:
+        lowest = config.low_res_jpeg_quality
+        quality = torch.randint(lowest, 101, (size,), generator=_generator("jpeg", seed, number))
+    return Degradation(blur * taken, noise * taken.reshape(-1, 1, 1, 1), quality * taken)
+
+
+def degrade(small: torch.Tensor, how: Degradation) -> torch.Tensor:
+    """Low-res pictures (B, C, h, w) in [-1, 1] -> the same, spoilt."""
+    if how.blur.any():
+        small = blurred(small, how.blur)
+    if how.noise.any():
+        small = (small + how.noise / 127.5).clamp(-1, 1)
+    pairs = zip(small.unsqueeze(1), how.quality.tolist(), strict=True)
+    return torch.cat([through_jpeg(picture, quality) if quality else picture for picture, quality in pairs])
+
+
+def blurred(pictures: torch.Tensor, deviation: torch.Tensor) -> torch.Tensor:
+    """A Gaussian of its own for each picture, cut off at three of the largest deviations; edges go on as they end.
+
+    pictures: (B, C, H, W); deviation: (B,) in px, 0 leaves a picture as it is.
+    """
+    radius = max(1, math.ceil(3 * float(deviation.max())))
+    offsets = torch.arange(-radius, radius + 1, dtype=torch.float32)
+    kernel = torch.exp(-0.5 * (offsets / deviation.clamp(min=1e-3).unsqueeze(1)).square())
+    kernel = (kernel / kernel.sum(1, keepdim=True)).repeat_interleave(pictures.shape[1], 0)  # one for each channel
+    flat = F.pad(pictures, (radius,) * 4, mode="replicate").flatten(0, 1).unsqueeze(0)
+    for shape in ((-1, 1, 1, 2 * radius + 1), (-1, 1, 2 * radius + 1, 1)):
+        flat = F.conv2d(flat, kernel.reshape(shape), groups=len(kernel))
+    return flat.reshape(pictures.shape)
+
+
+def through_jpeg(picture: torch.Tensor, quality: int) -> torch.Tensor:
+    """A picture (1, C, h, w) in [-1, 1], rounded to bytes, as Pillow's JPEG of a quality (1 to 100) gives it back."""
+    buffer = io.BytesIO()
+    Image.fromarray(to_bytes(picture)[0].numpy()).save(buffer, "JPEG", quality=quality)
+    return to_model_range(torch.from_numpy(np.array(Image.open(buffer)))[None])
+
+
+def _generator(purpose: str, seed: int, number: int) -> torch.Generator:
+    return torch.Generator().manual_seed(hash_seed(f"low-res {purpose}", seed, number))

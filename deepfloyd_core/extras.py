@@ -1,0 +1,13 @@
+"""Packages that only some runs need: what to say when one is not there. Imports none of them; that takes seconds."""
+
+import importlib.util
+from collections.abc import Sequence
+
+
+def missing_extra(packages: Sequence[str], extra: str) -> str:
+    """Which packages cannot be imported, and what installs them, to end a sentence with; empty when all are there."""
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    if not missing:
+        return ""
+    install = f"pip install 'deepfloyd-pipeline[{extra}]'"
+    return f"{' and '.join(missing)} cannot be imported. Install the extra: {install}"

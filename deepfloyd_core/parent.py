@@ -1,0 +1,201 @@
+"""What a training goes on from in place of the base model: a LoRA, biases or a whole UNet that was trained before.
+
+All that can be asked of it stands in its header and in the base model's: it is checked before anything is made or loaded.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from deepfloyd_core.bundle import find_version
+from deepfloyd_core.config import Run
+from deepfloyd_core.errors import ArtifactError, ConfigError
+from deepfloyd_core.files import sha256_file
+from deepfloyd_core.flavours import Stage
+from deepfloyd_core.products import BITFIT_FILE, LORA_FILE, UNET_FOLDER
+from deepfloyd_core.stage_config import StageConfig
+from deepfloyd_core.weights import TEXT_MODULES, UNET_WEIGHTS, Header, read_header, unet_shapes
+
+_PLACES = (BITFIT_FILE, f"{UNET_FOLDER}/{UNET_WEIGHTS}", LORA_FILE, UNET_WEIGHTS)
+_ADAPTER = re.compile(r"unet\.(?P<layer>.+)\.lora_(?P<part>A\.weight|B\.weight|magnitude_vector)")
+_METADATA = "lora_adapter_metadata"
+_KEYS = {"a LoRA": "model_type = lora", "biases": "use_bitfit = true", "a UNet": "model_type = full"}
+
+
+@dataclass(frozen=True)
+class Parent:
+    """A file of weights to go on from."""
+
+    file: Path
+    sha256: str
+
+    @property
+    def option(self) -> list[str]:
+        """As plain JSON, for a job."""
+        return [str(self.file.absolute()), self.sha256]
+
+
+def find_parent(run: Run, stage: Stage, folder: Path) -> Parent | None:
+    """The weights that a stage's `init_lora` names, or None. `folder`: the base model.
+
+    Raises ConfigError when they cannot be read, or are not what the stage's settings train.
+    """
+    config = run.config.stage(stage)
+    if config.init_lora is None:
+        return None
+    said = f"stage{stage}.init_lora is {config.init_lora!r}"
+    file = _weights_file(_path(run, stage, str(config.init_lora)), said)
+    base = unet_shapes(folder)
+    try:
+        fault = next(_faults(config, read_header(file), base), None)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ConfigError(f"{said}, and {file} cannot be read: {error}.") from None
+    if fault:
+        raise ConfigError(f"{said}, {fault}.")
+    return Parent(file, sha256_file(file))
+
+
+def parent_file(option: list[str]) -> Path:
+    """The file of a `Parent.option`. Raises ArtifactError when it has other bytes by now."""
+    file, sha256 = Path(option[0]), option[1]
+    if not file.is_file() or sha256_file(file) != sha256:
+        raise ArtifactError(f"{file}, which the training starts from, changed since the run began. Start it again.")
+    return file
+
+
+def _path(run: Run, stage: Stage, value: str) -> Path:
+    """A path as it is; a number that is none is a published version of the workspace."""
+    path = Path(value)
+    if value.isdecimal() and not path.exists():
+        return run.workspace / "lora_bundle" / find_version(run.workspace, value).bundle / f"stage{stage}"
+    return path
+
+
+def _weights_file(path: Path, said: str) -> Path:
+    if path.is_dir():
+        found = next((path / name for name in _PLACES if (path / name).is_file()), None)
+        if found is None:
+            raise ConfigError(f"{said}; {path} has none of {', '.join(_PLACES)}.")
+        return found
+    if not path.exists():
+        raise ConfigError(f"{said}; there is no such file or folder: {path}.")
+    if path.suffix != ".safetensors":
+        raise ConfigError(f"{said}; only .safetensors files are read, never a pickle.")
+    return path
+
+
+def _faults(config: StageConfig, header: Header, base: dict[str, tuple[int, ...]]) -> Iterator[str]:
+    """What keeps a file from being the start of a training, the most telling first."""
+    found = _kind(header)
+    wanted = "a UNet" if config.model_type == "full" else "biases" if config.use_bitfit else "a LoRA"
+    if not found:
+        yield (
+            f"and {min(header.shapes, default='nothing')} in it is neither of a LoRA as diffusers writes one today "
+            "nor of a UNet. Load and save it once with diffusers"
+        )
+    elif found != wanted:
+        yield f"which is {found}; the settings train {wanted}. Set {_KEYS[found]}, or remove init_lora"
+    elif found == "a LoRA":
+        yield from _lora_faults(config, header, base)
+    else:
+        yield from _weight_faults(config, header, base)
+    kinds, only = set(header.dtypes.values()), {"BF16"} if config.optimizer == "adamw_bf16" else {"F32", "F16", "BF16"}
+    if not kinds <= only:
+        exactly = " or ".join(sorted(only))
+        yield f"with weights in {', '.join(sorted(kinds))}; {config.optimizer} starts exactly from {exactly} only. Use adamw"
+
+
+def _kind(header: Header) -> str:
+    names = header.shapes
+    if names and all(_ADAPTER.fullmatch(name) for name in names):
+        return "a LoRA"
+    if names and all(name.endswith(".bias") for name in names):
+        return "biases"
+    return "a UNet" if "conv_in.weight" in names else ""
+
+
+def _weight_faults(config: StageConfig, header: Header, base: dict[str, tuple[int, ...]]) -> Iterator[str]:
+    """Biases and UNets: exactly the tensors that are trained."""
+    expected = base
+    if config.use_bitfit:
+        ours = (name for name in base if name.endswith(".bias") and name.split(".")[0] not in TEXT_MODULES)
+        expected = {name: base[name] for name in ours}
+    differs = (
+        name for name in sorted(expected.keys() | header.shapes) if expected.get(name) != header.shapes.get(name)
+    )
+    for name in differs:
+        yield _misfit(config, name, header.shapes.get(name), expected.get(name))
+
+
+def _misfit(config: StageConfig, name: str, found: tuple[int, ...] | None, wanted: tuple[int, ...] | None) -> str:
+    return (
+        f"which does not fit {config.model_flavour}: {name} is {found or 'absent'} in it and {wanted or 'absent'} there. "
+        "Give weights of the same stage and flavour"
+    )
+
+
+def _lora_faults(config: StageConfig, header: Header, base: dict[str, tuple[int, ...]]) -> Iterator[str]:
+    layers: dict[str, dict[str, tuple[int, ...]]] = {}
+    for name, shape in header.shapes.items():
+        match = _ADAPTER.fullmatch(name)
+        assert match  # _kind saw them all
+        layers.setdefault(match["layer"], {})[match["part"].split(".")[0]] = shape
+    for layer, parts in sorted(layers.items()):
+        weight = base.get(f"{layer}.weight", ())
+        if not {"A", "B"} <= parts.keys():
+            yield f"which has one half of the adapter on {layer} only"
+        elif not weight or (parts["B"][:1], parts["A"][1:]) != (weight[:1], weight[1:]):
+            yield _misfit(config, layer, parts["B"][:1] + parts["A"][1:], weight)
+        else:
+            yield from _adapter_faults(layer, parts, weight)
+    ranks = {parts["A"][0] for parts in layers.values()}
+    if ranks != {config.lora_rank}:
+        yield f"a LoRA of rank {' and '.join(map(str, sorted(ranks)))}; lora_rank is {config.lora_rank}. Set them alike"
+    settings = _settings(header)
+    alpha, ours = settings.get("lora_alpha", max(ranks)), config.lora_alpha or config.lora_rank
+    if alpha != ours:
+        yield f"a LoRA with lora_alpha {alpha:g}; this run has {ours:g}. Set them alike"
+    if settings.get("alpha_pattern") or settings.get("use_rslora"):
+        yield "a LoRA with scales that this trainer does not have (alpha_pattern or use_rslora)"
+    dora = {"magnitude_vector" in parts for parts in layers.values()}
+    if dora != {config.use_dora}:
+        yield f"a LoRA with{'' if True in dora else 'out'} DoRA; use_dora is {config.use_dora}. Set them alike"
+    targets = config.lora_target_modules
+    wanted = {layer for layer in _layers(base) if any(layer == name or layer.endswith(f".{name}") for name in targets)}
+    if wanted != layers.keys():
+        found, asked = " ".join(_names(layers)), " ".join(_names(wanted))
+        yield f"a LoRA on {found}; lora_target_modules asks for {asked}. Set them alike"
+
+
+def _adapter_faults(layer: str, parts: dict[str, tuple[int, ...]], weight: tuple[int, ...]) -> Iterator[str]:
+    """Shapes that peft would not have given the parts of an adapter on a weight."""
+    rank, ones = parts["A"][0], (1,) * (len(weight) - 2)
+    length = weight[:1] if not ones else (1, weight[0], *ones)
+    expected = {"B": (weight[0], rank, *ones), "magnitude_vector": length}
+    for name, shape in expected.items():
+        if parts.get(name, shape) != shape:
+            yield f"which has a lora_{name} of {parts[name]} on {layer} in place of {shape}"
+
+
+def _settings(header: Header) -> dict[str, Any]:
+    """What peft wrote of a LoRA beside its tensors. Raises ValueError when it is no such record."""
+    record = json.loads(header.metadata.get(_METADATA, "{}"))
+    settings = {key.removeprefix("unet."): value for key, value in record.items()} if isinstance(record, dict) else {}
+    if isinstance(record, dict) and isinstance(settings.get("lora_alpha", 1.0), int | float):
+        return settings
+    raise ValueError(f"its {_METADATA} is no record of a LoRA")
+
+
+def _layers(base: dict[str, tuple[int, ...]]) -> Iterator[str]:
+    """The layers of a UNet that an adapter can be put on: linear ones and convolutions."""
+    return (name.removesuffix(".weight") for name, shape in base.items() if name.endswith(".weight") and len(shape) > 1)
+
+
+def _names(layers: dict[str, dict[str, tuple[int, ...]]] | set[str]) -> list[str]:
+    """What a user calls them: the last part of each layer's name, with its number where that is one (`to_out.0`)."""
+    return sorted({re.sub(r"^.*?([^.]+(?:\.\d+)?)$", r"\1", layer) for layer in layers})

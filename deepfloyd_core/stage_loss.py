@@ -1,0 +1,102 @@
+"""The training loss of both stages: what is drawn, fed to the UNet and compared; and its epsilon for any draws."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import DDPMScheduler, UNet2DConditionModel
+
+from deepfloyd_core.batches import Batch, Draws, draw
+from deepfloyd_core.degradations import degrade
+from deepfloyd_core.flavours import Stage
+from deepfloyd_core.models import DTYPES, autocast
+from deepfloyd_core.objective import (
+    Text,
+    huber_width,
+    low_res,
+    min_snr_weight,
+    predict,
+    pseudo_huber,
+    soft_min_snr_weight,
+    squared_error,
+    to_model_range,
+    upscaled_input,
+)
+from deepfloyd_core.stage_config import StageConfig
+from deepfloyd_core.types import caption_id, hash_seed
+from deepfloyd_core.variance import reverse_steps, vlb_bits
+from deepfloyd_core.varied_draws import vary
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Everything that stays the same over a run."""
+
+    stage: Stage
+    config: StageConfig
+    seed: int
+    unet: UNet2DConditionModel
+    scheduler: DDPMScheduler
+    noising: DDPMScheduler | None  # Stage II's image_noising_scheduler
+    texts: Callable[[list[str]], Text]  # of caption ids, as the UNet takes them
+    device: torch.device
+    out: Path
+
+
+def batch_loss(setup: Setup, batch: Batch, number: int) -> torch.Tensor:
+    """Training loss of forward pass `number`."""
+    x_0 = to_model_range(batch.pixels)
+    seed = hash_seed(setup.seed, setup.stage)
+    draws = draw(x_0.shape, seed, number, setup.config.caption_dropout_probability)
+    draws = vary(draws, setup.config, seed, number)
+    if setup.config.random_flip:
+        x_0 = torch.where(draws.mirror[:, None, None, None], x_0.flip(-1), x_0)
+    kept = zip(batch.caption_ids, draws.keep_caption.tolist(), strict=True)
+    captions = [name if keep else None for name, keep in kept]
+    torch.manual_seed(
+        hash_seed("dropout", setup.seed, setup.stage, number)
+    )  # lora_dropout draws from torch's own state
+    eps, raw = predict_noise(setup, x_0, draws, captions)
+    loss = (_error(setup, eps, draws) * _weight(setup, draws)).mean()
+    if setup.config.train_variance:
+        steps = reverse_steps(setup.scheduler.betas, draws.t.to(setup.device))
+        noise, x_0 = (draws.cut(whole).to(setup.device) for whole in (draws.fed, x_0))
+        loss = loss + vlb_bits(eps, raw, noise, x_0, steps).mean()
+    return loss
+
+
+def _error(setup: Setup, eps: torch.Tensor, draws: Draws) -> torch.Tensor:
+    """Each sample's error in epsilon, by the stage's `loss_type`: (B,)."""
+    config, noise = setup.config, draws.cut(draws.noise).to(setup.device)
+    if config.loss_type == "l2":
+        return squared_error(eps, noise)
+    c = huber_width(config.huber_schedule, config.huber_c, draws.t, setup.scheduler.alphas_cumprod[draws.t])
+    c = c.to(setup.device)
+    error = pseudo_huber(eps, noise, c)
+    return error / c if config.loss_type == "smooth_l1" else error
+
+
+def _weight(setup: Setup, draws: Draws) -> torch.Tensor:
+    """What each sample's error counts: (B,)."""
+    alpha_bar = setup.scheduler.alphas_cumprod[draws.t].to(setup.device)
+    if setup.config.use_soft_min_snr:
+        return soft_min_snr_weight(alpha_bar, setup.config.soft_min_snr_sigma_data)
+    return min_snr_weight(alpha_bar, setup.config.snr_gamma)
+
+
+def predict_noise(
+    setup: Setup, x_0: torch.Tensor, draws: Draws, captions: list[str | None]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The halves of the UNet's output for drawn noise. x_0: float32 (B, C, H, W); captions: ids, None for the empty one."""
+    x = setup.scheduler.add_noise(x_0, draws.fed, draws.t)  # in fp32 on the CPU, cast afterwards
+    level = None
+    if setup.noising is not None:
+        small = low_res(x_0) if draws.degradation is None else degrade(low_res(x_0), draws.degradation)
+        upscaled = upscaled_input(small, draws.low_res_noise, draws.level, setup.noising)
+        x, level = torch.cat([x, upscaled], dim=1), draws.level.to(setup.device)
+    text = setup.texts([caption_id("") if name is None else name for name in captions])
+    dtype = DTYPES[setup.config.mixed_precision]
+    x, text, t = draws.cut(x).to(setup.device, dtype), text.to(setup.device, dtype), draws.t.to(setup.device)
+    with autocast(setup.device, setup.config.mixed_precision):
+        return predict(setup.unet, x, t, text, level)

@@ -1,0 +1,45 @@
+"""What the headers of safetensors files say: which tensors, of which shape and dtype. No tensor is read; no torch."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import safe_open
+
+TEXT_MODULES = ("encoder_hid_proj", "add_embedding")  # of a UNet: they see the text and nothing else
+UNET_WEIGHTS = "diffusion_pytorch_model.safetensors"  # the name that diffusers gives it in `unet/`
+
+
+@dataclass(frozen=True)
+class Header:
+    """The tensors of a file by name, and its metadata."""
+
+    shapes: dict[str, tuple[int, ...]]
+    dtypes: dict[str, str]  # as safetensors spells them: F32, BF16
+    metadata: dict[str, str]
+
+
+def read_header(file: Path) -> Header:
+    """The header of a safetensors file. Raises SafetensorError or OSError when it is none, or not whole."""
+    with safe_open(file, "np") as opened:
+        slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
+        shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
+        dtypes = {name: str(part.get_dtype()) for name, part in slices.items()}
+        return Header(shapes, dtypes, dict(opened.metadata() or {}))
+
+
+def unet_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Shapes of the weights of a pipeline folder's UNet, by name."""
+    files = weight_files(folder / "unet", UNET_WEIGHTS)
+    return {name: shape for file in files for name, shape in read_header(file).shapes.items()}
+
+
+def weight_files(folder: Path, name: str) -> list[Path]:
+    """The files that diffusers or transformers takes a model from: the one of its usual name, or those of its index.
+
+    Others in the folder (variants as `model.fp16.safetensors`) hold the same tensors in another dtype.
+    """
+    index = folder / f"{name}.index.json"
+    if not index.exists():
+        return [folder / name]
+    return sorted({folder / name for name in json.loads(index.read_bytes())["weight_map"].values()})

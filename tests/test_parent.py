@@ -1,0 +1,237 @@
+"""Going on from what was trained before: at step 0 the model is the parent's, and anything that cannot be is refused."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from deepfloyd_core.artifacts import MANIFEST, Artifact, Request
+from deepfloyd_core.config import Run, load_run
+from deepfloyd_core.errors import ArtifactError, ConfigError
+from deepfloyd_core.files import sha256_file, write_sealed
+from deepfloyd_core.flavours import FLAVOURS, Stage
+from deepfloyd_core.lora import trainable
+from deepfloyd_core.methods import base_dtype, method_of
+from deepfloyd_core.models import load_scheduler, load_unet, stock_pipeline
+from deepfloyd_core.parent import find_parent, parent_file
+from deepfloyd_core.products import LORA_FILE, lora_request
+from deepfloyd_core.stage_config import StageConfig
+
+FOLDERS = {1: Path(FLAVOURS["tiny-i"].repo), 2: Path(FLAVOURS["tiny-ii"].repo)}
+LORA = {"lora_rank": 4, "lora_alpha": 8.0}
+DORA = {"lora_rank": 2, "use_dora": True, "lora_target_modules": ["to_q", "to_out.0", "conv1"]}
+BITFIT = {"use_bitfit": True}
+FULL = {"model_type": "full", "learning_rate": 1e-5}
+PARENTS: tuple[tuple[str, Stage, dict[str, Any]], ...] = (
+    ("lora", 1, LORA), ("dora", 1, DORA), ("biases", 1, BITFIT), ("full", 1, FULL), ("ii", 2, LORA),
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, new_small_run: Callable[[Path], Any]) -> Path:
+    """A data set to name, and parents of every kind by name; nothing is trained."""
+    folder: Path = tmp_path_factory.mktemp("parents")
+    new_small_run(folder / "run")
+    for name, stage, keys in PARENTS:
+        moved(folder / name, stage, keys)
+    return folder
+
+
+def stage_config(stage: Stage, keys: dict[str, Any]) -> StageConfig:
+    first = {"model_flavour": f"tiny-{'i' * stage}", "mixed_precision": "no"}
+    return StageConfig.model_validate({**first, **keys})
+
+
+def moved(out: Path, stage: Stage, keys: dict[str, Any]) -> None:
+    """What a training with these settings could have left in a folder."""
+    config, generator = stage_config(stage, keys), torch.Generator().manual_seed(5)
+    unet = load_unet(FOLDERS[stage], base_dtype(config))
+    method_of(config).prepare(unet, config, 1)
+    with torch.no_grad():
+        for param in trainable(unet).values():
+            param += 0.02 * torch.randn(param.shape, generator=generator)
+    out.mkdir()
+    method_of(config).save(unet, stage, FOLDERS[stage], out)
+
+
+def new_run(folder: Path, parent: Path | str | None, stage: Stage = 1, **keys: Any) -> Run:
+    """A run of one stage that starts from a parent."""
+    table = {"model_flavour": f"tiny-{'i' * stage}", "mixed_precision": "no", **keys}
+    table |= {} if parent is None else {"init_lora": str(parent)}
+    config = {
+        "workspace": str(folder / "workspace"), "data_backend_config": str(folder / "run" / "data.json"),
+        f"stage{stage}": table,
+    }  # fmt: skip
+    (folder / "run.json").write_text(json.dumps(config))
+    return load_run(folder / "run.json")
+
+
+def refusal(folder: Path, parent: Path | str, stage: Stage = 1, **keys: Any) -> str:
+    with pytest.raises(ConfigError) as caught:
+        find_parent(new_run(folder, parent, stage, **keys), stage, FOLDERS[stage])
+    message = str(caught.value)
+    assert message.startswith(f"stage{stage}.init_lora is {str(parent)!r}")
+    assert len(message.splitlines()) == 1
+    return message
+
+
+def output(unet: UNet2DConditionModel) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(4)
+    x = torch.randn((1, unet.config.in_channels, 32, 32), generator=generator)
+    text = torch.randn((1, 77, unet.config.encoder_hid_dim), generator=generator)
+    level = torch.tensor([250]) if unet.config.class_embed_type else None
+    with torch.inference_mode():
+        return torch.as_tensor(unet.eval()(x, torch.tensor([500]), text, class_labels=level)[0])
+
+
+@pytest.mark.parametrize(("name", "stage", "keys"), PARENTS)
+def test_training_starts_at_the_parent_exactly(folder: Path, name: str, stage: Stage, keys: dict[str, Any]) -> None:
+    """Against a UNet into which the stock pipeline (for biases and UNets: diffusers and torch) loaded the parent."""
+    config = stage_config(stage, keys)
+    parent = find_parent(new_run(folder, folder / name, stage, **keys), stage, FOLDERS[stage])
+    assert parent is not None
+    unet = load_unet(FOLDERS[stage], base_dtype(config))
+    method_of(config).prepare(unet, config, 7)
+    method_of(config).start(unet, parent_file(parent.option))
+
+    stock = stock_pipeline(
+        FOLDERS[stage], stage, load_unet(FOLDERS[stage], torch.float32), load_scheduler(FOLDERS[stage])
+    )
+    untuned = output(stock.unet)
+    if name == "full":
+        stock.unet = UNet2DConditionModel.from_pretrained(folder / name, subfolder="unet")
+    elif name == "biases":
+        assert not stock.unet.load_state_dict(load_file(parent.file), strict=False).unexpected_keys
+    else:
+        stock.load_lora_weights(folder / name, adapter_name="default")
+    for param in stock.unet.parameters():  # mapped tensors start anywhere in a file; products round accordingly
+        param.data = param.data.clone()
+    loaded = dict(stock.unet.named_parameters())
+    assert all(torch.equal(param, loaded[name]) for name, param in trainable(unet).items())
+    assert len(trainable(unet)) == len(load_file(parent.file))
+    assert torch.equal(output(unet), output(stock.unet))
+    assert (output(unet) - untuned).abs().max() > 1e-4
+
+
+def test_the_bytes_of_the_parent_are_in_the_request_and_its_path_is_not(folder: Path, tmp_path: Path) -> None:
+    def request(parent: Path | None) -> Request:
+        run = new_run(folder, parent, **LORA)
+        found = find_parent(run, 1, FOLDERS[1])
+        return lora_request(run, 1, FOLDERS[1], {"text": text}, (), found.sha256 if found else None)
+
+    text = Artifact("stage1_text", "0" * 16, tmp_path)
+    write_sealed(tmp_path / MANIFEST, {"spec": {}, "inputs": {"unet": ""}})
+    file = folder / "lora" / LORA_FILE
+    (tmp_path / "copy.safetensors").write_bytes(file.read_bytes())
+    with safe_open(file, "pt") as opened:
+        doubled = {name: tensor * 2 for name, tensor in load_file(file).items()}
+        save_file(doubled, tmp_path / "changed.safetensors", opened.metadata())
+    same = [request(path) for path in (folder / "lora", file, tmp_path / "copy.safetensors")]
+    assert same[0] == same[1] == same[2]
+    assert same[0].inputs["parent"] == sha256_file(file)
+    assert "init_lora" not in same[0].spec
+    without, changed = request(None), request(tmp_path / "changed.safetensors")
+    assert "parent" not in without.inputs
+    assert len({same[0].fingerprint, without.fingerprint, changed.fingerprint}) == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "stage", "keys", "says"),
+    [
+        ("lora", 1, {}, "a LoRA of rank 4; lora_rank is 16. Set them alike."),
+        ("lora", 1, {"lora_rank": 4}, "a LoRA with lora_alpha 8; this run has 4. Set them alike."),
+        ("lora", 1, {**LORA, "use_dora": True}, "a LoRA without DoRA; use_dora is True."),
+        ("dora", 1, {**DORA, "use_dora": False}, "a LoRA with DoRA; use_dora is False."),
+        ("lora", 1, {**LORA, "lora_target_modules": ["to_q", "to_k"]},
+         "a LoRA on add_k_proj add_v_proj to_k to_out.0 to_q to_v; lora_target_modules asks for to_k to_q. Set"),
+        ("lora", 2, LORA, "does not fit tiny-ii: "),
+        ("ii", 1, LORA, "does not fit tiny-i: "),
+        ("full", 2, FULL, "does not fit tiny-ii: "),
+        ("biases", 2, BITFIT, "does not fit tiny-ii: "),
+        ("lora", 1, FULL, "which is a LoRA; the settings train a UNet. Set model_type = lora, or remove init_lora."),
+        ("full", 1, LORA, "which is a UNet; the settings train a LoRA. Set model_type = full, or remove init_lora."),
+        ("biases", 1, LORA, "which is biases; the settings train a LoRA. Set use_bitfit = true"),
+        ("lora", 1, {**LORA, "mixed_precision": "bf16", "optimizer": "adamw_bf16"},
+         "with weights in F32; adamw_bf16 starts exactly from BF16 only. Use adamw."),
+        ("nowhere", 1, LORA, "there is no such file or folder"),
+        ("run", 1, LORA, "has none of bitfit_biases.safetensors, unet/diffusion_pytorch_model.safetensors"),
+        ("run/data.json", 1, LORA, "only .safetensors files are read, never a pickle"),
+    ],
+)  # fmt: skip
+def test_a_parent_that_the_settings_do_not_go_on_from_is_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, stage: Stage, keys: dict[str, Any], says: str
+) -> None:
+    monkeypatch.setattr("diffusers.ModelMixin.from_pretrained", lambda *_, **__: pytest.fail("a model is loaded"))
+    assert says in refusal(folder, folder / name, stage, **keys)
+
+
+def test_damaged_and_foreign_files_are_refused(folder: Path, tmp_path: Path) -> None:
+    file, whole = tmp_path / "parent.safetensors", (folder / "lora" / LORA_FILE).read_bytes()
+    for damaged in (whole[:-1], whole[:50], b""):
+        file.write_bytes(damaged)
+        assert f"and {file} cannot be read: " in refusal(folder, file, **LORA)
+    save_file({"unet.mid_block.attentions.0.to_q.lora.down.weight": torch.zeros(4, 64)}, file)
+    assert "is neither of a LoRA as diffusers writes one today nor of a UNet" in refusal(folder, file, **LORA)
+    state = load_file(folder / "lora" / LORA_FILE)
+    for record in ("no JSON", "[]", '{"unet.lora_alpha": "8"}'):
+        save_file(state, file, {"lora_adapter_metadata": record})
+        assert "cannot be read: " in refusal(folder, file, **LORA)
+    half = next(name for name in state if "lora_B" in name)
+    save_file({**state, half: state[half][:, :2].contiguous()}, file)
+    assert "which has a lora_B of (" in refusal(folder, file, **LORA)
+    state.pop(half)
+    save_file(state, file)
+    assert "which has one half of the adapter on " in refusal(folder, file, **LORA)
+
+
+def test_a_parent_that_changed_after_the_request_is_caught(folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "parent.safetensors"
+    file.write_bytes((folder / "lora" / LORA_FILE).read_bytes())
+    parent = find_parent(new_run(folder, file, **LORA), 1, FOLDERS[1])
+    assert parent is not None and parent_file(parent.option) == file
+    save_file({name: tensor + 1 for name, tensor in load_file(file).items()}, file)
+    with pytest.raises(ArtifactError, match=r"parent\.safetensors, which the training starts from, changed"):
+        parent_file(parent.option)
+
+
+def test_a_number_is_a_published_version(folder: Path) -> None:
+    with pytest.raises(ConfigError, match="There is no version '3'"):
+        find_parent(new_run(folder, "3", **LORA), 1, FOLDERS[1])
+    bundle = Artifact("lora_bundle", "0" * 16, folder / "workspace" / "lora_bundle" / ("0" * 16))
+    (bundle.path / "stage1").mkdir(parents=True)
+    (bundle.path / "stage1" / LORA_FILE).write_bytes((folder / "lora" / LORA_FILE).read_bytes())
+    (folder / "workspace" / "versions").mkdir()
+    version = {"number": 3, "bundle": bundle.fingerprint, "image_index": "", "data": ""}
+    write_sealed(folder / "workspace" / "versions" / "0003.json", version)
+    found = find_parent(new_run(folder, "3", **LORA), 1, FOLDERS[1])
+    assert found is not None and found.file == bundle.path / "stage1" / LORA_FILE
+
+
+@pytest.mark.slow
+def test_the_command_line_trains_on_from_an_artifact_and_refuses_the_other_stages(server: str, small_run: Any) -> None:
+    def trained(stage: int, *keys: str) -> Any:
+        settings = ("max_train_steps=1", *keys)
+        return small_run.call(
+            f"train-stage{stage}", str(small_run.config), *(f"--set=stage{stage}.{key}" for key in settings)
+        )
+
+    first = trained(1)
+    assert first.returncode == 0, first.stderr
+    (parent,) = (small_run.workspace / "stage1_lora").iterdir()
+    second = trained(1, f"init_lora={parent}")
+    assert second.returncode == 0, second.stderr
+    (child,) = set((small_run.workspace / "stage1_lora").iterdir()) - {parent}
+    assert json.loads((child / "manifest.json").read_text())["inputs"]["parent"] == sha256_file(parent / LORA_FILE)
+    assert "init_lora" not in (child / "manifest.json").read_text()
+    made = sorted(small_run.workspace.glob("*/*"))
+    third = trained(2, f"init_lora={parent}")
+    assert third.returncode == 2
+    assert f"stage2.init_lora is '{parent}', which does not fit tiny-ii" in third.stderr
+    assert "Traceback" not in third.stderr
+    assert sorted(small_run.workspace.glob("*/*")) == made

@@ -1,0 +1,171 @@
+"""What a training shows of itself: comparisons pair by pair, TensorBoard files, the sheet, sizes of samples."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+from scipy import stats
+
+from deepfloyd_core.artifacts import Request, materialise
+from deepfloyd_core.batches import BatchOrder
+from deepfloyd_core.board import open_board, show_validation
+from deepfloyd_core.checkpoints import Checkpoint, last_good, save_checkpoint
+from deepfloyd_core.config import load_run
+from deepfloyd_core.errors import ConfigError
+from deepfloyd_core.held_out import HELD_OUT, SEEN, TIMESTEPS, compared, grid_pictures, mean_loss
+from deepfloyd_core.validation import Wanted, write_validations
+
+
+def losses(seed: int, gain: float = 0.0, gain_seen: float = 0.0) -> list[dict[str, Any]]:
+    """A grid of 12 held-out pictures and 2 others, all of whose losses are lower by something."""
+    rng = np.random.default_rng(seed)
+    names = [(HELD_OUT, f"h{n}", gain) for n in range(12)] + [(SEEN, f"s{n}", gain_seen) for n in range(2)]
+    return [
+        {"part": part, "image_id": name, "t": t, "loss": float(rng.uniform(0.5, 1.5)) - less}
+        for part, name, less in names
+        for t in TIMESTEPS
+    ]
+
+
+def test_two_models_are_compared_picture_by_picture() -> None:
+    """Both have the same draws, so a small gain is seen though pictures and timesteps differ by far more."""
+    found = compared(losses(1), losses(1, gain=0.01, gain_seen=0.25))
+    assert found["gain"] == pytest.approx([0.01, 0.01, 0.01])
+    assert found["overfit_gap"] == pytest.approx(0.24)
+    base, tuned = found["by_t"]["400"]
+    assert base - tuned == pytest.approx(0.01)
+    assert base == pytest.approx(
+        np.mean([row["loss"] for row in losses(1) if row["t"] == 400 and row["part"] == HELD_OUT])
+    )
+
+
+def test_a_difference_that_is_noise_has_an_interval_around_zero() -> None:
+    base, other = losses(1), losses(2)
+    middle, low, high = compared(base, other)["gain"]
+    pictures = [
+        np.mean([a["loss"] - b["loss"] for a, b in zip(base, other, strict=True) if a["image_id"] == f"h{n}"])
+        for n in range(12)
+    ]
+    assert middle == pytest.approx(np.mean(pictures))
+    reference = stats.bootstrap(
+        (pictures,), np.mean, method="percentile", n_resamples=10_000, rng=3
+    ).confidence_interval
+    assert (low, high) == pytest.approx((reference.low, reference.high), abs=0.01)
+    assert low < 0 < high
+
+
+def test_tensorboard_shows_a_resumed_run_once(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    out, picture = tmp_path / "stage1_lora" / "abc", tmp_path / "000.png"
+    Image.new("RGB", (8, 8), (255, 0, 0)).save(picture)
+    config = cast(Any, SimpleNamespace(report_to="tensorboard"))
+    for first, end in ((0, 7), (4, 9)):  # killed in step 8, its newest checkpoint of step 4
+        with open_board(config, out, first) as show:
+            for step in range(first, end):
+                show(step + 1, {"loss": float(step)}, ())
+            show_validation(show, end, losses(1), [picture])
+    seen = EventAccumulator(str(tmp_path / "tensorboard" / "stage1_lora-abc")).Reload()
+    assert [(event.step, event.value) for event in seen.Scalars("loss")] == [(n + 1, float(n)) for n in range(9)]
+    assert seen.Scalars("loss/held_out")[-1].value == pytest.approx(mean_loss(losses(1)))
+    assert seen.Tags()["images"] == ["validation/000"]
+
+
+def test_nothing_is_written_without_a_tracker(tmp_path: Path) -> None:
+    with open_board(cast(Any, SimpleNamespace(report_to="none")), tmp_path / "a" / "b", 0) as show:
+        show(1, {"loss": 1.0}, ())
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_last_good_checkpoint_is_named(tmp_path: Path) -> None:
+    assert last_good(tmp_path) == "There is no checkpoint yet."
+    for step in (3, 6):
+        save_checkpoint(tmp_path, Checkpoint(step, {}, {}, {}, {}, []), 2)
+    assert last_good(tmp_path).endswith("step-00000006.")
+
+
+def test_a_changed_setting_does_not_continue_an_unfinished_run_and_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def killed(work: Any) -> Any:
+        raise KeyboardInterrupt
+
+    def request(batch: int) -> Request:
+        return Request("stage1_lora", 1, {"train_batch_size": batch, "seed": 1}, {"pixels": "a"})
+
+    for _ in range(2):  # the second one continues the first: nothing to say
+        with pytest.raises(KeyboardInterrupt):
+            materialise(tmp_path, request(4), killed)
+    assert "not continued" not in caplog.text
+    made, _ = materialise(tmp_path, request(8), lambda work: {})
+    assert (
+        f"the unfinished {request(4).fingerprint} is not continued, because spec.train_batch_size: 4 -> 8."
+        in caplog.text
+    )
+    assert [path.name for path in made.path.iterdir()] == ["manifest.json"]
+    caplog.clear()
+    materialise(tmp_path, request(32), lambda work: {})
+    assert "not continued" not in caplog.text, "said once: the newest finished one is younger"
+    caplog.clear()
+    materialise(tmp_path, request(4), lambda work: {})
+    materialise(tmp_path, request(16), lambda work: {})
+    assert "not continued" not in caplog.text, "nothing is unfinished any more"
+
+
+@pytest.mark.parametrize(
+    ("said", "sizes"),
+    [
+        ("64", ((64, 64),)),
+        ("64,96,64x96,96x64", ((64, 64), (96, 96), (64, 96), (96, 64))),
+        ("64, 64x64 ,96", ((64, 64), (96, 96))),
+    ],
+)
+def test_samples_of_several_sizes(said: str, sizes: Any, small_run: Any) -> None:
+    assert load_run(small_run.config, (f'validation_resolution="{said}"',)).config.sample_sizes_px == sizes
+
+
+@pytest.mark.parametrize("said", ["64,", "64,large", "64x96x32", "60,64", "", "64,0x64"])
+def test_sizes_that_cannot_be_made_are_refused(said: str, small_run: Any) -> None:
+    with pytest.raises(ConfigError, match="validation_resolution"):
+        load_run(small_run.config, (f'validation_resolution="{said}"',))
+
+
+def test_a_run_that_is_alive_is_not_called_left_behind(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def while_it_is_made(work: Any) -> Any:
+        other, _ = materialise(tmp_path, Request("stage1_lora", 1, {"seed": 2}, {}), lambda work: {})
+        return {"beside": other.fingerprint}
+
+    materialise(tmp_path, Request("stage1_lora", 1, {"seed": 1}, {}), while_it_is_made)
+    assert "not continued" not in caplog.text
+
+
+def test_what_a_kill_left_half_written_is_passed_over(tmp_path: Path) -> None:
+    """Such a file has the name of a process that is gone, so no later one replaces it."""
+    folder = tmp_path / "validation" / "step-00000005"
+    folder.mkdir(parents=True)
+    Image.new("RGB", (64, 64)).save(folder / "000.png")
+    (folder / ".tmp-host-1-001.png").write_bytes(b"half")
+    (tmp_path / ".validation").mkdir()
+    (tmp_path / ".validation" / "00000005.json").write_text(json.dumps(losses(1)))
+    (tmp_path / ".validation" / ".tmp-host-1-00000010.json").write_text("[")
+    means = write_validations(losses(2), 1, [Wanted("a star", 0, (64, 64))], tmp_path)
+    assert means == [(5, mean_loss(losses(1)))]
+    assert pq.read_table(tmp_path / "validation.parquet").num_rows == 2 * len(losses(1))
+
+
+def test_the_pictures_called_seen_are_those_that_are_trained_on_first() -> None:
+    order = BatchOrder((((2, 2), 1000),), 1, seed=3)
+    first = [int(order.batch(number)[1][0]) for number in range(2)]
+    rows = SimpleNamespace(
+        take=lambda size, numbers: SimpleNamespace(pixels=torch.zeros(1, 2, 2, 3), caption_ids=["c"], rows=numbers),
+        image_ids=lambda batch: [str(number) for number in batch.rows],
+    )
+    no_eval = cast(Any, SimpleNamespace(manifest={"files": []}, path=Path()))
+    found = grid_pictures(no_eval, cast(Any, rows), cast(Any, order), 1)
+    assert [(item.part, item.image_id) for item in found] == [(SEEN, str(number)) for number in first]
