@@ -164,10 +164,10 @@ def _train(
             seconds += time.monotonic() - began
             pace.step(config.train_batch_size * config.gradient_accumulation_steps)
             _tell(job, metrics[-1], pace, show)
-            finished = step + 1 == config.max_train_steps
-            if finished or asked.stop or (step + 1) % config.checkpointing_steps == 0:
+            finished, stop = step + 1 == config.max_train_steps, asked.stop
+            if finished or stop or (step + 1) % config.checkpointing_steps == 0:
                 save_checkpoint(job.out, _checkpoint(state, metrics), config.checkpoints_total_limit)
-            if asked.stop:
+            if stop:
                 raise Stop
     asked.release()  # what follows can be long, and starts again from the last checkpoint
     take_average(state.optimizer)

@@ -453,10 +453,9 @@ class _Killer(threading.Thread):
     def run(self) -> None:
         first = self.newest()
         while not self.done.wait(0.01):
-            reported = [
-                path for path in self.workspace.glob("stage*_lora/*/.job-train.progress") if path.stat().st_size
-            ]
-            process = _job_process() if reported and self.newest() - first >= self.after else None
+            told = self.workspace.glob("stage*_lora/*/.job-train.progress")
+            stepped = any("loss" in path.read_text() for path in told)  # not only a validation, after which nothing is kept
+            process = _job_process() if stepped and self.newest() - first >= self.after else None
             if process:
                 os.kill(process, self.number)
                 return
