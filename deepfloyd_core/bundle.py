@@ -14,7 +14,7 @@ from deepfloyd_core.config import Run
 from deepfloyd_core.errors import ConfigError
 from deepfloyd_core.files import read_sealed, write_bytes, write_sealed
 from deepfloyd_core.flavours import Stage
-from deepfloyd_core.products import BITFIT_FILE, UNET_FOLDER, product_name
+from deepfloyd_core.products import BITFIT_FILE, CONTROL_FILE, UNET_FOLDER, product_name
 
 LICENCE = (
     "The base weights of DeepFloyd IF are under the DeepFloyd IF License Agreement; what is made from them may be "
@@ -128,6 +128,14 @@ def _use(stage: Stage, model: str, product: str) -> list[str]:
             "from safetensors.torch import load_file",
             f'biases = load_file("stage{stage}/{product}")',
             f"assert not stage{stage}.unet.load_state_dict(biases, strict=False).unexpected_keys",
+        ]
+    elif product == CONTROL_FILE:
+        load = [
+            "from deepfloyd_core.control import load_control",
+            f'load_control(stage{stage}.unet, "stage{stage}/{product}")',
+            "# Then give each call a picture to follow, float32 (B, 3, H, W) in [0, 1], from deepfloyd_core.conditioning's",
+            f"# conditioning_picture(stage{stage}.unet.control.conditioning, picture in [-1, 1]):",
+            f'# stage{stage}(..., cross_attention_kwargs={{"control_image": conditioning}})',
         ]
     elif product == UNET_FOLDER:
         first = [

@@ -3,15 +3,21 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
+from deepfloyd_core.conditioning import conditioning_picture
+from deepfloyd_core.control import control_of
 from deepfloyd_core.embed_job import encode_prompts
 from deepfloyd_core.flavours import Stage
 from deepfloyd_core.jobs import Job
 from deepfloyd_core.models import use_threads
-from deepfloyd_core.objective import to_bytes
+from deepfloyd_core.objective import to_bytes, to_model_range
+from deepfloyd_core.pictures import read_fitted
 from deepfloyd_core.samples import Sample, save_png
-from deepfloyd_core.sampling import make_sampler, sample_stage1, sample_stage2
+from deepfloyd_core.sampling import Sampler, make_sampler, sample_stage1, sample_stage2
+
+CONDITIONING = "conditioning.png"
 
 
 def generate_job(job: Job) -> dict[str, Any]:
@@ -22,6 +28,7 @@ def generate_job(job: Job) -> dict[str, Any]:
     prompts = [prompt for prompt, _ in pictures]
     text, negative = _encode(job, prompts)
     small, files, done = None, [], 0
+    control = job.options["control"]
 
     def sampled(count: int) -> None:
         nonlocal done
@@ -34,11 +41,24 @@ def generate_job(job: Job) -> dict[str, Any]:
         sampler = make_sampler(job.config, stage, folder, lora.path if lora else None, sampled)
         seeds = [seed for _, seed in pictures]
         if small is None:
-            made = small = sample_stage1(sampler, text, negative, seeds, size)
+            follow = _conditioning(job, sampler, Path(control), size) if control else None
+            made = small = sample_stage1(sampler, text, negative, seeds, size, follow)
         else:
             made = sample_stage2(sampler, text, negative, seeds, small)
         files += _save(job, stage, pictures, made)
     return {"pictures": files}
+
+
+def _conditioning(job: Job, sampler: Sampler, picture: Path, size: tuple[int, int]) -> torch.Tensor:
+    """What the pictures follow, one for each; also written beside them, to be looked at."""
+    found = control_of(sampler.pipeline.unet)
+    assert found is not None  # the flow saw to it
+    fitted = torch.from_numpy(np.array(read_fitted(picture, size)))[None]
+    made = conditioning_picture(found.conditioning, to_model_range(fitted))
+    settings = {"conditioning": found.conditioning, "picture": picture.name}
+    array = to_bytes(made * 2 - 1)[0].numpy()
+    save_png(array, Sample("", 0, job.options["version"], settings), job.out / CONDITIONING)
+    return made.expand(len(job.options["pictures"]), -1, -1, -1)
 
 
 def _encode(job: Job, prompts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -91,7 +91,7 @@ def lora_state(unet: UNet2DConditionModel) -> dict[str, torch.Tensor]:
 def save_lora(unet: UNet2DConditionModel, stage: Stage, folder: Path, out: Path) -> None:
     """Write `pytorch_lora_weights.safetensors` with its metadata; the same bytes for the same weights."""
     # A loaded adapter starts in training mode: with its dropout in the file, every sample would be noisy.
-    metadata = _plain({**unet.peft_config[ADAPTER].to_dict(), "lora_dropout": 0.0})
+    metadata = plain_settings({**unet.peft_config[ADAPTER].to_dict(), "lora_dropout": 0.0})
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in lora_state(unet).items()}
     PIPELINES[stage].save_lora_weights(out, unet_lora_layers=state, unet_lora_adapter_metadata=metadata)
     _sort_header(out / LORA_FILE)
@@ -148,12 +148,12 @@ def _scales(unet: UNet2DConditionModel) -> dict[str, float]:
     return {name: float(module.scaling[ADAPTER]) for name, module in layers if ADAPTER in module.scaling}
 
 
-def _plain(value: Any) -> Any:
+def plain_settings(value: Any) -> Any:
     """peft's config with its sets as sorted lists and its enums as strings, so that it is JSON, always the same."""
     if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in sorted(value.items())}
+        return {str(key): plain_settings(item) for key, item in sorted(value.items())}
     if isinstance(value, (set, frozenset)):
-        return sorted(_plain(item) for item in value)
+        return sorted(plain_settings(item) for item in value)
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [plain_settings(item) for item in value]
     return value if value is None or isinstance(value, (str, int, float, bool)) else str(getattr(value, "value", value))

@@ -9,12 +9,13 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from deepfloyd_core.bitfit import free_biases, load_biases, reload_biases, restore_biases, save_biases
+from deepfloyd_core.control import add_control, load_control, reload_control, remove_control, save_control
 from deepfloyd_core.flavours import Stage
 from deepfloyd_core.full import free_all, load_full, reload_unet, restore_unet, save_unet
 from deepfloyd_core.lora import ADAPTER, add_lora, load_adapters, reload_saved, remove_lora, save_lora
 from deepfloyd_core.models import DTYPES
 from deepfloyd_core.optimizers import adapter_dtype
-from deepfloyd_core.products import BITFIT_FILE, UNET_FOLDER, product_name
+from deepfloyd_core.products import BITFIT_FILE, CONTROL_FILE, UNET_FOLDER, product_name
 from deepfloyd_core.stage_config import StageConfig
 from deepfloyd_core.weights import UNET_WEIGHTS
 
@@ -33,12 +34,15 @@ class Method:
 LORA = Method(add_lora, load_adapters, save_lora, reload_saved, remove_lora)
 BITFIT = Method(free_biases, load_biases, save_biases, reload_biases, restore_biases)
 FULL = Method(free_all, load_full, save_unet, reload_unet, restore_unet)
+CONTROL = Method(add_control, load_control, save_control, reload_control, remove_control)
 
 
 def method_of(config: StageConfig) -> Method:
     """The way that a stage's settings ask for."""
     if config.model_type == "full":
         return FULL
+    if config.controlnet:
+        return CONTROL
     return BITFIT if config.use_bitfit else LORA
 
 
@@ -54,5 +58,7 @@ def load_product(pipeline: Any, out: Path) -> None:
         load_full(pipeline.unet, out / UNET_FOLDER / UNET_WEIGHTS)
     elif name == BITFIT_FILE:
         load_biases(pipeline.unet, out / BITFIT_FILE)
+    elif name == CONTROL_FILE:
+        load_control(pipeline.unet, out / CONTROL_FILE)
     else:
         pipeline.load_lora_weights(out, adapter_name=ADAPTER)

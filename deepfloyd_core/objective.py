@@ -13,6 +13,8 @@ from diffusers import DDPMScheduler, UNet2DConditionModel
 
 from deepfloyd_core.flavours import UPSCALE
 
+CONTROL_IMAGE = "control_image"  # among the cross_attention_kwargs of a UNet with a ControlNet
+
 
 @dataclass(frozen=True)
 class Text:
@@ -75,16 +77,19 @@ def soft_min_snr_weight(alpha_bar: torch.Tensor, sigma_data: float) -> torch.Ten
 
 
 def predict(
-    unet: UNet2DConditionModel, x: torch.Tensor, t: torch.Tensor, text: Text, level: torch.Tensor | None
-) -> tuple[torch.Tensor, torch.Tensor]:
+    unet: UNet2DConditionModel, x: torch.Tensor, t: torch.Tensor, text: Text, level: torch.Tensor | None,
+    control: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """Both halves of the UNet's output: epsilon, and what its log variance is made of.
 
-    x: (B, 3 or 6, H, W); level: Stage II's class label.
+    x: (B, 3 or 6, H, W); level: Stage II's class label; control: what a ControlNet follows, (B, 3, H, W) in [0, 1].
     """
-    pooled = {"pooled": text.pooled}  # a stock UNet makes its own of the rows
-    out = unet(x, t, encoder_hidden_states=text.rows, class_labels=level, added_cond_kwargs=pooled, return_dict=False)[
-        0
-    ]
+    words = {
+        "encoder_hidden_states": text.rows,
+        "added_cond_kwargs": {"pooled": text.pooled},  # a stock UNet makes its own of the rows
+        "cross_attention_kwargs": None if control is None else {CONTROL_IMAGE: control},
+    }
+    out = unet(x, t, class_labels=level, return_dict=False, **words)[0]
     eps, raw = out.chunk(2, dim=1)
     return torch.as_tensor(eps), torch.as_tensor(raw)
 

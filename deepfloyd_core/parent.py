@@ -17,11 +17,11 @@ from deepfloyd_core.config import Run
 from deepfloyd_core.errors import ArtifactError, ConfigError
 from deepfloyd_core.files import sha256_file
 from deepfloyd_core.flavours import Stage
-from deepfloyd_core.products import BITFIT_FILE, LORA_FILE, UNET_FOLDER
+from deepfloyd_core.products import BITFIT_FILE, CONTROL_FILE, LORA_FILE, UNET_FOLDER
 from deepfloyd_core.stage_config import StageConfig
 from deepfloyd_core.weights import TEXT_MODULES, UNET_WEIGHTS, Header, read_header, unet_shapes
 
-_PLACES = (BITFIT_FILE, f"{UNET_FOLDER}/{UNET_WEIGHTS}", LORA_FILE, UNET_WEIGHTS)
+_PLACES = (BITFIT_FILE, CONTROL_FILE, f"{UNET_FOLDER}/{UNET_WEIGHTS}", LORA_FILE, UNET_WEIGHTS)
 _ADAPTER = re.compile(r"unet\.(?P<layer>.+)\.lora_(?P<part>A\.weight|B\.weight|magnitude_vector)")
 _METADATA = "lora_adapter_metadata"
 _KEYS = {"a LoRA": "model_type = lora", "biases": "use_bitfit = true", "a UNet": "model_type = full"}
@@ -98,6 +98,8 @@ def _faults(config: StageConfig, header: Header, base: dict[str, tuple[int, ...]
             f"and {min(header.shapes, default='nothing')} in it is neither of a LoRA as diffusers writes one today "
             "nor of a UNet. Load and save it once with diffusers"
         )
+    elif found == "a ControlNet-LoRA":
+        yield f"which is {found}; no training goes on from one. Remove init_lora"
     elif found != wanted:
         yield f"which is {found}; the settings train {wanted}. Set {_KEYS[found]}, or remove init_lora"
     elif found == "a LoRA":
@@ -114,6 +116,8 @@ def _kind(header: Header) -> str:
     names = header.shapes
     if names and all(_ADAPTER.fullmatch(name) for name in names):
         return "a LoRA"
+    if any(name.startswith("skips.") for name in names):
+        return "a ControlNet-LoRA"
     if names and all(name.endswith(".bias") for name in names):
         return "biases"
     return "a UNet" if "conv_in.weight" in names else ""

@@ -7,10 +7,12 @@ import io
 import struct
 import warnings
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageChops, ImageCms, ImageFile, UnidentifiedImageError
+from PIL import Image, ImageChops, ImageCms, ImageFile, ImageOps, UnidentifiedImageError
 
+from deepfloyd_core.errors import ConfigError
 from deepfloyd_core.geometry import Size
 from deepfloyd_core.jpeg_scans import Layout, without_detail
 
@@ -91,6 +93,15 @@ def decode_rgb(data: bytes, background: tuple[int, int, int] = WHITE) -> Image.I
     # Not ImageOps.exif_transpose: it writes the EXIF back, and fails on a tag that only another program would mind.
     method = _UPRIGHT.get(_orientation(picture))
     return _convert(picture if method is None else picture.transpose(method), profile, background)
+
+
+def read_fitted(path: Path, size: tuple[int, int]) -> Image.Image:
+    """A file's picture, scaled to cover `size` and cropped to it in the middle. Raises ConfigError naming the file."""
+    try:
+        picture = decode_rgb(path.read_bytes())
+    except (OSError, Unreadable) as error:
+        raise ConfigError(f"The picture {path} cannot be read: {error}.") from None
+    return ImageOps.fit(picture, size, Image.Resampling.LANCZOS)
 
 
 def decode_what_is_there(data: bytes, edge_px: int) -> Image.Image:

@@ -1,6 +1,7 @@
 """What a UNet makes of a fixed input: two UNets that agree on it, tensor by tensor the same, make the same pictures."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +11,18 @@ from diffusers import UNet2DConditionModel
 from deepfloyd_core.models import ProjectedUNet, load_text_modules
 
 
-def output_change(unet: UNet2DConditionModel, folder: Path, dtype: torch.dtype) -> Callable[[], float]:
+def output_change(
+    unet: UNet2DConditionModel, folder: Path, dtype: torch.dtype, more: dict[str, Any] | None = None
+) -> Callable[[], float]:
     """Remember what a UNet in eval mode makes of the input; call what is returned for the largest difference since then.
 
     `dtype`: of its base; only fp32 is compared, the difference in another is 0.0. `folder`: of its base model.
+    `more`: further arguments of the UNet.
     """
     unet.eval()
     if dtype != torch.float32:
         return lambda: 0.0
-    probe = _probe_input(unet, folder)
+    probe = _probe_input(unet, folder) | (more or {})
     before = _output_of(unet, probe)
     return lambda: float((_output_of(unet, probe) - before).abs().max())
 
@@ -46,5 +50,18 @@ def _probe_input(unet: UNet2DConditionModel, folder: Path) -> dict[str, Any]:
 
 def _output_of(unet: UNet2DConditionModel, probe: dict[str, Any]) -> torch.Tensor:
     """The UNet's output: (1, 6, H, W)."""
-    with torch.inference_mode():
+    with torch.inference_mode(), frozen(unet):
         return torch.as_tensor(unet(**probe)[0])
+
+
+@contextmanager
+def frozen(unet: UNet2DConditionModel) -> Iterator[None]:
+    """Nothing trainable: torch rounds a convolution otherwise when its weights may have gradients, also under no_grad."""
+    params = [param for param in unet.parameters() if param.requires_grad]
+    for param in params:
+        param.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for param in params:
+            param.requires_grad_(True)

@@ -11,11 +11,13 @@ from deepfloyd_core.artifacts import Artifact, Request
 from deepfloyd_core.config import Run
 from deepfloyd_core.embeds import model_fingerprint
 from deepfloyd_core.errors import ConfigError
+from deepfloyd_core.files import sha256_file
 from deepfloyd_core.flavours import Stage
 from deepfloyd_core.projected import text_identity
 
 LORA_FILE = "pytorch_lora_weights.safetensors"  # the name that diffusers looks for
 BITFIT_FILE = "bitfit_biases.safetensors"  # in its place after a training with use_bitfit
+CONTROL_FILE = "controlnet_lora.safetensors"  # after a training with controlnet
 UNET_FOLDER = "unet"  # after a full fine-tuning; the name that diffusers gives it in a pipeline
 GENERATE_FORMAT = 1
 BUNDLE_FORMAT = 2  # 2: gains on held-out pictures
@@ -34,7 +36,7 @@ _MODEL_PARTS = {1: ("unet", "scheduler"), 2: ("unet", "scheduler", "image_noisin
 
 def product_name(folder: Path) -> str:
     """Name of what a training left in a folder: a file of weights, or the folder of a whole UNet."""
-    return next((name for name in (BITFIT_FILE, UNET_FOLDER) if (folder / name).exists()), LORA_FILE)
+    return next((name for name in (BITFIT_FILE, CONTROL_FILE, UNET_FOLDER) if (folder / name).exists()), LORA_FILE)
 
 
 def lora_request(
@@ -66,6 +68,8 @@ def _validation(run: Run, stage: Stage, prompts: Sequence[str]) -> dict[str, Any
     spec["negative_prompt"] = config.validation_negative_prompt
     if stage == 2:
         return {**spec, "images": config.num_upscaled_images}
+    if config.stage(stage).controlnet:
+        return {**spec, "images": config.num_validation_images}
     sizes, images = [list(size) for size in config.sample_sizes_px], config.num_validation_images
     return {**spec, "prompts": list(prompts), "sizes": sizes, "seed": config.validation_seed, "images": images}
 
@@ -110,9 +114,12 @@ def bundle_request(inputs: dict[str, Artifact]) -> Request:
 
 
 def generate_request(
-    run: Run, pictures: list[tuple[str, int]], version: str, folders: dict[Stage, Path], inputs: dict[str, Artifact]
-) -> Request:
-    """Identity of generated pictures: prompts, seeds, size, sampler settings, the models and the version's LoRAs."""
+    run: Run, pictures: list[tuple[str, int]], version: str, folders: dict[Stage, Path], inputs: dict[str, Artifact],
+    control: Path | None = None,
+) -> Request:  # fmt: skip
+    """Identity of generated pictures: prompts, seeds, size, sampler settings, the models and the version's LoRAs; and
+    the bytes of the picture that a ControlNet follows.
+    """
     spec: dict[str, Any] = {
         "pictures": [list(picture) for picture in pictures],
         "version": version,
@@ -123,6 +130,8 @@ def generate_request(
     }
     if run.config.text_encoder_quantization != "none":
         spec["text_encoder_quantization"] = run.config.text_encoder_quantization
+    if control is not None:
+        spec["control"] = sha256_file(control)
     models: dict[str, str] = {}
     for stage in run.config.stages:
         spec[f"stage{stage}"] = run.config.stage(stage).model_dump(mode="json", include=_SAMPLING | {"mixed_precision"})

@@ -23,11 +23,11 @@ IGNORED = frozenset({
     "text_encoder_batch_size", "text_cache_ondemand", "text_cache_disable", "disable_validation",
 })  # fmt: skip
 # Keys that ask for something this pipeline does not do: refused, with the reason, unless they say "no".
+_PAIRED = (
+    "a ControlNet's conditioning is made of the pictures themselves (controlnet_conditioning), not read from a folder"
+)
 REFUSED = {
-    "conditioning": "ControlNet conditioning is not supported yet",
-    "conditioning_data": "ControlNet conditioning is not supported yet",
-    "conditioning_type": "ControlNet conditioning is not supported yet",
-    "source_dataset_id": "ControlNet conditioning is not supported yet",
+    **dict.fromkeys(("conditioning", "conditioning_data", "conditioning_type", "source_dataset_id"), _PAIRED),
     "video": "IF makes pictures, not video",
     "audio": "IF makes pictures, not audio",
     "s2v_datasets": "IF makes pictures, not video",

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from deepfloyd_core.conditioning import conditioning_picture
 from deepfloyd_core.embeds import Embeds
 from deepfloyd_core.files import atomic_path
 from deepfloyd_core.flavours import Stage
@@ -24,8 +25,10 @@ from deepfloyd_core.row_list import shard_files
 from deepfloyd_core.sampling import Sampler, make_sampler, sample_stage1, sample_stage2
 from deepfloyd_core.shards import ShardRow, read_rows
 from deepfloyd_core.sheets import save_picture, titled_rows
+from deepfloyd_core.stage_config import StageConfig
 from deepfloyd_core.types import hash_seed
 from deepfloyd_core.upscaled import Upscaler, measure_upscalers
+from deepfloyd_core.wanted import Wanted, wanted_pictures
 
 VARIANTS = ("base", "tuned")
 SHEET = "sheet.png"
@@ -48,11 +51,13 @@ def samples_job(job: Job) -> dict[str, Any]:
     summary: dict[str, Any] = {}
     rows: list[tuple[str, list[np.ndarray]]] = []
     small: dict[str, list[torch.Tensor]] = {}
-    wanted = _wanted(job)
+    wanted = wanted_pictures(job.config, 1, job.options["prompts"], job.inputs["eval_set"]) if job.config.stage1 else []
     sampled = _ticker(job, wanted)
     for variant in VARIANTS if job.config.stage1 else ():
         small[variant] = _stage1(job, variant, wanted, sampled)
         pictures = _save(job, 1, variant, wanted, small[variant])
+        if wanted[0].given is not None:
+            summary[f"control_error_{variant}"] = control_error(job.config.stage(1), wanted, small[variant])
         rows.append((f"Stage I, {variant}", pictures[:SHEET_COLUMNS]))
         if job.config.sample_measure == "drawn_world":
             summary[f"concept_share_{variant}"] = concept_share(pictures, [item.prompt for item in wanted])
@@ -62,6 +67,8 @@ def samples_job(job: Job) -> dict[str, Any]:
             large = _stage2(job, variant, upscaled, pictures_64[: len(upscaled)], sampled)
             rows.append((f"Stage II, {variant}", _save(job, 2, variant, upscaled, large)))
         summary |= _measure_stage2(job, sampled)
+    if any(item.given is not None for item in wanted):
+        rows = _with_conditioning(rows, wanted[:SHEET_COLUMNS])
     if rows:
         title = f"base and fine-tuned, same seeds: {', '.join(dict.fromkeys(item.prompt for item in wanted))}"
         save_picture(titled_rows(rows, 128, title), job.out / SHEET)
@@ -75,6 +82,22 @@ def concept_share(pictures: list[np.ndarray], prompts: list[str]) -> float:
     return mean([float(shows(picture, prompt)) for picture, prompt in zip(pictures, prompts, strict=True)])
 
 
+def control_error(settings: StageConfig, wanted: list[Wanted], made: list[torch.Tensor]) -> float:
+    """How far pictures (C, H, W) in [-1, 1] are from what they should follow: mean |difference| of both conditionings."""
+    pairs = [(conditioning_picture(settings.controlnet_conditioning, picture[None]), item.given)
+             for picture, item in zip(made, wanted, strict=True)]  # fmt: skip
+    return mean([float((own - given).abs().mean()) for own, given in pairs if given is not None])
+
+
+def _with_conditioning(
+    rows: list[tuple[str, list[np.ndarray]]], wanted: list[Wanted]
+) -> list[tuple[str, list[np.ndarray]]]:
+    """What was followed above the samples, and the pictures that it was made of below those of Stage I."""
+    given = [to_bytes(item.given * 2 - 1)[0].numpy() for item in wanted if item.given is not None]
+    truths = [item.truth for item in wanted if item.truth is not None]
+    return [("conditioning", given), *rows[: len(VARIANTS)], ("truth", truths), *rows[len(VARIANTS) :]]
+
+
 def save_png(picture: np.ndarray, sample: Sample, path: Path) -> None:
     """Write one sample durably, its settings as the PNG text `deepfloyd`. The same sample gives the same bytes."""
     info = PngInfo()
@@ -85,28 +108,13 @@ def save_png(picture: np.ndarray, sample: Sample, path: Path) -> None:
         Image.fromarray(picture).save(tmp, format="PNG", pnginfo=info)
 
 
-@dataclass(frozen=True)
-class _Wanted:
-    prompt: str
-    seed: int
-    size: tuple[int, int]  # of Stage I, px
-
-
-def _wanted(job: Job) -> list[_Wanted]:
-    """Every Stage I sample, size after size; the seeds count up, the prompts take turns."""
-    config = job.config
-    seeds = range(config.validation_seed, config.validation_seed + config.num_validation_images)
-    prompts, sizes = job.options["prompts"], config.sample_sizes_px if config.stage1 else ()
-    return [_Wanted(prompt, seed, size) for size in sizes for seed in seeds for prompt in prompts]
-
-
 def _texts(job: Job, prompts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
     embeds = Embeds(job.inputs["text_embeds"])
     negative = embeds.of(job.config.validation_negative_prompt)
     return torch.stack([embeds.of(prompt) for prompt in prompts]), torch.stack([negative] * len(prompts))
 
 
-def _ticker(job: Job, wanted: list[_Wanted]) -> Callable[[int], None]:
+def _ticker(job: Job, wanted: list[Wanted]) -> Callable[[int], None]:
     """Report every sampled picture against the number that this job will sample."""
     held_out = sum(len(read_rows(file)) for file in shard_files(job.inputs["eval_set"], 2)) if job.config.stage2 else 0
     first = len(wanted) if job.config.stage1 else 0
@@ -127,18 +135,20 @@ def _sampler(job: Job, stage: Stage, variant: str, sampled: Callable[[int], None
     return make_sampler(job.config, stage, Path(job.options["models"][str(stage)]), lora, sampled)
 
 
-def _stage1(job: Job, variant: str, wanted: list[_Wanted], sampled: Callable[[int], None]) -> list[torch.Tensor]:
+def _stage1(job: Job, variant: str, wanted: list[Wanted], sampled: Callable[[int], None]) -> list[torch.Tensor]:
     """Pictures (C, H, W), in their order."""
     sampler, made = _sampler(job, 1, variant, sampled), []
     for size, group in groupby(wanted, key=lambda item: item.size):
         part = list(group)
         text, negative = _texts(job, [item.prompt for item in part])
-        made += list(sample_stage1(sampler, text, negative, [item.seed for item in part], size))
+        given = [item.given for item in part if item.given is not None and variant == "tuned"]
+        seeds, control = [item.seed for item in part], torch.cat(given) if given else None
+        made += list(sample_stage1(sampler, text, negative, seeds, size, control))
     return made
 
 
 def _stage2(
-    job: Job, variant: str, wanted: list[_Wanted], small: list[torch.Tensor], sampled: Callable[[int], None]
+    job: Job, variant: str, wanted: list[Wanted], small: list[torch.Tensor], sampled: Callable[[int], None]
 ) -> list[torch.Tensor]:
     """small: Stage I's pictures (C, h, w). Returns them enlarged, (C, 4h, 4w)."""
     sampler, made = _sampler(job, 2, variant, sampled), []
@@ -149,9 +159,7 @@ def _stage2(
     return made
 
 
-def _save(
-    job: Job, stage: Stage, variant: str, wanted: list[_Wanted], pictures: list[torch.Tensor]
-) -> list[np.ndarray]:
+def _save(job: Job, stage: Stage, variant: str, wanted: list[Wanted], pictures: list[torch.Tensor]) -> list[np.ndarray]:
     config = job.config.stage(stage)
     settings = {
         "stage": stage,

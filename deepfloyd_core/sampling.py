@@ -14,6 +14,7 @@ from deepfloyd_core.config import RunConfig
 from deepfloyd_core.flavours import UPSCALE, Stage
 from deepfloyd_core.methods import load_product
 from deepfloyd_core.models import DTYPES, load_scheduler, load_unet, pick_device, stock_pipeline
+from deepfloyd_core.objective import CONTROL_IMAGE
 from deepfloyd_core.stage_config import StageConfig
 
 BATCH = {1: 16, 2: 2}
@@ -52,10 +53,14 @@ def make_sampler(
 
 
 def sample_stage1(
-    sampler: Sampler, text: torch.Tensor, negative: torch.Tensor, seeds: list[int], size: tuple[int, int]
-) -> torch.Tensor:
-    """Stage I: text and negative (N, T, D), one seed each -> float32 (N, C, H, W) in [-1, 1] on the CPU."""
-    return _sample(sampler, text, negative, seeds, size, None)
+    sampler: Sampler, text: torch.Tensor, negative: torch.Tensor, seeds: list[int], size: tuple[int, int],
+    control: torch.Tensor | None = None,
+) -> torch.Tensor:  # fmt: skip
+    """Stage I: text and negative (N, T, D), one seed each -> float32 (N, C, H, W) in [-1, 1] on the CPU.
+
+    control: what a ControlNet follows, (N, 3, H, W) in [0, 1].
+    """
+    return _sample(sampler, text, negative, seeds, size, None, control)
 
 
 def sample_stage2(
@@ -67,7 +72,7 @@ def sample_stage2(
 
 def _sample(
     sampler: Sampler, text: torch.Tensor, negative: torch.Tensor, seeds: list[int], size: tuple[int, int],
-    small: torch.Tensor | None,
+    small: torch.Tensor | None, control: torch.Tensor | None = None,
 ) -> torch.Tensor:  # fmt: skip
     dtype, parts = DTYPES[sampler.config.mixed_precision], []
     for start in range(0, len(seeds), BATCH[sampler.stage]):
@@ -78,6 +83,8 @@ def _sample(
                 "image": small[part].to(sampler.device, dtype),
                 "noise_level": sampler.config.validation_noise_level,
             }
+        if control is not None:
+            extra["cross_attention_kwargs"] = {CONTROL_IMAGE: control[part].to(sampler.device)}
         pictures = sampler.pipeline(
             prompt_embeds=text[part].to(sampler.device, dtype),
             negative_prompt_embeds=negative[part].to(sampler.device, dtype),

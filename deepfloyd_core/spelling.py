@@ -26,7 +26,6 @@ REFUSED = {
     "flow": "IF predicts epsilon; it is not a flow-matching model",
     "video": "IF makes pictures, not video",
     "audio": "IF makes pictures, not audio",
-    "controlnet": "ControlNet training is not supported yet",
 }
 # Older values of model_type, which name the stage as well.
 _OLD_MODEL_TYPES: dict[str, tuple[Stage, str]] = {

@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from deepfloyd_core.extras import missing_extra
 from deepfloyd_core.flavours import FLAVOURS, Flavour
 from deepfloyd_core.spec import Spec, closest
+from deepfloyd_core.types import Conditioning
 
 ATTENTION_TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "add_k_proj", "add_v_proj")
 
@@ -28,6 +29,9 @@ _ADAPTERS = (
 _BELONGS: tuple[tuple[str, str, tuple[object, ...]], ...] = (
     *((key, "model_type", ("lora",)) for key in (*_ADAPTERS, "use_bitfit")),
     *((key, "use_bitfit", (False,)) for key in _ADAPTERS),
+    ("controlnet", "model_type", ("lora",)),
+    ("controlnet", "use_bitfit", (False,)),
+    ("controlnet_conditioning", "controlnet", (True,)),
     ("lr_num_cycles", "lr_scheduler", ("cosine_with_restarts",)),
     ("lr_power", "lr_scheduler", ("polynomial",)),
     ("huber_c", "loss_type", ("huber", "smooth_l1")),
@@ -81,6 +85,15 @@ class StageConfig(Spec):
     use_bitfit: bool = Field(
         False,
         description="Train the UNet's own biases and nothing else, without adapters (BitFit, Ben Zaken et al. 2022).",
+    )
+    controlnet: bool = Field(
+        False,
+        description="Train a ControlNet-LoRA (Zhang et al. 2023): a Stage I that follows a picture, the conditioning.",
+    )
+    controlnet_conditioning: Conditioning = Field(
+        "canny",
+        description="The conditioning, made of each training picture: `canny` edges, `grayscale`, or `low_res`, its "
+        "colours without detail.",
     )
     learning_rate: float = Field(4e-5, gt=0, le=1, description="Peak learning rate.")
     lr_end: float = Field(4e-6, ge=0, description="Learning rate at the last step, for the decaying schedules.")
@@ -251,7 +264,7 @@ class StageConfig(Spec):
     def _consistent(self) -> Self:
         for find in (
             self._flavour_fault, self._rate_fault, self._optimizer_fault, self._objective_fault, self._idle_fault,
-            self._stage2_fault,
+            self._stage2_fault, self._control_fault,
         ):  # fmt: skip
             if fault := find():
                 raise ValueError(fault)
@@ -320,6 +333,19 @@ class StageConfig(Spec):
                 return (
                     f"{key} is {value}, without effect while {other} is {found}. Remove it, or set {other} = {needed}"
                 )
+        return ""
+
+    def _control_fault(self) -> str:
+        if not self.controlnet:
+            return ""
+        if self.flavour.stage == 2:
+            return f"controlnet is True, and {self.model_flavour} is a Stage II model. Put it into [stage1]"
+        if self.init_lora is not None:
+            return (
+                "controlnet is True, and init_lora is set; a ControlNet-LoRA starts from the base. Remove one of them"
+            )
+        if self.controlnet_conditioning == "canny" and (missing := missing_extra(["skimage"], "controlnet")):
+            return f"controlnet_conditioning is 'canny', and {missing}"
         return ""
 
     def _stage2_fault(self) -> str:

@@ -8,6 +8,8 @@ import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 
 from deepfloyd_core.batches import Batch, Draws, draw
+from deepfloyd_core.conditioning import conditioning_picture
+from deepfloyd_core.control import control_of
 from deepfloyd_core.degradations import degrade
 from deepfloyd_core.flavours import Stage
 from deepfloyd_core.models import DTYPES, autocast
@@ -95,8 +97,11 @@ def predict_noise(
         small = low_res(x_0) if draws.degradation is None else degrade(low_res(x_0), draws.degradation)
         upscaled = upscaled_input(small, draws.low_res_noise, draws.level, setup.noising)
         x, level = torch.cat([x, upscaled], dim=1), draws.level.to(setup.device)
+    steered, control = control_of(setup.unet), None
+    if steered is not None:
+        control = conditioning_picture(steered.conditioning, x_0).to(setup.device)
     text = setup.texts([caption_id("") if name is None else name for name in captions])
     dtype = DTYPES[setup.config.mixed_precision]
     x, text, t = draws.cut(x).to(setup.device, dtype), text.to(setup.device, dtype), draws.t.to(setup.device)
     with autocast(setup.device, setup.config.mixed_precision):
-        return predict(setup.unet, x, t, text, level)
+        return predict(setup.unet, x, t, text, level, control)

@@ -50,7 +50,8 @@ from deepfloyd_core.sheets import save_loss_curve
 from deepfloyd_core.stage_config import StageConfig, device_fault
 from deepfloyd_core.stage_loss import Setup, batch_loss, predict_noise
 from deepfloyd_core.types import hash_seed
-from deepfloyd_core.validation import Validation, read_losses, wanted_pictures, write_validations
+from deepfloyd_core.validation import Validation, read_losses, write_validations
+from deepfloyd_core.wanted import wanted_pictures
 
 METRICS_FILE, LOSS_CURVE = "metrics.parquet", "loss.png"
 

@@ -7,6 +7,9 @@ Sizes are (width, height) as in Pillow; tensors are (B, C, H, W).
 
 import hashlib
 from collections.abc import Callable
+from typing import Literal
+
+Conditioning = Literal["canny", "grayscale", "low_res"]  # what a ControlNet follows
 
 Report = Callable[[int, int, str], None]  # done, total, one line for the eye
 

@@ -18,51 +18,22 @@ import torch
 from diffusers import UNet2DConditionModel
 from PIL import Image
 
-from deepfloyd_core.artifacts import Artifact
 from deepfloyd_core.config import RunConfig
 from deepfloyd_core.files import atomic_path, write_bytes
 from deepfloyd_core.flavours import Stage
 from deepfloyd_core.held_out import GridPicture, Predict, grid_losses, mean_loss
 from deepfloyd_core.models import autocast, stock_pipeline, trained_scheduler
-from deepfloyd_core.objective import Text, low_res, to_bytes, to_model_range
-from deepfloyd_core.row_list import shard_files
+from deepfloyd_core.objective import Text, to_bytes
+from deepfloyd_core.probe import frozen
 from deepfloyd_core.samples import Sample, save_png
 from deepfloyd_core.sampling import BATCH, Sampler, sample_stage1, sample_stage2
-from deepfloyd_core.shards import open_shard, read_rows
 from deepfloyd_core.sheets import save_picture, titled_rows
-from deepfloyd_core.types import caption_id, hash_seed
+from deepfloyd_core.types import caption_id
+from deepfloyd_core.wanted import Wanted
 
 VALIDATION_FILE, VALIDATION_SHEET, PICTURES = "validation.parquet", "validation.png", "validation"
 _LOSSES = ".validation"
 _LINES, _COLUMNS = 16, 8  # of the sheet
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """A picture that is made at every validation."""
-
-    prompt: str
-    seed: int
-    size: tuple[int, int]  # of the picture, px
-    truth: np.ndarray | None = None  # Stage II: uint8 (H, W, 3), whose downscale is enlarged
-
-    @property
-    def small(self) -> torch.Tensor | None:
-        """Stage II: the low-res picture, float32 (1, C, h, w) in [-1, 1]."""
-        return None if self.truth is None else low_res(to_model_range(torch.from_numpy(self.truth)[None]))
-
-
-def wanted_pictures(config: RunConfig, stage: Stage, prompts: list[str], eval_set: Artifact) -> list[Wanted]:
-    """Stage I: every prompt, seed and size. Stage II: as many held-out pictures as the run upscales, first to last."""
-    if stage == 1:
-        seeds = range(config.validation_seed, config.validation_seed + config.num_validation_images)
-        return [Wanted(prompt, seed, size) for size in config.sample_sizes_px for seed in seeds for prompt in prompts]
-    found = []
-    for file in shard_files(eval_set, stage):
-        for pixels, row in zip(open_shard(file), read_rows(file), strict=True):
-            seed = hash_seed("eval", row.image_id) % 2**32
-            found.append(Wanted(row.caption, seed, (row.width, row.height), pixels.copy()))
-    return found[: config.num_upscaled_images]
 
 
 @dataclass(frozen=True)
@@ -120,15 +91,18 @@ def _save_pictures(plan: Validation, step: int) -> list[Path]:
     without = [caption_id(config.validation_negative_prompt)]
     for part in _batches(plan.wanted, BATCH[stage]):
         text, negative = texts([caption_id(item.prompt) for item in part]), texts(without * len(part))
-        small, seeds = [item.small for item in part if item.small is not None], [item.seed for item in part]
+        seeds, found = [item.seed for item in part], [item.given for item in part if item.given is not None]
+        given = torch.cat(found) if found else None
         with (
+            frozen(unet),
             _pooled(unet, text, negative, settings.validation_guidance),
             autocast(unet.device, settings.mixed_precision),
         ):
-            if small:
-                made = sample_stage2(sampler, text.rows, negative.rows, seeds, torch.cat(small))
+            if stage == 2:
+                assert given is not None
+                made = sample_stage2(sampler, text.rows, negative.rows, seeds, given)
             else:
-                made = sample_stage1(sampler, text.rows, negative.rows, seeds, part[0].size)
+                made = sample_stage1(sampler, text.rows, negative.rows, seeds, part[0].size, given)
         for item, picture in zip(part, to_bytes(made).numpy(), strict=True):
             paths.append(out / PICTURES / f"step-{step:08d}" / f"{len(paths):03d}.png")
             save_png(picture, Sample(item.prompt, item.seed, f"step {step}", {"stage": stage}), paths[-1])
@@ -166,8 +140,9 @@ def _sheet(folders: list[Path], stage: Stage, wanted: list[Wanted]) -> Image.Ima
         )
     truths = [item.truth for item in wanted[:_COLUMNS] if item.truth is not None]
     if truths:
-        small = [to_bytes(item.small)[0].numpy() for item in wanted[:_COLUMNS] if item.small is not None]
-        rows = [("low-res", small), *rows, ("truth", truths)]
+        given = [item.given for item in wanted[:_COLUMNS] if item.given is not None]
+        label, shown = ("low-res", given) if stage == 2 else ("conditioning", [item * 2 - 1 for item in given])
+        rows = [(label, [to_bytes(item)[0].numpy() for item in shown]), *rows, ("truth", truths)]
     return titled_rows(rows, 96 if stage == 1 else 192, f"Stage {'I' * stage} while it is trained, same seeds")
 
 
@@ -193,8 +168,8 @@ def _pooled(unet: UNet2DConditionModel, text: Text, negative: Text, guidance: fl
     both = torch.cat([negative.pooled, text.pooled]) if guidance > 1 else text.pooled
     added = {"pooled": both.to(unet.device)}
     hook = unet.register_forward_pre_hook(
-        lambda module, args, kwargs: (args, {**kwargs, "added_cond_kwargs": added}), with_kwargs=True
-    )
+        lambda module, args, kwargs: (args, {**kwargs, "added_cond_kwargs": added}), with_kwargs=True, prepend=True
+    )  # before that of a ControlNet, which takes them too
     try:
         yield
     finally:

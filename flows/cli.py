@@ -122,6 +122,9 @@ def generate(
     images: Annotated[int, typer.Option(min=1, max=4096, help="How many pictures.")] = 1,
     version: Annotated[str, typer.Option(help="A version number, `latest`, or `base` for no LoRA.")] = "latest",
     size: Annotated[str | None, typer.Option(help="Stage I size, e.g. 64 or 96x64 (width x height).")] = None,
+    control: Annotated[
+        Path | None, typer.Option(help="A picture to follow, with a version that is a ControlNet.")
+    ] = None,
     overrides: Overrides = None,
 ) -> None:
     """Draw pictures with a published version, or with the base models."""
@@ -134,7 +137,15 @@ def generate(
     with _session(config, overrides) as call:
         from flows.generate import generate as flow
 
-        made = call(flow, prompt=prompt, seed=seed, images=images, version=version, size=size)
+        made = call(
+            flow,
+            prompt=prompt,
+            seed=seed,
+            images=images,
+            version=version,
+            size=size,
+            control=str(control.absolute()) if control else None,
+        )
     for name in made.summary["pictures"]:
         out.print(str(made.path / name))
 

@@ -13,11 +13,16 @@ from tasks.generated import generated
 @flow(name="generate")
 def generate(
     config: str, prompt: str, seed: int = 0, images: int = 1, version: str = "latest", size: str | None = None,
-    overrides: list[str] | None = None,
+    control: str | None = None, overrides: list[str] | None = None,
 ) -> Artifact:  # fmt: skip
-    """Sample `images` pictures of a prompt, with seeds counting up from `seed`; size is Stage I's, e.g. 96x64."""
+    """Sample `images` pictures of a prompt, with seeds counting up from `seed`; size is Stage I's, e.g. 96x64.
+
+    control: a picture that they follow, with a version that is a ControlNet.
+    """
     if not prompt.strip():
         raise ConfigError("The prompt is empty.")
     sized = (f'validation_resolution="{size}"',) if size else ()
     run = load_run(Path(config), (*(overrides or ()), *sized))
-    return generated(run, [(prompt, seed + number) for number in range(images)], version)
+    return generated(
+        run, [(prompt, seed + number) for number in range(images)], version, Path(control) if control else None
+    )

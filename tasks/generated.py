@@ -11,14 +11,15 @@ from deepfloyd_core.config import Run
 from deepfloyd_core.errors import ConfigError
 from deepfloyd_core.flavours import Stage, resolve
 from deepfloyd_core.jobs import run_job
-from deepfloyd_core.products import check_base, generate_request
+from deepfloyd_core.pictures import read_fitted
+from deepfloyd_core.products import CONTROL_FILE, check_base, generate_request, product_name
 from tasks.progress import progress
 from tasks.publish import publish_pictures
 
 
 @task(name="generated", cache_policy=NO_CACHE)
-def generated(run: Run, pictures: list[tuple[str, int]], version: str) -> Artifact:
-    """pictures: (prompt, seed) each; version: `latest`, a number, or `base`."""
+def generated(run: Run, pictures: list[tuple[str, int]], version: str, control: Path | None = None) -> Artifact:
+    """pictures: (prompt, seed) each; version: `latest`, a number, or `base`; control: what a ControlNet is to follow."""
     if run.config.stage1 is None:
         raise ConfigError("generate starts from Stage I: add a [stage1] table with a model_flavour.")
     size, *others = run.config.sample_sizes_px
@@ -32,7 +33,11 @@ def generated(run: Run, pictures: list[tuple[str, int]], version: str) -> Artifa
     inputs = {} if version == "base" else _loras(run, version)
     for stage, folder in folders.items():
         check_base(inputs.get(f"stage{stage}_lora"), stage, folder)
+    _check_control(inputs.get("stage1_lora"), version, control)
+    if control is not None:
+        read_fitted(control, size)  # so that a file that is no picture ends the run here
     options = {
+        "control": None if control is None else str(control.absolute()),
         "pictures": pictures,
         "version": version,
         "size": list(size),
@@ -42,11 +47,20 @@ def generated(run: Run, pictures: list[tuple[str, int]], version: str) -> Artifa
     with progress("generate") as report:
         made, _ = materialise(
             run.workspace,
-            generate_request(run, pictures, version, folders, inputs),
+            generate_request(run, pictures, version, folders, inputs, control),
             lambda work: run_job("generate", run.config, inputs, options, work, report),
         )
     publish_pictures(made, *made.summary["pictures"][-4:])
     return made
+
+
+def _check_control(lora: Artifact | None, version: str, control: Path | None) -> None:
+    """Raises ConfigError unless there is a picture to follow exactly where there is a ControlNet to follow it."""
+    follows = lora is not None and product_name(lora.path) == CONTROL_FILE
+    if follows and control is None:
+        raise ConfigError(f"Version {version!r} is a ControlNet: name the picture that it is to follow with --control.")
+    if control is not None and not follows:
+        raise ConfigError(f"Version {version!r} is no ControlNet and follows no picture. Remove --control.")
 
 
 def _loras(run: Run, version: str) -> dict[str, Artifact]:

@@ -1,0 +1,54 @@
+"""The pictures that a run makes to be looked at: while a stage is trained, and of the base and the finished model."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from deepfloyd_core.artifacts import Artifact
+from deepfloyd_core.conditioning import conditioning_picture
+from deepfloyd_core.config import RunConfig
+from deepfloyd_core.flavours import Stage
+from deepfloyd_core.objective import low_res, to_model_range
+from deepfloyd_core.row_list import shard_files
+from deepfloyd_core.shards import open_shard, read_rows
+from deepfloyd_core.stage_config import StageConfig
+from deepfloyd_core.types import hash_seed
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A picture to make."""
+
+    prompt: str
+    seed: int
+    size: tuple[int, int]  # of the picture, px
+    truth: np.ndarray | None = None  # uint8 (H, W, 3), of which `given` is made
+    given: torch.Tensor | None = None  # Stage II's low-res picture, or what a ControlNet follows: see `_given`
+
+
+def wanted_pictures(config: RunConfig, stage: Stage, prompts: list[str], eval_set: Artifact) -> list[Wanted]:
+    """Stage I: every prompt, seed and size, the prompts taking turns. Stage II: the first held-out pictures, as many as
+    the run upscales.
+
+    With a ControlNet: the first held-out pictures, each of which it follows with its own caption.
+    """
+    settings = config.stage(stage)
+    if stage == 1 and not settings.controlnet:
+        seeds = range(config.validation_seed, config.validation_seed + config.num_validation_images)
+        return [Wanted(prompt, seed, size) for size in config.sample_sizes_px for seed in seeds for prompt in prompts]
+    found = []
+    for file in shard_files(eval_set, stage):
+        for pixels, row in zip(open_shard(file), read_rows(file), strict=True):
+            seed = hash_seed("eval", row.image_id) % 2**32
+            found.append(Wanted(row.caption, seed, (row.width, row.height), pixels.copy()))
+    count = config.num_upscaled_images if stage == 2 else config.num_validation_images
+    return [replace(item, given=_given(item, settings)) for item in found[:count]]
+
+
+def _given(item: Wanted, settings: StageConfig) -> torch.Tensor:
+    """Stage II: the low-res picture, float32 (1, C, h, w) in [-1, 1]. ControlNet: (1, 3, H, W) in [0, 1]."""
+    picture = to_model_range(torch.from_numpy(item.truth)[None])
+    if settings.controlnet:
+        return conditioning_picture(settings.controlnet_conditioning, picture)
+    return low_res(picture)
