@@ -454,7 +454,9 @@ class _Killer(threading.Thread):
         first = self.newest()
         while not self.done.wait(0.01):
             told = self.workspace.glob("stage*_lora/*/.job-train.progress")
-            stepped = any("loss" in path.read_text() for path in told)  # not only a validation, after which nothing is kept
+            stepped = any(
+                "loss" in path.read_text() for path in told
+            )  # not only a validation, after which nothing is kept
             process = _job_process() if stepped and self.newest() - first >= self.after else None
             if process:
                 os.kill(process, self.number)
