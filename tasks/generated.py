@@ -12,6 +12,7 @@ from deepfloyd_core.errors import ConfigError
 from deepfloyd_core.flavours import Stage, resolve
 from deepfloyd_core.jobs import run_job
 from deepfloyd_core.products import check_base, generate_request
+from deepfloyd_core.unet_sizes import check_sample_sizes
 from tasks.progress import progress
 from tasks.publish import publish_pictures
 
@@ -31,6 +32,7 @@ def generated(run: Run, pictures: list[tuple[str, int]], version: str) -> Artifa
         folders[stage] = resolve(run.config.stage(stage).model, stage, text=stage == 1)
     inputs = {} if version == "base" else _loras(run, version)
     for stage, folder in folders.items():
+        check_sample_sizes(run, stage, folder)
         check_base(inputs.get(f"stage{stage}_lora"), stage, folder)
     options = {
         "pictures": pictures,

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from deepfloyd_core.flavours import FLAVOURS
+
 FAST = (
     "--set", "stage1.max_train_steps=2", "--set", "stage2.max_train_steps=2",
 )  # fmt: skip
@@ -194,6 +196,18 @@ def test_too_large_a_rejected_share_fails(small_run: Any, server: str) -> None:
     done = small_run.call("prepare", str(small_run.config), "--set", "max_rejected_share=0.05")
     assert done.returncode == 1
     assert "max_rejected_share" in done.stderr
+
+
+def test_a_size_that_the_unet_cannot_halve_fails_before_anything_is_made(
+    small_run: Any, server: str, tmp_path: Path
+) -> None:
+    model = shutil.copytree(FLAVOURS["tiny-i"].repo, tmp_path / "model")
+    unet = json.loads((model / "unet/config.json").read_bytes())
+    (model / "unet/config.json").write_text(json.dumps({**unet, "block_out_channels": [32] * 5}))
+    done = small_run.call("run", str(small_run.config), f"--set=stage1.pretrained_model_name_or_path={model}")
+    assert done.returncode == 2
+    assert "so every edge must divide by 16. Set aspect_bucket_alignment = 16." in done.stderr
+    assert "Traceback" not in done.stderr and not list(small_run.workspace.glob("*/*"))
 
 
 @pytest.mark.slow
