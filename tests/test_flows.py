@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -52,8 +53,13 @@ def test_a_run_makes_every_artifact_and_prints_where_the_bundle_is(finished: tup
     }  # fmt: skip
     (bundle,) = (run.workspace / "lora_bundle").iterdir()
     assert str(bundle) in printed and "sheet.png" in printed
+    assert "Stage II on held-out pictures, upscaled by" in printed and "Stage II on Stage I's samples" in printed
+    (samples,) = (run.workspace / "cascade_samples").iterdir()
+    table = pq.read_table(samples / "eval.parquet").to_pylist()
+    of_samples = [(row["image_id"], row["way"]) for row in table if row["low_res"] == "stage1"]
+    assert of_samples == [("a purple star, seed 0, 64x64", way) for way in ("bilinear", "bicubic", "base", "tuned")]
     assert {path.name for path in bundle.iterdir()} == {
-        "README.md", "manifest.json", "metrics.json", "sheet.png", "eval.png", "stage1", "stage2",
+        "README.md", "manifest.json", "metrics.json", "sheet.png", "eval.png", "eval_details.png", "stage1", "stage2",
     }  # fmt: skip
 
 
@@ -85,6 +91,9 @@ def test_the_ui_gets_tables_pictures_and_logs(finished: tuple[Any, str], server:
     for key in ("stage1-pixels", "stage2-pixels", "eval-set", "stage1-lora", "stage2-lora", "cascade-samples"):
         assert "](data:image/" in artifacts[key]["data"], key
         assert len(artifacts[key]["data"]) < 500_000
+    assert "](data:image/" in artifacts["stage2-details"]["data"]
+    measures = json.loads(artifacts["stage2-sample-measures"]["data"])
+    assert [row["upscaled by"] for row in measures] == ["bilinear", "bicubic", "base", "tuned"]
     logs = [entry["message"] for entry in _post(server, "logs/filter", {"limit": 200})]
     assert any("stage1_lora" in line and "built" in line for line in logs)
 
