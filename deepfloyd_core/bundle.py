@@ -14,7 +14,7 @@ from deepfloyd_core.config import Run
 from deepfloyd_core.errors import ConfigError
 from deepfloyd_core.files import read_sealed, write_bytes, write_sealed
 from deepfloyd_core.flavours import Stage
-from deepfloyd_core.products import BITFIT_FILE, CONTROL_FILE, UNET_FOLDER, product_name
+from deepfloyd_core.products import BITFIT_FILE, CONTROL_FILE, DETAIL_SHEET, UNET_FOLDER, product_name
 
 LICENCE = (
     "The base weights of DeepFloyd IF are under the DeepFloyd IF License Agreement; what is made from them may be "
@@ -100,7 +100,8 @@ def find_version(workspace: Path, name: str) -> Version:
 def _card(run: Run, inputs: dict[str, Artifact], prompts: list[str], metrics: dict[str, Any]) -> str:
     lines = ["# Fine-tuned DeepFloyd IF", "", f"Data: {_data_line(inputs['image_index'])}", ""]
     lines += ["![samples](sheet.png)", ""] if "stage1_lora" in inputs else []
-    lines += ["![held-out pictures](eval.png)", ""] if "stage2_lora" in inputs else []
+    if "stage2_lora" in inputs:
+        lines += ["![held-out pictures](eval.png)", "", f"![zoomed details]({DETAIL_SHEET})", ""]
     lines += ["Sample prompts: " + "; ".join(f"`{prompt}`" for prompt in prompts), "", "## Use", "", "```python"]
     for stage in run.config.stages:
         lines += _use(stage, run.config.stage(stage).model, product_name(inputs[f"stage{stage}_lora"].path))

@@ -2,7 +2,7 @@
 
 from deepfloyd_core.datafile import ImageDataset
 from deepfloyd_core.errors import ConfigError
-from deepfloyd_core.flavours import Flavour, Stage
+from deepfloyd_core.flavours import UPSCALE, Flavour, Stage
 from deepfloyd_core.mixing import first_gap, share_of
 
 
@@ -18,13 +18,15 @@ def check_datasets(flavour: Flavour, datasets: tuple[ImageDataset, ...], stage: 
             continue
         used.append(dataset)
         edge = dataset.edge_px * factor
-        said = f"{dataset.id}: resolution is {dataset.resolution:g}, {edge:g} px at stage {stage}; {flavour.name}"
-        if dataset.resolution_type == "pixel" and edge % flavour.alignment_px:
-            raise ConfigError(f"{said} needs a multiple of {flavour.alignment_px}. Set resolution = 64.")
-        if edge > 2 * flavour.size_px:
-            raise ConfigError(f"{said} makes {flavour.size_px} px. Set resolution = 64.")
+        if fault := _size_fault(dataset, flavour, edge):
+            said = f"{dataset.id}: resolution is {dataset.resolution:g}, {edge:g} px at stage {stage}"
+            raise ConfigError(f"{said}; {flavour.name} {fault}. Set resolution = 64.")
     if not used:
-        raise ConfigError(f"No data set feeds stage {stage}: {flavour.name} is trained at {flavour.size_px} px.")
+        found = ", ".join(f"{dataset.resolution:g} of {dataset.id}" for dataset in datasets)
+        raise ConfigError(
+            f"No data set feeds stage {stage}: resolution is {found}; {flavour.name} makes {flavour.size_px} px and is "
+            f"trained at up to {2 * flavour.size_px}. Set resolution = 64."
+        )
     gap = first_gap(tuple(share_of(dataset) for dataset in used), steps)
     if gap is not None:
         raise ConfigError(
@@ -36,3 +38,16 @@ def check_datasets(flavour: Flavour, datasets: tuple[ImageDataset, ...], stage: 
         for dataset in used
         if dataset.start_step >= steps
     ]
+
+
+def _size_fault(dataset: ImageDataset, flavour: Flavour, edge: float) -> str:
+    """Why a model cannot be trained at an edge of so many px; empty when it can."""
+    unit = flavour.alignment_px
+    smaller = f", four times a size of Stage I, which are multiples of {unit // UPSCALE}" if flavour.stage == 2 else ""
+    if dataset.resolution_type == "pixel" and edge % unit:
+        return f"needs a multiple of {unit}{smaller}"
+    # By area both edges are rounded to a multiple of the alignment: 0.0039 megapixels of Stage I become 256 px here.
+    least = flavour.size_px if dataset.resolution_type == "pixel" else flavour.size_px - unit / 2
+    if flavour.stage == 2 and edge < least:
+        return f"makes {flavour.size_px} px and is not trained below that"
+    return f"makes {flavour.size_px} px" if edge > 2 * flavour.size_px else ""

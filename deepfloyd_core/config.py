@@ -15,7 +15,7 @@ from deepfloyd_core.clusters import cluster_fault
 from deepfloyd_core.datafile import ImageDataset
 from deepfloyd_core.errors import ConfigError
 from deepfloyd_core.extras import missing_extra
-from deepfloyd_core.flavours import PUBLISHED, UPSCALE, Stage
+from deepfloyd_core.flavours import PUBLISHED, UPSCALE, Flavour, Stage
 from deepfloyd_core.quantization import Quantization, quantization_fault
 from deepfloyd_core.read_datafile import load_data_file
 from deepfloyd_core.spec import Spec, parse_spec, read_config_file
@@ -139,22 +139,21 @@ class RunConfig(Spec):
                 )
             if fault := device_fault(config, self.device):
                 raise ValueError(f"stage{stage}.{fault}")
-        for edge in {edge for size in self.sample_sizes_px for edge in size}:
-            if fault := self._edge_fault(edge):
+        for size in self.sample_sizes_px:
+            if fault := self._size_fault(size):
                 raise ValueError(f"validation_resolution is {self.validation_resolution!r}; {fault}")
         return self
 
-    def _edge_fault(self, edge: int) -> str:
-        """Why no sample can have an edge of so many px; empty when one can."""
+    def _size_fault(self, size: tuple[int, int]) -> str:
+        """Why no sample can have a size (px); empty when one can."""
         if self.stage1 is None and self.stage2 is not None:
-            step = self.stage2.flavour.alignment_px
-            return "" if edge % step == 0 else f"each edge of Stage II must divide by {step}. Use for example 256"
-        if edge % 8 or not 8 <= edge <= 512:
+            return _stage2_size_fault(size, self.stage2.flavour, str(self.validation_resolution))
+        if any(edge % 8 or not 8 <= edge <= 512 for edge in size):
             return "each edge must divide by 8 (IF-I halves three times) and be 8 to 512. Use for example 64 or 96x64"
-        if self.stage2 is not None and edge * UPSCALE % self.stage2.flavour.alignment_px:
+        if self.stage1 is not None and min(size) > 2 * self.stage1.flavour.size_px:
             return (
-                f"Stage II would make an edge of {edge * UPSCALE} px, which must divide by "
-                f"{self.stage2.flavour.alignment_px}. Use for example 64"
+                f"Stage I makes {self.stage1.flavour.size_px} px, and the shorter edge must be at most twice that. "
+                "Stage II makes four times as much of it. Use for example 64 or 96x64"
             )
         return ""
 
@@ -194,6 +193,16 @@ class RunConfig(Spec):
         if isinstance(self.validation_prompt, str):
             return (self.validation_prompt,) if self.validation_prompt else ()
         return self.validation_prompt
+
+
+def _stage2_size_fault(size: tuple[int, int], flavour: Flavour, said: str) -> str:
+    """The same in a run of Stage II alone, where sizes are its own; the default, of Stage I, stands in many files."""
+    unit, least = flavour.alignment_px, flavour.size_px
+    if said != RunConfig.model_fields["validation_resolution"].default and min(size) < least:
+        return f"Stage II makes {least} px of {least // UPSCALE} and nothing smaller. Use for example 256 or 384x256"
+    if any(edge % unit for edge in size):
+        return f"each edge of Stage II must divide by {unit}, as four times an edge of Stage I. Use for example 256"
+    return ""
 
 
 @dataclass(frozen=True)

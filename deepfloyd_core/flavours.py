@@ -20,7 +20,7 @@ class Flavour:
     stage: Stage
     repo: str  # hub id, a directory for the shipped ones, the name itself for random weights
     size_px: int  # the native edge of its output
-    alignment_px: int  # every edge must divide by this: 2 ** (levels - 1), and 32 for the real Stage II
+    alignment_px: int  # every edge must divide by this: IF-I halves three times, Stage II makes four times its sizes
 
 
 _TABLE = (
@@ -30,7 +30,7 @@ _TABLE = (
     Flavour("ii-medium-450m", 2, "DeepFloyd/IF-II-M-v1.0", 256, 32),
     Flavour("ii-large-1.2b", 2, "DeepFloyd/IF-II-L-v1.0", 256, 32),
     Flavour("tiny-i", 1, str(TINY / "i"), 64, 8),
-    Flavour("tiny-ii", 2, str(TINY / "ii"), 256, 16),
+    Flavour("tiny-ii", 2, str(TINY / "ii"), 256, 32),
 )
 PUBLISHED = {flavour.name: flavour for flavour in _TABLE}
 _RANDOM = [replace(flavour, name=RANDOM + flavour.name, repo=RANDOM + flavour.name) for flavour in _TABLE]

@@ -17,6 +17,11 @@ MEASURES = {  # of an upscaled picture, as summaries name them, and what they ar
     "detail": "detail, of the truth's",
     "colour_shift": "mean colour off, levels of 255",
 }
+SAMPLE_MEASURES = {  # the same of one that was made of Stage I's sample, which has no truth
+    "consistency": "PSNR of its downscale to the sample, dB",
+    "detail_share": "detail, of its own energy",
+    "colour_shift": "mean colour off the sample's, levels of 255",
+}
 UPSCALED_BY = ("bilinear", "bicubic", "base", "tuned")  # in the order in which tables show them
 RESAMPLES, FEWEST = 10_000, 10  # of a bootstrap; pictures that it needs
 _WINDOW, _SIGMA = 11, 1.5  # of SSIM, Wang et al. 2004
@@ -54,6 +59,15 @@ def detail_energy(picture: np.ndarray, low_pass: np.ndarray) -> float:
     ratios of single ones: a smooth truth has next to none.
     """
     return float(np.mean((picture.astype(np.float64) - low_pass) ** 2))
+
+
+def busiest(picture: np.ndarray, low_pass: np.ndarray, edge: int, step: int) -> tuple[int, int]:
+    """Top and left, multiples of `step`, of the square window with most detail; the first one where there is none."""
+    energy = ((picture.astype(np.float64) - low_pass) ** 2).sum(2)
+    sums = np.pad(energy, ((1, 0), (1, 0))).cumsum(0).cumsum(1)
+    inside = sums[edge:, edge:] - sums[:-edge, edge:] - sums[edge:, :-edge] + sums[:-edge, :-edge]
+    top, left = np.unravel_index(inside[::step, ::step].argmax(), inside[::step, ::step].shape)
+    return int(top) * step, int(left) * step
 
 
 def mean_and_interval(values: Sequence[float], seed: int = 0) -> tuple[float, ...]:

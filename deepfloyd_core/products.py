@@ -19,10 +19,11 @@ LORA_FILE = "pytorch_lora_weights.safetensors"  # the name that diffusers looks 
 BITFIT_FILE = "bitfit_biases.safetensors"  # in its place after a training with use_bitfit
 CONTROL_FILE = "controlnet_lora.safetensors"  # after a training with controlnet
 UNET_FOLDER = "unet"  # after a full fine-tuning; the name that diffusers gives it in a pipeline
+DETAIL_SHEET = "eval_details.png"  # zoomed details of Stage II on held-out pictures
 GENERATE_FORMAT = 1
 BUNDLE_FORMAT = 2  # 2: gains on held-out pictures
 LORA_FORMAT = 2  # 2: the held-out losses in a table; of the text only what decides its rows
-SAMPLES_FORMAT = 4  # 3: several sizes. 4: Stage II at several noise levels
+SAMPLES_FORMAT = 5  # 3: several sizes. 4: Stage II at several noise levels. 5: and on Stage I's samples; zoomed details
 # Settings that change no byte of a LoRA: how often it is saved on the way, and how samples are made of it.
 # Of init_lora and the model the bytes count, not the path.
 _NOT_IN_LORA = {

@@ -27,7 +27,7 @@ from deepfloyd_core.shards import ShardRow, read_rows
 from deepfloyd_core.sheets import save_picture, titled_rows
 from deepfloyd_core.stage_config import StageConfig
 from deepfloyd_core.types import hash_seed
-from deepfloyd_core.upscaled import Upscaler, measure_upscalers
+from deepfloyd_core.upscaled import Row, Upscaler, measure_samples, measure_upscalers
 from deepfloyd_core.wanted import Wanted, wanted_pictures
 
 VARIANTS = ("base", "tuned")
@@ -61,12 +61,13 @@ def samples_job(job: Job) -> dict[str, Any]:
         rows.append((f"Stage I, {variant}", pictures[:SHEET_COLUMNS]))
         if job.config.sample_measure == "drawn_world":
             summary[f"concept_share_{variant}"] = concept_share(pictures, [item.prompt for item in wanted])
-    upscaled = wanted[: job.config.num_upscaled_images]
     if job.config.stage2:
-        for variant, pictures_64 in small.items():
-            large = _stage2(job, variant, upscaled, pictures_64[: len(upscaled)], sampled)
-            rows.append((f"Stage II, {variant}", _save(job, 2, variant, upscaled, large)))
-        summary |= _measure_stage2(job, sampled)
+        upscaled = wanted[: job.config.num_upscaled_images]
+        table: list[Row] = []
+        if small:
+            large, table, summary["upscaled_samples"] = _upscale_samples(job, upscaled, small, sampled)
+            rows += [(f"Stage II, {variant}", _save(job, 2, variant, upscaled, large[variant])) for variant in VARIANTS]
+        summary |= _measure_stage2(job, table, sampled)
     if any(item.given is not None for item in wanted):
         rows = _with_conditioning(rows, wanted[:SHEET_COLUMNS])
     if rows:
@@ -120,7 +121,8 @@ def _ticker(job: Job, wanted: list[Wanted]) -> Callable[[int], None]:
     first = len(wanted) if job.config.stage1 else 0
     second = min(first, job.config.num_upscaled_images) if job.config.stage2 else 0
     levels = len(job.config.stage(2).measured_noise_levels) if job.config.stage2 else 0
-    total, done = len(VARIANTS) * (first + second + held_out * levels), 0
+    enlarged = second * (1 + len(VARIANTS) * levels)  # base's samples by the base; tuned ones by both, at every level
+    total, done = len(VARIANTS) * (first + held_out * levels) + enlarged, 0
 
     def sampled(count: int) -> None:
         nonlocal done
@@ -147,11 +149,27 @@ def _stage1(job: Job, variant: str, wanted: list[Wanted], sampled: Callable[[int
     return made
 
 
-def _stage2(
-    job: Job, variant: str, wanted: list[Wanted], small: list[torch.Tensor], sampled: Callable[[int], None]
-) -> list[torch.Tensor]:
+def _upscale_samples(
+    job: Job, wanted: list[Wanted], small: dict[str, list[torch.Tensor]], sampled: Callable[[int], None]
+) -> tuple[dict[str, list[torch.Tensor]], list[Row], dict[str, Any]]:
+    """Stage I's pictures as each variant of the cascade enlarges its own; and measures of what both variants of Stage II
+    make of the tuned ones, at every noise level: rows and their summary."""
+    levels = job.config.stage(2).measured_noise_levels
+    low = {variant: pictures[: len(wanted)] for variant, pictures in small.items()}
+    large, made = {}, {}
+    for variant in VARIANTS:
+        sampler = _sampler(job, 2, variant, sampled)
+        for level in levels:
+            made[variant, level] = _stage2(job, sampler.at(level), wanted, low["tuned"])
+        large[variant] = made["tuned", levels[0]] if variant == "tuned" else _stage2(job, sampler, wanted, low["base"])
+        del sampler  # and its model, before the next one is loaded
+    names = [f"{item.prompt}, seed {item.seed}, {item.size[0]}x{item.size[1]}" for item in wanted]
+    return large, *measure_samples(names, low["tuned"], made, levels)
+
+
+def _stage2(job: Job, sampler: Sampler, wanted: list[Wanted], small: list[torch.Tensor]) -> list[torch.Tensor]:
     """small: Stage I's pictures (C, h, w). Returns them enlarged, (C, 4h, 4w)."""
-    sampler, made = _sampler(job, 2, variant, sampled), []
+    made: list[torch.Tensor] = []
     for _, group in groupby(zip(wanted, small, strict=True), key=lambda pair: pair[0].size):
         part, pictures = zip(*group, strict=True)
         text, negative = _texts(job, [item.prompt for item in part])
@@ -174,8 +192,8 @@ def _save(job: Job, stage: Stage, variant: str, wanted: list[Wanted], pictures: 
     return arrays
 
 
-def _measure_stage2(job: Job, sampled: Callable[[int], None]) -> dict[str, Any]:
-    """Untuned and tuned on the held-out pictures, beside plain enlargements."""
+def _measure_stage2(job: Job, table: list[Row], sampled: Callable[[int], None]) -> dict[str, Any]:
+    """Untuned and tuned on the held-out pictures, beside plain enlargements. table: further rows of eval.parquet."""
 
     def upscaler(variant: str) -> Upscaler:
         sampler = _sampler(job, 2, variant, sampled)
@@ -189,4 +207,4 @@ def _measure_stage2(job: Job, sampled: Callable[[int], None]) -> dict[str, Any]:
 
     files = shard_files(job.inputs["eval_set"], 2)
     upscalers = {variant: partial(upscaler, variant) for variant in VARIANTS}
-    return measure_upscalers(files, upscalers, job.config.stage(2).measured_noise_levels, job.out)
+    return measure_upscalers(files, upscalers, job.config.stage(2).measured_noise_levels, job.out, table)

@@ -50,6 +50,14 @@ def titled_rows(rows: list[tuple[str, list[np.ndarray]]], cell_px: int, title: s
     return sheet
 
 
+def framed(picture: np.ndarray, corner: tuple[int, int], edge_px: int, colour: tuple[int, int, int]) -> np.ndarray:
+    """A copy of a picture with a frame around a square window; corner: its top and left."""
+    image = Image.fromarray(picture)
+    top, left = corner
+    ImageDraw.Draw(image).rectangle((left, top, left + edge_px - 1, top + edge_px - 1), outline=colour, width=2)
+    return np.asarray(image)
+
+
 def captioned_sheet(cells: list[Cell], columns: int, cell_px: int, title: str) -> Image.Image:
     """A grid of pictures with the text of each below it, and a title above."""
     columns, count = max(1, min(columns, len(cells))), max(len(cell.lines) for cell in cells)

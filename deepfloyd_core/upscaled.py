@@ -3,6 +3,9 @@
 The low-res picture is the true one, the antialiased 4x downscale of the held-out crop; seeds follow from the picture. Every
 figure is a mean over pictures, and what the tuned model gains on each other way is paired picture by picture, so its
 interval does not carry how the pictures differ among themselves.
+
+In use the low-res picture is one of Stage I's samples, which have no truth. There the measures are what can be said without:
+whether the enlarged picture still shows the sample, how much fine detail it has, and whether its colour has shifted.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,14 +20,26 @@ import torch.nn.functional as F
 
 from deepfloyd_core.files import atomic_path
 from deepfloyd_core.flavours import UPSCALE
-from deepfloyd_core.metrics import colour_shift, detail_energy, mean, mean_and_interval, psnr, ssim
+from deepfloyd_core.metrics import busiest, colour_shift, detail_energy, mean, mean_and_interval, psnr, ssim
 from deepfloyd_core.objective import low_res, to_bytes, to_model_range
+from deepfloyd_core.products import DETAIL_SHEET
 from deepfloyd_core.shards import ShardRow, open_shard, read_rows
-from deepfloyd_core.sheets import save_picture, titled_rows
+from deepfloyd_core.sheets import framed, save_picture, titled_rows
 
 EVAL_SHEET, EVAL_FILE = "eval.png", "eval.parquet"
 PLAIN = ("bilinear", "bicubic")  # enlargements without a model
-_SHOWN = 8
+HELD_OUT, SAMPLED = "held-out", "stage1"  # what the low-res pictures are: downscales of the truth, or Stage I's samples
+_COLUMNS = pa.schema(
+    [(name, pa.string()) for name in ("low_res", "image_id", "way")]
+    + [("noise_level", pa.int64())]
+    + [
+        (name, pa.float64())
+        for name in ("psnr", "ssim", "consistency", "detail", "true_detail", "energy", "colour_shift")
+    ]
+)
+_SHOWN, _CELL_PX = 8, 192  # of the sheets
+_DETAIL_PX = 64  # edge of a zoomed window: 16 px of the low-res picture
+_FRAME = (255, 0, 160)
 
 # Upscales pictures of one size: the rows they are of, low-res (N, C, h, w) in [-1, 1], noise level -> (N, C, H, W).
 Upscaler = Callable[[list[ShardRow], torch.Tensor, int], torch.Tensor]
@@ -32,14 +47,16 @@ Row = dict[str, Any]  # of eval.parquet
 
 
 def measure_upscalers(
-    files: list[Path], upscalers: Mapping[str, Callable[[], Upscaler]], levels: Sequence[int], out: Path
-) -> dict[str, Any]:
+    files: list[Path], upscalers: Mapping[str, Callable[[], Upscaler]], levels: Sequence[int], out: Path,
+    samples: Sequence[Row] = (),
+) -> dict[str, Any]:  # fmt: skip
     """Measure each upscaler, and plain enlargements, on the pictures of some files; each is made when its turn comes.
 
     levels: of noise on the low-res picture, 0 to 999, the one of most interest first; plain enlargements have none. Writes
-    eval.png at that one, and eval.parquet with a row for each picture, way and level. Returns it as `noise_level`;
-    `upscaled`, the means for each way, and `gain`, what the last upscaler has more than each other way: mean and, of
-    enough pictures, its 95 % interval. `other_levels` has both of each other level, if there is one.
+    eval.png and eval_details.png at that one, and eval.parquet with a row for each picture, way and level, and those of
+    `measure_samples`. Returns the level as `noise_level`; `upscaled`, the means for each way, and `gain`, what the last
+    upscaler has more than each other way: mean and, of enough pictures, its 95 % interval. `other_levels` has both of each
+    other level, if there is one.
     """
     truth = [(open_shard(file).all(), read_rows(file)) for file in files]  # one file, and one batch, a size
     small = [low_res(to_model_range(torch.from_numpy(pixels))) for pixels, _ in truth]
@@ -57,16 +74,48 @@ def measure_upscalers(
     pictures = {key: _flat(parts) for key, parts in made.items()}
     details = [_detail(picture) for picture in true]
     table = [
-        {"image_id": name, "way": way, "noise_level": level, **_measured(picture, truth, from_, detail)}
+        {
+            "low_res": HELD_OUT,
+            "image_id": name,
+            "way": way,
+            "noise_level": level,
+            **_measured(picture, truth, from_, detail),
+        }
         for (way, level), made_of in pictures.items()
         for name, picture, truth, from_, detail in zip(names, made_of, true, low, details, strict=True)
     ]
     with atomic_path(out / EVAL_FILE) as tmp:
-        pq.write_table(pa.Table.from_pylist(table), tmp)
+        pq.write_table(pa.Table.from_pylist([*table, *samples], _COLUMNS), tmp)
     asked = [(way, row) for (way, level), row in pictures.items() if level in (None, levels[0])]
-    shown = [(label, row[:_SHOWN]) for label, row in [("low-res", low), *asked, ("truth", true)]]
-    save_picture(titled_rows(shown, 192, "Stage II on held-out pictures"), out / EVAL_SHEET)
-    return _by_level(table, [*PLAIN, *upscalers], levels)
+    _save_sheets([(label, row[:_SHOWN]) for label, row in [("low-res", low), *asked, ("truth", true)]], out)
+    return _by_level(table, [*PLAIN, *upscalers], levels, _summary)
+
+
+def measure_samples(
+    names: Sequence[str], small: Sequence[torch.Tensor], made: Mapping[tuple[str, int], Sequence[torch.Tensor]],
+    levels: Sequence[int],
+) -> tuple[list[Row], dict[str, Any]]:  # fmt: skip
+    """What upscalers, and plain enlargements, made of Stage I's samples: rows for eval.parquet, and as `measure_upscalers`.
+
+    names: of the samples; small: (C, h, w) each, in [-1, 1]; made: for each way and noise level, (C, 4h, 4w) each.
+    `gain` is in consistency.
+    """
+    of: dict[tuple[str, int | None], Sequence[torch.Tensor]] = {
+        (way, None): [enlarged(picture[None], way)[0] for picture in small] for way in PLAIN
+    }
+    of |= dict(made.items())
+    table = [
+        {
+            "low_res": SAMPLED,
+            "image_id": name,
+            "way": way,
+            "noise_level": level,
+            **_measured_sample(_bytes(picture), _bytes(from_)),
+        }
+        for (way, level), pictures in of.items()
+        for name, picture, from_ in zip(names, pictures, small, strict=True)
+    ]
+    return table, _by_level(table, list(dict.fromkeys(way for way, _ in of)), levels, _sample_summary)
 
 
 def enlarged(small: torch.Tensor, way: str) -> torch.Tensor:
@@ -88,6 +137,16 @@ def _measured(picture: np.ndarray, truth: np.ndarray, low: np.ndarray, true_deta
     }
 
 
+def _measured_sample(picture: np.ndarray, low: np.ndarray) -> dict[str, float]:
+    small, blurred = _low_pass(picture)
+    return {
+        "consistency": psnr(small, low),
+        "detail": detail_energy(picture, blurred),
+        "energy": detail_energy(picture, picture.mean((0, 1))),
+        "colour_shift": colour_shift(picture, low),
+    }
+
+
 def _detail(picture: np.ndarray) -> float:
     return detail_energy(picture, _low_pass(picture)[1])
 
@@ -102,26 +161,71 @@ def _flat(parts: list[torch.Tensor]) -> list[np.ndarray]:
     return [picture for part in parts for picture in part.numpy()]
 
 
-def _by_level(table: list[Row], ways: list[str], levels: Sequence[int]) -> dict[str, Any]:
-    found = {level: _summary([row for row in table if row["noise_level"] in (None, level)], ways) for level in levels}
+def _save_sheets(rows: list[tuple[str, list[np.ndarray]]], out: Path) -> None:
+    """rows: a label and its pictures, the truth last. A frame in it shows where the zoomed details lie."""
+    label, truths = rows[-1]
+    corners = [busiest(picture, _low_pass(picture)[1], _DETAIL_PX, UPSCALE) for picture in truths]
+    marked = [framed(picture, corner, _DETAIL_PX, _FRAME) for picture, corner in zip(truths, corners, strict=True)]
+    shown = [*rows[:-1], (f"{label}, and what is zoomed", marked)]
+    save_picture(titled_rows(shown, _CELL_PX, "Stage II on held-out pictures"), out / EVAL_SHEET)
+    zoomed = [
+        (label, [_cut(picture, corner, truth) for picture, corner, truth in zip(row, corners, truths, strict=True)])
+        for label, row in rows
+    ]
+    save_picture(titled_rows(zoomed, _CELL_PX, f"Stage II, zoomed: {_DETAIL_PX} px"), out / DETAIL_SHEET)
+
+
+def _cut(picture: np.ndarray, corner: tuple[int, int], truth: np.ndarray) -> np.ndarray:
+    """The zoomed window of a picture, whether it has the truth's size or the low-res one's."""
+    edge, (top, left) = _DETAIL_PX * len(picture) // len(truth), (at * len(picture) // len(truth) for at in corner)
+    return picture[top : top + edge, left : left + edge]
+
+
+def _bytes(picture: torch.Tensor) -> np.ndarray:
+    return to_bytes(picture[None])[0].numpy()
+
+
+def _by_level(
+    table: list[Row],
+    ways: list[str],
+    levels: Sequence[int],
+    summarise: Callable[[list[Row], list[str]], dict[str, Any]],
+) -> dict[str, Any]:
+    found = {level: summarise([row for row in table if row["noise_level"] in (None, level)], ways) for level in levels}
     others = {str(level): found[level] for level in levels[1:]}
     return {"noise_level": levels[0], **found[levels[0]], **({"other_levels": others} if others else {})}
 
 
 def _summary(table: list[Row], ways: list[str]) -> dict[str, Any]:
+    def measured(rows: list[Row]) -> dict[str, float | None]:
+        plain = {name: mean([row[name] for row in rows]) for name in ("psnr", "ssim", "consistency", "colour_shift")}
+        return {**plain, "detail": _share(rows, "true_detail")}
+
     of = {way: [row for row in table if row["way"] == way] for way in ways}
-    *others, last = ways
+    return {"upscaled": {way: measured(rows) for way, rows in of.items()}, "gain": _gain(of, ("psnr", "ssim"))}
+
+
+def _sample_summary(table: list[Row], ways: list[str]) -> dict[str, Any]:
+    def measured(rows: list[Row]) -> dict[str, float | None]:
+        plain = {name: mean([row[name] for row in rows]) for name in ("consistency", "colour_shift")}
+        return {**plain, "detail_share": _share(rows, "energy")}
+
+    of = {way: [row for row in table if row["way"] == way] for way in ways}
+    return {"upscaled": {way: measured(rows) for way, rows in of.items()}, "gain": _gain(of, ("consistency",))}
+
+
+def _share(rows: list[Row], of: str) -> float | None:
+    """The detail of some pictures, as a share of something that they have."""
+    there = sum(row[of] for row in rows)
+    return round(sum(row["detail"] for row in rows) / there, 4) if there else None
+
+
+def _gain(of: dict[str, list[Row]], measures: Sequence[str]) -> dict[str, dict[str, list[float]]]:
+    """What the last way has more than each other one, paired picture by picture."""
+    *others, last = of
 
     def gain(measure: str, way: str) -> list[float]:
         pairs = zip(of[last], of[way], strict=True)
         return [round(value, 4) for value in mean_and_interval([mine[measure] - its[measure] for mine, its in pairs])]
 
-    def measured(rows: list[Row]) -> dict[str, float | None]:
-        there = sum(row["true_detail"] for row in rows)
-        plain = {name: mean([row[name] for row in rows]) for name in ("psnr", "ssim", "consistency", "colour_shift")}
-        return {**plain, "detail": round(sum(row["detail"] for row in rows) / there, 4) if there else None}
-
-    return {
-        "upscaled": {way: measured(rows) for way, rows in of.items()},
-        "gain": {way: {measure: gain(measure, way) for measure in ("psnr", "ssim")} for way in others},
-    }
+    return {way: {measure: gain(measure, way) for measure in measures} for way in others}

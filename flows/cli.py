@@ -289,9 +289,10 @@ def _print_version(workspace: Path, version: Any) -> None:
     _print_upscaled(samples)
     out.print(f"version                {version.number}")
     out.print(f"bundle                 {bundle.path}")
-    for name in ("sheet.png", "eval.png"):
+    sheets = {"sheet.png": "contact sheet", "eval.png": "held-out pictures", "eval_details.png": "zoomed details"}
+    for name, label in sheets.items():
         if (bundle.path / name).exists():
-            out.print(f"{'contact sheet' if name == 'sheet.png' else 'held-out pictures':<22} {bundle.path / name}")
+            out.print(f"{label:<22} {bundle.path / name}")
 
 
 def _print_held_out(stage: int, measured: dict[str, Any]) -> None:
@@ -305,30 +306,39 @@ def _print_held_out(stage: int, measured: dict[str, Any]) -> None:
 
 
 def _print_upscaled(samples: dict[str, Any]) -> None:
-    """Stage II's measures, a line for each way and noise level, and what the tuned model gains on each other way."""
+    """Stage II's measures, on the held-out pictures and on Stage I's samples."""
+    from deepfloyd_core.metrics import MEASURES, SAMPLE_MEASURES
+
+    _print_measures("Stage II on held-out pictures, upscaled by", samples, MEASURES, "psnr")
+    on_samples = samples.get("upscaled_samples", {})
+    _print_measures("Stage II on Stage I's samples, upscaled by", on_samples, SAMPLE_MEASURES, "consistency")
+
+
+def _print_measures(title: str, summary: dict[str, Any], names: dict[str, str], gain: str) -> None:
+    """A line for each way and noise level, and what the tuned model gains on each other way in one measure."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    from deepfloyd_core.metrics import MEASURES, UPSCALED_BY, by_noise_level, gained
+    from deepfloyd_core.metrics import UPSCALED_BY, by_noise_level, gained
 
-    levels = by_noise_level(samples)
+    levels = by_noise_level(summary)
     if not levels:
         return
     table = Table("", "noise level", box=SIMPLE_HEAD, padding=(0, 1))
-    for name in MEASURES:
+    for name in names:
         table.add_column({"psnr": "PSNR, dB", "ssim": "SSIM"}.get(name, name.replace("_", " ")), justify="right")
     gains = []
     for level, measured in levels.items():
         for way in (way for way in UPSCALED_BY if way in measured["upscaled"]):
-            found = (measured["upscaled"][way][name] for name in MEASURES)
+            found = (measured["upscaled"][way][name] for name in names)
             shown = ("" if value is None else f"{value:.3g}" if value < 10 else f"{value:.2f}" for value in found)
             plain = way not in ("base", "tuned")
-            if not plain or measured is samples:  # the figures of a plain enlargement are the same at every level
+            if not plain or measured is summary:  # the figures of a plain enlargement are the same at every level
                 table.add_row(way, "" if plain else str(level), *shown)
             if way in measured["gain"]:
                 label = f"tuned over {way}" + (f", {level}" if len(levels) > 1 else "")
-                gains.append(f"{label:<{22 if len(levels) == 1 else 26}} {gained(measured['gain'][way]['psnr'])}")
-    out.print("\nStage II on held-out pictures, upscaled by")
+                gains.append(f"{label:<{22 if len(levels) == 1 else 26}} {gained(measured['gain'][way][gain])}")
+    out.print(f"\n{title}")
     out.print(table)
     for line in gains:
         out.print(line)

@@ -12,7 +12,7 @@ from tasks.eval_set import eval_set
 from tasks.image_index import image_index
 from tasks.lora_bundle import lora_bundle, publish_version
 from tasks.runners import reach_workers
-from tasks.stage_lora import check_parents, stage_lora
+from tasks.stage_lora import check_models, stage_lora
 from tasks.stage_pixels import stage_pixels
 from tasks.stage_text import stage_text
 from tasks.text_embeds import text_embeds
@@ -22,7 +22,7 @@ from tasks.text_embeds import text_embeds
 def finetune(config: str, overrides: list[str] | None = None) -> Version:
     """Fine-tune the stages that CONFIG names and publish the result as a new version."""
     run = load_run(Path(config), tuple(overrides or ()))
-    check_parents(run, run.config.stages)
+    check_models(run, run.config.stages)
     reach_workers(run)
     return make_bundle(run, image_index(run))
 

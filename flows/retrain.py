@@ -13,7 +13,7 @@ from deepfloyd_core.scan import scan
 from flows.finetune import make_bundle
 from tasks.image_index import image_index
 from tasks.runners import reach_workers
-from tasks.stage_lora import check_parents
+from tasks.stage_lora import check_models
 
 NO_CHANGE = "no change"
 
@@ -27,7 +27,7 @@ def retrain(config: str, overrides: list[str] | None = None) -> "State[Version |
     if published and published[-1].image_index == index_fingerprint:
         get_run_logger().info("no change since version %d", published[-1].number)
         return Completed(message=NO_CHANGE, data=None)
-    check_parents(run, run.config.stages)
+    check_models(run, run.config.stages)
     reach_workers(run)
     version = make_bundle(run, image_index(run))
     return Completed(message=f"published version {version.number}", data=version)

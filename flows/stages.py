@@ -11,7 +11,7 @@ from tasks.cascade_samples import sample_prompts
 from tasks.eval_set import eval_set
 from tasks.image_index import image_index
 from tasks.runners import reach_workers
-from tasks.stage_lora import check_parents, stage_lora
+from tasks.stage_lora import check_models, stage_lora
 from tasks.stage_pixels import stage_pixels
 from tasks.stage_text import stage_text
 from tasks.text_embeds import text_embeds
@@ -49,7 +49,7 @@ def train_stage2(config: str, overrides: list[str] | None = None) -> list[Artifa
 
 def _train(run: Run, stage: Stage) -> list[Artifact]:
     run.config.stage(stage)  # a run without this stage fails here, before anything is made
-    check_parents(run, (stage,))
+    check_models(run, (stage,))
     reach_workers(run)
     index = image_index(run)
     embeds = text_embeds(run, index)

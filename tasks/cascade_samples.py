@@ -36,5 +36,5 @@ def cascade_samples(run: Run, prompts: list[str], inputs: dict[str, Artifact]) -
         )
     publish_pictures(samples, "sheet.png", "eval.png")
     if "upscaled" in samples.summary:
-        publish_upscaled(samples.summary)
+        publish_upscaled(samples)
     return samples

@@ -13,6 +13,7 @@ from deepfloyd_core.flavours import Stage, resolve
 from deepfloyd_core.jobs import run_job
 from deepfloyd_core.pictures import read_fitted
 from deepfloyd_core.products import CONTROL_FILE, check_base, generate_request, product_name
+from deepfloyd_core.unet_sizes import check_sample_sizes
 from tasks.progress import progress
 from tasks.publish import publish_pictures
 
@@ -32,6 +33,7 @@ def generated(run: Run, pictures: list[tuple[str, int]], version: str, control: 
         folders[stage] = resolve(run.config.stage(stage).model, stage, text=stage == 1)
     inputs = {} if version == "base" else _loras(run, version)
     for stage, folder in folders.items():
+        check_sample_sizes(run, stage, folder)
         check_base(inputs.get(f"stage{stage}_lora"), stage, folder)
     _check_control(inputs.get("stage1_lora"), version, control)
     if control is not None:

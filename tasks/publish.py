@@ -13,7 +13,8 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
 from deepfloyd_core.artifacts import Artifact
 from deepfloyd_core.image_index import SHEET
-from deepfloyd_core.metrics import MEASURES, UPSCALED_BY, by_noise_level, gained
+from deepfloyd_core.metrics import MEASURES, SAMPLE_MEASURES, UPSCALED_BY, by_noise_level, gained
+from deepfloyd_core.products import DETAIL_SHEET
 
 LIMIT_BYTES = 150 << 10
 
@@ -40,16 +41,29 @@ def publish_pictures(artifact: Artifact, *names: str) -> None:
     create_markdown_artifact("\n".join(lines), key=artifact.kind.replace("_", "-"), description=artifact.kind)
 
 
-def publish_upscaled(summary: dict[str, Any]) -> None:
-    """Stage II's measures as a table, a line for each way of upscaling at each noise level of the low-res picture."""
+def publish_upscaled(samples: Artifact) -> None:
+    """Stage II's measures as tables, a line for each way of upscaling at each noise level of the low-res picture; and the
+    zoomed details, on a page of their own."""
+    found = samples.summary
+    create_table_artifact(
+        _measures(found, MEASURES, "psnr"), key="stage2-measures", description="Stage II on the held-out pictures"
+    )
+    if "upscaled_samples" in found:
+        rows = _measures(found["upscaled_samples"], SAMPLE_MEASURES, "consistency")
+        create_table_artifact(rows, key="stage2-sample-measures", description="Stage II on Stage I's samples")
+    page = f"![{DETAIL_SHEET}]({data_uri(samples.path / DETAIL_SHEET)})"
+    create_markdown_artifact(page, key="stage2-details", description="Stage II on held-out pictures, zoomed")
+
+
+def _measures(summary: dict[str, Any], measures: dict[str, str], gain: str) -> list[dict[str, Any]]:
     rows = []
     for level, found in by_noise_level(summary).items():
         means, gains = found["upscaled"], found["gain"]
         for way in (way for way in UPSCALED_BY if way in means):
-            more = gained(gains[way]["psnr"]) if way in gains else ""
-            measured = {MEASURES[name]: value for name, value in means[way].items()}
-            rows.append({"noise level": level, "upscaled by": way, **measured, "tuned gains on it": more})
-    create_table_artifact(rows, key="stage2-measures", description="Stage II on the held-out pictures")
+            more = gained(gains[way][gain]) if way in gains else ""
+            measured = {measures[name]: value for name, value in means[way].items()}
+            rows.append({"noise level": level, "upscaled by": way, **measured, f"tuned gains on it ({gain})": more})
+    return rows
 
 
 def publish_held_out(lora: Artifact) -> None:

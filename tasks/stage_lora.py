@@ -11,15 +11,18 @@ from deepfloyd_core.flavours import Stage, resolve
 from deepfloyd_core.jobs import run_job
 from deepfloyd_core.parent import find_parent
 from deepfloyd_core.products import lora_request, shares
+from deepfloyd_core.unet_sizes import check_training_sizes
 from tasks.progress import progress
 from tasks.publish import publish_held_out, publish_pictures
 
 
-def check_parents(run: Run, stages: tuple[Stage, ...]) -> None:
-    """Raise ConfigError for an `init_lora` that a stage cannot start from, before anything else is made."""
+def check_models(run: Run, stages: tuple[Stage, ...]) -> None:
+    """Raise ConfigError for sizes that a stage's UNet cannot be fed, or an `init_lora` that it cannot start from, before
+    anything else is made."""
     for stage in stages:
-        if run.config.stage(stage).init_lora is not None:
-            find_parent(run, stage, resolve(run.config.stage(stage).model, stage))
+        folder = resolve(run.config.stage(stage).model, stage)
+        check_training_sizes(run, stage, folder)
+        find_parent(run, stage, folder)
 
 
 @task(name="stage_lora", task_run_name="stage{stage}_lora", cache_policy=NO_CACHE)

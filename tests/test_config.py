@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
@@ -16,6 +17,7 @@ from deepfloyd_core.config import Run, RunConfig, StageConfig, load_run
 from deepfloyd_core.datafile import ImageDataset, TextEmbedBackend
 from deepfloyd_core.errors import ConfigError
 from deepfloyd_core.flavours import Stage
+from deepfloyd_core.geometry import geometry, plan_crops
 
 ours = settings(deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
 
@@ -630,6 +632,14 @@ def test_an_override_is_checked_like_the_file(files: Files) -> None:
         ({**TINY_I, "validation_resolution": "64x64x64"}, "give sizes"),
         ({**TINY_I, "validation_resolution": "large"}, "give sizes"),
         ({**TINY_I, "validation_resolution": "\u00b2"}, "give sizes"),
+        (
+            {**TINY_I, "validation_resolution": 256},
+            "Stage I makes 64 px, and the shorter edge must be at most twice that",
+        ),
+        ({**BOTH, "validation_resolution": "64,384x256"}, "Use for example 64 or 96x64"),
+        ({**TINY_II, "validation_resolution": 0}, "Stage II makes 256 px of 64 and nothing smaller"),
+        ({**TINY_II, "validation_resolution": "384x224"}, "Use for example 256 or 384x256"),
+        ({**TINY_II, "validation_resolution": "272x256"}, "each edge of Stage II must divide by 32"),
         ({"stage1": {"model_flavour": "tiny-i", "learning_rate": 1e-6}}, "lr_end is 4e-06, above learning_rate 1e-06"),
         ({"stage1": {"model_flavour": "tiny-i", "max_train_steps": 5, "lr_warmup_steps": 5}}, "lr_warmup_steps is 5"),
     ],
@@ -759,12 +769,19 @@ def test_a_user_hears_of_settings_that_an_optimizer_takes_otherwise(
     ("run", "resolution", "says"),
     [
         (TINY_I, 60, "tiny-i needs a multiple of 8"),
-        (TINY_II, 250, "tiny-ii needs a multiple of 16"),
-        (TINY_II, 66, "264 px at stage 2; tiny-ii needs a multiple of 16"),
+        (TINY_II, 250, "tiny-ii needs a multiple of 32, four times a size of Stage I, which are multiples of 8"),
+        (TINY_II, 272, "tiny-ii needs a multiple of 32"),
+        (TINY_II, 66, "264 px at stage 2; tiny-ii needs a multiple of 32"),
+        (TINY_II, 192, "tiny-ii makes 256 px and is not trained below that. Set resolution = 64."),
+        (BOTH, 56, "set: resolution is 56, 224 px at stage 2; tiny-ii makes 256 px and is not trained below that"),
         ({"stage2": {"model_flavour": "ii-medium-450m"}}, 272, "needs a multiple of 32"),
         (TINY_II, 1024, "tiny-ii makes 256 px"),
-        (TINY_I, 256, "No data set feeds stage 1"),
-        (BOTH, 256, "No data set feeds stage 1"),
+        (
+            TINY_I,
+            256,
+            "No data set feeds stage 1: resolution is 256 of set; tiny-i makes 64 px and is trained at up to 128",
+        ),
+        (BOTH, 256, "trained at up to 128. Set resolution = 64."),
     ],
 )
 def test_a_resolution_that_a_model_cannot_be_trained_at_is_refused(
@@ -772,6 +789,32 @@ def test_a_resolution_that_a_model_cannot_be_trained_at_is_refused(
 ) -> None:
     files.data(resolution=resolution)
     assert says in files.refusal(run)
+
+
+@pytest.mark.parametrize(("megapixels", "legal"), [(0.0039, True), (0.0036, True), (0.0035, False), (0.05, False)])
+def test_an_area_is_too_small_for_stage2_where_it_is_not_rounded_to_256_px(
+    files: Files, megapixels: float, legal: bool
+) -> None:
+    files.data(resolution=megapixels, resolution_type="area")
+    if not legal:
+        assert "tiny-ii makes 256 px and is not trained below that" in files.refusal(TINY_II)
+        return
+    run = files.load(TINY_II)
+    rules = geometry(run.config, run.datasets[0], 2)
+    assert rules is not None
+    square = plan_crops(np.array([[900, 900]]), rules, lambda name, part: np.full(1, 0.5))
+    assert square.target.tolist() == [[256, 256]]
+
+
+@pytest.mark.parametrize("run", [TINY_I, BOTH])
+@pytest.mark.parametrize("said", ["128", "64x512", "128x256"])
+def test_wide_samples_pass(files: Files, run: dict[str, Any], said: str) -> None:
+    assert files.load({**run, "validation_resolution": said})
+
+
+@pytest.mark.parametrize("said", ["256", "384x256", "256,256x512"])
+def test_stage2s_own_sizes_pass_in_a_run_of_it_alone(files: Files, said: str) -> None:
+    assert files.load({**TINY_II, "validation_resolution": said})
 
 
 @pytest.mark.parametrize(("run", "resolution"), [(BOTH, 64), (TINY_I, 128), (TINY_II, 256), (BOTH, 72), (TINY_II, 512)])

@@ -198,6 +198,20 @@ def test_the_share_limit_is_inclusive_and_names_the_reasons(world: Any, bad: int
         assert pq.read_table(ledger_path).num_rows == 4, "the ledger is there to be looked at"
 
 
+def test_pictures_of_64_px_are_too_small_for_stage2_and_counted(world: Any) -> None:
+    """Stage I takes them; a run of Stage II alone does not."""
+    for name, edge in {"a.png": 64, "b.png": 255, "c.png": 256}.items():
+        world.add(name, noise(edge, edge, edge))
+    upscaler = world.index(world.load(stages=(2,), max_rejected_share=1))
+    assert {name: row["reason"] for name, row in ledger(upscaler).items()} == {
+        "a.png": "too_small", "b.png": "too_small", "c.png": None,
+    }  # fmt: skip
+    assert upscaler.summary["reasons"] == {"too_small": 2} and upscaler.summary["accepted"] == 1
+    assert world.index(world.load(stages=(1,))).summary["accepted"] == 3
+    both = world.index(world.load(num_eval_images=1))
+    assert both.summary["accepted"] == 3 and world.pixels(world.load(), both, 2).summary["rows"] == 1
+
+
 def test_a_set_that_feeds_no_trained_stage_says_so_and_not_that_it_is_too_small(world: Any) -> None:
     world.add("a.png", noise(0))
     other = world.folder / "large"

@@ -8,8 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+
+from deepfloyd_core.flavours import FLAVOURS
 
 FAST = (
     "--set", "stage1.max_train_steps=2", "--set", "stage2.max_train_steps=2",
@@ -50,8 +53,13 @@ def test_a_run_makes_every_artifact_and_prints_where_the_bundle_is(finished: tup
     }  # fmt: skip
     (bundle,) = (run.workspace / "lora_bundle").iterdir()
     assert str(bundle) in printed and "sheet.png" in printed
+    assert "Stage II on held-out pictures, upscaled by" in printed and "Stage II on Stage I's samples" in printed
+    (samples,) = (run.workspace / "cascade_samples").iterdir()
+    table = pq.read_table(samples / "eval.parquet").to_pylist()
+    of_samples = [(row["image_id"], row["way"]) for row in table if row["low_res"] == "stage1"]
+    assert of_samples == [("a purple star, seed 0, 64x64", way) for way in ("bilinear", "bicubic", "base", "tuned")]
     assert {path.name for path in bundle.iterdir()} == {
-        "README.md", "manifest.json", "metrics.json", "sheet.png", "eval.png", "stage1", "stage2",
+        "README.md", "manifest.json", "metrics.json", "sheet.png", "eval.png", "eval_details.png", "stage1", "stage2",
     }  # fmt: skip
 
 
@@ -83,6 +91,9 @@ def test_the_ui_gets_tables_pictures_and_logs(finished: tuple[Any, str], server:
     for key in ("stage1-pixels", "stage2-pixels", "eval-set", "stage1-lora", "stage2-lora", "cascade-samples"):
         assert "](data:image/" in artifacts[key]["data"], key
         assert len(artifacts[key]["data"]) < 500_000
+    assert "](data:image/" in artifacts["stage2-details"]["data"]
+    measures = json.loads(artifacts["stage2-sample-measures"]["data"])
+    assert [row["upscaled by"] for row in measures] == ["bilinear", "bicubic", "base", "tuned"]
     logs = [entry["message"] for entry in _post(server, "logs/filter", {"limit": 200})]
     assert any("stage1_lora" in line and "built" in line for line in logs)
 
@@ -194,6 +205,18 @@ def test_too_large_a_rejected_share_fails(small_run: Any, server: str) -> None:
     done = small_run.call("prepare", str(small_run.config), "--set", "max_rejected_share=0.05")
     assert done.returncode == 1
     assert "max_rejected_share" in done.stderr
+
+
+def test_a_size_that_the_unet_cannot_halve_fails_before_anything_is_made(
+    small_run: Any, server: str, tmp_path: Path
+) -> None:
+    model = shutil.copytree(FLAVOURS["tiny-i"].repo, tmp_path / "model")
+    unet = json.loads((model / "unet/config.json").read_bytes())
+    (model / "unet/config.json").write_text(json.dumps({**unet, "block_out_channels": [32] * 5}))
+    done = small_run.call("run", str(small_run.config), f"--set=stage1.pretrained_model_name_or_path={model}")
+    assert done.returncode == 2
+    assert "so every edge must divide by 16. Set aspect_bucket_alignment = 16." in done.stderr
+    assert "Traceback" not in done.stderr and not list(small_run.workspace.glob("*/*"))
 
 
 @pytest.mark.slow

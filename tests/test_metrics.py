@@ -19,6 +19,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from deepfloyd_core.config import load_run
 from deepfloyd_core.metrics import (
     FEWEST,
+    busiest,
     by_noise_level,
     colour_shift,
     detail_energy,
@@ -27,10 +28,22 @@ from deepfloyd_core.metrics import (
     psnr,
     ssim,
 )
-from deepfloyd_core.objective import to_model_range
+from deepfloyd_core.objective import low_res, to_model_range
+from deepfloyd_core.products import DETAIL_SHEET
 from deepfloyd_core.row_list import shard_files
 from deepfloyd_core.shards import open_shard
-from deepfloyd_core.upscaled import EVAL_FILE, EVAL_SHEET, _detail, _measured, _summary, measure_upscalers
+from deepfloyd_core.upscaled import (
+    EVAL_FILE,
+    EVAL_SHEET,
+    HELD_OUT,
+    SAMPLED,
+    _detail,
+    _measured,
+    _summary,
+    enlarged,
+    measure_samples,
+    measure_upscalers,
+)
 
 PHOTOGRAPHS = [data.astronaut()[:96, :120], data.coffee()[100:196, :120], data.chelsea()[:96, 100:220]]
 
@@ -116,7 +129,8 @@ def test_the_table_of_upscalers_says_which_is_best(
         return upscale
 
     ways = {"noisy": partial(upscaler, 20.0), "perfect": partial(upscaler, 0.0)}
-    found = measure_upscalers(files, ways, (0, 100), tmp_path)
+    rows, _ = measure_samples(["a sample"], [torch.zeros(3, 64, 64)], {("noisy", 0): [torch.zeros(3, 256, 256)]}, (0,))
+    found = measure_upscalers(files, ways, (0, 100), tmp_path, rows)
     means, gain = found["upscaled"], found["gain"]
     assert list(means) == ["bilinear", "bicubic", "noisy", "perfect"] and list(gain) == ["bilinear", "bicubic", "noisy"]
     assert means["perfect"] == {"psnr": 100.0, "ssim": 1.0, "consistency": 100.0, "detail": 1.0, "colour_shift": 0.0}
@@ -132,7 +146,11 @@ def test_the_table_of_upscalers_says_which_is_best(
     assert later["gain"]["noisy"]["psnr"][0] == pytest.approx(100 - later["upscaled"]["noisy"]["psnr"], abs=1e-3)
     assert list(by_noise_level(found)) == [0, 100]
 
-    table = pq.read_table(tmp_path / EVAL_FILE).to_pylist()
+    written = pq.read_table(tmp_path / EVAL_FILE).to_pylist()
+    assert [(row["image_id"], row["way"]) for row in written if row["low_res"] == SAMPLED] == [
+        ("a sample", way) for way in ("bilinear", "bicubic", "noisy")
+    ]
+    table = [row for row in written if row["low_res"] == HELD_OUT]
     counts = Counter((row["way"], row["noise_level"]) for row in table)
     ways_of = [("bilinear", None), ("bicubic", None), *((way, level) for way in ways for level in (0, 100))]
     assert counts == dict.fromkeys(ways_of, sum(map(len, truth.values())))
@@ -145,3 +163,52 @@ def test_the_table_of_upscalers_says_which_is_best(
             near = [row for row in table if row["way"] == "bilinear" and abs(row["psnr"] - psnr(large, picture)) < 0.1]
             assert near, "no row of the table is this picture enlarged by Pillow"
     assert Image.open(tmp_path / EVAL_SHEET).height > 6 * 192
+    shown = np.asarray(Image.open(tmp_path / DETAIL_SHEET))
+    assert shown.shape == np.asarray(Image.open(tmp_path / EVAL_SHEET)).shape
+    first = next(iter(truth.values()))[0]
+    small = low_res(to_model_range(torch.from_numpy(first)[None]))
+    blurred = ((enlarged(small, "bicubic")[0].permute(1, 2, 0).numpy() + 1) * 127.5).round()
+    top, left = busiest(first, blurred, 64, 4)
+    large = first[top : top + 64, left : left + 64].repeat(3, 0).repeat(3, 1)
+    assert (shown[-204:-12, 6:198] == large).all(), (
+        "the last line begins with the first picture's truth, three times as large"
+    )
+
+
+def test_the_window_with_most_detail_is_found() -> None:
+    smooth = np.linspace(60, 160, 256)[None, :, None].repeat(192, 0).repeat(3, 2)
+    picture = smooth.copy()
+    picture[101:165, 50:114] += np.random.default_rng(0).normal(0, 20, (64, 64, 3))
+    top, left = busiest(picture, smooth, 64, 4)
+    assert (top, left) in {(100, 48), (100, 52)}
+    assert busiest(smooth, smooth, 64, 4) == (0, 0), "there is none"
+    assert busiest(picture[:64, :64], smooth[:64, :64], 64, 4) == (0, 0), "all of a small picture"
+
+
+def test_what_is_made_of_samples_is_measured_without_a_truth() -> None:
+    """A tinted enlargement and one with detail of its own, against Pillow and plain formulas."""
+    truths = [np.ascontiguousarray(data.astronaut()[at : at + 256, 100:356]) for at in (0, 200)]
+    pixels = to_model_range(torch.from_numpy(np.stack(truths)))
+    small = low_res(pixels)
+    tinted = (enlarged(small, "bicubic") + torch.tensor([24 / 127.5, 0, 0])[:, None, None]).clamp(-1, 1)
+    made = {("base", 50): list(tinted), ("tuned", 50): list(pixels)}
+    rows, found = measure_samples(["one", "two"], list(small), made, (50,))
+    assert [(row["image_id"], row["way"], row["noise_level"]) for row in rows[4:]] == [
+        ("one", "base", 50), ("two", "base", 50), ("one", "tuned", 50), ("two", "tuned", 50),
+    ]  # fmt: skip
+    means = found["upscaled"]
+    assert found["noise_level"] == 50 and list(means) == ["bilinear", "bicubic", "base", "tuned"]
+    assert means["tuned"]["consistency"] > 50 > means["bicubic"]["consistency"] > means["base"]["consistency"]
+    assert means["base"]["consistency"] == pytest.approx(10 * np.log10(255**2 / (24**2 / 3)), abs=1)
+    assert means["base"]["colour_shift"] == pytest.approx(8, abs=1.5) and means["tuned"]["colour_shift"] < 0.5
+    shares = [means[way]["detail_share"] for way in ("bilinear", "bicubic", "tuned")]
+    assert shares[0] < shares[1] < shares[2] < 1
+
+    down = [Image.fromarray(truth).resize((64, 64), Image.Resampling.BICUBIC) for truth in truths]
+    blurred = [np.asarray(part.resize((256, 256), Image.Resampling.BICUBIC), np.float64) for part in down]
+    detail = sum(((truth - low) ** 2).mean() for truth, low in zip(truths, blurred, strict=True))
+    # Pillow's enlarging kernel is a little softer (a = -0.5) than torch's (-0.75).
+    assert shares[2] == pytest.approx(detail / sum(truth.var((0, 1)).mean() for truth in truths), rel=0.05)
+
+    gain = [means["tuned"]["consistency"] - means[way]["consistency"] for way in ("bilinear", "bicubic", "base")]
+    assert [more["consistency"][0] for more in found["gain"].values()] == pytest.approx(gain, abs=1e-3)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from training_parts import recipe_of_other_trainers
 
 from deepfloyd_core import stage_loss
 from deepfloyd_core.batches import Batch, Degradation, Draws, draw
@@ -22,7 +23,6 @@ from deepfloyd_core.objective import (
     huber_width,
     low_res,
     min_snr_weight,
-    predict,
     pseudo_huber,
     soft_min_snr_weight,
     squared_error,
@@ -138,14 +138,6 @@ def test_stage2_feeds_the_unet_what_the_stock_pipeline_feeds(
     assert not differing(ours, theirs)
     assert ours["x"].shape == (1, 6, size[1], size[0])
     assert ours["class_labels"].dtype == torch.int64
-
-
-def recipe_of_other_trainers(
-    setup: Setup, x_0: torch.Tensor, draws: Draws, captions: list[str | None]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """concat(x_t, x_t) with the timestep as class label: SimpleTuner's, and that of diffusers' example for IF."""
-    x_t = setup.scheduler.add_noise(x_0, draws.fed, draws.t)
-    return predict(setup.unet, torch.cat([x_t, x_t], dim=1), draws.t, setup.texts(["caption"]), draws.t)
 
 
 def test_the_comparison_with_the_stock_pipeline_finds_the_recipe_of_other_trainers(
