@@ -1,0 +1,88 @@
+"""Which pictures each variant of Stage II is given, and that all of them are reported; the models are stood in for."""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+import torch.nn.functional as F
+
+from deepfloyd_core import samples
+from deepfloyd_core.config import load_run
+from deepfloyd_core.jobs import Job
+from deepfloyd_core.metrics import by_noise_level
+
+
+@dataclass(frozen=True)
+class StandIn:
+    """Draws plain colours: Stage I one for each variant, Stage II the low-res picture, brighter by its noise level."""
+
+    stage: int
+    variant: str
+    sampled: Callable[[int], None]
+    level: int = 20
+
+    def at(self, level: int) -> "StandIn":
+        return replace(self, level=level)
+
+
+@pytest.fixture
+def stood_in(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+    """Replaces the models; lists what Stage II was asked: variant, level, seeds, size and mean of plain low-res pictures."""
+    asked: list[tuple[Any, ...]] = []
+
+    def make(config: Any, stage: int, folder: Path, lora: Path | None, sampled: Callable[[int], None]) -> StandIn:
+        return StandIn(stage, "tuned" if lora else "base", sampled)
+
+    def first(sampler: StandIn, text: Any, negative: Any, seeds: list[int], size: tuple[int, int]) -> torch.Tensor:
+        sampler.sampled(len(seeds))
+        return torch.full((len(seeds), 3, size[1], size[0]), {"base": -0.5, "tuned": 0.25}[sampler.variant])
+
+    def second(sampler: StandIn, text: Any, negative: Any, seeds: list[int], small: torch.Tensor) -> torch.Tensor:
+        sampler.sampled(len(seeds))
+        if float(small.std()) == 0:
+            asked.append((sampler.variant, sampler.level, *seeds, tuple(small.shape[-2:]), float(small.mean())))
+        return (F.interpolate(small, scale_factor=4) + sampler.level / 100).clamp(-1, 1)
+
+    for name, stand_in in {"make_sampler": make, "sample_stage1": first, "sample_stage2": second}.items():
+        monkeypatch.setattr(samples, name, stand_in)
+    monkeypatch.setattr(samples, "_texts", lambda job, prompts: (torch.zeros(len(prompts)), torch.zeros(len(prompts))))
+    return asked
+
+
+def test_both_variants_of_stage2_enlarge_the_tuned_stage1s_samples(
+    small_run: Any, new_world: Callable[[Path], Any], stood_in: list[tuple[Any, ...]], tmp_path: Path
+) -> None:
+    keys = ("stage2.validation_noise_level=20", "stage2.validation_noise_levels=[0, 20]", "num_upscaled_images=3")
+    run = load_run(small_run.config, (*keys, 'validation_resolution="64,96x64"'))
+    world = new_world(run.workspace)
+    held_out = world.eval_set(run, world.index(run))
+    loras = {f"stage{stage}_lora": held_out for stage in (1, 2)}  # only their folders are asked for
+    options = {"prompts": ["a purple star"], "models": {"1": "", "2": ""}}
+    reports: list[tuple[int, int]] = []
+    job = Job(
+        run.config, {"eval_set": held_out, **loras}, options, tmp_path,
+        lambda done, total, text: reports.append((done, total)),
+    )  # fmt: skip
+    summary = samples.samples_job(job)
+
+    tuned = [("tuned", level, *part) for level in (20, 0) for part in ((0, 1, (64, 64), 0.25), (0, (64, 96), 0.25))]
+    own = [("base", 20, 0, 1, (64, 64), -0.5), ("base", 20, 0, (64, 96), -0.5)]
+    assert Counter(stood_in) == Counter([*tuned, *(("base", *asked[1:]) for asked in tuned), *own])
+    total = 2 * 4 + 3 * 5 + 2 * 2 * held_out.summary["pictures"]
+    assert reports[-1] == (total, total), "Stage I, Stage II on samples, and on held-out pictures at two levels"
+
+    levels = by_noise_level(summary["upscaled_samples"])
+    assert {level: round(found["upscaled"]["base"]["colour_shift"]) for level, found in levels.items()} == {
+        20: 26,
+        0: 0,
+    }
+    assert levels[0]["upscaled"]["tuned"] == {"consistency": 100.0, "colour_shift": 0.0, "detail_share": None}
+    table = pq.read_table(tmp_path / "eval.parquet").to_pylist()
+    assert [row["image_id"] for row in table if row["low_res"] == "stage1" and row["way"] == "bilinear"] == [
+        "a purple star, seed 0, 64x64", "a purple star, seed 1, 64x64", "a purple star, seed 0, 96x64",
+    ]  # fmt: skip
