@@ -34,7 +34,6 @@ from deepfloyd_core.flavours import resolve
 from deepfloyd_core.jobs import Job
 from deepfloyd_core.ledger import caption_counts
 from deepfloyd_core.metrics import mean_and_interval
-from deepfloyd_core.objective import predict
 from deepfloyd_core.pixels import build_shards, eval_request, plan_eval
 from deepfloyd_core.products import LORA_FILE
 from deepfloyd_core.row_list import shard_files
@@ -92,22 +91,22 @@ def copy_photographs(folder: Path) -> None:
 
 def other_recipe(
     setup: stage_loss.Setup, x_0: torch.Tensor, draws: Draws, captions: list[str | None]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """What those trainers do in the place of `stage_loss.predict_noise`."""
+) -> stage_loss.Fed:
+    """What those trainers do in the place of `stage_loss.feed`."""
     x_t = setup.scheduler.add_noise(x_0, draws.fed, draws.t)
     text = setup.texts([caption_id("") if name is None else name for name in captions])
-    return predict(setup.unet, draws.cut(torch.cat([x_t, x_t], dim=1)), draws.t, text, draws.t)
+    return stage_loss.Fed(draws.cut(torch.cat([x_t, x_t], dim=1)), draws.t, draws.t, text)
 
 
 @contextmanager
 def recipe(way: str) -> Iterator[None]:
     """The trainer as it is, or with the other recipe."""
-    before = stage_loss.predict_noise
-    stage_loss.predict_noise = other_recipe if way == OTHER else before
+    before = stage_loss.feed
+    stage_loss.feed = other_recipe if way == OTHER else before
     try:
         yield
     finally:
-        stage_loss.predict_noise = before
+        stage_loss.feed = before
 
 
 def make_run(folder: Path, data: str, wanted: argparse.Namespace) -> Run:

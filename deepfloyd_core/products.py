@@ -28,7 +28,7 @@ SAMPLES_FORMAT = 5  # 3: several sizes. 4: Stage II at several noise levels. 5: 
 # Of init_lora and the model the bytes count, not the path.
 _NOT_IN_LORA = {
     "checkpointing_steps", "checkpoints_total_limit", "pretrained_model_name_or_path", "init_lora", "validation_steps",
-    "gradient_checkpointing",
+    "gradient_checkpointing", "dataloader_num_workers",
 }  # fmt: skip
 _SAMPLING = {"validation_num_inference_steps", "validation_guidance", "validation_noise_level"}
 _MEASURING = {"validation_noise_levels"}

@@ -117,6 +117,9 @@ class StageConfig(Spec):
     attention_mechanism: Literal["sdpa", "xformers", "math"] = Field(
         "sdpa", description="Attention while training: torch's fused one, xFormers' (NVIDIA GPUs), or plain products."
     )
+    dataloader_num_workers: int = Field(
+        1, ge=0, le=16, description="Threads that prepare the next batches during a step; changes no result."
+    )
     max_grad_norm: float = Field(1.0, gt=0, description="Gradients are scaled down to this L2 norm.")
     mixed_precision: Literal["no", "bf16"] = Field(
         "bf16", description="dtype that the UNet computes in, and of its frozen weights."

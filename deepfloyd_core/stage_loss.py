@@ -46,8 +46,30 @@ class Setup:
     out: Path
 
 
-def batch_loss(setup: Setup, batch: Batch, number: int) -> torch.Tensor:
-    """Training loss of forward pass `number`."""
+@dataclass(frozen=True)
+class Fed:
+    """What the UNet is given for a batch, on the CPU."""
+
+    x: torch.Tensor  # float32 (B, 3 or 6, H, W)
+    t: torch.Tensor
+    level: torch.Tensor | None  # Stage II's class label
+    text: Text
+    control: torch.Tensor | None = None  # what a ControlNet follows
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A forward pass but for the UNet."""
+
+    number: int
+    image_ids: list[str]
+    x_0: torch.Tensor  # float32 (B, C, H, W) in [-1, 1]
+    draws: Draws
+    fed: Fed
+
+
+def prepare(setup: Setup, batch: Batch, number: int, image_ids: list[str]) -> Prepared:
+    """Everything that forward pass `number` needs, on the CPU; any thread may make it, before its turn."""
     x_0 = to_model_range(batch.pixels)
     seed = hash_seed(setup.seed, setup.stage)
     draws = draw(x_0.shape, seed, number, setup.config.caption_dropout_probability)
@@ -55,11 +77,40 @@ def batch_loss(setup: Setup, batch: Batch, number: int) -> torch.Tensor:
     if setup.config.random_flip:
         x_0 = torch.where(draws.mirror[:, None, None, None], x_0.flip(-1), x_0)
     kept = zip(batch.caption_ids, draws.keep_caption.tolist(), strict=True)
-    captions = [name if keep else None for name, keep in kept]
-    torch.manual_seed(
-        hash_seed("dropout", setup.seed, setup.stage, number)
-    )  # lora_dropout draws from torch's own state
-    eps, raw = predict_noise(setup, x_0, draws, captions)
+    fed = feed(setup, x_0, draws, [name if keep else None for name, keep in kept])
+    return Prepared(number, image_ids, x_0, draws, fed)
+
+
+def feed(setup: Setup, x_0: torch.Tensor, draws: Draws, captions: list[str | None]) -> Fed:
+    """What the UNet is given for drawn noise. x_0: float32 (B, C, H, W); captions: ids, None for the empty one."""
+    x = setup.scheduler.add_noise(x_0, draws.fed, draws.t)  # in fp32 on the CPU, cast afterwards
+    level = None
+    if setup.noising is not None:
+        small = low_res(x_0) if draws.degradation is None else degrade(low_res(x_0), draws.degradation)
+        upscaled = upscaled_input(small, draws.low_res_noise, draws.level, setup.noising)
+        x, level = torch.cat([x, upscaled], dim=1), draws.level
+    steered = control_of(setup.unet)
+    control = None if steered is None else conditioning_picture(steered.conditioning, x_0)
+    text = setup.texts([caption_id("") if name is None else name for name in captions])
+    return Fed(draws.cut(x), draws.t, level, text, control)
+
+
+def predict_noise(setup: Setup, fed: Fed) -> tuple[torch.Tensor, torch.Tensor]:
+    """The halves of the UNet's output."""
+    device, dtype = setup.device, DTYPES[setup.config.mixed_precision]
+    level, control = (None if value is None else value.to(device) for value in (fed.level, fed.control))
+    with autocast(device, setup.config.mixed_precision):
+        return predict(
+            setup.unet, fed.x.to(device, dtype), fed.t.to(device), fed.text.to(device, dtype), level, control
+        )
+
+
+def batch_loss(setup: Setup, prepared: Prepared) -> torch.Tensor:
+    """Training loss of a forward pass."""
+    x_0, draws = prepared.x_0, prepared.draws
+    # lora_dropout draws from torch's own state
+    torch.manual_seed(hash_seed("dropout", setup.seed, setup.stage, prepared.number))
+    eps, raw = predict_noise(setup, prepared.fed)
     loss = (_error(setup, eps, draws) * _weight(setup, draws)).mean()
     if setup.config.train_variance:
         steps = reverse_steps(setup.scheduler.betas, draws.t.to(setup.device))
@@ -85,23 +136,3 @@ def _weight(setup: Setup, draws: Draws) -> torch.Tensor:
     if setup.config.use_soft_min_snr:
         return soft_min_snr_weight(alpha_bar, setup.config.soft_min_snr_sigma_data)
     return min_snr_weight(alpha_bar, setup.config.snr_gamma)
-
-
-def predict_noise(
-    setup: Setup, x_0: torch.Tensor, draws: Draws, captions: list[str | None]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The halves of the UNet's output for drawn noise. x_0: float32 (B, C, H, W); captions: ids, None for the empty one."""
-    x = setup.scheduler.add_noise(x_0, draws.fed, draws.t)  # in fp32 on the CPU, cast afterwards
-    level = None
-    if setup.noising is not None:
-        small = low_res(x_0) if draws.degradation is None else degrade(low_res(x_0), draws.degradation)
-        upscaled = upscaled_input(small, draws.low_res_noise, draws.level, setup.noising)
-        x, level = torch.cat([x, upscaled], dim=1), draws.level.to(setup.device)
-    steered, control = control_of(setup.unet), None
-    if steered is not None:
-        control = conditioning_picture(steered.conditioning, x_0).to(setup.device)
-    text = setup.texts([caption_id("") if name is None else name for name in captions])
-    dtype = DTYPES[setup.config.mixed_precision]
-    x, text, t = draws.cut(x).to(setup.device, dtype), text.to(setup.device, dtype), draws.t.to(setup.device)
-    with autocast(setup.device, setup.config.mixed_precision):
-        return predict(setup.unet, x, t, text, level, control)

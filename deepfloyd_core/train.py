@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 import torch
 from diffusers.training_utils import EMAModel
 
+from deepfloyd_core.ahead import Ahead
 from deepfloyd_core.attention import set_attention
 from deepfloyd_core.batches import Draws, MixedOrder, OrderSettings, TrainingRows
 from deepfloyd_core.board import Board, open_board, show_validation
@@ -48,7 +49,7 @@ from deepfloyd_core.row_list import eval_ids
 from deepfloyd_core.schedule import learning_rate_at
 from deepfloyd_core.sheets import save_loss_curve
 from deepfloyd_core.stage_config import StageConfig, device_fault
-from deepfloyd_core.stage_loss import Setup, batch_loss, predict_noise
+from deepfloyd_core.stage_loss import Prepared, Setup, batch_loss, feed, predict_noise, prepare
 from deepfloyd_core.types import hash_seed
 from deepfloyd_core.validation import Validation, read_losses, write_validations
 from deepfloyd_core.wanted import wanted_pictures
@@ -133,7 +134,7 @@ def _set_up(job: Job, stage: Stage, folder: Path) -> Setup:
 
 def _validation(setup: Setup, rows: TrainingRows, order: MixedOrder, job: Job, folder: Path) -> Validation:
     def predict(x_0: torch.Tensor, draws: Draws, captions: list[str]) -> torch.Tensor:
-        return predict_noise(setup, x_0, draws, list(captions))[0]
+        return predict_noise(setup, feed(setup, x_0, draws, list(captions)))[0]
 
     wanted = []
     if setup.config.validation_steps:
@@ -150,7 +151,16 @@ def _train(
     metrics = _resume(state, job.out)
     first, seconds = len(metrics), 0.0
     asked, pace = _StopRequest(), Pace(setup.device)
-    with open_board(job.config, job.out, first) as show:
+    passes = config.max_train_steps * config.gradient_accumulation_steps
+
+    def make(number: int) -> Prepared:
+        batch = rows.take(*order.batch(number))
+        return prepare(setup, batch, number, rows.image_ids(batch))
+
+    with (
+        open_board(job.config, job.out, first) as show,
+        Ahead(make, config.dataloader_num_workers, passes) as ahead,
+    ):
         for step in range(first, config.max_train_steps):
             if _due(config, step) and not validation.taken(step):
                 job.report(step, config.max_train_steps, "validation")
@@ -161,7 +171,7 @@ def _train(
                 pace = Pace(setup.device)
             setup.unet.train()
             began = time.monotonic()
-            metrics.append(_step(setup, state, rows, order, step))
+            metrics.append(_step(setup, state, ahead, step))
             seconds += time.monotonic() - began
             pace.step(config.train_batch_size * config.gradient_accumulation_steps)
             _tell(job, metrics[-1], pace, show)
@@ -191,24 +201,23 @@ def _tell(job: Job, row: dict[str, Any], pace: Pace, show: Board) -> None:
     job.report(row["step"], job.config.stage(job.options["stage"]).max_train_steps, f"{line} {pace.line}")
 
 
-def _step(setup: Setup, state: "_State", rows: TrainingRows, order: MixedOrder, step: int) -> dict[str, Any]:
+def _step(setup: Setup, state: "_State", ahead: Ahead[Prepared], step: int) -> dict[str, Any]:
     """One optimizer step, `step` counted from 0. Returns its metrics row; raises JobError when anything is not finite."""
     config, lr = setup.config, learning_rate_at(setup.config, step)
     for group in state.optimizer.param_groups:
         group["lr"] = lr
-    loss, batches = 0.0, []
+    loss, shown = 0.0, list[str]()
     for micro in range(config.gradient_accumulation_steps):
         number = step * config.gradient_accumulation_steps + micro
-        batch = rows.take(*order.batch(number))
-        part = batch_loss(setup, batch, number) / config.gradient_accumulation_steps
+        prepared = ahead.take(number)
+        part = batch_loss(setup, prepared) / config.gradient_accumulation_steps
         part.backward()  # type: ignore[no-untyped-call]
         loss += part.item()
-        batches.append(batch)
+        shown += prepared.image_ids
     norm = float(torch.nn.utils.clip_grad_norm_(state.params.values(), config.max_grad_norm))
     if not (math.isfinite(loss) and math.isfinite(norm)):
-        shown = ", ".join(name for batch in batches for name in rows.image_ids(batch))
-        left = last_good(setup.out)
-        raise JobError(f"Step {step + 1}: loss is {loss}, gradient norm {norm}. The batch was {shown}. {left}")
+        left, batch = last_good(setup.out), ", ".join(shown)
+        raise JobError(f"Step {step + 1}: loss is {loss}, gradient norm {norm}. The batch was {batch}. {left}")
     state.optimizer.step()
     state.optimizer.zero_grad(set_to_none=True)
     if state.ema is not None:

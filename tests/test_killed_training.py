@@ -5,6 +5,7 @@ import os
 import random
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,12 @@ STAGE = {
     "offset_noise": True, "mixed_precision": "bf16", "learning_rate": 1e-3, "checkpointing_steps": 1, "validation_steps": 7,
     "validation_num_inference_steps": 1, "validation_guidance": 3.0,
 }  # fmt: skip
+
+
+def workers(run: Run, count: int) -> Run:
+    """The run with so many threads that prepare batches, which decide nothing."""
+    stage1 = run.config.stage(1).model_copy(update={"dataloader_num_workers": count})
+    return replace(run, config=run.config.model_copy(update={"stage1": stage1}))
 
 
 def forked(run: Run, made: dict[str, Artifact], workspace: Path) -> "multiprocessing.process.BaseProcess":
@@ -48,10 +55,10 @@ def test_a_training_killed_at_random_moments_ends_with_the_bytes_of_an_unbroken_
     run = world.load(stages=(1,), stage1={**STAGE, **steps}, num_threads=1, validation_prompt="caption 1", **keys)
     made = prepared(run, world)
     stage_text(run, 1, made["text_embeds"])
-    whole = train_stage(run, made, 1, tmp_path / "whole", how=run_here)
+    whole = train_stage(workers(run, 0), made, 1, tmp_path / "whole", how=run_here)
     broken, kills = tmp_path / "broken", 0
     while kills < KILLS:
-        before, process = checkpoints(broken), forked(run, made, broken)
+        before, process = checkpoints(broken), forked(workers(run, kills % 3), made, broken)
         if chance.random() < 0.8:  # else while it is being set up
             while process.is_alive() and checkpoints(broken) <= before:
                 time.sleep(0.01)
@@ -62,7 +69,7 @@ def test_a_training_killed_at_random_moments_ends_with_the_bytes_of_an_unbroken_
         assert process.exitcode == -signal.SIGKILL
         kills += 1
     assert len(checkpoints(broken)) > 0
-    lora = train_stage(run, made, 1, broken, how=run_here)
+    lora = train_stage(workers(run, 2), made, 1, broken, how=run_here)
     assert lora.hashes == whole.hashes
     assert lora.summary["steps_of_this_process"] < run.config.stage(1).max_train_steps
     sizes = {name.split("/")[0] for name in lora.hashes}

@@ -31,7 +31,7 @@ from deepfloyd_core.objective import (
     upscaled_input,
 )
 from deepfloyd_core.stage_config import StageConfig
-from deepfloyd_core.stage_loss import Setup, batch_loss
+from deepfloyd_core.stage_loss import Setup, batch_loss, prepare
 from deepfloyd_core.types import hash_seed
 from deepfloyd_core.variance import reverse_steps, vlb_bits
 from deepfloyd_core.varied_draws import timestep_weights, vary
@@ -95,7 +95,7 @@ def fed_by_the_trainer(unet: Any, case: Case) -> dict[str, Any]:
         one_text(case.text), torch.device("cpu"), Path(),
     )  # fmt: skip
     with spied(unet) as fed:
-        stage_loss.predict_noise(setup, case.x_0, case.draws, ["caption"])
+        stage_loss.predict_noise(setup, stage_loss.feed(setup, case.x_0, case.draws, ["caption"]))
     return fed
 
 
@@ -145,7 +145,7 @@ def test_the_comparison_with_the_stock_pipeline_finds_the_recipe_of_other_traine
 ) -> None:
     case = Case.drawn(unet, (256, 256), 250, 700)
     theirs = fed_by_the_pipeline(unet, case, monkeypatch)
-    monkeypatch.setattr(stage_loss, "predict_noise", recipe_of_other_trainers)
+    monkeypatch.setattr(stage_loss, "feed", recipe_of_other_trainers)
     ours = fed_by_the_trainer(unet, case)
     assert differing(ours, theirs) == {"x", "class_labels"}
     assert torch.equal(ours["x"][:, :3], theirs["x"][:, :3]), "the half that both have is x_t"
@@ -246,7 +246,7 @@ def test_random_flip_mirrors_half_of_the_samples() -> None:
         )
         setup = Setup(1, config, 5, unet, load_scheduler(STAGE1), None, text, torch.device("cpu"), Path())
         with torch.inference_mode():
-            return float(batch_loss(setup, Batch(pixels, ["id"] * 2, np.arange(2)), number))
+            return float(batch_loss(setup, prepare(setup, Batch(pixels, ["id"] * 2, np.arange(2)), number, [])))
 
     mirrored = 0
     for number in range(20):
@@ -496,7 +496,7 @@ def test_the_trainers_loss_with_each_option_agrees_with_numpy(name: str, stage_n
     noising = load_scheduler(folder, "image_noising_scheduler") if stage_number == 2 else None
     text = one_text(torch.zeros(2, 4))
     setup = Setup(stage_number, config, 7, cast(Any, fake_unet), scheduler, noising, text, torch.device("cpu"), Path())
-    got = float(batch_loss(setup, Batch(pixels, ["id"] * 4, np.arange(4)), 11))
+    got = float(batch_loss(setup, prepare(setup, Batch(pixels, ["id"] * 4, np.arange(4)), 11, [])))
 
     seed = hash_seed(7, stage_number)
     draws = vary(draw(torch.Size((4, 3, 8, 8)), seed, 11, 0.1), config, seed, 11)
@@ -528,7 +528,7 @@ def test_the_loss_of_a_window_agrees_with_numpy() -> None:
     scheduler, text = load_scheduler(STAGE2), one_text(torch.zeros(2, 4))
     noising = load_scheduler(STAGE2, "image_noising_scheduler")
     setup = Setup(2, config, 7, cast(Any, fake_unet), scheduler, noising, text, torch.device("cpu"), Path())
-    got = float(batch_loss(setup, Batch(pixels, ["id"] * 2, np.arange(2)), 11))
+    got = float(batch_loss(setup, prepare(setup, Batch(pixels, ["id"] * 2, np.arange(2)), 11, [])))
 
     seed = hash_seed(7, 2)
     draws = vary(draw(torch.Size((2, 3, 72, 80)), seed, 11, 0.1), config, seed, 11)

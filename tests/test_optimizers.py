@@ -85,8 +85,11 @@ def run_loop(
         if done == stop_in:
             raise Stop
 
-    monkeypatch.setattr(train, "batch_loss", lambda setup, batch, number: module.loss(number))
-    rows = SimpleNamespace(take=lambda number: number)
+    monkeypatch.setattr(
+        train, "prepare", lambda setup, batch, number, image_ids: SimpleNamespace(number=number, image_ids=[])
+    )
+    monkeypatch.setattr(train, "batch_loss", lambda setup, prepared: module.loss(prepared.number))
+    rows = SimpleNamespace(take=lambda number: number, image_ids=lambda batch: [])
     setup = SimpleNamespace(config=config, unet=module, seed=3, stage=1, device=torch.device("cpu"), out=out)
     run = SimpleNamespace(report_to="none", stage=lambda stage: config)
     job = SimpleNamespace(out=out, report=report, config=run, options={"stage": 1})

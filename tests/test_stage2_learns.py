@@ -60,7 +60,8 @@ def trained(unet: Any) -> Iterator[float]:
     optimizer = torch.optim.AdamW(unet.parameters(), RATE)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=STEPS, pct_start=0.05)
     for step in range(STEPS):
-        loss = stage_loss.batch_loss(setup, Batch(pictures(BATCH, step), [""] * BATCH, np.arange(BATCH)), step)
+        batch = Batch(pictures(BATCH, step), [""] * BATCH, np.arange(BATCH))
+        loss = stage_loss.batch_loss(setup, stage_loss.prepare(setup, batch, step, []))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
         optimizer.step()
@@ -103,7 +104,7 @@ def test_stage2_learns_what_inference_feeds_and_by_the_recipe_of_other_trainers_
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     ours = learnt()
-    monkeypatch.setattr(stage_loss, "predict_noise", recipe_of_other_trainers)
+    monkeypatch.setattr(stage_loss, "feed", recipe_of_other_trainers)
     other = learnt()
     for name, found in (("ours", ours), ("concat(x_t, x_t), label t", other)):
         print(f"| {name} | {found.training:.3f} | {found.before:.3f} | {found.after:.3f} |")

@@ -15,11 +15,10 @@ from deepfloyd_core.embeds import embeds_request, run_captions
 from deepfloyd_core.flavours import FLAVOURS, Stage
 from deepfloyd_core.jobs import Job, job_function, run_job
 from deepfloyd_core.ledger import caption_counts
-from deepfloyd_core.objective import predict
 from deepfloyd_core.parent import find_parent
 from deepfloyd_core.products import lora_request
 from deepfloyd_core.projected import text_is_frozen, text_request
-from deepfloyd_core.stage_loss import Setup
+from deepfloyd_core.stage_loss import Fed, Setup
 from deepfloyd_core.types import caption_id, no_report
 
 FOLDERS = {1: Path(FLAVOURS["tiny-i"].repo), 2: Path(FLAVOURS["tiny-ii"].repo)}
@@ -40,13 +39,11 @@ def prepared(run: Run, stages: Any) -> dict[str, Artifact]:
     return made
 
 
-def recipe_of_other_trainers(
-    setup: Setup, x_0: torch.Tensor, draws: Draws, captions: list[str | None]
-) -> tuple[torch.Tensor, torch.Tensor]:
+def recipe_of_other_trainers(setup: Setup, x_0: torch.Tensor, draws: Draws, captions: list[str | None]) -> Fed:
     """concat(x_t, x_t) with the timestep as class label: SimpleTuner's, and that of diffusers' example for IF."""
     x_t = setup.scheduler.add_noise(x_0, draws.fed, draws.t)
     text = setup.texts([caption_id(name or "") for name in captions])
-    return predict(setup.unet, torch.cat([x_t, x_t], dim=1), draws.t, text, draws.t)
+    return Fed(torch.cat([x_t, x_t], dim=1), draws.t, draws.t, text)
 
 
 def stage_text(run: Run, stage: Stage, embeds: Artifact) -> Artifact:
