@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import count
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -161,6 +162,17 @@ class MixedOrder:
             raise DataError(
                 f"No data set that has pictures for this stage is drawn from in step {gap + 1}; see start_step."
             )
+
+    def buckets(self) -> list[dict[str, Any]]:
+        """What each data set gives in an epoch of its own: rows of dataset, size, crops, batches, crops_of_last_batch."""
+        found = []
+        for (name, _), order in zip(self._places, self._orders, strict=True):
+            for (width, height), crops in order.counts:
+                batches = -(-crops // order.batch_size)
+                last = crops - (batches - 1) * order.batch_size
+                found.append({"dataset": name, "size": f"{width}x{height}", "crops": crops, "batches": batches,
+                              "crops_of_last_batch": last})  # fmt: skip
+        return found
 
     def batch(self, number: int) -> tuple[Size, np.ndarray]:
         """Size and row numbers of batch `number` (0, 1, ...) of the run."""

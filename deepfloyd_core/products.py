@@ -22,7 +22,7 @@ UNET_FOLDER = "unet"  # after a full fine-tuning; the name that diffusers gives 
 DETAIL_SHEET = "eval_details.png"  # zoomed details of Stage II on held-out pictures
 GENERATE_FORMAT = 1
 BUNDLE_FORMAT = 2  # 2: gains on held-out pictures
-LORA_FORMAT = 2  # 2: the held-out losses in a table; of the text only what decides its rows
+LORA_FORMAT = 3  # 2: held-out losses in a table; of the text only what decides its rows. 3: the buckets
 SAMPLES_FORMAT = 5  # 3: several sizes. 4: Stage II at several noise levels. 5: and on Stage I's samples; zoomed details
 # Settings that change no byte of a LoRA: how often it is saved on the way, and how samples are made of it.
 # Of init_lora and the model the bytes count, not the path.

@@ -88,6 +88,7 @@ def train_job(job: Job) -> dict[str, Any]:
     return {
         "steps": setup.config.max_train_steps,
         "rows": sum(rows.counts.values()),
+        "buckets": order.buckets(),
         "trainable_parameters": trained,
         "frozen_parameters": sum(sizes.values()) - trained,
         "first_loss": metrics[0]["loss"],

@@ -5,6 +5,7 @@ The artifact list loads every payload, so a picture is shrunk to JPEG until it i
 
 import base64
 import io
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from deepfloyd_core.metrics import MEASURES, SAMPLE_MEASURES, UPSCALED_BY, by_no
 from deepfloyd_core.products import DETAIL_SHEET
 
 LIMIT_BYTES = 150 << 10
+log = logging.getLogger("deepfloyd_core.publish")
 
 
 def publish_index(index: Artifact) -> None:
@@ -73,6 +75,22 @@ def publish_held_out(lora: Artifact) -> None:
     create_table_artifact(rows, key=f"{kind}-held-out", description="Loss on the held-out pictures by timestep")
 
 
+def publish_buckets(lora: Artifact, batch_size: int) -> None:
+    """The sizes that batches were made of, and a warning of those that cannot fill one."""
+    buckets = lora.summary["buckets"]
+    create_table_artifact(
+        buckets, key=f"{lora.kind.replace('_', '-')}-buckets", description="Batches of each size in an epoch"
+    )
+    small = [f"{row['size']} of {row['dataset']} has {row['crops']}" for row in buckets if row["crops"] < batch_size]
+    if small:
+        more = f" and {len(small) - 5} more" if len(small) > 5 else ""
+        log.warning(
+            "%s: %d of %d sizes have fewer crops than train_batch_size (%d), so their batches are smaller: %s%s. "
+            "Fewer crop_aspect_buckets or a larger aspect_bucket_alignment merge sizes",
+            lora.kind, len(small), len(buckets), batch_size, ", ".join(small[:5]), more,
+        )  # fmt: skip
+
+
 def publish_truncated(lost: list[tuple[str, int]]) -> None:
     """The captions whose end T5 never sees, those that lose most first."""
     rows = [{"tokens lost": count, "caption": text} for text, count in lost]
@@ -96,7 +114,7 @@ def data_uri(path: Path, limit: int = LIMIT_BYTES) -> str:
 
 def _table(summary: dict[str, Any]) -> list[str]:
     lines = ["| measure | value |", "|---|---|"]
-    shown = {key: value for key, value in summary.items() if not isinstance(value, dict)}
+    shown = {key: value for key, value in summary.items() if not isinstance(value, dict) and key != "buckets"}
     return lines + [f"| {key.replace('_', ' ')} | {_shown(value)} |" for key, value in shown.items()]
 
 

@@ -13,7 +13,7 @@ from deepfloyd_core.parent import find_parent
 from deepfloyd_core.products import lora_request, shares
 from deepfloyd_core.unet_sizes import check_training_sizes
 from tasks.progress import progress
-from tasks.publish import publish_held_out, publish_pictures
+from tasks.publish import publish_buckets, publish_held_out, publish_pictures
 
 
 def check_models(run: Run, stages: tuple[Stage, ...]) -> None:
@@ -40,4 +40,5 @@ def stage_lora(run: Run, stage: Stage, inputs: dict[str, Artifact], prompts: lis
         )
     publish_pictures(lora, "loss.png", "validation.png")
     publish_held_out(lora)
+    publish_buckets(lora, run.config.stage(stage).train_batch_size)
     return lora

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from deepfloyd_core.batches import BatchOrder, MixedOrder, OrderSettings, TrainingRows, batches_from
 from deepfloyd_core.mixing import Share
 from deepfloyd_core.shards import ShardRow, open_shard, write_shard
+from tasks import publish
 
 ours = settings(deadline=None, database=None, derandomize=True, max_examples=60)
 
@@ -88,6 +89,30 @@ def test_samples_before_a_batch_are_counted_without_going_through_them(order: Ba
     for number in range(BATCHES):
         assert order.samples_before(number) == seen
         seen += len(order.batch(number)[1])
+
+
+@ours
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=3), st.integers(1, 9))
+def test_buckets_are_what_an_epoch_of_a_data_set_is_made_of(counts: list[int], batch_size: int) -> None:
+    order = mixed(counts, batch_size, 1)
+    for bucket, count, of_set in zip(order.buckets(), counts, order._orders, strict=True):
+        sizes = sorted(len(of_set.batch(number)[1]) for number in range(of_set.batches_per_epoch))
+        assert (bucket["size"], bucket["crops"]) == ("64x64", count)
+        assert (bucket["batches"], bucket["crops_of_last_batch"]) == (len(sizes), sizes[0])
+
+
+@pytest.mark.parametrize(("batch_size", "small"), [(4, 0), (5, 1), (41, 2)])
+def test_sizes_that_cannot_fill_a_batch_are_named(
+    batch_size: int, small: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    shown: list[Any] = []
+    monkeypatch.setattr(publish, "create_table_artifact", lambda rows, **_: shown.extend(rows))
+    buckets = mixed([4, 40], batch_size, 1).buckets()
+    publish.publish_buckets(SimpleNamespace(kind="stage1_lora", summary={"buckets": buckets}), batch_size)
+    assert shown == buckets
+    named = [f"64x64 of set{number} has {count}" for number, count in ((0, 4), (1, 40))]
+    assert [text in caplog.text for text in named] == [number < small for number in range(2)]
+    assert (f"{small} of 2 sizes have fewer crops than train_batch_size ({batch_size})" in caplog.text) == (small > 0)
 
 
 @ours
