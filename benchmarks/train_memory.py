@@ -21,11 +21,15 @@ from deepfloyd_core.recompute import recompute_activations
 from deepfloyd_core.stage_config import StageConfig
 
 WAYS = ("nothing", "diffusers", "ours")
-TINY = (("tiny-i", 4), ("tiny-ii", 1))
-REAL = (("random:i-medium-400m", 1), ("random:i-medium-400m", 4), ("random:ii-medium-450m", 1))
+# Model, batch, and edge of what is trained on, px: Stage II's crops, or windows of them (`stage2_patch`).
+TINY = (("tiny-i", 4, 64), ("tiny-ii", 1, 256), ("tiny-ii", 1, 128), ("tiny-ii", 1, 64))
+REAL = (
+    ("random:i-medium-400m", 1, 64), ("random:i-medium-400m", 4, 64), ("random:ii-medium-450m", 1, 256),
+    ("random:ii-medium-450m", 1, 128), ("random:ii-medium-450m", 1, 64),
+)  # fmt: skip
 
 
-def child(way: str, model: str, batch: int) -> None:
+def child(way: str, model: str, batch: int, edge: int) -> None:
     """One step in this process. Prints one JSON line."""
     torch.set_num_threads(1)
     config = StageConfig.model_validate({"model_flavour": model, "lora_rank": 32, "mixed_precision": "no"})
@@ -37,7 +41,6 @@ def child(way: str, model: str, batch: int) -> None:
         unet.enable_gradient_checkpointing()
     elif way == "ours":
         recompute_activations(unet)
-    edge = config.flavour.size_px
     x = torch.randn(batch, 3 * stage, edge, edge)
     text = torch.randn(batch, 77, unet.config.cross_attention_dim)
     pooled = torch.randn(batch, unet.time_embedding.linear_2.out_features)
@@ -52,21 +55,25 @@ def child(way: str, model: str, batch: int) -> None:
 def main() -> None:
     """Print a line for each way and model."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--run", action="store_true", help="measure real sizes too: some minutes, and 9 GB of memory")
-    parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--run", action="store_true", help="measure real sizes too: half an hour, and 16 GB of memory")
+    parser.add_argument("--only", default="", help="only models whose name has this")
+    parser.add_argument("--child", nargs=4, help=argparse.SUPPRESS)
     wanted = parser.parse_args()
     if wanted.child:
-        child(wanted.child[0], wanted.child[1], int(wanted.child[2]))
+        way, model, batch, edge = wanted.child
+        child(way, model, int(batch), int(edge))
         return
-    print("| model | batch | recomputed | before, GiB | peak, GiB | step takes, GiB | s |\n" + "|---" * 7 + "|")
-    for model, batch in TINY + REAL if wanted.run else TINY:
+    print(
+        "| model | batch | edge, px | recomputed | before, GiB | peak, GiB | step takes, GiB | s |\n" + "|---" * 8 + "|"
+    )
+    for model, batch, edge in (case for case in (TINY + REAL if wanted.run else TINY) if wanted.only in case[0]):
         for way in WAYS:
-            command = [sys.executable, __file__, "--child", way, model, str(batch)]
+            command = [sys.executable, __file__, "--child", way, model, str(batch), str(edge)]
             out = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout
             found = json.loads(out.splitlines()[-1])
             before, peak = found["before"] / 2**30, found["peak"] / 2**30
             sizes = f"{before:.2f} | {peak:.2f} | {peak - before:.2f}"
-            print(f"| {model} | {batch} | {way} | {sizes} | {found['seconds']:.1f} |", flush=True)
+            print(f"| {model} | {batch} | {edge} | {way} | {sizes} | {found['seconds']:.1f} |", flush=True)
     if not wanted.run:
         print("\nReal sizes were not measured: add --run.")
 

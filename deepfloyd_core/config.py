@@ -35,6 +35,9 @@ class RunConfig(Spec):
         0.25, ge=0, le=1, description="The run fails when more of the inputs are rejected."
     )
     num_eval_images: int = Field(4, ge=1, description="Pictures held out of training, from each data set.")
+    eval_dataset_id: str | None = Field(
+        None, description="Hold them out of this data set alone; when it has no more, none of it is trained on."
+    )
     aspect_bucket_alignment: Literal[8, 16, 24, 32, 64] = Field(
         8, description="Edges of Stage I's training sizes divide by this (px), those of Stage II by four times as much."
     )
@@ -219,6 +222,16 @@ class Run:
         return Path(self.config.workspace)
 
 
+def _check_eval_dataset(config: RunConfig, datasets: tuple[ImageDataset, ...], path: Path) -> None:
+    """Raises ConfigError for an `eval_dataset_id` that no data set of pictures has."""
+    names = [dataset.id for dataset in datasets]
+    if config.eval_dataset_id not in (None, *names):
+        raise ConfigError(
+            f"{path}: eval_dataset_id is {config.eval_dataset_id!r}; {config.data_backend_config} has "
+            f"{', '.join(names)}. Use one of these, or remove it."
+        )
+
+
 def load_run(path: Path, overrides: tuple[str, ...] = ()) -> Run:
     """Read and check a run file and its data file; `overrides` are KEY=VALUE, KEY dotted, VALUE as in TOML.
 
@@ -235,6 +248,7 @@ def load_run(path: Path, overrides: tuple[str, ...] = ()) -> Run:
             "attends to all of them, so more rows, also for short captions, shift what the base model does"
         )
     datasets, data_notes = load_data_file(Path(config.data_backend_config))
+    _check_eval_dataset(config, datasets, path)
     for stage in config.stages:
         notes += [f"{path}: stage{stage}.{note}" for note in config.stage(stage).notes]
         notes += check_datasets(config.stage(stage).flavour, datasets, stage, config.stage(stage).max_train_steps)

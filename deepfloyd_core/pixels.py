@@ -25,7 +25,7 @@ from deepfloyd_core.flavours import Stage
 from deepfloyd_core.ledger import SCHEMA, ledger_batches
 from deepfloyd_core.older_rows import OlderRows, copy_rows
 from deepfloyd_core.plan import PICTURE, Planned, SizePlan, by_dataset, plan_pictures, write_plan, write_sizes
-from deepfloyd_core.row_list import ROWS_FILE, read_row_list, write_row_list
+from deepfloyd_core.row_list import ROWS_FILE, eval_ids, read_row_list, write_row_list
 from deepfloyd_core.shards import ShardRow, open_shard, write_shard
 from deepfloyd_core.sheets import contact_sheet, save_picture
 from deepfloyd_core.shrink import take_crops
@@ -81,8 +81,20 @@ def pixels_request(run: Run, index: Artifact, stage: Stage) -> Request:
 
 def eval_request(run: Run, index: Artifact) -> Request:
     """Identity of the eval set."""
-    spec = {"num_eval_images": run.config.num_eval_images, "seed": run.config.seed, "stages": list(run.config.stages)}
+    spec: dict[str, Any] = {
+        "num_eval_images": run.config.num_eval_images,
+        "seed": run.config.seed,
+        "stages": list(run.config.stages),
+    }
+    if run.config.eval_dataset_id is not None:
+        spec["eval_dataset_id"] = run.config.eval_dataset_id
     return Request("eval_set", FORMAT, spec, {"image_index": index.fingerprint})
+
+
+def eval_change(before: Artifact, now: Artifact) -> tuple[int, int]:
+    """How many held-out pictures came in, and how many went out, between two eval sets."""
+    old, new = eval_ids(before), eval_ids(now)
+    return len(new - old), len(old - new)
 
 
 def plan_shards(run: Run, index: Artifact, stage: Stage, work: WorkDir) -> Layout:
@@ -100,10 +112,12 @@ def plan_shards(run: Run, index: Artifact, stage: Stage, work: WorkDir) -> Layou
 def plan_eval(run: Run, index: Artifact, work: WorkDir) -> Layout:
     """One file for each stage and size with the held-out pictures, cropped at the centre.
 
-    Of each data set the pictures, fit for every stage that it feeds, with the smallest hashes of (seed, picture): the
-    same in every run and on every machine. Raises DataError when nothing is left to train on, or to hold out.
+    Of each data set, or of `eval_dataset_id` alone, the pictures, fit for every stage that it feeds, with the smallest
+    hashes of (seed, picture): the same in every run and on every machine. Raises DataError when nothing is left to train
+    on, or to hold out.
     """
-    chosen = pa.concat_tables(_held_out(run, index, dataset) for dataset in run.datasets)
+    only = run.config.eval_dataset_id
+    chosen = pa.concat_tables(_held_out(run, index, dataset) for dataset in run.datasets if only in (None, dataset.id))
     plans: list[SizePlan] = []
     for stage in run.config.stages:
         fed = [dataset.id for dataset in run.datasets if dataset.factor(stage) is not None]
@@ -191,7 +205,8 @@ def _held_out(run: Run, index: Artifact, dataset: ImageDataset) -> pa.Table:
         best = best.take(
             np.unique(units, return_index=True)[1][: count + 1]
         )  # a picture that is there twice counts once
-    if 0 < len(best) <= count:
+    alone = run.config.eval_dataset_id is None or len(run.datasets) == 1
+    if 0 < len(best) <= count and alone:
         raise DataError(
             f"{dataset.id} has {len(best)} usable pictures, and num_eval_images = {count} "
             "would hold all of them out. Add pictures or lower num_eval_images."

@@ -1,19 +1,29 @@
 """The eval set: the pictures held out of training, the same ones in every run."""
 
+import logging
+
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from deepfloyd_core.artifacts import Artifact, materialise
+from deepfloyd_core.artifacts import Artifact, materialise, newest
 from deepfloyd_core.config import Run
-from deepfloyd_core.pixels import SHEET, build_shards, eval_request, plan_eval
+from deepfloyd_core.pixels import SHEET, build_shards, eval_change, eval_request, plan_eval
 from tasks.publish import publish_pictures
+
+log = logging.getLogger("deepfloyd_core.eval_set")
 
 
 @task(name="eval_set", cache_policy=NO_CACHE)
 def eval_set(run: Run, index: Artifact) -> Artifact:
-    """Held-out crops for every stage of the run."""
-    held_out, _ = materialise(
-        run.workspace, eval_request(run, index), lambda work: build_shards(plan_eval(run, index, work), work)
-    )
+    """Held-out crops for every stage of the run. Says so when they are not those of the run before."""
+    request = eval_request(run, index)
+    before = newest(run.workspace, "eval_set", request.format, lambda record: record["spec"] == request.spec)
+    held_out, _ = materialise(run.workspace, request, lambda work: build_shards(plan_eval(run, index, work), work))
+    came, went = eval_change(before, held_out) if before else (0, 0)
+    if came or went:
+        log.warning(
+            "eval_set %s: %d held-out pictures came in and %d went out since %s, so figures that were measured on them "
+            "are not comparable", held_out.fingerprint, came, went, before.fingerprint if before else "",
+        )  # fmt: skip
     publish_pictures(held_out, SHEET)
     return held_out

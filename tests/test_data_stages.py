@@ -12,6 +12,7 @@ import struct
 import zlib
 from collections import Counter
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,10 @@ import pytest
 from artifact_rows import ledger, live_rows
 from PIL import Image, ImageOps
 
+import tasks.eval_set
 from deepfloyd_core.artifacts import Artifact, WorkDir, materialise, verify_artifact
 from deepfloyd_core.batches import BatchOrder, TrainingRows
-from deepfloyd_core.errors import DataError
+from deepfloyd_core.errors import ConfigError, DataError
 from deepfloyd_core.image_index import index_request
 from deepfloyd_core.pixels import build_shard, build_shards, pixels_request, plan_shards
 from deepfloyd_core.row_list import eval_ids
@@ -619,6 +621,44 @@ def test_each_data_set_is_represented_at_the_stages_that_it_feeds(world: Any) ->
     assert sorted(row["dataset_id"] for row in live_rows(evals, 2)) == ["large", "set"]
     pairs = [{row["image_id"] for row in live_rows(evals, stage) if row["dataset_id"] == "set"} for stage in (1, 2)]
     assert pairs[0] == pairs[1], "a picture of a set that feeds both stages is held out of both"
+
+
+def test_pictures_of_one_s_own_are_measured_on_and_not_trained_on(world: Any) -> None:
+    for number in range(3):
+        world.add(f"{number}.png", noise(number, 80, 70))
+    world.add("copy.png", noise(20, 80, 70))
+    own = world.folder / "own"
+    own.mkdir()
+    for number in range(2):
+        Image.fromarray(noise(20 + number, 80, 70)).save(own / f"{number}.png")
+    entry = {"id": "own", "instance_data_dir": str(own), "caption_strategy": "filename"}
+    run = world.load({}, entry, stages=(1,), num_eval_images=5, eval_dataset_id="own")
+    index = world.index(run)
+    ids = eval_ids(world.eval_set(run, index))
+    assert ids == {sha256(path) for path in own.iterdir()}
+    trained = TrainingRows(world.pixels(run, index, 1), ids)
+    assert trained.counts == {(64, 64): 3}, "neither the set of one's own nor a copy of it elsewhere"
+    with pytest.raises(ConfigError, match=r"eval_dataset_id is 'mine'; .*data.json has set, own. Use one of these"):
+        world.load({}, entry, eval_dataset_id="mine")
+    with pytest.raises(DataError, match="own has 2 usable pictures, and num_eval_images = 2"):
+        alone = world.load(entry, stages=(1,), num_eval_images=2, eval_dataset_id="own")
+        world.eval_set(alone, world.index(alone))
+
+
+def test_a_run_says_when_the_held_out_pictures_are_not_those_of_the_one_before(
+    world: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(tasks.eval_set, "publish_pictures", lambda *_: None)
+    said, sets = [], []
+    for number in range(16):
+        world.add(f"{number}.png", noise(number, 80, 70))
+        if number >= 6:
+            run = world.load(stages=(1,), num_eval_images=3, seed=5)
+            caplog.clear()
+            sets.append(eval_ids(tasks.eval_set.eval_set.fn(run, world.index(run))))
+            said.append("1 held-out pictures came in and 1 went out since" in caplog.text)
+    assert said == [False, *(before != after for before, after in pairwise(sets))]
+    assert any(said) and not all(said)
 
 
 # ---- batches ----------------------------------------------------------------------------------------------------------
