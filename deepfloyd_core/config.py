@@ -249,6 +249,11 @@ def load_run(path: Path, overrides: tuple[str, ...] = ()) -> Run:
         )
     datasets, data_notes = load_data_file(Path(config.data_backend_config))
     _check_eval_dataset(config, datasets, path)
+    if config.stage1 and config.stage1.controlnet and config.prompts:
+        notes.append(
+            f"{path}: validation_prompt is ignored where Stage I is sampled; with controlnet it follows held-out pictures, "
+            "each with its caption"
+        )
     for stage in config.stages:
         notes += [f"{path}: stage{stage}.{note}" for note in config.stage(stage).notes]
         notes += check_datasets(config.stage(stage).flavour, datasets, stage, config.stage(stage).max_train_steps)

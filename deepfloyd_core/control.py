@@ -11,8 +11,9 @@ The stock pipelines sample it: they hand `cross_attention_kwargs={"control_image
 import copy
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -104,8 +105,7 @@ def control_of(unet: torch.nn.Module) -> Control | None:
 
 def remove_control(unet: UNet2DConditionModel, folder: Path) -> None:
     """Make the UNet the base model again."""
-    unet.control_hook.remove()
-    del unet.control_hook, unet.control
+    del unet.forward, unet.control
 
 
 def save_control(unet: UNet2DConditionModel, stage: Stage, folder: Path, out: Path) -> None:
@@ -127,6 +127,8 @@ def load_control(unet: UNet2DConditionModel, file: Path) -> Control:
     try:
         with safe_open(file, "pt") as saved:
             record = json.loads((saved.metadata() or {})[_RECORD])
+            if record["conditioning"] not in get_args(Conditioning):
+                raise ValueError(f"its conditioning is {record['conditioning']!r}")
             state = {name: saved.get_tensor(name) for name in saved.keys()}  # noqa: SIM118
         control = Control(unet, record["conditioning"])
         settings = LoraConfig(**{**record["lora"], "inference_mode": False})
@@ -177,27 +179,29 @@ def _take(control: Control, state: dict[str, torch.Tensor]) -> None:
 
 def _attach(unet: UNet2DConditionModel, control: Control) -> Control:
     unet.control = control
-    unet.control_hook = unet.register_forward_pre_hook(_steer, with_kwargs=True)
+    # Not a forward pre-hook: accelerate's offloading moves a model to its device in place of its `forward`, later than that.
+    unet.forward = partial(_forward, unet)
     return control
 
 
-def _steer(
-    unet: UNet2DConditionModel, args: Sequence[Any], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Turn the control image of a call into the residuals that diffusers' UNet adds; without one nothing is added."""
+def _forward(unet: UNet2DConditionModel, *args: Any, **kwargs: Any) -> Any:
+    return type(unet).forward(unet, *args, **_steered(unet, args, kwargs))
+
+
+def _steered(unet: UNet2DConditionModel, args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """A call's named arguments, with the residuals that diffusers' UNet adds in place of the control image, if any."""
     given = dict(kwargs.get("cross_attention_kwargs") or {})
     picture = given.pop(CONTROL_IMAGE, None)
     kwargs = {**kwargs, "cross_attention_kwargs": given or None}
     if picture is None:
-        return tuple(args), kwargs
+        return kwargs
     called = {**dict(zip(_NAMES, args, strict=False)), **kwargs}
     sample = called["sample"]
     # Guidance doubles the batch: without the text first, then with it.
     picture = picture.to(sample.device).repeat(len(sample) // len(picture), 1, 1, 1)
     parts = {name: called[name] for name in (*_NAMES, "added_cond_kwargs") if name in called}
     *skips, middle = _present(unet)(picture, unet, **parts)
-    kwargs |= {"down_block_additional_residuals": tuple(skips), "mid_block_additional_residual": middle}
-    return tuple(args), kwargs
+    return {**kwargs, "down_block_additional_residuals": tuple(skips), "mid_block_additional_residual": middle}
 
 
 def _present(unet: UNet2DConditionModel) -> Control:

@@ -168,8 +168,8 @@ def _pooled(unet: UNet2DConditionModel, text: Text, negative: Text, guidance: fl
     both = torch.cat([negative.pooled, text.pooled]) if guidance > 1 else text.pooled
     added = {"pooled": both.to(unet.device)}
     hook = unet.register_forward_pre_hook(
-        lambda module, args, kwargs: (args, {**kwargs, "added_cond_kwargs": added}), with_kwargs=True, prepend=True
-    )  # before that of a ControlNet, which takes them too
+        lambda module, args, kwargs: (args, {**kwargs, "added_cond_kwargs": added}), with_kwargs=True
+    )
     try:
         yield
     finally:

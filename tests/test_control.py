@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate.hooks import ModelHook, add_hook_to_module
 from diffusers import IFPipeline, UNet2DConditionModel
 from PIL import Image
 from safetensors import safe_open
@@ -205,6 +206,22 @@ def test_stock_pipelines_make_the_picture_of_the_trainer_bit_for_bit(tmp_path: P
         assert (pictures(pipeline, guidance, picture.flip(0)) - expected).abs().max() > 0.01
 
 
+def test_offloading_moves_the_model_before_its_control_is_asked() -> None:
+    """accelerate's hooks, which diffusers' `enable_model_cpu_offload` uses, take the place of `forward`."""
+    unet, order = controlled(), list[str]()
+
+    class Offloaded(ModelHook):
+        def pre_forward(self, module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+            order.append("moved")
+            return args, kwargs
+
+    add_hook_to_module(unet, Offloaded())
+    unet.control.register_forward_pre_hook(lambda module, args: order.append("asked"))
+    with torch.inference_mode():
+        unet(**inputs(unet))
+    assert order == ["moved", "asked"]
+
+
 def _without(state: dict[str, torch.Tensor]) -> None:
     del state["skips.0.weight"]
 
@@ -240,6 +257,12 @@ def test_a_file_that_is_not_what_was_trained_is_caught(
 
 
 def test_files_of_other_kinds_are_named(tmp_path: Path) -> None:
+    save_file({"x": torch.zeros(1)}, tmp_path / FILE)
+    unet = controlled()
+    unet.control.conditioning = "depth"
+    save_control(unet, 1, FOLDER, tmp_path)
+    with pytest.raises(ArtifactError, match="its conditioning is 'depth'"):
+        load_control(load_unet(FOLDER, torch.float32), tmp_path / FILE)
     save_file({"x": torch.zeros(1)}, tmp_path / FILE)
     for damage in (lambda: None, lambda: (tmp_path / FILE).write_bytes(b"x" * 40), lambda: (tmp_path / FILE).unlink()):
         damage()
