@@ -5,19 +5,19 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, TypeVar
 
 Made = TypeVar("Made")
-_EACH = 2  # batches that a thread is ahead by
 
 
 class Ahead(Generic[Made]):
     """Results of a pure function of a number, made in threads before they are asked for.
 
-    What is returned does not depend on how many threads there are; with none everything is made when it is asked for.
-    An error in a thread is raised where its number is asked for. A context manager: the threads end with it.
+    What is returned does not depend on how many threads there are; with none everything is made when it is asked for. One
+    result for each thread waits, beside the one that is used. An error in a thread is raised where its number is asked
+    for. A context manager: the threads end with it.
     """
 
     def __init__(self, make: Callable[[int], Made], threads: int, end: int) -> None:
         """end: the number after the last one that will be asked for."""
-        self._make, self._ahead, self._end = make, threads * _EACH, end
+        self._make, self._ahead, self._end = make, threads, end
         self._pool = ThreadPoolExecutor(threads, "batches") if threads else None
         self._waiting: dict[int, Future[Made]] = {}
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import count
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from deepfloyd_core.shards import open_shard
 from deepfloyd_core.types import hash_seed
 
 Size = tuple[int, int]
+_EPOCH_LOCK = Lock()
 
 
 @dataclass(frozen=True)
@@ -203,8 +205,13 @@ def batches_from(
         skipped = 0
 
 
-@lru_cache(maxsize=8)  # an epoch of each data set that takes turns; 8 bytes a row and a batch
 def _epoch(order: BatchOrder, epoch: int) -> tuple[list[np.ndarray], np.ndarray]:
+    with _EPOCH_LOCK:  # lru_cache would let each thread that asks at once make its own
+        return _shuffled(order, epoch)
+
+
+@lru_cache(maxsize=8)  # an epoch of each data set that takes turns; 8 bytes a row and a batch
+def _shuffled(order: BatchOrder, epoch: int) -> tuple[list[np.ndarray], np.ndarray]:
     """The rows of each size, shuffled, and the order of the batches that they are cut into, counted size after size."""
     rng = np.random.default_rng(hash_seed("batches", order.seed, epoch))
     rows = [rng.permutation(count) for _, count in order.counts]

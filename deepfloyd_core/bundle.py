@@ -102,7 +102,11 @@ def _card(run: Run, inputs: dict[str, Artifact], prompts: list[str], metrics: di
     lines += ["![samples](sheet.png)", ""] if "stage1_lora" in inputs else []
     if "stage2_lora" in inputs:
         lines += ["![held-out pictures](eval.png)", "", f"![zoomed details]({DETAIL_SHEET})", ""]
-    lines += ["Sample prompts: " + "; ".join(f"`{prompt}`" for prompt in prompts), "", "## Use", "", "```python"]
+    if run.config.stage1 and run.config.stage1.controlnet:
+        lines += ["The samples follow held-out pictures, each with its own caption.", ""]
+    else:
+        lines += ["Sample prompts: " + "; ".join(f"`{prompt}`" for prompt in prompts), ""]
+    lines += ["## Use", "", "```python"]
     for stage in run.config.stages:
         lines += _use(stage, run.config.stage(stage).model, product_name(inputs[f"stage{stage}_lora"].path))
     lines += ["```", "", "## Figures", "", "```json", json.dumps(metrics, indent=2, sort_keys=True), "```", ""]
@@ -136,7 +140,7 @@ def _use(stage: Stage, model: str, product: str) -> list[str]:
             f'load_control(stage{stage}.unet, "stage{stage}/{product}")',
             "# Then give each call a picture to follow, float32 (B, 3, H, W) in [0, 1], from deepfloyd_core.conditioning's",
             f"# conditioning_picture(stage{stage}.unet.control.conditioning, picture in [-1, 1]):",
-            f'# stage{stage}(..., cross_attention_kwargs={{"control_image": conditioning}})',
+            f'# stage{stage}(..., cross_attention_kwargs={{"control_image": conditioning}}), one for all or for each',
         ]
     elif product == UNET_FOLDER:
         first = [

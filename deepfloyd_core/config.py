@@ -79,7 +79,9 @@ class RunConfig(Spec):
         "Stage II alone, of Stage II's.",
     )
     validation_seed: int = Field(0, ge=0, lt=2**32, description="Seed of the first sample; the next ones count up.")
-    num_validation_images: int = Field(4, ge=1, le=4096, description="Stage I samples for each prompt.")
+    num_validation_images: int = Field(
+        4, ge=1, le=4096, description="Stage I samples for each prompt; with `controlnet` pictures that are followed."
+    )
     num_upscaled_images: int = Field(4, ge=1, le=4096, description="How many of them Stage II upscales.")
     sample_measure: Literal["drawn_world"] | None = Field(
         None, description="`drawn_world`: measure the share of samples that show their prompt (flat shapes only)."
@@ -223,13 +225,21 @@ class Run:
 
 
 def _check_eval_dataset(config: RunConfig, datasets: tuple[ImageDataset, ...], path: Path) -> None:
-    """Raises ConfigError for an `eval_dataset_id` that no data set of pictures has."""
-    names = [dataset.id for dataset in datasets]
-    if config.eval_dataset_id not in (None, *names):
+    """Raises ConfigError for an `eval_dataset_id` that no data set of pictures has, or one that a stage is not fed by."""
+    if config.eval_dataset_id is None:
+        return
+    said, names = f"{path}: eval_dataset_id is {config.eval_dataset_id!r}", [dataset.id for dataset in datasets]
+    chosen = next((dataset for dataset in datasets if dataset.id == config.eval_dataset_id), None)
+    if chosen is None:
         raise ConfigError(
-            f"{path}: eval_dataset_id is {config.eval_dataset_id!r}; {config.data_backend_config} has "
-            f"{', '.join(names)}. Use one of these, or remove it."
+            f"{said}; {config.data_backend_config} has {', '.join(names)}. Use one of these, or remove it."
         )
+    for stage in config.stages:
+        if chosen.factor(stage) is None:
+            raise ConfigError(
+                f"{said}, which does not feed stage {stage}, so nothing could be measured there. Name one that feeds "
+                "every stage of the run, or remove it."
+            )
 
 
 def load_run(path: Path, overrides: tuple[str, ...] = ()) -> Run:

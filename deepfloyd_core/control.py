@@ -21,7 +21,7 @@ from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dic
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from deepfloyd_core.errors import ArtifactError
+from deepfloyd_core.errors import ArtifactError, ConfigError
 from deepfloyd_core.files import fsync_path
 from deepfloyd_core.flavours import Stage
 from deepfloyd_core.lora import ADAPTER, add_lora, plain_settings
@@ -44,6 +44,8 @@ class Control(torch.nn.Module):
     def __init__(self, unet: UNet2DConditionModel, conditioning: Conditioning) -> None:
         super().__init__()
         self.conditioning = conditioning
+        if unet.config.center_input_sample:
+            raise ConfigError("A UNet with center_input_sample cannot be given a ControlNet. Use another base model.")
         shared = {id(tensor): tensor for tensor in (*unet.parameters(), *unet.buffers())}
         self.encoder = copy.deepcopy(unet, shared)
         for module in self.encoder.modules():
@@ -72,6 +74,7 @@ class Control(torch.nn.Module):
         encoder, text = self.encoder, encoder_hidden_states
         emb = encoder.time_embedding(encoder.get_time_embed(sample=sample, timestep=timestep))
         emb = emb + unet.get_aug_embed(emb=emb, encoder_hidden_states=text, added_cond_kwargs=added_cond_kwargs)
+        emb = emb if encoder.time_embed_act is None else encoder.time_embed_act(emb)
         text = unet.process_encoder_hidden_states(encoder_hidden_states=text, added_cond_kwargs=added_cond_kwargs)
         hidden = encoder.conv_in(sample)
         kept = next(self.hint.parameters()).dtype
@@ -105,7 +108,7 @@ def control_of(unet: torch.nn.Module) -> Control | None:
 
 def remove_control(unet: UNet2DConditionModel, folder: Path) -> None:
     """Make the UNet the base model again."""
-    del unet.forward, unet.control
+    _detach(unet)
 
 
 def save_control(unet: UNet2DConditionModel, stage: Stage, folder: Path, out: Path) -> None:
@@ -122,8 +125,14 @@ def load_control(unet: UNet2DConditionModel, file: Path) -> Control:
     """Give a base UNet the control that a file has, frozen, for sampling through a stock pipeline.
 
     Then `pipeline(..., cross_attention_kwargs={"control_image": picture})` follows `picture`, float32 (B, 3, H, W) in
-    [0, 1], which `conditioning.conditioning_picture` makes. Raises ArtifactError when the file is not of this UNet.
+    [0, 1], which `conditioning.conditioning_picture` makes: one for all pictures of the call, or one for each. It takes
+    the place of one that was loaded before. Raises ArtifactError when the file is not of this UNet, ConfigError when
+    accelerate already moves the UNet between devices.
     """
+    if hasattr(unet, "_hf_hook"):
+        raise ConfigError("The UNet is offloaded already. Call load_control before enable_model_cpu_offload.")
+    if control_of(unet) is not None:
+        _detach(unet)
     try:
         with safe_open(file, "pt") as saved:
             record = json.loads((saved.metadata() or {})[_RECORD])
@@ -177,6 +186,10 @@ def _take(control: Control, state: dict[str, torch.Tensor]) -> None:
     control.load_state_dict(new, strict=False)
 
 
+def _detach(unet: UNet2DConditionModel) -> None:
+    del unet.forward, unet.control
+
+
 def _attach(unet: UNet2DConditionModel, control: Control) -> Control:
     unet.control = control
     # Not a forward pre-hook: accelerate's offloading moves a model to its device in place of its `forward`, later than that.
@@ -198,6 +211,11 @@ def _steered(unet: UNet2DConditionModel, args: Sequence[Any], kwargs: dict[str, 
     called = {**dict(zip(_NAMES, args, strict=False)), **kwargs}
     sample = called["sample"]
     # Guidance doubles the batch: without the text first, then with it.
+    if len(picture) not in (1, len(sample), len(sample) / 2):
+        raise ValueError(
+            f"control_image has {len(picture)} pictures, and the UNet is called with {len(sample)} (with guidance twice as "
+            "many as are made). Give one picture, or one for each that is made."
+        )
     picture = picture.to(sample.device).repeat(len(sample) // len(picture), 1, 1, 1)
     parts = {name: called[name] for name in (*_NAMES, "added_cond_kwargs") if name in called}
     *skips, middle = _present(unet)(picture, unet, **parts)

@@ -9,6 +9,8 @@ import torch
 from deepfloyd_core.conditioning import conditioning_picture
 from deepfloyd_core.control import control_of
 from deepfloyd_core.embed_job import encode_prompts
+from deepfloyd_core.errors import ArtifactError
+from deepfloyd_core.files import sha256_file
 from deepfloyd_core.flavours import Stage
 from deepfloyd_core.jobs import Job
 from deepfloyd_core.models import use_threads
@@ -41,7 +43,7 @@ def generate_job(job: Job) -> dict[str, Any]:
         sampler = make_sampler(job.config, stage, folder, lora.path if lora else None, sampled)
         seeds = [seed for _, seed in pictures]
         if small is None:
-            follow = _conditioning(job, sampler, Path(control), size) if control else None
+            follow = _conditioning(job, sampler, size) if control else None
             made = small = sample_stage1(sampler, text, negative, seeds, size, follow)
         else:
             made = sample_stage2(sampler, text, negative, seeds, small)
@@ -49,13 +51,16 @@ def generate_job(job: Job) -> dict[str, Any]:
     return {"pictures": files}
 
 
-def _conditioning(job: Job, sampler: Sampler, picture: Path, size: tuple[int, int]) -> torch.Tensor:
+def _conditioning(job: Job, sampler: Sampler, size: tuple[int, int]) -> torch.Tensor:
     """What the pictures follow, one for each; also written beside them, to be looked at."""
     found = control_of(sampler.pipeline.unet)
     assert found is not None  # the flow saw to it
+    picture, sha256 = Path(job.options["control"][0]), job.options["control"][1]
+    if not picture.is_file() or sha256_file(picture) != sha256:
+        raise ArtifactError(f"{picture}, which is to be followed, changed since the run began. Start it again.")
     fitted = torch.from_numpy(np.array(read_fitted(picture, size)))[None]
     made = conditioning_picture(found.conditioning, to_model_range(fitted))
-    settings = {"conditioning": found.conditioning, "picture": picture.name}
+    settings = {"conditioning": found.conditioning, "picture": sha256}
     array = to_bytes(made * 2 - 1)[0].numpy()
     save_png(array, Sample("", 0, job.options["version"], settings), job.out / CONDITIONING)
     return made.expand(len(job.options["pictures"]), -1, -1, -1)

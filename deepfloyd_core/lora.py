@@ -36,9 +36,8 @@ def add_lora(unet: UNet2DConditionModel, config: StageConfig, seed: int) -> None
     present = {name for name, _ in unet.named_modules()}
     targets = [t for t in config.lora_target_modules if any(n == t or n.endswith(f".{t}") for n in present)]
     if not targets:
-        raise ConfigError(
-            f"lora_target_modules is {list(config.lora_target_modules)}; {config.model_flavour} has none of these."
-        )
+        where = f"the way down of {config.model_flavour}" if config.controlnet else config.model_flavour
+        raise ConfigError(f"lora_target_modules is {list(config.lora_target_modules)}; {where} has none of these.")
     torch.manual_seed(seed)
     alpha = config.lora_alpha or config.lora_rank
     unet.add_adapter(

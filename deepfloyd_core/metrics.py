@@ -62,7 +62,10 @@ def detail_energy(picture: np.ndarray, low_pass: np.ndarray) -> float:
 
 
 def busiest(picture: np.ndarray, low_pass: np.ndarray, edge: int, step: int) -> tuple[int, int]:
-    """Top and left, multiples of `step`, of the square window with most detail; the first one where there is none."""
+    """Top and left, multiples of `step`, of the square window with most detail; the first one where there is none.
+
+    `edge`: at most the picture's own.
+    """
     energy = ((picture.astype(np.float64) - low_pass) ** 2).sum(2)
     sums = np.pad(energy, ((1, 0), (1, 0))).cumsum(0).cumsum(1)
     inside = sums[edge:, edge:] - sums[:-edge, edge:] - sums[edge:, :-edge] + sums[:-edge, :-edge]

@@ -92,8 +92,12 @@ def eval_request(run: Run, index: Artifact) -> Request:
 
 
 def eval_change(before: Artifact, now: Artifact) -> tuple[int, int]:
-    """How many held-out pictures came in, and how many went out, between two eval sets."""
-    old, new = eval_ids(before), eval_ids(now)
+    """How many held-out pictures came in, and how many went out, between two eval sets; none when the first is damaged."""
+    new = eval_ids(now)
+    try:
+        old = eval_ids(before)
+    except (OSError, pa.ArrowInvalid):
+        return 0, 0  # what it was is not known, and no longer needed
     return len(new - old), len(old - new)
 
 
@@ -205,8 +209,11 @@ def _held_out(run: Run, index: Artifact, dataset: ImageDataset) -> pa.Table:
         best = best.take(
             np.unique(units, return_index=True)[1][: count + 1]
         )  # a picture that is there twice counts once
-    alone = run.config.eval_dataset_id is None or len(run.datasets) == 1
-    if 0 < len(best) <= count and alone:
+    others = [other for other in run.datasets if other.id != dataset.id and not other.start_step]
+    spared = run.config.eval_dataset_id is not None and all(
+        any(other.factor(stage) is not None for other in others) for stage in fed
+    )  # of others enough is trained on
+    if 0 < len(best) <= count and not spared:
         raise DataError(
             f"{dataset.id} has {len(best)} usable pictures, and num_eval_images = {count} "
             "would hold all of them out. Add pictures or lower num_eval_images."

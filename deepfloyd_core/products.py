@@ -83,11 +83,16 @@ def shares(run: Run) -> dict[str, list[Any]]:
 def samples_request(run: Run, prompts: list[str], folders: dict[Stage, Path], inputs: dict[str, Artifact]) -> Request:
     """Identity of the cascade samples: prompts, seeds, sizes, sampler settings, base models and LoRAs."""
     config = run.config
-    spec: dict[str, Any] = {
+    asked: dict[str, Any] = {
         "prompts": prompts,
-        "negative_prompt": config.validation_negative_prompt,
         "sizes": [list(size) for size in config.sample_sizes_px] if config.stage1 else [],
         "seed": config.validation_seed,
+    }
+    if config.stage1 and config.stage1.controlnet:
+        asked = {}  # held-out pictures are followed, with captions, sizes and seeds of their own
+    spec: dict[str, Any] = {
+        **asked,
+        "negative_prompt": config.validation_negative_prompt,
         "images": config.num_validation_images,
         "upscaled": config.num_upscaled_images,
         "measure": config.sample_measure,

@@ -45,6 +45,8 @@ def text_is_frozen(config: StageConfig) -> bool:
     """Whether training leaves the text modules alone, so that what they give can be stored."""
     if config.model_type == "full":
         return False
+    if config.controlnet:
+        return True  # its copy of the way down has none
     targets = config.lora_target_modules
     return not any(layer == name or layer.endswith(f".{name}") for layer in TEXT_LAYERS for name in targets)
 

@@ -71,7 +71,8 @@ def samples_job(job: Job) -> dict[str, Any]:
     if any(item.given is not None for item in wanted):
         rows = _with_conditioning(rows, wanted[:SHEET_COLUMNS])
     if rows:
-        title = f"base and fine-tuned, same seeds: {', '.join(dict.fromkeys(item.prompt for item in wanted))}"
+        prompts = ", ".join(dict.fromkeys(" ".join(item.prompt.split()) for item in wanted))
+        title = f"base and fine-tuned, same seeds: {prompts}"
         save_picture(titled_rows(rows, 128, title), job.out / SHEET)
     return summary
 

@@ -41,7 +41,7 @@ def titled_rows(rows: list[tuple[str, list[np.ndarray]]], cell_px: int, title: s
     line_px = cell_px + _TITLE_PX + _GAP
     sheet = Image.new("RGB", (columns * (cell_px + _GAP) + _GAP, _TITLE_PX + len(rows) * line_px + _GAP), _PAPER)
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
-    pen.text((_GAP, 4), title, _INK, ImageFont.load_default(15))
+    pen.text((_GAP, 4), fitted(title, sheet.width - 2 * _GAP, 15), _INK, ImageFont.load_default(15))
     for line, (label, pictures) in enumerate(rows):
         top = _TITLE_PX + line * line_px
         pen.text((_GAP, top + 4), label, _INK, font)

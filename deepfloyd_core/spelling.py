@@ -26,6 +26,8 @@ REFUSED = {
     "flow": "IF predicts epsilon; it is not a flow-matching model",
     "video": "IF makes pictures, not video",
     "audio": "IF makes pictures, not audio",
+    "controlnet_model_name_or_path": "a ControlNet-LoRA starts from the base model",
+    "controlnet_custom_config": "a ControlNet-LoRA has the base model's layers",
 }
 # Older values of model_type, which name the stage as well.
 _OLD_MODEL_TYPES: dict[str, tuple[Stage, str]] = {
@@ -90,6 +92,7 @@ def _sort_out(values: dict[str, Any], path: Path, stage_keys: frozenset[str]) ->
         ignored.append("report_to")
     notes = [f"{path}: {key} is ignored; it has no effect in this pipeline" for key in ignored if key != "model_family"]
     dropped = {key for key in values if any(key == word or key.startswith(f"{word}_") for word in REFUSED)}
+    dropped |= {key for key in ("controlnet",) if values.get(key, 0) is None}
     rest = {key: value for key, value in values.items() if key not in ignored and key not in dropped}
     return _spread(rest, path, stage_keys), notes
 

@@ -25,6 +25,8 @@ _LIBRARIES = {
 _ADAPTERS = (
     "lora_rank", "lora_alpha", "lora_dropout", "lora_target_modules", "lora_init_type", "use_dora",
 )  # fmt: skip
+# Parts of a UNet that a ControlNet has no copy of.
+_NOT_ON_THE_WAY_DOWN = ("up_blocks", "conv_norm_out", "conv_out", "encoder_hid_proj", "add_embedding")
 # A key, and the values of another under which alone it has an effect.
 _BELONGS: tuple[tuple[str, str, tuple[object, ...]], ...] = (
     *((key, "model_type", ("lora",)) for key in (*_ADAPTERS, "use_bitfit")),
@@ -118,7 +120,7 @@ class StageConfig(Spec):
         "sdpa", description="Attention while training: torch's fused one, xFormers' (NVIDIA GPUs), or plain products."
     )
     dataloader_num_workers: int = Field(
-        1, ge=0, le=16, description="Threads that prepare the next batches during a step; changes no result."
+        1, ge=0, le=16, description="Threads that prepare the next batches, one each, during a step; changes no result."
     )
     max_grad_norm: float = Field(1.0, gt=0, description="Gradients are scaled down to this L2 norm.")
     mixed_precision: Literal["no", "bf16"] = Field(
@@ -346,6 +348,12 @@ class StageConfig(Spec):
         if self.init_lora is not None:
             return (
                 "controlnet is True, and init_lora is set; a ControlNet-LoRA starts from the base. Remove one of them"
+            )
+        beyond = [name for name in self.lora_target_modules if name.split(".")[0] in _NOT_ON_THE_WAY_DOWN]
+        if beyond:
+            return (
+                f"lora_target_modules has {beyond[0]!r}; controlnet adapts a copy of the UNet's way down, which lacks "
+                "it. Remove it"
             )
         if self.controlnet_conditioning == "canny" and (missing := missing_extra(["skimage"], "controlnet")):
             return f"controlnet_conditioning is 'canny', and {missing}"

@@ -164,8 +164,8 @@ def _flat(parts: list[torch.Tensor]) -> list[np.ndarray]:
 def _save_sheets(rows: list[tuple[str, list[np.ndarray]]], out: Path) -> None:
     """rows: a label and its pictures, the truth last. A frame in it shows where the zoomed details lie."""
     label, truths = rows[-1]
-    corners = [busiest(picture, _low_pass(picture)[1], _DETAIL_PX, UPSCALE) for picture in truths]
-    marked = [framed(picture, corner, _DETAIL_PX, _FRAME) for picture, corner in zip(truths, corners, strict=True)]
+    corners = [busiest(picture, _low_pass(picture)[1], _edge(picture), UPSCALE) for picture in truths]
+    marked = [framed(picture, corner, _edge(picture), _FRAME) for picture, corner in zip(truths, corners, strict=True)]
     shown = [*rows[:-1], (f"{label}, and what is zoomed", marked)]
     save_picture(titled_rows(shown, _CELL_PX, "Stage II on held-out pictures"), out / EVAL_SHEET)
     zoomed = [
@@ -175,9 +175,14 @@ def _save_sheets(rows: list[tuple[str, list[np.ndarray]]], out: Path) -> None:
     save_picture(titled_rows(zoomed, _CELL_PX, f"Stage II, zoomed: {_DETAIL_PX} px"), out / DETAIL_SHEET)
 
 
+def _edge(truth: np.ndarray) -> int:
+    """Of the zoomed window, px; a very wide picture has no more height."""
+    return min(_DETAIL_PX, int(truth.shape[0]), int(truth.shape[1]))
+
+
 def _cut(picture: np.ndarray, corner: tuple[int, int], truth: np.ndarray) -> np.ndarray:
     """The zoomed window of a picture, whether it has the truth's size or the low-res one's."""
-    edge, (top, left) = _DETAIL_PX * len(picture) // len(truth), (at * len(picture) // len(truth) for at in corner)
+    edge, (top, left) = _edge(truth) * len(picture) // len(truth), (at * len(picture) // len(truth) for at in corner)
     return picture[top : top + edge, left : left + edge]
 
 

@@ -15,11 +15,11 @@ log = logging.getLogger("deepfloyd_core.eval_set")
 
 @task(name="eval_set", cache_policy=NO_CACHE)
 def eval_set(run: Run, index: Artifact) -> Artifact:
-    """Held-out crops for every stage of the run. Says so when they are not those of the run before."""
+    """Held-out crops for every stage of the run. Says so when they are new and not those that were made before."""
     request = eval_request(run, index)
-    before = newest(run.workspace, "eval_set", request.format, lambda record: record["spec"] == request.spec)
-    held_out, _ = materialise(run.workspace, request, lambda work: build_shards(plan_eval(run, index, work), work))
-    came, went = eval_change(before, held_out) if before else (0, 0)
+    before = newest(run.workspace, "eval_set", request.format)
+    held_out, reused = materialise(run.workspace, request, lambda work: build_shards(plan_eval(run, index, work), work))
+    came, went = eval_change(before, held_out) if before and not reused else (0, 0)
     if came or went:
         log.warning(
             "eval_set %s: %d held-out pictures came in and %d went out since %s, so figures that were measured on them "

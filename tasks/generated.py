@@ -9,6 +9,7 @@ from deepfloyd_core.artifacts import Artifact, materialise
 from deepfloyd_core.bundle import find_version
 from deepfloyd_core.config import Run
 from deepfloyd_core.errors import ConfigError
+from deepfloyd_core.files import sha256_file
 from deepfloyd_core.flavours import Stage, resolve
 from deepfloyd_core.jobs import run_job
 from deepfloyd_core.pictures import read_fitted
@@ -39,7 +40,7 @@ def generated(run: Run, pictures: list[tuple[str, int]], version: str, control: 
     if control is not None:
         read_fitted(control, size)  # so that a file that is no picture ends the run here
     options = {
-        "control": None if control is None else str(control.absolute()),
+        "control": None if control is None else [str(control.absolute()), sha256_file(control)],
         "pictures": pictures,
         "version": version,
         "size": list(size),

@@ -222,6 +222,33 @@ def test_offloading_moves_the_model_before_its_control_is_asked() -> None:
     assert order == ["moved", "asked"]
 
 
+def test_offloading_before_loading_is_refused(tmp_path: Path) -> None:
+    save_control(controlled(), 1, FOLDER, tmp_path)
+    unet = load_unet(FOLDER, torch.float32)
+    add_hook_to_module(unet, ModelHook())
+    with pytest.raises(ConfigError, match="Call load_control before enable_model_cpu_offload"):
+        load_control(unet, tmp_path / FILE)
+
+
+def test_a_second_file_takes_the_place_of_the_first_and_pictures_must_be_one_or_as_many_as_are_made(
+    tmp_path: Path,
+) -> None:
+    unet = controlled()
+    save_control(unet, 1, FOLDER, tmp_path)
+    words, other = inputs(unet), controlled(moved=False)
+    load_control(other, tmp_path / FILE)
+    picture = words["cross_attention_kwargs"]["control_image"]
+    with torch.inference_mode(), frozen(unet):
+        expected = unet(**words)[0]
+        assert torch.equal(other(**words)[0], expected)
+        one = {**words, "cross_attention_kwargs": {"control_image": picture[:1]}}
+        both = {**words, "cross_attention_kwargs": {"control_image": picture[:1].repeat(2, 1, 1, 1)}}
+        assert torch.equal(other(**one)[0], other(**both)[0])
+        many = {**words, "cross_attention_kwargs": {"control_image": picture.repeat(2, 1, 1, 1)}}
+        with pytest.raises(ValueError, match="control_image has 4 pictures, and the UNet is called with 2"):
+            other(**many)
+
+
 def _without(state: dict[str, torch.Tensor]) -> None:
     del state["skips.0.weight"]
 
@@ -257,7 +284,6 @@ def test_a_file_that_is_not_what_was_trained_is_caught(
 
 
 def test_files_of_other_kinds_are_named(tmp_path: Path) -> None:
-    save_file({"x": torch.zeros(1)}, tmp_path / FILE)
     unet = controlled()
     unet.control.conditioning = "depth"
     save_control(unet, 1, FOLDER, tmp_path)
@@ -278,6 +304,8 @@ def test_files_of_other_kinds_are_named(tmp_path: Path) -> None:
         ({"use_bitfit": True}, "controlnet is True, without effect while use_bitfit is True"),
         ({"model_type": "full"}, "without effect while model_type is full"),
         ({"controlnet": False, "controlnet_conditioning": "low_res"}, "or set controlnet = True"),
+        ({"lora_target_modules": ["to_q", "encoder_hid_proj"]}, "has 'encoder_hid_proj'; controlnet adapts a copy"),
+        ({"lora_target_modules": ["conv_out"]}, "has 'conv_out'"),
         ({"controlnet_conditioning": "depth"}, "'canny', 'grayscale' or 'low_res'"),
     ],
 )
@@ -285,6 +313,19 @@ def test_settings_that_make_no_control_are_refused(keys: dict[str, Any], says: s
     first = {"lora_rank": 16} if {"use_bitfit", "model_type"} & keys.keys() else {}
     with pytest.raises(ValueError, match=says):
         settings(**first, **keys)
+
+
+def test_simpletuners_other_controlnet_keys_are_refused_with_the_reason_and_dropped_when_empty(
+    world: tuple[Path, dict[str, Artifact], Any],
+) -> None:
+    path = world[0].with_name("flat.json")
+    flat = {"model_type": "deepfloyd-lora", "model_flavour": "tiny-i", "workspace": str(path.parent / "flat"),
+            "data_backend_config": str(path.parent / "data.json")}  # fmt: skip
+    path.write_text(json.dumps({**flat, "controlnet": None, "controlnet_model_name_or_path": None}))
+    assert not load_run(path).config.stage(1).controlnet
+    path.write_text(json.dumps({**flat, "controlnet": True, "controlnet_model_name_or_path": "some/where"}))
+    with pytest.raises(ConfigError, match="but a ControlNet-LoRA starts from the base model"):
+        load_run(path)
 
 
 def test_canny_without_scikit_image_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

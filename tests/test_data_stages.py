@@ -640,6 +640,12 @@ def test_pictures_of_one_s_own_are_measured_on_and_not_trained_on(world: Any) ->
     assert trained.counts == {(64, 64): 3}, "neither the set of one's own nor a copy of it elsewhere"
     with pytest.raises(ConfigError, match=r"eval_dataset_id is 'mine'; .*data.json has set, own. Use one of these"):
         world.load({}, entry, eval_dataset_id="mine")
+    large = {**entry, "id": "large", "resolution": 256}
+    with pytest.raises(ConfigError, match="eval_dataset_id is 'large', which does not feed stage 1"):
+        world.load({}, large, eval_dataset_id="large")
+    late = world.load({"start_step": 5}, entry, stages=(1,), num_eval_images=2, eval_dataset_id="own")
+    with pytest.raises(DataError, match="own has 2 usable pictures, and num_eval_images = 2"):
+        world.eval_set(late, index)
     with pytest.raises(DataError, match="own has 2 usable pictures, and num_eval_images = 2"):
         alone = world.load(entry, stages=(1,), num_eval_images=2, eval_dataset_id="own")
         world.eval_set(alone, world.index(alone))
@@ -657,6 +663,9 @@ def test_a_run_says_when_the_held_out_pictures_are_not_those_of_the_one_before(
             caplog.clear()
             sets.append(eval_ids(tasks.eval_set.eval_set.fn(run, world.index(run))))
             said.append("1 held-out pictures came in and 1 went out since" in caplog.text)
+            caplog.clear()
+            tasks.eval_set.eval_set.fn(run, world.index(run))
+            assert "came in" not in caplog.text, "reused"
     assert said == [False, *(before != after for before, after in pairwise(sets))]
     assert any(said) and not all(said)
 
