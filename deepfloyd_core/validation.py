@@ -1,7 +1,7 @@
 """What a training shows of itself on the way: losses, and pictures as the stock pipeline makes them, of the same seeds.
 
-Stage I draws the validation prompts, or with a ControlNet follows held-out pictures; Stage II enlarges those. The losses of
-a step wait in a dot file until the training is finished, so that a killed run keeps those of the steps before its checkpoint.
+Stage I draws the validation prompts, or with a ControlNet follows held-out pictures; Stage II enlarges those. The losses
+of a step wait in a dot file until the training is finished, so that a killed run keeps those before its checkpoint.
 """
 
 import json

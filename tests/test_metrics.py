@@ -16,6 +16,7 @@ from PIL import Image
 from skimage import data
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
+from deepfloyd_core import upscaled
 from deepfloyd_core.config import load_run
 from deepfloyd_core.metrics import (
     FEWEST,
@@ -28,7 +29,7 @@ from deepfloyd_core.metrics import (
     psnr,
     ssim,
 )
-from deepfloyd_core.objective import low_res, to_model_range
+from deepfloyd_core.objective import low_res, to_bytes, to_model_range
 from deepfloyd_core.products import DETAIL_SHEET
 from deepfloyd_core.row_list import shard_files
 from deepfloyd_core.shards import open_shard
@@ -183,6 +184,14 @@ def test_the_window_with_most_detail_is_found() -> None:
     assert (top, left) in {(100, 48), (100, 52)}
     assert busiest(smooth, smooth, 64, 4) == (0, 0), "there is none"
     assert busiest(picture[:64, :64], smooth[:64, :64], 64, 4) == (0, 0), "all of a small picture"
+
+
+def test_a_picture_that_is_less_high_than_the_window_is_zoomed_as_high_as_it_is(tmp_path: Path) -> None:
+    wide = np.random.default_rng(0).integers(0, 256, (32, 256, 3), dtype=np.uint8)
+    small = to_bytes(low_res(to_model_range(torch.from_numpy(wide)[None])))[0].numpy()
+    upscaled._save_sheets([("low-res", [small]), ("tuned", [wide]), ("truth", [wide])], tmp_path)
+    with Image.open(tmp_path / DETAIL_SHEET) as sheet:
+        assert sheet.width > 100
 
 
 def test_what_is_made_of_samples_is_measured_without_a_truth() -> None:
