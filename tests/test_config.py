@@ -68,6 +68,7 @@ STAGE_BOUNDS: dict[str, tuple[type, float | None, float | None]] = {
     "train_batch_size": (int, 1, 4096),
     "gradient_accumulation_steps": (int, 1, 1024),
     "max_grad_norm": (float, 5e-324, None),
+    "dataloader_num_workers": (int, 0, 16),
     "adam_beta1": (float, 0, math.nextafter(1, 0)),
     "adam_beta2": (float, 0, math.nextafter(1, 0)),
     "adam_epsilon": (float, 5e-324, None),
@@ -554,7 +555,7 @@ def test_a_key_that_has_no_effect_is_reported_not_swallowed(files: Files) -> Non
 @pytest.mark.parametrize(
     ("key", "value", "reason"),
     [("vae_path", "x", "no VAE"), ("flow_schedule_shift", 3, "not a flow-matching model"),
-     ("video_length", 9, "not video"), ("controlnet", True, "ControlNet"),
+     ("video_length", 9, "not video"), ("controlnet_custom_config", "x.json", "ControlNet-LoRA"),
      ("model_family", "flux", "trains deepfloyd only")],
 )  # fmt: skip
 def test_a_key_that_makes_no_sense_here_is_refused_with_the_reason(
@@ -566,7 +567,7 @@ def test_a_key_that_makes_no_sense_here_is_refused_with_the_reason(
 
 
 def test_keys_of_the_data_file_that_make_no_sense_are_refused_with_the_reason(files: Files) -> None:
-    assert "ControlNet conditioning is not supported" in files.data_refusal(conditioning_data="depth")
+    assert "made of the pictures themselves" in files.data_refusal(conditioning_data="depth")
     assert "not video" in files.data_refusal(video={"num_frames": 3})
 
 

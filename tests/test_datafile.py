@@ -88,8 +88,8 @@ def test_unknown_keys_name_the_nearest_also_inside_blocks(files: Files) -> None:
 @pytest.mark.parametrize(
     ("keys", "says"),
     [
-        ({"conditioning_data": "depth"}, "ControlNet conditioning is not supported"),
-        ({"conditioning": [{"type": "canny"}]}, "ControlNet conditioning is not supported"),
+        ({"conditioning_data": "depth"}, "made of the pictures themselves"),
+        ({"conditioning": [{"type": "canny"}]}, "made of the pictures themselves"),
         ({"video": {"num_frames": 3}}, "not video"),
         ({"is_regularisation_data": True}, "against the base model"),
         ({"max_upscale_threshold": 0.2}, "nothing is ever upsampled"),
@@ -124,7 +124,7 @@ def test_a_refused_key_of_a_stage_gives_its_reason_too(files: Files) -> None:
 @pytest.mark.parametrize(
     ("entry", "says"),
     [
-        ({"id": "x", "dataset_type": "conditioning"}, "dataset_type is 'conditioning', but ControlNet"),
+        ({"id": "x", "dataset_type": "conditioning"}, "dataset_type is 'conditioning', but a ControlNet"),
         ({"id": "x", "dataset_type": "video"}, "not video"),
         ({"id": "x", "dataset_type": "eval"}, "num_eval_images"),
         ({"id": "x", "dataset_type": "picture"}, "dataset_type is 'picture'"),

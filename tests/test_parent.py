@@ -160,7 +160,7 @@ def test_the_bytes_of_the_parent_are_in_the_request_and_its_path_is_not(folder: 
         ("lora", 1, {**LORA, "mixed_precision": "bf16", "optimizer": "adamw_bf16"},
          "with weights in F32; adamw_bf16 starts exactly from BF16 only. Use adamw."),
         ("nowhere", 1, LORA, "there is no such file or folder"),
-        ("run", 1, LORA, "has none of bitfit_biases.safetensors, unet/diffusion_pytorch_model.safetensors"),
+        ("run", 1, LORA, "has none of bitfit_biases.safetensors, controlnet_lora.safetensors, unet/diffusion_pytorch_model"),
         ("run/data.json", 1, LORA, "only .safetensors files are read, never a pickle"),
     ],
 )  # fmt: skip

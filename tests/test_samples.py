@@ -38,7 +38,9 @@ def stood_in(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     def make(config: Any, stage: int, folder: Path, lora: Path | None, sampled: Callable[[int], None]) -> StandIn:
         return StandIn(stage, "tuned" if lora else "base", sampled)
 
-    def first(sampler: StandIn, text: Any, negative: Any, seeds: list[int], size: tuple[int, int]) -> torch.Tensor:
+    def first(
+        sampler: StandIn, text: Any, negative: Any, seeds: list[int], size: tuple[int, int], control: None
+    ) -> torch.Tensor:
         sampler.sampled(len(seeds))
         return torch.full((len(seeds), 3, size[1], size[0]), {"base": -0.5, "tuned": 0.25}[sampler.variant])
 
