@@ -121,6 +121,12 @@ class SmallRun:
         """Run the command line and return exit code and output."""
         return subprocess.run(self.command(*arguments), capture_output=True, text=True, cwd=self.folder, timeout=600)
 
+    def call_here(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
+        """Like `call`, in a fork of this process that starts no other: a whole run takes a third of the time."""
+        from command_here import call_here
+
+        return call_here(arguments, self.folder)
+
 
 def make_small_run(folder: Path, pictures: int = 8) -> SmallRun:
     """Write the run file, the data file and the pictures of a small run."""
