@@ -5,19 +5,17 @@ makes, and not of its processes, need none of them; tests/test_flows.py and test
 """
 
 import importlib
-import json
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 from typing import Any
 
 from deepfloyd_core import jobs
-from deepfloyd_core.artifacts import Artifact, WorkDir
-from deepfloyd_core.config import RunConfig
-from deepfloyd_core.types import Report, no_report
 
 TIMEOUT_S = 600
 _COMMANDS = "flows.cli", "flows.finetune", "flows.generate", "flows.stages"
@@ -25,12 +23,9 @@ _COMMANDS = "flows.cli", "flows.finetune", "flows.generate", "flows.stages"
 
 def call_here(arguments: tuple[str, ...], folder: Path) -> "subprocess.CompletedProcess[str]":
     """What `deepfloyd ARGUMENTS`, started in this folder, returns and prints."""
-    for name in (*_COMMANDS, *(function.split(":")[0] for function in jobs.JOBS.values())):
-        importlib.import_module(name)
     with TemporaryDirectory() as made:
-        printed = [Path(made, name) for name in ("out", "err")]
-        process = multiprocessing.get_context("fork").Process(target=_main, args=(arguments, folder, printed))
-        process.start()
+        printed = Path(made, "out"), Path(made, "err")
+        process = start_here(arguments, folder, printed)
         process.join(TIMEOUT_S)
         if process.is_alive():
             process.kill()
@@ -40,16 +35,26 @@ def call_here(arguments: tuple[str, ...], folder: Path) -> "subprocess.Completed
         return subprocess.CompletedProcess(arguments, code, *(path.read_text() for path in printed))
 
 
-def _main(arguments: tuple[str, ...], folder: Path, printed: list[Path]) -> None:
+def start_here(
+    arguments: tuple[str, ...], folder: Path, printed: tuple[Path, Path]
+) -> "multiprocessing.process.BaseProcess":
+    """Begin it, in a session of its own. printed: where its two outputs are appended."""
+    for name in (*_COMMANDS, *(function.split(":")[0] for function in jobs.JOBS.values())):
+        importlib.import_module(name)
+    process = multiprocessing.get_context("fork").Process(target=_main, args=(arguments, folder, printed))
+    process.start()
+    return process
+
+
+def _main(arguments: tuple[str, ...], folder: Path, printed: tuple[Path, Path]) -> None:
+    os.setsid()
     for number, path in enumerate(printed, 1):
-        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
     sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in (1, 2))
     os.chdir(folder)
     sys.argv = ["deepfloyd", *arguments]
-    for module in list(sys.modules.values()):
-        if getattr(module, "run_job", None) is jobs.run_job and module is not jobs:
-            module.run_job = _job_here  # type: ignore[attr-defined]
-    jobs.run_job = _job_here
+    jobs.subprocess = SimpleNamespace(Popen=_ChildHere, DEVNULL=-1, STDOUT=-1)  # type: ignore[assignment, attr-defined]
+    jobs._die_with_parent = lambda parent: None
     _see_environment()
     from flows.cli import main
 
@@ -63,17 +68,16 @@ def _see_environment() -> None:
     refresh_global_settings_context()
 
 
-def _job_here(
-    name: str, config: RunConfig, inputs: dict[str, Artifact], options: dict[str, Any], work: WorkDir,
-    report: Report = no_report,
-) -> dict[str, Any]:  # fmt: skip
-    """The job, given and returning what would have passed through the files of `run_job`."""
-    given = RunConfig.model_validate(_as_json(config.model_dump(mode="json")))
-    summary: dict[str, Any] = _as_json(
-        jobs.job_function(name)(jobs.Job(given, inputs, _as_json(options), work.path, report))
-    )
-    return summary
+class _ChildHere:
+    """The child process of a job: its own entry, called here. Its request, progress and result pass through their files."""
 
+    def __init__(self, command: list[str], **_: Any) -> None:
+        number = signal.SIGTERM, signal.SIGINT
+        before = [signal.getsignal(one) for one in number]
+        self.returncode = jobs.main(*command[-2:])
+        for one, handler in zip(number, before, strict=True):
+            signal.signal(one, handler)
 
-def _as_json(value: Any) -> Any:
-    return json.loads(json.dumps(value))
+    def poll(self) -> int:
+        """It has ended."""
+        return self.returncode
