@@ -1,6 +1,7 @@
 """Fixtures that several files share: a world of pictures, a small run on the tiny cascade, one real Prefect server."""
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -120,6 +121,18 @@ class SmallRun:
     def call(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
         """Run the command line and return exit code and output."""
         return subprocess.run(self.command(*arguments), capture_output=True, text=True, cwd=self.folder, timeout=600)
+
+    def call_here(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
+        """Like `call`, in a fork of this process that starts no other: a whole run takes a third of the time."""
+        from command_here import call_here
+
+        return call_here(arguments, self.folder)
+
+    def start_here(self, log: Path, *arguments: str) -> "multiprocessing.process.BaseProcess":
+        """Begin what `call_here` waits for; both outputs go to the end of one file."""
+        from command_here import start_here
+
+        return start_here(arguments, self.folder, (log, log))
 
 
 def make_small_run(folder: Path, pictures: int = 8) -> SmallRun:

@@ -146,7 +146,7 @@ def test_a_run_with_bitfit_ends_in_a_bundle_whose_card_says_how_to_load_it(
     run = new_small_run(tmp_path / "run")
     settings = ("use_bitfit=true", "lora_rank=16", "lora_dropout=0.0", "learning_rate=1e-2")
     keys = tuple(f"--set=stage1.{key}" for key in settings)
-    done = run.call("run", str(run.config), *keys, "--set=stage2.max_train_steps=1")
+    done = run.call_here("run", str(run.config), *keys, "--set=stage2.max_train_steps=1")
     assert done.returncode == 0, done.stderr
     (bundle,) = (run.workspace / "lora_bundle").iterdir()
     (lora,) = (run.workspace / "stage1_lora").iterdir()
@@ -167,7 +167,7 @@ def test_a_run_with_bitfit_ends_in_a_bundle_whose_card_says_how_to_load_it(
     assert torch.equal(names["stage1"].unet.conv_in.bias, load_file(lora / BITFIT_FILE)["conv_in.bias"])
 
     def generated(version: str) -> bytes:
-        made = run.call("generate", str(run.config), "--prompt", "a purple star", "--version", version, *keys)
+        made = run.call_here("generate", str(run.config), "--prompt", "a purple star", "--version", version, *keys)
         assert made.returncode == 0, made.stderr
         with Image.open(made.stdout.splitlines()[0]) as picture:
             return picture.tobytes()

@@ -448,7 +448,7 @@ def test_a_run_ends_in_a_version_that_follows_a_picture(
     """Through the command line: run, the card's own code, generate with and without a picture."""
     run = new_small_run(tmp_path / "run")
     keys = [f"--set=stage1.{key}" for key in (*KEYS, "max_train_steps=4")]
-    done = run.call("run", str(run.config), *keys)
+    done = run.call_here("run", str(run.config), *keys)
     assert done.returncode == 0, done.stderr
     (bundle,) = (run.workspace / "lora_bundle").iterdir()
     assert {path.name for path in (bundle / "stage1").iterdir()} == {FILE, "scheduler"}
@@ -466,7 +466,7 @@ def test_a_run_ends_in_a_version_that_follows_a_picture(
     command = ["generate", str(run.config), "--prompt", "a purple star", *keys]
 
     def generated(*more: str) -> bytes:
-        made = run.call(*command, *more)
+        made = run.call_here(*command, *more)
         assert made.returncode == 0, made.stderr
         with Image.open(made.stdout.splitlines()[0]) as picture:
             return picture.tobytes()
@@ -484,5 +484,5 @@ def test_a_run_ends_in_a_version_that_follows_a_picture(
         ("--control", str(run.config)): "run.toml cannot be read",
     }
     for more, says in refused.items():
-        failed = run.call(*command, *more)
+        failed = run.call_here(*command, *more)
         assert failed.returncode == 2 and says in " ".join(failed.stderr.split()), failed.stderr

@@ -481,13 +481,13 @@ def test_twenty_kills_change_no_byte_and_nothing_finished_is_encoded_again(world
 
 @pytest.mark.slow
 def test_a_run_with_128_tokens_trains_samples_and_generates(
-    tmp_path: Path, new_small_run: Callable[[Path], Any]
+    server: str, tmp_path: Path, new_small_run: Callable[[Path], Any]
 ) -> None:
     small = new_small_run(tmp_path / "run")
     (small.pictures / "star_000.txt").write_text("a purple star " * 30)
     settings = ("tokenizer_max_length=128", "stage1.max_train_steps=2", "stage2.max_train_steps=2")
     sets = [part for setting in settings for part in ("--set", setting)]
-    done = small.call("run", str(small.config), *sets)
+    done = small.call_here("run", str(small.config), *sets)
     assert done.returncode == 0, done.stderr
     assert "tokenizer_max_length is 128; IF was trained with 77" in " ".join(done.stderr.split())
     (folder,) = (small.workspace / "text_embeds").glob("*")
@@ -497,7 +497,7 @@ def test_a_run_with_128_tokens_trains_samples_and_generates(
     pictures = {}
     for length in ("128", "77"):
         arguments = ("--prompt", "a purple star", "--seed", "1", "--set", f"tokenizer_max_length={length}")
-        done = small.call("generate", str(small.config), *arguments)
+        done = small.call_here("generate", str(small.config), *arguments)
         assert done.returncode == 0, done.stderr
         made_now = max((small.workspace / "generated").glob("*"), key=lambda path: path.stat().st_mtime_ns)
         pictures[length] = sorted(made_now.glob("*64x64.png"))[0].read_bytes()

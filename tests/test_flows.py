@@ -130,14 +130,14 @@ def test_retrain_on_new_pictures_publishes_a_second_version_beside_the_first(
     before = _digest(run.workspace)
     for number in (100, 101, 102):
         run.add_picture(number)
-    done = run.call("retrain", str(run.config), *FAST)
+    done = run.call_here("retrain", str(run.config), *FAST)
     assert done.returncode == 0, done.stderr
     after = _digest(run.workspace)
     assert {name: after[name] for name in before} == before
     records = [json.loads(path.read_text()) for path in sorted((run.workspace / "versions").iterdir())]
     assert [record["number"] for record in records] == [1, 2]
     assert records[0]["bundle"] != records[1]["bundle"]
-    again = run.call("retrain", str(run.config), *FAST)
+    again = run.call_here("retrain", str(run.config), *FAST)
     assert again.stdout.strip() == "no change"
     assert _digest(run.workspace) == after
     assert "inputs.data" in done.stderr  # the field-level reason
@@ -155,9 +155,9 @@ def test_generate_gives_the_same_bytes_twice_and_says_how_they_were_made(finishe
     assert (record["prompt"], record["seed"], record["stage"]) == ("a purple star", 7, 2)
     before = small.read_bytes(), large.read_bytes()
     shutil.rmtree(run.workspace / "generated")
-    assert run.call(*arguments).returncode == 0
+    assert run.call_here(*arguments).returncode == 0
     assert (small.read_bytes(), large.read_bytes()) == before
-    base = run.call(*arguments, "--version", "base")
+    base = run.call_here(*arguments, "--version", "base")
     assert Path(base.stdout.split()[0]).read_bytes() != before[0]
     shutil.rmtree(run.workspace / "generated")
 
@@ -221,7 +221,7 @@ def test_a_size_that_the_unet_cannot_halve_fails_before_anything_is_made(
 
 @pytest.mark.slow
 def test_stage_commands_make_only_what_they_need(small_run: Any, server: str) -> None:
-    done = small_run.call("embed", str(small_run.config))
+    done = small_run.call_here("embed", str(small_run.config))
     assert done.returncode == 0, done.stderr
     kinds = {path.parent.parent.name for path in small_run.workspace.glob("*/*/manifest.json")}
     assert kinds == {"image_index", "text_embeds"}
@@ -261,7 +261,7 @@ def test_simpletuners_flat_config_trains_its_one_stage(
     }
     path = small_run.folder / "config.json"
     path.write_text(json.dumps(config))
-    done = small_run.call("run", str(path), "--set", f"workspace={small_run.workspace}")
+    done = small_run.call_here("run", str(path), "--set", f"workspace={small_run.workspace}")
     assert done.returncode == 0, done.stderr
     assert "output_dir is ignored" in done.stderr
     kinds = {path.parent.parent.name for path in small_run.workspace.glob("*/*/manifest.json")}

@@ -215,7 +215,7 @@ def test_a_full_run_ends_in_a_bundle_whose_card_says_how_to_load_it(
     settings = ("model_type=full", "lora_rank=16", "learning_rate=1e-4", "max_train_steps=2")
     keys = [f"--set=stage{stage}.{key}" for stage in (1, 2) for key in settings]
     keys.append("--set=stage1.lora_dropout=0.0")
-    done = run.call("run", str(run.config), *keys)
+    done = run.call_here("run", str(run.config), *keys)
     assert done.returncode == 0, done.stderr
     assert not list(run.workspace.glob("stage?_text")), "T5's own rows are trained on"
     (bundle,) = (run.workspace / "lora_bundle").iterdir()
@@ -228,7 +228,7 @@ def test_a_full_run_ends_in_a_bundle_whose_card_says_how_to_load_it(
         assert summary["frozen_parameters"] == 0 == summary["reload_difference"]
         assert summary["trainable_parameters"] == sum(map(torch.numel, load_file(lora / WEIGHTS).values()))
         assert summary["eval_loss"] != summary["eval_loss_base"]
-    assert run.call("verify", str(run.workspace)).returncode == 0
+    assert run.call_here("verify", str(run.workspace)).returncode == 0
 
     code = (bundle / "README.md").read_text().split("```python")[1].split("```")[0]
     for stage, folder in FOLDERS.items():
@@ -242,7 +242,7 @@ def test_a_full_run_ends_in_a_bundle_whose_card_says_how_to_load_it(
         assert all(torch.equal(saved_weights[k], v) for k, v in names[f"stage{stage}"].unet.state_dict().items())
 
     def generated(version: str) -> bytes:
-        made = run.call("generate", str(run.config), "--prompt", "a purple star", "--version", version, *keys)
+        made = run.call_here("generate", str(run.config), "--prompt", "a purple star", "--version", version, *keys)
         assert made.returncode == 0, made.stderr
         with Image.open(made.stdout.splitlines()[0]) as picture:
             return picture.tobytes()

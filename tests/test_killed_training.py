@@ -1,6 +1,5 @@
 """A training with every kind of state, killed at random moments, ends with the bytes of one that was not."""
 
-import multiprocessing
 import os
 import random
 import signal
@@ -10,9 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from training_parts import prepared, run_here, stage_text, train_stage
+from training_parts import fewer_losses, forked, prepared, run_here, stage_text, train_stage
 
-from deepfloyd_core.artifacts import Artifact
 from deepfloyd_core.config import Run
 
 KILLS = int(os.environ.get("DEEPFLOYD_KILLS", "3"))  # 50 take some ten minutes
@@ -30,23 +28,15 @@ def workers(run: Run, count: int) -> Run:
     return replace(run, config=run.config.model_copy(update={"stage1": stage1}))
 
 
-def forked(run: Run, made: dict[str, Artifact], workspace: Path) -> "multiprocessing.process.BaseProcess":
-    """The training in a process of its own, which need not import torch again."""
-    process = multiprocessing.get_context("fork").Process(
-        target=train_stage, args=(run, made, 1, workspace), kwargs={"how": run_here}
-    )
-    process.start()
-    return process
-
-
 def checkpoints(workspace: Path) -> set[str]:
     return {path.parent.name for path in workspace.glob("stage1_lora/*/.checkpoints/*/checkpoint.json")}
 
 
 @pytest.mark.slow
 def test_a_training_killed_at_random_moments_ends_with_the_bytes_of_an_unbroken_one(
-    world: "object", tmp_path: Path
+    world: "object", tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    fewer_losses(monkeypatch)
     rng, chance = np.random.default_rng(0), random.Random(1)
     for number, shape in enumerate([(64, 64, 3)] * 7 + [(64, 96, 3)] * 5):  # two buckets
         world.add(f"{number}.png", rng.integers(0, 256, shape, dtype=np.uint8), f"caption {number}")

@@ -98,7 +98,7 @@ def test_the_guides_data_file_does_what_its_text_says(
         "num_eval_images": 1,
     }
     (run.folder / "config.json").write_text(json.dumps({**config, **paths}))
-    done = run.call("prepare", str(run.folder / "config.json"))
+    done = run.call_here("prepare", str(run.folder / "config.json"))
     assert done.returncode == 0, done.stderr
     assert "cache_dir is ignored" in done.stderr
 
@@ -195,7 +195,7 @@ def test_a_run_trains_and_samples_both_stages_on_several_sizes(
     entries = json.loads((run.folder / "data.json").read_text())
     (run.folder / "data.json").write_text(json.dumps([{**entry, "crop_aspect": "preserve"} for entry in entries]))
     keys = ("stage1.max_train_steps=4", "stage2.max_train_steps=2", "validation_resolution=96x64", "num_eval_images=3")
-    done = run.call("run", str(run.config), *(part for key in keys for part in ("--set", key)))
+    done = run.call_here("run", str(run.config), *(part for key in keys for part in ("--set", key)))
     assert done.returncode == 0, done.stderr
     for stage in (1, 2):
         (manifest,) = run.workspace.glob(f"stage{stage}_pixels/*/manifest.json")

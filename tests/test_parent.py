@@ -217,7 +217,7 @@ def test_a_number_is_a_published_version(folder: Path) -> None:
 def test_the_command_line_trains_on_from_an_artifact_and_refuses_the_other_stages(server: str, small_run: Any) -> None:
     def trained(stage: int, *keys: str) -> Any:
         settings = ("max_train_steps=1", *keys)
-        return small_run.call(
+        return small_run.call_here(
             f"train-stage{stage}", str(small_run.config), *(f"--set=stage{stage}.{key}" for key in settings)
         )
 

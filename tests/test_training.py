@@ -17,7 +17,16 @@ from diffusers import DDPMScheduler, IFPipeline, UNet2DConditionModel
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
-from training_parts import FOLDERS, prepared, run_here, stage_text, train_stage
+from training_parts import (
+    FOLDERS,
+    fewer_losses,
+    newest_checkpoint,
+    prepared,
+    run_here,
+    stage_text,
+    train_and_kill,
+    train_stage,
+)
 
 from deepfloyd_core import stage_loss
 from deepfloyd_core.artifacts import MANIFEST, Artifact, Request, materialise
@@ -128,7 +137,7 @@ def test_full_steps_are_those_of_plain_adamw_on_every_weight(
     """Against torch alone on a UNet that diffusers loaded, fed what the trainer was fed. Bit for bit in fp32."""
     first, made = world
     settings = ["model_type=full", "lora_rank=16", "lora_dropout=0.0", "max_train_steps=2", "lr_scheduler=constant"]
-    settings += ["use_ema=false", "random_flip=false"]
+    settings += ["use_ema=false", "random_flip=false", "validation_steps=0"]
     run = load_run(first.workspace.parent / "run.toml", tuple(f"stage{stage}.{key}" for key in settings))
     fed = _recorded(monkeypatch)
     trained = train_stage(run, made, stage, tmp_path, how=run_here)
@@ -136,7 +145,7 @@ def test_full_steps_are_those_of_plain_adamw_on_every_weight(
 
     unet = UNet2DConditionModel.from_pretrained(FOLDERS[stage], subfolder="unet").train()
     optimizer = torch.optim.AdamW(unet.parameters(), lr=1e-3, weight_decay=1e-2)
-    for (_, x, t, text, level), (_, noise) in zip(fed[::2], fed[1::2], strict=True):
+    for (_, x, t, text, level, _), (_, noise) in zip(fed[::2], fed[1::2], strict=True):
         eps = unet(x, t, encoder_hidden_states=text.rows, class_labels=level).sample[:, :3]
         (eps - noise).square().mean(dim=(1, 2, 3)).mean().backward()
         torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
@@ -151,11 +160,16 @@ def test_full_steps_are_those_of_plain_adamw_on_every_weight(
 @pytest.mark.slow
 @pytest.mark.parametrize(("stage", "precision"), [(1, "no"), (1, "bf16"), (2, "no")])
 def test_training_on_the_stored_text_gives_the_bytes_of_training_on_the_raw_rows(
-    world: tuple[Run, dict[str, Artifact]], tmp_path: Path, stage: Stage, precision: str
+    world: tuple[Run, dict[str, Artifact]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stage: Stage,
+    precision: str,
 ) -> None:
     """At batch size 1; in larger ones a stock UNet rounds its own projections otherwise."""
     first, made = world
-    settings = ("train_batch_size=1", "max_train_steps=3", f"mixed_precision={precision}")
+    fewer_losses(monkeypatch)
+    settings = ("train_batch_size=1", "max_train_steps=3", "validation_steps=0", f"mixed_precision={precision}")
     run = load_run(first.workspace.parent / "run.toml", tuple(f"stage{stage}.{key}" for key in settings))
     ours, stock = (train_stage(run, made, stage, tmp_path, text, run_here) for text in (None, made["text_embeds"]))
     assert ours.fingerprint != stock.fingerprint
@@ -169,7 +183,8 @@ def test_adapters_on_the_text_modules_train_on_the_raw_rows(
     world: tuple[Run, dict[str, Artifact]], tmp_path: Path
 ) -> None:
     first, made = world
-    keys = ('stage1.lora_target_modules=["to_q","encoder_hid_proj"]', "stage1.max_train_steps=2")
+    settings = ('lora_target_modules=["to_q","encoder_hid_proj"]', "max_train_steps=2", "validation_steps=0")
+    keys = tuple(f"stage1.{key}" for key in settings)
     run = load_run(first.workspace.parent / "run.toml", keys)
     lora = train_stage(run, made, 1, tmp_path, how=run_here)
     assert lora.manifest["inputs"]["text"] == text_identity(made["text_embeds"])
@@ -282,21 +297,18 @@ def test_another_prompt_trains_nothing_anew(world: tuple[Run, dict[str, Artifact
 def test_a_trainer_killed_again_and_again_makes_the_same_bytes(
     world: tuple[Run, dict[str, Artifact]], loras: dict[int, Artifact], tmp_path: Path, stage: Stage
 ) -> None:
+    """Stage I first as the job that a run starts."""
     run, made = world
-    kills = 0
-    while kills < 20:
+    if stage == 1:
         killer = _Killer(tmp_path, after_steps=4)
         killer.start()
-        try:
-            lora = train_stage(run, made, stage, tmp_path)
-            break
-        except JobError as error:
-            assert "SIGKILL" in str(error)
-            kills += 1
-        finally:
-            killer.done.set()
-            killer.join()
-    assert kills >= 1, "the trainer was never killed"
+        with pytest.raises(JobError, match="SIGKILL"):
+            train_stage(run, made, 1, tmp_path)
+        killer.join()
+    else:
+        train_and_kill(run, made, 2, tmp_path, after_steps=1)
+    train_and_kill(run, made, stage, tmp_path, after_steps=2)
+    lora = train_stage(run, made, stage, tmp_path, how=run_here)
     assert lora.hashes == loras[stage].hashes
     assert lora.summary["steps_of_this_process"] < run.config.stage(stage).max_train_steps
 
@@ -306,16 +318,12 @@ def test_a_damaged_checkpoint_is_passed_over(
     world: tuple[Run, dict[str, Artifact]], loras: dict[int, Artifact], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     run, made = world
-    killer = _Killer(tmp_path, after_steps=6)
-    killer.start()
-    with pytest.raises(JobError):
-        train_stage(run, made, 1, tmp_path)
-    killer.join()
+    train_and_kill(run, made, 1, tmp_path, after_steps=6)
     newest = max(tmp_path.glob("stage1_lora/*/.checkpoints/step-*/adapter.safetensors"))
     data = bytearray(newest.read_bytes())
     data[-1] ^= 1
     newest.write_bytes(bytes(data))
-    lora = train_stage(run, made, 1, tmp_path)
+    lora = train_stage(run, made, 1, tmp_path, how=run_here)
     assert (lora.path / LORA_FILE).read_bytes() == (loras[1].path / LORA_FILE).read_bytes()
 
 
@@ -333,7 +341,7 @@ def test_sigterm_writes_a_checkpoint_and_ends(
         train_stage(run, made, 1, tmp_path)
     stopper.join()
     assert list(tmp_path.glob("stage1_lora/*/.checkpoints/step-*/checkpoint.json"))
-    lora = train_stage(run, made, 1, tmp_path)
+    lora = train_stage(run, made, 1, tmp_path, how=run_here)
     assert (lora.path / LORA_FILE).read_bytes() == (loras[1].path / LORA_FILE).read_bytes()
 
 
@@ -344,7 +352,8 @@ def test_with_use_ema_the_moving_average_is_saved(world: tuple[Run, dict[str, Ar
 
     def trained(steps: int, ema: str) -> dict[str, torch.Tensor]:
         settings = ("stage1.lr_scheduler=constant", f"stage1.max_train_steps={steps}", f"stage1.use_ema={ema}")
-        changed = load_run(Path(run.workspace).parent / "run.toml", settings)
+        keys = (*settings, "stage1.validation_steps=0")
+        changed = load_run(Path(run.workspace).parent / "run.toml", keys)
         return load_file(train_stage(changed, made, 1, tmp_path, how=run_here).path / LORA_FILE)
 
     after = [trained(steps, "false") for steps in (1, 2, 3)]
@@ -362,32 +371,34 @@ def test_with_use_ema_the_moving_average_is_saved(world: tuple[Run, dict[str, Ar
         ("optimizer=adamw_bf16", "mixed_precision=bf16", "use_ema=true", "gradient_accumulation_steps=2"),
         ("use_dora=true", "optimizer=adamw_bf16", "mixed_precision=bf16", "use_ema=true"),
         ("use_bitfit=true", "lora_rank=16", "lora_dropout=0.0"),
-        ("model_type=full", "lora_rank=16", "lora_dropout=0.0", "validation_steps=3"),
+        ("model_type=full", "lora_rank=16", "lora_dropout=0.0"),
         ("optimizer=prodigy", "learning_rate=1.0", "train_variance=true"),
         (
             "optimizer=adamw_schedulefree",
             "lr_scheduler=constant",
             "use_ema=false",
             "loss_type=huber",
-            "validation_steps=2",
         ),
     ],
 )
 def test_other_trainings_survive_a_kill_and_can_be_sampled_from(
-    world: tuple[Run, dict[str, Artifact]], loras: dict[int, Artifact], tmp_path: Path, keys: tuple[str, ...]
+    world: tuple[Run, dict[str, Artifact]],
+    loras: dict[int, Artifact],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    keys: tuple[str, ...],
 ) -> None:
     first, made = world
-    settings = tuple(f"stage1.{key}" for key in ("max_train_steps=6", "checkpointing_steps=1", *keys))
-    run = load_run(first.workspace.parent / "run.toml", settings)
+    if "mixed_precision=bf16" in keys:
+        fewer_losses(monkeypatch)
+    small = ("max_train_steps=4", "train_batch_size=1", "validation_steps=2", "validation_num_inference_steps=1")
+    settings = tuple(f"stage1.{key}" for key in (*small, "checkpointing_steps=1", *keys))
+    run = load_run(first.workspace.parent / "run.toml", (*settings, "num_validation_images=1"))
     whole = train_stage(run, made, 1, tmp_path / "whole", how=run_here)
-    killer = _Killer(tmp_path / "killed", after_steps=3)
-    killer.start()
-    with pytest.raises(JobError, match="SIGKILL"):
-        train_stage(run, made, 1, tmp_path / "killed")
-    killer.join()
-    lora = train_stage(run, made, 1, tmp_path / "killed")
+    train_and_kill(run, made, 1, tmp_path / "killed", after_steps=2)
+    lora = train_stage(run, made, 1, tmp_path / "killed", how=run_here)
     assert lora.hashes == whole.hashes
-    assert lora.summary["steps_of_this_process"] < 6
+    assert lora.summary["steps_of_this_process"] < 3
     assert lora.summary["reload_difference"] == 0.0
     assert lora.summary["eval_loss"] != lora.summary["eval_loss_base"]
     if "mixed_precision=bf16" not in keys:
@@ -419,7 +430,7 @@ def test_a_training_goes_on_from_its_parent_and_survives_a_kill(
     assert whole.manifest["inputs"]["parent"] == loras[1].hashes[LORA_FILE]
     assert whole.summary["eval_loss_parent"] == loras[1].summary["eval_loss"], "step 0 is the parent"
     assert whole.fingerprint != loras[1].fingerprint
-    (_, x, t, text, _), (_, noise) = fed[:2]
+    (_, x, t, text, _, _), (_, noise) = fed[:2]
     unet = load_projected_unet(FOLDERS[1], torch.float32)
     stock_pipeline(FOLDERS[1], 1, unet, load_scheduler(FOLDERS[1])).load_lora_weights(loras[1].path)
     with torch.inference_mode():
@@ -428,12 +439,8 @@ def test_a_training_goes_on_from_its_parent_and_survives_a_kill(
     before, after = (load_file(lora.path / LORA_FILE) for lora in (loras[1], whole))
     assert before.keys() == after.keys() and not all(torch.equal(before[name], after[name]) for name in before)
 
-    killer = _Killer(tmp_path / "killed", after_steps=3)
-    killer.start()
-    with pytest.raises(JobError, match="SIGKILL"):
-        train_stage(run, made, 1, tmp_path / "killed")
-    killer.join()
-    lora = train_stage(run, made, 1, tmp_path / "killed")
+    train_and_kill(run, made, 1, tmp_path / "killed", after_steps=3)
+    lora = train_stage(run, made, 1, tmp_path / "killed", how=run_here)
     assert lora.summary["steps_of_this_process"] < 6
     assert (lora.path / LORA_FILE).read_bytes() == (whole.path / LORA_FILE).read_bytes()
 
@@ -445,19 +452,14 @@ class _Killer(threading.Thread):
         super().__init__(daemon=True)
         self.workspace, self.after, self.number, self.done = workspace, after_steps, number, threading.Event()
 
-    def newest(self) -> int:
-        """Step of the newest checkpoint, 0 without one."""
-        records = self.workspace.glob("stage*_lora/*/.checkpoints/*/checkpoint.json")
-        return max((int(path.parent.name.removeprefix("step-")) for path in records), default=0)
-
     def run(self) -> None:
-        first = self.newest()
+        first = newest_checkpoint(self.workspace)
         while not self.done.wait(0.01):
             told = self.workspace.glob("stage*_lora/*/.job-train.progress")
             stepped = any(
                 "loss" in path.read_text() for path in told
             )  # not only a validation, after which nothing is kept
-            process = _job_process() if stepped and self.newest() - first >= self.after else None
+            process = _job_process() if stepped and newest_checkpoint(self.workspace) - first >= self.after else None
             if process:
                 os.kill(process, self.number)
                 return

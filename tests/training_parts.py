@@ -1,13 +1,18 @@
 """Training without the flows around it, for the tests that look at what it makes."""
 
+import multiprocessing
+import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
+from deepfloyd_core import held_out
 from deepfloyd_core.artifacts import Artifact, WorkDir, materialise
 from deepfloyd_core.batches import Draws
 from deepfloyd_core.config import Run, RunConfig
@@ -86,3 +91,36 @@ def train_stage(
     sha256 = parent.sha256 if parent else None
     request = lora_request(run, stage, FOLDERS[stage], inputs, run.config.prompts, sha256)
     return materialise(workspace, request, lambda work: how("train", run.config, inputs, options, work))[0]
+
+
+def fewer_losses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Validations at one timestep: bf16 convolutions crawl on most CPUs, and most of such a training would be losses."""
+    monkeypatch.setattr(held_out, "TIMESTEPS", held_out.TIMESTEPS[:1])
+
+
+def forked(
+    run: Run, made: dict[str, Artifact], workspace: Path, stage: Stage = 1
+) -> "multiprocessing.process.BaseProcess":
+    """The training in a process of its own, which need not import torch again."""
+    process = multiprocessing.get_context("fork").Process(
+        target=train_stage, args=(run, made, stage, workspace), kwargs={"how": run_here}
+    )
+    process.start()
+    return process
+
+
+def newest_checkpoint(workspace: Path) -> int:
+    """Its step, 0 without one."""
+    records = workspace.glob("stage*_lora/*/.checkpoints/*/checkpoint.json")
+    return max((int(path.parent.name.removeprefix("step-")) for path in records), default=0)
+
+
+def train_and_kill(run: Run, made: dict[str, Artifact], stage: Stage, workspace: Path, after_steps: int) -> None:
+    """SIGKILL a training once it has a checkpoint this many steps beyond those it started with."""
+    first, process = newest_checkpoint(workspace), forked(run, made, workspace, stage)
+    while process.is_alive() and newest_checkpoint(workspace) - first < after_steps:
+        time.sleep(0.01)
+    assert process.is_alive(), "it was over before it could be killed"
+    os.kill(process.pid or 0, signal.SIGKILL)
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
