@@ -77,13 +77,19 @@ def test_runs_killed_in_every_stage_end_with_the_bytes_of_an_unbroken_run(
 
 @pytest.mark.slow
 def test_two_runs_at_once_share_the_work(server: str, small_run: Any) -> None:
-    command = small_run.command("run", str(small_run.config), "--set", "stage1.max_train_steps=3")
-    both = [
-        subprocess.Popen(command, cwd=small_run.folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        for _ in range(2)
-    ]
-    printed = [process.communicate(timeout=600)[0] for process in both]
-    assert [process.returncode for process in both] == [0, 0], printed
+    """One has processes for its jobs, the other is a fork."""
+    arguments = "run", str(small_run.config), "--set", "stage1.max_train_steps=3"
+    logs = [small_run.folder / name for name in ("process.log", "fork.log")]
+    with logs[0].open("wb") as log:
+        process = subprocess.Popen(small_run.command(*arguments), cwd=small_run.folder, stdout=log, stderr=log)
+    started = time.monotonic()
+    while not any(small_run.workspace.glob("image_index/*")) and time.monotonic() - started < 60:
+        time.sleep(0.01)  # a fork is ready at once
+    fork = small_run.start_here(logs[1], *arguments)
+    fork.join(600)
+    codes = process.wait(600), fork.exitcode
+    printed = [log.read_text() for log in logs]
+    assert codes == (0, 0), printed
     kinds = "image_index", "text_embeds", "stage1_text", "stage1_pixels", "stage1_lora", "stage2_lora", "lora_bundle"
     for kind in kinds:
         assert (
