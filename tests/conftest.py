@@ -152,7 +152,11 @@ def make_small_run(folder: Path, pictures: int = 8) -> SmallRun:
     return run
 
 
-_LONGEST = ("test_training", "test_flows", "test_killed_runs", "test_tiny_cascade", "test_options")
+_LONGEST = (
+    "test_training", "test_runners", "test_killed_runs", "test_flows", "test_embeds", "test_random_models",
+    "test_killed_training", "test_server", "test_tiny_cascade", "test_control", "test_hostile_pictures",
+    "test_bitfit", "test_options", "test_full", "test_killed_data_stages", "test_parent",
+)  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

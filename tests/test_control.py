@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from skimage import data, feature
-from training_parts import FOLDERS, prepared, run_here, train_stage
+from training_parts import FOLDERS, fewer_losses, prepared, run_here, train_stage
 
 from deepfloyd_core import train
 from deepfloyd_core.artifacts import Artifact
@@ -363,7 +363,7 @@ def world(
 
 
 def with_control(config: Path, workspace: Path, *more: str) -> Run:
-    keys = (*KEYS, "max_train_steps=3", "validation_steps=2", "use_ema=false", *more)
+    keys = (*KEYS, "max_train_steps=3", "validation_steps=3", "use_ema=false", *more)
     return load_run(config, (f"workspace={workspace}", *(f"stage1.{key}" for key in keys)))
 
 
@@ -372,7 +372,9 @@ def trained(
     world: tuple[Path, dict[str, Artifact], Any], tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Run, Artifact]:
     run = with_control(world[0], tmp_path_factory.mktemp("trained"))
-    return run, train_stage(run, world[1], 1, run.workspace, how=run_here)
+    with pytest.MonkeyPatch.context() as patched:
+        fewer_losses(patched)
+        return run, train_stage(run, world[1], 1, run.workspace, how=run_here)
 
 
 def test_the_stock_pipeline_makes_the_pictures_of_the_trainer(
@@ -409,6 +411,7 @@ def test_the_stock_pipeline_makes_the_pictures_of_the_trainer(
     assert number == 2
 
 
+@pytest.mark.slow
 def test_a_training_that_broke_off_ends_in_the_same_bytes(
     world: tuple[Path, dict[str, Artifact], Any],
     trained: tuple[Run, Artifact],
@@ -416,6 +419,7 @@ def test_a_training_that_broke_off_ends_in_the_same_bytes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     run = with_control(world[0], tmp_path, "checkpointing_steps=1", "gradient_checkpointing=true")
+    fewer_losses(monkeypatch)
     real, steps = train._step, []
 
     def breaks(*args: Any) -> Any:

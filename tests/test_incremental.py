@@ -344,7 +344,7 @@ def changes(world: Any, rng: np.random.Generator) -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))])
 def test_after_any_history_the_rows_and_the_batches_are_those_of_a_first_run(world: Any, seed: int) -> None:
     entry = {"crop_style": "random", "crop_aspect": "preserve", "repeats": 1}
     keys = {"stages": (1,), "shard_mib": 0.1}

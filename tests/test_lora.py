@@ -214,7 +214,7 @@ def test_stock_diffusers_makes_the_picture_of_the_trainer(tmp_path: Path, stage:
 def test_adapters_start_without_an_effect(precision: str, keys: dict[str, Any]) -> None:
     base, tuned = load_unet(FOLDERS[1], DTYPES[precision]), adapted(load_unet, **keys, mixed_precision=precision)
     generator, width = torch.Generator().manual_seed(4), base.config.encoder_hid_dim
-    x, text = torch.randn((1, 3, 64, 64), generator=generator), torch.randn((1, 77, width), generator=generator)
+    x, text = torch.randn((1, 3, 16, 16), generator=generator), torch.randn((1, 77, width), generator=generator)
     arguments = x.to(base.dtype), torch.tensor([500]), text.to(base.dtype)
     with torch.inference_mode(), autocast(torch.device("cpu"), precision):
         before, after = (unet(*arguments)[0].float() for unet in (base, tuned))
