@@ -316,9 +316,9 @@ def test_settings_that_make_no_control_are_refused(keys: dict[str, Any], says: s
 
 
 def test_simpletuners_other_controlnet_keys_are_refused_with_the_reason_and_dropped_when_empty(
-    world: tuple[Path, dict[str, Artifact], Any],
+    small_run: Any,
 ) -> None:
-    path = world[0].with_name("flat.json")
+    path = small_run.folder / "flat.json"
     flat = {"model_type": "deepfloyd-lora", "model_flavour": "tiny-i", "workspace": str(path.parent / "flat"),
             "data_backend_config": str(path.parent / "data.json")}  # fmt: skip
     path.write_text(json.dumps({**flat, "controlnet": None, "controlnet_model_name_or_path": None}))
@@ -377,6 +377,7 @@ def trained(
         return run, train_stage(run, world[1], 1, run.workspace, how=run_here)
 
 
+@pytest.mark.slow
 def test_the_stock_pipeline_makes_the_pictures_of_the_trainer(
     world: tuple[Path, dict[str, Artifact], Any], trained: tuple[Run, Artifact]
 ) -> None:
@@ -437,6 +438,7 @@ def test_a_training_that_broke_off_ends_in_the_same_bytes(
     assert lora.hashes == trained[1].hashes
 
 
+@pytest.mark.slow
 def test_training_does_not_go_on_from_a_control(
     world: tuple[Path, dict[str, Artifact], Any], trained: tuple[Run, Artifact], tmp_path: Path
 ) -> None:

@@ -195,6 +195,7 @@ def test_an_empty_data_set_fails_with_one_clear_message(small_run: Any, server: 
     assert "There is no picture in" in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_data_set_without_a_usable_picture_fails_with_counts(small_run: Any, server: str) -> None:
     for path in small_run.pictures.glob("*.png"):
         Image.open(path).resize((20, 20)).save(path)
@@ -204,6 +205,7 @@ def test_a_data_set_without_a_usable_picture_fails_with_counts(small_run: Any, s
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_too_large_a_rejected_share_fails(small_run: Any, server: str) -> None:
     done = small_run.call("prepare", str(small_run.config), "--set", "max_rejected_share=0.05")
     assert done.returncode == 1
