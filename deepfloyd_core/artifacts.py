@@ -70,8 +70,12 @@ class Request:
     @property
     def fingerprint(self) -> str:
         """First 16 hex digits of sha256 over the canonical JSON of (kind, format, spec, inputs)."""
-        parts = {"kind": self.kind, "format": self.format, "spec": self.spec, "inputs": self.inputs}
-        return sha256_bytes(canonical_json(parts).encode())[:16]
+        return sha256_bytes(canonical_json({"kind": self.kind, **self.record}).encode())[:16]
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What two requests of a kind can differ in."""
+        return {"format": self.format, "spec": self.spec, "inputs": self.inputs}
 
 
 @dataclass(frozen=True)
@@ -129,7 +133,7 @@ def materialise(workspace: Path, request: Request, build: Builder, parts: str | 
             _log_why(workspace, request)
             _log_left(workspace, request)
         path.mkdir(parents=True, exist_ok=True)
-        write_sealed(path / _REQUEST, {"format": request.format, "spec": request.spec, "inputs": request.inputs})
+        write_sealed(path / _REQUEST, request.record)
         started = datetime.now(UTC)
         summary = build(WorkDir(path, lock_fd))
         return commit(path, request, summary, started), False
@@ -345,6 +349,4 @@ def _is_held(workspace: Path, path: Path) -> bool:
 
 def _changes(old: dict[str, Any], request: Request) -> str:
     """Field-level differences of a record's format, spec and inputs to a request."""
-    before = {name: old[name] for name in ("format", "spec", "inputs")}
-    new = {"format": request.format, "spec": request.spec, "inputs": request.inputs}
-    return "; ".join(spec_diff(before, new))
+    return "; ".join(spec_diff({name: old[name] for name in request.record}, request.record))

@@ -16,7 +16,7 @@ from deepfloyd_core.files import fsync_path
 from deepfloyd_core.flavours import Stage
 from deepfloyd_core.models import unet_weights
 from deepfloyd_core.optimizers import adapter_dtype
-from deepfloyd_core.probe import output_change
+from deepfloyd_core.probe import output_change, small_change
 from deepfloyd_core.products import BITFIT_FILE
 from deepfloyd_core.stage_config import StageConfig
 from deepfloyd_core.weights import TEXT_MODULES
@@ -78,7 +78,4 @@ def reload_biases(unet: UNet2DConditionModel, stage: Stage, folder: Path, out: P
     for name, tensor in trained.items():
         if not (torch.equal(tensor, saved[name].to(tensor.device)) and torch.equal(tensor.to(dtype), loaded[name])):
             raise ArtifactError(f"{out}: {name} came back with other values.")
-    difference = change()
-    if not difference <= 1e-5:
-        raise ArtifactError(f"{out}: the output with the reloaded biases differs by {difference:g}.")
-    return difference
+    return small_change(change, f"{out}: the output with the reloaded biases")

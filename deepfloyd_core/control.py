@@ -27,7 +27,7 @@ from deepfloyd_core.flavours import Stage
 from deepfloyd_core.lora import ADAPTER, add_lora, plain_settings
 from deepfloyd_core.objective import CONTROL_IMAGE
 from deepfloyd_core.optimizers import adapter_dtype
-from deepfloyd_core.probe import output_change
+from deepfloyd_core.probe import output_change, small_change
 from deepfloyd_core.products import CONTROL_FILE
 from deepfloyd_core.stage_config import StageConfig
 from deepfloyd_core.types import Conditioning
@@ -168,10 +168,7 @@ def reload_control(unet: UNet2DConditionModel, stage: Stage, folder: Path, out: 
     for name, tensor in trained.items():
         if not torch.equal(tensor, loaded[name]):
             raise ArtifactError(f"{out}: {name} came back with other values.")
-    difference = change()
-    if not difference <= 1e-5:
-        raise ArtifactError(f"{out}: the output of the reloaded ControlNet-LoRA differs by {difference:g}.")
-    return difference
+    return small_change(change, f"{out}: the output of the reloaded ControlNet-LoRA")
 
 
 def _take(control: Control, state: dict[str, torch.Tensor]) -> None:
@@ -239,12 +236,8 @@ def _skip_widths(encoder: UNet2DConditionModel) -> list[int]:
 def _state(control: Control) -> dict[str, torch.Tensor]:
     """What is not the base model's, by name."""
     lora = get_peft_model_state_dict(control.encoder, adapter_name=ADAPTER)
-    new = {f"{part}.{name}": param for part in ("hint", "skips") for name, param in _own(control, part)}
+    new = {name: param for name, param in control.named_parameters() if not name.startswith("encoder.")}
     return {**{f"encoder.{name}": tensor for name, tensor in lora.items()}, **new}
-
-
-def _own(control: Control, part: str) -> list[tuple[str, torch.nn.Parameter]]:
-    return list(control.get_submodule(part).named_parameters())
 
 
 def _shape(state: dict[str, torch.Tensor], name: str) -> tuple[int, ...] | str:

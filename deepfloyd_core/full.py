@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from deepfloyd_core.errors import ArtifactError
 from deepfloyd_core.files import fsync_path
 from deepfloyd_core.flavours import Stage
-from deepfloyd_core.probe import output_change
+from deepfloyd_core.probe import output_change, small_change
 from deepfloyd_core.products import UNET_FOLDER
 from deepfloyd_core.stage_config import StageConfig
 from deepfloyd_core.weights import UNET_WEIGHTS, weight_files
@@ -75,10 +75,7 @@ def reload_unet(unet: UNet2DConditionModel, stage: Stage, folder: Path, out: Pat
     change = output_change(unet, folder, unet.dtype)
     restore_unet(unet, folder)
     load_full(unet, file)
-    difference = change()
-    if not difference <= 1e-5:
-        raise ArtifactError(f"{out}: the output of the reloaded UNet differs by {difference:g}.")
-    return difference
+    return small_change(change, f"{out}: the output of the reloaded UNet")
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from deepfloyd_core.files import write_bytes
 from deepfloyd_core.flavours import Stage
 from deepfloyd_core.models import PIPELINES, load_scheduler, stock_pipeline
 from deepfloyd_core.optimizers import adapter_dtype
-from deepfloyd_core.probe import output_change
+from deepfloyd_core.probe import output_change, small_change
 from deepfloyd_core.products import LORA_FILE
 from deepfloyd_core.stage_config import StageConfig
 
@@ -136,10 +136,7 @@ def reload_saved(unet: UNet2DConditionModel, stage: Stage, folder: Path, out: Pa
             raise ArtifactError(f"{out}: {name} came back with other values.")
     if scales != _scales(unet):
         raise ArtifactError(f"{out}: the adapters came back with other scales.")
-    difference = change()
-    if not difference <= 1e-5:
-        raise ArtifactError(f"{out}: the reloaded LoRA's output differs by {difference:g}.")
-    return difference
+    return small_change(change, f"{out}: the reloaded LoRA's output")
 
 
 def _scales(unet: UNet2DConditionModel) -> dict[str, float]:

@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,11 @@ class Parent:
     """A file of weights to go on from."""
 
     file: Path
-    sha256: str
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of the file, when it is first asked for: a whole UNet has gigabytes, and most checks need none."""
+        return sha256_file(self.file)
 
     @property
     def option(self) -> list[str]:
@@ -57,7 +62,7 @@ def find_parent(run: Run, stage: Stage, folder: Path) -> Parent | None:
         raise ConfigError(f"{said}, and {file} cannot be read: {error}.") from None
     if fault:
         raise ConfigError(f"{said}, {fault}.")
-    return Parent(file, sha256_file(file))
+    return Parent(file)
 
 
 def parent_file(option: list[str]) -> Path:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from diffusers import UNet2DConditionModel
 
+from deepfloyd_core.errors import ArtifactError
 from deepfloyd_core.models import ProjectedUNet, load_text_modules
 
 
@@ -25,6 +26,14 @@ def output_change(
     probe = _probe_input(unet, folder) | (more or {})
     before = _output_of(unet, probe)
     return lambda: float((_output_of(unet, probe) - before).abs().max())
+
+
+def small_change(change: Callable[[], float], said: str) -> float:
+    """What `output_change` measures. Raises ArtifactError, beginning with `said`, unless it is rounding alone."""
+    difference = change()
+    if not difference <= 1e-5:
+        raise ArtifactError(f"{said} differs by {difference:g}.")
+    return difference
 
 
 def _probe_input(unet: UNet2DConditionModel, folder: Path) -> dict[str, Any]:

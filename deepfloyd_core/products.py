@@ -11,7 +11,6 @@ from deepfloyd_core.artifacts import Artifact, Request
 from deepfloyd_core.config import Run
 from deepfloyd_core.embeds import model_fingerprint
 from deepfloyd_core.errors import ConfigError
-from deepfloyd_core.files import sha256_file
 from deepfloyd_core.flavours import Stage
 from deepfloyd_core.projected import text_identity
 
@@ -121,7 +120,7 @@ def bundle_request(inputs: dict[str, Artifact]) -> Request:
 
 def generate_request(
     run: Run, pictures: list[tuple[str, int]], version: str, folders: dict[Stage, Path], inputs: dict[str, Artifact],
-    control: Path | None = None,
+    control_sha256: str | None = None,
 ) -> Request:  # fmt: skip
     """Identity of generated pictures: prompts, seeds, size, sampler settings, the models and the version's LoRAs; and
     the bytes of the picture that a ControlNet follows.
@@ -136,8 +135,8 @@ def generate_request(
     }
     if run.config.text_encoder_quantization != "none":
         spec["text_encoder_quantization"] = run.config.text_encoder_quantization
-    if control is not None:
-        spec["control"] = sha256_file(control)
+    if control_sha256 is not None:
+        spec["control"] = control_sha256
     models: dict[str, str] = {}
     for stage in run.config.stages:
         spec[f"stage{stage}"] = run.config.stage(stage).model_dump(mode="json", include=_SAMPLING | {"mixed_precision"})

@@ -74,13 +74,7 @@ def measure_upscalers(
     pictures = {key: _flat(parts) for key, parts in made.items()}
     details = [_detail(picture) for picture in true]
     table = [
-        {
-            "low_res": HELD_OUT,
-            "image_id": name,
-            "way": way,
-            "noise_level": level,
-            **_measured(picture, truth, from_, detail),
-        }
+        _row(HELD_OUT, name, way, level, _measured(picture, truth, from_, detail))
         for (way, level), made_of in pictures.items()
         for name, picture, truth, from_, detail in zip(names, made_of, true, low, details, strict=True)
     ]
@@ -105,13 +99,7 @@ def measure_samples(
     }
     of |= dict(made.items())
     table = [
-        {
-            "low_res": SAMPLED,
-            "image_id": name,
-            "way": way,
-            "noise_level": level,
-            **_measured_sample(_bytes(picture), _bytes(from_)),
-        }
+        _row(SAMPLED, name, way, level, _measured_sample(_bytes(picture), _bytes(from_)))
         for (way, level), pictures in of.items()
         for name, picture, from_ in zip(names, pictures, small, strict=True)
     ]
@@ -122,6 +110,10 @@ def enlarged(small: torch.Tensor, way: str) -> torch.Tensor:
     """A plain enlargement, (N, C, h, w) in [-1, 1] -> (N, C, 4h, 4w). way: bilinear or bicubic."""
     size = (small.shape[-2] * UPSCALE, small.shape[-1] * UPSCALE)
     return F.interpolate(small, size, mode=way, align_corners=False).clamp(-1, 1)
+
+
+def _row(low_res_of: str, name: str, way: str, level: int | None, measures: dict[str, float]) -> Row:
+    return {"low_res": low_res_of, "image_id": name, "way": way, "noise_level": level, **measures}
 
 
 def _measured(picture: np.ndarray, truth: np.ndarray, low: np.ndarray, true_detail: float) -> dict[str, float]:

@@ -39,8 +39,9 @@ def generated(run: Run, pictures: list[tuple[str, int]], version: str, control: 
     _check_control(inputs.get("stage1_lora"), version, control)
     if control is not None:
         read_fitted(control, size)  # so that a file that is no picture ends the run here
+    sha256 = None if control is None else sha256_file(control)
     options = {
-        "control": None if control is None else [str(control.absolute()), sha256_file(control)],
+        "control": None if control is None else [str(control.absolute()), sha256],
         "pictures": pictures,
         "version": version,
         "size": list(size),
@@ -50,7 +51,7 @@ def generated(run: Run, pictures: list[tuple[str, int]], version: str, control: 
     with progress("generate") as report:
         made, _ = materialise(
             run.workspace,
-            generate_request(run, pictures, version, folders, inputs, control),
+            generate_request(run, pictures, version, folders, inputs, sha256),
             lambda work: run_job("generate", run.config, inputs, options, work, report),
         )
     publish_pictures(made, *made.summary["pictures"][-4:])

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
-from PIL import Image
+from model_cards import card_code, generated
 from safetensors.torch import load_file, save_file
 
 from deepfloyd_core.bitfit import free_biases, load_biases, reload_biases, restore_biases, save_biases
@@ -157,19 +157,11 @@ def test_a_run_with_bitfit_ends_in_a_bundle_whose_card_says_how_to_load_it(
     assert summary["reload_difference"] == 0.0
     assert summary["eval_loss"] != summary["eval_loss_base"]
 
-    code = (bundle / "README.md").read_text().split("```python")[1].split("```")[0]
-    for stage, folder in FOLDERS.items():
-        code = code.replace(f'"{folder.name}", safety', f'"{folder}", safety').replace(
-            f'"stage{stage}', f'"{bundle}/stage{stage}'
-        )
+    code = card_code(bundle)
+    for folder in FOLDERS.values():
+        code = code.replace(f'"{folder.name}", safety', f'"{folder}", safety')
     names: dict[str, Any] = {}
     exec(code, names)
     assert torch.equal(names["stage1"].unet.conv_in.bias, load_file(lora / BITFIT_FILE)["conv_in.bias"])
 
-    def generated(version: str) -> bytes:
-        made = run.call_here("generate", str(run.config), "--prompt", "a purple star", "--version", version, *keys)
-        assert made.returncode == 0, made.stderr
-        with Image.open(made.stdout.splitlines()[0]) as picture:
-            return picture.tobytes()
-
-    assert generated("latest") != generated("base")
+    assert generated(run, "--version", "latest", *keys) != generated(run, "--version", "base", *keys)

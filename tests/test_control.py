@@ -11,6 +11,7 @@ import pytest
 import torch
 from accelerate.hooks import ModelHook, add_hook_to_module
 from diffusers import IFPipeline, UNet2DConditionModel
+from model_cards import card_code, generated
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -461,8 +462,7 @@ def test_a_run_ends_in_a_version_that_follows_a_picture(
     (samples,) = (run.workspace / "cascade_samples").iterdir()
     summary = json.loads((samples / "manifest.json").read_text())["summary"]
     assert 0 < summary["control_error_tuned"] < 1 and 0 < summary["control_error_base"] < 1
-    code = (bundle / "README.md").read_text().split("```python")[1].split("# Then")[0]
-    code = code.replace(f'"{FOLDER.name}"', f'"{FOLDER}"').replace('"stage1', f'"{bundle}/stage1')
+    code = card_code(bundle).split("# Then")[0].replace(f'"{FOLDER.name}"', f'"{FOLDER}"')
     names: dict[str, Any] = {}
     exec(code, names)
     assert names["stage1"].unet.control.conditioning == "grayscale"
@@ -471,13 +471,7 @@ def test_a_run_ends_in_a_version_that_follows_a_picture(
     Image.fromarray(data.astronaut()).save(follow)
     command = ["generate", str(run.config), "--prompt", "a purple star", *keys]
 
-    def generated(*more: str) -> bytes:
-        made = run.call_here(*command, *more)
-        assert made.returncode == 0, made.stderr
-        with Image.open(made.stdout.splitlines()[0]) as picture:
-            return picture.tobytes()
-
-    assert generated("--control", str(follow)) != generated("--version", "base")
+    assert generated(run, "--control", str(follow), *keys) != generated(run, "--version", "base", *keys)
     shown = next((run.workspace / "generated").glob("*/conditioning.png"))
     with Image.open(shown) as picture:
         assert picture.size == (64, 64)

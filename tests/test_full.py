@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
-from PIL import Image
+from model_cards import card_code, generated
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -230,21 +230,13 @@ def test_a_full_run_ends_in_a_bundle_whose_card_says_how_to_load_it(
         assert summary["eval_loss"] != summary["eval_loss_base"]
     assert run.call_here("verify", str(run.workspace)).returncode == 0
 
-    code = (bundle / "README.md").read_text().split("```python")[1].split("```")[0]
-    for stage, folder in FOLDERS.items():
-        code = code.replace(f'"{folder.name}", unet', f'"{folder}", unet').replace(
-            f'("stage{stage}', f'("{bundle}/stage{stage}'
-        )
+    code = card_code(bundle)
+    for folder in FOLDERS.values():
+        code = code.replace(f'"{folder.name}", unet', f'"{folder}", unet')
     names: dict[str, Any] = {}
     exec(code, names)
     for stage in (1, 2):
         saved_weights = load_file(bundle / f"stage{stage}" / WEIGHTS)
         assert all(torch.equal(saved_weights[k], v) for k, v in names[f"stage{stage}"].unet.state_dict().items())
 
-    def generated(version: str) -> bytes:
-        made = run.call_here("generate", str(run.config), "--prompt", "a purple star", "--version", version, *keys)
-        assert made.returncode == 0, made.stderr
-        with Image.open(made.stdout.splitlines()[0]) as picture:
-            return picture.tobytes()
-
-    assert generated("latest") != generated("base")
+    assert generated(run, "--version", "latest", *keys) != generated(run, "--version", "base", *keys)
