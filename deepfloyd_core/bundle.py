@@ -109,6 +109,12 @@ def _card(run: Run, inputs: dict[str, Artifact], prompts: list[str], metrics: di
     lines += ["## Use", "", "```python"]
     for stage in run.config.stages:
         lines += _use(stage, run.config.stage(stage).model, product_name(inputs[f"stage{stage}_lora"].path))
+    if run.config.stage2 and (times := run.config.stage2.validation_back_projection):
+        lines += [
+            "from deepfloyd_core.objective import back_projected",
+            "# The figures and sheets below are of what stage2 makes of `small` (B, 3, h, w) in [-1, 1], back-projected:",
+            f'# back_projected(stage2(image=small, ..., output_type="pt").images, small, {times})',
+        ]
     lines += ["```", "", "## Figures", "", "```json", json.dumps(metrics, indent=2, sort_keys=True), "```", ""]
     lines += ["## Lineage", ""]
     lines += [f"- {name}: {artifact.fingerprint}" for name, artifact in sorted(inputs.items())]

@@ -16,7 +16,7 @@ from deepfloyd_core.jobs import Job
 from deepfloyd_core.models import use_threads
 from deepfloyd_core.objective import to_bytes, to_model_range
 from deepfloyd_core.pictures import read_fitted
-from deepfloyd_core.samples import Sample, save_png
+from deepfloyd_core.samples import Sample, sampler_settings, save_png
 from deepfloyd_core.sampling import Sampler, make_sampler, sample_stage1, sample_stage2
 
 CONDITIONING = "conditioning.png"
@@ -73,13 +73,9 @@ def _encode(job: Job, prompts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _save(job: Job, stage: Stage, pictures: list[tuple[str, int]], made: torch.Tensor) -> list[str]:
-    config, files = job.config.stage(stage), []
+    files = []
     settings = {
-        "stage": stage,
-        "steps": config.validation_num_inference_steps,
-        "guidance": config.validation_guidance,
-        "negative_prompt": job.config.validation_negative_prompt,
-        "noise_level": config.validation_noise_level if stage == 2 else None,
+        **sampler_settings(job.config, stage),
         "lora": job.inputs[f"stage{stage}_lora"].fingerprint if f"stage{stage}_lora" in job.inputs else None,
     }
     for number, ((prompt, seed), array) in enumerate(zip(pictures, to_bytes(made).numpy(), strict=True)):

@@ -19,17 +19,18 @@ BITFIT_FILE = "bitfit_biases.safetensors"  # in its place after a training with 
 CONTROL_FILE = "controlnet_lora.safetensors"  # after a training with controlnet
 UNET_FOLDER = "unet"  # after a full fine-tuning; the name that diffusers gives it in a pipeline
 DETAIL_SHEET = "eval_details.png"  # zoomed details of Stage II on held-out pictures
-GENERATE_FORMAT = 1
+GENERATE_FORMAT = 2  # 2: of Stage II alone the noise level and back-projection in PNGs
 BUNDLE_FORMAT = 2  # 2: gains on held-out pictures
 LORA_FORMAT = 3  # 2: held-out losses in a table; of the text only what decides its rows. 3: the buckets
-SAMPLES_FORMAT = 5  # 3: several sizes. 4: Stage II at several noise levels. 5: and on Stage I's samples; zoomed details
+SAMPLES_FORMAT = 6  # 4: Stage II at several noise levels. 5: and on Stage I's samples; zoomed details. 6: more in PNGs
 # Settings that change no byte of a LoRA: how often it is saved on the way, and how samples are made of it.
 # Of init_lora and the model the bytes count, not the path.
 _NOT_IN_LORA = {
     "checkpointing_steps", "checkpoints_total_limit", "pretrained_model_name_or_path", "init_lora", "validation_steps",
     "gradient_checkpointing", "dataloader_num_workers",
 }  # fmt: skip
-_SAMPLING = {"validation_num_inference_steps", "validation_guidance", "validation_noise_level"}
+_SAMPLING_STAGE2 = {"validation_noise_level", "validation_back_projection"}
+_SAMPLING = {"validation_num_inference_steps", "validation_guidance"} | _SAMPLING_STAGE2
 _MEASURING = {"validation_noise_levels"}
 _MODEL_PARTS = {1: ("unet", "scheduler"), 2: ("unet", "scheduler", "image_noising_scheduler")}
 
@@ -63,7 +64,7 @@ def lora_request(
 def _validation(run: Run, stage: Stage, prompts: Sequence[str]) -> dict[str, Any]:
     """What decides the pictures that are made while a stage is trained."""
     config = run.config
-    included = {"validation_steps"} | (_SAMPLING if stage == 2 else _SAMPLING - {"validation_noise_level"})
+    included = {"validation_steps"} | (_SAMPLING if stage == 2 else _SAMPLING - _SAMPLING_STAGE2)
     spec: dict[str, Any] = config.stage(stage).model_dump(mode="json", include=included)
     spec["negative_prompt"] = config.validation_negative_prompt
     if stage == 2:

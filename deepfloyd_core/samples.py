@@ -14,6 +14,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from deepfloyd_core.conditioning import conditioning_picture
+from deepfloyd_core.config import RunConfig
 from deepfloyd_core.embeds import Embeds
 from deepfloyd_core.files import atomic_path
 from deepfloyd_core.flavours import Stage
@@ -100,6 +101,20 @@ def _with_conditioning(
     return [("conditioning", given), *rows[: len(VARIANTS)], ("truth", truths), *rows[len(VARIANTS) :]]
 
 
+def sampler_settings(config: RunConfig, stage: Stage) -> dict[str, Any]:
+    """How a stage's pictures are sampled, as their PNGs say it."""
+    own = config.stage(stage)
+    settings = {
+        "stage": stage,
+        "steps": own.validation_num_inference_steps,
+        "guidance": own.validation_guidance,
+        "negative_prompt": config.validation_negative_prompt,
+    }
+    if stage == 2:
+        settings |= {"noise_level": own.validation_noise_level, "back_projection": own.validation_back_projection}
+    return settings
+
+
 def save_png(picture: np.ndarray, sample: Sample, path: Path) -> None:
     """Write one sample durably, its settings as the PNG text `deepfloyd`. The same sample gives the same bytes."""
     info = PngInfo()
@@ -179,13 +194,7 @@ def _stage2(job: Job, sampler: Sampler, wanted: list[Wanted], small: list[torch.
 
 
 def _save(job: Job, stage: Stage, variant: str, wanted: list[Wanted], pictures: list[torch.Tensor]) -> list[np.ndarray]:
-    config = job.config.stage(stage)
-    settings = {
-        "stage": stage,
-        "steps": config.validation_num_inference_steps,
-        "guidance": config.validation_guidance,
-        "negative_prompt": job.config.validation_negative_prompt,
-    }
+    settings = sampler_settings(job.config, stage)
     arrays = [to_bytes(picture[None])[0].numpy() for picture in pictures]
     for number, (item, array) in enumerate(zip(wanted, arrays, strict=True)):
         path = job.out / f"stage{stage}" / f"{variant}-{number:03d}.png"

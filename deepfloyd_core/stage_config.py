@@ -49,7 +49,7 @@ _BELONGS: tuple[tuple[str, str, tuple[object, ...]], ...] = (
 # Keys that Stage I has no use for; `validation_noise_level` alone may stand at the top level for both.
 _STAGE2_KEYS = (
     "noise_level_begin", "noise_level_end", "low_res_blur", "low_res_noise", "low_res_jpeg_quality",
-    "low_res_degraded_share", "stage2_patch", "validation_noise_levels",
+    "low_res_degraded_share", "stage2_patch", "validation_noise_levels", "validation_back_projection",
 )  # fmt: skip
 
 
@@ -213,6 +213,13 @@ class StageConfig(Spec):
         (),
         strict=False,
         description="Further levels (0 to 999) at which Stage II is measured on the held-out pictures.",
+    )
+    validation_back_projection: int = Field(
+        0,
+        ge=0,
+        le=16,
+        description="How often what Stage II's output, downscaled, lacks of its low-res picture is enlarged and added "
+        "(Irani and Peleg 1991); 2 suffice. 0: the stock pipeline's output as it is.",
     )
 
     @property
