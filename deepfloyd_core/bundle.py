@@ -109,11 +109,11 @@ def _card(run: Run, inputs: dict[str, Artifact], prompts: list[str], metrics: di
     lines += ["## Use", "", "```python"]
     for stage in run.config.stages:
         lines += _use(stage, run.config.stage(stage).model, product_name(inputs[f"stage{stage}_lora"].path))
-    if run.config.stage2 and (times := run.config.stage2.validation_back_projection):
+    if run.config.stage2 and run.config.stage2.validation_back_projection:
         lines += [
-            "from deepfloyd_core.objective import back_projected",
-            "# The figures and sheets below are of what stage2 makes of `small` (B, 3, h, w) in [-1, 1], back-projected:",
-            f'# back_projected(stage2(image=small, ..., output_type="pt").images, small, {times})',
+            "from deepfloyd_core.back_projection import back_projecting",
+            "# The figures and sheets here are of back-projected samples. Before each call with image=small, (B, 3, h, w):",
+            "# stage2.scheduler = back_projecting(stage2.scheduler, small)",
         ]
     lines += ["```", "", "## Figures", "", "```json", json.dumps(metrics, indent=2, sort_keys=True), "```", ""]
     lines += ["## Lineage", ""]

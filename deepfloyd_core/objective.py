@@ -47,18 +47,6 @@ def low_res(pictures: torch.Tensor) -> torch.Tensor:
     return F.interpolate(pictures, size=size, mode="bicubic", align_corners=False, antialias=True).clamp(-1, 1)
 
 
-def back_projected(pictures: torch.Tensor, small: torch.Tensor, times: int) -> torch.Tensor:
-    """Pictures (B, C, H, W) in [-1, 1] closer to their low-res ones (B, C, h, w) each time: what a downscale lacks of
-    `small`, enlarged, is added (Irani and Peleg 1991). What the low-res size cannot hold stays.
-    """
-    for _ in range(times):
-        lacks = small - low_res(pictures)
-        # antialias changes nothing in enlarging but Keys' a from -0.75 to -0.5: Pillow's BICUBIC, as in `low_res`.
-        enlarged = F.interpolate(lacks, pictures.shape[-2:], mode="bicubic", align_corners=False, antialias=True)
-        pictures = (pictures + enlarged).clamp(-1, 1)
-    return pictures
-
-
 def upscaled_input(
     small: torch.Tensor, noise: torch.Tensor, level: torch.Tensor, noising: DDPMScheduler
 ) -> torch.Tensor:

@@ -10,11 +10,12 @@ from typing import Any
 
 import torch
 
+from deepfloyd_core.back_projection import back_projecting
 from deepfloyd_core.config import RunConfig
 from deepfloyd_core.flavours import UPSCALE, Stage
 from deepfloyd_core.methods import load_product
 from deepfloyd_core.models import DTYPES, load_scheduler, load_unet, pick_device, stock_pipeline
-from deepfloyd_core.objective import CONTROL_IMAGE, back_projected
+from deepfloyd_core.objective import CONTROL_IMAGE
 from deepfloyd_core.stage_config import StageConfig
 
 BATCH = {1: 16, 2: 2}
@@ -66,10 +67,8 @@ def sample_stage1(
 def sample_stage2(
     sampler: Sampler, text: torch.Tensor, negative: torch.Tensor, seeds: list[int], small: torch.Tensor
 ) -> torch.Tensor:
-    """Stage II: small (N, C, h, w) in [-1, 1] -> (N, C, 4h, 4w) in [-1, 1] on the CPU, back-projected as the stage's
-    settings say."""
-    made = _sample(sampler, text, negative, seeds, (small.shape[3] * UPSCALE, small.shape[2] * UPSCALE), small)
-    return back_projected(made, small.float().cpu(), sampler.config.validation_back_projection)
+    """Stage II: small (N, C, h, w) in [-1, 1] -> (N, C, 4h, 4w) in [-1, 1] on the CPU."""
+    return _sample(sampler, text, negative, seeds, (small.shape[3] * UPSCALE, small.shape[2] * UPSCALE), small)
 
 
 def _sample(
@@ -85,6 +84,8 @@ def _sample(
                 "image": small[part].to(sampler.device, dtype),
                 "noise_level": sampler.config.validation_noise_level,
             }
+            if sampler.config.validation_back_projection:
+                sampler.pipeline.scheduler = back_projecting(sampler.pipeline.scheduler, small[part])
         if control is not None:
             extra["cross_attention_kwargs"] = {CONTROL_IMAGE: control[part].to(sampler.device)}
         pictures = sampler.pipeline(

@@ -214,12 +214,10 @@ class StageConfig(Spec):
         strict=False,
         description="Further levels (0 to 999) at which Stage II is measured on the held-out pictures.",
     )
-    validation_back_projection: int = Field(
-        0,
-        ge=0,
-        le=16,
-        description="How often what Stage II's output, downscaled, lacks of its low-res picture is enlarged and added "
-        "(Irani and Peleg 1991); 2 suffice. 0: the stock pipeline's output as it is.",
+    validation_back_projection: bool = Field(
+        False,
+        description="Add to Stage II's picture, in every sampling step, what it lacks of its low-res picture "
+        "(Irani and Peleg 1991; Wang et al. 2022). False: the stock pipeline as it is.",
     )
 
     @property

@@ -92,7 +92,6 @@ STAGE_BOUNDS: dict[str, tuple[type, float | None, float | None]] = {
     "validation_num_inference_steps": (int, 1, 1000),
     "validation_guidance": (float, 1, None),
     "validation_noise_level": (int, 0, 999),
-    "validation_back_projection": (int, 0, 16),
     "noise_level_begin": (int, 0, 999),
     "noise_level_end": (int, 1, 1000),
     "low_res_blur": (float, 0, 4),
@@ -434,7 +433,7 @@ DEPENDENT = {
     "soft_min_snr_sigma_data", "noise_offset", "noise_offset_probability", "input_perturbation_steps",
     "timestep_bias_multiplier", "timestep_bias_portion", "timestep_bias_begin", "timestep_bias_end",
     "noise_level_begin", "noise_level_end", "low_res_blur", "low_res_noise", "low_res_jpeg_quality",
-    "low_res_degraded_share", "validation_back_projection",
+    "low_res_degraded_share",
 }  # fmt: skip
 STAGE_VALUES = st.fixed_dictionaries(
     {"max_train_steps": st.integers(1, 10**6)},
@@ -713,7 +712,7 @@ def test_settings_of_stage2_without_sense_are_refused(files: Files, keys: dict[s
 @pytest.mark.parametrize(
     "keys",
     [{"noise_level_begin": 1}, {"noise_level_end": 9}, {"validation_noise_levels": [0]}, {"low_res_blur": 0.5},
-     {"low_res_noise": 4.0}, {"low_res_jpeg_quality": 50}, {"stage2_patch": 64}, {"validation_back_projection": 1}],
+     {"low_res_noise": 4.0}, {"low_res_jpeg_quality": 50}, {"stage2_patch": 64}, {"validation_back_projection": True}],
 )  # fmt: skip
 def test_settings_of_stage2_are_refused_for_stage1(files: Files, keys: dict[str, Any]) -> None:
     (key,) = keys

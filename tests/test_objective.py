@@ -20,7 +20,6 @@ from deepfloyd_core.flavours import FLAVOURS
 from deepfloyd_core.models import load_scheduler, load_unet, stock_pipeline
 from deepfloyd_core.objective import (
     Text,
-    back_projected,
     huber_width,
     low_res,
     min_snr_weight,
@@ -214,32 +213,6 @@ def test_low_res_is_pillows_bicubic() -> None:
     ours = to_bytes(low_res(to_model_range(torch.from_numpy(np.asarray(smooth).copy())[None])))[0].numpy()
     theirs = np.asarray(smooth.resize((24, 16), Image.Resampling.BICUBIC))
     assert np.abs(ours.astype(int) - theirs.astype(int)).max() <= 1
-
-
-def _resized(channel: np.ndarray, width: int, height: int) -> np.ndarray:
-    return np.asarray(Image.fromarray(channel, "F").resize((width, height), Image.Resampling.BICUBIC))
-
-
-@pytest.mark.parametrize("times", [1, 3])
-def test_back_projection_is_pillows_enlargement_of_what_a_pillow_downscale_lacks(times: int) -> None:
-    rng = np.random.default_rng(5)
-    made, truth = (rng.uniform(-0.4, 0.4, (2, 3, 32, 48)).astype(np.float32) for _ in range(2))
-    small = low_res(torch.from_numpy(truth))
-    got = back_projected(torch.from_numpy(made), small, times).numpy()
-    for picture, wanted, found in zip(made.reshape(-1, 32, 48), small.reshape(-1, 8, 12).numpy(), got.reshape(-1, 32, 48),
-                                      strict=True):  # fmt: skip
-        expected = picture
-        for _ in range(times):
-            expected = expected + _resized(wanted - _resized(expected, 12, 8), 48, 32)
-        np.testing.assert_allclose(found, expected, atol=1e-5)
-
-
-def test_back_projection_leaves_what_the_low_res_size_cannot_hold() -> None:
-    board = torch.tensor([[0.5, -0.5], [-0.5, 0.5]]).repeat(16, 16).expand(1, 3, -1, -1)
-    got = back_projected(board, torch.full((1, 3, 8, 8), 0.25), 8)
-    assert low_res(got).sub(0.25).abs().max() < 1e-3, "its downscale is the low-res picture"
-    assert (got - 0.25 - board)[..., 4:-4, 4:-4].abs().max() < 1e-2, "and the pattern is still there"
-    assert torch.equal(back_projected(board, torch.zeros(1, 3, 8, 8), 0), board)
 
 
 def test_pixels_survive_the_model_range() -> None:
