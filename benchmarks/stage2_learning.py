@@ -3,8 +3,9 @@
 The other recipe is that of SimpleTuner and of diffusers' example for IF: the UNet is fed concat(x_t, x_t) with the timestep
 as class label, so that it never sees the low-res picture. Both are trained by the product's trainer with the same steps,
 pictures, draws and settings, on windows of random crops, and measured by the product on crops of pictures that were held
-out, at several noise levels of the low-res picture. Data: drawn stars, and the photographs inside scikit-image and
-scikit-learn. A run goes on where it was stopped when it is given the same `--folder`.
+out, at several noise levels of the low-res picture, by the stock pipeline and by the same with back-projection. Data:
+drawn stars, and the photographs inside scikit-image and scikit-learn. A run goes on where it was stopped when it is given
+the same `--folder`.
 """
 
 import argparse
@@ -139,9 +140,11 @@ def trained(run: Run, inputs: dict[str, Artifact], model: Path, way: str, out: P
         return train.train_job(Job(run.config, inputs, {"stage": 2, "model": str(model)}, out, report))
 
 
-def upscaler(run: Run, model: Path, lora: Path | None, embeds: Artifact) -> Upscaler:
+def upscaler(run: Run, model: Path, lora: Path | None, embeds: Artifact, back_projection: bool) -> Upscaler:
     """Samples the held-out pictures as the product does."""
-    sampler, texts = make_sampler(run.config, 2, model, lora, lambda count: None), Embeds(embeds)
+    settings = run.config.stage(2).model_copy(update={"validation_back_projection": back_projection})
+    config = run.config.model_copy(update={"stage2": settings})
+    sampler, texts = make_sampler(config, 2, model, lora, lambda count: None), Embeds(embeds)
 
     def upscale(rows: list[ShardRow], small: torch.Tensor, noise_level: int) -> torch.Tensor:
         seeds = [hash_seed("eval", row.image_id) % 2**32 for row in rows]
@@ -167,12 +170,15 @@ def measure(folder: Path, data: str, wanted: argparse.Namespace) -> None:
         if summary := trained(run, inputs, model, way, folder / f"{data}-{name}"):
             kept = ("rows", "trainable_parameters", "last_loss", "eval_loss_base", "eval_loss")
             print(f"<!-- {way}: { ({key: summary[key] for key in kept}) } -->", flush=True)
-    ways = {way: partial(upscaler, run, model, loras[way], embeds) for way in WAYS[2:]}
-    measure_upscalers(shard_files(held_out, 2), ways, LEVELS, folder / f"{data}-run")
-    table = pq.read_table(folder / f"{data}-run" / EVAL_FILE).to_pylist()
-    print(f"\n### {data}: {held_out.summary['pictures']} held-out pictures of 256 px\n")
-    for line in lines(table):
-        print(line, flush=True)
+    for back_projection, said in ((True, "back-projected"), (False, "stock")):
+        ways = {way: partial(upscaler, run, model, loras[way], embeds, back_projection) for way in WAYS[2:]}
+        out = folder / f"{data}-{said}"
+        out.mkdir(exist_ok=True)
+        measure_upscalers(shard_files(held_out, 2), ways, LEVELS, out)
+        table = pq.read_table(out / EVAL_FILE).to_pylist()
+        print(f"\n### {data}, {said}: {held_out.summary['pictures']} held-out pictures of 256 px\n")
+        for line in lines(table):
+            print(line, flush=True)
 
 
 def lines(table: list[dict[str, Any]]) -> Iterator[str]:
