@@ -302,6 +302,7 @@ class ImageDataset(Place):
 class ConditioningSet(Place):
     """Pictures for a ControlNet to follow. Which of them belongs to a picture goes by its name."""
 
+    id: str = Field(min_length=1, description="Name of the entry, for `conditioning_data`.")
     dataset_type: Literal["conditioning"] = Field(description="This entry holds pictures for a ControlNet to follow.")
     type: Literal["local", "aws"] = Field(description="A directory or a bucket: pairs are found by their names.")
     conditioning_type: Literal["controlnet"] | None = Field(

@@ -284,11 +284,10 @@ def _save_sheet(files: list[Path], out: Path, beside: Artifact | None) -> None:
     first = read_row_list(out).slice(0, 1).to_pylist()[0]
     large = min(first["width"], first["height"]) > SHEET_CELL_PX
     count, cell = (SHEET_CROPS // 2, 2 * SHEET_CELL_PX) if large else (SHEET_CROPS, SHEET_CELL_PX)
-    if beside is None:
-        shown = _first_crops(files, out, count)
-    else:
-        pairs = _first_crops(shard_files(beside), beside.path, count // 2), _first_crops(files, out, count // 2)
-        shown = [picture for pair in zip(*pairs, strict=True) for picture in pair]
+    shown = _first_crops(files, out, count if beside is None else count // 2)
+    if beside is not None:
+        pairs = zip(_first_crops(shard_files(beside), beside.path, len(shown)), shown, strict=True)
+        shown = [picture for pair in pairs for picture in pair]
     save_picture(contact_sheet(shown, 8, cell), out / SHEET)
 
 
