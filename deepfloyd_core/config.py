@@ -4,7 +4,7 @@ Training keys written at the top level apply to both stages; a `[stage1]` or `[s
 (SimpleTuner's config.json) trains the one stage that its `model_type` or `model_flavour` names.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -172,6 +172,11 @@ class RunConfig(Spec):
             present.append(2)
         return tuple(present)
 
+    @property
+    def paired(self) -> bool:
+        """Whether Stage I follows pictures of their own."""
+        return self.stage1 is not None and self.stage1.paired
+
     def stage(self, stage: Stage) -> StageConfig:
         """The settings of a stage that is in `stages`."""
         config = self.stage1 if stage == 1 else self.stage2
@@ -219,14 +224,9 @@ class Run:
     notes: tuple[str, ...]
     conditioning: tuple[ImageDataset, ...] = ()  # places of what a ControlNet may follow
 
-    @property
-    def paired(self) -> bool:
-        """Whether Stage I follows pictures of their own."""
-        return self.config.stage1 is not None and self.config.stage1.paired
-
     def pairs_of(self, dataset: ImageDataset) -> ImageDataset | None:
         """The place of what Stage I follows for the pictures of a data set; None where that is made of the pictures."""
-        if not self.paired or dataset.factor(1) is None:
+        if not self.config.paired or dataset.factor(1) is None:
             return None
         return next(place for place in self.conditioning if place.id == dataset.conditioning_data)
 
@@ -280,6 +280,5 @@ def load_run(path: Path, overrides: tuple[str, ...] = ()) -> Run:
     for stage in config.stages:
         notes += [f"{path}: stage{stage}.{note}" for note in config.stage(stage).notes]
         notes += check_datasets(config.stage(stage).flavour, datasets, stage, config.stage(stage).max_train_steps)
-    run = Run(config, datasets, tuple(notes), file.conditioning)
-    notes += check_pairs(run.paired, datasets, file.conditioning)
-    return replace(run, notes=(*notes, *file.notes))
+    notes += check_pairs(config.paired, datasets, file.conditioning)
+    return Run(config, datasets, (*notes, *file.notes), file.conditioning)

@@ -36,5 +36,5 @@ def _pairs(eval_set: Artifact, pairs: Artifact) -> dict[tuple[str, int], np.ndar
     rows, own = (read_row_list(artifact.path).select(["file", "place"]).to_pylist() for artifact in (eval_set, pairs))
     return {
         (files[row["file"]].name, row["place"]): shards[pair["file"]][pair["place"]].copy()
-        for row, pair in zip(rows, own, strict=False)  # those of Stage I come first
+        for row, pair in zip(rows, own, strict=False)  # those of Stage II come after those of Stage I
     }

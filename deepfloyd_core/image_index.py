@@ -135,14 +135,14 @@ def build_index(
             known = [Verdict(**row) if valid else None for row, valid in zip(old, is_known, strict=True)]
             rows = _judge_block(run, entries, known, children)
             with atomic_path(part) as tmp:
-                pq.write_table(pa.Table.from_pylist([vars(row) for row in rows], schema=schema(run.paired)), tmp)
+                pq.write_table(pa.Table.from_pylist([vars(row) for row in rows], schema=schema(run.config.paired)), tmp)
             finish_part(part)
         report(min(block.stop, len(found)), len(found), "pictures judged")
     beyond = np.zeros(len(found), bool)
     for dataset in run.datasets:
         if dataset.max_num_samples is not None:
             beyond |= _beyond(parts, dataset.id, dataset.max_num_samples, run.config.seed)
-    with atomic_path(work.path / INDEX_FILE) as tmp, pq.ParquetWriter(tmp, schema(run.paired)) as writer:
+    with atomic_path(work.path / INDEX_FILE) as tmp, pq.ParquetWriter(tmp, schema(run.config.paired)) as writer:
         for number, part in enumerate(parts):
             writer.write_table(_left_out(pq.read_table(part), beyond[number * BLOCK : (number + 1) * BLOCK]))
     before = len(place) - place.null_count
@@ -257,7 +257,7 @@ def _refused(reason: str, detail: str | None = None, known: dict[str, Any] | Non
 def _older_verdicts(run: Run, found: pa.Table, workspace: Path) -> tuple[pa.Table, pa.Array]:
     """Verdicts of the newest index whose settings judge alike, and for each scanned file its place there, or null."""
     older = newest(workspace, "image_index", FORMAT)
-    table = schema(run.paired).empty_table()
+    table = schema(run.config.paired).empty_table()
     if older and _judging(older.manifest["spec"]) == _judging(_spec(run)) and _same_decoder(older):
         table = pq.read_table(older.path / INDEX_FILE)
     of_bytes = pc.or_(pc.is_null(table["reason"]), pc.is_in(table["reason"], pa.array([*_LASTING, *_BESIDE])))

@@ -217,7 +217,7 @@ def _held_out(run: Run, index: Artifact, dataset: ImageDataset, columns: tuple[s
     """The pictures (some columns) of a data set that are held out; none when it feeds no stage or has none."""
     fed = [stage for stage in run.config.stages if dataset.factor(stage) is not None]
     reasons, count = [f"stage{stage}_reason" for stage in fed], run.config.num_eval_images
-    best = schema(run.paired).empty_table().select(columns)
+    best = schema(run.config.paired).empty_table().select(columns)
     for batch in ledger_batches(index, [*columns, *reasons]) if fed else ():
         fit = pc.equal(batch["dataset_id"], dataset.id)
         for reason in reasons:

@@ -55,9 +55,12 @@ def shard_files(pixels: Artifact, stage: Stage | None = None) -> list[Path]:
 
 
 def check_pairs_of(pictures: Artifact, pairs: Artifact) -> None:
-    """Raises ValueError unless the rows of `pairs` can be those of the first rows of `pictures`, one for each."""
-    rows, own = (read_row_list(artifact.path).select(_LIKE_ITS_PAIR) for artifact in (pictures, pairs))
-    if not own.equals(rows.slice(0, len(own))):
+    """Raises ValueError unless the rows of `pairs` can be those of Stage I in `pictures`, which come first: one for each."""
+    rows, own = (read_row_list(artifact.path) for artifact in (pictures, pairs))
+    first = set(shard_files(pictures, 1))
+    numbers = [number for number, file in enumerate(shard_files(pictures)) if file in first]
+    rows = rows.slice(0, int(np.isin(rows["file"].to_numpy(), numbers).sum()))
+    if not own.select(_LIKE_ITS_PAIR).equals(rows.select(_LIKE_ITS_PAIR)):
         raise ValueError(f"the rows of {pairs.path} are not those of {pictures.path}")
 
 

@@ -57,7 +57,7 @@ def scan(run: Run, report: Report = no_report) -> pa.Table:
     Where pairs are followed it has the columns of `with_pairs` as well.
     """
     parts = [_scan_dataset(run, dataset, report) for dataset in run.datasets]
-    if run.paired:
+    if run.config.paired:
         parts = _with_places(run, parts, report)
     found = pa.concat_tables(parts)
     if not found.num_rows:

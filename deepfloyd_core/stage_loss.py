@@ -100,6 +100,7 @@ def feed(
     steered = control_of(setup.unet)
     if steered is not None and steered.conditioning != "paired":
         follow = conditioning_picture(steered.conditioning, x_0)
+    assert steered is None or follow is not None  # or it would be trained as if there were nothing to follow
     text = setup.texts([caption_id("") if name is None else name for name in captions])
     return Fed(draws.cut(x), draws.t, level, text, follow)
 

@@ -40,7 +40,7 @@ def eval_conditioning(run: Run, index: Artifact, held_out: Artifact) -> Artifact
 
 def conditioning(run: Run, index: Artifact, pixels: dict[Stage, Artifact], held_out: Artifact) -> dict[str, Artifact]:
     """What a training of Stage I is given beside pixels and eval set; nothing unless it follows pairs."""
-    if not run.paired:
+    if not run.config.paired:
         return {}
     return {
         "conditioning": stage_conditioning(run, index, pixels[1]),

@@ -31,6 +31,7 @@ from deepfloyd_core.objective import Text, to_model_range
 from deepfloyd_core.paired_pixels import conditioning_request, plan_conditioning
 from deepfloyd_core.pairs import same_aspect
 from deepfloyd_core.pixels import build_shard, build_shards
+from deepfloyd_core.preview import save_preview
 from deepfloyd_core.products import lora_request
 from deepfloyd_core.row_list import eval_ids
 from deepfloyd_core.scan import scan
@@ -250,6 +251,7 @@ def test_a_picture_without_a_pair_that_can_be_followed_is_a_row_of_the_ledger(pa
     assert rows["two"]["detail"] == "two.jpg and two.png"
     assert "cut.jpg" in rows["cut"]["detail"] and "truncated" in rows["cut"]["detail"]
     assert index.summary["accepted"] == 3 and (index.path / "rejected.png").exists()
+    assert save_preview(run, 12, paired.world.folder / "preview.png") == 3
     with pytest.raises(DataError, match=r"2 conditioning_aspect, 2 conditioning_missing.*max_rejected_share = 0.1"):
         paired.world.index(paired.world.load(
             {"conditioning_data": "edges"}, paired.edges(), stages=(1,), stage1=PAIRED, max_rejected_share=0.1
@@ -316,7 +318,7 @@ def test_what_has_no_effect_is_said(paired: PairedWorld) -> None:
     assert requests[0] == requests[1]
     assert paired.world.load(
         {"conditioning_data": "edges"}, paired.edges(source_dataset_id="set"), stages=(1,), stage1=PAIRED
-    ).paired
+    ).config.paired
 
 
 def lora_of(run: Run, made: dict[str, Artifact]) -> str:
