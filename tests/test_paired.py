@@ -248,7 +248,7 @@ def test_a_picture_without_a_pair_that_can_be_followed_is_a_row_of_the_ledger(pa
         "untold": "caption_missing",
     }  # fmt: skip
     assert rows["shape"]["detail"] == "shape.png is 120x84 px, its picture 120x80 px"
-    assert rows["two"]["detail"] == "two.jpg and two.png"
+    assert rows["two"]["detail"] == "two.jpg and two.png" and rows["two"]["conditioning_id"] is None
     assert "cut.jpg" in rows["cut"]["detail"] and "truncated" in rows["cut"]["detail"]
     assert index.summary["accepted"] == 3 and (index.path / "rejected.png").exists()
     assert save_preview(run, 12, paired.world.folder / "preview.png") == 3
