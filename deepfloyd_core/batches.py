@@ -23,7 +23,7 @@ from deepfloyd_core.artifacts import Artifact
 from deepfloyd_core.errors import DataError
 from deepfloyd_core.mixing import Mix, Share, first_gap
 from deepfloyd_core.plan import by_size
-from deepfloyd_core.row_list import read_row_list, shard_files
+from deepfloyd_core.row_list import check_pairs_of, read_row_list, shard_files
 from deepfloyd_core.shards import open_shard
 from deepfloyd_core.types import hash_seed
 
@@ -38,16 +38,20 @@ class Batch:
     pixels: torch.Tensor  # uint8 (B, H, W, C)
     caption_ids: list[str]
     rows: np.ndarray  # int64 (B,): their places in the artifact's list of rows
+    pairs: torch.Tensor | None = None  # uint8 (B, H, W, C): what a ControlNet follows, where that is not made of them
 
 
 class TrainingRows:
     """The crops of a pixel artifact that may be trained on, grouped by size.
 
     Pixels and pictures' names stay on disk, mapped; where each crop lies and which caption it has cost 24 bytes a row.
-    Raises ValueError or IndexError when a shard is not what the list of rows says.
+    Raises ValueError or IndexError when a shard is not what the list of rows says, or the pairs are not those of the rows.
     """
 
-    def __init__(self, pixels: Artifact, held_out: frozenset[str]) -> None:
+    def __init__(self, pixels: Artifact, held_out: frozenset[str], pairs: Artifact | None = None) -> None:
+        """pairs: the conditioning of each row."""
+        if pairs is not None:
+            check_pairs_of(pixels, pairs)
         rows = read_row_list(pixels.path)
         out = pc.is_in(rows["image_id"], pa.array(sorted(held_out), pa.string())).to_numpy()
         places = {size: np.flatnonzero(own & ~out) for size, own in by_size(rows)}
@@ -58,12 +62,7 @@ class TrainingRows:
         # Looking a text up in an Arrow column takes 0.9 us, as long as copying 12 KiB of pixels; here 0.1 us.
         captions = rows["caption_id"].dictionary_encode().combine_chunks()
         self._captions, self._caption = captions.dictionary.to_pylist(), captions.indices.to_numpy()
-        shards = [open_shard(path) for path in shard_files(pixels)]
-        self._raw, self._file = [shard.raw for shard in shards], rows["file"].to_numpy()
-        self._start, in_file = np.empty(len(rows), np.int64), rows["place"].to_numpy()
-        ends = np.cumsum(np.bincount(self._file, minlength=len(shards)))
-        for shard, own in zip(shards, np.split(np.argsort(self._file, kind="stable"), ends[:-1]), strict=True):
-            self._start[own] = shard.starts(in_file[own])
+        self._pixels, self._pairs = _Crops(pixels), None if pairs is None else _Crops(pairs)
 
     @property
     def counts(self) -> dict[Size, int]:
@@ -82,18 +81,35 @@ class TrainingRows:
 
     def take(self, size: Size, numbers: np.ndarray) -> Batch:
         """The crops of the given numbers among those of a size."""
-        rows, length = self._own[size][numbers], size[0] * size[1] * 3
-        raw, captions = self._raw, self._captions
-        where = zip(self._file[rows].tolist(), self._start[rows].tolist(), strict=True)
-        # One copy in C out of the mapped files: twice as fast as stacking arrays, and no slower for many files.
-        pixels = bytearray().join([raw[file][start : start + length] for file, start in where])
-        shape = len(rows), size[1], size[0], 3
+        rows, captions = self._own[size][numbers], self._captions
         names = [captions[number] for number in self._caption[rows].tolist()]
-        return Batch(torch.frombuffer(pixels, dtype=torch.uint8).reshape(shape), names, rows)
+        pairs = None if self._pairs is None else self._pairs.take(size, rows)
+        return Batch(self._pixels.take(size, rows), names, rows, pairs)
 
     def image_ids(self, batch: Batch) -> list[str]:
         """The pictures that a batch shows; 1 us each."""
         return [self._ids[row].as_py() for row in batch.rows.tolist()]
+
+
+class _Crops:
+    """The pixels of an artifact by their places in its list of rows, mapped."""
+
+    def __init__(self, pixels: Artifact) -> None:
+        rows = read_row_list(pixels.path)
+        shards = [open_shard(path) for path in shard_files(pixels)]
+        self._raw, self._file = [shard.raw for shard in shards], rows["file"].to_numpy()
+        self._start, in_file = np.empty(len(rows), np.int64), rows["place"].to_numpy()
+        ends = np.cumsum(np.bincount(self._file, minlength=len(shards)))
+        for shard, own in zip(shards, np.split(np.argsort(self._file, kind="stable"), ends[:-1]), strict=True):
+            self._start[own] = shard.starts(in_file[own])
+
+    def take(self, size: Size, rows: np.ndarray) -> torch.Tensor:
+        """Those of some rows of one size: uint8 (B, H, W, C)."""
+        raw, length = self._raw, size[0] * size[1] * 3
+        where = zip(self._file[rows].tolist(), self._start[rows].tolist(), strict=True)
+        # One copy in C out of the mapped files: twice as fast as stacking arrays, and no slower for many files.
+        pixels = bytearray().join([raw[file][start : start + length] for file, start in where])
+        return torch.frombuffer(pixels, dtype=torch.uint8).reshape(len(rows), size[1], size[0], 3)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from deepfloyd_core.errors import ConfigError
 from deepfloyd_core.files import read_sealed, write_bytes, write_sealed
 from deepfloyd_core.flavours import Stage
 from deepfloyd_core.products import BITFIT_FILE, CONTROL_FILE, DETAIL_SHEET, UNET_FOLDER, product_name
+from deepfloyd_core.stage_config import StageConfig
 
 LICENCE = (
     "The base weights of DeepFloyd IF are under the DeepFloyd IF License Agreement; what is made from them may be "
@@ -108,7 +109,7 @@ def _card(run: Run, inputs: dict[str, Artifact], prompts: list[str], metrics: di
         lines += ["Sample prompts: " + "; ".join(f"`{prompt}`" for prompt in prompts), ""]
     lines += ["## Use", "", "```python"]
     for stage in run.config.stages:
-        lines += _use(stage, run.config.stage(stage).model, product_name(inputs[f"stage{stage}_lora"].path))
+        lines += _use(stage, run.config.stage(stage), product_name(inputs[f"stage{stage}_lora"].path))
     if run.config.stage2 and run.config.stage2.validation_back_projection:
         lines += [
             "from deepfloyd_core.back_projection import back_projecting",
@@ -125,13 +126,20 @@ def _card(run: Run, inputs: dict[str, Artifact], prompts: list[str], metrics: di
     return "\n".join([*lines, "## Licence", "", LICENCE, ""])
 
 
+def _made(stage: Stage, settings: StageConfig) -> str:
+    """The call that makes what a ControlNet follows."""
+    if settings.paired:
+        return "as_conditioning(picture like those of conditioning_data, uint8 (B, H, W, 3))"
+    return f"conditioning_picture(stage{stage}.unet.control.conditioning, picture in [-1, 1])"
+
+
 def _data_line(index: Artifact) -> str:
     summary = index.summary
     return f"{summary['accepted']} of {summary['inputs']} pictures, data fingerprint {index.manifest['inputs']['data']}"
 
 
-def _use(stage: Stage, model: str, product: str) -> list[str]:
-    name = {1: "IFPipeline", 2: "IFSuperResolutionPipeline"}[stage]
+def _use(stage: Stage, settings: StageConfig, product: str) -> list[str]:
+    model, name = settings.model, {1: "IFPipeline", 2: "IFSuperResolutionPipeline"}[stage]
     repo = model if not Path(model).is_absolute() else Path(model).name
     first, unet, load = [], "", [f'stage{stage}.load_lora_weights("stage{stage}")']
     if product == BITFIT_FILE:
@@ -145,7 +153,7 @@ def _use(stage: Stage, model: str, product: str) -> list[str]:
             "from deepfloyd_core.control import load_control",
             f'load_control(stage{stage}.unet, "stage{stage}/{product}")',
             "# Then give each call a picture to follow, float32 (B, 3, H, W) in [0, 1], from deepfloyd_core.conditioning's",
-            f"# conditioning_picture(stage{stage}.unet.control.conditioning, picture in [-1, 1]):",
+            f"# {_made(stage, settings)}:",
             f'# stage{stage}(..., cross_attention_kwargs={{"control_image": conditioning}}), one for all or for each',
         ]
     elif product == UNET_FOLDER:

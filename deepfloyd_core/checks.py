@@ -4,6 +4,7 @@ from deepfloyd_core.datafile import ImageDataset
 from deepfloyd_core.errors import ConfigError
 from deepfloyd_core.flavours import UPSCALE, Flavour, Stage
 from deepfloyd_core.mixing import first_gap, share_of
+from deepfloyd_core.sources import open_source
 
 
 def check_datasets(flavour: Flavour, datasets: tuple[ImageDataset, ...], stage: Stage, steps: int) -> list[str]:
@@ -38,6 +39,30 @@ def check_datasets(flavour: Flavour, datasets: tuple[ImageDataset, ...], stage: 
         for dataset in used
         if dataset.start_step >= steps
     ]
+
+
+def check_pairs(paired: bool, datasets: tuple[ImageDataset, ...], conditioning: tuple[ImageDataset, ...]) -> list[str]:
+    """Raise ConfigError when Stage I is to follow pairs and a data set that feeds it has none, or they are not there.
+
+    Returns a note for each data set whose conditioning_data has no effect.
+    """
+    notes = []
+    for dataset in datasets:
+        feeds = dataset.factor(1) is not None
+        if paired and feeds and dataset.conditioning_data is None:
+            raise ConfigError(
+                f"stage1.controlnet_conditioning is 'paired', and {dataset.id}, which feeds stage 1, has no "
+                "conditioning_data. Add an entry of dataset_type conditioning with the directory of its pairs, and name "
+                "it there."
+            )
+        if dataset.conditioning_data is not None and not (paired and feeds):
+            why = f"{dataset.id} does not feed stage 1" if paired else "no stage has controlnet_conditioning = 'paired'"
+            notes.append(f"{dataset.id}: conditioning_data has no effect: {why}")
+    used = {dataset.conditioning_data for dataset in datasets if dataset.factor(1) is not None} if paired else set()
+    for place in conditioning:
+        if place.id in used:
+            open_source(place)
+    return notes
 
 
 def _size_fault(dataset: ImageDataset, flavour: Flavour, edge: float) -> str:

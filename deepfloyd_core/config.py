@@ -10,7 +10,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from deepfloyd_core.checks import check_datasets
+from deepfloyd_core.checks import check_datasets, check_pairs
 from deepfloyd_core.clusters import cluster_fault
 from deepfloyd_core.datafile import ImageDataset
 from deepfloyd_core.errors import ConfigError
@@ -172,6 +172,11 @@ class RunConfig(Spec):
             present.append(2)
         return tuple(present)
 
+    @property
+    def paired(self) -> bool:
+        """Whether Stage I follows pictures of their own."""
+        return self.stage1 is not None and self.stage1.paired
+
     def stage(self, stage: Stage) -> StageConfig:
         """The settings of a stage that is in `stages`."""
         config = self.stage1 if stage == 1 else self.stage2
@@ -217,6 +222,13 @@ class Run:
     config: RunConfig
     datasets: tuple[ImageDataset, ...]
     notes: tuple[str, ...]
+    conditioning: tuple[ImageDataset, ...] = ()  # places of what a ControlNet may follow
+
+    def pairs_of(self, dataset: ImageDataset) -> ImageDataset | None:
+        """The place of what Stage I follows for the pictures of a data set; None where that is made of the pictures."""
+        if not self.config.paired or dataset.factor(1) is None:
+            return None
+        return next(place for place in self.conditioning if place.id == dataset.conditioning_data)
 
     @property
     def workspace(self) -> Path:
@@ -257,7 +269,8 @@ def load_run(path: Path, overrides: tuple[str, ...] = ()) -> Run:
             f"{path}: tokenizer_max_length is {config.tokenizer_max_length}; IF was trained with {TOKENS} rows of text and "
             "attends to all of them, so more rows, also for short captions, shift what the base model does"
         )
-    datasets, data_notes = load_data_file(Path(config.data_backend_config))
+    file = load_data_file(Path(config.data_backend_config))
+    datasets = file.datasets
     _check_eval_dataset(config, datasets, path)
     if config.stage1 and config.stage1.controlnet and config.prompts:
         notes.append(
@@ -267,4 +280,5 @@ def load_run(path: Path, overrides: tuple[str, ...] = ()) -> Run:
     for stage in config.stages:
         notes += [f"{path}: stage{stage}.{note}" for note in config.stage(stage).notes]
         notes += check_datasets(config.stage(stage).flavour, datasets, stage, config.stage(stage).max_train_steps)
-    return Run(config, datasets, tuple(notes + data_notes))
+    notes += check_pairs(config.paired, datasets, file.conditioning)
+    return Run(config, datasets, (*notes, *file.notes), file.conditioning)

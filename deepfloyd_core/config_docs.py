@@ -7,7 +7,15 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from deepfloyd_core.config import RunConfig
-from deepfloyd_core.datafile import AspectBucket, CaptionShuffle, CaptionTable, ImageDataset, TextEmbedBackend
+from deepfloyd_core.datafile import (
+    AspectBucket,
+    CaptionShuffle,
+    CaptionTable,
+    ConditioningSet,
+    ImageDataset,
+    Place,
+    TextEmbedBackend,
+)
 from deepfloyd_core.spec import Spec
 from deepfloyd_core.stage_config import StageConfig
 
@@ -28,6 +36,12 @@ _SECTIONS: tuple[tuple[str, type[Spec], str], ...] = (
     ("Caption table", CaptionTable, "The block `parquet` of a picture set."),
     ("Shuffled tags", CaptionShuffle, "The block `caption_shuffle` of a picture set."),
     ("Weighted shapes", AspectBucket, "An entry of `crop_aspect_buckets`, in place of a number."),
+    (
+        "Pictures to follow",
+        ConditioningSet,
+        "Entries that `conditioning_data` names, see [data.md](data.md#pictures-for-a-controlnet-to-follow). Their place is "
+        "given by the keys of picture sets; other keys of those are accepted, and reported as ignored.",
+    ),
     ("Text embeds in the data file", TextEmbedBackend, "Accepted so that SimpleTuner's files work unchanged."),
 )
 
@@ -41,9 +55,14 @@ def render() -> str:
     ]
     for title, model, intro in _SECTIONS:
         lines += [f"## {title}", "", intro, "", "| key | type | default | meaning |", "|---|---|---|---|"]
-        lines += [_row(name, field) for name, field in model.model_fields.items()]
+        lines += [_row(name, field) for name, field in model.model_fields.items() if not _is_said(model, name)]
         lines.append("")
     return "\n".join(lines)
+
+
+def _is_said(model: type[Spec], name: str) -> bool:
+    """Whether a key of a place is explained at the picture sets."""
+    return model is ConditioningSet and name in Place.model_fields and name not in ("id", "type")
 
 
 def _row(name: str, field: FieldInfo) -> str:

@@ -125,9 +125,9 @@ def load_control(unet: UNet2DConditionModel, file: Path) -> Control:
     """Give a base UNet the control that a file has, frozen, for sampling through a stock pipeline.
 
     Then `pipeline(..., cross_attention_kwargs={"control_image": picture})` follows `picture`, float32 (B, 3, H, W) in
-    [0, 1], which `conditioning.conditioning_picture` makes: one for all pictures of the call, or one for each. It takes
-    the place of one that was loaded before. Raises ArtifactError when the file is not of this UNet, ConfigError when
-    accelerate already moves the UNet between devices.
+    [0, 1], which `conditioning.conditioning_picture` makes (of `paired` ones `as_conditioning`): one for all pictures of
+    the call, or one for each. It takes the place of one that was loaded before. Raises ArtifactError when the file is not
+    of this UNet, ConfigError when accelerate already moves the UNet between devices.
     """
     if hasattr(unet, "_hf_hook"):
         raise ConfigError("The UNet is offloaded already. Call load_control before enable_model_cpu_offload.")

@@ -2,7 +2,8 @@
 
 An entry without `dataset_type` (or with "image") is a set of pictures, "text_embeds" stands for the embeds. A picture set
 has one resolution: up to 128 px it feeds Stage I at that size and Stage II at four times the size with every length
-multiplied by four; above that it feeds Stage II only. `read_datafile.py` reads the file.
+multiplied by four; above that it feeds Stage II only. An entry with `dataset_type` "conditioning" has pictures for a
+ControlNet to follow. `read_datafile.py` reads the file.
 """
 
 import math
@@ -186,6 +187,12 @@ class ImageDataset(Place):
     text_embeds: str | None = Field(
         None, description="Id of the text embeds entry whose filters apply; unset: default."
     )
+    conditioning_data: str | None = Field(
+        None,
+        min_length=1,
+        description="Id of the entry whose pictures a ControlNet follows, with `controlnet_conditioning = paired`: for each "
+        "picture the file of its name.",
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -290,6 +297,27 @@ class ImageDataset(Place):
         if stage == 1:
             return 1 if self.edge_px <= STAGE1_MAX_PX else None
         return UPSCALE if self.edge_px <= STAGE1_MAX_PX else 1
+
+
+class ConditioningSet(Place):
+    """Pictures for a ControlNet to follow. Which of them belongs to a picture goes by its name."""
+
+    id: str = Field(min_length=1, description="Name of the entry, for `conditioning_data`.")
+    dataset_type: Literal["conditioning"] = Field(description="This entry holds pictures for a ControlNet to follow.")
+    type: Literal["local", "aws"] = Field(description="A directory or a bucket: pairs are found by their names.")
+    conditioning_type: Literal["controlnet"] | None = Field(
+        None, description="What they are for; nothing else is known."
+    )
+    source_dataset_id: str | None = Field(
+        None, description="The picture set that they belong to; its `conditioning_data` must name this entry."
+    )
+    disabled: bool = Field(False, description="Leave this entry out of the run; nothing but its id is then looked at.")
+    disable: bool = Field(False, description="Older spelling of `disabled`.")
+
+    @property
+    def pictures(self) -> ImageDataset:
+        """The same place as a set of pictures, which a source can be opened of."""
+        return ImageDataset(**{name: getattr(self, name) for name in Place.model_fields})
 
 
 class TextEmbedBackend(Spec):

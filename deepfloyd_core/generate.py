@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from deepfloyd_core.conditioning import conditioning_picture
+from deepfloyd_core.conditioning import as_conditioning, conditioning_picture
 from deepfloyd_core.control import control_of
 from deepfloyd_core.embed_job import encode_prompts
 from deepfloyd_core.errors import ArtifactError
@@ -59,7 +59,10 @@ def _conditioning(job: Job, sampler: Sampler, size: tuple[int, int]) -> torch.Te
     if not picture.is_file() or sha256_file(picture) != sha256:
         raise ArtifactError(f"{picture}, which is to be followed, changed since the run began. Start it again.")
     fitted = torch.from_numpy(np.array(read_fitted(picture, size)))[None]
-    made = conditioning_picture(found.conditioning, to_model_range(fitted))
+    if found.conditioning == "paired":
+        made = as_conditioning(fitted)
+    else:
+        made = conditioning_picture(found.conditioning, to_model_range(fitted))
     settings = {"conditioning": found.conditioning, "picture": sha256}
     array = to_bytes(made * 2 - 1)[0].numpy()
     save_png(array, Sample("", 0, job.options["version"], settings), job.out / CONDITIONING)

@@ -12,19 +12,18 @@ import torch
 
 from deepfloyd_core.artifacts import Artifact
 from deepfloyd_core.batches import Draws, MixedOrder, TrainingRows, draw
+from deepfloyd_core.eval_pictures import eval_pictures
 from deepfloyd_core.flavours import Stage
 from deepfloyd_core.metrics import mean_and_interval
 from deepfloyd_core.objective import squared_error, to_model_range
-from deepfloyd_core.row_list import shard_files
-from deepfloyd_core.shards import open_shard, read_rows
 from deepfloyd_core.types import hash_seed
 
 TIMESTEPS = (100, 400, 700, 950)
 HELD_OUT, SEEN = "held_out", "seen"
 _SEEN = 2  # pictures; each costs as much as a held-out one
 
-# Predicts epsilon: x_0 float32 (B, C, H, W), draws, caption ids -> (B, C, H, W).
-Predict = Callable[[torch.Tensor, Draws, list[str]], torch.Tensor]
+# Predicts epsilon: x_0 float32 (B, C, H, W), draws, caption ids, what to follow uint8 (B, H, W, C) -> (B, C, H, W).
+Predict = Callable[[torch.Tensor, Draws, list[str], torch.Tensor | None], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -35,19 +34,28 @@ class GridPicture:
     image_id: str
     caption_id: str
     pixels: torch.Tensor  # uint8 (1, H, W, C)
+    pair: torch.Tensor | None = None  # the same: what a ControlNet follows, where that is not made of it
 
 
-def grid_pictures(eval_set: Artifact, rows: TrainingRows, order: MixedOrder, stage: Stage) -> list[GridPicture]:
-    """The held-out pictures of a stage, and the first crops that the run trains on; the same for the same data and seed."""
+def grid_pictures(
+    eval_set: Artifact, rows: TrainingRows, order: MixedOrder, stage: Stage, pairs: Artifact | None = None
+) -> list[GridPicture]:
+    """The held-out pictures of a stage, and the first crops that the run trains on; the same for the same data and seed.
+
+    pairs: the conditioning of the held-out pictures, where that is not made of them.
+    """
     found = []
-    for file in shard_files(eval_set, stage):
-        for pixels, row in zip(open_shard(file), read_rows(file), strict=True):
-            found.append(GridPicture(HELD_OUT, row.image_id, row.caption_id, torch.from_numpy(pixels.copy())[None]))
+    for one in eval_pictures(eval_set, stage, pairs):
+        pair = None if one.pair is None else torch.from_numpy(one.pair)[None]
+        pixels = torch.from_numpy(one.pixels)[None]
+        found.append(GridPicture(HELD_OUT, one.row.image_id, one.row.caption_id, pixels, pair))
     seen = []
     for number in range(_SEEN):  # each batch has at least one
         batch = rows.take(*order.batch(number))
         for place, name in enumerate(rows.image_ids(batch)):
-            seen.append(GridPicture(SEEN, name, batch.caption_ids[place], batch.pixels[place : place + 1]))
+            own = slice(place, place + 1)
+            pair = None if batch.pairs is None else batch.pairs[own]
+            seen.append(GridPicture(SEEN, name, batch.caption_ids[place], batch.pixels[own], pair))
     return found + seen[:_SEEN]
 
 
@@ -63,7 +71,7 @@ def grid_losses(pictures: list[GridPicture], predict: Predict, level: int) -> li
             drawn = draw(x_0.shape, hash_seed("eval", picture.image_id, t), 0, 0.0)
             draws = replace(drawn, t=torch.tensor([t]), level=torch.tensor([level]))
             with torch.inference_mode():
-                eps = predict(x_0, draws, [picture.caption_id])
+                eps = predict(x_0, draws, [picture.caption_id], picture.pair)
                 loss = float(squared_error(eps.cpu(), draws.noise))
             losses.append({"part": picture.part, "image_id": picture.image_id, "t": t, "loss": loss})
     return losses

@@ -26,7 +26,8 @@ from deepfloyd_core.faces import find_face
 from deepfloyd_core.files import atomic_path
 from deepfloyd_core.flavours import Stage
 from deepfloyd_core.geometry import REASONS, geometry, judge_sizes
-from deepfloyd_core.ledger import BEYOND, INDEX_FILE, SCHEMA, Row, count_rows
+from deepfloyd_core.ledger import BEYOND, INDEX_FILE, SCHEMA, Row, count_rows, schema
+from deepfloyd_core.pairs import PAIR_REASONS, check_pair, missing_pair
 from deepfloyd_core.pictures import Unreadable, check_decodes, decode_rgb, decode_what_is_there, read_header
 from deepfloyd_core.rejected import Rejected, choose, draw
 from deepfloyd_core.scan import table_digest
@@ -42,15 +43,19 @@ SHEET, SHEET_CELL_PX = "rejected.png", 144
 # Settings of a data set that change nothing in its index.
 _NOT_IN_INDEX = {
     *Place.model_fields, "dataset_type", "disabled", "disable", "repeats", "text_embeds", "probability", "start_step",
-    "end_step", "crop_style",
+    "end_step", "crop_style", "conditioning_data",
 }  # fmt: skip
 # What a picture's bytes and the settings alone decide. Other reasons are judged anew: they may have gone away.
 _LASTING = (
     "too_small", "aspect_out_of_range", "not_for_this_stage", "unsupported", "corrupt", "truncated", "decompression_bomb",
+    "conditioning_aspect",
 )  # fmt: skip
 # Rejected pictures that are safe to decode for the sheet: what is said of the others is that they harm, or change.
-_SHOWN = ("too_small", "aspect_out_of_range", "not_for_this_stage", "corrupt", "truncated", "caption_missing")
-_BESIDE = ("caption_missing", BEYOND)  # said of pictures whose bytes are good
+_SHOWN = (
+    "too_small", "aspect_out_of_range", "not_for_this_stage", "corrupt", "truncated", "caption_missing", *PAIR_REASONS,
+)  # fmt: skip
+# Said of pictures whose bytes are good.
+_BESIDE = ("caption_missing", "conditioning_missing", "conditioning_ambiguous", BEYOND)
 _NOT_IN_VERDICT = {
     "max_num_samples", "caption_strategy", "parquet", "disable_multiline_split", "instance_prompt",
     "prepend_instance_prompt", "only_instance_prompt", "caption_filter_list", "caption_shuffle", "seed",
@@ -67,6 +72,8 @@ class Entry:
     sha256: str | None
     captions: tuple[str, ...] | None
     reason: str | None
+    conditioning: tuple[str, ...] | None = None  # the names that its pair may have; None: there is none
+    conditioning_id: str | None = None  # sha256 of its pair, if there is one that can be read
 
 
 @dataclass(frozen=True)
@@ -103,6 +110,8 @@ def _index_spec(run: Run, dataset: ImageDataset) -> dict[str, Any]:
         spec["parquet"]["path"] = None  # its captions are in the data
     if dataset.max_num_samples is not None or (dataset.caption_shuffle and dataset.caption_shuffle.enable):
         spec["seed"] = run.config.seed
+    if run.pairs_of(dataset) is not None:
+        spec["paired"] = True  # which they are is in the data
     return spec | {"faces": dataset.crop and dataset.crop_style == "face"}
 
 
@@ -126,14 +135,14 @@ def build_index(
             known = [Verdict(**row) if valid else None for row, valid in zip(old, is_known, strict=True)]
             rows = _judge_block(run, entries, known, children)
             with atomic_path(part) as tmp:
-                pq.write_table(pa.Table.from_pylist([vars(row) for row in rows], schema=SCHEMA), tmp)
+                pq.write_table(pa.Table.from_pylist([vars(row) for row in rows], schema=schema(run.config.paired)), tmp)
             finish_part(part)
         report(min(block.stop, len(found)), len(found), "pictures judged")
     beyond = np.zeros(len(found), bool)
     for dataset in run.datasets:
         if dataset.max_num_samples is not None:
             beyond |= _beyond(parts, dataset.id, dataset.max_num_samples, run.config.seed)
-    with atomic_path(work.path / INDEX_FILE) as tmp, pq.ParquetWriter(tmp, SCHEMA) as writer:
+    with atomic_path(work.path / INDEX_FILE) as tmp, pq.ParquetWriter(tmp, schema(run.config.paired)) as writer:
         for number, part in enumerate(parts):
             writer.write_table(_left_out(pq.read_table(part), beyond[number * BLOCK : (number + 1) * BLOCK]))
     before = len(place) - place.null_count
@@ -152,16 +161,20 @@ def sample_order(image_ids: Iterable[str], seed: int) -> np.ndarray:
 def judge(run: Run, dataset: ImageDataset, entry: Entry, verdict: Verdict) -> Row:
     """The ledger's row of one file, of which its bytes said `verdict`."""
     captions = finished_captions(dataset, entry.captions, run.config.seed)
-    reason = verdict.reason or (None if captions else "caption_missing")
-    found = {key: value for key, value in vars(verdict).items() if key != "reason"}
+    reason, detail = verdict.reason or (None if captions else "caption_missing"), verdict.detail
+    names = tuple(entry.conditioning or ())
+    if reason is None and run.pairs_of(dataset) is not None:
+        reason, detail = missing_pair(names, entry.conditioning_id)
+    found = {key: value for key, value in vars(verdict).items() if key not in ("reason", "detail")}
     return Row(
         source=entry.source, dataset_id=entry.dataset_id, status="rejected" if reason else "accepted", reason=reason,
-        image_id=entry.sha256, bytes=entry.bytes, captions=captions, **found,
+        detail=detail, image_id=entry.sha256, bytes=entry.bytes, captions=captions,
+        conditioning=names[0] if len(names) == 1 else None, conditioning_id=entry.conditioning_id, **found,
     )  # fmt: skip
 
 
 def look(run: Run, dataset: ImageDataset, entry: Entry) -> Verdict:
-    """Judge a picture's bytes: header, size, one decode, and the face if crops are placed by it."""
+    """Judge a picture's bytes: header, size, one decode, the face if crops are placed by it, and those of its pair."""
     if entry.reason is not None:
         return _refused(entry.reason)
     try:
@@ -185,6 +198,9 @@ def look(run: Run, dataset: ImageDataset, entry: Entry) -> Verdict:
         check_decodes(data)
         if dataset.crop and dataset.crop_style == "face":
             known["face"] = find_face(decode_rgb(data))
+        pairs = run.pairs_of(dataset)
+        if pairs is not None and entry.conditioning and entry.conditioning_id:
+            check_pair(pairs, entry.conditioning[0], entry.conditioning_id, header.size)
     except Unreadable as error:
         return _refused(error.reason, str(error), known)
     return Verdict(**known, stage1_reason=reasons[1], stage2_reason=reasons[2])
@@ -241,7 +257,7 @@ def _refused(reason: str, detail: str | None = None, known: dict[str, Any] | Non
 def _older_verdicts(run: Run, found: pa.Table, workspace: Path) -> tuple[pa.Table, pa.Array]:
     """Verdicts of the newest index whose settings judge alike, and for each scanned file its place there, or null."""
     older = newest(workspace, "image_index", FORMAT)
-    table = SCHEMA.empty_table()
+    table = schema(run.config.paired).empty_table()
     if older and _judging(older.manifest["spec"]) == _judging(_spec(run)) and _same_decoder(older):
         table = pq.read_table(older.path / INDEX_FILE)
     of_bytes = pc.or_(pc.is_null(table["reason"]), pc.is_in(table["reason"], pa.array([*_LASTING, *_BESIDE])))
@@ -251,9 +267,16 @@ def _older_verdicts(run: Run, found: pa.Table, workspace: Path) -> tuple[pa.Tabl
     verdicts = table.select(names).set_column(
         names.index("reason"), "reason", pc.if_else(beside, None, table["reason"])
     )
-    keys = pc.binary_join_element_wise(table["dataset_id"], table["image_id"], "/")
-    place = pc.index_in(pc.binary_join_element_wise(found["dataset_id"], found["sha256"], "/"), keys.combine_chunks())
+    place = pc.index_in(_bytes(found, "sha256"), _bytes(table, "image_id").combine_chunks())
     return verdicts, place.combine_chunks()
+
+
+def _bytes(table: pa.Table, image: str) -> pa.ChunkedArray:
+    """What decides the verdict on each row beside the settings: its bytes, null where they are not known, and its pair's."""
+    parts = [table["dataset_id"], table[image]]
+    if "conditioning_id" in table.column_names:
+        parts.append(pc.fill_null(table["conditioning_id"], ""))
+    return pc.binary_join_element_wise(*parts, "/")
 
 
 def _same_decoder(index: Artifact) -> bool:

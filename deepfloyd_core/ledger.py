@@ -39,6 +39,12 @@ SCHEMA = pa.schema(
         pa.field("stage2_reason", pa.string()),
     ]
 )
+_PAIR = [pa.field("conditioning", pa.string()), pa.field("conditioning_id", pa.string())]
+
+
+def schema(paired: bool) -> pa.Schema:
+    """The columns of a ledger; where pairs are followed it also has the name and the sha256 of each picture's pair."""
+    return pa.schema([*SCHEMA, *_PAIR]) if paired else SCHEMA
 
 
 @dataclass(frozen=True)
@@ -59,6 +65,8 @@ class Row:
     face: list[int] | None  # left, top, width, height in the upright picture; None: none was found, or looked for
     stage1_reason: str | None  # why it does not feed Stage I; None: it does
     stage2_reason: str | None
+    conditioning: str | None = None  # the pair that a ControlNet follows: its name, and the sha256 of its bytes
+    conditioning_id: str | None = None
 
 
 def read_index(index: Artifact) -> list[Row]:

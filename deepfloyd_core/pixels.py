@@ -22,10 +22,10 @@ from deepfloyd_core.draws import hash_units, image_keys
 from deepfloyd_core.errors import DataError
 from deepfloyd_core.files import sha256_bytes
 from deepfloyd_core.flavours import Stage
-from deepfloyd_core.ledger import SCHEMA, ledger_batches
+from deepfloyd_core.ledger import ledger_batches, schema
 from deepfloyd_core.older_rows import OlderRows, copy_rows
 from deepfloyd_core.plan import PICTURE, Planned, SizePlan, by_dataset, plan_pictures, write_plan, write_sizes
-from deepfloyd_core.row_list import ROWS_FILE, eval_ids, read_row_list, write_row_list
+from deepfloyd_core.row_list import ROWS_FILE, eval_ids, read_row_list, shard_files, write_row_list
 from deepfloyd_core.shards import ShardRow, open_shard, write_shard
 from deepfloyd_core.sheets import contact_sheet, save_picture
 from deepfloyd_core.shrink import take_crops
@@ -44,7 +44,7 @@ class ShardPlan:
     plan: SizePlan
     numbers: np.ndarray  # int64, ascending
     copies: np.ndarray  # int64: a row of the older artifact's list that has the same pixels; -1: decode the picture
-    datasets: dict[str, ImageDataset]  # that its pictures are from
+    datasets: dict[str, ImageDataset]  # where the pictures of each data set are read
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def plan_shards(run: Run, index: Artifact, stage: Stage, work: WorkDir) -> Layou
     if not plans:
         raise DataError(f"No picture is large enough for stage {stage}. The ledger is {index.path}/index.parquet.")
     older = newest(work.path.parents[1], f"stage{stage}_pixels", FORMAT)
-    return _lay_out(run, plans, int(run.config.shard_mib * 2**20), older)
+    return lay_out(plans, _by_id(run), int(run.config.shard_mib * 2**20), older)
 
 
 def plan_eval(run: Run, index: Artifact, work: WorkDir) -> Layout:
@@ -120,10 +120,18 @@ def plan_eval(run: Run, index: Artifact, work: WorkDir) -> Layout:
     hashes of (seed, picture): the same in every run and on every machine. Raises DataError when nothing is left to train
     on, or to hold out.
     """
+    return lay_out(write_eval_plan(run, index, run.config.stages, work.path), _by_id(run), 1 << 30, None)
+
+
+def write_eval_plan(
+    run: Run, index: Artifact, stages: tuple[Stage, ...], folder: Path, columns: tuple[str, ...] = PICTURE
+) -> list[SizePlan]:
+    """Plan the held-out pictures (columns PICTURE) of some stages, or their pairs (columns PAIR). Raises as `plan_eval`."""
     only = run.config.eval_dataset_id
-    chosen = pa.concat_tables(_held_out(run, index, dataset) for dataset in run.datasets if only in (None, dataset.id))
+    sets = [dataset for dataset in run.datasets if only in (None, dataset.id)]
+    chosen = pa.concat_tables(_held_out(run, index, dataset, columns) for dataset in sets)
     plans: list[SizePlan] = []
-    for stage in run.config.stages:
+    for stage in stages:
         fed = [dataset.id for dataset in run.datasets if dataset.factor(stage) is not None]
         fit = chosen.filter(pc.is_in(chosen["dataset_id"], pa.array(fed, pa.string())))
         if not len(fit):
@@ -132,8 +140,8 @@ def plan_eval(run: Run, index: Artifact, work: WorkDir) -> Layout:
                 f"large enough for each of its stages. The ledger is {index.path}/index.parquet."
             )
         tables = (plan_pictures(run, dataset, stage, part, 1, "center") for dataset, part in by_dataset(run, fit))
-        plans += write_sizes(tables, work.path, f"stage{stage}")
-    return _lay_out(run, plans, 1 << 30, None)
+        plans += write_sizes(tables, folder, f"stage{stage}")
+    return plans
 
 
 def in_groups(shards: tuple[ShardPlan, ...], most: int) -> list[tuple[ShardPlan, ...]]:
@@ -158,7 +166,8 @@ def build_shard(shard: ShardPlan, out: Path, older: Artifact | None) -> ShardRes
         for (dataset_id, source), numbers in by_picture.items():
             data = read_again(shard.datasets[dataset_id], source, planned[numbers[0]].image_id)
             if data is None:
-                raise DataError(f"{dataset_id}: {source} changed or went away during the run. Start the run again.")
+                name = shard.datasets[dataset_id].id
+                raise DataError(f"{name}: {source} changed or went away during the run. Start the run again.")
             crops = [planned[number].crop for number in numbers]
             made = take_crops(data, [(crop.scaled, crop.box) for crop in crops])
             for number, (crop, method) in zip(numbers, made, strict=True):
@@ -170,20 +179,25 @@ def build_shard(shard: ShardPlan, out: Path, older: Artifact | None) -> ShardRes
     return ShardResult(len(planned), len(by_picture))
 
 
-def build_shards(layout: Layout, work: WorkDir) -> dict[str, Any]:
-    """Make every shard of a layout in this thread and finish the artifact. Returns counts for the manifest."""
-    return finish_pixels(layout, [build_shard(shard, work.path, layout.older) for shard in layout.made], work)
+def build_shards(layout: Layout, work: WorkDir, beside: Artifact | None = None) -> dict[str, Any]:
+    """Make every shard of a layout in this thread and finish the artifact as `finish_pixels` does."""
+    return finish_pixels(layout, [build_shard(shard, work.path, layout.older) for shard in layout.made], work, beside)
 
 
-def finish_pixels(layout: Layout, results: list[ShardResult], work: WorkDir) -> dict[str, Any]:
-    """Link what is taken over, list the live rows, draw the contact sheet. Returns counts for the manifest."""
+def finish_pixels(
+    layout: Layout, results: list[ShardResult], work: WorkDir, beside: Artifact | None = None
+) -> dict[str, Any]:
+    """Link what is taken over, list the live rows, draw the contact sheet. Returns counts for the manifest.
+
+    beside: an artifact with as many rows, which the sheet shows on the left of these.
+    """
     for stray in set(work.path.glob("stage*.parquet")) - {work.path / name for name in layout.files}:
         stray.unlink()  # an interrupted build laid the rows out otherwise
     for name, digest in layout.kept.items():
         assert layout.older is not None  # it has the file
         take_part(layout.older.path / name, digest, work.path / name)
     pictures = write_row_list(layout.plans, layout.places, work.path / ROWS_FILE)
-    _save_sheet(layout, work.path)
+    _save_sheet([work.path / name for name in layout.files], work.path, beside)
     rows = sum(len(files) for files, _ in layout.places)
     return {
         "shards": len(layout.files),
@@ -195,16 +209,20 @@ def finish_pixels(layout: Layout, results: list[ShardResult], work: WorkDir) -> 
     }
 
 
-def _held_out(run: Run, index: Artifact, dataset: ImageDataset) -> pa.Table:
-    """The pictures (columns PICTURE) of a data set that are held out; none when it feeds no stage or has none."""
+def _by_id(run: Run) -> dict[str, ImageDataset]:
+    return {dataset.id: dataset for dataset in run.datasets}
+
+
+def _held_out(run: Run, index: Artifact, dataset: ImageDataset, columns: tuple[str, ...]) -> pa.Table:
+    """The pictures (some columns) of a data set that are held out; none when it feeds no stage or has none."""
     fed = [stage for stage in run.config.stages if dataset.factor(stage) is not None]
     reasons, count = [f"stage{stage}_reason" for stage in fed], run.config.num_eval_images
-    best = SCHEMA.empty_table().select(PICTURE)
-    for batch in ledger_batches(index, [*PICTURE, *reasons]) if fed else ():
+    best = schema(run.config.paired).empty_table().select(columns)
+    for batch in ledger_batches(index, [*columns, *reasons]) if fed else ():
         fit = pc.equal(batch["dataset_id"], dataset.id)
         for reason in reasons:
             fit = pc.and_(fit, pc.is_null(batch[reason]))
-        best = pa.concat_tables([best, batch.filter(fit).select(PICTURE)])
+        best = pa.concat_tables([best, batch.filter(fit).select(columns)])
         units = hash_units("eval", run.config.seed, image_keys(best["image_id"]), np.zeros(len(best), np.int64))
         best = best.take(
             np.unique(units, return_index=True)[1][: count + 1]
@@ -221,8 +239,10 @@ def _held_out(run: Run, index: Artifact, dataset: ImageDataset) -> pa.Table:
     return best.slice(0, count)
 
 
-def _lay_out(run: Run, plans: list[SizePlan], shard_bytes: int, older: Artifact | None) -> Layout:
-    datasets = {dataset.id: dataset for dataset in run.datasets}
+def lay_out(
+    plans: list[SizePlan], datasets: dict[str, ImageDataset], shard_bytes: int, older: Artifact | None
+) -> Layout:
+    """Which shards of an older artifact are taken over, and which are made of the other rows."""
     old = OlderRows.read(older)
     names = list(old.names)  # of files; those to be made follow
     made, places, used = [], [], set()
@@ -259,10 +279,19 @@ def _shard_row(row: Planned, method: str) -> ShardRow:
     )  # fmt: skip
 
 
-def _save_sheet(layout: Layout, out: Path) -> None:
-    """A contact sheet of the first crops, for the eye: 32 of 64 px, 16 of 256 px."""
-    rows = read_row_list(out).slice(0, SHEET_CROPS).to_pylist()
-    large = min(rows[0]["width"], rows[0]["height"]) > SHEET_CELL_PX
+def _save_sheet(files: list[Path], out: Path, beside: Artifact | None) -> None:
+    """A contact sheet of the first crops, for the eye: 32 of 64 px, 16 of 256 px; half as many with those beside them."""
+    first = read_row_list(out).slice(0, 1).to_pylist()[0]
+    large = min(first["width"], first["height"]) > SHEET_CELL_PX
     count, cell = (SHEET_CROPS // 2, 2 * SHEET_CELL_PX) if large else (SHEET_CROPS, SHEET_CELL_PX)
-    shown = [open_shard(out / layout.files[row["file"]])[row["place"]] for row in rows[:count]]
+    shown = _first_crops(files, out, count if beside is None else count // 2)
+    if beside is not None:
+        pairs = zip(_first_crops(shard_files(beside), beside.path, len(shown)), shown, strict=True)
+        shown = [picture for pair in pairs for picture in pair]
     save_picture(contact_sheet(shown, 8, cell), out / SHEET)
+
+
+def _first_crops(files: list[Path], folder: Path, count: int) -> list[np.ndarray]:
+    """The first live rows of a directory."""
+    rows = read_row_list(folder).slice(0, count).to_pylist()
+    return [open_shard(files[row["file"]])[row["place"]] for row in rows]

@@ -27,6 +27,7 @@ from deepfloyd_core.mapped import mapped_table
 
 ROWS_AT_ONCE = 1 << 16
 PICTURE = ("image_id", "source", "dataset_id", "width", "height", "captions", "face")  # the ledger's columns it needs
+PAIR = (*PICTURE, "conditioning", "conditioning_id")  # and with these the rows are of the pictures' pairs
 _NUMBERS = (
     "width", "height", "original_width", "original_height", "scaled_width", "scaled_height", "left", "top", "repeat",
 )  # fmt: skip
@@ -80,11 +81,16 @@ class SizePlan:
         return [Planned(**row) for row in span.take(numbers - numbers[0]).to_pylist()]
 
 
-def write_plan(run: Run, index: Artifact, stage: Stage, folder: Path) -> list[SizePlan]:
-    """Plan every pass over every picture that feeds a stage; rows in the index's order, passes one after the other."""
+def write_plan(
+    run: Run, index: Artifact, stage: Stage, folder: Path, columns: tuple[str, ...] = PICTURE
+) -> list[SizePlan]:
+    """Plan every pass over every picture (columns PICTURE) that feeds a stage, or over its pair (columns PAIR).
+
+    Rows in the index's order, passes one after the other.
+    """
     tables = (
         plan_pictures(run, dataset, stage, part, dataset.repeats + 1)
-        for batch in ledger_batches(index, PICTURE, stage)
+        for batch in ledger_batches(index, columns, stage)
         for dataset, part in by_dataset(run, batch)
     )
     return write_sizes(tables, folder, f"stage{stage}")
@@ -126,7 +132,10 @@ def by_size(rows: pa.Table) -> Iterator[tuple[Size, np.ndarray]]:
 def plan_pictures(
     run: Run, dataset: ImageDataset, stage: Stage, pictures: pa.Table, passes: int, crop_style: str | None = None
 ) -> pa.Table:
-    """PLAN of a data set's pictures (columns PICTURE, all of them fit for the stage), each with its passes in a row."""
+    """PLAN of a data set's pictures (columns PICTURE, all of them fit for the stage), each with its passes in a row.
+
+    With the columns PAIR the rows have the crops of the pictures, and the name and the bytes of their pairs.
+    """
     rules = geometry(run.config, dataset, stage, crop_style)
     assert rules is not None  # the pictures are of a data set that feeds the stage
     repeats = np.tile(np.arange(passes, dtype=np.int32), len(pictures))
@@ -140,6 +149,10 @@ def plan_pictures(
     pairs = (crops.target, crops.sizes, crops.scaled, crops.place)
     numbers = [np.ascontiguousarray(pair[:, axis]) for pair in pairs for axis in (0, 1)] + [repeats]
     captions = _captions(every["captions"], repeats)
+    if "conditioning_id" in every.column_names:
+        every = every.drop_columns(["image_id", "source"])
+        every = every.rename_columns({"conditioning_id": "image_id", "conditioning": "source"})
+        keys = image_keys(every["image_id"])
     names = pc.binary_join_element_wise(every["source"], every["dataset_id"], captions, "\n")
     styles = pc.if_else(central, "center", rules.crop_style)
     texts = [every["image_id"], every["source"], every["dataset_id"], captions, styles]

@@ -44,8 +44,8 @@ def lora_request(
     run: Run, stage: Stage, folder: Path, inputs: dict[str, Artifact], prompts: Sequence[str] = (),
     parent_sha256: str | None = None,
 ) -> Request:  # fmt: skip
-    """Identity of a stage's LoRA. `folder`: the base model; inputs: pixels, text, eval_set; prompts: of its validations;
-    parent: the weights that it starts from.
+    """Identity of a stage's LoRA. `folder`: the base model; inputs: pixels, text, eval_set, and their pairs where those are
+    followed; prompts: of its validations; parent: the weights that it starts from.
 
     Which texts are stored does not matter, as long as those of its pictures are: so a new prompt trains nothing anew.
     """

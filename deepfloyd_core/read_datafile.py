@@ -4,11 +4,12 @@ A disabled entry is looked at for its id only, so that a file for other tools, o
 """
 
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from deepfloyd_core.captions import compiled_filters
-from deepfloyd_core.datafile import TABLES, ImageDataset, TextEmbedBackend
+from deepfloyd_core.datafile import TABLES, ConditioningSet, ImageDataset, TextEmbedBackend
 from deepfloyd_core.errors import ConfigError
 from deepfloyd_core.faces import missing_detector
 from deepfloyd_core.sources import open_source
@@ -23,11 +24,11 @@ IGNORED = frozenset({
     "text_encoder_batch_size", "text_cache_ondemand", "text_cache_disable", "disable_validation",
 })  # fmt: skip
 # Keys that ask for something this pipeline does not do: refused, with the reason, unless they say "no".
-_PAIRED = (
-    "a ControlNet's conditioning is made of the pictures themselves (controlnet_conditioning), not read from a folder"
-)
+_OF_CONDITIONING = "it belongs to an entry of dataset_type conditioning, which conditioning_data names here"
 REFUSED = {
-    **dict.fromkeys(("conditioning", "conditioning_data", "conditioning_type", "source_dataset_id"), _PAIRED),
+    "conditioning": "a ControlNet's conditioning is made as controlnet_conditioning says, or read from conditioning_data",
+    "conditioning_type": _OF_CONDITIONING,
+    "source_dataset_id": _OF_CONDITIONING,
     "video": "IF makes pictures, not video",
     "audio": "IF makes pictures, not audio",
     "s2v_datasets": "IF makes pictures, not video",
@@ -50,7 +51,6 @@ _HARMLESS = {"start_epoch": (*_NO, 1)}  # SimpleTuner's default
 # Other kinds of entries: caches have nothing to hold here, the rest asks for another pipeline.
 _CACHES = ("image_embeds", "conditioning_image_embeds")
 _OTHER_SETS = {
-    "conditioning": REFUSED["conditioning"],
     "video": REFUSED["video"],
     "audio": REFUSED["audio"],
     "eval": "the pictures to measure on are held out of each data set by num_eval_images",
@@ -58,8 +58,17 @@ _OTHER_SETS = {
 }
 
 
-def load_data_file(path: Path) -> tuple[tuple[ImageDataset, ...], list[str]]:
-    """Read a data file: the enabled picture sets, and one note for each key that has no effect.
+@dataclass(frozen=True)
+class DataFile:
+    """What a data file says of a run."""
+
+    datasets: tuple[ImageDataset, ...]  # the enabled picture sets
+    conditioning: tuple[ImageDataset, ...]  # the places of what a ControlNet may follow
+    notes: tuple[str, ...]  # one for each key that has no effect
+
+
+def load_data_file(path: Path) -> DataFile:
+    """Read a data file.
 
     Raises ConfigError for unknown keys, values out of range, double ids, a directory that is not there.
     """
@@ -67,6 +76,7 @@ def load_data_file(path: Path) -> tuple[tuple[ImageDataset, ...], list[str]]:
     if not isinstance(entries, list) or not entries:
         raise ConfigError(f"{path} must be a list of data sets (SimpleTuner's multidatabackend form).")
     datasets: list[ImageDataset] = []
+    conditioning: list[ConditioningSet] = []
     backends: list[TextEmbedBackend] = []
     notes: list[str] = []
     for number, entry in enumerate(entries):
@@ -77,14 +87,20 @@ def load_data_file(path: Path) -> tuple[tuple[ImageDataset, ...], list[str]]:
         notes += [f"{where}: {note}" for note in new_notes]
         if isinstance(parsed, ImageDataset):
             datasets.append(parsed)
+        elif isinstance(parsed, ConditioningSet):
+            conditioning.append(parsed)
         elif parsed is not None:
             backends.append(parsed)
     _check_ids(path, entries)
     _check_places(path, datasets)
-    return tuple(_with_filters(path, dataset, backends) for dataset in datasets), notes
+    notes += _check_conditioning(path, datasets, conditioning)
+    filtered = tuple(_with_filters(path, dataset, backends) for dataset in datasets)
+    return DataFile(filtered, tuple(entry.pictures for entry in conditioning), tuple(notes))
 
 
-def _parse_entry(entry: dict[str, Any], where: str) -> tuple[ImageDataset | TextEmbedBackend | None, list[str]]:
+def _parse_entry(
+    entry: dict[str, Any], where: str
+) -> tuple[ImageDataset | ConditioningSet | TextEmbedBackend | None, list[str]]:
     """The entry's model (None: it is disabled, or a cache) and its notes."""
     if not isinstance(entry.get("id"), str) or not entry["id"]:
         raise ConfigError(f"{where}: id is {entry.get('id')!r}; every entry needs a name of its own.")
@@ -95,18 +111,54 @@ def _parse_entry(entry: dict[str, Any], where: str) -> tuple[ImageDataset | Text
         return None, [f"dataset_type {kind!r} is ignored; nothing is cached there in this pipeline"]
     if kind in _OTHER_SETS:
         raise ConfigError(f"{where}: dataset_type is {kind!r}, but {_OTHER_SETS[kind]}. Remove or disable the entry.")
-    if kind not in ("image", "text_embeds"):
-        raise ConfigError(f"{where}: dataset_type is {kind!r}; it must be image or text_embeds.")
+    if kind not in ("image", "text_embeds", "conditioning"):
+        raise ConfigError(f"{where}: dataset_type is {kind!r}; it must be image, conditioning or text_embeds.")
+    if kind == "conditioning":
+        return _parse_conditioning(entry, where)
     _refuse(entry, where)
     ignored = sorted(key for key in entry if key in IGNORED or (kind == "text_embeds" and key.startswith("aws_")))
     notes = [f"{key} is ignored; it has no effect in this pipeline" for key in ignored]
     rest = {key: value for key, value in entry.items() if key not in ignored and key not in REFUSED}
+    if rest.get("conditioning_data") in _NO:
+        rest.pop("conditioning_data", None)
     if kind == "text_embeds":
         return parse_spec(TextEmbedBackend, rest, where), notes
     dataset = parse_spec(ImageDataset, rest, where)
     if dataset.crop and dataset.crop_style == "face" and (missing := missing_detector()):
         raise ConfigError(f"{where}: crop_style is 'face', and {missing}")
     return dataset, notes + _useless(entry, dataset)
+
+
+def _parse_conditioning(entry: dict[str, Any], where: str) -> tuple[ConditioningSet, list[str]]:
+    """The entry's model, and notes on keys of picture sets that stand in it: its pictures are cropped as theirs are."""
+    own = ConditioningSet.model_fields
+    _refuse({key: value for key, value in entry.items() if key not in own}, where)
+    ignored = sorted(key for key in entry if key not in own and (key in IGNORED or key in ImageDataset.model_fields))
+    notes = [f"{key} is ignored; a picture to follow is cropped and resized as the picture that it belongs to"
+             for key in ignored]  # fmt: skip
+    rest = {key: value for key, value in entry.items() if key not in ignored and (key in own or key not in REFUSED)}
+    return parse_spec(ConditioningSet, rest, where), notes
+
+
+def _check_conditioning(path: Path, datasets: list[ImageDataset], conditioning: list[ConditioningSet]) -> list[str]:
+    """Raise ConfigError for sets that do not name each other. Returns a note for each entry that nobody uses."""
+    known = ", ".join(repr(entry.id) for entry in conditioning) or "none"
+    users = {dataset.id: dataset.conditioning_data for dataset in datasets}
+    for name, used in users.items():
+        if used is not None and used not in [entry.id for entry in conditioning]:
+            raise ConfigError(
+                f"{path}: {name}: conditioning_data is {used!r}; enabled entries of dataset_type conditioning: {known}. "
+                "Use one of these, or remove it."
+            )
+    for entry in conditioning:
+        source = entry.source_dataset_id
+        if source is not None and users.get(source) != entry.id:
+            raise ConfigError(
+                f"{path}: {entry.id}: source_dataset_id is {source!r}, and no enabled picture set of that id has "
+                f"conditioning_data = {entry.id!r}. Set it there, or remove source_dataset_id."
+            )
+    return [f"{path}: {entry.id}: no picture set has it as its conditioning_data, so it has no effect"
+            for entry in conditioning if entry.id not in users.values()]  # fmt: skip
 
 
 def _disabled(entry: dict[str, Any], where: str) -> bool:

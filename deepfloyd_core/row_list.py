@@ -22,6 +22,7 @@ ROWS_FILE = "rows.arrow"
 ROWS = pa.schema([("file", pa.int32()), ("place", pa.int32()), ("width", pa.int32()), ("height", pa.int32()),
                   ("key", pa.uint64()), ("image_id", pa.string()), ("dataset_id", pa.string()),
                   ("caption_id", pa.string())])  # fmt: skip
+_LIKE_ITS_PAIR = ["width", "height", "dataset_id", "caption_id"]
 
 
 def write_row_list(plans: Sequence[SizePlan], places: Sequence[tuple[np.ndarray, np.ndarray]], path: Path) -> int:
@@ -51,6 +52,16 @@ def shard_files(pixels: Artifact, stage: Stage | None = None) -> list[Path]:
     """The Parquet files of a pixel artifact (of one stage, for the eval set), in the order of their numbers."""
     names = sorted(entry["path"] for entry in pixels.manifest["files"])
     return [pixels.path / name for name in names if fnmatch(name, f"stage{stage or '*'}-*.parquet")]
+
+
+def check_pairs_of(pictures: Artifact, pairs: Artifact) -> None:
+    """Raises ValueError unless the rows of `pairs` can be those of Stage I in `pictures`, which come first: one for each."""
+    rows, own = (read_row_list(artifact.path) for artifact in (pictures, pairs))
+    first = set(shard_files(pictures, 1))
+    numbers = [number for number, file in enumerate(shard_files(pictures)) if file in first]
+    rows = rows.slice(0, int(np.isin(rows["file"].to_numpy(), numbers).sum()))
+    if not own.select(_LIKE_ITS_PAIR).equals(rows.select(_LIKE_ITS_PAIR)):
+        raise ValueError(f"the rows of {pairs.path} are not those of {pictures.path}")
 
 
 def eval_ids(eval_set: Artifact) -> frozenset[str]:

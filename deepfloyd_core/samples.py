@@ -52,12 +52,12 @@ def samples_job(job: Job) -> dict[str, Any]:
     summary: dict[str, Any] = {}
     rows: list[tuple[str, list[np.ndarray]]] = []
     small: dict[str, list[torch.Tensor]] = {}
-    wanted = wanted_pictures(job.config, 1, job.options["prompts"], job.inputs["eval_set"]) if job.config.stage1 else []
+    wanted = _wanted(job) if job.config.stage1 else []
     sampled = _ticker(job, wanted)
     for variant in VARIANTS if job.config.stage1 else ():
         small[variant] = _stage1(job, variant, wanted, sampled)
         pictures = _save(job, 1, variant, wanted, small[variant])
-        if wanted[0].given is not None:
+        if wanted[0].given is not None and not job.config.stage(1).paired:
             summary[f"control_error_{variant}"] = control_error(job.config.stage(1), wanted, small[variant])
         rows.append((f"Stage I, {variant}", pictures[:SHEET_COLUMNS]))
         if job.config.sample_measure == "drawn_world":
@@ -86,8 +86,13 @@ def concept_share(pictures: list[np.ndarray], prompts: list[str]) -> float:
 
 
 def control_error(settings: StageConfig, wanted: list[Wanted], made: list[torch.Tensor]) -> float:
-    """How far pictures (C, H, W) in [-1, 1] are from what they should follow: mean |difference| of both conditionings."""
-    pairs = [(conditioning_picture(settings.controlnet_conditioning, picture[None]), item.given)
+    """How far pictures (C, H, W) in [-1, 1] are from what they should follow: mean |difference| of both conditionings.
+
+    Not for pairs: what one would be of a sample is not known.
+    """
+    kind = settings.controlnet_conditioning
+    assert kind != "paired"
+    pairs = [(conditioning_picture(kind, picture[None]), item.given)
              for picture, item in zip(made, wanted, strict=True)]  # fmt: skip
     return mean([float((own - given).abs().mean()) for own, given in pairs if given is not None])
 
@@ -95,7 +100,7 @@ def control_error(settings: StageConfig, wanted: list[Wanted], made: list[torch.
 def _with_conditioning(
     rows: list[tuple[str, list[np.ndarray]]], wanted: list[Wanted]
 ) -> list[tuple[str, list[np.ndarray]]]:
-    """What was followed above the samples, and the pictures that it was made of below those of Stage I."""
+    """What was followed above the samples, and the pictures that it was made of, or is the pair of, below Stage I's."""
     given = [to_bytes(item.given * 2 - 1)[0].numpy() for item in wanted if item.given is not None]
     truths = [item.truth for item in wanted if item.truth is not None]
     return [("conditioning", given), *rows[: len(VARIANTS)], ("truth", truths), *rows[len(VARIANTS) :]]
@@ -123,6 +128,12 @@ def save_png(picture: np.ndarray, sample: Sample, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as tmp:
         Image.fromarray(picture).save(tmp, format="PNG", pnginfo=info)
+
+
+def _wanted(job: Job) -> list[Wanted]:
+    """Stage I's samples."""
+    pairs = job.inputs.get("eval_conditioning")
+    return wanted_pictures(job.config, 1, job.options["prompts"], job.inputs["eval_set"], pairs)
 
 
 def _texts(job: Job, prompts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:

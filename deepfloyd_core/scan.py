@@ -24,6 +24,7 @@ from deepfloyd_core.datafile import ImageDataset
 from deepfloyd_core.errors import DataError
 from deepfloyd_core.files import TMP_PREFIX, atomic_path, sha256_bytes
 from deepfloyd_core.mapped import mapped_table
+from deepfloyd_core.pairs import with_pairs
 from deepfloyd_core.sources import Source, open_source
 from deepfloyd_core.types import Report, no_report
 
@@ -51,13 +52,30 @@ _LISTED = pa.schema([("source", pa.string()), ("bytes", pa.int64()), ("stamp", p
 
 
 def scan(run: Run, report: Report = no_report) -> pa.Table:
-    """List the data sets, hash what is new or changed: SCAN, sorted by data set and source. DataError: nothing there."""
+    """List the data sets, hash what is new or changed: SCAN, sorted by data set and source. DataError: nothing there.
+
+    Where pairs are followed it has the columns of `with_pairs` as well.
+    """
     parts = [_scan_dataset(run, dataset, report) for dataset in run.datasets]
+    if run.config.paired:
+        parts = _with_places(run, parts, report)
     found = pa.concat_tables(parts)
     if not found.num_rows:
         places = ", ".join(open_source(dataset).name for dataset in run.datasets)
         raise DataError(f"There is no picture in {places}. Put pictures there, or correct the data set's entry.")
     return found.sort_by([("dataset_id", "ascending"), ("source", "ascending")]).combine_chunks()
+
+
+def _with_places(run: Run, parts: list[pa.Table], report: Report) -> list[pa.Table]:
+    """The scans of the data sets, each with what a scan of its pairs' place has of its pictures."""
+    scanned: dict[str, pa.Table] = {}
+    paired = []
+    for dataset, part in zip(run.datasets, parts, strict=True):
+        place = run.pairs_of(dataset)
+        if place is not None and place.id not in scanned:
+            scanned[place.id] = _scan_dataset(run, place, report)
+        paired.append(with_pairs(part, scanned[place.id] if place else SCAN.empty_table()))
+    return paired
 
 
 def table_digest(table: pa.Table) -> str:

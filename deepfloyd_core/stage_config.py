@@ -95,7 +95,7 @@ class StageConfig(Spec):
     controlnet_conditioning: Conditioning = Field(
         "canny",
         description="The conditioning, made of each training picture: `canny` edges, `grayscale`, or `low_res`, its "
-        "colours without detail.",
+        "colours without detail; or `paired`, pictures of their own: see `conditioning_data` of the picture sets.",
     )
     learning_rate: float = Field(4e-5, gt=0, le=1, description="Peak learning rate.")
     lr_end: float = Field(4e-6, ge=0, description="Learning rate at the last step, for the decaying schedules.")
@@ -224,6 +224,11 @@ class StageConfig(Spec):
     def measured_noise_levels(self) -> tuple[int, ...]:
         """The levels at which Stage II is measured, each once, the one that it samples at first."""
         return tuple(dict.fromkeys((self.validation_noise_level, *self.validation_noise_levels)))
+
+    @property
+    def paired(self) -> bool:
+        """Whether a ControlNet follows pictures of their own."""
+        return self.controlnet and self.controlnet_conditioning == "paired"
 
     @property
     def degrades_low_res(self) -> bool:

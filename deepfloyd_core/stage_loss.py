@@ -8,7 +8,7 @@ import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 
 from deepfloyd_core.batches import Batch, Draws, draw
-from deepfloyd_core.conditioning import conditioning_picture
+from deepfloyd_core.conditioning import as_conditioning, conditioning_picture
 from deepfloyd_core.control import control_of
 from deepfloyd_core.degradations import degrade
 from deepfloyd_core.flavours import Stage
@@ -75,14 +75,22 @@ def prepare(setup: Setup, batch: Batch, number: int, image_ids: list[str]) -> Pr
     draws = draw(x_0.shape, seed, number, setup.config.caption_dropout_probability)
     draws = vary(draws, setup.config, seed, number)
     if setup.config.random_flip:
-        x_0 = torch.where(draws.mirror[:, None, None, None], x_0.flip(-1), x_0)
+        x_0 = _mirrored(x_0, draws)
+    follow = None if batch.pairs is None else as_conditioning(batch.pairs)
+    if follow is not None and setup.config.random_flip:
+        follow = _mirrored(follow, draws)
     kept = zip(batch.caption_ids, draws.keep_caption.tolist(), strict=True)
-    fed = feed(setup, x_0, draws, [name if keep else None for name, keep in kept])
+    fed = feed(setup, x_0, draws, [name if keep else None for name, keep in kept], follow)
     return Prepared(number, image_ids, x_0, draws, fed)
 
 
-def feed(setup: Setup, x_0: torch.Tensor, draws: Draws, captions: list[str | None]) -> Fed:
-    """What the UNet is given for drawn noise. x_0: float32 (B, C, H, W); captions: ids, None for the empty one."""
+def feed(
+    setup: Setup, x_0: torch.Tensor, draws: Draws, captions: list[str | None], follow: torch.Tensor | None = None
+) -> Fed:
+    """What the UNet is given for drawn noise. x_0: float32 (B, C, H, W); captions: ids, None for the empty one.
+
+    follow: what a ControlNet is given, float32 (B, 3, H, W) in [0, 1], where that is not made of x_0.
+    """
     x = setup.scheduler.add_noise(x_0, draws.fed, draws.t)  # in fp32 on the CPU, cast afterwards
     level = None
     if setup.noising is not None:
@@ -90,9 +98,16 @@ def feed(setup: Setup, x_0: torch.Tensor, draws: Draws, captions: list[str | Non
         upscaled = upscaled_input(small, draws.low_res_noise, draws.level, setup.noising)
         x, level = torch.cat([x, upscaled], dim=1), draws.level
     steered = control_of(setup.unet)
-    control = None if steered is None else conditioning_picture(steered.conditioning, x_0)
+    if steered is not None and steered.conditioning != "paired":
+        follow = conditioning_picture(steered.conditioning, x_0)
+    assert steered is None or follow is not None  # or it would be trained as if there were nothing to follow
     text = setup.texts([caption_id("") if name is None else name for name in captions])
-    return Fed(draws.cut(x), draws.t, level, text, control)
+    return Fed(draws.cut(x), draws.t, level, text, follow)
+
+
+def _mirrored(pictures: torch.Tensor, draws: Draws) -> torch.Tensor:
+    """Pictures (B, C, H, W), those that are drawn seen in a mirror."""
+    return torch.where(draws.mirror[:, None, None, None], pictures.flip(-1), pictures)
 
 
 def predict_noise(setup: Setup, fed: Fed) -> tuple[torch.Tensor, torch.Tensor]:

@@ -24,6 +24,7 @@ from deepfloyd_core.attention import set_attention
 from deepfloyd_core.batches import Draws, MixedOrder, OrderSettings, TrainingRows
 from deepfloyd_core.board import Board, open_board, show_validation
 from deepfloyd_core.checkpoints import Checkpoint, last_good, load_checkpoint, save_checkpoint
+from deepfloyd_core.conditioning import as_conditioning
 from deepfloyd_core.errors import ConfigError, JobError, Stop
 from deepfloyd_core.files import atomic_path
 from deepfloyd_core.flavours import Stage
@@ -63,7 +64,7 @@ def train_job(job: Job) -> dict[str, Any]:
     folder = Path(job.options["model"])
     use_threads(job.config.num_threads)
     setup = _set_up(job, stage, folder)
-    rows = TrainingRows(job.inputs["pixels"], eval_ids(job.inputs["eval_set"]))
+    rows = TrainingRows(job.inputs["pixels"], eval_ids(job.inputs["eval_set"]), job.inputs.get("conditioning"))
     order = _order(setup, rows, job)
     validation = _validation(setup, rows, order, job, folder)
     metrics, trained_now, seconds = _train(setup, rows, order, job, validation)
@@ -134,13 +135,14 @@ def _set_up(job: Job, stage: Stage, folder: Path) -> Setup:
 
 
 def _validation(setup: Setup, rows: TrainingRows, order: MixedOrder, job: Job, folder: Path) -> Validation:
-    def predict(x_0: torch.Tensor, draws: Draws, captions: list[str]) -> torch.Tensor:
-        return predict_noise(setup, feed(setup, x_0, draws, list(captions)))[0]
+    def predict(x_0: torch.Tensor, draws: Draws, captions: list[str], pair: torch.Tensor | None) -> torch.Tensor:
+        follow = None if pair is None else as_conditioning(pair)
+        return predict_noise(setup, feed(setup, x_0, draws, list(captions), follow))[0]
 
-    wanted = []
+    wanted, eval_set, pairs = [], job.inputs["eval_set"], job.inputs.get("eval_conditioning")
     if setup.config.validation_steps:
-        wanted = wanted_pictures(job.config, setup.stage, job.options["prompts"], job.inputs["eval_set"])
-    grid = grid_pictures(job.inputs["eval_set"], rows, order, setup.stage)
+        wanted = wanted_pictures(job.config, setup.stage, job.options["prompts"], eval_set, pairs)
+    grid = grid_pictures(eval_set, rows, order, setup.stage, pairs)
     return Validation(job.config, setup.stage, folder, setup.unet, setup.texts, predict, grid, wanted, job.out)
 
 

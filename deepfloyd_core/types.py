@@ -9,7 +9,8 @@ import hashlib
 from collections.abc import Callable
 from typing import Literal
 
-Conditioning = Literal["canny", "grayscale", "low_res"]  # what a ControlNet follows
+MadeConditioning = Literal["canny", "grayscale", "low_res"]  # what a ControlNet follows, made of the training picture
+Conditioning = Literal["canny", "grayscale", "low_res", "paired"]  # paired: a picture of its own
 
 Report = Callable[[int, int, str], None]  # done, total, one line for the eye
 

@@ -8,6 +8,7 @@ from deepfloyd_core.artifacts import Artifact
 from deepfloyd_core.bundle import Version
 from deepfloyd_core.config import Run, load_run
 from tasks.cascade_samples import cascade_samples, sample_prompts
+from tasks.conditioning import conditioning
 from tasks.eval_set import eval_set
 from tasks.image_index import image_index
 from tasks.lora_bundle import lora_bundle, publish_version
@@ -33,10 +34,11 @@ def make_bundle(run: Run, index: Artifact) -> Version:
     pixels = {stage: stage_pixels(run, index, stage) for stage in run.config.stages}
     held_out = eval_set(run, index)
     prompts = sample_prompts(run, index)
+    follow = conditioning(run, index, pixels, held_out)
     loras = {}
     for stage in run.config.stages:
         inputs = {"pixels": pixels[stage], "text": stage_text(run, stage, embeds), "eval_set": held_out}
-        loras[f"stage{stage}_lora"] = stage_lora(run, stage, inputs, prompts)
-    samples = cascade_samples(run, prompts, {"text_embeds": embeds, "eval_set": held_out, **loras})
+        loras[f"stage{stage}_lora"] = stage_lora(run, stage, inputs | (follow if stage == 1 else {}), prompts)
+    samples = cascade_samples(run, prompts, {"text_embeds": embeds, "eval_set": held_out, **follow, **loras})
     bundle = lora_bundle(run, prompts, {"image_index": index, "cascade_samples": samples, **loras})
     return publish_version(run, bundle, index)

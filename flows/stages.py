@@ -8,6 +8,7 @@ from deepfloyd_core.artifacts import Artifact
 from deepfloyd_core.config import Run, load_run
 from deepfloyd_core.flavours import Stage
 from tasks.cascade_samples import sample_prompts
+from tasks.conditioning import conditioning
 from tasks.eval_set import eval_set
 from tasks.image_index import image_index
 from tasks.runners import reach_workers
@@ -19,12 +20,14 @@ from tasks.text_embeds import text_embeds
 
 @flow(name="prepare")
 def prepare(config: str, overrides: list[str] | None = None) -> list[Artifact]:
-    """Index the pictures and cut the crops of every stage, and the eval set."""
+    """Index the pictures and cut the crops of every stage, the eval set, and what a ControlNet follows for both."""
     run = load_run(Path(config), tuple(overrides or ()))
     reach_workers(run)
     index = image_index(run)
-    pixels = [stage_pixels(run, index, stage) for stage in run.config.stages]
-    return [index, *pixels, eval_set(run, index)]
+    pixels = {stage: stage_pixels(run, index, stage) for stage in run.config.stages}
+    held_out = eval_set(run, index)
+    follow = conditioning(run, index, pixels, held_out)
+    return [index, *pixels.values(), held_out, *follow.values()]
 
 
 @flow(name="embed")
@@ -58,5 +61,7 @@ def _train(run: Run, stage: Stage) -> list[Artifact]:
         "text": stage_text(run, stage, embeds),
         "eval_set": eval_set(run, index),
     }
+    if stage == 1:
+        inputs |= conditioning(run, index, {1: inputs["pixels"]}, inputs["eval_set"])
     made = [index, embeds, *inputs.values(), stage_lora(run, stage, inputs, sample_prompts(run, index))]
     return list(dict.fromkeys(made))  # the text can be the embeds themselves

@@ -25,7 +25,7 @@ def sample_prompts(run: Run, index: Artifact) -> list[str]:
 
 @task(name="cascade_samples", cache_policy=NO_CACHE)
 def cascade_samples(run: Run, prompts: list[str], inputs: dict[str, Artifact]) -> Artifact:
-    """inputs: text_embeds, eval_set and the LoRA of each stage."""
+    """inputs: text_embeds, eval_set, what a ControlNet follows if that is not made of it, and the LoRA of each stage."""
     folders: dict[Stage, Path] = {stage: resolve(run.config.stage(stage).model, stage) for stage in run.config.stages}
     options = {"prompts": prompts, "models": {str(stage): str(folder) for stage, folder in folders.items()}}
     with progress("cascade samples") as report:

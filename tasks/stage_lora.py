@@ -27,7 +27,8 @@ def check_models(run: Run, stages: tuple[Stage, ...]) -> None:
 
 @task(name="stage_lora", task_run_name="stage{stage}_lora", cache_policy=NO_CACHE)
 def stage_lora(run: Run, stage: Stage, inputs: dict[str, Artifact], prompts: list[str]) -> Artifact:
-    """inputs: pixels, text, eval_set; prompts: of the validations. The result loads in diffusers' stock pipeline."""
+    """inputs: pixels, text, eval_set, and what a ControlNet follows for both if that is not made of them; prompts: of the
+    validations. The result loads in diffusers' stock pipeline."""
     folder = resolve(run.config.stage(stage).model, stage)
     parent = find_parent(run, stage, folder)
     options: dict[str, Any] = {"stage": stage, "model": str(folder), "shares": shares(run), "prompts": prompts}

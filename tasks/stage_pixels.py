@@ -12,6 +12,7 @@ from deepfloyd_core.config import Run
 from deepfloyd_core.flavours import Stage
 from deepfloyd_core.pixels import (
     SHEET,
+    Layout,
     ShardPlan,
     ShardResult,
     build_shard,
@@ -42,21 +43,25 @@ def stage_pixels(run: Run, index: Artifact, stage: Stage) -> Artifact:
     """The crops of one stage, as a subflow of shard tasks run on the configured workers."""
     with progress(f"stage {'I' * stage} pixels") as report:
         pixels, _ = materialise(
-            run.workspace, pixels_request(run, index, stage), lambda work: _build(run, index, stage, work, report)
+            run.workspace,
+            pixels_request(run, index, stage),
+            lambda work: make_shards(run, plan_shards(run, index, stage, work), work, report),
         )
     publish_pictures(pixels, SHEET)
     return pixels
 
 
-def _build(run: Run, index: Artifact, stage: Stage, work: WorkDir, report: Report) -> dict[str, Any]:
-    layout = plan_shards(run, index, stage, work)
+def make_shards(
+    run: Run, layout: Layout, work: WorkDir, report: Report, beside: Artifact | None = None
+) -> dict[str, Any]:
+    """Make a layout's shards on the configured workers and finish the artifact as `finish_pixels` does."""
     common = {"out": work.path, "older": layout.older}
     jobs = [
         Job(pixel_shards.with_options(name=_name(group)), {"shards": group, **common}, len(group))
         for group in in_groups(layout.made, MAX_TASK_RUNS)
     ]
     results = run_jobs(run.config, jobs, report, "shards")
-    return finish_pixels(layout, [result for group in results for result in group], work)
+    return finish_pixels(layout, [result for group in results for result in group], work, beside)
 
 
 def _name(group: tuple[ShardPlan, ...]) -> str:

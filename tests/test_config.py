@@ -567,7 +567,7 @@ def test_a_key_that_makes_no_sense_here_is_refused_with_the_reason(
 
 
 def test_keys_of_the_data_file_that_make_no_sense_are_refused_with_the_reason(files: Files) -> None:
-    assert "made of the pictures themselves" in files.data_refusal(conditioning_data="depth")
+    assert "conditioning_data is 'depth'; enabled" in files.data_refusal(conditioning_data="depth")
     assert "not video" in files.data_refusal(video={"num_frames": 3})
 
 

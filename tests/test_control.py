@@ -307,7 +307,7 @@ def test_files_of_other_kinds_are_named(tmp_path: Path) -> None:
         ({"controlnet": False, "controlnet_conditioning": "low_res"}, "or set controlnet = True"),
         ({"lora_target_modules": ["to_q", "encoder_hid_proj"]}, "has 'encoder_hid_proj'; controlnet adapts a copy"),
         ({"lora_target_modules": ["conv_out"]}, "has 'conv_out'"),
-        ({"controlnet_conditioning": "depth"}, "'canny', 'grayscale' or 'low_res'"),
+        ({"controlnet_conditioning": "depth"}, "'canny', 'grayscale', 'low_res' or 'paired'"),
     ],
 )
 def test_settings_that_make_no_control_are_refused(keys: dict[str, Any], says: str) -> None:

@@ -88,8 +88,9 @@ def test_unknown_keys_name_the_nearest_also_inside_blocks(files: Files) -> None:
 @pytest.mark.parametrize(
     ("keys", "says"),
     [
-        ({"conditioning_data": "depth"}, "made of the pictures themselves"),
-        ({"conditioning": [{"type": "canny"}]}, "made of the pictures themselves"),
+        ({"conditioning": [{"type": "canny"}]}, "made as controlnet_conditioning says"),
+        ({"conditioning_type": "controlnet"}, "belongs to an entry of dataset_type conditioning"),
+        ({"source_dataset_id": "set"}, "belongs to an entry of dataset_type conditioning"),
         ({"video": {"num_frames": 3}}, "not video"),
         ({"is_regularisation_data": True}, "against the base model"),
         ({"max_upscale_threshold": 0.2}, "nothing is ever upsampled"),
@@ -124,7 +125,7 @@ def test_a_refused_key_of_a_stage_gives_its_reason_too(files: Files) -> None:
 @pytest.mark.parametrize(
     ("entry", "says"),
     [
-        ({"id": "x", "dataset_type": "conditioning"}, "dataset_type is 'conditioning', but a ControlNet"),
+        ({"id": "x", "dataset_type": "conditioning"}, "type is missing"),
         ({"id": "x", "dataset_type": "video"}, "not video"),
         ({"id": "x", "dataset_type": "eval"}, "num_eval_images"),
         ({"id": "x", "dataset_type": "picture"}, "dataset_type is 'picture'"),

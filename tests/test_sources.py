@@ -116,6 +116,23 @@ def test_a_bucket_gives_what_a_folder_gives(world: Any, bucket: Any, s3: str, fr
     assert (ledger(world, run), pixels(world, run)) == from_folder
 
 
+def test_what_a_controlnet_follows_can_be_in_a_bucket(world: Any, bucket: Any, s3: str) -> None:
+    """Its pictures beside themselves: the same crops of the same bytes."""
+    place = in_bucket(bucket, s3)
+    pairs = {**{key: value for key, value in place.items() if key.startswith("aws_")}, "id": "b", "type": "aws"}
+    follows = {"model_flavour": "tiny-i", "controlnet": True, "controlnet_conditioning": "paired"}
+    run = world.load(
+        {**place, "conditioning_data": "b"}, {**pairs, "dataset_type": "conditioning"}, stages=(1,), stage1=follows
+    )
+    index = world.index(run)
+    made = world.pixels(run, index, 1)
+    one, other = (
+        [row["pixels"] for file in sorted(made.path.glob("*.parquet")) for row in pq.read_table(file).to_pylist()]
+        for made in (made, world.conditioning(run, index, made))
+    )
+    assert len(one) == 12 and one == other
+
+
 def test_only_changed_and_new_objects_are_read_again(
     world: Any, bucket: Any, s3: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -163,7 +163,9 @@ def test_the_pictures_called_seen_are_those_that_are_trained_on_first() -> None:
     order = BatchOrder((((2, 2), 1000),), 1, seed=3)
     first = [int(order.batch(number)[1][0]) for number in range(2)]
     rows = SimpleNamespace(
-        take=lambda size, numbers: SimpleNamespace(pixels=torch.zeros(1, 2, 2, 3), caption_ids=["c"], rows=numbers),
+        take=lambda size, numbers: SimpleNamespace(
+            pixels=torch.zeros(1, 2, 2, 3), caption_ids=["c"], rows=numbers, pairs=None
+        ),
         image_ids=lambda batch: [str(number) for number in batch.rows],
     )
     no_eval = cast(Any, SimpleNamespace(manifest={"files": []}, path=Path()))

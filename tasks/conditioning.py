@@ -1,0 +1,48 @@
+"""What Stage I follows where that is a picture of its own: the pairs of its pixels and of the held-out pictures."""
+
+from prefect import flow, task
+from prefect.cache_policies import NO_CACHE
+
+from deepfloyd_core.artifacts import Artifact, materialise
+from deepfloyd_core.config import Run
+from deepfloyd_core.flavours import Stage
+from deepfloyd_core.paired_pixels import conditioning_request, plan_conditioning, plan_eval_conditioning
+from deepfloyd_core.pixels import SHEET, build_shards
+from tasks.progress import progress
+from tasks.publish import publish_pictures
+from tasks.stage_pixels import make_shards
+
+
+@flow(name="stage-conditioning", flow_run_name="stage1-conditioning", validate_parameters=False)
+def stage_conditioning(run: Run, index: Artifact, pixels: Artifact) -> Artifact:
+    """The pairs of Stage I's crops, as a subflow like that of the crops. The sheet shows each crop and its pair."""
+    with progress("conditioning") as report:
+        pairs, _ = materialise(
+            run.workspace,
+            conditioning_request(index, pixels),
+            lambda work: make_shards(run, plan_conditioning(run, index, work), work, report, pixels),
+        )
+    publish_pictures(pairs, SHEET)
+    return pairs
+
+
+@task(name="eval_conditioning", cache_policy=NO_CACHE)
+def eval_conditioning(run: Run, index: Artifact, held_out: Artifact) -> Artifact:
+    """The pairs of Stage I's held-out crops, with a sheet of both."""
+    pairs, _ = materialise(
+        run.workspace,
+        conditioning_request(index, held_out),
+        lambda work: build_shards(plan_eval_conditioning(run, index, work), work, held_out),
+    )
+    publish_pictures(pairs, SHEET)
+    return pairs
+
+
+def conditioning(run: Run, index: Artifact, pixels: dict[Stage, Artifact], held_out: Artifact) -> dict[str, Artifact]:
+    """What a training of Stage I is given beside pixels and eval set; nothing unless it follows pairs."""
+    if not run.config.paired:
+        return {}
+    return {
+        "conditioning": stage_conditioning(run, index, pixels[1]),
+        "eval_conditioning": eval_conditioning(run, index, held_out),
+    }
