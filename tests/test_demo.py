@@ -57,9 +57,10 @@ def test_the_demo_teaches_stage1_the_new_concept(demo: tuple[Path, str]) -> None
 @pytest.mark.slow
 def test_the_demo_makes_stage2_better_than_plain_enlargements_and_untuned(demo: tuple[Path, str]) -> None:
     figures = _figures(demo)
+    upscaled = figures["upscaled"]
     for way in ("bilinear", "bicubic", "base"):
-        for measure in ("psnr", "ssim"):
-            assert figures["upscaled"]["tuned"][measure] > figures["upscaled"][way][measure], (way, measure)
+        assert upscaled["tuned"]["psnr"] > upscaled[way]["psnr"] + 0.5, way
+    assert upscaled["tuned"]["ssim"] > upscaled["base"]["ssim"]
 
 
 @pytest.mark.slow
