@@ -151,8 +151,9 @@ def resampled(pipeline: Any, row: dict[str, Any]) -> np.ndarray:
 def test_remakes_are_those_of_the_stock_pipeline_for_every_crop_by_itself(
     small: Prepared2, tmp_path: Path, method: str
 ) -> None:
-    lora = trained(tmp_path, METHODS[method])
-    remakes = small.remade(tmp_path, stage1_lora=lora)
+    workspace = small.run.workspace if method == "lora" else tmp_path  # where it is already
+    lora = trained(workspace, METHODS[method])
+    remakes = small.remade(workspace, stage1_lora=lora)
     rows, made = live_rows(small.made["stage2_pixels"]), live_rows(remakes)
     assert len({(row["width"], row["height"]) for row in rows}) == 3 and len(rows) == len(made) == 6
     shown = rows if method == "lora" else rows[:1] + rows[-1:]
@@ -185,9 +186,8 @@ def test_no_two_crops_of_a_picture_are_remade_alike_and_the_sheet_shows_each_bes
 
 
 def test_a_killed_build_goes_on_behind_its_last_shard_and_ends_with_the_same_bytes(
-    small: Prepared2, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small: Prepared2, remakes: Artifact, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(stage1_low_res, "SHARD_ROWS", 1)
     finish_part, finished = stage1_low_res.finish_part, []
 
     def finish_two_and_die(path: Path) -> None:
@@ -198,21 +198,37 @@ def test_a_killed_build_goes_on_behind_its_last_shard_and_ends_with_the_same_byt
 
     def killed() -> None:
         stage1_low_res.finish_part = finish_two_and_die  # type: ignore[assignment]
-        small.remade(tmp_path / "killed")
+        small.remade(tmp_path)
 
     process = multiprocessing.get_context("fork").Process(target=killed)
     process.start()
     process.join(120)
     assert process.exitcode == -signal.SIGKILL
-    (folder,) = (tmp_path / "killed/stage2_low_res").iterdir()
+    (folder,) = (tmp_path / "stage2_low_res").iterdir()
     left = sorted(path.name for path in folder.glob("*.parquet"))
     assert left == ["stage2-000000.parquet", "stage2-000001.parquet"]
     damaged = folder / left[1]
     damaged.write_bytes(damaged.read_bytes()[:-100] + b"x" * 100)
-    after, unbroken = small.remade(tmp_path / "killed"), small.remade(tmp_path / "unbroken")
-    assert after.hashes == unbroken.hashes and len(after.hashes) == 6 + 2
-    assert after.summary["sampled_by_this_process"] == 5
-    assert unbroken.summary["sampled_by_this_process"] == unbroken.summary["rows"] == 6
+    after = small.remade(tmp_path)
+    assert after.hashes == remakes.hashes and len(after.hashes) == 3 + 2
+    assert after.summary["sampled_by_this_process"] == 4, "the damaged shard and the one that was not there"
+    assert remakes.summary["sampled_by_this_process"] == remakes.summary["rows"] == 6
+
+
+@pytest.mark.parametrize("shard_rows", [1, 512])
+def test_every_row_has_its_own_remake_however_shards_and_batches_are_cut(
+    small: Prepared2, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shard_rows: int
+) -> None:
+    """With a Stage I that gives back what it is given."""
+    monkeypatch.setattr(stage1_low_res, "SHARD_ROWS", shard_rows)
+    monkeypatch.setitem(stage1_low_res.BATCH, 1, 1)
+    monkeypatch.setattr(stage1_low_res, "make_sampler", lambda *_: None)
+    monkeypatch.setattr(stage1_low_res, "resample_stage1", lambda *arguments: arguments[4])
+    made = small.remade(tmp_path)
+    assert made.summary["shards"] == {1: 6, 512: 3}[shard_rows]
+    for row, own in zip(live_rows(small.made["stage2_pixels"]), live_rows(made), strict=True):
+        true = (downscaled(row)[0].permute(1, 2, 0).numpy() + 1) * 127.5
+        assert np.abs(pixels_of(own) - true).max() < 0.51
 
 
 def test_the_order_of_rows_does_not_depend_on_how_the_pixels_lie_in_their_shards(
