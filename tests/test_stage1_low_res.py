@@ -16,7 +16,7 @@ from artifact_rows import live_rows
 from diffusers import DDPMScheduler, IFImg2ImgPipeline, UNet2DConditionModel
 from PIL import Image
 from safetensors.torch import load_file
-from training_parts import FOLDERS, prepared, run_here
+from training_parts import FOLDERS, fewer_losses, prepared, run_here, train_and_kill, train_stage
 
 from deepfloyd_core import stage1_low_res
 from deepfloyd_core.artifacts import Artifact, Request, WorkDir, materialise
@@ -446,6 +446,34 @@ def test_a_run_without_stage1_has_none_to_remake(world: Any) -> None:
         world.load(stages=(2,), stage2=BOTH["stage2"])
     assert world.load(**BOTH).config.remakes_low_res
     assert not world.load().config.remakes_low_res
+
+
+@pytest.mark.slow
+def test_a_killed_training_on_remakes_ends_with_the_bytes_of_an_unbroken_one(
+    small: Prepared2, remakes: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fewer_losses(monkeypatch)
+    keys = {
+        "max_train_steps": 6,
+        "checkpointing_steps": 1,
+        "train_batch_size": 2,
+        "stage2_patch": 64,
+        "random_flip": True,
+    }
+
+    def run(share: float) -> Run:
+        stage2 = small.run.config.stage(2).model_copy(update={**keys, "low_res_stage1_share": share})
+        return replace(small.run, config=small.run.config.model_copy(update={"stage2": stage2}))
+
+    half, made = run(0.5), small.made | {"stage2_low_res": remakes}
+    whole = train_stage(half, made, 2, tmp_path / "whole", how=run_here)
+    train_and_kill(half, made, 2, tmp_path / "broken", 2)
+    resumed = train_stage(half, made, 2, tmp_path / "broken", how=run_here)
+    assert resumed.summary["steps_of_this_process"] < 6 and resumed.hashes == whole.hashes
+    plain = train_stage(run(0.0), small.made, 2, tmp_path / "plain", how=run_here)
+    lora = "pytorch_lora_weights.safetensors"
+    assert plain.hashes[lora] != whole.hashes[lora]
+    assert plain.summary["eval_loss_base"] == whole.summary["eval_loss_base"], "measured on true low-res pictures"
 
 
 @pytest.mark.slow
