@@ -29,7 +29,8 @@ MANIFEST = "manifest.json"
 _REQUEST = ".request.json"  # of an unfinished artifact
 KINDS = (
     "image_index", "text_embeds", "stage1_text", "stage2_text", "stage1_pixels", "stage2_pixels", "eval_set",
-    "stage1_conditioning", "eval_conditioning", "stage1_lora", "stage2_lora", "cascade_samples", "lora_bundle", "generated",
+    "stage1_conditioning", "eval_conditioning", "stage1_lora", "stage2_low_res", "stage2_lora", "cascade_samples",
+    "lora_bundle", "generated",
 )  # fmt: skip
 _PROVENANCE_PACKAGES = ("torch", "diffusers", "transformers", "peft", "pillow", "pyarrow", "prefect")
 

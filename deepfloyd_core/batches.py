@@ -7,10 +7,11 @@ sample. It does not matter who asks for a batch: any number of workers may each 
 """
 
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import count
+from pathlib import Path
 from threading import Lock
 from typing import Any
 
@@ -21,9 +22,10 @@ import torch
 
 from deepfloyd_core.artifacts import Artifact
 from deepfloyd_core.errors import DataError
+from deepfloyd_core.flavours import UPSCALE
 from deepfloyd_core.mixing import Mix, Share, first_gap
 from deepfloyd_core.plan import by_size
-from deepfloyd_core.row_list import check_pairs_of, read_row_list, shard_files
+from deepfloyd_core.row_list import check_pairs_of, check_remakes_of, read_row_list, shard_files
 from deepfloyd_core.shards import open_shard
 from deepfloyd_core.types import hash_seed
 
@@ -39,19 +41,25 @@ class Batch:
     caption_ids: list[str]
     rows: np.ndarray  # int64 (B,): their places in the artifact's list of rows
     pairs: torch.Tensor | None = None  # uint8 (B, H, W, C): what a ControlNet follows, where that is not made of them
+    remakes: torch.Tensor | None = None  # uint8 (B, H/4, W/4, C): their low-res pictures as Stage I made them
 
 
 class TrainingRows:
     """The crops of a pixel artifact that may be trained on, grouped by size.
 
     Pixels and pictures' names stay on disk, mapped; where each crop lies and which caption it has cost 24 bytes a row.
-    Raises ValueError or IndexError when a shard is not what the list of rows says, or the pairs are not those of the rows.
+    Raises ValueError or IndexError when a shard is not what the list of rows says, or the pairs or remakes are not those
+    of the rows.
     """
 
-    def __init__(self, pixels: Artifact, held_out: frozenset[str], pairs: Artifact | None = None) -> None:
-        """pairs: the conditioning of each row."""
+    def __init__(
+        self, pixels: Artifact, held_out: frozenset[str], pairs: Artifact | None = None, remakes: Artifact | None = None
+    ) -> None:
+        """pairs: the conditioning of each row; remakes: its low-res picture as Stage I made it."""
         if pairs is not None:
             check_pairs_of(pixels, pairs)
+        if remakes is not None:
+            check_remakes_of(pixels, remakes)
         rows = read_row_list(pixels.path)
         out = pc.is_in(rows["image_id"], pa.array(sorted(held_out), pa.string())).to_numpy()
         places = {size: np.flatnonzero(own & ~out) for size, own in by_size(rows)}
@@ -62,7 +70,8 @@ class TrainingRows:
         # Looking a text up in an Arrow column takes 0.9 us, as long as copying 12 KiB of pixels; here 0.1 us.
         captions = rows["caption_id"].dictionary_encode().combine_chunks()
         self._captions, self._caption = captions.dictionary.to_pylist(), captions.indices.to_numpy()
-        self._pixels, self._pairs = _Crops(pixels), None if pairs is None else _Crops(pairs)
+        self._pixels = crops_of(pixels)
+        self._pairs, self._remakes = (None if more is None else crops_of(more) for more in (pairs, remakes))
 
     @property
     def counts(self) -> dict[Size, int]:
@@ -84,19 +93,21 @@ class TrainingRows:
         rows, captions = self._own[size][numbers], self._captions
         names = [captions[number] for number in self._caption[rows].tolist()]
         pairs = None if self._pairs is None else self._pairs.take(size, rows)
-        return Batch(self._pixels.take(size, rows), names, rows, pairs)
+        small = (size[0] // UPSCALE, size[1] // UPSCALE)
+        remakes = None if self._remakes is None else self._remakes.take(small, rows)
+        return Batch(self._pixels.take(size, rows), names, rows, pairs, remakes)
 
     def image_ids(self, batch: Batch) -> list[str]:
         """The pictures that a batch shows; 1 us each."""
         return [self._ids[row].as_py() for row in batch.rows.tolist()]
 
 
-class _Crops:
-    """The pixels of an artifact by their places in its list of rows, mapped."""
+class Crops:
+    """The pixels of shards by their places in a list of rows (ROWS), mapped."""
 
-    def __init__(self, pixels: Artifact) -> None:
-        rows = read_row_list(pixels.path)
-        shards = [open_shard(path) for path in shard_files(pixels)]
+    def __init__(self, rows: pa.Table, files: Sequence[Path]) -> None:
+        """files: the shards, in the order of their numbers."""
+        shards = [open_shard(path) for path in files]
         self._raw, self._file = [shard.raw for shard in shards], rows["file"].to_numpy()
         self._start, in_file = np.empty(len(rows), np.int64), rows["place"].to_numpy()
         ends = np.cumsum(np.bincount(self._file, minlength=len(shards)))
@@ -110,6 +121,11 @@ class _Crops:
         # One copy in C out of the mapped files: twice as fast as stacking arrays, and no slower for many files.
         pixels = bytearray().join([raw[file][start : start + length] for file, start in where])
         return torch.frombuffer(pixels, dtype=torch.uint8).reshape(len(rows), size[1], size[0], 3)
+
+
+def crops_of(pixels: Artifact) -> Crops:
+    """The crops of a finished artifact."""
+    return Crops(read_row_list(pixels.path), shard_files(pixels))
 
 
 @dataclass(frozen=True)
@@ -254,6 +270,7 @@ class Draws:
     keep_caption: torch.Tensor  # bool (B,)
     mirror: torch.Tensor  # bool (B,), half of them true; used only with random_flip
     fed_noise: torch.Tensor | None = None  # what x_t is made with where that is not `noise`, the target
+    remade: torch.Tensor | None = None  # bool (B,): whose low-res picture is Stage I's; None: none is
     degradation: Degradation | None = None  # of Stage II's low-res pictures
     windows: tuple[tuple[slice, slice], ...] = ()  # rows and columns of each sample that are trained on; (): all
 

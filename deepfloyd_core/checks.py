@@ -1,10 +1,13 @@
 """What the run file and the data file ask of each other, checked before anything is loaded."""
 
+import math
+
 from deepfloyd_core.datafile import ImageDataset
 from deepfloyd_core.errors import ConfigError
 from deepfloyd_core.flavours import UPSCALE, Flavour, Stage
 from deepfloyd_core.mixing import first_gap, share_of
 from deepfloyd_core.sources import open_source
+from deepfloyd_core.stage_config import StageConfig
 
 
 def check_datasets(flavour: Flavour, datasets: tuple[ImageDataset, ...], stage: Stage, steps: int) -> list[str]:
@@ -63,6 +66,33 @@ def check_pairs(paired: bool, datasets: tuple[ImageDataset, ...], conditioning: 
         if place.id in used:
             open_source(place)
     return notes
+
+
+def check_low_res(stage1: StageConfig | None, stage2: StageConfig, datasets: tuple[ImageDataset, ...]) -> None:
+    """Raise ConfigError when the Stage I of a run cannot remake the low-res pictures that Stage II is trained on."""
+    said = f"stage2.low_res_stage1_share is {stage2.low_res_stage1_share:g}"
+    if stage1 is None:
+        raise ConfigError(
+            f"{said}, and the run has no Stage I to make low-res pictures. Add a [stage1] table with a model_flavour, or "
+            "set low_res_stage1_share = 0."
+        )
+    if stage1.controlnet:
+        raise ConfigError(
+            f"{said}, and stage1.controlnet is True: such a Stage I follows a picture, and for Stage II's crops there is "
+            "none. Remove one of them."
+        )
+    steps, strength = stage1.validation_num_inference_steps, stage2.low_res_stage1_strength
+    if not int(steps * strength):  # as `IFImg2ImgPipeline` counts them
+        raise ConfigError(
+            f"stage2.low_res_stage1_strength is {strength:g} of stage1.validation_num_inference_steps = {steps}, which is "
+            f"less than one step of Stage I. Use at least {math.ceil(1000 / steps) / 1000:g}, or more steps."
+        )
+    for dataset in datasets:
+        if dataset.factor(2) is not None and dataset.factor(1) is None:
+            raise ConfigError(
+                f"{said}, and {dataset.id} feeds Stage II alone (its resolution is {dataset.resolution:g}): Stage I never "
+                "saw what it would remake there. Set resolution = 64, which feeds both, or low_res_stage1_share = 0."
+            )
 
 
 def _size_fault(dataset: ImageDataset, flavour: Flavour, edge: float) -> str:

@@ -10,7 +10,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from deepfloyd_core.checks import check_datasets, check_pairs
+from deepfloyd_core.checks import check_datasets, check_low_res, check_pairs
 from deepfloyd_core.clusters import cluster_fault
 from deepfloyd_core.datafile import ImageDataset
 from deepfloyd_core.errors import ConfigError
@@ -177,6 +177,11 @@ class RunConfig(Spec):
         """Whether Stage I follows pictures of their own."""
         return self.stage1 is not None and self.stage1.paired
 
+    @property
+    def remakes_low_res(self) -> bool:
+        """Whether Stage II is trained on low-res pictures that Stage I made."""
+        return self.stage2 is not None and self.stage2.low_res_stage1_share > 0
+
     def stage(self, stage: Stage) -> StageConfig:
         """The settings of a stage that is in `stages`."""
         config = self.stage1 if stage == 1 else self.stage2
@@ -280,5 +285,7 @@ def load_run(path: Path, overrides: tuple[str, ...] = ()) -> Run:
     for stage in config.stages:
         notes += [f"{path}: stage{stage}.{note}" for note in config.stage(stage).notes]
         notes += check_datasets(config.stage(stage).flavour, datasets, stage, config.stage(stage).max_train_steps)
+    if config.stage2 and config.remakes_low_res:
+        check_low_res(config.stage1, config.stage2, datasets)
     notes += check_pairs(config.paired, datasets, file.conditioning)
     return Run(config, datasets, (*notes, *file.notes), file.conditioning)

@@ -32,6 +32,7 @@ from deepfloyd_core.types import Report, no_report
 JOBS = {
     "embed": "deepfloyd_core.embed_job:embed_job",
     "project": "deepfloyd_core.projected:project_job",
+    "remake": "deepfloyd_core.stage1_low_res:remake_job",
     "train": "deepfloyd_core.train:train_job",
     "sample": "deepfloyd_core.samples:samples_job",
     "generate": "deepfloyd_core.generate:generate_job",

@@ -21,13 +21,14 @@ UNET_FOLDER = "unet"  # after a full fine-tuning; the name that diffusers gives 
 DETAIL_SHEET = "eval_details.png"  # zoomed details of Stage II on held-out pictures
 GENERATE_FORMAT = 2  # 2: of Stage II alone the noise level and back-projection in PNGs
 BUNDLE_FORMAT = 2  # 2: gains on held-out pictures
+LOW_RES_FORMAT = 1
 LORA_FORMAT = 3  # 2: held-out losses in a table; of the text only what decides its rows. 3: the buckets
 SAMPLES_FORMAT = 6  # 4: Stage II at several noise levels. 5: and on Stage I's samples; zoomed details. 6: more in PNGs
 # Settings that change no byte of a LoRA: how often it is saved on the way, and how samples are made of it.
-# Of init_lora and the model the bytes count, not the path.
+# Of init_lora and the model the bytes count, not the path; of Stage I's low-res pictures what they are.
 _NOT_IN_LORA = {
     "checkpointing_steps", "checkpoints_total_limit", "pretrained_model_name_or_path", "init_lora", "validation_steps",
-    "gradient_checkpointing", "dataloader_num_workers",
+    "gradient_checkpointing", "dataloader_num_workers", "low_res_stage1_strength",
 }  # fmt: skip
 _SAMPLING_STAGE2 = {"validation_noise_level", "validation_back_projection"}
 _SAMPLING = {"validation_num_inference_steps", "validation_guidance"} | _SAMPLING_STAGE2
@@ -44,14 +45,16 @@ def lora_request(
     run: Run, stage: Stage, folder: Path, inputs: dict[str, Artifact], prompts: Sequence[str] = (),
     parent_sha256: str | None = None,
 ) -> Request:  # fmt: skip
-    """Identity of a stage's LoRA. `folder`: the base model; inputs: pixels, text, eval_set, and their pairs where those are
-    followed; prompts: of its validations; parent: the weights that it starts from.
+    """Identity of a stage's LoRA. `folder`: the base model; inputs: pixels, text, eval_set, what a ControlNet follows for
+    both, the low-res pictures that Stage I made; prompts: of its validations; parent: the weights that it starts from.
 
     Which texts are stored does not matter, as long as those of its pictures are: so a new prompt trains nothing anew.
     """
     spec = run.config.stage(stage).model_dump(mode="json", exclude=_NOT_IN_LORA | _SAMPLING | _MEASURING)
     spec |= {"seed": run.config.seed, "noise_level": run.config.stage(stage).validation_noise_level}
     spec |= {"shares": shares(run), "data_backend_sampling": run.config.data_backend_sampling}
+    if not spec["low_res_stage1_share"]:
+        del spec["low_res_stage1_share"]  # so that a LoRA without it is what it was before there was such a key
     if stage == 1:
         del spec["noise_level"]  # of the held-out loss; Stage I has none
     if run.config.stage(stage).validation_steps:
@@ -78,6 +81,18 @@ def _validation(run: Run, stage: Stage, prompts: Sequence[str]) -> dict[str, Any
 def shares(run: Run) -> dict[str, list[Any]]:
     """How the data sets take turns, as plain JSON: the arguments of `mixing.Share` for each."""
     return {dataset.id: [dataset.probability, dataset.start_step, dataset.end_step] for dataset in run.datasets}
+
+
+def low_res_request(run: Run, folder: Path, inputs: dict[str, Artifact]) -> Request:
+    """Identity of Stage I's remakes of Stage II's low-res pictures. `folder`: Stage I's base model; inputs: pixels,
+    stage1_lora, text_embeds.
+    """
+    included = (_SAMPLING - _SAMPLING_STAGE2) | {"mixed_precision"}
+    spec = run.config.stage(1).model_dump(mode="json", include=included)
+    spec |= {"strength": run.config.stage(2).low_res_stage1_strength, "seed": run.config.seed}
+    spec |= {"negative_prompt": run.config.validation_negative_prompt}
+    ids = {**_ids(inputs), "text_embeds": text_identity(inputs["text_embeds"])}
+    return Request("stage2_low_res", LOW_RES_FORMAT, spec, {**ids, **_model(1, folder)})
 
 
 def samples_request(run: Run, prompts: list[str], folders: dict[Stage, Path], inputs: dict[str, Artifact]) -> Request:

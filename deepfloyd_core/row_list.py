@@ -64,6 +64,20 @@ def check_pairs_of(pictures: Artifact, pairs: Artifact) -> None:
         raise ValueError(f"the rows of {pairs.path} are not those of {pictures.path}")
 
 
+def write_moved_row_list(rows: pa.Table, changed: dict[str, np.ndarray], path: Path) -> None:
+    """Write a list of rows that lie elsewhere, in the same order. changed: the columns that differ."""
+    columns = [pa.array(changed[name], ROWS.field(name).type) if name in changed else rows[name] for name in ROWS.names]
+    with atomic_path(path) as tmp, pa.ipc.new_file(tmp, ROWS) as writer:
+        writer.write_table(pa.table(columns, schema=ROWS))
+
+
+def check_remakes_of(pixels: Artifact, remakes: Artifact) -> None:
+    """Raises ValueError unless the rows of `remakes` are those of `pixels`, one for each."""
+    rows, own = (read_row_list(artifact.path) for artifact in (pixels, remakes))
+    if not own["key"].equals(rows["key"]):
+        raise ValueError(f"the rows of {remakes.path} are not those of {pixels.path}")
+
+
 def eval_ids(eval_set: Artifact) -> frozenset[str]:
     """The held-out pictures."""
     return frozenset(read_row_list(eval_set.path)["image_id"].to_pylist())

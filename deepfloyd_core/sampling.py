@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import IFImg2ImgPipeline
 
 from deepfloyd_core.back_projection import back_projecting
 from deepfloyd_core.config import RunConfig
@@ -61,43 +62,65 @@ def sample_stage1(
 
     control: what a ControlNet follows, (N, 3, H, W) in [0, 1].
     """
-    return _sample(sampler, text, negative, seeds, size, None, control)
+
+    def given(part: slice) -> dict[str, Any]:
+        follow = {} if control is None else {CONTROL_IMAGE: control[part].to(sampler.device)}
+        return {"width": size[0], "height": size[1], "cross_attention_kwargs": follow or None}
+
+    return _sample(sampler, text, negative, seeds, given)
 
 
 def sample_stage2(
     sampler: Sampler, text: torch.Tensor, negative: torch.Tensor, seeds: list[int], small: torch.Tensor
 ) -> torch.Tensor:
     """Stage II: small (N, C, h, w) in [-1, 1] -> (N, C, 4h, 4w) in [-1, 1] on the CPU."""
-    return _sample(sampler, text, negative, seeds, (small.shape[3] * UPSCALE, small.shape[2] * UPSCALE), small)
+    dtype, config = DTYPES[sampler.config.mixed_precision], sampler.config
+
+    def given(part: slice) -> dict[str, Any]:
+        if config.validation_back_projection:
+            sampler.pipeline.scheduler = back_projecting(sampler.pipeline.scheduler, small[part])
+        size = {"width": small.shape[3] * UPSCALE, "height": small.shape[2] * UPSCALE}
+        return {
+            **size,
+            "image": small[part].to(sampler.device, dtype),
+            "noise_level": config.validation_noise_level,
+        }
+
+    return _sample(sampler, text, negative, seeds, given)
+
+
+def resample_stage1(
+    sampler: Sampler, text: torch.Tensor, negative: torch.Tensor, seeds: list[int], pictures: torch.Tensor,
+    strength: float,
+) -> torch.Tensor:  # fmt: skip
+    """Stage I's img2img: pictures (N, C, H, W) in [-1, 1], noised by `strength` (above 0, 1 at most) and sampled again.
+
+    text, negative and what is returned as for `sample_stage1`.
+    """
+    again = IFImg2ImgPipeline(**sampler.pipeline.components, requires_safety_checker=False)
+    again.set_progress_bar_config(disable=True)
+    return _sample(
+        replace(sampler, pipeline=again), text, negative, seeds,
+        lambda part: {"image": pictures[part], "strength": strength},
+    )  # fmt: skip
 
 
 def _sample(
-    sampler: Sampler, text: torch.Tensor, negative: torch.Tensor, seeds: list[int], size: tuple[int, int],
-    small: torch.Tensor | None, control: torch.Tensor | None = None,
+    sampler: Sampler, text: torch.Tensor, negative: torch.Tensor, seeds: list[int],
+    given: Callable[[slice], dict[str, Any]],
 ) -> torch.Tensor:  # fmt: skip
+    """given: what a part of the pictures is made of beside text and seeds, as the pipeline calls it."""
     dtype, parts = DTYPES[sampler.config.mixed_precision], []
     for start in range(0, len(seeds), BATCH[sampler.stage]):
         part = slice(start, start + BATCH[sampler.stage])
-        extra: dict[str, Any] = {}
-        if small is not None:
-            extra = {
-                "image": small[part].to(sampler.device, dtype),
-                "noise_level": sampler.config.validation_noise_level,
-            }
-            if sampler.config.validation_back_projection:
-                sampler.pipeline.scheduler = back_projecting(sampler.pipeline.scheduler, small[part])
-        if control is not None:
-            extra["cross_attention_kwargs"] = {CONTROL_IMAGE: control[part].to(sampler.device)}
         pictures = sampler.pipeline(
+            **given(part),
             prompt_embeds=text[part].to(sampler.device, dtype),
             negative_prompt_embeds=negative[part].to(sampler.device, dtype),
             generator=[torch.Generator().manual_seed(seed) for seed in seeds[part]],
-            width=size[0],
-            height=size[1],
             num_inference_steps=sampler.config.validation_num_inference_steps,
             guidance_scale=sampler.config.validation_guidance,
             output_type="pt",
-            **extra,
         ).images
         parts.append(pictures.float().cpu().clamp(-1, 1))
         sampler.sampled(len(pictures))

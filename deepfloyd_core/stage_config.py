@@ -49,7 +49,8 @@ _BELONGS: tuple[tuple[str, str, tuple[object, ...]], ...] = (
 # Keys that Stage I has no use for; `validation_noise_level` alone may stand at the top level for both.
 _STAGE2_KEYS = (
     "noise_level_begin", "noise_level_end", "low_res_blur", "low_res_noise", "low_res_jpeg_quality",
-    "low_res_degraded_share", "stage2_patch", "validation_noise_levels", "validation_back_projection",
+    "low_res_degraded_share", "low_res_stage1_share", "low_res_stage1_strength", "stage2_patch",
+    "validation_noise_levels", "validation_back_projection",
 )  # fmt: skip
 
 
@@ -187,6 +188,20 @@ class StageConfig(Spec):
         None, ge=1, le=100, description="Pass it through JPEG, of a quality from this one to 100; unset: no JPEG."
     )
     low_res_degraded_share: float = Field(1.0, gt=0, le=1, description="Share of the samples that have any of these.")
+    low_res_stage1_share: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Share of Stage II's samples whose low-res picture in training is Stage I's remake of the true one. "
+        "Stage I is then trained first, and samples each crop once.",
+    )
+    low_res_stage1_strength: float = Field(
+        0.3,
+        gt=0,
+        le=1,
+        description="How far the true low-res picture is noised before Stage I samples it again: this share of "
+        "`stage1.validation_num_inference_steps`; 1 leaves nothing of it.",
+    )
     stage2_patch: Literal[64, 128] | None = Field(
         None, description="Train on a window of each Stage II crop, px a side: less memory and time; unset: all of it."
     )
@@ -390,6 +405,12 @@ class StageConfig(Spec):
             return (
                 f"low_res_degraded_share is {self.low_res_degraded_share}, without effect while there is no low_res_blur, "
                 "low_res_noise or low_res_jpeg_quality. Remove it, or set one of them"
+            )
+        default = type(self).model_fields["low_res_stage1_strength"].default
+        if self.low_res_stage1_strength != default and not self.low_res_stage1_share:
+            return (
+                f"low_res_stage1_strength is {self.low_res_stage1_strength}, without effect while low_res_stage1_share is "
+                "0. Remove it, or set low_res_stage1_share, for example to 0.5"
             )
         return ""
 

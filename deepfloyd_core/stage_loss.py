@@ -79,22 +79,32 @@ def prepare(setup: Setup, batch: Batch, number: int, image_ids: list[str]) -> Pr
     follow = None if batch.pairs is None else as_conditioning(batch.pairs)
     if follow is not None and setup.config.random_flip:
         follow = _mirrored(follow, draws)
+    remakes = None if batch.remakes is None else to_model_range(batch.remakes)
+    if remakes is not None and setup.config.random_flip:
+        remakes = _mirrored(remakes, draws)
     kept = zip(batch.caption_ids, draws.keep_caption.tolist(), strict=True)
-    fed = feed(setup, x_0, draws, [name if keep else None for name, keep in kept], follow)
+    fed = feed(setup, x_0, draws, [name if keep else None for name, keep in kept], follow, remakes)
     return Prepared(number, image_ids, x_0, draws, fed)
 
 
 def feed(
-    setup: Setup, x_0: torch.Tensor, draws: Draws, captions: list[str | None], follow: torch.Tensor | None = None
-) -> Fed:
+    setup: Setup, x_0: torch.Tensor, draws: Draws, captions: list[str | None], follow: torch.Tensor | None = None,
+    remakes: torch.Tensor | None = None,
+) -> Fed:  # fmt: skip
     """What the UNet is given for drawn noise. x_0: float32 (B, C, H, W); captions: ids, None for the empty one.
 
     follow: what a ControlNet is given, float32 (B, 3, H, W) in [0, 1], where that is not made of x_0.
+    remakes: Stage I's low-res pictures, float32 (B, C, H/4, W/4) in [-1, 1], for the samples that are drawn to have them.
     """
     x = setup.scheduler.add_noise(x_0, draws.fed, draws.t)  # in fp32 on the CPU, cast afterwards
     level = None
     if setup.noising is not None:
-        small = low_res(x_0) if draws.degradation is None else degrade(low_res(x_0), draws.degradation)
+        small = low_res(x_0)
+        if draws.remade is not None:
+            assert remakes is not None  # or it would be trained on true ones, whatever the share
+            small = torch.where(draws.remade[:, None, None, None], remakes, small)
+        if draws.degradation is not None:
+            small = degrade(small, draws.degradation)
         upscaled = upscaled_input(small, draws.low_res_noise, draws.level, setup.noising)
         x, level = torch.cat([x, upscaled], dim=1), draws.level
     steered = control_of(setup.unet)

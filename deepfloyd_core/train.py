@@ -64,7 +64,8 @@ def train_job(job: Job) -> dict[str, Any]:
     folder = Path(job.options["model"])
     use_threads(job.config.num_threads)
     setup = _set_up(job, stage, folder)
-    rows = TrainingRows(job.inputs["pixels"], eval_ids(job.inputs["eval_set"]), job.inputs.get("conditioning"))
+    held_out, inputs = eval_ids(job.inputs["eval_set"]), job.inputs
+    rows = TrainingRows(inputs["pixels"], held_out, inputs.get("conditioning"), inputs.get("low_res"))
     order = _order(setup, rows, job)
     validation = _validation(setup, rows, order, job, folder)
     metrics, trained_now, seconds = _train(setup, rows, order, job, validation)

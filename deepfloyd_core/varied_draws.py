@@ -23,6 +23,9 @@ def vary(draws: Draws, config: StageConfig, seed: int, number: int) -> Draws:
     if (config.noise_level_begin, config.noise_level_end) != (0, TIMESTEPS):
         generator, band = _generator("levels", seed, number), (config.noise_level_begin, config.noise_level_end)
         draws = replace(draws, level=torch.randint(*band, draws.level.shape, generator=generator))
+    if config.low_res_stage1_share:
+        drawn = torch.rand(draws.level.shape, generator=_generator("low-res of stage 1", seed, number))
+        draws = replace(draws, remade=drawn < config.low_res_stage1_share)
     if config.degrades_low_res:
         draws = replace(draws, degradation=draw_degradation(draws.noise.shape, config, seed, number))
     if config.stage2_patch:

@@ -13,6 +13,7 @@ from tasks.eval_set import eval_set
 from tasks.image_index import image_index
 from tasks.lora_bundle import lora_bundle, publish_version
 from tasks.runners import reach_workers
+from tasks.stage2_low_res import low_res
 from tasks.stage_lora import check_models, stage_lora
 from tasks.stage_pixels import stage_pixels
 from tasks.stage_text import stage_text
@@ -35,10 +36,11 @@ def make_bundle(run: Run, index: Artifact) -> Version:
     held_out = eval_set(run, index)
     prompts = sample_prompts(run, index)
     follow = conditioning(run, index, pixels, held_out)
-    loras = {}
+    loras: dict[str, Artifact] = {}
     for stage in run.config.stages:
         inputs = {"pixels": pixels[stage], "text": stage_text(run, stage, embeds), "eval_set": held_out}
-        loras[f"stage{stage}_lora"] = stage_lora(run, stage, inputs | (follow if stage == 1 else {}), prompts)
+        inputs |= follow if stage == 1 else low_res(run, pixels[2], loras.get("stage1_lora"), embeds)
+        loras[f"stage{stage}_lora"] = stage_lora(run, stage, inputs, prompts)
     samples = cascade_samples(run, prompts, {"text_embeds": embeds, "eval_set": held_out, **follow, **loras})
     bundle = lora_bundle(run, prompts, {"image_index": index, "cascade_samples": samples, **loras})
     return publish_version(run, bundle, index)

@@ -12,6 +12,7 @@ from tasks.conditioning import conditioning
 from tasks.eval_set import eval_set
 from tasks.image_index import image_index
 from tasks.runners import reach_workers
+from tasks.stage2_low_res import low_res
 from tasks.stage_lora import check_models, stage_lora
 from tasks.stage_pixels import stage_pixels
 from tasks.stage_text import stage_text
@@ -46,22 +47,29 @@ def train_stage1(config: str, overrides: list[str] | None = None) -> list[Artifa
 
 @flow(name="train-stage2")
 def train_stage2(config: str, overrides: list[str] | None = None) -> list[Artifact]:
-    """Train the Stage II LoRA, and make what it needs."""
+    """Train the Stage II LoRA, and make what it needs: Stage I's as well, where that makes low-res pictures for it."""
     return _train(load_run(Path(config), tuple(overrides or ())), 2)
 
 
 def _train(run: Run, stage: Stage) -> list[Artifact]:
     run.config.stage(stage)  # a run without this stage fails here, before anything is made
-    check_models(run, (stage,))
+    stages: tuple[Stage, ...] = (1, 2) if stage == 2 and run.config.remakes_low_res else (stage,)
+    check_models(run, stages)
     reach_workers(run)
     index = image_index(run)
     embeds = text_embeds(run, index)
-    inputs = {
-        "pixels": stage_pixels(run, index, stage),
-        "text": stage_text(run, stage, embeds),
-        "eval_set": eval_set(run, index),
-    }
-    if stage == 1:
-        inputs |= conditioning(run, index, {1: inputs["pixels"]}, inputs["eval_set"])
-    made = [index, embeds, *inputs.values(), stage_lora(run, stage, inputs, sample_prompts(run, index))]
+    made = [index, embeds]
+    loras: dict[str, Artifact] = {}
+    for each in stages:
+        inputs = {
+            "pixels": stage_pixels(run, index, each),
+            "text": stage_text(run, each, embeds),
+            "eval_set": eval_set(run, index),
+        }
+        if each == 1:
+            inputs |= conditioning(run, index, {1: inputs["pixels"]}, inputs["eval_set"])
+        else:
+            inputs |= low_res(run, inputs["pixels"], loras.get("stage1_lora"), embeds)
+        loras[f"stage{each}_lora"] = stage_lora(run, each, inputs, sample_prompts(run, index))
+        made += [*inputs.values(), loras[f"stage{each}_lora"]]
     return list(dict.fromkeys(made))  # the text can be the embeds themselves

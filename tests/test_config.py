@@ -98,6 +98,8 @@ STAGE_BOUNDS: dict[str, tuple[type, float | None, float | None]] = {
     "low_res_noise": (float, 0, 64),
     "low_res_jpeg_quality": (int, 1, 100),
     "low_res_degraded_share": (float, 5e-324, 1),
+    "low_res_stage1_share": (float, 0, 1),
+    "low_res_stage1_strength": (float, 5e-324, 1),
 }
 RUN_BOUNDS: dict[str, tuple[type, float | None, float | None]] = {
     "seed": (int, 0, 2**32 - 1),
@@ -433,7 +435,7 @@ DEPENDENT = {
     "soft_min_snr_sigma_data", "noise_offset", "noise_offset_probability", "input_perturbation_steps",
     "timestep_bias_multiplier", "timestep_bias_portion", "timestep_bias_begin", "timestep_bias_end",
     "noise_level_begin", "noise_level_end", "low_res_blur", "low_res_noise", "low_res_jpeg_quality",
-    "low_res_degraded_share",
+    "low_res_degraded_share", "low_res_stage1_share", "low_res_stage1_strength",
 }  # fmt: skip
 STAGE_VALUES = st.fixed_dictionaries(
     {"max_train_steps": st.integers(1, 10**6)},

@@ -87,6 +87,8 @@ def train_stage(
 ) -> Artifact:
     text = text or stage_text(run, stage, made["text_embeds"])
     inputs = {"pixels": made[f"stage{stage}_pixels"], "text": text, "eval_set": made["eval_set"]}
+    if run.config.remakes_low_res:
+        inputs["low_res"] = made["stage2_low_res"]
     parent = find_parent(run, stage, FOLDERS[stage])
     options = {"stage": stage, "model": str(FOLDERS[stage]), "prompts": list(run.config.prompts)}
     options["parent"] = parent.option if parent else None
