@@ -91,7 +91,7 @@ def copy_photographs(folder: Path) -> None:
 
 
 def other_recipe(
-    setup: stage_loss.Setup, x_0: torch.Tensor, draws: Draws, captions: list[str | None], follow: None = None
+    setup: stage_loss.Setup, x_0: torch.Tensor, draws: Draws, captions: list[str | None], *_: None
 ) -> stage_loss.Fed:
     """What those trainers do in the place of `stage_loss.feed`."""
     x_t = setup.scheduler.add_noise(x_0, draws.fed, draws.t)

@@ -9,49 +9,12 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from deepfloyd_core.extras import missing_extra
 from deepfloyd_core.flavours import FLAVOURS, Flavour
-from deepfloyd_core.spec import Spec, closest
+from deepfloyd_core.spec import Spec
+from deepfloyd_core.stage_faults import stage_fault, stage_notes
 from deepfloyd_core.types import Conditioning
 
 ATTENTION_TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "add_k_proj", "add_v_proj")
-
-# The package that an optimizer comes from where that is not torch, and the extra that installs it.
-_LIBRARIES = {
-    "adamw_8bit": ("bitsandbytes", "bitsandbytes"),
-    "prodigy": ("prodigyopt", "optimizers"),
-    "adamw_schedulefree": ("schedulefree", "optimizers"),
-}
-_ADAPTERS = (
-    "lora_rank", "lora_alpha", "lora_dropout", "lora_target_modules", "lora_init_type", "use_dora",
-)  # fmt: skip
-# Parts of a UNet that a ControlNet has no copy of.
-_NOT_ON_THE_WAY_DOWN = ("up_blocks", "conv_norm_out", "conv_out", "encoder_hid_proj", "add_embedding")
-# A key, and the values of another under which alone it has an effect.
-_BELONGS: tuple[tuple[str, str, tuple[object, ...]], ...] = (
-    *((key, "model_type", ("lora",)) for key in (*_ADAPTERS, "use_bitfit")),
-    *((key, "use_bitfit", (False,)) for key in _ADAPTERS),
-    ("controlnet", "model_type", ("lora",)),
-    ("controlnet", "use_bitfit", (False,)),
-    ("controlnet_conditioning", "controlnet", (True,)),
-    ("lr_num_cycles", "lr_scheduler", ("cosine_with_restarts",)),
-    ("lr_power", "lr_scheduler", ("polynomial",)),
-    ("huber_c", "loss_type", ("huber", "smooth_l1")),
-    ("huber_schedule", "loss_type", ("huber", "smooth_l1")),
-    ("soft_min_snr_sigma_data", "use_soft_min_snr", (True,)),
-    ("noise_offset", "offset_noise", (True,)),
-    ("noise_offset_probability", "offset_noise", (True,)),
-    ("timestep_bias_multiplier", "timestep_bias_strategy", ("earlier", "later", "range")),
-    ("timestep_bias_portion", "timestep_bias_strategy", ("earlier", "later")),
-    ("timestep_bias_begin", "timestep_bias_strategy", ("range",)),
-    ("timestep_bias_end", "timestep_bias_strategy", ("range",)),
-)
-# Keys that Stage I has no use for; `validation_noise_level` alone may stand at the top level for both.
-_STAGE2_KEYS = (
-    "noise_level_begin", "noise_level_end", "low_res_blur", "low_res_noise", "low_res_jpeg_quality",
-    "low_res_degraded_share", "low_res_stage1_share", "low_res_stage1_strength", "stage2_patch",
-    "validation_noise_levels", "validation_back_projection",
-)  # fmt: skip
 
 
 class StageConfig(Spec):
@@ -263,156 +226,13 @@ class StageConfig(Spec):
     @property
     def notes(self) -> list[str]:
         """What a user should know of these settings, each starting with its key."""
-        found = []
-        if self.model_type == "full" and not self.model_fields_set & {"learning_rate"} and self.optimizer != "prodigy":
-            found.append(
-                f"learning_rate is not set; {self.learning_rate:g} is meant for a LoRA. Every weight of a UNet wants less, "
-                "for example 1e-6 with lr_end = 1e-7"
-            )
-        if self.optimizer == "prodigy" and self.learning_rate != 1.0:
-            found.append(
-                f"learning_rate is {self.learning_rate:g}; prodigy finds the step size itself and multiplies it by this. "
-                "It is meant to be 1.0"
-            )
-        if self.lr_warmup_steps and self.lr_scheduler == "constant":
-            found.append("lr_warmup_steps is ignored; lr_scheduler is constant. constant_with_warmup has a warm-up")
-        if "lr_end" in self.model_fields_set and self.lr_scheduler.startswith("constant"):
-            found.append(f"lr_end is ignored; lr_scheduler is {self.lr_scheduler}")
-        if "ema_decay" in self.model_fields_set and not self.use_ema:
-            found.append("ema_decay is ignored without use_ema")
-        begin, end = self.noise_level_begin, self.noise_level_end
-        outside = [level for level in self.measured_noise_levels if not begin <= level < end]
-        if outside and self.flavour.stage == 2:
-            key = "validation_noise_level" + ("" if self.validation_noise_level in outside else "s")
-            found.append(f"{key} is {outside[0]}; training draws {begin} to {end - 1} alone")
-        if self.optimizer == "adafactor":
-            unused = sorted(self.model_fields_set & {"adam_beta1", "adam_beta2", "adam_epsilon"})
-            found += [f"{key} is ignored; adafactor has no such setting" for key in unused]
-        return found
+        return stage_notes(self)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        for find in (
-            self._flavour_fault, self._rate_fault, self._optimizer_fault, self._objective_fault, self._idle_fault,
-            self._stage2_fault, self._control_fault,
-        ):  # fmt: skip
-            if fault := find():
-                raise ValueError(fault)
+        if fault := stage_fault(self):
+            raise ValueError(fault)
         return self
-
-    def _flavour_fault(self) -> str:
-        if self.model_flavour in FLAVOURS:
-            return ""
-        near = closest(self.model_flavour, list(FLAVOURS)).replace("keys", "flavours")
-        return f"model_flavour is {self.model_flavour!r}, which is not known. {near.rstrip('.')}"
-
-    def _rate_fault(self) -> str:
-        if self.lr_end > self.learning_rate:
-            return f"lr_end is {self.lr_end}, above learning_rate {self.learning_rate}; it must not be"
-        if self.lr_warmup_steps >= self.max_train_steps:
-            return (
-                f"lr_warmup_steps is {self.lr_warmup_steps}; it must be below max_train_steps ({self.max_train_steps})"
-            )
-        return ""
-
-    def _optimizer_fault(self) -> str:
-        said = f"optimizer is {self.optimizer!r}"
-        package, extra = _LIBRARIES.get(self.optimizer, ("", ""))
-        if package and (missing := missing_extra([package], extra)):
-            return f"{said}, and {missing}"
-        if self.optimizer == "adamw_bf16" and self.mixed_precision != "bf16":
-            return f"{said}, which keeps the weights in bf16, and mixed_precision is 'no'. Set it to bf16, or use adamw"
-        if self.optimizer != "adamw_schedulefree":
-            return ""
-        if not self.lr_scheduler.startswith("constant"):
-            return (
-                f"{said}, which takes the place of a schedule, and lr_scheduler is {self.lr_scheduler!r}. "
-                "Use constant or constant_with_warmup"
-            )
-        if self.use_ema:
-            return f"{said}, which averages what is trained itself. Remove use_ema"
-        if self.adam_beta1 == 0:
-            return f"{said}, which divides by adam_beta1, and that is 0. Use for example 0.9"
-        return ""
-
-    def _objective_fault(self) -> str:
-        if self.use_soft_min_snr and self.snr_gamma is not None:
-            return "snr_gamma and use_soft_min_snr are two weights of the same loss. Remove one of them"
-        if self.input_perturbation_steps and not self.input_perturbation:
-            return "input_perturbation_steps is set, and input_perturbation is 0. Set it, for example to 0.1"
-        if self.timestep_bias_strategy == "none":
-            return ""
-        said = f"timestep_bias_strategy is {self.timestep_bias_strategy!r}, and timestep_bias_"
-        if self.timestep_bias_multiplier == 1:
-            return f"{said}multiplier is 1, so that none is drawn more often than the others. Use for example 2.0"
-        if self.timestep_bias_strategy != "range":
-            return ""
-        first, end = self.timestep_bias_begin, self.timestep_bias_end
-        if first >= end:
-            return f"{said}begin ({first}) is not below timestep_bias_end ({end}). Set a range within 0 to 1000"
-        if (first, end) == (0, 1000):
-            return f"{said}begin and timestep_bias_end take in every timestep. Set a smaller range"
-        return ""
-
-    def _idle_fault(self) -> str:
-        """A key that was changed and would have no effect, with the one that would give it one."""
-        for key, other, wanted in _BELONGS:
-            value, found = getattr(self, key), getattr(self, other)
-            if value != type(self).model_fields[key].default and found not in wanted:
-                needed = " or ".join(str(option) for option in wanted)
-                return (
-                    f"{key} is {value}, without effect while {other} is {found}. Remove it, or set {other} = {needed}"
-                )
-        return ""
-
-    def _control_fault(self) -> str:
-        if not self.controlnet:
-            return ""
-        if self.flavour.stage == 2:
-            return f"controlnet is True, and {self.model_flavour} is a Stage II model. Put it into [stage1]"
-        if self.init_lora is not None:
-            return (
-                "controlnet is True, and init_lora is set; a ControlNet-LoRA starts from the base. Remove one of them"
-            )
-        beyond = [name for name in self.lora_target_modules if name.split(".")[0] in _NOT_ON_THE_WAY_DOWN]
-        if beyond:
-            return (
-                f"lora_target_modules has {beyond[0]!r}; controlnet adapts a copy of the UNet's way down, which lacks "
-                "it. Remove it"
-            )
-        if self.controlnet_conditioning == "canny" and (missing := missing_extra(["skimage"], "controlnet")):
-            return f"controlnet_conditioning is 'canny', and {missing}"
-        return ""
-
-    def _stage2_fault(self) -> str:
-        """A key of Stage II that Stage I was given, or that contradicts another."""
-        if self.flavour.stage == 2:
-            return self._low_res_fault()
-        for key in _STAGE2_KEYS:
-            value = getattr(self, key)
-            if value != type(self).model_fields[key].default:
-                shown = list(value) if isinstance(value, tuple) else value
-                return f"{key} is {shown}, and {self.model_flavour} is a Stage I model. Put it into [stage2]"
-        return ""
-
-    def _low_res_fault(self) -> str:
-        if self.noise_level_begin >= self.noise_level_end:
-            return (
-                f"noise_level_begin ({self.noise_level_begin}) is not below noise_level_end ({self.noise_level_end}). "
-                "Set a range within 0 to 1000"
-            )
-        if self.low_res_degraded_share != 1 and not self.degrades_low_res:
-            return (
-                f"low_res_degraded_share is {self.low_res_degraded_share}, without effect while there is no low_res_blur, "
-                "low_res_noise or low_res_jpeg_quality. Remove it, or set one of them"
-            )
-        default = type(self).model_fields["low_res_stage1_strength"].default
-        if self.low_res_stage1_strength != default and not self.low_res_stage1_share:
-            return (
-                f"low_res_stage1_strength is {self.low_res_stage1_strength}, without effect while low_res_stage1_share is "
-                "0. Remove it, or set low_res_stage1_share, for example to 0.5"
-            )
-        return ""
 
 
 def device_fault(config: StageConfig, device: str) -> str:

@@ -45,7 +45,7 @@ def prepared(run: Run, stages: Any) -> dict[str, Artifact]:
 
 
 def recipe_of_other_trainers(
-    setup: Setup, x_0: torch.Tensor, draws: Draws, captions: list[str | None], follow: None = None
+    setup: Setup, x_0: torch.Tensor, draws: Draws, captions: list[str | None], *_: None
 ) -> Fed:
     """concat(x_t, x_t) with the timestep as class label: SimpleTuner's, and that of diffusers' example for IF."""
     x_t = setup.scheduler.add_noise(x_0, draws.fed, draws.t)
