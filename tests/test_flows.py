@@ -16,6 +16,8 @@ from PIL import Image
 from deepfloyd_core.flavours import FLAVOURS
 from deepfloyd_core.sources.folder import RACY_NS
 
+pytestmark = pytest.mark.slow  # a server, and a process for each command
+
 FAST = (
     "--set", "stage1.max_train_steps=2", "--set", "stage2.max_train_steps=2",
 )  # fmt: skip
@@ -59,7 +61,6 @@ def _found(server: str, run: Any, path: str) -> list[Any]:
     return found
 
 
-@pytest.mark.slow
 def test_a_run_makes_every_artifact_and_prints_where_the_bundle_is(finished: tuple[Any, str]) -> None:
     run, printed = finished
     kinds = {path.parent.parent.name for path in run.workspace.glob("*/*/manifest.json")}
@@ -79,14 +80,12 @@ def test_a_run_makes_every_artifact_and_prints_where_the_bundle_is(finished: tup
     }  # fmt: skip
 
 
-@pytest.mark.slow
 def test_working_files_are_gone_from_finished_artifacts(finished: tuple[Any, str]) -> None:
     run, _ = finished
     hidden = [path for path in run.workspace.glob("*/*/**/.*") if ".locks" not in path.parts]
     assert hidden == []
 
 
-@pytest.mark.slow
 def test_a_second_run_reuses_every_artifact_and_changes_no_byte(finished: tuple[Any, str]) -> None:
     run, _ = finished
     before = _digest(run.workspace)
@@ -98,7 +97,6 @@ def test_a_second_run_reuses_every_artifact_and_changes_no_byte(finished: tuple[
     assert _digest(run.workspace) == before
 
 
-@pytest.mark.slow
 def test_the_ui_gets_tables_pictures_and_logs(finished: tuple[Any, str], server: str) -> None:
     run, _ = finished
     artifacts = {entry["key"]: entry for entry in _found(server, run, "artifacts")}
@@ -114,7 +112,6 @@ def test_the_ui_gets_tables_pictures_and_logs(finished: tuple[Any, str], server:
     assert any("stage1_lora" in line and "built" in line for line in logs)
 
 
-@pytest.mark.slow
 def test_every_shard_is_a_task_run(finished: tuple[Any, str], server: str) -> None:
     run, _ = finished
     names = {entry["name"].rsplit("-", 1)[0] for entry in _found(server, run, "task_runs")}
@@ -123,7 +120,6 @@ def test_every_shard_is_a_task_run(finished: tuple[Any, str], server: str) -> No
     assert shards <= names
 
 
-@pytest.mark.slow
 def test_retrain_says_no_change_and_publishes_nothing(finished: tuple[Any, str]) -> None:
     run, _ = finished
     before = _digest(run.workspace)
@@ -133,7 +129,6 @@ def test_retrain_says_no_change_and_publishes_nothing(finished: tuple[Any, str])
     assert _digest(run.workspace) == before
 
 
-@pytest.mark.slow
 def test_retrain_on_new_pictures_publishes_a_second_version_beside_the_first(
     finished: tuple[Any, str], tmp_path: Path
 ) -> None:
@@ -160,7 +155,6 @@ def test_retrain_on_new_pictures_publishes_a_second_version_beside_the_first(
     assert "inputs.data" in done.stderr  # the field-level reason
 
 
-@pytest.mark.slow
 def test_generate_gives_the_same_bytes_twice_and_says_how_they_were_made(finished: tuple[Any, str]) -> None:
     run, _ = finished
     arguments = ("generate", str(run.config), "--prompt", "a purple star", "--seed", "7", "--size", "72x64", *FAST)
@@ -179,7 +173,6 @@ def test_generate_gives_the_same_bytes_twice_and_says_how_they_were_made(finishe
     shutil.rmtree(run.workspace / "generated")
 
 
-@pytest.mark.slow
 def test_generate_refuses_a_version_that_is_not_there(finished: tuple[Any, str]) -> None:
     run, _ = finished
     done = run.call("generate", str(run.config), "--prompt", "x", "--version", "9")
@@ -187,7 +180,6 @@ def test_generate_refuses_a_version_that_is_not_there(finished: tuple[Any, str])
     assert "published: 1" in done.stderr
 
 
-@pytest.mark.slow
 def test_verify_finds_a_flipped_byte(finished: tuple[Any, str], tmp_path: Path) -> None:
     run, _ = finished
     assert run.call("verify", str(run.workspace)).returncode == 0
@@ -209,7 +201,6 @@ def test_an_empty_data_set_fails_with_one_clear_message(small_run: Any, server: 
     assert "There is no picture in" in done.stderr and "Traceback" not in done.stderr
 
 
-@pytest.mark.slow
 def test_a_data_set_without_a_usable_picture_fails_with_counts(small_run: Any, server: str) -> None:
     for path in small_run.pictures.glob("*.png"):
         Image.open(path).resize((20, 20)).save(path)
@@ -219,7 +210,6 @@ def test_a_data_set_without_a_usable_picture_fails_with_counts(small_run: Any, s
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.slow
 def test_too_large_a_rejected_share_fails(small_run: Any, server: str) -> None:
     done = small_run.call("prepare", str(small_run.config), "--set", "max_rejected_share=0.05")
     assert done.returncode == 1
@@ -238,7 +228,6 @@ def test_a_size_that_the_unet_cannot_halve_fails_before_anything_is_made(
     assert "Traceback" not in done.stderr and not list(small_run.workspace.glob("*/*"))
 
 
-@pytest.mark.slow
 def test_stage_commands_make_only_what_they_need(small_run: Any, server: str) -> None:
     done = small_run.call_here("embed", str(small_run.config))
     assert done.returncode == 0, done.stderr
@@ -253,7 +242,6 @@ def test_an_unreachable_server_is_a_clear_error(small_run: Any, monkeypatch: pyt
     assert "no Prefect server answers" in done.stderr
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model_type", "flavour", "stage"), [("deepfloyd-lora", "tiny-i", 1), ("deepfloyd-stage2-lora", "tiny-ii", 2)]
 )

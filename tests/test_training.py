@@ -43,6 +43,8 @@ from deepfloyd_core.projected import text_identity
 from deepfloyd_core.sampling import make_sampler, sample_stage1
 from deepfloyd_core.types import hash_seed
 
+pytestmark = pytest.mark.slow  # trainings from their start to their end; parts of one are in the other files
+
 FULL_FILE = "unet/diffusion_pytorch_model.safetensors"
 NO_EXTRAS = {
     **dict.fromkeys(("safety_checker", "feature_extractor", "watermarker")), "requires_safety_checker": False
@@ -129,7 +131,6 @@ def _recorded(patched: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     return fed
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("stage", [1, 2])
 def test_full_steps_are_those_of_plain_adamw_on_every_weight(
     world: tuple[Run, dict[str, Artifact]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: Stage
@@ -157,7 +158,6 @@ def test_full_steps_are_those_of_plain_adamw_on_every_weight(
         assert not torch.equal(tensor, base[name]), name
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("stage", "precision"), [(1, "no"), (1, "bf16"), (2, "no")])
 def test_training_on_the_stored_text_gives_the_bytes_of_training_on_the_raw_rows(
     world: tuple[Run, dict[str, Artifact]],
@@ -178,7 +178,6 @@ def test_training_on_the_stored_text_gives_the_bytes_of_training_on_the_raw_rows
         assert (ours.path / name).read_bytes() == (stock.path / name).read_bytes()
 
 
-@pytest.mark.slow
 def test_adapters_on_the_text_modules_train_on_the_raw_rows(
     world: tuple[Run, dict[str, Artifact]], tmp_path: Path
 ) -> None:
@@ -255,7 +254,6 @@ def test_the_held_out_losses_are_those_of_the_stock_unet(
     )
 
 
-@pytest.mark.slow
 def test_validating_changes_no_byte_of_the_lora(world: tuple[Run, dict[str, Artifact]], tmp_path: Path) -> None:
     first, made = world
 
@@ -292,7 +290,6 @@ def test_another_prompt_trains_nothing_anew(world: tuple[Run, dict[str, Artifact
     assert request(5, "a star", text) != request(5, "a moon", other), "its pictures are in the artifact"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("stage", [1, 2])
 def test_a_trainer_killed_again_and_again_makes_the_same_bytes(
     world: tuple[Run, dict[str, Artifact]], loras: dict[int, Artifact], tmp_path: Path, stage: Stage
@@ -313,7 +310,6 @@ def test_a_trainer_killed_again_and_again_makes_the_same_bytes(
     assert lora.summary["steps_of_this_process"] < run.config.stage(stage).max_train_steps
 
 
-@pytest.mark.slow
 def test_a_damaged_checkpoint_is_passed_over(
     world: tuple[Run, dict[str, Artifact]], loras: dict[int, Artifact], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -327,7 +323,6 @@ def test_a_damaged_checkpoint_is_passed_over(
     assert (lora.path / LORA_FILE).read_bytes() == (loras[1].path / LORA_FILE).read_bytes()
 
 
-@pytest.mark.slow
 def test_sigterm_writes_a_checkpoint_and_ends(
     world: tuple[Run, dict[str, Artifact]], loras: dict[int, Artifact], tmp_path: Path
 ) -> None:
@@ -345,7 +340,6 @@ def test_sigterm_writes_a_checkpoint_and_ends(
     assert (lora.path / LORA_FILE).read_bytes() == (loras[1].path / LORA_FILE).read_bytes()
 
 
-@pytest.mark.slow
 def test_with_use_ema_the_moving_average_is_saved(world: tuple[Run, dict[str, Artifact]], tmp_path: Path) -> None:
     """Against the adapters after 1, 2 and 3 steps, averaged here: decays 0, 2/11 and 3/12, as in diffusers' EMAModel."""
     run, made = world
@@ -364,7 +358,6 @@ def test_with_use_ema_the_moving_average_is_saved(world: tuple[Run, dict[str, Ar
         assert torch.allclose(tensor.double(), expected, atol=1e-7), name
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "keys",
     [
@@ -413,7 +406,6 @@ def test_other_trainings_survive_a_kill_and_can_be_sampled_from(
     assert bool(sample_stage1(sampler, text, text, [0], (64, 64)).isfinite().all())
 
 
-@pytest.mark.slow
 def test_a_training_goes_on_from_its_parent_and_survives_a_kill(
     world: tuple[Run, dict[str, Artifact]],
     loras: dict[int, Artifact],
@@ -473,7 +465,6 @@ def _job_process() -> int | None:
     return None
 
 
-@pytest.mark.slow
 def test_a_job_that_dies_says_how_and_shows_its_log(tmp_path: Path, world: tuple[Run, dict[str, Artifact]]) -> None:
     run, _ = world
     options = {"captions": ["x"], "encoder": str(tmp_path / "nowhere")}
