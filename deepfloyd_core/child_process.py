@@ -1,17 +1,14 @@
-"""The other end of `children`: the starter, and the children that it forks.
+"""The other end of `children`: what their starter imports, and the children that it forks.
 
-The starter knows no threads and runs no decoder, so it always hears when its parent is gone, and kills the children. A
-child's clock is a kernel timer whose signal kills (1 us an item), for a decoder that never comes back to the interpreter.
+A child's clock is a kernel timer whose signal kills (1 us an item), for a decoder that never comes back to the interpreter.
 """
 
 import contextlib
-import ctypes
 import importlib
 import json
 import os
 import resource
 import signal
-import socket
 import sys
 import traceback
 from functools import partial
@@ -20,58 +17,24 @@ from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
 
+from deepfloyd_core.starter import die_with, fork_on_command
+
 OUT_OF_MEMORY = 75  # exit code of a child
-_PR_SET_PDEATHSIG = 1
 
 
-def main(request: str) -> None:
-    """Entry of the starter; each child it forks comes out of `_fork_on_command` with its connection."""
+def main(control_fd: str, request: str) -> None:
+    """Entry of the starter; each child it forks comes out of `fork_on_command` with its connection."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
-    fd, memory_mib, seconds, preload, sys.path[:] = json.loads(request)
+    memory_mib, seconds, preload, sys.path[:] = json.loads(request)
     for name in preload:
         importlib.import_module(name)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     starter = os.getpid()
-    connection = _fork_on_command(socket.socket(fileno=fd))
-    if connection:
-        _die_with(starter)
+    fd = fork_on_command(int(control_fd), signal.SIGKILL)
+    if fd is not None:
+        die_with(starter, signal.SIGKILL)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a thousand killers would leave a thousand memory images
-        _answer(connection, memory_mib, seconds)
-
-
-def _fork_on_command(control: socket.socket) -> "Connection[Any, Any] | None":
-    """Start and end children until the parent is gone; None then, and in each child its connection."""
-    living: set[int] = set()
-    with control, contextlib.suppress(ConnectionError):
-        while True:
-            command, fds, _, _ = socket.recv_fds(control, 32, 1)
-            if not command:
-                break
-            if fds:
-                answer = os.fork()
-                if answer == 0:
-                    return Connection(fds[0])
-                os.close(fds[0])
-                living.add(answer)
-            else:
-                living.discard(int(command))
-                answer = _kill(int(command))
-            control.send(b"%d" % answer)
-    for pid in living:
-        _kill(pid)
-    return None
-
-
-def _kill(pid: int) -> int:
-    os.kill(pid, signal.SIGKILL)  # the status of one that is dead already stays what it is
-    return os.waitpid(pid, 0)[1]
-
-
-def _die_with(starter: int) -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != starter:  # it died before the line above
-        sys.exit(1)
+        _answer(Connection(fd), memory_mib, seconds)
 
 
 def _answer(connection: "Connection[Any, Any]", memory_mib: int | None, seconds: float) -> None:
@@ -128,4 +91,4 @@ def _tell_text(connection: "Connection[Any, Any]", text: str, kind: object, fail
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

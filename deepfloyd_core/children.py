@@ -1,10 +1,9 @@
 """A function over many items in child processes, so that a picture made to kill a decoder costs one item, not the run.
 
-A small process, the starter, imports the modules once and forks the children. multiprocessing would import the caller's
-__main__ into each child, and its fork server outlives a killed parent as long as a child hangs. Answers come item by
-item, so the first that is missing names the killer, and nothing that was answered is done twice. Guards against crafted
-pictures, not against crafted code. Costs 0.03 ms an item on two cores (0.25 ms if each were a request of its own), the
-imports once (0.1 s without any, 0.6 s for Pillow and numpy), 8 ms for a child.
+A starter (see there) imports the modules once and forks the children. Answers come item by item, so the first that is
+missing names the killer, and nothing that was answered is done twice. Guards against crafted pictures, not against
+crafted code. Costs 0.03 ms an item on two cores (0.25 ms if each were a request of its own), the imports once (0.1 s
+without any, 0.6 s for Pillow and numpy), 8 ms for a child.
 """
 
 import contextlib
@@ -12,9 +11,7 @@ import json
 import os
 import signal
 import socket
-import subprocess
 import sys
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,14 +22,13 @@ from queue import SimpleQueue
 from typing import Any, NoReturn, Self, TypeVar
 
 from deepfloyd_core.child_process import OUT_OF_MEMORY
-from deepfloyd_core.errors import JobError
+from deepfloyd_core.starter import Starter
 
 T = TypeVar("T")
 R = TypeVar("R")
 _CHUNK = 16  # items in a request
 _IN_FLIGHT = 4  # requests per worker ahead of the consumer
 _LIFE = 200  # requests that a child serves: what decoders leak must not add up to an innocent picture's MemoryError
-_GRACE_S = 10.0  # the starter ends at once, unless it is still importing
 
 
 @dataclass(frozen=True)
@@ -66,11 +62,12 @@ class Children:
 
     def __init__(self, workers: int, limits: Limits, preload: tuple[str, ...] = ()) -> None:
         """`preload` names the modules that the functions need; what it leaves out, every child imports anew."""
-        self._workers, self._limits, self._preload = workers, limits, preload
-        self._lock = threading.Lock()  # the starter answers one command at a time
+        self._workers, self._limits = workers, limits
         self._idle: SimpleQueue[_Child | None] = SimpleQueue()  # a place per worker; None: to be started
-        self._starter: subprocess.Popen[bytes] | None = None
-        self._closed = False
+        path = [str(folder) for folder in sys.path]
+        request = json.dumps([limits.memory_mib, limits.seconds, preload, path])
+        # In a process group of its own: time spent stopped is no item's.
+        self._starter = Starter("deepfloyd_core.child_process", request, own_group=True)
 
     def __enter__(self) -> Self:
         for _ in range(self._workers):
@@ -78,34 +75,10 @@ class Children:
         self._threads = ThreadPoolExecutor(self._workers, "children")
         return self
 
-    def _open(self) -> None:
-        self._control, theirs = socket.socketpair()
-        path = [str(folder) for folder in sys.path]
-        request = json.dumps([theirs.fileno(), self._limits.memory_mib, self._limits.seconds, self._preload, path])
-        command = [sys.executable, "-P", "-m", "deepfloyd_core.child_process", request]
-        with theirs:
-            # In a process group of its own: Ctrl-C and Ctrl-Z are for the parent, and time spent stopped is no item's.
-            self._starter = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, pass_fds=(theirs.fileno(),), process_group=0
-            )
-
     def __exit__(self, *_: object) -> None:
-        self._closed = True
-        self._stop_starter()
+        self._starter.close()
         self._threads.shutdown(cancel_futures=True)
-        self._stop_starter()  # one that a thread was starting just then
-
-    def _stop_starter(self) -> None:
-        starter, self._starter = self._starter, None
-        if starter is None:
-            return
-        with contextlib.suppress(OSError):
-            self._control.shutdown(socket.SHUT_RDWR)  # the starter reads an end, and so does a thread that waits for it
-        try:
-            starter.wait(_GRACE_S)
-        except subprocess.TimeoutExpired:
-            starter.kill()
-            starter.wait()
+        self._starter.close()  # one that a thread was starting just then
 
     def map(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R | Lost]:
         """Yield function(item) for each item in order, or a Lost where the child died or took too long.
@@ -157,30 +130,19 @@ class Children:
     def _start(self) -> _Child:
         ours, theirs = socket.socketpair()
         with ours, theirs:
-            pid = self._command(b"start", theirs.fileno())
+            pid = self._starter.start(theirs.fileno())
             return _Child(pid, Connection(ours.detach()))
 
     def _end(self, child: _Child) -> Lost:
         """Kill a child unless it is dead already, and say how it ended."""
         child.connection.close()
-        code = os.waitstatus_to_exitcode(self._command(b"%d" % child.pid))
+        code = os.waitstatus_to_exitcode(self._starter.end(child.pid))
         if code == -signal.SIGALRM:
             return Lost("timeout", f"no answer in {self._limits.seconds:g} s")
         if code == OUT_OF_MEMORY:
             return Lost("killed_decoder", "the child process ran out of memory")
         died = f"died of signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"ended with exit code {code}"
         return Lost("killed_decoder", f"the child process {died}")
-
-    def _command(self, command: bytes, *fds: int) -> int:
-        with self._lock, contextlib.suppress(OSError):
-            if self._closed:
-                raise OSError
-            if self._starter is None:
-                self._open()
-            socket.send_fds(self._control, [command], fds)
-            if answer := self._control.recv(32):
-                return int(answer)
-        raise JobError("The process that starts the child processes is gone; stderr shows why, unless it was killed.")
 
 
 def _ask(child: _Child, function: Callable[[T], R], items: list[T]) -> Iterator[tuple[bool, Any]]:

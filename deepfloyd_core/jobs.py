@@ -1,32 +1,31 @@
 """Torch runs in child processes: the parent stays small, a model's memory is gone when its job ends.
 
 The request, the log, the progress and the result are dot files in the artifact's own directory, so a dead parent breaks
-no pipe. The child inherits the artifact's lock and asks the kernel for SIGTERM when its parent dies: a trainer then
-writes a checkpoint and still owns its files until it is gone. Costs one interpreter start and import, 4 to 10 s a job.
+no pipe. The child inherits the artifact's lock and gets SIGTERM when its parent dies: a trainer then writes a checkpoint
+and still owns its files until it is gone. The jobs of a flow are forks of one process (`job_process`), so that torch and
+diffusers are imported once a flow, which takes 5 to 12 s, and not once a job.
 """
 
-import ctypes
 import importlib
 import json
-import logging
 import os
+import select
 import signal
-import subprocess
-import sys
-import time
-import traceback
-from collections.abc import Callable
+import socket
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar, copy_context
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
-from typing import Any
+from typing import IO, Any
 
 from deepfloyd_core import errors
 from deepfloyd_core.artifacts import Artifact, WorkDir
 from deepfloyd_core.config import RunConfig
-from deepfloyd_core.errors import DeepFloydError, JobError, Stop
+from deepfloyd_core.errors import JobError
 from deepfloyd_core.files import write_bytes
+from deepfloyd_core.starter import Starter
 from deepfloyd_core.types import Report, no_report
 
 JOBS = {
@@ -39,7 +38,7 @@ JOBS = {
 }
 POLL_S = 0.1
 STOP_GRACE_S = 60.0  # how long a job may take to write its last checkpoint
-_PR_SET_PDEATHSIG = 1
+_STARTER: "ContextVar[Starter | None]" = ContextVar("job_starter", default=None)
 
 
 @dataclass(frozen=True)
@@ -68,20 +67,49 @@ def run_job(
         "config": config.model_dump(mode="json"),
         "inputs": {key: [item.kind, item.fingerprint, str(item.path)] for key, item in inputs.items()},
         "options": options,
-        "parent": os.getpid(),
     }
     write_bytes(paths["request"], json.dumps(request).encode())
-    # -P: the current directory holds a folder `datasets`, which must not pass for Hugging Face's package.
-    command = [sys.executable, "-P", "-m", "deepfloyd_core.jobs", name, str(work.path.absolute())]
-    with paths["log"].open("wb") as log_file:
-        child = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=log_file, stderr=subprocess.STDOUT, pass_fds=(work.lock_fd,)
-        )
+    with job_starter() as starter:
+        with paths["log"].open("wb") as log:
+            child = _start(starter, name, work, log)
+        try:
+            _follow(child, paths["progress"], report)
+        finally:
+            status = _stop(child)
+    return _outcome(name, os.waitstatus_to_exitcode(status), paths)
+
+
+@contextmanager
+def job_starter() -> Iterator[Starter]:
+    """The jobs of this block are forks of one process, which begins with the first. A block within another has its one."""
+    if outer := _STARTER.get():
+        yield outer
+        return
+    starter = Starter("deepfloyd_core.job_process")
+    token = _STARTER.set(starter)
     try:
-        _follow(child, paths["progress"], report)
+        yield starter
     finally:
-        _stop(child)
-    return _outcome(name, child.returncode, paths)
+        _STARTER.reset(token)
+        starter.close()
+
+
+@dataclass(frozen=True)
+class _Child:
+    """A job's process. `line`: its other end is open as long as it lives."""
+
+    starter: Starter
+    pid: int
+    line: socket.socket
+
+
+def _start(starter: Starter, name: str, work: WorkDir, log: IO[bytes]) -> _Child:
+    line, theirs = socket.socketpair()
+    with theirs:
+        child = _Child(starter, starter.start(theirs.fileno(), log), line)
+    job = json.dumps([name, str(work.path.absolute())]).encode()
+    socket.send_fds(line, [job], [log.fileno(), work.lock_fd])
+    return child
 
 
 def job_function(name: str) -> Callable[[Job], dict[str, Any]]:
@@ -104,22 +132,25 @@ def run_parts(
 
         run_job(f"{name}.{number}", config, inputs, {**options, "part": [number, count]}, work, show)
 
-    if count > 1:
+    if count == 1:
+        return run_job(name, config, inputs, options, work, report)
+    with job_starter():
         with ThreadPoolExecutor(count) as pool:
-            parts = [pool.submit(run_part, number) for number in range(count)]
+            parts = [pool.submit(copy_context().run, run_part, number) for number in range(count)]
             while wait(parts, POLL_S).not_done:  # reports go out from the caller's thread, which has Prefect's context
                 done, total, lines = zip(*shown, strict=True)
                 report(sum(done), sum(total), f"{lines[0]} in each of {count} processes")
         for part in parts:
             part.result()
-    return run_job(name, config, inputs, options, work, report)
+        return run_job(name, config, inputs, options, work, report)
 
 
-def _follow(child: "subprocess.Popen[bytes]", progress: Path, report: Report) -> None:
+def _follow(child: _Child, progress: Path, report: Report) -> None:
+    """Report what the job writes until it has ended."""
     position = 0
     running = True
     while running:
-        running = child.poll() is None
+        running = not _ended(child, POLL_S)
         if progress.exists():
             with progress.open("rb") as handle:
                 handle.seek(position)
@@ -128,19 +159,20 @@ def _follow(child: "subprocess.Popen[bytes]", progress: Path, report: Report) ->
             if len(lines) > 1:
                 done, total, line = json.loads(lines[-2])
                 report(done, total, line)
-        if running:
-            time.sleep(POLL_S)
 
 
-def _stop(child: "subprocess.Popen[bytes]") -> None:
-    if child.poll() is not None:
-        return
-    child.terminate()
-    try:
-        child.wait(STOP_GRACE_S)
-    except subprocess.TimeoutExpired:
-        child.kill()
-        child.wait()
+def _ended(child: _Child, wait_s: float) -> bool:
+    return bool(select.select([child.line], [], [], wait_s)[0])  # it writes nothing: this is the end of its file
+
+
+def _stop(child: _Child) -> int:
+    """Let a job that still runs write its last checkpoint. Returns the wait status of its process, which is gone then."""
+    with child.line:
+        if not _ended(child, 0):
+            with suppress(ProcessLookupError):
+                os.kill(child.pid, signal.SIGTERM)
+            _ended(child, STOP_GRACE_S)
+    return child.starter.end(child.pid)
 
 
 def _outcome(name: str, code: int, paths: dict[str, Path]) -> dict[str, Any]:
@@ -153,49 +185,3 @@ def _outcome(name: str, code: int, paths: dict[str, Path]) -> dict[str, Any]:
     died = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
     hint = " The kernel kills a process that takes too much memory." if code == -signal.SIGKILL else ""
     raise JobError(f"The {name} job {died}.{hint} Its log is {paths['log']}; it ends with:\n{tail}")
-
-
-def main(name: str, folder: str) -> int:
-    """Entry of the child process."""
-    out = Path(folder)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    request = json.loads((out / f".job-{name}.request").read_bytes())
-    _die_with_parent(request["parent"])
-    signal.signal(signal.SIGTERM, _on_sigterm)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent then sends SIGTERM
-    progress = (out / f".job-{name}.progress").open("w")
-
-    def report(done: int, total: int, line: str) -> None:
-        progress.write(json.dumps([done, total, line]) + "\n")
-        progress.flush()
-
-    inputs = {key: Artifact(kind, fp, Path(path)) for key, (kind, fp, path) in request["inputs"].items()}
-    job = Job(RunConfig.model_validate(request["config"]), inputs, request["options"], out, report)
-    result: dict[str, Any] = {"error": None, "message": None, "summary": None}
-    try:
-        result["summary"] = job_function(name)(job)
-    except DeepFloydError as error:
-        result |= {"error": type(error).__name__, "message": str(error)}
-    except Stop:
-        result |= {"error": "JobError", "message": f"The {name} job was stopped; run it again to continue."}
-    except MemoryError:
-        traceback.print_exc()
-        result |= {"error": "JobError", "message": f"The {name} job ran out of memory; its log is in {out}."}
-    write_bytes(out / f".job-{name}.result", json.dumps(result).encode())
-    return 0 if result["error"] is None else 1
-
-
-def _on_sigterm(number: int, frame: FrameType | None) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough; the checkpoint being written must not be cut
-    raise Stop
-
-
-def _die_with_parent(parent: int) -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != parent:  # it died before the line above
-        sys.exit(1)
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], sys.argv[2]))

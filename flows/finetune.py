@@ -7,6 +7,7 @@ from prefect import flow
 from deepfloyd_core.artifacts import Artifact
 from deepfloyd_core.bundle import Version
 from deepfloyd_core.config import Run, load_run
+from deepfloyd_core.jobs import job_starter
 from tasks.cascade_samples import cascade_samples, sample_prompts
 from tasks.conditioning import conditioning
 from tasks.eval_set import eval_set
@@ -29,6 +30,7 @@ def finetune(config: str, overrides: list[str] | None = None) -> Version:
     return make_bundle(run, image_index(run))
 
 
+@job_starter()
 def make_bundle(run: Run, index: Artifact) -> Version:
     """Everything after the index; what is already there is reused."""
     embeds = text_embeds(run, index)

@@ -7,6 +7,7 @@ from prefect import flow
 from deepfloyd_core.artifacts import Artifact
 from deepfloyd_core.config import Run, load_run
 from deepfloyd_core.flavours import Stage
+from deepfloyd_core.jobs import job_starter
 from tasks.cascade_samples import sample_prompts
 from tasks.conditioning import conditioning
 from tasks.eval_set import eval_set
@@ -51,6 +52,7 @@ def train_stage2(config: str, overrides: list[str] | None = None) -> list[Artifa
     return _train(load_run(Path(config), tuple(overrides or ())), 2)
 
 
+@job_starter()
 def _train(run: Run, stage: Stage) -> list[Artifact]:
     run.config.stage(stage)  # a run without this stage fails here, before anything is made
     stages: tuple[Stage, ...] = (1, 2) if stage == 2 and run.config.remakes_low_res else (stage,)

@@ -1,7 +1,7 @@
-"""The command line in a fork of the test process, and its jobs in that fork: nothing is imported again.
+"""The command line in a fork of the test process, and its jobs in forks of that fork: nothing is imported again.
 
-`deepfloyd run` imports Prefect, and each of its six to eight jobs imports torch: 10 s of CPU a process. Tests of what a run
-makes, and not of its processes, need none of them; tests/test_flows.py and tests/test_killed_runs.py have them all.
+`deepfloyd run` imports Prefect, and a process of its own imports torch for its jobs: 10 s of CPU each. Tests of what a run
+makes, and not of its processes, need neither; tests/test_flows.py and tests/test_killed_runs.py have both.
 """
 
 import importlib
@@ -10,12 +10,11 @@ import os
 import signal
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import SimpleNamespace
-from typing import Any
 
-from deepfloyd_core import jobs
+from deepfloyd_core import job_process, jobs
 
 TIMEOUT_S = 600
 _COMMANDS = "flows.cli", "flows.finetune", "flows.generate", "flows.stages"
@@ -53,8 +52,7 @@ def _main(arguments: tuple[str, ...], folder: Path, printed: tuple[Path, Path]) 
     sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in (1, 2))
     os.chdir(folder)
     sys.argv = ["deepfloyd", *arguments]
-    jobs.subprocess = SimpleNamespace(Popen=_ChildHere, DEVNULL=-1, STDOUT=-1)  # type: ignore[assignment, attr-defined]
-    jobs._die_with_parent = lambda parent: None
+    jobs.Starter = _StarterHere  # type: ignore[assignment, misc]
     _see_environment()
     from flows.cli import main
 
@@ -68,16 +66,30 @@ def _see_environment() -> None:
     refresh_global_settings_context()
 
 
-class _ChildHere:
-    """The child process of a job: its own entry, called here. Its request, progress and result pass through their files."""
+class _StarterHere:
+    """Forks this process for a job, which has imported all that a job needs."""
 
-    def __init__(self, command: list[str], **_: Any) -> None:
-        number = signal.SIGTERM, signal.SIGINT
-        before = [signal.getsignal(one) for one in number]
-        self.returncode = jobs.main(*command[-2:])
-        for one, handler in zip(number, before, strict=True):
-            signal.signal(one, handler)
+    def __init__(self, module: str) -> None:
+        assert module == job_process.__name__
 
-    def poll(self) -> int:
-        """It has ended."""
-        return self.returncode
+    def start(self, fd: int, output: object) -> int:
+        """As the real one."""
+        parent = os.getpid()
+        pid = os.fork()
+        if pid == 0:
+            try:
+                job_process.child(fd, parent)
+            except SystemExit as end:
+                os._exit(int(end.code or 0))
+            finally:  # whatever else it raises would run the rest of the flow
+                traceback.print_exc()
+                os._exit(1)
+        return pid
+
+    def end(self, pid: int) -> int:
+        """As the real one."""
+        os.kill(pid, signal.SIGKILL)
+        return os.waitpid(pid, 0)[1]
+
+    def close(self) -> None:
+        """It has no process."""
