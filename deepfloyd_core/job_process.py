@@ -90,10 +90,9 @@ def do(name: str, out: Path) -> int:
 
 
 def _driver_is_in_use() -> bool:
-    """Whether importing has reached for a GPU: some libraries look what there is."""
-    import torch
-
-    return bool(torch.cuda._is_in_bad_fork())
+    """Whether importing has reached for a GPU: some libraries look what there is. Known in a fork alone."""
+    torch = sys.modules.get("torch")
+    return bool(torch and torch.cuda._is_in_bad_fork())
 
 
 def _on_sigterm(number: int, frame: FrameType | None) -> None:

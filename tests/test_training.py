@@ -28,7 +28,7 @@ from training_parts import (
     train_stage,
 )
 
-from deepfloyd_core import stage_loss
+from deepfloyd_core import job_process, stage_loss
 from deepfloyd_core.artifacts import MANIFEST, Artifact, Request, materialise
 from deepfloyd_core.batches import draw
 from deepfloyd_core.config import Run, load_run
@@ -458,10 +458,10 @@ class _Killer(threading.Thread):
 
 
 def _job_process() -> int | None:
-    """The child of this process that trains."""
-    for child in psutil.Process().children():
-        if child.cmdline()[-2:-1] == ["train"]:
-            return child.pid
+    """The process that trains, a fork of this process's starter."""
+    for starter in psutil.Process().children():
+        if job_process.__name__ in starter.cmdline():
+            return next((job.pid for job in starter.children()), None)
     return None
 
 

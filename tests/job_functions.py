@@ -1,0 +1,46 @@
+"""A starter of jobs that need no torch, run as `python -m job_functions`: what a job's process does, without its imports.
+
+With DRIVER set it is one in which importing has reached for a GPU, as some libraries do.
+"""
+
+import os
+import signal
+import sys
+import time
+from types import SimpleNamespace
+from typing import Any
+
+from deepfloyd_core import job_process, jobs
+from deepfloyd_core.errors import Stop
+from deepfloyd_core.jobs import Job
+
+
+def pids(job: Job) -> dict[str, Any]:
+    print("a line for the log", flush=True)
+    return {"job": os.getpid(), "starter": os.getppid()}
+
+
+def nap(job: Job) -> dict[str, Any]:
+    """Until it is stopped, which it notes as a trainer writes its checkpoint."""
+    job.report(1, 2, str(os.getpid()))
+    try:
+        time.sleep(60)
+    except Stop:
+        time.sleep(0.3)
+        (job.out / "checkpoint").touch()
+        raise
+    return {}
+
+
+def die(job: Job) -> dict[str, Any]:
+    print("the last words", flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+    return {}
+
+
+if __name__ == "__main__":
+    jobs.JOBS.clear()
+    jobs.JOBS |= {name: f"job_functions:{name}" for name in ("pids", "nap", "die", "embed")}
+    if "DRIVER" in os.environ:
+        sys.modules["torch"] = SimpleNamespace(cuda=SimpleNamespace(_is_in_bad_fork=lambda: True))  # type: ignore[assignment]
+    job_process.main(*sys.argv[1:])

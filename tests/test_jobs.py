@@ -1,0 +1,160 @@
+"""Jobs in processes: forks of one that is gone with its flow, each with its log, its lock and its last checkpoint."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from deepfloyd_core import jobs
+from deepfloyd_core.artifacts import Request, materialise
+from deepfloyd_core.config import RunConfig
+from deepfloyd_core.errors import DeepFloydError, JobError
+from deepfloyd_core.jobs import job_starter, run_job, run_parts
+from deepfloyd_core.starter import Starter
+from deepfloyd_core.types import no_report
+
+TESTS = Path(__file__).parent
+CONFIG = RunConfig.model_validate(
+    {"workspace": "w", "data_backend_config": "d.json", "stage1": {"model_flavour": "tiny-i"}}
+)
+
+
+@pytest.fixture(autouse=True)
+def light(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jobs without torch."""
+    monkeypatch.setenv("PYTHONPATH", str(TESTS))
+    monkeypatch.setattr(jobs, "Starter", lambda module: Starter("job_functions"))
+
+
+def run(name: str, workspace: Path, number: int = 0, how: Callable[..., Any] = run_job) -> dict[str, Any]:
+    """One job that makes an artifact. Returns its summary."""
+    request = Request(name, 0, {"number": number}, {})
+    options = {"captions": ["x"], "encoder": "/nowhere"}
+
+    def build(work: Any) -> dict[str, Any]:
+        return dict(how(name, CONFIG, {}, options, work, no_report))
+
+    return materialise(workspace, request, build)[0].summary
+
+
+def napping(workspace: Path) -> psutil.Process:
+    """The job, once it has begun."""
+    while True:
+        for path in workspace.glob("nap/*/.job-nap.progress"):
+            if text := path.read_text():
+                return psutil.Process(int(text.split('"')[1]))
+        time.sleep(0.01)
+
+
+def test_the_jobs_of_a_block_are_forks_of_one_process_that_ends_with_it(tmp_path: Path) -> None:
+    with job_starter():
+        first = run("pids", tmp_path, 1)
+        with job_starter():
+            second = run("pids", tmp_path, 2)
+        assert psutil.pid_exists(first["starter"])
+    assert first["starter"] == second["starter"] != os.getpid()
+    assert first["job"] != second["job"]
+    assert not psutil.pid_exists(first["starter"])
+    alone = run("pids", tmp_path, 3)
+    assert alone["starter"] != first["starter"]
+    assert not psutil.pid_exists(alone["starter"])
+    assert not psutil.Process().children()
+
+
+def test_parts_at_once_are_forks_of_the_same_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[dict[str, Any]] = []
+
+    def noted(*given: Any) -> dict[str, Any]:
+        seen.append(run_job(*given))
+        return seen[-1]
+
+    monkeypatch.setattr(jobs, "run_job", noted)
+    monkeypatch.setattr(sys.modules[__name__], "CONFIG", CONFIG.model_copy(update={"embed_workers": 3}))
+    run("pids", tmp_path, how=run_parts)
+    assert len({one["job"] for one in seen}) == 4
+    assert len({one["starter"] for one in seen}) == 1
+
+
+def test_what_a_job_prints_is_in_its_log_and_how_it_died_in_the_error(tmp_path: Path) -> None:
+    with job_starter():
+        with pytest.raises(JobError, match=r"(?s)killed by SIGKILL.*too much memory.*the last words"):
+            run("die", tmp_path)
+        summary = run("pids", tmp_path)  # the next one has nothing of it
+    assert summary["job"]
+
+
+def test_a_job_that_is_left_writes_its_checkpoint_and_is_gone(tmp_path: Path) -> None:
+    class Left(Exception):
+        pass
+
+    def leave(done: int, total: int, line: str) -> None:
+        raise Left
+
+    def how(*given: Any) -> dict[str, Any]:
+        return run_job(*given[:-1], leave)
+
+    with job_starter(), pytest.raises(Left):
+        run("nap", tmp_path, how=how)
+    assert list(tmp_path.glob("nap/*/checkpoint"))
+    assert not psutil.Process().children(recursive=True)
+
+
+def test_a_starter_that_is_killed_is_an_error_and_its_job_writes_its_checkpoint(tmp_path: Path) -> None:
+    killer = threading.Thread(target=lambda: os.kill(napping(tmp_path).ppid(), signal.SIGKILL))
+    killer.start()
+    with pytest.raises(JobError, match="starts the child processes is gone"):
+        run("nap", tmp_path)
+    killer.join()
+    assert list(tmp_path.glob("nap/*/checkpoint"))
+
+
+PROGRAM = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import test_jobs
+from deepfloyd_core import jobs
+from deepfloyd_core.starter import Starter
+jobs.Starter = lambda module: Starter("job_functions")
+test_jobs.run("nap", Path(sys.argv[2]))
+"""
+
+
+def test_the_job_of_a_killed_flow_writes_its_checkpoint_and_keeps_the_lock_until_it_is_gone(tmp_path: Path) -> None:
+    flow = subprocess.Popen([sys.executable, "-P", "-c", PROGRAM, str(TESTS), str(tmp_path)])
+    job = napping(tmp_path)
+    starter = job.parent()
+    flow.kill()
+    flow.wait()
+    began = time.monotonic()
+    waiting: list[dict[str, Any]] = []
+    other = threading.Thread(target=lambda: waiting.append(run("nap", tmp_path, how=lambda *_: {"late": 1})))
+    other.start()
+    other.join(30)
+    assert waiting == [{"late": 1}]  # it has the lock now
+    assert time.monotonic() - began > 0.25  # while the other wrote
+    assert list(tmp_path.glob("nap/*/checkpoint"))
+    assert starter is not None
+    psutil.wait_procs([job, starter], timeout=5)
+    assert not job.is_running()
+    assert not starter.is_running()
+
+
+@pytest.mark.slow
+def test_a_job_begins_anew_where_importing_has_reached_for_a_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A forked CUDA driver refuses every call. The starter here has no real jobs, so a real job's error shows who did it."""
+    monkeypatch.setenv("DRIVER", "1")
+    with job_starter():
+        for number in range(2):
+            with pytest.raises((JobError, DeepFloydError), match="nowhere"):
+                run("embed", tmp_path, number)
