@@ -6,13 +6,17 @@ STAMP := $(VENV)/.installed
 
 .PHONY: setup demo test test-slow test-extras test-all check bench ui docs clean
 
+# Python compiles what it imports when it does; to compile all that is installed would take two minutes.
+INSTALL := $(BIN)/pip install --quiet --no-compile -c constraints.txt
+
 setup: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed; set PYTHON=...")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --upgrade-strategy only-if-needed -c constraints.txt torch
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[test,dev]'
+	$(BIN)/pip install --quiet --upgrade -c constraints.txt pip
+	$(INSTALL) --upgrade-strategy only-if-needed torch
+	$(INSTALL) -e '.[test,dev]'
 	@touch $(STAMP)
 
 demo: setup
@@ -36,7 +40,7 @@ EXTRAS := $(VENV)/extras
 
 $(EXTRAS)/.installed: constraints.txt | $(STAMP)
 	rm -rf $(EXTRAS)
-	$(BIN)/pip install --quiet --no-deps -c constraints.txt --target $(EXTRAS) torchao bitsandbytes
+	$(INSTALL) --no-deps --target $(EXTRAS) torchao bitsandbytes
 	@touch $@
 
 test-extras: setup $(EXTRAS)/.installed
