@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from PIL import Image
 from worlds import one_set, peak_bytes, prepare
@@ -30,16 +31,18 @@ from deepfloyd_core import stage_loss, train
 from deepfloyd_core.artifacts import Artifact, Request, materialise
 from deepfloyd_core.batches import TrainingRows
 from deepfloyd_core.config import Run
-from deepfloyd_core.flavours import resolve
+from deepfloyd_core.embed_files import embed_schema, stored_row, write_embed_file
+from deepfloyd_core.embeds import CAPTIONS, CAPTIONS_FILE, FILES
+from deepfloyd_core.flavours import Stage, resolve
 from deepfloyd_core.jobs import Job
 from deepfloyd_core.ledger import caption_counts
 from deepfloyd_core.models import DTYPES, load_scheduler, load_text_modules, load_unet
 from deepfloyd_core.pixels import build_shards, eval_request, plan_eval
-from deepfloyd_core.projected import Projected, projector, store
+from deepfloyd_core.projected import Projected, projector, store, text_is_frozen
 from deepfloyd_core.types import caption_id, no_report
 
 TINY, REAL = "tiny-i", "random:i-medium-400m"
-RANK, PICTURES = 32, 24
+RANK, PICTURES, SIZES = 32, 24, {1: 64, 2: 256}
 WAYS = ("plain", "ours")
 
 
@@ -47,33 +50,49 @@ class Enough(Exception):
     """The steps that are timed are done; what follows them in a run is not part of a step."""
 
 
-def make_run(folder: Path, model: str, precision: str, batch: int, device: str) -> tuple[Run, Path]:
-    """A run over a few pictures of noise, and its model folder."""
+def make_run(
+    folder: Path, model: str, precision: str, batch: int, device: str, stage: Stage = 1, **keys: Any
+) -> tuple[Run, Path]:
+    """A run over a few pictures of noise, and its model folder. keys: of its stage."""
     (folder / "pictures").mkdir(exist_ok=True)
     for number in range(PICTURES):
-        pixels = np.random.default_rng(number).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+        pixels = np.random.default_rng(number).integers(0, 256, (SIZES[stage], SIZES[stage], 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / "pictures" / f"caption {number}.png")
-    stage = {"model_flavour": model, "lora_rank": RANK, "train_batch_size": batch, "mixed_precision": precision,
-             "max_train_steps": 1000, "learning_rate": 1e-4}  # fmt: skip
-    keys: dict[str, Any] = {"device": device, "num_threads": 1, "num_eval_images": 1, "stage1": stage}
-    run = one_set(folder, 1, {"caption_strategy": "filename", "resolution": 64}, **keys)
-    return run, resolve(run.config.stage(1).model, 1)
+    settings = {"model_flavour": model, "train_batch_size": batch, "mixed_precision": precision,
+                "max_train_steps": 1000, "learning_rate": 1e-4, **(keys or {"lora_rank": RANK})}  # fmt: skip
+    common: dict[str, Any] = {"device": device, "num_threads": 1, "num_eval_images": 1, f"stage{stage}": settings}
+    run = one_set(folder, stage, {"caption_strategy": "filename", "resolution": 64}, **common)
+    return run, resolve(run.config.stage(stage).model, stage)
 
 
 def stored_text(run: Run, folder: Path, captions: list[str]) -> Artifact:
-    """A stage text of random rows in T5's place: the trainer reads what it would read of real ones."""
-    precision = run.config.stage(1).mixed_precision
-    modules = load_text_modules(folder, DTYPES[precision])
-    project = projector(modules, precision)
-    names = sorted(caption_id(caption) for caption in captions)
-    rows = dict(zip(names, t5_rows(folder, len(names)), strict=True))
-    request = Request("stage1_text", 0, {"captions": names}, {})
+    """A stage's text of random rows in T5's place: the trainer reads what it would read of real ones."""
+    (stage,) = run.config.stages
+    frozen, names = text_is_frozen(run.config.stage(stage)), sorted(captions, key=caption_id)
+    rows = t5_rows(folder, len(names))
 
     def build(work: Any) -> dict[str, Any]:
-        store(work.path, names, lambda name: project(rows[name]), no_report)
+        if frozen:
+            modules = load_text_modules(folder, DTYPES[run.config.stage(stage).mixed_precision])
+            project = projector(modules, run.config.stage(stage).mixed_precision)
+            by_id = dict(zip(map(caption_id, names), rows, strict=True))
+            store(work.path, list(by_id), lambda name: project(by_id[name]), no_report)
+        else:
+            write_rows(work.path, names, rows)
         return {}
 
+    request = Request(f"stage{stage}_text" if frozen else "text_embeds", 0, {"captions": names}, {})
     return materialise(run.workspace, request, build)[0]
+
+
+def write_rows(out: Path, texts: list[str], rows: torch.Tensor) -> None:
+    """The embeds of texts that are sorted by their ids: one file, and the table that says so."""
+    schema, stored = embed_schema("bf16", *rows.shape[1:], "none"), [stored_row(row, "none") for row in rows]
+    write_embed_file(out / FILES.replace("*", "0"), texts, [1] * len(texts), stored, schema)
+    keys, places = [int(caption_id(text), 16) for text in texts], list(range(len(texts)))
+    columns = zip([keys, [0] * len(texts), places], CAPTIONS.types, strict=True)
+    with pa.ipc.new_file(out / CAPTIONS_FILE, CAPTIONS) as writer:
+        writer.write_batch(pa.record_batch([pa.array(*column) for column in columns], schema=CAPTIONS))
 
 
 def t5_rows(folder: Path, count: int) -> torch.Tensor:
@@ -84,7 +103,8 @@ def t5_rows(folder: Path, count: int) -> torch.Tensor:
 
 def ours(run: Run, folder: Path, steps: int) -> tuple[list[float], float]:
     """Seconds of each step of the product's trainer, and the share of them outside forward, backward and optimizer."""
-    index, pixels = prepare(run, 1)
+    (stage,) = run.config.stages
+    index, pixels = prepare(run, stage)
     eval_set, _ = materialise(
         run.workspace, eval_request(run, index), lambda work: build_shards(plan_eval(run, index, work), work)
     )
@@ -98,7 +118,7 @@ def ours(run: Run, folder: Path, steps: int) -> tuple[list[float], float]:
             raise Enough
 
     job = Job(run.config, {"pixels": pixels, "text": text, "eval_set": eval_set},
-              {"stage": 1, "model": str(folder)}, run.workspace, report)  # fmt: skip
+              {"stage": stage, "model": str(folder)}, run.workspace, report)  # fmt: skip
     parts: list[tuple[Any, str]] = [(TrainingRows, "take"), (Projected, "batch"), (stage_loss, "draw"), (stage_loss, "vary"),
                                     (stage_loss, "to_model_range"), (train, "learning_rate_at")]  # fmt: skip
     try:
