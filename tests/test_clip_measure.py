@@ -1,0 +1,106 @@
+"""CLIP's figures of pictures against transformers' own model and the formula written out; a wrong folder fails at once."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from deepfloyd_core.clip_measure import alike, check_clip_folder, load_clip_eye, set_distance
+from deepfloyd_core.errors import ConfigError
+
+
+def save_clip(folder: Path) -> Path:
+    """A CLIP model with random weights, as transformers saves one."""
+    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
+
+    small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    torch.manual_seed(0)
+    config = CLIPConfig(
+        text_config={**small, "vocab_size": 64, "max_position_embeddings": 8},
+        vision_config={**small, "image_size": 32, "patch_size": 8},
+        projection_dim=16,
+    )
+    CLIPModel(config).save_pretrained(folder)
+    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(folder)
+    return folder
+
+
+def pictures(count: int, seed: int) -> list[np.ndarray]:
+    rng = np.random.default_rng(seed)
+    blocks = rng.integers(0, 256, (count, 6, 8, 3), dtype=np.uint8)
+    return [np.asarray(Image.fromarray(block).resize((96, 64), Image.Resampling.BICUBIC)) for block in blocks]
+
+
+def test_embeddings_are_those_of_transformers_own_model_whatever_the_batch(tmp_path: Path) -> None:
+    from transformers import CLIPImageProcessor, CLIPModel
+
+    folder, shown = save_clip(tmp_path), pictures(20, 0)
+    found = load_clip_eye(folder, torch.device("cpu"))(shown)
+    model = CLIPModel.from_pretrained(folder).eval()
+    given = CLIPImageProcessor.from_pretrained(folder)(shown, return_tensors="pt")
+    with torch.no_grad():
+        features = model.get_image_features(given["pixel_values"])
+    features = getattr(features, "pooler_output", features)  # transformers 5 wraps them
+    expected = torch.nn.functional.normalize(features, dim=1).numpy()
+    assert found.shape == (20, 16)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-12)
+
+
+def test_a_picture_is_like_itself_and_less_like_another(tmp_path: Path) -> None:
+    eye = load_clip_eye(save_clip(tmp_path), torch.device("cpu"))
+    seen = eye(pictures(4, 0))
+    assert alike(seen, seen) == pytest.approx([1.0] * 4)
+    assert max(alike(seen, np.roll(seen, 1, axis=0))) < 0.999
+
+
+def test_the_distance_of_two_sets_is_the_estimator_written_out() -> None:
+    rng = np.random.default_rng(0)
+    x, y = (
+        rows / np.linalg.norm(rows, axis=1, keepdims=True)
+        for rows in (rng.normal(size=(12, 5)), rng.normal(size=(15, 5)))
+    )
+    x[:, 0], y[:, 1] = x[:, 0] + 0.5, y[:, 1] - 0.5
+
+    def kernel(a: np.ndarray, b: np.ndarray) -> float:
+        return float((sum(p * q for p, q in zip(a, b, strict=True)) + 1) ** 3)
+
+    xx = [kernel(x[i], x[j]) for i in range(12) for j in range(12) if i != j]
+    yy = [kernel(y[i], y[j]) for i in range(15) for j in range(15) if i != j]
+    xy = [kernel(one, other) for one in x for other in y]
+    expected = np.mean(xx) + np.mean(yy) - 2 * np.mean(xy)
+    assert set_distance(x, y) == pytest.approx(expected, rel=1e-9)
+    assert expected > 0.1
+    assert set_distance(x[:9], y) is None
+
+
+def test_halves_of_one_set_are_nearer_than_sets_of_different_pictures() -> None:
+    rng = np.random.default_rng(1)
+    rows = rng.normal(size=(60, 8)) + 2
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    far = -rows[30:]
+    near, apart = set_distance(rows[:30], rows[30:]), set_distance(rows[:30], far)
+    assert near is not None
+    assert apart is not None
+    assert abs(near) < apart / 20
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (lambda folder: (folder / "model.safetensors").unlink(), "has no model.safetensors. It should be a folder"),
+        (lambda folder: (folder / "config.json").write_text(json.dumps({"model_type": "siglip"})), "type 'siglip'"),
+    ],
+)
+def test_a_folder_that_holds_no_clip_is_refused_before_anything_is_loaded(
+    tmp_path: Path, spoil: object, says: str
+) -> None:
+    folder = save_clip(tmp_path)
+    check_clip_folder(folder)
+    assert callable(spoil)
+    spoil(folder)
+    with pytest.raises(ConfigError, match=says):
+        check_clip_folder(folder)
