@@ -11,6 +11,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from deepfloyd_core.checks import check_datasets, check_low_res, check_pairs
+from deepfloyd_core.clip_measure import check_clip_folder
 from deepfloyd_core.clusters import cluster_fault
 from deepfloyd_core.datafile import ImageDataset
 from deepfloyd_core.errors import ConfigError
@@ -83,6 +84,11 @@ class RunConfig(Spec):
         4, ge=1, le=4096, description="Stage I samples for each prompt; with `controlnet` pictures that are followed."
     )
     num_upscaled_images: int = Field(4, ge=1, le=4096, description="How many of them Stage II upscales.")
+    eval_clip_model: str | None = Field(
+        None,
+        description="Folder of a CLIP model (transformers', in safetensors): Stage II's held-out pictures are measured by "
+        "what it sees as well.",
+    )
     sample_measure: Literal["drawn_world"] | None = Field(
         None, description="`drawn_world`: measure the share of samples that show their prompt (flat shapes only)."
     )
@@ -129,6 +135,8 @@ class RunConfig(Spec):
     def _consistent(self) -> Self:
         if self.stage1 is None and self.stage2 is None:
             raise ValueError("no stage to train: add a [stage1] or [stage2] table, or set model_flavour")
+        if self.eval_clip_model is not None and self.stage2 is None:
+            raise ValueError("eval_clip_model measures what Stage II makes, and there is no [stage2]. Remove it")
         if fault := cluster_fault(self.task_runner, self.task_runner_address):
             raise ValueError(fault)
         if self.report_to == "tensorboard" and (missing := missing_extra(["tensorboard"], "tensorboard")):
@@ -274,6 +282,8 @@ def load_run(path: Path, overrides: tuple[str, ...] = ()) -> Run:
             f"{path}: tokenizer_max_length is {config.tokenizer_max_length}; IF was trained with {TOKENS} rows of text and "
             "attends to all of them, so more rows, also for short captions, shift what the base model does"
         )
+    if config.eval_clip_model is not None:
+        check_clip_folder(Path(config.eval_clip_model))
     file = load_data_file(Path(config.data_backend_config))
     datasets = file.datasets
     _check_eval_dataset(config, datasets, path)

@@ -16,6 +16,8 @@ MEASURES = {  # of an upscaled picture, as summaries name them, and what they ar
     "consistency": "PSNR of its downscale to the low-res picture, dB",
     "detail": "detail, of the truth's",
     "colour_shift": "mean colour off, levels of 255",
+    "clip": "likeness to the truth, to CLIP",  # both with an `eval_clip_model` alone
+    "clip_distance": "distance of the set to the truths', to CLIP",
 }
 SAMPLE_MEASURES = {  # the same of one that was made of Stage I's sample, which has no truth
     "consistency": "PSNR of its downscale to the sample, dB",

@@ -23,7 +23,7 @@ GENERATE_FORMAT = 2  # 2: of Stage II alone the noise level and back-projection 
 BUNDLE_FORMAT = 2  # 2: gains on held-out pictures
 LOW_RES_FORMAT = 1
 LORA_FORMAT = 3  # 2: held-out losses in a table; of the text only what decides its rows. 3: the buckets
-SAMPLES_FORMAT = 6  # 4: Stage II at several noise levels. 5: and on Stage I's samples; zoomed details. 6: more in PNGs
+SAMPLES_FORMAT = 7  # 5: Stage II on Stage I's samples too; zoomed details. 6: more in PNGs. 7: a column of eval.parquet
 # Settings that change no byte of a LoRA: how often it is saved on the way, and how samples are made of it.
 # Of init_lora and the model the bytes count, not the path; of Stage I's low-res pictures what they are.
 _NOT_IN_LORA = {
@@ -117,6 +117,8 @@ def samples_request(run: Run, prompts: list[str], folders: dict[Stage, Path], in
         included = _SAMPLING | {"mixed_precision"} | (_MEASURING if stage == 2 else set())
         spec[f"stage{stage}"] = config.stage(stage).model_dump(mode="json", include=included)
         models |= _model(stage, folders[stage], f"stage{stage}_model")
+    if config.eval_clip_model is not None:
+        models["clip"] = model_fingerprint(Path(config.eval_clip_model), ("",))
     return Request("cascade_samples", SAMPLES_FORMAT, spec, {**_ids(inputs), **models})
 
 

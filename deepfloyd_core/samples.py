@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from deepfloyd_core.clip_measure import load_clip_eye
 from deepfloyd_core.conditioning import conditioning_picture
 from deepfloyd_core.config import RunConfig
 from deepfloyd_core.embeds import Embeds
@@ -20,7 +21,7 @@ from deepfloyd_core.files import atomic_path
 from deepfloyd_core.flavours import Stage
 from deepfloyd_core.jobs import Job
 from deepfloyd_core.metrics import mean
-from deepfloyd_core.models import use_threads
+from deepfloyd_core.models import pick_device, use_threads
 from deepfloyd_core.objective import to_bytes
 from deepfloyd_core.row_list import shard_files
 from deepfloyd_core.sampling import Sampler, make_sampler, sample_stage1, sample_stage2
@@ -228,4 +229,6 @@ def _measure_stage2(job: Job, table: list[Row], sampled: Callable[[int], None]) 
 
     files = shard_files(job.inputs["eval_set"], 2)
     upscalers = {variant: partial(upscaler, variant) for variant in VARIANTS}
-    return measure_upscalers(files, upscalers, job.config.stage(2).measured_noise_levels, job.out, table)
+    clip, levels = job.config.eval_clip_model, job.config.stage(2).measured_noise_levels
+    eye = load_clip_eye(Path(clip), pick_device(job.config.device)) if clip else None
+    return measure_upscalers(files, upscalers, levels, job.out, table, eye)

@@ -9,6 +9,7 @@ whether the enlarged picture still shows the sample, how much fine detail it has
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import pyarrow.parquet as pq
 import torch
 import torch.nn.functional as F
 
+from deepfloyd_core.clip_measure import ClipEye, alike, set_distance
 from deepfloyd_core.files import atomic_path
 from deepfloyd_core.flavours import UPSCALE
 from deepfloyd_core.metrics import busiest, colour_shift, detail_energy, mean, mean_and_interval, psnr, ssim
@@ -34,7 +36,7 @@ _COLUMNS = pa.schema(
     + [("noise_level", pa.int64())]
     + [
         (name, pa.float64())
-        for name in ("psnr", "ssim", "consistency", "detail", "true_detail", "energy", "colour_shift")
+        for name in ("psnr", "ssim", "consistency", "detail", "true_detail", "energy", "colour_shift", "clip")
     ]
 )
 _SHOWN, _CELL_PX = 8, 192  # of the sheets
@@ -48,7 +50,7 @@ Row = dict[str, Any]  # of eval.parquet
 
 def measure_upscalers(
     files: list[Path], upscalers: Mapping[str, Callable[[], Upscaler]], levels: Sequence[int], out: Path,
-    samples: Sequence[Row] = (),
+    samples: Sequence[Row] = (), eye: ClipEye | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Measure each upscaler, and plain enlargements, on the pictures of some files; each is made when its turn comes.
 
@@ -56,7 +58,7 @@ def measure_upscalers(
     eval.png and eval_details.png at that one, and eval.parquet with a row for each picture, way and level, and those of
     `measure_samples`. Returns the level as `noise_level`; `upscaled`, the means for each way, and `gain`, what the last
     upscaler has more than each other way: mean and, of enough pictures, its 95 % interval. `other_levels` has both of each
-    other level, if there is one.
+    other level, if there is one. With an eye both have what it sees, `clip`, and `upscaled` the `clip_distance`.
     """
     truth = [(open_shard(file).all(), read_rows(file)) for file in files]  # one file, and one batch, a size
     small = [low_res(to_model_range(torch.from_numpy(pixels))) for pixels, _ in truth]
@@ -78,11 +80,12 @@ def measure_upscalers(
         for (way, level), made_of in pictures.items()
         for name, picture, truth, from_, detail in zip(names, made_of, true, low, details, strict=True)
     ]
+    distances = _seen(table, pictures, true, eye) if eye else {}
     with atomic_path(out / EVAL_FILE) as tmp:
         pq.write_table(pa.Table.from_pylist([*table, *samples], _COLUMNS), tmp)
     asked = [(way, row) for (way, level), row in pictures.items() if level in (None, levels[0])]
     _save_sheets([(label, row[:_SHOWN]) for label, row in [("low-res", low), *asked, ("truth", true)]], out)
-    return _by_level(table, [*PLAIN, *upscalers], levels, _summary)
+    return _by_level(table, [*PLAIN, *upscalers], levels, partial(_summary, distances=distances))
 
 
 def measure_samples(
@@ -127,6 +130,19 @@ def _measured(picture: np.ndarray, truth: np.ndarray, low: np.ndarray, true_deta
         "true_detail": true_detail,
         "colour_shift": colour_shift(picture, truth),
     }
+
+
+def _seen(
+    table: list[Row], pictures: dict[tuple[str, int | None], list[np.ndarray]], true: list[np.ndarray], eye: ClipEye
+) -> dict[tuple[str, int | None], float | None]:
+    """Add to each row what CLIP sees; the table has them in the order of the pictures. Returns how far each set is off."""
+    truths, distances, rows = eye(true), {}, iter(table)
+    for key, made in pictures.items():
+        seen = eye(made)
+        distances[key] = set_distance(seen, truths)
+        for likeness in alike(seen, truths):
+            next(rows)["clip"] = likeness
+    return distances
 
 
 def _measured_sample(picture: np.ndarray, low: np.ndarray) -> dict[str, float]:
@@ -193,13 +209,19 @@ def _by_level(
     return {"noise_level": levels[0], **found[levels[0]], **({"other_levels": others} if others else {})}
 
 
-def _summary(table: list[Row], ways: list[str]) -> dict[str, Any]:
+def _summary(
+    table: list[Row], ways: list[str], distances: Mapping[tuple[str, int | None], float | None]
+) -> dict[str, Any]:
+    seen = ("clip",) if distances else ()
+
     def measured(rows: list[Row]) -> dict[str, float | None]:
-        plain = {name: mean([row[name] for row in rows]) for name in ("psnr", "ssim", "consistency", "colour_shift")}
-        return {**plain, "detail": _share(rows, "true_detail")}
+        names = ("psnr", "ssim", "consistency", "colour_shift", *seen)
+        plain = {name: mean([row[name] for row in rows]) for name in names}
+        apart = {"clip_distance": distances[rows[0]["way"], rows[0]["noise_level"]]} if distances else {}
+        return {**plain, "detail": _share(rows, "true_detail"), **apart}
 
     of = {way: [row for row in table if row["way"] == way] for way in ways}
-    return {"upscaled": {way: measured(rows) for way, rows in of.items()}, "gain": _gain(of, ("psnr", "ssim"))}
+    return {"upscaled": {way: measured(rows) for way, rows in of.items()}, "gain": _gain(of, ("psnr", "ssim", *seen))}
 
 
 def _sample_summary(table: list[Row], ways: list[str]) -> dict[str, Any]:

@@ -314,6 +314,9 @@ def _print_upscaled(samples: dict[str, Any]) -> None:
     _print_measures("Stage II on Stage I's samples, upscaled by", on_samples, SAMPLE_MEASURES, "consistency")
 
 
+_HEADS = {"psnr": "PSNR, dB", "ssim": "SSIM", "clip": "CLIP"}  # of measures that are not named by their words
+
+
 def _print_measures(title: str, summary: dict[str, Any], names: dict[str, str], gain: str) -> None:
     """A line for each way and noise level, and what the tuned model gains on each other way in one measure."""
     from rich.box import SIMPLE_HEAD
@@ -325,12 +328,13 @@ def _print_measures(title: str, summary: dict[str, Any], names: dict[str, str], 
     if not levels:
         return
     table = Table("", "noise level", box=SIMPLE_HEAD, padding=(0, 1))
-    for name in names:
-        table.add_column({"psnr": "PSNR, dB", "ssim": "SSIM"}.get(name, name.replace("_", " ")), justify="right")
+    there = [name for name in names if name in summary["upscaled"]["bicubic"]]
+    for name in there:
+        table.add_column(_HEADS.get(name, name.replace("_", " ")), justify="right")
     gains = []
     for level, measured in levels.items():
         for way in (way for way in UPSCALED_BY if way in measured["upscaled"]):
-            found = (measured["upscaled"][way][name] for name in names)
+            found = (measured["upscaled"][way][name] for name in there)
             shown = ("" if value is None else f"{value:.3g}" if value < 10 else f"{value:.2f}" for value in found)
             plain = way not in ("base", "tuned")
             if not plain or measured is summary:  # the figures of a plain enlargement are the same at every level

@@ -2,30 +2,17 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from clip_models import features, save_clip
 from PIL import Image
 
 from deepfloyd_core.clip_measure import alike, check_clip_folder, load_clip_eye, set_distance
+from deepfloyd_core.config import load_run
 from deepfloyd_core.errors import ConfigError
-
-
-def save_clip(folder: Path) -> Path:
-    """A CLIP model with random weights, as transformers saves one."""
-    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
-
-    small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    torch.manual_seed(0)
-    config = CLIPConfig(
-        text_config={**small, "vocab_size": 64, "max_position_embeddings": 8},
-        vision_config={**small, "image_size": 32, "patch_size": 8},
-        projection_dim=16,
-    )
-    CLIPModel(config).save_pretrained(folder)
-    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(folder)
-    return folder
 
 
 def pictures(count: int, seed: int) -> list[np.ndarray]:
@@ -35,16 +22,9 @@ def pictures(count: int, seed: int) -> list[np.ndarray]:
 
 
 def test_embeddings_are_those_of_transformers_own_model_whatever_the_batch(tmp_path: Path) -> None:
-    from transformers import CLIPImageProcessor, CLIPModel
-
     folder, shown = save_clip(tmp_path), pictures(20, 0)
     found = load_clip_eye(folder, torch.device("cpu"))(shown)
-    model = CLIPModel.from_pretrained(folder).eval()
-    given = CLIPImageProcessor.from_pretrained(folder)(shown, return_tensors="pt")
-    with torch.no_grad():
-        features = model.get_image_features(given["pixel_values"])
-    features = getattr(features, "pooler_output", features)  # transformers 5 wraps them
-    expected = torch.nn.functional.normalize(features, dim=1).numpy()
+    expected = features(folder, shown)
     assert found.shape == (20, 16)
     np.testing.assert_allclose(found, expected, atol=1e-5)
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-12)
@@ -104,3 +84,12 @@ def test_a_folder_that_holds_no_clip_is_refused_before_anything_is_loaded(
     spoil(folder)
     with pytest.raises(ConfigError, match=says):
         check_clip_folder(folder)
+
+
+def test_a_run_that_could_not_use_the_model_is_refused(small_run: Any, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"has no config.json, no model.safetensors, no preprocessor_config.json"):
+        load_run(small_run.config, (f"eval_clip_model={tmp_path}",))
+    text = small_run.config.read_text()
+    small_run.config.write_text(text[: text.index("[stage2]")])
+    with pytest.raises(ConfigError, match=r"there is no .stage2."):
+        load_run(small_run.config, (f"eval_clip_model={save_clip(tmp_path)}",))

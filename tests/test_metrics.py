@@ -109,7 +109,7 @@ def test_a_smooth_picture_among_others_does_not_decide_the_detail(tmp_path: Path
         for truth in pictures
     ]
     assert table[3]["detail"] > 50 * table[3]["true_detail"]
-    assert 1.0 < _summary(table, ["noisy"])["upscaled"]["noisy"]["detail"] < 1.2
+    assert 1.0 < _summary(table, ["noisy"], {})["upscaled"]["noisy"]["detail"] < 1.2
 
 
 def test_the_table_of_upscalers_says_which_is_best(

@@ -6,15 +6,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
 import torch.nn.functional as F
+from clip_models import features, save_clip
+from PIL import Image
 
 from deepfloyd_core import samples
 from deepfloyd_core.config import load_run
 from deepfloyd_core.jobs import Job
 from deepfloyd_core.metrics import by_noise_level
+from deepfloyd_core.row_list import shard_files
+from deepfloyd_core.shards import open_shard
 
 
 @dataclass(frozen=True)
@@ -88,3 +93,31 @@ def test_both_variants_of_stage2_enlarge_the_tuned_stage1s_samples(
     assert [row["image_id"] for row in table if row["low_res"] == "stage1" and row["way"] == "bilinear"] == [
         "a purple star, seed 0, 64x64", "a purple star, seed 1, 64x64", "a purple star, seed 0, 96x64",
     ]  # fmt: skip
+
+
+def test_what_clip_sees_of_the_held_out_pictures_is_measured_where_there_is_a_model(
+    small_run: Any, new_world: Callable[[Path], Any], stood_in: list[tuple[Any, ...]], tmp_path: Path
+) -> None:
+    """Plain enlargements against Pillow's and transformers' own features of them."""
+    folder = save_clip(tmp_path / "clip")
+    run = load_run(small_run.config, (f"eval_clip_model={folder}", "num_upscaled_images=1"))
+    world = new_world(run.workspace)
+    held_out = world.eval_set(run, world.index(run))
+    inputs = {"eval_set": held_out, "stage1_lora": held_out, "stage2_lora": held_out}
+    options = {"prompts": ["a purple star"], "models": {"1": "", "2": ""}}
+    out = tmp_path / "out"
+    out.mkdir()
+    summary = samples.samples_job(Job(run.config, inputs, options, out, lambda done, total, text: None))
+
+    (file,) = shard_files(held_out, 2)
+    truths, rows = open_shard(file).all(), pq.read_table(out / "eval.parquet").to_pylist()
+    for way, how in (("bilinear", Image.Resampling.BILINEAR), ("bicubic", Image.Resampling.BICUBIC)):
+        small = [Image.fromarray(truth).resize((64, 64), Image.Resampling.BICUBIC) for truth in truths]
+        large = [np.asarray(picture.resize((256, 256), how)) for picture in small]
+        expected = (features(folder, large) * features(folder, list(truths))).sum(1)
+        found = [row["clip"] for row in rows if row["way"] == way and row["low_res"] == "held-out"]
+        np.testing.assert_allclose(found, expected, atol=2e-3)
+        assert summary["upscaled"][way]["clip"] == pytest.approx(float(np.mean(expected)), abs=2e-3)
+        assert summary["upscaled"][way]["clip_distance"] is None, "too few pictures"
+    assert all(row["clip"] is None for row in rows if row["low_res"] == "stage1")
+    assert list(summary["gain"]["base"]) == ["psnr", "ssim", "clip"]
