@@ -90,6 +90,7 @@ def test_the_biases_that_come_back_are_those_that_were_saved(
         assert torch.equal(unet.get_parameter(name), tensor.to(unet.dtype)), name
 
 
+@pytest.mark.slow
 def test_training_starts_at_the_base_model_in_bf16_too() -> None:
     base, tuned = load_unet(FOLDERS[1], torch.bfloat16), freed(load_unet, mixed_precision="bf16")
     assert tuned.conv_in.bias.dtype == torch.float32

@@ -314,6 +314,7 @@ def test_t5_is_not_loaded_when_every_text_is_there(world: EmbedWorld, tmp_path: 
         world.make(["a new one"], hollow)
 
 
+@pytest.mark.slow
 def test_many_small_files_are_put_together(world: EmbedWorld) -> None:
     captions = captions_of(33)
     for count in range(20, 33):

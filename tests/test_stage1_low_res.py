@@ -146,7 +146,7 @@ def resampled(pipeline: Any, row: dict[str, Any]) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    "method", ["lora", *(pytest.param(name, marks=pytest.mark.slow) for name in ("full", "dora", "bitfit"))]
+    "method", [pytest.param(name, marks=pytest.mark.slow) for name in ("lora", "full", "dora", "bitfit")]
 )
 def test_remakes_are_those_of_the_stock_pipeline_for_every_crop_by_itself(
     small: Prepared2, tmp_path: Path, method: str
