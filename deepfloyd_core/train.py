@@ -37,6 +37,7 @@ from deepfloyd_core.models import (
     load_projected_unet,
     load_scheduler,
     load_unet,
+    order_channels_last,
     pick_device,
     trained_scheduler,
     use_threads,
@@ -130,6 +131,7 @@ def _set_up(job: Job, stage: Stage, folder: Path) -> Setup:
     if config.gradient_checkpointing:
         recompute_activations(unet)
     unet.to(device)
+    order_channels_last(unet)
     noising = load_scheduler(folder, "image_noising_scheduler") if stage == 2 else None
     texts = Projected(text).batch if projected else raw_texts(text)
     return Setup(stage, config, job.config.seed, unet, load_scheduler(folder), noising, texts, device, job.out)

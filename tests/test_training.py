@@ -145,6 +145,7 @@ def test_full_steps_are_those_of_plain_adamw_on_every_weight(
     assert trained.manifest["inputs"]["text"] == text_identity(made["text_embeds"])
 
     unet = UNet2DConditionModel.from_pretrained(FOLDERS[stage], subfolder="unet").train()
+    unet.to(memory_format=torch.channels_last)  # the trainer's order, which decides the last bits
     optimizer = torch.optim.AdamW(unet.parameters(), lr=1e-3, weight_decay=1e-2)
     for (_, x, t, text, level, _), (_, noise) in zip(fed[::2], fed[1::2], strict=True):
         eps = unet(x, t, encoder_hidden_states=text.rows, class_labels=level).sample[:, :3]
@@ -198,7 +199,7 @@ def test_validation_pictures_are_those_of_the_stock_pipeline_with_the_saved_lora
     pipeline = IFPipeline.from_pretrained(FOLDERS[1], **NO_EXTRAS)
     pipeline.scheduler = DDPMScheduler.from_pretrained(loras[1].path / "scheduler")
     pipeline.load_lora_weights(loras[1].path)
-    pipeline.unet.eval()
+    pipeline.unet.eval().to(memory_format=torch.channels_last)
     pipeline.set_progress_bar_config(disable=True)
     embeds, config = Embeds(made["text_embeds"]), run.config.stage(1)
     pictures = pipeline(
