@@ -22,7 +22,7 @@ DETAIL_SHEET = "eval_details.png"  # zoomed details of Stage II on held-out pict
 GENERATE_FORMAT = 2  # 2: of Stage II alone the noise level and back-projection in PNGs
 BUNDLE_FORMAT = 2  # 2: gains on held-out pictures
 LOW_RES_FORMAT = 1
-LORA_FORMAT = 3  # 2: held-out losses in a table; of the text only what decides its rows. 3: the buckets
+LORA_FORMAT = 4  # 3: the buckets. 4: trained channels_last, which rounds otherwise
 SAMPLES_FORMAT = 7  # 5: Stage II on Stage I's samples too; zoomed details. 6: more in PNGs. 7: a column of eval.parquet
 # Settings that change no byte of a LoRA: how often it is saved on the way, and how samples are made of it.
 # Of init_lora and the model the bytes count, not the path; of Stage I's low-res pictures what they are.
