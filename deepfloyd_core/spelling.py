@@ -26,7 +26,7 @@ REFUSED = {
     "flow": "IF predicts epsilon; it is not a flow-matching model",
     "video": "IF makes pictures, not video",
     "audio": "IF makes pictures, not audio",
-    "controlnet_model_name_or_path": "a ControlNet-LoRA starts from the base model",
+    "controlnet_model_name_or_path": "a ControlNet-LoRA starts from the base model, or with init_lora from an earlier one",
     "controlnet_custom_config": "a ControlNet-LoRA has the base model's layers",
 }
 # Older values of model_type, which name the stage as well.
