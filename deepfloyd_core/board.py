@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from deepfloyd_core.config import RunConfig
+from deepfloyd_core.flavours import Stage
 from deepfloyd_core.held_out import HELD_OUT, SEEN, mean_loss
 
 FOLDER = "tensorboard"
@@ -18,7 +19,7 @@ Board = Callable[[int, dict[str, float], Sequence[Path]], None]
 
 
 @contextmanager
-def open_board(config: RunConfig, out: Path, first: int) -> Iterator[Board]:
+def open_board(config: RunConfig, stage: Stage, out: Path, first: int) -> Iterator[Board]:
     """The board of the artifact that is made in `out`; one that shows nothing unless `report_to` is tensorboard.
 
     first: the steps that a resumed run has done; what a killed process wrote of later ones is not shown.

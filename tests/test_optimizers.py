@@ -13,7 +13,7 @@ import pytest
 import torch
 from diffusers.optimization import get_scheduler
 
-from deepfloyd_core import adamw_bf16, train
+from deepfloyd_core import adamw_bf16, train, training_state
 from deepfloyd_core.adamw_bf16 import AdamWBF16, round_at_random
 from deepfloyd_core.errors import Stop
 from deepfloyd_core.flavours import FLAVOURS
@@ -85,17 +85,16 @@ def run_loop(
         if done == stop_in:
             raise Stop
 
-    monkeypatch.setattr(
-        train, "prepare", lambda setup, batch, number, image_ids: SimpleNamespace(number=number, image_ids=[])
-    )
+    def passes(number: int) -> Any:
+        return SimpleNamespace(number=number, image_ids=[])
+
     monkeypatch.setattr(train, "batch_loss", lambda setup, prepared: module.loss(prepared.number))
-    rows = SimpleNamespace(take=lambda number: number, image_ids=lambda batch: [])
     setup = SimpleNamespace(config=config, unet=module, seed=3, stage=1, device=torch.device("cpu"), out=out)
-    run = SimpleNamespace(report_to="none", stage=lambda stage: config)
+    run = SimpleNamespace(stage=lambda stage: config)
     job = SimpleNamespace(out=out, report=report, config=run, options={"stage": 1})
-    order = SimpleNamespace(batch=lambda number: (number,))
-    metrics, *_ = train._train(cast(Any, setup), cast(Any, rows), cast(Any, order), cast(Any, job), validation)
-    return {name: param.detach().clone() for name, param in module.named_parameters()}, metrics
+    state = training_state.training_state(cast(Any, setup))
+    train._train(cast(Any, setup), state, passes, cast(Any, job), validation, lambda *_: None)
+    return {name: param.detach().clone() for name, param in module.named_parameters()}, state.metrics
 
 
 def run_to_death(config: StageConfig, out: Path, monkeypatch: pytest.MonkeyPatch, *steps: int) -> None:
@@ -162,7 +161,7 @@ def test_an_optimizer_that_is_not_restored_ends_elsewhere(
     config = settings(optimizer)
     _, metrics = run_loop(config, tmp_path / "whole", monkeypatch)
     run_to_death(config, tmp_path / "broken", monkeypatch, 11)
-    monkeypatch.setattr(train, "restore_optimizer", lambda *_: None)
+    monkeypatch.setattr(training_state, "restore_optimizer", lambda *_: None)
     assert run_loop(config, tmp_path / "broken", monkeypatch)[1] != metrics
 
 
@@ -274,7 +273,7 @@ def test_a_bf16_step_is_adamws_step_up_to_one_rounding() -> None:
 def test_the_moving_average_of_bf16_adapters_arrives() -> None:
     """In bf16 it would stop where a thousandth of what is left to go is less than half of its spacing."""
     param = torch.nn.Parameter(torch.zeros(3, dtype=torch.bfloat16))
-    ema = train.make_ema(stage(optimizer="adamw_bf16", use_ema=True, ema_decay=0.999), [param])
+    ema = training_state.make_ema(stage(optimizer="adamw_bf16", use_ema=True, ema_decay=0.999), [param])
     assert ema is not None
     ema.optimization_step = 100_000  # far into a run, where the decay is the one that was asked for
     param.data.fill_(1.0)
