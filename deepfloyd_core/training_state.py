@@ -1,5 +1,6 @@
 """What a training holds between two steps, to a checkpoint and back: the trainer's only state beside the batch order."""
 
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -71,18 +72,20 @@ class CheckpointWriter:
 
     def __init__(self, state: TrainingState, config: StageConfig, out: Path) -> None:
         self._state, self._config, self._out = state, config, out
-        self._written = state.step
+        self._written, self._since = state.step, time.monotonic()
 
     @property
     def due(self) -> bool:
-        """Whether `checkpointing_steps` asks for one now."""
-        return self._state.step % self._config.checkpointing_steps == 0
+        """Whether `checkpointing_steps` asks for one now, or `checkpointing_minutes` since the last one or the start."""
+        minutes, passed_s = self._config.checkpointing_minutes, time.monotonic() - self._since
+        late = minutes is not None and passed_s >= 60 * minutes
+        return late or self._state.step % self._config.checkpointing_steps == 0
 
     def write(self) -> None:
         """Write the state as it is, if it is not on disk already, and drop the oldest beyond the limit."""
         if self._state.step != self._written:
             save_checkpoint(self._out, _checkpoint(self._state), self._config.checkpoints_total_limit)
-            self._written = self._state.step
+            self._written, self._since = self._state.step, time.monotonic()
 
 
 def _checkpoint(state: TrainingState) -> Checkpoint:

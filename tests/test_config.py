@@ -87,6 +87,7 @@ STAGE_BOUNDS: dict[str, tuple[type, float | None, float | None]] = {
     "caption_dropout_probability": (float, 0, 1),
     "ema_decay": (float, 0, math.nextafter(1, 0)),
     "checkpointing_steps": (int, 1, None),
+    "checkpointing_minutes": (float, 5e-324, None),
     "checkpoints_total_limit": (int, 1, None),
     "validation_steps": (int, 0, None),
     "validation_num_inference_steps": (int, 1, 1000),

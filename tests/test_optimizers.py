@@ -124,6 +124,35 @@ def test_a_run_that_dies_twice_ends_with_the_bytes_of_an_unbroken_one(
 
 
 @pytest.mark.usefixtures("sigterm")
+def test_checkpoints_by_time_lie_so_many_minutes_apart_and_change_no_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A clock by which each step takes 20 s: after 1.5 minutes, or five steps, beside those of `checkpointing_steps`."""
+    config, clock = settings("adamw", checkpointing_steps=12, checkpoints_total_limit=9), [0.0]
+    expected, metrics = run_loop(config, tmp_path / "whole", monkeypatch)
+    monkeypatch.setattr(training_state, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    real = train._step
+
+    def slow(*args: Any) -> Any:
+        clock[0] += 20
+        return real(*args)
+
+    monkeypatch.setattr(train, "_step", slow)
+    timed = config.model_copy(update={"checkpointing_minutes": 1.5})
+
+    def written(folder: str) -> list[int]:
+        return sorted(int(path.name.split("-")[1]) for path in (tmp_path / folder / ".checkpoints").iterdir())
+
+    run_to_death(timed, tmp_path / "timed", monkeypatch, 19)
+    assert written("timed") == [5, 10, 12, 17]
+    found, resumed = run_loop(timed, tmp_path / "timed", monkeypatch)
+    assert written("timed") == [5, 10, 12, 17, 20]
+    assert resumed == metrics and all(torch.equal(found[name], expected[name]) for name in expected)
+    run_loop(config, tmp_path / "untimed", monkeypatch)
+    assert written("untimed") == [12, 20]
+
+
+@pytest.mark.usefixtures("sigterm")
 def test_sigterm_ends_a_validation_at_once_and_loses_no_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def stop(number: int, frame: Any) -> None:
         raise Stop

@@ -153,6 +153,17 @@ def test_the_bytes_of_the_parent_are_in_the_request_and_its_path_is_not(folder: 
     assert len({same[0].fingerprint, without.fingerprint, changed.fingerprint}) == 3
 
 
+def test_when_checkpoints_are_written_is_in_no_fingerprint(folder: Path, tmp_path: Path) -> None:
+    text = Artifact("stage1_text", "0" * 16, tmp_path)
+    write_sealed(tmp_path / MANIFEST, {"spec": {}, "inputs": {"unet": ""}})
+
+    def fingerprint(**keys: Any) -> str:
+        return lora_request(new_run(folder, None, **keys), 1, FOLDERS[1], {"text": text}).fingerprint
+
+    rare = fingerprint(checkpointing_minutes=0.5, checkpointing_steps=7, checkpoints_total_limit=9)
+    assert rare == fingerprint() != fingerprint(max_train_steps=7)
+
+
 @pytest.mark.parametrize(
     ("name", "stage", "keys", "says"),
     [
