@@ -23,6 +23,7 @@ PROJECT = "deepfloyd"  # in W&B, unless WANDB_PROJECT names another
 _FINISH_S = (
     300.0  # to upload what is left at the end; it stays on disk, and a network that is gone must not hold the artifact
 )
+_FLUSH_S = 1.0  # what W&B may lose of its own file when a process is killed; 15 by default
 _MEASURED = "loss/"  # begins the names of a validation's figures
 
 # Shows numbers, and pictures from their files, of a step.
@@ -30,19 +31,19 @@ Board = Callable[[int, dict[str, float], Sequence[Path]], None]
 
 
 @contextmanager
-def open_board(config: RunConfig, stage: Stage, out: Path, first: int) -> Iterator[Board]:
+def open_board(config: RunConfig, stage: Stage, out: Path, done: Sequence[dict[str, Any]]) -> Iterator[Board]:
     """The boards of `report_to` as one, for the artifact of a stage that is made in `out`; without any it shows nothing.
 
-    first: the steps that a resumed run has done. Raises JobError when W&B cannot be reached.
+    done: the metrics of the steps that a resumed run has done. Raises JobError when W&B cannot be reached.
     """
     name, workspace = f"{out.parent.name}-{out.name}", out.parent.parent
     with ExitStack() as stack:
         boards: list[Board] = []
         if "tensorboard" in config.trackers:
-            boards.append(stack.enter_context(_tensorboard(workspace / TENSORBOARD_FOLDER / name, first)))
+            boards.append(stack.enter_context(_tensorboard(workspace / TENSORBOARD_FOLDER / name, len(done))))
         if "wandb" in config.trackers:
             settings = {**config.stage(stage).model_dump(mode="json"), "seed": config.seed}
-            boards.append(stack.enter_context(_wandb(workspace, name, settings)))
+            boards.append(stack.enter_context(_wandb(workspace, name, settings, done)))
 
         def show(step: int, values: dict[str, float], pictures: Sequence[Path]) -> None:
             for board in boards:
@@ -68,11 +69,12 @@ def _tensorboard(folder: Path, first: int) -> Iterator[Board]:
 
 
 @contextmanager
-def _wandb(workspace: Path, name: str, settings: dict[str, Any]) -> Iterator[Board]:
+def _wandb(workspace: Path, name: str, settings: dict[str, Any], done: Sequence[dict[str, Any]]) -> Iterator[Board]:
     """A run whose id is the artifact's name, so that a resumed training goes on in it. settings: what it lists of the run.
 
     W&B takes no step twice. What a killed process had shown of the steps after its checkpoint stays, as they are done again
-    with the same figures; a validation that it had not come to is then shown at the first step that is free.
+    with the same figures; a validation that it had not come to is then shown at the first step that is free. What it had
+    not got out of its buffer of the steps before is shown now; offline that is all of them, in a file of this process.
     """
     import wandb
 
@@ -81,7 +83,10 @@ def _wandb(workspace: Path, name: str, settings: dict[str, Any]) -> Iterator[Boa
         run = wandb.init(
             id=name, name=None if "run_name" in given else name, resume="allow", config=settings,
             project=None if "project" in given else PROJECT, dir=None if "root_dir" in given else str(workspace.absolute()),
-            settings=wandb.Settings(console="off", disable_git=True, save_code=False, finish_timeout=_FINISH_S),
+            settings=wandb.Settings(
+                console="off", disable_git=True, save_code=False, finish_timeout=_FINISH_S,
+                x_transaction_log_flush_interval=_FLUSH_S,
+            ),
         )  # fmt: skip
     except (wandb.errors.Error, TimeoutError) as error:
         why = " ".join(str(error).split()).rstrip(".")
@@ -97,11 +102,18 @@ def _wandb(workspace: Path, name: str, settings: dict[str, Any]) -> Iterator[Boa
             if figures or shown:
                 run.log({**figures, **shown}, step=max(step, free))
 
+        for row in done:
+            show(row["step"], shown_metrics(row), ())
         yield show
 
 
 def _tag(picture: Path) -> str:
     return f"validation/{picture.stem}"
+
+
+def shown_metrics(row: dict[str, Any]) -> dict[str, float]:
+    """Of a step's metrics those that are the same when it is done again."""
+    return {name: row[name] for name in ("loss", "lr", "grad_norm")}
 
 
 def show_validation(show: Board, step: int, losses: list[dict[str, Any]], pictures: Sequence[Path]) -> None:

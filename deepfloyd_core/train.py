@@ -20,7 +20,7 @@ import torch
 from deepfloyd_core.ahead import Ahead
 from deepfloyd_core.attention import set_attention
 from deepfloyd_core.batches import Draws, MixedOrder, OrderSettings, TrainingRows
-from deepfloyd_core.board import Board, open_board, show_validation
+from deepfloyd_core.board import Board, open_board, show_validation, shown_metrics
 from deepfloyd_core.checkpoints import last_good
 from deepfloyd_core.conditioning import as_conditioning
 from deepfloyd_core.errors import ConfigError, JobError, Stop
@@ -68,7 +68,7 @@ def train_job(job: Job) -> dict[str, Any]:
     validation = _validation(setup, rows, order, job, folder)
     state, method = training_state(setup), method_of(setup.config)
     first, last, metrics = state.step, setup.config.max_train_steps, state.metrics
-    with open_board(job.config, stage, job.out, first) as show:
+    with open_board(job.config, stage, job.out, metrics[:]) as show:
         seconds = _train(setup, state, _passes(setup, rows, order), job, validation, show)
         del state  # the optimizer's states can be twice as large as the model
         sizes = {name: param.numel() for name, param in setup.unet.named_parameters()}
@@ -199,8 +199,7 @@ def _due(config: StageConfig, step: int) -> bool:
 
 
 def _tell(job: Job, row: dict[str, Any], pace: Pace, show: Board) -> None:
-    values = {name: row[name] for name in ("loss", "lr", "grad_norm")}
-    show(row["step"], {**values, "samples_per_s": pace.samples_per_s, "peak_gib": pace.peak_gib}, ())
+    show(row["step"], {**shown_metrics(row), "samples_per_s": pace.samples_per_s, "peak_gib": pace.peak_gib}, ())
     line = f"loss {row['loss']:.4f} lr {row['lr']:.1e} grad {row['grad_norm']:.2f}"
     job.report(row["step"], job.config.stage(job.options["stage"]).max_train_steps, f"{line} {pace.line}")
 

@@ -12,15 +12,17 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from training_parts import fewer_losses, prepared, run_here, train_stage
 
 from deepfloyd_core import train
-from deepfloyd_core.board import open_board, show_validation
+from deepfloyd_core.board import open_board, show_validation, shown_metrics
 from deepfloyd_core.config import load_run
 from deepfloyd_core.errors import ConfigError, JobError
 from deepfloyd_core.held_out import HELD_OUT, SEEN
+from deepfloyd_core.train import METRICS_FILE
 from deepfloyd_core.wandb_login import check_wandb
 
 pytest.importorskip("wandb", reason="pip install 'deepfloyd-pipeline[wandb]'")
@@ -106,7 +108,10 @@ def rows(file: Path) -> list[dict[str, Any]]:
 
 
 def run_files(folder: Path) -> list[Path]:
-    """One of each process that wrote, in their order."""
+    """One of each process that wrote, in their order; its server writes their ends when it stops."""
+    import wandb
+
+    wandb.teardown()
     return sorted(folder.glob("wandb/*run-*/*.wandb"), key=lambda file: file.stat().st_mtime)
 
 
@@ -123,7 +128,7 @@ def losses(value: float) -> list[dict[str, Any]]:
 def test_a_run_is_the_artifacts_and_holds_what_was_shown_of_each_step(tmp_path: Path) -> None:
     out, picture = tmp_path / "stage1_lora" / "abc", tmp_path / "000.png"
     Image.new("RGB", (8, 8), (255, 0, 0)).save(picture)
-    with open_board(config(), 1, out, 0) as show:
+    with open_board(config(), 1, out, []) as show:
         show_validation(show, 0, losses(1.0), [picture])
         for step in (1, 2, 3):
             show(step, {"loss": step / 4, "lr": 1e-4}, ())
@@ -137,6 +142,7 @@ def test_a_run_is_the_artifacts_and_holds_what_was_shown_of_each_step(tmp_path: 
     assert all((file.parent / "files" / path).read_bytes() == picture.read_bytes() for path in media)
     run = next(record.run for record in records(file) if record.HasField("run"))
     assert (run.run_id, run.display_name, run.project) == ("stage1_lora-abc", "stage1_lora-abc", "deepfloyd")
+    assert not run.HasField("git"), "a remote's address may hold a token"
     settings = {item.key: item.value_json for item in run.config.update}
     assert (settings["lora_rank"], settings["seed"]) == ("4", "3")
     written = [path for path in tmp_path.rglob("*") if path.is_file()]
@@ -150,7 +156,7 @@ def test_its_own_variables_say_where_and_under_which_names(tmp_path: Path, monke
     for name, value in {"DIR": str(tmp_path / "elsewhere"), "PROJECT": "mine", "NAME": "first try"}.items():
         monkeypatch.setenv(f"WANDB_{name}", value)
     wandb.teardown()
-    with open_board(config(), 1, tmp_path / "stage1_lora" / "abc", 0) as show:
+    with open_board(config(), 1, tmp_path / "stage1_lora" / "abc", []) as show:
         show(1, {"loss": 1.0}, ())
     assert not run_files(tmp_path)
     (file,) = run_files(tmp_path / "elsewhere")
@@ -158,23 +164,37 @@ def test_its_own_variables_say_where_and_under_which_names(tmp_path: Path, monke
     assert (run.run_id, run.display_name, run.project) == ("stage1_lora-abc", "first try", "mine")
 
 
+def metrics(*steps: int) -> list[dict[str, Any]]:
+    return [{"step": step, "loss": float(step), "lr": 1e-4, "grad_norm": 1.0} for step in steps]
+
+
 @pytest.mark.usefixtures("offline")
-def test_what_w_and_b_has_is_not_shown_again_and_what_it_lacks_comes_at_its_next_step(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("has", "end", "expected"),
+    [
+        # Its server has steps 0 to 6: killed in the validation of step 6.
+        (7, 8, [(7, 7.0, 0.5), (8, 8.0, None)]),
+        # The same, stopped again before anything new.
+        (7, 6, [(7, None, 0.5)]),
+        # It had sent 0 to 2 of the 4 steps before the checkpoint; offline none.
+        (3, 6, [(3, 3.0, None), (4, 4.0, None), (5, 5.0, None), (6, 6.0, 0.5)]),
+        (0, 6, [(step, float(step), 0.5 if step == 6 else None) for step in range(1, 7)]),
+    ],
+)
+def test_what_w_and_b_has_is_not_shown_again_and_what_it_lacks_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has: int, end: int, expected: list[Any]
 ) -> None:
-    """As after a kill in the validation of step 6, with a checkpoint of step 4; W&B's server says that it has 6 steps."""
+    """A training with a checkpoint of step 4 is resumed, and validates after step 6."""
     import wandb
 
-    monkeypatch.setattr(wandb.Run, "step", property(lambda run: 7))
-    with open_board(config(), 1, tmp_path / "stage1_lora" / "abc", 4) as show:
-        for step in (5, 6):
-            show(step, {"loss": float(step)}, ())
-        show_validation(show, 6, losses(0.5), ())
-        for step in (7, 8):
-            show(step, {"loss": float(step)}, ())
+    monkeypatch.setattr(wandb.Run, "step", property(lambda run: has))
+    with open_board(config(), 1, tmp_path / "stage1_lora" / "abc", metrics(1, 2, 3, 4)) as show:
+        for row in metrics(*range(5, end + 1)):
+            show(row["step"], shown_metrics(row), ())
+            if row["step"] == 6:
+                show_validation(show, 6, losses(0.5), ())
     (file,) = run_files(tmp_path)
-    shown = [(row["_step"], row.get("loss"), row.get("loss/held_out")) for row in rows(file)]
-    assert shown == [(7, 7.0, 0.5), (8, 8.0, None)]
+    assert [(row["_step"], row.get("loss"), row.get("loss/held_out")) for row in rows(file)] == expected
 
 
 @pytest.mark.usefixtures("offline")
@@ -189,7 +209,7 @@ def test_a_server_that_does_not_answer_is_one_line(tmp_path: Path, monkeypatch: 
         pytest.raises(
             JobError, match=r"^W&B cannot be reached: Failed to get resume status: connection refused\. WANDB_"
         ),
-        open_board(config(), 1, tmp_path / "stage1_lora" / "abc", 0),
+        open_board(config(), 1, tmp_path / "stage1_lora" / "abc", []),
     ):
         pass
 
@@ -228,11 +248,14 @@ def test_a_training_that_broke_off_goes_on_in_its_run(
     ids = {next(record.run.run_id for record in records(file) if record.HasField("run")) for file in files}
     assert ids == {f"stage1_lora-{lora.fingerprint}"}
     broken, resumed = map(rows, files)
-    assert [row["_step"] for row in broken] == [0, 1, 2] and [row["_step"] for row in resumed] == [3]
-    assert {"loss", "lr", "grad_norm", "samples_per_s", "peak_gib"} <= resumed[0].keys()
-    assert resumed[0]["loss"] == lora.summary["last_loss"]
-    assert resumed[0]["loss/held_out"] == pytest.approx(lora.summary["eval_loss"], rel=1e-12)
-    assert "validation/000.path" in broken[0] and "validation/000.path" in resumed[0]
+    assert [row["_step"] for row in broken] == [0, 1, 2] and [row["_step"] for row in resumed] == [1, 2, 3]
+    assert {"loss", "lr", "grad_norm", "samples_per_s", "peak_gib"} <= resumed[2].keys()
+    assert [row["loss"] for row in resumed] == [
+        row["loss"] for row in pq.read_table(lora.path / METRICS_FILE).to_pylist()
+    ]
+    assert [row["loss"] for row in broken[1:]] == [row["loss"] for row in resumed[:2]]
+    assert resumed[2]["loss/held_out"] == pytest.approx(lora.summary["eval_loss"], rel=1e-12)
+    assert "validation/000.path" in broken[0] and "validation/000.path" in resumed[2]
     assert list((tmp_path / "shown" / "tensorboard").rglob("events.*")), "and TensorBoard"
     text = b"".join(path.read_bytes() for path in (tmp_path / "shown").rglob("*") if path.is_file())
     assert KEY.encode() not in text
