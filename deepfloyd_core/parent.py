@@ -66,7 +66,7 @@ def find_parent(run: Run, stage: Stage, folder: Path) -> Parent | None:
     base = unet_shapes(folder)
     try:
         fault = next(_faults(config, read_header(file), base), None)
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{said}, and {file} cannot be read: {error}.") from None
     if fault:
         raise ConfigError(f"{said}, {fault}.")

@@ -291,6 +291,9 @@ def test_files_of_other_kinds_are_named(tmp_path: Path) -> None:
     save_control(unet, 1, FOLDER, tmp_path)
     with pytest.raises(ArtifactError, match="its conditioning is 'depth'"):
         load_control(load_unet(FOLDER, torch.float32), tmp_path / FILE)
+    save_file({"x": torch.zeros(1)}, tmp_path / FILE, {"control": "[" * 100_000})
+    with pytest.raises(ArtifactError, match=f"{FILE} cannot be read as a ControlNet-LoRA: maximum recursion"):
+        load_control(load_unet(FOLDER, torch.float32), tmp_path / FILE)
     save_file({"x": torch.zeros(1)}, tmp_path / FILE)
     for damage in (lambda: None, lambda: (tmp_path / FILE).write_bytes(b"x" * 40), lambda: (tmp_path / FILE).unlink()):
         damage()

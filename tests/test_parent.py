@@ -220,7 +220,7 @@ def test_damaged_and_foreign_files_are_refused(folder: Path, tmp_path: Path) -> 
     save_file({"unet.mid_block.attentions.0.to_q.lora.down.weight": torch.zeros(4, 64)}, file)
     assert "is neither of a LoRA as diffusers writes one today nor of a UNet" in refusal(folder, file, **LORA)
     state = load_file(folder / "lora" / LORA_FILE)
-    for record in ("no JSON", "[]", '{"unet.lora_alpha": "8"}'):
+    for record in ("no JSON", "[]", '{"unet.lora_alpha": "8"}', "[" * 100_000):
         save_file(state, file, {"lora_adapter_metadata": record})
         assert "cannot be read: " in refusal(folder, file, **LORA)
     half = next(name for name in state if "lora_B" in name)
@@ -248,7 +248,7 @@ def test_damaged_and_foreign_control_files_are_refused(folder: Path, tmp_path: P
         save_file(kept, file, {"control": said})
         return refusal(folder, file, **CONTROL)
 
-    for said in ("no JSON", "[]", "{}"):
+    for said in ("no JSON", "[]", "{}", "[" * 100_000):
         assert "cannot be read: " in says(said)
     assert "cannot be read: its conditioning is 'depth'" in says({"conditioning": "depth"})
     assert "cannot be read: its control is no record of a LoRA" in says({"lora": {"lora_alpha": "8"}})
