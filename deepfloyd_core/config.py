@@ -123,8 +123,10 @@ class RunConfig(Spec):
         False,
         description="Read T5 layer by layer: one layer is on the device at a time, read anew for every file of embeds.",
     )
-    report_to: Literal["none", "tensorboard"] = Field(
-        "none", description="Where every step of a training is also written: `tensorboard`, a folder in the workspace."
+    report_to: Literal["none", "tensorboard", "wandb", "tensorboard,wandb"] = Field(
+        "none",
+        description="Where every step of a training is also shown: `tensorboard`, a folder in the workspace; `wandb`, "
+        "Weights & Biases, with a key or WANDB_MODE=offline in the environment.",
     )
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="Where models run.")
     num_threads: int | None = Field(None, ge=1, description="Threads of torch on the CPU; unset: torch's own choice.")
@@ -139,8 +141,9 @@ class RunConfig(Spec):
             raise ValueError("eval_clip_model measures what Stage II makes, and there is no [stage2]. Remove it")
         if fault := cluster_fault(self.task_runner, self.task_runner_address):
             raise ValueError(fault)
-        if self.report_to == "tensorboard" and (missing := missing_extra(["tensorboard"], "tensorboard")):
-            raise ValueError(f"report_to is 'tensorboard', and {missing}")
+        for tracker in self.trackers:
+            if missing := missing_extra([tracker], tracker):
+                raise ValueError(f"report_to is {self.report_to!r}, and {missing}")
         if fault := quantization_fault("text_encoder_quantization", self.text_encoder_quantization):
             raise ValueError(fault)
         for stage in self.stages:
@@ -179,6 +182,11 @@ class RunConfig(Spec):
         if self.stage2 is not None:
             present.append(2)
         return tuple(present)
+
+    @property
+    def trackers(self) -> tuple[str, ...]:
+        """Where a training is shown, beside the flow run."""
+        return () if self.report_to == "none" else tuple(self.report_to.split(","))
 
     @property
     def paired(self) -> bool:

@@ -13,14 +13,15 @@ import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
 from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
+from deepfloyd_core.control_file import HINT_WIDTHS, NOT_ON_THE_WAY_DOWN, RECORD, control_record
 from deepfloyd_core.errors import ArtifactError, ConfigError
 from deepfloyd_core.files import fsync_path
 from deepfloyd_core.flavours import Stage
@@ -32,9 +33,6 @@ from deepfloyd_core.products import CONTROL_FILE
 from deepfloyd_core.stage_config import StageConfig
 from deepfloyd_core.types import Conditioning
 
-_WIDTHS = (16, 32)  # channels between the conditioning and the copy's first features
-_RECORD = "control"  # in the file's metadata: what the conditioning is, and peft's settings
-_UNUSED = ("up_blocks", "conv_norm_out", "conv_act", "conv_out", "encoder_hid_proj", "add_embedding")
 _NAMES = ("sample", "timestep", "encoder_hidden_states")  # of what a UNet is called with, in order
 
 
@@ -50,12 +48,12 @@ class Control(torch.nn.Module):
         self.encoder = copy.deepcopy(unet, shared)
         for module in self.encoder.modules():
             module.__dict__.pop("forward", None)  # recompute_activations put one there that calls the original
-        for name in _UNUSED:
+        for name in NOT_ON_THE_WAY_DOWN:
             if hasattr(self.encoder, name):
                 delattr(self.encoder, name)
         first = self.encoder.conv_in.out_channels
         hint: list[torch.nn.Module] = []
-        for before, after in zip((3, *_WIDTHS), (*_WIDTHS, first), strict=True):
+        for before, after in zip((3, *HINT_WIDTHS), (*HINT_WIDTHS, first), strict=True):
             hint += [torch.nn.Conv2d(before, after, 3, padding=1), torch.nn.SiLU()]
         self.hint = torch.nn.Sequential(*hint[:-1])
         self.skips = torch.nn.ModuleList([torch.nn.Conv2d(width, width, 1) for width in _skip_widths(self.encoder)])
@@ -101,6 +99,15 @@ def add_control(unet: UNet2DConditionModel, config: StageConfig, seed: int) -> N
         part.to(adapter_dtype(config)).requires_grad_(True)
 
 
+def start_control(unet: UNet2DConditionModel, file: Path) -> None:
+    """Give the control that a UNet already has the values of a saved file, which has exactly its tensors."""
+    own, saved = _state(_present(unet)), load_file(file)
+    assert saved.keys() == own.keys()  # the file was checked before the run
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(saved[name])
+
+
 def control_of(unet: torch.nn.Module) -> Control | None:
     """The control that a UNet has, if it has one."""
     return getattr(unet, "control", None)
@@ -117,7 +124,7 @@ def save_control(unet: UNet2DConditionModel, stage: Stage, folder: Path, out: Pa
     settings = plain_settings({**control.encoder.peft_config[ADAPTER].to_dict(), "lora_dropout": 0.0})
     record = json.dumps({"conditioning": control.conditioning, "lora": settings}, sort_keys=True)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(_state(control).items())}
-    save_file(state, out / CONTROL_FILE, {_RECORD: record})
+    save_file(state, out / CONTROL_FILE, {RECORD: record})
     fsync_path(out / CONTROL_FILE)
 
 
@@ -135,13 +142,11 @@ def load_control(unet: UNet2DConditionModel, file: Path) -> Control:
         _detach(unet)
     try:
         with safe_open(file, "pt") as saved:
-            record = json.loads((saved.metadata() or {})[_RECORD])
-            if record["conditioning"] not in get_args(Conditioning):
-                raise ValueError(f"its conditioning is {record['conditioning']!r}")
+            conditioning, lora = control_record(saved.metadata() or {})
             state = {name: saved.get_tensor(name) for name in saved.keys()}  # noqa: SIM118
-        control = Control(unet, record["conditioning"])
-        settings = LoraConfig(**{**record["lora"], "inference_mode": False})
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        control = Control(unet, conditioning)
+        settings = LoraConfig(**{**lora, "inference_mode": False})
+    except (SafetensorError, OSError, TypeError, ValueError, RecursionError) as error:
         raise ArtifactError(f"{file} cannot be read as a ControlNet-LoRA: {error}") from None
     control.encoder.add_adapter(settings, adapter_name=ADAPTER)
     own = _state(control)

@@ -9,7 +9,14 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from deepfloyd_core.bitfit import free_biases, load_biases, reload_biases, restore_biases, save_biases
-from deepfloyd_core.control import add_control, load_control, reload_control, remove_control, save_control
+from deepfloyd_core.control import (
+    add_control,
+    load_control,
+    reload_control,
+    remove_control,
+    save_control,
+    start_control,
+)
 from deepfloyd_core.flavours import Stage
 from deepfloyd_core.full import free_all, load_full, reload_unet, restore_unet, save_unet
 from deepfloyd_core.lora import ADAPTER, add_lora, load_adapters, reload_saved, remove_lora, save_lora
@@ -34,7 +41,7 @@ class Method:
 LORA = Method(add_lora, load_adapters, save_lora, reload_saved, remove_lora)
 BITFIT = Method(free_biases, load_biases, save_biases, reload_biases, restore_biases)
 FULL = Method(free_all, load_full, save_unet, reload_unet, restore_unet)
-CONTROL = Method(add_control, load_control, save_control, reload_control, remove_control)
+CONTROL = Method(add_control, start_control, save_control, reload_control, remove_control)
 
 
 def method_of(config: StageConfig) -> Method:

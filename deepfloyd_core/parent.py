@@ -1,4 +1,4 @@
-"""What a training goes on from in place of the base model: a LoRA, biases or a whole UNet that was trained before.
+"""What a training goes on from in place of the base model: a LoRA, a ControlNet-LoRA, biases or a whole UNet.
 
 All that can be asked of it stands in its header and in the base model's: it is checked before anything is made or loaded.
 """
@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 
 from deepfloyd_core.bundle import find_version
 from deepfloyd_core.config import Run
+from deepfloyd_core.control_file import RECORD, Shapes, control_record, new_shapes, way_down
 from deepfloyd_core.errors import ArtifactError, ConfigError
 from deepfloyd_core.files import sha256_file
 from deepfloyd_core.flavours import Stage
@@ -23,9 +24,16 @@ from deepfloyd_core.stage_config import StageConfig
 from deepfloyd_core.weights import TEXT_MODULES, UNET_WEIGHTS, Header, read_header, unet_shapes
 
 _PLACES = (BITFIT_FILE, CONTROL_FILE, f"{UNET_FOLDER}/{UNET_WEIGHTS}", LORA_FILE, UNET_WEIGHTS)
-_ADAPTER = re.compile(r"unet\.(?P<layer>.+)\.lora_(?P<part>A\.weight|B\.weight|magnitude_vector)")
+_ADAPTER = re.compile(r"(?P<layer>.+)\.lora_(?P<part>A\.weight|B\.weight|magnitude_vector)")
 _METADATA = "lora_adapter_metadata"
-_KEYS = {"a LoRA": "model_type = lora", "biases": "use_bitfit = true", "a UNet": "model_type = full"}
+_CONTROL = "a ControlNet-LoRA"
+# What is trained, by the settings that train it.
+_TRAINED: dict[str, dict[str, Any]] = {
+    "a LoRA": {"model_type": "lora", "use_bitfit": False, "controlnet": False},
+    _CONTROL: {"model_type": "lora", "use_bitfit": False, "controlnet": True},
+    "biases": {"model_type": "lora", "use_bitfit": True, "controlnet": False},
+    "a UNet": {"model_type": "full", "use_bitfit": False, "controlnet": False},
+}
 
 
 @dataclass(frozen=True)
@@ -58,7 +66,7 @@ def find_parent(run: Run, stage: Stage, folder: Path) -> Parent | None:
     base = unet_shapes(folder)
     try:
         fault = next(_faults(config, read_header(file), base), None)
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{said}, and {file} cannot be read: {error}.") from None
     if fault:
         raise ConfigError(f"{said}, {fault}.")
@@ -94,21 +102,24 @@ def _weights_file(path: Path, said: str) -> Path:
     return path
 
 
-def _faults(config: StageConfig, header: Header, base: dict[str, tuple[int, ...]]) -> Iterator[str]:
+def _faults(config: StageConfig, header: Header, base: Shapes) -> Iterator[str]:
     """What keeps a file from being the start of a training, the most telling first."""
     found = _kind(header)
-    wanted = "a UNet" if config.model_type == "full" else "biases" if config.use_bitfit else "a LoRA"
+    wanted = next(kind for kind, keys in _TRAINED.items() if not _unlike(config, keys))
     if not found:
         yield (
             f"and {min(header.shapes, default='nothing')} in it is neither of a LoRA as diffusers writes one today "
             "nor of a UNet. Load and save it once with diffusers"
         )
-    elif found == "a ControlNet-LoRA":
-        yield f"which is {found}; no training goes on from one. Remove init_lora"
+    elif found == _CONTROL and config.flavour.stage == 2:
+        yield f"which is {found}, and those are of Stage I. Remove init_lora"
     elif found != wanted:
-        yield f"which is {found}; the settings train {wanted}. Set {_KEYS[found]}, or remove init_lora"
+        keys = " and ".join(_unlike(config, _TRAINED[found]))
+        yield f"which is {found}; the settings train {wanted}. Set {keys}, or remove init_lora"
+    elif found == _CONTROL:
+        yield from _control_faults(config, header, base)
     elif found == "a LoRA":
-        yield from _lora_faults(config, header, base)
+        yield from _lora_faults(config, _adapters(header, "unet."), _settings(header), base)
     else:
         yield from _weight_faults(config, header, base)
     kinds, only = set(header.dtypes.values()), {"BF16"} if config.optimizer == "adamw_bf16" else {"F32", "F16", "BF16"}
@@ -117,28 +128,41 @@ def _faults(config: StageConfig, header: Header, base: dict[str, tuple[int, ...]
         yield f"with weights in {', '.join(sorted(kinds))}; {config.optimizer} starts exactly from {exactly} only. Use adamw"
 
 
+def _unlike(config: StageConfig, keys: dict[str, Any]) -> list[str]:
+    """Those of some settings that a stage has otherwise, as one writes them."""
+    return [f"{key} = {str(value).lower()}" for key, value in keys.items() if getattr(config, key) != value]
+
+
+def _adapters(header: Header, prefix: str) -> Shapes:
+    """The tensors of adapters under a prefix, named without it."""
+    inside = {name.removeprefix(prefix): shape for name, shape in header.shapes.items() if name.startswith(prefix)}
+    return {name: shape for name, shape in inside.items() if _ADAPTER.fullmatch(name)}
+
+
 def _kind(header: Header) -> str:
     names = header.shapes
-    if names and all(_ADAPTER.fullmatch(name) for name in names):
+    if names and len(_adapters(header, "unet.")) == len(names):
         return "a LoRA"
-    if any(name.startswith("skips.") for name in names):
-        return "a ControlNet-LoRA"
+    if any(name.startswith(("skips.", "hint.")) for name in names):
+        return _CONTROL
     if names and all(name.endswith(".bias") for name in names):
         return "biases"
     return "a UNet" if "conv_in.weight" in names else ""
 
 
-def _weight_faults(config: StageConfig, header: Header, base: dict[str, tuple[int, ...]]) -> Iterator[str]:
+def _weight_faults(config: StageConfig, header: Header, base: Shapes) -> Iterator[str]:
     """Biases and UNets: exactly the tensors that are trained."""
     expected = base
     if config.use_bitfit:
         ours = (name for name in base if name.endswith(".bias") and name.split(".")[0] not in TEXT_MODULES)
         expected = {name: base[name] for name in ours}
-    differs = (
-        name for name in sorted(expected.keys() | header.shapes) if expected.get(name) != header.shapes.get(name)
-    )
-    for name in differs:
-        yield _misfit(config, name, header.shapes.get(name), expected.get(name))
+    yield from _differences(config, header.shapes, expected)
+
+
+def _differences(config: StageConfig, found: Shapes, expected: Shapes) -> Iterator[str]:
+    for name in sorted(expected.keys() | found.keys()):
+        if expected.get(name) != found.get(name):
+            yield _misfit(config, name, found.get(name), expected.get(name))
 
 
 def _misfit(config: StageConfig, name: str, found: tuple[int, ...] | None, wanted: tuple[int, ...] | None) -> str:
@@ -148,11 +172,26 @@ def _misfit(config: StageConfig, name: str, found: tuple[int, ...] | None, wante
     )
 
 
-def _lora_faults(config: StageConfig, header: Header, base: dict[str, tuple[int, ...]]) -> Iterator[str]:
+def _control_faults(config: StageConfig, header: Header, base: Shapes) -> Iterator[str]:
+    """The new convolutions as a control on this base has them, and adapters as a LoRA would have on its way down."""
+    conditioning, settings = control_record(header.metadata)
+    adapters = _adapters(header, "encoder.")
+    others = {name: header.shapes[name] for name in header.shapes.keys() - {f"encoder.{name}" for name in adapters}}
+    yield from _differences(config, others, new_shapes(base))
+    if not adapters:
+        yield "which has no adapters"
+    if conditioning != config.controlnet_conditioning:
+        ours = config.controlnet_conditioning
+        yield f"which follows {conditioning}; controlnet_conditioning is {ours}. Set them alike"
+    yield from _lora_faults(config, adapters, _checked(settings, RECORD), way_down(base))
+
+
+def _lora_faults(config: StageConfig, shapes: Shapes, settings: dict[str, Any], base: Shapes) -> Iterator[str]:
+    """shapes: of the adapters, by layer and part; settings: peft's; base: the weights that may have an adapter."""
     layers: dict[str, dict[str, tuple[int, ...]]] = {}
-    for name, shape in header.shapes.items():
+    for name, shape in shapes.items():
         match = _ADAPTER.fullmatch(name)
-        assert match  # _kind saw them all
+        assert match  # _adapters saw them all
         layers.setdefault(match["layer"], {})[match["part"].split(".")[0]] = shape
     for layer, parts in sorted(layers.items()):
         weight = base.get(f"{layer}.weight", ())
@@ -165,7 +204,6 @@ def _lora_faults(config: StageConfig, header: Header, base: dict[str, tuple[int,
     ranks = {parts["A"][0] for parts in layers.values()}
     if ranks != {config.lora_rank}:
         yield f"a LoRA of rank {' and '.join(map(str, sorted(ranks)))}; lora_rank is {config.lora_rank}. Set them alike"
-    settings = _settings(header)
     alpha, ours = settings.get("lora_alpha", max(ranks)), config.lora_alpha or config.lora_rank
     if alpha != ours:
         yield f"a LoRA with lora_alpha {alpha:g}; this run has {ours:g}. Set them alike"
@@ -194,13 +232,17 @@ def _adapter_faults(layer: str, parts: dict[str, tuple[int, ...]], weight: tuple
 def _settings(header: Header) -> dict[str, Any]:
     """What peft wrote of a LoRA beside its tensors. Raises ValueError when it is no such record."""
     record = json.loads(header.metadata.get(_METADATA, "{}"))
-    settings = {key.removeprefix("unet."): value for key, value in record.items()} if isinstance(record, dict) else {}
-    if isinstance(record, dict) and isinstance(settings.get("lora_alpha", 1.0), int | float):
-        return settings
-    raise ValueError(f"its {_METADATA} is no record of a LoRA")
+    plain = isinstance(record, dict)
+    return _checked({key.removeprefix("unet."): value for key, value in record.items()} if plain else None, _METADATA)
 
 
-def _layers(base: dict[str, tuple[int, ...]]) -> Iterator[str]:
+def _checked(settings: dict[str, Any] | None, name: str) -> dict[str, Any]:
+    if settings is None or not isinstance(settings.get("lora_alpha", 1.0), int | float):
+        raise ValueError(f"its {name} is no record of a LoRA")
+    return settings
+
+
+def _layers(base: Shapes) -> Iterator[str]:
     """The layers of a UNet that an adapter can be put on: linear ones and convolutions."""
     return (name.removesuffix(".weight") for name, shape in base.items() if name.endswith(".weight") and len(shape) > 1)
 

@@ -27,8 +27,8 @@ SAMPLES_FORMAT = 7  # 5: Stage II on Stage I's samples too; zoomed details. 6: m
 # Settings that change no byte of a LoRA: how often it is saved on the way, and how samples are made of it.
 # Of init_lora and the model the bytes count, not the path; of Stage I's low-res pictures what they are.
 _NOT_IN_LORA = {
-    "checkpointing_steps", "checkpoints_total_limit", "pretrained_model_name_or_path", "init_lora", "validation_steps",
-    "gradient_checkpointing", "dataloader_num_workers", "low_res_stage1_strength",
+    "checkpointing_steps", "checkpointing_minutes", "checkpoints_total_limit", "pretrained_model_name_or_path", "init_lora",
+    "validation_steps", "gradient_checkpointing", "dataloader_num_workers", "low_res_stage1_strength",
 }  # fmt: skip
 _SAMPLING_STAGE2 = {"validation_noise_level", "validation_back_projection"}
 _SAMPLING = {"validation_num_inference_steps", "validation_guidance"} | _SAMPLING_STAGE2

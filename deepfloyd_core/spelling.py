@@ -26,9 +26,10 @@ REFUSED = {
     "flow": "IF predicts epsilon; it is not a flow-matching model",
     "video": "IF makes pictures, not video",
     "audio": "IF makes pictures, not audio",
-    "controlnet_model_name_or_path": "a ControlNet-LoRA starts from the base model",
+    "controlnet_model_name_or_path": "a ControlNet-LoRA starts from the base model, or with init_lora from an earlier one",
     "controlnet_custom_config": "a ControlNet-LoRA has the base model's layers",
 }
+TRACKERS = ("tensorboard", "wandb")
 # Older values of model_type, which name the stage as well.
 _OLD_MODEL_TYPES: dict[str, tuple[Stage, str]] = {
     "deepfloyd-lora": (1, "lora"),
@@ -88,13 +89,25 @@ def _sort_out(values: dict[str, Any], path: Path, stage_keys: frozenset[str]) ->
     if values.get("model_family") not in (None, "deepfloyd"):
         raise ConfigError(f"{path}: model_family is {values['model_family']!r}; this pipeline trains deepfloyd only.")
     ignored = sorted(key for key in values if key in IGNORED)
-    if str(values.get("report_to", "none")) not in ("none", "tensorboard"):  # another tracker, or several
-        ignored.append("report_to")
+    shown, others = _trackers(values.get("report_to"))
+    ignored += others
     notes = [f"{path}: {key} is ignored; it has no effect in this pipeline" for key in ignored if key != "model_family"]
     dropped = {key for key in values if any(key == word or key.startswith(f"{word}_") for word in REFUSED)}
     dropped |= {key for key in ("controlnet",) if values.get(key, 0) is None}
     rest = {key: value for key, value in values.items() if key not in ignored and key not in dropped}
+    if "report_to" in values:
+        rest["report_to"] = shown
     return _spread(rest, path, stage_keys), notes
+
+
+def _trackers(value: Any) -> tuple[str, list[str]]:
+    """SimpleTuner's `report_to`, one tracker or several with commas between, as ours has it; and what of it is ignored.
+
+    `all` is among the latter: which those are depends on what is installed.
+    """
+    asked = {name.strip().lower() for name in str(value or "none").split(",")} - {"", "none"}
+    known = [name for name in TRACKERS if name in asked]
+    return ",".join(known) or "none", [f"report_to = {name}" for name in sorted(asked - set(known))]
 
 
 def _spread(values: dict[str, Any], path: Path, stage_keys: frozenset[str]) -> dict[str, Any]:

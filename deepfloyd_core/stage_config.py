@@ -180,6 +180,11 @@ class StageConfig(Spec):
         0.995, ge=0, lt=1, description="Decay of that average per step; lower in the first steps, (1 + n) / (10 + n)."
     )
     checkpointing_steps: int = Field(500, ge=1, description="Optimizer steps between checkpoints; changes no result.")
+    checkpointing_minutes: float | None = Field(
+        None,
+        gt=0,
+        description="Minutes after which there is a checkpoint as well, if there was none; changes no result.",
+    )
     checkpoints_total_limit: int = Field(2, ge=1, description="Checkpoints kept while training; changes no result.")
     validation_steps: int = Field(
         0, ge=0, description="Optimizer steps between validations: held-out loss and pictures, also of step 0; 0: none."

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from deepfloyd_core.control_file import NOT_ON_THE_WAY_DOWN
 from deepfloyd_core.extras import missing_extra
 from deepfloyd_core.flavours import FLAVOURS
 from deepfloyd_core.spec import closest
@@ -18,8 +19,6 @@ _LIBRARIES = {
 _ADAPTERS = (
     "lora_rank", "lora_alpha", "lora_dropout", "lora_target_modules", "lora_init_type", "use_dora",
 )  # fmt: skip
-# Parts of a UNet that a ControlNet has no copy of.
-_NOT_ON_THE_WAY_DOWN = ("up_blocks", "conv_norm_out", "conv_out", "encoder_hid_proj", "add_embedding")
 # A key, and the values of another under which alone it has an effect.
 _BELONGS: tuple[tuple[str, str, tuple[object, ...]], ...] = (
     *((key, "model_type", ("lora",)) for key in (*_ADAPTERS, "use_bitfit")),
@@ -165,9 +164,7 @@ def _control_fault(config: "StageConfig") -> str:
         return ""
     if config.flavour.stage == 2:
         return f"controlnet is True, and {config.model_flavour} is a Stage II model. Put it into [stage1]"
-    if config.init_lora is not None:
-        return "controlnet is True, and init_lora is set; a ControlNet-LoRA starts from the base. Remove one of them"
-    beyond = [name for name in config.lora_target_modules if name.split(".")[0] in _NOT_ON_THE_WAY_DOWN]
+    beyond = [name for name in config.lora_target_modules if name.split(".")[0] in NOT_ON_THE_WAY_DOWN]
     if beyond:
         return (
             f"lora_target_modules has {beyond[0]!r}; controlnet adapts a copy of the UNet's way down, which lacks "

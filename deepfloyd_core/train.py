@@ -7,9 +7,8 @@ so a checkpoint holds what is trained, its moving average, the optimizer's state
 import math
 import signal
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -17,13 +16,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from diffusers.training_utils import EMAModel
 
 from deepfloyd_core.ahead import Ahead
 from deepfloyd_core.attention import set_attention
 from deepfloyd_core.batches import Draws, MixedOrder, OrderSettings, TrainingRows
-from deepfloyd_core.board import Board, open_board, show_validation
-from deepfloyd_core.checkpoints import Checkpoint, last_good, load_checkpoint, save_checkpoint
+from deepfloyd_core.board import Board, open_board, show_validation, shown_metrics
+from deepfloyd_core.checkpoints import last_good
 from deepfloyd_core.conditioning import as_conditioning
 from deepfloyd_core.errors import ConfigError, JobError, Stop
 from deepfloyd_core.files import atomic_path
@@ -42,7 +40,6 @@ from deepfloyd_core.models import (
     trained_scheduler,
     use_threads,
 )
-from deepfloyd_core.optimizers import make_optimizer, optimizer_state, restore_optimizer, resume_training, take_average
 from deepfloyd_core.pace import Pace
 from deepfloyd_core.parent import parent_file
 from deepfloyd_core.projected import Projected, raw_texts
@@ -52,6 +49,7 @@ from deepfloyd_core.schedule import learning_rate_at
 from deepfloyd_core.sheets import save_loss_curve
 from deepfloyd_core.stage_config import StageConfig, device_fault
 from deepfloyd_core.stage_loss import Prepared, Setup, batch_loss, feed, predict_noise, prepare
+from deepfloyd_core.training_state import CheckpointWriter, TrainingState, averaged, take_averages, training_state
 from deepfloyd_core.types import hash_seed
 from deepfloyd_core.validation import Validation, read_losses, write_validations
 from deepfloyd_core.wanted import wanted_pictures
@@ -69,27 +67,24 @@ def train_job(job: Job) -> dict[str, Any]:
     rows = TrainingRows(inputs["pixels"], held_out, inputs.get("conditioning"), inputs.get("low_res"))
     order = _order(setup, rows, job)
     validation = _validation(setup, rows, order, job, folder)
-    metrics, trained_now, seconds = _train(setup, rows, order, job, validation)
-    method = method_of(setup.config)
-    sizes = {name: param.numel() for name, param in setup.unet.named_parameters()}
-    trained = sum(sizes[name] for name in trainable(setup.unet))
-    method.save(setup.unet, stage, folder, job.out)
-    trained_scheduler(folder, setup.config.train_variance).save_pretrained(job.out / "scheduler")
-    difference = method.reload(setup.unet, stage, folder, job.out)
-    with atomic_path(job.out / METRICS_FILE) as tmp:
-        pq.write_table(pa.Table.from_pylist(metrics), tmp)
-    tuned, pictures = validation.take(setup.config.max_train_steps)
-    with open_board(job.config, job.out, setup.config.max_train_steps) as show:
-        show_validation(show, setup.config.max_train_steps, tuned, pictures)
+    state, method = training_state(setup), method_of(setup.config)
+    first, last, metrics = state.step, setup.config.max_train_steps, state.metrics
+    with open_board(job.config, stage, job.out, metrics[:]) as show:
+        seconds = _train(setup, state, _passes(setup, rows, order), job, validation, show)
+        del state  # the optimizer's states can be twice as large as the model
+        sizes = {name: param.numel() for name, param in setup.unet.named_parameters()}
+        trained = sum(sizes[name] for name in trainable(setup.unet))
+        method.save(setup.unet, stage, folder, job.out)
+        trained_scheduler(folder, setup.config.train_variance).save_pretrained(job.out / "scheduler")
+        difference = method.reload(setup.unet, stage, folder, job.out)
+        tuned, pictures = validation.take(last)
+        show_validation(show, last, tuned, pictures)
     method.remove(setup.unet, folder)
     base = validation.losses()
-    validated = write_validations(base, stage, validation.wanted, job.out)
-    save_loss_curve(
-        [row["loss"] for row in metrics], f"Stage {'I' * stage} training loss", job.out / LOSS_CURVE, validated
-    )
+    _write_figures(job, metrics, write_validations(base, stage, validation.wanted, job.out))
     batch = setup.config.train_batch_size * setup.config.gradient_accumulation_steps
     return {
-        "steps": setup.config.max_train_steps,
+        "steps": last,
         "rows": sum(rows.counts.values()),
         "buckets": order.buckets(),
         "trainable_parameters": trained,
@@ -101,9 +96,17 @@ def train_job(job: Job) -> dict[str, Any]:
         **{f"eval_{name}": value for name, value in compared(base, tuned).items()},
         **_against_parent(setup.config, job.out, tuned),
         "reload_difference": difference,
-        "steps_of_this_process": trained_now,
-        "samples_per_s": round(trained_now * batch / seconds, 2) if trained_now else None,
+        "steps_of_this_process": last - first,
+        "samples_per_s": round((last - first) * batch / seconds, 2) if first < last else None,
     }
+
+
+def _write_figures(job: Job, metrics: list[dict[str, Any]], validated: list[tuple[int, float]]) -> None:
+    """Write metrics.parquet, a row for each step, and the curve of its losses and the held-out ones."""
+    with atomic_path(job.out / METRICS_FILE) as tmp:
+        pq.write_table(pa.Table.from_pylist(metrics), tmp)
+    title = f"Stage {'I' * job.options['stage']} training loss"
+    save_loss_curve([row["loss"] for row in metrics], title, job.out / LOSS_CURVE, validated)
 
 
 def _against_parent(config: StageConfig, out: Path, tuned: list[dict[str, Any]]) -> dict[str, Any]:
@@ -149,48 +152,45 @@ def _validation(setup: Setup, rows: TrainingRows, order: MixedOrder, job: Job, f
     return Validation(job.config, setup.stage, folder, setup.unet, setup.texts, predict, grid, wanted, job.out)
 
 
-def _train(
-    setup: Setup, rows: TrainingRows, order: MixedOrder, job: Job, validation: Validation
-) -> tuple[list[dict[str, Any]], int, float]:
-    """The loop. Returns one metrics row for each step, how many steps this process did, and the seconds that they took."""
-    config, state = setup.config, _new_state(setup)
-    metrics = _resume(state, job.out)
-    first, seconds = len(metrics), 0.0
-    asked, pace = _StopRequest(), Pace(setup.device)
-    passes = config.max_train_steps * config.gradient_accumulation_steps
+def _passes(setup: Setup, rows: TrainingRows, order: MixedOrder) -> Callable[[int], Prepared]:
+    """What makes the inputs of a forward pass, by its number."""
 
     def make(number: int) -> Prepared:
         batch = rows.take(*order.batch(number))
         return prepare(setup, batch, number, rows.image_ids(batch))
 
-    with (
-        open_board(job.config, job.out, first) as show,
-        Ahead(make, config.dataloader_num_workers, passes) as ahead,
-    ):
-        for step in range(first, config.max_train_steps):
+    return make
+
+
+def _train(
+    setup: Setup, state: TrainingState, make: Callable[[int], Prepared], job: Job, validation: Validation, show: Board
+) -> float:
+    """The loop, from the step that the state has done; `make` prepares a pass. Returns the seconds that steps took."""
+    config, seconds = setup.config, 0.0
+    asked, pace, checkpoints = _StopRequest(), Pace(setup.device), CheckpointWriter(state, config, job.out)
+    passes = config.max_train_steps * config.gradient_accumulation_steps
+    with Ahead(make, config.dataloader_num_workers, passes) as ahead:
+        for step in range(state.step, config.max_train_steps):
             if _due(config, step) and not validation.taken(step):
                 job.report(step, config.max_train_steps, "validation")
-                if step > first and step % config.checkpointing_steps:
-                    save_checkpoint(job.out, _checkpoint(state, metrics), config.checkpoints_total_limit)
-                with asked.at_once(), _averaged(state):
+                checkpoints.write()
+                with asked.at_once(), averaged(state):
                     show_validation(show, step, *validation.take(step))
                 pace = Pace(setup.device)
             setup.unet.train()
             began = time.monotonic()
-            metrics.append(_step(setup, state, ahead, step))
+            state.metrics.append(_step(setup, state, ahead, step))
             seconds += time.monotonic() - began
             pace.step(config.train_batch_size * config.gradient_accumulation_steps)
-            _tell(job, metrics[-1], pace, show)
+            _tell(job, state.metrics[-1], pace, show)
             finished, stop = step + 1 == config.max_train_steps, asked.stop
-            if finished or stop or (step + 1) % config.checkpointing_steps == 0:
-                save_checkpoint(job.out, _checkpoint(state, metrics), config.checkpoints_total_limit)
+            if finished or stop or checkpoints.due:
+                checkpoints.write()
             if stop:
                 raise Stop
     asked.release()  # what follows can be long, and starts again from the last checkpoint
-    take_average(state.optimizer)
-    if state.ema is not None:
-        state.ema.copy_to(state.params.values())
-    return metrics, config.max_train_steps - first, seconds
+    take_averages(state)
+    return seconds
 
 
 def _due(config: StageConfig, step: int) -> bool:
@@ -201,13 +201,12 @@ def _due(config: StageConfig, step: int) -> bool:
 
 
 def _tell(job: Job, row: dict[str, Any], pace: Pace, show: Board) -> None:
-    values = {name: row[name] for name in ("loss", "lr", "grad_norm")}
-    show(row["step"], {**values, "samples_per_s": pace.samples_per_s, "peak_gib": pace.peak_gib}, ())
+    show(row["step"], {**shown_metrics(row), "samples_per_s": pace.samples_per_s, "peak_gib": pace.peak_gib}, ())
     line = f"loss {row['loss']:.4f} lr {row['lr']:.1e} grad {row['grad_norm']:.2f}"
     job.report(row["step"], job.config.stage(job.options["stage"]).max_train_steps, f"{line} {pace.line}")
 
 
-def _step(setup: Setup, state: "_State", ahead: Ahead[Prepared], step: int) -> dict[str, Any]:
+def _step(setup: Setup, state: TrainingState, ahead: Ahead[Prepared], step: int) -> dict[str, Any]:
     """One optimizer step, `step` counted from 0. Returns its metrics row; raises JobError when anything is not finite."""
     config, lr = setup.config, learning_rate_at(setup.config, step)
     for group in state.optimizer.param_groups:
@@ -231,36 +230,6 @@ def _step(setup: Setup, state: "_State", ahead: Ahead[Prepared], step: int) -> d
     return {"step": step + 1, "loss": loss, "lr": lr, "grad_norm": norm}
 
 
-@dataclass(frozen=True)
-class _State:
-    """What a checkpoint holds beside the metrics."""
-
-    params: dict[str, torch.nn.Parameter]  # those that are trained, by name
-    optimizer: torch.optim.Optimizer
-    ema: EMAModel | None
-
-
-def _new_state(setup: Setup) -> _State:
-    params = trainable(setup.unet)
-    optimizer = make_optimizer(setup.config, params.values(), hash_seed(setup.seed, setup.stage))
-    return _State(params, optimizer, make_ema(setup.config, params.values()))
-
-
-@contextmanager
-def _averaged(state: _State) -> Iterator[None]:
-    """What would be saved now in place of what is being trained, which comes back to the last bit."""
-    averages = state.ema is not None or hasattr(state.optimizer, "eval")
-    kept = [param.detach().clone() for param in state.params.values()] if averages else []
-    take_average(state.optimizer)
-    if state.ema is not None:
-        state.ema.copy_to(state.params.values())
-    yield
-    resume_training(state.optimizer)
-    with torch.no_grad():
-        for param, value in zip(state.params.values(), kept, strict=averages):
-            param.copy_(value)
-
-
 def _order(setup: Setup, rows: TrainingRows, job: Job) -> MixedOrder:
     config, shares = setup.config, {name: Share(*values) for name, values in job.options.get("shares", {}).items()}
     settings = OrderSettings(
@@ -268,35 +237,6 @@ def _order(setup: Setup, rows: TrainingRows, job: Job) -> MixedOrder:
         hash_seed(setup.seed, setup.stage), job.config.data_backend_sampling == "auto-weighting",
     )  # fmt: skip
     return MixedOrder(rows, shares, settings)
-
-
-def make_ema(config: StageConfig, params: Iterable[torch.nn.Parameter]) -> EMAModel | None:
-    """The moving average of what is trained; in fp32, because in bf16 steps of 1 - decay would be rounded away."""
-    return EMAModel([param.detach().float() for param in params], decay=config.ema_decay) if config.use_ema else None
-
-
-def _checkpoint(state: _State, metrics: list[dict[str, Any]]) -> Checkpoint:
-    def tensors(values: Iterable[torch.Tensor]) -> dict[str, torch.Tensor]:
-        return {name: value.detach().cpu().contiguous() for name, value in zip(state.params, values, strict=True)}
-
-    average = {} if state.ema is None else tensors(state.ema.shadow_params)
-    kept, numbers = optimizer_state(state.optimizer, list(state.params))
-    return Checkpoint(len(metrics), tensors(state.params.values()), kept, numbers, average, metrics)
-
-
-def _resume(state: _State, out: Path) -> list[dict[str, Any]]:
-    """Go back to the newest checkpoint, if there is one. Returns the metrics of the steps before it."""
-    found = load_checkpoint(out)
-    if found is None:
-        return []
-    with torch.no_grad():
-        for name, param in state.params.items():
-            param.copy_(found.adapter[name])
-    restore_optimizer(state.optimizer, list(state.params), found.optimizer, found.numbers)
-    if state.ema is not None:
-        state.ema.shadow_params = [found.ema[name].to(param.device) for name, param in state.params.items()]
-        state.ema.optimization_step = found.step
-    return list(found.metrics)
 
 
 class _StopRequest:

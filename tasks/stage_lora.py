@@ -12,13 +12,16 @@ from deepfloyd_core.jobs import run_job
 from deepfloyd_core.parent import find_parent
 from deepfloyd_core.products import lora_request, shares
 from deepfloyd_core.unet_sizes import check_training_sizes
+from deepfloyd_core.wandb_login import check_wandb
 from tasks.progress import progress
 from tasks.publish import publish_buckets, publish_held_out, publish_pictures
 
 
 def check_models(run: Run, stages: tuple[Stage, ...]) -> None:
-    """Raise ConfigError for sizes that a stage's UNet cannot be fed, or an `init_lora` that it cannot start from, before
-    anything else is made."""
+    """Raise ConfigError for sizes that a stage's UNet cannot be fed, an `init_lora` that it cannot start from, or W&B
+    without a key, before anything else is made."""
+    if "wandb" in run.config.trackers:
+        check_wandb()
     for stage in stages:
         folder = resolve(run.config.stage(stage).model, stage)
         check_training_sizes(run, stage, folder)

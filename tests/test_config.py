@@ -87,6 +87,7 @@ STAGE_BOUNDS: dict[str, tuple[type, float | None, float | None]] = {
     "caption_dropout_probability": (float, 0, 1),
     "ema_decay": (float, 0, math.nextafter(1, 0)),
     "checkpointing_steps": (int, 1, None),
+    "checkpointing_minutes": (float, 5e-324, None),
     "checkpoints_total_limit": (int, 1, None),
     "validation_steps": (int, 0, None),
     "validation_num_inference_steps": (int, 1, 1000),
@@ -551,7 +552,33 @@ def test_a_key_that_has_no_effect_is_reported_not_swallowed(files: Files) -> Non
     for key in ("output_dir", "resume_from_checkpoint"):
         assert [note for note in notes if f"{key} is ignored" in note], key
     assert not [note for note in notes if "report_to" in note], "none is what it does"
-    assert [note for note in files.load({**BOTH, "report_to": "wandb"}).notes if "report_to is ignored" in note]
+
+
+@pytest.mark.parametrize(
+    ("said", "trackers", "ignored"),
+    [
+        ("none", (), []), ("", (), []), ("tensorboard", ("tensorboard",), []), ("wandb", ("wandb",), []),
+        ("wandb, TensorBoard", ("tensorboard", "wandb"), []), ("wandb,wandb", ("wandb",), []),
+        ("all", (), ["all"]), ("comet_ml,wandb", ("wandb",), ["comet_ml"]), (None, (), []),
+    ],
+)  # fmt: skip
+def test_simpletuners_lists_of_trackers(
+    files: Files, monkeypatch: pytest.MonkeyPatch, said: str | None, trackers: tuple[str, ...], ignored: list[str]
+) -> None:
+    monkeypatch.setattr("deepfloyd_core.config.missing_extra", lambda packages, extra: "")
+    run = files.load({**BOTH, "report_to": said})
+    assert run.config.trackers == trackers
+    notes = [note for note in run.notes if "report_to" in note]
+    assert len(notes) == len(ignored) and all(f"report_to = {name} is ignored" in " ".join(notes) for name in ignored)
+
+
+def test_a_tracker_that_is_not_installed_says_what_installs_it(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "deepfloyd_core.extras.importlib.util.find_spec", lambda name: None if name == "wandb" else name
+    )
+    says = files.refusal({**BOTH, "report_to": "tensorboard,wandb"})
+    assert "report_to is 'tensorboard,wandb', and wandb cannot be imported. Install the extra: pip install" in says
+    assert "deepfloyd-pipeline[wandb]" in says
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from accelerate.hooks import ModelHook, add_hook_to_module
@@ -16,7 +17,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from skimage import data, feature
-from training_parts import FOLDERS, fewer_losses, prepared, run_here, train_stage
+from training_parts import FOLDERS, fewer_losses, prepared, run_here, train_and_kill, train_stage
 
 from deepfloyd_core import train
 from deepfloyd_core.artifacts import Artifact
@@ -290,6 +291,9 @@ def test_files_of_other_kinds_are_named(tmp_path: Path) -> None:
     save_control(unet, 1, FOLDER, tmp_path)
     with pytest.raises(ArtifactError, match="its conditioning is 'depth'"):
         load_control(load_unet(FOLDER, torch.float32), tmp_path / FILE)
+    save_file({"x": torch.zeros(1)}, tmp_path / FILE, {"control": "[" * 100_000})
+    with pytest.raises(ArtifactError, match=f"{FILE} cannot be read as a ControlNet-LoRA: maximum recursion"):
+        load_control(load_unet(FOLDER, torch.float32), tmp_path / FILE)
     save_file({"x": torch.zeros(1)}, tmp_path / FILE)
     for damage in (lambda: None, lambda: (tmp_path / FILE).write_bytes(b"x" * 40), lambda: (tmp_path / FILE).unlink()):
         damage()
@@ -301,7 +305,6 @@ def test_files_of_other_kinds_are_named(tmp_path: Path) -> None:
     ("keys", "says"),
     [
         ({"model_flavour": "tiny-ii"}, "tiny-ii is a Stage II model. Put it into .stage1."),
-        ({"init_lora": "3"}, "a ControlNet-LoRA starts from the base"),
         ({"use_bitfit": True}, "controlnet is True, without effect while use_bitfit is True"),
         ({"model_type": "full"}, "without effect while model_type is full"),
         ({"controlnet": False, "controlnet_conditioning": "low_res"}, "or set controlnet = True"),
@@ -441,12 +444,40 @@ def test_a_training_that_broke_off_ends_in_the_same_bytes(
 
 
 @pytest.mark.slow
-def test_training_does_not_go_on_from_a_control(
-    world: tuple[Path, dict[str, Artifact], Any], trained: tuple[Run, Artifact], tmp_path: Path
+def test_a_training_goes_on_from_a_control_and_survives_a_kill(
+    world: tuple[Path, dict[str, Artifact], Any],
+    trained: tuple[Run, Artifact],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    run = load_run(world[0], (f"workspace={tmp_path}", f"stage1.init_lora={trained[1].path}"))
-    with pytest.raises(ConfigError, match="which is a ControlNet-LoRA; no training goes on from one"):
-        train_stage(run, world[1], 1, tmp_path, how=run_here)
+    """Step 0 is the parent to the bit: each held-out loss, and each picture that it makes."""
+    fewer_losses(monkeypatch)
+    parent = trained[1]
+    more = (f"init_lora={parent.path}", "checkpointing_steps=1")
+    whole = train_stage(
+        with_control(world[0], tmp_path / "whole", *more), world[1], 1, tmp_path / "whole", how=run_here
+    )
+    assert whole.manifest["inputs"]["parent"] == parent.hashes[FILE]
+    assert whole.summary["eval_loss_parent"] == parent.summary["eval_loss"]
+    assert whole.summary["eval_loss_base"] == parent.summary["eval_loss_base"] != parent.summary["eval_loss"]
+
+    def losses(lora: Artifact, step: int) -> list[tuple[Any, ...]]:
+        table = pq.read_table(lora.path / "validation.parquet").to_pylist()
+        asked = [row for row in table if (row["model"], row["step"]) == ("trained", step)]
+        return [(row["part"], row["image_id"], row["t"], row["loss"]) for row in asked]
+
+    assert losses(whole, 0) == losses(parent, 3) != losses(whole, 3) and losses(whole, 0)
+    for name in ("000.png", "001.png"):
+        before = np.asarray(Image.open(parent.path / "validation" / "step-00000003" / name))
+        assert np.array_equal(np.asarray(Image.open(whole.path / "validation" / "step-00000000" / name)), before)
+    state, child = load_file(parent.path / FILE), load_file(whole.path / FILE)
+    assert state.keys() == child.keys() and not all(torch.equal(state[name], child[name]) for name in state)
+
+    run = with_control(world[0], tmp_path / "killed", *more)
+    train_and_kill(run, world[1], 1, tmp_path / "killed", after_steps=2)
+    lora = train_stage(run, world[1], 1, tmp_path / "killed", how=run_here)
+    assert lora.summary["steps_of_this_process"] < 3
+    assert lora.hashes == whole.hashes
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ import pytest
 import torch
 from diffusers.optimization import get_scheduler
 
-from deepfloyd_core import adamw_bf16, train
+from deepfloyd_core import adamw_bf16, train, training_state
 from deepfloyd_core.adamw_bf16 import AdamWBF16, round_at_random
 from deepfloyd_core.errors import Stop
 from deepfloyd_core.flavours import FLAVOURS
@@ -85,17 +85,16 @@ def run_loop(
         if done == stop_in:
             raise Stop
 
-    monkeypatch.setattr(
-        train, "prepare", lambda setup, batch, number, image_ids: SimpleNamespace(number=number, image_ids=[])
-    )
+    def passes(number: int) -> Any:
+        return SimpleNamespace(number=number, image_ids=[])
+
     monkeypatch.setattr(train, "batch_loss", lambda setup, prepared: module.loss(prepared.number))
-    rows = SimpleNamespace(take=lambda number: number, image_ids=lambda batch: [])
     setup = SimpleNamespace(config=config, unet=module, seed=3, stage=1, device=torch.device("cpu"), out=out)
-    run = SimpleNamespace(report_to="none", stage=lambda stage: config)
+    run = SimpleNamespace(stage=lambda stage: config)
     job = SimpleNamespace(out=out, report=report, config=run, options={"stage": 1})
-    order = SimpleNamespace(batch=lambda number: (number,))
-    metrics, *_ = train._train(cast(Any, setup), cast(Any, rows), cast(Any, order), cast(Any, job), validation)
-    return {name: param.detach().clone() for name, param in module.named_parameters()}, metrics
+    state = training_state.training_state(cast(Any, setup))
+    train._train(cast(Any, setup), state, passes, cast(Any, job), validation, lambda *_: None)
+    return {name: param.detach().clone() for name, param in module.named_parameters()}, state.metrics
 
 
 def run_to_death(config: StageConfig, out: Path, monkeypatch: pytest.MonkeyPatch, *steps: int) -> None:
@@ -122,6 +121,35 @@ def test_a_run_that_dies_twice_ends_with_the_bytes_of_an_unbroken_one(
     assert all(torch.equal(found[name], expected[name]) for name in expected)
     files = {path.suffix for path in (tmp_path / "broken").rglob("*") if path.is_file()}
     assert files == {".safetensors", ".json"}, "no pickle"
+
+
+@pytest.mark.usefixtures("sigterm")
+def test_checkpoints_by_time_lie_so_many_minutes_apart_and_change_no_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A clock by which each step takes 20 s: after 1.5 minutes, or five steps, beside those of `checkpointing_steps`."""
+    config, clock = settings("adamw", checkpointing_steps=12, checkpoints_total_limit=9), [0.0]
+    expected, metrics = run_loop(config, tmp_path / "whole", monkeypatch)
+    monkeypatch.setattr(training_state, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    real = train._step
+
+    def slow(*args: Any) -> Any:
+        clock[0] += 20
+        return real(*args)
+
+    monkeypatch.setattr(train, "_step", slow)
+    timed = config.model_copy(update={"checkpointing_minutes": 1.5})
+
+    def written(folder: str) -> list[int]:
+        return sorted(int(path.name.split("-")[1]) for path in (tmp_path / folder / ".checkpoints").iterdir())
+
+    run_to_death(timed, tmp_path / "timed", monkeypatch, 19)
+    assert written("timed") == [5, 10, 12, 17]
+    found, resumed = run_loop(timed, tmp_path / "timed", monkeypatch)
+    assert written("timed") == [5, 10, 12, 17, 20]
+    assert resumed == metrics and all(torch.equal(found[name], expected[name]) for name in expected)
+    run_loop(config, tmp_path / "untimed", monkeypatch)
+    assert written("untimed") == [12, 20]
 
 
 @pytest.mark.usefixtures("sigterm")
@@ -162,7 +190,7 @@ def test_an_optimizer_that_is_not_restored_ends_elsewhere(
     config = settings(optimizer)
     _, metrics = run_loop(config, tmp_path / "whole", monkeypatch)
     run_to_death(config, tmp_path / "broken", monkeypatch, 11)
-    monkeypatch.setattr(train, "restore_optimizer", lambda *_: None)
+    monkeypatch.setattr(training_state, "restore_optimizer", lambda *_: None)
     assert run_loop(config, tmp_path / "broken", monkeypatch)[1] != metrics
 
 
@@ -274,7 +302,7 @@ def test_a_bf16_step_is_adamws_step_up_to_one_rounding() -> None:
 def test_the_moving_average_of_bf16_adapters_arrives() -> None:
     """In bf16 it would stop where a thousandth of what is left to go is less than half of its spacing."""
     param = torch.nn.Parameter(torch.zeros(3, dtype=torch.bfloat16))
-    ema = train.make_ema(stage(optimizer="adamw_bf16", use_ema=True, ema_decay=0.999), [param])
+    ema = training_state.make_ema(stage(optimizer="adamw_bf16", use_ema=True, ema_decay=0.999), [param])
     assert ema is not None
     ema.optimization_step = 100_000  # far into a run, where the decay is the one that was asked for
     param.data.fill_(1.0)

@@ -13,6 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from deepfloyd_core.artifacts import MANIFEST, Artifact, Request
 from deepfloyd_core.config import Run, load_run
+from deepfloyd_core.control import Control, load_control
+from deepfloyd_core.control_file import new_shapes
 from deepfloyd_core.errors import ArtifactError, ConfigError
 from deepfloyd_core.files import sha256_file, write_sealed
 from deepfloyd_core.flavours import FLAVOURS, Stage
@@ -20,7 +22,8 @@ from deepfloyd_core.lora import trainable
 from deepfloyd_core.methods import base_dtype, method_of
 from deepfloyd_core.models import load_scheduler, load_unet, stock_pipeline
 from deepfloyd_core.parent import find_parent, parent_file
-from deepfloyd_core.products import LORA_FILE, lora_request
+from deepfloyd_core.products import CONTROL_FILE, LORA_FILE, lora_request
+from deepfloyd_core.random_models import design
 from deepfloyd_core.stage_config import StageConfig
 
 FOLDERS = {1: Path(FLAVOURS["tiny-i"].repo), 2: Path(FLAVOURS["tiny-ii"].repo)}
@@ -28,8 +31,11 @@ LORA = {"lora_rank": 4, "lora_alpha": 8.0}
 DORA = {"lora_rank": 2, "use_dora": True, "lora_target_modules": ["to_q", "to_out.0", "conv1"]}
 BITFIT = {"use_bitfit": True}
 FULL = {"model_type": "full", "learning_rate": 1e-5}
+CONTROL = {**LORA, "controlnet": True, "controlnet_conditioning": "grayscale"}
+CONTROL_DORA = {**DORA, "controlnet": True, "controlnet_conditioning": "low_res"}
 PARENTS: tuple[tuple[str, Stage, dict[str, Any]], ...] = (
     ("lora", 1, LORA), ("dora", 1, DORA), ("biases", 1, BITFIT), ("full", 1, FULL), ("ii", 2, LORA),
+    ("control", 1, CONTROL), ("control-dora", 1, CONTROL_DORA),
 )  # fmt: skip
 
 
@@ -82,17 +88,21 @@ def refusal(folder: Path, parent: Path | str, stage: Stage = 1, **keys: Any) -> 
 
 
 def output(unet: UNet2DConditionModel) -> torch.Tensor:
+    """Epsilon and variance on a fixed input; of a UNet with a control as it follows a picture."""
     generator = torch.Generator().manual_seed(4)
     x = torch.randn((1, unet.config.in_channels, 32, 32), generator=generator)
     text = torch.randn((1, 77, unet.config.encoder_hid_dim), generator=generator)
     level = torch.tensor([250]) if unet.config.class_embed_type else None
+    follow = {"control_image": torch.rand((1, 3, 32, 32), generator=generator)} if hasattr(unet, "control") else None
     with torch.inference_mode():
-        return torch.as_tensor(unet.eval()(x, torch.tensor([500]), text, class_labels=level)[0])
+        called = unet.eval()(x, torch.tensor([500]), text, class_labels=level, cross_attention_kwargs=follow)
+        return torch.as_tensor(called[0])
 
 
 @pytest.mark.parametrize(("name", "stage", "keys"), PARENTS)
 def test_training_starts_at_the_parent_exactly(folder: Path, name: str, stage: Stage, keys: dict[str, Any]) -> None:
-    """Against a UNet into which the stock pipeline (for biases and UNets: diffusers and torch) loaded the parent."""
+    """Against a UNet into which the stock pipeline (for biases and UNets: diffusers and torch) loaded the parent; of a
+    ControlNet-LoRA against one that is sampled with."""
     config = stage_config(stage, keys)
     parent = find_parent(new_run(folder, folder / name, stage, **keys), stage, FOLDERS[stage])
     assert parent is not None
@@ -108,6 +118,8 @@ def test_training_starts_at_the_parent_exactly(folder: Path, name: str, stage: S
         stock.unet = UNet2DConditionModel.from_pretrained(folder / name, subfolder="unet")
     elif name == "biases":
         assert not stock.unet.load_state_dict(load_file(parent.file), strict=False).unexpected_keys
+    elif config.controlnet:
+        load_control(stock.unet, parent.file)
     else:
         stock.load_lora_weights(folder / name, adapter_name="default")
     for param in stock.unet.parameters():  # mapped tensors start anywhere in a file; products round accordingly
@@ -141,6 +153,17 @@ def test_the_bytes_of_the_parent_are_in_the_request_and_its_path_is_not(folder: 
     assert len({same[0].fingerprint, without.fingerprint, changed.fingerprint}) == 3
 
 
+def test_when_checkpoints_are_written_is_in_no_fingerprint(folder: Path, tmp_path: Path) -> None:
+    text = Artifact("stage1_text", "0" * 16, tmp_path)
+    write_sealed(tmp_path / MANIFEST, {"spec": {}, "inputs": {"unet": ""}})
+
+    def fingerprint(**keys: Any) -> str:
+        return lora_request(new_run(folder, None, **keys), 1, FOLDERS[1], {"text": text}).fingerprint
+
+    rare = fingerprint(checkpointing_minutes=0.5, checkpointing_steps=7, checkpoints_total_limit=9)
+    assert rare == fingerprint() != fingerprint(max_train_steps=7)
+
+
 @pytest.mark.parametrize(
     ("name", "stage", "keys", "says"),
     [
@@ -158,6 +181,24 @@ def test_the_bytes_of_the_parent_are_in_the_request_and_its_path_is_not(folder: 
         ("full", 1, LORA, "which is a UNet; the settings train a LoRA. Set model_type = full, or remove init_lora."),
         ("biases", 1, LORA, "which is biases; the settings train a LoRA. Set use_bitfit = true"),
         ("lora", 1, {**LORA, "mixed_precision": "bf16", "optimizer": "adamw_bf16"},
+         "with weights in F32; adamw_bf16 starts exactly from BF16 only. Use adamw."),
+        ("lora", 1, CONTROL,
+         "which is a LoRA; the settings train a ControlNet-LoRA. Set controlnet = false, or remove init_lora."),
+        ("control", 1, LORA,
+         "which is a ControlNet-LoRA; the settings train a LoRA. Set controlnet = true, or remove init_lora."),
+        ("control", 1, FULL, "the settings train a UNet. Set model_type = lora and controlnet = true, or remove init_lora."),
+        ("full", 1, CONTROL, "which is a UNet; the settings train a ControlNet-LoRA. Set model_type = full and contr"),
+        ("biases", 1, CONTROL, "which is biases; the settings train a ControlNet-LoRA. Set use_bitfit = true and control"),
+        ("lora", 1, BITFIT, "which is a LoRA; the settings train biases. Set use_bitfit = false, or remove init_lora."),
+        ("control", 2, LORA, "which is a ControlNet-LoRA, and those are of Stage I. Remove init_lora."),
+        ("control", 1, {**CONTROL, "controlnet_conditioning": "canny"},
+         "which follows grayscale; controlnet_conditioning is canny. Set them alike."),
+        ("control", 1, {**CONTROL, "lora_rank": 8}, "a LoRA of rank 4; lora_rank is 8. Set them alike."),
+        ("control", 1, {**CONTROL, "lora_alpha": 4.0}, "a LoRA with lora_alpha 8; this run has 4. Set them alike."),
+        ("control", 1, {**CONTROL, "use_dora": True}, "a LoRA without DoRA; use_dora is True."),
+        ("control-dora", 1, {**CONTROL_DORA, "use_dora": False}, "a LoRA with DoRA; use_dora is False."),
+        ("control", 1, {**CONTROL, "lora_target_modules": ["to_q", "conv_in"]}, "asks for conv_in to_q. Set them alike."),
+        ("control", 1, {**CONTROL, "mixed_precision": "bf16", "optimizer": "adamw_bf16"},
          "with weights in F32; adamw_bf16 starts exactly from BF16 only. Use adamw."),
         ("nowhere", 1, LORA, "there is no such file or folder"),
         ("run", 1, LORA, "has none of bitfit_biases.safetensors, controlnet_lora.safetensors, unet/diffusion_pytorch_model"),
@@ -179,7 +220,7 @@ def test_damaged_and_foreign_files_are_refused(folder: Path, tmp_path: Path) -> 
     save_file({"unet.mid_block.attentions.0.to_q.lora.down.weight": torch.zeros(4, 64)}, file)
     assert "is neither of a LoRA as diffusers writes one today nor of a UNet" in refusal(folder, file, **LORA)
     state = load_file(folder / "lora" / LORA_FILE)
-    for record in ("no JSON", "[]", '{"unet.lora_alpha": "8"}'):
+    for record in ("no JSON", "[]", '{"unet.lora_alpha": "8"}', "[" * 100_000):
         save_file(state, file, {"lora_adapter_metadata": record})
         assert "cannot be read: " in refusal(folder, file, **LORA)
     half = next(name for name in state if "lora_B" in name)
@@ -188,6 +229,56 @@ def test_damaged_and_foreign_files_are_refused(folder: Path, tmp_path: Path) -> 
     state.pop(half)
     save_file(state, file)
     assert "which has one half of the adapter on " in refusal(folder, file, **LORA)
+
+
+def test_damaged_and_foreign_control_files_are_refused(folder: Path, tmp_path: Path) -> None:
+    file, whole = tmp_path / CONTROL_FILE, (folder / "control" / CONTROL_FILE).read_bytes()
+    for damaged in (whole[:-1], whole[:50], b""):
+        file.write_bytes(damaged)
+        assert f"and {file} cannot be read: " in refusal(folder, file, **CONTROL)
+    file.write_bytes(whole)
+    state = load_file(file)
+    with safe_open(file, "pt") as opened:
+        record = json.loads(opened.metadata()["control"])
+
+    def says(changed: dict[str, Any] | str | None = None, **tensors: torch.Tensor | None) -> str:
+        """The refusal of that file with another record and other tensors, or without some."""
+        kept = {name: tensor for name, tensor in {**state, **tensors}.items() if tensor is not None}
+        said = changed if isinstance(changed, str) else json.dumps({**record, **(changed or {})})
+        save_file(kept, file, {"control": said})
+        return refusal(folder, file, **CONTROL)
+
+    for said in ("no JSON", "[]", "{}", "[" * 100_000):
+        assert "cannot be read: " in says(said)
+    assert "cannot be read: its conditioning is 'depth'" in says({"conditioning": "depth"})
+    assert "cannot be read: its control is no record of a LoRA" in says({"lora": {"lora_alpha": "8"}})
+    assert "that this trainer does not have" in says({"lora": {**record["lora"], "use_rslora": True}})
+    assert "does not fit tiny-i: skips.3.bias is absent in it and (" in says(**{"skips.3.bias": None})
+    assert "skips.40.weight is (8, 8, 1, 1) in it and absent there" in says(
+        **{"skips.40.weight": torch.zeros(8, 8, 1, 1)}
+    )
+    assert "hint.0.weight is (16, 4, 3, 3) in it and (16, 3, 3, 3)" in says(
+        **{"hint.0.weight": torch.zeros(16, 4, 3, 3)}
+    )
+    half = next(name for name in state if "lora_B" in name)
+    assert "which has one half of the adapter on " in says(**{half: None})
+    assert "which has a lora_B of (" in says(**{half: state[half][:, :2].contiguous()})
+    assert "which has no adapters" in says(**{name: None for name in state if name.startswith("encoder.")})
+    bare = half.removeprefix("encoder.")
+    assert f"{bare} is {tuple(state[half].shape)} in it and absent there" in says(**{bare: state[half].clone()})
+    up = {f"encoder.up_blocks.0.attentions.0.to_q.lora_{part}.weight": torch.zeros(4, 4) for part in "AB"}
+    assert "does not fit tiny-i: up_blocks.0.attentions.0.to_q is (4, 4) in it and absent there" in says(**up)
+
+
+@pytest.mark.parametrize("flavour", ["tiny-i", "i-medium-400m", "i-large-900m", "i-xlarge-4.3b"])
+def test_the_shapes_of_a_control_are_known_from_those_of_its_base(flavour: str) -> None:
+    """Which is how another width is seen before a model is loaded; against a control that was made."""
+    with torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(design(FLAVOURS[flavour]).unet)
+        control = Control(unet, "canny")
+    base = {name: tuple(param.shape) for name, param in unet.state_dict().items()}
+    made = {name: tuple(param.shape) for name, param in control.named_parameters() if not name.startswith("encoder.")}
+    assert new_shapes(base) == made
 
 
 def test_a_parent_that_changed_after_the_request_is_caught(folder: Path, tmp_path: Path) -> None:

@@ -65,9 +65,9 @@ def test_tensorboard_shows_a_resumed_run_once(tmp_path: Path) -> None:
 
     out, picture = tmp_path / "stage1_lora" / "abc", tmp_path / "000.png"
     Image.new("RGB", (8, 8), (255, 0, 0)).save(picture)
-    config = cast(Any, SimpleNamespace(report_to="tensorboard"))
+    config = cast(Any, SimpleNamespace(trackers=("tensorboard",)))
     for first, end in ((0, 7), (4, 9)):  # killed in step 8, its newest checkpoint of step 4
-        with open_board(config, out, first) as show:
+        with open_board(config, 1, out, [{}] * first) as show:
             for step in range(first, end):
                 show(step + 1, {"loss": float(step)}, ())
             show_validation(show, end, losses(1), [picture])
@@ -78,7 +78,7 @@ def test_tensorboard_shows_a_resumed_run_once(tmp_path: Path) -> None:
 
 
 def test_nothing_is_written_without_a_tracker(tmp_path: Path) -> None:
-    with open_board(cast(Any, SimpleNamespace(report_to="none")), tmp_path / "a" / "b", 0) as show:
+    with open_board(cast(Any, SimpleNamespace(trackers=())), 1, tmp_path / "a" / "b", []) as show:
         show(1, {"loss": 1.0}, ())
     assert not list(tmp_path.iterdir())
 
