@@ -45,6 +45,7 @@ from deepfloyd_core.optimizers import make_optimizer, optimizer_state, restore_o
 from deepfloyd_core.pace import Pace
 from deepfloyd_core.parent import parent_file
 from deepfloyd_core.projected import Projected, raw_texts
+from deepfloyd_core.quantized_base import frozen_bytes, frozen_numbers, quantize_base
 from deepfloyd_core.recompute import recompute_activations
 from deepfloyd_core.row_list import eval_ids
 from deepfloyd_core.schedule import learning_rate_at
@@ -70,8 +71,11 @@ def train_job(job: Job) -> dict[str, Any]:
     validation = _validation(setup, rows, order, job, folder)
     metrics, trained_now, seconds = _train(setup, rows, order, job, validation)
     method = method_of(setup.config)
-    sizes = {name: param.numel() for name, param in setup.unet.named_parameters()}
-    trained = sum(sizes[name] for name in trainable(setup.unet))
+    sizes = {
+        "trainable_parameters": sum(param.numel() for param in trainable(setup.unet).values()),
+        "frozen_parameters": frozen_numbers(setup.unet),
+        "frozen_bytes": frozen_bytes(setup.unet),
+    }
     method.save(setup.unet, stage, folder, job.out)
     trained_scheduler(folder, setup.config.train_variance).save_pretrained(job.out / "scheduler")
     difference = method.reload(setup.unet, stage, folder, job.out)
@@ -91,8 +95,7 @@ def train_job(job: Job) -> dict[str, Any]:
         "steps": setup.config.max_train_steps,
         "rows": sum(rows.counts.values()),
         "buckets": order.buckets(),
-        "trainable_parameters": trained,
-        "frozen_parameters": sum(sizes.values()) - trained,
+        **sizes,
         "first_loss": metrics[0]["loss"],
         "last_loss": metrics[-1]["loss"],
         "eval_loss_base": mean_loss(base),
@@ -122,6 +125,7 @@ def _set_up(job: Job, stage: Stage, folder: Path) -> Setup:
     projected = text.kind != "text_embeds"
     parent = parent_file(job.options["parent"]) if job.options.get("parent") else None
     unet = (load_projected_unet if projected else load_unet)(folder, base_dtype(config))
+    quantize_base(unet, config.base_model_precision, device)
     method = method_of(config)
     method.prepare(unet, config, hash_seed("lora", job.config.seed, stage))
     if parent is not None:

@@ -1,0 +1,189 @@
+"""A UNet's frozen weights in 8 or 4 bits while something small is trained beside them (QLoRA, Dettmers et al. 2023).
+
+Nine tenths of an IF UNet are convolutions, so their weights are stored small as those of linear layers are, and made whole
+where they are used: in the forward pass, and once more in the backward pass. In between only the small ones are held; nor is
+a layer's input, which torch keeps for a convolution even where nothing asks for the gradient of its weight.
+
+`int8`: a scale for each output channel, its largest magnitude / 127, in fp32. `nf4`: QLoRA's 4-bit normal float in blocks of
+64 with a scale in bf16, 0.53 bytes a weight. In torch alone: torchao quantises no convolutions, makes an NF4 weight whole in
+13 times the time and holds 8 bytes a weight meanwhile.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import conv2d, linear, pad
+
+from deepfloyd_core.stage_config import BasePrecision
+from deepfloyd_core.weights import TEXT_MODULES
+
+# They see or make the pictures themselves or steer every block, and are 0.4 % of IF-I-M. An adapter may be on the text modules.
+_WHOLE = ("conv_in", "conv_out", "time_embedding", "class_embedding", *TEXT_MODULES)
+_BLOCK = 64  # weights to a scale of NF4
+# Appendix E of the paper: quantiles of a normal distribution, scaled to [-1, 1], with an exact zero.
+_NORMAL_FLOAT = (
+    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
+    -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
+    0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
+)  # fmt: skip
+
+
+class Quantized(torch.nn.Module):
+    """What a quantised layer is beside the layer that it was, whose other parameters it keeps.
+
+    All of it are whole numbers, for `.to(dtype)` casts any other; parameters, for a shared one stays shared when it moves.
+    """
+
+    values: torch.nn.Parameter  # int8 (out, in), or NF4's: uint8, two codes a byte, the first in the upper half
+    scales: torch.nn.Parameter  # bits of fp32 (out,), or NF4's: of bf16, one for each block
+    pairs: torch.nn.Parameter | None  # NF4's: for each byte its two numbers, as the bits of one integer: (256,)
+    shape: torch.Size  # of the weight
+    dtype: torch.dtype
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The whole weight, made anew: what is written into it is lost."""
+        if self.pairs is None:
+            scales = self.scales.view(torch.float32)[:, None]
+            whole = torch.empty(self.values.shape, dtype=self.dtype, device=self.values.device)
+            return torch.mul(self.values, scales, out=whole).view(self.shape)
+        # One look-up for two numbers: an index in four bytes for each pair is all that is needed beside the result.
+        numbers = self.pairs.index_select(0, self.values.int()).view(self.dtype).view(-1, _BLOCK)
+        numbers.mul_(self.scales.view(torch.bfloat16)[:, None])
+        return numbers.view(-1)[: self.shape.numel()].view(self.shape)
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """The layer's output, in the dtype that autocast asks for, or the input's."""
+        device = input.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else input.dtype
+        bias = None if self.bias is None else self.bias.to(dtype)
+        return torch.as_tensor(_Product.apply(input.to(dtype), bias, self))  # type: ignore[no-untyped-call]
+
+    def product(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """What the layer makes of x."""
+        raise NotImplementedError
+
+    def to_input(self, grad: torch.Tensor, shape: torch.Size, stride: tuple[int, ...]) -> torch.Tensor:
+        """The gradient of an input that lay so in memory, from its output's."""
+        raise NotImplementedError
+
+
+class QuantizedLinear(Quantized, torch.nn.Linear):  # type: ignore[misc]
+    """x: (..., in)."""
+
+    def product(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        return linear(x, self.weight.to(x.dtype), bias)
+
+    def to_input(self, grad: torch.Tensor, shape: torch.Size, stride: tuple[int, ...]) -> torch.Tensor:
+        return grad @ self.weight.to(grad.dtype)
+
+
+class QuantizedConv2d(Quantized, torch.nn.Conv2d):  # type: ignore[misc]
+    """x: (B, in, H, W)."""
+
+    def __new__(cls, *args: Any, **named: Any) -> Any:
+        # peft makes an adapter's convolutions by the type of the adapted one: those are plain. A copy is made without arguments.
+        return torch.nn.Conv2d(*args, **named) if args or named else super().__new__(cls)
+
+    def product(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        return conv2d(x, self.weight.to(x.dtype), bias, self.stride, self.padding, self.dilation, self.groups)
+
+    def to_input(self, grad: torch.Tensor, shape: torch.Size, stride: tuple[int, ...]) -> torch.Tensor:
+        x = grad.new_empty_strided(shape, stride)  # never read, but torch takes another kernel where it lies otherwise
+        found: tuple[torch.Tensor, ...] = torch.ops.aten.convolution_backward(
+            grad, x, self.weight.to(grad.dtype), None, self.stride, self.padding, self.dilation, False, [0], self.groups,
+            [True, False, False],
+        )  # fmt: skip
+        return found[0]
+
+
+class _Product(torch.autograd.Function):
+    """A layer's product; of what it depends on, only the input and the bias can have gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, bias: torch.Tensor | None, layer: Quantized) -> torch.Tensor:
+        ctx.layer, ctx.shape, ctx.stride = layer, x.shape, x.stride()
+        return layer.product(x, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, None]:
+        layer: Quantized = ctx.layer
+        to_x, to_bias, _ = ctx.needs_input_grad
+        channel = 1 if isinstance(layer, QuantizedConv2d) else grad.ndim - 1
+        others = [dim for dim in range(grad.ndim) if dim != channel]
+        to_input = layer.to_input(grad, ctx.shape, ctx.stride) if to_x else None
+        return to_input, grad.sum(others) if to_bias else None, None
+
+
+_LAYERS: dict[type, type[Quantized]] = {torch.nn.Linear: QuantizedLinear, torch.nn.Conv2d: QuantizedConv2d}
+
+
+def quantize_base(unet: torch.nn.Module, precision: BasePrecision, device: torch.device) -> None:
+    """Quantise the weights of a frozen UNet in place, one layer at a time, each on the device that it is used on.
+
+    Layers stay `Linear` and `Conv2d` for those who look for these, such as peft; `weight` gives what is computed with.
+    """
+    if precision == "no_change":
+        return
+    pairs: dict[torch.dtype, torch.nn.Parameter] = {}  # one for all layers
+    for name, layer in unet.named_modules():
+        if type(layer) not in _LAYERS or name.split(".")[0] in _WHOLE:
+            continue
+        weight = layer.weight.detach()
+        assert not layer.weight.requires_grad
+        assert getattr(layer, "padding_mode", "zeros") == "zeros" and not isinstance(getattr(layer, "padding", 0), str)
+        del layer.weight
+        layer.__class__ = _LAYERS[type(layer)]
+        layer.shape, layer.dtype = weight.shape, weight.dtype
+        made = _int8(weight.to(device)) if precision == "int8" else _nf4(weight.to(device))
+        for part, numbers in zip(("values", "scales"), made, strict=True):
+            layer.register_parameter(part, torch.nn.Parameter(numbers, requires_grad=False))
+        if precision == "nf4" and weight.dtype not in pairs:
+            pairs[weight.dtype] = torch.nn.Parameter(_pairs(weight.dtype, device), requires_grad=False)
+        layer.register_parameter("pairs", pairs.get(weight.dtype))
+
+
+def frozen_numbers(unet: torch.nn.Module) -> int:
+    """How many numbers of a UNet are not trained; those in 8 or 4 bits count as what they stand for."""
+    layers = list(_quantized(unet))
+    whole = {id(layer.values): layer.shape.numel() for layer in layers}  # a control shares them
+    parts = {id(part) for layer in layers for part in (layer.values, layer.scales, layer.pairs)}
+    plain = (p.numel() for p in unet.parameters() if not p.requires_grad and id(p) not in parts)
+    return sum(whole.values()) + sum(plain)
+
+
+def frozen_bytes(unet: torch.nn.Module) -> int:
+    """What they take in memory."""
+    return sum(param.nbytes for param in unet.parameters() if not param.requires_grad)
+
+
+def _quantized(unet: torch.nn.Module) -> Iterator[Quantized]:
+    return (layer for layer in unet.modules() if isinstance(layer, Quantized))
+
+
+def _int8(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Values and scales of a weight (out, ...), as `Quantized` has them."""
+    rows = weight.float().flatten(1)
+    scales = (rows.abs().amax(1) / 127).clamp_min(torch.finfo(torch.float32).tiny)  # a row of zeros has none
+    return (rows / scales[:, None]).round().to(torch.int8), scales.view(torch.int32)
+
+
+def _nf4(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same in 4 bits; a last block that is not full ends in zeros."""
+    flat = weight.float().flatten()
+    blocks = pad(flat, (0, -flat.numel() % _BLOCK)).view(-1, _BLOCK)
+    scales = blocks.abs().amax(1).to(torch.bfloat16).clamp_min(torch.finfo(torch.bfloat16).tiny)
+    codes = torch.tensor(_NORMAL_FLOAT, device=weight.device)
+    places = torch.bucketize(blocks / scales.float()[:, None], (codes[1:] + codes[:-1]) / 2, out_int32=True)
+    first, second = places.to(torch.uint8).view(-1, 2).unbind(1)
+    return (first << 4) | second, scales.view(torch.int16)
+
+
+def _pairs(dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """For each byte the two numbers of its codes, as the bits of one integer: (256,)."""
+    codes, byte = torch.tensor(_NORMAL_FLOAT, dtype=dtype, device=device), torch.arange(256, device=device)
+    numbers = torch.stack([codes[byte >> 4], codes[byte & 15]], 1)
+    return numbers.view({2: torch.int32, 4: torch.int64}[dtype.itemsize]).flatten()
