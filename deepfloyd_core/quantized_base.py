@@ -1,8 +1,8 @@
 """A UNet's frozen weights in 8 or 4 bits while something small is trained beside them (QLoRA, Dettmers et al. 2023).
 
-Nine tenths of an IF UNet are convolutions, so their weights are stored small as those of linear layers are, and made whole
-where they are used: in the forward pass, and once more in the backward pass. In between only the small ones are held; nor is
-a layer's input, which torch keeps for a convolution even where nothing asks for the gradient of its weight.
+Three quarters of an IF UNet are convolutions, so their weights are stored small as those of linear layers are, and made
+whole where they are used: in the forward pass, and once more in the backward pass. In between only the small ones are held;
+nor is a layer's input, which torch keeps for a convolution even where nothing asks for the gradient of its weight.
 
 `int8`: a scale for each output channel, its largest magnitude / 127, in fp32. `nf4`: QLoRA's 4-bit normal float in blocks of
 64 with a scale in bf16, 0.53 bytes a weight. In torch alone: torchao quantises no convolutions, makes an NF4 weight whole in
@@ -19,7 +19,8 @@ from torch.nn.functional import conv2d, linear, pad
 from deepfloyd_core.stage_config import BasePrecision
 from deepfloyd_core.weights import TEXT_MODULES
 
-# They see or make the pictures themselves or steer every block, and are 0.4 % of IF-I-M. An adapter may be on the text modules.
+# Stay as they are: what sees or makes the pictures themselves and what steers every block, 0.24 % of IF-I-M and IF-I-XL; and
+# the text modules, which are there only when an adapter is put on them.
 _WHOLE = ("conv_in", "conv_out", "time_embedding", "class_embedding", *TEXT_MODULES)
 _BLOCK = 64  # weights to a scale of NF4
 # Appendix E of the paper: quantiles of a normal distribution, scaled to [-1, 1], with an exact zero.
@@ -84,7 +85,7 @@ class QuantizedConv2d(Quantized, torch.nn.Conv2d):  # type: ignore[misc]
     """x: (B, in, H, W)."""
 
     def __new__(cls, *args: Any, **named: Any) -> Any:
-        # peft makes an adapter's convolutions by the type of the adapted one: those are plain. A copy is made without arguments.
+        # peft makes an adapter's convolutions by the type of the adapted one: plain ones. A copy is made without arguments.
         return torch.nn.Conv2d(*args, **named) if args or named else super().__new__(cls)
 
     def product(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:

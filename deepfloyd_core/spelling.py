@@ -86,12 +86,12 @@ def _spelled(values: dict[str, Any], path: Path) -> dict[str, Any]:
 def _sort_out(values: dict[str, Any], path: Path, stage_keys: frozenset[str]) -> tuple[dict[str, Any], list[str]]:
     """Note ignored keys, refuse those that make no sense here, spread shared keys over the stages."""
     tables = [value for value in values.values() if isinstance(value, dict)]
-    for place, key, value in [(place, *item) for place in (values, *tables) for item in place.items()]:
+    for where, key, value in [(table, *item) for table in (values, *tables) for item in table.items()]:
         word = next((word for word in REFUSED if key == word or key.startswith(f"{word}_")), None)
         if word and value not in (None, False):
             raise ConfigError(f"{path}: {key} is set, but {REFUSED[word]}. Remove the key.")
         if key == "base_model_precision" and isinstance(value, str):
-            place[key] = _precision(value, path)
+            where[key] = _precision(value, path)
     if values.get("model_family") not in (None, "deepfloyd"):
         raise ConfigError(f"{path}: model_family is {values['model_family']!r}; this pipeline trains deepfloyd only.")
     ignored = sorted(key for key in values if key in IGNORED)
