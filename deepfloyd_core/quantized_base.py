@@ -62,42 +62,17 @@ class Quantized(torch.nn.Module):
         bias = None if self.bias is None else self.bias.to(dtype)
         return torch.as_tensor(_Product.apply(input.to(dtype), bias, self))  # type: ignore[no-untyped-call]
 
-    def product(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        """What the layer makes of x."""
-        raise NotImplementedError
 
-    def to_input(self, grad: torch.Tensor, shape: torch.Size, stride: tuple[int, ...]) -> torch.Tensor:
-        """The gradient of an input that lay so in memory, from its output's."""
-        raise NotImplementedError
-
-
-class QuantizedLinear(Quantized, torch.nn.Linear):  # type: ignore[misc]
+class QuantizedLinear(Quantized, torch.nn.Linear):  # type: ignore[override]
     """x: (..., in)."""
 
-    def product(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        return linear(x, self.weight.to(x.dtype), bias)
 
-    def to_input(self, grad: torch.Tensor, shape: torch.Size, stride: tuple[int, ...]) -> torch.Tensor:
-        return grad @ self.weight.to(grad.dtype)
-
-
-class QuantizedConv2d(Quantized, torch.nn.Conv2d):  # type: ignore[misc]
+class QuantizedConv2d(Quantized, torch.nn.Conv2d):  # type: ignore[override]
     """x: (B, in, H, W)."""
 
     def __new__(cls, *args: Any, **named: Any) -> Any:
         # peft makes an adapter's convolutions by the type of the adapted one: plain ones. A copy is made without arguments.
         return torch.nn.Conv2d(*args, **named) if args or named else super().__new__(cls)
-
-    def product(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        return conv2d(x, self.weight.to(x.dtype), bias, self.stride, self.padding, self.dilation, self.groups)
-
-    def to_input(self, grad: torch.Tensor, shape: torch.Size, stride: tuple[int, ...]) -> torch.Tensor:
-        x = grad.new_empty_strided(shape, stride)  # never read, but torch takes another kernel where it lies otherwise
-        found: tuple[torch.Tensor, ...] = torch.ops.aten.convolution_backward(
-            grad, x, self.weight.to(grad.dtype), None, self.stride, self.padding, self.dilation, False, [0], self.groups,
-            [True, False, False],
-        )  # fmt: skip
-        return found[0]
 
 
 class _Product(torch.autograd.Function):
@@ -106,17 +81,44 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, bias: torch.Tensor | None, layer: Quantized) -> torch.Tensor:
         ctx.layer, ctx.shape, ctx.stride = layer, x.shape, x.stride()
-        return layer.product(x, bias)
+        weight = layer.weight.to(x.dtype)
+        if isinstance(layer, QuantizedConv2d):
+            return conv2d(x, weight, bias, layer.stride, layer.padding, layer.dilation, layer.groups)
+        return linear(x, weight, bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, None]:
         layer: Quantized = ctx.layer
-        to_x, to_bias, _ = ctx.needs_input_grad
-        channel = 1 if isinstance(layer, QuantizedConv2d) else grad.ndim - 1
-        others = [dim for dim in range(grad.ndim) if dim != channel]
-        to_input = layer.to_input(grad, ctx.shape, ctx.stride) if to_x else None
-        return to_input, grad.sum(others) if to_bias else None, None
+        to_x, to_bias = None, None
+        if ctx.needs_input_grad[0]:
+            weight = layer.weight.to(grad.dtype)
+            to_x = _through(layer, grad, weight, ctx) if isinstance(layer, QuantizedConv2d) else grad @ weight
+        if ctx.needs_input_grad[1]:
+            channel = 1 if isinstance(layer, QuantizedConv2d) else grad.ndim - 1
+            to_bias = grad.sum([dim for dim in range(grad.ndim) if dim != channel])
+        return to_x, to_bias, None
+
+
+def _through(layer: QuantizedConv2d, grad: torch.Tensor, weight: torch.Tensor, ctx: Any) -> torch.Tensor:
+    """The gradient of a convolution's input, from its output's."""
+    x = grad.new_empty_strided(
+        ctx.shape, ctx.stride
+    )  # never read, but torch takes another kernel where it lies otherwise
+    found: tuple[torch.Tensor, ...] = torch.ops.aten.convolution_backward(
+        grad,
+        x,
+        weight,
+        None,
+        layer.stride,
+        layer.padding,
+        layer.dilation,
+        False,
+        [0],
+        layer.groups,
+        [True, False, False],
+    )
+    return found[0]
 
 
 _LAYERS: dict[type, type[Quantized]] = {torch.nn.Linear: QuantizedLinear, torch.nn.Conv2d: QuantizedConv2d}

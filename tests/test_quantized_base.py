@@ -205,6 +205,26 @@ def test_outputs_and_gradients_are_those_of_a_layer_with_the_rounded_weight(
         torch.testing.assert_close(layer.bias.grad, twin.bias.grad, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("plain", [torch.nn.Linear(8, 4), torch.nn.Conv2d(8, 4, 3)], ids=str)
+def test_autocast_holds_for_them_as_for_others(plain: Any) -> None:
+    """An fp32 input, as a norm gives it on a GPU, beside weights in bf16 and, with BitFit, a bias in fp32."""
+    layer = layer_of(copy.deepcopy(plain).to(torch.bfloat16), "int8")
+    twin = copy.deepcopy(plain).to(torch.bfloat16).requires_grad_(False)
+    twin.weight.copy_(layer.weight)
+    found = []
+    for module in (layer, twin):
+        module.bias.data = plain.bias.detach().clone()
+        module.bias.requires_grad_(True)
+        torch.manual_seed(0)
+        x = torch.randn((2, 8) if plain.weight.ndim == 2 else (2, 8, 5, 5), requires_grad=True)
+        with autocast(CPU, "bf16"):
+            out = module(x)
+        out.float().square().mean().backward()
+        found.append((out, x.grad))
+        assert module.bias.grad.dtype == torch.float32
+    assert out.dtype == torch.bfloat16 and all(torch.equal(*pair) for pair in zip(*found, strict=True))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_peft_and_copies_see_ordinary_layers(kind: str) -> None:
     layer = layer_of(torch.nn.Conv2d(8, 4, 3, padding=1), kind)
