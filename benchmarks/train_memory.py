@@ -74,8 +74,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--run", action="store_true", help="measure real sizes too: half an hour, and 16 GB of memory")
     parser.add_argument("--only", default="", help="only models whose name has this")
-    parser.add_argument("--batch", type=int, help="only this one")
-    parser.add_argument("--way", choices=WAYS, help="only this one")
+    parser.add_argument("--batch", type=int, help="only cases with this one")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
     precisions = get_args(BasePrecision)
     parser.add_argument("--base-model-precision", nargs="+", choices=precisions, default=["no_change"])
     parser.add_argument("--child", nargs=5, help=argparse.SUPPRESS)
@@ -89,7 +89,7 @@ def main() -> None:
     print(f"| {' | '.join(heads)} |\n" + "|---" * len(heads) + "|")
     cases = [case for case in (TINY + REAL if wanted.run else TINY) if wanted.only in case[0]]
     for case in (case for case in cases if wanted.batch in (None, case[1])):
-        for way in WAYS if wanted.way is None else (wanted.way,):
+        for way in wanted.ways:
             for precision in wanted.base_model_precision:
                 print(f"| {' | '.join(measured(way, *case, precision))} |", flush=True)
     if not wanted.run:
