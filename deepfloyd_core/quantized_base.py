@@ -102,21 +102,11 @@ class _Product(torch.autograd.Function):
 
 def _through(layer: QuantizedConv2d, grad: torch.Tensor, weight: torch.Tensor, ctx: Any) -> torch.Tensor:
     """The gradient of a convolution's input, from its output's."""
-    x = grad.new_empty_strided(
-        ctx.shape, ctx.stride
-    )  # never read, but torch takes another kernel where it lies otherwise
+    # Never read; but torch takes another kernel, which rounds otherwise, for an input that lies otherwise in memory.
+    x = grad.new_empty_strided(ctx.shape, ctx.stride)
+    where = layer.stride, layer.padding, layer.dilation, False, [0], layer.groups
     found: tuple[torch.Tensor, ...] = torch.ops.aten.convolution_backward(
-        grad,
-        x,
-        weight,
-        None,
-        layer.stride,
-        layer.padding,
-        layer.dilation,
-        False,
-        [0],
-        layer.groups,
-        [True, False, False],
+        grad, x, weight, None, *where, [True, False, False]
     )
     return found[0]
 
