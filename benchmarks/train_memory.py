@@ -18,8 +18,7 @@ from worlds import own_bytes, peak_bytes
 
 from deepfloyd_core.flavours import resolve
 from deepfloyd_core.lora import add_lora
-from deepfloyd_core.models import load_projected_unet
-from deepfloyd_core.quantized_base import frozen_bytes, quantize_base
+from deepfloyd_core.quantized_base import frozen_bytes, load_base
 from deepfloyd_core.recompute import recompute_activations
 from deepfloyd_core.stage_config import BasePrecision, StageConfig
 
@@ -39,8 +38,8 @@ def child(way: str, model: str, batch: int, edge: int, precision: str) -> None:
     config = StageConfig.model_validate(keys)
     stage = config.flavour.stage
     with peak_bytes() as loading:
-        unet = load_projected_unet(resolve(config.model, stage), torch.float32)
-        quantize_base(unet, config.base_model_precision, torch.device("cpu"))
+        folder, cpu = resolve(config.model, stage), torch.device("cpu")
+        unet = load_base(folder, True, torch.float32, config.base_model_precision, cpu)
     add_lora(unet, config, 0)
     unet.train()
     if way == "diffusers":

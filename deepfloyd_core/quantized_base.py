@@ -10,12 +10,16 @@ nor is a layer's input, which torch keeps for a convolution even where nothing a
 """
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import UNet2DConditionModel
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import conv2d, linear, pad
 
+from deepfloyd_core.errors import ModelError
+from deepfloyd_core.models import each_unet_weight, empty_unet, load_projected_unet, load_unet
 from deepfloyd_core.stage_config import BasePrecision
 from deepfloyd_core.weights import TEXT_MODULES
 
@@ -39,7 +43,7 @@ class Quantized(torch.nn.Module):
 
     values: torch.nn.Parameter  # int8 (out, in), or NF4's: uint8, two codes a byte, the first in the upper half
     scales: torch.nn.Parameter  # bits of fp32 (out,), or NF4's: of bf16, one for each block
-    pairs: torch.nn.Parameter | None  # NF4's: for each byte its two numbers, as the bits of one integer: (256,)
+    pairs: torch.nn.Parameter | None  # NF4's: see `code_pairs`
     shape: torch.Size  # of the weight
     dtype: torch.dtype
 
@@ -56,11 +60,8 @@ class Quantized(torch.nn.Module):
         return numbers.view(-1)[: self.shape.numel()].view(self.shape)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """The layer's output, in the dtype that autocast asks for, or the input's."""
-        device = input.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else input.dtype
-        bias = None if self.bias is None else self.bias.to(dtype)
-        return torch.as_tensor(_Product.apply(input.to(dtype), bias, self))  # type: ignore[no-untyped-call]
+        """The layer's output."""
+        return torch.as_tensor(_Product.apply(input, self.bias, self))  # type: ignore[no-untyped-call]
 
 
 class QuantizedLinear(Quantized, torch.nn.Linear):  # type: ignore[override]
@@ -81,10 +82,9 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, bias: torch.Tensor | None, layer: Quantized) -> torch.Tensor:
         ctx.layer, ctx.shape, ctx.stride = layer, x.shape, x.stride()
-        weight = layer.weight.to(x.dtype)
         if isinstance(layer, QuantizedConv2d):
-            return conv2d(x, weight, bias, layer.stride, layer.padding, layer.dilation, layer.groups)
-        return linear(x, weight, bias)
+            return conv2d(x, layer.weight, bias, layer.stride, layer.padding, layer.dilation, layer.groups)
+        return linear(x, layer.weight, bias)
 
     @staticmethod
     @once_differentiable
@@ -114,29 +114,52 @@ def _through(layer: QuantizedConv2d, grad: torch.Tensor, weight: torch.Tensor, c
 _LAYERS: dict[type, type[Quantized]] = {torch.nn.Linear: QuantizedLinear, torch.nn.Conv2d: QuantizedConv2d}
 
 
-def quantize_base(unet: torch.nn.Module, precision: BasePrecision, device: torch.device) -> None:
-    """Quantise the weights of a frozen UNet in place, one layer at a time, each on the device that it is used on.
+def load_base(
+    folder: Path, projected: bool, dtype: torch.dtype, precision: BasePrecision, device: torch.device
+) -> UNet2DConditionModel:
+    """The UNet of a pipeline folder, frozen, in eval mode; `projected`: without its text modules.
 
-    Layers stay `Linear` and `Conv2d` for those who look for these, such as peft; `weight` gives what is computed with.
+    A quantised one is read layer by layer in `dtype`, each quantised on `device` before the next: the whole is never in
+    memory. Raises ModelError when a weight is not there.
     """
     if precision == "no_change":
-        return
-    pairs: dict[torch.dtype, torch.nn.Parameter] = {}  # one for all layers
-    for name, layer in unet.named_modules():
-        if type(layer) not in _LAYERS or name.split(".")[0] in _WHOLE:
-            continue
-        weight = layer.weight.detach()
-        assert not layer.weight.requires_grad
-        assert getattr(layer, "padding_mode", "zeros") == "zeros" and not isinstance(getattr(layer, "padding", 0), str)
-        del layer.weight
-        layer.__class__ = _LAYERS[type(layer)]
-        layer.shape, layer.dtype = weight.shape, weight.dtype
-        made = _int8(weight.to(device)) if precision == "int8" else _nf4(weight.to(device))
-        for part, numbers in zip(("values", "scales"), made, strict=True):
-            layer.register_parameter(part, torch.nn.Parameter(numbers, requires_grad=False))
-        if precision == "nf4" and weight.dtype not in pairs:
-            pairs[weight.dtype] = torch.nn.Parameter(_pairs(weight.dtype, device), requires_grad=False)
-        layer.register_parameter("pairs", pairs.get(weight.dtype))
+        return (load_projected_unet if projected else load_unet)(folder, dtype)
+    unet = empty_unet(folder, projected)
+    pairs, lacking = code_pairs(dtype, device) if precision == "nf4" else None, set(unet.state_dict())
+    for name, tensor in each_unet_weight(folder, frozenset(lacking).__contains__):
+        place, _, part = name.rpartition(".")
+        layer = unet.get_submodule(place)
+        layer.register_parameter(part, _frozen(tensor.to(device, dtype, copy=True)))  # what was read is mapped
+        lacking.remove(name)
+        kept = part != "weight" or place.split(".")[0] in _WHOLE
+        if not kept and isinstance(layer, torch.nn.Linear | torch.nn.Conv2d):
+            quantize_layer(layer, pairs)
+    if lacking:
+        raise ModelError(f"{folder}/unet lacks the weights {', '.join(sorted(lacking)[:3])}.")
+    return unet.eval()
+
+
+def code_pairs(dtype: torch.dtype, device: torch.device) -> torch.nn.Parameter:
+    """NF4's look-up, one for all layers: for each byte the numbers of its codes, as the bits of one integer: (256,)."""
+    codes, byte = torch.tensor(_NORMAL_FLOAT, dtype=dtype, device=device), torch.arange(256, device=device)
+    numbers = torch.stack([codes[byte >> 4], codes[byte & 15]], 1)
+    return _frozen(numbers.view({2: torch.int32, 4: torch.int64}[dtype.itemsize]).flatten())
+
+
+def quantize_layer(layer: torch.nn.Linear | torch.nn.Conv2d, pairs: torch.nn.Parameter | None) -> None:
+    """Quantise the frozen weight of a linear layer or convolution in place, to int8, or with `code_pairs` to NF4.
+
+    It stays a `Linear` or `Conv2d` for those who look for these, such as peft; `weight` gives what is computed with.
+    """
+    assert not layer.weight.requires_grad
+    assert getattr(layer, "padding_mode", "zeros") == "zeros" and not isinstance(getattr(layer, "padding", 0), str)
+    weight = layer.weight.detach()
+    del layer.weight
+    made: Any = layer
+    made.__class__ = _LAYERS[type(layer)]
+    made.shape, made.dtype = weight.shape, weight.dtype
+    values, scales = _int8(weight) if pairs is None else _nf4(weight)
+    made.values, made.scales, made.pairs = _frozen(values), _frozen(scales), pairs
 
 
 def frozen_numbers(unet: torch.nn.Module) -> int:
@@ -151,6 +174,10 @@ def frozen_numbers(unet: torch.nn.Module) -> int:
 def frozen_bytes(unet: torch.nn.Module) -> int:
     """What they take in memory."""
     return sum(param.nbytes for param in unet.parameters() if not param.requires_grad)
+
+
+def _frozen(tensor: torch.Tensor) -> torch.nn.Parameter:
+    return torch.nn.Parameter(tensor, requires_grad=False)
 
 
 def _quantized(unet: torch.nn.Module) -> Iterator[Quantized]:
@@ -173,10 +200,3 @@ def _nf4(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     places = torch.bucketize(blocks / scales.float()[:, None], (codes[1:] + codes[:-1]) / 2, out_int32=True)
     first, second = places.to(torch.uint8).view(-1, 2).unbind(1)
     return (first << 4) | second, scales.view(torch.int16)
-
-
-def _pairs(dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """For each byte the two numbers of its codes, as the bits of one integer: (256,)."""
-    codes, byte = torch.tensor(_NORMAL_FLOAT, dtype=dtype, device=device), torch.arange(256, device=device)
-    numbers = torch.stack([codes[byte >> 4], codes[byte & 15]], 1)
-    return numbers.view({2: torch.int32, 4: torch.int64}[dtype.itemsize]).flatten()

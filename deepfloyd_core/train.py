@@ -33,19 +33,12 @@ from deepfloyd_core.jobs import Job
 from deepfloyd_core.lora import trainable
 from deepfloyd_core.methods import base_dtype, method_of
 from deepfloyd_core.mixing import Share
-from deepfloyd_core.models import (
-    load_projected_unet,
-    load_scheduler,
-    load_unet,
-    pick_device,
-    trained_scheduler,
-    use_threads,
-)
+from deepfloyd_core.models import load_scheduler, pick_device, trained_scheduler, use_threads
 from deepfloyd_core.optimizers import make_optimizer, optimizer_state, restore_optimizer, resume_training, take_average
 from deepfloyd_core.pace import Pace
 from deepfloyd_core.parent import parent_file
 from deepfloyd_core.projected import Projected, raw_texts
-from deepfloyd_core.quantized_base import frozen_bytes, frozen_numbers, quantize_base
+from deepfloyd_core.quantized_base import frozen_bytes, frozen_numbers, load_base
 from deepfloyd_core.recompute import recompute_activations
 from deepfloyd_core.row_list import eval_ids
 from deepfloyd_core.schedule import learning_rate_at
@@ -124,8 +117,7 @@ def _set_up(job: Job, stage: Stage, folder: Path) -> Setup:
     text = job.inputs["text"]
     projected = text.kind != "text_embeds"
     parent = parent_file(job.options["parent"]) if job.options.get("parent") else None
-    unet = (load_projected_unet if projected else load_unet)(folder, base_dtype(config))
-    quantize_base(unet, config.base_model_precision, device)
+    unet = load_base(folder, projected, base_dtype(config), config.base_model_precision, device)
     method = method_of(config)
     method.prepare(unet, config, hash_seed("lora", job.config.seed, stage))
     if parent is not None:

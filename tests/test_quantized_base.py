@@ -3,6 +3,7 @@
 import copy
 import gc
 import math
+import shutil
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from diffusers import IFPipeline, UNet2DConditionModel
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from training_parts import FOLDERS, fewer_losses, prepared, run_here, train_stage
 
 from deepfloyd_core import train
@@ -22,12 +23,19 @@ from deepfloyd_core.artifacts import Artifact
 from deepfloyd_core.bitfit import free_biases, load_biases, reload_biases, save_biases
 from deepfloyd_core.config import Run, load_run
 from deepfloyd_core.control import add_control, load_control, reload_control, save_control
-from deepfloyd_core.errors import ConfigError
+from deepfloyd_core.errors import ConfigError, ModelError
 from deepfloyd_core.flavours import Stage
 from deepfloyd_core.lora import add_lora, lora_state, reload_saved, save_lora, trainable
 from deepfloyd_core.models import DTYPES, autocast, load_projected_unet, load_unet, trained_scheduler
 from deepfloyd_core.products import BITFIT_FILE, CONTROL_FILE, LORA_FILE, lora_request
-from deepfloyd_core.quantized_base import Quantized, frozen_bytes, frozen_numbers, quantize_base
+from deepfloyd_core.quantized_base import (
+    Quantized,
+    code_pairs,
+    frozen_bytes,
+    frozen_numbers,
+    load_base,
+    quantize_layer,
+)
 from deepfloyd_core.recompute import recompute_activations
 from deepfloyd_core.stage_config import StageConfig
 
@@ -44,9 +52,7 @@ def settings(stage: Stage = 1, **keys: Any) -> StageConfig:
 
 
 def small(kind: Any, stage: Stage = 1, load: Any = load_unet, precision: str = "no") -> UNet2DConditionModel:
-    unet = load(FOLDERS[stage], DTYPES[precision])
-    quantize_base(unet, kind, CPU)
-    return unet
+    return load_base(FOLDERS[stage], load is load_projected_unet, DTYPES[precision], kind, CPU)
 
 
 def rounded(kind: Any, stage: Stage = 1, load: Any = load_unet, precision: str = "no") -> UNet2DConditionModel:
@@ -90,9 +96,9 @@ def gradients(unet: UNet2DConditionModel, precision: str = "no") -> tuple[float,
 
 
 def layer_of(plain: torch.nn.Module, kind: Any) -> torch.nn.Module:
-    holder = torch.nn.ModuleDict({"layer": copy.deepcopy(plain)}).requires_grad_(False)
-    quantize_base(holder, kind, CPU)
-    return holder["layer"]
+    layer = copy.deepcopy(plain).requires_grad_(False)
+    quantize_layer(layer, code_pairs(layer.weight.dtype, CPU) if kind == "nf4" else None)
+    return layer
 
 
 # ---- the numbers -----------------------------------------------------------------------------------------------------
@@ -255,8 +261,13 @@ def expected_bytes(stage: Stage, kind: str) -> tuple[int, int]:
 
 @pytest.mark.parametrize("stage", [1, 2])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_unet_holds_the_small_weights_and_no_others(kind: str, stage: Stage) -> None:
-    unet = small(kind, stage)
+def test_a_unet_holds_the_small_weights_and_no_others(kind: str, stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            "diffusers.ModelMixin.from_pretrained", lambda *_, **__: pytest.fail("the whole UNet is loaded")
+        )
+        unet = small(kind, stage)
+    assert not unet.training and not trainable(unet)
     numbers, held = expected_bytes(stage, kind)
     assert frozen_numbers(unet) == numbers and frozen_bytes(unet) == held
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in unet.state_dict().values()}
@@ -264,6 +275,16 @@ def test_a_unet_holds_the_small_weights_and_no_others(kind: str, stage: Stage) -
     assert held < 4 * numbers * (0.33 if kind == "int8" else 0.22)  # the tiny one's text modules are a tenth of it
     plain = load_unet(FOLDERS[stage], torch.float32)
     assert frozen_numbers(plain) == numbers and frozen_bytes(plain) == 4 * numbers
+
+
+def test_a_folder_that_lacks_a_weight_is_refused(tmp_path: Path) -> None:
+    shutil.copytree(FOLDERS[1] / "unet", tmp_path / "unet")
+    file = tmp_path / "unet" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(file)
+    del tensors["mid_block.resnets.0.conv1.weight"]
+    save_file(tensors, file)
+    with pytest.raises(ModelError, match=r"lacks the weights mid_block\.resnets\.0\.conv1\.weight"):
+        load_base(tmp_path, True, torch.float32, "int8", CPU)
 
 
 CONVOLUTIONS = {"lora_target_modules": ["to_q", "conv1", "conv2"]}
