@@ -129,7 +129,7 @@ def load_base(
     for name, tensor in each_unet_weight(folder, frozenset(lacking).__contains__):
         place, _, part = name.rpartition(".")
         layer = unet.get_submodule(place)
-        layer.register_parameter(part, _frozen(tensor.to(device, dtype, copy=True)))  # what was read is mapped
+        layer.register_parameter(part, _frozen(tensor.to(device, dtype, copy=True)))  # not the mapped file
         lacking.remove(name)
         kept = part != "weight" or place.split(".")[0] in _WHOLE
         if not kept and isinstance(layer, torch.nn.Linear | torch.nn.Conv2d):
