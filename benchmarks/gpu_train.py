@@ -45,6 +45,9 @@ CASES = (
     Case("random:i-medium-400m", 1, {**FULL, "gradient_checkpointing": True}, 4, 12, False),
     Case("random:ii-medium-450m", 2, {**LORA, "gradient_checkpointing": True}, 4, 12, False),
     Case("random:i-xlarge-4.3b", 1, {**LORA, "gradient_checkpointing": True}, 4, 16, False),
+    Case(
+        "random:i-xlarge-4.3b", 1, {**LORA, "gradient_checkpointing": True, "base_model_precision": "nf4"}, 4, 10, False
+    ),
 )
 TRIED = (
     Case("tiny-i", 1, LORA, 2, 1, True),

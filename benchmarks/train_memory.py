@@ -1,8 +1,9 @@
 """Memory of one step of training a LoRA: nothing recomputed, what diffusers recomputes, and ours. `--run` for real sizes.
 
 One forward and one backward pass in fp32 on random input, each way in a process of its own on one thread. Memory is what the
-process itself holds (anonymous, sampled every 20 ms): before the step, mostly weights, and at its highest. `random:` weights
-have the real architecture; that of ii-medium-450m is a stand-in of its size.
+process itself holds (anonymous, sampled every 20 ms): before the step, mostly weights, and at its highest. The frozen
+weights are as `--base-model-precision` says, several in turn; what they take is counted beside that, and loading them has a
+peak of its own. `random:` weights have the real architecture; that of ii-medium-450m is a stand-in of its size.
 """
 
 import argparse
@@ -10,15 +11,16 @@ import json
 import subprocess
 import sys
 import time
+from typing import get_args
 
 import torch
 from worlds import own_bytes, peak_bytes
 
 from deepfloyd_core.flavours import resolve
 from deepfloyd_core.lora import add_lora
-from deepfloyd_core.models import load_projected_unet
+from deepfloyd_core.quantized_base import frozen_bytes, load_base
 from deepfloyd_core.recompute import recompute_activations
-from deepfloyd_core.stage_config import StageConfig
+from deepfloyd_core.stage_config import BasePrecision, StageConfig
 
 WAYS = ("nothing", "diffusers", "ours")
 # Model, batch, and edge of what is trained on, px: Stage II's crops, or windows of them (`stage2_patch`).
@@ -29,12 +31,15 @@ REAL = (
 )  # fmt: skip
 
 
-def child(way: str, model: str, batch: int, edge: int) -> None:
+def child(way: str, model: str, batch: int, edge: int, precision: str) -> None:
     """One step in this process. Prints one JSON line."""
     torch.set_num_threads(1)
-    config = StageConfig.model_validate({"model_flavour": model, "lora_rank": 32, "mixed_precision": "no"})
+    keys = {"model_flavour": model, "lora_rank": 32, "mixed_precision": "no", "base_model_precision": precision}
+    config = StageConfig.model_validate(keys)
     stage = config.flavour.stage
-    unet = load_projected_unet(resolve(config.model, stage), torch.float32)
+    with peak_bytes() as loading:
+        folder, cpu = resolve(config.model, stage), torch.device("cpu")
+        unet = load_base(folder, True, torch.float32, config.base_model_precision, cpu)
     add_lora(unet, config, 0)
     unet.train()
     if way == "diffusers":
@@ -49,7 +54,18 @@ def child(way: str, model: str, batch: int, edge: int) -> None:
     with peak_bytes() as peak:
         made = unet(x, torch.full((batch,), 500), text, class_labels=level, added_cond_kwargs={"pooled": pooled})[0]
         made[:, :3].square().mean().backward()
-    print(json.dumps({"before": before, "peak": peak[0], "seconds": time.perf_counter() - start}))
+    seconds, held = time.perf_counter() - start, {"frozen": frozen_bytes(unet), "loading": loading[0]}
+    print(json.dumps({**held, "before": before, "peak": peak[0], "seconds": seconds}))
+
+
+def measured(way: str, model: str, batch: int, edge: int, precision: str) -> list[str]:
+    """The cells of a line, from a process of its own."""
+    command = [sys.executable, __file__, "--child", way, model, str(batch), str(edge), precision]
+    out = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout
+    found = json.loads(out.splitlines()[-1])
+    gib = {name: found[name] / 2**30 for name in ("frozen", "loading", "before", "peak")}
+    sizes = [f"{size:.2f}" for size in (*gib.values(), gib["peak"] - gib["before"])]
+    return [model, str(batch), str(edge), way, precision, *sizes, f"{found['seconds']:.1f}"]
 
 
 def main() -> None:
@@ -57,23 +73,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--run", action="store_true", help="measure real sizes too: half an hour, and 16 GB of memory")
     parser.add_argument("--only", default="", help="only models whose name has this")
-    parser.add_argument("--child", nargs=4, help=argparse.SUPPRESS)
+    parser.add_argument("--batch", type=int, help="only cases with this one")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
+    precisions = get_args(BasePrecision)
+    parser.add_argument("--base-model-precision", nargs="+", choices=precisions, default=["no_change"])
+    parser.add_argument("--child", nargs=5, help=argparse.SUPPRESS)
     wanted = parser.parse_args()
     if wanted.child:
-        way, model, batch, edge = wanted.child
-        child(way, model, int(batch), int(edge))
+        way, model, batch, edge, precision = wanted.child
+        child(way, model, int(batch), int(edge), precision)
         return
-    print(
-        "| model | batch | edge, px | recomputed | before, GiB | peak, GiB | step takes, GiB | s |\n" + "|---" * 8 + "|"
-    )
-    for model, batch, edge in (case for case in (TINY + REAL if wanted.run else TINY) if wanted.only in case[0]):
-        for way in WAYS:
-            command = [sys.executable, __file__, "--child", way, model, str(batch), str(edge)]
-            out = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout
-            found = json.loads(out.splitlines()[-1])
-            before, peak = found["before"] / 2**30, found["peak"] / 2**30
-            sizes = f"{before:.2f} | {peak:.2f} | {peak - before:.2f}"
-            print(f"| {model} | {batch} | {edge} | {way} | {sizes} | {found['seconds']:.1f} |", flush=True)
+    heads = ("model", "batch", "edge, px", "recomputed", "base_model_precision", "frozen weights, GiB", "loading, GiB",
+             "before, GiB", "peak, GiB", "step takes, GiB", "s")  # fmt: skip
+    print(f"| {' | '.join(heads)} |\n" + "|---" * len(heads) + "|")
+    cases = [case for case in (TINY + REAL if wanted.run else TINY) if wanted.only in case[0]]
+    for case in (case for case in cases if wanted.batch in (None, case[1])):
+        for way in wanted.ways:
+            for precision in wanted.base_model_precision:
+                print(f"| {' | '.join(measured(way, *case, precision))} |", flush=True)
     if not wanted.run:
         print("\nReal sizes were not measured: add --run.")
 

@@ -3,7 +3,7 @@
 safetensors only; a `.bin` is a pickle and is never read.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,6 +16,7 @@ from deepfloyd_core.flavours import Stage
 from deepfloyd_core.weights import TEXT_MODULES, UNET_WEIGHTS, weight_files
 
 DTYPES = {"fp32": torch.float32, "no": torch.float32, "bf16": torch.bfloat16}
+_WITHOUT_TEXT = dict.fromkeys(("encoder_hid_dim", "encoder_hid_dim_type", "addition_embed_type"))
 PIPELINES = {1: IFPipeline, 2: IFSuperResolutionPipeline}
 
 
@@ -60,10 +61,20 @@ def load_unet(folder: Path, dtype: torch.dtype) -> UNet2DConditionModel:
 
 def load_projected_unet(folder: Path, dtype: torch.dtype) -> UNet2DConditionModel:
     """The UNet of a pipeline folder without its text modules, frozen, in eval mode."""
-    without = dict.fromkeys(("encoder_hid_dim", "encoder_hid_dim_type", "addition_embed_type"))
-    unet = ProjectedUNet.from_pretrained(folder, subfolder="unet", torch_dtype=dtype, use_safetensors=True, **without)
+    unet = ProjectedUNet.from_pretrained(
+        folder, subfolder="unet", torch_dtype=dtype, use_safetensors=True, **_WITHOUT_TEXT
+    )
     unet.requires_grad_(False)
     return unet.eval()
+
+
+def empty_unet(folder: Path, projected: bool) -> UNet2DConditionModel:
+    """The UNet of a pipeline folder on torch's `meta` device: no weight is read. `projected`: without its text modules."""
+    config = UNet2DConditionModel.load_config(folder, subfolder="unet")
+    with torch.device("meta"):
+        if projected:
+            return ProjectedUNet.from_config(config, **_WITHOUT_TEXT)
+        return UNet2DConditionModel.from_config(config)
 
 
 def load_text_modules(folder: Path, dtype: torch.dtype) -> torch.nn.ModuleDict:
@@ -71,8 +82,7 @@ def load_text_modules(folder: Path, dtype: torch.dtype) -> torch.nn.ModuleDict:
 
     Raises ModelError when it has none of IF's kind.
     """
-    with torch.device("meta"):
-        unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(folder, subfolder="unet"))
+    unet = empty_unet(folder, projected=False)
     kinds = unet.config.encoder_hid_dim_type, unet.config.addition_embed_type  # older files do not say the first
     if kinds != ("text_proj", "text"):
         raise ModelError(f"{folder}/unet takes its text by {kinds}; a UNet of DeepFloyd IF has ('text_proj', 'text').")
@@ -87,11 +97,16 @@ def load_text_modules(folder: Path, dtype: torch.dtype) -> torch.nn.ModuleDict:
 
 def unet_weights(folder: Path, wanted: Callable[[str], bool]) -> dict[str, torch.Tensor]:
     """Tensors of a folder's UNet by name, as they are stored; the others are not read."""
-    found: dict[str, torch.Tensor] = {}
+    return dict(each_unet_weight(folder, wanted))
+
+
+def each_unet_weight(folder: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, torch.Tensor]]:
+    """The same one after the other, each read when its turn comes."""
     for file in weight_files(folder / "unet", UNET_WEIGHTS):
         with safe_open(file, "pt") as tensors:
-            found |= {name: tensors.get_tensor(name) for name in tensors.keys() if wanted(name)}  # noqa: SIM118
-    return found
+            for name in tensors.keys():  # noqa: SIM118
+                if wanted(name):
+                    yield name, tensors.get_tensor(name)
 
 
 def order_channels_last(unet: UNet2DConditionModel) -> None:

@@ -30,6 +30,8 @@ _NOT_IN_LORA = {
     "checkpointing_steps", "checkpointing_minutes", "checkpoints_total_limit", "pretrained_model_name_or_path", "init_lora",
     "validation_steps", "gradient_checkpointing", "dataloader_num_workers", "low_res_stage1_strength",
 }  # fmt: skip
+# Keys that came later: at their default a LoRA is what it was before there were such keys.
+_LATER_KEYS = {"low_res_stage1_share": 0, "base_model_precision": "no_change"}
 _SAMPLING_STAGE2 = {"validation_noise_level", "validation_back_projection"}
 _SAMPLING = {"validation_num_inference_steps", "validation_guidance"} | _SAMPLING_STAGE2
 _MEASURING = {"validation_noise_levels"}
@@ -53,8 +55,9 @@ def lora_request(
     spec = run.config.stage(stage).model_dump(mode="json", exclude=_NOT_IN_LORA | _SAMPLING | _MEASURING)
     spec |= {"seed": run.config.seed, "noise_level": run.config.stage(stage).validation_noise_level}
     spec |= {"shares": shares(run), "data_backend_sampling": run.config.data_backend_sampling}
-    if not spec["low_res_stage1_share"]:
-        del spec["low_res_stage1_share"]  # so that a LoRA without it is what it was before there was such a key
+    for key, unset in _LATER_KEYS.items():
+        if spec[key] == unset:
+            del spec[key]
     if stage == 1:
         del spec["noise_level"]  # of the held-out loss; Stage I has none
     if run.config.stage(stage).validation_steps:

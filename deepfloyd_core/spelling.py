@@ -4,6 +4,7 @@ SimpleTuner's config.json is flat and may have dashes before its keys; some of i
 at the top level go to both stages.
 """
 
+import re
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ IGNORED = frozenset({
     "minimum_image_size", "resolution", "resolution_type", "num_train_epochs", "lora_type",
     "validation_disable_unconditional", "validation_torch_compile", "disable_tf32", "allow_tf32", "ignore_final_epochs",
     "dataloader_prefetch", "caption_strategy", "instance_prompt", "write_batch_size", "cache_dir", "skip_file_discovery",
+    "quantize_via",
 })  # fmt: skip
 # SimpleTuner keys that make no sense for a pixel-space cascade: refused.
 REFUSED = {
@@ -37,6 +39,9 @@ _OLD_MODEL_TYPES: dict[str, tuple[Stage, str]] = {
     "deepfloyd-full": (1, "full"),
     "deepfloyd-stage2": (2, "full"),
 }
+# Values of base_model_precision that mean the same here. `int8-torchao` and `nf4-bnb` leave convolutions as they are, which
+# are most of IF; others have other numbers.
+_PRECISIONS = {"int8-quanto": "int8"}
 
 
 def our_spelling(
@@ -82,10 +87,12 @@ def _spelled(values: dict[str, Any], path: Path) -> dict[str, Any]:
 def _sort_out(values: dict[str, Any], path: Path, stage_keys: frozenset[str]) -> tuple[dict[str, Any], list[str]]:
     """Note ignored keys, refuse those that make no sense here, spread shared keys over the stages."""
     tables = [value for value in values.values() if isinstance(value, dict)]
-    for key, value in (item for table in (values, *tables) for item in table.items()):
+    for where, key, value in [(table, *item) for table in (values, *tables) for item in table.items()]:
         word = next((word for word in REFUSED if key == word or key.startswith(f"{word}_")), None)
         if word and value not in (None, False):
             raise ConfigError(f"{path}: {key} is set, but {REFUSED[word]}. Remove the key.")
+        if key == "base_model_precision" and isinstance(value, str):
+            where[key] = _precision(value, path)
     if values.get("model_family") not in (None, "deepfloyd"):
         raise ConfigError(f"{path}: model_family is {values['model_family']!r}; this pipeline trains deepfloyd only.")
     ignored = sorted(key for key in values if key in IGNORED)
@@ -108,6 +115,18 @@ def _trackers(value: Any) -> tuple[str, list[str]]:
     asked = {name.strip().lower() for name in str(value or "none").split(",")} - {"", "none"}
     known = [name for name in TRACKERS if name in asked]
     return ",".join(known) or "none", [f"report_to = {name}" for name in sorted(asked - set(known))]
+
+
+def _precision(value: str, path: Path) -> str:
+    """Our name of a base_model_precision. Raises ConfigError for one of SimpleTuner's that means something else."""
+    if value in _PRECISIONS or "-" not in value:
+        return _PRECISIONS.get(value, value)
+    bits = re.search(r"\d+", value)
+    nearest = "no_change" if bits is None or int(bits[0]) > 8 else "int8" if int(bits[0]) > 4 else "nf4"
+    raise ConfigError(
+        f"{path}: base_model_precision is {value!r}; here it is int8 (or int8-quanto) or nf4, of linear layers and "
+        f"convolutions. Set the nearest, {nearest}."
+    )
 
 
 def _spread(values: dict[str, Any], path: Path, stage_keys: frozenset[str]) -> dict[str, Any]:

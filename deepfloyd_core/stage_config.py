@@ -14,6 +14,7 @@ from deepfloyd_core.spec import Spec
 from deepfloyd_core.stage_faults import stage_fault, stage_notes
 from deepfloyd_core.types import Conditioning
 
+BasePrecision = Literal["no_change", "int8", "nf4"]
 ATTENTION_TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "add_k_proj", "add_v_proj")
 
 
@@ -89,6 +90,11 @@ class StageConfig(Spec):
     max_grad_norm: float = Field(1.0, gt=0, description="Gradients are scaled down to this L2 norm.")
     mixed_precision: Literal["no", "bf16"] = Field(
         "bf16", description="dtype that the UNet computes in, and of its frozen weights."
+    )
+    base_model_precision: BasePrecision = Field(
+        "no_change",
+        description="The UNet's frozen weights in 8 or 4 bits, of linear layers and convolutions: a quarter or an eighth of "
+        "fp32's memory, less exact.",
     )
     optimizer: Literal["adamw", "adamw_bf16", "adamw_8bit", "adafactor", "prodigy", "adamw_schedulefree"] = Field(
         "adamw",

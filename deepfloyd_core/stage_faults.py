@@ -51,7 +51,8 @@ def stage_fault(config: "StageConfig") -> str:
     found = (
         find(config)
         for find in (
-            _flavour_fault, _rate_fault, _optimizer_fault, _objective_fault, _idle_fault, _stage2_fault, _control_fault,
+            _flavour_fault, _rate_fault, _optimizer_fault, _objective_fault, _precision_fault, _idle_fault, _stage2_fault,
+            _control_fault,
         )
     )  # fmt: skip
     return next((fault for fault in found if fault), "")
@@ -147,6 +148,15 @@ def _objective_fault(config: "StageConfig") -> str:
     if (first, end) == (0, 1000):
         return f"{said}begin and timestep_bias_end take in every timestep. Set a smaller range"
     return ""
+
+
+def _precision_fault(config: "StageConfig") -> str:
+    if config.base_model_precision == "no_change" or config.model_type != "full":
+        return ""
+    return (
+        f"base_model_precision is {config.base_model_precision!r}, and model_type is 'full', which trains every weight; in "
+        "8 or 4 bits none can be trained. Remove it, or set model_type = lora"
+    )
 
 
 def _idle_fault(config: "StageConfig") -> str:

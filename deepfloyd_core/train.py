@@ -31,18 +31,11 @@ from deepfloyd_core.jobs import Job
 from deepfloyd_core.lora import trainable
 from deepfloyd_core.methods import base_dtype, method_of
 from deepfloyd_core.mixing import Share
-from deepfloyd_core.models import (
-    load_projected_unet,
-    load_scheduler,
-    load_unet,
-    order_channels_last,
-    pick_device,
-    trained_scheduler,
-    use_threads,
-)
+from deepfloyd_core.models import load_scheduler, order_channels_last, pick_device, trained_scheduler, use_threads
 from deepfloyd_core.pace import Pace
 from deepfloyd_core.parent import parent_file
 from deepfloyd_core.projected import Projected, raw_texts
+from deepfloyd_core.quantized_base import frozen_bytes, frozen_numbers, load_base
 from deepfloyd_core.recompute import recompute_activations
 from deepfloyd_core.row_list import eval_ids
 from deepfloyd_core.schedule import learning_rate_at
@@ -72,8 +65,11 @@ def train_job(job: Job) -> dict[str, Any]:
     with open_board(job.config, stage, job.out, metrics[:]) as show:
         seconds = _train(setup, state, _passes(setup, rows, order), job, validation, show)
         del state  # the optimizer's states can be twice as large as the model
-        sizes = {name: param.numel() for name, param in setup.unet.named_parameters()}
-        trained = sum(sizes[name] for name in trainable(setup.unet))
+        sizes = {
+            "trainable_parameters": sum(param.numel() for param in trainable(setup.unet).values()),
+            "frozen_parameters": frozen_numbers(setup.unet),
+            "frozen_bytes": frozen_bytes(setup.unet),
+        }
         method.save(setup.unet, stage, folder, job.out)
         trained_scheduler(folder, setup.config.train_variance).save_pretrained(job.out / "scheduler")
         difference = method.reload(setup.unet, stage, folder, job.out)
@@ -87,8 +83,7 @@ def train_job(job: Job) -> dict[str, Any]:
         "steps": last,
         "rows": sum(rows.counts.values()),
         "buckets": order.buckets(),
-        "trainable_parameters": trained,
-        "frozen_parameters": sum(sizes.values()) - trained,
+        **sizes,
         "first_loss": metrics[0]["loss"],
         "last_loss": metrics[-1]["loss"],
         "eval_loss_base": mean_loss(base),
@@ -125,7 +120,7 @@ def _set_up(job: Job, stage: Stage, folder: Path) -> Setup:
     text = job.inputs["text"]
     projected = text.kind != "text_embeds"
     parent = parent_file(job.options["parent"]) if job.options.get("parent") else None
-    unet = (load_projected_unet if projected else load_unet)(folder, base_dtype(config))
+    unet = load_base(folder, projected, base_dtype(config), config.base_model_precision, device)
     method = method_of(config)
     method.prepare(unet, config, hash_seed("lora", job.config.seed, stage))
     if parent is not None:
