@@ -11,6 +11,7 @@ from deepfloyd_core.artifacts import Artifact, Request
 from deepfloyd_core.config import Run
 from deepfloyd_core.embeds import model_fingerprint
 from deepfloyd_core.errors import ConfigError
+from deepfloyd_core.files import sha256_file
 from deepfloyd_core.flavours import Stage
 from deepfloyd_core.projected import text_identity
 
@@ -23,7 +24,9 @@ GENERATE_FORMAT = 2  # 2: of Stage II alone the noise level and back-projection 
 BUNDLE_FORMAT = 2  # 2: gains on held-out pictures
 LOW_RES_FORMAT = 1
 LORA_FORMAT = 3  # 2: held-out losses in a table; of the text only what decides its rows. 3: the buckets
-SAMPLES_FORMAT = 7  # 5: Stage II on Stage I's samples too; zoomed details. 6: more in PNGs. 7: a column of eval.parquet
+SAMPLES_FORMAT = (
+    8  # 5: Stage II on Stage I's samples too; zoomed details. 6: more in PNGs. 7, 8: columns of eval.parquet
+)
 # Settings that change no byte of a LoRA: how often it is saved on the way, and how samples are made of it.
 # Of init_lora and the model the bytes count, not the path; of Stage I's low-res pictures what they are.
 _NOT_IN_LORA = {
@@ -119,6 +122,8 @@ def samples_request(run: Run, prompts: list[str], folders: dict[Stage, Path], in
         models |= _model(stage, folders[stage], f"stage{stage}_model")
     if config.eval_clip_model is not None:
         models["clip"] = model_fingerprint(Path(config.eval_clip_model), ("",))
+    if config.eval_lpips_model is not None:
+        models["lpips"] = sha256_file(Path(config.eval_lpips_model))[:16]
     return Request("cascade_samples", SAMPLES_FORMAT, spec, {**_ids(inputs), **models})
 
 
