@@ -58,6 +58,10 @@ def lora_request(
     spec |= {"shares": shares(run), "data_backend_sampling": run.config.data_backend_sampling}
     if not spec["low_res_stage1_share"]:
         del spec["low_res_stage1_share"]  # so that a LoRA without it is what it was before there was such a key
+    if spec["dynamo_backend"] == "no":
+        del spec["dynamo_backend"]  # likewise
+    else:  # what is compiled with the recomputation in it may round otherwise
+        spec["gradient_checkpointing"] = run.config.stage(stage).gradient_checkpointing
     if stage == 1:
         del spec["noise_level"]  # of the held-out loss; Stage I has none
     if run.config.stage(stage).validation_steps:
