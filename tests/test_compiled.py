@@ -1,6 +1,7 @@
 """torch.compile of training steps: the same gradients but for rounding, the same bytes after a kill, and what is refused.
 
-With `aot_eager`, which needs no compiler. A small network stands in for the UNet where its blocks do not matter: tracing one takes seconds.
+With `aot_eager`, which needs no compiler. A small network stands in for the UNet where its blocks do not matter: to
+trace a UNet takes seconds.
 """
 
 import signal
