@@ -17,7 +17,6 @@ from deepfloyd_core.datafile import ImageDataset
 from deepfloyd_core.errors import ConfigError
 from deepfloyd_core.extras import missing_extra
 from deepfloyd_core.flavours import PUBLISHED, UPSCALE, Flavour, Stage
-from deepfloyd_core.lpips_file import check_lpips_file
 from deepfloyd_core.quantization import Quantization, quantization_fault
 from deepfloyd_core.read_datafile import load_data_file
 from deepfloyd_core.spec import Spec, parse_spec, read_config_file
@@ -292,6 +291,9 @@ def load_run(path: Path, overrides: tuple[str, ...] = ()) -> Run:
     if config.eval_clip_model is not None:
         check_clip_folder(Path(config.eval_clip_model))
     if config.eval_lpips_model is not None:
+        # Not above: NumPy would be a fourth of the time in which a wrong key is answered.
+        from deepfloyd_core.lpips_file import check_lpips_file
+
         check_lpips_file(Path(config.eval_lpips_model))
     file = load_data_file(Path(config.data_backend_config))
     datasets = file.datasets
