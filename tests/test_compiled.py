@@ -201,6 +201,18 @@ def test_without_the_key_the_unet_itself_is_called() -> None:
     assert compiled_unet(unet, "no") is unet
 
 
+def test_the_trainer_compiles_what_the_key_says(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, small_run: Any
+) -> None:
+    asked: list[tuple[Any, str]] = []
+    monkeypatch.setattr(train, "Projected", lambda text: SimpleNamespace(batch=None))
+    monkeypatch.setattr(train, "compiled_unet", lambda unet, backend: asked.append((unet, backend)) or "compiled")
+    run = load_run(small_run.config, ("stage1.dynamo_backend=aot_eager",))
+    job = Job(run.config, {"text": cast(Any, SimpleNamespace(kind="stage1_text"))}, {}, tmp_path, no_report)
+    setup = train._set_up(job, 1, TINY)
+    assert asked == [(setup.unet, "aot_eager")] and cast(Any, setup.in_steps) == "compiled"
+
+
 # ---- identity and refusals -----------------------------------------------------------------------------------------
 
 
