@@ -38,7 +38,7 @@ SIZES = ((2, 16, 16), (3, 24, 24), (2, 16, 16), (4, 32, 40), (3, 24, 24), (2, 16
 
 
 def stage(**keys: Any) -> StageConfig:
-    return StageConfig.model_validate({"model_flavour": "tiny-i", "mixed_precision": "no", "lora_rank": 2, **keys})
+    return StageConfig.model_validate({"model_flavour": "tiny-i", "mixed_precision": "no", **keys})
 
 
 @pytest.fixture(autouse=True)
