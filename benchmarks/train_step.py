@@ -43,7 +43,7 @@ from deepfloyd_core.types import caption_id, no_report
 
 TINY, REAL = "tiny-i", "random:i-medium-400m"
 RANK, PICTURES, SIZES = 32, 24, {1: 64, 2: 256}
-WAYS = ("plain", "ours")
+WAYS = ("plain", "ours", "compiled")  # the last with --dynamo-backend alone
 
 
 class Enough(Exception):
@@ -198,9 +198,10 @@ def child(wanted: argparse.Namespace) -> None:
     """One way in this process. Prints one JSON line."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
-        run, folder = make_run(Path(name), wanted.model, wanted.precision, wanted.batch, wanted.device)
+        keys = {"lora_rank": RANK} | ({"dynamo_backend": wanted.dynamo_backend} if wanted.child == "compiled" else {})
+        run, folder = make_run(Path(name), wanted.model, wanted.precision, wanted.batch, wanted.device, **keys)
         with peak_bytes() as peak:
-            seconds, outside = {"ours": ours, "plain": plain}[wanted.child](run, folder, wanted.steps)
+            seconds, outside = (plain if wanted.child == "plain" else ours)(run, folder, wanted.steps)
     memory = torch.cuda.max_memory_allocated() if wanted.device == "cuda" else peak[0]
     print(json.dumps({"seconds": seconds, "outside": outside, "bytes": memory}))
 
@@ -208,7 +209,8 @@ def child(wanted: argparse.Namespace) -> None:
 def measured(way: str, model: str, wanted: argparse.Namespace) -> dict[str, Any]:
     """Run one way in a process of its own."""
     command = [sys.executable, __file__, "--child", way, "--model", model, "--precision", wanted.precision,
-               "--batch", str(wanted.batch), "--steps", str(wanted.steps), "--device", wanted.device]  # fmt: skip
+               "--batch", str(wanted.batch), "--steps", str(wanted.steps), "--device", wanted.device,
+               "--dynamo-backend", wanted.dynamo_backend]  # fmt: skip
     out = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout
     return dict(json.loads(out.splitlines()[-1]))
 
@@ -222,6 +224,9 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument(
+        "--dynamo-backend", choices=("no", "inductor", "aot_eager"), default="no", help="a third way: ours, compiled"
+    )
     parser.add_argument("--child", choices=WAYS, help=argparse.SUPPRESS)
     wanted = parser.parse_args()
     if wanted.child:
@@ -234,7 +239,8 @@ def main() -> None:
         f"{where}, {platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; torch {torch.__version__}"
     )
     for model in [wanted.model] if wanted.model else [TINY, REAL] if wanted.run else [TINY]:
-        found = {way: measured(way, model, wanted) for way in WAYS}
+        ways = WAYS if wanted.dynamo_backend != "no" else WAYS[:-1]
+        found = {way: measured(way, model, wanted) for way in ways}
         print(f"\n### {model}, batch {wanted.batch}, rank {RANK}, ours with mixed_precision = {wanted.precision}\n")
         print(
             "| way | s a step, median | peak, GiB | not arithmetic | time, of plain | memory, of plain |\n"
@@ -244,7 +250,7 @@ def main() -> None:
         for way, row in found.items():
             median = {name: float(np.median(one["seconds"])) for name, one in found.items()}
             shares = f"{median[way] / median['plain']:.2f} | {row['bytes'] / found['plain']['bytes']:.2f}"
-            outside = f"{row['outside']:.2%}" if way == "ours" else ""
+            outside = f"{row['outside']:.2%}" if way != "plain" else ""
             print(f"| {way} | {median[way]:.3f} | {row['bytes'] / 2**30:.2f} | {outside} | {shares} |", flush=True)
     if not (wanted.run or wanted.model):
         print(f"\n{REAL} was not measured: add --run.")

@@ -89,6 +89,11 @@ class RunConfig(Spec):
         description="Folder of a CLIP model (transformers', in safetensors): Stage II's held-out pictures are measured by "
         "what it sees as well.",
     )
+    eval_lpips_model: str | None = Field(
+        None,
+        description="File of LPIPS's weights (the `lpips` package's, in safetensors): Stage II's held-out pictures are "
+        "measured by it as well.",
+    )
     sample_measure: Literal["drawn_world"] | None = Field(
         None, description="`drawn_world`: measure the share of samples that show their prompt (flat shapes only)."
     )
@@ -137,8 +142,9 @@ class RunConfig(Spec):
     def _consistent(self) -> Self:
         if self.stage1 is None and self.stage2 is None:
             raise ValueError("no stage to train: add a [stage1] or [stage2] table, or set model_flavour")
-        if self.eval_clip_model is not None and self.stage2 is None:
-            raise ValueError("eval_clip_model measures what Stage II makes, and there is no [stage2]. Remove it")
+        for key in ("eval_clip_model", "eval_lpips_model"):
+            if getattr(self, key) is not None and self.stage2 is None:
+                raise ValueError(f"{key} measures what Stage II makes, and there is no [stage2]. Remove it")
         if fault := cluster_fault(self.task_runner, self.task_runner_address):
             raise ValueError(fault)
         for tracker in self.trackers:
@@ -292,6 +298,11 @@ def load_run(path: Path, overrides: tuple[str, ...] = ()) -> Run:
         )
     if config.eval_clip_model is not None:
         check_clip_folder(Path(config.eval_clip_model))
+    if config.eval_lpips_model is not None:
+        # Not above: it takes NumPy, 0.1 s more until a wrong key is answered.
+        from deepfloyd_core.lpips_file import check_lpips_file
+
+        check_lpips_file(Path(config.eval_lpips_model))
     file = load_data_file(Path(config.data_backend_config))
     datasets = file.datasets
     _check_eval_dataset(config, datasets, path)

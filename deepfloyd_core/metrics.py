@@ -18,6 +18,7 @@ MEASURES = {  # of an upscaled picture, as summaries name them, and what they ar
     "colour_shift": "mean colour off, levels of 255",
     "clip": "likeness to the truth, to CLIP",  # both with an `eval_clip_model` alone
     "clip_distance": "distance of the set to the truths', to CLIP",
+    "lpips": "distance to the truth, LPIPS",  # with an `eval_lpips_model` alone
 }
 SAMPLE_MEASURES = {  # the same of one that was made of Stage I's sample, which has no truth
     "consistency": "PSNR of its downscale to the sample, dB",

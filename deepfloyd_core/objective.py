@@ -5,11 +5,13 @@ beside x_t: upsampled, noised at a level of its own, and the level given as clas
 diffusion; what `IFSuperResolutionPipeline` feeds). The loss of the learned-variance half is in `variance.py`.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers import DDPMScheduler, UNet2DConditionModel
+from diffusers import DDPMScheduler
 
 from deepfloyd_core.flavours import UPSCALE
 
@@ -77,7 +79,7 @@ def soft_min_snr_weight(alpha_bar: torch.Tensor, sigma_data: float) -> torch.Ten
 
 
 def predict(
-    unet: UNet2DConditionModel, x: torch.Tensor, t: torch.Tensor, text: Text, level: torch.Tensor | None,
+    unet: Callable[..., Any], x: torch.Tensor, t: torch.Tensor, text: Text, level: torch.Tensor | None,
     control: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """Both halves of the UNet's output: epsilon, and what its log variance is made of.

@@ -30,7 +30,8 @@ def make_optimizer(config: StageConfig, params: Iterable[torch.nn.Parameter], se
         # adapter that starts at zero would take steps of a thousandth.
         return torch.optim.Adafactor(params, **common, eps=(None, 1.0))
     library = _from_library(config, params, adam)
-    return torch.optim.AdamW(params, **adam) if library is None else library
+    # Fused, which torch takes on no device by itself: one pass over each tensor in place of ten, as near to float64's.
+    return torch.optim.AdamW(params, **adam, fused=True) if library is None else library
 
 
 def _from_library(

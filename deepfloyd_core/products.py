@@ -11,6 +11,7 @@ from deepfloyd_core.artifacts import Artifact, Request
 from deepfloyd_core.config import Run
 from deepfloyd_core.embeds import model_fingerprint
 from deepfloyd_core.errors import ConfigError
+from deepfloyd_core.files import sha256_file
 from deepfloyd_core.flavours import Stage
 from deepfloyd_core.projected import text_identity
 
@@ -22,8 +23,10 @@ DETAIL_SHEET = "eval_details.png"  # zoomed details of Stage II on held-out pict
 GENERATE_FORMAT = 2  # 2: of Stage II alone the noise level and back-projection in PNGs
 BUNDLE_FORMAT = 2  # 2: gains on held-out pictures
 LOW_RES_FORMAT = 1
-LORA_FORMAT = 4  # 3: the buckets. 4: trained channels_last, which rounds otherwise
-SAMPLES_FORMAT = 7  # 5: Stage II on Stage I's samples too; zoomed details. 6: more in PNGs. 7: a column of eval.parquet
+LORA_FORMAT = 4  # 3: the buckets. 4: trained channels_last and by torch's fused AdamW, which round otherwise
+SAMPLES_FORMAT = (
+    8  # 5: Stage II on Stage I's samples too; zoomed details. 6: more in PNGs. 7, 8: columns of eval.parquet
+)
 # Settings that change no byte of a LoRA: how often it is saved on the way, and how samples are made of it.
 # Of init_lora and the model the bytes count, not the path; of Stage I's low-res pictures what they are.
 _NOT_IN_LORA = {
@@ -31,7 +34,7 @@ _NOT_IN_LORA = {
     "validation_steps", "gradient_checkpointing", "dataloader_num_workers", "low_res_stage1_strength",
 }  # fmt: skip
 # Keys that came later: at their default a LoRA is what it was before there were such keys.
-_LATER_KEYS = {"low_res_stage1_share": 0, "base_model_precision": "no_change"}
+_LATER_KEYS = {"low_res_stage1_share": 0, "base_model_precision": "no_change", "dynamo_backend": "no"}
 _SAMPLING_STAGE2 = {"validation_noise_level", "validation_back_projection"}
 _SAMPLING = {"validation_num_inference_steps", "validation_guidance"} | _SAMPLING_STAGE2
 _MEASURING = {"validation_noise_levels"}
@@ -58,6 +61,10 @@ def lora_request(
     for key, unset in _LATER_KEYS.items():
         if spec[key] == unset:
             del spec[key]
+    if (
+        run.config.stage(stage).dynamo_backend != "no"
+    ):  # what is compiled with the recomputation in it may round otherwise
+        spec["gradient_checkpointing"] = run.config.stage(stage).gradient_checkpointing
     if stage == 1:
         del spec["noise_level"]  # of the held-out loss; Stage I has none
     if run.config.stage(stage).validation_steps:
@@ -122,6 +129,8 @@ def samples_request(run: Run, prompts: list[str], folders: dict[Stage, Path], in
         models |= _model(stage, folders[stage], f"stage{stage}_model")
     if config.eval_clip_model is not None:
         models["clip"] = model_fingerprint(Path(config.eval_clip_model), ("",))
+    if config.eval_lpips_model is not None:
+        models["lpips"] = sha256_file(Path(config.eval_lpips_model))[:16]
     return Request("cascade_samples", SAMPLES_FORMAT, spec, {**_ids(inputs), **models})
 
 

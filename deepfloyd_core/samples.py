@@ -20,6 +20,7 @@ from deepfloyd_core.embeds import Embeds
 from deepfloyd_core.files import atomic_path
 from deepfloyd_core.flavours import Stage
 from deepfloyd_core.jobs import Job
+from deepfloyd_core.lpips_measure import load_lpips_eye
 from deepfloyd_core.metrics import mean
 from deepfloyd_core.models import pick_device, use_threads
 from deepfloyd_core.objective import to_bytes
@@ -29,7 +30,7 @@ from deepfloyd_core.shards import ShardRow, read_rows
 from deepfloyd_core.sheets import save_picture, titled_rows
 from deepfloyd_core.stage_config import StageConfig
 from deepfloyd_core.types import hash_seed
-from deepfloyd_core.upscaled import Row, Upscaler, measure_samples, measure_upscalers
+from deepfloyd_core.upscaled import Eyes, Row, Upscaler, measure_samples, measure_upscalers
 from deepfloyd_core.wanted import Wanted, wanted_pictures
 
 VARIANTS = ("base", "tuned")
@@ -229,6 +230,13 @@ def _measure_stage2(job: Job, table: list[Row], sampled: Callable[[int], None]) 
 
     files = shard_files(job.inputs["eval_set"], 2)
     upscalers = {variant: partial(upscaler, variant) for variant in VARIANTS}
-    clip, levels = job.config.eval_clip_model, job.config.stage(2).measured_noise_levels
-    eye = load_clip_eye(Path(clip), pick_device(job.config.device)) if clip else None
-    return measure_upscalers(files, upscalers, levels, job.out, table, eye)
+    levels = job.config.stage(2).measured_noise_levels
+    return measure_upscalers(files, upscalers, levels, job.out, table, _eyes(job.config))
+
+
+def _eyes(config: RunConfig) -> Eyes:
+    clip, lpips, device = config.eval_clip_model, config.eval_lpips_model, pick_device(config.device)
+    return Eyes(
+        load_clip_eye(Path(clip), device) if clip is not None else None,
+        load_lpips_eye(Path(lpips), device) if lpips is not None else None,
+    )

@@ -5,6 +5,7 @@ others wrote: a run should do what its file says.
 """
 
 from importlib.util import find_spec
+from shutil import which
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -15,6 +16,7 @@ from deepfloyd_core.stage_faults import stage_fault, stage_notes
 from deepfloyd_core.types import Conditioning
 
 BasePrecision = Literal["no_change", "int8", "nf4"]
+_COMPILERS = ("g++", "clang++", "c++")  # the first two are what inductor looks for, on Linux and macOS
 ATTENTION_TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "add_k_proj", "add_v_proj")
 
 
@@ -83,6 +85,11 @@ class StageConfig(Spec):
     )
     attention_mechanism: Literal["sdpa", "xformers", "math"] = Field(
         "sdpa", description="Attention while training: torch's fused one, xFormers' (NVIDIA GPUs), or plain products."
+    )
+    dynamo_backend: Literal["no", "inductor", "aot_eager"] = Field(
+        "no",
+        description="torch.compile of the UNet in training steps, anew for each size of batch: `inductor` writes kernels "
+        "and needs a C++ compiler, on a GPU triton; `aot_eager` only traces, for tests and debugging.",
     )
     dataloader_num_workers: int = Field(
         1, ge=0, le=16, description="Threads that prepare the next batches, one each, during a step; changes no result."
@@ -259,4 +266,17 @@ def device_fault(config: StageConfig, device: str) -> str:
             return (
                 "attention_mechanism is 'xformers', and xformers cannot be imported. pip install xformers, or use sdpa"
             )
+    return _inductor_fault(device) if config.dynamo_backend == "inductor" else ""
+
+
+def _inductor_fault(device: str) -> str:
+    """What inductor lacks for a device, as far as it can be told without torch; the job compiles a line with it."""
+    said = "dynamo_backend is 'inductor'"
+    if device == "mps":
+        return f"{said}, whose kernels for mps are a prototype in torch. Set it to no"
+    if not any(which(name) for name in _COMPILERS):
+        install = "Debian: apt-get install g++"
+        return f"{said}, and none of {', '.join(_COMPILERS)} is in PATH. Install one ({install}), or set it to no"
+    if device in ("cuda", "rocm") and find_spec("triton") is None:
+        return f"{said}, which writes triton's kernels for a GPU, and triton cannot be imported. Set it to no"
     return ""

@@ -52,7 +52,7 @@ def stage_fault(config: "StageConfig") -> str:
         find(config)
         for find in (
             _flavour_fault, _rate_fault, _optimizer_fault, _objective_fault, _precision_fault, _idle_fault, _stage2_fault,
-            _control_fault,
+            _control_fault, _compile_fault,
         )
     )  # fmt: skip
     return next((fault for fault in found if fault), "")
@@ -182,6 +182,18 @@ def _control_fault(config: "StageConfig") -> str:
         )
     if config.controlnet_conditioning == "canny" and (missing := missing_extra(["skimage"], "controlnet")):
         return f"controlnet_conditioning is 'canny', and {missing}"
+    return ""
+
+
+def _compile_fault(config: "StageConfig") -> str:
+    """What torch.compile cannot take in one piece; each break would be a graph more to make for every layer."""
+    said = f"dynamo_backend is {config.dynamo_backend!r}"
+    if config.dynamo_backend == "no":
+        return ""
+    if config.use_dora:
+        return f"{said}, and torch cannot trace peft's DoRA. Set it to no, or remove use_dora"
+    if config.attention_mechanism == "xformers":
+        return f"{said}, and what xformers does cannot be traced. Set it to no, or attention_mechanism = sdpa"
     return ""
 
 

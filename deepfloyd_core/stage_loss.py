@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
@@ -44,6 +45,9 @@ class Setup:
     texts: Callable[[list[str]], Text]  # of caption ids, as the UNet takes them
     device: torch.device
     out: Path
+    in_steps: Callable[..., Any] | None = (
+        None  # what a training step calls in place of the UNet, where that is compiled
+    )
 
 
 @dataclass(frozen=True)
@@ -120,13 +124,20 @@ def _mirrored(pictures: torch.Tensor, draws: Draws) -> torch.Tensor:
     return torch.where(draws.mirror[:, None, None, None], pictures.flip(-1), pictures)
 
 
-def predict_noise(setup: Setup, fed: Fed) -> tuple[torch.Tensor, torch.Tensor]:
-    """The halves of the UNet's output."""
+def predict_noise(
+    setup: Setup, fed: Fed, in_steps: Callable[..., Any] | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The halves of the UNet's output; `in_steps`: called in its place."""
     device, dtype = setup.device, DTYPES[setup.config.mixed_precision]
     level, control = (None if value is None else value.to(device) for value in (fed.level, fed.control))
     with autocast(device, setup.config.mixed_precision):
         return predict(
-            setup.unet, fed.x.to(device, dtype), fed.t.to(device), fed.text.to(device, dtype), level, control
+            in_steps or setup.unet,
+            fed.x.to(device, dtype),
+            fed.t.to(device),
+            fed.text.to(device, dtype),
+            level,
+            control,
         )
 
 
@@ -135,7 +146,7 @@ def batch_loss(setup: Setup, prepared: Prepared) -> torch.Tensor:
     x_0, draws = prepared.x_0, prepared.draws
     # lora_dropout draws from torch's own state
     torch.manual_seed(hash_seed("dropout", setup.seed, setup.stage, prepared.number))
-    eps, raw = predict_noise(setup, prepared.fed)
+    eps, raw = predict_noise(setup, prepared.fed, setup.in_steps)
     loss = (_error(setup, eps, draws) * _weight(setup, draws)).mean()
     if setup.config.train_variance:
         steps = reverse_steps(setup.scheduler.betas, draws.t.to(setup.device))

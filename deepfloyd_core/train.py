@@ -22,6 +22,7 @@ from deepfloyd_core.attention import set_attention
 from deepfloyd_core.batches import Draws, MixedOrder, OrderSettings, TrainingRows
 from deepfloyd_core.board import Board, open_board, show_validation, shown_metrics
 from deepfloyd_core.checkpoints import last_good
+from deepfloyd_core.compiled import check_backend, compiled_unet
 from deepfloyd_core.conditioning import as_conditioning
 from deepfloyd_core.errors import ConfigError, JobError, Stop
 from deepfloyd_core.files import atomic_path
@@ -117,6 +118,7 @@ def _set_up(job: Job, stage: Stage, folder: Path) -> Setup:
     device = pick_device(job.config.device)
     if fault := device_fault(config, "rocm" if torch.version.hip else device.type):
         raise ConfigError(f"stage{stage}.{fault}.")
+    check_backend(config.dynamo_backend, device, f"stage{stage}.dynamo_backend is {config.dynamo_backend!r}")
     text = job.inputs["text"]
     projected = text.kind != "text_embeds"
     parent = parent_file(job.options["parent"]) if job.options.get("parent") else None
@@ -132,7 +134,10 @@ def _set_up(job: Job, stage: Stage, folder: Path) -> Setup:
     order_channels_last(unet)
     noising = load_scheduler(folder, "image_noising_scheduler") if stage == 2 else None
     texts = Projected(text).batch if projected else raw_texts(text)
-    return Setup(stage, config, job.config.seed, unet, load_scheduler(folder), noising, texts, device, job.out)
+    in_steps = compiled_unet(unet, config.dynamo_backend)
+    return Setup(
+        stage, config, job.config.seed, unet, load_scheduler(folder), noising, texts, device, job.out, in_steps
+    )
 
 
 def _validation(setup: Setup, rows: TrainingRows, order: MixedOrder, job: Job, folder: Path) -> Validation:

@@ -9,6 +9,7 @@ whether the enlarged picture still shows the sample, how much fine detail it has
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ import torch.nn.functional as F
 from deepfloyd_core.clip_measure import ClipEye, alike, set_distance
 from deepfloyd_core.files import atomic_path
 from deepfloyd_core.flavours import UPSCALE
+from deepfloyd_core.lpips_measure import LpipsEye
 from deepfloyd_core.metrics import busiest, colour_shift, detail_energy, mean, mean_and_interval, psnr, ssim
 from deepfloyd_core.objective import low_res, to_bytes, to_model_range
 from deepfloyd_core.products import DETAIL_SHEET
@@ -36,9 +38,10 @@ _COLUMNS = pa.schema(
     + [("noise_level", pa.int64())]
     + [
         (name, pa.float64())
-        for name in ("psnr", "ssim", "consistency", "detail", "true_detail", "energy", "colour_shift", "clip")
+        for name in ("psnr", "ssim", "consistency", "detail", "true_detail", "energy", "colour_shift", "clip", "lpips")
     ]
 )
+_LEARNED, _LESS_IS_BETTER = ("clip", "lpips"), ("lpips",)
 _SHOWN, _CELL_PX = 8, 192  # of the sheets
 _DETAIL_PX = 64  # edge of a zoomed window: 16 px of the low-res picture
 _FRAME = (255, 0, 160)
@@ -46,19 +49,33 @@ _FRAME = (255, 0, 160)
 # Upscales pictures of one size: the rows they are of, low-res (N, C, h, w) in [-1, 1], noise level -> (N, C, H, W).
 Upscaler = Callable[[list[ShardRow], torch.Tensor, int], torch.Tensor]
 Row = dict[str, Any]  # of eval.parquet
+# A way and the noise level of its low-res pictures, None for a plain enlargement; its pictures, in the order of the truths.
+Made = dict[tuple[str, int | None], list[np.ndarray]]
+
+
+@dataclass(frozen=True)
+class Eyes:
+    """Learned measures, as far as a run has weights of one's own for them."""
+
+    clip: ClipEye | None = None
+    lpips: LpipsEye | None = None
+
+
+NO_EYES = Eyes()
 
 
 def measure_upscalers(
     files: list[Path], upscalers: Mapping[str, Callable[[], Upscaler]], levels: Sequence[int], out: Path,
-    samples: Sequence[Row] = (), eye: ClipEye | None = None,
+    samples: Sequence[Row] = (), eyes: Eyes = NO_EYES,
 ) -> dict[str, Any]:  # fmt: skip
     """Measure each upscaler, and plain enlargements, on the pictures of some files; each is made when its turn comes.
 
     levels: of noise on the low-res picture, 0 to 999, the one of most interest first; plain enlargements have none. Writes
     eval.png and eval_details.png at that one, and eval.parquet with a row for each picture, way and level, and those of
-    `measure_samples`. Returns the level as `noise_level`; `upscaled`, the means for each way, and `gain`, what the last
-    upscaler has more than each other way: mean and, of enough pictures, its 95 % interval. `other_levels` has both of each
-    other level, if there is one. With an eye both have what it sees, `clip`, and `upscaled` the `clip_distance`.
+    `measure_samples`. Returns the level as `noise_level`; `upscaled`, the means for each way, and `gain`, by how much the
+    last upscaler is better than each other way: mean and, of enough pictures, its 95 % interval. `other_levels` has both of
+    each other level, if there is one. With eyes both have what these see, `clip` and `lpips`, and with CLIP's `upscaled` the
+    `clip_distance` as well.
     """
     truth = [(open_shard(file).all(), read_rows(file)) for file in files]  # one file, and one batch, a size
     small = [low_res(to_model_range(torch.from_numpy(pixels))) for pixels, _ in truth]
@@ -80,7 +97,9 @@ def measure_upscalers(
         for (way, level), made_of in pictures.items()
         for name, picture, truth, from_, detail in zip(names, made_of, true, low, details, strict=True)
     ]
-    distances = _seen(table, pictures, true, eye) if eye else {}
+    distances = _seen_by_clip(table, pictures, true, eyes.clip) if eyes.clip else {}
+    if eyes.lpips:
+        _seen_by_lpips(table, pictures, true, eyes.lpips)
     with atomic_path(out / EVAL_FILE) as tmp:
         pq.write_table(pa.Table.from_pylist([*table, *samples], _COLUMNS), tmp)
     asked = [(way, row) for (way, level), row in pictures.items() if level in (None, levels[0])]
@@ -132,8 +151,8 @@ def _measured(picture: np.ndarray, truth: np.ndarray, low: np.ndarray, true_deta
     }
 
 
-def _seen(
-    table: list[Row], pictures: dict[tuple[str, int | None], list[np.ndarray]], true: list[np.ndarray], eye: ClipEye
+def _seen_by_clip(
+    table: list[Row], pictures: Made, true: list[np.ndarray], eye: ClipEye
 ) -> dict[tuple[str, int | None], float | None]:
     """Add to each row what CLIP sees; the table has them in the order of the pictures. Returns how far each set is off."""
     truths, distances, rows = eye(true), {}, iter(table)
@@ -143,6 +162,15 @@ def _seen(
         for likeness in alike(seen, truths):
             next(rows)["clip"] = likeness
     return distances
+
+
+def _seen_by_lpips(table: list[Row], pictures: Made, true: list[np.ndarray], eye: LpipsEye) -> None:
+    """Add to each row its picture's distance; the table has them in the order of the pictures."""
+    for place, truth in enumerate(true):  # outside, so that a truth is looked at once
+        for row, distance in zip(
+            table[place :: len(true)], eye([made[place] for made in pictures.values()], truth), strict=True
+        ):
+            row["lpips"] = distance
 
 
 def _measured_sample(picture: np.ndarray, low: np.ndarray) -> dict[str, float]:
@@ -212,7 +240,7 @@ def _by_level(
 def _summary(
     table: list[Row], ways: list[str], distances: Mapping[tuple[str, int | None], float | None]
 ) -> dict[str, Any]:
-    seen = ("clip",) if distances else ()
+    seen = tuple(name for name in _LEARNED if name in table[0])
 
     def measured(rows: list[Row]) -> dict[str, float | None]:
         names = ("psnr", "ssim", "consistency", "colour_shift", *seen)
@@ -240,11 +268,12 @@ def _share(rows: list[Row], of: str) -> float | None:
 
 
 def _gain(of: dict[str, list[Row]], measures: Sequence[str]) -> dict[str, dict[str, list[float]]]:
-    """What the last way has more than each other one, paired picture by picture."""
+    """By how much the last way is better than each other one, paired picture by picture."""
     *others, last = of
 
     def gain(measure: str, way: str) -> list[float]:
-        pairs = zip(of[last], of[way], strict=True)
-        return [round(value, 4) for value in mean_and_interval([mine[measure] - its[measure] for mine, its in pairs])]
+        pairs, sign = zip(of[last], of[way], strict=True), -1 if measure in _LESS_IS_BETTER else 1
+        more = [sign * (mine[measure] - its[measure]) for mine, its in pairs]
+        return [round(value, 4) for value in mean_and_interval(more)]
 
     return {way: {measure: gain(measure, way) for measure in measures} for way in others}

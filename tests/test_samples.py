@@ -12,14 +12,19 @@ import pytest
 import torch
 import torch.nn.functional as F
 from clip_models import features, save_clip
+from lpips_models import lpips_by_hand, save_lpips
 from PIL import Image
 
 from deepfloyd_core import samples
 from deepfloyd_core.config import load_run
+from deepfloyd_core.flavours import FLAVOURS
 from deepfloyd_core.jobs import Job
-from deepfloyd_core.metrics import by_noise_level
+from deepfloyd_core.metrics import MEASURES, by_noise_level
+from deepfloyd_core.objective import low_res, to_bytes, to_model_range
+from deepfloyd_core.products import samples_request
 from deepfloyd_core.row_list import shard_files
 from deepfloyd_core.shards import open_shard
+from deepfloyd_core.upscaled import enlarged
 
 
 @dataclass(frozen=True)
@@ -95,12 +100,13 @@ def test_both_variants_of_stage2_enlarge_the_tuned_stage1s_samples(
     ]  # fmt: skip
 
 
-def test_what_clip_sees_of_the_held_out_pictures_is_measured_where_there_is_a_model(
+def test_what_clip_and_lpips_see_of_the_held_out_pictures_is_measured_where_there_are_models(
     small_run: Any, new_world: Callable[[Path], Any], stood_in: list[tuple[Any, ...]], tmp_path: Path
 ) -> None:
-    """Plain enlargements against Pillow's and transformers' own features of them."""
-    folder = save_clip(tmp_path / "clip")
-    run = load_run(small_run.config, (f"eval_clip_model={folder}", "num_upscaled_images=1"))
+    """Plain enlargements against Pillow's, transformers' own features of them, and LPIPS written out."""
+    folder, weights = save_clip(tmp_path / "clip"), save_lpips(tmp_path / "alex.safetensors")
+    keys = (f"eval_clip_model={folder}", f"eval_lpips_model={weights}", "stage2.validation_noise_levels=[60]")
+    run = load_run(small_run.config, (*keys, "num_upscaled_images=1"))
     world = new_world(run.workspace)
     held_out = world.eval_set(run, world.index(run))
     inputs = {"eval_set": held_out, "stage1_lora": held_out, "stage2_lora": held_out}
@@ -119,5 +125,36 @@ def test_what_clip_sees_of_the_held_out_pictures_is_measured_where_there_is_a_mo
         np.testing.assert_allclose(found, expected, atol=2e-3)
         assert summary["upscaled"][way]["clip"] == pytest.approx(float(np.mean(expected)), abs=2e-3)
         assert summary["upscaled"][way]["clip_distance"] is None, "too few pictures"
-    assert all(row["clip"] is None for row in rows if row["low_res"] == "stage1")
-    assert list(summary["gain"]["base"]) == ["psnr", "ssim", "clip"]
+    assert all(row["clip"] is row["lpips"] is None for row in rows if row["low_res"] == "stage1")
+
+    true = to_model_range(torch.from_numpy(truths))
+    bilinear, levels = to_bytes(enlarged(low_res(true), "bilinear")).numpy(), by_noise_level(summary)
+    for level in (100, 60):
+        by_model = to_bytes((F.interpolate(low_res(true), scale_factor=4) + level / 100).clamp(-1, 1)).numpy()
+        apart = {}
+        for way, made, of in (("bilinear", bilinear, None), ("tuned", by_model, level)):
+            apart[way] = [lpips_by_hand(weights, "alex", *pair) for pair in zip(made, truths, strict=True)]
+            wanted = ("held-out", way, of)
+            found = [row["lpips"] for row in rows if (row["low_res"], row["way"], row["noise_level"]) == wanted]
+            np.testing.assert_allclose(found, apart[way], rtol=1e-4)
+            assert levels[level]["upscaled"][way]["lpips"] == pytest.approx(float(np.mean(apart[way])), abs=1e-4)
+        less = float(np.mean(apart["bilinear"]) - np.mean(apart["tuned"]))
+        assert abs(less) > 0.01
+        gain = levels[level]["gain"]
+        assert gain["bilinear"]["lpips"] == pytest.approx([less], abs=2e-4), "more than 0 if the tuned one is nearer"
+        assert list(gain["base"]) == ["psnr", "ssim", "clip", "lpips"]
+        assert set(levels[level]["upscaled"]["base"]) == set(MEASURES)
+
+
+def test_other_weights_of_lpips_make_the_samples_anew(
+    small_run: Any, new_world: Callable[[Path], Any], tmp_path: Path
+) -> None:
+    """By their bytes: a copy elsewhere is the same; without the key the samples are others again."""
+    paths = [tmp_path / name for name in ("one.safetensors", "copy.safetensors", "other.safetensors")]
+    for path, seed in zip(paths, (0, 0, 1), strict=True):
+        save_lpips(path, seed=seed)
+    keys = [(), *((f"eval_lpips_model={path}",) for path in paths)]
+    folders: Any = {stage: Path(FLAVOURS[f"tiny-{'i' * stage}"].repo) for stage in (1, 2)}
+    requests = [samples_request(load_run(small_run.config, key), ["a star"], folders, {}) for key in keys]
+    without, one, copy, other = (request.fingerprint for request in requests)
+    assert one == copy and len({without, one, other}) == 3

@@ -1,0 +1,56 @@
+"""torch.compile of the UNet that a training step calls, by SimpleTuner's `dynamo_backend`.
+
+One graph without a break for each size of batch, and no symbolic sizes: torch would make those when the second size comes,
+so which kernels a batch gets would depend on the batches before it, and a resumed run would end with other bytes. Only
+steps run it. A validation is a few passes, in another mode and then with other layers, and would be compiled anew each time.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from diffusers import UNet2DConditionModel
+
+from deepfloyd_core.errors import ConfigError
+
+# Beyond it torch would go on without compiling. A run has two sizes a bucket at most: full batches, and the last one.
+_MOST_SIZES = 4096
+# Kernels are chosen by rule, not by how fast they just were: the same ones in a resumed run.
+_OPTIONS: dict[str, dict[str, str | int | bool | Callable[..., Any]]] = {"inductor": {"deterministic": True}}
+
+
+def check_backend(backend: str, device: torch.device, said: str) -> None:
+    """Raises ConfigError, beginning with `said`, when a backend cannot compile for a device: by compiling a line for it."""
+    if backend == "no":
+        return
+    try:
+        _compiled(_a_line, backend)(torch.ones(16, device=device))
+    except (RuntimeError, OSError) as error:  # a compiler, its headers or triton lack; torch has an error for each
+        *_, last = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        raise ConfigError(
+            f"{said}, and nothing can be compiled for {device.type} on this machine: {type(error).__name__}, {last.strip()} "
+            "Install a C++ compiler and Python's headers (Debian: apt-get install g++ python3-dev), on a GPU triton as "
+            "well; or set it to no."
+        ) from error
+
+
+def compiled_unet(unet: UNet2DConditionModel, backend: str) -> Callable[..., Any]:
+    """What training steps call in place of a UNet, which keeps its own forward and the names of its weights."""
+    plain: Callable[..., Any] = unet
+    if backend == "no":
+        return plain
+    ready = _compiled(plain, backend)
+
+    def call(*args: Any, **named: Any) -> Any:
+        with torch._dynamo.config.patch(recompile_limit=_MOST_SIZES, accumulated_recompile_limit=_MOST_SIZES):
+            return ready(*args, **named)
+
+    return call
+
+
+def _compiled(what: Callable[..., Any], backend: str) -> Callable[..., Any]:
+    return torch.compile(what, fullgraph=True, dynamic=False, backend=backend, options=_OPTIONS.get(backend))
+
+
+def _a_line(x: torch.Tensor) -> torch.Tensor:
+    return x.sin() * 2 + 1
