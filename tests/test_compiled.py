@@ -27,9 +27,11 @@ from deepfloyd_core.methods import method_of
 from deepfloyd_core.models import load_scheduler
 from deepfloyd_core.objective import CONTROL_IMAGE, Text
 from deepfloyd_core.products import lora_request
+from deepfloyd_core.quantized_base import code_pairs, quantize_layer
 from deepfloyd_core.recompute import recompute_activations
 from deepfloyd_core.stage_config import StageConfig, device_fault
-from deepfloyd_core.stage_loss import Setup
+from deepfloyd_core.stage_loss import Setup, prepare
+from deepfloyd_core.training_state import training_state
 from deepfloyd_core.types import no_report
 
 TINY, CPU = Path(FLAVOURS["tiny-i"].repo), torch.device("cpu")
@@ -61,7 +63,12 @@ def small_unet(config: StageConfig) -> UNet2DConditionModel:
     levels = {"block_out_channels": [16], "down_block_types": down[1:2], "up_block_types": up[:1]}
     torch.manual_seed(0)
     unet = UNet2DConditionModel.from_config({**whole, **levels, "attention_head_dim": 16})
-    method_of(config).prepare(unet.requires_grad_(False), config, 0)
+    unet.requires_grad_(False)
+    if config.base_model_precision != "no_change":
+        pairs = code_pairs(torch.float32, CPU) if config.base_model_precision == "nf4" else None
+        for layer in [layer for layer in unet.modules() if type(layer) in (torch.nn.Linear, torch.nn.Conv2d)]:
+            quantize_layer(layer, pairs)
+    method_of(config).prepare(unet, config, 0)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for param in trainable(unet).values():
@@ -83,6 +90,8 @@ def gradients(called: Any, unet: UNet2DConditionModel, control: bool) -> dict[st
 
 
 METHODS: dict[str, dict[str, Any]] = {
+    "LoRA beside int8": {"base_model_precision": "int8", "lora_target_modules": ["to_q", "conv1"]},
+    "LoRA beside nf4": {"base_model_precision": "nf4", "lora_target_modules": ["to_q", "conv1"]},
     "LoRA": {"lora_dropout": 0.3, "lora_target_modules": ["to_q", "to_out.0", "conv1"]},
     "recomputed": {"lora_dropout": 0.3, "lora_target_modules": ["to_q"], "gradient_checkpointing": True},
     "BitFit": {"use_bitfit": True},
@@ -148,14 +157,14 @@ def run_loop(out: Path, backend: str, stop_in: int | None = None) -> tuple[dict[
         1, config, 3, unet, load_scheduler(TINY), None, lambda names: Text(torch.zeros(len(names), 1, 1)), CPU, out,
         compiled_unet(unet, backend),
     )  # fmt: skip
-    rows, order = (
-        SimpleNamespace(take=take, image_ids=lambda batch: []),
-        SimpleNamespace(batch=lambda number: (number,)),
-    )
     run = SimpleNamespace(report_to="none", stage=lambda stage: config)
     job = SimpleNamespace(out=out, report=report, config=run, options={"stage": 1})
-    metrics, *_ = train._train(setup, cast(Any, rows), cast(Any, order), cast(Any, job), cast(Any, None))
-    return {name: param.detach().clone() for name, param in unet.named_parameters()}, metrics
+    state = training_state(setup)
+    train._train(
+        setup, state, lambda number: prepare(setup, take(number), number, []), cast(Any, job), cast(Any, None),
+        lambda step, values, pictures: None,
+    )  # fmt: skip
+    return {name: param.detach().clone() for name, param in unet.named_parameters()}, state.metrics
 
 
 def test_a_compiled_run_that_dies_ends_with_the_bytes_of_an_unbroken_one(tmp_path: Path) -> None:
@@ -279,7 +288,7 @@ def test_a_compiler_that_does_not_work_is_found_before_the_model_is_loaded(
     (tmp_path / "g++").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setattr(train, "load_projected_unet", lambda *_: pytest.fail("the model is loaded"))
+    monkeypatch.setattr(train, "load_base", lambda *_: pytest.fail("the model is loaded"))
     run = load_run(small_run.config, ("stage1.dynamo_backend=inductor",))
     job = Job(run.config, {"text": cast(Any, SimpleNamespace(kind="stage1_text"))}, {}, tmp_path, no_report)
     says = (
