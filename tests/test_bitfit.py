@@ -74,6 +74,7 @@ def test_the_file_gives_a_stock_unet_the_output_of_the_trainer(tmp_path: Path, s
     assert torch.equal(output(stock), untuned)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", [1, 2])
 @pytest.mark.parametrize("load", [load_unet, load_projected_unet])
 @pytest.mark.parametrize(

@@ -101,9 +101,8 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize(
-    "method", ["recomputed", *(pytest.param(name, marks=pytest.mark.slow) for name in METHODS if name != "recomputed")]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
 def test_each_way_to_train_is_compiled_in_one_graph_and_learns_what_it_did(method: str) -> None:
     config = stage(**METHODS[method])
     unet = small_unet(config)

@@ -68,20 +68,25 @@ PLAIN: dict[str, Any] = {}
 DORA_OF_CONVOLUTIONS = {"use_dora": True, **CONVOLUTIONS, "lora_init_type": "gaussian"}
 
 
+_WAYS = [
+    (1, load_projected_unet, {**BF16, "optimizer": "adamw_bf16"}),
+    (2, load_projected_unet, DORA_OF_CONVOLUTIONS),
+]
+_MORE_WAYS = [
+    (1, load_projected_unet, PLAIN),
+    (1, load_projected_unet, {"lora_dropout": 0.5, "lora_init_type": "gaussian"}),
+    (1, load_projected_unet, {**BF16, **CONVOLUTIONS}),
+    (1, load_projected_unet, {"use_dora": True, "lora_dropout": 0.5}),
+    (1, load_projected_unet, {"use_dora": True, **BF16}),
+    (1, load_projected_unet, {"use_dora": True, **BF16, "optimizer": "adamw_bf16"}),
+    (1, load_projected_unet, DORA_OF_CONVOLUTIONS),
+    *[(2, load_projected_unet, keys) for keys in (PLAIN, {"use_dora": True, **BF16})],
+    *[(1, load_unet, keys) for keys in (PLAIN, DORA_OF_CONVOLUTIONS)],
+]
+
+
 @pytest.mark.parametrize(
-    ("stage", "load", "keys"),
-    [
-        (1, load_projected_unet, PLAIN),
-        (1, load_projected_unet, {"lora_dropout": 0.5, "lora_init_type": "gaussian"}),
-        (1, load_projected_unet, {**BF16, "optimizer": "adamw_bf16"}),
-        (1, load_projected_unet, {**BF16, **CONVOLUTIONS}),
-        (1, load_projected_unet, {"use_dora": True, "lora_dropout": 0.5}),
-        (1, load_projected_unet, {"use_dora": True, **BF16}),
-        (1, load_projected_unet, {"use_dora": True, **BF16, "optimizer": "adamw_bf16"}),
-        (1, load_projected_unet, DORA_OF_CONVOLUTIONS),
-        *[(2, load_projected_unet, keys) for keys in (PLAIN, {"use_dora": True, **BF16}, DORA_OF_CONVOLUTIONS)],
-        *[(1, load_unet, keys) for keys in (PLAIN, DORA_OF_CONVOLUTIONS)],
-    ],
+    ("stage", "load", "keys"), [*_WAYS, *(pytest.param(*way, marks=pytest.mark.slow) for way in _MORE_WAYS)]
 )
 def test_the_adapters_that_come_back_are_those_that_were_saved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: Stage, load: Any, keys: dict[str, Any]

@@ -298,7 +298,14 @@ WAYS = [
 ]
 
 
-@pytest.mark.parametrize(("kind", "keys"), list(zip(KINDS * 2, WAYS, strict=True)), ids=str)
+# DoRA measures the rows of whole weights, which takes seconds.
+PAIRED_WAYS = [
+    pytest.param(kind, keys, marks=[pytest.mark.slow] if keys.get("use_dora") else [])
+    for kind, keys in zip(KINDS * 2, WAYS, strict=True)
+]
+
+
+@pytest.mark.parametrize(("kind", "keys"), PAIRED_WAYS, ids=str)
 def test_adapters_start_and_learn_as_beside_the_rounded_weights(kind: str, keys: dict[str, Any]) -> None:
     """Bit for bit, through the whole UNet; recomputed or not."""
     unets = rounded(kind), small(kind), small(kind)
@@ -379,6 +386,7 @@ def test_moving_and_casting_a_unet_leaves_its_small_weights(kind: str) -> None:
 # ---- what is saved ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stage", "kind", "keys"), [(1, "int8", WAYS[1]), (1, "nf4", WAYS[2]), (2, "int8", WAYS[2]), (2, "nf4", {})]
 )
@@ -470,6 +478,7 @@ def loras(world: tuple[Path, dict[str, Artifact]], tmp_path_factory: pytest.Temp
     return {kind: train_stage(configured(file, kind), made, 1, out, how=run_here) for kind in ("no_change", *KINDS)}
 
 
+@pytest.mark.slow
 def test_it_learns_as_the_whole_weights_do(loras: dict[str, Artifact]) -> None:
     plain = loras["no_change"]
     for kind, base, error, gain in (("int8", 0.02, 3e-4, 0.1), ("nf4", 0.5, 8e-3, 0.4)):

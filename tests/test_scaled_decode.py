@@ -141,7 +141,9 @@ def patterns(width: int, height: int) -> dict[str, Image.Image]:
     }
 
 
-@pytest.mark.parametrize("encoding", ["4:2:0", "4:4:4", "progressive", "PNG"])
+@pytest.mark.parametrize(
+    "encoding", ["4:2:0", "PNG", *(pytest.param(name, marks=pytest.mark.slow) for name in ("4:4:4", "progressive"))]
+)
 def test_hard_patterns_equal_the_literal_recipe_to_40_db(encoding: str) -> None:
     for name, picture in patterns(435, 373).items():
         data = saved(picture, **ENCODINGS[encoding])
@@ -323,6 +325,7 @@ def test_last_bits_stay_where_steps_are_large_or_pixels_are_fine() -> None:
     assert left_out(2, quality=95, subsampling=0) == left_out(1, quality=95, subsampling=0) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quality", [75, 87, 92])
 @pytest.mark.parametrize(("edge", "how"), [(40, "scaled 1/4"), (20, "scaled 1/8")])
 def test_photographs_without_their_last_bits_lose_little(

@@ -194,6 +194,7 @@ class _Proxy(BaseHTTPRequestHandler):
         pass
 
 
+@pytest.mark.slow
 def test_refused_and_cut_answers_are_asked_for_again(world: Any, bucket: Any, s3: str, from_folder: Any) -> None:
     _Proxy.target, _Proxy.seen, _Proxy.spoilt = s3.removeprefix("http://"), {}, 0
     with _serving(_Proxy) as endpoint:

@@ -185,6 +185,7 @@ def test_no_two_crops_of_a_picture_are_remade_alike_and_the_sheet_shows_each_bes
         assert np.abs(right - own[middle].astype(int)).max() < 60
 
 
+@pytest.mark.slow
 def test_a_killed_build_goes_on_behind_its_last_shard_and_ends_with_the_same_bytes(
     small: Prepared2, remakes: Artifact, tmp_path: Path
 ) -> None:

@@ -30,6 +30,7 @@ def worn(picture, rng, noise, blur_px):
     return np.clip(np.asarray(blurred) + rng.normal(0, noise, picture.shape), 0, 255).astype(np.uint8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("noise", "blur_px"), [(0, 0.0), (8, 0.5), (15, 0.8)])
 def test_rulers_read_drawn_pictures_even_when_noisy_and_blurred(noise, blur_px):
     rng = np.random.default_rng(3)

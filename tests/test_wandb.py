@@ -271,6 +271,7 @@ def test_no_key_is_needed_where_nothing_is_sent(mode: str, monkeypatch: pytest.M
     assert proxy.seen == 0
 
 
+@pytest.mark.slow
 def test_a_key_is_found_where_the_library_looks_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(
         ConfigError, match=r"no key of W&B is known\. Set WANDB_API_KEY or run `wandb login`; WANDB_MODE="
