@@ -11,10 +11,13 @@ import numpy as np
 import pytest
 from training_parts import fewer_losses, forked, prepared, run_here, stage_text, train_stage
 
+from deepfloyd_core import training_state
+from deepfloyd_core.checkpoints import Checkpoint, save_checkpoint
 from deepfloyd_core.config import Run
+from deepfloyd_core.files import sha256_file
 from deepfloyd_core.flavours import Stage
 
-KILLS = int(os.environ.get("DEEPFLOYD_KILLS", "3"))  # of each stage; 50 take some ten minutes
+KILLS = int(os.environ.get("DEEPFLOYD_KILLS", "3"))  # of each stage; 50 take three minutes each
 COMMON = {
     "lora_rank": 4, "lora_dropout": 0.1, "use_ema": True, "train_batch_size": 1, "gradient_accumulation_steps": 2,
     "caption_dropout_probability": 0.3, "random_flip": True, "learning_rate": 1e-3, "checkpointing_steps": 1,
@@ -39,6 +42,19 @@ def workers(run: Run, stage: Stage, count: int) -> Run:
     return replace(run, config=run.config.model_copy(update={f"stage{stage}": settings}))
 
 
+def recorded(monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, str]]:
+    """Hashes of the last checkpoint that this process wrote, for each workspace: they are gone when a training ends."""
+    last: dict[str, dict[str, str]] = {}
+
+    def save(out: Path, checkpoint: Checkpoint, limit: int) -> None:
+        save_checkpoint(out, checkpoint, limit)
+        folder = out / ".checkpoints" / f"step-{checkpoint.step:08d}"
+        last[out.parent.parent.name] = {file.name: sha256_file(file) for file in sorted(folder.iterdir())}
+
+    monkeypatch.setattr(training_state, "save_checkpoint", save)
+    return last
+
+
 def checkpoints(workspace: Path) -> set[str]:
     return {path.parent.name for path in workspace.glob("stage*_lora/*/.checkpoints/*/checkpoint.json")}
 
@@ -49,6 +65,7 @@ def test_a_training_killed_at_random_moments_ends_with_the_bytes_of_an_unbroken_
     world: "object", tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: Stage
 ) -> None:
     fewer_losses(monkeypatch)
+    last = recorded(monkeypatch)
     rng, chance = np.random.default_rng(0), random.Random(1)
     scale = 1 if stage == 1 else 4
     for number, shape in enumerate([(64, 64, 3)] * 7 + [(64, 96, 3)] * 5):  # two buckets
@@ -76,6 +93,9 @@ def test_a_training_killed_at_random_moments_ends_with_the_bytes_of_an_unbroken_
     assert len(checkpoints(broken)) > 0
     lora = train_stage(workers(run, stage, 2), made, stage, broken, how=run_here)
     assert lora.hashes == whole.hashes
+    assert last["broken"] == last["whole"] and {"adapter", "optimizer", "ema", "numbers", "metrics"} <= {
+        name.split(".")[0] for name in last["whole"]
+    }
     assert lora.summary["steps_of_this_process"] < run.config.stage(stage).max_train_steps
     names = {name.split("/")[0] for name in lora.hashes}
     assert {"pytorch_lora_weights.safetensors", "metrics.parquet", "validation.parquet", "validation"} <= names
