@@ -20,9 +20,8 @@ from deepfloyd_core.held_out import HELD_OUT, SEEN, mean_loss
 
 TENSORBOARD_FOLDER = "tensorboard"
 PROJECT = "deepfloyd"  # in W&B, unless WANDB_PROJECT names another
-_FINISH_S = (
-    300.0  # to upload what is left at the end; it stays on disk, and a network that is gone must not hold the artifact
-)
+# To upload what is left at the end; it stays on disk, and a network that is gone must not hold the artifact.
+_FINISH_S = 300.0
 _FLUSH_S = 1.0  # what W&B may lose of its own file when a process is killed; 15 by default
 _MEASURED = "loss/"  # begins the names of a validation's figures
 

@@ -15,6 +15,8 @@ from deepfloyd_core.errors import ConfigError
 
 # Beyond it torch would go on without compiling. A run has two sizes a bucket at most: full batches, and the last one.
 _MOST_SIZES = 4096
+# Begin what torch adds below the cause.
+_HOW_TO_DEBUG = ("Set TORCHDYNAMO_VERBOSE", "You can suppress")
 # Kernels are chosen by rule, not by how fast they just were: the same ones in a resumed run.
 _OPTIONS: dict[str, dict[str, str | int | bool | Callable[..., Any]]] = {"inductor": {"deterministic": True}}
 
@@ -26,7 +28,8 @@ def check_backend(backend: str, device: torch.device, said: str) -> None:
     try:
         _compiled(_a_line, backend)(torch.ones(16, device=device))
     except (RuntimeError, OSError) as error:  # a compiler, its headers or triton lack; torch has an error for each
-        *_, last = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        lines = [line for line in str(error).splitlines() if line.strip() and not line.startswith(_HOW_TO_DEBUG)]
+        *_, last = lines or [type(error).__name__]
         raise ConfigError(
             f"{said}, and nothing can be compiled for {device.type} on this machine: {type(error).__name__}, {last.strip()} "
             "Install a C++ compiler and Python's headers (Debian: apt-get install g++ python3-dev), on a GPU triton as "

@@ -23,10 +23,8 @@ DETAIL_SHEET = "eval_details.png"  # zoomed details of Stage II on held-out pict
 GENERATE_FORMAT = 2  # 2: of Stage II alone the noise level and back-projection in PNGs
 BUNDLE_FORMAT = 2  # 2: gains on held-out pictures
 LOW_RES_FORMAT = 1
-LORA_FORMAT = 4  # 3: the buckets. 4: trained channels_last and by torch's fused AdamW, which round otherwise
-SAMPLES_FORMAT = (
-    8  # 5: Stage II on Stage I's samples too; zoomed details. 6: more in PNGs. 7, 8: columns of eval.parquet
-)
+LORA_FORMAT = 4  # 3: the buckets. 4: frozen convolutions channels_last and torch's fused AdamW, which round otherwise
+SAMPLES_FORMAT = 8  # 6: more in PNGs. 7, 8: columns of eval.parquet
 # Settings that change no byte of a LoRA: how often it is saved on the way, and how samples are made of it.
 # Of init_lora and the model the bytes count, not the path; of Stage I's low-res pictures what they are.
 _NOT_IN_LORA = {
@@ -61,9 +59,8 @@ def lora_request(
     for key, unset in _LATER_KEYS.items():
         if spec[key] == unset:
             del spec[key]
-    if (
-        run.config.stage(stage).dynamo_backend != "no"
-    ):  # what is compiled with the recomputation in it may round otherwise
+    if run.config.stage(stage).dynamo_backend != "no":
+        # What is compiled with the recomputation in it may round otherwise.
         spec["gradient_checkpointing"] = run.config.stage(stage).gradient_checkpointing
     if stage == 1:
         del spec["noise_level"]  # of the held-out loss; Stage I has none

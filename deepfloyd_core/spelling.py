@@ -96,7 +96,7 @@ def _sort_out(values: dict[str, Any], path: Path, stage_keys: frozenset[str]) ->
     if values.get("model_family") not in (None, "deepfloyd"):
         raise ConfigError(f"{path}: model_family is {values['model_family']!r}; this pipeline trains deepfloyd only.")
     ignored = sorted(key for key in values if key in IGNORED)
-    shown, others = _trackers(values.get("report_to"))
+    shown, others = _trackers(values.get("report_to"), path)
     ignored += others
     notes = [f"{path}: {key} is ignored; it has no effect in this pipeline" for key in ignored if key != "model_family"]
     dropped = {key for key in values if any(key == word or key.startswith(f"{word}_") for word in REFUSED)}
@@ -107,11 +107,15 @@ def _sort_out(values: dict[str, Any], path: Path, stage_keys: frozenset[str]) ->
     return _spread(rest, path, stage_keys), notes
 
 
-def _trackers(value: Any) -> tuple[str, list[str]]:
-    """SimpleTuner's `report_to`, one tracker or several with commas between, as ours has it; and what of it is ignored.
+def _trackers(value: Any, path: Path) -> tuple[str, list[str]]:
+    """SimpleTuner's `report_to`, one tracker, several with commas between or a list, as ours has it; and what is ignored.
 
-    `all` is among the latter: which those are depends on what is installed.
+    `all` is among the latter: which those are depends on what is installed. Raises ConfigError when it names none.
     """
+    if isinstance(value, list):
+        value = ",".join(map(str, value))
+    if not isinstance(value, str | None):
+        raise ConfigError(f"{path}: report_to is {value!r}; it names where to show a training: {', '.join(TRACKERS)}.")
     asked = {name.strip().lower() for name in str(value or "none").split(",")} - {"", "none"}
     known = [name for name in TRACKERS if name in asked]
     return ",".join(known) or "none", [f"report_to = {name}" for name in sorted(asked - set(known))]

@@ -45,9 +45,8 @@ class Setup:
     texts: Callable[[list[str]], Text]  # of caption ids, as the UNet takes them
     device: torch.device
     out: Path
-    in_steps: Callable[..., Any] | None = (
-        None  # what a training step calls in place of the UNet, where that is compiled
-    )
+    # What a training step calls in place of the UNet, where that is compiled.
+    in_steps: Callable[..., Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -131,14 +130,8 @@ def predict_noise(
     device, dtype = setup.device, DTYPES[setup.config.mixed_precision]
     level, control = (None if value is None else value.to(device) for value in (fed.level, fed.control))
     with autocast(device, setup.config.mixed_precision):
-        return predict(
-            in_steps or setup.unet,
-            fed.x.to(device, dtype),
-            fed.t.to(device),
-            fed.text.to(device, dtype),
-            level,
-            control,
-        )
+        x, t, text = fed.x.to(device, dtype), fed.t.to(device), fed.text.to(device, dtype)
+        return predict(in_steps or setup.unet, x, t, text, level, control)
 
 
 def batch_loss(setup: Setup, prepared: Prepared) -> torch.Tensor:

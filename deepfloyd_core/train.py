@@ -187,6 +187,7 @@ def _train(
             if finished or stop or checkpoints.due:
                 checkpoints.write()
             if stop:
+                asked.release()  # a board may take its time to close
                 raise Stop
     asked.release()  # what follows can be long, and starts again from the last checkpoint
     take_averages(state)

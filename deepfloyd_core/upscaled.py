@@ -167,9 +167,8 @@ def _seen_by_clip(
 def _seen_by_lpips(table: list[Row], pictures: Made, true: list[np.ndarray], eye: LpipsEye) -> None:
     """Add to each row its picture's distance; the table has them in the order of the pictures."""
     for place, truth in enumerate(true):  # outside, so that a truth is looked at once
-        for row, distance in zip(
-            table[place :: len(true)], eye([made[place] for made in pictures.values()], truth), strict=True
-        ):
+        distances = eye([made[place] for made in pictures.values()], truth)
+        for row, distance in zip(table[place :: len(true)], distances, strict=True):
             row["lpips"] = distance
 
 

@@ -314,12 +314,8 @@ def _print_upscaled(samples: dict[str, Any]) -> None:
     _print_measures("Stage II on Stage I's samples, upscaled by", on_samples, SAMPLE_MEASURES, "consistency")
 
 
-_HEADS = {
-    "psnr": "PSNR, dB",
-    "ssim": "SSIM",
-    "clip": "CLIP",
-    "lpips": "LPIPS",
-}  # of measures that are not named by their words
+# Of measures that are not named by their words.
+_HEADS = {"psnr": "PSNR, dB", "ssim": "SSIM", "clip": "CLIP", "lpips": "LPIPS"}
 
 
 def _print_measures(title: str, summary: dict[str, Any], names: dict[str, str], gain: str) -> None:

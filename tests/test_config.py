@@ -560,16 +560,23 @@ def test_a_key_that_has_no_effect_is_reported_not_swallowed(files: Files) -> Non
         ("none", (), []), ("", (), []), ("tensorboard", ("tensorboard",), []), ("wandb", ("wandb",), []),
         ("wandb, TensorBoard", ("tensorboard", "wandb"), []), ("wandb,wandb", ("wandb",), []),
         ("all", (), ["all"]), ("comet_ml,wandb", ("wandb",), ["comet_ml"]), (None, (), []),
+        (["wandb"], ("wandb",), []),
     ],
 )  # fmt: skip
 def test_simpletuners_lists_of_trackers(
-    files: Files, monkeypatch: pytest.MonkeyPatch, said: str | None, trackers: tuple[str, ...], ignored: list[str]
+    files: Files, monkeypatch: pytest.MonkeyPatch, said: Any, trackers: tuple[str, ...], ignored: list[str]
 ) -> None:
     monkeypatch.setattr("deepfloyd_core.config.missing_extra", lambda packages, extra: "")
     run = files.load({**BOTH, "report_to": said})
     assert run.config.trackers == trackers
     notes = [note for note in run.notes if "report_to" in note]
     assert len(notes) == len(ignored) and all(f"report_to = {name} is ignored" in " ".join(notes) for name in ignored)
+
+
+def test_trackers_that_are_no_names_are_refused(files: Files) -> None:
+    assert "report_to is True; it names where to show a training: tensorboard, wandb." in files.refusal(
+        {**BOTH, "report_to": True}
+    )
 
 
 def test_a_tracker_that_is_not_installed_says_what_installs_it(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:

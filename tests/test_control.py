@@ -390,8 +390,8 @@ def test_the_stock_pipeline_makes_the_pictures_of_the_trainer(
     assert lora.summary["reload_difference"] == 0.0
     pipeline = IFPipeline.from_pretrained(FOLDER, **NO_EXTRAS)
     pipeline.scheduler = load_scheduler(lora.path)
+    pipeline.unet.to(memory_format=torch.channels_last)  # the trainer's order, which decides the last bits
     load_control(pipeline.unet, lora.path / FILE)
-    pipeline.unet.to(memory_format=torch.channels_last)
     texts = Embeds(world[1]["text_embeds"])
     held_out = [pair for file in shard_files(world[1]["eval_set"], 1)
                 for pair in zip(open_shard(file), read_rows(file), strict=True)]  # fmt: skip

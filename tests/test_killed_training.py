@@ -31,6 +31,7 @@ STAGES = {
     2: {  # its pictures of 256 px are slow: windows, and validation at the start and the end alone
         **COMMON, "model_flavour": "tiny-ii", "mixed_precision": "no", "stage2_patch": 64, "low_res_blur": 0.5,
         "low_res_noise": 4.0, "low_res_jpeg_quality": 50, "low_res_degraded_share": 0.7, "train_variance": True,
+        "lora_target_modules": ["to_q", "to_out.0", "add_k_proj", "add_v_proj", "conv1"],
         "validation_steps": 1000,
     },
 }  # fmt: skip

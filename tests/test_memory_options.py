@@ -12,7 +12,7 @@ from deepfloyd_core.config import load_run
 from deepfloyd_core.errors import ConfigError
 from deepfloyd_core.flavours import FLAVOURS, Stage
 from deepfloyd_core.lora import add_lora
-from deepfloyd_core.models import load_unet
+from deepfloyd_core.models import load_unet, order_channels_last
 from deepfloyd_core.recompute import recompute_activations
 from deepfloyd_core.stage_config import StageConfig, device_fault
 
@@ -87,3 +87,23 @@ def test_xformers_must_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("deepfloyd_core.stage_config.find_spec", lambda name: None)
     config = StageConfig.model_validate({"model_flavour": "tiny-i", "attention_mechanism": "xformers"})
     assert "pip install xformers" in device_fault(config, "cuda")
+
+
+def test_frozen_convolutions_are_channels_last_and_what_is_trained_lies_as_a_checkpoint_has_it() -> None:
+    """Fused optimizers read a weight and its moments as they lie in memory: after a resume they must lie alike."""
+    targets = ["to_q", "conv1"]
+    unet, plain = trained(1, lora_target_modules=targets), trained(1, lora_target_modules=targets)
+    order_channels_last(unet)
+    convolutions = [param for param in unet.parameters() if param.ndim == 4 and param.shape[2:] == (3, 3)]
+    assert any(param.requires_grad for param in convolutions)
+    for param in convolutions:
+        assert param.requires_grad != param.is_contiguous(memory_format=torch.channels_last)
+    expected = gradients(plain)[0]
+    for name, grad in gradients(unet)[0].items():
+        torch.testing.assert_close(grad, expected[name], rtol=1e-3, atol=1e-7)
+    with_dora = trained(1, lora_target_modules=["conv1"], use_dora=True)
+    order_channels_last(with_dora)
+    assert all(param.is_contiguous() for param in with_dora.parameters())
+    of_attention = trained(1, use_dora=True)
+    order_channels_last(of_attention)
+    assert not of_attention.conv_in.weight.is_contiguous()

@@ -145,7 +145,6 @@ def test_full_steps_are_those_of_plain_adamw_on_every_weight(
     assert trained.manifest["inputs"]["text"] == text_identity(made["text_embeds"])
 
     unet = UNet2DConditionModel.from_pretrained(FOLDERS[stage], subfolder="unet").train()
-    unet.to(memory_format=torch.channels_last)  # the trainer's order, which decides the last bits
     optimizer = torch.optim.AdamW(unet.parameters(), lr=1e-3, weight_decay=1e-2, fused=True)
     for (_, x, t, text, level, _), (_, noise) in zip(fed[::2], fed[1::2], strict=True):
         eps = unet(x, t, encoder_hidden_states=text.rows, class_labels=level).sample[:, :3]
