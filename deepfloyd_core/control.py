@@ -19,13 +19,13 @@ import torch
 from diffusers import UNet2DConditionModel
 from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from deepfloyd_core.control_file import HINT_WIDTHS, NOT_ON_THE_WAY_DOWN, RECORD, control_record
 from deepfloyd_core.errors import ArtifactError, ConfigError
 from deepfloyd_core.files import fsync_path
 from deepfloyd_core.flavours import Stage
-from deepfloyd_core.lora import ADAPTER, add_lora, plain_settings
+from deepfloyd_core.lora import ADAPTER, add_lora, fill, plain_settings
 from deepfloyd_core.objective import CONTROL_IMAGE
 from deepfloyd_core.optimizers import adapter_dtype
 from deepfloyd_core.probe import output_change, small_change
@@ -101,11 +101,7 @@ def add_control(unet: UNet2DConditionModel, config: StageConfig, seed: int) -> N
 
 def start_control(unet: UNet2DConditionModel, file: Path) -> None:
     """Give the control that a UNet already has the values of a saved file, which has exactly its tensors."""
-    own, saved = _state(_present(unet)), load_file(file)
-    assert saved.keys() == own.keys()  # the file was checked before the run
-    with torch.no_grad():
-        for name, tensor in own.items():
-            tensor.copy_(saved[name])
+    fill(_state(_present(unet)), file)
 
 
 def control_of(unet: torch.nn.Module) -> Control | None:

@@ -70,11 +70,16 @@ def _measure_rows(unet: UNet2DConditionModel) -> None:
 
 def load_adapters(unet: UNet2DConditionModel, file: Path) -> None:
     """Give adapters that are already there the values of a saved file, which has exactly theirs."""
-    own, saved = lora_state(unet), load_file(file)
-    assert saved.keys() == {f"unet.{name}" for name in own}  # the file was checked before the run
+    fill({f"unet.{name}": tensor for name, tensor in lora_state(unet).items()}, file)
+
+
+def fill(own: dict[str, torch.Tensor], file: Path) -> None:
+    """Give tensors, by name, the values of a saved file that has exactly these names."""
+    saved = load_file(file)
+    assert saved.keys() == own.keys()  # the file was checked before the run
     with torch.no_grad():
         for name, tensor in own.items():
-            tensor.copy_(saved[f"unet.{name}"])
+            tensor.copy_(saved[name])
 
 
 def trainable(unet: UNet2DConditionModel) -> dict[str, torch.nn.Parameter]:

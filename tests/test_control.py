@@ -17,9 +17,8 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from skimage import data, feature
-from training_parts import FOLDERS, fewer_losses, prepared, run_here, train_and_kill, train_stage
+from training_parts import FOLDERS, break_in_step, fewer_losses, prepared, run_here, train_and_kill, train_stage
 
-from deepfloyd_core import train
 from deepfloyd_core.artifacts import Artifact
 from deepfloyd_core.conditioning import conditioning_picture
 from deepfloyd_core.config import Run, load_run
@@ -426,15 +425,7 @@ def test_a_training_that_broke_off_ends_in_the_same_bytes(
 ) -> None:
     run = with_control(world[0], tmp_path, "checkpointing_steps=1", "gradient_checkpointing=true")
     fewer_losses(monkeypatch)
-    real, steps = train._step, []
-
-    def breaks(*args: Any) -> Any:
-        steps.append(args[-1])
-        if len(steps) == 3:
-            raise RuntimeError("broken")
-        return real(*args)
-
-    monkeypatch.setattr(train, "_step", breaks)
+    steps = break_in_step(monkeypatch, 2)
     with pytest.raises(RuntimeError, match="broken"):
         train_stage(run, world[1], 1, tmp_path, how=run_here)
     lora = train_stage(run, world[1], 1, tmp_path, how=run_here)

@@ -16,9 +16,8 @@ import pytest
 import torch
 from diffusers import IFPipeline, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
-from training_parts import FOLDERS, fewer_losses, prepared, run_here, train_stage
+from training_parts import FOLDERS, break_in_step, fewer_losses, prepared, run_here, train_stage
 
-from deepfloyd_core import train
 from deepfloyd_core.artifacts import Artifact
 from deepfloyd_core.bitfit import free_biases, load_biases, reload_biases, save_biases
 from deepfloyd_core.config import Run, load_run
@@ -514,17 +513,9 @@ def test_a_training_that_goes_on_from_a_checkpoint_has_the_bytes_of_an_unbroken_
 ) -> None:
     """Recomputing its activations from there on, which changes no byte either."""
     file, made = world
-    step = train._step
-
-    def failing(setup: Any, state: Any, ahead: Any, number: int) -> Any:
-        if number == 5:
-            raise RuntimeError("the power is gone")
-        return step(setup, state, ahead, number)
-
-    monkeypatch.setattr(train, "_step", failing)
-    with pytest.raises(RuntimeError, match="the power is gone"):
+    break_in_step(monkeypatch, 5)
+    with pytest.raises(RuntimeError, match="broken"):
         train_stage(configured(file, kind), made, 1, tmp_path, how=run_here)
-    monkeypatch.setattr(train, "_step", step)
     lora = train_stage(configured(file, kind, "gradient_checkpointing=true"), made, 1, tmp_path, how=run_here)
     assert lora.summary["steps_of_this_process"] == 6 - 4
     assert lora.hashes == loras[kind].hashes and lora.fingerprint == loras[kind].fingerprint

@@ -15,9 +15,8 @@ from typing import Any, cast
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from training_parts import fewer_losses, prepared, run_here, train_stage
+from training_parts import break_in_step, fewer_losses, prepared, run_here, train_stage
 
-from deepfloyd_core import train
 from deepfloyd_core.board import open_board, show_validation, shown_metrics
 from deepfloyd_core.config import load_run
 from deepfloyd_core.errors import ConfigError, JobError
@@ -231,15 +230,7 @@ def test_a_training_that_broke_off_goes_on_in_its_run(
     made = prepared(first, new_world(first.workspace))
     plain = train_stage(first, made, 1, tmp_path / "plain", how=run_here)
     run = load_run(small.config, (*settings, "report_to=tensorboard,wandb"))
-    real, steps = train._step, []
-
-    def breaks(*args: Any) -> Any:
-        steps.append(args[-1])
-        if len(steps) == 3:
-            raise RuntimeError("broken")
-        return real(*args)
-
-    monkeypatch.setattr(train, "_step", breaks)
+    break_in_step(monkeypatch, 2)
     with pytest.raises(RuntimeError, match="broken"):
         train_stage(run, made, 1, tmp_path / "shown", how=run_here)
     lora = train_stage(run, made, 1, tmp_path / "shown", how=run_here)

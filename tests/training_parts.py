@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from deepfloyd_core import held_out
+from deepfloyd_core import held_out, train
 from deepfloyd_core.artifacts import Artifact, WorkDir, materialise
 from deepfloyd_core.batches import Draws
 from deepfloyd_core.config import Run, RunConfig
@@ -100,6 +100,20 @@ def train_stage(
 def fewer_losses(monkeypatch: pytest.MonkeyPatch) -> None:
     """Validations at one timestep: bf16 convolutions crawl on most CPUs, and most of such a training would be losses."""
     monkeypatch.setattr(held_out, "TIMESTEPS", held_out.TIMESTEPS[:1])
+
+
+def break_in_step(monkeypatch: pytest.MonkeyPatch, number: int) -> list[int]:
+    """Make training fail the first time that it comes to a step, from 0. Returns the steps that were begun, as they are."""
+    real, begun = train._step, list[int]()
+
+    def breaks(*args: Any) -> Any:
+        begun.append(args[-1])
+        if args[-1] == number and begun.count(number) == 1:
+            raise RuntimeError("broken")
+        return real(*args)
+
+    monkeypatch.setattr(train, "_step", breaks)
+    return begun
 
 
 def forked(
