@@ -90,13 +90,21 @@ def copy_photographs(folder: Path) -> None:
         (folder / f"{name}.txt").write_text("a photograph")
 
 
+class Doubled(stage_loss.Fed):
+    """Those trainers' idea of Stage II's input: concat(x_t, x_t), and t as class label, at every point of the way."""
+
+    def at(self, x_t: torch.Tensor, t: torch.Tensor) -> "Doubled":
+        """The same batch at another point."""
+        return Doubled(x_t, t, self.text, x_t, t)
+
+
 def other_recipe(
     setup: stage_loss.Setup, x_0: torch.Tensor, draws: Draws, captions: list[str | None], *_: None
 ) -> stage_loss.Fed:
     """What those trainers do in the place of `stage_loss.feed`."""
-    x_t = setup.scheduler.add_noise(x_0, draws.fed, draws.t)
+    x_t = draws.cut(setup.scheduler.add_noise(x_0, draws.fed, draws.t))
     text = setup.texts([caption_id("") if name is None else name for name in captions])
-    return stage_loss.Fed(draws.cut(torch.cat([x_t, x_t], dim=1)), draws.t, draws.t, text)
+    return Doubled(x_t, draws.t, text, x_t, draws.t)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from deepfloyd_core.objective import low_res
+from deepfloyd_core.objective import estimate, low_res
 
 
 def back_projected(pictures: torch.Tensor, small: torch.Tensor) -> torch.Tensor:
@@ -45,8 +45,7 @@ def _step(
     channels = sample.shape[1]
     alpha_bar = scheduler.alphas_cumprod[int(timestep)].to(sample.device)
     x_t, eps = sample.float(), model_output[:, :channels].float()
-    x_0 = ((x_t - (1 - alpha_bar).sqrt() * eps) / alpha_bar.sqrt()).clamp(-1, 1)
-    x_0 = back_projected(x_0, small.to(x_0))
+    x_0 = back_projected(estimate(x_t, eps, alpha_bar), small.to(x_t))
     eps = (x_t - alpha_bar.sqrt() * x_0) / (1 - alpha_bar).sqrt()
     model_output = torch.cat([eps.to(model_output.dtype), model_output[:, channels:]], dim=1)
     return type(scheduler).step(scheduler, model_output, timestep, sample, generator=generator, return_dict=return_dict)

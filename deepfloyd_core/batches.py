@@ -260,6 +260,15 @@ class Degradation:
 
 
 @dataclass(frozen=True)
+class Rollout:
+    """From where each of B samples is reached by the model itself, see `stage_loss.roll_out`."""
+
+    t: torch.Tensor  # int64 (B,), at or after that of the draws, 999 at most
+    noise: torch.Tensor  # float32 (B, C, H, W), standard normal: what x_t is made with there
+    taken: torch.Tensor  # bool (B,): of the others x_t is made of the picture, as ever
+
+
+@dataclass(frozen=True)
 class Draws:
     """The random numbers of one forward pass. Levels are drawn for Stage I too and not used there."""
 
@@ -272,6 +281,7 @@ class Draws:
     fed_noise: torch.Tensor | None = None  # what x_t is made with where that is not `noise`, the target
     remade: torch.Tensor | None = None  # bool (B,): whose low-res picture is Stage I's; None: none is
     degradation: Degradation | None = None  # of Stage II's low-res pictures
+    rollout: Rollout | None = None
     windows: tuple[tuple[slice, slice], ...] = ()  # rows and columns of each sample that are trained on; (): all
 
     @property

@@ -96,6 +96,14 @@ def predict(
     return torch.as_tensor(eps), torch.as_tensor(raw)
 
 
+def estimate(x_t: torch.Tensor, eps: torch.Tensor, alpha_bar: torch.Tensor) -> torch.Tensor:
+    """The picture that a predicted noise says x_t was made of (Ho et al. 2020, eq. 15), clipped to [-1, 1].
+
+    x_t, eps: (B, C, H, W); alpha_bar: of one timestep, or (B, 1, 1, 1).
+    """
+    return ((x_t - (1 - alpha_bar).sqrt() * eps) / alpha_bar.sqrt()).clamp(-1, 1)
+
+
 def squared_error(eps: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
     """Mean squared error of each sample: float32 (B,)."""
     return (eps.float() - noise).square().mean(dim=(1, 2, 3))

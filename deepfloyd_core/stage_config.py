@@ -140,6 +140,16 @@ class StageConfig(Spec):
     input_perturbation_steps: int = Field(
         0, ge=0, description="Optimizer steps over which that noise falls to none; 0: it stays."
     )
+    scheduled_sampling_max_step_offset: int = Field(
+        0,
+        ge=0,
+        le=999,
+        description="Train on the model's own errors: x_t is made of what the UNet takes the picture for, up to this many "
+        "timesteps earlier on the way from noise; 0: of the picture itself.",
+    )
+    scheduled_sampling_probability: float = Field(
+        1.0, gt=0, le=1, description="Share of the samples that this is done with."
+    )
     timestep_bias_strategy: Literal["none", "earlier", "later", "range"] = Field(
         "none",
         description="Timesteps drawn more or less often: the first ones (little noise), the last ones, or a range.",

@@ -135,6 +135,16 @@ def _objective_fault(config: "StageConfig") -> str:
         return "snr_gamma and use_soft_min_snr are two weights of the same loss. Remove one of them"
     if config.input_perturbation_steps and not config.input_perturbation:
         return "input_perturbation_steps is set, and input_perturbation is 0. Set it, for example to 0.1"
+    if config.scheduled_sampling_max_step_offset and config.snr_gamma is None and not config.use_soft_min_snr:
+        return (
+            "scheduled_sampling_max_step_offset needs weights of the loss: an error of the picture counts by its SNR in "
+            "epsilon, 24,000 at the clean end. Set snr_gamma, for example to 5, or use_soft_min_snr"
+        )
+    if config.scheduled_sampling_probability != 1 and not config.scheduled_sampling_max_step_offset:
+        return (
+            "scheduled_sampling_probability is without effect while scheduled_sampling_max_step_offset is 0. Set that, for "
+            "example to 700"
+        )
     if config.timestep_bias_strategy == "none":
         return ""
     said = f"timestep_bias_strategy is {config.timestep_bias_strategy!r}, and timestep_bias_"

@@ -1,14 +1,14 @@
 """The training loss of both stages: what is drawn, fed to the UNet and compared; and its epsilon for any draws."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 
-from deepfloyd_core.batches import Batch, Draws, draw
+from deepfloyd_core.batches import Batch, Draws, Rollout, draw
 from deepfloyd_core.conditioning import as_conditioning, conditioning_picture
 from deepfloyd_core.control import control_of
 from deepfloyd_core.degradations import degrade
@@ -16,6 +16,7 @@ from deepfloyd_core.flavours import Stage
 from deepfloyd_core.models import DTYPES, autocast
 from deepfloyd_core.objective import (
     Text,
+    estimate,
     huber_width,
     low_res,
     min_snr_weight,
@@ -53,11 +54,21 @@ class Setup:
 class Fed:
     """What the UNet is given for a batch, on the CPU."""
 
-    x: torch.Tensor  # float32 (B, 3 or 6, H, W)
+    x_t: torch.Tensor  # float32 (B, C, H, W)
     t: torch.Tensor
-    level: torch.Tensor | None  # Stage II's class label
     text: Text
+    low_res: torch.Tensor | None = None  # the same shape: Stage II's low-res picture, enlarged and noised
+    level: torch.Tensor | None = None  # Stage II's class label
     control: torch.Tensor | None = None  # what a ControlNet follows
+
+    @property
+    def x(self) -> torch.Tensor:
+        """The UNet's first argument, (B, C or 2C, H, W)."""
+        return self.x_t if self.low_res is None else torch.cat([self.x_t, self.low_res], dim=1)
+
+    def at(self, x_t: torch.Tensor, t: torch.Tensor) -> "Fed":
+        """The same batch at another point of the way from noise."""
+        return replace(self, x_t=x_t, t=t)
 
 
 @dataclass(frozen=True)
@@ -100,7 +111,7 @@ def feed(
     remakes: Stage I's low-res pictures, float32 (B, C, H/4, W/4) in [-1, 1], for the samples that are drawn to have them.
     """
     x = setup.scheduler.add_noise(x_0, draws.fed, draws.t)  # in fp32 on the CPU, cast afterwards
-    level = None
+    level, beside = None, None
     if setup.noising is not None:
         small = low_res(x_0)
         if draws.remade is not None:
@@ -109,13 +120,13 @@ def feed(
         if draws.degradation is not None:
             small = degrade(small, draws.degradation)
         upscaled = upscaled_input(small, draws.low_res_noise, draws.level, setup.noising)
-        x, level = torch.cat([x, upscaled], dim=1), draws.level
+        beside, level = draws.cut(upscaled), draws.level
     steered = control_of(setup.unet)
     if steered is not None and steered.conditioning != "paired":
         follow = conditioning_picture(steered.conditioning, x_0)
     assert steered is None or follow is not None  # or it would be trained as if there were nothing to follow
     text = setup.texts([caption_id("") if name is None else name for name in captions])
-    return Fed(draws.cut(x), draws.t, level, text, follow)
+    return Fed(draws.cut(x), draws.t, text, beside, level, follow)
 
 
 def _mirrored(pictures: torch.Tensor, draws: Draws) -> torch.Tensor:
@@ -136,24 +147,48 @@ def predict_noise(
 
 def batch_loss(setup: Setup, prepared: Prepared) -> torch.Tensor:
     """Training loss of a forward pass."""
-    x_0, draws = prepared.x_0, prepared.draws
+    x_0, draws, fed = prepared.x_0, prepared.draws, prepared.fed
     # lora_dropout draws from torch's own state
     torch.manual_seed(hash_seed("dropout", setup.seed, setup.stage, prepared.number))
-    eps, raw = predict_noise(setup, prepared.fed, setup.in_steps)
-    loss = (_error(setup, eps, draws) * _weight(setup, draws)).mean()
+    fed_noise, noise = draws.cut(draws.fed), draws.cut(draws.noise)
+    if draws.rollout is not None:
+        fed, astray = roll_out(setup, prepared, draws.rollout)
+        fed_noise, noise = fed_noise + astray, noise + astray
+    eps, raw = predict_noise(setup, fed, setup.in_steps)
+    loss = (_error(setup, eps, noise.to(setup.device), draws.t) * _weight(setup, draws)).mean()
     if setup.config.train_variance:
         steps = reverse_steps(setup.scheduler.betas, draws.t.to(setup.device))
-        noise, x_0 = (draws.cut(whole).to(setup.device) for whole in (draws.fed, x_0))
-        loss = loss + vlb_bits(eps, raw, noise, x_0, steps).mean()
+        fed_noise, x_0 = fed_noise.to(setup.device), draws.cut(x_0).to(setup.device)
+        loss = loss + vlb_bits(eps, raw, fed_noise, x_0, steps).mean()
     return loss
 
 
-def _error(setup: Setup, eps: torch.Tensor, draws: Draws) -> torch.Tensor:
-    """Each sample's error in epsilon, by the stage's `loss_type`: (B,)."""
-    config, noise = setup.config, draws.cut(draws.noise).to(setup.device)
+def roll_out(setup: Setup, prepared: Prepared, rollout: Rollout) -> tuple[Fed, torch.Tensor]:
+    """The batch as the model itself comes by it: x_t is made of what it takes the picture for at the rollout's t.
+
+    Sampling goes from guess to guess, and a model that never saw its own hands their errors on (exposure bias): scheduled
+    sampling (Bengio et al. 2015; for diffusion Deng et al. 2023). The answer stays the true picture. Beside the batch, what
+    must be added to its noise for the epsilon that leads from x_t to x_0: (B, C, H, W), on the CPU.
+    """
+    x_0, draws, bars = prepared.draws.cut(prepared.x_0), prepared.draws, setup.scheduler.alphas_cumprod
+    earlier = setup.scheduler.add_noise(x_0, draws.cut(rollout.noise), rollout.t)
+    setup.unet.eval()  # no dropout: as it samples
+    with torch.no_grad():
+        eps, _ = predict_noise(setup, prepared.fed.at(earlier, rollout.t))
+    setup.unet.train()
+    guess = estimate(earlier, eps.float().cpu(), bars[rollout.t].reshape(-1, 1, 1, 1))
+    guess = torch.where(rollout.taken.reshape(-1, 1, 1, 1), guess, x_0)
+    bar = bars[draws.t].reshape(-1, 1, 1, 1)
+    x_t = setup.scheduler.add_noise(guess, draws.cut(draws.fed), draws.t)
+    return prepared.fed.at(x_t, draws.t), (guess - x_0) * (bar / (1 - bar)).sqrt()
+
+
+def _error(setup: Setup, eps: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    """Each sample's error in epsilon, by the stage's `loss_type`: (B,). t: int64 (B,), on the CPU."""
+    config = setup.config
     if config.loss_type == "l2":
         return squared_error(eps, noise)
-    c = huber_width(config.huber_schedule, config.huber_c, draws.t, setup.scheduler.alphas_cumprod[draws.t])
+    c = huber_width(config.huber_schedule, config.huber_c, t, setup.scheduler.alphas_cumprod[t])
     c = c.to(setup.device)
     error = pseudo_huber(eps, noise, c)
     return error / c if config.loss_type == "smooth_l1" else error

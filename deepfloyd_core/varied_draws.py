@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import torch
 
-from deepfloyd_core.batches import Draws
+from deepfloyd_core.batches import Draws, Rollout
 from deepfloyd_core.degradations import draw_degradation
 from deepfloyd_core.stage_config import StageConfig
 from deepfloyd_core.types import hash_seed
@@ -36,7 +36,17 @@ def vary(draws: Draws, config: StageConfig, seed: int, number: int) -> Draws:
     if strength:
         extra = torch.randn(draws.noise.shape, generator=_generator("perturbation", seed, number))
         draws = replace(draws, fed_noise=draws.noise + strength * extra)
+    if config.scheduled_sampling_max_step_offset:
+        draws = replace(draws, rollout=_rollout(draws, config, _generator("rollout", seed, number)))
     return draws
+
+
+def _rollout(draws: Draws, config: StageConfig, generator: torch.Generator) -> Rollout:
+    """Evenly from 1 to the largest offset later in time, which is nearer to noise; short of that at the end of time."""
+    reach = (TIMESTEPS - 1 - draws.t).clamp(max=config.scheduled_sampling_max_step_offset)
+    offset = (torch.rand(draws.t.shape, generator=generator) * reach).ceil().long()
+    taken = torch.rand(draws.t.shape, generator=generator) < config.scheduled_sampling_probability
+    return Rollout(draws.t + offset, torch.randn(draws.noise.shape, generator=generator), taken)
 
 
 def _windows(shape: torch.Size, edge: int, seed: int, number: int) -> tuple[tuple[slice, slice], ...]:

@@ -465,8 +465,14 @@ def halves(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return 0.9 * x[:, :3], 0.5 * x[:, :3].flip(-1)
 
 
-def fake_unet(x: torch.Tensor, t: torch.Tensor, **_: Any) -> tuple[torch.Tensor]:
-    return (torch.cat(halves(x), dim=1),)
+class FakeUnet(torch.nn.Module):
+    def forward(self, x: torch.Tensor, t: torch.Tensor, **_: Any) -> tuple[torch.Tensor]:
+        return (torch.cat(halves(x), dim=1),)
+
+
+ROLLED: dict[str, Any] = {
+    "scheduled_sampling_max_step_offset": 400, "scheduled_sampling_probability": 0.5, "snr_gamma": 5.0,
+}  # fmt: skip
 
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -480,6 +486,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "late": {"timestep_bias_strategy": "later", "timestep_bias_multiplier": 50.0},
     "variance": {"train_variance": True},
     "variance and more": {"train_variance": True, "input_perturbation": 0.3, "snr_gamma": 5.0},
+    "own errors": ROLLED,
+    "own errors and more": {**ROLLED, "train_variance": True, "input_perturbation": 0.3},
 }
 
 
@@ -495,7 +503,7 @@ def test_the_trainers_loss_with_each_option_agrees_with_numpy(name: str, stage_n
     scheduler = load_scheduler(folder)
     noising = load_scheduler(folder, "image_noising_scheduler") if stage_number == 2 else None
     text = one_text(torch.zeros(2, 4))
-    setup = Setup(stage_number, config, 7, cast(Any, fake_unet), scheduler, noising, text, torch.device("cpu"), Path())
+    setup = Setup(stage_number, config, 7, cast(Any, FakeUnet()), scheduler, noising, text, torch.device("cpu"), Path())
     got = float(batch_loss(setup, prepare(setup, Batch(pixels, ["id"] * 4, np.arange(4)), 11, [])))
 
     seed = hash_seed(7, stage_number)
@@ -504,6 +512,15 @@ def test_the_trainers_loss_with_each_option_agrees_with_numpy(name: str, stage_n
     bar = bars[t].reshape(-1, 1, 1, 1)
     noise, fed = draws.noise.double().numpy(), draws.fed.double().numpy()
     x_t = np.sqrt(bar) * x_0 + np.sqrt(1 - bar) * fed
+    if draws.rollout:
+        later, taken = bars[draws.rollout.t.numpy()].reshape(-1, 1, 1, 1), draws.rollout.taken.numpy()
+        assert set(taken) == {False, True}
+        noisier = np.sqrt(later) * x_0 + np.sqrt(1 - later) * draws.rollout.noise.double().numpy()
+        guess = (noisier - np.sqrt(1 - later) * halves(torch.from_numpy(noisier))[0].numpy()) / np.sqrt(later)
+        x_t[taken] = (np.sqrt(bar) * guess.clip(-1, 1) + np.sqrt(1 - bar) * fed)[taken]
+        # what added to x_0 alone gives this x_t; of the others it is what was drawn
+        wanted = (x_t - np.sqrt(bar) * x_0) / np.sqrt(1 - bar)
+        noise, fed = noise + wanted - fed, wanted
     eps, raw = (half.numpy() for half in halves(torch.from_numpy(x_t)))
     error, flat = eps - noise, bar.reshape(-1)
     loss, snr = (error**2).mean((1, 2, 3)), flat / (1 - flat)
@@ -522,12 +539,40 @@ def test_the_trainers_loss_with_each_option_agrees_with_numpy(name: str, stage_n
     assert got == pytest.approx(loss.mean(), rel=1e-4)
 
 
+def test_own_errors_are_sought_within_the_offset_and_by_the_model_without_dropout() -> None:
+    config, seen = stage2(**ROLLED | {"scheduled_sampling_probability": 1.0}), []
+    drawn = [vary(draw(torch.Size((64, 3, 4, 4)), 1, number, 0.1), config, 1, number) for number in range(4)]
+    offsets = torch.cat([made.rollout.t - made.t for made in drawn if made.rollout])
+    room = 999 - torch.cat([made.t for made in drawn])
+    assert (offsets >= room.clamp(max=1)).all() and (offsets <= room.clamp(max=400)).all()
+    assert offsets[room >= 400].float().mean() == pytest.approx(200, abs=30)
+    plain = vary(draw(torch.Size((64, 3, 4, 4)), 1, 0, 0.1), stage2(snr_gamma=5.0), 1, 0)
+    assert torch.equal(plain.t, drawn[0].t) and torch.equal(plain.noise, drawn[0].noise)
+
+    class Watched(FakeUnet):
+        def forward(self, x: torch.Tensor, t: torch.Tensor, **words: Any) -> tuple[torch.Tensor]:
+            seen.append((self.training, torch.is_grad_enabled(), t))
+            return super().forward(x, t, **words)
+
+    noising, unet = load_scheduler(STAGE2, "image_noising_scheduler"), Watched().train()
+    setup = Setup(
+        2, config, 7, cast(Any, unet), load_scheduler(STAGE2), noising, one_text(torch.zeros(2, 4)), torch.device("cpu"),
+        Path(),
+    )  # fmt: skip
+    prepared = prepare(setup, Batch(torch.zeros(4, 8, 8, 3, dtype=torch.uint8), ["id"] * 4, np.arange(4)), 11, [])
+    batch_loss(setup, prepared)
+    assert prepared.draws.rollout is not None
+    first, second = seen
+    assert first[:2] == (False, False) and torch.equal(first[2], prepared.draws.rollout.t)
+    assert second[:2] == (True, True) and torch.equal(second[2], prepared.draws.t)
+
+
 def test_the_loss_of_a_window_agrees_with_numpy() -> None:
     config = stage2(stage2_patch=64, train_variance=True, snr_gamma=5.0)
     pixels = torch.randint(0, 256, (2, 72, 80, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     scheduler, text = load_scheduler(STAGE2), one_text(torch.zeros(2, 4))
     noising = load_scheduler(STAGE2, "image_noising_scheduler")
-    setup = Setup(2, config, 7, cast(Any, fake_unet), scheduler, noising, text, torch.device("cpu"), Path())
+    setup = Setup(2, config, 7, cast(Any, FakeUnet()), scheduler, noising, text, torch.device("cpu"), Path())
     got = float(batch_loss(setup, prepare(setup, Batch(pixels, ["id"] * 2, np.arange(2)), 11, [])))
 
     seed = hash_seed(7, 2)

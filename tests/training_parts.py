@@ -48,9 +48,9 @@ def recipe_of_other_trainers(
     setup: Setup, x_0: torch.Tensor, draws: Draws, captions: list[str | None], *_: None
 ) -> Fed:
     """concat(x_t, x_t) with the timestep as class label: SimpleTuner's, and that of diffusers' example for IF."""
-    x_t = setup.scheduler.add_noise(x_0, draws.fed, draws.t)
+    x_t = draws.cut(setup.scheduler.add_noise(x_0, draws.fed, draws.t))
     text = setup.texts([caption_id(name or "") for name in captions])
-    return Fed(torch.cat([x_t, x_t], dim=1), draws.t, draws.t, text)
+    return Fed(x_t, draws.t, text, low_res=x_t, level=draws.t)
 
 
 def stage_text(run: Run, stage: Stage, embeds: Artifact) -> Artifact:
