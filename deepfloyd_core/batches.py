@@ -289,11 +289,15 @@ class Draws:
         """What x_t is made with."""
         return self.noise if self.fed_noise is None else self.fed_noise
 
-    def cut(self, pictures: torch.Tensor) -> torch.Tensor:
-        """The windows of pictures (B, C, H, W) that are trained on, (B, C, h, w); without windows the pictures."""
+    def cut(self, pictures: torch.Tensor, smaller: int = 1) -> torch.Tensor:
+        """The windows of pictures (B, C, H, W) that are trained on, (B, C, h, w); without windows the pictures.
+
+        smaller: how many times smaller than the windows' pictures these are, which the windows' places are multiples of.
+        """
         if not self.windows:
             return pictures
-        pairs = zip(pictures, self.windows, strict=True)
+        places = [[slice(side.start // smaller, side.stop // smaller) for side in window] for window in self.windows]
+        pairs = zip(pictures, places, strict=True)
         return torch.stack([picture[:, rows, columns] for picture, (rows, columns) in pairs])
 
 

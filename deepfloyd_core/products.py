@@ -23,7 +23,8 @@ DETAIL_SHEET = "eval_details.png"  # zoomed details of Stage II on held-out pict
 GENERATE_FORMAT = 2  # 2: of Stage II alone the noise level and back-projection in PNGs
 BUNDLE_FORMAT = 2  # 2: gains on held-out pictures
 LOW_RES_FORMAT = 1
-LORA_FORMAT = 4  # 3: the buckets. 4: frozen convolutions channels_last and torch's fused AdamW, which round otherwise
+# 4: frozen convolutions channels_last and torch's fused AdamW, which round otherwise. 5: where windows may start
+LORA_FORMAT = 5
 SAMPLES_FORMAT = 8  # 6: more in PNGs. 7, 8: columns of eval.parquet
 # Settings that change no byte of a LoRA: how often it is saved on the way, and how samples are made of it.
 # Of init_lora and the model the bytes count, not the path; of Stage I's low-res pictures what they are.
@@ -32,7 +33,10 @@ _NOT_IN_LORA = {
     "validation_steps", "gradient_checkpointing", "dataloader_num_workers", "low_res_stage1_strength",
 }  # fmt: skip
 # Keys that came later: at their default a LoRA is what it was before there were such keys.
-_LATER_KEYS = {"low_res_stage1_share": 0, "base_model_precision": "no_change", "dynamo_backend": "no"}
+_LATER_KEYS = {
+    "low_res_stage1_share": 0, "base_model_precision": "no_change", "dynamo_backend": "no",
+    "scheduled_sampling_max_step_offset": 0, "scheduled_sampling_probability": 1,
+}  # fmt: skip
 _SAMPLING_STAGE2 = {"validation_noise_level", "validation_back_projection"}
 _SAMPLING = {"validation_num_inference_steps", "validation_guidance"} | _SAMPLING_STAGE2
 _MEASURING = {"validation_noise_levels"}
@@ -62,6 +66,8 @@ def lora_request(
     if run.config.stage(stage).dynamo_backend != "no":
         # What is compiled with the recomputation in it may round otherwise.
         spec["gradient_checkpointing"] = run.config.stage(stage).gradient_checkpointing
+    if run.config.stage(stage).scheduled_sampling_max_step_offset:
+        spec["back_projection"] = run.config.stage(stage).validation_back_projection  # of the guesses as well
     if stage == 1:
         del spec["noise_level"]  # of the held-out loss; Stage I has none
     if run.config.stage(stage).validation_steps:

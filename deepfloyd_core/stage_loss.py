@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 
+from deepfloyd_core.back_projection import back_projected
 from deepfloyd_core.batches import Batch, Draws, Rollout, draw
 from deepfloyd_core.conditioning import as_conditioning, conditioning_picture
 from deepfloyd_core.control import control_of
 from deepfloyd_core.degradations import degrade
-from deepfloyd_core.flavours import Stage
+from deepfloyd_core.flavours import UPSCALE, Stage
 from deepfloyd_core.models import DTYPES, autocast
 from deepfloyd_core.objective import (
     Text,
@@ -60,6 +61,7 @@ class Fed:
     low_res: torch.Tensor | None = None  # the same shape: Stage II's low-res picture, enlarged and noised
     level: torch.Tensor | None = None  # Stage II's class label
     control: torch.Tensor | None = None  # what a ControlNet follows
+    small: torch.Tensor | None = None  # (B, C, H/4, W/4): Stage II's low-res picture as it is
 
     @property
     def x(self) -> torch.Tensor:
@@ -111,7 +113,7 @@ def feed(
     remakes: Stage I's low-res pictures, float32 (B, C, H/4, W/4) in [-1, 1], for the samples that are drawn to have them.
     """
     x = setup.scheduler.add_noise(x_0, draws.fed, draws.t)  # in fp32 on the CPU, cast afterwards
-    level, beside = None, None
+    level = beside = small = None
     if setup.noising is not None:
         small = low_res(x_0)
         if draws.remade is not None:
@@ -120,13 +122,13 @@ def feed(
         if draws.degradation is not None:
             small = degrade(small, draws.degradation)
         upscaled = upscaled_input(small, draws.low_res_noise, draws.level, setup.noising)
-        beside, level = draws.cut(upscaled), draws.level
+        beside, level, small = draws.cut(upscaled), draws.level, draws.cut(small, UPSCALE)
     steered = control_of(setup.unet)
     if steered is not None and steered.conditioning != "paired":
         follow = conditioning_picture(steered.conditioning, x_0)
     assert steered is None or follow is not None  # or it would be trained as if there were nothing to follow
     text = setup.texts([caption_id("") if name is None else name for name in captions])
-    return Fed(draws.cut(x), draws.t, text, beside, level, follow)
+    return Fed(draws.cut(x), draws.t, text, beside, level, follow, small)
 
 
 def _mirrored(pictures: torch.Tensor, draws: Draws) -> torch.Tensor:
@@ -167,8 +169,9 @@ def roll_out(setup: Setup, prepared: Prepared, rollout: Rollout) -> tuple[Fed, t
     """The batch as the model itself comes by it: x_t is made of what it takes the picture for at the rollout's t.
 
     Sampling goes from guess to guess, and a model that never saw its own hands their errors on (exposure bias): scheduled
-    sampling (Bengio et al. 2015; for diffusion Deng et al. 2023). The answer stays the true picture. Beside the batch, what
-    must be added to its noise for the epsilon that leads from x_t to x_0: (B, C, H, W), on the CPU.
+    sampling (Bengio et al. 2015; for diffusion Deng et al. 2023). The guess is made as the stage's samples are, so with
+    back-projection if these have it, and the answer stays the true picture. Beside the batch, what must be added to its
+    noise for the epsilon that leads from x_t to x_0: (B, C, H, W), on the CPU.
     """
     x_0, draws, bars = prepared.draws.cut(prepared.x_0), prepared.draws, setup.scheduler.alphas_cumprod
     earlier = setup.scheduler.add_noise(x_0, draws.cut(rollout.noise), rollout.t)
@@ -177,6 +180,9 @@ def roll_out(setup: Setup, prepared: Prepared, rollout: Rollout) -> tuple[Fed, t
         eps, _ = predict_noise(setup, prepared.fed.at(earlier, rollout.t))
     setup.unet.train()
     guess = estimate(earlier, eps.float().cpu(), bars[rollout.t].reshape(-1, 1, 1, 1))
+    if setup.config.validation_back_projection:
+        assert prepared.fed.small is not None  # Stage I cannot ask for it
+        guess = back_projected(guess, prepared.fed.small)
     guess = torch.where(rollout.taken.reshape(-1, 1, 1, 1), guess, x_0)
     bar = bars[draws.t].reshape(-1, 1, 1, 1)
     x_t = setup.scheduler.add_noise(guess, draws.cut(draws.fed), draws.t)

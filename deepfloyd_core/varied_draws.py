@@ -9,6 +9,7 @@ import torch
 
 from deepfloyd_core.batches import Draws, Rollout
 from deepfloyd_core.degradations import draw_degradation
+from deepfloyd_core.flavours import UPSCALE
 from deepfloyd_core.stage_config import StageConfig
 from deepfloyd_core.types import hash_seed
 
@@ -42,19 +43,22 @@ def vary(draws: Draws, config: StageConfig, seed: int, number: int) -> Draws:
 
 
 def _rollout(draws: Draws, config: StageConfig, generator: torch.Generator) -> Rollout:
-    """Evenly from 1 to the largest offset later in time, which is nearer to noise; short of that at the end of time."""
-    reach = (TIMESTEPS - 1 - draws.t).clamp(max=config.scheduled_sampling_max_step_offset)
-    offset = (torch.rand(draws.t.shape, generator=generator) * reach).ceil().long()
+    """From 1 to the largest offset nearer to noise, evenly; what would lie beyond starts where sampling does, at noise."""
+    offset = torch.randint(1, config.scheduled_sampling_max_step_offset + 1, draws.t.shape, generator=generator)
     taken = torch.rand(draws.t.shape, generator=generator) < config.scheduled_sampling_probability
-    return Rollout(draws.t + offset, torch.randn(draws.noise.shape, generator=generator), taken)
+    noise = torch.randn(draws.noise.shape, generator=generator)
+    return Rollout((draws.t + offset).clamp(max=TIMESTEPS - 1), noise, taken)
 
 
 def _windows(shape: torch.Size, edge: int, seed: int, number: int) -> tuple[tuple[slice, slice], ...]:
-    """Rows and columns of a square in each of B pictures, (B, C, H, W), anywhere; shorter where a picture is."""
+    """Rows and columns of a square in each of B pictures, (B, C, H, W), anywhere; shorter where a picture is.
+
+    They start with a pixel of the low-res picture, as the whole does, so that both lie to each other as they will in use.
+    """
     generator = _generator("windows", seed, number)
     sides = [min(edge, whole) for whole in shape[-2:]]
     starts = [
-        torch.randint(0, whole - side + 1, shape[:1], generator=generator).tolist()
+        (UPSCALE * torch.randint(0, (whole - side) // UPSCALE + 1, shape[:1], generator=generator)).tolist()
         for whole, side in zip(shape[-2:], sides, strict=True)
     ]
     height, width = sides
