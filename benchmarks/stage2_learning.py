@@ -2,10 +2,10 @@
 
 The other recipe is that of SimpleTuner and of diffusers' example for IF: the UNet is fed concat(x_t, x_t) with the timestep
 as class label, so that it never sees the low-res picture. Both are trained by the product's trainer with the same steps,
-pictures, draws and settings, on windows of random crops, and measured by the product on crops of pictures that were held
-out, at several noise levels of the low-res picture, by the stock pipeline and by the same with back-projection. Data:
-drawn stars, and the photographs inside scikit-image and scikit-learn. A run goes on where it was stopped when it is given
-the same `--folder`.
+pictures, draws and settings, on windows of random crops and on their own guesses (scheduled sampling), and measured by the
+product on crops of pictures that were held out, at several noise levels of the low-res picture: once by the stock pipeline,
+once with back-projection, each time trained for it. Data: drawn stars, and the photographs inside scikit-image,
+scikit-learn and matplotlib. A run goes on where it was stopped when it is given the same `--folder`.
 """
 
 import argparse
@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -63,9 +64,11 @@ STAGE2 = {
     ],
     "learning_rate": 6e-3, "lr_end": 1e-5, "lr_scheduler": "cosine", "lr_warmup_steps": 10, "train_batch_size": 4,
     "noise_level_end": 101, "stage2_patch": 128,
-    "use_ema": True, "ema_decay": 0.97, "checkpointing_steps": 100,
+    "use_ema": True, "ema_decay": 0.97, "checkpointing_steps": 100, "scheduled_sampling_max_step_offset": 700,
     "validation_guidance": 1.0, "validation_noise_level": LEVELS[0], "validation_noise_levels": LEVELS[1:],
 }  # fmt: skip
+# Seven photographs teach a model little of ten others, and spoil it the sooner.
+OF_DATA: dict[str, dict[str, Any]] = {"stars": {}, "photographs": {"learning_rate": 2e-3}}
 
 
 def draw_stars(folder: Path) -> None:
@@ -127,7 +130,7 @@ def recipe(way: str) -> Iterator[None]:
         stage_loss.feed = before
 
 
-def make_run(folder: Path, data: str, wanted: argparse.Namespace) -> Run:
+def make_run(folder: Path, data: str, wanted: argparse.Namespace, back_projection: bool) -> Run:
     """A run over the pictures of a data set."""
     pictures = folder / data
     if not pictures.exists():
@@ -137,7 +140,8 @@ def make_run(folder: Path, data: str, wanted: argparse.Namespace) -> Run:
     place.mkdir(exist_ok=True)
     entry = {**CROPS, "instance_data_dir": str(pictures), "crop_style": "random", "caption_strategy": "textfile",
              "resolution": 64, "repeats": wanted.repeats}  # fmt: skip
-    stage = {**STAGE2, "max_train_steps": wanted.steps, "validation_num_inference_steps": wanted.inference_steps}
+    stage = {**STAGE2, **OF_DATA[data], "max_train_steps": wanted.steps, "validation_back_projection": back_projection}
+    stage["validation_num_inference_steps"] = wanted.inference_steps
     common = {"device": "cpu", "num_threads": wanted.threads, "text_encoder_dtype": "fp32"}
     return one_set(place, 2, entry, stage2=stage, num_eval_images=HELD_OUT[data], **common)
 
@@ -157,11 +161,9 @@ def trained(run: Run, inputs: dict[str, Artifact], model: Path, way: str, out: P
         return train.train_job(Job(run.config, inputs, {"stage": 2, "model": str(model)}, out, report))
 
 
-def upscaler(run: Run, model: Path, lora: Path | None, embeds: Artifact, back_projection: bool) -> Upscaler:
+def upscaler(run: Run, model: Path, lora: Path | None, embeds: Artifact) -> Upscaler:
     """Samples the held-out pictures as the product does."""
-    settings = run.config.stage(2).model_copy(update={"validation_back_projection": back_projection})
-    config = run.config.model_copy(update={"stage2": settings})
-    sampler, texts = make_sampler(config, 2, model, lora, lambda count: None), Embeds(embeds)
+    sampler, texts = make_sampler(run.config, 2, model, lora, lambda count: None), Embeds(embeds)
 
     def upscale(rows: list[ShardRow], small: torch.Tensor, noise_level: int) -> torch.Tensor:
         seeds = [hash_seed("eval", row.image_id) % 2**32 for row in rows]
@@ -171,9 +173,9 @@ def upscaler(run: Run, model: Path, lora: Path | None, embeds: Artifact, back_pr
     return upscale
 
 
-def measure(folder: Path, data: str, wanted: argparse.Namespace) -> None:
-    """Train both ways on a data set, measure all ways, print their tables."""
-    run = make_run(folder, data, wanted)
+def measure(folder: Path, data: str, wanted: argparse.Namespace, back_projection: bool) -> None:
+    """Train both ways on a data set for a way of sampling, measure all ways, print their table."""
+    run, said = make_run(folder, data, wanted, back_projection), "back-projected" if back_projection else "stock"
     index, pixels = prepare(run, 2)
     held_out, _ = materialise(
         run.workspace, eval_request(run, index), lambda work: build_shards(plan_eval(run, index, work), work)
@@ -183,19 +185,18 @@ def measure(folder: Path, data: str, wanted: argparse.Namespace) -> None:
     inputs = {"pixels": pixels, "text": embeds, "eval_set": held_out}
     loras: dict[str, Path | None] = {UNTUNED: None}
     for way, name in ((OURS, "ours"), (OTHER, "other")):
-        loras[way] = folder / f"{data}-{name}"
-        if summary := trained(run, inputs, model, way, folder / f"{data}-{name}"):
+        loras[way] = out = folder / f"{data}-{said}-{name}"
+        if summary := trained(run, inputs, model, way, out):
             kept = ("rows", "trainable_parameters", "last_loss", "eval_loss_base", "eval_loss")
             print(f"<!-- {way}: { ({key: summary[key] for key in kept}) } -->", flush=True)
-    for back_projection, said in ((True, "back-projected"), (False, "stock")):
-        ways = {way: partial(upscaler, run, model, loras[way], embeds, back_projection) for way in WAYS[2:]}
-        out = folder / f"{data}-{said}"
-        out.mkdir(exist_ok=True)
-        measure_upscalers(shard_files(held_out, 2), ways, LEVELS, out)
-        table = pq.read_table(out / EVAL_FILE).to_pylist()
-        print(f"\n### {data}, {said}: {held_out.summary['pictures']} held-out pictures of 256 px\n")
-        for line in lines(table):
-            print(line, flush=True)
+    ways = {way: partial(upscaler, run, model, loras[way], embeds) for way in WAYS[2:]}
+    out = folder / f"{data}-{said}"
+    out.mkdir(exist_ok=True)
+    measure_upscalers(shard_files(held_out, 2), ways, LEVELS, out)
+    table = pq.read_table(out / EVAL_FILE).to_pylist()
+    print(f"\n### {data}, {said}: {held_out.summary['pictures']} held-out pictures of 256 px\n")
+    for line in lines(table):
+        print(line, flush=True)
 
 
 def lines(table: list[dict[str, Any]]) -> Iterator[str]:
@@ -239,8 +240,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = wanted.folder or Path(name)
         folder.mkdir(exist_ok=True)
-        for data in wanted.data or HELD_OUT:
-            measure(folder, data, wanted)
+        for data, back_projection in product(wanted.data or HELD_OUT, (True, False)):
+            measure(folder, data, wanted, back_projection)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from deepfloyd_core.config import Run
 from deepfloyd_core.errors import ConfigError
 from deepfloyd_core.files import read_sealed, write_bytes, write_sealed
 from deepfloyd_core.flavours import Stage
-from deepfloyd_core.products import BITFIT_FILE, CONTROL_FILE, DETAIL_SHEET, UNET_FOLDER, product_name
+from deepfloyd_core.products import BITFIT_FILE, CONTROL_FILE, DETAIL_SHEET, SPOILT_SHEETS, UNET_FOLDER, product_name
 from deepfloyd_core.stage_config import StageConfig
 
 LICENCE = (
@@ -103,6 +103,8 @@ def _card(run: Run, inputs: dict[str, Artifact], prompts: list[str], metrics: di
     lines += ["![samples](sheet.png)", ""] if "stage1_lora" in inputs else []
     if "stage2_lora" in inputs:
         lines += ["![held-out pictures](eval.png)", "", f"![zoomed details]({DETAIL_SHEET})", ""]
+        if "spoilt" in inputs["cascade_samples"].summary:
+            lines += [f"![held-out pictures, low-res spoilt]({SPOILT_SHEETS[0]})", ""]
     if run.config.stage1 and run.config.stage1.controlnet:
         lines += ["The samples follow held-out pictures, each with its own caption.", ""]
     else:

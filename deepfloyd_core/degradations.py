@@ -6,6 +6,7 @@ key asks for it. JPEG costs 0.3 ms for a picture of 64 px, the others next to no
 
 import io
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -48,6 +49,22 @@ def degrade(small: torch.Tensor, how: Degradation) -> torch.Tensor:
         small = (small + how.noise / 127.5).clamp(-1, 1)
     pairs = zip(small.unsqueeze(1), how.quality.tolist(), strict=True)
     return torch.cat([through_jpeg(picture, quality) if quality else picture for picture, quality in pairs])
+
+
+def spoilt(config: StageConfig, image_ids: Sequence[str], small: torch.Tensor) -> torch.Tensor:
+    """Held-out low-res pictures (N, C, h, w) in [-1, 1], each with what a draw of its own says: the same in every run.
+
+    Drawn as in training, but for `low_res_degraded_share`: all are spoilt.
+    """
+    config = config.model_copy(update={"low_res_degraded_share": 1.0})
+    full = torch.Size((1, small.shape[1], small.shape[2] * UPSCALE, small.shape[3] * UPSCALE))
+
+    def made(image_id: str, picture: torch.Tensor) -> torch.Tensor:
+        how = draw_degradation(full, config, hash_seed("eval", image_id), 0)
+        assert how is not None  # or there is nothing to spoil them with
+        return degrade(picture[None], how)
+
+    return torch.cat([made(*pair) for pair in zip(image_ids, small, strict=True)])
 
 
 def blurred(pictures: torch.Tensor, deviation: torch.Tensor) -> torch.Tensor:

@@ -20,12 +20,13 @@ BITFIT_FILE = "bitfit_biases.safetensors"  # in its place after a training with 
 CONTROL_FILE = "controlnet_lora.safetensors"  # after a training with controlnet
 UNET_FOLDER = "unet"  # after a full fine-tuning; the name that diffusers gives it in a pipeline
 DETAIL_SHEET = "eval_details.png"  # zoomed details of Stage II on held-out pictures
+SPOILT_SHEETS = ("eval_spoilt.png", "eval_spoilt_details.png")  # both, where their low-res pictures were spoilt
 GENERATE_FORMAT = 2  # 2: of Stage II alone the noise level and back-projection in PNGs
 BUNDLE_FORMAT = 2  # 2: gains on held-out pictures
 LOW_RES_FORMAT = 1
 # 4: frozen convolutions channels_last and torch's fused AdamW, which round otherwise. 5: where windows may start
 LORA_FORMAT = 5
-SAMPLES_FORMAT = 8  # 6: more in PNGs. 7, 8: columns of eval.parquet
+SAMPLES_FORMAT = 9  # 6: more in PNGs. 7, 8: columns of eval.parquet. 9: spoilt low-res pictures, and the sheets' titles
 # Settings that change no byte of a LoRA: how often it is saved on the way, and how samples are made of it.
 # Of init_lora and the model the bytes count, not the path; of Stage I's low-res pictures what they are.
 _NOT_IN_LORA = {

@@ -16,6 +16,7 @@ from PIL.PngImagePlugin import PngInfo
 from deepfloyd_core.clip_measure import load_clip_eye
 from deepfloyd_core.conditioning import conditioning_picture
 from deepfloyd_core.config import RunConfig
+from deepfloyd_core.degradations import spoilt
 from deepfloyd_core.embeds import Embeds
 from deepfloyd_core.files import atomic_path
 from deepfloyd_core.flavours import Stage
@@ -151,7 +152,8 @@ def _ticker(job: Job, wanted: list[Wanted]) -> Callable[[int], None]:
     second = min(first, job.config.num_upscaled_images) if job.config.stage2 else 0
     levels = len(job.config.stage(2).measured_noise_levels) if job.config.stage2 else 0
     enlarged = second * (1 + len(VARIANTS) * levels)  # base's samples by the base; tuned ones by both, at every level
-    total, done = len(VARIANTS) * (first + held_out * levels) + enlarged, 0
+    measured = held_out * (levels + (1 if job.config.stage2 and job.config.stage2.degrades_low_res else 0))
+    total, done = len(VARIANTS) * (first + measured) + enlarged, 0
 
     def sampled(count: int) -> None:
         nonlocal done
@@ -230,8 +232,15 @@ def _measure_stage2(job: Job, table: list[Row], sampled: Callable[[int], None]) 
 
     files = shard_files(job.inputs["eval_set"], 2)
     upscalers = {variant: partial(upscaler, variant) for variant in VARIANTS}
-    levels = job.config.stage(2).measured_noise_levels
-    return measure_upscalers(files, upscalers, levels, job.out, table, _eyes(job.config))
+    settings = job.config.stage(2)
+
+    def spoil(rows: list[ShardRow], small: torch.Tensor) -> torch.Tensor:
+        return spoilt(settings, [row.image_id for row in rows], small)
+
+    return measure_upscalers(
+        files, upscalers, settings.measured_noise_levels, job.out, table, _eyes(job.config),
+        spoil if settings.degrades_low_res else None,
+    )  # fmt: skip
 
 
 def _eyes(config: RunConfig) -> Eyes:

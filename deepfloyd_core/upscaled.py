@@ -1,6 +1,7 @@
 """Stage II measured on the held-out pictures: tuned and untuned beside plain enlargements, all of the same low-res pictures.
 
-The low-res picture is the true one, the antialiased 4x downscale of the held-out crop; seeds follow from the picture. Every
+The low-res picture is the true one, the antialiased 4x downscale of the held-out crop, and, where a stage spoils them in
+training, this one spoilt as well; seeds follow from the picture. Every
 figure is a mean over pictures, and what the tuned model gains on each other way is paired picture by picture, so its
 interval does not carry how the pictures differ among themselves.
 
@@ -26,13 +27,16 @@ from deepfloyd_core.flavours import UPSCALE
 from deepfloyd_core.lpips_measure import LpipsEye
 from deepfloyd_core.metrics import busiest, colour_shift, detail_energy, mean, mean_and_interval, psnr, ssim
 from deepfloyd_core.objective import low_res, to_bytes, to_model_range
-from deepfloyd_core.products import DETAIL_SHEET
+from deepfloyd_core.products import DETAIL_SHEET, SPOILT_SHEETS
 from deepfloyd_core.shards import ShardRow, open_shard, read_rows
 from deepfloyd_core.sheets import framed, save_picture, titled_rows
 
 EVAL_SHEET, EVAL_FILE = "eval.png", "eval.parquet"
 PLAIN = ("bilinear", "bicubic")  # enlargements without a model
-HELD_OUT, SAMPLED = "held-out", "stage1"  # what the low-res pictures are: downscales of the truth, or Stage I's samples
+# What the low-res pictures are: downscales of the truth, the same spoilt as in training, or Stage I's samples.
+HELD_OUT, SPOILT, SAMPLED = "held-out", "spoilt", "stage1"
+_SHEETS = {HELD_OUT: (EVAL_SHEET, DETAIL_SHEET), SPOILT: SPOILT_SHEETS}
+_TITLES = {HELD_OUT: "Stage II on held-out pictures", SPOILT: "Stage II on held-out pictures, low-res spoilt"}
 _COLUMNS = pa.schema(
     [(name, pa.string()) for name in ("low_res", "image_id", "way")]
     + [("noise_level", pa.int64())]
@@ -48,6 +52,7 @@ _FRAME = (255, 0, 160)
 
 # Upscales pictures of one size: the rows they are of, low-res (N, C, h, w) in [-1, 1], noise level -> (N, C, H, W).
 Upscaler = Callable[[list[ShardRow], torch.Tensor, int], torch.Tensor]
+Spoiler = Callable[[list[ShardRow], torch.Tensor], torch.Tensor]  # of rows, their low-res pictures
 Row = dict[str, Any]  # of eval.parquet
 # A way and the noise level of its low-res pictures, None for a plain enlargement; its pictures, in the order of the truths.
 Made = dict[tuple[str, int | None], list[np.ndarray]]
@@ -66,7 +71,7 @@ NO_EYES = Eyes()
 
 def measure_upscalers(
     files: list[Path], upscalers: Mapping[str, Callable[[], Upscaler]], levels: Sequence[int], out: Path,
-    samples: Sequence[Row] = (), eyes: Eyes = NO_EYES,
+    samples: Sequence[Row] = (), eyes: Eyes = NO_EYES, spoil: Spoiler | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Measure each upscaler, and plain enlargements, on the pictures of some files; each is made when its turn comes.
 
@@ -75,36 +80,60 @@ def measure_upscalers(
     `measure_samples`. Returns the level as `noise_level`; `upscaled`, the means for each way, and `gain`, by how much the
     last upscaler is better than each other way: mean and, of enough pictures, its 95 % interval. `other_levels` has both of
     each other level, if there is one. With eyes both have what these see, `clip` and `lpips`, and with CLIP's `upscaled` the
-    `clip_distance` as well.
+    `clip_distance` as well. With `spoil` the same is measured once more at the first level, of low-res pictures that it
+    spoilt, with sheets of its own, and returned as `spoilt`; consistency is that with the true low-res picture.
     """
     truth = [(open_shard(file).all(), read_rows(file)) for file in files]  # one file, and one batch, a size
-    small = [low_res(to_model_range(torch.from_numpy(pixels))) for pixels, _ in truth]
-    made: dict[tuple[str, int | None], list[torch.Tensor]] = {
-        (way, None): [to_bytes(enlarged(part, way)) for part in small] for way in PLAIN
+    small = {HELD_OUT: [low_res(to_model_range(torch.from_numpy(pixels))) for pixels, _ in truth]}
+    if spoil is not None:
+        small[SPOILT] = [spoil(rows, part) for (_, rows), part in zip(truth, small[HELD_OUT], strict=True)]
+    at = {HELD_OUT: levels, SPOILT: levels[:1]}
+    made: dict[str, dict[tuple[str, int | None], list[torch.Tensor]]] = {
+        kind: {(way, None): [to_bytes(enlarged(part, way)) for part in parts] for way in PLAIN}
+        for kind, parts in small.items()
     }
     for way, make in upscalers.items():
         upscale = make()
-        for level in levels:
-            parts = zip(truth, small, strict=True)
-            made[way, level] = [to_bytes(upscale(rows, part, level)) for (_, rows), part in parts]
+        for kind, parts in small.items():
+            for level in at[kind]:
+                pairs = zip(truth, parts, strict=True)
+                made[kind][way, level] = [to_bytes(upscale(rows, part, level)) for (_, rows), part in pairs]
         del upscale  # and its model, before the next one is loaded
     names = [row.image_id for _, rows in truth for row in rows]
-    true, low = _flat([torch.from_numpy(pixels) for pixels, _ in truth]), _flat([to_bytes(part) for part in small])
-    pictures = {key: _flat(parts) for key, parts in made.items()}
+    true, ways = _flat([torch.from_numpy(pixels) for pixels, _ in truth]), [*PLAIN, *upscalers]
+    low = {kind: _flat([to_bytes(part) for part in parts]) for kind, parts in small.items()}
+    tables: dict[str, list[Row]] = {}
+    found = {}
+    for kind, parts_of in made.items():
+        pictures = {key: _flat(parts) for key, parts in parts_of.items()}
+        tables[kind], distances = _table(kind, names, pictures, true, low[HELD_OUT], eyes)
+        asked = [(way, row) for (way, level), row in pictures.items() if level in (None, levels[0])]
+        sheet = [(label, row[:_SHOWN]) for label, row in [("low-res", low[kind]), *asked, ("truth", true)]]
+        _save_sheets(sheet, kind, out)
+        found[kind] = _by_level(tables[kind], ways, at[kind], partial(_summary, distances=distances))
+    with atomic_path(out / EVAL_FILE) as tmp:
+        rows = [row for table in (*tables.values(), samples) for row in table]
+        pq.write_table(pa.Table.from_pylist(rows, _COLUMNS), tmp)
+    return {**found.pop(HELD_OUT), **found}
+
+
+def _table(
+    kind: str, names: list[str], pictures: Made, true: list[np.ndarray], low: list[np.ndarray], eyes: Eyes
+) -> tuple[list[Row], dict[tuple[str, int | None], float | None]]:
+    """A row for each of some pictures, by each way; and, with CLIP's eyes, how far each way's set is from the truths.
+
+    low: what the truths' downscales are, whatever the pictures were made of.
+    """
     details = [_detail(picture) for picture in true]
     table = [
-        _row(HELD_OUT, name, way, level, _measured(picture, truth, from_, detail))
+        _row(kind, name, way, level, _measured(picture, truth, from_, detail))
         for (way, level), made_of in pictures.items()
         for name, picture, truth, from_, detail in zip(names, made_of, true, low, details, strict=True)
     ]
     distances = _seen_by_clip(table, pictures, true, eyes.clip) if eyes.clip else {}
     if eyes.lpips:
         _seen_by_lpips(table, pictures, true, eyes.lpips)
-    with atomic_path(out / EVAL_FILE) as tmp:
-        pq.write_table(pa.Table.from_pylist([*table, *samples], _COLUMNS), tmp)
-    asked = [(way, row) for (way, level), row in pictures.items() if level in (None, levels[0])]
-    _save_sheets([(label, row[:_SHOWN]) for label, row in [("low-res", low), *asked, ("truth", true)]], out)
-    return _by_level(table, [*PLAIN, *upscalers], levels, partial(_summary, distances=distances))
+    return table, distances
 
 
 def measure_samples(
@@ -196,18 +225,19 @@ def _flat(parts: list[torch.Tensor]) -> list[np.ndarray]:
     return [picture for part in parts for picture in part.numpy()]
 
 
-def _save_sheets(rows: list[tuple[str, list[np.ndarray]]], out: Path) -> None:
+def _save_sheets(rows: list[tuple[str, list[np.ndarray]]], kind: str, out: Path) -> None:
     """rows: a label and its pictures, the truth last. A frame in it shows where the zoomed details lie."""
+    title, (whole, details) = _TITLES[kind], _SHEETS[kind]
     label, truths = rows[-1]
     corners = [busiest(picture, _low_pass(picture)[1], _edge(picture), UPSCALE) for picture in truths]
     marked = [framed(picture, corner, _edge(picture), _FRAME) for picture, corner in zip(truths, corners, strict=True)]
     shown = [*rows[:-1], (f"{label}, and what is zoomed", marked)]
-    save_picture(titled_rows(shown, _CELL_PX, "Stage II on held-out pictures"), out / EVAL_SHEET)
+    save_picture(titled_rows(shown, _CELL_PX, title), out / whole)
     zoomed = [
         (label, [_cut(picture, corner, truth) for picture, corner, truth in zip(row, corners, truths, strict=True)])
         for label, row in rows
     ]
-    save_picture(titled_rows(zoomed, _CELL_PX, f"Stage II, zoomed: {_DETAIL_PX} px"), out / DETAIL_SHEET)
+    save_picture(titled_rows(zoomed, _CELL_PX, f"{title}, zoomed: {_DETAIL_PX} px"), out / details)
 
 
 def _edge(truth: np.ndarray) -> int:

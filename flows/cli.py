@@ -290,6 +290,7 @@ def _print_version(workspace: Path, version: Any) -> None:
     out.print(f"version                {version.number}")
     out.print(f"bundle                 {bundle.path}")
     sheets = {"sheet.png": "contact sheet", "eval.png": "held-out pictures", "eval_details.png": "zoomed details"}
+    sheets |= {"eval_spoilt.png": "low-res spoilt"}
     for name, label in sheets.items():
         if (bundle.path / name).exists():
             out.print(f"{label:<22} {bundle.path / name}")
@@ -310,6 +311,8 @@ def _print_upscaled(samples: dict[str, Any]) -> None:
     from deepfloyd_core.metrics import MEASURES, SAMPLE_MEASURES
 
     _print_measures("Stage II on held-out pictures, upscaled by", samples, MEASURES, "psnr")
+    title = "Stage II on held-out pictures, low-res spoilt as in training, upscaled by"
+    _print_measures(title, samples.get("spoilt", {}), MEASURES, "psnr")
     on_samples = samples.get("upscaled_samples", {})
     _print_measures("Stage II on Stage I's samples, upscaled by", on_samples, SAMPLE_MEASURES, "consistency")
 

@@ -15,7 +15,7 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from deepfloyd_core.artifacts import Artifact
 from deepfloyd_core.image_index import SHEET
 from deepfloyd_core.metrics import MEASURES, SAMPLE_MEASURES, UPSCALED_BY, by_noise_level, gained
-from deepfloyd_core.products import DETAIL_SHEET
+from deepfloyd_core.products import DETAIL_SHEET, SPOILT_SHEETS
 
 LIMIT_BYTES = 150 << 10
 log = logging.getLogger("deepfloyd_core.publish")
@@ -50,6 +50,13 @@ def publish_upscaled(samples: Artifact) -> None:
     create_table_artifact(
         _measures(found, MEASURES, "psnr"), key="stage2-measures", description="Stage II on the held-out pictures"
     )
+    if "spoilt" in found:
+        said = "Stage II on the held-out pictures, low-res spoilt as in training"
+        create_table_artifact(
+            _measures(found["spoilt"], MEASURES, "psnr"), key="stage2-spoilt-measures", description=said
+        )
+        pages = "\n\n".join(f"![{name}]({data_uri(samples.path / name)})" for name in SPOILT_SHEETS)
+        create_markdown_artifact(pages, key="stage2-spoilt", description=said)
     if "upscaled_samples" in found:
         rows = _measures(found["upscaled_samples"], SAMPLE_MEASURES, "consistency")
         create_table_artifact(rows, key="stage2-sample-measures", description="Stage II on Stage I's samples")

@@ -10,7 +10,7 @@ from PIL import Image
 from skimage import data
 
 from deepfloyd_core.batches import Draws, draw
-from deepfloyd_core.degradations import blurred, degrade, draw_degradation
+from deepfloyd_core.degradations import blurred, degrade, draw_degradation, spoilt
 from deepfloyd_core.objective import to_bytes, to_model_range
 from deepfloyd_core.stage_config import StageConfig
 from deepfloyd_core.varied_draws import vary
@@ -93,3 +93,17 @@ def test_degradations_repeat_themselves_and_leave_all_other_draws_alone() -> Non
         assert torch.equal(getattr(one, name), getattr(plain, name))
     more = varied(stage2(low_res_blur=1.0), 3).degradation
     assert more is not None and torch.equal(more.blur, one.degradation.blur), "each has a generator of its own"
+
+
+def test_a_held_out_picture_is_spoilt_alike_whatever_it_is_measured_with() -> None:
+    """And all are, whatever the share; the next picture otherwise; noise is as strong as it may be."""
+    config = stage2(low_res_noise=20.0, low_res_degraded_share=0.01)
+    names = [f"picture {number}" for number in range(40)]
+    assert not spoilt(config, names[:1], SMALL[:1]).equal(SMALL[:1])
+    all_of_them, backwards = spoilt(config, names, SMALL), spoilt(config, names[::-1], SMALL.flip(0))
+    assert torch.equal(all_of_them, backwards.flip(0)) and torch.equal(
+        all_of_them[7:8], spoilt(config, names[7:8], SMALL[7:8])
+    )
+    grey = torch.zeros_like(SMALL)
+    spread = 127.5 * spoilt(config, names, grey).std((1, 2, 3)).numpy()
+    assert spread.min() > 0 and spread.max() < 23 and spread.mean() == pytest.approx(10, abs=3)

@@ -26,13 +26,14 @@ COMMON = {
 STAGES = {
     1: {
         **COMMON, "model_flavour": "tiny-i", "optimizer": "adamw_bf16", "mixed_precision": "bf16", "offset_noise": True,
-        "validation_steps": 7,
+        "validation_steps": 7, "scheduled_sampling_max_step_offset": 500, "snr_gamma": 5.0,
     },
     2: {  # its pictures of 256 px are slow: windows, and validation at the start and the end alone
         **COMMON, "model_flavour": "tiny-ii", "mixed_precision": "no", "stage2_patch": 64, "low_res_blur": 0.5,
         "low_res_noise": 4.0, "low_res_jpeg_quality": 50, "low_res_degraded_share": 0.7, "train_variance": True,
         "lora_target_modules": ["to_q", "to_out.0", "add_k_proj", "add_v_proj", "conv1"],
-        "validation_steps": 1000,
+        "validation_steps": 1000, "scheduled_sampling_max_step_offset": 700, "scheduled_sampling_probability": 0.5,
+        "snr_gamma": 5.0, "validation_back_projection": True,
     },
 }  # fmt: skip
 

@@ -176,6 +176,47 @@ def test_the_table_of_upscalers_says_which_is_best(
     )
 
 
+def test_spoilt_low_res_pictures_are_measured_beside_the_true_ones(
+    tmp_path: Path, new_small_run: Callable[[Path], Any], new_world: Callable[[Path], Any]
+) -> None:
+    """Darkened by a tenth: what bicubic makes of them is Pillow's, and consistency is that with the true ones."""
+    run = load_run(new_small_run(tmp_path / "run").config)
+    world = new_world(run.workspace)
+    (file,) = shard_files(world.eval_set(run, world.index(run)), 2)
+    truths, plain, both = open_shard(file).all(), tmp_path / "plain", tmp_path / "both"
+    plain.mkdir()
+    both.mkdir()
+    given: list[tuple[int, float]] = []
+
+    def upscale(rows: list[Any], small: torch.Tensor, noise_level: int) -> torch.Tensor:
+        given.append((noise_level, float(small.mean())))
+        return enlarged(small, "bilinear")
+
+    def darker(rows: list[Any], small: torch.Tensor) -> torch.Tensor:
+        assert len(rows) == len(small)
+        return (small - 24 / 127.5).clamp(-1, 1)
+
+    before = measure_upscalers([file], {"tuned": lambda: upscale}, (0, 100), plain)
+    brightness = given[0][1]
+    assert "spoilt" not in before and not (plain / "eval_spoilt.png").exists()
+    given.clear()
+    found = measure_upscalers([file], {"tuned": lambda: upscale}, (0, 100), both, spoil=darker)
+    assert {key: value for key, value in found.items() if key != "spoilt"} == before
+    assert given[:2] == [(0, brightness), (100, brightness)]
+    assert len(given) == 3 and given[2] == (0, pytest.approx(brightness - 24 / 127.5, abs=0.02)), "the first level alone"
+    spoilt, rows = found["spoilt"], pq.read_table(both / EVAL_FILE).to_pylist()
+    assert list(by_noise_level(spoilt)) == [0] and list(spoilt["gain"]) == ["bilinear", "bicubic"]
+    for truth, row in zip(truths, (row for row in rows if row["low_res"] == "spoilt"), strict=False):
+        small = np.asarray(Image.fromarray(truth).resize((64, 64), Image.Resampling.BICUBIC)).astype(float)
+        darkened = Image.fromarray((small - 24).clip(0, 255).round().astype(np.uint8))
+        large = np.asarray(darkened.resize((256, 256), Image.Resampling.BILINEAR))
+        assert row["way"] == "bilinear" and row["psnr"] == pytest.approx(psnr(large, truth), abs=0.1)
+        again = np.asarray(Image.fromarray(large).resize((64, 64), Image.Resampling.BICUBIC))
+        assert row["consistency"] == pytest.approx(psnr(again, small.astype(np.uint8)), abs=0.1)
+    for name in ("eval_spoilt.png", "eval_spoilt_details.png"):
+        assert Image.open(both / name).size == Image.open(both / EVAL_SHEET).size
+
+
 def test_the_window_with_most_detail_is_found() -> None:
     smooth = np.linspace(60, 160, 256)[None, :, None].repeat(192, 0).repeat(3, 2)
     picture = smooth.copy()
@@ -189,7 +230,7 @@ def test_the_window_with_most_detail_is_found() -> None:
 def test_a_picture_that_is_less_high_than_the_window_is_zoomed_as_high_as_it_is(tmp_path: Path) -> None:
     wide = np.random.default_rng(0).integers(0, 256, (32, 256, 3), dtype=np.uint8)
     small = to_bytes(low_res(to_model_range(torch.from_numpy(wide)[None])))[0].numpy()
-    upscaled._save_sheets([("low-res", [small]), ("tuned", [wide]), ("truth", [wide])], tmp_path)
+    upscaled._save_sheets([("low-res", [small]), ("tuned", [wide]), ("truth", [wide])], HELD_OUT, tmp_path)
     with Image.open(tmp_path / DETAIL_SHEET) as sheet:
         assert sheet.width > 100
 

@@ -100,6 +100,25 @@ def test_both_variants_of_stage2_enlarge_the_tuned_stage1s_samples(
     ]  # fmt: skip
 
 
+def test_what_is_spoilt_in_training_is_measured_spoilt_and_reported(
+    small_run: Any, new_world: Callable[[Path], Any], stood_in: list[tuple[Any, ...]], tmp_path: Path
+) -> None:
+    run = load_run(small_run.config, ("stage2.low_res_noise=40", "num_upscaled_images=1"))
+    world = new_world(run.workspace)
+    held_out = world.eval_set(run, world.index(run))
+    inputs = {"eval_set": held_out, "stage1_lora": held_out, "stage2_lora": held_out}
+    options = {"prompts": ["a purple star"], "models": {"1": "", "2": ""}}
+    reports: list[tuple[int, int]] = []
+    job = Job(run.config, inputs, options, tmp_path, lambda done, total, text: reports.append((done, total)))
+    summary = samples.samples_job(job)
+    assert reports[-1][0] == reports[-1][1]
+    true, spoilt = (found["upscaled"]["bicubic"] for found in (summary, summary["spoilt"]))
+    assert spoilt["psnr"] < true["psnr"] - 1 and spoilt["consistency"] < true["consistency"] - 5
+    rows = pq.read_table(tmp_path / "eval.parquet").to_pylist()
+    ways = Counter(row["way"] for row in rows if row["low_res"] == "spoilt")
+    assert ways == dict.fromkeys(("bilinear", "bicubic", "base", "tuned"), held_out.summary["pictures"])
+
+
 def test_what_clip_and_lpips_see_of_the_held_out_pictures_is_measured_where_there_are_models(
     small_run: Any, new_world: Callable[[Path], Any], stood_in: list[tuple[Any, ...]], tmp_path: Path
 ) -> None:
