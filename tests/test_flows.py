@@ -19,7 +19,7 @@ from deepfloyd_core.sources.folder import RACY_NS
 pytestmark = pytest.mark.slow  # a server, and a process for each command
 
 FAST = (
-    "--set", "stage1.max_train_steps=2", "--set", "stage2.max_train_steps=2",
+    "--set", "stage1.max_train_steps=2", "--set", "stage2.max_train_steps=2", "--set", "stage2.low_res_jpeg_quality=40",
 )  # fmt: skip
 
 
@@ -71,12 +71,14 @@ def test_a_run_makes_every_artifact_and_prints_where_the_bundle_is(finished: tup
     (bundle,) = (run.workspace / "lora_bundle").iterdir()
     assert str(bundle) in printed and "sheet.png" in printed
     assert "Stage II on held-out pictures, upscaled by" in printed and "Stage II on Stage I's samples" in printed
+    assert "low-res spoilt as in training, upscaled by" in printed and str(bundle / "eval_spoilt.png") in printed
     (samples,) = (run.workspace / "cascade_samples").iterdir()
     table = pq.read_table(samples / "eval.parquet").to_pylist()
     of_samples = [(row["image_id"], row["way"]) for row in table if row["low_res"] == "stage1"]
     assert of_samples == [("a purple star, seed 0, 64x64", way) for way in ("bilinear", "bicubic", "base", "tuned")]
     assert {path.name for path in bundle.iterdir()} == {
-        "README.md", "manifest.json", "metrics.json", "sheet.png", "eval.png", "eval_details.png", "stage1", "stage2",
+        "README.md", "manifest.json", "metrics.json", "sheet.png", "eval.png", "eval_details.png", "eval_spoilt.png",
+        "eval_spoilt_details.png", "stage1", "stage2",
     }  # fmt: skip
 
 
@@ -106,8 +108,10 @@ def test_the_ui_gets_tables_pictures_and_logs(finished: tuple[Any, str], server:
         assert "](data:image/" in artifacts[key]["data"], key
         assert len(artifacts[key]["data"]) < 500_000
     assert "](data:image/" in artifacts["stage2-details"]["data"]
-    measures = json.loads(artifacts["stage2-sample-measures"]["data"])
-    assert [row["upscaled by"] for row in measures] == ["bilinear", "bicubic", "base", "tuned"]
+    assert artifacts["stage2-spoilt"]["data"].count("](data:image/") == 2
+    for key in ("stage2-sample-measures", "stage2-spoilt-measures"):
+        measures = json.loads(artifacts[key]["data"])
+        assert [row["upscaled by"] for row in measures] == ["bilinear", "bicubic", "base", "tuned"]
     logs = [entry["message"] for entry in _found(server, run, "logs")]
     assert any("stage1_lora" in line and "built" in line for line in logs)
 

@@ -203,7 +203,9 @@ def test_spoilt_low_res_pictures_are_measured_beside_the_true_ones(
     found = measure_upscalers([file], {"tuned": lambda: upscale}, (0, 100), both, spoil=darker)
     assert {key: value for key, value in found.items() if key != "spoilt"} == before
     assert given[:2] == [(0, brightness), (100, brightness)]
-    assert len(given) == 3 and given[2] == (0, pytest.approx(brightness - 24 / 127.5, abs=0.02)), "the first level alone"
+    assert len(given) == 3 and given[2] == (0, pytest.approx(brightness - 24 / 127.5, abs=0.02)), (
+        "the first level alone"
+    )
     spoilt, rows = found["spoilt"], pq.read_table(both / EVAL_FILE).to_pylist()
     assert list(by_noise_level(spoilt)) == [0] and list(spoilt["gain"]) == ["bilinear", "bicubic"]
     for truth, row in zip(truths, (row for row in rows if row["low_res"] == "spoilt"), strict=False):
