@@ -32,7 +32,7 @@ from deepfloyd_core.artifacts import Artifact, materialise
 from deepfloyd_core.batches import Draws
 from deepfloyd_core.config import Run
 from deepfloyd_core.embeds import Embeds
-from deepfloyd_core.flavours import UPSCALE, resolve
+from deepfloyd_core.flavours import resolve
 from deepfloyd_core.jobs import Job
 from deepfloyd_core.ledger import caption_counts
 from deepfloyd_core.metrics import mean_and_interval
@@ -64,7 +64,7 @@ STAGE2 = {
     ],
     "learning_rate": 6e-3, "lr_end": 1e-5, "lr_scheduler": "cosine", "lr_warmup_steps": 10, "train_batch_size": 4,
     "noise_level_end": 101, "stage2_patch": 128,
-    "use_ema": True, "ema_decay": 0.97, "checkpointing_steps": 100, "scheduled_sampling_max_step_offset": 700,
+    "use_ema": True, "ema_decay": 0.97, "checkpointing_steps": 100, "scheduled_sampling_probability": 1.0,
     "validation_guidance": 1.0, "validation_noise_level": LEVELS[0], "validation_noise_levels": LEVELS[1:],
 }  # fmt: skip
 # Seven photographs teach a model little of ten others, and spoil it the sooner.
@@ -116,7 +116,7 @@ def other_recipe(
     """What those trainers do in the place of `stage_loss.feed`."""
     x_t = draws.cut(setup.scheduler.add_noise(x_0, draws.fed, draws.t))
     text = setup.texts([caption_id("") if name is None else name for name in captions])
-    return Doubled(x_t, draws.t, text, x_t, draws.t, small=draws.cut(low_res(x_0), UPSCALE))
+    return Doubled(x_t, draws.t, text, x_t, draws.t, small=low_res(x_0))
 
 
 @contextmanager
@@ -141,6 +141,9 @@ def make_run(folder: Path, data: str, wanted: argparse.Namespace, back_projectio
     entry = {**CROPS, "instance_data_dir": str(pictures), "crop_style": "random", "caption_strategy": "textfile",
              "resolution": 64, "repeats": wanted.repeats}  # fmt: skip
     stage = {**STAGE2, **OF_DATA[data], "max_train_steps": wanted.steps, "validation_back_projection": back_projection}
+    stage["scheduled_sampling_max_step_offset"] = wanted.max_step_offset
+    if not wanted.max_step_offset:
+        del stage["scheduled_sampling_probability"]
     stage["validation_num_inference_steps"] = wanted.inference_steps
     common = {"device": "cpu", "num_threads": wanted.threads, "text_encoder_dtype": "fp32"}
     return one_set(place, 2, entry, stage2=stage, num_eval_images=HELD_OUT[data], **common)
@@ -230,6 +233,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", choices=tuple(HELD_OUT), action="append", help="this one alone")
     parser.add_argument("--steps", type=int, default=240)
+    parser.add_argument("--max-step-offset", type=int, default=700, help="of scheduled sampling; 0: without")
     parser.add_argument("--inference-steps", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=9, help="further crops of each picture")
     parser.add_argument("--threads", type=int, default=1)

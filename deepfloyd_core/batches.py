@@ -289,16 +289,21 @@ class Draws:
         """What x_t is made with."""
         return self.noise if self.fed_noise is None else self.fed_noise
 
-    def cut(self, pictures: torch.Tensor, smaller: int = 1) -> torch.Tensor:
-        """The windows of pictures (B, C, H, W) that are trained on, (B, C, h, w); without windows the pictures.
-
-        smaller: how many times smaller than the windows' pictures these are, which the windows' places are multiples of.
-        """
+    def cut(self, pictures: torch.Tensor) -> torch.Tensor:
+        """The windows of pictures (B, C, H, W) that are trained on, (B, C, h, w); without windows the pictures."""
         if not self.windows:
             return pictures
-        places = [[slice(side.start // smaller, side.stop // smaller) for side in window] for window in self.windows]
-        pairs = zip(pictures, places, strict=True)
+        pairs = zip(pictures, self.windows, strict=True)
         return torch.stack([picture[:, rows, columns] for picture, (rows, columns) in pairs])
+
+    def put(self, parts: torch.Tensor, pictures: torch.Tensor) -> torch.Tensor:
+        """Copies of pictures with parts, as `cut` gives them, in their windows; without windows the parts."""
+        if not self.windows:
+            return parts
+        whole = pictures.clone()
+        for picture, part, (rows, columns) in zip(whole, parts, self.windows, strict=True):
+            picture[:, rows, columns] = part
+        return whole
 
 
 def draw(shape: torch.Size, seed: int, number: int, caption_dropout: float) -> Draws:

@@ -24,8 +24,7 @@ SPOILT_SHEETS = ("eval_spoilt.png", "eval_spoilt_details.png")  # both, where th
 GENERATE_FORMAT = 2  # 2: of Stage II alone the noise level and back-projection in PNGs
 BUNDLE_FORMAT = 2  # 2: gains on held-out pictures
 LOW_RES_FORMAT = 1
-# 4: frozen convolutions channels_last and torch's fused AdamW, which round otherwise. 5: where windows may start
-LORA_FORMAT = 5
+LORA_FORMAT = 4  # 3: the buckets. 4: frozen convolutions channels_last and torch's fused AdamW, which round otherwise
 SAMPLES_FORMAT = 9  # 6: more in PNGs. 7, 8: columns of eval.parquet. 9: spoilt low-res pictures, and the sheets' titles
 # Settings that change no byte of a LoRA: how often it is saved on the way, and how samples are made of it.
 # Of init_lora and the model the bytes count, not the path; of Stage I's low-res pictures what they are.
@@ -36,7 +35,7 @@ _NOT_IN_LORA = {
 # Keys that came later: at their default a LoRA is what it was before there were such keys.
 _LATER_KEYS = {
     "low_res_stage1_share": 0, "base_model_precision": "no_change", "dynamo_backend": "no",
-    "scheduled_sampling_max_step_offset": 0, "scheduled_sampling_probability": 1,
+    "scheduled_sampling_max_step_offset": 0, "scheduled_sampling_probability": 0,
 }  # fmt: skip
 _SAMPLING_STAGE2 = {"validation_noise_level", "validation_back_projection"}
 _SAMPLING = {"validation_num_inference_steps", "validation_guidance"} | _SAMPLING_STAGE2
@@ -69,6 +68,8 @@ def lora_request(
         spec["gradient_checkpointing"] = run.config.stage(stage).gradient_checkpointing
     if run.config.stage(stage).scheduled_sampling_max_step_offset:
         spec["back_projection"] = run.config.stage(stage).validation_back_projection  # of the guesses as well
+    if run.config.stage(stage).stage2_patch:
+        spec["windows"] = 2  # 2: they start with a pixel of the low-res picture
     if stage == 1:
         del spec["noise_level"]  # of the held-out loss; Stage I has none
     if run.config.stage(stage).validation_steps:

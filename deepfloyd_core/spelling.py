@@ -20,7 +20,7 @@ IGNORED = frozenset({
     "minimum_image_size", "resolution", "resolution_type", "num_train_epochs", "lora_type",
     "validation_disable_unconditional", "validation_torch_compile", "disable_tf32", "allow_tf32", "ignore_final_epochs",
     "dataloader_prefetch", "caption_strategy", "instance_prompt", "write_batch_size", "cache_dir", "skip_file_discovery",
-    "quantize_via",
+    "quantize_via", "scheduled_sampling_sampler",
 })  # fmt: skip
 # SimpleTuner keys that make no sense for a pixel-space cascade: refused.
 REFUSED = {

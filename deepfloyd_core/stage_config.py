@@ -145,10 +145,13 @@ class StageConfig(Spec):
         ge=0,
         le=999,
         description="Train on the model's own errors: x_t is made of what the UNet takes the picture for, up to this many "
-        "timesteps earlier on the way from noise; 0: of the picture itself.",
+        "timesteps earlier on the way from noise. Needs `scheduled_sampling_probability`.",
     )
     scheduled_sampling_probability: float = Field(
-        1.0, gt=0, le=1, description="Share of the samples that this is done with."
+        0.0,
+        ge=0,
+        le=1,
+        description="Share of the samples that this is done with; 1: all. Of the others x_t is as ever.",
     )
     timestep_bias_strategy: Literal["none", "earlier", "later", "range"] = Field(
         "none",

@@ -130,21 +130,34 @@ def _optimizer_fault(config: "StageConfig") -> str:
     return ""
 
 
+def _scheduled_sampling_fault(config: "StageConfig") -> str:
+    keys = {"scheduled_sampling_max_step_offset": "700", "scheduled_sampling_probability": "1"}
+    unset = [key for key in keys if not getattr(config, key)]
+    if len(unset) == 1:
+        (other,) = set(keys) - set(unset)
+        return f"{other} is without effect while {unset[0]} is 0. Set that, for example to {keys[unset[0]]}"
+    if unset:
+        return ""
+    if config.snr_gamma is None and not config.use_soft_min_snr:
+        return (
+            "scheduled_sampling_max_step_offset needs weights of the loss: an error of the picture counts by its SNR in "
+            "epsilon, 24,000 at the clean end. Set snr_gamma, for example to 5, or use_soft_min_snr"
+        )
+    if config.train_variance and config.scheduled_sampling_probability == 1:
+        return (
+            "train_variance learns from samples whose x_t is made of the picture itself, and scheduled_sampling_probability "
+            "is 1, which leaves none. Set it, for example to 0.5"
+        )
+    return ""
+
+
 def _objective_fault(config: "StageConfig") -> str:
     if config.use_soft_min_snr and config.snr_gamma is not None:
         return "snr_gamma and use_soft_min_snr are two weights of the same loss. Remove one of them"
     if config.input_perturbation_steps and not config.input_perturbation:
         return "input_perturbation_steps is set, and input_perturbation is 0. Set it, for example to 0.1"
-    if config.scheduled_sampling_max_step_offset and config.snr_gamma is None and not config.use_soft_min_snr:
-        return (
-            "scheduled_sampling_max_step_offset needs weights of the loss: an error of the picture counts by its SNR in "
-            "epsilon, 24,000 at the clean end. Set snr_gamma, for example to 5, or use_soft_min_snr"
-        )
-    if config.scheduled_sampling_probability != 1 and not config.scheduled_sampling_max_step_offset:
-        return (
-            "scheduled_sampling_probability is without effect while scheduled_sampling_max_step_offset is 0. Set that, for "
-            "example to 700"
-        )
+    if fault := _scheduled_sampling_fault(config):
+        return fault
     if config.timestep_bias_strategy == "none":
         return ""
     said = f"timestep_bias_strategy is {config.timestep_bias_strategy!r}, and timestep_bias_"

@@ -13,7 +13,7 @@ from deepfloyd_core.batches import Batch, Draws, Rollout, draw
 from deepfloyd_core.conditioning import as_conditioning, conditioning_picture
 from deepfloyd_core.control import control_of
 from deepfloyd_core.degradations import degrade
-from deepfloyd_core.flavours import UPSCALE, Stage
+from deepfloyd_core.flavours import Stage
 from deepfloyd_core.models import DTYPES, autocast
 from deepfloyd_core.objective import (
     Text,
@@ -61,7 +61,9 @@ class Fed:
     low_res: torch.Tensor | None = None  # the same shape: Stage II's low-res picture, enlarged and noised
     level: torch.Tensor | None = None  # Stage II's class label
     control: torch.Tensor | None = None  # what a ControlNet follows
-    small: torch.Tensor | None = None  # (B, C, H/4, W/4): Stage II's low-res picture as it is
+    small: torch.Tensor | None = (
+        None  # Stage II's low-res picture as it is, of the whole crop, whose windows x_t may be
+    )
 
     @property
     def x(self) -> torch.Tensor:
@@ -122,7 +124,7 @@ def feed(
         if draws.degradation is not None:
             small = degrade(small, draws.degradation)
         upscaled = upscaled_input(small, draws.low_res_noise, draws.level, setup.noising)
-        beside, level, small = draws.cut(upscaled), draws.level, draws.cut(small, UPSCALE)
+        beside, level = draws.cut(upscaled), draws.level
     steered = control_of(setup.unet)
     if steered is not None and steered.conditioning != "paired":
         follow = conditioning_picture(steered.conditioning, x_0)
@@ -155,25 +157,31 @@ def batch_loss(setup: Setup, prepared: Prepared) -> torch.Tensor:
     fed_noise, noise = draws.cut(draws.fed), draws.cut(draws.noise)
     if draws.rollout is not None:
         fed, astray = roll_out(setup, prepared, draws.rollout)
-        fed_noise, noise = fed_noise + astray, noise + astray
+        noise = noise + astray
     eps, raw = predict_noise(setup, fed, setup.in_steps)
     loss = (_error(setup, eps, noise.to(setup.device), draws.t) * _weight(setup, draws)).mean()
     if setup.config.train_variance:
         steps = reverse_steps(setup.scheduler.betas, draws.t.to(setup.device))
         fed_noise, x_0 = fed_noise.to(setup.device), draws.cut(x_0).to(setup.device)
-        loss = loss + vlb_bits(eps, raw, fed_noise, x_0, steps).mean()
+        bits = vlb_bits(eps, raw, fed_noise, x_0, steps)
+        if draws.rollout is not None:  # it is a bound for an x_t that is made of x_0 alone
+            bits = bits * ~draws.rollout.taken.to(setup.device)
+        loss = loss + bits.mean()
     return loss
 
 
 def roll_out(setup: Setup, prepared: Prepared, rollout: Rollout) -> tuple[Fed, torch.Tensor]:
-    """The batch as the model itself comes by it: x_t is made of what it takes the picture for at the rollout's t.
+    """The batch with the model's own errors in it: x_t is made of what it takes the picture for at the rollout's t.
 
     Sampling goes from guess to guess, and a model that never saw its own hands their errors on (exposure bias): scheduled
-    sampling (Bengio et al. 2015; for diffusion Deng et al. 2023). The guess is made as the stage's samples are, so with
-    back-projection if these have it, and the answer stays the true picture. Beside the batch, what must be added to its
-    noise for the epsilon that leads from x_t to x_0: (B, C, H, W), on the CPU.
+    sampling (Bengio et al. 2015; for diffusion Deng et al. 2023), in one step of any length, whose guess is noised anew. The
+    guess is clipped to [-1, 1] and, if the stage's samples are, back-projected; it is the conditional one, by the weights
+    that are trained. The answer stays the true picture. Beside the batch, what must be added to its noise for the epsilon
+    that leads from x_t to x_0: (B, C, H, W), on the CPU.
     """
     x_0, draws, bars = prepared.draws.cut(prepared.x_0), prepared.draws, setup.scheduler.alphas_cumprod
+    if not rollout.taken.any():
+        return prepared.fed, torch.zeros_like(x_0)
     earlier = setup.scheduler.add_noise(x_0, draws.cut(rollout.noise), rollout.t)
     setup.unet.eval()  # no dropout: as it samples
     with torch.no_grad():
@@ -182,7 +190,7 @@ def roll_out(setup: Setup, prepared: Prepared, rollout: Rollout) -> tuple[Fed, t
     guess = estimate(earlier, eps.float().cpu(), bars[rollout.t].reshape(-1, 1, 1, 1))
     if setup.config.validation_back_projection:
         assert prepared.fed.small is not None  # Stage I cannot ask for it
-        guess = back_projected(guess, prepared.fed.small)
+        guess = draws.cut(back_projected(draws.put(guess, prepared.x_0), prepared.fed.small))
     guess = torch.where(rollout.taken.reshape(-1, 1, 1, 1), guess, x_0)
     bar = bars[draws.t].reshape(-1, 1, 1, 1)
     x_t = setup.scheduler.add_noise(guess, draws.cut(draws.fed), draws.t)

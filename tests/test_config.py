@@ -81,7 +81,7 @@ STAGE_BOUNDS: dict[str, tuple[type, float | None, float | None]] = {
     "input_perturbation": (float, 0, 1),
     "input_perturbation_steps": (int, 0, None),
     "scheduled_sampling_max_step_offset": (int, 0, 999),
-    "scheduled_sampling_probability": (float, 5e-324, 1),
+    "scheduled_sampling_probability": (float, 0, 1),
     "timestep_bias_multiplier": (float, 5e-324, 1000),
     "timestep_bias_portion": (float, 0.001, math.nextafter(1, 0)),
     "timestep_bias_begin": (int, 0, 999),
@@ -432,6 +432,10 @@ def legal(bounds: tuple[type, float | None, float | None]) -> st.SearchStrategy[
     return st.floats(low, high if high is not None else 1e6, allow_nan=False)
 
 
+ROLLED = {
+    "scheduled_sampling_max_step_offset": 700, "scheduled_sampling_probability": 1.0, "use_soft_min_snr": False,
+    "snr_gamma": 5.0,
+}  # fmt: skip
 # Numbers whose legal values depend on other settings; tests of their own say how.
 DEPENDENT = {
     "max_train_steps", "lr_end", "lr_warmup_steps", "learning_rate", "lr_num_cycles", "lr_power", "huber_c",
@@ -716,7 +720,9 @@ def test_settings_that_contradict_each_other_are_refused(files: Files, run: dict
         ({"noise_offset_probability": 1.0}, "set offset_noise = True"),
         ({"input_perturbation_steps": 100}, "input_perturbation is 0"),
         ({"scheduled_sampling_probability": 0.5}, "scheduled_sampling_max_step_offset is 0. Set that, for example to 700"),
-        ({"scheduled_sampling_max_step_offset": 700}, "needs weights of the loss"),
+        ({"scheduled_sampling_max_step_offset": 700}, "scheduled_sampling_probability is 0. Set that, for example to 1"),
+        ({**ROLLED, "snr_gamma": None}, "needs weights of the loss"),
+        ({**ROLLED, "train_variance": True}, "which leaves none"),
         ({"timestep_bias_multiplier": 2.0}, "set timestep_bias_strategy = earlier or later or range"),
         ({"timestep_bias_strategy": "later"}, "timestep_bias_multiplier is 1"),
         ({"timestep_bias_strategy": "range", "timestep_bias_multiplier": 2.0}, "take in every timestep"),

@@ -26,7 +26,8 @@ COMMON = {
 STAGES = {
     1: {
         **COMMON, "model_flavour": "tiny-i", "optimizer": "adamw_bf16", "mixed_precision": "bf16", "offset_noise": True,
-        "validation_steps": 7, "scheduled_sampling_max_step_offset": 500, "snr_gamma": 5.0,
+        "validation_steps": 7, "scheduled_sampling_max_step_offset": 500,
+        "scheduled_sampling_probability": 1.0, "snr_gamma": 5.0,
     },
     2: {  # its pictures of 256 px are slow: windows, and validation at the start and the end alone
         **COMMON, "model_flavour": "tiny-ii", "mixed_precision": "no", "stage2_patch": 64, "low_res_blur": 0.5,

@@ -1,9 +1,11 @@
 """Which pictures each variant of Stage II is given, and that all of them are reported; the models are stood in for."""
 
+import json
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,7 +23,7 @@ from deepfloyd_core.flavours import FLAVOURS
 from deepfloyd_core.jobs import Job
 from deepfloyd_core.metrics import MEASURES, by_noise_level
 from deepfloyd_core.objective import low_res, to_bytes, to_model_range
-from deepfloyd_core.products import samples_request
+from deepfloyd_core.products import lora_request, samples_request
 from deepfloyd_core.row_list import shard_files
 from deepfloyd_core.shards import open_shard
 from deepfloyd_core.upscaled import enlarged
@@ -177,3 +179,22 @@ def test_other_weights_of_lpips_make_the_samples_anew(
     requests = [samples_request(load_run(small_run.config, key), ["a star"], folders, {}) for key in keys]
     without, one, copy, other = (request.fingerprint for request in requests)
     assert one == copy and len({without, one, other}) == 3
+
+
+def test_a_fingerprint_of_stage2s_lora_has_scheduled_sampling_and_windows_where_they_are(small_run: Any) -> None:
+    text: Any = SimpleNamespace(
+        kind="stage2_text", fingerprint="0", manifest={"spec": {}, "inputs": {"text_embeds": "0", "unet": "0"}}
+    )
+
+    def spec(**keys: Any) -> Any:
+        run = load_run(small_run.config, tuple(f"stage2.{key}={json.dumps(value)}" for key, value in keys.items()))
+        return lora_request(run, 2, Path(FLAVOURS["tiny-ii"].repo), {"text": text}).spec
+
+    plain, projected = spec(snr_gamma=5), {"validation_back_projection": True}
+    assert not any(key.startswith("scheduled") or key in ("back_projection", "windows") for key in plain)
+    assert spec(snr_gamma=5, **projected) == plain, "it is in the samples alone"
+    rolled = {"snr_gamma": 5, "scheduled_sampling_max_step_offset": 9, "scheduled_sampling_probability": 0.5}
+    added = {**{key: value for key, value in rolled.items() if key != "snr_gamma"}, "back_projection": False}
+    assert spec(**rolled) == {**plain, **added}
+    assert spec(**rolled, **projected) == {**plain, **added, "back_projection": True}
+    assert spec(snr_gamma=5, stage2_patch=64) == {**plain, "stage2_patch": 64, "windows": 2}
