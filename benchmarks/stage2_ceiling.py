@@ -14,16 +14,14 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from stage2_learning import make_run
+from stage2_learning import eval_set, make_run
 from worlds import prepare
 
-from deepfloyd_core.artifacts import materialise
 from deepfloyd_core.back_projection import back_projected
 from deepfloyd_core.batches import TrainingRows
 from deepfloyd_core.flavours import UPSCALE
 from deepfloyd_core.metrics import mean_and_interval, psnr, ssim
 from deepfloyd_core.objective import low_res, to_bytes, to_model_range
-from deepfloyd_core.pixels import build_shards, eval_request, plan_eval
 from deepfloyd_core.row_list import read_row_list
 from deepfloyd_core.upscaled import enlarged
 
@@ -94,9 +92,7 @@ def main() -> None:
     wanted.inference_steps, wanted.threads, wanted.max_step_offset = 8, 1, 0
     run = make_run(wanted.folder, "photographs", wanted, True)
     index, pixels = prepare(run, 2)
-    held_out, _ = materialise(
-        run.workspace, eval_request(run, index), lambda work: build_shards(plan_eval(run, index, work), work)
-    )
+    held_out = eval_set(run, index)
     names = frozenset(read_row_list(held_out.path)["image_id"].to_pylist())
     truths, crops = TrainingRows(held_out, frozenset()), TrainingRows(pixels, names)
     (size,) = truths.counts

@@ -64,7 +64,7 @@ STAGE2 = {
     ],
     "learning_rate": 6e-3, "lr_end": 1e-5, "lr_scheduler": "cosine", "lr_warmup_steps": 10, "train_batch_size": 4,
     "noise_level_end": 101, "stage2_patch": 128,
-    "use_ema": True, "ema_decay": 0.97, "checkpointing_steps": 100, "scheduled_sampling_probability": 1.0,
+    "use_ema": True, "ema_decay": 0.97, "checkpointing_steps": 100,
     "validation_guidance": 1.0, "validation_noise_level": LEVELS[0], "validation_noise_levels": LEVELS[1:],
 }  # fmt: skip
 # Seven photographs teach a model little of ten others, and spoil it the sooner.
@@ -107,16 +107,16 @@ class Doubled(stage_loss.Fed):
 
     def at(self, x_t: torch.Tensor, t: torch.Tensor) -> "Doubled":
         """The same batch at another point."""
-        return Doubled(x_t, t, self.text, x_t, t, small=self.small)
+        return Doubled(torch.cat([x_t, x_t], dim=1), t, t, self.text, small=self.small)
 
 
 def other_recipe(
     setup: stage_loss.Setup, x_0: torch.Tensor, draws: Draws, captions: list[str | None], *_: None
 ) -> stage_loss.Fed:
     """What those trainers do in the place of `stage_loss.feed`."""
-    x_t = draws.cut(setup.scheduler.add_noise(x_0, draws.fed, draws.t))
+    x_t = setup.scheduler.add_noise(x_0, draws.fed, draws.t)
     text = setup.texts([caption_id("") if name is None else name for name in captions])
-    return Doubled(x_t, draws.t, text, x_t, draws.t, small=low_res(x_0))
+    return Doubled(draws.cut(torch.cat([x_t, x_t], dim=1)), draws.t, draws.t, text, small=low_res(x_0))
 
 
 @contextmanager
@@ -142,8 +142,7 @@ def make_run(folder: Path, data: str, wanted: argparse.Namespace, back_projectio
              "resolution": 64, "repeats": wanted.repeats}  # fmt: skip
     stage = {**STAGE2, **OF_DATA[data], "max_train_steps": wanted.steps, "validation_back_projection": back_projection}
     stage["scheduled_sampling_max_step_offset"] = wanted.max_step_offset
-    if not wanted.max_step_offset:
-        del stage["scheduled_sampling_probability"]
+    stage["scheduled_sampling_probability"] = 1.0 if wanted.max_step_offset else 0.0
     stage["validation_num_inference_steps"] = wanted.inference_steps
     common = {"device": "cpu", "num_threads": wanted.threads, "text_encoder_dtype": "fp32"}
     return one_set(place, 2, entry, stage2=stage, num_eval_images=HELD_OUT[data], **common)
@@ -176,13 +175,18 @@ def upscaler(run: Run, model: Path, lora: Path | None, embeds: Artifact) -> Upsc
     return upscale
 
 
+def eval_set(run: Run, index: Artifact) -> Artifact:
+    """The held-out pictures."""
+    return materialise(
+        run.workspace, eval_request(run, index), lambda work: build_shards(plan_eval(run, index, work), work)
+    )[0]
+
+
 def measure(folder: Path, data: str, wanted: argparse.Namespace, back_projection: bool) -> None:
     """Train both ways on a data set for a way of sampling, measure all ways, print their table."""
     run, said = make_run(folder, data, wanted, back_projection), "back-projected" if back_projection else "stock"
     index, pixels = prepare(run, 2)
-    held_out, _ = materialise(
-        run.workspace, eval_request(run, index), lambda work: build_shards(plan_eval(run, index, work), work)
-    )
+    held_out = eval_set(run, index)
     model = resolve(run.config.stage(2).model, 2)
     embeds = embed(run, model, list(caption_counts(index)))
     inputs = {"pixels": pixels, "text": embeds, "eval_set": held_out}

@@ -55,24 +55,16 @@ class Setup:
 class Fed:
     """What the UNet is given for a batch, on the CPU."""
 
-    x_t: torch.Tensor  # float32 (B, C, H, W)
+    x: torch.Tensor  # float32 (B, 3 or 6, H, W)
     t: torch.Tensor
+    level: torch.Tensor | None  # Stage II's class label
     text: Text
-    low_res: torch.Tensor | None = None  # the same shape: Stage II's low-res picture, enlarged and noised
-    level: torch.Tensor | None = None  # Stage II's class label
     control: torch.Tensor | None = None  # what a ControlNet follows
-    small: torch.Tensor | None = (
-        None  # Stage II's low-res picture as it is, of the whole crop, whose windows x_t may be
-    )
-
-    @property
-    def x(self) -> torch.Tensor:
-        """The UNet's first argument, (B, C or 2C, H, W)."""
-        return self.x_t if self.low_res is None else torch.cat([self.x_t, self.low_res], dim=1)
+    small: torch.Tensor | None = None  # Stage II's low-res pictures themselves, whole where x is a window
 
     def at(self, x_t: torch.Tensor, t: torch.Tensor) -> "Fed":
-        """The same batch at another point of the way from noise."""
-        return replace(self, x_t=x_t, t=t)
+        """The same batch at another point of the way from noise; x_t: (B, C, H, W)."""
+        return replace(self, x=torch.cat([x_t, self.x[:, x_t.shape[1] :]], dim=1), t=t)
 
 
 @dataclass(frozen=True)
@@ -115,7 +107,7 @@ def feed(
     remakes: Stage I's low-res pictures, float32 (B, C, H/4, W/4) in [-1, 1], for the samples that are drawn to have them.
     """
     x = setup.scheduler.add_noise(x_0, draws.fed, draws.t)  # in fp32 on the CPU, cast afterwards
-    level = beside = small = None
+    level = small = None
     if setup.noising is not None:
         small = low_res(x_0)
         if draws.remade is not None:
@@ -124,13 +116,13 @@ def feed(
         if draws.degradation is not None:
             small = degrade(small, draws.degradation)
         upscaled = upscaled_input(small, draws.low_res_noise, draws.level, setup.noising)
-        beside, level = draws.cut(upscaled), draws.level
+        x, level = torch.cat([x, upscaled], dim=1), draws.level
     steered = control_of(setup.unet)
     if steered is not None and steered.conditioning != "paired":
         follow = conditioning_picture(steered.conditioning, x_0)
     assert steered is None or follow is not None  # or it would be trained as if there were nothing to follow
     text = setup.texts([caption_id("") if name is None else name for name in captions])
-    return Fed(draws.cut(x), draws.t, text, beside, level, follow, small)
+    return Fed(draws.cut(x), draws.t, level, text, follow, small)
 
 
 def _mirrored(pictures: torch.Tensor, draws: Draws) -> torch.Tensor:
@@ -154,7 +146,7 @@ def batch_loss(setup: Setup, prepared: Prepared) -> torch.Tensor:
     x_0, draws, fed = prepared.x_0, prepared.draws, prepared.fed
     # lora_dropout draws from torch's own state
     torch.manual_seed(hash_seed("dropout", setup.seed, setup.stage, prepared.number))
-    fed_noise, noise = draws.cut(draws.fed), draws.cut(draws.noise)
+    noise = draws.cut(draws.noise)
     if draws.rollout is not None:
         fed, astray = roll_out(setup, prepared, draws.rollout)
         noise = noise + astray
@@ -162,7 +154,7 @@ def batch_loss(setup: Setup, prepared: Prepared) -> torch.Tensor:
     loss = (_error(setup, eps, noise.to(setup.device), draws.t) * _weight(setup, draws)).mean()
     if setup.config.train_variance:
         steps = reverse_steps(setup.scheduler.betas, draws.t.to(setup.device))
-        fed_noise, x_0 = fed_noise.to(setup.device), draws.cut(x_0).to(setup.device)
+        fed_noise, x_0 = (draws.cut(whole).to(setup.device) for whole in (draws.fed, x_0))
         bits = vlb_bits(eps, raw, fed_noise, x_0, steps)
         if draws.rollout is not None:  # it is a bound for an x_t that is made of x_0 alone
             bits = bits * ~draws.rollout.taken.to(setup.device)

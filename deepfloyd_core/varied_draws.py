@@ -43,7 +43,7 @@ def vary(draws: Draws, config: StageConfig, seed: int, number: int) -> Draws:
 
 
 def _rollout(draws: Draws, config: StageConfig, generator: torch.Generator) -> Rollout:
-    """From 1 to the largest offset nearer to noise, evenly; what would lie beyond starts where sampling does, at noise."""
+    """From 1 to the largest offset nearer to noise, evenly; what would lie beyond starts at noise alone."""
     offset = torch.randint(1, config.scheduled_sampling_max_step_offset + 1, draws.t.shape, generator=generator)
     taken = torch.rand(draws.t.shape, generator=generator) < config.scheduled_sampling_probability
     noise = torch.randn(draws.noise.shape, generator=generator)

@@ -289,8 +289,10 @@ def _print_version(workspace: Path, version: Any) -> None:
     _print_upscaled(samples)
     out.print(f"version                {version.number}")
     out.print(f"bundle                 {bundle.path}")
-    sheets = {"sheet.png": "contact sheet", "eval.png": "held-out pictures", "eval_details.png": "zoomed details"}
-    sheets |= {"eval_spoilt.png": "low-res spoilt"}
+    sheets = {
+        "sheet.png": "contact sheet", "eval.png": "held-out pictures", "eval_details.png": "zoomed details",
+        "eval_spoilt.png": "low-res spoilt",
+    }  # fmt: skip
     for name, label in sheets.items():
         if (bundle.path / name).exists():
             out.print(f"{label:<22} {bundle.path / name}")

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from training_parts import resized
 
 from deepfloyd_core.back_projection import back_projected, back_projecting
 from deepfloyd_core.config import load_run
@@ -18,10 +18,6 @@ from deepfloyd_core.sampling import make_sampler, sample_stage2
 STAGE2 = Path(FLAVOURS["tiny-ii"].repo)
 
 
-def _resized(channel: np.ndarray, width: int, height: int) -> np.ndarray:
-    return np.asarray(Image.fromarray(channel, "F").resize((width, height), Image.Resampling.BICUBIC))
-
-
 def test_it_adds_pillows_enlargement_of_what_a_pillow_downscale_lacks() -> None:
     rng = np.random.default_rng(5)
     made, truth = (rng.uniform(-0.4, 0.4, (2, 3, 32, 48)).astype(np.float32) for _ in range(2))
@@ -29,7 +25,7 @@ def test_it_adds_pillows_enlargement_of_what_a_pillow_downscale_lacks() -> None:
     got = back_projected(torch.from_numpy(made), small).numpy()
     flat = (made.reshape(-1, 32, 48), small.reshape(-1, 8, 12).numpy(), got.reshape(-1, 32, 48))
     for picture, wanted, found in zip(*flat, strict=True):
-        expected = picture + _resized(wanted - _resized(picture, 12, 8), 48, 32)
+        expected = picture + resized(wanted - resized(picture, 12, 8), 48, 32)
         np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
@@ -55,8 +51,8 @@ def _by_hand(unet: Any, scheduler: Any, x_t: np.ndarray, other: torch.Tensor, te
         x_0 = ((x_t - np.sqrt(1 - bars[t]) * out[:, :3].double().numpy()) / np.sqrt(bars[t])).clip(-1, 1)
         for picture, wanted in zip(x_0.reshape(-1, *x_0.shape[-2:]), small.reshape(-1, *small.shape[-2:]), strict=True):
             height, width = picture.shape
-            now = _resized(picture.astype(np.float32), width // 4, height // 4).clip(-1, 1)
-            picture[:] = (picture + _resized(wanted - now, width, height)).clip(-1, 1)
+            now = resized(picture.astype(np.float32), width // 4, height // 4).clip(-1, 1)
+            picture[:] = (picture + resized(wanted - now, width, height)).clip(-1, 1)
         alpha = bars[t] / before
         mean = (np.sqrt(before) * (1 - alpha) * x_0 + np.sqrt(alpha) * (1 - before) * x_t) / (1 - bars[t])
         x_t = mean + np.sqrt((1 - alpha) * (1 - before) / (1 - bars[t])) * noise[number]

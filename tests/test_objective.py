@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from training_parts import recipe_of_other_trainers
+from training_parts import recipe_of_other_trainers, resized
 
 from deepfloyd_core import stage_loss
 from deepfloyd_core.batches import Batch, Degradation, Draws, draw
@@ -463,10 +463,6 @@ def test_options_leave_the_other_draws_alone_and_repeat_themselves() -> None:
 def halves(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """What the UNet below makes of its input."""
     return 0.9 * x[:, :3], 0.5 * x[:, :3].flip(-1)
-
-
-def resized(channel: np.ndarray, width: int, height: int) -> np.ndarray:
-    return np.asarray(Image.fromarray(channel, "F").resize((width, height), Image.Resampling.BICUBIC))
 
 
 class FakeUnet(torch.nn.Module):

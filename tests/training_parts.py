@@ -9,8 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from deepfloyd_core import held_out, train
 from deepfloyd_core.artifacts import Artifact, WorkDir, materialise
@@ -48,9 +50,9 @@ def recipe_of_other_trainers(
     setup: Setup, x_0: torch.Tensor, draws: Draws, captions: list[str | None], *_: None
 ) -> Fed:
     """concat(x_t, x_t) with the timestep as class label: SimpleTuner's, and that of diffusers' example for IF."""
-    x_t = draws.cut(setup.scheduler.add_noise(x_0, draws.fed, draws.t))
+    x_t = setup.scheduler.add_noise(x_0, draws.fed, draws.t)
     text = setup.texts([caption_id(name or "") for name in captions])
-    return Fed(x_t, draws.t, text, low_res=x_t, level=draws.t)
+    return Fed(draws.cut(torch.cat([x_t, x_t], dim=1)), draws.t, draws.t, text)
 
 
 def stage_text(run: Run, stage: Stage, embeds: Artifact) -> Artifact:
@@ -95,6 +97,11 @@ def train_stage(
     sha256 = parent.sha256 if parent else None
     request = lora_request(run, stage, FOLDERS[stage], inputs, run.config.prompts, sha256)
     return materialise(workspace, request, lambda work: how("train", run.config, inputs, options, work))[0]
+
+
+def resized(channel: np.ndarray, width: int, height: int) -> np.ndarray:
+    """Pillow's bicubic of one channel, float32 (H, W)."""
+    return np.asarray(Image.fromarray(channel, "F").resize((width, height), Image.Resampling.BICUBIC))
 
 
 def fewer_losses(monkeypatch: pytest.MonkeyPatch) -> None:
