@@ -8,6 +8,7 @@ Beside it bicubic enlargement that is back-projected, which learns nothing.
 import argparse
 import os
 import platform
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from worlds import prepare
 
 from deepfloyd_core.back_projection import back_projected
 from deepfloyd_core.batches import TrainingRows
+from deepfloyd_core.config import Run
 from deepfloyd_core.flavours import UPSCALE
 from deepfloyd_core.metrics import mean_and_interval, psnr, ssim
 from deepfloyd_core.objective import low_res, to_bytes, to_model_range
@@ -80,17 +82,24 @@ def measured(pictures: torch.Tensor, truths: np.ndarray) -> np.ndarray:
 
 
 def main() -> None:
-    """Print the means and what is gained on bicubic, with intervals."""
+    """Read the arguments and make the run."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--repeats", type=int, default=29, help="further crops of each picture")
-    parser.add_argument("--folder", type=Path, required=True, help="that of stage2_learning.py, or a new one")
+    parser.add_argument("--debian", type=Path, help="as in stage2_learning.py")
+    parser.add_argument("--folder", type=Path, help="that of stage2_learning.py, or a new one")
     wanted = parser.parse_args()
-    wanted.folder.mkdir(exist_ok=True)
     torch.set_num_threads(1)
     print(f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; torch {torch.__version__}")
-    wanted.inference_steps, wanted.threads, wanted.max_step_offset = 8, 1, 0
-    run = make_run(wanted.folder, "photographs", wanted, True)
+    wanted.inference_steps, wanted.threads, wanted.max_step_offset, wanted.batch = 8, 1, 0, BATCH
+    with tempfile.TemporaryDirectory() as name:
+        folder = wanted.folder or Path(name)
+        folder.mkdir(exist_ok=True)
+        compare(make_run(folder, "photographs", wanted, True), wanted.steps)
+
+
+def compare(run: Run, steps: int) -> None:
+    """Train the network on a run's crops, and print the means on its held-out pictures and what is gained on bicubic."""
     index, pixels = prepare(run, 2)
     held_out = eval_set(run, index)
     names = frozenset(read_row_list(held_out.path)["image_id"].to_pylist())
@@ -104,7 +113,7 @@ def main() -> None:
     found["bicubic, back-projected twice"] = measured(
         back_projected(back_projected(bicubic, small), small), true.numpy()
     )
-    best = max(looks(wanted.steps, taught, small), key=lambda look: measured(look[1], true.numpy())[:, 0].mean())
+    best = max(looks(steps, taught, small), key=lambda look: measured(look[1], true.numpy())[:, 0].mean())
     found[f"regression, after {best[0]} steps"] = measured(best[1], true.numpy())
     for name, figures in found.items():
         gain = (figures - found["bicubic"]).T

@@ -44,13 +44,18 @@ def peak_bytes() -> Iterator[list[int]]:
 
 
 def one_set(folder: Path, stage: Stage, entry: dict[str, Any], **keys: Any) -> Run:
-    """A run that trains one stage; `entry`: its data set, which is the folder `pictures` unless it says otherwise.
+    """A run that trains one stage on one data set, `entry`: the folder `pictures` unless it says otherwise."""
+    (folder / "pictures").mkdir(exist_ok=True)
+    data = {"id": "set", "type": "local", "instance_data_dir": str(folder / "pictures"), **entry}
+    return several_sets(folder, stage, [data], **keys)
+
+
+def several_sets(folder: Path, stage: Stage, entries: list[dict[str, Any]], **keys: Any) -> Run:
+    """A run that trains one stage on some data sets.
 
     `keys`: of the run file; `stage1` or `stage2` among them names another flavour than the tiny one.
     """
-    (folder / "pictures").mkdir(exist_ok=True)
-    data = {"id": "set", "type": "local", "instance_data_dir": str(folder / "pictures"), **entry}
-    (folder / "data.json").write_text(json.dumps([data]))
+    (folder / "data.json").write_text(json.dumps(entries))
     where = {"workspace": str(folder / "workspace"), "data_backend_config": str(folder / "data.json")}
     flavour = {f"stage{stage}": {"model_flavour": f"tiny-{'i' * stage}"}}
     (folder / "run.json").write_text(json.dumps({**where, **flavour, **keys}))
