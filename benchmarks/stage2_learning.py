@@ -108,8 +108,11 @@ def python_photographs() -> list[Path]:
         Path(skimage.__file__).parent / "data", Path(sklearn.__file__).parent / "datasets/images",
         Path(matplotlib.get_data_path()) / "sample_data",
     )  # fmt: skip
-    found = {path.stem: path for place in places for path in place.iterdir() if path.suffix in (".png", ".jpg")}
-    return [found[name] for name in PYTHON]
+    found = []
+    for name in PYTHON:
+        (path,) = (file for place in places for file in place.glob(f"{name}.*") if file.suffix in (".png", ".jpg"))
+        found.append(path)
+    return found
 
 
 def debian_photographs(unpacked: Path) -> list[Path]:
