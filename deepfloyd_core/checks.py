@@ -24,18 +24,23 @@ def check_datasets(flavour: Flavour, datasets: tuple[ImageDataset, ...], stage: 
         edge = dataset.edge_px * factor
         if fault := _size_fault(dataset, flavour, edge):
             said = f"{dataset.id}: resolution is {dataset.resolution:g}, {edge:g} px at stage {stage}"
-            raise ConfigError(f"{said}; {flavour.name} {fault}. Set resolution = 64.")
+            raise ConfigError(f"{said}; {flavour.name} {fault}. Set {_both_stages(dataset)}.")
     if not used:
         found = ", ".join(f"{dataset.resolution:g} of {dataset.id}" for dataset in datasets)
         raise ConfigError(
             f"No data set feeds stage {stage}: resolution is {found}; {flavour.name} makes {flavour.size_px} px and is "
-            f"trained at up to {2 * flavour.size_px}. Set resolution = 64."
+            f"trained at up to {2 * flavour.size_px}. Set {_both_stages(datasets[0])}."
         )
     gap = first_gap(tuple(share_of(dataset) for dataset in used), steps)
     if gap is not None:
+        whys = (
+            f"{ds.id} starts later (start_step = {ds.start_step})"
+            if ds.start_step > gap
+            else f"{ds.id} has ended (end_step = {ds.end_step})"
+            for ds in used
+        )
         raise ConfigError(
-            f"No data set is drawn from in step {gap + 1} of stage {stage}: {', '.join(ds.id for ds in used)} all start "
-            "later or have ended. Set start_step = 0 or remove end_step on one of them."
+            f"No data set is drawn from in step {gap + 1} of stage {stage}: {', '.join(whys)}. Change one of these."
         )
     return [
         f"{dataset.id}: start_step is {dataset.start_step}, and stage {stage} has {steps} steps: it is never drawn from"
@@ -84,15 +89,21 @@ def check_low_res(stage1: StageConfig | None, stage2: StageConfig, datasets: tup
     steps, strength = stage1.validation_num_inference_steps, stage2.low_res_stage1_strength
     if not int(steps * strength):  # as `IFImg2ImgPipeline` counts them
         raise ConfigError(
-            f"stage2.low_res_stage1_strength is {strength:g} of stage1.validation_num_inference_steps = {steps}, which is "
-            f"less than one step of Stage I. Use at least {math.ceil(1000 / steps) / 1000:g}, or more steps."
+            f"stage1.validation_num_inference_steps is {steps}, of which stage2.low_res_stage1_strength = {strength:g} is "
+            f"less than one step. Use more steps, or a strength of at least {math.ceil(1000 / steps) / 1000:g}."
         )
     for dataset in datasets:
         if dataset.factor(2) is not None and dataset.factor(1) is None:
             raise ConfigError(
                 f"{said}, and {dataset.id} feeds Stage II alone (its resolution is {dataset.resolution:g}): Stage I never "
-                "saw what it would remake there. Set resolution = 64, which feeds both, or low_res_stage1_share = 0."
+                f"saw what it would remake there. Set {_both_stages(dataset)}, which feeds both, or remove the share."
             )
+
+
+def _both_stages(dataset: ImageDataset) -> str:
+    """The setting that feeds both stages at their native sizes, in the unit of the data set's resolution_type."""
+    px = 64
+    return f"resolution = {px * px / 1e6:g}" if dataset.resolution_type == "area" else f"resolution = {px}"
 
 
 def _size_fault(dataset: ImageDataset, flavour: Flavour, edge: float) -> str:

@@ -209,21 +209,29 @@ class ImageDataset(Place):
         if broken:
             raise ValueError(f"{broken[0]} is {getattr(self, broken[0]):g}; with {self.resolution_type} it is whole px")
         if not MIN_EDGE_PX <= self.edge_px <= MAX_EDGE_PX:
+            if "resolution" not in self.model_fields_set:
+                raise ValueError(
+                    f"resolution_type is {self.resolution_type!r}, and resolution, which is measured in it, is missing. "
+                    "Set it, for 64 px to 0.004096"
+                )
             raise ValueError(
                 f"resolution is {self.resolution:g} ({self.resolution_type}), a square of {self.edge_px:.0f} px; it must "
                 f"be {MIN_EDGE_PX} to {MAX_EDGE_PX} px. For 64 px set resolution_type = pixel and resolution = 64"
             )
-        if not self.crop:
-            return
         target, maximum = self.target_downsample_size, self.maximum_image_size
-        if (maximum is None) != (target is None):
-            raise ValueError("maximum_image_size and target_downsample_size go together; set both or neither")
-        if target is not None and target < self.resolution:
+        if not self.crop or maximum is None:
+            return
+        if target is None:
+            raise ValueError(
+                f"maximum_image_size is {maximum:g}, and target_downsample_size, to which larger pictures are brought down, "
+                "is missing. Set it, or remove the maximum"
+            )
+        if target < self.resolution:
             raise ValueError(
                 f"target_downsample_size is {target:g}, below resolution {self.resolution:g}: "
                 "the crop would not fit. Raise it to the resolution or more"
             )
-        if target is not None and maximum is not None and target > maximum:
+        if target > maximum:
             raise ValueError("target_downsample_size is above maximum_image_size: nothing is ever upsampled")
 
     def _check_shape(self) -> None:
@@ -240,9 +248,14 @@ class ImageDataset(Place):
             raise ValueError(f"crop_aspect_buckets has {wrong[0]:g}; an aspect is width / height, 0.05 to 20")
 
     def _check_captions(self) -> None:
-        needs_prompt = self.only_instance_prompt or self.prepend_instance_prompt
-        if (needs_prompt or self.caption_strategy == "instanceprompt") and not self.prompts:
-            raise ValueError("instance_prompt is missing, and the caption settings need it")
+        needs_prompt = {
+            "only_instance_prompt": self.only_instance_prompt,
+            "prepend_instance_prompt": self.prepend_instance_prompt,
+            "caption_strategy": self.caption_strategy == "instanceprompt",
+        }
+        for key, needed in needs_prompt.items():
+            if needed and not self.prompts:
+                raise ValueError(f"{key} is {getattr(self, key)!r}, and instance_prompt is missing. Set it")
         if self.caption_strategy not in _STRATEGIES[self.type]:
             raise ValueError(
                 f"caption_strategy is {self.caption_strategy!r}; with type {self.type!r} it is one of "
@@ -276,9 +289,11 @@ class ImageDataset(Place):
     @property
     def aspect_range(self) -> tuple[float, float]:
         """Least and greatest width / height that is taken."""
-        low, high = OWN_ASPECT_RANGE if self.own_aspect else (0.0, math.inf)
-        low = low if self.minimum_aspect_ratio is None else self.minimum_aspect_ratio
-        return low, high if self.maximum_aspect_ratio is None else self.maximum_aspect_ratio
+        low, high = self.minimum_aspect_ratio, self.maximum_aspect_ratio
+        least, most = OWN_ASPECT_RANGE if self.own_aspect else (0.0, math.inf)
+        # A limit that is set beyond the other one's default moves that with it.
+        least, most = min(least, least * (high or 1)), max(most, most * (low or 1))
+        return least if low is None else low, most if high is None else high
 
     @property
     def buckets(self) -> tuple[tuple[float, float], ...]:

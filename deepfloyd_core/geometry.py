@@ -107,7 +107,7 @@ def geometry(config: RunConfig, dataset: ImageDataset, stage: Stage, crop_style:
         resolution=resolution,
         minimum=measure(dataset.minimum_image_size),
         maximum=measure(dataset.maximum_image_size) if dataset.crop else None,
-        target=measure(dataset.target_downsample_size) if dataset.crop else None,
+        target=measure(dataset.target_downsample_size) if dataset.crop and dataset.maximum_image_size else None,
         crop_style=crop_style or dataset.crop_style,
         by_area=by_area,
         aspect="own" if dataset.crop_aspect == "preserve" or not dataset.crop else dataset.crop_aspect,

@@ -58,6 +58,7 @@ def lora_request(
     Which texts are stored does not matter, as long as those of its pictures are: so a new prompt trains nothing anew.
     """
     spec = run.config.stage(stage).model_dump(mode="json", exclude=_NOT_IN_LORA | _SAMPLING | _MEASURING)
+    spec |= {"lr_end": run.config.stage(stage).final_learning_rate, "lr_scheduler": run.config.stage(stage).schedule}
     spec |= {"seed": run.config.seed, "noise_level": run.config.stage(stage).validation_noise_level}
     spec |= {"shares": shares(run), "data_backend_sampling": run.config.data_backend_sampling}
     for key, unset in _LATER_KEYS.items():

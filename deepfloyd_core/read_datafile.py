@@ -189,6 +189,8 @@ def _useless(entry: dict[str, Any], dataset: ImageDataset) -> list[str]:
         found |= dict.fromkeys(keys, "crop is false")
     if not dataset.crop or dataset.crop_aspect not in ("closest", "random"):
         found["crop_aspect_buckets"] = "only closest and random use it"
+    if dataset.maximum_image_size is None:
+        found.setdefault("target_downsample_size", "maximum_image_size is not set")
     if dataset.caption_strategy not in TABLES:
         found["parquet"] = f"caption_strategy is {dataset.caption_strategy}"
     notes = [f"{key} has no effect: {why}" for key, why in found.items() if entry.get(key) not in _NO]

@@ -11,14 +11,14 @@ from deepfloyd_core.stage_config import StageConfig
 def learning_rate_at(config: StageConfig, step: int) -> float:
     """Learning rate of optimizer step `step`, 0 <= step < max_train_steps.
 
-    Linear warm-up from 0 over `lr_warmup_steps` (not for `constant`), then the schedule from `learning_rate` to `lr_end`.
+    Linear warm-up from 0 over `lr_warmup_steps` (not for `constant`), then from `learning_rate` to the last rate.
     """
-    peak, end = config.learning_rate, config.lr_end
-    if config.lr_scheduler == "constant":
+    peak, end = config.learning_rate, config.final_learning_rate
+    if config.schedule == "constant":
         return peak
     if step < config.lr_warmup_steps:
         return peak * step / config.lr_warmup_steps
-    if config.lr_scheduler == "constant_with_warmup":
+    if config.schedule == "constant_with_warmup":
         return peak
     done = (step - config.lr_warmup_steps) / max(1, config.max_train_steps - config.lr_warmup_steps)
     return end + (peak - end) * _shape(config, done)
@@ -26,12 +26,12 @@ def learning_rate_at(config: StageConfig, step: int) -> float:
 
 def _shape(config: StageConfig, done: float) -> float:
     """Share of the way from end to peak that is left when `done` (0 to 1) of the decay is over."""
-    if config.lr_scheduler == "linear":
+    if config.schedule == "linear":
         return 1 - done
-    if config.lr_scheduler == "cosine":
+    if config.schedule == "cosine":
         return 0.5 * (1 + math.cos(math.pi * done))
-    if config.lr_scheduler == "cosine_with_restarts":
+    if config.schedule == "cosine_with_restarts":
         return 0.5 * (1 + math.cos(math.pi * (config.lr_num_cycles * done % 1)))
-    if config.lr_scheduler == "polynomial":
+    if config.schedule == "polynomial":
         return float((1 - done) ** config.lr_power)
     return math.cos(0.5 * math.pi * done)  # sine: slow at first, steepest at the end

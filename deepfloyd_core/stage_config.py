@@ -16,6 +16,7 @@ from deepfloyd_core.stage_faults import stage_fault, stage_notes
 from deepfloyd_core.types import Conditioning
 
 BasePrecision = Literal["no_change", "int8", "nf4"]
+Schedule = Literal["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial", "sine"]
 _COMPILERS = ("g++", "clang++", "c++")  # the first two are what inductor looks for, on Linux and macOS
 ATTENTION_TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "add_k_proj", "add_v_proj")
 
@@ -65,10 +66,15 @@ class StageConfig(Spec):
         "colours without detail; or `paired`, pictures of their own: see `conditioning_data` of the picture sets.",
     )
     learning_rate: float = Field(4e-5, gt=0, le=1, description="Peak learning rate.")
-    lr_end: float = Field(4e-6, ge=0, description="Learning rate at the last step, for the decaying schedules.")
-    lr_scheduler: Literal[
-        "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial", "sine"
-    ] = Field("cosine", description="Shape of the learning rate over the run.")
+    lr_end: float | None = Field(
+        None,
+        ge=0,
+        description="Learning rate at the last step, for the decaying schedules; unset: a tenth of `learning_rate`.",
+    )
+    lr_scheduler: Schedule | None = Field(
+        None,
+        description="Shape of the learning rate over the run; unset: cosine, or with `adamw_schedulefree` constant.",
+    )
     lr_num_cycles: int = Field(
         1, ge=1, le=10_000, description="Times that `cosine_with_restarts` falls from the peak to the end."
     )
@@ -107,7 +113,7 @@ class StageConfig(Spec):
         "adamw",
         description="`adamw`: fp32 states. `adamw_bf16`: weights and states in bf16, rounded stochastically. `adamw_8bit`: "
         "8-bit states. `adafactor`: hardly any states. `prodigy`: finds its step size; set `learning_rate` = 1. "
-        "`adamw_schedulefree`: averages instead of decaying; set `lr_scheduler` = constant.",
+        "`adamw_schedulefree`: averages instead of decaying; its `lr_scheduler` is constant.",
     )
     adam_beta1: float = Field(0.9, ge=0, lt=1, description="Decay of the first moment; Adafactor has none.")
     adam_beta2: float = Field(0.999, ge=0, lt=1, description="Decay of the second moment; Adafactor has its own.")
@@ -228,6 +234,16 @@ class StageConfig(Spec):
         description="Add to Stage II's picture, in every sampling step, what it lacks of its low-res picture "
         "(Irani and Peleg 1991; Wang et al. 2022). False: the stock pipeline as it is.",
     )
+
+    @property
+    def final_learning_rate(self) -> float:
+        """Learning rate at the end of a decaying schedule."""
+        return self.learning_rate / 10 if self.lr_end is None else self.lr_end
+
+    @property
+    def schedule(self) -> Schedule:
+        """Shape of the learning rate over the run."""
+        return self.lr_scheduler or ("constant" if self.optimizer == "adamw_schedulefree" else "cosine")
 
     @property
     def measured_noise_levels(self) -> tuple[int, ...]:

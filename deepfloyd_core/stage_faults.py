@@ -26,8 +26,8 @@ _BELONGS: tuple[tuple[str, str, tuple[object, ...]], ...] = (
     ("controlnet", "model_type", ("lora",)),
     ("controlnet", "use_bitfit", (False,)),
     ("controlnet_conditioning", "controlnet", (True,)),
-    ("lr_num_cycles", "lr_scheduler", ("cosine_with_restarts",)),
-    ("lr_power", "lr_scheduler", ("polynomial",)),
+    ("lr_num_cycles", "schedule", ("cosine_with_restarts",)),
+    ("lr_power", "schedule", ("polynomial",)),
     ("huber_c", "loss_type", ("huber", "smooth_l1")),
     ("huber_schedule", "loss_type", ("huber", "smooth_l1")),
     ("soft_min_snr_sigma_data", "use_soft_min_snr", (True,)),
@@ -68,17 +68,17 @@ def stage_notes(config: "StageConfig") -> list[str]:
     ):
         found.append(
             f"learning_rate is not set; {config.learning_rate:g} is meant for a LoRA. Every weight of a UNet wants less, "
-            "for example 1e-6 with lr_end = 1e-7"
+            "for example 1e-6"
         )
     if config.optimizer == "prodigy" and config.learning_rate != 1.0:
         found.append(
             f"learning_rate is {config.learning_rate:g}; prodigy finds the step size itself and multiplies it by this. "
             "It is meant to be 1.0"
         )
-    if config.lr_warmup_steps and config.lr_scheduler == "constant":
+    if config.lr_warmup_steps and config.schedule == "constant":
         found.append("lr_warmup_steps is ignored; lr_scheduler is constant. constant_with_warmup has a warm-up")
-    if "lr_end" in config.model_fields_set and config.lr_scheduler.startswith("constant"):
-        found.append(f"lr_end is ignored; lr_scheduler is {config.lr_scheduler}")
+    if config.lr_end is not None and config.schedule.startswith("constant"):
+        found.append(f"lr_end is ignored; lr_scheduler is {config.schedule}")
     if "ema_decay" in config.model_fields_set and not config.use_ema:
         found.append("ema_decay is ignored without use_ema")
     begin, end = config.noise_level_begin, config.noise_level_end
@@ -100,11 +100,13 @@ def _flavour_fault(config: "StageConfig") -> str:
 
 
 def _rate_fault(config: "StageConfig") -> str:
-    if config.lr_end > config.learning_rate:
+    if config.final_learning_rate > config.learning_rate and not config.schedule.startswith("constant"):
         return f"lr_end is {config.lr_end}, above learning_rate {config.learning_rate}; it must not be"
     if config.lr_warmup_steps >= config.max_train_steps:
+        unset = "" if "max_train_steps" in config.model_fields_set else ", which is not set"
         return (
-            f"lr_warmup_steps is {config.lr_warmup_steps}; it must be below max_train_steps ({config.max_train_steps})"
+            f"lr_warmup_steps is {config.lr_warmup_steps}; it must be below max_train_steps ({config.max_train_steps}"
+            f"{unset})"
         )
     return ""
 
@@ -118,9 +120,9 @@ def _optimizer_fault(config: "StageConfig") -> str:
         return f"{said}, which keeps the weights in bf16, and mixed_precision is 'no'. Set it to bf16, or use adamw"
     if config.optimizer != "adamw_schedulefree":
         return ""
-    if not config.lr_scheduler.startswith("constant"):
+    if not config.schedule.startswith("constant"):
         return (
-            f"{said}, which takes the place of a schedule, and lr_scheduler is {config.lr_scheduler!r}. "
+            f"{said}, which takes the place of a schedule, and lr_scheduler is {config.schedule!r}. "
             "Use constant or constant_with_warmup"
         )
     if config.use_ema:
@@ -186,6 +188,7 @@ def _idle_fault(config: "StageConfig") -> str:
     """A key that was changed and would have no effect, with the one that would give it one."""
     for key, other, wanted in _BELONGS:
         value, found = getattr(config, key), getattr(config, other)
+        other = {"schedule": "lr_scheduler"}.get(other, other)
         if value != type(config).model_fields[key].default and found not in wanted:
             needed = " or ".join(str(option) for option in wanted)
             return f"{key} is {value}, without effect while {other} is {found}. Remove it, or set {other} = {needed}"
@@ -204,7 +207,8 @@ def _control_fault(config: "StageConfig") -> str:
             "it. Remove it"
         )
     if config.controlnet_conditioning == "canny" and (missing := missing_extra(["skimage"], "controlnet")):
-        return f"controlnet_conditioning is 'canny', and {missing}"
+        unset = "" if "controlnet_conditioning" in config.model_fields_set else " unless it is set"
+        return f"controlnet is True, its controlnet_conditioning is 'canny'{unset}, and {missing}"
     return ""
 
 

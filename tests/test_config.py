@@ -2,22 +2,25 @@
 
 import json
 import math
+import re
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from deepfloyd_core import stage_faults
 from deepfloyd_core.config import Run, RunConfig, StageConfig, load_run
 from deepfloyd_core.datafile import ImageDataset, TextEmbedBackend
 from deepfloyd_core.errors import ConfigError
 from deepfloyd_core.flavours import Stage
 from deepfloyd_core.geometry import geometry, plan_crops
+from deepfloyd_core.schedule import learning_rate_at
 
 ours = settings(deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
 
@@ -422,7 +425,7 @@ def test_every_field_has_a_help_text() -> None:
         assert not [name for name, field in model.model_fields.items() if not field.description], model
 
 
-# ---- nothing is rewritten -----------------------------------------------------------------------------------------
+# ---- a default never makes another key wrong ------------------------------------------------------------------------
 
 
 def legal(bounds: tuple[type, float | None, float | None]) -> st.SearchStrategy[Any]:
@@ -430,6 +433,81 @@ def legal(bounds: tuple[type, float | None, float | None]) -> st.SearchStrategy[
     if kind is int:
         return st.integers(int(low or 0), int(high) if high is not None else 10**6)
     return st.floats(low, high if high is not None else 1e6, allow_nan=False)
+
+
+def legal_values(model: type[Any], table: dict[str, tuple[type, float | None, float | None]]) -> dict[str, Any]:
+    """For each key with numbers, choices or a truth value: a strategy of everything that it may be."""
+    found: dict[str, Any] = {name: legal(bounds)
+                             for name, bounds in table.items()}  # fmt: skip
+    for name, field in model.model_fields.items():
+        choices = [value for part in (field.annotation, *get_args(field.annotation))
+                   if get_origin(part) is Literal for value in get_args(part)]  # fmt: skip
+        if field.annotation is bool:
+            choices = [False, True]
+        if choices:
+            found[name] = st.sampled_from(choices)
+    return found
+
+
+def single_keys() -> st.SearchStrategy[tuple[str, str, Any]]:
+    """(where, key, value) of one key that a user sets and nothing else."""
+    tables = [("stage1", StageConfig, STAGE_BOUNDS), ("stage2", StageConfig, STAGE_BOUNDS), ("", RunConfig, RUN_BOUNDS),
+              ("data", ImageDataset, DATA_BOUNDS)]  # fmt: skip
+    return st.one_of(
+        st.tuples(st.just(where), st.just(name), values)
+        for where, model, table in tables
+        for name, values in legal_values(model, table).items()
+        if name not in ("type", "dataset_type", "disabled", "disable")
+    )
+
+
+@settings(ours, max_examples=300)
+@given(single_keys())
+@example(("stage1", "learning_rate", 1e-7))
+@example(("stage2", "learning_rate", 5e-324))
+@example(("stage1", "optimizer", "adamw_schedulefree"))
+@example(("data", "resolution_type", "area"))
+@example(("stage1", "controlnet", True))
+def test_an_error_for_one_key_blames_that_key(files: Files, case: tuple[str, str, Any]) -> None:
+    where, key, value = case
+    files.data(**{key: value} if where == "data" else {})
+    run = {**BOTH, key: value} if where == "" else BOTH
+    if where in ("stage1", "stage2"):
+        run = {where: {**BOTH[where], key: value}}
+    try:
+        files.load(run)
+    except ConfigError as error:
+        message = str(error).replace(str(files.folder), "")
+        known = {*StageConfig.model_fields, *RunConfig.model_fields, *ImageDataset.model_fields} - {
+            "stage1",
+            "stage2",
+            "id",
+        }
+        named = [word for word in re.findall(r"[a-z]\w+", message) if word in known]
+        assert named[0] == key, message
+
+
+@pytest.mark.parametrize("schedule", ["constant", "constant_with_warmup", "cosine"])
+def test_the_learning_rate_of_full_training_needs_no_other_key(files: Files, schedule: str) -> None:
+    keys = {"model_type": "full", "learning_rate": 1e-7, "lr_scheduler": schedule, "max_train_steps": 100}
+    stage = files.load({"stage1": {**TINY_I["stage1"], **keys}}).config.stage(1)
+    assert learning_rate_at(stage, 0) == 1e-7
+    assert learning_rate_at(stage, 100) == pytest.approx(1e-8 if schedule == "cosine" else 1e-7)
+
+
+def test_schedule_free_training_needs_no_schedule(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stage_faults, "missing_extra", lambda modules, extra: "")
+    stage = files.load({"stage1": {**TINY_I["stage1"], "optimizer": "adamw_schedulefree"}}).config.stage(1)
+    assert {learning_rate_at(stage, step) for step in range(1000)} == {stage.learning_rate}
+
+
+def test_one_limit_of_the_aspect_does_not_contradict_the_others_default(files: Files) -> None:
+    files.data(crop_aspect="preserve", minimum_aspect_ratio=5.0)
+    low, high = files.load(BOTH).datasets[0].aspect_range
+    assert low == 5 < high
+
+
+# ---- nothing is rewritten -----------------------------------------------------------------------------------------
 
 
 ROLLED = {
@@ -684,7 +762,7 @@ def test_an_override_is_checked_like_the_file(files: Files) -> None:
         ({**TINY_II, "validation_resolution": 0}, "Stage II makes 256 px of 64 and nothing smaller"),
         ({**TINY_II, "validation_resolution": "384x224"}, "Use for example 256 or 384x256"),
         ({**TINY_II, "validation_resolution": "272x256"}, "each edge of Stage II must divide by 32"),
-        ({"stage1": {"model_flavour": "tiny-i", "learning_rate": 1e-6}}, "lr_end is 4e-06, above learning_rate 1e-06"),
+        ({"stage1": {**TINY_I["stage1"], "lr_end": 1e-3}}, "lr_end is 0.001, above learning_rate 4e-05"),
         ({"stage1": {"model_flavour": "tiny-i", "max_train_steps": 5, "lr_warmup_steps": 5}}, "lr_warmup_steps is 5"),
     ],
 )
@@ -696,7 +774,7 @@ def test_settings_that_contradict_each_other_are_refused(files: Files, run: dict
     ("keys", "says"),
     [
         ({"optimizer": "adamw_bf16", "mixed_precision": "no"}, "mixed_precision is 'no'. Set it to bf16, or use adamw"),
-        ({"optimizer": "adamw_schedulefree"}, "lr_scheduler is 'cosine'. Use constant or constant_with_warmup"),
+        ({"optimizer": "adamw_schedulefree", "lr_scheduler": "cosine"}, "lr_scheduler is 'cosine'. Use constant"),
         ({"optimizer": "adamw_schedulefree", "lr_scheduler": "constant", "use_ema": True}, "Remove use_ema"),
         ({"optimizer": "adamw_schedulefree", "lr_scheduler": "constant", "adam_beta1": 0.0}, "divides by adam_beta1"),
         ({"use_bitfit": True, "use_dora": True}, "use_dora is True, without effect while use_bitfit is True. Remove it"),
@@ -839,6 +917,16 @@ def test_a_resolution_that_a_model_cannot_be_trained_at_is_refused(
     assert says in files.refusal(run)
 
 
+@pytest.mark.parametrize(("kind", "resolution", "advised"), [("area", 0.25, 0.004096), ("pixel_area", 512, 64)])
+def test_a_resolution_is_advised_in_the_data_sets_own_unit(
+    files: Files, kind: str, resolution: float, advised: float
+) -> None:
+    files.data(resolution=resolution, resolution_type=kind)
+    assert files.refusal(TINY_I).endswith(f"Set resolution = {advised:g}.")
+    files.data(resolution=advised, resolution_type=kind)
+    assert files.load(BOTH).config.stages == (1, 2)
+
+
 @pytest.mark.parametrize(("megapixels", "legal"), [(0.0039, True), (0.0036, True), (0.0035, False), (0.05, False)])
 def test_an_area_is_too_small_for_stage2_where_it_is_not_rounded_to_256_px(
     files: Files, megapixels: float, legal: bool
@@ -874,8 +962,7 @@ def test_legal_resolutions_pass(files: Files, run: dict[str, Any], resolution: i
 @pytest.mark.parametrize(
     ("keys", "says"),
     [
-        ({"maximum_image_size": 128}, "go together"),
-        ({"target_downsample_size": 128}, "go together"),
+        ({"maximum_image_size": 128}, "target_downsample_size, to which larger pictures are brought down, is missing"),
         ({"maximum_image_size": 128, "target_downsample_size": 32}, "the crop would not fit"),
         ({"maximum_image_size": 128, "target_downsample_size": 129}, "nothing is ever upsampled"),
         ({"caption_strategy": "instanceprompt"}, "instance_prompt is missing"),

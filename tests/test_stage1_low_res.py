@@ -419,7 +419,7 @@ BOTH = {"stage1": {"model_flavour": "tiny-i"}, "stage2": {"model_flavour": "tiny
         ({"stage1": {"model_flavour": "tiny-i", "controlnet": True, "controlnet_conditioning": "grayscale"}}, {},
          "stage1.controlnet is True: such a Stage I follows a picture, and for Stage II's crops there is none"),
         ({"stage1": {"model_flavour": "tiny-i", "validation_num_inference_steps": 3}}, {},
-         "is 0.3 of stage1.validation_num_inference_steps = 3, which is less than one step of Stage I. Use at least 0.334"),
+         "num_inference_steps is 3, of which stage2.low_res_stage1_strength = 0.3 is less than one step. Use more"),
         ({"stage1": {"model_flavour": "tiny-i", "low_res_stage1_share": 0.5}}, {},
          "low_res_stage1_share is 0.5, and tiny-i is a Stage I model. Put it into [stage2]"),
         ({"stage1": {"model_flavour": "tiny-i", "low_res_stage1_strength": 0.5}}, {},
