@@ -19,7 +19,7 @@ from deepfloyd_core.extras import missing_extra
 from deepfloyd_core.flavours import PUBLISHED, UPSCALE, Flavour, Stage
 from deepfloyd_core.quantization import Quantization, quantization_fault
 from deepfloyd_core.read_datafile import load_data_file
-from deepfloyd_core.spec import Spec, parse_spec, read_config_file
+from deepfloyd_core.spec import HomePath, Spec, home_path, parse_spec, read_config_file
 from deepfloyd_core.spelling import our_spelling
 from deepfloyd_core.stage_config import StageConfig, device_fault
 
@@ -29,8 +29,8 @@ TOKENS = 77  # rows of text that IF was trained with
 class RunConfig(Spec):
     """One run of the pipeline."""
 
-    workspace: str = Field(description="Directory that holds every artifact of the run.")
-    data_backend_config: str = Field(description="The data file (SimpleTuner's multidatabackend.json).")
+    workspace: HomePath = Field(description="Directory that holds every artifact of the run.")
+    data_backend_config: HomePath = Field(description="The data file (SimpleTuner's multidatabackend.json).")
     seed: int = Field(42, ge=0, lt=2**32, description="Every random draw of the run is a function of it.")
     max_rejected_share: float = Field(
         0.25, ge=0, le=1, description="The run fails when more of the inputs are rejected."
@@ -84,12 +84,12 @@ class RunConfig(Spec):
         4, ge=1, le=4096, description="Stage I samples for each prompt; with `controlnet` pictures that are followed."
     )
     num_upscaled_images: int = Field(4, ge=1, le=4096, description="How many of them Stage II upscales.")
-    eval_clip_model: str | None = Field(
+    eval_clip_model: HomePath | None = Field(
         None,
         description="Folder of a CLIP model (transformers', in safetensors): Stage II's held-out pictures are measured by "
         "what it sees as well.",
     )
-    eval_lpips_model: str | None = Field(
+    eval_lpips_model: HomePath | None = Field(
         None,
         description="File of LPIPS's weights (the `lpips` package's, in safetensors): Stage II's held-out pictures are "
         "measured by it as well.",
@@ -286,6 +286,7 @@ def load_run(path: Path, overrides: tuple[str, ...] = ()) -> Run:
 
     Raises ConfigError with one line for each fault. Imports nothing heavy.
     """
+    path = home_path(path)
     values = read_config_file(path)
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must be a table of keys.")

@@ -50,7 +50,8 @@ def render() -> str:
     """The whole page as Markdown."""
     lines = ["# Configuration", "", "Generated from the configuration models; `make docs` writes it anew.", ""]
     lines += [
-        "Relative paths start at the current directory. Every key can be overridden: `--set stage1.lora_rank=8`.",
+        "Relative paths start at the current directory, `~/` at the home folder. "
+        "Every key can be overridden: `--set stage1.lora_rank=8`.",
         "",
     ]
     for title, model, intro in _SECTIONS:

@@ -12,7 +12,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, SecretStr, model_validator
 
 from deepfloyd_core.flavours import UPSCALE, Stage
-from deepfloyd_core.spec import Spec
+from deepfloyd_core.spec import HomePath, Spec
 
 STAGE1_MAX_PX = 128
 MIN_EDGE_PX, MAX_EDGE_PX = 8, 2048
@@ -46,7 +46,7 @@ class AspectBucket(Spec):
 class CaptionTable(Spec):
     """A table with the captions of a picture set: SimpleTuner's `parquet` block, for CSV and JSON lines as well."""
 
-    path: str = Field(
+    path: HomePath = Field(
         min_length=1,
         description="The table: .parquet, .csv, .tsv or .jsonl; another ending is read as `caption_strategy` says. "
         "Looked for from the current directory, then in `instance_data_dir`.",
@@ -80,7 +80,7 @@ class Place(Spec):
         description="`local`: a directory on this machine. `aws`: a bucket of S3 or another server of its kind. `csv`, "
         "`parquet`: a table of URLs. `huggingface`: a saved data set. `webdataset`: a directory of tar files."
     )
-    instance_data_dir: str = Field(
+    instance_data_dir: HomePath = Field(
         "", description="Directory of the pictures or tar files, searched recursively; tar files also at an s3:// URL."
     )
     aws_bucket_name: str | None = Field(None, min_length=1, description="The bucket of `aws`.")
@@ -93,13 +93,13 @@ class Place(Spec):
     aws_secret_access_key: SecretStr | None = Field(
         None, description="Better left to the environment (AWS_SECRET_ACCESS_KEY) or the machine's own role."
     )
-    csv_file: str | None = Field(
+    csv_file: HomePath | None = Field(
         None, description="The table of `csv` or `parquet`: a row for each picture; .csv, .tsv, .parquet or .jsonl."
     )
     csv_url_column: str = Field("url", description="Its column with the pictures' http or https URLs.")
     csv_caption_column: Texts = Field("caption", description="Its column (or columns) with captions.")
-    csv_cache_dir: str | None = Field(None, description="Directory that keeps the downloaded pictures.")
-    dataset_name: str | None = Field(
+    csv_cache_dir: HomePath | None = Field(None, description="Directory that keeps the downloaded pictures.")
+    dataset_name: HomePath | None = Field(
         None, description="`huggingface`: a folder made by save_to_disk, or what load_dataset takes."
     )
     split: str = Field("train", description="`huggingface`: which split of it.")
@@ -178,7 +178,7 @@ class ImageDataset(Place):
     instance_prompt: Texts | None = Field(None, description="Caption (or captions) of every picture, or its prefix.")
     prepend_instance_prompt: bool = Field(False, description="Put `instance_prompt` before each caption.")
     only_instance_prompt: bool = Field(False, description="Use `instance_prompt` alone, whatever the strategy.")
-    caption_filter_list: Texts = Field(
+    caption_filter_list: HomePath | Annotated[tuple[str, ...], Field(strict=False)] = Field(
         (),
         description="Regular expressions (or a .txt or .json file of them) removed from captions, after those of its "
         "text embeds; `s/search/replace/` replaces the first.",
@@ -342,7 +342,7 @@ class TextEmbedBackend(Spec):
     dataset_type: Literal["text_embeds"] = Field(description="This entry stands for text embeds.")
     type: str = Field("local", description="Kind of storage; has no effect.")
     default: bool = Field(False, description="Its filters apply to the data sets that name no other entry.")
-    caption_filter_list: Texts = Field(
+    caption_filter_list: HomePath | Annotated[tuple[str, ...], Field(strict=False)] = Field(
         (),
         description="Regular expressions (or a .txt or .json file of them) removed from the captions of its data sets.",
     )

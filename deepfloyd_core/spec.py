@@ -5,9 +5,9 @@ import json
 import tomllib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from deepfloyd_core.errors import ConfigError
 
@@ -19,6 +19,28 @@ class Spec(BaseModel):
 
 
 SpecT = TypeVar("SpecT", bound=Spec)
+
+
+def home_expanded(text: str) -> str:
+    """A path with `~` or `~name` at its start replaced by that home folder. Raises ValueError where there is none."""
+    if not text.startswith("~"):
+        return text
+    try:
+        return str(Path(text).expanduser())
+    except RuntimeError:
+        raise ValueError(f"{text!r} starts with a home folder that is not known. Write it out, or ./{text}") from None
+
+
+def home_path(path: Path) -> Path:
+    """The same of a path that stands alone. Raises ConfigError."""
+    try:
+        return Path(home_expanded(str(path)))
+    except ValueError as error:
+        raise ConfigError(f"{error}.") from None
+
+
+# The type of every key that names a file or folder.
+HomePath = Annotated[str, AfterValidator(home_expanded)]
 
 
 def read_config_file(path: Path) -> Any:

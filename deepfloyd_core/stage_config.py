@@ -11,7 +11,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from deepfloyd_core.flavours import FLAVOURS, Flavour
-from deepfloyd_core.spec import Spec
+from deepfloyd_core.spec import HomePath, Spec
 from deepfloyd_core.stage_faults import stage_fault, stage_notes
 from deepfloyd_core.types import Conditioning
 
@@ -25,13 +25,13 @@ class StageConfig(Spec):
     """Training and sampling of one stage."""
 
     model_flavour: str = Field(description="Which UNet: one of the flavours in the README.")
-    pretrained_model_name_or_path: str | None = Field(
+    pretrained_model_name_or_path: HomePath | None = Field(
         None, description="Hub id or directory of the weights, in place of the flavour's own."
     )
     model_type: Literal["lora", "full"] = Field(
         "lora", description="What is trained: adapters, or (`full`) every weight of the UNet."
     )
-    init_lora: str | int | None = Field(
+    init_lora: HomePath | int | None = Field(
         None,
         description="What training starts from: a folder or .safetensors file of weights that were trained before with the "
         "same settings, or the number of a published version. Unset: the base model.",

@@ -17,6 +17,7 @@ import typer
 from rich.console import Console
 
 from deepfloyd_core.errors import DeepFloydError
+from deepfloyd_core.spec import home_path
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__.split("\n")[0]
@@ -24,11 +25,17 @@ app = typer.Typer(
 out = Console(soft_wrap=True, highlight=False)
 err = Console(stderr=True, soft_wrap=True, highlight=False)
 
-ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="The run file (TOML or JSON).")]
+
+def _path(text: str) -> Path:
+    """A path of the command line; the shell leaves `~` in quotes as it is."""
+    return home_path(Path(text))
+
+
+ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", parser=_path, help="The run file (TOML or JSON).")]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the run file.")
 ]
-Workspace = Annotated[Path, typer.Argument(metavar="WORKSPACE", help="Directory of the artifacts.")]
+Workspace = Annotated[Path, typer.Argument(metavar="WORKSPACE", parser=_path, help="Directory of the artifacts.")]
 
 
 def main() -> None:
@@ -123,7 +130,8 @@ def generate(
     version: Annotated[str, typer.Option(help="A version number, `latest`, or `base` for no LoRA.")] = "latest",
     size: Annotated[str | None, typer.Option(help="Stage I size, e.g. 64 or 96x64 (width x height).")] = None,
     control: Annotated[
-        Path | None, typer.Option(help="A picture to follow, with a version that is a ControlNet.")
+        Path | None,
+        typer.Option(metavar="PICTURE", parser=_path, help="A picture to follow, with a version that is a ControlNet."),
     ] = None,
     overrides: Overrides = None,
 ) -> None:

@@ -7,20 +7,22 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
 from deepfloyd_core import stage_faults
 from deepfloyd_core.config import Run, RunConfig, StageConfig, load_run
-from deepfloyd_core.datafile import ImageDataset, TextEmbedBackend
+from deepfloyd_core.datafile import CaptionTable, ConditioningSet, ImageDataset, TextEmbedBackend
 from deepfloyd_core.errors import ConfigError
 from deepfloyd_core.flavours import Stage
 from deepfloyd_core.geometry import geometry, plan_crops
 from deepfloyd_core.schedule import learning_rate_at
+from flows import cli
 
 ours = settings(deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
 
@@ -505,6 +507,86 @@ def test_one_limit_of_the_aspect_does_not_contradict_the_others_default(files: F
     files.data(crop_aspect="preserve", minimum_aspect_ratio=5.0)
     low, high = files.load(BOTH).datasets[0].aspect_range
     assert low == 5 < high
+
+
+# ---- the home folder ----------------------------------------------------------------------------------------------
+
+
+def path_keys(model: type[Any]) -> set[str]:
+    return {
+        name for name, field in model.model_fields.items() if "home_expanded" in f"{field.annotation} {field.metadata}"
+    }
+
+
+def test_every_key_that_names_a_path_is_of_the_type_that_expands_the_home_folder() -> None:
+    ending = re.compile(r"(dir|file|path|workspace|config|model|lora)$")
+    for model in (RunConfig, StageConfig, ImageDataset, ConditioningSet, CaptionTable):
+        named = {
+            name for name, field in model.model_fields.items() if ending.search(name) and "str" in str(field.annotation)
+        }
+        assert named <= path_keys(model) | {"sample_measure"}, model
+    assert {"workspace", "data_backend_config", "eval_clip_model", "eval_lpips_model"} <= path_keys(RunConfig)
+    assert {"init_lora", "pretrained_model_name_or_path"} <= path_keys(StageConfig)
+    assert {"instance_data_dir", "csv_file", "csv_cache_dir", "dataset_name", "caption_filter_list"} <= path_keys(
+        ImageDataset
+    )
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "home").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+@pytest.mark.parametrize("name", sorted(path_keys(StageConfig)))
+def test_a_stages_paths_begin_at_the_home_folder(files: Files, home: Path, name: str) -> None:
+    stage = files.load({"stage1": {**TINY_I["stage1"], name: "~/a b/c"}}).config.stage(1)
+    assert getattr(stage, name) == f"{home}/a b/c"
+
+
+@pytest.mark.parametrize("name", sorted(path_keys(RunConfig)))
+def test_a_runs_paths_begin_at_the_home_folder(files: Files, home: Path, name: str) -> None:
+    if name == "workspace":
+        assert files.load(BOTH, "workspace=~/runs/one").workspace == home / "runs/one"
+    else:
+        assert f"{home}/none" in files.refusal({**BOTH, name: "~/none"})
+
+
+@pytest.mark.parametrize("name", sorted(path_keys(ImageDataset)))
+def test_a_data_sets_paths_begin_at_the_home_folder(files: Files, home: Path, name: str) -> None:
+    (home / "pictures").mkdir()
+    (home / "pictures.txt").write_text("red")
+    needed = {"csv_file": {"type": "csv", "csv_cache_dir": "c"}, "dataset_name": {"type": "huggingface"},
+              "csv_cache_dir": {"type": "csv", "csv_file": "none.csv"}}  # fmt: skip
+    written = "~/pictures.txt" if name == "caption_filter_list" else "~/pictures"
+    entry = ImageDataset(
+        **{"id": "a", "type": "local", "instance_data_dir": "p", **needed.get(name, {}), name: written}
+    )
+    assert getattr(entry, name) == written.replace("~", str(home))
+
+
+def test_a_home_folder_that_nobody_has_is_an_error(files: Files) -> None:
+    assert "workspace: '~nobody-here/w' starts with a home folder" in files.refusal(
+        {**BOTH, "workspace": "~nobody-here/w"}
+    )
+
+
+def test_paths_of_the_command_line_begin_at_the_home_folder(home: Path) -> None:
+    (home / "run.json").write_text("{")
+    for arguments, said in (
+        (["prepare", "~/run.json"], "run.json"),
+        (["verify", "~/none"], "none"),
+        (["ls", "~/none"], "none"),
+    ):
+        done = CliRunner().invoke(cli.app, arguments)
+        assert f"{home}/{said}" in str(done.exception), arguments
+    for command in cli.app.registered_commands:
+        hints = get_type_hints(command.callback, include_extras=True)
+        for name, (kind, *info) in (
+            (name, get_args(hint)) for name, hint in hints.items() if get_origin(hint) is Annotated
+        ):
+            assert "Path" not in str(kind) or info[0].parser is not None, (command.callback, name)
 
 
 # ---- nothing is rewritten -----------------------------------------------------------------------------------------
