@@ -6,12 +6,16 @@ captions enter the data's fingerprint picture by picture, so rows of pictures th
 
 import csv
 import json
+import logging
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from deepfloyd_core.datafile import CaptionTable, ImageDataset
 from deepfloyd_core.errors import ConfigError, DataError
+from deepfloyd_core.sources.listed import text_encoding
+
+log = logging.getLogger(__name__)
 
 Record = dict[str, Any]
 _KINDS = {".parquet": "parquet", ".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
@@ -52,12 +56,17 @@ def table_texts(table: CaptionTable, path: Path, kind: str, where: str) -> Itera
 
     Raises ConfigError for a column that is not there, DataError for a file that cannot be read.
     """
+    nameless = 0
     for record in _records(path, _KINDS.get(path.suffix.lower(), kind), _columns(table), where):
         name = record.get(table.filename_column)
         if name is not None and str(name).strip():
             own = [text for column in _names(table.caption_column) for text in _cell(record.get(column))]
             other = () if own else _names(table.fallback_caption_column)
             yield str(name), own + [text for column in other for text in _cell(record.get(column))]
+        else:
+            nameless += 1
+    if nameless:
+        log.warning("%s: %d rows have nothing in %r and are left out", where, nameless, table.filename_column)
 
 
 def table_path(dataset: ImageDataset) -> Path:
@@ -76,6 +85,8 @@ def _records(path: Path, kind: str, columns: list[str], where: str) -> Iterator[
     readers = {"parquet": _parquet, "csv": _csv, "tsv": _csv, "jsonl": _jsonl}
     try:
         yield from readers[kind](path, columns, where)
+    except UnicodeDecodeError as error:
+        raise DataError(f"{where} cannot be read as {kind}: it is no UTF-8 text ({error}). Save it as UTF-8.") from None
     except (OSError, ValueError, csv.Error) as error:  # pyarrow's errors are ValueErrors and OSErrors
         raise DataError(f"{where} cannot be read as {kind}: {error}") from None
 
@@ -90,33 +101,76 @@ def _parquet(path: Path, columns: list[str], where: str) -> Iterator[Record]:
 
 
 def _csv(path: Path, columns: list[str], where: str) -> Iterator[Record]:
-    with path.open(encoding="utf-8-sig", newline="") as handle:
-        reader = csv.DictReader(handle, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
-        _check_columns(columns, list(reader.fieldnames or []), where)
-        yield from reader
+    sign = "\t" if path.suffix.lower() == ".tsv" else ","
+    with path.open(encoding=_encoding(path), newline="") as handle:
+        reader = csv.reader(handle, delimiter=sign, strict=True)
+        head = next(reader, [])
+        _check_columns(columns, head, where)
+        for line, cells in _numbered(reader):
+            # Anything else would be the caption of another column, or end at a comma or a line break.
+            if len(cells) < len(head) or any(cells[len(head) :]):
+                raise ValueError(
+                    f"line {line} has {len(cells)} cells, and the first line {len(head)}: {sign.join(cells)[:80]!r}. Put "
+                    f"double quotes around a text with a {'tab' if sign != ',' else 'comma'} or a line break in it"
+                )
+            if cells:
+                yield dict(zip(head, cells, strict=False))
+
+
+def _numbered(reader: Any) -> Iterator[tuple[int, list[str]]]:
+    """The rows of a csv reader that are not blank, each with the number of its first line."""
+    while True:
+        line = reader.line_num + 1
+        try:
+            cells = next(reader, None)
+        except csv.Error as error:
+            raise ValueError(f"line {line}: {error}. A double quote inside of quotes is written twice") from None
+        if cells is None:
+            return
+        if cells:
+            yield line, cells
 
 
 def _jsonl(path: Path, columns: list[str], where: str) -> Iterator[Record]:
     seen: dict[str, None] = {}
-    with path.open(encoding="utf-8-sig") as handle:
+    name, *_ = columns
+    with path.open(encoding=_encoding(path)) as handle:
         for number, line in enumerate(handle, 1):
             if not line.strip():
                 continue
             try:
-                record = json.loads(line)
+                record = json.loads(line, object_pairs_hook=_object)
             except ValueError as error:
                 raise ValueError(f"line {number}: {error}") from None
             if not isinstance(record, dict):
                 raise ValueError(f"line {number} is {type(record).__name__}, not an object")
             seen |= dict.fromkeys(record)
+            if name not in record and name in seen:
+                raise ValueError(f"line {number} has no {name!r}; it has {', '.join(map(repr, record)) or 'nothing'}")
             yield record
     _check_columns(columns, list(seen), where)
 
 
+def _object(pairs: list[tuple[str, Any]]) -> Record:
+    record = dict(pairs)
+    if len(record) < len(pairs):
+        raise ValueError(f"a name stands there twice: {', '.join(name for name, _ in pairs)}")
+    return record
+
+
+def _encoding(path: Path) -> str:
+    with path.open("rb") as handle:
+        return text_encoding(handle.read(4))
+
+
 def _check_columns(columns: list[str], known: list[str], where: str) -> None:
     for name in columns:
+        if known.count(name) > 1:
+            raise ConfigError(f"{where} has {known.count(name)} columns {name!r}. Rename all but one of them.")
         if name not in known:
-            raise ConfigError(f"{where} has no column {name!r}; it has {', '.join(map(repr, known)) or 'none'}.")
+            other = next((sign for sign in ";\t|," if len(known) == 1 and sign in known[0]), None)
+            hint = f" Is {other!r} what separates its cells? In .csv it is a comma, in .tsv a tab." if other else ""
+            raise ConfigError(f"{where} has no column {name!r}; it has {', '.join(map(repr, known)) or 'none'}.{hint}")
 
 
 def _columns(table: CaptionTable) -> list[str]:

@@ -14,7 +14,8 @@ from pathlib import Path
 from deepfloyd_core.caption_tables import CaptionReader
 from deepfloyd_core.datafile import TABLES, CaptionShuffle, ImageDataset
 from deepfloyd_core.errors import ConfigError
-from deepfloyd_core.sources import Raw, open_source
+from deepfloyd_core.sources import Raw, Texts, open_source
+from deepfloyd_core.sources.listed import text_lines
 from deepfloyd_core.types import hash_seed
 
 Filter = tuple[re.Pattern[str], str, int]  # what, by what, how often (0: always)
@@ -24,20 +25,20 @@ _SPLIT = {"comma": (",", ", "), "space": (None, " "), "period": (".", ". ")}
 _TRIES = 20  # random orders for each one wanted; with few tags they soon repeat
 
 
-def raw_captions(dataset: ImageDataset, sources: list[str]) -> list[Raw]:
+def raw_captions(dataset: ImageDataset, sources: list[str]) -> list[Texts]:
     """The texts of each picture, by its name in the data set's source.
 
     Raises ConfigError or DataError when the data set's table cannot be used.
     """
     if dataset.only_instance_prompt or dataset.caption_strategy == "instanceprompt":
-        return [dataset.prompts] * len(sources)
+        return [Texts(dataset.prompts)] * len(sources)
     if dataset.own_texts:
         return open_source(dataset).texts(sources)
     if dataset.caption_strategy in TABLES:
         table = CaptionReader(dataset)
         table.check_match(sources)
-        return [table.captions(source) for source in sources]
-    return [(Path(source).stem.replace("_", " "),) for source in sources]
+        return [Texts(table.captions(source)) for source in sources]
+    return [Texts((Path(source).stem.replace("_", " "),)) for source in sources]
 
 
 def finished_captions(dataset: ImageDataset, raw: Raw, seed: int) -> list[str]:
@@ -46,7 +47,7 @@ def finished_captions(dataset: ImageDataset, raw: Raw, seed: int) -> list[str]:
         return list(dataset.prompts)
     texts = list(raw or ())
     if dataset.caption_strategy == "textfile" and not dataset.disable_multiline_split:
-        texts = [line for text in texts for line in text.splitlines()]
+        texts = [line for text in texts for line in text_lines(text)]
     filters = compiled_filters(tuple(dataset.caption_filter_list))
     captions = [filtered(text, filters).strip() for text in texts]
     shuffle = dataset.caption_shuffle

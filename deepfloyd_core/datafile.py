@@ -83,6 +83,11 @@ class Place(Spec):
     instance_data_dir: HomePath = Field(
         "", description="Directory of the pictures or tar files, searched recursively; tar files also at an s3:// URL."
     )
+    follow_links: bool = Field(
+        False,
+        description="Use what links in `instance_data_dir` lead to outside of it (`local`). Those of a Hugging Face cache "
+        "to its `blobs` are used as it is.",
+    )
     aws_bucket_name: str | None = Field(None, min_length=1, description="The bucket of `aws`.")
     aws_data_prefix: str | None = Field(None, description="Where in the bucket the pictures are, searched recursively.")
     aws_endpoint_url: str | None = Field(None, description="Server other than Amazon's, for example https://host:9000.")
@@ -99,6 +104,12 @@ class Place(Spec):
     csv_url_column: str = Field("url", description="Its column with the pictures' http or https URLs.")
     csv_caption_column: Texts = Field("caption", description="Its column (or columns) with captions.")
     csv_cache_dir: HomePath | None = Field(None, description="Directory that keeps the downloaded pictures.")
+    csv_user_agent: str | None = Field(
+        None,
+        pattern="^[ -~]+$",
+        description="What downloads call themselves; unset: deepfloyd-pipeline and its version. Some servers ask for an "
+        "address to write to.",
+    )
     dataset_name: HomePath | None = Field(
         None, description="`huggingface`: a folder made by save_to_disk, or what load_dataset takes."
     )

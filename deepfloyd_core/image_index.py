@@ -26,18 +26,18 @@ from deepfloyd_core.faces import find_face
 from deepfloyd_core.files import atomic_path
 from deepfloyd_core.flavours import Stage
 from deepfloyd_core.geometry import REASONS, geometry, judge_sizes
-from deepfloyd_core.ledger import BEYOND, INDEX_FILE, SCHEMA, Row, count_rows, schema
+from deepfloyd_core.ledger import BEYOND, INDEX_FILE, SCHEMA, CaptionCounts, Row, count_captions, count_rows, schema
 from deepfloyd_core.pairs import PAIR_REASONS, check_pair, missing_pair
 from deepfloyd_core.pictures import Unreadable, check_decodes, decode_rgb, decode_what_is_there, read_header
 from deepfloyd_core.rejected import Rejected, choose, draw
-from deepfloyd_core.scan import table_digest
+from deepfloyd_core.scan import data_digest, others_of
 from deepfloyd_core.sheets import save_picture
 from deepfloyd_core.sources import read_again
 from deepfloyd_core.types import Report, no_report
 
 log = logging.getLogger(__name__)
 
-FORMAT = 4  # 4: `rejected.png`
+FORMAT = 5  # 4: `rejected.png`. 5: counts of other files and of captions
 BLOCK = 4096  # pictures judged, and kept by a killed run, at once
 SHEET, SHEET_CELL_PX = "rejected.png", 144
 # Settings of a data set that change nothing in its index.
@@ -72,6 +72,7 @@ class Entry:
     sha256: str | None
     captions: tuple[str, ...] | None
     reason: str | None
+    detail: str | None = None  # of the reason, or why a caption that is there cannot be read
     conditioning: tuple[str, ...] | None = None  # the names that its pair may have; None: there is none
     conditioning_id: str | None = None  # sha256 of its pair, if there is one that can be read
 
@@ -92,7 +93,7 @@ class Verdict:
 
 def index_request(run: Run, found: pa.Table) -> Request:
     """The index's identity: the bytes and captions of the scanned files, and the settings that judge them."""
-    return Request("image_index", FORMAT, _spec(run), {"data": table_digest(found)})
+    return Request("image_index", FORMAT, _spec(run), {"data": data_digest(found)})
 
 
 def _spec(run: Run) -> dict[str, Any]:
@@ -142,14 +143,22 @@ def build_index(
     for dataset in run.datasets:
         if dataset.max_num_samples is not None:
             beyond |= _beyond(parts, dataset.id, dataset.max_num_samples, run.config.seed)
+    captions: CaptionCounts = {}
     with atomic_path(work.path / INDEX_FILE) as tmp, pq.ParquetWriter(tmp, schema(run.config.paired)) as writer:
         for number, part in enumerate(parts):
-            writer.write_table(_left_out(pq.read_table(part), beyond[number * BLOCK : (number + 1) * BLOCK]))
+            rows = _left_out(pq.read_table(part), beyond[number * BLOCK : (number + 1) * BLOCK])
+            count_captions(rows, captions)
+            writer.write_table(rows)
     before = len(place) - place.null_count
     readable = len(found) - found["sha256"].null_count
     summary = count_rows(work.path / INDEX_FILE)
     _save_rejected(run, summary["rejected"] - summary["reasons"].get(BEYOND, 0), work.path, children)
-    return summary | {"judged_now": readable - before, "judged_before": before}
+    return summary | {
+        "judged_now": readable - before,
+        "judged_before": before,
+        "captions_per_picture": captions,
+        "other_files": others_of(found),
+    }
 
 
 def sample_order(image_ids: Iterable[str], seed: int) -> np.ndarray:
@@ -161,7 +170,9 @@ def sample_order(image_ids: Iterable[str], seed: int) -> np.ndarray:
 def judge(run: Run, dataset: ImageDataset, entry: Entry, verdict: Verdict) -> Row:
     """The ledger's row of one file, of which its bytes said `verdict`."""
     captions = finished_captions(dataset, entry.captions, run.config.seed)
-    reason, detail = verdict.reason or (None if captions else "caption_missing"), verdict.detail
+    reason, detail = verdict.reason, verdict.detail
+    if reason is None and not captions:
+        reason, detail = "caption_missing", entry.detail
     names = tuple(entry.conditioning or ())
     if reason is None and run.pairs_of(dataset) is not None:
         reason, detail = missing_pair(names, entry.conditioning_id)
@@ -176,7 +187,7 @@ def judge(run: Run, dataset: ImageDataset, entry: Entry, verdict: Verdict) -> Ro
 def look(run: Run, dataset: ImageDataset, entry: Entry) -> Verdict:
     """Judge a picture's bytes: header, size, one decode, the face if crops are placed by it, and those of its pair."""
     if entry.reason is not None:
-        return _refused(entry.reason)
+        return _refused(entry.reason, entry.detail)
     try:
         data = read_again(dataset, entry.source, entry.sha256)
     except OSError as error:
@@ -264,9 +275,9 @@ def _older_verdicts(run: Run, found: pa.Table, workspace: Path) -> tuple[pa.Tabl
     table = table.filter(of_bytes)
     beside = pc.is_in(table["reason"], pa.array(_BESIDE))
     names = [field.name for field in fields(Verdict)]
-    verdicts = table.select(names).set_column(
-        names.index("reason"), "reason", pc.if_else(beside, None, table["reason"])
-    )
+    verdicts = table.select(names)
+    for name in ("reason", "detail"):
+        verdicts = verdicts.set_column(names.index(name), name, pc.if_else(beside, None, table[name]))
     place = pc.index_in(_bytes(found, "sha256"), _bytes(table, "image_id").combine_chunks())
     return verdicts, place.combine_chunks()
 

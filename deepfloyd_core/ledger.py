@@ -4,7 +4,7 @@
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ import pyarrow.parquet as pq
 from deepfloyd_core.artifacts import Artifact
 from deepfloyd_core.errors import DataError
 from deepfloyd_core.flavours import Stage
+
+CaptionCounts = dict[str, dict[str, int]]  # of each data set: how many pictures have "1", "2", ... captions
 
 INDEX_FILE = "index.parquet"
 ROWS_AT_ONCE = 4096
@@ -93,6 +95,31 @@ def caption_counts(index: Artifact) -> Counter[str]:
     for batch in ledger_batches(index, ["captions"]):
         counts.update(pc.list_flatten(batch["captions"]).to_pylist())
     return counts
+
+
+def count_captions(rows: pa.Table, counts: CaptionCounts) -> None:
+    """Add to `counts` the accepted rows of a ledger."""
+    rows = rows.filter(pc.equal(rows["status"], "accepted"))
+    pairs = zip(rows["dataset_id"].to_pylist(), pc.list_value_length(rows["captions"]).to_pylist(), strict=True)
+    for (name, captions), pictures in Counter(pairs).items():
+        of_set = counts.setdefault(name, {})
+        of_set[str(captions)] = of_set.get(str(captions), 0) + pictures
+
+
+def captions_left_out(counts: CaptionCounts, repeats: Mapping[str, int]) -> list[str]:
+    """A line for each data set with pictures that have more captions than `repeats + 1` passes can show."""
+    lines = []
+    for name, of_set in sorted(counts.items()):
+        passes = repeats[name] + 1
+        more = {int(captions): pictures for captions, pictures in of_set.items() if int(captions) > passes}
+        if more:
+            shown = "the first alone is" if passes == 1 else f"the first {passes} are"
+            lines.append(
+                f"{name}: {sum(more.values()):,} pictures have up to {max(more)} captions, and with repeats = "
+                f"{repeats[name]} {shown} trained. Set repeats = {max(more) - 1}, or disable_multiline_split where the "
+                "lines of a file are one caption"
+            )
+    return lines
 
 
 def count_rows(ledger: Path) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from deepfloyd_core.datafile import TABLES, ConditioningSet, ImageDataset, TextE
 from deepfloyd_core.errors import ConfigError
 from deepfloyd_core.faces import missing_detector
 from deepfloyd_core.sources import open_source
+from deepfloyd_core.sources.listed import text_lines
 from deepfloyd_core.spec import parse_spec, read_config_file
 
 # Keys of SimpleTuner's data file that change nothing here: accepted, and reported as ignored.
@@ -251,7 +252,7 @@ def _filter_lines(given: str | tuple[str, ...], where: str) -> list[str]:
             raise ConfigError(f"{file} must be a list of strings.")
         return [line for line in lines if line]
     try:
-        return [line for line in file.read_text(encoding="utf-8-sig").splitlines() if line]
+        return [line for line in text_lines(file.read_text(encoding="utf-8-sig")) if line]
     except (OSError, UnicodeDecodeError) as error:
         reason = "no such file" if isinstance(error, FileNotFoundError) else str(error)
         raise ConfigError(f"{where}: caption_filter_list {given!r} cannot be read: {reason}.") from None

@@ -6,12 +6,14 @@ the table is the same. Nothing in the source directories is ever touched.
 """
 
 import hashlib
+import json
 import logging
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +28,7 @@ from deepfloyd_core.files import TMP_PREFIX, atomic_path, sha256_bytes
 from deepfloyd_core.mapped import mapped_table
 from deepfloyd_core.pairs import with_pairs
 from deepfloyd_core.sources import Source, open_source
+from deepfloyd_core.sources.names import count_labels, counted, starts_like_picture
 from deepfloyd_core.types import Report, no_report
 
 log = logging.getLogger(__name__)
@@ -43,12 +46,25 @@ SCAN = pa.schema(
         pa.field("sha256", pa.string()),  # null: it could not be read
         pa.field("captions", _TEXTS),  # texts as they were found; null: there are none, or they cannot be read
         pa.field("reason", pa.string()),  # why the scan itself rejects it
+        pa.field("detail", pa.string()),  # of the reason, or why a caption that is there cannot be read
     ]
 )
 _NOTES = pa.schema([("source", pa.string()), ("stamp", pa.string()), ("bytes", pa.int64()), ("sha256", pa.string()),
-                    ("text_stamp", pa.string()), ("captions", _TEXTS)])  # fmt: skip
+                    ("kind", pa.string()), ("text_stamp", pa.string()), ("captions", _TEXTS),
+                    ("fault", pa.string())])  # fmt: skip
 _LISTED = pa.schema([("source", pa.string()), ("bytes", pa.int64()), ("stamp", pa.string()),
-                     ("text_stamp", pa.string()), ("reason", pa.string())])  # fmt: skip
+                     ("text_stamp", pa.string()), ("reason", pa.string()), ("detail", pa.string()),
+                     ("kind", pa.string())])  # fmt: skip
+_OTHERS = b"other files"  # in the scan's metadata: how many of each kind are no input, as JSON
+
+
+class _Read(NamedTuple):
+    """What reading a file gave: its length and sha256 (None: it cannot be read, `fault` says why)."""
+
+    bytes: int
+    sha256: str | None
+    like_picture: bool
+    fault: str | None = None
 
 
 def scan(run: Run, report: Report = no_report) -> pa.Table:
@@ -56,14 +72,33 @@ def scan(run: Run, report: Report = no_report) -> pa.Table:
 
     Where pairs are followed it has the columns of `with_pairs` as well.
     """
-    parts = [_scan_dataset(run, dataset, report) for dataset in run.datasets]
+    others: Counter[str] = Counter()
+    parts = [_scan_dataset(run, dataset, report, others) for dataset in run.datasets]
     if run.config.paired:
         parts = _with_places(run, parts, report)
     found = pa.concat_tables(parts)
     if not found.num_rows:
         places = ", ".join(open_source(dataset).name for dataset in run.datasets)
-        raise DataError(f"There is no picture in {places}. Put pictures there, or correct the data set's entry.")
-    return found.sort_by([("dataset_id", "ascending"), ("source", "ascending")]).combine_chunks()
+        beside = f" ({others_line(others)})" if others else ""
+        raise DataError(
+            f"There is no picture in {places}{beside}. Put pictures there, or correct the data set's entry."
+        )
+    if others:
+        log.info("%s", others_line(others))
+    found = found.sort_by([("dataset_id", "ascending"), ("source", "ascending")]).combine_chunks()
+    return found.replace_schema_metadata({_OTHERS: json.dumps(others)})
+
+
+def others_of(found: pa.Table) -> dict[str, int]:
+    """How many files of a scan's places are no input, by their kind: `.mov`, `@eaDir/`, `no extension`."""
+    return dict(json.loads((found.schema.metadata or {}).get(_OTHERS, b"{}")))
+
+
+def others_line(others: Mapping[str, int]) -> str:
+    """The same in words; empty for none."""
+    count = sum(others.values())
+    many = "1 other file ({}) is no picture" if count == 1 else f"{count:,} other files ({{}}) are no pictures"
+    return many.format(counted(others)) if count else ""
 
 
 def _with_places(run: Run, parts: list[pa.Table], report: Report) -> list[pa.Table]:
@@ -73,9 +108,15 @@ def _with_places(run: Run, parts: list[pa.Table], report: Report) -> list[pa.Tab
     for dataset, part in zip(run.datasets, parts, strict=True):
         place = run.pairs_of(dataset)
         if place is not None and place.id not in scanned:
-            scanned[place.id] = _scan_dataset(run, place, report)
+            scanned[place.id] = _scan_dataset(run, place, report, Counter())
         paired.append(with_pairs(part, scanned[place.id] if place else SCAN.empty_table()))
     return paired
+
+
+def data_digest(found: pa.Table) -> str:
+    """The fingerprint of a scan: all that decides rows, not why a file could not be had, which may differ each time."""
+    told = pc.if_else(pc.is_null(found["reason"]), found["detail"], pa.scalar(None, pa.string()))
+    return table_digest(found.set_column(found.schema.get_field_index("detail"), "detail", told))
 
 
 def table_digest(table: pa.Table) -> str:
@@ -102,10 +143,11 @@ def _digest(digest: Any, column: pa.ChunkedArray) -> None:
         digest.update(column.to_numpy().astype("<i8").tobytes())
 
 
-def _scan_dataset(run: Run, dataset: ImageDataset, report: Report) -> pa.Table:
+def _scan_dataset(run: Run, dataset: ImageDataset, report: Report, others: Counter[str]) -> pa.Table:
+    """SCAN of one data set. Counts in `others` the files that are no input."""
     source = open_source(dataset)
     notes = run.workspace / NOTES_DIR / f"{sha256_bytes(source.name.encode())[:16]}.arrow"
-    listed = _listing(source)
+    listed = _without_others(_listing(source), others)
     old = _read_notes(notes)
     place = pc.index_in(listed["source"], value_set=old["source"].combine_chunks())
     known = old.take(place)
@@ -114,25 +156,49 @@ def _scan_dataset(run: Run, dataset: ImageDataset, report: Report) -> pa.Table:
     names = listed["source"].take(to_read).to_pylist()
     read = list(_read_all(source, names, source.threads or run.config.workers, report))
 
-    hashes = _merged(_where(same, known["sha256"]), to_read, pa.array([sha for _, sha in read], pa.string()))
+    hashes = _merged(_where(same, known["sha256"]), to_read, pa.array([file.sha256 for file in read], pa.string()))
     sizes = pc.if_else(pa.array(same), known["bytes"], listed["bytes"]).to_numpy().copy()
-    sizes[to_read] = [size for size, _ in read]
+    sizes[to_read] = [file.bytes for file in read]
+    kinds = _kinds(listed["kind"], same, known["kind"], to_read, read)
     lost = pc.and_(pc.is_null(hashes), pc.is_null(listed["reason"]))
     reasons = pc.if_else(lost, source.lost, listed["reason"])
+    details = _merged(listed["detail"], to_read, pa.array([file.fault for file in read], pa.string()))
 
-    usable = pc.is_null(reasons).to_numpy()
+    usable = pc.and_(pc.is_null(reasons), pc.not_equal(kinds, "other")).to_numpy()
     same = usable & dataset.own_texts & _equal_stamps(listed["text_stamp"], known["text_stamp"])
     wanted = np.flatnonzero(usable & ~same)
     texts = raw_captions(dataset, listed["source"].take(wanted).to_pylist())
-    captions = _merged(_where(same, known["captions"]), wanted, pa.array(texts, _TEXTS))
+    captions = _merged(_where(same, known["captions"]), wanted, pa.array([text.raw for text in texts], _TEXTS))
+    faults = _merged(_where(same, known["fault"]), wanted, pa.array([text.fault for text in texts], pa.string()))
     # Only texts that lie with the pictures are worth a note: any others would be taken for them by the next scan.
     stamps = listed["text_stamp"] if dataset.own_texts else pa.repeat("", len(listed))
-    noted = captions if dataset.own_texts else pa.nulls(len(listed), _TEXTS)
-    new = pa.table([listed["source"], listed["stamp"], pa.array(sizes), hashes, stamps, noted], schema=_NOTES)
+    noted = (
+        [captions, faults] if dataset.own_texts else [pa.nulls(len(listed), _TEXTS), pa.nulls(len(listed), pa.string())]
+    )
+    new = pa.table([listed["source"], listed["stamp"], pa.array(sizes), hashes, kinds, stamps, *noted], schema=_NOTES)
     if not new.equals(old):
         _write_notes(notes, new)
     ids = pa.repeat(dataset.id, len(listed))
-    return pa.table([ids, listed["source"], sizes, hashes, captions, reasons], schema=SCAN)
+    details = pc.coalesce(details, faults)
+    scanned = pa.table([ids, listed["source"], sizes, hashes, captions, reasons, details, kinds], [*SCAN.names, "kind"])
+    return _without_others(scanned, others).drop_columns(["kind"]).cast(SCAN)
+
+
+def _without_others(table: pa.Table, others: Counter[str]) -> pa.Table:
+    """The rows whose `kind` is not `other`; those are counted."""
+    other = pc.equal(table["kind"], "other")
+    others.update(count_labels(table["source"].filter(other).to_pylist()))
+    return table.filter(pc.invert(other))
+
+
+def _kinds(
+    listed: pa.ChunkedArray, same: np.ndarray, known: pa.ChunkedArray, places: np.ndarray, read: list[_Read]
+) -> pa.ChunkedArray:
+    """The kind of each file, those that their names do not tell by their bytes. One that cannot be read is a picture."""
+    other = np.array([not file.like_picture and file.sha256 is not None for file in read], bool)
+    looked = pc.if_else(pa.array(other), "other", "picture")
+    told = _merged(pc.if_else(pa.array(same), known, "picture"), places, looked.cast(pa.string()))
+    return pc.if_else(pc.equal(listed, "unsure"), told, listed)
 
 
 def _equal_stamps(now: pa.ChunkedArray, then: pa.ChunkedArray) -> np.ndarray:
@@ -152,16 +218,15 @@ def _merged(old: pa.ChunkedArray, places: np.ndarray, new: pa.Array) -> pa.Chunk
     return pa.chunked_array([*old.chunks, new]).take(take)
 
 
-def _read_all(source: Source, names: list[str], threads: int, report: Report) -> Iterator[tuple[int, str | None]]:
-    """(bytes, sha256) of each picture; None for one that cannot be read."""
+def _read_all(source: Source, names: list[str], threads: int, report: Report) -> Iterator[_Read]:
+    """What reading each file gives, in their order."""
 
-    def read(name: str) -> tuple[int, str | None]:
+    def read(name: str) -> _Read:
         try:
             data = source.read(name)
         except OSError as error:
-            log.info("%s", error)
-            return 0, None
-        return len(data), sha256_bytes(data)
+            return _Read(0, None, False, str(error))
+        return _Read(len(data), sha256_bytes(data), starts_like_picture(data[:64]))
 
     with ThreadPoolExecutor(threads) as pool:
         for start in range(0, len(names), BLOCK):

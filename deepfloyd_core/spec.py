@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import re
 import tomllib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -53,7 +54,7 @@ def read_config_file(path: Path) -> Any:
     try:
         if path.suffix.lower() == ".toml":
             return tomllib.loads(text)
-        lines = ["" if line.lstrip().startswith("#") else line for line in text.splitlines()]
+        lines = ["" if line.lstrip().startswith("#") else line for line in re.split("\r\n?|\n", text)]
         values = json.loads("\n".join(lines), parse_constant=_no_constant, object_pairs_hook=_object)
         json.dumps(values, ensure_ascii=False).encode()  # half of a surrogate pair, as \ud800, is no text
         return values

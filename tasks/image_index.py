@@ -1,15 +1,19 @@
 """The image index: scan the sources, judge every file, write the ledger."""
 
+import logging
+
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from deepfloyd_core.artifacts import Artifact, materialise
 from deepfloyd_core.config import Run
 from deepfloyd_core.image_index import build_index, index_request, judges
-from deepfloyd_core.ledger import INDEX_FILE, check_share
-from deepfloyd_core.scan import scan
+from deepfloyd_core.ledger import INDEX_FILE, captions_left_out, check_share
+from deepfloyd_core.scan import others_of, scan
 from tasks.progress import progress
 from tasks.publish import publish_index
+
+log = logging.getLogger("deepfloyd_core.image_index")
 
 
 @task(name="image_index", cache_policy=NO_CACHE)
@@ -20,6 +24,8 @@ def image_index(run: Run) -> Artifact:
         index, _ = materialise(
             run.workspace, index_request(run, found), lambda work: build_index(run, found, children, work, report)
         )
-    publish_index(index)
+    publish_index(index, others_of(found))
+    for line in captions_left_out(index.summary["captions_per_picture"], {one.id: one.repeats for one in run.datasets}):
+        log.warning("%s", line)
     check_share(index.summary, run.config.max_rejected_share, index.path / INDEX_FILE)
     return index

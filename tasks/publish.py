@@ -21,12 +21,14 @@ LIMIT_BYTES = 150 << 10
 log = logging.getLogger("deepfloyd_core.publish")
 
 
-def publish_index(index: Artifact) -> None:
-    """Counts and reject reasons as a table; some of the rejected files as a picture."""
+def publish_index(index: Artifact, others: dict[str, int]) -> None:
+    """Counts and reject reasons as a table, with those of `others`, files that are no pictures; some of the rejected files
+    as a picture."""
     summary = index.summary
     rows = [{"status": "accepted", "reason": "", "pictures": summary["accepted"]}]
     rows += [{"status": "rejected", "reason": why, "pictures": count} for why, count in summary["reasons"].items()]
     rows.append({"status": "all inputs", "reason": "", "pictures": summary["inputs"]})
+    rows += [{"status": "no picture", "reason": what, "pictures": count} for what, count in sorted(others.items())]
     create_table_artifact(rows, key="image-index", description=f"Ledger: `{index.path / 'index.parquet'}`")
     sheet = index.path / SHEET
     # Also without a sheet: the UI would go on showing the one of an earlier run.

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import re
+import tarfile
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from deepfloyd_core.datafile import CaptionShuffle
 from deepfloyd_core.embeds import run_captions
 from deepfloyd_core.errors import ConfigError, DataError
 from deepfloyd_core.image_index import index_request
-from deepfloyd_core.ledger import Row, caption_counts, read_index
+from deepfloyd_core.ledger import Row, caption_counts, captions_left_out, read_index
 from deepfloyd_core.scan import scan
 
 ours = settings(deadline=None, database=None, derandomize=True, max_examples=100)
@@ -161,6 +163,140 @@ def test_a_broken_table_names_the_place(world: Any, file: str, data: bytes, says
     run = world.load({"caption_strategy": file[2:], "parquet": {"path": file}}, stages=(1,))
     with pytest.raises(DataError, match=says):
         scan(run)
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "says"),
+    [
+        (
+            "t.csv",
+            "id,caption\n\n00011,a dog\n00012,a, cat\n",
+            "line 4 has 3 cells, and the first line 2: '00012,a, cat'",
+        ),
+        ("t.csv", 'id,caption\n1,"two\nlines"\n2,a cat\non a mat\n', "line 5 has 1 cells"),
+        ("t.tsv", "id\tcaption\n1\ta\tcat\n", "line 2 has 3 cells.*quotes around a text with a tab"),
+        ("t.tsv", 'id\tcaption\n1\t"big" cat\n', "line 2: .*double quote inside of quotes is written twice"),
+        ("t.csv", 'id,caption\n1,a dog\n2,"never closed\n3,a cat\n', "line 3: unexpected end of data"),
+        ("t.csv", "id;caption\n1;a\n", "no column 'id'; it has 'id;caption'. Is ';' what separates"),
+        ("t.csv", "id,caption,caption\n1,a,b\n", "2 columns 'caption'"),
+        ("t.jsonl", '{"id": 1, "caption": "a"}\n{"caption": "b"}\n', "line 2 has no 'id'; it has 'caption'"),
+        ("t.jsonl", '{"id": 1, "caption": "a", "id": 2}\n', "line 1: a name stands there twice: id, caption, id"),
+    ],
+)
+@pytest.mark.parametrize("urls", [False, True])
+def test_a_row_that_does_not_fit_its_header_is_an_error_with_its_line(
+    world: Any, file: str, text: str, says: str, urls: bool
+) -> None:
+    """As the captions of a folder, and as a table of URLs."""
+    add_pictures(world, "1.png")
+    table = world.folder / "pictures" / file
+    table.write_text(text, encoding="utf-8")
+    entry: dict[str, Any] = {"caption_strategy": file[2:].replace("tsv", "csv"), "parquet": {"path": file}}
+    if urls:
+        place = {"csv_file": str(table), "csv_cache_dir": str(world.folder / "kept"), "csv_url_column": "id"}
+        entry = {"type": "csv", "caption_strategy": "csv", **place}
+    run = world.load(entry, stages=(1,))
+    with pytest.raises((DataError, ConfigError), match=says):
+        scan(run)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-be"])
+@pytest.mark.parametrize("file", ["t.csv", "t.tsv", "t.jsonl"])
+def test_a_table_is_read_as_its_first_bytes_say(world: Any, file: str, encoding: str) -> None:
+    add_pictures(world, "a.png")
+    table = world.folder / "pictures" / file
+    write_table(table, [{"id": "a", "caption": "Füchse, \u2028 rot"}])
+    mark = "\ufeff" if encoding == "utf-16-be" else ""
+    table.write_bytes((mark + table.read_text(encoding="utf-8")).encode(encoding))
+    assert captions(world, caption_strategy=file[2:].replace("tsv", "csv"), parquet={"path": file}) == {
+        "a.png": ["Füchse, \u2028 rot"]
+    }
+
+
+def test_rows_without_a_name_are_counted(world: Any, caplog: pytest.LogCaptureFixture) -> None:
+    add_pictures(world, "a.png")
+    write_table(world.folder / "pictures/t.csv", [{"id": name, "caption": "x"} for name in ("a", "", " ")])
+    assert captions(world, caption_strategy="csv", parquet={"path": "t.csv"}) == {"a.png": ["x"]}
+    assert any("2 rows have nothing in 'id' and are left out" in line for line in caplog.messages)
+
+
+# ---- text files beside the pictures -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("file", "data"),
+    [
+        ("a.txt", "Füchse".encode("utf-8-sig")), ("a.txt", "Füchse".encode("utf-16")),
+        ("a.txt", b"\xfe\xff" + "Füchse".encode("utf-16-be")), ("a.txt", "Füchse".encode("utf-32")),
+        ("a.TXT", "Füchse".encode()), ("a.JPG.txt", "Füchse".encode()), ("a.caption", "Füchse".encode()),
+        ("a.JPG.Caption", "Füchse".encode()),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("place", ["local", "webdataset"])
+def test_a_caption_is_found_and_read_where_that_is_sure(world: Any, file: str, data: bytes, place: str) -> None:
+    add_pictures(world, "deep/a.png")
+    (world.folder / "pictures/deep/a.png").rename(world.folder / "pictures/deep/a.JPG")
+    (world.folder / "pictures/deep" / file).write_bytes(data)
+    entry: dict[str, Any] = {"caption_strategy": "textfile", "type": place}
+    if place == "webdataset":
+        (world.folder / "tars").mkdir()
+        with tarfile.open(world.folder / "tars/0.tar", "w") as tar:
+            tar.add(world.folder / "pictures/deep", "deep")
+        entry["instance_data_dir"] = str(world.folder / "tars")
+    (row,) = rows_of(world, entry).values()
+    assert (row.reason, row.captions) == (None, ["Füchse"])
+
+
+def test_the_nearest_name_is_the_caption(world: Any) -> None:
+    add_pictures(world, "a.png")
+    names = ["a.caption", "a.png.txt", "a.TXT", "a.txt"]
+    for name in names:
+        (world.folder / "pictures" / name).write_text(name)
+        assert captions(world, caption_strategy="textfile") == {"a.png": [name]}
+
+
+@pytest.mark.parametrize(
+    "data",
+    ["café".encode("cp1252"), "日本".encode("shift-jis"), "a cat".encode("utf-16-le"), b"\xff\xfea", b"\x00\xd8bin"],
+)
+def test_a_caption_that_cannot_be_read_for_sure_is_named(world: Any, data: bytes) -> None:
+    """Also when it came to a picture whose row was known, and after it was mended."""
+    add_pictures(world, "other.png", caption="so that not all are rejected")
+    add_pictures(world, "a.png")
+    assert rows_of(world, {})["a.png"].detail is None
+    text = world.folder / "pictures" / "a.txt"
+    text.write_bytes(data)
+    for _ in range(2):
+        row = rows_of(world, {})["a.png"]
+        assert row.reason == "caption_missing" and re.match(
+            r"a.txt is no UTF-\d+ text .*save it as UTF-8", row.detail or ""
+        )
+    text.write_text("a cat")
+    row = rows_of(world, {})["a.png"]
+    assert (row.reason, row.detail, row.captions) == (None, None, ["a cat"])
+
+
+def test_only_line_ends_cut_a_text_into_captions(world: Any) -> None:
+    inside = "one\u2028still \u0085one\x0cstill\x1cone\u2029 end"
+    add_pictures(world, "a.png")
+    (world.folder / "pictures/a.txt").write_bytes(f"{inside}\r\ntwo\rthree\nfour".encode())
+    assert captions(world, caption_strategy="textfile") == {"a.png": [inside, "two", "three", "four"]}
+    (world.folder / "f.txt").write_bytes("still \u0085\none".encode())
+    entry = {"caption_strategy": "textfile", "caption_filter_list": str(world.folder / "f.txt")}
+    assert captions(world, **entry)["a.png"][0] == "still\x1c\u2029 end"
+
+
+def test_captions_that_no_pass_shows_are_said(world: Any) -> None:
+    add_pictures(world, "a.png", "b.png", caption="one\ntwo\nthree")
+    add_pictures(world, "c.png", caption="one")
+    run = world.load({"repeats": 1}, stages=(1,))
+    counts = world.index(run).summary["captions_per_picture"]
+    assert counts == {"set": {"1": 1, "3": 2}}
+    (line,) = captions_left_out(counts, {"set": 1})
+    assert line.startswith(
+        "set: 2 pictures have up to 3 captions, and with repeats = 1 the first 2 are trained. Set repeats = 2"
+    )
+    assert captions_left_out(counts, {"set": 2}) == []
 
 
 def test_half_a_surrogate_pair_is_no_crash(world: Any) -> None:

@@ -29,7 +29,7 @@ from deepfloyd_core.errors import ConfigError, DataError
 from deepfloyd_core.image_index import index_request
 from deepfloyd_core.pixels import build_shard, build_shards, pixels_request, plan_shards
 from deepfloyd_core.row_list import eval_ids
-from deepfloyd_core.scan import scan
+from deepfloyd_core.scan import others_of, scan
 from deepfloyd_core.shards import ShardRow, open_shard, write_shard
 
 SHARD_COLUMNS = [
@@ -90,7 +90,7 @@ def test_every_file_is_one_row_with_the_right_reason(world: Any) -> None:
     rows = ledger(index)
     reasons = {
         "photo.jpg": None, "deep/er/photo.PNG": None, "small.png": "too_small", "stage one only.png": None,
-        "cut.jpg": "truncated", "png in truth.jpg": None, "no suffix": None, "notes.md": "unsupported",
+        "cut.jpg": "truncated", "png in truth.jpg": None, "no suffix": None,
         "empty.webp": "unsupported", "bomb.png": "decompression_bomb", "uncaptioned.png": "caption_missing",
         "blank.png": "caption_missing", "latin.png": "caption_missing", "pipe.jpg": "not_a_file",
         "out.jpg": "outside_root", "inside.jpg": None, "dangling.jpg": "not_a_file",
@@ -100,7 +100,7 @@ def test_every_file_is_one_row_with_the_right_reason(world: Any) -> None:
     assert all((row["status"] == "accepted") == (row["reason"] is None) for row in rows.values())
     assert {row["status"] for row in rows.values()} == {"accepted", "rejected"}
 
-    for source in ("photo.jpg", "deep/er/photo.PNG", "cut.jpg", "notes.md"):
+    for source in ("photo.jpg", "deep/er/photo.PNG", "cut.jpg", "empty.webp"):
         path = world.folder / "pictures" / source
         assert (rows[source]["image_id"], rows[source]["bytes"]) == (sha256(path), path.stat().st_size)
     assert rows["png in truth.jpg"]["format"] == "PNG", "by content, not by name"
@@ -113,8 +113,57 @@ def test_every_file_is_one_row_with_the_right_reason(world: Any) -> None:
     counts = Counter(reason for reason in reasons.values() if reason)
     summary = index.summary
     assert summary["reasons"] == dict(counts)
-    assert (summary["inputs"], summary["accepted"], summary["rejected"]) == (18, 6, 12)
+    assert (summary["inputs"], summary["accepted"], summary["rejected"]) == (17, 6, 11)
+    assert summary["other_files"] == {".md": 1}
+    assert "latin.txt is no UTF-8 text" in rows["latin.png"]["detail"]
     assert (summary["stage1"], summary["stage2"]) == (6, 5)
+
+
+def test_what_lies_beside_the_pictures_of_a_phone_is_no_input(world: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """An export of 8 photographs: films of live photos, edits, thumbnails of a network drive and of a file manager."""
+    for number in range(8):
+        jpeg = world.add(f"IMG_{number:04d}.JPG", noise(number)).read_bytes()
+        for name in (f"IMG_{number:04d}.AAE", f"IMG_{number:04d}.MOV"):
+            world.add(name, b"\0\0\0\x14ftypqt  \0\0\0\0qt  ", caption=None)
+        world.add(f"@eaDir/IMG_{number:04d}.JPG/SYNOPHOTO_THUMB_XL.jpg", jpeg, caption=None)
+    for name in ("Thumbs.db", "desktop.ini", "latent.npz", "IMG_0001.xmp", "notes.md", "IMG_0002.DNG"):
+        world.add(name, b"II*\0 looks like a TIFF", caption=None)
+    run = world.load()
+    with caplog.at_level("INFO"):
+        index = world.index(run)
+    assert (index.summary["accepted"], index.summary["rejected"]) == (8, 0)
+    others = {".aae": 8, ".mov": 8, "@eaDir/": 1, ".db": 1, ".ini": 1, ".npz": 1, ".xmp": 1, ".md": 1, ".dng": 1}
+    assert index.summary["other_files"] == others
+    said = [line for line in caplog.messages if "are no pictures" in line]
+    assert said == ["23 other files (.aae 8, .mov 8, .db 1, .dng 1, .ini 1, .md 1, 3 others) are no pictures"]
+    world.add("one more.mov", b"a film", caption=None)
+    assert world.index(run).fingerprint == index.fingerprint, "what is no picture changes nothing"
+
+
+def test_a_picture_whose_name_does_not_say_so_is_looked_at(world: Any) -> None:
+    jpeg, png = (world.add(name, noise(number)).read_bytes() for number, name in enumerate(["a.jpg", "b.png"]))
+    names = {
+        "IMG_001": jpeg, "x.jpg_large": jpeg, "y.jfif": jpeg, "z.jpg": png, "w.PNG": jpeg, "v.jpg!d": png,
+        "My photo no. 5": jpeg,
+    }  # fmt: skip
+    for name, data in names.items():
+        world.add(name, data, caption=None)
+        (world.folder / "pictures" / f"{name}.txt").write_text("a caption")
+    for name, data in {"LICENSE": b"text", "x.unheard": b"\0\1\2", "empty": b"", "a.jpg_original": jpeg}.items():
+        world.add(name, data, caption=None)
+    run = world.load(stages=(1,))
+    first = world.index(run)
+    rows = ledger(first)
+    assert {name: row["reason"] for name, row in rows.items()} == dict.fromkeys([*names, "a.jpg", "b.png"])
+    others = {"no extension": 2, ".unheard": 1, ".jpg_original": 1}
+    assert first.summary["other_files"] == others
+    assert others_of(scan(run)) == others, "also from the notes of the first scan"
+
+
+def test_only_other_files_is_said_as_such(world: Any) -> None:
+    world.add("raw.NEF", b"II*\0", caption=None)
+    with pytest.raises(DataError, match=r"no picture in .*\(1 other file \(.nef 1\) is no picture\)"):
+        world.index(world.load())
 
 
 def test_a_file_name_that_is_not_utf8_is_a_row_and_not_a_crash(world: Any) -> None:
@@ -152,6 +201,66 @@ def test_a_linked_folder_is_a_row_and_is_not_followed(world: Any) -> None:
     rows = ledger(world.index(world.load(max_rejected_share=0.9)))
     reasons = {source: row["reason"] for source, row in rows.items()}
     assert reasons == {"good.png": None, "link": "outside_root", "loop": "not_a_file"}
+
+
+def in_hub_cache(folder: Path, names: dict[str, bytes], blobs: str = "blobs") -> Path:
+    """A snapshot as huggingface_hub lays it out: links to files named by their hash."""
+    snapshot = folder / "hub" / "datasets--me--pictures" / "snapshots" / "0a1b"
+    for number, (name, data) in enumerate(names.items()):
+        blob = snapshot.parents[1] / blobs / f"{number:040x}"
+        blob.parent.mkdir(parents=True, exist_ok=True)
+        blob.write_bytes(data)
+        path = snapshot / "train" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.symlink_to(Path("../../..", blobs, blob.name))
+    return snapshot
+
+
+def test_a_snapshot_of_the_hub_s_cache_is_used_and_other_links_by_a_key(world: Any) -> None:
+    data = world.add("a.png", noise(0)).read_bytes()
+    (world.folder / "secret.txt").write_text("a secret")
+    files = {"x.png": data, "x.txt": b"from a blob", "y.png": data}
+
+    def rows(place: Path, **keys: Any) -> dict[str, dict[str, Any]]:
+        (place / "train/y.txt").unlink(missing_ok=True)
+        (place / "train/y.txt").symlink_to(world.folder / "secret.txt")
+        run = world.load({"instance_data_dir": str(place), **keys}, stages=(1,), max_rejected_share=1.0)
+        return ledger(world.index(run))
+
+    found = rows(in_hub_cache(world.folder, files))
+    assert (found["train/x.png"]["reason"], found["train/x.png"]["captions"]) == (None, ["from a blob"])
+    assert found["train/y.png"]["reason"] == "caption_missing", "a text is not followed to anywhere"
+    assert (
+        "y.txt is a link to" in found["train/y.png"]["detail"]
+        and "follow_links = true" in found["train/y.png"]["detail"]
+    )
+
+    place = in_hub_cache(world.folder / "other", files, "elsewhere")
+    (place / "train/z.png").write_bytes(data)
+    (place / "train/z.txt").write_text("inside")
+    found = rows(place)
+    assert {name: row["reason"] for name, row in found.items()} == {
+        "train/x.png": "outside_root", "train/y.png": "outside_root", "train/z.png": None,
+    }  # fmt: skip
+    assert "follow_links = true" in found["train/x.png"]["detail"]
+    found = rows(place, follow_links=True)
+    assert {name: row["captions"] for name, row in found.items()} == {
+        "train/x.png": ["from a blob"], "train/y.png": ["a secret"], "train/z.png": ["inside"],
+    }  # fmt: skip
+    assert rows(place)["train/x.png"]["reason"] == "outside_root"
+
+
+def test_linked_folders_are_searched_once_where_links_are_followed(world: Any) -> None:
+    data = world.add("a.png", noise(0)).read_bytes()
+    other = world.folder / "elsewhere" / "deep"
+    other.mkdir(parents=True)
+    (other / "b.png").write_bytes(data)
+    for name, place in {"link": "../elsewhere", "again": "../elsewhere/deep", "loop": ".", "ring": "ring"}.items():
+        (world.folder / "pictures" / name).symlink_to(place)
+    (other / "back").symlink_to(world.folder / "pictures")
+    run = world.load({"follow_links": True, "caption_strategy": "filename"}, stages=(1,), max_rejected_share=1.0)
+    reasons = [(Path(name).name, row["reason"]) for name, row in ledger(world.index(run)).items()]
+    assert sorted(reasons) == [("a.png", None), ("b.png", None), ("ring", "unreadable")]
 
 
 def test_the_same_file_in_two_folders_is_two_rows_of_one_picture(world: Any) -> None:

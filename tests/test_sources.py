@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -23,6 +24,7 @@ from PIL import Image
 from deepfloyd_core.children import Children, Limits
 from deepfloyd_core.config import load_run
 from deepfloyd_core.errors import ConfigError, DataError
+from deepfloyd_core.image_index import index_request
 from deepfloyd_core.ledger import read_index
 from deepfloyd_core.scan import scan
 from deepfloyd_core.sources import open_source, urls
@@ -101,6 +103,8 @@ def bucket(s3: str, request: pytest.FixtureRequest) -> Any:
         resource.put_object(Key=(folder + key).rsplit(".", 1)[0] + ".txt", Body=CAPTIONS[key].encode())
     resource.put_object(Key="settle/other.png", Body=picture(99))  # begins like the prefix and is not below it
     resource.put_object(Key="set/.hidden.png", Body=picture(98))
+    for name in ("clip.mov", "00.AAE", "@eaDir/00.png", "Thumbs.db", "LICENSE"):
+        resource.put_object(Key=f"set/{name}", Body=b"no picture")
     return resource
 
 
@@ -114,6 +118,20 @@ def in_bucket(bucket: Any, endpoint: str) -> dict[str, Any]:
 def test_a_bucket_gives_what_a_folder_gives(world: Any, bucket: Any, s3: str, from_folder: Any) -> None:
     run = world.load(in_bucket(bucket, s3), stages=(1,))
     assert (ledger(world, run), pixels(world, run)) == from_folder
+
+
+def test_a_bucket_reads_names_as_a_folder_does(world: Any, bucket: Any, s3: str) -> None:
+    for key, text in {"00.TXT": "from capitals", "new.png.txt": "x.png.txt", "IMG_7.caption": "caption file"}.items():
+        bucket.put_object(Key=f"set/names/{key}", Body=text.encode("utf-16"))
+    for number, key in enumerate(("00.png", "new.png", "IMG_7"), 100):
+        bucket.put_object(Key=f"set/names/{key}", Body=picture(number))
+    index = world.index(world.load(in_bucket(bucket, s3), stages=(1,)))
+    captions = {row.source: row.captions for row in read_index(index) if row.source.startswith("names/")}
+    assert captions == {
+        "names/00.png": ["from capitals"], "names/new.png": ["x.png.txt"], "names/IMG_7": ["caption file"],
+    }  # fmt: skip
+    assert index.summary["other_files"] == {".mov": 1, ".aae": 1, "@eaDir/": 1, ".db": 1, "no extension": 1}
+    assert index.summary["inputs"] == len(PICTURES) + 3
 
 
 def test_what_a_controlnet_follows_can_be_in_a_bucket(world: Any, bucket: Any, s3: str) -> None:
@@ -293,6 +311,43 @@ def test_a_table_of_urls_gives_what_a_folder_gives_and_is_downloaded_once(
     assert set(site.asked.values()) == {1}
 
 
+@pytest.mark.parametrize(
+    ("key", "says"), [(None, f"deepfloyd-pipeline/{version('deepfloyd-pipeline')}"), ("me@x.org", "me@x.org")]
+)
+def test_downloads_say_whose_they_are_and_the_ledger_what_was_answered(
+    world: Any, site: Site, key: str | None, says: str
+) -> None:
+    agents: list[str] = []
+
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        agents.append(handler.headers["User-Agent"])
+        whole(picture(1))(handler)
+
+    site.answers = {"/good": answer, "/shut": whole(b"", 403)}
+    entry = table_of_urls(world, [(f"{site.url}/{name}", "x") for name in ("good", "shut", "gone")])
+    entry |= {"csv_user_agent": key} if key else {}
+    rows = {row.source: row for row in read_index(world.index(world.load(entry, stages=(1,), max_rejected_share=1.0)))}
+    assert agents == [says]
+    details = {name: rows[f"{site.url}/{name}"].detail for name in ("good", "shut", "gone")}
+    assert details == {
+        "good": None, "shut": f"{site.url}/shut: HTTP 403 Forbidden", "gone": f"{site.url}/gone: HTTP 404 Not Found",
+    }  # fmt: skip
+
+
+def test_another_failure_of_a_download_is_not_another_data_set(world: Any, site: Site) -> None:
+    site.answers = {"/good": whole(picture(1)), "/shut": whole(b"", 403)}
+    run = world.load(table_of_urls(world, [(f"{site.url}/{name}", "x") for name in ("good", "shut")]), stages=(1,))
+    first = index_request(run, scan(run)).fingerprint
+    site.answers["/shut"] = whole(b"", 410)
+    assert index_request(run, scan(run)).fingerprint == first
+
+
+@pytest.mark.parametrize("agent", ["", "two\nlines", "Füchse"])
+def test_an_agent_that_no_header_can_hold_is_refused(world: Any, agent: str) -> None:
+    with pytest.raises(ConfigError, match="csv_user_agent"):
+        world.load(table_of_urls(world, [("http://x/y", "x")]) | {"csv_user_agent": agent})
+
+
 def test_a_parquet_table_of_urls_with_lists_of_captions(world: Any, site: Site) -> None:
     site.answers = {"/a": whole(picture(1)), "/b": whole(picture(2))}
     table = pa.table(
@@ -420,12 +475,17 @@ def test_odd_tar_files_cost_their_own_rows(world: Any) -> None:
     (folder / "noise.tar").write_bytes(os.urandom(5000))
     (folder / "small.tar.gz").write_bytes(b"x")
     (folder / "notes.md").write_text("not a tar")
+    with tarfile.open(folder / "others.tar", "w") as tar:
+        for name in ("clip.mov", "00.cls", "@eaDir/00.png", "00.json"):
+            tar.addfile(tarfile.TarInfo(name))
     with tarfile.open(folder / "links.tar", "w") as tar:
         link = tarfile.TarInfo("a.png")
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
         tar.addfile(link)
     entry = {"type": "webdataset", "instance_data_dir": str(folder), "caption_strategy": "textfile"} | SIZE
-    rows = read_index(world.index(world.load(entry, stages=(1,), max_rejected_share=0.5)))
+    index = world.index(world.load(entry, stages=(1,), max_rejected_share=0.5))
+    rows = read_index(index)
+    assert index.summary["other_files"] == {".mov": 1, ".cls": 1, "@eaDir/": 1}
     odd = {row.source: row.reason for row in rows if not row.source.startswith("0")}
     assert odd == {"noise.tar": "unreadable", "small.tar.gz": "unsupported", "cut.tar": "unreadable"} or odd == {
         "noise.tar": "unreadable", "small.tar.gz": "unsupported", "cut.tar/00.png": "unreadable",

@@ -9,12 +9,12 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Protocol
 
 from deepfloyd_core.files import sha256_bytes
-from deepfloyd_core.sources.listed import Listed, Raw
+from deepfloyd_core.sources.listed import Listed, Raw, Texts
 
 if TYPE_CHECKING:
     from deepfloyd_core.datafile import ImageDataset
 
-__all__ = ["Listed", "Raw", "Source", "open_source", "read_again"]
+__all__ = ["Listed", "Raw", "Source", "Texts", "open_source", "read_again"]
 
 
 class Source(Protocol):
@@ -25,13 +25,13 @@ class Source(Protocol):
     lost: str  # the ledger's word for a picture that cannot be read
 
     def listing(self) -> Iterator[Listed]:
-        """Every input, in any order. Raises DataError when the place cannot be listed at all."""
+        """Every file, in any order, also those that are no input. Raises DataError when it cannot be listed at all."""
 
     def read(self, name: str) -> bytes:
         """A picture's bytes. Raises OSError when they cannot be had."""
 
-    def texts(self, names: list[str]) -> list[Raw]:
-        """The captions that lie with the pictures; None where there are none, or they cannot be read."""
+    def texts(self, names: list[str]) -> list[Texts]:
+        """The captions that lie with the pictures, asked after they were listed."""
 
 
 @lru_cache(maxsize=64)

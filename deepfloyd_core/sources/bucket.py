@@ -12,8 +12,9 @@ import fsspec
 
 from deepfloyd_core.datafile import ImageDataset
 from deepfloyd_core.errors import ConfigError, DataError
-from deepfloyd_core.sources.folder import RACY_NS, SIDECARS
-from deepfloyd_core.sources.listed import Listed, Raw, decoded, printable, text_name
+from deepfloyd_core.sources.folder import RACY_NS
+from deepfloyd_core.sources.listed import Listed, Texts, printable, read_text
+from deepfloyd_core.sources.names import caption_file, caption_files, kind
 
 TEXTS_AT_ONCE = 1000
 _S3_CONFIG = {"connect_timeout": 10, "read_timeout": 30, "retries": {"mode": "standard", "max_attempts": 8}}
@@ -27,18 +28,19 @@ class Bucket:
     def __init__(self, dataset: ImageDataset) -> None:
         self._fs, self._root = open_place(dataset)
         self.name = f"s3://{self._root}"
-        self._has_text: set[str] | None = None  # known once it was listed
+        self._captions: dict[str, str] = {}  # known once it was listed
 
     def listing(self) -> Iterator[Listed]:
-        """The keys below the prefix that may be pictures."""
+        """The keys below the prefix that may be pictures, and those that are none."""
         found = list_files(self._fs, self._root, self.name)
-        self._has_text = {name for name in found if name.endswith(".txt")}
+        self._captions = caption_files(found)
         for name, info in found.items():
-            if printable(name) != name:
-                yield Listed(printable(name), reason="name_not_utf8")
-            elif not name.lower().endswith(SIDECARS):
-                text = found.get(text_name(name))
-                yield Listed(name, info["size"], stamp(info), stamp(text) if text else "none")
+            what = kind(name)
+            if what == "other" or printable(name) != name:
+                yield Listed(printable(name), reason="name_not_utf8", kind=what)
+            elif what != "caption":
+                text = caption_file(name, self._captions)
+                yield Listed(name, info["size"], stamp(info), stamp(found[text]) if text else "none", kind=what)
 
     def read(self, name: str) -> bytes:
         """The object's bytes."""
@@ -49,15 +51,15 @@ class Bucket:
         except failures(self._fs) as error:
             raise OSError(f"{self.name}/{name}: {error}") from error
 
-    def texts(self, names: list[str]) -> list[Raw]:
-        """The object NAME.txt beside each picture."""
-        wanted = [text_name(name) for name in names]
-        paths = [f"{self._root}/{name}" for name in wanted if self._has_text is None or name in self._has_text]
-        found: dict[str, Raw] = {}
-        for start in range(0, len(paths), TEXTS_AT_ONCE):
-            data = self._fs.cat(paths[start : start + TEXTS_AT_ONCE], on_error="omit")
-            found |= {path: decoded(text) for path, text in data.items()}
-        return [found.get(f"{self._root}/{name}") for name in wanted]
+    def texts(self, names: list[str]) -> list[Texts]:
+        """The caption object beside each picture."""
+        wanted = [caption_file(name, self._captions) for name in names]
+        keys = {f"{self._root}/{name}": name for name in wanted if name is not None}
+        found: dict[str | None, Texts] = {None: Texts()}
+        for start in range(0, len(keys), TEXTS_AT_ONCE):
+            data = self._fs.cat(list(keys)[start : start + TEXTS_AT_ONCE], on_error="omit")
+            found |= {keys[path]: read_text(text, keys[path]) for path, text in data.items()}
+        return [found.get(name) or Texts(None, f"{name} cannot be read") for name in wanted]
 
 
 def open_place(dataset: ImageDataset) -> tuple[Any, str]:

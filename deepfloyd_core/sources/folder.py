@@ -1,17 +1,21 @@
-"""A directory on this machine, searched recursively. Links that leave it, pipes and devices are never read."""
+"""A directory on this machine, searched recursively. Pipes and devices are never read, nor links that leave the directory
+unless the data set says so."""
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import lru_cache
 from pathlib import Path
 
 from deepfloyd_core.caption_tables import table_path
 from deepfloyd_core.datafile import TABLES, ImageDataset
 from deepfloyd_core.errors import ConfigError
-from deepfloyd_core.sources.listed import Listed, Raw, decoded, printable, text_name
+from deepfloyd_core.sources.listed import Listed, Texts, printable, read_text
+from deepfloyd_core.sources.names import JUNK_FOLDERS, caption_file, caption_files, kind
 
-SIDECARS = (".txt", ".json")  # captions and metadata: not inputs
 RACY_NS = 2_000_000_000  # a file this young may change again without a new time of change (FAT counts in 2 s)
+_FOLDERS_AT_ONCE = 8  # whose caption files are remembered: names come folder by folder
+Entry = os.DirEntry[str]
 
 
 class Folder:
@@ -27,68 +31,123 @@ class Folder:
                 "Relative paths start at the current directory."
             )
         self._real_root = self._root.resolve()
+        self._inside = [self._real_root, *_blobs(self._real_root)]
         self.name = str(self._real_root)
         self._dataset = dataset
 
     def listing(self) -> Iterator[Listed]:
-        """The files that may be pictures, and directories that cannot be listed."""
+        """The files that may be pictures, those that are none, and directories that cannot be listed."""
         table = table_path(self._dataset).resolve() if self._dataset.caption_strategy in TABLES else None
         young = time.time_ns() - RACY_NS
-        folders = [""]
+        folders, seen = [""], {self._real_root}
         while folders:
             folder = folders.pop()
             try:
                 with os.scandir(self._root / folder) as handle:
-                    entries = list(handle)
+                    # Sorted: which of several links to a directory is followed names its pictures.
+                    entries = {entry.name: entry for entry in sorted(handle, key=lambda entry: entry.name)}
             except OSError:
                 yield Listed(printable(folder or "./"), reason="unreadable")
                 continue
-            texts = {entry.name: entry for entry in entries if entry.name.endswith(".txt")}
-            for entry in entries:
-                name = entry.name
+            texts = caption_files(entries)
+            for name, entry in entries.items():
                 if name.startswith("."):
                     continue
-                if entry.is_dir(follow_symlinks=False):
-                    folders.append(f"{folder}{name}/")
-                elif not name.lower().endswith(SIDECARS) and not _is_file(table, entry):
-                    yield self._listed(entry, folder + name, young, texts.get(text_name(name)))
+                if self._is_folder(entry):
+                    if name.lower() in JUNK_FOLDERS:
+                        yield Listed(printable(f"{folder}{name}/"), kind="other")
+                    elif self._is_new(entry, seen):
+                        folders.append(f"{folder}{name}/")
+                elif kind(name) != "caption" and not _is_file(table, entry):
+                    text = caption_file(name, texts)
+                    yield self._listed(entry, folder + name, young, entries[text] if text else None)
 
     def read(self, name: str) -> bytes:
         """The file's bytes."""
         return (self._root / name).read_bytes()
 
-    def texts(self, names: list[str]) -> list[Raw]:
-        """NAME.txt beside each picture."""
-        return [self._text(self._root / text_name(name)) for name in names]
+    def texts(self, names: list[str]) -> list[Texts]:
+        """The caption file beside each picture."""
 
-    def _text(self, path: Path) -> Raw:
+        @lru_cache(_FOLDERS_AT_ONCE)
+        def files(folder: str) -> dict[str, str]:
+            return caption_files(path.name for path in (self._root / folder).iterdir())
+
+        return [self._text(name, files) for name in names]
+
+    def _text(self, name: str, files: Callable[[str], dict[str, str]]) -> Texts:
+        folder, _, last = name.rpartition("/")
         try:
-            if not path.is_file() or not path.resolve().is_relative_to(self._real_root):
-                return None  # a pipe would never end, and a link may point at anything on this machine
-            return decoded(path.read_bytes())
-        except (OSError, RuntimeError):
+            text = caption_file(last, files(folder))
+            if text is None:
+                return Texts()
+            path = self._root / folder / text
+            if fault := self._leads_out(path):
+                return Texts(None, f"{text} {fault}")
+            # A pipe would never end.
+            return read_text(path.read_bytes(), text) if path.is_file() else Texts(None, f"{text} is not a file")
+        except (OSError, RuntimeError) as error:
+            return Texts(None, str(error))
+
+    def _is_folder(self, entry: Entry) -> bool:
+        try:
+            return entry.is_dir(follow_symlinks=self._dataset.follow_links)
+        except OSError:
+            return False  # a link that leads to itself
+
+    def _is_new(self, entry: Entry, seen: set[Path]) -> bool:
+        """Whether a directory was not listed before: with links it can contain itself."""
+        if not self._dataset.follow_links:
+            return True
+        real = Path(entry.path).resolve()
+        new = real not in seen
+        seen.add(real)
+        return new
+
+    def _leads_out(self, path: Path) -> str | None:
+        """Why a link is not followed; None: it is none, or it is."""
+        if self._dataset.follow_links or not path.is_symlink():
             return None
+        real = path.resolve()
+        if any(real.is_relative_to(place) for place in self._inside):
+            return None
+        return f"is a link to {real}, out of {self._real_root}; set follow_links = true to use what it leads to"
 
-    def _listed(self, entry: "os.DirEntry[str]", source: str, young: int, text: "os.DirEntry[str] | None") -> Listed:
-        if printable(source) != source:
-            return Listed(printable(source), reason="name_not_utf8")
+    def _listed(self, entry: Entry, source: str, young: int, text: Entry | None) -> Listed:
+        what = kind(entry.name)
+        if what == "other" or printable(source) != source:
+            return Listed(printable(source), reason="name_not_utf8", kind=what)
         try:
-            if entry.is_symlink() and not Path(entry.path).resolve().is_relative_to(self._real_root):
-                return Listed(source, reason="outside_root")
+            if entry.is_symlink() and (fault := self._leads_out(Path(entry.path))):
+                return Listed(source, reason="outside_root", detail=fault)
             if not entry.is_file():
                 return Listed(source, reason="not_a_file")
-            return Listed(source, entry.stat().st_size, _stamp(entry, young), _stamp(text, young) if text else "none")
+            return Listed(source, entry.stat().st_size, _stamp(entry, young), self._text_stamp(text, young), kind=what)
         except OSError:
             return Listed(source, reason="unreadable")
         except RuntimeError:
             return Listed(source, reason="not_a_file")  # a link that leads to itself, before Python 3.13
 
+    def _text_stamp(self, text: Entry | None, young: int) -> str:
+        if text is None:
+            return "none"
+        if text.is_symlink() and self._leads_out(Path(text.path)):
+            return ""  # what it says changes with the data set's keys
+        stamp = _stamp(text, young)
+        return f"{text.name}:{stamp}" if stamp else ""
 
-def _is_file(table: Path | None, entry: "os.DirEntry[str]") -> bool:
+
+def _blobs(root: Path) -> list[Path]:
+    """Where the links of a Hugging Face cache lead: `blobs` beside the `snapshots` that a directory is one of."""
+    blobs = [parent.with_name("blobs") for parent in root.parents if parent.name == "snapshots"]
+    return [place for place in blobs if place.is_dir() and not place.is_symlink()]
+
+
+def _is_file(table: Path | None, entry: Entry) -> bool:
     return table is not None and entry.name == table.name and Path(entry.path).resolve() == table
 
 
-def _stamp(entry: "os.DirEntry[str]", young: int) -> str:
+def _stamp(entry: Entry, young: int) -> str:
     try:
         stat = entry.stat()
     except OSError:

@@ -1,26 +1,32 @@
-"""One input as a source lists it."""
+"""One input as a source lists it, and the texts that lie with it."""
 
 import re
 from typing import NamedTuple
 
+from deepfloyd_core.sources.names import Kind
+
 Raw = tuple[str, ...] | None  # texts as they were found; None: there are none, or they cannot be read
+
+_BOMS = ((b"\xff\xfe\0\0", "utf-32"), (b"\0\0\xfe\xff", "utf-32"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
 
 
 class Listed(NamedTuple):  # there are as many as files: a frozen dataclass takes three times as long to make
-    """One input of a listing. A stamp changes when the bytes do; "" is never trusted."""
+    """One file of a listing. A stamp changes when the bytes do; "" is never trusted."""
 
     source: str
     bytes: int = 0
     stamp: str = ""
     text_stamp: str = ""
     reason: str | None = None
+    detail: str | None = None
+    kind: Kind = "picture"  # or `unsure`: its bytes decide; `other`: it is no input
 
 
-def text_name(name: str) -> str:
-    """What pathlib's `with_suffix(".txt")` makes of a name."""
-    folder, slash, last = name.rpartition("/")
-    dot = last.rfind(".")
-    return f"{folder}{slash}{last[:dot] if 0 < dot < len(last) - 1 else last}.txt"
+class Texts(NamedTuple):
+    """The texts of a picture. `fault`: why those that are there cannot be read."""
+
+    raw: Raw = None
+    fault: str | None = None
 
 
 def printable(source: str) -> str:
@@ -30,9 +36,24 @@ def printable(source: str) -> str:
     return source.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
-def decoded(data: bytes | None) -> Raw:
-    """The text of a caption file."""
+def text_encoding(data: bytes) -> str:
+    """The encoding that the first bytes of a text name for sure; UTF-8 where they name none."""
+    return next((encoding for mark, encoding in _BOMS if data.startswith(mark)), "utf-8-sig")
+
+
+def text_lines(text: str) -> list[str]:
+    """The lines of a text. Not `str.splitlines`, which also cuts at U+2028, U+0085 and form feeds, inside a caption."""
+    return re.split("\r\n?|\n", text)
+
+
+def read_text(data: bytes, name: str) -> Texts:
+    """The text of a caption file. Other encodings than Unicode's cannot be told for sure, and are not guessed."""
+    encoding = text_encoding(data)
     try:
-        return None if data is None else ("\n".join(re.split("\r\n?", data.decode("utf-8-sig"))),)
-    except UnicodeDecodeError:
-        return None
+        text = data.decode(encoding)
+    except UnicodeDecodeError as error:
+        said = "UTF-8" if encoding == "utf-8-sig" else encoding.upper()
+        return Texts(None, f"{name} is no {said} text ({error.reason} at byte {error.start}); save it as UTF-8")
+    if "\0" in text:
+        return Texts(None, f"{name} is no UTF-8 text (it has zero bytes); save it as UTF-8")
+    return Texts(("\n".join(text_lines(text)),))

@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from deepfloyd_core.datafile import ImageDataset
 from deepfloyd_core.errors import ConfigError
-from deepfloyd_core.sources.listed import Listed, Raw
+from deepfloyd_core.sources.listed import Listed, Raw, Texts
 
 
 class Saved:
@@ -48,10 +48,10 @@ class Saved:
             raise FileNotFoundError(f"{self.name}: row {name} has no picture")
         return bytes(cell["bytes"] or Path(cell["path"]).read_bytes())
 
-    def texts(self, names: list[str]) -> list[Raw]:
+    def texts(self, names: list[str]) -> list[Texts]:
         """The captions in the row's columns; a list in a cell is several."""
         rows = self._rows.select_columns(list(self._captions))
-        return [_texts(rows[int(name)]) for name in names]
+        return [Texts(_texts(rows[int(name)])) for name in names]
 
 
 def _texts(row: dict[str, Any]) -> Raw:

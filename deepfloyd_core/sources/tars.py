@@ -12,8 +12,8 @@ from typing import Any
 from deepfloyd_core.datafile import ImageDataset
 from deepfloyd_core.errors import ConfigError
 from deepfloyd_core.sources.bucket import failures, list_files, open_place, stamp
-from deepfloyd_core.sources.folder import SIDECARS
-from deepfloyd_core.sources.listed import Listed, Raw, decoded, printable, text_name
+from deepfloyd_core.sources.listed import Listed, Texts, printable, read_text
+from deepfloyd_core.sources.names import caption_file, caption_files, kind
 
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 _OPEN_TARS = 16  # whose members a process remembers
@@ -30,10 +30,12 @@ class Tars:
         if not self._fs.isdir(self._root):
             raise ConfigError(f"{dataset.id}: instance_data_dir is {self.name!r}, which is not a folder of .tar files.")
         self._members = lru_cache(_OPEN_TARS)(self._read_members)
+        self._captions = lru_cache(_OPEN_TARS)(lambda tar: caption_files(self._members(tar)))
 
     def listing(self) -> Iterator[Listed]:
-        """The members that may be pictures, and tars that cannot be read."""
+        """The members that may be pictures, those that are none, and tars that cannot be read."""
         self._members.cache_clear()
+        self._captions.cache_clear()
         unreadable: tuple[type[Exception], ...] = (*failures(self._fs), tarfile.TarError)
         for tar, info in sorted(list_files(self._fs, self._root, self.name).items()):
             if tar.endswith(_COMPRESSED):
@@ -47,11 +49,11 @@ class Tars:
                 continue
             seen = stamp(info)
             for member, (_, size) in members.items():
-                name = f"{tar}/{member}"
-                if printable(name) != name:
-                    yield Listed(printable(name), reason="name_not_utf8")
-                elif not member.lower().endswith(SIDECARS):
-                    yield Listed(name, size, seen, seen)
+                name, what = f"{tar}/{member}", kind(member)
+                if what == "other" or printable(name) != name:
+                    yield Listed(printable(name), reason="name_not_utf8", kind=what)
+                elif what != "caption":
+                    yield Listed(name, size, seen, seen, kind=what)
 
     def read(self, name: str) -> bytes:
         """The member's bytes."""
@@ -68,15 +70,17 @@ class Tars:
             raise OSError(f"{self.name}/{tar} ends inside {member}")
         return data
 
-    def texts(self, names: list[str]) -> list[Raw]:
-        """The member KEY.txt of the same tar."""
+    def texts(self, names: list[str]) -> list[Texts]:
+        """The caption member beside each picture, of the same tar."""
         return [self._text(name) for name in names]
 
-    def _text(self, name: str) -> Raw:
+    def _text(self, name: str) -> Texts:
+        stem, _, member = name.partition(".tar/")
         try:
-            return decoded(self.read(text_name(name)))
-        except OSError:
-            return None
+            text = caption_file(member, self._captions(f"{stem}.tar"))
+            return read_text(self.read(f"{stem}.tar/{text}"), text) if text else Texts()
+        except OSError as error:
+            return Texts(None, str(error))
 
     def _read_members(self, tar: str) -> dict[str, tuple[int, int]]:
         """Offset and size of each regular file of a tar; of two with one name, the last, as tar itself has it."""

@@ -6,6 +6,7 @@ ledger row. What fails is tried again by the next run.
 
 import time
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 
 import httpx
@@ -14,8 +15,9 @@ from deepfloyd_core.caption_tables import table_texts
 from deepfloyd_core.datafile import TABLES, CaptionTable, ImageDataset
 from deepfloyd_core.errors import ConfigError
 from deepfloyd_core.files import sha256_bytes, write_bytes
-from deepfloyd_core.sources.listed import Listed, Raw
+from deepfloyd_core.sources.listed import Listed, Texts
 
+DISTRIBUTION = "deepfloyd-pipeline"  # servers refuse the names of libraries
 TRIES = 3
 TIMEOUT = httpx.Timeout(20.0, connect=10.0)  # seconds without a byte
 WHOLE_S = 120.0
@@ -35,8 +37,11 @@ class Urls:
         self._path = Path(self.name)
         if not self._path.is_file():
             raise ConfigError(f"{dataset.id}: csv_file is {self.name!r}, and there is no such file.")
-        self._client = httpx.Client(follow_redirects=True, timeout=TIMEOUT, limits=httpx.Limits(max_connections=32))
-
+        agent = dataset.csv_user_agent or f"{DISTRIBUTION}/{metadata.version(DISTRIBUTION)}"
+        self._client = httpx.Client(
+            headers={"User-Agent": agent}, follow_redirects=True, timeout=TIMEOUT,
+            limits=httpx.Limits(max_connections=32),
+        )  # fmt: skip
         self._captions: dict[str, list[str]] | None = None  # of each URL, known once it was listed
 
     def _read_table(self) -> dict[str, list[str]]:
@@ -75,10 +80,10 @@ class Urls:
         write_bytes(file, data)
         return data
 
-    def texts(self, names: list[str]) -> list[Raw]:
+    def texts(self, names: list[str]) -> list[Texts]:
         """The captions beside the URL."""
         captions = self._read_table() if self._captions is None else self._captions
-        return [tuple(captions[name]) or None for name in names]
+        return [Texts(tuple(captions[name]) or None) for name in names]
 
     def _file(self, url: str) -> Path:
         digest = sha256_bytes(url.encode())
@@ -91,12 +96,12 @@ class Urls:
                 with self._client.stream("GET", url) as answer:
                     if answer.status_code == 200:
                         return _body(answer, url)
-                    error = OSError(f"{url}: HTTP {answer.status_code}")
+                    error = OSError(f"{url}: HTTP {answer.status_code} {answer.reason_phrase}".rstrip())
                     if answer.status_code not in _AGAIN:
                         raise error
                     wait_s = _asked_wait_s(answer, wait_s)
             except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as failure:
-                error = OSError(f"{url}: {failure}")
+                error = OSError(f"{url}: {str(failure) or type(failure).__name__}")
                 if isinstance(failure, (httpx.InvalidURL, httpx.UnsupportedProtocol, httpx.TooManyRedirects)):
                     raise error from failure
             if attempt < TRIES:

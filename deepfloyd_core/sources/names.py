@@ -1,0 +1,127 @@
+"""What a name says of a file that lies with pictures: a picture, a caption, something else, or nothing at all.
+
+The name decides what is looked at; what it is, its bytes say. So a JPEG called .png is a picture, and so is one without an
+extension; a film, a sidecar or a thumbnail of the file manager is no input, and costs no read.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Literal
+
+Kind = Literal["picture", "unsure", "caption", "other"]
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+PICTURES = _words(
+    "jpg jpeg jpe jfif jfi jif pjpeg pjp mpo png apng webp bmp dib gif tif tiff avif avifs heic heics heif heifs hif jxl "
+    "jp2 j2k jpf jpx pbm pgm ppm pnm tga exr hdr ico dds pcx"
+)
+CAPTIONS = ("txt", "caption")
+_METADATA = ("json",)
+# The rest would only cost a read each, but for those whose first bytes are a picture's: raw files, previews, back-ups.
+OTHERS = _words(
+    "aae xmp thm pp3 dop on1 cos lrprev lrcat csv tsv jsonl ndjson parquet arrow feather npz npy pt pth ckpt safetensors "
+    "bin pkl h5 db sqlite ini cfg yaml yml toml xml html htm md rst rtf pdf doc docx odt xls xlsx log lnk url info gpx srt "
+    "mov mp4 m4v avi mkv webm 3gp mts m2ts mpg mpeg wmv flv mp3 wav m4a aac flac ogg opus "
+    "zip tar gz tgz bz2 xz zst 7z rar exe dll so py ipynb sh bat c h js css idx "
+    "psd psb xcf kra ai svg svgz eps indd sketch blend "
+    "cr2 cr3 crw nef nrw arw srf sr2 dng orf rw2 raf pef srw 3fr fff iiq x3f raw rwl "
+    "bak orig old tmp part partial crdownload"
+)
+# Folders of file managers and network drives, with small copies of the pictures.
+JUNK_FOLDERS = frozenset(
+    {"@eadir", "__macosx", "$recycle.bin", "#recycle", "#snapshot", "lost+found", "system volume information"}
+)
+_BACKUP = ("_original", "~")  # exiftool's and editors'
+
+
+def kind(name: str) -> Kind:
+    """What a file is by its path in a source: `caption` for what belongs to pictures, `unsure` if only its bytes tell."""
+    *folders, last = name.split("/")
+    extension = _extension(last)
+    if any(folder.lower() in JUNK_FOLDERS for folder in folders) or last.endswith(_BACKUP):
+        return "other"
+    if extension in PICTURES:
+        return "picture"
+    if extension in CAPTIONS or extension in _METADATA:
+        return "caption"
+    return "other" if extension in OTHERS else "unsure"
+
+
+def starts_like_picture(data: bytes) -> bool:
+    """Whether the first bytes are those of a format that pictures come in, also of one that is not read here."""
+    if data[4:8] == b"ftyp":
+        brands = data[8 : min(len(data), int.from_bytes(data[:4], "big"), 64)]
+        return any(brands[at : at + 4] in _BRANDS for at in range(0, len(brands), 4))
+    if data[:4] == b"RIFF":
+        return data[8:12] == b"WEBP"
+    if data[:2] == b"BM":
+        return int.from_bytes(data[14:18], "little") in (12, 40, 52, 56, 64, 108, 124)  # lengths of its header
+    return data.startswith(_STARTS)
+
+
+_BRANDS = (b"avif", b"avis", b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+_STARTS = (
+    b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+",
+    b"\xff\n", b"\0\0\0\x0cJXL ",
+)  # fmt: skip
+
+
+def label(name: str) -> str:
+    """A word for what kind of other file a name is of: `.mov`, or `@eaDir/`."""
+    *folders, last = name.split("/")
+    for folder in folders:
+        if folder.lower() in JUNK_FOLDERS:
+            return f"{folder}/"
+    extension = _extension(last)
+    return f".{extension}" if extension else "no extension"
+
+
+def counted(counts: Mapping[str, int], most: int = 6) -> str:
+    """Counts as words, the largest first: `.mov 12, .aae 12, 3 others`."""
+    ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    shown, rest = ranked[:most], sum(count for _, count in ranked[most:])
+    return ", ".join([*(f"{name} {count}" for name, count in shown), *([f"{rest} others"] if rest else [])])
+
+
+def count_labels(names: Iterable[str]) -> Counter[str]:
+    """How many other files of each kind there are."""
+    return Counter(label(name) for name in names)
+
+
+def caption_names(picture: str) -> tuple[str, ...]:
+    """The names that a picture's caption file may have, those that count first: cat.txt, cat.jpg.txt, cat.caption."""
+    stem = without_extension(picture)
+    return tuple(dict.fromkeys(f"{base}.{extension}" for extension in CAPTIONS for base in (stem, picture)))
+
+
+def caption_files(names: Iterable[str]) -> dict[str, str]:
+    """The caption files among some names, by their name with the extension in small letters."""
+    own = [name for name in names if _extension(name.rpartition("/")[2]) in CAPTIONS]
+    # Of cat.TXT and cat.txt the second counts.
+    return {_lowered(name): name for name in sorted(own, key=lambda name: name == _lowered(name))}
+
+
+def caption_file(picture: str, files: Mapping[str, str]) -> str | None:
+    """The caption file of a picture among `caption_files`."""
+    return next((files[name] for name in caption_names(picture) if name in files), None)
+
+
+def without_extension(name: str) -> str:
+    """What pathlib's `with_suffix("")` leaves of a name."""
+    folder, slash, last = name.rpartition("/")
+    dot = last.rfind(".")
+    return f"{folder}{slash}{last[:dot] if 0 < dot < len(last) - 1 else last}"
+
+
+def _lowered(name: str) -> str:
+    stem = without_extension(name)
+    return stem + name[len(stem) :].lower()
+
+
+def _extension(last: str) -> str:
+    dot = last.rfind(".")
+    return last[dot + 1 :].lower() if 0 < dot < len(last) - 1 else ""
