@@ -7,14 +7,13 @@ run counts itself out.
 
 import fcntl
 import json
+import logging
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -22,6 +21,11 @@ from typing import IO
 
 from deepfloyd_core.errors import ConfigError, JobError
 from deepfloyd_core.files import write_bytes
+from flows.api import check_access, check_api, healthy
+from flows.proxies import without_loopback
+from flows.server_log import LogReader, errors_told
+
+log = logging.getLogger("deepfloyd_core.server")
 
 START_TIMEOUT_S = 180.0
 # Quiet and offline, one real server; the console belongs to our own messages, Prefect's records go to the server.
@@ -45,19 +49,19 @@ def default_home() -> Path:
 def prefect_server(home: Path, port: int | None = None) -> Iterator[str]:
     """Set the environment for Prefect and yield the API's address. Import prefect only inside.
 
-    Raises ConfigError when PREFECT_API_URL is set and nobody answers there, JobError when a server does not start.
+    Raises ConfigError when PREFECT_API_URL is set to what no flow can use, or the server wants a password that we do not
+    have, JobError when a server does not start.
     """
     os.environ.update({key: os.environ.get(key, value) for key, value in SETTINGS.items()})
+    os.environ.update(without_loopback(os.environ))
     given = os.environ.get("PREFECT_API_URL")
     if given:
-        if not healthy(given):
-            raise ConfigError(
-                f"PREFECT_API_URL is {given}, and no Prefect server answers there. Start it, or unset it."
-            )
+        check_api(given)
         yield given
         return
     home.mkdir(parents=True, exist_ok=True)
     os.environ["PREFECT_HOME"] = str(home)
+    gained = LogReader(home / "server.log")
     with (home / "server.users").open("a") as users, (home / "server.lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         url = _join(home) or _start(home, port)
@@ -65,19 +69,12 @@ def prefect_server(home: Path, port: int | None = None) -> Iterator[str]:
         fcntl.flock(lock, fcntl.LOCK_UN)
         os.environ["PREFECT_API_URL"] = url
         try:
-            yield url
+            check_access(url)
+            with errors_told(gained, log.warning):
+                yield url
         finally:
             del os.environ["PREFECT_API_URL"]
             _leave(home, users, lock)
-
-
-def healthy(url: str) -> bool:
-    """Whether a Prefect API answers at this address."""
-    try:
-        with urllib.request.urlopen(f"{url}/health", timeout=5) as answer:
-            return bool(answer.status == 200)
-    except (OSError, ValueError):
-        return False
 
 
 def free_port() -> int:

@@ -239,6 +239,18 @@ def test_stage_commands_make_only_what_they_need(small_run: Any, server: str) ->
     assert kinds == {"image_index", "text_embeds"}
 
 
+def test_a_command_runs_where_the_environment_names_a_proxy(
+    small_run: Any, server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # where nobody listens
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    done = small_run.call_here("prepare", str(small_run.config))
+    assert done.returncode == 0, done.stderr
+    assert "stage1_pixels" in done.stdout
+
+
 def test_an_unreachable_server_is_a_clear_error(small_run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
     done = small_run.call("run", str(small_run.config))

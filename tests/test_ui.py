@@ -8,6 +8,8 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,24 +38,66 @@ def _page(url: str, profile: Path) -> str:
     return subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
 
 
-@pytest.mark.slow
-@pytest.mark.browser
-@pytest.mark.skipif(CHROMIUM is None, reason="no browser; on Debian: apt-get install chromium")
-def test_a_deployment_completes_and_its_artifacts_render(small_run: Any, tmp_path: Path) -> None:
-    port = free_port()
+@contextmanager
+def _ui(project: Path, folder: Path) -> Iterator[tuple[int, dict[str, str]]]:
+    """`deepfloyd ui` of a project until the end of the block: its port, and an environment with its PREFECT_HOME. Its
+    output is in ui.log of the folder."""
+    port, log = free_port(), folder / "ui.log"
     env = {key: value for key, value in os.environ.items() if not key.startswith("PREFECT_")}
-    env |= {"PREFECT_HOME": str(tmp_path / "home")}
-    log = tmp_path / "ui.log"
+    env |= {"PREFECT_HOME": str(folder / "home")}
     with log.open("wb") as out:
         ui = subprocess.Popen(
             [sys.executable, "-P", "-m", "flows.cli", "ui", "--port", str(port)],
-            cwd=ROOT, env=env, stdout=out, stderr=out, start_new_session=True,
+            cwd=project, env=env, stdout=out, stderr=out, start_new_session=True,
         )  # fmt: skip
     try:
         deadline = time.monotonic() + 240
         while "Ctrl-C stops everything" not in log.read_text():
             assert ui.poll() is None and time.monotonic() < deadline, log.read_text()
             time.sleep(0.5)
+        yield port, env
+    finally:
+        os.killpg(ui.pid, signal.SIGINT)
+        ui.wait(60)
+
+
+TICK = """
+from prefect import flow
+@flow
+def tick():
+    return None
+"""
+EVERY_4_S = """
+name: ticks
+deployments:
+  - name: often
+    entrypoint: tick.py:tick
+    work_pool: {name: deepfloyd}
+    schedules:
+      - interval: 4
+"""
+
+
+@pytest.mark.slow
+def test_a_schedule_starts_runs_that_complete(tmp_path: Path) -> None:
+    (tmp_path / "tick.py").write_text(TICK)
+    (tmp_path / "prefect.yaml").write_text(EVERY_4_S)
+    scheduled = {"flow_runs": {"state": {"type": {"any_": ["COMPLETED"]}}}, "limit": 100}
+    with _ui(tmp_path, tmp_path) as (port, _):
+        deadline = time.monotonic() + 90
+        runs: list[Any] = []
+        while len(runs) < 3 and time.monotonic() < deadline:
+            time.sleep(1)
+            runs = _post(f"http://127.0.0.1:{port}/api", "flow_runs/filter", scheduled)
+        assert " fails: " not in (tmp_path / "ui.log").read_text(), (tmp_path / "ui.log").read_text()
+        assert len(runs) >= 3 and all(run["auto_scheduled"] for run in runs)
+
+
+@pytest.mark.slow
+@pytest.mark.browser
+@pytest.mark.skipif(CHROMIUM is None, reason="no browser; on Debian: apt-get install chromium")
+def test_a_deployment_completes_and_its_artifacts_render(small_run: Any, tmp_path: Path) -> None:
+    with _ui(ROOT, tmp_path) as (port, env):
         url = f"http://127.0.0.1:{port}/api"
         names = {(entry["name"], entry["entrypoint"]) for entry in _post(url, "deployments/filter", {})}
         assert ("demo", "flows/finetune.py:finetune") in names and len(names) == 7
@@ -74,9 +118,6 @@ def test_a_deployment_completes_and_its_artifacts_render(small_run: Any, tmp_pat
         rejected = artifacts["image-index-rejected"]
         page = _page(f"http://127.0.0.1:{port}/artifacts/artifact/{rejected}", tmp_path / "profile3")
         assert page.count('src="data:image/') == 1
-    finally:
-        os.killpg(ui.pid, signal.SIGINT)
-        ui.wait(60)
     assert not _answers(port)
 
 

@@ -1,0 +1,102 @@
+"""Is this the address of a Prefect API that our flows can use? Asked before any flow, so that the answer is a sentence.
+
+`/health` answers without authentication and says nothing of the version, so Prefect's own client is asked for the rest,
+with the credentials that it takes from the environment or the profile.
+"""
+
+import http.client
+import json
+import urllib.error
+import urllib.request
+from urllib.parse import urlsplit
+
+from deepfloyd_core.errors import ConfigError
+from flows.proxies import LOOPBACK
+
+ANSWER_S = 5.0
+EXAMPLE = "http://127.0.0.1:4200/api"
+
+
+def healthy(url: str) -> bool:
+    """Whether a Prefect API answers at this address."""
+    return _health(_bare(url)) == 200
+
+
+def check_api(url: str) -> None:
+    """Raise ConfigError when our flows cannot use the API at this value of PREFECT_API_URL. Imports Prefect."""
+    bare = _bare(url)
+    here = f"PREFECT_API_URL is {bare or url}"
+    if not bare:
+        raise ConfigError(f"{here}, which is no address such as {EXAMPLE}.")
+    if "@" in urlsplit(url).netloc:  # Prefect's events do not know it, so the history would be lost
+        raise ConfigError(f"{here} with a user before it. Set PREFECT_API_AUTH_STRING=user:password instead.")
+    status = _health(bare)
+    if status is None:
+        raise ConfigError(f"{here}, and no Prefect server answers there. Start it, or unset it.")
+    if status != 200:
+        parts = urlsplit(bare)
+        api = f"{parts.scheme}://{parts.netloc}/api"
+        advice = f"Set it to {api}, where one answers." if healthy(api) else "Correct it, or unset it."
+        raise ConfigError(f"{here}, and what answers there is no Prefect API. {advice}")
+    check_access(bare)
+
+
+def check_access(url: str) -> None:
+    """Raise ConfigError when the API at this address, which PREFECT_API_URL names, refuses Prefect's client."""
+    if refusal := _refusal():
+        raise ConfigError(f"The Prefect server at {url} {refusal}")
+
+
+def _refusal() -> str:
+    """What the API that the environment names does to Prefect's client; empty when it lets it in."""
+    import httpx
+    from packaging.version import InvalidVersion, Version
+    from prefect.client.base import ServerType
+    from prefect.client.orchestration import get_client
+    from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+
+    try:
+        with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}), get_client(sync_client=True) as client:
+            if client.server_type == ServerType.CLOUD:
+                return ""
+            server, ours = Version(client.api_version()), Version(client.client_version())
+    except httpx.HTTPStatusError as error:
+        if error.response.status_code != 401:
+            return f"answers {error.response.status_code} when asked for its version."
+        if PREFECT_API_AUTH_STRING.value() is None:
+            return "asks for authentication. Set PREFECT_API_AUTH_STRING=user:password to what it was started with."
+        return "refuses the user and password in PREFECT_API_AUTH_STRING. Correct them."
+    except httpx.HTTPError as error:
+        return f"stopped answering ({type(error).__name__})."
+    except (ValueError, TypeError, InvalidVersion):
+        return "tells no version, so it is none. Correct PREFECT_API_URL, or unset it."
+    if server.major != ours.major:
+        return f"is Prefect {server}, which Prefect {ours} cannot use. Upgrade it, or name another in PREFECT_API_URL."
+    return ""
+
+
+def _bare(url: str) -> str:
+    """The address without its user, password and last slash; empty when it is none."""
+    try:
+        parts = urlsplit(url)
+        if parts.scheme in ("http", "https") and parts.hostname and parts.port != 0:
+            return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}"
+    except ValueError:  # a port that is no number
+        pass
+    return ""
+
+
+def _health(bare: str) -> int | None:
+    """The status of its `/health`, 404 where the answer is no JSON; None where nobody answers."""
+    # Past the user's proxy for loopback only: another host may be behind it.
+    direct = [urllib.request.ProxyHandler({})] if urlsplit(bare).hostname in LOOPBACK else []
+    try:
+        with urllib.request.build_opener(*direct).open(f"{bare}/health", timeout=ANSWER_S) as answer:
+            json.loads(answer.read(1 << 16))
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+    except (OSError, http.client.HTTPException):
+        return None
+    except ValueError:
+        return 404

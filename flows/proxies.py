@@ -1,0 +1,16 @@
+"""Loopback never goes through a proxy: httpx, urllib, requests, gRPC and curl all follow `http_proxy` to 127.0.0.1 as well,
+unless `no_proxy` names it. Other hosts keep the user's proxy."""
+
+from collections.abc import Mapping
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+NAMES = ("no_proxy", "NO_PROXY")  # which of the two counts differs between libraries, so both say the same
+
+
+def without_loopback(environ: Mapping[str, str]) -> dict[str, str]:
+    """`no_proxy` in both spellings: what the user wrote in either, then loopback. `*`, which excludes every host, stays."""
+    given = [entry.strip() for name in NAMES for entry in environ.get(name, "").split(",")]
+    if "*" in given:
+        return dict.fromkeys(NAMES, "*")
+    entries = dict.fromkeys([*filter(None, given), *LOOPBACK])
+    return dict.fromkeys(NAMES, ",".join(entries))

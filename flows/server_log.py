@@ -1,0 +1,110 @@
+"""A Prefect server's own log: errors of its background services, which neither the API nor the UI shows.
+
+A scheduler that fails each minute leaves every schedule "active" and starts nothing. So whoever uses a server on this
+machine reads what its log gained meanwhile, and says each error once.
+"""
+
+import re
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+READ_EVERY_S = 2.0
+LONGEST_ERROR = 300  # characters
+LONGEST_RECORD = 1 << 16  # of which the end is kept
+_HEAD = re.compile(r"^\d\d:\d\d:\d\d\.\d+ \| (?P<level>[A-Z]+) *\| (?P<logger>\S+) - (?P<message>.*)$")
+_TASK = re.compile(r"(\w+)\(.*\)\{\S*\}\s*$")  # how docket writes the service's function and its key
+_VARYING = re.compile(r"0x[0-9a-f]+|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}|\d+")
+
+
+@dataclass(frozen=True)
+class ServiceError:
+    """An error of one of the server's background services."""
+
+    service: str
+    error: str
+
+    @property
+    def key(self) -> str:
+        """Equal for the same error of two loops: without its numbers and identifiers."""
+        return f"{self.service} {_VARYING.sub('#', self.error)}"
+
+
+def service_error(record: str) -> ServiceError | None:
+    """The error that a record of the log (its head line and what follows it) tells of; None for any other record.
+
+    A request's error is none: whoever made the request is told.
+    """
+    lines = record.rstrip().split("\n")
+    head = _HEAD.match(lines[0])
+    if head is None or head["level"] not in ("ERROR", "CRITICAL"):
+        return None
+    if head["logger"].startswith("uvicorn") or head["message"].startswith("Encountered "):
+        return None
+    named = _TASK.search(head["message"])
+    error = lines[-1].strip() if len(lines) > 1 else head["message"]
+    return ServiceError(named[1] if named else head["logger"], error[:LONGEST_ERROR])
+
+
+class LogReader:
+    """What a growing log gained since this was made. A record is given once it is whole: another began, or time passed."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._offset = path.stat().st_size if path.exists() else 0
+        self._open = ""
+
+    def errors(self, to_the_end: bool = False) -> list[ServiceError]:
+        """The errors that came since the last call."""
+        gained = self._gained()
+        lines = (self._open + gained).split("\n")
+        records, current = list[str](), list[str]()
+        for line in lines:
+            if current and _HEAD.match(line):
+                records.append("\n".join(current))
+                current = []
+            current.append(line)
+        self._open = "\n".join(current)[-LONGEST_RECORD:]
+        if to_the_end or not gained:
+            records.append(self._open)
+            self._open = ""
+        return [error for record in records if (error := service_error(record))]
+
+    def _gained(self) -> str:
+        try:
+            with self.path.open("rb") as log:
+                if log.seek(0, 2) < self._offset:
+                    self._offset = 0  # somebody emptied it
+                log.seek(self._offset)
+                data = log.read()
+        except OSError:  # not there yet, or no longer
+            return ""
+        self._offset += len(data)
+        return data.decode(errors="replace")
+
+
+@contextmanager
+def errors_told(log: LogReader, tell: Callable[[str], None]) -> Iterator[None]:
+    """Meanwhile tell, in a line each, of every service error that the log gains; of the same one once."""
+    told, ended = set[str](), threading.Event()
+
+    def look(to_the_end: bool = False) -> None:
+        for found in log.errors(to_the_end):
+            if found.key not in told:
+                told.add(found.key)
+                tell(f"the Prefect server's service {found.service} fails: {found.error} (log: {log.path})")
+
+    def loop() -> None:
+        while not ended.wait(READ_EVERY_S):
+            look()
+
+    thread = threading.Thread(target=loop, name="server-log", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        look(to_the_end=True)

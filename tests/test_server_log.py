@@ -1,0 +1,66 @@
+"""What fails inside a Prefect server is said by whoever uses it: one line for each error."""
+
+from pathlib import Path
+
+import pytest
+
+from flows.server_log import LogReader, errors_told
+
+FAILED = """\
+21:27:57.023 | ERROR   | docket.dependencies - ↩ [    30ms] schedule_deployments(){schedule_deployments}
+Traceback (most recent call last):
+  File "/venv/docket/worker.py", line 1134, in _execute
+    result = await execution.function(
+             ^^^^^^^^^^^^^^^^^^^^^^^^^
+sqlalchemy.exc.InvalidRequestError: Can't evaluate bulk DML statement; run 17 of 20
+"""
+OTHERS = """\
+21:27:50.000 | INFO    | prefect.server - started
+21:27:51.000 | WARNING | prefect.server.services.late - slow
+21:27:52.000 | ERROR   | prefect.server - Encountered exception in request:
+Traceback (most recent call last):
+ValueError: the caller is told
+21:27:53.000 | ERROR   | uvicorn.error - Exception in ASGI application
+"""
+LAST = "21:29:00.000 | ERROR   | prefect.server.events.triggers - Error sweeping held events\n"
+
+
+def test_each_error_of_a_service_is_one_line_and_is_said_once(tmp_path: Path) -> None:
+    log = tmp_path / "server.log"
+    log.write_text(FAILED.replace("schedule_deployments", "of_an_earlier_start"))
+    lines: list[str] = []
+    reader = LogReader(log)
+    with errors_told(reader, lines.append), log.open("a") as opened:
+        opened.write(f"banner\n{OTHERS}{FAILED}{FAILED.replace('17', '3').replace('57.023', '59.001')}{LAST}")
+    assert lines == [
+        "the Prefect server's service schedule_deployments fails: sqlalchemy.exc.InvalidRequestError: Can't evaluate "
+        f"bulk DML statement; run 17 of 20 (log: {log})",
+        f"the Prefect server's service prefect.server.events.triggers fails: Error sweeping held events (log: {log})",
+    ]
+
+
+@pytest.mark.parametrize("size", [1, 7, 100])
+def test_a_record_that_arrives_in_pieces_is_read_whole(tmp_path: Path, size: int) -> None:
+    log = tmp_path / "server.log"
+    reader, data = LogReader(log), (FAILED + OTHERS).encode()
+    found = []
+    with log.open("ab", buffering=0) as opened:
+        for start in range(0, len(data), size):
+            opened.write(data[start : start + size])
+            found += reader.errors()
+    found += reader.errors(to_the_end=True)
+    assert [(error.service, error.error[:38]) for error in found] == [
+        ("schedule_deployments", "sqlalchemy.exc.InvalidRequestError: Ca")
+    ]
+
+
+def test_a_log_that_is_emptied_or_missing_is_no_error(tmp_path: Path) -> None:
+    log = tmp_path / "server.log"
+    reader = LogReader(log)
+    assert reader.errors() == []
+    log.write_text(OTHERS * 9)
+    assert reader.errors() == []
+    log.write_text(FAILED)
+    assert [error.service for error in reader.errors(to_the_end=True)] == ["schedule_deployments"]
+    log.write_bytes(b"\xff\xfe" * 1000)
+    assert reader.errors(to_the_end=True) == []
