@@ -24,7 +24,8 @@ OUT_OF_MEMORY = 75  # exit code of a child
 
 def main(control_fd: str, request: str) -> None:
     """Entry of the starter; each child it forks comes out of `fork_on_command` with its connection."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # the parent decides
     memory_mib, seconds, preload, sys.path[:] = json.loads(request)
     for name in preload:
         importlib.import_module(name)

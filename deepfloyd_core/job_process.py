@@ -30,7 +30,8 @@ _REQUEST_BYTES = 65536
 
 def main(control_fd: str, _: str) -> None:
     """Entry of the starter; each of its forks does one job."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent then sends SIGTERM
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # may reach the whole group; the parent decides
+        signal.signal(number, signal.SIG_IGN)
     if _FORKS:
         for function in JOBS.values():
             importlib.import_module(function.split(":")[0])
@@ -49,6 +50,7 @@ def main(control_fd: str, _: str) -> None:
 
 def child(line_fd: int, starter: int) -> NoReturn:
     """Do the job that comes over a line, which is open until this process ends."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     die_with(starter, signal.SIGTERM)
     line = socket.socket(fileno=line_fd)
     request, fds, _, _ = socket.recv_fds(line, _REQUEST_BYTES, 2)

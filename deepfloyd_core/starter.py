@@ -13,11 +13,13 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from typing import IO
 
 from deepfloyd_core.errors import JobError
 
-_GRACE_S = 10.0  # it ends at once, unless it is still importing
+_GRACE_S = 10.0  # it ends at once, unless a job writes a checkpoint
+_LAST_S = 60.0  # how long children may take that were asked to end: a job may write its last checkpoint
 _PR_SET_PDEATHSIG = 1
 
 
@@ -34,6 +36,7 @@ class Starter:
         self._lock = threading.Lock()  # it answers one command at a time
         self._process: subprocess.Popen[bytes] | None = None
         self._closed = False
+        self._imported = False
 
     @property
     def pid(self) -> int | None:
@@ -60,7 +63,7 @@ class Starter:
         with contextlib.suppress(OSError):
             self._control.shutdown(socket.SHUT_RDWR)  # it reads its end, and so does a thread that waits for it
         try:
-            process.wait(_GRACE_S)
+            process.wait(_GRACE_S if self._imported else 0)  # it has no children yet, and would import for seconds
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
@@ -73,6 +76,7 @@ class Starter:
                 self._open(output)
             socket.send_fds(self._control, [command], fds)
             if answer := self._control.recv(32):
+                self._imported = True
                 return int(answer)
         raise JobError(
             "The process that starts the child processes is gone; its output shows why, unless it was killed."
@@ -90,7 +94,8 @@ class Starter:
 def fork_on_command(control_fd: int, last: signal.Signals) -> int | None:
     """The other end: start and end children until the parent is gone. Returns in each child, with the file it inherits.
 
-    When the parent is gone the children get the signal `last`; it returns None once they have ended.
+    When the parent is gone the children get the signal `last`, and are killed if they ignore it; it returns None once they
+    have ended.
     """
     living: set[int] = set()
     with socket.socket(fileno=control_fd) as control, contextlib.suppress(ConnectionError):
@@ -111,8 +116,12 @@ def fork_on_command(control_fd: int, last: signal.Signals) -> int | None:
             control.send(b"%d" % answer)
     for pid in living:
         os.kill(pid, last)
-    for pid in living:
-        os.waitpid(pid, 0)
+    deadline = time.monotonic() + _LAST_S
+    while living := {pid for pid in living if os.waitpid(pid, os.WNOHANG) == (0, 0)}:
+        if time.monotonic() > deadline:
+            for pid in living:
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.02)
     return None
 
 

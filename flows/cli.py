@@ -1,12 +1,11 @@
 """The command line `deepfloyd`: the only argument parser, and the only place that reads the environment.
 
 Nothing heavy is imported before the configuration is known to be good: `--help` and a wrong key answer at once.
-Exit codes: 0 done, 1 failed, 2 wrong usage or configuration.
+Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 128 + the number of the signal that ended it.
 """
 
 import logging
 import os
-import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,12 +17,14 @@ from rich.console import Console
 
 from deepfloyd_core.errors import DeepFloydError
 from deepfloyd_core.spec import home_path
+from flows.stopping import Stopped, Stopping
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__.split("\n")[0]
 )
 out = Console(soft_wrap=True, highlight=False)
 err = Console(stderr=True, soft_wrap=True, highlight=False)
+stopping = Stopping(err)
 
 
 def _path(text: str) -> Path:
@@ -40,19 +41,21 @@ Workspace = Annotated[Path, typer.Argument(metavar="WORKSPACE", parser=_path, he
 
 def main() -> None:
     """Entry of the console script: one clear message for every error that is meant for the user."""
-    # A shell script starts its `&` jobs with SIGINT ignored; then neither Ctrl-C nor our own children could be stopped.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    stopping.take_signals()
+    code = 1
     try:
         app()
-    except DeepFloydError as error:
-        err.print(f"[bold red]error:[/] {_escaped(str(error))}")
-        sys.exit(error.exit_code)
-    except OSError as error:  # a full disk, a directory that may not be written
-        err.print(f"[bold red]error:[/] {_escaped(str(error))}")
-        sys.exit(1)
-    except KeyboardInterrupt:
-        err.print("stopped; run the same command again to continue")
-        sys.exit(1)
+    except SystemExit as end:
+        code = int(end.code or 0)
+    except Stopped:
+        pass
+    except (DeepFloydError, OSError) as error:  # OSError: a full disk, a directory that may not be written
+        code = error.exit_code if isinstance(error, DeepFloydError) else 1
+        if not stopping.asked:  # else it comes of the signal
+            err.print(f"[bold red]error:[/] {_escaped(str(error))}")
+    finally:
+        code = stopping.finish(code)
+    sys.exit(code)
 
 
 @app.command()
@@ -213,10 +216,16 @@ def show(
 
 
 @app.command()
-def ui(port: Annotated[int, typer.Option(help="Port of the Prefect UI, on 127.0.0.1.")] = 4200) -> None:
+def ui(
+    port: Annotated[
+        int | None,
+        typer.Option(min=1, max=65535, help="Port of the Prefect UI, on 127.0.0.1; 4200 unless a server runs already."),
+    ] = None,
+) -> None:
     """Start the Prefect server, a worker and the deployments of prefect.yaml; Ctrl-C stops them."""
     from flows.ui import serve_ui
 
+    stopping.kept = "The worker, its runs and the server are stopped; finished artifacts and checkpoints are kept."
     serve_ui(port, out)
 
 
@@ -244,7 +253,9 @@ def _session(config: Path, overrides: list[str] | None) -> Iterator[Callable[...
     """Check the configuration, join a Prefect server, and yield a caller for flows."""
     from flows.server import default_home, prefect_server
 
-    _print_notes(_load(config, overrides))
+    checked = _load(config, overrides)
+    _print_notes(checked)
+    stopping.kept = f"What is finished is kept in {checked.workspace}; the same command goes on from there."
     with prefect_server(default_home()) as url:
         _log_to_terminal()
 
@@ -279,7 +290,7 @@ def _flush_prefect() -> None:
     from prefect.logging.handlers import APILogWorker
 
     for worker in (APILogWorker, EventsWorker):
-        worker.drain_all(timeout=10)
+        worker.drain_all(timeout=1 if stopping.asked else 10)
 
 
 def _print_version(workspace: Path, version: Any) -> None:

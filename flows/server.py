@@ -1,26 +1,24 @@
 """The Prefect server of a run: the one that is configured, or one that all runs with the same PREFECT_HOME share.
 
 Never Prefect's ephemeral server: it gives up after 20 s on a busy machine and loses task runs. The first run starts a
-server on a free loopback port, later ones join it, the last one stops it. A shared lock counts the users, so a killed
-run counts itself out.
+server on a free loopback port, later ones join it. Each holds a shared lock, which the kernel frees however it dies; the
+server ends when nobody does (`bound`). It holds the lock of `server.json` itself: who finds it free finds no server.
 """
 
 import fcntl
 import json
 import logging
 import os
-import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
 from deepfloyd_core.errors import ConfigError, JobError
-from deepfloyd_core.files import write_bytes
 from flows.api import check_access, check_api, healthy
 from flows.proxies import without_loopback
 from flows.server_log import LogReader, errors_told
@@ -28,6 +26,7 @@ from flows.server_log import LogReader, errors_told
 log = logging.getLogger("deepfloyd_core.server")
 
 START_TIMEOUT_S = 180.0
+STOP_TIMEOUT_S = 10.0  # then it is left to end by itself
 # Quiet and offline, one real server; the console belongs to our own messages, Prefect's records go to the server.
 SETTINGS = {
     "DO_NOT_TRACK": "1",
@@ -46,9 +45,10 @@ def default_home() -> Path:
 
 
 @contextmanager
-def prefect_server(home: Path, port: int | None = None) -> Iterator[str]:
+def prefect_server(home: Path, port: int | None = None, usual_port: int | None = None) -> Iterator[str]:
     """Set the environment for Prefect and yield the API's address. Import prefect only inside.
 
+    port: of the server, also where one runs; usual_port: of one that is started, without it a free one.
     Raises ConfigError when PREFECT_API_URL is set to what no flow can use, or the server wants a password that we do not
     have, JobError when a server does not start.
     """
@@ -56,6 +56,10 @@ def prefect_server(home: Path, port: int | None = None) -> Iterator[str]:
     os.environ.update(without_loopback(os.environ))
     given = os.environ.get("PREFECT_API_URL")
     if given:
+        if port is not None:
+            raise ConfigError(
+                f"PREFECT_API_URL is {given}: its server has a port already. Leave --port out, or unset it."
+            )
         check_api(given)
         yield given
         return
@@ -64,8 +68,8 @@ def prefect_server(home: Path, port: int | None = None) -> Iterator[str]:
     gained = LogReader(home / "server.log")
     with (home / "server.users").open("a") as users, (home / "server.lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        url = _join(home) or _start(home, port)
-        fcntl.flock(users, fcntl.LOCK_SH)
+        fcntl.flock(users, fcntl.LOCK_SH)  # waits for a server that is ending
+        url = _join(home, port) or _start(home, port or usual_port)
         fcntl.flock(lock, fcntl.LOCK_UN)
         os.environ["PREFECT_API_URL"] = url
         try:
@@ -74,7 +78,7 @@ def prefect_server(home: Path, port: int | None = None) -> Iterator[str]:
                 yield url
         finally:
             del os.environ["PREFECT_API_URL"]
-            _leave(home, users, lock)
+        _leave(home, users, lock)
 
 
 def free_port() -> int:
@@ -94,31 +98,30 @@ def _is_free(port: int) -> bool:
     return True
 
 
-def stop_group(process_id: int) -> None:
-    """Ask a process group to end as Ctrl-C would, wait, then insist."""
-    for number, patience_s in ((signal.SIGINT, 20.0), (signal.SIGKILL, 5.0)):
-        try:
-            os.killpg(process_id, number)
-        except ProcessLookupError:
-            return
-        deadline = time.monotonic() + patience_s
-        while time.monotonic() < deadline:
-            with suppress(ChildProcessError):  # started by another run
-                os.waitpid(process_id, os.WNOHANG)
-            try:
-                os.killpg(process_id, 0)
-            except ProcessLookupError:
-                return
-            time.sleep(0.1)
-
-
-def _join(home: Path) -> str | None:
+def _address(home: Path) -> str | None:
+    """Of the server that lives, whether it answers yet or not."""
     try:
-        record = json.loads((home / "server.json").read_bytes())
-    except (OSError, ValueError):
+        with (home / "server.json").open() as record:
+            try:
+                fcntl.flock(record, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return str(json.load(record)["url"])
+    except FileNotFoundError:
+        pass
+    return None
+
+
+def _join(home: Path, port: int | None) -> str | None:
+    url = _address(home)
+    if url is None:
         return None
-    url = str(record["url"])
-    return url if healthy(url) else None
+    if port is not None and f":{port}/" not in url:
+        raise ConfigError(
+            f"The server of {home} is already running at {url.removesuffix('/api')}, for another command. "
+            "Leave --port out to use it there, or wait until that command has ended."
+        )
+    _wait_until_healthy(home, url)
+    return url
 
 
 def _start(home: Path, port: int | None) -> str:
@@ -135,29 +138,48 @@ def _start(home: Path, port: int | None) -> str:
         # A page from elsewhere in the user's browser must not be able to call the API.
         "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": f"http://127.0.0.1:{port},http://localhost:{port}",
     }
-    command = [sys.executable, "-P", "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    with (home / "server.log").open("ab") as log_file:
-        child = subprocess.Popen(
+    command = [
+        sys.executable, "-P", "-m", "flows.bound", str(home / "server.users"),
+        "server", "start", "--host", "127.0.0.1", "--port", str(port),
+    ]  # fmt: skip
+    with (home / "server.json").open("w") as record, (home / "server.log").open("ab") as log_file:
+        fcntl.flock(record, fcntl.LOCK_EX)  # the server's from here on, which inherits the file
+        json.dump({"url": url}, record)
+        record.flush()
+        subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=log_file, stderr=subprocess.STDOUT, start_new_session=True,
-            env={**os.environ, **settings},
+            pass_fds=(record.fileno(),), env={**os.environ, **settings},
         )  # fmt: skip
-    deadline = time.monotonic() + START_TIMEOUT_S
-    while not healthy(url):
-        if child.poll() is not None or time.monotonic() > deadline:
-            stop_group(child.pid)
-            raise JobError(f"The Prefect server did not start; its log is {home / 'server.log'}.")
-        time.sleep(0.3)
-    write_bytes(home / "server.json", json.dumps({"url": url, "pid": child.pid}).encode())
+    _wait_until_healthy(home, url)
     return url
 
 
+def _wait_until_healthy(home: Path, url: str) -> None:
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while not healthy(url):
+        if _address(home) is None or time.monotonic() > deadline:
+            raise JobError(f"The Prefect server did not start; its log is {home / 'server.log'}.")
+        time.sleep(0.3)
+
+
 def _leave(home: Path, users: IO[str], lock: IO[str]) -> None:
-    fcntl.flock(lock, fcntl.LOCK_EX)
+    """Give the server up; wait for its end if nobody else has it, so that nothing writes to the history any more."""
     try:
-        fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        return  # somebody else still uses it
-    with suppress(FileNotFoundError):  # somebody removed the directory; then there is nothing left to stop it by
-        record = json.loads((home / "server.json").read_bytes())
-        (home / "server.json").unlink()
-        stop_group(record["pid"])
+        return  # somebody is about to use it
+    alone = _is_alone(users)
+    fcntl.flock(users, fcntl.LOCK_UN)
+    deadline = time.monotonic() + STOP_TIMEOUT_S
+    while alone and _address(home) and time.monotonic() < deadline:
+        time.sleep(0.05)
+
+
+def _is_alone(users: IO[str]) -> bool:
+    for mode, alone in ((fcntl.LOCK_EX, True), (fcntl.LOCK_SH, False)):
+        try:
+            fcntl.flock(users, mode | fcntl.LOCK_NB)
+        except BlockingIOError:
+            continue
+        return alone
+    return True  # the server has it: it is ending

@@ -1,56 +1,68 @@
 """`deepfloyd ui`: a Prefect server, a process worker and the deployments of prefect.yaml, on loopback."""
 
+import ctypes
 import os
-import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from rich.console import Console
 
 from deepfloyd_core.errors import ConfigError, JobError
-from flows.server import default_home, prefect_server, stop_group
+from flows.bound import OWNER
+from flows.processes import kill_below
+from flows.server import default_home, prefect_server
 
 POOL = "deepfloyd"
+USUAL_PORT = 4200
+STOP_S = 3.0  # how long the worker and its runs may take to end
+_PR_SET_CHILD_SUBREAPER = 36
 
 
-def serve_ui(port: int, out: Console) -> None:
-    """Run until Ctrl-C or SIGTERM, then stop all of it.
+def serve_ui(port: int | None, out: Console) -> None:
+    """Run until a signal ends it, and all that it started with it.
 
     Raises ConfigError when there is no prefect.yaml here, JobError when a part does not start.
     """
     if not Path("prefect.yaml").is_file():
         raise ConfigError(f"There is no prefect.yaml in {Path.cwd()}; run this from the project's directory.")
-    signal.signal(signal.SIGTERM, _interrupt)
     home = default_home()
-    with prefect_server(home, port) as url:
+    with prefect_server(home, port, USUAL_PORT) as url:
         # The folder `datasets` must not pass for Hugging Face's package in a flow's process.
         os.environ["PYTHONSAFEPATH"] = "1"
         _prefect("work-pool", "create", POOL, "--type", "process", "--overwrite")
         _prefect("--no-prompt", "deploy", "--all")
-        with (home / "worker.log").open("ab") as log_file:
-            worker = subprocess.Popen(
-                [sys.executable, "-P", "-m", "prefect", "worker", "start", "--pool", POOL, "--type", "process"],
-                stdin=subprocess.DEVNULL, stdout=log_file, stderr=subprocess.STDOUT, start_new_session=True,
-            )  # fmt: skip
-        out.print(f"Prefect UI   {url.removesuffix('/api')}")
-        out.print(f"In another terminal: PREFECT_API_URL={url} .venv/bin/prefect deployment run 'finetune/demo'")
-        out.print(f"Worker's log {home / 'worker.log'}. Ctrl-C stops everything.")
-        try:
+        with _worker(home / "worker.log") as worker:
+            out.print(f"Prefect UI   {url.removesuffix('/api')}")
+            out.print(f"In another terminal: PREFECT_API_URL={url} .venv/bin/prefect deployment run 'finetune/demo'")
+            out.print(f"Worker's log {home / 'worker.log'}. Ctrl-C stops everything.")
             worker.wait()
-        except KeyboardInterrupt:
-            out.print("Stopping the worker and the server.")
-            return
-        finally:
-            stop_group(worker.pid)
         raise JobError(f"The worker ended; its log is {home / 'worker.log'}.")
+
+
+@contextmanager
+def _worker(log: Path) -> Iterator["subprocess.Popen[bytes]"]:
+    """A worker, which ends with this process, and its runs with it (on macOS not those of a worker that was killed)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)  # runs of a killed worker become this process's children
+    command = [sys.executable, "-P", "-m", "flows.bound", OWNER, "worker", "start", "--pool", POOL, "--type", "process"]
+    with log.open("ab") as log_file:
+        worker = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=log_file, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    try:
+        yield worker
+    finally:
+        assert worker.stdin is not None
+        worker.stdin.close()  # it ends its runs, and itself
+        with suppress(subprocess.TimeoutExpired):
+            worker.wait(STOP_S)
+        kill_below(spare_jobs=True)
 
 
 def _prefect(*arguments: str) -> None:
     done = subprocess.run([sys.executable, "-P", "-m", "prefect", *arguments], capture_output=True, text=True)
     if done.returncode:
         raise JobError(f"`prefect {' '.join(arguments)}` failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
-
-
-def _interrupt(number: int, frame: object) -> None:
-    raise KeyboardInterrupt

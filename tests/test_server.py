@@ -1,9 +1,11 @@
 """The Prefect server of a run: shared by all runs with one home, gone with the last, never one that nobody asked for."""
 
+import fcntl
 import http.server
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -11,9 +13,11 @@ import time
 from pathlib import Path
 from typing import ClassVar
 
+import psutil
 import pytest
 
 from deepfloyd_core.errors import ConfigError
+from flows import server
 from flows.api import check_api, healthy
 from flows.proxies import without_loopback
 
@@ -144,31 +148,86 @@ def test_runs_share_a_server_and_the_last_one_stops_it(tmp_path: Path) -> None:
     assert healthy(url)  # the second still uses it
     second.communicate("\n", timeout=60)
     assert not healthy(url)
-    assert not (tmp_path / "server.json").exists()
+
+
+def _gone_within(url: str, limit_s: float) -> bool:
+    deadline = time.monotonic() + limit_s
+    while healthy(url):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)
+    return True
 
 
 @pytest.mark.slow
-def test_a_killed_run_counts_itself_out(tmp_path: Path) -> None:
+def test_a_server_ends_with_its_last_user_however_that_died(tmp_path: Path) -> None:
     first = _hold(tmp_path)
     url = _url(first)
+    second = _hold(tmp_path)
+    assert _url(second) == url
     first.send_signal(signal.SIGKILL)
     first.wait()
-    second = _hold(tmp_path)
-    assert _url(second) == url  # the server outlived its run and is joined
-    second.communicate("\n", timeout=60)
-    deadline = time.monotonic() + 30
-    while healthy(url) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert not healthy(url)
+    time.sleep(2)
+    assert healthy(url)  # the second still uses it
+    second.send_signal(signal.SIGKILL)
+    second.wait()
+    assert _gone_within(url, 8)
+
+
+@pytest.mark.slow
+def test_who_comes_while_a_server_ends_or_was_killed_gets_a_new_one(tmp_path: Path) -> None:
+    first = _hold(tmp_path)
+    assert _url(first)
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    second = _hold(tmp_path)  # while it ends, or just before
+    again = _url(second)
+    assert healthy(again)
+    (pid,) = {process.pid for process in psutil.process_iter() if _is_server_of(process, tmp_path)}
+    os.kill(pid, signal.SIGKILL)
+    third = _hold(tmp_path)  # its record is still there
+    assert healthy(_url(third))
+    for process in (second, third):
+        process.communicate("\n", timeout=60)
+    assert not any(_is_server_of(process, tmp_path) for process in psutil.process_iter())
+
+
+def _is_server_of(process: psutil.Process, home: Path) -> bool:
+    try:
+        return str(home / "server.users") in process.cmdline()
+    except psutil.Error:
+        return False
+
+
+def test_a_record_that_no_living_server_holds_is_not_joined(tmp_path: Path) -> None:
+    """Another program may have its port by now, and its process id."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        url = f"http://127.0.0.1:{other.getsockname()[1]}/api"
+        (tmp_path / "server.json").write_text(json.dumps({"url": url, "pid": os.getpid()}))
+        assert server._address(tmp_path) is None
+
+
+def test_a_port_that_the_running_server_does_not_have_is_an_error(tmp_path: Path) -> None:
+    with (tmp_path / "server.json").open("w") as record:
+        json.dump({"url": "http://127.0.0.1:4201/api"}, record)
+        record.flush()
+        fcntl.flock(record, fcntl.LOCK_EX)  # as a living server
+        with pytest.raises(ConfigError, match=r"already running at http://127.0.0.1:4201, .* Leave --port out"):
+            server._join(tmp_path, 4202)
+
+
+def test_a_port_beside_a_configured_server_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
+    with pytest.raises(ConfigError, match="Leave --port out"), server.prefect_server(tmp_path, 4202):
+        pass
 
 
 @pytest.mark.slow
 def test_the_server_listens_on_loopback_only(tmp_path: Path) -> None:
     held = _hold(tmp_path)
     url = _url(held)
-    pid = json.loads((tmp_path / "server.json").read_text())["pid"]
     port = int(url.split(":")[2].split("/")[0])
-    lines = [line.split() for line in Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]]
+    lines = [line.split() for line in Path("/proc/self/net/tcp").read_text().splitlines()[1:]]
     listening = {line[1].split(":")[0] for line in lines if line[3] == "0A" and line[1].endswith(f":{port:04X}")}
     held.communicate("\n", timeout=60)
     assert listening == {"0100007F"}

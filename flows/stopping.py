@@ -1,0 +1,100 @@
+"""How a command ends by SIGINT (Ctrl-C), SIGTERM or SIGHUP: within 5 s, with one sentence, with nothing left running.
+
+The first signal raises `Stopped` in the main thread, whose `finally` blocks stop jobs, which may write a checkpoint, and
+tell Prefect. A thread hears of it as well, also while the main thread computes or another library has the signal's handler
+(Prefect takes SIGTERM during a flow run): it ends the process when that takes too long, or at a second signal.
+"""
+
+import os
+import select
+import signal
+import sys
+import threading
+import time
+from contextlib import suppress
+from types import FrameType
+from typing import NoReturn
+
+from rich.console import Console
+from rich.markup import escape
+
+from flows.processes import kill_below
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+GRACE_S = 4.0  # from the first signal to the end
+SAME_S = 0.3  # `timeout` and others send a signal to a process and to its group: that is one
+
+
+class Stopped(BaseException):
+    """Raised in the main thread by the first signal. Not a KeyboardInterrupt, which typer would answer by itself."""
+
+
+class Stopping:
+    """A command's end by a signal. `kept`: for its user, what is there afterwards and how to go on."""
+
+    def __init__(self, err: Console) -> None:
+        self.kept = "Nothing was changed."
+        self._err = err
+        self._number = 0  # of the first signal
+        self._raised = False
+        self._code: int | None = None  # of a command that is over
+        self._ending = threading.Lock()
+
+    @property
+    def asked(self) -> bool:
+        """Whether a signal came."""
+        return self._number > 0
+
+    def take_signals(self) -> None:
+        """From here on signals end the command. To be called once, in the main thread."""
+        read_fd, write_fd = os.pipe()
+        os.set_blocking(write_fd, False)
+        signal.set_wakeup_fd(write_fd, warn_on_full_buffer=False)
+        os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))  # a fork's signals are its own
+        for number in SIGNALS:
+            # `nohup` ignores SIGHUP, to be obeyed; a script's `&` ignores SIGINT, and then nothing could be stopped.
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, self._on_signal)
+        threading.Thread(target=self._watch, args=(read_fd,), daemon=True, name="stopping").start()
+
+    def finish(self, code: int) -> int:
+        """The command is over. Returns its exit code, unless a signal was the reason: then the process ends here."""
+        self._code = code
+        if self.asked:
+            self._end(at_once=False)
+        return code
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self._number = self._number or number
+        if not self._raised and self._code is None:
+            self._raised = True
+            raise Stopped(signal.Signals(number).name)
+
+    def _watch(self, fd: int) -> NoReturn:
+        began: float | None = None
+        while True:
+            left_s = None if began is None else max(began + GRACE_S - time.monotonic(), 0)
+            if not select.select([fd], [], [], left_s)[0]:
+                self._end(at_once=False)
+            for number in os.read(fd, 64):
+                if number not in SIGNALS:
+                    continue
+                if began is None:
+                    began, self._number = time.monotonic(), self._number or number
+                # Prefect, which takes the first SIGTERM of a flow run, sends it again when the run is told.
+                elif self._raised and time.monotonic() > began + SAME_S:
+                    self._end(at_once=True)
+
+    def _end(self, at_once: bool) -> NoReturn:
+        """Print the sentence and end this process, and those it has started; jobs may go on unless `at_once`."""
+        if not self._ending.acquire(blocking=False):
+            time.sleep(GRACE_S)  # the other thread ends the process
+        code = 128 + self._number if self._code is None or self._raised else self._code
+        jobs = kill_below(spare_jobs=not at_once)
+        with suppress(OSError):  # SIGHUP: the terminal is gone
+            sys.stdout.flush()
+            self._err.show_cursor()  # progress bars hide it
+            said = f"Stopped by {signal.Signals(self._number).name}. {self.kept}"
+            said += " A job is still writing its checkpoint, and ends by itself." if jobs else ""
+            self._err.print(escape(said))
+        os._exit(code)

@@ -1,0 +1,185 @@
+"""SIGINT, SIGTERM and SIGHUP end a command at any moment: one sentence, 128 + the signal, within 5 s, nothing left."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+MARK = "DEEPFLOYD_TEST_MARK"  # in the environment of a command, and so in that of all it starts
+LIMIT_S = 5.0
+SERVER_LIMIT_S = 10.0  # from the end of its last user, on a busy machine
+
+
+class Command:
+    """A `deepfloyd` command in a session of its own, and every process that came of it."""
+
+    def __init__(
+        self, folder: Path, *arguments: str, program: tuple[str, ...] = ("-m", "flows.cli"), **env: str
+    ) -> None:
+        self._mark = f"{folder}-{time.monotonic_ns()}"
+        self.log = folder / "command.log"
+        kept = {key: value for key, value in os.environ.items() if env.get(key) != ""}
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-P", *program, *arguments], cwd=folder, stdout=log, stderr=log,
+                start_new_session=True, env={**kept, **{k: v for k, v in env.items() if v}, MARK: self._mark},
+            )  # fmt: skip
+
+    def wait_for(self, there: Callable[[], bool]) -> None:
+        """Until something is there, while the command runs."""
+        deadline = time.monotonic() + 300
+        while not there():
+            assert self.process.poll() is None and time.monotonic() < deadline, self.log.read_text()
+            time.sleep(0.01)
+
+    def stop(self, *signals: signal.Signals) -> str:
+        """Send signals, half a second apart; check how it ends; return what it printed."""
+        began = time.monotonic()
+        for number, each in enumerate(signals):
+            time.sleep(0.5 if number else 0)
+            with suppress(ProcessLookupError):
+                self.process.send_signal(each)
+        code = self.process.wait(60)
+        assert time.monotonic() - began < LIMIT_S
+        printed = self.log.read_text()
+        assert code == 128 + signals[0], printed
+        assert printed.count(f"Stopped by {signals[0].name}. ") == 1 and "Traceback" not in printed, printed
+        return printed
+
+    def left(self) -> list[list[str]]:
+        """Command lines of the processes that are still there."""
+        found = []
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                if process.environ().get(MARK) == self._mark and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process.cmdline())
+        return found
+
+    def nothing_is_left(self, limit_s: float = 1.0) -> None:
+        """Assert it, within a time."""
+        deadline = time.monotonic() + limit_s
+        while left := self.left():
+            assert time.monotonic() < deadline, left
+            time.sleep(0.1)
+
+
+@pytest.fixture
+def commands() -> Iterator[list[Command]]:
+    """What a failed test leaves is killed."""
+    started: list[Command] = []
+    yield started
+    for command in started:
+        with suppress(ProcessLookupError):
+            os.killpg(command.process.pid, signal.SIGKILL)
+
+
+STUBBORN = """
+import subprocess, sys, time
+from rich.console import Console
+from flows import stopping
+stopping.GRACE_S = 0.5
+stop = stopping.Stopping(Console(stderr=True))
+stop.take_signals()
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True)
+print("ready", flush=True)
+while True:
+    try:
+        time.sleep(60)
+    except BaseException:
+        pass
+"""
+
+
+@pytest.mark.parametrize("signals", [(signal.SIGTERM,), (signal.SIGINT, signal.SIGINT), (signal.SIGHUP,)])
+def test_a_command_that_does_not_hear_is_ended_with_what_it_started(
+    tmp_path: Path, commands: list[Command], signals: tuple[signal.Signals, ...]
+) -> None:
+    command = Command(tmp_path, program=("-c", STUBBORN))
+    commands.append(command)
+    command.wait_for(lambda: "ready" in command.log.read_text())
+    assert "Nothing was changed." in command.stop(*signals)
+    command.nothing_is_left()
+
+
+def test_nohup_is_obeyed(tmp_path: Path, commands: list[Command]) -> None:
+    nohup = f"import signal, subprocess, sys\nsignal.signal(signal.SIGHUP, signal.SIG_IGN)\n{STUBBORN}"
+    command = Command(tmp_path, program=("-c", nohup))
+    commands.append(command)
+    command.wait_for(lambda: "ready" in command.log.read_text())
+    command.process.send_signal(signal.SIGHUP)
+    time.sleep(0.7)
+    assert command.process.poll() is None
+    command.stop(signal.SIGTERM)
+
+
+def test_a_command_without_a_run_says_that_nothing_was_changed(tmp_path: Path, commands: list[Command]) -> None:
+    (tmp_path / "lora_bundle" / "000").mkdir(parents=True)
+    os.mkfifo(tmp_path / "lora_bundle" / "000" / "manifest.json")  # reading it takes for ever
+    command = Command(tmp_path, "verify", str(tmp_path))
+    commands.append(command)
+    time.sleep(1.5)
+    assert "Nothing was changed." in command.stop(signal.SIGINT)
+    command.nothing_is_left()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+def test_a_command_that_ends_while_its_server_starts_leaves_no_server(
+    small_run: Any, commands: list[Command], number: signal.Signals
+) -> None:
+    home = small_run.folder / "home"
+    command = Command(small_run.folder, "run", str(small_run.config), PREFECT_HOME=str(home), PREFECT_API_URL="")
+    commands.append(command)
+    command.wait_for(lambda: any("server" in line for line in command.left()))
+    time.sleep(1)
+    if number == signal.SIGKILL:
+        command.process.kill()
+        command.process.wait()
+    else:
+        assert f"kept in {small_run.workspace}; the same command goes on" in command.stop(number)
+    command.nothing_is_left(SERVER_LIMIT_S)
+
+
+MOMENTS = {
+    "import": (signal.SIGTERM, "none"),
+    "index": (signal.SIGTERM, ".locks/image_index-*"),
+    "job's imports": (signal.SIGINT, "text_embeds/*/.job-embed.request"),
+    "training": (signal.SIGHUP, "stage1_lora/*/.checkpoints/*/checkpoint.json"),
+    "sampling": (signal.SIGTERM, "cascade_samples/*/.job-sample.log"),
+}
+
+
+@pytest.mark.slow
+def test_a_run_is_stopped_at_every_moment_and_goes_on(server: str, small_run: Any, commands: list[Command]) -> None:
+    steps = "--set", "stage1.max_train_steps=6", "--set", "stage2.max_train_steps=2"
+    for moment, (number, pattern) in MOMENTS.items():
+        command = Command(small_run.folder, "run", str(small_run.config), *steps)
+        commands.append(command)
+        if moment == "import":
+            time.sleep(1)
+        else:
+            command.wait_for(lambda pattern=pattern: any(small_run.workspace.glob(pattern)))  # type: ignore[misc]
+        command.stop(number)
+        command.nothing_is_left()
+    assert small_run.call_here("run", str(small_run.config), *steps).returncode == 0
+
+
+@pytest.mark.slow
+def test_a_second_ctrl_c_leaves_nothing_at_all(small_run: Any, commands: list[Command]) -> None:
+    home = small_run.folder / "home"
+    command = Command(
+        small_run.folder, "train-stage1", str(small_run.config), "--set", "stage1.max_train_steps=500",
+        PREFECT_HOME=str(home), PREFECT_API_URL="",
+    )  # fmt: skip
+    commands.append(command)
+    command.wait_for(lambda: any(small_run.workspace.glob(MOMENTS["training"][1])))
+    command.stop(signal.SIGINT, signal.SIGINT)
+    command.nothing_is_left(SERVER_LIMIT_S)
