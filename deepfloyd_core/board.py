@@ -117,4 +117,5 @@ def shown_metrics(row: dict[str, Any]) -> dict[str, float]:
 
 def show_validation(show: Board, step: int, losses: list[dict[str, Any]], pictures: Sequence[Path]) -> None:
     """What `Validation.take` gave."""
-    show(step, {f"{_MEASURED}{part}": mean_loss(losses, part) for part in (HELD_OUT, SEEN)}, pictures)
+    means = {f"{_MEASURED}{part}": mean_loss(losses, part) for part in (HELD_OUT, SEEN)}
+    show(step, {name: mean for name, mean in means.items() if mean is not None}, pictures)

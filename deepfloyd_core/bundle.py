@@ -23,8 +23,8 @@ LICENCE = (
 )
 # Of a training, in the bundle; those on a parent where there was one.
 _FIGURES = (
-    "steps", "rows", "trainable_parameters", "last_loss", "eval_loss_base", "eval_loss", "eval_gain", "eval_overfit_gap",
-    "eval_loss_parent", "eval_gain_on_parent",
+    "steps", "rows", "pictures", "trainable_parameters", "last_loss", "eval_loss_base", "eval_loss", "eval_gain",
+    "eval_overfit_gap", "eval_loss_parent", "eval_gain_on_parent",
 )  # fmt: skip
 
 
@@ -100,12 +100,15 @@ def find_version(workspace: Path, name: str) -> Version:
 
 def _card(run: Run, inputs: dict[str, Artifact], prompts: list[str], metrics: dict[str, Any]) -> str:
     lines = ["# Fine-tuned DeepFloyd IF", "", f"Data: {_data_line(inputs['image_index'])}", ""]
-    lines += ["![samples](sheet.png)", ""] if "stage1_lora" in inputs else []
-    if "stage2_lora" in inputs:
+    lines += [*(_trained_line(stage, inputs) for stage in run.config.stages), ""]
+    lines += ["![samples](sheet.png)", ""] if (inputs["cascade_samples"].path / "sheet.png").exists() else []
+    if "upscaled" in inputs["cascade_samples"].summary:
         lines += ["![held-out pictures](eval.png)", "", f"![zoomed details]({DETAIL_SHEET})", ""]
         if "spoilt" in inputs["cascade_samples"].summary:
             lines += [f"![held-out pictures, low-res spoilt]({SPOILT_SHEETS[0]})", ""]
-    if run.config.stage1 and run.config.stage1.controlnet:
+    if not (inputs["cascade_samples"].path / "sheet.png").exists():
+        lines += ["There are no samples.", ""]
+    elif run.config.stage1 and run.config.stage1.controlnet:
         lines += ["The samples follow held-out pictures, each with its own caption.", ""]
     else:
         lines += ["Sample prompts: " + "; ".join(f"`{prompt}`" for prompt in prompts), ""]
@@ -138,6 +141,15 @@ def _made(stage: Stage, settings: StageConfig) -> str:
 def _data_line(index: Artifact) -> str:
     summary = index.summary
     return f"{summary['accepted']} of {summary['inputs']} pictures, data fingerprint {index.manifest['inputs']['data']}"
+
+
+def _trained_line(stage: Stage, inputs: dict[str, Artifact]) -> str:
+    summary = inputs[f"stage{stage}_lora"].summary
+    pictures = "1 picture" if summary["pictures"] == 1 else f"{summary['pictures']:,} pictures"
+    of = f"Stage {'I' * stage} was trained on {pictures} ({summary['rows']:,} crops)"
+    if "eval_loss" in summary:
+        return f"{of}, and measured on others, held out of training."
+    return f"{of}. None was held out, so how it does on pictures that it was not trained on was not measured."
 
 
 def _use(stage: Stage, settings: StageConfig, product: str) -> list[str]:

@@ -35,7 +35,12 @@ class RunConfig(Spec):
     max_rejected_share: float = Field(
         0.25, ge=0, le=1, description="The run fails when more of the inputs are rejected."
     )
-    num_eval_images: int = Field(4, ge=1, description="Pictures held out of training, from each data set.")
+    num_eval_images: int | None = Field(
+        None,
+        ge=0,
+        description="Pictures held out of training to measure on, from each data set. Unset: what it can spare, one in ten "
+        "up to 4, at least 1 of 8, none of fewer. 0: none, and nothing is measured on pictures that are not trained on.",
+    )
     eval_dataset_id: str | None = Field(
         None, description="Hold them out of this data set alone; when it has no more, none of it is trained on."
     )

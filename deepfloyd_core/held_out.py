@@ -77,13 +77,14 @@ def grid_losses(pictures: list[GridPicture], predict: Predict, level: int) -> li
     return losses
 
 
-def mean_loss(losses: list[dict[str, Any]], part: str = HELD_OUT) -> float:
-    """The mean over a part of the grid."""
-    return float(np.mean([row["loss"] for row in losses if row["part"] == part]))
+def mean_loss(losses: list[dict[str, Any]], part: str = HELD_OUT) -> float | None:
+    """The mean over a part of the grid; None where it has no picture."""
+    found = [row["loss"] for row in losses if row["part"] == part]
+    return float(np.mean(found)) if found else None
 
 
 def compared(base: list[dict[str, Any]], tuned: list[dict[str, Any]]) -> dict[str, Any]:
-    """How a trained model differs from another one on the same grid.
+    """How a trained model differs from another one on the same grid; nothing where no picture is held out.
 
     gain: how much lower its held-out loss is, paired picture by picture: mean and, of enough pictures, its 95 % interval.
     overfit_gap: how much more than that it gains on pictures that it was trained on. by_t: both losses of each timestep.
@@ -91,6 +92,8 @@ def compared(base: list[dict[str, Any]], tuned: list[dict[str, Any]]) -> dict[st
     gains: dict[str, dict[str, list[float]]] = {HELD_OUT: {}, SEEN: {}}
     for before, after in zip(base, tuned, strict=True):
         gains[before["part"]].setdefault(before["image_id"], []).append(before["loss"] - after["loss"])
+    if not gains[HELD_OUT]:
+        return {}
     of_pictures = {part: [float(np.mean(values)) for values in found.values()] for part, found in gains.items()}
     gain = mean_and_interval(of_pictures[HELD_OUT])
     at = {t: [[row for row in losses if row["t"] == t] for losses in (base, tuned)] for t in TIMESTEPS}

@@ -7,6 +7,7 @@ any order, by any number of workers, and again after a kill.
 """
 
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,8 @@ import pyarrow.compute as pc
 from deepfloyd_core.artifacts import Artifact, Request, WorkDir, finish_part, newest, part_is_whole, take_part
 from deepfloyd_core.config import Run
 from deepfloyd_core.datafile import ImageDataset
-from deepfloyd_core.draws import hash_units, image_keys
 from deepfloyd_core.errors import DataError
+from deepfloyd_core.eval_choice import EVAL_FORMAT, choose_held_out
 from deepfloyd_core.files import sha256_bytes
 from deepfloyd_core.flavours import Stage
 from deepfloyd_core.ledger import ledger_batches, schema
@@ -80,15 +81,10 @@ def pixels_request(run: Run, index: Artifact, stage: Stage) -> Request:
 
 
 def eval_request(run: Run, index: Artifact) -> Request:
-    """Identity of the eval set."""
-    spec: dict[str, Any] = {
-        "num_eval_images": run.config.num_eval_images,
-        "seed": run.config.seed,
-        "stages": list(run.config.stages),
-    }
-    if run.config.eval_dataset_id is not None:
-        spec["eval_dataset_id"] = run.config.eval_dataset_id
-    return Request("eval_set", FORMAT, spec, {"image_index": index.fingerprint})
+    """Identity of the eval set: the pictures that are chosen. Raises DataError as `choose_held_out`."""
+    chosen = {choice.dataset_id: choice.digest for choice in choose_held_out(run, index)}
+    spec = {"held_out": chosen, "seed": run.config.seed, "stages": list(run.config.stages)}
+    return Request("eval_set", EVAL_FORMAT, spec, {"image_index": index.fingerprint})
 
 
 def eval_change(before: Artifact, now: Artifact) -> tuple[int, int]:
@@ -114,31 +110,19 @@ def plan_shards(run: Run, index: Artifact, stage: Stage, work: WorkDir) -> Layou
 
 
 def plan_eval(run: Run, index: Artifact, work: WorkDir) -> Layout:
-    """One file for each stage and size with the held-out pictures, cropped at the centre.
-
-    Of each data set, or of `eval_dataset_id` alone, the pictures, fit for every stage that it feeds, with the smallest
-    hashes of (seed, picture): the same in every run and on every machine. Raises DataError when nothing is left to train
-    on, or to hold out.
-    """
+    """One file for each stage and size with the pictures of `choose_held_out`, cropped at the centre; none may be left."""
     return lay_out(write_eval_plan(run, index, run.config.stages, work.path), _by_id(run), 1 << 30, None)
 
 
 def write_eval_plan(
     run: Run, index: Artifact, stages: tuple[Stage, ...], folder: Path, columns: tuple[str, ...] = PICTURE
 ) -> list[SizePlan]:
-    """Plan the held-out pictures (columns PICTURE) of some stages, or their pairs (columns PAIR). Raises as `plan_eval`."""
-    only = run.config.eval_dataset_id
-    sets = [dataset for dataset in run.datasets if only in (None, dataset.id)]
-    chosen = pa.concat_tables(_held_out(run, index, dataset, columns) for dataset in sets)
+    """Plan the held-out pictures (columns PICTURE) of some stages, or their pairs (columns PAIR)."""
+    chosen = _held_out(run, index, columns)
     plans: list[SizePlan] = []
     for stage in stages:
         fed = [dataset.id for dataset in run.datasets if dataset.factor(stage) is not None]
         fit = chosen.filter(pc.is_in(chosen["dataset_id"], pa.array(fed, pa.string())))
-        if not len(fit):
-            raise DataError(
-                f"No picture can be held out to measure stage {stage}: no data set that feeds it has a picture that is "
-                f"large enough for each of its stages. The ledger is {index.path}/index.parquet."
-            )
         tables = (plan_pictures(run, dataset, stage, part, 1, "center") for dataset, part in by_dataset(run, fit))
         plans += write_sizes(tables, folder, f"stage{stage}")
     return plans
@@ -213,30 +197,23 @@ def _by_id(run: Run) -> dict[str, ImageDataset]:
     return {dataset.id: dataset for dataset in run.datasets}
 
 
-def _held_out(run: Run, index: Artifact, dataset: ImageDataset, columns: tuple[str, ...]) -> pa.Table:
-    """The pictures (some columns) of a data set that are held out; none when it feeds no stage or has none."""
-    fed = [stage for stage in run.config.stages if dataset.factor(stage) is not None]
-    reasons, count = [f"stage{stage}_reason" for stage in fed], run.config.num_eval_images
-    best = schema(run.config.paired).empty_table().select(columns)
-    for batch in ledger_batches(index, [*columns, *reasons]) if fed else ():
-        fit = pc.equal(batch["dataset_id"], dataset.id)
-        for reason in reasons:
-            fit = pc.and_(fit, pc.is_null(batch[reason]))
-        best = pa.concat_tables([best, batch.filter(fit).select(columns)])
-        units = hash_units("eval", run.config.seed, image_keys(best["image_id"]), np.zeros(len(best), np.int64))
-        best = best.take(
-            np.unique(units, return_index=True)[1][: count + 1]
-        )  # a picture that is there twice counts once
-    others = [other for other in run.datasets if other.id != dataset.id and not other.start_step]
-    spared = run.config.eval_dataset_id is not None and all(
-        any(other.factor(stage) is not None for other in others) for stage in fed
-    )  # of others enough is trained on
-    if 0 < len(best) <= count and not spared:
-        raise DataError(
-            f"{dataset.id} has {len(best)} usable pictures, and num_eval_images = {count} "
-            "would hold all of them out. Add pictures or lower num_eval_images."
-        )
-    return best.slice(0, count)
+def _held_out(run: Run, index: Artifact, columns: tuple[str, ...]) -> pa.Table:
+    """The chosen pictures (some columns), each once, in the order of their choice."""
+    found = schema(run.config.paired).empty_table().select(columns)
+    parts = [found]
+    choices = {choice.dataset_id: pa.array(choice.ids, pa.string()) for choice in choose_held_out(run, index)}
+    for batch in ledger_batches(index, columns) if any(map(len, choices.values())) else ():
+        for name, ids in choices.items():
+            own = pc.and_(pc.equal(batch["dataset_id"], name), pc.is_in(batch["image_id"], ids))
+            parts.append(batch.filter(own))
+    found = pa.concat_tables(parts)
+    place = {pair: at for at, pair in reversed(list(enumerate(_names(found))))}  # of two rows of a picture the first
+    order = [place[name, image_id] for name, ids in choices.items() for image_id in ids.to_pylist()]
+    return found.take(pa.array(order, pa.int64()))
+
+
+def _names(pictures: pa.Table) -> Iterator[tuple[str, str]]:
+    return zip(pictures["dataset_id"].to_pylist(), pictures["image_id"].to_pylist(), strict=True)
 
 
 def lay_out(
@@ -280,8 +257,14 @@ def _shard_row(row: Planned, method: str) -> ShardRow:
 
 
 def _save_sheet(files: list[Path], out: Path, beside: Artifact | None) -> None:
-    """A contact sheet of the first crops, for the eye: 32 of 64 px, 16 of 256 px; half as many with those beside them."""
-    first = read_row_list(out).slice(0, 1).to_pylist()[0]
+    """A contact sheet of the first crops, for the eye: 32 of 64 px, 16 of 256 px; half as many with those beside them.
+
+    No file where there is no row.
+    """
+    (out / SHEET).unlink(missing_ok=True)
+    first = next(iter(read_row_list(out).slice(0, 1).to_pylist()), None)
+    if first is None:
+        return
     large = min(first["width"], first["height"]) > SHEET_CELL_PX
     count, cell = (SHEET_CROPS // 2, 2 * SHEET_CELL_PX) if large else (SHEET_CROPS, SHEET_CELL_PX)
     shown = _first_crops(files, out, count if beside is None else count // 2)

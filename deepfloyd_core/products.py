@@ -22,9 +22,10 @@ UNET_FOLDER = "unet"  # after a full fine-tuning; the name that diffusers gives 
 DETAIL_SHEET = "eval_details.png"  # zoomed details of Stage II on held-out pictures
 SPOILT_SHEETS = ("eval_spoilt.png", "eval_spoilt_details.png")  # both, where their low-res pictures were spoilt
 GENERATE_FORMAT = 2  # 2: of Stage II alone the noise level and back-projection in PNGs
-BUNDLE_FORMAT = 2  # 2: gains on held-out pictures
+BUNDLE_FORMAT = 3  # 2: gains on held-out pictures. 3: how many pictures were trained on, in the card
 LOW_RES_FORMAT = 1
-LORA_FORMAT = 4  # 3: the buckets. 4: frozen convolutions channels_last and torch's fused AdamW, which round otherwise
+# 3: the buckets. 4: frozen convolutions channels_last and torch's fused AdamW, which round otherwise. 5: how many pictures
+LORA_FORMAT = 5
 SAMPLES_FORMAT = 9  # 6: more in PNGs. 7, 8: columns of eval.parquet. 9: spoilt low-res pictures, and the sheets' titles
 # Settings that change no byte of a LoRA: how often it is saved on the way, and how samples are made of it.
 # Of init_lora and the model the bytes count, not the path; of Stage I's low-res pictures what they are.

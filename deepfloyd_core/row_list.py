@@ -40,7 +40,7 @@ def write_row_list(plans: Sequence[SizePlan], places: Sequence[tuple[np.ndarray,
                 writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=ROWS))
                 seen.append(np.unique(image_keys(batch["image_id"])))
                 start += len(batch)
-    return len(np.unique(np.concatenate(seen)))
+    return len(np.unique(np.concatenate(seen))) if seen else 0
 
 
 def read_row_list(pixels: Path) -> pa.Table:

@@ -57,7 +57,7 @@ def samples_job(job: Job) -> dict[str, Any]:
     small: dict[str, list[torch.Tensor]] = {}
     wanted = _wanted(job) if job.config.stage1 else []
     sampled = _ticker(job, wanted)
-    for variant in VARIANTS if job.config.stage1 else ():
+    for variant in VARIANTS if wanted else ():
         small[variant] = _stage1(job, variant, wanted, sampled)
         pictures = _save(job, 1, variant, wanted, small[variant])
         if wanted[0].given is not None and not job.config.stage(1).paired:
@@ -71,7 +71,8 @@ def samples_job(job: Job) -> dict[str, Any]:
         if small:
             large, table, summary["upscaled_samples"] = _upscale_samples(job, upscaled, small, sampled)
             rows += [(f"Stage II, {variant}", _save(job, 2, variant, upscaled, large[variant])) for variant in VARIANTS]
-        summary |= _measure_stage2(job, table, sampled)
+        if shard_files(job.inputs["eval_set"], 2):
+            summary |= _measure_stage2(job, table, sampled)
     if any(item.given is not None for item in wanted):
         rows = _with_conditioning(rows, wanted[:SHEET_COLUMNS])
     if rows:

@@ -117,9 +117,10 @@ def save_loss_curve(losses: list[float], title: str, path: Path, held_out: list[
     axes = figure.add_subplot()
     axes.plot(steps, losses, color="#b8c4d6", linewidth=1, label="each step")
     axes.plot(steps[window - 1 :], np.convolve(losses, kernel, "valid"), color="#1f4e99", label=f"mean of {window}")
-    axes.plot(
-        *zip(*held_out, strict=True), "o--", color="#c0392b", linewidth=1, markersize=4, label="held out, fixed t"
-    )
+    if held_out:
+        axes.plot(
+            *zip(*held_out, strict=True), "o--", color="#c0392b", linewidth=1, markersize=4, label="held out, fixed t"
+        )
     axes.set(title=title, xlabel="step", ylabel="loss", ylim=(0, None))
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)

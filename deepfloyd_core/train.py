@@ -83,14 +83,12 @@ def train_job(job: Job) -> dict[str, Any]:
     return {
         "steps": last,
         "rows": sum(rows.counts.values()),
+        "pictures": rows.pictures,
         "buckets": order.buckets(),
         **sizes,
         "first_loss": metrics[0]["loss"],
         "last_loss": metrics[-1]["loss"],
-        "eval_loss_base": mean_loss(base),
-        "eval_loss": mean_loss(tuned),
-        **{f"eval_{name}": value for name, value in compared(base, tuned).items()},
-        **_against_parent(setup.config, job.out, tuned),
+        **_on_held_out(setup.config, job.out, base, tuned),
         "reload_difference": difference,
         "steps_of_this_process": last - first,
         "samples_per_s": round((last - first) * batch / seconds, 2) if first < last else None,
@@ -105,12 +103,18 @@ def _write_figures(job: Job, metrics: list[dict[str, Any]], validated: list[tupl
     save_loss_curve([row["loss"] for row in metrics], title, job.out / LOSS_CURVE, validated)
 
 
-def _against_parent(config: StageConfig, out: Path, tuned: list[dict[str, Any]]) -> dict[str, Any]:
-    """What the trained model has over the one that it started from."""
-    if config.init_lora is None:
+def _on_held_out(
+    config: StageConfig, out: Path, base: list[dict[str, Any]], tuned: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """The held-out losses of the base, of the trained model and of the one that it started from; none without pictures."""
+    if mean_loss(base) is None:
         return {}
-    parent = read_losses(out, 0)
-    return {"eval_loss_parent": mean_loss(parent), "eval_gain_on_parent": compared(parent, tuned)["gain"]}
+    found = {"eval_loss_base": mean_loss(base), "eval_loss": mean_loss(tuned)}
+    found |= {f"eval_{name}": value for name, value in compared(base, tuned).items()}
+    if config.init_lora is not None:
+        parent = read_losses(out, 0)
+        found |= {"eval_loss_parent": mean_loss(parent), "eval_gain_on_parent": compared(parent, tuned)["gain"]}
+    return found
 
 
 def _set_up(job: Job, stage: Stage, folder: Path) -> Setup:

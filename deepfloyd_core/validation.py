@@ -114,13 +114,14 @@ def write_validations(
 ) -> list[tuple[int, float]]:
     """Write validation.parquet: step, model (base, trained), part, image_id, t, loss; and the sheet of the pictures.
 
-    base: the losses of the base model. Returns the held-out loss of every validated step.
+    base: the losses of the base model. Returns the held-out loss of every validated step that has one.
     """
     table, means = [{"step": 0, "model": "base", **row} for row in base], []
     for file in sorted((out / _LOSSES).glob("[0-9]*.json")):
         losses = json.loads(file.read_bytes())
         table += [{"step": int(file.stem), "model": "trained", **row} for row in losses]
-        means.append((int(file.stem), mean_loss(losses)))
+        if (mean := mean_loss(losses)) is not None:
+            means.append((int(file.stem), mean))
     with atomic_path(out / VALIDATION_FILE) as tmp:
         pq.write_table(pa.Table.from_pylist(table), tmp)
     folders = sorted((out / PICTURES).glob("step-*"))

@@ -32,10 +32,10 @@ def finetune(config: str, overrides: list[str] | None = None) -> Version:
 
 @job_starter()
 def make_bundle(run: Run, index: Artifact) -> Version:
-    """Everything after the index; what is already there is reused."""
-    embeds = text_embeds(run, index)
+    """Everything after the index; what is already there is reused. Pictures come first: T5 takes long, and they may fail."""
     pixels = {stage: stage_pixels(run, index, stage) for stage in run.config.stages}
     held_out = eval_set(run, index)
+    embeds = text_embeds(run, index)
     prompts = sample_prompts(run, index)
     follow = conditioning(run, index, pixels, held_out)
     loras: dict[str, Artifact] = {}

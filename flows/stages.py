@@ -59,19 +59,17 @@ def _train(run: Run, stage: Stage) -> list[Artifact]:
     check_models(run, stages)
     reach_workers(run)
     index = image_index(run)
+    pixels = {each: stage_pixels(run, index, each) for each in stages}
+    held_out = eval_set(run, index)
     embeds = text_embeds(run, index)
     made = [index, embeds]
     loras: dict[str, Artifact] = {}
     for each in stages:
-        inputs = {
-            "pixels": stage_pixels(run, index, each),
-            "text": stage_text(run, each, embeds),
-            "eval_set": eval_set(run, index),
-        }
+        inputs = {"pixels": pixels[each], "text": stage_text(run, each, embeds), "eval_set": held_out}
         if each == 1:
-            inputs |= conditioning(run, index, {1: inputs["pixels"]}, inputs["eval_set"])
+            inputs |= conditioning(run, index, {1: pixels[1]}, held_out)
         else:
-            inputs |= low_res(run, inputs["pixels"], loras.get("stage1_lora"), embeds)
+            inputs |= low_res(run, pixels[2], loras.get("stage1_lora"), embeds)
         loras[f"stage{each}_lora"] = stage_lora(run, each, inputs, sample_prompts(run, index))
         made += [*inputs.values(), loras[f"stage{each}_lora"]]
     return list(dict.fromkeys(made))  # the text can be the embeds themselves

@@ -7,6 +7,7 @@ from prefect.cache_policies import NO_CACHE
 
 from deepfloyd_core.artifacts import Artifact, materialise
 from deepfloyd_core.config import Run
+from deepfloyd_core.eval_choice import choice_notes, choose_held_out
 from deepfloyd_core.image_index import build_index, index_request, judges
 from deepfloyd_core.ledger import INDEX_FILE, captions_left_out, check_share
 from deepfloyd_core.scan import others_of, scan
@@ -18,7 +19,7 @@ log = logging.getLogger("deepfloyd_core.image_index")
 
 @task(name="image_index", cache_policy=NO_CACHE)
 def image_index(run: Run) -> Artifact:
-    """Every input file as one row. Raises DataError when there are none, or too many are rejected."""
+    """Every input file as one row. Raises DataError for none, for too many rejected, or when none is left to train on."""
     with progress("image index") as report, judges(run) as children:
         found = scan(run, report)
         index, _ = materialise(
@@ -28,4 +29,6 @@ def image_index(run: Run) -> Artifact:
     for line in captions_left_out(index.summary["captions_per_picture"], {one.id: one.repeats for one in run.datasets}):
         log.warning("%s", line)
     check_share(index.summary, run.config.max_rejected_share, index.path / INDEX_FILE)
+    for line in choice_notes(run, choose_held_out(run, index)):
+        log.warning("%s", line)
     return index

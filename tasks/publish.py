@@ -78,7 +78,9 @@ def _measures(summary: dict[str, Any], measures: dict[str, str], gain: str) -> l
 
 
 def publish_held_out(lora: Artifact) -> None:
-    """The held-out loss of the base and the tuned model at each timestep."""
+    """The held-out loss of the base and the tuned model at each timestep, if any picture is held out."""
+    if "eval_by_t" not in lora.summary:
+        return
     rows = [{"t": t, "base": base, "tuned": tuned} for t, (base, tuned) in lora.summary["eval_by_t"].items()]
     kind = lora.kind.replace("_", "-")
     create_table_artifact(rows, key=f"{kind}-held-out", description="Loss on the held-out pictures by timestep")

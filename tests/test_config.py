@@ -112,7 +112,7 @@ STAGE_BOUNDS: dict[str, tuple[type, float | None, float | None]] = {
 RUN_BOUNDS: dict[str, tuple[type, float | None, float | None]] = {
     "seed": (int, 0, 2**32 - 1),
     "max_rejected_share": (float, 0, 1),
-    "num_eval_images": (int, 1, None),
+    "num_eval_images": (int, 0, None),
     "shard_mib": (float, 0.1, 1024),
     "aspect_bucket_rounding": (int, 1, 9),
     "tokenizer_max_length": (int, 77, 512),

@@ -12,7 +12,6 @@ import struct
 import zlib
 from collections import Counter
 from collections.abc import Callable
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ import tasks.eval_set
 from deepfloyd_core.artifacts import Artifact, WorkDir, materialise, verify_artifact
 from deepfloyd_core.batches import BatchOrder, TrainingRows
 from deepfloyd_core.errors import ConfigError, DataError
+from deepfloyd_core.eval_choice import choice_notes, choose_held_out
 from deepfloyd_core.image_index import index_request
 from deepfloyd_core.pixels import build_shard, build_shards, pixels_request, plan_shards
 from deepfloyd_core.row_list import eval_ids
@@ -636,8 +636,8 @@ def test_a_stage_without_a_large_enough_picture_is_a_data_error(world: Any) -> N
     index = world.index(run)
     with pytest.raises(DataError, match="No picture is large enough for stage 2"):
         world.pixels(run, index, 2)
-    with pytest.raises(DataError, match="No picture can be held out to measure stage"):
-        world.eval_set(run, index)
+    evals = world.eval_set(run, index)
+    assert len(live_rows(evals, 1)) + len(live_rows(evals, 2)) == 0, "no picture is fit for both stages"
 
 
 # ---- the eval set -----------------------------------------------------------------------------------------------------
@@ -661,23 +661,69 @@ def rank(seed: int, image_id: str) -> int:
     return mixed(int(image_id[:16], 16) ^ mixed(purpose))
 
 
-def test_the_eval_set_stays_the_same_when_pictures_are_added_unless_one_draws_a_smaller_number(world: Any) -> None:
+def test_a_picture_that_is_held_out_stays_so_when_others_come(world: Any) -> None:
+    """The first choice is by hash alone. Later ones keep it, also where a new picture has a smaller hash."""
     for number in range(6):
         world.add(f"{number}.png", noise(number, 80, 70))
-    before = held_out(world)
     ids = {sha256(path) for path in (world.folder / "pictures").glob("*.png")}
-    assert before == set(sorted(ids, key=lambda image_id: rank(5, image_id))[:3])
-    assert held_out(world, seed=6) != before or held_out(world, seed=7) != before
-    entered = 0
+    first = held_out(world)
+    assert first == set(sorted(ids, key=lambda image_id: rank(5, image_id))[:3])
+    seeds = [held_out(world, seed=seed) for seed in (6, 7)]
+    assert any(other != first for other in seeds)
     for number in range(6, 16):
         ids.add(sha256(world.add(f"{number}.png", noise(number, 80, 70))))
-        now = held_out(world)
-        expected = set(sorted(ids, key=lambda image_id: rank(5, image_id))[:3])
-        assert now == expected
-        entered += now != before
-        assert len(before - now) <= 1, "one new picture takes at most one place"
-        before = now
-    assert 0 < entered < 10
+        assert held_out(world) == first
+    by_hash = sorted(ids, key=lambda image_id: rank(5, image_id))
+    assert set(by_hash[:3]) != first, "or the pictures above test nothing"
+    assert held_out(world, workspace=str(world.folder / "another")) == set(by_hash[:3]), "elsewhere by hash alone"
+    more = held_out(world, num_eval_images=5)
+    others = [image_id for image_id in by_hash if image_id not in first]
+    assert more == first | set(others[:2])
+    gone = next(path for path in (world.folder / "pictures").glob("*.png") if sha256(path) in first)
+    left = more - {sha256(gone)}
+    gone.unlink()
+    assert held_out(world, num_eval_images=4) == left, "one that was withdrawn has no part in it"
+
+
+def test_by_default_a_set_holds_out_what_it_can_spare(world: Any) -> None:
+    before: set[str] = set()
+    spared = {1: 0, 3: 0, 7: 0, 8: 1, 10: 1, 19: 1, 20: 2, 30: 3, 40: 4, 50: 4}
+    for number in range(max(spared)):
+        world.add(f"{number}.png", noise(number, 80, 70))
+        if number + 1 in spared:
+            now = held_out(world, num_eval_images=None)
+            assert len(now) == spared[number + 1]
+            assert before <= now, "only grows"
+            before = now
+
+
+def test_a_set_that_measures_nothing_or_hardly_trains_says_so_with_the_index(world: Any) -> None:
+    def notes(**keys: Any) -> list[str]:
+        run = world.load(**{"stages": (1,), **keys})
+        return choice_notes(run, choose_held_out(run, world.index(run)))
+
+    for number in range(3):
+        world.add(f"{number}.png", noise(number, 80, 70))
+    (line,) = notes(num_eval_images=None)
+    assert line.startswith("No picture is held out of training (usable pictures: 3 of set; one is held out from 8 on)")
+    (line,) = notes(num_eval_images=0)
+    assert "num_eval_images is 0" in line
+    (line,) = notes(num_eval_images=2)
+    assert line.startswith("set: 2 of its 3 pictures are held out (num_eval_images), and 1 are trained on.")
+    assert notes(num_eval_images=1) == []
+    with pytest.raises(DataError, match="3 usable pictures, and num_eval_images = 8 would hold all of them out"):
+        notes(num_eval_images=8)
+
+
+def test_a_set_for_measuring_alone_is_held_out_whole_however_small(world: Any) -> None:
+    for number in range(3):
+        world.add(f"{number}.png", noise(number, 80, 70))
+    own = world.folder / "own"
+    own.mkdir()
+    Image.fromarray(noise(20, 80, 70)).save(own / "x.png")
+    entry = {"id": "own", "instance_data_dir": str(own), "caption_strategy": "filename"}
+    run = world.load({}, entry, stages=(1,), num_eval_images=None, eval_dataset_id="own")
+    assert eval_ids(world.eval_set(run, world.index(run))) == {sha256(own / "x.png")}
 
 
 def test_the_eval_set_is_cropped_at_the_centre_and_never_trained_on(world: Any) -> None:
@@ -764,19 +810,24 @@ def test_a_run_says_when_the_held_out_pictures_are_not_those_of_the_one_before(
     world: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(tasks.eval_set, "publish_pictures", lambda *_: None)
-    said, sets = [], []
-    for number in range(16):
+
+    def held_out() -> tuple[frozenset[str], str]:
+        run = world.load(stages=(1,), num_eval_images=3, seed=5)
+        caplog.clear()
+        ids = eval_ids(tasks.eval_set.eval_set.fn(run, world.index(run)))
+        said = caplog.text
+        caplog.clear()
+        tasks.eval_set.eval_set.fn(run, world.index(run))
+        assert "came in" not in caplog.text, "reused"
+        return ids, said
+
+    for number in range(8):
         world.add(f"{number}.png", noise(number, 80, 70))
-        if number >= 6:
-            run = world.load(stages=(1,), num_eval_images=3, seed=5)
-            caplog.clear()
-            sets.append(eval_ids(tasks.eval_set.eval_set.fn(run, world.index(run))))
-            said.append("1 held-out pictures came in and 1 went out since" in caplog.text)
-            caplog.clear()
-            tasks.eval_set.eval_set.fn(run, world.index(run))
-            assert "came in" not in caplog.text, "reused"
-    assert said == [False, *(before != after for before, after in pairwise(sets))]
-    assert any(said) and not all(said)
+    before, said = held_out()
+    assert "came in" not in said
+    next(path for path in (world.folder / "pictures").glob("*.png") if sha256(path) in before).unlink()
+    after, said = held_out()
+    assert len(before & after) == 2 and "1 held-out pictures came in and 1 went out since" in said
 
 
 # ---- batches ----------------------------------------------------------------------------------------------------------

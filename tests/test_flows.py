@@ -232,6 +232,46 @@ def test_a_size_that_the_unet_cannot_halve_fails_before_anything_is_made(
     assert "Traceback" not in done.stderr and not list(small_run.workspace.glob("*/*"))
 
 
+@pytest.mark.parametrize("pictures", [1, 3, 8])
+def test_a_small_set_ends_in_a_bundle_that_says_what_was_not_measured(
+    tmp_path: Path, new_small_run: Callable[..., Any], server: str, pictures: int
+) -> None:
+    run = new_small_run(tmp_path / "run", pictures)
+    run.config.write_text(run.config.read_text().replace("num_eval_images = 2\n", ""))
+    short = (
+        "--set",
+        "stage1.max_train_steps=2",
+        "--set",
+        "stage2.max_train_steps=1",
+        "--set",
+        "stage1.validation_steps=0",
+    )
+    done = run.call_here("run", str(run.config), *short)
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+    (bundle,) = (run.workspace / "lora_bundle").iterdir()
+    card, figures = (bundle / "README.md").read_text(), json.loads((bundle / "metrics.json").read_bytes())
+    held_out, trained = int(pictures == 8), pictures - int(pictures == 8)
+    for name in ("I", "II"):
+        assert f"Stage {name} was trained on {trained} picture" in card
+        assert ("None was held out" in card) == (not held_out)
+    for stage in ("stage1", "stage2"):
+        assert figures[stage]["pictures"] == trained
+        assert ("eval_loss" in figures[stage], "eval_gain" in figures[stage]) == (bool(held_out), bool(held_out))
+    assert ("upscaled" in figures["samples"]) == (bundle / "eval.png").exists() == bool(held_out)
+    assert "sheet.png" in card and (bundle / "sheet.png").exists()
+
+
+def test_a_number_of_held_out_pictures_that_leaves_none_fails_before_the_captions_are_encoded(
+    small_run: Any, server: str
+) -> None:
+    done = small_run.call_here("run", str(small_run.config), "--set", "num_eval_images=8")
+    assert done.returncode == 1
+    assert "stars has 8 usable pictures, and num_eval_images = 8 would hold all of them out" in " ".join(
+        done.stderr.split()
+    )
+    assert [path.name for path in small_run.workspace.iterdir() if not path.name.startswith(".")] == ["image_index"]
+
+
 def test_stage_commands_make_only_what_they_need(small_run: Any, server: str) -> None:
     done = small_run.call_here("embed", str(small_run.config))
     assert done.returncode == 0, done.stderr
