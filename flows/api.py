@@ -4,22 +4,14 @@
 with the credentials that it takes from the environment or the profile.
 """
 
-import http.client
-import json
-import urllib.error
-import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from urllib.parse import urlsplit
 
-from deepfloyd_core.errors import ConfigError
-from flows.proxies import LOOPBACK
+from deepfloyd_core.errors import ConfigError, JobError
+from tasks.health import health, healthy
 
-ANSWER_S = 5.0
 EXAMPLE = "http://127.0.0.1:4200/api"
-
-
-def healthy(url: str) -> bool:
-    """Whether a Prefect API answers at this address."""
-    return _health(_bare(url)) == 200
 
 
 def check_api(url: str) -> None:
@@ -30,7 +22,7 @@ def check_api(url: str) -> None:
         raise ConfigError(f"{here}, which is no address such as {EXAMPLE}.")
     if "@" in urlsplit(url).netloc:  # Prefect's events do not know it, so the history would be lost
         raise ConfigError(f"{here} with a user before it. Set PREFECT_API_AUTH_STRING=user:password instead.")
-    status = _health(bare)
+    status = health(bare)
     if status is None:
         raise ConfigError(f"{here}, and no Prefect server answers there. Start it, or unset it.")
     if status != 200:
@@ -39,6 +31,20 @@ def check_api(url: str) -> None:
         advice = f"Set it to {api}, where one answers." if healthy(api) else "Correct it, or unset it."
         raise ConfigError(f"{here}, and what answers there is no Prefect API. {advice}")
     check_access(bare)
+
+
+@contextmanager
+def server_needed(url: str) -> Iterator[None]:
+    """Around a flow: raise JobError where Prefect found no server at this address when it began or ended the flow."""
+    import httpx
+
+    try:
+        yield
+    except httpx.TransportError as error:
+        raise JobError(
+            f"The Prefect server at {url} does not answer ({type(error).__name__}). What is finished is kept: start the "
+            "server, and run the same command again."
+        ) from error
 
 
 def check_access(url: str) -> None:
@@ -84,19 +90,3 @@ def _bare(url: str) -> str:
     except ValueError:  # a port that is no number
         pass
     return ""
-
-
-def _health(bare: str) -> int | None:
-    """The status of its `/health`, 404 where the answer is no JSON; None where nobody answers."""
-    # Past the user's proxy for loopback only: another host may be behind it.
-    direct = [urllib.request.ProxyHandler({})] if urlsplit(bare).hostname in LOOPBACK else []
-    try:
-        with urllib.request.build_opener(*direct).open(f"{bare}/health", timeout=ANSWER_S) as answer:
-            json.loads(answer.read(1 << 16))
-            return int(answer.status)
-    except urllib.error.HTTPError as error:
-        return error.code
-    except (OSError, http.client.HTTPException):
-        return None
-    except ValueError:
-        return 404

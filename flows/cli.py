@@ -251,6 +251,7 @@ def _print_notes(checked: Any) -> None:
 @contextmanager
 def _session(config: Path, overrides: list[str] | None) -> Iterator[Callable[..., Any]]:
     """Check the configuration, join a Prefect server, and yield a caller for flows."""
+    from flows.api import server_needed
     from flows.server import default_home, prefect_server
 
     checked = _load(config, overrides)
@@ -261,7 +262,8 @@ def _session(config: Path, overrides: list[str] | None) -> Iterator[Callable[...
 
         def call(flow: Any, **parameters: Any) -> Any:
             err.print(f"Prefect: {url.removesuffix('/api')}")
-            return flow(config=str(config), overrides=overrides or [], **parameters)
+            with server_needed(url):
+                return flow(config=str(config), overrides=overrides or [], **parameters)
 
         try:
             yield call
@@ -277,7 +279,7 @@ def _log_to_terminal() -> None:
 
     from tasks.progress import CONSOLE
 
-    for handler in logging.getLogger().handlers:
+    for handler in logging.getLogger().handlers + logging.getLogger("prefect._internal").handlers:
         handler.setLevel(logging.CRITICAL + 1)  # errors reach the user once, through main()
     logger = logging.getLogger("deepfloyd_core")
     logger.addHandler(RichHandler(console=CONSOLE, show_path=False, show_level=False, log_time_format="%H:%M:%S"))
@@ -287,10 +289,12 @@ def _log_to_terminal() -> None:
 def _flush_prefect() -> None:
     """Send what Prefect has queued: with the server gone the last task runs and log lines would be lost."""
     from prefect.events.worker import EventsWorker
-    from prefect.logging.handlers import APILogWorker
 
-    for worker in (APILogWorker, EventsWorker):
-        worker.drain_all(timeout=1 if stopping.asked else 10)
+    from tasks.outbox import send_what_waits
+
+    patience_s = 1.0 if stopping.asked else 10.0
+    send_what_waits(patience_s)
+    EventsWorker.drain_all(timeout=patience_s)
 
 
 def _print_version(workspace: Path, version: Any) -> None:

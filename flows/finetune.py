@@ -13,6 +13,7 @@ from tasks.conditioning import conditioning
 from tasks.eval_set import eval_set
 from tasks.image_index import image_index
 from tasks.lora_bundle import lora_bundle, publish_version
+from tasks.outbox import server_awaited
 from tasks.runners import reach_workers
 from tasks.stage2_low_res import low_res
 from tasks.stage_lora import check_models, stage_lora
@@ -22,6 +23,7 @@ from tasks.text_embeds import text_embeds
 
 
 @flow(name="finetune")
+@server_awaited()
 def finetune(config: str, overrides: list[str] | None = None) -> Version:
     """Fine-tune the stages that CONFIG names and publish the result as a new version."""
     run = load_run(Path(config), tuple(overrides or ()))

@@ -8,9 +8,11 @@ from deepfloyd_core.artifacts import Artifact
 from deepfloyd_core.config import load_run
 from deepfloyd_core.errors import ConfigError
 from tasks.generated import generated
+from tasks.outbox import server_awaited
 
 
 @flow(name="generate")
+@server_awaited()
 def generate(
     config: str, prompt: str, seed: int = 0, images: int = 1, version: str = "latest", size: str | None = None,
     control: str | None = None, overrides: list[str] | None = None,

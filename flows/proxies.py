@@ -3,7 +3,8 @@ unless `no_proxy` names it. Other hosts keep the user's proxy."""
 
 from collections.abc import Mapping
 
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
+from tasks.health import LOOPBACK
+
 NAMES = ("no_proxy", "NO_PROXY")  # which of the two counts differs between libraries, so both say the same
 
 

@@ -12,6 +12,7 @@ from deepfloyd_core.image_index import index_request
 from deepfloyd_core.scan import scan
 from flows.finetune import make_bundle
 from tasks.image_index import image_index
+from tasks.outbox import server_awaited
 from tasks.runners import reach_workers
 from tasks.stage_lora import check_models
 
@@ -19,6 +20,7 @@ NO_CHANGE = "no change"
 
 
 @flow(name="retrain")
+@server_awaited()
 def retrain(config: str, overrides: list[str] | None = None) -> "State[Version | None]":
     """Scan; when the newest version was made from the same data, complete with "no change"; otherwise fine-tune."""
     run = load_run(Path(config), tuple(overrides or ()))

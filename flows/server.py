@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import IO
 
 from deepfloyd_core.errors import ConfigError, JobError
-from flows.api import check_access, check_api, healthy
+from flows.api import check_access, check_api
 from flows.proxies import without_loopback
 from flows.server_log import LogReader, errors_told
+from tasks.health import healthy
 
 log = logging.getLogger("deepfloyd_core.server")
 

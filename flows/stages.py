@@ -12,6 +12,7 @@ from tasks.cascade_samples import sample_prompts
 from tasks.conditioning import conditioning
 from tasks.eval_set import eval_set
 from tasks.image_index import image_index
+from tasks.outbox import server_awaited
 from tasks.runners import reach_workers
 from tasks.stage2_low_res import low_res
 from tasks.stage_lora import check_models, stage_lora
@@ -21,6 +22,7 @@ from tasks.text_embeds import text_embeds
 
 
 @flow(name="prepare")
+@server_awaited()
 def prepare(config: str, overrides: list[str] | None = None) -> list[Artifact]:
     """Index the pictures and cut the crops of every stage, the eval set, and what a ControlNet follows for both."""
     run = load_run(Path(config), tuple(overrides or ()))
@@ -33,6 +35,7 @@ def prepare(config: str, overrides: list[str] | None = None) -> list[Artifact]:
 
 
 @flow(name="embed")
+@server_awaited()
 def embed(config: str, overrides: list[str] | None = None) -> list[Artifact]:
     """Encode every caption and prompt."""
     run = load_run(Path(config), tuple(overrides or ()))
@@ -41,12 +44,14 @@ def embed(config: str, overrides: list[str] | None = None) -> list[Artifact]:
 
 
 @flow(name="train-stage1")
+@server_awaited()
 def train_stage1(config: str, overrides: list[str] | None = None) -> list[Artifact]:
     """Train the Stage I LoRA, and make what it needs."""
     return _train(load_run(Path(config), tuple(overrides or ())), 1)
 
 
 @flow(name="train-stage2")
+@server_awaited()
 def train_stage2(config: str, overrides: list[str] | None = None) -> list[Artifact]:
     """Train the Stage II LoRA, and make what it needs: Stage I's as well, where that makes low-res pictures for it."""
     return _train(load_run(Path(config), tuple(overrides or ())), 2)

@@ -8,12 +8,14 @@ from deepfloyd_core.config import Run
 from deepfloyd_core.flavours import Stage
 from deepfloyd_core.paired_pixels import conditioning_request, plan_conditioning, plan_eval_conditioning
 from deepfloyd_core.pixels import SHEET, build_shards
+from tasks.outbox import await_server, server_awaited
 from tasks.progress import progress
 from tasks.publish import publish_pictures
 from tasks.stage_pixels import make_shards
 
 
 @flow(name="stage-conditioning", flow_run_name="stage1-conditioning", validate_parameters=False)
+@server_awaited()
 def stage_conditioning(run: Run, index: Artifact, pixels: Artifact) -> Artifact:
     """The pairs of Stage I's crops, as a subflow like that of the crops. The sheet shows each crop and its pair."""
     with progress("conditioning") as report:
@@ -42,6 +44,7 @@ def conditioning(run: Run, index: Artifact, pixels: dict[Stage, Artifact], held_
     """What a training of Stage I is given beside pixels and eval set; nothing unless it follows pairs."""
     if not run.config.paired:
         return {}
+    await_server()
     return {
         "conditioning": stage_conditioning(run, index, pixels[1]),
         "eval_conditioning": eval_conditioning(run, index, held_out),

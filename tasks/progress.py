@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from deepfloyd_core.types import Report
+from tasks.outbox import show_newest
 
 CONSOLE = Console(stderr=True)
 UI_EVERY_S = 3.0  # one request to the server each
@@ -33,8 +34,14 @@ def progress(label: str) -> Iterator[Report]:
     artifact_id: UUID | None = None
     last = logged = 0.0
 
+    def update(percent: float, said: str) -> None:
+        nonlocal artifact_id
+        if artifact_id is None:
+            artifact_id = cast(UUID, create_progress_artifact(0.0, description=label))
+        update_progress_artifact(artifact_id, percent, description=said)
+
     def report(done: int, total: int, line: str) -> None:
-        nonlocal artifact_id, last, logged
+        nonlocal last, logged
         bars.start()
         bars.update(bar, completed=done, total=total, line=line)
         if time.monotonic() - logged > LOG_EVERY_S:
@@ -42,12 +49,10 @@ def progress(label: str) -> Iterator[Report]:
             _log(f"{label} {done}/{total}  {line}  {_left(bars.tasks[0].time_remaining)}")
         if FlowRunContext.get() is None:
             return
-        if artifact_id is None:
-            artifact_id = cast(UUID, create_progress_artifact(0.0, description=label))
         if done >= total or time.monotonic() - last > UI_EVERY_S:
             last = time.monotonic()
             said = f"{label}: {line}  {_left(bars.tasks[0].time_remaining)}"
-            update_progress_artifact(artifact_id, 100.0 * done / max(total, 1), description=said)
+            show_newest(update, update, 100.0 * done / max(total, 1), said)
 
     try:
         yield report

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
 from deepfloyd_core.artifacts import Artifact
 from deepfloyd_core.image_index import SHEET
 from deepfloyd_core.metrics import MEASURES, SAMPLE_MEASURES, UPSCALED_BY, by_noise_level, gained
 from deepfloyd_core.products import DETAIL_SHEET, SPOILT_SHEETS
+from tasks.outbox import create_markdown_artifact, create_table_artifact
 
 LIMIT_BYTES = 150 << 10
 log = logging.getLogger("deepfloyd_core.publish")

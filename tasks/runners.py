@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from prefect import Task
-from prefect.events.worker import EventsWorker
 from prefect.futures import as_completed
 from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTaskRunner
 
@@ -20,6 +19,7 @@ from deepfloyd_core.clusters import reach
 from deepfloyd_core.config import Run, RunConfig
 from deepfloyd_core.errors import JobError
 from deepfloyd_core.types import Report
+from tasks.outbox import send_events
 
 log = logging.getLogger("deepfloyd_core.runners")
 
@@ -109,7 +109,7 @@ def _recorded(task: Task[..., R]) -> Task[..., R]:
 
 
 def _send_events(task: Any, run: Any, state: Any) -> None:
-    EventsWorker.instance().wait_until_empty()
+    send_events()
 
 
 def _lost_worker(config: RunConfig) -> tuple[type[BaseException], ...]:

@@ -22,6 +22,7 @@ from deepfloyd_core.pixels import (
     plan_shards,
 )
 from deepfloyd_core.types import Report
+from tasks.outbox import await_server, server_awaited
 from tasks.progress import progress
 from tasks.publish import publish_pictures
 from tasks.runners import MAX_TASK_RUNS, Job, run_jobs
@@ -38,9 +39,16 @@ def pixel_shards(shards: tuple[ShardPlan, ...], out: Path, older: Artifact | Non
     return [build_shard(shard, out, older) for shard in shards]
 
 
-@flow(name="stage-pixels", flow_run_name="stage{stage}-pixels", validate_parameters=False)
 def stage_pixels(run: Run, index: Artifact, stage: Stage) -> Artifact:
     """The crops of one stage, as a subflow of shard tasks run on the configured workers."""
+    await_server()
+    return _stage_pixels(run, index, stage)
+
+
+@flow(name="stage-pixels", flow_run_name="stage{stage}-pixels", validate_parameters=False)
+@server_awaited()
+def _stage_pixels(run: Run, index: Artifact, stage: Stage) -> Artifact:
+    """The crops of one stage."""
     with progress(f"stage {'I' * stage} pixels") as report:
         pixels, _ = materialise(
             run.workspace,

@@ -18,8 +18,9 @@ import pytest
 
 from deepfloyd_core.errors import ConfigError
 from flows import server
-from flows.api import check_api, healthy
+from flows.api import check_api
 from flows.proxies import without_loopback
+from tasks.health import healthy
 
 HOLD = """
 import sys

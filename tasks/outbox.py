@@ -1,0 +1,241 @@
+"""What only shows (artifacts, progress, log records) goes to the Prefect server from a thread: no work waits for it, none
+fails by it.
+
+While the server is away all of it waits here, in order, progress as its newest alone, and goes out when the server answers
+again. Flows alone need the server: Prefect cannot begin or end one without it. So they wait for it, up to PATIENCE_S.
+"""
+
+import atexit
+import logging
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+from contextvars import Context, copy_context
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import Any
+
+import httpx
+from prefect import artifacts
+from prefect.client.orchestration import get_client
+from prefect.events import emit_event
+from prefect.events.worker import EventsWorker
+from prefect.logging.handlers import set_api_log_sink
+from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+
+from deepfloyd_core.errors import JobError
+from tasks.health import healthy
+
+log = logging.getLogger("deepfloyd_core.outbox")
+
+PATIENCE_S = 3600.0  # a flow's, with a server that is away
+IN_A_HURRY_S = 5.0  # the same, once the flow was told to stop, and when the process ends
+ASK_EVERY_S = 2.0
+GATHER_S = 1.0  # log records of this long are one request
+LINES = 500  # of one request
+MOST_LINES = 50_000  # kept while the server is away, the newest
+TRIES = 3  # of a call that fails though the server answers
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A request to the server, made in its caller's context. slot: a newer call with the same one takes its place."""
+
+    request: Callable[[], object]
+    context: Context
+    slot: Hashable | None = None
+
+
+def show(function: Callable[..., object], *arguments: Any, **named: Any) -> None:
+    """Call it soon: after what was shown before, when the server answers. Never raises."""
+    _outbox(os.getpid()).put(_Call(partial(function, *arguments, **named), copy_context()))
+
+
+def show_newest(slot: Hashable, function: Callable[..., object], *arguments: Any) -> None:
+    """As `show`, in the place of the call with the same slot that is still to be made."""
+    _outbox(os.getpid()).put(_Call(partial(function, *arguments), copy_context(), slot))
+
+
+def create_table_artifact(table: list[dict[str, Any]], key: str, description: str) -> None:
+    """Prefect's, shown as all else."""
+    show(artifacts.create_table_artifact, table, key=key, description=description)
+
+
+def create_markdown_artifact(markdown: str, key: str, description: str) -> None:
+    """Prefect's, shown as all else."""
+    show(artifacts.create_markdown_artifact, markdown, key=key, description=description)
+
+
+@contextmanager
+def server_awaited() -> Iterator[None]:
+    """Around the body of a flow: its log records wait with the rest, and at its end all is delivered.
+
+    Raises JobError when the server does not come back within PATIENCE_S.
+    """
+    set_api_log_sink(_outbox(os.getpid()).put_line)
+    try:
+        yield
+    except Exception:  # a flow that failed is recorded as well; one that was stopped does not wait
+        _outbox(os.getpid()).deliver(PATIENCE_S)
+        raise
+    await_server()
+
+
+def await_server() -> None:
+    """Deliver everything, and wait until the server answers: before a subflow, and at a flow's end.
+
+    Raises JobError when it does not come back within PATIENCE_S.
+    """
+    if not _outbox(os.getpid()).deliver(PATIENCE_S):
+        raise JobError(
+            f"The Prefect server at {_url()} has not answered for {PATIENCE_S / 60:.0f} minutes. What is finished is "
+            "kept: start the server, and run the same command again."
+        )
+
+
+def send_what_waits(patience_s: float) -> None:
+    """Before the process ends, or its server is stopped; but not for long where the server is away."""
+    _outbox(os.getpid()).empty(patience_s)
+
+
+def send_events() -> None:
+    """Wait until Prefect has sent its events, but not for a server that is away."""
+    waiting = threading.Thread(target=EventsWorker.instance().wait_until_empty, daemon=True)
+    waiting.start()
+    waiting.join(IN_A_HURRY_S)
+
+
+class Outbox:
+    """The queue and its thread."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._calls: deque[_Call] = deque()
+        self._lines: deque[dict[str, Any]] = deque(maxlen=MOST_LINES)
+        self._busy = self._away = self._hurry = False
+        self._told: set[str] = set()
+        self._context = copy_context()
+        threading.Thread(target=self._loop, name="outbox", daemon=True).start()
+
+    def put(self, call: _Call) -> None:
+        """Queue a call."""
+        with self._changed:
+            waiting = [number for number, other in enumerate(self._calls) if other.slot == call.slot is not None]
+            if waiting:
+                self._calls[waiting[0]] = call
+            else:
+                self._calls.append(call)
+            self._changed.notify_all()
+
+    def put_line(self, line: dict[str, Any]) -> None:
+        """Queue a log record, as Prefect's handler prepares it."""
+        with self._changed:
+            self._lines.append({key: value for key, value in line.items() if key != "__payload_size__"})
+            self._changed.notify_all()
+
+    def empty(self, patience_s: float) -> bool:
+        """Wait until nothing is queued; False when the server was away for patience_s."""
+        patient_until = time.monotonic() + patience_s
+        with self._changed:
+            self._hurry = True
+            self._changed.notify_all()
+            while self._calls or self._lines or self._busy:
+                self._changed.wait(ASK_EVERY_S)
+                if not self._away:
+                    patient_until = time.monotonic() + patience_s
+                elif time.monotonic() > patient_until:
+                    break
+            self._hurry = False
+            return not (self._calls or self._lines or self._busy)
+
+    def deliver(self, patience_s: float) -> bool:
+        """Wait until nothing is queued and the server answers; False when it was away for patience_s."""
+        return self.empty(patience_s) and self._back_within(patience_s)
+
+    def _back_within(self, patience_s: float) -> bool:
+        patient_until = time.monotonic() + patience_s
+        while not healthy(_url()):
+            self._note(away=True)
+            if time.monotonic() > patient_until:
+                return False
+            time.sleep(ASK_EVERY_S)
+        self._note(away=False)
+        return True
+
+    def _loop(self) -> None:
+        while True:
+            call = self._next()
+            self._send(call)
+            with self._changed:
+                self._busy = False
+                self._changed.notify_all()
+
+    def _next(self) -> _Call:
+        with self._changed:
+            self._changed.wait_for(lambda: self._calls or self._lines)
+            if not self._calls:
+                self._changed.wait_for(lambda: self._calls or self._hurry, GATHER_S)
+            self._busy = True
+            if self._calls:
+                return self._calls.popleft()
+            lines = [self._lines.popleft() for _ in range(min(LINES, len(self._lines)))]
+            return _Call(partial(_send_lines, lines), Context())  # a flow's has its client, which ends with the flow
+
+    def _send(self, call: _Call) -> None:
+        """Until it is done, or of no use."""
+        for _ in range(TRIES):
+            try:
+                call.context.run(_without_retries, call.request)
+            except (httpx.TransportError, httpx.HTTPStatusError) as error:
+                lost: Exception = error
+                if isinstance(error, httpx.HTTPStatusError) and error.response.status_code < 500:
+                    break
+                time.sleep(ASK_EVERY_S)
+                self._back_within(float("inf"))
+            except Exception as error:  # whatever it is, it only showed something
+                lost = error
+                break
+            else:
+                return
+        said = f"{type(lost).__name__}: {lost}".split("\n")[0]
+        if said not in self._told:
+            self._told.add(said)
+            self._context.copy().run(log.warning, "something could not be shown in Prefect: %s", said)
+
+    def _note(self, *, away: bool) -> None:
+        with self._changed:
+            if self._away == away:
+                return
+            self._away = away
+        own = self._context.copy()  # a flow's: the lines are in its log as well
+        if away:
+            said = "the Prefect server at %s does not answer; the work goes on, and is shown there when it is back"
+            own.run(log.warning, said, _url())
+        else:
+            own.run(log.info, "the Prefect server at %s answers again", _url())
+            # Prefect keeps the events that it could not send, and sends them with its next one.
+            own.run(emit_event, "deepfloyd.server-back", {"prefect.resource.id": "deepfloyd.outbox"})
+
+
+@cache
+def _outbox(process_id: int) -> Outbox:
+    """The process's own: no thread survives a fork."""
+    atexit.register(send_what_waits, IN_A_HURRY_S)
+    return Outbox()
+
+
+def _url() -> str:
+    return str(PREFECT_API_URL.value())
+
+
+def _without_retries(request: Callable[[], object]) -> None:
+    with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}):
+        request()
+
+
+def _send_lines(lines: list[dict[str, Any]]) -> None:
+    with get_client(sync_client=True) as client:
+        client.create_logs(lines)

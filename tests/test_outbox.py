@@ -1,0 +1,155 @@
+"""What is shown in Prefect: never a reason to wait or to fail, and complete when a server that was away is back."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from flows.server import free_port
+from tasks import outbox
+from tasks.health import healthy
+
+DEAD = "http://127.0.0.1:9/api"
+
+
+@pytest.fixture
+def answers(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Whether the server of this test answers: what is last in here."""
+    now = [False]
+    monkeypatch.setattr(outbox, "healthy", lambda url: now[-1])
+    monkeypatch.setattr(outbox, "ASK_EVERY_S", 0.02)
+    monkeypatch.setattr(outbox, "emit_event", lambda *_: None)
+    return now
+
+
+def _asks(now: list[bool], done: list[str]) -> Callable[[str], None]:
+    def request(name: str) -> None:
+        if not now[-1]:
+            raise httpx.ConnectError("All connection attempts failed")
+        done.append(name)
+
+    return request
+
+
+def test_what_is_shown_waits_for_the_server_in_order_and_progress_as_its_newest(answers: list[bool]) -> None:
+    box, done = outbox.Outbox(), list[str]()
+    request = _asks(answers, done)
+    _put(box, request, "first")
+    while not box._away:
+        time.sleep(0.01)
+    _put(box, request, "progress 1", slot="bar")
+    _put(box, request, "table")
+    for number in range(2, 500):
+        _put(box, request, f"progress {number}", slot="bar")
+    _put(box, request, "sheet")
+    assert not box.deliver(0.1) and done == []
+    answers.append(True)
+    assert box.deliver(5.0)
+    assert done == ["first", "progress 499", "table", "sheet"]
+
+
+def test_what_the_server_refuses_is_said_once_and_holds_nothing_up(
+    answers: list[bool], caplog: pytest.LogCaptureFixture
+) -> None:
+    answers.append(True)
+    box, done = outbox.Outbox(), list[str]()
+
+    def refused(status: int) -> None:
+        answer = httpx.Response(status, request=httpx.Request("POST", DEAD))
+        raise httpx.HTTPStatusError(f"{status} of the server", request=answer.request, response=answer)
+
+    for status in (422, 422, 500):
+        _put(box, refused, status)
+    _put(box, lambda text: json.loads(text), "no json")
+    _put(box, _asks(answers, done), "table")
+    assert box.deliver(5.0) and done == ["table"]
+    assert [record.getMessage().split(": ")[1] for record in caplog.records] == [
+        "HTTPStatusError", "HTTPStatusError", "JSONDecodeError",
+    ]  # fmt: skip
+
+
+def _put(box: outbox.Outbox, function: Callable[..., None], argument: object, slot: str | None = None) -> None:
+    box.put(outbox._Call(lambda: function(argument), outbox.copy_context(), slot))
+
+
+@contextmanager
+def _server(home: Path, port: int) -> Iterator["subprocess.Popen[bytes]"]:
+    env = {key: value for key, value in os.environ.items() if not key.startswith("PREFECT_")}
+    command = [sys.executable, "-P", "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    with (home / "server.log").open("ab") as log:
+        server = subprocess.Popen(
+            command, env=env | {"PREFECT_HOME": str(home)}, stdout=log, stderr=log, start_new_session=True
+        )
+    try:
+        while not healthy(f"http://127.0.0.1:{port}/api"):
+            assert server.poll() is None, (home / "server.log").read_text()
+            time.sleep(0.1)
+        yield server
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+
+
+@pytest.mark.slow
+def test_a_training_outlives_its_server_and_is_shown_by_the_next(
+    small_run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, port, log = tmp_path / "home", free_port(), tmp_path / "run.log"
+    home.mkdir()
+    url = f"http://127.0.0.1:{port}/api"
+    monkeypatch.setenv("PREFECT_API_URL", url)
+    monkeypatch.setenv("PREFECT_CLIENT_MAX_RETRIES", "1")  # Prefect's own patience: some seconds instead of a minute
+    with _server(home, port):
+        run = small_run.start_here(log, "train-stage1", str(small_run.config))
+        _until(run, log, lambda: any(small_run.workspace.glob("stage1_lora/*/.checkpoints/*/checkpoint.json")))
+    _until(run, log, lambda: any(small_run.workspace.glob("stage1_lora/*/manifest.json")))
+    time.sleep(8)  # in which Prefect would give up
+    assert run.is_alive(), log.read_text()
+    with _server(home, port):
+        run.join(120)
+        assert run.exitcode == 0, log.read_text()
+        (flow_run,) = _found(url, "flow_runs", {"flow_runs": {"name": {"any_": _names(url)}}})
+        assert flow_run["state_type"] == "COMPLETED"
+        of_run = {"flow_runs": {"id": {"any_": [flow_run["id"]]}}}
+        tasks = {entry["name"].rsplit("-", 1)[0]: entry["state_type"] for entry in _found(url, "task_runs", of_run)}
+        assert set(tasks.values()) == {"COMPLETED"} and "stage1_lora" in tasks
+        shown = _found(url, "artifacts", of_run)
+        assert {"stage1-lora", "stage1-lora-held-out", "stage1-lora-buckets"} <= {entry["key"] for entry in shown}
+        bars = {entry["description"].split(":")[0]: entry["data"] for entry in shown if entry["type"] == "progress"}
+        assert bars["stage I LoRA"] == 100
+        logs = {"logs": {"flow_run_id": {"any_": [flow_run["id"]]}}}
+        lines = [entry["message"] for entry in _found(url, "logs", logs)]
+        # The subflow's own stands in its own log.
+        assert lines.count("Finished in state Completed()") == len(tasks)
+    printed = log.read_text()
+    assert printed.count("does not answer") == 1 and printed.count("answers again") == 1
+    assert "Traceback" not in printed and "ERROR" not in printed
+
+
+def _until(run: Any, log: Path, reached: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 300
+    while not reached():
+        assert run.is_alive() and time.monotonic() < deadline, log.read_text()
+        time.sleep(0.05)
+
+
+def _names(url: str) -> list[str]:
+    return [entry["name"] for entry in _found(url, "flow_runs", {}) if entry["parent_task_run_id"] is None]
+
+
+def _found(url: str, kind: str, body: dict[str, Any]) -> list[dict[str, Any]]:
+    request = urllib.request.Request(
+        f"{url}/{kind}/filter", json.dumps({"limit": 200, **body}).encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        return list(json.load(answer))
