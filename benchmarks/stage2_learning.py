@@ -82,7 +82,7 @@ STAGE2 = {
     ],
     "learning_rate": 6e-3, "lr_end": 1e-5, "lr_scheduler": "cosine", "lr_warmup_steps": 10,
     "noise_level_end": 101, "stage2_patch": 128,
-    "use_ema": True, "ema_decay": 0.97, "checkpointing_steps": 100,
+    "use_ema": True, "ema_decay": 0.97, "checkpoint_step_interval": 100,
     "validation_guidance": 1.0, "validation_noise_level": LEVELS[0], "validation_noise_levels": LEVELS[1:],
 }  # fmt: skip
 

@@ -10,8 +10,10 @@ from deepfloyd_core.sources import open_source
 from deepfloyd_core.stage_config import StageConfig
 
 
-def check_datasets(flavour: Flavour, datasets: tuple[ImageDataset, ...], stage: Stage, steps: int) -> list[str]:
+def check_datasets(flavour: Flavour, datasets: tuple[ImageDataset, ...], stage: Stage, steps: int | None) -> list[str]:
     """Raise ConfigError for a resolution that a stage's model cannot be trained at, or a step without a data set.
+
+    steps: of the training; None: they are not known yet, and looked at later.
 
     Returns a note for each data set that the stage never comes to.
     """
@@ -31,6 +33,8 @@ def check_datasets(flavour: Flavour, datasets: tuple[ImageDataset, ...], stage: 
             f"No data set feeds stage {stage}: resolution is {found}; {flavour.name} makes {flavour.size_px} px and is "
             f"trained at up to {2 * flavour.size_px}. Set {_both_stages(datasets[0])}."
         )
+    if steps is None:
+        return []
     gap = first_gap(tuple(share_of(dataset) for dataset in used), steps)
     if gap is not None:
         whys = (

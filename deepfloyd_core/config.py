@@ -19,8 +19,8 @@ from deepfloyd_core.extras import missing_extra
 from deepfloyd_core.flavours import PUBLISHED, UPSCALE, Flavour, Stage
 from deepfloyd_core.quantization import Quantization, quantization_fault
 from deepfloyd_core.read_datafile import load_data_file
-from deepfloyd_core.spec import HomePath, Spec, home_path, parse_spec, read_config_file
-from deepfloyd_core.spelling import our_spelling
+from deepfloyd_core.spec import HomePath, Spec, home_path, parse_spec
+from deepfloyd_core.spelling import Written, read_run_file
 from deepfloyd_core.stage_config import StageConfig, device_fault
 
 TOKENS = 77  # rows of text that IF was trained with
@@ -286,17 +286,31 @@ def _check_eval_dataset(config: RunConfig, datasets: tuple[ImageDataset, ...], p
             )
 
 
+def _known_steps(config: StageConfig) -> int | None:
+    """Steps of a training, unless they are counted later."""
+    return None if config.num_train_epochs else config.steps
+
+
+def read_run_config(path: Path, overrides: tuple[str, ...] = ()) -> tuple[RunConfig, Written]:
+    """A run file's configuration, and what was said on the way; no other file is looked at.
+
+    Raises ConfigError with one line for each fault.
+    """
+    written = read_run_file(path, overrides, RunConfig, StageConfig)
+    try:
+        return parse_spec(RunConfig, written.values, str(path), also=StageConfig.model_fields), written
+    except ConfigError as error:
+        raise ConfigError(written.in_its_words(str(error))) from None
+
+
 def load_run(path: Path, overrides: tuple[str, ...] = ()) -> Run:
-    """Read and check a run file and its data file; `overrides` are KEY=VALUE, KEY dotted, VALUE as in TOML.
+    """Read and check a run file and its data file; `overrides` are KEY=VALUE, KEY dotted, VALUE as in TOML; KEY= removes it.
 
     Raises ConfigError with one line for each fault. Imports nothing heavy.
     """
     path = home_path(path)
-    values = read_config_file(path)
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path} must be a table of keys.")
-    values, notes = our_spelling(values, path, overrides, frozenset(StageConfig.model_fields))
-    config = parse_spec(RunConfig, values, str(path), also=StageConfig.model_fields)
+    config, written = read_run_config(path, overrides)
+    notes = list(written.notes)
     if config.tokenizer_max_length > TOKENS:
         notes.append(
             f"{path}: tokenizer_max_length is {config.tokenizer_max_length}; IF was trained with {TOKENS} rows of text and "
@@ -309,7 +323,7 @@ def load_run(path: Path, overrides: tuple[str, ...] = ()) -> Run:
         from deepfloyd_core.lpips_file import check_lpips_file
 
         check_lpips_file(Path(config.eval_lpips_model))
-    file = load_data_file(Path(config.data_backend_config))
+    file = load_data_file(Path(config.data_backend_config), written.data_defaults)
     datasets = file.datasets
     _check_eval_dataset(config, datasets, path)
     if config.stage1 and config.stage1.controlnet and config.prompts:
@@ -319,7 +333,7 @@ def load_run(path: Path, overrides: tuple[str, ...] = ()) -> Run:
         )
     for stage in config.stages:
         notes += [f"{path}: stage{stage}.{note}" for note in config.stage(stage).notes]
-        notes += check_datasets(config.stage(stage).flavour, datasets, stage, config.stage(stage).max_train_steps)
+        notes += check_datasets(config.stage(stage).flavour, datasets, stage, _known_steps(config.stage(stage)))
     if config.stage2 and config.remakes_low_res:
         check_low_res(config.stage1, config.stage2, datasets)
     notes += check_pairs(config.paired, datasets, file.conditioning)

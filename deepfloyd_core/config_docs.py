@@ -1,6 +1,7 @@
 """docs/config.md, written from the configuration models: `python -m deepfloyd_core.config_docs > docs/config.md`."""
 
 import sys
+from collections.abc import Iterable
 from typing import Any, Literal, get_args, get_origin
 
 from pydantic.fields import FieldInfo
@@ -16,6 +17,7 @@ from deepfloyd_core.datafile import (
     Place,
     TextEmbedBackend,
 )
+from deepfloyd_core.simpletuner_options import ALIASES, DATA_DEFAULTS, IGNORED, REFUSED, SWITCHES, WORKS, Refusal
 from deepfloyd_core.spec import Spec
 from deepfloyd_core.stage_config import StageConfig
 
@@ -46,19 +48,57 @@ _SECTIONS: tuple[tuple[str, type[Spec], str], ...] = (
 )
 
 
+_SIMPLETUNER = (
+    "SimpleTuner's `config.json`, or its older `config.env`, is a run file as it is: leading dashes are dropped, numbers "
+    "and truth values may be text, what is empty or null is not set, and `output_dir` stands for a missing `workspace`. "
+    "What would change what is trained, and is not here, is refused unless it is off; what only says how SimpleTuner runs, "
+    "or what it shows, is ignored with a note. `benchmarks/simpletuner_files.py FOLDER` tries all files of a folder."
+)
+
+
 def render() -> str:
     """The whole page as Markdown."""
     lines = ["# Configuration", "", "Generated from the configuration models; `make docs` writes it anew.", ""]
     lines += [
         "Relative paths start at the current directory, `~/` at the home folder. "
-        "Every key can be overridden: `--set stage1.lora_rank=8`.",
+        "Every key can be overridden, `--set stage1.lora_rank=8`, or removed, `--set stage1.lora_rank=`.",
         "",
     ]
     for title, model, intro in _SECTIONS:
         lines += [f"## {title}", "", intro, "", "| key | type | default | meaning |", "|---|---|---|---|"]
         lines += [_row(name, field) for name, field in model.model_fields.items() if not _is_said(model, name)]
         lines.append("")
-    return "\n".join(lines)
+    return "\n".join([*lines, *_simpletuner()])
+
+
+def _simpletuner() -> list[str]:
+    """The answers to SimpleTuner's options, a line for each reason."""
+    rows: list[tuple[str, Iterable[str], str]] = [
+        ("works", WORKS, ""),
+        ("works", DATA_DEFAULTS, "for the picture sets that do not say it themselves"),
+    ]
+    rows += [("alias", [theirs], f"`{name}`") for theirs, name in ALIASES.items()]
+    rows += [
+        ("alias", [theirs], f"at `{_plain(at)}`: `{name}` = `{_plain(meaning)}`; else ignored")
+        for theirs, (at, name, meaning) in SWITCHES.items()
+    ]
+    for reason in dict.fromkeys(IGNORED.values()):
+        rows.append(("ignored", [name for name, why in IGNORED.items() if why == reason], reason))
+    for refusal in dict.fromkeys(REFUSED.values()):
+        rows.append(("refused", [name for name, own in REFUSED.items() if own == refusal], _exceptions(refusal)))
+    head = ["## SimpleTuner's options", "", _SIMPLETUNER, "", "| answer | options | why |", "|---|---|---|"]
+    return [*head, *(f"| {answer} | {_listed(names)} | {why} |" for answer, names, why in rows), ""]
+
+
+def _listed(names: Iterable[str]) -> str:
+    return " ".join(f"`{name}`" for name in sorted(names))
+
+
+def _exceptions(refusal: Refusal) -> str:
+    """A refusal's reason, and where there is none to refuse."""
+    at = f", at {_listed(str(value) for value in refusal.off)}" if refusal.off else ""
+    within = f", without `{' = '.join(refusal.within)}`" if refusal.within else ""
+    return f"{refusal.reason}; ignored when off{at}{within}"
 
 
 def _is_said(model: type[Spec], name: str) -> bool:

@@ -30,8 +30,9 @@ SAMPLES_FORMAT = 9  # 6: more in PNGs. 7, 8: columns of eval.parquet. 9: spoilt 
 # Settings that change no byte of a LoRA: how often it is saved on the way, and how samples are made of it.
 # Of init_lora and the model the bytes count, not the path; of Stage I's low-res pictures what they are.
 _NOT_IN_LORA = {
-    "checkpointing_steps", "checkpointing_minutes", "checkpoints_total_limit", "pretrained_model_name_or_path", "init_lora",
-    "validation_steps", "gradient_checkpointing", "dataloader_num_workers", "low_res_stage1_strength",
+    "checkpoint_step_interval", "checkpointing_minutes", "checkpoints_total_limit", "pretrained_model_name_or_path",
+    "init_lora", "num_train_epochs",
+    "validation_step_interval", "gradient_checkpointing", "dataloader_num_workers", "low_res_stage1_strength",
 }  # fmt: skip
 # Keys that came later: at their default a LoRA is what it was before there were such keys.
 _LATER_KEYS = {
@@ -60,6 +61,7 @@ def lora_request(
     """
     spec = run.config.stage(stage).model_dump(mode="json", exclude=_NOT_IN_LORA | _SAMPLING | _MEASURING)
     spec |= {"lr_end": run.config.stage(stage).final_learning_rate, "lr_scheduler": run.config.stage(stage).schedule}
+    spec["max_train_steps"] = run.config.stage(stage).steps  # epochs are steps by now
     spec |= {"seed": run.config.seed, "noise_level": run.config.stage(stage).validation_noise_level}
     spec |= {"shares": shares(run), "data_backend_sampling": run.config.data_backend_sampling}
     for key, unset in _LATER_KEYS.items():
@@ -74,7 +76,7 @@ def lora_request(
         spec["windows"] = 2  # 2: they start with a pixel of the low-res picture
     if stage == 1:
         del spec["noise_level"]  # of the held-out loss; Stage I has none
-    if run.config.stage(stage).validation_steps:
+    if run.config.stage(stage).validation_step_interval:
         spec["validation"] = _validation(run, stage, prompts)
     ids = {**_ids(inputs), "text": text_identity(inputs["text"])}
     parent = {} if parent_sha256 is None else {"parent": parent_sha256}
@@ -84,7 +86,7 @@ def lora_request(
 def _validation(run: Run, stage: Stage, prompts: Sequence[str]) -> dict[str, Any]:
     """What decides the pictures that are made while a stage is trained."""
     config = run.config
-    included = {"validation_steps"} | (_SAMPLING if stage == 2 else _SAMPLING - _SAMPLING_STAGE2)
+    included = {"validation_step_interval"} | (_SAMPLING if stage == 2 else _SAMPLING - _SAMPLING_STAGE2)
     spec: dict[str, Any] = config.stage(stage).model_dump(mode="json", include=included)
     spec["negative_prompt"] = config.validation_negative_prompt
     if stage == 2:

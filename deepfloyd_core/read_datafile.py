@@ -4,17 +4,20 @@ A disabled entry is looked at for its id only, so that a file for other tools, o
 """
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from deepfloyd_core.captions import compiled_filters
 from deepfloyd_core.datafile import TABLES, ConditioningSet, ImageDataset, TextEmbedBackend
 from deepfloyd_core.errors import ConfigError
 from deepfloyd_core.faces import missing_detector
+from deepfloyd_core.simpletuner import coerced
 from deepfloyd_core.sources import open_source
 from deepfloyd_core.sources.listed import text_lines
-from deepfloyd_core.spec import parse_spec, read_config_file
+from deepfloyd_core.spec import parse_spec, read_config_file, scalar_kinds
 
 # Keys of SimpleTuner's data file that change nothing here: accepted, and reported as ignored.
 IGNORED = frozenset({
@@ -68,10 +71,11 @@ class DataFile:
     notes: tuple[str, ...]  # one for each key that has no effect
 
 
-def load_data_file(path: Path) -> DataFile:
-    """Read a data file.
+def load_data_file(path: Path, defaults: Mapping[str, Any] = MappingProxyType({}), places: bool = True) -> DataFile:
+    """Read a data file. `defaults`: what a picture set has where it does not say it itself.
 
-    Raises ConfigError for unknown keys, values out of range, double ids, a directory that is not there.
+    Raises ConfigError for unknown keys, values out of range, double ids, and, where `places` are looked at, a directory or
+    a file of filters that is not there.
     """
     entries = read_config_file(path)
     if not isinstance(entries, list) or not entries:
@@ -84,7 +88,7 @@ def load_data_file(path: Path) -> DataFile:
         if not isinstance(entry, dict):
             raise ConfigError(f"{path}: entry {number} is {type(entry).__name__}; it must be an object.")
         where = f"{path}: {entry.get('id', f'entry {number}')}"
-        parsed, new_notes = _parse_entry(entry, where)
+        parsed, new_notes = _parse_entry(entry, where, defaults)
         notes += [f"{where}: {note}" for note in new_notes]
         if isinstance(parsed, ImageDataset):
             datasets.append(parsed)
@@ -93,14 +97,18 @@ def load_data_file(path: Path) -> DataFile:
         elif parsed is not None:
             backends.append(parsed)
     _check_ids(path, entries)
-    _check_places(path, datasets)
+    if not datasets:
+        raise ConfigError(f"{path} has no enabled data set of pictures.")
     notes += _check_conditioning(path, datasets, conditioning)
-    filtered = tuple(_with_filters(path, dataset, backends) for dataset in datasets)
+    filtered = tuple(datasets)
+    if places:
+        _check_places(path, datasets)
+        filtered = tuple(_with_filters(path, dataset, backends) for dataset in datasets)
     return DataFile(filtered, tuple(entry.pictures for entry in conditioning), tuple(notes))
 
 
 def _parse_entry(
-    entry: dict[str, Any], where: str
+    entry: dict[str, Any], where: str, defaults: Mapping[str, Any]
 ) -> tuple[ImageDataset | ConditioningSet | TextEmbedBackend | None, list[str]]:
     """The entry's model (None: it is disabled, or a cache) and its notes."""
     if not isinstance(entry.get("id"), str) or not entry["id"]:
@@ -124,7 +132,7 @@ def _parse_entry(
         rest.pop("conditioning_data", None)
     if kind == "text_embeds":
         return parse_spec(TextEmbedBackend, rest, where), notes
-    dataset = parse_spec(ImageDataset, rest, where)
+    dataset = parse_spec(ImageDataset, {**coerced(defaults, scalar_kinds(ImageDataset)), **rest}, where)
     if dataset.crop and dataset.crop_style == "face" and (missing := missing_detector()):
         raise ConfigError(f"{where}: crop_style is 'face', and {missing}")
     return dataset, notes + _useless(entry, dataset)
@@ -211,8 +219,6 @@ def _check_ids(path: Path, entries: list[dict[str, Any]]) -> None:
 
 
 def _check_places(path: Path, datasets: list[ImageDataset]) -> None:
-    if not datasets:
-        raise ConfigError(f"{path} has no enabled data set of pictures.")
     for dataset in datasets:
         try:
             open_source(dataset)

@@ -9,7 +9,7 @@ from deepfloyd_core.stage_config import StageConfig
 
 
 def learning_rate_at(config: StageConfig, step: int) -> float:
-    """Learning rate of optimizer step `step`, 0 <= step < max_train_steps.
+    """Learning rate of optimizer step `step`, 0 <= step < steps.
 
     Linear warm-up from 0 over `lr_warmup_steps` (not for `constant`), then from `learning_rate` to the last rate.
     """
@@ -20,7 +20,7 @@ def learning_rate_at(config: StageConfig, step: int) -> float:
         return peak * step / config.lr_warmup_steps
     if config.schedule == "constant_with_warmup":
         return peak
-    done = (step - config.lr_warmup_steps) / max(1, config.max_train_steps - config.lr_warmup_steps)
+    done = (step - config.lr_warmup_steps) / max(1, config.steps - config.lr_warmup_steps)
     return end + (peak - end) * _shape(config, done)
 
 

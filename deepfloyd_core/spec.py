@@ -6,7 +6,7 @@ import re
 import tomllib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
@@ -20,6 +20,7 @@ class Spec(BaseModel):
 
 
 SpecT = TypeVar("SpecT", bound=Spec)
+_SHORT_LIST = 16
 
 
 def home_expanded(text: str) -> str:
@@ -90,10 +91,39 @@ def parse_spec(model: type[SpecT], values: dict[str, Any], where: str, also: Ite
         raise ConfigError("\n".join(f"{where}: {line}" for line in lines)) from None
 
 
-def closest(key: str, known: list[str]) -> str:
-    """A remedy for an unknown key: the nearest known one, else the list."""
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
-    return f"Did you mean {near[0]}?" if near else f"Known keys: {', '.join(sorted(known))}."
+def closest(key: str, known: Iterable[str]) -> str:
+    """A remedy for an unknown key: the nearest known ones; where there is none the list, if it is short."""
+    names = sorted(known)
+    likeness = {name: difflib.SequenceMatcher(None, name, key).ratio() for name in names}
+    best = max(likeness.values(), default=0.0)
+    near = sorted(
+        (name for name in names if likeness[name] >= max(0.6, best - 0.05)), key=lambda name: -likeness[name]
+    )[:3]
+    if near:
+        return f"Did you mean {' or '.join(near)}?"
+    if len(names) <= _SHORT_LIST:
+        return f"Known keys: {', '.join(names)}."
+    return "docs/config.md has all keys."
+
+
+def scalar_kinds(model: type[Spec]) -> dict[str, type | None]:
+    """Of each key what its values are, where that is one of bool, int, float, str and tuple; else None."""
+    kinds = {name: set(_kinds_in(field.annotation)) for name, field in model.model_fields.items()}
+    return {name: next(iter(found)) if len(found) == 1 else None for name, found in kinds.items()}
+
+
+def _kinds_in(annotation: Any) -> Iterator[type]:
+    if annotation in (bool, int, float, str):
+        yield annotation
+    elif get_origin(annotation) is tuple:
+        yield tuple
+    elif get_origin(annotation) is Literal:
+        yield from {type(value) for value in get_args(annotation)}
+    elif isinstance(annotation, type) and issubclass(annotation, Spec):
+        yield annotation
+    else:
+        for part in get_args(annotation):
+            yield from _kinds_in(part)
 
 
 def _fault_lines(model: type[Spec], faults: Iterable[Any], also: tuple[str, ...]) -> list[str]:

@@ -1,37 +1,23 @@
-"""From the ways a run file can be written to the one that the models read.
+"""From the ways a run file can be written to the one that the models read: with overrides, and in tables for the stages.
 
-SimpleTuner's config.json is flat and may have dashes before its keys; some of its keys mean nothing here. Keys of training
-at the top level go to both stages.
+Keys of training at the top level go to both stages; a file without tables trains the one stage that it names.
 """
 
 import re
 import tomllib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from deepfloyd_core.env_file import is_env_file, read_env_file
 from deepfloyd_core.errors import ConfigError
 from deepfloyd_core.flavours import FLAVOURS, PUBLISHED, Stage
+from deepfloyd_core.simpletuner import answered, coerced, data_defaults, grouped, plain, spelled, without_idle
+from deepfloyd_core.simpletuner_options import ALIASES, DATA_DEFAULTS, IGNORED, REFUSED, SWITCHES, WORKS
+from deepfloyd_core.spec import Spec, closest, read_config_file, scalar_kinds
 
-# SimpleTuner keys that change nothing here: accepted, and reported as ignored.
-IGNORED = frozenset({
-    "model_family", "output_dir", "tracker_project_name", "tracker_run_name", "resume_from_checkpoint",
-    "disable_benchmark", "compress_disk_cache", "hub_model_id", "push_to_hub",
-    "push_checkpoints_to_hub",
-    "minimum_image_size", "resolution", "resolution_type", "num_train_epochs", "lora_type",
-    "validation_disable_unconditional", "validation_torch_compile", "disable_tf32", "allow_tf32", "ignore_final_epochs",
-    "dataloader_prefetch", "caption_strategy", "instance_prompt", "write_batch_size", "cache_dir", "skip_file_discovery",
-    "quantize_via", "scheduled_sampling_sampler",
-})  # fmt: skip
-# SimpleTuner keys that make no sense for a pixel-space cascade: refused.
-REFUSED = {
-    "vae": "IF works on pixels; there is no VAE to configure",
-    "flow": "IF predicts epsilon; it is not a flow-matching model",
-    "video": "IF makes pictures, not video",
-    "audio": "IF makes pictures, not audio",
-    "controlnet_model_name_or_path": "a ControlNet-LoRA starts from the base model, or with init_lora from an earlier one",
-    "controlnet_custom_config": "a ControlNet-LoRA has the base model's layers",
-}
 TRACKERS = ("tensorboard", "wandb")
+_TABLES = ("stage1", "stage2")
 # Older values of model_type, which name the stage as well.
 _OLD_MODEL_TYPES: dict[str, tuple[Stage, str]] = {
     "deepfloyd-lora": (1, "lora"),
@@ -44,67 +30,104 @@ _OLD_MODEL_TYPES: dict[str, tuple[Stage, str]] = {
 _PRECISIONS = {"int8-quanto": "int8"}
 
 
-def our_spelling(
-    values: dict[str, Any], path: Path, overrides: tuple[str, ...], stage_keys: frozenset[str]
-) -> tuple[dict[str, Any], list[str]]:
-    """A run file's values with overrides (KEY=VALUE) applied, in tables as the models have them, and notes for the user.
+@dataclass(frozen=True)
+class Written:
+    """A run file as the models read it."""
 
-    `stage_keys`: those that belong to a stage. Raises ConfigError for a key that makes no sense here.
+    values: dict[str, Any]
+    data_defaults: dict[str, Any]  # what picture sets have where they do not say it themselves
+    notes: list[str]
+    aliases: dict[str, str]  # our name of a key, and the file's where that is another
+
+    def in_its_words(self, message: str) -> str:
+        """A message with the file's own names of keys beside ours."""
+        for ours, theirs in self.aliases.items():
+            message = re.sub(rf"\b{ours}\b", f"{ours} (in the file {theirs})", message, count=1)
+        return message
+
+
+def read_run_file(path: Path, overrides: tuple[str, ...], run: type[Spec], stage: type[Spec]) -> Written:
+    """Read a run file (TOML, JSON, config.env) with overrides (KEY=VALUE, or KEY= to remove it).
+
+    run, stage: the models of its top level and of a stage's table. Raises ConfigError for a key that makes no sense here.
     """
-    values = _spelled(values, path)
+    values, notes = _read(path, run, stage)
+    theirs = path.suffix.lower() != ".toml" and not any(name in values for name in _TABLES)
+    aliases = {ALIASES[plain(key)]: key for key in values if plain(key) in ALIASES}
+    values = spelled(values, path)
+    for name in _TABLES:
+        if isinstance(values.get(name), dict):
+            values[name] = spelled(values[name], path)
     for override in overrides:
-        _apply_override(values, override)
-    return _sort_out(values, path, stage_keys)
+        _apply_override(values, override, path)
+    values = _answer(values, path, theirs, notes)
+    if theirs:
+        values = coerced(values, scalar_kinds(run) | scalar_kinds(stage))
+    defaults = data_defaults(values)
+    values = _sort_out(values, path, frozenset(stage.model_fields), notes)
+    if theirs:
+        unset = {key: field.default for key, field in stage.model_fields.items()}
+        for name in _TABLES:
+            values |= {name: without_idle(values[name], unset, path, notes)} if name in values else {}
+    return Written(values, defaults, notes, aliases)
 
 
-def _apply_override(values: dict[str, Any], override: str) -> None:
+def _read(path: Path, run: type[Spec], stage: type[Spec]) -> tuple[dict[str, Any], list[str]]:
+    """A run file's values as they are written, and the notes on them."""
+    if is_env_file(path):
+        kept = {*WORKS, *ALIASES, *DATA_DEFAULTS, *IGNORED, *REFUSED, *SWITCHES, *run.model_fields, *stage.model_fields}
+        options, helpers = read_env_file(path, frozenset(kept))
+        return dict(options), grouped({"they set no option": helpers}, str(path))
+    values = read_config_file(path)
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} must be a table of keys.")
+    return values, []
+
+
+def _answer(values: dict[str, Any], path: Path, theirs: bool, notes: list[str]) -> dict[str, Any]:
+    """The answers to a file's keys, those of its stages' tables too."""
+    found, more = answered(values, path, theirs)
+    notes += more
+    for name in _TABLES:
+        if isinstance(found.get(name), dict):
+            found[name], more = answered(found[name], path, theirs=False)
+            notes += more
+    return found
+
+
+def _apply_override(values: dict[str, Any], override: str, path: Path) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise ConfigError(f"--set {override!r} is not of the form key=value, for example --set stage1.lora_rank=8.")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text  # a bare word, such as a path
     *tables, name = key.split(".")
+    name = ALIASES.get(name, name)
     for table in tables:
         values = values.setdefault(table, {})
         if not isinstance(values, dict):
             raise ConfigError(f"--set {override!r}: {table} is a value, not a table.")
-    values[name] = value
+    if not text:
+        if name not in values:
+            raise ConfigError(
+                f"--set {override!r} removes a key that {path} does not set. {closest(name, list(values))}"
+            )
+        del values[name]
+        return
+    try:
+        values[name] = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        values[name] = text  # a bare word, such as a path
 
 
-def _spelled(values: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Top-level keys in our spelling: without SimpleTuner's leading dashes, in lower case."""
-    names: dict[str, str] = {}
-    for key in values:
-        name = key.lstrip("-").replace("-", "_").lower()
-        if name in names:
-            raise ConfigError(f"{path}: {names[name]} and {key} are one key, {name}. Keep one of them.")
-        names[name] = key
-    return {name: values[key] for name, key in names.items()}
-
-
-def _sort_out(values: dict[str, Any], path: Path, stage_keys: frozenset[str]) -> tuple[dict[str, Any], list[str]]:
-    """Note ignored keys, refuse those that make no sense here, spread shared keys over the stages."""
-    tables = [value for value in values.values() if isinstance(value, dict)]
-    for where, key, value in [(table, *item) for table in (values, *tables) for item in table.items()]:
-        word = next((word for word in REFUSED if key == word or key.startswith(f"{word}_")), None)
-        if word and value not in (None, False):
-            raise ConfigError(f"{path}: {key} is set, but {REFUSED[word]}. Remove the key.")
-        if key == "base_model_precision" and isinstance(value, str):
-            where[key] = _precision(value, path)
-    if values.get("model_family") not in (None, "deepfloyd"):
-        raise ConfigError(f"{path}: model_family is {values['model_family']!r}; this pipeline trains deepfloyd only.")
-    ignored = sorted(key for key in values if key in IGNORED)
-    shown, others = _trackers(values.get("report_to"), path)
-    ignored += others
-    notes = [f"{path}: {key} is ignored; it has no effect in this pipeline" for key in ignored if key != "model_family"]
-    dropped = {key for key in values if any(key == word or key.startswith(f"{word}_") for word in REFUSED)}
-    dropped |= {key for key in ("controlnet",) if values.get(key, 0) is None}
-    rest = {key: value for key, value in values.items() if key not in ignored and key not in dropped}
+def _sort_out(values: dict[str, Any], path: Path, stage_keys: frozenset[str], notes: list[str]) -> dict[str, Any]:
+    """Bring precision and trackers into our form, and spread shared keys over the stages."""
+    for table in (values, *(values[name] for name in _TABLES if isinstance(values.get(name), dict))):
+        if isinstance(table.get("base_model_precision"), str):
+            table["base_model_precision"] = _precision(table["base_model_precision"], path)
+    rest = {key: value for key, value in values.items() if key != "model_family"}
     if "report_to" in values:
-        rest["report_to"] = shown
-    return _spread(rest, path, stage_keys), notes
+        rest["report_to"], others = _trackers(values["report_to"], path)
+        notes += [f"{path}: {other} is ignored; it has no effect in this pipeline" for other in others]
+    return _spread(rest, path, stage_keys)
 
 
 def _trackers(value: Any, path: Path) -> tuple[str, list[str]]:
@@ -133,14 +156,22 @@ def _precision(value: str, path: Path) -> str:
     )
 
 
+def _of_weights(name: Any) -> str | None:
+    """The flavour whose weights have a name on the hub."""
+    return next((known.name for known in PUBLISHED.values() if known.repo.lower() == str(name).lower()), None)
+
+
 def _spread(values: dict[str, Any], path: Path, stage_keys: frozenset[str]) -> dict[str, Any]:
     shared = {key: values.pop(key) for key in list(values) if key in stage_keys}
     stage: Stage | None = None
     if str(shared.get("model_type")).lower() in _OLD_MODEL_TYPES:
         stage, shared["model_type"] = _OLD_MODEL_TYPES[str(shared["model_type"]).lower()]
-    elif str(shared.get("model_flavour")) in FLAVOURS:
+    tables: list[str] = [name for name in _TABLES if name in values]
+    named = _of_weights(shared.get("pretrained_model_name_or_path"))
+    if not tables and named and "model_flavour" not in shared:
+        shared["model_flavour"] = named
+    if stage is None and str(shared.get("model_flavour")) in FLAVOURS:
         stage = FLAVOURS[str(shared["model_flavour"])].stage
-    tables: list[str] = [name for name in ("stage1", "stage2") if name in values]
     for name in tables:
         if not isinstance(values[name], dict):
             raise ConfigError(f"{path}: {name} is {values[name]!r}; it must be a table.")

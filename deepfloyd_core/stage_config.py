@@ -82,7 +82,15 @@ class StageConfig(Spec):
     lr_warmup_steps: int = Field(
         0, ge=0, description="Optimizer steps of linear warm-up, also of `cosine` and the others."
     )
-    max_train_steps: int = Field(1000, ge=1, description="Optimizer steps of the run.")
+    max_train_steps: int | None = Field(
+        None, ge=1, description="Optimizer steps of the run; unset: 1000, or those of `num_train_epochs`."
+    )
+    num_train_epochs: int | None = Field(
+        None,
+        ge=1,
+        description="How often the run goes through its data, in place of `max_train_steps`: an epoch has as many "
+        "batches as the data sets have together. The steps are counted once the crops are made.",
+    )
     train_batch_size: int = Field(4, ge=1, le=4096, description="Pictures in one forward pass.")
     gradient_accumulation_steps: int = Field(1, ge=1, le=1024, description="Forward passes for one optimizer step.")
     gradient_checkpointing: bool = Field(
@@ -100,7 +108,7 @@ class StageConfig(Spec):
     dataloader_num_workers: int = Field(
         1, ge=0, le=16, description="Threads that prepare the next batches, one each, during a step; changes no result."
     )
-    max_grad_norm: float = Field(1.0, gt=0, description="Gradients are scaled down to this L2 norm.")
+    max_grad_norm: float = Field(1.0, ge=0, description="Gradients are scaled down to this L2 norm; 0: they are not.")
     mixed_precision: Literal["no", "bf16"] = Field(
         "bf16", description="dtype that the UNet computes in, and of its frozen weights."
     )
@@ -211,14 +219,16 @@ class StageConfig(Spec):
     ema_decay: float = Field(
         0.995, ge=0, lt=1, description="Decay of that average per step; lower in the first steps, (1 + n) / (10 + n)."
     )
-    checkpointing_steps: int = Field(500, ge=1, description="Optimizer steps between checkpoints; changes no result.")
+    checkpoint_step_interval: int = Field(
+        500, ge=1, description="Optimizer steps between checkpoints; changes no result."
+    )
     checkpointing_minutes: float | None = Field(
         None,
         gt=0,
         description="Minutes after which there is a checkpoint as well, if there was none; changes no result.",
     )
     checkpoints_total_limit: int = Field(2, ge=1, description="Checkpoints kept while training; changes no result.")
-    validation_steps: int = Field(
+    validation_step_interval: int = Field(
         0, ge=0, description="Optimizer steps between validations: held-out loss and pictures, also of step 0; 0: none."
     )
     validation_num_inference_steps: int = Field(50, ge=1, le=1000, description="DDPM steps of each sample.")
@@ -234,6 +244,11 @@ class StageConfig(Spec):
         description="Add to Stage II's picture, in every sampling step, what it lacks of its low-res picture "
         "(Irani and Peleg 1991; Wang et al. 2022). False: the stock pipeline as it is.",
     )
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the run; with `num_train_epochs` they are not known before `epochs.with_steps`."""
+        return self.max_train_steps or 1000
 
     @property
     def final_learning_rate(self) -> float:

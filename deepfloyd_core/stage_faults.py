@@ -20,7 +20,7 @@ _ADAPTERS = (
     "lora_rank", "lora_alpha", "lora_dropout", "lora_target_modules", "lora_init_type", "use_dora",
 )  # fmt: skip
 # A key, and the values of another under which alone it has an effect.
-_BELONGS: tuple[tuple[str, str, tuple[object, ...]], ...] = (
+BELONGS: tuple[tuple[str, str, tuple[object, ...]], ...] = (
     *((key, "model_type", ("lora",)) for key in (*_ADAPTERS, "use_bitfit")),
     *((key, "use_bitfit", (False,)) for key in _ADAPTERS),
     ("controlnet", "model_type", ("lora",)),
@@ -102,12 +102,16 @@ def _flavour_fault(config: "StageConfig") -> str:
 def _rate_fault(config: "StageConfig") -> str:
     if config.final_learning_rate > config.learning_rate and not config.schedule.startswith("constant"):
         return f"lr_end is {config.lr_end}, above learning_rate {config.learning_rate}; it must not be"
-    if config.lr_warmup_steps >= config.max_train_steps:
-        unset = "" if "max_train_steps" in config.model_fields_set else ", which is not set"
+    if config.num_train_epochs is not None:
+        if config.max_train_steps is None:
+            return ""
         return (
-            f"lr_warmup_steps is {config.lr_warmup_steps}; it must be below max_train_steps ({config.max_train_steps}"
-            f"{unset})"
+            f"num_train_epochs is {config.num_train_epochs} and max_train_steps is {config.max_train_steps}: two lengths of "
+            "one training. Remove one of them"
         )
+    if config.lr_warmup_steps >= config.steps:
+        unset = ", which is not set" if config.max_train_steps is None else ""
+        return f"lr_warmup_steps is {config.lr_warmup_steps}; it must be below max_train_steps ({config.steps}{unset})"
     return ""
 
 
@@ -186,7 +190,7 @@ def _precision_fault(config: "StageConfig") -> str:
 
 def _idle_fault(config: "StageConfig") -> str:
     """A key that was changed and would have no effect, with the one that would give it one."""
-    for key, other, wanted in _BELONGS:
+    for key, other, wanted in BELONGS:
         value, found = getattr(config, key), getattr(config, other)
         other = {"schedule": "lr_scheduler"}.get(other, other)
         if value != type(config).model_fields[key].default and found not in wanted:

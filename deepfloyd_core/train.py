@@ -62,7 +62,7 @@ def train_job(job: Job) -> dict[str, Any]:
     order = _order(setup, rows, job)
     validation = _validation(setup, rows, order, job, folder)
     state, method = training_state(setup), method_of(setup.config)
-    first, last, metrics = state.step, setup.config.max_train_steps, state.metrics
+    first, last, metrics = state.step, setup.config.steps, state.metrics
     with open_board(job.config, stage, job.out, metrics[:]) as show:
         seconds = _train(setup, state, _passes(setup, rows, order), job, validation, show)
         del state  # the optimizer's states can be twice as large as the model
@@ -150,7 +150,7 @@ def _validation(setup: Setup, rows: TrainingRows, order: MixedOrder, job: Job, f
         return predict_noise(setup, feed(setup, x_0, draws, list(captions), follow))[0]
 
     wanted, eval_set, pairs = [], job.inputs["eval_set"], job.inputs.get("eval_conditioning")
-    if setup.config.validation_steps:
+    if setup.config.validation_step_interval:
         wanted = wanted_pictures(job.config, setup.stage, job.options["prompts"], eval_set, pairs)
     grid = grid_pictures(eval_set, rows, order, setup.stage, pairs)
     return Validation(job.config, setup.stage, folder, setup.unet, setup.texts, predict, grid, wanted, job.out)
@@ -172,11 +172,11 @@ def _train(
     """The loop, from the step that the state has done; `make` prepares a pass. Returns the seconds that steps took."""
     config, seconds = setup.config, 0.0
     asked, pace, checkpoints = _StopRequest(), Pace(setup.device), CheckpointWriter(state, config, job.out)
-    passes = config.max_train_steps * config.gradient_accumulation_steps
+    passes = config.steps * config.gradient_accumulation_steps
     with Ahead(make, config.dataloader_num_workers, passes) as ahead:
-        for step in range(state.step, config.max_train_steps):
+        for step in range(state.step, config.steps):
             if _due(config, step) and not validation.taken(step):
-                job.report(step, config.max_train_steps, "validation")
+                job.report(step, config.steps, "validation")
                 checkpoints.write()
                 with asked.at_once(), averaged(state):
                     show_validation(show, step, *validation.take(step))
@@ -187,7 +187,7 @@ def _train(
             seconds += time.monotonic() - began
             pace.step(config.train_batch_size * config.gradient_accumulation_steps)
             _tell(job, state.metrics[-1], pace, show)
-            finished, stop = step + 1 == config.max_train_steps, asked.stop
+            finished, stop = step + 1 == config.steps, asked.stop
             if finished or stop or checkpoints.due:
                 checkpoints.write()
             if stop:
@@ -201,14 +201,16 @@ def _train(
 def _due(config: StageConfig, step: int) -> bool:
     """Whether there is a validation before a step; before the first one also of a parent, to compare with it."""
     return (
-        step % config.validation_steps == 0 if config.validation_steps else step == 0 and config.init_lora is not None
+        step % config.validation_step_interval == 0
+        if config.validation_step_interval
+        else step == 0 and config.init_lora is not None
     )
 
 
 def _tell(job: Job, row: dict[str, Any], pace: Pace, show: Board) -> None:
     show(row["step"], {**shown_metrics(row), "samples_per_s": pace.samples_per_s, "peak_gib": pace.peak_gib}, ())
     line = f"loss {row['loss']:.4f} lr {row['lr']:.1e} grad {row['grad_norm']:.2f}"
-    job.report(row["step"], job.config.stage(job.options["stage"]).max_train_steps, f"{line} {pace.line}")
+    job.report(row["step"], job.config.stage(job.options["stage"]).steps, f"{line} {pace.line}")
 
 
 def _step(setup: Setup, state: TrainingState, ahead: Ahead[Prepared], step: int) -> dict[str, Any]:
@@ -224,7 +226,7 @@ def _step(setup: Setup, state: TrainingState, ahead: Ahead[Prepared], step: int)
         part.backward()  # type: ignore[no-untyped-call]
         loss += part.item()
         shown += prepared.image_ids
-    norm = float(torch.nn.utils.clip_grad_norm_(state.params.values(), config.max_grad_norm))
+    norm = float(torch.nn.utils.clip_grad_norm_(state.params.values(), config.max_grad_norm or math.inf))
     if not (math.isfinite(loss) and math.isfinite(norm)):
         left, batch = last_good(setup.out), ", ".join(shown)
         raise JobError(f"Step {step + 1}: loss is {loss}, gradient norm {norm}. The batch was {batch}. {left}")
@@ -238,7 +240,7 @@ def _step(setup: Setup, state: TrainingState, ahead: Ahead[Prepared], step: int)
 def _order(setup: Setup, rows: TrainingRows, job: Job) -> MixedOrder:
     config, shares = setup.config, {name: Share(*values) for name, values in job.options.get("shares", {}).items()}
     settings = OrderSettings(
-        config.train_batch_size, config.gradient_accumulation_steps, config.max_train_steps,
+        config.train_batch_size, config.gradient_accumulation_steps, config.steps,
         hash_seed(setup.seed, setup.stage), job.config.data_backend_sampling == "auto-weighting",
     )  # fmt: skip
     return MixedOrder(rows, shares, settings)

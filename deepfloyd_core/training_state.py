@@ -76,10 +76,10 @@ class CheckpointWriter:
 
     @property
     def due(self) -> bool:
-        """Whether `checkpointing_steps` asks for one now, or `checkpointing_minutes` since the last one or the start."""
+        """Whether `checkpoint_step_interval` asks for one now, or `checkpointing_minutes` since the last or the start."""
         minutes, passed_s = self._config.checkpointing_minutes, time.monotonic() - self._since
         late = minutes is not None and passed_s >= 60 * minutes
-        return late or self._state.step % self._config.checkpointing_steps == 0
+        return late or self._state.step % self._config.checkpoint_step_interval == 0
 
     def write(self) -> None:
         """Write the state as it is, if it is not on disk already, and drop the oldest beyond the limit."""

@@ -34,7 +34,8 @@ def _path(text: str) -> Path:
 
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", parser=_path, help="The run file (TOML or JSON).")]
 Overrides = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the run file.")
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the run file; KEY= removes it."),
 ]
 Workspace = Annotated[Path, typer.Argument(metavar="WORKSPACE", parser=_path, help="Directory of the artifacts.")]
 

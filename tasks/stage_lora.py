@@ -7,6 +7,7 @@ from prefect.cache_policies import NO_CACHE
 
 from deepfloyd_core.artifacts import Artifact, materialise
 from deepfloyd_core.config import Run
+from deepfloyd_core.epochs import with_steps
 from deepfloyd_core.flavours import Stage, resolve
 from deepfloyd_core.jobs import run_job
 from deepfloyd_core.parent import find_parent
@@ -32,6 +33,7 @@ def check_models(run: Run, stages: tuple[Stage, ...]) -> None:
 def stage_lora(run: Run, stage: Stage, inputs: dict[str, Artifact], prompts: list[str]) -> Artifact:
     """inputs: pixels, text, eval_set, and what a ControlNet follows for both if that is not made of them; prompts: of the
     validations. The result loads in diffusers' stock pipeline."""
+    run = with_steps(run, stage, inputs["pixels"], inputs["eval_set"])
     folder = resolve(run.config.stage(stage).model, stage)
     parent = find_parent(run, stage, folder)
     options: dict[str, Any] = {"stage": stage, "model": str(folder), "shares": shares(run), "prompts": prompts}

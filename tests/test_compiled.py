@@ -138,7 +138,7 @@ class Small(torch.nn.Module):
 
 def run_loop(out: Path, backend: str, stop_in: int | None = None) -> tuple[dict[str, torch.Tensor], Any]:
     """The trainer's own loop and loss over batches of several sizes; `stop_in`: dies in that step."""
-    config = stage(max_train_steps=len(SIZES), checkpointing_steps=1, learning_rate=1e-2, dynamo_backend=backend)
+    config = stage(max_train_steps=len(SIZES), checkpoint_step_interval=1, learning_rate=1e-2, dynamo_backend=backend)
 
     def take(number: int) -> Batch:
         count, height, width = SIZES[number]

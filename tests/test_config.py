@@ -70,9 +70,10 @@ STAGE_BOUNDS: dict[str, tuple[type, float | None, float | None]] = {
     "lr_num_cycles": (int, 1, 10_000),
     "lr_power": (float, 5e-324, 100),
     "max_train_steps": (int, 1, None),
+    "num_train_epochs": (int, 1, None),
     "train_batch_size": (int, 1, 4096),
     "gradient_accumulation_steps": (int, 1, 1024),
-    "max_grad_norm": (float, 5e-324, None),
+    "max_grad_norm": (float, 0, None),
     "dataloader_num_workers": (int, 0, 16),
     "adam_beta1": (float, 0, math.nextafter(1, 0)),
     "adam_beta2": (float, 0, math.nextafter(1, 0)),
@@ -93,10 +94,10 @@ STAGE_BOUNDS: dict[str, tuple[type, float | None, float | None]] = {
     "timestep_bias_end": (int, 1, 1000),
     "caption_dropout_probability": (float, 0, 1),
     "ema_decay": (float, 0, math.nextafter(1, 0)),
-    "checkpointing_steps": (int, 1, None),
+    "checkpoint_step_interval": (int, 1, None),
     "checkpointing_minutes": (float, 5e-324, None),
     "checkpoints_total_limit": (int, 1, None),
-    "validation_steps": (int, 0, None),
+    "validation_step_interval": (int, 0, None),
     "validation_num_inference_steps": (int, 1, 1000),
     "validation_guidance": (float, 1, None),
     "validation_noise_level": (int, 0, 999),
@@ -275,11 +276,15 @@ def test_an_unknown_key_names_the_closest_key(files: Files, run: dict[str, Any],
     assert message.endswith("?")
 
 
-def test_a_key_like_no_other_lists_what_is_known(files: Files) -> None:
+def test_a_key_like_no_other_is_answered_without_a_list_of_all_keys(files: Files) -> None:
     message = files.refusal({**TINY_I, "zzzzzz": 1})
-    assert "zzzzzz is not a known key. Known keys:" in message
-    assert "workspace" in message
-    assert "lora_rank" in message, "keys of the stages are legal at the top level"
+    assert message.endswith("zzzzzz is not a known key. docs/config.md has all keys.")
+
+
+def test_an_unknown_key_that_is_like_several_names_at_most_three(files: Files) -> None:
+    message = files.refusal({**TINY_I, "lora_ran_k_alpha": 1})
+    assert message.endswith("lora_ran_k_alpha is not a known key. Did you mean lora_alpha or lora_rank?")
+    assert files.refusal({**TINY_I, "validation_num_s": 1}).count(" or ") <= 2
 
 
 def test_a_stage_does_not_suggest_keys_of_the_run(files: Files) -> None:
@@ -297,7 +302,7 @@ def test_an_unknown_flavour_names_the_closest_flavour(files: Files) -> None:
     assert "known flavours: " in files.refusal({"stage1": {"model_flavour": "sdxl"}}).lower()
     assert "model_flavour is 'tiny_i'" in files.refusal({"model_flavour": "tiny_i"})
     message = files.refusal({"stage1": {"model_flavour": "random:tiny_i"}})
-    assert message.endswith("which is not known. Did you mean random:tiny-i?")
+    assert "which is not known. Did you mean random:tiny-i" in message
     assert len(message.splitlines()) == 1
     assert "model_flavour is ['tiny-i']" in files.refusal({"model_flavour": ["tiny-i"]})
 
@@ -598,8 +603,8 @@ ROLLED = {
 }  # fmt: skip
 # Numbers whose legal values depend on other settings; tests of their own say how.
 DEPENDENT = {
-    "max_train_steps", "lr_end", "lr_warmup_steps", "learning_rate", "lr_num_cycles", "lr_power", "huber_c",
-    "soft_min_snr_sigma_data", "noise_offset", "noise_offset_probability", "input_perturbation_steps",
+    "max_train_steps", "num_train_epochs", "lr_end", "lr_warmup_steps", "learning_rate", "lr_num_cycles", "lr_power",
+    "huber_c", "soft_min_snr_sigma_data", "noise_offset", "noise_offset_probability", "input_perturbation_steps",
     "timestep_bias_multiplier", "timestep_bias_portion", "timestep_bias_begin", "timestep_bias_end",
     "scheduled_sampling_max_step_offset", "scheduled_sampling_probability",
     "noise_level_begin", "noise_level_end", "low_res_blur", "low_res_noise", "low_res_jpeg_quality",
@@ -716,8 +721,8 @@ def test_the_guides_data_file_is_read_unchanged(files: Files) -> None:
 
 def test_a_key_that_has_no_effect_is_reported_not_swallowed(files: Files) -> None:
     notes = files.load(flat(**{"--model_flavour": "tiny-i"})).notes
-    for key in ("output_dir", "resume_from_checkpoint"):
-        assert [note for note in notes if f"{key} is ignored" in note], key
+    assert [note for note in notes if "output_dir is ignored; artifacts lie in the workspace" in note]
+    assert [note for note in notes if "resume_from_checkpoint is ignored; a killed run goes on by itself" in note]
     assert not [note for note in notes if "report_to" in note], "none is what it does"
 
 
@@ -757,8 +762,8 @@ def test_a_tracker_that_is_not_installed_says_what_installs_it(files: Files, mon
 
 @pytest.mark.parametrize(
     ("key", "value", "reason"),
-    [("vae_path", "x", "no VAE"), ("flow_schedule_shift", 3, "not a flow-matching model"),
-     ("video_length", 9, "not video"), ("controlnet_custom_config", "x.json", "ControlNet-LoRA"),
+    [("prediction_type", "v_prediction", "predicts epsilon"), ("lora_type", "lycoris", "not LyCORIS"),
+     ("tread_config", {"routes": []}, "not here"), ("controlnet_custom_config", "x.json", "ControlNet-LoRA"),
      ("model_family", "flux", "trains deepfloyd only")],
 )  # fmt: skip
 def test_a_key_that_makes_no_sense_here_is_refused_with_the_reason(

@@ -366,7 +366,7 @@ def world(
 
 
 def with_control(config: Path, workspace: Path, *more: str) -> Run:
-    keys = (*KEYS, "max_train_steps=3", "validation_steps=3", "use_ema=false", *more)
+    keys = (*KEYS, "max_train_steps=3", "validation_step_interval=3", "use_ema=false", *more)
     return load_run(config, (f"workspace={workspace}", *(f"stage1.{key}" for key in keys)))
 
 
@@ -423,7 +423,7 @@ def test_a_training_that_broke_off_ends_in_the_same_bytes(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    run = with_control(world[0], tmp_path, "checkpointing_steps=1", "gradient_checkpointing=true")
+    run = with_control(world[0], tmp_path, "checkpoint_step_interval=1", "gradient_checkpointing=true")
     fewer_losses(monkeypatch)
     steps = break_in_step(monkeypatch, 2)
     with pytest.raises(RuntimeError, match="broken"):
@@ -444,7 +444,7 @@ def test_a_training_goes_on_from_a_control_and_survives_a_kill(
     """Step 0 is the parent to the bit: each held-out loss, and each picture that it makes."""
     fewer_losses(monkeypatch)
     parent = trained[1]
-    more = (f"init_lora={parent.path}", "checkpointing_steps=1")
+    more = (f"init_lora={parent.path}", "checkpoint_step_interval=1")
     whole = train_stage(
         with_control(world[0], tmp_path / "whole", *more), world[1], 1, tmp_path / "whole", how=run_here
     )

@@ -20,20 +20,20 @@ from deepfloyd_core.flavours import Stage
 KILLS = int(os.environ.get("DEEPFLOYD_KILLS", "3"))  # of each stage; 50 take three minutes each
 COMMON = {
     "lora_rank": 4, "lora_dropout": 0.1, "use_ema": True, "train_batch_size": 1, "gradient_accumulation_steps": 2,
-    "caption_dropout_probability": 0.3, "random_flip": True, "learning_rate": 1e-3, "checkpointing_steps": 1,
+    "caption_dropout_probability": 0.3, "random_flip": True, "learning_rate": 1e-3, "checkpoint_step_interval": 1,
     "validation_num_inference_steps": 1, "validation_guidance": 3.0,
 }  # fmt: skip
 STAGES = {
     1: {
         **COMMON, "model_flavour": "tiny-i", "optimizer": "adamw_bf16", "mixed_precision": "bf16", "offset_noise": True,
-        "validation_steps": 7, "scheduled_sampling_max_step_offset": 500,
+        "validation_step_interval": 7, "scheduled_sampling_max_step_offset": 500,
         "scheduled_sampling_probability": 1.0, "snr_gamma": 5.0,
     },
     2: {  # its pictures of 256 px are slow: windows, and validation at the start and the end alone
         **COMMON, "model_flavour": "tiny-ii", "mixed_precision": "no", "stage2_patch": 64, "low_res_blur": 0.5,
         "low_res_noise": 4.0, "low_res_jpeg_quality": 50, "low_res_degraded_share": 0.7, "train_variance": True,
         "lora_target_modules": ["to_q", "to_out.0", "add_k_proj", "add_v_proj", "conv1"],
-        "validation_steps": 1000, "scheduled_sampling_max_step_offset": 700, "scheduled_sampling_probability": 0.5,
+        "validation_step_interval": 1000, "scheduled_sampling_max_step_offset": 700, "scheduled_sampling_probability": 0.5,
         "snr_gamma": 5.0, "validation_back_projection": True,
     },
 }  # fmt: skip
@@ -99,6 +99,6 @@ def test_a_training_killed_at_random_moments_ends_with_the_bytes_of_an_unbroken_
     assert last["broken"] == last["whole"] and {"adapter", "optimizer", "ema", "numbers", "metrics"} <= {
         name.split(".")[0] for name in last["whole"]
     }
-    assert lora.summary["steps_of_this_process"] < run.config.stage(stage).max_train_steps
+    assert lora.summary["steps_of_this_process"] < run.config.stage(stage).steps
     names = {name.split("/")[0] for name in lora.hashes}
     assert {"pytorch_lora_weights.safetensors", "metrics.parquet", "validation.parquet", "validation"} <= names

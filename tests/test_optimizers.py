@@ -42,7 +42,12 @@ def settings(optimizer: str, **keys: Any) -> StageConfig:
     """Settings of a run with that optimizer, warm-up and accumulation; skips where its library is absent."""
     if optimizer == "adamw_8bit":
         pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed: make test-extras")
-    common = {"max_train_steps": 20, "lr_warmup_steps": 2, "gradient_accumulation_steps": 2, "checkpointing_steps": 3}
+    common = {
+        "max_train_steps": 20,
+        "lr_warmup_steps": 2,
+        "gradient_accumulation_steps": 2,
+        "checkpoint_step_interval": 3,
+    }
     return stage(optimizer=optimizer, **{**common, **LEARNS[optimizer], **keys})
 
 
@@ -127,8 +132,8 @@ def test_a_run_that_dies_twice_ends_with_the_bytes_of_an_unbroken_one(
 def test_checkpoints_by_time_lie_so_many_minutes_apart_and_change_no_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A clock by which each step takes 20 s: after 1.5 minutes, or five steps, beside those of `checkpointing_steps`."""
-    config, clock = settings("adamw", checkpointing_steps=12, checkpoints_total_limit=9), [0.0]
+    """A clock by which each step takes 20 s: after 1.5 minutes, or five steps, beside `checkpoint_step_interval`."""
+    config, clock = settings("adamw", checkpoint_step_interval=12, checkpoints_total_limit=9), [0.0]
     expected, metrics = run_loop(config, tmp_path / "whole", monkeypatch)
     monkeypatch.setattr(training_state, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     real = train._step
@@ -158,8 +163,10 @@ def test_sigterm_ends_a_validation_at_once_and_loses_no_step(tmp_path: Path, mon
         raise Stop
 
     signal.signal(signal.SIGTERM, stop)  # as a job does
-    config = settings("adamw").model_copy(update={"validation_steps": 7, "checkpointing_steps": 100})
-    expected, metrics = run_loop(config.model_copy(update={"validation_steps": 0}), tmp_path / "whole", monkeypatch)
+    config = settings("adamw").model_copy(update={"validation_step_interval": 7, "checkpoint_step_interval": 100})
+    expected, metrics = run_loop(
+        config.model_copy(update={"validation_step_interval": 0}), tmp_path / "whole", monkeypatch
+    )
     taken: list[int] = []
 
     def take(step: int) -> tuple[list[Any], list[Any]]:
@@ -198,7 +205,7 @@ def test_an_optimizer_that_is_not_restored_ends_elsewhere(
 @pytest.mark.parametrize("optimizer", LEARNS)
 def test_each_optimizer_learns(optimizer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     steps = 300 if optimizer == "prodigy" else 150  # it spends the first hundred on finding its step size
-    config = settings(optimizer, max_train_steps=steps, gradient_accumulation_steps=1, checkpointing_steps=1000)
+    config = settings(optimizer, max_train_steps=steps, gradient_accumulation_steps=1, checkpoint_step_interval=1000)
     _, metrics = run_loop(config, tmp_path, monkeypatch)
     assert metrics[-1]["loss"] < 0.5 * metrics[0]["loss"]
 

@@ -160,7 +160,7 @@ def test_when_checkpoints_are_written_is_in_no_fingerprint(folder: Path, tmp_pat
     def fingerprint(**keys: Any) -> str:
         return lora_request(new_run(folder, None, **keys), 1, FOLDERS[1], {"text": text}).fingerprint
 
-    rare = fingerprint(checkpointing_minutes=0.5, checkpointing_steps=7, checkpoints_total_limit=9)
+    rare = fingerprint(checkpointing_minutes=0.5, checkpoint_step_interval=7, checkpoints_total_limit=9)
     assert rare == fingerprint() != fingerprint(max_train_steps=7)
 
 

@@ -462,7 +462,13 @@ def world(
 
 
 def configured(file: Path, precision: str, *more: str) -> Run:
-    keys = ("validation_steps=0", "max_train_steps=6", "train_batch_size=1", f"base_model_precision={precision}", *more)
+    keys = (
+        "validation_step_interval=0",
+        "max_train_steps=6",
+        "train_batch_size=1",
+        f"base_model_precision={precision}",
+        *more,
+    )
     return load_run(file, tuple(f"stage1.{key}" for key in keys))
 
 

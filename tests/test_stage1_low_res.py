@@ -456,7 +456,7 @@ def test_a_killed_training_on_remakes_ends_with_the_bytes_of_an_unbroken_one(
     fewer_losses(monkeypatch)
     keys = {
         "max_train_steps": 6,
-        "checkpointing_steps": 1,
+        "checkpoint_step_interval": 1,
         "train_batch_size": 2,
         "stage2_patch": 64,
         "random_flip": True,
@@ -485,7 +485,8 @@ def test_a_run_trains_stage2_on_stage1s_pictures_and_the_next_one_reuses_them(
     run = new_small_run(tmp_path / "run")
     keys = [
         f"--set={key}" for key in ("stage2.low_res_stage1_share=0.5", "stage2.low_res_stage1_strength=0.5",
-                                   "stage1.max_train_steps=3", "stage1.validation_steps=0", "stage2.max_train_steps=2")
+                                   "stage1.max_train_steps=3", "stage1.validation_step_interval=0",
+                                   "stage2.max_train_steps=2")
     ]  # fmt: skip
 
     def made() -> set[str]:

@@ -138,7 +138,7 @@ def test_full_steps_are_those_of_plain_adamw_on_every_weight(
     """Against torch alone on a UNet that diffusers loaded, fed what the trainer was fed. Bit for bit in fp32."""
     first, made = world
     settings = ["model_type=full", "lora_rank=16", "lora_dropout=0.0", "max_train_steps=2", "lr_scheduler=constant"]
-    settings += ["use_ema=false", "random_flip=false", "validation_steps=0"]
+    settings += ["use_ema=false", "random_flip=false", "validation_step_interval=0"]
     run = load_run(first.workspace.parent / "run.toml", tuple(f"stage{stage}.{key}" for key in settings))
     fed = _recorded(monkeypatch)
     trained = train_stage(run, made, stage, tmp_path, how=run_here)
@@ -169,7 +169,7 @@ def test_training_on_the_stored_text_gives_the_bytes_of_training_on_the_raw_rows
     """At batch size 1; in larger ones a stock UNet rounds its own projections otherwise."""
     first, made = world
     fewer_losses(monkeypatch)
-    settings = ("train_batch_size=1", "max_train_steps=3", "validation_steps=0", f"mixed_precision={precision}")
+    settings = ("train_batch_size=1", "max_train_steps=3", "validation_step_interval=0", f"mixed_precision={precision}")
     run = load_run(first.workspace.parent / "run.toml", tuple(f"stage{stage}.{key}" for key in settings))
     ours, stock = (train_stage(run, made, stage, tmp_path, text, run_here) for text in (None, made["text_embeds"]))
     assert ours.fingerprint != stock.fingerprint
@@ -182,7 +182,7 @@ def test_adapters_on_the_text_modules_train_on_the_raw_rows(
     world: tuple[Run, dict[str, Artifact]], tmp_path: Path
 ) -> None:
     first, made = world
-    settings = ('lora_target_modules=["to_q","encoder_hid_proj"]', "max_train_steps=2", "validation_steps=0")
+    settings = ('lora_target_modules=["to_q","encoder_hid_proj"]', "max_train_steps=2", "validation_step_interval=0")
     keys = tuple(f"stage1.{key}" for key in settings)
     run = load_run(first.workspace.parent / "run.toml", keys)
     lora = train_stage(run, made, 1, tmp_path, how=run_here)
@@ -259,7 +259,7 @@ def test_validating_changes_no_byte_of_the_lora(world: tuple[Run, dict[str, Arti
 
     def trained(every: int) -> dict[str, str]:
         keys = ("optimizer=adamw_schedulefree", "lr_scheduler=constant", "use_ema=false", "max_train_steps=2")
-        settings = tuple(f"stage1.{key}" for key in (*keys, f"validation_steps={every}"))
+        settings = tuple(f"stage1.{key}" for key in (*keys, f"validation_step_interval={every}"))
         run = load_run(first.workspace.parent / "run.toml", settings)
         return train_stage(run, made, 1, tmp_path, how=run_here).hashes
 
@@ -274,7 +274,7 @@ def test_another_prompt_trains_nothing_anew(world: tuple[Run, dict[str, Artifact
     first, made = world
 
     def request(every: int, prompt: str, text: Artifact) -> str:
-        keys = (f"stage1.validation_steps={every}", f"validation_prompt={prompt}")
+        keys = (f"stage1.validation_step_interval={every}", f"validation_prompt={prompt}")
         run = load_run(first.workspace.parent / "run.toml", keys)
         inputs = {"pixels": made["stage1_pixels"], "text": text, "eval_set": made["eval_set"]}
         return lora_request(run, 1, FOLDERS[1], inputs, run.config.prompts).fingerprint
@@ -307,7 +307,7 @@ def test_a_trainer_killed_again_and_again_makes_the_same_bytes(
     train_and_kill(run, made, stage, tmp_path, after_steps=2)
     lora = train_stage(run, made, stage, tmp_path, how=run_here)
     assert lora.hashes == loras[stage].hashes
-    assert lora.summary["steps_of_this_process"] < run.config.stage(stage).max_train_steps
+    assert lora.summary["steps_of_this_process"] < run.config.stage(stage).steps
 
 
 def test_a_damaged_checkpoint_is_passed_over(
@@ -328,7 +328,7 @@ def test_sigterm_writes_a_checkpoint_and_ends(
 ) -> None:
     run, made = world
     run = load_run(
-        Path(run.workspace).parent / "run.toml", (f"workspace={tmp_path}", "stage1.checkpointing_steps=1000")
+        Path(run.workspace).parent / "run.toml", (f"workspace={tmp_path}", "stage1.checkpoint_step_interval=1000")
     )
     stopper = _Killer(tmp_path, after_steps=0, number=signal.SIGTERM)
     stopper.start()
@@ -346,7 +346,7 @@ def test_with_use_ema_the_moving_average_is_saved(world: tuple[Run, dict[str, Ar
 
     def trained(steps: int, ema: str) -> dict[str, torch.Tensor]:
         settings = ("stage1.lr_scheduler=constant", f"stage1.max_train_steps={steps}", f"stage1.use_ema={ema}")
-        keys = (*settings, "stage1.validation_steps=0")
+        keys = (*settings, "stage1.validation_step_interval=0")
         changed = load_run(Path(run.workspace).parent / "run.toml", keys)
         return load_file(train_stage(changed, made, 1, tmp_path, how=run_here).path / LORA_FILE)
 
@@ -384,8 +384,13 @@ def test_other_trainings_survive_a_kill_and_can_be_sampled_from(
     first, made = world
     if "mixed_precision=bf16" in keys:
         fewer_losses(monkeypatch)
-    small = ("max_train_steps=4", "train_batch_size=1", "validation_steps=2", "validation_num_inference_steps=1")
-    settings = tuple(f"stage1.{key}" for key in (*small, "checkpointing_steps=1", *keys))
+    small = (
+        "max_train_steps=4",
+        "train_batch_size=1",
+        "validation_step_interval=2",
+        "validation_num_inference_steps=1",
+    )
+    settings = tuple(f"stage1.{key}" for key in (*small, "checkpoint_step_interval=1", *keys))
     run = load_run(first.workspace.parent / "run.toml", (*settings, "num_validation_images=1"))
     whole = train_stage(run, made, 1, tmp_path / "whole", how=run_here)
     train_and_kill(run, made, 1, tmp_path / "killed", after_steps=2)
@@ -414,7 +419,7 @@ def test_a_training_goes_on_from_its_parent_and_survives_a_kill(
 ) -> None:
     """Its first loss is that of a stock UNet with the parent, on what the trainer was fed; then it is another LoRA."""
     first, made = world
-    keys = (f"init_lora={loras[1].path}", "lora_dropout=0.0", "max_train_steps=6", "checkpointing_steps=1")
+    keys = (f"init_lora={loras[1].path}", "lora_dropout=0.0", "max_train_steps=6", "checkpoint_step_interval=1")
     run = load_run(first.workspace.parent / "run.toml", tuple(f"stage1.{key}" for key in keys))
     with monkeypatch.context() as patched:
         fed = _recorded(patched)

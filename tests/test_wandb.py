@@ -224,7 +224,7 @@ def test_a_training_that_broke_off_goes_on_in_its_run(
     """Against metrics.parquet's numbers; W&B changes no byte of the artifact."""
     small = new_small_run(tmp_path / "run")
     fewer_losses(monkeypatch)
-    keys = ["max_train_steps=3", "validation_steps=3", "checkpointing_steps=1"]
+    keys = ["max_train_steps=3", "validation_step_interval=3", "checkpoint_step_interval=1"]
     settings = tuple(f"stage1.{key}" for key in keys)
     first = load_run(small.config, settings)
     made = prepared(first, new_world(first.workspace))

@@ -1,0 +1,329 @@
+"""Run files as SimpleTuner's users have them: which load, which are refused with what reason, what is said."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from deepfloyd_core.config import Run, RunConfig, StageConfig, load_run
+from deepfloyd_core.errors import ConfigError
+from deepfloyd_core.simpletuner import answer_of
+from deepfloyd_core.simpletuner_options import ALIASES, DATA_DEFAULTS, IGNORED, REFUSED, SWITCHES, WORKS
+
+ours = settings(deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
+
+
+class Files:
+    """A data file with one set of pictures, and run files beside it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.data = folder, folder / "data.json"
+        (folder / "pictures").mkdir()
+        self.entry()
+
+    def entry(self, **keys: Any) -> None:
+        entry = {"id": "set", "type": "local", "instance_data_dir": str(self.folder / "pictures"), **keys}
+        self.data.write_text(json.dumps([entry]))
+
+    def json(self, *overrides: str, **keys: Any) -> Run:
+        path = self.folder / "config.json"
+        base = {"model_family": "deepfloyd", "model_flavour": "tiny-i", "output_dir": "out",
+                "data_backend_config": str(self.data)}  # fmt: skip
+        path.write_text(json.dumps({**base, **keys}))
+        return load_run(path, overrides)
+
+    def env(self, text: str, name: str = "config.env") -> Run:
+        (self.folder / name).write_text(text.replace("@data@", str(self.data)))
+        return load_run(self.folder / name)
+
+    def refusal(self, **keys: Any) -> str:
+        with pytest.raises(ConfigError) as caught:
+            self.json(**keys)
+        return str(caught.value)
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Files:
+    return Files(tmp_path)
+
+
+# ---- whole files ------------------------------------------------------------------------------------------------------
+
+CONFIGURED = {
+    "--resume_from_checkpoint": "latest", "--aspect_bucket_rounding": 2, "--seed": 7, "--minimum_image_size": 0,
+    "--lora_type": "standard", "--lora_rank": "32", "--max_train_steps": "1200", "--num_train_epochs": 0,
+    "--checkpoint_step_interval": 150, "--checkpoints_total_limit": "3", "--hub_model_id": "dog", "--push_to_hub": "false",
+    "--push_checkpoints_to_hub": "true", "--tracker_project_name": "dogs", "--tracker_run_name": "1", "--report_to": "none",
+    "--model_type": "lora", "--train_batch_size": "2", "--gradient_checkpointing": "true",
+    "--caption_dropout_probability": "0.05", "--validation_seed": 1, "--validation_step_interval": "300",
+    "--validation_resolution": "64x64", "--validation_guidance": "6.5", "--validation_guidance_rescale": "0.0",
+    "--validation_num_inference_steps": "20", "--validation_prompt": "my dog", "--mixed_precision": "bf16",
+    "--optimizer": "adamw_bf16", "--learning_rate": "2e-4", "--lr_scheduler": "polynomial", "--lr_warmup_steps": "10",
+    "--validation_torch_compile": "false", "--disable_benchmark": "False",
+}  # fmt: skip
+
+
+def test_what_a_configuring_script_wrote_as_text_is_read_as_numbers(files: Files) -> None:
+    config = files.json(**CONFIGURED).config
+    stage = config.stage(1)
+    assert (stage.lora_rank, stage.max_train_steps, stage.num_train_epochs) == (32, 1200, None)
+    assert (stage.learning_rate, stage.caption_dropout_probability, stage.validation_guidance) == (2e-4, 0.05, 6.5)
+    assert (stage.checkpoint_step_interval, stage.validation_step_interval) == (150, 300)
+    assert (stage.gradient_checkpointing, config.validation_resolution) == (True, "64x64")
+    assert config.workspace == "out"
+
+
+def test_keys_that_are_off_or_harmless_are_said_in_few_lines(files: Files) -> None:
+    run = files.json(
+        disable_bucket_pruning=True, validation_prompt_library=False, validation_disable=False, evaluation_type="none",
+        validation_guidance_rescale="0.0", grad_clip_method="norm", base_model_default_dtype="bf16",
+        text_encoder_1_precision="no_change",
+        allow_dataset_oversubscription=True, deepfloyd_validation_pipeline_mode="auto", attention_mechanism="diffusers",
+        vae_batch_size=4, flow_schedule_shift=3, lora_type="standard", eval_steps_interval=None, ema_update_interval=25,
+    )  # fmt: skip
+    assert len(run.notes) <= 8, run.notes
+    for key in ("disable_bucket_pruning", "grad_clip_method", "vae_batch_size", "ema_update_interval"):
+        assert any(key in note and "ignored; " in note for note in run.notes), key
+    assert run.config.stage(1).attention_mechanism == "sdpa"
+    assert run.config.text_encoder_quantization == "none"
+
+
+def test_the_place_of_results_is_the_workspace_and_said(files: Files) -> None:
+    run = files.json()
+    assert run.workspace == Path("out")
+    assert [note for note in run.notes if "workspace is not set, so it is output_dir, out" in note]
+    assert files.json(workspace="w").workspace == Path("w")
+
+
+@pytest.mark.parametrize("family", ["flux", "sdxl", "wan", "deepfloyd2"])
+def test_a_file_for_another_family_of_models_gets_one_line(files: Files, family: str) -> None:
+    says = files.refusal(
+        model_family=family, lora_type="lycoris", nonsense=3, prediction_type="flow_matching", seed="x"
+    )
+    assert says.splitlines() == [
+        f"{files.folder}/config.json: model_family is '{family}'; this pipeline trains deepfloyd only."
+    ]
+
+
+def test_every_refused_option_is_a_line_with_its_reason(files: Files) -> None:
+    says = files.refusal(lora_type="lycoris", grad_clip_method="value", lr_scale="true")
+    assert "lora_type is 'lycoris', but adapters are LoRA or DoRA, not LyCORIS. Remove the key." in says
+    assert "grad_clip_method is 'value', but gradients are scaled down to max_grad_norm" in says
+    assert len(says.splitlines()) == 3
+
+
+def test_an_option_that_is_none_names_the_closest(files: Files) -> None:
+    assert files.refusal(checkpoint_step_intervall=5).endswith("Did you mean checkpoint_step_interval?")
+
+
+def test_weights_of_the_hub_name_the_flavour(files: Files) -> None:
+    run = files.json(
+        model_flavour=None, pretrained_model_name_or_path="DeepFloyd/IF-I-XL-v1.0", model_type="deepfloyd-lora"
+    )
+    assert run.config.stage(1).model_flavour == "i-xlarge-4.3b"
+
+
+def test_pictures_take_from_the_run_file_what_they_do_not_say(files: Files) -> None:
+    keys = {"resolution": "64", "resolution_type": "pixel_area", "minimum_image_size": 0, "instance_prompt": "sks"}
+    (dataset,) = files.json(**keys, caption_strategy="instance_prompt").datasets
+    assert (dataset.resolution, dataset.resolution_type, dataset.caption_strategy) == (
+        64,
+        "pixel_area",
+        "instanceprompt",
+    )
+    files.entry(resolution=96, resolution_type="pixel", caption_strategy="filename")
+    (dataset,) = files.json(**{**keys, "resolution": 512}).datasets
+    assert (dataset.resolution, dataset.resolution_type, dataset.caption_strategy) == (96, "pixel", "filename")
+
+
+def test_a_key_that_another_leaves_without_effect_is_dropped_and_said(files: Files) -> None:
+    run = files.json(model_type="full", lora_rank=64, noise_offset=0.02, scheduled_sampling_max_step_offset=10,
+                     timestep_bias_strategy="later", input_perturbation_steps=100)  # fmt: skip
+    for key in ("lora_rank", "noise_offset", "scheduled_sampling_max_step_offset", "timestep_bias_strategy",
+                "input_perturbation_steps"):  # fmt: skip
+        assert any(f"{key} is ignored; it has no effect while" in note for note in run.notes), key
+    stage = run.config.stage(1)
+    assert (stage.model_type, stage.timestep_bias_strategy, stage.scheduled_sampling_max_step_offset) == (
+        "full",
+        "none",
+        0,
+    )
+
+
+def test_switches_are_our_keys(files: Files) -> None:
+    stage = files.json(layer_freeze_strategy="bitfit", validation_disable="true", validation_steps=50).config.stage(1)
+    assert (stage.use_bitfit, stage.validation_step_interval) == (True, 0)
+    stage = files.json(
+        optimizer_config="weight_decay=0.0,eps=1e-7", optimizer_beta2=0.99, max_grad_norm=0
+    ).config.stage(1)
+    assert (stage.adam_weight_decay, stage.adam_epsilon, stage.adam_beta2, stage.max_grad_norm) == (0, 1e-7, 0.99, 0)
+
+
+def test_an_error_names_the_key_as_the_file_has_it(files: Files) -> None:
+    says = files.refusal(checkpointing_steps="often")
+    assert "checkpoint_step_interval (in the file checkpointing_steps) is 'often'" in says
+
+
+def test_text_is_no_number_in_our_own_form(files: Files) -> None:
+    run = files.folder / "run.toml"
+    run.write_text(f'workspace = "w"\ndata_backend_config = "{files.data}"\nmodel_flavour = "tiny-i"\nlora_rank = "16"')
+    with pytest.raises(ConfigError, match="lora_rank is '16'"):
+        load_run(run)
+    assert "'maybe'" in files.refusal(use_ema="maybe")
+    assert "'sixteen'" in files.refusal(lora_rank="sixteen")
+    assert "lora_rank is 16.5" in files.refusal(lora_rank="16.5")
+
+
+# ---- config.env -------------------------------------------------------------------------------------------------------
+
+SCRIPT = """
+# Configure these values.
+export MODEL_TYPE='deepfloyd-lora'   # a comment
+export MODEL_NAME="DeepFloyd/IF-I-M-v1.0"
+export BASE_DIR="/data sets"
+export OUTPUT_DIR="${BASE_DIR}/models"
+export DATALOADER_CONFIG="@data@"
+MAX_NUM_STEPS=3000
+export NUM_EPOCHS=0
+export LR_WARMUP_STEPS=$((MAX_NUM_STEPS / 10))
+export LR_SCHEDULE="polynomial"
+export LEARNING_RATE=4e-5 #@param {type:"number"}
+export RESOLUTION=64
+export RESOLUTION_TYPE="pixel"
+export VALIDATION_RESOLUTION=$RESOLUTION
+export CHECKPOINTING_STEPS=250
+export TRAINING_SEED=42
+export USE_XFORMERS=false
+export USE_GRADIENT_CHECKPOINTING=true
+export MIN_SNR_GAMMA=5
+export FLUX=false
+export DEBUG_EXTRA_ARGS="--report_to=none"
+export TRAINER_EXTRA_ARGS=""
+export TRAINER_EXTRA_ARGS="${TRAINER_EXTRA_ARGS} --offset_noise --noise_offset=0.02"
+TRAINER_EXTRA_ARGS+=" --lora_rank 8"
+export TRAINING_NUM_PROCESSES=1
+export TRAINING_DYNAMO_BACKEND='no'
+export TOKENIZERS_PARALLELISM=false
+"""
+
+
+def test_the_older_script_of_variables_is_a_run_file(files: Files) -> None:
+    run = files.env(SCRIPT)
+    stage = run.config.stage(1)
+    assert (stage.model_flavour, run.config.workspace, run.config.seed) == ("i-medium-400m", "/data sets/models", 42)
+    assert (stage.max_train_steps, stage.lr_warmup_steps, stage.learning_rate) == (3000, 300, 4e-5)
+    assert (stage.offset_noise, stage.noise_offset, stage.lora_rank, stage.snr_gamma) == (True, 0.02, 8, 5.0)
+    assert (stage.gradient_checkpointing, stage.checkpoint_step_interval) == (True, 250)
+    assert run.config.validation_resolution == "64"
+    assert [note for note in run.notes if "BASE_DIR is ignored; they set no option" in note]
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("export FLUX=true", "model_family is 'flux'"),
+        ("export OUTPUT_DIR=$DISK/x", "line 30: $DISK is not set in the file"),
+        ("rm -rf /", "line 30: 'rm' is no NAME=value"),
+        ("export A='x", "line 30: No closing quotation"),
+        ("export LR_WARMUP_STEPS=$((MAX_NUM_STEPS / 0))", "divides by 0"),
+        ("export TRAINER_EXTRA_ARGS='--x=1 y'", "'y' belongs to no --option"),
+        ("export TRAINER_EXTRA_ARGS='--lorarank=1'", "lorarank is not a known key. Did you mean lora_rank?"),
+    ],
+)
+def test_a_script_that_cannot_be_read_names_the_line(files: Files, line: str, says: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        files.env(SCRIPT + "\n" + line)
+    assert says in str(caught.value)
+
+
+def test_a_script_without_a_model_points_to_the_file_beside_it(files: Files) -> None:
+    (files.folder / "config.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"MODEL_TYPE is missing.* from .*config.json: give that"):
+        files.env("export TRAINING_NUM_PROCESSES=1")
+
+
+def test_the_home_folder_of_a_script_is_the_users(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(files.folder))
+    assert files.env(SCRIPT.replace("/data sets", "$HOME/sets")).workspace == files.folder / "sets/models"
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_older_names_of_the_model_choose_the_stage(files: Files, stage: int) -> None:
+    kind, name = [("deepfloyd-full", "IF-I-L-v1.0"), ("deepfloyd-stage2-lora", "IF-II-M-v1.0")][stage - 1]
+    text = f"MODEL_TYPE={kind}\nMODEL_NAME=DeepFloyd/{name}\nOUTPUT_DIR=o\nDATALOADER_CONFIG=@data@"
+    assert files.env(text, "config.env.example").config.stages == (stage,)
+
+
+# ---- overrides --------------------------------------------------------------------------------------------------------
+
+
+def test_an_override_without_a_value_removes_the_key(files: Files) -> None:
+    run = files.json("lora_type=", "--lora_rank=".lstrip("-"), lora_type="lycoris", lora_rank=64)
+    assert run.config.stage(1).lora_rank == 16
+    assert (
+        files.json("checkpointing_steps=", checkpoint_step_interval=5).config.stage(1).checkpoint_step_interval == 500
+    )
+    with pytest.raises(ConfigError, match=r"removes a key that .* does not set. Did you mean lora_rank\?"):
+        files.json("lora_ranks=", lora_rank=64)
+    assert (
+        files.json('validation_negative_prompt=""', validation_negative_prompt="x").config.validation_negative_prompt
+        == ""
+    )
+
+
+# ---- the table --------------------------------------------------------------------------------------------------------
+
+
+def test_each_option_has_one_answer() -> None:
+    tables = [WORKS, DATA_DEFAULTS, set(ALIASES), set(SWITCHES), set(IGNORED), set(REFUSED)]
+    assert len(set().union(*tables)) == sum(map(len, tables)) > 550
+    known = {*RunConfig.model_fields, *StageConfig.model_fields}
+    assert WORKS - known == {"model_family", "optimizer_config"}
+    assert set(ALIASES.values()) <= known
+    assert not known & {*IGNORED, *REFUSED, *SWITCHES, *ALIASES}
+    assert (answer_of("vae_batch_size"), answer_of("lr_scale"), answer_of("zzz")) == ("ignored", "refused", None)
+
+
+OFF = st.sampled_from([None, False, "", "false", "False", 0, "0", "0.0", "none", "None", [], {}])
+ANYTHING = st.one_of(OFF, st.integers(), st.text(max_size=5), st.floats(allow_nan=False, allow_infinity=False),
+                     st.booleans(), st.lists(st.integers(), max_size=2),
+                     st.dictionaries(st.text(max_size=2), st.booleans(), max_size=2))  # fmt: skip
+
+
+def harmless() -> st.SearchStrategy[tuple[str, Any]]:
+    """An option with a value that asks for nothing: any of those that are ignored, off of those that are refused."""
+    off = {name: st.one_of(OFF, st.sampled_from([*refusal.off, None])) for name, refusal in REFUSED.items()}
+    switched = dict.fromkeys(SWITCHES, OFF)
+    ignored = dict.fromkeys(IGNORED, ANYTHING)
+    fields = RunConfig.model_fields | StageConfig.model_fields
+    unset = {name: st.sampled_from([None, "", fields[ALIASES.get(name, name)].default])
+             for name in (WORKS | set(ALIASES)) & (fields.keys() | set(ALIASES))}  # fmt: skip
+    table = off | switched | ignored | unset
+    for needed in ("model_flavour", "data_backend_config", "output_dir"):
+        table.pop(needed, None)
+    return st.sampled_from(sorted(table)).flatmap(lambda name: st.tuples(st.just(name), table[name]))
+
+
+@settings(ours, max_examples=150)
+@given(st.lists(harmless(), min_size=1, max_size=25, unique_by=lambda pair: ALIASES.get(pair[0], pair[0])))
+def test_options_that_are_off_or_harmless_never_stop_a_run(files: Files, options: list[tuple[str, Any]]) -> None:
+    assert files.json(**json.loads(json.dumps(dict(options)))).config.stages == (1,)
+
+
+@ours
+@given(st.sampled_from(sorted(REFUSED)), st.sampled_from(["x", 3, True, "true", "7.5", [1], {"a": 1}]))
+def test_a_refused_option_gives_its_reason_or_asks_for_nothing(files: Files, name: str, value: Any) -> None:
+    with_all = {"use_ema": True, "optimizer": "prodigy", "scheduled_sampling_max_step_offset": 9}
+    assert REFUSED[name].reason in files.refusal(**with_all, **{name: value})
+
+
+@ours
+@given(st.floats(1e-9, 1e-2), st.integers(1, 1000), st.booleans())
+def test_text_and_numbers_are_the_same_run(files: Files, rate: float, steps: int, flag: bool) -> None:
+    keys = {"learning_rate": rate, "max_train_steps": steps, "gradient_checkpointing": flag}
+    assert files.json(**keys).config == files.json(**{key: str(value) for key, value in keys.items()}).config
+    assert math.isclose(files.json(**keys).config.stage(1).learning_rate, rate)
