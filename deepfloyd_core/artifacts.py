@@ -26,6 +26,7 @@ from deepfloyd_core.files import canonical_json, fsync_path, read_sealed, sha256
 log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
+LOCKS = ".locks"  # folder of a workspace
 _REQUEST = ".request.json"  # of an unfinished artifact
 KINDS = (
     "image_index", "text_embeds", "stage1_text", "stage2_text", "stage1_pixels", "stage2_pixels", "eval_set",
@@ -182,7 +183,7 @@ def provenance(started: datetime) -> dict[str, Any]:
 @contextmanager
 def locked(workspace: Path, name: str) -> Iterator[int]:
     """Hold a workspace's lock `name`, waiting for it if need be; yields its file descriptor for child processes."""
-    folder = workspace / ".locks"
+    folder = workspace / LOCKS
     folder.mkdir(parents=True, exist_ok=True)
     fd = os.open(folder / name, os.O_RDWR | os.O_CREAT, 0o644)
     try:
@@ -194,6 +195,11 @@ def locked(workspace: Path, name: str) -> Iterator[int]:
         yield fd
     finally:
         os.close(fd)
+
+
+def is_workspace(path: Path) -> bool:
+    """Whether a folder holds artifacts, finished or not."""
+    return any((path / name).is_dir() for name in (*KINDS, LOCKS))
 
 
 def all_artifacts(workspace: Path) -> Iterator[Artifact]:
@@ -338,7 +344,7 @@ def _log_left(workspace: Path, request: Request) -> None:
 
 def _is_held(workspace: Path, path: Path) -> bool:
     """Whether a run is making the artifact of a directory right now."""
-    fd = os.open(workspace / ".locks" / f"{path.parent.name}-{path.name}", os.O_RDWR | os.O_CREAT, 0o644)
+    fd = os.open(workspace / LOCKS / f"{path.parent.name}-{path.name}", os.O_RDWR | os.O_CREAT, 0o644)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -13,17 +13,16 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from deepfloyd_core.errors import DeepFloydError
 from deepfloyd_core.spec import home_path
 from flows.stopping import Stopped, Stopping
+from tasks.terminal import console, labelled
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__.split("\n")[0]
 )
-out = Console(soft_wrap=True, highlight=False)
-err = Console(stderr=True, soft_wrap=True, highlight=False)
+out, err = console(), console(stderr=True)
 stopping = Stopping(err)
 
 
@@ -53,7 +52,7 @@ def main() -> None:
     except (DeepFloydError, OSError) as error:  # OSError: a full disk, a directory that may not be written
         code = error.exit_code if isinstance(error, DeepFloydError) else 1
         if not stopping.asked:  # else it comes of the signal
-            err.print(f"[bold red]error:[/] {_escaped(str(error))}")
+            err.print(labelled("error", "bold red", str(error)))
     finally:
         code = stopping.finish(code)
     sys.exit(code)
@@ -175,7 +174,7 @@ def verify(workspace: Workspace) -> None:
         count += 1
     published = len(versions(workspace))
     for line in damage:
-        out.print(f"[bold red]damaged:[/] {_escaped(line)}")
+        out.print(labelled("damaged", "bold red", line))
     out.print(f"{count} artifacts and {published} versions checked, {len(damage)} faults")
     if damage:
         raise typer.Exit(1)
@@ -246,7 +245,7 @@ def _load(config: Path, overrides: list[str] | None) -> Any:
 
 def _print_notes(checked: Any) -> None:
     for note in checked.notes:
-        err.print(f"[yellow]note:[/] {_escaped(note)}")
+        err.print(labelled("note", "yellow", note))
 
 
 @contextmanager
@@ -379,14 +378,12 @@ def _print_measures(title: str, summary: dict[str, Any], names: dict[str, str], 
 
 
 def _need_workspace(workspace: Path) -> None:
+    from deepfloyd_core.artifacts import is_workspace
     from deepfloyd_core.errors import ConfigError
 
-    if not workspace.is_dir():
-        raise ConfigError(f"{workspace} is not a directory.")
-
-
-def _escaped(text: str) -> str:
-    return text.replace("[", r"\[")
+    if not is_workspace(workspace):
+        fault = "holds no artifacts" if workspace.is_dir() else "is no folder" if workspace.exists() else "is not there"
+        raise ConfigError(f"{workspace} {fault}. Give the folder that `workspace` of the run file names.")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ from types import FrameType
 from typing import NoReturn
 
 from rich.console import Console
-from rich.markup import escape
 
 from flows.processes import kill_below
 
@@ -96,5 +95,5 @@ class Stopping:
             self._err.show_cursor()  # progress bars hide it
             said = f"Stopped by {signal.Signals(self._number).name}. {self.kept}"
             said += " A job is still writing its checkpoint, and ends by itself." if jobs else ""
-            self._err.print(escape(said))
+            self._err.print(said)
         os._exit(code)

@@ -10,13 +10,13 @@ from uuid import UUID
 from prefect import get_run_logger
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.context import FlowRunContext
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from deepfloyd_core.types import Report
 from tasks.outbox import show_newest
+from tasks.terminal import console
 
-CONSOLE = Console(stderr=True)
+CONSOLE = console(stderr=True)
 UI_EVERY_S = 3.0  # one request to the server each
 LOG_EVERY_S = 30.0  # a line in the flow run's log, and on a terminal that shows no bars
 
@@ -26,8 +26,8 @@ def progress(label: str) -> Iterator[Report]:
     """Yield a Report that moves a bar and, inside a flow run, a progress artifact; nothing shows before it is called."""
     bar_itself = (BarColumn(16),) if CONSOLE.width >= 100 else ()  # the line of a training would be cut short
     columns = (
-        TextColumn("[bold]{task.description:<15}"), *bar_itself, MofNCompleteColumn(),
-        TimeRemainingColumn(compact=True, elapsed_when_finished=True), TextColumn("{task.fields[line]}"),
+        TextColumn("{task.description:<15}", style="bold", markup=False), *bar_itself, MofNCompleteColumn(),
+        TimeRemainingColumn(compact=True, elapsed_when_finished=True), TextColumn("{task.fields[line]}", markup=False),
     )  # fmt: skip
     bars = Progress(*columns, console=CONSOLE, disable=not CONSOLE.is_terminal)
     bar = bars.add_task(label, total=None, line="")
@@ -67,6 +67,6 @@ def _left(seconds: float | None) -> str:
 
 def _log(text: str) -> None:
     if not CONSOLE.is_terminal:
-        CONSOLE.print(text, highlight=False, markup=False, soft_wrap=True)
+        CONSOLE.print(text)
     if FlowRunContext.get() is not None:
         get_run_logger().info(text)

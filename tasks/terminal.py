@@ -1,0 +1,14 @@
+"""The terminal: what is printed stays as it is, whatever a path or an error holds; rich reads `[x]` in it as markup."""
+
+from rich.console import Console
+from rich.text import Text
+
+
+def console(stderr: bool = False) -> Console:
+    """Prints text as it is, in tables too: no markup, no `:emoji:`, no colours for numbers, no line broken."""
+    return Console(stderr=stderr, markup=False, emoji=False, highlight=False, soft_wrap=True)
+
+
+def labelled(label: str, style: str, text: str) -> Text:
+    """`label: text`, the label in a style."""
+    return Text.assemble((f"{label}:", style), " ", text)

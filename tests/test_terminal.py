@@ -1,0 +1,60 @@
+"""What the command line prints: text of users and file systems as it is, and a sentence where a folder is no workspace."""
+
+import io
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.table import Table
+
+from tasks.terminal import console, labelled
+
+ROOT = Path(__file__).parent.parent
+ODD = "a[red]b[/x] [link=c] :smile: [/]"
+
+
+@pytest.mark.parametrize("command", ["ls", "verify", "show"])
+def test_a_folder_that_is_no_workspace_is_a_sentence_and_exit_2(small_run: Any, command: str) -> None:
+    folder = small_run.folder / ODD
+    folder.mkdir(parents=True)
+    for path, said in (
+        (folder, "holds no artifacts"),
+        (small_run.config, "is no folder"),
+        (folder / "x", "is not there"),
+    ):
+        done = small_run.call(command, str(path), *["0" * 16][: command == "show"])
+        assert done.returncode == 2 and done.stdout == ""
+        assert done.stderr == f"error: {path} {said}. Give the folder that `workspace` of the run file names.\n"
+
+
+def test_an_error_names_a_path_as_it_is(small_run: Any) -> None:
+    done = small_run.call("run", f"{ODD}.toml")
+    assert done.returncode == 2
+    assert done.stderr == f"error: {ODD}.toml cannot be read: no such file.\n"
+
+
+def test_text_is_printed_as_it_is_also_in_tables_and_after_a_label() -> None:
+    printed = io.StringIO()
+    terminal = console()
+    terminal.file = printed
+    table = Table(ODD)
+    table.add_row(f"cell {ODD}")
+    for each in (ODD, labelled("error", "bold red", ODD), table):
+        terminal.print(each)
+    assert printed.getvalue().count(ODD) == 4
+
+
+def test_every_console_and_every_column_of_a_bar_is_one_without_markup() -> None:
+    sources = [path for layer in ("flows", "tasks") for path in (ROOT / layer).glob("*.py")]
+    makers = {path.name for path in sources if re.search(r"\bConsole\(", path.read_text())}
+    assert makers == {"terminal.py"}
+    columns = re.findall(r"TextColumn\(.*?\)", (ROOT / "tasks" / "progress.py").read_text())
+    assert columns and all("markup=False" in column for column in columns)
+    assert not [path for path in sources if re.search(r"\[/?(bold|red|yellow|green|/\])", path.read_text())]
+
+
+def test_a_result_in_an_odd_folder_is_printed_as_it_is(tmp_path: Path, new_small_run: Any) -> None:
+    run = new_small_run(tmp_path / ODD)
+    done = run.call("prepare", str(run.config), "--preview", "1")
+    assert done.stdout == f"1 pictures with their crops: {run.workspace / 'preview.png'}\n", done.stderr
