@@ -33,7 +33,7 @@ KINDS = (
     "stage1_conditioning", "eval_conditioning", "stage1_lora", "stage2_low_res", "stage2_lora", "cascade_samples",
     "lora_bundle", "generated",
 )  # fmt: skip
-_PROVENANCE_PACKAGES = ("torch", "diffusers", "transformers", "peft", "pillow", "pyarrow", "prefect")
+_PROVENANCE_PACKAGES = ("torch", "diffusers", "transformers", "peft", "pillow", "imagehash", "pyarrow", "prefect")
 
 
 @dataclass(frozen=True)

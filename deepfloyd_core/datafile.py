@@ -173,6 +173,10 @@ class ImageDataset(Place):
     repeats: int = Field(0, ge=0, le=10_000, description="Extra passes over each picture; n + 1 rows are made of it.")
 
     probability: float = Field(1.0, gt=0, le=1e6, description="How often it is drawn from, relative to the other sets.")
+    duplicates: Literal["keep", "first"] = Field(
+        "keep",
+        description="Of pictures of the set that show the same (copies, also resized or compressed): use all, or the first.",
+    )
     max_num_samples: int | None = Field(None, ge=1, description="Use this many of its pictures, always the same ones.")
     start_step: int = Field(0, ge=0, description="Optimizer steps that are done before it is drawn from.")
     end_step: int | None = Field(None, ge=1, description="Optimizer step after which it is drawn from no more.")

@@ -2,7 +2,8 @@
 
 Of each data set those with the smallest hashes of (seed, picture), so that every machine chooses alike; and first of all
 those that the workspace's last eval set has, so that a picture that was held out is not trained on when others come. Their
-number is what the set can spare unless it is said.
+number is what the set can spare unless it is said. Pictures that show the same count as one, and the first of them is
+hashed: so a copy that comes later, and is named after its picture, joins the side that this is on.
 """
 
 from collections.abc import Mapping
@@ -21,10 +22,10 @@ from deepfloyd_core.draws import hash_units, image_keys
 from deepfloyd_core.errors import DataError
 from deepfloyd_core.files import sha256_bytes
 from deepfloyd_core.flavours import Stage
-from deepfloyd_core.ledger import ledger_batches
+from deepfloyd_core.ledger import SCHEMA, ledger_batches
 from deepfloyd_core.row_list import eval_ids
 
-EVAL_FORMAT = 5  # 5: the chosen pictures in its spec
+EVAL_FORMAT = 6  # 5: the chosen pictures in its spec. 6: `held_out.arrow`
 MOST, SHARE, FEWEST = 4, 10, 8  # by default: of each SHARE pictures one, at most MOST, at least one from FEWEST on
 _COUNTED = MOST * SHARE  # more pictures than these spare no more
 
@@ -32,7 +33,7 @@ _COUNTED = MOST * SHARE  # more pictures than these spare no more
 @dataclass(frozen=True)
 class Choice:
     """What is held out of one data set. `usable`: its pictures that are fit for every stage that it feeds, as far as they
-    were counted; a picture that is there twice counts once."""
+    were counted; of those that show the same one."""
 
     dataset_id: str
     usable: int
@@ -127,18 +128,18 @@ def _choose(run: Run, index: Artifact, dataset: ImageDataset, before: frozenset[
 def _first_by_hash(
     run: Run, index: Artifact, dataset: ImageDataset, fed: tuple[Stage, ...], most: int, before: frozenset[str]
 ) -> list[str]:
-    """The usable pictures of a data set with the smallest hashes, and those of `before`, each once, by hash."""
+    """The usable pictures of a data set with the smallest hashes, and those of `before`, by hash; of each group one."""
     reasons = [f"stage{stage}_reason" for stage in fed]
-    units, names = np.empty(0), np.empty(0, object)
-    known = pa.array(sorted(before), pa.string())
-    for batch in ledger_batches(index, ["image_id", "dataset_id", *reasons]):
+    best, known = SCHEMA.empty_table().select(["image_id", "group"]), pa.array(sorted(before), pa.string())
+    for batch in ledger_batches(index, ["image_id", "group", "dataset_id", *reasons]):
         fit = pc.equal(batch["dataset_id"], dataset.id)
         for reason in reasons:
             fit = pc.and_(fit, pc.is_null(batch[reason]))
-        ids = batch["image_id"].filter(fit)
-        drawn = hash_units("eval", run.config.seed, image_keys(ids), np.zeros(len(ids), np.int64))
-        units, first = np.unique(np.concatenate([units, drawn]), return_index=True)
-        names = np.concatenate([names, np.array(ids.to_pylist(), object)])[first]
-        keep = (np.arange(len(units)) < most) | pc.is_in(pa.array(names, pa.string()), known).to_numpy(False)
-        units, names = units[keep], names[keep]
-    return [str(name) for name in names]
+        best = pa.concat_tables([best, batch.filter(fit).select(best.column_names)])
+        names = pc.coalesce(best["group"], best["image_id"])
+        units = hash_units("eval", run.config.seed, image_keys(names), np.zeros(len(best), np.int64))
+        new = ~pc.is_in(best["image_id"], known).to_numpy()
+        order = np.lexsort((pc.not_equal(names, best["image_id"]).to_numpy(), new, units))
+        first = order[np.unique(units[order], return_index=True)[1]]
+        best = best.take(first[(np.arange(len(first)) < most) | ~new[first]])
+    return [str(name) for name in best["image_id"].to_pylist()]

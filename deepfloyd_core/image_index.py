@@ -5,9 +5,9 @@ What an older index of the same settings said of the same bytes is taken over, s
 """
 
 import logging
-from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from importlib import metadata
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,25 +21,28 @@ from deepfloyd_core.captions import finished_captions
 from deepfloyd_core.children import Children, Limits, Lost
 from deepfloyd_core.config import Run
 from deepfloyd_core.datafile import ImageDataset, Place
-from deepfloyd_core.draws import hash_units, image_keys
 from deepfloyd_core.faces import find_face
 from deepfloyd_core.files import atomic_path
 from deepfloyd_core.flavours import Stage
 from deepfloyd_core.geometry import REASONS, geometry, judge_sizes
-from deepfloyd_core.ledger import BEYOND, INDEX_FILE, SCHEMA, CaptionCounts, Row, count_captions, count_rows, schema
+from deepfloyd_core.ledger import AS_ASKED, INDEX_FILE, LOOKS_FILE, Row, count_rows, part_schema, schema
+from deepfloyd_core.left_out import finish_ledger, read_looks
+from deepfloyd_core.looks import look_of
 from deepfloyd_core.pairs import PAIR_REASONS, check_pair, missing_pair
 from deepfloyd_core.pictures import Unreadable, check_decodes, decode_rgb, decode_what_is_there, read_header
-from deepfloyd_core.rejected import Rejected, choose, draw
+from deepfloyd_core.rejected import COLUMNS, Rejected, choose, draw
 from deepfloyd_core.scan import data_digest, others_of
-from deepfloyd_core.sheets import save_picture
+from deepfloyd_core.sheets import fitted, save_picture, titled_rows
 from deepfloyd_core.sources import read_again
+from deepfloyd_core.twins import Member
 from deepfloyd_core.types import Report, no_report
 
 log = logging.getLogger(__name__)
 
-FORMAT = 5  # 4: `rejected.png`. 5: counts of other files and of captions
+FORMAT = 6  # 5: counts of other files and of captions. 6: groups of pictures that show the same
 BLOCK = 4096  # pictures judged, and kept by a killed run, at once
 SHEET, SHEET_CELL_PX = "rejected.png", 144
+TWINS_SHEET, GROUPS_SHOWN = "twins.png", 8
 # Settings of a data set that change nothing in its index.
 _NOT_IN_INDEX = {
     *Place.model_fields, "dataset_type", "disabled", "disable", "repeats", "text_embeds", "probability", "start_step",
@@ -55,9 +58,10 @@ _SHOWN = (
     "too_small", "aspect_out_of_range", "not_for_this_stage", "corrupt", "truncated", "caption_missing", *PAIR_REASONS,
 )  # fmt: skip
 # Said of pictures whose bytes are good.
-_BESIDE = ("caption_missing", "conditioning_missing", "conditioning_ambiguous", BEYOND)
+_BESIDE = ("caption_missing", "conditioning_missing", "conditioning_ambiguous", *AS_ASKED)
+_PICTURE = ("dataset_id", "image_id", "conditioning_id")  # what a verdict is of
 _NOT_IN_VERDICT = {
-    "max_num_samples", "caption_strategy", "parquet", "disable_multiline_split", "instance_prompt",
+    "max_num_samples", "duplicates", "caption_strategy", "parquet", "disable_multiline_split", "instance_prompt",
     "prepend_instance_prompt", "only_instance_prompt", "caption_filter_list", "caption_shuffle", "seed",
 }  # fmt: skip
 
@@ -89,6 +93,26 @@ class Verdict:
     detail: str | None = None
     stage1_reason: str | None = None
     stage2_reason: str | None = None
+    look: bytes | None = None
+
+
+@dataclass(frozen=True)
+class Older:
+    """What an older index said: its verdicts, and for each scanned file its place there, or null."""
+
+    verdicts: pa.Table  # the columns of Verdict but the look, and `row`, the row of the older ledger
+    place: pa.Array
+    looks: np.ndarray | None
+
+    def take(self, block: slice) -> list[Verdict | None]:
+        """The verdicts on some of the scanned files; None where there is none."""
+        place = self.place[block]
+        known: list[Verdict | None] = []
+        for found, valid in zip(self.verdicts.take(place).to_pylist(), place.is_valid().to_pylist(), strict=True):
+            row = found.pop("row")
+            look = self.looks[row].tobytes() if valid and self.looks is not None else b""
+            known.append(Verdict(**found, look=look if any(look) else None) if valid else None)
+        return known
 
 
 def index_request(run: Run, found: pa.Table) -> Request:
@@ -126,45 +150,32 @@ def build_index(
     run: Run, found: pa.Table, children: Children, work: WorkDir, report: Report = no_report
 ) -> dict[str, Any]:
     """Judge every scanned file and write the ledger. Returns counts by status and reason."""
-    older, place = _older_verdicts(run, found, work.path.parents[1])
+    older = _older_verdicts(run, found, work.path.parents[1])
     parts = [work.path / f".ledger-{start:09d}.parquet" for start in range(0, len(found), BLOCK)]
     for number, part in enumerate(parts):
         block = slice(number * BLOCK, (number + 1) * BLOCK)
         if not part_is_whole(part):
             entries = [Entry(**row) for row in found[block].to_pylist()]
-            old, is_known = older.take(place[block]).to_pylist(), place[block].is_valid().to_pylist()
-            known = [Verdict(**row) if valid else None for row, valid in zip(old, is_known, strict=True)]
-            rows = _judge_block(run, entries, known, children)
+            rows = [vars(row) for row in _judge_block(run, entries, older.take(block), children)]
             with atomic_path(part) as tmp:
-                pq.write_table(pa.Table.from_pylist([vars(row) for row in rows], schema=schema(run.config.paired)), tmp)
+                pq.write_table(pa.Table.from_pylist(rows, schema=part_schema(run.config.paired)), tmp)
             finish_part(part)
         report(min(block.stop, len(found)), len(found), "pictures judged")
-    beyond = np.zeros(len(found), bool)
-    for dataset in run.datasets:
-        if dataset.max_num_samples is not None:
-            beyond |= _beyond(parts, dataset.id, dataset.max_num_samples, run.config.seed)
-    captions: CaptionCounts = {}
-    with atomic_path(work.path / INDEX_FILE) as tmp, pq.ParquetWriter(tmp, schema(run.config.paired)) as writer:
-        for number, part in enumerate(parts):
-            rows = _left_out(pq.read_table(part), beyond[number * BLOCK : (number + 1) * BLOCK])
-            count_captions(rows, captions)
-            writer.write_table(rows)
-    before = len(place) - place.null_count
+    groups, captions = finish_ledger(run, parts, len(found), work.path)
+    before = len(found) - older.place.null_count
     readable = len(found) - found["sha256"].null_count
     summary = count_rows(work.path / INDEX_FILE)
-    _save_rejected(run, summary["rejected"] - summary["reasons"].get(BEYOND, 0), work.path, children)
+    left_out = sum(summary["reasons"].get(reason, 0) for reason in AS_ASKED)
+    _save_rejected(run, summary["rejected"] - left_out, work.path, children)
+    _save_twins(run, groups, work.path, children)
     return summary | {
+        "twin_groups": len(groups),
+        "twins": sum(len(members) - 1 for members in groups),
         "judged_now": readable - before,
         "judged_before": before,
         "captions_per_picture": captions,
         "other_files": others_of(found),
     }
-
-
-def sample_order(image_ids: Iterable[str], seed: int) -> np.ndarray:
-    """The places of pictures in the order in which a few of them are taken: by a hash, so that it stays as pictures come."""
-    keys = image_keys(image_ids)
-    return np.argsort(hash_units("sample", seed, keys, np.zeros(len(keys), np.int64)), kind="stable")
 
 
 def judge(run: Run, dataset: ImageDataset, entry: Entry, verdict: Verdict) -> Row:
@@ -206,7 +217,7 @@ def look(run: Run, dataset: ImageDataset, entry: Entry) -> Verdict:
             )
             aspect = f", aspect {header.size[0] / header.size[1]:.3g}" if why == "aspect_out_of_range" else ""
             return _refused(why, f"{header.size[0]}x{header.size[1]} px{aspect}", known)
-        check_decodes(data)
+        known["look"] = look_of(check_decodes(data))
         if dataset.crop and dataset.crop_style == "face":
             known["face"] = find_face(decode_rgb(data))
         pairs = run.pairs_of(dataset)
@@ -234,7 +245,7 @@ def _save_rejected(run: Run, count: int, out: Path, children: Children) -> None:
     (out / SHEET).unlink(missing_ok=True)  # an interrupted build may have found others
     if not count:
         return
-    rows = choose(out / INDEX_FILE, not_wanted=BEYOND)
+    rows = choose(out / INDEX_FILE, not_wanted=AS_ASKED)
     datasets = {dataset.id: dataset for dataset in run.datasets}
     shown = [row for row in rows if row.reason in _SHOWN]
     pictures = dict(
@@ -244,7 +255,25 @@ def _save_rejected(run: Run, count: int, out: Path, children: Children) -> None:
     save_picture(draw(rows, decoded, count, SHEET_CELL_PX), out / SHEET)
 
 
-def _thumbnail(job: tuple[ImageDataset, Rejected]) -> np.ndarray | None:
+def _save_twins(run: Run, groups: list[list[Member]], out: Path, children: Children) -> None:
+    """Draw some pictures of some groups, a line each; no file when there are none."""
+    (out / TWINS_SHEET).unlink(missing_ok=True)
+    if not groups:
+        return
+    datasets = {dataset.id: dataset for dataset in run.datasets}
+    shown = [members[:COLUMNS] for members in groups[:GROUPS_SHOWN]]
+    made = children.map(_thumbnail, [(datasets[one.dataset_id], one) for members in shown for one in members])
+    nothing = np.full((SHEET_CELL_PX, SHEET_CELL_PX, 3), 198, np.uint8)
+    lines = []
+    for members in shown:
+        pictures = [picture if isinstance(picture, np.ndarray) else nothing for picture in islice(made, len(members))]
+        names = ", ".join(one.source for one in members)
+        lines.append((fitted(names, len(pictures) * SHEET_CELL_PX, 14), pictures))
+    title = f"{len(shown)} of {len(groups):,} groups that show the same"
+    save_picture(titled_rows(lines, SHEET_CELL_PX, title), out / TWINS_SHEET)
+
+
+def _thumbnail(job: tuple[ImageDataset, Rejected | Member]) -> np.ndarray | None:
     dataset, row = job
     try:
         data = read_again(dataset, row.source, row.image_id)
@@ -265,21 +294,23 @@ def _refused(reason: str, detail: str | None = None, known: dict[str, Any] | Non
     return Verdict(**known or {}, reason=reason, detail=detail, stage1_reason=reason, stage2_reason=reason)
 
 
-def _older_verdicts(run: Run, found: pa.Table, workspace: Path) -> tuple[pa.Table, pa.Array]:
-    """Verdicts of the newest index whose settings judge alike, and for each scanned file its place there, or null."""
+def _older_verdicts(run: Run, found: pa.Table, workspace: Path) -> Older:
+    """Verdicts of the newest index whose settings judge alike."""
     older = newest(workspace, "image_index", FORMAT)
-    table = schema(run.config.paired).empty_table()
+    names = [field.name for field in fields(Verdict) if field.name != "look"]
+    columns = [name for name in schema(run.config.paired).names if name in (*names, *_PICTURE)]
+    table, looks = schema(run.config.paired).empty_table().select(columns), None
     if older and _judging(older.manifest["spec"]) == _judging(_spec(run)) and _same_decoder(older):
-        table = pq.read_table(older.path / INDEX_FILE)
+        table, looks = pq.read_table(older.path / INDEX_FILE, columns=columns), read_looks(older.path / LOOKS_FILE)
+    table = table.append_column("row", pa.array(np.arange(len(table))))
     of_bytes = pc.or_(pc.is_null(table["reason"]), pc.is_in(table["reason"], pa.array([*_LASTING, *_BESIDE])))
     table = table.filter(of_bytes)
     beside = pc.is_in(table["reason"], pa.array(_BESIDE))
-    names = [field.name for field in fields(Verdict)]
-    verdicts = table.select(names)
+    verdicts = table.select([*names, "row"])
     for name in ("reason", "detail"):
         verdicts = verdicts.set_column(names.index(name), name, pc.if_else(beside, None, table[name]))
     place = pc.index_in(_bytes(found, "sha256"), _bytes(table, "image_id").combine_chunks())
-    return verdicts, place.combine_chunks()
+    return Older(verdicts, place.combine_chunks(), looks)
 
 
 def _bytes(table: pa.Table, image: str) -> pa.ChunkedArray:
@@ -291,7 +322,8 @@ def _bytes(table: pa.Table, image: str) -> pa.ChunkedArray:
 
 
 def _same_decoder(index: Artifact) -> bool:
-    return bool(index.manifest["provenance"]["packages"]["pillow"] == metadata.version("pillow"))
+    packages = index.manifest["provenance"]["packages"]
+    return all(packages.get(name) == metadata.version(name) for name in ("pillow", "imagehash"))
 
 
 def _judging(spec: dict[str, Any]) -> dict[str, Any]:
@@ -301,24 +333,6 @@ def _judging(spec: dict[str, Any]) -> dict[str, Any]:
         for name, dataset in spec["datasets"].items()
     }
     return spec | {"datasets": datasets}
-
-
-def _beyond(parts: list[Path], dataset_id: str, limit: int, seed: int) -> np.ndarray:
-    """Which rows of a ledger's parts are accepted pictures of a data set beyond its limit: bool (N,)."""
-    columns = ["dataset_id", "status", "image_id"]
-    table = pa.concat_tables(pq.read_table(part, columns=columns) for part in parts)
-    own = pc.and_(pc.equal(table["dataset_id"], dataset_id), pc.equal(table["status"], "accepted"))
-    places = np.flatnonzero(own.to_numpy())
-    beyond = np.zeros(len(table), bool)
-    beyond[places[sample_order(table["image_id"].take(places), seed)[limit:]]] = True
-    return beyond
-
-
-def _left_out(rows: pa.Table, beyond: np.ndarray) -> pa.Table:
-    for name, value in (("status", "rejected"), ("reason", BEYOND)):
-        place = rows.schema.get_field_index(name)
-        rows = rows.set_column(place, SCHEMA.field(name), pc.if_else(beyond, value, rows[name]))
-    return rows
 
 
 def _size_reason(run: Run, dataset: ImageDataset, stage: Stage, size: tuple[int, int]) -> str | None:

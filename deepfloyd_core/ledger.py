@@ -3,6 +3,7 @@
 `image_index` makes it. Whatever comes after the index reads it here, in blocks, so that any size fits into memory.
 """
 
+import builtins
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -21,7 +22,9 @@ CaptionCounts = dict[str, dict[str, int]]  # of each data set: how many pictures
 
 INDEX_FILE = "index.parquet"
 ROWS_AT_ONCE = 4096
-BEYOND = "beyond_max_num_samples"  # left out by request, so it does not count against max_rejected_share
+LOOKS_FILE, LOOK_BYTES = "looks.npy", 392  # what each row's picture looks like: uint8 (rows, LOOK_BYTES), see `looks`
+BEYOND, DUPLICATE = "beyond_max_num_samples", "duplicate"
+AS_ASKED = (BEYOND, DUPLICATE)  # left out by request: these do not count against max_rejected_share
 
 SCHEMA = pa.schema(
     [
@@ -39,6 +42,7 @@ SCHEMA = pa.schema(
         pa.field("face", pa.list_(pa.int32())),
         pa.field("stage1_reason", pa.string()),
         pa.field("stage2_reason", pa.string()),
+        pa.field("group", pa.string()),
     ]
 )
 _PAIR = [pa.field("conditioning", pa.string()), pa.field("conditioning_id", pa.string())]
@@ -47,6 +51,11 @@ _PAIR = [pa.field("conditioning", pa.string()), pa.field("conditioning_id", pa.s
 def schema(paired: bool) -> pa.Schema:
     """The columns of a ledger; where pairs are followed it also has the name and the sha256 of each picture's pair."""
     return pa.schema([*SCHEMA, *_PAIR]) if paired else SCHEMA
+
+
+def part_schema(paired: bool) -> pa.Schema:
+    """The columns of judged rows, before it is known which pictures show the same: the look instead of the group."""
+    return schema(paired).remove(SCHEMA.get_field_index("group")).append(pa.field("look", pa.binary(LOOK_BYTES)))
 
 
 @dataclass(frozen=True)
@@ -69,6 +78,8 @@ class Row:
     stage2_reason: str | None
     conditioning: str | None = None  # the pair that a ControlNet follows: its name, and the sha256 of its bytes
     conditioning_id: str | None = None
+    group: str | None = None  # the first image_id of those that show the same; None: it has no twin
+    look: "builtins.bytes | None" = None  # see `looks`; not in the ledger, but beside it
 
 
 def read_index(index: Artifact) -> list[Row]:
@@ -143,7 +154,7 @@ def check_share(summary: dict[str, Any], max_rejected_share: float, ledger: Path
     reasons = ", ".join(f"{count} {reason}" for reason, count in summary["reasons"].items())
     if not summary["accepted"]:
         raise DataError(f"All {summary['inputs']} pictures were rejected ({reasons}). The ledger is {ledger}.")
-    left_out = summary["reasons"].get(BEYOND, 0)
+    left_out = sum(summary["reasons"].get(reason, 0) for reason in AS_ASKED)
     rejected, inputs = summary["rejected"] - left_out, summary["inputs"] - left_out
     share = rejected / inputs
     if share > max_rejected_share:

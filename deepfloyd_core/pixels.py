@@ -21,12 +21,20 @@ from deepfloyd_core.config import Run
 from deepfloyd_core.datafile import ImageDataset
 from deepfloyd_core.errors import DataError
 from deepfloyd_core.eval_choice import EVAL_FORMAT, choose_held_out
-from deepfloyd_core.files import sha256_bytes
+from deepfloyd_core.files import atomic_path, sha256_bytes
 from deepfloyd_core.flavours import Stage
 from deepfloyd_core.ledger import ledger_batches, schema
 from deepfloyd_core.older_rows import OlderRows, copy_rows
 from deepfloyd_core.plan import PICTURE, Planned, SizePlan, by_dataset, plan_pictures, write_plan, write_sizes
-from deepfloyd_core.row_list import ROWS_FILE, eval_ids, read_row_list, shard_files, write_row_list
+from deepfloyd_core.row_list import (
+    HELD_OUT,
+    HELD_OUT_FILE,
+    ROWS_FILE,
+    eval_ids,
+    read_row_list,
+    shard_files,
+    write_row_list,
+)  # fmt: skip
 from deepfloyd_core.shards import ShardRow, open_shard, write_shard
 from deepfloyd_core.sheets import contact_sheet, save_picture
 from deepfloyd_core.shrink import take_crops
@@ -34,6 +42,7 @@ from deepfloyd_core.sources import read_again
 from deepfloyd_core.types import caption_id
 
 FORMAT = 4  # 4: shards named by content, `rows.arrow`
+_TWIN = ("image_id", "group")
 SHEET, SHEET_CROPS, SHEET_CELL_PX = "sheet.jpg", 32, 64
 
 
@@ -111,7 +120,23 @@ def plan_shards(run: Run, index: Artifact, stage: Stage, work: WorkDir) -> Layou
 
 def plan_eval(run: Run, index: Artifact, work: WorkDir) -> Layout:
     """One file for each stage and size with the pictures of `choose_held_out`, cropped at the centre; none may be left."""
-    return lay_out(write_eval_plan(run, index, run.config.stages, work.path), _by_id(run), 1 << 30, None)
+    plans = write_eval_plan(run, index, run.config.stages, work.path)
+    write_held_out(index, plans, work.path / HELD_OUT_FILE)
+    return lay_out(plans, _by_id(run), 1 << 30, None)
+
+
+def write_held_out(index: Artifact, plans: list[SizePlan], path: Path) -> None:
+    """List what is not trained on: the pictures of some plans, and of all data sets those that show the same."""
+    chosen = pc.unique(pa.chunked_array([pc.unique(plan.table()["image_id"]) for plan in plans], pa.string()))
+    groups = [batch.filter(pc.is_in(batch["image_id"], chosen))["group"] for batch in ledger_batches(index, _TWIN)]
+    alike = pc.unique(pa.chunked_array([part.combine_chunks() for part in groups], pa.string()).drop_null())
+    out = [
+        batch.filter(pc.or_(pc.is_in(batch["image_id"], chosen), pc.is_in(batch["group"], alike)))["image_id"]
+        for batch in ledger_batches(index, _TWIN)
+    ]
+    ids = pc.unique(pa.chunked_array([part.combine_chunks() for part in out], pa.string()))
+    with atomic_path(path) as tmp, pa.ipc.new_file(tmp, HELD_OUT) as writer:
+        writer.write_table(pa.table([ids.take(pc.sort_indices(ids))], schema=HELD_OUT))
 
 
 def write_eval_plan(

@@ -22,6 +22,7 @@ ROWS_FILE = "rows.arrow"
 ROWS = pa.schema([("file", pa.int32()), ("place", pa.int32()), ("width", pa.int32()), ("height", pa.int32()),
                   ("key", pa.uint64()), ("image_id", pa.string()), ("dataset_id", pa.string()),
                   ("caption_id", pa.string())])  # fmt: skip
+HELD_OUT_FILE, HELD_OUT = "held_out.arrow", pa.schema([("image_id", pa.string())])
 _LIKE_ITS_PAIR = ["width", "height", "dataset_id", "caption_id"]
 
 
@@ -78,6 +79,11 @@ def check_remakes_of(pixels: Artifact, remakes: Artifact) -> None:
         raise ValueError(f"the rows of {remakes.path} are not those of {pixels.path}")
 
 
+def held_out_ids(eval_set: Artifact) -> frozenset[str]:
+    """The pictures that are not trained on: those of an eval set, and those that show the same."""
+    return frozenset(mapped_table(eval_set.path / HELD_OUT_FILE)["image_id"].to_pylist())
+
+
 def eval_ids(eval_set: Artifact) -> frozenset[str]:
-    """The held-out pictures."""
+    """The pictures of an eval set."""
     return frozenset(read_row_list(eval_set.path)["image_id"].to_pylist())

@@ -38,7 +38,7 @@ from deepfloyd_core.parent import parent_file
 from deepfloyd_core.projected import Projected, raw_texts
 from deepfloyd_core.quantized_base import frozen_bytes, frozen_numbers, load_base
 from deepfloyd_core.recompute import recompute_activations
-from deepfloyd_core.row_list import eval_ids
+from deepfloyd_core.row_list import held_out_ids
 from deepfloyd_core.schedule import learning_rate_at
 from deepfloyd_core.sheets import save_loss_curve
 from deepfloyd_core.stage_config import StageConfig, device_fault
@@ -57,7 +57,7 @@ def train_job(job: Job) -> dict[str, Any]:
     folder = Path(job.options["model"])
     use_threads(job.config.num_threads)
     setup = _set_up(job, stage, folder)
-    held_out, inputs = eval_ids(job.inputs["eval_set"]), job.inputs
+    held_out, inputs = held_out_ids(job.inputs["eval_set"]), job.inputs
     rows = TrainingRows(inputs["pixels"], held_out, inputs.get("conditioning"), inputs.get("low_res"))
     order = _order(setup, rows, job)
     validation = _validation(setup, rows, order, job, folder)

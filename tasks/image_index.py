@@ -26,6 +26,12 @@ def image_index(run: Run) -> Artifact:
             run.workspace, index_request(run, found), lambda work: build_index(run, found, children, work, report)
         )
     publish_index(index, others_of(found))
+    if index.summary["twin_groups"]:
+        log.info(
+            "image_index %s: %d pictures show the same as %d others: each group is trained on or held out as a whole; "
+            "duplicates = first in a data set trains on one of each. See twins.png",
+            index.fingerprint, index.summary["twins"], index.summary["twin_groups"],
+        )  # fmt: skip
     for line in captions_left_out(index.summary["captions_per_picture"], {one.id: one.repeats for one in run.datasets}):
         log.warning("%s", line)
     check_share(index.summary, run.config.max_rejected_share, index.path / INDEX_FILE)

@@ -12,7 +12,7 @@ from typing import Any
 from PIL import Image
 
 from deepfloyd_core.artifacts import Artifact
-from deepfloyd_core.image_index import SHEET
+from deepfloyd_core.image_index import SHEET, TWINS_SHEET
 from deepfloyd_core.metrics import MEASURES, SAMPLE_MEASURES, UPSCALED_BY, by_noise_level, gained
 from deepfloyd_core.products import DETAIL_SHEET, SPOILT_SHEETS
 from tasks.outbox import create_markdown_artifact, create_table_artifact
@@ -28,12 +28,17 @@ def publish_index(index: Artifact, others: dict[str, int]) -> None:
     rows = [{"status": "accepted", "reason": "", "pictures": summary["accepted"]}]
     rows += [{"status": "rejected", "reason": why, "pictures": count} for why, count in summary["reasons"].items()]
     rows.append({"status": "all inputs", "reason": "", "pictures": summary["inputs"]})
+    groups = f"{summary['twin_groups']} groups: beside the first of each"
+    rows.append({"status": "show the same", "reason": groups, "pictures": summary["twins"]})
     rows += [{"status": "no picture", "reason": what, "pictures": count} for what, count in sorted(others.items())]
     create_table_artifact(rows, key="image-index", description=f"Ledger: `{index.path / 'index.parquet'}`")
     sheet = index.path / SHEET
     # Also without a sheet: the UI would go on showing the one of an earlier run.
     page = f"![{SHEET}]({data_uri(sheet)})" if sheet.exists() else "Every file was accepted, or left out as asked."
     create_markdown_artifact(page, key="image-index-rejected", description="Some rejected files of each reason")
+    sheet = index.path / TWINS_SHEET
+    page = f"![{TWINS_SHEET}]({data_uri(sheet)})" if sheet.exists() else "No two pictures show the same."
+    create_markdown_artifact(page, key="image-index-twins", description="Some groups of pictures that show the same")
 
 
 def publish_pictures(artifact: Artifact, *names: str) -> None:

@@ -182,7 +182,7 @@ def test_rare_reasons_are_shown_beside_frequent_ones_and_stay_as_others_come(tmp
         good = {**row, "status": "accepted", "source": "good"}
         table = pa.Table.from_pylist([*rows, good], schema=SCHEMA)
         pq.write_table(table, tmp_path / "ledger", row_group_size=100)
-        return rejected.choose(tmp_path / "ledger", BEYOND)
+        return rejected.choose(tmp_path / "ledger", (BEYOND,))
 
     few, many = chosen(1000), chosen(70_000)
     assert Counter(row.reason for row in few) == {"corrupt": 5, "too_small": 26, "truncated": 1}
