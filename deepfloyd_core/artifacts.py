@@ -22,6 +22,7 @@ from typing import Any
 
 from deepfloyd_core.errors import ArtifactError
 from deepfloyd_core.files import canonical_json, fsync_path, read_sealed, sha256_bytes, sha256_file, write_sealed
+from deepfloyd_core.storage import flock, written
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +35,8 @@ KINDS = (
     "lora_bundle", "generated",
 )  # fmt: skip
 _PROVENANCE_PACKAGES = ("torch", "diffusers", "transformers", "peft", "pillow", "imagehash", "pyarrow", "prefect")
+_ELSEWHERE = "Set `workspace` to a folder on a local disk"
+_PROVENANCE_PACKAGES = ("torch", "diffusers", "transformers", "peft", "pillow", "pyarrow", "prefect")
 
 
 @dataclass(frozen=True)
@@ -182,19 +185,23 @@ def provenance(started: datetime) -> dict[str, Any]:
 
 @contextmanager
 def locked(workspace: Path, name: str) -> Iterator[int]:
-    """Hold a workspace's lock `name`, waiting for it if need be; yields its file descriptor for child processes."""
-    folder = workspace / LOCKS
-    folder.mkdir(parents=True, exist_ok=True)
-    fd = os.open(folder / name, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
+    """Hold a workspace's lock `name`, waiting for it if need be; yields its file descriptor for child processes.
+
+    Raises StorageError in place of any OSError of the block.
+    """
+    path = workspace / LOCKS / name
+    with written(workspace):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            log.info("%s: another run holds it; waiting", name)
-            fcntl.flock(fd, fcntl.LOCK_EX)
-        yield fd
-    finally:
-        os.close(fd)
+            try:
+                flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB, path, _ELSEWHERE)
+            except BlockingIOError:
+                log.info("%s: another run holds it; waiting", name)
+                flock(fd, fcntl.LOCK_EX, path)
+            yield fd
+        finally:
+            os.close(fd)
 
 
 def is_workspace(path: Path) -> bool:
@@ -346,7 +353,7 @@ def _is_held(workspace: Path, path: Path) -> bool:
     """Whether a run is making the artifact of a directory right now."""
     fd = os.open(workspace / LOCKS / f"{path.parent.name}-{path.name}", os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB, workspace / LOCKS)
     except BlockingIOError:
         return True
     finally:

@@ -5,6 +5,7 @@
     |-- DataError             the pictures or captions cannot make a data set (exit code 1)
     |-- ModelError            a model folder is missing, gated or unfit (exit code 1)
     |-- ArtifactError         a stored artifact is damaged or contradicts its manifest (exit code 1)
+    |-- StorageError          a file system refuses what has to be done (exit code 1)
     `-- JobError              a child process failed or was killed (exit code 1)
 
 A bad picture is none of these: it is a row of the ledger.
@@ -33,6 +34,10 @@ class ModelError(DeepFloydError):
 
 class ArtifactError(DeepFloydError):
     """A stored artifact is damaged."""
+
+
+class StorageError(DeepFloydError):
+    """A disk is full, a folder cannot be written, a file system has no locks."""
 
 
 class JobError(DeepFloydError):

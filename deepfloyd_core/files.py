@@ -3,6 +3,7 @@
 Costs one fsync a file and one a directory; what a kill leaves behind is a `.tmp-` file, never half a real one.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -15,6 +16,7 @@ from typing import Any
 from deepfloyd_core.errors import ArtifactError
 
 TMP_PREFIX = ".tmp-"
+_UNSUPPORTED = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF)
 
 
 def sha256_bytes(data: bytes) -> str:
@@ -29,10 +31,16 @@ def sha256_file(path: Path) -> str:
 
 
 def fsync_path(path: Path) -> None:
-    """Flush a file or a directory entry to the disk."""
+    """Flush a file or a directory entry to the disk.
+
+    Some network file systems refuse it for directories, and keep their entries without: that alone is no error.
+    """
     fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED or not path.is_dir():
+            raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         os.close(fd)
 
@@ -47,6 +55,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
         fsync_path(tmp)
         tmp.replace(path)
         fsync_path(path.parent)
+    except OSError as error:
+        if error.filename in (None, str(tmp)):  # a write names no file; the temporary one is nobody's
+            raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+        raise
     finally:
         tmp.unlink(missing_ok=True)
 

@@ -17,12 +17,15 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
+from safetensors import SafetensorError
+
 from deepfloyd_core.artifacts import Artifact
 from deepfloyd_core.config import RunConfig
 from deepfloyd_core.errors import DeepFloydError, Stop
 from deepfloyd_core.files import write_bytes
-from deepfloyd_core.jobs import JOBS, Job, job_function
+from deepfloyd_core.jobs import JOBS, STORAGE, Job, job_function
 from deepfloyd_core.starter import die_with, fork_on_command
+from deepfloyd_core.storage import FULL, storage_error, system_error
 
 _FORKS = sys.platform == "linux"
 _REQUEST_BYTES = 65536
@@ -87,6 +90,16 @@ def do(name: str, out: Path) -> int:
     except MemoryError:
         traceback.print_exc()
         result |= {"error": "JobError", "message": f"The {name} job ran out of memory; its log is in {out}."}
+    except (OSError, SafetensorError) as error:
+        refused = error if isinstance(error, OSError) else system_error(str(error))
+        if refused is None:
+            raise
+        if refused.errno in FULL:  # a result could not be written either
+            os._exit(
+                STORAGE + refused.errno
+            )  # at once: the parent hears of the interpreter's end, and kills, before it is over
+        traceback.print_exc()
+        result |= {"error": "StorageError", "message": str(storage_error(refused, "used", out))}
     write_bytes(out / f".job-{name}.result", json.dumps(result).encode())
     return 0 if result["error"] is None else 1
 

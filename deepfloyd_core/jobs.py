@@ -26,6 +26,7 @@ from deepfloyd_core.config import RunConfig
 from deepfloyd_core.errors import JobError
 from deepfloyd_core.files import write_bytes
 from deepfloyd_core.starter import Starter
+from deepfloyd_core.storage import storage_error
 from deepfloyd_core.types import Report, no_report
 
 JOBS = {
@@ -36,6 +37,7 @@ JOBS = {
     "sample": "deepfloyd_core.samples:samples_job",
     "generate": "deepfloyd_core.generate:generate_job",
 }
+STORAGE = 100  # a job that could not write its result ends with this code + the error's number
 POLL_S = 0.1
 STOP_GRACE_S = 60.0  # how long a job may take to write its last checkpoint
 _STARTER: "ContextVar[Starter | None]" = ContextVar("job_starter", default=None)
@@ -181,6 +183,8 @@ def _outcome(name: str, code: int, paths: dict[str, Path]) -> dict[str, Any]:
         return dict(result["summary"])
     if result is not None:
         raise getattr(errors, result["error"])(result["message"])
+    if code > STORAGE:
+        raise storage_error(OSError(code - STORAGE, ""), "written", paths["result"].parent)
     tail = "\n".join(paths["log"].read_text(errors="replace").splitlines()[-15:])
     died = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
     hint = " The kernel kills a process that takes too much memory." if code == -signal.SIGKILL else ""

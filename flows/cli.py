@@ -16,6 +16,7 @@ import typer
 
 from deepfloyd_core.errors import DeepFloydError
 from deepfloyd_core.spec import home_path
+from deepfloyd_core.storage import storage_error
 from flows.stopping import Stopped, Stopping
 from tasks.terminal import console, labelled
 
@@ -49,10 +50,11 @@ def main() -> None:
         code = int(end.code or 0)
     except Stopped:
         pass
-    except (DeepFloydError, OSError) as error:  # OSError: a full disk, a directory that may not be written
-        code = error.exit_code if isinstance(error, DeepFloydError) else 1
+    except (DeepFloydError, OSError) as error:
+        told = storage_error(error, "used") if isinstance(error, OSError) else error
+        code = told.exit_code
         if not stopping.asked:  # else it comes of the signal
-            err.print(labelled("error", "bold red", str(error)))
+            err.print(labelled("error", "bold red", str(told)))
     finally:
         code = stopping.finish(code)
     sys.exit(code)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import IO
 
 from deepfloyd_core.errors import ConfigError, JobError
+from deepfloyd_core.storage import flock
 from flows.api import check_access, check_api
 from flows.proxies import without_loopback
 from flows.server_log import LogReader, errors_told
@@ -68,7 +69,7 @@ def prefect_server(home: Path, port: int | None = None, usual_port: int | None =
     os.environ["PREFECT_HOME"] = str(home)
     gained = LogReader(home / "server.log")
     with (home / "server.users").open("a") as users, (home / "server.lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        flock(lock, fcntl.LOCK_EX, home / "server.lock", "Set PREFECT_HOME to a folder on a local disk")
         fcntl.flock(users, fcntl.LOCK_SH)  # waits for a server that is ending
         url = _join(home, port) or _start(home, port or usual_port)
         fcntl.flock(lock, fcntl.LOCK_UN)

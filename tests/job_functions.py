@@ -3,12 +3,15 @@
 With DRIVER set it is one in which importing has reached for a GPU, as some libraries do.
 """
 
+import errno
 import os
 import signal
 import sys
 import time
 from types import SimpleNamespace
 from typing import Any
+
+from safetensors import SafetensorError
 
 from deepfloyd_core import job_process, jobs
 from deepfloyd_core.errors import Stop
@@ -38,9 +41,20 @@ def die(job: Job) -> dict[str, Any]:
     return {}
 
 
+def full(job: Job) -> dict[str, Any]:
+    """As Python and as safetensors say it."""
+    if job.options["captions"] == ["safetensors"]:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def unreadable(job: Job) -> dict[str, Any]:
+    raise PermissionError(errno.EACCES, "Permission denied", "/models/unet")
+
+
 if __name__ == "__main__":
     jobs.JOBS.clear()
-    jobs.JOBS |= {name: f"job_functions:{name}" for name in ("pids", "nap", "die", "embed")}
+    jobs.JOBS |= {name: f"job_functions:{name}" for name in ("pids", "nap", "die", "embed", "full", "unreadable")}
     if "DRIVER" in os.environ:
         sys.modules["torch"] = SimpleNamespace(cuda=SimpleNamespace(_is_in_bad_fork=lambda: True))  # type: ignore[assignment]
     job_process.main(*sys.argv[1:])

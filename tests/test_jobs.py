@@ -16,7 +16,7 @@ import pytest
 from deepfloyd_core import jobs
 from deepfloyd_core.artifacts import Request, materialise
 from deepfloyd_core.config import RunConfig
-from deepfloyd_core.errors import DeepFloydError, JobError
+from deepfloyd_core.errors import DeepFloydError, JobError, StorageError
 from deepfloyd_core.jobs import job_starter, run_job, run_parts
 from deepfloyd_core.starter import Starter
 from deepfloyd_core.types import no_report
@@ -34,15 +34,32 @@ def light(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jobs, "Starter", lambda module: Starter("job_functions"))
 
 
-def run(name: str, workspace: Path, number: int = 0, how: Callable[..., Any] = run_job) -> dict[str, Any]:
+def run(
+    name: str, workspace: Path, number: int = 0, how: Callable[..., Any] = run_job, words: str = "x"
+) -> dict[str, Any]:
     """One job that makes an artifact. Returns its summary."""
     request = Request(name, 0, {"number": number}, {})
-    options = {"captions": ["x"], "encoder": "/nowhere"}
+    options = {"captions": [words], "encoder": "/nowhere"}
 
     def build(work: Any) -> dict[str, Any]:
         return dict(how(name, CONFIG, {}, options, work, no_report))
 
     return materialise(workspace, request, build)[0].summary
+
+
+@pytest.mark.parametrize("words", ["x", "safetensors"])
+def test_a_job_on_a_full_disk_is_a_sentence_that_names_its_folder(tmp_path: Path, words: str) -> None:
+    with pytest.raises(StorageError) as caught:
+        run("full", tmp_path, words=words)
+    assert str(caught.value).startswith(f"{tmp_path}/full/") and "Traceback" not in str(caught.value)
+    assert " cannot be written: no space left on device" in str(caught.value)
+
+
+def test_a_job_that_may_not_read_a_file_names_it(tmp_path: Path) -> None:
+    with pytest.raises(
+        StorageError, match=r"^/models/unet cannot be used: permission denied .* Change its permissions"
+    ):
+        run("unreadable", tmp_path)
 
 
 def napping(workspace: Path) -> psutil.Process:

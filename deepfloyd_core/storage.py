@@ -1,0 +1,98 @@
+"""What a file system refuses, as one message: which file, what was to be done with it, why not, and what to do.
+
+Also locks, which some network file systems do not have. Nothing stands in for them: only a lock that the kernel frees tells
+a run that works from one that was killed.
+"""
+
+import errno
+import fcntl
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from deepfloyd_core.errors import StorageError
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+_FREE = "Free some space there, or choose a folder on another disk, and run the same command again"
+_GONE = "Connect or repair that disk, and run the same command again; `deepfloyd verify` finds what was damaged"
+_ELSEWHERE = "Choose a folder on another file system"
+_REMEDIES = {
+    **dict.fromkeys(FULL, _FREE),
+    errno.EROFS: "Choose a folder that can be written, or mount it so",
+    errno.EACCES: "Change its permissions, or choose another folder",
+    errno.EPERM: "Change its owner or permissions, or choose another folder",
+    errno.ENAMETOOLONG: "Choose a folder with a shorter path",
+    errno.ENOENT: "Create it, or correct the path",
+    errno.ENOTDIR: "A part of the path is a file: correct it",
+    errno.EISDIR: "A file was expected: correct the path",
+    errno.EEXIST: "Remove what is there, or choose another path",
+    errno.ELOOP: "Its links lead in a circle: correct them",
+    errno.EMFILE: "Raise the limit of open files (`ulimit -n 4096`)",
+    errno.EFBIG: _ELSEWHERE,
+    errno.EINVAL: _ELSEWHERE,
+    errno.ENOTSUP: _ELSEWHERE,
+    errno.EOPNOTSUPP: _ELSEWHERE,
+    errno.ENOSYS: _ELSEWHERE,
+    **dict.fromkeys((errno.EIO, errno.ENODEV, errno.ENXIO, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT), _GONE),
+}
+_NO_LOCKS = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.ENOSYS, errno.EINVAL)
+_OF_RUST = re.compile(r"\(os error (\d+)\)")  # safetensors' errors are none of the system's
+
+
+def storage_error(error: OSError, act: str, path: Path | None = None) -> StorageError:
+    """The message for an error. act: `written`, `read`, `used`; path: of the file, where the error names none."""
+    place, text = error.filename2 or error.filename or path, str(error)
+    if error.errno:
+        reason = os.strerror(error.errno)
+        text = f"{reason[:1].lower()}{reason[1:]}{_kind(place)}" if place else reason
+    remedy = _REMEDIES.get(error.errno or 0)
+    return StorageError(
+        (f"{place} cannot be {act}: " if place else "") + text.rstrip(".") + "." + (f" {remedy}." if remedy else "")
+    )
+
+
+def system_error(text: str) -> OSError | None:
+    """The system's error that a library's own error tells of in its text; None for any other."""
+    number = _OF_RUST.search(text)
+    return OSError(int(number[1]), os.strerror(int(number[1]))) if number else None
+
+
+@contextmanager
+def written(folder: Path) -> Iterator[None]:
+    """Raise StorageError in place of an OSError of the block, which writes to a folder and reads elsewhere."""
+    try:
+        yield
+    except OSError as error:
+        named = error.filename2 or error.filename
+        inside = named is None or str(named).startswith(str(folder))
+        raise storage_error(error, "written" if inside else "read", folder) from error
+
+
+def flock(file: int | IO[str], operation: int, path: Path, remedy: str = _ELSEWHERE) -> None:
+    """fcntl.flock. Raises BlockingIOError as it does, StorageError where the file system has no locks."""
+    try:
+        fcntl.flock(file, operation)
+    except BlockingIOError:
+        raise
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise storage_error(error, "locked", path) from error
+        raise StorageError(
+            f"{path} cannot be locked: {os.strerror(error.errno).lower()}{_kind(path)}. Without locks two runs would spoil "
+            f"each other's files. {remedy}."
+        ) from error
+
+
+def _kind(place: object) -> str:
+    """The file system of a path, for a person: ` (nfs4 at /mnt/x)`; empty where it is not known."""
+    if not isinstance(place, str | Path):
+        return ""
+    import psutil  # 0.05 s, which a command that fails by its own words need not take
+
+    folder = Path(place).absolute()
+    mounts = {Path(each.mountpoint): each.fstype for each in psutil.disk_partitions(all=True)}
+    at = next((parent for parent in (folder, *folder.parents) if parent in mounts), None)
+    return f" ({mounts[at]} at {at})" if at else ""

@@ -1,0 +1,135 @@
+"""File systems that refuse: each error names the file, what was to be done with it, why not, and what to do."""
+
+import errno
+import fcntl
+import os
+import stat
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deepfloyd_core.artifacts import MANIFEST, Request, WorkDir, locked, materialise
+from deepfloyd_core.errors import StorageError
+from deepfloyd_core.files import write_bytes
+from flows.server import prefect_server
+
+REQUEST = Request("generated", 1, {}, {})
+
+
+def _build(work: WorkDir) -> dict[str, Any]:
+    write_bytes(work.path / "file", b"bytes")
+    return {}
+
+
+def _fails(number: int, file: str | None = None) -> Any:
+    def build(work: WorkDir) -> dict[str, Any]:
+        raise OSError(number, os.strerror(number), file)
+
+    return build
+
+
+@pytest.mark.parametrize("number", [errno.ENOTSUP, errno.ENOLCK, errno.ENOSYS, errno.EINVAL])
+def test_a_file_system_without_locks_is_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def flock(file: object, operation: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    with pytest.raises(StorageError) as caught:
+        materialise(tmp_path, REQUEST, _build)
+    lock = tmp_path / ".locks" / f"generated-{REQUEST.fingerprint}"
+    assert str(caught.value).startswith(f"{lock} cannot be locked: {os.strerror(number).lower()} (")
+    assert str(caught.value).endswith("Set `workspace` to a folder on a local disk.")
+    said = pytest.raises(StorageError, match=r"server.lock cannot be locked: .* Set PREFECT_HOME to a folder")
+    with said, prefect_server(tmp_path / "home"):
+        pass
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP])
+def test_a_directory_that_cannot_be_flushed_is_no_error_a_file_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    refused = stat.S_ISDIR
+
+    def fsync(fd: int) -> None:
+        if refused(os.fstat(fd).st_mode):
+            raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    artifact, _ = materialise(tmp_path, REQUEST, _build)
+    assert (artifact.path / MANIFEST).is_file()
+    refused = stat.S_ISREG
+    with pytest.raises(StorageError, match=rf"^{tmp_path}.*json cannot be written: {os.strerror(number).lower()}"):
+        materialise(tmp_path, Request("generated", 2, {}, {}), _build)
+
+
+@pytest.mark.parametrize(
+    ("number", "advice"),
+    [
+        (errno.ENOSPC, "Free some space there"),
+        (errno.EDQUOT, "Free some space there"),
+        (errno.EROFS, "Choose a folder that can be written"),
+        (errno.EACCES, "Change its permissions"),
+        (errno.ENAMETOOLONG, "shorter path"),
+        (errno.ENODEV, "Connect or repair that disk"),
+        (errno.EIO, "Connect or repair that disk"),
+    ],
+)
+def test_what_a_builder_meets_names_its_folder_or_the_file_that_it_reads(
+    tmp_path: Path, number: int, advice: str
+) -> None:
+    reason = os.strerror(number)
+    reason = reason[:1].lower() + reason[1:]
+    for file, said in ((None, f"{tmp_path} cannot be written"), ("/pictures/a.png", "/pictures/a.png cannot be read")):
+        with pytest.raises(StorageError) as caught:
+            materialise(tmp_path, REQUEST, _fails(number, file))
+        assert str(caught.value).startswith(f"{said}: {reason} (") and advice in str(caught.value)
+
+
+def test_a_write_that_fails_names_the_file_and_not_the_temporary_one(tmp_path: Path) -> None:
+    with (
+        pytest.raises(StorageError, match=rf"^{tmp_path}/none/file cannot be written: no such file"),
+        locked(tmp_path, "x"),
+    ):
+        write_bytes(tmp_path / "none" / "file", b"")
+
+
+@pytest.fixture
+def full_disk(tmp_path: Path) -> Iterator[Path]:
+    """A folder on a file system of 64 KiB, all of it used."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("mounting a tmpfs needs root")
+    try:
+        with (folder / "filler").open("wb", buffering=0) as filler, pytest.raises(OSError):
+            while True:
+                filler.write(bytes(4096))
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_is_one_line_by_the_users_door(small_run: Any, full_disk: Path) -> None:
+    done = small_run.call("prepare", str(small_run.config), "--preview", "1", "--set", f"workspace={full_disk}")
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"error: {full_disk}") and f"no space left on device (tmpfs at {full_disk})" in line
+    assert "Free some space there" in line
+
+
+@pytest.mark.parametrize(
+    ("workspace", "reason"),
+    [("/proc/x", "no such file or directory (proc at /proc)"), ("x" * 300, "file name too long")],
+)
+def test_a_workspace_that_cannot_be_made_is_one_line(small_run: Any, workspace: str, reason: str) -> None:
+    done = small_run.call("prepare", str(small_run.config), "--preview", "1", "--set", f"workspace={workspace}")
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"error: {workspace}") and reason in line
