@@ -36,7 +36,6 @@ KINDS = (
 )  # fmt: skip
 _PROVENANCE_PACKAGES = ("torch", "diffusers", "transformers", "peft", "pillow", "imagehash", "pyarrow", "prefect")
 _ELSEWHERE = "Set `workspace` to a folder on a local disk"
-_PROVENANCE_PACKAGES = ("torch", "diffusers", "transformers", "peft", "pillow", "pyarrow", "prefect")
 
 
 @dataclass(frozen=True)
