@@ -23,7 +23,7 @@ from tasks.text_embeds import text_embeds
 
 
 @flow(name="finetune")
-@server_awaited()
+@server_awaited
 def finetune(config: str, overrides: list[str] | None = None) -> Version:
     """Fine-tune the stages that CONFIG names and publish the result as a new version."""
     run = load_run(Path(config), tuple(overrides or ()))

@@ -12,7 +12,7 @@ from tasks.outbox import server_awaited
 
 
 @flow(name="generate")
-@server_awaited()
+@server_awaited
 def generate(
     config: str, prompt: str, seed: int = 0, images: int = 1, version: str = "latest", size: str | None = None,
     control: str | None = None, overrides: list[str] | None = None,

@@ -20,7 +20,7 @@ NO_CHANGE = "no change"
 
 
 @flow(name="retrain")
-@server_awaited()
+@server_awaited
 def retrain(config: str, overrides: list[str] | None = None) -> "State[Version | None]":
     """Scan; when the newest version was made from the same data, complete with "no change"; otherwise fine-tune."""
     run = load_run(Path(config), tuple(overrides or ()))

@@ -12,13 +12,15 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
+from urllib.parse import urlsplit
 
-from deepfloyd_core.errors import ConfigError, JobError
+from deepfloyd_core.errors import ConfigError, DeepFloydError, JobError
 from deepfloyd_core.storage import flock
 from flows.api import check_access, check_api
 from flows.proxies import without_loopback
@@ -29,6 +31,8 @@ log = logging.getLogger("deepfloyd_core.server")
 
 START_TIMEOUT_S = 180.0
 STOP_TIMEOUT_S = 10.0  # then it is left to end by itself
+LOOK_EVERY_S = 2.0  # is it alive
+RESTARTS = 5  # of a server that ends by itself, by each of its users
 # Quiet and offline, one real server; the console belongs to our own messages, Prefect's records go to the server.
 SETTINGS = {
     "DO_NOT_TRACK": "1",
@@ -67,16 +71,16 @@ def prefect_server(home: Path, port: int | None = None, usual_port: int | None =
         return
     home.mkdir(parents=True, exist_ok=True)
     os.environ["PREFECT_HOME"] = str(home)
-    gained = LogReader(home / "server.log")
+    gained, environ = LogReader(home / "server.log"), dict(os.environ)
     with (home / "server.users").open("a") as users, (home / "server.lock").open("a") as lock:
         flock(lock, fcntl.LOCK_EX, home / "server.lock", "Set PREFECT_HOME to a folder on a local disk")
         fcntl.flock(users, fcntl.LOCK_SH)  # waits for a server that is ending
-        url = _join(home, port) or _start(home, port or usual_port)
+        url = _join(home, port) or _start(home, port or usual_port, environ)
         fcntl.flock(lock, fcntl.LOCK_UN)
         os.environ["PREFECT_API_URL"] = url
         try:
             check_access(url)
-            with errors_told(gained, log.warning):
+            with errors_told(gained, log.warning), _kept_up(home, url, environ):
                 yield url
         finally:
             del os.environ["PREFECT_API_URL"]
@@ -126,7 +130,7 @@ def _join(home: Path, port: int | None) -> str | None:
     return url
 
 
-def _start(home: Path, port: int | None) -> str:
+def _start(home: Path, port: int | None, environ: dict[str, str]) -> str:
     if port is None:
         port = free_port()
     elif not _is_free(port):
@@ -150,10 +154,44 @@ def _start(home: Path, port: int | None) -> str:
         record.flush()
         subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=log_file, stderr=subprocess.STDOUT, start_new_session=True,
-            pass_fds=(record.fileno(),), env={**os.environ, **settings},
+            pass_fds=(record.fileno(),), env={**environ, **settings},
         )  # fmt: skip
     _wait_until_healthy(home, url)
     return url
+
+
+@contextmanager
+def _kept_up(home: Path, url: str, environ: dict[str, str]) -> Iterator[None]:
+    """Meanwhile start the server again, at the same address, when it has ended: it was killed, or the memory was full."""
+    ended = threading.Event()
+
+    def loop() -> None:
+        for count in range(RESTARTS + 1):
+            while _address(home) is not None:
+                if ended.wait(LOOK_EVERY_S):
+                    return
+            if count == RESTARTS:
+                break
+            with (home / "server.lock").open("a") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                if not ended.is_set() and _address(home) is None:  # else another user was faster
+                    log.warning("the Prefect server of %s has ended; it is started again", home)
+                    _start(home, urlsplit(url).port, environ)
+        log.warning("the Prefect server of %s has ended %d times; it is left so", home, RESTARTS + 1)
+
+    def watch() -> None:
+        try:
+            loop()
+        except (DeepFloydError, OSError) as error:
+            log.warning("%s", error)
+
+    thread = threading.Thread(target=watch, name="server-kept-up", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join(LOOK_EVERY_S)
 
 
 def _wait_until_healthy(home: Path, url: str) -> None:

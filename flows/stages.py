@@ -22,7 +22,7 @@ from tasks.text_embeds import text_embeds
 
 
 @flow(name="prepare")
-@server_awaited()
+@server_awaited
 def prepare(config: str, overrides: list[str] | None = None) -> list[Artifact]:
     """Index the pictures and cut the crops of every stage, the eval set, and what a ControlNet follows for both."""
     run = load_run(Path(config), tuple(overrides or ()))
@@ -35,7 +35,7 @@ def prepare(config: str, overrides: list[str] | None = None) -> list[Artifact]:
 
 
 @flow(name="embed")
-@server_awaited()
+@server_awaited
 def embed(config: str, overrides: list[str] | None = None) -> list[Artifact]:
     """Encode every caption and prompt."""
     run = load_run(Path(config), tuple(overrides or ()))
@@ -44,14 +44,14 @@ def embed(config: str, overrides: list[str] | None = None) -> list[Artifact]:
 
 
 @flow(name="train-stage1")
-@server_awaited()
+@server_awaited
 def train_stage1(config: str, overrides: list[str] | None = None) -> list[Artifact]:
     """Train the Stage I LoRA, and make what it needs."""
     return _train(load_run(Path(config), tuple(overrides or ())), 1)
 
 
 @flow(name="train-stage2")
-@server_awaited()
+@server_awaited
 def train_stage2(config: str, overrides: list[str] | None = None) -> list[Artifact]:
     """Train the Stage II LoRA, and make what it needs: Stage I's as well, where that makes low-res pictures for it."""
     return _train(load_run(Path(config), tuple(overrides or ())), 2)

@@ -11,12 +11,11 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable
 from contextvars import Context, copy_context
 from dataclasses import dataclass
-from functools import cache, partial
-from typing import Any
+from functools import cache, partial, wraps
+from typing import Any, TypeVar, cast
 
 import httpx
 from prefect import artifacts
@@ -30,6 +29,8 @@ from deepfloyd_core.errors import JobError
 from tasks.health import healthy
 
 log = logging.getLogger("deepfloyd_core.outbox")
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 PATIENCE_S = 3600.0  # a flow's, with a server that is away
 IN_A_HURRY_S = 5.0  # the same, once the flow was told to stop, and when the process ends
@@ -69,19 +70,24 @@ def create_markdown_artifact(markdown: str, key: str, description: str) -> None:
     show(artifacts.create_markdown_artifact, markdown, key=key, description=description)
 
 
-@contextmanager
-def server_awaited() -> Iterator[None]:
-    """Around the body of a flow: its log records wait with the rest, and at its end all is delivered.
+def server_awaited(flow_body: F) -> F:
+    """A flow's function, with which its log records wait like the rest, and that ends when all is delivered.
 
-    Raises JobError when the server does not come back within PATIENCE_S.
+    It raises JobError when the server does not come back within PATIENCE_S.
     """
-    set_api_log_sink(_outbox(os.getpid()).put_line)
-    try:
-        yield
-    except Exception:  # a flow that failed is recorded as well; one that was stopped does not wait
-        _outbox(os.getpid()).deliver(PATIENCE_S)
-        raise
-    await_server()
+
+    @wraps(flow_body)  # no `contextmanager`: Prefect pickles flows to send them to workers
+    def body(*arguments: Any, **named: Any) -> Any:
+        set_api_log_sink(_outbox(os.getpid()).put_line)
+        try:
+            result = flow_body(*arguments, **named)
+        except Exception:  # a flow that failed is recorded as well; one that was stopped does not wait
+            _outbox(os.getpid()).deliver(PATIENCE_S)
+            raise
+        await_server()
+        return result
+
+    return cast(F, body)
 
 
 def await_server() -> None:
@@ -116,6 +122,7 @@ class Outbox:
         self._calls: deque[_Call] = deque()
         self._lines: deque[dict[str, Any]] = deque(maxlen=MOST_LINES)
         self._busy = self._away = self._hurry = False
+        self._sent = 0
         self._told: set[str] = set()
         self._context = copy_context()
         threading.Thread(target=self._loop, name="outbox", daemon=True).start()
@@ -137,15 +144,15 @@ class Outbox:
             self._changed.notify_all()
 
     def empty(self, patience_s: float) -> bool:
-        """Wait until nothing is queued; False when the server was away for patience_s."""
-        patient_until = time.monotonic() + patience_s
+        """Wait until nothing is queued; False when nothing was sent for patience_s."""
         with self._changed:
             self._hurry = True
             self._changed.notify_all()
+            patient_until, sent = time.monotonic() + patience_s, self._sent
             while self._calls or self._lines or self._busy:
                 self._changed.wait(ASK_EVERY_S)
-                if not self._away:
-                    patient_until = time.monotonic() + patience_s
+                if self._sent > sent:
+                    patient_until, sent = time.monotonic() + patience_s, self._sent
                 elif time.monotonic() > patient_until:
                     break
             self._hurry = False
@@ -171,6 +178,7 @@ class Outbox:
             self._send(call)
             with self._changed:
                 self._busy = False
+                self._sent += 1
                 self._changed.notify_all()
 
     def _next(self) -> _Call:

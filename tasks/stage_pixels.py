@@ -46,7 +46,7 @@ def stage_pixels(run: Run, index: Artifact, stage: Stage) -> Artifact:
 
 
 @flow(name="stage-pixels", flow_run_name="stage{stage}-pixels", validate_parameters=False)
-@server_awaited()
+@server_awaited
 def _stage_pixels(run: Run, index: Artifact, stage: Stage) -> Artifact:
     """The crops of one stage."""
     with progress(f"stage {'I' * stage} pixels") as report:

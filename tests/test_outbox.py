@@ -12,11 +12,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import cloudpickle
 import httpx
 import pytest
 
 from flows.server import free_port
-from tasks import outbox
+from tasks import conditioning, outbox, stage_pixels
 from tasks.health import healthy
 
 DEAD = "http://127.0.0.1:9/api"
@@ -76,6 +77,12 @@ def test_what_the_server_refuses_is_said_once_and_holds_nothing_up(
     assert [record.getMessage().split(": ")[1] for record in caplog.records] == [
         "HTTPStatusError", "HTTPStatusError", "JSONDecodeError",
     ]  # fmt: skip
+
+
+def test_subflows_can_be_sent_to_workers() -> None:
+    """Prefect pickles the flow along with each task of it, for processes, Ray and Dask."""
+    for subflow in (stage_pixels._stage_pixels, conditioning.stage_conditioning):
+        assert cloudpickle.loads(cloudpickle.dumps(subflow)).name == subflow.name
 
 
 def _put(box: outbox.Outbox, function: Callable[..., None], argument: object, slot: str | None = None) -> None:

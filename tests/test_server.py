@@ -25,7 +25,6 @@ from tasks.health import healthy
 HOLD = """
 import sys
 from pathlib import Path
-from typing import ClassVar
 from flows.server import prefect_server
 with prefect_server(Path(sys.argv[1])) as url:
     print(url, flush=True)
@@ -129,6 +128,24 @@ def test_a_server_that_asks_for_a_password_lets_in_who_has_it(tmp_path: Path, mo
         held = _hold(tmp_path, "PREFECT_SERVER_API_AUTH_STRING", "PREFECT_API_AUTH_STRING")
         held.communicate("\n", timeout=120)
         assert held.returncode == code, given
+
+
+@pytest.mark.slow
+def test_a_server_that_is_killed_is_started_again_at_the_same_address(tmp_path: Path) -> None:
+    held = _hold(tmp_path)
+    url = _url(held)
+    for _ in range(2):
+        (process,) = (
+            each for each in psutil.process_iter(["cmdline"]) if str(tmp_path / "server.users") in each.cmdline()
+        )
+        process.kill()
+        process.wait()
+        deadline = time.monotonic() + 60
+        while not healthy(url) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        assert healthy(url)
+    held.communicate("\n", timeout=60)
+    assert held.returncode == 0 and not healthy(url)
 
 
 @pytest.mark.slow
