@@ -2,9 +2,10 @@
 
     python -P benchmarks/simpletuner_files.py FOLDER [--all]
 
-It looks for config*.json, config*.env*, *databackend*.json, and for JSON in the code blocks of *.md; an OPTIONS.md is asked
-whether each of its options has an answer. Only the form of a file is tried: folders of pictures are on other machines. A run
-file for another family of models is tried a second time as if it were for DeepFloyd, so that its other keys are asked too.
+It looks for config*.json, config*.env*, *databackend*.json and other lists of data sets, and for JSON in the code blocks of
+*.md; an OPTIONS.md is asked whether each of its options has an answer. Only the form of a file is tried: folders of pictures
+are on other machines. A run file for another family of models is tried a second time as if it were for DeepFloyd, so that
+its other keys are asked too.
 
 A file loads, or is refused with a reason, or is refused wrongly: for a key of its own that has no answer, for a key that it
 does not have, or with any other exception than a ConfigError.
@@ -26,6 +27,7 @@ from deepfloyd_core.env_file import is_env_file
 from deepfloyd_core.errors import ConfigError
 from deepfloyd_core.read_datafile import load_data_file
 from deepfloyd_core.simpletuner import answer_of
+from deepfloyd_core.simpletuner_data import data_answer_of
 
 KINDS = ("run files", "run files as if for DeepFloyd", "data files", "blocks of run files", "blocks of data files")
 DEEPFLOYD = {"model_family": "deepfloyd", "model_flavour": "i-medium-400m", "model_type": "lora"}
@@ -70,6 +72,8 @@ def every_file(folder: Path, scratch: Path) -> Iterator[Tried]:
             yield try_data(KINDS[2], name, path)
         elif path.name.startswith("config") and (".json" in path.name or is_env_file(path)):
             yield from try_run(name, path, scratch)
+        elif path.suffix == ".json" and is_data(parsed(path.read_text(encoding="utf-8", errors="replace"))):
+            yield try_data(KINDS[2], name, path)
         elif path.suffix == ".md":
             yield from try_blocks(name, path.read_text(encoding="utf-8"), scratch)
 
@@ -119,17 +123,20 @@ def attempt(kind: str, name: str, path: Path) -> Tried:
 
 
 def judged(kind: str, name: str, message: str, path: Path) -> Tried:
-    """A refusal: each line names a key that is in the file (or that it lacks), and the key has an answer."""
+    """A refusal: each line names a key of the file, or one that it lacks; and no key with an answer is unknown."""
     text = path.read_text(encoding="utf-8", errors="replace")
+    own = {
+        key.lower()
+        for pair in re.findall(r'"-*(\w+)"\s*:|^\s*(?:export )?(\w+)\+?=|--(\w+)', text, re.M)
+        for key in pair
+    }
     plain = message.replace(f"{path}: ", "").replace(str(path), name)
     fine = True
     for line in plain.splitlines():
-        keys = re.findall(r"[a-z][a-z0-9_]+", line.lower())
-        named = any(
-            key in text.lower() for key in keys if "_" in key or key in ("crop", "type", "id", "video", "audio")
-        )
-        fine &= "is not a known key" not in line
-        fine &= named or "is missing" in line or "not valid JSON" in line or "no enabled data set" in line
+        unknown = re.match(r"(?:[^:]*: )?(?:\w+\.)*(\w+) is not a known key", line)
+        named = bool(own & set(re.findall(r"\w+", line.lower())))
+        lacking = any(part in line for part in ("is missing", "not valid JSON", "no enabled data set"))
+        fine &= answer_of(unknown[1]) is None and data_answer_of(unknown[1]) is None if unknown else named or lacking
     return Tried(kind, name, "refused" if fine else "wrongly", plain)
 
 
@@ -140,7 +147,7 @@ def try_blocks(name: str, text: str, scratch: Path) -> Iterator[Tried]:
         lines = [line for line in block.splitlines() if not line.lstrip().startswith(("#", "//"))]
         bare = "\n".join(lines).strip()
         values = parsed(bare) or parsed("{" + bare.rstrip(",") + "}")
-        if isinstance(values, list) and values and all(isinstance(entry, dict) and "id" in entry for entry in values):
+        if is_data(values):
             path = scratch / "databackend.json"
             path.write_text(json.dumps(values), encoding="utf-8")
             yield try_data(KINDS[4], where, path)
@@ -148,10 +155,19 @@ def try_blocks(name: str, text: str, scratch: Path) -> Iterator[Tried]:
             yield try_values(KINDS[3], where, {**NEEDED, **without_model(values), **DEEPFLOYD}, scratch)
 
 
+def is_data(values: Any) -> bool:
+    """Whether it is a list of data sets."""
+    return (
+        isinstance(values, list) and bool(values) and all(isinstance(entry, dict) and "id" in entry for entry in values)
+    )
+
+
 def is_run(values: dict[str, Any]) -> bool:
     """Whether an object has keys of a run file: most of them are options."""
     plain = [key.lstrip("-") for key in values]
-    return bool(plain) and "id" not in values and sum(answer_of(key) is not None for key in plain) > len(plain) / 2
+    options = [key for key in plain if answer_of(key) is not None]
+    of_sets = [key for key in plain if data_answer_of(key) is not None]
+    return len(options) > len(plain) / 2 and len(options) > len(of_sets) and "id" not in values
 
 
 def parsed(text: str) -> Any:
@@ -165,9 +181,9 @@ def parsed(text: str) -> Any:
 def options_without_answer(path: Path) -> list[str]:
     """Options that the page has a heading for, or its usage shows."""
     text = path.read_text(encoding="utf-8")
-    named = re.findall(r"^#+ .*?`--([a-z0-9_]+)`", text, re.M) + re.findall(
-        r"^\s*(?:usage: \S+ )?\[?--([a-z0-9_]+)", text, re.M
-    )
+    usage = text[text.find("usage: train.py") :]
+    named = re.findall(r"^#+ .*?`--([a-z0-9_]+)`", text, re.M)
+    named += re.findall(r"^\s*(?:usage: \S+ )?\[?--([a-z0-9_]+)", usage, re.M)
     return sorted({name for name in named if answer_of(name) is None} - {"help"})
 
 

@@ -17,6 +17,7 @@ from deepfloyd_core.datafile import (
     Place,
     TextEmbedBackend,
 )
+from deepfloyd_core.simpletuner_data import DATA_ALIASES, DATA_IGNORED, DATA_REFUSED
 from deepfloyd_core.simpletuner_options import ALIASES, DATA_DEFAULTS, IGNORED, REFUSED, SWITCHES, WORKS, Refusal
 from deepfloyd_core.spec import Spec
 from deepfloyd_core.stage_config import StageConfig
@@ -86,6 +87,13 @@ def _simpletuner() -> list[str]:
         rows.append(("ignored", [name for name, why in IGNORED.items() if why == reason], reason))
     for refusal in dict.fromkeys(REFUSED.values()):
         rows.append(("refused", [name for name, own in REFUSED.items() if own == refusal], _exceptions(refusal)))
+    rows += [("in the data file: alias", [theirs], f"`{name}`") for theirs, name in DATA_ALIASES.items()]
+    for reason in dict.fromkeys(DATA_IGNORED.values()):
+        names = [name for name, why in DATA_IGNORED.items() if why == reason]
+        rows.append(("in the data file: ignored", names, reason))
+    for refusal in dict.fromkeys(DATA_REFUSED.values()):
+        names = [name for name, own in DATA_REFUSED.items() if own == refusal]
+        rows.append(("in the data file: refused", names, _exceptions(refusal)))
     head = ["## SimpleTuner's options", "", _SIMPLETUNER, "", "| answer | options | why |", "|---|---|---|"]
     return [*head, *(f"| {answer} | {_listed(names)} | {why} |" for answer, names, why in rows), ""]
 

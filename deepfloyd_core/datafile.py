@@ -117,6 +117,13 @@ class Place(Spec):
     image_column: str = Field("image", description="`huggingface`: column with the pictures.")
     caption_column: Texts = Field("caption", description="`huggingface`: column (or columns) with captions.")
 
+    fallback_caption_column: Texts | None = Field(
+        None, description="`huggingface`: column (or columns) used where `caption_column` is empty."
+    )
+    revision: str | None = Field(
+        None, description="`huggingface`: branch, tag or commit on the hub; unset: its main one."
+    )
+
     @model_validator(mode="after")
     def _named(self) -> Self:
         for kind, keys in _PLACE_KEYS.items():

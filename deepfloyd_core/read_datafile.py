@@ -14,52 +14,23 @@ from deepfloyd_core.captions import compiled_filters
 from deepfloyd_core.datafile import TABLES, ConditioningSet, ImageDataset, TextEmbedBackend
 from deepfloyd_core.errors import ConfigError
 from deepfloyd_core.faces import missing_detector
-from deepfloyd_core.simpletuner import coerced
+from deepfloyd_core.simpletuner import coerced, grouped
+from deepfloyd_core.simpletuner_data import DATA_IGNORED, our_entry
 from deepfloyd_core.sources import open_source
 from deepfloyd_core.sources.listed import text_lines
 from deepfloyd_core.spec import parse_spec, read_config_file, scalar_kinds
 
-# Keys of SimpleTuner's data file that change nothing here: accepted, and reported as ignored.
-IGNORED = frozenset({
-    "cache_dir_vae", "vae_cache_clear_each_epoch", "vae_cache_ondemand", "vae_cache_disable", "disable_vae_cache",
-    "metadata_backend", "metadata_update_interval", "skip_file_discovery", "write_batch_size", "compress_cache",
-    "preserve_data_backend_cache", "image_embeds", "conditioning_image_embeds", "hash_filenames", "cache_dir",
-    "cache_file_suffix", "scan_for_errors", "delete_unwanted_images", "delete_problematic_images", "delete_nsfw_images",
-    "text_encoder_batch_size", "text_cache_ondemand", "text_cache_disable", "disable_validation",
-})  # fmt: skip
-# Keys that ask for something this pipeline does not do: refused, with the reason, unless they say "no".
-_OF_CONDITIONING = "it belongs to an entry of dataset_type conditioning, which conditioning_data names here"
-REFUSED = {
-    "conditioning": "a ControlNet's conditioning is made as controlnet_conditioning says, or read from conditioning_data",
-    "conditioning_type": _OF_CONDITIONING,
-    "source_dataset_id": _OF_CONDITIONING,
+_NO: tuple[Any, ...] = (None, False, 0, "", [], {})
+# Other kinds of entries: caches have nothing to hold here, the rest asks for another pipeline.
+_CACHES = ("image_embeds", "conditioning_image_embeds", "distillation_cache")
+_OTHER_SETS = {
     "video": "IF makes pictures, not video",
     "audio": "IF makes pictures, not audio",
-    "s2v_datasets": "IF makes pictures, not video",
-    "is_i2v": "IF makes pictures, not video",
-    "is_regularisation_data": "a loss against the base model is not supported; without the key its pictures are trained",
-    "is_regularization_data": "a loss against the base model is not supported; without the key its pictures are trained",
-    "max_upscale_threshold": "nothing is ever upsampled: a shape that a picture cannot fill is not used for it",
-    "start_epoch": "a run is measured in optimizer steps; use start_step",
-    "end_epoch": "a run is measured in optimizer steps; use end_step",
-    "slider_strength": "slider training is not supported",
-    "timestep_sampling_offset": "it shifts flow matching's timesteps; IF predicts epsilon",
-    "grounding": "boxes of entities are not supported",
-    "bbox_column": "boxes of entities are not supported",
-    "webshart": "tar shards are not supported",
-    "data_generator": "pictures are not generated here",
-    "huggingface": "filters and grids of a saved data set are not supported; use rows as they are",
-}
-_NO: tuple[Any, ...] = (None, False, 0, "", [], {})
-_HARMLESS = {"start_epoch": (*_NO, 1)}  # SimpleTuner's default
-# Other kinds of entries: caches have nothing to hold here, the rest asks for another pipeline.
-_CACHES = ("image_embeds", "conditioning_image_embeds")
-_OTHER_SETS = {
-    "video": REFUSED["video"],
-    "audio": REFUSED["audio"],
     "eval": "the pictures to measure on are held out of each data set by num_eval_images",
     "caption": "captions come with their pictures",
 }
+# An entry with these keys alone stands for a cache that its own words do not name.
+_CACHE_KEYS = ("id", "type", "disabled", "disable", "default", *DATA_IGNORED)
 
 
 @dataclass(frozen=True)
@@ -124,29 +95,34 @@ def _parse_entry(
         raise ConfigError(f"{where}: dataset_type is {kind!r}; it must be image, conditioning or text_embeds.")
     if kind == "conditioning":
         return _parse_conditioning(entry, where)
-    _refuse(entry, where)
-    ignored = sorted(key for key in entry if key in IGNORED or (kind == "text_embeds" and key.startswith("aws_")))
-    notes = [f"{key} is ignored; it has no effect in this pipeline" for key in ignored]
-    rest = {key: value for key, value in entry.items() if key not in ignored and key not in REFUSED}
-    if rest.get("conditioning_data") in _NO:
-        rest.pop("conditioning_data", None)
     if kind == "text_embeds":
-        return parse_spec(TextEmbedBackend, rest, where), notes
+        return _parse_texts(entry, where)
+    if entry.get("type", "local") == "local" and all(key in _CACHE_KEYS for key in entry):
+        return None, ["it has no pictures, and is ignored as a cache of another tool"]
+    rest, notes = our_entry(entry, ImageDataset, where)
     dataset = parse_spec(ImageDataset, {**coerced(defaults, scalar_kinds(ImageDataset)), **rest}, where)
     if dataset.crop and dataset.crop_style == "face" and (missing := missing_detector()):
         raise ConfigError(f"{where}: crop_style is 'face', and {missing}")
     return dataset, notes + _useless(entry, dataset)
 
 
+def _parse_texts(entry: dict[str, Any], where: str) -> tuple[TextEmbedBackend, list[str]]:
+    """The entry's model, and notes on where it would be: text embeds are in the workspace."""
+    place = sorted(key for key in entry if key.startswith("aws_"))
+    rest, notes = our_entry({key: value for key, value in entry.items() if key not in place}, TextEmbedBackend, where)
+    return parse_spec(TextEmbedBackend, rest, where), [
+        *notes,
+        *grouped({"text embeds are in the workspace": place}, ""),
+    ]
+
+
 def _parse_conditioning(entry: dict[str, Any], where: str) -> tuple[ConditioningSet, list[str]]:
     """The entry's model, and notes on keys of picture sets that stand in it: its pictures are cropped as theirs are."""
     own = ConditioningSet.model_fields
-    _refuse({key: value for key, value in entry.items() if key not in own}, where)
-    ignored = sorted(key for key in entry if key not in own and (key in IGNORED or key in ImageDataset.model_fields))
-    notes = [f"{key} is ignored; a picture to follow is cropped and resized as the picture that it belongs to"
-             for key in ignored]  # fmt: skip
-    rest = {key: value for key, value in entry.items() if key not in ignored and (key in own or key not in REFUSED)}
-    return parse_spec(ConditioningSet, rest, where), notes
+    of_sets = [key for key in entry if key not in own and key in ImageDataset.model_fields]
+    rest, notes = our_entry({key: value for key, value in entry.items() if key not in of_sets}, ConditioningSet, where)
+    why = "a picture to follow is cropped and resized as the picture that it belongs to"
+    return parse_spec(ConditioningSet, rest, where), [*notes, *grouped({why: of_sets}, "")]
 
 
 def _check_conditioning(path: Path, datasets: list[ImageDataset], conditioning: list[ConditioningSet]) -> list[str]:
@@ -171,23 +147,13 @@ def _check_conditioning(path: Path, datasets: list[ImageDataset], conditioning: 
 
 
 def _disabled(entry: dict[str, Any], where: str) -> bool:
-    flags = {key: entry[key] for key in ("disabled", "disable") if key in entry}
+    flags = coerced({key: entry[key] for key in ("disabled", "disable") if key in entry}, scalar_kinds(ImageDataset))
     for key, value in flags.items():
         if not isinstance(value, bool):
             raise ConfigError(f"{where}: {key} is {value!r}; it must be true or false.")
     if len(set(flags.values())) > 1:
         raise ConfigError(f"{where}: disabled and disable contradict each other. Keep one of them.")
     return any(flags.values())
-
-
-def _refuse(value: Any, where: str) -> None:
-    """Raise ConfigError for a refused key, at any depth of an entry."""
-    if not isinstance(value, dict):
-        return
-    for key, inner in value.items():
-        if key in REFUSED and inner not in _HARMLESS.get(key, _NO):
-            raise ConfigError(f"{where}: {key} is set, but {REFUSED[key]}. Remove the key.")
-        _refuse(inner, where)
 
 
 def _useless(entry: dict[str, Any], dataset: ImageDataset) -> list[str]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from deepfloyd_core.errors import ConfigError
 from deepfloyd_core.simpletuner_options import ALIASES, DATA_DEFAULTS, IGNORED, REFUSED, SWITCHES, WORKS, Refusal
+from deepfloyd_core.spec import Spec, scalar_kinds
 from deepfloyd_core.stage_faults import BELONGS
 
 _TRUE, _FALSE = ("true", "yes", "y", "on", "1"), ("false", "no", "n", "off", "0")
@@ -140,7 +141,7 @@ def without_idle(stage: dict[str, Any], defaults: Mapping[str, Any], path: Path,
 def grouped(ignored: Mapping[str, list[str]], where: str) -> list[str]:
     """A note for each reason (the key) with all the names that it holds for."""
     return [
-        f"{where}: {', '.join(sorted(names))} {'is' if len(names) == 1 else 'are'} ignored; {reason}"
+        f"{where}{': ' if where else ''}{', '.join(sorted(names))} {'is' if len(names) == 1 else 'are'} ignored; {reason}"
         for reason, names in ignored.items()
         if names
     ]
@@ -226,6 +227,8 @@ def _number(text: str) -> int | float | str:
 
 def _as_kind(value: Any, kind: type | None) -> Any:
     """A value of their files as a type of ours; as it is where it cannot be one."""
+    if isinstance(value, dict) and kind is not None and issubclass(kind, Spec):
+        return coerced(value, scalar_kinds(kind))
     if kind is bool and not isinstance(value, bool) and isinstance(value, str | int):
         text = str(value).strip().lower()
         return True if text in _TRUE else False if text in _FALSE else value

@@ -349,9 +349,9 @@ def test_a_value_of_the_wrong_type_is_refused_not_converted(files: Files, run: d
     assert ".str" not in message, "the name of a key as the user wrote it"
 
 
-def test_a_bool_as_text_is_refused_in_the_data_file(files: Files) -> None:
-    assert "crop is 'False'" in files.data_refusal(crop="False")
-    assert "disabled is 'true'" in files.data_refusal(disabled="true")
+def test_text_that_is_no_truth_value_is_refused_in_the_data_file(files: Files) -> None:
+    assert "crop is 'perhaps'" in files.data_refusal(crop="perhaps")
+    assert "disabled is 'perhaps'" in files.data_refusal(disabled="perhaps")
 
 
 # ---- bounds -------------------------------------------------------------------------------------------------------

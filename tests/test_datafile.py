@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from deepfloyd_core import faces
 from deepfloyd_core.config import Run, load_run
 from deepfloyd_core.datafile import ImageDataset
 from deepfloyd_core.errors import ConfigError
+from deepfloyd_core.simpletuner_data import DATA_IGNORED, DATA_REFUSED, our_entry
 
 
 class Files:
@@ -137,7 +140,7 @@ def test_a_refused_key_of_a_stage_gives_its_reason_too(files: Files) -> None:
         ({"type": "local"}, "entry 1: id is None; every entry needs a name"),
         ({"id": 3}, "id is 3"),
         ({"id": "set", "disabled": True}, "the id 'set' is used 2 times"),
-        ({"id": "x", "disabled": 1}, "disabled is 1; it must be true or false"),
+        ({"id": "x", "disabled": 2}, "disabled is 2; it must be true or false"),
         ({"id": "x", "disabled": True, "disable": False}, "contradict each other"),
         ({"id": "x", "dataset_type": "text_embeds", "caption_filter_list": ["a("]}, "no regular expression"),
         ({"id": "x", "dataset_type": "text_embeds", "caption_filter_list": "f.yaml"}, "ending in .txt or .json"),
@@ -183,9 +186,9 @@ def test_caches_of_other_tools_are_accepted_and_said(files: Files) -> None:
     )  # fmt: skip
     notes = "\n".join(run.notes)
     for part in (
-        "text: aws_bucket_name is ignored",
+        "text: aws_bucket_name, aws_region_name, aws_secret_access_key are ignored; text embeds are in the workspace",
         "vae: dataset_type 'image_embeds' is ignored",
-        "set: cache_dir_vae",
+        "set: cache_dir_vae, image_embeds are ignored; nothing is cached there",
     ):
         assert part in notes
     assert "hidden" not in notes
@@ -232,7 +235,6 @@ def test_a_text_embeds_entry_must_be_there_and_one_is_the_default(files: Files) 
         ({"probability": 0}, "probability is 0"),
         ({"max_num_samples": 0}, "max_num_samples is 0"),
         ({"caption_shuffle": {"enable": True, "split_on": ";"}}, "caption_shuffle.split_on is ';'"),
-        ({"crop": None}, "crop is None"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_together_is_refused_with_the_remedy(files: Files, keys: dict[str, Any], says: str) -> None:
@@ -293,3 +295,93 @@ def test_an_opencv_without_cascades_is_named(files: Files, monkeypatch: pytest.M
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / faces.CASCADE).write_text("")
     assert files.one(crop_style="face").crop_style == "face"
+
+
+# ---- keys that stand in other people's files ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"train_batch_size": 2}, "train_batch_size is ignored; every data set has the run file's train_batch_size"),
+        ({"ignore_epochs": True}, "ignore_epochs is ignored"),
+        ({"_comment": "mine", "//": 3}, "//, _comment are ignored; it is taken for a comment"),
+        ({"target_downsample_size": 128}, "target_downsample_size has no effect: maximum_image_size is not set"),
+        ({"is_regularisation_data": "false"}, "is_regularisation_data is ignored; it asks for nothing here"),
+        ({"max_upscale_threshold": "0.0", "start_epoch": "1"}, "max_upscale_threshold, start_epoch are ignored"),
+        ({"grounding": {"enabled": False, "max_entities": 4}}, "grounding is ignored"),
+        ({"huggingface": {"caption_column": "text", "width_column": "w"}}, "width_column is ignored"),
+    ],
+)
+def test_a_key_that_is_harmless_here_is_said(files: Files, keys: dict[str, Any], said: str) -> None:
+    run = files.load(**keys)
+    assert len(run.datasets) == 1
+    assert any(said in note for note in run.notes), run.notes
+
+
+def test_text_is_read_as_what_the_key_takes(files: Files) -> None:
+    dataset = files.one(crop="true", repeats="3", resolution="64", probability="0.5", prepend_instance_prompt="False",
+                        caption_shuffle={"enable": "True", "count": "2"}, conditioning_data="None")  # fmt: skip
+    assert (dataset.crop, dataset.repeats, dataset.resolution, dataset.probability) == (True, 3, 64.0, 0.5)
+    assert (dataset.prepend_instance_prompt, dataset.conditioning_data) == (False, None)
+    assert dataset.caption_shuffle is not None and (dataset.caption_shuffle.enable, dataset.caption_shuffle.count) == (
+        True,
+        2,
+    )
+    assert not files.load({**files.entry(), "id": "b", "disabled": "true"}).datasets[1:]
+
+
+def test_a_set_of_conditioning_may_be_a_list_of_one(files: Files) -> None:
+    pairs = {"id": "edges", "dataset_type": "conditioning", "type": "local", "instance_data_dir": str(files.folder),
+             "conditioning_type": "controlnet", "crop": True, "resolution": 64}  # fmt: skip
+    run = files.load(pairs, conditioning_data=["edges"])
+    assert run.datasets[0].conditioning_data == "edges"
+    assert "conditioning_data has 2 sets" in files.refusal(pairs, conditioning_data=["edges", "more"])
+
+
+def test_an_entry_without_pictures_is_a_cache(files: Files) -> None:
+    run = files.load({"id": "image-embeds", "type": "local"}, {"id": "vae", "type": "local", "cache_dir_vae": "x"})
+    assert [dataset.id for dataset in run.datasets] == ["set"]
+    assert [note for note in run.notes if "image-embeds: it has no pictures, and is ignored" in note]
+    assert "x: type is 'local', and instance_data_dir is missing" in files.refusal(
+        {"id": "x", "type": "local", "resolution": 64}
+    )
+
+
+def test_columns_may_stand_in_a_block_of_their_own() -> None:
+    block = {
+        "caption_column": ["text", "tags"],
+        "fallback_caption_column": "alt",
+        "image_column": "picture",
+        "num_proc": 4,
+    }
+    entry = {"id": "a", "type": "huggingface", "dataset_name": "some/set", "split": "train", "revision": "v2"}
+    rest, notes = our_entry({**entry, "huggingface": block, "metadata_backend": "huggingface"}, ImageDataset, "a")
+    dataset = ImageDataset.model_validate(rest)
+    assert (dataset.caption_column, dataset.fallback_caption_column) == (("text", "tags"), "alt")
+    assert (dataset.image_column, dataset.revision) == ("picture", "v2")
+    assert notes == ["metadata_backend, num_proc are ignored; pictures are listed and read in this pipeline's own way"]
+    with pytest.raises(ConfigError, match=r"huggingface\.colour is not a known key"):
+        our_entry({**entry, "huggingface": {"colour": "red"}}, ImageDataset, "a")
+    with pytest.raises(ConfigError, match="caption_column is 'x' and in the block huggingface 'y'"):
+        our_entry({**entry, "caption_column": "x", "huggingface": {"caption_column": "y"}}, ImageDataset, "a")
+
+
+@settings(deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(
+    st.dictionaries(
+        st.sampled_from(sorted(DATA_IGNORED)), st.one_of(st.none(), st.integers(), st.text(), st.booleans())
+    ),
+    st.dictionaries(
+        st.sampled_from(sorted(DATA_REFUSED)), st.sampled_from([None, False, "false", 0, "0.0", "", [], {}])
+    ),
+)
+def test_keys_that_are_off_or_harmless_never_stop_a_run(
+    files: Files, ignored: dict[str, Any], refused: dict[str, Any]
+) -> None:
+    assert len(files.load(**ignored, **refused).datasets) == 1
+
+
+@pytest.mark.parametrize("name", sorted(DATA_REFUSED))
+def test_a_refused_key_of_a_data_set_gives_its_reason(files: Files, name: str) -> None:
+    assert f"{name} is set, but {DATA_REFUSED[name].reason}. Remove the key." in files.refusal(**{name: "x"})

@@ -416,9 +416,11 @@ def test_a_saved_data_set_gives_what_a_folder_gives(world: Any, from_folder: Any
     datasets = pytest.importorskip("datasets", reason="pip install 'deepfloyd-pipeline[huggingface]'")
     rows = {"image": [{"bytes": data, "path": None} for data in PICTURES.values()], "caption": list(CAPTIONS.values())}
     rows["number"] = list(range(len(PICTURES)))
+    rows["other"] = [None if place % 2 else text for place, text in enumerate(rows["caption"])]
     features = datasets.Features(
-        image=datasets.Image(), caption=datasets.Value("string"), number=datasets.Value("int64")
-    )
+        image=datasets.Image(), caption=datasets.Value("string"), number=datasets.Value("int64"),
+        other=datasets.Value("string"),
+    )  # fmt: skip
     made = datasets.Dataset.from_dict(rows, features=features)
     datasets.DatasetDict({"train": made, "test": made.select([0])}).save_to_disk(str(world.folder / "saved"))
     entry = {"type": "huggingface", "dataset_name": str(world.folder / "saved"), "caption_strategy": "huggingface"}
@@ -427,6 +429,8 @@ def test_a_saved_data_set_gives_what_a_folder_gives(world: Any, from_folder: Any
     first = scan(run)
     assert scan(run).equals(first), "sizes and hashes come from the notes"
     assert len(scan(world.load(entry | SIZE | {"split": "test"}, stages=(1,)))) == 1
+    block = {"huggingface": {"caption_column": "other", "fallback_caption_column": "caption"}}
+    assert ledger(world, world.load(entry | SIZE | block, stages=(1,))) == from_folder[0]
     for keys, says in (({"split": "no"}, "split is 'no'"), ({"image_column": "no"}, "no column 'no'"),
                        ({"image_column": "number"}, "does not hold pictures")):  # fmt: skip
         with pytest.raises(ConfigError, match=says):

@@ -18,14 +18,17 @@ class Saved:
 
     def __init__(self, dataset: ImageDataset) -> None:
         self.name, self._image = f"{dataset.dataset_name}[{dataset.split}]", dataset.image_column
-        own, columns = dataset.caption_strategy == "huggingface", dataset.caption_column
-        self._captions = () if not own else (columns,) if isinstance(columns, str) else columns
+        own = dataset.caption_strategy == "huggingface"
+        self._captions = _columns(dataset.caption_column) if own else ()
+        self._fallback = _columns(dataset.fallback_caption_column) if own else ()
         self._dataset = dataset
         self._load()
 
     def _load(self) -> None:
         self._rows = _open(self._dataset)
-        missing = [name for name in (self._image, *self._captions) if name not in self._rows.column_names]
+        missing = [
+            name for name in (self._image, *self._captions, *self._fallback) if name not in self._rows.column_names
+        ]
         if missing:
             known = ", ".join(self._rows.column_names)
             raise ConfigError(
@@ -50,12 +53,17 @@ class Saved:
 
     def texts(self, names: list[str]) -> list[Texts]:
         """The captions in the row's columns; a list in a cell is several."""
-        rows = self._rows.select_columns(list(self._captions))
-        return [Texts(_texts(rows[int(name)])) for name in names]
+        rows = self._rows.select_columns(list(dict.fromkeys((*self._captions, *self._fallback))))
+        cells = (rows[int(name)] for name in names)
+        return [Texts(_texts(row, self._captions) or _texts(row, self._fallback)) for row in cells]
 
 
-def _texts(row: dict[str, Any]) -> Raw:
-    cells = [cell if isinstance(cell, list) else [cell] for cell in row.values()]
+def _columns(given: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    return (given,) if isinstance(given, str) else given or ()
+
+
+def _texts(row: dict[str, Any], columns: tuple[str, ...]) -> Raw:
+    cells = [row[name] if isinstance(row[name], list) else [row[name]] for name in columns]
     return tuple(str(text) for cell in cells for text in cell if text is not None and str(text).strip()) or None
 
 
@@ -68,10 +76,11 @@ def _open(dataset: ImageDataset) -> Any:
             "pip install 'deepfloyd-pipeline[huggingface]'."
         ) from None
     datasets.disable_progress_bars()
-    place = Path(dataset.dataset_name or "")
+    name = dataset.dataset_name or ""
+    place = Path(name)
     saved = (place / "state.json").is_file() or (place / "dataset_dict.json").is_file()
     try:
-        found = datasets.load_from_disk(str(place)) if saved else datasets.load_dataset(str(dataset.dataset_name))
+        found = datasets.load_from_disk(str(place)) if saved else datasets.load_dataset(name, revision=dataset.revision)
     except (OSError, ValueError, KeyError, TypeError, datasets.exceptions.DatasetsError) as error:
         raise ConfigError(
             f"{dataset.id}: dataset_name {dataset.dataset_name!r} cannot be opened ({type(error).__name__}: {error}). "
