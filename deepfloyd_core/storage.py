@@ -43,15 +43,17 @@ _OF_RUST = re.compile(r"\(os error (\d+)\)")  # safetensors' errors are none of 
 
 
 def storage_error(error: OSError, act: str, path: Path | None = None) -> StorageError:
-    """The message for an error. act: `written`, `read`, `used`; path: of the file, where the error names none."""
-    place, text = error.filename2 or error.filename or path, str(error)
-    if error.errno:
-        reason = os.strerror(error.errno)
-        text = f"{reason[:1].lower()}{reason[1:]}{_kind(place)}" if place else reason
-    remedy = _REMEDIES.get(error.errno or 0)
-    return StorageError(
-        (f"{place} cannot be {act}: " if place else "") + text.rstrip(".") + "." + (f" {remedy}." if remedy else "")
-    )
+    """The message for an error. act: `written`, `read`, `used`; path: of the file, where the error names none.
+
+    What libraries and networks raise as an OSError keeps its own words.
+    """
+    named = error.filename2 or error.filename
+    if error.errno is None or (named is None and error.errno not in _REMEDIES):
+        return StorageError(str(error))
+    reason, place = os.strerror(error.errno), named or path
+    told = f"{place} cannot be {act}: {reason[:1].lower()}{reason[1:]}{_kind(place)}." if place else f"{reason}."
+    remedy = _REMEDIES.get(error.errno)
+    return StorageError(f"{told} {remedy}." if remedy else told)
 
 
 def system_error(text: str) -> OSError | None:

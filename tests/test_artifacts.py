@@ -28,7 +28,7 @@ from deepfloyd_core.artifacts import (
     part_is_whole,
     verify_artifact,
 )
-from deepfloyd_core.errors import ArtifactError
+from deepfloyd_core.errors import ArtifactError, StorageError
 
 REQUEST = Request("eval_set", 1, {"seed": 42, "nested": {"rank": 4, "name": "é"}}, {"image_index": "ab12"})
 CONTENT = {"a.bin": b"\x00\x01\x02", "deep/er/b.txt": "naïve\n".encode(), "empty": b""}
@@ -227,7 +227,7 @@ def test_a_build_that_raises_leaves_no_manifest_and_is_resumed_where_it_was(tmp_
                 made.append(file.name)
         return {"parts": 4}
 
-    with pytest.raises(OSError, match="no space left"):
+    with pytest.raises(StorageError, match="no space left"):
         materialise(tmp_path, REQUEST, lambda work: build(work, 2))
     folder = tmp_path / "eval_set" / REQUEST.fingerprint
     assert find(tmp_path, REQUEST) is None

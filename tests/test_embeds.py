@@ -23,7 +23,7 @@ from deepfloyd_core.artifacts import Artifact, materialise, verify_artifact
 from deepfloyd_core.config import Run, load_run
 from deepfloyd_core.embed_files import _unpacked, embed_schema, stored_row
 from deepfloyd_core.embeds import FILES, Embeds, embeds_request, older_embeds, truncated_texts
-from deepfloyd_core.errors import ArtifactError, ConfigError, ModelError
+from deepfloyd_core.errors import ArtifactError, ConfigError, ModelError, StorageError
 from deepfloyd_core.flavours import FLAVOURS
 from deepfloyd_core.jobs import Job, run_parts
 from deepfloyd_core.types import caption_id
@@ -310,7 +310,7 @@ def test_t5_is_not_loaded_when_every_text_is_there(world: EmbedWorld, tmp_path: 
     assert fewer.summary["encoded"] == 0
     few = world.make([*captions_of(40)[:3], captions_of(40)[3].upper()], hollow)  # below half of the file: copied
     assert few.summary["encoded"] == 0 and few.summary["texts"] == 4
-    with pytest.raises(OSError, match="safetensors"):
+    with pytest.raises(StorageError, match="safetensors"):
         world.make(["a new one"], hollow)
 
 

@@ -21,7 +21,7 @@ from deepfloyd_core.batches import MixedOrder, OrderSettings, TrainingRows
 from deepfloyd_core.conditioning import as_conditioning, conditioning_picture
 from deepfloyd_core.config import Run
 from deepfloyd_core.control import add_control
-from deepfloyd_core.errors import ConfigError, DataError
+from deepfloyd_core.errors import ConfigError, DataError, StorageError
 from deepfloyd_core.eval_pictures import eval_pictures
 from deepfloyd_core.held_out import grid_pictures
 from deepfloyd_core.image_index import index_request
@@ -379,7 +379,7 @@ def test_an_interrupted_build_goes_on_and_ends_in_the_same_bytes(
     def build(work: Any) -> Any:
         return build_shards(plan_conditioning(run, index, work), work, pixels)
 
-    with monkeypatch.context() as patched, pytest.raises(OSError, match="no space"):
+    with monkeypatch.context() as patched, pytest.raises(StorageError, match="no space"):
         patched.setattr("deepfloyd_core.pixels.build_shard", breaks)
         materialise(tmp_path / "elsewhere", request, build)
     part = next((tmp_path / "elsewhere").rglob(built[0]))

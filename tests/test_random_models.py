@@ -16,7 +16,7 @@ import pytest
 from deepfloyd_core import random_models
 from deepfloyd_core.artifacts import Artifact
 from deepfloyd_core.embeds import Embeds
-from deepfloyd_core.errors import ModelError
+from deepfloyd_core.errors import ModelError, StorageError
 from deepfloyd_core.flavours import FLAVOURS, PUBLISHED, resolve
 from deepfloyd_core.random_models import design, random_folder, write_folder
 
@@ -208,7 +208,7 @@ def test_a_disk_without_room_is_one_clear_error(tmp_path: Path, monkeypatch: pyt
 
 def test_an_error_in_the_child_is_the_same_error_here(tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("a file where the folder should be")
-    with pytest.raises(OSError, match="cache"):
+    with pytest.raises(StorageError, match="cache"):
         random_folder("random:tiny-i", False, tmp_path / "cache")
 
 

@@ -133,3 +133,11 @@ def test_a_workspace_that_cannot_be_made_is_one_line(small_run: Any, workspace: 
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
     assert line.startswith(f"error: {workspace}") and reason in line
+
+
+def test_a_librarys_own_words_stay(tmp_path: Path) -> None:
+    def build(work: WorkDir) -> dict[str, Any]:
+        raise OSError("Error no file named model.safetensors found in directory /models.")
+
+    with pytest.raises(StorageError, match=r"^Error no file named model.safetensors found in directory /models.$"):
+        materialise(tmp_path, REQUEST, build)
