@@ -263,6 +263,27 @@ def test_linked_folders_are_searched_once_where_links_are_followed(world: Any) -
     assert sorted(reasons) == [("a.png", None), ("b.png", None), ("ring", "unreadable")]
 
 
+def test_the_data_file_that_users_copy_trains_on_whole_subjects(world: Any) -> None:
+    """Its crops are the largest central squares, so a caption of the picture is one of the crop."""
+    (entry, _) = json.loads(Path("datasets/my-pictures.json").read_bytes())
+    for name, size in {"wide": (600, 400), "high": (300, 640), "square": (512, 512)}.items():
+        world.add(f"{name}.jpg", noise(1, *size))
+    run = world.load(entry | {"instance_data_dir": str(world.folder / "pictures")})
+    index = world.index(run)
+    for stage in (1, 2):
+        rows = live_rows(world.pixels(run, index, stage))
+        assert len(rows) == 3, "and no crop twice"
+        for row in rows:
+            width, height = row["original_width"], row["original_height"]
+            edge = min(width, height)
+            off = edge / row["width"]  # a pixel of the crop
+            assert row["crop_width"] == pytest.approx(edge, abs=off) and row["crop_height"] == pytest.approx(
+                edge, abs=off
+            )
+            assert row["crop_left"] == pytest.approx((width - edge) / 2, abs=off)
+            assert row["crop_top"] == pytest.approx((height - edge) / 2, abs=off)
+
+
 def test_the_same_file_in_two_folders_is_two_rows_of_one_picture(world: Any) -> None:
     one = world.add("a/x.png", noise(0), "first")
     world.add("b/x.png", one.read_bytes(), "second")
