@@ -7,6 +7,7 @@ texts that came; an interrupted build goes on behind the last finished file.
 import math
 import shutil
 import time
+import unicodedata
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -32,6 +33,7 @@ from deepfloyd_core.t5 import TextEncoder, encode, forecast_s, load_encoder, loa
 from deepfloyd_core.take_over import files_as_recorded, worth_keeping
 from deepfloyd_core.types import Report, caption_id, no_report
 
+_SHOWN = 5  # of the captions without a word, in the summary
 PACKED_SHARE = 0.7  # of the bytes, at most; 0.64 is usual
 
 
@@ -56,6 +58,11 @@ def clean_captions(captions: list[str], special: list[str]) -> tuple[list[str], 
     for token in special if found else ():
         texts = [text.replace(token, " ") for text in texts]
     return texts, found
+
+
+def has_words(text: str) -> bool:
+    """Whether a text has a letter, a number or a symbol: what a bare URL leaves is a full stop."""
+    return any(unicodedata.category(sign)[0] in "LNS" for sign in text)
 
 
 def embed_job(job: Job) -> dict[str, Any]:
@@ -90,6 +97,9 @@ def embed_job(job: Job) -> dict[str, Any]:
     save_token_counts(list(tokens.values()), job.config.tokenizer_max_length, job.out / TOKENS_SHEET)
     encoded = sum(text not in layout.stored for made in layout.made.values() for text in made)
     lost = [count - job.config.tokenizer_max_length for count in tokens.values()]
+    emptied = [
+        caption for caption, text in zip(captions, texts, strict=True) if caption.strip() and not has_words(text)
+    ]
     return {
         "captions": len(captions),
         "texts": len(tokens),
@@ -98,6 +108,8 @@ def embed_job(job: Job) -> dict[str, Any]:
         "truncated": sum(count > 0 for count in lost),
         "tokens_lost": sum(count for count in lost if count > 0),
         "special_tokens_removed": special,
+        "emptied": len(emptied),
+        "emptied_captions": emptied[:_SHOWN],
         "length": job.config.tokenizer_max_length,
         "width": width,
         "bytes": sum(file.stat().st_size for file in job.out.glob(FILES)),

@@ -25,7 +25,7 @@ from deepfloyd_core.faces import find_face
 from deepfloyd_core.files import atomic_path
 from deepfloyd_core.flavours import Stage
 from deepfloyd_core.geometry import REASONS, geometry, judge_sizes
-from deepfloyd_core.ledger import AS_ASKED, INDEX_FILE, LOOKS_FILE, Row, count_rows, part_schema, schema
+from deepfloyd_core.ledger import AS_ASKED, INDEX_FILE, LOOKS_FILE, Row, count_rows, part_schema, schema, take_examples
 from deepfloyd_core.left_out import finish_ledger, read_looks
 from deepfloyd_core.looks import look_of
 from deepfloyd_core.pairs import PAIR_REASONS, check_pair, missing_pair
@@ -39,7 +39,7 @@ from deepfloyd_core.types import Report, no_report
 
 log = logging.getLogger(__name__)
 
-FORMAT = 6  # 5: counts of other files and of captions. 6: groups of pictures that show the same
+FORMAT = 7  # 6: groups of pictures that show the same. 7: an example of each reason
 BLOCK = 4096  # pictures judged, and kept by a killed run, at once
 SHEET, SHEET_CELL_PX = "rejected.png", 144
 TWINS_SHEET, GROUPS_SHOWN = "twins.png", 8
@@ -174,6 +174,7 @@ def build_index(
         "judged_now": readable - before,
         "judged_before": before,
         "captions_per_picture": captions,
+        "examples": take_examples(work.path / INDEX_FILE),
         "other_files": others_of(found),
     }
 

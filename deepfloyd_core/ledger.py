@@ -117,6 +117,17 @@ def count_captions(rows: pa.Table, counts: CaptionCounts) -> None:
         of_set[str(captions)] = of_set.get(str(captions), 0) + pictures
 
 
+def take_examples(ledger: Path) -> dict[str, list[str]]:
+    """Of each reason for a rejection the first file of which more is known: its name and the detail."""
+    found: dict[str, list[str]] = {}
+    with pq.ParquetFile(ledger, pre_buffer=False) as file:
+        for batch in file.iter_batches(columns=["status", "reason", "source", "detail"]):
+            own = batch.filter(pc.and_(pc.equal(batch["status"], "rejected"), pc.is_valid(batch["detail"])))
+            for row in own.to_pylist():
+                found.setdefault(row["reason"], [row["source"], row["detail"]])
+    return dict(sorted(found.items()))
+
+
 def captions_left_out(counts: CaptionCounts, repeats: Mapping[str, int]) -> list[str]:
     """A line for each data set with pictures that have more captions than `repeats + 1` passes can show."""
     lines = []
@@ -126,11 +137,15 @@ def captions_left_out(counts: CaptionCounts, repeats: Mapping[str, int]) -> list
         if more:
             shown = "the first alone is" if passes == 1 else f"the first {passes} are"
             lines.append(
-                f"{name}: {sum(more.values()):,} pictures have up to {max(more)} captions, and with repeats = "
+                f"{name}: {_many(sum(more.values()))} up to {max(more)} captions, and with repeats = "
                 f"{repeats[name]} {shown} trained. Set repeats = {max(more) - 1}, or disable_multiline_split where the "
                 "lines of a file are one caption"
             )
     return lines
+
+
+def _many(pictures: int) -> str:
+    return "1 picture has" if pictures == 1 else f"{pictures:,} pictures have"
 
 
 def count_rows(ledger: Path) -> dict[str, Any]:

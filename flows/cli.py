@@ -274,17 +274,16 @@ def _session(config: Path, overrides: list[str] | None) -> Iterator[Callable[...
 
 
 def _log_to_terminal() -> None:
-    """Our own records through rich, above the progress bars; Prefect's go to its server, not to the terminal."""
+    """Our own records above the progress bars; Prefect's go to its server, not to the terminal."""
     os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "CRITICAL"  # for the workers that a run starts
     import prefect.main  # noqa: F401  (sets its logging up)
-    from rich.logging import RichHandler
 
-    from tasks.progress import CONSOLE
+    from tasks.progress import LogLines
 
     for handler in logging.getLogger().handlers + logging.getLogger("prefect._internal").handlers:
         handler.setLevel(logging.CRITICAL + 1)  # errors reach the user once, through main()
     logger = logging.getLogger("deepfloyd_core")
-    logger.addHandler(RichHandler(console=CONSOLE, show_path=False, show_level=False, log_time_format="%H:%M:%S"))
+    logger.addHandler(LogLines())
     logger.setLevel(logging.INFO)
 
 

@@ -1,5 +1,6 @@
 """Progress where a person looks: a rich bar on the terminal, a progress artifact in the Prefect UI."""
 
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,16 @@ from tasks.terminal import console
 CONSOLE = console(stderr=True)
 UI_EVERY_S = 3.0  # one request to the server each
 LOG_EVERY_S = 30.0  # a line in the flow run's log, and on a terminal that shows no bars
+
+
+class LogLines(logging.Handler):
+    """Prints log records above the bars, each as one line, however long: a path is copied in one piece."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Warnings in yellow."""
+        text = f"{time.strftime('%H:%M:%S', time.localtime(record.created))} {record.getMessage()}"
+        style = "yellow" if record.levelno >= logging.WARNING else None
+        CONSOLE.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from deepfloyd_core.artifacts import Artifact
 from deepfloyd_core.image_index import SHEET, TWINS_SHEET
 from deepfloyd_core.metrics import MEASURES, SAMPLE_MEASURES, UPSCALED_BY, by_noise_level, gained
 from deepfloyd_core.products import DETAIL_SHEET, SPOILT_SHEETS
+from tasks.endings import tell
 from tasks.outbox import create_markdown_artifact, create_table_artifact
 
 LIMIT_BYTES = 150 << 10
@@ -39,6 +40,7 @@ def publish_index(index: Artifact, others: dict[str, int]) -> None:
     sheet = index.path / TWINS_SHEET
     page = f"![{TWINS_SHEET}]({data_uri(sheet)})" if sheet.exists() else "No two pictures show the same."
     create_markdown_artifact(page, key="image-index-twins", description="Some groups of pictures that show the same")
+    tell(index)
 
 
 def publish_pictures(artifact: Artifact, *names: str) -> None:
@@ -48,6 +50,7 @@ def publish_pictures(artifact: Artifact, *names: str) -> None:
         if (artifact.path / name).exists():
             lines += ["", f"![{name}]({data_uri(artifact.path / name)})"]
     create_markdown_artifact("\n".join(lines), key=artifact.kind.replace("_", "-"), description=artifact.kind)
+    tell(artifact)
 
 
 def publish_upscaled(samples: Artifact) -> None:

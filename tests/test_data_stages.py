@@ -31,6 +31,7 @@ from deepfloyd_core.pixels import build_shard, build_shards, pixels_request, pla
 from deepfloyd_core.row_list import eval_ids
 from deepfloyd_core.scan import others_of, scan
 from deepfloyd_core.shards import ShardRow, open_shard, write_shard
+from tasks.endings import ending
 
 SHARD_COLUMNS = [
     "image_id", "source", "dataset_id", "width", "height", "original_width", "original_height", "crop_left", "crop_top",
@@ -659,6 +660,29 @@ def test_a_stage_without_a_large_enough_picture_is_a_data_error(world: Any) -> N
         world.pixels(run, index, 2)
     evals = world.eval_set(run, index)
     assert len(live_rows(evals, 1)) + len(live_rows(evals, 2)) == 0, "no picture is fit for both stages"
+
+
+def test_each_stage_says_its_counts_its_reasons_and_where_to_look(world: Any) -> None:
+    for number in range(9):
+        world.add(f"{number}.png", noise(number))
+    for number in range(3):
+        world.add(f"small {number}.png", noise(20 + number, 20 + number, 30))
+    world.add("latin.png", noise(30), caption=None).with_suffix(".txt").write_bytes(b"caf\xe9")
+    run = world.load({"repeats": 1, "crop_style": "random"}, stages=(1,), max_rejected_share=0.5)
+    index = world.index(run)
+    assert ending(index) == [
+        "image index: 13 inputs: 9 accepted, 4 rejected (1 caption_missing, 3 too_small); look at "
+        f"{index.path}/rejected.png, {index.path}/index.parquet",
+        "caption_missing: latin.png: latin.txt is no UTF-8 text (unexpected end of data at byte 3); save it as UTF-8",
+        "too_small: small 0.png: 20x30 px",
+    ]
+    pixels, evals = world.pixels(run, index, 1), world.eval_set(run, index)
+    assert ending(pixels) == [f"Stage I pixels: 18 crops of 9 pictures, 64x64; look at {pixels.path}/sheet.jpg"]
+    assert ending(evals) == [f"eval set: 1 picture held out of training; look at {evals.path}/sheet.jpg"]
+    shutil.rmtree(world.folder / "pictures")
+    world.add("one.png", noise(0))
+    index = world.index(world.load(stages=(1,)))
+    assert ending(index) == [f"image index: 1 input: 1 accepted, none rejected; look at {index.path}/index.parquet"]
 
 
 # ---- the eval set -----------------------------------------------------------------------------------------------------

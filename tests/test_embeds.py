@@ -27,6 +27,7 @@ from deepfloyd_core.errors import ArtifactError, ConfigError, ModelError, Storag
 from deepfloyd_core.flavours import FLAVOURS
 from deepfloyd_core.jobs import Job, run_parts
 from deepfloyd_core.types import caption_id
+from tasks.endings import ending
 
 TINY = Path(FLAVOURS["tiny-i"].repo)
 WORDS = (
@@ -131,6 +132,16 @@ def test_a_special_token_in_a_caption_is_taken_out_and_counted(world: EmbedWorld
     expected, _ = pipeline.encode_prompt("star circle", do_classifier_free_guidance=False)
     assert torch.equal(Embeds(made).of("star </s> circle <pad>"), expected[0])
     assert embed_job.clean_captions(["a [END] star"], ["end"]) == (["a   star"], 1)  # one that looks like no tag
+
+
+def test_captions_without_a_word_after_cleaning_are_counted_and_named(world: EmbedWorld) -> None:
+    empty = ["https://example.org/a.png", "<br/>", "一只猫", "20240101 123456", "..."]
+    made = world.make([*empty, "", "a star", "7", "🦊", "café"])
+    assert made.summary["emptied"] == 5 and made.summary["emptied_captions"] == sorted(empty)
+    lines = ending(made)
+    assert lines[0].startswith("text embeds: 10 captions and prompts") and "tokens.png" in lines[0]
+    assert lines[1].startswith("5 captions without a word after IF's cleaning") and "'<br/>'" in lines[1]
+    assert len(ending(world.make(["a star"]))) == 1
 
 
 def test_captions_that_clean_to_one_text_share_a_row(world: EmbedWorld) -> None:

@@ -1,0 +1,98 @@
+"""What each stage says when it is done: counts, reasons, and the files that a person would look at next.
+
+Lines of the log, so they stand on the terminal and in the flow run alike; also where an artifact is used again.
+"""
+
+import logging
+from typing import Any
+
+from deepfloyd_core.artifacts import Artifact
+from deepfloyd_core.ledger import INDEX_FILE
+
+log = logging.getLogger("deepfloyd_core.endings")
+_SHEETS = ("rejected.png", "twins.png", "sheet.jpg", "tokens.png", "loss.png", "validation.png", "sheet.png", "eval.png")
+
+
+def tell(artifact: Artifact) -> None:
+    """Log the artifact's lines."""
+    for line in ending(artifact):
+        log.info("%s", line)
+
+
+def ending(artifact: Artifact) -> list[str]:
+    """A line with the counts and the files to look at, and what was lost; none of artifacts that say nothing to a person."""
+    kind, summary = artifact.kind, artifact.summary
+    said = {
+        "image_index": _index, "stage1_pixels": _crops, "stage2_pixels": _crops, "stage1_conditioning": _crops,
+        "eval_set": _held_out, "text_embeds": _texts, "stage1_lora": _training, "stage2_lora": _training,
+        "cascade_samples": _samples,
+    }.get(kind)  # fmt: skip
+    if said is None:
+        return []
+    files = [artifact.path / name for name in _SHEETS if (artifact.path / name).exists()]
+    if kind == "image_index":
+        files.append(artifact.path / INDEX_FILE)
+    seen = f"; look at {', '.join(map(str, files))}" if files else ""
+    return [f"{_label(kind)}: {said(summary)}{seen}", *_examples(summary), *_lost(kind, summary)]
+
+
+def _label(kind: str) -> str:
+    return kind.replace("stage2", "Stage II").replace("stage1", "Stage I").replace("_", " ").replace("lora", "LoRA")
+
+
+def _examples(summary: dict[str, Any]) -> list[str]:
+    """Of each reason of which more is known, one rejected file."""
+    return [f"{why}: {source}: {detail}" for why, (source, detail) in summary.get("examples", {}).items()]
+
+
+def _samples(summary: dict[str, Any]) -> str:
+    return "base and tuned, same seeds"
+
+
+def _index(summary: dict[str, Any]) -> str:
+    reasons = ", ".join(f"{count:,} {why}" for why, count in summary["reasons"].items())
+    rejected = f", {summary['rejected']:,} rejected ({reasons})" if reasons else ", none rejected"
+    return f"{_many(summary['inputs'], 'input')}: {summary['accepted']:,} accepted{rejected}"
+
+
+def _crops(summary: dict[str, Any]) -> str:
+    sizes = summary["sizes"]
+    of = ", ".join(sizes) if len(sizes) <= 4 else f"{len(sizes)} sizes from {sizes[0]} to {sizes[-1]}"
+    return f"{_many(summary['rows'], 'crop')} of {_many(summary['pictures'], 'picture')}, {of}"
+
+
+def _held_out(summary: dict[str, Any]) -> str:
+    return f"{_many(summary['pictures'], 'picture')} held out of training"
+
+
+def _texts(summary: dict[str, Any]) -> str:
+    return f"{summary['captions']:,} captions and prompts, encoded as {_many(summary['texts'], 'text')}"
+
+
+def _training(summary: dict[str, Any]) -> str:
+    said = f"{_many(summary['steps'], 'step')} on {_many(summary['pictures'], 'picture')}, loss "
+    said += f"{summary['first_loss']:.4f} -> {summary['last_loss']:.4f}"
+    if "eval_loss" in summary:
+        said += f"; on held-out pictures {summary['eval_loss_base']:.4f} -> {summary['eval_loss']:.4f}"
+    return said
+
+
+def _lost(kind: str, summary: dict[str, Any]) -> list[str]:
+    """What the captions lose on their way to T5."""
+    lines = []
+    if kind == "text_embeds" and summary["truncated"]:
+        lines.append(
+            f"{_many(summary['truncated'], 'text')} longer than {summary['length']} tokens lost "
+            f"{_many(summary['tokens_lost'], 'token')} at the end"
+        )
+    if kind == "text_embeds" and summary["emptied"]:
+        shown = ", ".join(repr(text) for text in summary["emptied_captions"])
+        lines.append(
+            f"{_many(summary['emptied'], 'caption')} without a word after IF's cleaning, which drops URLs, tags, file names "
+            f"and Chinese signs, trained as the empty text: {shown}"
+        )
+    return lines
+
+
+def _many(count: int, what: str) -> str:
+    return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"
