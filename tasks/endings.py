@@ -10,7 +10,16 @@ from deepfloyd_core.artifacts import Artifact
 from deepfloyd_core.ledger import INDEX_FILE
 
 log = logging.getLogger("deepfloyd_core.endings")
-_SHEETS = ("rejected.png", "twins.png", "sheet.jpg", "tokens.png", "loss.png", "validation.png", "sheet.png", "eval.png")
+_SHEETS = (
+    "rejected.png",
+    "twins.png",
+    "sheet.jpg",
+    "tokens.png",
+    "loss.png",
+    "validation.png",
+    "sheet.png",
+    "eval.png",
+)
 
 
 def tell(artifact: Artifact) -> None:

@@ -29,7 +29,7 @@ class LogLines(logging.Handler):
         """Warnings in yellow."""
         text = f"{time.strftime('%H:%M:%S', time.localtime(record.created))} {record.getMessage()}"
         style = "yellow" if record.levelno >= logging.WARNING else None
-        CONSOLE.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
+        CONSOLE.print(text, style=style)
 
 
 @contextmanager
