@@ -9,19 +9,28 @@ the kernel frees it when the holder dies, and child processes inherit it, so tha
 import fcntl
 import logging
 import os
-import platform
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from fnmatch import fnmatch
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from deepfloyd_core.errors import ArtifactError
-from deepfloyd_core.files import canonical_json, fsync_path, read_sealed, sha256_bytes, sha256_file, write_sealed
+from deepfloyd_core.files import (
+    canonical_json,
+    fsync_path,
+    read_sealed,
+    record_diff,
+    sha256_bytes,
+    sha256_file,
+    write_sealed,
+)
+from deepfloyd_core.parts import finish_part, recorded_hash
+from deepfloyd_core.provenance import provenance
 from deepfloyd_core.storage import flock, written
 
 log = logging.getLogger(__name__)
@@ -29,12 +38,8 @@ log = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
 LOCKS = ".locks"  # folder of a workspace
 _REQUEST = ".request.json"  # of an unfinished artifact
-KINDS = (
-    "image_index", "text_embeds", "stage1_text", "stage2_text", "stage1_pixels", "stage2_pixels", "eval_set",
-    "stage1_conditioning", "eval_conditioning", "stage1_lora", "stage2_low_res", "stage2_lora", "cascade_samples",
-    "lora_bundle", "generated",
-)  # fmt: skip
-_PROVENANCE_PACKAGES = ("torch", "diffusers", "transformers", "peft", "pillow", "imagehash", "pyarrow", "prefect")
+_KEYS = {"kind", "format", "fingerprint", "spec", "inputs", "files", "summary", "provenance"}  # of a manifest
+_FINGERPRINT = re.compile("[0-9a-f]{16}")
 _ELSEWHERE = "Set `workspace` to a folder on a local disk"
 
 
@@ -47,9 +52,30 @@ class Artifact:
     path: Path
 
     @property
+    def name(self) -> str:
+        """KIND/FINGERPRINT, also its directory in the workspace: how those made from it name it in their inputs."""
+        return f"{self.kind}/{self.fingerprint}"
+
+    @property
     def manifest(self) -> dict[str, Any]:
-        """The sealed record: spec, inputs, files, summary, provenance."""
-        return read_sealed(self.path / MANIFEST)
+        """The sealed record: spec, inputs, files, summary, provenance. Raises ArtifactError when it is no such record."""
+        try:
+            record = read_sealed(self.path / MANIFEST)
+        except (FileNotFoundError, NotADirectoryError):
+            raise ArtifactError(f"{self.path} is {'not finished' if self.path.is_dir() else 'missing'}") from None
+        if not record.keys() >= _KEYS:
+            raise ArtifactError(f"{self.path / MANIFEST} is a sealed record, and not of an artifact")
+        return record
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        """The settings that decided its bytes."""
+        return dict(self.manifest["spec"])
+
+    @property
+    def inputs(self) -> dict[str, str]:
+        """What it was made from: names of artifacts, and fingerprints of files from elsewhere."""
+        return dict(self.manifest["inputs"])
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -64,7 +90,7 @@ class Artifact:
 
 @dataclass(frozen=True)
 class Request:
-    """What an artifact is made of. `spec` and `inputs` must be plain JSON values."""
+    """What an artifact is made of. `spec` and `inputs` must be plain JSON values; of an artifact an input has the name."""
 
     kind: str
     format: int
@@ -75,6 +101,11 @@ class Request:
     def fingerprint(self) -> str:
         """First 16 hex digits of sha256 over the canonical JSON of (kind, format, spec, inputs)."""
         return sha256_bytes(canonical_json({"kind": self.kind, **self.record}).encode())[:16]
+
+    @property
+    def name(self) -> str:
+        """KIND/FINGERPRINT, as `Artifact.name`."""
+        return f"{self.kind}/{self.fingerprint}"
 
     @property
     def record(self) -> dict[str, Any]:
@@ -127,7 +158,7 @@ def materialise(workspace: Path, request: Request, build: Builder, parts: str | 
     with locked(workspace, f"{request.kind}-{request.fingerprint}") as lock_fd:
         found = find(workspace, request)
         if found is not None:
-            damage = verify_artifact(found) if parts else list(_stat_damage(found))
+            damage = verify_artifact(found) if parts else list(missing_parts(found))
             if not damage:
                 log.info("%s %s: reused", request.kind, request.fingerprint)
                 return found, True
@@ -145,7 +176,7 @@ def materialise(workspace: Path, request: Request, build: Builder, parts: str | 
 
 def commit(path: Path, request: Request, summary: dict[str, Any], started: datetime) -> Artifact:
     """Hash and fsync every file, drop the working state, write the manifest last."""
-    hashes = {file: _recorded_hash(file) for file in path.rglob("*") if file.is_file()}
+    hashes = {file: recorded_hash(file) for file in path.rglob("*") if file.is_file()}
     for entry in list(path.rglob(".*")):
         if entry.is_dir():
             shutil.rmtree(entry)
@@ -167,19 +198,6 @@ def commit(path: Path, request: Request, summary: dict[str, Any], started: datet
     write_sealed(path / MANIFEST, record)
     log.info("%s %s: built, %d files", request.kind, request.fingerprint, len(files))
     return Artifact(request.kind, request.fingerprint, path)
-
-
-def provenance(started: datetime) -> dict[str, Any]:
-    """When, with which versions, on what: for people, never part of a fingerprint."""
-    versions = {name: metadata.version(name) for name in _PROVENANCE_PACKAGES}
-    finished = datetime.now(UTC)
-    return {
-        "started": started.isoformat(timespec="seconds"),
-        "seconds": round((finished - started).total_seconds(), 2),
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        "packages": versions,
-    }
 
 
 @contextmanager
@@ -205,100 +223,63 @@ def locked(workspace: Path, name: str) -> Iterator[int]:
 
 def is_workspace(path: Path) -> bool:
     """Whether a folder holds artifacts, finished or not."""
-    return any((path / name).is_dir() for name in (*KINDS, LOCKS))
+    return (path / LOCKS).is_dir() or any(_FINGERPRINT.fullmatch(child.name) for child in path.glob("*/*"))
 
 
 def all_artifacts(workspace: Path) -> Iterator[Artifact]:
-    """Every finished artifact of a workspace, in the order of KINDS, oldest first."""
-    for kind in KINDS:
-        for path in _by_age(workspace, kind):
+    """Every finished artifact of a workspace, kind by kind as the first of each was made, oldest first."""
+    kinds: dict[str, list[Path]] = {}
+    for path in _by_age(workspace, "*"):
+        kinds.setdefault(path.parent.name, []).append(path)
+    for kind, paths in kinds.items():
+        for path in paths:
             yield Artifact(kind, path.name, path)
+
+
+def missing_parts(artifact: Artifact) -> Iterator[str]:
+    """A line for each file that is absent or has another size, or for a manifest that is no record; nothing is hashed."""
+    try:
+        files = {entry["path"]: entry["bytes"] for entry in artifact.manifest["files"]}
+    except ArtifactError as error:
+        yield str(error)
+        return
+    except OSError as error:
+        yield f"{artifact.path / MANIFEST} cannot be read: {error.strerror}"
+        return
+    for name, size in files.items():
+        file = artifact.path / name
+        if not file.is_file():
+            yield f"{file} is missing"
+        elif file.stat().st_size != size:
+            yield f"{file} has {file.stat().st_size} bytes, its manifest says {size}"
 
 
 def verify_artifact(artifact: Artifact) -> list[str]:
     """Re-hash one artifact; one line for each thing that is wrong, none when every byte is as written."""
+    damage = list(missing_parts(artifact))
     try:
         record = artifact.manifest
-    except ArtifactError as error:
-        return [str(error)]
+    except (ArtifactError, OSError):
+        return damage
     request = Request(record["kind"], record["format"], record["spec"], record["inputs"])
-    damage = list(_stat_damage(artifact))
-    if (request.kind, request.fingerprint) != (artifact.kind, artifact.fingerprint):
+    if request.name != artifact.name:
         damage.append(f"{artifact.path} holds the manifest of {request.kind} {request.fingerprint}")
     for entry in record["files"]:
         file = artifact.path / entry["path"]
-        if file.is_file() and file.stat().st_size == entry["bytes"] and sha256_file(file) != entry["sha256"]:
-            damage.append(f"{file} has other bytes than its manifest says")
+        try:
+            if file.is_file() and file.stat().st_size == entry["bytes"] and sha256_file(file) != entry["sha256"]:
+                damage.append(f"{file} has other bytes than its manifest says")
+        except OSError as error:  # a disk that fails, or a file that may not be read
+            damage.append(f"{file} cannot be read: {error.strerror}")
     known = {entry["path"] for entry in record["files"]} | {MANIFEST}
     present = {str(file.relative_to(artifact.path)) for file in artifact.path.rglob("*") if file.is_file()}
-    damage += [f"{artifact.path / extra} is not in the manifest" for extra in sorted(present - known)]
-    return damage
-
-
-def finish_part(file: Path, sha256: str | None = None) -> None:
-    """Record a finished file of an unfinished artifact, so that a resumed build can trust it by its hash, if known."""
-    write_sealed(_part_record(file), {"bytes": file.stat().st_size, "sha256": sha256 or sha256_file(file)})
-
-
-def part_is_whole(file: Path) -> bool:
-    """Whether an earlier, interrupted build finished this file and its bytes are still the same."""
-    return file.is_file() and _recorded_hash(file) == sha256_file(file)
-
-
-def take_part(old: Path, sha256: str, new: Path) -> None:
-    """Link (or copy) a file of a finished artifact into an unfinished one, where it is a finished part."""
-    if part_is_whole(new):
-        return
-    new.unlink(missing_ok=True)
-    try:
-        new.hardlink_to(old)
-    except OSError:  # a file system without links
-        shutil.copyfile(old, new)
-    finish_part(new, sha256)
-
-
-def spec_diff(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
-    """Field-level differences of two nested dicts, e.g. `spec.learning_rate: 4e-05 -> 0.0001`."""
-    lines = []
-    for key in sorted(set(old) | set(new)):
-        before, after, name = old.get(key), new.get(key), f"{prefix}{key}"
-        if isinstance(before, dict) and isinstance(after, dict):
-            lines += spec_diff(before, after, f"{name}.")
-        elif before != after:
-            lines.append(f"{name}: {before!r} -> {after!r}")
-    return lines
+    return damage + [f"{artifact.path / extra} is not in the manifest" for extra in sorted(present - known)]
 
 
 def _by_age(workspace: Path, kind: str) -> list[Path]:
-    """The directories of a kind's finished artifacts, oldest first."""
-    manifests = (workspace / kind).glob(f"*/{MANIFEST}")
+    """The directories of a kind's finished artifacts, oldest first; of every kind with `*`."""
+    manifests = (file for file in workspace.glob(f"{kind}/*/{MANIFEST}") if _FINGERPRINT.fullmatch(file.parent.name))
     return [file.parent for file in sorted(manifests, key=lambda file: file.stat().st_mtime_ns)]
-
-
-def _recorded_hash(file: Path) -> str | None:
-    """What `finish_part` wrote down of a file."""
-    try:
-        return str(read_sealed(_part_record(file))["sha256"])
-    except (OSError, ArtifactError):
-        return None
-
-
-def _part_record(file: Path) -> Path:
-    return file.with_name(f".part-{file.name}.json")
-
-
-def _stat_damage(artifact: Artifact) -> Iterator[str]:
-    try:
-        record = artifact.manifest
-    except ArtifactError as error:
-        yield str(error)
-        return
-    for entry in record["files"]:
-        file = artifact.path / entry["path"]
-        if not file.is_file():
-            yield f"{file} is missing"
-        elif file.stat().st_size != entry["bytes"]:
-            yield f"{file} has {file.stat().st_size} bytes, its manifest says {entry['bytes']}"
 
 
 def _unfinish(artifact: Artifact, parts: str | None) -> None:
@@ -362,4 +343,4 @@ def _is_held(workspace: Path, path: Path) -> bool:
 
 def _changes(old: dict[str, Any], request: Request) -> str:
     """Field-level differences of a record's format, spec and inputs to a request."""
-    return "; ".join(spec_diff({name: old[name] for name in request.record}, request.record))
+    return "; ".join(record_diff({name: old[name] for name in request.record}, request.record))

@@ -1,21 +1,18 @@
-"""The bundle: what was trained, schedulers, samples, metrics and a model card in one folder; and its versions.
-
-A version is one sealed record, `<workspace>/versions/NNNN.json`, written once under a lock and never rewritten.
-"""
+"""The bundle: what was trained, schedulers, samples, metrics and a model card in one folder."""
 
 import json
 import shutil
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from deepfloyd_core.artifacts import Artifact, WorkDir, locked, take_part
+from deepfloyd_core.artifacts import Artifact, WorkDir
 from deepfloyd_core.config import Run
-from deepfloyd_core.errors import ConfigError
-from deepfloyd_core.files import read_sealed, write_bytes, write_sealed
+from deepfloyd_core.files import write_bytes
 from deepfloyd_core.flavours import Stage
+from deepfloyd_core.parts import take_part
 from deepfloyd_core.products import BITFIT_FILE, CONTROL_FILE, DETAIL_SHEET, SPOILT_SHEETS, UNET_FOLDER, product_name
 from deepfloyd_core.stage_config import StageConfig
+from deepfloyd_core.versions import stage_folder
 
 LICENCE = (
     "The base weights of DeepFloyd IF are under the DeepFloyd IF License Agreement; what is made from them may be "
@@ -28,21 +25,11 @@ _FIGURES = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Version:
-    """One published bundle."""
-
-    number: int
-    bundle: str
-    image_index: str
-    data: str  # fingerprint of the pictures and captions it was made from
-
-
 def build_bundle(run: Run, inputs: dict[str, Artifact], prompts: list[str], work: WorkDir) -> dict[str, Any]:
     """Copy the parts of a bundle together and write its model card. Returns the metrics."""
     metrics: dict[str, Any] = {}
     for stage in run.config.stages:
-        lora, folder = inputs[f"stage{stage}_lora"], work.path / f"stage{stage}"
+        lora, folder = inputs[f"stage{stage}_lora"], stage_folder(work.path, stage)
         folder.mkdir(exist_ok=True)
         _take_product(lora, folder)
         shutil.copytree(lora.path / "scheduler", folder / "scheduler", dirs_exist_ok=True)
@@ -62,40 +49,6 @@ def _take_product(lora: Artifact, folder: Path) -> None:
         if Path(name).parts[0] == product:
             (folder / name).parent.mkdir(exist_ok=True)
             take_part(lora.path / name, sha256, folder / name)
-
-
-def publish(workspace: Path, bundle: Artifact, index: Artifact) -> tuple[Version, bool]:
-    """Give a bundle the next version number; a bundle that has one keeps it. Returns it and whether it is new."""
-    with locked(workspace, "versions"):
-        known = versions(workspace)
-        for version in known:
-            if version.bundle == bundle.fingerprint:
-                return version, False
-        (workspace / "versions").mkdir(exist_ok=True)
-        number = known[-1].number + 1 if known else 1
-        version = Version(number, bundle.fingerprint, index.fingerprint, index.manifest["inputs"]["data"])
-        write_sealed(workspace / "versions" / f"{number:04d}.json", asdict(version))
-        return version, True
-
-
-def versions(workspace: Path) -> list[Version]:
-    """All published versions, oldest first."""
-    files = sorted((workspace / "versions").glob("[0-9]*.json"))
-    return sorted((Version(**read_sealed(file)) for file in files), key=lambda version: version.number)
-
-
-def find_version(workspace: Path, name: str) -> Version:
-    """`latest` or a number. Raises ConfigError naming those that exist."""
-    known = versions(workspace)
-    if name == "latest" and known:
-        return known[-1]
-    for version in known:
-        if name.isdigit() and version.number == int(name):
-            return version
-    numbers = ", ".join(str(version.number) for version in known) or "none yet; `deepfloyd run` publishes the first"
-    raise ConfigError(
-        f"There is no version {name!r} in {workspace}; published: {numbers}. `base` samples without a LoRA."
-    )
 
 
 def _card(run: Run, inputs: dict[str, Artifact], prompts: list[str], metrics: dict[str, Any]) -> str:
@@ -140,7 +93,7 @@ def _made(stage: Stage, settings: StageConfig) -> str:
 
 def _data_line(index: Artifact) -> str:
     summary = index.summary
-    return f"{summary['accepted']} of {summary['inputs']} pictures, data fingerprint {index.manifest['inputs']['data']}"
+    return f"{summary['accepted']} of {summary['inputs']} pictures, data fingerprint {index.inputs['data']}"
 
 
 def _trained_line(stage: Stage, inputs: dict[str, Artifact]) -> str:

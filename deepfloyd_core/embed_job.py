@@ -20,7 +20,7 @@ import torch
 from diffusers import IFPipeline
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
-from deepfloyd_core.artifacts import Artifact, finish_part, part_is_whole, take_part
+from deepfloyd_core.artifacts import Artifact
 from deepfloyd_core.config import RunConfig
 from deepfloyd_core.embed_files import VALUE_BYTES, EmbedFile, embed_schema, stored_row, write_embed_file
 from deepfloyd_core.embeds import CAPTIONS, CAPTIONS_FILE, FILES, TOKENS_SHEET
@@ -28,6 +28,7 @@ from deepfloyd_core.errors import ArtifactError, ModelError
 from deepfloyd_core.files import atomic_path, canonical_json, sha256_bytes
 from deepfloyd_core.jobs import Job
 from deepfloyd_core.models import DTYPES, pick_device, use_threads
+from deepfloyd_core.parts import finish_part, part_is_whole, take_part
 from deepfloyd_core.sheets import save_token_counts
 from deepfloyd_core.t5 import TextEncoder, encode, forecast_s, load_encoder, load_tokenizer
 from deepfloyd_core.take_over import files_as_recorded, worth_keeping

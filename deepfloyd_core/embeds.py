@@ -6,6 +6,7 @@ share a row. Files are made in `embed_job`, laid out as `embed_files` says.
 
 import hashlib
 from collections.abc import Iterable
+from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ from deepfloyd_core.embed_files import EmbedFile
 from deepfloyd_core.errors import ArtifactError
 from deepfloyd_core.files import canonical_json, sha256_bytes, sha256_file
 from deepfloyd_core.mapped import mapped_table
-from deepfloyd_core.types import caption_id
+from deepfloyd_core.types import Identity, caption_id
 
 if TYPE_CHECKING:
     import torch
@@ -38,16 +39,27 @@ def run_captions(run: Run, captions: Iterable[str]) -> list[str]:
 def model_fingerprint(folder: Path, parts: Iterable[str]) -> str:
     """Fingerprint of a model's files: sha256 over the names and contents of the given subfolders.
 
-    A hub snapshot's files are links to blobs named after their hash, which then need not be read.
+    A hub snapshot's files are links to blobs named after their hash, which then need not be read. Others are read once in a
+    process, until their size, times or inode change.
     """
     digest = hashlib.sha256()
     for part in parts:
         for file in sorted((folder / part).iterdir()):
             if file.suffix in (".safetensors", ".json", ".model"):
                 blob = file.resolve()
-                name = blob.name if blob.parent.name == "blobs" else sha256_file(file)
+                name = blob.name if blob.parent.name == "blobs" else _sha256(blob, _stamp(blob))
                 digest.update(f"{part}/{file.name} {name}\n".encode())
     return digest.hexdigest()[:16]
+
+
+def _stamp(file: Path) -> tuple[int, ...]:
+    stat = file.stat()
+    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
+
+
+@lru_cache(maxsize=1024)
+def _sha256(file: Path, stamp: tuple[int, ...]) -> str:
+    return sha256_file(file)
 
 
 def embeds_request(run: Run, captions: list[str], encoder: Path) -> Request:
@@ -76,9 +88,9 @@ def older_embeds(workspace: Path, request: Request) -> Artifact | None:
     return newest(workspace, "text_embeds", FORMAT, same)
 
 
-def rows_identity(embeds: Artifact) -> dict[str, Any]:
+def rows_identity(embeds: Identity) -> dict[str, Any]:
     """What decides the rows of a caption: how it is cleaned and encoded; not which others there are, nor the files."""
-    return {**_without(embeds.manifest["spec"], _WHICH + _STORED), **embeds.manifest["inputs"]}
+    return {**_without(embeds.spec, _WHICH + _STORED), **embeds.inputs}
 
 
 def _without(spec: dict[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:

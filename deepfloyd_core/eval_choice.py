@@ -1,9 +1,10 @@
 """Which pictures are held out of training, to measure on.
 
 Of each data set those with the smallest hashes of (seed, picture), so that every machine chooses alike; and first of all
-those that the workspace's last eval set has, so that a picture that was held out is not trained on when others come. Their
-number is what the set can spare unless it is said. Pictures that show the same count as one, and the first of them is
-hashed: so a copy that comes later, and is named after its picture, joins the side that this is on.
+those that the workspace's last eval set has, so that a picture that was held out is not trained on when others come; of an
+index that was there before, those of its own last one, so that data that went back gives what it gave. Their number is what
+the set can spare unless it is said. Pictures that show the same count as one, and the first of them is hashed: so a copy
+that comes later, and is named after its picture, joins the side that this is on.
 """
 
 from collections.abc import Mapping
@@ -57,7 +58,7 @@ def choose_held_out(run: Run, index: Artifact) -> tuple[Choice, ...]:
     Raises DataError where it would leave nothing to train on.
     """
     only = run.config.eval_dataset_id
-    before = _held_out_before(run)
+    before = _held_out_before(run, index)
     sets = [dataset for dataset in run.datasets if only in (None, dataset.id)]
     return tuple(choice for dataset in sets if (choice := _choose(run, index, dataset, before)) is not None)
 
@@ -88,15 +89,20 @@ def choice_notes(run: Run, choices: tuple[Choice, ...]) -> list[str]:
     return notes
 
 
-def _held_out_before(run: Run) -> frozenset[str]:
-    """The pictures of the newest eval set of the same seed with one of these data sets."""
+def _held_out_before(run: Run, index: Artifact) -> frozenset[str]:
+    """The pictures of the newest eval set of the same seed with one of these data sets; of this very index if it has one."""
     names = {dataset.id for dataset in run.datasets}
 
     def fits(record: dict[str, Any]) -> bool:
         spec: Mapping[str, Any] = record["spec"]
         return spec["seed"] == run.config.seed and not names.isdisjoint(spec["held_out"])
 
-    last = newest(run.workspace, "eval_set", EVAL_FORMAT, fits)
+    def same_data(record: dict[str, Any]) -> bool:
+        return fits(record) and bool(record["inputs"]["image_index"] == index.name)
+
+    last = newest(run.workspace, "eval_set", EVAL_FORMAT, same_data) or newest(
+        run.workspace, "eval_set", EVAL_FORMAT, fits
+    )
     try:
         return eval_ids(last) if last else frozenset()
     except (OSError, pa.ArrowInvalid):

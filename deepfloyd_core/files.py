@@ -84,17 +84,27 @@ def write_sealed(path: Path, record: dict[str, Any]) -> None:
     write_bytes(path, _sealed_text({**record, "seal": seal}).encode())
 
 
-def read_sealed(path: Path) -> dict[str, Any]:
-    """Read a sealed record. Raises ArtifactError when any byte of it differs from what was written."""
+def read_sealed(path: Path, remedy: str = "Remove its directory to have it rebuilt") -> dict[str, Any]:
+    """Read a sealed record. Raises ArtifactError, which ends with the remedy, when any byte is other than was written."""
     data = path.read_bytes()
     try:
         record: dict[str, Any] = json.loads(data)
         seal = record.pop("seal")
         whole = _sealed_text({**record, "seal": seal}).encode() == data
     except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise ArtifactError(
-            f"{path} is not a sealed record ({error}). Remove its directory to have it rebuilt."
-        ) from None
+        raise ArtifactError(f"{path} is not a sealed record ({error}). {remedy}.") from None
     if not whole or seal != sha256_bytes(canonical_json(record).encode()):
-        raise ArtifactError(f"{path} was changed after it was written. Remove its directory to have it rebuilt.")
+        raise ArtifactError(f"{path} was changed after it was written. {remedy}.")
     return record
+
+
+def record_diff(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    """Field-level differences of two nested dicts, e.g. `spec.learning_rate: 4e-05 -> 0.0001`."""
+    lines = []
+    for key in sorted(set(old) | set(new)):
+        before, after, name = old.get(key), new.get(key), f"{prefix}{key}"
+        if isinstance(before, dict) and isinstance(after, dict):
+            lines += record_diff(before, after, f"{name}.")
+        elif before != after:
+            lines.append(f"{name}: {before!r} -> {after!r}")
+    return lines

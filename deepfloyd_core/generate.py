@@ -1,4 +1,4 @@
-"""Generate: prompts through Stage I and Stage II, with the LoRAs of a published version or with none."""
+"""Generate: prompts through Stage I and Stage II, with what a version published or with the base models."""
 
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from deepfloyd_core.objective import to_bytes, to_model_range
 from deepfloyd_core.pictures import read_fitted
 from deepfloyd_core.samples import Sample, sampler_settings, save_png
 from deepfloyd_core.sampling import Sampler, make_sampler, sample_stage1, sample_stage2
+from deepfloyd_core.versions import stage_folder
 
 CONDITIONING = "conditioning.png"
 
@@ -38,9 +39,8 @@ def generate_job(job: Job) -> dict[str, Any]:
         job.report(done, len(pictures) * len(job.config.stages), "pictures")
 
     for stage in job.config.stages:
-        lora = job.inputs.get(f"stage{stage}_lora")
         folder = Path(job.options["models"][str(stage)])
-        sampler = make_sampler(job.config, stage, folder, lora.path if lora else None, sampled)
+        sampler = make_sampler(job.config, stage, folder, _tuned(job, stage), sampled)
         seeds = [seed for _, seed in pictures]
         if small is None:
             follow = _conditioning(job, sampler, size) if control else None
@@ -48,7 +48,15 @@ def generate_job(job: Job) -> dict[str, Any]:
         else:
             made = sample_stage2(sampler, text, negative, seeds, small)
         files += _save(job, stage, pictures, made)
-    return {"pictures": files}
+    return {"pictures": files, "prompts": prompts * len(job.config.stages)}
+
+
+def _tuned(job: Job, stage: Stage) -> Path | None:
+    """The folder of what a version published of a stage; None where it published nothing of it."""
+    bundle = job.inputs.get("lora_bundle")
+    if bundle is None or f"stage{stage}_lora" not in bundle.inputs:
+        return None
+    return stage_folder(bundle.path, stage)
 
 
 def _conditioning(job: Job, sampler: Sampler, size: tuple[int, int]) -> torch.Tensor:
@@ -77,10 +85,9 @@ def _encode(job: Job, prompts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
 
 def _save(job: Job, stage: Stage, pictures: list[tuple[str, int]], made: torch.Tensor) -> list[str]:
     files = []
-    settings = {
-        **sampler_settings(job.config, stage),
-        "lora": job.inputs[f"stage{stage}_lora"].fingerprint if f"stage{stage}_lora" in job.inputs else None,
-    }
+    bundle = job.inputs.get("lora_bundle")
+    lora = bundle.inputs.get(f"stage{stage}_lora") if bundle else None
+    settings = {**sampler_settings(job.config, stage), "lora": lora, "bundle": bundle.fingerprint if bundle else None}
     for number, ((prompt, seed), array) in enumerate(zip(pictures, to_bytes(made).numpy(), strict=True)):
         height, width = array.shape[:2]
         name = f"picture-{number:03d}-seed-{seed}-{width}x{height}.png"

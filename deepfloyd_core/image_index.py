@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from deepfloyd_core.artifacts import Artifact, Request, WorkDir, finish_part, newest, part_is_whole
+from deepfloyd_core.artifacts import Artifact, Request, WorkDir, newest
 from deepfloyd_core.captions import finished_captions
 from deepfloyd_core.children import Children, Limits, Lost
 from deepfloyd_core.config import Run
@@ -29,6 +29,7 @@ from deepfloyd_core.ledger import AS_ASKED, INDEX_FILE, LOOKS_FILE, Row, count_r
 from deepfloyd_core.left_out import finish_ledger, read_looks
 from deepfloyd_core.looks import look_of
 from deepfloyd_core.pairs import PAIR_REASONS, check_pair, missing_pair
+from deepfloyd_core.parts import finish_part, part_is_whole
 from deepfloyd_core.pictures import Unreadable, check_decodes, decode_rgb, decode_what_is_there, read_header
 from deepfloyd_core.rejected import COLUMNS, Rejected, choose, draw
 from deepfloyd_core.scan import data_digest, others_of

@@ -9,15 +9,14 @@ from deepfloyd_core.config import Run
 from deepfloyd_core.datafile import ImageDataset
 from deepfloyd_core.pixels import FORMAT, Layout, lay_out, write_eval_plan
 from deepfloyd_core.plan import PAIR, write_plan
+from deepfloyd_core.types import Identity
 
 KINDS = {"stage1_pixels": "stage1_conditioning", "eval_set": "eval_conditioning"}
 
 
-def conditioning_request(index: Artifact, pictures: Artifact) -> Request:
+def conditioning_request(index: Identity, pictures: Identity) -> Request:
     """Identity of the pairs of Stage I's pixels or of the eval set, which the index and those settle."""
-    return Request(
-        KINDS[pictures.kind], FORMAT, {}, {"image_index": index.fingerprint, "pictures": pictures.fingerprint}
-    )
+    return Request(KINDS[pictures.kind], FORMAT, {}, {"image_index": index.name, "pictures": pictures.name})
 
 
 def plan_conditioning(run: Run, index: Artifact, work: WorkDir) -> Layout:

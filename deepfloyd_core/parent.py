@@ -13,7 +13,6 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from deepfloyd_core.bundle import find_version
 from deepfloyd_core.config import Run
 from deepfloyd_core.control_file import RECORD, Shapes, control_record, new_shapes, way_down
 from deepfloyd_core.errors import ArtifactError, ConfigError
@@ -21,6 +20,7 @@ from deepfloyd_core.files import sha256_file
 from deepfloyd_core.flavours import Stage
 from deepfloyd_core.products import BITFIT_FILE, CONTROL_FILE, LORA_FILE, UNET_FOLDER
 from deepfloyd_core.stage_config import StageConfig
+from deepfloyd_core.versions import bundle_of, find_version, stage_folder
 from deepfloyd_core.weights import TEXT_MODULES, UNET_WEIGHTS, Header, read_header, unet_shapes
 
 _PLACES = (BITFIT_FILE, CONTROL_FILE, f"{UNET_FOLDER}/{UNET_WEIGHTS}", LORA_FILE, UNET_WEIGHTS)
@@ -85,7 +85,7 @@ def _path(run: Run, stage: Stage, value: str) -> Path:
     """A path as it is; a number that is none is a published version of the workspace."""
     path = Path(value)
     if value.isdecimal() and not path.exists():
-        return run.workspace / "lora_bundle" / find_version(run.workspace, value).bundle / f"stage{stage}"
+        return stage_folder(bundle_of(run.workspace, find_version(run.workspace, value)).path, stage)
     return path
 
 

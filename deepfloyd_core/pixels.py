@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from deepfloyd_core.artifacts import Artifact, Request, WorkDir, finish_part, newest, part_is_whole, take_part
+from deepfloyd_core.artifacts import Artifact, Request, WorkDir, newest
 from deepfloyd_core.config import Run
 from deepfloyd_core.datafile import ImageDataset
 from deepfloyd_core.errors import DataError
@@ -25,6 +25,7 @@ from deepfloyd_core.files import atomic_path, sha256_bytes
 from deepfloyd_core.flavours import Stage
 from deepfloyd_core.ledger import ledger_batches, schema
 from deepfloyd_core.older_rows import OlderRows, copy_rows
+from deepfloyd_core.parts import finish_part, part_is_whole, take_part
 from deepfloyd_core.plan import PICTURE, Planned, SizePlan, by_dataset, plan_pictures, write_plan, write_sizes
 from deepfloyd_core.row_list import (
     HELD_OUT,
@@ -39,7 +40,7 @@ from deepfloyd_core.shards import ShardRow, open_shard, write_shard
 from deepfloyd_core.sheets import contact_sheet, save_picture
 from deepfloyd_core.shrink import take_crops
 from deepfloyd_core.sources import read_again
-from deepfloyd_core.types import caption_id
+from deepfloyd_core.types import Identity, caption_id
 
 FORMAT = 4  # 4: shards named by content, `rows.arrow`
 _TWIN = ("image_id", "group")
@@ -81,19 +82,19 @@ class ShardResult:
     decoded: int
 
 
-def pixels_request(run: Run, index: Artifact, stage: Stage) -> Request:
+def pixels_request(run: Run, index: Identity, stage: Stage) -> Request:
     """Identity of a stage's pixels: the index, the random crops' seed, and how rows are cut into files."""
     keys = ("crop_style", "repeats")
     datasets = {dataset.id: {key: getattr(dataset, key) for key in keys} for dataset in run.datasets}
     spec = {"stage": stage, "seed": run.config.seed, "shard_mib": run.config.shard_mib, "datasets": datasets}
-    return Request(f"stage{stage}_pixels", FORMAT, spec, {"image_index": index.fingerprint})
+    return Request(f"stage{stage}_pixels", FORMAT, spec, {"image_index": index.name})
 
 
 def eval_request(run: Run, index: Artifact) -> Request:
     """Identity of the eval set: the pictures that are chosen. Raises DataError as `choose_held_out`."""
     chosen = {choice.dataset_id: choice.digest for choice in choose_held_out(run, index)}
     spec = {"held_out": chosen, "seed": run.config.seed, "stages": list(run.config.stages)}
-    return Request("eval_set", EVAL_FORMAT, spec, {"image_index": index.fingerprint})
+    return Request("eval_set", EVAL_FORMAT, spec, {"image_index": index.name})
 
 
 def eval_change(before: Artifact, now: Artifact) -> tuple[int, int]:

@@ -3,7 +3,7 @@
 No torch here: the flows ask for fingerprints before any model is loaded.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from deepfloyd_core.errors import ConfigError
 from deepfloyd_core.files import sha256_file
 from deepfloyd_core.flavours import Stage
 from deepfloyd_core.projected import text_identity
+from deepfloyd_core.types import Identity, names_of
 
 LORA_FILE = "pytorch_lora_weights.safetensors"  # the name that diffusers looks for
 BITFIT_FILE = "bitfit_biases.safetensors"  # in its place after a training with use_bitfit
@@ -21,8 +22,8 @@ CONTROL_FILE = "controlnet_lora.safetensors"  # after a training with controlnet
 UNET_FOLDER = "unet"  # after a full fine-tuning; the name that diffusers gives it in a pipeline
 DETAIL_SHEET = "eval_details.png"  # zoomed details of Stage II on held-out pictures
 SPOILT_SHEETS = ("eval_spoilt.png", "eval_spoilt_details.png")  # both, where their low-res pictures were spoilt
-GENERATE_FORMAT = 2  # 2: of Stage II alone the noise level and back-projection in PNGs
-BUNDLE_FORMAT = 3  # 2: gains on held-out pictures. 3: how many pictures were trained on, in the card
+GENERATE_FORMAT = 3  # 2: of Stage II alone the noise level and back-projection in PNGs. 3: of a bundle
+BUNDLE_FORMAT = 4  # 2: gains on held-out pictures. 3: how many pictures were trained on. 4: base models in its inputs
 LOW_RES_FORMAT = 1
 # 3: the buckets. 4: frozen convolutions channels_last and torch's fused AdamW, which round otherwise. 5: how many pictures
 LORA_FORMAT = 5
@@ -51,7 +52,7 @@ def product_name(folder: Path) -> str:
 
 
 def lora_request(
-    run: Run, stage: Stage, folder: Path, inputs: dict[str, Artifact], prompts: Sequence[str] = (),
+    run: Run, stage: Stage, folder: Path, inputs: Mapping[str, Identity], prompts: Sequence[str] = (),
     parent_sha256: str | None = None,
 ) -> Request:  # fmt: skip
     """Identity of a stage's LoRA. `folder`: the base model; inputs: pixels, text, eval_set, what a ControlNet follows for
@@ -78,7 +79,7 @@ def lora_request(
         del spec["noise_level"]  # of the held-out loss; Stage I has none
     if run.config.stage(stage).validation_step_interval:
         spec["validation"] = _validation(run, stage, prompts)
-    ids = {**_ids(inputs), "text": text_identity(inputs["text"])}
+    ids = {**names_of(inputs), "text": text_identity(inputs["text"])}
     parent = {} if parent_sha256 is None else {"parent": parent_sha256}
     return Request(f"stage{stage}_lora", LORA_FORMAT, spec, {**ids, **_model(stage, folder), **parent})
 
@@ -102,7 +103,7 @@ def shares(run: Run) -> dict[str, list[Any]]:
     return {dataset.id: [dataset.probability, dataset.start_step, dataset.end_step] for dataset in run.datasets}
 
 
-def low_res_request(run: Run, folder: Path, inputs: dict[str, Artifact]) -> Request:
+def low_res_request(run: Run, folder: Path, inputs: Mapping[str, Identity]) -> Request:
     """Identity of Stage I's remakes of Stage II's low-res pictures. `folder`: Stage I's base model; inputs: pixels,
     stage1_lora, text_embeds.
     """
@@ -110,11 +111,13 @@ def low_res_request(run: Run, folder: Path, inputs: dict[str, Artifact]) -> Requ
     spec = run.config.stage(1).model_dump(mode="json", include=included)
     spec |= {"strength": run.config.stage(2).low_res_stage1_strength, "seed": run.config.seed}
     spec |= {"negative_prompt": run.config.validation_negative_prompt}
-    ids = {**_ids(inputs), "text_embeds": text_identity(inputs["text_embeds"])}
+    ids = {**names_of(inputs), "text_embeds": text_identity(inputs["text_embeds"])}
     return Request("stage2_low_res", LOW_RES_FORMAT, spec, {**ids, **_model(1, folder)})
 
 
-def samples_request(run: Run, prompts: list[str], folders: dict[Stage, Path], inputs: dict[str, Artifact]) -> Request:
+def samples_request(
+    run: Run, prompts: list[str], folders: dict[Stage, Path], inputs: Mapping[str, Identity]
+) -> Request:
     """Identity of the cascade samples: prompts, seeds, sizes, sampler settings, base models and LoRAs."""
     config = run.config
     asked: dict[str, Any] = {
@@ -140,28 +143,31 @@ def samples_request(run: Run, prompts: list[str], folders: dict[Stage, Path], in
         models["clip"] = model_fingerprint(Path(config.eval_clip_model), ("",))
     if config.eval_lpips_model is not None:
         models["lpips"] = sha256_file(Path(config.eval_lpips_model))[:16]
-    return Request("cascade_samples", SAMPLES_FORMAT, spec, {**_ids(inputs), **models})
+    return Request("cascade_samples", SAMPLES_FORMAT, spec, {**names_of(inputs), **models})
 
 
-def check_base(lora: Artifact | None, stage: Stage, folder: Path) -> None:
-    """Raises ConfigError when a LoRA was trained on another base model than the one in `folder`."""
-    if lora is not None and lora.manifest["inputs"]["model"] != _model(stage, folder)["model"]:
+def check_base(bundle: Artifact, stage: Stage, folder: Path) -> None:
+    """Raises ConfigError when what a bundle has of a stage was trained on another base model than the one in `folder`."""
+    trained_on = bundle.inputs.get(f"stage{stage}_model")
+    if trained_on is not None and trained_on != _model(stage, folder)["model"]:
         raise ConfigError(
-            f"{lora.kind} {lora.fingerprint} was trained on other weights than those in {folder}. "
+            f"{bundle.kind} {bundle.fingerprint} was trained on other weights of stage {stage} than those in {folder}. "
             f"Set stage{stage}.model_flavour to the flavour it was trained on."
         )
 
 
-def bundle_request(inputs: dict[str, Artifact]) -> Request:
-    """Identity of a bundle: what it is put together from."""
-    return Request("lora_bundle", BUNDLE_FORMAT, {}, _ids(inputs))
+def bundle_request(inputs: Mapping[str, Identity]) -> Request:
+    """Identity of a bundle: what it is put together from, and the base model of each LoRA, which samples are made with."""
+    loras = {name: artifact for name, artifact in inputs.items() if name.endswith("_lora")}
+    models = {name.replace("_lora", "_model"): lora.inputs["model"] for name, lora in loras.items()}
+    return Request("lora_bundle", BUNDLE_FORMAT, {}, {**names_of(inputs), **models})
 
 
 def generate_request(
-    run: Run, pictures: list[tuple[str, int]], version: str, folders: dict[Stage, Path], inputs: dict[str, Artifact],
+    run: Run, pictures: list[tuple[str, int]], version: str, folders: dict[Stage, Path], bundle: Artifact | None,
     control_sha256: str | None = None,
 ) -> Request:  # fmt: skip
-    """Identity of generated pictures: prompts, seeds, size, sampler settings, the models and the version's LoRAs; and
+    """Identity of generated pictures: prompts, seeds, size, sampler settings, the models and the version's bundle; and
     the bytes of the picture that a ControlNet follows.
     """
     spec: dict[str, Any] = {
@@ -181,11 +187,8 @@ def generate_request(
         spec[f"stage{stage}"] = run.config.stage(stage).model_dump(mode="json", include=_SAMPLING | {"mixed_precision"})
         models |= _model(stage, folders[stage], f"stage{stage}_model")
     encoder = {"encoder": model_fingerprint(folders[min(folders)], ("text_encoder", "tokenizer"))}
-    return Request("generated", GENERATE_FORMAT, spec, {**_ids(inputs), **models, **encoder})
-
-
-def _ids(inputs: dict[str, Artifact]) -> dict[str, str]:
-    return {name: artifact.fingerprint for name, artifact in inputs.items()}
+    published = {} if bundle is None else names_of({"lora_bundle": bundle})
+    return Request("generated", GENERATE_FORMAT, spec, {**published, **models, **encoder})
 
 
 def _model(stage: Stage, folder: Path, name: str = "model") -> dict[str, str]:

@@ -13,16 +13,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from deepfloyd_core.artifacts import Artifact, Request, finish_part, newest, part_is_whole
+from deepfloyd_core.artifacts import Artifact, Request, newest
 from deepfloyd_core.config import Run
 from deepfloyd_core.embeds import Embeds, model_fingerprint, rows_identity
 from deepfloyd_core.errors import ArtifactError
 from deepfloyd_core.files import atomic_path, canonical_json, sha256_bytes
 from deepfloyd_core.flavours import Stage
 from deepfloyd_core.mapped import mapped_table, mapped_tensor
+from deepfloyd_core.parts import finish_part, part_is_whole
 from deepfloyd_core.stage_config import StageConfig
 from deepfloyd_core.take_over import files_as_recorded
-from deepfloyd_core.types import Report
+from deepfloyd_core.types import Identity, Report
 
 if TYPE_CHECKING:
     import torch
@@ -51,20 +52,16 @@ def text_is_frozen(config: StageConfig) -> bool:
     return not any(layer == name or layer.endswith(f".{name}") for layer in TEXT_LAYERS for name in targets)
 
 
-def text_request(run: Run, stage: Stage, folder: Path, embeds: Artifact) -> Request:
+def text_request(run: Run, stage: Stage, folder: Path, embeds: Identity) -> Request:
     """Identity of a stage's text: T5's rows, the UNet in `folder`, and the dtype that it computes in."""
     spec = {"mixed_precision": run.config.stage(stage).mixed_precision, "rows": rows_identity(embeds)}
-    inputs = {"text_embeds": embeds.fingerprint, "unet": model_fingerprint(folder, ("unet",))}
+    inputs = {"text_embeds": embeds.name, "unet": model_fingerprint(folder, ("unet",))}
     return Request(f"stage{stage}_text", FORMAT, spec, inputs)
 
 
-def text_identity(text: Artifact) -> str:
+def text_identity(text: Identity) -> str:
     """What decides the rows of a caption in a stage's text, or in the embeds: not which others are stored with it."""
-    rows = (
-        rows_identity(text)
-        if text.kind == "text_embeds"
-        else {**text.manifest["spec"], "unet": text.manifest["inputs"]["unet"]}
-    )
+    rows = rows_identity(text) if text.kind == "text_embeds" else {**text.spec, "unet": text.inputs["unet"]}
     return sha256_bytes(canonical_json(rows).encode())[:16]
 
 

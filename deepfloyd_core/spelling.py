@@ -58,6 +58,9 @@ def read_run_file(path: Path, overrides: tuple[str, ...], run: type[Spec], stage
     for name in _TABLES:
         if isinstance(values.get(name), dict):
             values[name] = spelled(values[name], path)
+    given = [override.partition("=")[0] for override in overrides]
+    if twice := next((key for key in given if given.count(key) > 1), None):
+        raise ConfigError(f"--set {twice} is given {given.count(twice)} times; give it once.")
     for override in overrides:
         _apply_override(values, override, path)
     values = _answer(values, path, theirs, notes)

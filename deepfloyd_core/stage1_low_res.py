@@ -16,13 +16,14 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from deepfloyd_core.artifacts import Artifact, finish_part, part_is_whole
+from deepfloyd_core.artifacts import Artifact
 from deepfloyd_core.batches import Crops, Size, crops_of
 from deepfloyd_core.embeds import Embeds
 from deepfloyd_core.flavours import UPSCALE
 from deepfloyd_core.jobs import Job
 from deepfloyd_core.models import use_threads
 from deepfloyd_core.objective import low_res, to_bytes, to_model_range
+from deepfloyd_core.parts import finish_part, part_is_whole
 from deepfloyd_core.pixels import SHEET, SHEET_CELL_PX
 from deepfloyd_core.plan import by_size
 from deepfloyd_core.row_list import ROWS_FILE, read_row_list, shard_files, write_moved_row_list

@@ -6,8 +6,8 @@ Sizes are (width, height) as in Pillow; tensors are (B, C, H, W).
 """
 
 import hashlib
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, Protocol
 
 MadeConditioning = Literal["canny", "grayscale", "low_res"]  # what a ControlNet follows, made of the training picture
 Conditioning = Literal["canny", "grayscale", "low_res", "paired"]  # paired: a picture of its own
@@ -28,3 +28,23 @@ def hash_seed(*parts: object) -> int:
 def caption_id(caption: str) -> str:
     """Name of a caption in shards and embeds: 16 hex digits of sha256 over its UTF-8 bytes."""
     return hashlib.sha256(caption.encode()).hexdigest()[:16]
+
+
+class Identity(Protocol):
+    """What a request needs to know of an input: of a finished artifact, or of one that is yet to be made."""
+
+    @property
+    def kind(self) -> str: ...
+    @property
+    def fingerprint(self) -> str: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def spec(self) -> dict[str, Any]: ...
+    @property
+    def inputs(self) -> dict[str, str]: ...
+
+
+def names_of(inputs: Mapping[str, Identity]) -> dict[str, str]:
+    """The inputs of a request, where they are artifacts."""
+    return {name: artifact.name for name, artifact in inputs.items()}

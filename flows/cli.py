@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from deepfloyd_core.errors import DeepFloydError
 from deepfloyd_core.spec import home_path
@@ -20,9 +21,26 @@ from deepfloyd_core.storage import storage_error
 from flows.stopping import Stopped, Stopping
 from tasks.terminal import console, labelled
 
+
+class _EachOnce(TyperGroup):
+    """Commands that take each option once, unless it is a list: of two values the parser would drop the first silently."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """As the parser's own. Fails (exit code 2) for an option that is given twice."""
+        name, command, rest = super().resolve_command(ctx, args)
+        if command is not None:
+            inner = command.context_class(command, info_name=name, parent=ctx, resilient_parsing=True)
+            order = command.make_parser(inner).parse_args(list(rest))[2]
+            for option in {param for param in order if order.count(param) > 1}:
+                if option.param_type_name == "option" and not getattr(option, "multiple", False):
+                    inner.fail(f"{option.opts[0]} is given {order.count(option)} times; give it once.")
+        return name, command, rest
+
+
 app = typer.Typer(
-    add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__.split("\n")[0]
-)
+    cls=_EachOnce, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
+    help=__doc__.split("\n")[0],
+)  # fmt: skip
 out, err = console(), console(stderr=True)
 stopping = Stopping(err)
 
@@ -63,14 +81,15 @@ def main() -> None:
 @app.command()
 def run(config: ConfigPath, overrides: Overrides = None) -> None:
     """Make every artifact, from the pictures to the published bundle."""
+    from deepfloyd_core.versions import current
+
+    workspace = _load(config, overrides).workspace
+    before = current(workspace)
     with _session(config, overrides) as call:
         from flows.finetune import finetune
 
         version = call(finetune)
-    from deepfloyd_core.bundle import versions
-
-    checked = _load(config, overrides)
-    _print_version(checked.workspace, version or versions(checked.workspace)[-1])
+    _print_version(workspace, version, before)
 
 
 @app.command()
@@ -114,8 +133,11 @@ def train_stage2(config: ConfigPath, overrides: Overrides = None) -> None:
 
 @app.command()
 def retrain(config: ConfigPath, overrides: Overrides = None) -> None:
-    """Publish a new version if the data changed since the newest one; else say "no change"."""
-    checked = _load(config, overrides)
+    """Publish a new version if data or settings are not those of the current one; else say "no change"."""
+    from deepfloyd_core.versions import current
+
+    workspace = _load(config, overrides).workspace
+    before = current(workspace)
     with _session(config, overrides) as call:
         from flows.retrain import retrain as flow
 
@@ -123,15 +145,15 @@ def retrain(config: ConfigPath, overrides: Overrides = None) -> None:
     if version is None:
         out.print("no change")
     else:
-        _print_version(checked.workspace, version)
+        _print_version(workspace, version, before)
 
 
 @app.command()
 def generate(
     config: ConfigPath,
-    prompt: Annotated[str, typer.Option(help="What to draw.")],
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the first picture; the next ones count up.")] = 0,
-    images: Annotated[int, typer.Option(min=1, max=4096, help="How many pictures.")] = 1,
+    prompt: Annotated[list[str], typer.Option(help="What to draw; may be given several times.")],
+    seed: Annotated[int, typer.Option(min=0, help="Seed of a prompt's first picture; the next ones count up.")] = 0,
+    images: Annotated[int, typer.Option(min=1, max=4096, help="How many pictures of each prompt.")] = 1,
     version: Annotated[str, typer.Option(help="A version number, `latest`, or `base` for no LoRA.")] = "latest",
     size: Annotated[str | None, typer.Option(help="Stage I size, e.g. 64 or 96x64 (width x height).")] = None,
     control: Annotated[
@@ -143,10 +165,10 @@ def generate(
     """Draw pictures with a published version, or with the base models."""
     sized = [f'validation_resolution="{size}"'] if size else []
     checked = _load(config, [*(overrides or []), *sized])
-    from deepfloyd_core.bundle import find_version
+    from deepfloyd_core.versions import bundle_of, find_version
 
     if version != "base":
-        find_version(checked.workspace, version)
+        bundle_of(checked.workspace, find_version(checked.workspace, version))
     with _session(config, overrides) as call:
         from flows.generate import generate as flow
 
@@ -159,26 +181,30 @@ def generate(
             size=size,
             control=str(control.absolute()) if control else None,
         )
-    for name in made.summary["pictures"]:
-        out.print(str(made.path / name))
+    for name, text in zip(made.summary["pictures"], made.summary["prompts"], strict=True):
+        out.print(f"{made.path / name}{f'  {text}' if len(prompt) > 1 else ''}")
 
 
 @app.command()
 def verify(workspace: Workspace) -> None:
-    """Re-hash every artifact and version of a workspace; exit 1 when any byte differs."""
-    from deepfloyd_core.artifacts import all_artifacts, verify_artifact
-    from deepfloyd_core.bundle import versions
+    """Re-hash every artifact and version of a workspace, and all that a version needs; exit 1 on any fault."""
+    from deepfloyd_core.verify import verify_workspace
 
     _need_workspace(workspace)
-    damage, count = [], 0
-    for artifact in all_artifacts(workspace):
-        damage += verify_artifact(artifact)
-        count += 1
-    published = len(versions(workspace))
-    for line in damage:
-        out.print(labelled("damaged", "bold red", line))
-    out.print(f"{count} artifacts and {published} versions checked, {len(damage)} faults")
-    if damage:
+    found = verify_workspace(workspace)
+    faults = {"missing": found.missing, "damaged": found.damaged, "version": found.records}
+    for label, lines in faults.items():
+        for line in lines:
+            out.print(labelled(label, "bold red", line))
+    for line in found.notes:
+        out.print(labelled("note", "yellow", line))
+    out.print(f"{found.artifacts} artifacts and {found.versions} versions checked, {found.faults} faults")
+    if found.missing or found.damaged:
+        out.print(
+            "`deepfloyd run` makes again what is missing, from the settings and pictures of the version that needs it. "
+            "Of what is damaged remove the directory before."
+        )
+    if found.faults:
         raise typer.Exit(1)
 
 
@@ -186,20 +212,33 @@ def verify(workspace: Workspace) -> None:
 def list_artifacts(workspace: Workspace) -> None:
     """List the artifacts and versions of a workspace."""
     from rich.table import Table
+    from rich.text import Text
 
     from deepfloyd_core.artifacts import all_artifacts
-    from deepfloyd_core.bundle import versions
+    from deepfloyd_core.errors import ArtifactError
+    from deepfloyd_core.versions import bundle_of, readable_versions
 
     _need_workspace(workspace)
     table = Table("kind", "fingerprint", "made", "files", "bytes")
     for artifact in all_artifacts(workspace):
-        record = artifact.manifest
+        try:
+            record = artifact.manifest
+        except ArtifactError:
+            table.add_row(artifact.kind, artifact.fingerprint, Text("damaged", "bold red"), "", "")
+            continue
         size = sum(entry["bytes"] for entry in record["files"])
         made = record["provenance"]["started"][:19].replace("T", " ")
         table.add_row(artifact.kind, artifact.fingerprint, made, str(len(record["files"])), f"{size:,}")
     out.print(table)
-    for version in versions(workspace):
+    published, faults = readable_versions(workspace)
+    for version in published:
         out.print(f"version {version.number}: lora_bundle {version.bundle}")
+        try:
+            bundle_of(workspace, version)
+        except ArtifactError as error:
+            faults.append(str(error))
+    for fault in faults:
+        out.print(labelled("fault", "bold red", fault))
 
 
 @app.command()
@@ -209,8 +248,12 @@ def show(
     """Print the manifest of an artifact: spec, inputs, summary, files."""
     from deepfloyd_core.artifacts import all_artifacts
     from deepfloyd_core.errors import ConfigError
+    from deepfloyd_core.versions import bundle_of, readable_versions
 
     _need_workspace(workspace)
+    for version in readable_versions(workspace)[0]:
+        if version.bundle.startswith(fingerprint):
+            bundle_of(workspace, version)  # one that is lost is an error of its own
     found = [artifact for artifact in all_artifacts(workspace) if artifact.fingerprint.startswith(fingerprint)]
     if len(found) != 1:
         raise ConfigError(f"{fingerprint!r} names {len(found)} artifacts of {workspace}; `deepfloyd ls` lists them.")
@@ -298,10 +341,10 @@ def _flush_prefect() -> None:
     EventsWorker.drain_all(timeout=patience_s)
 
 
-def _print_version(workspace: Path, version: Any) -> None:
-    from deepfloyd_core.artifacts import Artifact
+def _print_version(workspace: Path, version: Any, before: Any) -> None:
+    from deepfloyd_core.versions import bundle_of, news_of
 
-    bundle = Artifact("lora_bundle", version.bundle, workspace / "lora_bundle" / version.bundle)
+    bundle = bundle_of(workspace, version)
     samples = bundle.summary["samples"]
     out.print()
     for stage in (1, 2):
@@ -311,7 +354,7 @@ def _print_version(workspace: Path, version: Any) -> None:
         if not isinstance(value, dict):
             out.print(f"{key.replace('_', ' '):<22} {value}")
     _print_upscaled(samples)
-    out.print(f"version                {version.number}")
+    out.print(news_of(workspace, version, before))
     out.print(f"bundle                 {bundle.path}")
     sheets = {
         "sheet.png": "contact sheet", "eval.png": "held-out pictures", "eval_details.png": "zoomed details",

@@ -3,12 +3,15 @@
 from pathlib import Path
 
 from prefect import flow
+from prefect.client.schemas.objects import State
+from prefect.states import Completed
 
 from deepfloyd_core.artifacts import Artifact
-from deepfloyd_core.bundle import Version
 from deepfloyd_core.config import Run, load_run
 from deepfloyd_core.jobs import job_starter
-from tasks.cascade_samples import cascade_samples, sample_prompts
+from deepfloyd_core.planned import sample_prompts
+from deepfloyd_core.versions import Version, current, news_of
+from tasks.cascade_samples import cascade_samples
 from tasks.conditioning import conditioning
 from tasks.eval_set import eval_set
 from tasks.image_index import image_index
@@ -24,12 +27,14 @@ from tasks.text_embeds import text_embeds
 
 @flow(name="finetune")
 @server_awaited
-def finetune(config: str, overrides: list[str] | None = None) -> Version:
-    """Fine-tune the stages that CONFIG names and publish the result as a new version."""
+def finetune(config: str, overrides: list[str] | None = None) -> "State[Version]":
+    """Fine-tune the stages that CONFIG names and publish the result: as a new version, unless it is the current one's."""
     run = load_run(Path(config), tuple(overrides or ()))
+    before = current(run.workspace)
     check_models(run, run.config.stages)
     reach_workers(run)
-    return make_bundle(run, image_index(run))
+    version = make_bundle(run, image_index(run))
+    return Completed(message=news_of(run.workspace, version, before), data=version)
 
 
 @job_starter()

@@ -14,17 +14,25 @@ from tasks.outbox import server_awaited
 @flow(name="generate")
 @server_awaited
 def generate(
-    config: str, prompt: str, seed: int = 0, images: int = 1, version: str = "latest", size: str | None = None,
-    control: str | None = None, overrides: list[str] | None = None,
+    config: str, prompt: str | list[str], seed: int = 0, images: int = 1, version: str = "latest",
+    size: str | None = None, control: str | None = None, overrides: list[str] | None = None,
 ) -> Artifact:  # fmt: skip
-    """Sample `images` pictures of a prompt, with seeds counting up from `seed`; size is Stage I's, e.g. 96x64.
+    """Sample `images` pictures of each prompt, with seeds counting up from `seed`; size is Stage I's, e.g. 96x64.
 
     control: a picture that they follow, with a version that is a ControlNet.
     """
-    if not prompt.strip():
-        raise ConfigError("The prompt is empty.")
+    prompts = [prompt] if isinstance(prompt, str) else prompt
+    _check_prompts(prompts)
     sized = (f'validation_resolution="{size}"',) if size else ()
     run = load_run(Path(config), (*(overrides or ()), *sized))
-    return generated(
-        run, [(prompt, seed + number) for number in range(images)], version, Path(control) if control else None
-    )
+    pictures = [(text, seed + number) for text in prompts for number in range(images)]
+    return generated(run, pictures, version, Path(control) if control else None)
+
+
+def _check_prompts(prompts: list[str]) -> None:
+    if not prompts or not all(text.strip() for text in prompts):
+        raise ConfigError("The prompt is empty." if len(prompts) < 2 else "One of the prompts is empty.")
+    if twice := next((text for text in prompts if prompts.count(text) > 1), None):
+        raise ConfigError(
+            f"The prompt {twice!r} is given twice, and would give the same pictures. For more of them raise images."
+        )

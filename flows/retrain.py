@@ -1,4 +1,8 @@
-"""Retrain on a schedule: nothing when the data is as it was, otherwise a new version beside the old ones."""
+"""Retrain on a schedule: nothing when the data and the settings are as they were, otherwise a new version.
+
+What decides is the identity of the bundle that would be made, which is known before any of it is. So data that went back
+to what an earlier version was made of publishes that version's bundle again, and trains nothing.
+"""
 
 from pathlib import Path
 
@@ -6,12 +10,13 @@ from prefect import flow, get_run_logger
 from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
-from deepfloyd_core.bundle import Version, versions
+from deepfloyd_core.artifacts import find, missing_parts
 from deepfloyd_core.config import load_run
-from deepfloyd_core.image_index import index_request
-from deepfloyd_core.scan import scan
+from deepfloyd_core.planned import planned_bundle
+from deepfloyd_core.versions import Version, current, news_of
 from flows.finetune import make_bundle
 from tasks.image_index import image_index
+from tasks.lora_bundle import publish_version
 from tasks.outbox import server_awaited
 from tasks.runners import reach_workers
 from tasks.stage_lora import check_models
@@ -22,14 +27,19 @@ NO_CHANGE = "no change"
 @flow(name="retrain")
 @server_awaited
 def retrain(config: str, overrides: list[str] | None = None) -> "State[Version | None]":
-    """Scan; when the newest version was made from the same data, complete with "no change"; otherwise fine-tune."""
+    """Index; when the current version is what would be made, complete with "no change"; otherwise publish what would be."""
     run = load_run(Path(config), tuple(overrides or ()))
-    published = versions(run.workspace)
-    index_fingerprint = index_request(run, scan(run)).fingerprint
-    if published and published[-1].image_index == index_fingerprint:
-        get_run_logger().info("no change since version %d", published[-1].number)
-        return Completed(message=NO_CHANGE, data=None)
+    before = current(run.workspace)
     check_models(run, run.config.stages)
-    reach_workers(run)
-    version = make_bundle(run, image_index(run))
-    return Completed(message=f"published version {version.number}", data=version)
+    index = image_index(run)
+    planned = planned_bundle(run, index)
+    bundle = find(run.workspace, planned)
+    if bundle is None or any(missing_parts(bundle)):
+        reach_workers(run)
+        version = make_bundle(run, index)
+    elif before and before.bundle == bundle.fingerprint:
+        get_run_logger().info("no change since version %d", before.number)
+        return Completed(message=NO_CHANGE, data=None)
+    else:
+        version = publish_version(run, bundle, index)
+    return Completed(message=news_of(run.workspace, version, before), data=version)

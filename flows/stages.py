@@ -8,7 +8,7 @@ from deepfloyd_core.artifacts import Artifact
 from deepfloyd_core.config import Run, load_run
 from deepfloyd_core.flavours import Stage
 from deepfloyd_core.jobs import job_starter
-from tasks.cascade_samples import sample_prompts
+from deepfloyd_core.planned import sample_prompts
 from tasks.conditioning import conditioning
 from tasks.eval_set import eval_set
 from tasks.image_index import image_index

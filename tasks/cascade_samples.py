@@ -9,18 +9,9 @@ from deepfloyd_core.artifacts import Artifact, materialise
 from deepfloyd_core.config import Run
 from deepfloyd_core.flavours import Stage, resolve
 from deepfloyd_core.jobs import run_job
-from deepfloyd_core.ledger import caption_counts
 from deepfloyd_core.products import samples_request
 from tasks.progress import progress
 from tasks.publish import publish_pictures, publish_upscaled
-
-
-def sample_prompts(run: Run, index: Artifact) -> list[str]:
-    """The validation prompts, or the most frequent caption (the first by alphabet among equals)."""
-    if run.config.prompts:
-        return list(run.config.prompts)
-    counts = caption_counts(index)
-    return [min(counts, key=lambda caption: (-counts[caption], caption))]
 
 
 @task(name="cascade_samples", cache_policy=NO_CACHE)

@@ -6,7 +6,6 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from deepfloyd_core.artifacts import Artifact, materialise
-from deepfloyd_core.bundle import find_version
 from deepfloyd_core.config import Run
 from deepfloyd_core.errors import ConfigError
 from deepfloyd_core.files import sha256_file
@@ -15,6 +14,7 @@ from deepfloyd_core.jobs import run_job
 from deepfloyd_core.pictures import read_fitted
 from deepfloyd_core.products import CONTROL_FILE, check_base, generate_request, product_name
 from deepfloyd_core.unet_sizes import check_sample_sizes
+from deepfloyd_core.versions import bundle_of, find_version, stage_folder
 from tasks.progress import progress
 from tasks.publish import publish_pictures
 
@@ -32,11 +32,12 @@ def generated(run: Run, pictures: list[tuple[str, int]], version: str, control: 
     folders: dict[Stage, Path] = {}
     for stage in run.config.stages:
         folders[stage] = resolve(run.config.stage(stage).model, stage, text=stage == 1)
-    inputs = {} if version == "base" else _loras(run, version)
+    bundle = None if version == "base" else bundle_of(run.workspace, find_version(run.workspace, version))
     for stage, folder in folders.items():
         check_sample_sizes(run, stage, folder)
-        check_base(inputs.get(f"stage{stage}_lora"), stage, folder)
-    _check_control(inputs.get("stage1_lora"), version, control)
+        if bundle is not None:
+            check_base(bundle, stage, folder)
+    _check_control(bundle, version, control)
     if control is not None:
         read_fitted(control, size)  # so that a file that is no picture ends the run here
     sha256 = None if control is None else sha256_file(control)
@@ -48,31 +49,21 @@ def generated(run: Run, pictures: list[tuple[str, int]], version: str, control: 
         "encoder": str(folders[1]),
         "models": {str(stage): str(folder) for stage, folder in folders.items()},
     }
+    inputs = {} if bundle is None else {"lora_bundle": bundle}
     with progress("generate") as report:
         made, _ = materialise(
             run.workspace,
-            generate_request(run, pictures, version, folders, inputs, sha256),
+            generate_request(run, pictures, version, folders, bundle, sha256),
             lambda work: run_job("generate", run.config, inputs, options, work, report),
         )
     publish_pictures(made, *made.summary["pictures"][-4:])
     return made
 
 
-def _check_control(lora: Artifact | None, version: str, control: Path | None) -> None:
+def _check_control(bundle: Artifact | None, version: str, control: Path | None) -> None:
     """Raises ConfigError unless there is a picture to follow exactly where there is a ControlNet to follow it."""
-    follows = lora is not None and product_name(lora.path) == CONTROL_FILE
+    follows = bundle is not None and product_name(stage_folder(bundle.path, 1)) == CONTROL_FILE
     if follows and control is None:
         raise ConfigError(f"Version {version!r} is a ControlNet: name the picture that it is to follow with --control.")
     if control is not None and not follows:
         raise ConfigError(f"Version {version!r} is no ControlNet and follows no picture. Remove --control.")
-
-
-def _loras(run: Run, version: str) -> dict[str, Artifact]:
-    """The LoRA artifacts that a version's bundle was put together from."""
-    fingerprint = find_version(run.workspace, version).bundle
-    bundle = Artifact("lora_bundle", fingerprint, run.workspace / "lora_bundle" / fingerprint)
-    loras = {}
-    for name, lora in bundle.manifest["inputs"].items():
-        if name.endswith("_lora"):
-            loras[name] = Artifact(name, lora, run.workspace / name / lora)
-    return loras

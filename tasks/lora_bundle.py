@@ -4,9 +4,10 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from deepfloyd_core.artifacts import Artifact, materialise
-from deepfloyd_core.bundle import Version, build_bundle, publish
+from deepfloyd_core.bundle import build_bundle
 from deepfloyd_core.config import Run
 from deepfloyd_core.products import bundle_request
+from deepfloyd_core.versions import Version, publish
 from tasks.publish import publish_pictures
 
 
@@ -22,5 +23,5 @@ def lora_bundle(run: Run, prompts: list[str], inputs: dict[str, Artifact]) -> Ar
 
 @task(name="publish_version", cache_policy=NO_CACHE)
 def publish_version(run: Run, bundle: Artifact, index: Artifact) -> Version:
-    """The version number of a bundle; a new one if it has none."""
+    """Make the bundle current: its version, a new one unless it is already."""
     return publish(run.workspace, bundle, index)[0]

@@ -23,12 +23,11 @@ from deepfloyd_core.artifacts import (
     WorkDir,
     all_artifacts,
     find,
-    finish_part,
     materialise,
-    part_is_whole,
     verify_artifact,
 )
 from deepfloyd_core.errors import ArtifactError, StorageError
+from deepfloyd_core.parts import finish_part, part_is_whole
 
 REQUEST = Request("eval_set", 1, {"seed": 42, "nested": {"rank": 4, "name": "é"}}, {"image_index": "ab12"})
 CONTENT = {"a.bin": b"\x00\x01\x02", "deep/er/b.txt": "naïve\n".encode(), "empty": b""}

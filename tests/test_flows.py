@@ -9,11 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from deepfloyd_core.flavours import FLAVOURS
+from deepfloyd_core.scan import scan
 from deepfloyd_core.sources.folder import RACY_NS
 
 pytestmark = pytest.mark.slow  # a server, and a process for each command
@@ -142,47 +144,120 @@ def test_retrain_says_no_change_and_publishes_nothing(finished: tuple[Any, str])
     assert _digest(run.workspace) == before
 
 
-def test_retrain_on_new_pictures_publishes_a_second_version_beside_the_first(
-    finished: tuple[Any, str], tmp_path: Path
-) -> None:
-    first, _ = finished
-    shutil.copytree(first.folder, tmp_path / "run")
-    run = type(first)(tmp_path / "run")
+def _moved(first: Any, folder: Path) -> Any:
+    """A copy of a small run elsewhere."""
+    shutil.copytree(first.folder, folder)
+    run = type(first)(folder)
     for name in ("run.toml", "data.json"):
         path = run.folder / name
         path.write_text(path.read_text().replace(str(first.folder), str(run.folder)))
+    return run
+
+
+def _bundles(run: Any) -> list[str]:
+    """What each version points at, and that versions are numbered without a gap."""
+    records = [json.loads(path.read_text()) for path in sorted((run.workspace / "versions").iterdir())]
+    assert [record["number"] for record in records] == list(range(1, len(records) + 1))
+    return [record["bundle"] for record in records]
+
+
+def test_retrain_publishes_what_data_and_settings_ask_for_and_nothing_when_that_is_current(
+    finished: tuple[Any, str], tmp_path: Path
+) -> None:
+    """Pictures that come are version 2; when they are withdrawn the bundle of version 1 is current again, as version 3;
+    a setting that decides the bundle makes version 4, one that decides nothing none."""
+    run = _moved(finished[0], tmp_path / "run")
+
+    def retrained(*keys: str) -> Any:
+        done = run.call_here("retrain", str(run.config), *FAST, *keys)
+        assert done.returncode == 0, done.stderr
+        return done
+
     before = _digest(run.workspace)
     for number in (100, 101, 102):
         run.add_picture(number)
     time.sleep(RACY_NS / 1e9)  # what is younger is hashed again by the next scan, which then notes that it has settled
-    done = run.call_here("retrain", str(run.config), *FAST)
-    assert done.returncode == 0, done.stderr
+    done = retrained()
+    assert "published version 2\n" in done.stdout and "inputs.data" in done.stderr  # the field-level reason
     after = _digest(run.workspace)
     assert {name: after[name] for name in before} == before
-    records = [json.loads(path.read_text()) for path in sorted((run.workspace / "versions").iterdir())]
-    assert [record["number"] for record in records] == [1, 2]
-    assert records[0]["bundle"] != records[1]["bundle"]
-    again = run.call_here("retrain", str(run.config), *FAST)
-    assert again.stdout.strip() == "no change"
-    assert _digest(run.workspace) == after
-    assert "inputs.data" in done.stderr  # the field-level reason
+    old, new = _bundles(run)
+    assert old != new
+    assert retrained().stdout.strip() == "no change" and _digest(run.workspace) == after
+
+    for file in [file for number in (100, 101, 102) for file in run.pictures.glob(f"star_{number}.*")]:
+        file.unlink()
+    done = retrained()
+    assert "published version 3: the bundle of version 1 again\n" in done.stdout and old in done.stdout
+    assert ": built" not in done.stderr and _bundles(run) == [old, new, old]
+    reverted = _digest(run.workspace)
+    assert retrained("--set", "workers=1", "--set", "checkpointing_steps=1").stdout.strip() == "no change"
+    assert _digest(run.workspace) == reverted
+
+    assert "published version 4\n" in retrained("--set", "num_validation_images=1").stdout
+    assert len(set(_bundles(run))) == 3
+    shutil.rmtree(run.workspace / "lora_bundle" / _bundles(run)[3])
+    assert "version 4 as before\n" in retrained("--set", "num_validation_images=1").stdout, "and it is there again"
+    assert run.call_here("verify", str(run.workspace)).returncode == 0
+    assert "published version 5: the bundle of version 1 again\n" in run.call_here("run", str(run.config), *FAST).stdout
+
+
+def test_no_change_scans_once_and_a_retrain_that_fails_publishes_nothing(
+    finished: tuple[Any, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, scans = _moved(finished[0], tmp_path / "run"), tmp_path / "scans"
+
+    def counted(*arguments: Any) -> Any:
+        with scans.open("a") as file:
+            file.write("x")
+        return scan(*arguments)
+
+    monkeypatch.setattr("tasks.image_index.scan", counted)
+    monkeypatch.setattr("deepfloyd_core.scan.scan", counted)
+    # The copies are other files to the scan, of the same bytes.
+    assert run.call_here("retrain", str(run.config), *FAST).stdout.strip() == "no change"
+    assert scans.read_text() == "x"
+
+    def full_disk(*_: Any) -> Any:
+        raise OSError(28, "No space left on device")
+
+    run.add_picture(100)
+    with monkeypatch.context() as patched:
+        patched.setattr("tasks.text_embeds.materialise", full_disk)
+        failed = run.call_here("retrain", str(run.config), *FAST)
+    assert failed.returncode == 1 and "No space left" in failed.stderr
+    for file in run.pictures.glob("star_100.*"):
+        file.unlink()
+    assert run.call_here("retrain", str(run.config), *FAST).stdout.strip() == "no change"
+    assert len(_bundles(run)) == 1
 
 
 def test_generate_gives_the_same_bytes_twice_and_says_how_they_were_made(finished: tuple[Any, str]) -> None:
     run, _ = finished
     arguments = ("generate", str(run.config), "--prompt", "a purple star", "--seed", "7", "--size", "72x64", *FAST)
-    first = run.call(*arguments)
+    kept = shutil.move(run.workspace / "stage1_lora", run.workspace / ".stage1_lora")
+    first = run.call(*arguments)  # from what was published: it needs no other artifact
+    shutil.move(kept, run.workspace / "stage1_lora")
     assert first.returncode == 0, first.stderr
     small, large = (Path(line) for line in first.stdout.split())
     assert Image.open(small).size == (72, 64) and Image.open(large).size == (288, 256)
     record = json.loads(Image.open(large).text["deepfloyd"])  # type: ignore[attr-defined]
     assert (record["prompt"], record["seed"], record["stage"]) == ("a purple star", 7, 2)
     before = small.read_bytes(), large.read_bytes()
+    image = np.asarray(Image.open(small)).astype(int)
     shutil.rmtree(run.workspace / "generated")
     assert run.call_here(*arguments).returncode == 0
     assert (small.read_bytes(), large.read_bytes()) == before
     base = run.call_here(*arguments, "--version", "base")
     assert Path(base.stdout.split()[0]).read_bytes() != before[0]
+    two = run.call_here(*arguments, "--prompt", "a red circle", "--images", "2")
+    drawn = [line.split("  ") for line in two.stdout.splitlines()]
+    assert [prompt for _, prompt in drawn] == ["a purple star", "a purple star", "a red circle", "a red circle"] * 2
+    records = [json.loads(Image.open(path).text["deepfloyd"]) for path, _ in drawn]  # type: ignore[attr-defined]
+    assert [record["prompt"] for record in records] == [prompt for _, prompt in drawn]
+    assert [record["seed"] for record in records] == [7, 8] * 4 and len({path for path, _ in drawn}) == 8
+    again = np.asarray(Image.open(drawn[0][0])).astype(int)
+    assert np.abs(again - image).max() <= 2, "the same picture, rounded as a part of a larger batch"
     shutil.rmtree(run.workspace / "generated")
 
 

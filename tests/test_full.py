@@ -11,6 +11,7 @@ from diffusers import UNet2DConditionModel
 from model_cards import card_code, generated
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from training_parts import planned_name
 
 from deepfloyd_core.errors import ArtifactError
 from deepfloyd_core.flavours import FLAVOURS, Stage
@@ -229,6 +230,7 @@ def test_a_full_run_ends_in_a_bundle_whose_card_says_how_to_load_it(
         assert summary["trainable_parameters"] == sum(map(torch.numel, load_file(lora / WEIGHTS).values()))
         assert summary["eval_loss"] != summary["eval_loss_base"]
     assert run.call_here("verify", str(run.workspace)).returncode == 0
+    assert planned_name(run, keys) == f"lora_bundle/{bundle.name}"
 
     code = card_code(bundle)
     for folder in FOLDERS.values():

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from artifact_rows import sealed_manifest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -185,7 +186,7 @@ def test_the_data_file_s_sets_reach_the_trainer_apart(world: Any) -> None:
         assert len(names) == 1
         assert 3 <= number < 9 or names == {"one"}
 
-    write_sealed(run.workspace / MANIFEST, {"spec": {}, "inputs": {}})
+    write_sealed(run.workspace / MANIFEST, sealed_manifest())
     inputs = {"pixels": pixels, "text": Artifact("text_embeds", "any", run.workspace)}
 
     def fingerprint(**keys: Any) -> str:

@@ -14,7 +14,7 @@ import torch
 from artifact_rows import ledger, live_rows
 from model_cards import card_code, generated
 from PIL import Image
-from training_parts import FOLDERS
+from training_parts import FOLDERS, planned_name
 
 from deepfloyd_core.artifacts import Artifact, materialise
 from deepfloyd_core.batches import MixedOrder, OrderSettings, TrainingRows
@@ -525,6 +525,7 @@ def test_a_run_ends_in_a_version_that_follows_pictures_of_its_kind(
     assert summary("eval_conditioning")["rows"] == 2
     assert not [name for name in summary("cascade_samples") if name.startswith("control_error")]
     assert run.call_here("run", str(run.config), *keys).returncode == 0 and made() == first
+    assert planned_name(run, keys) in {f"{path.parent.name}/{path.name}" for path in first}
     assert run.call_here("verify", str(run.workspace)).returncode == 0
 
     (bundle,) = (run.workspace / "lora_bundle").iterdir()

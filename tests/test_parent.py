@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from artifact_rows import sealed_manifest
 from diffusers import UNet2DConditionModel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -138,7 +139,7 @@ def test_the_bytes_of_the_parent_are_in_the_request_and_its_path_is_not(folder: 
         return lora_request(run, 1, FOLDERS[1], {"text": text}, (), found.sha256 if found else None)
 
     text = Artifact("stage1_text", "0" * 16, tmp_path)
-    write_sealed(tmp_path / MANIFEST, {"spec": {}, "inputs": {"unet": ""}})
+    write_sealed(tmp_path / MANIFEST, sealed_manifest(unet=""))
     file = folder / "lora" / LORA_FILE
     (tmp_path / "copy.safetensors").write_bytes(file.read_bytes())
     with safe_open(file, "pt") as opened:
@@ -155,7 +156,7 @@ def test_the_bytes_of_the_parent_are_in_the_request_and_its_path_is_not(folder: 
 
 def test_when_checkpoints_are_written_is_in_no_fingerprint(folder: Path, tmp_path: Path) -> None:
     text = Artifact("stage1_text", "0" * 16, tmp_path)
-    write_sealed(tmp_path / MANIFEST, {"spec": {}, "inputs": {"unet": ""}})
+    write_sealed(tmp_path / MANIFEST, sealed_manifest(unet=""))
 
     def fingerprint(**keys: Any) -> str:
         return lora_request(new_run(folder, None, **keys), 1, FOLDERS[1], {"text": text}).fingerprint
@@ -297,6 +298,7 @@ def test_a_number_is_a_published_version(folder: Path) -> None:
     bundle = Artifact("lora_bundle", "0" * 16, folder / "workspace" / "lora_bundle" / ("0" * 16))
     (bundle.path / "stage1").mkdir(parents=True)
     (bundle.path / "stage1" / LORA_FILE).write_bytes((folder / "lora" / LORA_FILE).read_bytes())
+    write_sealed(bundle.path / MANIFEST, sealed_manifest())
     (folder / "workspace" / "versions").mkdir()
     version = {"number": 3, "bundle": bundle.fingerprint, "image_index": "", "data": ""}
     write_sealed(folder / "workspace" / "versions" / "0003.json", version)

@@ -4,7 +4,7 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,13 @@ from PIL import Image
 from deepfloyd_core import held_out, train
 from deepfloyd_core.artifacts import Artifact, WorkDir, materialise
 from deepfloyd_core.batches import Draws
-from deepfloyd_core.config import Run, RunConfig
+from deepfloyd_core.config import Run, RunConfig, load_run
 from deepfloyd_core.embeds import embeds_request, run_captions
 from deepfloyd_core.flavours import FLAVOURS, Stage
 from deepfloyd_core.jobs import Job, job_function, run_job
 from deepfloyd_core.ledger import caption_counts
 from deepfloyd_core.parent import find_parent
+from deepfloyd_core.planned import planned_bundle
 from deepfloyd_core.products import lora_request
 from deepfloyd_core.projected import text_is_frozen, text_request
 from deepfloyd_core.stage_loss import Fed, Setup
@@ -149,3 +150,10 @@ def train_and_kill(run: Run, made: dict[str, Artifact], stage: Stage, workspace:
     os.kill(process.pid or 0, signal.SIGKILL)
     process.join()
     assert process.exitcode == -signal.SIGKILL
+
+
+def planned_name(run: Any, keys: Sequence[str]) -> str:
+    """The bundle that a small run would make with some `--set=KEY=VALUE`, by its index and settings alone."""
+    loaded = load_run(run.config, tuple(key.removeprefix("--set=") for key in keys))
+    (path,) = (run.workspace / "image_index").iterdir()
+    return planned_bundle(loaded, Artifact("image_index", path.name, path)).name

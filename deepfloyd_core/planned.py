@@ -1,0 +1,58 @@
+"""The bundle that a run would make, before any of it is made: its identity follows from the index and the settings.
+
+The same requests as the tasks', in the order of `flows.finetune`, each with the requests before it for its inputs. Reads the
+index's captions and the model's files (of a hub snapshot only their names), decodes and loads nothing.
+"""
+
+from deepfloyd_core.artifacts import Artifact, Request
+from deepfloyd_core.config import Run
+from deepfloyd_core.embeds import embeds_request, run_captions
+from deepfloyd_core.flavours import resolve
+from deepfloyd_core.ledger import caption_counts
+from deepfloyd_core.paired_pixels import conditioning_request
+from deepfloyd_core.parent import find_parent
+from deepfloyd_core.pixels import eval_request, pixels_request
+from deepfloyd_core.products import bundle_request, lora_request, low_res_request, samples_request
+from deepfloyd_core.projected import text_is_frozen, text_request
+from deepfloyd_core.types import Identity
+
+
+def sample_prompts(run: Run, index: Artifact) -> list[str]:
+    """The validation prompts, or the most frequent caption (the first by alphabet among equals)."""
+    if run.config.prompts:
+        return list(run.config.prompts)
+    counts = caption_counts(index)
+    return [min(counts, key=lambda caption: (-counts[caption], caption))]
+
+
+def planned_bundle(run: Run, index: Artifact) -> Request:
+    """What `flows.finetune` would publish of an index. Raises ConfigError or ModelError for models that are not there."""
+    folders = {stage: resolve(run.config.stage(stage).model, stage) for stage in run.config.stages}
+    first = run.config.stages[0]
+    encoder = resolve(run.config.stage(first).model, first, text=True)
+    embeds = embeds_request(run, run_captions(run, caption_counts(index)), encoder)
+    held_out, prompts = eval_request(run, index), sample_prompts(run, index)
+    follow: dict[str, Identity] = {}
+    if run.config.paired:
+        follow["conditioning"] = conditioning_request(index, pixels_request(run, index, 1))
+        follow["eval_conditioning"] = conditioning_request(index, held_out)
+    loras: dict[str, Identity] = {}
+    for stage, folder in folders.items():
+        pixels = pixels_request(run, index, stage)
+        frozen = text_is_frozen(run.config.stage(stage))
+        text = text_request(run, stage, folder, embeds) if frozen else embeds
+        inputs: dict[str, Identity] = {"pixels": pixels, "text": text, "eval_set": held_out}
+        if stage == 1:
+            inputs |= follow
+        elif run.config.remakes_low_res:
+            made_of: dict[str, Identity] = {
+                "pixels": pixels,
+                "stage1_lora": loras["stage1_lora"],
+                "text_embeds": embeds,
+            }
+            inputs["low_res"] = low_res_request(run, folders[1], made_of)
+        parent = find_parent(run, stage, folder)
+        sha256 = parent.sha256 if parent else None
+        loras[f"stage{stage}_lora"] = lora_request(run, stage, folder, inputs, prompts, sha256)
+    samples = samples_request(run, prompts, folders, {"text_embeds": embeds, "eval_set": held_out, **follow, **loras})
+    return bundle_request({"image_index": index, "cascade_samples": samples, **loras})

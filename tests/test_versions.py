@@ -1,0 +1,219 @@
+"""Versions: which one is current, what verify asks of them, and that a lost or damaged piece is named, with who needs it."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from deepfloyd_core.artifacts import MANIFEST, Artifact, Request, WorkDir, materialise
+from deepfloyd_core.errors import ArtifactError, ConfigError
+from deepfloyd_core.files import write_sealed
+from deepfloyd_core.verify import verify_workspace
+from deepfloyd_core.versions import bundle_of, current, find_version, news_of, publish, versions
+from flows.cli import app
+
+
+def deepfloyd(*arguments: str) -> Result:
+    """The command line, in this process."""
+    return CliRunner().invoke(app, arguments)
+
+
+def make(workspace: Path, kind: str, spec: dict[str, Any], *inputs: Artifact, **others: str) -> Artifact:
+    """A finished artifact of one small file."""
+
+    def build(work: WorkDir) -> dict[str, Any]:
+        (work.path / "stage1").mkdir(exist_ok=True)
+        (work.path / "stage1" / "file").write_bytes(json.dumps(spec).encode())
+        return {}
+
+    request = Request(kind, 1, spec, {**{one.kind: f"{one.kind}/{one.fingerprint}" for one in inputs}, **others})
+    return materialise(workspace, request, build)[0]
+
+
+class Release:
+    """A workspace with two bundles of one data set each, and what they were made from."""
+
+    def __init__(self, workspace: Path) -> None:
+        self.workspace = workspace
+        self.parts: dict[str, Artifact] = {}
+        self.encoder = make(workspace, "text_embeds", {}, encoder="0" * 16)
+        for name in ("old", "new"):
+            index = make(workspace, "image_index", {"of": name}, data="1" * 16)
+            pixels = make(workspace, "stage1_pixels", {}, index)
+            lora = make(workspace, "a_kind_that_came_later", {}, pixels, self.encoder, model="2" * 16)
+            bundle = make(workspace, "lora_bundle", {}, index, lora)
+            self.parts |= {f"{name} {part.kind}": part for part in (index, pixels, lora, bundle)}
+
+    def publish(self, name: str) -> int:
+        return publish(self.workspace, self.parts[f"{name} lora_bundle"], self.parts[f"{name} image_index"])[0].number
+
+
+@pytest.fixture
+def release(tmp_path: Path) -> Release:
+    return Release(tmp_path / "workspace")
+
+
+# ---- what is current --------------------------------------------------------------------------------------------------
+
+
+def test_a_bundle_that_is_not_the_current_one_gets_the_next_number_also_when_it_had_one(release: Release) -> None:
+    assert [release.publish(name) for name in ("old", "old", "new", "new", "old", "old")] == [1, 1, 2, 2, 3, 3]
+    old, new, again = versions(release.workspace)
+    assert old.bundle == again.bundle != new.bundle
+    assert (old.image_index, old.data) == (again.image_index, again.data)
+    assert find_version(release.workspace, "latest") == current(release.workspace) == again
+    assert find_version(release.workspace, "2") == new
+    assert news_of(release.workspace, again, new) == "published version 3: the bundle of version 1 again"
+    assert news_of(release.workspace, again, again) == "version 3 as before"
+    assert news_of(release.workspace, new, old) == "published version 2"
+
+
+def test_a_version_that_is_not_there_is_named_beside_those_that_are(release: Release) -> None:
+    with pytest.raises(ConfigError, match="published: none yet"):
+        find_version(release.workspace, "latest")
+    release.publish("old")
+    for name in ("2", "newest", "-1", "²"):
+        with pytest.raises(ConfigError, match="published: 1"):
+            find_version(release.workspace, name)
+
+
+@pytest.mark.parametrize("record", [b"", b"{}", b"\x00" * 200, b"another", b"foreign"])
+def test_a_damaged_record_of_a_version_is_one_clear_error_and_stops_what_would_build_on_it(
+    release: Release, record: bytes
+) -> None:
+    for name in ("old", "new", "old"):
+        release.publish(name)
+    file = release.workspace / "versions" / "0002.json"
+    if record == b"another":
+        shutil.copyfile(file.with_name("0001.json"), file)
+    elif record == b"foreign":
+        write_sealed(file, {"number": 2, "color": "blue"})
+    else:
+        file.write_bytes(record)
+    for call in (lambda: release.publish("new"), lambda: find_version(release.workspace, "latest")):
+        with pytest.raises(ArtifactError, match=r"0002\.json .*Take it from a backup"):
+            call()
+    (line,) = (line for line in verify_workspace(release.workspace).records if "0002.json" in line)
+    assert "Take it from a backup" in line
+    assert "0002.json" in deepfloyd("ls", str(release.workspace)).output
+
+
+# ---- verify -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_whole_workspace_has_no_fault_and_other_files_in_it_are_no_artifacts(release: Release) -> None:
+    for name in ("old", "new", "old"):
+        release.publish(name)
+    (release.workspace / "node_modules" / "left-pad").mkdir(parents=True)
+    (release.workspace / "node_modules" / "left-pad" / MANIFEST).write_text("{}")
+    (release.workspace / "versions" / ".tmp-host-1-0004.json").write_text("{")
+    found = verify_workspace(release.workspace)
+    assert (found.faults, found.notes, found.artifacts, found.versions) == (0, (), 9, 3)
+    assert deepfloyd("verify", str(release.workspace)).exit_code == 0
+
+
+@pytest.mark.parametrize("part", ["image_index", "stage1_pixels", "a_kind_that_came_later", "lora_bundle"])
+@pytest.mark.parametrize("harm", ["directory", "manifest", "file"])
+def test_whatever_a_version_needs_is_named_when_it_is_gone_and_so_are_the_versions(
+    release: Release, part: str, harm: str
+) -> None:
+    for name in ("old", "new", "old"):
+        release.publish(name)
+    lost = release.parts[f"old {part}"].path
+    if harm == "directory":
+        shutil.rmtree(lost)
+    else:
+        (lost / (MANIFEST if harm == "manifest" else "stage1/file")).unlink()
+    done = deepfloyd("verify", str(release.workspace))
+    assert done.exit_code == 1
+    (line,) = (line for line in done.output.replace("\n", " ").split("  ") if str(lost) in line)
+    assert "needed by versions 1, 3" in line and "1 faults" in done.output
+    assert "`deepfloyd run` makes again what is missing" in done.output
+
+
+def test_what_every_version_needs_is_named_once_with_all_of_them(release: Release) -> None:
+    release.publish("old")
+    release.publish("new")
+    shutil.rmtree(release.encoder.path)
+    found = verify_workspace(release.workspace)
+    assert found.missing == (f"{release.encoder.path}; needed by versions 1, 2",)
+
+
+def test_what_no_version_needs_may_be_gone_and_what_was_made_from_it_is_noted(release: Release) -> None:
+    release.publish("old")
+    shutil.rmtree(release.parts["new lora_bundle"].path)
+    shutil.rmtree(release.parts["new stage1_pixels"].path)
+    found = verify_workspace(release.workspace)
+    assert found.faults == 0
+    (note,) = found.notes
+    assert str(release.parts["new a_kind_that_came_later"].path) in note and "which no version needs" in note
+    assert release.parts["new stage1_pixels"].fingerprint in note
+    shutil.rmtree(release.parts["new a_kind_that_came_later"].path)
+    assert verify_workspace(release.workspace).notes == ()
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_a_lost_record_is_a_fault_whichever_it_is(release: Release, number: int) -> None:
+    third = make(release.workspace, "lora_bundle", {"third": True}, release.parts["new image_index"])
+    release.publish("old")
+    release.publish("new")
+    publish(release.workspace, third, release.parts["new image_index"])
+    assert verify_workspace(release.workspace).faults == 0
+    lost = versions(release.workspace)[number - 1].bundle
+    (release.workspace / "versions" / f"000{number}.json").unlink()
+    found = verify_workspace(release.workspace)
+    assert any(f"lora_bundle/{lost} belongs to no version" in line for line in found.records)
+    assert (f"000{number}.json" in " ".join(found.records)) == (number < 3), "a gap is known by what comes after it"
+
+
+@pytest.mark.parametrize("garbage", [b"", b"{}", b"null", b"\xff" * 50, b'{"seal": 3}'])
+def test_a_manifest_that_is_garbage_is_a_fault_and_breaks_no_list(release: Release, garbage: bytes) -> None:
+    release.publish("old")
+    release.publish("new")
+    file = release.parts["old stage1_pixels"].path / MANIFEST
+    file.write_bytes(garbage)
+    (line,) = verify_workspace(release.workspace).damaged
+    assert str(file) in line and line.endswith("needed by version 1")
+    done = deepfloyd("ls", str(release.workspace))
+    assert done.exit_code == 0 and "damaged" in done.output
+
+
+# ---- a lost bundle at the doors that use it ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("harm", ["directory", "manifest", "file"])
+def test_a_lost_bundle_is_one_clear_sentence(release: Release, harm: str) -> None:
+    release.publish("old")
+    (version,) = versions(release.workspace)
+    bundle = bundle_of(release.workspace, version)
+    lost: dict[str, Callable[[], None]] = {
+        "directory": lambda: shutil.rmtree(bundle.path),
+        "manifest": lambda: (bundle.path / MANIFEST).unlink(),
+        "file": lambda: (bundle.path / "stage1" / "file").unlink(),
+    }
+    lost[harm]()
+    with pytest.raises(ArtifactError, match=r"Version 1 cannot be used: .*`deepfloyd run` makes its bundle again"):
+        bundle_of(release.workspace, version)
+    assert "Version 1 cannot be used" in deepfloyd("ls", str(release.workspace)).output.replace("\n", " ")
+    shown = deepfloyd("show", str(release.workspace), bundle.fingerprint[:6])
+    assert isinstance(shown.exception, ArtifactError) and "Version 1 cannot be used" in str(shown.exception)
+
+
+# ---- options that are given twice -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "option"),
+    [(("generate", "run.toml", "--prompt", "x", "--seed", "1", "--seed", "2"), "--seed"),
+     (("generate", "run.toml", "--prompt", "x", "--version=1", "--version=1"), "--version"),
+     (("prepare", "run.toml", "--preview", "3", "--set", "a=1", "--preview", "4"), "--preview"),
+     (("ui", "--port", "1", "--port", "2"), "--port")],
+)  # fmt: skip
+def test_an_option_of_one_value_that_is_given_twice_is_refused(arguments: tuple[str, ...], option: str) -> None:
+    done = deepfloyd(*arguments)
+    assert done.exit_code == 2
+    assert f"{option} is given 2 times" in done.output
