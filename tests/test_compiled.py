@@ -16,6 +16,7 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from deepfloyd_core import stage_config, train
+from deepfloyd_core.artifacts import Request
 from deepfloyd_core.batches import Batch
 from deepfloyd_core.compiled import check_backend, compiled_unet
 from deepfloyd_core.config import load_run
@@ -225,9 +226,7 @@ def test_the_trainer_compiles_what_the_key_says(
 
 
 def test_a_fingerprint_has_the_backend_and_one_without_it_is_what_it_was(small_run: Any) -> None:
-    text: Any = SimpleNamespace(
-        kind="stage1_text", fingerprint="0", manifest={"spec": {}, "inputs": {"text_embeds": "0", "unet": "0"}}
-    )
+    text = Request("stage1_text", 1, {}, {"text_embeds": "0", "unet": "0"})
 
     def spec(*keys: str) -> Any:
         run = load_run(small_run.config, tuple(f"stage1.{key}" for key in keys))

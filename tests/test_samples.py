@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from lpips_models import lpips_by_hand, save_lpips
 from PIL import Image
 
 from deepfloyd_core import samples
+from deepfloyd_core.artifacts import Request
 from deepfloyd_core.config import load_run
 from deepfloyd_core.flavours import FLAVOURS
 from deepfloyd_core.jobs import Job
@@ -182,9 +182,7 @@ def test_other_weights_of_lpips_make_the_samples_anew(
 
 
 def test_a_fingerprint_of_stage2s_lora_has_scheduled_sampling_and_windows_where_they_are(small_run: Any) -> None:
-    text: Any = SimpleNamespace(
-        kind="stage2_text", fingerprint="0", manifest={"spec": {}, "inputs": {"text_embeds": "0", "unet": "0"}}
-    )
+    text = Request("stage2_text", 1, {}, {"text_embeds": "0", "unet": "0"})
 
     def spec(**keys: Any) -> Any:
         run = load_run(small_run.config, tuple(f"stage2.{key}={json.dumps(value)}" for key, value in keys.items()))
