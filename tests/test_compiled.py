@@ -245,11 +245,11 @@ def test_a_fingerprint_has_the_backend_and_one_without_it_is_what_it_was(small_r
     ("keys", "says"),
     [
         (
-            ("use_dora=true",),
+            ("dynamo_backend=aot_eager", "use_dora=true"),
             r"stage1: dynamo_backend is 'aot_eager', and torch cannot trace peft's DoRA. Set it to no",
         ),
         (
-            ("attention_mechanism=xformers",),
+            ("dynamo_backend=aot_eager", "attention_mechanism=xformers"),
             "what xformers does cannot be traced. Set it to no, or attention_mechanism",
         ),
         (("dynamo_backend=cudagraphs",), "stage1.dynamo_backend is 'cudagraphs'"),
@@ -257,7 +257,7 @@ def test_a_fingerprint_has_the_backend_and_one_without_it_is_what_it_was(small_r
 )
 def test_what_cannot_be_compiled_is_refused(keys: tuple[str, ...], says: str, small_run: Any) -> None:
     with pytest.raises(ConfigError, match=says):
-        load_run(small_run.config, ("stage1.dynamo_backend=aot_eager", *(f"stage1.{key}" for key in keys)))
+        load_run(small_run.config, tuple(f"stage1.{key}" for key in keys))
 
 
 def test_inductor_needs_a_compiler_and_on_a_gpu_triton(monkeypatch: pytest.MonkeyPatch, small_run: Any) -> None:

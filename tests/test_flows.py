@@ -218,7 +218,7 @@ def test_no_change_scans_once_and_a_retrain_that_fails_publishes_nothing(
     assert run.call_here("retrain", str(run.config), *FAST).stdout.strip() == "no change"
     assert scans.read_text() == "x"
 
-    def full_disk(*_: Any) -> Any:
+    def full_disk(*_: Any, **__: Any) -> Any:
         raise OSError(28, "No space left on device")
 
     run.add_picture(100)
