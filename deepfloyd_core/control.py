@@ -19,7 +19,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from deepfloyd_core.control_file import HINT_WIDTHS, NOT_ON_THE_WAY_DOWN, RECORD, control_record
 from deepfloyd_core.errors import ArtifactError, ConfigError
@@ -101,7 +101,7 @@ def add_control(unet: UNet2DConditionModel, config: StageConfig, seed: int) -> N
 
 def start_control(unet: UNet2DConditionModel, file: Path) -> None:
     """Give the control that a UNet already has the values of a saved file, which has exactly its tensors."""
-    fill(_state(_present(unet)), file)
+    fill(_state(_present(unet)), load_file(file))
 
 
 def control_of(unet: torch.nn.Module) -> Control | None:

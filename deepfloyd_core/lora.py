@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from deepfloyd_core.errors import ArtifactError, ConfigError
 from deepfloyd_core.files import write_bytes
 from deepfloyd_core.flavours import Stage
+from deepfloyd_core.lora_formats import our_names
 from deepfloyd_core.models import PIPELINES, load_scheduler, stock_pipeline
 from deepfloyd_core.optimizers import adapter_dtype
 from deepfloyd_core.probe import output_change, small_change
@@ -69,13 +70,15 @@ def _measure_rows(unet: UNet2DConditionModel) -> None:
 
 
 def load_adapters(unet: UNet2DConditionModel, file: Path) -> None:
-    """Give adapters that are already there the values of a saved file, which has exactly theirs."""
-    fill({f"unet.{name}": tensor for name, tensor in lora_state(unet).items()}, file)
-
-
-def fill(own: dict[str, torch.Tensor], file: Path) -> None:
-    """Give tensors, by name, the values of a saved file that has exactly these names."""
+    """Give adapters that are already there the values of a saved file, which has exactly theirs, in whatever format."""
+    own = lora_state(unet)
     saved = load_file(file)
+    names = our_names(saved, {name.split(".lora_")[0] for name in own}).tensors
+    fill(own, {ours: saved[name] for name, ours in names.items()})
+
+
+def fill(own: dict[str, torch.Tensor], saved: dict[str, torch.Tensor]) -> None:
+    """Give tensors, by name, the values of others that have exactly these names."""
     assert saved.keys() == own.keys()  # the file was checked before the run
     with torch.no_grad():
         for name, tensor in own.items():

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from safetensors import SafetensorError
@@ -18,13 +19,15 @@ from deepfloyd_core.control_file import RECORD, Shapes, control_record, new_shap
 from deepfloyd_core.errors import ArtifactError, ConfigError
 from deepfloyd_core.files import sha256_file
 from deepfloyd_core.flavours import Stage
+from deepfloyd_core.lora_formats import ADAPTER, PEFT, Names, our_names, stranger_fault
 from deepfloyd_core.products import BITFIT_FILE, CONTROL_FILE, LORA_FILE, UNET_FOLDER
 from deepfloyd_core.stage_config import StageConfig
 from deepfloyd_core.versions import bundle_of, find_version, stage_folder
-from deepfloyd_core.weights import TEXT_MODULES, UNET_WEIGHTS, Header, read_header, unet_shapes
+from deepfloyd_core.weights import TEXT_MODULES, UNET_WEIGHTS, Header, read_header, read_scalars, unet_shapes
 
-_PLACES = (BITFIT_FILE, CONTROL_FILE, f"{UNET_FOLDER}/{UNET_WEIGHTS}", LORA_FILE, UNET_WEIGHTS)
-_ADAPTER = re.compile(r"(?P<layer>.+)\.lora_(?P<part>A\.weight|B\.weight|magnitude_vector)")
+_PEFT_FILE, _PEFT_SETTINGS = "adapter_model.safetensors", "adapter_config.json"  # as peft itself saves an adapter
+_PLACES = (BITFIT_FILE, CONTROL_FILE, f"{UNET_FOLDER}/{UNET_WEIGHTS}", LORA_FILE, UNET_WEIGHTS, _PEFT_FILE)
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _METADATA = "lora_adapter_metadata"
 _CONTROL = "a ControlNet-LoRA"
 # What is trained, by the settings that train it.
@@ -41,6 +44,7 @@ class Parent:
     """A file of weights to go on from."""
 
     file: Path
+    note: str = ""  # what a user should know of how it is read
 
     @cached_property
     def sha256(self) -> str:
@@ -65,12 +69,16 @@ def find_parent(run: Run, stage: Stage, folder: Path) -> Parent | None:
     file = _weights_file(_path(run, stage, str(config.init_lora)), said)
     base = unet_shapes(folder)
     try:
-        fault = next(_faults(config, read_header(file), base), None)
+        header = read_header(file)
+        fault = next(_faults(config, file, header, base), None)
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{said}, and {file} cannot be read: {error}.") from None
     if fault:
         raise ConfigError(f"{said}, {fault}.")
-    return Parent(file)
+    names = our_names(header.shapes, _layers(base))
+    known_as = names.known_as if _kind(header, names) == "a LoRA" else ""
+    note = f"{said}: a LoRA as {known_as} writes one; all its {len(names.tensors)} tensors are read, to the bit"
+    return Parent(file, note if known_as else "")
 
 
 def parent_file(option: list[str]) -> Path:
@@ -93,24 +101,36 @@ def _weights_file(path: Path, said: str) -> Path:
     if path.is_dir():
         found = next((path / name for name in _PLACES if (path / name).is_file()), None)
         if found is None:
-            raise ConfigError(f"{said}; {path} has none of {', '.join(_PLACES)}.")
+            pickles = sorted(file for file in path.iterdir() if file.suffix in _PICKLES)
+            hint = f" {_made_safe(pickles[0])}" if pickles else ""
+            raise ConfigError(f"{said}; {path} has none of {', '.join(_PLACES)}.{hint}")
         return found
     if not path.exists():
         raise ConfigError(f"{said}; there is no such file or folder: {path}.")
     if path.suffix != ".safetensors":
-        raise ConfigError(f"{said}; only .safetensors files are read, never a pickle.")
+        hint = f" {_made_safe(path)}" if path.suffix in _PICKLES else ""
+        raise ConfigError(f"{said}; only .safetensors files are read, never a pickle.{hint}")
     return path
 
 
-def _faults(config: StageConfig, header: Header, base: Shapes) -> Iterator[str]:
+def _made_safe(pickle: Path) -> str:
+    """How a user makes a safetensors file of a pickle of tensors. torch refuses one that holds anything else."""
+    safe = pickle.with_suffix(".safetensors")
+    code = (
+        "import sys, torch; from safetensors.torch import save_file; "
+        "found = torch.load(sys.argv[1], map_location='cpu', weights_only=True); "
+        "save_file({k: v.contiguous() for k, v in found.items()}, sys.argv[2])"
+    )
+    return f'Of {pickle.name} make one: python -c "{code}" {quote(str(pickle))} {quote(str(safe))}'
+
+
+def _faults(config: StageConfig, file: Path, header: Header, base: Shapes) -> Iterator[str]:
     """What keeps a file from being the start of a training, the most telling first."""
-    found = _kind(header)
+    names = our_names(header.shapes, _layers(base))
+    found = _kind(header, names)
     wanted = next(kind for kind, keys in _TRAINED.items() if not _unlike(config, keys))
     if not found:
-        yield (
-            f"and {min(header.shapes, default='nothing')} in it is neither of a LoRA as diffusers writes one today "
-            "nor of a UNet. Load and save it once with diffusers"
-        )
+        yield stranger_fault(names) if names.strangers else "and there is nothing in it"
     elif found == _CONTROL and config.flavour.stage == 2:
         yield f"which is {found}, and those are of Stage I. Remove init_lora"
     elif found != wanted:
@@ -119,10 +139,13 @@ def _faults(config: StageConfig, header: Header, base: Shapes) -> Iterator[str]:
     elif found == _CONTROL:
         yield from _control_faults(config, header, base)
     elif found == "a LoRA":
-        yield from _lora_faults(config, _adapters(header, "unet."), _settings(header), base)
+        yield from _name_faults(file, names)
+        shapes = {ours: header.shapes[name] for name, ours in names.tensors.items()}
+        yield from _lora_faults(config, shapes, _settings(file, header, names), base)
     else:
         yield from _weight_faults(config, header, base)
-    kinds, only = set(header.dtypes.values()), {"BF16"} if config.optimizer == "adamw_bf16" else {"F32", "F16", "BF16"}
+    kinds = {dtype for name, dtype in header.dtypes.items() if name not in names.alphas}
+    only = {"BF16"} if config.optimizer == "adamw_bf16" else {"F32", "F16", "BF16"}
     if not kinds <= only:
         exactly = " or ".join(sorted(only))
         yield f"with weights in {', '.join(sorted(kinds))}; {config.optimizer} starts exactly from {exactly} only. Use adamw"
@@ -136,18 +159,34 @@ def _unlike(config: StageConfig, keys: dict[str, Any]) -> list[str]:
 def _adapters(header: Header, prefix: str) -> Shapes:
     """The tensors of adapters under a prefix, named without it."""
     inside = {name.removeprefix(prefix): shape for name, shape in header.shapes.items() if name.startswith(prefix)}
-    return {name: shape for name, shape in inside.items() if _ADAPTER.fullmatch(name)}
+    return {name: shape for name, shape in inside.items() if ADAPTER.fullmatch(name)}
 
 
-def _kind(header: Header) -> str:
+def _kind(header: Header, found: Names) -> str:
     names = header.shapes
-    if names and len(_adapters(header, "unet.")) == len(names):
-        return "a LoRA"
     if any(name.startswith(("skips.", "hint.")) for name in names):
         return _CONTROL
+    if found.tensors and not found.strangers:
+        return "a LoRA"
     if names and all(name.endswith(".bias") for name in names):
         return "biases"
     return "a UNet" if "conv_in.weight" in names else ""
+
+
+def _name_faults(file: Path, names: Names) -> Iterator[str]:
+    """Of a LoRA's file before its shapes are looked at: two tensors for one, or scales that are not said or differ."""
+    ours = list(names.tensors.values())
+    if twice := next((name for name in ours if ours.count(name) > 1), None):
+        yield f"which has {twice} twice, under two names. Keep one of them"
+    if PEFT in names.formats and not (file.parent / _PEFT_SETTINGS).is_file():
+        yield f"a LoRA as peft saves one, whose alpha stands in {_PEFT_SETTINGS}. Put that beside it"
+    layers = {name.split(".lora_")[0] for name in ours}
+    scales = set(read_scalars(file, names.alphas)) if names.alphas else set()
+    if names.alphas and (len(scales) > 1 or set(names.alphas.values()) != layers):
+        yield (
+            "a LoRA with another alpha for each layer, or for some only, which this trainer does not have. Multiply each "
+            "layer's up by its alpha / rank, and leave the alphas out"
+        )
 
 
 def _weight_faults(config: StageConfig, header: Header, base: Shapes) -> Iterator[str]:
@@ -190,8 +229,8 @@ def _lora_faults(config: StageConfig, shapes: Shapes, settings: dict[str, Any], 
     """shapes: of the adapters, by layer and part; settings: peft's; base: the weights that may have an adapter."""
     layers: dict[str, dict[str, tuple[int, ...]]] = {}
     for name, shape in shapes.items():
-        match = _ADAPTER.fullmatch(name)
-        assert match  # _adapters saw them all
+        match = ADAPTER.fullmatch(name)
+        assert match  # whoever named them saw to it
         layers.setdefault(match["layer"], {})[match["part"].split(".")[0]] = shape
     for layer, parts in sorted(layers.items()):
         weight = base.get(f"{layer}.weight", ())
@@ -229,9 +268,14 @@ def _adapter_faults(layer: str, parts: dict[str, tuple[int, ...]], weight: tuple
             yield f"which has a lora_{name} of {parts[name]} on {layer} in place of {shape}"
 
 
-def _settings(header: Header) -> dict[str, Any]:
-    """What peft wrote of a LoRA beside its tensors. Raises ValueError when it is no such record."""
-    record = json.loads(header.metadata.get(_METADATA, "{}"))
+def _settings(file: Path, header: Header, names: Names) -> dict[str, Any]:
+    """What is said of a LoRA beside its matrices, in peft's words. Raises ValueError when it is no such record."""
+    if names.alphas:
+        return {"lora_alpha": read_scalars(file, list(names.alphas)[:1])[0]}
+    text = header.metadata.get(_METADATA, "{}")
+    if PEFT in names.formats:
+        text = (file.parent / _PEFT_SETTINGS).read_text(encoding="utf-8")
+    record = json.loads(text)
     plain = isinstance(record, dict)
     return _checked({key.removeprefix("unet."): value for key, value in record.items()} if plain else None, _METADATA)
 

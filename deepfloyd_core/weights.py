@@ -1,6 +1,8 @@
 """What the headers of safetensors files say: which tensors, of which shape and dtype. No tensor is read; no torch."""
 
 import json
+import struct
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +28,25 @@ def read_header(file: Path) -> Header:
         shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
         dtypes = {name: str(part.get_dtype()) for name, part in slices.items()}
         return Header(shapes, dtypes, dict(opened.metadata() or {}))
+
+
+def read_scalars(file: Path, names: Iterable[str]) -> list[float]:
+    """The numbers that tensors of one element hold. Raises ValueError for one of another size or kind."""
+    with file.open("rb") as handle:
+        size = int.from_bytes(handle.read(8), "little")
+        header = json.loads(handle.read(size))
+        found = []
+        for name in names:
+            dtype, (start, end) = header[name]["dtype"], header[name]["data_offsets"]
+            handle.seek(8 + size + start)
+            data = handle.read(end - start)
+            if dtype == "BF16":
+                dtype, data = "F32", b"\0\0" + data  # its bits are the upper half of an F32's
+            kind = {"F64": "<d", "F32": "<f", "F16": "<e", "I64": "<q", "I32": "<i"}.get(dtype, "")
+            if not kind or struct.calcsize(kind) != len(data):
+                raise ValueError(f"{name} is no number")
+            found.append(float(struct.unpack(kind, data)[0]))
+        return found
 
 
 def unet_shapes(folder: Path) -> dict[str, tuple[int, ...]]:

@@ -1,5 +1,6 @@
 """The LoRA of a stage, trained in a process of its own."""
 
+import logging
 from typing import Any
 
 from prefect import task
@@ -17,6 +18,8 @@ from deepfloyd_core.wandb_login import check_wandb
 from tasks.progress import progress
 from tasks.publish import publish_buckets, publish_held_out, publish_pictures
 
+log = logging.getLogger("deepfloyd_core.stage_lora")
+
 
 def check_models(run: Run, stages: tuple[Stage, ...]) -> None:
     """Raise ConfigError for sizes that a stage's UNet cannot be fed, an `init_lora` that it cannot start from, or W&B
@@ -26,7 +29,9 @@ def check_models(run: Run, stages: tuple[Stage, ...]) -> None:
     for stage in stages:
         folder = resolve(run.config.stage(stage).model, stage)
         check_training_sizes(run, stage, folder)
-        find_parent(run, stage, folder)
+        parent = find_parent(run, stage, folder)
+        if parent and parent.note:
+            log.info("%s", parent.note)
 
 
 @task(name="stage_lora", task_run_name="stage{stage}_lora", cache_policy=NO_CACHE)
