@@ -4,10 +4,11 @@ The same requests as the tasks', in the order of `flows.finetune`, each with the
 index's captions and the model's files (of a hub snapshot only their names), decodes and loads nothing.
 """
 
-from deepfloyd_core.artifacts import Artifact, Request
+from deepfloyd_core.artifacts import Artifact, Request, find
 from deepfloyd_core.config import Run
 from deepfloyd_core.embeds import embeds_request, run_captions
-from deepfloyd_core.flavours import resolve
+from deepfloyd_core.epochs import with_steps
+from deepfloyd_core.flavours import Stage, resolve
 from deepfloyd_core.ledger import caption_counts
 from deepfloyd_core.paired_pixels import conditioning_request
 from deepfloyd_core.parent import find_parent
@@ -25,8 +26,11 @@ def sample_prompts(run: Run, index: Artifact) -> list[str]:
     return [min(counts, key=lambda caption: (-counts[caption], caption))]
 
 
-def planned_bundle(run: Run, index: Artifact) -> Request:
-    """What `flows.finetune` would publish of an index. Raises ConfigError or ModelError for models that are not there."""
+def planned_bundle(run: Run, index: Artifact) -> Request | None:
+    """What `flows.finetune` would publish of an index; None where epochs are to be counted in crops that are not there.
+
+    Raises what the tasks raise before they make anything, e.g. ModelError for a model that is not there.
+    """
     folders = {stage: resolve(run.config.stage(stage).model, stage) for stage in run.config.stages}
     first = run.config.stages[0]
     encoder = resolve(run.config.stage(first).model, first, text=True)
@@ -51,8 +55,19 @@ def planned_bundle(run: Run, index: Artifact) -> Request:
                 "text_embeds": embeds,
             }
             inputs["low_res"] = low_res_request(run, folders[1], made_of)
+        counted = _with_steps(run, stage, pixels, held_out)
+        if counted is None:
+            return None
         parent = find_parent(run, stage, folder)
         sha256 = parent.sha256 if parent else None
-        loras[f"stage{stage}_lora"] = lora_request(run, stage, folder, inputs, prompts, sha256)
+        loras[f"stage{stage}_lora"] = lora_request(counted, stage, folder, inputs, prompts, sha256)
     samples = samples_request(run, prompts, folders, {"text_embeds": embeds, "eval_set": held_out, **follow, **loras})
     return bundle_request({"image_index": index, "cascade_samples": samples, **loras})
+
+
+def _with_steps(run: Run, stage: Stage, pixels: Request, held_out: Request) -> Run | None:
+    """As `epochs.with_steps`, of crops that are known by their requests alone; None where these are not made."""
+    if run.config.stage(stage).num_train_epochs is None:
+        return run
+    made = find(run.workspace, pixels), find(run.workspace, held_out)
+    return with_steps(run, stage, made[0], made[1]) if made[0] and made[1] else None

@@ -33,7 +33,7 @@ def retrain(config: str, overrides: list[str] | None = None) -> "State[Version |
     check_models(run, run.config.stages)
     index = image_index(run)
     planned = planned_bundle(run, index)
-    bundle = find(run.workspace, planned)
+    bundle = find(run.workspace, planned) if planned else None
     if bundle is None or any(missing_parts(bundle)):
         reach_workers(run)
         version = make_bundle(run, index)

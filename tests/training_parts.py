@@ -156,4 +156,6 @@ def planned_name(run: Any, keys: Sequence[str]) -> str:
     """The bundle that a small run would make with some `--set=KEY=VALUE`, by its index and settings alone."""
     loaded = load_run(run.config, tuple(key.removeprefix("--set=") for key in keys))
     (path,) = (run.workspace / "image_index").iterdir()
-    return planned_bundle(loaded, Artifact("image_index", path.name, path)).name
+    planned = planned_bundle(loaded, Artifact("image_index", path.name, path))
+    assert planned is not None
+    return planned.name
