@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from fnmatch import fnmatch
@@ -133,18 +133,17 @@ def find(workspace: Path, request: Request) -> Artifact | None:
 def newest(
     workspace: Path, kind: str, format: int, fits: Callable[[dict[str, Any]], bool] = lambda record: True
 ) -> Artifact | None:
-    """The finished artifact of a kind and format that was made last, for what a new one can take over from it.
+    """The one of `finished`, whose manifest `fits` accepts, that was made last: a new one can take things over from it."""
+    return next((artifact for artifact in finished(workspace, kind, format) if fits(artifact.manifest)), None)
 
-    `fits`: of those whose manifest it accepts.
-    """
+
+def finished(workspace: Path, kind: str, format: int) -> Iterator[Artifact]:
+    """The finished artifacts of a kind and format, the newest first; none of those that are damaged."""
     for path in reversed(_by_age(workspace, kind)):
-        try:
-            record = read_sealed(path / MANIFEST)
-            if record["format"] == format and fits(record):
-                return Artifact(kind, path.name, path)
-        except ArtifactError:
-            continue  # damaged: nothing is taken from it
-    return None
+        artifact = Artifact(kind, path.name, path)
+        with suppress(ArtifactError):
+            if artifact.manifest["format"] == format:
+                yield artifact
 
 
 def materialise(workspace: Path, request: Request, build: Builder, parts: str | None = None) -> tuple[Artifact, bool]:

@@ -14,6 +14,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from deepfloyd_core.artifacts import Artifact, Request, finished
 from deepfloyd_core.config import Run
 from deepfloyd_core.control_file import RECORD, Shapes, control_record, new_shapes, way_down
 from deepfloyd_core.errors import ArtifactError, ConfigError
@@ -79,6 +80,33 @@ def find_parent(run: Run, stage: Stage, folder: Path) -> Parent | None:
     known_as = names.known_as if _kind(header, names) == "a LoRA" else ""
     note = f"{said}: a LoRA as {known_as} writes one; all its {len(names.tensors)} tensors are read, to the bit"
     return Parent(file, note if known_as else "")
+
+
+def shorter_training(workspace: Path, request: Request) -> Artifact | None:
+    """The longest finished training that differs from one to be made in having fewer steps, and in its validations."""
+
+    def is_shorter(record: dict[str, Any]) -> bool:
+        fewer = int(record["spec"]["max_train_steps"]) < request.spec["max_train_steps"]
+        return fewer and record["inputs"] == request.inputs and _but_steps(record["spec"]) == _but_steps(request.spec)
+
+    found = [
+        artifact for artifact in finished(workspace, request.kind, request.format) if is_shorter(artifact.manifest)
+    ]
+    return max(found, key=lambda artifact: int(artifact.spec["max_train_steps"]), default=None)
+
+
+def shorter_note(stage: Stage, steps: int, shorter: Artifact) -> str:
+    """How to go on from a shorter training, for one that starts at step 0 beside it."""
+    done = int(shorter.spec["max_train_steps"])
+    return (
+        f"stage {stage} starts at step 0 of {steps}: {shorter.name} has {done} steps of the same settings, but a finished "
+        "training keeps its weights alone, and a schedule spans all steps. To go on from its weights instead set in "
+        f'[stage{stage}]: init_lora = "{shorter.path.absolute()}" and max_train_steps = {steps - done}'
+    )
+
+
+def _but_steps(spec: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in spec.items() if key not in ("max_train_steps", "validation")}
 
 
 def parent_file(option: list[str]) -> Path:

@@ -11,7 +11,7 @@ from deepfloyd_core.config import Run
 from deepfloyd_core.epochs import with_steps
 from deepfloyd_core.flavours import Stage, resolve
 from deepfloyd_core.jobs import run_job
-from deepfloyd_core.parent import find_parent
+from deepfloyd_core.parent import find_parent, shorter_note, shorter_training
 from deepfloyd_core.products import lora_request, shares
 from deepfloyd_core.unet_sizes import check_training_sizes
 from deepfloyd_core.wandb_login import check_wandb
@@ -43,11 +43,12 @@ def stage_lora(run: Run, stage: Stage, inputs: dict[str, Artifact], prompts: lis
     parent = find_parent(run, stage, folder)
     options: dict[str, Any] = {"stage": stage, "model": str(folder), "shares": shares(run), "prompts": prompts}
     options["parent"] = parent.option if parent else None
+    request = lora_request(run, stage, folder, inputs, prompts, parent.sha256 if parent else None)
+    if not (run.workspace / request.name).exists() and (shorter := shorter_training(run.workspace, request)):
+        log.warning("%s", shorter_note(stage, run.config.stage(stage).steps, shorter))
     with progress(f"stage {'I' * stage} LoRA") as report:
         lora, _ = materialise(
-            run.workspace,
-            lora_request(run, stage, folder, inputs, prompts, parent.sha256 if parent else None),
-            lambda work: run_job("train", run.config, inputs, options, work, report),
+            run.workspace, request, lambda work: run_job("train", run.config, inputs, options, work, report)
         )
     publish_pictures(lora, "loss.png", "validation.png")
     publish_held_out(lora)

@@ -1,6 +1,7 @@
 """Going on from what was trained before: at step 0 the model is the parent's, and anything that cannot be is refused."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -317,6 +318,11 @@ def test_the_command_line_trains_on_from_an_artifact_and_refuses_the_other_stage
     first = trained(1)
     assert first.returncode == 0, first.stderr
     (parent,) = (small_run.workspace / "stage1_lora").iterdir()
+    longer = small_run.call_here("train-stage1", str(small_run.config), "--set=stage1.max_train_steps=2")
+    said = " ".join(longer.stderr.split())
+    assert "stage 1 starts at step 0 of 2" in said
+    assert f'set in [stage1]: init_lora = "{parent}" and max_train_steps = 1' in said
+    shutil.rmtree(next(path for path in (small_run.workspace / "stage1_lora").iterdir() if path != parent))
     second = trained(1, f"init_lora={parent}")
     assert second.returncode == 0, second.stderr
     (child,) = set((small_run.workspace / "stage1_lora").iterdir()) - {parent}
