@@ -19,7 +19,8 @@ from deepfloyd_core.extras import missing_extra
 from deepfloyd_core.flavours import PUBLISHED, UPSCALE, Flavour, Stage
 from deepfloyd_core.quantization import Quantization, quantization_fault
 from deepfloyd_core.read_datafile import load_data_file
-from deepfloyd_core.spec import HomePath, Spec, home_path, parse_spec
+from deepfloyd_core.relative_paths import from_here, no_data_file, start_of_paths
+from deepfloyd_core.spec import HomePath, Spec, home_path, parse_spec, relative_to
 from deepfloyd_core.spelling import Written, read_run_file
 from deepfloyd_core.stage_config import StageConfig, device_fault
 
@@ -297,8 +298,12 @@ def read_run_config(path: Path, overrides: tuple[str, ...] = ()) -> tuple[RunCon
     Raises ConfigError with one line for each fault.
     """
     written = read_run_file(path, overrides, RunConfig, StageConfig)
+    start = start_of_paths(path, written.values.get("data_backend_config"))
+    if start is not None:
+        written = read_run_file(path, tuple(map(from_here, overrides)), RunConfig, StageConfig)
     try:
-        return parse_spec(RunConfig, written.values, str(path), also=StageConfig.model_fields), written
+        with relative_to(start):
+            return parse_spec(RunConfig, written.values, str(path), also=StageConfig.model_fields), written
     except ConfigError as error:
         raise ConfigError(written.in_its_words(str(error))) from None
 
@@ -310,7 +315,10 @@ def load_run(path: Path, overrides: tuple[str, ...] = ()) -> Run:
     """
     path = home_path(path)
     config, written = read_run_config(path, overrides)
-    notes = list(written.notes)
+    start = start_of_paths(path, written.values["data_backend_config"])
+    if start is None and not Path(config.data_backend_config).exists():
+        raise ConfigError(f"{path}: {no_data_file(config.data_backend_config)}")
+    notes = [*written.notes, *([f"{path}: relative paths start at {start}, where the data file is"] if start else [])]
     if config.tokenizer_max_length > TOKENS:
         notes.append(
             f"{path}: tokenizer_max_length is {config.tokenizer_max_length}; IF was trained with {TOKENS} rows of text and "
@@ -323,7 +331,8 @@ def load_run(path: Path, overrides: tuple[str, ...] = ()) -> Run:
         from deepfloyd_core.lpips_file import check_lpips_file
 
         check_lpips_file(Path(config.eval_lpips_model))
-    file = load_data_file(Path(config.data_backend_config), written.data_defaults)
+    with relative_to(start):
+        file = load_data_file(Path(config.data_backend_config), written.data_defaults)
     datasets = file.datasets
     _check_eval_dataset(config, datasets, path)
     if config.stage1 and config.stage1.controlnet and config.prompts:

@@ -61,7 +61,8 @@ def render() -> str:
     """The whole page as Markdown."""
     lines = ["# Configuration", "", "Generated from the configuration models; `make docs` writes it anew.", ""]
     lines += [
-        "Relative paths start at the current directory, `~/` at the home folder. "
+        "Relative paths start at the current directory if the data file is there, else at the nearest folder from the run "
+        "file's own upwards in which it is; those of `--set` at the current directory; `~/` at the home folder. "
         "Every key can be overridden, `--set stage1.lora_rank=8`, or removed, `--set stage1.lora_rank=`.",
         "",
     ]

@@ -12,7 +12,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, SecretStr, model_validator
 
 from deepfloyd_core.flavours import UPSCALE, Stage
-from deepfloyd_core.spec import HomePath, Spec
+from deepfloyd_core.spec import HomePath, NameOrPath, Spec
 
 STAGE1_MAX_PX = 128
 MIN_EDGE_PX, MAX_EDGE_PX = 8, 2048
@@ -110,7 +110,7 @@ class Place(Spec):
         description="What downloads call themselves; unset: deepfloyd-pipeline and its version. Some servers ask for an "
         "address to write to.",
     )
-    dataset_name: HomePath | None = Field(
+    dataset_name: NameOrPath | None = Field(
         None, description="`huggingface`: a folder made by save_to_disk, or what load_dataset takes."
     )
     split: str = Field("train", description="`huggingface`: which split of it.")

@@ -5,6 +5,8 @@ import json
 import re
 import tomllib
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
@@ -41,8 +43,32 @@ def home_path(path: Path) -> Path:
         raise ConfigError(f"{error}.") from None
 
 
-# The type of every key that names a file or folder.
-HomePath = Annotated[str, AfterValidator(home_expanded)]
+_START: "ContextVar[Path | None]" = ContextVar("start_of_relative_paths", default=None)
+
+
+@contextmanager
+def relative_to(folder: Path | None) -> Iterator[None]:
+    """Relative paths of the models that are read in this block start at a folder. None: at the current directory."""
+    token = _START.set(folder)
+    try:
+        yield
+    finally:
+        _START.reset(token)
+
+
+def _placed(text: str) -> str:
+    text, start = home_expanded(text), _START.get()
+    return text if start is None or not text or "://" in text else str(start / text)
+
+
+def _placed_if_there(text: str) -> str:
+    placed = _placed(text)
+    return placed if Path(placed).exists() else home_expanded(text)
+
+
+# The type of every key that names a file or folder, and of those that name one or something on the hub.
+HomePath = Annotated[str, AfterValidator(_placed)]
+NameOrPath = Annotated[str, AfterValidator(_placed_if_there)]
 
 
 def read_config_file(path: Path) -> Any:

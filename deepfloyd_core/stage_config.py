@@ -11,7 +11,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from deepfloyd_core.flavours import FLAVOURS, Flavour
-from deepfloyd_core.spec import HomePath, Spec
+from deepfloyd_core.spec import HomePath, NameOrPath, Spec
 from deepfloyd_core.stage_faults import stage_fault, stage_notes
 from deepfloyd_core.types import Conditioning
 
@@ -25,7 +25,7 @@ class StageConfig(Spec):
     """Training and sampling of one stage."""
 
     model_flavour: str = Field(description="Which UNet: one of the flavours in the README.")
-    pretrained_model_name_or_path: HomePath | None = Field(
+    pretrained_model_name_or_path: NameOrPath | None = Field(
         None, description="Hub id or directory of the weights, in place of the flavour's own."
     )
     model_type: Literal["lora", "full"] = Field(

@@ -24,33 +24,47 @@ _PR_SET_CHILD_SUBREAPER = 36
 def serve_ui(port: int | None, out: Console) -> None:
     """Run until a signal ends it, and all that it started with it.
 
-    Raises ConfigError when there is no prefect.yaml here, JobError when a part does not start.
+    Raises ConfigError when there is no prefect.yaml, JobError when a part does not start.
     """
-    if not Path("prefect.yaml").is_file():
-        raise ConfigError(f"There is no prefect.yaml in {Path.cwd()}; run this from the project's directory.")
-    home = default_home()
+    home, project = default_home(), project_folder()
     with prefect_server(home, port, USUAL_PORT) as url:
         # The folder `datasets` must not pass for Hugging Face's package in a flow's process.
         os.environ["PYTHONSAFEPATH"] = "1"
-        _prefect("work-pool", "create", POOL, "--type", "process", "--overwrite")
-        _prefect("--no-prompt", "deploy", "--all")
-        with _worker(home / "worker.log") as worker:
-            out.print(f"Prefect UI   {url.removesuffix('/api')}")
+        _prefect(project, "work-pool", "create", POOL, "--type", "process", "--overwrite")
+        _prefect(project, "--no-prompt", "deploy", "--all")
+        with _worker(project, home / "worker.log") as worker:
+            out.print(f"Prefect UI   {url.removesuffix('/api')}, with the deployments of {project / 'prefect.yaml'}")
             out.print(f"In another terminal: PREFECT_API_URL={url} .venv/bin/prefect deployment run 'finetune/demo'")
             out.print(f"Worker's log {home / 'worker.log'}. Ctrl-C stops everything.")
             worker.wait()
         raise JobError(f"The worker ended; its log is {home / 'worker.log'}.")
 
 
+def project_folder(installed: Path = Path(__file__).parent.parent) -> Path:
+    """Whose prefect.yaml is deployed: the current directory, else the folder that the package is installed from."""
+    for folder in (Path.cwd(), installed):
+        if (folder / "prefect.yaml").is_file():
+            return folder
+    raise ConfigError(
+        f"There is no prefect.yaml in the current directory, {Path.cwd()}, nor in {installed}, where the package is. "
+        "Run this from the project's directory."
+    )
+
+
 @contextmanager
-def _worker(log: Path) -> Iterator["subprocess.Popen[bytes]"]:
+def _worker(project: Path, log: Path) -> Iterator["subprocess.Popen[bytes]"]:
     """A worker, which ends with this process, and its runs with it (on macOS not those of a worker that was killed)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)  # runs of a killed worker become this process's children
     command = [sys.executable, "-P", "-m", "flows.bound", OWNER, "worker", "start", "--pool", POOL, "--type", "process"]
     with log.open("ab") as log_file:
         worker = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=log_file, stderr=subprocess.STDOUT, start_new_session=True
+            command,
+            cwd=project,
+            stdin=subprocess.PIPE,
+            stdout=log_file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
     try:
         yield worker
@@ -62,7 +76,8 @@ def _worker(log: Path) -> Iterator["subprocess.Popen[bytes]"]:
         kill_below(spare_jobs=True)
 
 
-def _prefect(*arguments: str) -> None:
-    done = subprocess.run([sys.executable, "-P", "-m", "prefect", *arguments], capture_output=True, text=True)
+def _prefect(project: Path, *arguments: str) -> None:
+    command = [sys.executable, "-P", "-m", "prefect", *arguments]
+    done = subprocess.run(command, cwd=project, capture_output=True, text=True)
     if done.returncode:
         raise JobError(f"`prefect {' '.join(arguments)}` failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")

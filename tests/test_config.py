@@ -518,9 +518,7 @@ def test_one_limit_of_the_aspect_does_not_contradict_the_others_default(files: F
 
 
 def path_keys(model: type[Any]) -> set[str]:
-    return {
-        name for name, field in model.model_fields.items() if "home_expanded" in f"{field.annotation} {field.metadata}"
-    }
+    return {name for name, field in model.model_fields.items() if "placed" in f"{field.annotation} {field.metadata}"}
 
 
 def test_every_key_that_names_a_path_is_of_the_type_that_expands_the_home_folder() -> None:

@@ -27,8 +27,8 @@ class Folder:
         self._root = Path(dataset.instance_data_dir)
         if not self._root.is_dir():
             raise ConfigError(
-                f"{dataset.id}: instance_data_dir is {dataset.instance_data_dir!r}, which is not a directory. "
-                "Relative paths start at the current directory."
+                f"{dataset.id}: instance_data_dir is {dataset.instance_data_dir!r}, which is not a directory"
+                + ("." if self._root.is_absolute() else f" of {Path.cwd()}, where relative paths start.")
             )
         self._real_root = self._root.resolve()
         self._inside = [self._real_root, *_blobs(self._real_root)]
