@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from artifact_rows import sealed_manifest
 
 from deepfloyd_core.config import load_run
 from deepfloyd_core.embeds import model_fingerprint
@@ -112,11 +113,11 @@ def test_a_damaged_configuration_is_a_model_error(small_run: Any, deeper: Any, t
 def publish_lora(small_run: Any, stage: Stage, base: Stage) -> None:
     """A version with a LoRA that claims a stage, and was trained on a stage's base model."""
     model = model_fingerprint(TINY[base], ("unet", "scheduler", "image_noising_scheduler")[: base + 1])
-    inputs = {"lora_bundle": {f"stage{stage}_lora": "0" * 16}, f"stage{stage}_lora": {"model": model}}
-    for kind, names in inputs.items():
-        place = small_run.workspace / kind / ("0" * 16)
-        place.mkdir(parents=True)
-        write_sealed(place / "manifest.json", {"inputs": names})
+    bundle = small_run.workspace / "lora_bundle" / ("0" * 16)
+    bundle.mkdir(parents=True)
+    write_sealed(
+        bundle / "manifest.json", sealed_manifest(**{f"stage{stage}_lora": "any", f"stage{stage}_model": model})
+    )
     (small_run.workspace / "versions").mkdir()
     version = {"number": 1, "bundle": "0" * 16, "image_index": "", "data": ""}
     write_sealed(small_run.workspace / "versions" / "0001.json", version)
@@ -127,7 +128,8 @@ def test_generate_refuses_the_lora_of_the_other_stage(small_run: Any, stage: Sta
     publish_lora(small_run, stage, base)
     with pytest.raises(ConfigError) as caught:
         generated.fn(load_run(small_run.config), [("a purple star", 0)], "1")
-    assert f"stage{stage}_lora {'0' * 16} was trained on other weights than those in {TINY[stage]}" in str(caught.value)
+    said = f"lora_bundle {'0' * 16} was trained on other weights of stage {stage} than those in {TINY[stage]}"
+    assert said in str(caught.value)
 
 
 def test_generate_refuses_a_size_that_the_levels_cannot_halve(small_run: Any, deeper: Any) -> None:
