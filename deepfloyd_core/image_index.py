@@ -30,7 +30,8 @@ from deepfloyd_core.left_out import finish_ledger, read_looks
 from deepfloyd_core.looks import look_of
 from deepfloyd_core.pairs import PAIR_REASONS, check_pair, missing_pair
 from deepfloyd_core.parts import finish_part, part_is_whole
-from deepfloyd_core.pictures import Unreadable, check_decodes, decode_rgb, decode_what_is_there, read_header
+from deepfloyd_core.picture_bytes import HAS_HEIF
+from deepfloyd_core.pictures import Unreadable, check_decodes, check_fits, decode_rgb, decode_what_is_there, read_header
 from deepfloyd_core.rejected import COLUMNS, Rejected, choose, draw
 from deepfloyd_core.scan import data_digest, others_of
 from deepfloyd_core.sheets import fitted, save_picture, titled_rows
@@ -40,7 +41,7 @@ from deepfloyd_core.types import Report, no_report
 
 log = logging.getLogger(__name__)
 
-FORMAT = 7  # 6: groups of pictures that show the same. 7: an example of each reason
+FORMAT = 8  # 6: groups of pictures that show the same. 7: an example of each reason. 8: what a decode may take
 BLOCK = 4096  # pictures judged, and kept by a killed run, at once
 SHEET, SHEET_CELL_PX = "rejected.png", 144
 TWINS_SHEET, GROUPS_SHOWN = "twins.png", 8
@@ -118,15 +119,18 @@ class Older:
 
 def index_request(run: Run, found: pa.Table) -> Request:
     """The index's identity: the bytes and captions of the scanned files, and the settings that judge them."""
-    return Request("image_index", FORMAT, _spec(run), {"data": data_digest(found)})
+    return Request("image_index", FORMAT, _spec(run, found), {"data": data_digest(found)})
 
 
-def _spec(run: Run) -> dict[str, Any]:
+def _spec(run: Run, found: pa.Table) -> dict[str, Any]:
+    heif = pc.any(pc.match_substring_regex(found["source"], r"(?i)\.(heic|heics|heif|heifs|hif)$")).as_py()
     return {
         "datasets": {dataset.id: _index_spec(run, dataset) for dataset in run.datasets},
         "stages": list(run.config.stages),
         "aspect_bucket_alignment": run.config.aspect_bucket_alignment,
         "aspect_bucket_rounding": run.config.aspect_bucket_rounding,
+        "decode_memory_mib": run.config.decode_memory_mib,
+        "reads_heif": HAS_HEIF and heif,  # who installs it runs again, and they are judged
     }
 
 
@@ -211,6 +215,7 @@ def look(run: Run, dataset: ImageDataset, entry: Entry) -> Verdict:
     try:
         header = read_header(data)
         known = {"format": header.format, "width": header.size[0], "height": header.size[1]}
+        check_fits(header.size, run.config.decode_memory_mib)
         reasons = {stage: _size_reason(run, dataset, stage, header.size) for stage in (1, 2)}
         whys = [reason for stage, reason in reasons.items() if stage in run.config.stages]
         if all(whys):
@@ -219,13 +224,15 @@ def look(run: Run, dataset: ImageDataset, entry: Entry) -> Verdict:
             )
             aspect = f", aspect {header.size[0] / header.size[1]:.3g}" if why == "aspect_out_of_range" else ""
             return _refused(why, f"{header.size[0]}x{header.size[1]} px{aspect}", known)
-        known["look"] = look_of(check_decodes(data))
+        glance = check_decodes(data)
+        known |= {"look": look_of(glance), "detail": glance.note}
         if dataset.crop and dataset.crop_style == "face":
             known["face"] = find_face(decode_rgb(data))
         pairs = run.pairs_of(dataset)
         if pairs is not None and entry.conditioning and entry.conditioning_id:
             check_pair(pairs, entry.conditioning[0], entry.conditioning_id, header.size)
     except Unreadable as error:
+        known.pop("detail", None)
         return _refused(error.reason, str(error), known)
     return Verdict(**known, stage1_reason=reasons[1], stage2_reason=reasons[2])
 
@@ -302,7 +309,7 @@ def _older_verdicts(run: Run, found: pa.Table, workspace: Path) -> Older:
     names = [field.name for field in fields(Verdict) if field.name != "look"]
     columns = [name for name in schema(run.config.paired).names if name in (*names, *_PICTURE)]
     table, looks = schema(run.config.paired).empty_table().select(columns), None
-    if older and _judging(older.manifest["spec"]) == _judging(_spec(run)) and _same_decoder(older):
+    if older and _judging(older.manifest["spec"]) == _judging(_spec(run, found)) and _same_decoder(older):
         table, looks = pq.read_table(older.path / INDEX_FILE, columns=columns), read_looks(older.path / LOOKS_FILE)
     table = table.append_column("row", pa.array(np.arange(len(table))))
     of_bytes = pc.or_(pc.is_null(table["reason"]), pc.is_in(table["reason"], pa.array([*_LASTING, *_BESIDE])))

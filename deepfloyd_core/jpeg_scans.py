@@ -81,6 +81,16 @@ def read_layout(data: bytes) -> Layout | None:
     return Layout(frames[0].marker == _PROGRESSIVE, (width, height), sampling, frames[0], segments, scans)
 
 
+def all_scans_are_there(data: bytes) -> bool:
+    """Whether a JPEG's scans bring every bit of every component; False also where anything about it is unusual."""
+    layout = read_layout(data)
+    if layout is None:
+        return False
+    if layout.progressive:
+        return all(_is_complete(layout, name) for name in layout.sampling)
+    return {name for scan in layout.scans for name in scan.components} == set(layout.sampling)
+
+
 def sample_jpegs(data: bytes, layout: Layout) -> list[tuple[int, bytes]] | None:
     """Tiny JPEGs of SAMPLE_ROWS strips from all over the picture, their means near mid-gray; the first strip is exact.
 

@@ -11,15 +11,17 @@ from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageChops, ImageCms, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageChops, ImageCms, ImageFile, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from deepfloyd_core.errors import ConfigError
 from deepfloyd_core.geometry import Size
-from deepfloyd_core.jpeg_scans import Layout, without_detail
+from deepfloyd_core.jpeg_scans import Layout, all_scans_are_there, without_detail
+from deepfloyd_core.picture_bytes import HAS_HEIF, JPEG_START, closed, fillers, is_cut, what_it_is, without_text
 
 # By content, not by name. What phones write as multi-picture .jpg (MPO) is opened by the JPEG plugin.
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF")
-MAX_PIXELS = 100_000_000  # a 100-megapixel picture decodes to 300 MB; a bomb to gigabytes
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", *(["HEIF"] if HAS_HEIF else []))
+MAX_PIXELS = 1 << 30  # for any memory; 400 megapixels of 3 GiB
+BYTES_PER_PIXEL = 8  # Pillow's four, and once more while it is turned or converted
 PIXEL_ERRORS = (
     OSError, ValueError, SyntaxError, MemoryError, RuntimeError, NotImplementedError, struct.error, EOFError,
     IndexError, KeyError, TypeError, OverflowError, ZeroDivisionError, AttributeError,
@@ -39,9 +41,15 @@ _FROM_RIGHT, _FROM_BOTTOM = (
 _JPEGS = ("JPEG", "MPO")
 _SEEN_PX = 1024  # the longer edge of what a small copy is made of
 MAX_BEND = 0.7  # levels of 255, root mean square
+if HAS_HEIF:
+    import pillow_heif
+
+    pillow_heif.register_heif_opener(thumbnails=False)  # turns pictures upright itself, and says so in their EXIF
 Image.init()  # `Image.open(formats=...)` raises KeyError for a plugin that is not loaded yet
 # Sizes are checked below, before any pixel is decoded; Pillow's own warning would only repeat that.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+Image.MAX_IMAGE_PIXELS = None
+PngImagePlugin.MAX_TEXT_CHUNK = 1 << 26  # of what is left without its texts: profiles, of printers up to some megabytes
 
 
 class Unreadable(Exception):
@@ -75,6 +83,7 @@ class Glance:
     small: Image.Image  # RGB, upright and in sRGB, a square whatever the picture's shape
     pixels: Image.Image  # as they were decoded: of a JPEG at a fraction of its size, lying as they are stored
     orientation: int
+    note: str | None  # what is odd about the file
 
     def digest(self) -> bytes:
         """sha256 of the upright pixels: equal for files of equal pixels, however these are packed."""
@@ -94,27 +103,36 @@ def read_header(data: bytes) -> Header:
     return Header(str(picture.format), (height, width) if turned else (width, height))
 
 
+def check_fits(size: Size, memory_mib: int) -> None:
+    """Raises Unreadable where a whole decode would take more memory than `memory_mib`; a crop may ask for one, also of a
+    JPEG that is mostly decoded at a fraction of its size."""
+    needed_mib = size[0] * size[1] * BYTES_PER_PIXEL >> 20
+    if needed_mib > memory_mib:
+        raise Unreadable(
+            "decompression_bomb",
+            f"{size[0]}x{size[1]} px take {needed_mib:,} MiB to decode, and decode_memory_mib = {memory_mib}",
+        )
+
+
 def check_decodes(data: bytes, edge_px: int = 32) -> Glance:
     """Decode at the smallest scale of the format that leaves twice `edge_px`, and convert a copy of `edge_px`.
 
     Raises Unreadable.
     """
-    picture = _open(data)
-    profile, size = picture.info.get("icc_profile"), picture.size
-    picture.draft(
-        "RGB", (2 * edge_px, 2 * edge_px)
-    )  # JPEG: 1/8 to 1/1 of each edge, always every byte of the entropy code
-    _load(picture, data)
+    size = _open(data).size
+    # JPEG: 1/8 to 1/1 of each edge, always every byte of the entropy code.
+    picture, note = _decoded(data, "RGB", (2 * edge_px, 2 * edge_px))
+    profile = picture.info.get("icc_profile")
     orientation = _orientation(picture)  # of a PNG it is known when all is decoded
     small = _convert(_small(picture, size, edge_px), profile, WHITE)  # a mode without a meaning as sRGB is found here
-    return Glance(small.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else small, picture, orientation)
+    small = small.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else small
+    return Glance(small, picture, orientation, note)
 
 
 def decode_rgb(data: bytes, background: tuple[int, int, int] = WHITE) -> Image.Image:
     """Decode to an upright 8-bit sRGB picture; alpha is composited on `background`. Raises Unreadable."""
-    picture = _open(data)
+    picture, _ = _decoded(data)
     profile = picture.info.get("icc_profile")
-    _load(picture, data)
     # Not ImageOps.exif_transpose: it writes the EXIF back, and fails on a tag that only another program would mind.
     method = _UPRIGHT.get(_orientation(picture))
     return _convert(picture if method is None else picture.transpose(method), profile, background)
@@ -176,14 +194,12 @@ def decode_reduced(data: bytes, divisor: int, layout: Layout | None) -> Reduced 
 
 def _open(data: bytes) -> Image.Image:
     try:
-        picture = Image.open(io.BytesIO(data), formats=FORMATS)
-    except Image.DecompressionBombError as error:
-        raise Unreadable("decompression_bomb", str(error)) from None
+        picture = Image.open(io.BytesIO(without_text(data)), formats=FORMATS)
     except PIXEL_ERRORS as error:
-        if _is_cut(data):
+        if is_cut(data):
             raise Unreadable("truncated", "the file ends before its header does") from None
         if isinstance(error, UnidentifiedImageError):
-            raise Unreadable("unsupported", "not a picture of a known format") from None
+            raise Unreadable("unsupported", what_it_is(data)) from None
         raise Unreadable("corrupt", f"{type(error).__name__}: {error}") from None
     if picture.width * picture.height > MAX_PIXELS:
         raise Unreadable("decompression_bomb", f"{picture.width}x{picture.height} is above {MAX_PIXELS} pixels")
@@ -201,10 +217,31 @@ def _draft(data: bytes, divisor: int, layout: Layout | None) -> Image.Image:
 
 
 def _decode_at(data: bytes, divisor: int) -> Image.Image:
-    picture = _open(data)
-    picture.draft(None, (picture.width // divisor, picture.height // divisor))
-    _load(picture, data)
-    return picture
+    width, height = _open(data).size
+    return _decoded(data, None, (width // divisor, height // divisor))[0]
+
+
+def _decoded(data: bytes, mode: str | None = None, size: Size | None = None) -> tuple[Image.Image, str | None]:
+    """Decode, a JPEG at the scale that just covers `size`; and a note of what is odd about the file. Raises Unreadable."""
+
+    def decode(data: bytes, size: Size | None = size) -> Image.Image:
+        picture = _open(data)
+        if size is not None:
+            picture.draft(mode, size)
+        _load(picture, data)
+        return picture
+
+    try:
+        return decode(data), None
+    except Unreadable as error:
+        if error.reason != "truncated" or not data.startswith(JPEG_START):
+            raise
+        # A decoder fills what is missing without a word. What follows the last pixel's bytes changes none, so only of
+        # a whole picture are pixels the same whatever follows; of coarse ones all scans must be there.
+        one, other = (decode(closed(data, filler), None) for filler in fillers())
+        if one.tobytes() != other.tobytes() or not all_scans_are_there(closed(data)):
+            raise
+        return decode(closed(data)), "lacks the mark of its end, and nothing else"
 
 
 def _far(one: Image.Image, two: Image.Image) -> float:
@@ -227,7 +264,7 @@ def _load(picture: Image.Image, data: bytes) -> None:
     except MemoryError:
         raise _too_large(picture) from None
     except PIXEL_ERRORS as error:
-        cut = "truncated" in str(error).lower() or _is_cut(data)
+        cut = "truncated" in str(error).lower() or is_cut(data)
         raise Unreadable("truncated" if cut else "corrupt", f"{type(error).__name__}: {error}") from None
 
 
@@ -269,26 +306,6 @@ def _small(picture: Image.Image, size: Size, edge_px: int) -> Image.Image:
         raise _too_large(picture) from None
     except PIXEL_ERRORS as error:
         raise Unreadable("corrupt", f"{type(error).__name__}: {error}") from None
-
-
-def _is_cut(data: bytes) -> bool:
-    """Whether a file that could not be read lacks its end: by its stated length, or by the mark that closes it."""
-    if data[:4] == b"RIFF" and data[8:12] in (b"WEBP", b""):
-        return len(data) < 8 + int.from_bytes(data[4:8], "little")
-    if data[4:12] in (b"ftypavif", b"ftypavis"):
-        return _boxes_are_cut(data)
-    ends = {b"\x89PNG": b"IEND", b"GIF8": b";", b"\xff\xd8\xff": b"\xff\xd9"}
-    return any(data.startswith(start) and end not in data[-16:] for start, end in ends.items())
-
-
-def _boxes_are_cut(data: bytes) -> bool:
-    place = 0
-    while place + 8 <= len(data):
-        size = int.from_bytes(data[place : place + 4], "big")
-        if size < 8:  # a box to the end of the file, or of 64-bit length
-            return False
-        place += size
-    return place != len(data)
 
 
 def _to_rgb(picture: Image.Image, profile: bytes | None, background: tuple[int, int, int]) -> Image.Image:
