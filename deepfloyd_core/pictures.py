@@ -104,8 +104,7 @@ def read_header(data: bytes) -> Header:
 
 
 def check_fits(size: Size, memory_mib: int) -> None:
-    """Raises Unreadable where a whole decode would take more memory than `memory_mib`; a crop may ask for one, also of a
-    JPEG that is mostly decoded at a fraction of its size."""
+    """Raises Unreadable where a whole decode, which a crop may ask for, would take more memory than `memory_mib`."""
     needed_mib = size[0] * size[1] * BYTES_PER_PIXEL >> 20
     if needed_mib > memory_mib:
         raise Unreadable(
