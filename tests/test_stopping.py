@@ -121,8 +121,8 @@ def test_nohup_is_obeyed(tmp_path: Path, commands: list[Command]) -> None:
 
 
 def test_a_command_without_a_run_says_that_nothing_was_changed(tmp_path: Path, commands: list[Command]) -> None:
-    (tmp_path / "lora_bundle" / "000").mkdir(parents=True)
-    os.mkfifo(tmp_path / "lora_bundle" / "000" / "manifest.json")  # reading it takes for ever
+    (tmp_path / "lora_bundle" / ("0" * 16)).mkdir(parents=True)
+    os.mkfifo(tmp_path / "lora_bundle" / ("0" * 16) / "manifest.json")  # reading it takes for ever
     command = Command(tmp_path, "verify", str(tmp_path))
     commands.append(command)
     time.sleep(1.5)
