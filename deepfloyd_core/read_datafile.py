@@ -100,7 +100,9 @@ def _parse_entry(
     if entry.get("type", "local") == "local" and all(key in _CACHE_KEYS for key in entry):
         return None, ["it has no pictures, and is ignored as a cache of another tool"]
     rest, notes = our_entry(entry, ImageDataset, where)
-    dataset = parse_spec(ImageDataset, {**coerced(defaults, scalar_kinds(ImageDataset)), **rest}, where)
+    taken = [key for key in defaults if key not in rest]
+    notes += [f"{', '.join(sorted(taken))} as in the run file"] if taken else []
+    dataset = parse_spec(ImageDataset, {**defaults, **rest}, where)
     if dataset.crop and dataset.crop_style == "face" and (missing := missing_detector()):
         raise ConfigError(f"{where}: crop_style is 'face', and {missing}")
     return dataset, notes + _useless(entry, dataset)

@@ -101,7 +101,7 @@ def answered(values: dict[str, Any], path: Path, theirs: bool) -> tuple[dict[str
             if _asks(value, refusal, values):
                 lines.append(f"{path}: {key} is {shown(value)}, but {refusal.reason}. Remove the key.")
             else:
-                ignored.setdefault("it asks for nothing here", []).append(key)
+                ignored.setdefault("off, or what is done here anyway", []).append(key)
         elif key in IGNORED or key.startswith(("_", "/", "#")):
             ignored.setdefault(IGNORED.get(key, "it is taken for a comment"), []).append(key)
         elif key not in SWITCHES:

@@ -98,7 +98,7 @@ def our_entry(entry: Mapping[str, Any], model: type[Spec], where: str) -> tuple[
         elif key in DATA_IGNORED or key.startswith(("_", "/", "#")):
             ignored.setdefault(DATA_IGNORED.get(key, "it is taken for a comment"), []).append(key)
         elif key in DATA_REFUSED:
-            ignored.setdefault("it asks for nothing here", []).append(key)
+            ignored.setdefault("off, or what is done here anyway", []).append(key)
         else:
             rest[key] = value  # for the model to name
     return _entry_values(coerced(rest, scalar_kinds(model)), where), grouped(ignored, "")

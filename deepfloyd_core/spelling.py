@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from deepfloyd_core.datafile import ImageDataset
 from deepfloyd_core.env_file import is_env_file, read_env_file
 from deepfloyd_core.errors import ConfigError
 from deepfloyd_core.flavours import FLAVOURS, PUBLISHED, Stage
@@ -65,7 +66,7 @@ def read_run_file(path: Path, overrides: tuple[str, ...], run: type[Spec], stage
         _apply_override(values, override, path)
     values = _answer(values, path, theirs, notes)
     if theirs:
-        values = coerced(values, scalar_kinds(run) | scalar_kinds(stage))
+        values = coerced(values, scalar_kinds(run) | scalar_kinds(stage) | _data_kinds())
     defaults = data_defaults(values)
     values = _sort_out(values, path, frozenset(stage.model_fields), notes)
     if theirs:
@@ -73,6 +74,10 @@ def read_run_file(path: Path, overrides: tuple[str, ...], run: type[Spec], stage
         for name in _TABLES:
             values |= {name: without_idle(values[name], unset, path, notes)} if name in values else {}
     return Written(values, defaults, notes, aliases)
+
+
+def _data_kinds() -> dict[str, type | None]:
+    return {key: kind for key, kind in scalar_kinds(ImageDataset).items() if key in DATA_DEFAULTS}
 
 
 def _read(path: Path, run: type[Spec], stage: type[Spec]) -> tuple[dict[str, Any], list[str]]:

@@ -307,7 +307,7 @@ def test_an_opencv_without_cascades_is_named(files: Files, monkeypatch: pytest.M
         ({"ignore_epochs": True}, "ignore_epochs is ignored"),
         ({"_comment": "mine", "//": 3}, "//, _comment are ignored; it is taken for a comment"),
         ({"target_downsample_size": 128}, "target_downsample_size has no effect: maximum_image_size is not set"),
-        ({"is_regularisation_data": "false"}, "is_regularisation_data is ignored; it asks for nothing here"),
+        ({"is_regularisation_data": "false"}, "is_regularisation_data is ignored; off, or what is done here anyway"),
         ({"max_upscale_threshold": "0.0", "start_epoch": "1"}, "max_upscale_threshold, start_epoch are ignored"),
         ({"grounding": {"enabled": False, "max_entities": 4}}, "grounding is ignored"),
         ({"huggingface": {"caption_column": "text", "width_column": "w"}}, "width_column is ignored"),
