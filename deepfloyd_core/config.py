@@ -21,7 +21,7 @@ from deepfloyd_core.quantization import Quantization, quantization_fault
 from deepfloyd_core.read_datafile import load_data_file
 from deepfloyd_core.relative_paths import from_here, no_data_file, start_of_paths
 from deepfloyd_core.spec import HomePath, Spec, home_path, parse_spec, relative_to
-from deepfloyd_core.spelling import Written, read_run_file
+from deepfloyd_core.spelling import Written, in_its_words, read_run_file
 from deepfloyd_core.stage_config import StageConfig, device_fault
 
 TOKENS = 77  # rows of text that IF was trained with
@@ -305,7 +305,7 @@ def read_run_config(path: Path, overrides: tuple[str, ...] = ()) -> tuple[RunCon
         with relative_to(start):
             return parse_spec(RunConfig, written.values, str(path), also=StageConfig.model_fields), written
     except ConfigError as error:
-        raise ConfigError(written.in_its_words(str(error))) from None
+        raise ConfigError(in_its_words(str(error), path, written.aliases)) from None
 
 
 def load_run(path: Path, overrides: tuple[str, ...] = ()) -> Run:

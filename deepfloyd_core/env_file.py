@@ -36,16 +36,19 @@ _FAMILIES = ("STABLE_DIFFUSION_3", "STABLE_DIFFUSION_LEGACY", "PIXART_SIGMA", "K
              "AURA_DIFFUSION", "HUNYUAN_DIT")  # fmt: skip
 _EXTRA = ("TRAINER_EXTRA_ARGS", "DEBUG_EXTRA_ARGS")
 _REFERENCE = re.compile(r"\$\{(\w+)\}|\$(\w+)")
+_CONDITION = re.compile(r"""(?:el)?if \[\[? *"?\$\{?(\w+)\}?"? *(==?|!=) *["']?([^"']*?)["']? *\]?\] *;? *(?:then)?$""")
 _ARITHMETIC = re.compile(r"\$\(\(\s*\$?(\w+)\s*([-+*/])\s*\$?(\w+)\s*\)\)")
 
 
 def is_env_file(path: Path) -> bool:
     """Whether a run file is such a script, by its name: config.env, config.env.example, env.sh."""
-    return path.suffix.lower() == ".sh" or ".env" in path.name.lower()
+    return path.suffix.lower() == ".sh" or (
+        ".env" in path.name.lower() and path.suffix.lower() not in (".toml", ".json")
+    )
 
 
-def read_env_file(path: Path, options: frozenset[str]) -> tuple[dict[str, str], list[str]]:
-    """The options that a script sets, as text, and its variables that are none of `options`.
+def read_env_file(path: Path, options: frozenset[str]) -> tuple[dict[str, str], list[str], dict[str, str]]:
+    """The options that a script sets, as text; its variables that are none of `options`; options by other names there.
 
     Raises ConfigError for a file that cannot be read, a line that is no assignment, a variable that is not set.
     """
@@ -55,8 +58,11 @@ def read_env_file(path: Path, options: frozenset[str]) -> tuple[dict[str, str], 
         reason = "no such file" if isinstance(error, FileNotFoundError) else str(error)
         raise ConfigError(f"{path} cannot be read: {reason}.") from None
     variables = {"HOME": "~"}
+    branches = _Branches()
     for number, line in enumerate(lines, 1):
-        _assign(line, variables, f"{path}, line {number}")
+        where = f"{path}, line {number}"
+        if not branches.take(line.strip(), variables, where) and branches.alive:
+            _assign(line, variables, where)
     found: dict[str, str] = {}
     helpers = []
     for name, value in variables.items():
@@ -75,7 +81,38 @@ def read_env_file(path: Path, options: frozenset[str]) -> tuple[dict[str, str], 
         beside = path.with_name("config.json")
         there = f" SimpleTuner reads the other keys from {beside}: give that." if beside.exists() else ""
         raise ConfigError(f"{path}: MODEL_TYPE is missing, for example deepfloyd-lora.{there}")
-    return found, helpers
+    return found, helpers, {option: name for name, option in _OPTIONS.items() if name in variables}
+
+
+class _Branches:
+    """Which lines of a script count: those outside of `if [[ "$NAME" == "text" ]]; then`, or in a branch that is taken."""
+
+    def __init__(self) -> None:
+        self._open: list[
+            tuple[bool, bool]
+        ] = []  # of each block: whether its present branch counts, and whether one did
+
+    @property
+    def alive(self) -> bool:
+        return all(counts for counts, _ in self._open)
+
+    def take(self, line: str, variables: dict[str, str], where: str) -> bool:
+        """Whether a line opens, turns or ends a block. Raises ConfigError for another condition, or an end of nothing."""
+        word = line.split(" ")[0].rstrip(";")
+        if word not in ("if", "elif", "else", "fi", "then"):
+            return False
+        if word != "if" and not self._open:
+            raise ConfigError(f"{where}: {word} without an if.")
+        _, did = self._open.pop() if word not in ("if", "then") else (False, False)
+        if word in ("if", "elif"):
+            match = _CONDITION.match(line)
+            if match is None:
+                raise ConfigError(f'{where}: a condition is read as if [[ "$NAME" == "text" ]]; then.')
+            counts = (variables.get(match[1], "") == match[3]) == (match[2] != "!=") and not did
+            self._open.append((counts, did or counts))
+        elif word == "else":
+            self._open.append((not did, True))
+        return True
 
 
 def _assign(line: str, variables: dict[str, str], where: str) -> None:
@@ -85,7 +122,7 @@ def _assign(line: str, variables: dict[str, str], where: str) -> None:
         raise ConfigError(f"{where}: {error}.") from None
     if words[:1] == ["export"]:
         del words[0]
-    for word in [" ".join(words)] if "$((" in line else words:
+    for word in [" ".join(words)] if words and "$((" in line else words:
         name, equals, text = word.partition("=")
         added = name.endswith("+")
         if not equals or not re.fullmatch(r"\w+", name.removesuffix("+")):

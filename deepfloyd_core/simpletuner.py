@@ -27,7 +27,7 @@ _SAME: dict[str, dict[str, str]] = {
     "attention_mechanism": {"diffusers": "sdpa"},
     "optimizer": {
         "torch-adamw": "adamw", "bnb-adamw": "adamw", "bnb-adamw-paged": "adamw", "bnb-adamw8bit": "adamw_8bit",
-        "bnb-adamw8bit-paged": "adamw_8bit", "torch-adafactor": "adafactor",
+        "bnb-adamw8bit-paged": "adamw_8bit", "adamw8bit": "adamw_8bit", "torch-adafactor": "adafactor",
     },
     "mixed_precision": {"fp32": "no"},
     "text_encoder_quantization": {"no_change": "none", "int8-quanto": "int8"},
@@ -110,7 +110,8 @@ def answered(values: dict[str, Any], path: Path, theirs: bool) -> tuple[dict[str
         raise ConfigError("\n".join(lines))
     for key in (key for key in SWITCHES if key in values):
         at, name, meaning = SWITCHES[key]
-        if _as_kind(values[key], bool) == at or values[key] == at:
+        asked = _as_kind(values[key], bool) == at or values[key] == at
+        if asked and (name != "optimizer" or name not in values):
             rest[name] = meaning
             notes.append(f"{path}: {key} is taken as {name} = {str(meaning).lower()}")
     if "output_dir" in values and not is_off(values["output_dir"]) and "workspace" not in values:

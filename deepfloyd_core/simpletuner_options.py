@@ -254,5 +254,6 @@ REFUSED = {
     "tread_config": Refusal(_NO_METHOD),
     "twinflow_enabled": Refusal(_NO_METHOD),
     "urepa_enabled": Refusal(_NO_METHOD),
+    "use_original_images": Refusal("crops are made as the data file says; see crop"),
     "xm_enabled": Refusal(_NO_METHOD),
 }  # fmt: skip

@@ -5,6 +5,7 @@ Keys of training at the top level go to both stages; a file without tables train
 
 import re
 import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,11 +41,17 @@ class Written:
     notes: list[str]
     aliases: dict[str, str]  # our name of a key, and the file's where that is another
 
-    def in_its_words(self, message: str) -> str:
-        """A message with the file's own names of keys beside ours."""
-        for ours, theirs in self.aliases.items():
-            message = re.sub(rf"\b{ours}\b", f"{ours} (in the file {theirs})", message, count=1)
-        return message
+
+def in_its_words(message: str, path: Path, aliases: Mapping[str, str]) -> str:
+    """A message on a run file with the file's own names of keys beside ours."""
+
+    def told(line: str) -> str:
+        start = f"{path}: " if line.startswith(f"{path}: ") else ""
+        for ours, theirs in aliases.items():
+            line = start + re.sub(rf"\b{ours}\b", f"{ours} (in the file {theirs})", line.removeprefix(start), count=1)
+        return line
+
+    return "\n".join(told(line) for line in message.splitlines())
 
 
 def read_run_file(path: Path, overrides: tuple[str, ...], run: type[Spec], stage: type[Spec]) -> Written:
@@ -52,9 +59,10 @@ def read_run_file(path: Path, overrides: tuple[str, ...], run: type[Spec], stage
 
     run, stage: the models of its top level and of a stage's table. Raises ConfigError for a key that makes no sense here.
     """
-    values, notes = _read(path, run, stage)
+    values, notes, aliases = _read(path, run, stage)
     theirs = path.suffix.lower() != ".toml" and not any(name in values for name in _TABLES)
-    aliases = {ALIASES[plain(key)]: key for key in values if plain(key) in ALIASES}
+    aliases |= {ALIASES[plain(key)]: key for key in values if plain(key) in ALIASES}
+    aliases |= {SWITCHES[plain(key)][1]: aliases.get(plain(key), key) for key in values if plain(key) in SWITCHES}
     values = spelled(values, path)
     for name in _TABLES:
         if isinstance(values.get(name), dict):
@@ -64,7 +72,10 @@ def read_run_file(path: Path, overrides: tuple[str, ...], run: type[Spec], stage
         raise ConfigError(f"--set {twice} is given {given.count(twice)} times; give it once.")
     for override in overrides:
         _apply_override(values, override, path)
-    values = _answer(values, path, theirs, notes)
+    try:
+        values = _answer(values, path, theirs, notes)
+    except ConfigError as error:
+        raise ConfigError(in_its_words(str(error), path, aliases)) from None
     if theirs:
         values = coerced(values, scalar_kinds(run) | scalar_kinds(stage) | _data_kinds())
     defaults = data_defaults(values)
@@ -80,16 +91,16 @@ def _data_kinds() -> dict[str, type | None]:
     return {key: kind for key, kind in scalar_kinds(ImageDataset).items() if key in DATA_DEFAULTS}
 
 
-def _read(path: Path, run: type[Spec], stage: type[Spec]) -> tuple[dict[str, Any], list[str]]:
-    """A run file's values as they are written, and the notes on them."""
+def _read(path: Path, run: type[Spec], stage: type[Spec]) -> tuple[dict[str, Any], list[str], dict[str, str]]:
+    """A run file's values as they are written, the notes on them, and names that keys have in the file alone."""
     if is_env_file(path):
         kept = {*WORKS, *ALIASES, *DATA_DEFAULTS, *IGNORED, *REFUSED, *SWITCHES, *run.model_fields, *stage.model_fields}
-        options, helpers = read_env_file(path, frozenset(kept))
-        return dict(options), grouped({"they set no option": helpers}, str(path))
+        options, helpers, names = read_env_file(path, frozenset(kept))
+        return dict(options), grouped({"no option is set by it": helpers}, str(path)), names
     values = read_config_file(path)
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must be a table of keys.")
-    return values, []
+    return values, [], {}
 
 
 def _answer(values: dict[str, Any], path: Path, theirs: bool, notes: list[str]) -> dict[str, Any]:
@@ -185,8 +196,14 @@ def _spread(values: dict[str, Any], path: Path, stage_keys: frozenset[str]) -> d
             raise ConfigError(f"{path}: {name} is {values[name]!r}; it must be a table.")
     if not tables and shared:
         if stage is None:
+            given = shared.get("model_flavour")
+            said = (
+                "model_flavour is missing"
+                if given is None
+                else f"model_flavour is {given!r}, which is none of DeepFloyd's"
+            )
             raise ConfigError(
-                f"{path}: which stage to train is not said: model_flavour is {shared.get('model_flavour')!r}. "
+                f"{path}: {said}: which stage to train is not said. "
                 f"Set it to one of {', '.join(PUBLISHED)}, or add [stage1] and [stage2] tables."
             )
         tables = [f"stage{stage}"]

@@ -219,7 +219,7 @@ def test_the_older_script_of_variables_is_a_run_file(files: Files) -> None:
     assert (stage.offset_noise, stage.noise_offset, stage.lora_rank, stage.snr_gamma) == (True, 0.02, 8, 5.0)
     assert (stage.gradient_checkpointing, stage.checkpoint_step_interval) == (True, 250)
     assert run.config.validation_resolution == "64"
-    assert [note for note in run.notes if "BASE_DIR is ignored; they set no option" in note]
+    assert [note for note in run.notes if "BASE_DIR is ignored; no option is set by it" in note]
 
 
 @pytest.mark.parametrize(
@@ -231,6 +231,11 @@ def test_the_older_script_of_variables_is_a_run_file(files: Files) -> None:
         ("export A='x", "line 30: No closing quotation"),
         ("export LR_WARMUP_STEPS=$((MAX_NUM_STEPS / 0))", "divides by 0"),
         ("export TRAINER_EXTRA_ARGS='--x=1 y'", "'y' belongs to no --option"),
+        (
+            "export TRAINING_NUM_PROCESSES=4",
+            "num_processes (in the file TRAINING_NUM_PROCESSES) is '4', but a training",
+        ),
+        ("export MAX_NUM_STEPS=many", "max_train_steps (in the file MAX_NUM_STEPS) is 'many'"),
         ("export TRAINER_EXTRA_ARGS='--lorarank=1'", "lorarank is not a known key. Did you mean lora_rank?"),
     ],
 )
@@ -244,6 +249,35 @@ def test_a_script_without_a_model_points_to_the_file_beside_it(files: Files) -> 
     (files.folder / "config.json").write_text("{}")
     with pytest.raises(ConfigError, match=r"MODEL_TYPE is missing.* from .*config.json: give that"):
         files.env("export TRAINING_NUM_PROCESSES=1")
+
+
+BRANCHES = """
+if [[ "$MODEL_TYPE" == "full" ]]; then
+    # a comment
+    export USE_BITFIT=true
+elif [[ "$MODEL_TYPE" == "deepfloyd-lora" ]]; then
+    export USE_BITFIT=false
+    if [ $TRAINING_SEED != 42 ]; then
+        rm -rf /
+    else
+        export LORA_RANK=24
+    fi
+elif [[ "$MODEL_TYPE" == "deepfloyd-full" ]]; then
+    export USE_BITFIT=true
+fi
+#export LR_WARMUP_STEPS=$((MAX_NUM_STEPS / 10))
+"""
+
+
+def test_the_branches_of_a_script_count_as_its_variables_say(files: Files) -> None:
+    text = SCRIPT.replace(' --lora_rank 8"', '"') + BRANCHES
+    stage = files.env(text).config.stage(1)
+    assert (stage.use_bitfit, stage.lora_rank) == (False, 24)
+    with pytest.raises(ConfigError, match="'rm' is no NAME=value"):
+        files.env(text.replace("TRAINING_SEED=42", "TRAINING_SEED=7"))
+    for line, says in (("fi", "fi without an if"), ("if test -f x; then", "a condition is read as if")):
+        with pytest.raises(ConfigError, match=says):
+            files.env(text + line)
 
 
 def test_the_home_folder_of_a_script_is_the_users(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
