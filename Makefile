@@ -57,8 +57,8 @@ check: setup
 	$(BIN)/mypy
 
 # Each file of benchmarks/ prints its tables; benchmarks/results.md holds what they printed. BENCH=benchmarks/x.py runs one.
-# Without -P: some import worlds.py, which lies beside them.
-BENCH ?= $(sort $(filter-out benchmarks/worlds.py,$(wildcard benchmarks/*.py)))
+# Without -P: some import what lies beside them and prints nothing.
+BENCH ?= $(sort $(filter-out benchmarks/worlds.py $(wildcard benchmarks/gpu_*.py),$(wildcard benchmarks/*.py)))
 
 bench: setup
 	@set -e; for file in $(BENCH); do echo "## $$file"; OMP_NUM_THREADS=1 $(BIN)/python $$file; done

@@ -39,10 +39,11 @@ from deepfloyd_core.ledger import caption_counts
 from deepfloyd_core.models import DTYPES, load_scheduler, load_text_modules, load_unet
 from deepfloyd_core.pixels import build_shards, eval_request, plan_eval
 from deepfloyd_core.projected import Projected, projector, store, text_is_frozen
-from deepfloyd_core.types import caption_id, no_report
+from deepfloyd_core.types import Report, caption_id, no_report
 
 TINY, REAL = "tiny-i", "random:i-medium-400m"
-RANK, PICTURES, SIZES = 32, 24, {1: 64, 2: 256}
+# One is held out; batches of 1, 2, 3, 4, 6 or 8 of the others are all whole: a compiled step has one size.
+RANK, PICTURES, SIZES = 32, 25, {1: 64, 2: 256}
 WAYS = ("plain", "ours", "compiled")  # the last with --dynamo-backend alone
 
 
@@ -60,7 +61,9 @@ def make_run(
         Image.fromarray(pixels).save(folder / "pictures" / f"caption {number}.png")
     settings = {"model_flavour": model, "train_batch_size": batch, "mixed_precision": precision,
                 "max_train_steps": 1000, "learning_rate": 1e-4, **(keys or {"lora_rank": RANK})}  # fmt: skip
-    common: dict[str, Any] = {"device": device, "num_threads": 1, "num_eval_images": 1, f"stage{stage}": settings}
+    common: dict[str, Any] = {"device": device, "num_eval_images": 1, f"stage{stage}": settings}
+    if device == "cpu":
+        common["num_threads"] = 1
     run = one_set(folder, stage, {"caption_strategy": "filename", "resolution": 64}, **common)
     return run, resolve(run.config.stage(stage).model, stage)
 
@@ -101,14 +104,21 @@ def t5_rows(folder: Path, count: int) -> torch.Tensor:
     return torch.randn((count, 77, width), generator=torch.Generator().manual_seed(0)).bfloat16()
 
 
-def ours(run: Run, folder: Path, steps: int) -> tuple[list[float], float]:
-    """Seconds of each step of the product's trainer, and the share of them outside forward, backward and optimizer."""
+def training_job(
+    run: Run, folder: Path, report: Report, text: Callable[[Run, Path, list[str]], Artifact] = stored_text
+) -> Job:
+    """A training of a run's stage into its workspace, with its pixels, its eval set and a text."""
     (stage,) = run.config.stages
     index, pixels = prepare(run, stage)
     eval_set, _ = materialise(
         run.workspace, eval_request(run, index), lambda work: build_shards(plan_eval(run, index, work), work)
     )
-    text = stored_text(run, folder, [*caption_counts(index), ""])
+    inputs = {"pixels": pixels, "text": text(run, folder, [*caption_counts(index), ""]), "eval_set": eval_set}
+    return Job(run.config, inputs, {"stage": stage, "model": str(folder)}, run.workspace, report)
+
+
+def ours(run: Run, folder: Path, steps: int) -> tuple[list[float], float]:
+    """Seconds of each step of the product's trainer, and the share of them outside forward, backward and optimizer."""
     ends: list[float] = []
     outside: list[float] = []
 
@@ -117,8 +127,7 @@ def ours(run: Run, folder: Path, steps: int) -> tuple[list[float], float]:
         if len(ends) == steps + 1:
             raise Enough
 
-    job = Job(run.config, {"pixels": pixels, "text": text, "eval_set": eval_set},
-              {"stage": stage, "model": str(folder)}, run.workspace, report)  # fmt: skip
+    job = training_job(run, folder, report)
     parts: list[tuple[Any, str]] = [(TrainingRows, "take"), (Projected, "batch"), (stage_loss, "draw"), (stage_loss, "vary"),
                                     (stage_loss, "to_model_range"), (train, "learning_rate_at")]  # fmt: skip
     try:

@@ -52,6 +52,19 @@ def use_threads(count: int | None) -> None:
         torch.set_num_threads(count)
 
 
+def use_repeatable_kernels(device: torch.device) -> None:
+    """Have torch compute on a GPU by kernels alone that give the same bits every time, in the whole process.
+
+    By default cuDNN's convolutions and attention may add gradients up in the order in which threads finish, and a resumed
+    training would end with other bytes than an unbroken one. An operation without such a kernel raises RuntimeError when it
+    is called. On a CPU nothing changes: there all repeat themselves.
+    """
+    if device.type == "cuda":
+        torch.use_deterministic_algorithms(True)
+        # It fills new memory with NaN as well, which would show where it is read too early, at a pass over every tensor.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
 def load_unet(folder: Path, dtype: torch.dtype) -> UNet2DConditionModel:
     """The UNet of a pipeline folder, frozen, in eval mode."""
     unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", torch_dtype=dtype, use_safetensors=True)

@@ -1,6 +1,7 @@
 """When, with which versions and on what an artifact was made."""
 
 import platform
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from typing import Any
@@ -10,8 +11,10 @@ _PACKAGES = ("torch", "diffusers", "transformers", "peft", "pillow", "imagehash"
 
 def provenance(started: datetime) -> dict[str, Any]:
     """When, with which versions, on what: for people, never part of a fingerprint."""
-    versions = {name: metadata.version(name) for name in _PACKAGES}
-    finished = datetime.now(UTC)
+    finished, versions = datetime.now(UTC), dict[str, str]()
+    for name in _PACKAGES:
+        with suppress(metadata.PackageNotFoundError):  # the core works without Prefect
+            versions[name] = metadata.version(name)
     return {
         "started": started.isoformat(timespec="seconds"),
         "seconds": round((finished - started).total_seconds(), 2),

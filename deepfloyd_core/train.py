@@ -32,7 +32,14 @@ from deepfloyd_core.jobs import Job
 from deepfloyd_core.lora import trainable
 from deepfloyd_core.methods import base_dtype, method_of
 from deepfloyd_core.mixing import Share
-from deepfloyd_core.models import load_scheduler, order_channels_last, pick_device, trained_scheduler, use_threads
+from deepfloyd_core.models import (
+    load_scheduler,
+    order_channels_last,
+    pick_device,
+    trained_scheduler,
+    use_repeatable_kernels,
+    use_threads,
+)
 from deepfloyd_core.pace import Pace
 from deepfloyd_core.parent import parent_file
 from deepfloyd_core.projected import Projected, raw_texts
@@ -120,6 +127,7 @@ def _on_held_out(
 def _set_up(job: Job, stage: Stage, folder: Path) -> Setup:
     config = job.config.stage(stage)
     device = pick_device(job.config.device)
+    use_repeatable_kernels(device)
     if fault := device_fault(config, "rocm" if torch.version.hip else device.type):
         raise ConfigError(f"stage{stage}.{fault}.")
     check_backend(config.dynamo_backend, device, f"stage{stage}.dynamo_backend is {config.dynamo_backend!r}")

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,22 @@ def test_a_finished_artifact_lists_every_file_with_its_bytes_and_sha256_and_noth
     assert record["summary"] == built.summary == {"rows": 3}
     assert {"started", "seconds", "python", "machine", "packages"} <= set(record["provenance"])
     assert not list(built.path.rglob(".*")), "working state is gone"
+
+
+def test_artifacts_are_made_without_prefect_and_say_which_packages_are_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = metadata.version
+
+    def version(name: str) -> str:
+        if name == "prefect":
+            raise metadata.PackageNotFoundError(name)
+        return real(name)
+
+    monkeypatch.setattr(metadata, "version", version)
+    made, _ = materialise(tmp_path, REQUEST, build_files)
+    packages = made.manifest["provenance"]["packages"]
+    assert packages["pyarrow"] == real("pyarrow") and "prefect" not in packages
 
 
 def test_the_manifest_appears_last_and_is_never_seen_half_written(
