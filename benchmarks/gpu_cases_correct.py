@@ -16,7 +16,7 @@ import torch
 from diffusers.pipelines.deepfloyd_if import pipeline_if_superresolution
 from gpu_cases_sample import pictures
 from gpu_plan import Asked, Yields
-from gpu_world import kernels, run_of, stand_in_text
+from gpu_world import kernels, noise, run_of, stand_in_text
 from train_step import Enough, training_job
 
 from deepfloyd_core import held_out, train
@@ -189,7 +189,7 @@ def _trained(asked: Asked, run: Run, out: Path, last: int, fresh: bool = True) -
         found.grads = found.grads or _copies(param.grad for param in params)
         return norm
 
-    job = replace(training_job(run, folder, report, stand_in_text), out=_empty(out) if fresh else out)
+    job = replace(training_job(run, folder, report, noise, stand_in_text), out=_empty(out) if fresh else out)
     with ExitStack() as stack:
         stack.enter_context(patch.object(train, "_step", step))
         stack.enter_context(patch.object(torch.nn.utils, "clip_grad_norm_", clip))

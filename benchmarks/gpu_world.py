@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import numpy as np
+import pyarrow as pa
 import torch
 import train_step
 from gpu_plan import Asked
 from safetensors.torch import save_file
-from train_step import Enough, make_run, training_job, write_rows
+from train_step import PICTURES, SIZES, Data, Enough, make_run, training_job, write_rows
 from worlds import peak_bytes
 
 from deepfloyd_core import quantized_base, sampling, train
@@ -29,6 +31,8 @@ from deepfloyd_core.flavours import FLAVOURS, TINY, Stage
 from deepfloyd_core.models import empty_unet
 from deepfloyd_core.projected import store, text_is_frozen
 from deepfloyd_core.random_models import design
+from deepfloyd_core.row_list import HELD_OUT, HELD_OUT_FILE, ROWS, ROWS_FILE
+from deepfloyd_core.shards import ShardRow, write_shard
 from deepfloyd_core.types import caption_id, hash_seed, no_report
 
 GIB = 2**30
@@ -103,6 +107,43 @@ def run_of(asked: Asked, folder: Path, stage: Stage, batch: int, **keys: Any) ->
     return make_run(where, TINY_OF[stage], precision, batch, asked.device, stage, **keys)[0]
 
 
+def noise(run: Run) -> Data:
+    """Pixels and an eval set of noise, written as the product lays them out; no picture is looked into.
+
+    Its own way there, the index, needs packages that a bare machine lacks, and seconds.
+    """
+    (stage,) = run.config.stages
+    edge, names = SIZES[stage], [f"caption {number}" for number in range(PICTURES)]
+    rng = np.random.default_rng(0)
+    crops = [rng.integers(0, 256, (edge, edge, 3), dtype=np.uint8) for _ in names]
+
+    def write(first: int, last: int, work: Any) -> dict[str, Any]:
+        rows = [
+            ShardRow(
+                image_id=f"{number:064x}", source=name, dataset_id="set", width=edge, height=edge, original_width=edge,
+                original_height=edge, crop_left=0, crop_top=0, crop_width=edge, crop_height=edge, repeat=0, caption=name,
+                caption_id=caption_id(name), crop_style="center",
+            )
+            for number, name in enumerate(names)
+        ][first:last]  # fmt: skip
+        write_shard(work.path / f"stage{stage}-{edge}x{edge}-noise.parquet", rows, crops[first:last])
+        places = {"file": [0] * len(rows), "place": range(len(rows)), "key": range(first, last)}
+        columns = [places.get(name) or [getattr(row, name) for row in rows] for name in ROWS.names]
+        table = pa.table([pa.array(list(column), kind) for column, kind in zip(columns, ROWS.types, strict=True)], ROWS)
+        for file, listed in ((ROWS_FILE, table), (HELD_OUT_FILE, table.select(HELD_OUT.names))):
+            with pa.ipc.new_file(work.path / file, listed.schema) as writer:
+                writer.write_table(listed)
+        return {"rows": len(rows), "pictures": len(rows)}
+
+    pixels, eval_set = (
+        materialise(run.workspace, Request(kind, 0, {"stage": stage}, {}), lambda work, part=part: write(*part, work))[
+            0
+        ]
+        for kind, part in ((f"stage{stage}_pixels", (0, PICTURES)), ("eval_set", (0, 1)))
+    )
+    return pixels, eval_set, names
+
+
 def stand_in_text(run: Run, folder: Path, captions: list[str]) -> Artifact:
     """A stage's text of random numbers: no text module makes them."""
     (stage,) = run.config.stages
@@ -160,7 +201,7 @@ def watched(asked: Asked, run: Run, folder: Path, steps: int, profiled: int = 0)
         return row
 
     with patch.object(train, "_step", step), kernels(asked), suppress(Enough):
-        train.train_job(training_job(run, folder, report, stand_in_text))
+        train.train_job(training_job(run, folder, report, noise, stand_in_text))
     found.idle = idle.share()
     found.first_s = ends[1] - ends[0]
     found.seconds = [after - before for before, after in pairwise(ends[1:])]

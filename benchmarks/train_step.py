@@ -37,7 +37,6 @@ from deepfloyd_core.flavours import Stage, resolve
 from deepfloyd_core.jobs import Job
 from deepfloyd_core.ledger import caption_counts
 from deepfloyd_core.models import DTYPES, load_scheduler, load_text_modules, load_unet
-from deepfloyd_core.pixels import build_shards, eval_request, plan_eval
 from deepfloyd_core.projected import Projected, projector, store, text_is_frozen
 from deepfloyd_core.types import Report, caption_id, no_report
 
@@ -104,16 +103,29 @@ def t5_rows(folder: Path, count: int) -> torch.Tensor:
     return torch.randn((count, 77, width), generator=torch.Generator().manual_seed(0)).bfloat16()
 
 
-def training_job(
-    run: Run, folder: Path, report: Report, text: Callable[[Run, Path, list[str]], Artifact] = stored_text
-) -> Job:
-    """A training of a run's stage into its workspace, with its pixels, its eval set and a text."""
+Data = tuple[Artifact, Artifact, list[str]]  # pixels, eval set, captions
+
+
+def prepared(run: Run) -> Data:
+    """A run's data, as the product makes it of the pictures."""
+    from deepfloyd_core.pixels import build_shards, eval_request, plan_eval
+
     (stage,) = run.config.stages
     index, pixels = prepare(run, stage)
     eval_set, _ = materialise(
         run.workspace, eval_request(run, index), lambda work: build_shards(plan_eval(run, index, work), work)
     )
-    inputs = {"pixels": pixels, "text": text(run, folder, [*caption_counts(index), ""]), "eval_set": eval_set}
+    return pixels, eval_set, list(caption_counts(index))
+
+
+def training_job(
+    run: Run, folder: Path, report: Report, data: Callable[[Run], Data] = prepared,
+    text: Callable[[Run, Path, list[str]], Artifact] = stored_text,
+) -> Job:  # fmt: skip
+    """A training of a run's stage into its workspace."""
+    (stage,) = run.config.stages
+    pixels, eval_set, captions = data(run)
+    inputs = {"pixels": pixels, "text": text(run, folder, [*captions, ""]), "eval_set": eval_set}
     return Job(run.config, inputs, {"stage": stage, "model": str(folder)}, run.workspace, report)
 
 

@@ -11,10 +11,7 @@ from deepfloyd_core.artifacts import Artifact, materialise
 from deepfloyd_core.config import Run, load_run
 from deepfloyd_core.embeds import embeds_request, run_captions
 from deepfloyd_core.flavours import Stage
-from deepfloyd_core.image_index import build_index, index_request, judges
 from deepfloyd_core.jobs import Job
-from deepfloyd_core.pixels import build_shards, pixels_request, plan_shards
-from deepfloyd_core.scan import scan
 from deepfloyd_core.types import no_report
 
 
@@ -64,6 +61,11 @@ def several_sets(folder: Path, stage: Stage, entries: list[dict[str, Any]], **ke
 
 def prepare(run: Run, stage: Stage) -> tuple[Artifact, Artifact]:
     """Index and pixels, as `deepfloyd prepare` makes them, in this thread."""
+    # What looks into pictures needs packages that the GPU day does without.
+    from deepfloyd_core.image_index import build_index, index_request, judges
+    from deepfloyd_core.pixels import build_shards, pixels_request, plan_shards
+    from deepfloyd_core.scan import scan
+
     with judges(run) as children:
         found = scan(run)
         index, _ = materialise(
