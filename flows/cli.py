@@ -89,7 +89,9 @@ def run(config: ConfigPath, overrides: Overrides = None) -> None:
         from flows.finetune import finetune
 
         version = call(finetune)
-    _print_version(workspace, version, before)
+    from flows.report import print_version
+
+    print_version(out, workspace, version, before)
 
 
 @app.command()
@@ -145,7 +147,9 @@ def retrain(config: ConfigPath, overrides: Overrides = None) -> None:
     if version is None:
         out.print("no change")
     else:
-        _print_version(workspace, version, before)
+        from flows.report import print_version
+
+        print_version(out, workspace, version, before)
 
 
 @app.command()
@@ -189,21 +193,11 @@ def generate(
 def verify(workspace: Workspace) -> None:
     """Re-hash every artifact and version of a workspace, and all that a version needs; exit 1 on any fault."""
     from deepfloyd_core.verify import verify_workspace
+    from flows.report import print_verified
 
     _need_workspace(workspace)
     found = verify_workspace(workspace)
-    faults = {"missing": found.missing, "damaged": found.damaged, "version": found.records}
-    for label, lines in faults.items():
-        for line in lines:
-            out.print(labelled(label, "bold red", line))
-    for line in found.notes:
-        out.print(labelled("note", "yellow", line))
-    out.print(f"{found.artifacts} artifacts and {found.versions} versions checked, {found.faults} faults")
-    if found.missing or found.damaged:
-        out.print(
-            "`deepfloyd run` makes again what is missing, from the settings and pictures of the version that needs it. "
-            "Of what is damaged remove the directory before."
-        )
+    print_verified(out, found)
     if found.faults:
         raise typer.Exit(1)
 
@@ -211,34 +205,10 @@ def verify(workspace: Workspace) -> None:
 @app.command("ls")
 def list_artifacts(workspace: Workspace) -> None:
     """List the artifacts and versions of a workspace."""
-    from rich.table import Table
-    from rich.text import Text
-
-    from deepfloyd_core.artifacts import all_artifacts
-    from deepfloyd_core.errors import ArtifactError
-    from deepfloyd_core.versions import bundle_of, readable_versions
+    from flows.report import print_artifacts
 
     _need_workspace(workspace)
-    table = Table("kind", "fingerprint", "made", "files", "bytes")
-    for artifact in all_artifacts(workspace):
-        try:
-            record = artifact.manifest
-        except ArtifactError:
-            table.add_row(artifact.kind, artifact.fingerprint, Text("damaged", "bold red"), "", "")
-            continue
-        size = sum(entry["bytes"] for entry in record["files"])
-        made = record["provenance"]["started"][:19].replace("T", " ")
-        table.add_row(artifact.kind, artifact.fingerprint, made, str(len(record["files"])), f"{size:,}")
-    out.print(table)
-    published, faults = readable_versions(workspace)
-    for version in published:
-        out.print(f"version {version.number}: lora_bundle {version.bundle}")
-        try:
-            bundle_of(workspace, version)
-        except ArtifactError as error:
-            faults.append(str(error))
-    for fault in faults:
-        out.print(labelled("fault", "bold red", fault))
+    print_artifacts(out, workspace)
 
 
 @app.command()
@@ -339,86 +309,6 @@ def _flush_prefect() -> None:
     patience_s = 1.0 if stopping.asked else 10.0
     send_what_waits(patience_s)
     EventsWorker.drain_all(timeout=patience_s)
-
-
-def _print_version(workspace: Path, version: Any, before: Any) -> None:
-    from deepfloyd_core.versions import bundle_of, news_of
-
-    bundle = bundle_of(workspace, version)
-    samples = bundle.summary["samples"]
-    out.print()
-    for stage in (1, 2):
-        if measured := bundle.summary.get(f"stage{stage}"):
-            _print_held_out(stage, measured)
-    for key, value in samples.items():
-        if not isinstance(value, dict):
-            out.print(f"{key.replace('_', ' '):<22} {value}")
-    _print_upscaled(samples)
-    out.print(news_of(workspace, version, before))
-    out.print(f"bundle                 {bundle.path}")
-    sheets = {
-        "sheet.png": "contact sheet", "eval.png": "held-out pictures", "eval_details.png": "zoomed details",
-        "eval_spoilt.png": "low-res spoilt",
-    }  # fmt: skip
-    for name, label in sheets.items():
-        if (bundle.path / name).exists():
-            out.print(f"{label:<22} {bundle.path / name}")
-
-
-def _print_held_out(stage: int, measured: dict[str, Any]) -> None:
-    """The loss on pictures that were not trained on: of the base, or of a parent, and of the tuned model."""
-    for before, gain in (("eval_loss_base", "eval_gain"), ("eval_loss_parent", "eval_gain_on_parent")):
-        if before in measured:
-            middle, *interval = measured[gain]
-            ends = " ({:+.4f} to {:+.4f}, 95 %)".format(*(-value for value in reversed(interval))) if interval else ""
-            name = f"stage {'I' * stage} {'held-out loss' if before == 'eval_loss_base' else 'from its parent'}"
-            out.print(f"{name:<22} {measured[before]:.4f} -> {measured['eval_loss']:.4f}, {-middle:+.4f}{ends}")
-
-
-def _print_upscaled(samples: dict[str, Any]) -> None:
-    """Stage II's measures, on the held-out pictures and on Stage I's samples."""
-    from deepfloyd_core.metrics import MEASURES, SAMPLE_MEASURES
-
-    _print_measures("Stage II on held-out pictures, upscaled by", samples, MEASURES, "psnr")
-    title = "Stage II on held-out pictures, low-res spoilt as in training, upscaled by"
-    _print_measures(title, samples.get("spoilt", {}), MEASURES, "psnr")
-    on_samples = samples.get("upscaled_samples", {})
-    _print_measures("Stage II on Stage I's samples, upscaled by", on_samples, SAMPLE_MEASURES, "consistency")
-
-
-# Of measures that are not named by their words.
-_HEADS = {"psnr": "PSNR, dB", "ssim": "SSIM", "clip": "CLIP", "lpips": "LPIPS"}
-
-
-def _print_measures(title: str, summary: dict[str, Any], names: dict[str, str], gain: str) -> None:
-    """A line for each way and noise level, and what the tuned model gains on each other way in one measure."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    from deepfloyd_core.metrics import UPSCALED_BY, by_noise_level, gained
-
-    levels = by_noise_level(summary)
-    if not levels:
-        return
-    table = Table("", "noise level", box=SIMPLE_HEAD, padding=(0, 1))
-    there = [name for name in names if name in summary["upscaled"]["bicubic"]]
-    for name in there:
-        table.add_column(_HEADS.get(name, name.replace("_", " ")), justify="right")
-    gains = []
-    for level, measured in levels.items():
-        for way in (way for way in UPSCALED_BY if way in measured["upscaled"]):
-            found = (measured["upscaled"][way][name] for name in there)
-            shown = ("" if value is None else f"{value:.3g}" if value < 10 else f"{value:.2f}" for value in found)
-            plain = way not in ("base", "tuned")
-            if not plain or measured is summary:  # the figures of a plain enlargement are the same at every level
-                table.add_row(way, "" if plain else str(level), *shown)
-            if way in measured["gain"]:
-                label = f"tuned over {way}" + (f", {level}" if len(levels) > 1 else "")
-                gains.append(f"{label:<{22 if len(levels) == 1 else 26}} {gained(measured['gain'][way][gain])}")
-    out.print(f"\n{title}")
-    out.print(table)
-    for line in gains:
-        out.print(line)
 
 
 def _need_workspace(workspace: Path) -> None:

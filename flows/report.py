@@ -1,0 +1,128 @@
+"""What the terminal says of artifacts and versions: which there are, what is wrong with them, and a version's figures."""
+
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from deepfloyd_core.artifacts import all_artifacts
+from deepfloyd_core.errors import ArtifactError
+from deepfloyd_core.metrics import MEASURES, SAMPLE_MEASURES, UPSCALED_BY, by_noise_level, gained
+from deepfloyd_core.verify import Verified
+from deepfloyd_core.versions import Version, bundle_of, news_of, readable_versions
+from tasks.terminal import labelled
+
+
+def print_artifacts(out: Console, workspace: Path) -> None:
+    """A table of the artifacts, a line for each version, and one for each of either that is damaged."""
+    table = Table("kind", "fingerprint", "made", "files", "bytes")
+    for artifact in all_artifacts(workspace):
+        try:
+            record = artifact.manifest
+        except ArtifactError:
+            table.add_row(artifact.kind, artifact.fingerprint, Text("damaged", "bold red"), "", "")
+            continue
+        size = sum(entry["bytes"] for entry in record["files"])
+        made = record["provenance"]["started"][:19].replace("T", " ")
+        table.add_row(artifact.kind, artifact.fingerprint, made, str(len(record["files"])), f"{size:,}")
+    out.print(table)
+    published, faults = readable_versions(workspace)
+    for version in published:
+        out.print(f"version {version.number}: lora_bundle {version.bundle}")
+        try:
+            bundle_of(workspace, version)
+        except ArtifactError as error:
+            faults.append(str(error))
+    for fault in faults:
+        out.print(labelled("fault", "bold red", fault))
+
+
+def print_verified(out: Console, found: Verified) -> None:
+    """What `verify` found, a line for each fault and note, and what to do."""
+    faults = {"missing": found.missing, "damaged": found.damaged, "version": found.records}
+    for label, lines in faults.items():
+        for line in lines:
+            out.print(labelled(label, "bold red", line))
+    for line in found.notes:
+        out.print(labelled("note", "yellow", line))
+    out.print(f"{found.artifacts} artifacts and {found.versions} versions checked, {found.faults} faults")
+    if found.missing or found.damaged:
+        out.print(
+            "`deepfloyd run` makes again what is missing, from the settings and pictures of the version that needs it. "
+            "Of what is damaged remove the directory before."
+        )
+
+
+def print_version(out: Console, workspace: Path, version: Version, before: Version | None) -> None:
+    """What was published, where it is, and its figures. before: the version that was current when the run began."""
+    bundle = bundle_of(workspace, version)
+    samples = bundle.summary["samples"]
+    out.print()
+    for stage in (1, 2):
+        if measured := bundle.summary.get(f"stage{stage}"):
+            _print_held_out(out, stage, measured)
+    for key, value in samples.items():
+        if not isinstance(value, dict):
+            out.print(f"{key.replace('_', ' '):<22} {value}")
+    _print_upscaled(out, samples)
+    out.print(news_of(workspace, version, before))
+    out.print(f"bundle                 {bundle.path}")
+    sheets = {
+        "sheet.png": "contact sheet", "eval.png": "held-out pictures", "eval_details.png": "zoomed details",
+        "eval_spoilt.png": "low-res spoilt",
+    }  # fmt: skip
+    for name, label in sheets.items():
+        if (bundle.path / name).exists():
+            out.print(f"{label:<22} {bundle.path / name}")
+
+
+def _print_held_out(out: Console, stage: int, measured: dict[str, Any]) -> None:
+    """The loss on pictures that were not trained on: of the base, or of a parent, and of the tuned model."""
+    for before, gain in (("eval_loss_base", "eval_gain"), ("eval_loss_parent", "eval_gain_on_parent")):
+        if before in measured:
+            middle, *interval = measured[gain]
+            ends = " ({:+.4f} to {:+.4f}, 95 %)".format(*(-value for value in reversed(interval))) if interval else ""
+            name = f"stage {'I' * stage} {'held-out loss' if before == 'eval_loss_base' else 'from its parent'}"
+            out.print(f"{name:<22} {measured[before]:.4f} -> {measured['eval_loss']:.4f}, {-middle:+.4f}{ends}")
+
+
+def _print_upscaled(out: Console, samples: dict[str, Any]) -> None:
+    """Stage II's measures, on the held-out pictures and on Stage I's samples."""
+    _print_measures(out, "Stage II on held-out pictures, upscaled by", samples, MEASURES, "psnr")
+    title = "Stage II on held-out pictures, low-res spoilt as in training, upscaled by"
+    _print_measures(out, title, samples.get("spoilt", {}), MEASURES, "psnr")
+    on_samples = samples.get("upscaled_samples", {})
+    _print_measures(out, "Stage II on Stage I's samples, upscaled by", on_samples, SAMPLE_MEASURES, "consistency")
+
+
+# Of measures that are not named by their words.
+_HEADS = {"psnr": "PSNR, dB", "ssim": "SSIM", "clip": "CLIP", "lpips": "LPIPS"}
+
+
+def _print_measures(out: Console, title: str, summary: dict[str, Any], names: dict[str, str], gain: str) -> None:
+    """A line for each way and noise level, and what the tuned model gains on each other way in one measure."""
+    levels = by_noise_level(summary)
+    if not levels:
+        return
+    table = Table("", "noise level", box=SIMPLE_HEAD, padding=(0, 1))
+    there = [name for name in names if name in summary["upscaled"]["bicubic"]]
+    for name in there:
+        table.add_column(_HEADS.get(name, name.replace("_", " ")), justify="right")
+    gains = []
+    for level, measured in levels.items():
+        for way in (way for way in UPSCALED_BY if way in measured["upscaled"]):
+            found = (measured["upscaled"][way][name] for name in there)
+            shown = ("" if value is None else f"{value:.3g}" if value < 10 else f"{value:.2f}" for value in found)
+            plain = way not in ("base", "tuned")
+            if not plain or measured is summary:  # the figures of a plain enlargement are the same at every level
+                table.add_row(way, "" if plain else str(level), *shown)
+            if way in measured["gain"]:
+                label = f"tuned over {way}" + (f", {level}" if len(levels) > 1 else "")
+                gains.append(f"{label:<{22 if len(levels) == 1 else 26}} {gained(measured['gain'][way][gain])}")
+    out.print(f"\n{title}")
+    out.print(table)
+    for line in gains:
+        out.print(line)
