@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from deepfloyd_core.errors import DeepFloydError
+from deepfloyd_core.errors import ConfigError, DeepFloydError
 from deepfloyd_core.spec import home_path
 from deepfloyd_core.storage import storage_error
 from flows.stopping import Stopped, Stopping
@@ -168,6 +168,8 @@ def generate(
 ) -> None:
     """Draw pictures with a published version, or with the base models."""
     sized = [f'validation_resolution="{size}"'] if size else []
+    if size and any(override.partition("=")[0].strip() == "validation_resolution" for override in overrides or []):
+        raise ConfigError("--size and --set validation_resolution say the same twice. Leave one of them out.")
     checked = _load(config, [*(overrides or []), *sized])
     from deepfloyd_core.versions import bundle_of, find_version
 
@@ -217,7 +219,6 @@ def show(
 ) -> None:
     """Print the manifest of an artifact: spec, inputs, summary, files."""
     from deepfloyd_core.artifacts import all_artifacts
-    from deepfloyd_core.errors import ConfigError
     from deepfloyd_core.versions import bundle_of, readable_versions
 
     _need_workspace(workspace)
@@ -313,7 +314,6 @@ def _flush_prefect() -> None:
 
 def _need_workspace(workspace: Path) -> None:
     from deepfloyd_core.artifacts import is_workspace
-    from deepfloyd_core.errors import ConfigError
 
     if not is_workspace(workspace):
         fault = "holds no artifacts" if workspace.is_dir() else "is no folder" if workspace.exists() else "is not there"

@@ -6,9 +6,14 @@ On two busy cores starting costs a stage nothing (threads) or some 15 to 25 s (t
 """
 
 import logging
+import multiprocessing
+import multiprocessing.connection
+import os
+import threading
 from collections.abc import Sequence
 from concurrent.futures import BrokenExecutor
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Generic, TypeVar
 
 from prefect import Task
@@ -49,7 +54,7 @@ def run_jobs(config: RunConfig, jobs: Sequence[Job[R]], report: Report, unit: st
     Raises what a job raises, as soon as it does, and JobError for a job that loses its worker TRIES times.
     """
     results: dict[int, R] = {}
-    tasks = [_recorded(job.task) if config.task_runner in ("ray", "dask") else job.task for job in jobs]
+    tasks = [job.task if config.task_runner == "threads" else _in_a_process(job.task) for job in jobs]
     done, total = 0, sum(job.size for job in jobs)
     lost: BaseException | None = None
     for _ in range(TRIES):
@@ -103,13 +108,30 @@ def _task_runner(config: RunConfig) -> TaskRunner[Any]:
     return runner
 
 
-def _recorded(task: Task[..., R]) -> Task[..., R]:
-    """The task, so that its worker tells the server of its end before the flow hears of it, and may kill the worker."""
-    return task.with_options(on_completion=[_send_events], on_failure=[_send_events])
+def _in_a_process(task: Task[..., R]) -> Task[..., R]:
+    """The task, so that its worker tells the server of its end before the flow hears of it, and may kill the worker; and
+    so that the worker ends with the flow, however that dies."""
+    return task.with_options(on_running=[_end_with_flow], on_completion=[_send_events], on_failure=[_send_events])
 
 
 def _send_events(task: Any, run: Any, state: Any) -> None:
     send_events()
+
+
+def _end_with_flow(task: Any, run: Any, state: Any) -> None:
+    _watch_parent(os.getpid())
+
+
+@cache
+def _watch_parent(process_id: int) -> None:
+    """A pool's worker would wait for its next task for ever. Ray looks after its own."""
+    if parent := multiprocessing.parent_process():
+        threading.Thread(target=_exit_after, args=(parent.sentinel,), name="end-with-flow", daemon=True).start()
+
+
+def _exit_after(parent: int) -> None:
+    multiprocessing.connection.wait([parent])
+    os._exit(1)
 
 
 def _lost_worker(config: RunConfig) -> tuple[type[BaseException], ...]:

@@ -249,3 +249,44 @@ def test_the_server_listens_on_loopback_only(tmp_path: Path) -> None:
     listening = {line[1].split(":")[0] for line in lines if line[3] == "0A" and line[1].endswith(f":{port:04X}")}
     held.communicate("\n", timeout=60)
     assert listening == {"0100007F"}
+
+
+BOUND = """
+import runpy, subprocess, sys, time
+from flows import bound
+bound.RUNS_S = bound.REPORT_S = bound.ITSELF_S = 0.3
+DEAF = "import signal, time; [signal.signal(n, signal.SIG_IGN) for n in (2, 15)]; print('ready', flush=True); time.sleep(60)"
+def prefect(*_, **__):
+    subprocess.Popen([sys.executable, "-c", DEAF], start_new_session=True)
+    while True:
+        try:
+            time.sleep(60)
+        except KeyboardInterrupt:
+            print("asked", flush=True)
+runpy.run_module = prefect
+bound.main(sys.argv[1])
+"""
+
+
+@pytest.mark.parametrize("owned", [True, False])
+def test_what_is_bound_ends_with_its_last_user_and_with_it_what_it_started(tmp_path: Path, owned: bool) -> None:
+    """Also where none of it hears: a worker's owner closes a pipe, a server's users free a lock, by any death."""
+    users = [(tmp_path / "users").open("a") for _ in range(2)]
+    for each in users:
+        fcntl.flock(each, fcntl.LOCK_SH)
+    bound = subprocess.Popen(
+        [sys.executable, "-P", "-c", BOUND, "-" if owned else users[0].name],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert bound.stdin and bound.stdout and bound.stdout.readline() == "ready\n"
+    (child,) = psutil.Process(bound.pid).children()
+    users[0].close()
+    time.sleep(0.5)
+    assert bound.poll() is None  # one is left
+    (bound.stdin if owned else users[1]).close()
+    assert bound.stdout.readline() == "asked\n"
+    assert bound.wait(10) == -signal.SIGKILL
+    assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
+    users[1].close()
+    bound.stdin.close()
+    bound.stdout.close()

@@ -83,10 +83,10 @@ def commands() -> Iterator[list[Command]]:
 
 STUBBORN = """
 import subprocess, sys, time
-from rich.console import Console
+from tasks.terminal import console
 from flows import stopping
-stopping.GRACE_S = 0.5
-stop = stopping.Stopping(Console(stderr=True))
+stopping.GRACE_S = 1.0
+stop = stopping.Stopping(console(stderr=True))
 stop.take_signals()
 child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True)
 print("ready", flush=True)
@@ -109,13 +109,32 @@ def test_a_command_that_does_not_hear_is_ended_with_what_it_started(
     command.nothing_is_left()
 
 
+JOB = """
+import subprocess, sys
+NAP = "import sys, time; print('ready', flush=True); time.sleep(60)"
+STARTER = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[2]])"
+subprocess.Popen([sys.executable, "-c", STARTER, "deepfloyd_core.job_process", NAP])
+"""
+
+
+def test_a_job_may_finish_its_step_but_not_after_a_second_ctrl_c(tmp_path: Path, commands: list[Command]) -> None:
+    program = ("-c", JOB + STUBBORN)
+    for signals, spared in (((signal.SIGTERM,), 2), ((signal.SIGINT, signal.SIGINT), 0)):
+        command = Command(tmp_path, program=program)
+        commands.append(command)
+        command.wait_for(lambda command=command: command.log.read_text().count("ready") == 2)  # type: ignore[misc]
+        printed = command.stop(*signals)
+        assert ("A job is still writing its checkpoint" in printed) == bool(spared)
+        assert len(command.left()) == spared, command.left()
+
+
 def test_nohup_is_obeyed(tmp_path: Path, commands: list[Command]) -> None:
     nohup = f"import signal, subprocess, sys\nsignal.signal(signal.SIGHUP, signal.SIG_IGN)\n{STUBBORN}"
     command = Command(tmp_path, program=("-c", nohup))
     commands.append(command)
     command.wait_for(lambda: "ready" in command.log.read_text())
     command.process.send_signal(signal.SIGHUP)
-    time.sleep(0.7)
+    time.sleep(1.3)
     assert command.process.poll() is None
     command.stop(signal.SIGTERM)
 
@@ -167,8 +186,8 @@ def test_a_run_is_stopped_at_every_moment_and_goes_on(server: str, small_run: An
             time.sleep(1)
         else:
             command.wait_for(lambda pattern=pattern: any(small_run.workspace.glob(pattern)))  # type: ignore[misc]
-        command.stop(number)
-        command.nothing_is_left()
+        printed = command.stop(number)
+        command.nothing_is_left(60 if "A job is still writing" in printed else 1)
     assert small_run.call_here("run", str(small_run.config), *steps).returncode == 0
 
 
@@ -183,3 +202,14 @@ def test_a_second_ctrl_c_leaves_nothing_at_all(small_run: Any, commands: list[Co
     command.wait_for(lambda: any(small_run.workspace.glob(MOMENTS["training"][1])))
     command.stop(signal.SIGINT, signal.SIGINT)
     command.nothing_is_left(SERVER_LIMIT_S)
+
+
+@pytest.mark.slow
+def test_a_pool_ends_with_its_flow_that_was_killed(server: str, small_run: Any, commands: list[Command]) -> None:
+    runner = "--set", "task_runner=processes", "--set", "workers=2"
+    command = Command(small_run.folder, "prepare", str(small_run.config), *runner)
+    commands.append(command)
+    command.wait_for(lambda: any(small_run.workspace.glob("stage2_pixels/*/.part-*")))
+    command.process.kill()
+    command.process.wait()
+    command.nothing_is_left(5.0)

@@ -34,6 +34,12 @@ def test_an_error_names_a_path_as_it_is(small_run: Any) -> None:
     assert done.stderr == f"error: {ODD}.toml cannot be read: no such file.\n"
 
 
+def test_an_option_that_another_one_would_undo_is_an_error(small_run: Any) -> None:
+    arguments = "--prompt", "x", "--size", "64", "--set", "validation_resolution=96x64"
+    done = small_run.call("generate", str(small_run.config), *arguments)
+    assert done.returncode == 2 and "--size and --set validation_resolution" in done.stderr
+
+
 def test_text_is_printed_as_it_is_also_in_tables_and_after_a_label() -> None:
     printed = io.StringIO()
     terminal = console()
