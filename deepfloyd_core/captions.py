@@ -16,6 +16,7 @@ from deepfloyd_core.datafile import TABLES, CaptionShuffle, ImageDataset
 from deepfloyd_core.errors import ConfigError
 from deepfloyd_core.sources import Raw, Texts, open_source
 from deepfloyd_core.sources.listed import text_lines
+from deepfloyd_core.sources.names import caption_names
 from deepfloyd_core.types import hash_seed
 
 Filter = tuple[re.Pattern[str], str, int]  # what, by what, how often (0: always)
@@ -57,6 +58,18 @@ def finished_captions(dataset: ImageDataset, raw: Raw, seed: int) -> list[str]:
     if not dataset.prepend_instance_prompt:
         return ordered
     return [f"{prompt} {caption}" for caption in ordered for prompt in dataset.prompts]
+
+
+def missing_caption(dataset: ImageDataset, source: str, raw: Raw) -> str:
+    """Why a picture, given its name and its raw texts, has no caption, and what to do."""
+    if raw and any(text.strip() for text in raw):
+        return "caption_filter_list leaves nothing of its caption"
+    if raw:
+        return "its caption is blank"
+    if dataset.caption_strategy == "textfile":
+        name = caption_names(source.rpartition("/")[2])[0]
+        return f"there is no {name} beside it; without such files set caption_strategy = instanceprompt and instance_prompt"
+    return "its row has no caption" if dataset.own_texts else "the table has no row for it, or no caption in it"
 
 
 @lru_cache(maxsize=64)

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from deepfloyd_core.artifacts import Artifact, Request, WorkDir, newest
-from deepfloyd_core.captions import finished_captions
+from deepfloyd_core.captions import finished_captions, missing_caption
 from deepfloyd_core.children import Children, Limits, Lost
 from deepfloyd_core.config import Run
 from deepfloyd_core.datafile import ImageDataset, Place
@@ -41,7 +41,8 @@ from deepfloyd_core.types import Report, no_report
 
 log = logging.getLogger(__name__)
 
-FORMAT = 8  # 6: groups of pictures that show the same. 7: an example of each reason. 8: what a decode may take
+# 6: groups of pictures that show the same. 7: an example of each reason. 8: what a decode may take. 9: why there is no caption
+FORMAT = 9
 BLOCK = 4096  # pictures judged, and kept by a killed run, at once
 SHEET, SHEET_CELL_PX = "rejected.png", 144
 TWINS_SHEET, GROUPS_SHOWN = "twins.png", 8
@@ -189,7 +190,7 @@ def judge(run: Run, dataset: ImageDataset, entry: Entry, verdict: Verdict) -> Ro
     captions = finished_captions(dataset, entry.captions, run.config.seed)
     reason, detail = verdict.reason, verdict.detail
     if reason is None and not captions:
-        reason, detail = "caption_missing", entry.detail
+        reason, detail = "caption_missing", entry.detail or missing_caption(dataset, entry.source, entry.captions)
     names = tuple(entry.conditioning or ())
     if reason is None and run.pairs_of(dataset) is not None:
         reason, detail = missing_pair(names, entry.conditioning_id)

@@ -168,12 +168,22 @@ def check_share(summary: dict[str, Any], max_rejected_share: float, ledger: Path
     """Raises DataError when too large a share was rejected, or nothing is left."""
     reasons = ", ".join(f"{count} {reason}" for reason, count in summary["reasons"].items())
     if not summary["accepted"]:
-        raise DataError(f"All {summary['inputs']} pictures were rejected ({reasons}). The ledger is {ledger}.")
+        raise DataError(
+            f"All {summary['inputs']} pictures were rejected ({reasons}). {_most(summary)}The ledger is {ledger}."
+        )
     left_out = sum(summary["reasons"].get(reason, 0) for reason in AS_ASKED)
     rejected, inputs = summary["rejected"] - left_out, summary["inputs"] - left_out
     share = rejected / inputs
     if share > max_rejected_share:
         raise DataError(
             f"{rejected} of {inputs} pictures were rejected ({reasons}): a share of {share:.2f}, "
-            f"above max_rejected_share = {max_rejected_share}. The ledger is {ledger}; mend the data or raise the limit."
+            f"above max_rejected_share = {max_rejected_share}. {_most(summary)}The ledger is {ledger}; mend the data or "
+            "raise the limit."
         )
+
+
+def _most(summary: dict[str, Any]) -> str:
+    """An example of the most frequent reason, as a sentence; empty where no more is known of it."""
+    reason = max(summary["reasons"], key=lambda name: summary["reasons"][name], default="")
+    source, detail = summary["examples"].get(reason, ("", ""))
+    return f"For example {source}: {detail}. " if detail else ""

@@ -4,6 +4,7 @@ The pictures are those with the smallest hashes, so the same ones in every previ
 Every file is hashed, as a run does it; only the shown pictures are decoded.
 """
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,20 +44,26 @@ class Shown:
 
 def save_preview(run: Run, count: int, path: Path) -> int:
     """Draw `count` pictures of the run's data sets into a PNG. Returns how many there were. Raises DataError for none."""
-    shown = _chosen(run, count)
+    shown, rejected = _chosen(run, count)
     if not shown:
-        raise DataError("No picture of the data sets can be used; `deepfloyd prepare` writes a ledger that says why.")
+        counts = Counter(str(row.reason) for row in rejected)
+        reasons = ", ".join(f"{number} {reason}" for reason, number in sorted(counts.items()))
+        most = next((row for row in rejected if row.reason == max(counts, key=counts.__getitem__)), None)
+        example = f" For example {most.source}: {most.detail}." if most and most.detail else ""
+        raise DataError(f"No picture of the data sets can be used ({reasons or 'none can be read'}).{example}")
     path.parent.mkdir(parents=True, exist_ok=True)
     save_picture(_sheet(shown, run.config.stages), path)
     return len(shown)
 
 
-def _chosen(run: Run, count: int) -> list[Shown]:
+def _chosen(run: Run, count: int) -> tuple[list[Shown], list[Row]]:
+    """The pictures to show, and the rejected ones that came before them."""
     found = scan(run)
     found = found.filter(found["sha256"].is_valid())
     datasets = {dataset.id: dataset for dataset in run.datasets}
     taken = dict.fromkeys(datasets, 0)
     shown: list[Shown] = []
+    rejected: list[Row] = []
     for place in sample_order(found["sha256"], run.config.seed):
         entry = Entry(**found.slice(place, 1).to_pylist()[0])
         dataset = datasets[entry.dataset_id]
@@ -71,7 +78,9 @@ def _chosen(run: Run, count: int) -> list[Shown]:
             plans = {stage: plan_pictures(run, dataset, stage, picture, passes=1) for stage in stages}
             crops = {stage: Planned(**plan.to_pylist()[0]) for stage, plan in plans.items()}
             shown.append(Shown(row, dataset, crops))
-    return shown
+        elif row.reason:
+            rejected.append(row)
+    return shown, rejected
 
 
 def _sheet(shown: list[Shown], stages: tuple[Stage, ...]) -> Image.Image:

@@ -28,6 +28,7 @@ from deepfloyd_core.errors import ConfigError, DataError
 from deepfloyd_core.eval_choice import choice_notes, choose_held_out
 from deepfloyd_core.image_index import index_request
 from deepfloyd_core.pixels import build_shard, build_shards, pixels_request, plan_shards
+from deepfloyd_core.preview import save_preview
 from deepfloyd_core.row_list import eval_ids
 from deepfloyd_core.scan import others_of, scan
 from deepfloyd_core.shards import ShardRow, open_shard, write_shard
@@ -139,6 +140,24 @@ def test_what_lies_beside_the_pictures_of_a_phone_is_no_input(world: Any, caplog
     assert said == ["23 other files (.aae 8, .mov 8, .db 1, .dng 1, .ini 1, .md 1, 3 others) are no pictures"]
     world.add("one more.mov", b"a film", caption=None)
     assert world.index(run).fingerprint == index.fingerprint, "what is no picture changes nothing"
+
+
+def test_pictures_without_captions_are_told_how_they_get_some(world: Any) -> None:
+    for number in range(3):
+        world.add(f"IMG_{number}.JPG", noise(number), caption=None)
+    said = r"\(3 caption_missing\).* IMG_0.JPG: there is no IMG_0.txt beside it; .* caption_strategy = instanceprompt"
+    with pytest.raises(DataError, match=f"All 3 pictures were rejected {said}"):
+        world.index(world.load(max_rejected_share=1.0))
+    with pytest.raises(
+        DataError, match=r"No picture .* can be used \(3 caption_missing\). For example IMG_\d.JPG: there"
+    ):
+        save_preview(world.load(), 4, world.folder / "preview.png")
+    world.add("IMG_3.JPG", noise(3), caption=" \n")
+    world.add("IMG_4.JPG", noise(4), caption="word")
+    world.add("IMG_5.JPG", noise(5))
+    rows = ledger(world.index(world.load({"caption_filter_list": ["w.*"]}, max_rejected_share=1.0)))
+    details = [rows[f"IMG_{number}.JPG"]["detail"] for number in (3, 4, 5)]
+    assert details == ["its caption is blank", "caption_filter_list leaves nothing of its caption", None]
 
 
 def test_a_picture_whose_name_does_not_say_so_is_looked_at(world: Any) -> None:

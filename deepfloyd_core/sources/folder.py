@@ -11,7 +11,7 @@ from deepfloyd_core.caption_tables import table_path
 from deepfloyd_core.datafile import TABLES, ImageDataset
 from deepfloyd_core.errors import ConfigError
 from deepfloyd_core.sources.listed import Listed, Texts, printable, read_text
-from deepfloyd_core.sources.names import JUNK_FOLDERS, caption_file, caption_files, kind
+from deepfloyd_core.sources.names import JUNK_FOLDERS, Kind, caption_file, caption_files, kind
 
 RACY_NS = 2_000_000_000  # a file this young may change again without a new time of change (FAT counts in 2 s)
 _FOLDERS_AT_ONCE = 8  # whose caption files are remembered: names come folder by folder
@@ -58,9 +58,9 @@ class Folder:
                         yield Listed(printable(f"{folder}{name}/"), kind="other")
                     elif self._is_new(entry, seen):
                         folders.append(f"{folder}{name}/")
-                elif kind(name) != "caption" and not _is_file(table, entry):
+                elif (what := kind(name)) != "caption" and not _is_file(table, entry):
                     text = caption_file(name, texts)
-                    yield self._listed(entry, folder + name, young, entries[text] if text else None)
+                    yield self._listed(entry, folder + name, what, young, entries[text] if text else None)
 
     def read(self, name: str) -> bytes:
         """The file's bytes."""
@@ -113,8 +113,7 @@ class Folder:
             return None
         return f"is a link to {real}, out of {self._real_root}; set follow_links = true to use what it leads to"
 
-    def _listed(self, entry: Entry, source: str, young: int, text: Entry | None) -> Listed:
-        what = kind(entry.name)
+    def _listed(self, entry: Entry, source: str, what: Kind, young: int, text: Entry | None) -> Listed:
         if what == "other" or printable(source) != source:
             return Listed(printable(source), reason="name_not_utf8", kind=what)
         try:

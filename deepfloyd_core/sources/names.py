@@ -20,6 +20,7 @@ PICTURES = _words(
     "jp2 j2k jpf jpx pbm pgm ppm pnm tga exr hdr ico dds pcx"
 )
 CAPTIONS = ("txt", "caption")
+_CAPTION_ENDS = tuple(f".{extension}" for extension in CAPTIONS)
 _METADATA = ("json",)
 # The rest would only cost a read each, but for those whose first bytes are a picture's: raw files, previews, back-ups.
 OTHERS = _words(
@@ -40,9 +41,11 @@ _BACKUP = ("_original", "~")  # exiftool's and editors'
 
 def kind(name: str) -> Kind:
     """What a file is by its path in a source: `caption` for what belongs to pictures, `unsure` if only its bytes tell."""
-    *folders, last = name.split("/")
+    folders, _, last = name.rpartition("/")
     extension = _extension(last)
-    if any(folder.lower() in JUNK_FOLDERS for folder in folders) or last.endswith(_BACKUP):
+    if extension in PICTURES and not folders:
+        return "picture"  # nearly all of them
+    if last.endswith(_BACKUP) or (folders and any(folder.lower() in JUNK_FOLDERS for folder in folders.split("/"))):
         return "other"
     if extension in PICTURES:
         return "picture"
@@ -99,15 +102,23 @@ def caption_names(picture: str) -> tuple[str, ...]:
 
 
 def caption_files(names: Iterable[str]) -> dict[str, str]:
-    """The caption files among some names, by their name with the extension in small letters."""
-    own = [name for name in names if _extension(name.rpartition("/")[2]) in CAPTIONS]
-    # Of cat.TXT and cat.txt the second counts.
-    return {_lowered(name): name for name in sorted(own, key=lambda name: name == _lowered(name))}
+    """The caption files among some names, by their name with the extension in small letters.
+
+    Of cat.TXT and cat.txt the second counts, of cat.TXT and cat.Txt the first by alphabet.
+    """
+    files: dict[str, str] = {}
+    for name in names:
+        if name.lower().endswith(_CAPTION_ENDS):
+            lowered = _lowered(name)
+            other = files.get(lowered, name)
+            files[lowered] = lowered if lowered in (name, other) else min(name, other)
+    return files
 
 
 def caption_file(picture: str, files: Mapping[str, str]) -> str | None:
     """The caption file of a picture among `caption_files`."""
-    return next((files[name] for name in caption_names(picture) if name in files), None)
+    usual = files.get(f"{without_extension(picture)}.txt")
+    return usual or next((files[name] for name in caption_names(picture) if name in files), None) if files else None
 
 
 def without_extension(name: str) -> str:
