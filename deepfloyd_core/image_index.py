@@ -41,7 +41,7 @@ from deepfloyd_core.types import Report, no_report
 
 log = logging.getLogger(__name__)
 
-# 6: groups of pictures that show the same. 7: an example of each reason. 8: what a decode may take. 9: why there is no caption
+# 6: groups of pictures that show the same. 7: an example of each reason. 8: what a decode may take. 9: why no caption
 FORMAT = 9
 BLOCK = 4096  # pictures judged, and kept by a killed run, at once
 SHEET, SHEET_CELL_PX = "rejected.png", 144
