@@ -20,7 +20,7 @@ from deepfloyd_core.flavours import PUBLISHED, UPSCALE, Flavour, Stage
 from deepfloyd_core.quantization import Quantization, quantization_fault
 from deepfloyd_core.read_datafile import load_data_file
 from deepfloyd_core.relative_paths import from_here, no_data_file, start_of_paths
-from deepfloyd_core.spec import HomePath, Spec, home_path, parse_spec, relative_to
+from deepfloyd_core.spec import HomePath, Spec, home_path, is_there, parse_spec, relative_to
 from deepfloyd_core.spelling import Written, in_its_words, read_run_file
 from deepfloyd_core.stage_config import StageConfig, device_fault
 
@@ -316,7 +316,7 @@ def load_run(path: Path, overrides: tuple[str, ...] = ()) -> Run:
     path = home_path(path)
     config, written = read_run_config(path, overrides)
     start = start_of_paths(path, written.values["data_backend_config"])
-    if start is None and not Path(config.data_backend_config).exists():
+    if start is None and not is_there(Path(config.data_backend_config)):
         raise ConfigError(f"{path}: {no_data_file(config.data_backend_config)}")
     notes = [*written.notes, *([f"{path}: relative paths start at {start}, where the data file is"] if start else [])]
     if config.tokenizer_max_length > TOKENS:

@@ -86,7 +86,9 @@ def _parse_entry(
         raise ConfigError(f"{where}: id is {entry.get('id')!r}; every entry needs a name of its own.")
     if _disabled(entry, where):
         return None, []
-    kind = entry.get("dataset_type", "image")
+    kind = entry.get("dataset_type") or "image"
+    if not isinstance(kind, str):
+        raise ConfigError(f"{where}: dataset_type is {kind!r}; it must be image, conditioning or text_embeds.")
     if kind in _CACHES:
         return None, [f"dataset_type {kind!r} is ignored; nothing is cached there in this pipeline"]
     if kind in _OTHER_SETS:

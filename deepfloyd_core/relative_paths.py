@@ -7,7 +7,7 @@ own upwards. So `deepfloyd run project/flows/configs/demo.toml` makes the same a
 import json
 from pathlib import Path
 
-from deepfloyd_core.spec import home_path
+from deepfloyd_core.spec import home_path, is_there
 
 # Keys of a run file that name a file or folder.
 PATH_KEYS = (
@@ -20,9 +20,9 @@ def start_of_paths(run_file: Path, data_file: object) -> Path | None:
     if not isinstance(data_file, str) or not data_file:
         return None  # a fault that the models tell
     file = home_path(Path(data_file))
-    if file.is_absolute() or file.exists():
+    if file.is_absolute() or is_there(file):
         return None
-    return next((folder for folder in run_file.absolute().parents if (folder / file).is_file()), None)
+    return next((folder for folder in run_file.absolute().parents if is_there(folder / file)), None)
 
 
 def no_data_file(data_file: str) -> str:
@@ -40,4 +40,4 @@ def from_here(override: str) -> str:
     if name not in PATH_KEYS or not text or text.startswith("~"):
         return override
     here = Path.cwd() / text
-    return f"{key}={json.dumps(str(here))}" if name == "workspace" or here.exists() else override
+    return f"{key}={json.dumps(str(here))}" if name == "workspace" or is_there(here) else override

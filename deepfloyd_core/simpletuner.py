@@ -15,6 +15,7 @@ from deepfloyd_core.simpletuner_options import ALIASES, DATA_DEFAULTS, IGNORED, 
 from deepfloyd_core.spec import Spec, scalar_kinds
 from deepfloyd_core.stage_faults import BELONGS
 
+_UNSET = (None, "")
 _TRUE, _FALSE = ("true", "yes", "y", "on", "1"), ("false", "no", "n", "off", "0")
 _OFF = (None, False, "", "false", "none", "no", "off", "disabled", "null")
 # Keys of ours that SimpleTuner leaves unset at 0.
@@ -57,7 +58,9 @@ def spelled(values: Mapping[str, Any], path: Path) -> dict[str, Any]:
     names: dict[str, str] = {}
     for key in values:
         name = ALIASES.get(plain(key), plain(key))
-        if name in names and values[names[name]] != values[key]:
+        if name in names and values[key] in _UNSET:
+            continue
+        if name in names and values[names[name]] not in (*_UNSET, values[key]):
             raise ConfigError(f"{path}: {names[name]} and {key} are one key, {name}. Keep one of them.")
         names[name] = key
     return {name: values[key] for name, key in names.items()}

@@ -56,8 +56,8 @@ SWITCHES: dict[str, tuple[object, str, object]] = {
 # What the entries of the data file take where they do not say it themselves.
 DATA_DEFAULTS = _names(
     """
-    caption_strategy instance_prompt maximum_image_size minimum_image_size only_instance_prompt prepend_instance_prompt
-    resolution resolution_type target_downsample_size
+    caption_strategy disable_multiline_split instance_prompt maximum_image_size minimum_image_size only_instance_prompt
+    prepend_instance_prompt resolution resolution_type target_downsample_size
     """
 )
 
@@ -98,6 +98,7 @@ _IGNORED = {
         checkpoint_epoch_interval checkpointing_rolling_steps checkpointing_use_tempdir checkpoints_rolling_total_limit
         resume_from_checkpoint
         """,
+    "gradients are scaled down to the norm max_grad_norm, which keeps their direction": "grad_clip_method",
     "an epoch's last batch may be short, and steps are counted from the batches": "ignore_final_epochs strict_epoch_limit",
     "artifacts lie in the workspace, and nothing is sent away": """
         custom_tracker enable_watermark hub_model_id logging_dir model_card_note model_card_private
@@ -220,7 +221,6 @@ REFUSED = {
     "ema_update_interval": Refusal("the moving average takes in every step", (1,), ("use_ema",)),
     "ema_warmup_steps": Refusal("ema_decay warms up by itself", (), ("use_ema",)),
     "enable_nsfw_check": Refusal("pictures are not classified; sort them out before"),
-    "grad_clip_method": Refusal("gradients are scaled down to max_grad_norm, which keeps their direction", ("norm",)),
     "init_lora_ema": Refusal("init_lora takes one file; name the one to start from"),
     "init_lora_step": Refusal("training from init_lora starts at step 0"),
     "internal_guidance_enabled": Refusal(_NO_METHOD),

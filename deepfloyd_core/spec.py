@@ -43,6 +43,14 @@ def home_path(path: Path) -> Path:
         raise ConfigError(f"{error}.") from None
 
 
+def is_there(path: Path) -> bool:
+    """Whether something is at a path; a name that no file system takes is not."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
+
+
 _START: "ContextVar[Path | None]" = ContextVar("start_of_relative_paths", default=None)
 
 
@@ -63,7 +71,7 @@ def _placed(text: str) -> str:
 
 def _placed_if_there(text: str) -> str:
     placed = _placed(text)
-    return placed if Path(placed).exists() else home_expanded(text)
+    return placed if is_there(Path(placed)) else home_expanded(text)
 
 
 # The type of every key that names a file or folder, and of those that name one or something on the hub.

@@ -569,6 +569,10 @@ def test_a_data_sets_paths_begin_at_the_home_folder(files: Files, home: Path, na
     assert getattr(entry, name) == written.replace("~", str(home))
 
 
+def test_a_path_that_no_file_system_takes_is_one_that_is_not_there(files: Files) -> None:
+    assert "no such file" in files.refusal({**BOTH, "data_backend_config": "x" * 300})
+
+
 def test_a_home_folder_that_nobody_has_is_an_error(files: Files) -> None:
     assert "workspace: '~nobody-here/w' starts with a home folder" in files.refusal(
         {**BOTH, "workspace": "~nobody-here/w"}

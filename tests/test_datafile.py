@@ -130,6 +130,7 @@ def test_a_refused_key_of_a_stage_gives_its_reason_too(files: Files) -> None:
     [
         ({"id": "x", "dataset_type": "conditioning"}, "type is missing"),
         ({"id": "x", "dataset_type": "video"}, "not video"),
+        ({"id": "x", "dataset_type": ["image"]}, "dataset_type is ['image']; it must be image, conditioning"),
         ({"id": "x", "dataset_type": "eval"}, "num_eval_images"),
         ({"id": "x", "dataset_type": "picture"}, "dataset_type is 'picture'"),
         ({"id": "x", "type": "aws"}, "type is 'aws', and aws_bucket_name is missing"),

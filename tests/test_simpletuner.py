@@ -110,10 +110,16 @@ def test_a_file_for_another_family_of_models_gets_one_line(files: Files, family:
 
 
 def test_every_refused_option_is_a_line_with_its_reason(files: Files) -> None:
-    says = files.refusal(lora_type="lycoris", grad_clip_method="value", lr_scale="true")
+    says = files.refusal(lora_type="lycoris", lora_format="comfyui", lr_scale="true")
     assert "lora_type is 'lycoris', but adapters are LoRA or DoRA, not LyCORIS. Remove the key." in says
-    assert "grad_clip_method is 'value', but gradients are scaled down to max_grad_norm" in says
+    assert "lora_format is 'comfyui', but a LoRA is written as diffusers reads it" in says
     assert len(says.splitlines()) == 3
+
+
+def test_two_names_of_a_key_may_stand_together_if_one_is_unset(files: Files) -> None:
+    assert files.json(adam_beta1=0.8, optimizer_beta1=None).config.stage(1).adam_beta1 == 0.8
+    assert files.json(optimizer_beta1="", adam_beta1=0.8, validation_steps=3, validation_step_interval=3).config
+    assert "are one key, adam_beta1" in files.refusal(adam_beta1=0.8, optimizer_beta1=0.7)
 
 
 def test_an_option_that_is_none_names_the_closest(files: Files) -> None:
