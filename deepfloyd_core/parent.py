@@ -78,7 +78,7 @@ def find_parent(run: Run, stage: Stage, folder: Path) -> Parent | None:
         raise ConfigError(f"{said}, {fault}.")
     names = our_names(header.shapes, _layers(base))
     known_as = names.known_as if _kind(header, names) == "a LoRA" else ""
-    note = f"{said}: a LoRA as {known_as} writes one; all its {len(names.tensors)} tensors are read, to the bit"
+    note = f"{said}: a LoRA in the format of {known_as}; all its {len(names.tensors)} tensors are read, to the bit"
     return Parent(file, note if known_as else "")
 
 

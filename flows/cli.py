@@ -188,7 +188,7 @@ def generate(
             control=str(control.absolute()) if control else None,
         )
     for name, text in zip(made.summary["pictures"], made.summary["prompts"], strict=True):
-        out.print(f"{made.path / name}{f'  {text}' if len(prompt) > 1 else ''}")
+        out.print(f"{made.path / name}  {' '.join(text.split())}" if len(prompt) > 1 else str(made.path / name))
 
 
 @app.command()

@@ -18,11 +18,12 @@ from safetensors.torch import load_file, save_file
 from deepfloyd_core.config import Run, load_run
 from deepfloyd_core.errors import ConfigError
 from deepfloyd_core.flavours import FLAVOURS
-from deepfloyd_core.lora import lora_state
+from deepfloyd_core.lora import lora_state, trainable
 from deepfloyd_core.lora_formats import our_names
 from deepfloyd_core.methods import LORA
 from deepfloyd_core.models import load_unet
 from deepfloyd_core.parent import find_parent
+from deepfloyd_core.stage_config import StageConfig
 
 FOLDER = Path(FLAVOURS["tiny-i"].repo)
 RANK = 4
@@ -45,6 +46,17 @@ def adapted(alpha: float = RANK) -> UNet2DConditionModel:
 def matrices() -> Tensors:
     """A and B of each layer, by LAYER.lora_A.weight."""
     return {name: tensor.clone() for name, tensor in get_peft_model_state_dict(adapted()).items()}
+
+
+@pytest.fixture(scope="module")
+def trainers() -> dict[float, UNet2DConditionModel]:
+    """UNets as a training of each alpha has them."""
+    made = {}
+    for alpha in (2.0, float(RANK)):
+        keys = {"model_flavour": "tiny-i", "mixed_precision": "no", "lora_rank": RANK, "lora_alpha": alpha}
+        made[alpha] = load_unet(FOLDER, torch.float32)
+        LORA.prepare(made[alpha], StageConfig.model_validate(keys), 7)
+    return made
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +168,11 @@ def output(unet: UNet2DConditionModel) -> torch.Tensor:
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_every_tensor_arrives_to_the_bit_and_the_first_step_sees_the_whole_effect(
-    tmp_path: Path, matrices: Tensors, effects: dict[float, torch.Tensor], name: str
+    tmp_path: Path,
+    matrices: Tensors,
+    trainers: dict[float, UNet2DConditionModel],
+    effects: dict[float, torch.Tensor],
+    name: str,
 ) -> None:
     write, alpha, known_as = FORMATS[name]
     out = tmp_path / "parent"
@@ -167,8 +183,9 @@ def test_every_tensor_arrives_to_the_bit_and_the_first_step_sees_the_whole_effec
     assert parent is not None
     assert known_as in parent.note and f"all its {len(matrices)} tensors are read" in parent.note
 
-    unet = load_unet(FOLDER, torch.float32)
-    LORA.prepare(unet, run.config.stage(1), 7)
+    unet = trainers[alpha]
+    for param in trainable(unet).values():
+        param.data.fill_(7.0)
     LORA.start(unet, parent.file)
     arrived = lora_state(unet)
     assert arrived.keys() == matrices.keys() and len(arrived) == 120
