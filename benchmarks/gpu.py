@@ -110,7 +110,7 @@ def _run(
             break
         part = tuple(takewhile(lambda case, name=cases[0].process: case.process == name, cases))  # type: ignore[misc]
         watch = Watch(part, results, ends_at, judged, slack)
-        run_process(watch, asked, log, partial(_again, part, wanted, folder), wanted.begin_anew)
+        run_process(watch, asked, log, partial(_again, part, folder), wanted.begin_anew)
         cases = cases[watch.done :]
     return _last_word(results, wanted, time.monotonic() - ends_at + wanted.budget)
 
@@ -178,12 +178,10 @@ def _machine(device: str, packages: tuple[str, ...]) -> dict[str, Any] | None:
     return {"device": name, "python": platform.python_version(), **versions}
 
 
-def _again(cases: tuple[Case, ...], wanted: argparse.Namespace, folder: Path, fd: int) -> list[str]:
-    """The command that does cases in a process that begins anew; PYTHONPATH has what was installed."""
+def _again(cases: tuple[Case, ...], folder: Path, fd: int) -> list[str]:
+    """The command that does cases in a process that begins anew: this one's, told which and whom to tell."""
     names = json.dumps([f"{case.group} {case.name}" for case in cases])
-    command = [sys.executable, str(HERE / "gpu.py"), "--device", wanted.device, "--child", names, "--fd", str(fd)]
-    flags = [flag for flag in ("tiny", "any-kernels") if getattr(wanted, flag.replace("-", "_"))]
-    return [*command, "--folder", str(folder), *(f"--{flag}" for flag in flags)]
+    return [sys.executable, *sys.argv, "--child", names, "--fd", str(fd), "--folder", str(folder)]
 
 
 def _named(cases: tuple[Case, ...], name: str) -> Case:

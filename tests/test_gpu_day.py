@@ -164,6 +164,13 @@ def test_groups_and_cases_can_be_chosen(tmp_path: Path) -> None:
     assert "good" in done.stdout and "hangs" not in done.stdout and "1 cases" in done.stdout
 
 
+def test_cases_also_run_where_a_fork_cannot_use_the_card(tmp_path: Path) -> None:
+    """There each process begins anew; what it yields and how it fails is told all the same."""
+    _, rows = day(tmp_path, "failures", "--begin-anew")
+    assert [row["case"] for row in rows if row["failed"]] == ["out of memory", "leaves", "killed"]
+    assert len(rows) == 10
+
+
 # ---- what is planned ------------------------------------------------------------------------------------------------
 
 
@@ -224,11 +231,12 @@ def test_training_on_a_gpu_asks_torch_for_kernels_that_repeat_themselves(tmp_pat
 
 @pytest.mark.slow
 def test_the_whole_day_passes_on_the_tiny_cascade_without_prefect(tmp_path: Path) -> None:
-    """114 s of one core. Prefect cannot be imported meanwhile."""
+    """112 s of one core. Prefect cannot be imported meanwhile."""
     (tmp_path / "without").mkdir()
     (tmp_path / "without/prefect.py").write_text("raise ImportError('the GPU day must do without Prefect')\n")
+    arguments = ["--device", "cpu", "--tiny", "--results", "day", "--budget", "3000"]
     done = subprocess.run(
-        [sys.executable, str(ROOT / "benchmarks/gpu.py"), "--device", "cpu", "--tiny", "--results", "day"],
+        [sys.executable, str(ROOT / "benchmarks/gpu.py"), *arguments],
         cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path / "without")}, capture_output=True, text=True,
     )  # fmt: skip
     rows = rows_of(tmp_path)
