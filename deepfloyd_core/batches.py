@@ -63,7 +63,9 @@ class TrainingRows:
         rows = read_row_list(pixels.path)
         out = pc.is_in(rows["image_id"], pa.array(sorted(held_out), pa.string())).to_numpy()
         places = {size: np.flatnonzero(own & ~out) for size, own in by_size(rows)}
-        self._own = {size: own for size, own in places.items() if len(own)}  # places in the list of rows
+        # Places in the list of rows, each as often as an epoch shows it.
+        times = rows["times"].to_numpy()
+        self._own = {size: np.repeat(own, times[own]) for size, own in places.items() if len(own)}
         if not self._own:
             raise DataError("Every picture of the run is held out for evaluation; lower num_eval_images.")
         held = set(rows["image_id"].filter(pa.array(out)).to_pylist())
@@ -77,7 +79,7 @@ class TrainingRows:
 
     @property
     def counts(self) -> dict[Size, int]:
-        """Rows of each size."""
+        """How many rows of each size an epoch shows."""
         return {size: len(own) for size, own in self._own.items()}
 
     @property

@@ -177,7 +177,12 @@ class ImageDataset(Place):
         description="Where the crop is taken. `random` is seeded by (seed, picture, repeat), `corner` is the top left, "
         "`face` needs the extra `face` and takes the centre where there is none.",
     )
-    repeats: int = Field(0, ge=0, le=10_000, description="Extra passes over each picture; n + 1 rows are made of it.")
+    repeats: int = Field(
+        0, ge=0, le=10_000, description="Extra passes over each picture: an epoch shows it n + 1 times."
+    )
+    random_crops: int = Field(
+        32, ge=1, le=10_001, description="Random crops of a picture that are stored; further passes show these again."
+    )
 
     probability: float = Field(1.0, gt=0, le=1e6, description="How often it is drawn from, relative to the other sets.")
     duplicates: Literal["keep", "first"] = Field(

@@ -13,7 +13,7 @@ from deepfloyd_core.artifacts import Artifact
 from deepfloyd_core.checks import check_datasets
 from deepfloyd_core.config import Run
 from deepfloyd_core.flavours import Stage
-from deepfloyd_core.row_list import eval_ids, read_row_list
+from deepfloyd_core.row_list import held_out_ids, read_row_list
 from deepfloyd_core.spec import parse_spec
 from deepfloyd_core.stage_config import StageConfig
 
@@ -22,10 +22,10 @@ log = logging.getLogger(__name__)
 
 def batches_per_epoch(pixels: Artifact, held_out: frozenset[str], batch_size: int) -> int:
     """Batches that show every crop once that is not held out: each data set's, and in it each size's, are cut apart."""
-    rows = read_row_list(pixels.path).select(["image_id", "dataset_id", "width", "height"])
+    rows = read_row_list(pixels.path).select(["image_id", "dataset_id", "width", "height", "times"])
     kept = rows.filter(pc.invert(pc.is_in(rows["image_id"], pa.array(sorted(held_out), pa.string()))))
-    counts = kept.group_by(["dataset_id", "width", "height"]).aggregate([("image_id", "count")])
-    return sum(-(-count // batch_size) for count in counts["image_id_count"].to_pylist())
+    counts = kept.group_by(["dataset_id", "width", "height"]).aggregate([("times", "sum")])
+    return sum(-(-count // batch_size) for count in counts["times_sum"].to_pylist())
 
 
 def with_steps(run: Run, stage: Stage, pixels: Artifact, eval_set: Artifact) -> Run:
@@ -36,7 +36,7 @@ def with_steps(run: Run, stage: Stage, pixels: Artifact, eval_set: Artifact) -> 
     config = run.config.stage(stage)
     if config.num_train_epochs is None:
         return run
-    batches = batches_per_epoch(pixels, eval_ids(eval_set), config.train_batch_size)
+    batches = batches_per_epoch(pixels, held_out_ids(eval_set), config.train_batch_size)
     steps = max(1, -(-config.num_train_epochs * batches // config.gradient_accumulation_steps))
     log.info("stage %d: %d epochs of %d batches are %d steps", stage, config.num_train_epochs, batches, steps)
     values = {**config.model_dump(), "num_train_epochs": None, "max_train_steps": steps}

@@ -48,8 +48,8 @@ SHEET, SHEET_CELL_PX = "rejected.png", 144
 TWINS_SHEET, GROUPS_SHOWN = "twins.png", 8
 # Settings of a data set that change nothing in its index.
 _NOT_IN_INDEX = {
-    *Place.model_fields, "dataset_type", "disabled", "disable", "repeats", "text_embeds", "probability", "start_step",
-    "end_step", "crop_style", "conditioning_data",
+    *Place.model_fields, "dataset_type", "disabled", "disable", "repeats", "random_crops", "text_embeds", "probability",
+    "start_step", "end_step", "crop_style", "conditioning_data",
 }  # fmt: skip
 # What a picture's bytes and the settings alone decide. Other reasons are judged anew: they may have gone away.
 _LASTING = (

@@ -7,7 +7,7 @@ rows belongs to row n of theirs. So pixel shards are as in any other run, and a 
 from deepfloyd_core.artifacts import Artifact, Request, WorkDir, newest
 from deepfloyd_core.config import Run
 from deepfloyd_core.datafile import ImageDataset
-from deepfloyd_core.pixels import FORMAT, Layout, lay_out, write_eval_plan
+from deepfloyd_core.pixels import FORMAT, Layout, lay_out, with_room, write_eval_plan
 from deepfloyd_core.plan import PAIR, write_plan
 from deepfloyd_core.types import Identity
 
@@ -22,7 +22,8 @@ def conditioning_request(index: Identity, pictures: Identity) -> Request:
 def plan_conditioning(run: Run, index: Artifact, work: WorkDir) -> Layout:
     """The shards of the pairs of Stage I's pixels."""
     older = newest(work.path.parents[1], KINDS["stage1_pixels"], FORMAT)
-    return lay_out(write_plan(run, index, 1, work.path, PAIR), _places(run), int(run.config.shard_mib * 2**20), older)
+    plans = write_plan(run, index, 1, work.path, PAIR)
+    return with_room(lay_out(plans, _places(run), int(run.config.shard_mib * 2**20), older), work.path)
 
 
 def plan_eval_conditioning(run: Run, index: Artifact, work: WorkDir) -> Layout:

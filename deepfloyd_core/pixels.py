@@ -6,6 +6,8 @@ that count in the plan's order. So training sees the same rows in the same order
 any order, by any number of workers, and again after a kill.
 """
 
+import math
+import shutil
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,7 +21,7 @@ import pyarrow.compute as pc
 from deepfloyd_core.artifacts import Artifact, Request, WorkDir, newest
 from deepfloyd_core.config import Run
 from deepfloyd_core.datafile import ImageDataset
-from deepfloyd_core.errors import DataError
+from deepfloyd_core.errors import DataError, StorageError
 from deepfloyd_core.eval_choice import EVAL_FORMAT, choose_held_out
 from deepfloyd_core.files import atomic_path, sha256_bytes
 from deepfloyd_core.flavours import Stage
@@ -42,7 +44,7 @@ from deepfloyd_core.shrink import take_crops
 from deepfloyd_core.sources import read_again
 from deepfloyd_core.types import Identity, caption_id
 
-FORMAT = 4  # 4: shards named by content, `rows.arrow`
+FORMAT = 5  # 4: shards named by content, `rows.arrow`. 5: `times` in it
 _TWIN = ("image_id", "group")
 SHEET, SHEET_CROPS, SHEET_CELL_PX = "sheet.jpg", 32, 64
 
@@ -84,7 +86,7 @@ class ShardResult:
 
 def pixels_request(run: Run, index: Identity, stage: Stage) -> Request:
     """Identity of a stage's pixels: the index, the random crops' seed, and how rows are cut into files."""
-    keys = ("crop_style", "repeats")
+    keys = ("crop_style", "repeats", "random_crops")
     datasets = {dataset.id: {key: getattr(dataset, key) for key in keys} for dataset in run.datasets}
     spec = {"stage": stage, "seed": run.config.seed, "shard_mib": run.config.shard_mib, "datasets": datasets}
     return Request(f"stage{stage}_pixels", FORMAT, spec, {"image_index": index.name})
@@ -116,7 +118,21 @@ def plan_shards(run: Run, index: Artifact, stage: Stage, work: WorkDir) -> Layou
     if not plans:
         raise DataError(f"No picture is large enough for stage {stage}. The ledger is {index.path}/index.parquet.")
     older = newest(work.path.parents[1], f"stage{stage}_pixels", FORMAT)
-    return lay_out(plans, _by_id(run), int(run.config.shard_mib * 2**20), older)
+    return with_room(lay_out(plans, _by_id(run), int(run.config.shard_mib * 2**20), older), work.path)
+
+
+def with_room(layout: Layout, folder: Path) -> Layout:
+    """The layout. Raises StorageError where the disk has less room than its shards take that `folder` does not have."""
+    missing = [shard for shard in layout.made if not (folder / shard.name).exists()]
+    needed = sum(len(shard.numbers) * math.prod(shard.plan.size) * 3 for shard in missing)
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        crops = sum(len(shard.numbers) for shard in missing)
+        raise StorageError(
+            f"{crops:,} crops take {needed / 1e6:,.0f} MB, and {folder.parents[1]} has {free / 1e6:,.0f} MB free. Make "
+            "room, use another workspace, or lower repeats or random_crops in the data file."
+        )
+    return layout
 
 
 def plan_eval(run: Run, index: Artifact, work: WorkDir) -> Layout:
@@ -212,6 +228,7 @@ def finish_pixels(
     return {
         "shards": len(layout.files),
         "rows": rows,
+        "shown_per_epoch": pc.sum(read_row_list(work.path)["times"]).as_py() or 0,
         "pictures": pictures,
         "sizes": list(dict.fromkeys(f"{plan.size[0]}x{plan.size[1]}" for plan in layout.plans)),
         "decoded": sum(result.decoded for result in results),

@@ -21,7 +21,7 @@ from deepfloyd_core.datafile import ImageDataset
 from deepfloyd_core.draws import image_keys, mixed, seeded
 from deepfloyd_core.files import atomic_path
 from deepfloyd_core.flavours import Stage
-from deepfloyd_core.geometry import Crop, Size, geometry, plan_crops
+from deepfloyd_core.geometry import Crop, Geometry, Size, geometry, plan_crops
 from deepfloyd_core.ledger import ledger_batches
 from deepfloyd_core.mapped import mapped_table
 
@@ -33,7 +33,7 @@ _NUMBERS = (
 )  # fmt: skip
 _TEXTS = ("image_id", "source", "dataset_id", "caption", "crop_style")
 PLAN = pa.schema([(name, pa.string()) for name in _TEXTS] + [(name, pa.int32()) for name in _NUMBERS]
-                 + [("key", pa.uint64())])  # fmt: skip
+                 + [("times", pa.int32()), ("key", pa.uint64())])  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,9 @@ class Planned:
     scaled_height: int
     left: int
     top: int
-    repeat: int
-    key: int  # 64 bits of everything above: rows with the same key have the same pixels and columns
+    repeat: int  # the first pass that shows it
+    times: int  # how many passes do
+    key: int  # 64 bits of everything else: rows with the same key have the same pixels and columns
 
     @property
     def crop(self) -> Crop:
@@ -84,9 +85,9 @@ class SizePlan:
 def write_plan(
     run: Run, index: Artifact, stage: Stage, folder: Path, columns: tuple[str, ...] = PICTURE
 ) -> list[SizePlan]:
-    """Plan every pass over every picture (columns PICTURE) that feeds a stage, or over its pair (columns PAIR).
+    """Plan the passes over every picture (columns PICTURE) that feeds a stage, or over its pair (columns PAIR).
 
-    Rows in the index's order, passes one after the other.
+    Rows in the index's order, passes one after the other; passes that show the same are one row.
     """
     tables = (
         plan_pictures(run, dataset, stage, part, dataset.repeats + 1)
@@ -100,7 +101,7 @@ def by_dataset(run: Run, pictures: pa.Table) -> Iterator[tuple[ImageDataset, pa.
     """A table's rows, data set by data set; at most so many at a time that their passes fit ROWS_AT_ONCE."""
     for dataset in sorted(run.datasets, key=lambda dataset: dataset.id):  # their order in the data file means nothing
         own = pictures.filter(pc.equal(pictures["dataset_id"], dataset.id))
-        step = max(1, ROWS_AT_ONCE // (dataset.repeats + 1))
+        step = max(1, ROWS_AT_ONCE // min(dataset.repeats + 1, 2 * dataset.random_crops))
         for start in range(0, len(own), step):
             yield dataset, own.slice(start, step)
 
@@ -134,12 +135,17 @@ def plan_pictures(
 ) -> pa.Table:
     """PLAN of a data set's pictures (columns PICTURE, all of them fit for the stage), each with its passes in a row.
 
-    With the columns PAIR the rows have the crops of the pictures, and the name and the bytes of their pairs.
+    Passes that differ in neither crop nor caption are one row, and of random crops there are `random_crops` at most: pass
+    number r then shows what pass r modulo the planned ones does. With the columns PAIR the rows have the crops of the
+    pictures, and the name and the bytes of their pairs.
     """
     rules = geometry(run.config, dataset, stage, crop_style)
     assert rules is not None  # the pictures are of a data set that feeds the stage
-    repeats = np.tile(np.arange(passes, dtype=np.int32), len(pictures))
-    every = pictures.take(np.repeat(np.arange(len(pictures)), passes)).combine_chunks()
+    planned = _planned_passes(rules, dataset, pictures["captions"], passes)
+    owner = np.repeat(np.arange(len(pictures)), planned)
+    repeats = (np.arange(len(owner)) - (np.cumsum(planned) - planned)[owner]).astype(np.int32)
+    times = -(-(passes - repeats) // planned[owner])
+    every = pictures.take(owner).combine_chunks()
     keys = image_keys(every["image_id"])
     sizes = np.stack([every["width"].to_numpy(), every["height"].to_numpy()], axis=1)
     faces = _face_centres(every["face"]) if rules.crop_style == "face" else None
@@ -148,7 +154,7 @@ def plan_pictures(
     central = np.full(len(every), rules.whole) if faces is None else np.isnan(faces[:, 0])
     pairs = (crops.target, crops.sizes, crops.scaled, crops.place)
     numbers = [np.ascontiguousarray(pair[:, axis]) for pair in pairs for axis in (0, 1)] + [repeats]
-    captions = _captions(every["captions"], repeats)
+    captions, number = _captions(every["captions"], repeats)
     if "conditioning_id" in every.column_names:
         every = every.drop_columns(["image_id", "source"])
         every = every.rename_columns({"conditioning_id": "image_id", "conditioning": "source"})
@@ -156,14 +162,37 @@ def plan_pictures(
     names = pc.binary_join_element_wise(every["source"], every["dataset_id"], captions, "\n")
     styles = pc.if_else(central, "center", rules.crop_style)
     texts = [every["image_id"], every["source"], every["dataset_id"], captions, styles]
-    return pa.table([*texts, *numbers, _row_keys(keys, names, central, numbers)], schema=PLAN)
+    rows = pa.table([*texts, *numbers, times, _row_keys(keys, names, central, numbers)], schema=PLAN)
+    return _once(rows, [owner, number, *numbers[:-1]])
 
 
-def _captions(lists: pa.ChunkedArray, repeats: np.ndarray) -> pa.ChunkedArray:
-    """Pass number r takes caption r, modulo how many there are."""
+def _planned_passes(rules: Geometry, dataset: ImageDataset, captions: pa.ChunkedArray, passes: int) -> np.ndarray:
+    """How many passes over each picture can differ, or are to: int64 (N,). Each caption is in as many as any other."""
+    counts = pc.list_value_length(captions).to_numpy().astype(np.int64)
+    random = rules.aspect == "random" or (rules.crop_style == "random" and not rules.whole)
+    rounds = -(-dataset.random_crops // counts) if random else 1
+    return np.asarray(np.minimum(passes, counts * rounds))
+
+
+def _once(rows: pa.Table, same: list[np.ndarray]) -> pa.Table:
+    """Rows of which some say the same in some columns: the first of these, with the `times` of all."""
+    key = np.zeros(len(rows), np.uint64)
+    for column in same:
+        key = mixed(key + column.astype(np.uint64))
+    _, first, group = np.unique(key, return_index=True, return_inverse=True)
+    if len(first) == len(rows):
+        return rows
+    times = np.zeros(len(rows), np.int32)
+    np.add.at(times, first[group], rows["times"].to_numpy())
+    place = rows.schema.get_field_index("times")
+    return rows.set_column(place, PLAN.field("times"), pa.array(times)).take(np.sort(first))
+
+
+def _captions(lists: pa.ChunkedArray, repeats: np.ndarray) -> tuple[pa.ChunkedArray, np.ndarray]:
+    """Pass number r takes caption r, modulo how many there are; and that number."""
     counts = pc.list_value_length(lists).to_numpy()
     starts = np.cumsum(counts) - counts
-    return pc.list_flatten(lists).take(starts + repeats % counts)
+    return pc.list_flatten(lists).take(starts + repeats % counts), repeats % counts
 
 
 def _face_centres(faces: pa.ChunkedArray) -> np.ndarray:

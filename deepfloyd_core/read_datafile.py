@@ -173,6 +173,12 @@ def _useless(entry: dict[str, Any], dataset: ImageDataset) -> list[str]:
     if dataset.caption_strategy not in TABLES:
         found["parquet"] = f"caption_strategy is {dataset.caption_strategy}"
     notes = [f"{key} has no effect: {why}" for key, why in found.items() if entry.get(key) not in _NO]
+    random = dataset.crop_aspect == "random" or dataset.crop_style == "random"
+    if dataset.crop and random and dataset.repeats + 1 > dataset.random_crops:
+        notes.append(
+            f"an epoch shows each picture {dataset.repeats + 1:,} times, in {dataset.random_crops} random crops that "
+            "take turns; random_crops stores more of them"
+        )
     shuffle = dataset.caption_shuffle
     if shuffle and shuffle.enable and dataset.repeats < shuffle.count:
         notes.append(

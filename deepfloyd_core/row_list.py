@@ -21,13 +21,16 @@ from deepfloyd_core.types import caption_id
 ROWS_FILE = "rows.arrow"
 ROWS = pa.schema([("file", pa.int32()), ("place", pa.int32()), ("width", pa.int32()), ("height", pa.int32()),
                   ("key", pa.uint64()), ("image_id", pa.string()), ("dataset_id", pa.string()),
-                  ("caption_id", pa.string())])  # fmt: skip
+                  ("caption_id", pa.string()), ("times", pa.int32())])  # fmt: skip
 HELD_OUT_FILE, HELD_OUT = "held_out.arrow", pa.schema([("image_id", pa.string())])
-_LIKE_ITS_PAIR = ["width", "height", "dataset_id", "caption_id"]
+_LIKE_ITS_PAIR = ["width", "height", "dataset_id", "caption_id", "times"]
 
 
 def write_row_list(plans: Sequence[SizePlan], places: Sequence[tuple[np.ndarray, np.ndarray]], path: Path) -> int:
-    """Write the rows of every plan, with the number of each one's file and its row there. Returns the number of pictures."""
+    """Write the rows of every plan, with the number of each one's file and its row there. Returns the number of pictures.
+
+    times: how many passes of an epoch show the row.
+    """
     seen = []
     with atomic_path(path) as tmp, pa.ipc.new_file(tmp, ROWS) as writer:
         for plan, (file, place) in zip(plans, places, strict=True):
@@ -37,7 +40,7 @@ def write_row_list(plans: Sequence[SizePlan], places: Sequence[tuple[np.ndarray,
                 captions = batch["caption"].dictionary_encode()
                 ids = pa.array([caption_id(text) for text in captions.dictionary.to_pylist()]).take(captions.indices)
                 same = [batch[name] for name in ("width", "height", "key", "image_id", "dataset_id")]
-                columns = [pa.array(file[part]), pa.array(place[part]), *same, ids]
+                columns = [pa.array(file[part]), pa.array(place[part]), *same, ids, batch["times"]]
                 writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=ROWS))
                 seen.append(np.unique(image_keys(batch["image_id"])))
                 start += len(batch)

@@ -67,7 +67,10 @@ def _index(summary: dict[str, Any]) -> str:
 def _crops(summary: dict[str, Any]) -> str:
     sizes = summary["sizes"]
     of = ", ".join(sizes) if len(sizes) <= 4 else f"{len(sizes)} sizes from {sizes[0]} to {sizes[-1]}"
-    return f"{_many(summary['rows'], 'crop')} of {_many(summary['pictures'], 'picture')}, {of}"
+    shown = (
+        f", shown {summary['shown_per_epoch']:,} times an epoch" if summary["shown_per_epoch"] > summary["rows"] else ""
+    )
+    return f"{_many(summary['rows'], 'crop')} of {_many(summary['pictures'], 'picture')}{shown}, {of}"
 
 
 def _held_out(summary: dict[str, Any]) -> str:

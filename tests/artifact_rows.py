@@ -16,6 +16,17 @@ def ledger(index: Artifact) -> dict[str, dict[str, Any]]:
     return by_source
 
 
+def times(pixels: Artifact) -> list[int]:
+    """How often an epoch shows each of `live_rows`."""
+    found: list[int] = pa.ipc.open_file(pixels.path / "rows.arrow").read_all()["times"].to_pylist()
+    return found
+
+
+def shown_rows(pixels: Artifact) -> list[dict[str, Any]]:
+    """What an epoch shows: the rows that count, each as often as it is shown, with their pixels."""
+    return [row for row, count in zip(live_rows(pixels), times(pixels), strict=True) for _ in range(count)]
+
+
 def live_rows(pixels: Artifact, stage: int | None = None) -> list[dict[str, Any]]:
     """The rows that count, in order, with their pixels; a shard may hold others, of pictures that are gone."""
     files = sorted(pixels.path.glob("stage*.parquet"))

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-from artifact_rows import live_rows
+from artifact_rows import shown_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -128,11 +128,11 @@ def test_another_seed_is_another_order(order: BatchOrder) -> None:
 @pytest.mark.parametrize("workers", [1, 2, 4])
 def test_any_number_of_workers_gets_the_crops_that_pyarrow_reads(world: Any, workers: int) -> None:
     for number in range(6):
-        world.add(f"{number}.png", np.random.default_rng(number).integers(0, 256, (70, 80, 3), np.uint8), f"c{number}")
+        world.add(f"{number}.png", np.random.default_rng(number).integers(0, 256, (70, 300, 3), np.uint8), f"c{number}")
     run = world.load({"crop_style": "random", "repeats": 9}, stages=(1,), shard_mib=0.1)
     pixels = world.pixels(run, world.index(run), 1)
     assert len(list(pixels.path.glob("*.parquet"))) > 4
-    expected = live_rows(pixels)
+    expected = shown_rows(pixels)
     rows = TrainingRows(pixels, frozenset())
     order = BatchOrder(tuple(rows.counts.items()), 7, 3)
     with ThreadPoolExecutor(workers) as pool:

@@ -239,12 +239,12 @@ def shards(pixels: Artifact) -> dict[str, tuple[int, bytes]]:
 def test_added_and_removed_pictures_touch_no_finished_shard(world: Any) -> None:
     entry, keys = {"crop_style": "random", "repeats": 1}, {"stages": (1,), "shard_mib": 0.1}  # 8 rows a shard
     for number in range(16):
-        world.add(f"{number}.png", noise(number))
+        world.add(f"{number}.png", noise(number, 500))
     run = world.load(entry, **keys)
     first = world.pixels(run, world.index(run), 1)
     before = shards(first)
     assert len(before) == 4 and first.summary["decoded"] == 16
-    world.add("35.png", noise(35))
+    world.add("35.png", noise(35, 500))
     (world.folder / "pictures" / "7.png").unlink()
     second = world.pixels(run, world.index(run), 1)
     after = shards(second)
