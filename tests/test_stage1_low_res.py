@@ -90,7 +90,7 @@ def trained(workspace: Path, keys: dict[str, Any]) -> Artifact:
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory, new_world: Callable[[Path], Any]) -> Prepared2:
-    """Crops of three sizes, each twice, with captions of their own."""
+    """Two crops of each of three sizes, of which two are the same, with captions of their own."""
     folder = tmp_path_factory.mktemp("low-res")
     (folder / "pictures").mkdir()
     world = new_world(folder)
@@ -173,7 +173,7 @@ def test_no_two_crops_of_a_picture_are_remade_alike_and_the_sheet_shows_each_bes
     small: Prepared2, remakes: Artifact
 ) -> None:
     rows, made = live_rows(small.made["stage2_pixels"]), live_rows(remakes)
-    assert len({own["pixels"] for own in made}) == 6
+    assert len({own["pixels"] for own in made}) == len(made) == 5, "two passes drew the same crop"
     with Image.open(remakes.path / "sheet.jpg") as sheet:
         assert sheet.size == (8 * 70 + 6, 2 * 70 + 6)
         seen = np.asarray(sheet, int)
@@ -226,7 +226,7 @@ def test_every_row_has_its_own_remake_however_shards_and_batches_are_cut(
     monkeypatch.setattr(stage1_low_res, "make_sampler", lambda *_: None)
     monkeypatch.setattr(stage1_low_res, "resample_stage1", lambda *arguments: arguments[4])
     made = small.remade(tmp_path)
-    assert made.summary["shards"] == {1: 6, 512: 3}[shard_rows]
+    assert made.summary["shards"] == {1: 5, 512: 3}[shard_rows]
     for row, own in zip(live_rows(small.made["stage2_pixels"]), live_rows(made), strict=True):
         true = (downscaled(row)[0].permute(1, 2, 0).numpy() + 1) * 127.5
         assert np.abs(pixels_of(own) - true).max() < 0.51
