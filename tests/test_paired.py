@@ -465,6 +465,19 @@ def test_the_held_out_pictures_are_followed_by_their_own_pairs(paired: PairedWor
     assert torch.equal(wanted.given, luma)
 
 
+def test_without_held_out_pictures_there_are_no_pairs_of_them(paired: PairedWorld) -> None:
+    for number in range(2):
+        paired.add(f"{number}.png", photo(number, 90, 80), photo(number, 90, 80))
+    run = paired.world.load(
+        {"conditioning_data": "edges"}, paired.edges(), stages=(1,), stage1=PAIRED, num_eval_images=0
+    )
+    made = paired.made(run)
+    assert (len(live_rows(made["eval_set"])), len(live_rows(made["eval_pairs"]))) == (0, 0)
+    assert eval_pictures(made["eval_set"], 1, made["eval_pairs"]) == []
+    assert wanted_pictures(run.config, 1, [], made["eval_set"], made["eval_pairs"]) == []
+    assert len(both(made)) == 2
+
+
 def test_in_a_run_of_both_stages_the_first_follows_pairs_and_the_second_is_as_ever(paired: PairedWorld) -> None:
     for number, size in enumerate([(280, 300), (300, 260), (256, 256), (100, 80), (80, 100), (90, 90)]):
         paired.add(f"{number}.png", photo(number, *size), photo(number, *size).convert("L"))
