@@ -310,7 +310,10 @@ def test_what_has_no_effect_is_said(paired: PairedWorld) -> None:
     )
     notes = "\n".join(run.notes)
     assert "idle: no picture set has it as its conditioning_data, so it has no effect" in notes
-    assert "idle: resolution is ignored; a picture to follow is cropped and resized as the picture" in notes
+    assert (
+        "idle: caption_strategy, resolution are ignored; a picture to follow is cropped and resized as the picture"
+        in notes
+    )
     assert "large: conditioning_data has no effect: large does not feed stage 1" in notes
     assert "set: conditioning_data" not in notes
     canny = paired.load(stage1={**PAIRED, "controlnet_conditioning": "canny"})
