@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from deepfloyd_core.datafile import CaptionTable, ImageDataset
+from deepfloyd_core.blocks import CaptionTable
+from deepfloyd_core.datafile import ImageDataset
 from deepfloyd_core.errors import ConfigError, DataError
 from deepfloyd_core.sources.listed import text_encoding
 

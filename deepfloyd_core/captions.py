@@ -11,8 +11,9 @@ from functools import lru_cache
 from itertools import zip_longest
 from pathlib import Path
 
+from deepfloyd_core.blocks import CaptionShuffle
 from deepfloyd_core.caption_tables import CaptionReader
-from deepfloyd_core.datafile import TABLES, CaptionShuffle, ImageDataset
+from deepfloyd_core.datafile import TABLES, ImageDataset
 from deepfloyd_core.errors import ConfigError
 from deepfloyd_core.sources import Raw, Texts, open_source
 from deepfloyd_core.sources.listed import text_lines

@@ -7,16 +7,9 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from deepfloyd_core.blocks import AspectBucket, CaptionShuffle, CaptionTable
 from deepfloyd_core.config import RunConfig
-from deepfloyd_core.datafile import (
-    AspectBucket,
-    CaptionShuffle,
-    CaptionTable,
-    ConditioningSet,
-    ImageDataset,
-    Place,
-    TextEmbedBackend,
-)
+from deepfloyd_core.datafile import ConditioningSet, ImageDataset, Place, TextEmbedBackend
 from deepfloyd_core.simpletuner_data import DATA_ALIASES, DATA_IGNORED, DATA_REFUSED
 from deepfloyd_core.simpletuner_options import ALIASES, DATA_DEFAULTS, IGNORED, REFUSED, SWITCHES, WORKS, Refusal
 from deepfloyd_core.spec import Spec

@@ -189,12 +189,14 @@ def _of_their_form(values: dict[str, Any], path: Path, notes: list[str]) -> dict
         del values["seed"]
     guidance = _number(str(values.get("validation_guidance", 1)))
     if isinstance(guidance, int | float) and guidance < 1:
-        values["validation_guidance"] = 1.0  # of both it means: off
+        values["validation_guidance"] = 1.0
+        notes.append(f"{path}: validation_guidance is {guidance}, for which 1 stands here: off")
     if isinstance(values.get("lr_scheduler"), str):
         values["lr_scheduler"] = values["lr_scheduler"].replace("-", "_")
     values |= _optimizer_settings(values.pop("optimizer_config", ""), path)
     if not is_off(values.get("controlnet")) and "controlnet_conditioning" not in values:
         values["controlnet_conditioning"] = "paired"  # what SimpleTuner's ControlNets follow is in the data file
+        notes.append(f"{path}: controlnet is set, so controlnet_conditioning is paired: it follows conditioning_data")
     for key, same in _SAME.items():
         if isinstance(values.get(key), str):
             values[key] = same.get(values[key], values[key])

@@ -15,9 +15,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from deepfloyd_core.blocks import CaptionShuffle
 from deepfloyd_core.captions import compiled_filters, filtered, shuffled
 from deepfloyd_core.config import load_run
-from deepfloyd_core.datafile import CaptionShuffle
 from deepfloyd_core.embeds import run_captions
 from deepfloyd_core.errors import ConfigError, DataError
 from deepfloyd_core.image_index import index_request

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from deepfloyd_core import stage_faults
+from deepfloyd_core.blocks import CaptionTable
 from deepfloyd_core.config import Run, RunConfig, StageConfig, load_run
-from deepfloyd_core.datafile import CaptionTable, ConditioningSet, ImageDataset, TextEmbedBackend
+from deepfloyd_core.datafile import ConditioningSet, ImageDataset, TextEmbedBackend
 from deepfloyd_core.errors import ConfigError
 from deepfloyd_core.flavours import Stage
 from deepfloyd_core.geometry import geometry, plan_crops

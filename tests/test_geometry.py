@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from deepfloyd_core.blocks import AspectBucket
 from deepfloyd_core.config import RunConfig, StageConfig
-from deepfloyd_core.datafile import AspectBucket, ImageDataset
+from deepfloyd_core.datafile import ImageDataset
 from deepfloyd_core.draws import Draw, hash_units, image_keys, seeded
 from deepfloyd_core.geometry import (
     BLOCK,

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import httpx
 
+from deepfloyd_core.blocks import CaptionTable
 from deepfloyd_core.caption_tables import table_texts
-from deepfloyd_core.datafile import TABLES, CaptionTable, ImageDataset
+from deepfloyd_core.datafile import TABLES, ImageDataset
 from deepfloyd_core.errors import ConfigError
 from deepfloyd_core.files import sha256_bytes, write_bytes
 from deepfloyd_core.sources.listed import Listed, Texts
