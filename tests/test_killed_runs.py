@@ -13,9 +13,9 @@ import pytest
 LORAS = "stage?_lora/*/pytorch_lora_weights.safetensors"
 # In the order of the flow: a stage, and what is there only while it is under way.
 MOMENTS = {
-    "text embeds": "text_embeds/*/.job-embed.request",
     "stage I pixels": "stage1_pixels/*/.part-*",
     "stage II pixels": "stage2_pixels/*/.part-*",
+    "text embeds": "text_embeds/*/.job-embed.request",
     "stage I text": "stage1_text/*/.job-project.request",
     "stage I LoRA": "stage1_lora/*/.checkpoints/*/checkpoint.json",
     "stage II LoRA": "stage2_lora/*/.checkpoints/*/checkpoint.json",
