@@ -18,7 +18,7 @@ def below() -> list[tuple[psutil.Process, bool]]:
     for process in psutil.Process().children(recursive=True):  # parents come first
         try:
             parent, command = process.ppid(), process.cmdline()
-        except psutil.NoSuchProcess:
+        except psutil.Error:  # gone, or another user's
             continue
         if parent in servers or ("flows.bound" in command and "server" in command):
             servers.add(process.pid)
@@ -59,5 +59,5 @@ def kill_below(spare_jobs: bool) -> bool:
 
 def _send(processes: Iterable[psutil.Process], number: signal.Signals) -> None:
     for process in processes:
-        with suppress(psutil.NoSuchProcess):
+        with suppress(psutil.Error):
             process.send_signal(number)

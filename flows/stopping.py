@@ -64,8 +64,10 @@ class Stopping:
         return code
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self._code is not None:
+            return
         self._number = self._number or number
-        if not self._raised and self._code is None:
+        if not self._raised:
             self._raised = True
             raise Stopped(signal.Signals(number).name)
 
@@ -78,6 +80,8 @@ class Stopping:
             for number in os.read(fd, 64):
                 if number not in SIGNALS:
                     continue
+                if self._code is not None and not self.asked:
+                    os._exit(self._code)  # the command was over, and said all
                 if began is None:
                     began, self._number = time.monotonic(), self._number or number
                 # Prefect, which takes the first SIGTERM of a flow run, sends it again when the run is told.
@@ -88,7 +92,6 @@ class Stopping:
         """Print the sentence and end this process, and those it has started; jobs may go on unless `at_once`."""
         if not self._ending.acquire(blocking=False):
             time.sleep(GRACE_S)  # the other thread ends the process
-        code = 128 + self._number if self._code is None or self._raised else self._code
         jobs = kill_below(spare_jobs=not at_once)
         with suppress(OSError):  # SIGHUP: the terminal is gone
             sys.stdout.flush()
@@ -96,4 +99,4 @@ class Stopping:
             said = f"Stopped by {signal.Signals(self._number).name}. {self.kept}"
             said += " A job is still writing its checkpoint, and ends by itself." if jobs else ""
             self._err.print(said)
-        os._exit(code)
+        os._exit(128 + self._number)

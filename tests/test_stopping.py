@@ -54,13 +54,21 @@ class Command:
         assert printed.count(f"Stopped by {signals[0].name}. ") == 1 and "Traceback" not in printed, printed
         return printed
 
-    def left(self) -> list[list[str]]:
-        """Command lines of the processes that are still there."""
+    def processes(self) -> list[psutil.Process]:
+        """Those that are still there."""
         found = []
         for process in psutil.process_iter():
             with suppress(psutil.Error):
                 if process.environ().get(MARK) == self._mark and process.status() != psutil.STATUS_ZOMBIE:
-                    found.append(process.cmdline())
+                    found.append(process)
+        return found
+
+    def left(self) -> list[str]:
+        """Their command lines."""
+        found = []
+        for process in self.processes():
+            with suppress(psutil.Error):
+                found.append(" ".join(process.cmdline()))
         return found
 
     def nothing_is_left(self, limit_s: float = 1.0) -> None:
@@ -77,8 +85,10 @@ def commands() -> Iterator[list[Command]]:
     started: list[Command] = []
     yield started
     for command in started:
-        with suppress(ProcessLookupError):
-            os.killpg(command.process.pid, signal.SIGKILL)
+        for process in command.processes():
+            with suppress(psutil.Error):
+                process.kill()
+        command.process.wait()
 
 
 STUBBORN = """
@@ -126,6 +136,26 @@ def test_a_job_may_finish_its_step_but_not_after_a_second_ctrl_c(tmp_path: Path,
         printed = command.stop(*signals)
         assert ("A job is still writing its checkpoint" in printed) == bool(spared)
         assert len(command.left()) == spared, command.left()
+
+
+ENDING = (
+    STUBBORN.split("while True")[0]
+    + """
+stop.finish(0)
+print("over", flush=True)
+time.sleep(60)
+"""
+)
+
+
+def test_a_command_that_is_over_keeps_its_exit_code(tmp_path: Path, commands: list[Command]) -> None:
+    """While Python waits for its threads, say."""
+    command = Command(tmp_path, program=("-c", ENDING))
+    commands.append(command)
+    command.wait_for(lambda: "over" in command.log.read_text())
+    command.process.send_signal(signal.SIGINT)
+    assert command.process.wait(5) == 0
+    assert "Stopped" not in command.log.read_text()
 
 
 def test_nohup_is_obeyed(tmp_path: Path, commands: list[Command]) -> None:
