@@ -106,7 +106,7 @@ def answered(values: dict[str, Any], path: Path, theirs: bool) -> tuple[dict[str
             else:
                 ignored.setdefault("off, or what is done here anyway", []).append(key)
         elif key in IGNORED or key.startswith(("_", "/", "#")):
-            ignored.setdefault(IGNORED.get(key, "it is taken for a comment"), []).append(key)
+            ignored.setdefault(IGNORED.get(key, "taken for comments"), []).append(key)
         elif key not in SWITCHES:
             rest[key] = value
     if lines:

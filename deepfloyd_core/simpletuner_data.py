@@ -96,7 +96,7 @@ def our_entry(entry: Mapping[str, Any], model: type[Spec], where: str) -> tuple[
         if key in known:
             rest |= {} if value is None else {key: value}
         elif key in DATA_IGNORED or key.startswith(("_", "/", "#")):
-            ignored.setdefault(DATA_IGNORED.get(key, "it is taken for a comment"), []).append(key)
+            ignored.setdefault(DATA_IGNORED.get(key, "taken for comments"), []).append(key)
         elif key in DATA_REFUSED:
             ignored.setdefault("off, or what is done here anyway", []).append(key)
         else:

@@ -62,7 +62,7 @@ DATA_DEFAULTS = _names(
 )
 
 _IGNORED = {
-    "it says how or where SimpleTuner runs": """
+    "how or where SimpleTuner runs": """
         accelerate_config accelerate_extra_args accelerator_cache_clear_interval allow_tf32 aspect_bucket_worker_count
         aws_max_pool_connections base_model_default_dtype configs_dir context_parallel_comm_strategy
         context_parallel_size deepspeed_config delete_model_after_load disable_tf32 disk_low_action disk_low_script
@@ -143,7 +143,7 @@ _IGNORED = {
         nsfw_check_video_min_flagged_frames validation_audio_duration validation_audio_only validation_lyrics
         validation_num_video_frames
         """,
-    "it belongs to another family of models": """
+    "for another family of models": """
         acestep_lora_target assistant_lora_inference_strength assistant_lora_path assistant_lora_strength
         cosmos3_generator_component cosmos3_reasoner_component custom_text_encoder_intermediary_layers
         disable_assistant_lora enable_chunked_feed_forward feed_forward_chunk_size flux_attention_masked_training
@@ -170,7 +170,7 @@ _IGNORED = {
         validation_ltx2_video_conditioning validation_no_cfg_until_timestep wan_force_2_1_time_embedding
         wan_validation_load_other_stage
         """,
-    "it belongs to an option that is refused, or off": """
+    "only with an option that is refused here, or off": """
         crepa_adjacent_distance crepa_adjacent_tau crepa_block_index crepa_cumulative_neighbors crepa_cutoff_step
         crepa_decay_steps crepa_encoder crepa_encoder_frames_batch_size crepa_encoder_image_size crepa_feature_source
         crepa_lambda crepa_lambda_end crepa_model crepa_normalize_by_frames crepa_normalize_neighbour_sum crepa_power

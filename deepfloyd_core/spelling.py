@@ -96,7 +96,7 @@ def _read(path: Path, run: type[Spec], stage: type[Spec]) -> tuple[dict[str, Any
     if is_env_file(path):
         kept = {*WORKS, *ALIASES, *DATA_DEFAULTS, *IGNORED, *REFUSED, *SWITCHES, *run.model_fields, *stage.model_fields}
         options, helpers, names = read_env_file(path, frozenset(kept))
-        return dict(options), grouped({"no option is set by it": helpers}, str(path)), names
+        return dict(options), grouped({"variables that set no option": helpers}, str(path)), names
     values = read_config_file(path)
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must be a table of keys.")
@@ -205,6 +205,12 @@ def _spread(values: dict[str, Any], path: Path, stage_keys: frozenset[str]) -> d
             raise ConfigError(
                 f"{path}: {said}: which stage to train is not said. "
                 f"Set it to one of {', '.join(PUBLISHED)}, or add [stage1] and [stage2] tables."
+            )
+        if "model_flavour" not in shared:
+            known = ", ".join(name for name, entry in PUBLISHED.items() if entry.stage == stage)
+            raise ConfigError(
+                f"{path}: model_flavour is missing: model_type names Stage {'I' * stage} alone. Set it to one of "
+                f"{known}."
             )
         tables = [f"stage{stage}"]
     for name in tables:

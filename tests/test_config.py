@@ -137,6 +137,7 @@ DATA_BOUNDS: dict[str, tuple[type, float | None, float | None]] = {
     "minimum_aspect_ratio": (float, 5e-324, None),
     "maximum_aspect_ratio": (float, 5e-324, None),
     "repeats": (int, 0, 10_000),
+    "random_crops": (int, 1, 10_001),
     "probability": (float, 5e-324, 1e6),
     "max_num_samples": (int, 1, None),
     "start_step": (int, 0, None),

@@ -306,7 +306,7 @@ def test_an_opencv_without_cascades_is_named(files: Files, monkeypatch: pytest.M
     [
         ({"train_batch_size": 2}, "train_batch_size is ignored; every data set has the run file's train_batch_size"),
         ({"ignore_epochs": True}, "ignore_epochs is ignored"),
-        ({"_comment": "mine", "//": 3}, "//, _comment are ignored; it is taken for a comment"),
+        ({"_comment": "mine", "//": 3}, "//, _comment are ignored; taken for comments"),
         ({"target_downsample_size": 128}, "target_downsample_size has no effect: maximum_image_size is not set"),
         ({"is_regularisation_data": "false"}, "is_regularisation_data is ignored; off, or what is done here anyway"),
         ({"max_upscale_threshold": "0.0", "start_epoch": "1"}, "max_upscale_threshold, start_epoch are ignored"),

@@ -225,7 +225,7 @@ def test_the_older_script_of_variables_is_a_run_file(files: Files) -> None:
     assert (stage.offset_noise, stage.noise_offset, stage.lora_rank, stage.snr_gamma) == (True, 0.02, 8, 5.0)
     assert (stage.gradient_checkpointing, stage.checkpoint_step_interval) == (True, 250)
     assert run.config.validation_resolution == "64"
-    assert [note for note in run.notes if "BASE_DIR is ignored; no option is set by it" in note]
+    assert [note for note in run.notes if "BASE_DIR is ignored; variables that set no option" in note]
 
 
 @pytest.mark.parametrize(
@@ -289,6 +289,13 @@ def test_the_branches_of_a_script_count_as_its_variables_say(files: Files) -> No
 def test_the_home_folder_of_a_script_is_the_users(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(files.folder))
     assert files.env(SCRIPT.replace("/data sets", "$HOME/sets")).workspace == files.folder / "sets/models"
+
+
+def test_a_stage_without_a_model_lists_the_models_of_that_stage(files: Files) -> None:
+    with pytest.raises(
+        ConfigError, match=r"model_flavour is missing: .* Stage II .* one of ii-medium-450m, ii-large-1.2b"
+    ):
+        files.env("MODEL_TYPE=deepfloyd-stage2-lora\nMODEL_NAME=/models/mine\nOUTPUT_DIR=o\nDATALOADER_CONFIG=@data@")
 
 
 @pytest.mark.parametrize("stage", [1, 2])
