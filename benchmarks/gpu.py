@@ -27,7 +27,7 @@ sys.path.insert(0, str(HERE))
 
 from gpu_plan import CASES, Asked, Case, forecast_s  # noqa: E402
 from gpu_process import SPARE_S, Watch, do_cases, run_process  # noqa: E402
-from gpu_results import Results, empty_table, failure, finished  # noqa: E402
+from gpu_results import Results, beside, empty_table, failure, finished  # noqa: E402
 
 # So that asking whether there is a card does not make a process unfit to be forked.
 ENVIRONMENT = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -101,7 +101,7 @@ def _run(
     _print_plan(cases)
     results = Results(wanted.results, {"at": datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S"), **kind})
     asked = Asked(wanted.device, wanted.tiny, folder, wanted.any_kernels)
-    log = wanted.results.with_suffix(".log")
+    log = beside(wanted.results, "log")
     judged, slack = wanted.device == "cuda" and not wanted.tiny, 1 if wanted.device == "cuda" else CPU_SLACK
     while cases:
         if time.monotonic() > ends_at - 2 * SPARE_S:
@@ -120,7 +120,7 @@ def _last_word(results: Results, wanted: argparse.Namespace, seconds: float) -> 
     failed, unmet = sum(row.failed for row in rows), sum(row.met is False for row in rows)
     line = f"{len(rows)} rows in {seconds:.0f} s: {failed} failed, {unmet} goals not met."
     results.say(line)
-    print(f"\n{wanted.results.with_suffix('.md').read_text()}\nIn {wanted.results}.md, .jsonl and .log.")
+    print(f"\n{results.table()}\n\n{line}\nIn {wanted.results}.md, .jsonl and .log.")
     return 1 if failed else 0
 
 

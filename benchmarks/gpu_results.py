@@ -64,7 +64,7 @@ class Results:
 
     def __init__(self, stem: Path, run: dict[str, Any]) -> None:
         """run: what every row of this run has: when, machine, versions."""
-        self._json, self._table = stem.with_suffix(".jsonl"), stem.with_suffix(".md")
+        self._json, self._table = beside(stem, "jsonl"), beside(stem, "md")
         self._run, self.rows = run, list[Row]()
         stem.parent.mkdir(parents=True, exist_ok=True)
         said = ", ".join(f"{name} {value}" for name, value in run.items())
@@ -83,10 +83,19 @@ class Results:
         """Add a line below the table."""
         _append(self._table, f"\n{line}\n")
 
+    def table(self) -> str:
+        """This run's rows."""
+        return "\n".join([*table_head(HEADS), *(table_line(row.cells()) for row in self.rows)])
+
+
+def beside(stem: Path, kind: str) -> Path:
+    """FILE.kind; a stem may have dots."""
+    return stem.with_name(f"{stem.name}.{kind}")
+
 
 def finished(stem: Path, like: dict[str, Any], cases: tuple[Case, ...]) -> tuple[Case, ...]:
     """Those of some cases of which earlier runs of the same kind left every figure."""
-    file, there = stem.with_suffix(".jsonl"), set[tuple[str, str, str]]()
+    file, there = beside(stem, "jsonl"), set[tuple[str, str, str]]()
     for line in file.read_text().splitlines() if file.exists() else []:
         try:
             row = json.loads(line)

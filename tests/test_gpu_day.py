@@ -30,7 +30,7 @@ from deepfloyd_core.types import no_report  # noqa: E402
 
 
 def command(cases: str, *arguments: str) -> list[str]:
-    return [sys.executable, str(TESTS / "gpu_stubs.py"), cases, "--device", "cpu", "--results", "day", *arguments]
+    return [sys.executable, str(TESTS / "gpu_stubs.py"), cases, "--device", "cpu", "--results", "day.1", *arguments]
 
 
 def day(folder: Path, cases: str, *arguments: str) -> tuple[int, list[dict[str, Any]]]:
@@ -41,12 +41,12 @@ def day(folder: Path, cases: str, *arguments: str) -> tuple[int, list[dict[str, 
 
 
 def rows_of(folder: Path) -> list[dict[str, Any]]:
-    lines = (folder / "day.jsonl").read_text().splitlines()
+    lines = (folder / "day.1.jsonl").read_text().splitlines()
     return [json.loads(line) for line in lines if line.endswith("}")]
 
 
 def table_of(folder: Path) -> list[list[str]]:
-    lines = (folder / "day.md").read_text().splitlines()
+    lines = (folder / "day.1.md").read_text().splitlines()
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| a")]
 
 
@@ -78,7 +78,7 @@ def test_a_row_says_its_goal_and_whether_it_is_met(tmp_path: Path) -> None:
     ]
     (wrong,) = [cells for cells in table_of(tmp_path) if cells[1] == "wrong"]
     assert wrong[4:6] == ["0.5", "**no**"]
-    assert "10 rows" in (tmp_path / "day.md").read_text() and "2 goals not met" in (tmp_path / "day.md").read_text()
+    assert "10 rows" in (tmp_path / "day.1.md").read_text() and "2 goals not met" in (tmp_path / "day.1.md").read_text()
 
 
 def test_goals_of_speed_are_judged_on_a_card(tmp_path: Path) -> None:
@@ -110,18 +110,18 @@ def test_a_day_whose_budget_is_spent_stops_with_what_there_is(tmp_path: Path) ->
 def test_a_second_day_is_added_and_a_resumed_one_does_what_is_missing(tmp_path: Path) -> None:
     code, rows = day(tmp_path, "twice")
     assert [(row["case"], row["failed"]) for row in rows] == [("good", False), ("good", False), ("once", True)]
-    with (tmp_path / "day.jsonl").open("a") as handle:
+    with (tmp_path / "day.1.jsonl").open("a") as handle:
         handle.write('{"cut": "off in the mid')
     code, rows = day(tmp_path, "twice", "--resume")
     assert [(row["case"], row["failed"]) for row in rows[3:]] == [("once", False)] and code == 0
     code, rows = day(tmp_path, "twice")
     assert [row["case"] for row in rows[4:]] == ["good", "good", "once"]
-    assert (tmp_path / "day.md").read_text().count("## at ") == 3
+    assert (tmp_path / "day.1.md").read_text().count("## at ") == 3
 
 
 def test_a_killed_day_keeps_its_rows_and_leaves_no_process(tmp_path: Path) -> None:
     started = subprocess.Popen(command("endless"), cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while not (tmp_path / "day.jsonl").exists() or len(rows_of(tmp_path)) < 3:
+    while not (tmp_path / "day.1.jsonl").exists() or len(rows_of(tmp_path)) < 3:
         time.sleep(0.05)
         assert started.poll() is None
     started.send_signal(signal.SIGKILL)
@@ -234,7 +234,7 @@ def test_the_whole_day_passes_on_the_tiny_cascade_without_prefect(tmp_path: Path
     """112 s of one core. Prefect cannot be imported meanwhile."""
     (tmp_path / "without").mkdir()
     (tmp_path / "without/prefect.py").write_text("raise ImportError('the GPU day must do without Prefect')\n")
-    arguments = ["--device", "cpu", "--tiny", "--results", "day", "--budget", "3000"]
+    arguments = ["--device", "cpu", "--tiny", "--results", "day.1", "--budget", "3000"]
     done = subprocess.run(
         [sys.executable, str(ROOT / "benchmarks/gpu.py"), *arguments],
         cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path / "without")}, capture_output=True, text=True,
