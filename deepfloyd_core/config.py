@@ -20,6 +20,7 @@ from deepfloyd_core.flavours import PUBLISHED, UPSCALE, Flavour, Stage
 from deepfloyd_core.quantization import Quantization, quantization_fault
 from deepfloyd_core.read_datafile import load_data_file
 from deepfloyd_core.relative_paths import from_here, no_data_file, start_of_paths
+from deepfloyd_core.simpletuner_options import ALIASES
 from deepfloyd_core.spec import HomePath, Spec, home_path, is_there, parse_spec, relative_to
 from deepfloyd_core.spelling import Written, in_its_words, read_run_file
 from deepfloyd_core.stage_config import StageConfig, device_fault
@@ -303,7 +304,7 @@ def read_run_config(path: Path, overrides: tuple[str, ...] = ()) -> tuple[RunCon
         written = read_run_file(path, tuple(map(from_here, overrides)), RunConfig, StageConfig)
     try:
         with relative_to(start):
-            return parse_spec(RunConfig, written.values, str(path), also=StageConfig.model_fields), written
+            return parse_spec(RunConfig, written.values, str(path), also=(*StageConfig.model_fields, *ALIASES)), written
     except ConfigError as error:
         raise ConfigError(in_its_words(str(error), path, written.aliases)) from None
 

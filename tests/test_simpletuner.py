@@ -124,6 +124,7 @@ def test_two_names_of_a_key_may_stand_together_if_one_is_unset(files: Files) -> 
 
 def test_an_option_that_is_none_names_the_closest(files: Files) -> None:
     assert files.refusal(checkpoint_step_intervall=5).endswith("Did you mean checkpoint_step_interval?")
+    assert files.refusal(checkpointing_step=5).endswith("Did you mean checkpointing_steps?")
 
 
 def test_weights_of_the_hub_name_the_flavour(files: Files) -> None:
