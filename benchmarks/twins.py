@@ -1,7 +1,7 @@
 """What finding copies costs: the look of each picture beside the rest of its index, and the grouping of many looks.
 
-The pictures are those of `benchmarks/pictures.py`. Both ways read, hash and decode the same bytes, one thread, CPU time, rounds
-interleaved; without looks a picture is decoded at its smallest scale and one pixel converted. What a run adds to both
+The pictures are those of `benchmarks/pictures.py`. Both ways read, hash and decode the same bytes; one thread, CPU time,
+rounds interleaved. Without looks a picture is decoded at its smallest scale and one pixel converted. What a run adds to both
 (the listing, the ledger, the way to the children) is left out, so the shares are upper bounds.
 
 The looks to be grouped are drawn at random, 1 % of them copies with up to 4 other bits and 3 other levels.
