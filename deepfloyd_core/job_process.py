@@ -48,6 +48,7 @@ def main(control_fd: str, _: str) -> None:
     os.set_inheritable(line_fd, True)
     # -P: the current directory holds a folder `datasets`, which must not pass for Hugging Face's package.
     command = [sys.executable, "-P", "-m", "deepfloyd_core.job_process", "--child", str(line_fd), str(starter)]
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # what is ignored stays so in another program
     os.execv(sys.executable, command)
 
 

@@ -26,7 +26,7 @@ from deepfloyd_core.config import RunConfig
 from deepfloyd_core.errors import JobError
 from deepfloyd_core.files import write_bytes
 from deepfloyd_core.starter import Starter
-from deepfloyd_core.storage import storage_error
+from deepfloyd_core.storage import FULL, storage_error
 from deepfloyd_core.types import Report, no_report
 
 JOBS = {
@@ -37,7 +37,7 @@ JOBS = {
     "sample": "deepfloyd_core.samples:samples_job",
     "generate": "deepfloyd_core.generate:generate_job",
 }
-STORAGE = 100  # a job that could not write its result ends with this code + the error's number
+STORAGE = 100  # a job that could not write its result, for want of space, ends with this code + the error's number
 POLL_S = 0.1
 STOP_GRACE_S = 60.0  # how long a job may take to write its last checkpoint
 _STARTER: "ContextVar[Starter | None]" = ContextVar("job_starter", default=None)
@@ -107,8 +107,12 @@ class _Child:
 
 def _start(starter: Starter, name: str, work: WorkDir, log: IO[bytes]) -> _Child:
     line, theirs = socket.socketpair()
-    with theirs:
-        child = _Child(starter, starter.start(theirs.fileno(), log), line)
+    try:
+        with theirs:
+            child = _Child(starter, starter.start(theirs.fileno(), log), line)
+    except JobError:
+        line.close()
+        raise
     job = json.dumps([name, str(work.path.absolute())]).encode()
     socket.send_fds(line, [job], [log.fileno(), work.lock_fd])
     return child
@@ -183,7 +187,7 @@ def _outcome(name: str, code: int, paths: dict[str, Path]) -> dict[str, Any]:
         return dict(result["summary"])
     if result is not None:
         raise getattr(errors, result["error"])(result["message"])
-    if code > STORAGE:
+    if code - STORAGE in FULL:
         raise storage_error(OSError(code - STORAGE, ""), "written", paths["result"].parent)
     tail = "\n".join(paths["log"].read_text(errors="replace").splitlines()[-15:])
     died = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"

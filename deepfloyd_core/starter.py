@@ -13,13 +13,11 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from typing import IO
 
 from deepfloyd_core.errors import JobError
 
 _GRACE_S = 10.0  # it ends at once, unless a job writes a checkpoint
-_LAST_S = 60.0  # how long children may take that were asked to end: a job may write its last checkpoint
 _PR_SET_PDEATHSIG = 1
 
 
@@ -94,8 +92,8 @@ class Starter:
 def fork_on_command(control_fd: int, last: signal.Signals) -> int | None:
     """The other end: start and end children until the parent is gone. Returns in each child, with the file it inherits.
 
-    When the parent is gone the children get the signal `last`, and are killed if they ignore it; it returns None once they
-    have ended.
+    When the parent is gone the children get the signal `last`; it returns None once they have ended, however long a job
+    takes to finish its step and write its last checkpoint.
     """
     living: set[int] = set()
     with socket.socket(fileno=control_fd) as control, contextlib.suppress(ConnectionError):
@@ -116,12 +114,8 @@ def fork_on_command(control_fd: int, last: signal.Signals) -> int | None:
             control.send(b"%d" % answer)
     for pid in living:
         os.kill(pid, last)
-    deadline = time.monotonic() + _LAST_S
-    while living := {pid for pid in living if os.waitpid(pid, os.WNOHANG) == (0, 0)}:
-        if time.monotonic() > deadline:
-            for pid in living:
-                os.kill(pid, signal.SIGKILL)
-        time.sleep(0.02)
+    for pid in living:
+        os.waitpid(pid, 0)
     return None
 
 

@@ -38,6 +38,7 @@ _REMEDIES = {
     errno.ENOSYS: _ELSEWHERE,
     **dict.fromkeys((errno.EIO, errno.ENODEV, errno.ENXIO, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT), _GONE),
 }
+_OF_NETWORKS = (errno.ETIMEDOUT, errno.ENOTCONN)  # unless they name a file
 _NO_LOCKS = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.ENOSYS, errno.EINVAL)
 _OF_RUST = re.compile(r"\(os error (\d+)\)")  # safetensors' errors are none of the system's
 
@@ -48,7 +49,8 @@ def storage_error(error: OSError, act: str, path: Path | None = None) -> Storage
     What libraries and networks raise as an OSError keeps its own words.
     """
     named = error.filename2 or error.filename
-    if error.errno is None or (named is None and error.errno not in _REMEDIES):
+    ours = named is not None or (error.errno in _REMEDIES and error.errno not in _OF_NETWORKS)
+    if error.errno is None or not ours:
         return StorageError(str(error))
     reason, place = os.strerror(error.errno), named or path
     told = f"{place} cannot be {act}: {reason[:1].lower()}{reason[1:]}{_kind(place)}." if place else f"{reason}."
@@ -69,7 +71,7 @@ def written(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         named = error.filename2 or error.filename
-        inside = named is None or str(named).startswith(str(folder))
+        inside = named is None or Path(str(named)).is_relative_to(folder)
         raise storage_error(error, "written" if inside else "read", folder) from error
 
 

@@ -60,9 +60,9 @@ Workspace = Annotated[Path, typer.Argument(metavar="WORKSPACE", parser=_path, he
 
 def main() -> None:
     """Entry of the console script: one clear message for every error that is meant for the user."""
-    stopping.take_signals()
     code = 1
     try:
+        stopping.take_signals()
         app()
     except SystemExit as end:
         code = int(end.code or 0)
@@ -318,7 +318,3 @@ def _need_workspace(workspace: Path) -> None:
     if not is_workspace(workspace):
         fault = "holds no artifacts" if workspace.is_dir() else "is no folder" if workspace.exists() else "is not there"
         raise ConfigError(f"{workspace} {fault}. Give the folder that `workspace` of the run file names.")
-
-
-if __name__ == "__main__":
-    main()

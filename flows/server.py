@@ -148,10 +148,12 @@ def _start(home: Path, port: int | None, environ: dict[str, str]) -> str:
         sys.executable, "-P", "-m", "flows.bound", str(home / "server.users"),
         "server", "start", "--host", "127.0.0.1", "--port", str(port),
     ]  # fmt: skip
-    with (home / "server.json").open("w") as record, (home / "server.log").open("ab") as log_file:
+    beside = home / "server.json.new"
+    with beside.open("w") as record, (home / "server.log").open("ab") as log_file:
         fcntl.flock(record, fcntl.LOCK_EX)  # the server's from here on, which inherits the file
         json.dump({"url": url}, record)
         record.flush()
+        beside.replace(home / "server.json")  # who reads it reads all of it, locked
         subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=log_file, stderr=subprocess.STDOUT, start_new_session=True,
             pass_fds=(record.fileno(),), env={**environ, **settings},

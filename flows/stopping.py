@@ -5,6 +5,7 @@ tell Prefect. A thread hears of it as well, also while the main thread computes 
 (Prefect takes SIGTERM during a flow run): it ends the process when that takes too long, or at a second signal.
 """
 
+import atexit
 import os
 import select
 import signal
@@ -17,10 +18,10 @@ from typing import NoReturn
 
 from rich.console import Console
 
+from flows.__main__ import SIGNALS
 from flows.processes import kill_below
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-GRACE_S = 4.0  # from the first signal to the end
+GRACE_S = 3.0  # from the first signal to the end of what does not end by itself
 SAME_S = 0.3  # `timeout` and others send a signal to a process and to its group: that is one
 
 
@@ -54,6 +55,7 @@ class Stopping:
             # `nohup` ignores SIGHUP, to be obeyed; a script's `&` ignores SIGINT, and then nothing could be stopped.
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
                 signal.signal(number, self._on_signal)
+        atexit.register(_ignore_signals)
         threading.Thread(target=self._watch, args=(read_fd,), daemon=True, name="stopping").start()
 
     def finish(self, code: int) -> int:
@@ -100,3 +102,9 @@ class Stopping:
             said += " A job is still writing its checkpoint, and ends by itself." if jobs else ""
             self._err.print(said)
         os._exit(128 + self._number)
+
+
+def _ignore_signals() -> None:
+    """For the last moments of the interpreter, which puts the system's own answers back: the command is over."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)

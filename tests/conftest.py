@@ -117,7 +117,7 @@ class SmallRun:
 
     def command(self, *arguments: str) -> list[str]:
         """A `deepfloyd` command line."""
-        return [sys.executable, "-P", "-m", "flows.cli", *arguments]
+        return [sys.executable, "-P", "-m", "flows", *arguments]
 
     def call(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
         """Run the command line and return exit code and output."""

@@ -1083,7 +1083,7 @@ def test_the_data_file_as_a_whole_is_checked(files: Files) -> None:
 
 def command(folder: Path, *arguments: str, python: tuple[str, ...] = ()) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
-        [sys.executable, *python, "-P", "-m", "flows.cli", *arguments], capture_output=True, text=True, cwd=folder
+        [sys.executable, *python, "-P", "-m", "flows", *arguments], capture_output=True, text=True, cwd=folder
     )
 
 

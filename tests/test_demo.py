@@ -19,7 +19,7 @@ def _demo(workspace: Path) -> "subprocess.CompletedProcess[str]":
         sys.executable,
         "-P",
         "-m",
-        "flows.cli",
+        "flows",
         "run",
         "flows/configs/demo.toml",
         "--set",

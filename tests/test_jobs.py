@@ -113,6 +113,12 @@ def test_what_a_job_prints_is_in_its_log_and_how_it_died_in_the_error(tmp_path: 
     assert summary["job"]
 
 
+@pytest.mark.parametrize("code", [1, 120, 127, 255])
+def test_an_exit_code_is_not_taken_for_a_file_systems_error(tmp_path: Path, code: int) -> None:
+    with pytest.raises(JobError, match=rf"(?s)ended with exit code {code}\. .*the last words"), job_starter():
+        run("leave", tmp_path, words=str(code))
+
+
 def test_a_job_that_is_left_writes_its_checkpoint_and_is_gone(tmp_path: Path) -> None:
     class Left(Exception):
         pass

@@ -132,6 +132,6 @@ def check_same(found: dict[str, Any], expected: dict[str, Any]) -> None:
 
 
 def check_verified(workspace: Path) -> None:
-    command = [sys.executable, "-P", "-m", "flows.cli", "verify", str(workspace)]
+    command = [sys.executable, "-P", "-m", "flows", "verify", str(workspace)]
     done = subprocess.run(command, cwd=TESTS.parent, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -310,7 +310,7 @@ def test_the_preview_is_a_command_that_prints_where_it_is(world: Any) -> None:
     for number in range(3):
         world.add(f"{number}.png", smooth(number, 100, 80))
     world.load(stages=(1,))
-    command = [sys.executable, "-P", "-m", "flows.cli", "prepare", str(world.folder / "run.json"), "--preview", "24"]
+    command = [sys.executable, "-P", "-m", "flows", "prepare", str(world.folder / "run.json"), "--preview", "24"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=world.folder)
     assert done.returncode == 0, done.stderr
     path = world.folder / "workspace" / "preview.png"

@@ -21,9 +21,7 @@ SERVER_LIMIT_S = 10.0  # from the end of its last user, on a busy machine
 class Command:
     """A `deepfloyd` command in a session of its own, and every process that came of it."""
 
-    def __init__(
-        self, folder: Path, *arguments: str, program: tuple[str, ...] = ("-m", "flows.cli"), **env: str
-    ) -> None:
+    def __init__(self, folder: Path, *arguments: str, program: tuple[str, ...] = ("-m", "flows"), **env: str) -> None:
         self._mark = f"{folder}-{time.monotonic_ns()}"
         self.log = folder / "command.log"
         kept = {key: value for key, value in os.environ.items() if env.get(key) != ""}
@@ -39,6 +37,15 @@ class Command:
         while not there():
             assert self.process.poll() is None and time.monotonic() < deadline, self.log.read_text()
             time.sleep(0.01)
+
+    def takes_signals(self) -> bool:
+        """Whether it answers SIGTERM itself; on Linux, from the first moment that it does."""
+        status = Path(f"/proc/{self.process.pid}/status")
+        if not status.exists():
+            time.sleep(3)
+            return True
+        caught = next(line for line in status.read_text().splitlines() if line.startswith("SigCgt:"))
+        return bool(int(caught.split()[1], 16) >> (signal.SIGTERM - 1) & 1)
 
     def stop(self, *signals: signal.Signals) -> str:
         """Send signals, half a second apart; check how it ends; return what it printed."""
@@ -172,11 +179,28 @@ def test_nohup_is_obeyed(tmp_path: Path, commands: list[Command]) -> None:
 def test_a_command_without_a_run_says_that_nothing_was_changed(tmp_path: Path, commands: list[Command]) -> None:
     (tmp_path / "lora_bundle" / ("0" * 16)).mkdir(parents=True)
     os.mkfifo(tmp_path / "lora_bundle" / ("0" * 16) / "manifest.json")  # reading it takes for ever
-    command = Command(tmp_path, "verify", str(tmp_path))
+    for later_s in (0, 0.3, 0.8, 1.5):  # during the imports, and after them
+        command = Command(tmp_path, "verify", str(tmp_path))
+        commands.append(command)
+        command.wait_for(command.takes_signals)
+        time.sleep(later_s)
+        assert "Nothing was changed." in command.stop(signal.SIGINT if later_s else signal.SIGTERM)
+        command.nothing_is_left()
+
+
+def test_a_command_whose_interpreter_ends_keeps_its_exit_code(tmp_path: Path, commands: list[Command]) -> None:
+    """A signal that comes while the interpreter ends changes nothing."""
+    ends = "import atexit, sys, time\nfrom flows.__main__ import main\n"
+    ends += "atexit.register(lambda: (print('ready', flush=True), time.sleep(0.5)))\n"
+    ends += "sys.argv = ['deepfloyd', '--help']\nmain()"
+    command = Command(tmp_path, program=("-c", ends))
     commands.append(command)
-    time.sleep(1.5)
-    assert "Nothing was changed." in command.stop(signal.SIGINT)
-    command.nothing_is_left()
+    command.wait_for(lambda: "ready" in command.log.read_text())
+    for number in (signal.SIGTERM, signal.SIGINT):
+        command.process.send_signal(number)
+    assert command.process.wait(10) == 0
+    printed = command.log.read_text()
+    assert "Stopped" not in printed and "Traceback" not in printed
 
 
 @pytest.mark.slow
@@ -213,7 +237,7 @@ def test_a_run_is_stopped_at_every_moment_and_goes_on(server: str, small_run: An
         command = Command(small_run.folder, "run", str(small_run.config), *steps)
         commands.append(command)
         if moment == "import":
-            time.sleep(1)
+            command.wait_for(command.takes_signals)
         else:
             command.wait_for(lambda pattern=pattern: any(small_run.workspace.glob(pattern)))  # type: ignore[misc]
         printed = command.stop(number)

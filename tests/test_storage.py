@@ -14,6 +14,7 @@ import pytest
 from deepfloyd_core.artifacts import MANIFEST, Request, WorkDir, locked, materialise
 from deepfloyd_core.errors import StorageError
 from deepfloyd_core.files import write_bytes
+from deepfloyd_core.storage import storage_error, written
 from flows.server import prefect_server
 
 REQUEST = Request("generated", 1, {}, {})
@@ -133,6 +134,16 @@ def test_a_workspace_that_cannot_be_made_is_one_line(small_run: Any, workspace: 
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
     assert line.startswith(f"error: {workspace}") and reason in line
+
+
+def test_a_folder_beside_the_one_that_is_written_is_read(tmp_path: Path) -> None:
+    (tmp_path / "ws").mkdir()
+    with pytest.raises(StorageError, match=r"a\.png cannot be read"), written(tmp_path / "ws"):
+        (tmp_path / "ws-pictures" / "a.png").read_bytes()
+
+
+def test_a_network_that_does_not_answer_is_no_disk(tmp_path: Path) -> None:
+    assert str(storage_error(TimeoutError(errno.ETIMEDOUT, "timed out"), "written", tmp_path)).endswith("timed out")
 
 
 def test_a_librarys_own_words_stay(tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ def _ui(project: Path, folder: Path) -> Iterator[tuple[int, dict[str, str]]]:
     env |= {"PREFECT_HOME": str(folder / "home")}
     with log.open("wb") as out:
         ui = subprocess.Popen(
-            [sys.executable, "-P", "-m", "flows.cli", "ui", "--port", str(port)],
+            [sys.executable, "-P", "-m", "flows", "ui", "--port", str(port)],
             cwd=project, env=env, stdout=out, stderr=out, start_new_session=True,
         )  # fmt: skip
     try:

@@ -1,0 +1,31 @@
+"""Entry of the console script and of `python -m flows`: signals are taken before the imports, which take a second."""
+
+import os
+import signal
+from contextlib import suppress
+from types import FrameType
+from typing import NoReturn
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def main() -> None:
+    """Run the command line."""
+    for number in SIGNALS:
+        # `nohup` ignores SIGHUP, to be obeyed; a script's `&` ignores SIGINT, and then nothing could be stopped.
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, _leave)
+    from flows.cli import main
+
+    main()
+
+
+def _leave(number: int, frame: FrameType | None) -> NoReturn:
+    """End at once: nothing but imports has run."""
+    with suppress(OSError):  # SIGHUP: the terminal is gone
+        os.write(2, f"Stopped by {signal.Signals(number).name}. Nothing was changed.\n".encode())
+    os._exit(128 + number)
+
+
+if __name__ == "__main__":
+    main()
