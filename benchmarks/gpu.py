@@ -88,7 +88,7 @@ def _run(
     cases: tuple[Case, ...], packages: tuple[str, ...], wanted: argparse.Namespace, folder: Path, ends_at: float
 ) -> int:
     if missing := _import_all((*packages, *sorted({case.call.split(":")[0] for case in cases}))):
-        print(f"{missing}. Bring it as a wheel: benchmarks/gpu_wheels.sh, and --wheels.")
+        print(missing)
         return 1
     machine = _machine(wanted.device, packages)
     if machine is None:
@@ -158,7 +158,9 @@ def _import_all(names: tuple[str, ...]) -> str:
         for name in names:
             importlib.import_module(name)
     except ImportError as error:
-        return str(error)
+        return f"{error}. Bring it as a wheel: benchmarks/gpu_wheels.sh, and --wheels."
+    except (RuntimeError, OSError) as error:  # what is there does not fit together, such as torchvision and torch
+        return f"{name} cannot be imported: {' '.join(str(error).split())}"
     print(f"imports took {time.monotonic() - start:.1f} s", flush=True)
     return ""
 
