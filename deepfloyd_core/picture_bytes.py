@@ -25,7 +25,7 @@ def what_it_is(data: bytes) -> str:
         return "HEIC: pip install 'deepfloyd-pipeline[heif]' reads it, or convert it to JPEG"
     for start, before, name in _NAMED:
         if data[before : before + len(start)] == start:
-            return f"{name}: convert it to PNG or JPEG"
+            return "a film, no picture" if name == "a film" else f"{name}: convert it to PNG or JPEG"
     return "not a picture of a known format"
 
 

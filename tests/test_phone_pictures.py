@@ -97,7 +97,7 @@ REFUSED = {
     "jp2.jp2": (b"\0\0\0\x0cjP  \r\n\x87\n" + bytes(99), "unsupported", "JPEG 2000: convert"),
     "layers.png": (b"8BPS\0\x01" + bytes(99), "unsupported", "Photoshop: convert"),
     "drawing.png": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "unsupported", "SVG: convert"),
-    "film.jpg": (MOTION, "unsupported", "a film: convert"),
+    "film.jpg": (MOTION, "unsupported", "a film, no picture"),
     "bomb.png": (png_of_zeros(60_000), "decompression_bomb", "60000x60000 is above"),
     "half.jpg": (half(encoded(picture(), "JPEG")), "truncated", ""),
     "half, progressive.jpg": (half(encoded(picture(), "JPEG", progressive=True)), "truncated", ""),
