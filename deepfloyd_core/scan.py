@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 
 NOTES_DIR = ".scan"
 BLOCK = 4096  # files whose reads are asked for at once
+UNSURE_BYTES = 1 << 28  # more than any picture; a disk image would fill the memory
 LISTED_BLOCK = 1 << 16  # files of a listing held as Python objects
 _TEXTS = pa.list_(pa.string())
 
@@ -147,7 +148,7 @@ def _scan_dataset(run: Run, dataset: ImageDataset, report: Report, others: Count
     """SCAN of one data set. Counts in `others` the files that are no input."""
     source = open_source(dataset)
     notes = run.workspace / NOTES_DIR / f"{sha256_bytes(source.name.encode())[:16]}.arrow"
-    listed = _without_others(_listing(source), others)
+    listed = _without_others(_large_ones_left(_listing(source)), others)
     old = _read_notes(notes)
     place = pc.index_in(listed["source"], value_set=old["source"].combine_chunks())
     known = old.take(place)
@@ -182,6 +183,12 @@ def _scan_dataset(run: Run, dataset: ImageDataset, report: Report, others: Count
     details = pc.coalesce(details, faults)
     scanned = pa.table([ids, listed["source"], sizes, hashes, captions, reasons, details, kinds], [*SCAN.names, "kind"])
     return _without_others(scanned, others).drop_columns(["kind"]).cast(SCAN)
+
+
+def _large_ones_left(listed: pa.Table) -> pa.Table:
+    """Of files that no name tells those are no pictures that are too large to be read for that."""
+    large = pc.and_(pc.equal(listed["kind"], "unsure"), pc.greater(listed["bytes"], UNSURE_BYTES))
+    return listed.set_column(listed.schema.get_field_index("kind"), "kind", pc.if_else(large, "other", listed["kind"]))
 
 
 def _without_others(table: pa.Table, others: Counter[str]) -> pa.Table:

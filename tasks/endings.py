@@ -82,10 +82,10 @@ def _texts(summary: dict[str, Any]) -> str:
 
 
 def _training(summary: dict[str, Any]) -> str:
-    said = f"{_many(summary['steps'], 'step')} on {_many(summary['pictures'], 'picture')}, loss "
-    said += f"{summary['first_loss']:.4f} -> {summary['last_loss']:.4f}"
+    # Not the first and last step's losses: each is of another t, so they say nothing of what was learnt.
+    said = f"{_many(summary['steps'], 'step')} on {_many(summary['pictures'], 'picture')}"
     if "eval_loss" in summary:
-        said += f"; on held-out pictures {summary['eval_loss_base']:.4f} -> {summary['eval_loss']:.4f}"
+        said += f", loss on held-out pictures {summary['eval_loss_base']:.4f} -> {summary['eval_loss']:.4f}"
     return said
 
 

@@ -171,11 +171,13 @@ def test_a_picture_whose_name_does_not_say_so_is_looked_at(world: Any) -> None:
         (world.folder / "pictures" / f"{name}.txt").write_text("a caption")
     for name, data in {"LICENSE": b"text", "x.unheard": b"\0\1\2", "empty": b"", "a.jpg_original": jpeg}.items():
         world.add(name, data, caption=None)
+    with world.add("disk.image", jpeg, caption=None).open("r+b") as handle:
+        handle.truncate(2**40)  # a hole: reading it would fill the memory
     run = world.load(stages=(1,))
     first = world.index(run)
     rows = ledger(first)
     assert {name: row["reason"] for name, row in rows.items()} == dict.fromkeys([*names, "a.jpg", "b.png"])
-    others = {"no extension": 2, ".unheard": 1, ".jpg_original": 1}
+    others = {"no extension": 2, ".unheard": 1, ".jpg_original": 1, ".image": 1}
     assert first.summary["other_files"] == others
     assert others_of(scan(run)) == others, "also from the notes of the first scan"
 

@@ -74,7 +74,10 @@ def test_a_run_makes_every_artifact_and_prints_where_the_bundle_is(finished: tup
     assert str(bundle) in printed and "sheet.png" in printed
     (index,), (lora,) = ((run.workspace / kind).iterdir() for kind in ("image_index", "stage1_lora"))
     assert f"image index: 9 inputs: 8 accepted, 1 rejected (1 unsupported); look at {index / 'rejected.png'}" in printed
-    assert "Stage I LoRA: 2 steps on 6 pictures, loss " in printed and str(lora / "validation.png") in printed
+    assert (
+        "Stage I LoRA: 2 steps on 6 pictures, loss on held-out pictures " in printed
+        and str(lora / "validation.png") in printed
+    )
     assert "Stage II on held-out pictures, upscaled by" in printed and "Stage II on Stage I's samples" in printed
     assert "low-res spoilt as in training, upscaled by" in printed and str(bundle / "eval_spoilt.png") in printed
     (samples,) = (run.workspace / "cascade_samples").iterdir()

@@ -15,6 +15,7 @@ from deepfloyd_core.sources.names import JUNK_FOLDERS, Kind, caption_file, capti
 
 RACY_NS = 2_000_000_000  # a file this young may change again without a new time of change (FAT counts in 2 s)
 _FOLDERS_AT_ONCE = 8  # whose caption files are remembered: names come folder by folder
+_HUB_FOLDERS = ("datasets--", "models--", "spaces--")
 Entry = os.DirEntry[str]
 
 
@@ -138,7 +139,8 @@ class Folder:
 
 def _blobs(root: Path) -> list[Path]:
     """Where the links of a Hugging Face cache lead: `blobs` beside the `snapshots` that a directory is one of."""
-    blobs = [parent.with_name("blobs") for parent in root.parents if parent.name == "snapshots"]
+    caches = [parent.parent for parent in root.parents if parent.name == "snapshots"]
+    blobs = [cache / "blobs" for cache in caches if cache.name.startswith(_HUB_FOLDERS)]
     return [place for place in blobs if place.is_dir() and not place.is_symlink()]
 
 
