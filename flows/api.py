@@ -35,11 +35,17 @@ def check_api(url: str) -> None:
 
 @contextmanager
 def server_needed(url: str) -> Iterator[None]:
-    """Around a flow: raise JobError where Prefect found no server at this address when it began or ended the flow."""
+    """Around a flow: raise JobError where Prefect could not begin or end it: the server is gone, or forgot the run."""
     import httpx
+    from prefect.exceptions import ObjectNotFound
 
     try:
         yield
+    except (httpx.HTTPStatusError, ObjectNotFound) as error:
+        raise JobError(
+            f"The Prefect server at {url} does not take this run ({type(error).__name__}); perhaps it was started anew with "
+            "another database. What is finished is kept: run the same command again."
+        ) from error
     except httpx.TransportError as error:
         raise JobError(
             f"The Prefect server at {url} does not answer ({type(error).__name__}). What is finished is kept: start the "

@@ -289,7 +289,8 @@ def _session(config: Path, overrides: list[str] | None) -> Iterator[Callable[...
 
 def _log_to_terminal() -> None:
     """Our own records above the progress bars; Prefect's go to its server, not to the terminal."""
-    os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "CRITICAL"  # for the workers that a run starts
+    for name in ("CONSOLE", "DEBUG"):
+        os.environ[f"PREFECT_LOGGING_HANDLERS_{name}_LEVEL"] = "CRITICAL"  # for the workers that a run starts
     import prefect.main  # noqa: F401  (sets its logging up)
 
     from tasks.progress import LogLines

@@ -78,7 +78,7 @@ def server_awaited(flow_body: F) -> F:
 
     @wraps(flow_body)  # no `contextmanager`: Prefect pickles flows to send them to workers
     def body(*arguments: Any, **named: Any) -> Any:
-        set_api_log_sink(_outbox(os.getpid()).put_line)
+        take_records()
         try:
             result = flow_body(*arguments, **named)
         except Exception:  # a flow that failed is recorded as well; one that was stopped does not wait
@@ -88,6 +88,11 @@ def server_awaited(flow_body: F) -> F:
         return result
 
     return cast(F, body)
+
+
+def take_records() -> None:
+    """From here on the log records of this process wait like the rest."""
+    set_api_log_sink(_outbox(os.getpid()).put_line)
 
 
 def await_server() -> None:
@@ -109,6 +114,8 @@ def send_what_waits(patience_s: float) -> None:
 
 def send_events() -> None:
     """Wait until Prefect has sent its events, but not for a server that is away."""
+    if not healthy(_url()):
+        return
     waiting = threading.Thread(target=EventsWorker.instance().wait_until_empty, daemon=True)
     waiting.start()
     waiting.join(IN_A_HURRY_S)

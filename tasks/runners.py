@@ -24,7 +24,7 @@ from deepfloyd_core.clusters import reach
 from deepfloyd_core.config import Run, RunConfig
 from deepfloyd_core.errors import JobError
 from deepfloyd_core.types import Report
-from tasks.outbox import send_events
+from tasks.outbox import send_events, take_records
 
 log = logging.getLogger("deepfloyd_core.runners")
 
@@ -54,7 +54,9 @@ def run_jobs(config: RunConfig, jobs: Sequence[Job[R]], report: Report, unit: st
     Raises what a job raises, as soon as it does, and JobError for a job that loses its worker TRIES times.
     """
     results: dict[int, R] = {}
-    tasks = [job.task if config.task_runner == "threads" else _in_a_process(job.task) for job in jobs]
+    tasks = [
+        job.task if config.task_runner == "threads" else _in_a_process(job.task, config.task_runner) for job in jobs
+    ]
     done, total = 0, sum(job.size for job in jobs)
     lost: BaseException | None = None
     for _ in range(TRIES):
@@ -108,10 +110,15 @@ def _task_runner(config: RunConfig) -> TaskRunner[Any]:
     return runner
 
 
-def _in_a_process(task: Task[..., R]) -> Task[..., R]:
+def _in_a_process(task: Task[..., R], task_runner: str) -> Task[..., R]:
     """The task, so that its worker tells the server of its end before the flow hears of it, and may kill the worker; and
     so that the worker ends with the flow, however that dies."""
-    return task.with_options(on_running=[_end_with_flow], on_completion=[_send_events], on_failure=[_send_events])
+    begun: list[Any] = [_end_with_flow] if task_runner == "processes" else [_end_with_flow, _take_records]
+    return task.with_options(on_running=begun, on_completion=[_send_events], on_failure=[_send_events])
+
+
+def _take_records(task: Any, run: Any, state: Any) -> None:
+    take_records()  # a pool's worker gives them to the flow's process
 
 
 def _send_events(task: Any, run: Any, state: Any) -> None:

@@ -16,9 +16,9 @@ from typing import ClassVar
 import psutil
 import pytest
 
-from deepfloyd_core.errors import ConfigError
+from deepfloyd_core.errors import ConfigError, JobError
 from flows import server
-from flows.api import check_api
+from flows.api import check_api, server_needed
 from flows.proxies import without_loopback
 from tasks.health import healthy
 
@@ -109,6 +109,15 @@ def test_an_address_that_is_none_is_one_sentence(url: str) -> None:
     refusal = _refusal(url)
     assert refusal.startswith("PREFECT_API_URL is ") and "\n" not in refusal
     assert "a:b" not in refusal
+
+
+def test_a_server_that_is_gone_or_has_forgotten_the_run_is_one_sentence() -> None:
+    import httpx
+    from prefect.exceptions import ObjectNotFound
+
+    for error in (httpx.ConnectError("refused"), ObjectNotFound(http_exc=RuntimeError())):
+        with pytest.raises(JobError, match="What is finished is kept"), server_needed("http://127.0.0.1:9/api"):
+            raise error
 
 
 def _refusal(url: str) -> str:
