@@ -56,7 +56,8 @@ def render() -> str:
     lines += [
         "Relative paths start at the current directory if the data file is there, else at the nearest folder from the run "
         "file's own upwards in which it is; those of `--set` at the current directory; `~/` at the home folder. "
-        "Every key can be overridden, `--set stage1.lora_rank=8`, or removed, `--set stage1.lora_rank=`.",
+        "Every key can be overridden, `--set stage1.lora_rank=8`, or removed, `--set stage1.lora_rank=`; "
+        "`--set lora_rank=8` is for both stages, also where their tables say otherwise.",
         "",
     ]
     for title, model, intro in _SECTIONS:

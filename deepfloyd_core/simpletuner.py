@@ -85,6 +85,12 @@ def is_off(value: Any, off: tuple[object, ...] = ()) -> bool:
     return value in _OFF or value in ([], {}, 0) or value in off
 
 
+def asked_of_switch(switch: str, value: Any) -> bool:
+    """Whether a switch is at the value at which it stands for a key of ours."""
+    at = SWITCHES[switch][0]
+    return bool(value == at or _as_kind(value, bool) == at)
+
+
 def coerced(values: Mapping[str, Any], kinds: Mapping[str, type | None]) -> dict[str, Any]:
     """Values of SimpleTuner's as the types of our keys. What is no such value stays as it is, for the models to refuse."""
     return {key: _as_kind(value, kinds.get(key)) for key, value in values.items()}
@@ -112,9 +118,8 @@ def answered(values: dict[str, Any], path: Path, theirs: bool) -> tuple[dict[str
     if lines:
         raise ConfigError("\n".join(lines))
     for key in (key for key in SWITCHES if key in values):
-        at, name, meaning = SWITCHES[key]
-        asked = _as_kind(values[key], bool) == at or values[key] == at
-        if asked and (name != "optimizer" or name not in values):
+        _, name, meaning = SWITCHES[key]
+        if asked_of_switch(key, values[key]) and (name != "optimizer" or name not in values):
             rest[name] = meaning
             notes.append(f"{path}: {key} is taken as {name} = {str(meaning).lower()}")
     if "output_dir" in values and not is_off(values["output_dir"]) and "workspace" not in values:

@@ -4,7 +4,6 @@ Keys of training at the top level go to both stages; a file without tables train
 """
 
 import re
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +13,12 @@ from deepfloyd_core.datafile import ImageDataset
 from deepfloyd_core.env_file import is_env_file, read_env_file
 from deepfloyd_core.errors import ConfigError
 from deepfloyd_core.flavours import FLAVOURS, PUBLISHED, Stage
+from deepfloyd_core.overrides import STAGE_TABLES, apply_overrides
 from deepfloyd_core.simpletuner import answered, coerced, data_defaults, grouped, plain, spelled, without_idle
 from deepfloyd_core.simpletuner_options import ALIASES, DATA_DEFAULTS, IGNORED, REFUSED, SWITCHES, WORKS
-from deepfloyd_core.spec import Spec, closest, read_config_file, scalar_kinds
+from deepfloyd_core.spec import Spec, read_config_file, scalar_kinds
 
 TRACKERS = ("tensorboard", "wandb")
-_TABLES = ("stage1", "stage2")
 # Older values of model_type, which name the stage as well.
 _OLD_MODEL_TYPES: dict[str, tuple[Stage, str]] = {
     "deepfloyd-lora": (1, "lora"),
@@ -60,18 +59,14 @@ def read_run_file(path: Path, overrides: tuple[str, ...], run: type[Spec], stage
     run, stage: the models of its top level and of a stage's table. Raises ConfigError for a key that makes no sense here.
     """
     values, notes, aliases = _read(path, run, stage)
-    theirs = path.suffix.lower() != ".toml" and not any(name in values for name in _TABLES)
+    theirs = path.suffix.lower() != ".toml" and not any(name in values for name in STAGE_TABLES)
     aliases |= {ALIASES[plain(key)]: key for key in values if plain(key) in ALIASES}
     aliases |= {SWITCHES[plain(key)][1]: aliases.get(plain(key), key) for key in values if plain(key) in SWITCHES}
     values = spelled(values, path)
-    for name in _TABLES:
+    for name in STAGE_TABLES:
         if isinstance(values.get(name), dict):
             values[name] = spelled(values[name], path)
-    given = [override.partition("=")[0] for override in overrides]
-    if twice := next((key for key in given if given.count(key) > 1), None):
-        raise ConfigError(f"--set {twice} is given {given.count(twice)} times; give it once.")
-    for override in overrides:
-        _apply_override(values, override, path)
+    apply_overrides(values, overrides, path)
     try:
         values = _answer(values, path, theirs, notes)
     except ConfigError as error:
@@ -82,7 +77,7 @@ def read_run_file(path: Path, overrides: tuple[str, ...], run: type[Spec], stage
     values = _sort_out(values, path, frozenset(stage.model_fields), notes)
     if theirs:
         unset = {key: field.default for key, field in stage.model_fields.items()}
-        for name in _TABLES:
+        for name in STAGE_TABLES:
             values |= {name: without_idle(values[name], unset, path, notes)} if name in values else {}
     return Written(values, defaults, notes, aliases)
 
@@ -107,39 +102,16 @@ def _answer(values: dict[str, Any], path: Path, theirs: bool, notes: list[str]) 
     """The answers to a file's keys, those of its stages' tables too."""
     found, more = answered(values, path, theirs)
     notes += more
-    for name in _TABLES:
+    for name in STAGE_TABLES:
         if isinstance(found.get(name), dict):
             found[name], more = answered(found[name], path, theirs=False)
             notes += more
     return found
 
 
-def _apply_override(values: dict[str, Any], override: str, path: Path) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise ConfigError(f"--set {override!r} is not of the form key=value, for example --set stage1.lora_rank=8.")
-    *tables, name = key.split(".")
-    name = ALIASES.get(name, name)
-    for table in tables:
-        values = values.setdefault(table, {})
-        if not isinstance(values, dict):
-            raise ConfigError(f"--set {override!r}: {table} is a value, not a table.")
-    if not text:
-        if name not in values:
-            raise ConfigError(
-                f"--set {override!r} removes a key that {path} does not set. {closest(name, list(values))}"
-            )
-        del values[name]
-        return
-    try:
-        values[name] = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        values[name] = text  # a bare word, such as a path
-
-
 def _sort_out(values: dict[str, Any], path: Path, stage_keys: frozenset[str], notes: list[str]) -> dict[str, Any]:
     """Bring precision and trackers into our form, and spread shared keys over the stages."""
-    for table in (values, *(values[name] for name in _TABLES if isinstance(values.get(name), dict))):
+    for table in (values, *(values[name] for name in STAGE_TABLES if isinstance(values.get(name), dict))):
         if isinstance(table.get("base_model_precision"), str):
             table["base_model_precision"] = _precision(table["base_model_precision"], path)
     rest = {key: value for key, value in values.items() if key != "model_family"}
@@ -185,7 +157,7 @@ def _spread(values: dict[str, Any], path: Path, stage_keys: frozenset[str]) -> d
     stage: Stage | None = None
     if str(shared.get("model_type")).lower() in _OLD_MODEL_TYPES:
         stage, shared["model_type"] = _OLD_MODEL_TYPES[str(shared["model_type"]).lower()]
-    tables: list[str] = [name for name in _TABLES if name in values]
+    tables: list[str] = [name for name in STAGE_TABLES if name in values]
     named = _of_weights(shared.get("pretrained_model_name_or_path"))
     if not tables and named and "model_flavour" not in shared:
         shared["model_flavour"] = named

@@ -23,6 +23,7 @@ from deepfloyd_core.errors import ConfigError
 from deepfloyd_core.flavours import Stage
 from deepfloyd_core.geometry import geometry, plan_crops
 from deepfloyd_core.schedule import learning_rate_at
+from deepfloyd_core.stage_config import ATTENTION_TARGETS
 from flows import cli
 
 ours = settings(deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
@@ -816,6 +817,41 @@ def test_an_override_wins_over_a_key_in_simpletuners_spelling(files: Files) -> N
 def test_an_override_wins_over_the_file_and_may_name_a_stage_the_file_lacks(files: Files) -> None:
     config = files.load({**TINY_I, "seed": 1}, "seed=2", "stage2.model_flavour=tiny-ii").config
     assert (config.seed, config.stages) == (2, (1, 2))
+
+
+def test_an_override_without_a_table_wins_over_the_stages_tables(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(Path(__file__).parents[1])
+    demo = Path("flows/configs/demo.toml")
+    config = load_run(demo, ("lora_rank=5", "max_train_steps=17", "learning_rate=1e-3")).config
+    for stage in (config.stage(1), config.stage(2)):
+        assert (stage.lora_rank, stage.max_train_steps, stage.learning_rate) == (5, 17, 1e-3)
+    for both in (("stage1.lora_rank=3", "lora_rank=5"), ("lora_rank=5", "stage1.lora_rank=3")):
+        config = load_run(demo, both).config
+        assert (config.stage(1).lora_rank, config.stage(2).lora_rank) == (3, 5)
+    config = load_run(demo, ("lora_target_modules=", "checkpointing_steps=4")).config
+    assert config.stage(1).lora_target_modules == config.stage(2).lora_target_modules == ATTENTION_TARGETS
+    assert config.stage(1).checkpoint_step_interval == config.stage(2).checkpoint_step_interval == 4
+
+
+def test_an_override_wins_over_a_switch_and_a_switch_over_a_key(files: Files) -> None:
+    run = {**BOTH, "validation_disable": True, "stage1": {"model_flavour": "tiny-i", "adam_bfloat16": True}}
+    config = files.load(run, "validation_steps=9", "optimizer=adafactor").config
+    assert [config.stage(stage).validation_step_interval for stage in (1, 2)] == [9, 9]
+    assert [config.stage(stage).optimizer for stage in (1, 2)] == ["adafactor", "adafactor"]
+    run = {"stage1": {"model_flavour": "tiny-i", "validation_step_interval": 5, "optimizer": "adafactor"}}
+    stage = files.load(run, "validation_disable=true", "adam_bfloat16=true").config.stage(1)
+    assert (stage.validation_step_interval, stage.optimizer) == (0, "adamw_bf16")
+
+
+def test_two_overrides_of_one_key_are_refused_under_any_names(files: Files) -> None:
+    for texts in (
+        ("checkpointing_steps=8", "checkpoint_step_interval=9"),
+        ("stage1.checkpointing_steps=8", "stage1.checkpoint_step_interval=9"),
+        ("use_prodigy_optimizer=true", "optimizer=adamw"),
+    ):
+        first, second = (text.partition("=")[0] for text in texts)
+        assert f"--set {first} and --set {second} are one key" in files.refusal(BOTH, *texts)
+    assert "--set seed is given 3 times" in files.refusal(BOTH, "seed=1", "seed=2", " seed =")
 
 
 @pytest.mark.parametrize("override", ["seed", "=3", "", "seed.x=3", "stage1.lora_rank.x=3"])
