@@ -172,7 +172,9 @@ def _scan_dataset(run: Run, dataset: ImageDataset, report: Report, others: Count
     captions = _merged(_where(same, known["captions"]), wanted, pa.array([text.raw for text in texts], _TEXTS))
     faults = _merged(_where(same, known["fault"]), wanted, pa.array([text.fault for text in texts], pa.string()))
     # Only texts that lie with the pictures are worth a note: any others would be taken for them by the next scan.
-    stamps = listed["text_stamp"] if dataset.own_texts else pa.repeat("", len(listed))
+    passing = wanted[[text.passing for text in texts]]
+    stamps = _merged(listed["text_stamp"], passing, pa.repeat("", len(passing)))
+    stamps = stamps if dataset.own_texts else pa.repeat("", len(listed))
     noted = (
         [captions, faults] if dataset.own_texts else [pa.nulls(len(listed), _TEXTS), pa.nulls(len(listed), pa.string())]
     )

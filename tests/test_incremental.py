@@ -128,6 +128,26 @@ def test_a_caption_that_changed_comes_or_goes_is_seen(world: Any) -> None:
     assert captions() == ["three"]
 
 
+def test_a_caption_that_could_not_be_read_once_is_read_by_the_next_run(
+    world: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "b"):
+        world.add(f"{name}.png", noise(ord(name)), f"caption {name}")
+    run = world.load(stages=(1,))
+    real = Path.read_bytes
+    broken = [True]
+
+    def read_bytes(self: Path) -> bytes:
+        if broken[0] and self.name == "b.txt":
+            raise OSError(5, "Input/output error", str(self))
+        return real(self)
+
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    assert scan(run)["captions"].to_pylist() == [["caption a"], None]
+    broken[0] = False
+    assert scan(run)["captions"].to_pylist() == [["caption a"], ["caption b"]]
+
+
 def test_captions_of_another_strategy_are_not_taken_for_the_texts_beside_the_pictures(world: Any) -> None:
     world.add("a name.png", noise(0), "a text")
 

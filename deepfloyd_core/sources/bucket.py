@@ -59,7 +59,7 @@ class Bucket:
         for start in range(0, len(keys), TEXTS_AT_ONCE):
             data = self._fs.cat(list(keys)[start : start + TEXTS_AT_ONCE], on_error="omit")
             found |= {keys[path]: read_text(text, keys[path]) for path, text in data.items()}
-        return [found.get(name) or Texts(None, f"{name} cannot be read") for name in wanted]
+        return [found.get(name) or Texts(None, f"{name} cannot be read", passing=True) for name in wanted]
 
 
 def open_place(dataset: ImageDataset) -> tuple[Any, str]:

@@ -88,7 +88,7 @@ class Folder:
             # A pipe would never end.
             return read_text(path.read_bytes(), text) if path.is_file() else Texts(None, f"{text} is not a file")
         except (OSError, RuntimeError) as error:
-            return Texts(None, str(error))
+            return Texts(None, str(error), passing=True)
 
     def _is_folder(self, entry: Entry) -> bool:
         try:

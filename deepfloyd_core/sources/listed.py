@@ -23,10 +23,11 @@ class Listed(NamedTuple):  # there are as many as files: a frozen dataclass take
 
 
 class Texts(NamedTuple):
-    """The texts of a picture. `fault`: why those that are there cannot be read."""
+    """The texts of a picture. `fault`: why those that are there cannot be read; `passing`: the next read may succeed."""
 
     raw: Raw = None
     fault: str | None = None
+    passing: bool = False
 
 
 def printable(source: str) -> str:

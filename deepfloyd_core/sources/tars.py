@@ -80,7 +80,7 @@ class Tars:
             text = caption_file(member, self._captions(f"{stem}.tar"))
             return read_text(self.read(f"{stem}.tar/{text}"), text) if text else Texts()
         except OSError as error:
-            return Texts(None, str(error))
+            return Texts(None, str(error), passing=True)
 
     def _read_members(self, tar: str) -> dict[str, tuple[int, int]]:
         """Offset and size of each regular file of a tar; of two with one name, the last, as tar itself has it."""
