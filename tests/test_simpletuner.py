@@ -1,7 +1,11 @@
 """Run files as SimpleTuner's users have them: which load, which are refused with what reason, what is said."""
 
+import contextlib
 import json
 import math
+import os
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +15,7 @@ from hypothesis import strategies as st
 
 from deepfloyd_core.config import Run, RunConfig, StageConfig, load_run
 from deepfloyd_core.errors import ConfigError
+from deepfloyd_core.shell_text import read_assignments
 from deepfloyd_core.simpletuner import answer_of
 from deepfloyd_core.simpletuner_options import ALIASES, DATA_DEFAULTS, IGNORED, REFUSED, SWITCHES, WORKS
 
@@ -250,6 +255,94 @@ def test_a_script_that_cannot_be_read_names_the_line(files: Files, line: str, sa
     with pytest.raises(ConfigError) as caught:
         files.env(SCRIPT + "\n" + line)
     assert says in str(caught.value)
+
+
+BASH = shutil.which("bash")
+READ = ("a", "b c", "#", " #", "'a $5 bill'", '"a  b"', '"$B"', "$A", "${B}", "$((N / 3))", "$((N - 9))", "~", "*", "=",
+        "!", " ", '"\\$ \\a"', "\\ ", "a:b", "]", '"$((M*2))"')  # fmt: skip
+REFUSED_BY_SOME = ("'", '"', "${B:-x}", "$(echo x)", "`echo x`", "\\", "$", "$5", "$$", "$((M/2", "$((08+1))", "~/x", ":~/y",
+                   "{1,2}", ";", "&", "|", "<", "(", "$'x'", " A=5")  # fmt: skip
+PIECE = st.one_of(st.sampled_from(READ), st.sampled_from(READ), st.sampled_from((*READ, *REFUSED_BY_SOME)))
+STARTS = ("X=", "export X=", "X+=", "export A=3 Y=$A", "A=4 Y=$A", "export Y=")
+LINE = st.tuples(st.sampled_from(STARTS), st.lists(PIECE, max_size=3)).map(lambda pair: pair[0] + "".join(pair[1]))
+TURNS = st.sampled_from(
+    ["else", "else", "elif [ $A != 4 ]; then", 'elif [[ "$A" = "$X" ]]\nthen', "else X=9", "X=6", "echo '", "echo hi"]
+)
+IF = st.sampled_from(['if [[ "$A" == "1" ]]; then', "if [ $A != $B ]; then", "if [[ $A == 3* ]]; then",
+                      "if [[ $B = $A ]]; then", 'if [[ "$HOME" == "/root" ]]\nthen', "if [[ ~ != $X ]]; then # c",
+                      "if [[ $X == 4 ]]; then"])  # fmt: skip
+BLOCK = st.tuples(IF, LINE, TURNS, LINE, TURNS, LINE, st.sampled_from(["fi", "fi", "fi # end", "fi; X=8", "fi#"])).map(
+    "\n".join
+)
+
+
+@pytest.mark.skipif(BASH is None, reason="compares with bash")
+def test_a_script_is_read_as_bash_reads_it_or_refused(tmp_path: Path) -> None:
+    """Of random scripts in one process of bash: what is not refused leaves the same variables behind."""
+    scripts: list[str] = []
+
+    @settings(ours, max_examples=500)
+    @given(st.lists(st.one_of(LINE, BLOCK), min_size=1, max_size=3))
+    def collect(lines: list[str]) -> None:
+        text = "\n".join(["A=1", 'B="b  b"', "N=-10", "M=7", "X=x", *lines])
+        with contextlib.suppress(ValueError):
+            read_assignments(text)
+            scripts.append(text)
+
+    collect()
+    assert len(scripts) > 60
+    scripts.extend(["A=1\n" + SCRIPT, "A=1\n" + SCRIPT + BRANCHES])
+    names = [
+        "A",
+        "B",
+        "N",
+        "M",
+        "X",
+        "Y",
+        "LR_WARMUP_STEPS",
+        "LORA_RANK",
+        "TRAINER_EXTRA_ARGS",
+        "USE_BITFIT",
+        "OUTPUT_DIR",
+    ]
+    ask = "; ".join(f'printf "%s\\0" "${name}"' for name in names)
+    for number, text in enumerate(scripts):
+        (tmp_path / f"{number}.env").write_text(text)
+    here = {"HOME": str(Path.home()), "PATH": os.environ["PATH"]}
+    loop = f"for n in $(seq 0 {len(scripts) - 1}); do (. ./$n.env; {ask}); done"
+    done = subprocess.run([str(BASH), "-c", loop], cwd=tmp_path, capture_output=True, check=True, env=here)
+    assert done.stderr == b""
+    values = done.stdout.decode().split("\0")[:-1]
+    for number, text in enumerate(scripts):
+        variables = read_assignments(text)
+        assert [variables.get(name, "") for name in names] == values[number * len(names) :][: len(names)], text
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("OUTPUT_DIR=${OUT:-output}", "line 2: '${OUT:-output}' would be run by a shell"),
+        ('OUTPUT_DIR="out/$(date +%F)"', "line 2: '$(date +%F)' would be run by a shell"),
+        ("OUTPUT_DIR=`pwd`", "line 2: '`pwd`' would be run by a shell"),
+        ('if [[ "$A" == "1" ]]; then\nelse LORA_RANK=9\nfi', "line 3: else stands on a line of its own here"),
+        ('if [[ "$A" == "1" ]]; then\nfi; LORA_ALPHA=3', "line 3: fi stands on a line of its own here"),
+        ('if [[ "$A" == "1" ]]; then', "line 2: the if has no fi"),
+        ('if [[ "$USER" == "1" ]]; then\nfi', "line 2: $USER is not set in the file"),
+        ("TRAINING_SEED=42\nSEED=7", "TRAINING_SEED and SEED are one option, seed. Keep one of them."),
+        ("MODEL_FAMILY=deepfloyd\nFLUX=true", "MODEL_FAMILY and FLUX are one option, model_family"),
+        ('TRAINER_EXTRA_ARGS="--lora_rank \'b"', "TRAINER_EXTRA_ARGS: ' is no part of a value there"),
+        ("OUTPUT_DIR=a;LORA_RANK=3", "line 2: ';LORA_RANK=3' would be run by a shell"),
+    ],
+)
+def test_what_only_a_shell_can_do_is_refused_with_its_line(files: Files, line: str, says: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        files.env("A=1\n" + line)
+    assert says in str(caught.value)
+
+
+def test_what_a_shell_leaves_as_it_is_stays(files: Files) -> None:
+    run = files.env(SCRIPT + "OUTPUT_DIR=out#1\nVALIDATION_PROMPT='a $5 bill'\nSEED=42\n")
+    assert (run.config.workspace, run.config.validation_prompt) == ("out#1", "a $5 bill")
 
 
 def test_a_script_without_a_model_points_to_the_file_beside_it(files: Files) -> None:
