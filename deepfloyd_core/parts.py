@@ -21,8 +21,11 @@ def part_is_whole(file: Path) -> bool:
 
 
 def take_part(old: Path, sha256: str, new: Path) -> None:
-    """Link (or copy) a file of a finished artifact into an unfinished one, where it is a finished part."""
-    if part_is_whole(new):
+    """Link (or copy) a file of a finished artifact into an unfinished one, where it is a finished part.
+
+    sha256: of the file as it is now. The caller has hashed it; its manifest alone says what it was.
+    """
+    if recorded_hash(new) == sha256 and part_is_whole(new):
         return
     new.unlink(missing_ok=True)
     try:
