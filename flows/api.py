@@ -36,21 +36,34 @@ def check_api(url: str) -> None:
 @contextmanager
 def server_needed(url: str) -> Iterator[None]:
     """Around a flow: raise JobError where Prefect could not begin or end it: the server is gone, or forgot the run."""
+    try:
+        yield
+    except Exception as error:
+        if fault := _server_fault(error):
+            raise JobError(f"The Prefect server at {url} {fault}") from error
+        raise
+
+
+def _server_fault(error: Exception) -> str:
+    """What the server did, and what to do; empty for an error that is not of the server."""
     import httpx
     from prefect.exceptions import ObjectNotFound
 
-    try:
-        yield
-    except (httpx.HTTPStatusError, ObjectNotFound) as error:
-        raise JobError(
-            f"The Prefect server at {url} does not take this run ({type(error).__name__}); perhaps it was started anew with "
-            "another database. What is finished is kept: run the same command again."
-        ) from error
-    except httpx.TransportError as error:
-        raise JobError(
-            f"The Prefect server at {url} does not answer ({type(error).__name__}). What is finished is kept: start the "
-            "server, and run the same command again."
-        ) from error
+    kept, cause = "What is finished is kept:", error
+    if type(error) is RuntimeError and isinstance(
+        error.__cause__, httpx.HTTPError
+    ):  # of a client that asks the version
+        cause = error.__cause__
+    if isinstance(cause, httpx.TransportError):
+        return f"does not answer ({type(cause).__name__}). {kept} start the server, and run the same command again."
+    if isinstance(cause, httpx.HTTPStatusError) and cause.response.status_code >= 500:
+        return f"answers {cause.response.status_code}; its log tells why. {kept} run the same command again."
+    if isinstance(cause, httpx.HTTPStatusError | ObjectNotFound):
+        return (
+            f"does not take this run ({type(cause).__name__}); perhaps it was started anew with another database. "
+            f"{kept} run the same command again."
+        )
+    return ""
 
 
 def check_access(url: str) -> None:

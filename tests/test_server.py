@@ -10,8 +10,11 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import metadata
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import psutil
 import pytest
@@ -74,10 +77,28 @@ class _Answers(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
+    def do_POST(self) -> None:
+        self.answers = {self.path: (500, b"{}")}
+        self.do_GET()
+
     def log_message(self, format: str, *arguments: object) -> None:
         pass
 
 
+@contextmanager
+def _listening(answers: dict[str, tuple[int, bytes]]) -> Iterator[int]:
+    """The port of such a server."""
+    handler = type("Handler", (_Answers,), {"answers": answers})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as listening:
+        threading.Thread(target=listening.serve_forever, args=(0.05,), daemon=True).start()
+        try:
+            yield listening.server_port
+        finally:
+            listening.shutdown()
+
+
+DEAD = "http://127.0.0.1:9/api"
+VERSION = json.dumps(metadata.version("prefect")).encode()
 HEALTH = {"/api/health": (200, b"true")}  # what Prefect's answers, also without authentication
 
 
@@ -94,12 +115,9 @@ HEALTH = {"/api/health": (200, b"true")}  # what Prefect's answers, also without
     ],
 )
 def test_what_no_flow_can_use_is_one_sentence(answers: dict[str, tuple[int, bytes]], named: str, said: str) -> None:
-    handler = type("Handler", (_Answers,), {"answers": answers})
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as listening:
-        threading.Thread(target=listening.serve_forever, daemon=True).start()
-        refusal = _refusal(f"http://127.0.0.1:{listening.server_port}{named}")
-        listening.shutdown()
-    assert said.format(port=listening.server_port) in refusal and "\n" not in refusal
+    with _listening(answers) as port:
+        refusal = _refusal(f"http://127.0.0.1:{port}{named}")
+    assert said.format(port=port) in refusal and "\n" not in refusal
 
 
 @pytest.mark.parametrize(
@@ -111,13 +129,32 @@ def test_an_address_that_is_none_is_one_sentence(url: str) -> None:
     assert "a:b" not in refusal
 
 
-def test_a_server_that_is_gone_or_has_forgotten_the_run_is_one_sentence() -> None:
-    import httpx
+def test_a_server_that_has_forgotten_the_run_is_one_sentence() -> None:
     from prefect.exceptions import ObjectNotFound
 
-    for error in (httpx.ConnectError("refused"), ObjectNotFound(http_exc=RuntimeError())):
-        with pytest.raises(JobError, match="What is finished is kept"), server_needed("http://127.0.0.1:9/api"):
-            raise error
+    with pytest.raises(JobError, match=r"another database\. What is finished is kept"), server_needed(DEAD):
+        raise ObjectNotFound(http_exc=RuntimeError())
+
+
+@pytest.mark.parametrize(
+    ("answers", "said"), [(None, "does not answer"), ({"/api/admin/version": (200, VERSION)}, "answers 500")]
+)
+def test_a_server_that_ends_or_fails_after_it_was_asked_is_one_sentence(answers: Any, said: str) -> None:
+    """Prefect's own exception for the first is a RuntimeError."""
+    from prefect import flow
+    from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+
+    with _listening(answers or {}) as port:
+        url = DEAD if answers is None else f"http://127.0.0.1:{port}/api"
+        named = temporary_settings({PREFECT_API_URL: url, PREFECT_CLIENT_MAX_RETRIES: 0})
+        with named, pytest.raises(JobError, match=f"{said}.*What is finished is kept") as caught, server_needed(url):
+            flow(name="any")(list)()
+    assert "\n" not in str(caught.value)
+
+
+def test_an_error_of_the_run_itself_passes_as_it_is() -> None:
+    with pytest.raises(RuntimeError, match="out of memory"), server_needed(DEAD):
+        raise RuntimeError("CUDA out of memory")
 
 
 def _refusal(url: str) -> str:
