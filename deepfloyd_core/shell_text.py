@@ -18,6 +18,7 @@ _PIECE = re.compile(
     rf"""'(?P<single>[^']*)'|"(?P<double>(?:[^"\\]|\\.)*)"|\\(?P<escaped>.)|{_REFERENCE}"""
     r"""|(?P<plain>(?:[^\s'"\\$`;&|<>(){}:]|:(?!~))+)"""
 )
+_PIECES = re.compile(rf"(?:{_PIECE.pattern}|[ \t:])*")
 _IN_DOUBLE = re.compile(rf"""\\(?P<escaped>["\\$`])|{_REFERENCE}|(?P<wrong>[$`].*)""")
 _WHOLE = re.compile(r"-?(?:0|[1-9][0-9]*)")
 _GLOB = re.compile(r"[*?\[\\]")
@@ -69,8 +70,14 @@ def _take(line: str, number: int, variables: dict[str, str], blocks: list[_Block
         _turn(line, word, number, variables, blocks)
     elif all(block.counts for block in blocks):
         _assign(line, variables)
-    elif _KEYWORD.search(line) or "<<" in line or line.endswith("\\") or any(line.count(mark) % 2 for mark in "'\""):
+    elif not _is_plain(line):
         raise ValueError("in a branch that is not taken, only whole commands on one line are passed over")
+
+
+def _is_plain(line: str) -> bool:
+    """Whether a line that is not run is surely one command, and one that a shell can read."""
+    rest = re.sub(_REFERENCE, "", re.sub(r"""[ \t]#[^'"]*$""", "", line))
+    return not re.search(r"[$`]", rest) and not _KEYWORD.search(rest) and _PIECES.fullmatch(rest) is not None
 
 
 def _turn(line: str, word: str, number: int, variables: dict[str, str], blocks: list[_Block]) -> None:

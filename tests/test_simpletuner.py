@@ -266,7 +266,16 @@ PIECE = st.one_of(st.sampled_from(READ), st.sampled_from(READ), st.sampled_from(
 STARTS = ("X=", "export X=", "X+=", "export A=3 Y=$A", "A=4 Y=$A", "export Y=")
 LINE = st.tuples(st.sampled_from(STARTS), st.lists(PIECE, max_size=3)).map(lambda pair: pair[0] + "".join(pair[1]))
 TURNS = st.sampled_from(
-    ["else", "else", "elif [ $A != 4 ]; then", 'elif [[ "$A" = "$X" ]]\nthen', "else X=9", "X=6", "echo '", "echo hi"]
+    [
+        "else",
+        "else",
+        "elif [ $A != 4 ]; then",
+        'elif [[ "$A" = "$X" ]]\nthen',
+        "else X=9",
+        "X=6",
+        "echo '",
+        "echo hi $A",
+    ]
 )
 IF = st.sampled_from(['if [[ "$A" == "1" ]]; then', "if [ $A != $B ]; then", "if [[ $A == 3* ]]; then",
                       "if [[ $B = $A ]]; then", 'if [[ "$HOME" == "/root" ]]\nthen', "if [[ ~ != $X ]]; then # c",
@@ -281,7 +290,7 @@ def test_a_script_is_read_as_bash_reads_it_or_refused(tmp_path: Path) -> None:
     """Of random scripts in one process of bash: what is not refused leaves the same variables behind."""
     scripts: list[str] = []
 
-    @settings(ours, max_examples=500)
+    @settings(ours, max_examples=400)
     @given(st.lists(st.one_of(LINE, BLOCK), min_size=1, max_size=3))
     def collect(lines: list[str]) -> None:
         text = "\n".join(["A=1", 'B="b  b"', "N=-10", "M=7", "X=x", *lines])
@@ -290,7 +299,7 @@ def test_a_script_is_read_as_bash_reads_it_or_refused(tmp_path: Path) -> None:
             scripts.append(text)
 
     collect()
-    assert len(scripts) > 60
+    assert len(scripts) > 40
     scripts.extend(["A=1\n" + SCRIPT, "A=1\n" + SCRIPT + BRANCHES])
     names = [
         "A",
