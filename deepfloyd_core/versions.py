@@ -13,6 +13,7 @@ from deepfloyd_core.artifacts import Artifact, locked, missing_parts
 from deepfloyd_core.errors import ArtifactError, ConfigError
 from deepfloyd_core.files import read_sealed, write_sealed
 from deepfloyd_core.flavours import Stage
+from deepfloyd_core.lineage import Lineage, lineage_of
 
 FOLDER = "versions"
 _RECORD = re.compile(r"\d{4,}\.json")
@@ -27,6 +28,7 @@ class Version:
     bundle: str
     image_index: str
     data: str  # fingerprint of the pictures and captions it was made from
+    lineage: Lineage  # of the bundle, as far as its manifests could be read
 
 
 def publish(workspace: Path, bundle: Artifact, index: Artifact) -> tuple[Version, bool]:
@@ -37,7 +39,8 @@ def publish(workspace: Path, bundle: Artifact, index: Artifact) -> tuple[Version
             return known[-1], False
         (workspace / FOLDER).mkdir(exist_ok=True)
         number = known[-1].number + 1 if known else 1
-        version = Version(number, bundle.fingerprint, index.fingerprint, index.inputs["data"])
+        lineage = lineage_of(workspace, bundle.name)
+        version = Version(number, bundle.fingerprint, index.fingerprint, index.inputs["data"], lineage)
         write_sealed(_record(workspace, number), asdict(version))
         return version, True
 

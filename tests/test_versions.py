@@ -135,6 +135,39 @@ def test_whatever_a_version_needs_is_named_when_it_is_gone_and_so_are_the_versio
     assert "`deepfloyd run` makes again what is missing" in done.output
 
 
+@pytest.mark.parametrize("harm", ["directory", "manifest", "garbage"])
+def test_what_lies_below_what_is_lost_is_named_as_well(release: Release, harm: str) -> None:
+    """Also where every manifest that named it is gone."""
+    release.publish("old")
+    release.publish("new")
+    kinds = ("lora_bundle", "a_kind_that_came_later", "stage1_pixels", "image_index")
+    lost = [release.parts[f"old {kind}"].path for kind in kinds]
+    for path in lost:
+        if harm == "directory":
+            shutil.rmtree(path)
+        elif harm == "manifest":
+            (path / MANIFEST).unlink()
+        else:
+            (path / MANIFEST).write_bytes(b"garbage")
+    found = verify_workspace(release.workspace)
+    lines = found.damaged if harm == "garbage" else found.missing
+    assert len(lines) == found.faults == 4
+    for path in lost:
+        (line,) = (line for line in lines if str(path) in line)
+        assert line.endswith("; needed by version 1")
+
+
+def test_where_a_manifest_was_lost_before_its_version_was_published_verify_says_that_more_may_be_missing(
+    release: Release,
+) -> None:
+    lora, pixels = release.parts["old a_kind_that_came_later"].path, release.parts["old stage1_pixels"].path
+    shutil.rmtree(lora)
+    shutil.rmtree(pixels)
+    release.publish("old")
+    (line,) = verify_workspace(release.workspace).missing
+    assert line == f"{lora}; needed by version 1, and what it was made from is not known, so more may be missing"
+
+
 def test_what_every_version_needs_is_named_once_with_all_of_them(release: Release) -> None:
     release.publish("old")
     release.publish("new")
