@@ -17,10 +17,10 @@ EXAMPLE = "http://127.0.0.1:4200/api"
 def check_api(url: str) -> None:
     """Raise ConfigError when our flows cannot use the API at this value of PREFECT_API_URL. Imports Prefect."""
     bare = _bare(url)
-    here = f"PREFECT_API_URL is {bare or url}"
+    here = f"PREFECT_API_URL is {bare or without_login(url)}"
     if not bare:
         raise ConfigError(f"{here}, which is no address such as {EXAMPLE}.")
-    if "@" in urlsplit(url).netloc:  # Prefect's events do not know it, so the history would be lost
+    if without_login(url) != url:  # Prefect's events do not know it, so the history would be lost
         raise ConfigError(f"{here} with a user before it. Set PREFECT_API_AUTH_STRING=user:password instead.")
     status = health(bare)
     if status is None:
@@ -100,12 +100,18 @@ def _refusal() -> str:
     return ""
 
 
+def without_login(url: str) -> str:
+    """The address to print. By text: it need not be one, and a password can hold what ends a host."""
+    scheme, mark, rest = url.partition("://")
+    return f"{scheme}{mark}{rest.rpartition('@')[2]}" if mark else url.rpartition("@")[2]
+
+
 def _bare(url: str) -> str:
     """The address without its user, password and last slash; empty when it is none."""
     try:
-        parts = urlsplit(url)
+        parts = urlsplit(without_login(url))
         if parts.scheme in ("http", "https") and parts.hostname and parts.port != 0:
-            return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}"
+            return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}"
     except ValueError:  # a port that is no number
         pass
     return ""

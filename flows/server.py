@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 
 from deepfloyd_core.errors import ConfigError, DeepFloydError, JobError
 from deepfloyd_core.storage import flock
-from flows.api import check_access, check_api
+from flows.api import check_access, check_api, without_login
 from flows.proxies import without_loopback
 from flows.server_log import LogReader, errors_told
 from tasks.health import healthy
@@ -64,7 +64,7 @@ def prefect_server(home: Path, port: int | None = None, usual_port: int | None =
     if given:
         if port is not None:
             raise ConfigError(
-                f"PREFECT_API_URL is {given}: its server has a port already. Leave --port out, or unset it."
+                f"PREFECT_API_URL is {without_login(given)}: its server has a port already. Leave --port out, or unset it."
             )
         check_api(given)
         yield given

@@ -121,12 +121,27 @@ def test_what_no_flow_can_use_is_one_sentence(answers: dict[str, tuple[int, byte
 
 
 @pytest.mark.parametrize(
-    "url", ["127.0.0.1:4200/api", "http://127.0.0.1:x/api", "http:///api", "http://a:b@localhost/api"]
+    "url", ["127.0.0.1:4200/api", "http://127.0.0.1:x/api", "http:///api", "http://127.0.0.1:0/api"]
 )
 def test_an_address_that_is_none_is_one_sentence(url: str) -> None:
     refusal = _refusal(url)
-    assert refusal.startswith("PREFECT_API_URL is ") and "\n" not in refusal
-    assert "a:b" not in refusal
+    assert refusal == f"PREFECT_API_URL is {url}, which is no address such as http://127.0.0.1:4200/api."
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1:9/api", "127.0.0.1:x/api", "me@127.0.0.1:9/api"])
+@pytest.mark.parametrize("scheme", ["http://", "ws://", ""])
+@pytest.mark.parametrize("login", ["me:secret", "me:1/secret", "me:1#secret?", "secret"])
+def test_no_password_is_printed(
+    scheme: str, login: str, host: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However wrong its address is."""
+    url = f"{scheme}{login}@{host}"
+    refusal = _refusal(url)
+    assert f"PREFECT_API_URL is {scheme}{host.removeprefix('me@')}" in refusal and "secret" not in refusal
+    monkeypatch.setenv("PREFECT_API_URL", url)
+    with pytest.raises(ConfigError, match="Leave --port out") as caught, server.prefect_server(tmp_path, 4202):
+        pass
+    assert "secret" not in str(caught.value)
 
 
 def test_a_server_that_has_forgotten_the_run_is_one_sentence() -> None:
