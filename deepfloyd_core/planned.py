@@ -4,7 +4,7 @@ The same requests as the tasks', in the order of `flows.finetune`, each with the
 index's captions and the model's files (of a hub snapshot only their names), decodes and loads nothing.
 """
 
-from deepfloyd_core.artifacts import Artifact, Request, find
+from deepfloyd_core.artifacts import Artifact, Request, find, missing_parts
 from deepfloyd_core.config import Run
 from deepfloyd_core.embeds import embeds_request, run_captions
 from deepfloyd_core.epochs import with_steps
@@ -15,6 +15,8 @@ from deepfloyd_core.parent import find_parent
 from deepfloyd_core.pixels import eval_request, pixels_request
 from deepfloyd_core.products import bundle_request, lora_request, low_res_request, samples_request
 from deepfloyd_core.projected import text_is_frozen, text_request
+from deepfloyd_core.row_list import HELD_OUT_FILE, ROWS_FILE
+from deepfloyd_core.take_over import is_as_recorded
 from deepfloyd_core.types import Identity
 
 
@@ -27,7 +29,7 @@ def sample_prompts(run: Run, index: Artifact) -> list[str]:
 
 
 def planned_bundle(run: Run, index: Artifact) -> Request | None:
-    """What `flows.finetune` would publish of an index; None where epochs are to be counted in crops that are not there.
+    """What `flows.finetune` would publish of an index; None where epochs are counted in crops that are lost or damaged.
 
     Raises what the tasks raise before they make anything, e.g. ModelError for a model that is not there.
     """
@@ -66,8 +68,15 @@ def planned_bundle(run: Run, index: Artifact) -> Request | None:
 
 
 def _with_steps(run: Run, stage: Stage, pixels: Request, held_out: Request) -> Run | None:
-    """As `epochs.with_steps`, of crops that are known by their requests alone; None where these are not made."""
+    """As `epochs.with_steps`, of crops that are known by their requests alone; None where these cannot be read."""
     if run.config.stage(stage).num_train_epochs is None:
         return run
-    made = find(run.workspace, pixels), find(run.workspace, held_out)
-    return with_steps(run, stage, made[0], made[1]) if made[0] and made[1] else None
+    crops, eval_set = _readable(run, pixels, ROWS_FILE), _readable(run, held_out, HELD_OUT_FILE)
+    return with_steps(run, stage, crops, eval_set) if crops and eval_set else None
+
+
+def _readable(run: Run, request: Request, name: str) -> Artifact | None:
+    """The artifact of a request; None where it is not finished, or a file of it has other bytes than were written."""
+    artifact = find(run.workspace, request)
+    whole = artifact and not any(missing_parts(artifact)) and is_as_recorded(artifact.path / name, artifact.hashes)
+    return artifact if whole else None

@@ -2,6 +2,9 @@
 
 from typing import Any
 
+import pytest
+
+from deepfloyd_core.artifacts import MANIFEST
 from deepfloyd_core.eval_choice import choose_held_out
 from deepfloyd_core.planned import planned_bundle
 
@@ -44,6 +47,27 @@ def test_epochs_are_counted_in_crops_that_are_there_and_otherwise_not_known(worl
     world.eval_set(run, index)
     planned, written = planned_bundle(run, index), world.load(stages=(1,), max_train_steps=6, train_batch_size=2)
     assert planned is not None and planned == planned_bundle(written, index)
+
+
+@pytest.mark.parametrize("harm", ["gone", "cut", "flipped", "manifest"])
+@pytest.mark.parametrize(("kind", "name"), [("stage1_pixels", "rows.arrow"), ("eval_set", "held_out.arrow")])
+def test_epochs_are_not_counted_in_crops_of_which_a_part_is_lost_or_damaged(
+    world: Any, kind: str, name: str, harm: str
+) -> None:
+    draw(world, range(5))
+    run = world.load(stages=(1,), num_train_epochs=3, train_batch_size=2)
+    index = world.index(run)
+    world.pixels(run, index, 1)
+    world.eval_set(run, index)
+    (file,) = (run.workspace / kind).glob(f"*/{name}")
+    data = file.read_bytes()
+    if harm == "gone":
+        file.unlink()
+    elif harm == "manifest":
+        (file.parent / MANIFEST).write_bytes(b"garbage")
+    else:
+        file.write_bytes(data[:-9] if harm == "cut" else bytes(len(data)))
+    assert planned_bundle(run, index) is None
 
 
 def test_data_that_went_back_holds_out_what_it_held_out(world: Any) -> None:
