@@ -82,7 +82,7 @@ def is_off(value: Any, off: tuple[object, ...] = ()) -> bool:
         if value in _OFF or value in off:
             return True
         value = _number(value)
-    return value in _OFF or value in ([], {}, 0) or value in off
+    return value in _OFF or value in ([], {}, 0) or (value is not True and value in off)  # True is no 1
 
 
 def asked_of_switch(switch: str, value: Any) -> bool:
@@ -91,13 +91,25 @@ def asked_of_switch(switch: str, value: Any) -> bool:
     return bool(value == at or _as_kind(value, bool) == at)
 
 
+def switch_applies(switch: str, values: Mapping[str, Any]) -> bool:
+    """Whether a switch stands for a key of ours among values. An optimizer that is named goes before those of switches."""
+    name = SWITCHES[switch][1]
+    return (
+        switch in values
+        and asked_of_switch(switch, values[switch])
+        and (name != "optimizer" or values.get(name) in _UNSET)
+    )
+
+
 def coerced(values: Mapping[str, Any], kinds: Mapping[str, type | None]) -> dict[str, Any]:
     """Values of SimpleTuner's as the types of our keys. What is no such value stays as it is, for the models to refuse."""
     return {key: _as_kind(value, kinds.get(key)) for key, value in values.items()}
 
 
-def answered(values: dict[str, Any], path: Path, theirs: bool) -> tuple[dict[str, Any], list[str]]:
-    """Values without what is ignored, switches as our keys, and the notes. `theirs`: the file is of SimpleTuner's form.
+def answered(values: dict[str, Any], path: Path, theirs: bool, top: bool = True) -> tuple[dict[str, Any], list[str]]:
+    """Values without what is ignored, switches as our keys, and the notes.
+
+    theirs: the file is of SimpleTuner's form. top: the values are not those of a stage's table.
 
     Raises ConfigError with a line for each key that is refused; for another family of models with one.
     """
@@ -119,16 +131,32 @@ def answered(values: dict[str, Any], path: Path, theirs: bool) -> tuple[dict[str
         raise ConfigError("\n".join(lines))
     for key in (key for key in SWITCHES if key in values):
         _, name, meaning = SWITCHES[key]
-        if asked_of_switch(key, values[key]) and (name != "optimizer" or name not in values):
+        if switch_applies(key, values):
             rest[name] = meaning
             notes.append(f"{path}: {key} is taken as {name} = {str(meaning).lower()}")
-    if "output_dir" in values and not is_off(values["output_dir"]) and "workspace" not in values:
+        elif asked_of_switch(key, values[key]) and values[name] != meaning:
+            ignored.setdefault(f"{name} is {shown(values[name])}", []).append(key)
+    if method := _clipping(values):
+        ignored[IGNORED["grad_clip_method"]].remove("grad_clip_method")
+        notes.append(f"{path}: {method}")
+    if top and "output_dir" in values and not is_off(values["output_dir"]) and "workspace" not in values:
         rest["workspace"] = values["output_dir"]
         notes.append(f"{path}: workspace is not set, so it is output_dir, {values['output_dir']}")
         ignored[IGNORED["output_dir"]].remove("output_dir")
     if theirs:
         rest = _of_their_form(rest, path, notes)
     return rest, [*notes, *grouped(ignored, str(path))]
+
+
+def _clipping(values: Mapping[str, Any]) -> str:
+    """A note for a limit of gradients that SimpleTuner sets otherwise; empty where there is none."""
+    method, limit = values.get("grad_clip_method"), values.get("max_grad_norm")
+    if is_off(method, ("norm",)) or is_off(limit):
+        return ""
+    return (
+        f"grad_clip_method is {shown(method)}, but max_grad_norm = {limit} is here always the norm of all gradients "
+        "together, and not the limit of each number: a value that was chosen for the one suits not the other"
+    )
 
 
 def without_idle(stage: dict[str, Any], defaults: Mapping[str, Any], path: Path, notes: list[str]) -> dict[str, Any]:
@@ -191,7 +219,7 @@ def _of_their_form(values: dict[str, Any], path: Path, notes: list[str]) -> dict
             del values[key]
     seed = _number(str(values.get("seed", 0)))
     if isinstance(seed, int) and seed < 0:
-        del values["seed"]
+        notes.append(f"{path}: seed is {values.pop('seed')}, a random one; here runs repeat, so it is the default")
     guidance = _number(str(values.get("validation_guidance", 1)))
     if isinstance(guidance, int | float) and guidance < 1:
         values["validation_guidance"] = 1.0
@@ -252,5 +280,5 @@ def _as_kind(value: Any, kind: type | None) -> Any:
     if kind is str and isinstance(value, int | float) and not isinstance(value, bool):
         return str(value)
     if kind is tuple and isinstance(value, str):
-        return re.findall(r"[\w.]+", value)
+        return re.findall(r"[\w.-]+", value)
     return value

@@ -64,7 +64,7 @@ DATA_DEFAULTS = _names(
 _IGNORED = {
     "how or where SimpleTuner runs": """
         accelerate_config accelerate_extra_args accelerator_cache_clear_interval allow_tf32 aspect_bucket_worker_count
-        aws_max_pool_connections base_model_default_dtype configs_dir context_parallel_comm_strategy
+        aws_max_pool_connections configs_dir context_parallel_comm_strategy
         context_parallel_size deepspeed_config delete_model_after_load disable_tf32 disk_low_action disk_low_script
         disk_low_threshold dynamo_dynamic dynamo_fullgraph dynamo_mode dynamo_use_regional_compilation
         enable_group_offload enable_model_cpu_offload enable_multiprocessing find_unused_parameters
@@ -73,12 +73,12 @@ _IGNORED = {
         fsdp_version fully_unload_text_encoder fuse_optimizer gradient_checkpointing_backend
         gradient_checkpointing_interval gradient_checkpointing_offload_attention
         gradient_checkpointing_offload_pin_memory_max_buckets gradient_checkpointing_offload_prefetch
-        gradient_checkpointing_segment_stride gradient_precision group_offload_blocks_per_group
+        gradient_checkpointing_segment_stride group_offload_blocks_per_group
         group_offload_text_encoder group_offload_to_disk_path group_offload_type group_offload_use_stream
         group_offload_vae i_know_what_i_am_doing image_processing_batch_size local_rank machine_rank main_process_ip
         main_process_port max_workers merge_environment_config musubi_block_swap_device musubi_blocks_to_swap
         offload_during_save offload_during_startup offload_param_path optimizer_cpu_offload_method
-        optimizer_offload_gradients optimizer_release_gradients pure_bf16 quantize_via ramtorch ramtorch_controlnet
+        optimizer_offload_gradients optimizer_release_gradients quantize_via ramtorch ramtorch_controlnet
         ramtorch_disable_extensions ramtorch_disable_sync_hooks ramtorch_target_modules ramtorch_text_encoder
         ramtorch_text_encoder_percent ramtorch_transformer_percent ramtorch_vae read_batch_size sageattention_usage
         same_network seed_for_each_device set_grads_to_none sla_config tokenizers_parallelism trust_remote_code
@@ -89,15 +89,18 @@ _IGNORED = {
         cache_file_suffix compress_disk_cache conditioning_multidataset_sampling data_aesthetic_score
         dataloader_prefetch dataloader_prefetch_qlen debug_aspect_buckets debug_dataset_loader delete_errored_images
         delete_invalid_checkpoints delete_nsfw_images delete_problematic_images delete_small_images
-        delete_unwanted_images disable_bucket_pruning disable_segmented_timestep_sampling ignore_missing_files
+        delete_unwanted_images disable_bucket_pruning ignore_missing_files
         metadata_update_interval override_dataset_config parquet_caption_column parquet_filename_column
         preserve_data_backend_cache print_filenames print_sampler_statistics skip_file_discovery text_cache_disable
         text_cache_ondemand text_embed_full_cache
         """,
     "a killed run goes on by itself, and its checkpoints change no result": """
         checkpoint_epoch_interval checkpointing_rolling_steps checkpointing_use_tempdir checkpoints_rolling_total_limit
-        resume_from_checkpoint
         """,
+    "mixed_precision and optimizer say in what precision weights and gradients are": """
+        base_model_default_dtype gradient_precision pure_bf16
+        """,
+    "each sample's timestep is drawn by itself; see timestep_bias_strategy": "disable_segmented_timestep_sampling",
     "gradients are scaled down to the norm max_grad_norm, which keeps their direction": "grad_clip_method",
     "an epoch's last batch may be short, and steps are counted from the batches": "ignore_final_epochs strict_epoch_limit",
     "artifacts lie in the workspace, and nothing is sent away": """
@@ -242,6 +245,10 @@ REFUSED = {
     "quantize_activations": Refusal("only weights are quantised (base_model_precision)"),
     "refiner_training": Refusal("IF has no refiner; see timestep_bias_strategy = range"),
     "rescale_betas_zero_snr": Refusal("IF's own noise schedule is trained on"),
+    "resume_from_checkpoint": Refusal(
+        "a run goes on from its own last checkpoint alone; init_lora starts from weights that were trained before",
+        ("latest",),
+    ),
     "revision": Refusal("the hub's main revision is read; name a folder of another in pretrained_model_name_or_path",
                         ("main",)),
     "scheduled_sampling_prob_start": Refusal(_CONSTANT, (), _SAMPLED),

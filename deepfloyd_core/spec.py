@@ -74,8 +74,13 @@ def _placed_if_there(text: str) -> str:
     return placed if is_there(Path(placed)) else home_expanded(text)
 
 
-# The type of every key that names a file or folder, and of those that name one or something on the hub.
+def _placed_unless_number(text: str) -> str:
+    return _placed_if_there(text) if text.isdecimal() else _placed(text)
+
+
+# The type of every key that names a file or folder, and of those that name one, or something else.
 HomePath = Annotated[str, AfterValidator(_placed)]
+PathOrNumber = Annotated[str, AfterValidator(_placed_unless_number)]
 NameOrPath = Annotated[str, AfterValidator(_placed_if_there)]
 
 

@@ -14,7 +14,16 @@ from deepfloyd_core.env_file import is_env_file, read_env_file
 from deepfloyd_core.errors import ConfigError
 from deepfloyd_core.flavours import FLAVOURS, PUBLISHED, Stage
 from deepfloyd_core.overrides import STAGE_TABLES, apply_overrides
-from deepfloyd_core.simpletuner import answered, coerced, data_defaults, grouped, plain, spelled, without_idle
+from deepfloyd_core.simpletuner import (
+    answered,
+    coerced,
+    data_defaults,
+    grouped,
+    plain,
+    spelled,
+    switch_applies,
+    without_idle,
+)
 from deepfloyd_core.simpletuner_options import ALIASES, DATA_DEFAULTS, IGNORED, REFUSED, SWITCHES, WORKS
 from deepfloyd_core.spec import Spec, read_config_file, scalar_kinds
 
@@ -61,12 +70,13 @@ def read_run_file(path: Path, overrides: tuple[str, ...], run: type[Spec], stage
     values, notes, aliases = _read(path, run, stage)
     theirs = path.suffix.lower() != ".toml" and not any(name in values for name in STAGE_TABLES)
     aliases |= {ALIASES[plain(key)]: key for key in values if plain(key) in ALIASES}
-    aliases |= {SWITCHES[plain(key)][1]: aliases.get(plain(key), key) for key in values if plain(key) in SWITCHES}
+    written = {plain(key): aliases.get(plain(key), key) for key in values}
     values = spelled(values, path)
     for name in STAGE_TABLES:
         if isinstance(values.get(name), dict):
             values[name] = spelled(values[name], path)
     apply_overrides(values, overrides, path)
+    aliases |= {SWITCHES[key][1]: written[key] for key in SWITCHES if key in written and switch_applies(key, values)}
     try:
         values = _answer(values, path, theirs, notes)
     except ConfigError as error:
@@ -104,7 +114,7 @@ def _answer(values: dict[str, Any], path: Path, theirs: bool, notes: list[str]) 
     notes += more
     for name in STAGE_TABLES:
         if isinstance(found.get(name), dict):
-            found[name], more = answered(found[name], path, theirs=False)
+            found[name], more = answered(found[name], path, theirs=False, top=False)
             notes += more
     return found
 

@@ -11,7 +11,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from deepfloyd_core.flavours import FLAVOURS, Flavour
-from deepfloyd_core.spec import HomePath, NameOrPath, Spec
+from deepfloyd_core.spec import NameOrPath, PathOrNumber, Spec
 from deepfloyd_core.stage_faults import stage_fault, stage_notes
 from deepfloyd_core.types import Conditioning
 
@@ -31,7 +31,7 @@ class StageConfig(Spec):
     model_type: Literal["lora", "full"] = Field(
         "lora", description="What is trained: adapters, or (`full`) every weight of the UNet."
     )
-    init_lora: HomePath | int | None = Field(
+    init_lora: PathOrNumber | int | None = Field(
         None,
         description="What training starts from: a folder or .safetensors file of weights that were trained before with the "
         "same settings, or the number of a published version. Unset: the base model.",

@@ -51,8 +51,8 @@ def stage_fault(config: "StageConfig") -> str:
     found = (
         find(config)
         for find in (
-            _flavour_fault, _rate_fault, _optimizer_fault, _objective_fault, _precision_fault, _idle_fault, _stage2_fault,
-            _control_fault, _compile_fault,
+            _flavour_fault, _targets_fault, _rate_fault, _optimizer_fault, _objective_fault, _precision_fault, _idle_fault,
+            _stage2_fault, _control_fault, _compile_fault,
         )
     )  # fmt: skip
     return next((fault for fault in found if fault), "")
@@ -97,6 +97,15 @@ def _flavour_fault(config: "StageConfig") -> str:
         return ""
     near = closest(config.model_flavour, list(FLAVOURS)).replace("keys", "flavours")
     return f"model_flavour is {config.model_flavour!r}, which is not known. {near.rstrip('.')}"
+
+
+def _targets_fault(config: "StageConfig") -> str:
+    if "all-linear" not in config.lora_target_modules:
+        return ""
+    return (
+        "lora_target_modules has 'all-linear', which names no layer here. Name those that get an adapter, for example "
+        "to_q, to_k, to_v, to_out.0, add_k_proj and add_v_proj, or remove the key"
+    )
 
 
 def _rate_fault(config: "StageConfig") -> str:

@@ -727,7 +727,7 @@ def test_the_guides_data_file_is_read_unchanged(files: Files) -> None:
 def test_a_key_that_has_no_effect_is_reported_not_swallowed(files: Files) -> None:
     notes = files.load(flat(**{"--model_flavour": "tiny-i"})).notes
     assert [note for note in notes if "output_dir is ignored; artifacts lie in the workspace" in note]
-    assert [note for note in notes if "resume_from_checkpoint is ignored; a killed run goes on by itself" in note]
+    assert [note for note in notes if "resume_from_checkpoint is ignored; off, or what is done here anyway" in note]
     assert not [note for note in notes if "report_to" in note], "none is what it does"
 
 

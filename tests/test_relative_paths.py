@@ -51,6 +51,22 @@ def test_names_of_the_hub_stay_and_folders_are_found(elsewhere: Path, small_run:
     assert load_run(small_run.config).config.stage(1).model == str(model)
 
 
+def test_the_number_of_a_version_stays_a_number_from_elsewhere(elsewhere: Path, tmp_path: Path) -> None:
+    """Also as text, which numbers are in files of SimpleTuner's form; a folder of such a name goes before it."""
+    project = tmp_path / "project"
+    (project / "pictures").mkdir(parents=True)
+    entry = {"id": "set", "type": "local", "instance_data_dir": "pictures"}
+    (project / "data.json").write_text(json.dumps([entry]))
+    run = {"model_flavour": "tiny-i", "workspace": "w", "data_backend_config": "data.json", "init_lora": "3"}
+    (project / "config.json").write_text(json.dumps(run))
+    assert load_run(project / "config.json").config.stage(1).init_lora == "3"
+    assert load_run(project / "config.json", ("init_lora=old/lora",)).config.stage(1).init_lora == str(
+        project / "old/lora"
+    )
+    (project / "3").mkdir()
+    assert load_run(project / "config.json").config.stage(1).init_lora == str(project / "3")
+
+
 def test_paths_of_the_command_line_start_where_it_was_typed(elsewhere: Path) -> None:
     assert load_run(DEMO, ("workspace=mine",)).workspace == elsewhere / "mine"
     assert load_run(DEMO, ('workspace="mine"',)).workspace == elsewhere / "mine"

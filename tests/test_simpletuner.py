@@ -180,6 +180,61 @@ def test_an_error_names_the_key_as_the_file_has_it(files: Files) -> None:
     assert "checkpoint_step_interval (in the file checkpointing_steps) is 'often'" in says
 
 
+def test_an_error_blames_no_switch_that_is_off_or_overruled(files: Files) -> None:
+    says = files.refusal(optimizer="bogus", adam_bfloat16=False)
+    assert "optimizer is 'bogus'" in says and "adam_bfloat16" not in says
+    says = files.refusal(optimizer="bogus", adam_bfloat16=True)
+    assert "optimizer is 'bogus'" in says and "(in the file adam_bfloat16)" not in says
+    says = files.refusal(validation_step_interval="often", validation_disable=False)
+    assert "validation_step_interval is 'often'" in says and "in the file" not in says
+    says = files.refusal(**{"--adam_bfloat16": "true", "mixed_precision": "no"})
+    assert "optimizer (in the file --adam_bfloat16) is 'adamw_bf16'" in says
+
+
+def test_a_place_of_results_in_a_stages_table_is_no_workspace(files: Files) -> None:
+    run = files.folder / "run.toml"
+    head = f'workspace = "w"\ndata_backend_config = "{files.data}"\n[stage1]\nmodel_flavour = "tiny-i"\n'
+    run.write_text(head + 'output_dir = "x"')
+    checked = load_run(run)
+    assert checked.workspace == Path("w")
+    assert not [note for note in checked.notes if "workspace is not set" in note]
+    assert [note for note in checked.notes if "output_dir is ignored; artifacts lie in the workspace" in note]
+
+
+def test_a_checkpoint_to_resume_from_is_refused_unless_it_is_the_latest(files: Files) -> None:
+    for harmless_value in ("latest", "", None, False, "none"):
+        assert files.json(resume_from_checkpoint=harmless_value).config
+    says = files.refusal(resume_from_checkpoint="checkpoint-1000")
+    assert "resume_from_checkpoint is 'checkpoint-1000'" in says and "init_lora starts from weights" in says
+
+
+@pytest.mark.parametrize(
+    ("keys", "says"),
+    [
+        ({"seed": -1}, "seed is -1, a random one; here runs repeat, so it is the default"),
+        ({"validation_guidance": "0.5"}, "validation_guidance is 0.5, for which 1 stands here"),
+        ({"use_8bit_adam": True, "optimizer": "adafactor"}, "use_8bit_adam is ignored; optimizer is 'adafactor'"),
+        ({"grad_clip_method": "value", "max_grad_norm": 0.01}, "grad_clip_method is 'value', but max_grad_norm = 0.01"),
+        ({"grad_clip_method": "value"}, "grad_clip_method is ignored; gradients are scaled down"),
+        ({"grad_clip_method": "norm", "max_grad_norm": 0.01}, "grad_clip_method is ignored; gradients are scaled down"),
+        (
+            {"pure_bf16": True, "gradient_precision": "fp32"},
+            "gradient_precision, pure_bf16 are ignored; mixed_precision",
+        ),
+        ({"disable_segmented_timestep_sampling": False}, "is ignored; each sample's timestep is drawn by itself"),
+    ],
+)
+def test_a_value_that_becomes_another_is_noted(files: Files, keys: dict[str, Any], says: str) -> None:
+    assert [note for note in files.json(**keys).notes if says in note], files.json(**keys).notes
+
+
+def test_all_linear_layers_are_no_two_names(files: Files) -> None:
+    says = files.refusal(peft_lora_target_modules="all-linear")
+    assert "'all-linear', which names no layer here. Name those" in says
+    stage = files.json(peft_lora_target_modules="to_q,to_out.0").config.stage(1)
+    assert stage.lora_target_modules == ("to_q", "to_out.0")
+
+
 def test_text_is_no_number_in_our_own_form(files: Files) -> None:
     run = files.folder / "run.toml"
     run.write_text(f'workspace = "w"\ndata_backend_config = "{files.data}"\nmodel_flavour = "tiny-i"\nlora_rank = "16"')
