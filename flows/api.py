@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from urllib.parse import urlsplit
 
-from deepfloyd_core.errors import ConfigError, JobError
+from deepfloyd_core.errors import ConfigError, DeepFloydError, JobError
 from tasks.health import health, healthy
 
 EXAMPLE = "http://127.0.0.1:4200/api"
@@ -35,13 +35,25 @@ def check_api(url: str) -> None:
 
 @contextmanager
 def server_needed(url: str) -> Iterator[None]:
-    """Around a flow: raise JobError where Prefect could not begin or end it: the server is gone, or forgot the run."""
+    """Around a flow: raise JobError where Prefect could not begin or end it: the server is gone, or forgot the run.
+
+    Where the flow itself had failed before, its error is raised.
+    """
     try:
         yield
     except Exception as error:
         if fault := _server_fault(error):
+            if ours := _flows_error(error):
+                raise ours from None
             raise JobError(f"The Prefect server at {url} {fault}") from error
         raise
+
+
+def _flows_error(error: BaseException | None) -> DeepFloydError | None:
+    """What was being handled when this error was raised."""
+    while error is not None and not isinstance(error, DeepFloydError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def _server_fault(error: Exception) -> str:

@@ -2,7 +2,8 @@
 fails by it.
 
 While the server is away all of it waits here, in order, progress as its newest alone, and goes out when the server answers
-again. Flows alone need the server: Prefect cannot begin or end one without it. So they wait for it, up to PATIENCE_S.
+again. Flows alone need the server: Prefect cannot begin or end one without it. So they wait for it, up to PATIENCE_S; one
+that failed up to IN_A_HURRY_S.
 """
 
 import atexit
@@ -33,12 +34,16 @@ log = logging.getLogger("deepfloyd_core.outbox")
 F = TypeVar("F", bound=Callable[..., Any])
 
 PATIENCE_S = 3600.0  # a flow's, with a server that is away
-IN_A_HURRY_S = 5.0  # the same, once the flow was told to stop, and when the process ends
+IN_A_HURRY_S = 5.0  # the same, once the flow failed or was told to stop, and when the process ends
 ASK_EVERY_S = 2.0
 GATHER_S = 1.0  # log records of this long are one request
 LINES = 500  # of one request
 MOST_LINES = 50_000  # kept while the server is away, the newest
 TRIES = 3  # of a call that fails though the server answers
+
+
+class ServerAwayError(JobError):
+    """The Prefect server was waited for in vain."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +78,8 @@ def create_markdown_artifact(markdown: str, key: str, description: str) -> None:
 def server_awaited(flow_body: F) -> F:
     """A flow's function, with which its log records wait like the rest, and that ends when all is delivered.
 
-    It raises JobError when the server does not come back within PATIENCE_S.
+    It raises JobError when the server does not come back within PATIENCE_S. A flow that failed does not wait so long: its
+    error is told at once where the server is away, as Prefect cannot end the flow then and raises another.
     """
 
     @wraps(flow_body)  # no `contextmanager`: Prefect pickles flows to send them to workers
@@ -81,8 +87,10 @@ def server_awaited(flow_body: F) -> F:
         take_records()
         try:
             result = flow_body(*arguments, **named)
-        except Exception:  # a flow that failed is recorded as well; one that was stopped does not wait
-            _outbox(os.getpid()).deliver(PATIENCE_S)
+        except (ServerAwayError, httpx.HTTPError):  # of a server that was waited for
+            raise
+        except Exception as error:  # a flow that failed is recorded as well; one that was stopped does not wait
+            _outbox(os.getpid()).deliver_failed(error)
             raise
         await_server()
         return result
@@ -98,10 +106,10 @@ def take_records() -> None:
 def await_server() -> None:
     """Deliver everything, and wait until the server answers: before a subflow, and at a flow's end.
 
-    Raises JobError when it does not come back within PATIENCE_S.
+    Raises ServerAwayError when it does not come back within PATIENCE_S.
     """
     if not _outbox(os.getpid()).deliver(PATIENCE_S):
-        raise JobError(
+        raise ServerAwayError(
             f"The Prefect server at {_url()} has not answered for {PATIENCE_S / 60:.0f} minutes. What is finished is "
             "kept: start the server, and run the same command again."
         )
@@ -168,6 +176,15 @@ class Outbox:
     def deliver(self, patience_s: float) -> bool:
         """Wait until nothing is queued and the server answers; False when it was away for patience_s."""
         return self.empty(patience_s) and self._back_within(patience_s)
+
+    def deliver_failed(self, error: Exception) -> None:
+        """Before a flow ends with this error. Tells it, once, where the server is away."""
+        if not healthy(_url()):
+            if str(error) in self._told:
+                return
+            self._told.add(str(error))
+            log.error("%s", error)
+        self.deliver(IN_A_HURRY_S)
 
     def _back_within(self, patience_s: float) -> bool:
         patient_until = time.monotonic() + patience_s

@@ -16,6 +16,7 @@ import cloudpickle
 import httpx
 import pytest
 
+from deepfloyd_core.errors import DataError, JobError
 from flows.server import free_port
 from tasks import conditioning, outbox, stage_pixels
 from tasks.health import healthy
@@ -46,8 +47,7 @@ def test_what_is_shown_waits_for_the_server_in_order_and_progress_as_its_newest(
     box, done = outbox.Outbox(), list[str]()
     request = _asks(answers, done)
     _put(box, request, "first")
-    while not box._away:
-        time.sleep(0.01)
+    _until_away(box)
     _put(box, request, "progress 1", slot="bar")
     _put(box, request, "table")
     for number in range(2, 500):
@@ -79,10 +79,73 @@ def test_what_the_server_refuses_is_said_once_and_holds_nothing_up(
     ]  # fmt: skip
 
 
+@pytest.fixture
+def box(answers: list[bool], monkeypatch: pytest.MonkeyPatch) -> outbox.Outbox:
+    """The process's own in this test, with the patience that its promises are of."""
+    made = outbox.Outbox()
+    monkeypatch.setattr(outbox, "_outbox", lambda _: made)
+    monkeypatch.setattr(outbox, "PATIENCE_S", 4.0)
+    monkeypatch.setattr(outbox, "IN_A_HURRY_S", 0.1)
+    return made
+
+
+def test_a_run_that_fails_while_the_server_is_away_tells_why_at_once(
+    box: outbox.Outbox, caplog: pytest.LogCaptureFixture
+) -> None:
+    @outbox.server_awaited
+    def subflow() -> None:
+        raise DataError("No picture is left.")
+
+    @outbox.server_awaited
+    def whole() -> None:
+        subflow()
+
+    begun = time.monotonic()
+    with pytest.raises(DataError):
+        whole()
+    assert time.monotonic() - begun < 2
+    assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == ["No picture is left."]
+
+
+def test_a_run_that_fails_while_the_server_answers_tells_why_once_at_its_end(
+    answers: list[bool], box: outbox.Outbox, caplog: pytest.LogCaptureFixture
+) -> None:
+    @outbox.server_awaited
+    def whole() -> None:
+        raise DataError("No picture is left.")
+
+    answers.append(True)
+    with pytest.raises(DataError):
+        whole()
+    assert not caplog.records
+
+
+def test_a_server_that_stays_away_is_waited_for_once(box: outbox.Outbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not again by each flow around the one that waited."""
+
+    @outbox.server_awaited
+    def whole() -> None:
+        outbox.server_awaited(outbox.await_server)()
+
+    monkeypatch.setattr(outbox, "PATIENCE_S", 1.5)
+    monkeypatch.setattr(outbox, "IN_A_HURRY_S", 1.5)
+    begun = time.monotonic()
+    with pytest.raises(JobError, match="has not answered for"):
+        whole()
+    assert time.monotonic() - begun < 3
+
+
 def test_subflows_can_be_sent_to_workers() -> None:
     """Prefect pickles the flow along with each task of it, for processes, Ray and Dask."""
     for subflow in (stage_pixels._stage_pixels, conditioning.stage_conditioning):
         assert cloudpickle.loads(cloudpickle.dumps(subflow)).name == subflow.name
+
+
+def _until_away(box: outbox.Outbox) -> None:
+    deadline = time.monotonic() + 30
+    while not box._away:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def _put(box: outbox.Outbox, function: Callable[..., None], argument: object, slot: str | None = None) -> None:

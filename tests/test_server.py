@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 import psutil
 import pytest
 
-from deepfloyd_core.errors import ConfigError, JobError
+from deepfloyd_core.errors import ConfigError, DataError, JobError
 from flows import server
 from flows.api import check_api, server_needed
 from flows.proxies import without_loopback
@@ -165,6 +165,16 @@ def test_a_server_that_ends_or_fails_after_it_was_asked_is_one_sentence(answers:
         with named, pytest.raises(JobError, match=f"{said}.*What is finished is kept") as caught, server_needed(url):
             flow(name="any")(list)()
     assert "\n" not in str(caught.value)
+
+
+def test_a_run_that_had_failed_before_the_server_ends_with_its_own_error() -> None:
+    import httpx
+
+    with pytest.raises(DataError, match="No picture is left"), server_needed(DEAD):
+        try:
+            raise DataError("No picture is left.")
+        except DataError:
+            raise httpx.ConnectError("refused")  # noqa: B904  (as Prefect's engine does)
 
 
 def test_an_error_of_the_run_itself_passes_as_it_is() -> None:
