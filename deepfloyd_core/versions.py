@@ -2,10 +2,11 @@
 
 A version is one sealed record, `<workspace>/versions/NNNN.json`, written once under a lock and never rewritten. It points at
 a bundle. When the data or the settings go back to what an earlier version was made of, the next version points at the
-bundle of that one.
+bundle of that one. A damaged record stops nothing that does not ask for it, and its number is never used again.
 """
 
 import re
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -34,11 +35,11 @@ class Version:
 def publish(workspace: Path, bundle: Artifact, index: Artifact) -> tuple[Version, bool]:
     """Give a bundle the next version number, unless it is the current one. Returns its version and whether that is new."""
     with locked(workspace, FOLDER):
-        known = versions(workspace)
-        if known and known[-1].bundle == bundle.fingerprint:
-            return known[-1], False
+        latest = current(workspace)
+        if latest and latest.bundle == bundle.fingerprint:
+            return latest, False
         (workspace / FOLDER).mkdir(exist_ok=True)
-        number = known[-1].number + 1 if known else 1
+        number = max(_numbers(workspace), default=0) + 1
         lineage = lineage_of(workspace, bundle.name)
         version = Version(number, bundle.fingerprint, index.fingerprint, index.inputs["data"], lineage)
         write_sealed(_record(workspace, number), asdict(version))
@@ -46,36 +47,38 @@ def publish(workspace: Path, bundle: Artifact, index: Artifact) -> tuple[Version
 
 
 def versions(workspace: Path) -> list[Version]:
-    """All published versions, oldest first. Raises ArtifactError when the record of one cannot be read."""
-    return [_read(workspace, number) for number in _numbers(workspace)]
+    """The published versions whose records are whole, oldest first."""
+    return _read_all(workspace, _numbers(workspace))[0]
+
+
+def damaged_records(workspace: Path) -> list[str]:
+    """A line for each record of a version that is there and cannot be read."""
+    return _read_all(workspace, _numbers(workspace))[1]
 
 
 def readable_versions(workspace: Path) -> tuple[list[Version], list[str]]:
     """Those whose records are whole, and a line for each record that is damaged, or missing below the highest number."""
-    good, faults, numbers = [], [], _numbers(workspace)
-    for number in range(1, max(numbers, default=0) + 1):
-        try:
-            good.append(_read(workspace, number))
-        except ArtifactError as error:
-            faults.append(str(error))
-    return good, faults
+    return _read_all(workspace, range(1, max(_numbers(workspace), default=0) + 1))
 
 
 def current(workspace: Path) -> Version | None:
-    """The version that is `latest`, if any is published."""
-    known = versions(workspace)
-    return known[-1] if known else None
+    """The version that is `latest`; None before the first, and where the last record is damaged."""
+    known, numbers = versions(workspace), _numbers(workspace)
+    return known[-1] if known and known[-1].number == numbers[-1] else None
 
 
 def find_version(workspace: Path, name: str) -> Version:
-    """`latest` or a number. Raises ConfigError naming those that exist."""
-    known = versions(workspace)
-    if name == "latest" and known:
-        return known[-1]
-    for version in known:
-        if name.isdecimal() and version.number == int(name):
-            return version
-    numbers = ", ".join(str(version.number) for version in known) or "none yet; `deepfloyd run` publishes the first"
+    """`latest` or a number. Raises ConfigError naming those that exist, ArtifactError when its record is damaged."""
+    published = _numbers(workspace)
+    if name == "latest" and published:
+        try:
+            return _read(workspace, published[-1])
+        except ArtifactError as error:
+            whole = "".join(f" Or name another: --version {one.number}." for one in versions(workspace)[-1:])
+            raise ArtifactError(f"{error}{whole}") from None
+    if name.isdecimal() and int(name) in published:
+        return _read(workspace, int(name))
+    numbers = ", ".join(map(str, published)) or "none yet; `deepfloyd run` publishes the first"
     raise ConfigError(
         f"There is no version {name!r} in {workspace}; published: {numbers}. `base` samples without a LoRA."
     )
@@ -113,6 +116,17 @@ def _record(workspace: Path, number: int) -> Path:
 def _numbers(workspace: Path) -> list[int]:
     files = (workspace / FOLDER).glob("*.json")
     return sorted(int(file.stem) for file in files if _RECORD.fullmatch(file.name))
+
+
+def _read_all(workspace: Path, numbers: Iterable[int]) -> tuple[list[Version], list[str]]:
+    """Versions whose records are whole, and a line for each other number."""
+    good, faults = [], []
+    for number in numbers:
+        try:
+            good.append(_read(workspace, number))
+        except ArtifactError as error:
+            faults.append(str(error))
+    return good, faults
 
 
 def _read(workspace: Path, number: int) -> Version:

@@ -7,7 +7,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 128 + the number o
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -107,7 +107,7 @@ def prepare(
         _stage_flow("prepare", config, overrides)
         return
     checked = _load(config, overrides)
-    _print_notes(checked)
+    _print_notes(checked.notes)
     from deepfloyd_core.preview import PREVIEW_FILE, save_preview
 
     path = checked.workspace / PREVIEW_FILE
@@ -259,19 +259,20 @@ def _load(config: Path, overrides: list[str] | None) -> Any:
     return load_run(config, tuple(overrides or ()))
 
 
-def _print_notes(checked: Any) -> None:
-    for note in checked.notes:
+def _print_notes(notes: Iterable[str]) -> None:
+    for note in notes:
         err.print(labelled("note", "yellow", note))
 
 
 @contextmanager
 def _session(config: Path, overrides: list[str] | None) -> Iterator[Callable[..., Any]]:
     """Check the configuration, join a Prefect server, and yield a caller for flows."""
+    from deepfloyd_core.versions import damaged_records
     from flows.api import server_needed
     from flows.server import default_home, prefect_server
 
     checked = _load(config, overrides)
-    _print_notes(checked)
+    _print_notes([*checked.notes, *damaged_records(checked.workspace)])
     stopping.kept = f"What is finished is kept in {checked.workspace}; the same command goes on from there."
     with prefect_server(default_home()) as url:
         _log_to_terminal()

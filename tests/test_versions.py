@@ -81,25 +81,68 @@ def test_a_version_that_is_not_there_is_named_beside_those_that_are(release: Rel
             find_version(release.workspace, name)
 
 
+def damage(release: Release, number: int, record: bytes) -> Path:
+    """Put something else in the place of a version's record."""
+    file = release.workspace / "versions" / f"{number:04d}.json"
+    if record == b"another":
+        shutil.copyfile(file.with_name("0001.json"), file)
+    elif record == b"foreign":
+        write_sealed(file, {"number": number, "color": "blue"})
+    else:
+        file.write_bytes(record)
+    return file
+
+
 @pytest.mark.parametrize("record", [b"", b"{}", b"\x00" * 200, b"another", b"foreign"])
-def test_a_damaged_record_of_a_version_is_one_clear_error_and_stops_what_would_build_on_it(
+def test_a_damaged_record_of_an_old_version_is_named_and_stops_only_what_asks_for_it(
     release: Release, record: bytes
 ) -> None:
     for name in ("old", "new", "old"):
         release.publish(name)
-    file = release.workspace / "versions" / "0002.json"
-    if record == b"another":
-        shutil.copyfile(file.with_name("0001.json"), file)
-    elif record == b"foreign":
-        write_sealed(file, {"number": 2, "color": "blue"})
-    else:
-        file.write_bytes(record)
-    for call in (lambda: release.publish("new"), lambda: find_version(release.workspace, "latest")):
-        with pytest.raises(ArtifactError, match=r"0002\.json .*Take it from a backup"):
-            call()
-    (line,) = (line for line in verify_workspace(release.workspace).records if "0002.json" in line)
-    assert "Take it from a backup" in line
+    first, _, latest = versions(release.workspace)
+    damage(release, 2, record)
+    assert find_version(release.workspace, "latest") == current(release.workspace) == latest
+    assert find_version(release.workspace, "1") == first
+    assert news_of(release.workspace, latest, first) == "published version 3: the bundle of version 1 again"
+    assert [release.publish(name) for name in ("old", "new", "new")] == [3, 4, 4]
+    with pytest.raises(ArtifactError, match=r"0002\.json .*Take it from a backup"):
+        find_version(release.workspace, "2")
+    (line,) = verify_workspace(release.workspace).records
+    assert "0002.json" in line and "Take it from a backup" in line
     assert "0002.json" in deepfloyd("ls", str(release.workspace)).output
+
+
+@pytest.mark.parametrize("record", [b"", b"another"])
+def test_the_number_of_a_damaged_record_is_not_used_again_when_it_was_the_last(release: Release, record: bytes) -> None:
+    release.publish("old")
+    release.publish("new")
+    lost = damage(release, 2, record)
+    assert current(release.workspace) is None
+    with pytest.raises(ArtifactError, match=r"0002\.json .*--version 1"):
+        find_version(release.workspace, "latest")
+    with pytest.raises(ConfigError, match="published: 1, 2"):
+        find_version(release.workspace, "3")
+    assert [release.publish(name) for name in ("old", "old")] == [3, 3], "which is current was not known"
+    assert find_version(release.workspace, "latest").number == 3
+    assert lost.read_bytes() == (record if record != b"another" else lost.with_name("0001.json").read_bytes())
+
+
+@pytest.mark.parametrize("command", [("run",), ("retrain",), ("generate", "--prompt", "a star", "--version", "1")])
+def test_a_damaged_record_is_a_note_of_every_command_that_publishes_or_draws(
+    small_run: Any, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
+) -> None:
+    release = Release(small_run.workspace)
+    release.publish("old")
+    release.publish("new")
+    damage(release, 2, b"")
+
+    def prefect_server(home: Path) -> None:
+        raise ConfigError("as far as the server")
+
+    monkeypatch.setattr("flows.server.prefect_server", prefect_server)
+    done = deepfloyd(command[0], str(small_run.config), *command[1:])
+    assert str(done.exception) == "as far as the server"
+    assert done.stderr.replace("\n", "").count("0002.json") == 1
 
 
 # ---- verify -----------------------------------------------------------------------------------------------------------
