@@ -25,7 +25,7 @@ def check_api(url: str) -> None:
     status = health(bare)
     if status is None:
         raise ConfigError(f"{here}, and no Prefect server answers there. Start it, or unset it.")
-    if status != 200:
+    if status not in (200, 401, 403) and status < 500:
         parts = urlsplit(bare)
         api = f"{parts.scheme}://{parts.netloc}/api"
         advice = f"Set it to {api}, where one answers." if healthy(api) else "Correct it, or unset it."

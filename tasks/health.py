@@ -1,4 +1,7 @@
-"""Does a Prefect API answer at an address? Past every proxy on loopback; without Prefect, whose import takes a second."""
+"""Does a Prefect API answer at an address? On loopback past every proxy and without Prefect, whose import takes a second.
+
+Elsewhere Prefect's client is asked, and wherever a login or a certificate is wanted: it knows the user's `PREFECT_API_...`.
+"""
 
 import http.client
 import json
@@ -16,11 +19,17 @@ def healthy(url: str) -> bool:
 
 
 def health(url: str) -> int | None:
-    """The status of its `/health`, 404 where the answer is no JSON; None where nobody answers."""
+    """The status that it answers with, 404 where the answer is no JSON; None where nobody answers."""
+    parts = urlsplit(url)
+    near = parts.scheme == "http" and parts.hostname in LOOPBACK
+    status = _health_alone(url) if near else 401
+    return _health_for_prefect(url) if status in (401, 403) else status
+
+
+def _health_alone(url: str) -> int | None:
     try:
-        # Another host may be behind the user's proxy.
-        direct = [urllib.request.ProxyHandler({})] if urlsplit(url).hostname in LOOPBACK else []
-        with urllib.request.build_opener(*direct).open(f"{url.rstrip('/')}/health", timeout=ANSWER_S) as answer:
+        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with direct.open(f"{url.rstrip('/')}/health", timeout=ANSWER_S) as answer:
             json.loads(answer.read(1 << 16))
             return int(answer.status)
     except urllib.error.HTTPError as error:
@@ -29,3 +38,28 @@ def health(url: str) -> int | None:
         return None
     except ValueError:
         return 404
+
+
+def _health_for_prefect(url: str) -> int | None:
+    """What Prefect's client is told when it asks for what every run needs. Prefect Cloud tells no version."""
+    import httpx
+    from prefect.client.base import ServerType
+    from prefect.client.orchestration import get_client
+    from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+
+    try:
+        with (
+            temporary_settings({PREFECT_API_URL: url, PREFECT_CLIENT_MAX_RETRIES: 0}),
+            get_client(httpx_settings={"timeout": ANSWER_S}, sync_client=True) as client,  # not that of a flow
+        ):
+            if client.server_type == ServerType.CLOUD:
+                client.read_flows(limit=1)
+            else:
+                client.api_version()
+    except httpx.HTTPStatusError as error:
+        return error.response.status_code
+    except (OSError, httpx.HTTPError):  # OSError: the file of a certificate
+        return None
+    except ValueError:
+        return 404
+    return 200

@@ -4,12 +4,15 @@ import fcntl
 import http.server
 import json
 import os
+import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
 import time
+from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
@@ -69,16 +72,19 @@ class _Answers(http.server.BaseHTTPRequestHandler):
     """A server with one answer, a status and a body, for each path."""
 
     answers: ClassVar[dict[str, tuple[int, bytes]]] = {}
+    login: ClassVar[str] = ""  # wanted for every path, as by a proxy before the server
 
     def do_GET(self) -> None:
         status, body = self.answers.get(self.path, (404, b"{}"))
+        if self.login and self.headers["Authorization"] != f"Basic {b64encode(self.login.encode()).decode()}":
+            status = 401
         self.send_response(status)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
 
     def do_POST(self) -> None:
-        self.answers = {self.path: (500, b"{}")}
+        self.answers, self.login = {self.path: self.answers.get(self.path, (500, b"{}"))}, ""  # type: ignore[misc]
         self.do_GET()
 
     def log_message(self, format: str, *arguments: object) -> None:
@@ -86,10 +92,16 @@ class _Answers(http.server.BaseHTTPRequestHandler):
 
 
 @contextmanager
-def _listening(answers: dict[str, tuple[int, bytes]]) -> Iterator[int]:
-    """The port of such a server."""
-    handler = type("Handler", (_Answers,), {"answers": answers})
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as listening:
+def _listening(
+    answers: dict[str, tuple[int, bytes]], login: str = "", certificate: Path | None = None, host: str = "127.0.0.1"
+) -> Iterator[int]:
+    """The port of such a server. certificate: with its key, in one file."""
+    handler = type("Handler", (_Answers,), {"answers": answers, "login": login})
+    with http.server.ThreadingHTTPServer((host, 0), handler) as listening:
+        if certificate:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(certificate)
+            listening.socket = context.wrap_socket(listening.socket, server_side=True)
         threading.Thread(target=listening.serve_forever, args=(0.05,), daemon=True).start()
         try:
             yield listening.server_port
@@ -100,6 +112,9 @@ def _listening(answers: dict[str, tuple[int, bytes]]) -> Iterator[int]:
 DEAD = "http://127.0.0.1:9/api"
 VERSION = json.dumps(metadata.version("prefect")).encode()
 HEALTH = {"/api/health": (200, b"true")}  # what Prefect's answers, also without authentication
+ANSWERS = HEALTH | {"/api/admin/version": (200, VERSION)}
+ELSEWHERE = "127.0.0.2"  # a host like any other to the product; Linux answers under it without being asked
+ELSEWHERE_ONLY = pytest.mark.skipif(sys.platform != "linux", reason="127.0.0.2 is Linux's alone")
 
 
 @pytest.mark.parametrize(
@@ -118,6 +133,70 @@ def test_what_no_flow_can_use_is_one_sentence(answers: dict[str, tuple[int, byte
     with _listening(answers) as port:
         refusal = _refusal(f"http://127.0.0.1:{port}{named}")
     assert said.format(port=port) in refusal and "\n" not in refusal
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [(None, "asks for authentication"), ("me:wrong", "refuses the user and password"), ("me:secret", None)],
+)
+@pytest.mark.parametrize("host", ["127.0.0.1", pytest.param(ELSEWHERE, marks=ELSEWHERE_ONLY)])
+def test_a_server_behind_a_login_is_asked_with_it(host: str, given: str | None, said: str | None) -> None:
+    from prefect.settings import PREFECT_API_AUTH_STRING, temporary_settings
+
+    with _listening(ANSWERS, login="me:secret", host=host) as port:
+        url = f"http://{host}:{port}/api"
+        with temporary_settings({PREFECT_API_AUTH_STRING: given}):
+            if said:
+                assert said in _refusal(url) and not healthy(url)
+            else:
+                _accepted(url)
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl")
+def test_a_server_with_a_certificate_of_a_private_authority_is_asked_with_it(tmp_path: Path) -> None:
+    from prefect.settings import PREFECT_API_SSL_CERT_FILE, temporary_settings
+
+    file = tmp_path / "server.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=here", "-days", "2",
+         "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(file), "-out", str(tmp_path / "ca.pem")],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    with file.open("a") as both:
+        both.write((tmp_path / "ca.pem").read_text())
+    with _listening(ANSWERS, certificate=file) as port:
+        url = f"https://127.0.0.1:{port}/api"
+        assert "no Prefect server answers there" in _refusal(url) and not healthy(url)
+        with temporary_settings({PREFECT_API_SSL_CERT_FILE: str(tmp_path / "ca.pem")}):
+            _accepted(url)
+
+
+@ELSEWHERE_ONLY
+@pytest.mark.parametrize(
+    ("answers", "named", "said"),
+    [
+        (HEALTH | {"/api/admin/version": (200, b'"2.20.16"')}, "/api", "is Prefect 2.20.16, which Prefect 3."),
+        (HEALTH | {"/api/admin/version": (503, b"{}")}, "/api", "answers 503 when asked for its version"),
+        (ANSWERS | {"/admin/version": (200, b"<html>")}, "", "no Prefect API. Set it to http://127.0.0.2:{port}/api"),
+        ({"/admin/version": (200, b"<html>")}, "", "no Prefect API. Correct it, or unset it."),
+    ],
+)
+def test_a_server_elsewhere_is_refused_as_one_on_loopback_is(
+    answers: dict[str, tuple[int, bytes]], named: str, said: str
+) -> None:
+    with _listening(answers, host=ELSEWHERE) as port:
+        refusal = _refusal(f"http://{ELSEWHERE}:{port}{named}")
+    assert said.format(port=port) in refusal and "\n" not in refusal
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_prefect_cloud_tells_no_version_and_is_asked_for_flows(known: bool) -> None:
+    from prefect.settings import PREFECT_CLOUD_API_URL, temporary_settings
+
+    with _listening({"/api/flows/filter": (200 if known else 401, b"[]")}, login="-") as port:
+        url = f"http://127.0.0.1:{port}/api"
+        with temporary_settings({PREFECT_CLOUD_API_URL: url}):
+            assert healthy(url) == known
 
 
 @pytest.mark.parametrize(
@@ -188,6 +267,14 @@ def _refusal(url: str) -> str:
     with temporary_settings({PREFECT_API_URL: url}), pytest.raises(ConfigError) as caught:
         check_api(url)
     return str(caught.value)
+
+
+def _accepted(url: str) -> None:
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    with temporary_settings({PREFECT_API_URL: url}):
+        check_api(url)
+    assert healthy(url)
 
 
 @pytest.mark.slow
