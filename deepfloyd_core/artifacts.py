@@ -200,10 +200,10 @@ def commit(path: Path, request: Request, summary: dict[str, Any], started: datet
 
 
 @contextmanager
-def locked(workspace: Path, name: str) -> Iterator[int]:
+def locked(workspace: Path, name: str, *, quiet: bool = False) -> Iterator[int]:
     """Hold a workspace's lock `name`, waiting for it if need be; yields its file descriptor for child processes.
 
-    Raises StorageError in place of any OSError of the block.
+    quiet: a wait is no line of the log. Raises StorageError in place of any OSError of the block.
     """
     path = workspace / LOCKS / name
     with written(workspace):
@@ -213,7 +213,8 @@ def locked(workspace: Path, name: str) -> Iterator[int]:
             try:
                 flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB, path, _ELSEWHERE)
             except BlockingIOError:
-                log.info("%s: another run holds it; waiting", name)
+                if not quiet:
+                    log.info("%s: another run holds it; waiting", name)
                 flock(fd, fcntl.LOCK_EX, path)
             yield fd
         finally:

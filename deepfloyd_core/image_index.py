@@ -41,8 +41,8 @@ from deepfloyd_core.types import Report, no_report
 
 log = logging.getLogger(__name__)
 
-# 6: groups of pictures that show the same. 7: an example of each reason. 8: what a decode may take. 9: why no caption
-FORMAT = 9
+# 7: an example of each reason. 8: what a decode may take. 9: why no caption. 10: what a decode takes
+FORMAT = 10
 BLOCK = 4096  # pictures judged, and kept by a killed run, at once
 SHEET, SHEET_CELL_PX = "rejected.png", 144
 TWINS_SHEET, GROUPS_SHOWN = "twins.png", 8
@@ -231,7 +231,7 @@ def look(run: Run, dataset: ImageDataset, entry: Entry) -> Verdict:
             known["face"] = find_face(decode_rgb(data))
         pairs = run.pairs_of(dataset)
         if pairs is not None and entry.conditioning and entry.conditioning_id:
-            check_pair(pairs, entry.conditioning[0], entry.conditioning_id, header.size)
+            check_pair(pairs, entry.conditioning[0], entry.conditioning_id, header.size, run.config.decode_memory_mib)
     except Unreadable as error:
         known.pop("detail", None)
         return _refused(error.reason, str(error), known)

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 from deepfloyd_core.datafile import ImageDataset
 from deepfloyd_core.geometry import Size
-from deepfloyd_core.pictures import Unreadable, check_decodes, read_header
+from deepfloyd_core.pictures import Unreadable, check_decodes, check_fits, read_header
 from deepfloyd_core.sources import read_again
 
 ASPECT_TOLERANCE = 0.01  # of width / height; beside it what rounding both edges of the smaller one can make
@@ -44,8 +44,8 @@ def missing_pair(names: tuple[str, ...], sha256: str | None) -> tuple[str | None
     return (None, None) if sha256 else ("conditioning_unreadable", names[0])
 
 
-def check_pair(place: ImageDataset, name: str, sha256: str, size: Size) -> None:
-    """Raises Unreadable unless a pair can be decoded and has the shape of its picture, of upright `size`."""
+def check_pair(place: ImageDataset, name: str, sha256: str, size: Size, memory_mib: int) -> None:
+    """Raises Unreadable unless a pair can be decoded in `memory_mib` and has the shape of its picture, of upright `size`."""
     try:
         data = read_again(place, name, sha256)
         if data is None:
@@ -54,6 +54,7 @@ def check_pair(place: ImageDataset, name: str, sha256: str, size: Size) -> None:
         if not same_aspect(own, size):
             said = f"{name} is {own[0]}x{own[1]} px, its picture {size[0]}x{size[1]} px"
             raise Unreadable("conditioning_aspect", said)
+        check_fits(own, memory_mib)
         check_decodes(data)
     except OSError as error:
         raise Unreadable("conditioning_unreadable", str(error)) from None

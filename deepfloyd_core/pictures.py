@@ -6,6 +6,7 @@ Pillow meets hostile files with nine kinds of exception, not only OSError; all o
 import io
 import struct
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -20,8 +21,9 @@ from deepfloyd_core.picture_bytes import HAS_HEIF, JPEG_START, closed, fillers, 
 
 # By content, not by name. What phones write as multi-picture .jpg (MPO) is opened by the JPEG plugin.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", *(["HEIF"] if HAS_HEIF else []))
-MAX_PIXELS = 1 << 30  # for any memory; 400 megapixels of 3 GiB
-BYTES_PER_PIXEL = 8  # Pillow's four, and once more while it is turned or converted
+MAX_PIXELS = 1 << 30  # for any memory; 292 megapixels of 3 GiB
+BYTES_PER_PIXEL = 11  # Pillow's four, and as much again while it is turned or converted; 7 while it is made smaller
+STRIP_PX = 1 << 20  # pixels that are converted at once: what a conversion needs beside its result is that of a strip
 PIXEL_ERRORS = (
     OSError, ValueError, SyntaxError, MemoryError, RuntimeError, NotImplementedError, struct.error, EOFError,
     IndexError, KeyError, TypeError, OverflowError, ZeroDivisionError, AttributeError,
@@ -90,7 +92,10 @@ class Glance:
         mode = "RGBA" if self.pixels.has_transparency_data else "RGB"
         method = _UPRIGHT.get(self.orientation)
         flat = self.pixels if method is None else self.pixels.transpose(method)
-        return sha256(f"{flat.size}".encode() + flat.convert(mode).tobytes()).digest()
+        digest = sha256(f"{flat.size}".encode())
+        for strip, _ in _strips(flat):
+            digest.update(strip.convert(mode).tobytes())
+        return digest.digest()
 
 
 def read_header(data: bytes) -> Header:
@@ -134,7 +139,8 @@ def decode_rgb(data: bytes, background: tuple[int, int, int] = WHITE) -> Image.I
     profile = picture.info.get("icc_profile")
     # Not ImageOps.exif_transpose: it writes the EXIF back, and fails on a tag that only another program would mind.
     method = _UPRIGHT.get(_orientation(picture))
-    return _convert(picture if method is None else picture.transpose(method), profile, background)
+    picture = picture if method is None else picture.transpose(method)  # only one of them stays in memory
+    return _convert(picture, profile, background)
 
 
 def read_fitted(path: Path, size: tuple[int, int]) -> Image.Image:
@@ -180,9 +186,9 @@ def decode_reduced(data: bytes, divisor: int, layout: Layout | None) -> Reduced 
     picture = _draft(data, divisor, layout)
     if picture.size != (-(-width // divisor), -(-height // divisor)):
         return None
-    upright = picture.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else picture
-    pixels = _convert(upright, profile, WHITE)
-    if profile and divisor > 1 and _far(_convert(upright.reduce(2), profile, WHITE), pixels.reduce(2)) > MAX_BEND:
+    picture = picture.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else picture
+    pixels = _convert(picture, profile, WHITE)
+    if profile and divisor > 1 and _far(_convert(picture.reduce(2), profile, WHITE), pixels.reduce(2)) > MAX_BEND:
         return None
     across, down = (height, width) if orientation in _TURNED else (width, height)
     # The decoder rounds the size up, at the right and the bottom of what is stored.
@@ -233,14 +239,29 @@ def _decoded(data: bytes, mode: str | None = None, size: Size | None = None) -> 
     try:
         return decode(data), None
     except Unreadable as error:
-        if error.reason != "truncated" or not data.startswith(JPEG_START):
-            raise
-        # A decoder fills what is missing without a word. What follows the last pixel's bytes changes none, so only of
-        # a whole picture are pixels the same whatever follows; of coarse ones all scans must be there.
-        one, other = (decode(closed(data, filler), None) for filler in fillers())
-        if one.tobytes() != other.tobytes() or not all_scans_are_there(closed(data)):
-            raise
-        return decode(closed(data)), "lacks the mark of its end, and nothing else"
+        failure = Unreadable(error.reason, str(error))  # the error itself would keep its pixels in memory
+    if failure.reason != "truncated" or not data.startswith(JPEG_START):
+        raise failure
+    # A decoder fills what is missing without a word. What follows the last pixel's bytes changes none, so only of
+    # a whole picture are pixels the same whatever follows; of coarse ones all scans must be there.
+    one, other = (_pixel_digest(decode(closed(data, filler), None)) for filler in fillers())
+    if one != other or not all_scans_are_there(closed(data)):
+        raise failure
+    return decode(closed(data)), "lacks the mark of its end, and nothing else"
+
+
+def _strips(picture: Image.Image) -> Iterator[tuple[Image.Image, int]]:
+    """A picture in strips of STRIP_PX, each with its first row."""
+    rows = max(1, STRIP_PX // picture.width)
+    for top in range(0, picture.height, rows):
+        yield picture.crop((0, top, picture.width, min(top + rows, picture.height))), top
+
+
+def _pixel_digest(picture: Image.Image) -> bytes:
+    digest = sha256()
+    for strip, _ in _strips(picture):
+        digest.update(strip.tobytes())
+    return digest.digest()
 
 
 def _far(one: Image.Image, two: Image.Image) -> float:
@@ -272,8 +293,16 @@ def _too_large(picture: Image.Image) -> Unreadable:
 
 
 def _convert(picture: Image.Image, profile: bytes | None, background: tuple[int, int, int]) -> Image.Image:
+    """Upright sRGB of decoded pixels, strip by strip: each pixel is converted by itself. Raises Unreadable."""
     try:
-        return _to_rgb(picture, profile, background)
+        if picture.mode == "RGB" and not profile and not picture.has_transparency_data:
+            return picture
+        if picture.width * picture.height <= STRIP_PX:
+            return _to_rgb(picture, profile, background)
+        made = Image.new("RGB", picture.size)
+        for strip, top in _strips(picture):
+            made.paste(_to_rgb(strip, profile, background), (0, top))
+        return made
     except MemoryError:
         raise _too_large(picture) from None
     except PIXEL_ERRORS as error:

@@ -11,6 +11,7 @@ import shutil
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from deepfloyd_core.artifacts import Artifact, Request, WorkDir, newest
+from deepfloyd_core.artifacts import Artifact, Request, WorkDir, locked, newest
 from deepfloyd_core.config import Run
 from deepfloyd_core.datafile import ImageDataset
 from deepfloyd_core.errors import DataError, StorageError
@@ -28,6 +29,7 @@ from deepfloyd_core.flavours import Stage
 from deepfloyd_core.ledger import ledger_batches, schema
 from deepfloyd_core.older_rows import OlderRows, copy_rows
 from deepfloyd_core.parts import finish_part, part_is_whole, take_part
+from deepfloyd_core.pictures import Unreadable
 from deepfloyd_core.plan import PICTURE, Planned, SizePlan, by_dataset, plan_pictures, write_plan, write_sizes
 from deepfloyd_core.row_list import (
     HELD_OUT,
@@ -46,6 +48,7 @@ from deepfloyd_core.types import Identity, caption_id
 
 FORMAT = 5  # 4: shards named by content, `rows.arrow`. 5: `times` in it
 _TWIN = ("image_id", "group")
+_REMEDY = "Lower decode_memory_mib, so that such pictures are rows of the ledger, or workers, and start the run again."
 SHEET, SHEET_CROPS, SHEET_CELL_PX = "sheet.jpg", 32, 64
 
 
@@ -179,9 +182,11 @@ def in_groups(shards: tuple[ShardPlan, ...], most: int) -> list[tuple[ShardPlan,
 def build_shard(shard: ShardPlan, out: Path, older: Artifact | None) -> ShardResult:
     """Make one shard, or keep it when an interrupted build finished it.
 
-    Raises DataError when a picture is no longer what the index saw: the run must then be started again.
+    Raises DataError when a picture is no longer what the index saw, or does not fit into memory: the run must then be
+    started again.
     """
     path, planned = out / shard.name, shard.plan.rows(shard.numbers)
+    alone = partial(locked, out.parents[1], "large_picture", quiet=True)
     by_picture: dict[tuple[str, str], list[int]] = defaultdict(list)
     for number, (row, copy) in enumerate(zip(planned, shard.copies, strict=True)):
         if copy < 0:
@@ -195,7 +200,11 @@ def build_shard(shard: ShardPlan, out: Path, older: Artifact | None) -> ShardRes
                 name = shard.datasets[dataset_id].id
                 raise DataError(f"{name}: {source} changed or went away during the run. Start the run again.")
             crops = [planned[number].crop for number in numbers]
-            made = take_crops(data, [(crop.scaled, crop.box) for crop in crops])
+            try:
+                made = take_crops(data, [(crop.scaled, crop.box) for crop in crops], alone)
+            except Unreadable as error:
+                name = shard.datasets[dataset_id].id
+                raise DataError(f"{name}: {source} cannot be cropped: {error.reason}, {error}. {_REMEDY}") from None
             for number, (crop, method) in zip(numbers, made, strict=True):
                 pixels[number], methods[number] = crop, method
         if older is not None:

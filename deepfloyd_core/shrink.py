@@ -10,7 +10,8 @@ ringing at black and white, which makes thin bright lines brighter. So the detai
 beyond the limits below is resized literally.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import cached_property
 from math import ceil, floor
 
@@ -20,11 +21,12 @@ from PIL import Image, ImageFilter
 from deepfloyd_core.detail import Detail, detail_of, detail_of_jpeg
 from deepfloyd_core.geometry import Size, steps_down
 from deepfloyd_core.jpeg_scans import Layout, read_layout
-from deepfloyd_core.pictures import Reduced, decode_reduced, decode_rgb, read_header
+from deepfloyd_core.pictures import Reduced, Unreadable, decode_reduced, decode_rgb, read_header
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom
 LITERAL, KEPT = "literal", "kept"
 DIVISORS = (8, 4, 2, 1)
+LARGE_PX = 1 << 25  # a third of a GB while it is cropped
 MIN_RATIO = 2.0  # of means to goal, each edge
 # Levels of 255, root mean square. Unaltered photographs have at most 33, 10, 46 and 12.
 MAX_CONTRAST = 34.0  # inside 8x8 px
@@ -35,22 +37,31 @@ SEEN_PX = 1 << 14  # so many pixels tell it to a few per cent
 _LANCZOS, _REACH = Image.Resampling.LANCZOS, 3
 
 
-def take_crops(data: bytes, crops: Sequence[tuple[Size, Box]]) -> list[tuple[np.ndarray, str]]:
+def take_crops(
+    data: bytes, crops: Sequence[tuple[Size, Box]], alone: Callable[[], AbstractContextManager[object]] = nullcontext
+) -> list[tuple[np.ndarray, str]]:
     """Resize a picture's upright sRGB pixels to each size and cut the box out: uint8 (height, width, 3), and how.
+
+    alone: held from a decode of more than LARGE_PX pixels to the last crop, so that only one of many workers has such a
+    picture in memory.
 
     How: "kept" (its own size), "literal", or "scaled 1/2", "scaled 1/4", "scaled 1/8". It is decoded at most once at
     each scale. Raises Unreadable.
     """
-    source = _Source(data)
-    made = [_shrink(source, scaled, box) for scaled, box in crops]
-    return [(np.asarray(picture, dtype=np.uint8), method) for picture, method in made]
+    with ExitStack() as stack:
+        try:
+            source = _Source(data, lambda: stack.enter_context(alone()))
+            made = [_shrink(source, scaled, box) for scaled, box in crops]
+            return [(np.asarray(picture, dtype=np.uint8), method) for picture, method in made]
+        except MemoryError:
+            raise Unreadable("out_of_memory", "its crops do not fit into the memory that is left") from None
 
 
 class _Source:
     """A picture's bytes, and what was decoded of them so far."""
 
-    def __init__(self, data: bytes) -> None:
-        self.data = data
+    def __init__(self, data: bytes, enter_alone: Callable[[], object]) -> None:
+        self.data, self._enter_alone, self._is_alone = data, enter_alone, False
         self.is_jpeg = data.startswith(b"\xff\xd8\xff")
         # Pillow decodes the whole of a PNG to find its orientation, so there the pixels' own size is cheaper.
         self.size = read_header(data).size if self.is_jpeg else self.full.size
@@ -58,7 +69,15 @@ class _Source:
 
     @cached_property
     def full(self) -> Image.Image:
+        self._before(1)
         return decode_rgb(self.data)
+
+    def _before(self, divisor: int) -> None:
+        """Wait for other workers before a decode at 1 / divisor of each edge that takes much memory."""
+        width, height = read_header(self.data).size
+        if not self._is_alone and width * height > LARGE_PX * divisor**2:
+            self._enter_alone()
+            self._is_alone = True
 
     @cached_property
     def layout(self) -> Layout | None:
@@ -75,6 +94,7 @@ class _Source:
 
     def _reduce(self, divisor: int) -> Reduced | None:
         if self.is_jpeg:
+            self._before(divisor)
             return decode_reduced(self.data, divisor, self.layout)
         width, height = self.full.size
         return Reduced(self.full.reduce(divisor), (0, 0, width / divisor, height / divisor))

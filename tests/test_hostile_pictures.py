@@ -1,15 +1,24 @@
 """Pictures made to harm the reader: each costs its own row of the ledger, and nothing else."""
 
+import io
+import threading
 import zlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import pytest
-from child_functions import killed_by_name
+from child_functions import crop_of, killed_by_name
+from PIL import Image
 
 import deepfloyd_core.image_index as image_index
+from deepfloyd_core import shrink
 from deepfloyd_core.children import Children, Limits
+from deepfloyd_core.errors import DataError
 from deepfloyd_core.ledger import read_index
+from deepfloyd_core.pictures import Unreadable
 
 
 def good(seed: int) -> np.ndarray:
@@ -65,6 +74,72 @@ def test_pictures_that_kill_the_decoder_cost_one_row_each(world: Any, monkeypatc
     lost = {name for name, reason in found.items() if reason == "killed_decoder"}
     assert lost == {"kill.png", "crash.png", "kill again.png"}
     assert {reason for name, reason in found.items() if name not in lost} == {None}
+
+
+def flat(kind: str, mode: str, edge: int) -> bytes:
+    """A picture of one colour."""
+    out = io.BytesIO()
+    Image.new(mode, (edge, edge), 200 if mode == "L" else (200, 200, 200, 99)[: len(mode)]).save(out, kind)
+    return out.getvalue()
+
+
+def test_a_picture_that_is_said_to_fit_is_judged_within_that_memory(world: Any) -> None:
+    world.add("flat.png", flat("PNG", "RGB", 4800))
+    world.add("clear.png", flat("PNG", "RGBA", 4800))
+    world.add("open.jpg", flat("JPEG", "RGB", 4800)[:-2])
+    run = world.load(stages=(1,), decode_memory_mib=256)
+    with Children(1, Limits(memory_mib=256), ("deepfloyd_core.image_index",)) as small:
+        found = reasons(type(world)(world.folder, small), run)
+    assert set(found.values()) == {None}
+
+
+def test_a_picture_that_is_said_to_fit_is_cropped_within_that_memory() -> None:
+    pictures = [flat("PNG", mode, 4800) for mode in ("RGBA", "RGB")]
+    with Children(1, Limits(memory_mib=256), ("child_functions",)) as small:
+        assert list(small.map(crop_of, pictures)) == [(80, 64, 3)] * 2
+
+
+def test_only_one_worker_at_a_time_has_a_large_picture_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shrink, "LARGE_PX", 100 * 100)
+    lock, held, most = threading.Lock(), [0, 0], [0]
+    real = shrink.decode_rgb
+
+    @contextmanager
+    def alone() -> Iterator[None]:
+        with lock:
+            held[0] += 1
+            yield
+            held[1] += 1
+
+    def decode(data: bytes) -> Image.Image:
+        most[0] = max(most[0], held[0] - held[1])
+        assert lock.locked()
+        return real(data)
+
+    monkeypatch.setattr(shrink, "decode_rgb", decode)
+    with ThreadPoolExecutor(4) as pool:
+        data = flat("PNG", "RGB", 101)
+        list(pool.map(lambda _: shrink.take_crops(data, [((90, 90), (0, 0, 64, 64))] * 2, alone), range(20)))
+    assert (held, most) == ([20, 20], [1])
+    monkeypatch.setattr(shrink, "decode_rgb", real)
+    shrink.take_crops(flat("PNG", "RGB", 100), [((90, 90), (0, 0, 64, 64))], alone)
+    assert held == [20, 20], "and a small one waits for nobody"
+
+
+@pytest.mark.parametrize("failure", [MemoryError(), Unreadable("out_of_memory", "90x80 px do not fit")])
+def test_a_crop_that_does_not_fit_into_memory_is_one_clear_error(
+    world: Any, monkeypatch: pytest.MonkeyPatch, failure: Exception
+) -> None:
+    world.add("a.png", good(0))
+    run = world.load(stages=(1,))
+    index = world.index(run)
+
+    def fails(_: bytes) -> None:
+        raise failure
+
+    monkeypatch.setattr(shrink, "decode_rgb", fails)
+    with pytest.raises(DataError, match=r"a\.png cannot be cropped: out_of_memory, .*Lower decode_memory_mib"):
+        world.pixels(run, index, 1)
 
 
 @pytest.mark.parametrize(

@@ -261,6 +261,20 @@ def test_a_picture_without_a_pair_that_can_be_followed_is_a_row_of_the_ledger(pa
         ))  # fmt: skip
 
 
+def test_a_pair_that_would_not_fit_into_memory_is_a_row_of_the_ledger(paired: PairedWorld) -> None:
+    paired.add("small.png", photo(1, 120, 120), photo(1, 120, 120))
+    paired.add("bomb.png", photo(2, 120, 120), Image.new("L", (7000, 7000)))
+    run = paired.world.load(
+        {"conditioning_data": "edges"}, paired.edges(), stages=(1,), stage1=PAIRED, max_rejected_share=0.9,
+        num_eval_images=0, decode_memory_mib=256,
+    )  # fmt: skip
+    rows = ledger(paired.world.index(run))
+    assert {name: row["reason"] for name, row in rows.items()} == {
+        "small.png": None, "bomb.png": "conditioning_unreadable",
+    }  # fmt: skip
+    assert "7000x7000 px take 514 MiB" in rows["bomb.png"]["detail"]
+
+
 def test_shapes_are_the_same_up_to_what_rounding_makes() -> None:
     assert (
         same_aspect((300, 200), (150, 100)) and same_aspect((301, 200), (100, 66)) and same_aspect((64, 64), (65, 65))

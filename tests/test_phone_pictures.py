@@ -166,7 +166,7 @@ def test_a_phone_s_108_megapixels_are_accepted_and_cropped_and_a_smaller_memory_
     world.add("small.png", picture())
     rows = ledger(world.index(world.load(stages=(1,), max_rejected_share=0.5, decode_memory_mib=512)))
     assert rows["large.jpg"]["reason"] == "decompression_bomb"
-    assert rows["large.jpg"]["detail"] == "12000x9000 px take 823 MiB to decode, and decode_memory_mib = 512"
+    assert rows["large.jpg"]["detail"] == "12000x9000 px take 1,132 MiB to decode, and decode_memory_mib = 512"
     rows = ledger(world.index(world.load(stages=(1,))))
     assert (rows["large.jpg"]["reason"], rows["large.jpg"]["width"]) == (None, 12_000), "with more memory: judged again"
 
