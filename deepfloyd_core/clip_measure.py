@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deepfloyd_core.errors import ConfigError
+from deepfloyd_core.spec import is_there
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,14 +25,19 @@ _BATCH = 16
 
 def check_clip_folder(folder: Path) -> None:
     """Raises ConfigError unless a folder holds a CLIP model as transformers saves it, in safetensors. Loads nothing."""
-    lacking = [name for name in _FILES if not (folder / name).is_file()]
+    lacking = [name for name in _FILES if not (is_there(folder / name) and (folder / name).is_file())]
     if lacking:
         raise ConfigError(
             f"eval_clip_model is {str(folder)!r}, which has no {', no '.join(lacking)}. It should be a folder of a CLIP "
             "model, as `hf download openai/clip-vit-base-patch32 --local-dir FOLDER` makes it; remove the key to do without."
         )
     # Of a picture encoder alone transformers' file may not say the size of its embeddings, and is then loaded at random.
-    kind = json.loads((folder / "config.json").read_bytes()).get("model_type")
+    try:
+        kind = json.loads((folder / "config.json").read_bytes()).get("model_type")
+    except (OSError, ValueError, AttributeError) as error:
+        raise ConfigError(
+            f"eval_clip_model is {str(folder)!r}, whose config.json cannot be read: {error}. Download it again."
+        ) from None
     if kind != "clip":
         raise ConfigError(
             f"eval_clip_model is {str(folder)!r}, a model of the type {kind!r}; a whole CLIP model is needed."

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from deepfloyd_core.errors import ConfigError, ModelError
+from deepfloyd_core.spec import is_there
 
 Stage = Literal[1, 2]
 UPSCALE = 4  # Stage II makes 4x4 pixels of each of Stage I's
@@ -62,7 +63,7 @@ def resolve(model: str, stage: Stage, text: bool = False) -> Path:
         from deepfloyd_core.random_models import random_folder
 
         folder = random_folder(model, text)
-    elif not folder.is_dir():
+    elif not is_there(folder) or not folder.is_dir():
         if folder.is_absolute() or model.count("/") != 1:
             raise ModelError(f"{model} is not a directory, nor a hub id of the form owner/name.")
         folder = _download(model, wanted)

@@ -12,6 +12,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from deepfloyd_core.errors import ConfigError
+from deepfloyd_core.spec import is_there
 from deepfloyd_core.weights import Header, read_header
 
 SHIFT, SCALE = "scaling_layer.shift", "scaling_layer.scale"
@@ -73,7 +74,7 @@ def check_lpips_file(file: Path) -> None:
     said = f"eval_lpips_model is {str(file)!r}"
     if file.suffix != ".safetensors":
         raise ConfigError(f"{said}; only .safetensors files are read, never a pickle. {_REMEDY}")
-    if not file.is_file():
+    if not is_there(file) or not file.is_file():
         raise ConfigError(f"{said}; there is no such file. {_REMEDY}")
     try:
         header = read_header(file)

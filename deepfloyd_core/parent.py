@@ -22,6 +22,7 @@ from deepfloyd_core.files import sha256_file
 from deepfloyd_core.flavours import Stage
 from deepfloyd_core.lora_formats import ADAPTER, PEFT, Names, our_names, stranger_fault
 from deepfloyd_core.products import BITFIT_FILE, CONTROL_FILE, LORA_FILE, UNET_FOLDER
+from deepfloyd_core.spec import is_there
 from deepfloyd_core.stage_config import StageConfig
 from deepfloyd_core.versions import bundle_of, find_version, stage_folder
 from deepfloyd_core.weights import TEXT_MODULES, UNET_WEIGHTS, Header, read_header, read_scalars, unet_shapes
@@ -120,12 +121,14 @@ def parent_file(option: list[str]) -> Path:
 def _path(run: Run, stage: Stage, value: str) -> Path:
     """A path as it is; a number that is none is a published version of the workspace."""
     path = Path(value)
-    if value.isdecimal() and not path.exists():
+    if value.isdecimal() and not is_there(path):
         return stage_folder(bundle_of(run.workspace, find_version(run.workspace, value)).path, stage)
     return path
 
 
 def _weights_file(path: Path, said: str) -> Path:
+    if not is_there(path):
+        raise ConfigError(f"{said}; there is no such file or folder: {path}.")
     if path.is_dir():
         found = next((path / name for name in _PLACES if (path / name).is_file()), None)
         if found is None:
@@ -133,8 +136,6 @@ def _weights_file(path: Path, said: str) -> Path:
             hint = f" {_made_safe(pickles[0])}" if pickles else ""
             raise ConfigError(f"{said}; {path} has none of {', '.join(_PLACES)}.{hint}")
         return found
-    if not path.exists():
-        raise ConfigError(f"{said}; there is no such file or folder: {path}.")
     if path.suffix != ".safetensors":
         hint = f" {_made_safe(path)}" if path.suffix in _PICKLES else ""
         raise ConfigError(f"{said}; only .safetensors files are read, never a pickle.{hint}")

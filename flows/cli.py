@@ -81,9 +81,9 @@ def main() -> None:
 @app.command()
 def run(config: ConfigPath, overrides: Overrides = None) -> None:
     """Make every artifact, from the pictures to the published bundle."""
+    workspace = _load(config, overrides).workspace
     from deepfloyd_core.versions import current
 
-    workspace = _load(config, overrides).workspace
     before = current(workspace)
     with _session(config, overrides) as call:
         from flows.finetune import finetune
@@ -136,9 +136,9 @@ def train_stage2(config: ConfigPath, overrides: Overrides = None) -> None:
 @app.command()
 def retrain(config: ConfigPath, overrides: Overrides = None) -> None:
     """Publish a new version if data or settings are not those of the current one; else say "no change"."""
+    workspace = _load(config, overrides).workspace
     from deepfloyd_core.versions import current
 
-    workspace = _load(config, overrides).workspace
     before = current(workspace)
     with _session(config, overrides) as call:
         from flows.retrain import retrain as flow

@@ -12,7 +12,9 @@ from PIL import Image
 
 from deepfloyd_core.clip_measure import alike, check_clip_folder, load_clip_eye, set_distance
 from deepfloyd_core.config import load_run
-from deepfloyd_core.errors import ConfigError
+from deepfloyd_core.errors import ConfigError, ModelError
+from deepfloyd_core.flavours import resolve
+from deepfloyd_core.parent import find_parent
 
 
 def pictures(count: int, seed: int) -> list[np.ndarray]:
@@ -89,6 +91,20 @@ def test_a_folder_that_holds_no_clip_is_refused_before_anything_is_loaded(
 def test_a_run_that_could_not_use_the_model_is_refused(small_run: Any, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"has no config.json, no model.safetensors, no preprocessor_config.json"):
         load_run(small_run.config, (f"eval_clip_model={tmp_path}",))
+    with pytest.raises(ConfigError, match=r"eval_clip_model is 'x+', which has no config.json"):
+        load_run(small_run.config, ("eval_clip_model=" + 300 * "x",))
+    with pytest.raises(ConfigError, match=r"eval_lpips_model is 'x+\.safetensors'; there is no such file"):
+        load_run(small_run.config, ("eval_lpips_model=" + 300 * "x" + ".safetensors",))
+    with pytest.raises(ConfigError, match=r"stage1.init_lora is 'x+'; there is no such file or folder"):
+        find_parent(load_run(small_run.config, ("stage1.init_lora=" + 300 * "x",)), 1, tmp_path)
+    with pytest.raises(ModelError, match=r"x+ is not a directory, nor a hub id"):
+        resolve(300 * "x", 1)
+    for name in ("config.json", "model.safetensors", "preprocessor_config.json"):
+        (tmp_path / name).write_text("[1")
+    for text in ("[1", "[1]", "\x80"):
+        (tmp_path / "config.json").write_bytes(text.encode("latin-1"))
+        with pytest.raises(ConfigError, match=r"eval_clip_model is .*, whose config.json cannot be read"):
+            load_run(small_run.config, (f"eval_clip_model={tmp_path}",))
     text = small_run.config.read_text()
     small_run.config.write_text(text[: text.index("[stage2]")])
     with pytest.raises(ConfigError, match=r"there is no .stage2."):

@@ -1147,6 +1147,7 @@ def test_a_config_error_imports_nothing_heavy(tmp_path: Path, arguments: list[st
     modules = {line.split("|")[-1].strip() for line in stderr.splitlines() if line.startswith("import time:")}
     assert "typer" in modules
     assert not modules & {"torch", "prefect", "diffusers", "transformers", "peft", "matplotlib"}
+    assert not modules & {"numpy", "httpx", "deepfloyd_core.artifacts", "deepfloyd_core.versions"}
 
 
 def test_a_config_error_is_one_line_without_a_traceback(tmp_path: Path) -> None:
