@@ -103,11 +103,14 @@ def processors(prefix: str) -> Callable[[Tensors, Path], None]:
     return write
 
 
+def layers_of(matrices: Tensors) -> list[str]:
+    return sorted({name.partition(".lora_")[0] for name in matrices})
+
+
 def kohya(matrices: Tensors, out: Path, alphas: Callable[[int], float] = lambda number: 2.0) -> None:
     """Layers with underscores, halves called down and up, an alpha for each in the dtype that it was saved in."""
     state: Tensors = {}
-    layers = sorted({name.partition(".lora_")[0] for name in matrices})
-    for number, layer in enumerate(layers):
+    for number, layer in enumerate(layers_of(matrices)):
         flat = f"lora_unet_{layer.replace('.', '_')}"
         state[f"{flat}.lora_down.weight"] = matrices[f"{layer}.lora_A.weight"]
         state[f"{flat}.lora_up.weight"] = matrices[f"{layer}.lora_B.weight"]
@@ -211,15 +214,27 @@ def test_the_settings_of_another_alpha_are_refused_with_the_files(tmp_path: Path
     )
 
 
-def test_the_remedy_for_alphas_that_differ_is_exact_enough(tmp_path: Path, matrices: Tensors) -> None:
-    """As the message says it: the effect is that of the file, and the file is taken."""
+def test_the_remedy_for_alphas_that_differ_is_exact_enough(
+    tmp_path: Path, matrices: Tensors, trainers: dict[float, UNet2DConditionModel]
+) -> None:
+    """As the message says it: the file is taken, and its effect is alpha / rank * B A of each layer's own alpha."""
+    alphas = {layer: 1.0 + number % 2 for number, layer in enumerate(layers_of(matrices))}
+    merged = load_unet(FOLDER, torch.float32)
+    weights = dict(merged.named_parameters())
+    for layer, alpha in alphas.items():
+        low, up = matrices[f"{layer}.lora_A.weight"], matrices[f"{layer}.lora_B.weight"]
+        weights[f"{layer}.weight"].data += alpha / RANK * up @ low
     kohya(matrices, tmp_path, lambda number: 1.0 + number % 2)
     file = tmp_path / "pytorch_lora_weights.safetensors"
     state = load_file(file)
     for name in [name for name in state if name.endswith(".alpha")]:
         state[name.replace(".alpha", ".lora_up.weight")] *= float(state.pop(name)) / RANK
     save_file(state, file)
-    assert find_parent(new_run(tmp_path, file), 1, FOLDER) is not None
+    parent = find_parent(new_run(tmp_path, file), 1, FOLDER)
+    assert parent is not None
+    unet = trainers[float(RANK)]
+    LORA.start(unet, parent.file)
+    torch.testing.assert_close(output(unet), output(merged), atol=1e-5, rtol=1e-5)
 
 
 def test_what_has_no_exact_form_here_is_refused_by_name(tmp_path: Path, matrices: Tensors) -> None:
