@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 NOTES_DIR = ".scan"
 BLOCK = 4096  # files whose reads are asked for at once
 UNSURE_BYTES = 1 << 28  # more than any picture; a disk image would fill the memory
+FILE_BYTES = 1 << 30  # more than a picture that decode_memory_mib allows by default; each is read whole
 LISTED_BLOCK = 1 << 16  # files of a listing held as Python objects
 _TEXTS = pa.list_(pa.string())
 
@@ -188,9 +189,17 @@ def _scan_dataset(run: Run, dataset: ImageDataset, report: Report, others: Count
 
 
 def _large_ones_left(listed: pa.Table) -> pa.Table:
-    """Of files that no name tells those are no pictures that are too large to be read for that."""
+    """Of files that no name tells those are no pictures that are too large to be read for that; others are rejected."""
     large = pc.and_(pc.equal(listed["kind"], "unsure"), pc.greater(listed["bytes"], UNSURE_BYTES))
-    return listed.set_column(listed.schema.get_field_index("kind"), "kind", pc.if_else(large, "other", listed["kind"]))
+    listed = listed.set_column(
+        listed.schema.get_field_index("kind"), "kind", pc.if_else(large, "other", listed["kind"])
+    )
+    picture = pc.and_(pc.equal(listed["kind"], "picture"), pc.is_null(listed["reason"]))
+    large = pc.and_(picture, pc.greater(listed["bytes"], FILE_BYTES))
+    reasons = pc.if_else(large, "unreadable", listed["reason"])
+    details = pc.if_else(large, f"larger than {FILE_BYTES >> 20:,} MiB", listed["detail"])
+    columns = [*listed.columns[:4], reasons, details, listed["kind"]]
+    return pa.table(columns, schema=listed.schema)
 
 
 def _without_others(table: pa.Table, others: Counter[str]) -> pa.Table:
@@ -235,6 +244,8 @@ def _read_all(source: Source, names: list[str], threads: int, report: Report) ->
             data = source.read(name)
         except OSError as error:
             return _Read(0, None, False, str(error))
+        except MemoryError:
+            return _Read(0, None, False, "does not fit into the memory that is left")
         return _Read(len(data), sha256_bytes(data), starts_like_picture(data[:64]))
 
     with ThreadPoolExecutor(threads) as pool:

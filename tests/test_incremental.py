@@ -128,6 +128,30 @@ def test_a_caption_that_changed_comes_or_goes_is_seen(world: Any) -> None:
     assert captions() == ["three"]
 
 
+def test_a_file_that_no_memory_holds_is_a_row(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.add("a.png", noise(0))
+    for name in ("huge.png", "backup", "disk.iso"):
+        with (world.folder / "pictures" / name).open("wb") as handle:
+            handle.truncate(20 << 30)
+    world.add("much.png", noise(1))
+    read, real = [], Path.read_bytes
+
+    def read_bytes(self: Path) -> bytes:
+        read.append(self.name)
+        if self.name == "much.png" or self.stat().st_size > 1 << 30:
+            raise MemoryError
+        return real(self)
+
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    rows = {row["source"]: (row["reason"], row["detail"]) for row in scan(world.load(stages=(1,))).to_pylist()}
+    assert rows == {
+        "a.png": (None, None),
+        "huge.png": ("unreadable", "larger than 1,024 MiB"),
+        "much.png": ("unreadable", "does not fit into the memory that is left"),
+    }
+    assert {"huge.png", "backup", "disk.iso"}.isdisjoint(read)
+
+
 def test_a_caption_that_could_not_be_read_once_is_read_by_the_next_run(
     world: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
