@@ -25,7 +25,17 @@ from deepfloyd_core.faces import find_face
 from deepfloyd_core.files import atomic_path
 from deepfloyd_core.flavours import Stage
 from deepfloyd_core.geometry import REASONS, geometry, judge_sizes
-from deepfloyd_core.ledger import AS_ASKED, INDEX_FILE, LOOKS_FILE, Row, count_rows, part_schema, schema, take_examples
+from deepfloyd_core.ledger import (
+    AS_ASKED,
+    INDEX_FILE,
+    LOOK_BYTES,
+    LOOKS_FILE,
+    Row,
+    count_rows,
+    part_schema,
+    schema,
+    take_examples,
+)
 from deepfloyd_core.left_out import finish_ledger, read_looks
 from deepfloyd_core.looks import look_of
 from deepfloyd_core.pairs import PAIR_REASONS, check_pair, missing_pair
@@ -311,7 +321,7 @@ def _older_verdicts(run: Run, found: pa.Table, workspace: Path) -> Older:
     columns = [name for name in schema(run.config.paired).names if name in (*names, *_PICTURE)]
     table, looks = schema(run.config.paired).empty_table().select(columns), None
     if older and _judging(older.manifest["spec"]) == _judging(_spec(run, found)) and _same_decoder(older):
-        table, looks = pq.read_table(older.path / INDEX_FILE, columns=columns), read_looks(older.path / LOOKS_FILE)
+        table, looks = _read_older(older, columns) or (table, looks)
     table = table.append_column("row", pa.array(np.arange(len(table))))
     of_bytes = pc.or_(pc.is_null(table["reason"]), pc.is_in(table["reason"], pa.array([*_LASTING, *_BESIDE])))
     table = table.filter(of_bytes)
@@ -321,6 +331,15 @@ def _older_verdicts(run: Run, found: pa.Table, workspace: Path) -> Older:
         verdicts = verdicts.set_column(names.index(name), name, pc.if_else(beside, None, table[name]))
     place = pc.index_in(_bytes(found, "sha256"), _bytes(table, "image_id").combine_chunks())
     return Older(verdicts, place.combine_chunks(), looks)
+
+
+def _read_older(older: Artifact, columns: list[str]) -> tuple[pa.Table, np.ndarray] | None:
+    """The ledger and the looks of an index; None where they are damaged: then every picture is judged again."""
+    try:
+        table, looks = pq.read_table(older.path / INDEX_FILE, columns=columns), read_looks(older.path / LOOKS_FILE)
+    except (OSError, ValueError):  # pyarrow's errors are both
+        return None
+    return (table, looks) if looks.shape == (len(table), LOOK_BYTES) and looks.dtype == np.uint8 else None
 
 
 def _bytes(table: pa.Table, image: str) -> pa.ChunkedArray:
@@ -333,7 +352,8 @@ def _bytes(table: pa.Table, image: str) -> pa.ChunkedArray:
 
 def _same_decoder(index: Artifact) -> bool:
     packages = index.manifest["provenance"]["packages"]
-    return all(packages.get(name) == metadata.version(name) for name in ("pillow", "imagehash"))
+    heif = ["pillow-heif"] if HAS_HEIF else []
+    return all(packages.get(name) == metadata.version(name) for name in ("pillow", "imagehash", *heif))
 
 
 def _judging(spec: dict[str, Any]) -> dict[str, Any]:

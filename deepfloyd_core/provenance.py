@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from importlib import metadata
 from typing import Any
 
-_PACKAGES = ("torch", "diffusers", "transformers", "peft", "pillow", "imagehash", "pyarrow", "prefect")
+_PACKAGES = ("torch", "diffusers", "transformers", "peft", "pillow", "imagehash", "pillow-heif", "pyarrow", "prefect")
 
 
 def provenance(started: datetime) -> dict[str, Any]:

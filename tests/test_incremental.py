@@ -263,6 +263,24 @@ def test_only_new_pictures_are_judged_and_the_ledger_is_that_of_a_first_run(worl
     assert (fresh.path / "index.parquet").read_bytes() == (second.path / "index.parquet").read_bytes()
 
 
+@pytest.mark.parametrize("file", ["looks.npy", "index.parquet"])
+@pytest.mark.parametrize("harm", ["gone", "empty", "half", "of fewer rows"])
+def test_a_damaged_index_costs_the_judging_and_no_more(world: Any, file: str, harm: str) -> None:
+    for number in range(3):
+        world.add(f"{number}.png", noise(number))
+    path = world.index(world.load(stages=(1,))).path / file
+    data = path.read_bytes()
+    path.unlink()
+    if harm == "of fewer rows" and file == "looks.npy":
+        np.save(path, np.zeros((1, 8), np.uint8))
+    elif harm != "gone":
+        path.write_bytes(data[: len(data) // 2 if harm == "half" else 0])
+    world.add("new.png", noise(9))
+    run = world.load(stages=(1,))
+    index = world.index(run)
+    assert (index.summary["judged_now"], index.summary["accepted"]) == (4, 4)
+
+
 def test_other_captions_judge_no_picture_again_and_other_sizes_judge_all(world: Any) -> None:
     for number in range(4):
         world.add(f"{number}.png", noise(number, 70, 65 + number))
