@@ -1,32 +1,33 @@
 """Which pictures are held out of training, to measure on.
 
-Of each data set those with the smallest hashes of (seed, picture), so that every machine chooses alike; and first of all
-those that the workspace's last eval set has, so that a picture that was held out is not trained on when others come; of an
-index that was there before, those of its own last one, so that data that went back gives what it gave. Their number is what
-the set can spare unless it is said. Pictures that show the same count as one, and the first of them is hashed: so a copy
-that comes later, and is named after its picture, joins the side that this is on.
+Of each data set those that the workspace held out before, the longest first (`eval_record`): so such a picture, or a copy of
+it, is not trained on when others come, go or were asked for. Then those with the smallest hashes of (seed, picture), so that
+every machine chooses alike. Their number is what the set can spare unless it is said. Pictures that show the same count as
+one, and the first of them is hashed: so a copy that comes later, and is named after its picture, joins the side that this
+is on. Costs two to three passes over three columns of the ledger.
 """
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from deepfloyd_core.artifacts import Artifact, newest
+from deepfloyd_core.artifacts import Artifact
 from deepfloyd_core.config import Run
 from deepfloyd_core.datafile import ImageDataset
 from deepfloyd_core.draws import hash_units, image_keys
 from deepfloyd_core.errors import DataError
+from deepfloyd_core.eval_record import EvalRecord, eval_record
 from deepfloyd_core.files import sha256_bytes
 from deepfloyd_core.flavours import Stage
-from deepfloyd_core.ledger import SCHEMA, ledger_batches
-from deepfloyd_core.row_list import eval_ids
+from deepfloyd_core.ledger import group_names, ledger_batches
 
-EVAL_FORMAT = 6  # 5: the chosen pictures in its spec. 6: `held_out.arrow`
+# 5: the chosen pictures in its spec. 6: `held_out.arrow`. 7: groups that are held out beside them
+EVAL_FORMAT = 7
 MOST, SHARE, FEWEST = 4, 10, 8  # by default: of each SHARE pictures one, at most MOST, at least one from FEWEST on
 _COUNTED = MOST * SHARE  # more pictures than these spare no more
 
@@ -38,12 +39,30 @@ class Choice:
 
     dataset_id: str
     usable: int
-    ids: tuple[str, ...]  # in the order of their hashes
+    ids: tuple[str, ...]  # that are measured on, in the order of their hashes
+    groups: tuple[
+        str, ...
+    ]  # not trained on, each by its first picture: theirs, and further ones that were held out as theirs
 
     @property
     def digest(self) -> str:
-        """16 hex digits over the chosen pictures."""
-        return sha256_bytes("\n".join(self.ids).encode())[:16]
+        """16 hex digits over the chosen pictures and the groups."""
+        return sha256_bytes("\n".join([*self.ids, "", *self.groups]).encode())[:16]
+
+
+@dataclass(frozen=True)
+class _Known:
+    """Of what was held out before, and is in an index, in the order of one data set."""
+
+    names: dict[str, str]  # image_id -> its group, by the first picture of it
+    subjects: dict[str, str]  # image_id -> the picture that was measured on for it
+    groups: dict[
+        str, tuple[int, str]
+    ]  # name -> place of the first of its pictures among these, and the subject of that
+
+    def place(self, name: str) -> int:
+        """The smallest goes first; all groups that are new are equal."""
+        return self.groups[name][0] if name in self.groups else len(self.subjects)
 
 
 def spare(usable: int) -> int:
@@ -58,9 +77,14 @@ def choose_held_out(run: Run, index: Artifact) -> tuple[Choice, ...]:
     Raises DataError where it would leave nothing to train on.
     """
     only = run.config.eval_dataset_id
-    before = _held_out_before(run, index)
     sets = [dataset for dataset in run.datasets if only in (None, dataset.id)]
-    return tuple(choice for dataset in sets if (choice := _choose(run, index, dataset, before)) is not None)
+    with eval_record(run.workspace, run.config.seed) as record:
+        names = _names(index, "image_id", {image_id for pictures in record.sets.values() for image_id in pictures})
+        known = {dataset.id: _known(record, dataset.id, names) for dataset in sets}
+        chosen = [(dataset.id, _choose(run, index, dataset, known[dataset.id])) for dataset in sets]
+        choices = tuple(choice for _, choice in chosen if choice is not None)
+        _remember(record, index, choices, known)
+    return choices
 
 
 def choice_notes(run: Run, choices: tuple[Choice, ...]) -> list[str]:
@@ -89,63 +113,157 @@ def choice_notes(run: Run, choices: tuple[Choice, ...]) -> list[str]:
     return notes
 
 
-def _held_out_before(run: Run, index: Artifact) -> frozenset[str]:
-    """The pictures of the newest eval set of the same seed with one of these data sets; of this very index if it has one."""
-    names = {dataset.id for dataset in run.datasets}
-
-    def fits(record: dict[str, Any]) -> bool:
-        spec: Mapping[str, Any] = record["spec"]
-        return spec["seed"] == run.config.seed and not names.isdisjoint(spec["held_out"])
-
-    def same_data(record: dict[str, Any]) -> bool:
-        return fits(record) and bool(record["inputs"]["image_index"] == index.name)
-
-    last = newest(run.workspace, "eval_set", EVAL_FORMAT, same_data) or newest(
-        run.workspace, "eval_set", EVAL_FORMAT, fits
-    )
-    try:
-        return eval_ids(last) if last else frozenset()
-    except (OSError, pa.ArrowInvalid):
-        return frozenset()  # damaged
+def held_out_pictures(index: Artifact, choices: Iterable[Choice]) -> pa.Array:
+    """What is not trained on: of all data sets the pictures of the groups that are held out, by name, each once."""
+    groups = pa.array(sorted({name for choice in choices for name in choice.groups}), pa.string())
+    found = [pa.array([], pa.string())]
+    for batch in ledger_batches(index, ["image_id", "group"]) if len(groups) else ():
+        found += batch.filter(pc.is_in(group_names(batch), groups))["image_id"].chunks
+    ids = pc.unique(pa.chunked_array(found))
+    return ids.take(pc.sort_indices(ids))
 
 
-def _choose(run: Run, index: Artifact, dataset: ImageDataset, before: frozenset[str]) -> Choice | None:
+def check_left(run: Run, index: Artifact, choices: Iterable[Choice]) -> list[str]:
+    """A line for each data set of which a stage is left nothing to train on, but for the one to measure on.
+
+    Raises DataError when a stage is left nothing at all.
+    """
+    out = held_out_pictures(index, choices)
+    usable: Counter[tuple[Stage, str]] = Counter()
+    left: Counter[tuple[Stage, str]] = Counter()
+    for batch in ledger_batches(index, ["image_id", "dataset_id", "stage1_reason", "stage2_reason"]):
+        free = pc.invert(pc.is_in(batch["image_id"], out))
+        for stage in run.config.stages:
+            fit = pc.is_null(batch[f"stage{stage}_reason"])
+            for counts, rows in ((usable, fit), (left, pc.and_(fit, free))):
+                for each in pc.value_counts(batch["dataset_id"].filter(rows)).to_pylist():
+                    counts[stage, each["values"]] += each["counts"]
+    only, notes = run.config.eval_dataset_id, list[str]()
+    for stage in run.config.stages:
+        of_sets = {name: count for (of, name), count in usable.items() if of == stage}
+        if of_sets and not any(left[stage, name] for name in of_sets):
+            advice = f"Take copies out of {only}, or add pictures to the other sets" if only else "Add other pictures"
+            raise DataError(
+                f"Stage {stage} is left no picture to train on: each of its {sum(of_sets.values())} is held out to measure "
+                f"on, or shows the same as one that is. {advice}."
+            )
+        notes += [
+            f"{name}: no picture of it is trained on at stage {stage}: each of its {count} is held out to measure on, or "
+            "shows the same as one that is"
+            for name, count in sorted(of_sets.items()) if not left[stage, name] and name != only
+        ]  # fmt: skip
+    return notes
+
+
+def _names(index: Artifact, column: str, values: Iterable[str]) -> dict[str, str]:
+    """Of all rows, rejected ones too, with a value in a column (`image_id`, or the group's `name`): image_id -> name."""
+    wanted = pa.array(sorted(values), pa.string())
+    found: dict[str, str] = {}
+    for batch in ledger_batches(index, ["image_id", "group"], rejected=True) if len(wanted) else ():
+        names = group_names(batch)
+        rows = pc.is_in(names if column == "name" else batch[column], wanted)
+        for image_id, name in zip(
+            batch["image_id"].filter(rows).to_pylist(), names.filter(rows).to_pylist(), strict=True
+        ):
+            if found.get(image_id, image_id) == image_id:  # of the same bytes a rejected row is in no group
+                found[image_id] = name
+    return found
+
+
+def _known(record: EvalRecord, dataset_id: str, names: dict[str, str]) -> _Known:
+    subjects = {one: subject for one, subject in record.order_for(dataset_id).items() if one in names}
+    groups: dict[str, tuple[int, str]] = {}
+    for place, (image_id, subject) in enumerate(subjects.items()):
+        groups.setdefault(names[image_id], (place, subject))
+    return _Known(names, subjects, groups)
+
+
+def _choose(run: Run, index: Artifact, dataset: ImageDataset, known: _Known) -> Choice | None:
     """None when the data set feeds no stage or has no picture."""
     fed = tuple(stage for stage in run.config.stages if dataset.factor(stage) is not None)
     asked = run.config.num_eval_images
-    usable = _first_by_hash(run, index, dataset, fed, max(_COUNTED, 2 * (asked or 0) + 1), before) if fed else []
+    rows = _by_hash(run, index, dataset, fed, max(_COUNTED, 2 * (asked or 0) + 1), known) if fed else []
+    usable = sum(fit for _, _, fit in rows)
     if not usable:
         return None
     others = [other for other in run.datasets if other.id != dataset.id and not other.start_step]
     spared = run.config.eval_dataset_id is not None and all(
         any(other.factor(stage) is not None for other in others) for stage in fed
     )  # of others enough is trained on
-    count = asked if asked is not None else MOST if spared else spare(len(usable))
-    if len(usable) <= count and not spared:
+    count = asked if asked is not None else MOST if spared else spare(usable)
+    if usable <= count and not spared:
         raise DataError(
-            f"{dataset.id} has {len(usable)} usable pictures, and num_eval_images = {count} would hold all of them out. "
-            f"Add pictures, or lower num_eval_images; unset, it is {spare(len(usable))}."
+            f"{dataset.id} has {usable} usable pictures, and num_eval_images = {count} would hold all of them out. "
+            f"Add pictures, or lower num_eval_images; unset, it is {spare(usable)}."
         )
-    first = sorted(usable, key=lambda image_id: image_id not in before)[:count]  # stable: by hash otherwise
-    chosen = set(first)
-    return Choice(dataset.id, len(usable), tuple(image_id for image_id in usable if image_id in chosen))
+    ids, groups = _take(rows, count, known)
+    return Choice(dataset.id, usable, tuple(one for one, _, _ in rows if one in ids), groups)
 
 
-def _first_by_hash(
-    run: Run, index: Artifact, dataset: ImageDataset, fed: tuple[Stage, ...], most: int, before: frozenset[str]
-) -> list[str]:
-    """The usable pictures of a data set with the smallest hashes, and those of `before`, by hash; of each group one."""
+def _take(rows: list[tuple[str, str, bool]], count: int, known: _Known) -> tuple[set[str], tuple[str, ...]]:
+    """The pictures to measure on, and all groups that are held out. rows: as `_by_hash`.
+
+    Those held out before go first, one of each subject. One that is unfit now is not measured on, and stays held out.
+    """
+    ids: set[str] = set()
+    groups: set[str] = set()
+    taken: set[str] = set()
+    for image_id, name, fit in sorted(rows, key=lambda row: known.place(row[1])):  # stable
+        if len(ids) == count:
+            break
+        subject = known.groups[name][1] if name in known.groups else image_id
+        if subject in taken:
+            continue
+        groups.add(name)
+        if fit:
+            ids.add(image_id)
+            taken.add(subject)
+    groups |= {known.names[one] for one, subject in known.subjects.items() if subject in taken}
+    return ids, tuple(sorted(groups))
+
+
+def _by_hash(
+    run: Run, index: Artifact, dataset: ImageDataset, fed: tuple[Stage, ...], most: int, known: _Known
+) -> list[tuple[str, str, bool]]:
+    """The usable pictures of a data set with the smallest hashes, and all that are known, by hash; of each group one.
+
+    Each is (picture, its group, whether it is usable).
+    """
     reasons = [f"stage{stage}_reason" for stage in fed]
-    best, known = SCHEMA.empty_table().select(["image_id", "group"]), pa.array(sorted(before), pa.string())
+    ids, groups = pa.array(known.subjects, pa.string()), pa.array(known.groups, pa.string())
+    best = pa.table({"image_id": pa.array([], pa.string()), "name": pa.array([], pa.string()),
+                     "fit": pa.array([], pa.bool_())})  # fmt: skip
     for batch in ledger_batches(index, ["image_id", "group", "dataset_id", *reasons]):
-        fit = pc.equal(batch["dataset_id"], dataset.id)
-        for reason in reasons:
+        name, fit = group_names(batch), pc.is_null(batch[reasons[0]])
+        for reason in reasons[1:]:
             fit = pc.and_(fit, pc.is_null(batch[reason]))
-        best = pa.concat_tables([best, batch.filter(fit).select(best.column_names)])
-        names = pc.coalesce(best["group"], best["image_id"])
-        units = hash_units("eval", run.config.seed, image_keys(names), np.zeros(len(best), np.int64))
-        new = ~pc.is_in(best["image_id"], known).to_numpy()
-        order = np.lexsort((pc.not_equal(names, best["image_id"]).to_numpy(), new, units))
+        own = pc.and_(pc.equal(batch["dataset_id"], dataset.id), pc.or_(fit, pc.is_in(name, groups)))
+        rows = pa.table({"image_id": batch["image_id"], "name": name, "fit": fit}).filter(own)
+        best = pa.concat_tables([best, rows])
+        units = hash_units("eval", run.config.seed, image_keys(best["name"]), np.zeros(len(best), np.int64))
+        place = pc.fill_null(pc.index_in(best["image_id"], ids), len(ids)).to_numpy()  # of a group the longest known
+        later = pc.not_equal(best["name"], best["image_id"]).to_numpy()
+        order = np.lexsort((later, place, ~best["fit"].to_numpy(), units))
         first = order[np.unique(units[order], return_index=True)[1]]
-        best = best.take(first[(np.arange(len(first)) < most) | ~new[first]])
-    return [str(name) for name in best["image_id"].to_pylist()]
+        new = ~pc.is_in(best["name"], groups).to_numpy()[first]
+        best = best.take(first[~new | (np.cumsum(new) <= most)])
+    return list(zip(*(best[column].to_pylist() for column in best.column_names), strict=True))
+
+
+def _remember(record: EvalRecord, index: Artifact, choices: Iterable[Choice], known: dict[str, _Known]) -> None:
+    """Add to the record what is held out, the chosen pictures first, and all that show the same as one that ever was."""
+    kept: dict[str, set[str]] = {}  # of each data set the groups that it held out, now or before
+    for choice in choices:
+        recorded = record.sets.get(choice.dataset_id, {})
+        before = {name for one, name in known[choice.dataset_id].names.items() if one in recorded}
+        kept[choice.dataset_id] = before | set(choice.groups)
+    members = _names(index, "name", set().union(*kept.values()))
+    for choice in choices:
+        mine, groups = known[choice.dataset_id], kept[choice.dataset_id]
+        first = {members[image_id]: image_id for image_id in choice.ids}
+        subjects = first | {name: subject for name, (_, subject) in mine.groups.items()}
+        for name in sorted([*first, *sorted(groups - first.keys())], key=mine.place):  # stable: the new ones by hash
+            record.add(choice.dataset_id, first.get(name) or list(mine.subjects)[mine.place(name)], subjects[name])
+        for image_id, name in members.items():
+            if name in groups:
+                record.add(choice.dataset_id, image_id, subjects[name])

@@ -51,8 +51,9 @@ from deepfloyd_core.types import Report, no_report
 
 log = logging.getLogger(__name__)
 
-# 7: an example of each reason. 8: what a decode may take. 9: why no caption. 10: what a decode takes
-FORMAT = 10
+# 7: an example of each reason. 8: what a decode may take. 9: why no caption. 10: what a decode takes.
+# 11: the first of a group by the numbers in names
+FORMAT = 11
 BLOCK = 4096  # pictures judged, and kept by a killed run, at once
 SHEET, SHEET_CELL_PX = "rejected.png", 144
 TWINS_SHEET, GROUPS_SHOWN = "twins.png", 8

@@ -87,17 +87,27 @@ def read_index(index: Artifact) -> list[Row]:
     return [Row(**row) for row in pq.read_table(index.path / INDEX_FILE).to_pylist()]
 
 
-def ledger_batches(index: Artifact, columns: Iterable[str], stage: Stage | None = None) -> Iterator[pa.Table]:
-    """Columns of the accepted rows of a ledger, in its order, some thousands at a time; of those that feed a stage."""
+def ledger_batches(
+    index: Artifact, columns: Iterable[str], stage: Stage | None = None, *, rejected: bool = False
+) -> Iterator[pa.Table]:
+    """Columns of the accepted rows of a ledger, in its order, some thousands at a time; of those that feed a stage.
+
+    rejected: of the rejected rows too.
+    """
     columns = list(columns)
     asked = list(dict.fromkeys([*columns, "status", *([f"stage{stage}_reason"] if stage else [])]))
     # pre_buffer would hold every column chunk of the file until the end: 800 MiB of ten million rows.
     with pq.ParquetFile(index.path / INDEX_FILE, pre_buffer=False) as file:
         for batch in file.iter_batches(ROWS_AT_ONCE, columns=asked):
-            wanted = pc.equal(batch["status"], "accepted")
+            wanted = pc.or_(pc.equal(batch["status"], "accepted"), rejected)
             if stage:
                 wanted = pc.and_(wanted, pc.is_null(batch[f"stage{stage}_reason"]))
             yield pa.Table.from_batches([batch]).filter(wanted).select(columns)
+
+
+def group_names(rows: pa.Table) -> pa.ChunkedArray:
+    """Of each row (columns `group` and `image_id`) the first picture of its group, itself where it has no twin."""
+    return pc.coalesce(rows["group"], rows["image_id"])
 
 
 def caption_counts(index: Artifact) -> Counter[str]:

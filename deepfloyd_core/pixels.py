@@ -23,7 +23,7 @@ from deepfloyd_core.artifacts import Artifact, Request, WorkDir, locked, newest
 from deepfloyd_core.config import Run
 from deepfloyd_core.datafile import ImageDataset
 from deepfloyd_core.errors import DataError, StorageError
-from deepfloyd_core.eval_choice import EVAL_FORMAT, choose_held_out
+from deepfloyd_core.eval_choice import EVAL_FORMAT, choose_held_out, held_out_pictures
 from deepfloyd_core.files import atomic_path, sha256_bytes
 from deepfloyd_core.flavours import Stage
 from deepfloyd_core.ledger import ledger_batches, schema
@@ -47,7 +47,6 @@ from deepfloyd_core.sources import read_again
 from deepfloyd_core.types import Identity, caption_id
 
 FORMAT = 5  # 4: shards named by content, `rows.arrow`. 5: `times` in it
-_TWIN = ("image_id", "group")
 _REMEDY = "Lower decode_memory_mib, so that such pictures are rows of the ledger, or workers, and start the run again."
 SHEET, SHEET_CROPS, SHEET_CELL_PX = "sheet.jpg", 32, 64
 
@@ -141,22 +140,10 @@ def with_room(layout: Layout, folder: Path) -> Layout:
 def plan_eval(run: Run, index: Artifact, work: WorkDir) -> Layout:
     """One file for each stage and size with the pictures of `choose_held_out`, cropped at the centre; none may be left."""
     plans = write_eval_plan(run, index, run.config.stages, work.path)
-    write_held_out(index, plans, work.path / HELD_OUT_FILE)
+    held_out = held_out_pictures(index, choose_held_out(run, index))
+    with atomic_path(work.path / HELD_OUT_FILE) as tmp, pa.ipc.new_file(tmp, HELD_OUT) as writer:
+        writer.write_table(pa.table([held_out], schema=HELD_OUT))
     return lay_out(plans, _by_id(run), 1 << 30, None)
-
-
-def write_held_out(index: Artifact, plans: list[SizePlan], path: Path) -> None:
-    """List what is not trained on: the pictures of some plans, and of all data sets those that show the same."""
-    chosen = pc.unique(pa.chunked_array([pc.unique(plan.table()["image_id"]) for plan in plans], pa.string()))
-    groups = [batch.filter(pc.is_in(batch["image_id"], chosen))["group"] for batch in ledger_batches(index, _TWIN)]
-    alike = pc.unique(pa.chunked_array([part.combine_chunks() for part in groups], pa.string()).drop_null())
-    out = [
-        batch.filter(pc.or_(pc.is_in(batch["image_id"], chosen), pc.is_in(batch["group"], alike)))["image_id"]
-        for batch in ledger_batches(index, _TWIN)
-    ]
-    ids = pc.unique(pa.chunked_array([part.combine_chunks() for part in out], pa.string()))
-    with atomic_path(path) as tmp, pa.ipc.new_file(tmp, HELD_OUT) as writer:
-        writer.write_table(pa.table([ids.take(pc.sort_indices(ids))], schema=HELD_OUT))
 
 
 def write_eval_plan(

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deepfloyd_core.artifacts import Artifact, all_artifacts, verify_artifact
+from deepfloyd_core.eval_record import damaged_records
 from deepfloyd_core.lineage import Lineage, all_below, inputs_of
 from deepfloyd_core.versions import Version, readable_versions
 
@@ -27,7 +28,7 @@ class Verified:
     versions: int
     missing: tuple[str, ...]
     damaged: tuple[str, ...]
-    records: tuple[str, ...]  # of versions, missing or damaged; and bundles without one
+    records: tuple[str, ...]  # of versions or held-out pictures, missing or damaged; bundles without one
     notes: tuple[str, ...]  # no faults: artifacts of which no version is made, and that lack what they were made from
 
     @property
@@ -56,6 +57,7 @@ def verify_workspace(workspace: Path) -> Verified:
     named = {f"lora_bundle/{version.bundle}" for version in published}
     records += [f"{artifact.path} {_UNPUBLISHED}" for name, artifact in present.items()
                 if artifact.kind == "lora_bundle" and name not in named]  # fmt: skip
+    records += damaged_records(workspace)
     notes = list(_notes(present, lineage, set(every)))
     return Verified(len(present), len(published), tuple(missing), tuple(damaged), tuple(records), tuple(notes))
 

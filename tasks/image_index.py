@@ -7,7 +7,7 @@ from prefect.cache_policies import NO_CACHE
 
 from deepfloyd_core.artifacts import Artifact, materialise
 from deepfloyd_core.config import Run
-from deepfloyd_core.eval_choice import choice_notes, choose_held_out
+from deepfloyd_core.eval_choice import check_left, choice_notes, choose_held_out
 from deepfloyd_core.image_index import build_index, index_request, judges
 from deepfloyd_core.ledger import DUPLICATE, INDEX_FILE, captions_left_out, check_share
 from deepfloyd_core.scan import others_of, scan
@@ -37,6 +37,7 @@ def image_index(run: Run) -> Artifact:
     for line in captions_left_out(index.summary["captions_per_picture"], {one.id: one.repeats for one in run.datasets}):
         log.warning("%s", line)
     check_share(index.summary, run.config.max_rejected_share, index.path / INDEX_FILE)
-    for line in choice_notes(run, choose_held_out(run, index)):
+    choices = choose_held_out(run, index)
+    for line in choice_notes(run, choices) + check_left(run, index, choices):
         log.warning("%s", line)
     return index

@@ -20,7 +20,7 @@ from deepfloyd_core.looks import MAX_BITS, hashes_of, look_of, same_thumbnail
 from deepfloyd_core.pictures import check_decodes
 from deepfloyd_core.row_list import eval_ids, held_out_ids
 from deepfloyd_core.tiny import world as drawn
-from deepfloyd_core.twins import group_alike
+from deepfloyd_core.twins import Member, group_alike
 
 LANCZOS = Image.Resampling.LANCZOS
 
@@ -327,6 +327,25 @@ def test_first_keeps_the_picture_that_feeds_more_stages(world: Any) -> None:
         "b.png": None,
         "c.png": None,
     }
+
+
+def test_of_numbered_pictures_the_lower_number_is_the_first(world: Any) -> None:
+    """Rows of a saved data set have numbers alone for names."""
+    for number in (9, 10, 100):
+        world.add(f"{number}.png", scene(1))
+    world.add("11.png", scene(2))
+    rows = ledger(world.index(world.load({"duplicates": "first"}, stages=(1,), max_rejected_share=0.9)))
+    assert [name for name, row in sorted(rows.items()) if row["reason"] is None] == ["11.png", "9.png"]
+    assert {row["group"] for name, row in rows.items() if name != "11.png"} == {rows["9.png"]["image_id"]}
+
+
+def test_any_name_has_a_place_among_copies() -> None:
+    names = ["", ".", "/", "2", "02", "10", "9" * 5000, "a.jpg", "a (1).jpg", "a2.jpg", "a10.jpg", "b/a.jpg"]
+    members = [Member(row, 0, 1, "set", name, "") for row, name in enumerate(reversed(names))]
+    order = [member.source for member in sorted(members, key=lambda member: member.order)]
+    assert sorted(order) == sorted(names)
+    assert [name for name in order if name.endswith(".jpg")] == names[-5:]
+    assert [name for name in order if name.isdecimal()] == ["02", "2", "10", "9" * 5000]
 
 
 def test_max_num_samples_counts_pictures_that_are_left(world: Any) -> None:
