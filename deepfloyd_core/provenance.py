@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from importlib import metadata
 from typing import Any
 
+DISTRIBUTION = "deepfloyd-pipeline"
 _PACKAGES = ("torch", "diffusers", "transformers", "peft", "pillow", "imagehash", "pillow-heif", "pyarrow", "prefect")
 
 

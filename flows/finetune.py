@@ -11,6 +11,7 @@ from deepfloyd_core.config import Run, load_run
 from deepfloyd_core.jobs import job_starter
 from deepfloyd_core.planned import sample_prompts
 from deepfloyd_core.versions import Version, current, news_of
+from tasks import VERSION
 from tasks.cascade_samples import cascade_samples
 from tasks.conditioning import conditioning
 from tasks.eval_set import eval_set
@@ -25,7 +26,7 @@ from tasks.stage_text import stage_text
 from tasks.text_embeds import text_embeds
 
 
-@flow(name="finetune")
+@flow(name="finetune", version=VERSION)
 @server_awaited
 def finetune(config: str, overrides: list[str] | None = None) -> "State[Version]":
     """Fine-tune the stages that CONFIG names and publish the result: as a new version, unless it is the current one's."""

@@ -7,11 +7,12 @@ from prefect import flow
 from deepfloyd_core.artifacts import Artifact
 from deepfloyd_core.config import load_run
 from deepfloyd_core.errors import ConfigError
+from tasks import VERSION
 from tasks.generated import generated
 from tasks.outbox import server_awaited
 
 
-@flow(name="generate")
+@flow(name="generate", version=VERSION)
 @server_awaited
 def generate(
     config: str, prompt: str | list[str], seed: int = 0, images: int = 1, version: str = "latest",

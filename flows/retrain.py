@@ -15,6 +15,7 @@ from deepfloyd_core.config import load_run
 from deepfloyd_core.planned import planned_bundle
 from deepfloyd_core.versions import Version, current, news_of
 from flows.finetune import make_bundle
+from tasks import VERSION
 from tasks.image_index import image_index
 from tasks.lora_bundle import publish_version
 from tasks.outbox import server_awaited
@@ -24,7 +25,7 @@ from tasks.stage_lora import check_models
 NO_CHANGE = "no change"
 
 
-@flow(name="retrain")
+@flow(name="retrain", version=VERSION)
 @server_awaited
 def retrain(config: str, overrides: list[str] | None = None) -> "State[Version | None]":
     """Index; when the current version is what would be made, complete with "no change"; otherwise publish what would be."""

@@ -9,6 +9,7 @@ from deepfloyd_core.config import Run, load_run
 from deepfloyd_core.flavours import Stage
 from deepfloyd_core.jobs import job_starter
 from deepfloyd_core.planned import sample_prompts
+from tasks import VERSION
 from tasks.conditioning import conditioning
 from tasks.eval_set import eval_set
 from tasks.image_index import image_index
@@ -21,7 +22,7 @@ from tasks.stage_text import stage_text
 from tasks.text_embeds import text_embeds
 
 
-@flow(name="prepare")
+@flow(name="prepare", version=VERSION)
 @server_awaited
 def prepare(config: str, overrides: list[str] | None = None) -> list[Artifact]:
     """Index the pictures and cut the crops of every stage, the eval set, and what a ControlNet follows for both."""
@@ -34,7 +35,7 @@ def prepare(config: str, overrides: list[str] | None = None) -> list[Artifact]:
     return [index, *pixels.values(), held_out, *follow.values()]
 
 
-@flow(name="embed")
+@flow(name="embed", version=VERSION)
 @server_awaited
 def embed(config: str, overrides: list[str] | None = None) -> list[Artifact]:
     """Encode every caption and prompt."""
@@ -43,14 +44,14 @@ def embed(config: str, overrides: list[str] | None = None) -> list[Artifact]:
     return [index, text_embeds(run, index)]
 
 
-@flow(name="train-stage1")
+@flow(name="train-stage1", version=VERSION)
 @server_awaited
 def train_stage1(config: str, overrides: list[str] | None = None) -> list[Artifact]:
     """Train the Stage I LoRA, and make what it needs."""
     return _train(load_run(Path(config), tuple(overrides or ())), 1)
 
 
-@flow(name="train-stage2")
+@flow(name="train-stage2", version=VERSION)
 @server_awaited
 def train_stage2(config: str, overrides: list[str] | None = None) -> list[Artifact]:
     """Train the Stage II LoRA, and make what it needs: Stage I's as well, where that makes low-res pictures for it."""

@@ -1,6 +1,12 @@
 """Prefect tasks, one module per artifact: choose the spec, call the core's builder, publish what the UI shows."""
 
 import logging
+from importlib import metadata
+
+from deepfloyd_core.provenance import DISTRIBUTION
+
+# Of every flow. Prefect's default is a hash of the file of the outermost decorator, one for all of ours.
+VERSION = metadata.version(DISTRIBUTION)
 
 # Prefect forwards this logger to its server (PREFECT_LOGGING_EXTRA_LOGGERS) but leaves its level at WARNING.
 logging.getLogger("deepfloyd_core").setLevel(logging.INFO)

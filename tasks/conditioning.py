@@ -8,13 +8,14 @@ from deepfloyd_core.config import Run
 from deepfloyd_core.flavours import Stage
 from deepfloyd_core.paired_pixels import conditioning_request, plan_conditioning, plan_eval_conditioning
 from deepfloyd_core.pixels import SHEET, build_shards
+from tasks import VERSION
 from tasks.outbox import await_server, server_awaited
 from tasks.progress import progress
 from tasks.publish import publish_pictures
 from tasks.stage_pixels import make_shards
 
 
-@flow(name="stage-conditioning", flow_run_name="stage1-conditioning", validate_parameters=False)
+@flow(name="stage-conditioning", version=VERSION, flow_run_name="stage1-conditioning", validate_parameters=False)
 @server_awaited
 def stage_conditioning(run: Run, index: Artifact, pixels: Artifact) -> Artifact:
     """The pairs of Stage I's crops, as a subflow like that of the crops. The sheet shows each crop and its pair."""

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Hashable
 from contextvars import Context, copy_context
 from dataclasses import dataclass
-from functools import cache, partial, wraps
+from functools import partial, wraps
 from typing import Any, TypeVar, cast
 
 import httpx
@@ -130,7 +130,7 @@ def send_events() -> None:
 
 
 class Outbox:
-    """The queue and its thread."""
+    """The queue and its thread, which starts with the first entry."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -140,7 +140,7 @@ class Outbox:
         self._sent = 0
         self._told: set[str] = set()
         self._context = copy_context()
-        threading.Thread(target=self._loop, name="outbox", daemon=True).start()
+        self._thread = threading.Thread(target=self._loop, name="outbox", daemon=True)
 
     def put(self, call: _Call) -> None:
         """Queue a call."""
@@ -150,13 +150,13 @@ class Outbox:
                 self._calls[waiting[0]] = call
             else:
                 self._calls.append(call)
-            self._changed.notify_all()
+            self._wake()
 
     def put_line(self, line: dict[str, Any]) -> None:
         """Queue a log record, as Prefect's handler prepares it."""
         with self._changed:
             self._lines.append({key: value for key, value in line.items() if key != "__payload_size__"})
-            self._changed.notify_all()
+            self._wake()
 
     def empty(self, patience_s: float) -> bool:
         """Wait until nothing is queued; False when nothing was sent for patience_s."""
@@ -195,6 +195,13 @@ class Outbox:
             time.sleep(ASK_EVERY_S)
         self._note(away=False)
         return True
+
+    def _wake(self) -> None:
+        """Called with the condition's lock."""
+        if self._thread.ident is None:
+            atexit.register(send_what_waits, IN_A_HURRY_S)
+            self._thread.start()
+        self._changed.notify_all()
 
     def _loop(self) -> None:
         while True:
@@ -252,11 +259,12 @@ class Outbox:
             own.run(emit_event, "deepfloyd.server-back", {"prefect.resource.id": "deepfloyd.outbox"})
 
 
-@cache
+_outboxes: dict[int, Outbox] = {}  # by process: no thread survives a fork
+
+
 def _outbox(process_id: int) -> Outbox:
-    """The process's own: no thread survives a fork."""
-    atexit.register(send_what_waits, IN_A_HURRY_S)
-    return Outbox()
+    """The process's. Of two first callers one makes it; no lock, which a fork would inherit locked."""
+    return _outboxes.get(process_id) or _outboxes.setdefault(process_id, Outbox())
 
 
 def _url() -> str:

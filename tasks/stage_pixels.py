@@ -22,6 +22,7 @@ from deepfloyd_core.pixels import (
     plan_shards,
 )
 from deepfloyd_core.types import Report
+from tasks import VERSION
 from tasks.outbox import await_server, server_awaited
 from tasks.progress import progress
 from tasks.publish import publish_pictures
@@ -45,7 +46,7 @@ def stage_pixels(run: Run, index: Artifact, stage: Stage) -> Artifact:
     return _stage_pixels(run, index, stage)
 
 
-@flow(name="stage-pixels", flow_run_name="stage{stage}-pixels", validate_parameters=False)
+@flow(name="stage-pixels", version=VERSION, flow_run_name="stage{stage}-pixels", validate_parameters=False)
 @server_awaited
 def _stage_pixels(run: Run, index: Artifact, stage: Stage) -> Artifact:
     """The crops of one stage."""

@@ -8,19 +8,23 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any
 
 import cloudpickle
 import httpx
 import pytest
+from prefect import Flow
 
 from deepfloyd_core.errors import DataError, JobError
 from flows.server import free_port
 from tasks import conditioning, outbox, stage_pixels
 from tasks.health import healthy
 
+ROOT = Path(__file__).parent.parent
 DEAD = "http://127.0.0.1:9/api"
 
 
@@ -79,6 +83,18 @@ def test_what_the_server_refuses_is_said_once_and_holds_nothing_up(
     ]  # fmt: skip
 
 
+def test_threads_that_are_the_first_to_show_something_share_an_outbox(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Slow(outbox.Outbox):
+        def __init__(self) -> None:
+            time.sleep(0.05)
+            super().__init__()
+
+    monkeypatch.setattr(outbox, "Outbox", Slow)
+    with ThreadPoolExecutor(8) as pool:
+        boxes = list(pool.map(outbox._outbox, [-1] * 8))
+    assert len({id(box) for box in boxes}) == 1
+
+
 @pytest.fixture
 def box(answers: list[bool], monkeypatch: pytest.MonkeyPatch) -> outbox.Outbox:
     """The process's own in this test, with the patience that its promises are of."""
@@ -133,6 +149,17 @@ def test_a_server_that_stays_away_is_waited_for_once(box: outbox.Outbox, monkeyp
     with pytest.raises(JobError, match="has not answered for"):
         whole()
     assert time.monotonic() - begun < 3
+
+
+def test_every_flow_has_the_packages_version_and_waits_for_the_server() -> None:
+    """Prefect's default would be the hash of the file that holds the waiting, for all of them."""
+    modules = [import_module(f"{package}.{file.stem}") for package in ("flows", "tasks")
+               for file in sorted(Path(ROOT, package).glob("*.py")) if "@flow(" in file.read_text()]  # fmt: skip
+    flows = {each.name: each for module in modules for each in vars(module).values() if isinstance(each, Flow)}
+    assert len(flows) == 9
+    for name, each in flows.items():
+        assert each.version == metadata.version("deepfloyd-pipeline"), name
+        assert hasattr(each.fn, "__wrapped__"), name
 
 
 def test_subflows_can_be_sent_to_workers() -> None:
@@ -202,7 +229,8 @@ def test_a_training_outlives_its_server_and_is_shown_by_the_next(
         # The subflow's own stands in its own log.
         assert lines.count("Finished in state Completed()") == len(tasks)
     printed = log.read_text()
-    assert printed.count("does not answer") == 1 and printed.count("answers again") == 1
+    away, back = printed.count("does not answer"), printed.count("answers again")
+    assert away == back >= 1  # on a busy machine a single question can time out as well
     assert "Traceback" not in printed and "ERROR" not in printed
 
 

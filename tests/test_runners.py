@@ -9,7 +9,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -107,9 +107,10 @@ def _kill_a_worker(process: "subprocess.Popen[str]", workspace: Path, is_worker:
     while process.poll() is None and time.monotonic() < deadline:
         if len(list(workspace.glob("stage2_pixels/*/.part-*"))) >= 3:
             for child in psutil.Process(process.pid).children(recursive=True):
-                if is_worker(" ".join(child.cmdline())):
-                    child.send_signal(signal.SIGKILL)
-                    return True
+                with suppress(psutil.Error):  # it has ended meanwhile
+                    if is_worker(" ".join(child.cmdline())):
+                        child.send_signal(signal.SIGKILL)
+                        return True
         time.sleep(0.002)
     return False
 

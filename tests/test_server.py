@@ -293,11 +293,9 @@ def test_a_server_that_is_killed_is_started_again_at_the_same_address(tmp_path: 
     held = _hold(tmp_path)
     url = _url(held)
     for _ in range(2):
-        (process,) = (
-            each for each in psutil.process_iter(["cmdline"]) if str(tmp_path / "server.users") in each.cmdline()
-        )
+        (process,) = (each for each in psutil.process_iter() if _is_server_of(each, tmp_path))
         process.kill()
-        process.wait()
+        process.wait(30)
         deadline = time.monotonic() + 60
         while not healthy(url) and time.monotonic() < deadline:
             time.sleep(0.2)

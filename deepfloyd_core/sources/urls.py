@@ -16,9 +16,9 @@ from deepfloyd_core.caption_tables import table_texts
 from deepfloyd_core.datafile import TABLES, ImageDataset
 from deepfloyd_core.errors import ConfigError
 from deepfloyd_core.files import sha256_bytes, write_bytes
+from deepfloyd_core.provenance import DISTRIBUTION
 from deepfloyd_core.sources.listed import Listed, Texts
 
-DISTRIBUTION = "deepfloyd-pipeline"  # servers refuse the names of libraries
 TRIES = 3
 TIMEOUT = httpx.Timeout(20.0, connect=10.0)  # seconds without a byte
 WHOLE_S = 120.0
@@ -38,6 +38,7 @@ class Urls:
         self._path = Path(self.name)
         if not self._path.is_file():
             raise ConfigError(f"{dataset.id}: csv_file is {self.name!r}, and there is no such file.")
+        # Servers refuse the names of libraries.
         agent = dataset.csv_user_agent or f"{DISTRIBUTION}/{metadata.version(DISTRIBUTION)}"
         self._client = httpx.Client(
             headers={"User-Agent": agent}, follow_redirects=True, timeout=TIMEOUT,
