@@ -19,6 +19,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from deepfloyd_core.counts import many
 from deepfloyd_core.errors import ArtifactError
 from deepfloyd_core.files import (
     canonical_json,
@@ -195,7 +196,7 @@ def commit(path: Path, request: Request, summary: dict[str, Any], started: datet
         "provenance": provenance(started),
     }  # fmt: skip
     write_sealed(path / MANIFEST, record)
-    log.info("%s %s: built, %d files", request.kind, request.fingerprint, len(files))
+    log.info("%s %s: built, %s", request.kind, request.fingerprint, many(len(files), "file"))
     return Artifact(request.kind, request.fingerprint, path)
 
 

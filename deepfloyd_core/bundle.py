@@ -6,6 +6,7 @@ from typing import Any
 
 from deepfloyd_core.artifacts import Artifact, WorkDir
 from deepfloyd_core.config import Run
+from deepfloyd_core.counts import many
 from deepfloyd_core.errors import ArtifactError
 from deepfloyd_core.files import sha256_file, write_bytes
 from deepfloyd_core.flavours import Stage
@@ -104,8 +105,8 @@ def _data_line(index: Artifact) -> str:
 
 def _trained_line(stage: Stage, inputs: dict[str, Artifact]) -> str:
     summary = inputs[f"stage{stage}_lora"].summary
-    pictures = "1 picture" if summary["pictures"] == 1 else f"{summary['pictures']:,} pictures"
-    of = f"Stage {'I' * stage} was trained on {pictures} ({summary['rows']:,} crops)"
+    pictures, crops = many(summary["pictures"], "picture"), many(summary["rows"], "crop")
+    of = f"Stage {'I' * stage} was trained on {pictures} ({crops})"
     if "eval_loss" in summary:
         return f"{of}, and measured on others, held out of training."
     return f"{of}. None was held out, so how it does on pictures that it was not trained on was not measured."

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from deepfloyd_core.artifacts import Artifact
 from deepfloyd_core.checks import check_datasets
 from deepfloyd_core.config import Run
+from deepfloyd_core.counts import many
 from deepfloyd_core.flavours import Stage
 from deepfloyd_core.row_list import held_out_ids, read_row_list
 from deepfloyd_core.spec import parse_spec
@@ -38,7 +39,8 @@ def with_steps(run: Run, stage: Stage, pixels: Artifact, eval_set: Artifact) -> 
         return run
     batches = batches_per_epoch(pixels, held_out_ids(eval_set), config.train_batch_size)
     steps = max(1, -(-config.num_train_epochs * batches // config.gradient_accumulation_steps))
-    log.info("stage %d: %d epochs of %d batches are %d steps", stage, config.num_train_epochs, batches, steps)
+    epochs = f"{many(config.num_train_epochs, 'epoch')} of {many(batches, 'batch', 'batches')}"
+    log.info("stage %d: %s make %s", stage, epochs, many(steps, "step"))
     values = {**config.model_dump(), "num_train_epochs": None, "max_train_steps": steps}
     counted = parse_spec(StageConfig, values, f"stage{stage}, num_train_epochs = {config.num_train_epochs}")
     for note in check_datasets(counted.flavour, run.datasets, stage, steps):

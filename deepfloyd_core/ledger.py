@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from deepfloyd_core.artifacts import Artifact
+from deepfloyd_core.counts import many
 from deepfloyd_core.errors import DataError
 from deepfloyd_core.flavours import Stage
 
@@ -146,16 +147,12 @@ def captions_left_out(counts: CaptionCounts, repeats: Mapping[str, int]) -> list
         more = {int(captions): pictures for captions, pictures in of_set.items() if int(captions) > passes}
         if more:
             shown = "the first alone is" if passes == 1 else f"the first {passes} are"
+            have = many(sum(more.values()), "picture has", "pictures have")
             lines.append(
-                f"{name}: {_many(sum(more.values()))} up to {max(more)} captions, and with repeats = "
-                f"{repeats[name]} {shown} trained. Set repeats = {max(more) - 1}, or disable_multiline_split where the "
-                "lines of a file are one caption"
+                f"{name}: {have} up to {max(more)} captions, and with repeats = {repeats[name]} {shown} trained. "
+                f"Set repeats = {max(more) - 1}, or disable_multiline_split where the lines of a file are one caption"
             )
     return lines
-
-
-def _many(pictures: int) -> str:
-    return "1 picture has" if pictures == 1 else f"{pictures:,} pictures have"
 
 
 def count_rows(ledger: Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from deepfloyd_core.artifacts import all_artifacts
+from deepfloyd_core.counts import many
 from deepfloyd_core.errors import ArtifactError
 from deepfloyd_core.metrics import MEASURES, SAMPLE_MEASURES, UPSCALED_BY, by_noise_level, gained
 from deepfloyd_core.verify import Verified
@@ -48,7 +49,8 @@ def print_verified(out: Console, found: Verified) -> None:
             out.print(labelled(label, "bold red", line))
     for line in found.notes:
         out.print(labelled("note", "yellow", line))
-    out.print(f"{found.artifacts} artifacts and {found.versions} versions checked, {found.faults} faults")
+    checked = f"{many(found.artifacts, 'artifact')} and {many(found.versions, 'version')} checked"
+    out.print(f"{checked}, {many(found.faults, 'fault')}")
     if found.missing or found.damaged:
         out.print(
             "`deepfloyd run` makes again what is missing, from the settings and pictures of the version that needs it. "

@@ -7,7 +7,8 @@ import logging
 from typing import Any
 
 from deepfloyd_core.artifacts import Artifact
-from deepfloyd_core.ledger import INDEX_FILE
+from deepfloyd_core.counts import many
+from deepfloyd_core.ledger import DUPLICATE, INDEX_FILE
 
 log = logging.getLogger("deepfloyd_core.endings")
 _SHEETS = (
@@ -45,6 +46,15 @@ def ending(artifact: Artifact) -> list[str]:
     return [f"{_label(kind)}: {said(summary)}{seen}", *_examples(summary), *_lost(kind, summary)]
 
 
+def twins_line(summary: dict[str, Any]) -> str:
+    """Of an index with pictures that show the same: how many, and what becomes of them."""
+    first = "" if DUPLICATE in summary["reasons"] else "; duplicates = first in a data set trains on one of each"
+    return (
+        f"{many(summary['twins'], 'picture shows', 'pictures show')} the same as {many(summary['twin_groups'], 'other')}: "
+        f"each group is trained on or held out as a whole{first}. See twins.png"
+    )
+
+
 def _label(kind: str) -> str:
     return kind.replace("stage2", "Stage II").replace("stage1", "Stage I").replace("_", " ").replace("lora", "LoRA")
 
@@ -61,7 +71,7 @@ def _samples(summary: dict[str, Any]) -> str:
 def _index(summary: dict[str, Any]) -> str:
     reasons = ", ".join(f"{count:,} {why}" for why, count in summary["reasons"].items())
     rejected = f", {summary['rejected']:,} rejected ({reasons})" if reasons else ", none rejected"
-    return f"{_many(summary['inputs'], 'input')}: {summary['accepted']:,} accepted{rejected}"
+    return f"{many(summary['inputs'], 'input')}: {summary['accepted']:,} accepted{rejected}"
 
 
 def _crops(summary: dict[str, Any]) -> str:
@@ -70,20 +80,21 @@ def _crops(summary: dict[str, Any]) -> str:
     shown = (
         f", shown {summary['shown_per_epoch']:,} times an epoch" if summary["shown_per_epoch"] > summary["rows"] else ""
     )
-    return f"{_many(summary['rows'], 'crop')} of {_many(summary['pictures'], 'picture')}{shown}, {of}"
+    return f"{many(summary['rows'], 'crop')} of {many(summary['pictures'], 'picture')}{shown}, {of}"
 
 
 def _held_out(summary: dict[str, Any]) -> str:
-    return f"{_many(summary['pictures'], 'picture')} held out of training"
+    return f"{many(summary['pictures'], 'picture')} held out of training"
 
 
 def _texts(summary: dict[str, Any]) -> str:
-    return f"{summary['captions']:,} captions and prompts, encoded as {_many(summary['texts'], 'text')}"
+    captions = many(summary["captions"], "caption or prompt", "captions and prompts")
+    return f"{captions}, encoded as {many(summary['texts'], 'text')}"
 
 
 def _training(summary: dict[str, Any]) -> str:
     # Not the first and last step's losses: each is of another t, so they say nothing of what was learnt.
-    said = f"{_many(summary['steps'], 'step')} on {_many(summary['pictures'], 'picture')}"
+    said = f"{many(summary['steps'], 'step')} on {many(summary['pictures'], 'picture')}"
     if "eval_loss" in summary:
         said += f", loss on held-out pictures {summary['eval_loss_base']:.4f} -> {summary['eval_loss']:.4f}"
     return said
@@ -94,17 +105,13 @@ def _lost(kind: str, summary: dict[str, Any]) -> list[str]:
     lines = []
     if kind == "text_embeds" and summary["truncated"]:
         lines.append(
-            f"{_many(summary['truncated'], 'text')} longer than {summary['length']} tokens lost "
-            f"{_many(summary['tokens_lost'], 'token')} at the end"
+            f"{many(summary['truncated'], 'text')} longer than {summary['length']} tokens lost "
+            f"{many(summary['tokens_lost'], 'token')} at the end"
         )
     if kind == "text_embeds" and summary["emptied"]:
         shown = ", ".join(repr(text) for text in summary["emptied_captions"])
         lines.append(
-            f"{_many(summary['emptied'], 'caption')} without a word after IF's cleaning, which drops URLs, tags, file names "
+            f"{many(summary['emptied'], 'caption')} without a word after IF's cleaning, which drops URLs, tags, file names "
             f"and Chinese signs, trained as the empty text: {shown}"
         )
     return lines
-
-
-def _many(count: int, what: str) -> str:
-    return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"

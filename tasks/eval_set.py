@@ -7,6 +7,7 @@ from prefect.cache_policies import NO_CACHE
 
 from deepfloyd_core.artifacts import Artifact, materialise, newest
 from deepfloyd_core.config import Run
+from deepfloyd_core.counts import many
 from deepfloyd_core.pixels import SHEET, build_shards, eval_change, eval_request, plan_eval
 from tasks.publish import publish_pictures
 
@@ -22,8 +23,9 @@ def eval_set(run: Run, index: Artifact) -> Artifact:
     came, went = eval_change(before, held_out) if before and not reused else (0, 0)
     if came or went:
         log.warning(
-            "eval_set %s: %d held-out pictures came in and %d went out since %s, so figures that were measured on them "
-            "are not comparable", held_out.fingerprint, came, went, before.fingerprint if before else "",
+            "eval_set %s: %s came in and %d went out since %s, so figures that were measured on them "
+            "are not comparable", held_out.fingerprint, many(came, "held-out picture"), went,
+            before.fingerprint if before else "",
         )  # fmt: skip
     publish_pictures(held_out, SHEET)
     return held_out

@@ -9,8 +9,9 @@ from deepfloyd_core.artifacts import Artifact, materialise
 from deepfloyd_core.config import Run
 from deepfloyd_core.eval_choice import check_left, choice_notes, choose_held_out
 from deepfloyd_core.image_index import build_index, index_request, judges
-from deepfloyd_core.ledger import DUPLICATE, INDEX_FILE, captions_left_out, check_share
+from deepfloyd_core.ledger import INDEX_FILE, captions_left_out, check_share
 from deepfloyd_core.scan import others_of, scan
+from tasks.endings import twins_line
 from tasks.progress import progress
 from tasks.publish import publish_index
 
@@ -27,13 +28,7 @@ def image_index(run: Run) -> Artifact:
         )
     publish_index(index, others_of(found))
     if index.summary["twin_groups"]:
-        first = (
-            "" if DUPLICATE in index.summary["reasons"] else "; duplicates = first in a data set trains on one of each"
-        )
-        log.info(
-            "image_index %s: %d pictures show the same as %d others: each group is trained on or held out as a whole%s. "
-            "See twins.png", index.fingerprint, index.summary["twins"], index.summary["twin_groups"], first,
-        )  # fmt: skip
+        log.info("image_index %s: %s", index.fingerprint, twins_line(index.summary))
     for line in captions_left_out(index.summary["captions_per_picture"], {one.id: one.repeats for one in run.datasets}):
         log.warning("%s", line)
     check_share(index.summary, run.config.max_rejected_share, index.path / INDEX_FILE)

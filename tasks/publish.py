@@ -12,6 +12,7 @@ from typing import Any
 from PIL import Image
 
 from deepfloyd_core.artifacts import Artifact
+from deepfloyd_core.counts import many
 from deepfloyd_core.image_index import SHEET, TWINS_SHEET
 from deepfloyd_core.metrics import MEASURES, SAMPLE_MEASURES, UPSCALED_BY, by_noise_level, gained
 from deepfloyd_core.products import DETAIL_SHEET, SPOILT_SHEETS
@@ -104,9 +105,9 @@ def publish_buckets(lora: Artifact, batch_size: int) -> None:
     if small:
         more = f" and {len(small) - 5} more" if len(small) > 5 else ""
         log.warning(
-            "%s: %d of %d sizes have fewer crops than train_batch_size (%d), so their batches are smaller: %s%s. "
+            "%s: of %s %s fewer crops than train_batch_size (%d), so batches are smaller: %s%s. "
             "Fewer crop_aspect_buckets or a larger aspect_bucket_alignment merge sizes",
-            lora.kind, len(small), len(buckets), batch_size, ", ".join(small[:5]), more,
+            lora.kind, many(len(buckets), "size"), many(len(small), "has", "have"), batch_size, ", ".join(small[:5]), more,
         )  # fmt: skip
 
 

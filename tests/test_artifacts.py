@@ -318,7 +318,7 @@ def test_verify_finds_extra_and_missing_files_and_a_manifest_of_another_artifact
 def test_the_command_verify_exits_1_on_a_flipped_byte_and_0_without(built: Artifact, tmp_path: Path) -> None:
     command = [sys.executable, "-P", "-m", "flows", "verify", str(tmp_path)]
     good = subprocess.run(command, capture_output=True, text=True)
-    assert (good.returncode, "1 artifacts and 0 versions checked, 0 faults" in good.stdout) == (0, True)
+    assert (good.returncode, "1 artifact and 0 versions checked, 0 faults" in good.stdout) == (0, True)
     (built.path / "a.bin").write_bytes(b"\x00\x01\x03")
     bad = subprocess.run(command, capture_output=True, text=True)
     assert bad.returncode == 1

@@ -897,7 +897,7 @@ def test_a_run_says_when_the_held_out_pictures_are_not_those_of_the_one_before(
     assert "came in" not in said
     next(path for path in (world.folder / "pictures").glob("*.png") if sha256(path) in before).unlink()
     after, said = held_out()
-    assert len(before & after) == 2 and "1 held-out pictures came in and 1 went out since" in said
+    assert len(before & after) == 2 and "1 held-out picture came in and 1 went out since" in said
 
 
 # ---- batches ----------------------------------------------------------------------------------------------------------

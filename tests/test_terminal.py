@@ -8,10 +8,21 @@ from typing import Any
 import pytest
 from rich.table import Table
 
+from tasks.endings import twins_line
 from tasks.terminal import console, labelled
 
 ROOT = Path(__file__).parent.parent
 ODD = "a[red]b[/x] [link=c] :smile: [/]"
+
+
+@pytest.mark.parametrize(
+    ("pictures", "groups", "words"),
+    [(1, 1, "1 picture shows the same as 1 other: "), (3, 1, "3 pictures show the same as 1 other: "),
+     (1200, 2, "1,200 pictures show the same as 2 others: ")],
+)  # fmt: skip
+def test_counts_are_singular_and_plural(pictures: int, groups: int, words: str) -> None:
+    line = twins_line({"twins": pictures, "twin_groups": groups, "reasons": {}})
+    assert line.startswith(words) and "duplicates = first" in line
 
 
 @pytest.mark.parametrize("command", ["ls", "verify", "show"])

@@ -174,7 +174,7 @@ def test_whatever_a_version_needs_is_named_when_it_is_gone_and_so_are_the_versio
     done = deepfloyd("verify", str(release.workspace))
     assert done.exit_code == 1
     (line,) = (line for line in done.output.replace("\n", " ").split("  ") if str(lost) in line)
-    assert "needed by versions 1, 3" in line and "1 faults" in done.output
+    assert "needed by versions 1, 3" in line and ", 1 fault\n" in done.output
     assert "`deepfloyd run` makes again what is missing" in done.output
 
 
