@@ -43,7 +43,7 @@ from deepfloyd_core.parts import finish_part, part_is_whole
 from deepfloyd_core.picture_bytes import HAS_HEIF
 from deepfloyd_core.pictures import Unreadable, check_decodes, check_fits, decode_rgb, decode_what_is_there, read_header
 from deepfloyd_core.rejected import COLUMNS, Rejected, choose, draw
-from deepfloyd_core.scan import data_digest, others_of
+from deepfloyd_core.scan import data_digest, has_heif, others_of
 from deepfloyd_core.sheets import fitted, save_picture, titled_rows
 from deepfloyd_core.sources import read_again
 from deepfloyd_core.twins import Member
@@ -52,7 +52,8 @@ from deepfloyd_core.types import Report, no_report
 log = logging.getLogger(__name__)
 
 # 7: an example of each reason. 8: what a decode may take. 9: why no caption. 10: what a decode takes.
-# 11: the first of a group by the numbers in names
+# 11: the first of a group by the numbers in names. 12: `note`
+FORMAT = 12
 FORMAT = 11
 BLOCK = 4096  # pictures judged, and kept by a killed run, at once
 SHEET, SHEET_CELL_PX = "rejected.png", 144
@@ -107,6 +108,7 @@ class Verdict:
     detail: str | None = None
     stage1_reason: str | None = None
     stage2_reason: str | None = None
+    note: str | None = None  # what is odd about the file, whatever becomes of it
     look: bytes | None = None
 
 
@@ -135,14 +137,13 @@ def index_request(run: Run, found: pa.Table) -> Request:
 
 
 def _spec(run: Run, found: pa.Table) -> dict[str, Any]:
-    heif = pc.any(pc.match_substring_regex(found["source"], r"(?i)\.(heic|heics|heif|heifs|hif)$")).as_py()
     return {
         "datasets": {dataset.id: _index_spec(run, dataset) for dataset in run.datasets},
         "stages": list(run.config.stages),
         "aspect_bucket_alignment": run.config.aspect_bucket_alignment,
         "aspect_bucket_rounding": run.config.aspect_bucket_rounding,
         "decode_memory_mib": run.config.decode_memory_mib,
-        "reads_heif": HAS_HEIF and heif,  # who installs it runs again, and they are judged
+        "reads_heif": HAS_HEIF and has_heif(found),  # who installs it runs again, and they are judged
     }
 
 
@@ -237,14 +238,13 @@ def look(run: Run, dataset: ImageDataset, entry: Entry) -> Verdict:
             aspect = f", aspect {header.size[0] / header.size[1]:.3g}" if why == "aspect_out_of_range" else ""
             return _refused(why, f"{header.size[0]}x{header.size[1]} px{aspect}", known)
         glance = check_decodes(data)
-        known |= {"look": look_of(glance), "detail": glance.note}
+        known |= {"look": look_of(glance), "note": glance.note}
         if dataset.crop and dataset.crop_style == "face":
             known["face"] = find_face(decode_rgb(data))
         pairs = run.pairs_of(dataset)
         if pairs is not None and entry.conditioning and entry.conditioning_id:
             check_pair(pairs, entry.conditioning[0], entry.conditioning_id, header.size, run.config.decode_memory_mib)
     except Unreadable as error:
-        known.pop("detail", None)
         return _refused(error.reason, str(error), known)
     return Verdict(**known, stage1_reason=reasons[1], stage2_reason=reasons[2])
 

@@ -34,6 +34,7 @@ SCHEMA = pa.schema(
         pa.field("status", pa.string(), nullable=False),
         pa.field("reason", pa.string()),
         pa.field("detail", pa.string()),
+        pa.field("note", pa.string()),
         pa.field("image_id", pa.string()),
         pa.field("bytes", pa.int64(), nullable=False),
         pa.field("format", pa.string()),
@@ -77,6 +78,7 @@ class Row:
     face: list[int] | None  # left, top, width, height in the upright picture; None: none was found, or looked for
     stage1_reason: str | None  # why it does not feed Stage I; None: it does
     stage2_reason: str | None
+    note: str | None = None  # what is odd about the file, whether it is accepted or not
     conditioning: str | None = None  # the pair that a ControlNet follows: its name, and the sha256 of its bytes
     conditioning_id: str | None = None
     group: str | None = None  # the first image_id of those that show the same; None: it has no twin

@@ -19,7 +19,7 @@ _NAMED = (
 
 def what_it_is(data: bytes) -> str:
     """A sentence on a file that no reader knows: its format, if it has a name, and what to do."""
-    if data[4:8] == b"ftyp" and data[8:12] in _HEIF_BRANDS:
+    if is_heif(data):
         if HAS_HEIF:
             return "HEIC of a kind that cannot be read: convert it to JPEG"
         return "HEIC: pip install 'deepfloyd-pipeline[heif]' reads it, or convert it to JPEG"
@@ -27,6 +27,11 @@ def what_it_is(data: bytes) -> str:
         if data[before : before + len(start)] == start:
             return "a film, no picture" if name == "a film" else f"{name}: convert it to PNG or JPEG"
     return "not a picture of a known format"
+
+
+def is_heif(data: bytes) -> bool:
+    """Whether a file is HEIF by its first bytes."""
+    return data[4:8] == b"ftyp" and data[8:12] in _HEIF_BRANDS
 
 
 def without_text(data: bytes) -> bytes:

@@ -27,6 +27,7 @@ from deepfloyd_core.errors import DataError
 from deepfloyd_core.files import TMP_PREFIX, atomic_path, sha256_bytes
 from deepfloyd_core.mapped import mapped_table
 from deepfloyd_core.pairs import with_pairs
+from deepfloyd_core.picture_bytes import is_heif
 from deepfloyd_core.sources import Source, open_source
 from deepfloyd_core.sources.names import count_labels, counted, starts_like_picture
 from deepfloyd_core.types import Report, no_report
@@ -52,12 +53,13 @@ SCAN = pa.schema(
     ]
 )
 _NOTES = pa.schema([("source", pa.string()), ("stamp", pa.string()), ("bytes", pa.int64()), ("sha256", pa.string()),
-                    ("kind", pa.string()), ("text_stamp", pa.string()), ("captions", _TEXTS),
+                    ("looks_like", pa.string()), ("text_stamp", pa.string()), ("captions", _TEXTS),
                     ("fault", pa.string())])  # fmt: skip
 _LISTED = pa.schema([("source", pa.string()), ("bytes", pa.int64()), ("stamp", pa.string()),
                      ("text_stamp", pa.string()), ("reason", pa.string()), ("detail", pa.string()),
                      ("kind", pa.string())])  # fmt: skip
 _OTHERS = b"other files"  # in the scan's metadata: how many of each kind are no input, as JSON
+_HEIF = b"HEIF"  # in it as well: some file is HEIF by its first bytes, whatever it is called
 
 
 class _Read(NamedTuple):
@@ -65,7 +67,7 @@ class _Read(NamedTuple):
 
     bytes: int
     sha256: str | None
-    like_picture: bool
+    looks_like: str  # by its first bytes: picture, heif or other
     fault: str | None = None
 
 
@@ -76,19 +78,24 @@ def scan(run: Run, report: Report = no_report) -> pa.Table:
     """
     others: Counter[str] = Counter()
     parts = [_scan_dataset(run, dataset, report, others) for dataset in run.datasets]
+    places: list[pa.Table] = []
     if run.config.paired:
-        parts = _with_places(run, parts, report)
+        parts, places = _with_places(run, parts, report)
     found = pa.concat_tables(parts)
     if not found.num_rows:
-        places = ", ".join(open_source(dataset).name for dataset in run.datasets)
+        where = ", ".join(open_source(dataset).name for dataset in run.datasets)
         beside = f" ({others_line(others)})" if others else ""
-        raise DataError(
-            f"There is no picture in {places}{beside}. Put pictures there, or correct the data set's entry."
-        )
+        raise DataError(f"There is no picture in {where}{beside}. Put pictures there, or correct the data set's entry.")
     if others:
         log.info("%s", others_line(others))
     found = found.sort_by([("dataset_id", "ascending"), ("source", "ascending")]).combine_chunks()
-    return found.replace_schema_metadata({_OTHERS: json.dumps(others)})
+    heif = {_HEIF: b""} if any(map(has_heif, [*parts, *places])) else {}
+    return found.replace_schema_metadata({_OTHERS: json.dumps(others), **heif})
+
+
+def has_heif(found: pa.Table) -> bool:
+    """Whether a scan met HEIF pictures."""
+    return _HEIF in (found.schema.metadata or {})
 
 
 def others_of(found: pa.Table) -> dict[str, int]:
@@ -103,8 +110,8 @@ def others_line(others: Mapping[str, int]) -> str:
     return many.format(counted(others)) if count else ""
 
 
-def _with_places(run: Run, parts: list[pa.Table], report: Report) -> list[pa.Table]:
-    """The scans of the data sets, each with what a scan of its pairs' place has of its pictures."""
+def _with_places(run: Run, parts: list[pa.Table], report: Report) -> tuple[list[pa.Table], list[pa.Table]]:
+    """The scans of the data sets, each with what a scan of its pairs' place has of its pictures; and those scans."""
     scanned: dict[str, pa.Table] = {}
     paired = []
     for dataset, part in zip(run.datasets, parts, strict=True):
@@ -112,7 +119,7 @@ def _with_places(run: Run, parts: list[pa.Table], report: Report) -> list[pa.Tab
         if place is not None and place.id not in scanned:
             scanned[place.id] = _scan_dataset(run, place, report, Counter())
         paired.append(with_pairs(part, scanned[place.id] if place else SCAN.empty_table()))
-    return paired
+    return paired, list(scanned.values())
 
 
 def data_digest(found: pa.Table) -> str:
@@ -161,7 +168,9 @@ def _scan_dataset(run: Run, dataset: ImageDataset, report: Report, others: Count
     hashes = _merged(_where(same, known["sha256"]), to_read, pa.array([file.sha256 for file in read], pa.string()))
     sizes = pc.if_else(pa.array(same), known["bytes"], listed["bytes"]).to_numpy().copy()
     sizes[to_read] = [file.bytes for file in read]
-    kinds = _kinds(listed["kind"], same, known["kind"], to_read, read)
+    seen = pa.array([file.looks_like for file in read], pa.string())
+    looks = _merged(pc.if_else(pa.array(same), known["looks_like"], "picture"), to_read, seen)
+    kinds = pc.if_else(pc.or_(pc.equal(listed["kind"], "unsure"), pc.equal(looks, "heif")), looks, listed["kind"])
     lost = pc.and_(pc.is_null(hashes), pc.is_null(listed["reason"]))
     reasons = pc.if_else(lost, source.lost, listed["reason"])
     details = _merged(listed["detail"], to_read, pa.array([file.fault for file in read], pa.string()))
@@ -179,13 +188,15 @@ def _scan_dataset(run: Run, dataset: ImageDataset, report: Report, others: Count
     noted = (
         [captions, faults] if dataset.own_texts else [pa.nulls(len(listed), _TEXTS), pa.nulls(len(listed), pa.string())]
     )
-    new = pa.table([listed["source"], listed["stamp"], pa.array(sizes), hashes, kinds, stamps, *noted], schema=_NOTES)
+    new = pa.table([listed["source"], listed["stamp"], pa.array(sizes), hashes, looks, stamps, *noted], schema=_NOTES)
     if not new.equals(old):
         _write_notes(notes, new)
     ids = pa.repeat(dataset.id, len(listed))
     details = pc.coalesce(details, faults)
     scanned = pa.table([ids, listed["source"], sizes, hashes, captions, reasons, details, kinds], [*SCAN.names, "kind"])
-    return _without_others(scanned, others).drop_columns(["kind"]).cast(SCAN)
+    heif = pc.any(pc.equal(kinds, "heif")).as_py()
+    scanned = _without_others(scanned, others).drop_columns(["kind"]).cast(SCAN)
+    return scanned.replace_schema_metadata({_HEIF: b""} if heif else None)
 
 
 def _large_ones_left(listed: pa.Table) -> pa.Table:
@@ -209,14 +220,11 @@ def _without_others(table: pa.Table, others: Counter[str]) -> pa.Table:
     return table.filter(pc.invert(other))
 
 
-def _kinds(
-    listed: pa.ChunkedArray, same: np.ndarray, known: pa.ChunkedArray, places: np.ndarray, read: list[_Read]
-) -> pa.ChunkedArray:
-    """The kind of each file, those that their names do not tell by their bytes. One that cannot be read is a picture."""
-    other = np.array([not file.like_picture and file.sha256 is not None for file in read], bool)
-    looked = pc.if_else(pa.array(other), "other", "picture")
-    told = _merged(pc.if_else(pa.array(same), known, "picture"), places, looked.cast(pa.string()))
-    return pc.if_else(pc.equal(listed, "unsure"), told, listed)
+def _looks_like(start: bytes) -> str:
+    """What a file is by its first bytes."""
+    if is_heif(start):
+        return "heif"
+    return "picture" if starts_like_picture(start) else "other"
 
 
 def _equal_stamps(now: pa.ChunkedArray, then: pa.ChunkedArray) -> np.ndarray:
@@ -243,10 +251,10 @@ def _read_all(source: Source, names: list[str], threads: int, report: Report) ->
         try:
             data = source.read(name)
         except OSError as error:
-            return _Read(0, None, False, str(error))
+            return _Read(0, None, "picture", str(error))
         except MemoryError:
-            return _Read(0, None, False, "does not fit into the memory that is left")
-        return _Read(len(data), sha256_bytes(data), starts_like_picture(data[:64]))
+            return _Read(0, None, "picture", "does not fit into the memory that is left")
+        return _Read(len(data), sha256_bytes(data), _looks_like(data[:64]))
 
     with ThreadPoolExecutor(threads) as pool:
         for start in range(0, len(names), BLOCK):

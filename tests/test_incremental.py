@@ -3,6 +3,7 @@
 The other computation is always the same one: a build of the present pictures in a workspace that has no past.
 """
 
+import io
 import os
 import shutil
 from collections.abc import Iterator
@@ -279,6 +280,22 @@ def test_a_damaged_index_costs_the_judging_and_no_more(world: Any, file: str, ha
     run = world.load(stages=(1,))
     index = world.index(run)
     assert (index.summary["judged_now"], index.summary["accepted"]) == (4, 4)
+
+
+def test_what_is_odd_about_a_file_is_kept_while_its_caption_comes_and_goes(world: Any) -> None:
+    whole = io.BytesIO()
+    Image.fromarray(noise(0)).save(whole, "JPEG")
+    world.add("a.jpg", whole.getvalue()[:-2], caption=None)
+    world.add("b.png", noise(1))
+    world.index(world.load(stages=(1,), max_rejected_share=0.5))
+    (world.folder / "pictures" / "a.txt").write_text("a caption")
+    index = world.index(world.load(stages=(1,), max_rejected_share=0.5))
+    assert index.summary["judged_now"] == 0
+    notes = {row["source"]: row["note"] for row in pq.read_table(index.path / "index.parquet").to_pylist()}
+    fresh = world.index(world.load(workspace=str(world.folder / "fresh"), stages=(1,), max_rejected_share=0.5))
+    assert fresh.summary["judged_now"] == 2 and fresh.fingerprint == index.fingerprint
+    assert (fresh.path / "index.parquet").read_bytes() == (index.path / "index.parquet").read_bytes()
+    assert notes == {"a.jpg": "lacks the mark of its end, and nothing else", "b.png": None}
 
 
 def test_other_captions_judge_no_picture_again_and_other_sizes_judge_all(world: Any) -> None:

@@ -124,7 +124,7 @@ def test_each_file_gets_its_answer(world: Any) -> None:
     assert {name: (rows[name]["reason"], rows[name]["detail"]) for name in FILES if rows[name]["reason"]} == {}
     for name, (_, reason, detail) in REFUSED.items():
         assert rows[name]["reason"] == reason and (rows[name]["detail"] or "").startswith(detail), name
-    ends = [name for name, row in rows.items() if row["detail"] == "lacks the mark of its end, and nothing else"]
+    ends = [name for name, row in rows.items() if row["note"] == "lacks the mark of its end, and nothing else"]
     assert ends == ["half an end.jpg", "no end, progressive.jpg", "no end.jpg"]
     crops = {
         row["source"]: off(row["pixels"], (row["width"], row["height"]))
@@ -212,10 +212,11 @@ def test_the_box_of_a_heic_turns_it_and_not_the_tag_in_its_exif() -> None:
     )
 
 
+@pytest.mark.parametrize("name", ["a.heic", "a.jpg", "a"])
 def test_heic_without_its_reader_is_named_with_the_command_and_judged_once_it_is_there(
-    world: Any, monkeypatch: pytest.MonkeyPatch
+    world: Any, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    world.add("a.heic", heic(1))
+    world.add(name, heic(1))
     world.add("b.png", picture())
     with monkeypatch.context() as without:
         without.setattr(image_index, "HAS_HEIF", False)
