@@ -125,16 +125,18 @@ def _numbered(reader: Any) -> Iterator[tuple[int, list[str]]]:
         try:
             cells = next(reader, None)
         except csv.Error as error:
-            raise ValueError(f"line {line}: {error}. A double quote inside of quotes is written twice") from None
+            long = "field limit" in str(error)
+            hint = "Is a double quote not closed?" if long else "A double quote inside of quotes is written twice"
+            raise ValueError(f"line {line}: {error}. {hint}") from None
         if cells is None:
             return
-        if cells:
+        if any(cell.strip() for cell in cells):
             yield line, cells
 
 
 def _jsonl(path: Path, columns: list[str], where: str) -> Iterator[Record]:
     seen: dict[str, None] = {}
-    name, *_ = columns
+    name, nameless = columns[0], ""
     with path.open(encoding=_encoding(path)) as handle:
         for number, line in enumerate(handle, 1):
             if not line.strip():
@@ -146,8 +148,10 @@ def _jsonl(path: Path, columns: list[str], where: str) -> Iterator[Record]:
             if not isinstance(record, dict):
                 raise ValueError(f"line {number} is {type(record).__name__}, not an object")
             seen |= dict.fromkeys(record)
-            if name not in record and name in seen:
-                raise ValueError(f"line {number} has no {name!r}; it has {', '.join(map(repr, record)) or 'nothing'}")
+            if name not in record and not nameless:
+                nameless = f"line {number} has no {name!r}; it has {', '.join(map(repr, record)) or 'nothing'}"
+            if nameless and name in seen:
+                raise ValueError(nameless)  # in whichever order; where no line has the name, the column is wrong
             yield record
     _check_columns(columns, list(seen), where)
 

@@ -136,8 +136,9 @@ def take_examples(ledger: Path) -> dict[str, list[str]]:
     with pq.ParquetFile(ledger, pre_buffer=False) as file:
         for batch in file.iter_batches(columns=["status", "reason", "source", "detail"]):
             own = batch.filter(pc.and_(pc.equal(batch["status"], "rejected"), pc.is_valid(batch["detail"])))
-            for row in own.to_pylist():
-                found.setdefault(row["reason"], [row["source"], row["detail"]])
+            for reason in set(pc.unique(own["reason"]).to_pylist()) - set(found):
+                first = pc.index(own["reason"], reason).as_py()
+                found[reason] = [own[name][first].as_py() for name in ("source", "detail")]
     return dict(sorted(found.items()))
 
 

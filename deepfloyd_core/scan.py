@@ -216,7 +216,9 @@ def _large_ones_left(listed: pa.Table) -> pa.Table:
 def _without_others(table: pa.Table, others: Counter[str]) -> pa.Table:
     """The rows whose `kind` is not `other`; those are counted."""
     other = pc.equal(table["kind"], "other")
-    others.update(count_labels(table["source"].filter(other).to_pylist()))
+    names = table["source"].filter(other)
+    for start in range(0, len(names), LISTED_BLOCK):
+        others.update(count_labels(names.slice(start, LISTED_BLOCK).to_pylist()))
     return table.filter(pc.invert(other))
 
 

@@ -180,6 +180,9 @@ def test_a_broken_table_names_the_place(world: Any, file: str, data: bytes, says
         ("t.csv", "id;caption\n1;a\n", "no column 'id'; it has 'id;caption'. Is ';' what separates"),
         ("t.csv", "id,caption,caption\n1,a,b\n", "2 columns 'caption'"),
         ("t.jsonl", '{"id": 1, "caption": "a"}\n{"caption": "b"}\n', "line 2 has no 'id'; it has 'caption'"),
+        ("t.jsonl", '{"caption": "b"}\n{"id": 1, "caption": "a"}\n', "line 1 has no 'id'; it has 'caption'"),
+        ("t.jsonl", '{"caption": "b"}\n', "no column 'id'; it has 'caption'"),
+        ("t.csv", f"id,caption\n1,{'a' * 140_000}\n", r"field limit \(131072\)\. Is a double quote not closed\?$"),
         ("t.jsonl", '{"id": 1, "caption": "a", "id": 2}\n', "line 1: a name stands there twice: id, caption, id"),
     ],
 )
@@ -211,6 +214,12 @@ def test_a_table_is_read_as_its_first_bytes_say(world: Any, file: str, encoding:
     assert captions(world, caption_strategy=file[2:].replace("tsv", "csv"), parquet={"path": file}) == {
         "a.png": ["Füchse, \u2028 rot"]
     }
+
+
+def test_blank_lines_of_a_table_are_passed_over(world: Any) -> None:
+    add_pictures(world, "a.png")
+    (world.folder / "pictures/t.csv").write_text("id,caption\n \na,x\n\n   \n,\n")
+    assert captions(world, caption_strategy="csv", parquet={"path": "t.csv"}) == {"a.png": ["x"]}
 
 
 def test_rows_without_a_name_are_counted(world: Any, caplog: pytest.LogCaptureFixture) -> None:

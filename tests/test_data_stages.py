@@ -238,6 +238,19 @@ def in_hub_cache(folder: Path, names: dict[str, bytes], blobs: str = "blobs") ->
     return snapshot
 
 
+def test_a_link_to_a_folder_is_told_what_to_do_and_one_with_a_junk_folder_s_name_is_junk(world: Any) -> None:
+    world.add("deep/a.png", noise(0))
+    pictures = world.folder / "pictures"
+    (pictures / "more").symlink_to(pictures / "deep")
+    (pictures / "@eaDir").symlink_to("/etc")
+    for keys, named in (({}, {"more"}), ({"follow_links": True}, set[str]())):
+        index = world.index(world.load(keys, stages=(1,), max_rejected_share=0.5, num_eval_images=0))
+        rows = ledger(index)
+        assert set(rows) == {"deep/a.png"} | named and index.summary["other_files"] == {"@eaDir/": 1}
+        for name in named:
+            assert rows[name]["reason"] == "not_a_file" and "follow_links = true" in rows[name]["detail"]
+
+
 def test_a_snapshot_of_the_hub_s_cache_is_used_and_other_links_by_a_key(world: Any) -> None:
     data = world.add("a.png", noise(0)).read_bytes()
     (world.folder / "secret.txt").write_text("a secret")

@@ -5,6 +5,7 @@ The other computations: what a test itself made of which picture; a comparison o
 
 import io
 import shutil
+from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
@@ -14,6 +15,7 @@ from artifact_rows import ledger, live_rows
 from PIL import Image, ImageDraw, ImageFont
 from test_photographs import photographs, upright_rgb
 
+from deepfloyd_core import twins
 from deepfloyd_core.batches import TrainingRows
 from deepfloyd_core.ledger import LOOK_BYTES
 from deepfloyd_core.looks import MAX_BITS, hashes_of, look_of, same_thumbnail
@@ -202,11 +204,22 @@ def test_groups_are_those_of_a_comparison_of_each_with_each(bits: int) -> None:
         )
 
 
-def test_a_family_of_thousands_that_are_all_alike_is_one_group_and_takes_no_time() -> None:
+def test_a_family_of_thousands_that_are_all_alike_is_one_group_of_few_comparisons(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     rng = np.random.default_rng(0)
     looks = altered(rng, np.repeat(random_looks(rng, 1), 6000, axis=0), 0)
+    compared, near = [0], twins._near
+
+    def counted(*args: Any) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for one, other in near(*args):
+            compared[0] += len(one)
+            yield one, other
+
+    monkeypatch.setattr(twins, "_near", counted)
     first = group_alike(np.arange(len(looks), dtype=np.uint64), looks, np.arange(len(looks)))
     assert not first.any()
+    assert 6000 <= compared[0] <= 15 * 64 * 6000, "each with 64 others, in each of 15 orders"
 
 
 # ---- the split --------------------------------------------------------------------------------------------------------

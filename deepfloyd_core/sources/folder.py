@@ -14,6 +14,7 @@ from deepfloyd_core.sources.listed import Listed, Texts, printable, read_text
 from deepfloyd_core.sources.names import JUNK_FOLDERS, Kind, caption_file, caption_files, kind
 
 RACY_NS = 2_000_000_000  # a file this young may change again without a new time of change (FAT counts in 2 s)
+_FOLLOW = "set follow_links = true to use what it leads to"
 _FOLDERS_AT_ONCE = 8  # whose caption files are remembered: names come folder by folder
 _HUB_FOLDERS = ("datasets--", "models--", "spaces--")
 Entry = os.DirEntry[str]
@@ -54,10 +55,10 @@ class Folder:
             for name, entry in entries.items():
                 if name.startswith("."):
                     continue
-                if self._is_folder(entry):
-                    if name.lower() in JUNK_FOLDERS:
-                        yield Listed(printable(f"{folder}{name}/"), kind="other")
-                    elif self._is_new(entry, seen):
+                if name.lower() in JUNK_FOLDERS and (entry.is_symlink() or self._is_folder(entry)):
+                    yield Listed(printable(f"{folder}{name}/"), kind="other")
+                elif self._is_folder(entry):
+                    if self._is_new(entry, seen):
                         folders.append(f"{folder}{name}/")
                 elif (what := kind(name)) != "caption" and not _is_file(table, entry):
                     text = caption_file(name, texts)
@@ -112,7 +113,7 @@ class Folder:
         real = path.resolve()
         if any(real.is_relative_to(place) for place in self._inside):
             return None
-        return f"is a link to {real}, out of {self._real_root}; set follow_links = true to use what it leads to"
+        return f"is a link to {real}, out of {self._real_root}; {_FOLLOW}"
 
     def _listed(self, entry: Entry, source: str, what: Kind, young: int, text: Entry | None) -> Listed:
         if what == "other" or printable(source) != source:
@@ -121,7 +122,8 @@ class Folder:
             if entry.is_symlink() and (fault := self._leads_out(Path(entry.path))):
                 return Listed(source, reason="outside_root", detail=fault)
             if not entry.is_file():
-                return Listed(source, reason="not_a_file")
+                said = f"is a link to a folder; {_FOLLOW}" if entry.is_symlink() and entry.is_dir() else None
+                return Listed(source, reason="not_a_file", detail=said)
             return Listed(source, entry.stat().st_size, _stamp(entry, young), self._text_stamp(text, young), kind=what)
         except OSError:
             return Listed(source, reason="unreadable")
