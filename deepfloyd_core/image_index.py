@@ -54,7 +54,6 @@ log = logging.getLogger(__name__)
 # 7: an example of each reason. 8: what a decode may take. 9: why no caption. 10: what a decode takes.
 # 11: the first of a group by the numbers in names. 12: `note`
 FORMAT = 12
-FORMAT = 11
 BLOCK = 4096  # pictures judged, and kept by a killed run, at once
 SHEET, SHEET_CELL_PX = "rejected.png", 144
 TWINS_SHEET, GROUPS_SHOWN = "twins.png", 8
