@@ -231,10 +231,15 @@ def test_a_server_that_has_forgotten_the_run_is_one_sentence() -> None:
 
 
 @pytest.mark.parametrize(
-    ("answers", "said"), [(None, "does not answer"), ({"/api/admin/version": (200, VERSION)}, "answers 500")]
+    ("answers", "said"),
+    [
+        (None, "does not answer"),
+        ({"/api/admin/version": (200, VERSION)}, "answers 500"),
+        ({"/api/admin/version": (502, b"{}")}, "answers 502"),
+    ],
 )
 def test_a_server_that_ends_or_fails_after_it_was_asked_is_one_sentence(answers: Any, said: str) -> None:
-    """Prefect's own exception for the first is a RuntimeError."""
+    """Prefect's own exception for the first and the last is a RuntimeError."""
     from prefect import flow
     from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
