@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from artifact_rows import shown_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -432,8 +433,7 @@ def test_every_shuffled_caption_is_in_the_ledger_and_has_an_embed(world: Any) ->
     assert listed[:2] == ["sks dog, park, sunny, grass", "sks cat, sofa, home, red"], "each caption before its variants"
     assert all(caption.startswith(("sks dog, ", "sks cat, ")) for caption in listed)
     assert set(listed) <= set(run_captions(run, caption_counts(index)))
-    trained = [row["caption"] for file in world.pixels(run, index, 1).path.glob("*.parquet")
-               for row in pq.read_table(file, columns=["caption"]).to_pylist()]  # fmt: skip
+    trained = [row["caption"] for row in shown_rows(world.pixels(run, index, 1))]
     assert Counter(trained) == {caption: 4 if caption == listed[0] else 2 for caption in listed}, "repeat % n"
     other = world.load(entry, stages=(1,), seed=5)
     assert index_request(other, scan(other)).fingerprint != index.fingerprint
