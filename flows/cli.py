@@ -39,7 +39,7 @@ class _EachOnce(TyperGroup):
 
 app = typer.Typer(
     cls=_EachOnce, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
-    help=__doc__.split("\n")[0],
+    help="Fine-tune DeepFloyd IF on your own pictures: from a folder with captions to a LoRA that diffusers loads.",
 )  # fmt: skip
 out, err = console(), console(stderr=True)
 stopping = Stopping(err)
