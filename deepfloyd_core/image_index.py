@@ -5,7 +5,8 @@ What an older index of the same settings said of the same bytes is taken over, s
 """
 
 import logging
-from dataclasses import dataclass, fields
+from contextlib import suppress
+from dataclasses import dataclass, fields, replace
 from importlib import metadata
 from itertools import islice
 from pathlib import Path
@@ -16,11 +17,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from deepfloyd_core.artifacts import Artifact, Request, WorkDir, newest
+from deepfloyd_core.artifacts import Artifact, Request, WorkDir, find, newest
 from deepfloyd_core.captions import finished_captions, missing_caption
 from deepfloyd_core.children import Children, Limits, Lost
 from deepfloyd_core.config import Run
 from deepfloyd_core.datafile import ImageDataset, Place
+from deepfloyd_core.errors import ArtifactError
 from deepfloyd_core.faces import find_face
 from deepfloyd_core.files import atomic_path
 from deepfloyd_core.flavours import Stage
@@ -55,6 +57,7 @@ log = logging.getLogger(__name__)
 # 11: the first of a group by the numbers in names. 12: `note`
 FORMAT = 12
 BLOCK = 4096  # pictures judged, and kept by a killed run, at once
+_MORE_TIME = "decode_timeout_s"  # in the spec of an index that gives late pictures more time
 SHEET, SHEET_CELL_PX = "rejected.png", 144
 TWINS_SHEET, GROUPS_SHOWN = "twins.png", 8
 # Settings of a data set that change nothing in its index.
@@ -131,8 +134,19 @@ class Older:
 
 
 def index_request(run: Run, found: pa.Table) -> Request:
-    """The index's identity: the bytes and captions of the scanned files, and the settings that judge them."""
-    return Request("image_index", FORMAT, _spec(run, found), {"data": data_digest(found)})
+    """The index's identity: the bytes and captions of the scanned files, and the settings that judge them.
+
+    Of an index that has pictures that took too long, a longer `decode_timeout_s` makes another.
+    """
+    request = Request("image_index", FORMAT, _spec(run, found), {"data": data_digest(found)})
+    before, summary = find(run.workspace, request), dict[str, Any]()
+    with suppress(ArtifactError):  # of a damaged one nothing is known, and it is made again
+        summary = before.summary if before else summary
+    late = summary.get("reasons", {}).get("timeout")
+    if not late or summary["decode_timeout_s"] >= run.config.decode_timeout_s:
+        return request
+    # What took too long then is tried with more time; an index without such rows is the same for any time.
+    return replace(request, spec=request.spec | {_MORE_TIME: run.config.decode_timeout_s})
 
 
 def _spec(run: Run, found: pa.Table) -> dict[str, Any]:
@@ -192,6 +206,7 @@ def build_index(
         "judged_before": before,
         "captions_per_picture": captions,
         "examples": take_examples(work.path / INDEX_FILE),
+        "decode_timeout_s": run.config.decode_timeout_s,
         "other_files": others_of(found),
     }
 
@@ -362,7 +377,7 @@ def _judging(spec: dict[str, Any]) -> dict[str, Any]:
         name: {key: value for key, value in dataset.items() if key not in _NOT_IN_VERDICT}
         for name, dataset in spec["datasets"].items()
     }
-    return spec | {"datasets": datasets}
+    return {key: value for key, value in spec.items() if key != _MORE_TIME} | {"datasets": datasets}
 
 
 def _size_reason(run: Run, dataset: ImageDataset, stage: Stage, size: tuple[int, int]) -> str | None:

@@ -64,6 +64,20 @@ def test_a_picture_that_takes_too_long_is_a_row_and_is_tried_again_later(world: 
     assert set(reasons(world, run).values()) == {None}, "with more time it is good"
 
 
+def test_a_picture_that_took_too_long_is_tried_again_with_more_time_and_only_then(world: Any) -> None:
+    world.add("a.png", good(0))
+    world.add("slow.png", png(6000, 6000))
+    with Children(1, Limits(seconds=0.1), ("deepfloyd_core.image_index",)) as hasty:
+        late = type(world)(world.folder, hasty)
+        first = late.index(late.load(stages=(1,), decode_timeout_s=0.1, max_rejected_share=0.5))
+    assert first.summary["reasons"] == {"timeout": 1}
+    assert world.index(world.load(stages=(1,), decode_timeout_s=0.1, max_rejected_share=0.5)) == first
+    more = world.load(stages=(1,), decode_timeout_s=50.0)
+    index = world.index(more)
+    assert index.summary["reasons"] == {} and index.summary["judged_now"] == 1
+    assert world.index(more) == index
+
+
 def test_pictures_that_kill_the_decoder_cost_one_row_each(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(image_index, "_look", killed_by_name)
     names = [f"{number}.png" for number in range(30)]
