@@ -405,7 +405,7 @@ def test_a_lora_without_remakes_is_what_it_was_before_there_were_any(small: Prep
     off = request(made, low_res_stage1_share=0.0, low_res_stage1_strength=0.3)
     assert not [key for key in off.spec if key.startswith("low_res_stage1")] and "low_res" not in off.inputs
     on = request({**made, "low_res": remakes})
-    assert on.spec["low_res_stage1_share"] == 1.0 and on.inputs["low_res"] == remakes.fingerprint
+    assert on.spec["low_res_stage1_share"] == 1.0 and on.inputs["low_res"] == f"stage2_low_res/{remakes.fingerprint}"
     half = request({**made, "low_res": remakes}, low_res_stage1_share=0.5)
     assert len({one.fingerprint for one in (off, on, half)}) == 3
 
