@@ -19,7 +19,7 @@ ROOT = TESTS.parent
 sys.path.insert(0, str(TESTS))
 
 import gpu_stubs  # noqa: E402  it makes the modules of benchmarks/ importable
-from gpu_plan import CASES, SPEC, Goal, forecast_s, tolerance  # noqa: E402
+from gpu_plan import CASES, PRODUCT, Goal, forecast_s, tolerance  # noqa: E402
 from gpu_results import empty_table, measured  # noqa: E402
 
 from deepfloyd_core import train  # noqa: E402
@@ -181,7 +181,7 @@ def test_the_plan_fits_into_eight_minutes_with_the_dearest_case_last() -> None:
     assert len({(case.group, case.name) for case in CASES}) == len(CASES)
 
 
-def test_the_goals_are_those_of_the_specification() -> None:
+def test_the_goals_are_those_of_the_product() -> None:
     goals = {(case.name, one.what): one.goal for case in CASES for one in case.figures if one.goal}
     for where, sign, value in (
         (("LoRA r32, IF-I-M", "peak memory"), "<=", 6), (("LoRA r32, IF-I-M", "times the plain loop"), ">=", 2),
@@ -189,7 +189,7 @@ def test_the_goals_are_those_of_the_specification() -> None:
         (("LoRA r32, IF-I-XL", "peak memory"), "<=", 16), (("T5-XXL, resident", "77 tokens: captions/s"), ">=", 500),
         (("T5-XXL, resident", "77 tokens: of that peak"), ">=", 60),
     ):  # fmt: skip
-        assert goals[where] == Goal(sign, value, SPEC), where
+        assert goals[where] == Goal(sign, value, PRODUCT), where
     (gain,) = [goal for (_, what), goal in goals.items() if what == "times the step that is not compiled"]
     assert (gain.sign, gain.value) == (">=", 1.3)
     assert all(goals[name, "gradients, off by"].everywhere for name in ("LoRA", "nf4 base", "ControlNet"))
