@@ -222,7 +222,7 @@ def test_resolve_knows_the_name_and_checks_what_it_got(cache: Path, monkeypatch:
 
 @pytest.mark.slow
 def test_a_run_file_with_a_random_flavour_embeds_its_captions(server: str, tmp_path: Path, new_small_run: Any) -> None:
-    run = new_small_run(tmp_path / "run", pictures=2)
+    run = new_small_run(tmp_path / "run", pictures=3)
     run.config.write_text(run.config.read_text().replace('"tiny-i"', '"random:tiny-i"'))
     environment = {**os.environ, "HF_HOME": str(tmp_path / "home")}
     done = subprocess.run(
