@@ -127,7 +127,8 @@ def noise(run: Run) -> Data:
             for number, name in enumerate(names)
         ][first:last]  # fmt: skip
         write_shard(work.path / f"stage{stage}-{edge}x{edge}-noise.parquet", rows, crops[first:last])
-        places = {"file": [0] * len(rows), "place": range(len(rows)), "key": range(first, last)}
+        ones = [1] * len(rows)
+        places = {"file": [0] * len(rows), "place": range(len(rows)), "key": range(first, last), "times": ones}
         columns = [places.get(name) or [getattr(row, name) for row in rows] for name in ROWS.names]
         table = pa.table([pa.array(list(column), kind) for column, kind in zip(columns, ROWS.types, strict=True)], ROWS)
         for file, listed in ((ROWS_FILE, table), (HELD_OUT_FILE, table.select(HELD_OUT.names))):
