@@ -554,7 +554,8 @@ def test_a_run_ends_in_a_version_that_follows_pictures_of_its_kind(
     assert "conditioning_data" not in done.stderr
     first = made()
     assert summary("image_index")["reasons"] == {"unsupported": 1}
-    assert summary("stage1_conditioning")["rows"] == summary("stage1_pixels")["rows"] == 16
+    assert summary("stage1_conditioning")["rows"] == summary("stage1_pixels")["rows"]
+    assert summary("stage1_pixels")["shown_per_epoch"] == 16
     assert summary("eval_conditioning")["rows"] == 2
     assert not [name for name in summary("cascade_samples") if name.startswith("control_error")]
     assert run.call_here("run", str(run.config), *keys).returncode == 0 and made() == first
