@@ -45,11 +45,18 @@ def _health_for_prefect(url: str) -> int | None:
     import httpx
     from prefect.client.base import ServerType
     from prefect.client.orchestration import get_client
-    from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+    from prefect.settings import (
+        PREFECT_API_URL,
+        PREFECT_CLIENT_MAX_RETRIES,
+        PREFECT_SERVER_EPHEMERAL_ENABLED,
+        temporary_settings,
+    )
+
+    of_this_client = {PREFECT_API_URL: url, PREFECT_CLIENT_MAX_RETRIES: 0, PREFECT_SERVER_EPHEMERAL_ENABLED: False}
 
     try:
         with (
-            temporary_settings({PREFECT_API_URL: url, PREFECT_CLIENT_MAX_RETRIES: 0}),
+            temporary_settings(of_this_client),
             get_client(httpx_settings={"timeout": ANSWER_S}, sync_client=True) as client,  # not that of a flow
         ):
             if client.server_type == ServerType.CLOUD:

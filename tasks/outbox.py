@@ -21,10 +21,16 @@ from typing import Any, TypeVar, cast
 import httpx
 from prefect import artifacts
 from prefect.client.orchestration import get_client
+from prefect.context import SettingsContext
 from prefect.events import emit_event
 from prefect.events.worker import EventsWorker
 from prefect.logging.handlers import set_api_log_sink
-from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+from prefect.settings import (
+    PREFECT_API_URL,
+    PREFECT_CLIENT_MAX_RETRIES,
+    PREFECT_SERVER_EPHEMERAL_ENABLED,
+    temporary_settings,
+)
 
 from deepfloyd_core.errors import JobError
 from tasks.health import healthy
@@ -140,6 +146,7 @@ class Outbox:
         self._sent = 0
         self._told: set[str] = set()
         self._context = copy_context()
+        self._settings = SettingsContext.get()
         self._thread = threading.Thread(target=self._loop, name="outbox", daemon=True)
 
     def put(self, call: _Call) -> None:
@@ -155,6 +162,7 @@ class Outbox:
     def put_line(self, line: dict[str, Any]) -> None:
         """Queue a log record, as Prefect's handler prepares it."""
         with self._changed:
+            self._settings = SettingsContext.get() or self._settings
             self._lines.append({key: value for key, value in line.items() if key != "__payload_size__"})
             self._wake()
 
@@ -221,7 +229,7 @@ class Outbox:
             if self._calls:
                 return self._calls.popleft()
             lines = [self._lines.popleft() for _ in range(min(LINES, len(self._lines)))]
-            return _Call(partial(_send_lines, lines), Context())  # a flow's has its client, which ends with the flow
+            return _Call(partial(_send_lines, lines), _settings_alone(self._settings))
 
     def _send(self, call: _Call) -> None:
         """Until it is done, or of no use."""
@@ -233,7 +241,7 @@ class Outbox:
                 if isinstance(error, httpx.HTTPStatusError) and error.response.status_code < 500:
                     break
                 time.sleep(ASK_EVERY_S)
-                self._back_within(float("inf"))
+                call.context.run(self._back_within, float("inf"))
             except Exception as error:  # whatever it is, it only showed something
                 lost = error
                 break
@@ -272,8 +280,18 @@ def _url() -> str:
 
 
 def _without_retries(request: Callable[[], object]) -> None:
-    with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}):
+    # Where no server is named Prefect would start one of its own, which outlives this process.
+    with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0, PREFECT_SERVER_EPHEMERAL_ENABLED: False}):
         request()
+
+
+def _settings_alone(settings: SettingsContext | None) -> Context:
+    """A context with a caller's settings, which in a worker elsewhere alone name the server; but without a flow's client,
+    which ends with the flow."""
+    context = Context()
+    if settings is not None:
+        context.run(SettingsContext.__var__.set, settings)
+    return context
 
 
 def _send_lines(lines: list[dict[str, Any]]) -> None:

@@ -95,6 +95,33 @@ def test_threads_that_are_the_first_to_show_something_share_an_outbox(monkeypatc
     assert len({id(box) for box in boxes}) == 1
 
 
+def test_records_of_a_worker_elsewhere_go_to_the_server_that_its_task_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its environment names none; Prefect hands a task its flow's settings in its context."""
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    seen: list[str] = []
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    monkeypatch.setattr(outbox, "_send_lines", lambda lines: seen.append(str(PREFECT_API_URL.value())))
+    box = outbox.Outbox()
+    with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:4321/api"}):
+        box.put_line({"message": "a line"})
+    assert box.empty(5.0) and seen == ["http://127.0.0.1:4321/api"]
+
+
+def test_where_no_server_is_named_none_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    from prefect.server.api import server
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    started: list[str] = []
+    monkeypatch.setattr(server.SubprocessASGIServer, "start", lambda *_, **__: started.append("a server"))
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    box = outbox.Outbox()
+    with temporary_settings(restore_defaults={PREFECT_API_URL}):
+        box.put_line({"message": "a line"})
+        assert box.empty(5.0) and not healthy("None")
+    assert started == []
+
+
 @pytest.fixture
 def box(answers: list[bool], monkeypatch: pytest.MonkeyPatch) -> outbox.Outbox:
     """The process's own in this test, with the patience that its promises are of."""
