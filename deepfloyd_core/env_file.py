@@ -8,6 +8,7 @@ from pathlib import Path
 
 from deepfloyd_core.errors import ConfigError
 from deepfloyd_core.shell_text import read_assignments
+from deepfloyd_core.spec import read_config_text
 
 # Variables whose option has another name than their own in lower case.
 _OPTIONS = {
@@ -51,11 +52,7 @@ def read_env_file(path: Path, options: frozenset[str]) -> tuple[dict[str, str], 
 
     Raises ConfigError for a file that cannot be read, and for a line that a shell would read otherwise than this.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = "no such file" if isinstance(error, FileNotFoundError) else str(error)
-        raise ConfigError(f"{path} cannot be read: {reason}.") from None
+    text = read_config_text(path)
     try:
         variables = read_assignments(text)
     except ValueError as error:

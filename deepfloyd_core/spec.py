@@ -84,13 +84,18 @@ PathOrNumber = Annotated[str, AfterValidator(_placed_unless_number)]
 NameOrPath = Annotated[str, AfterValidator(_placed_if_there)]
 
 
-def read_config_file(path: Path) -> Any:
-    """Read TOML or JSON (whole-line `#` comments allowed in JSON). Raises ConfigError with the parser's line number."""
+def read_config_text(path: Path) -> str:
+    """The text of a configuration file, UTF-8 with or without its mark. Raises ConfigError."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = "no such file" if isinstance(error, FileNotFoundError) else str(error)
         raise ConfigError(f"{path} cannot be read: {reason}.") from None
+
+
+def read_config_file(path: Path) -> Any:
+    """Read TOML or JSON (whole-line `#` comments allowed in JSON). Raises ConfigError with the parser's line number."""
+    text = read_config_text(path)
     try:
         if path.suffix.lower() == ".toml":
             return tomllib.loads(text)

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from collections.abc import Callable
 from contextlib import suppress
 from types import FrameType
 from typing import NoReturn
@@ -11,13 +12,18 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 def main() -> None:
     """Run the command line."""
-    for number in SIGNALS:
-        # `nohup` ignores SIGHUP, to be obeyed; a script's `&` ignores SIGINT, and then nothing could be stopped.
-        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, _leave)
+    answer_signals(_leave)
     from flows.cli import main
 
     main()
+
+
+def answer_signals(handler: Callable[[int, FrameType | None], None]) -> None:
+    """Have a function called for each of SIGNALS."""
+    for number in SIGNALS:
+        # `nohup` ignores SIGHUP, to be obeyed; a script's `&` ignores SIGINT, and then nothing could be stopped.
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, handler)
 
 
 def _leave(number: int, frame: FrameType | None) -> NoReturn:

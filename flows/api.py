@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from urllib.parse import urlsplit
 
 from deepfloyd_core.errors import ConfigError, DeepFloydError, JobError
-from tasks.health import health, healthy
+from tasks.health import asked_once, health, healthy
 
 EXAMPLE = "http://127.0.0.1:4200/api"
 
@@ -90,10 +90,10 @@ def _refusal() -> str:
     from packaging.version import InvalidVersion, Version
     from prefect.client.base import ServerType
     from prefect.client.orchestration import get_client
-    from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+    from prefect.settings import PREFECT_API_AUTH_STRING
 
     try:
-        with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}), get_client(sync_client=True) as client:
+        with asked_once(), get_client(sync_client=True) as client:
             if client.server_type == ServerType.CLOUD:
                 return ""
             server, ours = Version(client.api_version()), Version(client.client_version())

@@ -18,7 +18,7 @@ from typing import NoReturn
 
 from rich.console import Console
 
-from flows.__main__ import SIGNALS
+from flows.__main__ import SIGNALS, answer_signals
 from flows.processes import kill_below
 
 GRACE_S = 3.0  # from the first signal to the end of what does not end by itself
@@ -51,10 +51,7 @@ class Stopping:
         os.set_blocking(write_fd, False)
         signal.set_wakeup_fd(write_fd, warn_on_full_buffer=False)
         os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))  # a fork's signals are its own
-        for number in SIGNALS:
-            # `nohup` ignores SIGHUP, to be obeyed; a script's `&` ignores SIGINT, and then nothing could be stopped.
-            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
-                signal.signal(number, self._on_signal)
+        answer_signals(self._on_signal)
         atexit.register(_ignore_signals)
         threading.Thread(target=self._watch, args=(read_fd,), daemon=True, name="stopping").start()
 

@@ -7,6 +7,8 @@ import http.client
 import json
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from urllib.parse import urlsplit
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -24,6 +26,24 @@ def health(url: str) -> int | None:
     near = parts.scheme == "http" and parts.hostname in LOOPBACK
     status = _health_alone(url) if near else 401
     return _health_for_prefect(url) if status in (401, 403) else status
+
+
+@contextmanager
+def asked_once(url: str | None = None) -> Iterator[None]:
+    """Clients of this block ask the server, or the one at an address, without tries again, and start none.
+
+    Where no server is named Prefect would start one of its own, which outlives this process.
+    """
+    from prefect.settings import (
+        PREFECT_API_URL,
+        PREFECT_CLIENT_MAX_RETRIES,
+        PREFECT_SERVER_EPHEMERAL_ENABLED,
+        temporary_settings,
+    )
+
+    named = {} if url is None else {PREFECT_API_URL: url}
+    with temporary_settings({**named, PREFECT_CLIENT_MAX_RETRIES: 0, PREFECT_SERVER_EPHEMERAL_ENABLED: False}):
+        yield
 
 
 def _health_alone(url: str) -> int | None:
@@ -45,18 +65,10 @@ def _health_for_prefect(url: str) -> int | None:
     import httpx
     from prefect.client.base import ServerType
     from prefect.client.orchestration import get_client
-    from prefect.settings import (
-        PREFECT_API_URL,
-        PREFECT_CLIENT_MAX_RETRIES,
-        PREFECT_SERVER_EPHEMERAL_ENABLED,
-        temporary_settings,
-    )
-
-    of_this_client = {PREFECT_API_URL: url, PREFECT_CLIENT_MAX_RETRIES: 0, PREFECT_SERVER_EPHEMERAL_ENABLED: False}
 
     try:
         with (
-            temporary_settings(of_this_client),
+            asked_once(url),
             get_client(httpx_settings={"timeout": ANSWER_S}, sync_client=True) as client,  # not that of a flow
         ):
             if client.server_type == ServerType.CLOUD:

@@ -25,15 +25,10 @@ from prefect.context import SettingsContext
 from prefect.events import emit_event
 from prefect.events.worker import EventsWorker
 from prefect.logging.handlers import set_api_log_sink
-from prefect.settings import (
-    PREFECT_API_URL,
-    PREFECT_CLIENT_MAX_RETRIES,
-    PREFECT_SERVER_EPHEMERAL_ENABLED,
-    temporary_settings,
-)
+from prefect.settings import PREFECT_API_URL
 
 from deepfloyd_core.errors import JobError
-from tasks.health import healthy
+from tasks.health import asked_once, healthy
 
 log = logging.getLogger("deepfloyd_core.outbox")
 
@@ -280,8 +275,7 @@ def _url() -> str:
 
 
 def _without_retries(request: Callable[[], object]) -> None:
-    # Where no server is named Prefect would start one of its own, which outlives this process.
-    with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0, PREFECT_SERVER_EPHEMERAL_ENABLED: False}):
+    with asked_once():
         request()
 
 
