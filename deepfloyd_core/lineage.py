@@ -4,6 +4,7 @@ Read from manifests; a version's record keeps a copy, because the manifests belo
 """
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from deepfloyd_core.artifacts import Artifact
@@ -25,26 +26,29 @@ def inputs_of(artifact: Artifact) -> list[str] | None:
 def lineage_of(workspace: Path, name: str) -> Lineage:
     """Inputs of an artifact, of its inputs, and so on; without those whose manifests cannot be read."""
     known: Lineage = {}
-    seen, left = set[str](), [name]
-    while left:
-        name = left.pop()
-        if name in seen:
-            continue
-        seen.add(name)
+
+    def read(name: str) -> list[str]:
         kind, fingerprint = name.split("/")
         inputs = inputs_of(Artifact(kind, fingerprint, workspace / name))
         if inputs is not None:
             known[name] = inputs
-            left += inputs
+        return inputs or []
+
+    _walk(name, read)
     return known
 
 
 def all_below(name: str, lineage: Lineage) -> set[str]:
     """An artifact's name, those of its inputs, of theirs, and so on."""
+    return _walk(name, lambda each: lineage.get(each, []))
+
+
+def _walk(name: str, inputs: Callable[[str], list[str]]) -> set[str]:
+    """The names that are reached from one; each is asked for its inputs once."""
     below, left = set[str](), [name]
     while left:
         name = left.pop()
         if name not in below:
             below.add(name)
-            left += lineage.get(name, ())
+            left += inputs(name)
     return below

@@ -23,6 +23,7 @@ from urllib.parse import urlsplit
 from deepfloyd_core.errors import ConfigError, DeepFloydError, JobError
 from deepfloyd_core.storage import flock
 from flows.api import check_access, check_api, without_login
+from flows.background import meanwhile
 from flows.proxies import without_loopback
 from flows.server_log import LogReader, errors_told
 from tasks.health import healthy
@@ -165,9 +166,8 @@ def _start(home: Path, port: int | None, environ: dict[str, str]) -> str:
 @contextmanager
 def _kept_up(home: Path, url: str, environ: dict[str, str]) -> Iterator[None]:
     """Meanwhile start the server again, at the same address, when it has ended: it was killed, or the memory was full."""
-    ended = threading.Event()
 
-    def loop() -> None:
+    def loop(ended: threading.Event) -> None:
         for count in range(RESTARTS + 1):
             while _address(home) is not None:
                 if ended.wait(LOOK_EVERY_S):
@@ -181,19 +181,14 @@ def _kept_up(home: Path, url: str, environ: dict[str, str]) -> Iterator[None]:
                     _start(home, urlsplit(url).port, environ)
         log.warning("the Prefect server of %s has ended %d times; it is left so", home, RESTARTS + 1)
 
-    def watch() -> None:
+    def watch(ended: threading.Event) -> None:
         try:
-            loop()
+            loop(ended)
         except (DeepFloydError, OSError) as error:
             log.warning("%s", error)
 
-    thread = threading.Thread(target=watch, name="server-kept-up", daemon=True)
-    thread.start()
-    try:
+    with meanwhile("server-kept-up", watch, LOOK_EVERY_S):
         yield
-    finally:
-        ended.set()
-        thread.join(LOOK_EVERY_S)
 
 
 def _wait_until_healthy(home: Path, url: str) -> None:

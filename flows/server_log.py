@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from flows.background import meanwhile
+
 READ_EVERY_S = 2.0
 LONGEST_ERROR = 300  # characters
 LONGEST_RECORD = 1 << 16  # of which the end is kept
@@ -88,7 +90,7 @@ class LogReader:
 @contextmanager
 def errors_told(log: LogReader, tell: Callable[[str], None]) -> Iterator[None]:
     """Meanwhile tell, in a line each, of every service error that the log gains; of the same one once."""
-    told, ended = set[str](), threading.Event()
+    told = set[str]()
 
     def look(to_the_end: bool = False) -> None:
         for found in log.errors(to_the_end):
@@ -96,15 +98,12 @@ def errors_told(log: LogReader, tell: Callable[[str], None]) -> Iterator[None]:
                 told.add(found.key)
                 tell(f"the Prefect server's service {found.service} fails: {found.error} (log: {log.path})")
 
-    def loop() -> None:
+    def loop(ended: threading.Event) -> None:
         while not ended.wait(READ_EVERY_S):
             look()
 
-    thread = threading.Thread(target=loop, name="server-log", daemon=True)
-    thread.start()
     try:
-        yield
+        with meanwhile("server-log", loop):
+            yield
     finally:
-        ended.set()
-        thread.join()
         look(to_the_end=True)
