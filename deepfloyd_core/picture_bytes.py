@@ -5,7 +5,8 @@ from struct import pack
 
 JPEG_START, JPEG_END, PNG_START = b"\xff\xd8\xff", b"\xff\xd9", b"\x89PNG\r\n\x1a\n"
 HAS_HEIF = find_spec("pillow_heif") is not None
-_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+AVIF_BRANDS = (b"avif", b"avis")
+HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 _TEXTS, _XMP, _MAX_XMP = (b"tEXt", b"zTXt", b"iTXt"), b"XML:com.adobe.xmp\0\0", 1 << 20
 # Start of the file, how many bytes before it, what it is called.
 _NAMED = (
@@ -31,7 +32,7 @@ def what_it_is(data: bytes) -> str:
 
 def is_heif(data: bytes) -> bool:
     """Whether a file is HEIF by its first bytes."""
-    return data[4:8] == b"ftyp" and data[8:12] in _HEIF_BRANDS
+    return data[4:8] == b"ftyp" and data[8:12] in HEIF_BRANDS
 
 
 def without_text(data: bytes) -> bytes:
@@ -64,7 +65,7 @@ def is_cut(data: bytes) -> bool:
     """Whether a file that could not be read lacks its end: by its stated length, or by the mark that closes it."""
     if data[:4] == b"RIFF" and data[8:12] in (b"WEBP", b""):
         return len(data) < 8 + int.from_bytes(data[4:8], "little")
-    if data[4:8] == b"ftyp" and data[8:12] in (b"avif", b"avis", *_HEIF_BRANDS):
+    if data[4:8] == b"ftyp" and data[8:12] in AVIF_BRANDS + HEIF_BRANDS:
         return _boxes_are_cut(data)
     ends = {b"\x89PNG": b"IEND", b"GIF8": b";", JPEG_START: JPEG_END}
     return any(data.startswith(start) and end not in data[-16:] for start, end in ends.items())

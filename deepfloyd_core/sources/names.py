@@ -8,6 +8,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Literal
 
+from deepfloyd_core.picture_bytes import AVIF_BRANDS, HEIF_BRANDS
+
 Kind = Literal["picture", "unsure", "caption", "other"]
 
 
@@ -58,7 +60,7 @@ def starts_like_picture(data: bytes) -> bool:
     """Whether the first bytes are those of a format that pictures come in, also of one that is not read here."""
     if data[4:8] == b"ftyp":
         brands = data[8 : min(len(data), int.from_bytes(data[:4], "big"), 64)]
-        return any(brands[at : at + 4] in _BRANDS for at in range(0, len(brands), 4))
+        return any(brands[at : at + 4] in AVIF_BRANDS + HEIF_BRANDS for at in range(0, len(brands), 4))
     if data[:4] == b"RIFF":
         return data[8:12] == b"WEBP"
     if data[:2] == b"BM":
@@ -66,7 +68,6 @@ def starts_like_picture(data: bytes) -> bool:
     return data.startswith(_STARTS)
 
 
-_BRANDS = (b"avif", b"avis", b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 _STARTS = (
     b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+",
     b"\xff\n", b"\0\0\0\x0cJXL ",
