@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from polling import within
 
 from deepfloyd_core.files import read_sealed
 
@@ -68,12 +69,7 @@ def living(session: int) -> list[int]:
 
 
 def all_ended(session: int, seconds: float = 10) -> bool:
-    deadline = time.monotonic() + seconds
-    while living(session):
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.01)
-    return True
+    return within(seconds, lambda: not living(session))
 
 
 def contents(workspace: Path) -> dict[str, Any]:

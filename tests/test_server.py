@@ -21,6 +21,7 @@ from typing import Any, ClassVar
 
 import psutil
 import pytest
+from polling import within
 
 from deepfloyd_core.errors import ConfigError, DataError, JobError
 from flows import server
@@ -330,12 +331,7 @@ def test_runs_share_a_server_and_the_last_one_stops_it(tmp_path: Path) -> None:
 
 
 def _gone_within(url: str, limit_s: float) -> bool:
-    deadline = time.monotonic() + limit_s
-    while healthy(url):
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.1)
-    return True
+    return within(limit_s, lambda: not healthy(url), every_s=0.1)
 
 
 @pytest.mark.slow
