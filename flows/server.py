@@ -167,25 +167,27 @@ def _start(home: Path, port: int | None, environ: dict[str, str]) -> str:
 def _kept_up(home: Path, url: str, environ: dict[str, str]) -> Iterator[None]:
     """Meanwhile start the server again, at the same address, when it has ended: it was killed, or the memory was full."""
 
-    def loop(ended: threading.Event) -> None:
+    def start_again(ended: threading.Event) -> None:
+        with (home / "server.lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not ended.is_set() and _address(home) is None:  # else another user was faster
+                log.warning("the Prefect server of %s has ended; it is started again", home)
+                _start(home, urlsplit(url).port, environ)
+
+    def watch(ended: threading.Event) -> None:
         for count in range(RESTARTS + 1):
             while _address(home) is not None:
                 if ended.wait(LOOK_EVERY_S):
                     return
             if count == RESTARTS:
                 break
-            with (home / "server.lock").open("a") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)
-                if not ended.is_set() and _address(home) is None:  # else another user was faster
-                    log.warning("the Prefect server of %s has ended; it is started again", home)
-                    _start(home, urlsplit(url).port, environ)
+            try:
+                start_again(ended)
+            except (DeepFloydError, OSError) as error:  # it was killed again, or its port is not free yet
+                log.warning("%s", error)
+                if ended.wait(LOOK_EVERY_S):
+                    return
         log.warning("the Prefect server of %s has ended %d times; it is left so", home, RESTARTS + 1)
-
-    def watch(ended: threading.Event) -> None:
-        try:
-            loop(ended)
-        except (DeepFloydError, OSError) as error:
-            log.warning("%s", error)
 
     with meanwhile("server-kept-up", watch, LOOK_EVERY_S):
         yield

@@ -36,9 +36,14 @@ def finished(
     return run, done.stdout + done.stderr
 
 
-def _digest(folder: Path) -> dict[str, str]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+def _digest(workspace: Path) -> dict[str, str]:
+    """Of everything but the scan's notes: they trust no file that is younger than 2 s, so a later scan may add to them."""
+    files = {str(path.relative_to(workspace)): path for path in sorted(workspace.rglob("*")) if path.is_file()}
+    return {
+        name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for name, path in files.items()
+        if not name.startswith(".scan/")
+    }
 
 
 def _post(server: str, path: str, body: dict[str, Any]) -> Any:

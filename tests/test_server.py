@@ -310,6 +310,25 @@ def test_a_server_that_is_killed_is_started_again_at_the_same_address(tmp_path: 
     assert held.returncode == 0 and not healthy(url)
 
 
+def test_a_server_that_dies_while_it_is_started_again_is_started_once_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    starts: list[int] = []
+
+    def start(home: Path, port: int, environ: dict[str, str]) -> str:
+        starts.append(port)
+        if len(starts) < 3:
+            raise JobError("The Prefect server did not start.")
+        monkeypatch.setattr(server, "_address", lambda home: "http://127.0.0.1:4201/api")
+        return ""
+
+    monkeypatch.setattr(server, "LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr(server, "_start", start)
+    with server._kept_up(tmp_path, "http://127.0.0.1:4201/api", {}):
+        assert within(5, lambda: len(starts) == 3, every_s=0.01)
+    assert starts == [4201] * 3
+
+
 @pytest.mark.slow
 def test_a_server_starts_where_the_environment_names_a_proxy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in PROXIES:
