@@ -33,13 +33,14 @@ from deepfloyd_core import stage_loss, train
 from deepfloyd_core.artifacts import Artifact, materialise
 from deepfloyd_core.batches import Draws
 from deepfloyd_core.config import Run
+from deepfloyd_core.crop_requests import eval_request
 from deepfloyd_core.embeds import Embeds
 from deepfloyd_core.flavours import resolve
 from deepfloyd_core.jobs import Job
 from deepfloyd_core.ledger import caption_counts
 from deepfloyd_core.metrics import mean_and_interval
 from deepfloyd_core.objective import low_res
-from deepfloyd_core.pixels import build_shards, eval_request, plan_eval
+from deepfloyd_core.pixels import build_shards, plan_eval
 from deepfloyd_core.products import LORA_FILE
 from deepfloyd_core.row_list import shard_files
 from deepfloyd_core.sampling import make_sampler, sample_stage2

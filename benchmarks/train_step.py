@@ -108,7 +108,8 @@ Data = tuple[Artifact, Artifact, list[str]]  # pixels, eval set, captions
 
 def prepared(run: Run) -> Data:
     """A run's data, as the product makes it of the pictures."""
-    from deepfloyd_core.pixels import build_shards, eval_request, plan_eval
+    from deepfloyd_core.crop_requests import eval_request
+    from deepfloyd_core.pixels import build_shards, plan_eval
 
     (stage,) = run.config.stages
     index, pixels = prepare(run, stage)

@@ -62,8 +62,9 @@ def several_sets(folder: Path, stage: Stage, entries: list[dict[str, Any]], **ke
 def prepare(run: Run, stage: Stage) -> tuple[Artifact, Artifact]:
     """Index and pixels, as `deepfloyd prepare` makes them, in this thread."""
     # What looks into pictures needs packages that the GPU day does without.
+    from deepfloyd_core.crop_requests import pixels_request
     from deepfloyd_core.image_index import build_index, index_request, judges
-    from deepfloyd_core.pixels import build_shards, pixels_request, plan_shards
+    from deepfloyd_core.pixels import build_shards, plan_shards
     from deepfloyd_core.scan import scan
 
     with judges(run) as children:

@@ -1,16 +1,17 @@
 """Which pictures are held out of training, to measure on.
 
 Of each data set those that the workspace held out before, the longest first (`eval_record`): so such a picture, or a copy of
-it, is not trained on when others come, go or were asked for. Then those with the smallest hashes of (seed, picture), so that
-every machine chooses alike. Their number is what the set can spare unless it is said. Pictures that show the same count as
-one, and the first of them is hashed: so a copy that comes later, and is named after its picture, joins the side that this
-is on. Costs two to three passes over three columns of the ledger.
+it, is not trained on when others come, go or were asked for. Then those that every stage can use, whichever are in the run;
+among these the smallest hashes of (seed, picture), so that every machine chooses alike. Their number is what the set can
+spare unless it is said. Pictures that show the same count as one, and the first of them is hashed: so a copy that comes
+later, and is named after its picture, joins the side that this is on. Costs two to three passes over three columns of the
+ledger.
 """
 
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, reduce
 
 import numpy as np
 import pyarrow as pa
@@ -22,9 +23,8 @@ from deepfloyd_core.datafile import ImageDataset
 from deepfloyd_core.draws import hash_units, image_keys
 from deepfloyd_core.errors import DataError
 from deepfloyd_core.eval_record import EvalRecord, eval_record
-from deepfloyd_core.files import sha256_bytes
-from deepfloyd_core.flavours import Stage
-from deepfloyd_core.ledger import group_names, ledger_batches
+from deepfloyd_core.flavours import STAGES, Stage
+from deepfloyd_core.ledger import group_names, ledger_batches, schema
 
 # 5: the chosen pictures in its spec. 6: `held_out.arrow`. 7: groups that are held out beside them
 EVAL_FORMAT = 7
@@ -43,11 +43,6 @@ class Choice:
     groups: tuple[
         str, ...
     ]  # not trained on, each by its first picture: theirs, and further ones that were held out as theirs
-
-    @property
-    def digest(self) -> str:
-        """16 hex digits over the chosen pictures and the groups."""
-        return sha256_bytes("\n".join([*self.ids, "", *self.groups]).encode())[:16]
 
 
 @dataclass(frozen=True)
@@ -121,6 +116,22 @@ def held_out_pictures(index: Artifact, choices: Iterable[Choice]) -> pa.Array:
         found += batch.filter(pc.is_in(group_names(batch), groups))["image_id"].chunks
     ids = pc.unique(pa.chunked_array(found))
     return ids.take(pc.sort_indices(ids))
+
+
+def chosen_pictures(run: Run, index: Artifact, columns: tuple[str, ...]) -> pa.Table:
+    """The chosen pictures (some columns), each once, in the order of their choice."""
+    found = schema(run.config.paired).empty_table().select(columns)
+    parts = [found]
+    choices = {choice.dataset_id: pa.array(choice.ids, pa.string()) for choice in choose_held_out(run, index)}
+    for batch in ledger_batches(index, columns) if any(map(len, choices.values())) else ():
+        for name, ids in choices.items():
+            own = pc.and_(pc.equal(batch["dataset_id"], name), pc.is_in(batch["image_id"], ids))
+            parts.append(batch.filter(own))
+    found = pa.concat_tables(parts)
+    pairs = list(zip(found["dataset_id"].to_pylist(), found["image_id"].to_pylist(), strict=True))
+    place = {pair: at for at, pair in reversed(list(enumerate(pairs)))}  # of two rows of a picture the first
+    order = [place[name, image_id] for name, ids in choices.items() for image_id in ids.to_pylist()]
+    return found.take(pa.array(order, pa.int64()))
 
 
 def check_left(run: Run, index: Artifact, choices: Iterable[Choice]) -> list[str]:
@@ -225,29 +236,35 @@ def _take(rows: list[tuple[str, str, bool]], count: int, known: _Known) -> tuple
 def _by_hash(
     run: Run, index: Artifact, dataset: ImageDataset, fed: tuple[Stage, ...], most: int, known: _Known
 ) -> list[tuple[str, str, bool]]:
-    """The usable pictures of a data set with the smallest hashes, and all that are known, by hash; of each group one.
+    """The usable pictures of a data set with the smallest hashes, and all that are known, by hash; of each group one. Those
+    come first that every stage could use which the set can feed: a stage that is added to the run then finds them chosen.
 
     Each is (picture, its group, whether it is usable).
     """
-    reasons = [f"stage{stage}_reason" for stage in fed]
+    reasons = [f"stage{stage}_reason" for stage in STAGES if dataset.factor(stage) is not None]
+    of_run = [f"stage{stage}_reason" for stage in fed]
     ids, groups = pa.array(known.subjects, pa.string()), pa.array(known.groups, pa.string())
     best = pa.table({"image_id": pa.array([], pa.string()), "name": pa.array([], pa.string()),
-                     "fit": pa.array([], pa.bool_())})  # fmt: skip
+                     "fit": pa.array([], pa.bool_()), "everywhere": pa.array([], pa.bool_())})  # fmt: skip
     for batch in ledger_batches(index, ["image_id", "group", "dataset_id", *reasons]):
-        name, fit = group_names(batch), pc.is_null(batch[reasons[0]])
-        for reason in reasons[1:]:
-            fit = pc.and_(fit, pc.is_null(batch[reason]))
+        name = group_names(batch)
+        fit, everywhere = (
+            reduce(pc.and_, [pc.is_null(batch[reason]) for reason in some]) for some in (of_run, reasons)
+        )
         own = pc.and_(pc.equal(batch["dataset_id"], dataset.id), pc.or_(fit, pc.is_in(name, groups)))
-        rows = pa.table({"image_id": batch["image_id"], "name": name, "fit": fit}).filter(own)
+        columns = {"image_id": batch["image_id"], "name": name, "fit": fit, "everywhere": everywhere}
+        rows = pa.table(columns).filter(own)
         best = pa.concat_tables([best, rows])
         units = hash_units("eval", run.config.seed, image_keys(best["name"]), np.zeros(len(best), np.int64))
         place = pc.fill_null(pc.index_in(best["image_id"], ids), len(ids)).to_numpy()  # of a group the longest known
         later = pc.not_equal(best["name"], best["image_id"]).to_numpy()
-        order = np.lexsort((later, place, ~best["fit"].to_numpy(), units))
+        less = ~best["everywhere"].to_numpy()
+        order = np.lexsort((later, less, place, ~best["fit"].to_numpy(), units))
         first = order[np.unique(units[order], return_index=True)[1]]
+        first = first[np.argsort(less[first], kind="stable")]
         new = ~pc.is_in(best["name"], groups).to_numpy()[first]
         best = best.take(first[~new | (np.cumsum(new) <= most)])
-    return list(zip(*(best[column].to_pylist() for column in best.column_names), strict=True))
+    return list(zip(*(best[column].to_pylist() for column in ("image_id", "name", "fit")), strict=True))
 
 
 def _remember(record: EvalRecord, index: Artifact, choices: Iterable[Choice], known: dict[str, _Known]) -> None:

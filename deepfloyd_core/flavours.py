@@ -8,6 +8,7 @@ from deepfloyd_core.errors import ConfigError, ModelError
 from deepfloyd_core.spec import is_there
 
 Stage = Literal[1, 2]
+STAGES: tuple[Stage, ...] = (1, 2)
 UPSCALE = 4  # Stage II makes 4x4 pixels of each of Stage I's
 TINY = Path(__file__).parent / "tiny"
 RANDOM = "random:"  # before a name: the same architecture with random weights

@@ -7,6 +7,7 @@ What an older index of the same settings said of the same bytes is taken over, s
 import logging
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
+from functools import reduce
 from importlib import metadata
 from itertools import islice
 from pathlib import Path
@@ -25,7 +26,7 @@ from deepfloyd_core.datafile import ImageDataset, Place
 from deepfloyd_core.errors import ArtifactError
 from deepfloyd_core.faces import find_face
 from deepfloyd_core.files import atomic_path
-from deepfloyd_core.flavours import Stage
+from deepfloyd_core.flavours import STAGES, Stage
 from deepfloyd_core.geometry import REASONS, geometry, judge_sizes
 from deepfloyd_core.ledger import (
     AS_ASKED,
@@ -35,6 +36,7 @@ from deepfloyd_core.ledger import (
     Row,
     count_rows,
     part_schema,
+    row_digests,
     schema,
     take_examples,
 )
@@ -54,8 +56,8 @@ from deepfloyd_core.types import Report, no_report
 log = logging.getLogger(__name__)
 
 # 7: an example of each reason. 8: what a decode may take. 9: why no caption. 10: what a decode takes.
-# 11: the first of a group by the numbers in names. 12: `note`
-FORMAT = 12
+# 11: the first of a group by the numbers in names. 12: `note`. 13: digests of the rows that feed each stage
+FORMAT = 13
 BLOCK = 4096  # pictures judged, and kept by a killed run, at once
 _MORE_TIME = "decode_timeout_s"  # in the spec of an index that gives late pictures more time
 SHEET, SHEET_CELL_PX = "rejected.png", 144
@@ -74,6 +76,7 @@ _LASTING = (
 _SHOWN = (
     "too_small", "aspect_out_of_range", "not_for_this_stage", "corrupt", "truncated", "caption_missing", *PAIR_REASONS,
 )  # fmt: skip
+_SIZES = ("aspect_out_of_range", "too_small", "not_for_this_stage")  # said first to last: why a stage cannot use a size
 # Said of pictures whose bytes are good.
 _BESIDE = ("caption_missing", "conditioning_missing", "conditioning_ambiguous", *AS_ASKED)
 _PICTURE = ("dataset_id", "image_id", "conditioning_id")  # what a verdict is of
@@ -208,6 +211,7 @@ def build_index(
         "examples": take_examples(work.path / INDEX_FILE),
         "decode_timeout_s": run.config.decode_timeout_s,
         "other_files": others_of(found),
+        "rows": row_digests(work.path / INDEX_FILE, run.config.paired),
     }
 
 
@@ -215,6 +219,8 @@ def judge(run: Run, dataset: ImageDataset, entry: Entry, verdict: Verdict) -> Ro
     """The ledger's row of one file, of which its bytes said `verdict`."""
     captions = finished_captions(dataset, entry.captions, run.config.seed)
     reason, detail = verdict.reason, verdict.detail
+    if reason is None:
+        reason, detail = _unfit(run, verdict)
     if reason is None and not captions:
         reason, detail = "caption_missing", entry.detail or missing_caption(dataset, entry.source, entry.captions)
     names = tuple(entry.conditioning or ())
@@ -243,14 +249,9 @@ def look(run: Run, dataset: ImageDataset, entry: Entry) -> Verdict:
         header = read_header(data)
         known = {"format": header.format, "width": header.size[0], "height": header.size[1]}
         check_fits(header.size, run.config.decode_memory_mib)
-        reasons = {stage: _size_reason(run, dataset, stage, header.size) for stage in (1, 2)}
-        whys = [reason for stage, reason in reasons.items() if stage in run.config.stages]
-        if all(whys):
-            why = next(
-                reason for reason in ("aspect_out_of_range", "too_small", "not_for_this_stage") if reason in whys
-            )
-            aspect = f", aspect {header.size[0] / header.size[1]:.3g}" if why == "aspect_out_of_range" else ""
-            return _refused(why, f"{header.size[0]}x{header.size[1]} px{aspect}", known)
+        known |= {f"stage{stage}_reason": _size_reason(run, dataset, stage, header.size) for stage in STAGES}
+        if all(known[f"stage{stage}_reason"] for stage in run.config.stages):
+            return Verdict(**known)
         glance = check_decodes(data)
         known |= {"look": look_of(glance), "note": glance.note}
         if dataset.crop and dataset.crop_style == "face":
@@ -260,7 +261,17 @@ def look(run: Run, dataset: ImageDataset, entry: Entry) -> Verdict:
             check_pair(pairs, entry.conditioning[0], entry.conditioning_id, header.size, run.config.decode_memory_mib)
     except Unreadable as error:
         return _refused(error.reason, str(error), known)
-    return Verdict(**known, stage1_reason=reasons[1], stage2_reason=reasons[2])
+    return Verdict(**known)
+
+
+def _unfit(run: Run, verdict: Verdict) -> tuple[str | None, str | None]:
+    """Why no stage of the run can use a picture of its size, and the detail; None where one can."""
+    whys = [verdict.stage1_reason if stage == 1 else verdict.stage2_reason for stage in run.config.stages]
+    if not all(whys) or not verdict.width or not verdict.height:
+        return None, None
+    why = next(reason for reason in _SIZES if reason in whys)
+    aspect = f", aspect {verdict.width / verdict.height:.3g}" if why == "aspect_out_of_range" else ""
+    return why, f"{verdict.width}x{verdict.height} px{aspect}"
 
 
 def _judge_block(run: Run, entries: list[Entry], known: list[Verdict | None], children: Children) -> list[Row]:
@@ -326,11 +337,15 @@ def _look(job: tuple[Run, ImageDataset, Entry]) -> Verdict:
 
 
 def _refused(reason: str, detail: str | None = None, known: dict[str, Any] | None = None) -> Verdict:
-    return Verdict(**known or {}, reason=reason, detail=detail, stage1_reason=reason, stage2_reason=reason)
+    return Verdict(
+        **{**(known or {}), "reason": reason, "detail": detail, "stage1_reason": reason, "stage2_reason": reason}
+    )
 
 
 def _older_verdicts(run: Run, found: pa.Table, workspace: Path) -> Older:
-    """Verdicts of the newest index whose settings judge alike."""
+    """Verdicts of the newest index whose settings judge alike, whatever its stages; none on a picture that was of no use
+    there, and so not decoded, and is of use here.
+    """
     older = newest(workspace, "image_index", FORMAT)
     names = [field.name for field in fields(Verdict) if field.name != "look"]
     columns = [name for name in schema(run.config.paired).names if name in (*names, *_PICTURE)]
@@ -339,8 +354,10 @@ def _older_verdicts(run: Run, found: pa.Table, workspace: Path) -> Older:
         table, looks = _read_older(older, columns) or (table, looks)
     table = table.append_column("row", pa.array(np.arange(len(table))))
     of_bytes = pc.or_(pc.is_null(table["reason"]), pc.is_in(table["reason"], pa.array([*_LASTING, *_BESIDE])))
-    table = table.filter(of_bytes)
-    beside = pc.is_in(table["reason"], pa.array(_BESIDE))
+    unseen = pc.is_in(table["reason"], pa.array(_SIZES))
+    useful = [pc.is_null(table[f"stage{stage}_reason"]) for stage in run.config.stages]
+    table = table.filter(pc.and_(of_bytes, pc.invert(pc.and_(unseen, reduce(pc.or_, useful)))))
+    beside = pc.is_in(table["reason"], pa.array([*_BESIDE, *_SIZES]))
     verdicts = table.select([*names, "row"])
     for name in ("reason", "detail"):
         verdicts = verdicts.set_column(names.index(name), name, pc.if_else(beside, None, table[name]))
@@ -372,12 +389,12 @@ def _same_decoder(index: Artifact) -> bool:
 
 
 def _judging(spec: dict[str, Any]) -> dict[str, Any]:
-    """The part of an index's spec that decides verdicts: all but captions and limits on how many are used."""
+    """The part of an index's spec that decides verdicts: all but captions, limits on how many are used, and stages."""
     datasets = {
         name: {key: value for key, value in dataset.items() if key not in _NOT_IN_VERDICT}
         for name, dataset in spec["datasets"].items()
     }
-    return {key: value for key, value in spec.items() if key != _MORE_TIME} | {"datasets": datasets}
+    return {key: value for key, value in spec.items() if key not in (_MORE_TIME, "stages")} | {"datasets": datasets}
 
 
 def _size_reason(run: Run, dataset: ImageDataset, stage: Stage, size: tuple[int, int]) -> str | None:

@@ -17,7 +17,8 @@ import pyarrow.parquet as pq
 from deepfloyd_core.artifacts import Artifact
 from deepfloyd_core.counts import many
 from deepfloyd_core.errors import DataError
-from deepfloyd_core.flavours import Stage
+from deepfloyd_core.flavours import STAGES, Stage
+from deepfloyd_core.mapped import table_digest
 
 CaptionCounts = dict[str, dict[str, int]]  # of each data set: how many pictures have "1", "2", ... captions
 
@@ -48,6 +49,16 @@ SCHEMA = pa.schema(
     ]
 )
 _PAIR = [pa.field("conditioning", pa.string()), pa.field("conditioning_id", pa.string())]
+PICTURE = (
+    "image_id",
+    "source",
+    "dataset_id",
+    "width",
+    "height",
+    "captions",
+    "face",
+)  # the columns that crops are made of
+PAIR = (*PICTURE, "conditioning", "conditioning_id")  # and those of their pairs
 
 
 def schema(paired: bool) -> pa.Schema:
@@ -97,10 +108,23 @@ def ledger_batches(
 
     rejected: of the rejected rows too.
     """
-    columns = list(columns)
+    yield from _batches(index.path / INDEX_FILE, list(columns), stage, rejected)
+
+
+def row_digests(ledger: Path, paired: bool) -> dict[str, str]:
+    """Of each stage a digest over the rows that feed it, by the name of the stage's artifact: the pictures, in their order,
+    and with `paired` what is followed for them. Equal digests, equal crops.
+    """
+    digests = {f"stage{stage}_pixels": table_digest(_batches(ledger, list(PICTURE), stage)) for stage in STAGES}
+    if paired:
+        digests["stage1_conditioning"] = table_digest(_batches(ledger, list(PAIR), 1))
+    return digests
+
+
+def _batches(ledger: Path, columns: list[str], stage: Stage | None, rejected: bool = False) -> Iterator[pa.Table]:
     asked = list(dict.fromkeys([*columns, "status", *([f"stage{stage}_reason"] if stage else [])]))
     # pre_buffer would hold every column chunk of the file until the end: 800 MiB of ten million rows.
-    with pq.ParquetFile(index.path / INDEX_FILE, pre_buffer=False) as file:
+    with pq.ParquetFile(ledger, pre_buffer=False) as file:
         for batch in file.iter_batches(ROWS_AT_ONCE, columns=asked):
             wanted = pc.or_(pc.equal(batch["status"], "accepted"), rejected)
             if stage:

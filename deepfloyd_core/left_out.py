@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from deepfloyd_core.config import Run
 from deepfloyd_core.draws import hash_units, image_keys
 from deepfloyd_core.files import atomic_path
-from deepfloyd_core.flavours import Stage
+from deepfloyd_core.flavours import STAGES
 from deepfloyd_core.ledger import (
     BEYOND,
     DUPLICATE,
@@ -35,7 +35,7 @@ def finish_ledger(run: Run, parts: list[Path], rows: int, out: Path) -> tuple[li
     parts: the judged rows (PART), in order; rows: in all of them.
     """
     looks = _write_looks(parts, rows, out / LOOKS_FILE)
-    groups = _groups(parts, looks, run.config.stages)
+    groups = _groups(parts, looks)
     group, why, of = (np.full(rows, None, object) for _ in range(3))
     firsts = {dataset.id for dataset in run.datasets if dataset.duplicates == "first"}
     for members in groups:
@@ -87,7 +87,7 @@ def _write_looks(parts: list[Path], rows: int, path: Path) -> np.ndarray:
     return read_looks(path)
 
 
-def _groups(parts: list[Path], looks: np.ndarray, stages: tuple[Stage, ...]) -> list[list[Member]]:
+def _groups(parts: list[Path], looks: np.ndarray) -> list[list[Member]]:
     """The groups of two and more accepted pictures, each in its order; by the name of their first."""
     keys, places, start = [], [], 0
     for part in parts:
@@ -101,14 +101,14 @@ def _groups(parts: list[Path], looks: np.ndarray, stages: tuple[Stage, ...]) -> 
     size = np.bincount(first, minlength=len(first))
     twins = np.flatnonzero(size[first] > 1)
     groups: dict[int, list[Member]] = {}
-    for member in _members(parts, accepted[twins], first[twins], stages):
+    for member in _members(parts, accepted[twins], first[twins]):
         groups.setdefault(member.group, []).append(member)
     ordered = [sorted(members, key=lambda member: member.order) for members in groups.values()]
     return sorted(ordered, key=lambda members: members[0].order[1:])
 
 
-def _members(parts: list[Path], rows: np.ndarray, groups: np.ndarray, stages: tuple[Stage, ...]) -> Iterable[Member]:
-    reasons = [f"stage{stage}_reason" for stage in stages]
+def _members(parts: list[Path], rows: np.ndarray, groups: np.ndarray) -> Iterable[Member]:
+    reasons = [f"stage{stage}_reason" for stage in STAGES]  # also of one that is not in the run: it may come
     columns = ["dataset_id", "source", "image_id", *reasons]
     start = done = 0
     for part in parts:

@@ -4,24 +4,17 @@ Planned, cut into shards, taken over and finished as the pixels are (`pixels.py`
 rows belongs to row n of theirs. So pixel shards are as in any other run, and a pair that changed costs its own rows.
 """
 
-from deepfloyd_core.artifacts import Artifact, Request, WorkDir, newest
+from deepfloyd_core.artifacts import Artifact, WorkDir, newest
 from deepfloyd_core.config import Run
 from deepfloyd_core.datafile import ImageDataset
+from deepfloyd_core.ledger import PAIR
 from deepfloyd_core.pixels import FORMAT, Layout, lay_out, with_room, write_eval_plan
-from deepfloyd_core.plan import PAIR, write_plan
-from deepfloyd_core.types import Identity
-
-KINDS = {"stage1_pixels": "stage1_conditioning", "eval_set": "eval_conditioning"}
-
-
-def conditioning_request(index: Identity, pictures: Identity) -> Request:
-    """Identity of the pairs of Stage I's pixels or of the eval set, which the index and those settle."""
-    return Request(KINDS[pictures.kind], FORMAT, {}, {"image_index": index.name, "pictures": pictures.name})
+from deepfloyd_core.plan import write_plan
 
 
 def plan_conditioning(run: Run, index: Artifact, work: WorkDir) -> Layout:
     """The shards of the pairs of Stage I's pixels."""
-    older = newest(work.path.parents[1], KINDS["stage1_pixels"], FORMAT)
+    older = newest(work.path.parents[1], "stage1_conditioning", FORMAT)
     plans = write_plan(run, index, 1, work.path, PAIR)
     return with_room(lay_out(plans, _places(run), int(run.config.shard_mib * 2**20), older), work.path)
 

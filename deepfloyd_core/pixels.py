@@ -9,7 +9,6 @@ any order, by any number of workers, and again after a kill.
 import math
 import shutil
 from collections import defaultdict
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,18 +18,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from deepfloyd_core.artifacts import Artifact, Request, WorkDir, locked, newest
+from deepfloyd_core.artifacts import Artifact, WorkDir, locked, newest
 from deepfloyd_core.config import Run
 from deepfloyd_core.datafile import ImageDataset
 from deepfloyd_core.errors import DataError, StorageError
-from deepfloyd_core.eval_choice import EVAL_FORMAT, choose_held_out, held_out_pictures
+from deepfloyd_core.eval_choice import choose_held_out, chosen_pictures, held_out_pictures
 from deepfloyd_core.files import atomic_path, sha256_bytes
 from deepfloyd_core.flavours import Stage
-from deepfloyd_core.ledger import ledger_batches, schema
+from deepfloyd_core.ledger import PICTURE
 from deepfloyd_core.older_rows import OlderRows, copy_rows
 from deepfloyd_core.parts import finish_part, part_is_whole, take_part
 from deepfloyd_core.pictures import Unreadable
-from deepfloyd_core.plan import PICTURE, Planned, SizePlan, by_dataset, plan_pictures, write_plan, write_sizes
+from deepfloyd_core.plan import Planned, SizePlan, by_dataset, plan_pictures, write_plan, write_sizes
 from deepfloyd_core.row_list import (
     HELD_OUT,
     HELD_OUT_FILE,
@@ -44,7 +43,7 @@ from deepfloyd_core.shards import ShardRow, open_shard, write_shard
 from deepfloyd_core.sheets import contact_sheet, save_picture
 from deepfloyd_core.shrink import take_crops
 from deepfloyd_core.sources import read_again
-from deepfloyd_core.types import Identity, caption_id
+from deepfloyd_core.types import caption_id
 
 FORMAT = 5  # 4: shards named by content, `rows.arrow`. 5: `times` in it
 _REMEDY = "Lower decode_memory_mib, so that such pictures are rows of the ledger, or workers, and start the run again."
@@ -84,21 +83,6 @@ class ShardResult:
 
     rows: int
     decoded: int
-
-
-def pixels_request(run: Run, index: Identity, stage: Stage) -> Request:
-    """Identity of a stage's pixels: the index, the random crops' seed, and how rows are cut into files."""
-    keys = ("crop_style", "repeats", "random_crops")
-    datasets = {dataset.id: {key: getattr(dataset, key) for key in keys} for dataset in run.datasets}
-    spec = {"stage": stage, "seed": run.config.seed, "shard_mib": run.config.shard_mib, "datasets": datasets}
-    return Request(f"stage{stage}_pixels", FORMAT, spec, {"image_index": index.name})
-
-
-def eval_request(run: Run, index: Artifact) -> Request:
-    """Identity of the eval set: the pictures that are chosen. Raises DataError as `choose_held_out`."""
-    chosen = {choice.dataset_id: choice.digest for choice in choose_held_out(run, index)}
-    spec = {"held_out": chosen, "seed": run.config.seed, "stages": list(run.config.stages)}
-    return Request("eval_set", EVAL_FORMAT, spec, {"image_index": index.name})
 
 
 def eval_change(before: Artifact, now: Artifact) -> tuple[int, int]:
@@ -150,7 +134,7 @@ def write_eval_plan(
     run: Run, index: Artifact, stages: tuple[Stage, ...], folder: Path, columns: tuple[str, ...] = PICTURE
 ) -> list[SizePlan]:
     """Plan the held-out pictures (columns PICTURE) of some stages, or their pairs (columns PAIR)."""
-    chosen = _held_out(run, index, columns)
+    chosen = chosen_pictures(run, index, columns)
     plans: list[SizePlan] = []
     for stage in stages:
         fed = [dataset.id for dataset in run.datasets if dataset.factor(stage) is not None]
@@ -234,25 +218,6 @@ def finish_pixels(
 
 def _by_id(run: Run) -> dict[str, ImageDataset]:
     return {dataset.id: dataset for dataset in run.datasets}
-
-
-def _held_out(run: Run, index: Artifact, columns: tuple[str, ...]) -> pa.Table:
-    """The chosen pictures (some columns), each once, in the order of their choice."""
-    found = schema(run.config.paired).empty_table().select(columns)
-    parts = [found]
-    choices = {choice.dataset_id: pa.array(choice.ids, pa.string()) for choice in choose_held_out(run, index)}
-    for batch in ledger_batches(index, columns) if any(map(len, choices.values())) else ():
-        for name, ids in choices.items():
-            own = pc.and_(pc.equal(batch["dataset_id"], name), pc.is_in(batch["image_id"], ids))
-            parts.append(batch.filter(own))
-    found = pa.concat_tables(parts)
-    place = {pair: at for at, pair in reversed(list(enumerate(_names(found))))}  # of two rows of a picture the first
-    order = [place[name, image_id] for name, ids in choices.items() for image_id in ids.to_pylist()]
-    return found.take(pa.array(order, pa.int64()))
-
-
-def _names(pictures: pa.Table) -> Iterator[tuple[str, str]]:
-    return zip(pictures["dataset_id"].to_pylist(), pictures["image_id"].to_pylist(), strict=True)
 
 
 def lay_out(

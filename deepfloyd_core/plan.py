@@ -22,12 +22,10 @@ from deepfloyd_core.draws import image_keys, mixed, seeded
 from deepfloyd_core.files import atomic_path
 from deepfloyd_core.flavours import Stage
 from deepfloyd_core.geometry import Crop, Geometry, Size, geometry, plan_crops
-from deepfloyd_core.ledger import ledger_batches
+from deepfloyd_core.ledger import PICTURE, ledger_batches
 from deepfloyd_core.mapped import mapped_table
 
 ROWS_AT_ONCE = 1 << 16
-PICTURE = ("image_id", "source", "dataset_id", "width", "height", "captions", "face")  # the ledger's columns it needs
-PAIR = (*PICTURE, "conditioning", "conditioning_id")  # and with these the rows are of the pictures' pairs
 _NUMBERS = (
     "width", "height", "original_width", "original_height", "scaled_width", "scaled_height", "left", "top", "repeat",
 )  # fmt: skip

@@ -6,13 +6,12 @@ index's captions and the model's files (of a hub snapshot only their names), dec
 
 from deepfloyd_core.artifacts import Artifact, Request, find, missing_parts
 from deepfloyd_core.config import Run
+from deepfloyd_core.crop_requests import conditioning_request, eval_request, pixels_request
 from deepfloyd_core.embeds import embeds_request, run_captions
 from deepfloyd_core.epochs import with_steps
 from deepfloyd_core.flavours import Stage, resolve
 from deepfloyd_core.ledger import caption_counts
-from deepfloyd_core.paired_pixels import conditioning_request
 from deepfloyd_core.parent import find_parent
-from deepfloyd_core.pixels import eval_request, pixels_request
 from deepfloyd_core.products import bundle_request, lora_request, low_res_request, samples_request
 from deepfloyd_core.projected import text_is_frozen, text_request
 from deepfloyd_core.row_list import HELD_OUT_FILE, ROWS_FILE
@@ -40,8 +39,8 @@ def planned_bundle(run: Run, index: Artifact) -> Request | None:
     held_out, prompts = eval_request(run, index), sample_prompts(run, index)
     follow: dict[str, Identity] = {}
     if run.config.paired:
-        follow["conditioning"] = conditioning_request(index, pixels_request(run, index, 1))
-        follow["eval_conditioning"] = conditioning_request(index, held_out)
+        follow["conditioning"] = conditioning_request(run, index, pixels_request(run, index, 1))
+        follow["eval_conditioning"] = conditioning_request(run, index, held_out)
     loras: dict[str, Identity] = {}
     for stage, folder in folders.items():
         pixels = pixels_request(run, index, stage)

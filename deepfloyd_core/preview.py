@@ -17,10 +17,10 @@ from deepfloyd_core.errors import DataError
 from deepfloyd_core.flavours import Stage
 from deepfloyd_core.geometry import Crop
 from deepfloyd_core.image_index import Entry, judge, look
-from deepfloyd_core.ledger import SCHEMA, Row
+from deepfloyd_core.ledger import PICTURE, SCHEMA, Row
 from deepfloyd_core.left_out import sample_order
 from deepfloyd_core.pictures import decode_rgb
-from deepfloyd_core.plan import PICTURE, Planned, plan_pictures
+from deepfloyd_core.plan import Planned, plan_pictures
 from deepfloyd_core.scan import scan
 from deepfloyd_core.sheets import fitted, font, save_picture
 from deepfloyd_core.shrink import literal

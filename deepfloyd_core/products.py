@@ -9,6 +9,7 @@ from typing import Any
 
 from deepfloyd_core.artifacts import Artifact, Request
 from deepfloyd_core.config import Run
+from deepfloyd_core.crop_requests import eval_identity
 from deepfloyd_core.embeds import model_fingerprint
 from deepfloyd_core.errors import ConfigError
 from deepfloyd_core.files import sha256_file
@@ -58,13 +59,14 @@ def lora_request(
     """Identity of a stage's LoRA. `folder`: the base model; inputs: pixels, text, eval_set, what a ControlNet follows for
     both, the low-res pictures that Stage I made; prompts: of its validations; parent: the weights that it starts from.
 
-    Which texts are stored does not matter, as long as those of its pictures are: so a new prompt trains nothing anew.
+    Which texts are stored does not matter, as long as those of its pictures are: so a new prompt trains nothing anew. Of
+    the eval set only what is there for this stage does.
     """
     spec = run.config.stage(stage).model_dump(mode="json", exclude=_NOT_IN_LORA | _SAMPLING | _MEASURING)
     spec |= {"lr_end": run.config.stage(stage).final_learning_rate, "lr_scheduler": run.config.stage(stage).schedule}
     spec["max_train_steps"] = run.config.stage(stage).steps  # epochs are steps by now
     spec |= {"seed": run.config.seed, "noise_level": run.config.stage(stage).validation_noise_level}
-    spec |= {"shares": shares(run), "data_backend_sampling": run.config.data_backend_sampling}
+    spec |= {"shares": shares(run, stage), "data_backend_sampling": run.config.data_backend_sampling}
     for key, unset in _LATER_KEYS.items():
         if spec[key] == unset:
             del spec[key]
@@ -80,6 +82,7 @@ def lora_request(
     if run.config.stage(stage).validation_step_interval:
         spec["validation"] = _validation(run, stage, prompts)
     ids = {**names_of(inputs), "text": text_identity(inputs["text"])}
+    ids["eval_set"] = eval_identity(inputs["eval_set"], stage)
     parent = {} if parent_sha256 is None else {"parent": parent_sha256}
     return Request(f"stage{stage}_lora", LORA_FORMAT, spec, {**ids, **_model(stage, folder), **parent})
 
@@ -98,9 +101,10 @@ def _validation(run: Run, stage: Stage, prompts: Sequence[str]) -> dict[str, Any
     return {**spec, "prompts": list(prompts), "sizes": sizes, "seed": config.validation_seed, "images": images}
 
 
-def shares(run: Run) -> dict[str, list[Any]]:
-    """How the data sets take turns, as plain JSON: the arguments of `mixing.Share` for each."""
-    return {dataset.id: [dataset.probability, dataset.start_step, dataset.end_step] for dataset in run.datasets}
+def shares(run: Run, stage: Stage) -> dict[str, list[Any]]:
+    """How the data sets that feed a stage take turns, as plain JSON: the arguments of `mixing.Share` for each."""
+    fed = [dataset for dataset in run.datasets if dataset.factor(stage) is not None]
+    return {dataset.id: [dataset.probability, dataset.start_step, dataset.end_step] for dataset in fed}
 
 
 def low_res_request(run: Run, folder: Path, inputs: Mapping[str, Identity]) -> Request:

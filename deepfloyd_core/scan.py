@@ -5,7 +5,6 @@ its listing. The notes (`<workspace>/.scan/`) are no truth of their own: without
 the table is the same. Nothing in the source directories is ever touched.
 """
 
-import hashlib
 import json
 import logging
 from collections import Counter
@@ -13,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -25,7 +24,7 @@ from deepfloyd_core.config import Run
 from deepfloyd_core.datafile import ImageDataset
 from deepfloyd_core.errors import DataError
 from deepfloyd_core.files import TMP_PREFIX, atomic_path, sha256_bytes
-from deepfloyd_core.mapped import mapped_table
+from deepfloyd_core.mapped import mapped_table, table_digest
 from deepfloyd_core.pairs import with_pairs
 from deepfloyd_core.picture_bytes import is_heif
 from deepfloyd_core.sources import Source, open_source
@@ -125,31 +124,7 @@ def _with_places(run: Run, parts: list[pa.Table], report: Report) -> tuple[list[
 def data_digest(found: pa.Table) -> str:
     """The fingerprint of a scan: all that decides rows, not why a file could not be had, which may differ each time."""
     told = pc.if_else(pc.is_null(found["reason"]), found["detail"], pa.scalar(None, pa.string()))
-    return table_digest(found.set_column(found.schema.get_field_index("detail"), "detail", told))
-
-
-def table_digest(table: pa.Table) -> str:
-    """16 hex digits over a table's values (text, whole numbers, lists of text), however it is cut into chunks."""
-    digest = hashlib.sha256()
-    for column in table.columns:
-        _digest(digest, column)
-    return digest.hexdigest()[:16]
-
-
-def _digest(digest: Any, column: pa.ChunkedArray) -> None:
-    digest.update(np.packbits(pc.is_valid(column).to_numpy()).tobytes())
-    if pa.types.is_list(column.type):
-        digest.update(pc.fill_null(pc.list_value_length(column), 0).to_numpy().astype("<i8").tobytes())
-        _digest(digest, pc.list_flatten(column))
-    elif pa.types.is_string(column.type):
-        column = pc.fill_null(column, "")
-        digest.update(pc.binary_length(column).to_numpy().astype("<i8").tobytes())
-        for chunk in column.chunks:
-            _, offsets, text = chunk.buffers()
-            ends = np.frombuffer(offsets, np.int32)[chunk.offset : chunk.offset + len(chunk) + 1]
-            digest.update(memoryview(text or b"")[ends[0] : ends[-1]])
-    else:
-        digest.update(column.to_numpy().astype("<i8").tobytes())
+    return table_digest([found.set_column(found.schema.get_field_index("detail"), "detail", told)])
 
 
 def _scan_dataset(run: Run, dataset: ImageDataset, report: Report, others: Counter[str]) -> pa.Table:

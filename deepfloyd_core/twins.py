@@ -30,14 +30,16 @@ class Member:
 
     row: int
     group: int
-    stages: int  # that it feeds
+    stages: int  # that it can feed
     dataset_id: str
     source: str
     image_id: str
 
     @property
     def order(self) -> tuple[int, str, int, str, str]:
-        """The first feeds most stages; then names decide: of a copy it is mostly its picture's and more, or lies deeper."""
+        """The first feeds most stages, in the run or not; then names decide: of a copy it is mostly its picture's and more,
+        or lies deeper.
+        """
         path = PurePosixPath(self.source)
         name = self.source[: len(self.source) - len(path.suffix)]
         return -self.stages, self.dataset_id, len(path.parts), _DIGITS.sub(_as_number, name), self.source

@@ -5,8 +5,9 @@ from prefect.cache_policies import NO_CACHE
 
 from deepfloyd_core.artifacts import Artifact, materialise
 from deepfloyd_core.config import Run
+from deepfloyd_core.crop_requests import conditioning_request
 from deepfloyd_core.flavours import Stage
-from deepfloyd_core.paired_pixels import conditioning_request, plan_conditioning, plan_eval_conditioning
+from deepfloyd_core.paired_pixels import plan_conditioning, plan_eval_conditioning
 from deepfloyd_core.pixels import SHEET, build_shards
 from tasks import VERSION
 from tasks.outbox import await_server, server_awaited
@@ -22,7 +23,7 @@ def stage_conditioning(run: Run, index: Artifact, pixels: Artifact) -> Artifact:
     with progress("conditioning") as report:
         pairs, _ = materialise(
             run.workspace,
-            conditioning_request(index, pixels),
+            conditioning_request(run, index, pixels),
             lambda work: make_shards(run, plan_conditioning(run, index, work), work, report, pixels),
         )
     publish_pictures(pairs, SHEET)
@@ -34,7 +35,7 @@ def eval_conditioning(run: Run, index: Artifact, held_out: Artifact) -> Artifact
     """The pairs of Stage I's held-out crops, with a sheet of both."""
     pairs, _ = materialise(
         run.workspace,
-        conditioning_request(index, held_out),
+        conditioning_request(run, index, held_out),
         lambda work: build_shards(plan_eval_conditioning(run, index, work), work, held_out),
     )
     publish_pictures(pairs, SHEET)

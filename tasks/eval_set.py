@@ -8,7 +8,8 @@ from prefect.cache_policies import NO_CACHE
 from deepfloyd_core.artifacts import Artifact, materialise, newest
 from deepfloyd_core.config import Run
 from deepfloyd_core.counts import many
-from deepfloyd_core.pixels import SHEET, build_shards, eval_change, eval_request, plan_eval
+from deepfloyd_core.crop_requests import eval_request
+from deepfloyd_core.pixels import SHEET, build_shards, eval_change, plan_eval
 from tasks.publish import publish_pictures
 
 log = logging.getLogger("deepfloyd_core.eval_set")

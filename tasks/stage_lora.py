@@ -41,7 +41,7 @@ def stage_lora(run: Run, stage: Stage, inputs: dict[str, Artifact], prompts: lis
     run = with_steps(run, stage, inputs["pixels"], inputs["eval_set"])
     folder = resolve(run.config.stage(stage).model, stage)
     parent = find_parent(run, stage, folder)
-    options: dict[str, Any] = {"stage": stage, "model": str(folder), "shares": shares(run), "prompts": prompts}
+    options: dict[str, Any] = {"stage": stage, "model": str(folder), "shares": shares(run, stage), "prompts": prompts}
     options["parent"] = parent.option if parent else None
     request = lora_request(run, stage, folder, inputs, prompts, parent.sha256 if parent else None)
     if not (run.workspace / request.name).exists() and (shorter := shorter_training(run.workspace, request)):

@@ -9,6 +9,7 @@ from prefect.client.schemas.objects import State
 
 from deepfloyd_core.artifacts import Artifact, WorkDir, materialise
 from deepfloyd_core.config import Run
+from deepfloyd_core.crop_requests import pixels_request
 from deepfloyd_core.flavours import Stage
 from deepfloyd_core.pixels import (
     SHEET,
@@ -18,7 +19,6 @@ from deepfloyd_core.pixels import (
     build_shard,
     finish_pixels,
     in_groups,
-    pixels_request,
     plan_shards,
 )
 from deepfloyd_core.types import Report

@@ -17,14 +17,13 @@ import pytest
 from deepfloyd_core.artifacts import Artifact, materialise
 from deepfloyd_core.children import Children, Limits
 from deepfloyd_core.config import Run, load_run
+from deepfloyd_core.crop_requests import conditioning_request, eval_request, pixels_request
 from deepfloyd_core.flavours import Stage
 from deepfloyd_core.image_index import build_index, index_request
 from deepfloyd_core.ledger import INDEX_FILE, check_share
-from deepfloyd_core.paired_pixels import conditioning_request, plan_conditioning, plan_eval_conditioning
+from deepfloyd_core.paired_pixels import plan_conditioning, plan_eval_conditioning
 from deepfloyd_core.pixels import (
     build_shards,
-    eval_request,
-    pixels_request,
     plan_eval,
     plan_shards,
 )
@@ -220,7 +219,7 @@ class DataWorld:
     def conditioning(self, run: Run, index: Artifact, of: Artifact) -> Artifact:
         """The pairs of Stage I's pixels, or of the eval set."""
         plan = plan_conditioning if of.kind == "stage1_pixels" else plan_eval_conditioning
-        request = conditioning_request(index, of)
+        request = conditioning_request(run, index, of)
         return materialise(run.workspace, request, lambda work: build_shards(plan(run, index, work), work, of))[0]
 
     def eval_set(self, run: Run, index: Artifact) -> Artifact:

@@ -24,10 +24,11 @@ from PIL import Image, ImageOps
 import tasks.eval_set
 from deepfloyd_core.artifacts import Artifact, WorkDir, materialise, verify_artifact
 from deepfloyd_core.batches import BatchOrder, TrainingRows
+from deepfloyd_core.crop_requests import pixels_request
 from deepfloyd_core.errors import ConfigError, DataError
 from deepfloyd_core.eval_choice import choice_notes, choose_held_out
 from deepfloyd_core.image_index import index_request
-from deepfloyd_core.pixels import build_shard, build_shards, pixels_request, plan_shards
+from deepfloyd_core.pixels import build_shard, build_shards, plan_shards
 from deepfloyd_core.preview import save_preview
 from deepfloyd_core.row_list import eval_ids
 from deepfloyd_core.scan import others_of, scan

@@ -349,15 +349,16 @@ def test_a_changed_caption_rebuilds_the_rows_of_its_picture(world: Any) -> None:
     assert live_rows(second) == without_past(world, run, stages=(1,))
 
 
-def test_an_index_of_the_same_pictures_takes_over_every_shard(world: Any) -> None:
+def test_a_file_that_is_rejected_leaves_the_crops_and_the_eval_set_what_they_are(world: Any) -> None:
     for number in range(4):
         world.add(f"{number}.png", noise(number))
     run = world.load(stages=(1,), max_rejected_share=0.9)
-    first = world.pixels(run, world.index(run), 1)
+    index = world.index(run)
+    first = world.pixels(run, index, 1), world.eval_set(run, index)
     world.add("broken.png", b"no picture")
-    second = world.pixels(run, world.index(run), 1)
-    assert second.fingerprint != first.fingerprint
-    assert (second.summary["decoded"], second.summary["shards_taken_over"]) == (0, len(shards(first)))
+    second = world.index(run)
+    assert second.fingerprint != index.fingerprint
+    assert (world.pixels(run, second, 1), world.eval_set(run, second)) == first
 
 
 def test_many_small_shards_are_put_together_without_decoding(world: Any) -> None:

@@ -1,17 +1,28 @@
 """What a run would publish is known from the index and the settings; tests of whole runs hold it equal to what they made."""
 
+import io
+from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
-from deepfloyd_core.artifacts import MANIFEST
+from deepfloyd_core.artifacts import MANIFEST, materialise
 from deepfloyd_core.eval_choice import choose_held_out
+from deepfloyd_core.image_index import build_index, index_request
+from deepfloyd_core.ledger import read_index
 from deepfloyd_core.planned import planned_bundle
+from deepfloyd_core.scan import scan
+
+
+def png_cut_short(edge: int) -> bytes:
+    data = io.BytesIO()
+    Image.fromarray(np.random.default_rng(1).integers(0, 256, (edge, edge, 3), np.uint8)).save(data, "PNG")
+    return data.getvalue()[: len(data.getvalue()) // 2]
 
 
 def draw(world: Any, numbers: range) -> None:
-    from PIL import Image
-
     for number in numbers:
         world.add(f"{number}.png", Image.new("RGB", (64 + number, 64), (number, 2 * number, 255 - number)))
 
@@ -36,6 +47,117 @@ def test_what_decides_the_bundle_changes_the_plan_and_nothing_else_does(world: A
     for file in world.folder.joinpath("pictures").glob("4.*"):
         file.unlink()
     assert planned() == plain
+
+
+def planned_inputs(world: Any, *entries: dict[str, Any], **keys: Any) -> dict[str, str]:
+    """What a bundle would be put together from."""
+    run = world.load(*entries, **{"max_rejected_share": 0.9, **keys})
+    request = planned_bundle(run, world.index(run))
+    assert request is not None
+    return request.inputs
+
+
+def mixed_sizes(world: Any) -> None:
+    """Pictures for both stages, for Stage I alone, for none, and two that show the same."""
+    for number in range(14):
+        edge = 260 + number if number % 3 else 90
+        world.add(f"{number}.png", np.random.default_rng(number).integers(0, 256, (edge, 70 + edge, 3), np.uint8))
+    world.add("same.png", world.folder.joinpath("pictures", "4.png").read_bytes())
+    world.add("tiny.png", np.zeros((20, 20, 3), np.uint8))
+    world.add("broken.png", b"no picture")
+
+
+@pytest.mark.parametrize("keys", [{}, {"num_eval_images": 3}, {"crop_aspect": "preserve"}, {"duplicates": "first"}])
+def test_a_stage_that_comes_or_goes_leaves_the_lora_of_the_other_what_it_is(world: Any, keys: dict[str, Any]) -> None:
+    mixed_sizes(world)
+    of_set = {key: value for key, value in keys.items() if key != "num_eval_images"}
+    keys = {"num_eval_images": 2} | {key: value for key, value in keys.items() if key not in of_set}
+    alone = planned_inputs(world, of_set, stages=(1,), **keys)
+    both = planned_inputs(world, of_set, stages=(1, 2), **keys)
+    second = planned_inputs(world, of_set, stages=(2,), **keys)
+    assert alone["stage1_lora"] == both["stage1_lora"] and both["stage2_lora"] == second["stage2_lora"]
+    assert alone["image_index"] != both["image_index"] != second["image_index"]
+
+
+def test_what_is_held_out_fits_a_stage_that_may_come(world: Any) -> None:
+    for number in range(50):
+        edge = 260 if number < 10 else 90
+        world.add(f"{number}.png", np.random.default_rng(number).integers(0, 256, (edge, edge, 3), np.uint8))
+    run = world.load(stages=(1,), num_eval_images=None)
+    index = world.index(run)
+    (choice,) = choose_held_out(run, index)
+    sizes = {row.image_id: row.width for row in read_index(index)}
+    assert len(choice.ids) == 4 and {sizes[name] for name in choice.ids} == {260}
+
+
+def test_pictures_that_an_index_of_other_stages_judged_are_not_judged_again(world: Any) -> None:
+    mixed_sizes(world)
+    rows = {}
+    for stages, judged in (((1,), 17), ((1, 2), 0), ((2,), 0), ((1,), None)):
+        index = world.index(world.load(stages=stages, max_rejected_share=0.9))
+        assert judged is None or index.summary["judged_now"] == judged, stages
+        rows[stages] = {row.source: (row.status, row.reason, row.detail) for row in read_index(index)}
+    assert rows[1,] == {**rows[1, 2]}  # here every picture for Stage II is one for Stage I as well
+    small = ("rejected", "too_small", "160x90 px")
+    assert rows[2,] == {**rows[1, 2], **{f"{number}.png": small for number in range(0, 14, 3)}}
+
+
+def test_a_picture_that_no_stage_of_the_first_run_could_use_is_judged_by_the_one_that_can(world: Any) -> None:
+    world.add("cut.png", png_cut_short(90))
+    for stage, reason in ((2, "too_small"), (1, "truncated")):
+        run = world.load(stages=(stage,))
+        found = scan(run)
+        index, _ = materialise(
+            run.workspace, index_request(run, found), partial(build_index, run, found, world.children)
+        )
+        assert [row.reason for row in read_index(index)] == [reason]
+
+
+STAGE1, STAGE2 = {"model_flavour": "tiny-i"}, {"model_flavour": "tiny-ii"}
+
+
+@pytest.mark.parametrize(
+    ("keys", "same"),
+    [
+        ({"stage2": {**STAGE2, "learning_rate": 1e-3}}, ["stage1_lora"]),
+        ({"stage2": {**STAGE2, "max_train_steps": 7, "validation_step_interval": 2}}, ["stage1_lora"]),
+        ({"stage1": {**STAGE1, "learning_rate": 1e-3}}, ["stage2_lora"]),
+        ({"stage1": {**STAGE1, "validation_num_inference_steps": 3}}, ["stage1_lora", "stage2_lora"]),
+        ({"stage2": {**STAGE2, "validation_guidance": 3.0}}, ["stage1_lora", "stage2_lora"]),
+        ({"decode_memory_mib": 2048}, ["stage1_lora", "stage2_lora", "cascade_samples"]),
+        ({"stage1": {**STAGE1, "learning_rate": 1e-3}, "stage2": {**STAGE2, "low_res_stage1_share": 0.5}}, []),
+    ],
+)
+def test_a_key_of_one_stage_makes_nothing_of_the_other_anew(world: Any, keys: dict[str, Any], same: list[str]) -> None:
+    mixed_sizes(world)
+    plain, other = planned_inputs(world), planned_inputs(world, **keys)
+    assert [name for name in ("stage1_lora", "stage2_lora", "cascade_samples") if plain[name] == other[name]] == same
+
+
+def test_a_data_set_for_stage2_alone_leaves_stage1_what_it_is(world: Any) -> None:
+    mixed_sizes(world)
+    large = {"id": "large", "resolution": 256, "instance_data_dir": str(world.folder / "large")}
+    for number in range(3):
+        world.add(
+            f"../large/{number}.png", np.random.default_rng(99 + number).integers(0, 256, (300, 300, 3), np.uint8)
+        )
+    plain, more = planned_inputs(world), planned_inputs(world, {}, large)
+    assert plain["stage1_lora"] == more["stage1_lora"] and plain["stage2_lora"] != more["stage2_lora"]
+
+
+def test_of_pairs_only_those_that_are_followed_decide(world: Any) -> None:
+    follow = {"model_flavour": "tiny-i", "controlnet": True, "controlnet_conditioning": "paired"}
+    pairs = {"id": "pairs", "dataset_type": "conditioning", "instance_data_dir": str(world.folder / "pairs")}
+    for number in range(4):
+        picture = np.random.default_rng(number).integers(0, 256, (300, 300, 3), np.uint8)
+        world.add(f"{number}.png", picture)
+        world.add(f"../pairs/{number}.png", 255 - picture, None)
+    data = {"conditioning_data": "pairs"}, pairs
+    alone = planned_inputs(world, *data, stages=(1,), stage1=follow)
+    assert planned_inputs(world, *data, stage1=follow)["stage1_lora"] == alone["stage1_lora"]
+    world.add("../pairs/2.png", np.zeros((300, 300, 3), np.uint8), None)
+    changed = planned_inputs(world, *data, stage1=follow)
+    assert changed["stage1_lora"] != alone["stage1_lora"]
 
 
 def test_epochs_are_counted_in_crops_that_are_there_and_otherwise_not_known(world: Any) -> None:

@@ -14,9 +14,10 @@ from artifact_rows import live_rows, shown_rows, times
 from PIL import Image
 
 from deepfloyd_core.batches import BatchOrder, MixedOrder, OrderSettings, TrainingRows
+from deepfloyd_core.crop_requests import pixels_request
 from deepfloyd_core.epochs import batches_per_epoch
 from deepfloyd_core.errors import StorageError
-from deepfloyd_core.pixels import build_shards, pixels_request, plan_shards
+from deepfloyd_core.pixels import build_shards, plan_shards
 
 ROOMY = (70, 400)  # height, width: 64 px crops have some 300 places
 
