@@ -210,6 +210,19 @@ def test_retrain_publishes_what_data_and_settings_ask_for_and_nothing_when_that_
     assert "published version 5: the bundle of version 1 again\n" in run.call_here("run", str(run.config), *FAST).stdout
 
 
+def test_a_stage_that_goes_and_comes_back_leaves_all_that_is_the_other_stage_s(
+    finished: tuple[Any, str], tmp_path: Path
+) -> None:
+    run = _moved(finished[0], tmp_path / "run")
+    before = {path.parent for path in run.workspace.glob("*/*/manifest.json")}
+    alone = run.call_here("run", str(run.config), *FAST[:2], "--set", "stage2=")
+    assert alone.returncode == 0, alone.stderr
+    made = {path.parent for path in run.workspace.glob("*/*/manifest.json")} - before
+    assert {path.parent.name for path in made} == {"image_index", "eval_set", "cascade_samples", "lora_bundle"}
+    again = run.call_here("run", str(run.config), *FAST)
+    assert "published version 3: the bundle of version 1 again" in again.stdout and ": built" not in again.stderr
+
+
 def test_no_change_scans_once_and_a_retrain_that_fails_publishes_nothing(
     finished: tuple[Any, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
