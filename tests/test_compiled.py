@@ -13,6 +13,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
+from artifact_rows import SOME_EVAL_SET
 from diffusers import UNet2DConditionModel
 
 from deepfloyd_core import stage_config, train
@@ -230,7 +231,7 @@ def test_a_fingerprint_has_the_backend_and_one_without_it_is_what_it_was(small_r
 
     def spec(*keys: str) -> Any:
         run = load_run(small_run.config, tuple(f"stage1.{key}" for key in keys))
-        return lora_request(run, 1, TINY, {"text": text}).spec
+        return lora_request(run, 1, TINY, {"text": text, "eval_set": SOME_EVAL_SET}).spec
 
     plain = spec()
     assert not plain.keys() & {"dynamo_backend", "gradient_checkpointing"}

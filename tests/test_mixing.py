@@ -174,7 +174,7 @@ def test_the_data_file_s_sets_reach_the_trainer_apart(world: Any) -> None:
     assert {name: {size: len(own) for size, own in sizes.items()} for name, sizes in trained.places.items()} == {
         "one": {(64, 64): 3, (104, 64): 2}, "two": {(64, 64): 2, (104, 64): 2},
     }  # fmt: skip
-    parts = {name: Share(*values) for name, values in shares(run).items()}
+    parts = {name: Share(*values) for name, values in shares(run, 1).items()}
     assert parts == {"one": Share(2.0, 0, None), "two": Share(1.0, 3, 9)}
     mixed = MixedOrder(trained, parts, OrderSettings(2, 1, 20, 1, True))
     owners = read_row_list(pixels.path)["dataset_id"].to_pylist()

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from artifact_rows import sealed_manifest
+from artifact_rows import SOME_EVAL_SET, sealed_manifest
 from diffusers import UNet2DConditionModel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -137,9 +137,9 @@ def test_the_bytes_of_the_parent_are_in_the_request_and_its_path_is_not(folder: 
     def request(parent: Path | None) -> Request:
         run = new_run(folder, parent, **LORA)
         found = find_parent(run, 1, FOLDERS[1])
-        return lora_request(run, 1, FOLDERS[1], {"text": text}, (), found.sha256 if found else None)
+        return lora_request(run, 1, FOLDERS[1], inputs, (), found.sha256 if found else None)
 
-    text = Artifact("stage1_text", "0" * 16, tmp_path)
+    inputs = {"text": Artifact("stage1_text", "0" * 16, tmp_path), "eval_set": SOME_EVAL_SET}
     write_sealed(tmp_path / MANIFEST, sealed_manifest(unet=""))
     file = folder / "lora" / LORA_FILE
     (tmp_path / "copy.safetensors").write_bytes(file.read_bytes())
@@ -156,11 +156,11 @@ def test_the_bytes_of_the_parent_are_in_the_request_and_its_path_is_not(folder: 
 
 
 def test_when_checkpoints_are_written_is_in_no_fingerprint(folder: Path, tmp_path: Path) -> None:
-    text = Artifact("stage1_text", "0" * 16, tmp_path)
+    inputs = {"text": Artifact("stage1_text", "0" * 16, tmp_path), "eval_set": SOME_EVAL_SET}
     write_sealed(tmp_path / MANIFEST, sealed_manifest(unet=""))
 
     def fingerprint(**keys: Any) -> str:
-        return lora_request(new_run(folder, None, **keys), 1, FOLDERS[1], {"text": text}).fingerprint
+        return lora_request(new_run(folder, None, **keys), 1, FOLDERS[1], inputs).fingerprint
 
     rare = fingerprint(checkpointing_minutes=0.5, checkpoint_step_interval=7, checkpoints_total_limit=9)
     assert rare == fingerprint() != fingerprint(max_train_steps=7)

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import torch.nn.functional as F
+from artifact_rows import SOME_EVAL_SET
 from clip_models import features, save_clip
 from lpips_models import lpips_by_hand, save_lpips
 from PIL import Image
@@ -186,7 +187,7 @@ def test_a_fingerprint_of_stage2s_lora_has_scheduled_sampling_and_windows_where_
 
     def spec(**keys: Any) -> Any:
         run = load_run(small_run.config, tuple(f"stage2.{key}={json.dumps(value)}" for key, value in keys.items()))
-        return lora_request(run, 2, Path(FLAVOURS["tiny-ii"].repo), {"text": text}).spec
+        return lora_request(run, 2, Path(FLAVOURS["tiny-ii"].repo), {"text": text, "eval_set": SOME_EVAL_SET}).spec
 
     plain, projected = spec(snr_gamma=5), {"validation_back_projection": True}
     assert not any(key.startswith("scheduled") or key in ("back_projection", "windows") for key in plain)
