@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from artifact_rows import sealed_manifest
+from artifact_rows import SOME_EVAL_SET, sealed_manifest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -187,7 +187,7 @@ def test_the_data_file_s_sets_reach_the_trainer_apart(world: Any) -> None:
         assert 3 <= number < 9 or names == {"one"}
 
     write_sealed(run.workspace / MANIFEST, sealed_manifest())
-    inputs = {"pixels": pixels, "text": Artifact("text_embeds", "any", run.workspace)}
+    inputs = {"pixels": pixels, "text": Artifact("text_embeds", "any", run.workspace), "eval_set": SOME_EVAL_SET}
 
     def fingerprint(**keys: Any) -> str:
         changed = world.load(*[{**entry, **keys, "start_step": 0} for entry in entries], stages=(1,))
