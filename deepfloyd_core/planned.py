@@ -16,7 +16,6 @@ from deepfloyd_core.products import bundle_request, lora_request, low_res_reques
 from deepfloyd_core.projected import text_is_frozen, text_request
 from deepfloyd_core.row_list import HELD_OUT_FILE, ROWS_FILE
 from deepfloyd_core.take_over import is_as_recorded
-from deepfloyd_core.types import Identity
 
 
 def sample_prompts(run: Run, index: Artifact) -> list[str]:
@@ -28,33 +27,37 @@ def sample_prompts(run: Run, index: Artifact) -> list[str]:
 
 
 def planned_bundle(run: Run, index: Artifact) -> Request | None:
-    """What `flows.finetune` would publish of an index; None where epochs are counted in crops that are lost or damaged.
+    """What `flows.finetune` would publish of an index. None and errors: as `planned`."""
+    requests = planned(run, index)
+    return requests["lora_bundle"] if requests else None
 
-    Raises what the tasks raise before they make anything, e.g. ModelError for a model that is not there.
+
+def planned(run: Run, index: Artifact) -> dict[str, Request] | None:
+    """The artifact of each kind that `flows.finetune` would make of an index, by its kind.
+
+    None where epochs are counted in crops that are lost or damaged. Raises what the tasks raise before they make anything,
+    e.g. ModelError for a model that is not there.
     """
     folders = {stage: resolve(run.config.stage(stage).model, stage) for stage in run.config.stages}
     first = run.config.stages[0]
     encoder = resolve(run.config.stage(first).model, first, text=True)
     embeds = embeds_request(run, run_captions(run, caption_counts(index)), encoder)
     held_out, prompts = eval_request(run, index), sample_prompts(run, index)
-    follow: dict[str, Identity] = {}
+    requests = [embeds, held_out]
+    follow: dict[str, Request] = {}
     if run.config.paired:
         follow["conditioning"] = conditioning_request(run, index, pixels_request(run, index, 1))
         follow["eval_conditioning"] = conditioning_request(run, index, held_out)
-    loras: dict[str, Identity] = {}
+    loras: dict[str, Request] = {}
     for stage, folder in folders.items():
         pixels = pixels_request(run, index, stage)
         frozen = text_is_frozen(run.config.stage(stage))
         text = text_request(run, stage, folder, embeds) if frozen else embeds
-        inputs: dict[str, Identity] = {"pixels": pixels, "text": text, "eval_set": held_out}
+        inputs = {"pixels": pixels, "text": text, "eval_set": held_out}
         if stage == 1:
             inputs |= follow
         elif run.config.remakes_low_res:
-            made_of: dict[str, Identity] = {
-                "pixels": pixels,
-                "stage1_lora": loras["stage1_lora"],
-                "text_embeds": embeds,
-            }
+            made_of = {"pixels": pixels, "stage1_lora": loras["stage1_lora"], "text_embeds": embeds}
             inputs["low_res"] = low_res_request(run, folders[1], made_of)
         counted = _with_steps(run, stage, pixels, held_out)
         if counted is None:
@@ -62,8 +65,10 @@ def planned_bundle(run: Run, index: Artifact) -> Request | None:
         parent = find_parent(run, stage, folder)
         sha256 = parent.sha256 if parent else None
         loras[f"stage{stage}_lora"] = lora_request(counted, stage, folder, inputs, prompts, sha256)
+        requests += [*inputs.values(), loras[f"stage{stage}_lora"]]
     samples = samples_request(run, prompts, folders, {"text_embeds": embeds, "eval_set": held_out, **follow, **loras})
-    return bundle_request({"image_index": index, "cascade_samples": samples, **loras})
+    bundle = bundle_request({"image_index": index, "cascade_samples": samples, **loras})
+    return {request.kind: request for request in [*requests, samples, bundle]}
 
 
 def _with_steps(run: Run, stage: Stage, pixels: Request, held_out: Request) -> Run | None:
