@@ -1,18 +1,20 @@
 """The bundle: what was trained, schedulers, samples, metrics and a model card in one folder."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from deepfloyd_core.artifacts import Artifact, WorkDir
+from deepfloyd_core.card_code import card_code
 from deepfloyd_core.config import Run
 from deepfloyd_core.counts import many
 from deepfloyd_core.errors import ArtifactError
 from deepfloyd_core.files import sha256_file, write_bytes
 from deepfloyd_core.flavours import Stage
+from deepfloyd_core.metrics import MEASURES, SAMPLE_MEASURES, measure_rows
 from deepfloyd_core.parts import take_part
-from deepfloyd_core.products import BITFIT_FILE, CONTROL_FILE, DETAIL_SHEET, SPOILT_SHEETS, UNET_FOLDER, product_name
-from deepfloyd_core.stage_config import StageConfig
+from deepfloyd_core.products import DETAIL_SHEET, SPOILT_SHEETS, product_name
 from deepfloyd_core.versions import stage_folder
 
 LICENCE = (
@@ -73,15 +75,9 @@ def _card(run: Run, inputs: dict[str, Artifact], prompts: list[str], metrics: di
     else:
         lines += ["Sample prompts: " + "; ".join(f"`{prompt}`" for prompt in prompts), ""]
     lines += ["## Use", "", "```python"]
-    for stage in run.config.stages:
-        lines += _use(stage, run.config.stage(stage), product_name(inputs[f"stage{stage}_lora"].path))
-    if run.config.stage2 and run.config.stage2.validation_back_projection:
-        lines += [
-            "from deepfloyd_core.back_projection import back_projecting",
-            "# The figures and sheets here are of back-projected samples. Before each call with image=small, (B, 3, h, w):",
-            "# stage2.scheduler = back_projecting(stage2.scheduler, small)",
-        ]
-    lines += ["```", "", "## Figures", "", "```json", json.dumps(metrics, indent=2, sort_keys=True), "```", ""]
+    products = {stage: product_name(inputs[f"stage{stage}_lora"].path) for stage in run.config.stages}
+    lines += [*card_code(run, products, prompts[0]), "```", "", "## Figures", "", *_measure_tables(metrics["samples"])]
+    lines += ["```json", json.dumps(metrics, indent=2, sort_keys=True), "```", ""]
     lines += ["## Lineage", ""]
     lines += [f"- {name}: {artifact.fingerprint}" for name, artifact in sorted(inputs.items())]
     lines += ["", "## Settings", ""]
@@ -91,11 +87,23 @@ def _card(run: Run, inputs: dict[str, Artifact], prompts: list[str], metrics: di
     return "\n".join([*lines, "## Licence", "", LICENCE, ""])
 
 
-def _made(stage: Stage, settings: StageConfig) -> str:
-    """The call that makes what a ControlNet follows."""
-    if settings.paired:
-        return "as_conditioning(picture like those of conditioning_data, uint8 (B, H, W, 3))"
-    return f"conditioning_picture(stage{stage}.unet.control.conditioning, picture in [-1, 1])"
+def _measure_tables(samples: dict[str, Any]) -> list[str]:
+    """Stage II's measures as markdown tables, their heads with unit and direction."""
+    lines: list[str] = []
+    for title, (found, measures, gain) in {
+        "Stage II on held-out pictures": (samples, MEASURES, "psnr"),
+        "Stage II on held-out pictures, low-res spoilt as in training": (samples.get("spoilt", {}), MEASURES, "psnr"),
+        "Stage II on Stage I's samples": (samples.get("upscaled_samples", {}), SAMPLE_MEASURES, "consistency"),
+    }.items():
+        rows = measure_rows(found, measures, gain)
+        if rows:
+            lines += [f"{title}:", "", _line(rows[0]), _line(["---"] * len(rows[0]))]
+            lines += [*(_line(row.values()) for row in rows), ""]
+    return lines
+
+
+def _line(cells: Iterable[Any]) -> str:
+    return "| " + " | ".join("" if cell is None else str(cell) for cell in cells) + " |"
 
 
 def _data_line(index: Artifact) -> str:
@@ -110,37 +118,3 @@ def _trained_line(stage: Stage, inputs: dict[str, Artifact]) -> str:
     if "eval_loss" in summary:
         return f"{of}, and measured on others, held out of training."
     return f"{of}. None was held out, so how it does on pictures that it was not trained on was not measured."
-
-
-def _use(stage: Stage, settings: StageConfig, product: str) -> list[str]:
-    model, name = settings.model, {1: "IFPipeline", 2: "IFSuperResolutionPipeline"}[stage]
-    repo = model if not Path(model).is_absolute() else Path(model).name
-    first, unet, load = [], "", [f'stage{stage}.load_lora_weights("stage{stage}")']
-    if product == BITFIT_FILE:
-        load = [
-            "from safetensors.torch import load_file",
-            f'biases = load_file("stage{stage}/{product}")',
-            f"assert not stage{stage}.unet.load_state_dict(biases, strict=False).unexpected_keys",
-        ]
-    elif product == CONTROL_FILE:
-        load = [
-            "from deepfloyd_core.control import load_control",
-            f'load_control(stage{stage}.unet, "stage{stage}/{product}")',
-            "# Then give each call a picture to follow, float32 (B, 3, H, W) in [0, 1], from deepfloyd_core.conditioning's",
-            f"# {_made(stage, settings)}:",
-            f'# stage{stage}(..., cross_attention_kwargs={{"control_image": conditioning}}), one for all or for each',
-        ]
-    elif product == UNET_FOLDER:
-        first = [
-            "from diffusers import UNet2DConditionModel",
-            f'unet = UNet2DConditionModel.from_pretrained("stage{stage}", subfolder="unet")',
-        ]
-        unet, load = "unet=unet, ", []
-    return [
-        f"from diffusers import DDPMScheduler, {name}",
-        *first,
-        f'stage{stage} = {name}.from_pretrained("{repo}", {unet}safety_checker=None, feature_extractor=None,',
-        "    watermarker=None, requires_safety_checker=False)",
-        *load,
-        f'stage{stage}.scheduler = DDPMScheduler.from_pretrained("stage{stage}/scheduler")',
-    ]

@@ -76,7 +76,7 @@ def resolve(model: str, stage: Stage, text: bool = False) -> Path:
 
 def _download(repo: str, wanted: tuple[str, ...]) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
 
     patterns = [*wanted, "model_index.json", "tokenizer/*", "unet/*.json", "text_encoder/*.json"]
     patterns = [pattern for pattern in patterns if "text_encoder/*.safetensors" in wanted or "tokenizer" not in pattern]
@@ -87,6 +87,20 @@ def _download(repo: str, wanted: tuple[str, ...]) -> Path:
         return Path(snapshot_download(repo, allow_patterns=patterns, ignore_patterns=["*.bin", "*.fp16.*"]))
     except GatedRepoError:
         raise ModelError(f"{repo} is gated: {files} cannot be read. {accept}, {local}.") from None
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+    except (HfHubHTTPError, OSError) as error:
+        if away := _why_away(error):
+            raise ModelError(f"Of {repo} this machine lacks {files}, and {away}, {local}.") from None
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(f"{repo} could not be had ({reason}); needed: {files}. {accept}, {local}.") from None
+
+
+def _why_away(error: Exception) -> str:
+    """Why the hub was not asked, or did not answer, and what to do; empty where it answered, or the fault is another."""
+    from huggingface_hub import constants, is_offline_mode
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    if not isinstance(error, LocalEntryNotFoundError) or isinstance(error.__cause__, HfHubHTTPError):
+        return ""
+    if is_offline_mode():
+        return "HF_HUB_OFFLINE forbids to download it. Unset that"
+    return f"the hub at {constants.ENDPOINT} cannot be reached ({error.__cause__}). Run this again when it can"

@@ -10,20 +10,20 @@ from typing import Any
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-MEASURES = {  # of an upscaled picture, as summaries name them, and what they are in words
-    "psnr": "PSNR to the truth, dB",
-    "ssim": "SSIM to the truth",
-    "consistency": "PSNR of its downscale to the low-res picture, dB",
-    "detail": "detail, of the truth's",
-    "colour_shift": "mean colour off, levels of 255",
-    "clip": "likeness to the truth, to CLIP",  # both with an `eval_clip_model` alone
-    "clip_distance": "distance of the set to the truths', to CLIP",
-    "lpips": "distance to the truth, LPIPS",  # with an `eval_lpips_model` alone
+MEASURES = {  # of an upscaled picture, as summaries name them: what they are, their unit, and which way is better
+    "psnr": "PSNR to the truth, dB, more is better",
+    "ssim": "SSIM to the truth, at most 1, more is better",
+    "consistency": "PSNR of its downscale to the low-res picture, dB, more is better",
+    "detail": "detail as a multiple of the truth's, 1 is best: less is blurred, more is noise",
+    "colour_shift": "mean colour off the truth's, levels of 255, less is better",
+    "clip": "likeness to the truth, to CLIP, at most 1, more is better",  # both with an `eval_clip_model` alone
+    "clip_distance": "distance of the set to the truths', to CLIP, less is better",
+    "lpips": "distance to the truth, LPIPS, less is better",  # with an `eval_lpips_model` alone
 }
 SAMPLE_MEASURES = {  # the same of one that was made of Stage I's sample, which has no truth
-    "consistency": "PSNR of its downscale to the sample, dB",
-    "detail_share": "detail, of its own energy",
-    "colour_shift": "mean colour off the sample's, levels of 255",
+    "consistency": "PSNR of its downscale to the sample, dB, more is better",
+    "detail_share": "detail as a share of its own energy, 0 to 1, neither way is better: little is blurred, much is noise",
+    "colour_shift": "mean colour off the sample's, levels of 255, less is better",
 }
 UPSCALED_BY = ("bilinear", "bicubic", "base", "tuned")  # in the order in which tables show them
 RESAMPLES, FEWEST = 10_000, 10  # of a bootstrap; pictures that it needs
@@ -102,6 +102,21 @@ def by_noise_level(summary: dict[str, Any]) -> dict[int, dict[str, Any]]:
         return {}
     others = summary.get("other_levels", {}).items()
     return {summary["noise_level"]: summary, **{int(level): found for level, found in others}}
+
+
+def measure_rows(summary: dict[str, Any], measures: dict[str, str], gain: str) -> list[dict[str, Any]]:
+    """A table of what `measure_upscalers` returned: a row for each noise level and way, its heads the measures in words;
+    and what the tuned model gains on the way in one of them.
+    """
+    rows = []
+    for level, found in by_noise_level(summary).items():
+        means, gains = found["upscaled"], found["gain"]
+        for way in (way for way in UPSCALED_BY if way in means):
+            more = gained(gains[way][gain]) if way in gains else ""
+            measured = {words: means[way][name] for name, words in measures.items() if name in means[way]}
+            head = f"tuned gains on it: {measures[gain].split(', ')[0]}"
+            rows.append({"noise level": level, "upscaled by": way, **measured, head: more})
+    return rows
 
 
 def mean(values: list[float]) -> float:

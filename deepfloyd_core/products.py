@@ -24,7 +24,9 @@ UNET_FOLDER = "unet"  # after a full fine-tuning; the name that diffusers gives 
 DETAIL_SHEET = "eval_details.png"  # zoomed details of Stage II on held-out pictures
 SPOILT_SHEETS = ("eval_spoilt.png", "eval_spoilt_details.png")  # both, where their low-res pictures were spoilt
 GENERATE_FORMAT = 3  # 2: of Stage II alone the noise level and back-projection in PNGs. 3: of a bundle
-BUNDLE_FORMAT = 4  # 2: gains on held-out pictures. 3: how many pictures were trained on. 4: base models in its inputs
+# 2: gains on held-out pictures. 3: how many pictures were trained on. 4: base models in its inputs. 5: a card whose code
+# makes a picture, and tables of measures
+BUNDLE_FORMAT = 5
 LOW_RES_FORMAT = 1
 # 3: the buckets. 4: frozen convolutions channels_last and torch's fused AdamW, which round otherwise. 5: how many pictures
 LORA_FORMAT = 5

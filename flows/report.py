@@ -100,8 +100,11 @@ def _print_upscaled(out: Console, samples: dict[str, Any]) -> None:
     _print_measures(out, "Stage II on Stage I's samples, upscaled by", on_samples, SAMPLE_MEASURES, "consistency")
 
 
-# Of measures that are not named by their words.
-_HEADS = {"psnr": "PSNR, dB", "ssim": "SSIM", "clip": "CLIP", "lpips": "LPIPS"}
+_HEADS = {"psnr": "PSNR", "ssim": "SSIM", "clip": "CLIP", "lpips": "LPIPS"}  # not named by their words
+
+
+def _head(name: str) -> str:
+    return _HEADS.get(name, name.replace("_", " "))
 
 
 def _print_measures(out: Console, title: str, summary: dict[str, Any], names: dict[str, str], gain: str) -> None:
@@ -112,7 +115,7 @@ def _print_measures(out: Console, title: str, summary: dict[str, Any], names: di
     table = Table("", "noise level", box=SIMPLE_HEAD, padding=(0, 1))
     there = [name for name in names if name in summary["upscaled"]["bicubic"]]
     for name in there:
-        table.add_column(_HEADS.get(name, name.replace("_", " ")), justify="right")
+        table.add_column(_head(name), justify="right")
     gains = []
     for level, measured in levels.items():
         for way in (way for way in UPSCALED_BY if way in measured["upscaled"]):
@@ -123,8 +126,11 @@ def _print_measures(out: Console, title: str, summary: dict[str, Any], names: di
                 table.add_row(way, "" if plain else str(level), *shown)
             if way in measured["gain"]:
                 label = f"tuned over {way}" + (f", {level}" if len(levels) > 1 else "")
-                gains.append(f"{label:<{22 if len(levels) == 1 else 26}} {gained(measured['gain'][way][gain])}")
+                found_gain = f"{_head(gain)} {gained(measured['gain'][way][gain])}"
+                gains.append(f"{label:<{22 if len(levels) == 1 else 26}} {found_gain}")
     out.print(f"\n{title}")
     out.print(table)
+    for name in there:
+        out.print(f"{_head(name):<22} {names[name]}")
     for line in gains:
         out.print(line)

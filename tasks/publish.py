@@ -6,6 +6,7 @@ The artifact list loads every payload, so a picture is shrunk to JPEG until it i
 import base64
 import io
 import logging
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from PIL import Image
 from deepfloyd_core.artifacts import Artifact
 from deepfloyd_core.counts import many
 from deepfloyd_core.image_index import SHEET, TWINS_SHEET
-from deepfloyd_core.metrics import MEASURES, SAMPLE_MEASURES, UPSCALED_BY, by_noise_level, gained
+from deepfloyd_core.metrics import MEASURES, SAMPLE_MEASURES, measure_rows
 from deepfloyd_core.products import DETAIL_SHEET, SPOILT_SHEETS
 from tasks.endings import tell
 from tasks.outbox import create_markdown_artifact, create_table_artifact
@@ -59,31 +60,20 @@ def publish_upscaled(samples: Artifact) -> None:
     zoomed details, on a page of their own."""
     found = samples.summary
     create_table_artifact(
-        _measures(found, MEASURES, "psnr"), key="stage2-measures", description="Stage II on the held-out pictures"
+        measure_rows(found, MEASURES, "psnr"), key="stage2-measures", description="Stage II on the held-out pictures"
     )
     if "spoilt" in found:
         said = "Stage II on the held-out pictures, low-res spoilt as in training"
         create_table_artifact(
-            _measures(found["spoilt"], MEASURES, "psnr"), key="stage2-spoilt-measures", description=said
+            measure_rows(found["spoilt"], MEASURES, "psnr"), key="stage2-spoilt-measures", description=said
         )
         pages = "\n\n".join(f"![{name}]({data_uri(samples.path / name)})" for name in SPOILT_SHEETS)
         create_markdown_artifact(pages, key="stage2-spoilt", description=said)
     if "upscaled_samples" in found:
-        rows = _measures(found["upscaled_samples"], SAMPLE_MEASURES, "consistency")
+        rows = measure_rows(found["upscaled_samples"], SAMPLE_MEASURES, "consistency")
         create_table_artifact(rows, key="stage2-sample-measures", description="Stage II on Stage I's samples")
     page = f"![{DETAIL_SHEET}]({data_uri(samples.path / DETAIL_SHEET)})"
     create_markdown_artifact(page, key="stage2-details", description="Stage II on held-out pictures, zoomed")
-
-
-def _measures(summary: dict[str, Any], measures: dict[str, str], gain: str) -> list[dict[str, Any]]:
-    rows = []
-    for level, found in by_noise_level(summary).items():
-        means, gains = found["upscaled"], found["gain"]
-        for way in (way for way in UPSCALED_BY if way in means):
-            more = gained(gains[way][gain]) if way in gains else ""
-            measured = {measures[name]: value for name, value in means[way].items()}
-            rows.append({"noise level": level, "upscaled by": way, **measured, f"tuned gains on it ({gain})": more})
-    return rows
 
 
 def publish_held_out(lora: Artifact) -> None:
@@ -101,14 +91,26 @@ def publish_buckets(lora: Artifact, batch_size: int) -> None:
     create_table_artifact(
         buckets, key=f"{lora.kind.replace('_', '-')}-buckets", description="Batches of each size in an epoch"
     )
-    small = [f"{row['size']} of {row['dataset']} has {row['crops']}" for row in buckets if row["crops"] < batch_size]
+    small = [row for row in buckets if row["crops"] < batch_size]
     if small:
+        named = [f"{row['size']} of {row['dataset']} has {row['crops']}" for row in small]
         more = f" and {len(small) - 5} more" if len(small) > 5 else ""
         log.warning(
-            "%s: of %s %s fewer crops than train_batch_size (%d), so batches are smaller: %s%s. "
-            "Fewer crop_aspect_buckets or a larger aspect_bucket_alignment merge sizes",
-            lora.kind, many(len(buckets), "size"), many(len(small), "has", "have"), batch_size, ", ".join(small[:5]), more,
+            "%s: of %s %s fewer crops than train_batch_size (%d), so batches are smaller: %s%s. %s",
+            lora.kind, many(len(buckets), "size"), many(len(small), "has", "have"), batch_size, ", ".join(named[:5]), more,
+            _batch_advice(buckets, batch_size),
         )  # fmt: skip
+
+
+def _batch_advice(buckets: list[dict[str, Any]], batch_size: int) -> str:
+    """How batches become as large as they are to be; of sets with too few crops for that, what changes nothing."""
+    crops: Counter[str] = Counter()
+    for row in buckets:
+        crops[row["dataset"]] += row["crops"]
+    if max(crops.values()) < batch_size:
+        largest = max(row["crops"] for row in buckets)
+        return f"Add pictures, or set train_batch_size = {largest}: the steps are then the same"
+    return "Fewer crop_aspect_buckets or a larger aspect_bucket_alignment merge sizes"
 
 
 def publish_truncated(lost: list[tuple[str, int]]) -> None:

@@ -118,6 +118,20 @@ def test_sizes_that_cannot_fill_a_batch_are_named(
     ) == (small > 0)
 
 
+@pytest.mark.parametrize(
+    ("counts", "batch_size", "advice"),
+    [([1], 2, "Add pictures, or set train_batch_size = 1: the steps"), ([3, 2], 9, "set train_batch_size = 3: the steps"),
+     ([3, 20], 9, "Fewer crop_aspect_buckets")],
+)  # fmt: skip
+def test_too_few_crops_are_told_another_remedy_than_too_many_sizes(
+    counts: list[int], batch_size: int, advice: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(publish, "create_table_artifact", lambda *_, **__: None)
+    buckets = mixed(counts, batch_size, 1).buckets()
+    publish.publish_buckets(SimpleNamespace(kind="stage1_lora", summary={"buckets": buckets}), batch_size)
+    assert advice in caplog.text
+
+
 @ours
 @given(ORDERS)
 def test_another_seed_is_another_order(order: BatchOrder) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
-from model_cards import card_code, generated
+from model_cards import generated, run_card
 from safetensors.torch import load_file, save_file
 
 from deepfloyd_core.bitfit import free_biases, load_biases, reload_biases, restore_biases, save_biases
@@ -159,11 +159,7 @@ def test_a_run_with_bitfit_ends_in_a_bundle_whose_card_says_how_to_load_it(
     assert summary["reload_difference"] == 0.0
     assert summary["eval_loss"] != summary["eval_loss_base"]
 
-    code = card_code(bundle)
-    for folder in FOLDERS.values():
-        code = code.replace(f'"{folder.name}", safety', f'"{folder}", safety')
-    names: dict[str, Any] = {}
-    exec(code, names)
+    names = run_card(bundle)
     assert torch.equal(names["stage1"].unet.conv_in.bias, load_file(lora / BITFIT_FILE)["conv_in.bias"])
 
     assert generated(run, "--version", "latest", *keys) != generated(run, "--version", "base", *keys)

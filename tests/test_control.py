@@ -12,7 +12,7 @@ import pytest
 import torch
 from accelerate.hooks import ModelHook, add_hook_to_module
 from diffusers import IFPipeline, UNet2DConditionModel
-from model_cards import card_code, generated
+from model_cards import generated, run_card
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -487,9 +487,7 @@ def test_a_run_ends_in_a_version_that_follows_a_picture(
     (samples,) = (run.workspace / "cascade_samples").iterdir()
     summary = json.loads((samples / "manifest.json").read_text())["summary"]
     assert 0 < summary["control_error_tuned"] < 1 and 0 < summary["control_error_base"] < 1
-    code = card_code(bundle).split("# Then")[0].replace(f'"{FOLDER.name}"', f'"{FOLDER}"')
-    names: dict[str, Any] = {}
-    exec(code, names)
+    names = run_card(bundle)
     assert names["stage1"].unet.control.conditioning == "grayscale"
 
     follow = tmp_path / "follow.jpg"

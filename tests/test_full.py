@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
-from model_cards import card_code, generated
+from model_cards import generated, run_card
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from training_parts import planned_name
@@ -232,11 +232,7 @@ def test_a_full_run_ends_in_a_bundle_whose_card_says_how_to_load_it(
     assert run.call_here("verify", str(run.workspace)).returncode == 0
     assert planned_name(run, keys) == f"lora_bundle/{bundle.name}"
 
-    code = card_code(bundle)
-    for folder in FOLDERS.values():
-        code = code.replace(f'"{folder.name}", unet', f'"{folder}", unet')
-    names: dict[str, Any] = {}
-    exec(code, names)
+    names = run_card(bundle)
     for stage in (1, 2):
         saved_weights = load_file(bundle / f"stage{stage}" / WEIGHTS)
         assert all(torch.equal(saved_weights[k], v) for k, v in names[f"stage{stage}"].unet.state_dict().items())

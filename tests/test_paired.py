@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from artifact_rows import ledger, live_rows
-from model_cards import card_code, generated
+from model_cards import generated, run_card
 from PIL import Image
 from training_parts import FOLDERS, planned_name
 
@@ -565,10 +565,7 @@ def test_a_run_ends_in_a_version_that_follows_pictures_of_its_kind(
     assert run.call_here("verify", str(run.workspace)).returncode == 0
 
     (bundle,) = (run.workspace / "lora_bundle").iterdir()
-    card = card_code(bundle)
-    assert "as_conditioning(picture like those of conditioning_data" in card
-    names: dict[str, Any] = {}
-    exec(card.split("# Then")[0].replace(f'"{FOLDER.name}"', f'"{FOLDER}"'), names)
+    names = run_card(bundle)
     assert names["stage1"].unet.control.conditioning == "paired"
 
     follow = tmp_path / "follow.png"

@@ -6,8 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 from rich.table import Table
 
+from deepfloyd_core.bundle import _measure_tables
+from deepfloyd_core.metrics import SAMPLE_MEASURES, UPSCALED_BY, measure_rows
+from flows import report
 from tasks.endings import twins_line
 from tasks.terminal import console, labelled
 
@@ -69,6 +73,33 @@ def test_every_console_and_every_column_of_a_bar_is_one_without_markup() -> None
     columns = re.findall(r"TextColumn\(.*?\)", (ROOT / "tasks" / "progress.py").read_text())
     assert columns and all("markup=False" in column for column in columns)
     assert not [path for path in sources if re.search(r"\[/?(bold|red|yellow|green|/\])", path.read_text())]
+
+
+def test_measures_of_stage2_are_told_with_their_unit_and_which_way_is_better(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """On the terminal, and as the rows that the UI and the model card show."""
+    of_way = {"consistency": 30.2, "detail_share": 0.03, "colour_shift": 0.2}
+    found = {
+        "noise_level": 250,
+        "upscaled": dict.fromkeys(UPSCALED_BY, of_way),
+        "gain": {"bicubic": {"consistency": [1.5]}},
+    }
+    report._print_upscaled(Console(width=200), {"upscaled_samples": found})
+    printed = capsys.readouterr().out
+    for words in ("PSNR of its downscale to the sample, dB, more is better", "levels of 255, less is better",
+                  "neither way is better", "tuned over bicubic     consistency +1.50 dB"):  # fmt: skip
+        assert words in printed, words
+    rows = measure_rows(found, SAMPLE_MEASURES, "consistency")
+    assert [row["upscaled by"] for row in rows] == list(UPSCALED_BY)
+    heads = ["noise level", "upscaled by", *SAMPLE_MEASURES.values()]
+    assert list(rows[0]) == [*heads, "tuned gains on it: PSNR of its downscale to the sample"]
+    table = _measure_tables({"upscaled_samples": found})
+    assert (
+        table[0] == "Stage II on Stage I's samples:"
+        and "| dB, more" not in table[2]
+        and "dB, more is better |" in table[2]
+    )
 
 
 def test_a_result_in_an_odd_folder_is_printed_as_it_is(tmp_path: Path, new_small_run: Any) -> None:
