@@ -28,8 +28,9 @@ GENERATE_FORMAT = 3  # 2: of Stage II alone the noise level and back-projection 
 # makes a picture, and tables of measures
 BUNDLE_FORMAT = 5
 LOW_RES_FORMAT = 1
-# 3: the buckets. 4: frozen convolutions channels_last and torch's fused AdamW, which round otherwise. 5: how many pictures
-LORA_FORMAT = 5
+# 3: the buckets. 4: frozen convolutions channels_last and torch's fused AdamW, which round otherwise. 5: how many pictures.
+# 6: the plot of few steps
+LORA_FORMAT = 6
 SAMPLES_FORMAT = 9  # 6: more in PNGs. 7, 8: columns of eval.parquet. 9: spoilt low-res pictures, and the sheets' titles
 # Settings that change no byte of a LoRA: how often it is saved on the way, and how samples are made of it.
 # Of init_lora and the model the bytes count, not the path; of Stage I's low-res pictures what they are.

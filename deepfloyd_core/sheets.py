@@ -109,19 +109,25 @@ def save_picture(picture: Image.Image, path: Path) -> None:
 def save_loss_curve(losses: list[float], title: str, path: Path, held_out: list[tuple[int, float]]) -> None:
     """Plot the loss of each step and its running mean, and the held-out loss of some steps."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     steps = np.arange(1, len(losses) + 1)
     window = max(1, len(losses) // 20)
     kernel = np.ones(window) / window
     figure = Figure(figsize=(7, 3.5), layout="constrained")
     axes = figure.add_subplot()
-    axes.plot(steps, losses, color="#b8c4d6", linewidth=1, label="each step")
-    axes.plot(steps[window - 1 :], np.convolve(losses, kernel, "valid"), color="#1f4e99", label=f"mean of {window}")
+    if window == 1:  # so few that each is a point to see
+        axes.plot(steps, losses, "o-", color="#1f4e99", linewidth=1, markersize=4, label="each step")
+    else:
+        axes.plot(steps, losses, color="#b8c4d6", linewidth=1, label="each step")
+        axes.plot(steps[window - 1 :], np.convolve(losses, kernel, "valid"), color="#1f4e99", label=f"mean of {window}")
     if held_out:
         axes.plot(
             *zip(*held_out, strict=True), "o--", color="#c0392b", linewidth=1, markersize=4, label="held out, fixed t"
         )
-    axes.set(title=title, xlabel="step", ylabel="loss", ylim=(0, None))
+    edge, top = 0.03 * len(losses), max([*losses, *(loss for _, loss in held_out)])
+    axes.set(title=title, xlabel="step", ylabel="loss", xlim=(-edge, len(losses) + edge), ylim=(0, 1.1 * top or 1))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
     with atomic_path(path) as tmp:

@@ -16,7 +16,7 @@ from tasks.publish import publish_pictures
 from tasks.stage_pixels import make_shards
 
 
-@flow(name="stage-conditioning", version=VERSION, flow_run_name="stage1-conditioning", validate_parameters=False)
+@flow(name="stage1_conditioning", version=VERSION, flow_run_name="stage1_conditioning", validate_parameters=False)
 @server_awaited
 def stage_conditioning(run: Run, index: Artifact, pixels: Artifact) -> Artifact:
     """The pairs of Stage I's crops, as a subflow like that of the crops. The sheet shows each crop and its pair."""

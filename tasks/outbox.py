@@ -29,6 +29,7 @@ from prefect.settings import PREFECT_API_URL
 
 from deepfloyd_core.errors import JobError
 from tasks.health import asked_once, healthy
+from tasks.sentences import tell_in_sentences
 
 log = logging.getLogger("deepfloyd_core.outbox")
 
@@ -86,6 +87,7 @@ def server_awaited(flow_body: F) -> F:
     @wraps(flow_body)  # no `contextmanager`: Prefect pickles flows to send them to workers
     def body(*arguments: Any, **named: Any) -> Any:
         take_records()
+        tell_in_sentences()
         try:
             result = flow_body(*arguments, **named)
         except (ServerAwayError, httpx.HTTPError):  # of a server that was waited for

@@ -46,7 +46,7 @@ def stage_pixels(run: Run, index: Artifact, stage: Stage) -> Artifact:
     return _stage_pixels(run, index, stage)
 
 
-@flow(name="stage-pixels", version=VERSION, flow_run_name="stage{stage}-pixels", validate_parameters=False)
+@flow(name="stage_pixels", version=VERSION, flow_run_name="stage{stage}_pixels", validate_parameters=False)
 @server_awaited
 def _stage_pixels(run: Run, index: Artifact, stage: Stage) -> Artifact:
     """The crops of one stage."""
@@ -74,4 +74,5 @@ def make_shards(
 
 
 def _name(group: tuple[ShardPlan, ...]) -> str:
-    return group[0].name if len(group) == 1 else f"{group[0].name} and {len(group) - 1} more"
+    """The first one's file, and how many follow it in the artifact."""
+    return group[0].name if len(group) == 1 else f"{group[0].name}+{len(group) - 1}"

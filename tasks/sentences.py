@@ -1,0 +1,40 @@
+"""Prefect's records of an error that is meant for the user: its sentence, once, in place of a traceback for each level.
+
+Prefect tells an error by its task, by its flow and once more by the process that ran them, each with some forty lines of
+its own calls. Any other error keeps its traceback: that is a fault of ours.
+"""
+
+import logging
+
+from deepfloyd_core.errors import DeepFloydError
+
+
+class _Sentence(logging.Filter):
+    """Of one handler, which shows each error once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: str | None = None
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether the handler is to show a record, which is changed where it tells such an error."""
+        error = record.exc_info[1] if record.exc_info else None
+        if isinstance(error, DeepFloydError):
+            record.sentence = str(error)
+            record.msg, record.args, record.exc_info, record.exc_text = f"error: {error}", (), None, None
+        sentence = getattr(record, "sentence", None)  # also where the filter of another handler was first
+        if sentence is None:
+            return True
+        known, self.told = self.told, sentence
+        return bool(known != sentence)
+
+
+def tell_in_sentences() -> None:
+    """Do so from here on, in all handlers that there are now. Each error is told anew after this."""
+    loggers = [logging.getLogger(), *map(logging.getLogger, list(logging.root.manager.loggerDict))]
+    for handler in {handler for logger in loggers for handler in logger.handlers}:
+        filters = [known for known in handler.filters if isinstance(known, _Sentence)]
+        if filters:
+            filters[0].told = None
+        else:
+            handler.addFilter(_Sentence())
