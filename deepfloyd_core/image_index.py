@@ -41,7 +41,7 @@ from deepfloyd_core.ledger import (
     take_examples,
 )
 from deepfloyd_core.left_out import finish_ledger, read_looks
-from deepfloyd_core.looks import look_of
+from deepfloyd_core.looks import looks_of, sight_of
 from deepfloyd_core.pairs import PAIR_REASONS, check_pair, missing_pair
 from deepfloyd_core.parts import finish_part, part_is_whole
 from deepfloyd_core.picture_bytes import HAS_HEIF
@@ -114,7 +114,7 @@ class Verdict:
     stage1_reason: str | None = None
     stage2_reason: str | None = None
     note: str | None = None  # what is odd about the file, whatever becomes of it
-    look: bytes | None = None
+    look: bytes | None = None  # from a child its sight (see `looks`)
 
 
 @dataclass(frozen=True)
@@ -253,7 +253,7 @@ def look(run: Run, dataset: ImageDataset, entry: Entry) -> Verdict:
         if all(known[f"stage{stage}_reason"] for stage in run.config.stages):
             return Verdict(**known)
         glance = check_decodes(data)
-        known |= {"look": look_of(glance), "note": glance.note}
+        known |= {"look": sight_of(glance), "note": glance.note}
         if dataset.crop and dataset.crop_style == "face":
             known["face"] = find_face(decode_rgb(data))
         pairs = run.pairs_of(dataset)
@@ -279,11 +279,19 @@ def _judge_block(run: Run, entries: list[Entry], known: list[Verdict | None], ch
     datasets = {dataset.id: dataset for dataset in run.datasets}
     unknown = [(run, datasets[entry.dataset_id], entry) for entry, verdict in zip(entries, known, strict=True)
                if verdict is None]  # fmt: skip
-    looked = (_verdict(answer) for answer in children.map(_look, unknown))
+    looked = iter(_with_looks([_verdict(answer) for answer in children.map(_look, unknown)]))
     verdicts = [next(looked) if verdict is None else verdict for verdict in known]
     return [
         judge(run, datasets[entry.dataset_id], entry, verdict) for entry, verdict in zip(entries, verdicts, strict=True)
     ]
+
+
+def _with_looks(verdicts: list[Verdict]) -> list[Verdict]:
+    """The verdicts of children with looks in place of sights."""
+    seen = {place: verdict.look for place, verdict in enumerate(verdicts) if verdict.look is not None}
+    for place, look_there in zip(seen, looks_of(list(seen.values())), strict=True):
+        verdicts[place] = replace(verdicts[place], look=look_there)
+    return verdicts
 
 
 def _save_rejected(run: Run, count: int, out: Path, children: Children) -> None:
@@ -385,7 +393,7 @@ def _bytes(table: pa.Table, image: str) -> pa.ChunkedArray:
 def _same_decoder(index: Artifact) -> bool:
     packages = index.manifest["provenance"]["packages"]
     heif = ["pillow-heif"] if HAS_HEIF else []
-    return all(packages.get(name) == metadata.version(name) for name in ("pillow", "imagehash", *heif))
+    return all(packages.get(name) == metadata.version(name) for name in ("pillow", *heif))
 
 
 def _judging(spec: dict[str, Any]) -> dict[str, Any]:

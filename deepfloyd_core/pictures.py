@@ -41,6 +41,7 @@ _FROM_RIGHT, _FROM_BOTTOM = (
     (3, 4, 7, 8),
 )  # what was stored at the right or the bottom ends at the left or the top
 _JPEGS = ("JPEG", "MPO")
+GLANCE_PX = 32  # each edge of a glance's small copy
 _SEEN_PX = 1024  # the longer edge of what a small copy is made of
 MAX_BEND = 0.7  # levels of 255, root mean square
 if HAS_HEIF:
@@ -82,7 +83,7 @@ class Reduced:
 class Glance:
     """What one cheap decode shows of a picture."""
 
-    small: Image.Image  # RGB, upright and in sRGB, a square whatever the picture's shape
+    small: Image.Image  # RGB, upright and in sRGB, GLANCE_PX each edge whatever the picture's shape
     pixels: Image.Image  # as they were decoded: of a JPEG at a fraction of its size, lying as they are stored
     orientation: int
     note: str | None  # what is odd about the file
@@ -96,6 +97,15 @@ class Glance:
         for strip, _ in _strips(flat):
             digest.update(strip.convert(mode).tobytes())
         return digest.digest()
+
+
+@dataclass(frozen=True)
+class _Decoded:
+    """Pixels as a decoder gives them, maybe at a fraction of the picture's size."""
+
+    pixels: Image.Image
+    size: Size  # of the whole picture, lying as it is stored
+    note: str | None  # what is odd about the file
 
 
 def read_header(data: bytes) -> Header:
@@ -118,24 +128,23 @@ def check_fits(size: Size, memory_mib: int) -> None:
         )
 
 
-def check_decodes(data: bytes, edge_px: int = 32) -> Glance:
-    """Decode at the smallest scale of the format that leaves twice `edge_px`, and convert a copy of `edge_px`.
+def check_decodes(data: bytes) -> Glance:
+    """Decode at the smallest scale of the format that leaves twice GLANCE_PX, and convert a copy of GLANCE_PX.
 
     Raises Unreadable.
     """
-    size = _open(data).size
     # JPEG: 1/8 to 1/1 of each edge, always every byte of the entropy code.
-    picture, note = _decoded(data, "RGB", (2 * edge_px, 2 * edge_px))
-    profile = picture.info.get("icc_profile")
-    orientation = _orientation(picture)  # of a PNG it is known when all is decoded
-    small = _convert(_small(picture, size, edge_px), profile, WHITE)  # a mode without a meaning as sRGB is found here
+    found = _decoded(data, "RGB", (2 * GLANCE_PX, 2 * GLANCE_PX))
+    profile = found.pixels.info.get("icc_profile")
+    orientation = _orientation(found.pixels)  # of a PNG it is known when all is decoded
+    small = _convert(_small(found.pixels, found.size), profile, WHITE)  # a mode without a meaning as sRGB is found here
     small = small.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else small
-    return Glance(small, picture, orientation, note)
+    return Glance(small, found.pixels, orientation, found.note)
 
 
 def decode_rgb(data: bytes, background: tuple[int, int, int] = WHITE) -> Image.Image:
     """Decode to an upright 8-bit sRGB picture; alpha is composited on `background`. Raises Unreadable."""
-    picture, _ = _decoded(data)
+    picture = _decoded(data).pixels
     profile = picture.info.get("icc_profile")
     # Not ImageOps.exif_transpose: it writes the EXIF back, and fails on a tag that only another program would mind.
     method = _UPRIGHT.get(_orientation(picture))
@@ -223,31 +232,32 @@ def _draft(data: bytes, divisor: int, layout: Layout | None) -> Image.Image:
 
 def _decode_at(data: bytes, divisor: int) -> Image.Image:
     width, height = _open(data).size
-    return _decoded(data, None, (width // divisor, height // divisor))[0]
+    return _decoded(data, None, (width // divisor, height // divisor)).pixels
 
 
-def _decoded(data: bytes, mode: str | None = None, size: Size | None = None) -> tuple[Image.Image, str | None]:
-    """Decode, a JPEG at the scale that just covers `size`; and a note of what is odd about the file. Raises Unreadable."""
+def _decoded(data: bytes, mode: str | None = None, size: Size | None = None) -> _Decoded:
+    """Decode, a JPEG at the scale that just covers `size`. Raises Unreadable."""
 
-    def decode(data: bytes, size: Size | None = size) -> Image.Image:
+    def decode(data: bytes, size: Size | None = size, note: str | None = None) -> _Decoded:
         picture = _open(data)
+        whole = picture.size
         if size is not None:
             picture.draft(mode, size)
         _load(picture, data)
-        return picture
+        return _Decoded(picture, whole, note)
 
     try:
-        return decode(data), None
+        return decode(data)
     except Unreadable as error:
         failure = Unreadable(error.reason, str(error))  # the error itself would keep its pixels in memory
     if failure.reason != "truncated" or not data.startswith(JPEG_START):
         raise failure
     # A decoder fills what is missing without a word. What follows the last pixel's bytes changes none, so only of
     # a whole picture are pixels the same whatever follows; of coarse ones all scans must be there.
-    one, other = (_pixel_digest(decode(closed(data, filler), None)) for filler in fillers())
+    one, other = (_pixel_digest(decode(closed(data, filler), None).pixels) for filler in fillers())
     if one != other or not all_scans_are_there(closed(data)):
         raise failure
-    return decode(closed(data)), "lacks the mark of its end, and nothing else"
+    return decode(closed(data), note="lacks the mark of its end, and nothing else")
 
 
 def _strips(picture: Image.Image) -> Iterator[tuple[Image.Image, int]]:
@@ -309,7 +319,7 @@ def _convert(picture: Image.Image, profile: bytes | None, background: tuple[int,
         raise Unreadable("corrupt", f"{type(error).__name__}: {error}") from None
 
 
-def _small(picture: Image.Image, size: Size, edge_px: int) -> Image.Image:
+def _small(picture: Image.Image, size: Size) -> Image.Image:
     """A square copy for the eye, in a mode that keeps the profile's meaning. size: that of the whole picture, of which
     `picture` may be a fraction, rounded up."""
     try:
@@ -329,7 +339,7 @@ def _small(picture: Image.Image, size: Size, edge_px: int) -> Image.Image:
             picture = _narrow(picture)
         elif picture.mode not in ("L", "RGB", "CMYK", "F"):
             picture = picture.convert("RGB")
-        return picture.resize((edge_px, edge_px), Image.Resampling.BICUBIC, box, reducing_gap=2.0)
+        return picture.resize((GLANCE_PX, GLANCE_PX), Image.Resampling.BICUBIC, box, reducing_gap=2.0)
     except MemoryError:
         raise _too_large(picture) from None
     except PIXEL_ERRORS as error:

@@ -7,7 +7,7 @@ from importlib import metadata
 from typing import Any
 
 DISTRIBUTION = "deepfloyd-pipeline"
-_PACKAGES = ("torch", "diffusers", "transformers", "peft", "pillow", "imagehash", "pillow-heif", "pyarrow", "prefect")
+_PACKAGES = ("torch", "diffusers", "transformers", "peft", "pillow", "pillow-heif", "pyarrow", "prefect")
 
 
 def provenance(started: datetime) -> dict[str, Any]:

@@ -9,17 +9,18 @@ from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
+import imagehash
 import numpy as np
 import pytest
 from artifact_rows import ledger, live_rows
 from PIL import Image, ImageDraw, ImageFont
 from test_photographs import photographs, upright_rgb
 
-from deepfloyd_core import twins
+from deepfloyd_core import looks, twins
 from deepfloyd_core.batches import TrainingRows
 from deepfloyd_core.ledger import LOOK_BYTES
-from deepfloyd_core.looks import MAX_BITS, hashes_of, look_of, same_thumbnail
-from deepfloyd_core.pictures import check_decodes
+from deepfloyd_core.looks import MAX_BITS, hashes_of, same_thumbnail, sight_of
+from deepfloyd_core.pictures import Glance, check_decodes
 from deepfloyd_core.row_list import eval_ids, held_out_ids
 from deepfloyd_core.tiny import world as drawn
 from deepfloyd_core.twins import Member, group_alike
@@ -75,6 +76,10 @@ def photo_looks() -> np.ndarray:
     return looks_of(list(photos().values()))
 
 
+def look_of(glance: Glance) -> bytes:
+    return looks.looks_of([sight_of(glance)])[0]
+
+
 def looks_of(pictures: list[Image.Image]) -> np.ndarray:
     return np.stack([np.frombuffer(look_of(check_decodes(encoded(one, "BMP"))), np.uint8) for one in pictures])
 
@@ -92,6 +97,33 @@ def pairs_alike(looks: np.ndarray) -> list[tuple[int, int]]:
 
 
 # ---- looks ------------------------------------------------------------------------------------------------------------
+
+
+def look_by_libraries(glance: Glance) -> bytes:
+    """The look by ImageHash's pHash and Pillow's means."""
+    light, *colours = glance.small.convert("YCbCr").split()
+    thumbnail = light.reduce(2)
+    if np.asarray(thumbnail).std() < looks.MIN_CONTRAST:
+        return (bytes(8) + glance.digest()).ljust(LOOK_BYTES, b"\0")
+    bits = np.packbits(imagehash.phash(light).hash)
+    return b"".join([bits.tobytes(), thumbnail.tobytes(), *(colour.reduce(4).tobytes() for colour in colours)])
+
+
+def test_looks_are_those_of_imagehash_and_pillow_bit_for_bit() -> None:
+    rng = np.random.default_rng(3)
+    pictures = [one.crop((0, 0, int(rng.integers(60, one.width)), int(rng.integers(60, one.height))))
+                for one in photos().values() for _ in range(8)]  # fmt: skip
+    for one in list(photos().values())[:10]:  # symmetric: half of the frequencies are zero
+        both = Image.new("RGB", (2 * one.width, one.height))
+        both.paste(one)
+        both.paste(one.transpose(Image.Transpose.FLIP_LEFT_RIGHT), (one.width, 0))
+        pictures += [both, Image.blend(both, Image.new("RGB", both.size, "gray"), rng.uniform(0.85, 0.99))]
+    pictures += [series(rng) for series in (stars, shapes, dots, colours, numbers) for _ in range(30)]
+    glances = [check_decodes(encoded(one, "BMP")) for one in pictures]
+    expected = [look_by_libraries(glance) for glance in glances]
+    assert 40 < sum(not any(look[:8]) for look in expected) < 100, "some have no contrast"
+    assert looks.looks_of([sight_of(glance) for glance in glances]) == expected
+    assert [look_of(glance) for glance in glances[::20]] == expected[::20], "one by one as well"
 
 
 @pytest.mark.parametrize("copy", COPIES)
