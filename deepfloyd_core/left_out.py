@@ -28,6 +28,8 @@ from deepfloyd_core.ledger import (
 )
 from deepfloyd_core.twins import Member, group_alike
 
+_WHY = (DUPLICATE, BEYOND)
+
 
 def finish_ledger(run: Run, parts: list[Path], rows: int, out: Path) -> tuple[list[list[Member]], CaptionCounts]:
     """Write the looks and the ledger. Returns the groups of twins, each in its order, and counts of captions.
@@ -36,33 +38,38 @@ def finish_ledger(run: Run, parts: list[Path], rows: int, out: Path) -> tuple[li
     """
     looks = _write_looks(parts, rows, out / LOOKS_FILE)
     groups = _groups(parts, looks)
-    group, why, of = (np.full(rows, None, object) for _ in range(3))
+    names = pa.array([members[0].image_id for members in groups], pa.string())
+    details: list[str] = []
+    # Places in `names`, _WHY and `details`, -1 where there is nothing: 9 bytes a row.
+    group, of, why = np.full(rows, -1, np.int32), np.full(rows, -1, np.int32), np.full(rows, -1, np.int8)
     firsts = {dataset.id for dataset in run.datasets if dataset.duplicates == "first"}
-    for members in groups:
+    for number, members in enumerate(groups):
         kept: dict[str, str] = {}  # of each data set the first
         for member in members:
-            group[member.row] = members[0].image_id
+            group[member.row] = number
             if kept.setdefault(member.dataset_id, member.source) != member.source and member.dataset_id in firsts:
-                why[member.row], of[member.row] = DUPLICATE, f"shows the same as {kept[member.dataset_id]}"
+                why[member.row], of[member.row] = 0, len(details)
+                details.append(f"shows the same as {kept[member.dataset_id]}")
     for dataset in run.datasets:
         if dataset.max_num_samples is not None:
-            why[_beyond(parts, dataset.id, dataset.max_num_samples, run.config.seed, why)] = BEYOND
+            why[_beyond(parts, dataset.id, dataset.max_num_samples, run.config.seed, why >= 0)] = 1
+    columns = ((names, group), (pa.array(_WHY), why), (pa.array(details, pa.string()), of))
     captions: CaptionCounts = {}
     start = 0
     with atomic_path(out / INDEX_FILE) as tmp, pq.ParquetWriter(tmp, schema(run.config.paired)) as writer:
         for part in parts:
             judged = pq.read_table(part).drop_columns("look")
             own = slice(start, start + len(judged))
-            finished = _finished(judged, group[own], why[own], of[own])
+            finished = _finished(judged, *(texts.take(_places(place[own])) for texts, place in columns))
             count_captions(finished, captions)
             writer.write_table(finished.select(schema(run.config.paired).names))
             start += len(judged)
     return groups, captions
 
 
-def sample_order(image_ids: Iterable[str], seed: int) -> np.ndarray:
-    """The places of pictures in the order in which a few of them are taken: by a hash, so that it stays as pictures come."""
-    keys = image_keys(image_ids)
+def sample_order(keys: np.ndarray, seed: int) -> np.ndarray:
+    """The places of pictures, by their `image_keys`, in the order in which a few of them are taken: by a hash, so that it
+    stays as pictures come."""
     return np.argsort(hash_units("sample", seed, keys, np.zeros(len(keys), np.int64)), kind="stable")
 
 
@@ -122,20 +129,28 @@ def _members(parts: list[Path], rows: np.ndarray, groups: np.ndarray) -> Iterabl
         start, done = end, stop
 
 
-def _beyond(parts: list[Path], dataset_id: str, limit: int, seed: int, why: np.ndarray) -> np.ndarray:
-    """The rows of accepted pictures of a data set beyond its limit, not counting those that are left out already."""
-    columns = ["dataset_id", "status", "image_id"]
-    table = pa.concat_tables(pq.read_table(part, columns=columns) for part in parts)
-    own = pc.and_(pc.equal(table["dataset_id"], dataset_id), pc.equal(table["status"], "accepted"))
-    places = np.flatnonzero(own.to_numpy() & np.array([reason is None for reason in why]))
-    return np.asarray(places[sample_order(table["image_id"].take(places), seed)[limit:]])
+def _beyond(parts: list[Path], dataset_id: str, limit: int, seed: int, out: np.ndarray) -> np.ndarray:
+    """The rows of accepted pictures of a data set beyond its limit, not counting those that are `out` already."""
+    keys, places, start = [], [], 0
+    for part in parts:
+        rows = pq.read_table(part, columns=["dataset_id", "status", "image_id"])
+        own = pc.and_(pc.equal(rows["dataset_id"], dataset_id), pc.equal(rows["status"], "accepted")).to_numpy()
+        chosen = np.flatnonzero(own & ~out[start : start + len(rows)])
+        keys.append(image_keys(rows["image_id"].take(chosen)))
+        places.append(start + chosen)
+        start += len(rows)
+    return np.asarray(np.concatenate(places)[sample_order(np.concatenate(keys), seed)[limit:]])
 
 
-def _finished(rows: pa.Table, group: np.ndarray, why: np.ndarray, of: np.ndarray) -> pa.Table:
+def _places(numbers: np.ndarray) -> pa.Array:
+    """Numbers, null where they are negative."""
+    return pa.array(numbers, mask=numbers < 0)
+
+
+def _finished(rows: pa.Table, group: pa.Array, reasons: pa.Array, details: pa.Array) -> pa.Table:
     """Rows of the ledger, given their groups, and why some are left out."""
-    reasons, details = pa.array(why, pa.string()), pa.array(of, pa.string())
     out = pc.is_valid(reasons)
     for name, value in (("status", "rejected"), ("reason", reasons), ("detail", details)):
         place = rows.schema.get_field_index(name)
         rows = rows.set_column(place, SCHEMA.field(name), pc.if_else(out, value, rows[name]))
-    return rows.append_column(SCHEMA.field("group"), pa.array(group, pa.string()))
+    return rows.append_column(SCHEMA.field("group"), group)

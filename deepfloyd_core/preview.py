@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw
 
 from deepfloyd_core.config import Run
 from deepfloyd_core.datafile import ImageDataset
+from deepfloyd_core.draws import image_keys
 from deepfloyd_core.errors import DataError
 from deepfloyd_core.flavours import Stage
 from deepfloyd_core.geometry import Crop
@@ -64,7 +65,7 @@ def _chosen(run: Run, count: int) -> tuple[list[Shown], list[Row]]:
     taken = dict.fromkeys(datasets, 0)
     shown: list[Shown] = []
     rejected: list[Row] = []
-    for place in sample_order(found["sha256"], run.config.seed):
+    for place in sample_order(image_keys(found["sha256"]), run.config.seed):
         entry = Entry(**found.slice(place, 1).to_pylist()[0])
         dataset = datasets[entry.dataset_id]
         if len(shown) == count or taken[dataset.id] == dataset.max_num_samples:
