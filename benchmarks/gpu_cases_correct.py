@@ -27,6 +27,7 @@ from deepfloyd_core.embed_job import embed_job
 from deepfloyd_core.embeds import Embeds
 from deepfloyd_core.files import sha256_file
 from deepfloyd_core.flavours import FLAVOURS, Stage
+from deepfloyd_core.hashing import caption_id
 from deepfloyd_core.jobs import Job
 from deepfloyd_core.models import load_scheduler, load_unet, order_channels_last, stock_pipeline
 from deepfloyd_core.objective import Text, low_res
@@ -34,7 +35,7 @@ from deepfloyd_core.projected import Projected, project_job
 from deepfloyd_core.sampling import make_sampler
 from deepfloyd_core.stage_config import StageConfig
 from deepfloyd_core.stage_loss import Setup, feed, predict_noise
-from deepfloyd_core.types import caption_id, no_report
+from deepfloyd_core.types import no_report
 
 TINY = {stage: Path(FLAVOURS[f"tiny-{'i' * stage}"].repo) for stage in (1, 2)}
 BATCH = 2

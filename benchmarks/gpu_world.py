@@ -28,12 +28,13 @@ from deepfloyd_core import quantized_base, sampling, train
 from deepfloyd_core.artifacts import Artifact, Request, materialise
 from deepfloyd_core.config import Run
 from deepfloyd_core.flavours import FLAVOURS, TINY, Stage
+from deepfloyd_core.hashing import caption_id, hash_seed
 from deepfloyd_core.models import empty_unet
 from deepfloyd_core.projected import store, text_is_frozen
 from deepfloyd_core.random_models import design
 from deepfloyd_core.row_list import HELD_OUT, HELD_OUT_FILE, ROWS, ROWS_FILE
 from deepfloyd_core.shards import ShardRow, write_shard
-from deepfloyd_core.types import caption_id, hash_seed, no_report
+from deepfloyd_core.types import no_report
 
 GIB = 2**30
 TINY_OF = {1: "tiny-i", 2: "tiny-ii"}

@@ -17,11 +17,10 @@ from diffusers import UNet2DConditionModel
 from safetensors.torch import save_file
 
 from deepfloyd_core.artifacts import Artifact
-from deepfloyd_core.flavours import FLAVOURS
+from deepfloyd_core.flavours import FLAVOURS, TEXT_MODULES
 from deepfloyd_core.models import load_text_modules
 from deepfloyd_core.projected import Projected, projector, store
 from deepfloyd_core.types import no_report
-from deepfloyd_core.weights import TEXT_MODULES
 
 TOKENS, WIDTH, BATCH = 77, 4096, 4
 I_M = {

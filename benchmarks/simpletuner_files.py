@@ -103,7 +103,7 @@ def without_model(values: dict[str, Any]) -> dict[str, Any]:
 def try_data(kind: str, name: str, path: Path) -> Tried:
     """A data file."""
     try:
-        load_data_file(path, places=False)
+        load_data_file(path)
     except ConfigError as error:
         return judged(kind, name, str(error), path)
     except Exception as error:  # what the count is for

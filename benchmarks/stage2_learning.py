@@ -35,18 +35,19 @@ from deepfloyd_core.batches import Draws
 from deepfloyd_core.config import Run
 from deepfloyd_core.crop_requests import eval_request
 from deepfloyd_core.embeds import Embeds
-from deepfloyd_core.flavours import resolve
+from deepfloyd_core.hashing import caption_id, hash_seed
 from deepfloyd_core.jobs import Job
 from deepfloyd_core.ledger import caption_counts
 from deepfloyd_core.metrics import mean_and_interval
+from deepfloyd_core.model_folders import resolve
 from deepfloyd_core.objective import low_res
 from deepfloyd_core.pixels import build_shards, plan_eval
-from deepfloyd_core.products import LORA_FILE
+from deepfloyd_core.product_files import LORA_FILE
 from deepfloyd_core.row_list import shard_files
 from deepfloyd_core.sampling import make_sampler, sample_stage2
 from deepfloyd_core.shards import ShardRow, read_rows
-from deepfloyd_core.types import caption_id, hash_seed
-from deepfloyd_core.upscaled import EVAL_FILE, Upscaler, measure_upscalers
+from deepfloyd_core.sheet_names import EVAL_FILE
+from deepfloyd_core.upscaled import Upscaler, measure_upscalers
 
 LEVELS = (0, 100, 250, 500)
 UNTUNED, OTHER, OURS = "untuned", "concat(x_t, x_t)", "ours"

@@ -16,8 +16,8 @@ from typing import get_args
 import torch
 from worlds import own_bytes, peak_bytes
 
-from deepfloyd_core.flavours import resolve
 from deepfloyd_core.lora import add_lora
+from deepfloyd_core.model_folders import resolve
 from deepfloyd_core.quantized_base import frozen_bytes, load_base
 from deepfloyd_core.recompute import recompute_activations
 from deepfloyd_core.stage_config import BasePrecision, StageConfig

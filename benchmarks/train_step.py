@@ -33,12 +33,14 @@ from deepfloyd_core.batches import TrainingRows
 from deepfloyd_core.config import Run
 from deepfloyd_core.embed_files import embed_schema, stored_row, write_embed_file
 from deepfloyd_core.embeds import CAPTIONS, CAPTIONS_FILE, FILES
-from deepfloyd_core.flavours import Stage, resolve
+from deepfloyd_core.flavours import Stage
+from deepfloyd_core.hashing import caption_id
 from deepfloyd_core.jobs import Job
 from deepfloyd_core.ledger import caption_counts
+from deepfloyd_core.model_folders import resolve
 from deepfloyd_core.models import DTYPES, load_scheduler, load_text_modules, load_unet
 from deepfloyd_core.projected import Projected, projector, store, text_is_frozen
-from deepfloyd_core.types import Report, caption_id, no_report
+from deepfloyd_core.types import Report, no_report
 
 TINY, REAL = "tiny-i", "random:i-medium-400m"
 # One is held out; batches of 1, 2, 3, 4, 6 or 8 of the others are all whole: a compiled step has one size.

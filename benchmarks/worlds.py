@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from deepfloyd_core.artifacts import Artifact, materialise
-from deepfloyd_core.config import Run, load_run
+from deepfloyd_core.config import Run
 from deepfloyd_core.embeds import embeds_request, run_captions
 from deepfloyd_core.flavours import Stage
 from deepfloyd_core.jobs import Job
+from deepfloyd_core.load import load_run
 from deepfloyd_core.types import no_report
 
 

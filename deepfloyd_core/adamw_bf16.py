@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from deepfloyd_core.types import hash_seed
+from deepfloyd_core.hashing import hash_seed
 
 
 class AdamWBF16(torch.optim.Optimizer):

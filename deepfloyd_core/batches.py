@@ -7,11 +7,10 @@ sample. It does not matter who asks for a batch: any number of workers may each 
 """
 
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import count
-from pathlib import Path
 from threading import Lock
 from typing import Any
 
@@ -21,15 +20,15 @@ import pyarrow.compute as pc
 import torch
 
 from deepfloyd_core.artifacts import Artifact
+from deepfloyd_core.crop_reader import Size, crops_of
+from deepfloyd_core.degradations import Degradation
 from deepfloyd_core.errors import DataError
 from deepfloyd_core.flavours import UPSCALE
+from deepfloyd_core.hashing import hash_seed
 from deepfloyd_core.mixing import Mix, Share, first_gap
 from deepfloyd_core.plan import by_size
-from deepfloyd_core.row_list import check_pairs_of, check_remakes_of, read_row_list, shard_files
-from deepfloyd_core.shards import open_shard
-from deepfloyd_core.types import hash_seed
+from deepfloyd_core.row_list import check_pairs_of, check_remakes_of, read_row_list
 
-Size = tuple[int, int]
 _EPOCH_LOCK = Lock()
 
 
@@ -104,32 +103,6 @@ class TrainingRows:
     def image_ids(self, batch: Batch) -> list[str]:
         """The pictures that a batch shows; 1 us each."""
         return [self._ids[row].as_py() for row in batch.rows.tolist()]
-
-
-class Crops:
-    """The pixels of shards by their places in a list of rows (ROWS), mapped."""
-
-    def __init__(self, rows: pa.Table, files: Sequence[Path]) -> None:
-        """files: the shards, in the order of their numbers."""
-        shards = [open_shard(path) for path in files]
-        self._raw, self._file = [shard.raw for shard in shards], rows["file"].to_numpy()
-        self._start, in_file = np.empty(len(rows), np.int64), rows["place"].to_numpy()
-        ends = np.cumsum(np.bincount(self._file, minlength=len(shards)))
-        for shard, own in zip(shards, np.split(np.argsort(self._file, kind="stable"), ends[:-1]), strict=True):
-            self._start[own] = shard.starts(in_file[own])
-
-    def take(self, size: Size, rows: np.ndarray) -> torch.Tensor:
-        """Those of some rows of one size: uint8 (B, H, W, C)."""
-        raw, length = self._raw, size[0] * size[1] * 3
-        where = zip(self._file[rows].tolist(), self._start[rows].tolist(), strict=True)
-        # One copy in C out of the mapped files: twice as fast as stacking arrays, and no slower for many files.
-        pixels = bytearray().join([raw[file][start : start + length] for file, start in where])
-        return torch.frombuffer(pixels, dtype=torch.uint8).reshape(len(rows), size[1], size[0], 3)
-
-
-def crops_of(pixels: Artifact) -> Crops:
-    """The crops of a finished artifact."""
-    return Crops(read_row_list(pixels.path), shard_files(pixels))
 
 
 @dataclass(frozen=True)
@@ -252,15 +225,6 @@ def _shuffled(order: BatchOrder, epoch: int) -> tuple[list[np.ndarray], np.ndarr
     rng = np.random.default_rng(hash_seed("batches", order.seed, epoch))
     rows = [rng.permutation(count) for _, count in order.counts]
     return rows, rng.permutation(order.batches_per_epoch)
-
-
-@dataclass(frozen=True)
-class Degradation:
-    """What is done to each of B low-res pictures."""
-
-    blur: torch.Tensor  # float32 (B,), standard deviation of a Gaussian in low-res px; 0: none
-    noise: torch.Tensor  # float32 (B, C, h, w), in levels of 255
-    quality: torch.Tensor  # int64 (B,), JPEG's, 1 to 100; 0: no JPEG
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,11 @@ from safetensors.torch import load_file, save_file
 
 from deepfloyd_core.errors import ArtifactError
 from deepfloyd_core.files import fsync_path
-from deepfloyd_core.flavours import Stage
-from deepfloyd_core.models import unet_weights
-from deepfloyd_core.optimizers import adapter_dtype
+from deepfloyd_core.flavours import TEXT_MODULES, Stage
+from deepfloyd_core.models import adapter_dtype, unet_weights
 from deepfloyd_core.probe import output_change, small_change
-from deepfloyd_core.products import BITFIT_FILE
+from deepfloyd_core.product_files import BITFIT_FILE
 from deepfloyd_core.stage_config import StageConfig
-from deepfloyd_core.weights import TEXT_MODULES
 
 
 def biases(unet: UNet2DConditionModel) -> dict[str, torch.nn.Parameter]:

@@ -14,7 +14,8 @@ from deepfloyd_core.files import sha256_file, write_bytes
 from deepfloyd_core.flavours import Stage
 from deepfloyd_core.metrics import MEASURES, SAMPLE_MEASURES, measure_rows
 from deepfloyd_core.parts import take_part
-from deepfloyd_core.products import DETAIL_SHEET, SPOILT_SHEETS, product_name
+from deepfloyd_core.product_files import product_name
+from deepfloyd_core.sheet_names import DETAIL_SHEET, SPOILT_SHEETS
 from deepfloyd_core.versions import stage_folder
 
 LICENCE = (

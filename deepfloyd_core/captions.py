@@ -15,10 +15,10 @@ from deepfloyd_core.blocks import CaptionShuffle
 from deepfloyd_core.caption_tables import CaptionReader
 from deepfloyd_core.datafile import TABLES, ImageDataset
 from deepfloyd_core.errors import ConfigError
+from deepfloyd_core.files import text_lines
+from deepfloyd_core.hashing import hash_seed
 from deepfloyd_core.sources import Raw, Texts, open_source
-from deepfloyd_core.sources.listed import text_lines
 from deepfloyd_core.sources.names import caption_names
-from deepfloyd_core.types import hash_seed
 
 Filter = tuple[re.Pattern[str], str, int]  # what, by what, how often (0: always)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from deepfloyd_core.config import Run
 from deepfloyd_core.flavours import RANDOM, UPSCALE, Stage
-from deepfloyd_core.products import BITFIT_FILE, CONTROL_FILE, UNET_FOLDER
+from deepfloyd_core.product_files import BITFIT_FILE, CONTROL_FILE, UNET_FOLDER
 from deepfloyd_core.spec import is_there
 from deepfloyd_core.stage_config import StageConfig
 

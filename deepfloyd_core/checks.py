@@ -1,12 +1,17 @@
 """What the run file and the data file ask of each other, checked before anything is loaded."""
 
 import math
+from pathlib import Path
 
-from deepfloyd_core.datafile import ImageDataset
+from deepfloyd_core.captions import compiled_filters
+from deepfloyd_core.datafile import ImageDataset, TextEmbedBackend
 from deepfloyd_core.errors import ConfigError
+from deepfloyd_core.faces import missing_detector
+from deepfloyd_core.files import text_lines
 from deepfloyd_core.flavours import UPSCALE, Flavour, Stage
-from deepfloyd_core.mixing import first_gap, share_of
+from deepfloyd_core.mixing import check_steps
 from deepfloyd_core.sources import open_source
+from deepfloyd_core.spec import read_config_file
 from deepfloyd_core.stage_config import StageConfig
 
 
@@ -33,24 +38,7 @@ def check_datasets(flavour: Flavour, datasets: tuple[ImageDataset, ...], stage: 
             f"No data set feeds stage {stage}: resolution is {found}; {flavour.name} makes {flavour.size_px} px and is "
             f"trained at up to {2 * flavour.size_px}. Set {_both_stages(datasets[0])}."
         )
-    if steps is None:
-        return []
-    gap = first_gap(tuple(share_of(dataset) for dataset in used), steps)
-    if gap is not None:
-        whys = (
-            f"{ds.id} starts later (start_step = {ds.start_step})"
-            if ds.start_step > gap
-            else f"{ds.id} has ended (end_step = {ds.end_step})"
-            for ds in used
-        )
-        raise ConfigError(
-            f"No data set is drawn from in step {gap + 1} of stage {stage}: {', '.join(whys)}. Change one of these."
-        )
-    return [
-        f"{dataset.id}: start_step is {dataset.start_step}, and stage {stage} has {steps} steps: it is never drawn from"
-        for dataset in used
-        if dataset.start_step >= steps
-    ]
+    return [] if steps is None else check_steps(datasets, stage, steps)
 
 
 def check_pairs(paired: bool, datasets: tuple[ImageDataset, ...], conditioning: tuple[ImageDataset, ...]) -> list[str]:
@@ -121,3 +109,55 @@ def _size_fault(dataset: ImageDataset, flavour: Flavour, edge: float) -> str:
     if flavour.stage == 2 and edge < least:
         return f"makes {flavour.size_px} px and is not trained below that"
     return f"makes {flavour.size_px} px" if edge > 2 * flavour.size_px else ""
+
+
+def check_places(path: Path, datasets: tuple[ImageDataset, ...]) -> None:
+    """Raise ConfigError for a data set whose place is not there, or that needs a package which is not."""
+    for dataset in datasets:
+        if dataset.crop and dataset.crop_style == "face" and (missing := missing_detector()):
+            raise ConfigError(f"{path}: {dataset.id}: crop_style is 'face', and {missing}")
+        try:
+            open_source(dataset)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from None
+
+
+def with_filters(path: Path, dataset: ImageDataset, backends: tuple[TextEmbedBackend, ...]) -> ImageDataset:
+    """The data set with every filter that applies to it, read from the files that hold them.
+
+    Raises ConfigError for a file that cannot be read, and for a filter that is no regular expression.
+    """
+    defaults = [backend for backend in backends if backend.default]
+    named = [backend for backend in backends if backend.id == dataset.text_embeds]
+    if dataset.text_embeds is not None and not named:
+        known = ", ".join(repr(backend.id) for backend in backends) or "none"
+        raise ConfigError(
+            f"{path}: {dataset.id}: text_embeds is {dataset.text_embeds!r}; text embeds entries: {known}."
+        )
+    if len(defaults) > 1:
+        raise ConfigError(
+            f"{path}: {', '.join(repr(b.id) for b in defaults)} are all the default text embeds. Keep one."
+        )
+    lists = [(backend.id, backend.caption_filter_list) for backend in named or defaults]
+    lists.append((dataset.id, dataset.caption_filter_list))
+    filters = tuple(line for name, given in lists for line in _filter_lines(given, f"{path}: {name}"))
+    compiled_filters(filters, f"{path}: {dataset.id}: caption_filter_list")
+    return dataset.model_copy(update={"caption_filter_list": filters})
+
+
+def _filter_lines(given: str | tuple[str, ...], where: str) -> list[str]:
+    if not isinstance(given, str):
+        return [line for line in given if line]
+    file, lines = Path(given), None
+    if file.suffix.lower() not in (".txt", ".json"):
+        raise ConfigError(f"{where}: caption_filter_list is {given!r}; give a list, or a file ending in .txt or .json.")
+    if file.suffix.lower() == ".json":
+        lines = read_config_file(file)
+        if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
+            raise ConfigError(f"{file} must be a list of strings.")
+        return [line for line in lines if line]
+    try:
+        return [line for line in text_lines(file.read_text(encoding="utf-8-sig")) if line]
+    except (OSError, UnicodeDecodeError) as error:
+        reason = "no such file" if isinstance(error, FileNotFoundError) else str(error)
+        raise ConfigError(f"{where}: caption_filter_list {given!r} cannot be read: {reason}.") from None

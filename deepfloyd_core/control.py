@@ -21,15 +21,15 @@ from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dic
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from deepfloyd_core.control_file import HINT_WIDTHS, NOT_ON_THE_WAY_DOWN, RECORD, control_record
+from deepfloyd_core.control_file import HINT_WIDTHS, RECORD, control_record
 from deepfloyd_core.errors import ArtifactError, ConfigError
 from deepfloyd_core.files import fsync_path
-from deepfloyd_core.flavours import Stage
+from deepfloyd_core.flavours import NOT_ON_THE_WAY_DOWN, Stage
 from deepfloyd_core.lora import ADAPTER, add_lora, fill, plain_settings
+from deepfloyd_core.models import adapter_dtype
 from deepfloyd_core.objective import CONTROL_IMAGE
-from deepfloyd_core.optimizers import adapter_dtype
 from deepfloyd_core.probe import output_change, small_change
-from deepfloyd_core.products import CONTROL_FILE
+from deepfloyd_core.product_files import CONTROL_FILE
 from deepfloyd_core.stage_config import StageConfig
 from deepfloyd_core.types import Conditioning
 

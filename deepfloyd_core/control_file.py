@@ -7,13 +7,11 @@ import json
 import re
 from typing import Any, get_args
 
+from deepfloyd_core.flavours import NOT_ON_THE_WAY_DOWN
 from deepfloyd_core.types import Conditioning
-from deepfloyd_core.weights import TEXT_MODULES
 
 HINT_WIDTHS = (16, 32)  # channels between the conditioning and the copy's first features
 RECORD = "control"  # in the file's metadata: what the conditioning is, and peft's settings
-# Parts of a UNet that a ControlNet has no copy of.
-NOT_ON_THE_WAY_DOWN = ("up_blocks", "conv_norm_out", "conv_act", "conv_out", *TEXT_MODULES)
 # The last convolution of what hands a skip over; a downsampler may be a residual block as well.
 _HANDS_OVER = re.compile(r"down_blocks\.(\d+)\.(resnets|downsamplers)\.(\d+)\.conv2?\.weight")
 _MIDDLE = re.compile(r"mid_block\.resnets\.(\d+)\.conv2\.weight")

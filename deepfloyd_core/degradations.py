@@ -7,17 +7,26 @@ key asks for it. JPEG costs 0.3 ms for a picture of 64 px, the others next to no
 import io
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from deepfloyd_core.batches import Degradation
 from deepfloyd_core.flavours import UPSCALE
+from deepfloyd_core.hashing import hash_seed
 from deepfloyd_core.objective import to_bytes, to_model_range
 from deepfloyd_core.stage_config import StageConfig
-from deepfloyd_core.types import hash_seed
+
+
+@dataclass(frozen=True)
+class Degradation:
+    """What is done to each of B low-res pictures."""
+
+    blur: torch.Tensor  # float32 (B,), standard deviation of a Gaussian in low-res px; 0: none
+    noise: torch.Tensor  # float32 (B, C, h, w), in levels of 255
+    quality: torch.Tensor  # int64 (B,), JPEG's, 1 to 100; 0: no JPEG
 
 
 def draw_degradation(shape: torch.Size, config: StageConfig, seed: int, number: int) -> Degradation | None:

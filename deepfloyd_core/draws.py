@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from deepfloyd_core.types import hash_seed
+from deepfloyd_core.hashing import hash_seed
 
 Draw = Callable[[str, slice], np.ndarray]  # (purpose, which pictures) -> float64 in [0, 1), one for each picture
 

@@ -15,8 +15,8 @@ import numpy as np
 import pyarrow as pa
 
 from deepfloyd_core.files import atomic_path
+from deepfloyd_core.hashing import caption_id
 from deepfloyd_core.mapped import mapped_table, mapped_tensor
-from deepfloyd_core.types import caption_id
 
 if TYPE_CHECKING:
     import torch

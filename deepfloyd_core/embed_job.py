@@ -26,13 +26,14 @@ from deepfloyd_core.embed_files import VALUE_BYTES, EmbedFile, embed_schema, sto
 from deepfloyd_core.embeds import CAPTIONS, CAPTIONS_FILE, FILES, TOKENS_SHEET
 from deepfloyd_core.errors import ArtifactError, ModelError
 from deepfloyd_core.files import atomic_path, canonical_json, sha256_bytes
+from deepfloyd_core.hashing import caption_id
 from deepfloyd_core.jobs import Job
 from deepfloyd_core.models import DTYPES, pick_device, use_threads
 from deepfloyd_core.parts import finish_part, part_is_whole, take_part
 from deepfloyd_core.sheets import save_token_counts
 from deepfloyd_core.t5 import TextEncoder, encode, forecast_s, load_encoder, load_tokenizer
 from deepfloyd_core.take_over import files_as_recorded, worth_keeping
-from deepfloyd_core.types import Report, caption_id, no_report
+from deepfloyd_core.types import Report, no_report
 
 _SHOWN = 5  # of the captions without a word, in the summary
 PACKED_SHARE = 0.7  # of the bytes, at most; 0.64 is usual

@@ -19,8 +19,9 @@ from deepfloyd_core.config import Run
 from deepfloyd_core.embed_files import EmbedFile
 from deepfloyd_core.errors import ArtifactError
 from deepfloyd_core.files import canonical_json, sha256_bytes, sha256_file
+from deepfloyd_core.hashing import caption_id
 from deepfloyd_core.mapped import mapped_table
-from deepfloyd_core.types import Identity, caption_id
+from deepfloyd_core.types import Identity
 
 if TYPE_CHECKING:
     import torch

@@ -10,10 +10,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from deepfloyd_core.artifacts import Artifact
-from deepfloyd_core.checks import check_datasets
 from deepfloyd_core.config import Run
 from deepfloyd_core.counts import many
 from deepfloyd_core.flavours import Stage
+from deepfloyd_core.mixing import check_steps
 from deepfloyd_core.row_list import held_out_ids, read_row_list
 from deepfloyd_core.spec import parse_spec
 from deepfloyd_core.stage_config import StageConfig
@@ -43,6 +43,6 @@ def with_steps(run: Run, stage: Stage, pixels: Artifact, eval_set: Artifact) -> 
     log.info("stage %d: %s make %s", stage, epochs, many(steps, "step"))
     values = {**config.model_dump(), "num_train_epochs": None, "max_train_steps": steps}
     counted = parse_spec(StageConfig, values, f"stage{stage}, num_train_epochs = {config.num_train_epochs}")
-    for note in check_datasets(counted.flavour, run.datasets, stage, steps):
+    for note in check_steps(run.datasets, stage, steps):
         log.info("%s", note)
     return replace(run, config=run.config.model_copy(update={f"stage{stage}": counted}))

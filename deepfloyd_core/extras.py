@@ -2,6 +2,10 @@
 
 import importlib.util
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    pass
 
 
 def missing_extra(packages: Sequence[str], extra: str) -> str:
@@ -11,3 +15,12 @@ def missing_extra(packages: Sequence[str], extra: str) -> str:
         return ""
     install = f"pip install 'deepfloyd-pipeline[{extra}]'"
     return f"{' and '.join(missing)} cannot be imported. Install the extra: {install}"
+
+
+Quantization = Literal["none", "int8", "nf4"]
+
+
+def quantization_fault(key: str, quantization: Quantization) -> str:
+    """Why weights cannot be quantised on this machine; empty when they can. Imports nothing."""
+    missing = "" if quantization == "none" else missing_extra(["torchao"], "quantization")
+    return f"{key} is {quantization!r}, and {missing}" if missing else ""

@@ -7,6 +7,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -108,3 +109,8 @@ def record_diff(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> l
         elif before != after:
             lines.append(f"{name}: {before!r} -> {after!r}")
     return lines
+
+
+def text_lines(text: str) -> list[str]:
+    """The lines of a text. Not `str.splitlines`, which also cuts at U+2028, U+0085 and form feeds, inside a caption."""
+    return re.split("\r\n?|\n", text)

@@ -21,7 +21,7 @@ from deepfloyd_core.errors import ArtifactError
 from deepfloyd_core.files import fsync_path
 from deepfloyd_core.flavours import Stage
 from deepfloyd_core.probe import output_change, small_change
-from deepfloyd_core.products import UNET_FOLDER
+from deepfloyd_core.product_files import UNET_FOLDER
 from deepfloyd_core.stage_config import StageConfig
 from deepfloyd_core.weights import UNET_WEIGHTS, weight_files
 

@@ -14,9 +14,9 @@ from deepfloyd_core.artifacts import Artifact
 from deepfloyd_core.batches import Draws, MixedOrder, TrainingRows, draw
 from deepfloyd_core.eval_pictures import eval_pictures
 from deepfloyd_core.flavours import Stage
+from deepfloyd_core.hashing import hash_seed
 from deepfloyd_core.metrics import mean_and_interval
 from deepfloyd_core.objective import squared_error, to_model_range
-from deepfloyd_core.types import hash_seed
 
 TIMESTEPS = (100, 400, 700, 950)
 HELD_OUT, SEEN = "held_out", "seen"

@@ -20,10 +20,9 @@ from deepfloyd_core.errors import ArtifactError, ConfigError
 from deepfloyd_core.files import write_bytes
 from deepfloyd_core.flavours import Stage
 from deepfloyd_core.lora_formats import our_names
-from deepfloyd_core.models import PIPELINES, load_scheduler, stock_pipeline
-from deepfloyd_core.optimizers import adapter_dtype
+from deepfloyd_core.models import PIPELINES, adapter_dtype, load_scheduler, stock_pipeline
 from deepfloyd_core.probe import output_change, small_change
-from deepfloyd_core.products import LORA_FILE
+from deepfloyd_core.product_files import LORA_FILE
 from deepfloyd_core.stage_config import StageConfig
 
 ADAPTER = "default"

@@ -20,9 +20,8 @@ from deepfloyd_core.control import (
 from deepfloyd_core.flavours import Stage
 from deepfloyd_core.full import free_all, load_full, reload_unet, restore_unet, save_unet
 from deepfloyd_core.lora import ADAPTER, add_lora, load_adapters, reload_saved, remove_lora, save_lora
-from deepfloyd_core.models import DTYPES
-from deepfloyd_core.optimizers import adapter_dtype
-from deepfloyd_core.products import BITFIT_FILE, CONTROL_FILE, UNET_FOLDER, product_name
+from deepfloyd_core.models import DTYPES, adapter_dtype
+from deepfloyd_core.product_files import BITFIT_FILE, CONTROL_FILE, UNET_FOLDER, product_name
 from deepfloyd_core.stage_config import StageConfig
 from deepfloyd_core.weights import UNET_WEIGHTS
 

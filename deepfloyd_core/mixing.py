@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from deepfloyd_core.datafile import ImageDataset
+from deepfloyd_core.errors import ConfigError
+from deepfloyd_core.flavours import Stage
 
 _UNIT = 1 << 32  # how finely the largest share is counted
 
@@ -100,3 +102,27 @@ def _halved(units: list[int], total: int) -> list[int]:
     cut = min(range(1, len(units)), key=lambda place: abs(2 * sum(units[:place]) - every))
     first = (2 * total * sum(units[:cut]) + every) // (2 * every)
     return _halved(units[:cut], first) + _halved(units[cut:], total - first)
+
+
+def check_steps(datasets: tuple[ImageDataset, ...], stage: Stage, steps: int) -> list[str]:
+    """Raise ConfigError for an optimizer step of a stage in which no data set is drawn from.
+
+    Returns a note for each data set that the stage never comes to.
+    """
+    used = [dataset for dataset in datasets if dataset.factor(stage) is not None]
+    gap = first_gap(tuple(share_of(dataset) for dataset in used), steps)
+    if gap is not None:
+        whys = (
+            f"{ds.id} starts later (start_step = {ds.start_step})"
+            if ds.start_step > gap
+            else f"{ds.id} has ended (end_step = {ds.end_step})"
+            for ds in used
+        )
+        raise ConfigError(
+            f"No data set is drawn from in step {gap + 1} of stage {stage}: {', '.join(whys)}. Change one of these."
+        )
+    return [
+        f"{dataset.id}: start_step is {dataset.start_step}, and stage {stage} has {steps} steps: it is never drawn from"
+        for dataset in used
+        if dataset.start_step >= steps
+    ]

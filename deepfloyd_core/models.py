@@ -12,8 +12,9 @@ from diffusers import DDPMScheduler, IFPipeline, IFSuperResolutionPipeline, UNet
 from safetensors import safe_open
 
 from deepfloyd_core.errors import ModelError
-from deepfloyd_core.flavours import Stage
-from deepfloyd_core.weights import TEXT_MODULES, UNET_WEIGHTS, weight_files
+from deepfloyd_core.flavours import TEXT_MODULES, Stage
+from deepfloyd_core.stage_config import StageConfig
+from deepfloyd_core.weights import UNET_WEIGHTS, weight_files
 
 DTYPES = {"fp32": torch.float32, "no": torch.float32, "bf16": torch.bfloat16}
 _WITHOUT_TEXT = dict.fromkeys(("encoder_hid_dim", "encoder_hid_dim_type", "addition_embed_type"))
@@ -155,3 +156,8 @@ def stock_pipeline(folder: Path, stage: Stage, unet: UNet2DConditionModel, sched
     pipeline = PIPELINES[stage](**parts)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def adapter_dtype(config: StageConfig) -> torch.dtype:
+    """dtype of what is trained."""
+    return torch.bfloat16 if config.optimizer == "adamw_bf16" else torch.float32

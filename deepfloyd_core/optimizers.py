@@ -13,11 +13,6 @@ from deepfloyd_core.adamw_bf16 import AdamWBF16
 from deepfloyd_core.stage_config import StageConfig
 
 
-def adapter_dtype(config: StageConfig) -> torch.dtype:
-    """dtype of what is trained."""
-    return torch.bfloat16 if config.optimizer == "adamw_bf16" else torch.float32
-
-
 def make_optimizer(config: StageConfig, params: Iterable[torch.nn.Parameter], seed: int) -> torch.optim.Optimizer:
     """The optimizer of a stage, ready for its first step. `seed`: of the rounding of `adamw_bf16`."""
     common: dict[str, Any] = {"lr": config.learning_rate, "weight_decay": config.adam_weight_decay}

@@ -19,13 +19,13 @@ from deepfloyd_core.config import Run
 from deepfloyd_core.control_file import RECORD, Shapes, control_record, new_shapes, way_down
 from deepfloyd_core.errors import ArtifactError, ConfigError
 from deepfloyd_core.files import sha256_file
-from deepfloyd_core.flavours import Stage
+from deepfloyd_core.flavours import TEXT_MODULES, Stage
 from deepfloyd_core.lora_formats import ADAPTER, PEFT, Names, our_names, stranger_fault
-from deepfloyd_core.products import BITFIT_FILE, CONTROL_FILE, LORA_FILE, UNET_FOLDER
+from deepfloyd_core.product_files import BITFIT_FILE, CONTROL_FILE, LORA_FILE, UNET_FOLDER
 from deepfloyd_core.spec import is_there
 from deepfloyd_core.stage_config import StageConfig
 from deepfloyd_core.versions import bundle_of, find_version, stage_folder
-from deepfloyd_core.weights import TEXT_MODULES, UNET_WEIGHTS, Header, read_header, read_scalars, unet_shapes
+from deepfloyd_core.weights import UNET_WEIGHTS, Header, read_header, read_scalars, unet_shapes
 
 _PEFT_FILE, _PEFT_SETTINGS = "adapter_model.safetensors", "adapter_config.json"  # as peft itself saves an adapter
 _PLACES = (BITFIT_FILE, CONTROL_FILE, f"{UNET_FOLDER}/{UNET_WEIGHTS}", LORA_FILE, UNET_WEIGHTS, _PEFT_FILE)

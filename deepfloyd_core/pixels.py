@@ -25,6 +25,7 @@ from deepfloyd_core.errors import DataError, StorageError
 from deepfloyd_core.eval_choice import choose_held_out, chosen_pictures, held_out_pictures
 from deepfloyd_core.files import atomic_path, sha256_bytes
 from deepfloyd_core.flavours import Stage
+from deepfloyd_core.hashing import caption_id
 from deepfloyd_core.ledger import PICTURE
 from deepfloyd_core.older_rows import OlderRows, copy_rows
 from deepfloyd_core.parts import finish_part, part_is_whole, take_part
@@ -43,7 +44,6 @@ from deepfloyd_core.shards import ShardRow, open_shard, write_shard
 from deepfloyd_core.sheets import contact_sheet, save_picture
 from deepfloyd_core.shrink import take_crops
 from deepfloyd_core.sources import read_again
-from deepfloyd_core.types import caption_id
 
 FORMAT = 5  # 4: shards named by content, `rows.arrow`. 5: `times` in it
 _REMEDY = "Lower decode_memory_mib, so that such pictures are rows of the ledger, or workers, and start the run again."

@@ -9,8 +9,9 @@ from deepfloyd_core.config import Run
 from deepfloyd_core.crop_requests import conditioning_request, eval_request, pixels_request
 from deepfloyd_core.embeds import embeds_request, run_captions
 from deepfloyd_core.epochs import with_steps
-from deepfloyd_core.flavours import Stage, resolve
+from deepfloyd_core.flavours import Stage
 from deepfloyd_core.ledger import caption_counts
+from deepfloyd_core.model_folders import resolve
 from deepfloyd_core.parent import find_parent
 from deepfloyd_core.products import bundle_request, lora_request, low_res_request, samples_request
 from deepfloyd_core.projected import text_is_frozen, text_request

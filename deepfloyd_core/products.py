@@ -17,12 +17,6 @@ from deepfloyd_core.flavours import Stage
 from deepfloyd_core.projected import text_identity
 from deepfloyd_core.types import Identity, names_of
 
-LORA_FILE = "pytorch_lora_weights.safetensors"  # the name that diffusers looks for
-BITFIT_FILE = "bitfit_biases.safetensors"  # in its place after a training with use_bitfit
-CONTROL_FILE = "controlnet_lora.safetensors"  # after a training with controlnet
-UNET_FOLDER = "unet"  # after a full fine-tuning; the name that diffusers gives it in a pipeline
-DETAIL_SHEET = "eval_details.png"  # zoomed details of Stage II on held-out pictures
-SPOILT_SHEETS = ("eval_spoilt.png", "eval_spoilt_details.png")  # both, where their low-res pictures were spoilt
 GENERATE_FORMAT = 3  # 2: of Stage II alone the noise level and back-projection in PNGs. 3: of a bundle
 # 2: gains on held-out pictures. 3: how many pictures were trained on. 4: base models in its inputs. 5: a card whose code
 # makes a picture, and tables of measures
@@ -48,11 +42,6 @@ _SAMPLING_STAGE2 = {"validation_noise_level", "validation_back_projection"}
 _SAMPLING = {"validation_num_inference_steps", "validation_guidance"} | _SAMPLING_STAGE2
 _MEASURING = {"validation_noise_levels"}
 _MODEL_PARTS = {1: ("unet", "scheduler"), 2: ("unet", "scheduler", "image_noising_scheduler")}
-
-
-def product_name(folder: Path) -> str:
-    """Name of what a training left in a folder: a file of weights, or the folder of a whole UNet."""
-    return next((name for name in (BITFIT_FILE, CONTROL_FILE, UNET_FOLDER) if (folder / name).exists()), LORA_FILE)
 
 
 def lora_request(

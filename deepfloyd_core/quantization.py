@@ -5,21 +5,14 @@ blocks of 64, a quarter of the bytes, 9 % off. torchao is an extra: it takes sec
 """
 
 import math
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from deepfloyd_core.extras import missing_extra
+from deepfloyd_core.extras import Quantization
 
 if TYPE_CHECKING:
     import torch
 
-Quantization = Literal["none", "int8", "nf4"]
 _BLOCK, _SCALES = 64, 256  # NF4: values to a scale, scales that are quantised together
-
-
-def quantization_fault(key: str, quantization: Quantization) -> str:
-    """Why weights cannot be quantised on this machine; empty when they can. Imports nothing."""
-    missing = "" if quantization == "none" else missing_extra(["torchao"], "quantization")
-    return f"{key} is {quantization!r}, and {missing}" if missing else ""
 
 
 def quantize(module: "torch.nn.Module", quantization: Quantization) -> None:

@@ -19,9 +19,9 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import conv2d, linear, pad
 
 from deepfloyd_core.errors import ModelError
+from deepfloyd_core.flavours import TEXT_MODULES
 from deepfloyd_core.models import each_unet_weight, empty_unet, load_projected_unet, load_unet
 from deepfloyd_core.stage_config import BasePrecision
-from deepfloyd_core.weights import TEXT_MODULES
 
 # Stay as they are: what sees or makes the pictures themselves and what steers every block, 0.24 % of IF-I-M and IF-I-XL; and
 # the text modules, which are there only when an adapter is put on them.

@@ -22,7 +22,7 @@ from deepfloyd_core.children import Children, Limits, Lost
 from deepfloyd_core.errors import ModelError
 from deepfloyd_core.files import TMP_PREFIX, canonical_json, fsync_path, sha256_bytes, write_bytes
 from deepfloyd_core.flavours import FLAVOURS, RANDOM, TINY, Flavour, Stage
-from deepfloyd_core.types import hash_seed
+from deepfloyd_core.hashing import hash_seed
 
 if TYPE_CHECKING:
     import torch

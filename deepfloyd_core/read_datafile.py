@@ -10,14 +10,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from deepfloyd_core.captions import compiled_filters
 from deepfloyd_core.datafile import TABLES, ConditioningSet, ImageDataset, TextEmbedBackend
 from deepfloyd_core.errors import ConfigError
-from deepfloyd_core.faces import missing_detector
 from deepfloyd_core.simpletuner import coerced, grouped
 from deepfloyd_core.simpletuner_data import DATA_IGNORED, our_entry
-from deepfloyd_core.sources import open_source
-from deepfloyd_core.sources.listed import text_lines
 from deepfloyd_core.spec import parse_spec, read_config_file, scalar_kinds
 
 _NO: tuple[Any, ...] = (None, False, 0, "", [], {})
@@ -39,14 +35,14 @@ class DataFile:
 
     datasets: tuple[ImageDataset, ...]  # the enabled picture sets
     conditioning: tuple[ImageDataset, ...]  # the places of what a ControlNet may follow
+    text_embeds: tuple[TextEmbedBackend, ...]
     notes: tuple[str, ...]  # one for each key that has no effect
 
 
-def load_data_file(path: Path, defaults: Mapping[str, Any] = MappingProxyType({}), places: bool = True) -> DataFile:
+def load_data_file(path: Path, defaults: Mapping[str, Any] = MappingProxyType({})) -> DataFile:
     """Read a data file. `defaults`: what a picture set has where it does not say it itself.
 
-    Raises ConfigError for unknown keys, values out of range, double ids, and, where `places` are looked at, a directory or
-    a file of filters that is not there.
+    Raises ConfigError for unknown keys, values out of range, double ids. Nothing that the file names is looked at.
     """
     entries = read_config_file(path)
     if not isinstance(entries, list) or not entries:
@@ -71,11 +67,8 @@ def load_data_file(path: Path, defaults: Mapping[str, Any] = MappingProxyType({}
     if not datasets:
         raise ConfigError(f"{path} has no enabled data set of pictures.")
     notes += _check_conditioning(path, datasets, conditioning)
-    filtered = tuple(datasets)
-    if places:
-        _check_places(path, datasets)
-        filtered = tuple(_with_filters(path, dataset, backends) for dataset in datasets)
-    return DataFile(filtered, tuple(entry.pictures for entry in conditioning), tuple(notes))
+    places = tuple(entry.pictures for entry in conditioning)
+    return DataFile(tuple(datasets), places, tuple(backends), tuple(notes))
 
 
 def _parse_entry(
@@ -105,8 +98,6 @@ def _parse_entry(
     taken = [key for key in defaults if key not in rest]
     notes += [f"{', '.join(sorted(taken))} as in the run file"] if taken else []
     dataset = parse_spec(ImageDataset, {**defaults, **rest}, where)
-    if dataset.crop and dataset.crop_style == "face" and (missing := missing_detector()):
-        raise ConfigError(f"{where}: crop_style is 'face', and {missing}")
     return dataset, notes + _useless(entry, dataset)
 
 
@@ -192,49 +183,3 @@ def _check_ids(path: Path, entries: list[dict[str, Any]]) -> None:
     for name, count in Counter(entry["id"] for entry in entries).items():
         if count > 1:
             raise ConfigError(f"{path}: the id {name!r} is used {count} times; ids must differ.")
-
-
-def _check_places(path: Path, datasets: list[ImageDataset]) -> None:
-    for dataset in datasets:
-        try:
-            open_source(dataset)
-        except ConfigError as error:
-            raise ConfigError(f"{path}: {error}") from None
-
-
-def _with_filters(path: Path, dataset: ImageDataset, backends: list[TextEmbedBackend]) -> ImageDataset:
-    """The data set with every filter that applies to it, read from the files that hold them."""
-    defaults = [backend for backend in backends if backend.default]
-    named = [backend for backend in backends if backend.id == dataset.text_embeds]
-    if dataset.text_embeds is not None and not named:
-        known = ", ".join(repr(backend.id) for backend in backends) or "none"
-        raise ConfigError(
-            f"{path}: {dataset.id}: text_embeds is {dataset.text_embeds!r}; text embeds entries: {known}."
-        )
-    if len(defaults) > 1:
-        raise ConfigError(
-            f"{path}: {', '.join(repr(b.id) for b in defaults)} are all the default text embeds. Keep one."
-        )
-    lists = [(backend.id, backend.caption_filter_list) for backend in named or defaults]
-    lists.append((dataset.id, dataset.caption_filter_list))
-    filters = tuple(line for name, given in lists for line in _filter_lines(given, f"{path}: {name}"))
-    compiled_filters(filters, f"{path}: {dataset.id}: caption_filter_list")
-    return dataset.model_copy(update={"caption_filter_list": filters})
-
-
-def _filter_lines(given: str | tuple[str, ...], where: str) -> list[str]:
-    if not isinstance(given, str):
-        return [line for line in given if line]
-    file, lines = Path(given), None
-    if file.suffix.lower() not in (".txt", ".json"):
-        raise ConfigError(f"{where}: caption_filter_list is {given!r}; give a list, or a file ending in .txt or .json.")
-    if file.suffix.lower() == ".json":
-        lines = read_config_file(file)
-        if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
-            raise ConfigError(f"{file} must be a list of strings.")
-        return [line for line in lines if line]
-    try:
-        return [line for line in text_lines(file.read_text(encoding="utf-8-sig")) if line]
-    except (OSError, UnicodeDecodeError) as error:
-        reason = "no such file" if isinstance(error, FileNotFoundError) else str(error)
-        raise ConfigError(f"{where}: caption_filter_list {given!r} cannot be read: {reason}.") from None

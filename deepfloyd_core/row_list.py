@@ -14,9 +14,9 @@ from deepfloyd_core.artifacts import Artifact
 from deepfloyd_core.draws import image_keys
 from deepfloyd_core.files import atomic_path
 from deepfloyd_core.flavours import Stage
+from deepfloyd_core.hashing import caption_id
 from deepfloyd_core.mapped import mapped_table
 from deepfloyd_core.plan import SizePlan
-from deepfloyd_core.types import caption_id
 
 ROWS_FILE = "rows.arrow"
 ROWS = pa.schema([("file", pa.int32()), ("place", pa.int32()), ("width", pa.int32()), ("height", pa.int32()),

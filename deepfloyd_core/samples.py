@@ -20,6 +20,7 @@ from deepfloyd_core.degradations import spoilt
 from deepfloyd_core.embeds import Embeds
 from deepfloyd_core.files import atomic_path
 from deepfloyd_core.flavours import Stage
+from deepfloyd_core.hashing import hash_seed
 from deepfloyd_core.jobs import Job
 from deepfloyd_core.lpips_measure import load_lpips_eye
 from deepfloyd_core.metrics import mean
@@ -30,7 +31,6 @@ from deepfloyd_core.sampling import Sampler, make_sampler, sample_stage1, sample
 from deepfloyd_core.shards import ShardRow, read_rows
 from deepfloyd_core.sheets import save_picture, titled_rows
 from deepfloyd_core.stage_config import StageConfig
-from deepfloyd_core.types import hash_seed
 from deepfloyd_core.upscaled import Eyes, Row, Upscaler, measure_samples, measure_upscalers
 from deepfloyd_core.wanted import Wanted, wanted_pictures
 

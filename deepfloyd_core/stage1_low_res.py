@@ -17,9 +17,10 @@ import pyarrow as pa
 import torch
 
 from deepfloyd_core.artifacts import Artifact
-from deepfloyd_core.batches import Crops, Size, crops_of
+from deepfloyd_core.crop_reader import Crops, Size, crops_of
 from deepfloyd_core.embeds import Embeds
 from deepfloyd_core.flavours import UPSCALE
+from deepfloyd_core.hashing import hash_seed
 from deepfloyd_core.jobs import Job
 from deepfloyd_core.models import use_threads
 from deepfloyd_core.objective import low_res, to_bytes, to_model_range
@@ -30,7 +31,6 @@ from deepfloyd_core.row_list import ROWS_FILE, read_row_list, shard_files, write
 from deepfloyd_core.sampling import BATCH, Sampler, make_sampler, resample_stage1
 from deepfloyd_core.shards import ShardRow, read_rows, write_shard
 from deepfloyd_core.sheets import contact_sheet, save_picture
-from deepfloyd_core.types import hash_seed
 
 SHARD_ROWS = 512  # 6 MiB of 64 px; a kill costs at most so many samples
 SHEET_PAIRS = 16

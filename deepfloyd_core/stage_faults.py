@@ -2,9 +2,8 @@
 
 from typing import TYPE_CHECKING
 
-from deepfloyd_core.control_file import NOT_ON_THE_WAY_DOWN
 from deepfloyd_core.extras import missing_extra
-from deepfloyd_core.flavours import FLAVOURS
+from deepfloyd_core.flavours import FLAVOURS, NOT_ON_THE_WAY_DOWN
 from deepfloyd_core.spec import closest
 
 if TYPE_CHECKING:

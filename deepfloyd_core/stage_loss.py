@@ -14,6 +14,7 @@ from deepfloyd_core.conditioning import as_conditioning, conditioning_picture
 from deepfloyd_core.control import control_of
 from deepfloyd_core.degradations import degrade
 from deepfloyd_core.flavours import Stage
+from deepfloyd_core.hashing import caption_id, hash_seed
 from deepfloyd_core.models import DTYPES, autocast
 from deepfloyd_core.objective import (
     Text,
@@ -29,7 +30,6 @@ from deepfloyd_core.objective import (
     upscaled_input,
 )
 from deepfloyd_core.stage_config import StageConfig
-from deepfloyd_core.types import caption_id, hash_seed
 from deepfloyd_core.variance import reverse_steps, vlb_bits
 from deepfloyd_core.varied_draws import vary
 

@@ -30,7 +30,8 @@ from transformers.models.t5.modeling_t5 import T5Attention
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from deepfloyd_core.errors import ModelError
-from deepfloyd_core.quantization import Quantization, quantize
+from deepfloyd_core.extras import Quantization
+from deepfloyd_core.quantization import quantize
 from deepfloyd_core.types import Report, no_report
 from deepfloyd_core.weights import weight_files
 

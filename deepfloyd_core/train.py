@@ -27,6 +27,7 @@ from deepfloyd_core.conditioning import as_conditioning
 from deepfloyd_core.errors import ConfigError, JobError, Stop
 from deepfloyd_core.files import atomic_path
 from deepfloyd_core.flavours import Stage
+from deepfloyd_core.hashing import hash_seed
 from deepfloyd_core.held_out import compared, grid_pictures, mean_loss
 from deepfloyd_core.jobs import Job
 from deepfloyd_core.lora import trainable
@@ -51,7 +52,6 @@ from deepfloyd_core.sheets import save_loss_curve
 from deepfloyd_core.stage_config import StageConfig, device_fault
 from deepfloyd_core.stage_loss import Prepared, Setup, batch_loss, feed, predict_noise, prepare
 from deepfloyd_core.training_state import CheckpointWriter, TrainingState, averaged, take_averages, training_state
-from deepfloyd_core.types import hash_seed
 from deepfloyd_core.validation import Validation, read_losses, write_validations
 from deepfloyd_core.wanted import wanted_pictures
 

@@ -11,11 +11,11 @@ import torch
 from diffusers.training_utils import EMAModel
 
 from deepfloyd_core.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
+from deepfloyd_core.hashing import hash_seed
 from deepfloyd_core.lora import trainable
 from deepfloyd_core.optimizers import make_optimizer, optimizer_state, restore_optimizer, resume_training, take_average
 from deepfloyd_core.stage_config import StageConfig
 from deepfloyd_core.stage_loss import Setup
-from deepfloyd_core.types import hash_seed
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ Pixels on disk: uint8 RGB, 0 to 255. Pixels in a model: float32 in [-1, 1]. Time
 Sizes are (width, height) as in Pillow; tensors are (B, C, H, W).
 """
 
-import hashlib
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, Protocol
 
@@ -17,17 +16,6 @@ Report = Callable[[int, int, str], None]  # done, total, one line for the eye
 
 def no_report(done: int, total: int, line: str) -> None:
     """A Report that says nothing."""
-
-
-def hash_seed(*parts: object) -> int:
-    """A 63-bit seed that is a pure function of its arguments."""
-    digest = hashlib.sha256("\x1f".join(str(part) for part in parts).encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
-
-
-def caption_id(caption: str) -> str:
-    """Name of a caption in shards and embeds: 16 hex digits of sha256 over its UTF-8 bytes."""
-    return hashlib.sha256(caption.encode()).hexdigest()[:16]
 
 
 class Identity(Protocol):

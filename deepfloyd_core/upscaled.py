@@ -27,11 +27,10 @@ from deepfloyd_core.flavours import UPSCALE
 from deepfloyd_core.lpips_measure import LpipsEye
 from deepfloyd_core.metrics import busiest, colour_shift, detail_energy, mean, mean_and_interval, psnr, ssim
 from deepfloyd_core.objective import low_res, to_bytes, to_model_range
-from deepfloyd_core.products import DETAIL_SHEET, SPOILT_SHEETS
 from deepfloyd_core.shards import ShardRow, open_shard, read_rows
+from deepfloyd_core.sheet_names import DETAIL_SHEET, EVAL_FILE, EVAL_SHEET, SPOILT_SHEETS
 from deepfloyd_core.sheets import framed, save_picture, titled_rows
 
-EVAL_SHEET, EVAL_FILE = "eval.png", "eval.parquet"
 PLAIN = ("bilinear", "bicubic")  # enlargements without a model
 # What the low-res pictures are: downscales of the truth, the same spoilt as in training, or Stage I's samples.
 HELD_OUT, SPOILT, SAMPLED = "held-out", "spoilt", "stage1"

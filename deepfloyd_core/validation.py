@@ -21,6 +21,7 @@ from PIL import Image
 from deepfloyd_core.config import RunConfig
 from deepfloyd_core.files import atomic_path, write_bytes
 from deepfloyd_core.flavours import Stage
+from deepfloyd_core.hashing import caption_id
 from deepfloyd_core.held_out import GridPicture, Predict, grid_losses, mean_loss
 from deepfloyd_core.models import autocast, stock_pipeline, trained_scheduler
 from deepfloyd_core.objective import Text, to_bytes
@@ -28,7 +29,6 @@ from deepfloyd_core.probe import frozen
 from deepfloyd_core.samples import Sample, save_png
 from deepfloyd_core.sampling import BATCH, Sampler, sample_stage1, sample_stage2
 from deepfloyd_core.sheets import save_picture, titled_rows
-from deepfloyd_core.types import caption_id
 from deepfloyd_core.wanted import Wanted
 
 VALIDATION_FILE, VALIDATION_SHEET, PICTURES = "validation.parquet", "validation.png", "validation"

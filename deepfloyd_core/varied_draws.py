@@ -10,8 +10,8 @@ import torch
 from deepfloyd_core.batches import Draws, Rollout
 from deepfloyd_core.degradations import draw_degradation
 from deepfloyd_core.flavours import UPSCALE
+from deepfloyd_core.hashing import hash_seed
 from deepfloyd_core.stage_config import StageConfig
-from deepfloyd_core.types import hash_seed
 
 TIMESTEPS = 1000
 

@@ -10,9 +10,9 @@ from deepfloyd_core.conditioning import as_conditioning, conditioning_picture
 from deepfloyd_core.config import RunConfig
 from deepfloyd_core.eval_pictures import EvalPicture, eval_pictures
 from deepfloyd_core.flavours import Stage
+from deepfloyd_core.hashing import hash_seed
 from deepfloyd_core.objective import low_res, to_model_range
 from deepfloyd_core.stage_config import StageConfig
-from deepfloyd_core.types import hash_seed
 
 
 @dataclass(frozen=True)

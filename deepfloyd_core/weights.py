@@ -8,7 +8,6 @@ from pathlib import Path
 
 from safetensors import safe_open
 
-TEXT_MODULES = ("encoder_hid_proj", "add_embedding")  # of a UNet: they see the text and nothing else
 UNET_WEIGHTS = "diffusion_pytorch_model.safetensors"  # the name that diffusers gives it in `unet/`
 
 

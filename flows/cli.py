@@ -254,7 +254,7 @@ def _stage_flow(name: str, config: Path, overrides: list[str] | None) -> None:
 
 
 def _load(config: Path, overrides: list[str] | None) -> Any:
-    from deepfloyd_core.config import load_run
+    from deepfloyd_core.load import load_run
 
     return load_run(config, tuple(overrides or ()))
 

@@ -7,8 +7,9 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
 from deepfloyd_core.artifacts import Artifact
-from deepfloyd_core.config import Run, load_run
+from deepfloyd_core.config import Run
 from deepfloyd_core.jobs import job_starter
+from deepfloyd_core.load import load_run
 from deepfloyd_core.planned import sample_prompts
 from deepfloyd_core.versions import Version, current, news_of
 from tasks import VERSION

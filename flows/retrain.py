@@ -11,7 +11,7 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
 from deepfloyd_core.artifacts import find, missing_parts
-from deepfloyd_core.config import load_run
+from deepfloyd_core.load import load_run
 from deepfloyd_core.planned import planned_bundle
 from deepfloyd_core.versions import Version, current, news_of
 from flows.finetune import make_bundle

@@ -5,9 +5,10 @@ from pathlib import Path
 from prefect import flow
 
 from deepfloyd_core.artifacts import Artifact
-from deepfloyd_core.config import Run, load_run
+from deepfloyd_core.config import Run
 from deepfloyd_core.flavours import Stage
 from deepfloyd_core.jobs import job_starter
+from deepfloyd_core.load import load_run
 from deepfloyd_core.planned import sample_prompts
 from tasks import VERSION
 from tasks.conditioning import conditioning

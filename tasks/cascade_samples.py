@@ -7,8 +7,9 @@ from prefect.cache_policies import NO_CACHE
 
 from deepfloyd_core.artifacts import Artifact, materialise
 from deepfloyd_core.config import Run
-from deepfloyd_core.flavours import Stage, resolve
+from deepfloyd_core.flavours import Stage
 from deepfloyd_core.jobs import run_job
+from deepfloyd_core.model_folders import resolve
 from deepfloyd_core.products import samples_request
 from tasks.progress import progress
 from tasks.publish import publish_pictures, publish_upscaled

@@ -16,7 +16,7 @@ from deepfloyd_core.artifacts import Artifact
 from deepfloyd_core.counts import many
 from deepfloyd_core.image_index import SHEET, TWINS_SHEET
 from deepfloyd_core.metrics import MEASURES, SAMPLE_MEASURES, measure_rows
-from deepfloyd_core.products import DETAIL_SHEET, SPOILT_SHEETS
+from deepfloyd_core.sheet_names import DETAIL_SHEET, SPOILT_SHEETS
 from tasks.endings import tell
 from tasks.outbox import create_markdown_artifact, create_table_artifact
 

@@ -5,8 +5,8 @@ from prefect.cache_policies import NO_CACHE
 
 from deepfloyd_core.artifacts import Artifact, materialise
 from deepfloyd_core.config import Run
-from deepfloyd_core.flavours import resolve
 from deepfloyd_core.jobs import run_job
+from deepfloyd_core.model_folders import resolve
 from deepfloyd_core.pixels import SHEET
 from deepfloyd_core.products import low_res_request
 from tasks.progress import progress

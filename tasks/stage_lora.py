@@ -9,8 +9,9 @@ from prefect.cache_policies import NO_CACHE
 from deepfloyd_core.artifacts import Artifact, materialise
 from deepfloyd_core.config import Run
 from deepfloyd_core.epochs import with_steps
-from deepfloyd_core.flavours import Stage, resolve
+from deepfloyd_core.flavours import Stage
 from deepfloyd_core.jobs import run_job
+from deepfloyd_core.model_folders import resolve
 from deepfloyd_core.parent import find_parent, shorter_note, shorter_training
 from deepfloyd_core.products import lora_request, shares
 from deepfloyd_core.unet_sizes import check_training_sizes

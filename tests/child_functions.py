@@ -15,8 +15,8 @@ import numpy as np
 from deepfloyd_core import image_index
 from deepfloyd_core.artifacts import materialise
 from deepfloyd_core.children import Children, Limits
-from deepfloyd_core.config import load_run
 from deepfloyd_core.image_index import Entry, Verdict, look
+from deepfloyd_core.load import load_run
 from deepfloyd_core.pictures import Unreadable, check_decodes
 from deepfloyd_core.pixels import build_shard, finish_pixels
 from deepfloyd_core.shrink import take_crops

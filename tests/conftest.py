@@ -16,11 +16,12 @@ import pytest
 
 from deepfloyd_core.artifacts import Artifact, materialise
 from deepfloyd_core.children import Children, Limits
-from deepfloyd_core.config import Run, load_run
+from deepfloyd_core.config import Run
 from deepfloyd_core.crop_requests import conditioning_request, eval_request, pixels_request
 from deepfloyd_core.flavours import Stage
 from deepfloyd_core.image_index import build_index, index_request
 from deepfloyd_core.ledger import INDEX_FILE, check_share
+from deepfloyd_core.load import load_run
 from deepfloyd_core.paired_pixels import plan_conditioning, plan_eval_conditioning
 from deepfloyd_core.pixels import (
     build_shards,

@@ -15,7 +15,7 @@ from deepfloyd_core.bitfit import free_biases, load_biases, reload_biases, resto
 from deepfloyd_core.errors import ArtifactError
 from deepfloyd_core.flavours import FLAVOURS, Stage
 from deepfloyd_core.models import DTYPES, autocast, load_projected_unet, load_unet
-from deepfloyd_core.products import BITFIT_FILE, LORA_FILE
+from deepfloyd_core.product_files import BITFIT_FILE, LORA_FILE
 from deepfloyd_core.stage_config import StageConfig
 
 FOLDERS = {1: Path(FLAVOURS["tiny-i"].repo), 2: Path(FLAVOURS["tiny-ii"].repo)}

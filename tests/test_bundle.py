@@ -8,7 +8,8 @@ from deepfloyd_core.artifacts import Artifact, Request, WorkDir, materialise, ve
 from deepfloyd_core.bundle import build_bundle
 from deepfloyd_core.config import Run
 from deepfloyd_core.errors import ArtifactError
-from deepfloyd_core.products import LORA_FILE, bundle_request
+from deepfloyd_core.product_files import LORA_FILE
+from deepfloyd_core.products import bundle_request
 from deepfloyd_core.versions import stage_folder
 
 SCHEDULER = "scheduler/scheduler_config.json"

@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 
 from deepfloyd_core.blocks import CaptionShuffle
 from deepfloyd_core.captions import compiled_filters, filtered, shuffled
-from deepfloyd_core.config import load_run
 from deepfloyd_core.embeds import run_captions
 from deepfloyd_core.errors import ConfigError, DataError
 from deepfloyd_core.image_index import index_request
 from deepfloyd_core.ledger import Row, caption_counts, captions_left_out, read_index
+from deepfloyd_core.load import load_run
 from deepfloyd_core.scan import scan
 
 ours = settings(deadline=None, database=None, derandomize=True, max_examples=100)

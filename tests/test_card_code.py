@@ -10,11 +10,12 @@ from model_cards import run_code
 
 from deepfloyd_core.card_code import card_code
 from deepfloyd_core.config import Run
-from deepfloyd_core.flavours import FLAVOURS, Stage, resolve
+from deepfloyd_core.flavours import FLAVOURS, Stage
 from deepfloyd_core.lora import trainable
 from deepfloyd_core.methods import method_of
+from deepfloyd_core.model_folders import resolve
 from deepfloyd_core.models import load_unet, trained_scheduler
-from deepfloyd_core.products import product_name
+from deepfloyd_core.product_files import product_name
 from deepfloyd_core.sampling import make_sampler, sample_stage1, sample_stage2
 
 FAST = {"validation_num_inference_steps": 2, "mixed_precision": "no", "lora_rank": 4}

@@ -11,9 +11,9 @@ from clip_models import features, save_clip
 from PIL import Image
 
 from deepfloyd_core.clip_measure import alike, check_clip_folder, load_clip_eye, set_distance
-from deepfloyd_core.config import load_run
 from deepfloyd_core.errors import ConfigError, ModelError
-from deepfloyd_core.flavours import resolve
+from deepfloyd_core.load import load_run
+from deepfloyd_core.model_folders import resolve
 from deepfloyd_core.parent import find_parent
 
 

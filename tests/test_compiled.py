@@ -20,10 +20,10 @@ from deepfloyd_core import stage_config, train
 from deepfloyd_core.artifacts import Request
 from deepfloyd_core.batches import Batch
 from deepfloyd_core.compiled import check_backend, compiled_unet
-from deepfloyd_core.config import load_run
 from deepfloyd_core.errors import ConfigError, Stop
 from deepfloyd_core.flavours import FLAVOURS
 from deepfloyd_core.jobs import Job
+from deepfloyd_core.load import load_run
 from deepfloyd_core.lora import trainable
 from deepfloyd_core.methods import method_of
 from deepfloyd_core.models import load_scheduler

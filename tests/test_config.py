@@ -17,11 +17,12 @@ from typer.testing import CliRunner
 
 from deepfloyd_core import stage_faults
 from deepfloyd_core.blocks import CaptionTable
-from deepfloyd_core.config import Run, RunConfig, StageConfig, load_run
+from deepfloyd_core.config import Run, RunConfig, StageConfig
 from deepfloyd_core.datafile import ConditioningSet, ImageDataset, TextEmbedBackend
 from deepfloyd_core.errors import ConfigError
 from deepfloyd_core.flavours import Stage
 from deepfloyd_core.geometry import geometry, plan_crops
+from deepfloyd_core.load import load_run
 from deepfloyd_core.schedule import learning_rate_at
 from deepfloyd_core.stage_config import ATTENTION_TARGETS
 from flows import cli

@@ -21,10 +21,11 @@ from training_parts import FOLDERS, break_in_step, fewer_losses, prepared, run_h
 
 from deepfloyd_core.artifacts import Artifact
 from deepfloyd_core.conditioning import conditioning_picture
-from deepfloyd_core.config import Run, load_run
+from deepfloyd_core.config import Run
 from deepfloyd_core.control import add_control, load_control, reload_control, remove_control, save_control
 from deepfloyd_core.embeds import Embeds
 from deepfloyd_core.errors import ArtifactError, ConfigError
+from deepfloyd_core.load import load_run
 from deepfloyd_core.lora import trainable
 from deepfloyd_core.models import (
     autocast,

@@ -20,13 +20,14 @@ from text_encoders import stock_encoder, tokenised
 
 from deepfloyd_core import embed_job, t5, take_over
 from deepfloyd_core.artifacts import Artifact, materialise, verify_artifact
-from deepfloyd_core.config import Run, load_run
+from deepfloyd_core.config import Run
 from deepfloyd_core.embed_files import _unpacked, embed_schema, stored_row
 from deepfloyd_core.embeds import FILES, Embeds, embeds_request, older_embeds, truncated_texts
 from deepfloyd_core.errors import ArtifactError, ConfigError, ModelError, StorageError
 from deepfloyd_core.flavours import FLAVOURS
+from deepfloyd_core.hashing import caption_id
 from deepfloyd_core.jobs import Job, run_parts
-from deepfloyd_core.types import caption_id
+from deepfloyd_core.load import load_run
 from tasks.endings import ending
 
 TINY = Path(FLAVOURS["tiny-i"].repo)

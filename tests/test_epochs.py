@@ -10,9 +10,10 @@ from training_parts import FOLDERS
 
 from deepfloyd_core.artifacts import Artifact
 from deepfloyd_core.batches import MixedOrder, OrderSettings, TrainingRows
-from deepfloyd_core.config import Run, load_run
+from deepfloyd_core.config import Run
 from deepfloyd_core.epochs import batches_per_epoch, with_steps
 from deepfloyd_core.errors import ConfigError
+from deepfloyd_core.load import load_run
 from deepfloyd_core.mixing import Share
 from deepfloyd_core.products import lora_request
 from deepfloyd_core.row_list import eval_ids

@@ -23,12 +23,14 @@ from training_parts import fewer_losses, prepared, run_here, train_stage
 
 import flows
 from deepfloyd_core.artifacts import Artifact, Request
-from deepfloyd_core.config import Run, load_run
+from deepfloyd_core.config import Run
 from deepfloyd_core.files import canonical_json, record_diff, sha256_bytes
-from deepfloyd_core.flavours import resolve
 from deepfloyd_core.image_index import index_request
+from deepfloyd_core.load import load_run
+from deepfloyd_core.model_folders import resolve
 from deepfloyd_core.planned import planned
-from deepfloyd_core.products import LORA_FILE, generate_request
+from deepfloyd_core.product_files import LORA_FILE
+from deepfloyd_core.products import generate_request
 from deepfloyd_core.scan import scan
 
 FILE = Path(__file__).with_name("golden.json")

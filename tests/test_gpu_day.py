@@ -24,8 +24,8 @@ from gpu_results import empty_table, measured  # noqa: E402
 
 from deepfloyd_core import train  # noqa: E402
 from deepfloyd_core.artifacts import Artifact  # noqa: E402
-from deepfloyd_core.config import load_run  # noqa: E402
 from deepfloyd_core.jobs import Job  # noqa: E402
+from deepfloyd_core.load import load_run  # noqa: E402
 from deepfloyd_core.types import no_report  # noqa: E402
 
 

@@ -11,9 +11,9 @@ from diffusers import DDPMScheduler, UNet2DConditionModel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from deepfloyd_core.config import load_run
 from deepfloyd_core.errors import ArtifactError
 from deepfloyd_core.flavours import FLAVOURS, Stage
+from deepfloyd_core.load import load_run
 from deepfloyd_core.lora import add_lora, lora_state, reload_saved, save_lora, trainable
 from deepfloyd_core.models import (
     DTYPES,
@@ -25,7 +25,7 @@ from deepfloyd_core.models import (
     stock_pipeline,
     trained_scheduler,
 )
-from deepfloyd_core.products import LORA_FILE
+from deepfloyd_core.product_files import LORA_FILE
 from deepfloyd_core.sampling import make_sampler
 from deepfloyd_core.stage_config import StageConfig
 

@@ -15,9 +15,10 @@ from diffusers.utils import convert_state_dict_to_diffusers
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
-from deepfloyd_core.config import Run, load_run
+from deepfloyd_core.config import Run
 from deepfloyd_core.errors import ConfigError
 from deepfloyd_core.flavours import FLAVOURS
+from deepfloyd_core.load import load_run
 from deepfloyd_core.lora import lora_state, trainable
 from deepfloyd_core.lora_formats import our_names
 from deepfloyd_core.methods import LORA

@@ -8,9 +8,9 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from deepfloyd_core.attention import set_attention
-from deepfloyd_core.config import load_run
 from deepfloyd_core.errors import ConfigError
 from deepfloyd_core.flavours import FLAVOURS, Stage
+from deepfloyd_core.load import load_run
 from deepfloyd_core.lora import add_lora
 from deepfloyd_core.models import load_unet, order_channels_last
 from deepfloyd_core.recompute import recompute_activations

@@ -17,7 +17,7 @@ from skimage import data
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from deepfloyd_core import upscaled
-from deepfloyd_core.config import load_run
+from deepfloyd_core.load import load_run
 from deepfloyd_core.metrics import (
     FEWEST,
     busiest,
@@ -30,12 +30,10 @@ from deepfloyd_core.metrics import (
     ssim,
 )
 from deepfloyd_core.objective import low_res, to_bytes, to_model_range
-from deepfloyd_core.products import DETAIL_SHEET
 from deepfloyd_core.row_list import shard_files
 from deepfloyd_core.shards import open_shard
+from deepfloyd_core.sheet_names import DETAIL_SHEET, EVAL_FILE, EVAL_SHEET
 from deepfloyd_core.upscaled import (
-    EVAL_FILE,
-    EVAL_SHEET,
     HELD_OUT,
     SAMPLED,
     _detail,

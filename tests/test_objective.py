@@ -14,9 +14,10 @@ from PIL import Image
 from training_parts import recipe_of_other_trainers, resized
 
 from deepfloyd_core import stage_loss
-from deepfloyd_core.batches import Batch, Degradation, Draws, draw
-from deepfloyd_core.degradations import degrade
+from deepfloyd_core.batches import Batch, Draws, draw
+from deepfloyd_core.degradations import Degradation, degrade
 from deepfloyd_core.flavours import FLAVOURS
+from deepfloyd_core.hashing import hash_seed
 from deepfloyd_core.models import load_scheduler, load_unet, stock_pipeline
 from deepfloyd_core.objective import (
     Text,
@@ -32,7 +33,6 @@ from deepfloyd_core.objective import (
 )
 from deepfloyd_core.stage_config import StageConfig
 from deepfloyd_core.stage_loss import Setup, batch_loss, prepare
-from deepfloyd_core.types import hash_seed
 from deepfloyd_core.variance import reverse_steps, vlb_bits
 from deepfloyd_core.varied_draws import timestep_weights, vary
 

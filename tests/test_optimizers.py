@@ -18,8 +18,8 @@ from deepfloyd_core.adamw_bf16 import AdamWBF16, round_at_random
 from deepfloyd_core.errors import Stop
 from deepfloyd_core.flavours import FLAVOURS
 from deepfloyd_core.lora import add_lora, trainable
-from deepfloyd_core.models import load_unet
-from deepfloyd_core.optimizers import adapter_dtype, make_optimizer, optimizer_state, restore_optimizer, take_average
+from deepfloyd_core.models import adapter_dtype, load_unet
+from deepfloyd_core.optimizers import make_optimizer, optimizer_state, restore_optimizer, take_average
 from deepfloyd_core.schedule import learning_rate_at
 from deepfloyd_core.stage_config import StageConfig
 

@@ -14,17 +14,19 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from deepfloyd_core.artifacts import MANIFEST, Artifact, Request
-from deepfloyd_core.config import Run, load_run
+from deepfloyd_core.config import Run
 from deepfloyd_core.control import Control, load_control
 from deepfloyd_core.control_file import new_shapes
 from deepfloyd_core.errors import ArtifactError, ConfigError
 from deepfloyd_core.files import sha256_file, write_sealed
 from deepfloyd_core.flavours import FLAVOURS, Stage
+from deepfloyd_core.load import load_run
 from deepfloyd_core.lora import trainable
 from deepfloyd_core.methods import base_dtype, method_of
 from deepfloyd_core.models import load_scheduler, load_unet, stock_pipeline
 from deepfloyd_core.parent import find_parent, parent_file
-from deepfloyd_core.products import CONTROL_FILE, LORA_FILE, lora_request
+from deepfloyd_core.product_files import CONTROL_FILE, LORA_FILE
+from deepfloyd_core.products import lora_request
 from deepfloyd_core.random_models import design
 from deepfloyd_core.stage_config import StageConfig
 

@@ -20,13 +20,15 @@ from training_parts import FOLDERS, break_in_step, fewer_losses, prepared, run_h
 
 from deepfloyd_core.artifacts import Artifact
 from deepfloyd_core.bitfit import free_biases, load_biases, reload_biases, save_biases
-from deepfloyd_core.config import Run, load_run
+from deepfloyd_core.config import Run
 from deepfloyd_core.control import add_control, load_control, reload_control, save_control
 from deepfloyd_core.errors import ConfigError, ModelError
 from deepfloyd_core.flavours import Stage
+from deepfloyd_core.load import load_run
 from deepfloyd_core.lora import add_lora, lora_state, reload_saved, save_lora, trainable
 from deepfloyd_core.models import DTYPES, autocast, load_projected_unet, load_unet, trained_scheduler
-from deepfloyd_core.products import BITFIT_FILE, CONTROL_FILE, LORA_FILE, lora_request
+from deepfloyd_core.product_files import BITFIT_FILE, CONTROL_FILE, LORA_FILE
+from deepfloyd_core.products import lora_request
 from deepfloyd_core.quantized_base import (
     Quantized,
     code_pairs,

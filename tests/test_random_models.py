@@ -17,7 +17,8 @@ from deepfloyd_core import random_models
 from deepfloyd_core.artifacts import Artifact
 from deepfloyd_core.embeds import Embeds
 from deepfloyd_core.errors import ModelError, StorageError
-from deepfloyd_core.flavours import FLAVOURS, PUBLISHED, resolve
+from deepfloyd_core.flavours import FLAVOURS, PUBLISHED
+from deepfloyd_core.model_folders import resolve
 from deepfloyd_core.random_models import design, random_folder, write_folder
 
 if TYPE_CHECKING:

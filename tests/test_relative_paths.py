@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from deepfloyd_core.config import RunConfig, load_run
+from deepfloyd_core.config import RunConfig
 from deepfloyd_core.errors import ConfigError
+from deepfloyd_core.load import load_run
 from deepfloyd_core.relative_paths import PATH_KEYS
 from deepfloyd_core.spec import Spec
 from deepfloyd_core.stage_config import StageConfig

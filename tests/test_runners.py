@@ -20,9 +20,9 @@ import pytest
 
 from deepfloyd_core.artifacts import WorkDir
 from deepfloyd_core.clusters import reach
-from deepfloyd_core.config import load_run
 from deepfloyd_core.crop_requests import pixels_request
 from deepfloyd_core.errors import ConfigError
+from deepfloyd_core.load import load_run
 from deepfloyd_core.pixels import in_groups, plan_shards
 
 PRODUCTS = ("image_index/*/index.parquet", "stage?_pixels/*/*.parquet", "stage?_pixels/*/rows.arrow")

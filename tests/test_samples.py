@@ -19,9 +19,9 @@ from PIL import Image
 
 from deepfloyd_core import samples
 from deepfloyd_core.artifacts import Request
-from deepfloyd_core.config import load_run
 from deepfloyd_core.flavours import FLAVOURS
 from deepfloyd_core.jobs import Job
+from deepfloyd_core.load import load_run
 from deepfloyd_core.metrics import MEASURES, by_noise_level
 from deepfloyd_core.objective import low_res, to_bytes, to_model_range
 from deepfloyd_core.products import lora_request, samples_request

@@ -13,8 +13,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from deepfloyd_core.config import Run, RunConfig, StageConfig, load_run
+from deepfloyd_core.config import Run, RunConfig, StageConfig
 from deepfloyd_core.errors import ConfigError
+from deepfloyd_core.load import load_run
 from deepfloyd_core.shell_text import read_assignments
 from deepfloyd_core.simpletuner import answer_of
 from deepfloyd_core.simpletuner_options import ALIASES, DATA_DEFAULTS, IGNORED, REFUSED, SWITCHES, WORKS

@@ -22,10 +22,10 @@ import pytest
 from PIL import Image
 
 from deepfloyd_core.children import Children, Limits
-from deepfloyd_core.config import load_run
 from deepfloyd_core.errors import ConfigError, DataError
 from deepfloyd_core.image_index import index_request
 from deepfloyd_core.ledger import read_index
+from deepfloyd_core.load import load_run
 from deepfloyd_core.scan import scan
 from deepfloyd_core.sources import open_source, urls
 

@@ -21,9 +21,11 @@ from training_parts import FOLDERS, fewer_losses, planned_name, prepared, run_he
 from deepfloyd_core import stage1_low_res
 from deepfloyd_core.artifacts import Artifact, Request, WorkDir, materialise
 from deepfloyd_core.batches import Batch, TrainingRows, draw
-from deepfloyd_core.config import Run, load_run
+from deepfloyd_core.config import Run
 from deepfloyd_core.degradations import degrade
 from deepfloyd_core.errors import ConfigError
+from deepfloyd_core.hashing import hash_seed
+from deepfloyd_core.load import load_run
 from deepfloyd_core.lora import trainable
 from deepfloyd_core.methods import method_of
 from deepfloyd_core.models import load_scheduler, load_unet, trained_scheduler
@@ -32,7 +34,6 @@ from deepfloyd_core.products import lora_request, low_res_request
 from deepfloyd_core.row_list import read_row_list
 from deepfloyd_core.stage_config import StageConfig
 from deepfloyd_core.stage_loss import Prepared, Setup, feed, predict_noise, prepare
-from deepfloyd_core.types import hash_seed
 from deepfloyd_core.varied_draws import vary
 
 STAGE1 = {"model_flavour": "tiny-i", "mixed_precision": "no", "validation_num_inference_steps": 3,

@@ -16,9 +16,9 @@ from deepfloyd_core.artifacts import Request, materialise
 from deepfloyd_core.batches import BatchOrder
 from deepfloyd_core.board import open_board, show_validation
 from deepfloyd_core.checkpoints import Checkpoint, last_good, save_checkpoint
-from deepfloyd_core.config import load_run
 from deepfloyd_core.errors import ConfigError
 from deepfloyd_core.held_out import HELD_OUT, SEEN, TIMESTEPS, compared, grid_pictures, mean_loss
+from deepfloyd_core.load import load_run
 from deepfloyd_core.validation import Wanted, write_validations
 
 

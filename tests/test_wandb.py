@@ -18,9 +18,9 @@ from PIL import Image
 from training_parts import break_in_step, fewer_losses, prepared, run_here, train_stage
 
 from deepfloyd_core.board import open_board, show_validation, shown_metrics
-from deepfloyd_core.config import load_run
 from deepfloyd_core.errors import ConfigError, JobError
 from deepfloyd_core.held_out import HELD_OUT, SEEN
+from deepfloyd_core.load import load_run
 from deepfloyd_core.train import METRICS_FILE
 from deepfloyd_core.wandb_login import check_wandb
 

@@ -17,17 +17,19 @@ from PIL import Image
 from deepfloyd_core import held_out, train
 from deepfloyd_core.artifacts import Artifact, WorkDir, materialise
 from deepfloyd_core.batches import Draws
-from deepfloyd_core.config import Run, RunConfig, load_run
+from deepfloyd_core.config import Run, RunConfig
 from deepfloyd_core.embeds import embeds_request, run_captions
 from deepfloyd_core.flavours import FLAVOURS, Stage
+from deepfloyd_core.hashing import caption_id
 from deepfloyd_core.jobs import Job, job_function, run_job
 from deepfloyd_core.ledger import caption_counts
+from deepfloyd_core.load import load_run
 from deepfloyd_core.parent import find_parent
 from deepfloyd_core.planned import planned_bundle
 from deepfloyd_core.products import lora_request
 from deepfloyd_core.projected import text_is_frozen, text_request
 from deepfloyd_core.stage_loss import Fed, Setup
-from deepfloyd_core.types import caption_id, no_report
+from deepfloyd_core.types import no_report
 
 FOLDERS = {1: Path(FLAVOURS["tiny-i"].repo), 2: Path(FLAVOURS["tiny-ii"].repo)}
 

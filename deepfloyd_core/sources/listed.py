@@ -1,8 +1,8 @@
 """One input as a source lists it, and the texts that lie with it."""
 
-import re
 from typing import NamedTuple
 
+from deepfloyd_core.files import text_lines
 from deepfloyd_core.sources.names import Kind
 
 Raw = tuple[str, ...] | None  # texts as they were found; None: there are none, or they cannot be read
@@ -40,11 +40,6 @@ def printable(source: str) -> str:
 def text_encoding(data: bytes) -> str:
     """The encoding that the first bytes of a text name for sure; UTF-8 where they name none."""
     return next((encoding for mark, encoding in _BOMS if data.startswith(mark)), "utf-8-sig")
-
-
-def text_lines(text: str) -> list[str]:
-    """The lines of a text. Not `str.splitlines`, which also cuts at U+2028, U+0085 and form feeds, inside a caption."""
-    return re.split("\r\n?|\n", text)
 
 
 def read_text(data: bytes, name: str) -> Texts:

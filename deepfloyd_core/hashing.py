@@ -1,0 +1,14 @@
+"""Names and seeds out of hashes: pure functions of their arguments, the same on every machine."""
+
+import hashlib
+
+
+def hash_seed(*parts: object) -> int:
+    """A 63-bit seed that is a pure function of its arguments."""
+    digest = hashlib.sha256("\x1f".join(str(part) for part in parts).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def caption_id(caption: str) -> str:
+    """Name of a caption in shards and embeds: 16 hex digits of sha256 over its UTF-8 bytes."""
+    return hashlib.sha256(caption.encode()).hexdigest()[:16]

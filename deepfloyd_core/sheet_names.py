@@ -1,0 +1,5 @@
+"""Names of the files and sheets of Stage II's figures; apart, because who reads them loads no torch."""
+
+EVAL_SHEET, EVAL_FILE = "eval.png", "eval.parquet"
+DETAIL_SHEET = "eval_details.png"  # zoomed details of Stage II on held-out pictures
+SPOILT_SHEETS = ("eval_spoilt.png", "eval_spoilt_details.png")  # both, where their low-res pictures were spoilt
