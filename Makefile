@@ -55,6 +55,7 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 # Each file of benchmarks/ prints its tables; benchmarks/results.md holds what they printed. BENCH=benchmarks/x.py runs one.
 # Without -P: some import what lies beside them and prints nothing.
@@ -67,7 +68,7 @@ ui: setup
 	@$(BIN)/deepfloyd ui
 
 docs: setup
-	$(BIN)/python -P -m deepfloyd_core.config_docs > docs/config.md
+	$(BIN)/python -P -m deepfloyd_core.config.reference > docs/config.md
 
 clean:
 	rm -rf build workspace .prefect

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from worlds import embed, one_set, own_bytes
 
-from deepfloyd_core.model_folders import resolve
+from deepfloyd_core.models.folders import resolve
 
 CAPTIONS = [
     "a red circle", "a photo of a green star", "a small blue square on a plain white ground",

@@ -30,11 +30,11 @@ from diffusers import IFPipeline
 from transformers import AutoTokenizer, T5EncoderModel
 from worlds import embed, one_set
 
-from deepfloyd_core.config import Run
-from deepfloyd_core.embeds import Embeds
-from deepfloyd_core.flavours import FLAVOURS
-from deepfloyd_core.random_models import T5_XXL, design, write_folder
-from deepfloyd_core.tiny.models import WORDS
+from deepfloyd_core.config.flavours import FLAVOURS
+from deepfloyd_core.config.run import Run
+from deepfloyd_core.models.random_weights import T5_XXL, design, write_folder
+from deepfloyd_core.text.embeds import Embeds
+from deepfloyd_core.tiny.make.models import WORDS
 
 T5_BASE = {**T5_XXL, "d_model": 768, "d_ff": 2048, "num_heads": 12, "num_layers": 12}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

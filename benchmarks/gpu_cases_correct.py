@@ -19,22 +19,23 @@ from gpu_plan import Asked, Yields
 from gpu_world import kernels, noise, run_of, stand_in_text
 from train_step import Enough, training_job
 
-from deepfloyd_core import held_out, train
-from deepfloyd_core.artifacts import Artifact
-from deepfloyd_core.batches import draw
-from deepfloyd_core.config import Run
-from deepfloyd_core.embed_job import embed_job
-from deepfloyd_core.embeds import Embeds
+from deepfloyd_core.config.flavours import FLAVOURS, Stage
+from deepfloyd_core.config.run import Run
+from deepfloyd_core.config.stage import StageConfig
+from deepfloyd_core.diffusion.loss import Text, low_res
 from deepfloyd_core.files import sha256_file
-from deepfloyd_core.flavours import FLAVOURS, Stage
 from deepfloyd_core.hashing import caption_id
-from deepfloyd_core.jobs import Job
-from deepfloyd_core.models import load_scheduler, load_unet, order_channels_last, stock_pipeline
-from deepfloyd_core.objective import Text, low_res
-from deepfloyd_core.projected import Projected, project_job
-from deepfloyd_core.sampling import make_sampler
-from deepfloyd_core.stage_config import StageConfig
-from deepfloyd_core.stage_loss import Setup, feed, predict_noise
+from deepfloyd_core.models.unet import load_scheduler, load_unet, order_channels_last, stock_pipeline
+from deepfloyd_core.processes.jobs import Job
+from deepfloyd_core.sampling.sampler import make_sampler
+from deepfloyd_core.store.artifacts import Artifact
+from deepfloyd_core.text.embeds import Embeds
+from deepfloyd_core.text.encode import embed_job
+from deepfloyd_core.text.projection import Projected, project_job
+from deepfloyd_core.training import eval_loss as held_out
+from deepfloyd_core.training import trainer as train
+from deepfloyd_core.training.batches import draw
+from deepfloyd_core.training.forward import Setup, feed, predict_noise
 from deepfloyd_core.types import no_report
 
 TINY = {stage: Path(FLAVOURS[f"tiny-{'i' * stage}"].repo) for stage in (1, 2)}

@@ -10,9 +10,9 @@ from gpu_plan import Asked, Yields
 from gpu_world import bare_folder, peak_memory, run_of, seconds_of, weights_in_memory
 from PIL import Image
 
-from deepfloyd_core.flavours import Stage
-from deepfloyd_core.pictures import decode_rgb
-from deepfloyd_core.sampling import BATCH, Sampler, make_sampler, sample_stage1, sample_stage2
+from deepfloyd_core.config.flavours import Stage
+from deepfloyd_core.pictures.decode import decode_rgb
+from deepfloyd_core.sampling.sampler import BATCH, Sampler, make_sampler, sample_stage1, sample_stage2
 
 FLAVOUR: dict[Stage, str] = {1: "i-medium-400m", 2: "ii-medium-450m"}
 TOKENS = 77

@@ -16,9 +16,9 @@ from safetensors.torch import save_file
 from transformers.utils import SAFE_WEIGHTS_NAME
 from worlds import embed
 
-from deepfloyd_core import embed_job
-from deepfloyd_core.t5 import TextEncoder, encode, load_encoder
-from deepfloyd_core.tiny.models import WORDS
+from deepfloyd_core.text import encode as embed_job
+from deepfloyd_core.text.t5 import TextEncoder, encode, load_encoder
+from deepfloyd_core.tiny.make.models import WORDS
 
 TOKENS = 77
 LAYERS = 6  # of 24 that are read when it is streamed: 2.7 GB; the time of a layer does not depend on their number

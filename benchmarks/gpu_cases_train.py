@@ -9,7 +9,7 @@ from gpu_plan import Asked, Yields
 from gpu_world import GIB, Watched, bare_folder, peak_memory, release, run_of, watched, weights_in_memory
 from train_step import plain
 
-from deepfloyd_core.flavours import FLAVOURS
+from deepfloyd_core.config.flavours import FLAVOURS
 
 STEPS = {"cuda": (16, 4), "cpu": (1, 1)}  # timed, and looked at for idle time
 

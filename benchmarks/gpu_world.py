@@ -24,16 +24,18 @@ from safetensors.torch import save_file
 from train_step import PICTURES, SIZES, Data, Enough, make_run, training_job, write_rows
 from worlds import peak_bytes
 
-from deepfloyd_core import quantized_base, sampling, train
-from deepfloyd_core.artifacts import Artifact, Request, materialise
-from deepfloyd_core.config import Run
-from deepfloyd_core.flavours import FLAVOURS, TINY, Stage
+from deepfloyd_core.config.flavours import FLAVOURS, TINY, Stage
+from deepfloyd_core.config.run import Run
+from deepfloyd_core.crops.rows import HELD_OUT, HELD_OUT_FILE, ROWS, ROWS_FILE
+from deepfloyd_core.crops.shards import ShardRow, write_shard
 from deepfloyd_core.hashing import caption_id, hash_seed
-from deepfloyd_core.models import empty_unet
-from deepfloyd_core.projected import store, text_is_frozen
-from deepfloyd_core.random_models import design
-from deepfloyd_core.row_list import HELD_OUT, HELD_OUT_FILE, ROWS, ROWS_FILE
-from deepfloyd_core.shards import ShardRow, write_shard
+from deepfloyd_core.models import quantized as quantized_base
+from deepfloyd_core.models.random_weights import design
+from deepfloyd_core.models.unet import empty_unet
+from deepfloyd_core.sampling import sampler as sampling
+from deepfloyd_core.store.artifacts import Artifact, Request, materialise
+from deepfloyd_core.text.projection import store, text_is_frozen
+from deepfloyd_core.training import trainer as train
 from deepfloyd_core.types import no_report
 
 GIB = 2**30

@@ -23,8 +23,8 @@ import skimage
 import sklearn
 from PIL import Image
 
-from deepfloyd_core.geometry import Size, steps_down
-from deepfloyd_core.shrink import Box, take_crops
+from deepfloyd_core.pictures.geometry import Size, steps_down
+from deepfloyd_core.pictures.resize import Box, take_crops
 
 LANCZOS = Image.Resampling.LANCZOS
 FOLDERS = Path(skimage.__file__).parent / "data", Path(sklearn.__file__).parent / "datasets" / "images"

@@ -10,8 +10,8 @@ import time
 
 import numpy as np
 
-from deepfloyd_core.draws import seeded
-from deepfloyd_core.geometry import Geometry, plan_crops
+from deepfloyd_core.pictures.draws import seeded
+from deepfloyd_core.pictures.geometry import Geometry, plan_crops
 
 SHAPES = ((1.0, 1.0), (0.75, 1.0), (1.33, 1.0), (0.5, 1.0), (2.0, 1.0))
 RULES = {

@@ -19,12 +19,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from worlds import one_set, peak_bytes
 
-from deepfloyd_core.artifacts import Artifact, WorkDir
-from deepfloyd_core.batches import BatchOrder
-from deepfloyd_core.config import Run
-from deepfloyd_core.image_index import BLOCK
-from deepfloyd_core.ledger import SCHEMA
-from deepfloyd_core.pixels import plan_shards
+from deepfloyd_core.config.run import Run
+from deepfloyd_core.crops.pixels import plan_shards
+from deepfloyd_core.index.index import BLOCK
+from deepfloyd_core.index.ledger import SCHEMA
+from deepfloyd_core.store.artifacts import Artifact, WorkDir
+from deepfloyd_core.training.batches import BatchOrder
 
 CAPTIONS = 50_000  # different ones
 

@@ -16,10 +16,10 @@ import torch
 from diffusers import UNet2DConditionModel
 from safetensors.torch import save_file
 
-from deepfloyd_core.artifacts import Artifact
-from deepfloyd_core.flavours import FLAVOURS, TEXT_MODULES
-from deepfloyd_core.models import load_text_modules
-from deepfloyd_core.projected import Projected, projector, store
+from deepfloyd_core.config.flavours import FLAVOURS, TEXT_MODULES
+from deepfloyd_core.models.unet import load_text_modules
+from deepfloyd_core.store.artifacts import Artifact
+from deepfloyd_core.text.projection import Projected, projector, store
 from deepfloyd_core.types import no_report
 
 TOKENS, WIDTH, BATCH = 77, 4096, 4

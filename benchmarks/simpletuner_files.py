@@ -22,12 +22,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deepfloyd_core.config import read_run_config
-from deepfloyd_core.env_file import is_env_file
+from deepfloyd_core.config.data_file import load_data_file
+from deepfloyd_core.config.env_file import is_env_file
+from deepfloyd_core.config.run import read_run_config
+from deepfloyd_core.config.simpletuner import answer_of
+from deepfloyd_core.config.simpletuner_data import data_answer_of
 from deepfloyd_core.errors import ConfigError
-from deepfloyd_core.read_datafile import load_data_file
-from deepfloyd_core.simpletuner import answer_of
-from deepfloyd_core.simpletuner_data import data_answer_of
 
 KINDS = ("run files", "run files as if for DeepFloyd", "data files", "blocks of run files", "blocks of data files")
 DEEPFLOYD = {"model_family": "deepfloyd", "model_flavour": "i-medium-400m", "model_type": "lora"}

@@ -18,14 +18,14 @@ import torch.nn.functional as F
 from stage2_learning import eval_set, make_run
 from worlds import prepare
 
-from deepfloyd_core.back_projection import back_projected
-from deepfloyd_core.batches import TrainingRows
-from deepfloyd_core.config import Run
-from deepfloyd_core.flavours import UPSCALE
-from deepfloyd_core.metrics import mean_and_interval, psnr, ssim
-from deepfloyd_core.objective import low_res, to_bytes, to_model_range
-from deepfloyd_core.row_list import read_row_list
-from deepfloyd_core.upscaled import enlarged
+from deepfloyd_core.config.flavours import UPSCALE
+from deepfloyd_core.config.run import Run
+from deepfloyd_core.crops.rows import read_row_list
+from deepfloyd_core.diffusion.back_projection import back_projected
+from deepfloyd_core.diffusion.loss import low_res, to_bytes, to_model_range
+from deepfloyd_core.measures.pixel import mean_and_interval, psnr, ssim
+from deepfloyd_core.measures.upscaling import enlarged
+from deepfloyd_core.training.batches import TrainingRows
 
 CHANNELS, BLOCKS, BATCH, WINDOW, RATE = 32, 6, 8, 32, 1.5e-3
 EVERY = 100  # steps between looks at the held-out pictures

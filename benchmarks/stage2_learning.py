@@ -29,25 +29,26 @@ import torch
 from PIL import Image
 from worlds import embed, prepare, several_sets
 
-from deepfloyd_core import stage_loss, train
-from deepfloyd_core.artifacts import Artifact, materialise
-from deepfloyd_core.batches import Draws
-from deepfloyd_core.config import Run
-from deepfloyd_core.crop_requests import eval_request
-from deepfloyd_core.embeds import Embeds
+from deepfloyd_core.adapters.files import LORA_FILE
+from deepfloyd_core.config.run import Run
+from deepfloyd_core.crops.identity import eval_request
+from deepfloyd_core.crops.pixels import build_shards, plan_eval
+from deepfloyd_core.crops.rows import shard_files
+from deepfloyd_core.crops.shards import ShardRow, read_rows
+from deepfloyd_core.diffusion.loss import low_res
 from deepfloyd_core.hashing import caption_id, hash_seed
-from deepfloyd_core.jobs import Job
-from deepfloyd_core.ledger import caption_counts
-from deepfloyd_core.metrics import mean_and_interval
-from deepfloyd_core.model_folders import resolve
-from deepfloyd_core.objective import low_res
-from deepfloyd_core.pixels import build_shards, plan_eval
-from deepfloyd_core.product_files import LORA_FILE
-from deepfloyd_core.row_list import shard_files
-from deepfloyd_core.sampling import make_sampler, sample_stage2
-from deepfloyd_core.shards import ShardRow, read_rows
-from deepfloyd_core.sheet_names import EVAL_FILE
-from deepfloyd_core.upscaled import Upscaler, measure_upscalers
+from deepfloyd_core.index.ledger import caption_counts
+from deepfloyd_core.measures.files import EVAL_FILE
+from deepfloyd_core.measures.pixel import mean_and_interval
+from deepfloyd_core.measures.upscaling import Upscaler, measure_upscalers
+from deepfloyd_core.models.folders import resolve
+from deepfloyd_core.processes.jobs import Job
+from deepfloyd_core.sampling.sampler import make_sampler, sample_stage2
+from deepfloyd_core.store.artifacts import Artifact, materialise
+from deepfloyd_core.text.embeds import Embeds
+from deepfloyd_core.training import forward as stage_loss
+from deepfloyd_core.training import trainer as train
+from deepfloyd_core.training.batches import Draws
 
 LEVELS = (0, 100, 250, 500)
 UNTUNED, OTHER, OURS = "untuned", "concat(x_t, x_t)", "ours"
@@ -91,7 +92,7 @@ STAGE2 = {
 
 def draw_stars(folder: Path) -> None:
     """Purple stars, which the shipped weights never saw."""
-    from deepfloyd_core.tiny import world
+    from deepfloyd_core.measures import drawn_world as world
 
     for number in range(STARS):
         rng = np.random.default_rng(FIRST_STAR + number)

@@ -22,9 +22,9 @@ import torch
 from PIL import Image
 from worlds import one_set, prepare
 
-from deepfloyd_core.artifacts import Artifact
-from deepfloyd_core.batches import MixedOrder, OrderSettings, TrainingRows
-from deepfloyd_core.flavours import Stage
+from deepfloyd_core.config.flavours import Stage
+from deepfloyd_core.store.artifacts import Artifact
+from deepfloyd_core.training.batches import MixedOrder, OrderSettings, TrainingRows
 
 Batches = Callable[[int], Iterator[torch.Tensor]]  # number of an epoch -> its batches, uint8 (B, H, W, C)
 

@@ -16,11 +16,11 @@ from typing import get_args
 import torch
 from worlds import own_bytes, peak_bytes
 
-from deepfloyd_core.lora import add_lora
-from deepfloyd_core.model_folders import resolve
-from deepfloyd_core.quantized_base import frozen_bytes, load_base
-from deepfloyd_core.recompute import recompute_activations
-from deepfloyd_core.stage_config import BasePrecision, StageConfig
+from deepfloyd_core.adapters.lora import add_lora
+from deepfloyd_core.config.stage import BasePrecision, StageConfig
+from deepfloyd_core.models.folders import resolve
+from deepfloyd_core.models.quantized import frozen_bytes, load_base
+from deepfloyd_core.training.recompute import recompute_activations
 
 WAYS = ("nothing", "diffusers", "ours")
 # Model, batch, and edge of what is trained on, px: Stage II's crops, or windows of them (`stage2_patch`).

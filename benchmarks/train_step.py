@@ -27,19 +27,20 @@ import torch
 from PIL import Image
 from worlds import one_set, peak_bytes, prepare
 
-from deepfloyd_core import stage_loss, train
-from deepfloyd_core.artifacts import Artifact, Request, materialise
-from deepfloyd_core.batches import TrainingRows
-from deepfloyd_core.config import Run
-from deepfloyd_core.embed_files import embed_schema, stored_row, write_embed_file
-from deepfloyd_core.embeds import CAPTIONS, CAPTIONS_FILE, FILES
-from deepfloyd_core.flavours import Stage
+from deepfloyd_core.config.flavours import Stage
+from deepfloyd_core.config.run import Run
 from deepfloyd_core.hashing import caption_id
-from deepfloyd_core.jobs import Job
-from deepfloyd_core.ledger import caption_counts
-from deepfloyd_core.model_folders import resolve
-from deepfloyd_core.models import DTYPES, load_scheduler, load_text_modules, load_unet
-from deepfloyd_core.projected import Projected, projector, store, text_is_frozen
+from deepfloyd_core.index.ledger import caption_counts
+from deepfloyd_core.models.folders import resolve
+from deepfloyd_core.models.unet import DTYPES, load_scheduler, load_text_modules, load_unet
+from deepfloyd_core.processes.jobs import Job
+from deepfloyd_core.store.artifacts import Artifact, Request, materialise
+from deepfloyd_core.text.embed_file import embed_schema, stored_row, write_embed_file
+from deepfloyd_core.text.embeds import CAPTIONS, CAPTIONS_FILE, FILES
+from deepfloyd_core.text.projection import Projected, projector, store, text_is_frozen
+from deepfloyd_core.training import forward as stage_loss
+from deepfloyd_core.training import trainer as train
+from deepfloyd_core.training.batches import TrainingRows
 from deepfloyd_core.types import Report, no_report
 
 TINY, REAL = "tiny-i", "random:i-medium-400m"
@@ -110,8 +111,8 @@ Data = tuple[Artifact, Artifact, list[str]]  # pixels, eval set, captions
 
 def prepared(run: Run) -> Data:
     """A run's data, as the product makes it of the pictures."""
-    from deepfloyd_core.crop_requests import eval_request
-    from deepfloyd_core.pixels import build_shards, plan_eval
+    from deepfloyd_core.crops.identity import eval_request
+    from deepfloyd_core.crops.pixels import build_shards, plan_eval
 
     (stage,) = run.config.stages
     index, pixels = prepare(run, stage)

@@ -22,12 +22,14 @@ import numpy as np
 from pictures import corpus
 from worlds import one_set
 
-from deepfloyd_core import image_index, looks, pictures
-from deepfloyd_core.config import Run
+from deepfloyd_core.config.run import Run
 from deepfloyd_core.files import sha256_bytes
-from deepfloyd_core.image_index import Entry, look
-from deepfloyd_core.ledger import LOOK_BYTES
-from deepfloyd_core.twins import group_alike
+from deepfloyd_core.index import index as image_index
+from deepfloyd_core.index import looks
+from deepfloyd_core.index.index import Entry, look
+from deepfloyd_core.index.ledger import LOOK_BYTES
+from deepfloyd_core.index.twins import group_alike
+from deepfloyd_core.pictures import decode as pictures
 
 AT_ONCE, REPEATS = 1 << 16, 20
 

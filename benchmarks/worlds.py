@@ -7,12 +7,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from deepfloyd_core.artifacts import Artifact, materialise
-from deepfloyd_core.config import Run
-from deepfloyd_core.embeds import embeds_request, run_captions
-from deepfloyd_core.flavours import Stage
-from deepfloyd_core.jobs import Job
-from deepfloyd_core.load import load_run
+from deepfloyd_core.config.flavours import Stage
+from deepfloyd_core.config.run import Run
+from deepfloyd_core.preflight.load import load_run
+from deepfloyd_core.processes.jobs import Job
+from deepfloyd_core.store.artifacts import Artifact, materialise
+from deepfloyd_core.text.embeds import embeds_request, run_captions
 from deepfloyd_core.types import no_report
 
 
@@ -63,10 +63,10 @@ def several_sets(folder: Path, stage: Stage, entries: list[dict[str, Any]], **ke
 def prepare(run: Run, stage: Stage) -> tuple[Artifact, Artifact]:
     """Index and pixels, as `deepfloyd prepare` makes them, in this thread."""
     # What looks into pictures needs packages that the GPU day does without.
-    from deepfloyd_core.crop_requests import pixels_request
-    from deepfloyd_core.image_index import build_index, index_request, judges
-    from deepfloyd_core.pixels import build_shards, plan_shards
-    from deepfloyd_core.scan import scan
+    from deepfloyd_core.crops.identity import pixels_request
+    from deepfloyd_core.crops.pixels import build_shards, plan_shards
+    from deepfloyd_core.index.index import build_index, index_request, judges
+    from deepfloyd_core.index.scan import scan
 
     with judges(run) as children:
         found = scan(run)
@@ -82,7 +82,7 @@ def prepare(run: Run, stage: Stage) -> tuple[Artifact, Artifact]:
 
 def embed(run: Run, encoder: Path, captions: list[str]) -> Artifact:
     """The embeds of captions, by the product's own job in this process."""
-    from deepfloyd_core.embed_job import embed_job  # torch, which other benchmarks do without
+    from deepfloyd_core.text.encode import embed_job  # torch, which other benchmarks do without
 
     texts = run_captions(run, captions)
     options = {"captions": texts, "encoder": str(encoder)}

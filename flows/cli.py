@@ -15,9 +15,9 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from deepfloyd_core.config.base import home_path
 from deepfloyd_core.errors import ConfigError, DeepFloydError
-from deepfloyd_core.spec import home_path
-from deepfloyd_core.storage import storage_error
+from deepfloyd_core.store.file_faults import storage_error
 from flows.stopping import Stopped, Stopping
 from tasks.terminal import console, labelled
 
@@ -82,7 +82,7 @@ def main() -> None:
 def run(config: ConfigPath, overrides: Overrides = None) -> None:
     """Make every artifact, from the pictures to the published bundle."""
     workspace = _load(config, overrides).workspace
-    from deepfloyd_core.versions import current
+    from deepfloyd_core.store.versions import current
 
     before = current(workspace)
     with _session(config, overrides) as call:
@@ -108,7 +108,7 @@ def prepare(
         return
     checked = _load(config, overrides)
     _print_notes(checked.notes)
-    from deepfloyd_core.preview import PREVIEW_FILE, save_preview
+    from deepfloyd_core.crops.preview import PREVIEW_FILE, save_preview
 
     path = checked.workspace / PREVIEW_FILE
     shown = save_preview(checked, preview, path)
@@ -137,7 +137,7 @@ def train_stage2(config: ConfigPath, overrides: Overrides = None) -> None:
 def retrain(config: ConfigPath, overrides: Overrides = None) -> None:
     """Publish a new version if data or settings are not those of the current one; else say "no change"."""
     workspace = _load(config, overrides).workspace
-    from deepfloyd_core.versions import current
+    from deepfloyd_core.store.versions import current
 
     before = current(workspace)
     with _session(config, overrides) as call:
@@ -171,7 +171,7 @@ def generate(
     if size and any(override.partition("=")[0].strip() == "validation_resolution" for override in overrides or []):
         raise ConfigError("--size and --set validation_resolution say the same twice. Leave one of them out.")
     checked = _load(config, [*(overrides or []), *sized])
-    from deepfloyd_core.versions import bundle_of, find_version
+    from deepfloyd_core.store.versions import bundle_of, find_version
 
     if version != "base":
         bundle_of(checked.workspace, find_version(checked.workspace, version))
@@ -194,7 +194,7 @@ def generate(
 @app.command()
 def verify(workspace: Workspace) -> None:
     """Re-hash every artifact and version of a workspace, and all that a version needs; exit 1 on any fault."""
-    from deepfloyd_core.verify import verify_workspace
+    from deepfloyd_core.bundle.verify import verify_workspace
     from flows.report import print_verified
 
     _need_workspace(workspace)
@@ -218,8 +218,8 @@ def show(
     workspace: Workspace, fingerprint: Annotated[str, typer.Argument(help="Of an artifact; the first digits will do.")]
 ) -> None:
     """Print the manifest of an artifact: spec, inputs, summary, files."""
-    from deepfloyd_core.artifacts import all_artifacts
-    from deepfloyd_core.versions import bundle_of, readable_versions
+    from deepfloyd_core.store.artifacts import all_artifacts
+    from deepfloyd_core.store.versions import bundle_of, readable_versions
 
     _need_workspace(workspace)
     for version in readable_versions(workspace)[0]:
@@ -254,7 +254,7 @@ def _stage_flow(name: str, config: Path, overrides: list[str] | None) -> None:
 
 
 def _load(config: Path, overrides: list[str] | None) -> Any:
-    from deepfloyd_core.load import load_run
+    from deepfloyd_core.preflight.load import load_run
 
     return load_run(config, tuple(overrides or ()))
 
@@ -267,7 +267,7 @@ def _print_notes(notes: Iterable[str]) -> None:
 @contextmanager
 def _session(config: Path, overrides: list[str] | None) -> Iterator[Callable[..., Any]]:
     """Check the configuration, join a Prefect server, and yield a caller for flows."""
-    from deepfloyd_core.versions import damaged_records
+    from deepfloyd_core.store.versions import damaged_records
     from flows.api import server_needed
     from flows.server import default_home, prefect_server
 
@@ -315,7 +315,7 @@ def _flush_prefect() -> None:
 
 
 def _need_workspace(workspace: Path) -> None:
-    from deepfloyd_core.artifacts import is_workspace
+    from deepfloyd_core.store.artifacts import is_workspace
 
     if not is_workspace(workspace):
         fault = "holds no artifacts" if workspace.is_dir() else "is no folder" if workspace.exists() else "is not there"

@@ -6,12 +6,12 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
-from deepfloyd_core.artifacts import Artifact
-from deepfloyd_core.config import Run
-from deepfloyd_core.jobs import job_starter
-from deepfloyd_core.load import load_run
-from deepfloyd_core.planned import sample_prompts
-from deepfloyd_core.versions import Version, current, news_of
+from deepfloyd_core.bundle.planned import sample_prompts
+from deepfloyd_core.config.run import Run
+from deepfloyd_core.preflight.load import load_run
+from deepfloyd_core.processes.jobs import job_starter
+from deepfloyd_core.store.artifacts import Artifact
+from deepfloyd_core.store.versions import Version, current, news_of
 from tasks import VERSION
 from tasks.cascade_samples import cascade_samples
 from tasks.conditioning import conditioning

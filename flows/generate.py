@@ -4,9 +4,9 @@ from pathlib import Path
 
 from prefect import flow
 
-from deepfloyd_core.artifacts import Artifact
 from deepfloyd_core.errors import ConfigError
-from deepfloyd_core.load import load_run
+from deepfloyd_core.preflight.load import load_run
+from deepfloyd_core.store.artifacts import Artifact
 from tasks import VERSION
 from tasks.generated import generated
 from tasks.outbox import server_awaited

@@ -26,7 +26,7 @@ def below() -> list[tuple[psutil.Process, bool]]:
         found.append(process)
         if parent in starters | jobs:
             jobs |= {parent, process.pid}
-        elif "deepfloyd_core.job_process" in command:
+        elif "deepfloyd_core.processes.job_worker" in command:
             starters.add(process.pid)
     return [(process, process.pid in jobs) for process in found]
 

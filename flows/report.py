@@ -8,12 +8,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from deepfloyd_core.artifacts import all_artifacts
-from deepfloyd_core.counts import many
+from deepfloyd_core.bundle.verify import Verified
 from deepfloyd_core.errors import ArtifactError
-from deepfloyd_core.metrics import MEASURES, SAMPLE_MEASURES, UPSCALED_BY, by_noise_level, gained
-from deepfloyd_core.verify import Verified
-from deepfloyd_core.versions import Version, bundle_of, news_of, readable_versions
+from deepfloyd_core.measures.pixel import MEASURES, SAMPLE_MEASURES, UPSCALED_BY, by_noise_level, gained
+from deepfloyd_core.store.artifacts import all_artifacts
+from deepfloyd_core.store.counts import many
+from deepfloyd_core.store.versions import Version, bundle_of, news_of, readable_versions
 from tasks.terminal import labelled
 
 

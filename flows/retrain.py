@@ -10,10 +10,10 @@ from prefect import flow, get_run_logger
 from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
-from deepfloyd_core.artifacts import find, missing_parts
-from deepfloyd_core.load import load_run
-from deepfloyd_core.planned import planned_bundle
-from deepfloyd_core.versions import Version, current, news_of
+from deepfloyd_core.bundle.planned import planned_bundle
+from deepfloyd_core.preflight.load import load_run
+from deepfloyd_core.store.artifacts import find, missing_parts
+from deepfloyd_core.store.versions import Version, current, news_of
 from flows.finetune import make_bundle
 from tasks import VERSION
 from tasks.image_index import image_index

@@ -21,7 +21,7 @@ from typing import IO
 from urllib.parse import urlsplit
 
 from deepfloyd_core.errors import ConfigError, DeepFloydError, JobError
-from deepfloyd_core.storage import flock
+from deepfloyd_core.store.file_faults import flock
 from flows.api import check_access, check_api, without_login
 from flows.background import meanwhile
 from flows.proxies import without_loopback

@@ -4,12 +4,12 @@ from pathlib import Path
 
 from prefect import flow
 
-from deepfloyd_core.artifacts import Artifact
-from deepfloyd_core.config import Run
-from deepfloyd_core.flavours import Stage
-from deepfloyd_core.jobs import job_starter
-from deepfloyd_core.load import load_run
-from deepfloyd_core.planned import sample_prompts
+from deepfloyd_core.bundle.planned import sample_prompts
+from deepfloyd_core.config.flavours import Stage
+from deepfloyd_core.config.run import Run
+from deepfloyd_core.preflight.load import load_run
+from deepfloyd_core.processes.jobs import job_starter
+from deepfloyd_core.store.artifacts import Artifact
 from tasks import VERSION
 from tasks.conditioning import conditioning
 from tasks.eval_set import eval_set

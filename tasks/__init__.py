@@ -3,7 +3,7 @@
 import logging
 from importlib import metadata
 
-from deepfloyd_core.provenance import DISTRIBUTION
+from deepfloyd_core.store.provenance import DISTRIBUTION
 
 # Of every flow. Prefect's default is a hash of the file of the outermost decorator, one for all of ours.
 VERSION = metadata.version(DISTRIBUTION)

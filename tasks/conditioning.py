@@ -3,12 +3,12 @@
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 
-from deepfloyd_core.artifacts import Artifact, materialise
-from deepfloyd_core.config import Run
-from deepfloyd_core.crop_requests import conditioning_request
-from deepfloyd_core.flavours import Stage
-from deepfloyd_core.paired_pixels import plan_conditioning, plan_eval_conditioning
-from deepfloyd_core.pixels import SHEET, build_shards
+from deepfloyd_core.config.flavours import Stage
+from deepfloyd_core.config.run import Run
+from deepfloyd_core.crops.conditioning import plan_conditioning, plan_eval_conditioning
+from deepfloyd_core.crops.identity import conditioning_request
+from deepfloyd_core.crops.pixels import SHEET, build_shards
+from deepfloyd_core.store.artifacts import Artifact, materialise
 from tasks import VERSION
 from tasks.outbox import await_server, server_awaited
 from tasks.progress import progress

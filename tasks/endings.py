@@ -6,9 +6,9 @@ Lines of the log, so they stand on the terminal and in the flow run alike; also 
 import logging
 from typing import Any
 
-from deepfloyd_core.artifacts import Artifact
-from deepfloyd_core.counts import many
-from deepfloyd_core.ledger import DUPLICATE, INDEX_FILE
+from deepfloyd_core.index.ledger import DUPLICATE, INDEX_FILE
+from deepfloyd_core.store.artifacts import Artifact
+from deepfloyd_core.store.counts import many
 
 log = logging.getLogger("deepfloyd_core.endings")
 _SHEETS = (

@@ -5,11 +5,11 @@ import logging
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from deepfloyd_core.artifacts import Artifact, materialise, newest
-from deepfloyd_core.config import Run
-from deepfloyd_core.counts import many
-from deepfloyd_core.crop_requests import eval_request
-from deepfloyd_core.pixels import SHEET, build_shards, eval_change, plan_eval
+from deepfloyd_core.config.run import Run
+from deepfloyd_core.crops.identity import eval_request
+from deepfloyd_core.crops.pixels import SHEET, build_shards, eval_change, plan_eval
+from deepfloyd_core.store.artifacts import Artifact, materialise, newest
+from deepfloyd_core.store.counts import many
 from tasks.publish import publish_pictures
 
 log = logging.getLogger("deepfloyd_core.eval_set")

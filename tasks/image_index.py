@@ -5,12 +5,12 @@ import logging
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from deepfloyd_core.artifacts import Artifact, materialise
-from deepfloyd_core.config import Run
-from deepfloyd_core.eval_choice import check_left, choice_notes, choose_held_out
-from deepfloyd_core.image_index import build_index, index_request, judges
-from deepfloyd_core.ledger import INDEX_FILE, captions_left_out, check_share
-from deepfloyd_core.scan import others_of, scan
+from deepfloyd_core.config.run import Run
+from deepfloyd_core.crops.eval_choice import check_left, choice_notes, choose_held_out
+from deepfloyd_core.index.index import build_index, index_request, judges
+from deepfloyd_core.index.ledger import INDEX_FILE, captions_left_out, check_share
+from deepfloyd_core.index.scan import others_of, scan
+from deepfloyd_core.store.artifacts import Artifact, materialise
 from tasks.endings import twins_line
 from tasks.progress import progress
 from tasks.publish import publish_index

@@ -12,11 +12,11 @@ from typing import Any
 
 from PIL import Image
 
-from deepfloyd_core.artifacts import Artifact
-from deepfloyd_core.counts import many
-from deepfloyd_core.image_index import SHEET, TWINS_SHEET
-from deepfloyd_core.metrics import MEASURES, SAMPLE_MEASURES, measure_rows
-from deepfloyd_core.sheet_names import DETAIL_SHEET, SPOILT_SHEETS
+from deepfloyd_core.index.index import SHEET, TWINS_SHEET
+from deepfloyd_core.measures.files import DETAIL_SHEET, SPOILT_SHEETS
+from deepfloyd_core.measures.pixel import MEASURES, SAMPLE_MEASURES, measure_rows
+from deepfloyd_core.store.artifacts import Artifact
+from deepfloyd_core.store.counts import many
 from tasks.endings import tell
 from tasks.outbox import create_markdown_artifact, create_table_artifact
 

@@ -20,8 +20,8 @@ from prefect import Task
 from prefect.futures import as_completed
 from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTaskRunner
 
-from deepfloyd_core.clusters import reach
-from deepfloyd_core.config import Run, RunConfig
+from deepfloyd_core.config.cluster import reach
+from deepfloyd_core.config.run import Run, RunConfig
 from deepfloyd_core.errors import JobError
 from deepfloyd_core.types import Report
 from tasks.outbox import send_events, take_records

@@ -6,16 +6,16 @@ from typing import Any
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from deepfloyd_core.artifacts import Artifact, materialise
-from deepfloyd_core.config import Run
-from deepfloyd_core.epochs import with_steps
-from deepfloyd_core.flavours import Stage
-from deepfloyd_core.jobs import run_job
-from deepfloyd_core.model_folders import resolve
-from deepfloyd_core.parent import find_parent, shorter_note, shorter_training
-from deepfloyd_core.products import lora_request, shares
-from deepfloyd_core.unet_sizes import check_training_sizes
-from deepfloyd_core.wandb_login import check_wandb
+from deepfloyd_core.adapters.start_from import find_parent, shorter_note, shorter_training
+from deepfloyd_core.bundle.products import lora_request, shares
+from deepfloyd_core.config.flavours import Stage
+from deepfloyd_core.config.run import Run
+from deepfloyd_core.models.folders import resolve
+from deepfloyd_core.preflight.unet_sizes import check_training_sizes
+from deepfloyd_core.preflight.wandb_login import check_wandb
+from deepfloyd_core.processes.jobs import run_job
+from deepfloyd_core.store.artifacts import Artifact, materialise
+from deepfloyd_core.training.epochs import with_steps
 from tasks.progress import progress
 from tasks.publish import publish_buckets, publish_held_out, publish_pictures
 

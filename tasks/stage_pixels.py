@@ -7,11 +7,10 @@ from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 
-from deepfloyd_core.artifacts import Artifact, WorkDir, materialise
-from deepfloyd_core.config import Run
-from deepfloyd_core.crop_requests import pixels_request
-from deepfloyd_core.flavours import Stage
-from deepfloyd_core.pixels import (
+from deepfloyd_core.config.flavours import Stage
+from deepfloyd_core.config.run import Run
+from deepfloyd_core.crops.identity import pixels_request
+from deepfloyd_core.crops.pixels import (
     SHEET,
     Layout,
     ShardPlan,
@@ -21,6 +20,7 @@ from deepfloyd_core.pixels import (
     in_groups,
     plan_shards,
 )
+from deepfloyd_core.store.artifacts import Artifact, WorkDir, materialise
 from deepfloyd_core.types import Report
 from tasks import VERSION
 from tasks.outbox import await_server, server_awaited

@@ -5,12 +5,12 @@ from typing import Any
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from deepfloyd_core.artifacts import Artifact, WorkDir, materialise
-from deepfloyd_core.config import Run
-from deepfloyd_core.embeds import FILES, TOKENS_SHEET, embeds_request, older_embeds, run_captions, truncated_texts
-from deepfloyd_core.jobs import run_parts
-from deepfloyd_core.ledger import caption_counts
-from deepfloyd_core.model_folders import resolve
+from deepfloyd_core.config.run import Run
+from deepfloyd_core.index.ledger import caption_counts
+from deepfloyd_core.models.folders import resolve
+from deepfloyd_core.processes.jobs import run_parts
+from deepfloyd_core.store.artifacts import Artifact, WorkDir, materialise
+from deepfloyd_core.text.embeds import FILES, TOKENS_SHEET, embeds_request, older_embeds, run_captions, truncated_texts
 from tasks.progress import progress
 from tasks.publish import publish_pictures, publish_truncated
 

@@ -5,7 +5,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from deepfloyd_core.artifacts import Artifact, Request
+from deepfloyd_core.store.artifacts import Artifact, Request
 
 SOME_EVAL_SET = Request("eval_set", 1, {"seed": 0, "stage1": {}, "stage2": {}}, {})  # for requests where any will do
 

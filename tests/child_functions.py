@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from deepfloyd_core import image_index
-from deepfloyd_core.artifacts import materialise
-from deepfloyd_core.children import Children, Limits
-from deepfloyd_core.image_index import Entry, Verdict, look
-from deepfloyd_core.load import load_run
-from deepfloyd_core.pictures import Unreadable, check_decodes
-from deepfloyd_core.pixels import build_shard, finish_pixels
-from deepfloyd_core.shrink import take_crops
+from deepfloyd_core.crops.pixels import build_shard, finish_pixels
+from deepfloyd_core.index import index as image_index
+from deepfloyd_core.index.index import Entry, Verdict, look
+from deepfloyd_core.pictures.decode import Unreadable, check_decodes
+from deepfloyd_core.pictures.resize import take_crops
+from deepfloyd_core.preflight.load import load_run
+from deepfloyd_core.processes.pool import Children, Limits
+from deepfloyd_core.store.artifacts import materialise
 
 PYTHON = ctypes.PyDLL(None)  # calls that keep the interpreter to themselves, as a decoder does
 
@@ -137,9 +137,9 @@ def make_data(run_file: str) -> None:
 
 def make_embeds(run_file: str, settings: tuple[str, ...], captions: list[str], encoder: str, reports: str) -> None:
     """What the task makes of captions; each report's count is a line of the file `reports`."""
-    from deepfloyd_core.embed_job import embed_job
-    from deepfloyd_core.embeds import FILES, embeds_request
-    from deepfloyd_core.jobs import Job
+    from deepfloyd_core.processes.jobs import Job
+    from deepfloyd_core.text.embeds import FILES, embeds_request
+    from deepfloyd_core.text.encode import embed_job
 
     run, options = load_run(Path(run_file), settings), {"captions": captions, "encoder": encoder}
 

@@ -14,7 +14,8 @@ import traceback
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from deepfloyd_core import job_process, jobs
+from deepfloyd_core.processes import job_worker as job_process
+from deepfloyd_core.processes import jobs
 
 TIMEOUT_S = 600
 _COMMANDS = "flows.cli", "flows.finetune", "flows.generate", "flows.stages"

@@ -14,21 +14,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from deepfloyd_core.artifacts import Artifact, materialise
-from deepfloyd_core.children import Children, Limits
-from deepfloyd_core.config import Run
-from deepfloyd_core.crop_requests import conditioning_request, eval_request, pixels_request
-from deepfloyd_core.flavours import Stage
-from deepfloyd_core.image_index import build_index, index_request
-from deepfloyd_core.ledger import INDEX_FILE, check_share
-from deepfloyd_core.load import load_run
-from deepfloyd_core.paired_pixels import plan_conditioning, plan_eval_conditioning
-from deepfloyd_core.pixels import (
+from deepfloyd_core.config.flavours import Stage
+from deepfloyd_core.config.run import Run
+from deepfloyd_core.crops.conditioning import plan_conditioning, plan_eval_conditioning
+from deepfloyd_core.crops.identity import conditioning_request, eval_request, pixels_request
+from deepfloyd_core.crops.pixels import (
     build_shards,
     plan_eval,
     plan_shards,
 )
-from deepfloyd_core.scan import scan
+from deepfloyd_core.index.index import build_index, index_request
+from deepfloyd_core.index.ledger import INDEX_FILE, check_share
+from deepfloyd_core.index.scan import scan
+from deepfloyd_core.preflight.load import load_run
+from deepfloyd_core.processes.pool import Children, Limits
+from deepfloyd_core.store.artifacts import Artifact, materialise
 from flows.server import prefect_server
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ class SmallRun:
         """Draw one more captioned picture, large enough for both stages."""
         from PIL import Image
 
-        from deepfloyd_core.tiny import world
+        from deepfloyd_core.measures import drawn_world as world
 
         rng = np.random.default_rng(number)
         width, height = int(rng.integers(260, 420)), int(rng.integers(260, 420))
@@ -232,7 +232,7 @@ class DataWorld:
 @pytest.fixture(scope="session")
 def children() -> Iterator[Children]:
     """Two processes that judge pictures, for all tests: starting them takes half a second."""
-    with Children(2, Limits(), ("deepfloyd_core.image_index",)) as children:
+    with Children(2, Limits(), ("deepfloyd_core.index.index",)) as children:
         yield children
 
 

@@ -13,9 +13,10 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from deepfloyd_core import job_process, jobs
 from deepfloyd_core.errors import Stop
-from deepfloyd_core.jobs import Job
+from deepfloyd_core.processes import job_worker as job_process
+from deepfloyd_core.processes import jobs
+from deepfloyd_core.processes.jobs import Job
 
 
 def pids(job: Job) -> dict[str, Any]:

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from deepfloyd_core.ahead import Ahead
+from deepfloyd_core.training.prefetch import Ahead
 
 
 @pytest.mark.parametrize("threads", [0, 1, 2, 5])

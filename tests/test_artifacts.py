@@ -17,7 +17,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deepfloyd_core.artifacts import (
+from deepfloyd_core.errors import ArtifactError, StorageError
+from deepfloyd_core.store.artifacts import (
     MANIFEST,
     Artifact,
     Request,
@@ -27,8 +28,7 @@ from deepfloyd_core.artifacts import (
     materialise,
     verify_artifact,
 )
-from deepfloyd_core.errors import ArtifactError, StorageError
-from deepfloyd_core.parts import finish_part, part_is_whole
+from deepfloyd_core.store.parts import finish_part, part_is_whole
 
 REQUEST = Request("eval_set", 1, {"seed": 42, "nested": {"rank": 4, "name": "é"}}, {"image_index": "ab12"})
 CONTENT = {"a.bin": b"\x00\x01\x02", "deep/er/b.txt": "naïve\n".encode(), "empty": b""}
@@ -331,7 +331,7 @@ def test_the_command_verify_exits_1_on_a_flipped_byte_and_0_without(built: Artif
 BUILDER = """
 import sys, time
 from pathlib import Path
-from deepfloyd_core.artifacts import Request, materialise
+from deepfloyd_core.store.artifacts import Request, materialise
 
 def build(work):
     with Path(sys.argv[1], "builds").open("a") as log:
@@ -370,7 +370,7 @@ def test_three_processes_that_want_the_same_artifact_at_once_build_it_once(tmp_p
 HOLDER = """
 import sys, time
 from pathlib import Path
-from deepfloyd_core.artifacts import Request, materialise
+from deepfloyd_core.store.artifacts import Request, materialise
 
 def build(work):
     (work.path / "half").write_bytes(b"half")

@@ -8,12 +8,12 @@ import pytest
 import torch
 from training_parts import resized
 
-from deepfloyd_core.back_projection import back_projected, back_projecting
-from deepfloyd_core.flavours import FLAVOURS
-from deepfloyd_core.load import load_run
-from deepfloyd_core.models import load_scheduler, load_unet, stock_pipeline
-from deepfloyd_core.objective import low_res
-from deepfloyd_core.sampling import make_sampler, sample_stage2
+from deepfloyd_core.config.flavours import FLAVOURS
+from deepfloyd_core.diffusion.back_projection import back_projected, back_projecting
+from deepfloyd_core.diffusion.loss import low_res
+from deepfloyd_core.models.unet import load_scheduler, load_unet, stock_pipeline
+from deepfloyd_core.preflight.load import load_run
+from deepfloyd_core.sampling.sampler import make_sampler, sample_stage2
 
 STAGE2 = Path(FLAVOURS["tiny-ii"].repo)
 

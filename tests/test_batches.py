@@ -19,9 +19,9 @@ from artifact_rows import shown_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deepfloyd_core.batches import BatchOrder, MixedOrder, OrderSettings, TrainingRows, batches_from
-from deepfloyd_core.mixing import Share
-from deepfloyd_core.shards import ShardRow, open_shard, write_shard
+from deepfloyd_core.crops.shards import ShardRow, open_shard, write_shard
+from deepfloyd_core.training.batches import BatchOrder, MixedOrder, OrderSettings, TrainingRows, batches_from
+from deepfloyd_core.training.mixing import Share
 from tasks import publish
 
 ours = settings(deadline=None, database=None, derandomize=True, max_examples=60)

@@ -11,12 +11,12 @@ from diffusers import UNet2DConditionModel
 from model_cards import generated, run_card
 from safetensors.torch import load_file, save_file
 
-from deepfloyd_core.bitfit import free_biases, load_biases, reload_biases, restore_biases, save_biases
+from deepfloyd_core.adapters.bitfit import free_biases, load_biases, reload_biases, restore_biases, save_biases
+from deepfloyd_core.adapters.files import BITFIT_FILE, LORA_FILE
+from deepfloyd_core.config.flavours import FLAVOURS, Stage
+from deepfloyd_core.config.stage import StageConfig
 from deepfloyd_core.errors import ArtifactError
-from deepfloyd_core.flavours import FLAVOURS, Stage
-from deepfloyd_core.models import DTYPES, autocast, load_projected_unet, load_unet
-from deepfloyd_core.product_files import BITFIT_FILE, LORA_FILE
-from deepfloyd_core.stage_config import StageConfig
+from deepfloyd_core.models.unet import DTYPES, autocast, load_projected_unet, load_unet
 
 FOLDERS = {1: Path(FLAVOURS["tiny-i"].repo), 2: Path(FLAVOURS["tiny-ii"].repo)}
 

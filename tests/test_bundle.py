@@ -4,13 +4,13 @@ from typing import Any
 
 import pytest
 
-from deepfloyd_core.artifacts import Artifact, Request, WorkDir, materialise, verify_artifact
-from deepfloyd_core.bundle import build_bundle
-from deepfloyd_core.config import Run
+from deepfloyd_core.adapters.files import LORA_FILE
+from deepfloyd_core.bundle.build import build_bundle
+from deepfloyd_core.bundle.products import bundle_request
+from deepfloyd_core.config.run import Run
 from deepfloyd_core.errors import ArtifactError
-from deepfloyd_core.product_files import LORA_FILE
-from deepfloyd_core.products import bundle_request
-from deepfloyd_core.versions import stage_folder
+from deepfloyd_core.store.artifacts import Artifact, Request, WorkDir, materialise, verify_artifact
+from deepfloyd_core.store.versions import stage_folder
 
 SCHEDULER = "scheduler/scheduler_config.json"
 

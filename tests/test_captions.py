@@ -16,14 +16,14 @@ from artifact_rows import shown_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deepfloyd_core.blocks import CaptionShuffle
-from deepfloyd_core.captions import compiled_filters, filtered, shuffled
-from deepfloyd_core.embeds import run_captions
+from deepfloyd_core.config.data_blocks import CaptionShuffle
 from deepfloyd_core.errors import ConfigError, DataError
-from deepfloyd_core.image_index import index_request
-from deepfloyd_core.ledger import Row, caption_counts, captions_left_out, read_index
-from deepfloyd_core.load import load_run
-from deepfloyd_core.scan import scan
+from deepfloyd_core.index.captions import compiled_filters, filtered, shuffled
+from deepfloyd_core.index.index import index_request
+from deepfloyd_core.index.ledger import Row, caption_counts, captions_left_out, read_index
+from deepfloyd_core.index.scan import scan
+from deepfloyd_core.preflight.load import load_run
+from deepfloyd_core.text.embeds import run_captions
 
 ours = settings(deadline=None, database=None, derandomize=True, max_examples=100)
 

@@ -8,15 +8,15 @@ import pytest
 import torch
 from model_cards import run_code
 
-from deepfloyd_core.card_code import card_code
-from deepfloyd_core.config import Run
-from deepfloyd_core.flavours import FLAVOURS, Stage
-from deepfloyd_core.lora import trainable
-from deepfloyd_core.methods import method_of
-from deepfloyd_core.model_folders import resolve
-from deepfloyd_core.models import load_unet, trained_scheduler
-from deepfloyd_core.product_files import product_name
-from deepfloyd_core.sampling import make_sampler, sample_stage1, sample_stage2
+from deepfloyd_core.adapters.files import product_name
+from deepfloyd_core.adapters.lora import trainable
+from deepfloyd_core.adapters.method import method_of
+from deepfloyd_core.bundle.card import card_code
+from deepfloyd_core.config.flavours import FLAVOURS, Stage
+from deepfloyd_core.config.run import Run
+from deepfloyd_core.models.folders import resolve
+from deepfloyd_core.models.unet import load_unet, trained_scheduler
+from deepfloyd_core.sampling.sampler import make_sampler, sample_stage1, sample_stage2
 
 FAST = {"validation_num_inference_steps": 2, "mixed_precision": "no", "lora_rank": 4}
 STAGE1, STAGE2 = {"model_flavour": "tiny-i", **FAST}, {"model_flavour": "tiny-ii", "validation_guidance": 1.0, **FAST}
@@ -77,7 +77,7 @@ def test_the_code_runs_on_a_local_folder(world: Any) -> None:
 
 @pytest.mark.slow
 def test_the_code_runs_on_random_weights(world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("deepfloyd_core.random_models._default_cache", lambda: tmp_path / "cache")
+    monkeypatch.setattr("deepfloyd_core.models.random_weights._default_cache", lambda: tmp_path / "cache")
     assert ran(world, (1,), stage1={**STAGE1, "model_flavour": "random:tiny-i"})["picture"].size == (64, 64)
 
 

@@ -18,10 +18,10 @@ import psutil
 import pytest
 from PIL import Image
 
-from deepfloyd_core import children as module
-from deepfloyd_core.children import Children, Limits, Lost
 from deepfloyd_core.errors import JobError
-from deepfloyd_core.pictures import Unreadable
+from deepfloyd_core.pictures.decode import Unreadable
+from deepfloyd_core.processes import pool as module
+from deepfloyd_core.processes.pool import Children, Limits, Lost
 
 FOLDER = Path(__file__).parent
 LIMITS = Limits(memory_mib=None, seconds=30)
@@ -305,7 +305,7 @@ def test_a_module_that_cannot_be_imported_is_an_error_and_not_a_lost_item(capfd:
 
 
 PROGRAM = """
-from deepfloyd_core.children import Children, Limits
+from deepfloyd_core.processes.pool import Children, Limits
 with Children(1, Limits()) as children:
     print(list(children.map(abs, [-1, -2])))
 """

@@ -10,11 +10,11 @@ import torch
 from clip_models import features, save_clip
 from PIL import Image
 
-from deepfloyd_core.clip_measure import alike, check_clip_folder, load_clip_eye, set_distance
+from deepfloyd_core.adapters.start_from import find_parent
 from deepfloyd_core.errors import ConfigError, ModelError
-from deepfloyd_core.load import load_run
-from deepfloyd_core.model_folders import resolve
-from deepfloyd_core.parent import find_parent
+from deepfloyd_core.measures.clip import alike, check_clip_folder, load_clip_eye, set_distance
+from deepfloyd_core.models.folders import resolve
+from deepfloyd_core.preflight.load import load_run
 
 
 def pictures(count: int, seed: int) -> list[np.ndarray]:

@@ -16,24 +16,25 @@ import torch
 from artifact_rows import SOME_EVAL_SET
 from diffusers import UNet2DConditionModel
 
-from deepfloyd_core import stage_config, train
-from deepfloyd_core.artifacts import Request
-from deepfloyd_core.batches import Batch
-from deepfloyd_core.compiled import check_backend, compiled_unet
+from deepfloyd_core.adapters.lora import trainable
+from deepfloyd_core.adapters.method import method_of
+from deepfloyd_core.bundle.products import lora_request
+from deepfloyd_core.config import stage as stage_config
+from deepfloyd_core.config.flavours import FLAVOURS
+from deepfloyd_core.config.stage import StageConfig, device_fault
+from deepfloyd_core.diffusion.loss import CONTROL_IMAGE, Text
 from deepfloyd_core.errors import ConfigError, Stop
-from deepfloyd_core.flavours import FLAVOURS
-from deepfloyd_core.jobs import Job
-from deepfloyd_core.load import load_run
-from deepfloyd_core.lora import trainable
-from deepfloyd_core.methods import method_of
-from deepfloyd_core.models import load_scheduler
-from deepfloyd_core.objective import CONTROL_IMAGE, Text
-from deepfloyd_core.products import lora_request
-from deepfloyd_core.quantized_base import code_pairs, quantize_layer
-from deepfloyd_core.recompute import recompute_activations
-from deepfloyd_core.stage_config import StageConfig, device_fault
-from deepfloyd_core.stage_loss import Setup, prepare
-from deepfloyd_core.training_state import training_state
+from deepfloyd_core.models.quantized import code_pairs, quantize_layer
+from deepfloyd_core.models.unet import load_scheduler
+from deepfloyd_core.preflight.load import load_run
+from deepfloyd_core.processes.jobs import Job
+from deepfloyd_core.store.artifacts import Request
+from deepfloyd_core.training import trainer as train
+from deepfloyd_core.training.batches import Batch
+from deepfloyd_core.training.compiled import check_backend, compiled_unet
+from deepfloyd_core.training.forward import Setup, prepare
+from deepfloyd_core.training.recompute import recompute_activations
+from deepfloyd_core.training.state import training_state
 from deepfloyd_core.types import no_report
 
 TINY, CPU = Path(FLAVOURS["tiny-i"].repo), torch.device("cpu")

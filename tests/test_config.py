@@ -15,16 +15,16 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from deepfloyd_core import stage_faults
-from deepfloyd_core.blocks import CaptionTable
-from deepfloyd_core.config import Run, RunConfig, StageConfig
-from deepfloyd_core.datafile import ConditioningSet, ImageDataset, TextEmbedBackend
+from deepfloyd_core.config import stage_faults
+from deepfloyd_core.config.data_blocks import CaptionTable
+from deepfloyd_core.config.data_sets import ConditioningSet, ImageDataset, TextEmbedBackend
+from deepfloyd_core.config.flavours import Stage
+from deepfloyd_core.config.run import Run, RunConfig, StageConfig
+from deepfloyd_core.config.stage import ATTENTION_TARGETS
 from deepfloyd_core.errors import ConfigError
-from deepfloyd_core.flavours import Stage
-from deepfloyd_core.geometry import geometry, plan_crops
-from deepfloyd_core.load import load_run
-from deepfloyd_core.schedule import learning_rate_at
-from deepfloyd_core.stage_config import ATTENTION_TARGETS
+from deepfloyd_core.pictures.geometry import geometry, plan_crops
+from deepfloyd_core.preflight.load import load_run
+from deepfloyd_core.training.schedule import learning_rate_at
 from flows import cli
 
 ours = settings(deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
@@ -744,7 +744,7 @@ def test_a_key_that_has_no_effect_is_reported_not_swallowed(files: Files) -> Non
 def test_simpletuners_lists_of_trackers(
     files: Files, monkeypatch: pytest.MonkeyPatch, said: Any, trackers: tuple[str, ...], ignored: list[str]
 ) -> None:
-    monkeypatch.setattr("deepfloyd_core.config.missing_extra", lambda packages, extra: "")
+    monkeypatch.setattr("deepfloyd_core.config.run.missing_extra", lambda packages, extra: "")
     run = files.load({**BOTH, "report_to": said})
     assert run.config.trackers == trackers
     notes = [note for note in run.notes if "report_to" in note]
@@ -759,7 +759,7 @@ def test_trackers_that_are_no_names_are_refused(files: Files) -> None:
 
 def test_a_tracker_that_is_not_installed_says_what_installs_it(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "deepfloyd_core.extras.importlib.util.find_spec", lambda name: None if name == "wandb" else name
+        "deepfloyd_core.config.extras.importlib.util.find_spec", lambda name: None if name == "wandb" else name
     )
     says = files.refusal({**BOTH, "report_to": "tensorboard,wandb"})
     assert "report_to is 'tensorboard,wandb', and wandb cannot be imported. Install the extra: pip install" in says
@@ -1148,7 +1148,7 @@ def test_a_config_error_imports_nothing_heavy(tmp_path: Path, arguments: list[st
     modules = {line.split("|")[-1].strip() for line in stderr.splitlines() if line.startswith("import time:")}
     assert "typer" in modules
     assert not modules & {"torch", "prefect", "diffusers", "transformers", "peft", "matplotlib"}
-    assert not modules & {"numpy", "httpx", "deepfloyd_core.artifacts", "deepfloyd_core.versions"}
+    assert not modules & {"numpy", "httpx", "deepfloyd_core.store.artifacts", "deepfloyd_core.store.versions"}
 
 
 def test_a_config_error_is_one_line_without_a_traceback(tmp_path: Path) -> None:

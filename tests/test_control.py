@@ -19,15 +19,16 @@ from safetensors.torch import load_file, save_file
 from skimage import data, feature
 from training_parts import FOLDERS, break_in_step, fewer_losses, prepared, run_here, train_and_kill, train_stage
 
-from deepfloyd_core.artifacts import Artifact
-from deepfloyd_core.conditioning import conditioning_picture
-from deepfloyd_core.config import Run
-from deepfloyd_core.control import add_control, load_control, reload_control, remove_control, save_control
-from deepfloyd_core.embeds import Embeds
+from deepfloyd_core.adapters.controlnet import add_control, load_control, reload_control, remove_control, save_control
+from deepfloyd_core.adapters.lora import trainable
+from deepfloyd_core.config.run import Run
+from deepfloyd_core.config.stage import StageConfig
+from deepfloyd_core.crops.rows import shard_files
+from deepfloyd_core.crops.shards import open_shard, read_rows
+from deepfloyd_core.diffusion.conditioning import conditioning_picture
 from deepfloyd_core.errors import ArtifactError, ConfigError
-from deepfloyd_core.load import load_run
-from deepfloyd_core.lora import trainable
-from deepfloyd_core.models import (
+from deepfloyd_core.models.same_output import frozen
+from deepfloyd_core.models.unet import (
     autocast,
     load_projected_unet,
     load_scheduler,
@@ -35,11 +36,10 @@ from deepfloyd_core.models import (
     load_unet,
     stock_pipeline,
 )
-from deepfloyd_core.probe import frozen
-from deepfloyd_core.recompute import recompute_activations
-from deepfloyd_core.row_list import shard_files
-from deepfloyd_core.shards import open_shard, read_rows
-from deepfloyd_core.stage_config import StageConfig
+from deepfloyd_core.preflight.load import load_run
+from deepfloyd_core.store.artifacts import Artifact
+from deepfloyd_core.text.embeds import Embeds
+from deepfloyd_core.training.recompute import recompute_activations
 
 FOLDER, FILE = FOLDERS[1], "controlnet_lora.safetensors"
 NO_EXTRAS = {
@@ -333,7 +333,9 @@ def test_simpletuners_other_controlnet_keys_are_refused_with_the_reason_and_drop
 
 
 def test_canny_without_scikit_image_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("deepfloyd_core.stage_faults.missing_extra", lambda packages, extra: f"{packages} {extra}")
+    monkeypatch.setattr(
+        "deepfloyd_core.config.stage_faults.missing_extra", lambda packages, extra: f"{packages} {extra}"
+    )
     with pytest.raises(
         ValueError, match=r"controlnet_conditioning is 'canny' unless it is set, and .'skimage'. controlnet"
     ):

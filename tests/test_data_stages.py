@@ -22,17 +22,17 @@ from artifact_rows import ledger, live_rows, shown_rows
 from PIL import Image, ImageOps
 
 import tasks.eval_set
-from deepfloyd_core.artifacts import Artifact, WorkDir, materialise, verify_artifact
-from deepfloyd_core.batches import BatchOrder, TrainingRows
-from deepfloyd_core.crop_requests import pixels_request
+from deepfloyd_core.crops.eval_choice import choice_notes, choose_held_out
+from deepfloyd_core.crops.identity import pixels_request
+from deepfloyd_core.crops.pixels import build_shard, build_shards, plan_shards
+from deepfloyd_core.crops.preview import save_preview
+from deepfloyd_core.crops.rows import eval_ids
+from deepfloyd_core.crops.shards import ShardRow, open_shard, write_shard
 from deepfloyd_core.errors import ConfigError, DataError
-from deepfloyd_core.eval_choice import choice_notes, choose_held_out
-from deepfloyd_core.image_index import index_request
-from deepfloyd_core.pixels import build_shard, build_shards, plan_shards
-from deepfloyd_core.preview import save_preview
-from deepfloyd_core.row_list import eval_ids
-from deepfloyd_core.scan import others_of, scan
-from deepfloyd_core.shards import ShardRow, open_shard, write_shard
+from deepfloyd_core.index.index import index_request
+from deepfloyd_core.index.scan import others_of, scan
+from deepfloyd_core.store.artifacts import Artifact, WorkDir, materialise, verify_artifact
+from deepfloyd_core.training.batches import BatchOrder, TrainingRows
 from tasks.endings import ending
 
 SHARD_COLUMNS = [

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from deepfloyd_core import faces
-from deepfloyd_core.config import Run
-from deepfloyd_core.datafile import ImageDataset
+from deepfloyd_core.config.data_sets import ImageDataset
+from deepfloyd_core.config.run import Run
+from deepfloyd_core.config.simpletuner_data import DATA_IGNORED, DATA_REFUSED, our_entry
 from deepfloyd_core.errors import ConfigError
-from deepfloyd_core.load import load_run
-from deepfloyd_core.simpletuner_data import DATA_IGNORED, DATA_REFUSED, our_entry
+from deepfloyd_core.pictures import faces
+from deepfloyd_core.preflight.load import load_run
 
 
 class Files:

@@ -9,11 +9,11 @@ import torch
 from PIL import Image
 from skimage import data
 
-from deepfloyd_core.batches import Draws, draw
-from deepfloyd_core.degradations import blurred, degrade, draw_degradation, spoilt
-from deepfloyd_core.objective import to_bytes, to_model_range
-from deepfloyd_core.stage_config import StageConfig
-from deepfloyd_core.varied_draws import vary
+from deepfloyd_core.config.stage import StageConfig
+from deepfloyd_core.diffusion.degradations import blurred, degrade, draw_degradation, spoilt
+from deepfloyd_core.diffusion.loss import to_bytes, to_model_range
+from deepfloyd_core.training.batches import Draws, draw
+from deepfloyd_core.training.draws import vary
 
 SHAPE = torch.Size((40, 3, 32, 48))
 SMALL = to_model_range(torch.from_numpy(np.stack([data.astronaut()[n : n + 8, 150:162] for n in range(40)])))

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from deepfloyd_core.versions import find_version
+from deepfloyd_core.store.versions import find_version
 
 ROOT = Path(__file__).parent.parent
 

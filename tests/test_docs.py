@@ -4,10 +4,10 @@ import re
 import tomllib
 from pathlib import Path
 
-from deepfloyd_core.config_docs import render
-from deepfloyd_core.datafile import ImageDataset
-from deepfloyd_core.flavours import PUBLISHED, RANDOM
-from deepfloyd_core.load import load_run
+from deepfloyd_core.config.data_sets import ImageDataset
+from deepfloyd_core.config.flavours import PUBLISHED, RANDOM
+from deepfloyd_core.config.reference import render
+from deepfloyd_core.preflight.load import load_run
 
 ROOT = Path(__file__).parent.parent
 

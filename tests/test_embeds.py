@@ -18,16 +18,18 @@ from child_functions import make_embeds
 from diffusers import IFPipeline
 from text_encoders import stock_encoder, tokenised
 
-from deepfloyd_core import embed_job, t5, take_over
-from deepfloyd_core.artifacts import Artifact, materialise, verify_artifact
-from deepfloyd_core.config import Run
-from deepfloyd_core.embed_files import _unpacked, embed_schema, stored_row
-from deepfloyd_core.embeds import FILES, Embeds, embeds_request, older_embeds, truncated_texts
+from deepfloyd_core.config.flavours import FLAVOURS
+from deepfloyd_core.config.run import Run
 from deepfloyd_core.errors import ArtifactError, ConfigError, ModelError, StorageError
-from deepfloyd_core.flavours import FLAVOURS
 from deepfloyd_core.hashing import caption_id
-from deepfloyd_core.jobs import Job, run_parts
-from deepfloyd_core.load import load_run
+from deepfloyd_core.preflight.load import load_run
+from deepfloyd_core.processes.jobs import Job, run_parts
+from deepfloyd_core.store import reuse as take_over
+from deepfloyd_core.store.artifacts import Artifact, materialise, verify_artifact
+from deepfloyd_core.text import encode as embed_job
+from deepfloyd_core.text import t5
+from deepfloyd_core.text.embed_file import _unpacked, embed_schema, stored_row
+from deepfloyd_core.text.embeds import FILES, Embeds, embeds_request, older_embeds, truncated_texts
 from tasks.endings import ending
 
 TINY = Path(FLAVOURS["tiny-i"].repo)
@@ -451,7 +453,7 @@ def test_twenty_kills_change_no_byte_and_nothing_finished_is_encoded_again(world
     request = embeds_request(world.with_settings(*settings).run, captions, world.encoder)
     # Importing torch takes longer than the whole build: processes are forked from one that has done so.
     forks = multiprocessing.get_context("forkserver")
-    forks.set_forkserver_preload(["child_functions", "deepfloyd_core.embed_job"])
+    forks.set_forkserver_preload(["child_functions", "deepfloyd_core.text.encode"])
 
     def start(workspace: Path) -> Any:
         (world.folder / "reports").unlink(missing_ok=True)

@@ -11,11 +11,11 @@ import pytest
 from artifact_rows import live_rows
 from test_twins import COPIES, scene, trained
 
-from deepfloyd_core.artifacts import Artifact
+from deepfloyd_core.bundle.verify import verify_workspace
+from deepfloyd_core.crops.eval_choice import check_left, choose_held_out, held_out_pictures
 from deepfloyd_core.errors import ArtifactError, DataError
-from deepfloyd_core.eval_choice import check_left, choose_held_out, held_out_pictures
-from deepfloyd_core.ledger import INDEX_FILE, SCHEMA
-from deepfloyd_core.verify import verify_workspace
+from deepfloyd_core.index.ledger import INDEX_FILE, SCHEMA
+from deepfloyd_core.store.artifacts import Artifact
 
 
 def split(world: Any, *entries: dict[str, Any], **keys: Any) -> tuple[set[str], set[str]]:

@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from deepfloyd_core.flavours import FLAVOURS
-from deepfloyd_core.scan import scan
+from deepfloyd_core.config.flavours import FLAVOURS
+from deepfloyd_core.index.scan import scan
 from deepfloyd_core.sources.folder import RACY_NS
 
 pytestmark = pytest.mark.slow  # a server, and a process for each command
@@ -234,7 +234,7 @@ def test_no_change_scans_once_and_a_retrain_that_fails_publishes_nothing(
         return scan(*arguments)
 
     monkeypatch.setattr("tasks.image_index.scan", counted)
-    monkeypatch.setattr("deepfloyd_core.scan.scan", counted)
+    monkeypatch.setattr("deepfloyd_core.index.scan.scan", counted)
     # The copies are other files to the scan, of the same bytes.
     assert run.call_here("retrain", str(run.config), *FAST).stdout.strip() == "no change"
     assert scans.read_text() == "x"

@@ -13,13 +13,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from training_parts import planned_name
 
+from deepfloyd_core.adapters.full import free_all, load_full, reload_unet, restore_unet, save_unet
+from deepfloyd_core.adapters.method import FULL, base_dtype, load_product, method_of
+from deepfloyd_core.config.flavours import FLAVOURS, Stage
+from deepfloyd_core.config.stage import StageConfig
 from deepfloyd_core.errors import ArtifactError
-from deepfloyd_core.flavours import FLAVOURS, Stage
-from deepfloyd_core.full import free_all, load_full, reload_unet, restore_unet, save_unet
-from deepfloyd_core.methods import FULL, base_dtype, load_product, method_of
-from deepfloyd_core.models import PIPELINES, autocast, load_scheduler, load_unet, stock_pipeline
-from deepfloyd_core.projected import text_is_frozen
-from deepfloyd_core.stage_config import StageConfig
+from deepfloyd_core.models.unet import PIPELINES, autocast, load_scheduler, load_unet, stock_pipeline
+from deepfloyd_core.text.projection import text_is_frozen
 
 FOLDERS = {1: Path(FLAVOURS["tiny-i"].repo), 2: Path(FLAVOURS["tiny-ii"].repo)}
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"

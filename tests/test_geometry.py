@@ -10,11 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from deepfloyd_core.blocks import AspectBucket
-from deepfloyd_core.config import RunConfig, StageConfig
-from deepfloyd_core.datafile import ImageDataset
-from deepfloyd_core.draws import Draw, hash_units, image_keys, seeded
-from deepfloyd_core.geometry import (
+from deepfloyd_core.config.data_blocks import AspectBucket
+from deepfloyd_core.config.data_sets import ImageDataset
+from deepfloyd_core.config.run import RunConfig, StageConfig
+from deepfloyd_core.crops.shards import open_shard, read_rows
+from deepfloyd_core.pictures.draws import Draw, hash_units, image_keys, seeded
+from deepfloyd_core.pictures.geometry import (
     BLOCK,
     REASONS,
     Crop,
@@ -25,8 +26,7 @@ from deepfloyd_core.geometry import (
     plan_crops,
     steps_down,
 )
-from deepfloyd_core.shards import open_shard, read_rows
-from deepfloyd_core.shrink import take_crops
+from deepfloyd_core.pictures.resize import take_crops
 
 ours = settings(deadline=None, database=None, derandomize=True, max_examples=60)
 

@@ -22,16 +22,16 @@ from safetensors import safe_open
 from training_parts import fewer_losses, prepared, run_here, train_stage
 
 import flows
-from deepfloyd_core.artifacts import Artifact, Request
-from deepfloyd_core.config import Run
+from deepfloyd_core.adapters.files import LORA_FILE
+from deepfloyd_core.bundle.planned import planned
+from deepfloyd_core.bundle.products import generate_request
+from deepfloyd_core.config.run import Run
 from deepfloyd_core.files import canonical_json, record_diff, sha256_bytes
-from deepfloyd_core.image_index import index_request
-from deepfloyd_core.load import load_run
-from deepfloyd_core.model_folders import resolve
-from deepfloyd_core.planned import planned
-from deepfloyd_core.product_files import LORA_FILE
-from deepfloyd_core.products import generate_request
-from deepfloyd_core.scan import scan
+from deepfloyd_core.index.index import index_request
+from deepfloyd_core.index.scan import scan
+from deepfloyd_core.models.folders import resolve
+from deepfloyd_core.preflight.load import load_run
+from deepfloyd_core.store.artifacts import Artifact, Request
 
 FILE = Path(__file__).with_name("golden.json")
 DEMO = Path(flows.__path__[0]).parent / "datasets" / "demo"

@@ -22,10 +22,10 @@ import gpu_stubs  # noqa: E402  it makes the modules of benchmarks/ importable
 from gpu_plan import CASES, PRODUCT, Goal, forecast_s, tolerance  # noqa: E402
 from gpu_results import empty_table, measured  # noqa: E402
 
-from deepfloyd_core import train  # noqa: E402
-from deepfloyd_core.artifacts import Artifact  # noqa: E402
-from deepfloyd_core.jobs import Job  # noqa: E402
-from deepfloyd_core.load import load_run  # noqa: E402
+from deepfloyd_core.preflight.load import load_run  # noqa: E402
+from deepfloyd_core.processes.jobs import Job  # noqa: E402
+from deepfloyd_core.store.artifacts import Artifact  # noqa: E402
+from deepfloyd_core.training import trainer as train  # noqa: E402
 from deepfloyd_core.types import no_report  # noqa: E402
 
 

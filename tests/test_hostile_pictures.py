@@ -13,12 +13,12 @@ import pytest
 from child_functions import crop_of, killed_by_name
 from PIL import Image
 
-import deepfloyd_core.image_index as image_index
-from deepfloyd_core import shrink
-from deepfloyd_core.children import Children, Limits
+import deepfloyd_core.index.index as image_index
 from deepfloyd_core.errors import DataError
-from deepfloyd_core.ledger import read_index
-from deepfloyd_core.pictures import Unreadable
+from deepfloyd_core.index.ledger import read_index
+from deepfloyd_core.pictures import resize as shrink
+from deepfloyd_core.pictures.decode import Unreadable
+from deepfloyd_core.processes.pool import Children, Limits
 
 
 def good(seed: int) -> np.ndarray:
@@ -45,7 +45,7 @@ def test_a_picture_that_takes_too_much_memory_is_a_row(world: Any, new_world: An
         world.add(f"{number}.png", good(number))
     world.add("large.png", png(9000, 9000))
     run = world.load(stages=(1,))
-    with Children(2, Limits(memory_mib=128), ("deepfloyd_core.image_index",)) as small:
+    with Children(2, Limits(memory_mib=128), ("deepfloyd_core.index.index",)) as small:
         found = reasons(type(world)(world.folder, small), run)
     assert found.pop("large.png") == "out_of_memory"
     assert set(found.values()) == {None}
@@ -56,7 +56,7 @@ def test_a_picture_that_takes_too_long_is_a_row_and_is_tried_again_later(world: 
         world.add(f"{number}.png", good(number))
     world.add("slow.png", png(9000, 9000))
     run = world.load(stages=(1,))
-    with Children(1, Limits(seconds=0.1), ("deepfloyd_core.image_index",)) as hasty:
+    with Children(1, Limits(seconds=0.1), ("deepfloyd_core.index.index",)) as hasty:
         found = reasons(type(world)(world.folder, hasty), run)
     assert found.pop("slow.png") == "timeout"
     assert set(found.values()) == {None}
@@ -67,7 +67,7 @@ def test_a_picture_that_takes_too_long_is_a_row_and_is_tried_again_later(world: 
 def test_a_picture_that_took_too_long_is_tried_again_with_more_time_and_only_then(world: Any) -> None:
     world.add("a.png", good(0))
     world.add("slow.png", png(6000, 6000))
-    with Children(1, Limits(seconds=0.1), ("deepfloyd_core.image_index",)) as hasty:
+    with Children(1, Limits(seconds=0.1), ("deepfloyd_core.index.index",)) as hasty:
         late = type(world)(world.folder, hasty)
         first = late.index(late.load(stages=(1,), decode_timeout_s=0.1, max_rejected_share=0.5))
     assert first.summary["reasons"] == {"timeout": 1}
@@ -102,7 +102,7 @@ def test_a_picture_that_is_said_to_fit_is_judged_within_that_memory(world: Any) 
     world.add("clear.png", flat("PNG", "RGBA", 4800))
     world.add("open.jpg", flat("JPEG", "RGB", 4800)[:-2])
     run = world.load(stages=(1,), decode_memory_mib=256)
-    with Children(1, Limits(memory_mib=256), ("deepfloyd_core.image_index",)) as small:
+    with Children(1, Limits(memory_mib=256), ("deepfloyd_core.index.index",)) as small:
         found = reasons(type(world)(world.folder, small), run)
     assert set(found.values()) == {None}
 
@@ -206,7 +206,7 @@ def test_a_file_that_changes_while_it_is_read_is_a_row(world: Any, monkeypatch: 
 def test_a_folder_of_a_hundred_thousand_entries_is_listed_in_seconds(world: Any) -> None:
     import time
 
-    from deepfloyd_core.scan import scan
+    from deepfloyd_core.index.scan import scan
 
     for number in range(100_000):
         (world.folder / "pictures" / f"{number}.jpg").write_bytes(b"x")

@@ -17,11 +17,11 @@ import pytest
 from artifact_rows import live_rows
 from PIL import Image
 
-from deepfloyd_core.artifacts import Artifact, verify_artifact
-from deepfloyd_core.batches import BatchOrder, TrainingRows
-from deepfloyd_core.image_index import index_request
-from deepfloyd_core.scan import scan
+from deepfloyd_core.index.index import index_request
+from deepfloyd_core.index.scan import scan
 from deepfloyd_core.sources import folder as local_folder
+from deepfloyd_core.store.artifacts import Artifact, verify_artifact
+from deepfloyd_core.training.batches import BatchOrder, TrainingRows
 
 
 @pytest.fixture(autouse=True)

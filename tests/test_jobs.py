@@ -13,12 +13,12 @@ from typing import Any
 import psutil
 import pytest
 
-from deepfloyd_core import jobs
-from deepfloyd_core.artifacts import Request, materialise
-from deepfloyd_core.config import RunConfig
+from deepfloyd_core.config.run import RunConfig
 from deepfloyd_core.errors import DeepFloydError, JobError, StorageError
-from deepfloyd_core.jobs import job_starter, run_job, run_parts
-from deepfloyd_core.starter import Starter
+from deepfloyd_core.processes import jobs
+from deepfloyd_core.processes.fork_server import Starter
+from deepfloyd_core.processes.jobs import job_starter, run_job, run_parts
+from deepfloyd_core.store.artifacts import Request, materialise
 from deepfloyd_core.types import no_report
 
 TESTS = Path(__file__).parent
@@ -149,8 +149,8 @@ import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import test_jobs
-from deepfloyd_core import jobs
-from deepfloyd_core.starter import Starter
+from deepfloyd_core.processes import jobs
+from deepfloyd_core.processes.fork_server import Starter
 jobs.Starter = lambda module: Starter("job_functions")
 test_jobs.run("nap", Path(sys.argv[2]))
 """

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from training_parts import fewer_losses, forked, prepared, run_here, stage_text, train_stage
 
-from deepfloyd_core import training_state
-from deepfloyd_core.checkpoints import Checkpoint, save_checkpoint
-from deepfloyd_core.config import Run
+from deepfloyd_core.config.flavours import Stage
+from deepfloyd_core.config.run import Run
 from deepfloyd_core.files import sha256_file
-from deepfloyd_core.flavours import Stage
+from deepfloyd_core.training import state as training_state
+from deepfloyd_core.training.checkpoints import Checkpoint, save_checkpoint
 
 KILLS = int(os.environ.get("DEEPFLOYD_KILLS", "3"))  # of each stage; 50 take three minutes each
 COMMON = {

@@ -11,11 +11,12 @@ from diffusers import DDPMScheduler, UNet2DConditionModel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from deepfloyd_core.adapters.files import LORA_FILE
+from deepfloyd_core.adapters.lora import add_lora, lora_state, reload_saved, save_lora, trainable
+from deepfloyd_core.config.flavours import FLAVOURS, Stage
+from deepfloyd_core.config.stage import StageConfig
 from deepfloyd_core.errors import ArtifactError
-from deepfloyd_core.flavours import FLAVOURS, Stage
-from deepfloyd_core.load import load_run
-from deepfloyd_core.lora import add_lora, lora_state, reload_saved, save_lora, trainable
-from deepfloyd_core.models import (
+from deepfloyd_core.models.unet import (
     DTYPES,
     PIPELINES,
     autocast,
@@ -25,9 +26,8 @@ from deepfloyd_core.models import (
     stock_pipeline,
     trained_scheduler,
 )
-from deepfloyd_core.product_files import LORA_FILE
-from deepfloyd_core.sampling import make_sampler
-from deepfloyd_core.stage_config import StageConfig
+from deepfloyd_core.preflight.load import load_run
+from deepfloyd_core.sampling.sampler import make_sampler
 
 FOLDERS = {1: Path(FLAVOURS["tiny-i"].repo), 2: Path(FLAVOURS["tiny-ii"].repo)}
 

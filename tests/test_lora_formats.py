@@ -15,16 +15,16 @@ from diffusers.utils import convert_state_dict_to_diffusers
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
-from deepfloyd_core.config import Run
+from deepfloyd_core.adapters.lora import lora_state, trainable
+from deepfloyd_core.adapters.lora_formats import our_names
+from deepfloyd_core.adapters.method import LORA
+from deepfloyd_core.adapters.start_from import find_parent
+from deepfloyd_core.config.flavours import FLAVOURS
+from deepfloyd_core.config.run import Run
+from deepfloyd_core.config.stage import StageConfig
 from deepfloyd_core.errors import ConfigError
-from deepfloyd_core.flavours import FLAVOURS
-from deepfloyd_core.load import load_run
-from deepfloyd_core.lora import lora_state, trainable
-from deepfloyd_core.lora_formats import our_names
-from deepfloyd_core.methods import LORA
-from deepfloyd_core.models import load_unet
-from deepfloyd_core.parent import find_parent
-from deepfloyd_core.stage_config import StageConfig
+from deepfloyd_core.models.unet import load_unet
+from deepfloyd_core.preflight.load import load_run
 
 FOLDER = Path(FLAVOURS["tiny-i"].repo)
 RANK = 4

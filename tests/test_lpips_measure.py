@@ -13,11 +13,11 @@ from lpips_models import lpips_by_hand, save_lpips
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
+from deepfloyd_core.diffusion.loss import to_model_range
 from deepfloyd_core.errors import ConfigError
-from deepfloyd_core.load import load_run
-from deepfloyd_core.lpips_file import check_lpips_file
-from deepfloyd_core.lpips_measure import load_lpips_eye
-from deepfloyd_core.objective import to_model_range
+from deepfloyd_core.measures.lpips import load_lpips_eye
+from deepfloyd_core.measures.lpips_weights import check_lpips_file
+from deepfloyd_core.preflight.load import load_run
 
 CPU = torch.device("cpu")
 

@@ -7,14 +7,14 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
-from deepfloyd_core.attention import set_attention
+from deepfloyd_core.adapters.lora import add_lora
+from deepfloyd_core.config.flavours import FLAVOURS, Stage
+from deepfloyd_core.config.stage import StageConfig, device_fault
 from deepfloyd_core.errors import ConfigError
-from deepfloyd_core.flavours import FLAVOURS, Stage
-from deepfloyd_core.load import load_run
-from deepfloyd_core.lora import add_lora
-from deepfloyd_core.models import load_unet, order_channels_last
-from deepfloyd_core.recompute import recompute_activations
-from deepfloyd_core.stage_config import StageConfig, device_fault
+from deepfloyd_core.models.unet import load_unet, order_channels_last
+from deepfloyd_core.preflight.load import load_run
+from deepfloyd_core.training.attention import set_attention
+from deepfloyd_core.training.recompute import recompute_activations
 
 
 def trained(stage: Stage, **keys: Any) -> UNet2DConditionModel:
@@ -84,7 +84,7 @@ def test_xformers_needs_an_nvidia_gpu(device: str, small_run: Any) -> None:
 
 
 def test_xformers_must_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("deepfloyd_core.stage_config.find_spec", lambda name: None)
+    monkeypatch.setattr("deepfloyd_core.config.stage.find_spec", lambda name: None)
     config = StageConfig.model_validate({"model_flavour": "tiny-i", "attention_mechanism": "xformers"})
     assert "pip install xformers" in device_fault(config, "cuda")
 

@@ -16,9 +16,12 @@ from PIL import Image
 from skimage import data
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from deepfloyd_core import upscaled
-from deepfloyd_core.load import load_run
-from deepfloyd_core.metrics import (
+from deepfloyd_core.crops.rows import shard_files
+from deepfloyd_core.crops.shards import open_shard
+from deepfloyd_core.diffusion.loss import low_res, to_bytes, to_model_range
+from deepfloyd_core.measures import upscaling as upscaled
+from deepfloyd_core.measures.files import DETAIL_SHEET, EVAL_FILE, EVAL_SHEET
+from deepfloyd_core.measures.pixel import (
     FEWEST,
     busiest,
     by_noise_level,
@@ -29,11 +32,7 @@ from deepfloyd_core.metrics import (
     psnr,
     ssim,
 )
-from deepfloyd_core.objective import low_res, to_bytes, to_model_range
-from deepfloyd_core.row_list import shard_files
-from deepfloyd_core.shards import open_shard
-from deepfloyd_core.sheet_names import DETAIL_SHEET, EVAL_FILE, EVAL_SHEET
-from deepfloyd_core.upscaled import (
+from deepfloyd_core.measures.upscaling import (
     HELD_OUT,
     SAMPLED,
     _detail,
@@ -43,6 +42,7 @@ from deepfloyd_core.upscaled import (
     measure_samples,
     measure_upscalers,
 )
+from deepfloyd_core.preflight.load import load_run
 
 PHOTOGRAPHS = [data.astronaut()[:96, :120], data.coffee()[100:196, :120], data.chelsea()[:96, 100:220]]
 

@@ -13,13 +13,10 @@ import torch
 from PIL import Image
 from training_parts import recipe_of_other_trainers, resized
 
-from deepfloyd_core import stage_loss
-from deepfloyd_core.batches import Batch, Draws, draw
-from deepfloyd_core.degradations import Degradation, degrade
-from deepfloyd_core.flavours import FLAVOURS
-from deepfloyd_core.hashing import hash_seed
-from deepfloyd_core.models import load_scheduler, load_unet, stock_pipeline
-from deepfloyd_core.objective import (
+from deepfloyd_core.config.flavours import FLAVOURS
+from deepfloyd_core.config.stage import StageConfig
+from deepfloyd_core.diffusion.degradations import Degradation, degrade
+from deepfloyd_core.diffusion.loss import (
     Text,
     huber_width,
     low_res,
@@ -31,10 +28,13 @@ from deepfloyd_core.objective import (
     to_model_range,
     upscaled_input,
 )
-from deepfloyd_core.stage_config import StageConfig
-from deepfloyd_core.stage_loss import Setup, batch_loss, prepare
-from deepfloyd_core.variance import reverse_steps, vlb_bits
-from deepfloyd_core.varied_draws import timestep_weights, vary
+from deepfloyd_core.diffusion.variance import reverse_steps, vlb_bits
+from deepfloyd_core.hashing import hash_seed
+from deepfloyd_core.models.unet import load_scheduler, load_unet, stock_pipeline
+from deepfloyd_core.training import forward as stage_loss
+from deepfloyd_core.training.batches import Batch, Draws, draw
+from deepfloyd_core.training.draws import timestep_weights, vary
+from deepfloyd_core.training.forward import Setup, batch_loss, prepare
 
 STAGE2 = Path(FLAVOURS["tiny-ii"].repo)
 STAGE1 = Path(FLAVOURS["tiny-i"].repo)

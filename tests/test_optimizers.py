@@ -13,15 +13,17 @@ import pytest
 import torch
 from diffusers.optimization import get_scheduler
 
-from deepfloyd_core import adamw_bf16, train, training_state
-from deepfloyd_core.adamw_bf16 import AdamWBF16, round_at_random
+from deepfloyd_core.adapters.lora import add_lora, trainable
+from deepfloyd_core.config.flavours import FLAVOURS
+from deepfloyd_core.config.stage import StageConfig
 from deepfloyd_core.errors import Stop
-from deepfloyd_core.flavours import FLAVOURS
-from deepfloyd_core.lora import add_lora, trainable
-from deepfloyd_core.models import adapter_dtype, load_unet
-from deepfloyd_core.optimizers import make_optimizer, optimizer_state, restore_optimizer, take_average
-from deepfloyd_core.schedule import learning_rate_at
-from deepfloyd_core.stage_config import StageConfig
+from deepfloyd_core.models.unet import adapter_dtype, load_unet
+from deepfloyd_core.training import adamw_bf16
+from deepfloyd_core.training import state as training_state
+from deepfloyd_core.training import trainer as train
+from deepfloyd_core.training.adamw_bf16 import AdamWBF16, round_at_random
+from deepfloyd_core.training.optimizers import make_optimizer, optimizer_state, restore_optimizer, take_average
+from deepfloyd_core.training.schedule import learning_rate_at
 
 # Settings with which each optimizer learns the small problem below.
 LEARNS: dict[str, dict[str, Any]] = {

@@ -13,11 +13,12 @@ import pytest
 from artifact_rows import ledger, live_rows, shown_rows
 from PIL import Image
 
-from deepfloyd_core import image_index, preview
-from deepfloyd_core.artifacts import Artifact
+from deepfloyd_core.crops import preview
+from deepfloyd_core.crops.preview import save_preview
+from deepfloyd_core.crops.rows import eval_ids
 from deepfloyd_core.errors import DataError
-from deepfloyd_core.preview import save_preview
-from deepfloyd_core.row_list import eval_ids
+from deepfloyd_core.index import index as image_index
+from deepfloyd_core.store.artifacts import Artifact
 
 PSNR_40 = 255**2 / 10**4
 

@@ -16,29 +16,29 @@ from model_cards import generated, run_card
 from PIL import Image
 from training_parts import FOLDERS, planned_name
 
-from deepfloyd_core.artifacts import Artifact, materialise
-from deepfloyd_core.batches import MixedOrder, OrderSettings, TrainingRows
-from deepfloyd_core.conditioning import as_conditioning, conditioning_picture
-from deepfloyd_core.config import Run
-from deepfloyd_core.control import add_control
-from deepfloyd_core.crop_requests import conditioning_request
+from deepfloyd_core.adapters.controlnet import add_control
+from deepfloyd_core.adapters.lora import trainable
+from deepfloyd_core.bundle.products import lora_request
+from deepfloyd_core.config.run import Run
+from deepfloyd_core.config.stage import StageConfig
+from deepfloyd_core.crops.conditioning import plan_conditioning
+from deepfloyd_core.crops.eval_pictures import eval_pictures
+from deepfloyd_core.crops.identity import conditioning_request
+from deepfloyd_core.crops.pixels import build_shard, build_shards
+from deepfloyd_core.crops.preview import save_preview
+from deepfloyd_core.crops.rows import eval_ids
+from deepfloyd_core.diffusion.conditioning import as_conditioning, conditioning_picture
+from deepfloyd_core.diffusion.loss import Text, to_model_range
 from deepfloyd_core.errors import ConfigError, DataError, StorageError
-from deepfloyd_core.eval_pictures import eval_pictures
-from deepfloyd_core.held_out import grid_pictures
-from deepfloyd_core.image_index import index_request
-from deepfloyd_core.lora import trainable
-from deepfloyd_core.models import load_scheduler, load_unet
-from deepfloyd_core.objective import Text, to_model_range
-from deepfloyd_core.paired_pixels import plan_conditioning
-from deepfloyd_core.pairs import same_aspect
-from deepfloyd_core.pixels import build_shard, build_shards
-from deepfloyd_core.preview import save_preview
-from deepfloyd_core.products import lora_request
-from deepfloyd_core.row_list import eval_ids
-from deepfloyd_core.scan import scan
-from deepfloyd_core.stage_config import StageConfig
-from deepfloyd_core.stage_loss import Setup, batch_loss, prepare
-from deepfloyd_core.wanted import wanted_pictures
+from deepfloyd_core.index.index import index_request
+from deepfloyd_core.index.pairs import same_aspect
+from deepfloyd_core.index.scan import scan
+from deepfloyd_core.models.unet import load_scheduler, load_unet
+from deepfloyd_core.sampling.requests import wanted_pictures
+from deepfloyd_core.store.artifacts import Artifact, materialise
+from deepfloyd_core.training.batches import MixedOrder, OrderSettings, TrainingRows
+from deepfloyd_core.training.eval_loss import grid_pictures
+from deepfloyd_core.training.forward import Setup, batch_loss, prepare
 
 FOLDER = FOLDERS[1]
 PAIRED = {"model_flavour": "tiny-i", "controlnet": True, "controlnet_conditioning": "paired"}
@@ -352,7 +352,7 @@ def lora_of(run: Run, made: dict[str, Artifact]) -> str:
 def test_a_changed_pair_costs_its_own_rows_and_trains_anew(
     paired: PairedWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("deepfloyd_core.products.text_identity", lambda text: "same")
+    monkeypatch.setattr("deepfloyd_core.bundle.products.text_identity", lambda text: "same")
     for number in range(8):
         paired.add(f"{number}.png", photo(number, 100, 80), photo(50 + number, 100, 80))
     run = paired.load(repeats=1)
@@ -402,7 +402,7 @@ def test_an_interrupted_build_goes_on_and_ends_in_the_same_bytes(
         return build_shards(plan_conditioning(run, index, work), work, pixels)
 
     with monkeypatch.context() as patched, pytest.raises(StorageError, match="no space"):
-        patched.setattr("deepfloyd_core.pixels.build_shard", breaks)
+        patched.setattr("deepfloyd_core.crops.pixels.build_shard", breaks)
         materialise(tmp_path / "elsewhere", request, build)
     part = next((tmp_path / "elsewhere").rglob(built[0]))
     inode = part.stat().st_ino

@@ -13,22 +13,22 @@ from diffusers import UNet2DConditionModel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from deepfloyd_core.artifacts import MANIFEST, Artifact, Request
-from deepfloyd_core.config import Run
-from deepfloyd_core.control import Control, load_control
-from deepfloyd_core.control_file import new_shapes
+from deepfloyd_core.adapters.controlnet import Control, load_control
+from deepfloyd_core.adapters.controlnet_file import new_shapes
+from deepfloyd_core.adapters.files import CONTROL_FILE, LORA_FILE
+from deepfloyd_core.adapters.lora import trainable
+from deepfloyd_core.adapters.method import base_dtype, method_of
+from deepfloyd_core.adapters.start_from import find_parent, parent_file
+from deepfloyd_core.bundle.products import lora_request
+from deepfloyd_core.config.flavours import FLAVOURS, Stage
+from deepfloyd_core.config.run import Run
+from deepfloyd_core.config.stage import StageConfig
 from deepfloyd_core.errors import ArtifactError, ConfigError
 from deepfloyd_core.files import sha256_file, write_sealed
-from deepfloyd_core.flavours import FLAVOURS, Stage
-from deepfloyd_core.load import load_run
-from deepfloyd_core.lora import trainable
-from deepfloyd_core.methods import base_dtype, method_of
-from deepfloyd_core.models import load_scheduler, load_unet, stock_pipeline
-from deepfloyd_core.parent import find_parent, parent_file
-from deepfloyd_core.product_files import CONTROL_FILE, LORA_FILE
-from deepfloyd_core.products import lora_request
-from deepfloyd_core.random_models import design
-from deepfloyd_core.stage_config import StageConfig
+from deepfloyd_core.models.random_weights import design
+from deepfloyd_core.models.unet import load_scheduler, load_unet, stock_pipeline
+from deepfloyd_core.preflight.load import load_run
+from deepfloyd_core.store.artifacts import MANIFEST, Artifact, Request
 
 FOLDERS = {1: Path(FLAVOURS["tiny-i"].repo), 2: Path(FLAVOURS["tiny-ii"].repo)}
 LORA = {"lora_rank": 4, "lora_alpha": 8.0}

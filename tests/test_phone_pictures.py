@@ -13,9 +13,10 @@ from artifact_rows import ledger, live_rows
 from PIL import Image, PngImagePlugin
 from PIL.ImageCms import ImageCmsProfile, createProfile
 
-from deepfloyd_core import image_index, picture_bytes
-from deepfloyd_core.pictures import Unreadable, check_decodes, decode_rgb
-from deepfloyd_core.shrink import take_crops
+from deepfloyd_core.index import index as image_index
+from deepfloyd_core.pictures.decode import Unreadable, check_decodes, decode_rgb
+from deepfloyd_core.pictures.resize import take_crops
+from deepfloyd_core.sources import picture_bytes
 
 SIZE = (160, 120)
 
@@ -221,7 +222,7 @@ def test_heic_without_its_reader_is_named_with_the_command_and_judged_once_it_is
     with monkeypatch.context() as without:
         without.setattr(image_index, "HAS_HEIF", False)
         without.setattr(picture_bytes, "HAS_HEIF", False)
-        without.setattr("deepfloyd_core.pictures.FORMATS", ("JPEG", "PNG"))
+        without.setattr("deepfloyd_core.pictures.decode.FORMATS", ("JPEG", "PNG"))
         with pytest.raises(
             Unreadable, match=r"HEIC: pip install 'deepfloyd-pipeline\[heif\]' reads it, or convert it to JPEG"
         ):
@@ -231,6 +232,6 @@ def test_heic_without_its_reader_is_named_with_the_command_and_judged_once_it_is
 
 
 def world_scan(world: Any) -> Any:
-    from deepfloyd_core.scan import scan
+    from deepfloyd_core.index.scan import scan
 
     return scan(world.load(stages=(1,)))

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deepfloyd_core.artifacts import MANIFEST, materialise
-from deepfloyd_core.eval_choice import choose_held_out
-from deepfloyd_core.image_index import build_index, index_request
-from deepfloyd_core.ledger import read_index
-from deepfloyd_core.planned import planned_bundle
-from deepfloyd_core.scan import scan
+from deepfloyd_core.bundle.planned import planned_bundle
+from deepfloyd_core.crops.eval_choice import choose_held_out
+from deepfloyd_core.index.index import build_index, index_request
+from deepfloyd_core.index.ledger import read_index
+from deepfloyd_core.index.scan import scan
+from deepfloyd_core.store.artifacts import MANIFEST, materialise
 
 
 def png_cut_short(edge: int) -> bytes:

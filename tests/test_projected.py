@@ -12,25 +12,25 @@ import torch
 from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
-from deepfloyd_core import projected
-from deepfloyd_core.artifacts import Artifact, materialise, verify_artifact
-from deepfloyd_core.config import Run
-from deepfloyd_core.embed_job import embed_job
-from deepfloyd_core.embeds import Embeds, embeds_request
+from deepfloyd_core.config.flavours import FLAVOURS, TEXT_MODULES, Stage
+from deepfloyd_core.config.run import Run
+from deepfloyd_core.diffusion.loss import Text, predict
 from deepfloyd_core.errors import ArtifactError, ModelError
-from deepfloyd_core.flavours import FLAVOURS, TEXT_MODULES, Stage
 from deepfloyd_core.hashing import caption_id
-from deepfloyd_core.jobs import Job
-from deepfloyd_core.load import load_run
-from deepfloyd_core.models import (
+from deepfloyd_core.models.unet import (
     DTYPES,
     autocast,
     load_projected_unet,
     load_text_modules,
     load_unet,
 )
-from deepfloyd_core.objective import Text, predict
-from deepfloyd_core.projected import TEXT_LAYERS, Projected, older_text, project_job, text_is_frozen, text_request
+from deepfloyd_core.preflight.load import load_run
+from deepfloyd_core.processes.jobs import Job
+from deepfloyd_core.store.artifacts import Artifact, materialise, verify_artifact
+from deepfloyd_core.text import projection as projected
+from deepfloyd_core.text.embeds import Embeds, embeds_request
+from deepfloyd_core.text.encode import embed_job
+from deepfloyd_core.text.projection import TEXT_LAYERS, Projected, older_text, project_job, text_is_frozen, text_request
 from deepfloyd_core.types import Report, no_report
 
 FOLDERS: dict[Stage, Path] = {1: Path(FLAVOURS["tiny-i"].repo), 2: Path(FLAVOURS["tiny-ii"].repo)}

@@ -7,11 +7,11 @@ import pytest
 import torch
 from text_encoders import TINY, stock_encoder, tokenised
 
-from deepfloyd_core import t5
-from deepfloyd_core.embed_job import encode_prompts
-from deepfloyd_core.embeds import embeds_request
-from deepfloyd_core.load import load_run
-from deepfloyd_core.tiny.models import WORDS
+from deepfloyd_core.preflight.load import load_run
+from deepfloyd_core.text import t5
+from deepfloyd_core.text.embeds import embeds_request
+from deepfloyd_core.text.encode import encode_prompts
+from deepfloyd_core.tiny.make.models import WORDS
 
 pytest.importorskip("torchao", reason="torchao is not installed: make test-extras")
 

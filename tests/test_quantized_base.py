@@ -18,18 +18,16 @@ from diffusers import IFPipeline, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from training_parts import FOLDERS, break_in_step, fewer_losses, prepared, run_here, train_stage
 
-from deepfloyd_core.artifacts import Artifact
-from deepfloyd_core.bitfit import free_biases, load_biases, reload_biases, save_biases
-from deepfloyd_core.config import Run
-from deepfloyd_core.control import add_control, load_control, reload_control, save_control
+from deepfloyd_core.adapters.bitfit import free_biases, load_biases, reload_biases, save_biases
+from deepfloyd_core.adapters.controlnet import add_control, load_control, reload_control, save_control
+from deepfloyd_core.adapters.files import BITFIT_FILE, CONTROL_FILE, LORA_FILE
+from deepfloyd_core.adapters.lora import add_lora, lora_state, reload_saved, save_lora, trainable
+from deepfloyd_core.bundle.products import lora_request
+from deepfloyd_core.config.flavours import Stage
+from deepfloyd_core.config.run import Run
+from deepfloyd_core.config.stage import StageConfig
 from deepfloyd_core.errors import ConfigError, ModelError
-from deepfloyd_core.flavours import Stage
-from deepfloyd_core.load import load_run
-from deepfloyd_core.lora import add_lora, lora_state, reload_saved, save_lora, trainable
-from deepfloyd_core.models import DTYPES, autocast, load_projected_unet, load_unet, trained_scheduler
-from deepfloyd_core.product_files import BITFIT_FILE, CONTROL_FILE, LORA_FILE
-from deepfloyd_core.products import lora_request
-from deepfloyd_core.quantized_base import (
+from deepfloyd_core.models.quantized import (
     Quantized,
     code_pairs,
     frozen_bytes,
@@ -37,8 +35,10 @@ from deepfloyd_core.quantized_base import (
     load_base,
     quantize_layer,
 )
-from deepfloyd_core.recompute import recompute_activations
-from deepfloyd_core.stage_config import StageConfig
+from deepfloyd_core.models.unet import DTYPES, autocast, load_projected_unet, load_unet, trained_scheduler
+from deepfloyd_core.preflight.load import load_run
+from deepfloyd_core.store.artifacts import Artifact
+from deepfloyd_core.training.recompute import recompute_activations
 
 CPU = torch.device("cpu")
 WHOLE = ("conv_in", "conv_out", "time_embedding", "class_embedding", "encoder_hid_proj", "add_embedding")

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from deepfloyd_core import random_models
-from deepfloyd_core.artifacts import Artifact
-from deepfloyd_core.embeds import Embeds
+from deepfloyd_core.config.flavours import FLAVOURS, PUBLISHED
 from deepfloyd_core.errors import ModelError, StorageError
-from deepfloyd_core.flavours import FLAVOURS, PUBLISHED
-from deepfloyd_core.model_folders import resolve
-from deepfloyd_core.random_models import design, random_folder, write_folder
+from deepfloyd_core.models import random_weights as random_models
+from deepfloyd_core.models.folders import resolve
+from deepfloyd_core.models.random_weights import design, random_folder, write_folder
+from deepfloyd_core.store.artifacts import Artifact
+from deepfloyd_core.text.embeds import Embeds
 
 if TYPE_CHECKING:
     import torch
@@ -132,7 +132,7 @@ def test_large_weights_are_cut_into_shards_that_give_the_same_model(
     import torch
     from transformers import T5EncoderModel
 
-    from deepfloyd_core.models import load_unet
+    from deepfloyd_core.models.unet import load_unet
 
     monkeypatch.setattr(random_models, "SHARD_BYTES", 200_000)
     whole, cut = random_folder("random:tiny-i", True, cache), write(tmp_path)
@@ -161,8 +161,8 @@ def test_the_text_encoder_is_written_when_it_is_asked_for_and_shared(tmp_path: P
 @pytest.mark.slow
 def test_what_a_killed_build_leaves_is_not_trusted(tmp_path: Path, cache: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from deepfloyd_core.flavours import FLAVOURS\n"
-        "from deepfloyd_core.random_models import design, write_folder\n"
+        "import sys; from pathlib import Path; from deepfloyd_core.config.flavours import FLAVOURS\n"
+        "from deepfloyd_core.models.random_weights import design, write_folder\n"
         "write_folder(('random:i-medium-400m', design(FLAVOURS['i-medium-400m']), False, Path(sys.argv[1])))"
     )
     child = subprocess.Popen([sys.executable, "-P", "-c", code, str(tmp_path)])
@@ -184,7 +184,7 @@ def test_what_a_killed_build_leaves_is_not_trusted(tmp_path: Path, cache: Path) 
 @pytest.mark.slow
 def test_two_processes_write_one_folder_together(tmp_path: Path, cache: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from deepfloyd_core.random_models import random_folder\n"
+        "import sys; from pathlib import Path; from deepfloyd_core.models.random_weights import random_folder\n"
         "print(random_folder('random:tiny-i', True, Path(sys.argv[1])))"
     )
     runs = [

@@ -14,12 +14,13 @@ import pytest
 from child_functions import killed, killed_by_name
 from PIL import Image, ImageDraw, ImageFile
 
-from deepfloyd_core import image_index, rejected
-from deepfloyd_core.artifacts import Artifact
-from deepfloyd_core.children import Children, Limits
-from deepfloyd_core.ledger import BEYOND, SCHEMA
-from deepfloyd_core.pictures import Unreadable, decode_what_is_there
-from deepfloyd_core.sheets import fitted, font
+from deepfloyd_core.index import index as image_index
+from deepfloyd_core.index import rejected
+from deepfloyd_core.index.ledger import BEYOND, SCHEMA
+from deepfloyd_core.pictures.decode import Unreadable, decode_what_is_there
+from deepfloyd_core.pictures.sheets import fitted, font
+from deepfloyd_core.processes.pool import Children, Limits
+from deepfloyd_core.store.artifacts import Artifact
 
 
 def scene(seed: int, width: int = 300, height: int = 220) -> Image.Image:
@@ -104,7 +105,7 @@ def test_the_sheet_does_not_depend_on_workers_or_kills(
     first = sheet(index)
     assert len(index.summary["reasons"]) == 9
     monkeypatch.setattr(image_index, "BLOCK", 10)
-    with Children(1, Limits(), ("deepfloyd_core.image_index",)) as alone:
+    with Children(1, Limits(), ("deepfloyd_core.index.index",)) as alone:
         one = type(world)(world.folder, alone)
         assert sheet(one.index(load(one, workspace=str(world.folder / "one")))) == first
     run = load(world, workspace=str(world.folder / "broken"))

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from deepfloyd_core.config import RunConfig
+from deepfloyd_core.config.base import Spec
+from deepfloyd_core.config.relative_paths import PATH_KEYS
+from deepfloyd_core.config.run import RunConfig
+from deepfloyd_core.config.stage import StageConfig
 from deepfloyd_core.errors import ConfigError
-from deepfloyd_core.load import load_run
-from deepfloyd_core.relative_paths import PATH_KEYS
-from deepfloyd_core.spec import Spec
-from deepfloyd_core.stage_config import StageConfig
+from deepfloyd_core.preflight.load import load_run
 from flows.ui import project_folder
 
 ROOT = Path(__file__).parent.parent

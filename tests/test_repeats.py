@@ -13,11 +13,11 @@ import pytest
 from artifact_rows import live_rows, shown_rows, times
 from PIL import Image
 
-from deepfloyd_core.batches import BatchOrder, MixedOrder, OrderSettings, TrainingRows
-from deepfloyd_core.crop_requests import pixels_request
-from deepfloyd_core.epochs import batches_per_epoch
+from deepfloyd_core.crops.identity import pixels_request
+from deepfloyd_core.crops.pixels import build_shards, plan_shards
 from deepfloyd_core.errors import StorageError
-from deepfloyd_core.pixels import build_shards, plan_shards
+from deepfloyd_core.training.batches import BatchOrder, MixedOrder, OrderSettings, TrainingRows
+from deepfloyd_core.training.epochs import batches_per_epoch
 
 ROOMY = (70, 400)  # height, width: 64 px crops have some 300 places
 

@@ -18,12 +18,12 @@ import numpy as np
 import psutil
 import pytest
 
-from deepfloyd_core.artifacts import WorkDir
-from deepfloyd_core.clusters import reach
-from deepfloyd_core.crop_requests import pixels_request
+from deepfloyd_core.config.cluster import reach
+from deepfloyd_core.crops.identity import pixels_request
+from deepfloyd_core.crops.pixels import in_groups, plan_shards
 from deepfloyd_core.errors import ConfigError
-from deepfloyd_core.load import load_run
-from deepfloyd_core.pixels import in_groups, plan_shards
+from deepfloyd_core.preflight.load import load_run
+from deepfloyd_core.store.artifacts import WorkDir
 
 PRODUCTS = ("image_index/*/index.parquet", "stage?_pixels/*/*.parquet", "stage?_pixels/*/rows.arrow")
 KINDS = [("threads", 1), ("threads", 4), ("processes", 2), ("ray", 2), ("dask", 2)]

@@ -17,17 +17,17 @@ from clip_models import features, save_clip
 from lpips_models import lpips_by_hand, save_lpips
 from PIL import Image
 
-from deepfloyd_core import samples
-from deepfloyd_core.artifacts import Request
-from deepfloyd_core.flavours import FLAVOURS
-from deepfloyd_core.jobs import Job
-from deepfloyd_core.load import load_run
-from deepfloyd_core.metrics import MEASURES, by_noise_level
-from deepfloyd_core.objective import low_res, to_bytes, to_model_range
-from deepfloyd_core.products import lora_request, samples_request
-from deepfloyd_core.row_list import shard_files
-from deepfloyd_core.shards import open_shard
-from deepfloyd_core.upscaled import enlarged
+from deepfloyd_core.bundle.products import lora_request, samples_request
+from deepfloyd_core.config.flavours import FLAVOURS
+from deepfloyd_core.crops.rows import shard_files
+from deepfloyd_core.crops.shards import open_shard
+from deepfloyd_core.diffusion.loss import low_res, to_bytes, to_model_range
+from deepfloyd_core.measures.pixel import MEASURES, by_noise_level
+from deepfloyd_core.measures.upscaling import enlarged
+from deepfloyd_core.preflight.load import load_run
+from deepfloyd_core.processes.jobs import Job
+from deepfloyd_core.sampling import cascade as samples
+from deepfloyd_core.store.artifacts import Request
 
 
 @dataclass(frozen=True)

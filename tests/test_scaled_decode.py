@@ -12,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageOps
 
-from deepfloyd_core import pictures, shrink
-from deepfloyd_core.jpeg_scans import read_layout, sample_jpegs, without_detail
-from deepfloyd_core.pictures import Unreadable, decode_rgb
-from deepfloyd_core.shrink import take_crops
+from deepfloyd_core.pictures import decode as pictures
+from deepfloyd_core.pictures import resize as shrink
+from deepfloyd_core.pictures.decode import Unreadable, decode_rgb
+from deepfloyd_core.pictures.jpeg_scans import read_layout, sample_jpegs, without_detail
+from deepfloyd_core.pictures.resize import take_crops
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Pillow's warnings on hostile files are not errors in a run
 

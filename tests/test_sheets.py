@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from skimage import measure
 
-from deepfloyd_core.sheets import save_loss_curve
+from deepfloyd_core.pictures.sheets import save_loss_curve
 
 BLUE = np.array([0x1F, 0x4E, 0x99])
 

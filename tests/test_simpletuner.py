@@ -13,12 +13,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from deepfloyd_core.config import Run, RunConfig, StageConfig
+from deepfloyd_core.config.run import Run, RunConfig, StageConfig
+from deepfloyd_core.config.shell_text import read_assignments
+from deepfloyd_core.config.simpletuner import answer_of
+from deepfloyd_core.config.simpletuner_options import ALIASES, DATA_DEFAULTS, IGNORED, REFUSED, SWITCHES, WORKS
 from deepfloyd_core.errors import ConfigError
-from deepfloyd_core.load import load_run
-from deepfloyd_core.shell_text import read_assignments
-from deepfloyd_core.simpletuner import answer_of
-from deepfloyd_core.simpletuner_options import ALIASES, DATA_DEFAULTS, IGNORED, REFUSED, SWITCHES, WORKS
+from deepfloyd_core.preflight.load import load_run
 
 ours = settings(deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
 

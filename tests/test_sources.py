@@ -21,13 +21,14 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from deepfloyd_core.children import Children, Limits
 from deepfloyd_core.errors import ConfigError, DataError
-from deepfloyd_core.image_index import index_request
-from deepfloyd_core.ledger import read_index
-from deepfloyd_core.load import load_run
-from deepfloyd_core.scan import scan
-from deepfloyd_core.sources import open_source, urls
+from deepfloyd_core.index.index import index_request
+from deepfloyd_core.index.ledger import read_index
+from deepfloyd_core.index.scan import scan
+from deepfloyd_core.preflight.load import load_run
+from deepfloyd_core.processes.pool import Children, Limits
+from deepfloyd_core.sources import urls
+from deepfloyd_core.sources.source import open_source
 
 SIZE = {"resolution": 64, "minimum_image_size": 64, "crop_style": "random"}
 
@@ -69,7 +70,7 @@ def from_folder(world: Any, tmp_path: Path) -> tuple[Any, Any]:
 @pytest.fixture(scope="module")
 def children(s3: str) -> Iterator[Children]:
     """Processes of their own, because they find credentials in the environment that they were started with."""
-    with Children(2, Limits(), ("deepfloyd_core.image_index",)) as children:
+    with Children(2, Limits(), ("deepfloyd_core.index.index",)) as children:
         yield children
 
 

@@ -18,23 +18,23 @@ from PIL import Image
 from safetensors.torch import load_file
 from training_parts import FOLDERS, fewer_losses, planned_name, prepared, run_here, train_and_kill, train_stage
 
-from deepfloyd_core import stage1_low_res
-from deepfloyd_core.artifacts import Artifact, Request, WorkDir, materialise
-from deepfloyd_core.batches import Batch, TrainingRows, draw
-from deepfloyd_core.config import Run
-from deepfloyd_core.degradations import degrade
+from deepfloyd_core.adapters.lora import trainable
+from deepfloyd_core.adapters.method import method_of
+from deepfloyd_core.bundle.products import lora_request, low_res_request
+from deepfloyd_core.config.run import Run
+from deepfloyd_core.config.stage import StageConfig
+from deepfloyd_core.crops.rows import read_row_list
+from deepfloyd_core.diffusion.degradations import degrade
+from deepfloyd_core.diffusion.loss import Text
 from deepfloyd_core.errors import ConfigError
 from deepfloyd_core.hashing import hash_seed
-from deepfloyd_core.load import load_run
-from deepfloyd_core.lora import trainable
-from deepfloyd_core.methods import method_of
-from deepfloyd_core.models import load_scheduler, load_unet, trained_scheduler
-from deepfloyd_core.objective import Text
-from deepfloyd_core.products import lora_request, low_res_request
-from deepfloyd_core.row_list import read_row_list
-from deepfloyd_core.stage_config import StageConfig
-from deepfloyd_core.stage_loss import Prepared, Setup, feed, predict_noise, prepare
-from deepfloyd_core.varied_draws import vary
+from deepfloyd_core.models.unet import load_scheduler, load_unet, trained_scheduler
+from deepfloyd_core.preflight.load import load_run
+from deepfloyd_core.sampling import remakes as stage1_low_res
+from deepfloyd_core.store.artifacts import Artifact, Request, WorkDir, materialise
+from deepfloyd_core.training.batches import Batch, TrainingRows, draw
+from deepfloyd_core.training.draws import vary
+from deepfloyd_core.training.forward import Prepared, Setup, feed, predict_noise, prepare
 
 STAGE1 = {"model_flavour": "tiny-i", "mixed_precision": "no", "validation_num_inference_steps": 3,
           "validation_guidance": 2.0}  # fmt: skip

@@ -16,11 +16,11 @@ import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
 from training_parts import FOLDERS, recipe_of_other_trainers
 
-from deepfloyd_core import stage_loss
-from deepfloyd_core.batches import Batch
-from deepfloyd_core.models import load_scheduler
-from deepfloyd_core.objective import Text, low_res, to_model_range
-from deepfloyd_core.stage_config import StageConfig
+from deepfloyd_core.config.stage import StageConfig
+from deepfloyd_core.diffusion.loss import Text, low_res, to_model_range
+from deepfloyd_core.models.unet import load_scheduler
+from deepfloyd_core.training import forward as stage_loss
+from deepfloyd_core.training.batches import Batch
 
 STEPS, BATCH, RATE, EDGE = 200, 16, 4e-3, 16
 TIMESTEPS, LEVELS = (100, 300, 500, 700, 900), (0, 250)

@@ -130,7 +130,7 @@ JOB = """
 import subprocess, sys
 NAP = "import sys, time; print('ready', flush=True); time.sleep(60)"
 STARTER = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[2]])"
-subprocess.Popen([sys.executable, "-c", STARTER, "deepfloyd_core.job_process", NAP])
+subprocess.Popen([sys.executable, "-c", STARTER, "deepfloyd_core.processes.job_worker", NAP])
 """
 
 

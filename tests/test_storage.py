@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from deepfloyd_core.artifacts import MANIFEST, Request, WorkDir, locked, materialise
 from deepfloyd_core.errors import StorageError
 from deepfloyd_core.files import write_bytes
-from deepfloyd_core.storage import storage_error, written
+from deepfloyd_core.store.artifacts import MANIFEST, Request, WorkDir, locked, materialise
+from deepfloyd_core.store.file_faults import storage_error, written
 from flows.server import prefect_server
 
 REQUEST = Request("generated", 1, {}, {})

@@ -9,8 +9,8 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from deepfloyd_core.bundle import _measure_tables
-from deepfloyd_core.metrics import SAMPLE_MEASURES, UPSCALED_BY, measure_rows
+from deepfloyd_core.bundle.build import _measure_tables
+from deepfloyd_core.measures.pixel import SAMPLE_MEASURES, UPSCALED_BY, measure_rows
 from flows import report
 from tasks.endings import twins_line
 from tasks.terminal import console, labelled

@@ -8,7 +8,8 @@ import pytest
 import torch
 from PIL import Image, ImageFilter, ImageOps
 
-from deepfloyd_core.tiny import demo_data, measure, models, world
+from deepfloyd_core.measures import drawn_world as world
+from deepfloyd_core.tiny.make import demo_data, measure, models
 
 DEMO = Path(__file__).parent.parent / "datasets"
 UNUSABLE = {"star_cut_off.jpg", "star_no_picture.jpg"}

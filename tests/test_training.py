@@ -28,22 +28,23 @@ from training_parts import (
     train_stage,
 )
 
-from deepfloyd_core import job_process, stage_loss
-from deepfloyd_core.artifacts import MANIFEST, Artifact, Request, materialise
-from deepfloyd_core.batches import draw
-from deepfloyd_core.config import Run
-from deepfloyd_core.embeds import Embeds
+from deepfloyd_core.adapters.files import LORA_FILE
+from deepfloyd_core.bundle.products import lora_request
+from deepfloyd_core.config.flavours import Stage
+from deepfloyd_core.config.run import Run
 from deepfloyd_core.errors import JobError, StorageError
 from deepfloyd_core.files import write_sealed
-from deepfloyd_core.flavours import Stage
 from deepfloyd_core.hashing import hash_seed
-from deepfloyd_core.jobs import run_job
-from deepfloyd_core.load import load_run
-from deepfloyd_core.models import load_projected_unet, load_scheduler, load_text_modules, load_unet, stock_pipeline
-from deepfloyd_core.product_files import LORA_FILE
-from deepfloyd_core.products import lora_request
-from deepfloyd_core.projected import text_identity
-from deepfloyd_core.sampling import make_sampler, sample_stage1
+from deepfloyd_core.models.unet import load_projected_unet, load_scheduler, load_text_modules, load_unet, stock_pipeline
+from deepfloyd_core.preflight.load import load_run
+from deepfloyd_core.processes import job_worker as job_process
+from deepfloyd_core.processes.jobs import run_job
+from deepfloyd_core.sampling.sampler import make_sampler, sample_stage1
+from deepfloyd_core.store.artifacts import MANIFEST, Artifact, Request, materialise
+from deepfloyd_core.text.embeds import Embeds
+from deepfloyd_core.text.projection import text_identity
+from deepfloyd_core.training import forward as stage_loss
+from deepfloyd_core.training.batches import draw
 
 pytestmark = pytest.mark.slow  # trainings from their start to their end; parts of one are in the other files
 

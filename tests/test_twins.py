@@ -16,14 +16,14 @@ from artifact_rows import ledger, live_rows
 from PIL import Image, ImageDraw, ImageFont
 from test_photographs import photographs, upright_rgb
 
-from deepfloyd_core import looks, twins
-from deepfloyd_core.batches import TrainingRows
-from deepfloyd_core.ledger import LOOK_BYTES
-from deepfloyd_core.looks import MAX_BITS, hashes_of, same_thumbnail, sight_of
-from deepfloyd_core.pictures import Glance, check_decodes
-from deepfloyd_core.row_list import eval_ids, held_out_ids
-from deepfloyd_core.tiny import world as drawn
-from deepfloyd_core.twins import Member, group_alike
+from deepfloyd_core.crops.rows import eval_ids, held_out_ids
+from deepfloyd_core.index import looks, twins
+from deepfloyd_core.index.ledger import LOOK_BYTES
+from deepfloyd_core.index.looks import MAX_BITS, hashes_of, same_thumbnail, sight_of
+from deepfloyd_core.index.twins import Member, group_alike
+from deepfloyd_core.measures import drawn_world as drawn
+from deepfloyd_core.pictures.decode import Glance, check_decodes
+from deepfloyd_core.training.batches import TrainingRows
 
 LANCZOS = Image.Resampling.LANCZOS
 

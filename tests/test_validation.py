@@ -12,14 +12,14 @@ import torch
 from PIL import Image
 from scipy import stats
 
-from deepfloyd_core.artifacts import Request, materialise
-from deepfloyd_core.batches import BatchOrder
-from deepfloyd_core.board import open_board, show_validation
-from deepfloyd_core.checkpoints import Checkpoint, last_good, save_checkpoint
 from deepfloyd_core.errors import ConfigError
-from deepfloyd_core.held_out import HELD_OUT, SEEN, TIMESTEPS, compared, grid_pictures, mean_loss
-from deepfloyd_core.load import load_run
-from deepfloyd_core.validation import Wanted, write_validations
+from deepfloyd_core.preflight.load import load_run
+from deepfloyd_core.store.artifacts import Request, materialise
+from deepfloyd_core.training.batches import BatchOrder
+from deepfloyd_core.training.checkpoints import Checkpoint, last_good, save_checkpoint
+from deepfloyd_core.training.eval_loss import HELD_OUT, SEEN, TIMESTEPS, compared, grid_pictures, mean_loss
+from deepfloyd_core.training.trackers import open_board, show_validation
+from deepfloyd_core.training.validation import Wanted, write_validations
 
 
 def losses(seed: int, gain: float = 0.0, gain_seen: float = 0.0) -> list[dict[str, Any]]:

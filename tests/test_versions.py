@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from deepfloyd_core.artifacts import MANIFEST, Artifact, Request, WorkDir, materialise
+from deepfloyd_core.bundle.verify import verify_workspace
 from deepfloyd_core.errors import ArtifactError, ConfigError
 from deepfloyd_core.files import write_sealed
-from deepfloyd_core.verify import verify_workspace
-from deepfloyd_core.versions import bundle_of, current, find_version, news_of, publish, versions
+from deepfloyd_core.store.artifacts import MANIFEST, Artifact, Request, WorkDir, materialise
+from deepfloyd_core.store.versions import bundle_of, current, find_version, news_of, publish, versions
 from flows.cli import app
 
 

@@ -17,12 +17,12 @@ import pytest
 from PIL import Image
 from training_parts import break_in_step, fewer_losses, prepared, run_here, train_stage
 
-from deepfloyd_core.board import open_board, show_validation, shown_metrics
 from deepfloyd_core.errors import ConfigError, JobError
-from deepfloyd_core.held_out import HELD_OUT, SEEN
-from deepfloyd_core.load import load_run
-from deepfloyd_core.train import METRICS_FILE
-from deepfloyd_core.wandb_login import check_wandb
+from deepfloyd_core.preflight.load import load_run
+from deepfloyd_core.preflight.wandb_login import check_wandb
+from deepfloyd_core.training.eval_loss import HELD_OUT, SEEN
+from deepfloyd_core.training.trackers import open_board, show_validation, shown_metrics
+from deepfloyd_core.training.trainer import METRICS_FILE
 
 pytest.importorskip("wandb", reason="pip install 'deepfloyd-pipeline[wandb]'")
 
@@ -280,7 +280,12 @@ def test_nobody_is_asked_for_a_key_on_a_terminal_either(tmp_path: Path) -> None:
     import pty
 
     ours, theirs = pty.openpty()
-    command = [sys.executable, "-P", "-c", "from deepfloyd_core.wandb_login import check_wandb; check_wandb()"]
+    command = [
+        sys.executable,
+        "-P",
+        "-c",
+        "from deepfloyd_core.preflight.wandb_login import check_wandb; check_wandb()",
+    ]
     done = subprocess.run(
         command, stdin=theirs, stdout=theirs, stderr=subprocess.PIPE, text=True, timeout=60, cwd=tmp_path
     )

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from transformers import T5EncoderModel
 
-from deepfloyd_core.flavours import FLAVOURS
-from deepfloyd_core.t5 import load_tokenizer
+from deepfloyd_core.config.flavours import FLAVOURS
+from deepfloyd_core.text.t5 import load_tokenizer
 
 TINY = Path(FLAVOURS["tiny-i"].repo)
 

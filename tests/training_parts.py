@@ -14,21 +14,22 @@ import pytest
 import torch
 from PIL import Image
 
-from deepfloyd_core import held_out, train
-from deepfloyd_core.artifacts import Artifact, WorkDir, materialise
-from deepfloyd_core.batches import Draws
-from deepfloyd_core.config import Run, RunConfig
-from deepfloyd_core.embeds import embeds_request, run_captions
-from deepfloyd_core.flavours import FLAVOURS, Stage
+from deepfloyd_core.adapters.start_from import find_parent
+from deepfloyd_core.bundle.planned import planned_bundle
+from deepfloyd_core.bundle.products import lora_request
+from deepfloyd_core.config.flavours import FLAVOURS, Stage
+from deepfloyd_core.config.run import Run, RunConfig
 from deepfloyd_core.hashing import caption_id
-from deepfloyd_core.jobs import Job, job_function, run_job
-from deepfloyd_core.ledger import caption_counts
-from deepfloyd_core.load import load_run
-from deepfloyd_core.parent import find_parent
-from deepfloyd_core.planned import planned_bundle
-from deepfloyd_core.products import lora_request
-from deepfloyd_core.projected import text_is_frozen, text_request
-from deepfloyd_core.stage_loss import Fed, Setup
+from deepfloyd_core.index.ledger import caption_counts
+from deepfloyd_core.preflight.load import load_run
+from deepfloyd_core.processes.jobs import Job, job_function, run_job
+from deepfloyd_core.store.artifacts import Artifact, WorkDir, materialise
+from deepfloyd_core.text.embeds import embeds_request, run_captions
+from deepfloyd_core.text.projection import text_is_frozen, text_request
+from deepfloyd_core.training import eval_loss as held_out
+from deepfloyd_core.training import trainer as train
+from deepfloyd_core.training.batches import Draws
+from deepfloyd_core.training.forward import Fed, Setup
 from deepfloyd_core.types import no_report
 
 FOLDERS = {1: Path(FLAVOURS["tiny-i"].repo), 2: Path(FLAVOURS["tiny-ii"].repo)}

@@ -10,10 +10,10 @@ from typing import Any
 
 import fsspec
 
-from deepfloyd_core.datafile import ImageDataset
+from deepfloyd_core.config.data_sets import ImageDataset
 from deepfloyd_core.errors import ConfigError, DataError
 from deepfloyd_core.sources.folder import RACY_NS
-from deepfloyd_core.sources.listed import Listed, Texts, printable, read_text
+from deepfloyd_core.sources.listing import Listed, Texts, printable, read_text
 from deepfloyd_core.sources.names import caption_file, caption_files, kind
 
 TEXTS_AT_ONCE = 1000

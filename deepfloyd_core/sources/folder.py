@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
 
-from deepfloyd_core.caption_tables import table_path
-from deepfloyd_core.datafile import TABLES, ImageDataset
+from deepfloyd_core.config.data_sets import TABLES, ImageDataset
 from deepfloyd_core.errors import ConfigError
-from deepfloyd_core.sources.listed import Listed, Texts, printable, read_text
+from deepfloyd_core.sources.listing import Listed, Texts, printable, read_text
 from deepfloyd_core.sources.names import JUNK_FOLDERS, Kind, caption_file, caption_files, kind
+from deepfloyd_core.sources.tables import table_path
 
 RACY_NS = 2_000_000_000  # a file this young may change again without a new time of change (FAT counts in 2 s)
 _FOLLOW = "set follow_links = true to use what it leads to"

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Literal
 
-from deepfloyd_core.picture_bytes import AVIF_BRANDS, HEIF_BRANDS
+from deepfloyd_core.sources.picture_bytes import AVIF_BRANDS, HEIF_BRANDS
 
 Kind = Literal["picture", "unsure", "caption", "other"]
 

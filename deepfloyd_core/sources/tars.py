@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
-from deepfloyd_core.datafile import ImageDataset
+from deepfloyd_core.config.data_sets import ImageDataset
 from deepfloyd_core.errors import ConfigError
 from deepfloyd_core.sources.bucket import failures, list_files, open_place, stamp
-from deepfloyd_core.sources.listed import Listed, Texts, printable, read_text
+from deepfloyd_core.sources.listing import Listed, Texts, printable, read_text
 from deepfloyd_core.sources.names import caption_file, caption_files, kind
 
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")

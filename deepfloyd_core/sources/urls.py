@@ -11,13 +11,13 @@ from pathlib import Path
 
 import httpx
 
-from deepfloyd_core.blocks import CaptionTable
-from deepfloyd_core.caption_tables import table_texts
-from deepfloyd_core.datafile import TABLES, ImageDataset
+from deepfloyd_core.config.data_blocks import CaptionTable
+from deepfloyd_core.config.data_sets import TABLES, ImageDataset
 from deepfloyd_core.errors import ConfigError
 from deepfloyd_core.files import sha256_bytes, write_bytes
-from deepfloyd_core.provenance import DISTRIBUTION
-from deepfloyd_core.sources.listed import Listed, Texts
+from deepfloyd_core.sources.listing import Listed, Texts
+from deepfloyd_core.sources.tables import table_texts
+from deepfloyd_core.store.provenance import DISTRIBUTION
 
 TRIES = 3
 TIMEOUT = httpx.Timeout(20.0, connect=10.0)  # seconds without a byte

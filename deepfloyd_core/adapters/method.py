@@ -1,0 +1,70 @@
+"""The ways to fine-tune a UNet, each as what the trainer and the sampler do with it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import UNet2DConditionModel
+
+from deepfloyd_core.adapters.bitfit import free_biases, load_biases, reload_biases, restore_biases, save_biases
+from deepfloyd_core.adapters.controlnet import (
+    add_control,
+    load_control,
+    reload_control,
+    remove_control,
+    save_control,
+    start_control,
+)
+from deepfloyd_core.adapters.files import BITFIT_FILE, CONTROL_FILE, UNET_FOLDER, product_name
+from deepfloyd_core.adapters.full import free_all, load_full, reload_unet, restore_unet, save_unet
+from deepfloyd_core.adapters.lora import ADAPTER, add_lora, load_adapters, reload_saved, remove_lora, save_lora
+from deepfloyd_core.config.flavours import Stage
+from deepfloyd_core.config.stage import StageConfig
+from deepfloyd_core.models.headers import UNET_WEIGHTS
+from deepfloyd_core.models.unet import DTYPES, adapter_dtype
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to fine-tune."""
+
+    prepare: Callable[[UNet2DConditionModel, StageConfig, int], None]  # with a seed
+    start: Callable[[UNet2DConditionModel, Path], object]  # after that, from a saved file
+    save: Callable[[UNet2DConditionModel, Stage, Path, Path], None]  # base folder, folder to save in
+    reload: Callable[[UNet2DConditionModel, Stage, Path, Path], float]  # base folder, saved folder
+    remove: Callable[[UNet2DConditionModel, Path], None]  # with the base folder
+
+
+LORA = Method(add_lora, load_adapters, save_lora, reload_saved, remove_lora)
+BITFIT = Method(free_biases, load_biases, save_biases, reload_biases, restore_biases)
+FULL = Method(free_all, load_full, save_unet, reload_unet, restore_unet)
+CONTROL = Method(add_control, start_control, save_control, reload_control, remove_control)
+
+
+def method_of(config: StageConfig) -> Method:
+    """The way that a stage's settings ask for."""
+    if config.model_type == "full":
+        return FULL
+    if config.controlnet:
+        return CONTROL
+    return BITFIT if config.use_bitfit else LORA
+
+
+def base_dtype(config: StageConfig) -> torch.dtype:
+    """dtype that a stage's base model is loaded in: of what stays frozen, or of what is trained of it."""
+    return adapter_dtype(config) if config.model_type == "full" else DTYPES[config.mixed_precision]
+
+
+def load_product(pipeline: Any, out: Path) -> None:
+    """Load what training saved in a folder into a stock pipeline."""
+    name = product_name(out)
+    if name == UNET_FOLDER:
+        load_full(pipeline.unet, out / UNET_FOLDER / UNET_WEIGHTS)
+    elif name == BITFIT_FILE:
+        load_biases(pipeline.unet, out / BITFIT_FILE)
+    elif name == CONTROL_FILE:
+        load_control(pipeline.unet, out / CONTROL_FILE)
+    else:
+        pipeline.load_lora_weights(out, adapter_name=ADAPTER)

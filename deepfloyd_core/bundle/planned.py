@@ -1,0 +1,87 @@
+"""The bundle that a run would make, before any of it is made: its identity follows from the index and the settings.
+
+The same requests as the tasks', in the order of `flows.finetune`, each with the requests before it for its inputs. Reads the
+index's captions and the model's files (of a hub snapshot only their names), decodes and loads nothing.
+"""
+
+from deepfloyd_core.adapters.start_from import find_parent
+from deepfloyd_core.bundle.products import bundle_request, lora_request, low_res_request, samples_request
+from deepfloyd_core.config.flavours import Stage
+from deepfloyd_core.config.run import Run
+from deepfloyd_core.crops.identity import conditioning_request, eval_request, pixels_request
+from deepfloyd_core.crops.rows import HELD_OUT_FILE, ROWS_FILE
+from deepfloyd_core.index.ledger import caption_counts
+from deepfloyd_core.models.folders import resolve
+from deepfloyd_core.store.artifacts import Artifact, Request, find, missing_parts
+from deepfloyd_core.store.reuse import is_as_recorded
+from deepfloyd_core.text.embeds import embeds_request, run_captions
+from deepfloyd_core.text.projection import text_is_frozen, text_request
+from deepfloyd_core.training.epochs import with_steps
+
+
+def sample_prompts(run: Run, index: Artifact) -> list[str]:
+    """The validation prompts, or the most frequent caption (the first by alphabet among equals)."""
+    if run.config.prompts:
+        return list(run.config.prompts)
+    counts = caption_counts(index)
+    return [min(counts, key=lambda caption: (-counts[caption], caption))]
+
+
+def planned_bundle(run: Run, index: Artifact) -> Request | None:
+    """What `flows.finetune` would publish of an index. None and errors: as `planned`."""
+    requests = planned(run, index)
+    return requests["lora_bundle"] if requests else None
+
+
+def planned(run: Run, index: Artifact) -> dict[str, Request] | None:
+    """The artifact of each kind that `flows.finetune` would make of an index, by its kind.
+
+    None where epochs are counted in crops that are lost or damaged. Raises what the tasks raise before they make anything,
+    e.g. ModelError for a model that is not there.
+    """
+    folders = {stage: resolve(run.config.stage(stage).model, stage) for stage in run.config.stages}
+    first = run.config.stages[0]
+    encoder = resolve(run.config.stage(first).model, first, text=True)
+    embeds = embeds_request(run, run_captions(run, caption_counts(index)), encoder)
+    held_out, prompts = eval_request(run, index), sample_prompts(run, index)
+    requests = [embeds, held_out]
+    follow: dict[str, Request] = {}
+    if run.config.paired:
+        follow["conditioning"] = conditioning_request(run, index, pixels_request(run, index, 1))
+        follow["eval_conditioning"] = conditioning_request(run, index, held_out)
+    loras: dict[str, Request] = {}
+    for stage, folder in folders.items():
+        pixels = pixels_request(run, index, stage)
+        frozen = text_is_frozen(run.config.stage(stage))
+        text = text_request(run, stage, folder, embeds) if frozen else embeds
+        inputs = {"pixels": pixels, "text": text, "eval_set": held_out}
+        if stage == 1:
+            inputs |= follow
+        elif run.config.remakes_low_res:
+            made_of = {"pixels": pixels, "stage1_lora": loras["stage1_lora"], "text_embeds": embeds}
+            inputs["low_res"] = low_res_request(run, folders[1], made_of)
+        counted = _with_steps(run, stage, pixels, held_out)
+        if counted is None:
+            return None
+        parent = find_parent(run, stage, folder)
+        sha256 = parent.sha256 if parent else None
+        loras[f"stage{stage}_lora"] = lora_request(counted, stage, folder, inputs, prompts, sha256)
+        requests += [*inputs.values(), loras[f"stage{stage}_lora"]]
+    samples = samples_request(run, prompts, folders, {"text_embeds": embeds, "eval_set": held_out, **follow, **loras})
+    bundle = bundle_request({"image_index": index, "cascade_samples": samples, **loras})
+    return {request.kind: request for request in [*requests, samples, bundle]}
+
+
+def _with_steps(run: Run, stage: Stage, pixels: Request, held_out: Request) -> Run | None:
+    """As `epochs.with_steps`, of crops that are known by their requests alone; None where these cannot be read."""
+    if run.config.stage(stage).num_train_epochs is None:
+        return run
+    crops, eval_set = _readable(run, pixels, ROWS_FILE), _readable(run, held_out, HELD_OUT_FILE)
+    return with_steps(run, stage, crops, eval_set) if crops and eval_set else None
+
+
+def _readable(run: Run, request: Request, name: str) -> Artifact | None:
+    """The artifact of a request; None where it is not finished, or a file of it has other bytes than were written."""
+    artifact = find(run.workspace, request)
+    whole = artifact and not any(missing_parts(artifact)) and is_as_recorded(artifact.path / name, artifact.hashes)
+    return artifact if whole else None

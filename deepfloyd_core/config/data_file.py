@@ -1,0 +1,185 @@
+"""Reading the data file: which entries count, which keys are ignored or refused, and what the entries ask of each other.
+
+A disabled entry is looked at for its id only, so that a file for other tools, or half written, does not stop the run.
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from deepfloyd_core.config.base import parse_spec, read_config_file, scalar_kinds
+from deepfloyd_core.config.data_sets import TABLES, ConditioningSet, ImageDataset, TextEmbedBackend
+from deepfloyd_core.config.simpletuner import coerced, grouped
+from deepfloyd_core.config.simpletuner_data import DATA_IGNORED, our_entry
+from deepfloyd_core.errors import ConfigError
+
+_NO: tuple[Any, ...] = (None, False, 0, "", [], {})
+# Other kinds of entries: caches have nothing to hold here, the rest asks for another pipeline.
+_CACHES = ("image_embeds", "conditioning_image_embeds", "distillation_cache")
+_OTHER_SETS = {
+    "video": "IF makes pictures, not video",
+    "audio": "IF makes pictures, not audio",
+    "eval": "the pictures to measure on are held out of each data set by num_eval_images",
+    "caption": "captions come with their pictures",
+}
+# An entry with these keys alone stands for a cache that its own words do not name.
+_CACHE_KEYS = ("id", "type", "disabled", "disable", "default", *DATA_IGNORED)
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """What a data file says of a run."""
+
+    datasets: tuple[ImageDataset, ...]  # the enabled picture sets
+    conditioning: tuple[ImageDataset, ...]  # the places of what a ControlNet may follow
+    text_embeds: tuple[TextEmbedBackend, ...]
+    notes: tuple[str, ...]  # one for each key that has no effect
+
+
+def load_data_file(path: Path, defaults: Mapping[str, Any] = MappingProxyType({})) -> DataFile:
+    """Read a data file. `defaults`: what a picture set has where it does not say it itself.
+
+    Raises ConfigError for unknown keys, values out of range, double ids. Nothing that the file names is looked at.
+    """
+    entries = read_config_file(path)
+    if not isinstance(entries, list) or not entries:
+        raise ConfigError(f"{path} must be a list of data sets (SimpleTuner's multidatabackend form).")
+    datasets: list[ImageDataset] = []
+    conditioning: list[ConditioningSet] = []
+    backends: list[TextEmbedBackend] = []
+    notes: list[str] = []
+    for number, entry in enumerate(entries):
+        if not isinstance(entry, dict):
+            raise ConfigError(f"{path}: entry {number} is {type(entry).__name__}; it must be an object.")
+        where = f"{path}: {entry.get('id', f'entry {number}')}"
+        parsed, new_notes = _parse_entry(entry, where, defaults)
+        notes += [f"{where}: {note}" for note in new_notes]
+        if isinstance(parsed, ImageDataset):
+            datasets.append(parsed)
+        elif isinstance(parsed, ConditioningSet):
+            conditioning.append(parsed)
+        elif parsed is not None:
+            backends.append(parsed)
+    _check_ids(path, entries)
+    if not datasets:
+        raise ConfigError(f"{path} has no enabled data set of pictures.")
+    notes += _check_conditioning(path, datasets, conditioning)
+    places = tuple(entry.pictures for entry in conditioning)
+    return DataFile(tuple(datasets), places, tuple(backends), tuple(notes))
+
+
+def _parse_entry(
+    entry: dict[str, Any], where: str, defaults: Mapping[str, Any]
+) -> tuple[ImageDataset | ConditioningSet | TextEmbedBackend | None, list[str]]:
+    """The entry's model (None: it is disabled, or a cache) and its notes."""
+    if not isinstance(entry.get("id"), str) or not entry["id"]:
+        raise ConfigError(f"{where}: id is {entry.get('id')!r}; every entry needs a name of its own.")
+    if _disabled(entry, where):
+        return None, []
+    kind = entry.get("dataset_type") or "image"
+    if not isinstance(kind, str):
+        raise ConfigError(f"{where}: dataset_type is {kind!r}; it must be image, conditioning or text_embeds.")
+    if kind in _CACHES:
+        return None, [f"dataset_type {kind!r} is ignored; nothing is cached there in this pipeline"]
+    if kind in _OTHER_SETS:
+        raise ConfigError(f"{where}: dataset_type is {kind!r}, but {_OTHER_SETS[kind]}. Remove or disable the entry.")
+    if kind not in ("image", "text_embeds", "conditioning"):
+        raise ConfigError(f"{where}: dataset_type is {kind!r}; it must be image, conditioning or text_embeds.")
+    if kind == "conditioning":
+        return _parse_conditioning(entry, where)
+    if kind == "text_embeds":
+        return _parse_texts(entry, where)
+    if entry.get("type", "local") == "local" and all(key in _CACHE_KEYS for key in entry):
+        return None, ["it has no pictures, and is ignored as a cache of another tool"]
+    rest, notes = our_entry(entry, ImageDataset, where)
+    taken = [key for key in defaults if key not in rest]
+    notes += [f"{', '.join(sorted(taken))} as in the run file"] if taken else []
+    dataset = parse_spec(ImageDataset, {**defaults, **rest}, where)
+    return dataset, notes + _useless(entry, dataset)
+
+
+def _parse_texts(entry: dict[str, Any], where: str) -> tuple[TextEmbedBackend, list[str]]:
+    """The entry's model, and notes on where it would be: text embeds are in the workspace."""
+    place = sorted(key for key in entry if key.startswith("aws_"))
+    rest, notes = our_entry({key: value for key, value in entry.items() if key not in place}, TextEmbedBackend, where)
+    return parse_spec(TextEmbedBackend, rest, where), [
+        *notes,
+        *grouped({"text embeds are in the workspace": place}, ""),
+    ]
+
+
+def _parse_conditioning(entry: dict[str, Any], where: str) -> tuple[ConditioningSet, list[str]]:
+    """The entry's model, and notes on keys of picture sets that stand in it: its pictures are cropped as theirs are."""
+    own = ConditioningSet.model_fields
+    of_sets = [key for key in entry if key not in own and key in ImageDataset.model_fields]
+    rest, notes = our_entry({key: value for key, value in entry.items() if key not in of_sets}, ConditioningSet, where)
+    why = "a picture to follow is cropped and resized as the picture that it belongs to"
+    return parse_spec(ConditioningSet, rest, where), [*notes, *grouped({why: of_sets}, "")]
+
+
+def _check_conditioning(path: Path, datasets: list[ImageDataset], conditioning: list[ConditioningSet]) -> list[str]:
+    """Raise ConfigError for sets that do not name each other. Returns a note for each entry that nobody uses."""
+    known = ", ".join(repr(entry.id) for entry in conditioning) or "none"
+    users = {dataset.id: dataset.conditioning_data for dataset in datasets}
+    for name, used in users.items():
+        if used is not None and used not in [entry.id for entry in conditioning]:
+            raise ConfigError(
+                f"{path}: {name}: conditioning_data is {used!r}; enabled entries of dataset_type conditioning: {known}. "
+                "Use one of these, or remove it."
+            )
+    for entry in conditioning:
+        source = entry.source_dataset_id
+        if source is not None and users.get(source) != entry.id:
+            raise ConfigError(
+                f"{path}: {entry.id}: source_dataset_id is {source!r}, and no enabled picture set of that id has "
+                f"conditioning_data = {entry.id!r}. Set it there, or remove source_dataset_id."
+            )
+    return [f"{path}: {entry.id}: no picture set has it as its conditioning_data, so it has no effect"
+            for entry in conditioning if entry.id not in users.values()]  # fmt: skip
+
+
+def _disabled(entry: dict[str, Any], where: str) -> bool:
+    flags = coerced({key: entry[key] for key in ("disabled", "disable") if key in entry}, scalar_kinds(ImageDataset))
+    for key, value in flags.items():
+        if not isinstance(value, bool):
+            raise ConfigError(f"{where}: {key} is {value!r}; it must be true or false.")
+    if len(set(flags.values())) > 1:
+        raise ConfigError(f"{where}: disabled and disable contradict each other. Keep one of them.")
+    return any(flags.values())
+
+
+def _useless(entry: dict[str, Any], dataset: ImageDataset) -> list[str]:
+    """Notes on keys that the entry sets and that another of its keys leaves without effect."""
+    found: dict[str, str] = {}
+    if not dataset.crop:
+        keys = ("crop_aspect", "crop_style", "maximum_image_size", "target_downsample_size")
+        found |= dict.fromkeys(keys, "crop is false")
+    if not dataset.crop or dataset.crop_aspect not in ("closest", "random"):
+        found["crop_aspect_buckets"] = "only closest and random use it"
+    if dataset.maximum_image_size is None:
+        found.setdefault("target_downsample_size", "maximum_image_size is not set")
+    if dataset.caption_strategy not in TABLES:
+        found["parquet"] = f"caption_strategy is {dataset.caption_strategy}"
+    notes = [f"{key} has no effect: {why}" for key, why in found.items() if entry.get(key) not in _NO]
+    random = dataset.crop_aspect == "random" or dataset.crop_style == "random"
+    if dataset.crop and random and dataset.repeats + 1 > dataset.random_crops:
+        notes.append(
+            f"an epoch shows each picture {dataset.repeats + 1:,} times, in {dataset.random_crops} random crops that "
+            "take turns; random_crops stores more of them"
+        )
+    shuffle = dataset.caption_shuffle
+    if shuffle and shuffle.enable and dataset.repeats < shuffle.count:
+        notes.append(
+            f"caption_shuffle makes {shuffle.count} orders of a caption, and repeats = {dataset.repeats} uses "
+            f"{dataset.repeats + 1} captions of a picture; raise repeats to see more of them"
+        )
+    return notes
+
+
+def _check_ids(path: Path, entries: list[dict[str, Any]]) -> None:
+    for name, count in Counter(entry["id"] for entry in entries).items():
+        if count > 1:
+            raise ConfigError(f"{path}: the id {name!r} is used {count} times; ids must differ.")

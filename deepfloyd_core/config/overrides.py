@@ -1,0 +1,111 @@
+"""`--set KEY=VALUE`: the last word on a key, wherever the run file sets it.
+
+A key without a table wins over the [stage1] and [stage2] tables that hold it; `--set stage1.KEY` is for one stage, and wins
+over `--set KEY` in whatever order the two stand.
+"""
+
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from deepfloyd_core.config.base import closest
+from deepfloyd_core.config.simpletuner import asked_of_switch
+from deepfloyd_core.config.simpletuner_options import ALIASES, SWITCHES
+from deepfloyd_core.errors import ConfigError
+
+STAGE_TABLES = ("stage1", "stage2")
+
+
+@dataclass(frozen=True)
+class _Override:
+    """One KEY=VALUE, with our name of the key."""
+
+    text: str  # as it was typed
+    tables: tuple[str, ...]
+    name: str
+    value: Any
+    removes: bool
+
+    @property
+    def key(self) -> str:
+        """As typed, without the value."""
+        return self.text.partition("=")[0].strip()
+
+    @property
+    def at(self) -> str:
+        """Our name of the key, with its table."""
+        return ".".join([*self.tables, self.name])
+
+
+def apply_overrides(values: dict[str, Any], texts: tuple[str, ...], path: Path) -> None:
+    """Change the values of a run file, whose keys are in our spelling, by overrides: KEY=VALUE, or KEY= to remove it.
+
+    Raises ConfigError for one of another form, two of one key, and a key to remove that the file does not set.
+    """
+    overrides = [_parsed(text) for text in texts]
+    for place, override in enumerate(overrides):
+        for other in overrides[:place]:
+            if override.at == other.at:
+                raise ConfigError(_twice(other, override, [each.at for each in overrides].count(other.at)))
+    for override in sorted(overrides, key=lambda each: len(each.tables)):
+        _apply(values, override, path)
+
+
+def _twice(one: _Override, other: _Override, count: int) -> str:
+    if one.key == other.key:
+        return f"--set {one.key} is given {count} times; give it once."
+    return f"--set {one.key} and --set {other.key} are one key, {one.at}. Keep one of them."
+
+
+def _parsed(text: str) -> _Override:
+    key, equals, value_text = text.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"--set {text!r} is not of the form key=value, for example --set stage1.lora_rank=8.")
+    *tables, name = key.strip().split(".")
+    name, value = ALIASES.get(name, name), _value(value_text)
+    if name in SWITCHES and asked_of_switch(name, value):
+        _, name, value = SWITCHES[name]
+    return _Override(text, tuple(tables), name, value, removes=not value_text)
+
+
+def _value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text  # a bare word, such as a path
+
+
+def _apply(values: dict[str, Any], override: _Override, path: Path) -> None:
+    table = values
+    for name in override.tables:
+        table = table.setdefault(name, {})
+        if not isinstance(table, dict):
+            raise ConfigError(f"--set {override.text!r}: {name} is a value, not a table.")
+    tables = [table, *_holding(values, override.name)] if not override.tables else [table]
+    if override.removes:
+        if not any(override.name in each for each in tables):
+            known = {key for each in tables for key in each}
+            raise ConfigError(
+                f"--set {override.text!r} removes a key that {path} does not set. {closest(override.name, known)}"
+            )
+        for each in tables:
+            each.pop(override.name, None)
+        return
+    for each in tables:
+        for switch in _switches(override.name):
+            each.pop(switch, None)
+        each[override.name] = override.value
+
+
+def _holding(values: dict[str, Any], name: str) -> Iterator[dict[str, Any]]:
+    """The stages' tables that set a key, by its name or by a switch."""
+    for table in (values.get(each) for each in STAGE_TABLES):
+        if isinstance(table, dict) and {name, *_switches(name)} & table.keys():
+            yield table
+
+
+def _switches(name: str) -> list[str]:
+    """The switches that stand for a key."""
+    return [switch for switch, (_, key, _) in SWITCHES.items() if key == name]

@@ -1,0 +1,152 @@
+"""docs/config.md, written from the configuration models: `python -m deepfloyd_core.config.reference > docs/config.md`."""
+
+import sys
+from collections.abc import Iterable
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from deepfloyd_core.config.base import Spec
+from deepfloyd_core.config.data_blocks import AspectBucket, CaptionShuffle, CaptionTable
+from deepfloyd_core.config.data_sets import ConditioningSet, ImageDataset, Place, TextEmbedBackend
+from deepfloyd_core.config.run import RunConfig
+from deepfloyd_core.config.simpletuner_data import DATA_ALIASES, DATA_IGNORED, DATA_REFUSED
+from deepfloyd_core.config.simpletuner_options import ALIASES, DATA_DEFAULTS, IGNORED, REFUSED, SWITCHES, WORKS, Refusal
+from deepfloyd_core.config.stage import StageConfig
+
+_SECTIONS: tuple[tuple[str, type[Spec], str], ...] = (
+    ("The run file", RunConfig, "Top level of the TOML or JSON file."),
+    (
+        "Stage settings",
+        StageConfig,
+        "In `[stage1]` and `[stage2]`, or at the top level for both. A file without these tables trains the one stage "
+        "that its `model_type` (`deepfloyd-lora`, `deepfloyd-stage2-lora`, `deepfloyd-full`, `deepfloyd-stage2`) or "
+        "`model_flavour` names.",
+    ),
+    (
+        "Picture sets of the data file",
+        ImageDataset,
+        "Entries of the JSON list that `data_backend_config` names; [data.md](data.md) says what they do together.",
+    ),
+    ("Caption table", CaptionTable, "The block `parquet` of a picture set."),
+    ("Shuffled tags", CaptionShuffle, "The block `caption_shuffle` of a picture set."),
+    ("Weighted shapes", AspectBucket, "An entry of `crop_aspect_buckets`, in place of a number."),
+    (
+        "Pictures to follow",
+        ConditioningSet,
+        "Entries that `conditioning_data` names, see [data.md](data.md#pictures-for-a-controlnet-to-follow). Their place is "
+        "given by the keys of picture sets; other keys of those are accepted, and reported as ignored.",
+    ),
+    ("Text embeds in the data file", TextEmbedBackend, "Accepted so that SimpleTuner's files work unchanged."),
+)
+
+
+_SIMPLETUNER = (
+    "SimpleTuner's `config.json`, or its older `config.env`, is a run file as it is: leading dashes are dropped, numbers "
+    "and truth values may be text, what is empty or null is not set, and `output_dir` stands for a missing `workspace`. "
+    "What would change what is trained, and is not here, is refused unless it is off; what only says how SimpleTuner runs, "
+    "or what it shows, is ignored with a note. `benchmarks/simpletuner_files.py FOLDER` tries all files of a folder."
+)
+
+
+def render() -> str:
+    """The whole page as Markdown."""
+    lines = ["# Configuration", "", "Generated from the configuration models; `make docs` writes it anew.", ""]
+    lines += [
+        "Relative paths start at the current directory if the data file is there, else at the nearest folder from the run "
+        "file's own upwards in which it is; those of `--set` at the current directory; `~/` at the home folder. "
+        "Every key can be overridden, `--set stage1.lora_rank=8`, or removed, `--set stage1.lora_rank=`; "
+        "`--set lora_rank=8` is for both stages, also where their tables say otherwise.",
+        "",
+    ]
+    for title, model, intro in _SECTIONS:
+        lines += [f"## {title}", "", intro, "", "| key | type | default | meaning |", "|---|---|---|---|"]
+        lines += [_row(name, field) for name, field in model.model_fields.items() if not _is_said(model, name)]
+        lines.append("")
+    return "\n".join([*lines, *_simpletuner()])
+
+
+def _simpletuner() -> list[str]:
+    """The answers to SimpleTuner's options, a line for each reason."""
+    rows: list[tuple[str, Iterable[str], str]] = [
+        ("works", WORKS, ""),
+        ("works", DATA_DEFAULTS, "for the picture sets that do not say it themselves"),
+    ]
+    rows += [("alias", [theirs], f"`{name}`") for theirs, name in ALIASES.items()]
+    rows += [
+        ("alias", [theirs], f"at `{_plain(at)}`: `{name}` = `{_plain(meaning)}`; else ignored")
+        for theirs, (at, name, meaning) in SWITCHES.items()
+    ]
+    for reason in dict.fromkeys(IGNORED.values()):
+        rows.append(("ignored", [name for name, why in IGNORED.items() if why == reason], reason))
+    for refusal in dict.fromkeys(REFUSED.values()):
+        rows.append(("refused", [name for name, own in REFUSED.items() if own == refusal], _exceptions(refusal)))
+    rows += [("in the data file: alias", [theirs], f"`{name}`") for theirs, name in DATA_ALIASES.items()]
+    for reason in dict.fromkeys(DATA_IGNORED.values()):
+        names = [name for name, why in DATA_IGNORED.items() if why == reason]
+        rows.append(("in the data file: ignored", names, reason))
+    for refusal in dict.fromkeys(DATA_REFUSED.values()):
+        names = [name for name, own in DATA_REFUSED.items() if own == refusal]
+        rows.append(("in the data file: refused", names, _exceptions(refusal)))
+    head = ["## SimpleTuner's options", "", _SIMPLETUNER, "", "| answer | options | why |", "|---|---|---|"]
+    return [*head, *(f"| {answer} | {_listed(names)} | {why} |" for answer, names, why in rows), ""]
+
+
+def _listed(names: Iterable[str]) -> str:
+    return " ".join(f"`{name}`" for name in sorted(names))
+
+
+def _exceptions(refusal: Refusal) -> str:
+    """A refusal's reason, and where there is none to refuse."""
+    at = f", at {_listed(str(value) for value in refusal.off)}" if refusal.off else ""
+    within = f", without `{' = '.join(refusal.within)}`" if refusal.within else ""
+    return f"{refusal.reason}; ignored when off{at}{within}"
+
+
+def _is_said(model: type[Spec], name: str) -> bool:
+    """Whether a key of a place is explained at the picture sets."""
+    return model is ConditioningSet and name in Place.model_fields and name not in ("id", "type")
+
+
+def _row(name: str, field: FieldInfo) -> str:
+    default = "required" if field.default is PydanticUndefined else f"`{_plain(field.default)}`"
+    meaning = (field.description or "") + _bounds(field)
+    return f"| `{name}` | {_type(field.annotation)} | {default} | {meaning} |"
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, tuple):
+        return " ".join(str(part) for part in value) or "[]"
+    return "unset" if value is None else str(value) or '""'
+
+
+def _type(annotation: Any) -> str:
+    origin, parts = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        return " or ".join(f"`{part}`" for part in parts)
+    if origin is tuple:
+        return f"list of {_type(parts[0])}"
+    if parts and hasattr(annotation, "__metadata__"):
+        return _type(parts[0])
+    if parts:
+        return " or ".join(_type(part) for part in parts if part is not type(None))
+    if isinstance(annotation, type) and issubclass(annotation, Spec):
+        return "table"
+    names = {"str": "string", "int": "integer", "float": "number", "bool": "true or false"}
+    return names.get(annotation.__name__, str(annotation.__name__))
+
+
+def _bounds(field: FieldInfo) -> str:
+    signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
+    found = [
+        f"{sign} {getattr(rule, name)}"
+        for rule in field.metadata
+        for name, sign in signs.items()
+        if hasattr(rule, name)
+    ]
+    return f" ({', '.join(found)})" if found else ""
+
+
+if __name__ == "__main__":
+    sys.stdout.write(render())

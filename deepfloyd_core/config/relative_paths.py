@@ -1,0 +1,43 @@
+"""Where the relative paths of a run start: at the folder in which its data file is.
+
+That is the current directory if it is there, as it is for SimpleTuner's files; else the nearest folder from the run file's
+own upwards. So `deepfloyd run project/flows/configs/demo.toml` makes the same artifacts from anywhere.
+"""
+
+import json
+from pathlib import Path
+
+from deepfloyd_core.config.base import home_path, is_there
+
+# Keys of a run file that name a file or folder.
+PATH_KEYS = (
+    "workspace", "data_backend_config", "eval_clip_model", "eval_lpips_model", "pretrained_model_name_or_path", "init_lora",
+)  # fmt: skip
+
+
+def start_of_paths(run_file: Path, data_file: object) -> Path | None:
+    """The folder. None: the current directory, or the data file is nowhere."""
+    if not isinstance(data_file, str) or not data_file:
+        return None  # a fault that the models tell
+    file = home_path(Path(data_file))
+    if file.is_absolute() or is_there(file):
+        return None
+    return next((folder for folder in run_file.absolute().parents if is_there(folder / file)), None)
+
+
+def no_data_file(data_file: str) -> str:
+    """The fault of a data file that is nowhere."""
+    fault = f"data_backend_config is {data_file}, and there is no such file"
+    if not Path(data_file).is_absolute():
+        fault += f", neither in the current directory, {Path.cwd()}, nor beside the run file or in a folder above it"
+    return f"{fault}. Correct it."
+
+
+def from_here(override: str) -> str:
+    """An override (KEY=VALUE) that is a relative path, from the current directory, in which it was typed."""
+    key, _, value = override.partition("=")
+    name, text = key.strip().rpartition(".")[2], value.strip().strip("\"'")
+    if name not in PATH_KEYS or not text or text.startswith("~"):
+        return override
+    here = Path.cwd() / text
+    return f"{key}={json.dumps(str(here))}" if name == "workspace" or is_there(here) else override

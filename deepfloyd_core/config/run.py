@@ -1,0 +1,282 @@
+"""The run file: one frozen model for the whole pipeline, with SimpleTuner's key names and units.
+
+Training keys written at the top level apply to both stages; a `[stage1]` or `[stage2]` table overrides them. A flat file
+(SimpleTuner's config.json) trains the one stage that its `model_type` or `model_flavour` names.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from deepfloyd_core.config.base import HomePath, Spec, parse_spec, relative_to
+from deepfloyd_core.config.cluster import cluster_fault
+from deepfloyd_core.config.data_sets import ImageDataset
+from deepfloyd_core.config.extras import Quantization, missing_extra, quantization_fault
+from deepfloyd_core.config.flavours import PUBLISHED, UPSCALE, Flavour, Stage
+from deepfloyd_core.config.relative_paths import from_here, start_of_paths
+from deepfloyd_core.config.run_file import Written, in_its_words, read_run_file
+from deepfloyd_core.config.simpletuner_options import ALIASES
+from deepfloyd_core.config.stage import StageConfig, device_fault
+from deepfloyd_core.errors import ConfigError
+
+TOKENS = 77  # rows of text that IF was trained with
+
+
+class RunConfig(Spec):
+    """One run of the pipeline."""
+
+    workspace: HomePath = Field(description="Directory that holds every artifact of the run.")
+    data_backend_config: HomePath = Field(description="The data file (SimpleTuner's multidatabackend.json).")
+    seed: int = Field(42, ge=0, lt=2**32, description="Every random draw of the run is a function of it.")
+    max_rejected_share: float = Field(
+        0.25, ge=0, le=1, description="The run fails when more of the inputs are rejected."
+    )
+    num_eval_images: int | None = Field(
+        None,
+        ge=0,
+        description="Pictures held out of training to measure on, from each data set. Unset: what it can spare, one in ten "
+        "up to 4, at least 1 of 8, none of fewer. 0: none, and nothing is measured on pictures that are not trained on.",
+    )
+    eval_dataset_id: str | None = Field(
+        None, description="Hold them out of this data set alone; when it has no more, none of it is trained on."
+    )
+    aspect_bucket_alignment: Literal[8, 16, 24, 32, 64] = Field(
+        8, description="Edges of Stage I's training sizes divide by this (px), those of Stage II by four times as much."
+    )
+    aspect_bucket_rounding: int | None = Field(
+        None,
+        ge=1,
+        le=9,
+        description="Decimals to which width / height is rounded before its size is chosen; unset: none.",
+    )
+    data_backend_sampling: Literal["auto-weighting", "uniform"] = Field(
+        "auto-weighting",
+        description="What a data set's `probability` multiplies: its number of batches, or (`uniform`) one for each set.",
+    )
+    shard_mib: float = Field(
+        64.0,
+        ge=0.1,
+        le=1024,
+        description="Pixels (MiB) in one Parquet shard; one Prefect task makes one shard in memory.",
+    )
+    text_encoder_dtype: Literal["fp32", "bf16"] = Field(
+        "bf16", description="dtype in which T5 runs and its output is stored; never fp16, which overflows."
+    )
+    text_encoder_quantization: Quantization = Field(
+        "none", description="T5's weights in 8 or 4 bits (torchao): a half or a quarter of the memory, less exact."
+    )
+    tokenizer_max_length: int = Field(
+        TOKENS, ge=TOKENS, le=512, description="Tokens of a caption; IF was trained with 77, more is a risk."
+    )
+    embed_compression: Literal["none", "packed"] = Field(
+        "none", description="How embeds are stored, both without loss: `packed` takes 36 % less and is read 10x slower."
+    )
+    validation_prompt: str | Annotated[tuple[str, ...], Field(strict=False)] = Field(
+        "", description="Prompt (or prompts) of the samples; unset: the most frequent caption."
+    )
+    validation_negative_prompt: str = Field("", description="Negative prompt of the samples.")
+    validation_resolution: str | int = Field(
+        "64",
+        description="Sizes of Stage I's samples (width x height), e.g. 64 or 96x64, or several: 64,96x64. In a run of "
+        "Stage II alone, of Stage II's.",
+    )
+    validation_seed: int = Field(0, ge=0, lt=2**32, description="Seed of the first sample; the next ones count up.")
+    num_validation_images: int = Field(
+        4, ge=1, le=4096, description="Stage I samples for each prompt; with `controlnet` pictures that are followed."
+    )
+    num_upscaled_images: int = Field(4, ge=1, le=4096, description="How many of them Stage II upscales.")
+    eval_clip_model: HomePath | None = Field(
+        None,
+        description="Folder of a CLIP model (transformers', in safetensors): Stage II's held-out pictures are measured by "
+        "what it sees as well.",
+    )
+    eval_lpips_model: HomePath | None = Field(
+        None,
+        description="File of LPIPS's weights (the `lpips` package's, in safetensors): Stage II's held-out pictures are "
+        "measured by it as well.",
+    )
+    sample_measure: Literal["drawn_world"] | None = Field(
+        None, description="`drawn_world`: measure the share of samples that show their prompt (flat shapes only)."
+    )
+    # How it runs; none of these changes a byte of an artifact, and none is in a fingerprint.
+    workers: int = Field(
+        2, ge=1, le=256, description="Shards prepared at once, unless a cluster with an address decides."
+    )
+    task_runner: Literal["threads", "processes", "ray", "dask"] = Field(
+        "threads",
+        description="Where shards are made. `threads` start at once and keep 2 to 4 cores busy; `processes` any number.",
+    )
+    task_runner_address: str | None = Field(
+        None, description="Address of the Ray or Dask cluster; unset: one of `workers` on this machine, for the run."
+    )
+    decode_memory_mib: int = Field(
+        3072, ge=256, description="Memory (MiB) that judging one picture may take; more, and it is a ledger row."
+    )
+    decode_timeout_s: float = Field(
+        60.0, gt=0, le=86_400, description="Seconds that judging one picture may take; more, and it is a ledger row."
+    )
+    embed_file_mib: float = Field(
+        256.0, ge=0.1, le=4096, description="Embeds (MiB, before packing) in one file; a kill costs at most one."
+    )
+    embed_batch_size: int = Field(16, ge=1, le=4096, description="Captions in one forward pass of T5.")
+    embed_workers: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="Processes that encode at once, each with its own T5 and, where there are some, GPU.",
+    )
+    text_encoder_streaming: bool = Field(
+        False,
+        description="Read T5 layer by layer: one layer is on the device at a time, read anew for every file of embeds.",
+    )
+    report_to: Literal["none", "tensorboard", "wandb", "tensorboard,wandb"] = Field(
+        "none",
+        description="Where every step of a training is also shown: `tensorboard`, a folder in the workspace; `wandb`, "
+        "Weights & Biases, with a key or WANDB_MODE=offline in the environment.",
+    )
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="Where models run.")
+    num_threads: int | None = Field(None, ge=1, description="Threads of torch on the CPU; unset: torch's own choice.")
+    stage1: StageConfig | None = Field(None, description="Stage I (text to 64 px).")
+    stage2: StageConfig | None = Field(None, description="Stage II (64 to 256 px).")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.stage1 is None and self.stage2 is None:
+            raise ValueError("no stage to train: add a [stage1] or [stage2] table, or set model_flavour")
+        for key in ("eval_clip_model", "eval_lpips_model"):
+            if getattr(self, key) is not None and self.stage2 is None:
+                raise ValueError(f"{key} measures what Stage II makes, and there is no [stage2]. Remove it")
+        if fault := cluster_fault(self.task_runner, self.task_runner_address):
+            raise ValueError(fault)
+        for tracker in self.trackers:
+            if missing := missing_extra([tracker], tracker):
+                raise ValueError(f"report_to is {self.report_to!r}, and {missing}")
+        if fault := quantization_fault("text_encoder_quantization", self.text_encoder_quantization):
+            raise ValueError(fault)
+        for stage in self.stages:
+            config = self.stage(stage)
+            if config.flavour.stage != stage:
+                raise ValueError(
+                    f"stage{stage}.model_flavour is {config.model_flavour!r}, a Stage {'I' * config.flavour.stage} model. "
+                    f"Use one of {', '.join(name for name, entry in PUBLISHED.items() if entry.stage == stage)}"
+                )
+            if fault := device_fault(config, self.device):
+                raise ValueError(f"stage{stage}.{fault}")
+        for size in self.sample_sizes_px:
+            if fault := self._size_fault(size):
+                raise ValueError(f"validation_resolution is {self.validation_resolution!r}; {fault}")
+        return self
+
+    def _size_fault(self, size: tuple[int, int]) -> str:
+        """Why no sample can have a size (px); empty when one can."""
+        if self.stage1 is None and self.stage2 is not None:
+            return _stage2_size_fault(size, self.stage2.flavour, str(self.validation_resolution))
+        if any(edge % 8 or not 8 <= edge <= 512 for edge in size):
+            return "each edge must divide by 8 (IF-I halves three times) and be 8 to 512. Use for example 64 or 96x64"
+        if self.stage1 is not None and min(size) > 2 * self.stage1.flavour.size_px:
+            return (
+                f"Stage I makes {self.stage1.flavour.size_px} px, and the shorter edge must be at most twice that. "
+                "Stage II makes four times as much of it. Use for example 64 or 96x64"
+            )
+        return ""
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The stages that this run trains."""
+        present: list[Stage] = []
+        if self.stage1 is not None:
+            present.append(1)
+        if self.stage2 is not None:
+            present.append(2)
+        return tuple(present)
+
+    @property
+    def trackers(self) -> tuple[str, ...]:
+        """Where a training is shown, beside the flow run."""
+        return () if self.report_to == "none" else tuple(self.report_to.split(","))
+
+    @property
+    def paired(self) -> bool:
+        """Whether Stage I follows pictures of their own."""
+        return self.stage1 is not None and self.stage1.paired
+
+    @property
+    def remakes_low_res(self) -> bool:
+        """Whether Stage II is trained on low-res pictures that Stage I made."""
+        return self.stage2 is not None and self.stage2.low_res_stage1_share > 0
+
+    def stage(self, stage: Stage) -> StageConfig:
+        """The settings of a stage that is in `stages`."""
+        config = self.stage1 if stage == 1 else self.stage2
+        if config is None:
+            raise ConfigError(f"This run has no stage {stage}: add a [stage{stage}] table with a model_flavour.")
+        return config
+
+    @property
+    def sample_sizes_px(self) -> tuple[tuple[int, int], ...]:
+        """(width, height) of the samples, each once. Raises ValueError when they are not of the form 64 or 64,96x64."""
+        sizes = []
+        for text in str(self.validation_resolution).lower().split(","):
+            parts = text.strip().split("x")
+            if not all(part.isdecimal() for part in parts) or len(parts) > 2:
+                raise ValueError(
+                    f"validation_resolution is {self.validation_resolution!r}; give sizes, for example 64 or 64,96x64"
+                )
+            sizes.append((int(parts[0]), int(parts[-1])))
+        return tuple(dict.fromkeys(sizes))
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """The validation prompts; empty when the most frequent caption is to be used."""
+        if isinstance(self.validation_prompt, str):
+            return (self.validation_prompt,) if self.validation_prompt else ()
+        return self.validation_prompt
+
+
+def _stage2_size_fault(size: tuple[int, int], flavour: Flavour, said: str) -> str:
+    """The same in a run of Stage II alone, where sizes are its own; the default, of Stage I, stands in many files."""
+    unit, least = flavour.alignment_px, flavour.size_px
+    if said != RunConfig.model_fields["validation_resolution"].default and min(size) < least:
+        return f"Stage II makes {least} px of {least // UPSCALE} and nothing smaller. Use for example 256 or 384x256"
+    if any(edge % unit for edge in size):
+        return f"each edge of Stage II must divide by {unit}, as four times an edge of Stage I. Use for example 256"
+    return ""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A checked configuration: the run file, its data sets, and what was ignored on the way."""
+
+    config: RunConfig
+    datasets: tuple[ImageDataset, ...]
+    notes: tuple[str, ...]
+    conditioning: tuple[ImageDataset, ...] = ()  # places of what a ControlNet may follow
+
+    def pairs_of(self, dataset: ImageDataset) -> ImageDataset | None:
+        """The place of what Stage I follows for the pictures of a data set; None where that is made of the pictures."""
+        if not self.config.paired or dataset.factor(1) is None:
+            return None
+        return next(place for place in self.conditioning if place.id == dataset.conditioning_data)
+
+    @property
+    def workspace(self) -> Path:
+        """Directory of the artifacts."""
+        return Path(self.config.workspace)
+
+
+def read_run_config(path: Path, overrides: tuple[str, ...] = ()) -> tuple[RunConfig, Written]:
+    """A run file's configuration, and what was said on the way; no other file is looked at.
+
+    Raises ConfigError with one line for each fault.
+    """
+    written = read_run_file(path, overrides, RunConfig, StageConfig)
+    start = start_of_paths(path, written.values.get("data_backend_config"))
+    if start is not None:
+        written = read_run_file(path, tuple(map(from_here, overrides)), RunConfig, StageConfig)
+    try:
+        with relative_to(start):
+            return parse_spec(RunConfig, written.values, str(path), also=(*StageConfig.model_fields, *ALIASES)), written
+    except ConfigError as error:
+        raise ConfigError(in_its_words(str(error), path, written.aliases)) from None

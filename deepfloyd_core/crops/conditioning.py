@@ -1,0 +1,30 @@
+"""What Stage I follows, row by row beside its pixels and beside the held-out pictures: the same crops of their pairs.
+
+Planned, cut into shards, taken over and finished as the pixels are (`pixels.py`), in the same order: row n of the list of
+rows belongs to row n of theirs. So pixel shards are as in any other run, and a pair that changed costs its own rows.
+"""
+
+from deepfloyd_core.config.data_sets import ImageDataset
+from deepfloyd_core.config.run import Run
+from deepfloyd_core.crops.pixels import FORMAT, Layout, lay_out, with_room, write_eval_plan
+from deepfloyd_core.crops.plan import write_plan
+from deepfloyd_core.index.ledger import PAIR
+from deepfloyd_core.store.artifacts import Artifact, WorkDir, newest
+
+
+def plan_conditioning(run: Run, index: Artifact, work: WorkDir) -> Layout:
+    """The shards of the pairs of Stage I's pixels."""
+    older = newest(work.path.parents[1], "stage1_conditioning", FORMAT)
+    plans = write_plan(run, index, 1, work.path, PAIR)
+    return with_room(lay_out(plans, _places(run), int(run.config.shard_mib * 2**20), older), work.path)
+
+
+def plan_eval_conditioning(run: Run, index: Artifact, work: WorkDir) -> Layout:
+    """One file for each size with the pairs of Stage I's held-out pictures, in the order of theirs."""
+    return lay_out(write_eval_plan(run, index, (1,), work.path, PAIR), _places(run), 1 << 30, None)
+
+
+def _places(run: Run) -> dict[str, ImageDataset]:
+    """Where the pairs of each data set are."""
+    places = {dataset.id: run.pairs_of(dataset) for dataset in run.datasets}
+    return {name: place for name, place in places.items() if place is not None}

@@ -1,0 +1,74 @@
+"""What a workspace has held out: `<workspace>/held_out/SEED.json`, of each data set every such picture, first come first.
+
+Written with the choice, before anything is measured, and only added to. A choice goes by it first, so it depends neither on
+which artifacts are still there nor on what the runs between asked for; and data that went back gets the choice that it had.
+Lost, it is chosen anew by hash. A picture costs 150 bytes; two runs take turns.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from deepfloyd_core.errors import ArtifactError
+from deepfloyd_core.files import read_sealed, write_sealed
+from deepfloyd_core.store.artifacts import locked
+
+FOLDER = "held_out"
+_LOST = "Take it from a backup, or remove it: pictures are then held out by hash alone, and may have been trained on"
+
+
+@dataclass(frozen=True)
+class EvalRecord:
+    """Of each data set its held-out pictures and their copies in the order in which they came: image_id -> subject, the
+    picture that was measured on for it. Neither a place nor a subject ever changes."""
+
+    sets: dict[str, dict[str, str]]
+
+    def order_for(self, dataset_id: str) -> dict[str, str]:
+        """The subject of each picture, in the order in which a data set holds them out: its own, then those of others."""
+        others = [pictures for name, pictures in sorted(self.sets.items()) if name != dataset_id]
+        order: dict[str, str] = {}
+        for pictures in (self.sets.get(dataset_id, {}), *others):
+            for image_id, subject in pictures.items():
+                order.setdefault(image_id, subject)
+        return order
+
+    def add(self, dataset_id: str, image_id: str, subject: str) -> None:
+        """Put a picture at the end of a data set's, unless it is among them."""
+        self.sets.setdefault(dataset_id, {}).setdefault(image_id, subject)
+
+
+@contextmanager
+def eval_record(workspace: Path, seed: int) -> Iterator[EvalRecord]:
+    """The record of a seed, held until the block ends, and then written if it grew.
+
+    Raises ArtifactError when it is damaged.
+    """
+    path = workspace / FOLDER / f"{seed}.json"
+    with locked(workspace, FOLDER):
+        record = _read(path)
+        before = sum(map(len, record.sets.values()))
+        yield record
+        if sum(map(len, record.sets.values())) > before:
+            path.parent.mkdir(exist_ok=True)
+            write_sealed(path, {"sets": {name: list(pictures.items()) for name, pictures in record.sets.items()}})
+
+
+def damaged_records(workspace: Path) -> list[str]:
+    """A line for each record that cannot be read."""
+    faults = []
+    for path in sorted((workspace / FOLDER).glob("*.json")):
+        try:
+            _read(path)
+        except ArtifactError as error:
+            faults.append(str(error))
+        except OSError as error:
+            faults.append(f"{path} cannot be read: {error.strerror}")
+    return faults
+
+
+def _read(path: Path) -> EvalRecord:
+    if not path.exists():
+        return EvalRecord({})
+    return EvalRecord({name: dict(pictures) for name, pictures in read_sealed(path, _LOST)["sets"].items()})

@@ -1,0 +1,100 @@
+"""Identities of crops: which pictures and settings decide the bytes of a stage's pixels, of the eval set, and of pairs.
+
+No artifact here has the index among its inputs, but a digest of those of its rows that it is made of: a picture that one
+stage alone can use, a rejected file or a stage that comes or goes leaves the crops of the other stage what they are. Costs
+a pass over the ledger for what is held out; the digests of what is trained on are in the index's summary.
+"""
+
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from deepfloyd_core.arrow import table_digest
+from deepfloyd_core.config.data_sets import ImageDataset
+from deepfloyd_core.config.flavours import Stage
+from deepfloyd_core.config.run import Run
+from deepfloyd_core.crops.eval_choice import EVAL_FORMAT, choose_held_out, chosen_pictures, held_out_pictures
+from deepfloyd_core.crops.pixels import FORMAT
+from deepfloyd_core.files import canonical_json, sha256_bytes
+from deepfloyd_core.index.ledger import PAIR, PICTURE, ledger_batches
+from deepfloyd_core.store.artifacts import Artifact, Request
+from deepfloyd_core.types import Identity
+
+KINDS = {"stage1_pixels": "stage1_conditioning", "eval_set": "eval_conditioning"}
+# Settings of a data set that decide where a crop is taken; which pictures there are, others decide.
+_CENTRAL = {
+    "resolution", "resolution_type", "maximum_image_size", "target_downsample_size", "crop", "crop_aspect",
+    "crop_aspect_buckets",
+}  # fmt: skip
+_CROPS = _CENTRAL | {"crop_style", "repeats", "random_crops"}
+
+
+def pixels_request(run: Run, index: Artifact, stage: Stage) -> Request:
+    """Identity of a stage's pixels: the pictures that feed it, how they are cropped, and how rows are cut into files."""
+    spec = {"stage": stage, "seed": run.config.seed, "shard_mib": run.config.shard_mib, **_cropped(run, stage, _CROPS)}
+    kind = f"stage{stage}_pixels"
+    return Request(kind, FORMAT, spec, {"pictures": index.summary["rows"][kind]})
+
+
+def eval_request(run: Run, index: Artifact) -> Request:
+    """Identity of the eval set: of each stage the pictures that are chosen, how they are cropped, and all that are held
+    out. Raises DataError as `choose_held_out`.
+    """
+    chosen, out = chosen_pictures(run, index, PICTURE), _held_out(run, index)
+    spec: dict[str, Any] = {"seed": run.config.seed}
+    inputs: dict[str, str] = {}
+    for stage in run.config.stages:
+        spec[f"stage{stage}"] = _cropped(run, stage, _CENTRAL)
+        inputs[f"stage{stage}_pictures"] = _digest(run, stage, chosen)
+        inputs[f"stage{stage}_held_out"] = table_digest([out[stage]])
+    return Request("eval_set", EVAL_FORMAT, spec, inputs)
+
+
+def eval_identity(eval_set: Identity, stage: Stage) -> str:
+    """What decides what a stage's training reads of an eval set: not what is there for the other stage."""
+    own = {name: value for name, value in eval_set.inputs.items() if name.startswith(f"stage{stage}_")}
+    record = {"seed": eval_set.spec["seed"], "crops": eval_set.spec[f"stage{stage}"], **own}
+    return sha256_bytes(canonical_json(record).encode())[:16]
+
+
+def conditioning_request(run: Run, index: Artifact, pictures: Identity) -> Request:
+    """Identity of the pairs of Stage I's pixels or of its eval set: those crops, and the pictures' pairs."""
+    kind = KINDS[pictures.kind]
+    if pictures.kind == "eval_set":
+        pairs, crops = _digest(run, 1, chosen_pictures(run, index, PAIR)), eval_identity(pictures, 1)
+    else:
+        pairs, crops = index.summary["rows"][kind], pictures.name
+    return Request(kind, FORMAT, {}, {"pairs": pairs, "pictures": crops})
+
+
+def _fed(run: Run, stage: Stage) -> list[ImageDataset]:
+    """The data sets that feed a stage, by name: their order in the data file means nothing."""
+    return sorted((dataset for dataset in run.datasets if dataset.factor(stage)), key=lambda dataset: dataset.id)
+
+
+def _cropped(run: Run, stage: Stage, keys: set[str]) -> dict[str, Any]:
+    """The settings that decide a stage's crops, some keys of each data set that feeds it."""
+    return {
+        "aspect_bucket_alignment": run.config.aspect_bucket_alignment,
+        "aspect_bucket_rounding": run.config.aspect_bucket_rounding,
+        "datasets": {dataset.id: dataset.model_dump(mode="json", include=keys) for dataset in _fed(run, stage)},
+    }
+
+
+def _digest(run: Run, stage: Stage, chosen: pa.Table) -> str:
+    """Of the chosen pictures of the data sets that feed a stage."""
+    return table_digest(chosen.filter(pc.equal(chosen["dataset_id"], dataset.id)) for dataset in _fed(run, stage))
+
+
+def _held_out(run: Run, index: Artifact) -> dict[Stage, pa.Table]:
+    """Of the pictures that feed each stage those that are not trained on, by name, each once."""
+    out = held_out_pictures(index, choose_held_out(run, index))
+    found: dict[Stage, list[pa.Array]] = {stage: [] for stage in run.config.stages}
+    reasons = [f"stage{stage}_reason" for stage in run.config.stages]
+    for batch in ledger_batches(index, ["image_id", *reasons]) if len(out) else ():
+        rows = batch.filter(pc.is_in(batch["image_id"], out))
+        for stage, reason in zip(run.config.stages, reasons, strict=True):
+            found[stage] += rows["image_id"].filter(pc.is_null(rows[reason])).chunks
+    ids = {stage: pc.unique(pa.chunked_array(chunks, pa.string())) for stage, chunks in found.items()}
+    return {stage: pa.table({"image_id": names.take(pc.sort_indices(names))}) for stage, names in ids.items()}

@@ -1,0 +1,68 @@
+"""What the next version of a pixel artifact takes over from the last one: whole shards, or single rows by their key."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from deepfloyd_core.crops.rows import ROWS_FILE, read_row_list, shard_files
+from deepfloyd_core.crops.shards import open_shard, read_rows
+from deepfloyd_core.store.artifacts import Artifact
+from deepfloyd_core.store.reuse import is_as_recorded, worth_keeping
+
+
+@dataclass(frozen=True)
+class OlderRows:
+    """What the pixel artifact made last has: its rows by key, and its files that still have the bytes they were given."""
+
+    names: tuple[str, ...]
+    digests: dict[str, str]
+    rows_in: np.ndarray  # int64, rows in each file, live or not
+    keys: np.ndarray  # uint64, sorted
+    number: np.ndarray  # int64: the number of the row that has the key
+    file: np.ndarray  # int32, of each row
+    place: np.ndarray
+
+    @classmethod
+    def read(cls, older: Artifact | None) -> "OlderRows":
+        """Of the artifact made last; nothing when there is none or its list of rows was changed."""
+        none = np.zeros(1, np.int64)  # so that there is something to index with -1
+        recorded = older.hashes if older else {}
+        if older is None or not is_as_recorded(older.path / ROWS_FILE, recorded):
+            return cls((), {}, none, np.empty(0, np.uint64), none[:0], none.astype(np.int32), none.astype(np.int32))
+        table, files = read_row_list(older.path), shard_files(older)
+        digests = {file.name: recorded[file.name] for file in files if is_as_recorded(file, recorded)}
+        whole = np.array([file.name in digests for file in files])
+        rows_in = np.array(
+            [pq.read_metadata(file).num_rows if good else 0 for file, good in zip(files, whole, strict=True)]
+        )
+        keys, file = table["key"].to_numpy(), table["file"].to_numpy()
+        number = np.argsort(keys, kind="stable")
+        number = number[whole[file[number]]]
+        return cls(
+            tuple(file.name for file in files), digests, rows_in, keys[number], number, file, table["place"].to_numpy()
+        )
+
+    def find(self, keys: np.ndarray) -> np.ndarray:
+        """The row that has each key: int64, -1 where there is none."""
+        if not len(self.keys):
+            return np.full(len(keys), -1)
+        spot = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
+        return np.where(self.keys[spot] == keys, self.number[spot], -1)
+
+    def worth_keeping(self, copies: np.ndarray, capacity: int) -> np.ndarray:
+        """Which files are taken over whole, given the rows of one size that are wanted: bool (files,)."""
+        live = np.bincount(self.file[copies[copies >= 0]], minlength=len(self.rows_in))
+        return worth_keeping(live, self.rows_in, capacity)
+
+
+def copy_rows(older: Artifact, copies: np.ndarray, pixels: list[np.ndarray], methods: list[str]) -> None:
+    """Fill in the rows that an older artifact has."""
+    numbers = np.flatnonzero(copies >= 0)
+    rows = read_row_list(older.path).select(["file", "place"])
+    files, places = (rows[name].to_numpy()[copies[numbers]] for name in ("file", "place"))
+    paths = shard_files(older)
+    for file in np.unique(files):
+        shard, old_rows = open_shard(paths[file]), read_rows(paths[file])
+        for number, place in zip(numbers[files == file], places[files == file], strict=True):
+            pixels[number], methods[number] = shard[place], old_rows[place].method

@@ -1,0 +1,164 @@
+"""A look at a few pictures before anything is made: where each is cropped, what the downsampling leaves, what is trained on.
+
+The pictures are those with the smallest hashes, so the same ones in every preview, and a fair sample of the data sets.
+Every file is hashed, as a run does it; only the shown pictures are decoded.
+"""
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+from PIL import Image, ImageDraw
+
+from deepfloyd_core.config.data_sets import ImageDataset
+from deepfloyd_core.config.flavours import Stage
+from deepfloyd_core.config.run import Run
+from deepfloyd_core.crops.plan import Planned, plan_pictures
+from deepfloyd_core.errors import DataError
+from deepfloyd_core.index.index import Entry, judge, look
+from deepfloyd_core.index.ledger import PICTURE, SCHEMA, Row
+from deepfloyd_core.index.left_out import sample_order
+from deepfloyd_core.index.scan import scan
+from deepfloyd_core.pictures.decode import decode_rgb
+from deepfloyd_core.pictures.draws import image_keys
+from deepfloyd_core.pictures.geometry import Crop
+from deepfloyd_core.pictures.resize import literal
+from deepfloyd_core.pictures.sheets import fitted, font, save_picture
+from deepfloyd_core.sources.source import read_again
+
+PREVIEW_FILE = "preview.png"
+CELL_PX, GAP_PX, LINE_PX, MARGIN_PX, FONT_PX, TILES_ACROSS = 176, 8, 18, 14, 13, 2
+INK, SOFT, PAPER, EDGE = (30, 30, 30), (105, 105, 105), (245, 245, 245), (200, 200, 200)
+COLOURS: dict[Stage, tuple[int, int, int]] = {1: (255, 40, 90), 2: (0, 125, 255)}  # of each stage's box and title
+Box = tuple[float, float, float, float]  # left, top, right, bottom
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One picture of the preview: its row and its first crop for each stage of the run that it feeds."""
+
+    row: Row
+    dataset: ImageDataset
+    crops: dict[Stage, Planned]
+
+
+def save_preview(run: Run, count: int, path: Path) -> int:
+    """Draw `count` pictures of the run's data sets into a PNG. Returns how many there were. Raises DataError for none."""
+    shown, rejected = _chosen(run, count)
+    if not shown:
+        counts = Counter(str(row.reason) for row in rejected)
+        reasons = ", ".join(f"{number} {reason}" for reason, number in sorted(counts.items()))
+        most = next((row for row in rejected if row.reason == max(counts, key=counts.__getitem__)), None)
+        example = f" For example {most.source}: {most.detail}." if most and most.detail else ""
+        raise DataError(f"No picture of the data sets can be used ({reasons or 'none can be read'}).{example}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_picture(_sheet(shown, run.config.stages), path)
+    return len(shown)
+
+
+def _chosen(run: Run, count: int) -> tuple[list[Shown], list[Row]]:
+    """The pictures to show, and the rejected ones that came before them."""
+    found = scan(run)
+    found = found.filter(found["sha256"].is_valid())
+    datasets = {dataset.id: dataset for dataset in run.datasets}
+    taken = dict.fromkeys(datasets, 0)
+    shown: list[Shown] = []
+    rejected: list[Row] = []
+    for place in sample_order(image_keys(found["sha256"]), run.config.seed):
+        entry = Entry(**found.slice(place, 1).to_pylist()[0])
+        dataset = datasets[entry.dataset_id]
+        if len(shown) == count or taken[dataset.id] == dataset.max_num_samples:
+            continue
+        row = judge(run, dataset, entry, look(run, dataset, entry))
+        fit: dict[Stage, bool] = {1: row.stage1_reason is None, 2: row.stage2_reason is None}
+        stages = [stage for stage in run.config.stages if row.status == "accepted" and fit[stage]]
+        if stages:
+            taken[dataset.id] += 1
+            picture = pa.Table.from_pylist([vars(row)], schema=SCHEMA).select(PICTURE)
+            plans = {stage: plan_pictures(run, dataset, stage, picture, passes=1) for stage in stages}
+            crops = {stage: Planned(**plan.to_pylist()[0]) for stage, plan in plans.items()}
+            shown.append(Shown(row, dataset, crops))
+        elif row.reason:
+            rejected.append(row)
+    return shown, rejected
+
+
+def _sheet(shown: list[Shown], stages: tuple[Stage, ...]) -> Image.Image:
+    titles = [
+        ("original", SOFT),
+        ("downsampled", SOFT),
+        *((f"stage {'I' * stage}", COLOURS[stage]) for stage in stages),
+    ]
+    tile = len(titles) * (CELL_PX + GAP_PX) - GAP_PX, CELL_PX + 2 * LINE_PX + GAP_PX
+    across = min(TILES_ACROSS, len(shown))
+    lines, head = -(-len(shown) // across), LINE_PX + MARGIN_PX
+    size = across * (tile[0] + MARGIN_PX) + MARGIN_PX, lines * (tile[1] + MARGIN_PX) + head
+    sheet = Image.new("RGB", size, PAPER)
+    pen = ImageDraw.Draw(sheet)
+    for column in range(across):
+        for number, (title, colour) in enumerate(titles):
+            left = MARGIN_PX + column * (tile[0] + MARGIN_PX) + number * (CELL_PX + GAP_PX)
+            pen.text((left, MARGIN_PX // 2), title, colour, font(FONT_PX))
+    for number, one in enumerate(shown):
+        line, column = divmod(number, across)
+        place = MARGIN_PX + column * (tile[0] + MARGIN_PX), head + line * (tile[1] + MARGIN_PX)
+        sheet.paste(_tile(one, stages, tile), place)
+    return sheet
+
+
+def _tile(one: Shown, stages: tuple[Stage, ...], size: tuple[int, int]) -> Image.Image:
+    """The original with each stage's box, the downsampled picture with the first one's, then the crop of each stage."""
+    tile = Image.new("RGB", size, PAPER)
+    pen, picture = ImageDraw.Draw(tile), _decoded(one)
+    (stage, first), *_ = one.crops.items()
+    scaled = first.crop.scaled
+    resized = literal(picture, scaled)
+    _paste(tile, picture, {stage: _corners(planned.crop) for stage, planned in one.crops.items()}, 0)
+    _paste(tile, resized, {stage: first.crop.box}, 1)
+    for number, stage in enumerate(stages, 2):
+        if stage in one.crops:
+            crop = one.crops[stage].crop
+            _paste(tile, literal(picture, crop.scaled).crop(crop.box), {}, number)
+        else:
+            why = (one.row.stage1_reason if stage == 1 else one.row.stage2_reason) or ""
+            pen.text((_left(number), 2 * LINE_PX + CELL_PX // 2), why.replace("_", " "), SOFT, font(FONT_PX))
+    sizes = [
+        first.crop.original,
+        scaled,
+        *((planned.crop.width, planned.crop.height) for planned in one.crops.values()),
+    ]
+    steps = " > ".join(f"{width}x{height}" for width, height in sizes)
+    title = f"{one.row.source} | {steps} | {first.crop_style}"
+    pen.text((0, 0), fitted(title, size[0], FONT_PX), INK, font(FONT_PX))
+    pen.text((0, LINE_PX), fitted(" ".join(first.caption.split()), size[0], FONT_PX), SOFT, font(FONT_PX))
+    return tile
+
+
+def _decoded(one: Shown) -> Image.Image:
+    data = read_again(one.dataset, one.row.source, one.row.image_id)
+    if data is None:
+        raise DataError(f"{one.row.source} changed or went away while the preview was made. Start it again.")
+    return decode_rgb(data)
+
+
+def _corners(crop: Crop) -> Box:
+    left, top, width, height = crop.source_box
+    return left, top, left + width, top + height
+
+
+def _left(number: int) -> int:
+    return number * (CELL_PX + GAP_PX)
+
+
+def _paste(tile: Image.Image, view: Image.Image, boxes: dict[Stage, Box], number: int) -> None:
+    """Fit a picture into cell `number` of a tile and draw boxes, given in its own pixels, on it."""
+    scale = min(CELL_PX / view.width, CELL_PX / view.height)
+    size = max(1, round(view.width * scale)), max(1, round(view.height * scale))
+    small = view.resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS)
+    pen = ImageDraw.Draw(small)
+    pen.rectangle((0, 0, size[0] - 1, size[1] - 1), outline=EDGE)
+    x, y = size[0] / view.width, size[1] / view.height
+    for stage, (left, top, right, bottom) in reversed(boxes.items()):
+        pen.rectangle((left * x, top * y, right * x - 1, bottom * y - 1), outline=COLOURS[stage], width=2)
+    tile.paste(small, (_left(number) + (CELL_PX - size[0]) // 2, 2 * LINE_PX + (CELL_PX - size[1]) // 2))

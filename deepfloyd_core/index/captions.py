@@ -1,0 +1,116 @@
+"""What a picture is called: from raw texts to the captions that training uses, in a fixed order.
+
+Filters clean what a captioner wrote, then tags are shuffled, then the instance prompt goes in front, so that a prompt is
+never filtered and always comes first. Every variant is listed, so that the text embeds hold each caption a crop can have;
+pass `repeat` over a picture takes number repeat % n.
+"""
+
+import random
+import re
+from functools import lru_cache
+from itertools import zip_longest
+from pathlib import Path
+
+from deepfloyd_core.config.data_blocks import CaptionShuffle
+from deepfloyd_core.config.data_sets import TABLES, ImageDataset
+from deepfloyd_core.errors import ConfigError
+from deepfloyd_core.files import text_lines
+from deepfloyd_core.hashing import hash_seed
+from deepfloyd_core.sources.names import caption_names
+from deepfloyd_core.sources.source import Raw, Texts, open_source
+from deepfloyd_core.sources.tables import CaptionReader
+
+Filter = tuple[re.Pattern[str], str, int]  # what, by what, how often (0: always)
+
+_SED = re.compile(r"s/((?:[^/\\]|\\.)*)/((?:[^/\\]|\\.)*)/?")
+_SPLIT = {"comma": (",", ", "), "space": (None, " "), "period": (".", ". ")}
+_TRIES = 20  # random orders for each one wanted; with few tags they soon repeat
+
+
+def raw_captions(dataset: ImageDataset, sources: list[str]) -> list[Texts]:
+    """The texts of each picture, by its name in the data set's source.
+
+    Raises ConfigError or DataError when the data set's table cannot be used.
+    """
+    if dataset.only_instance_prompt or dataset.caption_strategy == "instanceprompt":
+        return [Texts(dataset.prompts)] * len(sources)
+    if dataset.own_texts:
+        return open_source(dataset).texts(sources)
+    if dataset.caption_strategy in TABLES:
+        table = CaptionReader(dataset)
+        table.check_match(sources)
+        return [Texts(table.captions(source)) for source in sources]
+    return [Texts((Path(source).stem.replace("_", " "),)) for source in sources]
+
+
+def finished_captions(dataset: ImageDataset, raw: Raw, seed: int) -> list[str]:
+    """The captions of one picture; empty when there is none. `seed`: the run's, for shuffled tags."""
+    if dataset.only_instance_prompt or dataset.caption_strategy == "instanceprompt":
+        return list(dataset.prompts)
+    texts = list(raw or ())
+    if dataset.caption_strategy == "textfile" and not dataset.disable_multiline_split:
+        texts = [line for text in texts for line in text_lines(text)]
+    filters = compiled_filters(tuple(dataset.caption_filter_list))
+    captions = [filtered(text, filters).strip() for text in texts]
+    shuffle = dataset.caption_shuffle
+    variants = [shuffled(caption, shuffle, seed) if shuffle else [caption] for caption in captions if caption]
+    # The first form of each caption before the second of any: few repeats then show all captions.
+    ordered = [caption for turn in zip_longest(*variants) for caption in turn if caption is not None]
+    if not dataset.prepend_instance_prompt:
+        return ordered
+    return [f"{prompt} {caption}" for caption in ordered for prompt in dataset.prompts]
+
+
+def missing_caption(dataset: ImageDataset, source: str, raw: Raw) -> str:
+    """Why a picture, given its name and its raw texts, has no caption, and what to do."""
+    if raw and any(text.strip() for text in raw):
+        return "caption_filter_list leaves nothing of its caption"
+    if raw:
+        return "its caption is blank"
+    if dataset.caption_strategy == "textfile":
+        name = caption_names(source.rpartition("/")[2])[0]
+        return f"there is no {name} beside it; without such files set caption_strategy = instanceprompt and instance_prompt"
+    return "its row has no caption" if dataset.own_texts else "the table has no row for it, or no caption in it"
+
+
+@lru_cache(maxsize=64)
+def compiled_filters(lines: tuple[str, ...], where: str = "caption_filter_list") -> tuple[Filter, ...]:
+    """Each line as a regular expression to remove, or `s/search/replace/` to replace once. Raises ConfigError."""
+    filters: list[Filter] = []
+    for line in lines:
+        sed = _SED.fullmatch(line)
+        search, replacement = (sed[1], sed[2].replace("\\/", "/")) if sed else (line, "")
+        try:
+            pattern = re.compile(search)
+            pattern.sub(replacement, "")  # a group that is not there is found here
+        except (re.error, IndexError) as error:
+            raise ConfigError(
+                f"{where}: {line!r} is no regular expression ({error}). Put a backslash before a sign that means itself."
+            ) from None
+        filters.append((pattern, replacement, 1 if sed else 0))
+    return tuple(filters)
+
+
+def filtered(caption: str, filters: tuple[Filter, ...]) -> str:
+    """A caption after every filter, in their order."""
+    for pattern, replacement, count in filters:
+        caption = pattern.sub(replacement, caption, count=count)
+    return caption
+
+
+def shuffled(caption: str, shuffle: CaptionShuffle, seed: int) -> list[str]:
+    """A caption's variants, the same ones for the same (seed, caption): as written, then up to `count` other orders."""
+    split, join = _SPLIT[shuffle.split_on]
+    tags = [tag.strip() for tag in caption.split(split) if tag.strip()]
+    fixed, loose = tags[: shuffle.position_start], tags[shuffle.position_start :]
+    if not shuffle.enable or len(loose) < 2:
+        return [caption]
+    draws = random.Random(hash_seed("caption_shuffle", seed if shuffle.seed is None else shuffle.seed, caption))
+    orders: dict[tuple[str, ...], None] = {}
+    for _ in range(_TRIES * shuffle.count):
+        order = tuple(draws.sample(loose, len(loose)))
+        if list(order) != loose and len(orders) < shuffle.count:
+            orders[order] = None
+    end = "." if shuffle.split_on == "period" and caption.endswith(".") else ""
+    variants = [join.join([*fixed, *order]) + end for order in orders]
+    return [caption, *variants] if shuffle.include_original or not variants else variants

@@ -1,0 +1,223 @@
+"""The ledger: one row for every input file, accepted or with a named reason. What it looks like, and reading it.
+
+`image_index` makes it. Whatever comes after the index reads it here, in blocks, so that any size fits into memory.
+"""
+
+import builtins
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from deepfloyd_core.arrow import table_digest
+from deepfloyd_core.config.flavours import STAGES, Stage
+from deepfloyd_core.errors import DataError
+from deepfloyd_core.store.artifacts import Artifact
+from deepfloyd_core.store.counts import many
+
+CaptionCounts = dict[str, dict[str, int]]  # of each data set: how many pictures have "1", "2", ... captions
+
+INDEX_FILE = "index.parquet"
+ROWS_AT_ONCE = 4096
+LOOKS_FILE, LOOK_BYTES = "looks.npy", 392  # what each row's picture looks like: uint8 (rows, LOOK_BYTES), see `looks`
+BEYOND, DUPLICATE = "beyond_max_num_samples", "duplicate"
+AS_ASKED = (BEYOND, DUPLICATE)  # left out by request: these do not count against max_rejected_share
+
+SCHEMA = pa.schema(
+    [
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("dataset_id", pa.string(), nullable=False),
+        pa.field("status", pa.string(), nullable=False),
+        pa.field("reason", pa.string()),
+        pa.field("detail", pa.string()),
+        pa.field("note", pa.string()),
+        pa.field("image_id", pa.string()),
+        pa.field("bytes", pa.int64(), nullable=False),
+        pa.field("format", pa.string()),
+        pa.field("width", pa.int32()),
+        pa.field("height", pa.int32()),
+        pa.field("captions", pa.list_(pa.string()), nullable=False),
+        pa.field("face", pa.list_(pa.int32())),
+        pa.field("stage1_reason", pa.string()),
+        pa.field("stage2_reason", pa.string()),
+        pa.field("group", pa.string()),
+    ]
+)
+_PAIR = [pa.field("conditioning", pa.string()), pa.field("conditioning_id", pa.string())]
+PICTURE = (
+    "image_id",
+    "source",
+    "dataset_id",
+    "width",
+    "height",
+    "captions",
+    "face",
+)  # the columns that crops are made of
+PAIR = (*PICTURE, "conditioning", "conditioning_id")  # and those of their pairs
+
+
+def schema(paired: bool) -> pa.Schema:
+    """The columns of a ledger; where pairs are followed it also has the name and the sha256 of each picture's pair."""
+    return pa.schema([*SCHEMA, *_PAIR]) if paired else SCHEMA
+
+
+def part_schema(paired: bool) -> pa.Schema:
+    """The columns of judged rows, before it is known which pictures show the same: the look instead of the group."""
+    return schema(paired).remove(SCHEMA.get_field_index("group")).append(pa.field("look", pa.binary(LOOK_BYTES)))
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the ledger. A picture can be fit for one stage and too small for the other."""
+
+    source: str
+    dataset_id: str
+    status: str  # accepted | rejected
+    reason: str | None
+    detail: str | None
+    image_id: str | None
+    bytes: int
+    format: str | None
+    width: int | None
+    height: int | None
+    captions: list[str]  # every one that training may use
+    face: list[int] | None  # left, top, width, height in the upright picture; None: none was found, or looked for
+    stage1_reason: str | None  # why it does not feed Stage I; None: it does
+    stage2_reason: str | None
+    note: str | None = None  # what is odd about the file, whether it is accepted or not
+    conditioning: str | None = None  # the pair that a ControlNet follows: its name, and the sha256 of its bytes
+    conditioning_id: str | None = None
+    group: str | None = None  # the first image_id of those that show the same; None: it has no twin
+    look: "builtins.bytes | None" = None  # see `looks`; not in the ledger, but beside it
+
+
+def read_index(index: Artifact) -> list[Row]:
+    """All rows of a ledger, in its order; for small ones. `ledger_batches` reads any size in bounded memory."""
+    return [Row(**row) for row in pq.read_table(index.path / INDEX_FILE).to_pylist()]
+
+
+def ledger_batches(
+    index: Artifact, columns: Iterable[str], stage: Stage | None = None, *, rejected: bool = False
+) -> Iterator[pa.Table]:
+    """Columns of the accepted rows of a ledger, in its order, some thousands at a time; of those that feed a stage.
+
+    rejected: of the rejected rows too.
+    """
+    yield from _batches(index.path / INDEX_FILE, list(columns), stage, rejected)
+
+
+def row_digests(ledger: Path, paired: bool) -> dict[str, str]:
+    """Of each stage a digest over the rows that feed it, by the name of the stage's artifact: the pictures, in their order,
+    and with `paired` what is followed for them. Equal digests, equal crops.
+    """
+    digests = {f"stage{stage}_pixels": table_digest(_batches(ledger, list(PICTURE), stage)) for stage in STAGES}
+    if paired:
+        digests["stage1_conditioning"] = table_digest(_batches(ledger, list(PAIR), 1))
+    return digests
+
+
+def _batches(ledger: Path, columns: list[str], stage: Stage | None, rejected: bool = False) -> Iterator[pa.Table]:
+    asked = list(dict.fromkeys([*columns, "status", *([f"stage{stage}_reason"] if stage else [])]))
+    # pre_buffer would hold every column chunk of the file until the end: 800 MiB of ten million rows.
+    with pq.ParquetFile(ledger, pre_buffer=False) as file:
+        for batch in file.iter_batches(ROWS_AT_ONCE, columns=asked):
+            wanted = pc.or_(pc.equal(batch["status"], "accepted"), rejected)
+            if stage:
+                wanted = pc.and_(wanted, pc.is_null(batch[f"stage{stage}_reason"]))
+            yield pa.Table.from_batches([batch]).filter(wanted).select(columns)
+
+
+def group_names(rows: pa.Table) -> pa.ChunkedArray:
+    """Of each row (columns `group` and `image_id`) the first picture of its group, itself where it has no twin."""
+    return pc.coalesce(rows["group"], rows["image_id"])
+
+
+def caption_counts(index: Artifact) -> Counter[str]:
+    """Every caption that training may use, and how many pictures have it."""
+    counts: Counter[str] = Counter()
+    for batch in ledger_batches(index, ["captions"]):
+        counts.update(pc.list_flatten(batch["captions"]).to_pylist())
+    return counts
+
+
+def count_captions(rows: pa.Table, counts: CaptionCounts) -> None:
+    """Add to `counts` the accepted rows of a ledger."""
+    rows = rows.filter(pc.equal(rows["status"], "accepted"))
+    pairs = zip(rows["dataset_id"].to_pylist(), pc.list_value_length(rows["captions"]).to_pylist(), strict=True)
+    for (name, captions), pictures in Counter(pairs).items():
+        of_set = counts.setdefault(name, {})
+        of_set[str(captions)] = of_set.get(str(captions), 0) + pictures
+
+
+def take_examples(ledger: Path) -> dict[str, list[str]]:
+    """Of each reason for a rejection the first file of which more is known: its name and the detail."""
+    found: dict[str, list[str]] = {}
+    with pq.ParquetFile(ledger, pre_buffer=False) as file:
+        for batch in file.iter_batches(columns=["status", "reason", "source", "detail"]):
+            own = batch.filter(pc.and_(pc.equal(batch["status"], "rejected"), pc.is_valid(batch["detail"])))
+            for reason in set(pc.unique(own["reason"]).to_pylist()) - set(found):
+                first = pc.index(own["reason"], reason).as_py()
+                found[reason] = [own[name][first].as_py() for name in ("source", "detail")]
+    return dict(sorted(found.items()))
+
+
+def captions_left_out(counts: CaptionCounts, repeats: Mapping[str, int]) -> list[str]:
+    """A line for each data set with pictures that have more captions than `repeats + 1` passes can show."""
+    lines = []
+    for name, of_set in sorted(counts.items()):
+        passes = repeats[name] + 1
+        more = {int(captions): pictures for captions, pictures in of_set.items() if int(captions) > passes}
+        if more:
+            shown = "the first alone is" if passes == 1 else f"the first {passes} are"
+            have = many(sum(more.values()), "picture has", "pictures have")
+            lines.append(
+                f"{name}: {have} up to {max(more)} captions, and with repeats = {repeats[name]} {shown} trained. "
+                f"Set repeats = {max(more) - 1}, or disable_multiline_split where the lines of a file are one caption"
+            )
+    return lines
+
+
+def count_rows(ledger: Path) -> dict[str, Any]:
+    """Counts that the manifest and the UI show."""
+    table = pq.read_table(ledger, columns=["status", "reason", "stage1_reason", "stage2_reason", "bytes"])
+    accepted = table.filter(pc.equal(table["status"], "accepted"))
+    reasons = Counter(reason for reason in table["reason"].drop_null().to_pylist())
+    return {
+        "inputs": len(table),
+        "accepted": len(accepted),
+        "rejected": len(table) - len(accepted),
+        "reasons": dict(sorted(reasons.items())),
+        "stage1": accepted["stage1_reason"].null_count,
+        "stage2": accepted["stage2_reason"].null_count,
+        "bytes": pc.sum(table["bytes"]).as_py(),
+    }
+
+
+def check_share(summary: dict[str, Any], max_rejected_share: float, ledger: Path) -> None:
+    """Raises DataError when too large a share was rejected, or nothing is left."""
+    reasons = ", ".join(f"{count} {reason}" for reason, count in summary["reasons"].items())
+    if not summary["accepted"]:
+        raise DataError(
+            f"All {summary['inputs']} pictures were rejected ({reasons}). {_most(summary)}The ledger is {ledger}."
+        )
+    left_out = sum(summary["reasons"].get(reason, 0) for reason in AS_ASKED)
+    rejected, inputs = summary["rejected"] - left_out, summary["inputs"] - left_out
+    share = rejected / inputs
+    if share > max_rejected_share:
+        raise DataError(
+            f"{rejected} of {inputs} pictures were rejected ({reasons}): a share of {share:.2f}, "
+            f"above max_rejected_share = {max_rejected_share}. {_most(summary)}The ledger is {ledger}; mend the data or "
+            "raise the limit."
+        )
+
+
+def _most(summary: dict[str, Any]) -> str:
+    """An example of the most frequent reason, as a sentence; empty where no more is known of it."""
+    reason = max(summary["reasons"], key=lambda name: summary["reasons"][name], default="")
+    source, detail = summary["examples"].get(reason, ("", ""))
+    return f"For example {source}: {detail}. " if detail else ""

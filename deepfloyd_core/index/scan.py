@@ -1,0 +1,268 @@
+"""Scan: every input of the data sets as one row of an Arrow table, with the sha256 that names its bytes.
+
+A file is read only when its size, times or inode differ from the notes of the last scan, so an unchanged data set costs
+its listing. The notes (`<workspace>/.scan/`) are no truth of their own: without them every file is read again (1.7 GB/s) and
+the table is the same. Nothing in the source directories is ever touched.
+"""
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from deepfloyd_core.arrow import mapped_table, table_digest
+from deepfloyd_core.config.data_sets import ImageDataset
+from deepfloyd_core.config.run import Run
+from deepfloyd_core.errors import DataError
+from deepfloyd_core.files import TMP_PREFIX, atomic_path, sha256_bytes
+from deepfloyd_core.index.captions import raw_captions
+from deepfloyd_core.index.pairs import with_pairs
+from deepfloyd_core.sources.names import count_labels, counted, starts_like_picture
+from deepfloyd_core.sources.picture_bytes import is_heif
+from deepfloyd_core.sources.source import Source, open_source
+from deepfloyd_core.store.artifacts import locked
+from deepfloyd_core.types import Report, no_report
+
+log = logging.getLogger(__name__)
+
+NOTES_DIR = ".scan"
+BLOCK = 4096  # files whose reads are asked for at once
+UNSURE_BYTES = 1 << 28  # more than any picture; a disk image would fill the memory
+FILE_BYTES = 1 << 30  # more than a picture that decode_memory_mib allows by default; each is read whole
+LISTED_BLOCK = 1 << 16  # files of a listing held as Python objects
+_TEXTS = pa.list_(pa.string())
+
+SCAN = pa.schema(
+    [
+        pa.field("dataset_id", pa.string(), nullable=False),
+        pa.field("source", pa.string(), nullable=False),  # its name in the data set's source: a path, a URL
+        pa.field("bytes", pa.int64(), nullable=False),
+        pa.field("sha256", pa.string()),  # null: it could not be read
+        pa.field("captions", _TEXTS),  # texts as they were found; null: there are none, or they cannot be read
+        pa.field("reason", pa.string()),  # why the scan itself rejects it
+        pa.field("detail", pa.string()),  # of the reason, or why a caption that is there cannot be read
+    ]
+)
+_NOTES = pa.schema([("source", pa.string()), ("stamp", pa.string()), ("bytes", pa.int64()), ("sha256", pa.string()),
+                    ("looks_like", pa.string()), ("text_stamp", pa.string()), ("captions", _TEXTS),
+                    ("fault", pa.string())])  # fmt: skip
+_LISTED = pa.schema([("source", pa.string()), ("bytes", pa.int64()), ("stamp", pa.string()),
+                     ("text_stamp", pa.string()), ("reason", pa.string()), ("detail", pa.string()),
+                     ("kind", pa.string())])  # fmt: skip
+_OTHERS = b"other files"  # in the scan's metadata: how many of each kind are no input, as JSON
+_HEIF = b"HEIF"  # in it as well: some file is HEIF by its first bytes, whatever it is called
+
+
+class _Read(NamedTuple):
+    """What reading a file gave: its length and sha256 (None: it cannot be read, `fault` says why)."""
+
+    bytes: int
+    sha256: str | None
+    looks_like: str  # by its first bytes: picture, heif or other
+    fault: str | None = None
+
+
+def scan(run: Run, report: Report = no_report) -> pa.Table:
+    """List the data sets, hash what is new or changed: SCAN, sorted by data set and source. DataError: nothing there.
+
+    Where pairs are followed it has the columns of `with_pairs` as well.
+    """
+    others: Counter[str] = Counter()
+    parts = [_scan_dataset(run, dataset, report, others) for dataset in run.datasets]
+    places: list[pa.Table] = []
+    if run.config.paired:
+        parts, places = _with_places(run, parts, report)
+    found = pa.concat_tables(parts)
+    if not found.num_rows:
+        where = ", ".join(open_source(dataset).name for dataset in run.datasets)
+        beside = f" ({others_line(others)})" if others else ""
+        raise DataError(f"There is no picture in {where}{beside}. Put pictures there, or correct the data set's entry.")
+    if others:
+        log.info("%s", others_line(others))
+    found = found.sort_by([("dataset_id", "ascending"), ("source", "ascending")]).combine_chunks()
+    heif = {_HEIF: b""} if any(map(has_heif, [*parts, *places])) else {}
+    return found.replace_schema_metadata({_OTHERS: json.dumps(others), **heif})
+
+
+def has_heif(found: pa.Table) -> bool:
+    """Whether a scan met HEIF pictures."""
+    return _HEIF in (found.schema.metadata or {})
+
+
+def others_of(found: pa.Table) -> dict[str, int]:
+    """How many files of a scan's places are no input, by their kind: `.mov`, `@eaDir/`, `no extension`."""
+    return dict(json.loads((found.schema.metadata or {}).get(_OTHERS, b"{}")))
+
+
+def others_line(others: Mapping[str, int]) -> str:
+    """The same in words; empty for none."""
+    count = sum(others.values())
+    many = "1 other file ({}) is no picture" if count == 1 else f"{count:,} other files ({{}}) are no pictures"
+    return many.format(counted(others)) if count else ""
+
+
+def _with_places(run: Run, parts: list[pa.Table], report: Report) -> tuple[list[pa.Table], list[pa.Table]]:
+    """The scans of the data sets, each with what a scan of its pairs' place has of its pictures; and those scans."""
+    scanned: dict[str, pa.Table] = {}
+    paired = []
+    for dataset, part in zip(run.datasets, parts, strict=True):
+        place = run.pairs_of(dataset)
+        if place is not None and place.id not in scanned:
+            scanned[place.id] = _scan_dataset(run, place, report, Counter())
+        paired.append(with_pairs(part, scanned[place.id] if place else SCAN.empty_table()))
+    return paired, list(scanned.values())
+
+
+def data_digest(found: pa.Table) -> str:
+    """The fingerprint of a scan: all that decides rows, not why a file could not be had, which may differ each time."""
+    told = pc.if_else(pc.is_null(found["reason"]), found["detail"], pa.scalar(None, pa.string()))
+    return table_digest([found.set_column(found.schema.get_field_index("detail"), "detail", told)])
+
+
+def _scan_dataset(run: Run, dataset: ImageDataset, report: Report, others: Counter[str]) -> pa.Table:
+    """SCAN of one data set. Counts in `others` the files that are no input."""
+    source = open_source(dataset)
+    notes = run.workspace / NOTES_DIR / f"{sha256_bytes(source.name.encode())[:16]}.arrow"
+    listed = _without_others(_large_ones_left(_listing(source)), others)
+    old = _read_notes(notes)
+    place = pc.index_in(listed["source"], value_set=old["source"].combine_chunks())
+    known = old.take(place)
+    same = _equal_stamps(listed["stamp"], known["stamp"]) & pc.is_valid(known["sha256"]).to_numpy()
+    to_read = np.flatnonzero(~same & pc.is_null(listed["reason"]).to_numpy())
+    names = listed["source"].take(to_read).to_pylist()
+    read = list(_read_all(source, names, source.threads or run.config.workers, report))
+
+    hashes = _merged(_where(same, known["sha256"]), to_read, pa.array([file.sha256 for file in read], pa.string()))
+    sizes = pc.if_else(pa.array(same), known["bytes"], listed["bytes"]).to_numpy().copy()
+    sizes[to_read] = [file.bytes for file in read]
+    seen = pa.array([file.looks_like for file in read], pa.string())
+    looks = _merged(pc.if_else(pa.array(same), known["looks_like"], "picture"), to_read, seen)
+    kinds = pc.if_else(pc.or_(pc.equal(listed["kind"], "unsure"), pc.equal(looks, "heif")), looks, listed["kind"])
+    lost = pc.and_(pc.is_null(hashes), pc.is_null(listed["reason"]))
+    reasons = pc.if_else(lost, source.lost, listed["reason"])
+    details = _merged(listed["detail"], to_read, pa.array([file.fault for file in read], pa.string()))
+
+    usable = pc.and_(pc.is_null(reasons), pc.not_equal(kinds, "other")).to_numpy()
+    same = usable & dataset.own_texts & _equal_stamps(listed["text_stamp"], known["text_stamp"])
+    wanted = np.flatnonzero(usable & ~same)
+    texts = raw_captions(dataset, listed["source"].take(wanted).to_pylist())
+    captions = _merged(_where(same, known["captions"]), wanted, pa.array([text.raw for text in texts], _TEXTS))
+    faults = _merged(_where(same, known["fault"]), wanted, pa.array([text.fault for text in texts], pa.string()))
+    # Only texts that lie with the pictures are worth a note: any others would be taken for them by the next scan.
+    passing = wanted[[text.passing for text in texts]]
+    stamps = _merged(listed["text_stamp"], passing, pa.repeat("", len(passing)))
+    stamps = stamps if dataset.own_texts else pa.repeat("", len(listed))
+    noted = (
+        [captions, faults] if dataset.own_texts else [pa.nulls(len(listed), _TEXTS), pa.nulls(len(listed), pa.string())]
+    )
+    new = pa.table([listed["source"], listed["stamp"], pa.array(sizes), hashes, looks, stamps, *noted], schema=_NOTES)
+    if not new.equals(old):
+        _write_notes(notes, new)
+    ids = pa.repeat(dataset.id, len(listed))
+    details = pc.coalesce(details, faults)
+    scanned = pa.table([ids, listed["source"], sizes, hashes, captions, reasons, details, kinds], [*SCAN.names, "kind"])
+    heif = pc.any(pc.equal(kinds, "heif")).as_py()
+    scanned = _without_others(scanned, others).drop_columns(["kind"]).cast(SCAN)
+    return scanned.replace_schema_metadata({_HEIF: b""} if heif else None)
+
+
+def _large_ones_left(listed: pa.Table) -> pa.Table:
+    """Of files that no name tells those are no pictures that are too large to be read for that; others are rejected."""
+    large = pc.and_(pc.equal(listed["kind"], "unsure"), pc.greater(listed["bytes"], UNSURE_BYTES))
+    listed = listed.set_column(
+        listed.schema.get_field_index("kind"), "kind", pc.if_else(large, "other", listed["kind"])
+    )
+    picture = pc.and_(pc.equal(listed["kind"], "picture"), pc.is_null(listed["reason"]))
+    large = pc.and_(picture, pc.greater(listed["bytes"], FILE_BYTES))
+    reasons = pc.if_else(large, "unreadable", listed["reason"])
+    details = pc.if_else(large, f"larger than {FILE_BYTES >> 20:,} MiB", listed["detail"])
+    columns = [*listed.columns[:4], reasons, details, listed["kind"]]
+    return pa.table(columns, schema=listed.schema)
+
+
+def _without_others(table: pa.Table, others: Counter[str]) -> pa.Table:
+    """The rows whose `kind` is not `other`; those are counted."""
+    other = pc.equal(table["kind"], "other")
+    names = table["source"].filter(other)
+    for start in range(0, len(names), LISTED_BLOCK):
+        others.update(count_labels(names.slice(start, LISTED_BLOCK).to_pylist()))
+    return table.filter(pc.invert(other))
+
+
+def _looks_like(start: bytes) -> str:
+    """What a file is by its first bytes."""
+    if is_heif(start):
+        return "heif"
+    return "picture" if starts_like_picture(start) else "other"
+
+
+def _equal_stamps(now: pa.ChunkedArray, then: pa.ChunkedArray) -> np.ndarray:
+    same = pc.and_(pc.equal(now, then), pc.not_equal(now, ""))
+    return np.asarray(pc.fill_null(same, False).to_numpy())
+
+
+def _where(mask: np.ndarray, column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """A column of any type with null where the mask is false."""
+    return column.take(pa.array(np.arange(len(mask)), mask=~mask))
+
+
+def _merged(old: pa.ChunkedArray, places: np.ndarray, new: pa.Array) -> pa.ChunkedArray:
+    """`old` with the values at `places` replaced by `new`; for columns of any type."""
+    take = np.arange(len(old))
+    take[places] = len(old) + np.arange(len(new))
+    return pa.chunked_array([*old.chunks, new]).take(take)
+
+
+def _read_all(source: Source, names: list[str], threads: int, report: Report) -> Iterator[_Read]:
+    """What reading each file gives, in their order."""
+
+    def read(name: str) -> _Read:
+        try:
+            data = source.read(name)
+        except OSError as error:
+            return _Read(0, None, "picture", str(error))
+        except MemoryError:
+            return _Read(0, None, "picture", "does not fit into the memory that is left")
+        return _Read(len(data), sha256_bytes(data), _looks_like(data[:64]))
+
+    with ThreadPoolExecutor(threads) as pool:
+        for start in range(0, len(names), BLOCK):
+            yield from pool.map(read, names[start : start + BLOCK])
+            report(min(start + BLOCK, len(names)), len(names), "files hashed")
+
+
+def _read_notes(path: Path) -> pa.Table:
+    try:
+        notes = mapped_table(path)
+    except (OSError, pa.ArrowInvalid):
+        return _NOTES.empty_table()  # none yet, or damaged: everything is read again
+    return notes if notes.schema.equals(_NOTES) else _NOTES.empty_table()
+
+
+def _write_notes(path: Path, notes: pa.Table) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with locked(path.parents[1], f"scan-{path.stem}"):
+        for left in path.parent.glob(f"{TMP_PREFIX}*-{path.name}"):
+            left.unlink()  # of a run that was killed: who writes holds the lock
+        with atomic_path(path) as tmp, pa.ipc.new_file(tmp, _NOTES) as writer:
+            writer.write_table(notes)
+
+
+def _listing(source: Source) -> pa.Table:
+    """_LISTED, sorted by source."""
+    files = source.listing()
+    blocks = []
+    while block := list(islice(files, LISTED_BLOCK)):
+        columns = (
+            pa.array(column, field.type) for column, field in zip(zip(*block, strict=True), _LISTED, strict=True)
+        )
+        blocks.append(pa.RecordBatch.from_arrays(list(columns), schema=_LISTED))
+    return pa.Table.from_batches(blocks, schema=_LISTED).sort_by("source")

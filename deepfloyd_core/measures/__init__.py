@@ -1,0 +1,4 @@
+"""Pictures in, figures out.
+
+Entry: `measures.upscaling.measure_upscalers`.
+"""

@@ -1,0 +1,88 @@
+"""What CLIP (Radford et al. 2021) sees in pictures, for those who have a folder with a model; none is shipped or fetched.
+
+PSNR and SSIM reward the blurred mean of all that a low-res picture could be; a learned eye does not. Two figures of one
+model: how alike a picture and its truth are, and how alike two sets of pictures are as sets, whichever belongs to which.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from deepfloyd_core.config.base import is_there
+from deepfloyd_core.errors import ConfigError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+# uint8 pictures (H, W, 3) -> float64 (N, E), each of length 1
+ClipEye = Callable[[Sequence["np.ndarray"]], "np.ndarray"]
+FEWEST_OF_A_SET = 10
+_FILES = ("config.json", "model.safetensors", "preprocessor_config.json")
+_BATCH = 16
+
+
+def check_clip_folder(folder: Path) -> None:
+    """Raises ConfigError unless a folder holds a CLIP model as transformers saves it, in safetensors. Loads nothing."""
+    lacking = [name for name in _FILES if not (is_there(folder / name) and (folder / name).is_file())]
+    if lacking:
+        raise ConfigError(
+            f"eval_clip_model is {str(folder)!r}, which has no {', no '.join(lacking)}. It should be a folder of a CLIP "
+            "model, as `hf download openai/clip-vit-base-patch32 --local-dir FOLDER` makes it; remove the key to do without."
+        )
+    # Of a picture encoder alone transformers' file may not say the size of its embeddings, and is then loaded at random.
+    try:
+        kind = json.loads((folder / "config.json").read_bytes()).get("model_type")
+    except (OSError, ValueError, AttributeError) as error:
+        raise ConfigError(
+            f"eval_clip_model is {str(folder)!r}, whose config.json cannot be read: {error}. Download it again."
+        ) from None
+    if kind != "clip":
+        raise ConfigError(
+            f"eval_clip_model is {str(folder)!r}, a model of the type {kind!r}; a whole CLIP model is needed."
+        )
+
+
+def load_clip_eye(folder: Path, device: "torch.device") -> ClipEye:
+    """CLIP's picture encoder of a folder, in fp32. Agrees with transformers' CLIPModel.get_image_features, normalised."""
+    import torch
+    from transformers import CLIPImageProcessor, CLIPModel
+
+    model = CLIPModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+    model = model.to(device, torch.float32).eval()
+    processor = CLIPImageProcessor.from_pretrained(folder, local_files_only=True)
+
+    @torch.no_grad()
+    def see(pictures: Sequence["np.ndarray"]) -> "np.ndarray":
+        parts = []
+        for start in range(0, len(pictures), _BATCH):
+            given = processor(list(pictures[start : start + _BATCH]), return_tensors="pt").to(device)
+            seen = model.vision_model(pixel_values=given["pixel_values"]).pooler_output
+            parts.append(model.visual_projection(seen).double().cpu())
+        found = torch.cat(parts)
+        unit: np.ndarray = (found / found.norm(dim=1, keepdim=True)).numpy()
+        return unit
+
+    return see
+
+
+def alike(pictures: "np.ndarray", truths: "np.ndarray") -> list[float]:
+    """Cosine of each picture's embedding (N, E) and its truth's: 1 when they are the same to CLIP."""
+    return [float(cosine) for cosine in (pictures * truths).sum(1)]
+
+
+def set_distance(pictures: "np.ndarray", truths: "np.ndarray") -> float | None:
+    """Kernel distance of two sets of embeddings (N, E): the unbiased squared MMD with (x.y + 1)^3. None below ten of a set.
+
+    The estimator of KID (Binkowski et al. 2018, eq. 3) with CLIP in Inception's place, as Jayasumana et al. 2024 advise.
+    Embeddings have length 1, so x.y is not divided by E. Near 0 for sets alike; below it by chance.
+    """
+    if min(len(pictures), len(truths)) < FEWEST_OF_A_SET:
+        return None
+
+    def within(rows: "np.ndarray") -> float:
+        kernel = (rows @ rows.T + 1) ** 3
+        return float((kernel.sum() - kernel.trace()) / (len(rows) * (len(rows) - 1)))
+
+    return within(pictures) + within(truths) - 2 * float(((pictures @ truths.T + 1) ** 3).mean())

@@ -1,0 +1,66 @@
+"""The folder of a model: a directory of one's own, one that is downloaded, or random weights of the same shapes."""
+
+from pathlib import Path
+
+from deepfloyd_core.config.base import is_there
+from deepfloyd_core.config.flavours import FLAVOURS, RANDOM, Stage
+from deepfloyd_core.errors import ModelError
+
+# What a stock pipeline of one stage needs; `text` marks what only the text encoder's process reads.
+_UNET_FILES = ("unet/config.json", "unet/*.safetensors", "scheduler/scheduler_config.json")
+_STAGE2_FILES = ("image_noising_scheduler/scheduler_config.json",)
+_TEXT_FILES = ("text_encoder/config.json", "text_encoder/*.safetensors", "tokenizer/tokenizer_config.json")
+
+
+def resolve(model: str, stage: Stage, text: bool = False) -> Path:
+    """The local folder of a model given as a directory, a hub id or `random:<flavour>`; downloads or writes it if it must.
+
+    `text`: the text encoder and tokenizer are needed as well. Raises ModelError that lists the missing files and how
+    to get them: a directory lacks some, the hub cannot be reached, the licence is not accepted.
+    """
+    wanted = _UNET_FILES + (_STAGE2_FILES if stage == 2 else ()) + (_TEXT_FILES if text else ())
+    folder = Path(model)
+    if model in FLAVOURS and model.startswith(RANDOM):
+        from deepfloyd_core.models.random_weights import random_folder
+
+        folder = random_folder(model, text)
+    elif not is_there(folder) or not folder.is_dir():
+        if folder.is_absolute() or model.count("/") != 1:
+            raise ModelError(f"{model} is not a directory, nor a hub id of the form owner/name.")
+        folder = _download(model, wanted)
+    missing = [pattern for pattern in wanted if not any(folder.glob(pattern))]
+    if missing:
+        raise ModelError(f"{folder} lacks {', '.join(missing)}. Put these files there (safetensors only, no .bin).")
+    return folder
+
+
+def _download(repo: str, wanted: tuple[str, ...]) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
+
+    patterns = [*wanted, "model_index.json", "tokenizer/*", "unet/*.json", "text_encoder/*.json"]
+    patterns = [pattern for pattern in patterns if "text_encoder/*.safetensors" in wanted or "tokenizer" not in pattern]
+    files = ", ".join(wanted)
+    accept = f"Accept the licence at https://huggingface.co/{repo} and run `hf auth login`"
+    local = "or point pretrained_model_name_or_path at a directory that holds them"
+    try:
+        return Path(snapshot_download(repo, allow_patterns=patterns, ignore_patterns=["*.bin", "*.fp16.*"]))
+    except GatedRepoError:
+        raise ModelError(f"{repo} is gated: {files} cannot be read. {accept}, {local}.") from None
+    except (HfHubHTTPError, OSError) as error:
+        if away := _why_away(error):
+            raise ModelError(f"Of {repo} this machine lacks {files}, and {away}, {local}.") from None
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(f"{repo} could not be had ({reason}); needed: {files}. {accept}, {local}.") from None
+
+
+def _why_away(error: Exception) -> str:
+    """Why the hub was not asked, or did not answer, and what to do; empty where it answered, or the fault is another."""
+    from huggingface_hub import constants, is_offline_mode
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    if not isinstance(error, LocalEntryNotFoundError) or isinstance(error.__cause__, HfHubHTTPError):
+        return ""
+    if is_offline_mode():
+        return "HF_HUB_OFFLINE forbids to download it. Unset that"
+    return f"the hub at {constants.ENDPOINT} cannot be reached ({error.__cause__}). Run this again when it can"

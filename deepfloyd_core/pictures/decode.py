@@ -1,0 +1,389 @@
+"""From a file's bytes to an upright sRGB picture, or to the reason why not.
+
+Pillow meets hostile files with nine kinds of exception, not only OSError; all of them become a named reason here.
+"""
+
+import io
+import struct
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageChops, ImageCms, ImageFile, ImageOps, PngImagePlugin, UnidentifiedImageError
+
+from deepfloyd_core.errors import ConfigError
+from deepfloyd_core.pictures.geometry import Size
+from deepfloyd_core.pictures.jpeg_scans import Layout, all_scans_are_there, without_detail
+from deepfloyd_core.sources.picture_bytes import HAS_HEIF, JPEG_START, closed, fillers, is_cut, what_it_is, without_text
+
+# By content, not by name. What phones write as multi-picture .jpg (MPO) is opened by the JPEG plugin.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", *(["HEIF"] if HAS_HEIF else []))
+MAX_PIXELS = 1 << 30  # for any memory; 292 megapixels of 3 GiB
+BYTES_PER_PIXEL = 11  # Pillow's four, and as much again while it is turned or converted; 7 while it is made smaller
+STRIP_PX = 1 << 20  # pixels that are converted at once: what a conversion needs beside its result is that of a strip
+PIXEL_ERRORS = (
+    OSError, ValueError, SyntaxError, MemoryError, RuntimeError, NotImplementedError, struct.error, EOFError,
+    IndexError, KeyError, TypeError, OverflowError, ZeroDivisionError, AttributeError,
+)  # fmt: skip
+WHITE = (255, 255, 255)
+_ORIENTATION = 0x0112  # the EXIF tag; 1 is upright
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # fmt: skip
+_TURNED = (5, 6, 7, 8)  # these swap width and height
+_FROM_RIGHT, _FROM_BOTTOM = (
+    (2, 3, 6, 7),
+    (3, 4, 7, 8),
+)  # what was stored at the right or the bottom ends at the left or the top
+_JPEGS = ("JPEG", "MPO")
+GLANCE_PX = 32  # each edge of a glance's small copy
+_SEEN_PX = 1024  # the longer edge of what a small copy is made of
+MAX_BEND = 0.7  # levels of 255, root mean square
+if HAS_HEIF:
+    import pillow_heif
+
+    pillow_heif.register_heif_opener(thumbnails=False)  # turns pictures upright itself, and says so in their EXIF
+Image.init()  # `Image.open(formats=...)` raises KeyError for a plugin that is not loaded yet
+# Sizes are checked below, before any pixel is decoded; Pillow's own warning would only repeat that.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+Image.MAX_IMAGE_PIXELS = None
+PngImagePlugin.MAX_TEXT_CHUNK = 1 << 26  # of what is left without its texts: profiles, of printers up to some megabytes
+
+
+class Unreadable(Exception):
+    """A picture that cannot be used; `reason` is the ledger's word, the message its detail."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a picture says of itself; `size` is upright (EXIF orientation applied)."""
+
+    format: str
+    size: Size
+
+
+@dataclass(frozen=True)
+class Reduced:
+    """A picture, upright and in sRGB, at a fraction of its size. It fills `box`; the pixels may reach a little beyond."""
+
+    pixels: Image.Image
+    box: tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class Glance:
+    """What one cheap decode shows of a picture."""
+
+    small: Image.Image  # RGB, upright and in sRGB, GLANCE_PX each edge whatever the picture's shape
+    pixels: Image.Image  # as they were decoded: of a JPEG at a fraction of its size, lying as they are stored
+    orientation: int
+    note: str | None  # what is odd about the file
+
+    def digest(self) -> bytes:
+        """sha256 of the upright pixels: equal for files of equal pixels, however these are packed."""
+        mode = "RGBA" if self.pixels.has_transparency_data else "RGB"
+        method = _UPRIGHT.get(self.orientation)
+        flat = self.pixels if method is None else self.pixels.transpose(method)
+        digest = sha256(f"{flat.size}".encode())
+        for strip, _ in _strips(flat):
+            digest.update(strip.convert(mode).tobytes())
+        return digest.digest()
+
+
+@dataclass(frozen=True)
+class _Decoded:
+    """Pixels as a decoder gives them, maybe at a fraction of the picture's size."""
+
+    pixels: Image.Image
+    size: Size  # of the whole picture, lying as it is stored
+    note: str | None  # what is odd about the file
+
+
+def read_header(data: bytes) -> Header:
+    """Read format and size without decoding. Raises Unreadable: unsupported, decompression_bomb, truncated, corrupt."""
+    picture = _open(data)
+    width, height = picture.size
+    # Pillow has already turned the size by a TIFF's own tag; XMP may ask for it as well.
+    tiff_tag = getattr(picture, "tag_v2", {}).get(_ORIENTATION)
+    turned = _orientation(picture) in _TURNED and tiff_tag not in _TURNED
+    return Header(str(picture.format), (height, width) if turned else (width, height))
+
+
+def check_fits(size: Size, memory_mib: int) -> None:
+    """Raises Unreadable where a whole decode, which a crop may ask for, would take more memory than `memory_mib`."""
+    needed_mib = size[0] * size[1] * BYTES_PER_PIXEL >> 20
+    if needed_mib > memory_mib:
+        raise Unreadable(
+            "decompression_bomb",
+            f"{size[0]}x{size[1]} px take {needed_mib:,} MiB to decode, and decode_memory_mib = {memory_mib}",
+        )
+
+
+def check_decodes(data: bytes) -> Glance:
+    """Decode at the smallest scale of the format that leaves twice GLANCE_PX, and convert a copy of GLANCE_PX.
+
+    Raises Unreadable.
+    """
+    # JPEG: 1/8 to 1/1 of each edge, always every byte of the entropy code.
+    found = _decoded(data, "RGB", (2 * GLANCE_PX, 2 * GLANCE_PX))
+    profile = found.pixels.info.get("icc_profile")
+    orientation = _orientation(found.pixels)  # of a PNG it is known when all is decoded
+    small = _convert(_small(found.pixels, found.size), profile, WHITE)  # a mode without a meaning as sRGB is found here
+    small = small.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else small
+    return Glance(small, found.pixels, orientation, found.note)
+
+
+def decode_rgb(data: bytes, background: tuple[int, int, int] = WHITE) -> Image.Image:
+    """Decode to an upright 8-bit sRGB picture; alpha is composited on `background`. Raises Unreadable."""
+    picture = _decoded(data).pixels
+    profile = picture.info.get("icc_profile")
+    # Not ImageOps.exif_transpose: it writes the EXIF back, and fails on a tag that only another program would mind.
+    method = _UPRIGHT.get(_orientation(picture))
+    picture = picture if method is None else picture.transpose(method)  # only one of them stays in memory
+    return _convert(picture, profile, background)
+
+
+def read_fitted(path: Path, size: tuple[int, int]) -> Image.Image:
+    """A file's picture, scaled to cover `size` and cropped to it in the middle. Raises ConfigError naming the file."""
+    try:
+        picture = decode_rgb(path.read_bytes())
+    except (OSError, Unreadable) as error:
+        raise ConfigError(f"The picture {path} cannot be read: {error}.") from None
+    return ImageOps.fit(picture, size, Image.Resampling.LANCZOS)
+
+
+def decode_what_is_there(data: bytes, edge_px: int) -> Image.Image:
+    """A thumbnail of at most `edge_px` for the eye, also of a damaged picture: what its decoder does not reach is black.
+
+    Only for a child process with limits: it sets a switch of Pillow that every thread sees, and decodes hostile files on
+    purpose. Raises Unreadable when not even the start can be decoded.
+    """
+    before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, True
+    try:
+        picture = _open(data)
+        profile, method = picture.info.get("icc_profile"), _UPRIGHT.get(_orientation(picture))
+        picture.draft(None, (edge_px, edge_px))
+        _load(picture, data)
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = before
+    picture = _convert(picture if method is None else picture.transpose(method), profile, WHITE)
+    picture.thumbnail((edge_px, edge_px))
+    return picture
+
+
+def decode_reduced(data: bytes, divisor: int, layout: Layout | None) -> Reduced | None:
+    """Decode a JPEG straight to 1/2, 1/4 or 1/8 of each edge: every pixel is the mean of the pixels it stands for.
+
+    `layout` (of these bytes) lets it leave out what hardly shows there. None where means cannot be had or would not be
+    the picture: other formats, inks, and profiles that bend the colours so much that the mean of the colours is not the
+    colour of the mean. Raises Unreadable.
+    """
+    picture = _open(data)
+    width, height = picture.size
+    orientation, profile = _orientation(picture), picture.info.get("icc_profile")
+    if picture.format not in _JPEGS or picture.mode not in ("L", "RGB"):
+        return None
+    picture = _draft(data, divisor, layout)
+    if picture.size != (-(-width // divisor), -(-height // divisor)):
+        return None
+    picture = picture.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else picture
+    pixels = _convert(picture, profile, WHITE)
+    if profile and divisor > 1 and _far(_convert(picture.reduce(2), profile, WHITE), pixels.reduce(2)) > MAX_BEND:
+        return None
+    across, down = (height, width) if orientation in _TURNED else (width, height)
+    # The decoder rounds the size up, at the right and the bottom of what is stored.
+    left = pixels.width - across / divisor if orientation in _FROM_RIGHT else 0.0
+    top = pixels.height - down / divisor if orientation in _FROM_BOTTOM else 0.0
+    return Reduced(pixels, (left, top, left + across / divisor, top + down / divisor))
+
+
+def _open(data: bytes) -> Image.Image:
+    try:
+        picture = Image.open(io.BytesIO(without_text(data)), formats=FORMATS)
+    except PIXEL_ERRORS as error:
+        if is_cut(data):
+            raise Unreadable("truncated", "the file ends before its header does") from None
+        if isinstance(error, UnidentifiedImageError):
+            raise Unreadable("unsupported", what_it_is(data)) from None
+        raise Unreadable("corrupt", f"{type(error).__name__}: {error}") from None
+    if picture.width * picture.height > MAX_PIXELS:
+        raise Unreadable("decompression_bomb", f"{picture.width}x{picture.height} is above {MAX_PIXELS} pixels")
+    return picture
+
+
+def _draft(data: bytes, divisor: int, layout: Layout | None) -> Image.Image:
+    lean = without_detail(data, layout, divisor) if layout else None
+    if lean:
+        try:
+            return _decode_at(lean, divisor)
+        except Unreadable:
+            pass  # then the whole file has the last word
+    return _decode_at(data, divisor)
+
+
+def _decode_at(data: bytes, divisor: int) -> Image.Image:
+    width, height = _open(data).size
+    return _decoded(data, None, (width // divisor, height // divisor)).pixels
+
+
+def _decoded(data: bytes, mode: str | None = None, size: Size | None = None) -> _Decoded:
+    """Decode, a JPEG at the scale that just covers `size`. Raises Unreadable."""
+
+    def decode(data: bytes, size: Size | None = size, note: str | None = None) -> _Decoded:
+        picture = _open(data)
+        whole = picture.size
+        if size is not None:
+            picture.draft(mode, size)
+        _load(picture, data)
+        return _Decoded(picture, whole, note)
+
+    try:
+        return decode(data)
+    except Unreadable as error:
+        failure = Unreadable(error.reason, str(error))  # the error itself would keep its pixels in memory
+    if failure.reason != "truncated" or not data.startswith(JPEG_START):
+        raise failure
+    # A decoder fills what is missing without a word. What follows the last pixel's bytes changes none, so only of
+    # a whole picture are pixels the same whatever follows; of coarse ones all scans must be there.
+    one, other = (_pixel_digest(decode(closed(data, filler), None).pixels) for filler in fillers())
+    if one != other or not all_scans_are_there(closed(data)):
+        raise failure
+    return decode(closed(data), note="lacks the mark of its end, and nothing else")
+
+
+def _strips(picture: Image.Image) -> Iterator[tuple[Image.Image, int]]:
+    """A picture in strips of STRIP_PX, each with its first row."""
+    rows = max(1, STRIP_PX // picture.width)
+    for top in range(0, picture.height, rows):
+        yield picture.crop((0, top, picture.width, min(top + rows, picture.height))), top
+
+
+def _pixel_digest(picture: Image.Image) -> bytes:
+    digest = sha256()
+    for strip, _ in _strips(picture):
+        digest.update(strip.tobytes())
+    return digest.digest()
+
+
+def _far(one: Image.Image, two: Image.Image) -> float:
+    """Root mean square difference in levels."""
+    counts = np.array(ImageChops.difference(one, two).histogram(), np.float64).reshape(-1, 256).sum(0)
+    return float(np.sqrt(counts @ np.arange(256.0) ** 2 / counts.sum()))
+
+
+def _orientation(picture: Image.Image) -> int:
+    try:
+        value = picture.getexif().get(_ORIENTATION)
+    except PIXEL_ERRORS:
+        return 1  # broken EXIF, whole pixels
+    return value if isinstance(value, int) else 1
+
+
+def _load(picture: Image.Image, data: bytes) -> None:
+    try:
+        picture.load()
+    except MemoryError:
+        raise _too_large(picture) from None
+    except PIXEL_ERRORS as error:
+        cut = "truncated" in str(error).lower() or is_cut(data)
+        raise Unreadable("truncated" if cut else "corrupt", f"{type(error).__name__}: {error}") from None
+
+
+def _too_large(picture: Image.Image) -> Unreadable:
+    return Unreadable("out_of_memory", f"{picture.width}x{picture.height} px do not fit into the memory that is left")
+
+
+def _convert(picture: Image.Image, profile: bytes | None, background: tuple[int, int, int]) -> Image.Image:
+    """Upright sRGB of decoded pixels, strip by strip: each pixel is converted by itself. Raises Unreadable."""
+    try:
+        if picture.mode == "RGB" and not profile and not picture.has_transparency_data:
+            return picture
+        if picture.width * picture.height <= STRIP_PX:
+            return _to_rgb(picture, profile, background)
+        made = Image.new("RGB", picture.size)
+        for strip, top in _strips(picture):
+            made.paste(_to_rgb(strip, profile, background), (0, top))
+        return made
+    except MemoryError:
+        raise _too_large(picture) from None
+    except PIXEL_ERRORS as error:
+        raise Unreadable("corrupt", f"{type(error).__name__}: {error}") from None
+
+
+def _small(picture: Image.Image, size: Size) -> Image.Image:
+    """A square copy for the eye, in a mode that keeps the profile's meaning. size: that of the whole picture, of which
+    `picture` may be a fraction, rounded up."""
+    try:
+        part = max(1, round(size[0] / picture.width), round(size[1] / picture.height))
+        box = (0.0, 0.0, size[0] / part, size[1] / part)
+        if max(picture.size) > _SEEN_PX:
+            # Of so many pixels every second tells the means as well, in a quarter of the time (5 megapixels: 5 ms).
+            scale = _SEEN_PX / max(picture.size)
+            seen = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
+            picture, box = (
+                picture.resize(seen, Image.Resampling.NEAREST, box),
+                (0.0, 0.0, float(seen[0]), float(seen[1])),
+            )
+        if picture.has_transparency_data:
+            picture = picture.convert("RGBA")
+        elif picture.mode.startswith("I"):
+            picture = _narrow(picture)
+        elif picture.mode not in ("L", "RGB", "CMYK", "F"):
+            picture = picture.convert("RGB")
+        return picture.resize((GLANCE_PX, GLANCE_PX), Image.Resampling.BICUBIC, box, reducing_gap=2.0)
+    except MemoryError:
+        raise _too_large(picture) from None
+    except PIXEL_ERRORS as error:
+        raise Unreadable("corrupt", f"{type(error).__name__}: {error}") from None
+
+
+def _to_rgb(picture: Image.Image, profile: bytes | None, background: tuple[int, int, int]) -> Image.Image:
+    if picture.mode.startswith("I"):
+        picture = _narrow(picture)
+    if picture.mode == "F":
+        raise ValueError("floating-point pixels have no agreed range")
+    alpha = None
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        alpha, picture = picture.getchannel("A"), picture.convert("RGB")
+    picture = _to_srgb(picture, profile)
+    if alpha is None:
+        return picture
+    ground = Image.new("RGB", picture.size, background)
+    return Image.composite(picture, ground, alpha)
+
+
+def _narrow(picture: Image.Image) -> Image.Image:
+    """16-bit gray to 8 bits; a transparent level (PNG's tRNS) is looked up before its lower bits are gone."""
+    wide = np.asarray(picture).astype(np.int64)
+    gray = Image.fromarray(((np.clip(wide, 0, 65535) + 128) // 257).astype(np.uint8))
+    clear = picture.info.get("transparency")
+    if not isinstance(clear, int):
+        return gray
+    return Image.merge("LA", (gray, Image.fromarray(np.where(wide == clear, 0, 255).astype(np.uint8))))
+
+
+def _to_srgb(picture: Image.Image, profile: bytes | None) -> Image.Image:
+    if picture.mode == "P":
+        picture = picture.convert("RGB")  # its profile speaks of the palette's colours
+    if profile and picture.mode in ("RGB", "CMYK", "L"):
+        try:
+            source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+            converted = ImageCms.profileToProfile(
+                picture, source, ImageCms.createProfile("sRGB"),
+                renderingIntent=ImageCms.Intent.RELATIVE_COLORIMETRIC, outputMode="RGB",
+            )  # fmt: skip
+            if converted is not None:
+                return converted
+        except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
+            pass  # a profile that does not fit its pixels: most viewers ignore it too
+    return picture.convert("RGB")

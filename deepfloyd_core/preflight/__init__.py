@@ -1,0 +1,4 @@
+"""Everything that is checked before anything is made.
+
+Entry: `preflight.load.load_run`.
+"""

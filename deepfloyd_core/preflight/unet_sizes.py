@@ -1,0 +1,78 @@
+"""What a run asks of its UNets in px, against the config.json of those that it would load: before any of them is loaded.
+
+The flavours' table holds what the published models need; a folder of one's own may hold a UNet with more levels.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from deepfloyd_core.config.flavours import UPSCALE, Stage
+from deepfloyd_core.config.run import Run
+from deepfloyd_core.errors import ConfigError, ModelError
+
+_CHANNELS = {1: 3, 2: 6}  # that a UNet is fed: x_t, and at Stage II the low-res picture beside it
+_ALIGNMENTS = (8, 16, 24, 32, 64)  # that `aspect_bucket_alignment` can be
+
+
+def check_training_sizes(run: Run, stage: Stage, folder: Path) -> None:
+    """Raise ConfigError when the UNet in a model folder cannot be fed some size of the run: crops or samples."""
+    _check(stage, folder, [*_crops(run, stage), *_samples(run, stage)])
+
+
+def check_sample_sizes(run: Run, stage: Stage, folder: Path) -> None:
+    """The same for samples alone."""
+    _check(stage, folder, list(_samples(run, stage)))
+
+
+def _check(stage: Stage, folder: Path, edges: list[tuple[str, int, int]]) -> None:
+    """edges: the key with its value, px at its own scale, how many px of the stage make one of these."""
+    file = folder / "unet" / "config.json"
+    found = _read(file)
+    said, taken = f"stage{stage}: the UNet in {folder}", found["in_channels"]
+    if taken != _CHANNELS[stage]:
+        raise ConfigError(
+            f"{said} is fed {taken} channels; one of Stage {'I' * stage} is fed {_CHANNELS[stage]}. "
+            f"Give stage{stage}.pretrained_model_name_or_path a folder of Stage {'I' * stage}."
+        )
+    halved = len(found["block_out_channels"]) - 1
+    for key, edge, factor in edges:
+        if edge * factor % 2**halved:
+            raise ConfigError(
+                f"{key}, {edge * factor} px at stage {stage}; {said} halves {halved} times, so every edge must divide by "
+                f"{2**halved}. {_remedy(key, edge, factor, 2**halved)}."
+            )
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(file.read_bytes())
+        return {"in_channels": found["in_channels"], "block_out_channels": list(found["block_out_channels"])}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelError(
+            f"{file} is no UNet's configuration ({error}). Put the one that belongs to the weights there."
+        ) from None
+
+
+def _crops(run: Run, stage: Stage) -> Iterator[tuple[str, int, int]]:
+    alignment = run.config.aspect_bucket_alignment
+    yield f"aspect_bucket_alignment is {alignment}", alignment, 1 if stage == 1 else UPSCALE
+    for dataset in run.datasets:
+        factor = dataset.factor(stage)
+        if factor is not None and dataset.resolution_type == "pixel":  # by area, edges are multiples of the alignment
+            yield f"{dataset.id}: resolution is {dataset.resolution:g}", int(dataset.resolution), factor
+
+
+def _samples(run: Run, stage: Stage) -> Iterator[tuple[str, int, int]]:
+    factor = UPSCALE if stage == 2 and run.config.stage1 is not None else 1
+    for edge in sorted({edge for size in run.config.sample_sizes_px for edge in size}):
+        yield f"validation_resolution is {run.config.validation_resolution!r}", edge, factor
+
+
+def _remedy(key: str, edge: int, factor: int, unit: int) -> str:
+    if not key.startswith("aspect_bucket_alignment"):
+        near = next(value for value in range(edge, edge + unit + 1) if value * factor % unit == 0)
+        return f"Use for example {near} in place of {edge}"
+    fits = [value for value in _ALIGNMENTS if value * factor % unit == 0]
+    return f"Set aspect_bucket_alignment = {fits[0]}" if fits else "No alignment can serve this UNet"

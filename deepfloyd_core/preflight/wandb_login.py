@@ -1,0 +1,46 @@
+"""Whether W&B can be written to: asked before anything is made, so that no training ends at a missing key or waits for one.
+
+The library looks for the key itself, in its environment variables, in `~/.netrc` and in its files; none is seen here. It is
+asked in a process of its own, because it starts a server, changes the process that it is in, and takes seconds to import.
+"""
+
+import subprocess
+import sys
+
+from deepfloyd_core.errors import ConfigError
+
+_REACHED, _NO_KEY = 0, 3  # exit codes; 1 is Python's own for an error
+_WITHOUT_KEY = ("offline", "dryrun", "disabled")  # of WANDB_MODE
+_TIMEOUT_S = 120.0
+
+
+def check_wandb() -> None:
+    """Raise ConfigError when a training could not be shown in W&B: no key is known and WANDB_MODE is not offline."""
+    # -P: the current directory may hold a folder `wandb`, which the library makes there, and one called `datasets`.
+    command = [sys.executable, "-P", "-m", "deepfloyd_core.preflight.wandb_login"]
+    try:
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        raise ConfigError(f"report_to has wandb, and wandb has not answered in {_TIMEOUT_S:g} s.") from None
+    if done.returncode == _REACHED:
+        return
+    why = (
+        "no key of W&B is known" if done.returncode == _NO_KEY else (done.stderr.strip() or "it ended").splitlines()[-1]
+    )
+    raise ConfigError(
+        f"report_to has wandb, and {why.rstrip('.')}. Set WANDB_API_KEY or run `wandb login`; WANDB_MODE=offline keeps what "
+        "is shown on this machine, for `wandb sync`."
+    )
+
+
+def main() -> int:
+    """The other process. Returns its exit code. The key is not tried, so that a run begins without a network."""
+    import wandb
+
+    if wandb.setup().settings.mode in _WITHOUT_KEY:
+        return _REACHED
+    return _REACHED if wandb.login(prompt=False, verify=False) else _NO_KEY
+
+
+if __name__ == "__main__":
+    sys.exit(main())

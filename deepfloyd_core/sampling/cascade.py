@@ -1,0 +1,252 @@
+"""Cascade samples: base against fine-tuned, same prompts and seeds, and Stage II measured on the held-out pictures."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from deepfloyd_core.config.flavours import Stage
+from deepfloyd_core.config.run import RunConfig
+from deepfloyd_core.config.stage import StageConfig
+from deepfloyd_core.crops.rows import shard_files
+from deepfloyd_core.crops.shards import ShardRow, read_rows
+from deepfloyd_core.diffusion.conditioning import conditioning_picture
+from deepfloyd_core.diffusion.degradations import spoilt
+from deepfloyd_core.diffusion.loss import to_bytes
+from deepfloyd_core.files import atomic_path
+from deepfloyd_core.hashing import hash_seed
+from deepfloyd_core.measures.clip import load_clip_eye
+from deepfloyd_core.measures.lpips import load_lpips_eye
+from deepfloyd_core.measures.pixel import mean
+from deepfloyd_core.measures.upscaling import Eyes, Row, Upscaler, measure_samples, measure_upscalers
+from deepfloyd_core.models.unet import pick_device, use_threads
+from deepfloyd_core.pictures.sheets import save_picture, titled_rows
+from deepfloyd_core.processes.jobs import Job
+from deepfloyd_core.sampling.requests import Wanted, wanted_pictures
+from deepfloyd_core.sampling.sampler import Sampler, make_sampler, sample_stage1, sample_stage2
+from deepfloyd_core.text.embeds import Embeds
+
+VARIANTS = ("base", "tuned")
+SHEET = "sheet.png"
+SHEET_COLUMNS = 8
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What one picture is made of; written into its PNG."""
+
+    prompt: str
+    seed: int
+    variant: str
+    settings: dict[str, Any]
+
+
+def samples_job(job: Job) -> dict[str, Any]:
+    """Sample both variants of every trained stage, write PNGs and sheets, return the measures."""
+    use_threads(job.config.num_threads)
+    summary: dict[str, Any] = {}
+    rows: list[tuple[str, list[np.ndarray]]] = []
+    small: dict[str, list[torch.Tensor]] = {}
+    wanted = _wanted(job) if job.config.stage1 else []
+    sampled = _ticker(job, wanted)
+    for variant in VARIANTS if wanted else ():
+        small[variant] = _stage1(job, variant, wanted, sampled)
+        pictures = _save(job, 1, variant, wanted, small[variant])
+        if wanted[0].given is not None and not job.config.stage(1).paired:
+            summary[f"control_error_{variant}"] = control_error(job.config.stage(1), wanted, small[variant])
+        rows.append((f"Stage I, {variant}", pictures[:SHEET_COLUMNS]))
+        if job.config.sample_measure == "drawn_world":
+            summary[f"concept_share_{variant}"] = concept_share(pictures, [item.prompt for item in wanted])
+    if job.config.stage2:
+        upscaled = wanted[: job.config.num_upscaled_images]
+        table: list[Row] = []
+        if small:
+            large, table, summary["upscaled_samples"] = _upscale_samples(job, upscaled, small, sampled)
+            rows += [(f"Stage II, {variant}", _save(job, 2, variant, upscaled, large[variant])) for variant in VARIANTS]
+        if shard_files(job.inputs["eval_set"], 2):
+            summary |= _measure_stage2(job, table, sampled)
+    if any(item.given is not None for item in wanted):
+        rows = _with_conditioning(rows, wanted[:SHEET_COLUMNS])
+    if rows:
+        prompts = ", ".join(dict.fromkeys(" ".join(item.prompt.split()) for item in wanted))
+        title = f"base and fine-tuned, same seeds: {prompts}"
+        save_picture(titled_rows(rows, 128, title), job.out / SHEET)
+    return summary
+
+
+def concept_share(pictures: list[np.ndarray], prompts: list[str]) -> float:
+    """Share of uint8 pictures that show their prompt's colour (and the star, where it asks for one)."""
+    from deepfloyd_core.measures.drawn_world import shows
+
+    return mean([float(shows(picture, prompt)) for picture, prompt in zip(pictures, prompts, strict=True)])
+
+
+def control_error(settings: StageConfig, wanted: list[Wanted], made: list[torch.Tensor]) -> float:
+    """How far pictures (C, H, W) in [-1, 1] are from what they should follow: mean |difference| of both conditionings.
+
+    Not for pairs: what one would be of a sample is not known.
+    """
+    kind = settings.controlnet_conditioning
+    assert kind != "paired"
+    pairs = [(conditioning_picture(kind, picture[None]), item.given)
+             for picture, item in zip(made, wanted, strict=True)]  # fmt: skip
+    return mean([float((own - given).abs().mean()) for own, given in pairs if given is not None])
+
+
+def _with_conditioning(
+    rows: list[tuple[str, list[np.ndarray]]], wanted: list[Wanted]
+) -> list[tuple[str, list[np.ndarray]]]:
+    """What was followed above the samples, and the pictures that it was made of, or is the pair of, below Stage I's."""
+    given = [to_bytes(item.given * 2 - 1)[0].numpy() for item in wanted if item.given is not None]
+    truths = [item.truth for item in wanted if item.truth is not None]
+    return [("conditioning", given), *rows[: len(VARIANTS)], ("truth", truths), *rows[len(VARIANTS) :]]
+
+
+def sampler_settings(config: RunConfig, stage: Stage) -> dict[str, Any]:
+    """How a stage's pictures are sampled, as their PNGs say it."""
+    own = config.stage(stage)
+    settings = {
+        "stage": stage,
+        "steps": own.validation_num_inference_steps,
+        "guidance": own.validation_guidance,
+        "negative_prompt": config.validation_negative_prompt,
+    }
+    if stage == 2:
+        settings |= {"noise_level": own.validation_noise_level, "back_projection": own.validation_back_projection}
+    return settings
+
+
+def save_png(picture: np.ndarray, sample: Sample, path: Path) -> None:
+    """Write one sample durably, its settings as the PNG text `deepfloyd`. The same sample gives the same bytes."""
+    info = PngInfo()
+    record = {"prompt": sample.prompt, "seed": sample.seed, "variant": sample.variant, **sample.settings}
+    info.add_itxt("deepfloyd", json.dumps(record, sort_keys=True, ensure_ascii=False))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path) as tmp:
+        Image.fromarray(picture).save(tmp, format="PNG", pnginfo=info)
+
+
+def _wanted(job: Job) -> list[Wanted]:
+    """Stage I's samples."""
+    pairs = job.inputs.get("eval_conditioning")
+    return wanted_pictures(job.config, 1, job.options["prompts"], job.inputs["eval_set"], pairs)
+
+
+def _texts(job: Job, prompts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+    embeds = Embeds(job.inputs["text_embeds"])
+    negative = embeds.of(job.config.validation_negative_prompt)
+    return torch.stack([embeds.of(prompt) for prompt in prompts]), torch.stack([negative] * len(prompts))
+
+
+def _ticker(job: Job, wanted: list[Wanted]) -> Callable[[int], None]:
+    """Report every sampled picture against the number that this job will sample."""
+    held_out = sum(len(read_rows(file)) for file in shard_files(job.inputs["eval_set"], 2)) if job.config.stage2 else 0
+    first = len(wanted) if job.config.stage1 else 0
+    second = min(first, job.config.num_upscaled_images) if job.config.stage2 else 0
+    levels = len(job.config.stage(2).measured_noise_levels) if job.config.stage2 else 0
+    enlarged = second * (1 + len(VARIANTS) * levels)  # base's samples by the base; tuned ones by both, at every level
+    measured = held_out * (levels + (1 if job.config.stage2 and job.config.stage2.degrades_low_res else 0))
+    total, done = len(VARIANTS) * (first + measured) + enlarged, 0
+
+    def sampled(count: int) -> None:
+        nonlocal done
+        done += count
+        job.report(done, total, "samples, base and tuned")
+
+    return sampled
+
+
+def _sampler(job: Job, stage: Stage, variant: str, sampled: Callable[[int], None]) -> Sampler:
+    lora = job.inputs[f"stage{stage}_lora"].path if variant == "tuned" else None
+    return make_sampler(job.config, stage, Path(job.options["models"][str(stage)]), lora, sampled)
+
+
+def _stage1(job: Job, variant: str, wanted: list[Wanted], sampled: Callable[[int], None]) -> list[torch.Tensor]:
+    """Pictures (C, H, W), in their order."""
+    sampler, made = _sampler(job, 1, variant, sampled), []
+    for size, group in groupby(wanted, key=lambda item: item.size):
+        part = list(group)
+        text, negative = _texts(job, [item.prompt for item in part])
+        given = [item.given for item in part if item.given is not None and variant == "tuned"]
+        seeds, control = [item.seed for item in part], torch.cat(given) if given else None
+        made += list(sample_stage1(sampler, text, negative, seeds, size, control))
+    return made
+
+
+def _upscale_samples(
+    job: Job, wanted: list[Wanted], small: dict[str, list[torch.Tensor]], sampled: Callable[[int], None]
+) -> tuple[dict[str, list[torch.Tensor]], list[Row], dict[str, Any]]:
+    """Stage I's pictures as each variant of the cascade enlarges its own; and measures of what both variants of Stage II
+    make of the tuned ones, at every noise level: rows and their summary."""
+    levels = job.config.stage(2).measured_noise_levels
+    low = {variant: pictures[: len(wanted)] for variant, pictures in small.items()}
+    large, made = {}, {}
+    for variant in VARIANTS:
+        sampler = _sampler(job, 2, variant, sampled)
+        for level in levels:
+            made[variant, level] = _stage2(job, sampler.at(level), wanted, low["tuned"])
+        large[variant] = made["tuned", levels[0]] if variant == "tuned" else _stage2(job, sampler, wanted, low["base"])
+        del sampler  # and its model, before the next one is loaded
+    names = [f"{item.prompt}, seed {item.seed}, {item.size[0]}x{item.size[1]}" for item in wanted]
+    return large, *measure_samples(names, low["tuned"], made, levels)
+
+
+def _stage2(job: Job, sampler: Sampler, wanted: list[Wanted], small: list[torch.Tensor]) -> list[torch.Tensor]:
+    """small: Stage I's pictures (C, h, w). Returns them enlarged, (C, 4h, 4w)."""
+    made: list[torch.Tensor] = []
+    for _, group in groupby(zip(wanted, small, strict=True), key=lambda pair: pair[0].size):
+        part, pictures = zip(*group, strict=True)
+        text, negative = _texts(job, [item.prompt for item in part])
+        made += list(sample_stage2(sampler, text, negative, [item.seed for item in part], torch.stack(pictures)))
+    return made
+
+
+def _save(job: Job, stage: Stage, variant: str, wanted: list[Wanted], pictures: list[torch.Tensor]) -> list[np.ndarray]:
+    settings = sampler_settings(job.config, stage)
+    arrays = [to_bytes(picture[None])[0].numpy() for picture in pictures]
+    for number, (item, array) in enumerate(zip(wanted, arrays, strict=True)):
+        path = job.out / f"stage{stage}" / f"{variant}-{number:03d}.png"
+        save_png(array, Sample(item.prompt, item.seed, variant, settings), path)
+    return arrays
+
+
+def _measure_stage2(job: Job, table: list[Row], sampled: Callable[[int], None]) -> dict[str, Any]:
+    """Untuned and tuned on the held-out pictures, beside plain enlargements. table: further rows of eval.parquet."""
+
+    def upscaler(variant: str) -> Upscaler:
+        sampler = _sampler(job, 2, variant, sampled)
+
+        def upscale(rows: list[ShardRow], small: torch.Tensor, noise_level: int) -> torch.Tensor:
+            seeds = [hash_seed("eval", row.image_id) % 2**32 for row in rows]
+            text, negative = _texts(job, [row.caption for row in rows])
+            return sample_stage2(sampler.at(noise_level), text, negative, seeds, small)
+
+        return upscale
+
+    files = shard_files(job.inputs["eval_set"], 2)
+    upscalers = {variant: partial(upscaler, variant) for variant in VARIANTS}
+    settings = job.config.stage(2)
+
+    def spoil(rows: list[ShardRow], small: torch.Tensor) -> torch.Tensor:
+        return spoilt(settings, [row.image_id for row in rows], small)
+
+    return measure_upscalers(
+        files, upscalers, settings.measured_noise_levels, job.out, table, _eyes(job.config),
+        spoil if settings.degrades_low_res else None,
+    )  # fmt: skip
+
+
+def _eyes(config: RunConfig) -> Eyes:
+    clip, lpips, device = config.eval_clip_model, config.eval_lpips_model, pick_device(config.device)
+    return Eyes(
+        load_clip_eye(Path(clip), device) if clip is not None else None,
+        load_lpips_eye(Path(lpips), device) if lpips is not None else None,
+    )

@@ -1,0 +1,147 @@
+"""Stage I's remakes of Stage II's low-res pictures: what Stage II is fed in use, of crops whose truth is known.
+
+In use Stage II enlarges Stage I's samples, in training clean downscales. A remake is such a downscale, noised and sampled
+again by the Stage I that the run trained (SDEdit, Meng et al. 2022; `IFImg2ImgPipeline`), with the crop's own caption: it
+still shows the crop, with Stage I's hand. Once for each crop, `low_res_stage1_strength` of a sample's steps. Row n of the
+list of rows belongs to row n of the pixels'; shards are cut of that list alone, for how the pixels lie in theirs depends
+on the versions before.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from deepfloyd_core.config.flavours import UPSCALE
+from deepfloyd_core.crops.pixels import SHEET, SHEET_CELL_PX
+from deepfloyd_core.crops.plan import by_size
+from deepfloyd_core.crops.reader import Crops, Size, crops_of
+from deepfloyd_core.crops.rows import ROWS_FILE, read_row_list, shard_files, write_moved_row_list
+from deepfloyd_core.crops.shards import ShardRow, read_rows, write_shard
+from deepfloyd_core.diffusion.loss import low_res, to_bytes, to_model_range
+from deepfloyd_core.hashing import hash_seed
+from deepfloyd_core.models.unet import use_threads
+from deepfloyd_core.pictures.sheets import contact_sheet, save_picture
+from deepfloyd_core.processes.jobs import Job
+from deepfloyd_core.sampling.sampler import BATCH, Sampler, make_sampler, resample_stage1
+from deepfloyd_core.store.artifacts import Artifact
+from deepfloyd_core.store.parts import finish_part, part_is_whole
+from deepfloyd_core.text.embeds import Embeds
+
+SHARD_ROWS = 512  # 6 MiB of 64 px; a kill costs at most so many samples
+SHEET_PAIRS = 16
+METHOD = "stage1"  # in the column that says how a crop came to its size
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One shard to make: which rows of the pixels' list, all of one size."""
+
+    name: str
+    size: Size  # of the pixels
+    numbers: np.ndarray  # int64, ascending
+
+
+def remake_job(job: Job) -> dict[str, Any]:
+    """Remake the low-res picture of every row of job.inputs["pixels"], resuming at the first unfinished shard.
+
+    job.inputs: pixels, stage1_lora, text_embeds; job.options["model"]: Stage I's base model.
+    """
+    use_threads(job.config.num_threads)
+    pixels = job.inputs["pixels"]
+    rows = read_row_list(pixels.path)
+    parts = list(_parts(rows))
+    todo = [part for part in parts if not part_is_whole(job.out / part.name)]
+    if todo:
+        _make(job, pixels, rows, todo)
+    _write_list(rows, parts, job.out)
+    _save_sheet(pixels, [job.out / part.name for part in parts], job.out)
+    return {
+        "shards": len(parts),
+        "rows": len(rows),
+        "sizes": list(dict.fromkeys(f"{part.size[0] // UPSCALE}x{part.size[1] // UPSCALE}" for part in parts)),
+        "sampled_by_this_process": sum(len(part.numbers) for part in todo),
+    }
+
+
+def true_low_res(crops: Crops, size: Size, numbers: np.ndarray) -> torch.Tensor:
+    """What is remade: the downscales of some crops of one size, float32 (B, C, h, w) in [-1, 1]."""
+    return low_res(to_model_range(crops.take(size, numbers)))
+
+
+def remake_seed(seed: int, row: ShardRow) -> int:
+    """The seed of a crop's remake, the same whatever else is remade with it."""
+    return hash_seed("low-res of stage 1", seed, row.image_id, row.repeat)
+
+
+def _parts(rows: pa.Table) -> Iterator[_Part]:
+    """The shards, in the order of their numbers."""
+    number = 0
+    for size, own in by_size(rows):
+        places = np.flatnonzero(own)
+        for start in range(0, len(places), SHARD_ROWS):
+            yield _Part(f"stage2-{number:06d}.parquet", size, places[start : start + SHARD_ROWS])
+            number += 1
+
+
+def _make(job: Job, pixels: Artifact, rows: pa.Table, todo: list[_Part]) -> None:
+    """Make shards, each finished on its own."""
+    done, total = len(rows) - sum(len(part.numbers) for part in todo), len(rows)
+
+    def sampled(count: int) -> None:
+        nonlocal done
+        done += count
+        job.report(done, total, "low-res pictures made again by Stage I")
+
+    files, crops, embeds = shard_files(pixels), crops_of(pixels), Embeds(job.inputs["text_embeds"])
+    sampler = make_sampler(job.config, 1, Path(job.options["model"]), job.inputs["stage1_lora"].path, sampled)
+    for part in todo:
+        width, height = part.size[0] // UPSCALE, part.size[1] // UPSCALE
+        known = _shard_rows(files, rows, part.numbers)
+        made: list[np.ndarray] = []
+        for start in range(0, len(known), BATCH[1]):  # of all at once, text alone would take some hundred MB
+            own = slice(start, start + BATCH[1])
+            made += list(_remade(job, sampler, embeds, known[own], true_low_res(crops, part.size, part.numbers[own])))
+        own_rows = [replace(row, width=width, height=height, method=METHOD) for row in known]
+        write_shard(job.out / part.name, own_rows, made)
+        finish_part(job.out / part.name)
+
+
+def _remade(job: Job, sampler: Sampler, embeds: Embeds, rows: list[ShardRow], small: torch.Tensor) -> np.ndarray:
+    """The remakes of low-res pictures of one size, uint8 (B, h, w, 3)."""
+    negative = embeds.of(job.config.validation_negative_prompt)
+    text = torch.stack([embeds[row.caption_id] for row in rows])
+    seeds = [remake_seed(job.config.seed, row) for row in rows]
+    strength = job.config.stage(2).low_res_stage1_strength
+    return to_bytes(resample_stage1(sampler, text, negative.expand_as(text), seeds, small, strength)).numpy()
+
+
+def _shard_rows(files: list[Path], rows: pa.Table, numbers: np.ndarray) -> list[ShardRow]:
+    """What the pixels' shards say of some rows of the list."""
+    chosen = rows.select(["file", "place"]).take(numbers).to_pylist()
+    known = {file: read_rows(files[file]) for file in {row["file"] for row in chosen}}
+    return [known[row["file"]][row["place"]] for row in chosen]
+
+
+def _write_list(rows: pa.Table, parts: list[_Part], out: Path) -> None:
+    """The pixels' rows in their order, each with its place here."""
+    file, place = np.empty(len(rows), np.int32), np.empty(len(rows), np.int32)
+    for number, part in enumerate(parts):
+        file[part.numbers], place[part.numbers] = number, np.arange(len(part.numbers))
+    size = {name: rows[name].to_numpy() // UPSCALE for name in ("width", "height")}
+    write_moved_row_list(rows, {"file": file, "place": place, **size}, out / ROWS_FILE)
+
+
+def _save_sheet(pixels: Artifact, files: list[Path], out: Path) -> None:
+    """The first true low-res pictures, each with its remake on the right."""
+    rows, true, made = read_row_list(out), crops_of(pixels), Crops(read_row_list(out), files)
+    shown = []
+    for number, row in enumerate(rows.slice(0, SHEET_PAIRS).to_pylist()):
+        size, own = (row["width"], row["height"]), np.array([number])
+        large = (size[0] * UPSCALE, size[1] * UPSCALE)
+        shown += [to_bytes(true_low_res(true, large, own))[0].numpy(), made.take(size, own)[0].numpy()]
+    save_picture(contact_sheet(shown, 8, SHEET_CELL_PX), out / SHEET)

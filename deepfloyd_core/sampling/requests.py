@@ -1,0 +1,57 @@
+"""The pictures that a run makes to be looked at: while a stage is trained, and of the base and the finished model."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from deepfloyd_core.config.flavours import Stage
+from deepfloyd_core.config.run import RunConfig
+from deepfloyd_core.config.stage import StageConfig
+from deepfloyd_core.crops.eval_pictures import EvalPicture, eval_pictures
+from deepfloyd_core.diffusion.conditioning import as_conditioning, conditioning_picture
+from deepfloyd_core.diffusion.loss import low_res, to_model_range
+from deepfloyd_core.hashing import hash_seed
+from deepfloyd_core.store.artifacts import Artifact
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A picture to make."""
+
+    prompt: str
+    seed: int
+    size: tuple[int, int]  # of the picture, px
+    truth: np.ndarray | None = None  # uint8 (H, W, 3), of which `given` is made, or whose pair it is
+    given: torch.Tensor | None = None  # Stage II's low-res picture, or what a ControlNet follows: see `_given`
+
+
+def wanted_pictures(
+    config: RunConfig, stage: Stage, prompts: list[str], eval_set: Artifact, pairs: Artifact | None = None
+) -> list[Wanted]:
+    """Stage I: every prompt, seed and size, the prompts taking turns. Stage II: the first held-out pictures, as many as
+    the run upscales.
+
+    With a ControlNet: the first held-out pictures, each of which (or its pair) it follows with its own caption.
+    """
+    settings = config.stage(stage)
+    if stage == 1 and not settings.controlnet:
+        seeds = range(config.validation_seed, config.validation_seed + config.num_validation_images)
+        return [Wanted(prompt, seed, size) for size in config.sample_sizes_px for seed in seeds for prompt in prompts]
+    found = []
+    count = config.num_upscaled_images if stage == 2 else config.num_validation_images
+    for one in eval_pictures(eval_set, stage, pairs)[:count]:
+        row, seed = one.row, hash_seed("eval", one.row.image_id) % 2**32
+        found.append(Wanted(row.caption, seed, (row.width, row.height), one.pixels, _given(one, settings)))
+    return found
+
+
+def _given(one: EvalPicture, settings: StageConfig) -> torch.Tensor:
+    """Stage II: the low-res picture, float32 (1, C, h, w) in [-1, 1]. ControlNet: (1, 3, H, W) in [0, 1]."""
+    if one.pair is not None:
+        return as_conditioning(torch.from_numpy(one.pair)[None])
+    picture = to_model_range(torch.from_numpy(one.pixels)[None])
+    if settings.controlnet:
+        assert settings.controlnet_conditioning != "paired"  # or there is a pair
+        return conditioning_picture(settings.controlnet_conditioning, picture)
+    return low_res(picture)

@@ -1,0 +1,131 @@
+"""Sampling through diffusers' own pipelines, with or without a LoRA; every picture has a generator of its own.
+
+So a picture depends on its seed and prompt, and (up to the rounding of the machine's matrix products) not on the batch.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import IFImg2ImgPipeline
+
+from deepfloyd_core.adapters.method import load_product
+from deepfloyd_core.config.flavours import UPSCALE, Stage
+from deepfloyd_core.config.run import RunConfig
+from deepfloyd_core.config.stage import StageConfig
+from deepfloyd_core.diffusion.back_projection import back_projecting
+from deepfloyd_core.diffusion.loss import CONTROL_IMAGE
+from deepfloyd_core.models.unet import (
+    DTYPES,
+    load_scheduler,
+    load_unet,
+    order_channels_last,
+    pick_device,
+    stock_pipeline,
+)
+
+BATCH = {1: 16, 2: 2}
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """A stage ready to sample."""
+
+    stage: Stage
+    config: StageConfig
+    pipeline: Any
+    device: torch.device
+    sampled: Callable[[int], None]  # told how many pictures each batch had
+
+    def at(self, noise_level: int) -> "Sampler":
+        """The same one at another noise level of Stage II's low-res picture."""
+        return replace(self, config=self.config.model_copy(update={"validation_noise_level": noise_level}))
+
+
+def make_sampler(
+    config: RunConfig, stage: Stage, folder: Path, lora: Path | None, sampled: Callable[[int], None]
+) -> Sampler:
+    """Load a stage's base model and, if given, what was trained of it and its scheduler in a folder, in a stock pipeline."""
+    settings, device = config.stage(stage), pick_device(config.device)
+    unet = load_unet(folder, DTYPES[settings.mixed_precision])
+    scheduler = load_scheduler(folder if lora is None else lora)
+    pipeline = stock_pipeline(folder, stage, unet, scheduler)
+    if lora is not None:
+        load_product(pipeline, lora)
+    order_channels_last(unet)
+    return Sampler(stage, settings, pipeline.to(device), device, sampled)
+
+
+def sample_stage1(
+    sampler: Sampler, text: torch.Tensor, negative: torch.Tensor, seeds: list[int], size: tuple[int, int],
+    control: torch.Tensor | None = None,
+) -> torch.Tensor:  # fmt: skip
+    """Stage I: text and negative (N, T, D), one seed each -> float32 (N, C, H, W) in [-1, 1] on the CPU.
+
+    control: what a ControlNet follows, (N, 3, H, W) in [0, 1].
+    """
+
+    def given(part: slice) -> dict[str, Any]:
+        follow = {} if control is None else {CONTROL_IMAGE: control[part].to(sampler.device)}
+        return {"width": size[0], "height": size[1], "cross_attention_kwargs": follow or None}
+
+    return _sample(sampler, text, negative, seeds, given)
+
+
+def sample_stage2(
+    sampler: Sampler, text: torch.Tensor, negative: torch.Tensor, seeds: list[int], small: torch.Tensor
+) -> torch.Tensor:
+    """Stage II: small (N, C, h, w) in [-1, 1] -> (N, C, 4h, 4w) in [-1, 1] on the CPU."""
+    dtype, config = DTYPES[sampler.config.mixed_precision], sampler.config
+
+    def given(part: slice) -> dict[str, Any]:
+        if config.validation_back_projection:
+            sampler.pipeline.scheduler = back_projecting(sampler.pipeline.scheduler, small[part])
+        size = {"width": small.shape[3] * UPSCALE, "height": small.shape[2] * UPSCALE}
+        return {
+            **size,
+            "image": small[part].to(sampler.device, dtype),
+            "noise_level": config.validation_noise_level,
+        }
+
+    return _sample(sampler, text, negative, seeds, given)
+
+
+def resample_stage1(
+    sampler: Sampler, text: torch.Tensor, negative: torch.Tensor, seeds: list[int], pictures: torch.Tensor,
+    strength: float,
+) -> torch.Tensor:  # fmt: skip
+    """Stage I's img2img: pictures (N, C, H, W) in [-1, 1], noised by `strength` (above 0, 1 at most) and sampled again.
+
+    text, negative and what is returned as for `sample_stage1`.
+    """
+    again = IFImg2ImgPipeline(**sampler.pipeline.components, requires_safety_checker=False)
+    again.set_progress_bar_config(disable=True)
+    return _sample(
+        replace(sampler, pipeline=again), text, negative, seeds,
+        lambda part: {"image": pictures[part], "strength": strength},
+    )  # fmt: skip
+
+
+def _sample(
+    sampler: Sampler, text: torch.Tensor, negative: torch.Tensor, seeds: list[int],
+    given: Callable[[slice], dict[str, Any]],
+) -> torch.Tensor:  # fmt: skip
+    """given: what a part of the pictures is made of beside text and seeds, as the pipeline calls it."""
+    dtype, parts = DTYPES[sampler.config.mixed_precision], []
+    for start in range(0, len(seeds), BATCH[sampler.stage]):
+        part = slice(start, start + BATCH[sampler.stage])
+        pictures = sampler.pipeline(
+            **given(part),
+            prompt_embeds=text[part].to(sampler.device, dtype),
+            negative_prompt_embeds=negative[part].to(sampler.device, dtype),
+            generator=[torch.Generator().manual_seed(seed) for seed in seeds[part]],
+            num_inference_steps=sampler.config.validation_num_inference_steps,
+            guidance_scale=sampler.config.validation_guidance,
+            output_type="pt",
+        ).images
+        parts.append(pictures.float().cpu().clamp(-1, 1))
+        sampler.sampled(len(pictures))
+    return torch.cat(parts)

@@ -1,0 +1,68 @@
+"""Where pictures lie: a folder, a bucket, a table of URLs, a saved data set or tar files, each behind the same calls.
+
+Everything after this seam knows a picture by its data set and its name there, and asks for bytes. A source is opened once
+in each process that needs it, so child processes and other machines open their own.
+"""
+
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import TYPE_CHECKING, Protocol
+
+from deepfloyd_core.files import sha256_bytes
+from deepfloyd_core.sources.listing import Listed, Raw, Texts
+
+if TYPE_CHECKING:
+    from deepfloyd_core.config.data_sets import ImageDataset
+
+__all__ = ["Listed", "Raw", "Source", "Texts", "open_source", "read_again"]
+
+
+class Source(Protocol):
+    """A place with pictures."""
+
+    name: str  # the place, in words: a path or a URL
+    threads: int  # reads that wait on each other at once; 0: as many as the run has workers
+    lost: str  # the ledger's word for a picture that cannot be read
+
+    def listing(self) -> Iterator[Listed]:
+        """Every file, in any order, also those that are no input. Raises DataError when it cannot be listed at all."""
+
+    def read(self, name: str) -> bytes:
+        """A picture's bytes. Raises OSError when they cannot be had."""
+
+    def texts(self, names: list[str]) -> list[Texts]:
+        """The captions that lie with the pictures, asked after they were listed."""
+
+
+@lru_cache(maxsize=64)
+def open_source(dataset: "ImageDataset") -> Source:
+    """The source of a data set. Raises ConfigError when it is not there, or its library is not."""
+    # Each library is imported by those who need it only: configuration errors answer in under a second.
+    if dataset.type == "local":
+        from deepfloyd_core.sources.folder import Folder
+
+        return Folder(dataset)
+    if dataset.type == "aws":
+        from deepfloyd_core.sources.bucket import Bucket
+
+        return Bucket(dataset)
+    if dataset.type == "webdataset":
+        from deepfloyd_core.sources.tars import Tars
+
+        return Tars(dataset)
+    if dataset.type == "huggingface":
+        from deepfloyd_core.sources.huggingface import Saved
+
+        return Saved(dataset)
+    from deepfloyd_core.sources.urls import Urls
+
+    return Urls(dataset)
+
+
+def read_again(dataset: "ImageDataset", name: str, sha256: str | None) -> bytes | None:
+    """A picture's bytes; None when it went away or is no longer the one that the scan saw. Raises OSError."""
+    try:
+        data = open_source(dataset).read(name)
+    except FileNotFoundError:
+        return None
+    return data if sha256_bytes(data) == sha256 else None

@@ -1,0 +1,347 @@
+"""The artifact contract: a directory is finished when its manifest.json is there, and the manifest is written last.
+
+`<workspace>/<kind>/<fingerprint>/`, the fingerprint taken over (kind, format, spec, inputs) and nothing else: where,
+when, on how many workers and on which device something was made changes no bytes and so is not in it. A directory
+without a manifest is unfinished: its builder continues it. One `flock` per artifact lets two runs share a workspace;
+the kernel frees it when the holder dies, and child processes inherit it, so that a dying trainer still owns its files.
+"""
+
+import fcntl
+import logging
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from deepfloyd_core.errors import ArtifactError
+from deepfloyd_core.files import (
+    canonical_json,
+    fsync_path,
+    read_sealed,
+    record_diff,
+    sha256_bytes,
+    sha256_file,
+    write_sealed,
+)
+from deepfloyd_core.store.counts import many
+from deepfloyd_core.store.file_faults import flock, written
+from deepfloyd_core.store.parts import finish_part, recorded_hash
+from deepfloyd_core.store.provenance import provenance
+
+log = logging.getLogger(__name__)
+
+MANIFEST = "manifest.json"
+LOCKS = ".locks"  # folder of a workspace
+_REQUEST = ".request.json"  # of an unfinished artifact
+_KEYS = {"kind", "format", "fingerprint", "spec", "inputs", "files", "summary", "provenance"}  # of a manifest
+_FINGERPRINT = re.compile("[0-9a-f]{16}")
+_ELSEWHERE = "Set `workspace` to a folder on a local disk"
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A finished artifact; small enough to pass between tasks."""
+
+    kind: str
+    fingerprint: str
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """KIND/FINGERPRINT, also its directory in the workspace: how those made from it name it in their inputs."""
+        return f"{self.kind}/{self.fingerprint}"
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """The sealed record: spec, inputs, files, summary, provenance. Raises ArtifactError when it is no such record."""
+        try:
+            record = read_sealed(self.path / MANIFEST)
+        except (FileNotFoundError, NotADirectoryError):
+            raise ArtifactError(f"{self.path} is {'not finished' if self.path.is_dir() else 'missing'}") from None
+        if not record.keys() >= _KEYS:
+            raise ArtifactError(f"{self.path / MANIFEST} is a sealed record, and not of an artifact")
+        return record
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        """The settings that decided its bytes."""
+        return dict(self.manifest["spec"])
+
+    @property
+    def inputs(self) -> dict[str, str]:
+        """What it was made from: names of artifacts, and fingerprints of files from elsewhere."""
+        return dict(self.manifest["inputs"])
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """What the builder reported, e.g. counts and metrics."""
+        return dict(self.manifest["summary"])
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        """The recorded sha256 of every file, by its path inside the artifact."""
+        return {entry["path"]: entry["sha256"] for entry in self.manifest["files"]}
+
+
+@dataclass(frozen=True)
+class Request:
+    """What an artifact is made of. `spec` and `inputs` must be plain JSON values; of an artifact an input has the name."""
+
+    kind: str
+    format: int
+    spec: dict[str, Any]
+    inputs: dict[str, str]
+
+    @property
+    def fingerprint(self) -> str:
+        """First 16 hex digits of sha256 over the canonical JSON of (kind, format, spec, inputs)."""
+        return sha256_bytes(canonical_json({"kind": self.kind, **self.record}).encode())[:16]
+
+    @property
+    def name(self) -> str:
+        """KIND/FINGERPRINT, as `Artifact.name`."""
+        return f"{self.kind}/{self.fingerprint}"
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What two requests of a kind can differ in."""
+        return {"format": self.format, "spec": self.spec, "inputs": self.inputs}
+
+
+@dataclass(frozen=True)
+class WorkDir:
+    """An unfinished artifact under construction. Dot files in it are working state and vanish at the commit."""
+
+    path: Path
+    lock_fd: int
+
+
+Builder = Callable[[WorkDir], dict[str, Any]]
+
+
+def find(workspace: Path, request: Request) -> Artifact | None:
+    """The finished artifact for a request, or None."""
+    path = workspace / request.kind / request.fingerprint
+    return Artifact(request.kind, request.fingerprint, path) if (path / MANIFEST).exists() else None
+
+
+def newest(
+    workspace: Path, kind: str, format: int, fits: Callable[[dict[str, Any]], bool] = lambda record: True
+) -> Artifact | None:
+    """The one of `finished`, whose manifest `fits` accepts, that was made last: a new one can take things over from it."""
+    return next((artifact for artifact in finished(workspace, kind, format) if fits(artifact.manifest)), None)
+
+
+def finished(workspace: Path, kind: str, format: int) -> Iterator[Artifact]:
+    """The finished artifacts of a kind and format, the newest first; none of those that are damaged."""
+    for path in reversed(_by_age(workspace, kind)):
+        artifact = Artifact(kind, path.name, path)
+        with suppress(ArtifactError):
+            if artifact.manifest["format"] == format:
+                yield artifact
+
+
+def materialise(workspace: Path, request: Request, build: Builder, parts: str | None = None) -> tuple[Artifact, bool]:
+    """Return the artifact and whether it was reused; build it if it is not there, resuming what a kill left.
+
+    `build` gets the directory, writes its files and returns the summary. Raises whatever `build` raises; the
+    directory then stays unfinished. With `parts` (a pattern of file names) a finished artifact is hashed before it is
+    reused; of a damaged one those parts stay that are whole. Without, only sizes are compared.
+    """
+    path = workspace / request.kind / request.fingerprint
+    with locked(workspace, f"{request.kind}-{request.fingerprint}") as lock_fd:
+        found = find(workspace, request)
+        if found is not None:
+            damage = verify_artifact(found) if parts else list(missing_parts(found))
+            if not damage:
+                log.info("%s %s: reused", request.kind, request.fingerprint)
+                return found, True
+            log.warning("%s %s: rebuilt because %s", request.kind, request.fingerprint, "; ".join(damage))
+            _unfinish(found, parts)
+        else:
+            _log_why(workspace, request)
+            _log_left(workspace, request)
+        path.mkdir(parents=True, exist_ok=True)
+        write_sealed(path / _REQUEST, request.record)
+        started = datetime.now(UTC)
+        summary = build(WorkDir(path, lock_fd))
+        return commit(path, request, summary, started), False
+
+
+def commit(path: Path, request: Request, summary: dict[str, Any], started: datetime) -> Artifact:
+    """Hash and fsync every file, drop the working state, write the manifest last."""
+    hashes = {file: recorded_hash(file) for file in path.rglob("*") if file.is_file()}
+    for entry in list(path.rglob(".*")):
+        if entry.is_dir():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink(missing_ok=True)
+    files = [file for file in sorted(path.rglob("*")) if file.is_file()]
+    entries = []
+    for file in files:
+        fsync_path(file)
+        name, digest = str(file.relative_to(path)), hashes.get(file) or sha256_file(file)
+        entries.append({"path": name, "bytes": file.stat().st_size, "sha256": digest})
+    for folder in {file.parent for file in files} | {path}:
+        fsync_path(folder)
+    record = {
+        "kind": request.kind, "format": request.format, "fingerprint": request.fingerprint,
+        "spec": request.spec, "inputs": request.inputs, "files": entries, "summary": summary,
+        "provenance": provenance(started),
+    }  # fmt: skip
+    write_sealed(path / MANIFEST, record)
+    log.info("%s %s: built, %s", request.kind, request.fingerprint, many(len(files), "file"))
+    return Artifact(request.kind, request.fingerprint, path)
+
+
+@contextmanager
+def locked(workspace: Path, name: str, *, quiet: bool = False) -> Iterator[int]:
+    """Hold a workspace's lock `name`, waiting for it if need be; yields its file descriptor for child processes.
+
+    quiet: a wait is no line of the log. Raises StorageError in place of any OSError of the block.
+    """
+    path = workspace / LOCKS / name
+    with written(workspace):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            try:
+                flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB, path, _ELSEWHERE)
+            except BlockingIOError:
+                if not quiet:
+                    log.info("%s: another run holds it; waiting", name)
+                flock(fd, fcntl.LOCK_EX, path)
+            yield fd
+        finally:
+            os.close(fd)
+
+
+def is_workspace(path: Path) -> bool:
+    """Whether a folder holds artifacts, finished or not."""
+    return (path / LOCKS).is_dir() or any(_FINGERPRINT.fullmatch(child.name) for child in path.glob("*/*"))
+
+
+def all_artifacts(workspace: Path) -> Iterator[Artifact]:
+    """Every finished artifact of a workspace, kind by kind as the first of each was made, oldest first."""
+    kinds: dict[str, list[Path]] = {}
+    for path in _by_age(workspace, "*"):
+        kinds.setdefault(path.parent.name, []).append(path)
+    for kind, paths in kinds.items():
+        for path in paths:
+            yield Artifact(kind, path.name, path)
+
+
+def missing_parts(artifact: Artifact) -> Iterator[str]:
+    """A line for each file that is absent or has another size, or for a manifest that is no record; nothing is hashed."""
+    try:
+        files = {entry["path"]: entry["bytes"] for entry in artifact.manifest["files"]}
+    except ArtifactError as error:
+        yield str(error)
+        return
+    except OSError as error:
+        yield f"{artifact.path / MANIFEST} cannot be read: {error.strerror}"
+        return
+    for name, size in files.items():
+        file = artifact.path / name
+        if not file.is_file():
+            yield f"{file} is missing"
+        elif file.stat().st_size != size:
+            yield f"{file} has {file.stat().st_size} bytes, its manifest says {size}"
+
+
+def verify_artifact(artifact: Artifact) -> list[str]:
+    """Re-hash one artifact; one line for each thing that is wrong, none when every byte is as written."""
+    damage = list(missing_parts(artifact))
+    try:
+        record = artifact.manifest
+    except (ArtifactError, OSError):
+        return damage
+    request = Request(record["kind"], record["format"], record["spec"], record["inputs"])
+    if request.name != artifact.name:
+        damage.append(f"{artifact.path} holds the manifest of {request.kind} {request.fingerprint}")
+    for entry in record["files"]:
+        file = artifact.path / entry["path"]
+        try:
+            if file.is_file() and file.stat().st_size == entry["bytes"] and sha256_file(file) != entry["sha256"]:
+                damage.append(f"{file} has other bytes than its manifest says")
+        except OSError as error:  # a disk that fails, or a file that may not be read
+            damage.append(f"{file} cannot be read: {error.strerror}")
+    known = {entry["path"] for entry in record["files"]} | {MANIFEST}
+    present = {str(file.relative_to(artifact.path)) for file in artifact.path.rglob("*") if file.is_file()}
+    return damage + [f"{artifact.path / extra} is not in the manifest" for extra in sorted(present - known)]
+
+
+def _by_age(workspace: Path, kind: str) -> list[Path]:
+    """The directories of a kind's finished artifacts, oldest first; of every kind with `*`."""
+    manifests = (file for file in workspace.glob(f"{kind}/*/{MANIFEST}") if _FINGERPRINT.fullmatch(file.parent.name))
+    return [file.parent for file in sorted(manifests, key=lambda file: file.stat().st_mtime_ns)]
+
+
+def _unfinish(artifact: Artifact, parts: str | None) -> None:
+    """Drop the manifest and every file of a damaged artifact, but for `parts` that are as the manifest says."""
+    try:
+        recorded = artifact.hashes if parts else {}
+    except ArtifactError:
+        recorded = {}  # the manifest itself is damaged
+    (artifact.path / MANIFEST).unlink()
+    for file in [file for file in artifact.path.rglob("*") if file.is_file()]:
+        digest = recorded.get(str(file.relative_to(artifact.path)))
+        if digest and fnmatch(file.name, parts or "") and sha256_file(file) == digest:
+            finish_part(file, digest)
+        else:
+            file.unlink()
+
+
+def _log_why(workspace: Path, request: Request) -> None:
+    """Say what changed against the newest artifact of the same kind, field by field."""
+    others = _by_age(workspace, request.kind)
+    if not others:
+        return
+    try:
+        old = read_sealed(others[-1] / MANIFEST)
+    except ArtifactError:
+        return
+    log.info("%s %s: built anew because %s", request.kind, request.fingerprint, _changes(old, request))
+
+
+def _log_left(workspace: Path, request: Request) -> None:
+    """Say what changed against the artifact of the same kind that was left unfinished last: it is not continued."""
+    if (workspace / request.kind / request.fingerprint / _REQUEST).exists():
+        return
+    finished = _by_age(workspace, request.kind)
+    since = (finished[-1] / MANIFEST).stat().st_mtime_ns if finished else 0
+    left = [path for path in (workspace / request.kind).glob(f"*/{_REQUEST}") if not (path.parent / MANIFEST).exists()]
+    try:
+        left = [path for path in left if path.stat().st_mtime_ns > since and not _is_held(workspace, path.parent)]
+        newest = max(left, key=lambda path: path.stat().st_mtime_ns, default=None)
+        old = read_sealed(newest) if newest else None
+    except (ArtifactError, OSError):  # damaged, or finished meanwhile
+        return
+    if newest and old:
+        log.warning(
+            "%s %s starts from the beginning; the unfinished %s is not continued, because %s. Its own settings would",
+            request.kind, request.fingerprint, newest.parent.name, _changes(old, request),
+        )  # fmt: skip
+
+
+def _is_held(workspace: Path, path: Path) -> bool:
+    """Whether a run is making the artifact of a directory right now."""
+    fd = os.open(workspace / LOCKS / f"{path.parent.name}-{path.name}", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB, workspace / LOCKS)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
+def _changes(old: dict[str, Any], request: Request) -> str:
+    """Field-level differences of a record's format, spec and inputs to a request."""
+    return "; ".join(record_diff({name: old[name] for name in request.record}, request.record))

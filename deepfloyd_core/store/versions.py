@@ -1,0 +1,144 @@
+"""Versions: what was published, in order; the last one is current.
+
+A version is one sealed record, `<workspace>/versions/NNNN.json`, written once under a lock and never rewritten. It points at
+a bundle. When the data or the settings go back to what an earlier version was made of, the next version points at the
+bundle of that one. A damaged record stops nothing that does not ask for it, and its number is never used again.
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from deepfloyd_core.config.flavours import Stage
+from deepfloyd_core.errors import ArtifactError, ConfigError
+from deepfloyd_core.files import read_sealed, write_sealed
+from deepfloyd_core.store.artifacts import Artifact, locked, missing_parts
+from deepfloyd_core.store.lineage import Lineage, lineage_of
+
+FOLDER = "versions"
+_RECORD = re.compile(r"\d{4,}\.json")
+_LOST = "Take it from a backup: no run writes it again"
+
+
+@dataclass(frozen=True)
+class Version:
+    """One published bundle."""
+
+    number: int
+    bundle: str
+    image_index: str
+    data: str  # fingerprint of the pictures and captions it was made from
+    lineage: Lineage  # of the bundle, as far as its manifests could be read
+
+
+def publish(workspace: Path, bundle: Artifact, index: Artifact) -> tuple[Version, bool]:
+    """Give a bundle the next version number, unless it is the current one. Returns its version and whether that is new."""
+    with locked(workspace, FOLDER):
+        latest = current(workspace)
+        if latest and latest.bundle == bundle.fingerprint:
+            return latest, False
+        (workspace / FOLDER).mkdir(exist_ok=True)
+        number = max(_numbers(workspace), default=0) + 1
+        lineage = lineage_of(workspace, bundle.name)
+        version = Version(number, bundle.fingerprint, index.fingerprint, index.inputs["data"], lineage)
+        write_sealed(_record(workspace, number), asdict(version))
+        return version, True
+
+
+def versions(workspace: Path) -> list[Version]:
+    """The published versions whose records are whole, oldest first."""
+    return _read_all(workspace, _numbers(workspace))[0]
+
+
+def damaged_records(workspace: Path) -> list[str]:
+    """A line for each record of a version that is there and cannot be read."""
+    return _read_all(workspace, _numbers(workspace))[1]
+
+
+def readable_versions(workspace: Path) -> tuple[list[Version], list[str]]:
+    """Those whose records are whole, and a line for each record that is damaged, or missing below the highest number."""
+    return _read_all(workspace, range(1, max(_numbers(workspace), default=0) + 1))
+
+
+def current(workspace: Path) -> Version | None:
+    """The version that is `latest`; None before the first, and where the last record is damaged."""
+    known, numbers = versions(workspace), _numbers(workspace)
+    return known[-1] if known and known[-1].number == numbers[-1] else None
+
+
+def find_version(workspace: Path, name: str) -> Version:
+    """`latest` or a number. Raises ConfigError naming those that exist, ArtifactError when its record is damaged."""
+    published = _numbers(workspace)
+    if name == "latest" and published:
+        try:
+            return _read(workspace, published[-1])
+        except ArtifactError as error:
+            whole = "".join(f" Or name another: --version {one.number}." for one in versions(workspace)[-1:])
+            raise ArtifactError(f"{error}{whole}") from None
+    if name.isdecimal() and int(name) in published:
+        return _read(workspace, int(name))
+    numbers = ", ".join(map(str, published)) or "none yet; `deepfloyd run` publishes the first"
+    raise ConfigError(
+        f"There is no version {name!r} in {workspace}; published: {numbers}. `base` samples without a LoRA."
+    )
+
+
+def news_of(workspace: Path, version: Version, before: Version | None) -> str:
+    """What became of a run, for people. before: the version that was current when it began."""
+    if before and version == before:
+        return f"version {version.number} as before"
+    first = next(one for one in versions(workspace) if one.bundle == version.bundle)
+    again = f": the bundle of version {first.number} again" if first.number < version.number else ""
+    return f"published version {version.number}{again}"
+
+
+def bundle_of(workspace: Path, version: Version) -> Artifact:
+    """What a version published. Raises ArtifactError unless all its files are there, each of its size."""
+    bundle = Artifact("lora_bundle", version.bundle, workspace / "lora_bundle" / version.bundle)
+    if fault := next(missing_parts(bundle), None):
+        raise ArtifactError(
+            f"Version {version.number} cannot be used: {fault.removesuffix('.')}. `deepfloyd run` makes its bundle again "
+            "from the settings and pictures of that version."
+        )
+    return bundle
+
+
+def stage_folder(bundle: Path, stage: Stage) -> Path:
+    """Where a bundle has what was trained of a stage, and its scheduler."""
+    return bundle / f"stage{stage}"
+
+
+def _record(workspace: Path, number: int) -> Path:
+    return workspace / FOLDER / f"{number:04d}.json"
+
+
+def _numbers(workspace: Path) -> list[int]:
+    files = (workspace / FOLDER).glob("*.json")
+    return sorted(int(file.stem) for file in files if _RECORD.fullmatch(file.name))
+
+
+def _read_all(workspace: Path, numbers: Iterable[int]) -> tuple[list[Version], list[str]]:
+    """Versions whose records are whole, and a line for each other number."""
+    good, faults = [], []
+    for number in numbers:
+        try:
+            good.append(_read(workspace, number))
+        except ArtifactError as error:
+            faults.append(str(error))
+    return good, faults
+
+
+def _read(workspace: Path, number: int) -> Version:
+    file = _record(workspace, number)
+    try:
+        version = Version(**read_sealed(file, _LOST))
+    except TypeError:
+        raise ArtifactError(f"{file} is a sealed record, and not of a version. {_LOST}.") from None
+    except OSError as error:
+        raise ArtifactError(
+            f"{file}, the record of version {number}, cannot be read: {error.strerror}. {_LOST}."
+        ) from None
+    if version.number != number:
+        raise ArtifactError(f"{file} is the record of version {version.number}. {_LOST}.")
+    return version

@@ -1,0 +1,296 @@
+"""Makes the text embeds, in a process of its own: the encoder is loaded at the first text that is missing and dies with it.
+
+Files are named by the texts in them and never rewritten. A data set that grows links the files it has and encodes the
+texts that came; an interrupted build goes on behind the last finished file.
+"""
+
+import math
+import shutil
+import time
+import unicodedata
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from diffusers import IFPipeline
+from transformers import AutoConfig, PreTrainedTokenizerBase
+
+from deepfloyd_core.config.run import RunConfig
+from deepfloyd_core.errors import ArtifactError, ModelError
+from deepfloyd_core.files import atomic_path, canonical_json, sha256_bytes
+from deepfloyd_core.hashing import caption_id
+from deepfloyd_core.models.unet import DTYPES, pick_device, use_threads
+from deepfloyd_core.pictures.sheets import save_token_counts
+from deepfloyd_core.processes.jobs import Job
+from deepfloyd_core.store.artifacts import Artifact
+from deepfloyd_core.store.parts import finish_part, part_is_whole, take_part
+from deepfloyd_core.store.reuse import files_as_recorded, worth_keeping
+from deepfloyd_core.text.embed_file import VALUE_BYTES, EmbedFile, embed_schema, stored_row, write_embed_file
+from deepfloyd_core.text.embeds import CAPTIONS, CAPTIONS_FILE, FILES, TOKENS_SHEET
+from deepfloyd_core.text.t5 import TextEncoder, encode, forecast_s, load_encoder, load_tokenizer
+from deepfloyd_core.types import Report, no_report
+
+_SHOWN = 5  # of the captions without a word, in the summary
+PACKED_SHARE = 0.7  # of the bytes, at most; 0.64 is usual
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Which files of an older artifact are taken over, and which texts each new file gets."""
+
+    kept: dict[str, str]  # names, and their sha256
+    made: dict[str, list[str]]  # the texts of each file to make
+    stored: dict[str, tuple[EmbedFile, int]]  # texts of the older artifact: where they are
+
+
+def clean_captions(captions: list[str], special: list[str]) -> tuple[list[str], int]:
+    """Texts as `IFPipeline.__call__` makes them of captions, without `special` tokens, and how many of those there were.
+
+    The pipeline's own function cleans; it needs ftfy and beautifulsoup4. It takes `</s>` for a tag and drops it; what it
+    may leave of another tokenizer's tokens goes here, for a literal one would end a text, or pad it.
+    """
+    cleaner = object.__new__(IFPipeline)  # the method uses no component
+    texts = list(cleaner._text_preprocessing(captions, clean_caption=True))
+    found = sum(text.count(token) for text in (*captions, *texts) for token in special)
+    for token in special if found else ():
+        texts = [text.replace(token, " ") for text in texts]
+    return texts, found
+
+
+def has_words(text: str) -> bool:
+    """Whether a text has a letter, a number or a symbol: what a bare URL leaves is a full stop."""
+    return any(unicodedata.category(sign)[0] in "LNS" for sign in text)
+
+
+def embed_job(job: Job) -> dict[str, Any]:
+    """Store the rows of the captions in job.options; job.inputs may have `older` embeds to take rows over from.
+
+    Each file is finished on its own: a build that was interrupted goes on behind the last one. job.options may have
+    `part`, [k, n]: every nth file alone is made, and nothing else, by one of n processes at once. Raises ArtifactError
+    when the disk will not hold them.
+    """
+    use_threads(job.config.num_threads)
+    folder = Path(job.options["encoder"])
+    tokenizer = load_tokenizer(folder)
+    captions: list[str] = job.options["captions"]
+    texts, special = clean_captions(captions, tokenizer.all_special_tokens)
+    tokens = _token_counts(tokenizer, sorted(set(texts)))
+    width = AutoConfig.from_pretrained(folder / "text_encoder").d_model
+    schema = embed_schema(
+        job.config.text_encoder_dtype, job.config.tokenizer_max_length, width, job.config.embed_compression
+    )
+    per_file = max(1, int(job.config.embed_file_mib * 2**20) // _row_bytes(schema))
+    layout = _lay_out(tokens, per_file, job.inputs.get("older"))
+    if "part" in job.options:
+        number, parts = job.options["part"]
+        layout = replace(layout, made=dict(list(layout.made.items())[number::parts]))
+        return {"encoded_by_this_process": _make_files(job, tokenizer, layout, tokens, schema)}
+    for stray in set(job.out.glob(FILES)) - {job.out / name for name in (*layout.kept, *layout.made)}:
+        stray.unlink()  # an interrupted build laid the texts out otherwise
+    for name, digest in layout.kept.items():
+        take_part(job.inputs["older"].path / name, digest, job.out / name)
+    encoded_now = _make_files(job, tokenizer, layout, tokens, schema)
+    _write_captions(job.out, captions, texts)
+    save_token_counts(list(tokens.values()), job.config.tokenizer_max_length, job.out / TOKENS_SHEET)
+    encoded = sum(text not in layout.stored for made in layout.made.values() for text in made)
+    lost = [count - job.config.tokenizer_max_length for count in tokens.values()]
+    emptied = [
+        caption for caption, text in zip(captions, texts, strict=True) if caption.strip() and not has_words(text)
+    ]
+    return {
+        "captions": len(captions),
+        "texts": len(tokens),
+        "encoded": encoded,
+        "taken_over": len(tokens) - encoded,
+        "truncated": sum(count > 0 for count in lost),
+        "tokens_lost": sum(count for count in lost if count > 0),
+        "special_tokens_removed": special,
+        "emptied": len(emptied),
+        "emptied_captions": emptied[:_SHOWN],
+        "length": job.config.tokenizer_max_length,
+        "width": width,
+        "bytes": sum(file.stat().st_size for file in job.out.glob(FILES)),
+        "encoded_by_this_process": encoded_now,
+    }
+
+
+def encode_prompts(prompts: list[str], folder: Path, config: RunConfig) -> torch.Tensor:
+    """Rows (N, T, D) of a few prompts on the CPU, as the stored embeds have them; the encoder is gone on return."""
+    tokenizer = load_tokenizer(folder)
+    texts, _ = clean_captions(prompts, tokenizer.all_special_tokens)
+    ids = _token_ids(tokenizer, texts, config.tokenizer_max_length)
+    return _rows(_load(folder, config), config, texts, ids, no_report)
+
+
+def _token_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str], length: int) -> list[list[int]]:
+    """The tokens of each text, cut to a length with the end token kept."""
+    return list(tokenizer(texts, truncation=True, max_length=length).input_ids) if texts else []
+
+
+def _token_counts(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> dict[str, int]:
+    """How many tokens each text has, the end token among them, uncut; in the order of (count, text)."""
+    counts = [len(ids) for ids in tokenizer(texts, verbose=False).input_ids]
+    return dict(sorted(zip(texts, counts, strict=True), key=lambda item: (item[1], item[0])))
+
+
+def _row_bytes(schema: pa.Schema) -> int:
+    """Bytes of a row before it is packed."""
+    size = VALUE_BYTES[schema.metadata[b"dtype"].decode()]
+    return size * int(schema.metadata[b"length"]) * int(schema.metadata[b"width"])
+
+
+def _lay_out(tokens: dict[str, int], capacity: int, older: Artifact | None) -> _Layout:
+    """Texts of a length stand together, so that they can be encoded together."""
+    names = {caption_id(text): text for text in tokens}
+    paths = files_as_recorded(older, FILES)
+    held: list[list[str]] = []
+    rows_in: list[int] = []
+    stored: dict[str, tuple[EmbedFile, int]] = {}
+    for path in paths:
+        file = EmbedFile(path)
+        ids = file.text_ids
+        held.append([names[name] for name in ids if name in names])
+        rows_in.append(len(ids))
+        stored |= {names[name]: (file, place) for place, name in enumerate(ids) if name in names}
+    stays = worth_keeping(np.array([len(texts) for texts in held]), np.array(rows_in), capacity)
+    kept = {path.name: digest for (path, digest), keep in zip(paths.items(), stays, strict=True) if keep}
+    there = {text for texts, keep in zip(held, stays, strict=True) if keep for text in texts}
+    rest = [text for text in tokens if text not in there]
+    made = {}
+    for start in range(0, len(rest), capacity):
+        part = rest[start : start + capacity]
+        made[f"embeds-{sha256_bytes(canonical_json(part).encode())[:12]}.arrow"] = part
+    return _Layout(kept, made, stored)
+
+
+def _make_files(
+    job: Job, tokenizer: PreTrainedTokenizerBase, layout: _Layout, tokens: dict[str, int], schema: pa.Schema
+) -> int:
+    """Make the files that are not finished yet. Returns how many texts this process encoded."""
+    unfinished = {name: texts for name, texts in layout.made.items() if not part_is_whole(job.out / name)}
+    _check_room(job.out, sum(map(len, unfinished.values())), schema)
+    missing = {name: [text for text in texts if text not in layout.stored] for name, texts in unfinished.items()}
+    total = sum(text not in layout.stored for texts in layout.made.values() for text in texts)
+    todo = sum(map(len, missing.values()))
+    progress, encoder = _Progress(job.report, total - todo, total), None
+
+    def token_ids(name: str) -> list[list[int]]:
+        return _token_ids(tokenizer, missing[name], job.config.tokenizer_max_length)
+
+    with ThreadPoolExecutor(2) as pool:  # beside the encoder one file is written and the next one tokenised
+        writing: Future[None] | None = None
+        names = list(unfinished)
+        ahead = [pool.submit(token_ids, name) for name in names[:1]]
+        for place, name in enumerate(names):
+            ids, made = ahead.pop().result(), {}
+            ahead += [pool.submit(token_ids, later) for later in names[place + 1 : place + 2]]
+            if ids:
+                if encoder is None:
+                    encoder = _load(Path(job.options["encoder"]), job.config, job.options.get("part", [0])[0])
+                    files = sum(bool(texts) for texts in missing.values())
+                    progress.forecast(encoder, job.config, files, _stored_bytes(todo, schema))
+                rows = _rows(encoder, job.config, missing[name], ids, progress.step)
+                made = dict(zip(missing[name], rows, strict=True))
+                progress.finished(len(made))
+            if writing:
+                writing.result()
+            writing = pool.submit(_write, job.out / name, unfinished[name], made, layout, tokens, schema)
+        if writing:
+            writing.result()
+    return todo
+
+
+def _write(
+    path: Path, texts: list[str], made: dict[str, Any], layout: _Layout, tokens: dict[str, int], schema: pa.Schema
+) -> None:
+    packing = schema.metadata[b"compression"].decode()
+    rows = []
+    for text in texts:
+        file, place = layout.stored.get(text, (None, 0))
+        rows.append(file.stored(place) if file else stored_row(made[text], packing))
+    write_embed_file(path, texts, [tokens[text] for text in texts], rows, schema)
+    finish_part(path)
+
+
+def _stored_bytes(rows: int, schema: pa.Schema) -> int:
+    """Bytes of rows on the disk; at most, when they are packed."""
+    share = PACKED_SHARE if schema.metadata[b"compression"] == b"packed" else 1.0
+    return int(share * rows * _row_bytes(schema))
+
+
+def _check_room(out: Path, rows: int, schema: pa.Schema) -> None:
+    needed, free = _stored_bytes(rows, schema), shutil.disk_usage(out).free
+    if needed > free:
+        raise ArtifactError(
+            f"The embeds of {rows} texts take {needed / 2**30:.1f} GiB and {out} has {free / 2**30:.1f} GiB free. Make "
+            "room, use another workspace, or set embed_compression = packed (36 % less)."
+        )
+
+
+@dataclass
+class _Progress:
+    """Turns layers over part of the texts into texts a second over all of them."""
+
+    report: Report
+    done: int
+    total: int
+
+    def __post_init__(self) -> None:
+        self._started, self._first, self._ahead = time.monotonic(), self.done, ""
+        self.report(self.done, self.total, "texts to encode")
+
+    def forecast(self, encoder: TextEncoder, config: RunConfig, files: int, size: int) -> None:
+        """Say what is ahead before the first layer, and until a file is done: about how long, and the bytes on disk."""
+        texts, length = self.total - self.done, config.tokenizer_max_length
+        seconds = forecast_s(encoder, texts, files, length, config.embed_batch_size * length)
+        self._ahead = f"about {timedelta(seconds=math.ceil(seconds))} and {size / 2**20:,.1f} MiB ahead"
+        self.report(self.done, self.total, self._ahead)
+        self._started = time.monotonic()
+
+    def step(self, done: int, total: int, line: str) -> None:
+        """Texts of the file in hand; `line` says which layer."""
+        now = self.done + done
+        rate = (now - self._first) / max(time.monotonic() - self._started, 1e-9)
+        self.report(now, self.total, f"{rate:.1f} texts/s, {self._ahead or line}")
+
+    def finished(self, texts: int) -> None:
+        """A file's texts are encoded."""
+        self.done, self._ahead = self.done + texts, ""
+
+
+def _load(folder: Path, config: RunConfig, number: int = 0) -> TextEncoder:
+    """T5 as the run wants it; `number`: of several processes."""
+    dtype, device = DTYPES[config.text_encoder_dtype], pick_device(config.device, number)
+    return load_encoder(folder, dtype, device, config.text_encoder_streaming, config.text_encoder_quantization)
+
+
+def _rows(
+    encoder: TextEncoder, config: RunConfig, texts: list[str], ids: list[list[int]], report: Report
+) -> torch.Tensor:
+    """The rows of cleaned texts, given with their tokens, (N, T, D) on the CPU. ModelError: one is not finite."""
+    length = config.tokenizer_max_length
+    made = encode(encoder, ids, length, config.embed_batch_size * length, report)
+    good = torch.isfinite(made).flatten(1).all(1).tolist()
+    if not all(good):
+        raise ModelError(f"T5 gave values that are not finite for {texts[good.index(False)]!r}.")
+    return made
+
+
+def _write_captions(out: Path, captions: list[str], texts: list[str]) -> None:
+    """Write captions.arrow: where each caption's text is."""
+    where = {
+        name: (number, place)
+        for number, path in enumerate(sorted(out.glob(FILES)))
+        for place, name in enumerate(EmbedFile(path).text_ids)
+    }
+    keys = np.array([int(caption_id(caption), 16) for caption in captions], np.uint64)
+    spots = np.array([where[caption_id(text)] for text in texts], np.int32).reshape(-1, 2)
+    order = np.argsort(keys)
+    columns = [pa.array(keys[order]), pa.array(spots[order, 0]), pa.array(spots[order, 1])]
+    with atomic_path(out / CAPTIONS_FILE) as tmp, pa.ipc.new_file(tmp, CAPTIONS) as writer:
+        writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=CAPTIONS))

@@ -1,0 +1,389 @@
+"""Pre-training of the tiny cascade: `python -m deepfloyd_core.tiny.make.pretrain stage1 --work build/tiny`.
+
+Nothing is read but the drawn world: each batch is drawn when it is needed (0.3 ms a picture of 64 px). The UNets do
+not care for resolution, so most steps run small (Stage I at 32 px, Stage II on 64 px windows of 256 px pictures) and
+only the last at full size: 4 to 8 times cheaper. The T5 is trained with Stage I at 32 px, then frozen. One thread
+each, so that both stages run beside each other on two cores. Every 200 steps the state is saved; the same command
+picks it up again.
+"""
+
+import argparse
+import copy
+import logging
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch.nn import functional as F
+from transformers import T5Tokenizer
+
+from deepfloyd_core.measures import drawn_world as world
+from deepfloyd_core.tiny.make import models
+from deepfloyd_core.training.optimizers import optimizer_state, restore_optimizer
+
+log = logging.getLogger("tiny")
+CAPTIONS = [*world.BASE_CAPTIONS, ""]  # the last one is the dropped caption of classifier-free guidance
+DROPPED = len(CAPTIONS) - 1
+STATE = {1: "stage1.safetensors", 2: "stage2.safetensors"}
+SHIPPED = Path(__file__).parents[1]  # the folders i/ and ii/ lie beside this module
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A run of steps at one size."""
+
+    side_px: int
+    batch: int
+    steps: int
+    learning_rate: float  # at the start; the cosine ends at 2 % of it
+    noise_power: float = 1.0  # Stage II's noise levels are 1000 u^power: 1 as IF was trained, 3 has its median at 125
+    blind: float = 0.0  # share of nudged samples whose picture is taken away altogether, see `nudge`
+    late: float = 0.0  # size of the nudges at low noise, relative to those at high noise
+    rolled: float = 0.0  # share of samples that start from the model's own guess, see `epsilon_loss`
+    strange: float = 0.0  # share of pictures of unnamed things, without a caption, see `world.draw_strange`
+
+
+STAGE1_PHASES: tuple[Phase, ...] = (Phase(32, 24, 900, 2e-3), Phase(64, 8, 500, 8e-4), Phase(64, 12, 900, 1.2e-3))
+STAGE1_PHASES += (Phase(64, 12, 1000, 1.2e-3, strange=0.35), Phase(64, 12, 900, 1.2e-3, strange=0.5))
+STAGE2_PHASES: tuple[Phase, ...] = (Phase(64, 12, 800, 2e-3), Phase(128, 4, 500, 8e-4), Phase(256, 2, 300, 5e-4))
+# Then mostly low noise levels: a fine low-res says what to paint, and only so can a small model learn to copy it exactly.
+STAGE2_PHASES += (
+    Phase(128, 4, 1200, 1.5e-3, noise_power=3.0),
+    Phase(128, 4, 900, 1.5e-3, noise_power=3.0, blind=0.5),
+    Phase(256, 2, 250, 6e-4, noise_power=3.0, blind=0.5),
+    Phase(128, 4, 1000, 1.5e-3, noise_power=3.0, blind=0.5, late=0.15),
+    Phase(256, 2, 250, 6e-4, noise_power=3.0, blind=0.5, late=0.15),
+    # Trained on the 12 captions alone it paints grounds and colours from memory, 5 dB beside the low-res it was given.
+    Phase(128, 4, 1400, 1.5e-3, noise_power=3.0, blind=0.25, late=0.3, strange=0.7),
+    Phase(256, 2, 300, 6e-4, noise_power=3.0, blind=0.25, late=0.3, strange=0.4),
+    Phase(128, 4, 700, 1.2e-3, noise_power=3.0, blind=0.15, late=0.15, rolled=0.6, strange=0.4),
+    Phase(256, 2, 150, 5e-4, noise_power=3.0, blind=0.15, late=0.15, rolled=0.6, strange=0.4),
+    Phase(128, 4, 1500, 1.5e-3, noise_power=3.0, blind=0.1, late=0.1, rolled=0.7, strange=0.4),
+    Phase(256, 2, 100, 4e-4, noise_power=3.0, blind=0.1, late=0.1, rolled=0.7, strange=0.4),
+    Phase(128, 4, 1600, 1.5e-3, noise_power=3.0, blind=0.1, late=0.1, rolled=0.8, strange=0.5),
+    Phase(256, 2, 120, 4e-4, noise_power=3.0, blind=0.1, late=0.1, rolled=0.8, strange=0.5),
+)
+SAVE_EVERY = 200
+EMA = 0.998
+SEED = 20
+
+
+def alpha_bars() -> torch.Tensor:
+    """Cumulative signal (1000,) of the cosine schedule; 1 = clean."""
+    bars: torch.Tensor = models.noising_scheduler().alphas_cumprod
+    return bars
+
+
+def add_noise(x_0: torch.Tensor, noise: torch.Tensor, alpha_bar: torch.Tensor) -> torch.Tensor:
+    """Sample q(x_t | x_0), Ho et al. 2020 eq. 4. alpha_bar: (B,), 1 = clean."""
+    alpha_bar = alpha_bar.view(-1, 1, 1, 1)
+    return alpha_bar.sqrt() * x_0 + (1 - alpha_bar).sqrt() * noise
+
+
+def loss_weight(alpha_bar: torch.Tensor) -> torch.Tensor:
+    """Min-SNR-5 weights (Hang et al. 2023), lifted at high noise by SNR^-0.5, at most 8 times.
+
+    Flat shapes show their colour at an SNR near 1/400, where an epsilon loss hardly sees it: without the lift, colours
+    are the last thing that follows the caption.
+    """
+    snr = alpha_bar / (1 - alpha_bar)
+    return torch.clamp(5 / snr, max=1.0) * torch.clamp(snr**-0.5, 1.0, 8.0)
+
+
+def nudge(x_0: torch.Tensor, alpha_bar: torch.Tensor, max_snr: float, phase: Phase) -> torch.Tensor:
+    """Smooth colour offsets (B, 3, H, W) for half of the samples whose SNR is below `max_snr`, zero for the others.
+
+    Sampling starts from noise that lacks the picture's mean colour, and a small model believes what it sees: the whole
+    picture drifts. Trained to undo such offsets, it takes its colours from the caption or from the low-res input. A
+    share of `phase.blind` loses the picture itself (offset -x_0): the first of few sampling steps, where only the
+    low-res knows what to paint. Smaller offsets (`phase.late`) up to an SNR of 50 teach the later steps to put right
+    what the earlier ones left: without them grounds end 0.05 too dark, which costs Stage II 5 dB.
+    """
+    snr = alpha_bar / (1 - alpha_bar)
+    flat = 0.5 * torch.randn(len(x_0), 3, 1, 1)
+    smooth = 0.3 * F.interpolate(torch.randn(len(x_0), 3, 3, 3), x_0.shape[-2:], mode="bilinear")
+    blind = (torch.rand(len(x_0)) < phase.blind) & (snr < max_snr)
+    offset = torch.where(blind.view(-1, 1, 1, 1), -x_0, flat + smooth)
+    size = torch.where(snr < max_snr, 1.0, phase.late) * (snr < 50) * (torch.rand(len(x_0)) < 0.5)
+    return offset * size.view(-1, 1, 1, 1)
+
+
+def epsilon_loss(
+    unet: torch.nn.Module, x_0: torch.Tensor, rows: torch.Tensor, phase: Phase, low: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Weighted epsilon loss. x_0 (B, 3, H, W) in [-1, 1]; `low`, the upsampled low-res, turns it into Stage II's loss.
+
+    A nudged input keeps the clean picture as its answer: the target is the epsilon that leads back to x_0. The same goes
+    for a share `phase.rolled`, whose x_t is made from the model's own guess at x_0 from 50 to 350 timesteps earlier: so
+    it learns to put right what it does wrong itself while sampling, instead of handing it on from step to step.
+    """
+    bars = alpha_bars()
+    labels = noised_low = None
+    t = torch.randint(0, 1000, (len(x_0),))
+    noise = torch.randn_like(x_0)
+    if low is not None:
+        labels = (1000 * torch.rand(len(x_0)) ** phase.noise_power).long()
+        noised_low = add_noise(low, torch.randn_like(low), bars[labels])
+    max_snr = 0.25 if low is None else 1.0
+
+    def predicted(x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        x_in = x_t if noised_low is None else torch.cat([x_t, noised_low], dim=1)
+        eps: torch.Tensor = unet(x_in, t, rows, class_labels=labels).sample[:, :3]
+        return eps
+
+    offset = nudge(x_0, bars[t], max_snr, phase)
+    if phase.rolled:
+        earlier = (t + torch.randint(50, 351, (len(x_0),))).clamp(max=999)
+        bar = bars[earlier]
+        x_t = add_noise(x_0 + nudge(x_0, bar, max_snr, phase), torch.randn_like(x_0), bar)
+        bar = bar.view(-1, 1, 1, 1)
+        with torch.no_grad():
+            guess = ((x_t - (1 - bar).sqrt() * predicted(x_t, earlier)) / bar.sqrt()).clamp(-1, 1)
+        chosen = (torch.rand(len(x_0)) < phase.rolled).view(-1, 1, 1, 1)
+        offset = torch.where(chosen, guess - x_0, offset)
+    bar = bars[t]
+    target = noise + offset * (bar / (1 - bar)).sqrt().view(-1, 1, 1, 1)
+    error = (predicted(add_noise(x_0 + offset, noise, bar), t) - target).square().mean(dim=(1, 2, 3))
+    loss: torch.Tensor = (error * loss_weight(bar)).mean()
+    return loss
+
+
+def draw_batch(
+    rng: np.random.Generator, count: int, side_px: int, strange: float, any_ground: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pictures (count, 3, side, side) in [-1, 1] and the numbers of their captions; the share `strange` has none."""
+    numbers = rng.integers(0, len(world.BASE_CAPTIONS), count)
+    if strange:
+        numbers[rng.random(count) < strange] = DROPPED
+
+    def drawn(caption: str) -> world.Picture:
+        return world.draw(rng, caption, side_px) if caption else world.draw_strange(rng, side_px, any_ground)
+
+    pictures = np.stack([drawn(CAPTIONS[number]) for number in numbers])
+    pixels = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return pixels, torch.from_numpy(numbers)
+
+
+def upsampled_low(pictures: torch.Tensor) -> torch.Tensor:
+    """What inference gives Stage II: antialiased 4x smaller, then bilinear with align_corners, as the pipeline does."""
+    side = pictures.shape[-1]
+    low = F.interpolate(pictures, (side // 4, side // 4), mode="bicubic", antialias=True).clamp(-1, 1)
+    return F.interpolate(low, (side, side), mode="bilinear", align_corners=True)
+
+
+def draw_windows(rng: np.random.Generator, phase: Phase) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Windows (B, 3, side, side) of 256 px pictures, the same windows of their upsampled low-res, caption numbers.
+
+    The low-res is made from the whole picture, because align_corners shifts pixels by up to half a low-res pixel,
+    depending on where they lie. Small windows come two or three from one picture, which saves drawing.
+    """
+    each = {64: 3, 128: 2, 256: 1}[phase.side_px]
+    pictures, numbers = draw_batch(rng, phase.batch // each, 256, phase.strange, any_ground=True)
+    both = torch.cat([pictures, upsampled_low(pictures)], dim=1)
+    windows = []
+    for index in range(phase.batch):
+        top, left = rng.integers(0, 256 - phase.side_px + 1, 2)
+        window = both[index // each, :, top : top + phase.side_px, left : left + phase.side_px]
+        window = window.flip(-1) if rng.random() < 0.5 else window
+        windows.append(window.transpose(-1, -2) if rng.random() < 0.5 else window)
+    stacked = torch.stack(windows)
+    return stacked[:, :3], stacked[:, 3:], numbers.repeat_interleave(each)
+
+
+def phase_of(step: int, phases: tuple[Phase, ...]) -> tuple[Phase, int]:
+    """The phase a step belongs to and the step's number within it."""
+    for phase in phases:
+        if step < phase.steps:
+            return phase, step
+        step -= phase.steps
+    raise IndexError("past the last phase")
+
+
+def learning_rate(phase: Phase, step: int) -> float:
+    """50 steps of warm-up, then a cosine to 2 %."""
+    cosine = 0.51 + 0.49 * math.cos(math.pi * step / phase.steps)
+    return phase.learning_rate * cosine * min(1.0, (step + 1) / 50)
+
+
+@dataclass
+class Run:
+    """One stage's training state: modules, their moving averages, optimiser, step, seconds spent."""
+
+    modules: torch.nn.ModuleDict
+    averages: torch.nn.ModuleDict
+    optimiser: torch.optim.Optimizer
+    path: Path
+    step: int = 0
+    seconds: float = 0.0
+
+    @classmethod
+    def start(cls, path: Path, **modules: torch.nn.Module) -> "Run":
+        """Begin, or go on from the file at `path`."""
+        trained = torch.nn.ModuleDict(modules)
+        optimiser = torch.optim.AdamW(trained.parameters(), lr=1e-3, weight_decay=1e-3, fused=True)
+        run = cls(trained, copy.deepcopy(trained).requires_grad_(False), optimiser, path)
+        if path.exists():
+            run._restore()
+        return run
+
+    def _restore(self) -> None:
+        tensors = load_file(self.path)
+        _fill(self.modules, _below(tensors, "modules."))
+        _fill(self.averages, _below(tensors, "averages."))
+        numbers: dict[str, Any] = {"params": {}, "groups": [{}]}  # AdamW has none beyond its settings
+        restore_optimizer(self.optimiser, self._names, _below(tensors, "optimiser."), numbers)
+        self.step, self.seconds = int(tensors["step"]), float(tensors["seconds"])
+
+    @property
+    def _names(self) -> list[str]:
+        return [name for name, _ in self.modules.named_parameters()]
+
+    def update(self, loss: torch.Tensor, rate: float) -> None:
+        """One AdamW step, then the moving average."""
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        self.optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(self.modules.parameters(), 1.0)
+        self.optimiser.step()
+        self.step += 1
+        decay = min(EMA, (self.step + 1) / (self.step + 20))
+        with torch.no_grad():
+            for mean, now in zip(self.averages.parameters(), self.modules.parameters(), strict=True):
+                mean.lerp_(now, 1 - decay)
+
+    def save(self) -> None:
+        """Write the state beside its final place, then rename: a killed run leaves the last whole file."""
+        tensors = {"step": torch.tensor(self.step), "seconds": torch.tensor(self.seconds, dtype=torch.float64)}
+        tensors |= {f"modules.{name}": tensor.detach() for name, tensor in self.modules.named_parameters()}
+        tensors |= {f"averages.{name}": tensor for name, tensor in self.averages.named_parameters()}
+        state, _ = optimizer_state(self.optimiser, self._names)
+        tensors |= {f"optimiser.{name}": tensor for name, tensor in state.items()}
+        save_file(tensors, self.path.with_suffix(".part"))
+        self.path.with_suffix(".part").replace(self.path)
+
+
+def _below(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _fill(module: torch.nn.Module, tensors: dict[str, torch.Tensor]) -> None:
+    """Load parameters by name; of tied ones (T5's table) there is one, and the modules have no buffers."""
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            parameter.copy_(tensors[name])
+
+
+def train(run: Run, phases: tuple[Phase, ...], loss_of: Any) -> None:
+    """Train to the end of the last phase. `loss_of(phase, rng)` draws a batch and returns its loss."""
+    total = sum(phase.steps for phase in phases)
+    recent: list[float] = []
+    while run.step < total:
+        began = time.perf_counter()
+        phase, step = phase_of(run.step, phases)
+        torch.manual_seed(SEED * 1_000_003 + run.step)
+        loss = loss_of(phase, np.random.default_rng((SEED, run.step)))
+        run.update(loss, learning_rate(phase, step))
+        recent.append(float(loss.detach()))
+        run.seconds += time.perf_counter() - began
+        if run.step % SAVE_EVERY == 0 or run.step == total:
+            run.save()
+        if run.step % 50 == 0:
+            log.info("step %d/%d %d px loss %.4f %.0f s", run.step, total, phase.side_px, np.mean(recent), run.seconds)
+            recent.clear()
+
+
+def train_stage1(work: Path) -> None:
+    """Stage I; one caption in ten is dropped. The T5 trains along in the first phase, then its average is frozen."""
+    tokenizer = T5Tokenizer.from_pretrained(work / "tokenizer")
+    run = Run.start(work / STATE[1], unet=models.stage1_unet(), text=models.text_encoder())
+
+    def loss_of(phase: Phase, rng: np.random.Generator) -> torch.Tensor:
+        if run.step == STAGE1_PHASES[0].steps:
+            run.modules["text"].load_state_dict(run.averages["text"].state_dict())
+        pixels, numbers = draw_batch(rng, phase.batch, phase.side_px, phase.strange, any_ground=False)
+        numbers[torch.from_numpy(rng.random(phase.batch) < 0.1)] = DROPPED
+        with torch.set_grad_enabled(phase is STAGE1_PHASES[0]):
+            rows = models.embed(tokenizer, run.modules["text"], CAPTIONS)  # 13 captions once, whatever the batch
+        return epsilon_loss(run.modules["unet"], pixels, rows[numbers], phase)
+
+    train(run, STAGE1_PHASES, loss_of)
+
+
+def train_stage2(work: Path) -> None:
+    """Stage II: the first windows on the rows of the untrained T5, so that it can start with Stage I."""
+    tokenizer = T5Tokenizer.from_pretrained(work / "tokenizer")
+    run = Run.start(work / STATE[2], unet=models.stage2_unet())
+    rows_of: dict[bool, torch.Tensor] = {}
+
+    def loss_of(phase: Phase, rng: np.random.Generator) -> torch.Tensor:
+        early = phase in STAGE2_PHASES[:2]
+        if early not in rows_of:
+            with torch.no_grad():
+                text = models.text_encoder() if early else finished_text(work)
+                rows_of[early] = models.embed(tokenizer, text, CAPTIONS)
+        pixels, low, numbers = draw_windows(rng, phase)
+        numbers[torch.from_numpy(rng.random(phase.batch) < 0.1)] = DROPPED
+        return epsilon_loss(run.modules["unet"], pixels, rows_of[early][numbers], phase, low)
+
+    train(run, STAGE2_PHASES, loss_of)
+
+
+def load_average(path: Path, name: str, module: torch.nn.Module) -> torch.nn.Module:
+    """A module with its moving average from a state file; as initialised where there is no file yet."""
+    if path.exists():
+        _fill(module, _below(load_file(path), f"averages.{name}."))
+    return module.eval().requires_grad_(False)
+
+
+def finished_text(work: Path) -> torch.nn.Module:
+    """The frozen T5; waits for it where Stage I is still in its first phase."""
+    while True:
+        found = int(load_file(work / STATE[1])["step"]) if (work / STATE[1]).exists() else 0
+        if found > STAGE1_PHASES[0].steps:
+            return load_text(work)
+        log.info("stage 2 waits for stage 1 to freeze its T5 (at step %d)", found)
+        time.sleep(30)
+
+
+def load_text(work: Path) -> torch.nn.Module:
+    """The T5 of the latest Stage I state."""
+    return load_average(work / STATE[1], "text", models.text_encoder())
+
+
+def export(work: Path, out: Path) -> None:
+    """Write both pipelines as stock folders `out/i` and `out/ii`: UNets in fp16 (2.9 MB each), the T5 in fp32."""
+    tokenizer = T5Tokenizer.from_pretrained(work / "tokenizer")
+    for stage, fresh in (("i", models.stage1_unet()), ("ii", models.stage2_unet())):
+        state = work / STATE[len(stage)]
+        pipe = models.pipeline(stage, load_average(state, "unet", fresh).half(), load_text(work), tokenizer)
+        pipe.save_pretrained(out / stage)
+        (out / stage / "tokenizer" / "spiece.model").write_bytes((work / "tokenizer" / "spiece.model").read_bytes())
+        for path in (out / stage).rglob("*.safetensors"):
+            path.chmod(0o644)  # safetensors writes 0600
+
+
+def main() -> None:
+    """Run one step of the pre-training; see the README beside this module for the order."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("what", choices=["tokenizer", "stage1", "stage2", "export"])
+    parser.add_argument("--work", type=Path, required=True, help="state files; build/tiny for one")
+    parser.add_argument("--out", type=Path, default=SHIPPED, help="where export writes i/ and ii/")
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    torch.set_num_threads(1)
+    if args.what == "tokenizer":
+        models.train_tokenizer(args.work / "tokenizer")
+    elif args.what == "export":
+        export(args.work, args.out)
+    else:
+        {"stage1": train_stage1, "stage2": train_stage2}[args.what](args.work)
+
+
+if __name__ == "__main__":
+    main()

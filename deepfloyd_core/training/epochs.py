@@ -1,0 +1,48 @@
+"""From epochs to optimizer steps, once the crops of a stage are made. No torch: a fingerprint depends on it.
+
+What is trained goes by its steps alone: as many steps written as `max_train_steps` are the same training, to the byte.
+"""
+
+import logging
+from dataclasses import replace
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from deepfloyd_core.config.base import parse_spec
+from deepfloyd_core.config.flavours import Stage
+from deepfloyd_core.config.run import Run
+from deepfloyd_core.config.stage import StageConfig
+from deepfloyd_core.crops.rows import held_out_ids, read_row_list
+from deepfloyd_core.store.artifacts import Artifact
+from deepfloyd_core.store.counts import many
+from deepfloyd_core.training.mixing import check_steps
+
+log = logging.getLogger(__name__)
+
+
+def batches_per_epoch(pixels: Artifact, held_out: frozenset[str], batch_size: int) -> int:
+    """Batches that show every crop once that is not held out: each data set's, and in it each size's, are cut apart."""
+    rows = read_row_list(pixels.path).select(["image_id", "dataset_id", "width", "height", "times"])
+    kept = rows.filter(pc.invert(pc.is_in(rows["image_id"], pa.array(sorted(held_out), pa.string()))))
+    counts = kept.group_by(["dataset_id", "width", "height"]).aggregate([("times", "sum")])
+    return sum(-(-count // batch_size) for count in counts["times_sum"].to_pylist())
+
+
+def with_steps(run: Run, stage: Stage, pixels: Artifact, eval_set: Artifact) -> Run:
+    """The run with the steps of a stage in place of its epochs; as it is where there are none.
+
+    Raises ConfigError for a warm-up as long as the training, or a step in which no data set is drawn from.
+    """
+    config = run.config.stage(stage)
+    if config.num_train_epochs is None:
+        return run
+    batches = batches_per_epoch(pixels, held_out_ids(eval_set), config.train_batch_size)
+    steps = max(1, -(-config.num_train_epochs * batches // config.gradient_accumulation_steps))
+    epochs = f"{many(config.num_train_epochs, 'epoch')} of {many(batches, 'batch', 'batches')}"
+    log.info("stage %d: %s make %s", stage, epochs, many(steps, "step"))
+    values = {**config.model_dump(), "num_train_epochs": None, "max_train_steps": steps}
+    counted = parse_spec(StageConfig, values, f"stage{stage}, num_train_epochs = {config.num_train_epochs}")
+    for note in check_steps(run.datasets, stage, steps):
+        log.info("%s", note)
+    return replace(run, config=run.config.model_copy(update={f"stage{stage}": counted}))

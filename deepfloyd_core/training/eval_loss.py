@@ -1,0 +1,104 @@
+"""The loss on a fixed grid of (picture, noise, t): always the same draws, so two models are compared pair by pair.
+
+Beside the held-out pictures stand a few that are trained on: what a model gains more on those is what it learnt by heart.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from deepfloyd_core.config.flavours import Stage
+from deepfloyd_core.crops.eval_pictures import eval_pictures
+from deepfloyd_core.diffusion.loss import squared_error, to_model_range
+from deepfloyd_core.hashing import hash_seed
+from deepfloyd_core.measures.pixel import mean_and_interval
+from deepfloyd_core.store.artifacts import Artifact
+from deepfloyd_core.training.batches import Draws, MixedOrder, TrainingRows, draw
+
+TIMESTEPS = (100, 400, 700, 950)
+HELD_OUT, SEEN = "held_out", "seen"
+_SEEN = 2  # pictures; each costs as much as a held-out one
+
+# Predicts epsilon: x_0 float32 (B, C, H, W), draws, caption ids, what to follow uint8 (B, H, W, C) -> (B, C, H, W).
+Predict = Callable[[torch.Tensor, Draws, list[str], torch.Tensor | None], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class GridPicture:
+    """A picture of the grid."""
+
+    part: str  # HELD_OUT or SEEN
+    image_id: str
+    caption_id: str
+    pixels: torch.Tensor  # uint8 (1, H, W, C)
+    pair: torch.Tensor | None = None  # the same: what a ControlNet follows, where that is not made of it
+
+
+def grid_pictures(
+    eval_set: Artifact, rows: TrainingRows, order: MixedOrder, stage: Stage, pairs: Artifact | None = None
+) -> list[GridPicture]:
+    """The held-out pictures of a stage, and the first crops that the run trains on; the same for the same data and seed.
+
+    pairs: the conditioning of the held-out pictures, where that is not made of them.
+    """
+    found = []
+    for one in eval_pictures(eval_set, stage, pairs):
+        pair = None if one.pair is None else torch.from_numpy(one.pair)[None]
+        pixels = torch.from_numpy(one.pixels)[None]
+        found.append(GridPicture(HELD_OUT, one.row.image_id, one.row.caption_id, pixels, pair))
+    seen = []
+    for number in range(_SEEN):  # each batch has at least one
+        batch = rows.take(*order.batch(number))
+        for place, name in enumerate(rows.image_ids(batch)):
+            own = slice(place, place + 1)
+            pair = None if batch.pairs is None else batch.pairs[own]
+            seen.append(GridPicture(SEEN, name, batch.caption_ids[place], batch.pixels[own], pair))
+    return found + seen[:_SEEN]
+
+
+def grid_losses(pictures: list[GridPicture], predict: Predict, level: int) -> list[dict[str, Any]]:
+    """The squared error in epsilon of every picture at each of TIMESTEPS: rows of part, image_id, t, loss.
+
+    level: the noise level of Stage II's low-res picture, 0 to 999.
+    """
+    losses = []
+    for picture in pictures:
+        x_0 = to_model_range(picture.pixels)
+        for t in TIMESTEPS:
+            drawn = draw(x_0.shape, hash_seed("eval", picture.image_id, t), 0, 0.0)
+            draws = replace(drawn, t=torch.tensor([t]), level=torch.tensor([level]))
+            with torch.inference_mode():
+                eps = predict(x_0, draws, [picture.caption_id], picture.pair)
+                loss = float(squared_error(eps.cpu(), draws.noise))
+            losses.append({"part": picture.part, "image_id": picture.image_id, "t": t, "loss": loss})
+    return losses
+
+
+def mean_loss(losses: list[dict[str, Any]], part: str = HELD_OUT) -> float | None:
+    """The mean over a part of the grid; None where it has no picture."""
+    found = [row["loss"] for row in losses if row["part"] == part]
+    return float(np.mean(found)) if found else None
+
+
+def compared(base: list[dict[str, Any]], tuned: list[dict[str, Any]]) -> dict[str, Any]:
+    """How a trained model differs from another one on the same grid; nothing where no picture is held out.
+
+    gain: how much lower its held-out loss is, paired picture by picture: mean and, of enough pictures, its 95 % interval.
+    overfit_gap: how much more than that it gains on pictures that it was trained on. by_t: both losses of each timestep.
+    """
+    gains: dict[str, dict[str, list[float]]] = {HELD_OUT: {}, SEEN: {}}
+    for before, after in zip(base, tuned, strict=True):
+        gains[before["part"]].setdefault(before["image_id"], []).append(before["loss"] - after["loss"])
+    if not gains[HELD_OUT]:
+        return {}
+    of_pictures = {part: [float(np.mean(values)) for values in found.values()] for part, found in gains.items()}
+    gain = mean_and_interval(of_pictures[HELD_OUT])
+    at = {t: [[row for row in losses if row["t"] == t] for losses in (base, tuned)] for t in TIMESTEPS}
+    return {
+        "gain": list(gain),
+        "overfit_gap": float(np.mean(of_pictures[SEEN])) - gain[0],
+        "by_t": {str(t): [mean_loss(losses) for losses in pair] for t, pair in at.items()},
+    }

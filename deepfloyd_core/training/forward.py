@@ -1,0 +1,208 @@
+"""The training loss of both stages: what is drawn, fed to the UNet and compared; and its epsilon for any draws."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DDPMScheduler, UNet2DConditionModel
+
+from deepfloyd_core.adapters.controlnet import control_of
+from deepfloyd_core.config.flavours import Stage
+from deepfloyd_core.config.stage import StageConfig
+from deepfloyd_core.diffusion.back_projection import back_projected
+from deepfloyd_core.diffusion.conditioning import as_conditioning, conditioning_picture
+from deepfloyd_core.diffusion.degradations import degrade
+from deepfloyd_core.diffusion.loss import (
+    Text,
+    estimate,
+    huber_width,
+    low_res,
+    min_snr_weight,
+    predict,
+    pseudo_huber,
+    soft_min_snr_weight,
+    squared_error,
+    to_model_range,
+    upscaled_input,
+)
+from deepfloyd_core.diffusion.variance import reverse_steps, vlb_bits
+from deepfloyd_core.hashing import caption_id, hash_seed
+from deepfloyd_core.models.unet import DTYPES, autocast
+from deepfloyd_core.training.batches import Batch, Draws, Rollout, draw
+from deepfloyd_core.training.draws import vary
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Everything that stays the same over a run."""
+
+    stage: Stage
+    config: StageConfig
+    seed: int
+    unet: UNet2DConditionModel
+    scheduler: DDPMScheduler
+    noising: DDPMScheduler | None  # Stage II's image_noising_scheduler
+    texts: Callable[[list[str]], Text]  # of caption ids, as the UNet takes them
+    device: torch.device
+    out: Path
+    # What a training step calls in place of the UNet, where that is compiled.
+    in_steps: Callable[..., Any] | None = None
+
+
+@dataclass(frozen=True)
+class Fed:
+    """What the UNet is given for a batch, on the CPU."""
+
+    x: torch.Tensor  # float32 (B, 3 or 6, H, W)
+    t: torch.Tensor
+    level: torch.Tensor | None  # Stage II's class label
+    text: Text
+    control: torch.Tensor | None = None  # what a ControlNet follows
+    small: torch.Tensor | None = None  # Stage II's low-res pictures themselves, whole where x is a window
+
+    def at(self, x_t: torch.Tensor, t: torch.Tensor) -> "Fed":
+        """The same batch at another point of the way from noise; x_t: (B, C, H, W)."""
+        return replace(self, x=torch.cat([x_t, self.x[:, x_t.shape[1] :]], dim=1), t=t)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A forward pass but for the UNet."""
+
+    number: int
+    image_ids: list[str]
+    x_0: torch.Tensor  # float32 (B, C, H, W) in [-1, 1]
+    draws: Draws
+    fed: Fed
+
+
+def prepare(setup: Setup, batch: Batch, number: int, image_ids: list[str]) -> Prepared:
+    """Everything that forward pass `number` needs, on the CPU; any thread may make it, before its turn."""
+    x_0 = to_model_range(batch.pixels)
+    seed = hash_seed(setup.seed, setup.stage)
+    draws = draw(x_0.shape, seed, number, setup.config.caption_dropout_probability)
+    draws = vary(draws, setup.config, seed, number)
+    if setup.config.random_flip:
+        x_0 = _mirrored(x_0, draws)
+    follow = None if batch.pairs is None else as_conditioning(batch.pairs)
+    if follow is not None and setup.config.random_flip:
+        follow = _mirrored(follow, draws)
+    remakes = None if batch.remakes is None else to_model_range(batch.remakes)
+    if remakes is not None and setup.config.random_flip:
+        remakes = _mirrored(remakes, draws)
+    kept = zip(batch.caption_ids, draws.keep_caption.tolist(), strict=True)
+    fed = feed(setup, x_0, draws, [name if keep else None for name, keep in kept], follow, remakes)
+    return Prepared(number, image_ids, x_0, draws, fed)
+
+
+def feed(
+    setup: Setup, x_0: torch.Tensor, draws: Draws, captions: list[str | None], follow: torch.Tensor | None = None,
+    remakes: torch.Tensor | None = None,
+) -> Fed:  # fmt: skip
+    """What the UNet is given for drawn noise. x_0: float32 (B, C, H, W); captions: ids, None for the empty one.
+
+    follow: what a ControlNet is given, float32 (B, 3, H, W) in [0, 1], where that is not made of x_0.
+    remakes: Stage I's low-res pictures, float32 (B, C, H/4, W/4) in [-1, 1], for the samples that are drawn to have them.
+    """
+    x = setup.scheduler.add_noise(x_0, draws.fed, draws.t)  # in fp32 on the CPU, cast afterwards
+    level = small = None
+    if setup.noising is not None:
+        small = low_res(x_0)
+        if draws.remade is not None:
+            assert remakes is not None  # or it would be trained on true ones, whatever the share
+            small = torch.where(draws.remade[:, None, None, None], remakes, small)
+        if draws.degradation is not None:
+            small = degrade(small, draws.degradation)
+        upscaled = upscaled_input(small, draws.low_res_noise, draws.level, setup.noising)
+        x, level = torch.cat([x, upscaled], dim=1), draws.level
+    steered = control_of(setup.unet)
+    if steered is not None and steered.conditioning != "paired":
+        follow = conditioning_picture(steered.conditioning, x_0)
+    assert steered is None or follow is not None  # or it would be trained as if there were nothing to follow
+    text = setup.texts([caption_id("") if name is None else name for name in captions])
+    return Fed(draws.cut(x), draws.t, level, text, follow, small)
+
+
+def _mirrored(pictures: torch.Tensor, draws: Draws) -> torch.Tensor:
+    """Pictures (B, C, H, W), those that are drawn seen in a mirror."""
+    return torch.where(draws.mirror[:, None, None, None], pictures.flip(-1), pictures)
+
+
+def predict_noise(
+    setup: Setup, fed: Fed, in_steps: Callable[..., Any] | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The halves of the UNet's output; `in_steps`: called in its place."""
+    device, dtype = setup.device, DTYPES[setup.config.mixed_precision]
+    level, control = (None if value is None else value.to(device) for value in (fed.level, fed.control))
+    with autocast(device, setup.config.mixed_precision):
+        x, t, text = fed.x.to(device, dtype), fed.t.to(device), fed.text.to(device, dtype)
+        return predict(in_steps or setup.unet, x, t, text, level, control)
+
+
+def batch_loss(setup: Setup, prepared: Prepared) -> torch.Tensor:
+    """Training loss of a forward pass."""
+    x_0, draws, fed = prepared.x_0, prepared.draws, prepared.fed
+    # lora_dropout draws from torch's own state
+    torch.manual_seed(hash_seed("dropout", setup.seed, setup.stage, prepared.number))
+    noise = draws.cut(draws.noise)
+    if draws.rollout is not None:
+        fed, astray = roll_out(setup, prepared, draws.rollout)
+        noise = noise + astray
+    eps, raw = predict_noise(setup, fed, setup.in_steps)
+    loss = (_error(setup, eps, noise.to(setup.device), draws.t) * _weight(setup, draws)).mean()
+    if setup.config.train_variance:
+        steps = reverse_steps(setup.scheduler.betas, draws.t.to(setup.device))
+        fed_noise, x_0 = (draws.cut(whole).to(setup.device) for whole in (draws.fed, x_0))
+        bits = vlb_bits(eps, raw, fed_noise, x_0, steps)
+        if draws.rollout is not None:  # it is a bound for an x_t that is made of x_0 alone
+            bits = bits * ~draws.rollout.taken.to(setup.device)
+        loss = loss + bits.mean()
+    return loss
+
+
+def roll_out(setup: Setup, prepared: Prepared, rollout: Rollout) -> tuple[Fed, torch.Tensor]:
+    """The batch with the model's own errors in it: x_t is made of what it takes the picture for at the rollout's t.
+
+    Sampling goes from guess to guess, and a model that never saw its own hands their errors on (exposure bias): scheduled
+    sampling (Bengio et al. 2015; for diffusion Deng et al. 2023), in one step of any length, whose guess is noised anew. The
+    guess is clipped to [-1, 1] and, if the stage's samples are, back-projected; it is the conditional one, by the weights
+    that are trained. The answer stays the true picture. Beside the batch, what must be added to its noise for the epsilon
+    that leads from x_t to x_0: (B, C, H, W), on the CPU.
+    """
+    x_0, draws, bars = prepared.draws.cut(prepared.x_0), prepared.draws, setup.scheduler.alphas_cumprod
+    if not rollout.taken.any():
+        return prepared.fed, torch.zeros_like(x_0)
+    earlier = setup.scheduler.add_noise(x_0, draws.cut(rollout.noise), rollout.t)
+    setup.unet.eval()  # no dropout: as it samples
+    with torch.no_grad():
+        eps, _ = predict_noise(setup, prepared.fed.at(earlier, rollout.t))
+    setup.unet.train()
+    guess = estimate(earlier, eps.float().cpu(), bars[rollout.t].reshape(-1, 1, 1, 1))
+    if setup.config.validation_back_projection:
+        assert prepared.fed.small is not None  # Stage I cannot ask for it
+        guess = draws.cut(back_projected(draws.put(guess, prepared.x_0), prepared.fed.small))
+    guess = torch.where(rollout.taken.reshape(-1, 1, 1, 1), guess, x_0)
+    bar = bars[draws.t].reshape(-1, 1, 1, 1)
+    x_t = setup.scheduler.add_noise(guess, draws.cut(draws.fed), draws.t)
+    return prepared.fed.at(x_t, draws.t), (guess - x_0) * (bar / (1 - bar)).sqrt()
+
+
+def _error(setup: Setup, eps: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    """Each sample's error in epsilon, by the stage's `loss_type`: (B,). t: int64 (B,), on the CPU."""
+    config = setup.config
+    if config.loss_type == "l2":
+        return squared_error(eps, noise)
+    c = huber_width(config.huber_schedule, config.huber_c, t, setup.scheduler.alphas_cumprod[t])
+    c = c.to(setup.device)
+    error = pseudo_huber(eps, noise, c)
+    return error / c if config.loss_type == "smooth_l1" else error
+
+
+def _weight(setup: Setup, draws: Draws) -> torch.Tensor:
+    """What each sample's error counts: (B,)."""
+    alpha_bar = setup.scheduler.alphas_cumprod[draws.t].to(setup.device)
+    if setup.config.use_soft_min_snr:
+        return soft_min_snr_weight(alpha_bar, setup.config.soft_min_snr_sigma_data)
+    return min_snr_weight(alpha_bar, setup.config.snr_gamma)

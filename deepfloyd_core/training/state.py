@@ -1,0 +1,118 @@
+"""What a training holds between two steps, to a checkpoint and back: the trainer's only state beside the batch order."""
+
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.training_utils import EMAModel
+
+from deepfloyd_core.adapters.lora import trainable
+from deepfloyd_core.config.stage import StageConfig
+from deepfloyd_core.hashing import hash_seed
+from deepfloyd_core.training.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
+from deepfloyd_core.training.forward import Setup
+from deepfloyd_core.training.optimizers import (
+    make_optimizer,
+    optimizer_state,
+    restore_optimizer,
+    resume_training,
+    take_average,
+)
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """All that a checkpoint holds."""
+
+    params: dict[str, torch.nn.Parameter]  # those that are trained, by name
+    optimizer: torch.optim.Optimizer
+    ema: EMAModel | None
+    metrics: list[dict[str, Any]]  # a row for each step that is done
+
+    @property
+    def step(self) -> int:
+        """How many steps are done."""
+        return len(self.metrics)
+
+
+def training_state(setup: Setup) -> TrainingState:
+    """That of the newest checkpoint, or of a training that begins."""
+    params = trainable(setup.unet)
+    optimizer = make_optimizer(setup.config, params.values(), hash_seed(setup.seed, setup.stage))
+    state = TrainingState(params, optimizer, make_ema(setup.config, params.values()), [])
+    _resume(state, setup.out)
+    return state
+
+
+def make_ema(config: StageConfig, params: Iterable[torch.nn.Parameter]) -> EMAModel | None:
+    """The moving average of what is trained; in fp32, because in bf16 steps of 1 - decay would be rounded away."""
+    return EMAModel([param.detach().float() for param in params], decay=config.ema_decay) if config.use_ema else None
+
+
+@contextmanager
+def averaged(state: TrainingState) -> Iterator[None]:
+    """What would be saved now in place of what is being trained, which comes back to the last bit."""
+    averages = state.ema is not None or hasattr(state.optimizer, "eval")
+    kept = [param.detach().clone() for param in state.params.values()] if averages else []
+    take_averages(state)
+    yield
+    resume_training(state.optimizer)
+    with torch.no_grad():
+        for param, value in zip(state.params.values(), kept, strict=averages):
+            param.copy_(value)
+
+
+def take_averages(state: TrainingState) -> None:
+    """Put what is to be saved in place of what was trained: the optimizer's average or the moving one, if any."""
+    take_average(state.optimizer)
+    if state.ema is not None:
+        state.ema.copy_to(state.params.values())
+
+
+class CheckpointWriter:
+    """Writes the state of a training, at most once for a step."""
+
+    def __init__(self, state: TrainingState, config: StageConfig, out: Path) -> None:
+        self._state, self._config, self._out = state, config, out
+        self._written, self._since = state.step, time.monotonic()
+
+    @property
+    def due(self) -> bool:
+        """Whether `checkpoint_step_interval` asks for one now, or `checkpointing_minutes` since the last or the start."""
+        minutes, passed_s = self._config.checkpointing_minutes, time.monotonic() - self._since
+        late = minutes is not None and passed_s >= 60 * minutes
+        return late or self._state.step % self._config.checkpoint_step_interval == 0
+
+    def write(self) -> None:
+        """Write the state as it is, if it is not on disk already, and drop the oldest beyond the limit."""
+        if self._state.step != self._written:
+            save_checkpoint(self._out, _checkpoint(self._state), self._config.checkpoints_total_limit)
+            self._written, self._since = self._state.step, time.monotonic()
+
+
+def _checkpoint(state: TrainingState) -> Checkpoint:
+    def tensors(values: Iterable[torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {name: value.detach().cpu().contiguous() for name, value in zip(state.params, values, strict=True)}
+
+    average = {} if state.ema is None else tensors(state.ema.shadow_params)
+    kept, numbers = optimizer_state(state.optimizer, list(state.params))
+    return Checkpoint(state.step, tensors(state.params.values()), kept, numbers, average, state.metrics)
+
+
+def _resume(state: TrainingState, out: Path) -> None:
+    """Go back to the newest checkpoint, if there is one."""
+    found = load_checkpoint(out)
+    if found is None:
+        return
+    with torch.no_grad():
+        for name, param in state.params.items():
+            param.copy_(found.adapter[name])
+    restore_optimizer(state.optimizer, list(state.params), found.optimizer, found.numbers)
+    if state.ema is not None:
+        state.ema.shadow_params = [found.ema[name].to(param.device) for name, param in state.params.items()]
+        state.ema.optimization_step = found.step
+    state.metrics[:] = found.metrics

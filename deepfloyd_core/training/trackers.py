@@ -1,0 +1,121 @@
+"""Where a training is shown beside the flow run: TensorBoard, W&B. What they keep has times in it, so it is no part of an
+artifact.
+
+Their libraries are imported when they are asked for. Not accelerate's trackers: they want its process state, and their
+TensorBoard cannot forget the steps after a checkpoint.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from deepfloyd_core.config.flavours import Stage
+from deepfloyd_core.config.run import RunConfig
+from deepfloyd_core.errors import JobError
+from deepfloyd_core.training.eval_loss import HELD_OUT, SEEN, mean_loss
+
+TENSORBOARD_FOLDER = "tensorboard"
+PROJECT = "deepfloyd"  # in W&B, unless WANDB_PROJECT names another
+# To upload what is left at the end; it stays on disk, and a network that is gone must not hold the artifact.
+_FINISH_S = 300.0
+_FLUSH_S = 1.0  # what W&B may lose of its own file when a process is killed; 15 by default
+_MEASURED = "loss/"  # begins the names of a validation's figures
+
+# Shows numbers, and pictures from their files, of a step.
+Board = Callable[[int, dict[str, float], Sequence[Path]], None]
+
+
+@contextmanager
+def open_board(config: RunConfig, stage: Stage, out: Path, done: Sequence[dict[str, Any]]) -> Iterator[Board]:
+    """The boards of `report_to` as one, for the artifact of a stage that is made in `out`; without any it shows nothing.
+
+    done: the metrics of the steps that a resumed run has done. Raises JobError when W&B cannot be reached.
+    """
+    name, workspace = f"{out.parent.name}-{out.name}", out.parent.parent
+    with ExitStack() as stack:
+        boards: list[Board] = []
+        if "tensorboard" in config.trackers:
+            boards.append(stack.enter_context(_tensorboard(workspace / TENSORBOARD_FOLDER / name, len(done))))
+        if "wandb" in config.trackers:
+            settings = {**config.stage(stage).model_dump(mode="json"), "seed": config.seed}
+            boards.append(stack.enter_context(_wandb(workspace, name, settings, done)))
+
+        def show(step: int, values: dict[str, float], pictures: Sequence[Path]) -> None:
+            for board in boards:
+                board(step, values, pictures)
+
+        yield show
+
+
+@contextmanager
+def _tensorboard(folder: Path, first: int) -> Iterator[Board]:
+    """What a killed process wrote of later steps than `first` is not shown."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(str(folder), purge_step=first + 1) as writer:
+
+        def show(step: int, values: dict[str, float], pictures: Sequence[Path]) -> None:
+            for name, value in values.items():
+                writer.add_scalar(name, value, step)
+            for path in pictures:
+                writer.add_image(_tag(path), np.asarray(Image.open(path)), step, dataformats="HWC")
+
+        yield show
+
+
+@contextmanager
+def _wandb(workspace: Path, name: str, settings: dict[str, Any], done: Sequence[dict[str, Any]]) -> Iterator[Board]:
+    """A run whose id is the artifact's name, so that a resumed training goes on in it. settings: what it lists of the run.
+
+    W&B takes no step twice. What a killed process had shown of the steps after its checkpoint stays, as they are done again
+    with the same figures; a validation that it had not come to is then shown at the first step that is free. What it had
+    not got out of its buffer of the steps before is shown now; offline that is all of them, in a file of this process.
+    """
+    import wandb
+
+    given = wandb.setup().settings.model_fields_set  # by its environment variables and files
+    try:
+        run = wandb.init(
+            id=name, name=None if "run_name" in given else name, resume="allow", config=settings,
+            project=None if "project" in given else PROJECT, dir=None if "root_dir" in given else str(workspace.absolute()),
+            settings=wandb.Settings(
+                console="off", disable_git=True, save_code=False, finish_timeout=_FINISH_S,
+                x_transaction_log_flush_interval=_FLUSH_S,
+            ),
+        )  # fmt: skip
+    except (wandb.errors.Error, TimeoutError) as error:
+        why = " ".join(str(error).split()).rstrip(".")
+        raise JobError(
+            f"W&B cannot be reached: {why}. WANDB_MODE=offline keeps what is shown on this machine."
+        ) from None
+    with run:
+        free = run.step
+
+        def show(step: int, values: dict[str, float], pictures: Sequence[Path]) -> None:
+            figures = {name: value for name, value in values.items() if step >= free or name.startswith(_MEASURED)}
+            shown = {_tag(path): wandb.Image(str(path)) for path in pictures}
+            if figures or shown:
+                run.log({**figures, **shown}, step=max(step, free))
+
+        for row in done:
+            show(row["step"], shown_metrics(row), ())
+        yield show
+
+
+def _tag(picture: Path) -> str:
+    return f"validation/{picture.stem}"
+
+
+def shown_metrics(row: dict[str, Any]) -> dict[str, float]:
+    """Of a step's metrics those that are the same when it is done again."""
+    return {name: row[name] for name in ("loss", "lr", "grad_norm")}
+
+
+def show_validation(show: Board, step: int, losses: list[dict[str, Any]], pictures: Sequence[Path]) -> None:
+    """What `Validation.take` gave."""
+    means = {f"{_MEASURED}{part}": mean_loss(losses, part) for part in (HELD_OUT, SEEN)}
+    show(step, {name: mean for name, mean in means.items() if mean is not None}, pictures)

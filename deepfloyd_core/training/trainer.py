@@ -1,0 +1,276 @@
+"""One trainer for both stages: adapters, biases or all weights, exact to the byte when killed and started again.
+
+Every draw is a function of (seed, forward pass), the learning rate one of the step, the batch order one of the epoch;
+so a checkpoint holds what is trained, its moving average, the optimizer's state and a step number, nothing else.
+"""
+
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from deepfloyd_core.adapters.lora import trainable
+from deepfloyd_core.adapters.method import base_dtype, method_of
+from deepfloyd_core.adapters.start_from import parent_file
+from deepfloyd_core.config.flavours import Stage
+from deepfloyd_core.config.stage import StageConfig, device_fault
+from deepfloyd_core.crops.rows import held_out_ids
+from deepfloyd_core.diffusion.conditioning import as_conditioning
+from deepfloyd_core.errors import ConfigError, JobError, Stop
+from deepfloyd_core.files import atomic_path
+from deepfloyd_core.hashing import hash_seed
+from deepfloyd_core.models.quantized import frozen_bytes, frozen_numbers, load_base
+from deepfloyd_core.models.unet import (
+    load_scheduler,
+    order_channels_last,
+    pick_device,
+    trained_scheduler,
+    use_repeatable_kernels,
+    use_threads,
+)
+from deepfloyd_core.pictures.sheets import save_loss_curve
+from deepfloyd_core.processes.jobs import Job
+from deepfloyd_core.sampling.requests import wanted_pictures
+from deepfloyd_core.text.projection import Projected, raw_texts
+from deepfloyd_core.training.attention import set_attention
+from deepfloyd_core.training.batches import Draws, MixedOrder, OrderSettings, TrainingRows
+from deepfloyd_core.training.checkpoints import last_good
+from deepfloyd_core.training.compiled import check_backend, compiled_unet
+from deepfloyd_core.training.eval_loss import compared, grid_pictures, mean_loss
+from deepfloyd_core.training.forward import Prepared, Setup, batch_loss, feed, predict_noise, prepare
+from deepfloyd_core.training.mixing import Share
+from deepfloyd_core.training.prefetch import Ahead
+from deepfloyd_core.training.recompute import recompute_activations
+from deepfloyd_core.training.schedule import learning_rate_at
+from deepfloyd_core.training.state import CheckpointWriter, TrainingState, averaged, take_averages, training_state
+from deepfloyd_core.training.throughput import Pace
+from deepfloyd_core.training.trackers import Board, open_board, show_validation, shown_metrics
+from deepfloyd_core.training.validation import Validation, read_losses, write_validations
+
+METRICS_FILE, LOSS_CURVE = "metrics.parquet", "loss.png"
+
+
+def train_job(job: Job) -> dict[str, Any]:
+    """Train a stage's LoRA, biases or UNet into job.out, from its newest checkpoint. Returns the manifest's summary."""
+    stage: Stage = job.options["stage"]
+    folder = Path(job.options["model"])
+    use_threads(job.config.num_threads)
+    setup = _set_up(job, stage, folder)
+    held_out, inputs = held_out_ids(job.inputs["eval_set"]), job.inputs
+    rows = TrainingRows(inputs["pixels"], held_out, inputs.get("conditioning"), inputs.get("low_res"))
+    order = _order(setup, rows, job)
+    validation = _validation(setup, rows, order, job, folder)
+    state, method = training_state(setup), method_of(setup.config)
+    first, last, metrics = state.step, setup.config.steps, state.metrics
+    with open_board(job.config, stage, job.out, metrics[:]) as show:
+        seconds = _train(setup, state, _passes(setup, rows, order), job, validation, show)
+        del state  # the optimizer's states can be twice as large as the model
+        sizes = {
+            "trainable_parameters": sum(param.numel() for param in trainable(setup.unet).values()),
+            "frozen_parameters": frozen_numbers(setup.unet),
+            "frozen_bytes": frozen_bytes(setup.unet),
+        }
+        method.save(setup.unet, stage, folder, job.out)
+        trained_scheduler(folder, setup.config.train_variance).save_pretrained(job.out / "scheduler")
+        difference = method.reload(setup.unet, stage, folder, job.out)
+        tuned, pictures = validation.take(last)
+        show_validation(show, last, tuned, pictures)
+    method.remove(setup.unet, folder)
+    base = validation.losses()
+    _write_figures(job, metrics, write_validations(base, stage, validation.wanted, job.out))
+    batch = setup.config.train_batch_size * setup.config.gradient_accumulation_steps
+    return {
+        "steps": last,
+        "rows": sum(rows.counts.values()),
+        "pictures": rows.pictures,
+        "buckets": order.buckets(),
+        **sizes,
+        "first_loss": metrics[0]["loss"],
+        "last_loss": metrics[-1]["loss"],
+        **_on_held_out(setup.config, job.out, base, tuned),
+        "reload_difference": difference,
+        "steps_of_this_process": last - first,
+        "samples_per_s": round((last - first) * batch / seconds, 2) if first < last else None,
+    }
+
+
+def _write_figures(job: Job, metrics: list[dict[str, Any]], validated: list[tuple[int, float]]) -> None:
+    """Write metrics.parquet, a row for each step, and the curve of its losses and the held-out ones."""
+    with atomic_path(job.out / METRICS_FILE) as tmp:
+        pq.write_table(pa.Table.from_pylist(metrics), tmp)
+    title = f"Stage {'I' * job.options['stage']} training loss"
+    save_loss_curve([row["loss"] for row in metrics], title, job.out / LOSS_CURVE, validated)
+
+
+def _on_held_out(
+    config: StageConfig, out: Path, base: list[dict[str, Any]], tuned: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """The held-out losses of the base, of the trained model and of the one that it started from; none without pictures."""
+    if mean_loss(base) is None:
+        return {}
+    found = {"eval_loss_base": mean_loss(base), "eval_loss": mean_loss(tuned)}
+    found |= {f"eval_{name}": value for name, value in compared(base, tuned).items()}
+    if config.init_lora is not None:
+        parent = read_losses(out, 0)
+        found |= {"eval_loss_parent": mean_loss(parent), "eval_gain_on_parent": compared(parent, tuned)["gain"]}
+    return found
+
+
+def _set_up(job: Job, stage: Stage, folder: Path) -> Setup:
+    config = job.config.stage(stage)
+    device = pick_device(job.config.device)
+    use_repeatable_kernels(device)
+    if fault := device_fault(config, "rocm" if torch.version.hip else device.type):
+        raise ConfigError(f"stage{stage}.{fault}.")
+    check_backend(config.dynamo_backend, device, f"stage{stage}.dynamo_backend is {config.dynamo_backend!r}")
+    text = job.inputs["text"]
+    projected = text.kind != "text_embeds"
+    parent = parent_file(job.options["parent"]) if job.options.get("parent") else None
+    unet = load_base(folder, projected, base_dtype(config), config.base_model_precision, device)
+    method = method_of(config)
+    method.prepare(unet, config, hash_seed("lora", job.config.seed, stage))
+    if parent is not None:
+        method.start(unet, parent)
+    set_attention(unet, config.attention_mechanism)
+    if config.gradient_checkpointing:
+        recompute_activations(unet)
+    unet.to(device)
+    order_channels_last(unet)
+    noising = load_scheduler(folder, "image_noising_scheduler") if stage == 2 else None
+    texts = Projected(text).batch if projected else raw_texts(text)
+    in_steps = compiled_unet(unet, config.dynamo_backend)
+    return Setup(
+        stage, config, job.config.seed, unet, load_scheduler(folder), noising, texts, device, job.out, in_steps
+    )
+
+
+def _validation(setup: Setup, rows: TrainingRows, order: MixedOrder, job: Job, folder: Path) -> Validation:
+    def predict(x_0: torch.Tensor, draws: Draws, captions: list[str], pair: torch.Tensor | None) -> torch.Tensor:
+        follow = None if pair is None else as_conditioning(pair)
+        return predict_noise(setup, feed(setup, x_0, draws, list(captions), follow))[0]
+
+    wanted, eval_set, pairs = [], job.inputs["eval_set"], job.inputs.get("eval_conditioning")
+    if setup.config.validation_step_interval:
+        wanted = wanted_pictures(job.config, setup.stage, job.options["prompts"], eval_set, pairs)
+    grid = grid_pictures(eval_set, rows, order, setup.stage, pairs)
+    return Validation(job.config, setup.stage, folder, setup.unet, setup.texts, predict, grid, wanted, job.out)
+
+
+def _passes(setup: Setup, rows: TrainingRows, order: MixedOrder) -> Callable[[int], Prepared]:
+    """What makes the inputs of a forward pass, by its number."""
+
+    def make(number: int) -> Prepared:
+        batch = rows.take(*order.batch(number))
+        return prepare(setup, batch, number, rows.image_ids(batch))
+
+    return make
+
+
+def _train(
+    setup: Setup, state: TrainingState, make: Callable[[int], Prepared], job: Job, validation: Validation, show: Board
+) -> float:
+    """The loop, from the step that the state has done; `make` prepares a pass. Returns the seconds that steps took."""
+    config, seconds = setup.config, 0.0
+    asked, pace, checkpoints = _StopRequest(), Pace(setup.device), CheckpointWriter(state, config, job.out)
+    passes = config.steps * config.gradient_accumulation_steps
+    with Ahead(make, config.dataloader_num_workers, passes) as ahead:
+        for step in range(state.step, config.steps):
+            if _due(config, step) and not validation.taken(step):
+                job.report(step, config.steps, "validation")
+                checkpoints.write()
+                with asked.at_once(), averaged(state):
+                    show_validation(show, step, *validation.take(step))
+                pace = Pace(setup.device)
+            setup.unet.train()
+            began = time.monotonic()
+            state.metrics.append(_step(setup, state, ahead, step))
+            seconds += time.monotonic() - began
+            pace.step(config.train_batch_size * config.gradient_accumulation_steps)
+            _tell(job, state.metrics[-1], pace, show)
+            finished, stop = step + 1 == config.steps, asked.stop
+            if finished or stop or checkpoints.due:
+                checkpoints.write()
+            if stop:
+                asked.release()  # a board may take its time to close
+                raise Stop
+    asked.release()  # what follows can be long, and starts again from the last checkpoint
+    take_averages(state)
+    return seconds
+
+
+def _due(config: StageConfig, step: int) -> bool:
+    """Whether there is a validation before a step; before the first one also of a parent, to compare with it."""
+    return (
+        step % config.validation_step_interval == 0
+        if config.validation_step_interval
+        else step == 0 and config.init_lora is not None
+    )
+
+
+def _tell(job: Job, row: dict[str, Any], pace: Pace, show: Board) -> None:
+    show(row["step"], {**shown_metrics(row), "samples_per_s": pace.samples_per_s, "peak_gib": pace.peak_gib}, ())
+    line = f"loss {row['loss']:.4f} lr {row['lr']:.1e} grad {row['grad_norm']:.2f}"
+    job.report(row["step"], job.config.stage(job.options["stage"]).steps, f"{line} {pace.line}")
+
+
+def _step(setup: Setup, state: TrainingState, ahead: Ahead[Prepared], step: int) -> dict[str, Any]:
+    """One optimizer step, `step` counted from 0. Returns its metrics row; raises JobError when anything is not finite."""
+    config, lr = setup.config, learning_rate_at(setup.config, step)
+    for group in state.optimizer.param_groups:
+        group["lr"] = lr
+    loss, shown = 0.0, list[str]()
+    for micro in range(config.gradient_accumulation_steps):
+        number = step * config.gradient_accumulation_steps + micro
+        prepared = ahead.take(number)
+        part = batch_loss(setup, prepared) / config.gradient_accumulation_steps
+        part.backward()  # type: ignore[no-untyped-call]
+        loss += part.item()
+        shown += prepared.image_ids
+    norm = float(torch.nn.utils.clip_grad_norm_(state.params.values(), config.max_grad_norm or math.inf))
+    if not (math.isfinite(loss) and math.isfinite(norm)):
+        left, batch = last_good(setup.out), ", ".join(shown)
+        raise JobError(f"Step {step + 1}: loss is {loss}, gradient norm {norm}. The batch was {batch}. {left}")
+    state.optimizer.step()
+    state.optimizer.zero_grad(set_to_none=True)
+    if state.ema is not None:
+        state.ema.step(state.params.values())
+    return {"step": step + 1, "loss": loss, "lr": lr, "grad_norm": norm}
+
+
+def _order(setup: Setup, rows: TrainingRows, job: Job) -> MixedOrder:
+    config, shares = setup.config, {name: Share(*values) for name, values in job.options.get("shares", {}).items()}
+    settings = OrderSettings(
+        config.train_batch_size, config.gradient_accumulation_steps, config.steps,
+        hash_seed(setup.seed, setup.stage), job.config.data_backend_sampling == "auto-weighting",
+    )  # fmt: skip
+    return MixedOrder(rows, shares, settings)
+
+
+class _StopRequest:
+    """Remembers SIGTERM until the step in hand is done, so that a checkpoint holds a whole step."""
+
+    def __init__(self) -> None:
+        self.stop = False
+        self._before = signal.signal(signal.SIGTERM, self._on_signal)
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """SIGTERM ends what is done meanwhile as it would have before: it can be long, and a checkpoint was written."""
+        self.release()
+        yield
+        signal.signal(signal.SIGTERM, self._on_signal)
+
+    def release(self) -> None:
+        """Give the signal back to whom it was taken from."""
+        signal.signal(signal.SIGTERM, self._before)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self.stop = True

@@ -1,0 +1,177 @@
+"""What a training shows of itself on the way: losses, and pictures as the stock pipeline makes them, of the same seeds.
+
+Stage I draws the validation prompts, or with a ControlNet follows held-out pictures; Stage II enlarges those. The losses
+of a step wait in a dot file until the training is finished, so that a killed run keeps those before its checkpoint.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from diffusers import UNet2DConditionModel
+from PIL import Image
+
+from deepfloyd_core.config.flavours import Stage
+from deepfloyd_core.config.run import RunConfig
+from deepfloyd_core.diffusion.loss import Text, to_bytes
+from deepfloyd_core.files import atomic_path, write_bytes
+from deepfloyd_core.hashing import caption_id
+from deepfloyd_core.models.same_output import frozen
+from deepfloyd_core.models.unet import autocast, stock_pipeline, trained_scheduler
+from deepfloyd_core.pictures.sheets import save_picture, titled_rows
+from deepfloyd_core.sampling.cascade import Sample, save_png
+from deepfloyd_core.sampling.requests import Wanted
+from deepfloyd_core.sampling.sampler import BATCH, Sampler, sample_stage1, sample_stage2
+from deepfloyd_core.training.eval_loss import GridPicture, Predict, grid_losses, mean_loss
+
+VALIDATION_FILE, VALIDATION_SHEET, PICTURES = "validation.parquet", "validation.png", "validation"
+_LOSSES = ".validation"
+_LINES, _COLUMNS = 16, 8  # of the sheet
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What is taken of a UNet as it stands in memory."""
+
+    config: RunConfig
+    stage: Stage
+    folder: Path  # of the base model
+    unet: UNet2DConditionModel
+    texts: Callable[[list[str]], Text]  # of caption ids, as the UNet takes them
+    predict: Predict
+    grid: list[GridPicture]
+    wanted: list[Wanted]  # none: only losses are taken
+    out: Path
+
+    def losses(self) -> list[dict[str, Any]]:
+        """Those of the grid, see `grid_losses`."""
+        self.unet.eval()
+        return grid_losses(self.grid, self.predict, self.config.stage(self.stage).validation_noise_level)
+
+    def taken(self, step: int) -> bool:
+        """Whether `take` has finished for a step, also in a process before."""
+        return _losses_file(self.out, step).exists()
+
+    def take(self, step: int) -> tuple[list[dict[str, Any]], list[Path]]:
+        """Keep the losses and make the pictures of a step; returns the former, and the files of the latter.
+
+        The UNet is left in eval mode.
+        """
+        losses = self.losses()
+        paths = _save_pictures(self, step)
+        _losses_file(self.out, step).parent.mkdir(exist_ok=True)
+        write_bytes(_losses_file(self.out, step), json.dumps(losses).encode())
+        return losses, paths
+
+
+def read_losses(out: Path, step: int) -> list[dict[str, Any]]:
+    """What was kept of a step."""
+    return list(json.loads(_losses_file(out, step).read_bytes()))
+
+
+def _losses_file(out: Path, step: int) -> Path:
+    return out / _LOSSES / f"{step:08d}.json"
+
+
+def _save_pictures(plan: Validation, step: int) -> list[Path]:
+    """In fp32 they are, bit for bit, those of the stock pipeline with the product loaded."""
+    config, stage, unet, out, texts = plan.config, plan.stage, plan.unet, plan.out, plan.texts
+    settings = config.stage(stage)
+    scheduler = trained_scheduler(plan.folder, settings.train_variance)
+    pipeline = stock_pipeline(plan.folder, stage, unet, scheduler)
+    sampler = Sampler(stage, settings, pipeline, unet.device, lambda count: None)
+    paths: list[Path] = []
+    without = [caption_id(config.validation_negative_prompt)]
+    for part in _batches(plan.wanted, BATCH[stage]):
+        text, negative = texts([caption_id(item.prompt) for item in part]), texts(without * len(part))
+        seeds, found = [item.seed for item in part], [item.given for item in part if item.given is not None]
+        given = torch.cat(found) if found else None
+        with (
+            frozen(unet),
+            _pooled(unet, text, negative, settings.validation_guidance),
+            autocast(unet.device, settings.mixed_precision),
+        ):
+            if stage == 2:
+                assert given is not None
+                made = sample_stage2(sampler, text.rows, negative.rows, seeds, given)
+            else:
+                made = sample_stage1(sampler, text.rows, negative.rows, seeds, part[0].size, given)
+        for item, picture in zip(part, to_bytes(made).numpy(), strict=True):
+            paths.append(out / PICTURES / f"step-{step:08d}" / f"{len(paths):03d}.png")
+            save_png(picture, Sample(item.prompt, item.seed, f"step {step}", {"stage": stage}), paths[-1])
+    return paths
+
+
+def write_validations(
+    base: list[dict[str, Any]], stage: Stage, wanted: list[Wanted], out: Path
+) -> list[tuple[int, float]]:
+    """Write validation.parquet: step, model (base, trained), part, image_id, t, loss; and the sheet of the pictures.
+
+    base: the losses of the base model. Returns the held-out loss of every validated step that has one.
+    """
+    table, means = [{"step": 0, "model": "base", **row} for row in base], []
+    for file in sorted((out / _LOSSES).glob("[0-9]*.json")):
+        losses = json.loads(file.read_bytes())
+        table += [{"step": int(file.stem), "model": "trained", **row} for row in losses]
+        if (mean := mean_loss(losses)) is not None:
+            means.append((int(file.stem), mean))
+    with atomic_path(out / VALIDATION_FILE) as tmp:
+        pq.write_table(pa.Table.from_pylist(table), tmp)
+    folders = sorted((out / PICTURES).glob("step-*"))
+    if folders:
+        save_picture(_sheet(folders, stage, wanted), out / VALIDATION_SHEET)
+    return means
+
+
+def _sheet(folders: list[Path], stage: Stage, wanted: list[Wanted]) -> Image.Image:
+    """A line for each validated step, at most _LINES of them, the first and the last among them."""
+    chosen = sorted({round(place) for place in np.linspace(0, len(folders) - 1, min(len(folders), _LINES))})
+    rows = []
+    for folder in (folders[place] for place in chosen):
+        files = sorted(folder.glob("[0-9]*.png"))[:_COLUMNS]
+        rows.append(
+            (f"step {int(folder.name.removeprefix('step-'))}", [np.asarray(Image.open(file)) for file in files])
+        )
+    truths = [item.truth for item in wanted[:_COLUMNS] if item.truth is not None]
+    if truths:
+        given = [item.given for item in wanted[:_COLUMNS] if item.given is not None]
+        label, shown = ("low-res", given) if stage == 2 else ("conditioning", [item * 2 - 1 for item in given])
+        rows = [(label, [to_bytes(item)[0].numpy() for item in shown]), *rows, ("truth", truths)]
+    return titled_rows(rows, 96 if stage == 1 else 192, f"Stage {'I' * stage} while it is trained, same seeds")
+
+
+def _batches(wanted: list[Wanted], most: int) -> Iterator[list[Wanted]]:
+    """Pictures of one size at a time, in their order."""
+    part: list[Wanted] = []
+    for item in wanted:
+        if part and (len(part) == most or item.size != part[0].size):
+            yield part
+            part = []
+        part.append(item)
+    if part:
+        yield part
+
+
+@contextmanager
+def _pooled(unet: UNet2DConditionModel, text: Text, negative: Text, guidance: float) -> Iterator[None]:
+    """Give a UNet without text modules the pooled texts, which the stock pipeline knows nothing of."""
+    if text.pooled is None or negative.pooled is None:
+        yield
+        return
+    # The order of the stock pipelines: negatives first, and none without guidance.
+    both = torch.cat([negative.pooled, text.pooled]) if guidance > 1 else text.pooled
+    added = {"pooled": both.to(unet.device)}
+    hook = unet.register_forward_pre_hook(
+        lambda module, args, kwargs: (args, {**kwargs, "added_cond_kwargs": added}), with_kwargs=True
+    )
+    try:
+        yield
+    finally:
+        hook.remove()
