@@ -8,6 +8,7 @@ from typing import Any
 
 from deepfloyd_core.index.ledger import DUPLICATE, INDEX_FILE
 from deepfloyd_core.store.artifacts import Artifact
+from deepfloyd_core.store.changes import label
 from deepfloyd_core.store.counts import many
 
 log = logging.getLogger("deepfloyd_core.endings")
@@ -43,7 +44,7 @@ def ending(artifact: Artifact) -> list[str]:
     if kind == "image_index":
         files.append(artifact.path / INDEX_FILE)
     seen = f"; look at {', '.join(map(str, files))}" if files else ""
-    return [f"{_label(kind)}: {said(summary)}{seen}", *_examples(summary), *_lost(kind, summary)]
+    return [f"{label(kind)}: {said(summary)}{seen}", *_examples(summary), *_lost(kind, summary)]
 
 
 def twins_line(summary: dict[str, Any]) -> str:
@@ -53,10 +54,6 @@ def twins_line(summary: dict[str, Any]) -> str:
         f"{many(summary['twins'], 'picture shows', 'pictures show')} the same as {many(summary['twin_groups'], 'other')}: "
         f"each group is trained on or held out as a whole{first}. See twins.png"
     )
-
-
-def _label(kind: str) -> str:
-    return kind.replace("stage2", "Stage II").replace("stage1", "Stage I").replace("_", " ").replace("lora", "LoRA")
 
 
 def _examples(summary: dict[str, Any]) -> list[str]:

@@ -7,10 +7,11 @@ from prefect.cache_policies import NO_CACHE
 
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.crops.eval_choice import check_left, choice_notes, choose_held_out
+from deepfloyd_core.index.changed_pictures import picture_changes
 from deepfloyd_core.index.index import build_index, index_request, judges
 from deepfloyd_core.index.ledger import INDEX_FILE, captions_left_out, check_share
 from deepfloyd_core.index.scan import others_of, scan
-from deepfloyd_core.store.artifacts import Artifact, materialise
+from deepfloyd_core.store.artifacts import Artifact, materialise, newest
 from tasks.endings import twins_line
 from tasks.progress import progress
 from tasks.publish import publish_index
@@ -23,9 +24,14 @@ def image_index(run: Run) -> Artifact:
     """Every input file as one row. Raises DataError for none, for too many rejected, or when none is left to train on."""
     with progress("image index") as report, judges(run) as children:
         found = scan(run, report)
-        index, _ = materialise(
-            run.workspace, index_request(run, found), lambda work: build_index(run, found, children, work, report)
+        request = index_request(run, found)
+        before = newest(run.workspace, request.kind, request.format)
+        index, reused = materialise(
+            run.workspace, request, lambda work: build_index(run, found, children, work, report)
         )
+    if before is not None and not reused:
+        for line in _picture_changes(before, index):
+            log.info("image_index %s: %s", index.fingerprint, line)
     publish_index(index, others_of(found))
     if index.summary["twin_groups"]:
         log.info("image_index %s: %s", index.fingerprint, twins_line(index.summary))
@@ -36,3 +42,12 @@ def image_index(run: Run) -> Artifact:
     for line in choice_notes(run, choices) + check_left(run, index, choices):
         log.warning("%s", line)
     return index
+
+
+def _picture_changes(before: Artifact, index: Artifact) -> list[str]:
+    """How the pictures differ from those of the index before; nothing where that is damaged or gone."""
+    ledgers = before.path / INDEX_FILE, index.path / INDEX_FILE
+    try:
+        return picture_changes(*ledgers)
+    except (OSError, ValueError):  # pyarrow's errors are both
+        return []

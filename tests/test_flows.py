@@ -186,7 +186,10 @@ def test_retrain_publishes_what_data_and_settings_ask_for_and_nothing_when_that_
         run.add_picture(number)
     time.sleep(RACY_NS / 1e9)  # what is younger is hashed again by the next scan, which then notes that it has settled
     done = retrained()
-    assert "published version 2\n" in done.stdout and "inputs.data" in done.stderr  # the field-level reason
+    assert (
+        "published version 2\n" in done.stdout
+        and "3 pictures added: star_100.png, star_101.png, star_102.png" in done.stderr
+    )
     after = _digest(run.workspace)
     assert {name: after[name] for name in before} == before
     old, new = _bundles(run)

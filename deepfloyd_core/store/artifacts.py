@@ -24,11 +24,11 @@ from deepfloyd_core.files import (
     canonical_json,
     fsync_path,
     read_sealed,
-    record_diff,
     sha256_bytes,
     sha256_file,
     write_sealed,
 )
+from deepfloyd_core.store.changes import changes
 from deepfloyd_core.store.counts import many
 from deepfloyd_core.store.file_faults import flock, written
 from deepfloyd_core.store.parts import finish_part, recorded_hash
@@ -299,7 +299,7 @@ def _unfinish(artifact: Artifact, parts: str | None) -> None:
 
 
 def _log_why(workspace: Path, request: Request) -> None:
-    """Say what changed against the newest artifact of the same kind, field by field."""
+    """Say what changed against the newest artifact of the same kind."""
     others = _by_age(workspace, request.kind)
     if not others:
         return
@@ -307,7 +307,7 @@ def _log_why(workspace: Path, request: Request) -> None:
         old = read_sealed(others[-1] / MANIFEST)
     except ArtifactError:
         return
-    log.info("%s %s: built anew because %s", request.kind, request.fingerprint, _changes(old, request))
+    log.info("%s %s: built anew: %s", request.kind, request.fingerprint, _changes(old, request))
 
 
 def _log_left(workspace: Path, request: Request) -> None:
@@ -343,5 +343,5 @@ def _is_held(workspace: Path, path: Path) -> bool:
 
 
 def _changes(old: dict[str, Any], request: Request) -> str:
-    """Field-level differences of a record's format, spec and inputs to a request."""
-    return "; ".join(record_diff({name: old[name] for name in request.record}, request.record))
+    """How a record's format, spec and inputs differ from a request's."""
+    return "; ".join(changes(request.kind, old, request.record))

@@ -1,0 +1,142 @@
+"""How an artifact differs from the last one of its kind, in the user's words: the keys of the run file and the data file."""
+
+import json
+import math
+import re
+from collections.abc import Iterator
+from typing import Any
+
+_LONGEST = 60  # characters of a value
+_ARTIFACT = re.compile(r"(\w+)/[0-9a-f]{16}")
+_STAGE = re.compile(r"stage([12])(?:_\w+)?")
+# Keys of a spec that have another name in the run file.
+_NAMES = {
+    "prompts": "validation_prompt", "sizes": "validation_resolution", "negative_prompt": "validation_negative_prompt",
+    "images": "num_validation_images", "upscaled": "num_upscaled_images", "measure": "sample_measure",
+    "dtype": "text_encoder_dtype", "quantization": "text_encoder_quantization", "compression": "embed_compression",
+    "file_mib": "embed_file_mib", "noise_level": "validation_noise_level", "strength": "low_res_stage1_strength",
+    "back_projection": "validation_back_projection",
+}  # fmt: skip
+# Those that stand outside of a stage's table, in a LoRA's spec too.
+_OF_RUN = {
+    "seed", "data_backend_sampling", "prompts", "sizes", "negative_prompt", "images", "upscaled", "dtype", "quantization",
+    "tokenizer_max_length", "cleaner", "shard_mib", "aspect_bucket_alignment", "aspect_bucket_rounding",
+}  # fmt: skip
+_PHRASES = {
+    "captions": "captions or prompts changed", "captions_sha256": "captions or prompts changed",
+    "encoder": "text encoder changed", "windows": "", "faces": "crop_style = face came or went",
+    "paired": "controlnet_conditioning = paired came or went", "reads_heif": "HEIF pictures are read, or no more",
+}  # fmt: skip
+_FILES = {
+    "data": "pictures or captions changed", "pictures": "pictures or captions changed",
+    "pairs": "what is followed for the pictures changed", "eval_set": "held-out pictures changed",
+    "text": "the encoding of captions changed", "text_embeds": "the encoding of captions changed",
+    "encoder": "text encoder changed", "parent": "init_lora changed",
+    "clip": "eval_clip_model changed", "lpips": "eval_lpips_model changed",
+}  # fmt: skip
+
+
+def label(kind: str) -> str:
+    """An artifact's kind as people read it: `Stage I LoRA`."""
+    return kind.replace("stage2", "Stage II").replace("stage1", "Stage I").replace("_", " ").replace("lora", "LoRA")
+
+
+def changes(kind: str, old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """How the format, spec and inputs of two artifacts of a kind differ: a phrase for each, at least one."""
+    found = ["this version of the program makes it otherwise"] if old["format"] != new["format"] else []
+    differ = _differences(old["spec"], new["spec"])
+    found += [_setting(kind, *change) for change in differ if not _follows(change[0], old["spec"], new["spec"])]
+    for name in sorted(old["inputs"].keys() | new["inputs"].keys()):
+        found += _input(name, old["inputs"].get(name), new["inputs"].get(name))
+    return list(dict.fromkeys(phrase for phrase in found if phrase)) or ["its settings changed"]
+
+
+def _differences(
+    old: dict[str, Any], new: dict[str, Any], path: tuple[str, ...] = ()
+) -> Iterator[tuple[Any, Any, Any]]:
+    """The path of each value that differs, and both; None where there is none."""
+    for key in sorted(old.keys() | new.keys()):
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, dict) and isinstance(after, dict):
+            yield from _differences(before, after, (*path, key))
+        elif before != after:
+            yield (*path, key), before, after
+
+
+def _setting(kind: str, path: tuple[str, ...], before: Any, after: Any) -> str:
+    """What differs in a value of a spec; empty for one that another one settles."""
+    key = path[-1]
+    if key == "stages":
+        came, went = [each for each in after if each not in before], [each for each in before if each not in after]
+        return ", ".join([f"stage {each} added" for each in came] + [f"stage {each} removed" for each in went])
+    if (own := _STAGE.fullmatch(key)) and (before is None or after is None):
+        return f"stage {own[1]} {'added' if before is None else 'removed'}"
+    if path[0] == "shares" or (len(path) > 1 and path[-2] == "datasets"):
+        return _data_set(key, before, after)
+    if key in _PHRASES:
+        return _PHRASES[key]
+    if key == "validation":  # with all that belongs to it
+        key = "validation_step_interval"
+        before, after = (value and value[key] for value in (before, after))
+    return f"{_key(kind, (*path[:-1], key))} {_value(before)} -> {_value(after)}"
+
+
+def _follows(path: tuple[str, ...], old: dict[str, Any], new: dict[str, Any]) -> bool:
+    """Whether a value is one that goes with the learning rate where nobody sets it."""
+    if path != ("lr_end",) or not (old.get("learning_rate") and new.get("learning_rate")):
+        return False
+    return math.isclose(old["lr_end"] / old["learning_rate"], new["lr_end"] / new["learning_rate"])
+
+
+def _key(kind: str, path: tuple[str, ...]) -> str:
+    """The name in the user's files of a key of a kind's spec."""
+    key = path[-1]
+    if "datasets" in path and key != "seed":
+        return ".".join(path[path.index("datasets") + 1 :])
+    if key == "seed" and (kind == "cascade_samples" or path[0] == "validation"):
+        return "validation_seed"
+    if kind == "stage2_lora" and path == ("validation", "images"):
+        return "num_upscaled_images"
+    name, of = _NAMES.get(key, key), _STAGE.fullmatch(path[0]) or _STAGE.fullmatch(kind)
+    if key in _OF_RUN or of is None:
+        return name
+    if kind == "stage2_low_res" and key != "strength":
+        return f"stage1.{name}"
+    return f"stage{of[1]}.{name}"
+
+
+def _data_set(name: str, before: Any, after: Any) -> str:
+    """A data set that came or went, or how it takes turns with others."""
+    if before is None or after is None:
+        return f"data set {name} {'added' if before is None else 'removed'}"
+    turns = zip(("probability", "start_step", "end_step"), before, after, strict=True)
+    return ", ".join(f"{name}.{key} {_value(was)} -> {_value(now)}" for key, was, now in turns if was != now)
+
+
+def _value(value: Any) -> str:
+    text = (
+        "unset"
+        if value is None
+        else f"{value:g}"
+        if isinstance(value, float)
+        else json.dumps(value, ensure_ascii=False)
+    )
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+
+
+def _input(name: str, before: str | None, after: str | None) -> list[str]:
+    """What an artifact is made from that differs."""
+    if before == after:
+        return []
+    artifact = _ARTIFACT.fullmatch(after or before or "")
+    if artifact:
+        became = "added" if before is None else "removed" if after is None else "changed"
+        return [f"{label(artifact[1])} {became}"]
+    if name.endswith(("_pictures", "_held_out")) and (before is None or after is None):
+        return []  # with their stage
+    if name.endswith(("_pictures", "_held_out")):
+        return ["held-out pictures changed"]
+    if name in ("model", "unet") or name.endswith("_model"):
+        of = f" of stage {name[5]}" if _STAGE.fullmatch(name) else ""
+        return [f"base model{of} changed"] if before and after else []  # else it is with its stage
+    return [_FILES.get(name, f"{name} changed")]
