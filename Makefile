@@ -34,8 +34,8 @@ test: setup
 
 # What takes minutes: the demo's learning figures (it uses all cores itself), killed runs, a browser on the UI.
 test-slow: setup
-	$(BIN)/python -P -m pytest -m slow tests/test_demo.py
-	$(BIN)/python -P -m pytest -m slow --ignore=tests/test_demo.py $(SPREAD)
+	$(BIN)/python -P -m pytest -m slow tests/runs/test_demo.py
+	$(BIN)/python -P -m pytest -m slow --ignore=tests/runs/test_demo.py $(SPREAD)
 
 # Beside the environment, not in it: each process of each other test would import them, which takes seconds.
 EXTRAS := $(VENV)/extras
@@ -47,7 +47,7 @@ $(EXTRAS)/.installed: constraints.txt | $(STAMP)
 	@touch $@
 
 test-extras: setup $(EXTRAS)/.installed
-	PYTHONPATH=$(EXTRAS) $(BIN)/python -P -m pytest -m 'not slow' tests/test_quantization.py tests/test_optimizers.py
+	PYTHONPATH=$(EXTRAS) $(BIN)/python -P -m pytest -m 'not slow' tests/text/test_quantize.py tests/training/test_optimizers.py
 
 test-all: test test-slow test-extras
 

@@ -154,9 +154,9 @@ def make_small_run(folder: Path, pictures: int = 8) -> SmallRun:
 
 
 _LONGEST = (
-    "test_training", "test_runners", "test_killed_runs", "test_flows", "test_embeds", "test_random_models",
-    "test_killed_training", "test_server", "test_tiny_cascade", "test_control", "test_hostile_pictures",
-    "test_bitfit", "test_options", "test_full", "test_killed_data_stages", "test_parent",
+    "test_trainer", "test_runners", "test_killed_runs", "test_flows", "test_embeds", "test_random_weights",
+    "test_killed_training", "test_server", "test_tiny_cascade", "test_controlnet", "test_hostile_pictures",
+    "test_bitfit", "test_data_options", "test_full", "test_killed_data_stages", "test_start_from",
 )  # fmt: skip
 
 

@@ -1,7 +1,7 @@
 """The command line in a fork of the test process, and its jobs in forks of that fork: nothing is imported again.
 
 `deepfloyd run` imports Prefect, and a process of its own imports torch for its jobs: 10 s of CPU each. Tests of what a run
-makes, and not of its processes, need neither; tests/test_flows.py and tests/test_killed_runs.py have both.
+makes, and not of its processes, need neither; tests/runs/test_flows.py and tests/runs/test_killed_runs.py have both.
 """
 
 import importlib

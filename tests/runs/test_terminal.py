@@ -15,7 +15,7 @@ from flows import report
 from tasks.endings import twins_line
 from tasks.terminal import console, labelled
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 ODD = "a[red]b[/x] [link=c] :smile: [/]"
 
 

@@ -1,7 +1,7 @@
 """The ledger and the shards are the same bytes after SIGKILL at any moment, and nothing of a killed run stays behind.
 
 Driven through the core, in a process that imports nothing heavy: `deepfloyd prepare` costs seconds of imports and
-Prefect for each kill, and adds only one kill in each stage, which tests/test_killed_runs.py makes.
+Prefect for each kill, and adds only one kill in each stage, which tests/runs/test_killed_runs.py makes.
 """
 
 import os
@@ -21,7 +21,8 @@ from polling import within
 from deepfloyd_core.files import read_sealed
 
 KILLS = int(os.environ.get("DEEPFLOYD_KILLS", "10"))  # 50 take five minutes
-TESTS = Path(__file__).parent
+ROOT = Path(__file__).parents[2]
+SUPPORT = ROOT / "tests" / "support"
 
 
 def fill(world: Any) -> None:
@@ -42,7 +43,7 @@ def fill(world: Any) -> None:
 
 def start(run_file: Path) -> "subprocess.Popen[str]":
     """The data stages in a session of their own, when they begin to work."""
-    path = os.pathsep.join([str(TESTS), str(TESTS.parent)])
+    path = os.pathsep.join([str(SUPPORT), str(ROOT)])
     program = "import sys, child_functions; child_functions.make_data(sys.argv[1])"
     with run_file.with_suffix(".log").open("ab") as log:
         process = subprocess.Popen(
@@ -129,5 +130,5 @@ def check_same(found: dict[str, Any], expected: dict[str, Any]) -> None:
 
 def check_verified(workspace: Path) -> None:
     command = [sys.executable, "-P", "-m", "flows", "verify", str(workspace)]
-    done = subprocess.run(command, cwd=TESTS.parent, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -1,7 +1,8 @@
 """What artifacts are made of, and the LoRAs of a small training, held equal to golden.json: the guard of refactoring.
 
-Where a change is meant to alter an artifact, `WRITE_GOLDEN=1 .venv/bin/python -P -m pytest tests/test_golden.py` writes
-golden.json anew, and the commit says why. Its pictures are files of the demo, whose bytes and names are in fingerprints.
+Where a change is meant to alter an artifact, this writes golden.json anew, and the commit says why:
+`WRITE_GOLDEN=1 .venv/bin/python -P -m pytest tests/house/test_golden.py`. Its pictures are files of the demo, whose bytes
+and names are in fingerprints.
 Numbers are the same on every machine where they are computed in integers. A LoRA's are not, so of each tensor it has the
 norm and a product with a fixed vector.
 """

@@ -9,7 +9,7 @@ from deepfloyd_core.config.flavours import PUBLISHED, RANDOM
 from deepfloyd_core.config.reference import render
 from deepfloyd_core.preflight.load import load_run
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def test_the_configuration_page_is_current() -> None:

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from artifact_rows import live_rows
-from test_twins import COPIES, scene, trained
+from copies import COPIES, scene, trained
 
 from deepfloyd_core.bundle.verify import verify_workspace
 from deepfloyd_core.crops.eval_choice import check_left, choose_held_out, held_out_pictures

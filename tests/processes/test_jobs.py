@@ -22,6 +22,7 @@ from deepfloyd_core.store.artifacts import Request, materialise
 from deepfloyd_core.types import no_report
 
 TESTS = Path(__file__).parent
+SUPPORT = TESTS.parent / "support"
 CONFIG = RunConfig.model_validate(
     {"workspace": "w", "data_backend_config": "d.json", "stage1": {"model_flavour": "tiny-i"}}
 )
@@ -30,7 +31,7 @@ CONFIG = RunConfig.model_validate(
 @pytest.fixture(autouse=True)
 def light(monkeypatch: pytest.MonkeyPatch) -> None:
     """Jobs without torch."""
-    monkeypatch.setenv("PYTHONPATH", str(TESTS))
+    monkeypatch.setenv("PYTHONPATH", str(SUPPORT))
     monkeypatch.setattr(jobs, "Starter", lambda module: Starter("job_functions"))
 
 

@@ -3,7 +3,6 @@
 The other computations: what a test itself made of which picture; a comparison of every look with every other one.
 """
 
-import io
 import shutil
 from collections.abc import Iterator
 from functools import cache
@@ -13,8 +12,9 @@ import imagehash
 import numpy as np
 import pytest
 from artifact_rows import ledger, live_rows
+from copies import COPIES, LANCZOS, encoded, scene, trained
+from photographs import photographs, upright_rgb
 from PIL import Image, ImageDraw, ImageFont
-from test_photographs import photographs, upright_rgb
 
 from deepfloyd_core.crops.rows import eval_ids, held_out_ids
 from deepfloyd_core.index import looks, twins
@@ -23,39 +23,6 @@ from deepfloyd_core.index.looks import MAX_BITS, hashes_of, same_thumbnail, sigh
 from deepfloyd_core.index.twins import Member, group_alike
 from deepfloyd_core.measures import drawn_world as drawn
 from deepfloyd_core.pictures.decode import Glance, check_decodes
-from deepfloyd_core.training.batches import TrainingRows
-
-LANCZOS = Image.Resampling.LANCZOS
-
-
-def encoded(picture: Image.Image, kind: str, **how: Any) -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, kind, **how)
-    return buffer.getvalue()
-
-
-def resized(picture: Image.Image, factor: float) -> Image.Image:
-    return picture.resize((round(picture.width * factor), round(picture.height * factor)), LANCZOS)
-
-
-def turned(picture: Image.Image) -> bytes:
-    """A JPEG that lies on its side, with the EXIF tag that turns it upright."""
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    return encoded(picture.transpose(Image.Transpose.ROTATE_90), "JPEG", quality=90, exif=exif)
-
-
-COPIES = {
-    "q60.jpg": lambda one: encoded(one, "JPEG", quality=60),
-    "q95.jpg": lambda one: encoded(one, "JPEG", quality=95),
-    "progressive.jpg": lambda one: encoded(one, "JPEG", quality=80, progressive=True),
-    "same pixels.png": lambda one: encoded(one, "PNG", compress_level=1),
-    "lossy.webp": lambda one: encoded(one, "WEBP", quality=60),
-    "half.jpg": lambda one: encoded(resized(one, 0.5), "JPEG", quality=60),
-    "two thirds.png": lambda one: encoded(resized(one, 2 / 3), "PNG"),
-    "twice.jpg": lambda one: encoded(resized(one, 2), "JPEG", quality=75),
-    "on its side.jpg": turned,
-}
 
 
 @cache
@@ -255,21 +222,6 @@ def test_a_family_of_thousands_that_are_all_alike_is_one_group_of_few_comparison
 
 
 # ---- the split --------------------------------------------------------------------------------------------------------
-
-
-def scene(seed: int, edge: int = 200) -> Image.Image:
-    """A picture with contrast and colour, unlike that of another seed."""
-    small = np.random.default_rng(seed).integers(0, 256, (5, 6, 3), dtype=np.uint8)
-    return Image.fromarray(small).resize((edge, edge * 3 // 4), Image.Resampling.BICUBIC)
-
-
-def trained(world: Any, run: Any, index: Any, evals: Any) -> set[str]:
-    """The names of the pictures that a training may see."""
-    pixels = world.pixels(run, index, 1)
-    rows = TrainingRows(pixels, held_out_ids(evals))
-    numbers = [row for sizes in rows._own.values() for row in sizes]
-    live = live_rows(pixels)
-    return {live[number]["source"] for number in numbers}
 
 
 def test_no_copy_of_a_held_out_picture_is_trained_on(world: Any) -> None:

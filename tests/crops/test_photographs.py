@@ -1,6 +1,5 @@
 """The data stages on real photographs: those inside the installed scikit-image and scikit-learn, at 64 px and 256 px."""
 
-import io
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -9,20 +8,8 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import skimage
-import sklearn
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
-
-SOURCES = {
-    "skimage": Path(skimage.__file__).parent / "data",
-    "sklearn": Path(sklearn.__file__).parent / "datasets" / "images",
-}
-SUFFIXES = {".png", ".jpg", ".gif", ".tif"}
-
-
-def photographs() -> dict[str, Path]:
-    found = {f"{name}/{path.name}": path for name, folder in SOURCES.items() for path in sorted(folder.iterdir())}
-    return {name: path for name, path in found.items() if path.suffix in SUFFIXES}
+from photographs import photographs, upright_rgb
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 
 def pillow_size(path: Path) -> tuple[int, int] | None:
@@ -32,20 +19,6 @@ def pillow_size(path: Path) -> tuple[int, int] | None:
     except UnidentifiedImageError:
         assert path.name == "multipage_rgb.tif"
         return None
-
-
-def upright_rgb(path: Path) -> Image.Image:
-    """A photograph as Pillow alone gives it: upright, alpha on white, sRGB."""
-    picture: Any = Image.open(path)
-    profile = picture.info.get("icc_profile")
-    picture = ImageOps.exif_transpose(picture)
-    if "A" in picture.getbands() or "transparency" in picture.info:
-        ground = Image.new("RGBA", picture.size, "white")
-        return Image.alpha_composite(ground, picture.convert("RGBA")).convert("RGB")
-    if profile:  # page.png is gray with a printer's dot gain, rocket.jpg is Adobe RGB
-        source, target = ImageCms.ImageCmsProfile(io.BytesIO(profile)), ImageCms.createProfile("sRGB")
-        return ImageCms.profileToProfile(picture, source, target, ImageCms.Intent.RELATIVE_COLORIMETRIC, "RGB")
-    return picture.convert("RGB")
 
 
 def centre_crop(picture: Image.Image, edge: int) -> np.ndarray:

@@ -821,7 +821,7 @@ def test_an_override_wins_over_the_file_and_may_name_a_stage_the_file_lacks(file
 
 
 def test_an_override_without_a_table_wins_over_the_stages_tables(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(Path(__file__).parents[1])
+    monkeypatch.chdir(Path(__file__).parents[2])
     demo = Path("flows/configs/demo.toml")
     config = load_run(demo, ("lora_rank=5", "max_train_steps=17", "learning_rate=1e-3")).config
     for stage in (config.stage(1), config.stage(2)):
@@ -1172,7 +1172,7 @@ def test_wrong_usage_and_missing_directories_exit_with_2(tmp_path: Path, argumen
 
 
 def test_the_shipped_run_files_are_legal(monkeypatch: pytest.MonkeyPatch) -> None:
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[2]
     monkeypatch.chdir(root)  # their paths start there, as their users do
     names = sorted((root / "flows" / "configs").glob("*.toml"))
     assert root / "flows" / "configs" / "demo.toml" in names

@@ -1,7 +1,7 @@
 """Stage II from scratch: the product's loss teaches what inference feeds; the recipe of other trainers does not.
 
 The parity tests hold the UNet's input equal to the stock pipeline's; this one shows that the difference decides what is
-learnt. `pytest -rP tests/test_stage2_learns.py` prints the figures.
+learnt. `pytest -rP tests/training/test_stage2_learns.py` prints the figures.
 """
 
 from collections.abc import Iterator

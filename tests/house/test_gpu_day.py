@@ -14,9 +14,9 @@ import pytest
 import torch
 import training_parts
 
-TESTS = Path(__file__).parent
-ROOT = TESTS.parent
-sys.path.insert(0, str(TESTS))
+ROOT = Path(__file__).parents[2]
+SUPPORT = ROOT / "tests" / "support"
+sys.path.insert(0, str(SUPPORT))
 
 import gpu_stubs  # noqa: E402  it makes the modules of benchmarks/ importable
 from gpu_plan import CASES, PRODUCT, Goal, forecast_s, tolerance  # noqa: E402
@@ -30,7 +30,7 @@ from deepfloyd_core.types import no_report  # noqa: E402
 
 
 def command(cases: str, *arguments: str) -> list[str]:
-    return [sys.executable, str(TESTS / "gpu_stubs.py"), cases, "--device", "cpu", "--results", "day.1", *arguments]
+    return [sys.executable, str(SUPPORT / "gpu_stubs.py"), cases, "--device", "cpu", "--results", "day.1", *arguments]
 
 
 def day(folder: Path, cases: str, *arguments: str) -> tuple[int, list[dict[str, Any]]]:

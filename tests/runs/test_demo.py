@@ -11,7 +11,7 @@ import pytest
 
 from deepfloyd_core.store.versions import find_version
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def _demo(workspace: Path) -> "subprocess.CompletedProcess[str]":

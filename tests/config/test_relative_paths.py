@@ -15,7 +15,7 @@ from deepfloyd_core.errors import ConfigError
 from deepfloyd_core.preflight.load import load_run
 from flows.ui import project_folder
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "flows/configs/demo.toml"
 
 

@@ -11,7 +11,7 @@ from PIL import Image, ImageFilter, ImageOps
 from deepfloyd_core.measures import drawn_world as world
 from deepfloyd_core.tiny.make import demo_data, measure, models
 
-DEMO = Path(__file__).parent.parent / "datasets"
+DEMO = Path(__file__).parents[2] / "datasets"
 UNUSABLE = {"star_cut_off.jpg", "star_no_picture.jpg"}
 
 

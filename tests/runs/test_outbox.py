@@ -24,7 +24,7 @@ from flows.server import free_port
 from tasks import conditioning, outbox, stage_pixels
 from tasks.health import healthy
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 DEAD = "http://127.0.0.1:9/api"
 
 

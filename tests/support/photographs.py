@@ -1,0 +1,34 @@
+"""The photographs inside the installed scikit-image and scikit-learn, as Pillow alone reads them."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import skimage
+import sklearn
+from PIL import Image, ImageCms, ImageOps
+
+SOURCES = {
+    "skimage": Path(skimage.__file__).parent / "data",
+    "sklearn": Path(sklearn.__file__).parent / "datasets" / "images",
+}
+SUFFIXES = {".png", ".jpg", ".gif", ".tif"}
+
+
+def photographs() -> dict[str, Path]:
+    found = {f"{name}/{path.name}": path for name, folder in SOURCES.items() for path in sorted(folder.iterdir())}
+    return {name: path for name, path in found.items() if path.suffix in SUFFIXES}
+
+
+def upright_rgb(path: Path) -> Image.Image:
+    """A photograph as Pillow alone gives it: upright, alpha on white, sRGB."""
+    picture: Any = Image.open(path)
+    profile = picture.info.get("icc_profile")
+    picture = ImageOps.exif_transpose(picture)
+    if "A" in picture.getbands() or "transparency" in picture.info:
+        ground = Image.new("RGBA", picture.size, "white")
+        return Image.alpha_composite(ground, picture.convert("RGBA")).convert("RGB")
+    if profile:  # page.png is gray with a printer's dot gain, rocket.jpg is Adobe RGB
+        source, target = ImageCms.ImageCmsProfile(io.BytesIO(profile)), ImageCms.createProfile("sRGB")
+        return ImageCms.profileToProfile(picture, source, target, ImageCms.Intent.RELATIVE_COLORIMETRIC, "RGB")
+    return picture.convert("RGB")
