@@ -32,7 +32,7 @@ def print_artifacts(out: Console, workspace: Path) -> None:
     out.print(table)
     published, faults = readable_versions(workspace)
     for version in published:
-        out.print(f"version {version.number}: lora_bundle {version.bundle}")
+        out.print(f"version {version.number}: lora_bundle {version.bundle}{version.of}")
         try:
             bundle_of(workspace, version)
         except ArtifactError as error:

@@ -24,4 +24,4 @@ def lora_bundle(run: Run, prompts: list[str], inputs: dict[str, Artifact]) -> Ar
 @task(name="publish_version", cache_policy=NO_CACHE)
 def publish_version(run: Run, bundle: Artifact, index: Artifact) -> Version:
     """Make the bundle current: its version, a new one unless it is already."""
-    return publish(run.workspace, bundle, index)[0]
+    return publish(run.workspace, bundle, index, run.file)[0]

@@ -253,6 +253,7 @@ class Run:
     datasets: tuple[ImageDataset, ...]
     notes: tuple[str, ...]
     conditioning: tuple[ImageDataset, ...] = ()  # places of what a ControlNet may follow
+    file: str = ""  # the run file, absolute
 
     def pairs_of(self, dataset: ImageDataset) -> ImageDataset | None:
         """The place of what Stage I follows for the pictures of a data set; None where that is made of the pictures."""

@@ -76,4 +76,4 @@ def load_run(path: Path, overrides: tuple[str, ...] = ()) -> Run:
     if config.stage2 and config.remakes_low_res:
         check_low_res(config.stage1, config.stage2, datasets)
     notes += check_pairs(config.paired, datasets, file.conditioning)
-    return Run(config, datasets, (*notes, *file.notes), file.conditioning)
+    return Run(config, datasets, (*notes, *file.notes), file.conditioning, str(path.absolute()))

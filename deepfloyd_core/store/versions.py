@@ -30,9 +30,15 @@ class Version:
     image_index: str
     data: str  # fingerprint of the pictures and captions it was made from
     lineage: Lineage  # of the bundle, as far as its manifests could be read
+    run_file: str = ""  # of the run that published it, absolute
+
+    @property
+    def of(self) -> str:
+        """`, of one.toml`: the run file's name, for several may share a workspace; empty where it is not known."""
+        return f", of {Path(self.run_file).name}" if self.run_file else ""
 
 
-def publish(workspace: Path, bundle: Artifact, index: Artifact) -> tuple[Version, bool]:
+def publish(workspace: Path, bundle: Artifact, index: Artifact, run_file: str = "") -> tuple[Version, bool]:
     """Give a bundle the next version number, unless it is the current one. Returns its version and whether that is new."""
     with locked(workspace, FOLDER):
         latest = current(workspace)
@@ -41,7 +47,7 @@ def publish(workspace: Path, bundle: Artifact, index: Artifact) -> tuple[Version
         (workspace / FOLDER).mkdir(exist_ok=True)
         number = max(_numbers(workspace), default=0) + 1
         lineage = lineage_of(workspace, bundle.name)
-        version = Version(number, bundle.fingerprint, index.fingerprint, index.inputs["data"], lineage)
+        version = Version(number, bundle.fingerprint, index.fingerprint, index.inputs["data"], lineage, run_file)
         write_sealed(_record(workspace, number), asdict(version))
         return version, True
 
@@ -90,7 +96,13 @@ def news_of(workspace: Path, version: Version, before: Version | None) -> str:
         return f"version {version.number} as before"
     first = next(one for one in versions(workspace) if one.bundle == version.bundle)
     again = f": the bundle of version {first.number} again" if first.number < version.number else ""
-    return f"published version {version.number}{again}"
+    other = ""
+    if before and before.run_file and version.run_file and before.run_file != version.run_file:
+        other = (
+            f"{version.of}. Version {before.number}{before.of}, is `latest` no more: name it by --version {before.number}, "
+            "or give each run file a workspace"
+        )
+    return f"published version {version.number}{again}{other}"
 
 
 def bundle_of(workspace: Path, version: Version) -> Artifact:

@@ -13,8 +13,10 @@ from deepfloyd_core.bundle.verify import verify_workspace
 from deepfloyd_core.errors import ArtifactError, ConfigError
 from deepfloyd_core.files import write_sealed
 from deepfloyd_core.store.artifacts import MANIFEST, Artifact, Request, WorkDir, materialise
-from deepfloyd_core.store.versions import bundle_of, current, find_version, news_of, publish, versions
+from deepfloyd_core.store.versions import Version, bundle_of, current, find_version, news_of, publish, versions
 from flows.cli import app
+from flows.report import print_artifacts
+from tasks.terminal import console
 
 
 def deepfloyd(*arguments: str) -> Result:
@@ -55,6 +57,29 @@ class Release:
 @pytest.fixture
 def release(tmp_path: Path) -> Release:
     return Release(tmp_path / "workspace")
+
+
+def test_a_version_says_which_run_file_it_is_of_where_two_share_a_workspace(
+    release: Release, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def published(name: str, run_file: str) -> Version:
+        parts = (release.parts[f"{name} {kind}"] for kind in ("lora_bundle", "image_index"))
+        return publish(release.workspace, *parts, run_file)[0]
+
+    first = published("old", "/runs/one.toml")
+    assert news_of(release.workspace, first, None) == "published version 1"
+    second = published("new", "/runs/two.toml")
+    assert news_of(release.workspace, second, first) == (
+        "published version 2, of two.toml. Version 1, of one.toml, is `latest` no more: name it by --version 1, or give "
+        "each run file a workspace"
+    )
+    third = published("old", "/runs/two.toml")
+    assert news_of(release.workspace, third, second) == "published version 3: the bundle of version 1 again"
+    print_artifacts(console(), release.workspace)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.rpartition(", of ")[2] for line in lines if line.startswith("version ")] == ["one.toml"] + [
+        "two.toml"
+    ] * 2
 
 
 # ---- what is current --------------------------------------------------------------------------------------------------
