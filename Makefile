@@ -25,17 +25,18 @@ demo: setup
 	@$(BIN)/deepfloyd run flows/configs/demo.toml
 	@echo "Prefect UI             make ui, then http://127.0.0.1:4200/runs"
 
-# Files go to the cores in the order in which tests/conftest.py puts them: the longest first.
+# Files go to the processes in the order in which tests/conftest.py puts them, the longest first. It says how many.
 SPREAD := -n auto --dist loadfile --no-loadscope-reorder
+# Compiled once and kept, whatever the environment says, not in each process that a test starts.
+test test-slow test-extras: export PYTHONDONTWRITEBYTECODE :=
 
 # The unit suite: under 3 minutes on 2 cores.
 test: setup
 	$(BIN)/python -P -m pytest -m 'not slow' $(SPREAD)
 
-# What takes minutes: the demo's learning figures (it uses all cores itself), killed runs, a browser on the UI.
+# What takes minutes: the demo's learning figures, killed runs, a browser on the UI.
 test-slow: setup
-	$(BIN)/python -P -m pytest -m slow tests/runs/test_demo.py
-	$(BIN)/python -P -m pytest -m slow --ignore=tests/runs/test_demo.py $(SPREAD)
+	$(BIN)/python -P -m pytest -m slow $(SPREAD)
 
 # Beside the environment, not in it: each process of each other test would import them, which takes seconds.
 EXTRAS := $(VENV)/extras

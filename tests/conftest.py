@@ -1,5 +1,6 @@
 """Fixtures that several files share: a world of pictures, a small run on the tiny cascade, one real Prefect server."""
 
+import gc
 import json
 import multiprocessing
 import os
@@ -34,12 +35,16 @@ from flows.server import prefect_server
 if TYPE_CHECKING:
     from PIL import Image
 
+gc.disable()  # until all is imported, of which nothing is garbage
 # One thread: two would spin against the other processes of a test, and rounding would differ between their counts.
 os.environ["OMP_NUM_THREADS"] = "1"
+# What a test writes need not survive a power cut; the tests of what is forced to the disk look for the calls.
+os.fsync = lambda fd: None  # type: ignore[assignment]
 # Tests call the core outside of flow runs, in processes where another test may have imported Prefect.
 os.environ["PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW"] = "ignore"
-# A shell script starts its `&` jobs with SIGINT ignored; what a test starts would then ignore it as well.
+# A shell script starts its `&` jobs with SIGINT ignored, nohup with SIGHUP; what a test starts would then ignore it as well.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 RUN_FILE = """
 workspace = "{folder}/workspace"
@@ -66,7 +71,7 @@ caption_dropout_probability = 0.3
 lora_dropout = 0.1
 random_flip = true
 use_ema = true
-validation_step_interval = 5
+validation_step_interval = 6
 validation_num_inference_steps = 2
 validation_guidance = 3.0
 
@@ -123,17 +128,17 @@ class SmallRun:
         """Run the command line and return exit code and output."""
         return subprocess.run(self.command(*arguments), capture_output=True, text=True, cwd=self.folder, timeout=600)
 
-    def call_here(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    def call_here(self, *arguments: str, all_losses: bool = False) -> "subprocess.CompletedProcess[str]":
         """Like `call`, in a fork of this process that starts no other: a whole run takes a third of the time."""
         from command_here import call_here
 
-        return call_here(arguments, self.folder)
+        return call_here(arguments, self.folder, all_losses)
 
-    def start_here(self, log: Path, *arguments: str) -> "multiprocessing.process.BaseProcess":
+    def start_here(self, log: Path, *arguments: str, all_losses: bool = False) -> "multiprocessing.process.BaseProcess":
         """Begin what `call_here` waits for; both outputs go to the end of one file."""
         from command_here import start_here
 
-        return start_here(arguments, self.folder, (log, log))
+        return start_here(arguments, self.folder, (log, log), all_losses)
 
 
 def make_small_run(folder: Path, pictures: int = 8) -> SmallRun:
@@ -154,15 +159,29 @@ def make_small_run(folder: Path, pictures: int = 8) -> SmallRun:
 
 
 _LONGEST = (
-    "test_trainer", "test_runners", "test_killed_runs", "test_flows", "test_embeds", "test_random_weights",
-    "test_killed_training", "test_server", "test_tiny_cascade", "test_controlnet", "test_hostile_pictures",
-    "test_bitfit", "test_data_options", "test_full", "test_killed_data_stages", "test_start_from",
+    "test_demo", "test_trainer", "test_runners", "test_gpu_day", "test_stopping", "test_flows", "test_killed_runs",
+    "test_ui", "test_embeds", "test_quantized", "test_server", "test_outbox", "test_remakes", "test_random_weights",
+    "test_killed_training", "test_tiny_cascade", "test_controlnet", "test_hostile_pictures", "test_pool",
+    "test_data_stages", "test_sources", "test_bitfit", "test_data_options", "test_full", "test_lora",
+    "test_killed_data_stages", "test_start_from",
 )  # fmt: skip
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """One process more than cores: tests also wait, for servers and for what they started."""
+    return len(os.sched_getaffinity(0)) + 1 if hasattr(os, "sched_getaffinity") else os.cpu_count() or 2
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The files that take longest come first, so that no core waits for the other at the end."""
     items.sort(key=lambda item: _LONGEST.index(item.path.stem) if item.path.stem in _LONGEST else len(_LONGEST))
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: the collector need not look at it again, nor copy its pages into forks."""
+    gc.enable()
+    gc.freeze()
 
 
 @pytest.fixture
@@ -257,6 +276,11 @@ def new_small_run() -> Callable[[Path], SmallRun]:
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A real Prefect server on a free loopback port with a home of its own; child processes find it by PREFECT_API_URL."""
-    with prefect_server(tmp_path_factory.mktemp("prefect-home")) as url:
+    """A real Prefect server on a free loopback port with a home of its own; child processes find it by PREFECT_API_URL.
+
+    All processes of a test session share it: the first to need it starts it.
+    """
+    base = tmp_path_factory.getbasetemp()
+    session = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    with prefect_server(session / "prefect-home") as url:
         yield url

@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from skimage import data, feature
-from training_parts import FOLDERS, break_in_step, fewer_losses, prepared, run_here, train_and_kill, train_stage
+from training_parts import FOLDERS, break_in_step, prepared, run_here, train_and_kill, train_stage
 
 from deepfloyd_core.adapters.controlnet import add_control, load_control, reload_control, remove_control, save_control
 from deepfloyd_core.adapters.lora import trainable
@@ -380,9 +380,7 @@ def trained(
     world: tuple[Path, dict[str, Artifact], Any], tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Run, Artifact]:
     run = with_control(world[0], tmp_path_factory.mktemp("trained"))
-    with pytest.MonkeyPatch.context() as patched:
-        fewer_losses(patched)
-        return run, train_stage(run, world[1], 1, run.workspace, how=run_here)
+    return run, train_stage(run, world[1], 1, run.workspace, how=run_here)
 
 
 @pytest.mark.slow
@@ -429,7 +427,6 @@ def test_a_training_that_broke_off_ends_in_the_same_bytes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     run = with_control(world[0], tmp_path, "checkpoint_step_interval=1", "gradient_checkpointing=true")
-    fewer_losses(monkeypatch)
     steps = break_in_step(monkeypatch, 2)
     with pytest.raises(RuntimeError, match="broken"):
         train_stage(run, world[1], 1, tmp_path, how=run_here)
@@ -444,10 +441,8 @@ def test_a_training_goes_on_from_a_control_and_survives_a_kill(
     world: tuple[Path, dict[str, Artifact], Any],
     trained: tuple[Run, Artifact],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Step 0 is the parent to the bit: each held-out loss, and each picture that it makes."""
-    fewer_losses(monkeypatch)
     parent = trained[1]
     more = (f"init_lora={parent.path}", "checkpoint_step_interval=1")
     whole = train_stage(

@@ -5,7 +5,7 @@ import gc
 import math
 import shutil
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any
@@ -16,7 +16,7 @@ import pytest
 import torch
 from diffusers import IFPipeline, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
-from training_parts import FOLDERS, break_in_step, fewer_losses, prepared, run_here, train_stage
+from training_parts import FOLDERS, break_in_step, prepared, run_here, train_stage
 
 from deepfloyd_core.adapters.bitfit import free_biases, load_biases, reload_biases, save_biases
 from deepfloyd_core.adapters.controlnet import add_control, load_control, reload_control, save_control
@@ -444,13 +444,6 @@ def test_biases_can_be_trained_beside_small_weights(tmp_path: Path, kind: str, p
 
 
 # ---- a training ------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_timestep() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patched:
-        fewer_losses(patched)
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from deepfloyd_core.config.flavours import FLAVOURS
 from deepfloyd_core.index.scan import scan
 from deepfloyd_core.sources.folder import RACY_NS
 
-pytestmark = pytest.mark.slow  # a server, and a process for each command
+pytestmark = pytest.mark.slow  # a server, and whole runs
 
 FAST = (
     "--set", "stage1.max_train_steps=2", "--set", "stage2.max_train_steps=2", "--set", "stage2.low_res_jpeg_quality=40",
@@ -56,14 +56,20 @@ def _post(server: str, path: str, body: dict[str, Any]) -> Any:
 
 def _found(server: str, run: Any, path: str) -> list[Any]:
     """Everything of one kind that the server, which other tests use as well, has of a small run and its subflows."""
-    flow_runs = _post(server, "flow_runs/filter", {"limit": 200})
-    assert len(flow_runs) < 200
+    flow_runs = _all(server, "flow_runs", {})
     ids = [entry["id"] for entry in flow_runs if entry["parameters"].get("config") == str(run.config)]
-    subflows = _post(server, "flow_runs/filter", {"flow_runs": {"parent_flow_run_id": {"any_": ids}}})
+    subflows = _all(server, "flow_runs", {"flow_runs": {"parent_flow_run_id": {"any_": ids}}})
     ids += [entry["id"] for entry in subflows]
-    of_run = {"logs": {"flow_run_id": {"any_": ids}}} if path == "logs" else {"flow_runs": {"id": {"any_": ids}}}
+    return _all(
+        server,
+        path,
+        {"logs": {"flow_run_id": {"any_": ids}}} if path == "logs" else {"flow_runs": {"id": {"any_": ids}}},
+    )
+
+
+def _all(server: str, path: str, body: dict[str, Any]) -> list[Any]:
     found: list[Any] = []
-    while page := _post(server, f"{path}/filter", {**of_run, "limit": 200, "offset": len(found)}):
+    while page := _post(server, f"{path}/filter", {**body, "limit": 200, "offset": len(found)}):
         found += page
     return found
 
@@ -104,7 +110,7 @@ def test_working_files_are_gone_from_finished_artifacts(finished: tuple[Any, str
 def test_a_second_run_reuses_every_artifact_and_changes_no_byte(finished: tuple[Any, str]) -> None:
     run, _ = finished
     before = _digest(run.workspace)
-    again = run.call("run", str(run.config), *FAST)
+    again = run.call_here("run", str(run.config), *FAST)
     assert again.returncode == 0, again.stderr
     printed = again.stdout + again.stderr
     assert printed.count(": reused") == 11
@@ -146,7 +152,7 @@ def test_every_shard_is_a_task_run(finished: tuple[Any, str], server: str) -> No
 def test_retrain_says_no_change_and_publishes_nothing(finished: tuple[Any, str]) -> None:
     run, _ = finished
     before = _digest(run.workspace)
-    done = run.call("retrain", str(run.config), *FAST)
+    done = run.call_here("retrain", str(run.config), *FAST)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "no change"
     assert _digest(run.workspace) == before
@@ -260,7 +266,7 @@ def test_generate_gives_the_same_bytes_twice_and_says_how_they_were_made(finishe
     run, _ = finished
     arguments = ("generate", str(run.config), "--prompt", "a purple star", "--seed", "7", "--size", "72x64", *FAST)
     kept = shutil.move(run.workspace / "stage1_lora", run.workspace / ".stage1_lora")
-    first = run.call(*arguments)  # from what was published: it needs no other artifact
+    first = run.call_here(*arguments)  # from what was published: it needs no other artifact
     shutil.move(kept, run.workspace / "stage1_lora")
     assert first.returncode == 0, first.stderr
     small, large = (Path(line) for line in first.stdout.split())
@@ -287,20 +293,20 @@ def test_generate_gives_the_same_bytes_twice_and_says_how_they_were_made(finishe
 
 def test_generate_refuses_a_version_that_is_not_there(finished: tuple[Any, str]) -> None:
     run, _ = finished
-    done = run.call("generate", str(run.config), "--prompt", "x", "--version", "9")
+    done = run.call_here("generate", str(run.config), "--prompt", "x", "--version", "9")
     assert done.returncode == 2
     assert "published: 1" in done.stderr
 
 
 def test_verify_finds_a_flipped_byte(finished: tuple[Any, str], tmp_path: Path) -> None:
     run, _ = finished
-    assert run.call("verify", str(run.workspace)).returncode == 0
+    assert run.call_here("verify", str(run.workspace)).returncode == 0
     shutil.copytree(run.workspace, tmp_path / "copy")
     victim = next((tmp_path / "copy" / "stage1_lora").glob("*/pytorch_lora_weights.safetensors"))
     data = bytearray(victim.read_bytes())
     data[len(data) // 2] ^= 1
     victim.write_bytes(bytes(data))
-    done = run.call("verify", str(tmp_path / "copy"))
+    done = run.call_here("verify", str(tmp_path / "copy"))
     assert done.returncode == 1
     assert str(victim) in done.stdout
 
@@ -308,7 +314,7 @@ def test_verify_finds_a_flipped_byte(finished: tuple[Any, str], tmp_path: Path) 
 def test_an_empty_data_set_fails_with_one_clear_message(small_run: Any, server: str) -> None:
     shutil.rmtree(small_run.pictures)
     small_run.pictures.mkdir()
-    done = small_run.call("run", str(small_run.config))
+    done = small_run.call_here("run", str(small_run.config))
     assert done.returncode == 1
     assert "There is no picture in" in done.stderr and "Traceback" not in done.stderr
 
@@ -316,14 +322,14 @@ def test_an_empty_data_set_fails_with_one_clear_message(small_run: Any, server: 
 def test_a_data_set_without_a_usable_picture_fails_with_counts(small_run: Any, server: str) -> None:
     for path in small_run.pictures.glob("*.png"):
         Image.open(path).resize((20, 20)).save(path)
-    done = small_run.call("run", str(small_run.config))
+    done = small_run.call_here("run", str(small_run.config))
     assert done.returncode == 1
     assert "All 9 pictures were rejected (8 too_small, 1 unsupported)" in done.stderr
     assert "Traceback" not in done.stderr
 
 
 def test_too_large_a_rejected_share_fails(small_run: Any, server: str) -> None:
-    done = small_run.call("prepare", str(small_run.config), "--set", "max_rejected_share=0.05")
+    done = small_run.call_here("prepare", str(small_run.config), "--set", "max_rejected_share=0.05")
     assert done.returncode == 1
     assert "max_rejected_share" in done.stderr
 
@@ -334,7 +340,7 @@ def test_a_size_that_the_unet_cannot_halve_fails_before_anything_is_made(
     model = shutil.copytree(FLAVOURS["tiny-i"].repo, tmp_path / "model")
     unet = json.loads((model / "unet/config.json").read_bytes())
     (model / "unet/config.json").write_text(json.dumps({**unet, "block_out_channels": [32] * 5}))
-    done = small_run.call("run", str(small_run.config), f"--set=stage1.pretrained_model_name_or_path={model}")
+    done = small_run.call_here("run", str(small_run.config), f"--set=stage1.pretrained_model_name_or_path={model}")
     assert done.returncode == 2
     assert "so every edge must divide by 16. Set aspect_bucket_alignment = 16." in done.stderr
     assert "Traceback" not in done.stderr and not list(small_run.workspace.glob("*/*"))
@@ -401,7 +407,7 @@ def test_a_command_runs_where_the_environment_names_a_proxy(
 
 def test_an_unreachable_server_is_a_clear_error(small_run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
-    done = small_run.call("run", str(small_run.config))
+    done = small_run.call_here("run", str(small_run.config))
     assert done.returncode == 2
     assert "no Prefect server answers" in done.stderr
 

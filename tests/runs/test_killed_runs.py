@@ -25,13 +25,23 @@ MOMENTS = {
 WITH_PROCESSES = MOMENTS if "DEEPFLOYD_KILLS" in os.environ else ("text embeds", "stage I LoRA")
 
 
+SHORT = tuple(
+    word
+    for key in (
+        "stage1.max_train_steps=8", "stage1.validation_step_interval=0", "stage2.max_train_steps=4", "num_eval_images=1",
+        "num_validation_images=1",
+    )
+    for word in ("--set", key)
+)  # fmt: skip
+
+
 def _kill_at(run: Any, stage: str) -> bool:
     """Start the run in a session of its own and SIGKILL all of it in this stage; False if it ended first."""
     log = run.folder / "killed.log"
     if stage in WITH_PROCESSES:
         with log.open("ab") as opened:
             process = subprocess.Popen(
-                run.command("run", str(run.config)),
+                run.command("run", str(run.config), *SHORT),
                 cwd=run.folder,
                 stdout=opened,
                 stderr=opened,
@@ -39,7 +49,7 @@ def _kill_at(run: Any, stage: str) -> bool:
             )
         number, ended, wait = process.pid, lambda: process.poll() is not None, process.wait
     else:
-        fork = run.start_here(log, "run", str(run.config))
+        fork = run.start_here(log, "run", str(run.config), *SHORT, all_losses=True)
         number, ended, wait = fork.pid, lambda: not fork.is_alive(), fork.join
     deadline = time.monotonic() + 300
     while not ended() and time.monotonic() < deadline:
@@ -59,11 +69,11 @@ def test_runs_killed_in_every_stage_end_with_the_bytes_of_an_unbroken_run(
     server: str, tmp_path: Path, new_small_run: Callable[[Path], Any]
 ) -> None:
     unbroken, broken = new_small_run(tmp_path / "unbroken"), new_small_run(tmp_path / "broken")
-    whole = unbroken.call_here("run", str(unbroken.config))
+    whole = unbroken.call_here("run", str(unbroken.config), *SHORT, all_losses=True)
     assert whole.returncode == 0, whole.stderr
     killed = [stage for stage in MOMENTS if _kill_at(broken, stage)]
     assert killed == list(MOMENTS), (broken.folder / "killed.log").read_text()[-3000:]
-    last = broken.call("run", str(broken.config))
+    last = broken.call_here("run", str(broken.config), *SHORT, all_losses=True)
     assert last.returncode == 0, last.stderr
     assert "stage1_lora" in last.stderr and ": reused" in last.stderr
     expected = {path.parent.parent.name: path.read_bytes() for path in unbroken.workspace.glob(LORAS)}
@@ -78,7 +88,7 @@ def test_runs_killed_in_every_stage_end_with_the_bytes_of_an_unbroken_run(
 @pytest.mark.slow
 def test_two_runs_at_once_share_the_work(server: str, small_run: Any) -> None:
     """One has processes for its jobs, the other is a fork."""
-    arguments = "run", str(small_run.config), "--set", "stage1.max_train_steps=3"
+    arguments = "run", str(small_run.config), *SHORT, "--set", "stage1.max_train_steps=3"
     logs = [small_run.folder / name for name in ("process.log", "fork.log")]
     with logs[0].open("wb") as log:
         process = subprocess.Popen(small_run.command(*arguments), cwd=small_run.folder, stdout=log, stderr=log)

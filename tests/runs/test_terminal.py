@@ -38,20 +38,20 @@ def test_a_folder_that_is_no_workspace_is_a_sentence_and_exit_2(small_run: Any, 
         (small_run.config, "is no folder"),
         (folder / "x", "is not there"),
     ):
-        done = small_run.call(command, str(path), *["0" * 16][: command == "show"])
+        done = small_run.call_here(command, str(path), *["0" * 16][: command == "show"])
         assert done.returncode == 2 and done.stdout == ""
         assert done.stderr == f"error: {path} {said}. Give the folder that `workspace` of the run file names.\n"
 
 
 def test_an_error_names_a_path_as_it_is(small_run: Any) -> None:
-    done = small_run.call("run", f"{ODD}.toml")
+    done = small_run.call_here("run", f"{ODD}.toml")
     assert done.returncode == 2
     assert done.stderr == f"error: {ODD}.toml cannot be read: no such file.\n"
 
 
 def test_an_option_that_another_one_would_undo_is_an_error(small_run: Any) -> None:
     arguments = "--prompt", "x", "--size", "64", "--set", "validation_resolution=96x64"
-    done = small_run.call("generate", str(small_run.config), *arguments)
+    done = small_run.call_here("generate", str(small_run.config), *arguments)
     assert done.returncode == 2 and "--size and --set validation_resolution" in done.stderr
 
 
@@ -104,5 +104,5 @@ def test_measures_of_stage2_are_told_with_their_unit_and_which_way_is_better(
 
 def test_a_result_in_an_odd_folder_is_printed_as_it_is(tmp_path: Path, new_small_run: Any) -> None:
     run = new_small_run(tmp_path / ODD)
-    done = run.call("prepare", str(run.config), "--preview", "1")
+    done = run.call_here("prepare", str(run.config), "--preview", "1")
     assert done.stdout == f"1 pictures with their crops: {run.workspace / 'preview.png'}\n", done.stderr

@@ -16,7 +16,7 @@ from artifact_rows import live_rows
 from diffusers import DDPMScheduler, IFImg2ImgPipeline, UNet2DConditionModel
 from PIL import Image
 from safetensors.torch import load_file
-from training_parts import FOLDERS, fewer_losses, planned_name, prepared, run_here, train_and_kill, train_stage
+from training_parts import FOLDERS, planned_name, prepared, run_here, train_and_kill, train_stage
 
 from deepfloyd_core.adapters.lora import trainable
 from deepfloyd_core.adapters.method import method_of
@@ -452,9 +452,8 @@ def test_a_run_without_stage1_has_none_to_remake(world: Any) -> None:
 
 @pytest.mark.slow
 def test_a_killed_training_on_remakes_ends_with_the_bytes_of_an_unbroken_one(
-    small: Prepared2, remakes: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small: Prepared2, remakes: Artifact, tmp_path: Path
 ) -> None:
-    fewer_losses(monkeypatch)
     keys = {
         "max_train_steps": 6,
         "checkpoint_step_interval": 1,

@@ -118,7 +118,7 @@ def full_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_full_disk_is_one_line_by_the_users_door(small_run: Any, full_disk: Path) -> None:
-    done = small_run.call("prepare", str(small_run.config), "--preview", "1", "--set", f"workspace={full_disk}")
+    done = small_run.call_here("prepare", str(small_run.config), "--preview", "1", "--set", f"workspace={full_disk}")
     assert done.returncode == 1 and "Traceback" not in done.stderr
     (line,) = done.stderr.splitlines()
     assert line.startswith(f"error: {full_disk}") and f"no space left on device (tmpfs at {full_disk})" in line
@@ -130,7 +130,7 @@ def test_a_full_disk_is_one_line_by_the_users_door(small_run: Any, full_disk: Pa
     [("/proc/x", "no such file or directory (proc at /proc)"), ("x" * 300, "file name too long")],
 )
 def test_a_workspace_that_cannot_be_made_is_one_line(small_run: Any, workspace: str, reason: str) -> None:
-    done = small_run.call("prepare", str(small_run.config), "--preview", "1", "--set", f"workspace={workspace}")
+    done = small_run.call_here("prepare", str(small_run.config), "--preview", "1", "--set", f"workspace={workspace}")
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
     assert line.startswith(f"error: {workspace}") and reason in line

@@ -14,18 +14,21 @@ import traceback
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from training_parts import ONE_TIMESTEP
+
 from deepfloyd_core.processes import job_worker as job_process
 from deepfloyd_core.processes import jobs
+from deepfloyd_core.training import eval_loss
 
 TIMEOUT_S = 600
 _COMMANDS = "flows.cli", "flows.finetune", "flows.generate", "flows.stages"
 
 
-def call_here(arguments: tuple[str, ...], folder: Path) -> "subprocess.CompletedProcess[str]":
+def call_here(arguments: tuple[str, ...], folder: Path, all_losses: bool = False) -> "subprocess.CompletedProcess[str]":
     """What `deepfloyd ARGUMENTS`, started in this folder, returns and prints."""
     with TemporaryDirectory() as made:
         printed = Path(made, "out"), Path(made, "err")
-        process = start_here(arguments, folder, printed)
+        process = start_here(arguments, folder, printed, all_losses)
         process.join(TIMEOUT_S)
         if process.is_alive():
             process.kill()
@@ -36,24 +39,30 @@ def call_here(arguments: tuple[str, ...], folder: Path) -> "subprocess.Completed
 
 
 def start_here(
-    arguments: tuple[str, ...], folder: Path, printed: tuple[Path, Path]
+    arguments: tuple[str, ...], folder: Path, printed: tuple[Path, Path], all_losses: bool = False
 ) -> "multiprocessing.process.BaseProcess":
-    """Begin it, in a session of its own. printed: where its two outputs are appended."""
+    """Begin it, in a session of its own. printed: where its two outputs are appended.
+
+    Held-out losses are taken at one timestep: at all, they would be half of a small run. A training that goes on from one
+    of another process needs `all_losses`.
+    """
     for name in (*_COMMANDS, *(function.split(":")[0] for function in jobs.JOBS.values())):
         importlib.import_module(name)
-    process = multiprocessing.get_context("fork").Process(target=_main, args=(arguments, folder, printed))
+    process = multiprocessing.get_context("fork").Process(target=_main, args=(arguments, folder, printed, all_losses))
     process.start()
     return process
 
 
-def _main(arguments: tuple[str, ...], folder: Path, printed: tuple[Path, Path]) -> None:
+def _main(arguments: tuple[str, ...], folder: Path, printed: tuple[Path, Path], all_losses: bool) -> None:
     os.setsid()
+    if not all_losses:
+        eval_loss.TIMESTEPS = ONE_TIMESTEP
     for number, path in enumerate(printed, 1):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
     sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in (1, 2))
     os.chdir(folder)
     sys.argv = ["deepfloyd", *arguments]
-    jobs.Starter = _StarterHere  # type: ignore[assignment, misc]
+    jobs.Starter = StarterHere  # type: ignore[assignment, misc]
     _see_environment()
     from flows.cli import main
 
@@ -67,7 +76,7 @@ def _see_environment() -> None:
     refresh_global_settings_context()
 
 
-class _StarterHere:
+class StarterHere:
     """Forks this process for a job, which has imported all that a job needs."""
 
     def __init__(self, module: str) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -33,6 +34,7 @@ from deepfloyd_core.training.forward import Fed, Setup
 from deepfloyd_core.types import no_report
 
 FOLDERS = {1: Path(FLAVOURS["tiny-i"].repo), 2: Path(FLAVOURS["tiny-ii"].repo)}
+ONE_TIMESTEP = held_out.TIMESTEPS[1:2]  # held-out losses at all of them would be half of a small training
 
 
 def prepared(run: Run, stages: Any) -> dict[str, Artifact]:
@@ -69,8 +71,8 @@ def stage_text(run: Run, stage: Stage, embeds: Artifact) -> Artifact:
 
 
 def run_here(name: str, config: RunConfig, inputs: dict[str, Artifact], options: dict[str, Any], work: WorkDir) -> Any:
-    """A job in this process: a child takes 8 s to import torch."""
-    with restored_sigterm():
+    """A job in this process: a child takes 8 s to import torch. Its held-out losses are at one timestep."""
+    with restored_sigterm(), patch.object(held_out, "TIMESTEPS", ONE_TIMESTEP):
         return job_function(name)(Job(config, inputs, options, work.path, no_report))
 
 
@@ -106,11 +108,6 @@ def train_stage(
 def resized(channel: np.ndarray, width: int, height: int) -> np.ndarray:
     """Pillow's bicubic of one channel, float32 (H, W)."""
     return np.asarray(Image.fromarray(channel, "F").resize((width, height), Image.Resampling.BICUBIC))
-
-
-def fewer_losses(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Validations at one timestep: bf16 convolutions crawl on most CPUs, and most of such a training would be losses."""
-    monkeypatch.setattr(held_out, "TIMESTEPS", held_out.TIMESTEPS[:1])
 
 
 def break_in_step(monkeypatch: pytest.MonkeyPatch, number: int) -> list[int]:

@@ -22,7 +22,7 @@ from deepfloyd_core.models.unet import load_scheduler
 from deepfloyd_core.training import forward as stage_loss
 from deepfloyd_core.training.batches import Batch
 
-STEPS, BATCH, RATE, EDGE = 200, 16, 4e-3, 16
+STEPS, BATCH, RATE, EDGE = 140, 8, 6e-3, 16
 TIMESTEPS, LEVELS = (100, 300, 500, 700, 900), (0, 250)
 DIFFUSION, NOISING = load_scheduler(FOLDERS[2]), load_scheduler(FOLDERS[2], "image_noising_scheduler")
 

@@ -15,7 +15,7 @@ from typing import Any, cast
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from training_parts import break_in_step, fewer_losses, prepared, run_here, train_stage
+from training_parts import break_in_step, prepared, run_here, train_stage
 
 from deepfloyd_core.errors import ConfigError, JobError
 from deepfloyd_core.preflight.load import load_run
@@ -223,7 +223,6 @@ def test_a_training_that_broke_off_goes_on_in_its_run(
 ) -> None:
     """Against metrics.parquet's numbers; W&B changes no byte of the artifact."""
     small = new_small_run(tmp_path / "run")
-    fewer_losses(monkeypatch)
     keys = ["max_train_steps=3", "validation_step_interval=3", "checkpoint_step_interval=1"]
     settings = tuple(f"stage1.{key}" for key in keys)
     first = load_run(small.config, settings)
