@@ -69,7 +69,7 @@ def living(session: int) -> list[int]:
     return found
 
 
-def all_ended(session: int, seconds: float = 10) -> bool:
+def all_ended(session: int, seconds: float = 60) -> bool:
     return within(seconds, lambda: not living(session))
 
 

@@ -99,8 +99,8 @@ def test_a_case_that_hangs_is_killed_with_all_that_it_started_and_the_next_one_r
 
 def test_a_day_whose_budget_is_spent_stops_with_what_there_is(tmp_path: Path) -> None:
     began = time.monotonic()
-    code, rows = day(tmp_path, "endless", "--budget", "3")
-    assert time.monotonic() - began < 20
+    code, rows = day(tmp_path, "endless", "--budget", "6")
+    assert time.monotonic() - began < 50  # what hangs would do so for 60 s
     notes = [(row["case"], row["note"]) for row in rows if row["failed"]]
     assert [name for name, _ in notes] == ["hangs", "wrong", "wrong"] and code == 1
     assert "cut off after" in notes[0][1] and {note for _, note in notes[1:]} == {"not run: the budget is spent"}
@@ -131,8 +131,8 @@ def test_a_killed_day_keeps_its_rows_and_leaves_no_process(tmp_path: Path) -> No
 
 
 def ended(pid: int) -> bool:
-    """Whether a process is gone within 10 s, or waits for nothing but its parent to ask for its exit code."""
-    until = time.monotonic() + 10
+    """Whether a process is gone within 50 s, or waits for nothing but its parent to ask for its exit code."""
+    until = time.monotonic() + 50
     while time.monotonic() < until:
         try:
             state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]

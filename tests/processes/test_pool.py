@@ -25,7 +25,8 @@ from deepfloyd_core.processes.pool import Children, Limits, Lost
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "tests" / "support"
-LIMITS = Limits(memory_mib=None, seconds=30)
+LIMITS = Limits(memory_mib=None, seconds=120)
+PATIENCE_S = 60.0  # a hang, not a measure of speed: the machine may be busy with other tests
 PRELOAD = ("child_functions",)
 
 
@@ -69,11 +70,10 @@ def program(*command: str, cwd: Path | None = None, text: str | None = None) -> 
 def hanging_program(tmp_path: Path) -> "tuple[subprocess.Popen[str], list[psutil.Process]]":
     note = tmp_path / "note"
     process = program("-c", f"from child_functions import hang_forever; hang_forever({str(note)!r})")
-    assert wait_for(note.exists, 20), process.communicate()
+    assert wait_for(note.exists, PATIENCE_S), process.communicate()
+    assert wait_for(lambda: len(psutil.Process(process.pid).children(recursive=True)) == 3, PATIENCE_S)
     time.sleep(0.3)  # until both children are inside the call that hangs
-    processes = psutil.Process(process.pid).children(recursive=True)
-    assert len(processes) == 3
-    return process, processes
+    return process, psutil.Process(process.pid).children(recursive=True)
 
 
 def test_results_come_in_the_order_of_the_items(children: Children) -> None:
@@ -109,20 +109,20 @@ def test_a_child_that_died_of_bad_luck_costs_nothing(children: Children, tmp_pat
 
 
 def test_an_item_without_an_answer_in_time_is_lost_even_if_its_decoder_never_comes_back() -> None:
-    with Children(2, Limits(None, seconds=0.5), PRELOAD) as children:
+    with Children(2, Limits(None, seconds=1.0), PRELOAD) as children:
         began = time.monotonic()
         results = list(children.map(functions.die, ["a", "hang", *"bcdefghijklm", "hang", "n"]))
-        assert time.monotonic() - began < 30
-    lost = Lost("timeout", "no answer in 0.5 s")
+        assert time.monotonic() - began < 30  # each hangs for ten minutes
+    lost = Lost("timeout", "no answer in 1 s")
     assert results == ["A", lost, *"BCDEFGHIJKLM", lost, "N"]
 
 
 def test_the_clock_runs_for_an_item_and_not_for_its_chunk_nor_for_a_slow_consumer() -> None:
-    with Children(1, Limits(None, seconds=0.4), PRELOAD) as children:
-        results = children.map(functions.nap, [0.04] * 24)
+    with Children(1, Limits(None, seconds=1.0), PRELOAD) as children:
+        results = children.map(functions.nap, [0.06] * 24)
         first = next(results)
-        time.sleep(0.6)
-        assert [first, *results] == [0.04] * 24
+        time.sleep(1.1)
+        assert [first, *results] == [0.06] * 24
 
 
 def test_memory_above_the_limit_is_refused_inside_the_function() -> None:
@@ -197,7 +197,7 @@ def in_threads(*works: Callable[[], object]) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(20)
+        thread.join(PATIENCE_S)
     assert not any(thread.is_alive() for thread in threads)
 
 
@@ -238,10 +238,10 @@ def test_leaving_the_block_ends_children_that_hang() -> None:
     with Children(2, LIMITS, PRELOAD) as children:
         results = children.map(functions.die, ["a", "hang", "hang", *["a"] * 100])
         assert next(results) == "A"
-        assert wait_for(lambda: len(family(children)) == 3, 5)
+        assert wait_for(lambda: len(family(children)) == 3, PATIENCE_S)
         processes = family(children)
         began = time.monotonic()
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 30  # they hang for ten minutes
     assert not alive(processes)
 
 
@@ -278,14 +278,14 @@ def test_a_parent_that_is_killed_leaves_no_child_even_if_they_hang(tmp_path: Pat
     process, processes = hanging_program(tmp_path)
     process.kill()
     process.communicate()
-    assert wait_for(lambda: not alive(processes), 5)
+    assert wait_for(lambda: not alive(processes), PATIENCE_S)
 
 
 def test_a_starter_that_is_killed_takes_its_children_along_and_is_an_error(tmp_path: Path) -> None:
     process, processes = hanging_program(tmp_path)
     processes[0].kill()
-    assert "JobError: The process that starts the child processes is gone" in process.communicate(timeout=10)[1]
-    assert wait_for(lambda: not alive(processes), 5)
+    assert "JobError: The process that starts the child processes is gone" in process.communicate(timeout=PATIENCE_S)[1]
+    assert wait_for(lambda: not alive(processes), PATIENCE_S)
 
 
 def test_ctrl_c_ends_the_parent_which_ends_the_children(tmp_path: Path) -> None:
@@ -295,7 +295,7 @@ def test_ctrl_c_ends_the_parent_which_ends_the_children(tmp_path: Path) -> None:
     time.sleep(0.2)
     assert len(alive(processes)) == 3
     os.killpg(process.pid, signal.SIGINT)
-    assert "KeyboardInterrupt" in process.communicate(timeout=10)[1]
+    assert "KeyboardInterrupt" in process.communicate(timeout=PATIENCE_S)[1]
     assert not alive(processes)
 
 
@@ -325,4 +325,4 @@ def test_however_the_parent_was_started_its_main_module_is_left_alone(way: str, 
             process = program("-m", "program", cwd=tmp_path)
         case _:
             process = program(str(script))
-    assert process.communicate(timeout=20) == ("[1, 2]\n", "")
+    assert process.communicate(timeout=PATIENCE_S) == ("[1, 2]\n", "")

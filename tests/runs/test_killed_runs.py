@@ -88,7 +88,7 @@ def test_runs_killed_in_every_stage_end_with_the_bytes_of_an_unbroken_run(
 @pytest.mark.slow
 def test_two_runs_at_once_share_the_work(server: str, small_run: Any) -> None:
     """One has processes for its jobs, the other is a fork."""
-    arguments = "run", str(small_run.config), *SHORT, "--set", "stage1.max_train_steps=3"
+    arguments = "run", str(small_run.config), *SHORT
     logs = [small_run.folder / name for name in ("process.log", "fork.log")]
     with logs[0].open("wb") as log:
         process = subprocess.Popen(small_run.command(*arguments), cwd=small_run.folder, stdout=log, stderr=log)

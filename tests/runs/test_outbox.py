@@ -17,6 +17,7 @@ from typing import Any
 import cloudpickle
 import httpx
 import pytest
+from polling import within
 from prefect import Flow
 
 from deepfloyd_core.errors import DataError, JobError
@@ -127,7 +128,7 @@ def box(answers: list[bool], monkeypatch: pytest.MonkeyPatch) -> outbox.Outbox:
     """The process's own in this test, with the patience that its promises are of."""
     made = outbox.Outbox()
     monkeypatch.setattr(outbox, "_outbox", lambda _: made)
-    monkeypatch.setattr(outbox, "PATIENCE_S", 4.0)
+    monkeypatch.setattr(outbox, "PATIENCE_S", 60.0)
     monkeypatch.setattr(outbox, "IN_A_HURRY_S", 0.1)
     return made
 
@@ -146,7 +147,7 @@ def test_a_run_that_fails_while_the_server_is_away_tells_why_at_once(
     begun = time.monotonic()
     with pytest.raises(DataError):
         whole()
-    assert time.monotonic() - begun < 2
+    assert time.monotonic() - begun < outbox.PATIENCE_S / 2
     assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == ["No picture is left."]
 
 
@@ -170,12 +171,12 @@ def test_a_server_that_stays_away_is_waited_for_once(box: outbox.Outbox, monkeyp
     def whole() -> None:
         outbox.server_awaited(outbox.await_server)()
 
-    monkeypatch.setattr(outbox, "PATIENCE_S", 1.5)
-    monkeypatch.setattr(outbox, "IN_A_HURRY_S", 1.5)
+    monkeypatch.setattr(outbox, "PATIENCE_S", 3.0)
+    monkeypatch.setattr(outbox, "IN_A_HURRY_S", 3.0)
     begun = time.monotonic()
     with pytest.raises(JobError, match="has not answered for"):
         whole()
-    assert time.monotonic() - begun < 3
+    assert time.monotonic() - begun < 2 * outbox.PATIENCE_S
 
 
 def test_every_flow_has_the_packages_version_and_waits_for_the_server() -> None:
@@ -196,10 +197,7 @@ def test_subflows_can_be_sent_to_workers() -> None:
 
 
 def _until_away(box: outbox.Outbox) -> None:
-    deadline = time.monotonic() + 30
-    while not box._away:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    assert within(120, lambda: box._away)
 
 
 def _put(box: outbox.Outbox, function: Callable[..., None], argument: object, slot: str | None = None) -> None:
@@ -240,7 +238,7 @@ def test_a_training_outlives_its_server_and_is_shown_by_the_next(
     time.sleep(8)  # in which Prefect would give up
     assert run.is_alive(), log.read_text()
     with _server(home, port):
-        run.join(120)
+        run.join(300)
         assert run.exitcode == 0, log.read_text()
         (flow_run,) = _found(url, "flow_runs", {"flow_runs": {"name": {"any_": _names(url)}}})
         assert flow_run["state_type"] == "COMPLETED"

@@ -12,6 +12,7 @@ from typing import Any
 
 import psutil
 import pytest
+from polling import slowness, within
 
 MARK = "DEEPFLOYD_TEST_MARK"  # in the environment of a command, and so in that of all it starts
 LIMIT_S = 5.0
@@ -49,13 +50,15 @@ class Command:
 
     def stop(self, *signals: signal.Signals) -> str:
         """Send signals, half a second apart; check how it ends; return what it printed."""
-        began = time.monotonic()
+        slow, began = slowness(), time.monotonic()
         for number, each in enumerate(signals):
             time.sleep(0.5 if number else 0)
             with suppress(ProcessLookupError):
                 self.process.send_signal(each)
-        code = self.process.wait(60)
-        assert time.monotonic() - began < LIMIT_S
+        code = self.process.wait(240)
+        took_s = time.monotonic() - began
+        slow = max(slow, slowness())
+        assert took_s < LIMIT_S * (slow if slow < 1.3 else 2 * slow), f"on a machine that is {slow:.1f} times slower"
         printed = self.log.read_text()
         assert code == 128 + signals[0], printed
         assert printed.count(f"Stopped by {signals[0].name}. ") == 1 and "Traceback" not in printed, printed
@@ -79,11 +82,8 @@ class Command:
         return found
 
     def nothing_is_left(self, limit_s: float = 1.0) -> None:
-        """Assert it, within a time."""
-        deadline = time.monotonic() + limit_s
-        while left := self.left():
-            assert time.monotonic() < deadline, left
-            time.sleep(0.1)
+        """Assert it, within a time that is longer on a busy machine."""
+        assert within(limit_s * 4 * slowness(), lambda: not self.left(), every_s=0.1), self.left()
 
 
 @pytest.fixture
@@ -150,7 +150,7 @@ ENDING = (
     + """
 stop.finish(0)
 print("over", flush=True)
-time.sleep(60)
+time.sleep(120)
 """
 )
 
@@ -161,7 +161,7 @@ def test_a_command_that_is_over_keeps_its_exit_code(tmp_path: Path, commands: li
     commands.append(command)
     command.wait_for(lambda: "over" in command.log.read_text())
     command.process.send_signal(signal.SIGINT)
-    assert command.process.wait(5) == 0
+    assert command.process.wait(60) == 0
     assert "Stopped" not in command.log.read_text()
 
 
@@ -198,7 +198,7 @@ def test_a_command_whose_interpreter_ends_keeps_its_exit_code(tmp_path: Path, co
     command.wait_for(lambda: "ready" in command.log.read_text())
     for number in (signal.SIGTERM, signal.SIGINT):
         command.process.send_signal(number)
-    assert command.process.wait(10) == 0
+    assert command.process.wait(60) == 0
     printed = command.log.read_text()
     assert "Stopped" not in printed and "Traceback" not in printed
 
@@ -232,7 +232,10 @@ MOMENTS = {
 
 @pytest.mark.slow
 def test_a_run_is_stopped_at_every_moment_and_goes_on(server: str, small_run: Any, commands: list[Command]) -> None:
-    steps = "--set", "stage1.max_train_steps=6", "--set", "stage2.max_train_steps=2"
+    steps = (
+        "--set", "stage1.max_train_steps=4", "--set", "stage1.validation_step_interval=0",
+        "--set", "stage2.max_train_steps=1", "--set", "num_validation_images=1",
+    )  # fmt: skip
     for moment, (number, pattern) in MOMENTS.items():
         command = Command(small_run.folder, "run", str(small_run.config), *steps)
         commands.append(command)
@@ -241,7 +244,7 @@ def test_a_run_is_stopped_at_every_moment_and_goes_on(server: str, small_run: An
         else:
             command.wait_for(lambda pattern=pattern: any(small_run.workspace.glob(pattern)))  # type: ignore[misc]
         printed = command.stop(number)
-        command.nothing_is_left(60 if "A job is still writing" in printed else 1)
+        command.nothing_is_left(120 if "A job is still writing" in printed else 1)
     assert small_run.call_here("run", str(small_run.config), *steps).returncode == 0
 
 

@@ -4,6 +4,14 @@ import time
 from collections.abc import Callable
 
 
+def slowness() -> float:
+    """How many times longer than on an idle machine this process takes now: a second for which others have the cores too."""
+    began, used = time.monotonic(), time.process_time()
+    while time.process_time() - used < 0.03:
+        pass
+    return max(1.0, (time.monotonic() - began) / 0.03)
+
+
 def within(limit_s: float, done: Callable[[], bool], every_s: float = 0.01) -> bool:
     """Whether it is so before the time is over."""
     deadline = time.monotonic() + limit_s
