@@ -7,9 +7,12 @@ pass `repeat` over a picture takes number repeat % n.
 
 import random
 import re
+from collections.abc import Iterator
 from functools import lru_cache
-from itertools import zip_longest
+from itertools import repeat, zip_longest
 from pathlib import Path
+
+import pyarrow as pa
 
 from deepfloyd_core.config.data_blocks import CaptionShuffle
 from deepfloyd_core.config.data_sets import TABLES, ImageDataset
@@ -24,23 +27,27 @@ Filter = tuple[re.Pattern[str], str, int]  # what, by what, how often (0: always
 
 _SED = re.compile(r"s/((?:[^/\\]|\\.)*)/((?:[^/\\]|\\.)*)/?")
 _SPLIT = {"comma": (",", ", "), "space": (None, " "), "period": (".", ". ")}
+_AT_ONCE = 1 << 14  # pictures whose texts are asked for at once
 _TRIES = 20  # random orders for each one wanted; with few tags they soon repeat
 
 
-def raw_captions(dataset: ImageDataset, sources: list[str]) -> list[Texts]:
-    """The texts of each picture, by its name in the data set's source.
+def raw_captions(dataset: ImageDataset, sources: pa.ChunkedArray) -> Iterator[Texts]:
+    """The texts of each picture, by its name in the data set's source; some thousands are in memory at a time.
 
     Raises ConfigError or DataError when the data set's table cannot be used.
     """
     if dataset.only_instance_prompt or dataset.caption_strategy == "instanceprompt":
-        return [Texts(dataset.prompts)] * len(sources)
-    if dataset.own_texts:
-        return open_source(dataset).texts(sources)
-    if dataset.caption_strategy in TABLES:
+        yield from repeat(Texts(dataset.prompts), len(sources))
+    elif dataset.own_texts:
+        source = open_source(dataset)
+        for start in range(0, len(sources), _AT_ONCE):
+            yield from source.texts(sources.slice(start, _AT_ONCE).to_pylist())
+    elif dataset.caption_strategy in TABLES:
         table = CaptionReader(dataset)
         table.check_match(sources)
-        return [Texts(table.captions(source)) for source in sources]
-    return [Texts((Path(source).stem.replace("_", " "),)) for source in sources]
+        yield from (Texts(table.captions(name.as_py())) for name in sources)
+    else:
+        yield from (Texts((Path(name.as_py()).stem.replace("_", " "),)) for name in sources)
 
 
 def finished_captions(dataset: ImageDataset, raw: Raw, seed: int) -> list[str]:

@@ -37,7 +37,7 @@ NOTES_DIR = ".scan"
 BLOCK = 4096  # files whose reads are asked for at once
 UNSURE_BYTES = 1 << 28  # more than any picture; a disk image would fill the memory
 FILE_BYTES = 1 << 30  # more than a picture that decode_memory_mib allows by default; each is read whole
-LISTED_BLOCK = 1 << 16  # files of a listing held as Python objects
+LISTED_BLOCK = 1 << 16  # files of which what is known is held as Python objects
 _TEXTS = pa.list_(pa.string())
 
 SCAN = pa.schema(
@@ -57,6 +57,8 @@ _NOTES = pa.schema([("source", pa.string()), ("stamp", pa.string()), ("bytes", p
 _LISTED = pa.schema([("source", pa.string()), ("bytes", pa.int64()), ("stamp", pa.string()),
                      ("text_stamp", pa.string()), ("reason", pa.string()), ("detail", pa.string()),
                      ("kind", pa.string())])  # fmt: skip
+_READ = pa.schema([("bytes", pa.int64()), ("sha256", pa.string()), ("looks_like", pa.string()), ("fault", pa.string())])
+_TOLD = pa.schema([("raw", _TEXTS), ("fault", pa.string()), ("passing", pa.bool_())])
 _OTHERS = b"other files"  # in the scan's metadata: how many of each kind are no input, as JSON
 _HEIF = b"HEIF"  # in it as well: some file is HEIF by its first bytes, whatever it is called
 
@@ -137,33 +139,31 @@ def _scan_dataset(run: Run, dataset: ImageDataset, report: Report, others: Count
     known = old.take(place)
     same = _equal_stamps(listed["stamp"], known["stamp"]) & pc.is_valid(known["sha256"]).to_numpy()
     to_read = np.flatnonzero(~same & pc.is_null(listed["reason"]).to_numpy())
-    names = listed["source"].take(to_read).to_pylist()
-    read = list(_read_all(source, names, source.threads or run.config.workers, report))
+    names = listed["source"].take(to_read)
+    read = _tabled(_read_all(source, names, source.threads or run.config.workers, report), _READ)
 
-    hashes = _merged(_where(same, known["sha256"]), to_read, pa.array([file.sha256 for file in read], pa.string()))
-    sizes = pc.if_else(pa.array(same), known["bytes"], listed["bytes"]).to_numpy().copy()
-    sizes[to_read] = [file.bytes for file in read]
-    seen = pa.array([file.looks_like for file in read], pa.string())
-    looks = _merged(pc.if_else(pa.array(same), known["looks_like"], "picture"), to_read, seen)
+    hashes = _merged(_where(same, known["sha256"]), to_read, read["sha256"])
+    sizes = _merged(pc.if_else(pa.array(same), known["bytes"], listed["bytes"]), to_read, read["bytes"])
+    looks = _merged(pc.if_else(pa.array(same), known["looks_like"], "picture"), to_read, read["looks_like"])
     kinds = pc.if_else(pc.or_(pc.equal(listed["kind"], "unsure"), pc.equal(looks, "heif")), looks, listed["kind"])
     lost = pc.and_(pc.is_null(hashes), pc.is_null(listed["reason"]))
     reasons = pc.if_else(lost, source.lost, listed["reason"])
-    details = _merged(listed["detail"], to_read, pa.array([file.fault for file in read], pa.string()))
+    details = _merged(listed["detail"], to_read, read["fault"])
 
     usable = pc.and_(pc.is_null(reasons), pc.not_equal(kinds, "other")).to_numpy()
     same = usable & dataset.own_texts & _equal_stamps(listed["text_stamp"], known["text_stamp"])
     wanted = np.flatnonzero(usable & ~same)
-    texts = raw_captions(dataset, listed["source"].take(wanted).to_pylist())
-    captions = _merged(_where(same, known["captions"]), wanted, pa.array([text.raw for text in texts], _TEXTS))
-    faults = _merged(_where(same, known["fault"]), wanted, pa.array([text.fault for text in texts], pa.string()))
+    texts = _tabled(raw_captions(dataset, listed["source"].take(wanted)), _TOLD)
+    captions = _merged(_where(same, known["captions"]), wanted, texts["raw"])
+    faults = _merged(_where(same, known["fault"]), wanted, texts["fault"])
     # Only texts that lie with the pictures are worth a note: any others would be taken for them by the next scan.
-    passing = wanted[[text.passing for text in texts]]
-    stamps = _merged(listed["text_stamp"], passing, pa.repeat("", len(passing)))
+    passing = wanted[texts["passing"].to_numpy()]
+    stamps = _merged(listed["text_stamp"], passing, pa.chunked_array([pa.repeat("", len(passing))]))
     stamps = stamps if dataset.own_texts else pa.repeat("", len(listed))
     noted = (
         [captions, faults] if dataset.own_texts else [pa.nulls(len(listed), _TEXTS), pa.nulls(len(listed), pa.string())]
     )
-    new = pa.table([listed["source"], listed["stamp"], pa.array(sizes), hashes, looks, stamps, *noted], schema=_NOTES)
+    new = pa.table([listed["source"], listed["stamp"], sizes, hashes, looks, stamps, *noted], schema=_NOTES)
     if not new.equals(old):
         _write_notes(notes, new)
     ids = pa.repeat(dataset.id, len(listed))
@@ -214,14 +214,14 @@ def _where(mask: np.ndarray, column: pa.ChunkedArray) -> pa.ChunkedArray:
     return column.take(pa.array(np.arange(len(mask)), mask=~mask))
 
 
-def _merged(old: pa.ChunkedArray, places: np.ndarray, new: pa.Array) -> pa.ChunkedArray:
+def _merged(old: pa.ChunkedArray, places: np.ndarray, new: pa.ChunkedArray) -> pa.ChunkedArray:
     """`old` with the values at `places` replaced by `new`; for columns of any type."""
     take = np.arange(len(old))
     take[places] = len(old) + np.arange(len(new))
-    return pa.chunked_array([*old.chunks, new]).take(take)
+    return pa.chunked_array([*old.chunks, *new.chunks], old.type).take(take)
 
 
-def _read_all(source: Source, names: list[str], threads: int, report: Report) -> Iterator[_Read]:
+def _read_all(source: Source, names: pa.ChunkedArray, threads: int, report: Report) -> Iterator[_Read]:
     """What reading each file gives, in their order."""
 
     def read(name: str) -> _Read:
@@ -235,7 +235,7 @@ def _read_all(source: Source, names: list[str], threads: int, report: Report) ->
 
     with ThreadPoolExecutor(threads) as pool:
         for start in range(0, len(names), BLOCK):
-            yield from pool.map(read, names[start : start + BLOCK])
+            yield from pool.map(read, names.slice(start, BLOCK).to_pylist())
             report(min(start + BLOCK, len(names)), len(names), "files hashed")
 
 
@@ -258,11 +258,13 @@ def _write_notes(path: Path, notes: pa.Table) -> None:
 
 def _listing(source: Source) -> pa.Table:
     """_LISTED, sorted by source."""
-    files = source.listing()
+    return _tabled(source.listing(), _LISTED).sort_by("source")
+
+
+def _tabled(rows: Iterator[tuple[object, ...]], schema: pa.Schema) -> pa.Table:
+    """Rows as a table; LISTED_BLOCK of them are Python objects at a time."""
     blocks = []
-    while block := list(islice(files, LISTED_BLOCK)):
-        columns = (
-            pa.array(column, field.type) for column, field in zip(zip(*block, strict=True), _LISTED, strict=True)
-        )
-        blocks.append(pa.RecordBatch.from_arrays(list(columns), schema=_LISTED))
-    return pa.Table.from_batches(blocks, schema=_LISTED).sort_by("source")
+    while block := list(islice(rows, LISTED_BLOCK)):
+        columns = [pa.array(column, field.type) for column, field in zip(zip(*block, strict=True), schema, strict=True)]
+        blocks.append(pa.RecordBatch.from_arrays(columns, schema=schema))
+    return pa.Table.from_batches(blocks, schema=schema)

@@ -9,12 +9,15 @@ import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from deepfloyd_core.config.data_blocks import CaptionTable
 from deepfloyd_core.config.data_sets import ImageDataset
 from deepfloyd_core.errors import ConfigError, DataError
 from deepfloyd_core.sources.listing import text_encoding
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 log = logging.getLogger(__name__)
 
@@ -41,13 +44,13 @@ class CaptionReader:
         found = self._captions.get(str(path), self._captions.get(path.name))
         return None if found is None else tuple(found)
 
-    def check_match(self, sources: list[str]) -> None:
+    def check_match(self, sources: "pa.ChunkedArray") -> None:
         """Raise DataError when the table knows none of the pictures: a wrong column or a wrong kind of name."""
-        if self._captions and sources and not any(self.captions(source) for source in sources):
+        if self._captions and len(sources) and not any(self.captions(source.as_py()) for source in sources):
             raise DataError(
                 f"{self._where} has no caption for any of the {len(sources)} pictures: its column "
                 f"{self._table.filename_column!r} holds names such as {next(iter(self._captions))!r}, the directory "
-                f"{sources[0]!r}, and identifier_includes_extension is {self._table.identifier_includes_extension}. "
+                f"{sources[0].as_py()!r}, and identifier_includes_extension is {self._table.identifier_includes_extension}. "
                 "Correct one of them, or caption_column."
             )
 
