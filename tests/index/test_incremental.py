@@ -17,6 +17,8 @@ import pytest
 from artifact_rows import live_rows
 from PIL import Image
 
+from deepfloyd_core.index import captions
+from deepfloyd_core.index import scan as scans
 from deepfloyd_core.index.index import index_request
 from deepfloyd_core.index.scan import scan
 from deepfloyd_core.sources import folder as local_folder
@@ -53,6 +55,20 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 # ---- the scan ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_scan_in_blocks_is_the_scan_at_once(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(7):
+        world.add(f"{number}.png", noise(number), f"caption {number}" if number % 3 else None)
+    for strategy in ("textfile", "filename"):
+        whole = scan(world.load({"caption_strategy": strategy}, stages=(1,)))
+        with monkeypatch.context() as small:
+            for module, name in ((scans, "LISTED_BLOCK"), (scans, "BLOCK"), (captions, "_AT_ONCE")):
+                small.setattr(module, name, 2)
+            run = world.load(
+                {"caption_strategy": strategy}, stages=(1,), workspace=str(world.folder / f"new {strategy}")
+            )
+            assert scan(run).equals(whole) and whole.num_rows == 7
 
 
 def test_a_second_scan_reads_no_file_and_finds_the_same(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
