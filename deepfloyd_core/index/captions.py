@@ -11,8 +11,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 from itertools import repeat, zip_longest
 from pathlib import Path
-
-import pyarrow as pa
+from typing import TYPE_CHECKING
 
 from deepfloyd_core.config.data_blocks import CaptionShuffle
 from deepfloyd_core.config.data_sets import TABLES, ImageDataset
@@ -23,6 +22,9 @@ from deepfloyd_core.sources.names import caption_names
 from deepfloyd_core.sources.source import Raw, Texts, open_source
 from deepfloyd_core.sources.tables import CaptionReader
 
+if TYPE_CHECKING:
+    import pyarrow as pa  # a command line that only reads its files is not to wait for it
+
 Filter = tuple[re.Pattern[str], str, int]  # what, by what, how often (0: always)
 
 _SED = re.compile(r"s/((?:[^/\\]|\\.)*)/((?:[^/\\]|\\.)*)/?")
@@ -31,7 +33,7 @@ _AT_ONCE = 1 << 14  # pictures whose texts are asked for at once
 _TRIES = 20  # random orders for each one wanted; with few tags they soon repeat
 
 
-def raw_captions(dataset: ImageDataset, sources: pa.ChunkedArray) -> Iterator[Texts]:
+def raw_captions(dataset: ImageDataset, sources: "pa.ChunkedArray") -> Iterator[Texts]:
     """The texts of each picture, by its name in the data set's source; some thousands are in memory at a time.
 
     Raises ConfigError or DataError when the data set's table cannot be used.

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
@@ -218,7 +219,7 @@ def test_toml_and_json_of_the_same_settings_give_the_same_run(files: Files) -> N
     }
     as_json = files.load({"seed": 7, "learning_rate": 1e-4, "validation_prompt": ["a", "b"], **stages})
     as_toml = load_run(files.folder / "run.toml")
-    assert as_toml == as_json
+    assert replace(as_toml, file=as_json.file) == as_json
     assert as_toml.config.stages == (1, 2)
     assert (as_toml.config.stage(1).learning_rate, as_toml.config.stage(2).learning_rate) == (1e-4, 2e-4)
 

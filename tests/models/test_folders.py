@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ASK = (
-    "from deepfloyd_core.errors import ModelError\nfrom deepfloyd_core.config.flavours import resolve\n"
+    "from deepfloyd_core.errors import ModelError\nfrom deepfloyd_core.models.folders import resolve\n"
     "try: resolve('DeepFloyd/IF-I-M-v1.0', 1)\nexcept ModelError as error: print(error)"
 )
 
