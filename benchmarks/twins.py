@@ -24,12 +24,12 @@ from worlds import one_set
 
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.files import sha256_bytes
-from deepfloyd_core.index import index as image_index
-from deepfloyd_core.index import looks
-from deepfloyd_core.index.index import Entry, look
+from deepfloyd_core.index import judge, looks
+from deepfloyd_core.index.judge import Entry, look
 from deepfloyd_core.index.ledger import LOOK_BYTES
 from deepfloyd_core.index.twins import group_alike
 from deepfloyd_core.pictures import decode as pictures
+from deepfloyd_core.pictures.colour import WHITE, convert
 
 AT_ONCE, REPEATS = 1 << 16, 20
 
@@ -38,7 +38,7 @@ def one_pixel(data: bytes) -> pictures.Glance:
     """What the index would do without looks: a decode at the smallest scale, and one pixel in sRGB."""
     found = pictures._decoded(data, "RGB", (1, 1))
     pixel, profile = found.pixels.crop((0, 0, 1, 1)), found.pixels.info.get("icc_profile")
-    return pictures.Glance(pictures._convert(pixel, profile, pictures.WHITE), pixel, 1, found.note)
+    return pictures.Glance(convert(pixel, profile, WHITE), pixel, 1, found.note)
 
 
 WAYS: tuple[dict[str, Callable[..., Any]], ...] = (
@@ -80,7 +80,7 @@ def measure_looks(count: int, rounds: int) -> None:
             sights = []
             for place, entry in enumerate(entries):
                 for way, functions in enumerate(WAYS):
-                    with patch.multiple(image_index, **functions):
+                    with patch.multiple(judge, **functions):
                         sight, seconds, rest = judged(run, entry)
                     after[way, place] = min(after[way, place], rest)
                     if sight is None:

@@ -65,7 +65,8 @@ def prepare(run: Run, stage: Stage) -> tuple[Artifact, Artifact]:
     # What looks into pictures needs packages that the GPU day does without.
     from deepfloyd_core.crops.identity import pixels_request
     from deepfloyd_core.crops.pixels import build_shards, plan_shards
-    from deepfloyd_core.index.index import build_index, index_request, judges
+    from deepfloyd_core.index.identity import index_request
+    from deepfloyd_core.index.index import build_index, judges
     from deepfloyd_core.index.scan import scan
 
     with judges(run) as children:

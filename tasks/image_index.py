@@ -8,7 +8,8 @@ from prefect.cache_policies import NO_CACHE
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.crops.eval_choice import check_left, choice_notes, choose_held_out
 from deepfloyd_core.index.changed_pictures import picture_changes
-from deepfloyd_core.index.index import build_index, index_request, judges
+from deepfloyd_core.index.identity import index_request
+from deepfloyd_core.index.index import build_index, judges
 from deepfloyd_core.index.ledger import INDEX_FILE, captions_left_out, check_share
 from deepfloyd_core.index.scan import others_of, scan
 from deepfloyd_core.store.artifacts import Artifact, materialise, newest

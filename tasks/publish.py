@@ -12,7 +12,7 @@ from typing import Any
 
 from PIL import Image
 
-from deepfloyd_core.index.index import SHEET, TWINS_SHEET
+from deepfloyd_core.index.sheets import SHEET, TWINS_SHEET
 from deepfloyd_core.measures.files import DETAIL_SHEET, SPOILT_SHEETS
 from deepfloyd_core.measures.pixel import MEASURES, SAMPLE_MEASURES, measure_rows
 from deepfloyd_core.store.artifacts import Artifact

@@ -24,7 +24,8 @@ from deepfloyd_core.crops.pixels import (
     plan_eval,
     plan_shards,
 )
-from deepfloyd_core.index.index import build_index, index_request
+from deepfloyd_core.index.identity import index_request
+from deepfloyd_core.index.index import build_index
 from deepfloyd_core.index.ledger import INDEX_FILE, check_share
 from deepfloyd_core.index.scan import scan
 from deepfloyd_core.preflight.load import load_run

@@ -3,7 +3,7 @@
 An entry without `dataset_type` (or with "image") is a set of pictures, "text_embeds" stands for the embeds. A picture set
 has one resolution: up to 128 px it feeds Stage I at that size and Stage II at four times the size with every length
 multiplied by four; above that it feeds Stage II only. An entry with `dataset_type` "conditioning" has pictures for a
-ControlNet to follow. `read_datafile.py` reads the file.
+ControlNet to follow. `data_file.py` reads the file.
 """
 
 import math

@@ -38,7 +38,7 @@ from deepfloyd_core.errors import DataError, StorageError
 from deepfloyd_core.files import atomic_path, sha256_bytes
 from deepfloyd_core.hashing import caption_id
 from deepfloyd_core.index.ledger import PICTURE
-from deepfloyd_core.pictures.decode import Unreadable
+from deepfloyd_core.pictures.faults import Unreadable
 from deepfloyd_core.pictures.resize import take_crops
 from deepfloyd_core.pictures.sheets import contact_sheet, save_picture
 from deepfloyd_core.sources.source import read_again

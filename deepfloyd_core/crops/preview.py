@@ -16,7 +16,7 @@ from deepfloyd_core.config.flavours import Stage
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.crops.plan import Planned, plan_pictures
 from deepfloyd_core.errors import DataError
-from deepfloyd_core.index.index import Entry, judge, look
+from deepfloyd_core.index.judge import Entry, judge, look
 from deepfloyd_core.index.ledger import PICTURE, SCHEMA, Row
 from deepfloyd_core.index.left_out import sample_order
 from deepfloyd_core.index.scan import scan

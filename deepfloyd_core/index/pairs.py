@@ -9,7 +9,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from deepfloyd_core.config.data_sets import ImageDataset
-from deepfloyd_core.pictures.decode import Unreadable, check_decodes, check_fits, read_header
+from deepfloyd_core.pictures.decode import check_decodes, check_fits, read_header
+from deepfloyd_core.pictures.faults import Unreadable
 from deepfloyd_core.pictures.geometry import Size
 from deepfloyd_core.sources.source import read_again
 

@@ -4,17 +4,17 @@ Pillow meets hostile files with nine kinds of exception, not only OSError; all o
 """
 
 import io
-import struct
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageChops, ImageCms, ImageFile, ImageOps, PngImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageChops, ImageFile, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from deepfloyd_core.errors import ConfigError
+from deepfloyd_core.pictures.colour import WHITE, convert, narrow, strips
+from deepfloyd_core.pictures.faults import PIXEL_ERRORS, Unreadable, too_large
 from deepfloyd_core.pictures.geometry import Size
 from deepfloyd_core.pictures.jpeg_scans import Layout, all_scans_are_there, without_detail
 from deepfloyd_core.sources.picture_bytes import HAS_HEIF, JPEG_START, closed, fillers, is_cut, what_it_is, without_text
@@ -23,12 +23,6 @@ from deepfloyd_core.sources.picture_bytes import HAS_HEIF, JPEG_START, closed, f
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", *(["HEIF"] if HAS_HEIF else []))
 MAX_PIXELS = 1 << 30  # for any memory; 292 megapixels of 3 GiB
 BYTES_PER_PIXEL = 11  # Pillow's four, and as much again while it is turned or converted; 7 while it is made smaller
-STRIP_PX = 1 << 20  # pixels that are converted at once: what a conversion needs beside its result is that of a strip
-PIXEL_ERRORS = (
-    OSError, ValueError, SyntaxError, MemoryError, RuntimeError, NotImplementedError, struct.error, EOFError,
-    IndexError, KeyError, TypeError, OverflowError, ZeroDivisionError, AttributeError,
-)  # fmt: skip
-WHITE = (255, 255, 255)
 _ORIENTATION = 0x0112  # the EXIF tag; 1 is upright
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -53,14 +47,6 @@ Image.init()  # `Image.open(formats=...)` raises KeyError for a plugin that is n
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 Image.MAX_IMAGE_PIXELS = None
 PngImagePlugin.MAX_TEXT_CHUNK = 1 << 26  # of what is left without its texts: profiles, of printers up to some megabytes
-
-
-class Unreadable(Exception):
-    """A picture that cannot be used; `reason` is the ledger's word, the message its detail."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(detail)
-        self.reason = reason
 
 
 @dataclass(frozen=True)
@@ -94,7 +80,7 @@ class Glance:
         method = _UPRIGHT.get(self.orientation)
         flat = self.pixels if method is None else self.pixels.transpose(method)
         digest = sha256(f"{flat.size}".encode())
-        for strip, _ in _strips(flat):
+        for strip, _ in strips(flat):
             digest.update(strip.convert(mode).tobytes())
         return digest.digest()
 
@@ -137,7 +123,7 @@ def check_decodes(data: bytes) -> Glance:
     found = _decoded(data, "RGB", (2 * GLANCE_PX, 2 * GLANCE_PX))
     profile = found.pixels.info.get("icc_profile")
     orientation = _orientation(found.pixels)  # of a PNG it is known when all is decoded
-    small = _convert(_small(found.pixels, found.size), profile, WHITE)  # a mode without a meaning as sRGB is found here
+    small = convert(_small(found.pixels, found.size), profile, WHITE)  # a mode without a meaning as sRGB is found here
     small = small.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else small
     return Glance(small, found.pixels, orientation, found.note)
 
@@ -149,7 +135,7 @@ def decode_rgb(data: bytes, background: tuple[int, int, int] = WHITE) -> Image.I
     # Not ImageOps.exif_transpose: it writes the EXIF back, and fails on a tag that only another program would mind.
     method = _UPRIGHT.get(_orientation(picture))
     picture = picture if method is None else picture.transpose(method)  # only one of them stays in memory
-    return _convert(picture, profile, background)
+    return convert(picture, profile, background)
 
 
 def read_fitted(path: Path, size: tuple[int, int]) -> Image.Image:
@@ -175,7 +161,7 @@ def decode_what_is_there(data: bytes, edge_px: int) -> Image.Image:
         _load(picture, data)
     finally:
         ImageFile.LOAD_TRUNCATED_IMAGES = before
-    picture = _convert(picture if method is None else picture.transpose(method), profile, WHITE)
+    picture = convert(picture if method is None else picture.transpose(method), profile, WHITE)
     picture.thumbnail((edge_px, edge_px))
     return picture
 
@@ -196,8 +182,8 @@ def decode_reduced(data: bytes, divisor: int, layout: Layout | None) -> Reduced 
     if picture.size != (-(-width // divisor), -(-height // divisor)):
         return None
     picture = picture.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else picture
-    pixels = _convert(picture, profile, WHITE)
-    if profile and divisor > 1 and _far(_convert(picture.reduce(2), profile, WHITE), pixels.reduce(2)) > MAX_BEND:
+    pixels = convert(picture, profile, WHITE)
+    if profile and divisor > 1 and _far(convert(picture.reduce(2), profile, WHITE), pixels.reduce(2)) > MAX_BEND:
         return None
     across, down = (height, width) if orientation in _TURNED else (width, height)
     # The decoder rounds the size up, at the right and the bottom of what is stored.
@@ -260,16 +246,9 @@ def _decoded(data: bytes, mode: str | None = None, size: Size | None = None) -> 
     return decode(closed(data), note="lacks the mark of its end, and nothing else")
 
 
-def _strips(picture: Image.Image) -> Iterator[tuple[Image.Image, int]]:
-    """A picture in strips of STRIP_PX, each with its first row."""
-    rows = max(1, STRIP_PX // picture.width)
-    for top in range(0, picture.height, rows):
-        yield picture.crop((0, top, picture.width, min(top + rows, picture.height))), top
-
-
 def _pixel_digest(picture: Image.Image) -> bytes:
     digest = sha256()
-    for strip, _ in _strips(picture):
+    for strip, _ in strips(picture):
         digest.update(strip.tobytes())
     return digest.digest()
 
@@ -292,31 +271,10 @@ def _load(picture: Image.Image, data: bytes) -> None:
     try:
         picture.load()
     except MemoryError:
-        raise _too_large(picture) from None
+        raise too_large(picture) from None
     except PIXEL_ERRORS as error:
         cut = "truncated" in str(error).lower() or is_cut(data)
         raise Unreadable("truncated" if cut else "corrupt", f"{type(error).__name__}: {error}") from None
-
-
-def _too_large(picture: Image.Image) -> Unreadable:
-    return Unreadable("out_of_memory", f"{picture.width}x{picture.height} px do not fit into the memory that is left")
-
-
-def _convert(picture: Image.Image, profile: bytes | None, background: tuple[int, int, int]) -> Image.Image:
-    """Upright sRGB of decoded pixels, strip by strip: each pixel is converted by itself. Raises Unreadable."""
-    try:
-        if picture.mode == "RGB" and not profile and not picture.has_transparency_data:
-            return picture
-        if picture.width * picture.height <= STRIP_PX:
-            return _to_rgb(picture, profile, background)
-        made = Image.new("RGB", picture.size)
-        for strip, top in _strips(picture):
-            made.paste(_to_rgb(strip, profile, background), (0, top))
-        return made
-    except MemoryError:
-        raise _too_large(picture) from None
-    except PIXEL_ERRORS as error:
-        raise Unreadable("corrupt", f"{type(error).__name__}: {error}") from None
 
 
 def _small(picture: Image.Image, size: Size) -> Image.Image:
@@ -336,54 +294,11 @@ def _small(picture: Image.Image, size: Size) -> Image.Image:
         if picture.has_transparency_data:
             picture = picture.convert("RGBA")
         elif picture.mode.startswith("I"):
-            picture = _narrow(picture)
+            picture = narrow(picture)
         elif picture.mode not in ("L", "RGB", "CMYK", "F"):
             picture = picture.convert("RGB")
         return picture.resize((GLANCE_PX, GLANCE_PX), Image.Resampling.BICUBIC, box, reducing_gap=2.0)
     except MemoryError:
-        raise _too_large(picture) from None
+        raise too_large(picture) from None
     except PIXEL_ERRORS as error:
         raise Unreadable("corrupt", f"{type(error).__name__}: {error}") from None
-
-
-def _to_rgb(picture: Image.Image, profile: bytes | None, background: tuple[int, int, int]) -> Image.Image:
-    if picture.mode.startswith("I"):
-        picture = _narrow(picture)
-    if picture.mode == "F":
-        raise ValueError("floating-point pixels have no agreed range")
-    alpha = None
-    if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
-        alpha, picture = picture.getchannel("A"), picture.convert("RGB")
-    picture = _to_srgb(picture, profile)
-    if alpha is None:
-        return picture
-    ground = Image.new("RGB", picture.size, background)
-    return Image.composite(picture, ground, alpha)
-
-
-def _narrow(picture: Image.Image) -> Image.Image:
-    """16-bit gray to 8 bits; a transparent level (PNG's tRNS) is looked up before its lower bits are gone."""
-    wide = np.asarray(picture).astype(np.int64)
-    gray = Image.fromarray(((np.clip(wide, 0, 65535) + 128) // 257).astype(np.uint8))
-    clear = picture.info.get("transparency")
-    if not isinstance(clear, int):
-        return gray
-    return Image.merge("LA", (gray, Image.fromarray(np.where(wide == clear, 0, 255).astype(np.uint8))))
-
-
-def _to_srgb(picture: Image.Image, profile: bytes | None) -> Image.Image:
-    if picture.mode == "P":
-        picture = picture.convert("RGB")  # its profile speaks of the palette's colours
-    if profile and picture.mode in ("RGB", "CMYK", "L"):
-        try:
-            source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-            converted = ImageCms.profileToProfile(
-                picture, source, ImageCms.createProfile("sRGB"),
-                renderingIntent=ImageCms.Intent.RELATIVE_COLORIMETRIC, outputMode="RGB",
-            )  # fmt: skip
-            if converted is not None:
-                return converted
-        except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
-            pass  # a profile that does not fit its pixels: most viewers ignore it too
-    return picture.convert("RGB")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from deepfloyd_core.pictures.decode import PIXEL_ERRORS
+from deepfloyd_core.pictures.faults import PIXEL_ERRORS
 from deepfloyd_core.pictures.jpeg_scans import SAMPLE_ROWS, Layout, sample_jpegs
 
 STRIPS, STRIP_PX = 16, (256, 16)  # of a decoded picture

@@ -18,8 +18,9 @@ from math import ceil, floor
 import numpy as np
 from PIL import Image, ImageFilter
 
-from deepfloyd_core.pictures.decode import Reduced, Unreadable, decode_reduced, decode_rgb, read_header
+from deepfloyd_core.pictures.decode import Reduced, decode_reduced, decode_rgb, read_header
 from deepfloyd_core.pictures.detail import Detail, detail_of, detail_of_jpeg
+from deepfloyd_core.pictures.faults import Unreadable
 from deepfloyd_core.pictures.geometry import Size, steps_down
 from deepfloyd_core.pictures.jpeg_scans import Layout, read_layout
 

@@ -229,7 +229,7 @@ def _shuffled(order: BatchOrder, epoch: int) -> tuple[list[np.ndarray], np.ndarr
 
 @dataclass(frozen=True)
 class Rollout:
-    """From where each of B samples is reached by the model itself, see `stage_loss.roll_out`."""
+    """From where each of B samples is reached by the model itself, see `forward.roll_out`."""
 
     t: torch.Tensor  # int64 (B,), at or after that of the draws, 999 at most
     noise: torch.Tensor  # float32 (B, C, H, W), standard normal: what x_t is made with there

@@ -10,7 +10,8 @@ from PIL import Image
 
 from deepfloyd_core.bundle.planned import planned_bundle
 from deepfloyd_core.crops.eval_choice import choose_held_out
-from deepfloyd_core.index.index import build_index, index_request
+from deepfloyd_core.index.identity import index_request
+from deepfloyd_core.index.index import build_index
 from deepfloyd_core.index.ledger import read_index
 from deepfloyd_core.index.scan import scan
 from deepfloyd_core.store.artifacts import MANIFEST, materialise

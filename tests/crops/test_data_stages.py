@@ -29,7 +29,7 @@ from deepfloyd_core.crops.preview import save_preview
 from deepfloyd_core.crops.rows import eval_ids
 from deepfloyd_core.crops.shards import ShardRow, open_shard, write_shard
 from deepfloyd_core.errors import ConfigError, DataError
-from deepfloyd_core.index.index import index_request
+from deepfloyd_core.index.identity import index_request
 from deepfloyd_core.index.scan import others_of, scan
 from deepfloyd_core.store.artifacts import Artifact, WorkDir, materialise, verify_artifact
 from deepfloyd_core.training.batches import BatchOrder, TrainingRows

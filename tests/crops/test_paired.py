@@ -30,7 +30,7 @@ from deepfloyd_core.crops.rows import eval_ids
 from deepfloyd_core.diffusion.conditioning import as_conditioning, conditioning_picture
 from deepfloyd_core.diffusion.loss import Text, to_model_range
 from deepfloyd_core.errors import ConfigError, DataError, StorageError
-from deepfloyd_core.index.index import index_request
+from deepfloyd_core.index.identity import index_request
 from deepfloyd_core.index.pairs import same_aspect
 from deepfloyd_core.index.scan import scan
 from deepfloyd_core.models.unet import load_scheduler, load_unet

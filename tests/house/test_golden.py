@@ -28,7 +28,7 @@ from deepfloyd_core.bundle.planned import planned
 from deepfloyd_core.bundle.products import generate_request
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.files import canonical_json, record_diff, sha256_bytes
-from deepfloyd_core.index.index import index_request
+from deepfloyd_core.index.identity import index_request
 from deepfloyd_core.index.scan import scan
 from deepfloyd_core.models.folders import resolve
 from deepfloyd_core.preflight.load import load_run

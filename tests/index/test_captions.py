@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from deepfloyd_core.config.data_blocks import CaptionShuffle
 from deepfloyd_core.errors import ConfigError, DataError
 from deepfloyd_core.index.captions import compiled_filters, filtered, shuffled
-from deepfloyd_core.index.index import index_request
+from deepfloyd_core.index.identity import index_request
 from deepfloyd_core.index.ledger import Row, caption_counts, captions_left_out, read_index
 from deepfloyd_core.index.scan import scan
 from deepfloyd_core.preflight.load import load_run

@@ -17,7 +17,7 @@ from deepfloyd_core.crops import preview
 from deepfloyd_core.crops.preview import save_preview
 from deepfloyd_core.crops.rows import eval_ids
 from deepfloyd_core.errors import DataError
-from deepfloyd_core.index import index as image_index
+from deepfloyd_core.index import judge
 from deepfloyd_core.store.artifacts import Artifact
 
 PSNR_40 = 255**2 / 10**4
@@ -287,7 +287,7 @@ def test_the_preview_shows_the_crops_and_decodes_nothing_else(world: Any, monkey
     world.add("broken.png", b"no picture")
     run = world.load({"crop_style": "random", "crop_aspect": "preserve"}, stages=(1,), max_rejected_share=0.5)
     decoded: list[int] = []
-    for module, name in ((preview, "decode_rgb"), (image_index, "check_decodes")):
+    for module, name in ((preview, "decode_rgb"), (judge, "check_decodes")):
         real = getattr(module, name)
         monkeypatch.setattr(module, name, lambda data, real=real, name=name: (decoded.append(name), real(data))[1])
     paths = [world.folder / name for name in ("one.png", "two.png")]

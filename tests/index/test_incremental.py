@@ -19,7 +19,7 @@ from PIL import Image
 
 from deepfloyd_core.index import captions
 from deepfloyd_core.index import scan as scans
-from deepfloyd_core.index.index import index_request
+from deepfloyd_core.index.identity import index_request
 from deepfloyd_core.index.scan import scan
 from deepfloyd_core.sources import folder as local_folder
 from deepfloyd_core.store.artifacts import Artifact, verify_artifact

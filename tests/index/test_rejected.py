@@ -15,9 +15,10 @@ from child_functions import killed, killed_by_name
 from PIL import Image, ImageDraw, ImageFile
 
 from deepfloyd_core.index import index as image_index
-from deepfloyd_core.index import rejected
+from deepfloyd_core.index import rejected, sheets
 from deepfloyd_core.index.ledger import BEYOND, SCHEMA
-from deepfloyd_core.pictures.decode import Unreadable, decode_what_is_there
+from deepfloyd_core.pictures.decode import decode_what_is_there
+from deepfloyd_core.pictures.faults import Unreadable
 from deepfloyd_core.pictures.sheets import fitted, font
 from deepfloyd_core.processes.pool import Children, Limits
 from deepfloyd_core.store.artifacts import Artifact
@@ -94,7 +95,7 @@ def load(world: Any, **keys: Any) -> Any:
 
 
 def sheet(index: Artifact) -> bytes:
-    return (index.path / image_index.SHEET).read_bytes()
+    return (index.path / sheets.SHEET).read_bytes()
 
 
 def test_the_sheet_does_not_depend_on_workers_or_kills(
@@ -111,7 +112,7 @@ def test_the_sheet_does_not_depend_on_workers_or_kills(
     run = load(world, workspace=str(world.folder / "broken"))
     for name in ("choose", "draw", "save_picture"):
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(image_index, name, interrupted)
+            patch.setattr(sheets, name, interrupted)
             world.index(run)
     assert sheet(world.index(run)) == first
 
@@ -123,10 +124,10 @@ def interrupted(*_: Any, **__: Any) -> None:
 def test_nothing_rejected_is_no_file(world: Any) -> None:
     for number in range(3):
         world.add(f"{number}.png", scene(number))
-    assert not (world.index(world.load(stages=(1,))).path / image_index.SHEET).exists()
+    assert not (world.index(world.load(stages=(1,))).path / sheets.SHEET).exists()
     limited = world.index(world.load({"max_num_samples": 2}, stages=(1,)))
     assert limited.summary["rejected"] == 1
-    assert not (limited.path / image_index.SHEET).exists(), "left out as asked is nothing to look into"
+    assert not (limited.path / sheets.SHEET).exists(), "left out as asked is nothing to look into"
 
 
 def test_a_sheet_that_an_interrupted_build_left_goes_with_its_rejects(
@@ -135,10 +136,10 @@ def test_a_sheet_that_an_interrupted_build_left_goes_with_its_rejects(
     world.add("0.png", scene(0))
     world.add("1.png", scene(1))
     run = world.load(stages=(1,), max_rejected_share=1.0)
-    (stale,) = [world.index(run).path / image_index.SHEET]
+    (stale,) = [world.index(run).path / sheets.SHEET]
     (stale.parent / "manifest.json").unlink()
     stale.write_bytes(b"of pictures that took too long then")
-    assert not (world.index(run).path / image_index.SHEET).exists()
+    assert not (world.index(run).path / sheets.SHEET).exists()
 
 
 def test_only_what_is_shown_is_decoded_again_and_nothing_that_harms(
@@ -155,7 +156,7 @@ def test_only_what_is_shown_is_decoded_again_and_nothing_that_harms(
 
     def noted(self: Children, function: Any, items: Any) -> Any:
         items = list(items)
-        if function is image_index._thumbnail:
+        if function is sheets._thumbnail:
             asked.extend(row.source for _, row in items)
         return real(self, function, items)
 
@@ -168,7 +169,7 @@ def test_only_what_is_shown_is_decoded_again_and_nothing_that_harms(
 def test_a_picture_that_kills_while_it_is_drawn_is_a_grey_cell(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     world.add("good.png", scene(0))
     world.add("small.png", Image.new("RGB", (30, 30), (255, 0, 0)))
-    monkeypatch.setattr(image_index, "_thumbnail", killed)
+    monkeypatch.setattr(sheets, "_thumbnail", killed)
     picture = Image.open(io.BytesIO(sheet(world.index(load(world)))))
     colours = {colour for _, colour in picture.getcolors(1 << 20) or []}
     assert (198, 198, 198) in colours and (255, 0, 0) not in colours

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from deepfloyd_core.pictures.decode import Unreadable, check_decodes, decode_rgb, read_header
+from deepfloyd_core.pictures.decode import check_decodes, decode_rgb, read_header
+from deepfloyd_core.pictures.faults import Unreadable
 
 # Pillow's warnings on hostile files are not errors in a run.
 pytestmark = pytest.mark.filterwarnings("ignore")

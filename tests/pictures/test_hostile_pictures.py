@@ -17,7 +17,7 @@ import deepfloyd_core.index.index as image_index
 from deepfloyd_core.errors import DataError
 from deepfloyd_core.index.ledger import read_index
 from deepfloyd_core.pictures import resize as shrink
-from deepfloyd_core.pictures.decode import Unreadable
+from deepfloyd_core.pictures.faults import Unreadable
 from deepfloyd_core.processes.pool import Children, Limits
 
 
@@ -207,13 +207,13 @@ def test_a_name_of_4_kilobytes_below_many_folders_is_a_picture(world: Any) -> No
 def test_a_file_that_changes_while_it_is_read_is_a_row(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     world.add("a.png", good(0))
     path = world.add("b.png", good(1))
-    older_verdicts = image_index._older_verdicts
+    older_verdicts = image_index.older_verdicts
 
     def changing(*arguments: Any) -> Any:
         path.write_bytes(png(70, 70))  # between the scan and the look
         return older_verdicts(*arguments)
 
-    monkeypatch.setattr(image_index, "_older_verdicts", changing)
+    monkeypatch.setattr(image_index, "older_verdicts", changing)
     run = world.load(stages=(1,), max_rejected_share=0.5)
     assert reasons(world, run) == {"a.png": None, "b.png": "changed_while_reading"}
 

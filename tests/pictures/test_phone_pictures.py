@@ -13,8 +13,9 @@ from artifact_rows import ledger, live_rows
 from PIL import Image, PngImagePlugin
 from PIL.ImageCms import ImageCmsProfile, createProfile
 
-from deepfloyd_core.index import index as image_index
-from deepfloyd_core.pictures.decode import Unreadable, check_decodes, decode_rgb
+from deepfloyd_core.index import identity
+from deepfloyd_core.pictures.decode import check_decodes, decode_rgb
+from deepfloyd_core.pictures.faults import Unreadable
 from deepfloyd_core.pictures.resize import take_crops
 from deepfloyd_core.sources import picture_bytes
 
@@ -220,15 +221,15 @@ def test_heic_without_its_reader_is_named_with_the_command_and_judged_once_it_is
     world.add(name, heic(1))
     world.add("b.png", picture())
     with monkeypatch.context() as without:
-        without.setattr(image_index, "HAS_HEIF", False)
+        without.setattr(identity, "HAS_HEIF", False)
         without.setattr(picture_bytes, "HAS_HEIF", False)
         without.setattr("deepfloyd_core.pictures.decode.FORMATS", ("JPEG", "PNG"))
         with pytest.raises(
             Unreadable, match=r"HEIC: pip install 'deepfloyd-pipeline\[heif\]' reads it, or convert it to JPEG"
         ):
             check_decodes(heic(1))
-        before = image_index.index_request(world.load(stages=(1,)), world_scan(world))
-    assert before.fingerprint != image_index.index_request(world.load(stages=(1,)), world_scan(world)).fingerprint
+        before = identity.index_request(world.load(stages=(1,)), world_scan(world))
+    assert before.fingerprint != identity.index_request(world.load(stages=(1,)), world_scan(world)).fingerprint
 
 
 def world_scan(world: Any) -> Any:

@@ -14,7 +14,8 @@ from PIL import Image, ImageCms, ImageOps
 
 from deepfloyd_core.pictures import decode as pictures
 from deepfloyd_core.pictures import resize as shrink
-from deepfloyd_core.pictures.decode import Unreadable, decode_rgb
+from deepfloyd_core.pictures.decode import decode_rgb
+from deepfloyd_core.pictures.faults import Unreadable
 from deepfloyd_core.pictures.jpeg_scans import read_layout, sample_jpegs, without_detail
 from deepfloyd_core.pictures.resize import take_crops
 

@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from deepfloyd_core.errors import JobError
-from deepfloyd_core.pictures.decode import Unreadable
+from deepfloyd_core.pictures.faults import Unreadable
 from deepfloyd_core.processes import pool as module
 from deepfloyd_core.processes.pool import Children, Limits, Lost
 

@@ -22,7 +22,7 @@ import pytest
 from PIL import Image
 
 from deepfloyd_core.errors import ConfigError, DataError
-from deepfloyd_core.index.index import index_request
+from deepfloyd_core.index.identity import index_request
 from deepfloyd_core.index.ledger import read_index
 from deepfloyd_core.index.scan import scan
 from deepfloyd_core.preflight.load import load_run

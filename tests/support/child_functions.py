@@ -14,8 +14,9 @@ import numpy as np
 
 from deepfloyd_core.crops.pixels import build_shard, finish_pixels
 from deepfloyd_core.index import index as image_index
-from deepfloyd_core.index.index import Entry, Verdict, look
-from deepfloyd_core.pictures.decode import Unreadable, check_decodes
+from deepfloyd_core.index.judge import Entry, Verdict, look
+from deepfloyd_core.pictures.decode import check_decodes
+from deepfloyd_core.pictures.faults import Unreadable
 from deepfloyd_core.pictures.resize import take_crops
 from deepfloyd_core.preflight.load import load_run
 from deepfloyd_core.processes.pool import Children, Limits

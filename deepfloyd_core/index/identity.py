@@ -1,0 +1,62 @@
+"""The index's identity: which files, captions and settings decide it."""
+
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
+
+import pyarrow as pa
+
+from deepfloyd_core.config.data_sets import ImageDataset, Place
+from deepfloyd_core.config.run import Run
+from deepfloyd_core.errors import ArtifactError
+from deepfloyd_core.index.scan import data_digest, has_heif
+from deepfloyd_core.sources.picture_bytes import HAS_HEIF
+from deepfloyd_core.store.artifacts import Request, find
+
+# 7: an example of each reason. 8: what a decode may take. 9: why no caption. 10: what a decode takes.
+# 11: the first of a group by the numbers in names. 12: `note`. 13: digests of the rows that feed each stage
+FORMAT = 13
+MORE_TIME = "decode_timeout_s"  # in the spec of an index that gives late pictures more time
+# Settings of a data set that change nothing in its index.
+_NOT_IN_INDEX = {
+    *Place.model_fields, "dataset_type", "disabled", "disable", "repeats", "random_crops", "text_embeds", "probability",
+    "start_step", "end_step", "crop_style", "conditioning_data",
+}  # fmt: skip
+
+
+def index_request(run: Run, found: pa.Table) -> Request:
+    """The index's identity: the bytes and captions of the scanned files, and the settings that judge them.
+
+    Of an index that has pictures that took too long, a longer `decode_timeout_s` makes another.
+    """
+    request = Request("image_index", FORMAT, index_spec(run, found), {"data": data_digest(found)})
+    before, summary = find(run.workspace, request), dict[str, Any]()
+    with suppress(ArtifactError):  # of a damaged one nothing is known, and it is made again
+        summary = before.summary if before else summary
+    late = summary.get("reasons", {}).get("timeout")
+    if not late or summary["decode_timeout_s"] >= run.config.decode_timeout_s:
+        return request
+    # What took too long then is tried with more time; an index without such rows is the same for any time.
+    return replace(request, spec=request.spec | {MORE_TIME: run.config.decode_timeout_s})
+
+
+def index_spec(run: Run, found: pa.Table) -> dict[str, Any]:
+    return {
+        "datasets": {dataset.id: _index_spec(run, dataset) for dataset in run.datasets},
+        "stages": list(run.config.stages),
+        "aspect_bucket_alignment": run.config.aspect_bucket_alignment,
+        "aspect_bucket_rounding": run.config.aspect_bucket_rounding,
+        "decode_memory_mib": run.config.decode_memory_mib,
+        "reads_heif": HAS_HEIF and has_heif(found),  # who installs it runs again, and they are judged
+    }
+
+
+def _index_spec(run: Run, dataset: ImageDataset) -> dict[str, Any]:
+    spec = dataset.model_dump(mode="json", exclude=_NOT_IN_INDEX)
+    if dataset.parquet is not None:
+        spec["parquet"]["path"] = None  # its captions are in the data
+    if dataset.max_num_samples is not None or (dataset.caption_shuffle and dataset.caption_shuffle.enable):
+        spec["seed"] = run.config.seed
+    if run.pairs_of(dataset) is not None:
+        spec["paired"] = True  # which they are is in the data
+    return spec | {"faces": dataset.crop and dataset.crop_style == "face"}
