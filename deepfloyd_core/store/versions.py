@@ -5,6 +5,7 @@ a bundle. When the data or the settings go back to what an earlier version was m
 bundle of that one. A damaged record stops nothing that does not ask for it, and its number is never used again.
 """
 
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -30,7 +31,7 @@ class Version:
     image_index: str
     data: str  # fingerprint of the pictures and captions it was made from
     lineage: Lineage  # of the bundle, as far as its manifests could be read
-    run_file: str = ""  # of the run that published it, absolute
+    run_file: str = ""  # of the run that published it, from the workspace: the same when both are moved
 
     @property
     def of(self) -> str:
@@ -39,7 +40,10 @@ class Version:
 
 
 def publish(workspace: Path, bundle: Artifact, index: Artifact, run_file: str = "") -> tuple[Version, bool]:
-    """Give a bundle the next version number, unless it is the current one. Returns its version and whether that is new."""
+    """Give a bundle the next version number, unless it is the current one. Returns its version and whether that is new.
+
+    run_file: the path of the run's, empty where it has none.
+    """
     with locked(workspace, FOLDER):
         latest = current(workspace)
         if latest and latest.bundle == bundle.fingerprint:
@@ -47,6 +51,7 @@ def publish(workspace: Path, bundle: Artifact, index: Artifact, run_file: str = 
         (workspace / FOLDER).mkdir(exist_ok=True)
         number = max(_numbers(workspace), default=0) + 1
         lineage = lineage_of(workspace, bundle.name)
+        run_file = os.path.relpath(run_file, workspace) if run_file else ""
         version = Version(number, bundle.fingerprint, index.fingerprint, index.inputs["data"], lineage, run_file)
         write_sealed(_record(workspace, number), asdict(version))
         return version, True

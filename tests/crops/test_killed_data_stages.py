@@ -43,7 +43,7 @@ def fill(world: Any) -> None:
 
 def start(run_file: Path) -> "subprocess.Popen[str]":
     """The data stages in a session of their own, when they begin to work."""
-    path = os.pathsep.join([str(SUPPORT), str(ROOT)])
+    path = os.pathsep.join([str(SUPPORT), str(SUPPORT.parent), str(ROOT)])
     program = "import sys, child_functions; child_functions.make_data(sys.argv[1])"
     with run_file.with_suffix(".log").open("ab") as log:
         process = subprocess.Popen(

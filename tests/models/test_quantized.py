@@ -488,7 +488,7 @@ def test_it_learns_as_the_whole_weights_do(loras: dict[str, Artifact]) -> None:
         assert 0 < lora.summary["eval_loss_base"] / plain.summary["eval_loss_base"] - 1 < base
         assert 0 < np.abs(losses(lora) - losses(plain)).max() < error
         assert abs(lora.summary["eval_gain"][0] / plain.summary["eval_gain"][0] - 1) < gain
-        assert lora.summary["eval_gain"][0] > 0.003
+        assert lora.summary["eval_gain"][0] > 3e-4  # at t = 400, where the loss is 0.017
         assert lora.summary["reload_difference"] == 0.0
         assert lora.summary["frozen_parameters"] == plain.summary["frozen_parameters"]
         assert lora.summary["frozen_bytes"] < plain.summary["frozen_bytes"] / (3.5 if kind == "int8" else 6)
