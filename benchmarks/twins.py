@@ -3,14 +3,17 @@
 The pictures are those of `benchmarks/pictures.py`, and are hashed as by the scan and judged as by the index, in this
 process, one thread. Without looks one pixel is converted of the decode at the smallest scale. Only what follows the decode
 differs, so it has a clock of its own: 0.2 ms would be lost in what two decodes differ by. The two ways take turns at every
-picture, and of the CPU times of all rounds the least counts: what else runs on the machine only adds. What a run adds to
-both (the listing, the ledger, the way to the children) is left out, so the shares are upper bounds.
+picture, and of the CPU times of all rounds the least counts: what else runs on the machine only adds.
+
+Then the whole index of baseline JPEGs, the cheapest to decode: a scan, the judging, the ledger. The two ways take turns,
+and the median of their differences counts. The way to the children is left out, so the shares are upper bounds.
 
 The looks to be grouped are drawn at random, 1 % of them copies with up to 4 other bits and 3 other levels.
 """
 
 import argparse
 import resource
+import shutil
 import tempfile
 import time
 from collections.abc import Callable
@@ -19,17 +22,21 @@ from typing import Any
 from unittest.mock import patch
 
 import numpy as np
-from pictures import corpus
+from pictures import QUALITIES, corpus, photograph
 from worlds import one_set
 
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.files import sha256_bytes
-from deepfloyd_core.index import judge, looks
+from deepfloyd_core.index import index, judge, looks
+from deepfloyd_core.index.identity import index_request
+from deepfloyd_core.index.index import build_index
 from deepfloyd_core.index.judge import Entry, look
 from deepfloyd_core.index.ledger import LOOK_BYTES
+from deepfloyd_core.index.scan import scan
 from deepfloyd_core.index.twins import group_alike
 from deepfloyd_core.pictures import decode as pictures
 from deepfloyd_core.pictures.colour import WHITE, convert
+from deepfloyd_core.store.artifacts import materialise
 
 AT_ONCE, REPEATS = 1 << 16, 20
 
@@ -98,6 +105,38 @@ def measure_looks(count: int, rounds: int) -> None:
         print(f"{kind:12s} {plain:7.2f} ms a picture without looks, which add {added:.2f} ms: {added / plain:+.1%}")
 
 
+class ThisProcess:
+    """What the index needs of its children."""
+
+    map = staticmethod(map)
+
+
+def index_seconds(run: Run, way: dict[str, Callable[..., Any]]) -> float:
+    """CPU seconds of an index made anew, without its sheet of copies: that one costs as much for any number of pictures."""
+    shutil.rmtree(run.workspace, ignore_errors=True)
+    with patch.multiple(judge, **way), patch.object(index, "save_twins"):
+        started = time.process_time()
+        found = scan(run)
+        materialise(run.workspace, index_request(run, found), lambda work: build_index(run, found, ThisProcess(), work))
+        return time.process_time() - started
+
+
+def measure_index(count: int, rounds: int) -> None:
+    """Print by subsampling the CPU time of the whole index without looks, and what they add."""
+    for kind, subsampling in {"4:2:0": 2, "4:4:4": 0}.items():
+        with tempfile.TemporaryDirectory() as folder:
+            run = one_set(Path(folder), 1, {"caption_strategy": "filename"})
+            for number in range(count):
+                photograph(number).save(
+                    Path(folder) / "pictures" / f"{number}.jpg", quality=QUALITIES[number % 4], subsampling=subsampling
+                )
+            index_seconds(run, WAYS[1])  # what is imported and read for the first time
+            took = np.array([[index_seconds(run, way) for way in WAYS] for _ in range(rounds)])
+        plain, added = np.median(took[:, 0]), np.median(took[:, 1] - took[:, 0])
+        print(f"{kind:12s} {plain / count * 1e3:7.2f} ms a picture of the whole index without looks, which add "
+              f"{added / count * 1e3:.2f} ms: {added / plain:+.1%}")  # fmt: skip
+
+
 def measure_groups(count: int) -> None:
     """Print the time and memory of grouping, and how many of the copies were found."""
     rng = np.random.default_rng(0)
@@ -130,13 +169,14 @@ def measure_groups(count: int) -> None:
 
 
 def main() -> None:
-    """Measure both."""
+    """Measure all three."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--pictures", type=int, default=100)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--looks", type=int, default=1_000_000)
     arguments = parser.parse_args()
     measure_looks(arguments.pictures, arguments.rounds)
+    measure_index(2 * arguments.pictures, 3 * arguments.rounds)
     measure_groups(arguments.looks)
 
 

@@ -262,7 +262,9 @@ def test_no_key_is_needed_where_nothing_is_sent(mode: str, monkeypatch: pytest.M
 
 
 @pytest.mark.slow
-def test_a_key_is_found_where_the_library_looks_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_key_is_found_where_the_library_looks_for_it_and_nothing_is_sent(
+    monkeypatch: pytest.MonkeyPatch, proxy: Proxy
+) -> None:
     with pytest.raises(
         ConfigError, match=r"no key of W&B is known\. Set WANDB_API_KEY or run `wandb login`; WANDB_MODE="
     ):
@@ -273,6 +275,7 @@ def test_a_key_is_found_where_the_library_looks_for_it(monkeypatch: pytest.Monke
     with pytest.raises(ConfigError, match="WANDB_API_KEY invalid: API key must have 40") as caught:
         check_wandb()
     assert "no-key-at-all" not in str(caught.value) and len(str(caught.value).splitlines()) == 1
+    assert not proxy.seen
 
 
 def test_nobody_is_asked_for_a_key_on_a_terminal_either(tmp_path: Path) -> None:
