@@ -168,7 +168,7 @@ def test_every_other_runner_makes_the_same_bytes_and_a_killed_worker_costs_its_s
     assert _products(run) == expected
     completed = Counter(shard for shard, state in _states(server, run, start, expected) if state == "COMPLETED")
     assert sorted(completed) == _shards(expected)
-    # A worker tells the server before the flow: what it had just told of when the others were taken down with it is run again.
+    # A worker tells the server before the flow: what was told of just before the pool went down is run once more.
     assert completed.total() <= len(completed) + 2
     assert "Task run" not in printed, "the workers' records go to the server, not to the terminal"
 
