@@ -9,8 +9,9 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -20,6 +21,10 @@ from deepfloyd_core.errors import ConfigError, DeepFloydError
 from deepfloyd_core.store.file_faults import storage_error
 from flows.stopping import Stopped, Stopping
 from tasks.terminal import console, labelled
+
+if TYPE_CHECKING:
+    from deepfloyd_core.config.run import Run
+    from deepfloyd_core.store.versions import Version
 
 
 class _EachOnce(TyperGroup):
@@ -81,17 +86,15 @@ def main() -> None:
 @app.command()
 def run(config: ConfigPath, overrides: Overrides = None) -> None:
     """Make every artifact, from the pictures to the published bundle."""
-    workspace = _load(config, overrides).workspace
-    from deepfloyd_core.store.versions import current
-
-    before = current(workspace)
-    with _session(config, overrides) as call:
+    loaded = _load(config, overrides)
+    before = _current_version(loaded.run)
+    with _session(loaded) as call:
         from flows.finetune import finetune
 
         version = call(finetune)
     from flows.report import print_version
 
-    print_version(out, workspace, version, before)
+    print_version(out, loaded.run.workspace, version, before)
 
 
 @app.command()
@@ -106,12 +109,12 @@ def prepare(
     if not preview:
         _stage_flow("prepare", config, overrides)
         return
-    checked = _load(config, overrides)
-    _print_notes(checked.notes)
+    run = _load(config, overrides).run
+    _print_notes(run.notes)
     from deepfloyd_core.crops.preview import PREVIEW_FILE, save_preview
 
-    path = checked.workspace / PREVIEW_FILE
-    shown = save_preview(checked, preview, path)
+    path = run.workspace / PREVIEW_FILE
+    shown = save_preview(run, preview, path)
     out.print(f"{shown} pictures with their crops: {path}")
 
 
@@ -136,11 +139,9 @@ def train_stage2(config: ConfigPath, overrides: Overrides = None) -> None:
 @app.command()
 def retrain(config: ConfigPath, overrides: Overrides = None) -> None:
     """Publish a new version if data or settings are not those of the current one; else say "no change"."""
-    workspace = _load(config, overrides).workspace
-    from deepfloyd_core.store.versions import current
-
-    before = current(workspace)
-    with _session(config, overrides) as call:
+    loaded = _load(config, overrides)
+    before = _current_version(loaded.run)
+    with _session(loaded) as call:
         from flows.retrain import retrain as flow
 
         version = call(flow)
@@ -149,7 +150,7 @@ def retrain(config: ConfigPath, overrides: Overrides = None) -> None:
     else:
         from flows.report import print_version
 
-        print_version(out, workspace, version, before)
+        print_version(out, loaded.run.workspace, version, before)
 
 
 @app.command()
@@ -170,12 +171,12 @@ def generate(
     sized = [f'validation_resolution="{size}"'] if size else []
     if size and any(override.partition("=")[0].strip() == "validation_resolution" for override in overrides or []):
         raise ConfigError("--size and --set validation_resolution say the same twice. Leave one of them out.")
-    checked = _load(config, [*(overrides or []), *sized])
+    loaded = _load(config, [*(overrides or []), *sized])
     from deepfloyd_core.store.versions import bundle_of, find_version
 
     if version != "base":
-        bundle_of(checked.workspace, find_version(checked.workspace, version))
-    with _session(config, overrides) as call:
+        bundle_of(loaded.run.workspace, find_version(loaded.run.workspace, version))
+    with _session(loaded) as call:
         from flows.generate import generate as flow
 
         made = call(
@@ -184,7 +185,6 @@ def generate(
             seed=seed,
             images=images,
             version=version,
-            size=size,
             control=str(control.absolute()) if control else None,
         )
     for name, text in zip(made.summary["pictures"], made.summary["prompts"], strict=True):
@@ -246,17 +246,33 @@ def ui(
 
 
 def _stage_flow(name: str, config: Path, overrides: list[str] | None) -> None:
-    with _session(config, overrides) as call:
+    with _session(_load(config, overrides)) as call:
         from flows import stages
 
         for artifact in call(getattr(stages, name)):
             out.print(f"{artifact.kind:<16} {artifact.path}")
 
 
-def _load(config: Path, overrides: list[str] | None) -> Any:
+@dataclass(frozen=True)
+class _Loaded:
+    """The run file that a command names, and the run that it holds. A flow is called with the file: it loads it itself."""
+
+    config: Path
+    overrides: list[str]
+    run: "Run"
+
+
+def _load(config: Path, overrides: list[str] | None) -> _Loaded:
+    """Once a command: it opens every source of the run."""
     from deepfloyd_core.preflight.load import load_run
 
-    return load_run(config, tuple(overrides or ()))
+    return _Loaded(config, overrides or [], load_run(config, tuple(overrides or ())))
+
+
+def _current_version(run: "Run") -> "Version | None":
+    from deepfloyd_core.store.versions import current
+
+    return current(run.workspace)
 
 
 def _print_notes(notes: Iterable[str]) -> None:
@@ -265,22 +281,22 @@ def _print_notes(notes: Iterable[str]) -> None:
 
 
 @contextmanager
-def _session(config: Path, overrides: list[str] | None) -> Iterator[Callable[..., Any]]:
-    """Check the configuration, join a Prefect server, and yield a caller for flows."""
+def _session(loaded: _Loaded) -> Iterator[Callable[..., Any]]:
+    """Print what was noticed in the configuration, join a Prefect server, and yield a caller for flows."""
     from deepfloyd_core.store.versions import damaged_records
     from flows.api import server_needed
     from flows.server import default_home, prefect_server
 
-    checked = _load(config, overrides)
-    _print_notes([*checked.notes, *damaged_records(checked.workspace)])
-    stopping.kept = f"What is finished is kept in {checked.workspace}; the same command goes on from there."
+    workspace = loaded.run.workspace
+    _print_notes([*loaded.run.notes, *damaged_records(workspace)])
+    stopping.kept = f"What is finished is kept in {workspace}; the same command goes on from there."
     with prefect_server(default_home()) as url:
         _log_to_terminal()
 
         def call(flow: Any, **parameters: Any) -> Any:
             err.print(f"Prefect: {url.removesuffix('/api')}")
             with server_needed(url):
-                return flow(config=str(config), overrides=overrides or [], **parameters)
+                return flow(config=str(loaded.config), overrides=loaded.overrides, **parameters)
 
         try:
             yield call

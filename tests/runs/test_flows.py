@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from deepfloyd_core.config.data_file import load_data_file
 from deepfloyd_core.config.flavours import FLAVOURS
 from deepfloyd_core.index.scan import scan
 from deepfloyd_core.sources.folder import RACY_NS
@@ -235,18 +236,26 @@ def test_a_stage_that_goes_and_comes_back_leaves_all_that_is_the_other_stage_s(
 def test_no_change_scans_once_and_a_retrain_that_fails_publishes_nothing(
     finished: tuple[Any, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run, scans = _moved(finished[0], tmp_path / "run"), tmp_path / "scans"
+    run = _moved(finished[0], tmp_path / "run")
 
-    def counted(*arguments: Any) -> Any:
-        with scans.open("a") as file:
-            file.write("x")
-        return scan(*arguments)
+    def count(function: Callable[..., Any], *places: str) -> Path:
+        calls = tmp_path / places[0]
 
-    monkeypatch.setattr("tasks.image_index.scan", counted)
-    monkeypatch.setattr("deepfloyd_core.index.scan.scan", counted)
+        def counted(*arguments: Any) -> Any:
+            with calls.open("a") as file:
+                file.write("x")
+            return function(*arguments)
+
+        for place in places:
+            monkeypatch.setattr(place, counted)
+        return calls
+
+    scans = count(scan, "tasks.image_index.scan", "deepfloyd_core.index.scan.scan")
+    reads = count(load_data_file, "deepfloyd_core.preflight.load.load_data_file")
     # The copies are other files to the scan, of the same bytes.
     assert run.call_here("retrain", str(run.config), *FAST).stdout.strip() == "no change"
     assert scans.read_text() == "x"
+    assert reads.read_text() == "xx", "once by the command, once by its flow, which is a deployment as well"
 
     def full_disk(*_: Any, **__: Any) -> Any:
         raise OSError(28, "No space left on device")

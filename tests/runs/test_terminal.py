@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from deepfloyd_core.bundle.build import _measure_tables
+from deepfloyd_core.config.data_file import load_data_file
 from deepfloyd_core.measures.pixel import SAMPLE_MEASURES, UPSCALED_BY, measure_rows
 from flows import report
 from tasks.endings import twins_line
@@ -53,6 +54,27 @@ def test_an_option_that_another_one_would_undo_is_an_error(small_run: Any) -> No
     arguments = "--prompt", "x", "--size", "64", "--set", "validation_resolution=96x64"
     done = small_run.call_here("generate", str(small_run.config), *arguments)
     assert done.returncode == 2 and "--size and --set validation_resolution" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["run", "retrain", "prepare", "embed", "train-stage1", "train-stage2", "generate --prompt x --version base"],
+)
+def test_a_command_reads_its_configuration_once(small_run: Any, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+    """Up to its flow, which no server can begin here: each reading opens every source again."""
+    reads = small_run.folder / "reads"
+
+    def counted(*arguments: Any) -> Any:
+        with reads.open("a") as file:
+            file.write("x")
+        return load_data_file(*arguments)
+
+    monkeypatch.setattr("deepfloyd_core.preflight.load.load_data_file", counted)
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
+    name, *options = command.split()
+    done = small_run.call_here(name, str(small_run.config), *options)
+    assert done.returncode == 2 and "no Prefect server answers there" in done.stderr
+    assert reads.read_text() == "x"
 
 
 def test_text_is_printed_as_it_is_also_in_tables_and_after_a_label() -> None:
