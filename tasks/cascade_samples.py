@@ -5,11 +5,11 @@ from pathlib import Path
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from deepfloyd_core.bundle.products import samples_request
 from deepfloyd_core.config.flavours import Stage
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.models.folders import resolve
 from deepfloyd_core.processes.jobs import run_job
+from deepfloyd_core.sampling.identity import samples_request
 from deepfloyd_core.store.artifacts import Artifact, materialise
 from tasks.progress import progress
 from tasks.publish import publish_pictures, publish_upscaled

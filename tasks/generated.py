@@ -6,7 +6,6 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from deepfloyd_core.adapters.files import CONTROL_FILE, product_name
-from deepfloyd_core.bundle.products import check_base, generate_request
 from deepfloyd_core.config.flavours import Stage
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.errors import ConfigError
@@ -15,6 +14,7 @@ from deepfloyd_core.models.folders import resolve
 from deepfloyd_core.pictures.decode import read_fitted
 from deepfloyd_core.preflight.unet_sizes import check_sample_sizes
 from deepfloyd_core.processes.jobs import run_job
+from deepfloyd_core.sampling.identity import check_base, generate_request
 from deepfloyd_core.store.artifacts import Artifact, materialise
 from deepfloyd_core.store.versions import bundle_of, find_version, stage_folder
 from tasks.progress import progress

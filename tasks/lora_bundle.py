@@ -4,7 +4,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from deepfloyd_core.bundle.build import build_bundle
-from deepfloyd_core.bundle.products import bundle_request
+from deepfloyd_core.bundle.identity import bundle_request
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.store.artifacts import Artifact, materialise
 from deepfloyd_core.store.versions import Version, publish

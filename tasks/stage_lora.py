@@ -7,7 +7,6 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from deepfloyd_core.adapters.start_from import find_parent, shorter_note, shorter_training
-from deepfloyd_core.bundle.products import lora_request, shares
 from deepfloyd_core.config.flavours import Stage
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.models.folders import resolve
@@ -16,6 +15,7 @@ from deepfloyd_core.preflight.wandb_login import check_wandb
 from deepfloyd_core.processes.jobs import run_job
 from deepfloyd_core.store.artifacts import Artifact, materialise
 from deepfloyd_core.training.epochs import with_steps
+from deepfloyd_core.training.identity import lora_request, shares
 from tasks.progress import progress
 from tasks.publish import publish_buckets, publish_held_out, publish_pictures
 

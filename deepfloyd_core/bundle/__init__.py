@@ -1,4 +1,4 @@
-"""What is published: identities of the torch jobs' products, the bundle and its model card, what would be made, `verify`.
+"""What is published: the bundle and its model card, what would be made, `verify`.
 
 Entries: `bundle.build`, `bundle.planned.planned_bundle`, `bundle.verify`.
 """

@@ -5,18 +5,20 @@ index's captions and the model's files (of a hub snapshot only their names), dec
 """
 
 from deepfloyd_core.adapters.start_from import find_parent
-from deepfloyd_core.bundle.products import bundle_request, lora_request, low_res_request, samples_request
+from deepfloyd_core.bundle.identity import bundle_request
 from deepfloyd_core.config.flavours import Stage
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.crops.identity import conditioning_request, eval_request, pixels_request
 from deepfloyd_core.crops.rows import HELD_OUT_FILE, ROWS_FILE
 from deepfloyd_core.index.ledger import caption_counts
 from deepfloyd_core.models.folders import resolve
+from deepfloyd_core.sampling.identity import low_res_request, samples_request
 from deepfloyd_core.store.artifacts import Artifact, Request, find, missing_parts
 from deepfloyd_core.store.reuse import is_as_recorded
 from deepfloyd_core.text.embeds import embeds_request, run_captions
 from deepfloyd_core.text.projection import text_is_frozen, text_request
 from deepfloyd_core.training.epochs import with_steps
+from deepfloyd_core.training.identity import lora_request
 
 
 def sample_prompts(run: Run, index: Artifact) -> list[str]:

@@ -4,7 +4,6 @@ The library looks for the key itself, in its environment variables, in `~/.netrc
 asked in a process of its own, because it starts a server, changes the process that it is in, and takes seconds to import.
 """
 
-import os
 import subprocess
 import sys
 
@@ -36,11 +35,10 @@ def check_wandb() -> None:
 
 def main() -> int:
     """The other process. Returns its exit code. The key is not tried, so that a run begins without a network."""
-    # Otherwise the library asks the network for the name of the key's owner, only to print it, and waits minutes for it.
-    os.environ["WANDB_SILENT"] = "true"
     import wandb
 
-    if wandb.setup().settings.mode in _WITHOUT_KEY:
+    # Silent: otherwise it asks the network for the name of the key's owner, only to print it, and waits minutes for it.
+    if wandb.setup(wandb.Settings(silent=True)).settings.mode in _WITHOUT_KEY:
         return _REACHED
     return _REACHED if wandb.login(prompt=False, verify=False) else _NO_KEY
 

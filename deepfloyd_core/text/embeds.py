@@ -4,9 +4,7 @@
 share a row. Files are made in `embed_job`, laid out as `embed_files` says.
 """
 
-import hashlib
 from collections.abc import Iterable
-from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,8 +15,9 @@ import pyarrow as pa
 from deepfloyd_core.arrow import mapped_table
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.errors import ArtifactError
-from deepfloyd_core.files import canonical_json, sha256_bytes, sha256_file
+from deepfloyd_core.files import canonical_json, sha256_bytes
 from deepfloyd_core.hashing import caption_id
+from deepfloyd_core.models.identity import model_fingerprint
 from deepfloyd_core.store.artifacts import Artifact, Request, newest
 from deepfloyd_core.text.embed_file import EmbedFile
 from deepfloyd_core.types import Identity
@@ -35,32 +34,6 @@ CAPTIONS = pa.schema([("key", pa.uint64()), ("file", pa.int32()), ("place", pa.i
 def run_captions(run: Run, captions: Iterable[str]) -> list[str]:
     """Every text that training and sampling will ask for, once, sorted: captions, prompts, negatives, the empty one."""
     return sorted({*captions, *run.config.prompts, run.config.validation_negative_prompt, ""})
-
-
-def model_fingerprint(folder: Path, parts: Iterable[str]) -> str:
-    """Fingerprint of a model's files: sha256 over the names and contents of the given subfolders.
-
-    A hub snapshot's files are links to blobs named after their hash, which then need not be read. Others are read once in a
-    process, until their size, times or inode change.
-    """
-    digest = hashlib.sha256()
-    for part in parts:
-        for file in sorted((folder / part).iterdir()):
-            if file.suffix in (".safetensors", ".json", ".model"):
-                blob = file.resolve()
-                name = blob.name if blob.parent.name == "blobs" else _sha256(blob, _stamp(blob))
-                digest.update(f"{part}/{file.name} {name}\n".encode())
-    return digest.hexdigest()[:16]
-
-
-def _stamp(file: Path) -> tuple[int, ...]:
-    stat = file.stat()
-    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
-
-
-@lru_cache(maxsize=1024)
-def _sha256(file: Path, stamp: tuple[int, ...]) -> str:
-    return sha256_file(file)
 
 
 def embeds_request(run: Run, captions: list[str], encoder: Path) -> Request:

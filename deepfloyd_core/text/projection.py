@@ -19,10 +19,11 @@ from deepfloyd_core.config.run import Run
 from deepfloyd_core.config.stage import StageConfig
 from deepfloyd_core.errors import ArtifactError
 from deepfloyd_core.files import atomic_path, canonical_json, sha256_bytes
+from deepfloyd_core.models.identity import model_fingerprint
 from deepfloyd_core.store.artifacts import Artifact, Request, newest
 from deepfloyd_core.store.parts import finish_part, part_is_whole
 from deepfloyd_core.store.reuse import files_as_recorded
-from deepfloyd_core.text.embeds import Embeds, model_fingerprint, rows_identity
+from deepfloyd_core.text.embeds import Embeds, rows_identity
 from deepfloyd_core.types import Identity, Report
 
 if TYPE_CHECKING:

@@ -19,7 +19,6 @@ from deepfloyd_core.adapters.files import CONTROL_FILE, LORA_FILE
 from deepfloyd_core.adapters.lora import trainable
 from deepfloyd_core.adapters.method import base_dtype, method_of
 from deepfloyd_core.adapters.start_from import find_parent, parent_file
-from deepfloyd_core.bundle.products import lora_request
 from deepfloyd_core.config.flavours import FLAVOURS, Stage
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.config.stage import StageConfig
@@ -29,6 +28,7 @@ from deepfloyd_core.models.random_weights import design
 from deepfloyd_core.models.unet import load_scheduler, load_unet, stock_pipeline
 from deepfloyd_core.preflight.load import load_run
 from deepfloyd_core.store.artifacts import MANIFEST, Artifact, Request
+from deepfloyd_core.training.identity import lora_request
 
 FOLDERS = {1: Path(FLAVOURS["tiny-i"].repo), 2: Path(FLAVOURS["tiny-ii"].repo)}
 LORA = {"lora_rank": 4, "lora_alpha": 8.0}

@@ -6,7 +6,7 @@ import pytest
 
 from deepfloyd_core.adapters.files import LORA_FILE
 from deepfloyd_core.bundle.build import build_bundle
-from deepfloyd_core.bundle.products import bundle_request
+from deepfloyd_core.bundle.identity import bundle_request
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.errors import ArtifactError
 from deepfloyd_core.store.artifacts import Artifact, Request, WorkDir, materialise, verify_artifact

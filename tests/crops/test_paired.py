@@ -18,7 +18,6 @@ from training_parts import FOLDERS, planned_name
 
 from deepfloyd_core.adapters.controlnet import add_control
 from deepfloyd_core.adapters.lora import trainable
-from deepfloyd_core.bundle.products import lora_request
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.config.stage import StageConfig
 from deepfloyd_core.crops.conditioning import plan_conditioning
@@ -39,6 +38,7 @@ from deepfloyd_core.store.artifacts import Artifact, materialise
 from deepfloyd_core.training.batches import MixedOrder, OrderSettings, TrainingRows
 from deepfloyd_core.training.eval_loss import grid_pictures
 from deepfloyd_core.training.forward import Setup, batch_loss, prepare
+from deepfloyd_core.training.identity import lora_request
 
 FOLDER = FOLDERS[1]
 PAIRED = {"model_flavour": "tiny-i", "controlnet": True, "controlnet_conditioning": "paired"}
@@ -352,7 +352,7 @@ def lora_of(run: Run, made: dict[str, Artifact]) -> str:
 def test_a_changed_pair_costs_its_own_rows_and_trains_anew(
     paired: PairedWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("deepfloyd_core.bundle.products.text_identity", lambda text: "same")
+    monkeypatch.setattr("deepfloyd_core.training.identity.text_identity", lambda text: "same")
     for number in range(8):
         paired.add(f"{number}.png", photo(number, 100, 80), photo(50 + number, 100, 80))
     run = paired.load(repeats=1)

@@ -25,13 +25,13 @@ from training_parts import prepared, run_here, train_stage
 import flows
 from deepfloyd_core.adapters.files import LORA_FILE
 from deepfloyd_core.bundle.planned import planned
-from deepfloyd_core.bundle.products import generate_request
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.files import canonical_json, record_diff, sha256_bytes
 from deepfloyd_core.index.identity import index_request
 from deepfloyd_core.index.scan import scan
 from deepfloyd_core.models.folders import resolve
 from deepfloyd_core.preflight.load import load_run
+from deepfloyd_core.sampling.identity import generate_request
 from deepfloyd_core.store.artifacts import Artifact, Request
 
 FILE = Path(__file__).with_name("golden.json")

@@ -22,7 +22,6 @@ from deepfloyd_core.adapters.bitfit import free_biases, load_biases, reload_bias
 from deepfloyd_core.adapters.controlnet import add_control, load_control, reload_control, save_control
 from deepfloyd_core.adapters.files import BITFIT_FILE, CONTROL_FILE, LORA_FILE
 from deepfloyd_core.adapters.lora import add_lora, lora_state, reload_saved, save_lora, trainable
-from deepfloyd_core.bundle.products import lora_request
 from deepfloyd_core.config.flavours import Stage
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.config.stage import StageConfig
@@ -38,6 +37,7 @@ from deepfloyd_core.models.quantized import (
 from deepfloyd_core.models.unet import DTYPES, autocast, load_projected_unet, load_unet, trained_scheduler
 from deepfloyd_core.preflight.load import load_run
 from deepfloyd_core.store.artifacts import Artifact
+from deepfloyd_core.training.identity import lora_request
 from deepfloyd_core.training.recompute import recompute_activations
 
 CPU = torch.device("cpu")

@@ -12,8 +12,8 @@ from artifact_rows import sealed_manifest
 from deepfloyd_core.config.flavours import FLAVOURS, Stage
 from deepfloyd_core.errors import ConfigError, ModelError
 from deepfloyd_core.files import write_sealed
+from deepfloyd_core.models.identity import model_fingerprint
 from deepfloyd_core.preflight.load import load_run
-from deepfloyd_core.text.embeds import model_fingerprint
 from tasks.generated import generated
 from tasks.stage_lora import check_models
 

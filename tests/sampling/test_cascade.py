@@ -17,7 +17,6 @@ from clip_models import features, save_clip
 from lpips_models import lpips_by_hand, save_lpips
 from PIL import Image
 
-from deepfloyd_core.bundle.products import lora_request, samples_request
 from deepfloyd_core.config.flavours import FLAVOURS
 from deepfloyd_core.crops.rows import shard_files
 from deepfloyd_core.crops.shards import open_shard
@@ -27,7 +26,9 @@ from deepfloyd_core.measures.upscaling import enlarged
 from deepfloyd_core.preflight.load import load_run
 from deepfloyd_core.processes.jobs import Job
 from deepfloyd_core.sampling import cascade as samples
+from deepfloyd_core.sampling.identity import samples_request
 from deepfloyd_core.store.artifacts import Request
+from deepfloyd_core.training.identity import lora_request
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,6 @@ from training_parts import FOLDERS, planned_name, prepared, run_here, train_and_
 
 from deepfloyd_core.adapters.lora import trainable
 from deepfloyd_core.adapters.method import method_of
-from deepfloyd_core.bundle.products import lora_request, low_res_request
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.config.stage import StageConfig
 from deepfloyd_core.crops.rows import read_row_list
@@ -31,10 +30,12 @@ from deepfloyd_core.hashing import hash_seed
 from deepfloyd_core.models.unet import load_scheduler, load_unet, trained_scheduler
 from deepfloyd_core.preflight.load import load_run
 from deepfloyd_core.sampling import remakes as stage1_low_res
+from deepfloyd_core.sampling.identity import low_res_request
 from deepfloyd_core.store.artifacts import Artifact, Request, WorkDir, materialise
 from deepfloyd_core.training.batches import Batch, TrainingRows, draw
 from deepfloyd_core.training.draws import vary
 from deepfloyd_core.training.forward import Prepared, Setup, feed, predict_noise, prepare
+from deepfloyd_core.training.identity import lora_request
 
 STAGE1 = {"model_flavour": "tiny-i", "mixed_precision": "no", "validation_num_inference_steps": 3,
           "validation_guidance": 2.0}  # fmt: skip

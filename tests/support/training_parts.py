@@ -17,7 +17,6 @@ from PIL import Image
 
 from deepfloyd_core.adapters.start_from import find_parent
 from deepfloyd_core.bundle.planned import planned_bundle
-from deepfloyd_core.bundle.products import lora_request
 from deepfloyd_core.config.flavours import FLAVOURS, Stage
 from deepfloyd_core.config.run import Run, RunConfig
 from deepfloyd_core.hashing import caption_id
@@ -31,6 +30,7 @@ from deepfloyd_core.training import eval_loss as held_out
 from deepfloyd_core.training import trainer as train
 from deepfloyd_core.training.batches import Draws
 from deepfloyd_core.training.forward import Fed, Setup
+from deepfloyd_core.training.identity import lora_request
 from deepfloyd_core.types import no_report
 
 FOLDERS = {1: Path(FLAVOURS["tiny-i"].repo), 2: Path(FLAVOURS["tiny-ii"].repo)}

@@ -18,7 +18,6 @@ from diffusers import UNet2DConditionModel
 
 from deepfloyd_core.adapters.lora import trainable
 from deepfloyd_core.adapters.method import method_of
-from deepfloyd_core.bundle.products import lora_request
 from deepfloyd_core.config import stage as stage_config
 from deepfloyd_core.config.flavours import FLAVOURS
 from deepfloyd_core.config.stage import StageConfig, device_fault
@@ -33,6 +32,7 @@ from deepfloyd_core.training import trainer as train
 from deepfloyd_core.training.batches import Batch
 from deepfloyd_core.training.compiled import check_backend, compiled_unet
 from deepfloyd_core.training.forward import Setup, prepare
+from deepfloyd_core.training.identity import lora_request
 from deepfloyd_core.training.recompute import recompute_activations
 from deepfloyd_core.training.state import training_state
 from deepfloyd_core.types import no_report

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from training_parts import FOLDERS
 
-from deepfloyd_core.bundle.products import lora_request
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.crops.rows import eval_ids
 from deepfloyd_core.errors import ConfigError
@@ -16,6 +15,7 @@ from deepfloyd_core.preflight.load import load_run
 from deepfloyd_core.store.artifacts import Artifact
 from deepfloyd_core.training.batches import MixedOrder, OrderSettings, TrainingRows
 from deepfloyd_core.training.epochs import batches_per_epoch, with_steps
+from deepfloyd_core.training.identity import lora_request
 from deepfloyd_core.training.mixing import Share
 
 
@@ -47,7 +47,7 @@ def test_an_epoch_shows_every_crop_once_in_the_batches_of_training(world: Any) -
 def test_epochs_are_the_training_of_as_many_steps_to_the_fingerprint(
     world: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("deepfloyd_core.bundle.products.text_identity", lambda text: "text")
+    monkeypatch.setattr("deepfloyd_core.training.identity.text_identity", lambda text: "text")
     run, pixels, held_out = made(world, num_train_epochs=3, train_batch_size=2, gradient_accumulation_steps=2)
     batches = batches_per_epoch(pixels, eval_ids(held_out), 2)
     counted = with_steps(run, 1, pixels, held_out)

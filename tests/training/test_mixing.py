@@ -13,13 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from deepfloyd_core.bundle.products import lora_request, shares
 from deepfloyd_core.config.flavours import FLAVOURS
 from deepfloyd_core.crops.rows import read_row_list
 from deepfloyd_core.errors import DataError
 from deepfloyd_core.files import write_sealed
 from deepfloyd_core.store.artifacts import MANIFEST, Artifact
 from deepfloyd_core.training.batches import BatchOrder, MixedOrder, OrderSettings, TrainingRows
+from deepfloyd_core.training.identity import lora_request, shares
 from deepfloyd_core.training.mixing import Mix, Share, first_gap
 
 ours = settings(deadline=None, database=None, derandomize=True, max_examples=60)

@@ -30,7 +30,6 @@ from training_parts import (
 )
 
 from deepfloyd_core.adapters.files import LORA_FILE
-from deepfloyd_core.bundle.products import lora_request
 from deepfloyd_core.config.flavours import Stage
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.errors import JobError, StorageError
@@ -47,6 +46,7 @@ from deepfloyd_core.text.projection import text_identity
 from deepfloyd_core.training import eval_loss
 from deepfloyd_core.training import forward as stage_loss
 from deepfloyd_core.training.batches import draw
+from deepfloyd_core.training.identity import lora_request
 
 pytestmark = pytest.mark.slow  # trainings from their start to their end; parts of one are in the other files
 

@@ -1,0 +1,104 @@
+"""Identities of sampled pictures: which settings, models and inputs decide the bytes of Stage I's remakes, of the cascade's
+samples and of generated pictures. No torch: they are asked for before any model is loaded.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from deepfloyd_core.config.flavours import Stage
+from deepfloyd_core.config.run import Run
+from deepfloyd_core.errors import ConfigError
+from deepfloyd_core.files import sha256_file
+from deepfloyd_core.models.identity import base_model, model_fingerprint
+from deepfloyd_core.store.artifacts import Artifact, Request
+from deepfloyd_core.text.projection import text_identity
+from deepfloyd_core.types import Identity, names_of
+
+GENERATE_FORMAT = 3  # 2: of Stage II alone the noise level and back-projection in PNGs. 3: of a bundle
+LOW_RES_FORMAT = 1
+SAMPLES_FORMAT = 9  # 6: more in PNGs. 7, 8: columns of eval.parquet. 9: spoilt low-res pictures, and the sheets' titles
+_SAMPLING_STAGE2 = {"validation_noise_level", "validation_back_projection"}
+_SAMPLING = {"validation_num_inference_steps", "validation_guidance"} | _SAMPLING_STAGE2
+_MEASURING = {"validation_noise_levels"}
+
+
+def low_res_request(run: Run, folder: Path, inputs: Mapping[str, Identity]) -> Request:
+    """Identity of Stage I's remakes of Stage II's low-res pictures. `folder`: Stage I's base model; inputs: pixels,
+    stage1_lora, text_embeds.
+    """
+    included = (_SAMPLING - _SAMPLING_STAGE2) | {"mixed_precision"}
+    spec = run.config.stage(1).model_dump(mode="json", include=included)
+    spec |= {"strength": run.config.stage(2).low_res_stage1_strength, "seed": run.config.seed}
+    spec |= {"negative_prompt": run.config.validation_negative_prompt}
+    ids = {**names_of(inputs), "text_embeds": text_identity(inputs["text_embeds"])}
+    return Request("stage2_low_res", LOW_RES_FORMAT, spec, {**ids, **base_model(1, folder)})
+
+
+def samples_request(
+    run: Run, prompts: list[str], folders: dict[Stage, Path], inputs: Mapping[str, Identity]
+) -> Request:
+    """Identity of the cascade samples: prompts, seeds, sizes, sampler settings, base models and LoRAs."""
+    config = run.config
+    asked: dict[str, Any] = {
+        "prompts": prompts,
+        "sizes": [list(size) for size in config.sample_sizes_px] if config.stage1 else [],
+        "seed": config.validation_seed,
+    }
+    if config.stage1 and config.stage1.controlnet:
+        asked = {}  # held-out pictures are followed, with captions, sizes and seeds of their own
+    spec: dict[str, Any] = {
+        **asked,
+        "negative_prompt": config.validation_negative_prompt,
+        "images": config.num_validation_images,
+        "upscaled": config.num_upscaled_images,
+        "measure": config.sample_measure,
+    }
+    models: dict[str, str] = {}
+    for stage in config.stages:
+        included = _SAMPLING | {"mixed_precision"} | (_MEASURING if stage == 2 else set())
+        spec[f"stage{stage}"] = config.stage(stage).model_dump(mode="json", include=included)
+        models |= base_model(stage, folders[stage], f"stage{stage}_model")
+    if config.eval_clip_model is not None:
+        models["clip"] = model_fingerprint(Path(config.eval_clip_model), ("",))
+    if config.eval_lpips_model is not None:
+        models["lpips"] = sha256_file(Path(config.eval_lpips_model))[:16]
+    return Request("cascade_samples", SAMPLES_FORMAT, spec, {**names_of(inputs), **models})
+
+
+def check_base(bundle: Artifact, stage: Stage, folder: Path) -> None:
+    """Raises ConfigError when what a bundle has of a stage was trained on another base model than the one in `folder`."""
+    trained_on = bundle.inputs.get(f"stage{stage}_model")
+    if trained_on is not None and trained_on != base_model(stage, folder)["model"]:
+        raise ConfigError(
+            f"{bundle.kind} {bundle.fingerprint} was trained on other weights of stage {stage} than those in {folder}. "
+            f"Set stage{stage}.model_flavour to the flavour it was trained on."
+        )
+
+
+def generate_request(
+    run: Run, pictures: list[tuple[str, int]], version: str, folders: dict[Stage, Path], bundle: Artifact | None,
+    control_sha256: str | None = None,
+) -> Request:  # fmt: skip
+    """Identity of generated pictures: prompts, seeds, size, sampler settings, the models and the version's bundle; and
+    the bytes of the picture that a ControlNet follows.
+    """
+    spec: dict[str, Any] = {
+        "pictures": [list(picture) for picture in pictures],
+        "version": version,
+        "size": list(run.config.sample_sizes_px[0]),
+        "negative_prompt": run.config.validation_negative_prompt,
+        "text_encoder_dtype": run.config.text_encoder_dtype,
+        "tokenizer_max_length": run.config.tokenizer_max_length,
+    }
+    if run.config.text_encoder_quantization != "none":
+        spec["text_encoder_quantization"] = run.config.text_encoder_quantization
+    if control_sha256 is not None:
+        spec["control"] = control_sha256
+    models: dict[str, str] = {}
+    for stage in run.config.stages:
+        spec[f"stage{stage}"] = run.config.stage(stage).model_dump(mode="json", include=_SAMPLING | {"mixed_precision"})
+        models |= base_model(stage, folders[stage], f"stage{stage}_model")
+    encoder = {"encoder": model_fingerprint(folders[min(folders)], ("text_encoder", "tokenizer"))}
+    published = {} if bundle is None else names_of({"lora_bundle": bundle})
+    return Request("generated", GENERATE_FORMAT, spec, {**published, **models, **encoder})
