@@ -310,13 +310,14 @@ def _log_to_terminal() -> None:
         os.environ[f"PREFECT_LOGGING_HANDLERS_{name}_LEVEL"] = "CRITICAL"  # for the workers that a run starts
     import prefect.main  # noqa: F401  (sets its logging up)
 
+    from tasks import LOGGERS
     from tasks.progress import LogLines
 
     for handler in logging.getLogger().handlers + logging.getLogger("prefect._internal").handlers:
         handler.setLevel(logging.CRITICAL + 1)  # errors reach the user once, through main()
-    logger = logging.getLogger("deepfloyd_core")
-    logger.addHandler(LogLines())
-    logger.setLevel(logging.INFO)
+    lines = LogLines()
+    for name in LOGGERS:
+        logging.getLogger(name).addHandler(lines)
 
 
 def _flush_prefect() -> None:

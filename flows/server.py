@@ -26,9 +26,10 @@ from flows.api import check_access, check_api, without_login
 from flows.background import meanwhile
 from flows.proxies import without_loopback
 from flows.server_log import LogReader, errors_told
+from tasks import LOGGERS
 from tasks.health import healthy
 
-log = logging.getLogger("deepfloyd_core.server")
+log = logging.getLogger(__name__)
 
 START_TIMEOUT_S = 180.0
 STOP_TIMEOUT_S = 10.0  # then it is left to end by itself
@@ -39,7 +40,7 @@ SETTINGS = {
     "DO_NOT_TRACK": "1",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_SERVER_EPHEMERAL_ENABLED": "false",
-    "PREFECT_LOGGING_EXTRA_LOGGERS": "deepfloyd_core",
+    "PREFECT_LOGGING_EXTRA_LOGGERS": ",".join(LOGGERS),
     "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",  # the core also logs outside of flow runs
     "PREFECT_CLI_COLORS": "false",
     "RAY_USAGE_STATS_ENABLED": "0",

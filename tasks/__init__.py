@@ -8,5 +8,7 @@ from deepfloyd_core.store.provenance import DISTRIBUTION
 # Of every flow. Prefect's default is a hash of the file of the outermost decorator, one for all of ours.
 VERSION = metadata.version(DISTRIBUTION)
 
-# Prefect forwards this logger to its server (PREFECT_LOGGING_EXTRA_LOGGERS) but leaves its level at WARNING.
-logging.getLogger("deepfloyd_core").setLevel(logging.INFO)
+# Whose records Prefect sends to its server (PREFECT_LOGGING_EXTRA_LOGGERS); it leaves their level at WARNING.
+LOGGERS = ("deepfloyd_core", "tasks", "flows")
+for name in LOGGERS:
+    logging.getLogger(name).setLevel(logging.INFO)

@@ -11,7 +11,7 @@ from deepfloyd_core.store.artifacts import Artifact
 from deepfloyd_core.store.changes import label
 from deepfloyd_core.store.counts import many
 
-log = logging.getLogger("deepfloyd_core.endings")
+log = logging.getLogger(__name__)
 _SHEETS = (
     "rejected.png",
     "twins.png",

@@ -12,7 +12,7 @@ from deepfloyd_core.store.artifacts import Artifact, materialise, newest
 from deepfloyd_core.store.counts import many
 from tasks.publish import publish_pictures
 
-log = logging.getLogger("deepfloyd_core.eval_set")
+log = logging.getLogger(__name__)
 
 
 @task(name="eval_set", cache_policy=NO_CACHE)

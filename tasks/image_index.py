@@ -17,7 +17,7 @@ from tasks.endings import twins_line
 from tasks.progress import progress
 from tasks.publish import publish_index
 
-log = logging.getLogger("deepfloyd_core.image_index")
+log = logging.getLogger(__name__)
 
 
 @task(name="image_index", cache_policy=NO_CACHE)

@@ -31,7 +31,7 @@ from deepfloyd_core.errors import JobError
 from tasks.health import asked_once, healthy
 from tasks.sentences import tell_in_sentences
 
-log = logging.getLogger("deepfloyd_core.outbox")
+log = logging.getLogger(__name__)
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -21,7 +21,7 @@ from tasks.endings import tell
 from tasks.outbox import create_markdown_artifact, create_table_artifact
 
 LIMIT_BYTES = 150 << 10
-log = logging.getLogger("deepfloyd_core.publish")
+log = logging.getLogger(__name__)
 
 
 def publish_index(index: Artifact, others: dict[str, int]) -> None:

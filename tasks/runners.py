@@ -26,7 +26,7 @@ from deepfloyd_core.errors import JobError
 from deepfloyd_core.types import Report
 from tasks.outbox import send_events, take_records
 
-log = logging.getLogger("deepfloyd_core.runners")
+log = logging.getLogger(__name__)
 
 R = TypeVar("R")
 MAX_TASK_RUNS = 500  # of a stage: Prefect's history loses some beyond 1,000, and a run has two stages

@@ -19,7 +19,7 @@ from deepfloyd_core.training.identity import lora_request, shares
 from tasks.progress import progress
 from tasks.publish import publish_buckets, publish_held_out, publish_pictures
 
-log = logging.getLogger("deepfloyd_core.stage_lora")
+log = logging.getLogger(__name__)
 
 
 def check_models(run: Run, stages: tuple[Stage, ...]) -> None:

@@ -87,6 +87,16 @@ def test_the_core_catches_only_errors_that_it_names() -> None:
                 assert not {dotted(kind) for kind in caught} & {"Exception", "BaseException"}, f"{path}:{node.lineno}"
 
 
+def test_a_logger_is_named_after_its_module() -> None:
+    named = {}
+    for path, tree in TREES.items():
+        for node in tree.body:
+            if isinstance(node, ast.Assign) and dotted(getattr(node.value, "func", node)) == "logging.getLogger":
+                named[path] = ast.unparse(node.value)
+    ours = {path: call for path, call in named.items() if "make" not in path.parts}  # a workshop with a log of its own
+    assert len(ours) > 10 and set(ours.values()) == {"logging.getLogger(__name__)"}
+
+
 def test_nothing_reads_a_pickle_or_runs_text_as_code() -> None:
     pickles = {"pickle", "cPickle", "dill", "shelve", "marshal", "cloudpickle", "joblib"}
     barred = {"torch.load", "eval", "exec", "np.load", "numpy.load", "os.system"}

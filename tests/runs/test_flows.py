@@ -132,8 +132,9 @@ def test_the_ui_gets_tables_pictures_and_logs(finished: tuple[Any, str], server:
     for key in ("stage2-sample-measures", "stage2-spoilt-measures"):
         measures = json.loads(artifacts[key]["data"])
         assert [row["upscaled by"] for row in measures] == ["bilinear", "bicubic", "base", "tuned"]
-    logs = [entry["message"] for entry in _found(server, run, "logs")]
-    assert any("stage1_lora" in line and "built" in line for line in logs)
+    logs = _found(server, run, "logs")
+    assert any("stage1_lora" in entry["message"] and "built" in entry["message"] for entry in logs)
+    assert {"deepfloyd_core.store.artifacts", "tasks.endings"} <= {entry["name"] for entry in logs}
 
 
 def test_what_a_stage_says_at_its_end_is_in_the_flow_s_log_as_well(finished: tuple[Any, str], server: str) -> None:
