@@ -140,9 +140,7 @@ def noise(run: Run) -> Data:
         return {"rows": len(rows), "pictures": len(rows)}
 
     pixels, eval_set = (
-        materialise(run.workspace, Request(kind, 0, {"stage": stage}, {}), lambda work, part=part: write(*part, work))[
-            0
-        ]
+        materialise(run.workspace, Request(kind, 0, {"stage": stage}, {}), lambda work, part=part: write(*part, work))
         for kind, part in ((f"stage{stage}_pixels", (0, PICTURES)), ("eval_set", (0, 1)))
     )
     return pixels, eval_set, names
@@ -170,7 +168,7 @@ def stand_in_text(run: Run, folder: Path, captions: list[str]) -> Artifact:
         return {}
 
     spec = {"captions": names, "model": str(folder), "precision": config.mixed_precision}
-    return materialise(run.workspace, Request(f"stage{stage}_text" if frozen else "text_embeds", 0, spec, {}), build)[0]
+    return materialise(run.workspace, Request(f"stage{stage}_text" if frozen else "text_embeds", 0, spec, {}), build)
 
 
 @dataclass

@@ -218,7 +218,7 @@ def eval_set(run: Run, index: Artifact) -> Artifact:
     """The held-out pictures."""
     return materialise(
         run.workspace, eval_request(run, index), lambda work: build_shards(plan_eval(run, index, work), work)
-    )[0]
+    )
 
 
 def measure(folder: Path, data: str, wanted: argparse.Namespace, back_projection: bool) -> None:

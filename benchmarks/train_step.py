@@ -87,7 +87,7 @@ def stored_text(run: Run, folder: Path, captions: list[str]) -> Artifact:
         return {}
 
     request = Request(f"stage{stage}_text" if frozen else "text_embeds", 0, {"captions": names}, {})
-    return materialise(run.workspace, request, build)[0]
+    return materialise(run.workspace, request, build)
 
 
 def write_rows(out: Path, texts: list[str], rows: torch.Tensor) -> None:
@@ -116,7 +116,7 @@ def prepared(run: Run) -> Data:
 
     (stage,) = run.config.stages
     index, pixels = prepare(run, stage)
-    eval_set, _ = materialise(
+    eval_set = materialise(
         run.workspace, eval_request(run, index), lambda work: build_shards(plan_eval(run, index, work), work)
     )
     return pixels, eval_set, list(caption_counts(index))

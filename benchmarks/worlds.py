@@ -71,13 +71,11 @@ def prepare(run: Run, stage: Stage) -> tuple[Artifact, Artifact]:
 
     with judges(run) as children:
         found = scan(run)
-        index, _ = materialise(
+        index = materialise(
             run.workspace, index_request(run, found), lambda work: build_index(run, found, children, work)
         )
     request = pixels_request(run, index, stage)
-    pixels, _ = materialise(
-        run.workspace, request, lambda work: build_shards(plan_shards(run, index, stage, work), work)
-    )
+    pixels = materialise(run.workspace, request, lambda work: build_shards(plan_shards(run, index, stage, work), work))
     return index, pixels
 
 
@@ -90,4 +88,4 @@ def embed(run: Run, encoder: Path, captions: list[str]) -> Artifact:
     request = embeds_request(run, texts, encoder)
     return materialise(
         run.workspace, request, lambda work: embed_job(Job(run.config, {}, options, work.path, no_report))
-    )[0]
+    )

@@ -21,7 +21,7 @@ def cascade_samples(run: Run, prompts: list[str], inputs: dict[str, Artifact]) -
     folders: dict[Stage, Path] = {stage: resolve(run.config.stage(stage).model, stage) for stage in run.config.stages}
     options = {"prompts": prompts, "models": {str(stage): str(folder) for stage, folder in folders.items()}}
     with progress("cascade samples") as report:
-        samples, _ = materialise(
+        samples = materialise(
             run.workspace,
             samples_request(run, prompts, folders, inputs),
             lambda work: run_job("sample", run.config, inputs, options, work, report),

@@ -21,7 +21,7 @@ from tasks.stage_pixels import make_shards
 def stage_conditioning(run: Run, index: Artifact, pixels: Artifact) -> Artifact:
     """The pairs of Stage I's crops, as a subflow like that of the crops. The sheet shows each crop and its pair."""
     with progress("conditioning") as report:
-        pairs, _ = materialise(
+        pairs = materialise(
             run.workspace,
             conditioning_request(run, index, pixels),
             lambda work: make_shards(run, plan_conditioning(run, index, work), work, report, pixels),
@@ -33,7 +33,7 @@ def stage_conditioning(run: Run, index: Artifact, pixels: Artifact) -> Artifact:
 @task(name="eval_conditioning", cache_policy=NO_CACHE)
 def eval_conditioning(run: Run, index: Artifact, held_out: Artifact) -> Artifact:
     """The pairs of Stage I's held-out crops, with a sheet of both."""
-    pairs, _ = materialise(
+    pairs = materialise(
         run.workspace,
         conditioning_request(run, index, held_out),
         lambda work: build_shards(plan_eval_conditioning(run, index, work), work, held_out),

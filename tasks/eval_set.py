@@ -20,8 +20,8 @@ def eval_set(run: Run, index: Artifact) -> Artifact:
     """Held-out crops for every stage of the run. Says so when they are new and not those that were made before."""
     request = eval_request(run, index)
     before = newest(run.workspace, "eval_set", request.format)
-    held_out, reused = materialise(run.workspace, request, lambda work: build_shards(plan_eval(run, index, work), work))
-    came, went = eval_change(before, held_out) if before and not reused else (0, 0)
+    held_out = materialise(run.workspace, request, lambda work: build_shards(plan_eval(run, index, work), work))
+    came, went = eval_change(before, held_out) if before and not held_out.reused else (0, 0)
     if came or went:
         log.warning(
             "eval_set %s: %s came in and %d went out since %s, so figures that were measured on them "

@@ -53,7 +53,7 @@ def generated(run: Run, pictures: list[tuple[str, int]], version: str, control: 
     }
     inputs = {} if bundle is None else {"lora_bundle": bundle}
     with progress("generate") as report:
-        made, _ = materialise(
+        made = materialise(
             run.workspace,
             generate_request(run, pictures, version, folders, bundle, sha256),
             lambda work: run_job("generate", run.config, inputs, options, work, report),

@@ -27,10 +27,8 @@ def image_index(run: Run) -> Artifact:
         found = scan(run, report)
         request = index_request(run, found)
         before = newest(run.workspace, request.kind, request.format)
-        index, reused = materialise(
-            run.workspace, request, lambda work: build_index(run, found, children, work, report)
-        )
-    if before is not None and not reused:
+        index = materialise(run.workspace, request, lambda work: build_index(run, found, children, work, report))
+    if before is not None and not index.reused:
         for line in _picture_changes(before, index):
             log.info("image_index %s: %s", index.fingerprint, line)
     publish_index(index, others_of(found))

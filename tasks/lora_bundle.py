@@ -14,9 +14,7 @@ from tasks.publish import publish_pictures
 @task(name="lora_bundle", cache_policy=NO_CACHE)
 def lora_bundle(run: Run, prompts: list[str], inputs: dict[str, Artifact]) -> Artifact:
     """inputs: image_index, cascade_samples and the LoRA of each stage."""
-    bundle, _ = materialise(
-        run.workspace, bundle_request(inputs), lambda work: build_bundle(run, inputs, prompts, work)
-    )
+    bundle = materialise(run.workspace, bundle_request(inputs), lambda work: build_bundle(run, inputs, prompts, work))
     publish_pictures(bundle, "sheet.png")
     return bundle
 

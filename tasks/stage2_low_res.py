@@ -19,7 +19,7 @@ def stage2_low_res(run: Run, inputs: dict[str, Artifact]) -> Artifact:
     folder = resolve(run.config.stage(1).model, 1)
     options = {"model": str(folder)}
     with progress("stage II low-res") as report:
-        remakes, _ = materialise(
+        remakes = materialise(
             run.workspace,
             low_res_request(run, folder, inputs),
             lambda work: run_job("remake", run.config, inputs, options, work, report),

@@ -48,7 +48,7 @@ def stage_lora(run: Run, stage: Stage, inputs: dict[str, Artifact], prompts: lis
     if not (run.workspace / request.name).exists() and (shorter := shorter_training(run.workspace, request)):
         log.warning("%s", shorter_note(stage, run.config.stage(stage).steps, shorter))
     with progress(f"stage {'I' * stage} LoRA") as report:
-        lora, _ = materialise(
+        lora = materialise(
             run.workspace, request, lambda work: run_job("train", run.config, inputs, options, work, report)
         )
     publish_pictures(lora, "loss.png", "validation.png")

@@ -51,7 +51,7 @@ def stage_pixels(run: Run, index: Artifact, stage: Stage) -> Artifact:
 def _stage_pixels(run: Run, index: Artifact, stage: Stage) -> Artifact:
     """The crops of one stage."""
     with progress(f"stage {'I' * stage} pixels") as report:
-        pixels, _ = materialise(
+        pixels = materialise(
             run.workspace,
             pixels_request(run, index, stage),
             lambda work: make_shards(run, plan_shards(run, index, stage, work), work, report),

@@ -30,6 +30,6 @@ def stage_text(run: Run, stage: Stage, embeds: Artifact) -> Artifact:
         return run_job("project", run.config, inputs, options, work, report)
 
     with progress(f"stage {'I' * stage} text") as report:
-        text, _ = materialise(run.workspace, request, project)
+        text = materialise(run.workspace, request, project)
     publish_pictures(text)
     return text

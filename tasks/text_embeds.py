@@ -30,7 +30,7 @@ def text_embeds(run: Run, index: Artifact) -> Artifact:
         return run_parts("embed", run.config, inputs, options, work, report)
 
     with progress("text embeds") as report:
-        embeds, _ = materialise(run.workspace, request, encode, parts=FILES)
+        embeds = materialise(run.workspace, request, encode, parts=FILES)
     publish_pictures(embeds, TOKENS_SHEET)
     publish_truncated(truncated_texts(embeds, most=100))
     return embeds

@@ -226,7 +226,7 @@ class DataWorld:
         """The image index, checked against the limit of rejects."""
         found = scan(run)
         request = index_request(run, found)
-        index, _ = materialise(run.workspace, request, lambda work: build_index(run, found, self.children, work))
+        index = materialise(run.workspace, request, lambda work: build_index(run, found, self.children, work))
         check_share(index.summary, run.config.max_rejected_share, index.path / INDEX_FILE)
         return index
 
@@ -235,18 +235,18 @@ class DataWorld:
         request = pixels_request(run, index, stage)
         return materialise(
             run.workspace, request, lambda work: build_shards(plan_shards(run, index, stage, work), work)
-        )[0]
+        )
 
     def conditioning(self, run: Run, index: Artifact, of: Artifact) -> Artifact:
         """The pairs of Stage I's pixels, or of the eval set."""
         plan = plan_conditioning if of.kind == "stage1_pixels" else plan_eval_conditioning
         request = conditioning_request(run, index, of)
-        return materialise(run.workspace, request, lambda work: build_shards(plan(run, index, work), work, of))[0]
+        return materialise(run.workspace, request, lambda work: build_shards(plan(run, index, work), work, of))
 
     def eval_set(self, run: Run, index: Artifact) -> Artifact:
         """The held-out pictures."""
         request = eval_request(run, index)
-        return materialise(run.workspace, request, lambda work: build_shards(plan_eval(run, index, work), work))[0]
+        return materialise(run.workspace, request, lambda work: build_shards(plan_eval(run, index, work), work))
 
 
 @pytest.fixture(scope="session")

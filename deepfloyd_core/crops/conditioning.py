@@ -14,9 +14,9 @@ from deepfloyd_core.store.artifacts import Artifact, WorkDir, newest
 
 def plan_conditioning(run: Run, index: Artifact, work: WorkDir) -> Layout:
     """The shards of the pairs of Stage I's pixels."""
-    older = newest(work.path.parents[1], "stage1_conditioning", FORMAT)
+    older = newest(work.workspace, "stage1_conditioning", FORMAT)
     plans = write_plan(run, index, 1, work.path, PAIR)
-    return with_room(lay_out(plans, _places(run), int(run.config.shard_mib * 2**20), older), work.path)
+    return with_room(lay_out(plans, _places(run), int(run.config.shard_mib * 2**20), older), work)
 
 
 def plan_eval_conditioning(run: Run, index: Artifact, work: WorkDir) -> Layout:

@@ -42,7 +42,7 @@ from deepfloyd_core.pictures.faults import Unreadable
 from deepfloyd_core.pictures.resize import take_crops
 from deepfloyd_core.pictures.sheets import contact_sheet, save_picture
 from deepfloyd_core.sources.source import read_again
-from deepfloyd_core.store.artifacts import Artifact, WorkDir, locked, newest
+from deepfloyd_core.store.artifacts import Artifact, WorkDir, locked, newest, workspace_of
 from deepfloyd_core.store.parts import finish_part, part_is_whole, take_part
 
 FORMAT = 5  # 4: shards named by content, `rows.arrow`. 5: `times` in it
@@ -103,19 +103,19 @@ def plan_shards(run: Run, index: Artifact, stage: Stage, work: WorkDir) -> Layou
     plans = write_plan(run, index, stage, work.path)
     if not plans:
         raise DataError(f"No picture is large enough for stage {stage}. The ledger is {index.path}/index.parquet.")
-    older = newest(work.path.parents[1], f"stage{stage}_pixels", FORMAT)
-    return with_room(lay_out(plans, _by_id(run), int(run.config.shard_mib * 2**20), older), work.path)
+    older = newest(work.workspace, f"stage{stage}_pixels", FORMAT)
+    return with_room(lay_out(plans, _by_id(run), int(run.config.shard_mib * 2**20), older), work)
 
 
-def with_room(layout: Layout, folder: Path) -> Layout:
-    """The layout. Raises StorageError where the disk has less room than its shards take that `folder` does not have."""
-    missing = [shard for shard in layout.made if not (folder / shard.name).exists()]
+def with_room(layout: Layout, work: WorkDir) -> Layout:
+    """The layout. Raises StorageError where the disk has less room than its shards take that are not made yet."""
+    missing = [shard for shard in layout.made if not (work.path / shard.name).exists()]
     needed = sum(len(shard.numbers) * math.prod(shard.plan.size) * 3 for shard in missing)
-    free = shutil.disk_usage(folder).free
+    free = shutil.disk_usage(work.path).free
     if needed > free:
         crops = sum(len(shard.numbers) for shard in missing)
         raise StorageError(
-            f"{crops:,} crops take {needed / 1e6:,.0f} MB, and {folder.parents[1]} has {free / 1e6:,.0f} MB free. Make "
+            f"{crops:,} crops take {needed / 1e6:,.0f} MB, and {work.workspace} has {free / 1e6:,.0f} MB free. Make "
             "room, use another workspace, or lower repeats or random_crops in the data file."
         )
     return layout
@@ -157,7 +157,7 @@ def build_shard(shard: ShardPlan, out: Path, older: Artifact | None) -> ShardRes
     started again.
     """
     path, planned = out / shard.name, shard.plan.rows(shard.numbers)
-    alone = partial(locked, out.parents[1], "large_picture", quiet=True)
+    alone = partial(locked, workspace_of(out), "large_picture", quiet=True)
     by_picture: dict[tuple[str, str], list[int]] = defaultdict(list)
     for number, (row, copy) in enumerate(zip(planned, shard.copies, strict=True)):
         if copy < 0:

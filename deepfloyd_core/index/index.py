@@ -49,7 +49,7 @@ def build_index(
     run: Run, found: pa.Table, children: Children, work: WorkDir, report: Report = no_report
 ) -> dict[str, Any]:
     """Judge every scanned file and write the ledger. Returns counts by status and reason."""
-    older = older_verdicts(run, found, work.path.parents[1])
+    older = older_verdicts(run, found, work.workspace)
     parts = [work.path / f".ledger-{start:09d}.parquet" for start in range(0, len(found), BLOCK)]
     for number, part in enumerate(parts):
         block = slice(number * BLOCK, (number + 1) * BLOCK)

@@ -13,7 +13,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from fnmatch import fnmatch
 from pathlib import Path
@@ -51,6 +51,7 @@ class Artifact:
     kind: str
     fingerprint: str
     path: Path
+    reused: bool = field(default=False, compare=False)  # of `materialise`: it was there, whole, and nothing was built
 
     @property
     def name(self) -> str:
@@ -121,8 +122,18 @@ class WorkDir:
     path: Path
     lock_fd: int
 
+    @property
+    def workspace(self) -> Path:
+        """Directory of all artifacts."""
+        return workspace_of(self.path)
+
 
 Builder = Callable[[WorkDir], dict[str, Any]]
+
+
+def workspace_of(path: Path) -> Path:
+    """The workspace of an artifact's directory, which is `<workspace>/<kind>/<fingerprint>`."""
+    return path.parent.parent
 
 
 def find(workspace: Path, request: Request) -> Artifact | None:
@@ -147,8 +158,8 @@ def finished(workspace: Path, kind: str, format: int) -> Iterator[Artifact]:
                 yield artifact
 
 
-def materialise(workspace: Path, request: Request, build: Builder, parts: str | None = None) -> tuple[Artifact, bool]:
-    """Return the artifact and whether it was reused; build it if it is not there, resuming what a kill left.
+def materialise(workspace: Path, request: Request, build: Builder, parts: str | None = None) -> Artifact:
+    """The artifact of a request; build it if it is not there, resuming what a kill left.
 
     `build` gets the directory, writes its files and returns the summary. Raises whatever `build` raises; the
     directory then stays unfinished. With `parts` (a pattern of file names) a finished artifact is hashed before it is
@@ -161,7 +172,7 @@ def materialise(workspace: Path, request: Request, build: Builder, parts: str | 
             damage = verify_artifact(found) if parts else list(missing_parts(found))
             if not damage:
                 log.info("%s %s: reused", request.kind, request.fingerprint)
-                return found, True
+                return replace(found, reused=True)
             log.warning("%s %s: rebuilt because %s", request.kind, request.fingerprint, "; ".join(damage))
             _unfinish(found, parts)
         else:
@@ -171,7 +182,7 @@ def materialise(workspace: Path, request: Request, build: Builder, parts: str | 
         write_sealed(path / _REQUEST, request.record)
         started = datetime.now(UTC)
         summary = build(WorkDir(path, lock_fd))
-        return commit(path, request, summary, started), False
+        return commit(path, request, summary, started)
 
 
 def commit(path: Path, request: Request, summary: dict[str, Any], started: datetime) -> Artifact:

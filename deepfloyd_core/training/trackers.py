@@ -16,6 +16,7 @@ from PIL import Image
 from deepfloyd_core.config.flavours import Stage
 from deepfloyd_core.config.run import RunConfig
 from deepfloyd_core.errors import JobError
+from deepfloyd_core.store.artifacts import workspace_of
 from deepfloyd_core.training.eval_loss import HELD_OUT, SEEN, mean_loss
 
 TENSORBOARD_FOLDER = "tensorboard"
@@ -35,7 +36,7 @@ def open_board(config: RunConfig, stage: Stage, out: Path, done: Sequence[dict[s
 
     done: the metrics of the steps that a resumed run has done. Raises JobError when W&B cannot be reached.
     """
-    name, workspace = f"{out.parent.name}-{out.name}", out.parent.parent
+    name, workspace = f"{out.parent.name}-{out.name}", workspace_of(out)
     with ExitStack() as stack:
         boards: list[Board] = []
         if "tensorboard" in config.trackers:

@@ -22,7 +22,7 @@ def make(run: Run, kind: str, files: dict[str, bytes], summary: dict[str, Any], 
             (work.path / name).write_bytes(data)
         return summary
 
-    return materialise(run.workspace, Request(kind, 1, {}, inputs), build)[0]
+    return materialise(run.workspace, Request(kind, 1, {}, inputs), build)
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def inputs(world: Any) -> dict[str, Artifact]:
 
 
 def bundle(run: Run, inputs: dict[str, Artifact]) -> Artifact:
-    return materialise(run.workspace, bundle_request(inputs), lambda work: build_bundle(run, inputs, ["a"], work))[0]
+    return materialise(run.workspace, bundle_request(inputs), lambda work: build_bundle(run, inputs, ["a"], work))
 
 
 def test_a_bundle_has_the_bytes_of_what_was_made(world: Any, inputs: dict[str, Artifact]) -> None:

@@ -108,9 +108,7 @@ def test_a_picture_that_no_stage_of_the_first_run_could_use_is_judged_by_the_one
     for stage, reason in ((2, "too_small"), (1, "truncated")):
         run = world.load(stages=(stage,))
         found = scan(run)
-        index, _ = materialise(
-            run.workspace, index_request(run, found), partial(build_index, run, found, world.children)
-        )
+        index = materialise(run.workspace, index_request(run, found), partial(build_index, run, found, world.children))
         assert [row.reason for row in read_index(index)] == [reason]
 
 

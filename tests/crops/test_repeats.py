@@ -16,6 +16,7 @@ from PIL import Image
 from deepfloyd_core.crops.identity import pixels_request
 from deepfloyd_core.crops.pixels import build_shards, plan_shards
 from deepfloyd_core.errors import StorageError
+from deepfloyd_core.store.artifacts import WorkDir
 from deepfloyd_core.training.batches import BatchOrder, MixedOrder, OrderSettings, TrainingRows
 from deepfloyd_core.training.epochs import batches_per_epoch
 
@@ -148,15 +149,12 @@ def test_a_disk_without_room_is_an_error_before_any_shard_is_written(
     folder = run.workspace / "elsewhere" / "x"
     folder.mkdir(parents=True)
 
-    class Work:
-        path = folder
-
     usage = shutil.disk_usage(folder)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=2_000_000))
     with pytest.raises(
         StorageError, match=r"[0-9,]+ crops take \d+ MB, and .*workspace has 2 MB free\. Make room"
     ) as caught:
-        build_shards(plan_shards(run, index, 1, Work()), Work())  # type: ignore[arg-type]
+        build_shards(plan_shards(run, index, 1, WorkDir(folder, 0)), WorkDir(folder, 0))
     assert str(run.workspace) in str(caught.value)
     assert not list(folder.glob("*.parquet"))
     monkeypatch.undo()

@@ -45,7 +45,7 @@ def run(
     def build(work: Any) -> dict[str, Any]:
         return dict(how(name, CONFIG, {}, options, work, no_report))
 
-    return materialise(workspace, request, build)[0].summary
+    return materialise(workspace, request, build).summary
 
 
 @pytest.mark.parametrize("words", ["x", "safetensors"])

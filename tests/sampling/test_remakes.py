@@ -68,9 +68,7 @@ class Prepared2:
         """The artifact, made in this process."""
         inputs, options = self.inputs(**others), {"model": str(FOLDERS[1])}
         request = low_res_request(self.run, FOLDERS[1], inputs)
-        return materialise(workspace, request, lambda work: run_here("remake", self.run.config, inputs, options, work))[
-            0
-        ]
+        return materialise(workspace, request, lambda work: run_here("remake", self.run.config, inputs, options, work))
 
 
 def trained(workspace: Path, keys: dict[str, Any]) -> Artifact:
@@ -87,7 +85,7 @@ def trained(workspace: Path, keys: dict[str, Any]) -> Artifact:
         trained_scheduler(FOLDERS[1], False).save_pretrained(work.path / "scheduler")
         return {}
 
-    return materialise(workspace, Request("stage1_lora", 1, {"keys": str(keys)}, {}), save)[0]
+    return materialise(workspace, Request("stage1_lora", 1, {"keys": str(keys)}, {}), save)
 
 
 @pytest.fixture(scope="module")

@@ -51,8 +51,8 @@ def never(work: WorkDir) -> dict[str, Any]:
 
 @pytest.fixture
 def built(tmp_path: Path) -> Artifact:
-    artifact, reused = materialise(tmp_path, REQUEST, build_files)
-    assert not reused
+    artifact = materialise(tmp_path, REQUEST, build_files)
+    assert not artifact.reused
     return artifact
 
 
@@ -81,7 +81,7 @@ def test_artifacts_are_made_without_prefect_and_say_which_packages_are_there(
         return real(name)
 
     monkeypatch.setattr(metadata, "version", version)
-    made, _ = materialise(tmp_path, REQUEST, build_files)
+    made = materialise(tmp_path, REQUEST, build_files)
     packages = made.manifest["provenance"]["packages"]
     assert packages["pyarrow"] == real("pyarrow") and "prefect" not in packages
 
@@ -103,7 +103,7 @@ def test_the_manifest_appears_last_and_is_never_seen_half_written(
 
     monkeypatch.setattr(Path, "replace", replace)
     monkeypatch.setattr(os, "fsync", fsync)
-    artifact, _ = materialise(tmp_path, REQUEST, build_files)
+    artifact = materialise(tmp_path, REQUEST, build_files)
     place = order.index(f"rename {MANIFEST}")
     assert {f"fsync {Path(name).name}" for name in CONTENT} <= set(order[:place])
     assert order[place - 1].endswith(MANIFEST)
@@ -170,8 +170,8 @@ def test_the_fingerprint_changes_with_each_of_kind_format_spec_and_inputs() -> N
 
 
 def test_the_fingerprint_depends_on_neither_the_place_nor_the_time(tmp_path: Path) -> None:
-    one, _ = materialise(tmp_path / "one", REQUEST, build_files)
-    two, _ = materialise(tmp_path / "other" / "place", REQUEST, lambda work: {**build_files(work), "more": 1})
+    one = materialise(tmp_path / "one", REQUEST, build_files)
+    two = materialise(tmp_path / "other" / "place", REQUEST, lambda work: {**build_files(work), "more": 1})
     assert one.fingerprint == two.fingerprint == one.path.name
     assert one.path == tmp_path / "one" / "eval_set" / REQUEST.fingerprint
 
@@ -181,7 +181,8 @@ def test_the_fingerprint_depends_on_neither_the_place_nor_the_time(tmp_path: Pat
 
 def test_an_artifact_that_is_there_is_reused_without_a_look_at_the_builder(built: Artifact, tmp_path: Path) -> None:
     before = (built.path / MANIFEST).read_bytes()
-    assert materialise(tmp_path, REQUEST, never) == (built, True)
+    again = materialise(tmp_path, REQUEST, never)
+    assert again == built and again.reused
     assert find(tmp_path, REQUEST) == built
     assert list(all_artifacts(tmp_path)) == [built]
     assert (built.path / MANIFEST).read_bytes() == before
@@ -205,8 +206,8 @@ def test_a_missing_or_resized_file_is_rebuilt_and_the_reason_logged(
         file.write_bytes(b"ab" if harm == "short" else b"abcd")
     (built.path / "stray").write_bytes(b"left over")
     caplog.set_level(logging.INFO, "deepfloyd_core")
-    again, reused = materialise(tmp_path, REQUEST, build_files)
-    assert not reused
+    again = materialise(tmp_path, REQUEST, build_files)
+    assert not again.reused
     assert [line for line in caplog.messages if "rebuilt because" in line and says in line]
     assert verify_artifact(again) == []
     assert not (again.path / "stray").exists(), "nothing of a damaged artifact is trusted"
@@ -249,8 +250,8 @@ def test_a_build_that_raises_leaves_no_manifest_and_is_resumed_where_it_was(tmp_
     assert find(tmp_path, REQUEST) is None
     assert not (folder / MANIFEST).exists()
     assert list(all_artifacts(tmp_path)) == []
-    artifact, reused = materialise(tmp_path, REQUEST, lambda work: build(work, 99))
-    assert not reused
+    artifact = materialise(tmp_path, REQUEST, lambda work: build(work, 99))
+    assert not artifact.reused
     assert made == ["part-0", "part-1", "part-2", "part-3"], "finished parts are kept, the half one is made again"
     assert [(artifact.path / name).read_bytes() for name in made] == [bytes([n]) * 1000 for n in range(4)]
     assert not list(artifact.path.glob(".*")), "the records of the parts are working state"
@@ -310,7 +311,7 @@ def test_verify_finds_extra_and_missing_files_and_a_manifest_of_another_artifact
     (built.path / ".hidden").unlink()
     (built.path / "empty").unlink()
     assert verify_artifact(built) == [f"{built.path / 'empty'} is missing"]
-    other, _ = materialise(tmp_path, Request("eval_set", 1, {"other": 1}, {}), build_files)
+    other = materialise(tmp_path, Request("eval_set", 1, {"other": 1}, {}), build_files)
     (other.path / MANIFEST).write_bytes((built.path / MANIFEST).read_bytes())
     assert f"{other.path} holds the manifest of eval_set {built.fingerprint}" in verify_artifact(other)
 
@@ -342,7 +343,7 @@ def build(work):
 
 print("ready", flush=True)
 sys.stdin.readline()
-print(materialise(Path(sys.argv[1], "workspace"), Request("eval_set", 1, {"x": 1}, {}), build)[1])
+print(materialise(Path(sys.argv[1], "workspace"), Request("eval_set", 1, {"x": 1}, {}), build).reused)
 """
 
 
@@ -394,7 +395,7 @@ def test_a_killed_builder_frees_its_lock_and_leaves_nothing_that_is_trusted(tmp_
     request = Request("eval_set", 1, {"x": 1}, {})
     assert find(tmp_path, request) is None
     start = time.monotonic()
-    artifact, reused = materialise(tmp_path, request, build_files)
-    assert not reused
+    artifact = materialise(tmp_path, request, build_files)
+    assert not artifact.reused
     assert time.monotonic() - start < 30, "no waiting for a dead process"
     assert verify_artifact(artifact) == []

@@ -62,7 +62,7 @@ def test_a_directory_that_cannot_be_flushed_is_no_error_a_file_is_one(
             raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(os, "fsync", fsync)
-    artifact, _ = materialise(tmp_path, REQUEST, _build)
+    artifact = materialise(tmp_path, REQUEST, _build)
     assert (artifact.path / MANIFEST).is_file()
     refused = stat.S_ISREG
     with pytest.raises(StorageError, match=rf"^{tmp_path}.*json cannot be written: {os.strerror(number).lower()}"):

@@ -33,7 +33,7 @@ def make(workspace: Path, kind: str, spec: dict[str, Any], *inputs: Artifact, **
         return {}
 
     request = Request(kind, 1, spec, {**{one.kind: f"{one.kind}/{one.fingerprint}" for one in inputs}, **others})
-    return materialise(workspace, request, build)[0]
+    return materialise(workspace, request, build)
 
 
 class Release:

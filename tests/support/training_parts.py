@@ -44,7 +44,7 @@ def prepared(run: Run, stages: Any) -> dict[str, Artifact]:
     made |= {f"stage{stage}_pixels": stages.pixels(run, index, stage) for stage in run.config.stages}
     captions = run_captions(run, caption_counts(index))
     options = {"captions": captions, "encoder": str(FOLDERS[1])}
-    made["text_embeds"], _ = materialise(
+    made["text_embeds"] = materialise(
         run.workspace,
         embeds_request(run, captions, FOLDERS[1]),
         lambda work: run_here("embed", run.config, {}, options, work),
@@ -67,7 +67,7 @@ def stage_text(run: Run, stage: Stage, embeds: Artifact) -> Artifact:
     options = {"stage": stage, "model": str(FOLDERS[stage])}
     request = text_request(run, stage, FOLDERS[stage], embeds)
     inputs = {"text_embeds": embeds}
-    return materialise(run.workspace, request, lambda work: run_here("project", run.config, inputs, options, work))[0]
+    return materialise(run.workspace, request, lambda work: run_here("project", run.config, inputs, options, work))
 
 
 def run_here(name: str, config: RunConfig, inputs: dict[str, Artifact], options: dict[str, Any], work: WorkDir) -> Any:
@@ -102,7 +102,7 @@ def train_stage(
     options["parent"] = parent.option if parent else None
     sha256 = parent.sha256 if parent else None
     request = lora_request(run, stage, FOLDERS[stage], inputs, run.config.prompts, sha256)
-    return materialise(workspace, request, lambda work: how("train", run.config, inputs, options, work))[0]
+    return materialise(workspace, request, lambda work: how("train", run.config, inputs, options, work))
 
 
 def resized(channel: np.ndarray, width: int, height: int) -> np.ndarray:

@@ -88,7 +88,7 @@ class EmbedWorld:
         return materialise(
             self.run.workspace, request,
             lambda work: embed_job.embed_job(Job(self.run.config, inputs, options, work.path, report)), parts=FILES,
-        )[0]  # fmt: skip
+        )  # fmt: skip
 
 
 @pytest.fixture
@@ -274,7 +274,7 @@ def test_several_processes_make_the_same_files(world: EmbedWorld, monkeypatch: p
     shutil.rmtree(world.run.workspace)
     options = {"captions": captions, "encoder": str(world.encoder)}
     seen: list[tuple[int, int, str]] = []
-    made, _ = materialise(
+    made = materialise(
         world.run.workspace, embeds_request(world.run, captions, world.encoder),
         lambda work: run_parts("embed", world.run.config, {}, options, work, lambda *args: seen.append(args)),
         parts=FILES,

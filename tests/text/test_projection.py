@@ -52,7 +52,7 @@ def embeds(run: Run) -> Artifact:
     request = embeds_request(run, CAPTIONS, FOLDERS[1])
     return materialise(
         run.workspace, request, lambda work: embed_job(Job(run.config, {}, options, work.path, no_report))
-    )[0]
+    )
 
 
 def project(
@@ -66,14 +66,14 @@ def project(
         workspace,
         text_request(run, stage, folder, embeds),
         lambda work: project_job(Job(run.config, inputs, options, work.path, report)),
-    )[0]
+    )
 
 
 def grown(run: Run, workspace: Path, more: list[str], older: bool = True) -> Artifact:
     """Embeds and Stage I text of CAPTIONS and more; what was projected before is on offer unless `older` is false."""
     captions = sorted({*CAPTIONS, *more})
     options: dict[str, Any] = {"captions": captions, "encoder": str(FOLDERS[1])}
-    embeds, _ = materialise(
+    embeds = materialise(
         run.workspace, embeds_request(run, captions, FOLDERS[1]),
         lambda work: embed_job(Job(run.config, {}, options, work.path, no_report)),
     )  # fmt: skip
@@ -83,7 +83,7 @@ def grown(run: Run, workspace: Path, more: list[str], older: bool = True) -> Art
     options = {"stage": 1, "model": str(FOLDERS[1])}
     return materialise(
         workspace, request, lambda work: project_job(Job(run.config, inputs, options, work.path, no_report))
-    )[0]
+    )
 
 
 def test_captions_that_were_projected_before_are_copied(

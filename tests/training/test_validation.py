@@ -103,7 +103,7 @@ def test_a_changed_setting_does_not_continue_an_unfinished_run_and_says_so(
         with pytest.raises(KeyboardInterrupt):
             materialise(tmp_path, request(4), killed)
     assert "not continued" not in caplog.text
-    made, _ = materialise(tmp_path, request(8), lambda work: {})
+    made = materialise(tmp_path, request(8), lambda work: {})
     assert (
         f"the unfinished {request(4).fingerprint} is not continued, because stage1.train_batch_size 4 -> 8."
         in caplog.text
@@ -138,7 +138,7 @@ def test_sizes_that_cannot_be_made_are_refused(said: str, small_run: Any) -> Non
 
 def test_a_run_that_is_alive_is_not_called_left_behind(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     def while_it_is_made(work: Any) -> Any:
-        other, _ = materialise(tmp_path, Request("stage1_lora", 1, {"seed": 2}, {}), lambda work: {})
+        other = materialise(tmp_path, Request("stage1_lora", 1, {"seed": 2}, {}), lambda work: {})
         return {"beside": other.fingerprint}
 
     materialise(tmp_path, Request("stage1_lora", 1, {"seed": 1}, {}), while_it_is_made)
