@@ -23,8 +23,8 @@ from deepfloyd_core.config.run import Run
 from deepfloyd_core.crops.rows import read_row_list
 from deepfloyd_core.diffusion.back_projection import back_projected
 from deepfloyd_core.diffusion.loss import low_res, to_bytes, to_model_range
+from deepfloyd_core.measures.comparison import enlarged
 from deepfloyd_core.measures.pixel import mean_and_interval, psnr, ssim
-from deepfloyd_core.measures.upscaling import enlarged
 from deepfloyd_core.training.batches import TrainingRows
 
 CHANNELS, BLOCKS, BATCH, WINDOW, RATE = 32, 6, 8, 32, 1.5e-3

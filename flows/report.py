@@ -10,7 +10,7 @@ from rich.text import Text
 
 from deepfloyd_core.bundle.verify import Verified
 from deepfloyd_core.errors import ArtifactError
-from deepfloyd_core.measures.pixel import MEASURES, SAMPLE_MEASURES, UPSCALED_BY, by_noise_level, gained
+from deepfloyd_core.measures.tables import UPSCALED_BY, MeasureTable, by_noise_level, gained, measure_tables
 from deepfloyd_core.store.artifacts import all_artifacts
 from deepfloyd_core.store.counts import many
 from deepfloyd_core.store.versions import Version, bundle_of, news_of, readable_versions
@@ -69,7 +69,8 @@ def print_version(out: Console, workspace: Path, version: Version, before: Versi
     for key, value in samples.items():
         if not isinstance(value, dict):
             out.print(f"{key.replace('_', ' '):<22} {value}")
-    _print_upscaled(out, samples)
+    for table in measure_tables(samples):
+        print_measures(out, table)
     out.print(news_of(workspace, version, before))
     out.print(f"bundle                 {bundle.path}")
     sheets = {
@@ -91,46 +92,27 @@ def _print_held_out(out: Console, stage: int, measured: dict[str, Any]) -> None:
             out.print(f"{name:<22} {measured[before]:.4f} -> {measured['eval_loss']:.4f}, {-middle:+.4f}{ends}")
 
 
-def _print_upscaled(out: Console, samples: dict[str, Any]) -> None:
-    """Stage II's measures, on the held-out pictures and on Stage I's samples."""
-    _print_measures(out, "Stage II on held-out pictures, upscaled by", samples, MEASURES, "psnr")
-    title = "Stage II on held-out pictures, low-res spoilt as in training, upscaled by"
-    _print_measures(out, title, samples.get("spoilt", {}), MEASURES, "psnr")
-    on_samples = samples.get("upscaled_samples", {})
-    _print_measures(out, "Stage II on Stage I's samples, upscaled by", on_samples, SAMPLE_MEASURES, "consistency")
-
-
-_HEADS = {"psnr": "PSNR", "ssim": "SSIM", "clip": "CLIP", "lpips": "LPIPS"}  # not named by their words
-
-
-def _head(name: str) -> str:
-    return _HEADS.get(name, name.replace("_", " "))
-
-
-def _print_measures(out: Console, title: str, summary: dict[str, Any], names: dict[str, str], gain: str) -> None:
-    """A line for each way and noise level, and what the tuned model gains on each other way in one measure."""
-    levels = by_noise_level(summary)
-    if not levels:
-        return
+def print_measures(out: Console, measured: MeasureTable) -> None:
+    """A line for each method and noise level, and what the tuned model gains on each other method in one measure."""
+    levels, measures, main = by_noise_level(measured.summary), measured.measures, measured.main
     table = Table("", "noise level", box=SIMPLE_HEAD, padding=(0, 1))
-    there = [name for name in names if name in summary["upscaled"]["bicubic"]]
-    for name in there:
-        table.add_column(_head(name), justify="right")
+    for measure in measures:
+        table.add_column(measure.label, justify="right")
     gains = []
-    for level, measured in levels.items():
-        for way in (way for way in UPSCALED_BY if way in measured["upscaled"]):
-            found = (measured["upscaled"][way][name] for name in there)
-            shown = ("" if value is None else f"{value:.3g}" if value < 10 else f"{value:.2f}" for value in found)
-            plain = way not in ("base", "tuned")
-            if not plain or measured is summary:  # the figures of a plain enlargement are the same at every level
-                table.add_row(way, "" if plain else str(level), *shown)
-            if way in measured["gain"]:
-                label = f"tuned over {way}" + (f", {level}" if len(levels) > 1 else "")
-                found_gain = f"{_head(gain)} {gained(measured['gain'][way][gain])}"
-                gains.append(f"{label:<{22 if len(levels) == 1 else 26}} {found_gain}")
-    out.print(f"\n{title}")
+    for level, figures in levels.items():
+        for method in (method for method in UPSCALED_BY if method in figures["upscaled"]):
+            means = (figures["upscaled"][method][measure.name] for measure in measures)
+            cells = ("" if value is None else f"{value:.3g}" if value < 10 else f"{value:.2f}" for value in means)
+            plain = method not in ("base", "tuned")
+            if not plain or figures is measured.summary:  # figures of plain enlargements are the same at every level
+                table.add_row(method, "" if plain else str(level), *cells)
+            if method in figures["gain"]:
+                label = f"tuned over {method}" + (f", {level}" if len(levels) > 1 else "")
+                gain = f"{main.label} {gained(figures['gain'][method][main.name], main.unit)}"
+                gains.append(f"{label:<{22 if len(levels) == 1 else 26}} {gain}")
+    out.print(f"\n{measured.title}, upscaled by")
     out.print(table)
-    for name in there:
-        out.print(f"{_head(name):<22} {names[name]}")
+    for measure in measures:
+        out.print(f"{measure.label:<22} {measure.meaning}")
     for line in gains:
         out.print(line)

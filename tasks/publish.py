@@ -14,7 +14,7 @@ from PIL import Image
 
 from deepfloyd_core.index.sheets import SHEET, TWINS_SHEET
 from deepfloyd_core.measures.files import DETAIL_SHEET, SPOILT_SHEETS
-from deepfloyd_core.measures.pixel import MEASURES, SAMPLE_MEASURES, measure_rows
+from deepfloyd_core.measures.tables import measure_tables
 from deepfloyd_core.store.artifacts import Artifact
 from deepfloyd_core.store.counts import many
 from tasks.endings import tell
@@ -56,22 +56,14 @@ def publish_pictures(artifact: Artifact, *names: str) -> None:
 
 
 def publish_upscaled(samples: Artifact) -> None:
-    """Stage II's measures as tables, a line for each way of upscaling at each noise level of the low-res picture; and the
-    zoomed details, on a page of their own."""
-    found = samples.summary
-    create_table_artifact(
-        measure_rows(found, MEASURES, "psnr"), key="stage2-measures", description="Stage II on the held-out pictures"
-    )
-    if "spoilt" in found:
-        said = "Stage II on the held-out pictures, low-res spoilt as in training"
-        create_table_artifact(
-            measure_rows(found["spoilt"], MEASURES, "psnr"), key="stage2-spoilt-measures", description=said
-        )
+    """Stage II's measures as tables, a line for each method of upscaling at each noise level of the low-res picture; and
+    the sheets of spoilt low-res pictures and of zoomed details, on pages of their own."""
+    for table in measure_tables(samples.summary):
+        create_table_artifact(table.rows(), key=table.key, description=table.title)
+    if "spoilt" in samples.summary:
         pages = "\n\n".join(f"![{name}]({data_uri(samples.path / name)})" for name in SPOILT_SHEETS)
-        create_markdown_artifact(pages, key="stage2-spoilt", description=said)
-    if "upscaled_samples" in found:
-        rows = measure_rows(found["upscaled_samples"], SAMPLE_MEASURES, "consistency")
-        create_table_artifact(rows, key="stage2-sample-measures", description="Stage II on Stage I's samples")
+        description = "Stage II on held-out pictures, low-res spoilt as in training"
+        create_markdown_artifact(pages, key="stage2-spoilt", description=description)
     page = f"![{DETAIL_SHEET}]({data_uri(samples.path / DETAIL_SHEET)})"
     create_markdown_artifact(page, key="stage2-details", description="Stage II on held-out pictures, zoomed")
 

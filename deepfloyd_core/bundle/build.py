@@ -12,7 +12,7 @@ from deepfloyd_core.config.run import Run
 from deepfloyd_core.errors import ArtifactError
 from deepfloyd_core.files import sha256_file, write_bytes
 from deepfloyd_core.measures.files import DETAIL_SHEET, SPOILT_SHEETS
-from deepfloyd_core.measures.pixel import MEASURES, SAMPLE_MEASURES, measure_rows
+from deepfloyd_core.measures.tables import measure_tables
 from deepfloyd_core.store.artifacts import Artifact, WorkDir
 from deepfloyd_core.store.counts import many
 from deepfloyd_core.store.parts import take_part
@@ -91,15 +91,10 @@ def _card(run: Run, inputs: dict[str, Artifact], prompts: list[str], metrics: di
 def _measure_tables(samples: dict[str, Any]) -> list[str]:
     """Stage II's measures as markdown tables, their heads with unit and direction."""
     lines: list[str] = []
-    for title, (found, measures, gain) in {
-        "Stage II on held-out pictures": (samples, MEASURES, "psnr"),
-        "Stage II on held-out pictures, low-res spoilt as in training": (samples.get("spoilt", {}), MEASURES, "psnr"),
-        "Stage II on Stage I's samples": (samples.get("upscaled_samples", {}), SAMPLE_MEASURES, "consistency"),
-    }.items():
-        rows = measure_rows(found, measures, gain)
-        if rows:
-            lines += [f"{title}:", "", _line(rows[0]), _line(["---"] * len(rows[0]))]
-            lines += [*(_line(row.values()) for row in rows), ""]
+    for table in measure_tables(samples):
+        rows = table.rows()
+        lines += [f"{table.title}:", "", _line(rows[0]), _line(["---"] * len(rows[0]))]
+        lines += [*(_line(row.values()) for row in rows), ""]
     return lines
 
 

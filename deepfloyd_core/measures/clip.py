@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING
 
 from deepfloyd_core.config.base import is_there
 from deepfloyd_core.errors import ConfigError
+from deepfloyd_core.measures.measure import Figures, Look, Network, Outputs
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
 
-# uint8 pictures (H, W, 3) -> float64 (N, E), each of length 1
-ClipEye = Callable[[Sequence["np.ndarray"]], "np.ndarray"]
+# uint8 pictures (H, W, 3) -> their embeddings, float64 (N, E), each of length 1
+Embed = Callable[[Sequence["np.ndarray"]], "np.ndarray"]
 FEWEST_OF_A_SET = 10
 _FILES = ("config.json", "model.safetensors", "preprocessor_config.json")
 _BATCH = 16
@@ -44,7 +45,25 @@ def check_clip_folder(folder: Path) -> None:
         )
 
 
-def load_clip_eye(folder: Path, device: "torch.device") -> ClipEye:
+def load_clip(folder: Path, device: "torch.device") -> Look:
+    """The measures `clip` and `clip_distance` with the model of a folder."""
+    embed = load_embed(folder, device)
+
+    def look(outputs: Outputs) -> Figures:
+        truths, likeness, distances = embed(outputs.truths), {}, {}
+        for enlargement, pictures in outputs.pictures.items():
+            embedded = embed(pictures)
+            likeness[enlargement] = alike(embedded, truths)
+            distances[enlargement] = set_distance(embedded, truths)
+        return Figures({"clip": likeness}, {"clip_distance": distances})
+
+    return look
+
+
+CLIP = Network("eval_clip_model", check_clip_folder, load_clip)
+
+
+def load_embed(folder: Path, device: "torch.device") -> Embed:
     """CLIP's picture encoder of a folder, in fp32. Agrees with transformers' CLIPModel.get_image_features, normalised."""
     import torch
     from transformers import CLIPImageProcessor, CLIPModel
@@ -54,17 +73,17 @@ def load_clip_eye(folder: Path, device: "torch.device") -> ClipEye:
     processor = CLIPImageProcessor.from_pretrained(folder, local_files_only=True)
 
     @torch.no_grad()
-    def see(pictures: Sequence["np.ndarray"]) -> "np.ndarray":
+    def embed(pictures: Sequence["np.ndarray"]) -> "np.ndarray":
         parts = []
         for start in range(0, len(pictures), _BATCH):
-            given = processor(list(pictures[start : start + _BATCH]), return_tensors="pt").to(device)
-            seen = model.vision_model(pixel_values=given["pixel_values"]).pooler_output
-            parts.append(model.visual_projection(seen).double().cpu())
-        found = torch.cat(parts)
-        unit: np.ndarray = (found / found.norm(dim=1, keepdim=True)).numpy()
+            inputs = processor(list(pictures[start : start + _BATCH]), return_tensors="pt").to(device)
+            pooled = model.vision_model(pixel_values=inputs["pixel_values"]).pooler_output
+            parts.append(model.visual_projection(pooled).double().cpu())
+        embedded = torch.cat(parts)
+        unit: np.ndarray = (embedded / embedded.norm(dim=1, keepdim=True)).numpy()
         return unit
 
-    return see
+    return embed
 
 
 def alike(pictures: "np.ndarray", truths: "np.ndarray") -> list[float]:

@@ -6,31 +6,63 @@ PSNR rewards the blurred mean of all that a low-res picture could be; this dista
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
-import torch.nn.functional as F
-from safetensors.torch import load_file
+from deepfloyd_core.measures.lpips_weights import (
+    SCALE,
+    SHIFT,
+    Trunk,
+    check_lpips_file,
+    conv_name,
+    lin_name,
+    trunk_of,
+)
+from deepfloyd_core.measures.measure import Enlargement, Figures, Look, Network, Outputs
 
-from deepfloyd_core.diffusion.loss import to_model_range
-from deepfloyd_core.measures.lpips_weights import SCALE, SHIFT, Trunk, conv_name, lin_name, trunk_of
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
 
 # uint8 pictures (H, W, 3) and the truth of all of them, of their size -> each one's distance, 0 when it is the truth
-LpipsEye = Callable[[Sequence[np.ndarray], np.ndarray], list[float]]
+Distances = Callable[[Sequence["np.ndarray"], "np.ndarray"], list[float]]
 _EPS = 1e-10  # beside the length of a feature, as the package has it
 
 
-def load_lpips_eye(file: Path, device: torch.device) -> LpipsEye:
+def load_lpips(file: Path, device: "torch.device") -> Look:
+    """The measure `lpips` with the weights of a file."""
+    distances_to = load_distances(file, device)
+
+    def look(outputs: Outputs) -> Figures:
+        distances: dict[Enlargement, list[float]] = {enlargement: [] for enlargement in outputs.pictures}
+        for place, truth in enumerate(outputs.truths):  # outside, so that the features of a truth are computed once
+            row = distances_to([pictures[place] for pictures in outputs.pictures.values()], truth)
+            for parts, distance in zip(distances.values(), row, strict=True):
+                parts.append(distance)
+        return Figures({"lpips": distances}, {})
+
+    return look
+
+
+LPIPS = Network("eval_lpips_model", check_lpips_file, load_lpips)
+
+
+def load_distances(file: Path, device: "torch.device") -> Distances:
     """LPIPS with the weights of a file that `check_lpips_file` found right, in fp32.
 
     Eq. 1 of the paper: at each of five layers the features of every place are brought to length 1, their squared
     differences weighed by channel, summed, averaged over the places; the layers' figures are added up.
     """
+    import torch
+    import torch.nn.functional as F
+    from safetensors.torch import load_file
+
+    from deepfloyd_core.diffusion.loss import to_model_range
+
     weights = load_file(file, str(device))
     trunk = trunk_of({name: tuple(tensor.shape) for name, tensor in weights.items()})
     assert trunk is not None  # the file was checked before the run
 
-    def directions(picture: np.ndarray) -> list[torch.Tensor]:
+    def directions(picture: "np.ndarray") -> list[torch.Tensor]:
         layers = list(_features(to_model_range(torch.from_numpy(picture)[None]).to(device), trunk, weights))
         return [layer / (layer.square().sum(1, keepdim=True).sqrt() + _EPS) for layer in layers]
 
@@ -39,19 +71,21 @@ def load_lpips_eye(file: Path, device: torch.device) -> LpipsEye:
         return float(sum(F.conv2d((x - y).square(), weights[lin_name(place)]).mean() for place, (x, y) in pairs))
 
     @torch.no_grad()
-    def see(pictures: Sequence[np.ndarray], truth: np.ndarray) -> list[float]:
+    def distances(pictures: Sequence["np.ndarray"], truth: "np.ndarray") -> list[float]:
         true = directions(truth)
         return [distance(directions(picture), true) for picture in pictures]
 
-    return see
+    return distances
 
 
-def _features(x: torch.Tensor, trunk: Trunk, weights: dict[str, torch.Tensor]) -> Iterator[torch.Tensor]:
+def _features(x: "torch.Tensor", trunk: Trunk, weights: dict[str, "torch.Tensor"]) -> Iterator["torch.Tensor"]:
     """What the trunk's slices make of pictures (B, 3, H, W) in [-1, 1]: each (B, C, h, w).
 
     The file's shift and scale are ImageNet's mean and deviation, which torchvision's classifiers were trained with
     (0.485 0.456 0.406 and 0.229 0.224 0.225 of [0, 1]), brought to [-1, 1].
     """
+    import torch.nn.functional as F
+
     x = (x - weights[SHIFT]) / weights[SCALE]
     for place, numbers in enumerate(trunk.slices):
         if place in trunk.pooled:

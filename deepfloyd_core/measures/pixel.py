@@ -5,27 +5,10 @@ Pictures are uint8 (H, W, 3). Each measure of an upscaled picture takes it, the 
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-MEASURES = {  # of an upscaled picture, as summaries name them: what they are, their unit, and which way is better
-    "psnr": "PSNR to the truth, dB, more is better",
-    "ssim": "SSIM to the truth, at most 1, more is better",
-    "consistency": "PSNR of its downscale to the low-res picture, dB, more is better",
-    "detail": "detail as a multiple of the truth's, 1 is best: less is blurred, more is noise",
-    "colour_shift": "mean colour off the truth's, levels of 255, less is better",
-    "clip": "likeness to the truth, to CLIP, at most 1, more is better",  # both with an `eval_clip_model` alone
-    "clip_distance": "distance of the set to the truths', to CLIP, less is better",
-    "lpips": "distance to the truth, LPIPS, less is better",  # with an `eval_lpips_model` alone
-}
-SAMPLE_MEASURES = {  # the same of one that was made of Stage I's sample, which has no truth
-    "consistency": "PSNR of its downscale to the sample, dB, more is better",
-    "detail_share": "detail as a share of its own energy, 0 to 1, neither way is better: little is blurred, much is noise",
-    "colour_shift": "mean colour off the sample's, levels of 255, less is better",
-}
-UPSCALED_BY = ("bilinear", "bicubic", "base", "tuned")  # in the order in which tables show them
 RESAMPLES, FEWEST = 10_000, 10  # of a bootstrap; pictures that it needs
 _WINDOW, _SIGMA = 11, 1.5  # of SSIM, Wang et al. 2004
 
@@ -87,36 +70,6 @@ def mean_and_interval(values: Sequence[float], seed: int = 0) -> tuple[float, ..
     draws = np.random.default_rng(seed).integers(0, len(found), (RESAMPLES, len(found)))
     low, high = np.percentile(found[draws].mean(1), [2.5, 97.5])
     return float(found.mean()), float(low), float(high)
-
-
-def gained(values: Sequence[float]) -> str:
-    """What `mean_and_interval` gave of a gain in PSNR, in words."""
-    middle, *interval = values
-    ends = "{:+.2f} to {:+.2f}, 95 %".format(*interval) if interval else f"fewer than {FEWEST} pictures: no interval"
-    return f"{middle:+.2f} dB ({ends})"
-
-
-def by_noise_level(summary: dict[str, Any]) -> dict[int, dict[str, Any]]:
-    """What `measure_upscalers` returned, for each level its `upscaled` and `gain`; empty where there is nothing."""
-    if "upscaled" not in summary:
-        return {}
-    others = summary.get("other_levels", {}).items()
-    return {summary["noise_level"]: summary, **{int(level): found for level, found in others}}
-
-
-def measure_rows(summary: dict[str, Any], measures: dict[str, str], gain: str) -> list[dict[str, Any]]:
-    """A table of what `measure_upscalers` returned: a row for each noise level and way, its heads the measures in words;
-    and what the tuned model gains on the way in one of them.
-    """
-    rows = []
-    for level, found in by_noise_level(summary).items():
-        means, gains = found["upscaled"], found["gain"]
-        for way in (way for way in UPSCALED_BY if way in means):
-            more = gained(gains[way][gain]) if way in gains else ""
-            measured = {words: means[way][name] for name, words in measures.items() if name in means[way]}
-            head = f"tuned gains on it: {measures[gain].split(', ')[0]}"
-            rows.append({"noise level": level, "upscaled by": way, **measured, head: more})
-    return rows
 
 
 def mean(values: list[float]) -> float:

@@ -9,7 +9,6 @@ from deepfloyd_core.config.relative_paths import no_data_file, start_of_paths
 from deepfloyd_core.config.run import TOKENS, Run, RunConfig, read_run_config
 from deepfloyd_core.config.stage import StageConfig
 from deepfloyd_core.errors import ConfigError
-from deepfloyd_core.measures.clip import check_clip_folder
 from deepfloyd_core.preflight.data_sets import check_datasets, check_low_res, check_pairs, check_places, with_filters
 
 
@@ -52,13 +51,11 @@ def load_run(path: Path, overrides: tuple[str, ...] = ()) -> Run:
             f"{path}: tokenizer_max_length is {config.tokenizer_max_length}; IF was trained with {TOKENS} rows of text and "
             "attends to all of them, so more rows, also for short captions, shift what the base model does"
         )
-    if config.eval_clip_model is not None:
-        check_clip_folder(Path(config.eval_clip_model))
-    if config.eval_lpips_model is not None:
-        # Not above: it takes NumPy, 0.1 s more until a wrong key is answered.
-        from deepfloyd_core.measures.lpips_weights import check_lpips_file
+    # Not above: the table of measures takes NumPy, 0.1 s more until a wrong key is answered.
+    from deepfloyd_core.measures.registry import networks_of
 
-        check_lpips_file(Path(config.eval_lpips_model))
+    for network, weights in networks_of(config):
+        network.check(weights)
     with relative_to(start):
         file_path = Path(config.data_backend_config)
         file = load_data_file(file_path, written.data_defaults)

@@ -23,10 +23,10 @@ from deepfloyd_core.diffusion.degradations import spoilt
 from deepfloyd_core.diffusion.loss import to_bytes
 from deepfloyd_core.files import atomic_path
 from deepfloyd_core.hashing import hash_seed
-from deepfloyd_core.measures.clip import load_clip_eye
-from deepfloyd_core.measures.lpips import load_lpips_eye
+from deepfloyd_core.measures.measure import Look
 from deepfloyd_core.measures.pixel import mean
-from deepfloyd_core.measures.upscaling import Eyes, Row, Upscaler, measure_samples, measure_upscalers
+from deepfloyd_core.measures.registry import networks_of
+from deepfloyd_core.measures.upscaling import Row, Upscaler, measure_samples, measure_upscalers
 from deepfloyd_core.models.unet import pick_device, use_threads
 from deepfloyd_core.pictures.sheets import save_picture, titled_rows
 from deepfloyd_core.processes.jobs import Job
@@ -239,14 +239,12 @@ def _measure_stage2(job: Job, table: list[Row], sampled: Callable[[int], None]) 
         return spoilt(settings, [row.image_id for row in rows], small)
 
     return measure_upscalers(
-        files, upscalers, settings.measured_noise_levels, job.out, table, _eyes(job.config),
+        files, upscalers, settings.measured_noise_levels, job.out, table, _looks(job.config),
         spoil if settings.degrades_low_res else None,
     )  # fmt: skip
 
 
-def _eyes(config: RunConfig) -> Eyes:
-    clip, lpips, device = config.eval_clip_model, config.eval_lpips_model, pick_device(config.device)
-    return Eyes(
-        load_clip_eye(Path(clip), device) if clip is not None else None,
-        load_lpips_eye(Path(lpips), device) if lpips is not None else None,
-    )
+def _looks(config: RunConfig) -> list[Look]:
+    """The networks that the run file has weights for, loaded."""
+    device = pick_device(config.device)
+    return [network.load(path, device) for network, path in networks_of(config)]

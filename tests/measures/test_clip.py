@@ -12,7 +12,7 @@ from PIL import Image
 
 from deepfloyd_core.adapters.start_from import find_parent
 from deepfloyd_core.errors import ConfigError, ModelError
-from deepfloyd_core.measures.clip import alike, check_clip_folder, load_clip_eye, set_distance
+from deepfloyd_core.measures.clip import alike, check_clip_folder, load_embed, set_distance
 from deepfloyd_core.models.folders import resolve
 from deepfloyd_core.preflight.load import load_run
 
@@ -25,7 +25,7 @@ def pictures(count: int, seed: int) -> list[np.ndarray]:
 
 def test_embeddings_are_those_of_transformers_own_model_whatever_the_batch(tmp_path: Path) -> None:
     folder, shown = save_clip(tmp_path), pictures(20, 0)
-    found = load_clip_eye(folder, torch.device("cpu"))(shown)
+    found = load_embed(folder, torch.device("cpu"))(shown)
     expected = features(folder, shown)
     assert found.shape == (20, 16)
     np.testing.assert_allclose(found, expected, atol=1e-5)
@@ -33,7 +33,7 @@ def test_embeddings_are_those_of_transformers_own_model_whatever_the_batch(tmp_p
 
 
 def test_a_picture_is_like_itself_and_less_like_another(tmp_path: Path) -> None:
-    eye = load_clip_eye(save_clip(tmp_path), torch.device("cpu"))
+    eye = load_embed(save_clip(tmp_path), torch.device("cpu"))
     seen = eye(pictures(4, 0))
     assert alike(seen, seen) == pytest.approx([1.0] * 4)
     assert max(alike(seen, np.roll(seen, 1, axis=0))) < 0.999

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from deepfloyd_core.diffusion.loss import to_model_range
 from deepfloyd_core.errors import ConfigError
-from deepfloyd_core.measures.lpips import load_lpips_eye
+from deepfloyd_core.measures.lpips import load_distances
 from deepfloyd_core.measures.lpips_weights import check_lpips_file
 from deepfloyd_core.preflight.load import load_run
 
@@ -34,7 +34,7 @@ def test_distances_are_those_of_the_measure_written_out(kind: str, width: int, h
     file = save_lpips(tmp_path / "weights.safetensors", kind)
     check_lpips_file(file)
     truth, *others = pictures(3, width, height)
-    found = load_lpips_eye(file, CPU)([*others, truth], truth)
+    found = load_distances(file, CPU)([*others, truth], truth)
     assert found[:2] == pytest.approx([lpips_by_hand(file, kind, other, truth) for other in others], rel=2e-5)
     assert found[2] == 0 and min(found[:2]) > 0.01
 
@@ -59,7 +59,7 @@ def test_distances_are_those_of_the_authors_package(kind: str, tmp_path: Path) -
     one, truth = pictures(2, 100, 67)
     with torch.no_grad():
         expected = float(theirs(*(to_model_range(torch.from_numpy(picture)[None]) for picture in (one, truth))))
-    assert load_lpips_eye(file, CPU)([one], truth) == pytest.approx([expected], rel=1e-5)
+    assert load_distances(file, CPU)([one], truth) == pytest.approx([expected], rel=1e-5)
     clones = {name: tensor.clone() for name, tensor in theirs.state_dict().items()}
     save_file({name: tensor.numpy() for name, tensor in clones.items()}, file)
     check_lpips_file(file)

@@ -19,29 +19,27 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from deepfloyd_core.crops.rows import shard_files
 from deepfloyd_core.crops.shards import open_shard
 from deepfloyd_core.diffusion.loss import low_res, to_bytes, to_model_range
-from deepfloyd_core.measures import upscaling as upscaled
+from deepfloyd_core.measures.comparison import Compared, Picture, enlarged
 from deepfloyd_core.measures.files import DETAIL_SHEET, EVAL_FILE, EVAL_SHEET
 from deepfloyd_core.measures.pixel import (
     FEWEST,
     busiest,
-    by_noise_level,
     colour_shift,
     detail_energy,
-    gained,
     mean_and_interval,
     psnr,
     ssim,
 )
+from deepfloyd_core.measures.tables import by_noise_level, gained
 from deepfloyd_core.measures.upscaling import (
     HELD_OUT,
     SAMPLED,
-    _detail,
-    _measured,
-    _summary,
-    enlarged,
     measure_samples,
     measure_upscalers,
+    measured,
+    summary_of,
 )
+from deepfloyd_core.measures.upscaling_sheets import save_sheets
 from deepfloyd_core.preflight.load import load_run
 
 PHOTOGRAPHS = [data.astronaut()[:96, :120], data.coffee()[100:196, :120], data.chelsea()[:96, 100:220]]
@@ -93,9 +91,9 @@ def test_an_interval_holds_the_mean_and_shrinks_as_pictures_come(pictures: int, 
 
 def test_too_few_pictures_give_no_interval() -> None:
     assert mean_and_interval([1.0, 5.0, 3.0]) == (3.0,)
-    assert gained((3.0,)) == "+3.00 dB (fewer than 10 pictures: no interval)"
+    assert gained((3.0,), "dB") == "+3.00 dB (fewer than 10 pictures: no interval)"
     assert mean_and_interval([3.0] * FEWEST) == (3.0, 3.0, 3.0)
-    assert gained((0.5, -0.25, 1.25)) == "+0.50 dB (-0.25 to +1.25, 95 %)"
+    assert gained((0.5, -0.25, 1.25), "dB") == "+0.50 dB (-0.25 to +1.25, 95 %)"
 
 
 def test_a_smooth_picture_among_others_does_not_decide_the_detail(tmp_path: Path) -> None:
@@ -103,11 +101,11 @@ def test_a_smooth_picture_among_others_does_not_decide_the_detail(tmp_path: Path
     across = np.linspace(60, 160, 96)[None, :, None] + np.zeros((96, 96, 3))
     pictures = [photograph[:96, :96] for photograph in PHOTOGRAPHS] + [across.round().astype(np.uint8)]
     table = [
-        {"way": "noisy", "image_id": "", **_measured(noised(truth, 0, 3.0), truth, truth[::4, ::4], _detail(truth))}
+        {"way": "noisy", **measured(Compared(Picture(noised(truth, 0, 3.0)), Picture(truth), truth[::4, ::4]), "truth")}
         for truth in pictures
     ]
     assert table[3]["detail"] > 50 * table[3]["true_detail"]
-    assert 1.0 < _summary(table, ["noisy"], {})["upscaled"]["noisy"]["detail"] < 1.2
+    assert 1.0 < summary_of(table, ["noisy"], "truth")["upscaled"]["noisy"]["detail"] < 1.2
 
 
 def test_the_table_of_upscalers_says_which_is_best(
@@ -230,8 +228,9 @@ def test_the_window_with_most_detail_is_found() -> None:
 def test_a_picture_that_is_less_high_than_the_window_is_zoomed_as_high_as_it_is(tmp_path: Path) -> None:
     wide = np.random.default_rng(0).integers(0, 256, (32, 256, 3), dtype=np.uint8)
     small = to_bytes(low_res(to_model_range(torch.from_numpy(wide)[None])))[0].numpy()
-    upscaled._save_sheets([("low-res", [small]), ("tuned", [wide]), ("truth", [wide])], HELD_OUT, tmp_path)
-    with Image.open(tmp_path / DETAIL_SHEET) as sheet:
+    whole, details = tmp_path / EVAL_SHEET, tmp_path / DETAIL_SHEET
+    save_sheets([("low-res", [small]), ("tuned", [wide]), ("truth", [wide])], "Stage II", whole, details)
+    with Image.open(details) as sheet:
         assert sheet.width > 100
 
 

@@ -11,7 +11,8 @@ from rich.table import Table
 
 from deepfloyd_core.bundle.build import _measure_tables
 from deepfloyd_core.config.data_file import load_data_file
-from deepfloyd_core.measures.pixel import SAMPLE_MEASURES, UPSCALED_BY, measure_rows
+from deepfloyd_core.measures.registry import measures_against
+from deepfloyd_core.measures.tables import UPSCALED_BY, measure_tables
 from flows import report
 from tasks.endings import twins_line
 from tasks.terminal import console, labelled
@@ -107,14 +108,15 @@ def test_measures_of_stage2_are_told_with_their_unit_and_which_way_is_better(
         "upscaled": dict.fromkeys(UPSCALED_BY, of_way),
         "gain": {"bicubic": {"consistency": [1.5]}},
     }
-    report._print_upscaled(Console(width=200), {"upscaled_samples": found})
+    (measured,) = measure_tables({"upscaled_samples": found})
+    report.print_measures(Console(width=200), measured)
     printed = capsys.readouterr().out
     for words in ("PSNR of its downscale to the sample, dB, more is better", "levels of 255, less is better",
                   "neither way is better", "tuned over bicubic     consistency +1.50 dB"):  # fmt: skip
         assert words in printed, words
-    rows = measure_rows(found, SAMPLE_MEASURES, "consistency")
+    rows = measured.rows()
     assert [row["upscaled by"] for row in rows] == list(UPSCALED_BY)
-    heads = ["noise level", "upscaled by", *SAMPLE_MEASURES.values()]
+    heads = ["noise level", "upscaled by", *(measure.meaning for measure in measures_against("sample"))]
     assert list(rows[0]) == [*heads, "tuned gains on it: PSNR of its downscale to the sample"]
     table = _measure_tables({"upscaled_samples": found})
     assert (

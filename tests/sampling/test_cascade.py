@@ -21,8 +21,9 @@ from deepfloyd_core.config.flavours import FLAVOURS
 from deepfloyd_core.crops.rows import shard_files
 from deepfloyd_core.crops.shards import open_shard
 from deepfloyd_core.diffusion.loss import low_res, to_bytes, to_model_range
-from deepfloyd_core.measures.pixel import MEASURES, by_noise_level
-from deepfloyd_core.measures.upscaling import enlarged
+from deepfloyd_core.measures.comparison import enlarged
+from deepfloyd_core.measures.registry import measures_against
+from deepfloyd_core.measures.tables import by_noise_level
 from deepfloyd_core.preflight.load import load_run
 from deepfloyd_core.processes.jobs import Job
 from deepfloyd_core.sampling import cascade as samples
@@ -166,7 +167,7 @@ def test_what_clip_and_lpips_see_of_the_held_out_pictures_is_measured_where_ther
         gain = levels[level]["gain"]
         assert gain["bilinear"]["lpips"] == pytest.approx([less], abs=2e-4), "more than 0 if the tuned one is nearer"
         assert list(gain["base"]) == ["psnr", "ssim", "clip", "lpips"]
-        assert set(levels[level]["upscaled"]["base"]) == set(MEASURES)
+        assert set(levels[level]["upscaled"]["base"]) == {measure.name for measure in measures_against("truth")}
 
 
 def test_other_weights_of_lpips_make_the_samples_anew(

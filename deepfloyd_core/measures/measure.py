@@ -1,0 +1,80 @@
+"""What a measure is: one row of the table in `registry.py`. No torch: reports read that table too."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+    from deepfloyd_core.measures.comparison import Compared
+
+# A method of upscaling and the noise level of its low-res pictures; None: a method without a model, which has none.
+Enlargement = tuple[str, int | None]
+Against = Literal["truth", "sample"]
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What each method made of the same low-res pictures. Pictures: uint8 (H, W, 3), in the order of the truths."""
+
+    pictures: Mapping[Enlargement, Sequence["np.ndarray"]]
+    truths: Sequence["np.ndarray"]
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What a network measured, by the name of the measure: a figure for each picture, or one for all. None: too few."""
+
+    of_pictures: Mapping[str, Mapping[Enlargement, Sequence[float]]]
+    of_sets: Mapping[str, Mapping[Enlargement, float | None]]
+
+
+Look = Callable[[Outputs], Figures]
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network that measures pictures with the user's own weights; none are shipped or fetched."""
+
+    key: str  # of the run file, with the path of the weights
+    check: Callable[[Path], None]  # raises ConfigError unless the weights are there; loads nothing
+    load: Callable[[Path, "torch.device"], Look]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One figure of upscaled pictures: its name and meaning, and either how it is computed or which network gives it."""
+
+    name: str  # in summaries, and of its column in eval.parquet
+    words: str
+    unit: str = ""
+    better: Literal["more", "less"] | None = None
+    reading: str = ""  # where neither more nor less is better: how to read it
+    head: str = ""  # of its column on the terminal, where the name does not do
+    against: Against = "truth"  # of a held-out picture, or Stage I's sample, which has no truth
+    of: Literal["picture", "set"] = "picture"  # a set's figure has no column
+    share: tuple[str, str] | None = None  # columns of a part and its whole; the mean is the ratio of their sums
+    gains: bool = False  # summaries say by how much the last method is better than each other one
+    compute: Callable[["Compared"], float | tuple[float, float]] | None = (
+        None  # of one picture; a share's part and whole
+    )
+    network: Network | None = None
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Its columns in eval.parquet."""
+        return () if self.of == "set" else self.share or (self.name,)
+
+    @property
+    def meaning(self) -> str:
+        """Its words, its unit, and which way is better."""
+        better = self.reading or f"{self.better} is better"
+        return ", ".join(part for part in (self.words, self.unit, better) if part)
+
+    @property
+    def label(self) -> str:
+        """Its name on the terminal."""
+        return self.head or self.name.replace("_", " ")

@@ -1,0 +1,71 @@
+"""Stage II's measures as tables: the same for the terminal, the UI and the model card."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from deepfloyd_core.measures.measure import Against, Measure
+from deepfloyd_core.measures.pixel import FEWEST
+from deepfloyd_core.measures.registry import measures_against
+
+UPSCALED_BY = ("bilinear", "bicubic", "base", "tuned")  # in the order in which tables show them
+
+
+@dataclass(frozen=True)
+class MeasureTable:
+    """The measures of Stage II on one kind of low-res pictures."""
+
+    title: str
+    key: str  # of its page in the UI
+    against: Against
+    summary: dict[str, Any]  # what `upscaling.measure_upscalers` or `measure_samples` returned
+
+    @property
+    def measures(self) -> tuple[Measure, ...]:
+        """Those that have figures, in the order of their columns."""
+        _, means = next(iter(self.summary["upscaled"].items()))
+        return tuple(measure for measure in measures_against(self.against) if measure.name in means)
+
+    @property
+    def main(self) -> Measure:
+        """The measure whose gains tables show: the first that has any."""
+        return next(measure for measure in measures_against(self.against) if measure.gains)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A row for each noise level and method: its means under their meaning, and what the tuned model gains on it."""
+        rows, head = [], f"tuned gains on it: {self.main.words}"
+        for level, figures in by_noise_level(self.summary).items():
+            for method in (method for method in UPSCALED_BY if method in figures["upscaled"]):
+                means, gain = figures["upscaled"][method], figures["gain"].get(method)
+                cells = {measure.meaning: means[measure.name] for measure in self.measures}
+                gains = gained(gain[self.main.name], self.main.unit) if gain else ""
+                rows.append({"noise level": level, "upscaled by": method, **cells, head: gains})
+        return rows
+
+
+def measure_tables(samples: dict[str, Any]) -> list[MeasureTable]:
+    """The tables that the summary of cascade samples has figures for."""
+    tables = (
+        MeasureTable("Stage II on held-out pictures", "stage2-measures", "truth", samples),
+        MeasureTable(
+            "Stage II on held-out pictures, low-res spoilt as in training", "stage2-spoilt-measures", "truth",
+            samples.get("spoilt", {}),
+        ),
+        MeasureTable(
+            "Stage II on Stage I's samples", "stage2-sample-measures", "sample", samples.get("upscaled_samples", {})
+        ),
+    )  # fmt: skip
+    return [table for table in tables if "upscaled" in table.summary]
+
+
+def by_noise_level(summary: dict[str, Any]) -> dict[int, dict[str, Any]]:
+    """The `upscaled` and `gain` of each noise level of such a summary."""
+    others = summary.get("other_levels", {}).items()
+    return {summary["noise_level"]: summary, **{int(level): figures for level, figures in others}}
+
+
+def gained(values: Sequence[float], unit: str) -> str:
+    """A gain, as `mean_and_interval` gave it, in words."""
+    middle, *interval = values
+    ends = "{:+.2f} to {:+.2f}, 95 %".format(*interval) if interval else f"fewer than {FEWEST} pictures: no interval"
+    return f"{middle:+.2f} {unit} ({ends})"
