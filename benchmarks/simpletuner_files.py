@@ -27,7 +27,7 @@ from deepfloyd_core.config.env_file import is_env_file
 from deepfloyd_core.config.run import read_run_config
 from deepfloyd_core.config.simpletuner import answer_of
 from deepfloyd_core.config.simpletuner_data import data_answer_of
-from deepfloyd_core.errors import ConfigError
+from deepfloyd_core.errors import ConfigError, raise_together
 
 KINDS = ("run files", "run files as if for DeepFloyd", "data files", "blocks of run files", "blocks of data files")
 DEEPFLOYD = {"model_family": "deepfloyd", "model_flavour": "i-medium-400m", "model_type": "lora"}
@@ -103,7 +103,7 @@ def without_model(values: dict[str, Any]) -> dict[str, Any]:
 def try_data(kind: str, name: str, path: Path) -> Tried:
     """A data file."""
     try:
-        load_data_file(path)
+        raise_together(load_data_file(path).faults)
     except ConfigError as error:
         return judged(kind, name, str(error), path)
     except Exception as error:  # what the count is for
@@ -133,7 +133,9 @@ def judged(kind: str, name: str, message: str, path: Path) -> Tried:
     plain = message.replace(f"{path}: ", "").replace(str(path), name)
     fine = True
     for line in plain.splitlines():
-        unknown = re.match(r"(?:[^:]*: )?(?:\w+\.)*(\w+) is not a known key", line)
+        if re.fullmatch(r"\d+ faults to mend:", line):
+            continue
+        unknown = re.match(r"(?:- )?(?:[^:]*: )?(?:\w+\.)*(\w+) is not a known key", line)
         named = bool(own & set(re.findall(r"\w+", line.lower())))
         lacking = any(part in line for part in ("is missing", "not valid JSON", "no enabled data set"))
         fine &= answer_of(unknown[1]) is None and data_answer_of(unknown[1]) is None if unknown else named or lacking

@@ -9,13 +9,23 @@
     `-- JobError              a child process failed or was killed (exit code 1)
 
 A bad picture is none of these: it is a row of the ledger.
+
+Checks that do not need each other are made with `attempt`, one after the other, and what they raised is raised as one error
+by `raise_together`: a user reads all faults at once.
 """
+
+from collections.abc import Callable, Iterable
+from typing import ParamSpec, TypeVar
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
 
 class DeepFloydError(Exception):
     """Base of all errors that are meant for the user."""
 
     exit_code = 1
+    faults: "tuple[DeepFloydError, ...]" = ()  # where it tells several at once: each of them
 
 
 class ConfigError(DeepFloydError):
@@ -46,3 +56,33 @@ class JobError(DeepFloydError):
 
 class Stop(Exception):
     """Raised inside a job's process when it was asked to end (SIGTERM); its parent raises JobError."""
+
+
+def attempt(faults: list[DeepFloydError], step: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs) -> _R | None:
+    """What a step returns; where it raises errors that are meant for the user, None, and these are added to `faults`."""
+    try:
+        return step(*args, **kwargs)
+    except DeepFloydError as error:
+        faults += error.faults or [error]
+        return None
+
+
+def raise_together(faults: Iterable[DeepFloydError]) -> None:
+    """Raise the errors of several checks as one; nothing where there are none.
+
+    One is raised as it is. Several: each message once, on a line of its own, below their count. The class is ConfigError
+    where one of them is, otherwise that of the first.
+    """
+    errors = list({str(error): error for error in reversed(list(faults))}.values())[::-1]
+    if len(errors) == 1:
+        raise errors[0]
+    if errors:
+        kind = next((type(error) for error in errors if isinstance(error, ConfigError)), type(errors[0]))
+        together = kind("\n".join([f"{len(errors)} faults to mend:", *(f"- {error}" for error in errors)]))
+        together.faults = tuple(errors)
+        raise together
+
+
+def each_line(error: DeepFloydError) -> list[DeepFloydError]:
+    """Of an error that has a fault on each of its lines, one error for each."""
+    return [type(error)(line) for line in str(error).splitlines()]

@@ -4,17 +4,17 @@ A disabled entry is looked at for its id only, so that a file for other tools, o
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from deepfloyd_core.config.base import parse_spec, read_config_file, scalar_kinds
+from deepfloyd_core.config.base import SpecT, parse_spec, read_config_file, scalar_kinds
 from deepfloyd_core.config.data_sets import TABLES, ConditioningSet, ImageDataset, TextEmbedBackend
 from deepfloyd_core.config.simpletuner import coerced, grouped
 from deepfloyd_core.config.simpletuner_data import DATA_IGNORED, our_entry
-from deepfloyd_core.errors import ConfigError
+from deepfloyd_core.errors import ConfigError, DeepFloydError, attempt, each_line
 
 _NO: tuple[Any, ...] = (None, False, 0, "", [], {})
 # Other kinds of entries: caches have nothing to hold here, the rest asks for another pipeline.
@@ -31,50 +31,58 @@ _CACHE_KEYS = ("id", "type", "disabled", "disable", "default", *DATA_IGNORED)
 
 @dataclass(frozen=True)
 class DataFile:
-    """What a data file says of a run."""
+    """What a data file says of a run, as far as it could be read: with faults there is no run of it."""
 
     datasets: tuple[ImageDataset, ...]  # the enabled picture sets
     conditioning: tuple[ImageDataset, ...]  # the places of what a ControlNet may follow
     text_embeds: tuple[TextEmbedBackend, ...]
     notes: tuple[str, ...]  # one for each key that has no effect
+    faults: tuple[DeepFloydError, ...]
+    whole: bool  # whether every entry could be read, so that what is not here is nowhere
+
+
+_Entry = ImageDataset | ConditioningSet | TextEmbedBackend
 
 
 def load_data_file(path: Path, defaults: Mapping[str, Any] = MappingProxyType({})) -> DataFile:
     """Read a data file. `defaults`: what a picture set has where it does not say it itself.
 
-    Raises ConfigError for unknown keys, values out of range, double ids. Nothing that the file names is looked at.
+    Unknown keys, values out of range, double ids are faults of the result. Raises ConfigError for a file that is no list of
+    entries. Nothing that the file names is looked at.
     """
     entries = read_config_file(path)
     if not isinstance(entries, list) or not entries:
         raise ConfigError(f"{path} must be a list of data sets (SimpleTuner's multidatabackend form).")
-    datasets: list[ImageDataset] = []
-    conditioning: list[ConditioningSet] = []
-    backends: list[TextEmbedBackend] = []
+    faults: list[DeepFloydError] = []
+    read: list[_Entry] = []
     notes: list[str] = []
     for number, entry in enumerate(entries):
         if not isinstance(entry, dict):
-            raise ConfigError(f"{path}: entry {number} is {type(entry).__name__}; it must be an object.")
+            faults.append(ConfigError(f"{path}: entry {number} is {type(entry).__name__}; it must be an object."))
+            continue
         where = f"{path}: {entry.get('id', f'entry {number}')}"
-        parsed, new_notes = _parse_entry(entry, where, defaults)
-        notes += [f"{where}: {note}" for note in new_notes]
-        if isinstance(parsed, ImageDataset):
-            datasets.append(parsed)
-        elif isinstance(parsed, ConditioningSet):
-            conditioning.append(parsed)
-        elif parsed is not None:
-            backends.append(parsed)
-    _check_ids(path, entries)
-    if not datasets:
-        raise ConfigError(f"{path} has no enabled data set of pictures.")
-    notes += _check_conditioning(path, datasets, conditioning)
+        parsed = attempt(faults, _parse_entry, entry, where, defaults, faults)
+        if parsed is not None:
+            read += [parsed[0]] if parsed[0] is not None else []
+            notes += [f"{where}: {note}" for note in parsed[1]]
+    datasets = tuple(entry for entry in read if isinstance(entry, ImageDataset))
+    if not faults and not datasets:
+        faults.append(ConfigError(f"{path} has no enabled data set of pictures."))
+    whole = not faults
+    conditioning = tuple(entry for entry in read if isinstance(entry, ConditioningSet))
+    faults += map(ConfigError, _double_ids(path, entries))
+    if whole:
+        faults += map(ConfigError, _conditioning_faults(path, datasets, conditioning))
+        notes += _unused_conditioning(path, datasets, conditioning)
     places = tuple(entry.pictures for entry in conditioning)
-    return DataFile(tuple(datasets), places, tuple(backends), tuple(notes))
+    backends = tuple(entry for entry in read if isinstance(entry, TextEmbedBackend))
+    return DataFile(datasets, places, backends, tuple(notes), tuple(faults), whole)
 
 
 def _parse_entry(
-    entry: dict[str, Any], where: str, defaults: Mapping[str, Any]
-) -> tuple[ImageDataset | ConditioningSet | TextEmbedBackend | None, list[str]]:
-    """The entry's model (None: it is disabled, or a cache) and its notes."""
+    entry: dict[str, Any], where: str, defaults: Mapping[str, Any], faults: list[DeepFloydError]
+) -> tuple[_Entry | None, list[str]]:
+    """The entry's model (None: it is disabled, a cache, or has faults, which are added) and its notes."""
     if not isinstance(entry.get("id"), str) or not entry["id"]:
         raise ConfigError(f"{where}: id is {entry.get('id')!r}; every entry needs a name of its own.")
     if _disabled(entry, where):
@@ -89,56 +97,77 @@ def _parse_entry(
     if kind not in ("image", "text_embeds", "conditioning"):
         raise ConfigError(f"{where}: dataset_type is {kind!r}; it must be image, conditioning or text_embeds.")
     if kind == "conditioning":
-        return _parse_conditioning(entry, where)
+        return _parse_conditioning(entry, where, faults)
     if kind == "text_embeds":
-        return _parse_texts(entry, where)
+        return _parse_texts(entry, where, faults)
     if entry.get("type", "local") == "local" and all(key in _CACHE_KEYS for key in entry):
         return None, ["it has no pictures, and is ignored as a cache of another tool"]
-    rest, notes = our_entry(entry, ImageDataset, where)
+    rest, notes = our_entry(entry, ImageDataset, where, faults)
     taken = [key for key in defaults if key not in rest]
     notes += [f"{', '.join(sorted(taken))} as in the run file"] if taken else []
-    dataset = parse_spec(ImageDataset, {**defaults, **rest}, where)
-    return dataset, notes + _useless(entry, dataset)
+    dataset = _parsed(ImageDataset, {**defaults, **rest}, where, faults)
+    return dataset, notes + (_useless(entry, dataset) if dataset else [])
 
 
-def _parse_texts(entry: dict[str, Any], where: str) -> tuple[TextEmbedBackend, list[str]]:
+def _parsed(model: type[SpecT], values: dict[str, Any], where: str, faults: list[DeepFloydError]) -> SpecT | None:
+    try:
+        return parse_spec(model, values, where)
+    except ConfigError as error:
+        faults += each_line(error)
+        return None
+
+
+def _parse_texts(
+    entry: dict[str, Any], where: str, faults: list[DeepFloydError]
+) -> tuple[TextEmbedBackend | None, list[str]]:
     """The entry's model, and notes on where it would be: text embeds are in the workspace."""
     place = sorted(key for key in entry if key.startswith("aws_"))
-    rest, notes = our_entry({key: value for key, value in entry.items() if key not in place}, TextEmbedBackend, where)
-    return parse_spec(TextEmbedBackend, rest, where), [
-        *notes,
-        *grouped({"text embeds are in the workspace": place}, ""),
-    ]
+    own = {key: value for key, value in entry.items() if key not in place}
+    rest, notes = our_entry(own, TextEmbedBackend, where, faults)
+    notes += grouped({"text embeds are in the workspace": place}, "")
+    return _parsed(TextEmbedBackend, rest, where, faults), notes
 
 
-def _parse_conditioning(entry: dict[str, Any], where: str) -> tuple[ConditioningSet, list[str]]:
+def _parse_conditioning(
+    entry: dict[str, Any], where: str, faults: list[DeepFloydError]
+) -> tuple[ConditioningSet | None, list[str]]:
     """The entry's model, and notes on keys of picture sets that stand in it: its pictures are cropped as theirs are."""
     own = ConditioningSet.model_fields
     of_sets = [key for key in entry if key not in own and key in ImageDataset.model_fields]
-    rest, notes = our_entry({key: value for key, value in entry.items() if key not in of_sets}, ConditioningSet, where)
-    why = "a picture to follow is cropped and resized as the picture that it belongs to"
-    return parse_spec(ConditioningSet, rest, where), [*notes, *grouped({why: of_sets}, "")]
+    kept = {key: value for key, value in entry.items() if key not in of_sets}
+    rest, notes = our_entry(kept, ConditioningSet, where, faults)
+    notes += grouped({"a picture to follow is cropped and resized as the picture that it belongs to": of_sets}, "")
+    return _parsed(ConditioningSet, rest, where, faults), notes
 
 
-def _check_conditioning(path: Path, datasets: list[ImageDataset], conditioning: list[ConditioningSet]) -> list[str]:
-    """Raise ConfigError for sets that do not name each other. Returns a note for each entry that nobody uses."""
+def _conditioning_faults(
+    path: Path, datasets: tuple[ImageDataset, ...], conditioning: tuple[ConditioningSet, ...]
+) -> Iterator[str]:
+    """Sets that do not name each other."""
     known = ", ".join(repr(entry.id) for entry in conditioning) or "none"
     users = {dataset.id: dataset.conditioning_data for dataset in datasets}
     for name, used in users.items():
         if used is not None and used not in [entry.id for entry in conditioning]:
-            raise ConfigError(
+            yield (
                 f"{path}: {name}: conditioning_data is {used!r}; enabled entries of dataset_type conditioning: {known}. "
                 "Use one of these, or remove it."
             )
     for entry in conditioning:
         source = entry.source_dataset_id
         if source is not None and users.get(source) != entry.id:
-            raise ConfigError(
+            yield (
                 f"{path}: {entry.id}: source_dataset_id is {source!r}, and no enabled picture set of that id has "
                 f"conditioning_data = {entry.id!r}. Set it there, or remove source_dataset_id."
             )
+
+
+def _unused_conditioning(
+    path: Path, datasets: tuple[ImageDataset, ...], conditioning: tuple[ConditioningSet, ...]
+) -> list[str]:
+    """A note for each entry that no picture set names."""
+    used = {dataset.conditioning_data for dataset in datasets}
     return [f"{path}: {entry.id}: no picture set has it as its conditioning_data, so it has no effect"
-            for entry in conditioning if entry.id not in users.values()]  # fmt: skip
+            for entry in conditioning if entry.id not in used]  # fmt: skip
 
 
 def _disabled(entry: dict[str, Any], where: str) -> bool:
@@ -179,7 +208,8 @@ def _useless(entry: dict[str, Any], dataset: ImageDataset) -> list[str]:
     return notes
 
 
-def _check_ids(path: Path, entries: list[dict[str, Any]]) -> None:
-    for name, count in Counter(entry["id"] for entry in entries).items():
-        if count > 1:
-            raise ConfigError(f"{path}: the id {name!r} is used {count} times; ids must differ.")
+def _double_ids(path: Path, entries: list[Any]) -> Iterator[str]:
+    ids = [entry["id"] for entry in entries if isinstance(entry, dict) and isinstance(entry.get("id"), str)]
+    for name, count in Counter(ids).items():
+        if name and count > 1:
+            yield f"{path}: the id {name!r} is used {count} times; ids must differ."

@@ -13,7 +13,7 @@ from typing import Any
 from deepfloyd_core.config.base import closest
 from deepfloyd_core.config.simpletuner import asked_of_switch
 from deepfloyd_core.config.simpletuner_options import ALIASES, SWITCHES
-from deepfloyd_core.errors import ConfigError
+from deepfloyd_core.errors import ConfigError, DeepFloydError, attempt, raise_together
 
 STAGE_TABLES = ("stage1", "stage2")
 
@@ -42,15 +42,20 @@ class _Override:
 def apply_overrides(values: dict[str, Any], texts: tuple[str, ...], path: Path) -> None:
     """Change the values of a run file, whose keys are in our spelling, by overrides: KEY=VALUE, or KEY= to remove it.
 
-    Raises ConfigError for one of another form, two of one key, and a key to remove that the file does not set.
+    Raises ConfigError for those of another form; if there are none for two of one key; and then for keys to remove that the
+    file does not set. What they would have changed is not known, so nothing else can be told with them.
     """
-    overrides = [_parsed(text) for text in texts]
+    faults: list[DeepFloydError] = []
+    overrides = [found for text in texts if (found := attempt(faults, _parsed, text)) is not None]
+    raise_together(faults)
     for place, override in enumerate(overrides):
         for other in overrides[:place]:
             if override.at == other.at:
-                raise ConfigError(_twice(other, override, [each.at for each in overrides].count(other.at)))
+                faults.append(ConfigError(_twice(other, override, [each.at for each in overrides].count(other.at))))
+    raise_together(faults)
     for override in sorted(overrides, key=lambda each: len(each.tables)):
-        _apply(values, override, path)
+        attempt(faults, _apply, values, override, path)
+    raise_together(faults)
 
 
 def _twice(one: _Override, other: _Override, count: int) -> str:

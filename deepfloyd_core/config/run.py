@@ -4,6 +4,7 @@ Training keys written at the top level apply to both stages; a `[stage1]` or `[s
 (SimpleTuner's config.json) trains the one stage that its `model_type` or `model_flavour` names.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -19,7 +20,7 @@ from deepfloyd_core.config.relative_paths import from_here, start_of_paths
 from deepfloyd_core.config.run_file import Written, in_its_words, read_run_file
 from deepfloyd_core.config.simpletuner_options import ALIASES
 from deepfloyd_core.config.stage import StageConfig, device_fault
-from deepfloyd_core.errors import ConfigError
+from deepfloyd_core.errors import ConfigError, DeepFloydError, each_line, raise_together
 
 TOKENS = 77  # rows of text that IF was trained with
 
@@ -143,31 +144,44 @@ class RunConfig(Spec):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        if faults := list(self._contradictions()):
+            raise ValueError(".\n".join(faults))
+        return self
+
+    def _contradictions(self) -> Iterator[str]:
+        """What the settings ask of each other and of this machine's packages, each to follow the name of the file."""
         if self.stage1 is None and self.stage2 is None:
-            raise ValueError("no stage to train: add a [stage1] or [stage2] table, or set model_flavour")
+            yield "no stage to train: add a [stage1] or [stage2] table, or set model_flavour"
         for key in ("eval_clip_model", "eval_lpips_model"):
             if getattr(self, key) is not None and self.stage2 is None:
-                raise ValueError(f"{key} measures what Stage II makes, and there is no [stage2]. Remove it")
+                yield f"{key} measures what Stage II makes, and there is no [stage2]. Remove it"
         if fault := cluster_fault(self.task_runner, self.task_runner_address):
-            raise ValueError(fault)
+            yield fault
         for tracker in self.trackers:
             if missing := missing_extra([tracker], tracker):
-                raise ValueError(f"report_to is {self.report_to!r}, and {missing}")
+                yield f"report_to is {self.report_to!r}, and {missing}"
         if fault := quantization_fault("text_encoder_quantization", self.text_encoder_quantization):
-            raise ValueError(fault)
+            yield fault
         for stage in self.stages:
             config = self.stage(stage)
             if config.flavour.stage != stage:
-                raise ValueError(
+                yield (
                     f"stage{stage}.model_flavour is {config.model_flavour!r}, a Stage {'I' * config.flavour.stage} model. "
                     f"Use one of {', '.join(name for name, entry in PUBLISHED.items() if entry.stage == stage)}"
                 )
             if fault := device_fault(config, self.device):
-                raise ValueError(f"stage{stage}.{fault}")
-        for size in self.sample_sizes_px:
+                yield f"stage{stage}.{fault}"
+        yield from self._sample_size_faults()
+
+    def _sample_size_faults(self) -> Iterator[str]:
+        try:
+            sizes = self.sample_sizes_px
+        except ValueError as error:
+            yield str(error)
+            return
+        for size in sizes:
             if fault := self._size_fault(size):
-                raise ValueError(f"validation_resolution is {self.validation_resolution!r}; {fault}")
-        return self
+                yield f"validation_resolution is {self.validation_resolution!r}; {fault}"
 
     def _size_fault(self, size: tuple[int, int]) -> str:
         """Why no sample can have a size (px); empty when one can."""
@@ -270,14 +284,31 @@ class Run:
 def read_run_config(path: Path, overrides: tuple[str, ...] = ()) -> tuple[RunConfig, Written]:
     """A run file's configuration, and what was said on the way; no other file is looked at.
 
-    Raises ConfigError with one line for each fault.
+    Raises ConfigError that tells all faults at once.
+    """
+    written, config, faults = read_written(path, overrides)
+    raise_together(faults)
+    assert config is not None
+    return config, written
+
+
+def read_written(path: Path, overrides: tuple[str, ...] = ()) -> tuple[Written, RunConfig | None, list[DeepFloydError]]:
+    """A run file as it is written, its configuration (None: it makes none), and all faults.
+
+    Raises ConfigError for a file or overrides of which nothing can be made.
     """
     written = read_run_file(path, overrides, RunConfig, StageConfig)
     start = start_of_paths(path, written.values.get("data_backend_config"))
     if start is not None:
         written = read_run_file(path, tuple(map(from_here, overrides)), RunConfig, StageConfig)
+    if not written.staged:
+        return written, None, list(written.faults)
     try:
         with relative_to(start):
-            return parse_spec(RunConfig, written.values, str(path), also=(*StageConfig.model_fields, *ALIASES)), written
+            config = parse_spec(RunConfig, written.values, str(path), also=(*StageConfig.model_fields, *ALIASES))
     except ConfigError as error:
-        raise ConfigError(in_its_words(str(error), path, written.aliases)) from None
+        # Of several contradictions only the first has the file's name yet.
+        lines = (line.removeprefix(f"{path}: ") for line in str(error).splitlines())
+        told = in_its_words("\n".join(f"{path}: {line}" for line in lines), path, written.aliases)
+        return written, None, [*written.faults, *each_line(ConfigError(told))]
+    return written, config, list(written.faults)

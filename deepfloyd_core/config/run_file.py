@@ -25,7 +25,7 @@ from deepfloyd_core.config.simpletuner import (
     without_idle,
 )
 from deepfloyd_core.config.simpletuner_options import ALIASES, DATA_DEFAULTS, IGNORED, REFUSED, SWITCHES, WORKS
-from deepfloyd_core.errors import ConfigError
+from deepfloyd_core.errors import ConfigError, DeepFloydError, attempt, raise_together
 
 TRACKERS = ("tensorboard", "wandb")
 # Older values of model_type, which name the stage as well.
@@ -48,6 +48,8 @@ class Written:
     data_defaults: dict[str, Any]  # what picture sets have where they do not say it themselves
     notes: list[str]
     aliases: dict[str, str]  # our name of a key, and the file's where that is another
+    faults: tuple[DeepFloydError, ...]  # refused keys, values that have no form here
+    staged: bool  # whether it is known which stages its keys are of; if not, that is a fault and no model can read them
 
 
 def in_its_words(message: str, path: Path, aliases: Mapping[str, str]) -> str:
@@ -65,31 +67,44 @@ def in_its_words(message: str, path: Path, aliases: Mapping[str, str]) -> str:
 def read_run_file(path: Path, overrides: tuple[str, ...], run: type[Spec], stage: type[Spec]) -> Written:
     """Read a run file (TOML, JSON, config.env) with overrides (KEY=VALUE, or KEY= to remove it).
 
-    run, stage: the models of its top level and of a stage's table. Raises ConfigError for a key that makes no sense here.
+    run, stage: the models of its top level and of a stage's table. Keys that make no sense here are faults of the result.
+    Raises ConfigError for a file that cannot be read, is meant for other models, or has a key twice, and for overrides.
     """
     values, notes, aliases = _read(path, run, stage)
     theirs = path.suffix.lower() != ".toml" and not any(name in values for name in STAGE_TABLES)
     aliases |= {ALIASES[plain(key)]: key for key in values if plain(key) in ALIASES}
     written = {plain(key): aliases.get(plain(key), key) for key in values}
-    values = spelled(values, path)
-    for name in STAGE_TABLES:
-        if isinstance(values.get(name), dict):
-            values[name] = spelled(values[name], path)
+    values = _spelled(values, path)
     apply_overrides(values, overrides, path)
     aliases |= {SWITCHES[key][1]: written[key] for key in SWITCHES if key in written and switch_applies(key, values)}
+    faults: list[DeepFloydError] = []
     try:
-        values = _answer(values, path, theirs, notes)
+        values = _answer(values, path, theirs, notes, faults)
     except ConfigError as error:
         raise ConfigError(in_its_words(str(error), path, aliases)) from None
+    faults = [ConfigError(in_its_words(str(fault), path, aliases)) for fault in faults]
     if theirs:
         values = coerced(values, scalar_kinds(run) | scalar_kinds(stage) | _data_kinds())
     defaults = data_defaults(values)
-    values = _sort_out(values, path, frozenset(stage.model_fields), notes)
-    if theirs:
+    _sort_out(values, path, notes, faults)
+    staged = attempt(faults, _spread, values, path, frozenset(stage.model_fields))
+    if staged is not None and theirs:
         unset = {key: field.default for key, field in stage.model_fields.items()}
         for name in STAGE_TABLES:
-            values |= {name: without_idle(values[name], unset, path, notes)} if name in values else {}
-    return Written(values, defaults, notes, aliases)
+            staged |= {name: without_idle(staged[name], unset, path, notes)} if name in staged else {}
+    known = values if staged is None else staged
+    return Written(known, defaults, notes, aliases, tuple(faults), staged is not None)
+
+
+def _spelled(values: dict[str, Any], path: Path) -> dict[str, Any]:
+    """All keys in our spelling. Raises ConfigError."""
+    faults: list[DeepFloydError] = []
+    found = attempt(faults, spelled, values, path) or {}
+    for name in STAGE_TABLES:
+        if isinstance(found.get(name), dict):
+            found[name] = attempt(faults, spelled, found[name], path)
+    raise_together(faults)
+    return found
 
 
 def _data_kinds() -> dict[str, type | None]:
@@ -108,27 +123,29 @@ def _read(path: Path, run: type[Spec], stage: type[Spec]) -> tuple[dict[str, Any
     return values, [], {}
 
 
-def _answer(values: dict[str, Any], path: Path, theirs: bool, notes: list[str]) -> dict[str, Any]:
+def _answer(
+    values: dict[str, Any], path: Path, theirs: bool, notes: list[str], faults: list[DeepFloydError]
+) -> dict[str, Any]:
     """The answers to a file's keys, those of its stages' tables too."""
-    found, more = answered(values, path, theirs)
+    found, more = answered(values, path, faults, theirs)
     notes += more
     for name in STAGE_TABLES:
         if isinstance(found.get(name), dict):
-            found[name], more = answered(found[name], path, theirs=False, top=False)
+            found[name], more = answered(found[name], path, faults, theirs=False, top=False)
             notes += more
     return found
 
 
-def _sort_out(values: dict[str, Any], path: Path, stage_keys: frozenset[str], notes: list[str]) -> dict[str, Any]:
-    """Bring precision and trackers into our form, and spread shared keys over the stages."""
+def _sort_out(values: dict[str, Any], path: Path, notes: list[str], faults: list[DeepFloydError]) -> None:
+    """Bring precision and trackers into our form; what has none is a fault, and taken out."""
     for table in (values, *(values[name] for name in STAGE_TABLES if isinstance(values.get(name), dict))):
         if isinstance(table.get("base_model_precision"), str):
-            table["base_model_precision"] = _precision(table["base_model_precision"], path)
-    rest = {key: value for key, value in values.items() if key != "model_family"}
-    if "report_to" in values:
-        rest["report_to"], others = _trackers(values["report_to"], path)
+            precision = attempt(faults, _precision, table.pop("base_model_precision"), path)
+            table |= {} if precision is None else {"base_model_precision": precision}
+    values.pop("model_family", None)
+    if "report_to" in values and (known := attempt(faults, _trackers, values.pop("report_to"), path)):
+        values["report_to"], others = known
         notes += [f"{path}: {other} is ignored; it has no effect in this pipeline" for other in others]
-    return _spread(rest, path, stage_keys)
 
 
 def _trackers(value: Any, path: Path) -> tuple[str, list[str]]:
@@ -163,7 +180,8 @@ def _of_weights(name: Any) -> str | None:
 
 
 def _spread(values: dict[str, Any], path: Path, stage_keys: frozenset[str]) -> dict[str, Any]:
-    shared = {key: values.pop(key) for key in list(values) if key in stage_keys}
+    shared = {key: value for key, value in values.items() if key in stage_keys}
+    values = {key: value for key, value in values.items() if key not in stage_keys}
     stage: Stage | None = None
     if str(shared.get("model_type")).lower() in _OLD_MODEL_TYPES:
         stage, shared["model_type"] = _OLD_MODEL_TYPES[str(shared["model_type"]).lower()]

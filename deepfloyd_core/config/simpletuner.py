@@ -13,7 +13,7 @@ from typing import Any
 from deepfloyd_core.config.base import Spec, scalar_kinds
 from deepfloyd_core.config.simpletuner_options import ALIASES, DATA_DEFAULTS, IGNORED, REFUSED, SWITCHES, WORKS, Refusal
 from deepfloyd_core.config.stage_faults import BELONGS
-from deepfloyd_core.errors import ConfigError
+from deepfloyd_core.errors import ConfigError, DeepFloydError, attempt
 
 _UNSET = (None, "")
 _TRUE, _FALSE = ("true", "yes", "y", "on", "1"), ("false", "no", "n", "off", "0")
@@ -106,29 +106,29 @@ def coerced(values: Mapping[str, Any], kinds: Mapping[str, type | None]) -> dict
     return {key: _as_kind(value, kinds.get(key)) for key, value in values.items()}
 
 
-def answered(values: dict[str, Any], path: Path, theirs: bool, top: bool = True) -> tuple[dict[str, Any], list[str]]:
-    """Values without what is ignored, switches as our keys, and the notes.
+def answered(
+    values: dict[str, Any], path: Path, faults: list[DeepFloydError], theirs: bool, top: bool = True
+) -> tuple[dict[str, Any], list[str]]:
+    """Values without what is ignored or refused, switches as our keys, and the notes. Each refused key is added to `faults`.
 
     theirs: the file is of SimpleTuner's form. top: the values are not those of a stage's table.
 
-    Raises ConfigError with a line for each key that is refused; for another family of models with one.
+    Raises ConfigError for another family of models.
     """
     _check_family(values, path)
     ignored: dict[str, list[str]] = {}
-    lines, rest, notes = [], {}, []
+    rest, notes = dict[str, Any](), list[str]()
     for key, value in values.items():
         if key in REFUSED:
             refusal = REFUSED[key]
             if _asks(value, refusal, values):
-                lines.append(f"{path}: {key} is {shown(value)}, but {refusal.reason}. Remove the key.")
+                faults.append(ConfigError(f"{path}: {key} is {shown(value)}, but {refusal.reason}. Remove the key."))
             else:
                 ignored.setdefault("off, or what is done here anyway", []).append(key)
         elif key in IGNORED or key.startswith(("_", "/", "#")):
             ignored.setdefault(IGNORED.get(key, "taken for comments"), []).append(key)
         elif key not in SWITCHES:
             rest[key] = value
-    if lines:
-        raise ConfigError("\n".join(lines))
     for key in (key for key in SWITCHES if key in values):
         _, name, meaning = SWITCHES[key]
         if switch_applies(key, values):
@@ -144,7 +144,7 @@ def answered(values: dict[str, Any], path: Path, theirs: bool, top: bool = True)
         notes.append(f"{path}: workspace is not set, so it is output_dir, {values['output_dir']}")
         ignored[IGNORED["output_dir"]].remove("output_dir")
     if theirs:
-        rest = _of_their_form(rest, path, notes)
+        rest = _of_their_form(rest, path, notes, faults)
     return rest, [*notes, *grouped(ignored, str(path))]
 
 
@@ -212,7 +212,9 @@ def _asks(value: Any, refusal: Refusal, values: Mapping[str, Any]) -> bool:
     return values.get(key) in wanted if wanted else not is_off(values.get(key))
 
 
-def _of_their_form(values: dict[str, Any], path: Path, notes: list[str]) -> dict[str, Any]:
+def _of_their_form(
+    values: dict[str, Any], path: Path, notes: list[str], faults: list[DeepFloydError]
+) -> dict[str, Any]:
     values = {key: value for key, value in values.items() if value is not None and value != ""}
     for key in _UNSET_AT_0:
         if key in values and is_off(values[key]):
@@ -226,7 +228,7 @@ def _of_their_form(values: dict[str, Any], path: Path, notes: list[str]) -> dict
         notes.append(f"{path}: validation_guidance is {guidance}, for which 1 stands here: off")
     if isinstance(values.get("lr_scheduler"), str):
         values["lr_scheduler"] = values["lr_scheduler"].replace("-", "_")
-    values |= _optimizer_settings(values.pop("optimizer_config", ""), path)
+    values |= attempt(faults, _optimizer_settings, values.pop("optimizer_config", ""), path) or {}
     if not is_off(values.get("controlnet")) and "controlnet_conditioning" not in values:
         values["controlnet_conditioning"] = "paired"  # what SimpleTuner's ControlNets follow is in the data file
         notes.append(f"{path}: controlnet is set, so controlnet_conditioning is paired: it follows conditioning_data")

@@ -3,14 +3,14 @@
 What the models of `datafile` know works. The rest is here: other names of it, what is ignored, what is refused.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from deepfloyd_core.config.base import Spec, scalar_kinds
 from deepfloyd_core.config.data_sets import ImageDataset
 from deepfloyd_core.config.simpletuner import coerced, grouped, is_off
 from deepfloyd_core.config.simpletuner_options import Refusal
-from deepfloyd_core.errors import ConfigError
+from deepfloyd_core.errors import ConfigError, DeepFloydError
 
 DATA_ALIASES = {
     "instance_data_root": "instance_data_dir", "disable": "disabled", "description_column": "fallback_caption_column",
@@ -85,11 +85,16 @@ def data_answer_of(key: str) -> str | None:
     return "works" if key in ImageDataset.model_fields or key == "huggingface" else None
 
 
-def our_entry(entry: Mapping[str, Any], model: type[Spec], where: str) -> tuple[dict[str, Any], list[str]]:
-    """An entry of a data file with our keys and types, and the notes on the others. Raises ConfigError for one refused."""
+def our_entry(
+    entry: Mapping[str, Any], model: type[Spec], where: str, faults: list[DeepFloydError]
+) -> tuple[dict[str, Any], list[str]]:
+    """An entry of a data file with our keys and types, and the notes on the others; each refused key is added to `faults`.
+
+    Raises ConfigError where two of its keys contradict each other.
+    """
     entry = _without_block(_renamed(entry, where), where)
     known = model.model_fields
-    _refuse(entry, where, frozenset(known))
+    faults += [ConfigError(f"{where}: {fault}") for fault in _refused(entry, frozenset(known))]
     ignored: dict[str, list[str]] = {}
     rest: dict[str, Any] = {}
     for key, value in entry.items():
@@ -145,13 +150,14 @@ def _without_block(entry: dict[str, Any], where: str) -> dict[str, Any]:
     return rest
 
 
-def _refuse(value: Any, where: str, known: frozenset[str] = frozenset()) -> None:
-    """Raise ConfigError for a refused key, at any depth of an entry; `known` are no such keys at its top."""
+def _refused(value: Any, known: frozenset[str] = frozenset()) -> Iterator[str]:
+    """The refused keys, at any depth of an entry; `known` are no such keys at its top."""
     if not isinstance(value, dict):
         return
     for key, inner in value.items():
         refusal = DATA_REFUSED.get(key)
         switched_off = isinstance(inner, dict) and "enabled" in inner and is_off(inner["enabled"])
         if refusal and key not in known and not is_off(inner, refusal.off) and not switched_off:
-            raise ConfigError(f"{where}: {key} is set, but {refusal.reason}. Remove the key.")
-        _refuse(inner, where)
+            yield f"{key} is set, but {refusal.reason}. Remove the key."
+        else:
+            yield from _refused(inner)

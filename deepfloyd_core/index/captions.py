@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from deepfloyd_core.config.data_blocks import CaptionShuffle
 from deepfloyd_core.config.data_sets import TABLES, ImageDataset
-from deepfloyd_core.errors import ConfigError
+from deepfloyd_core.errors import ConfigError, DeepFloydError, raise_together
 from deepfloyd_core.files import text_lines
 from deepfloyd_core.hashing import hash_seed
 from deepfloyd_core.sources.names import caption_names
@@ -86,6 +86,7 @@ def missing_caption(dataset: ImageDataset, source: str, raw: Raw) -> str:
 def compiled_filters(lines: tuple[str, ...], where: str = "caption_filter_list") -> tuple[Filter, ...]:
     """Each line as a regular expression to remove, or `s/search/replace/` to replace once. Raises ConfigError."""
     filters: list[Filter] = []
+    faults: list[DeepFloydError] = []
     for line in lines:
         sed = _SED.fullmatch(line)
         search, replacement = (sed[1], sed[2].replace("\\/", "/")) if sed else (line, "")
@@ -93,10 +94,11 @@ def compiled_filters(lines: tuple[str, ...], where: str = "caption_filter_list")
             pattern = re.compile(search)
             pattern.sub(replacement, "")  # a group that is not there is found here
         except (re.error, IndexError) as error:
-            raise ConfigError(
-                f"{where}: {line!r} is no regular expression ({error}). Put a backslash before a sign that means itself."
-            ) from None
+            said = f"{where}: {line!r} is no regular expression ({error})"
+            faults.append(ConfigError(f"{said}. Put a backslash before a sign that means itself."))
+            continue
         filters.append((pattern, replacement, 1 if sed else 0))
+    raise_together(faults)
     return tuple(filters)
 
 

@@ -1,76 +1,168 @@
-"""From a run file to a checked run: both files read, and everything that they name looked at. No torch."""
+"""From a run file to a checked run: both files read, and everything that they name looked at. No torch.
+
+Faults are collected: those of the run file, then of the data file, then of what each asks of the other. Nothing is told
+that may only follow from another fault: of a run file with faults the data file is looked at alone, and of a data file with
+an entry that cannot be read only what the other entries hold by themselves.
+"""
 
 from pathlib import Path
 
 from deepfloyd_core.config.base import home_path, is_there, relative_to
-from deepfloyd_core.config.data_file import load_data_file
+from deepfloyd_core.config.data_file import DataFile, load_data_file
 from deepfloyd_core.config.data_sets import ImageDataset
+from deepfloyd_core.config.flavours import Stage
 from deepfloyd_core.config.relative_paths import no_data_file, start_of_paths
-from deepfloyd_core.config.run import TOKENS, Run, RunConfig, read_run_config
-from deepfloyd_core.config.stage import StageConfig
-from deepfloyd_core.errors import ConfigError
-from deepfloyd_core.preflight.data_sets import check_datasets, check_low_res, check_pairs, check_places, with_filters
-
-
-def _check_eval_dataset(config: RunConfig, datasets: tuple[ImageDataset, ...], path: Path) -> None:
-    """Raises ConfigError for an `eval_dataset_id` that no data set of pictures has, or one that a stage is not fed by."""
-    if config.eval_dataset_id is None:
-        return
-    said, names = f"{path}: eval_dataset_id is {config.eval_dataset_id!r}", [dataset.id for dataset in datasets]
-    chosen = next((dataset for dataset in datasets if dataset.id == config.eval_dataset_id), None)
-    if chosen is None:
-        raise ConfigError(
-            f"{said}; {config.data_backend_config} has {', '.join(names)}. Use one of these, or remove it."
-        )
-    for stage in config.stages:
-        if chosen.factor(stage) is None:
-            raise ConfigError(
-                f"{said}, which does not feed stage {stage}, so nothing could be measured there. Name one that feeds "
-                "every stage of the run, or remove it."
-            )
-
-
-def _known_steps(config: StageConfig) -> int | None:
-    """Steps of a training, unless they are counted later."""
-    return None if config.num_train_epochs else config.steps
+from deepfloyd_core.config.run import TOKENS, Run, RunConfig, read_written
+from deepfloyd_core.config.run_file import Written
+from deepfloyd_core.errors import ConfigError, DeepFloydError, attempt, raise_together
+from deepfloyd_core.preflight.data_sets import (
+    detector_fault,
+    low_res_faults,
+    pair_faults,
+    pair_notes,
+    pair_places,
+    size_faults,
+    text_embeds_faults,
+    unfed_fault,
+    with_filters,
+)
+from deepfloyd_core.sources.source import open_source
+from deepfloyd_core.training.mixing import check_steps
 
 
 def load_run(path: Path, overrides: tuple[str, ...] = ()) -> Run:
     """Read and check a run file and its data file; `overrides` are KEY=VALUE, KEY dotted, VALUE as in TOML; KEY= removes it.
 
-    Raises ConfigError with one line for each fault. Imports nothing heavy.
+    Raises ConfigError that tells all faults at once. Imports nothing heavy.
+    """
+    run, faults = read_run(path, overrides)
+    raise_together(faults)
+    assert run is not None  # without one there are faults
+    return run
+
+
+def read_run(path: Path, overrides: tuple[str, ...] = ()) -> tuple[Run | None, list[DeepFloydError]]:
+    """A run, as far as its files could be read, and all that is wrong with them. None: not even the run file makes one.
+
+    Raises ConfigError for a run file or overrides of which nothing can be made.
     """
     path = home_path(path)
-    config, written = read_run_config(path, overrides)
-    start = start_of_paths(path, written.values["data_backend_config"])
-    if start is None and not is_there(Path(config.data_backend_config)):
-        raise ConfigError(f"{path}: {no_data_file(config.data_backend_config)}")
+    written, config, faults = read_written(path, overrides)
+    start = start_of_paths(path, written.values.get("data_backend_config"))
     notes = [*written.notes, *([f"{path}: relative paths start at {start}, where the data file is"] if start else [])]
+    place = _data_file_place(config, written, start)
+    if place is not None and not is_there(Path(place)):
+        faults.append(ConfigError(f"{path}: {no_data_file(place)}"))
+        place = None
+    if config is not None:
+        _check_measures(config, faults)
+    file, datasets = None, tuple[ImageDataset, ...]()
+    if place is not None:
+        with relative_to(start):
+            file = attempt(faults, load_data_file, Path(place), written.data_defaults)
+            datasets = _data_sets(Path(place), file, faults) if file is not None else ()
+    if config is None:
+        return None, faults
+    notes += _run_notes(path, config)
+    conditioning = file.conditioning if file is not None else ()
+    if file is not None:
+        notes += _check_together(path, config, datasets, file, faults) + list(file.notes)
+    return Run(config, datasets, tuple(notes), conditioning, str(path.absolute())), faults
+
+
+def _data_file_place(config: RunConfig | None, written: Written, start: Path | None) -> str | None:
+    """Where the data file should be; None where the run file does not say it."""
+    if config is not None:
+        return config.data_backend_config
+    value = written.values.get("data_backend_config")
+    path = attempt([], home_path, Path(value)) if isinstance(value, str) and value else None
+    return None if path is None else str(start / path if start else path)
+
+
+def _check_measures(config: RunConfig, faults: list[DeepFloydError]) -> None:
+    """Models that pictures are measured with."""
+    # Not above: the table of measures takes NumPy, 0.1 s more until a wrong key is answered.
+    from deepfloyd_core.measures.registry import networks_of
+
+    for network, weights in networks_of(config):
+        attempt(faults, network.check, weights)
+
+
+def _data_sets(path: Path, file: DataFile, faults: list[DeepFloydError]) -> tuple[ImageDataset, ...]:
+    """The data sets with their filters; places that are not there and filters that cannot be read are faults."""
+    faults += file.faults
+    for dataset in file.datasets:
+        if fault := detector_fault(dataset):
+            faults.append(ConfigError(f"{path}: {fault}"))
+        try:
+            open_source(dataset)
+        except ConfigError as error:
+            faults.append(ConfigError(f"{path}: {error}"))
+    if file.whole:
+        faults += [ConfigError(f"{path}: {fault}") for fault in text_embeds_faults(file.datasets, file.text_embeds)]
+    found = [attempt(faults, with_filters, path, dataset, file.text_embeds) or dataset for dataset in file.datasets]
+    return tuple(found)
+
+
+def _check_together(
+    path: Path, config: RunConfig, datasets: tuple[ImageDataset, ...], file: DataFile, faults: list[DeepFloydError]
+) -> list[str]:
+    """What a run file and a data file ask of each other. Returns notes."""
+    notes = []
+    if file.whole:
+        faults += map(ConfigError, _eval_dataset_faults(path, config, datasets))
+    for stage in config.stages:
+        faults += map(ConfigError, size_faults(config.stage(stage).flavour, datasets, stage))
+        if file.whole:
+            notes += _check_turns(config, datasets, stage, faults)
+    if config.stage2 and config.remakes_low_res:
+        faults += map(ConfigError, low_res_faults(config.stage1, config.stage2, datasets))
+    if config.paired:
+        faults += map(ConfigError, pair_faults(datasets))
+        for place in pair_places(datasets, file.conditioning):
+            attempt(faults, open_source, place)
+    return notes + pair_notes(config.paired, datasets)
+
+
+def _check_turns(
+    config: RunConfig, datasets: tuple[ImageDataset, ...], stage: Stage, faults: list[DeepFloydError]
+) -> list[str]:
+    """Whether some data set feeds each step of a stage; of epochs the steps are counted later. Returns notes."""
+    if fault := unfed_fault(config.stage(stage).flavour, datasets, stage):
+        faults.append(ConfigError(fault))
+        return []
+    if config.stage(stage).num_train_epochs:
+        return []
+    return attempt(faults, check_steps, datasets, stage, config.stage(stage).steps) or []
+
+
+def _eval_dataset_faults(path: Path, config: RunConfig, datasets: tuple[ImageDataset, ...]) -> list[str]:
+    """An `eval_dataset_id` that no data set of pictures has, or one that a stage is not fed by."""
+    if config.eval_dataset_id is None or not datasets:
+        return []
+    said, names = f"{path}: eval_dataset_id is {config.eval_dataset_id!r}", [dataset.id for dataset in datasets]
+    chosen = next((dataset for dataset in datasets if dataset.id == config.eval_dataset_id), None)
+    if chosen is None:
+        return [f"{said}; {config.data_backend_config} has {', '.join(names)}. Use one of these, or remove it."]
+    return [
+        f"{said}, which does not feed stage {stage}, so nothing could be measured there. Name one that feeds every stage "
+        "of the run, or remove it."
+        for stage in config.stages
+        if chosen.factor(stage) is None
+    ]
+
+
+def _run_notes(path: Path, config: RunConfig) -> list[str]:
+    """What a user should know of a run file's settings."""
+    notes = []
     if config.tokenizer_max_length > TOKENS:
         notes.append(
             f"{path}: tokenizer_max_length is {config.tokenizer_max_length}; IF was trained with {TOKENS} rows of text and "
             "attends to all of them, so more rows, also for short captions, shift what the base model does"
         )
-    # Not above: the table of measures takes NumPy, 0.1 s more until a wrong key is answered.
-    from deepfloyd_core.measures.registry import networks_of
-
-    for network, weights in networks_of(config):
-        network.check(weights)
-    with relative_to(start):
-        file_path = Path(config.data_backend_config)
-        file = load_data_file(file_path, written.data_defaults)
-        check_places(file_path, file.datasets)
-        datasets = tuple(with_filters(file_path, dataset, file.text_embeds) for dataset in file.datasets)
-    _check_eval_dataset(config, datasets, path)
     if config.stage1 and config.stage1.controlnet and config.prompts:
         notes.append(
             f"{path}: validation_prompt is ignored where Stage I is sampled; with controlnet it follows held-out pictures, "
             "each with its caption"
         )
-    for stage in config.stages:
-        notes += [f"{path}: stage{stage}.{note}" for note in config.stage(stage).notes]
-        notes += check_datasets(config.stage(stage).flavour, datasets, stage, _known_steps(config.stage(stage)))
-    if config.stage2 and config.remakes_low_res:
-        check_low_res(config.stage1, config.stage2, datasets)
-    notes += check_pairs(config.paired, datasets, file.conditioning)
-    return Run(config, datasets, (*notes, *file.notes), file.conditioning, str(path.absolute()))
+    return notes + [f"{path}: stage{stage}.{note}" for stage in config.stages for note in config.stage(stage).notes]

@@ -358,15 +358,15 @@ def test_columns_may_stand_in_a_block_of_their_own() -> None:
         "num_proc": 4,
     }
     entry = {"id": "a", "type": "huggingface", "dataset_name": "some/set", "split": "train", "revision": "v2"}
-    rest, notes = our_entry({**entry, "huggingface": block, "metadata_backend": "huggingface"}, ImageDataset, "a")
+    rest, notes = our_entry({**entry, "huggingface": block, "metadata_backend": "huggingface"}, ImageDataset, "a", [])
     dataset = ImageDataset.model_validate(rest)
     assert (dataset.caption_column, dataset.fallback_caption_column) == (("text", "tags"), "alt")
     assert (dataset.image_column, dataset.revision) == ("picture", "v2")
     assert notes == ["metadata_backend, num_proc are ignored; pictures are listed and read in this pipeline's own way"]
     with pytest.raises(ConfigError, match=r"huggingface\.colour is not a known key"):
-        our_entry({**entry, "huggingface": {"colour": "red"}}, ImageDataset, "a")
+        our_entry({**entry, "huggingface": {"colour": "red"}}, ImageDataset, "a", [])
     with pytest.raises(ConfigError, match="caption_column is 'x' and in the block huggingface 'y'"):
-        our_entry({**entry, "caption_column": "x", "huggingface": {"caption_column": "y"}}, ImageDataset, "a")
+        our_entry({**entry, "caption_column": "x", "huggingface": {"caption_column": "y"}}, ImageDataset, "a", [])
 
 
 @settings(deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
