@@ -10,16 +10,12 @@ from deepfloyd_core.config.run import Run
 from deepfloyd_core.preflight.load import load_run
 from deepfloyd_core.processes.jobs import job_starter
 from deepfloyd_core.store.artifacts import Artifact
+from flows.dag import make_pictures, make_trainings
 from tasks import VERSION
-from tasks.conditioning import conditioning
-from tasks.eval_set import eval_set
 from tasks.image_index import image_index
 from tasks.outbox import server_awaited
 from tasks.runners import reach_workers
-from tasks.stage2_low_res import low_res
-from tasks.stage_lora import check_models, stage_lora
-from tasks.stage_pixels import stage_pixels
-from tasks.stage_text import stage_text
+from tasks.stage_lora import check_models
 from tasks.text_embeds import text_embeds
 
 
@@ -29,11 +25,7 @@ def prepare(config: str, overrides: list[str] | None = None) -> list[Artifact]:
     """Index the pictures and cut the crops of every stage, the eval set, and what a ControlNet follows for both."""
     run = load_run(Path(config), tuple(overrides or ()))
     reach_workers(run)
-    index = image_index(run)
-    pixels = {stage: stage_pixels(run, index, stage) for stage in run.config.stages}
-    held_out = eval_set(run, index)
-    follow = conditioning(run, index, pixels, held_out)
-    return [index, *pixels.values(), held_out, *follow.values()]
+    return make_pictures(run, image_index(run), run.config.stages).artifacts
 
 
 @flow(name="embed", version=VERSION)
@@ -66,17 +58,8 @@ def _train(run: Run, stage: Stage) -> list[Artifact]:
     check_models(run, stages)
     reach_workers(run)
     index = image_index(run)
-    pixels = {each: stage_pixels(run, index, each) for each in stages}
-    held_out = eval_set(run, index)
+    pictures = make_pictures(run, index, stages)
     embeds = text_embeds(run, index)
-    made = [index, embeds]
-    loras: dict[str, Artifact] = {}
-    for each in stages:
-        inputs = {"pixels": pixels[each], "text": stage_text(run, each, embeds), "eval_set": held_out}
-        if each == 1:
-            inputs |= conditioning(run, index, {1: pixels[1]}, held_out)
-        else:
-            inputs |= low_res(run, pixels[2], loras.get("stage1_lora"), embeds)
-        loras[f"stage{each}_lora"] = stage_lora(run, each, inputs, sample_prompts(run, index))
-        made += [*inputs.values(), loras[f"stage{each}_lora"]]
-    return list(dict.fromkeys(made))  # the text can be the embeds themselves
+    trainings = make_trainings(run, pictures, embeds, sample_prompts(run, index))
+    trained = [artifact for training in trainings.values() for artifact in training.artifacts]
+    return list(dict.fromkeys([*pictures.artifacts, embeds, *trained]))  # the text can be the embeds themselves

@@ -5,6 +5,7 @@ from pathlib import Path
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
+from deepfloyd_core.bundle.inputs import SampleInputs
 from deepfloyd_core.config.flavours import Stage
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.models.folders import resolve
@@ -16,15 +17,15 @@ from tasks.publish import publish_pictures, publish_upscaled
 
 
 @task(name="cascade_samples", cache_policy=NO_CACHE)
-def cascade_samples(run: Run, prompts: list[str], inputs: dict[str, Artifact]) -> Artifact:
-    """inputs: text_embeds, eval_set, what a ControlNet follows if that is not made of it, and the LoRA of each stage."""
+def cascade_samples(run: Run, prompts: list[str], inputs: SampleInputs[Artifact]) -> Artifact:
+    """Samples of every prompt, and Stage II's enlargements of held-out pictures."""
     folders: dict[Stage, Path] = {stage: resolve(run.config.stage(stage).model, stage) for stage in run.config.stages}
     options = {"prompts": prompts, "models": {str(stage): str(folder) for stage, folder in folders.items()}}
     with progress("cascade samples") as report:
         samples = materialise(
             run.workspace,
-            samples_request(run, prompts, folders, inputs),
-            lambda work: run_job("sample", run.config, inputs, options, work, report),
+            samples_request(run, prompts, folders, inputs.by_name),
+            lambda work: run_job("sample", run.config, inputs.by_name, options, work, report),
         )
     publish_pictures(samples, "sheet.png", "eval.png")
     if "upscaled" in samples.summary:

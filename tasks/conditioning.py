@@ -3,7 +3,6 @@
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 
-from deepfloyd_core.config.flavours import Stage
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.crops.conditioning import plan_conditioning, plan_eval_conditioning
 from deepfloyd_core.crops.identity import conditioning_request
@@ -16,10 +15,16 @@ from tasks.publish import publish_pictures
 from tasks.stage_pixels import make_shards
 
 
-@flow(name="stage1_conditioning", version=VERSION, flow_run_name="stage1_conditioning", validate_parameters=False)
-@server_awaited
 def stage_conditioning(run: Run, index: Artifact, pixels: Artifact) -> Artifact:
     """The pairs of Stage I's crops, as a subflow like that of the crops. The sheet shows each crop and its pair."""
+    await_server()
+    return _stage_conditioning(run, index, pixels)
+
+
+@flow(name="stage1_conditioning", version=VERSION, flow_run_name="stage1_conditioning", validate_parameters=False)
+@server_awaited
+def _stage_conditioning(run: Run, index: Artifact, pixels: Artifact) -> Artifact:
+    """The pairs of Stage I's crops."""
     with progress("conditioning") as report:
         pairs = materialise(
             run.workspace,
@@ -40,14 +45,3 @@ def eval_conditioning(run: Run, index: Artifact, held_out: Artifact) -> Artifact
     )
     publish_pictures(pairs, SHEET)
     return pairs
-
-
-def conditioning(run: Run, index: Artifact, pixels: dict[Stage, Artifact], held_out: Artifact) -> dict[str, Artifact]:
-    """What a training of Stage I is given beside pixels and eval set; nothing unless it follows pairs."""
-    if not run.config.paired:
-        return {}
-    await_server()
-    return {
-        "conditioning": stage_conditioning(run, index, pixels[1]),
-        "eval_conditioning": eval_conditioning(run, index, held_out),
-    }

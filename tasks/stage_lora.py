@@ -7,6 +7,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from deepfloyd_core.adapters.start_from import find_parent, shorter_note, shorter_training
+from deepfloyd_core.bundle.inputs import TrainingInputs
 from deepfloyd_core.config.flavours import Stage
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.models.folders import resolve
@@ -36,20 +37,19 @@ def check_models(run: Run, stages: tuple[Stage, ...]) -> None:
 
 
 @task(name="stage_lora", task_run_name="stage{stage}_lora", cache_policy=NO_CACHE)
-def stage_lora(run: Run, stage: Stage, inputs: dict[str, Artifact], prompts: list[str]) -> Artifact:
-    """inputs: pixels, text, eval_set, and what a ControlNet follows for both if that is not made of them; prompts: of the
-    validations. The result loads in diffusers' stock pipeline."""
-    run = with_steps(run, stage, inputs["pixels"], inputs["eval_set"])
+def stage_lora(run: Run, stage: Stage, inputs: TrainingInputs[Artifact], prompts: list[str]) -> Artifact:
+    """What loads in diffusers' stock pipeline. prompts: of the validations."""
+    run = with_steps(run, stage, inputs.pixels, inputs.eval_set)
     folder = resolve(run.config.stage(stage).model, stage)
     parent = find_parent(run, stage, folder)
     options: dict[str, Any] = {"stage": stage, "model": str(folder), "shares": shares(run, stage), "prompts": prompts}
     options["parent"] = parent.option if parent else None
-    request = lora_request(run, stage, folder, inputs, prompts, parent.sha256 if parent else None)
+    request = lora_request(run, stage, folder, inputs.by_name, prompts, parent.sha256 if parent else None)
     if not (run.workspace / request.name).exists() and (shorter := shorter_training(run.workspace, request)):
         log.warning("%s", shorter_note(stage, run.config.stage(stage).steps, shorter))
     with progress(f"stage {'I' * stage} LoRA") as report:
         lora = materialise(
-            run.workspace, request, lambda work: run_job("train", run.config, inputs, options, work, report)
+            run.workspace, request, lambda work: run_job("train", run.config, inputs.by_name, options, work, report)
         )
     publish_pictures(lora, "loss.png", "validation.png")
     publish_held_out(lora)

@@ -1,11 +1,14 @@
 """The bundle that a run would make, before any of it is made: its identity follows from the index and the settings.
 
-The same requests as the tasks', in the order of `flows.finetune`, each with the requests before it for its inputs. Reads the
+The same requests as the tasks', in the order of `flows.dag`, each with the requests before it for its inputs. Reads the
 index's captions and the model's files (of a hub snapshot only their names), decodes and loads nothing.
 """
 
+from dataclasses import replace
+
 from deepfloyd_core.adapters.start_from import find_parent
 from deepfloyd_core.bundle.identity import bundle_request
+from deepfloyd_core.bundle.inputs import BundleInputs, LowResInputs, SampleInputs, TrainingInputs
 from deepfloyd_core.config.flavours import Stage
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.crops.identity import conditioning_request, eval_request, pixels_request
@@ -19,6 +22,7 @@ from deepfloyd_core.text.embeds import embeds_request, run_captions
 from deepfloyd_core.text.projection import text_is_frozen, text_request
 from deepfloyd_core.training.epochs import with_steps
 from deepfloyd_core.training.identity import lora_request
+from deepfloyd_core.types import Identity
 
 
 def sample_prompts(run: Run, index: Artifact) -> list[str]:
@@ -47,30 +51,37 @@ def planned(run: Run, index: Artifact) -> dict[str, Request] | None:
     embeds = embeds_request(run, run_captions(run, caption_counts(index)), encoder)
     held_out, prompts = eval_request(run, index), sample_prompts(run, index)
     requests = [embeds, held_out]
-    follow: dict[str, Request] = {}
+    conditioning = eval_conditioning = None
     if run.config.paired:
-        follow["conditioning"] = conditioning_request(run, index, pixels_request(run, index, 1))
-        follow["eval_conditioning"] = conditioning_request(run, index, held_out)
-    loras: dict[str, Request] = {}
+        conditioning = conditioning_request(run, index, pixels_request(run, index, 1))
+        eval_conditioning = conditioning_request(run, index, held_out)
+    loras: dict[Stage, Request] = {}
     for stage, folder in folders.items():
         pixels = pixels_request(run, index, stage)
         frozen = text_is_frozen(run.config.stage(stage))
         text = text_request(run, stage, folder, embeds) if frozen else embeds
-        inputs = {"pixels": pixels, "text": text, "eval_set": held_out}
+        inputs = TrainingInputs(pixels=pixels, text=text, eval_set=held_out)
         if stage == 1:
-            inputs |= follow
+            inputs = replace(inputs, conditioning=conditioning, eval_conditioning=eval_conditioning)
         elif run.config.remakes_low_res:
-            made_of = {"pixels": pixels, "stage1_lora": loras["stage1_lora"], "text_embeds": embeds}
-            inputs["low_res"] = low_res_request(run, folders[1], made_of)
+            remade_from = LowResInputs(pixels=pixels, stage1_lora=loras[1], text_embeds=embeds)
+            inputs = replace(inputs, low_res=low_res_request(run, folders[1], remade_from.by_name))
         counted = _with_steps(run, stage, pixels, held_out)
         if counted is None:
             return None
         parent = find_parent(run, stage, folder)
         sha256 = parent.sha256 if parent else None
-        loras[f"stage{stage}_lora"] = lora_request(counted, stage, folder, inputs, prompts, sha256)
-        requests += [*inputs.values(), loras[f"stage{stage}_lora"]]
-    samples = samples_request(run, prompts, folders, {"text_embeds": embeds, "eval_set": held_out, **follow, **loras})
-    bundle = bundle_request({"image_index": index, "cascade_samples": samples, **loras})
+        loras[stage] = lora_request(counted, stage, folder, inputs.by_name, prompts, sha256)
+        requests += [*inputs.by_name.values(), loras[stage]]
+    sampled_from = SampleInputs(
+        text_embeds=embeds, eval_set=held_out, conditioning=conditioning, eval_conditioning=eval_conditioning,
+        stage1_lora=loras.get(1), stage2_lora=loras.get(2),
+    )  # fmt: skip
+    samples = samples_request(run, prompts, folders, sampled_from.by_name)
+    bundled = BundleInputs[Identity](
+        image_index=index, cascade_samples=samples, stage1_lora=loras.get(1), stage2_lora=loras.get(2)
+    )
+    bundle = bundle_request(bundled.by_name)
     return {request.kind: request for request in [*requests, samples, bundle]}
 
 

@@ -119,6 +119,23 @@ def test_a_second_run_reuses_every_artifact_and_changes_no_byte(finished: tuple[
     assert _digest(run.workspace) == before
 
 
+@pytest.mark.parametrize(
+    ("command", "kinds"),
+    [("prepare", ["stage1_pixels", "stage2_pixels", "eval_set"]),
+     ("train-stage1", ["stage1_pixels", "eval_set", "text_embeds", "stage1_text", "stage1_lora"]),
+     ("train-stage2", ["stage2_pixels", "eval_set", "text_embeds", "stage2_text", "stage2_lora"])],
+)  # fmt: skip
+def test_a_stage_s_command_names_what_the_run_made_for_it_in_that_order_and_makes_nothing(
+    finished: tuple[Any, str], command: str, kinds: list[str]
+) -> None:
+    run, _ = finished
+    done = run.call_here(command, str(run.config), *FAST)
+    assert done.returncode == 0 and ": built" not in done.stderr, done.stderr
+    told = dict(line.split(maxsplit=1) for line in done.stdout.splitlines())
+    assert list(told) == ["image_index", *kinds]
+    assert all(Path(told[kind]).parent == run.workspace / kind for kind in told)
+
+
 def test_the_ui_gets_tables_pictures_and_logs(finished: tuple[Any, str], server: str) -> None:
     run, _ = finished
     artifacts = {entry["key"]: entry for entry in _found(server, run, "artifacts")}

@@ -192,7 +192,7 @@ def test_every_flow_has_the_packages_version_and_waits_for_the_server() -> None:
 
 def test_subflows_can_be_sent_to_workers() -> None:
     """Prefect pickles the flow along with each task of it, for processes, Ray and Dask."""
-    for subflow in (stage_pixels._stage_pixels, conditioning.stage_conditioning):
+    for subflow in (stage_pixels._stage_pixels, conditioning._stage_conditioning):
         assert cloudpickle.loads(cloudpickle.dumps(subflow)).name == subflow.name
 
 

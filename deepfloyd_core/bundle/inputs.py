@@ -1,0 +1,65 @@
+"""What the later artifacts of a run are made from: a record for each, its fields named as manifests and jobs name them.
+
+A record holds artifacts, or the requests of artifacts that are yet to be made (`planned`).
+"""
+
+from dataclasses import dataclass, fields
+from typing import Generic, TypeVar
+
+from deepfloyd_core.types import Identity
+
+A = TypeVar("A", bound=Identity)
+
+
+@dataclass(frozen=True)
+class _Inputs(Generic[A]):
+    @property
+    def by_name(self) -> dict[str, A]:
+        """The fields that are not None."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in values.items() if value is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LowResInputs(_Inputs[A]):
+    """Of Stage I's remakes of Stage II's low-res pictures."""
+
+    pixels: A  # of Stage II
+    stage1_lora: A
+    text_embeds: A
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingInputs(_Inputs[A]):
+    """Of a stage's LoRA."""
+
+    pixels: A
+    text: A
+    eval_set: A
+    conditioning: A | None = (
+        None  # what a ControlNet follows for each row of the pixels, where that is not made of them
+    )
+    eval_conditioning: A | None = None  # the same for the eval set
+    low_res: A | None = None  # Stage I's remakes, for Stage II
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleInputs(_Inputs[A]):
+    """Of the cascade samples. A run may lack a stage."""
+
+    text_embeds: A
+    eval_set: A
+    conditioning: A | None = None
+    eval_conditioning: A | None = None
+    stage1_lora: A | None = None
+    stage2_lora: A | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class BundleInputs(_Inputs[A]):
+    """Of a bundle. A run may lack a stage."""
+
+    image_index: A
+    cascade_samples: A
+    stage1_lora: A | None = None
+    stage2_lora: A | None = None

@@ -1,0 +1,74 @@
+"""The order in which artifacts are made from each other, for every flow. What is already there is reused.
+
+`bundle.planned` follows the same order with requests in place of artifacts.
+"""
+
+from dataclasses import dataclass, replace
+
+from deepfloyd_core.bundle.inputs import LowResInputs, TrainingInputs
+from deepfloyd_core.config.flavours import Stage
+from deepfloyd_core.config.run import Run
+from deepfloyd_core.store.artifacts import Artifact
+from tasks.conditioning import eval_conditioning, stage_conditioning
+from tasks.eval_set import eval_set
+from tasks.stage2_low_res import stage2_low_res
+from tasks.stage_lora import stage_lora
+from tasks.stage_pixels import stage_pixels
+from tasks.stage_text import stage_text
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """An image index, and what is cut from its pictures."""
+
+    index: Artifact
+    pixels: dict[Stage, Artifact]
+    eval_set: Artifact
+    conditioning: Artifact | None = None  # what Stage I's ControlNet follows: for the pixels, and for the eval set
+    eval_conditioning: Artifact | None = None
+
+    @property
+    def artifacts(self) -> list[Artifact]:
+        """In the order in which they are made."""
+        made = [self.index, *self.pixels.values(), self.eval_set, self.conditioning, self.eval_conditioning]
+        return [artifact for artifact in made if artifact is not None]
+
+
+@dataclass(frozen=True)
+class Training:
+    """A stage's LoRA, and what it is made from."""
+
+    inputs: TrainingInputs[Artifact]
+    lora: Artifact
+
+    @property
+    def artifacts(self) -> list[Artifact]:
+        """In the order in which they are made."""
+        return [*self.inputs.by_name.values(), self.lora]
+
+
+def make_pictures(run: Run, index: Artifact, stages: tuple[Stage, ...]) -> Pictures:
+    """The crops of some stages, and the held-out pictures."""
+    pixels = {stage: stage_pixels(run, index, stage) for stage in stages}
+    pictures = Pictures(index, pixels, eval_set(run, index))
+    if 1 not in stages or not run.config.paired:
+        return pictures
+    return replace(
+        pictures,
+        conditioning=stage_conditioning(run, index, pixels[1]),
+        eval_conditioning=eval_conditioning(run, index, pictures.eval_set),
+    )
+
+
+def make_trainings(run: Run, pictures: Pictures, embeds: Artifact, prompts: list[str]) -> dict[Stage, Training]:
+    """The LoRA of each stage that has pictures, Stage I's first. prompts: of the validations."""
+    trainings: dict[Stage, Training] = {}
+    for stage, pixels in pictures.pixels.items():
+        inputs = TrainingInputs(pixels=pixels, text=stage_text(run, stage, embeds), eval_set=pictures.eval_set)
+        if stage == 1:
+            inputs = replace(inputs, conditioning=pictures.conditioning, eval_conditioning=pictures.eval_conditioning)
+        elif run.config.remakes_low_res:
+            remade_from = LowResInputs(pixels=pixels, stage1_lora=trainings[1].lora, text_embeds=embeds)
+            inputs = replace(inputs, low_res=stage2_low_res(run, remade_from))
+        trainings[stage] = Training(inputs, stage_lora(run, stage, inputs, prompts))
+    return trainings
