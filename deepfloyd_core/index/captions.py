@@ -7,14 +7,15 @@ pass `repeat` over a picture takes number repeat % n.
 
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import repeat, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deepfloyd_core.config.data_blocks import CaptionShuffle
-from deepfloyd_core.config.data_sets import TABLES, ImageDataset
+from deepfloyd_core.config.data_sets import ImageDataset
 from deepfloyd_core.errors import ConfigError, DeepFloydError, raise_together
 from deepfloyd_core.files import text_lines
 from deepfloyd_core.hashing import hash_seed
@@ -33,31 +34,30 @@ _AT_ONCE = 1 << 14  # pictures whose texts are asked for at once
 _TRIES = 20  # random orders for each one wanted; with few tags they soon repeat
 
 
+@dataclass(frozen=True)
+class Strategy:
+    """Where captions come from."""
+
+    read: Callable[[ImageDataset, "pa.ChunkedArray"], Iterator[Texts]]  # the texts of pictures, by their names
+    missing: Callable[[ImageDataset, str], str]  # why a picture of a name has no text, and what to do
+    by_line: bool = False  # each line of a text is a caption, unless `disable_multiline_split` is set
+    final: bool = False  # texts are captions as they are: not filtered, not shuffled, without a prefix
+
+
 def raw_captions(dataset: ImageDataset, sources: "pa.ChunkedArray") -> Iterator[Texts]:
     """The texts of each picture, by its name in the data set's source; some thousands are in memory at a time.
 
     Raises ConfigError or DataError when the data set's table cannot be used.
     """
-    if dataset.only_instance_prompt or dataset.caption_strategy == "instanceprompt":
-        yield from repeat(Texts(dataset.prompts), len(sources))
-    elif dataset.own_texts:
-        source = open_source(dataset)
-        for start in range(0, len(sources), _AT_ONCE):
-            yield from source.texts(sources.slice(start, _AT_ONCE).to_pylist())
-    elif dataset.caption_strategy in TABLES:
-        table = CaptionReader(dataset)
-        table.check_match(sources)
-        yield from (Texts(table.captions(name.as_py())) for name in sources)
-    else:
-        yield from (Texts((Path(name.as_py()).stem.replace("_", " "),)) for name in sources)
+    return _strategy(dataset).read(dataset, sources)
 
 
 def finished_captions(dataset: ImageDataset, raw: Raw, seed: int) -> list[str]:
     """The captions of one picture; empty when there is none. `seed`: the run's, for shuffled tags."""
-    if dataset.only_instance_prompt or dataset.caption_strategy == "instanceprompt":
-        return list(dataset.prompts)
-    texts = list(raw or ())
-    if dataset.caption_strategy == "textfile" and not dataset.disable_multiline_split:
+    strategy, texts = _strategy(dataset), list(raw or ())
+    if strategy.final:
+        return texts
+    if strategy.by_line and not dataset.disable_multiline_split:
         texts = [line for text in texts for line in text_lines(text)]
     filters = compiled_filters(tuple(dataset.caption_filter_list))
     captions = [filtered(text, filters).strip() for text in texts]
@@ -74,12 +74,61 @@ def missing_caption(dataset: ImageDataset, source: str, raw: Raw) -> str:
     """Why a picture, given its name and its raw texts, has no caption, and what to do."""
     if raw and any(text.strip() for text in raw):
         return "caption_filter_list leaves nothing of its caption"
-    if raw:
-        return "its caption is blank"
-    if dataset.caption_strategy == "textfile":
-        name = caption_names(source.rpartition("/")[2])[0]
-        return f"there is no {name} beside it; without such files set caption_strategy = instanceprompt and instance_prompt"
+    return "its caption is blank" if raw else _strategy(dataset).missing(dataset, source)
+
+
+def _strategy(dataset: ImageDataset) -> Strategy:
+    return STRATEGIES["instanceprompt" if dataset.only_instance_prompt else dataset.caption_strategy]
+
+
+def _from_source(dataset: ImageDataset, sources: "pa.ChunkedArray") -> Iterator[Texts]:
+    """The texts that lie with the pictures."""
+    source = open_source(dataset)
+    for start in range(0, len(sources), _AT_ONCE):
+        yield from source.texts(sources.slice(start, _AT_ONCE).to_pylist())
+
+
+def _from_table(dataset: ImageDataset, sources: "pa.ChunkedArray") -> Iterator[Texts]:
+    """The texts of the `parquet` block's table; without one, of the table of URLs that the pictures come from."""
+    if dataset.own_texts:
+        yield from _from_source(dataset, sources)
+        return
+    table = CaptionReader(dataset)
+    table.check_match(sources)
+    yield from (Texts(table.captions(name.as_py())) for name in sources)
+
+
+def _from_names(dataset: ImageDataset, sources: "pa.ChunkedArray") -> Iterator[Texts]:
+    yield from (Texts((Path(name.as_py()).stem.replace("_", " "),)) for name in sources)
+
+
+def _prompts(dataset: ImageDataset, sources: "pa.ChunkedArray") -> Iterator[Texts]:
+    yield from repeat(Texts(dataset.prompts), len(sources))
+
+
+def _no_file(dataset: ImageDataset, source: str) -> str:
+    name = caption_names(source.rpartition("/")[2])[0]
+    return f"there is no {name} beside it; without such files set caption_strategy = instanceprompt and instance_prompt"
+
+
+def _no_row(dataset: ImageDataset, source: str) -> str:
     return "its row has no caption" if dataset.own_texts else "the table has no row for it, or no caption in it"
+
+
+def _no_text(dataset: ImageDataset, source: str) -> str:
+    return "there is no text for it"
+
+
+# By the value of `caption_strategy`.
+STRATEGIES: dict[str, Strategy] = {
+    "textfile": Strategy(_from_source, _no_file, by_line=True),
+    "filename": Strategy(_from_names, _no_text),
+    "instanceprompt": Strategy(_prompts, _no_text, final=True),
+    "parquet": Strategy(_from_table, _no_row),
+    "csv": Strategy(_from_table, _no_row),
+    "jsonl": Strategy(_from_table, _no_row),
+    "huggingface": Strategy(_from_source, _no_row),
+}
 
 
 @lru_cache(maxsize=64)

@@ -6,7 +6,7 @@ import re
 import tarfile
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -17,8 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deepfloyd_core.config.data_blocks import CaptionShuffle
+from deepfloyd_core.config.data_sets import ImageDataset
 from deepfloyd_core.errors import ConfigError, DataError
-from deepfloyd_core.index.captions import compiled_filters, filtered, shuffled
+from deepfloyd_core.index.captions import STRATEGIES, compiled_filters, filtered, shuffled
 from deepfloyd_core.index.identity import index_request
 from deepfloyd_core.index.ledger import Row, caption_counts, captions_left_out, read_index
 from deepfloyd_core.index.scan import scan
@@ -313,6 +314,31 @@ def test_half_a_surrogate_pair_is_no_crash(world: Any) -> None:
     add_pictures(world, "a.png")
     (world.folder / "pictures" / "t.jsonl").write_text('{"id": "a", "caption": "x \\ud800 y"}')
     assert captions(world, caption_strategy="jsonl", parquet={"path": "t.jsonl"}) == {"a.png": ["x ? y"]}
+
+
+# ---- strategies -------------------------------------------------------------------------------------------------------
+
+
+def test_every_strategy_that_a_data_file_may_name_has_a_reader() -> None:
+    assert set(get_args(ImageDataset.model_fields["caption_strategy"].annotation)) == STRATEGIES.keys()
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ({"caption_strategy": "textfile"}, "there is no b.txt beside it; without such files set caption_strategy"),
+        ({"caption_strategy": "csv", "parquet": {"path": "t.csv"}}, "the table has no row for it, or no caption in it"),
+        ({"caption_strategy": "filename", "caption_filter_list": ["b"]}, "caption_filter_list leaves nothing"),
+    ],
+)
+def test_a_picture_without_a_caption_is_told_what_its_strategy_lacks(
+    world: Any, keys: dict[str, Any], expected: str
+) -> None:
+    add_pictures(world, "a.png", caption="one")
+    add_pictures(world, "b.png")
+    (world.folder / "pictures" / "t.csv").write_text("id,caption\na,one\n")
+    row = rows_of(world, keys)["b.png"]
+    assert row.reason == "caption_missing" and str(row.detail).startswith(expected)
 
 
 # ---- prompts and text files -------------------------------------------------------------------------------------------
