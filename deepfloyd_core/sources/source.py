@@ -4,7 +4,7 @@ Everything after this seam knows a picture by its data set and its name there, a
 in each process that needs it, so child processes and other machines open their own.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import TYPE_CHECKING, Protocol
 
@@ -37,26 +37,44 @@ class Source(Protocol):
 @lru_cache(maxsize=64)
 def open_source(dataset: "ImageDataset") -> Source:
     """The source of a data set. Raises ConfigError when it is not there, or its library is not."""
-    # Each library is imported by those who need it only: configuration errors answer in under a second.
-    if dataset.type == "local":
-        from deepfloyd_core.sources.folder import Folder
+    return SOURCES[dataset.type](dataset)
 
-        return Folder(dataset)
-    if dataset.type == "aws":
-        from deepfloyd_core.sources.bucket import Bucket
 
-        return Bucket(dataset)
-    if dataset.type == "webdataset":
-        from deepfloyd_core.sources.tars import Tars
+# Each imports its module when it is called: some load a library, and configuration errors answer in under a second.
+def _folder(dataset: "ImageDataset") -> Source:
+    from deepfloyd_core.sources.folder import Folder
 
-        return Tars(dataset)
-    if dataset.type == "huggingface":
-        from deepfloyd_core.sources.huggingface import Saved
+    return Folder(dataset)
 
-        return Saved(dataset)
+
+def _bucket(dataset: "ImageDataset") -> Source:
+    from deepfloyd_core.sources.bucket import Bucket
+
+    return Bucket(dataset)
+
+
+def _tars(dataset: "ImageDataset") -> Source:
+    from deepfloyd_core.sources.tars import Tars
+
+    return Tars(dataset)
+
+
+def _huggingface(dataset: "ImageDataset") -> Source:
+    from deepfloyd_core.sources.huggingface import Saved
+
+    return Saved(dataset)
+
+
+def _urls(dataset: "ImageDataset") -> Source:
     from deepfloyd_core.sources.urls import Urls
 
     return Urls(dataset)
+
+
+# By the value of `type`.
+SOURCES: dict[str, Callable[["ImageDataset"], Source]] = {
+    "local": _folder, "aws": _bucket, "webdataset": _tars, "huggingface": _huggingface, "csv": _urls, "parquet": _urls,
+}  # fmt: skip
 
 
 def read_again(dataset: "ImageDataset", name: str, sha256: str | None) -> bytes | None:

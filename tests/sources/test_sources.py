@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from deepfloyd_core.config.data_sets import ImageDataset
 from deepfloyd_core.errors import ConfigError, DataError
 from deepfloyd_core.index.identity import index_request
 from deepfloyd_core.index.ledger import read_index
@@ -28,7 +29,7 @@ from deepfloyd_core.index.scan import scan
 from deepfloyd_core.preflight.load import load_run
 from deepfloyd_core.processes.pool import Children, Limits
 from deepfloyd_core.sources import urls
-from deepfloyd_core.sources.source import open_source
+from deepfloyd_core.sources.source import SOURCES, open_source
 
 SIZE = {"resolution": 64, "minimum_image_size": 64, "crop_style": "random"}
 
@@ -496,6 +497,10 @@ def test_odd_tar_files_cost_their_own_rows(world: Any) -> None:
         "noise.tar": "unreadable", "small.tar.gz": "unsupported", "cut.tar/00.png": "unreadable",
     }  # fmt: skip
     assert sum(row.status == "accepted" for row in rows) == 12
+
+
+def test_every_type_that_a_data_file_may_name_has_a_source() -> None:
+    assert set(get_args(ImageDataset.model_fields["type"].annotation)) == SOURCES.keys()
 
 
 def test_a_package_that_is_missing_is_named_with_its_command(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
