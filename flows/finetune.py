@@ -45,11 +45,9 @@ def make_bundle(run: Run, index: Artifact) -> Version:
     trainings = make_trainings(run, pictures, embeds, prompts)
     loras = {stage: training.lora for stage, training in trainings.items()}
     sampled_from = SampleInputs(
-        text_embeds=embeds, eval_set=pictures.eval_set, conditioning=pictures.conditioning,
-        eval_conditioning=pictures.eval_conditioning, stage1_lora=loras.get(1), stage2_lora=loras.get(2),
+        text_embeds=embeds, eval_set=pictures.eval_set, loras=loras, conditioning=pictures.conditioning,
+        eval_conditioning=pictures.eval_conditioning,
     )  # fmt: skip
     samples = cascade_samples(run, prompts, sampled_from)
-    bundled = BundleInputs(
-        image_index=index, cascade_samples=samples, stage1_lora=loras.get(1), stage2_lora=loras.get(2)
-    )
-    return publish_version(run, lora_bundle(run, prompts, bundled), index)
+    bundle = lora_bundle(run, prompts, BundleInputs(image_index=index, cascade_samples=samples, loras=loras))
+    return publish_version(run, bundle, index)

@@ -16,7 +16,7 @@ from tasks.publish import publish_pictures
 def lora_bundle(run: Run, prompts: list[str], inputs: BundleInputs[Artifact]) -> Artifact:
     """What is published of a run. prompts: those of its samples."""
     bundle = materialise(
-        run.workspace, bundle_request(inputs.by_name), lambda work: build_bundle(run, inputs.by_name, prompts, work)
+        run.workspace, bundle_request(inputs.by_name), lambda work: build_bundle(run, inputs, prompts, work)
     )
     publish_pictures(bundle, "sheet.png")
     return bundle

@@ -7,6 +7,7 @@ from typing import Any
 
 from deepfloyd_core.adapters.files import product_name
 from deepfloyd_core.bundle.card import card_code
+from deepfloyd_core.bundle.inputs import BundleInputs
 from deepfloyd_core.config.flavours import Stage
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.errors import ArtifactError
@@ -29,16 +30,16 @@ _FIGURES = (
 )  # fmt: skip
 
 
-def build_bundle(run: Run, inputs: dict[str, Artifact], prompts: list[str], work: WorkDir) -> dict[str, Any]:
+def build_bundle(run: Run, inputs: BundleInputs[Artifact], prompts: list[str], work: WorkDir) -> dict[str, Any]:
     """Copy the parts of a bundle together and write its model card. Returns the metrics."""
     metrics: dict[str, Any] = {}
     for stage in run.config.stages:
-        lora, folder = inputs[f"stage{stage}_lora"], stage_folder(work.path, stage)
+        lora, folder = inputs.loras[stage], stage_folder(work.path, stage)
         folder.mkdir(exist_ok=True)
         _take(lora, {product_name(lora.path), "scheduler"}, folder)
         metrics[f"stage{stage}"] = {key: lora.summary[key] for key in _FIGURES if key in lora.summary}
-    metrics["samples"] = inputs["cascade_samples"].summary
-    samples = inputs["cascade_samples"]
+    samples = inputs.cascade_samples
+    metrics["samples"] = samples.summary
     _take(samples, {sheet.name for sheet in samples.path.glob("*.png")}, work.path)
     write_bytes(work.path / "metrics.json", (json.dumps(metrics, indent=2, sort_keys=True) + "\n").encode())
     write_bytes(work.path / "README.md", _card(run, inputs, prompts, metrics).encode())
@@ -61,29 +62,30 @@ def _take(source: Artifact, names: set[str], folder: Path) -> None:
             take_part(source.path / name, sha256, folder / name)
 
 
-def _card(run: Run, inputs: dict[str, Artifact], prompts: list[str], metrics: dict[str, Any]) -> str:
-    lines = ["# Fine-tuned DeepFloyd IF", "", f"Data: {_data_line(inputs['image_index'])}", ""]
-    lines += [*(_trained_line(stage, inputs) for stage in run.config.stages), ""]
-    lines += ["![samples](sheet.png)", ""] if (inputs["cascade_samples"].path / "sheet.png").exists() else []
-    if "upscaled" in inputs["cascade_samples"].summary:
+def _card(run: Run, inputs: BundleInputs[Artifact], prompts: list[str], metrics: dict[str, Any]) -> str:
+    samples, sampled = inputs.cascade_samples.summary, (inputs.cascade_samples.path / "sheet.png").exists()
+    lines = ["# Fine-tuned DeepFloyd IF", "", f"Data: {_data_line(inputs.image_index)}", ""]
+    lines += [*(_trained_line(stage, inputs.loras[stage]) for stage in run.config.stages), ""]
+    lines += ["![samples](sheet.png)", ""] if sampled else []
+    if "upscaled" in samples:
         lines += ["![held-out pictures](eval.png)", "", f"![zoomed details]({DETAIL_SHEET})", ""]
-        if "spoilt" in inputs["cascade_samples"].summary:
+        if "spoilt" in samples:
             lines += [f"![held-out pictures, low-res spoilt]({SPOILT_SHEETS[0]})", ""]
-    if not (inputs["cascade_samples"].path / "sheet.png").exists():
+    if not sampled:
         lines += ["There are no samples.", ""]
     elif run.config.stage1 and run.config.stage1.controlnet:
         lines += ["The samples follow held-out pictures, each with its own caption.", ""]
     else:
         lines += ["Sample prompts: " + "; ".join(f"`{prompt}`" for prompt in prompts), ""]
     lines += ["## Use", "", "```python"]
-    products = {stage: product_name(inputs[f"stage{stage}_lora"].path) for stage in run.config.stages}
+    products = {stage: product_name(inputs.loras[stage].path) for stage in run.config.stages}
     lines += [*card_code(run, products, prompts[0]), "```", "", "## Figures", "", *_measure_tables(metrics["samples"])]
     lines += ["```json", json.dumps(metrics, indent=2, sort_keys=True), "```", ""]
     lines += ["## Lineage", ""]
-    lines += [f"- {name}: {artifact.fingerprint}" for name, artifact in sorted(inputs.items())]
+    lines += [f"- {name}: {artifact.fingerprint}" for name, artifact in sorted(inputs.by_name.items())]
     lines += ["", "## Settings", ""]
     for stage in run.config.stages:
-        settings = inputs[f"stage{stage}_lora"].manifest["spec"]
+        settings = inputs.loras[stage].manifest["spec"]
         lines += [f"### Stage {'I' * stage}", "", "```json", json.dumps(settings, indent=2, sort_keys=True), "```", ""]
     return "\n".join([*lines, "## Licence", "", LICENCE, ""])
 
@@ -107,8 +109,8 @@ def _data_line(index: Artifact) -> str:
     return f"{summary['accepted']} of {summary['inputs']} pictures, data fingerprint {index.inputs['data']}"
 
 
-def _trained_line(stage: Stage, inputs: dict[str, Artifact]) -> str:
-    summary = inputs[f"stage{stage}_lora"].summary
+def _trained_line(stage: Stage, lora: Artifact) -> str:
+    summary = lora.summary
     pictures, crops = many(summary["pictures"], "picture"), many(summary["rows"], "crop")
     of = f"Stage {'I' * stage} was trained on {pictures} ({crops})"
     if "eval_loss" in summary:

@@ -3,9 +3,11 @@
 A record holds artifacts, or the requests of artifacts that are yet to be made (`planned`).
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Generic, TypeVar
 
+from deepfloyd_core.config.flavours import Stage
 from deepfloyd_core.types import Identity
 
 A = TypeVar("A", bound=Identity)
@@ -15,9 +17,10 @@ A = TypeVar("A", bound=Identity)
 class _Inputs(Generic[A]):
     @property
     def by_name(self) -> dict[str, A]:
-        """The fields that are not None."""
+        """The fields that are not None; `loras` by stage1_lora and stage2_lora."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: value for name, value in values.items() if value is not None}
+        loras = {f"stage{stage}_lora": lora for stage, lora in values.pop("loras", {}).items()}
+        return {name: value for name, value in values.items() if value is not None} | loras
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,21 +48,19 @@ class TrainingInputs(_Inputs[A]):
 
 @dataclass(frozen=True, kw_only=True)
 class SampleInputs(_Inputs[A]):
-    """Of the cascade samples. A run may lack a stage."""
+    """Of the cascade samples."""
 
     text_embeds: A
     eval_set: A
+    loras: Mapping[Stage, A]
     conditioning: A | None = None
     eval_conditioning: A | None = None
-    stage1_lora: A | None = None
-    stage2_lora: A | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class BundleInputs(_Inputs[A]):
-    """Of a bundle. A run may lack a stage."""
+    """Of a bundle."""
 
     image_index: A
     cascade_samples: A
-    stage1_lora: A | None = None
-    stage2_lora: A | None = None
+    loras: Mapping[Stage, A]

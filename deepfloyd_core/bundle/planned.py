@@ -74,13 +74,14 @@ def planned(run: Run, index: Artifact) -> dict[str, Request] | None:
         loras[stage] = lora_request(counted, stage, folder, inputs.by_name, prompts, sha256)
         requests += [*inputs.by_name.values(), loras[stage]]
     sampled_from = SampleInputs(
-        text_embeds=embeds, eval_set=held_out, conditioning=conditioning, eval_conditioning=eval_conditioning,
-        stage1_lora=loras.get(1), stage2_lora=loras.get(2),
-    )  # fmt: skip
-    samples = samples_request(run, prompts, folders, sampled_from.by_name)
-    bundled = BundleInputs[Identity](
-        image_index=index, cascade_samples=samples, stage1_lora=loras.get(1), stage2_lora=loras.get(2)
+        text_embeds=embeds,
+        eval_set=held_out,
+        loras=loras,
+        conditioning=conditioning,
+        eval_conditioning=eval_conditioning,
     )
+    samples = samples_request(run, prompts, folders, sampled_from.by_name)
+    bundled = BundleInputs[Identity](image_index=index, cascade_samples=samples, loras=loras)
     bundle = bundle_request(bundled.by_name)
     return {request.kind: request for request in [*requests, samples, bundle]}
 
