@@ -4,51 +4,86 @@ torch, prodigyopt, schedulefree and bitsandbytes each keep the state that their 
 numbers a parameter, some numbers for all. The three are stored as they are, so that a resumed run has the same bytes.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 
 from deepfloyd_core.config.stage import StageConfig
+from deepfloyd_core.errors import JobError
 from deepfloyd_core.training.adamw_bf16 import AdamWBF16
 
+Params = Iterable[torch.nn.Parameter]
 
-def make_optimizer(config: StageConfig, params: Iterable[torch.nn.Parameter], seed: int) -> torch.optim.Optimizer:
+
+def make_optimizer(config: StageConfig, params: Params, seed: int) -> torch.optim.Optimizer:
     """The optimizer of a stage, ready for its first step. `seed`: of the rounding of `adamw_bf16`."""
-    common: dict[str, Any] = {"lr": config.learning_rate, "weight_decay": config.adam_weight_decay}
-    adam = {**common, "betas": (config.adam_beta1, config.adam_beta2), "eps": config.adam_epsilon}
-    if config.optimizer == "adamw_bf16":
-        return AdamWBF16(params, seed, **adam)
-    if config.optimizer == "adafactor":
-        # Its steps are relative to the root mean square of a tensor. The second epsilon is the smallest one to reckon
-        # with: at 1, which adapters do not reach, learning_rate is an absolute step, as in AdamW. With torch's 1e-3 an
-        # adapter that starts at zero would take steps of a thousandth.
-        return torch.optim.Adafactor(params, **common, eps=(None, 1.0))
-    library = _from_library(config, params, adam)
+    optimizer = OPTIMIZERS[config.optimizer](config, params, seed)
+    for group in optimizer.param_groups:
+        group["initial_lr"] = group["lr"]
+    return optimizer
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float, peak: float) -> None:
+    """Give each group its learning rate of a step. A group that began with another one than `peak` keeps its multiple."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["initial_lr"] / peak * rate
+
+
+def _common(config: StageConfig) -> dict[str, Any]:
+    return {"lr": config.learning_rate, "weight_decay": config.adam_weight_decay}
+
+
+def _adam(config: StageConfig) -> dict[str, Any]:
+    betas = (config.adam_beta1, config.adam_beta2)
+    return {**_common(config), "betas": betas, "eps": config.adam_epsilon}
+
+
+def _adamw(config: StageConfig, params: Params, seed: int) -> torch.optim.Optimizer:
     # Fused, which torch takes on no device by itself: one pass over each tensor in place of ten, as near to float64's.
-    return torch.optim.AdamW(params, **adam, fused=True) if library is None else library
+    return torch.optim.AdamW(params, **_adam(config), fused=True)
 
 
-def _from_library(
-    config: StageConfig, params: Iterable[torch.nn.Parameter], adam: dict[str, Any]
-) -> torch.optim.Optimizer | None:
-    made: torch.optim.Optimizer | None = None
-    if config.optimizer == "adamw_8bit":
-        from bitsandbytes.optim import AdamW8bit
+def _adamw_bf16(config: StageConfig, params: Params, seed: int) -> torch.optim.Optimizer:
+    return AdamWBF16(params, seed, **_adam(config))
 
-        made = AdamW8bit(params, **adam)
-    elif config.optimizer == "prodigy":
-        from prodigyopt import Prodigy
 
-        # As its authors advise for diffusion models.
-        made = Prodigy(params, **adam, use_bias_correction=True, safeguard_warmup=True)
-    elif config.optimizer == "adamw_schedulefree":
-        from schedulefree import AdamWScheduleFree
+def _adamw_8bit(config: StageConfig, params: Params, seed: int) -> torch.optim.Optimizer:
+    from bitsandbytes.optim import AdamW8bit
 
-        averaging = AdamWScheduleFree(params, **adam)
-        averaging.train()
-        made = averaging
-    return made
+    optimizer: torch.optim.Optimizer = AdamW8bit(params, **_adam(config))
+    return optimizer
+
+
+def _adafactor(config: StageConfig, params: Params, seed: int) -> torch.optim.Optimizer:
+    # Its steps are relative to the root mean square of a tensor. The second epsilon is the smallest one to reckon with: at
+    # 1, which adapters do not reach, learning_rate is an absolute step, as in AdamW. With torch's 1e-3 an adapter that
+    # starts at zero would take steps of a thousandth.
+    return torch.optim.Adafactor(params, **_common(config), eps=(None, 1.0))
+
+
+def _prodigy(config: StageConfig, params: Params, seed: int) -> torch.optim.Optimizer:
+    from prodigyopt import Prodigy
+
+    # As its authors advise for diffusion models.
+    optimizer: torch.optim.Optimizer = Prodigy(params, **_adam(config), use_bias_correction=True, safeguard_warmup=True)
+    return optimizer
+
+
+def _adamw_schedulefree(config: StageConfig, params: Params, seed: int) -> torch.optim.Optimizer:
+    from schedulefree import AdamWScheduleFree
+
+    averaging = AdamWScheduleFree(params, **_adam(config))
+    averaging.train()
+    optimizer: torch.optim.Optimizer = averaging
+    return optimizer
+
+
+# By the value of `optimizer`. Each imports its library when it is called.
+OPTIMIZERS: dict[str, Callable[[StageConfig, Params, int], torch.optim.Optimizer]] = {
+    "adamw": _adamw, "adamw_bf16": _adamw_bf16, "adamw_8bit": _adamw_8bit, "adafactor": _adafactor, "prodigy": _prodigy,
+    "adamw_schedulefree": _adamw_schedulefree,
+}  # fmt: skip
 
 
 def take_average(optimizer: torch.optim.Optimizer) -> None:
@@ -64,6 +99,33 @@ def resume_training(optimizer: torch.optim.Optimizer) -> None:
     """After `take_average` in the middle of a run; the parameters must then be put back, because the way there rounds."""
     if hasattr(optimizer, "train"):
         optimizer.train()
+
+
+def check_savable(optimizer: torch.optim.Optimizer, name: str) -> None:
+    """Raise JobError when an optimizer has state that a checkpoint would lose. Call after a step: the first makes the state.
+
+    A checkpoint holds tensors and plain values of each parameter, and numbers of each group; what else a group has must not
+    change. name: the value of `optimizer`.
+    """
+    params = {param for group in optimizer.param_groups for param in group["params"]}
+    faults = [f"state {key!r} of no parameter" for key in optimizer.state if key not in params]
+    for param in params:
+        parts = optimizer.state.get(param, {}).items()
+        faults += [
+            _told(key, value) for key, value in parts if not (isinstance(value, torch.Tensor) or _is_plain(value))
+        ]
+    for group in optimizer.param_groups:
+        parts = ((key, value) for key, value in group.items() if key != "params")
+        faults += [_told(key, value) for key, value in parts if not _is_fixed(value)]
+    if faults:
+        raise JobError(
+            f"optimizer is {name!r}, and a checkpoint cannot hold its {sorted(faults)[0]}: a training that stops could not "
+            "go on. Use another optimizer."
+        )
+
+
+def _told(key: str, value: Any) -> str:
+    return f"{key!r}, a {type(value).__name__}"
 
 
 def optimizer_state(
@@ -101,3 +163,12 @@ def restore_optimizer(
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float)
+
+
+def _is_plain(value: Any) -> bool:
+    return value is None or isinstance(value, int | float | str)
+
+
+def _is_fixed(value: Any) -> bool:
+    """Whether a group's value is a number, or one that no optimizer changes."""
+    return _is_plain(value) or (isinstance(value, tuple) and all(map(_is_plain, value)))

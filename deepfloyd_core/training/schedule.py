@@ -4,8 +4,33 @@ Agrees with `diffusers.optimization.get_scheduler` where that has the schedule a
 """
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from deepfloyd_core.config.stage import StageConfig
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Shape of the learning rate over the run."""
+
+    # The share of the way from end to peak that is left when a share (0 to 1) of the decay is over. None: it stays there.
+    left: Callable[[StageConfig, float], float] | None
+    warms_up: bool = True
+
+
+# By the value of `lr_scheduler`.
+SCHEDULES = {
+    "constant": Shape(None, warms_up=False),
+    "constant_with_warmup": Shape(None),
+    "linear": Shape(lambda config, done: 1 - done),
+    "cosine": Shape(lambda config, done: 0.5 * (1 + math.cos(math.pi * done))),
+    "cosine_with_restarts": Shape(
+        lambda config, done: 0.5 * (1 + math.cos(math.pi * (config.lr_num_cycles * done % 1)))
+    ),
+    "polynomial": Shape(lambda config, done: float((1 - done) ** config.lr_power)),
+    "sine": Shape(lambda config, done: math.cos(0.5 * math.pi * done)),  # slow at first, steepest at the end
+}
 
 
 def learning_rate_at(config: StageConfig, step: int) -> float:
@@ -13,25 +38,10 @@ def learning_rate_at(config: StageConfig, step: int) -> float:
 
     Linear warm-up from 0 over `lr_warmup_steps` (not for `constant`), then from `learning_rate` to the last rate.
     """
-    peak, end = config.learning_rate, config.final_learning_rate
-    if config.schedule == "constant":
-        return peak
-    if step < config.lr_warmup_steps:
+    peak, end, schedule = config.learning_rate, config.final_learning_rate, SCHEDULES[config.schedule]
+    if schedule.warms_up and step < config.lr_warmup_steps:
         return peak * step / config.lr_warmup_steps
-    if config.schedule == "constant_with_warmup":
+    if schedule.left is None:
         return peak
     done = (step - config.lr_warmup_steps) / max(1, config.steps - config.lr_warmup_steps)
-    return end + (peak - end) * _shape(config, done)
-
-
-def _shape(config: StageConfig, done: float) -> float:
-    """Share of the way from end to peak that is left when `done` (0 to 1) of the decay is over."""
-    if config.schedule == "linear":
-        return 1 - done
-    if config.schedule == "cosine":
-        return 0.5 * (1 + math.cos(math.pi * done))
-    if config.schedule == "cosine_with_restarts":
-        return 0.5 * (1 + math.cos(math.pi * (config.lr_num_cycles * done % 1)))
-    if config.schedule == "polynomial":
-        return float((1 - done) ** config.lr_power)
-    return math.cos(0.5 * math.pi * done)  # sine: slow at first, steepest at the end
+    return end + (peak - end) * schedule.left(config, done)

@@ -47,6 +47,7 @@ from deepfloyd_core.training.compiled import check_backend, compiled_unet
 from deepfloyd_core.training.eval_loss import compared, grid_pictures, mean_loss
 from deepfloyd_core.training.forward import Prepared, Setup, batch_loss, feed, predict_noise, prepare
 from deepfloyd_core.training.mixing import Share
+from deepfloyd_core.training.optimizers import check_savable, set_learning_rate
 from deepfloyd_core.training.prefetch import Ahead
 from deepfloyd_core.training.recompute import recompute_activations
 from deepfloyd_core.training.schedule import learning_rate_at
@@ -222,10 +223,12 @@ def _tell(job: Job, row: dict[str, Any], pace: Pace, show: Board) -> None:
 
 
 def _step(setup: Setup, state: TrainingState, ahead: Ahead[Prepared], step: int) -> dict[str, Any]:
-    """One optimizer step, `step` counted from 0. Returns its metrics row; raises JobError when anything is not finite."""
+    """One optimizer step, `step` counted from 0. Returns its metrics row.
+
+    Raises JobError when anything is not finite, or after the first step when the optimizer's state could not be saved.
+    """
     config, lr = setup.config, learning_rate_at(setup.config, step)
-    for group in state.optimizer.param_groups:
-        group["lr"] = lr
+    set_learning_rate(state.optimizer, lr, config.learning_rate)
     loss, shown = 0.0, list[str]()
     for micro in range(config.gradient_accumulation_steps):
         number = step * config.gradient_accumulation_steps + micro
@@ -239,6 +242,8 @@ def _step(setup: Setup, state: TrainingState, ahead: Ahead[Prepared], step: int)
         left, batch = last_good(setup.out), ", ".join(shown)
         raise JobError(f"Step {step + 1}: loss is {loss}, gradient norm {norm}. The batch was {batch}. {left}")
     state.optimizer.step()
+    if step == 0:
+        check_savable(state.optimizer, config.optimizer)
     state.optimizer.zero_grad(set_to_none=True)
     if state.ema is not None:
         state.ema.step(state.params.values())

@@ -6,7 +6,7 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import numpy as np
 import pytest
@@ -15,15 +15,21 @@ from diffusers.optimization import get_scheduler
 
 from deepfloyd_core.adapters.lora import add_lora, trainable
 from deepfloyd_core.config.flavours import FLAVOURS
-from deepfloyd_core.config.stage import StageConfig
-from deepfloyd_core.errors import Stop
+from deepfloyd_core.config.stage import Schedule, StageConfig
+from deepfloyd_core.errors import JobError, Stop
 from deepfloyd_core.models.unet import adapter_dtype, load_unet
-from deepfloyd_core.training import adamw_bf16
+from deepfloyd_core.training import adamw_bf16, optimizers
 from deepfloyd_core.training import state as training_state
 from deepfloyd_core.training import trainer as train
 from deepfloyd_core.training.adamw_bf16 import AdamWBF16, round_at_random
-from deepfloyd_core.training.optimizers import make_optimizer, optimizer_state, restore_optimizer, take_average
-from deepfloyd_core.training.schedule import learning_rate_at
+from deepfloyd_core.training.optimizers import (
+    OPTIMIZERS,
+    make_optimizer,
+    optimizer_state,
+    restore_optimizer,
+    take_average,
+)
+from deepfloyd_core.training.schedule import SCHEDULES, learning_rate_at
 
 # Settings with which each optimizer learns the small problem below.
 LEARNS: dict[str, dict[str, Any]] = {
@@ -210,6 +216,89 @@ def test_each_optimizer_learns(optimizer: str, tmp_path: Path, monkeypatch: pyte
     config = settings(optimizer, max_train_steps=steps, gradient_accumulation_steps=1, checkpoint_step_interval=1000)
     _, metrics = run_loop(config, tmp_path, monkeypatch)
     assert metrics[-1]["loss"] < 0.5 * metrics[0]["loss"]
+
+
+# ---- the table -----------------------------------------------------------------------------------------------------
+
+
+def test_every_optimizer_and_schedule_that_a_run_file_may_name_is_there() -> None:
+    assert set(get_args(StageConfig.model_fields["optimizer"].annotation)) == OPTIMIZERS.keys()
+    assert set(get_args(Schedule)) == SCHEDULES.keys()
+
+
+def of_two_rates(config: StageConfig, params: Any, seed: int) -> torch.optim.Optimizer:
+    """AdamW with matrices at a tenth of the learning rate, after all others at the whole one."""
+    parts = list(params)
+    groups = [{"params": [part for part in parts if part.ndim < 2]}]
+    groups += [{"params": [part for part in parts if part.ndim >= 2], "lr": config.learning_rate / 10}]
+    return torch.optim.AdamW(groups, lr=config.learning_rate)
+
+
+@pytest.mark.usefixtures("sigterm")
+def test_groups_of_an_optimizer_keep_the_multiples_of_their_learning_rates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against torch's own steps at such rates; and a run that dies twice comes to the same."""
+    monkeypatch.setitem(optimizers.OPTIMIZERS, "adamw", of_two_rates)
+    config = settings("adamw", use_ema=False, gradient_accumulation_steps=1, max_grad_norm=0)
+    trained, metrics = run_loop(config, tmp_path / "whole", monkeypatch)
+
+    module = Small(torch.float32)
+    by_hand = of_two_rates(config, module.parameters(), 0)
+    for step in range(config.steps):
+        for group, multiple in zip(by_hand.param_groups, (1, 0.1), strict=True):
+            group["lr"] = learning_rate_at(config, step) * multiple
+        by_hand.zero_grad()
+        module.loss(step).backward()
+        by_hand.step()
+    for name, param in module.named_parameters():
+        torch.testing.assert_close(trained[name], param.detach(), rtol=1e-5, atol=1e-7)
+
+    run_to_death(config, tmp_path / "broken", monkeypatch, 5, 17)
+    resumed, again = run_loop(config, tmp_path / "broken", monkeypatch)
+    assert again == metrics and all(torch.equal(resumed[name], trained[name]) for name in trained)
+
+
+class Forgetful(torch.optim.SGD):
+    """Keeps what no checkpoint holds, in one of three places."""
+
+    def __init__(self, params: Any, lr: float, place: str) -> None:
+        super().__init__(params, lr)
+        self._place = place
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """As SGD, and remember the step."""
+        super().step()
+        (group,) = self.param_groups
+        if self._place == "a list":
+            self.state[group["params"][0]]["history"] = [torch.zeros(1)]
+        elif self._place == "a group":
+            group["running"] = torch.zeros(1)
+        else:
+            self.state["global"]["count"] = 1
+
+
+@pytest.mark.usefixtures("sigterm")
+@pytest.mark.parametrize(
+    ("place", "says"),
+    [
+        ("a list", "its 'history', a list"),
+        ("a group", "its 'running', a Tensor"),
+        ("no parameter", "its state 'global'"),
+    ],
+)
+def test_an_optimizer_whose_state_no_checkpoint_can_hold_ends_the_run_in_its_first_step(
+    place: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forgetful(config: StageConfig, params: Any, seed: int) -> torch.optim.Optimizer:
+        return Forgetful(params, config.learning_rate, place)
+
+    monkeypatch.setitem(optimizers.OPTIMIZERS, "adamw", forgetful)
+    with pytest.raises(
+        JobError, match=f"optimizer is 'adamw', and a checkpoint cannot hold {says}.* Use another optimizer"
+    ):
+        run_loop(settings("adamw", use_ema=False, checkpoint_step_interval=1), tmp_path, monkeypatch)
+    assert not (tmp_path / ".checkpoints").exists()
 
 
 # ---- bf16 AdamW ----------------------------------------------------------------------------------------------------
