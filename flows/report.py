@@ -1,7 +1,6 @@
 """What the terminal says of artifacts and versions: which there are, what is wrong with them, and a version's figures."""
 
 from pathlib import Path
-from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -10,6 +9,7 @@ from rich.text import Text
 
 from deepfloyd_core.bundle.verify import Verified
 from deepfloyd_core.errors import ArtifactError
+from deepfloyd_core.measures.held_out_loss import LossChange, loss_changes
 from deepfloyd_core.measures.tables import UPSCALED_BY, MeasureTable, by_noise_level, gained, measure_tables
 from deepfloyd_core.store.artifacts import all_artifacts
 from deepfloyd_core.store.counts import many
@@ -65,7 +65,7 @@ def print_version(out: Console, workspace: Path, version: Version, before: Versi
     out.print()
     for stage in (1, 2):
         if measured := bundle.summary.get(f"stage{stage}"):
-            _print_held_out(out, stage, measured)
+            print_losses(out, stage, loss_changes(measured))
     for key, value in samples.items():
         if not isinstance(value, dict):
             out.print(f"{key.replace('_', ' '):<22} {value}")
@@ -82,14 +82,11 @@ def print_version(out: Console, workspace: Path, version: Version, before: Versi
             out.print(f"{label:<22} {bundle.path / name}")
 
 
-def _print_held_out(out: Console, stage: int, measured: dict[str, Any]) -> None:
-    """The loss on pictures that were not trained on: of the base, or of a parent, and of the tuned model."""
-    for before, gain in (("eval_loss_base", "eval_gain"), ("eval_loss_parent", "eval_gain_on_parent")):
-        if before in measured:
-            middle, *interval = measured[gain]
-            ends = " ({:+.4f} to {:+.4f}, 95 %)".format(*(-value for value in reversed(interval))) if interval else ""
-            name = f"stage {'I' * stage} {'held-out loss' if before == 'eval_loss_base' else 'from its parent'}"
-            out.print(f"{name:<22} {measured[before]:.4f} -> {measured['eval_loss']:.4f}, {-middle:+.4f}{ends}")
+def print_losses(out: Console, stage: int, changes: list[LossChange]) -> None:
+    """A line for each: the held-out loss before and after, and how much it changed."""
+    for one in changes:
+        name = f"stage {'I' * stage} {'held-out loss' if one.since == 'base' else 'from its parent'}"
+        out.print(f"{name:<22} {one.words}, {one.change}")
 
 
 def print_measures(out: Console, measured: MeasureTable) -> None:

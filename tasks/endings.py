@@ -7,6 +7,7 @@ import logging
 from typing import Any
 
 from deepfloyd_core.index.ledger import DUPLICATE, INDEX_FILE
+from deepfloyd_core.measures.held_out_loss import loss_changes
 from deepfloyd_core.store.artifacts import Artifact
 from deepfloyd_core.store.changes import label
 from deepfloyd_core.store.counts import many
@@ -92,9 +93,8 @@ def _texts(summary: dict[str, Any]) -> str:
 def _training(summary: dict[str, Any]) -> str:
     # Not the first and last step's losses: each is of another t, so they say nothing of what was learnt.
     said = f"{many(summary['steps'], 'step')} on {many(summary['pictures'], 'picture')}"
-    if "eval_loss" in summary:
-        said += f", loss on held-out pictures {summary['eval_loss_base']:.4f} -> {summary['eval_loss']:.4f}"
-    return said
+    changes = loss_changes(summary)
+    return said + (f", loss on held-out pictures {changes[0].words}" if changes else "")
 
 
 def _lost(kind: str, summary: dict[str, Any]) -> list[str]:

@@ -14,6 +14,7 @@ from PIL import Image
 
 from deepfloyd_core.index.sheets import SHEET, TWINS_SHEET
 from deepfloyd_core.measures.files import DETAIL_SHEET, SPOILT_SHEETS
+from deepfloyd_core.measures.held_out_loss import losses_by_timestep
 from deepfloyd_core.measures.tables import measure_tables
 from deepfloyd_core.store.artifacts import Artifact
 from deepfloyd_core.store.counts import many
@@ -70,11 +71,9 @@ def publish_upscaled(samples: Artifact) -> None:
 
 def publish_held_out(lora: Artifact) -> None:
     """The held-out loss of the base and the tuned model at each timestep, if any picture is held out."""
-    if "eval_by_t" not in lora.summary:
-        return
-    rows = [{"t": t, "base": base, "tuned": tuned} for t, (base, tuned) in lora.summary["eval_by_t"].items()]
-    kind = lora.kind.replace("_", "-")
-    create_table_artifact(rows, key=f"{kind}-held-out", description="Loss on the held-out pictures by timestep")
+    if rows := losses_by_timestep(lora.summary):
+        kind = lora.kind.replace("_", "-")
+        create_table_artifact(rows, key=f"{kind}-held-out", description="Loss on the held-out pictures by timestep")
 
 
 def publish_buckets(lora: Artifact, batch_size: int) -> None:
