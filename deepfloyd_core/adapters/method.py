@@ -17,7 +17,7 @@ from deepfloyd_core.adapters.controlnet import (
     save_control,
     start_control,
 )
-from deepfloyd_core.adapters.files import BITFIT_FILE, CONTROL_FILE, UNET_FOLDER, product_name
+from deepfloyd_core.adapters.files import BITFIT_FILE, CONTROL_FILE, LORA_FILE, UNET_FOLDER, product_name, product_of
 from deepfloyd_core.adapters.full import free_all, load_full, reload_unet, restore_unet, save_unet
 from deepfloyd_core.adapters.lora import ADAPTER, add_lora, load_adapters, reload_saved, remove_lora, save_lora
 from deepfloyd_core.config.flavours import Stage
@@ -35,21 +35,33 @@ class Method:
     save: Callable[[UNet2DConditionModel, Stage, Path, Path], None]  # base folder, folder to save in
     reload: Callable[[UNet2DConditionModel, Stage, Path, Path], float]  # base folder, saved folder
     remove: Callable[[UNet2DConditionModel, Path], None]  # with the base folder
+    load: Callable[[Any, Path], object]  # into a stock pipeline, from the saved folder
 
 
-LORA = Method(add_lora, load_adapters, save_lora, reload_saved, remove_lora)
-BITFIT = Method(free_biases, load_biases, save_biases, reload_biases, restore_biases)
-FULL = Method(free_all, load_full, save_unet, reload_unet, restore_unet)
-CONTROL = Method(add_control, start_control, save_control, reload_control, remove_control)
+# By the name of what it leaves; `files.PRODUCTS` has the settings that choose it.
+METHODS = {
+    LORA_FILE: Method(
+        add_lora, load_adapters, save_lora, reload_saved, remove_lora,
+        lambda pipeline, out: pipeline.load_lora_weights(out, adapter_name=ADAPTER),
+    ),
+    BITFIT_FILE: Method(
+        free_biases, load_biases, save_biases, reload_biases, restore_biases,
+        lambda pipeline, out: load_biases(pipeline.unet, out / BITFIT_FILE),
+    ),
+    CONTROL_FILE: Method(
+        add_control, start_control, save_control, reload_control, remove_control,
+        lambda pipeline, out: load_control(pipeline.unet, out / CONTROL_FILE),
+    ),
+    UNET_FOLDER: Method(
+        free_all, load_full, save_unet, reload_unet, restore_unet,
+        lambda pipeline, out: load_full(pipeline.unet, out / UNET_FOLDER / UNET_WEIGHTS),
+    ),
+}  # fmt: skip
 
 
 def method_of(config: StageConfig) -> Method:
     """The way that a stage's settings ask for."""
-    if config.model_type == "full":
-        return FULL
-    if config.controlnet:
-        return CONTROL
-    return BITFIT if config.use_bitfit else LORA
+    return METHODS[product_of(config).name]
 
 
 def base_dtype(config: StageConfig) -> torch.dtype:
@@ -59,12 +71,4 @@ def base_dtype(config: StageConfig) -> torch.dtype:
 
 def load_product(pipeline: Any, out: Path) -> None:
     """Load what training saved in a folder into a stock pipeline."""
-    name = product_name(out)
-    if name == UNET_FOLDER:
-        load_full(pipeline.unet, out / UNET_FOLDER / UNET_WEIGHTS)
-    elif name == BITFIT_FILE:
-        load_biases(pipeline.unet, out / BITFIT_FILE)
-    elif name == CONTROL_FILE:
-        load_control(pipeline.unet, out / CONTROL_FILE)
-    else:
-        pipeline.load_lora_weights(out, adapter_name=ADAPTER)
+    METHODS[product_name(out)].load(pipeline, out)

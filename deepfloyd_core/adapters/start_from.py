@@ -15,7 +15,18 @@ from typing import Any
 from safetensors import SafetensorError
 
 from deepfloyd_core.adapters.controlnet_file import RECORD, Shapes, control_record, new_shapes, way_down
-from deepfloyd_core.adapters.files import BITFIT_FILE, CONTROL_FILE, LORA_FILE, UNET_FOLDER
+from deepfloyd_core.adapters.files import (
+    BITFIT,
+    BITFIT_FILE,
+    CONTROL,
+    CONTROL_FILE,
+    FULL,
+    LORA,
+    LORA_FILE,
+    UNET_FOLDER,
+    Product,
+    product_of,
+)
 from deepfloyd_core.adapters.lora_formats import ADAPTER, PEFT, Names, our_names, stranger_fault
 from deepfloyd_core.config.base import is_there
 from deepfloyd_core.config.flavours import TEXT_MODULES, Stage
@@ -31,14 +42,6 @@ _PEFT_FILE, _PEFT_SETTINGS = "adapter_model.safetensors", "adapter_config.json" 
 _PLACES = (BITFIT_FILE, CONTROL_FILE, f"{UNET_FOLDER}/{UNET_WEIGHTS}", LORA_FILE, UNET_WEIGHTS, _PEFT_FILE)
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _METADATA = "lora_adapter_metadata"
-_CONTROL = "a ControlNet-LoRA"
-# What is trained, by the settings that train it.
-_TRAINED: dict[str, dict[str, Any]] = {
-    "a LoRA": {"model_type": "lora", "use_bitfit": False, "controlnet": False},
-    _CONTROL: {"model_type": "lora", "use_bitfit": False, "controlnet": True},
-    "biases": {"model_type": "lora", "use_bitfit": True, "controlnet": False},
-    "a UNet": {"model_type": "full", "use_bitfit": False, "controlnet": False},
-}
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,7 @@ def find_parent(run: Run, stage: Stage, folder: Path) -> Parent | None:
     if fault:
         raise ConfigError(f"{said}, {fault}.")
     names = our_names(header.shapes, _layers(base))
-    known_as = names.known_as if _kind(header, names) == "a LoRA" else ""
+    known_as = names.known_as if _kind(header, names) is LORA else ""
     note = f"{said}: a LoRA in the format of {known_as}; all its {len(names.tensors)} tensors are read, to the bit"
     return Parent(file, note if known_as else "")
 
@@ -156,18 +159,17 @@ def _made_safe(pickle: Path) -> str:
 def _faults(config: StageConfig, file: Path, header: Header, base: Shapes) -> Iterator[str]:
     """What keeps a file from being the start of a training, the most telling first."""
     names = our_names(header.shapes, _layers(base))
-    found = _kind(header, names)
-    wanted = next(kind for kind, keys in _TRAINED.items() if not _unlike(config, keys))
-    if not found:
+    product, trained = _kind(header, names), product_of(config)
+    if product is None:
         yield stranger_fault(names) if names.strangers else "and there is nothing in it"
-    elif found == _CONTROL and config.flavour.stage == 2:
-        yield f"which is {found}, and those are of Stage I. Remove init_lora"
-    elif found != wanted:
-        keys = " and ".join(_unlike(config, _TRAINED[found]))
-        yield f"which is {found}; the settings train {wanted}. Set {keys}, or remove init_lora"
-    elif found == _CONTROL:
+    elif product is CONTROL and config.flavour.stage == 2:
+        yield f"which is {product.words}, and those are of Stage I. Remove init_lora"
+    elif product is not trained:
+        keys = " and ".join(product.unlike(config))
+        yield f"which is {product.words}; the settings train {trained.words}. Set {keys}, or remove init_lora"
+    elif product is CONTROL:
         yield from _control_faults(config, header, base)
-    elif found == "a LoRA":
+    elif product is LORA:
         yield from _name_faults(file, names)
         shapes = {ours: header.shapes[name] for name, ours in names.tensors.items()}
         yield from _lora_faults(config, shapes, _settings(file, header, names), base)
@@ -180,26 +182,22 @@ def _faults(config: StageConfig, file: Path, header: Header, base: Shapes) -> It
         yield f"with weights in {', '.join(sorted(kinds))}; {config.optimizer} starts exactly from {exactly} only. Use adamw"
 
 
-def _unlike(config: StageConfig, keys: dict[str, Any]) -> list[str]:
-    """Those of some settings that a stage has otherwise, as one writes them."""
-    return [f"{key} = {str(value).lower()}" for key, value in keys.items() if getattr(config, key) != value]
-
-
 def _adapters(header: Header, prefix: str) -> Shapes:
     """The tensors of adapters under a prefix, named without it."""
     inside = {name.removeprefix(prefix): shape for name, shape in header.shapes.items() if name.startswith(prefix)}
     return {name: shape for name, shape in inside.items() if ADAPTER.fullmatch(name)}
 
 
-def _kind(header: Header, found: Names) -> str:
+def _kind(header: Header, found: Names) -> Product | None:
+    """What a file of weights is of, told by the names in it."""
     names = header.shapes
     if any(name.startswith(("skips.", "hint.")) for name in names):
-        return _CONTROL
+        return CONTROL
     if found.tensors and not found.strangers:
-        return "a LoRA"
+        return LORA
     if names and all(name.endswith(".bias") for name in names):
-        return "biases"
-    return "a UNet" if "conv_in.weight" in names else ""
+        return BITFIT
+    return FULL if "conv_in.weight" in names else None
 
 
 def _name_faults(file: Path, names: Names) -> Iterator[str]:

@@ -13,8 +13,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from training_parts import planned_name
 
+from deepfloyd_core.adapters.files import UNET_FOLDER
 from deepfloyd_core.adapters.full import free_all, load_full, reload_unet, restore_unet, save_unet
-from deepfloyd_core.adapters.method import FULL, base_dtype, load_product, method_of
+from deepfloyd_core.adapters.method import METHODS, base_dtype, load_product, method_of
 from deepfloyd_core.config.flavours import FLAVOURS, Stage
 from deepfloyd_core.config.stage import StageConfig
 from deepfloyd_core.errors import ArtifactError
@@ -83,7 +84,7 @@ def test_every_weight_is_trained_from_the_raw_text(stage: Stage) -> None:
     stock = UNet2DConditionModel.from_pretrained(FOLDERS[stage], subfolder="unet")
     assert trained == set(stock.state_dict()), "no weight that is a buffer only"
     assert {"encoder_hid_proj.weight", "add_embedding.pool.positional_embedding"} <= trained
-    assert method_of(config) is FULL and not text_is_frozen(config)
+    assert method_of(config) is METHODS[UNET_FOLDER] and not text_is_frozen(config)
 
 
 @pytest.mark.parametrize("stage", [1, 2])

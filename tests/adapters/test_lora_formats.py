@@ -15,9 +15,10 @@ from diffusers.utils import convert_state_dict_to_diffusers
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
+from deepfloyd_core.adapters.files import LORA_FILE
 from deepfloyd_core.adapters.lora import lora_state, trainable
 from deepfloyd_core.adapters.lora_formats import our_names
-from deepfloyd_core.adapters.method import LORA
+from deepfloyd_core.adapters.method import METHODS
 from deepfloyd_core.adapters.start_from import find_parent
 from deepfloyd_core.config.flavours import FLAVOURS
 from deepfloyd_core.config.run import Run
@@ -56,7 +57,7 @@ def trainers() -> dict[float, UNet2DConditionModel]:
     for alpha in (2.0, float(RANK)):
         keys = {"model_flavour": "tiny-i", "mixed_precision": "no", "lora_rank": RANK, "lora_alpha": alpha}
         made[alpha] = load_unet(FOLDER, torch.float32)
-        LORA.prepare(made[alpha], StageConfig.model_validate(keys), 7)
+        METHODS[LORA_FILE].prepare(made[alpha], StageConfig.model_validate(keys), 7)
     return made
 
 
@@ -190,7 +191,7 @@ def test_every_tensor_arrives_to_the_bit_and_the_first_step_sees_the_whole_effec
     unet = trainers[alpha]
     for param in trainable(unet).values():
         param.data.fill_(7.0)
-    LORA.start(unet, parent.file)
+    METHODS[LORA_FILE].start(unet, parent.file)
     arrived = lora_state(unet)
     assert arrived.keys() == matrices.keys() and len(arrived) == 120
     assert all(torch.equal(arrived[key], tensor) for key, tensor in matrices.items())
@@ -234,7 +235,7 @@ def test_the_remedy_for_alphas_that_differ_is_exact_enough(
     parent = find_parent(new_run(tmp_path, file), 1, FOLDER)
     assert parent is not None
     unet = trainers[float(RANK)]
-    LORA.start(unet, parent.file)
+    METHODS[LORA_FILE].start(unet, parent.file)
     torch.testing.assert_close(output(unet), output(merged), atol=1e-5, rtol=1e-5)
 
 
