@@ -222,7 +222,7 @@ def test_each_optimizer_learns(optimizer: str, tmp_path: Path, monkeypatch: pyte
 
 
 def test_every_optimizer_and_schedule_that_a_run_file_may_name_is_there() -> None:
-    assert set(get_args(StageConfig.model_fields["optimizer"].annotation)) == OPTIMIZERS.keys()
+    assert set(get_args(StageConfig.model_fields["optimizer"].annotation)) == OPTIMIZERS.keys() == LEARNS.keys()
     assert set(get_args(Schedule)) == SCHEDULES.keys()
 
 
