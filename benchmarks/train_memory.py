@@ -17,7 +17,8 @@ import torch
 from worlds import own_bytes, peak_bytes
 
 from deepfloyd_core.adapters.lora import add_lora
-from deepfloyd_core.config.stage import BasePrecision, StageConfig
+from deepfloyd_core.config.stage import StageConfig
+from deepfloyd_core.config.stage_method import BasePrecision
 from deepfloyd_core.models.folders import resolve
 from deepfloyd_core.models.quantized import frozen_bytes, load_base
 from deepfloyd_core.training.recompute import recompute_activations

@@ -5,8 +5,6 @@ from collections.abc import Mapping
 from deepfloyd_core.store.artifacts import Request
 from deepfloyd_core.types import Identity, names_of
 
-# 2: gains on held-out pictures. 3: how many pictures were trained on. 4: base models in its inputs. 5: a card whose code
-# makes a picture, and tables of measures
 BUNDLE_FORMAT = 5
 
 

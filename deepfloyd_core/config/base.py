@@ -179,7 +179,8 @@ def _fault_lines(model: type[Spec], faults: Iterable[Any], also: tuple[str, ...]
         path = _written_path(model, loc[:-1] if unknown else loc) + unknown
         places.setdefault(tuple(path), []).append(fault)
     inner = {path[:depth] for path in places for depth in range(1, len(path))}
-    return [_fault_line(model, list(path), found, also) for path, found in places.items() if path not in inner]
+    told = [_fault_line(model, list(path), found, also) for path, found in places.items() if path not in inner]
+    return [line for text in told for line in text.split("\n")]  # a model may tell several faults among its keys
 
 
 def _fault_line(model: type[Spec], path: list[str], faults: list[Any], also: tuple[str, ...]) -> str:
@@ -192,8 +193,8 @@ def _fault_line(model: type[Spec], path: list[str], faults: list[Any], also: tup
     first, *others = dict.fromkeys(_message(fault) for fault in faults)
     message = " or ".join([first, *(other.removeprefix("Input should be ") for other in others)])
     if not path or kind == "value_error":
-        ended = message if message.endswith((".", "?")) else f"{message}."
-        return f"{name}: {ended}" if path else ended
+        ended = [line if line.endswith((".", "?")) else f"{line}." for line in message.split("\n")]
+        return "\n".join(f"{name}: {line}" if path else line for line in ended)
     field = _model_at(model, path[:-1]).model_fields.get(path[-1])
     help_text = f" ({field.description})" if field is not None and field.description else ""
     return f"{name} is {found!r}; {message[:1].lower()}{message[1:]}.{help_text}"

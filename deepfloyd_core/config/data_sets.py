@@ -14,8 +14,13 @@ from pydantic import Field, SecretStr, model_validator
 from deepfloyd_core.config.base import HomePath, NameOrPath, Spec
 from deepfloyd_core.config.data_blocks import AspectBucket, CaptionShuffle, CaptionTable, Texts
 from deepfloyd_core.config.flavours import UPSCALE, Stage
+from deepfloyd_core.config.keys import CONTENT, LORA, Reader, key
 
 STAGE1_MAX_PX = 128
+_ENTRY: tuple[Reader, ...] = ("all",)
+_INDEX: tuple[Reader, ...] = ("index",)
+_VERDICT: tuple[Reader, ...] = ("verdict", "index")
+_CROPS: tuple[Reader, ...] = (*_VERDICT, "pixels", "eval_set")
 MIN_EDGE_PX, MAX_EDGE_PX = 8, 2048
 TABLES = ("parquet", "csv", "jsonl")  # strategies whose captions come from the table of the `parquet` block
 # Where the picture's own aspect becomes its size, the widest that is taken unless the data set says otherwise: a
@@ -38,53 +43,64 @@ _STRATEGIES = {
 class Place(Spec):
     """Where the pictures of a set are, and how to get them. Nothing of it is part of what they are."""
 
-    id: str = Field(min_length=1, description="Name of the data set; part of every ledger row.")
-    type: Literal["local", "aws", "csv", "parquet", "huggingface", "webdataset"] = Field(
-        description="`local`: a directory on this machine. `aws`: a bucket of S3 or another server of its kind. `csv`, "
-        "`parquet`: a table of URLs. `huggingface`: a saved data set. `webdataset`: a directory of tar files."
+    id: str = key(min_length=1, says="Name of the data set; part of every ledger row.", makes=_ENTRY)
+    type: Literal["local", "aws", "csv", "parquet", "huggingface", "webdataset"] = key(
+        says="`local`: a directory on this machine. `aws`: a bucket of S3 or another server of its kind. `csv`, "
+        "`parquet`: a table of URLs. `huggingface`: a saved data set. `webdataset`: a directory of tar files.",
+        makes=CONTENT,
     )
-    instance_data_dir: HomePath = Field(
-        "", description="Directory of the pictures or tar files, searched recursively; tar files also at an s3:// URL."
+    instance_data_dir: HomePath = key(
+        "",
+        says="Directory of the pictures or tar files, searched recursively; tar files also at an s3:// URL.",
+        makes=CONTENT,
     )
-    follow_links: bool = Field(
+    follow_links: bool = key(
         False,
-        description="Use what links in `instance_data_dir` lead to outside of it (`local`). Those of a Hugging Face cache "
+        says="Use what links in `instance_data_dir` lead to outside of it (`local`). Those of a Hugging Face cache "
         "to its `blobs` are used as it is.",
+        makes=CONTENT,
     )
-    aws_bucket_name: str | None = Field(None, min_length=1, description="The bucket of `aws`.")
-    aws_data_prefix: str | None = Field(None, description="Where in the bucket the pictures are, searched recursively.")
-    aws_endpoint_url: str | None = Field(None, description="Server other than Amazon's, for example https://host:9000.")
-    aws_region_name: str | None = Field(None, description="The bucket's region.")
-    aws_access_key_id: SecretStr | None = Field(
-        None, description="Better left to the environment (AWS_ACCESS_KEY_ID) or the machine's own role."
+    aws_bucket_name: str | None = key(None, min_length=1, says="The bucket of `aws`.", makes=CONTENT)
+    aws_data_prefix: str | None = key(
+        None, says="Where in the bucket the pictures are, searched recursively.", makes=CONTENT
     )
-    aws_secret_access_key: SecretStr | None = Field(
-        None, description="Better left to the environment (AWS_SECRET_ACCESS_KEY) or the machine's own role."
+    aws_endpoint_url: str | None = key(
+        None, says="Server other than Amazon's, for example https://host:9000.", makes=CONTENT
     )
-    csv_file: HomePath | None = Field(
-        None, description="The table of `csv` or `parquet`: a row for each picture; .csv, .tsv, .parquet or .jsonl."
+    aws_region_name: str | None = key(None, says="The bucket's region.", makes=CONTENT)
+    aws_access_key_id: SecretStr | None = key(
+        None, says="Better left to the environment (AWS_ACCESS_KEY_ID) or the machine's own role.", makes=CONTENT
     )
-    csv_url_column: str = Field("url", description="Its column with the pictures' http or https URLs.")
-    csv_caption_column: Texts = Field("caption", description="Its column (or columns) with captions.")
-    csv_cache_dir: HomePath | None = Field(None, description="Directory that keeps the downloaded pictures.")
-    csv_user_agent: str | None = Field(
+    aws_secret_access_key: SecretStr | None = key(
+        None, says="Better left to the environment (AWS_SECRET_ACCESS_KEY) or the machine's own role.", makes=CONTENT
+    )
+    csv_file: HomePath | None = key(
+        None,
+        says="The table of `csv` or `parquet`: a row for each picture; .csv, .tsv, .parquet or .jsonl.",
+        makes=CONTENT,
+    )
+    csv_url_column: str = key("url", says="Its column with the pictures' http or https URLs.", makes=CONTENT)
+    csv_caption_column: Texts = key("caption", says="Its column (or columns) with captions.", makes=CONTENT)
+    csv_cache_dir: HomePath | None = key(None, says="Directory that keeps the downloaded pictures.", makes=CONTENT)
+    csv_user_agent: str | None = key(
         None,
         pattern="^[ -~]+$",
-        description="What downloads call themselves; unset: deepfloyd-pipeline and its version. Some servers ask for an "
+        says="What downloads call themselves; unset: deepfloyd-pipeline and its version. Some servers ask for an "
         "address to write to.",
+        makes=CONTENT,
     )
-    dataset_name: NameOrPath | None = Field(
-        None, description="`huggingface`: a folder made by save_to_disk, or what load_dataset takes."
+    dataset_name: NameOrPath | None = key(
+        None, says="`huggingface`: a folder made by save_to_disk, or what load_dataset takes.", makes=CONTENT
     )
-    split: str = Field("train", description="`huggingface`: which split of it.")
-    image_column: str = Field("image", description="`huggingface`: column with the pictures.")
-    caption_column: Texts = Field("caption", description="`huggingface`: column (or columns) with captions.")
+    split: str = key("train", says="`huggingface`: which split of it.", makes=CONTENT)
+    image_column: str = key("image", says="`huggingface`: column with the pictures.", makes=CONTENT)
+    caption_column: Texts = key("caption", says="`huggingface`: column (or columns) with captions.", makes=CONTENT)
 
-    fallback_caption_column: Texts | None = Field(
-        None, description="`huggingface`: column (or columns) used where `caption_column` is empty."
+    fallback_caption_column: Texts | None = key(
+        None, says="`huggingface`: column (or columns) used where `caption_column` is empty.", makes=CONTENT
     )
-    revision: str | None = Field(
-        None, description="`huggingface`: branch, tag or commit on the hub; unset: its main one."
+    revision: str | None = key(
+        None, says="`huggingface`: branch, tag or commit on the hub; unset: its main one.", makes=CONTENT
     )
 
     @model_validator(mode="after")
@@ -99,89 +115,121 @@ class Place(Spec):
 class ImageDataset(Place):
     """One set of captioned pictures."""
 
-    dataset_type: Literal["image"] = Field("image", description="This entry holds pictures.")
-    disabled: bool = Field(False, description="Leave this entry out of the run; nothing but its id is then looked at.")
-    disable: bool = Field(False, description="Older spelling of `disabled`.")
+    dataset_type: Literal["image"] = key("image", says="This entry holds pictures.", makes=_ENTRY)
+    disabled: bool = key(
+        False, says="Leave this entry out of the run; nothing but its id is then looked at.", makes=_ENTRY
+    )
+    disable: bool = key(False, says="Older spelling of `disabled`.", makes=_ENTRY)
 
-    resolution: float = Field(64.0, gt=0, le=2048, description="Training size, in the unit of `resolution_type`.")
-    resolution_type: Literal["pixel", "area", "pixel_area"] = Field(
+    resolution: float = key(64.0, gt=0, le=2048, says="Training size, in the unit of `resolution_type`.", makes=_CROPS)
+    resolution_type: Literal["pixel", "area", "pixel_area"] = key(
         "pixel",
-        description="What the four sizes measure. `pixel`: the shorter edge, px. `area`: megapixels (64 x 64 px is "
+        says="What the four sizes measure. `pixel`: the shorter edge, px. `area`: megapixels (64 x 64 px is "
         "0.004096). `pixel_area`: the edge (px) of the square that has the area.",
+        makes=_CROPS,
     )
-    minimum_image_size: float | None = Field(
-        None, ge=0, description="Smaller pictures are left out: with `pixel` both edges must be at least this."
+    minimum_image_size: float | None = key(
+        None, ge=0, says="Smaller pictures are left out: with `pixel` both edges must be at least this.", makes=_VERDICT
     )
-    maximum_image_size: float | None = Field(
-        None, gt=0, description="A picture above this (its shorter edge, or its area) is first brought to the target."
+    maximum_image_size: float | None = key(
+        None,
+        gt=0,
+        says="A picture above this (its shorter edge, or its area) is first brought to the target.",
+        makes=_CROPS,
     )
-    target_downsample_size: float | None = Field(
-        None, gt=0, description="What an oversized picture is brought down to, in steps of 25 %, before the crop."
+    target_downsample_size: float | None = key(
+        None,
+        gt=0,
+        says="What an oversized picture is brought down to, in steps of 25 %, before the crop.",
+        makes=_CROPS,
     )
-    minimum_aspect_ratio: float | None = Field(
-        None, gt=0, description="Least width / height. Unset: no limit; 0.25 where the size follows the picture's own."
+    minimum_aspect_ratio: float | None = key(
+        None,
+        gt=0,
+        says="Least width / height. Unset: no limit; 0.25 where the size follows the picture's own.",
+        makes=_VERDICT,
     )
-    maximum_aspect_ratio: float | None = Field(
-        None, gt=0, description="Greatest width / height. Unset: no limit; 4 where the size follows the picture's own."
+    maximum_aspect_ratio: float | None = key(
+        None,
+        gt=0,
+        says="Greatest width / height. Unset: no limit; 4 where the size follows the picture's own.",
+        makes=_VERDICT,
     )
-    crop: bool = Field(
+    crop: bool = key(
         True,
-        description="Crop. False: all of the picture is resized to its aspect bucket, the remainder cut centrally.",
+        says="Crop. False: all of the picture is resized to its aspect bucket, the remainder cut centrally.",
+        makes=_CROPS,
     )
-    crop_aspect: Literal["square", "preserve", "closest", "random"] = Field(
+    crop_aspect: Literal["square", "preserve", "closest", "random"] = key(
         "square",
-        description="Shape of the crop: `square`, the picture's own, the nearest of `crop_aspect_buckets`, or one drawn.",
+        says="Shape of the crop: `square`, the picture's own, the nearest of `crop_aspect_buckets`, or one drawn.",
+        makes=_CROPS,
     )
-    crop_aspect_buckets: Annotated[tuple[AspectBucket | float, ...], Field(strict=False)] = Field(
-        (), description="Shapes (width / height) for `closest` and `random`; `{aspect_bucket, weight}` to weigh them."
-    )
-    crop_style: Literal["center", "random", "corner", "face"] = Field(
-        "center",
-        description="Where the crop is taken. `random` is seeded by (seed, picture, repeat), `corner` is the top left, "
-        "`face` needs the extra `face` and takes the centre where there is none.",
-    )
-    repeats: int = Field(
-        0, ge=0, le=10_000, description="Extra passes over each picture: an epoch shows it n + 1 times."
-    )
-    random_crops: int = Field(
-        32, ge=1, le=10_001, description="Random crops of a picture that are stored; further passes show these again."
-    )
-
-    probability: float = Field(1.0, gt=0, le=1e6, description="How often it is drawn from, relative to the other sets.")
-    duplicates: Literal["keep", "first"] = Field(
-        "keep",
-        description="Of pictures of the set that show the same (copies, also resized or compressed): use all, or the first.",
-    )
-    max_num_samples: int | None = Field(None, ge=1, description="Use this many of its pictures, always the same ones.")
-    start_step: int = Field(0, ge=0, description="Optimizer steps that are done before it is drawn from.")
-    end_step: int | None = Field(None, ge=1, description="Optimizer step after which it is drawn from no more.")
-
-    caption_strategy: Literal["textfile", "filename", "instanceprompt", "parquet", "csv", "jsonl", "huggingface"] = (
-        Field(
-            "filename",
-            description="Where captions come from: NAME.txt (one a line), the file's name, `instance_prompt`, a table, or "
-            "the columns of the saved data set. With a table of URLs, `csv` and `parquet` are its own captions.",
-        )
-    )
-    parquet: CaptionTable | None = Field(None, description="The table of `parquet`, `csv` and `jsonl`.")
-    disable_multiline_split: bool = Field(False, description="NAME.txt is one caption, whatever its lines.")
-    instance_prompt: Texts | None = Field(None, description="Caption (or captions) of every picture, or its prefix.")
-    prepend_instance_prompt: bool = Field(False, description="Put `instance_prompt` before each caption.")
-    only_instance_prompt: bool = Field(False, description="Use `instance_prompt` alone, whatever the strategy.")
-    caption_filter_list: HomePath | Annotated[tuple[str, ...], Field(strict=False)] = Field(
+    crop_aspect_buckets: Annotated[tuple[AspectBucket | float, ...], Field(strict=False)] = key(
         (),
-        description="Regular expressions (or a .txt or .json file of them) removed from captions, after those of its "
+        says="Shapes (width / height) for `closest` and `random`; `{aspect_bucket, weight}` to weigh them.",
+        makes=_CROPS,
+    )
+    crop_style: Literal["center", "random", "corner", "face"] = key(
+        "center",
+        says="Where the crop is taken. `random` is seeded by (seed, picture, repeat), `corner` is the top left, "
+        "`face` needs the extra `face` and takes the centre where there is none.",
+        makes=("pixels",),
+    )
+    repeats: int = key(
+        0, ge=0, le=10_000, says="Extra passes over each picture: an epoch shows it n + 1 times.", makes=("pixels",)
+    )
+    random_crops: int = key(
+        32,
+        ge=1,
+        le=10_001,
+        says="Random crops of a picture that are stored; further passes show these again.",
+        makes=("pixels",),
+    )
+
+    probability: float = key(
+        1.0, gt=0, le=1e6, says="How often it is drawn from, relative to the other sets.", makes=LORA
+    )
+    duplicates: Literal["keep", "first"] = key(
+        "keep",
+        says="Of pictures of the set that show the same (copies, also resized or compressed): use all, or the first.",
+        makes=_INDEX,
+    )
+    max_num_samples: int | None = key(
+        None, ge=1, says="Use this many of its pictures, always the same ones.", makes=_INDEX
+    )
+    start_step: int = key(0, ge=0, says="Optimizer steps that are done before it is drawn from.", makes=LORA)
+    end_step: int | None = key(None, ge=1, says="Optimizer step after which it is drawn from no more.", makes=LORA)
+
+    caption_strategy: Literal["textfile", "filename", "instanceprompt", "parquet", "csv", "jsonl", "huggingface"] = key(
+        "filename",
+        says="Where captions come from: NAME.txt (one a line), the file's name, `instance_prompt`, a table, or "
+        "the columns of the saved data set. With a table of URLs, `csv` and `parquet` are its own captions.",
+        makes=_INDEX,
+    )
+    parquet: CaptionTable | None = key(None, says="The table of `parquet`, `csv` and `jsonl`.", makes=_INDEX)
+    disable_multiline_split: bool = key(False, says="NAME.txt is one caption, whatever its lines.", makes=_INDEX)
+    instance_prompt: Texts | None = key(
+        None, says="Caption (or captions) of every picture, or its prefix.", makes=_INDEX
+    )
+    prepend_instance_prompt: bool = key(False, says="Put `instance_prompt` before each caption.", makes=_INDEX)
+    only_instance_prompt: bool = key(False, says="Use `instance_prompt` alone, whatever the strategy.", makes=_INDEX)
+    caption_filter_list: HomePath | Annotated[tuple[str, ...], Field(strict=False)] = key(
+        (),
+        says="Regular expressions (or a .txt or .json file of them) removed from captions, after those of its "
         "text embeds; `s/search/replace/` replaces the first.",
+        makes=_INDEX,
     )
-    caption_shuffle: CaptionShuffle | None = Field(None, description="Other orders of the captions' tags.")
-    text_embeds: str | None = Field(
-        None, description="Id of the text embeds entry whose filters apply; unset: default."
+    caption_shuffle: CaptionShuffle | None = key(None, says="Other orders of the captions' tags.", makes=_INDEX)
+    text_embeds: str | None = key(
+        None, says="Id of the text embeds entry whose filters apply; unset: default.", makes=CONTENT
     )
-    conditioning_data: str | None = Field(
+    conditioning_data: str | None = key(
         None,
         min_length=1,
-        description="Id of the entry whose pictures a ControlNet follows, with `controlnet_conditioning = paired`: for each "
+        says="Id of the entry whose pictures a ControlNet follows, with `controlnet_conditioning = paired`: for each "
         "picture the file of its name.",
+        makes=CONTENT,
     )
 
     @model_validator(mode="after")
@@ -243,9 +291,9 @@ class ImageDataset(Place):
             "prepend_instance_prompt": self.prepend_instance_prompt,
             "caption_strategy": self.caption_strategy == "instanceprompt",
         }
-        for key, needed in needs_prompt.items():
+        for name, needed in needs_prompt.items():
             if needed and not self.prompts:
-                raise ValueError(f"{key} is {getattr(self, key)!r}, and instance_prompt is missing. Set it")
+                raise ValueError(f"{name} is {getattr(self, name)!r}, and instance_prompt is missing. Set it")
         if self.caption_strategy not in _STRATEGIES[self.type]:
             raise ValueError(
                 f"caption_strategy is {self.caption_strategy!r}; with type {self.type!r} it is one of "
@@ -307,17 +355,21 @@ class ImageDataset(Place):
 class ConditioningSet(Place):
     """Pictures for a ControlNet to follow. Which of them belongs to a picture goes by its name."""
 
-    id: str = Field(min_length=1, description="Name of the entry, for `conditioning_data`.")
-    dataset_type: Literal["conditioning"] = Field(description="This entry holds pictures for a ControlNet to follow.")
-    type: Literal["local", "aws"] = Field(description="A directory or a bucket: pairs are found by their names.")
-    conditioning_type: Literal["controlnet"] | None = Field(
-        None, description="What they are for; nothing else is known."
+    id: str = key(min_length=1, says="Name of the entry, for `conditioning_data`.", makes=_ENTRY)
+    dataset_type: Literal["conditioning"] = key(
+        says="This entry holds pictures for a ControlNet to follow.", makes=_ENTRY
     )
-    source_dataset_id: str | None = Field(
-        None, description="The picture set that they belong to; its `conditioning_data` must name this entry."
+    type: Literal["local", "aws"] = key(says="A directory or a bucket: pairs are found by their names.", makes=CONTENT)
+    conditioning_type: Literal["controlnet"] | None = key(
+        None, says="What they are for; nothing else is known.", makes=CONTENT
     )
-    disabled: bool = Field(False, description="Leave this entry out of the run; nothing but its id is then looked at.")
-    disable: bool = Field(False, description="Older spelling of `disabled`.")
+    source_dataset_id: str | None = key(
+        None, says="The picture set that they belong to; its `conditioning_data` must name this entry.", makes=CONTENT
+    )
+    disabled: bool = key(
+        False, says="Leave this entry out of the run; nothing but its id is then looked at.", makes=_ENTRY
+    )
+    disable: bool = key(False, says="Older spelling of `disabled`.", makes=_ENTRY)
 
     @property
     def pictures(self) -> ImageDataset:

@@ -10,10 +10,11 @@ from pydantic_core import PydanticUndefined
 from deepfloyd_core.config.base import Spec
 from deepfloyd_core.config.data_blocks import AspectBucket, CaptionShuffle, CaptionTable
 from deepfloyd_core.config.data_sets import ConditioningSet, ImageDataset, Place, TextEmbedBackend
+from deepfloyd_core.config.keys import Reader, effect_of
 from deepfloyd_core.config.run import RunConfig
 from deepfloyd_core.config.simpletuner_data import DATA_ALIASES, DATA_IGNORED, DATA_REFUSED
 from deepfloyd_core.config.simpletuner_options import ALIASES, DATA_DEFAULTS, IGNORED, REFUSED, SWITCHES, WORKS, Refusal
-from deepfloyd_core.config.stage import StageConfig
+from deepfloyd_core.config.stage import GROUPS, StageConfig
 
 _SECTIONS: tuple[tuple[str, type[Spec], str], ...] = (
     ("The run file", RunConfig, "Top level of the TOML or JSON file."),
@@ -29,8 +30,12 @@ _SECTIONS: tuple[tuple[str, type[Spec], str], ...] = (
         ImageDataset,
         "Entries of the JSON list that `data_backend_config` names; [data.md](data.md) says what they do together.",
     ),
-    ("Caption table", CaptionTable, "The block `parquet` of a picture set."),
-    ("Shuffled tags", CaptionShuffle, "The block `caption_shuffle` of a picture set."),
+    (
+        "Caption table",
+        CaptionTable,
+        "The block `parquet` of a picture set; a change of the captions makes the index anew.",
+    ),
+    ("Shuffled tags", CaptionShuffle, "The block `caption_shuffle` of a picture set; a change makes the index anew."),
     ("Weighted shapes", AspectBucket, "An entry of `crop_aspect_buckets`, in place of a number."),
     (
         "Pictures to follow",
@@ -41,6 +46,18 @@ _SECTIONS: tuple[tuple[str, type[Spec], str], ...] = (
     ("Text embeds in the data file", TextEmbedBackend, "Accepted so that SimpleTuner's files work unchanged."),
 )
 
+
+# Who reads a key, in words.
+_WORDS: dict[Reader, str] = {
+    "all": "what it feeds", "content": "what differs there", "verdict": "index (all pictures are decoded again)",
+    "index": "index", "pixels": "crops", "eval_set": "held-out pictures", "embeds": "embeds",
+    "low_res": "Stage I's remakes for Stage II", "lora": "LoRA", "validation": "LoRA if it has validations",
+    "samples": "samples", "generated": "generated pictures",
+}  # fmt: skip
+_MORE: dict[Reader, tuple[Reader, ...]] = {
+    "verdict": ("index",),
+    "lora": ("validation",),
+}  # what says less than another
 
 _SIMPLETUNER = (
     "SimpleTuner's `config.json`, or its older `config.env`, is a run file as it is: leading dashes are dropped, numbers "
@@ -59,11 +76,17 @@ def render() -> str:
         "Every key can be overridden, `--set stage1.lora_rank=8`, or removed, `--set stage1.lora_rank=`; "
         "`--set lora_rank=8` is for both stages, also where their tables say otherwise.",
         "",
+        "The last column says what a run makes anew when a key has changed, and what is made of that with it: "
+        "index, crops, embeds, LoRA, samples, bundle. All else is reused, also what an earlier run made before the change.",
+        "",
     ]
     for title, model, intro in _SECTIONS:
-        lines += [f"## {title}", "", intro, "", "| key | type | default | meaning |", "|---|---|---|---|"]
-        lines += [_row(name, field) for name, field in model.model_fields.items() if not _is_said(model, name)]
-        lines.append("")
+        lines += [f"## {title}", "", intro, ""]
+        for group in GROUPS if model is StageConfig else (model,):
+            lines += [f"### {(group.__doc__ or '').rstrip('.')}", ""] if model is StageConfig else []
+            lines += ["| key | type | default | meaning | a change makes anew |", "|---|---|---|---|---|"]
+            lines += [_row(name, field) for name, field in group.model_fields.items() if not _is_said(model, name)]
+            lines.append("")
     return "\n".join([*lines, *_simpletuner()])
 
 
@@ -112,7 +135,15 @@ def _is_said(model: type[Spec], name: str) -> bool:
 def _row(name: str, field: FieldInfo) -> str:
     default = "required" if field.default is PydanticUndefined else f"`{_plain(field.default)}`"
     meaning = (field.description or "") + _bounds(field)
-    return f"| `{name}` | {_type(field.annotation)} | {default} | {meaning} |"
+    return f"| `{name}` | {_type(field.annotation)} | {default} | {meaning} | {_made_anew(field)} |"
+
+
+def _made_anew(field: FieldInfo) -> str:
+    effect = effect_of(field)
+    if effect is None:
+        return ""  # a table, whose keys say it, or a key of one that is read as a whole
+    told = {less for more, lesser in _MORE.items() if more in effect.makes for less in lesser}
+    return ", ".join(word for name, word in _WORDS.items() if name in {*effect.makes} - told) or "nothing"
 
 
 def _plain(value: Any) -> str:

@@ -16,145 +16,204 @@ from deepfloyd_core.config.cluster import cluster_fault
 from deepfloyd_core.config.data_sets import ImageDataset
 from deepfloyd_core.config.extras import Quantization, missing_extra, quantization_fault
 from deepfloyd_core.config.flavours import PUBLISHED, UPSCALE, Flavour, Stage
+from deepfloyd_core.config.keys import CONTENT, LORA, NOTHING, Reader, key
 from deepfloyd_core.config.relative_paths import from_here, start_of_paths
 from deepfloyd_core.config.run_file import Written, in_its_words, read_run_file
 from deepfloyd_core.config.simpletuner_options import ALIASES
-from deepfloyd_core.config.stage import StageConfig, device_fault
+from deepfloyd_core.config.stage import StageConfig
+from deepfloyd_core.config.stage_run import device_fault
+from deepfloyd_core.config.stage_sampling import SAMPLED
 from deepfloyd_core.errors import ConfigError, DeepFloydError, each_line, raise_together
 
 TOKENS = 77  # rows of text that IF was trained with
+_SHAPES: tuple[Reader, ...] = ("verdict", "index", "pixels", "eval_set")
+_ENCODED: tuple[Reader, ...] = ("embeds", "generated")
 
 
 class RunConfig(Spec):
     """One run of the pipeline."""
 
-    workspace: HomePath = Field(description="Directory that holds every artifact of the run.")
-    data_backend_config: HomePath = Field(description="The data file (SimpleTuner's multidatabackend.json).")
-    seed: int = Field(42, ge=0, lt=2**32, description="Every random draw of the run is a function of it.")
-    max_rejected_share: float = Field(
-        0.25, ge=0, le=1, description="The run fails when more of the inputs are rejected."
+    workspace: HomePath = key(says="Directory that holds every artifact of the run.", makes=NOTHING)
+    data_backend_config: HomePath = key(says="The data file (SimpleTuner's multidatabackend.json).", makes=CONTENT)
+    seed: int = key(
+        42,
+        ge=0,
+        lt=2**32,
+        says="Every random draw of the run is a function of it.",
+        makes=("pixels", "eval_set", "low_res", "lora"),
     )
-    num_eval_images: int | None = Field(
+    max_rejected_share: float = key(
+        0.25, ge=0, le=1, says="The run fails when more of the inputs are rejected.", makes=NOTHING
+    )
+    num_eval_images: int | None = key(
         None,
         ge=0,
-        description="Pictures held out of training to measure on, from each data set. Unset: what it can spare, one in ten "
+        says="Pictures held out of training to measure on, from each data set. Unset: what it can spare, one in ten "
         "up to 4, at least 1 of 8, none of fewer. 0: none, and nothing is measured on pictures that are not trained on.",
+        makes=("eval_set",),
     )
-    eval_dataset_id: str | None = Field(
-        None, description="Hold them out of this data set alone; when it has no more, none of it is trained on."
+    eval_dataset_id: str | None = key(
+        None,
+        says="Hold them out of this data set alone; when it has no more, none of it is trained on.",
+        makes=("eval_set",),
     )
-    aspect_bucket_alignment: Literal[8, 16, 24, 32, 64] = Field(
-        8, description="Edges of Stage I's training sizes divide by this (px), those of Stage II by four times as much."
+    aspect_bucket_alignment: Literal[8, 16, 24, 32, 64] = key(
+        8,
+        says="Edges of Stage I's training sizes divide by this (px), those of Stage II by four times as much.",
+        makes=_SHAPES,
     )
-    aspect_bucket_rounding: int | None = Field(
+    aspect_bucket_rounding: int | None = key(
         None,
         ge=1,
         le=9,
-        description="Decimals to which width / height is rounded before its size is chosen; unset: none.",
+        says="Decimals to which width / height is rounded before its size is chosen; unset: none.",
+        makes=_SHAPES,
     )
-    data_backend_sampling: Literal["auto-weighting", "uniform"] = Field(
+    data_backend_sampling: Literal["auto-weighting", "uniform"] = key(
         "auto-weighting",
-        description="What a data set's `probability` multiplies: its number of batches, or (`uniform`) one for each set.",
+        says="What a data set's `probability` multiplies: its number of batches, or (`uniform`) one for each set.",
+        makes=LORA,
     )
-    shard_mib: float = Field(
+    shard_mib: float = key(
         64.0,
         ge=0.1,
         le=1024,
-        description="Pixels (MiB) in one Parquet shard; one Prefect task makes one shard in memory.",
+        says="Pixels (MiB) in one Parquet shard; one Prefect task makes one shard in memory.",
+        makes=("pixels",),
     )
-    text_encoder_dtype: Literal["fp32", "bf16"] = Field(
-        "bf16", description="dtype in which T5 runs and its output is stored; never fp16, which overflows."
+    text_encoder_dtype: Literal["fp32", "bf16"] = key(
+        "bf16", says="dtype in which T5 runs and its output is stored; never fp16, which overflows.", makes=_ENCODED
     )
-    text_encoder_quantization: Quantization = Field(
-        "none", description="T5's weights in 8 or 4 bits (torchao): a half or a quarter of the memory, less exact."
+    text_encoder_quantization: Quantization = key(
+        "none",
+        says="T5's weights in 8 or 4 bits (torchao): a half or a quarter of the memory, less exact.",
+        makes=_ENCODED,
     )
-    tokenizer_max_length: int = Field(
-        TOKENS, ge=TOKENS, le=512, description="Tokens of a caption; IF was trained with 77, more is a risk."
+    tokenizer_max_length: int = key(
+        TOKENS, ge=TOKENS, le=512, says="Tokens of a caption; IF was trained with 77, more is a risk.", makes=_ENCODED
     )
-    embed_compression: Literal["none", "packed"] = Field(
-        "none", description="How embeds are stored, both without loss: `packed` takes 36 % less and is read 10x slower."
+    embed_compression: Literal["none", "packed"] = key(
+        "none",
+        says="How embeds are stored, both without loss: `packed` takes 36 % less and is read 10x slower.",
+        makes=("embeds",),
     )
-    validation_prompt: str | Annotated[tuple[str, ...], Field(strict=False)] = Field(
-        "", description="Prompt (or prompts) of the samples; unset: the most frequent caption."
+    validation_prompt: str | Annotated[tuple[str, ...], Field(strict=False)] = key(
+        "",
+        says="Prompt (or prompts) of the samples; unset: the most frequent caption.",
+        makes=("embeds", "validation", "samples"),
     )
-    validation_negative_prompt: str = Field("", description="Negative prompt of the samples.")
-    validation_resolution: str | int = Field(
+    validation_negative_prompt: str = key(
+        "", says="Negative prompt of the samples.", makes=("embeds", "low_res", *SAMPLED)
+    )
+    validation_resolution: str | int = key(
         "64",
-        description="Sizes of Stage I's samples (width x height), e.g. 64 or 96x64, or several: 64,96x64. In a run of "
+        says="Sizes of Stage I's samples (width x height), e.g. 64 or 96x64, or several: 64,96x64. In a run of "
         "Stage II alone, of Stage II's.",
+        makes=SAMPLED,
     )
-    validation_seed: int = Field(0, ge=0, lt=2**32, description="Seed of the first sample; the next ones count up.")
-    num_validation_images: int = Field(
-        4, ge=1, le=4096, description="Stage I samples for each prompt; with `controlnet` pictures that are followed."
+    validation_seed: int = key(
+        0, ge=0, lt=2**32, says="Seed of the first sample; the next ones count up.", makes=("validation", "samples")
     )
-    num_upscaled_images: int = Field(4, ge=1, le=4096, description="How many of them Stage II upscales.")
-    eval_clip_model: HomePath | None = Field(
+    num_validation_images: int = key(
+        4,
+        ge=1,
+        le=4096,
+        says="Stage I samples for each prompt; with `controlnet` pictures that are followed.",
+        makes=("validation", "samples"),
+    )
+    num_upscaled_images: int = key(
+        4, ge=1, le=4096, says="How many of them Stage II upscales.", makes=("validation", "samples")
+    )
+    eval_clip_model: HomePath | None = key(
         None,
-        description="Folder of a CLIP model (transformers', in safetensors): Stage II's held-out pictures are measured by "
+        says="Folder of a CLIP model (transformers', in safetensors): Stage II's held-out pictures are measured by "
         "what it sees as well.",
+        makes=CONTENT,
     )
-    eval_lpips_model: HomePath | None = Field(
+    eval_lpips_model: HomePath | None = key(
         None,
-        description="File of LPIPS's weights (the `lpips` package's, in safetensors): Stage II's held-out pictures are "
+        says="File of LPIPS's weights (the `lpips` package's, in safetensors): Stage II's held-out pictures are "
         "measured by it as well.",
+        makes=CONTENT,
     )
-    sample_measure: Literal["drawn_world"] | None = Field(
-        None, description="`drawn_world`: measure the share of samples that show their prompt (flat shapes only)."
+    sample_measure: Literal["drawn_world"] | None = key(
+        None,
+        says="`drawn_world`: measure the share of samples that show their prompt (flat shapes only).",
+        makes=("samples",),
     )
-    # How it runs; none of these changes a byte of an artifact, and none is in a fingerprint.
-    workers: int = Field(
-        2, ge=1, le=256, description="Shards prepared at once, unless a cluster with an address decides."
+    # How it runs.
+    workers: int = key(
+        2, ge=1, le=256, says="Shards prepared at once, unless a cluster with an address decides.", makes=NOTHING
     )
-    task_runner: Literal["threads", "processes", "ray", "dask"] = Field(
+    task_runner: Literal["threads", "processes", "ray", "dask"] = key(
         "threads",
-        description="Where shards are made. `threads` start at once and keep 2 to 4 cores busy; `processes` any number.",
+        says="Where shards are made. `threads` start at once and keep 2 to 4 cores busy; `processes` any number.",
+        makes=NOTHING,
     )
-    task_runner_address: str | None = Field(
-        None, description="Address of the Ray or Dask cluster; unset: one of `workers` on this machine, for the run."
+    task_runner_address: str | None = key(
+        None,
+        says="Address of the Ray or Dask cluster; unset: one of `workers` on this machine, for the run.",
+        makes=NOTHING,
     )
-    decode_memory_mib: int = Field(
-        3072, ge=256, description="Memory (MiB) that judging one picture may take; more, and it is a ledger row."
+    decode_memory_mib: int = key(
+        3072,
+        ge=256,
+        says="Memory (MiB) that judging one picture may take; more, and it is a ledger row.",
+        makes=("verdict", "index"),
     )
-    decode_timeout_s: float = Field(
-        60.0, gt=0, le=86_400, description="Seconds that judging one picture may take; more, and it is a ledger row."
+    decode_timeout_s: float = key(
+        60.0,
+        gt=0,
+        le=86_400,
+        says="Seconds that judging one picture may take; more, and it is a ledger row, which a longer time tries again.",
+        makes=NOTHING,
     )
-    embed_file_mib: float = Field(
-        256.0, ge=0.1, le=4096, description="Embeds (MiB, before packing) in one file; a kill costs at most one."
+    embed_file_mib: float = key(
+        256.0,
+        ge=0.1,
+        le=4096,
+        says="Embeds (MiB, before packing) in one file; a kill costs at most one.",
+        makes=("embeds",),
     )
-    embed_batch_size: int = Field(16, ge=1, le=4096, description="Captions in one forward pass of T5.")
-    embed_workers: int = Field(
+    embed_batch_size: int = key(16, ge=1, le=4096, says="Captions in one forward pass of T5.", makes=NOTHING)
+    embed_workers: int = key(
         1,
         ge=1,
         le=64,
-        description="Processes that encode at once, each with its own T5 and, where there are some, GPU.",
+        says="Processes that encode at once, each with its own T5 and, where there are some, GPU.",
+        makes=NOTHING,
     )
-    text_encoder_streaming: bool = Field(
+    text_encoder_streaming: bool = key(
         False,
-        description="Read T5 layer by layer: one layer is on the device at a time, read anew for every file of embeds.",
+        says="Read T5 layer by layer: one layer is on the device at a time, read anew for every file of embeds.",
+        makes=NOTHING,
     )
-    report_to: Literal["none", "tensorboard", "wandb", "tensorboard,wandb"] = Field(
+    report_to: Literal["none", "tensorboard", "wandb", "tensorboard,wandb"] = key(
         "none",
-        description="Where every step of a training is also shown: `tensorboard`, a folder in the workspace; `wandb`, "
+        says="Where every step of a training is also shown: `tensorboard`, a folder in the workspace; `wandb`, "
         "Weights & Biases, with a key or WANDB_MODE=offline in the environment.",
+        makes=NOTHING,
     )
-    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="Where models run.")
-    num_threads: int | None = Field(None, ge=1, description="Threads of torch on the CPU; unset: torch's own choice.")
+    device: Literal["auto", "cpu", "cuda", "mps"] = key("auto", says="Where models run.", makes=NOTHING)
+    num_threads: int | None = key(
+        None, ge=1, says="Threads of torch on the CPU; unset: torch's own choice.", makes=NOTHING
+    )
     stage1: StageConfig | None = Field(None, description="Stage I (text to 64 px).")
     stage2: StageConfig | None = Field(None, description="Stage II (64 to 256 px).")
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if faults := list(self._contradictions()):
-            raise ValueError(".\n".join(faults))
+            raise ValueError("\n".join(faults))
         return self
 
     def _contradictions(self) -> Iterator[str]:
         """What the settings ask of each other and of this machine's packages, each to follow the name of the file."""
         if self.stage1 is None and self.stage2 is None:
             yield "no stage to train: add a [stage1] or [stage2] table, or set model_flavour"
-        for key in ("eval_clip_model", "eval_lpips_model"):
-            if getattr(self, key) is not None and self.stage2 is None:
-                yield f"{key} measures what Stage II makes, and there is no [stage2]. Remove it"
+        for name in ("eval_clip_model", "eval_lpips_model"):
+            if getattr(self, name) is not None and self.stage2 is None:
+                yield f"{name} measures what Stage II makes, and there is no [stage2]. Remove it"
         if fault := cluster_fault(self.task_runner, self.task_runner_address):
             yield fault
         for tracker in self.trackers:

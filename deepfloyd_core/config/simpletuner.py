@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from deepfloyd_core.config.base import Spec, scalar_kinds
+from deepfloyd_core.config.keys import belongings
 from deepfloyd_core.config.simpletuner_options import ALIASES, DATA_DEFAULTS, IGNORED, REFUSED, SWITCHES, WORKS, Refusal
-from deepfloyd_core.config.stage_faults import BELONGS
+from deepfloyd_core.config.stage import StageConfig
 from deepfloyd_core.errors import ConfigError, DeepFloydError, attempt
 
 _UNSET = (None, "")
@@ -40,7 +41,7 @@ _SPEED = {
     "dynamo_backend": (("no", "inductor", "aot_eager"), "no"),
 }
 _OPTIMIZER_SETTINGS = {"weight_decay": "adam_weight_decay", "eps": "adam_epsilon"}
-# Keys without effect while another is off, beside those of `BELONGS`.
+# Keys without effect while another is off, beside those that say so themselves.
 _IDLE_WITHOUT = (
     ("input_perturbation_steps", "input_perturbation"),
     ("scheduled_sampling_max_step_offset", "scheduled_sampling_probability"),
@@ -164,8 +165,7 @@ def without_idle(stage: dict[str, Any], defaults: Mapping[str, Any], path: Path,
     idle = {key: other for key, other in _IDLE_WITHOUT if not is_off(stage.get(key)) and is_off(stage.get(other))}
     if is_off(stage.get("timestep_bias_multiplier", 1), (1,)) and not is_off(stage.get("timestep_bias_strategy")):
         idle["timestep_bias_strategy"] = "timestep_bias_multiplier"
-    for key, other, wanted in BELONGS:
-        other = "lr_scheduler" if other == "schedule" else other
+    for key, other, wanted in belongings(StageConfig):
         if key in stage and key not in ("controlnet", "use_bitfit") and stage.get(other, defaults[other]) not in wanted:
             idle.setdefault(key, other)
     notes += [

@@ -26,7 +26,6 @@ from deepfloyd_core.index.ledger import group_names, ledger_batches, schema
 from deepfloyd_core.pictures.draws import hash_units, image_keys
 from deepfloyd_core.store.artifacts import Artifact
 
-# 5: the chosen pictures in its spec. 6: `held_out.arrow`. 7: groups that are held out beside them
 EVAL_FORMAT = 7
 MOST, SHARE, FEWEST = 4, 10, 8  # by default: of each SHARE pictures one, at most MOST, at least one from FEWEST on
 _COUNTED = MOST * SHARE  # more pictures than these spare no more

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from deepfloyd_core.arrow import table_digest
 from deepfloyd_core.config.data_sets import ImageDataset
 from deepfloyd_core.config.flavours import Stage
+from deepfloyd_core.config.keys import Reader, read_by
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.crops.eval_choice import EVAL_FORMAT, choose_held_out, chosen_pictures, held_out_pictures
 from deepfloyd_core.crops.pixels import FORMAT
@@ -22,17 +23,16 @@ from deepfloyd_core.store.artifacts import Artifact, Request
 from deepfloyd_core.types import Identity
 
 KINDS = {"stage1_pixels": "stage1_conditioning", "eval_set": "eval_conditioning"}
-# Settings of a data set that decide where a crop is taken; which pictures there are, others decide.
-_CENTRAL = {
-    "resolution", "resolution_type", "maximum_image_size", "target_downsample_size", "crop", "crop_aspect",
-    "crop_aspect_buckets",
-}  # fmt: skip
-_CROPS = _CENTRAL | {"crop_style", "repeats", "random_crops"}
 
 
 def pixels_request(run: Run, index: Artifact, stage: Stage) -> Request:
     """Identity of a stage's pixels: the pictures that feed it, how they are cropped, and how rows are cut into files."""
-    spec = {"stage": stage, "seed": run.config.seed, "shard_mib": run.config.shard_mib, **_cropped(run, stage, _CROPS)}
+    spec = {
+        "stage": stage,
+        "seed": run.config.seed,
+        "shard_mib": run.config.shard_mib,
+        **_cropped(run, stage, "pixels"),
+    }
     kind = f"stage{stage}_pixels"
     return Request(kind, FORMAT, spec, {"pictures": index.summary["rows"][kind]})
 
@@ -45,7 +45,7 @@ def eval_request(run: Run, index: Artifact) -> Request:
     spec: dict[str, Any] = {"seed": run.config.seed}
     inputs: dict[str, str] = {}
     for stage in run.config.stages:
-        spec[f"stage{stage}"] = _cropped(run, stage, _CENTRAL)
+        spec[f"stage{stage}"] = _cropped(run, stage, "eval_set")
         inputs[f"stage{stage}_pictures"] = _digest(run, stage, chosen)
         inputs[f"stage{stage}_held_out"] = table_digest([out[stage]])
     return Request("eval_set", EVAL_FORMAT, spec, inputs)
@@ -73,12 +73,12 @@ def _fed(run: Run, stage: Stage) -> list[ImageDataset]:
     return sorted((dataset for dataset in run.datasets if dataset.factor(stage)), key=lambda dataset: dataset.id)
 
 
-def _cropped(run: Run, stage: Stage, keys: set[str]) -> dict[str, Any]:
-    """The settings that decide a stage's crops, some keys of each data set that feeds it."""
+def _cropped(run: Run, stage: Stage, reader: Reader) -> dict[str, Any]:
+    """The settings that decide a stage's crops, of each data set that feeds it the keys that are read."""
     return {
         "aspect_bucket_alignment": run.config.aspect_bucket_alignment,
         "aspect_bucket_rounding": run.config.aspect_bucket_rounding,
-        "datasets": {dataset.id: dataset.model_dump(mode="json", include=keys) for dataset in _fed(run, stage)},
+        "datasets": {dataset.id: read_by(dataset, reader) for dataset in _fed(run, stage)},
     }
 
 

@@ -45,7 +45,7 @@ from deepfloyd_core.sources.source import read_again
 from deepfloyd_core.store.artifacts import Artifact, WorkDir, locked, newest, workspace_of
 from deepfloyd_core.store.parts import finish_part, part_is_whole, take_part
 
-FORMAT = 5  # 4: shards named by content, `rows.arrow`. 5: `times` in it
+FORMAT = 5
 _REMEDY = "Lower decode_memory_mib, so that such pictures are rows of the ledger, or workers, and start the run again."
 SHEET, SHEET_CROPS, SHEET_CELL_PX = "sheet.jpg", 32, 64
 

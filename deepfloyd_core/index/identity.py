@@ -6,22 +6,16 @@ from typing import Any
 
 import pyarrow as pa
 
-from deepfloyd_core.config.data_sets import ImageDataset, Place
+from deepfloyd_core.config.data_sets import ImageDataset
+from deepfloyd_core.config.keys import read_by
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.errors import ArtifactError
 from deepfloyd_core.index.scan import data_digest, has_heif
 from deepfloyd_core.sources.picture_bytes import HAS_HEIF
 from deepfloyd_core.store.artifacts import Request, find
 
-# 7: an example of each reason. 8: what a decode may take. 9: why no caption. 10: what a decode takes.
-# 11: the first of a group by the numbers in names. 12: `note`. 13: digests of the rows that feed each stage
 FORMAT = 13
 MORE_TIME = "decode_timeout_s"  # in the spec of an index that gives late pictures more time
-# Settings of a data set that change nothing in its index.
-_NOT_IN_INDEX = {
-    *Place.model_fields, "dataset_type", "disabled", "disable", "repeats", "random_crops", "text_embeds", "probability",
-    "start_step", "end_step", "crop_style", "conditioning_data",
-}  # fmt: skip
 
 
 def index_request(run: Run, found: pa.Table) -> Request:
@@ -52,7 +46,7 @@ def index_spec(run: Run, found: pa.Table) -> dict[str, Any]:
 
 
 def _index_spec(run: Run, dataset: ImageDataset) -> dict[str, Any]:
-    spec = dataset.model_dump(mode="json", exclude=_NOT_IN_INDEX)
+    spec = read_by(dataset, "index")
     if dataset.parquet is not None:
         spec["parquet"]["path"] = None  # its captions are in the data
     if dataset.max_num_samples is not None or (dataset.caption_shuffle and dataset.caption_shuffle.enable):

@@ -11,6 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from deepfloyd_core.config.data_sets import ImageDataset
+from deepfloyd_core.config.keys import keys_of
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.index.identity import FORMAT, MORE_TIME, index_spec
 from deepfloyd_core.index.judge import SIZE_REASONS, Verdict
@@ -33,10 +35,6 @@ _LASTING = (
 # Said of pictures whose bytes are good.
 _BESIDE = ("caption_missing", "conditioning_missing", "conditioning_ambiguous", *AS_ASKED)
 _PICTURE = ("dataset_id", "image_id", "conditioning_id")  # what a verdict is of
-_NOT_IN_VERDICT = {
-    "max_num_samples", "duplicates", "caption_strategy", "parquet", "disable_multiline_split", "instance_prompt",
-    "prepend_instance_prompt", "only_instance_prompt", "caption_filter_list", "caption_shuffle", "seed",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -106,8 +104,9 @@ def _same_decoder(index: Artifact) -> bool:
 
 def _judging(spec: dict[str, Any]) -> dict[str, Any]:
     """The part of an index's spec that decides verdicts: all but captions, limits on how many are used, and stages."""
+    beside = {"seed"} | keys_of(ImageDataset, "index") - keys_of(ImageDataset, "verdict")
     datasets = {
-        name: {key: value for key, value in dataset.items() if key not in _NOT_IN_VERDICT}
+        name: {key: value for key, value in dataset.items() if key not in beside}
         for name, dataset in spec["datasets"].items()
     }
     return {key: value for key, value in spec.items() if key not in (MORE_TIME, "stages")} | {"datasets": datasets}

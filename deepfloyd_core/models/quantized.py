@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import conv2d, linear, pad
 
 from deepfloyd_core.config.flavours import TEXT_MODULES
-from deepfloyd_core.config.stage import BasePrecision
+from deepfloyd_core.config.stage_method import BasePrecision
 from deepfloyd_core.errors import ModelError
 from deepfloyd_core.models.unet import each_unet_weight, empty_unet, load_projected_unet, load_unet
 

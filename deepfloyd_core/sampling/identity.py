@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from deepfloyd_core.config.flavours import Stage
+from deepfloyd_core.config.keys import read_by
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.errors import ConfigError
 from deepfloyd_core.files import sha256_file
@@ -15,20 +16,16 @@ from deepfloyd_core.store.artifacts import Artifact, Request
 from deepfloyd_core.text.projection import text_identity
 from deepfloyd_core.types import Identity, names_of
 
-GENERATE_FORMAT = 3  # 2: of Stage II alone the noise level and back-projection in PNGs. 3: of a bundle
+GENERATE_FORMAT = 3
 LOW_RES_FORMAT = 1
-SAMPLES_FORMAT = 9  # 6: more in PNGs. 7, 8: columns of eval.parquet. 9: spoilt low-res pictures, and the sheets' titles
-_SAMPLING_STAGE2 = {"validation_noise_level", "validation_back_projection"}
-_SAMPLING = {"validation_num_inference_steps", "validation_guidance"} | _SAMPLING_STAGE2
-_MEASURING = {"validation_noise_levels"}
+SAMPLES_FORMAT = 9
 
 
 def low_res_request(run: Run, folder: Path, inputs: Mapping[str, Identity]) -> Request:
     """Identity of Stage I's remakes of Stage II's low-res pictures. `folder`: Stage I's base model; inputs: pixels,
     stage1_lora, text_embeds.
     """
-    included = (_SAMPLING - _SAMPLING_STAGE2) | {"mixed_precision"}
-    spec = run.config.stage(1).model_dump(mode="json", include=included)
+    spec = read_by(run.config.stage(1), "low_res", 1)
     spec |= {"strength": run.config.stage(2).low_res_stage1_strength, "seed": run.config.seed}
     spec |= {"negative_prompt": run.config.validation_negative_prompt}
     ids = {**names_of(inputs), "text_embeds": text_identity(inputs["text_embeds"])}
@@ -56,8 +53,7 @@ def samples_request(
     }
     models: dict[str, str] = {}
     for stage in config.stages:
-        included = _SAMPLING | {"mixed_precision"} | (_MEASURING if stage == 2 else set())
-        spec[f"stage{stage}"] = config.stage(stage).model_dump(mode="json", include=included)
+        spec[f"stage{stage}"] = read_by(config.stage(stage), "samples", stage)
         models |= base_model(stage, folders[stage], f"stage{stage}_model")
     if config.eval_clip_model is not None:
         models["clip"] = model_fingerprint(Path(config.eval_clip_model), ("",))
@@ -97,7 +93,7 @@ def generate_request(
         spec["control"] = control_sha256
     models: dict[str, str] = {}
     for stage in run.config.stages:
-        spec[f"stage{stage}"] = run.config.stage(stage).model_dump(mode="json", include=_SAMPLING | {"mixed_precision"})
+        spec[f"stage{stage}"] = read_by(run.config.stage(stage), "generated", stage)
         models |= base_model(stage, folders[stage], f"stage{stage}_model")
     encoder = {"encoder": model_fingerprint(folders[min(folders)], ("text_encoder", "tokenizer"))}
     published = {} if bundle is None else names_of({"lora_bundle": bundle})

@@ -14,7 +14,7 @@ _NAMES = {
     "prompts": "validation_prompt", "sizes": "validation_resolution", "negative_prompt": "validation_negative_prompt",
     "images": "num_validation_images", "upscaled": "num_upscaled_images", "measure": "sample_measure",
     "dtype": "text_encoder_dtype", "quantization": "text_encoder_quantization", "compression": "embed_compression",
-    "file_mib": "embed_file_mib", "noise_level": "validation_noise_level", "strength": "low_res_stage1_strength",
+    "file_mib": "embed_file_mib", "strength": "low_res_stage1_strength",
     "back_projection": "validation_back_projection",
 }  # fmt: skip
 # Those that stand outside of a stage's table, in a LoRA's spec too.
@@ -24,7 +24,7 @@ _OF_RUN = {
 }  # fmt: skip
 _PHRASES = {
     "captions": "captions or prompts changed", "captions_sha256": "captions or prompts changed",
-    "encoder": "text encoder changed", "windows": "", "faces": "crop_style = face came or went",
+    "encoder": "text encoder changed", "faces": "crop_style = face came or went",
     "paired": "controlnet_conditioning = paired came or went", "reads_heif": "HEIF pictures are read, or no more",
 }  # fmt: skip
 _FILES = {

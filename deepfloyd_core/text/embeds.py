@@ -25,7 +25,7 @@ from deepfloyd_core.types import Identity
 if TYPE_CHECKING:
     import torch
 
-FORMAT = 4  # 3: bf16 rows of a processor without bf16 are computed in fp32. 4: captions without a word are counted
+FORMAT = 4
 FILES, CAPTIONS_FILE, TOKENS_SHEET = "embeds-*.arrow", "captions.arrow", "tokens.png"
 _WHICH, _STORED = ("captions", "captions_sha256"), ("compression", "file_mib")  # keys of the spec
 CAPTIONS = pa.schema([("key", pa.uint64()), ("file", pa.int32()), ("place", pa.int32())])  # key: the caption_id

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from deepfloyd_core.diffusion.loss import Text
     from deepfloyd_core.processes.jobs import Job
 
-FORMAT = 2  # 2: what decides T5's rows is in the spec
+FORMAT = 2
 FILES = "text-*.arrow"
 FILE_BYTES = 256 << 20  # a kill costs at most one such file
 WRITE_CAPTIONS = 64  # held in memory at once: 8 MB for IF-I-M

@@ -21,7 +21,8 @@ from deepfloyd_core.adapters.lora import trainable
 from deepfloyd_core.adapters.method import base_dtype, method_of
 from deepfloyd_core.adapters.start_from import parent_file
 from deepfloyd_core.config.flavours import Stage
-from deepfloyd_core.config.stage import StageConfig, device_fault
+from deepfloyd_core.config.stage import StageConfig
+from deepfloyd_core.config.stage_run import device_fault
 from deepfloyd_core.crops.rows import held_out_ids
 from deepfloyd_core.diffusion.conditioning import as_conditioning
 from deepfloyd_core.errors import ConfigError, JobError, Stop

@@ -334,7 +334,7 @@ def test_simpletuners_other_controlnet_keys_are_refused_with_the_reason_and_drop
 
 def test_canny_without_scikit_image_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "deepfloyd_core.config.stage_faults.missing_extra", lambda packages, extra: f"{packages} {extra}"
+        "deepfloyd_core.config.stage_method.missing_extra", lambda packages, extra: f"{packages} {extra}"
     )
     with pytest.raises(
         ValueError, match=r"controlnet_conditioning is 'canny' unless it is set, and .'skimage'. controlnet"

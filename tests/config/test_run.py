@@ -16,12 +16,12 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from deepfloyd_core.config import stage_faults
+from deepfloyd_core.config import stage_optimizer
 from deepfloyd_core.config.data_blocks import CaptionTable
 from deepfloyd_core.config.data_sets import ConditioningSet, ImageDataset, TextEmbedBackend
 from deepfloyd_core.config.flavours import Stage
 from deepfloyd_core.config.run import Run, RunConfig, StageConfig
-from deepfloyd_core.config.stage import ATTENTION_TARGETS
+from deepfloyd_core.config.stage_method import ATTENTION_TARGETS
 from deepfloyd_core.errors import ConfigError
 from deepfloyd_core.pictures.geometry import geometry, plan_crops
 from deepfloyd_core.preflight.load import load_run
@@ -508,7 +508,7 @@ def test_the_learning_rate_of_full_training_needs_no_other_key(files: Files, sch
 
 
 def test_schedule_free_training_needs_no_schedule(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stage_faults, "missing_extra", lambda modules, extra: "")
+    monkeypatch.setattr(stage_optimizer, "missing_extra", lambda modules, extra: "")
     stage = files.load({"stage1": {**TINY_I["stage1"], "optimizer": "adamw_schedulefree"}}).config.stage(1)
     assert {learning_rate_at(stage, step) for step in range(1000)} == {stage.learning_rate}
 

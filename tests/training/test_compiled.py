@@ -18,9 +18,10 @@ from diffusers import UNet2DConditionModel
 
 from deepfloyd_core.adapters.lora import trainable
 from deepfloyd_core.adapters.method import method_of
-from deepfloyd_core.config import stage as stage_config
+from deepfloyd_core.config import stage_run
 from deepfloyd_core.config.flavours import FLAVOURS
-from deepfloyd_core.config.stage import StageConfig, device_fault
+from deepfloyd_core.config.stage import StageConfig
+from deepfloyd_core.config.stage_run import device_fault
 from deepfloyd_core.diffusion.loss import CONTROL_IMAGE, Text
 from deepfloyd_core.errors import ConfigError, Stop
 from deepfloyd_core.models.quantized import code_pairs, quantize_layer
@@ -265,12 +266,12 @@ def test_what_cannot_be_compiled_is_refused(keys: tuple[str, ...], says: str, sm
 def test_inductor_needs_a_compiler_and_on_a_gpu_triton(monkeypatch: pytest.MonkeyPatch, small_run: Any) -> None:
     config = stage(dynamo_backend="inductor")
     assert "whose kernels for mps are a prototype" in device_fault(config, "mps")
-    monkeypatch.setattr(stage_config, "which", lambda name: "/usr/bin/g++" if name == "g++" else None)
+    monkeypatch.setattr(stage_run, "which", lambda name: "/usr/bin/g++" if name == "g++" else None)
     assert device_fault(config, "cpu") == device_fault(config, "auto") == ""
-    monkeypatch.setattr(stage_config, "find_spec", lambda name: None)
+    monkeypatch.setattr(stage_run, "find_spec", lambda name: None)
     for device in ("cuda", "rocm"):
         assert "triton cannot be imported. Set it to no" in device_fault(config, device)
-    monkeypatch.setattr(stage_config, "which", lambda name: None)
+    monkeypatch.setattr(stage_run, "which", lambda name: None)
     with pytest.raises(
         ConfigError, match=r"stage1.dynamo_backend is 'inductor', and none of g\+\+, clang\+\+, c\+\+ is"
     ):
@@ -300,7 +301,7 @@ def test_a_compiler_that_does_not_work_is_found_before_the_model_is_loaded(
     assert len(said.splitlines()) == 1 and "InvalidCxxCompiler" in said and "TORCHDYNAMO_VERBOSE" not in said
 
 
-@pytest.mark.skipif(not stage_config.which("g++"), reason="no g++: apt-get install g++")
+@pytest.mark.skipif(not stage_run.which("g++"), reason="no g++: apt-get install g++")
 @pytest.mark.slow
 def test_inductor_compiles_what_a_step_calls() -> None:
     check_backend("inductor", CPU, "it")

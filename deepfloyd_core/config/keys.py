@@ -1,0 +1,104 @@
+"""A key of the configuration with what it decides, said where it is declared.
+
+`key` takes the place of pydantic's `Field`. It says which artifacts read the key, so that a change of it makes these anew,
+and what follows from them; the identities of artifacts are computed from that (`read_by`), as docs/config.md is. And it
+says what the key has an effect with: set without that, it is refused (`idle_faults`).
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Literal
+
+from pydantic import Field
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from deepfloyd_core.config.base import Spec
+from deepfloyd_core.config.flavours import Stage
+
+# What reads a key. `verdict`: whether a picture can be used; every picture is then decoded again. `validation`: the LoRA,
+# where pictures are made while it is trained. `content`: what lies there decides, not the key itself. `all`: the entry is
+# another one.
+Reader = Literal[
+    "all", "content", "verdict", "index", "pixels", "eval_set", "embeds", "low_res", "lora", "validation", "samples",
+    "generated",
+]  # fmt: skip
+NOTHING: tuple[Reader, ...] = ()
+LORA: tuple[Reader, ...] = ("lora",)
+CONTENT: tuple[Reader, ...] = ("content",)
+_FOR_BOTH = ("validation_noise_level",)  # may stand at the top level of a file with both stages, as in SimpleTuner's
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What a key decides."""
+
+    makes: tuple[Reader, ...]  # what a change of it makes anew
+    stage: Stage | None  # the stage that alone has a use for it; None: both
+    only_with: Mapping[str, tuple[object, ...]]  # the values of other keys that it has an effect with
+
+
+def key(
+    default: Any = PydanticUndefined, *, says: str, makes: tuple[Reader, ...], stage: Stage | None = None,
+    only_with: Mapping[str, tuple[object, ...]] | None = None, **rules: Any,
+) -> Any:  # fmt: skip
+    """A field of a configuration model. `says`: its help; `rules`: bounds and the like, as pydantic's `Field` takes them."""
+    field: FieldInfo = Field(default, description=says, **rules)
+    field.metadata.append(Effect(makes, stage, only_with or {}))
+    return field
+
+
+def effect_of(field: FieldInfo) -> Effect | None:
+    """What a key decides; None for a table, whose own keys say it."""
+    return next((part for part in field.metadata if isinstance(part, Effect)), None)
+
+
+def effects(model: type[Spec]) -> dict[str, Effect]:
+    """Of each key of a model what it decides."""
+    found = {name: effect_of(field) for name, field in model.model_fields.items()}
+    return {name: effect for name, effect in found.items() if effect is not None}
+
+
+@cache
+def keys_of(model: type[Spec], reader: Reader, stage: Stage | None = None) -> frozenset[str]:
+    """The keys that something reads: of both stages and, where one is given, of that one."""
+    return frozenset(
+        name for name, effect in effects(model).items() if reader in effect.makes and effect.stage in (None, stage)
+    )
+
+
+def read_by(config: Spec, reader: Reader, stage: Stage | None = None) -> dict[str, Any]:
+    """The keys that something reads with their values, as plain JSON: their part of an artifact's identity."""
+    return config.model_dump(mode="json", include=set(keys_of(type(config), reader, stage)))
+
+
+def belongings(model: type[Spec]) -> Iterator[tuple[str, str, tuple[object, ...]]]:
+    """Each key that has an effect with some values of another alone, with that one and these."""
+    for name, effect in effects(model).items():
+        for other, values in effect.only_with.items():
+            yield name, other, values
+
+
+def idle_faults(config: Spec, values: Mapping[str, object]) -> Iterator[str]:
+    """Each key that was changed and has no effect, once, with the key that would give it one.
+
+    values: of keys that stand for something else while they are unset.
+    """
+    told = set()
+    for name, other, needed in belongings(type(config)):
+        value, found = getattr(config, name), values.get(other, getattr(config, other))
+        if value != type(config).model_fields[name].default and found not in needed and name not in told:
+            told.add(name)
+            remedy = " or ".join(str(option) for option in needed)
+            yield f"{name} is {value}, without effect while {other} is {found}. Remove it, or set {other} = {remedy}"
+
+
+def other_stage_faults(config: Spec, stage: Stage, model: str) -> Iterator[str]:
+    """Each key of another stage that was changed. model: what the stage's model is called."""
+    for name, effect in effects(type(config)).items():
+        value = getattr(config, name)
+        if effect.stage in (None, stage) or name in _FOR_BOTH or value == type(config).model_fields[name].default:
+            continue
+        shown = list(value) if isinstance(value, tuple) else value
+        yield f"{name} is {shown}, and {model} is a Stage {'I' * stage} model. Put it into [stage{effect.stage}]"

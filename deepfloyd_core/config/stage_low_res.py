@@ -1,0 +1,106 @@
+"""What Stage II's low-res input is in training."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Literal
+
+from deepfloyd_core.config.base import Spec
+from deepfloyd_core.config.keys import LORA, key
+
+if TYPE_CHECKING:
+    from deepfloyd_core.config.stage import StageConfig
+
+
+class LowResKeys(Spec):
+    """Stage II's low-res input in training."""
+
+    noise_level_begin: int = key(
+        0,
+        ge=0,
+        le=999,
+        says="Lowest noise level of Stage II's low-res input that is drawn in training.",
+        makes=LORA,
+        stage=2,
+    )
+    noise_level_end: int = key(
+        1000, ge=1, le=1000, says="Noise level after the highest one that is drawn.", makes=LORA, stage=2
+    )
+    low_res_blur: float = key(
+        0.0,
+        ge=0,
+        le=4,
+        says="Blur of Stage II's low-res input in training: largest deviation (low-res px).",
+        makes=LORA,
+        stage=2,
+    )
+    low_res_noise: float = key(
+        0.0,
+        ge=0,
+        le=64,
+        says="Grain of that picture itself: largest standard deviation (levels of 255).",
+        makes=LORA,
+        stage=2,
+    )
+    low_res_jpeg_quality: int | None = key(
+        None,
+        ge=1,
+        le=100,
+        says="Pass it through JPEG, of a quality from this one to 100; unset: no JPEG.",
+        makes=LORA,
+        stage=2,
+    )
+    low_res_degraded_share: float = key(
+        1.0, gt=0, le=1, says="Share of the samples that have any of these.", makes=LORA, stage=2
+    )
+    low_res_stage1_share: float = key(
+        0.0,
+        ge=0,
+        le=1,
+        says="Share of Stage II's samples whose low-res picture in training is Stage I's remake of the true one. "
+        "Stage I is then trained first, and samples each crop once.",
+        makes=LORA,
+        stage=2,
+    )
+    low_res_stage1_strength: float = key(
+        0.3,
+        gt=0,
+        le=1,
+        says="How far the true low-res picture is noised before Stage I samples it again: this share of "
+        "`stage1.validation_num_inference_steps`; 1 leaves nothing of it.",
+        makes=("low_res",),
+        stage=2,
+    )
+    stage2_patch: Literal[64, 128] | None = key(
+        None,
+        says="Train on a window of each Stage II crop, px a side: less memory and time; unset: all of it.",
+        makes=LORA,
+        stage=2,
+    )
+
+
+def low_res_faults(config: "StageConfig") -> Iterator[str]:
+    """Why settings of Stage II's low-res input cannot be used together."""
+    if config.noise_level_begin >= config.noise_level_end:
+        yield (
+            f"noise_level_begin ({config.noise_level_begin}) is not below noise_level_end ({config.noise_level_end}). "
+            "Set a range within 0 to 1000"
+        )
+    if config.low_res_degraded_share != 1 and not config.degrades_low_res:
+        yield (
+            f"low_res_degraded_share is {config.low_res_degraded_share}, without effect while there is no low_res_blur, "
+            "low_res_noise or low_res_jpeg_quality. Remove it, or set one of them"
+        )
+    default = type(config).model_fields["low_res_stage1_strength"].default
+    if config.low_res_stage1_strength != default and not config.low_res_stage1_share:
+        yield (
+            f"low_res_stage1_strength is {config.low_res_stage1_strength}, without effect while low_res_stage1_share is "
+            "0. Remove it, or set low_res_stage1_share, for example to 0.5"
+        )
+
+
+def low_res_notes(config: "StageConfig") -> Iterator[str]:
+    """A note for a level that Stage II is sampled or measured at, and not trained at."""
+    begin, end = config.noise_level_begin, config.noise_level_end
+    outside = [level for level in config.measured_noise_levels if not begin <= level < end]
+    if outside and config.flavour.stage == 2:
+        name = "validation_noise_level" + ("" if config.validation_noise_level in outside else "s")
+        yield f"{name} is {outside[0]}; training draws {begin} to {end - 1} alone"

@@ -1,0 +1,99 @@
+"""How a training runs: precision, memory, speed and checkpoints."""
+
+from importlib.util import find_spec
+from shutil import which
+from typing import TYPE_CHECKING, Literal
+
+from deepfloyd_core.config.base import Spec
+from deepfloyd_core.config.keys import LORA, NOTHING, key
+
+if TYPE_CHECKING:
+    from deepfloyd_core.config.stage import StageConfig
+
+_COMPILERS = ("g++", "clang++", "c++")  # the first two are what inductor looks for, on Linux and macOS
+
+
+class RunKeys(Spec):
+    """Precision, memory, speed and checkpoints."""
+
+    mixed_precision: Literal["no", "bf16"] = key(
+        "bf16",
+        says="dtype that the UNet computes in, and of its frozen weights.",
+        makes=(*LORA, "low_res", "samples", "generated"),
+    )
+    gradient_checkpointing: bool = key(
+        False,
+        says="Recompute activations in the backward pass, of attentions too: less memory, the same result.",
+        makes=NOTHING,
+    )
+    attention_mechanism: Literal["sdpa", "xformers", "math"] = key(
+        "sdpa",
+        says="Attention while training: torch's fused one, xFormers' (NVIDIA GPUs), or plain products.",
+        makes=LORA,
+    )
+    dynamo_backend: Literal["no", "inductor", "aot_eager"] = key(
+        "no",
+        says="torch.compile of the UNet in training steps, anew for each size of batch: `inductor` writes kernels "
+        "and needs a C++ compiler, on a GPU triton; `aot_eager` only traces, for tests and debugging.",
+        makes=LORA,
+    )
+    dataloader_num_workers: int = key(
+        1,
+        ge=0,
+        le=16,
+        says="Threads that prepare the next batches, one each, during a step; changes no result.",
+        makes=NOTHING,
+    )
+    checkpoint_step_interval: int = key(
+        500, ge=1, says="Optimizer steps between checkpoints; changes no result.", makes=NOTHING
+    )
+    checkpointing_minutes: float | None = key(
+        None,
+        gt=0,
+        says="Minutes after which there is a checkpoint as well, if there was none; changes no result.",
+        makes=NOTHING,
+    )
+    checkpoints_total_limit: int = key(
+        2, ge=1, says="Checkpoints kept while training; changes no result.", makes=NOTHING
+    )
+
+
+def compile_fault(config: "StageConfig") -> str:
+    """What torch.compile cannot take in one piece; each break would be one more graph for every layer."""
+    said = f"dynamo_backend is {config.dynamo_backend!r}"
+    if config.dynamo_backend == "no":
+        return ""
+    if config.use_dora:
+        return f"{said}, and torch cannot trace peft's DoRA. Set it to no, or remove use_dora"
+    if config.attention_mechanism == "xformers":
+        return f"{said}, and what xformers does cannot be traced. Set it to no, or attention_mechanism = sdpa"
+    return ""
+
+
+def device_fault(config: "StageConfig", device: str) -> str:
+    """Why a stage cannot be trained on a device, given by torch's name of its type, `rocm` or `auto`; empty when it can."""
+    if (
+        config.optimizer == "adamw_8bit" and device == "mps"
+    ):  # bitsandbytes 0.50 has kernels for cuda (rocm), xpu and cpu
+        return "optimizer is 'adamw_8bit', and bitsandbytes has no 8-bit states on mps. Use adamw or adamw_bf16"
+    if config.attention_mechanism == "xformers":
+        if device not in ("cuda", "auto"):
+            return f"attention_mechanism is 'xformers', which needs an NVIDIA GPU, and the device is {device}. Use sdpa"
+        if find_spec("xformers") is None:
+            return (
+                "attention_mechanism is 'xformers', and xformers cannot be imported. pip install xformers, or use sdpa"
+            )
+    return _inductor_fault(device) if config.dynamo_backend == "inductor" else ""
+
+
+def _inductor_fault(device: str) -> str:
+    """What inductor lacks for a device, as far as it can be told without torch; the job compiles a line with it."""
+    said = "dynamo_backend is 'inductor'"
+    if device == "mps":
+        return f"{said}, whose kernels for mps are a prototype in torch. Set it to no"
+    if not any(which(name) for name in _COMPILERS):
+        install = "Debian: apt-get install g++"
+        return f"{said}, and none of {', '.join(_COMPILERS)} is in PATH. Install one ({install}), or set it to no"
+    if device in ("cuda", "rocm") and find_spec("triton") is None:
+        return f"{said}, which writes triton's kernels for a GPU, and triton cannot be imported. Set it to no"
+    return ""
