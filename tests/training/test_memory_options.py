@@ -85,7 +85,7 @@ def test_xformers_needs_an_nvidia_gpu(device: str, small_run: Any) -> None:
 
 
 def test_xformers_must_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("deepfloyd_core.config.stage.find_spec", lambda name: None)
+    monkeypatch.setattr("deepfloyd_core.config.stage_run.find_spec", lambda name: None)
     config = StageConfig.model_validate({"model_flavour": "tiny-i", "attention_mechanism": "xformers"})
     assert "pip install xformers" in device_fault(config, "cuda")
 
