@@ -4,7 +4,7 @@ torch, prodigyopt, schedulefree and bitsandbytes each keep the state that their 
 numbers a parameter, some numbers for all. The three are stored as they are, so that a resumed run has the same bytes.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -129,15 +129,14 @@ def _told(key: str, value: Any) -> str:
 
 
 def optimizer_state(
-    optimizer: torch.optim.Optimizer, names: list[str]
+    optimizer: torch.optim.Optimizer, named: Mapping[str, torch.nn.Parameter]
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """An optimizer's tensors under `<parameter>/<state>`, on the CPU, and its numbers: of the parameters, of the groups.
 
-    `names` in the order of its parameters.
+    named: its parameters, in any order; an optimizer may put them into groups in another one.
     """
     tensors, numbers = {}, {}
-    params = [param for group in optimizer.param_groups for param in group["params"]]
-    for name, param in zip(names, params, strict=True):
+    for name, param in named.items():
         for part, value in optimizer.state.get(param, {}).items():
             if isinstance(value, torch.Tensor):  # a copy: bitsandbytes shares one table among all parameters
                 tensors[f"{name}/{part}"] = value.detach().to("cpu", copy=True).contiguous()
@@ -148,10 +147,15 @@ def optimizer_state(
 
 
 def restore_optimizer(
-    optimizer: torch.optim.Optimizer, names: list[str], tensors: dict[str, torch.Tensor], numbers: dict[str, Any]
+    optimizer: torch.optim.Optimizer,
+    named: Mapping[str, torch.nn.Parameter],
+    tensors: dict[str, torch.Tensor],
+    numbers: dict[str, Any],
 ) -> None:
     """Inverse of `optimizer_state`."""
-    places = {name: place for place, name in enumerate(names)}
+    params = [param for group in optimizer.param_groups for param in group["params"]]
+    numbered = {param: place for place, param in enumerate(params)}
+    places = {name: numbered[param] for name, param in named.items()}
     state: dict[int, dict[str, Any]] = {}
     for key, value in {**tensors, **numbers["params"]}.items():
         name, part = key.rsplit("/", 1)

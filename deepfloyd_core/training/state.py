@@ -99,7 +99,7 @@ def _checkpoint(state: TrainingState) -> Checkpoint:
         return {name: value.detach().cpu().contiguous() for name, value in zip(state.params, values, strict=True)}
 
     average = {} if state.ema is None else tensors(state.ema.shadow_params)
-    kept, numbers = optimizer_state(state.optimizer, list(state.params))
+    kept, numbers = optimizer_state(state.optimizer, state.params)
     return Checkpoint(state.step, tensors(state.params.values()), kept, numbers, average, state.metrics)
 
 
@@ -111,7 +111,7 @@ def _resume(state: TrainingState, out: Path) -> None:
     with torch.no_grad():
         for name, param in state.params.items():
             param.copy_(found.adapter[name])
-    restore_optimizer(state.optimizer, list(state.params), found.optimizer, found.numbers)
+    restore_optimizer(state.optimizer, state.params, found.optimizer, found.numbers)
     if state.ema is not None:
         state.ema.shadow_params = [found.ema[name].to(param.device) for name, param in state.params.items()]
         state.ema.optimization_step = found.step

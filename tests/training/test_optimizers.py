@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers.optimization import get_scheduler
+from safetensors.torch import load_file
 
 from deepfloyd_core.adapters.lora import add_lora, trainable
 from deepfloyd_core.config.flavours import FLAVOURS
@@ -255,6 +256,10 @@ def test_groups_of_an_optimizer_keep_the_multiples_of_their_learning_rates(
         torch.testing.assert_close(trained[name], param.detach(), rtol=1e-5, atol=1e-7)
 
     run_to_death(config, tmp_path / "broken", monkeypatch, 5, 17)
+    written = load_file(tmp_path / "broken/.checkpoints/step-00000015/optimizer.safetensors")
+    assert {name: tuple(written[f"{name}/exp_avg"].shape) for name in trained} == {
+        name: tuple(param.shape) for name, param in trained.items()
+    }, "under the name of its parameter, whatever the groups"
     resumed, again = run_loop(config, tmp_path / "broken", monkeypatch)
     assert again == metrics and all(torch.equal(resumed[name], trained[name]) for name in trained)
 
@@ -443,12 +448,12 @@ def test_adamw_is_torchs_fused_one_also_where_a_checkpoint_was_not() -> None:
     steps(3, 0, 1, 2)
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(params[0], params[1], strict=True))
     assert not all(torch.equal(ours, theirs) for ours, theirs in zip(params[0], params[2], strict=True))
-    names = ["a", "b", "c"]
-    kept = optimizer_state(made[2], names)
+    named = [dict(zip("abc", values, strict=True)) for values in params]
+    kept = optimizer_state(made[2], named[2])
     for one in (0, 1):
         for param, value in zip(params[one], params[2], strict=True):
             param.data.copy_(value)
-    restore_optimizer(made[0], names, *kept)
+    restore_optimizer(made[0], named[0], *kept)
     assert made[0].param_groups[0]["fused"] is True
     made[1].load_state_dict({**made[1].state_dict(), "state": made[2].state_dict()["state"]})
     steps(2, 0, 1)

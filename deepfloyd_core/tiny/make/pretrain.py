@@ -236,12 +236,12 @@ class Run:
         _fill(self.modules, _below(tensors, "modules."))
         _fill(self.averages, _below(tensors, "averages."))
         numbers: dict[str, Any] = {"params": {}, "groups": [{}]}  # AdamW has none beyond its settings
-        restore_optimizer(self.optimiser, self._names, _below(tensors, "optimiser."), numbers)
+        restore_optimizer(self.optimiser, self._named, _below(tensors, "optimiser."), numbers)
         self.step, self.seconds = int(tensors["step"]), float(tensors["seconds"])
 
     @property
-    def _names(self) -> list[str]:
-        return [name for name, _ in self.modules.named_parameters()]
+    def _named(self) -> dict[str, torch.nn.Parameter]:
+        return dict(self.modules.named_parameters())
 
     def update(self, loss: torch.Tensor, rate: float) -> None:
         """One AdamW step, then the moving average."""
@@ -262,7 +262,7 @@ class Run:
         tensors = {"step": torch.tensor(self.step), "seconds": torch.tensor(self.seconds, dtype=torch.float64)}
         tensors |= {f"modules.{name}": tensor.detach() for name, tensor in self.modules.named_parameters()}
         tensors |= {f"averages.{name}": tensor for name, tensor in self.averages.named_parameters()}
-        state, _ = optimizer_state(self.optimiser, self._names)
+        state, _ = optimizer_state(self.optimiser, self._named)
         tensors |= {f"optimiser.{name}": tensor for name, tensor in state.items()}
         save_file(tensors, self.path.with_suffix(".part"))
         self.path.with_suffix(".part").replace(self.path)
