@@ -24,6 +24,7 @@ from tasks.terminal import console, labelled
 
 if TYPE_CHECKING:
     from deepfloyd_core.config.run import Run
+    from deepfloyd_core.preflight.check import Goal
     from deepfloyd_core.store.versions import Version
 
 
@@ -86,7 +87,7 @@ def main() -> None:
 @app.command()
 def run(config: ConfigPath, overrides: Overrides = None) -> None:
     """Make every artifact, from the pictures to the published bundle."""
-    loaded = _load(config, overrides)
+    loaded = _load(config, overrides, "lora_bundle")
     before = _current_version(loaded.run)
     with _session(loaded) as call:
         from flows.finetune import finetune
@@ -107,9 +108,9 @@ def prepare(
 ) -> None:
     """Index the pictures and cut the crops of every stage, and the eval set."""
     if not preview:
-        _stage_flow("prepare", config, overrides)
+        _stage_flow("prepare", config, overrides, "crops")
         return
-    run = _load(config, overrides).run
+    run = _load(config, overrides, "crops").run
     _print_notes(run.notes)
     from deepfloyd_core.crops.preview import PREVIEW_FILE, save_preview
 
@@ -121,25 +122,25 @@ def prepare(
 @app.command()
 def embed(config: ConfigPath, overrides: Overrides = None) -> None:
     """Encode every caption and prompt with T5."""
-    _stage_flow("embed", config, overrides)
+    _stage_flow("embed", config, overrides, "text_embeds")
 
 
 @app.command("train-stage1")
 def train_stage1(config: ConfigPath, overrides: Overrides = None) -> None:
     """Train the Stage I LoRA, and make what it needs."""
-    _stage_flow("train_stage1", config, overrides)
+    _stage_flow("train_stage1", config, overrides, "stage1_lora")
 
 
 @app.command("train-stage2")
 def train_stage2(config: ConfigPath, overrides: Overrides = None) -> None:
     """Train the Stage II LoRA, and make what it needs."""
-    _stage_flow("train_stage2", config, overrides)
+    _stage_flow("train_stage2", config, overrides, "stage2_lora")
 
 
 @app.command()
 def retrain(config: ConfigPath, overrides: Overrides = None) -> None:
     """Publish a new version if data or settings are not those of the current one; else say "no change"."""
-    loaded = _load(config, overrides)
+    loaded = _load(config, overrides, "lora_bundle")
     before = _current_version(loaded.run)
     with _session(loaded) as call:
         from flows.retrain import retrain as flow
@@ -171,11 +172,9 @@ def generate(
     sized = [f'validation_resolution="{size}"'] if size else []
     if size and any(override.partition("=")[0].strip() == "validation_resolution" for override in overrides or []):
         raise ConfigError("--size and --set validation_resolution say the same twice. Leave one of them out.")
-    loaded = _load(config, [*(overrides or []), *sized])
-    from deepfloyd_core.store.versions import bundle_of, find_version
+    from deepfloyd_core.preflight.order import Order
 
-    if version != "base":
-        bundle_of(loaded.run.workspace, find_version(loaded.run.workspace, version))
+    loaded = _load(config, [*(overrides or []), *sized], Order(tuple(prompt), version, control))
     with _session(loaded) as call:
         from flows.generate import generate as flow
 
@@ -245,8 +244,8 @@ def ui(
     serve_ui(port, out)
 
 
-def _stage_flow(name: str, config: Path, overrides: list[str] | None) -> None:
-    with _session(_load(config, overrides)) as call:
+def _stage_flow(name: str, config: Path, overrides: list[str] | None, goal: "Goal") -> None:
+    with _session(_load(config, overrides, goal)) as call:
         from flows import stages
 
         for artifact in call(getattr(stages, name)):
@@ -262,11 +261,11 @@ class _Loaded:
     run: "Run"
 
 
-def _load(config: Path, overrides: list[str] | None) -> _Loaded:
-    """Once a command: it opens every source of the run."""
-    from deepfloyd_core.preflight.load import load_run
+def _load(config: Path, overrides: list[str] | None, goal: "Goal") -> _Loaded:
+    """Once a command: it opens every source of the run. Checks what lies on this machine; its flow asks the rest as well."""
+    from deepfloyd_core.preflight.check import check_run
 
-    return _Loaded(config, overrides or [], load_run(config, tuple(overrides or ())))
+    return _Loaded(config, overrides or [], check_run(config, tuple(overrides or ()), goal, elsewhere=False))
 
 
 def _current_version(run: "Run") -> "Version | None":

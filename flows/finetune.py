@@ -9,7 +9,7 @@ from prefect.states import Completed
 from deepfloyd_core.bundle.inputs import BundleInputs, SampleInputs
 from deepfloyd_core.bundle.planned import sample_prompts
 from deepfloyd_core.config.run import Run
-from deepfloyd_core.preflight.load import load_run
+from deepfloyd_core.preflight.check import check_run
 from deepfloyd_core.processes.jobs import job_starter
 from deepfloyd_core.store.artifacts import Artifact
 from deepfloyd_core.store.versions import Version, current, news_of
@@ -19,8 +19,6 @@ from tasks.cascade_samples import cascade_samples
 from tasks.image_index import image_index
 from tasks.lora_bundle import lora_bundle, publish_version
 from tasks.outbox import server_awaited
-from tasks.runners import reach_workers
-from tasks.stage_lora import check_models
 from tasks.text_embeds import text_embeds
 
 
@@ -28,10 +26,8 @@ from tasks.text_embeds import text_embeds
 @server_awaited
 def finetune(config: str, overrides: list[str] | None = None) -> "State[Version]":
     """Fine-tune the stages that CONFIG names and publish the result: as a new version, unless it is the current one's."""
-    run = load_run(Path(config), tuple(overrides or ()))
+    run = check_run(Path(config), tuple(overrides or ()), "lora_bundle")
     before = current(run.workspace)
-    check_models(run, run.config.stages)
-    reach_workers(run)
     version = make_bundle(run, image_index(run))
     return Completed(message=news_of(run.workspace, version, before), data=version)
 

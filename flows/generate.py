@@ -4,8 +4,8 @@ from pathlib import Path
 
 from prefect import flow
 
-from deepfloyd_core.errors import ConfigError
-from deepfloyd_core.preflight.load import load_run
+from deepfloyd_core.preflight.check import check_run
+from deepfloyd_core.preflight.order import Order
 from deepfloyd_core.store.artifacts import Artifact
 from tasks import VERSION
 from tasks.generated import generated
@@ -23,17 +23,8 @@ def generate(
     control: a picture that they follow, with a version that is a ControlNet.
     """
     prompts = [prompt] if isinstance(prompt, str) else prompt
-    _check_prompts(prompts)
     sized = (f'validation_resolution="{size}"',) if size else ()
-    run = load_run(Path(config), (*(overrides or ()), *sized))
+    order = Order(tuple(prompts), version, Path(control) if control else None)
+    run = check_run(Path(config), (*(overrides or ()), *sized), order)
     pictures = [(text, seed + number) for text in prompts for number in range(images)]
-    return generated(run, pictures, version, Path(control) if control else None)
-
-
-def _check_prompts(prompts: list[str]) -> None:
-    if not prompts or not all(text.strip() for text in prompts):
-        raise ConfigError("The prompt is empty." if len(prompts) < 2 else "One of the prompts is empty.")
-    if twice := next((text for text in prompts if prompts.count(text) > 1), None):
-        raise ConfigError(
-            f"The prompt {twice!r} is given twice, and would give the same pictures. For more of them raise images."
-        )
+    return generated(run, pictures, version, order.control)

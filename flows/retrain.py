@@ -11,7 +11,7 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
 from deepfloyd_core.bundle.planned import planned_bundle
-from deepfloyd_core.preflight.load import load_run
+from deepfloyd_core.preflight.check import check_run, check_workers
 from deepfloyd_core.store.artifacts import find, missing_parts
 from deepfloyd_core.store.versions import Version, current, news_of
 from flows.finetune import make_bundle
@@ -19,8 +19,6 @@ from tasks import VERSION
 from tasks.image_index import image_index
 from tasks.lora_bundle import publish_version
 from tasks.outbox import server_awaited
-from tasks.runners import reach_workers
-from tasks.stage_lora import check_models
 
 NO_CHANGE = "no change"
 
@@ -29,14 +27,13 @@ NO_CHANGE = "no change"
 @server_awaited
 def retrain(config: str, overrides: list[str] | None = None) -> "State[Version | None]":
     """Index; when the current version is what would be made, complete with "no change"; otherwise publish what would be."""
-    run = load_run(Path(config), tuple(overrides or ()))
+    run = check_run(Path(config), tuple(overrides or ()), "lora_bundle", workers=False)
     before = current(run.workspace)
-    check_models(run, run.config.stages)
     index = image_index(run)
     planned = planned_bundle(run, index)
     bundle = find(run.workspace, planned) if planned else None
     if bundle is None or any(missing_parts(bundle)):
-        reach_workers(run)
+        check_workers(run)
         version = make_bundle(run, index)
     elif before and before.bundle == bundle.fingerprint:
         get_run_logger().info("no change since version %d", before.number)

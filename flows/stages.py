@@ -7,15 +7,13 @@ from prefect import flow
 from deepfloyd_core.bundle.planned import sample_prompts
 from deepfloyd_core.config.flavours import Stage
 from deepfloyd_core.config.run import Run
-from deepfloyd_core.preflight.load import load_run
+from deepfloyd_core.preflight.check import check_run, trained_with
 from deepfloyd_core.processes.jobs import job_starter
 from deepfloyd_core.store.artifacts import Artifact
 from flows.dag import make_pictures, make_trainings
 from tasks import VERSION
 from tasks.image_index import image_index
 from tasks.outbox import server_awaited
-from tasks.runners import reach_workers
-from tasks.stage_lora import check_models
 from tasks.text_embeds import text_embeds
 
 
@@ -23,8 +21,7 @@ from tasks.text_embeds import text_embeds
 @server_awaited
 def prepare(config: str, overrides: list[str] | None = None) -> list[Artifact]:
     """Index the pictures and cut the crops of every stage, the eval set, and what a ControlNet follows for both."""
-    run = load_run(Path(config), tuple(overrides or ()))
-    reach_workers(run)
+    run = check_run(Path(config), tuple(overrides or ()), "crops")
     return make_pictures(run, image_index(run), run.config.stages).artifacts
 
 
@@ -32,7 +29,7 @@ def prepare(config: str, overrides: list[str] | None = None) -> list[Artifact]:
 @server_awaited
 def embed(config: str, overrides: list[str] | None = None) -> list[Artifact]:
     """Encode every caption and prompt."""
-    run = load_run(Path(config), tuple(overrides or ()))
+    run = check_run(Path(config), tuple(overrides or ()), "text_embeds")
     index = image_index(run)
     return [index, text_embeds(run, index)]
 
@@ -41,22 +38,19 @@ def embed(config: str, overrides: list[str] | None = None) -> list[Artifact]:
 @server_awaited
 def train_stage1(config: str, overrides: list[str] | None = None) -> list[Artifact]:
     """Train the Stage I LoRA, and make what it needs."""
-    return _train(load_run(Path(config), tuple(overrides or ())), 1)
+    return _train(check_run(Path(config), tuple(overrides or ()), "stage1_lora"), 1)
 
 
 @flow(name="train-stage2", version=VERSION)
 @server_awaited
 def train_stage2(config: str, overrides: list[str] | None = None) -> list[Artifact]:
     """Train the Stage II LoRA, and make what it needs: Stage I's as well, where that makes low-res pictures for it."""
-    return _train(load_run(Path(config), tuple(overrides or ())), 2)
+    return _train(check_run(Path(config), tuple(overrides or ()), "stage2_lora"), 2)
 
 
 @job_starter()
 def _train(run: Run, stage: Stage) -> list[Artifact]:
-    run.config.stage(stage)  # a run without this stage fails here, before anything is made
-    stages: tuple[Stage, ...] = (1, 2) if stage == 2 and run.config.remakes_low_res else (stage,)
-    check_models(run, stages)
-    reach_workers(run)
+    stages = trained_with(run.config, stage)
     index = image_index(run)
     pictures = make_pictures(run, index, stages)
     embeds = text_embeds(run, index)

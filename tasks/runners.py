@@ -20,8 +20,7 @@ from prefect import Task
 from prefect.futures import as_completed
 from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTaskRunner
 
-from deepfloyd_core.config.cluster import reach
-from deepfloyd_core.config.run import Run, RunConfig
+from deepfloyd_core.config.run import RunConfig
 from deepfloyd_core.errors import JobError
 from deepfloyd_core.types import Report
 from tasks.outbox import send_events, take_records
@@ -40,12 +39,6 @@ class Job(Generic[R]):
     task: Task[..., R]
     parameters: dict[str, Any]
     size: int  # in the unit of the progress
-
-
-def reach_workers(run: Run) -> None:
-    """Raises ConfigError when the run is to use a cluster that does not answer: better now than after the index."""
-    if run.config.task_runner_address is not None:
-        reach(run.config.task_runner, run.config.task_runner_address)
 
 
 def run_jobs(config: RunConfig, jobs: Sequence[Job[R]], report: Report, unit: str) -> list[R]:

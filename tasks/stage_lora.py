@@ -11,8 +11,6 @@ from deepfloyd_core.bundle.inputs import TrainingInputs
 from deepfloyd_core.config.flavours import Stage
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.models.folders import resolve
-from deepfloyd_core.preflight.unet_sizes import check_training_sizes
-from deepfloyd_core.preflight.wandb_login import check_wandb
 from deepfloyd_core.processes.jobs import run_job
 from deepfloyd_core.store.artifacts import Artifact, materialise
 from deepfloyd_core.training.epochs import with_steps
@@ -21,19 +19,6 @@ from tasks.progress import progress
 from tasks.publish import publish_buckets, publish_held_out, publish_pictures
 
 log = logging.getLogger(__name__)
-
-
-def check_models(run: Run, stages: tuple[Stage, ...]) -> None:
-    """Raise ConfigError for sizes that a stage's UNet cannot be fed, an `init_lora` that it cannot start from, or W&B
-    without a key, before anything else is made."""
-    if "wandb" in run.config.trackers:
-        check_wandb()
-    for stage in stages:
-        folder = resolve(run.config.stage(stage).model, stage)
-        check_training_sizes(run, stage, folder)
-        parent = find_parent(run, stage, folder)
-        if parent and parent.note:
-            log.info("%s", parent.note)
 
 
 @task(name="stage_lora", task_run_name="stage{stage}_lora", cache_policy=NO_CACHE)

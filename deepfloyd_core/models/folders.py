@@ -18,25 +18,66 @@ def resolve(model: str, stage: Stage, text: bool = False) -> Path:
     `text`: the text encoder and tokenizer are needed as well. Raises ModelError that lists the missing files and how
     to get them: a directory lacks some, the hub cannot be reached, the licence is not accepted.
     """
-    wanted = _UNET_FILES + (_STAGE2_FILES if stage == 2 else ()) + (_TEXT_FILES if text else ())
-    folder = Path(model)
-    if model in FLAVOURS and model.startswith(RANDOM):
+    if _is_random(model):
         from deepfloyd_core.models.random_weights import random_folder
 
-        folder = random_folder(model, text)
-    elif not is_there(folder) or not folder.is_dir():
-        if folder.is_absolute() or model.count("/") != 1:
-            raise ModelError(f"{model} is not a directory, nor a hub id of the form owner/name.")
-        folder = _download(model, wanted)
-    missing = [pattern for pattern in wanted if not any(folder.glob(pattern))]
-    if missing:
+        return _whole(random_folder(model, text), stage, text)
+    if folder := _directory(model):
+        return _whole(folder, stage, text)
+    return _whole(_download(model, _files(stage, text)), stage, text)
+
+
+def folder_here(model: str, stage: Stage, text: bool = False) -> Path | None:
+    """The same of what lies on this machine; None: it has yet to be downloaded or written. No network is asked.
+
+    Raises ModelError for a directory that lacks files, and for what is neither a directory nor a hub id.
+    """
+    if _is_random(model):
+        from deepfloyd_core.models.random_weights import written_folder
+
+        return written_folder(model, text)
+    if folder := _directory(model):
+        return _whole(folder, stage, text)
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = Path(snapshot_download(model, local_files_only=True))
+    except (OSError, ValueError):  # not downloaded; or no name that the hub knows, as `resolve` will say
+        return None
+    return None if _missing(folder, stage, text) else folder
+
+
+def _is_random(model: str) -> bool:
+    return model in FLAVOURS and model.startswith(RANDOM)
+
+
+def _directory(model: str) -> Path | None:
+    """A model's directory; None for a hub id. Raises ModelError for what is neither."""
+    folder = Path(model)
+    if is_there(folder) and folder.is_dir():
+        return folder
+    if folder.is_absolute() or model.count("/") != 1:
+        raise ModelError(f"{model} is not a directory, nor a hub id of the form owner/name.")
+    return None
+
+
+def _files(stage: Stage, text: bool) -> tuple[str, ...]:
+    return _UNET_FILES + (_STAGE2_FILES if stage == 2 else ()) + (_TEXT_FILES if text else ())
+
+
+def _missing(folder: Path, stage: Stage, text: bool) -> list[str]:
+    return [pattern for pattern in _files(stage, text) if not any(folder.glob(pattern))]
+
+
+def _whole(folder: Path, stage: Stage, text: bool) -> Path:
+    if missing := _missing(folder, stage, text):
         raise ModelError(f"{folder} lacks {', '.join(missing)}. Put these files there (safetensors only, no .bin).")
     return folder
 
 
 def _download(repo: str, wanted: tuple[str, ...]) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError
 
     patterns = [*wanted, "model_index.json", "tokenizer/*", "unet/*.json", "text_encoder/*.json"]
     patterns = [pattern for pattern in patterns if "text_encoder/*.safetensors" in wanted or "tokenizer" not in pattern]
@@ -47,7 +88,7 @@ def _download(repo: str, wanted: tuple[str, ...]) -> Path:
         return Path(snapshot_download(repo, allow_patterns=patterns, ignore_patterns=["*.bin", "*.fp16.*"]))
     except GatedRepoError:
         raise ModelError(f"{repo} is gated: {files} cannot be read. {accept}, {local}.") from None
-    except (HfHubHTTPError, OSError) as error:
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
         if away := _why_away(error):
             raise ModelError(f"Of {repo} this machine lacks {files}, and {away}, {local}.") from None
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

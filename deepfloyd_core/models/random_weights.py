@@ -130,15 +130,22 @@ def random_folder(name: str, text: bool = False, cache: Path | None = None) -> P
     """
     cache = cache or _default_cache()
     wanted = design(FLAVOURS[name.removeprefix(RANDOM)])
+    if written := written_folder(name, text, cache):
+        return written
     folder = _folder(name, wanted, cache)
-    if all((folder / part).is_dir() for part in _parts(wanted, text)):
-        return folder
     log.info("%s: writing random weights to %s", name, folder)
     with Children(1, Limits(memory_mib=None, seconds=BUILD_S)) as children:
         (result,) = children.map(write_folder, [(name, wanted, text, cache)])
     if isinstance(result, Lost):
         raise ModelError(f"{name} was not written to {folder}: {result.detail}. Run the same command again.")
     return result
+
+
+def written_folder(name: str, text: bool = False, cache: Path | None = None) -> Path | None:
+    """The same where it is written already; None where it is not."""
+    wanted = design(FLAVOURS[name.removeprefix(RANDOM)])
+    folder = _folder(name, wanted, cache or _default_cache())
+    return folder if all((folder / part).is_dir() for part in _parts(wanted, text)) else None
 
 
 def write_folder(order: tuple[str, Design, bool, Path]) -> Path:

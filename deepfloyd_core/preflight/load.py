@@ -35,19 +35,22 @@ def load_run(path: Path, overrides: tuple[str, ...] = ()) -> Run:
 
     Raises ConfigError that tells all faults at once. Imports nothing heavy.
     """
-    run, faults = read_run(path, overrides)
+    faults: list[DeepFloydError] = []
+    run = attempt(faults, read_run, path, overrides, faults)
     raise_together(faults)
     assert run is not None  # without one there are faults
     return run
 
 
-def read_run(path: Path, overrides: tuple[str, ...] = ()) -> tuple[Run | None, list[DeepFloydError]]:
-    """A run, as far as its files could be read, and all that is wrong with them. None: not even the run file makes one.
+def read_run(path: Path, overrides: tuple[str, ...], faults: list[DeepFloydError]) -> Run | None:
+    """A run, as far as its files could be read; all that is wrong with them is added to `faults`. None: the run file makes
+    no run.
 
     Raises ConfigError for a run file or overrides of which nothing can be made.
     """
     path = home_path(path)
-    written, config, faults = read_written(path, overrides)
+    written, config, found = read_written(path, overrides)
+    faults += found
     start = start_of_paths(path, written.values.get("data_backend_config"))
     notes = [*written.notes, *([f"{path}: relative paths start at {start}, where the data file is"] if start else [])]
     place = _data_file_place(config, written, start)
@@ -62,12 +65,12 @@ def read_run(path: Path, overrides: tuple[str, ...] = ()) -> tuple[Run | None, l
             file = attempt(faults, load_data_file, Path(place), written.data_defaults)
             datasets = _data_sets(Path(place), file, faults) if file is not None else ()
     if config is None:
-        return None, faults
+        return None
     notes += _run_notes(path, config)
     conditioning = file.conditioning if file is not None else ()
     if file is not None:
         notes += _check_together(path, config, datasets, file, faults) + list(file.notes)
-    return Run(config, datasets, tuple(notes), conditioning, str(path.absolute())), faults
+    return Run(config, datasets, tuple(notes), conditioning, str(path.absolute()))
 
 
 def _data_file_place(config: RunConfig | None, written: Written, start: Path | None) -> str | None:

@@ -16,36 +16,44 @@ _CHANNELS = {1: 3, 2: 6}  # that a UNet is fed: x_t, and at Stage II the low-res
 _ALIGNMENTS = (8, 16, 24, 32, 64)  # that `aspect_bucket_alignment` can be
 
 
-def check_training_sizes(run: Run, stage: Stage, folder: Path) -> None:
-    """Raise ConfigError when the UNet in a model folder cannot be fed some size of the run: crops or samples."""
-    _check(stage, folder, [*_crops(run, stage), *_samples(run, stage)])
-
-
-def check_sample_sizes(run: Run, stage: Stage, folder: Path) -> None:
-    """The same for samples alone."""
-    _check(stage, folder, list(_samples(run, stage)))
-
-
-def _check(stage: Stage, folder: Path, edges: list[tuple[str, int, int]]) -> None:
-    """edges: the key with its value, px at its own scale, how many px of the stage make one of these."""
-    file = folder / "unet" / "config.json"
-    found = _read(file)
-    said, taken = f"stage{stage}: the UNet in {folder}", found["in_channels"]
+def check_unet(stage: Stage, folder: Path) -> bool:
+    """Raise ConfigError for the UNet of the other stage, ModelError for a configuration that cannot be read; else True."""
+    taken = _read(folder)["in_channels"]
     if taken != _CHANNELS[stage]:
         raise ConfigError(
-            f"{said} is fed {taken} channels; one of Stage {'I' * stage} is fed {_CHANNELS[stage]}. "
+            f"{_unet(stage, folder)} is fed {taken} channels; one of Stage {'I' * stage} is fed {_CHANNELS[stage]}. "
             f"Give stage{stage}.pretrained_model_name_or_path a folder of Stage {'I' * stage}."
         )
-    halved = len(found["block_out_channels"]) - 1
-    for key, edge, factor in edges:
-        if edge * factor % 2**halved:
-            raise ConfigError(
-                f"{key}, {edge * factor} px at stage {stage}; {said} halves {halved} times, so every edge must divide by "
-                f"{2**halved}. {_remedy(key, edge, factor, 2**halved)}."
-            )
+    return True
 
 
-def _read(file: Path) -> dict[str, Any]:
+def training_size_faults(run: Run, stage: Stage, folder: Path) -> list[str]:
+    """Sizes of the run, crops or samples, that the UNet in a model folder cannot be fed. It passes `check_unet`."""
+    return _faults(stage, folder, [*_crops(run, stage), *_samples(run, stage)])
+
+
+def sample_size_faults(run: Run, stage: Stage, folder: Path) -> list[str]:
+    """The same for samples alone."""
+    return _faults(stage, folder, list(_samples(run, stage)))
+
+
+def _faults(stage: Stage, folder: Path, edges: list[tuple[str, int, int]]) -> list[str]:
+    """edges: the key with its value, px at its own scale, how many px of the stage make one of these."""
+    halved = len(_read(folder)["block_out_channels"]) - 1
+    return [
+        f"{key}, {edge * factor} px at stage {stage}; {_unet(stage, folder)} halves {halved} times, so every edge must "
+        f"divide by {2**halved}. {_remedy(key, edge, factor, 2**halved)}."
+        for key, edge, factor in edges
+        if edge * factor % 2**halved
+    ]
+
+
+def _unet(stage: Stage, folder: Path) -> str:
+    return f"stage{stage}: the UNet in {folder}"
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    file = folder / "unet" / "config.json"
     try:
         found: dict[str, Any] = json.loads(file.read_bytes())
         return {"in_channels": found["in_channels"], "block_out_channels": list(found["block_out_channels"])}

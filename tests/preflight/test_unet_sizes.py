@@ -13,9 +13,8 @@ from deepfloyd_core.config.flavours import FLAVOURS, Stage
 from deepfloyd_core.errors import ConfigError, ModelError
 from deepfloyd_core.files import write_sealed
 from deepfloyd_core.models.identity import model_fingerprint
-from deepfloyd_core.preflight.load import load_run
-from tasks.generated import generated
-from tasks.stage_lora import check_models
+from deepfloyd_core.preflight.check import check_run
+from deepfloyd_core.preflight.order import Order
 
 TINY = {1: Path(FLAVOURS["tiny-i"].repo), 2: Path(FLAVOURS["tiny-ii"].repo)}
 
@@ -23,7 +22,6 @@ TINY = {1: Path(FLAVOURS["tiny-i"].repo), 2: Path(FLAVOURS["tiny-ii"].repo)}
 @pytest.fixture(autouse=True)
 def nothing_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("diffusers.ModelMixin.from_pretrained", lambda *_, **__: pytest.fail("a model is loaded"))
-    monkeypatch.setattr("tasks.generated.run_job", lambda *_, **__: pytest.fail("a job is started"))
 
 
 @pytest.fixture
@@ -41,14 +39,15 @@ def deeper(tmp_path: Path) -> Callable[[Stage, int], Path]:
     return copied
 
 
-def load(small_run: Any, stage: Stage, folder: Path, *keys: str) -> Any:
-    return load_run(small_run.config, (f'stage{stage}.pretrained_model_name_or_path="{folder}"', *keys))
+def check(small_run: Any, stage: Stage, folder: Path, *keys: str) -> None:
+    """As before a training of a stage on the model in a folder."""
+    named = f'stage{stage}.pretrained_model_name_or_path="{folder}"'
+    check_run(small_run.config, (named, *keys), "stage1_lora" if stage == 1 else "stage2_lora")
 
 
-def refusal(run: Any, stage: Stage) -> str:
+def refusal(small_run: Any, stage: Stage, folder: Path, *keys: str) -> str:
     with pytest.raises(ConfigError) as caught:
-        check_models(run, (stage,))
-    assert len(str(caught.value).splitlines()) == 1
+        check(small_run, stage, folder, *keys)
     return str(caught.value)
 
 
@@ -70,7 +69,7 @@ def refusal(run: Any, stage: Stage) -> str:
 def test_sizes_that_the_levels_of_the_unet_cannot_halve_are_refused(
     small_run: Any, deeper: Any, stage: Stage, halved: int, keys: tuple[str, ...], says: str
 ) -> None:
-    message = refusal(load(small_run, stage, deeper(stage, halved), *keys), stage)
+    message = refusal(small_run, stage, deeper(stage, halved), *keys)
     assert says in message and str(small_run.folder / f"model-{stage}") in message
 
 
@@ -78,18 +77,17 @@ def test_a_resolution_that_the_levels_cannot_halve_is_refused(small_run: Any, de
     data = json.loads((small_run.folder / "data.json").read_bytes())
     data[0] |= {"resolution": 72, "minimum_image_size": 72, "maximum_image_size": 72, "target_downsample_size": 72}
     (small_run.folder / "data.json").write_text(json.dumps(data))
-    message = refusal(load(small_run, 1, deeper(1, 4), "aspect_bucket_alignment=16"), 1)
+    message = refusal(small_run, 1, deeper(1, 4), "aspect_bucket_alignment=16")
     assert message.startswith("stars: resolution is 72, 72 px at stage 1; ")
     assert message.endswith("Use for example 80 in place of 72.")
-    check_models(load_run(small_run.config), (1, 2))
+    check_run(small_run.config, (), "lora_bundle")
 
 
 @pytest.mark.parametrize(("stage", "halved", "alignment"), [(1, 4, 16), (2, 5, 8), (2, 6, 16)])
 def test_sizes_that_the_levels_halve_pass(
     small_run: Any, deeper: Any, stage: Stage, halved: int, alignment: int
 ) -> None:
-    run = load(small_run, stage, deeper(stage, halved), f"aspect_bucket_alignment={alignment}")
-    check_models(run, (stage,))
+    check(small_run, stage, deeper(stage, halved), f"aspect_bucket_alignment={alignment}")
 
 
 @pytest.mark.parametrize(
@@ -99,7 +97,7 @@ def test_sizes_that_the_levels_halve_pass(
 def test_the_other_stages_model_is_refused(small_run: Any, tmp_path: Path, stage: Stage, says: str) -> None:
     folder = shutil.copytree(TINY[2], tmp_path / "model")  # with the scheduler that Stage II needs
     shutil.copytree(TINY[3 - stage] / "unet", folder / "unet", dirs_exist_ok=True)
-    assert says in refusal(load(small_run, stage, folder), stage)
+    assert says in refusal(small_run, stage, folder)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"in_channels": 3}', '{"in_channels": 3, "block_out_channels": 4}'])
@@ -107,7 +105,7 @@ def test_a_damaged_configuration_is_a_model_error(small_run: Any, deeper: Any, t
     folder = deeper(1, 3)
     (folder / "unet/config.json").write_text(text)
     with pytest.raises(ModelError, match=r"unet/config\.json is no UNet's configuration"):
-        check_models(load(small_run, 1, folder), (1,))
+        check(small_run, 1, folder)
 
 
 def publish_lora(small_run: Any, stage: Stage, base: Stage) -> None:
@@ -127,15 +125,15 @@ def publish_lora(small_run: Any, stage: Stage, base: Stage) -> None:
 def test_generate_refuses_the_lora_of_the_other_stage(small_run: Any, stage: Stage, base: Stage) -> None:
     publish_lora(small_run, stage, base)
     with pytest.raises(ConfigError) as caught:
-        generated.fn(load_run(small_run.config), [("a purple star", 0)], "1")
+        check_run(small_run.config, (), Order(("a purple star",), "1"))
     said = f"lora_bundle {'0' * 16} was trained on other weights of stage {stage} than those in {TINY[stage]}"
     assert said in str(caught.value)
 
 
 def test_generate_refuses_a_size_that_the_levels_cannot_halve(small_run: Any, deeper: Any) -> None:
     """The run's crops do not matter to it."""
-    run = load(small_run, 1, deeper(1, 4), "validation_resolution=72x64")
+    model = f'stage1.pretrained_model_name_or_path="{deeper(1, 4)}"'
+    order = Order(("a purple star",), "base")
     with pytest.raises(ConfigError, match="validation_resolution is '72x64', 72 px at stage 1; "):
-        generated.fn(run, [("a purple star", 0)], "base")
-    with pytest.raises(pytest.fail.Exception, match="a job is started"):
-        generated.fn(load(small_run, 1, small_run.folder / "model-1"), [("a purple star", 0)], "base")
+        check_run(small_run.config, (model, "validation_resolution=72x64"), order)
+    check_run(small_run.config, (model,), order)

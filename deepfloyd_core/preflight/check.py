@@ -1,0 +1,134 @@
+"""Everything that is checked before anything is made: one entry, and all faults in one message. No torch.
+
+Three rounds; the faults of a round are told together, and the next begins only without any. First what lies on this
+machine: the run file, the data file, model folders, weights to start from, a version to sample. Then who answers: a
+cluster, W&B. Then models that have yet to be downloaded or written, one after the other up to the first fault: no gigabytes
+are fetched for a run that cannot begin. What could only repeat another fault is left out: nothing is said of a UNet in a
+folder that is not there.
+"""
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from deepfloyd_core.config.cluster import reach
+from deepfloyd_core.config.flavours import Stage
+from deepfloyd_core.config.run import Run, RunConfig
+from deepfloyd_core.errors import ConfigError, DeepFloydError, attempt, raise_together
+from deepfloyd_core.models.folders import folder_here, resolve
+from deepfloyd_core.preflight.load import read_run
+from deepfloyd_core.preflight.order import Order, check_order, order_model_faults, prompt_faults
+from deepfloyd_core.preflight.unet_sizes import check_unet, training_size_faults
+from deepfloyd_core.preflight.wandb_login import check_wandb
+
+if TYPE_CHECKING:
+    from deepfloyd_core.adapters.start_from import Parent
+
+log = logging.getLogger(__name__)
+
+# What a flow makes, with all that it needs for that. An order is one of `generate`.
+Goal = Literal["crops", "text_embeds", "stage1_lora", "stage2_lora", "lora_bundle"] | Order
+
+
+def check_run(path: Path, overrides: tuple[str, ...], goal: Goal, elsewhere: bool = True, workers: bool = True) -> Run:
+    """Read a run file and its data file, and check all that the goal needs. `overrides`: as of `load_run`.
+
+    elsewhere: False stops after the first round. workers: False leaves the cluster out. Raises a DeepFloydError that tells
+    all faults of a round.
+    """
+    faults: list[DeepFloydError] = []
+    run = attempt(faults, _first_round, path, overrides, goal, faults)
+    raise_together(faults)
+    assert run is not None  # without one there are faults
+    if elsewhere:
+        _ask_services(run, goal, workers)
+        _fetch_models(run, goal)
+    return run
+
+
+def trained_with(config: RunConfig, stage: Stage) -> tuple[Stage, ...]:
+    """A stage, and the one that must be trained before it. Raises ConfigError when the run does not have it."""
+    config.stage(stage)
+    return (1, 2) if stage == 2 and config.remakes_low_res else (stage,)
+
+
+def check_workers(run: Run) -> None:
+    """Raise ConfigError when shards are to be made on a cluster that does not answer: better now than after the index."""
+    if run.config.task_runner_address is not None:
+        reach(run.config.task_runner, run.config.task_runner_address)
+
+
+def _first_round(path: Path, overrides: tuple[str, ...], goal: Goal, faults: list[DeepFloydError]) -> Run | None:
+    if isinstance(goal, Order):
+        faults += map(ConfigError, prompt_faults(goal.prompts))
+    run = read_run(path, overrides, faults)
+    if run is None or goal == "crops":
+        return run
+    if isinstance(goal, Order):
+        check_order(run, goal, faults)
+        if run.config.stage1 is None:
+            return run
+    stages = attempt(faults, _stages, run.config, goal) or ()
+    encoder = run.config.stages[0]  # whose text encoder is used
+    for stage in run.config.stages:
+        if stage in (encoder, *stages):
+            folder = _folder_here(run.config.stage(stage).model, stage, stage == encoder, faults)
+            if folder is not None and stage in stages:
+                _check_model(run, goal, stage, folder, faults)
+    return run
+
+
+def _stages(config: RunConfig, goal: Goal) -> tuple[Stage, ...]:
+    """The stages whose UNets are trained or sampled. Raises ConfigError for one that the run does not have."""
+    if isinstance(goal, Order) or goal == "lora_bundle":
+        return config.stages
+    if goal not in ("stage1_lora", "stage2_lora"):
+        return ()
+    stage: Stage = 1 if goal == "stage1_lora" else 2
+    return trained_with(config, stage)
+
+
+def _folder_here(model: str, stage: Stage, text: bool, faults: list[DeepFloydError]) -> Path | None:
+    """A model's folder, if it is on this machine. Without its text encoder, where only that is missing."""
+    return attempt(faults, folder_here, model, stage, text) or attempt([], folder_here, model, stage)
+
+
+def _check_model(run: Run, goal: Goal, stage: Stage, folder: Path, faults: list[DeepFloydError]) -> "Parent | None":
+    """Check the UNet in a folder. Returns the weights that it starts from in place of its own."""
+    if not attempt(faults, check_unet, stage, folder):
+        return None
+    if isinstance(goal, Order):
+        faults += order_model_faults(run, goal, stage, folder)
+        return None
+    faults += map(ConfigError, training_size_faults(run, stage, folder))
+    if run.config.stage(stage).init_lora is None:
+        return None
+    # Not above: it takes safetensors and NumPy, 0.1 s more until a wrong key is answered.
+    from deepfloyd_core.adapters.start_from import find_parent
+
+    return attempt(faults, find_parent, run, stage, folder)
+
+
+def _ask_services(run: Run, goal: Goal, workers: bool) -> None:
+    """Raise for a cluster that does not answer, and for W&B without a key."""
+    faults: list[DeepFloydError] = []
+    if workers and goal != "text_embeds" and not isinstance(goal, Order):
+        attempt(faults, check_workers, run)
+    if "wandb" in run.config.trackers and _trains(goal):
+        attempt(faults, check_wandb)
+    raise_together(faults)
+
+
+def _trains(goal: Goal) -> bool:
+    return goal in ("stage1_lora", "stage2_lora", "lora_bundle")
+
+
+def _fetch_models(run: Run, goal: Goal) -> None:
+    """Download or write what is not there yet, and check that as the others were. Raises for the first model with faults."""
+    faults: list[DeepFloydError] = []
+    for stage in _stages(run.config, goal):
+        folder = resolve(run.config.stage(stage).model, stage, text=isinstance(goal, Order) and stage == 1)
+        parent = _check_model(run, goal, stage, folder, faults)
+        raise_together(faults)
+        if parent is not None and parent.note:
+            log.info("%s", parent.note)

@@ -1,0 +1,76 @@
+"""What `generate` is asked for, against a run, its versions and their models."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from deepfloyd_core.config.flavours import Stage
+from deepfloyd_core.config.run import Run
+from deepfloyd_core.errors import ConfigError, DeepFloydError, attempt
+from deepfloyd_core.preflight.unet_sizes import sample_size_faults
+from deepfloyd_core.store.artifacts import Artifact
+from deepfloyd_core.store.versions import bundle_of, find_version, stage_folder
+
+BASE = "base"  # in place of a version: the base models
+
+
+@dataclass(frozen=True)
+class Order:
+    """Pictures to generate."""
+
+    prompts: tuple[str, ...]
+    version: str  # `latest`, a number, or BASE
+    control: Path | None = None  # the picture that a ControlNet is to follow
+
+
+def version_bundle(run: Run, version: str) -> Artifact | None:
+    """The bundle of a version; None for the base models. Raises ConfigError or ArtifactError where it is not whole."""
+    return None if version == BASE else bundle_of(run.workspace, find_version(run.workspace, version))
+
+
+def prompt_faults(prompts: Sequence[str]) -> Iterator[str]:
+    """Prompts that are empty, and those that would give the same pictures again."""
+    if not prompts or not all(text.strip() for text in prompts):
+        yield "The prompt is empty." if len(prompts) < 2 else "One of the prompts is empty."
+    for text in dict.fromkeys(prompts):
+        if text.strip() and prompts.count(text) > 1:
+            yield f"The prompt {text!r} is given twice, and would give the same pictures. For more of them raise images."
+
+
+def check_order(run: Run, order: Order, faults: list[DeepFloydError]) -> None:
+    """All that can be asked of an order without its models."""
+    if run.config.stage1 is None:
+        faults.append(ConfigError("generate starts from Stage I: add a [stage1] table with a model_flavour."))
+    size, *others = run.config.sample_sizes_px
+    if others:
+        said = f"validation_resolution is {run.config.validation_resolution!r}"
+        faults.append(ConfigError(f"{said}; generate makes one size: give it with --size."))
+    if order.control is not None:
+        # Not above: it takes Pillow, which no other order needs.
+        from deepfloyd_core.pictures.decode import read_fitted
+
+        attempt(faults, read_fitted, order.control, size)
+    found: list[DeepFloydError] = []
+    bundle = attempt(found, version_bundle, run, order.version)
+    faults += found or map(ConfigError, _control_faults(bundle, order))
+
+
+def order_model_faults(run: Run, order: Order, stage: Stage, folder: Path) -> list[DeepFloydError]:
+    """What keeps a stage's base model from being sampled: sizes, and a version that was trained on another."""
+    from deepfloyd_core.sampling.identity import check_base
+
+    faults: list[DeepFloydError] = [ConfigError(fault) for fault in sample_size_faults(run, stage, folder)]
+    if bundle := attempt([], version_bundle, run, order.version):
+        attempt(faults, check_base, bundle, stage, folder)
+    return faults
+
+
+def _control_faults(bundle: Artifact | None, order: Order) -> Iterator[str]:
+    """A ControlNet without a picture to follow, and a picture without one to follow it."""
+    from deepfloyd_core.adapters.files import CONTROL_FILE, product_name
+
+    follows = bundle is not None and product_name(stage_folder(bundle.path, 1)) == CONTROL_FILE
+    if follows and order.control is None:
+        yield f"Version {order.version!r} is a ControlNet: name the picture that it is to follow with --control."
+    if order.control is not None and not follows:
+        yield f"Version {order.version!r} is no ControlNet and follows no picture. Remove --control."

@@ -1,0 +1,180 @@
+"""What is checked before anything is made: for each goal what it needs, together, in rounds; nothing is fetched early."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deepfloyd_core.config.flavours import FLAVOURS, Stage
+from deepfloyd_core.errors import ConfigError, DeepFloydError, ModelError
+from deepfloyd_core.preflight import check
+from deepfloyd_core.preflight.check import Goal, check_run
+from deepfloyd_core.preflight.order import Order
+
+BROKEN = (  # each in another place; a fourth is in the data file
+    'eval_dataset_id="moons"',
+    'stage1.pretrained_model_name_or_path="/nowhere/model"',
+    'stage2.init_lora="nowhere/lora"',
+)
+SAYS = (
+    "/data.json: stars: instance_data_dir is '/nowhere/pictures', which is not a directory.",
+    "run.toml: eval_dataset_id is 'moons'; ",
+    "/nowhere/model is not a directory, nor a hub id of the form owner/name.",
+    "stage2.init_lora is 'nowhere/lora'; there is no such file or folder: nowhere/lora.",
+)
+
+
+def refusal(small_run: Any, goal: Goal, *overrides: str, **how: bool) -> list[str]:
+    """The sentences with which a run is refused."""
+    with pytest.raises(DeepFloydError) as caught:
+        check_run(small_run.config, overrides, goal, **how)
+    lines = str(caught.value).splitlines()
+    return [line.removeprefix("- ") for line in lines[1:]] if len(lines) > 1 else lines
+
+
+def move_pictures_away(small_run: Any) -> None:
+    data = json.loads((small_run.folder / "data.json").read_bytes())
+    data[0]["instance_data_dir"] = "/nowhere/pictures"
+    (small_run.folder / "data.json").write_text(json.dumps(data))
+
+
+@pytest.fixture(autouse=True)
+def nobody_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    def asked(*_: Any) -> None:
+        pytest.fail("before all files are right")
+
+    for name in ("check_wandb", "reach", "resolve"):
+        monkeypatch.setattr(check, name, asked)
+
+
+def test_faults_of_files_data_and_models_are_told_together_in_their_order(small_run: Any) -> None:
+    move_pictures_away(small_run)
+    lines = refusal(small_run, "lora_bundle", *BROKEN, "report_to=wandb")
+    assert [says in line for line, says in zip(lines, SAYS, strict=True)] == [True] * 4
+
+
+def test_a_command_prints_them_all_in_one_message_before_it_starts_a_server(small_run: Any) -> None:
+    move_pictures_away(small_run)
+    done = small_run.call_here("run", str(small_run.config), *(f"--set={text}" for text in BROKEN))
+    count, *lines = done.stderr.splitlines()
+    assert (done.returncode, count) == (2, "error: 4 faults to mend:")
+    assert [says in line for line, says in zip(lines, SAYS, strict=True)] == [True] * 4
+    assert not small_run.workspace.exists()
+
+
+@pytest.mark.slow
+def test_a_run_of_a_flow_has_them_all_in_its_state_and_once_in_its_log(small_run: Any, server: str) -> None:
+    move_pictures_away(small_run)
+    code = "import sys; from flows.finetune import finetune; finetune(sys.argv[1], sys.argv[2:])"
+    command = [sys.executable, "-P", "-c", code, str(small_run.config), *BROKEN]
+    subprocess.run(command, env=os.environ | {"PREFECT_API_URL": server}, capture_output=True, timeout=300)
+
+    def newest(path: str, **filters: Any) -> list[Any]:
+        body = json.dumps({"sort": "START_TIME_DESC", "limit": 1, **filters}).encode()
+        request = urllib.request.Request(f"{server}/{path}", body, {"Content-Type": "application/json"})
+        found: list[Any] = json.loads(urllib.request.urlopen(request, timeout=30).read())
+        return found
+
+    (run,) = newest("flow_runs/filter", flows={"name": {"any_": ["finetune"]}})
+    chosen = {"flow_run_id": {"any_": [run["id"]]}}
+    logs = newest("logs/filter", logs=chosen, sort="TIMESTAMP_ASC", limit=200)
+    told = [record["message"] for record in logs if "faults to mend" in record["message"]]
+    assert [message.partition(" ")[0] for message in told] == ["error:", "Finished"]
+    assert told[0].startswith("error: 4 faults to mend:\n- ")
+    assert all(says in told[0] and says in run["state"]["message"] for says in SAYS)
+
+
+@pytest.mark.parametrize("goal", ["crops", "text_embeds", "stage1_lora", "stage2_lora", "lora_bundle"])
+def test_a_goal_is_checked_for_what_it_needs(small_run: Any, goal: Any) -> None:
+    wrong = (
+        'stage1.pretrained_model_name_or_path="/nowhere/1"', 'stage1.init_lora="a"',
+        'stage2.pretrained_model_name_or_path="/nowhere/2"',
+    )  # fmt: skip
+    needed = {"text_embeds": [1], "stage1_lora": [1], "stage2_lora": [1, 2], "lora_bundle": [1, 2]}  # T5 lies beside 1
+    if goal == "crops":
+        check_run(small_run.config, wrong, goal, elsewhere=False)
+        return
+    lines = refusal(small_run, goal, *wrong)
+    assert [line.split()[0] for line in lines] == [f"/nowhere/{stage}" for stage in needed[goal]]
+
+
+def test_a_text_encoder_that_is_missing_is_told_first_and_hides_no_fault_of_its_unet(
+    small_run: Any, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(FLAVOURS["tiny-i"].repo, tmp_path / "model")
+    shutil.rmtree(folder / "text_encoder")
+    named = f'stage1.pretrained_model_name_or_path="{folder}"'
+    lines = refusal(small_run, "stage1_lora", named, 'stage1.init_lora="nowhere"')
+    assert len(lines) == 2 and "lacks text_encoder/config.json, text_encoder/*.safetensors" in lines[0]
+    assert lines[1].startswith("stage1.init_lora is 'nowhere'")
+
+
+def test_a_stage_that_the_run_does_not_have_is_told_with_the_rest(small_run: Any) -> None:
+    lines = refusal(small_run, "stage1_lora", "stage1=", 'validation_resolution="256"', 'eval_dataset_id="moons"')
+    assert "eval_dataset_id is 'moons'" in lines[0]
+    assert lines[1:] == ["This run has no stage 1: add a [stage1] table with a model_flavour."]
+
+
+def test_services_are_asked_together_and_before_anything_is_downloaded(
+    small_run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(*_: Any) -> None:
+        raise ConfigError("no cluster")
+
+    def no_key() -> None:
+        raise ConfigError("no key")
+
+    monkeypatch.setattr(check, "reach", away)
+    monkeypatch.setattr(check, "check_wandb", no_key)
+    asked = ("report_to=wandb", "task_runner=dask", 'task_runner_address="tcp://10.0.0.1:1"')
+    assert refusal(small_run, "lora_bundle", *asked) == ["no cluster", "no key"]
+    assert refusal(small_run, "lora_bundle", *asked, workers=False) == ["no key"]
+    assert refusal(small_run, "crops", *asked) == ["no cluster"]
+    check_run(small_run.config, asked, "lora_bundle", elsewhere=False)
+    check_run(small_run.config, asked, "text_embeds")
+
+
+def test_after_a_model_that_cannot_be_had_no_other_is_downloaded(
+    small_run: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    fetched: list[str] = []
+
+    def fetch(model: str, stage: Stage, text: bool = False) -> Path:
+        fetched.append(model)
+        if model == "deep/one":
+            raise ModelError("deep/one is gated.")
+        return Path(FLAVOURS["tiny-ii"].repo)
+
+    monkeypatch.setattr(check, "resolve", fetch)
+    hub = [f'stage{stage}.pretrained_model_name_or_path="deep/{name}"' for stage, name in ((1, "one"), (2, "two"))]
+    assert refusal(small_run, "lora_bundle", *hub) == ["deep/one is gated."]
+    assert fetched == ["deep/one"]
+    assert refusal(small_run, "lora_bundle", *hub, 'stage1.init_lora="x"', 'eval_dataset_id="moons"')
+    assert fetched == ["deep/one"], "not for a run that cannot begin"
+    fetched.clear()
+    check_run(small_run.config, (hub[1],), "stage2_lora")
+    assert fetched == ["deep/two"]
+    monkeypatch.setattr(check, "resolve", lambda *_, **__: Path(FLAVOURS["tiny-i"].repo))
+    assert "is fed 3 channels; one of Stage II is fed 6." in refusal(small_run, "stage2_lora", hub[1])[0]
+
+
+def test_an_order_of_pictures_is_told_all_its_faults(small_run: Any, tmp_path: Path) -> None:
+    (tmp_path / "hint.png").write_bytes(b"no picture")
+    order = Order(("a star", " ", "a star"), "7", tmp_path / "hint.png")
+    lines = refusal(small_run, order, 'validation_resolution="64,96x64"')
+    starts = (
+        "One of the prompts is empty.", "The prompt 'a star' is given twice", "validation_resolution is '64,96x64'; ",
+        f"The picture {tmp_path / 'hint.png'} cannot be read", "There is no version '7' in ",
+    )  # fmt: skip
+    assert [line.startswith(start) for line, start in zip(lines, starts, strict=True)] == [True] * 5
+    assert refusal(small_run, Order(("",), "base"), "stage1=", 'validation_resolution="256"') == [
+        "The prompt is empty.",
+        "generate starts from Stage I: add a [stage1] table with a model_flavour.",
+    ]
