@@ -1,4 +1,4 @@
 """Everything that is checked before anything is made.
 
-Entry: `preflight.load.load_run`.
+Entry: `preflight.check.check_run`. `preflight.load.load_run` reads and compares the two files alone.
 """

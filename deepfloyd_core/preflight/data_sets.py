@@ -14,16 +14,15 @@ from deepfloyd_core.index.captions import compiled_filters
 from deepfloyd_core.pictures.faces import missing_detector
 
 
-def size_faults(flavour: Flavour, datasets: tuple[ImageDataset, ...], stage: Stage) -> Iterator[str]:
-    """Resolutions at which a stage's model cannot be trained."""
-    for dataset in datasets:
-        factor = dataset.factor(stage)
-        if factor is None:
-            continue
-        edge = dataset.edge_px * factor
-        if fault := _size_fault(dataset, flavour, edge):
-            said = f"{dataset.id}: resolution is {dataset.resolution:g}, {edge:g} px at stage {stage}"
-            yield f"{said}; {flavour.name} {fault}. Set {_both_stages(dataset)}."
+def size_fault(flavour: Flavour, dataset: ImageDataset, stage: Stage) -> str:
+    """Why a stage's model cannot be trained at the resolution of a data set; empty where it can, or is not fed by it."""
+    factor = dataset.factor(stage)
+    if factor is None:
+        return ""
+    edge = dataset.edge_px * factor
+    fault = _size_fault(dataset, flavour, edge)
+    said = f"{dataset.id}: resolution is {dataset.resolution:g}, {edge:g} px at stage {stage}"
+    return f"{said}; {flavour.name} {fault}. Set {_both_stages(dataset)}." if fault else ""
 
 
 def unfed_fault(flavour: Flavour, datasets: tuple[ImageDataset, ...], stage: Stage) -> str:

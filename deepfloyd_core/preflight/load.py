@@ -21,7 +21,7 @@ from deepfloyd_core.preflight.data_sets import (
     pair_faults,
     pair_notes,
     pair_places,
-    size_faults,
+    size_fault,
     text_embeds_faults,
     unfed_fault,
     with_filters,
@@ -114,8 +114,10 @@ def _check_together(
     notes = []
     if file.whole:
         faults += map(ConfigError, _eval_dataset_faults(path, config, datasets))
+    for dataset in datasets:
+        found = (size_fault(config.stage(stage).flavour, dataset, stage) for stage in config.stages)
+        faults += [ConfigError(fault) for fault in found if fault][:1]  # what mends one stage mends the other
     for stage in config.stages:
-        faults += map(ConfigError, size_faults(config.stage(stage).flavour, datasets, stage))
         if file.whole:
             notes += _check_turns(config, datasets, stage, faults)
     if config.stage2 and config.remakes_low_res:

@@ -3,13 +3,15 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from deepfloyd_core.config.flavours import Stage
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.errors import ConfigError, DeepFloydError, attempt
 from deepfloyd_core.preflight.unet_sizes import sample_size_faults
-from deepfloyd_core.store.artifacts import Artifact
-from deepfloyd_core.store.versions import bundle_of, find_version, stage_folder
+
+if TYPE_CHECKING:
+    from deepfloyd_core.store.artifacts import Artifact
 
 BASE = "base"  # in place of a version: the base models
 
@@ -23,8 +25,11 @@ class Order:
     control: Path | None = None  # the picture that a ControlNet is to follow
 
 
-def version_bundle(run: Run, version: str) -> Artifact | None:
+def version_bundle(run: Run, version: str) -> "Artifact | None":
     """The bundle of a version; None for the base models. Raises ConfigError or ArtifactError where it is not whole."""
+    # Not above, as other imports here: a wrong key is answered without them.
+    from deepfloyd_core.store.versions import bundle_of, find_version
+
     return None if version == BASE else bundle_of(run.workspace, find_version(run.workspace, version))
 
 
@@ -65,9 +70,10 @@ def order_model_faults(run: Run, order: Order, stage: Stage, folder: Path) -> li
     return faults
 
 
-def _control_faults(bundle: Artifact | None, order: Order) -> Iterator[str]:
+def _control_faults(bundle: "Artifact | None", order: Order) -> Iterator[str]:
     """A ControlNet without a picture to follow, and a picture without one to follow it."""
     from deepfloyd_core.adapters.files import CONTROL_FILE, product_name
+    from deepfloyd_core.store.versions import stage_folder
 
     follows = bundle is not None and product_name(stage_folder(bundle.path, 1)) == CONTROL_FILE
     if follows and order.control is None:

@@ -11,6 +11,7 @@ from typing import Any
 from deepfloyd_core.config.flavours import UPSCALE, Stage
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.errors import ConfigError, ModelError
+from deepfloyd_core.preflight.data_sets import size_fault
 
 _CHANNELS = {1: 3, 2: 6}  # that a UNet is fed: x_t, and at Stage II the low-res picture beside it
 _ALIGNMENTS = (8, 16, 24, 32, 64)  # that `aspect_bucket_alignment` can be
@@ -68,7 +69,9 @@ def _crops(run: Run, stage: Stage) -> Iterator[tuple[str, int, int]]:
     yield f"aspect_bucket_alignment is {alignment}", alignment, 1 if stage == 1 else UPSCALE
     for dataset in run.datasets:
         factor = dataset.factor(stage)
-        if factor is not None and dataset.resolution_type == "pixel":  # by area, edges are multiples of the alignment
+        if factor is None or size_fault(run.config.stage(stage).flavour, dataset, stage):
+            continue  # no size of this stage, or refused already
+        if dataset.resolution_type == "pixel":  # by area, edges are multiples of the alignment
             yield f"{dataset.id}: resolution is {dataset.resolution:g}", int(dataset.resolution), factor
 
 
