@@ -24,7 +24,7 @@ from typing import Any
 
 from deepfloyd_core.config.data_file import load_data_file
 from deepfloyd_core.config.env_file import is_env_file
-from deepfloyd_core.config.run import read_run_config
+from deepfloyd_core.config.run_reader import read_run_config
 from deepfloyd_core.config.simpletuner import answer_of
 from deepfloyd_core.config.simpletuner_data import data_answer_of
 from deepfloyd_core.errors import ConfigError, raise_together

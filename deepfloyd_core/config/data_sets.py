@@ -9,15 +9,15 @@ ControlNet to follow. `data_file.py` reads the file.
 import math
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, SecretStr, model_validator
+from pydantic import Field, model_validator
 
-from deepfloyd_core.config.base import HomePath, NameOrPath, Spec
+from deepfloyd_core.config.base import HomePath, Spec
 from deepfloyd_core.config.data_blocks import AspectBucket, CaptionShuffle, CaptionTable, Texts
 from deepfloyd_core.config.flavours import UPSCALE, Stage
-from deepfloyd_core.config.keys import CONTENT, LORA, Reader, key
+from deepfloyd_core.config.keys import CONTENT, ENTRY, LORA, Reader, key
+from deepfloyd_core.config.place import URL_TYPES, Place
 
 STAGE1_MAX_PX = 128
-_ENTRY: tuple[Reader, ...] = ("all",)
 _INDEX: tuple[Reader, ...] = ("index",)
 _VERDICT: tuple[Reader, ...] = ("verdict", "index")
 _CROPS: tuple[Reader, ...] = (*_VERDICT, "pixels", "eval_set")
@@ -27,12 +27,6 @@ TABLES = ("parquet", "csv", "jsonl")  # strategies whose captions come from the 
 # 20:1 panorama would ask for 64 x 1280 px, and 256 x 5120 px at Stage II.
 OWN_ASPECT_RANGE = (0.25, 4.0)
 
-# What each type cannot do without.
-_PLACE_KEYS = {
-    "local": ("instance_data_dir",), "aws": ("aws_bucket_name",), "csv": ("csv_file", "csv_cache_dir"),
-    "parquet": ("csv_file", "csv_cache_dir"), "huggingface": ("dataset_name",), "webdataset": ("instance_data_dir",),
-}  # fmt: skip
-URL_TYPES = ("csv", "parquet")
 _ANYWHERE = ("filename", "instanceprompt", *TABLES)
 _STRATEGIES = {
     "local": ("textfile", *_ANYWHERE), "aws": ("textfile", *_ANYWHERE), "webdataset": ("textfile", *_ANYWHERE),
@@ -40,86 +34,14 @@ _STRATEGIES = {
 }  # fmt: skip
 
 
-class Place(Spec):
-    """Where the pictures of a set are, and how to get them. Nothing of it is part of what they are."""
-
-    id: str = key(min_length=1, says="Name of the data set; part of every ledger row.", makes=_ENTRY)
-    type: Literal["local", "aws", "csv", "parquet", "huggingface", "webdataset"] = key(
-        says="`local`: a directory on this machine. `aws`: a bucket of S3 or another server of its kind. `csv`, "
-        "`parquet`: a table of URLs. `huggingface`: a saved data set. `webdataset`: a directory of tar files.",
-        makes=CONTENT,
-    )
-    instance_data_dir: HomePath = key(
-        "",
-        says="Directory of the pictures or tar files, searched recursively; tar files also at an s3:// URL.",
-        makes=CONTENT,
-    )
-    follow_links: bool = key(
-        False,
-        says="Use what links in `instance_data_dir` lead to outside of it (`local`). Those of a Hugging Face cache "
-        "to its `blobs` are used as it is.",
-        makes=CONTENT,
-    )
-    aws_bucket_name: str | None = key(None, min_length=1, says="The bucket of `aws`.", makes=CONTENT)
-    aws_data_prefix: str | None = key(
-        None, says="Where in the bucket the pictures are, searched recursively.", makes=CONTENT
-    )
-    aws_endpoint_url: str | None = key(
-        None, says="Server other than Amazon's, for example https://host:9000.", makes=CONTENT
-    )
-    aws_region_name: str | None = key(None, says="The bucket's region.", makes=CONTENT)
-    aws_access_key_id: SecretStr | None = key(
-        None, says="Better left to the environment (AWS_ACCESS_KEY_ID) or the machine's own role.", makes=CONTENT
-    )
-    aws_secret_access_key: SecretStr | None = key(
-        None, says="Better left to the environment (AWS_SECRET_ACCESS_KEY) or the machine's own role.", makes=CONTENT
-    )
-    csv_file: HomePath | None = key(
-        None,
-        says="The table of `csv` or `parquet`: a row for each picture; .csv, .tsv, .parquet or .jsonl.",
-        makes=CONTENT,
-    )
-    csv_url_column: str = key("url", says="Its column with the pictures' http or https URLs.", makes=CONTENT)
-    csv_caption_column: Texts = key("caption", says="Its column (or columns) with captions.", makes=CONTENT)
-    csv_cache_dir: HomePath | None = key(None, says="Directory that keeps the downloaded pictures.", makes=CONTENT)
-    csv_user_agent: str | None = key(
-        None,
-        pattern="^[ -~]+$",
-        says="What downloads call themselves; unset: deepfloyd-pipeline and its version. Some servers ask for an "
-        "address to write to.",
-        makes=CONTENT,
-    )
-    dataset_name: NameOrPath | None = key(
-        None, says="`huggingface`: a folder made by save_to_disk, or what load_dataset takes.", makes=CONTENT
-    )
-    split: str = key("train", says="`huggingface`: which split of it.", makes=CONTENT)
-    image_column: str = key("image", says="`huggingface`: column with the pictures.", makes=CONTENT)
-    caption_column: Texts = key("caption", says="`huggingface`: column (or columns) with captions.", makes=CONTENT)
-
-    fallback_caption_column: Texts | None = key(
-        None, says="`huggingface`: column (or columns) used where `caption_column` is empty.", makes=CONTENT
-    )
-    revision: str | None = key(
-        None, says="`huggingface`: branch, tag or commit on the hub; unset: its main one.", makes=CONTENT
-    )
-
-    @model_validator(mode="after")
-    def _named(self) -> Self:
-        for kind, keys in _PLACE_KEYS.items():
-            missing = [key for key in keys if not getattr(self, key)] if self.type == kind else []
-            if missing:
-                raise ValueError(f"type is {kind!r}, and {missing[0]} is missing")
-        return self
-
-
 class ImageDataset(Place):
     """One set of captioned pictures."""
 
-    dataset_type: Literal["image"] = key("image", says="This entry holds pictures.", makes=_ENTRY)
+    dataset_type: Literal["image"] = key("image", says="This entry holds pictures.", makes=ENTRY)
     disabled: bool = key(
-        False, says="Leave this entry out of the run; nothing but its id is then looked at.", makes=_ENTRY
+        False, says="Leave this entry out of the run; nothing but its id is then looked at.", makes=ENTRY
     )
-    disable: bool = key(False, says="Older spelling of `disabled`.", makes=_ENTRY)
+    disable: bool = key(False, says="Older spelling of `disabled`.", makes=ENTRY)
 
     resolution: float = key(64.0, gt=0, le=2048, says="Training size, in the unit of `resolution_type`.", makes=_CROPS)
     resolution_type: Literal["pixel", "area", "pixel_area"] = key(
@@ -355,9 +277,9 @@ class ImageDataset(Place):
 class ConditioningSet(Place):
     """Pictures for a ControlNet to follow. Which of them belongs to a picture goes by its name."""
 
-    id: str = key(min_length=1, says="Name of the entry, for `conditioning_data`.", makes=_ENTRY)
+    id: str = key(min_length=1, says="Name of the entry, for `conditioning_data`.", makes=ENTRY)
     dataset_type: Literal["conditioning"] = key(
-        says="This entry holds pictures for a ControlNet to follow.", makes=_ENTRY
+        says="This entry holds pictures for a ControlNet to follow.", makes=ENTRY
     )
     type: Literal["local", "aws"] = key(says="A directory or a bucket: pairs are found by their names.", makes=CONTENT)
     conditioning_type: Literal["controlnet"] | None = key(
@@ -367,9 +289,9 @@ class ConditioningSet(Place):
         None, says="The picture set that they belong to; its `conditioning_data` must name this entry.", makes=CONTENT
     )
     disabled: bool = key(
-        False, says="Leave this entry out of the run; nothing but its id is then looked at.", makes=_ENTRY
+        False, says="Leave this entry out of the run; nothing but its id is then looked at.", makes=ENTRY
     )
-    disable: bool = key(False, says="Older spelling of `disabled`.", makes=_ENTRY)
+    disable: bool = key(False, says="Older spelling of `disabled`.", makes=ENTRY)
 
     @property
     def pictures(self) -> ImageDataset:

@@ -27,6 +27,7 @@ Reader = Literal[
 NOTHING: tuple[Reader, ...] = ()
 LORA: tuple[Reader, ...] = ("lora",)
 CONTENT: tuple[Reader, ...] = ("content",)
+ENTRY: tuple[Reader, ...] = ("all",)
 _FOR_BOTH = ("validation_noise_level",)  # may stand at the top level of a file with both stages, as in SimpleTuner's
 
 

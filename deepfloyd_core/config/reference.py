@@ -9,8 +9,9 @@ from pydantic_core import PydanticUndefined
 
 from deepfloyd_core.config.base import Spec
 from deepfloyd_core.config.data_blocks import AspectBucket, CaptionShuffle, CaptionTable
-from deepfloyd_core.config.data_sets import ConditioningSet, ImageDataset, Place, TextEmbedBackend
+from deepfloyd_core.config.data_sets import ConditioningSet, ImageDataset, TextEmbedBackend
 from deepfloyd_core.config.keys import Reader, effect_of
+from deepfloyd_core.config.place import Place
 from deepfloyd_core.config.run import RunConfig
 from deepfloyd_core.config.simpletuner_data import DATA_ALIASES, DATA_IGNORED, DATA_REFUSED
 from deepfloyd_core.config.simpletuner_options import ALIASES, DATA_DEFAULTS, IGNORED, REFUSED, SWITCHES, WORKS, Refusal

@@ -11,8 +11,9 @@ from PIL import Image
 
 from deepfloyd_core.bundle.planned import planned
 from deepfloyd_core.config.base import Spec, parse_spec
-from deepfloyd_core.config.data_sets import ImageDataset, Place
+from deepfloyd_core.config.data_sets import ImageDataset
 from deepfloyd_core.config.keys import Reader, belongings, effects, keys_of
+from deepfloyd_core.config.place import Place
 from deepfloyd_core.config.run import Run, RunConfig
 from deepfloyd_core.config.stage import StageConfig
 from deepfloyd_core.errors import ConfigError

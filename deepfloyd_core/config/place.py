@@ -1,0 +1,88 @@
+"""Where the pictures of a set lie: the keys that all sets of pictures share."""
+
+from typing import Literal, Self
+
+from pydantic import SecretStr, model_validator
+
+from deepfloyd_core.config.base import HomePath, NameOrPath, Spec
+from deepfloyd_core.config.data_blocks import Texts
+from deepfloyd_core.config.keys import CONTENT, ENTRY, key
+
+# What each type cannot do without.
+_PLACE_KEYS = {
+    "local": ("instance_data_dir",), "aws": ("aws_bucket_name",), "csv": ("csv_file", "csv_cache_dir"),
+    "parquet": ("csv_file", "csv_cache_dir"), "huggingface": ("dataset_name",), "webdataset": ("instance_data_dir",),
+}  # fmt: skip
+URL_TYPES = ("csv", "parquet")
+
+
+class Place(Spec):
+    """Where the pictures of a set are, and how to get them. Nothing of it is part of what they are."""
+
+    id: str = key(min_length=1, says="Name of the data set; part of every ledger row.", makes=ENTRY)
+    type: Literal["local", "aws", "csv", "parquet", "huggingface", "webdataset"] = key(
+        says="`local`: a directory on this machine. `aws`: a bucket of S3 or another server of its kind. `csv`, "
+        "`parquet`: a table of URLs. `huggingface`: a saved data set. `webdataset`: a directory of tar files.",
+        makes=CONTENT,
+    )
+    instance_data_dir: HomePath = key(
+        "",
+        says="Directory of the pictures or tar files, searched recursively; tar files also at an s3:// URL.",
+        makes=CONTENT,
+    )
+    follow_links: bool = key(
+        False,
+        says="Use what links in `instance_data_dir` lead to outside of it (`local`). Those of a Hugging Face cache "
+        "to its `blobs` are used as it is.",
+        makes=CONTENT,
+    )
+    aws_bucket_name: str | None = key(None, min_length=1, says="The bucket of `aws`.", makes=CONTENT)
+    aws_data_prefix: str | None = key(
+        None, says="Where in the bucket the pictures are, searched recursively.", makes=CONTENT
+    )
+    aws_endpoint_url: str | None = key(
+        None, says="Server other than Amazon's, for example https://host:9000.", makes=CONTENT
+    )
+    aws_region_name: str | None = key(None, says="The bucket's region.", makes=CONTENT)
+    aws_access_key_id: SecretStr | None = key(
+        None, says="Better left to the environment (AWS_ACCESS_KEY_ID) or the machine's own role.", makes=CONTENT
+    )
+    aws_secret_access_key: SecretStr | None = key(
+        None, says="Better left to the environment (AWS_SECRET_ACCESS_KEY) or the machine's own role.", makes=CONTENT
+    )
+    csv_file: HomePath | None = key(
+        None,
+        says="The table of `csv` or `parquet`: a row for each picture; .csv, .tsv, .parquet or .jsonl.",
+        makes=CONTENT,
+    )
+    csv_url_column: str = key("url", says="Its column with the pictures' http or https URLs.", makes=CONTENT)
+    csv_caption_column: Texts = key("caption", says="Its column (or columns) with captions.", makes=CONTENT)
+    csv_cache_dir: HomePath | None = key(None, says="Directory that keeps the downloaded pictures.", makes=CONTENT)
+    csv_user_agent: str | None = key(
+        None,
+        pattern="^[ -~]+$",
+        says="What downloads call themselves; unset: deepfloyd-pipeline and its version. Some servers ask for an "
+        "address to write to.",
+        makes=CONTENT,
+    )
+    dataset_name: NameOrPath | None = key(
+        None, says="`huggingface`: a folder made by save_to_disk, or what load_dataset takes.", makes=CONTENT
+    )
+    split: str = key("train", says="`huggingface`: which split of it.", makes=CONTENT)
+    image_column: str = key("image", says="`huggingface`: column with the pictures.", makes=CONTENT)
+    caption_column: Texts = key("caption", says="`huggingface`: column (or columns) with captions.", makes=CONTENT)
+
+    fallback_caption_column: Texts | None = key(
+        None, says="`huggingface`: column (or columns) used where `caption_column` is empty.", makes=CONTENT
+    )
+    revision: str | None = key(
+        None, says="`huggingface`: branch, tag or commit on the hub; unset: its main one.", makes=CONTENT
+    )
+
+    @model_validator(mode="after")
+    def _named(self) -> Self:
+        for kind, keys in _PLACE_KEYS.items():
+            missing = [key for key in keys if not getattr(self, key)] if self.type == kind else []
+            if missing:
+                raise ValueError(f"type is {kind!r}, and {missing[0]} is missing")
+        return self
