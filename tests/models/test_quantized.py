@@ -524,11 +524,11 @@ def test_a_training_that_goes_on_from_a_checkpoint_has_the_bytes_of_an_unbroken_
     assert lora.hashes == loras[kind].hashes and lora.fingerprint == loras[kind].fingerprint
 
 
-def test_it_is_part_of_the_identity_and_its_default_is_not(world: tuple[Path, dict[str, Artifact]]) -> None:
+def test_it_is_part_of_the_identity(world: tuple[Path, dict[str, Artifact]]) -> None:
     file, made = world
     inputs = {"pixels": made["stage1_pixels"], "text": made["text_embeds"], "eval_set": made["eval_set"]}
     plain, eight, four = (lora_request(configured(file, kind), 1, FOLDERS[1], inputs) for kind in ("no_change", *KINDS))
-    assert "base_model_precision" not in plain.spec and eight.spec["base_model_precision"] == "int8"
+    assert [request.spec["base_model_precision"] for request in (plain, eight, four)] == ["no_change", *KINDS]
     assert len({plain.fingerprint, eight.fingerprint, four.fingerprint}) == 3
 
 
