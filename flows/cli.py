@@ -217,7 +217,7 @@ def show(
     workspace: Workspace, fingerprint: Annotated[str, typer.Argument(help="Of an artifact; the first digits will do.")]
 ) -> None:
     """Print the manifest of an artifact: spec, inputs, summary, files."""
-    from deepfloyd_core.store.verify import all_artifacts
+    from deepfloyd_core.store.artifacts import all_artifacts
     from deepfloyd_core.store.versions import bundle_of, readable_versions
 
     _need_workspace(workspace)
@@ -331,7 +331,7 @@ def _flush_prefect() -> None:
 
 
 def _need_workspace(workspace: Path) -> None:
-    from deepfloyd_core.store.verify import is_workspace
+    from deepfloyd_core.store.artifacts import is_workspace
 
     if not is_workspace(workspace):
         fault = "holds no artifacts" if workspace.is_dir() else "is no folder" if workspace.exists() else "is not there"

@@ -11,8 +11,8 @@ from deepfloyd_core.bundle.verify import Verified
 from deepfloyd_core.errors import ArtifactError
 from deepfloyd_core.measures.held_out_loss import LossChange, loss_changes
 from deepfloyd_core.measures.tables import UPSCALED_BY, MeasureTable, by_noise_level, gained, measure_tables
+from deepfloyd_core.store.artifacts import all_artifacts
 from deepfloyd_core.store.counts import many
-from deepfloyd_core.store.verify import all_artifacts
 from deepfloyd_core.store.versions import Version, bundle_of, news_of, readable_versions
 from tasks.terminal import labelled
 

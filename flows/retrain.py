@@ -12,8 +12,7 @@ from prefect.states import Completed
 
 from deepfloyd_core.bundle.planned import planned_bundle
 from deepfloyd_core.preflight.check import check_run, check_workers
-from deepfloyd_core.store.artifacts import find
-from deepfloyd_core.store.verify import missing_parts
+from deepfloyd_core.store.artifacts import find, missing_parts
 from deepfloyd_core.store.versions import Version, current, news_of
 from flows.finetune import make_bundle
 from tasks import VERSION

@@ -16,9 +16,8 @@ from deepfloyd_core.crops.rows import HELD_OUT_FILE, ROWS_FILE
 from deepfloyd_core.index.ledger import caption_counts
 from deepfloyd_core.models.folders import resolve
 from deepfloyd_core.sampling.identity import low_res_request, samples_request
-from deepfloyd_core.store.artifacts import Artifact, Request, find
+from deepfloyd_core.store.artifacts import Artifact, Request, find, missing_parts
 from deepfloyd_core.store.reuse import is_as_recorded
-from deepfloyd_core.store.verify import missing_parts
 from deepfloyd_core.text.embeds import embeds_request, run_captions
 from deepfloyd_core.text.projection import text_is_frozen, text_request
 from deepfloyd_core.training.epochs import with_steps

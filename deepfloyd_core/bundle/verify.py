@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deepfloyd_core.crops.eval_record import damaged_records
-from deepfloyd_core.store.artifacts import Artifact
+from deepfloyd_core.store.artifacts import Artifact, all_artifacts, verify_artifact
 from deepfloyd_core.store.lineage import Lineage, all_below, inputs_of
-from deepfloyd_core.store.verify import all_artifacts, verify_artifact
 from deepfloyd_core.store.versions import Version, readable_versions
 
 _UNPUBLISHED = (

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from deepfloyd_core.errors import ArtifactError
 from deepfloyd_core.files import read_sealed, write_sealed
-from deepfloyd_core.store.artifacts import locked
+from deepfloyd_core.store.locks import locked
 
 FOLDER = "held_out"
 _LOST = "Take it from a backup, or remove it: pictures are then held out by hash alone, and may have been trained on"

@@ -42,7 +42,8 @@ from deepfloyd_core.pictures.faults import Unreadable
 from deepfloyd_core.pictures.resize import take_crops
 from deepfloyd_core.pictures.sheets import contact_sheet, save_picture
 from deepfloyd_core.sources.source import read_again
-from deepfloyd_core.store.artifacts import Artifact, WorkDir, locked, newest, workspace_of
+from deepfloyd_core.store.artifacts import Artifact, WorkDir, newest, workspace_of
+from deepfloyd_core.store.locks import locked
 from deepfloyd_core.store.parts import finish_part, part_is_whole, take_part
 
 FORMAT = 5

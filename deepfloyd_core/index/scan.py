@@ -28,7 +28,7 @@ from deepfloyd_core.index.pairs import with_pairs
 from deepfloyd_core.sources.names import count_labels, counted, starts_like_picture
 from deepfloyd_core.sources.picture_bytes import is_heif
 from deepfloyd_core.sources.source import Source, open_source
-from deepfloyd_core.store.artifacts import locked
+from deepfloyd_core.store.locks import locked
 from deepfloyd_core.types import Report, no_report
 
 log = logging.getLogger(__name__)

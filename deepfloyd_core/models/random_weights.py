@@ -22,7 +22,7 @@ from deepfloyd_core.errors import ModelError
 from deepfloyd_core.files import TMP_PREFIX, canonical_json, fsync_path, sha256_bytes, write_bytes
 from deepfloyd_core.hashing import hash_seed
 from deepfloyd_core.processes.pool import Children, Limits, Lost
-from deepfloyd_core.store.artifacts import locked
+from deepfloyd_core.store.locks import locked
 
 if TYPE_CHECKING:
     import torch

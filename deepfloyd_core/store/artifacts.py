@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from fnmatch import fnmatch
@@ -30,19 +30,17 @@ from deepfloyd_core.files import (
 )
 from deepfloyd_core.store.changes import changes
 from deepfloyd_core.store.counts import many
-from deepfloyd_core.store.file_faults import flock, written
+from deepfloyd_core.store.file_faults import flock
+from deepfloyd_core.store.locks import LOCKS, locked
 from deepfloyd_core.store.parts import finish_part, recorded_hash
 from deepfloyd_core.store.provenance import provenance
-from deepfloyd_core.store.verify import missing_parts, verify_artifact
 
 log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
-LOCKS = ".locks"  # folder of a workspace
 _REQUEST = ".request.json"  # of an unfinished artifact
 _KEYS = {"kind", "format", "fingerprint", "spec", "inputs", "files", "summary", "provenance"}  # of a manifest
-FINGERPRINT = re.compile("[0-9a-f]{16}")
-_ELSEWHERE = "Set `workspace` to a folder on a local disk"
+_FINGERPRINT = re.compile("[0-9a-f]{16}")
 
 
 @dataclass(frozen=True)
@@ -152,7 +150,7 @@ def newest(
 
 def finished(workspace: Path, kind: str, format: int) -> Iterator[Artifact]:
     """The finished artifacts of a kind and format, the newest first; none of those that are damaged."""
-    for path in reversed(by_age(workspace, kind)):
+    for path in reversed(_by_age(workspace, kind)):
         artifact = Artifact(kind, path.name, path)
         with suppress(ArtifactError):
             if artifact.manifest["format"] == format:
@@ -212,31 +210,64 @@ def commit(path: Path, request: Request, summary: dict[str, Any], started: datet
     return Artifact(request.kind, request.fingerprint, path)
 
 
-@contextmanager
-def locked(workspace: Path, name: str, *, quiet: bool = False) -> Iterator[int]:
-    """Hold a workspace's lock `name`, waiting for it if need be; yields its file descriptor for child processes.
+def is_workspace(path: Path) -> bool:
+    """Whether a folder holds artifacts, finished or not."""
+    return (path / LOCKS).is_dir() or any(_FINGERPRINT.fullmatch(child.name) for child in path.glob("*/*"))
 
-    quiet: a wait is no line of the log. Raises StorageError in place of any OSError of the block.
-    """
-    path = workspace / LOCKS / name
-    with written(workspace):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+
+def all_artifacts(workspace: Path) -> Iterator[Artifact]:
+    """Every finished artifact of a workspace, kind by kind as the first of each was made, oldest first."""
+    kinds: dict[str, list[Path]] = {}
+    for path in _by_age(workspace, "*"):
+        kinds.setdefault(path.parent.name, []).append(path)
+    for kind, paths in kinds.items():
+        for path in paths:
+            yield Artifact(kind, path.name, path)
+
+
+def missing_parts(artifact: Artifact) -> Iterator[str]:
+    """A line for each file that is absent or has another size, or for a manifest that is no record; nothing is hashed."""
+    try:
+        files = {entry["path"]: entry["bytes"] for entry in artifact.manifest["files"]}
+    except ArtifactError as error:
+        yield str(error)
+        return
+    except OSError as error:
+        yield f"{artifact.path / MANIFEST} cannot be read: {error.strerror}"
+        return
+    for name, size in files.items():
+        file = artifact.path / name
+        if not file.is_file():
+            yield f"{file} is missing"
+        elif file.stat().st_size != size:
+            yield f"{file} has {file.stat().st_size} bytes, its manifest says {size}"
+
+
+def verify_artifact(artifact: Artifact) -> list[str]:
+    """Re-hash one artifact; one line for each thing that is wrong, none when every byte is as written."""
+    damage = list(missing_parts(artifact))
+    try:
+        record = artifact.manifest
+    except (ArtifactError, OSError):
+        return damage
+    request = Request(record["kind"], record["format"], record["spec"], record["inputs"])
+    if request.name != artifact.name:
+        damage.append(f"{artifact.path} holds the manifest of {request.kind} {request.fingerprint}")
+    for entry in record["files"]:
+        file = artifact.path / entry["path"]
         try:
-            try:
-                flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB, path, _ELSEWHERE)
-            except BlockingIOError:
-                if not quiet:
-                    log.info("%s: another run holds it; waiting", name)
-                flock(fd, fcntl.LOCK_EX, path)
-            yield fd
-        finally:
-            os.close(fd)
+            if file.is_file() and file.stat().st_size == entry["bytes"] and sha256_file(file) != entry["sha256"]:
+                damage.append(f"{file} has other bytes than its manifest says")
+        except OSError as error:  # a disk that fails, or a file that may not be read
+            damage.append(f"{file} cannot be read: {error.strerror}")
+    known = {entry["path"] for entry in record["files"]} | {MANIFEST}
+    present = {str(file.relative_to(artifact.path)) for file in artifact.path.rglob("*") if file.is_file()}
+    return damage + [f"{artifact.path / extra} is not in the manifest" for extra in sorted(present - known)]
 
 
-def by_age(workspace: Path, kind: str) -> list[Path]:
+def _by_age(workspace: Path, kind: str) -> list[Path]:
     """The directories of a kind's finished artifacts, oldest first; of every kind with `*`."""
-    manifests = (file for file in workspace.glob(f"{kind}/*/{MANIFEST}") if FINGERPRINT.fullmatch(file.parent.name))
+    manifests = (file for file in workspace.glob(f"{kind}/*/{MANIFEST}") if _FINGERPRINT.fullmatch(file.parent.name))
     return [file.parent for file in sorted(manifests, key=lambda file: file.stat().st_mtime_ns)]
 
 
@@ -257,7 +288,7 @@ def _unfinish(artifact: Artifact, parts: str | None) -> None:
 
 def _log_why(workspace: Path, request: Request) -> None:
     """Say what changed against the newest artifact of the same kind."""
-    others = by_age(workspace, request.kind)
+    others = _by_age(workspace, request.kind)
     if not others:
         return
     try:
@@ -271,7 +302,7 @@ def _log_left(workspace: Path, request: Request) -> None:
     """Say what changed against the artifact of the same kind that was left unfinished last: it is not continued."""
     if (workspace / request.kind / request.fingerprint / _REQUEST).exists():
         return
-    finished = by_age(workspace, request.kind)
+    finished = _by_age(workspace, request.kind)
     since = (finished[-1] / MANIFEST).stat().st_mtime_ns if finished else 0
     left = [path for path in (workspace / request.kind).glob(f"*/{_REQUEST}") if not (path.parent / MANIFEST).exists()]
     try:

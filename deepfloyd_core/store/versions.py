@@ -14,9 +14,9 @@ from pathlib import Path
 from deepfloyd_core.config.flavours import Stage
 from deepfloyd_core.errors import ArtifactError, ConfigError
 from deepfloyd_core.files import read_sealed, write_sealed
-from deepfloyd_core.store.artifacts import Artifact, locked
+from deepfloyd_core.store.artifacts import Artifact, missing_parts
 from deepfloyd_core.store.lineage import Lineage, lineage_of
-from deepfloyd_core.store.verify import missing_parts
+from deepfloyd_core.store.locks import locked
 
 FOLDER = "versions"
 _RECORD = re.compile(r"\d{4,}\.json")

@@ -11,8 +11,7 @@ from deepfloyd_core.bundle.identity import bundle_request
 from deepfloyd_core.bundle.inputs import BundleInputs
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.errors import ArtifactError
-from deepfloyd_core.store.artifacts import Artifact, Request, WorkDir, materialise
-from deepfloyd_core.store.verify import verify_artifact
+from deepfloyd_core.store.artifacts import Artifact, Request, WorkDir, materialise, verify_artifact
 from deepfloyd_core.store.versions import stage_folder
 
 SCHEDULER = "scheduler/scheduler_config.json"

@@ -31,8 +31,7 @@ from deepfloyd_core.crops.shards import ShardRow, open_shard, write_shard
 from deepfloyd_core.errors import ConfigError, DataError
 from deepfloyd_core.index.identity import index_request
 from deepfloyd_core.index.scan import others_of, scan
-from deepfloyd_core.store.artifacts import Artifact, WorkDir, materialise
-from deepfloyd_core.store.verify import verify_artifact
+from deepfloyd_core.store.artifacts import Artifact, WorkDir, materialise, verify_artifact
 from deepfloyd_core.training.batches import BatchOrder, TrainingRows
 from tasks.endings import ending
 

@@ -22,8 +22,7 @@ from deepfloyd_core.index import scan as scans
 from deepfloyd_core.index.identity import index_request
 from deepfloyd_core.index.scan import scan
 from deepfloyd_core.sources import folder as local_folder
-from deepfloyd_core.store.artifacts import Artifact
-from deepfloyd_core.store.verify import verify_artifact
+from deepfloyd_core.store.artifacts import Artifact, verify_artifact
 from deepfloyd_core.training.batches import BatchOrder, TrainingRows
 
 

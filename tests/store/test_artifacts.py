@@ -18,9 +18,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deepfloyd_core.errors import ArtifactError, StorageError
-from deepfloyd_core.store.artifacts import MANIFEST, Artifact, Request, WorkDir, find, materialise
+from deepfloyd_core.store.artifacts import (
+    MANIFEST,
+    Artifact,
+    Request,
+    WorkDir,
+    all_artifacts,
+    find,
+    materialise,
+    verify_artifact,
+)
 from deepfloyd_core.store.parts import finish_part, part_is_whole
-from deepfloyd_core.store.verify import all_artifacts, verify_artifact
 
 REQUEST = Request("eval_set", 1, {"seed": 42, "nested": {"rank": 4, "name": "é"}}, {"image_index": "ab12"})
 CONTENT = {"a.bin": b"\x00\x01\x02", "deep/er/b.txt": "naïve\n".encode(), "empty": b""}

@@ -13,8 +13,9 @@ import pytest
 
 from deepfloyd_core.errors import StorageError
 from deepfloyd_core.files import write_bytes
-from deepfloyd_core.store.artifacts import MANIFEST, Request, WorkDir, locked, materialise
+from deepfloyd_core.store.artifacts import MANIFEST, Request, WorkDir, materialise
 from deepfloyd_core.store.file_faults import storage_error, written
+from deepfloyd_core.store.locks import locked
 from flows.server import prefect_server
 
 REQUEST = Request("generated", 1, {}, {})

@@ -25,8 +25,7 @@ from deepfloyd_core.hashing import caption_id
 from deepfloyd_core.preflight.load import load_run
 from deepfloyd_core.processes.jobs import Job, run_parts
 from deepfloyd_core.store import reuse as take_over
-from deepfloyd_core.store.artifacts import Artifact, materialise
-from deepfloyd_core.store.verify import verify_artifact
+from deepfloyd_core.store.artifacts import Artifact, materialise, verify_artifact
 from deepfloyd_core.text import encode as embed_job
 from deepfloyd_core.text import t5
 from deepfloyd_core.text.embed_file import _unpacked, embed_schema, stored_row

@@ -26,8 +26,7 @@ from deepfloyd_core.models.unet import (
 )
 from deepfloyd_core.preflight.load import load_run
 from deepfloyd_core.processes.jobs import Job
-from deepfloyd_core.store.artifacts import Artifact, materialise
-from deepfloyd_core.store.verify import verify_artifact
+from deepfloyd_core.store.artifacts import Artifact, materialise, verify_artifact
 from deepfloyd_core.text import projection as projected
 from deepfloyd_core.text.embeds import Embeds, embeds_request
 from deepfloyd_core.text.encode import embed_job
