@@ -14,13 +14,11 @@ from pydantic import Field, model_validator
 from deepfloyd_core.config.base import HomePath, Spec
 from deepfloyd_core.config.data_blocks import AspectBucket, CaptionShuffle, CaptionTable, Texts
 from deepfloyd_core.config.flavours import UPSCALE, Stage
-from deepfloyd_core.config.keys import CONTENT, ENTRY, LORA, Reader, key
+from deepfloyd_core.config.keys import CONTENT, CROPS, ENTRY, LORA, VERDICT, Reader, key
 from deepfloyd_core.config.place import URL_TYPES, Place
 
 STAGE1_MAX_PX = 128
 _INDEX: tuple[Reader, ...] = ("index",)
-_VERDICT: tuple[Reader, ...] = ("verdict", "index")
-_CROPS: tuple[Reader, ...] = (*_VERDICT, "pixels", "eval_set")
 MIN_EDGE_PX, MAX_EDGE_PX = 8, 2048
 TABLES = ("parquet", "csv", "jsonl")  # strategies whose captions come from the table of the `parquet` block
 # Where the picture's own aspect becomes its size, the widest that is taken unless the data set says otherwise: a
@@ -43,54 +41,54 @@ class ImageDataset(Place):
     )
     disable: bool = key(False, says="Older spelling of `disabled`.", makes=ENTRY)
 
-    resolution: float = key(64.0, gt=0, le=2048, says="Training size, in the unit of `resolution_type`.", makes=_CROPS)
+    resolution: float = key(64.0, gt=0, le=2048, says="Training size, in the unit of `resolution_type`.", makes=CROPS)
     resolution_type: Literal["pixel", "area", "pixel_area"] = key(
         "pixel",
         says="What the four sizes measure. `pixel`: the shorter edge, px. `area`: megapixels (64 x 64 px is "
         "0.004096). `pixel_area`: the edge (px) of the square that has the area.",
-        makes=_CROPS,
+        makes=CROPS,
     )
     minimum_image_size: float | None = key(
-        None, ge=0, says="Smaller pictures are left out: with `pixel` both edges must be at least this.", makes=_VERDICT
+        None, ge=0, says="Smaller pictures are left out: with `pixel` both edges must be at least this.", makes=VERDICT
     )
     maximum_image_size: float | None = key(
         None,
         gt=0,
         says="A picture above this (its shorter edge, or its area) is first brought to the target.",
-        makes=_CROPS,
+        makes=CROPS,
     )
     target_downsample_size: float | None = key(
         None,
         gt=0,
         says="What an oversized picture is brought down to, in steps of 25 %, before the crop.",
-        makes=_CROPS,
+        makes=CROPS,
     )
     minimum_aspect_ratio: float | None = key(
         None,
         gt=0,
         says="Least width / height. Unset: no limit; 0.25 where the size follows the picture's own.",
-        makes=_VERDICT,
+        makes=VERDICT,
     )
     maximum_aspect_ratio: float | None = key(
         None,
         gt=0,
         says="Greatest width / height. Unset: no limit; 4 where the size follows the picture's own.",
-        makes=_VERDICT,
+        makes=VERDICT,
     )
     crop: bool = key(
         True,
         says="Crop. False: all of the picture is resized to its aspect bucket, the remainder cut centrally.",
-        makes=_CROPS,
+        makes=CROPS,
     )
     crop_aspect: Literal["square", "preserve", "closest", "random"] = key(
         "square",
         says="Shape of the crop: `square`, the picture's own, the nearest of `crop_aspect_buckets`, or one drawn.",
-        makes=_CROPS,
+        makes=CROPS,
     )
     crop_aspect_buckets: Annotated[tuple[AspectBucket | float, ...], Field(strict=False)] = key(
         (),
         says="Shapes (width / height) for `closest` and `random`; `{aspect_bucket, weight}` to weigh them.",
-        makes=_CROPS,
+        makes=CROPS,
     )
     crop_style: Literal["center", "random", "corner", "face"] = key(
         "center",

@@ -28,6 +28,8 @@ NOTHING: tuple[Reader, ...] = ()
 LORA: tuple[Reader, ...] = ("lora",)
 CONTENT: tuple[Reader, ...] = ("content",)
 ENTRY: tuple[Reader, ...] = ("all",)
+VERDICT: tuple[Reader, ...] = ("verdict", "index")
+CROPS: tuple[Reader, ...] = (*VERDICT, "pixels", "eval_set")
 _FOR_BOTH = ("validation_noise_level",)  # may stand at the top level of a file with both stages, as in SimpleTuner's
 
 
@@ -55,13 +57,13 @@ def effect_of(field: FieldInfo) -> Effect | None:
     return next((part for part in field.metadata if isinstance(part, Effect)), None)
 
 
+@cache
 def effects(model: type[Spec]) -> dict[str, Effect]:
     """Of each key of a model what it decides."""
     found = {name: effect_of(field) for name, field in model.model_fields.items()}
     return {name: effect for name, effect in found.items() if effect is not None}
 
 
-@cache
 def keys_of(model: type[Spec], reader: Reader, stage: Stage | None = None) -> frozenset[str]:
     """The keys that something reads: of both stages and, where one is given, of that one."""
     return frozenset(
@@ -81,6 +83,11 @@ def belongings(model: type[Spec]) -> Iterator[tuple[str, str, tuple[object, ...]
             yield name, other, values
 
 
+def is_changed(config: Spec, name: str) -> bool:
+    """Whether a key has another value than its default."""
+    return bool(getattr(config, name) != type(config).model_fields[name].default)
+
+
 def idle_faults(config: Spec, values: Mapping[str, object]) -> Iterator[str]:
     """Each key that was changed and has no effect, once, with the key that would give it one.
 
@@ -89,7 +96,7 @@ def idle_faults(config: Spec, values: Mapping[str, object]) -> Iterator[str]:
     told = set()
     for name, other, needed in belongings(type(config)):
         value, found = getattr(config, name), values.get(other, getattr(config, other))
-        if value != type(config).model_fields[name].default and found not in needed and name not in told:
+        if is_changed(config, name) and found not in needed and name not in told:
             told.add(name)
             remedy = " or ".join(str(option) for option in needed)
             yield f"{name} is {value}, without effect while {other} is {found}. Remove it, or set {other} = {remedy}"
@@ -99,7 +106,7 @@ def other_stage_faults(config: Spec, stage: Stage, model: str) -> Iterator[str]:
     """Each key of another stage that was changed. model: what the stage's model is called."""
     for name, effect in effects(type(config)).items():
         value = getattr(config, name)
-        if effect.stage in (None, stage) or name in _FOR_BOTH or value == type(config).model_fields[name].default:
+        if effect.stage in (None, stage) or name in _FOR_BOTH or not is_changed(config, name):
             continue
         shown = list(value) if isinstance(value, tuple) else value
         yield f"{name} is {shown}, and {model} is a Stage {'I' * stage} model. Put it into [stage{effect.stage}]"

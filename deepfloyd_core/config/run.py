@@ -16,14 +16,13 @@ from deepfloyd_core.config.cluster import cluster_fault
 from deepfloyd_core.config.data_sets import ImageDataset
 from deepfloyd_core.config.extras import Quantization, missing_extra, quantization_fault
 from deepfloyd_core.config.flavours import PUBLISHED, UPSCALE, Flavour, Stage
-from deepfloyd_core.config.keys import CONTENT, LORA, NOTHING, Reader, key
+from deepfloyd_core.config.keys import CONTENT, CROPS, LORA, NOTHING, VERDICT, Reader, key
 from deepfloyd_core.config.stage import StageConfig
 from deepfloyd_core.config.stage_run import device_fault
 from deepfloyd_core.config.stage_sampling import SAMPLED
 from deepfloyd_core.errors import ConfigError
 
 TOKENS = 77  # rows of text that IF was trained with
-_SHAPES: tuple[Reader, ...] = ("verdict", "index", "pixels", "eval_set")
 _ENCODED: tuple[Reader, ...] = ("embeds", "generated")
 
 
@@ -57,14 +56,14 @@ class RunConfig(Spec):
     aspect_bucket_alignment: Literal[8, 16, 24, 32, 64] = key(
         8,
         says="Edges of Stage I's training sizes divide by this (px), those of Stage II by four times as much.",
-        makes=_SHAPES,
+        makes=CROPS,
     )
     aspect_bucket_rounding: int | None = key(
         None,
         ge=1,
         le=9,
         says="Decimals to which width / height is rounded before its size is chosen; unset: none.",
-        makes=_SHAPES,
+        makes=CROPS,
     )
     data_backend_sampling: Literal["auto-weighting", "uniform"] = key(
         "auto-weighting",
@@ -156,7 +155,7 @@ class RunConfig(Spec):
         3072,
         ge=256,
         says="Memory (MiB) that judging one picture may take; more, and it is a ledger row.",
-        makes=("verdict", "index"),
+        makes=VERDICT,
     )
     decode_timeout_s: float = key(
         60.0,

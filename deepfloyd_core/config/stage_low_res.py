@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal
 
 from deepfloyd_core.config.base import Spec
-from deepfloyd_core.config.keys import LORA, key
+from deepfloyd_core.config.keys import LORA, is_changed, key
 
 if TYPE_CHECKING:
     from deepfloyd_core.config.stage import StageConfig
@@ -89,8 +89,7 @@ def low_res_faults(config: "StageConfig") -> Iterator[str]:
             f"low_res_degraded_share is {config.low_res_degraded_share}, without effect while there is no low_res_blur, "
             "low_res_noise or low_res_jpeg_quality. Remove it, or set one of them"
         )
-    default = type(config).model_fields["low_res_stage1_strength"].default
-    if config.low_res_stage1_strength != default and not config.low_res_stage1_share:
+    if is_changed(config, "low_res_stage1_strength") and not config.low_res_stage1_share:
         yield (
             f"low_res_stage1_strength is {config.low_res_stage1_strength}, without effect while low_res_stage1_share is "
             "0. Remove it, or set low_res_stage1_share, for example to 0.5"
