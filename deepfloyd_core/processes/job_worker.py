@@ -58,6 +58,7 @@ def child(line_fd: int, starter: int) -> NoReturn:
     die_with(starter, signal.SIGTERM)
     line = socket.socket(fileno=line_fd)
     request, fds, _, _ = socket.recv_fds(line, _REQUEST_BYTES, 2)
+    line.detach()  # after an error it is open until the process is gone: at its end the parent kills
     if not request:
         sys.exit(1)  # the parent is gone
     log_fd, _lock_fd = fds  # the lock is held by being open
@@ -65,7 +66,9 @@ def child(line_fd: int, starter: int) -> NoReturn:
         os.dup2(log_fd, number)
     os.close(log_fd)
     name, folder = json.loads(request)
-    sys.exit(do(name, Path(folder)))
+    code = do(name, Path(folder))
+    os.close(line_fd)  # the result is there: the parent need not wait for the interpreter's end
+    sys.exit(code)
 
 
 def do(name: str, out: Path) -> int:

@@ -120,6 +120,11 @@ def test_an_exit_code_is_not_taken_for_a_file_systems_error(tmp_path: Path, code
         run("leave", tmp_path, words=str(code))
 
 
+def test_a_job_that_fails_was_not_killed_and_no_memory_is_blamed(tmp_path: Path) -> None:
+    with pytest.raises(JobError, match=r"(?s)ended with exit code 1\. Its log .*RuntimeError: the last words$"):
+        run("burst", tmp_path)
+
+
 def test_a_job_that_is_left_writes_its_checkpoint_and_is_gone(tmp_path: Path) -> None:
     class Left(Exception):
         pass

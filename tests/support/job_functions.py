@@ -3,6 +3,7 @@
 With DRIVER set it is one in which importing has reached for a GPU, as some libraries do.
 """
 
+import atexit
 import errno
 import os
 import signal
@@ -48,6 +49,12 @@ def leave(job: Job) -> dict[str, Any]:
     os._exit(int(job.options["captions"][0]))
 
 
+def burst(job: Job) -> dict[str, Any]:
+    """With an error of its own, by an interpreter that takes its time to end."""
+    atexit.register(time.sleep, 0.5)
+    raise RuntimeError("the last words")
+
+
 def full(job: Job) -> dict[str, Any]:
     """As Python and as safetensors say it."""
     if job.options["captions"] == ["safetensors"]:
@@ -62,7 +69,8 @@ def unreadable(job: Job) -> dict[str, Any]:
 if __name__ == "__main__":
     jobs.JOBS.clear()
     jobs.JOBS |= {
-        name: f"job_functions:{name}" for name in ("pids", "nap", "die", "leave", "embed", "full", "unreadable")
+        name: f"job_functions:{name}"
+        for name in ("pids", "nap", "die", "leave", "burst", "embed", "full", "unreadable")
     }
     if "DRIVER" in os.environ:
         sys.modules["torch"] = SimpleNamespace(cuda=SimpleNamespace(_is_in_bad_fork=lambda: True))  # type: ignore[assignment]
