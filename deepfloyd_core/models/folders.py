@@ -5,18 +5,21 @@ from pathlib import Path
 from deepfloyd_core.config.base import is_there
 from deepfloyd_core.config.flavours import FLAVOURS, RANDOM, Stage
 from deepfloyd_core.errors import ModelError
+from deepfloyd_core.models.headers import UNET_WEIGHTS
+from deepfloyd_core.models.whole_weights import lacking, weight_faults
 
 # What a stock pipeline of one stage needs; `text` marks what only the text encoder's process reads.
 _UNET_FILES = ("unet/config.json", "unet/*.safetensors", "scheduler/scheduler_config.json")
 _STAGE2_FILES = ("image_noising_scheduler/scheduler_config.json",)
 _TEXT_FILES = ("text_encoder/config.json", "text_encoder/*.safetensors", "tokenizer/tokenizer_config.json")
+_WEIGHTS = {"unet/*.safetensors": UNET_WEIGHTS, "text_encoder/*.safetensors": "model.safetensors"}
 
 
 def resolve(model: str, stage: Stage, text: bool = False) -> Path:
     """The local folder of a model given as a directory, a hub id or `random:<flavour>`; downloads or writes it if it must.
 
     `text`: the text encoder and tokenizer are needed as well. Raises ModelError that lists the missing files and how
-    to get them: a directory lacks some, the hub cannot be reached, the licence is not accepted.
+    to get them: a directory lacks some, the hub cannot be reached, the licence is not accepted; and for damaged weights.
     """
     if _is_random(model):
         from deepfloyd_core.models.random_weights import random_folder
@@ -30,7 +33,7 @@ def resolve(model: str, stage: Stage, text: bool = False) -> Path:
 def folder_here(model: str, stage: Stage, text: bool = False) -> Path | None:
     """The same of what lies on this machine; None: it has yet to be downloaded or written. No network is asked.
 
-    Raises ModelError for a directory that lacks files, and for what is neither a directory nor a hub id.
+    Raises ModelError for a directory that lacks files, for damaged weights, and for neither a directory nor a hub id.
     """
     if _is_random(model):
         from deepfloyd_core.models.random_weights import written_folder
@@ -44,7 +47,7 @@ def folder_here(model: str, stage: Stage, text: bool = False) -> Path | None:
         folder = Path(snapshot_download(model, local_files_only=True))
     except (OSError, ValueError):  # not downloaded; or no name that the hub knows, as `resolve` will say
         return None
-    return None if _missing(folder, stage, text) else folder
+    return None if _missing(folder, stage, text) else _whole(folder, stage, text)
 
 
 def _is_random(model: str) -> bool:
@@ -66,12 +69,23 @@ def _files(stage: Stage, text: bool) -> tuple[str, ...]:
 
 
 def _missing(folder: Path, stage: Stage, text: bool) -> list[str]:
-    return [pattern for pattern in _files(stage, text) if not any(folder.glob(pattern))]
+    missing = []
+    for pattern in _files(stage, text):
+        if not any(folder.glob(pattern)):
+            missing.append(pattern)
+        elif pattern in _WEIGHTS:
+            part = pattern.partition("/")[0]
+            missing += [f"{part}/{name}" for name in lacking(folder / part, _WEIGHTS[pattern])]
+    return missing
 
 
 def _whole(folder: Path, stage: Stage, text: bool) -> Path:
     if missing := _missing(folder, stage, text):
         raise ModelError(f"{folder} lacks {', '.join(missing)}. Put these files there (safetensors only, no .bin).")
+    parts = [(pattern.partition("/")[0], _WEIGHTS[pattern]) for pattern in _files(stage, text) if pattern in _WEIGHTS]
+    if faults := [fault for part, name in parts for fault in weight_faults(folder / part, name)]:
+        it = "it" if len(faults) == 1 else "them"
+        raise ModelError(f"{'; '.join(faults)}. Remove {it} and download {it} again.")
     return folder
 
 
@@ -83,7 +97,7 @@ def _download(repo: str, wanted: tuple[str, ...]) -> Path:
     patterns = [pattern for pattern in patterns if "text_encoder/*.safetensors" in wanted or "tokenizer" not in pattern]
     files = ", ".join(wanted)
     accept = f"Accept the licence at https://huggingface.co/{repo} and run `hf auth login`"
-    local = "or point pretrained_model_name_or_path at a directory that holds them"
+    local = "or point pretrained_model_name_or_path at a copy of the model on this machine"
     try:
         return Path(snapshot_download(repo, allow_patterns=patterns, ignore_patterns=["*.bin", "*.fp16.*"]))
     except GatedRepoError:

@@ -115,6 +115,51 @@ def test_a_text_encoder_that_is_missing_is_told_first_and_hides_no_fault_of_its_
     assert lines[1].startswith("stage1.init_lora is 'nowhere'")
 
 
+UNET, T5 = "unet/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 11530000\n"
+
+
+@pytest.mark.parametrize(
+    ("file", "left", "says"),
+    [
+        (UNET, b"", f"/{UNET} is empty. Remove it and download it again."),
+        (T5, b"", f"/{T5} is empty. Remove it and download it again."),
+        (UNET, POINTER, f"/{UNET} is a pointer of Git LFS, not the weights (`git lfs pull` fetches them). Remove it and "),
+        (UNET, b"<!doctype html><title>404</title>", f"/{UNET} is no safetensors file. Remove it"),
+        (UNET, 1000, f"/{UNET} has 1,000 bytes, which is not all of it. Remove it"),
+        (T5, -1, " bytes. Remove it"),
+        (UNET, "diffusion_pytorch_model.fp16.safetensors", f" lacks {UNET}. Put these files there"),
+        (UNET, "diffusion_pytorch_model-00001-of-00002.safetensors", f" lacks {UNET[:-12]}-00002-of-00002.safetensors."),
+    ],
+)  # fmt: skip
+def test_weights_of_a_download_that_broke_off_are_told_before_anything_is_made(
+    small_run: Any, tmp_path: Path, file: str, left: bytes | int | str, says: str
+) -> None:
+    """left: what the file holds, how much of it (from its end, if negative), or its name in place of the whole one's."""
+    folder = shutil.copytree(FLAVOURS["tiny-i"].repo, tmp_path / "model")
+    whole = (folder / file).read_bytes()
+    if isinstance(left, str):
+        (folder / file).rename(folder / "unet" / left)
+        shards = {"conv_in.bias": left, "conv_out.bias": left.replace("00001-of", "00002-of")}
+        if "-of-" in left:
+            (folder / f"{file}.index.json").write_text(json.dumps({"weight_map": shards}))
+    else:
+        (folder / file).write_bytes(left if isinstance(left, bytes) else whole[:left])
+    (line,) = refusal(small_run, "lora_bundle", f'stage1.pretrained_model_name_or_path="{folder}"')
+    assert says in line
+    if left == -1:
+        assert line.startswith(f"{folder / T5} has {len(whole) - 1:,} of {len(whole):,} bytes.")
+
+
+def test_whole_weights_of_several_files_are_taken(small_run: Any, tmp_path: Path) -> None:
+    folder = shutil.copytree(FLAVOURS["tiny-i"].repo, tmp_path / "model")
+    (folder / T5).rename(folder / "text_encoder" / "model-00001-of-00001.safetensors")
+    index = {"weight_map": {"shared.weight": "model-00001-of-00001.safetensors"}}
+    (folder / f"{T5}.index.json").write_text(json.dumps(index))
+    named = f'stage1.pretrained_model_name_or_path="{folder}"'
+    assert check_run(small_run.config, (named,), "lora_bundle", elsewhere=False)
+
+
 def test_a_stage_that_the_run_does_not_have_is_told_with_the_rest(small_run: Any) -> None:
     lines = refusal(small_run, "stage1_lora", "stage1=", 'validation_resolution="256"', 'eval_dataset_id="moons"')
     assert "eval_dataset_id is 'moons'" in lines[0]

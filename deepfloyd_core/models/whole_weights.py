@@ -1,0 +1,59 @@
+"""Whether weights are whole: a download that broke off, or a clone without Git LFS, is told before anything is made of it.
+
+Only headers and sizes are read, which takes milliseconds also for T5's gigabytes. No NumPy, which takes 0.1 s to import.
+"""
+
+import json
+from pathlib import Path
+
+from deepfloyd_core.errors import ModelError
+from deepfloyd_core.models.headers import weight_files
+
+_MOST_HEADER = 100_000_000  # bytes; more is what safetensors itself refuses
+_LFS = b"version https://git-lfs"
+
+
+def lacking(folder: Path, name: str) -> list[str]:
+    """The weight files that a folder's index names and that are not there; of a folder without an index the usual one.
+
+    Raises ModelError for an index that cannot be read.
+    """
+    return [file.name for file in _files(folder, name) if not file.exists()]
+
+
+def weight_faults(folder: Path, name: str) -> list[str]:
+    """What is wrong with the weight files that are there: a clause for each that is damaged."""
+    faults = ((file, _fault(file)) for file in _files(folder, name) if file.exists())
+    # Of a link into a cache what it leads to: without that alone it would be downloaded anew.
+    return [f"{file.resolve() if file.is_symlink() else file} {fault}" for file, fault in faults if fault]
+
+
+def _files(folder: Path, name: str) -> list[Path]:
+    try:
+        return weight_files(folder, name)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        index = folder / f"{name}.index.json"
+        raise ModelError(f"{index} cannot be read ({error}). Put the one that belongs to the weights there.") from None
+
+
+def _fault(file: Path) -> str | None:
+    size = file.stat().st_size
+    if not size:
+        return "is empty"
+    with file.open("rb") as handle:
+        start = handle.read(len(_LFS))
+        if start == _LFS:
+            return "is a pointer of Git LFS, not the weights (`git lfs pull` fetches them)"
+        length = int.from_bytes(start[:8], "little")
+        if not 2 <= length <= _MOST_HEADER:
+            return "is no safetensors file"
+        handle.seek(8)
+        header = handle.read(length)
+    if len(header) < length:
+        return f"has {size:,} bytes, which is not all of it"
+    try:
+        ends = [part["data_offsets"][1] for key, part in json.loads(header).items() if key != "__metadata__"]
+        whole = 8 + length + max(ends, default=0)
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
+        return "is no safetensors file"
+    return f"has {size:,} of {whole:,} bytes" if size != whole else None
