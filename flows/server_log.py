@@ -46,8 +46,15 @@ def service_error(record: str) -> ServiceError | None:
     if head["logger"].startswith("uvicorn") or head["message"].startswith("Encountered "):
         return None
     named = _TASK.search(head["message"])
-    error = lines[-1].strip() if len(lines) > 1 else head["message"]
-    return ServiceError(named[1] if named else head["logger"], error[:LONGEST_ERROR])
+    return ServiceError(named[1] if named else head["logger"], (_raised(lines) or head["message"])[:LONGEST_ERROR])
+
+
+def _raised(lines: list[str]) -> str:
+    """The error of the last traceback: the first line below its frames. SQLAlchemy's go on with the SQL and a link."""
+    for number in reversed(range(len(lines))):
+        if lines[number].startswith("Traceback "):
+            return next((line for line in lines[number + 1 :] if line and not line[0].isspace()), lines[-1]).strip()
+    return lines[-1].strip() if len(lines) > 1 else ""
 
 
 class LogReader:

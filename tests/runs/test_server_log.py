@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.server_log import LogReader, errors_told
+from flows.server_log import LogReader, errors_told, service_error
 
 FAILED = """\
 21:27:57.023 | ERROR   | docket.dependencies - ↩ [    30ms] schedule_deployments(){schedule_deployments}
@@ -52,6 +52,32 @@ def test_a_record_that_arrives_in_pieces_is_read_whole(tmp_path: Path, size: int
     assert [(error.service, error.error[:38]) for error in found] == [
         ("schedule_deployments", "sqlalchemy.exc.InvalidRequestError: Ca")
     ]
+
+
+LOCKED = """\
+09:20:55.328 | ERROR   | prefect.server.utilities.worker_channel - Worker channel heartbeat persistence failed
+Traceback (most recent call last):
+  File "/venv/aiosqlite/core.py", line 63, in _connection_worker_thread
+    result = function()
+             ^^^^^^^^^^
+sqlite3.OperationalError: database is locked
+
+The above exception was the direct cause of the following exception:
+
+Traceback (most recent call last):
+  File "/venv/sqlalchemy/engine/default.py", line 1192, in do_execute
+    cursor.execute(statement, parameters)
+sqlalchemy.exc.OperationalError: (sqlite3.OperationalError) database is locked
+[SQL: INSERT INTO worker (name) VALUES (:name)
+  ON CONFLICT (name) DO NOTHING]
+[parameters: {'name': 'ProcessWorker 1b9e6cb9'}]
+(Background on this error at: https://sqlalche.me/e/21/e3q8)
+"""
+
+
+def test_an_error_is_told_by_what_was_raised_not_by_what_stands_below_it() -> None:
+    error = service_error(LOCKED)
+    assert error and error.error == "sqlalchemy.exc.OperationalError: (sqlite3.OperationalError) database is locked"
 
 
 def test_a_log_that_is_emptied_or_missing_is_no_error(tmp_path: Path) -> None:
