@@ -17,6 +17,8 @@ READ_EVERY_S = 2.0
 LONGEST_ERROR = 300  # characters
 LONGEST_RECORD = 1 << 16  # of which the end is kept
 _HEAD = re.compile(r"^\d\d:\d\d:\d\d\.\d+ \| (?P<level>[A-Z]+) *\| (?P<logger>\S+) - (?P<message>.*)$")
+# SQLite refuses a worker's heartbeat now and then; the worker opens its channel again.
+_REQUESTS = ("uvicorn", "prefect.server.utilities.worker_channel")
 _TASK = re.compile(r"(\w+)\(.*\)\{\S*\}\s*$")  # how docket writes the service's function and its key
 _VARYING = re.compile(r"0x[0-9a-f]+|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}|\d+")
 
@@ -37,13 +39,13 @@ class ServiceError:
 def service_error(record: str) -> ServiceError | None:
     """The error that a record of the log (its head line and what follows it) tells of; None for any other record.
 
-    A request's error is none: whoever made the request is told.
+    A request's error is none: whoever made the request is told, and tries again.
     """
     lines = record.rstrip().split("\n")
     head = _HEAD.match(lines[0])
     if head is None or head["level"] not in ("ERROR", "CRITICAL"):
         return None
-    if head["logger"].startswith("uvicorn") or head["message"].startswith("Encountered "):
+    if head["logger"].startswith(_REQUESTS) or head["message"].startswith("Encountered "):
         return None
     named = _TASK.search(head["message"])
     return ServiceError(named[1] if named else head["logger"], (_raised(lines) or head["message"])[:LONGEST_ERROR])

@@ -8,7 +8,6 @@ from datetime import timedelta
 from typing import cast
 from uuid import UUID
 
-from prefect import get_run_logger
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.context import FlowRunContext
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -19,14 +18,17 @@ from tasks.terminal import console
 
 CONSOLE = console(stderr=True)
 UI_EVERY_S = 3.0  # one request to the server each
-LOG_EVERY_S = 30.0  # a line in the flow run's log, and on a terminal that shows no bars
+LOG_EVERY_S = 30.0  # a line in the flow run's log, and where no bars are shown
+log = logging.getLogger(__name__)
 
 
 class LogLines(logging.Handler):
     """Prints log records above the bars, each as one line, however long: a path is copied in one piece."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Warnings in yellow."""
+        """Warnings in yellow. The lines of `progress` only where its bars are not shown."""
+        if record.name == __name__ and CONSOLE.is_terminal:
+            return
         text = f"{time.strftime('%H:%M:%S', time.localtime(record.created))} {record.getMessage()}"
         style = "yellow" if record.levelno >= logging.WARNING else None
         CONSOLE.print(text, style=style)
@@ -57,12 +59,12 @@ def progress(label: str) -> Iterator[Report]:
         bars.update(bar, completed=done, total=total, line=line)
         if time.monotonic() - logged > LOG_EVERY_S:
             logged = time.monotonic()
-            _log(f"{label} {done}/{total}  {line}  {_left(bars.tasks[0].time_remaining)}")
+            log.info("%s", f"{label} {done}/{total}  {line}  {_left(bars.tasks[0].time_remaining)}".rstrip())
         if FlowRunContext.get() is None:
             return
         if done >= total or time.monotonic() - last > UI_EVERY_S:
             last = time.monotonic()
-            said = f"{label}: {line}  {_left(bars.tasks[0].time_remaining)}"
+            said = f"{label}: {line}  {_left(bars.tasks[0].time_remaining)}".rstrip()
             show_newest(update, update, 100.0 * done / max(total, 1), said)
 
     try:
@@ -74,10 +76,3 @@ def progress(label: str) -> Iterator[Report]:
 
 def _left(seconds: float | None) -> str:
     return "" if seconds is None else f"{timedelta(seconds=round(seconds))} left"
-
-
-def _log(text: str) -> None:
-    if not CONSOLE.is_terminal:
-        CONSOLE.print(text)
-    if FlowRunContext.get() is not None:
-        get_run_logger().info(text)

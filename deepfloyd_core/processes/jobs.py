@@ -190,6 +190,7 @@ def _outcome(name: str, code: int, paths: dict[str, Path]) -> dict[str, Any]:
     if code - STORAGE in FULL:
         raise storage_error(OSError(code - STORAGE, ""), "written", paths["result"].parent)
     tail = "\n".join(paths["log"].read_text(errors="replace").splitlines()[-15:])
+    words = f"; it ends with:\n{tail}" if tail else ", which is empty."
     died = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
     hint = " The kernel kills a process that takes too much memory." if code == -signal.SIGKILL else ""
-    raise JobError(f"The {name} job {died}.{hint} Its log is {paths['log']}; it ends with:\n{tail}")
+    raise JobError(f"The {name} job {died}.{hint} Its log is {paths['log']}{words}")

@@ -114,6 +114,14 @@ def test_what_a_job_prints_is_in_its_log_and_how_it_died_in_the_error(tmp_path: 
     assert summary["job"]
 
 
+def test_a_job_that_died_without_a_word_is_told_so(tmp_path: Path) -> None:
+    killer = threading.Thread(target=lambda: napping(tmp_path).kill())
+    killer.start()
+    with pytest.raises(JobError, match=r"killed by SIGKILL.*Its log is \S+, which is empty\.$"), job_starter():
+        run("nap", tmp_path)
+    killer.join()
+
+
 @pytest.mark.parametrize("code", [1, 120, 127, 255])
 def test_an_exit_code_is_not_taken_for_a_file_systems_error(tmp_path: Path, code: int) -> None:
     with pytest.raises(JobError, match=rf"(?s)ended with exit code {code}\. .*the last words"), job_starter():

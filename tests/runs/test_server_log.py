@@ -21,6 +21,9 @@ OTHERS = """\
 Traceback (most recent call last):
 ValueError: the caller is told
 21:27:53.000 | ERROR   | uvicorn.error - Exception in ASGI application
+21:27:54.000 | ERROR   | prefect.server.utilities.worker_channel - Worker channel heartbeat persistence failed: work_pool=p
+Traceback (most recent call last):
+sqlite3.OperationalError: database is locked
 """
 LAST = "21:29:00.000 | ERROR   | prefect.server.events.triggers - Error sweeping held events\n"
 
@@ -55,7 +58,7 @@ def test_a_record_that_arrives_in_pieces_is_read_whole(tmp_path: Path, size: int
 
 
 LOCKED = """\
-09:20:55.328 | ERROR   | prefect.server.utilities.worker_channel - Worker channel heartbeat persistence failed
+09:20:55.328 | ERROR   | prefect.server.events.triggers - Error sweeping held events
 Traceback (most recent call last):
   File "/venv/aiosqlite/core.py", line 63, in _connection_worker_thread
     result = function()

@@ -1,6 +1,7 @@
 """What the command line prints: text of users and file systems as it is, and a sentence where a folder is no workspace."""
 
 import io
+import logging
 import re
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from deepfloyd_core.measures.registry import measures_against
 from deepfloyd_core.measures.tables import UPSCALED_BY, measure_tables
 from flows import report
 from tasks.endings import twins_line
+from tasks.progress import LogLines, progress
 from tasks.terminal import console, labelled
 
 ROOT = Path(__file__).parents[2]
@@ -130,3 +132,20 @@ def test_a_result_in_an_odd_folder_is_printed_as_it_is(tmp_path: Path, new_small
     run = new_small_run(tmp_path / ODD)
     done = run.call_here("prepare", str(run.config), "--preview", "1")
     assert done.stdout == f"1 pictures with their crops: {run.workspace / 'preview.png'}\n", done.stderr
+
+
+def test_progress_is_one_line_of_the_log_where_no_bar_is_shown(
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    for handlers in ([], [LogLines()]):
+        for handler in handlers:
+            logging.getLogger("tasks").addHandler(handler)
+        try:
+            with progress("stage I LoRA") as report:
+                report(1, 12, "loss 0.1")
+        finally:
+            for handler in handlers:
+                logging.getLogger("tasks").removeHandler(handler)
+        assert capsys.readouterr().err.count("stage I LoRA 1/12") == len(handlers)
+    assert caplog.messages == ["stage I LoRA 1/12  loss 0.1"] * 2
