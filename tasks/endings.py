@@ -4,8 +4,10 @@ Lines of the log, so they stand on the terminal and in the flow run alike; also 
 """
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
+from deepfloyd_core.config.flavours import Stage
 from deepfloyd_core.index.ledger import DUPLICATE, INDEX_FILE
 from deepfloyd_core.measures.held_out_loss import loss_changes
 from deepfloyd_core.store.artifacts import Artifact
@@ -54,6 +56,14 @@ def twins_line(summary: dict[str, Any]) -> str:
     return (
         f"{many(summary['twins'], 'picture shows', 'pictures show')} the same as {many(summary['twin_groups'], 'other')}: "
         f"each group is trained on or held out as a whole{first}. See twins.png"
+    )
+
+
+def unfit_line(stage: Stage, counts: Mapping[str, int]) -> str:
+    """Of an index with accepted pictures that a stage cannot use: how many, and why."""
+    pictures = many(sum(counts.values()), "accepted picture")
+    return f"Stage {'I' * stage} cannot use {pictures}: " + ", ".join(
+        f"{n:,} {why}" for why, n in sorted(counts.items())
     )
 
 

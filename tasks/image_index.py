@@ -31,7 +31,7 @@ def image_index(run: Run) -> Artifact:
     if before is not None and not index.reused:
         for line in _picture_changes(before, index):
             log.info("image_index %s: %s", index.fingerprint, line)
-    publish_index(index, others_of(found))
+    publish_index(index, run.config.stages, others_of(found))
     if index.summary["twin_groups"]:
         log.info("image_index %s: %s", index.fingerprint, twins_line(index.summary))
     for line in captions_left_out(index.summary["captions_per_picture"], {one.id: one.repeats for one in run.datasets}):

@@ -12,28 +12,35 @@ from typing import Any
 
 from PIL import Image
 
+from deepfloyd_core.config.flavours import Stage
+from deepfloyd_core.index.ledger import unfit_counts
 from deepfloyd_core.index.sheets import SHEET, TWINS_SHEET
 from deepfloyd_core.measures.files import DETAIL_SHEET, SPOILT_SHEETS
 from deepfloyd_core.measures.held_out_loss import losses_by_timestep
 from deepfloyd_core.measures.tables import measure_tables
 from deepfloyd_core.store.artifacts import Artifact
+from deepfloyd_core.store.changes import label
 from deepfloyd_core.store.counts import many
-from tasks.endings import tell
+from tasks.endings import tell, unfit_line
 from tasks.outbox import create_markdown_artifact, create_table_artifact
 
 LIMIT_BYTES = 150 << 10
 log = logging.getLogger(__name__)
 
 
-def publish_index(index: Artifact, others: dict[str, int]) -> None:
-    """Counts and reject reasons as a table, with those of `others`, files that are no pictures; some of the rejected files
-    as a picture."""
-    summary = index.summary
+def publish_index(index: Artifact, stages: tuple[Stage, ...], others: dict[str, int]) -> None:
+    """Counts and reject reasons as a table, with what each stage cannot use and `others`, files that are no pictures; some
+    of the rejected files as a picture."""
+    summary, unfit = index.summary, {stage: unfit_counts(index, stage) for stage in stages}
     rows = [{"status": "accepted", "reason": "", "pictures": summary["accepted"]}]
     rows += [{"status": "rejected", "reason": why, "pictures": count} for why, count in summary["reasons"].items()]
     rows.append({"status": "all inputs", "reason": "", "pictures": summary["inputs"]})
-    groups = f"{summary['twin_groups']} groups: beside the first of each"
-    rows.append({"status": "show the same", "reason": groups, "pictures": summary["twins"]})
+    for stage, counts in unfit.items():
+        status = f"accepted, not for Stage {'I' * stage}"
+        rows += [{"status": status, "reason": why, "pictures": count} for why, count in sorted(counts.items())]
+    if summary["twins"]:
+        groups = f"the first of each of {many(summary['twin_groups'], 'group')} not counted"
+        rows.append({"status": "show the same as another", "reason": groups, "pictures": summary["twins"]})
     rows += [{"status": "no picture", "reason": what, "pictures": count} for what, count in sorted(others.items())]
     create_table_artifact(rows, key="image-index", description=f"Ledger: `{index.path / 'index.parquet'}`")
     sheet = index.path / SHEET
@@ -44,15 +51,24 @@ def publish_index(index: Artifact, others: dict[str, int]) -> None:
     page = f"![{TWINS_SHEET}]({data_uri(sheet)})" if sheet.exists() else "No two pictures show the same."
     create_markdown_artifact(page, key="image-index-twins", description="Some groups of pictures that show the same")
     tell(index)
+    for stage, counts in unfit.items():
+        if counts:
+            log.info("%s", unfit_line(stage, counts))
 
 
 def publish_pictures(artifact: Artifact, *names: str) -> None:
     """The summary of an artifact and the named pictures of its directory, as one markdown page."""
-    lines = [f"### {artifact.kind} `{artifact.fingerprint}`", "", f"`{artifact.path}`", "", *_table(artifact.summary)]
+    lines = [
+        f"### {label(artifact.kind)} `{artifact.fingerprint}`",
+        "",
+        f"`{artifact.path}`",
+        "",
+        *_table(artifact.summary),
+    ]
     for name in names:
         if (artifact.path / name).exists():
             lines += ["", f"![{name}]({data_uri(artifact.path / name)})"]
-    create_markdown_artifact("\n".join(lines), key=artifact.kind.replace("_", "-"), description=artifact.kind)
+    create_markdown_artifact("\n".join(lines), key=artifact.kind.replace("_", "-"), description=label(artifact.kind))
     tell(artifact)
 
 

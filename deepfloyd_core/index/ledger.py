@@ -145,6 +145,16 @@ def caption_counts(index: Artifact) -> Counter[str]:
     return counts
 
 
+def unfit_counts(index: Artifact, stage: Stage) -> Counter[str]:
+    """How many accepted pictures a stage cannot use though its data set feeds it, by reason; another stage can."""
+    counts: Counter[str] = Counter()
+    for batch in ledger_batches(index, [f"stage{stage}_reason"]):
+        for each in pc.value_counts(batch.column(0).drop_null()).to_pylist():
+            counts[each["values"]] += each["counts"]
+    del counts["not_for_this_stage"]
+    return counts
+
+
 def count_captions(rows: pa.Table, counts: CaptionCounts) -> None:
     """Add to `counts` the accepted rows of a ledger."""
     rows = rows.filter(pc.equal(rows["status"], "accepted"))

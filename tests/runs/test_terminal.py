@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from rich.console import Console
 from rich.table import Table
@@ -15,6 +16,7 @@ from deepfloyd_core.config.data_file import load_data_file
 from deepfloyd_core.measures.registry import measures_against
 from deepfloyd_core.measures.tables import UPSCALED_BY, measure_tables
 from flows import report
+from tasks import publish
 from tasks.endings import twins_line
 from tasks.progress import LogLines, progress
 from tasks.terminal import console, labelled
@@ -149,3 +151,23 @@ def test_progress_is_one_line_of_the_log_where_no_bar_is_shown(
                 logging.getLogger("tasks").removeHandler(handler)
         assert capsys.readouterr().err.count("stage I LoRA 1/12") == len(handlers)
     assert caplog.messages == ["stage I LoRA 1/12  loss 0.1"] * 2
+
+
+@pytest.mark.parametrize("stages", [(1,), (1, 2)])
+def test_what_a_stage_cannot_use_of_the_accepted_pictures_is_told_and_shown(
+    world: Any, stages: tuple[int, ...], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name, edge in (("a", 300), ("b", 90), ("c", 91), ("d", 20)):
+        world.add(f"{name}.png", np.random.default_rng(edge).integers(0, 256, (edge, edge, 3), np.uint8))
+    index = world.index(world.load(stages=stages, max_rejected_share=0.9))
+    rows: list[dict[str, Any]] = []
+    monkeypatch.setattr(publish, "create_table_artifact", lambda table, **_: rows.extend(table))
+    monkeypatch.setattr(publish, "create_markdown_artifact", lambda *_, **__: None)
+    with caplog.at_level(logging.INFO):
+        publish.publish_index(index, stages, {})
+    words, both = "Stage II cannot use 2 accepted pictures: 2 too_small", stages == (1, 2)
+    assert (words in caplog.messages) == both
+    assert [row["status"] for row in rows] == [
+        "accepted", "rejected", "all inputs", *["accepted, not for Stage II"] * both,
+    ]  # fmt: skip
+    assert rows[-1]["pictures"] == (2 if both else 4)
