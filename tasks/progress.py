@@ -75,4 +75,4 @@ def progress(label: str) -> Iterator[Report]:
 
 
 def _left(seconds: float | None) -> str:
-    return "" if seconds is None else f"{timedelta(seconds=round(seconds))} left"
+    return f"{timedelta(seconds=round(seconds))} left" if seconds and round(seconds) else ""

@@ -10,15 +10,19 @@ import pyarrow.parquet as pq
 from deepfloyd_core.store.counts import many
 
 MOST_NAMES = 3
+_WHAT = {"accepted": "picture", "rejected": "rejected file"}  # by status
 MOST_ROWS = 2_000_000  # of two ledgers that are compared name by name: 250 bytes each
 
 
 def picture_changes(old: Path, new: Path) -> list[str]:
-    """How the pictures of two ledgers differ: `1 picture added: cat.jpg`, withdrawn, changed, captions changed."""
+    """How the pictures of two ledgers differ: `1 picture added: cat.jpg`, withdrawn, changed, captions changed.
+
+    Of rejected files it is said that they are such, and of those that stayed that they are rejected or accepted now.
+    """
     if sum(pq.read_metadata(ledger).num_rows for ledger in (old, new)) > MOST_ROWS:
         counts = (f"{pq.read_metadata(ledger).num_rows:,}" for ledger in (old, new))
         return [f"pictures: {' -> '.join(counts)}"]
-    columns = ["dataset_id", "source", "image_id", "captions"]
+    columns = ["dataset_id", "source", "status", "image_id", "captions"]
     before, now = (pq.read_table(ledger, columns=columns) for ledger in (old, new))
     names = [
         pc.binary_join_element_wise(table["dataset_id"], table["source"], "/").combine_chunks()
@@ -29,14 +33,22 @@ def picture_changes(old: Path, new: Path) -> list[str]:
     went = np.flatnonzero(~pc.is_in(names[0], names[1]).to_numpy(False))
     same = before.take(place.drop_null())
     kept = now.take(pa.array(stayed))
-    other = {name: ~_equal(_text(same[name]), _text(kept[name])) for name in ("image_id", "captions")}
+    other = {name: ~_equal(_text(same[name]), _text(kept[name])) for name in ("status", "image_id", "captions")}
     lines = [
-        _named("picture", "added", now["source"].take(pa.array(came))),
-        _named("picture", "withdrawn", before["source"].take(pa.array(went))),
+        *(_named(_WHAT[status], "added", part) for status, part in _by_status(now.take(pa.array(came)))),
+        *(_named(_WHAT[status], "withdrawn", part) for status, part in _by_status(before.take(pa.array(went)))),
+        *(
+            _named("picture", f"{status} now", part)
+            for status, part in _by_status(kept.filter(pa.array(other["status"])))
+        ),
         _named("picture", "changed", kept["source"].filter(pa.array(other["image_id"]))),
         _named("caption", "changed", kept["source"].filter(pa.array(other["captions"] & ~other["image_id"]))),
     ]
     return [line for line in lines if line]
+
+
+def _by_status(rows: pa.Table) -> list[tuple[str, pa.ChunkedArray]]:
+    return [(status, rows["source"].filter(pc.equal(rows["status"], status))) for status in _WHAT]
 
 
 def _text(column: pa.ChunkedArray) -> pa.ChunkedArray:

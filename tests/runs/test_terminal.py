@@ -145,12 +145,12 @@ def test_progress_is_one_line_of_the_log_where_no_bar_is_shown(
             logging.getLogger("tasks").addHandler(handler)
         try:
             with progress("stage I LoRA") as report:
-                report(1, 12, "loss 0.1")
+                report(12, 12, "loss 0.1")
         finally:
             for handler in handlers:
                 logging.getLogger("tasks").removeHandler(handler)
-        assert capsys.readouterr().err.count("stage I LoRA 1/12") == len(handlers)
-    assert caplog.messages == ["stage I LoRA 1/12  loss 0.1"] * 2
+        assert capsys.readouterr().err.count("stage I LoRA 12/12") == len(handlers)
+    assert caplog.messages == ["stage I LoRA 12/12  loss 0.1"] * 2
 
 
 @pytest.mark.parametrize("stages", [(1,), (1, 2)])

@@ -91,14 +91,23 @@ def test_pictures_that_came_went_or_changed_are_named_at_most_three(
         "2 captions changed: 2.png, 3.png",
     ]
     assert picture_changes(ledgers[0], ledgers[0]) == []
+    (folder / "4.png").write_bytes(b"broken")
+    (folder / "noise.png").write_bytes(b"noise")
+    ledgers.append(world.index(run).path / "index.parquet")
+    assert picture_changes(*ledgers[1:])[:2] == ["1 rejected file added: noise.png", "1 picture rejected now: 4.png"]
+    assert picture_changes(*ledgers[:0:-1])[:2] == [
+        "1 rejected file withdrawn: noise.png",
+        "1 picture accepted now: 4.png",
+    ]
+    del ledgers[2]
     monkeypatch.setattr(module, "MOST_ROWS", 19)
     assert picture_changes(*ledgers) == ["pictures: 8 -> 12"]
 
 
 def test_of_no_pictures_all_are_new(tmp_path: Any) -> None:
-    schema = pa.schema([("dataset_id", pa.string()), ("source", pa.string()), ("image_id", pa.string()),
-                        ("captions", pa.list_(pa.string()))])  # fmt: skip
-    rows = [{"dataset_id": "set", "source": "a.png", "image_id": None, "captions": []}]
+    schema = pa.schema([("dataset_id", pa.string()), ("source", pa.string()), ("status", pa.string()),
+                        ("image_id", pa.string()), ("captions", pa.list_(pa.string()))])  # fmt: skip
+    rows = [{"dataset_id": "set", "source": "a.png", "status": "accepted", "image_id": None, "captions": []}]
     for name, table in (("old", []), ("new", rows)):
         pq.write_table(pa.Table.from_pylist(table, schema=schema), tmp_path / name)
     assert picture_changes(tmp_path / "old", tmp_path / "new") == ["1 picture added: a.png"]
