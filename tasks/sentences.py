@@ -1,12 +1,16 @@
 """Prefect's records of an error that is meant for the user: its sentence, once, in place of a traceback for each level.
 
 Prefect tells an error by its task, by its flow and once more by the process that ran them, each with some forty lines of
-its own calls. Any other error keeps its traceback: that is a fault of ours.
+its own calls, and then by the state that the task or the flow ended in. Any other error keeps its traceback: that is a fault
+of ours.
 """
 
 import logging
+import re
 
 from deepfloyd_core.errors import DeepFloydError
+
+_ENDED = re.compile(r"(Finished in state \w+)\(.*\)\s*", re.DOTALL)
 
 
 class _Sentence(logging.Filter):
@@ -22,6 +26,9 @@ class _Sentence(logging.Filter):
         if isinstance(error, DeepFloydError):
             record.sentence = str(error)
             record.msg, record.args, record.exc_info, record.exc_text = f"error: {error}", (), None, None
+        ended = _ENDED.fullmatch(str(record.msg)) if self.told else None
+        if ended and repr(self.told)[1:-1] in str(record.msg):
+            record.msg = ended[1]
         sentence = getattr(record, "sentence", None)  # also where the filter of another handler was first
         if sentence is None:
             return True

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 from prefect import Flow, Task
+from prefect.states import Failed
 
 import tasks
 from deepfloyd_core.errors import DataError
@@ -52,6 +53,24 @@ def test_an_error_of_ours_is_its_sentence_once_and_any_other_keeps_its_traceback
     assert outs[0].getvalue() == f"{shown}error: There is 100 % [x] no {{picture}}.\n", "of the next run, once"
     fail(logger, KeyError("a fault of ours"))
     assert outs[1].getvalue().count("Traceback") == 3 == outs[1].getvalue().count("KeyError: 'a fault of ours'")
+
+
+def test_the_state_that_a_run_ended_in_does_not_tell_the_error_again(
+    logs: tuple[logging.Logger, list[io.StringIO]],
+) -> None:
+    logger, outs = logs
+    tell_in_sentences()
+    error = DataError("2 faults to mend:\n- a's is 'x'.\n- b (c) is unset.")
+    told, ended = (
+        f"error: {error}\n",
+        f"Finished in state {Failed(message=f'Flow run encountered an exception: {error}')}",
+    )
+    logger.error(ended)
+    fail(logger, error)
+    logger.error(ended)
+    logger.error("Finished in state %s", Failed(message="of another error"))
+    shown = f"{ended}\n{told}Finished in state Failed\nFinished in state Failed('of another error')\n"
+    assert [out.getvalue() for out in outs] == [shown] * 2
 
 
 def test_every_task_is_named_as_the_artifact_that_it_makes() -> None:
