@@ -113,10 +113,12 @@ def prepare(
     run = _load(config, overrides, "crops").run
     _print_notes(run.notes)
     from deepfloyd_core.crops.preview import PREVIEW_FILE, save_preview
+    from deepfloyd_core.store.counts import many
 
     path = run.workspace / PREVIEW_FILE
-    shown = save_preview(run, preview, path)
-    out.print(f"{shown} pictures with their crops: {path}")
+    shown, unusable = save_preview(run, preview, path)
+    _print_notes([unusable] if unusable else [])
+    out.print(f"{many(shown, 'picture with its crop', 'pictures with their crops')}: {path}")
 
 
 @app.command()

@@ -92,30 +92,35 @@ def publish_held_out(lora: Artifact) -> None:
         create_table_artifact(rows, key=f"{kind}-held-out", description="Loss on the held-out pictures by timestep")
 
 
-def publish_buckets(lora: Artifact, batch_size: int) -> None:
-    """The sizes that batches were made of, and a warning of those that cannot fill one."""
-    buckets = lora.summary["buckets"]
-    create_table_artifact(
-        buckets, key=f"{lora.kind.replace('_', '-')}-buckets", description="Batches of each size in an epoch"
-    )
-    small = [row for row in buckets if row["crops"] < batch_size]
-    if small:
-        named = [f"{row['size']} of {row['dataset']} has {row['crops']}" for row in small]
-        more = f" and {len(small) - 5} more" if len(small) > 5 else ""
-        log.warning(
-            "%s: of %s %s fewer crops than train_batch_size (%d), so batches are smaller: %s%s. %s",
-            lora.kind, many(len(buckets), "size"), many(len(small), "has", "have"), batch_size, ", ".join(named[:5]), more,
-            _batch_advice(buckets, batch_size),
-        )  # fmt: skip
+def publish_buckets(lora: Artifact) -> None:
+    """The sizes that batches were made of."""
+    key = f"{lora.kind.replace('_', '-')}-buckets"
+    create_table_artifact(lora.summary["buckets"], key=key, description="Batches of each size in an epoch")
 
 
-def _batch_advice(buckets: list[dict[str, Any]], batch_size: int) -> str:
+def warn_of_small_sizes(kind: str, sizes: list[dict[str, Any]], batch_size: int) -> None:
+    """Say of which sizes a batch cannot be filled. sizes: rows of dataset, size, crops, as of `crops_of_sizes`."""
+    small = [row for row in sizes if row["crops"] < batch_size]
+    if not small:
+        return
+    named = [f"{row['size']} of {row['dataset']} has {row['crops']}" for row in small]
+    of_them = f"of {many(len(sizes), 'size')} {many(len(small), 'has', 'have')} fewer crops"
+    if len(sizes) == 1:
+        of_them = "there are fewer crops"
+    more = f" and {len(small) - 5} more" if len(small) > 5 else ""
+    log.warning(
+        "%s: %s than train_batch_size (%d), so batches are smaller: %s%s. %s",
+        label(kind), of_them, batch_size, ", ".join(named[:5]), more, _batch_advice(sizes, batch_size),
+    )  # fmt: skip
+
+
+def _batch_advice(sizes: list[dict[str, Any]], batch_size: int) -> str:
     """How batches become as large as they are to be; of sets with too few crops for that, what changes nothing."""
     crops: Counter[str] = Counter()
-    for row in buckets:
+    for row in sizes:
         crops[row["dataset"]] += row["crops"]
     if max(crops.values()) < batch_size:
-        largest = max(row["crops"] for row in buckets)
+        largest = max(row["crops"] for row in sizes)
         return f"Add pictures, or set train_batch_size = {largest}: the steps are then the same"
     return "Fewer crop_aspect_buckets or a larger aspect_bucket_alignment merge sizes"
 

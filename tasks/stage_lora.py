@@ -10,13 +10,14 @@ from deepfloyd_core.adapters.start_from import find_parent, shorter_note, shorte
 from deepfloyd_core.bundle.inputs import TrainingInputs
 from deepfloyd_core.config.flavours import Stage
 from deepfloyd_core.config.run import Run
+from deepfloyd_core.crops.rows import held_out_ids
 from deepfloyd_core.models.folders import resolve
 from deepfloyd_core.processes.jobs import run_job
-from deepfloyd_core.store.artifacts import Artifact, materialise
-from deepfloyd_core.training.epochs import with_steps
+from deepfloyd_core.store.artifacts import Artifact, find, materialise
+from deepfloyd_core.training.epochs import crops_of_sizes, with_steps
 from deepfloyd_core.training.identity import lora_request, shares
 from tasks.progress import progress
-from tasks.publish import publish_buckets, publish_held_out, publish_pictures
+from tasks.publish import publish_buckets, publish_held_out, publish_pictures, warn_of_small_sizes
 
 log = logging.getLogger(__name__)
 
@@ -32,11 +33,14 @@ def stage_lora(run: Run, stage: Stage, inputs: TrainingInputs[Artifact], prompts
     request = lora_request(run, stage, folder, inputs.by_name, prompts, parent.sha256 if parent else None)
     if not (run.workspace / request.name).exists() and (shorter := shorter_training(run.workspace, request)):
         log.warning("%s", shorter_note(stage, run.config.stage(stage).steps, shorter))
+    before = find(run.workspace, request)
+    sizes = before.summary["buckets"] if before else crops_of_sizes(inputs.pixels, held_out_ids(inputs.eval_set))
+    warn_of_small_sizes(request.kind, sizes, run.config.stage(stage).train_batch_size)
     with progress(f"stage {'I' * stage} LoRA") as report:
         lora = materialise(
             run.workspace, request, lambda work: run_job("train", run.config, inputs.by_name, options, work, report)
         )
     publish_pictures(lora, "loss.png", "validation.png")
     publish_held_out(lora)
-    publish_buckets(lora, run.config.stage(stage).train_batch_size)
+    publish_buckets(lora)
     return lora

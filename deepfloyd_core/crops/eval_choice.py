@@ -87,9 +87,10 @@ def choice_notes(run: Run, choices: tuple[Choice, ...]) -> list[str]:
     for choice in choices:
         count, rest = len(choice.ids), choice.usable - len(choice.ids)
         if 0 < rest < count:
+            are = "is" if rest == 1 else "are"
             notes.append(
                 f"{choice.dataset_id}: {count} of its {choice.usable} pictures are held out (num_eval_images), and "
-                f"{rest} are trained on. Add pictures, or lower num_eval_images; unset, it is {spare(choice.usable)}"
+                f"{rest} {are} trained on. Add pictures, or lower num_eval_images; unset, it is {spare(choice.usable)}"
             )
     if not any(choice.ids for choice in choices):
         few = " and ".join(f"{choice.usable} of {choice.dataset_id}" for choice in choices) or "none"
@@ -100,9 +101,10 @@ def choice_notes(run: Run, choices: tuple[Choice, ...]) -> list[str]:
         drawn = "there are no samples, for they are made of held-out pictures"
         if first is not None and not first.controlnet:
             drawn = "look at the samples"
+        unmeasured = "neither the loss nor what Stage II makes is" if run.config.stage2 else "the loss is not"
         notes.append(
-            f"No picture is held out of training ({why}), so nothing is measured on pictures that the model does not know: "
-            f"neither the loss nor what Stage II makes. {drawn[0].upper()}{drawn[1:]}"
+            f"No picture is held out of training ({why}), so {unmeasured} measured on pictures that the model does not "
+            f"know; {drawn}"
         )
     return notes
 

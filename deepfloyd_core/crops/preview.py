@@ -26,6 +26,7 @@ from deepfloyd_core.pictures.geometry import Crop
 from deepfloyd_core.pictures.resize import literal
 from deepfloyd_core.pictures.sheets import fitted, font, save_picture
 from deepfloyd_core.sources.source import read_again
+from deepfloyd_core.store.counts import many
 
 PREVIEW_FILE = "preview.png"
 CELL_PX, GAP_PX, LINE_PX, MARGIN_PX, FONT_PX, TILES_ACROSS = 176, 8, 18, 14, 13, 2
@@ -43,18 +44,22 @@ class Shown:
     crops: dict[Stage, Planned]
 
 
-def save_preview(run: Run, count: int, path: Path) -> int:
-    """Draw `count` pictures of the run's data sets into a PNG. Returns how many there were. Raises DataError for none."""
+def save_preview(run: Run, count: int, path: Path) -> tuple[int, str]:
+    """Draw `count` pictures of the run's data sets into a PNG.
+
+    Returns how many there were, and a sentence on those that came up and cannot be used, empty for none. Raises DataError
+    where no picture can be used.
+    """
     shown, rejected = _chosen(run, count)
+    counts = Counter(str(row.reason) for row in rejected)
+    reasons = ", ".join(f"{number} {reason}" for reason, number in sorted(counts.items()))
+    most = next((row for row in rejected if row.reason == max(counts, key=counts.__getitem__)), None)
+    example = f" For example {most.source}: {most.detail}." if most and most.detail else ""
     if not shown:
-        counts = Counter(str(row.reason) for row in rejected)
-        reasons = ", ".join(f"{number} {reason}" for reason, number in sorted(counts.items()))
-        most = next((row for row in rejected if row.reason == max(counts, key=counts.__getitem__)), None)
-        example = f" For example {most.source}: {most.detail}." if most and most.detail else ""
         raise DataError(f"No picture of the data sets can be used ({reasons or 'none can be read'}).{example}")
     path.parent.mkdir(parents=True, exist_ok=True)
     save_picture(_sheet(shown, run.config.stages), path)
-    return len(shown)
+    return len(shown), f"{many(len(rejected), 'other')} cannot be used ({reasons}).{example}" if rejected else ""
 
 
 def _chosen(run: Run, count: int) -> tuple[list[Shown], list[Row]]:

@@ -212,15 +212,15 @@ def check_share(summary: dict[str, Any], max_rejected_share: float, ledger: Path
     """Raises DataError when too large a share was rejected, or nothing is left."""
     reasons = ", ".join(f"{count} {reason}" for reason, count in summary["reasons"].items())
     if not summary["accepted"]:
-        raise DataError(
-            f"All {summary['inputs']} pictures were rejected ({reasons}). {_most(summary)}The ledger is {ledger}."
-        )
+        all_of_them = "The only picture was" if summary["inputs"] == 1 else f"All {summary['inputs']} pictures were"
+        raise DataError(f"{all_of_them} rejected ({reasons}). {_most(summary)}The ledger is {ledger}.")
     left_out = sum(summary["reasons"].get(reason, 0) for reason in AS_ASKED)
     rejected, inputs = summary["rejected"] - left_out, summary["inputs"] - left_out
     share = rejected / inputs
     if share > max_rejected_share:
+        were = "was" if rejected == 1 else "were"
         raise DataError(
-            f"{rejected} of {inputs} pictures were rejected ({reasons}): a share of {share:.2f}, "
+            f"{rejected} of {inputs} pictures {were} rejected ({reasons}): a share of {share:.2f}, "
             f"above max_rejected_share = {max_rejected_share}. {_most(summary)}The ledger is {ledger}; mend the data or "
             "raise the limit."
         )

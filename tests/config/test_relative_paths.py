@@ -109,5 +109,5 @@ def test_a_command_runs_from_another_directory(elsewhere: Path, small_run: Any) 
     small_run.config.write_text(text)
     moved = type(small_run)(elsewhere)  # whose commands start there
     done = moved.call_here("prepare", str(small_run.config), "--preview", "1")
-    assert done.stdout == f"1 pictures with their crops: {small_run.workspace / 'preview.png'}\n", done.stderr
+    assert done.stdout == f"1 picture with its crop: {small_run.workspace / 'preview.png'}\n", done.stderr
     assert list(elsewhere.iterdir()) == []

@@ -144,7 +144,12 @@ def test_what_lies_beside_the_pictures_of_a_phone_is_no_input(world: Any, caplog
 
 
 def test_pictures_without_captions_are_told_how_they_get_some(world: Any) -> None:
-    for number in range(3):
+    world.add("IMG_0.JPG", noise(0), caption=None)
+    with pytest.raises(
+        DataError, match=r"^The only picture was rejected \(1 caption_missing\)\. For example IMG_0.JPG: "
+    ):
+        world.index(world.load(max_rejected_share=1.0))
+    for number in range(1, 3):
         world.add(f"IMG_{number}.JPG", noise(number), caption=None)
     said = r"\(3 caption_missing\).* IMG_0.JPG: there is no IMG_0.txt beside it; .* caption_strategy = instanceprompt"
     with pytest.raises(DataError, match=f"All 3 pictures were rejected {said}"):
@@ -359,7 +364,7 @@ def test_the_share_limit_is_inclusive_and_names_the_reasons(world: Any, bad: int
         assert world.index(run).summary["rejected"] == bad
     else:
         with pytest.raises(
-            DataError, match=r"1 of 4 pictures were rejected \(1 unsupported\): a share of 0.25"
+            DataError, match=r"1 of 4 pictures was rejected \(1 unsupported\): a share of 0.25"
         ) as caught:
             world.index(run)
         ledger_path = str(caught.value).split("The ledger is ")[1].split(";")[0]
@@ -789,11 +794,16 @@ def test_a_set_that_measures_nothing_or_hardly_trains_says_so_with_the_index(wor
     for number in range(3):
         world.add(f"{number}.png", noise(number, 80, 70))
     (line,) = notes(num_eval_images=None)
-    assert line.startswith("No picture is held out of training (usable pictures: 3 of set; one is held out from 8 on)")
+    said = (
+        "No picture is held out of training (usable pictures: 3 of set; one is held out from 8 on), so {} measured on "
+    )
+    assert line.startswith(said.format("the loss is not")) and line.endswith("; look at the samples")
+    (line,) = notes(num_eval_images=None, stages=(1, 2))
+    assert ", so neither the loss nor what Stage II makes is measured on pictures that" in line
     (line,) = notes(num_eval_images=0)
     assert "num_eval_images is 0" in line
     (line,) = notes(num_eval_images=2)
-    assert line.startswith("set: 2 of its 3 pictures are held out (num_eval_images), and 1 are trained on.")
+    assert line.startswith("set: 2 of its 3 pictures are held out (num_eval_images), and 1 is trained on.")
     assert notes(num_eval_images=1) == []
     with pytest.raises(DataError, match="3 usable pictures, and num_eval_images = 8 would hold all of them out"):
         notes(num_eval_images=8)

@@ -255,7 +255,7 @@ def test_a_picture_without_a_pair_that_can_be_followed_is_a_row_of_the_ledger(pa
     assert rows["two"]["detail"] == "two.jpg and two.png" and rows["two"]["conditioning_id"] is None
     assert "cut.jpg" in rows["cut"]["detail"] and "truncated" in rows["cut"]["detail"]
     assert index.summary["accepted"] == 3 and (index.path / "rejected.png").exists()
-    assert save_preview(run, 12, paired.world.folder / "preview.png") == 3
+    assert save_preview(run, 12, paired.world.folder / "preview.png")[0] == 3
     with pytest.raises(DataError, match=r"2 conditioning_aspect, 2 conditioning_missing.*max_rejected_share = 0.1"):
         paired.world.index(paired.world.load(
             {"conditioning_data": "edges"}, paired.edges(), stages=(1,), stage1=PAIRED, max_rejected_share=0.1

@@ -226,7 +226,7 @@ def test_a_limited_set_uses_the_same_pictures_as_others_come_and_go(world: Any) 
         return accepted
 
     before = used(max_rejected_share=0.17)  # 1 of 6: what is left out by request does not count
-    with pytest.raises(DataError, match=r"1 of 6 pictures were rejected .*: a share of 0\.17"):
+    with pytest.raises(DataError, match=r"1 of 6 pictures was rejected .*: a share of 0\.17"):
         used(max_rejected_share=0.16)
     for name in sorted({f"{number}.png" for number in range(12)} - before)[:4]:
         (world.folder / "pictures" / name).unlink()
@@ -291,7 +291,7 @@ def test_the_preview_shows_the_crops_and_decodes_nothing_else(world: Any, monkey
         real = getattr(module, name)
         monkeypatch.setattr(module, name, lambda data, real=real, name=name: (decoded.append(name), real(data))[1])
     paths = [world.folder / name for name in ("one.png", "two.png")]
-    assert [save_preview(run, 4, path) for path in paths] == [4, 4]
+    assert [save_preview(run, 4, path)[0] for path in paths] == [4, 4]
     assert Counter(decoded) == {"decode_rgb": 8, "check_decodes": 8}, "four pictures twice"
     assert paths[0].read_bytes() == paths[1].read_bytes()
     sheet = np.asarray(Image.open(paths[0]))
@@ -303,7 +303,9 @@ def test_the_preview_shows_the_crops_and_decodes_nothing_else(world: Any, monkey
     assert {(one.row.source, one.crops[1].crop.source_box[0]) for one in shown} <= planned, (
         "the crops of the run itself"
     )
-    assert save_preview(run, 1000, paths[0]) == 9
+    count, unusable = save_preview(run, 1000, paths[0])
+    said = "1 other cannot be used (1 unsupported). For example broken.png: not a picture of a known format."
+    assert (count, unusable) == (9, said)
 
 
 def test_the_preview_is_a_command_that_prints_where_it_is(world: Any) -> None:
@@ -312,12 +314,15 @@ def test_the_preview_is_a_command_that_prints_where_it_is(world: Any) -> None:
 
     for number in range(3):
         world.add(f"{number}.png", smooth(number, 100, 80))
+    for number in range(3, 5):
+        world.add(f"{number}.png", smooth(number, 100, 80), caption=None)
     world.load(stages=(1,))
     command = [sys.executable, "-P", "-m", "flows", "prepare", str(world.folder / "run.json"), "--preview", "24"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=world.folder)
     assert done.returncode == 0, done.stderr
     path = world.folder / "workspace" / "preview.png"
     assert done.stdout.strip() == f"3 pictures with their crops: {path}"
+    assert done.stderr.startswith("note: 2 others cannot be used (2 caption_missing). For example ")
     assert Image.open(path).format == "PNG"
     made = {found.name for found in path.parent.iterdir()}
     assert made == {".scan", ".locks", path.name}, "no artifact was made, no server started"

@@ -386,9 +386,14 @@ def test_a_small_set_ends_in_a_bundle_that_says_what_was_not_measured(
         "stage2.max_train_steps=1",
         "--set",
         "stage1.validation_steps=0",
+        "--set",
+        "stage1.train_batch_size=3",
     )
     done = run.call_here("run", str(run.config), *short)
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+    if pictures == 1:
+        said = "Stage I LoRA: there are fewer crops than train_batch_size (3), so batches are smaller: 64x64 of stars has 2."
+        assert said in done.stderr.partition(" stage1_lora ")[0], "before the training, not after"
     (bundle,) = (run.workspace / "lora_bundle").iterdir()
     card, figures = (bundle / "README.md").read_text(), json.loads((bundle / "metrics.json").read_bytes())
     held_out, trained = int(pictures == 8), pictures - int(pictures == 8)

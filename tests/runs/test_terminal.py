@@ -133,7 +133,7 @@ def test_measures_of_stage2_are_told_with_their_unit_and_which_way_is_better(
 def test_a_result_in_an_odd_folder_is_printed_as_it_is(tmp_path: Path, new_small_run: Any) -> None:
     run = new_small_run(tmp_path / ODD)
     done = run.call_here("prepare", str(run.config), "--preview", "1")
-    assert done.stdout == f"1 pictures with their crops: {run.workspace / 'preview.png'}\n", done.stderr
+    assert done.stdout == f"1 picture with its crop: {run.workspace / 'preview.png'}\n", done.stderr
 
 
 def test_progress_is_one_line_of_the_log_where_no_bar_is_shown(

@@ -103,13 +103,10 @@ def test_buckets_are_what_an_epoch_of_a_data_set_is_made_of(counts: list[int], b
 
 @pytest.mark.parametrize(("batch_size", "small"), [(4, 0), (5, 1), (41, 2)])
 def test_sizes_that_cannot_fill_a_batch_are_named(
-    batch_size: int, small: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    batch_size: int, small: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    shown: list[Any] = []
-    monkeypatch.setattr(publish, "create_table_artifact", lambda rows, **_: shown.extend(rows))
     buckets = mixed([4, 40], batch_size, 1).buckets()
-    publish.publish_buckets(SimpleNamespace(kind="stage1_lora", summary={"buckets": buckets}), batch_size)
-    assert shown == buckets
+    publish.warn_of_small_sizes("stage1_lora", buckets, batch_size)
     named = [f"64x64 of set{number} has {count}" for number, count in ((0, 4), (1, 40))]
     assert [text in caplog.text for text in named] == [number < small for number in range(2)]
     assert (
@@ -124,11 +121,10 @@ def test_sizes_that_cannot_fill_a_batch_are_named(
      ([3, 20], 9, "Fewer crop_aspect_buckets")],
 )  # fmt: skip
 def test_too_few_crops_are_told_another_remedy_than_too_many_sizes(
-    counts: list[int], batch_size: int, advice: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    counts: list[int], batch_size: int, advice: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(publish, "create_table_artifact", lambda *_, **__: None)
     buckets = mixed(counts, batch_size, 1).buckets()
-    publish.publish_buckets(SimpleNamespace(kind="stage1_lora", summary={"buckets": buckets}), batch_size)
+    publish.warn_of_small_sizes("stage1_lora", buckets, batch_size)
     assert advice in caplog.text
 
 

@@ -14,7 +14,7 @@ from deepfloyd_core.errors import ConfigError
 from deepfloyd_core.preflight.load import load_run
 from deepfloyd_core.store.artifacts import Artifact
 from deepfloyd_core.training.batches import MixedOrder, OrderSettings, TrainingRows
-from deepfloyd_core.training.epochs import batches_per_epoch, with_steps
+from deepfloyd_core.training.epochs import batches_per_epoch, crops_of_sizes, with_steps
 from deepfloyd_core.training.identity import lora_request
 from deepfloyd_core.training.mixing import Share
 
@@ -40,6 +40,8 @@ def test_an_epoch_shows_every_crop_once_in_the_batches_of_training(world: Any) -
         order = MixedOrder(rows, {"set": Share(1.0), "more": Share(1.0)}, OrderSettings(batch, 1, 10, 0, True))
         count = batches_per_epoch(pixels, eval_ids(held_out), batch)
         assert count == sum(row["batches"] for row in order.buckets())
+        sizes = [{key: row[key] for key in ("dataset", "size", "crops")} for row in order.buckets()]
+        assert sorted(crops_of_sizes(pixels, eval_ids(held_out)), key=str) == sorted(sizes, key=str)
         seen = [place for number in range(count) for place in order.batch(number)[1].tolist()]
         assert len(seen) == sum(rows.counts.values()) == 10 + 2 * 2
 
