@@ -89,7 +89,10 @@ def read_config_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        reason = "no such file" if isinstance(error, FileNotFoundError) else str(error)
+        reason = f"no text in UTF-8 ({error})"
+        if isinstance(error, OSError):
+            named = {FileNotFoundError: "no such file", IsADirectoryError: "it is a folder"}
+            reason = named.get(type(error)) or str(error.strerror).lower()
         raise ConfigError(f"{path} cannot be read: {reason}.") from None
 
 

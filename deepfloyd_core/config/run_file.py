@@ -118,6 +118,10 @@ def _read(path: Path, run: type[Spec], stage: type[Spec]) -> tuple[dict[str, Any
         options, helpers, names = read_env_file(path, frozenset(kept))
         return dict(options), grouped({"variables that set no option": helpers}, str(path)), names
     values = read_config_file(path)
+    if isinstance(values, list):
+        raise ConfigError(
+            f"{path} holds a list, as data files do. Give the run file, whose data_backend_config names it."
+        )
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must be a table of keys.")
     return values, [], {}

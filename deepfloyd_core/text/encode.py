@@ -255,12 +255,15 @@ class _Progress:
     def step(self, done: int, total: int, line: str) -> None:
         """Texts of the file in hand; `line` says which layer."""
         now = self.done + done
-        rate = (now - self._first) / max(time.monotonic() - self._started, 1e-9)
-        self.report(now, self.total, f"{rate:.1f} texts/s, {self._ahead or line}")
+        self.report(now, self.total, f"{self._rate(now)}, {self._ahead or line}")
 
     def finished(self, texts: int) -> None:
         """A file's texts are encoded."""
         self.done, self._ahead = self.done + texts, ""
+        self.report(self.done, self.total, self._rate(self.done))
+
+    def _rate(self, done: int) -> str:
+        return f"{(done - self._first) / max(time.monotonic() - self._started, 1e-9):.1f} texts/s"
 
 
 def _load(folder: Path, config: RunConfig, number: int = 0) -> TextEncoder:

@@ -243,7 +243,7 @@ def test_a_hash_inside_a_value_is_no_comment(files: Files) -> None:
         ("run.toml", 'a = 1\na = 2\nworkspace = "w"', "is not valid TOML"),
         ("run.json", '{"workspace": "w",}', "is not valid JSON"),
         ("run.json", '{\n\n"seed": NaN}', "NaN is not a number that JSON knows"),
-        ("run.json", "[]", "must be a table"),
+        ("run.json", "[]", "holds a list, as data files do. Give the run file, whose data_backend_config names it."),
         ("run.json", '"text"', "must be a table"),
     ],
 )
@@ -257,7 +257,11 @@ def test_a_file_that_is_no_table_is_one_error_with_its_path(tmp_path: Path, name
 
 def test_a_file_that_cannot_be_read_is_a_config_error(tmp_path: Path) -> None:
     (tmp_path / "latin1.toml").write_bytes('workspace = "caf\xe9"'.encode("latin-1"))
-    for name, says in (("nowhere.toml", "no such file"), (".", "directory"), ("latin1.toml", "utf-8")):
+    for name, says in (
+        ("nowhere.toml", "no such file"),
+        (".", "read: it is a folder."),
+        ("latin1.toml", "no text in UTF-8"),
+    ):
         with pytest.raises(ConfigError, match=says):
             load_run(tmp_path / name)
 

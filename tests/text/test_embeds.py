@@ -539,6 +539,7 @@ def test_time_and_bytes_are_forecast_before_the_first_layer(world: EmbedWorld) -
     expected = 30 * 77 * 64 * 4 / 2**20  # fp32 rows of the tiny T5
     assert re.fullmatch(rf"about \d+:\d\d:\d\d and {expected:.1f} MiB ahead", lines[1])
     assert lines[2].endswith(lines[1]) and "texts/s" in lines[2], "shown on, until a file is done"
+    assert re.fullmatch(r"\d+\.\d texts/s", lines[-1]), "nothing is ahead when all is done"
 
 
 def test_the_forecast_grows_with_texts_and_with_what_is_read_for_each_file() -> None:
