@@ -291,6 +291,8 @@ def _session(loaded: _Loaded) -> Iterator[Callable[..., Any]]:
     workspace = loaded.run.workspace
     _print_notes([*loaded.run.notes, *damaged_records(workspace)])
     stopping.kept = f"What is finished is kept in {workspace}; the same command goes on from there."
+    if err.is_terminal:  # else nothing is seen until the server answers: 6 s, on a busy machine 30
+        err.print("Prefect: joining a server, or starting one, which takes some seconds")
     with prefect_server(default_home()) as url:
         _log_to_terminal()
 

@@ -2,7 +2,10 @@
 
 import io
 import logging
+import os
+import pty
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -171,3 +174,14 @@ def test_what_a_stage_cannot_use_of_the_accepted_pictures_is_told_and_shown(
         "accepted", "rejected", "all inputs", *["accepted, not for Stage II"] * both,
     ]  # fmt: skip
     assert rows[-1]["pictures"] == (2 if both else 4)
+
+
+def test_a_terminal_says_what_is_waited_for_until_a_server_answers(small_run: Any) -> None:
+    ours, theirs = pty.openpty()
+    command, nobody = small_run.command("prepare", str(small_run.config)), {"PREFECT_API_URL": "http://127.0.0.1:9/api"}
+    done = subprocess.run(command, stderr=theirs, env=os.environ | nobody, cwd=small_run.folder, timeout=60)
+    shown = os.read(ours, 1 << 16).decode()
+    os.close(theirs)
+    os.close(ours)
+    assert done.returncode == 2
+    assert shown.startswith("Prefect: joining a server, or starting one") and "no Prefect server answers" in shown
