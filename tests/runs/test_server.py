@@ -14,11 +14,12 @@ import threading
 import time
 from base64 import b64encode
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib import metadata
 from pathlib import Path
 from typing import Any, ClassVar
 
+import httpx
 import psutil
 import pytest
 from polling import within
@@ -26,7 +27,7 @@ from polling import within
 from deepfloyd_core.errors import ConfigError, DataError, JobError
 from flows import server
 from flows.api import check_api, server_needed
-from flows.proxies import without_loopback
+from flows.proxies import NAMES, without_loopback
 from tasks.health import healthy
 
 PATIENCE_S = 120.0  # a hang, not a measure of speed: the machine may be busy with other tests
@@ -69,6 +70,23 @@ def test_loopback_joins_the_hosts_that_go_past_the_proxy(given: dict[str, str], 
 
 
 PROXIES = ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
+
+
+def test_neither_a_command_nor_what_it_starts_reaches_loopback_through_a_proxy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in PROXIES:
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # where nobody listens
+    for name in NAMES:
+        monkeypatch.setenv(name, "a.lan")
+    ask = "import sys, urllib.request as web; print(web.urlopen(sys.argv[1] + '/health', timeout=30).status)"
+    with _listening(ANSWERS) as port:
+        url = f"http://127.0.0.1:{port}/api"
+        monkeypatch.setenv("PREFECT_API_URL", url)
+        assert healthy(url), "also where `no_proxy` does not say so"
+        with server.prefect_server(tmp_path):
+            assert httpx.get(f"{url}/health").status_code == 200
+            assert subprocess.check_output([sys.executable, "-c", ask, url], text=True) == "200\n"
 
 
 class _Answers(http.server.BaseHTTPRequestHandler):
@@ -407,6 +425,25 @@ def test_a_port_that_the_running_server_does_not_have_is_an_error(tmp_path: Path
             server._join(tmp_path, 4202)
 
 
+@pytest.mark.parametrize("runs_already", [False, True])
+def test_who_uses_a_server_is_told_that_a_service_of_it_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, runs_already: bool
+) -> None:
+    monkeypatch.setattr(os, "environ", {"PATH": os.environ["PATH"]})
+    monkeypatch.setattr(server, "_join", lambda *_: DEAD if runs_already else None)
+    monkeypatch.setattr(server, "_start", lambda *_: DEAD)
+    monkeypatch.setattr(server, "check_access", lambda _: None)
+    monkeypatch.setattr(server, "_kept_up", lambda *_: nullcontext())
+    error = "21:29:00.000 | ERROR   | prefect.server.services.scheduler - no run is scheduled\n"
+    (tmp_path / "server.log").write_text(error.replace("no run", "of an earlier start: no run"))
+    with server.prefect_server(tmp_path), (tmp_path / "server.log").open("a") as log:
+        log.write(error)
+    assert caplog.messages == [
+        "the Prefect server's service prefect.server.services.scheduler fails: no run is scheduled "
+        f"(log: {tmp_path / 'server.log'})"
+    ]
+
+
 def test_a_port_beside_a_configured_server_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
     with pytest.raises(ConfigError, match="Leave --port out"), server.prefect_server(tmp_path, 4202):
@@ -446,6 +483,10 @@ def test_what_is_bound_ends_with_its_last_user_and_with_it_what_it_started(tmp_p
     time.sleep(0.5)
     assert bound.poll() is None  # one is left
     (bound.stdin if owned else users[1]).close()
+    if not within(30, lambda: bound.poll() is not None, every_s=0.05):
+        bound.kill()
+        child.kill()
+        pytest.fail("it goes on without a user")
     assert bound.stdout.readline() == "asked\n"
     assert bound.wait(10) == -signal.SIGKILL
     assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
