@@ -25,6 +25,7 @@ from deepfloyd_core.config.run import Run
 from deepfloyd_core.config.stage import StageConfig
 from deepfloyd_core.errors import ConfigError
 from deepfloyd_core.models.unet import load_unet
+from deepfloyd_core.preflight.check import check_run
 from deepfloyd_core.preflight.load import load_run
 
 FOLDER = Path(FLAVOURS["tiny-i"].repo)
@@ -197,6 +198,15 @@ def test_every_tensor_arrives_to_the_bit_and_the_first_step_sees_the_whole_effec
     assert all(torch.equal(arrived[key], tensor) for key, tensor in matrices.items())
 
     torch.testing.assert_close(output(unet), effects[alpha], atol=1e-5, rtol=1e-5)
+
+
+def test_a_run_says_what_it_goes_on_from(tmp_path: Path, matrices: Tensors, caplog: pytest.LogCaptureFixture) -> None:
+    script(matrices, tmp_path)
+    new_run(tmp_path, tmp_path)
+    caplog.set_level("INFO")
+    check_run(tmp_path / "run.json", (), "stage1_lora")
+    (said,) = (line for line in caplog.messages if "in the format of diffusers' training scripts" in line)
+    assert said.startswith(f"stage1.init_lora is '{tmp_path}'") and "all its 120 tensors are read" in said
 
 
 def test_diffusers_own_file_needs_no_note(tmp_path: Path) -> None:

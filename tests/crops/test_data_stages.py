@@ -22,6 +22,8 @@ from artifact_rows import ledger, live_rows, shown_rows
 from PIL import Image, ImageOps
 
 import tasks.eval_set
+import tasks.image_index
+import tasks.publish
 from deepfloyd_core.crops.eval_choice import choice_notes, choose_held_out
 from deepfloyd_core.crops.identity import pixels_request
 from deepfloyd_core.crops.pixels import build_shard, build_shards, plan_shards
@@ -727,6 +729,27 @@ def test_each_stage_says_its_counts_its_reasons_and_where_to_look(world: Any) ->
     world.add("one.png", noise(0))
     index = world.index(world.load(stages=(1,)))
     assert ending(index) == [f"image index: 1 input: 1 accepted, none rejected; look at {index.path}/index.parquet"]
+
+
+def test_the_task_of_the_index_says_what_a_person_would_check_next(
+    world: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("create_table_artifact", "create_markdown_artifact"):
+        monkeypatch.setattr(tasks.publish, name, lambda *_, **__: None)
+    caplog.set_level("INFO")
+    first = world.add("0.png", noise(0, 80, 70), "one\ntwo")
+    world.add("a copy.png", first.read_bytes())
+    for number in (1, 2):
+        world.add(f"{number}.png", noise(number, 80, 70))
+    world.add("small.png", noise(3, 20, 20))
+    index = tasks.image_index.image_index.fn(world.load(stages=(1,), num_eval_images=2, max_rejected_share=0.5))
+    for said in (
+        f"image index: 5 inputs: 4 accepted, 1 rejected (1 too_small); look at {index.path}/rejected.png, ",
+        f"image_index {index.fingerprint}: 1 picture shows the same as 1 other: ",
+        "set: 1 picture has up to 2 captions, and with repeats = 0 the first alone is trained. ",
+        "set: 2 of its 3 pictures are held out (num_eval_images), and 1 is trained on. ",
+    ):
+        assert sum(line.startswith(said) for line in caplog.messages) == 1, caplog.messages
 
 
 # ---- the eval set -----------------------------------------------------------------------------------------------------

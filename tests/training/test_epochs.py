@@ -47,13 +47,15 @@ def test_an_epoch_shows_every_crop_once_in_the_batches_of_training(world: Any) -
 
 
 def test_epochs_are_the_training_of_as_many_steps_to_the_fingerprint(
-    world: Any, monkeypatch: pytest.MonkeyPatch
+    world: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("deepfloyd_core.training.identity.text_identity", lambda text: "text")
+    caplog.set_level("INFO")
     run, pixels, held_out = made(world, num_train_epochs=3, train_batch_size=2, gradient_accumulation_steps=2)
     batches = batches_per_epoch(pixels, eval_ids(held_out), 2)
     counted = with_steps(run, 1, pixels, held_out)
     assert counted.config.stage(1).steps == -(-3 * batches // 2)
+    assert f"stage 1: 3 epochs of {batches} batches make {-(-3 * batches // 2)} steps" in caplog.messages
     written = load_run(
         Path(run.workspace).parent / "run.json",
         ("stage1.num_train_epochs=", f"stage1.max_train_steps={-(-3 * batches // 2)}"),
