@@ -4,10 +4,13 @@ import re
 import tomllib
 from pathlib import Path
 
+from packaging.requirements import Requirement
+
 from deepfloyd_core.config.data_sets import ImageDataset
 from deepfloyd_core.config.flavours import PUBLISHED, RANDOM
 from deepfloyd_core.config.reference import render
 from deepfloyd_core.preflight.load import load_run
+from flows.__main__ import SIGNALS
 
 ROOT = Path(__file__).parents[2]
 
@@ -48,6 +51,20 @@ def test_every_dependency_has_its_reason() -> None:
     for requirement in [*project["dependencies"], *extras]:
         name = re.split(r"[<>=\[]", requirement)[0]
         assert name == project["name"] or name in decisions, name
+
+
+def test_no_prefect_is_allowed_whose_schedules_never_fire() -> None:
+    """Before 3.9.1 each loop of the scheduler fails with SQLAlchemy 2.1, which those versions let in."""
+    named = map(Requirement, tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"])
+    (prefect,) = (one for one in named if one.name == "prefect")
+    assert "3.8.8" not in prefect.specifier and "3.9.0" not in prefect.specifier
+    pinned = dict(re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE))
+    assert pinned["prefect"] in prefect.specifier
+
+
+def test_the_readme_names_every_exit_code() -> None:
+    (said,) = re.findall(r"Exit codes: (.*)", (ROOT / "README.md").read_text())
+    assert {int(code) for code in re.findall(r"\d+", said)} == {0, 1, 2, *(128 + number for number in SIGNALS)}
 
 
 def test_the_shipped_run_files_are_valid(tmp_path: Path) -> None:
