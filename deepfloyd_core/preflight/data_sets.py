@@ -36,6 +36,20 @@ def unfed_fault(flavour: Flavour, datasets: tuple[ImageDataset, ...], stage: Sta
     )
 
 
+def workspace_faults(workspace: Path, datasets: tuple[ImageDataset, ...]) -> Iterator[str]:
+    """Data sets whose search for pictures comes through the workspace, and takes sheets and samples for such."""
+    place = workspace.resolve()
+    for dataset in datasets:
+        pictures = Path(dataset.instance_data_dir).resolve()
+        if dataset.type != "local" or not place.is_relative_to(pictures):
+            continue
+        if not any(name.startswith(".") for name in place.relative_to(pictures).parts):  # else it is not looked at
+            yield (
+                f"workspace is {workspace}, in the folder of {dataset.id}'s pictures, {dataset.instance_data_dir}: what is "
+                "made there would be taken for pictures. Set workspace to a folder elsewhere."
+            )
+
+
 def pair_faults(datasets: tuple[ImageDataset, ...]) -> Iterator[str]:
     """Data sets that feed a Stage I which follows pairs, and have none."""
     for dataset in datasets:

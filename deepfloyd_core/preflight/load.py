@@ -26,6 +26,7 @@ from deepfloyd_core.preflight.data_sets import (
     text_embeds_faults,
     unfed_fault,
     with_filters,
+    workspace_faults,
 )
 from deepfloyd_core.sources.source import open_source
 from deepfloyd_core.training.mixing import check_steps
@@ -118,6 +119,7 @@ def _check_together(
     for dataset in datasets:
         found = (size_fault(config.stage(stage).flavour, dataset, stage) for stage in config.stages)
         faults += [ConfigError(fault) for fault in found if fault][:1]  # what mends one stage mends the other
+    faults += map(ConfigError, workspace_faults(Path(config.workspace), datasets))
     for stage in config.stages:
         if file.whole:
             notes += _check_turns(config, datasets, stage, faults)

@@ -132,3 +132,28 @@ def test_overrides_are_told_together(files: Files) -> None:
         count, *lines = str(caught.value).splitlines()
         assert count == "2 faults to mend:"
         assert [line.startswith(f"- --set {text!r}") for line, text in zip(lines, overrides, strict=True)] == [True] * 2
+
+
+@pytest.mark.parametrize(
+    ("workspace", "refused"),
+    [("pictures", True), ("pictures/a/../work", True), ("link/work", True), ("pictures/.work", False),
+     ("pictures-work", False), ("", False)],
+)  # fmt: skip
+def test_a_workspace_among_the_pictures_is_refused_for_its_sheets_would_be_trained_on(
+    tmp_path: Path, workspace: str, refused: bool
+) -> None:
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "link").symlink_to("pictures")
+    entry = {"id": "cats", "type": "local", "instance_data_dir": str(tmp_path / "pictures"), "resolution": 64}
+    (tmp_path / "data.json").write_text(json.dumps([entry]))
+    place = str(tmp_path / workspace)
+    run = {"workspace": place, "data_backend_config": str(tmp_path / "data.json"), "model_flavour": "tiny-i"}
+    (tmp_path / "run.json").write_text(json.dumps(run))
+    if not refused:
+        assert load_run(tmp_path / "run.json").workspace == Path(place)
+        return
+    said = (
+        rf"^workspace is {place}, in the folder of cats's pictures, {entry['instance_data_dir']}: what is made there "
+    )
+    with pytest.raises(ConfigError, match=said):
+        load_run(tmp_path / "run.json")
