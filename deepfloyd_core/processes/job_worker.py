@@ -104,6 +104,9 @@ def do(name: str, out: Path) -> int:
             )  # at once: the parent hears of the interpreter's end, and kills, before it is over
         traceback.print_exc()
         result |= {"error": "StorageError", "message": str(storage_error(refused, "used", out))}
+    signal.signal(
+        signal.SIGTERM, signal.SIG_IGN
+    )  # the job is over: whoever asks it to end wants its result all the same
     write_bytes(out / f".job-{name}.result", json.dumps(result).encode())
     return 0 if result["error"] is None else 1
 

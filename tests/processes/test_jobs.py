@@ -114,6 +114,13 @@ def test_what_a_job_prints_is_in_its_log_and_how_it_died_in_the_error(tmp_path: 
     assert summary["job"]
 
 
+def test_a_job_that_is_asked_to_end_while_it_writes_its_result_writes_it(tmp_path: Path) -> None:
+    with job_starter():
+        assert run("late", tmp_path) == {"late": True}
+        with pytest.raises(JobError, match="was stopped; run it again to continue"):
+            run("late", tmp_path, 1, words="stopped")
+
+
 def test_a_job_that_died_without_a_word_is_told_so(tmp_path: Path) -> None:
     killer = threading.Thread(target=lambda: napping(tmp_path).kill())
     killer.start()

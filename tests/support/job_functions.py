@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -55,6 +56,20 @@ def burst(job: Job) -> dict[str, Any]:
     raise RuntimeError("the last words")
 
 
+def late(job: Job) -> dict[str, Any]:
+    """Asked to end while its result is written: a second time, or when it had finished."""
+    write = job_process.write_bytes
+
+    def asked(path: Path, data: bytes) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        write(path, data)
+
+    job_process.write_bytes = asked
+    if job.options["captions"] == ["stopped"]:
+        raise Stop
+    return {"late": True}
+
+
 def full(job: Job) -> dict[str, Any]:
     """As Python and as safetensors say it."""
     if job.options["captions"] == ["safetensors"]:
@@ -70,7 +85,7 @@ if __name__ == "__main__":
     jobs.JOBS.clear()
     jobs.JOBS |= {
         name: f"job_functions:{name}"
-        for name in ("pids", "nap", "die", "leave", "burst", "embed", "full", "unreadable")
+        for name in ("pids", "nap", "die", "leave", "burst", "embed", "full", "unreadable", "late")
     }
     if "DRIVER" in os.environ:
         sys.modules["torch"] = SimpleNamespace(cuda=SimpleNamespace(_is_in_bad_fork=lambda: True))  # type: ignore[assignment]
