@@ -2,6 +2,7 @@
 unless `no_proxy` names it. Other hosts keep the user's proxy."""
 
 from collections.abc import Mapping
+from urllib.request import getproxies, proxy_bypass
 
 from tasks.health import LOOPBACK
 
@@ -15,3 +16,8 @@ def without_loopback(environ: Mapping[str, str]) -> dict[str, str]:
         return dict.fromkeys(NAMES, "*")
     entries = dict.fromkeys([*filter(None, given), *LOOPBACK])
     return dict.fromkeys(NAMES, ",".join(entries))
+
+
+def loopback_is_proxied() -> bool:
+    """Whether a command of the user's, as `prefect`, would send what is for 127.0.0.1 to a proxy."""
+    return bool(getproxies().keys() & {"http", "all"}) and not proxy_bypass("127.0.0.1")

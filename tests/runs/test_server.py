@@ -27,7 +27,7 @@ from polling import within
 from deepfloyd_core.errors import ConfigError, DataError, JobError
 from flows import server
 from flows.api import check_api, server_needed
-from flows.proxies import NAMES, without_loopback
+from flows.proxies import NAMES, loopback_is_proxied, without_loopback
 from tasks.health import healthy
 
 PATIENCE_S = 120.0  # a hang, not a measure of speed: the machine may be busy with other tests
@@ -67,6 +67,27 @@ def _url(process: "subprocess.Popen[str]") -> str:
 )
 def test_loopback_joins_the_hosts_that_go_past_the_proxy(given: dict[str, str], merged: str) -> None:
     assert without_loopback(given) == {"no_proxy": merged, "NO_PROXY": merged}
+
+
+@pytest.mark.parametrize(
+    ("environ", "proxied"),
+    [
+        ({}, False),
+        ({"http_proxy": "http://127.0.0.1:9"}, True),
+        ({"ALL_PROXY": "http://proxy:3128", "no_proxy": "a.lan"}, True),
+        ({"https_proxy": "http://proxy:3128"}, False),
+        ({"http_proxy": "http://proxy:3128", "no_proxy": "a.lan,127.0.0.1"}, False),
+        ({"http_proxy": "http://proxy:3128", "no_proxy": "*"}, False),
+    ],
+)
+def test_whether_a_user_s_own_command_would_send_loopback_to_a_proxy(
+    monkeypatch: pytest.MonkeyPatch, environ: dict[str, str], proxied: bool
+) -> None:
+    for name in (*PROXIES, "no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    assert loopback_is_proxied() == proxied
 
 
 PROXIES = ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
