@@ -147,9 +147,10 @@ def data_uri(path: Path, limit: int = LIMIT_BYTES) -> str:
 
 
 def _table(summary: dict[str, Any]) -> list[str]:
-    lines = ["| measure | value |", "|---|---|"]
+    """The summary's figures that are single ones, or lists; nothing where there is none."""
     shown = {key: value for key, value in summary.items() if not isinstance(value, dict) and key != "buckets"}
-    return lines + [f"| {key.replace('_', ' ')} | {_shown(value)} |" for key, value in shown.items()]
+    rows = [f"| {key.replace('_', ' ')} | {_shown(value)} |" for key, value in shown.items() if value != []]
+    return ["| measure | value |", "|---|---|", *rows] if rows else []
 
 
 def _shown(value: Any) -> str:

@@ -7,6 +7,7 @@ import pty
 import re
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -185,3 +186,17 @@ def test_a_terminal_says_what_is_waited_for_until_a_server_answers(small_run: An
     os.close(ours)
     assert done.returncode == 2
     assert shown.startswith("Prefect: joining a server, or starting one") and "no Prefect server answers" in shown
+
+
+def test_a_page_has_no_empty_table_and_no_empty_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pages: list[str] = []
+    monkeypatch.setattr(publish, "create_markdown_artifact", lambda page, **_: pages.append(page))
+    monkeypatch.setattr(publish, "tell", lambda artifact: None)
+    for summary in ({"stage1": {"steps": 1}}, {"texts": 3, "emptied_captions": []}):
+        publish.publish_pictures(SimpleNamespace(kind="lora_bundle", fingerprint="f", path=tmp_path, summary=summary))
+    assert "|" not in pages[0]
+    assert [line for line in pages[1].splitlines() if "|" in line] == [
+        "| measure | value |",
+        "|---|---|",
+        "| texts | 3 |",
+    ]
