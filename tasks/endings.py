@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from deepfloyd_core.config.flavours import Stage
-from deepfloyd_core.index.ledger import DUPLICATE, INDEX_FILE
+from deepfloyd_core.index.ledger import DUPLICATE, INDEX_FILE, in_words
 from deepfloyd_core.measures.held_out_loss import loss_changes
 from deepfloyd_core.store.artifacts import Artifact
 from deepfloyd_core.store.changes import label
@@ -69,7 +69,9 @@ def unfit_line(stage: Stage, counts: Mapping[str, int]) -> str:
 
 def _examples(summary: dict[str, Any]) -> list[str]:
     """Of each reason of which more is known, one rejected file."""
-    return [f"{why}: {source}: {detail}" for why, (source, detail) in summary.get("examples", {}).items()]
+    return [
+        f"{why}: {source}: {in_words(why, detail)}" for why, (source, detail) in summary.get("examples", {}).items()
+    ]
 
 
 def _samples(summary: dict[str, Any]) -> str:

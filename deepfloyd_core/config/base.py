@@ -108,7 +108,22 @@ def read_config_file(path: Path) -> Any:
         return values
     except ValueError as error:
         kind = "TOML" if path.suffix.lower() == ".toml" else "JSON"
-        raise ConfigError(f"{path} is not valid {kind}: {error}.") from None
+        raise ConfigError(f"{path} is not valid {kind}: {error}.{_remedy(str(error), text)}") from None
+
+
+def _remedy(fault: str, text: str) -> str:
+    """What helps against the commonest slips in the line that a parser names. The line itself may hold a key to a bucket."""
+    number = re.search(r"\bline (\d+)", fault)
+    line = text.split("\n")[int(number[1]) - 1 : int(number[1])] if number else []
+    if any("\\" in part for part in line):
+        return " Write each \\ twice, or a path with /."
+    slips = {
+        "Invalid value (at": " Texts stand in quotation marks, true and false in small letters without.",
+        "Expecting ',' delimiter": " A comma may be missing before it.",
+        "Expecting property name": " A comma too many may stand before it.",
+        "Illegal trailing comma": " Remove that comma.",
+    }
+    return next((remedy for slip, remedy in slips.items() if fault.startswith(slip)), "")
 
 
 def _no_constant(name: str) -> None:

@@ -17,7 +17,7 @@ from deepfloyd_core.config.run import Run
 from deepfloyd_core.crops.plan import Planned, plan_pictures
 from deepfloyd_core.errors import DataError
 from deepfloyd_core.index.judge import Entry, judge, look
-from deepfloyd_core.index.ledger import PICTURE, SCHEMA, Row
+from deepfloyd_core.index.ledger import PICTURE, SCHEMA, Row, in_words
 from deepfloyd_core.index.left_out import sample_order
 from deepfloyd_core.index.scan import scan
 from deepfloyd_core.pictures.decode import decode_rgb
@@ -54,7 +54,9 @@ def save_preview(run: Run, count: int, path: Path) -> tuple[int, str]:
     counts = Counter(str(row.reason) for row in rejected)
     reasons = ", ".join(f"{number} {reason}" for reason, number in sorted(counts.items()))
     most = next((row for row in rejected if row.reason == max(counts, key=counts.__getitem__)), None)
-    example = f" For example {most.source}: {most.detail}." if most and most.detail else ""
+    example = ""
+    if most and most.reason and most.detail:
+        example = f" For example {most.source}: {in_words(most.reason, most.detail)}."
     if not shown:
         raise DataError(f"No picture of the data sets can be used ({reasons or 'none can be read'}).{example}")
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -230,4 +230,9 @@ def _most(summary: dict[str, Any]) -> str:
     """An example of the most frequent reason, as a sentence; empty where no more is known of it."""
     reason = max(summary["reasons"], key=lambda name: summary["reasons"][name], default="")
     source, detail = summary["examples"].get(reason, ("", ""))
-    return f"For example {source}: {detail}. " if detail else ""
+    return f"For example {source}: {in_words(reason, detail)}. " if detail else ""
+
+
+def in_words(reason: str, detail: str) -> str:
+    """A row's detail as a person is told it, who has not read what the reason stands for."""
+    return f"{detail}, below minimum_image_size or the size to train at" if reason == "too_small" else detail

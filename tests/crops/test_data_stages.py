@@ -718,7 +718,7 @@ def test_each_stage_says_its_counts_its_reasons_and_where_to_look(world: Any) ->
         "image index: 13 inputs: 9 accepted, 4 rejected (1 caption_missing, 3 too_small); look at "
         f"{index.path}/rejected.png, {index.path}/index.parquet",
         "caption_missing: latin.png: latin.txt is no UTF-8 text (unexpected end of data at byte 3); save it as UTF-8",
-        "too_small: small 0.png: 20x30 px",
+        "too_small: small 0.png: 20x30 px, below minimum_image_size or the size to train at",
     ]
     pixels, evals = world.pixels(run, index, 1), world.eval_set(run, index)
     assert ending(pixels) == [
