@@ -12,6 +12,7 @@ from deepfloyd_core.models.whole_weights import lacking, weight_faults
 _UNET_FILES = ("unet/config.json", "unet/*.safetensors", "scheduler/scheduler_config.json")
 _STAGE2_FILES = ("image_noising_scheduler/scheduler_config.json",)
 _TEXT_FILES = ("text_encoder/config.json", "text_encoder/*.safetensors", "tokenizer/tokenizer_config.json")
+_LOCAL = "or point pretrained_model_name_or_path at a copy of the model on this machine"
 _WEIGHTS = {"unet/*.safetensors": UNET_WEIGHTS, "text_encoder/*.safetensors": "model.safetensors"}
 
 
@@ -27,7 +28,13 @@ def resolve(model: str, stage: Stage, text: bool = False) -> Path:
         return _whole(random_folder(model, text), stage, text)
     if folder := _directory(model):
         return _whole(folder, stage, text)
-    return _whole(_download(model, _files(stage, text)), stage, text)
+    folder = _download(model, _files(stage, text))
+    if missing := _missing(folder, stage, text):  # of what was begun earlier, where the hub is away
+        raise ModelError(
+            f"Of {model} this machine lacks {', '.join(missing)}, and the hub cannot be reached, or has no such file. Run "
+            f"this again when it can, {_LOCAL}."
+        )
+    return _undamaged(folder, stage, text)
 
 
 def folder_here(model: str, stage: Stage, text: bool = False) -> Path | None:
@@ -47,7 +54,7 @@ def folder_here(model: str, stage: Stage, text: bool = False) -> Path | None:
         folder = Path(snapshot_download(model, local_files_only=True))
     except (OSError, ValueError):  # not downloaded; or no name that the hub knows, as `resolve` will say
         return None
-    return None if _missing(folder, stage, text) else _whole(folder, stage, text)
+    return None if _missing(folder, stage, text) else _undamaged(folder, stage, text)
 
 
 def _is_random(model: str) -> bool:
@@ -82,10 +89,16 @@ def _missing(folder: Path, stage: Stage, text: bool) -> list[str]:
 def _whole(folder: Path, stage: Stage, text: bool) -> Path:
     if missing := _missing(folder, stage, text):
         raise ModelError(f"{folder} lacks {', '.join(missing)}. Put these files there (safetensors only, no .bin).")
+    return _undamaged(folder, stage, text)
+
+
+def _undamaged(folder: Path, stage: Stage, text: bool) -> Path:
     parts = [(pattern.partition("/")[0], _WEIGHTS[pattern]) for pattern in _files(stage, text) if pattern in _WEIGHTS]
     if faults := [fault for part, name in parts for fault in weight_faults(folder / part, name)]:
         it = "it" if len(faults) == 1 else "them"
-        raise ModelError(f"{'; '.join(faults)}. Remove {it} and download {it} again.")
+        cached = folder.parent.name == "snapshots"
+        again = "run this again, which downloads" if cached else "download"
+        raise ModelError(f"{'; '.join(faults)}. Remove {it} and {again} {it} again.")
     return folder
 
 
@@ -97,16 +110,15 @@ def _download(repo: str, wanted: tuple[str, ...]) -> Path:
     patterns = [pattern for pattern in patterns if "text_encoder/*.safetensors" in wanted or "tokenizer" not in pattern]
     files = ", ".join(wanted)
     accept = f"Accept the licence at https://huggingface.co/{repo} and run `hf auth login`"
-    local = "or point pretrained_model_name_or_path at a copy of the model on this machine"
     try:
         return Path(snapshot_download(repo, allow_patterns=patterns, ignore_patterns=["*.bin", "*.fp16.*"]))
     except GatedRepoError:
-        raise ModelError(f"{repo} is gated: {files} cannot be read. {accept}, {local}.") from None
+        raise ModelError(f"{repo} is gated: {files} cannot be read. {accept}, {_LOCAL}.") from None
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         if away := _why_away(error):
-            raise ModelError(f"Of {repo} this machine lacks {files}, and {away}, {local}.") from None
+            raise ModelError(f"Of {repo} this machine lacks {files}, and {away}, {_LOCAL}.") from None
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(f"{repo} could not be had ({reason}); needed: {files}. {accept}, {local}.") from None
+        raise ModelError(f"{repo} could not be had ({reason}); needed: {files}. {accept}, {_LOCAL}.") from None
 
 
 def _why_away(error: Exception) -> str:

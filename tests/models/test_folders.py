@@ -1,11 +1,14 @@
 """Models from the hub: what a user is told who cannot reach it."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from deepfloyd_core.config.flavours import FLAVOURS
 
 ASK = (
     "from deepfloyd_core.errors import ModelError\nfrom deepfloyd_core.models.folders import resolve\n"
@@ -30,3 +33,41 @@ def test_a_hub_that_is_not_reached_is_said_so_and_no_licence_is_blamed(
     )
     assert said in done.stdout and "this machine lacks unet/config.json" in done.stdout, done.stderr
     assert "licence" not in done.stdout and "Got:" not in done.stdout
+
+
+CACHE = "hub/models--DeepFloyd--IF-I-M-v1.0"
+
+
+def cached(home: Path) -> Path:
+    """The hub's cache of a model that is there as a whole. Returns its snapshot."""
+    snapshot = home / CACHE / "snapshots" / "abc"
+    shutil.copytree(FLAVOURS["tiny-i"].repo, snapshot)
+    (home / CACHE / "refs").mkdir()
+    (home / CACHE / "refs" / "main").write_text("abc")
+    return snapshot
+
+
+@pytest.mark.parametrize(
+    ("left", "said"),
+    [
+        (None, "Of DeepFloyd/IF-I-M-v1.0 this machine lacks unet/*.safetensors, and the hub cannot be reached, or"),
+        (9, f"/{CACHE}/blobs/5af has 9 bytes, which is not all of it. Remove it and run this again"),
+    ],
+)  # fmt: skip
+def test_what_a_broken_download_left_in_the_cache_is_told_with_what_helps(
+    left: int | None, said: str, tmp_path: Path
+) -> None:
+    file = cached(tmp_path) / "unet/diffusion_pytorch_model.safetensors"
+    data = file.read_bytes()
+    file.unlink()
+    if left:
+        (tmp_path / CACHE / "blobs").mkdir()
+        (tmp_path / CACHE / "blobs" / "5af").write_bytes(data[:left])
+        file.symlink_to("../../../blobs/5af")
+    unset = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    environment = {**unset, "HF_HOME": str(tmp_path), "HF_ENDPOINT": "http://127.0.0.1:9"}
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", ASK], capture_output=True, text=True, env=environment, timeout=120
+    )
+    assert said in done.stdout, done.stderr
+    assert "Put these files there" not in done.stdout, "it is no folder of the user's"
