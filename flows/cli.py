@@ -176,7 +176,7 @@ def generate(
         raise ConfigError("--size and --set validation_resolution say the same twice. Leave one of them out.")
     from deepfloyd_core.preflight.order import Order
 
-    loaded = _load(config, [*(overrides or []), *sized], Order(tuple(prompt), version, control))
+    loaded = _load(config, [*(overrides or []), *sized], Order(tuple(prompt), version, control, seed, images))
     with _session(loaded) as call:
         from flows.generate import generate as flow
 

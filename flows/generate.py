@@ -15,7 +15,7 @@ from tasks.outbox import server_awaited
 @flow(name="generate", version=VERSION)
 @server_awaited
 def generate(
-    config: str, prompt: str | list[str], seed: int = 0, images: int = 1, version: str = "latest",
+    config: str, prompt: str | list[str], seed: int = 0, images: int = 1, version: str | int = "latest",
     size: str | None = None, control: str | None = None, overrides: list[str] | None = None,
 ) -> Artifact:  # fmt: skip
     """Sample `images` pictures of each prompt, with seeds counting up from `seed`; size is Stage I's, e.g. 96x64.
@@ -24,7 +24,7 @@ def generate(
     """
     prompts = [prompt] if isinstance(prompt, str) else prompt
     sized = (f'validation_resolution="{size}"',) if size else ()
-    order = Order(tuple(prompts), version, Path(control) if control else None)
+    order = Order(tuple(prompts), str(version), Path(control) if control else None, seed, images)
     run = check_run(Path(config), (*(overrides or ()), *sized), order)
     pictures = [(text, seed + number) for text in prompts for number in range(images)]
-    return generated(run, pictures, version, order.control)
+    return generated(run, pictures, order.version, order.control)

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from deepfloyd_core.store.artifacts import Artifact
 
 BASE = "base"  # in place of a version: the base models
+MOST_IMAGES = 4096  # of each prompt
+SEEDS = 2**32  # as many as `validation_seed` can have
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,8 @@ class Order:
     prompts: tuple[str, ...]
     version: str  # `latest`, a number, or BASE
     control: Path | None = None  # the picture that a ControlNet is to follow
+    seed: int = 0  # of each prompt's first picture
+    images: int = 1  # of each prompt
 
 
 def version_bundle(run: Run, version: str) -> "Artifact | None":
@@ -42,8 +46,17 @@ def prompt_faults(prompts: Sequence[str]) -> Iterator[str]:
             yield f"The prompt {text!r} is given twice, and would give the same pictures. For more of them raise images."
 
 
+def _count_faults(order: Order) -> Iterator[str]:
+    """Pictures that cannot be counted, and seeds that no draw takes."""
+    if not 1 <= order.images <= MOST_IMAGES:
+        yield f"images is {order.images}; from 1 to {MOST_IMAGES} pictures of each prompt can be drawn."
+    if not 0 <= order.seed < SEEDS:
+        yield f"seed is {order.seed}; it must be from 0 to {SEEDS - 1}."
+
+
 def check_order(run: Run, order: Order, faults: list[DeepFloydError]) -> None:
     """All that can be asked of an order without its models."""
+    faults += map(ConfigError, _count_faults(order))
     if run.config.stage1 is None:
         faults.append(ConfigError("generate starts from Stage I: add a [stage1] table with a model_flavour."))
     size, *others = run.config.sample_sizes_px

@@ -212,13 +212,14 @@ def test_after_a_model_that_cannot_be_had_no_other_is_downloaded(
 
 def test_an_order_of_pictures_is_told_all_its_faults(small_run: Any, tmp_path: Path) -> None:
     (tmp_path / "hint.png").write_bytes(b"no picture")
-    order = Order(("a star", " ", "a star"), "7", tmp_path / "hint.png")
+    order = Order(("a star", " ", "a star"), "7", tmp_path / "hint.png", seed=-1, images=-3)
     lines = refusal(small_run, order, 'validation_resolution="64,96x64"')
     starts = (
-        "One of the prompts is empty.", "The prompt 'a star' is given twice", "validation_resolution is '64,96x64'; ",
+        "One of the prompts is empty.", "The prompt 'a star' is given twice", "images is -3; from 1 to 4096 ",
+        "seed is -1; it must be from 0 to 4294967295.", "validation_resolution is '64,96x64'; ",
         f"The picture {tmp_path / 'hint.png'} cannot be read", "There is no version '7' in ",
     )  # fmt: skip
-    assert [line.startswith(start) for line, start in zip(lines, starts, strict=True)] == [True] * 5
+    assert [line.startswith(start) for line, start in zip(lines, starts, strict=True)] == [True] * 7
     assert refusal(small_run, Order(("",), "base"), "stage1=", 'validation_resolution="256"') == [
         "The prompt is empty.",
         "generate starts from Stage I: add a [stage1] table with a model_flavour.",
