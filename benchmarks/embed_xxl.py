@@ -35,8 +35,8 @@ def encode(folder: Path, model: str, captions: list[str], streaming: bool) -> No
     start = time.perf_counter(), time.process_time()
     artifact = embed(run, encoder, captions)
     wall, cpu = time.perf_counter() - start[0], time.process_time() - start[1]
-    files = {entry["path"]: entry["sha256"] for entry in artifact.manifest["files"]}
-    print(json.dumps({"captions": artifact.summary["captions"], "wall_s": wall, "cpu_s": cpu, "files": files}))
+    files = {entry["path"]: entry["sha256"] for entry in artifact.manifest.files}
+    print(json.dumps({"captions": artifact.manifest.summary["captions"], "wall_s": wall, "cpu_s": cpu, "files": files}))
 
 
 def measure(model: str, captions: list[str], streaming: bool) -> dict[str, str]:

@@ -27,15 +27,18 @@ from deepfloyd_core.files import sha256_file
 from deepfloyd_core.hashing import caption_id
 from deepfloyd_core.models.unet import load_scheduler, load_unet, order_channels_last, stock_pipeline
 from deepfloyd_core.processes.jobs import Job
+from deepfloyd_core.sampling.jobs import SampledStage
 from deepfloyd_core.sampling.sampler import make_sampler
 from deepfloyd_core.store.artifacts import Artifact
-from deepfloyd_core.text.embeds import Embeds
-from deepfloyd_core.text.encode import embed_job
-from deepfloyd_core.text.projection import Projected, project_job
+from deepfloyd_core.text.embeds import Embeds, encode_job
+from deepfloyd_core.text.encode import encode_captions
+from deepfloyd_core.text.projection import Projected, project_captions, project_job
 from deepfloyd_core.training import eval_loss as held_out
 from deepfloyd_core.training import trainer as train
 from deepfloyd_core.training.batches import draw
+from deepfloyd_core.training.checkpoints import StepMetrics
 from deepfloyd_core.training.forward import Setup, feed, predict_noise
+from deepfloyd_core.training.jobs import TrainingSummary
 from deepfloyd_core.types import no_report
 
 TINY = {stage: Path(FLAVOURS[f"tiny-{'i' * stage}"].repo) for stage in (1, 2)}
@@ -46,11 +49,11 @@ BATCH = 2
 class Trained:
     """The first step of a training, on the CPU."""
 
-    row: dict[str, Any] = field(default_factory=dict)
+    row: StepMetrics | None = None
     grads: list[torch.Tensor] = field(default_factory=list)  # behind the clipping
     before: list[torch.Tensor] = field(default_factory=list)
     after: list[torch.Tensor] = field(default_factory=list)
-    summary: dict[str, Any] = field(default_factory=dict)  # empty of one that was stopped
+    summary: TrainingSummary | None = None  # None: it was stopped
 
 
 def first_step(asked: Asked, stage: Stage = 1, **keys: Any) -> Yields:
@@ -59,10 +62,12 @@ def first_step(asked: Asked, stage: Stage = 1, **keys: Any) -> Yields:
     with _without_tf32():
         on_cpu = _trained(asked, _on_cpu(run), asked.folder / "cpu", 1)
         found = _trained(asked, run, asked.folder / "device", 2)
-    yield "loss, off by", abs(found.row["loss"] / on_cpu.row["loss"] - 1), f"loss {found.row['loss']:.4f}"
+    assert found.row is not None and on_cpu.row is not None
+    yield "loss, off by", abs(found.row.loss / on_cpu.row.loss - 1), f"loss {found.row.loss:.4f}"
     yield "gradients, off by", _off(_flat(found.grads), _flat(on_cpu.grads)), f"{len(found.grads)} tensors"
     yield "first update, off by", *_update_off(found, run.config.stage(stage))
-    yield "reloaded, off by", found.summary["reload_difference"], ""
+    assert found.summary is not None
+    yield "reloaded, off by", found.summary.reload_difference, ""
 
 
 def resumed(asked: Asked, **keys: Any) -> Yields:
@@ -71,7 +76,8 @@ def resumed(asked: Asked, **keys: Any) -> Yields:
     outs = [asked.folder / name for name in ("unbroken", "again", "stopped")]
     for out, stops in zip(outs, ((4,), (4,), (3, 4)), strict=True):
         ends = [_trained(asked, run, out, last, fresh=place == 0) for place, last in enumerate(stops)]
-        assert ends[-1].summary["steps_of_this_process"] == 4 - (2 if len(stops) == 2 else 0)
+        last_end = ends[-1].summary
+        assert last_end is not None and last_end.steps_of_this_process == 4 - (2 if len(stops) == 2 else 0)
     first, *others = ({path.name: sha256_file(path) for path in _products(out)} for out in outs)
     for what, other in zip(("unbroken, twice", "killed and resumed"), others, strict=True):
         differ = [name for name in sorted(first.keys() | other.keys()) if first.get(name) != other.get(name)]
@@ -129,12 +135,11 @@ def text(asked: Asked) -> Yields:
     with _without_tf32():
         for name, one in devices.items():
             out = _empty(asked.folder / f"embeds-{name}")
-            embed_job(Job(one.config, {}, {"captions": captions, "encoder": str(TINY[1])}, out, no_report))
+            encode_captions(Job(encode_job(one, captions, TINY[1]), out, no_report))
             embeds[name] = Artifact("text_embeds", name, out)
         for name, one in devices.items():
             out = _empty(asked.folder / f"text-{name}")
-            options = {"stage": 1, "model": str(TINY[1])}
-            project_job(Job(one.config, {"text_embeds": embeds["cpu"]}, options, out, no_report))
+            project_captions(Job(project_job(one, 1, TINY[1], embeds["cpu"]), out, no_report))
             found = Projected(Artifact("stage1_text", name, out)).batch([caption_id(caption) for caption in captions])
             assert found.pooled is not None
             projected[name] = _flat([found.rows, found.pooled])
@@ -150,7 +155,15 @@ def sampling(asked: Asked) -> Yields:
         run = _run(asked, stage, validation_num_inference_steps=2)
         with _without_tf32():
             made = [
-                pictures(make_sampler(one.config, stage, TINY[stage], None, lambda count: None), 3 - stage)
+                pictures(
+                    make_sampler(
+                        SampledStage(stage=stage, settings=one.config.stage(stage), model=TINY[stage]),
+                        None,
+                        one.config,
+                        lambda count: None,
+                    ),
+                    3 - stage,
+                )
                 for one in (run, run, _on_cpu(run))
             ]
         for what, other in (("twice", made[1]), ("against the CPU", made[2])):
@@ -176,9 +189,9 @@ def _trained(asked: Asked, run: Run, out: Path, last: int, fresh: bool = True) -
         if done == last < run.config.stage(stage).max_train_steps:
             raise Enough
 
-    def step(setup: Any, state: Any, ahead: Any, number: int) -> dict[str, Any]:
+    def step(setup: Any, state: Any, ahead: Any, number: int) -> StepMetrics:
         params = state.params.values()
-        if found.row:
+        if found.row is not None:
             return real_step(setup, state, ahead, number)
         found.before = _copies(params)
         found.row = real_step(setup, state, ahead, number)
@@ -198,13 +211,14 @@ def _trained(asked: Asked, run: Run, out: Path, last: int, fresh: bool = True) -
         stack.enter_context(patch.object(held_out, "TIMESTEPS", held_out.TIMESTEPS[:1]))
         stack.enter_context(kernels(asked))
         stack.enter_context(suppress(Enough))
-        found.summary = train.train_job(job)
+        found.summary = train.train(job)
     return found
 
 
 def _update_off(found: Trained, config: StageConfig) -> tuple[float, str]:
     """How far a first update is from AdamW's in fp64: of its length; of weights in bf16 the farthest one in spacings."""
-    lr, expected = found.row["lr"], []
+    assert found.row is not None
+    lr, expected = found.row.lr, []
     for param, grad in zip(found.before, found.grads, strict=True):
         kept = param.double() * (1 - lr * config.adam_weight_decay)
         expected.append(kept - lr * grad.double() / (grad.double().abs() + config.adam_epsilon))

@@ -12,6 +12,7 @@ from PIL import Image
 
 from deepfloyd_core.config.flavours import Stage
 from deepfloyd_core.pictures.decode import decode_rgb
+from deepfloyd_core.sampling.jobs import SampledStage
 from deepfloyd_core.sampling.sampler import BATCH, Sampler, make_sampler, sample_stage1, sample_stage2
 
 FLAVOUR: dict[Stage, str] = {1: "i-medium-400m", 2: "ii-medium-450m"}
@@ -24,7 +25,9 @@ def sampled(asked: Asked, stage: Stage, offload: bool) -> Yields:
     run = run_of(asked, folder, stage, 4, lora_rank=8, validation_num_inference_steps=steps)
     with weights_in_memory("cpu" if offload else asked.device), peak_memory(asked.device) as most:
         config = run.config.model_copy(update={"device": "cpu"}) if offload else run.config
-        sampler = make_sampler(config, stage, folder, None, lambda count: None)
+        sampler = make_sampler(
+            SampledStage(stage=stage, settings=config.stage(stage), model=folder), None, config, lambda count: None
+        )
         if offload:
             sampler.pipeline.enable_model_cpu_offload(device=asked.device)
             sampler = replace(sampler, device=torch.device(asked.device))

@@ -199,11 +199,11 @@ def watched(asked: Asked, run: Run, folder: Path, steps: int, profiled: int = 0)
         if not found.losses:
             ends[0] = train_step.clock()
         row = real(*given)
-        found.losses.append(row["loss"])
+        found.losses.append(row.loss)
         return row
 
     with patch.object(train, "_step", step), kernels(asked), suppress(Enough):
-        train.train_job(training_job(run, folder, report, noise, stand_in_text))
+        train.train(training_job(run, folder, report, noise, stand_in_text))
     found.idle = idle.share()
     found.first_s = ends[1] - ends[0]
     found.seconds = [after - before for before, after in pairwise(ends[1:])]

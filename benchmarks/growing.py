@@ -65,7 +65,7 @@ def main() -> None:
             index, pixels = prepare(run, STAGE)
             seconds = time.perf_counter() - started
             first = first or seconds
-            judged, decoded = index.summary["judged_now"], pixels.summary["decoded"]
+            judged, decoded = index.manifest.summary["judged_now"], pixels.manifest.summary["decoded"]
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
             print(f"{title:<16} {seconds:8.2f} s  {seconds / first:7.2%}  judged {judged}, decoded {decoded}, "
                   f"peak so far {peak} MiB", flush=True)  # fmt: skip

@@ -43,12 +43,15 @@ from deepfloyd_core.measures.pixel import mean_and_interval
 from deepfloyd_core.measures.upscaling import Upscaler, measure_upscalers
 from deepfloyd_core.models.folders import resolve
 from deepfloyd_core.processes.jobs import Job
+from deepfloyd_core.sampling.jobs import SampledStage
 from deepfloyd_core.sampling.sampler import make_sampler, sample_stage2
 from deepfloyd_core.store.artifacts import Artifact, materialise
 from deepfloyd_core.text.embeds import Embeds
 from deepfloyd_core.training import forward as stage_loss
 from deepfloyd_core.training import trainer as train
 from deepfloyd_core.training.batches import Draws
+from deepfloyd_core.training.identity import train_job
+from deepfloyd_core.training.jobs import TrainingInputs, TrainingSummary
 
 LEVELS = (0, 100, 250, 500)
 UNTUNED, OTHER, OURS = "untuned", "concat(x_t, x_t)", "ours"
@@ -187,7 +190,7 @@ def make_run(folder: Path, data: str, wanted: argparse.Namespace, back_projectio
     return several_sets(place, 2, entries, stage2=stage, num_eval_images=HELD_OUT, **common)
 
 
-def trained(run: Run, inputs: dict[str, Artifact], model: Path, way: str, out: Path) -> dict[str, Any]:
+def trained(run: Run, inputs: TrainingInputs[Artifact], model: Path, way: str, out: Path) -> TrainingSummary | None:
     """Train one way into a folder; prints a line now and then."""
     out.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
@@ -197,14 +200,19 @@ def trained(run: Run, inputs: dict[str, Artifact], model: Path, way: str, out: P
             print(f"<!-- {out.name} {done}/{total} {time.monotonic() - started:.0f} s {line} -->", flush=True)
 
     if (out / LORA_FILE).exists():
-        return {}
+        return None
     with recipe(way):
-        return train.train_job(Job(run.config, inputs, {"stage": 2, "model": str(model)}, out, report))
+        return train.train(Job(train_job(run, 2, model, inputs, [], None), out, report))
 
 
 def upscaler(run: Run, model: Path, lora: Path | None, embeds: Artifact) -> Upscaler:
     """Samples the held-out pictures as the product does."""
-    sampler, texts = make_sampler(run.config, 2, model, lora, lambda count: None), Embeds(embeds)
+    sampler, texts = (
+        make_sampler(
+            SampledStage(stage=2, settings=run.config.stage(2), model=model), lora, run.config, lambda count: None
+        ),
+        Embeds(embeds),
+    )
 
     def upscale(rows: list[ShardRow], small: torch.Tensor, noise_level: int) -> torch.Tensor:
         seeds = [hash_seed("eval", row.image_id) % 2**32 for row in rows]
@@ -228,20 +236,22 @@ def measure(folder: Path, data: str, wanted: argparse.Namespace, back_projection
     held_out = eval_set(run, index)
     model = resolve(run.config.stage(2).model, 2)
     embeds = embed(run, model, list(caption_counts(index)))
-    inputs = {"pixels": pixels, "text": embeds, "eval_set": held_out}
+    inputs = TrainingInputs(pixels=pixels, text=embeds, eval_set=held_out)
     loras: dict[str, Path | None] = {UNTUNED: None}
     for way, name in ((OURS, "ours"), (OTHER, "other")):
         loras[way] = out = folder / f"{data}-{said}-{name}"
         if summary := trained(run, inputs, model, way, out):
             kept = ("rows", "trainable_parameters", "last_loss", "eval_loss_base", "eval_loss")
-            print(f"<!-- {way}: { ({key: summary[key] for key in kept}) } -->", flush=True)
+            print(f"<!-- {way}: { ({key: getattr(summary, key) for key in kept}) } -->", flush=True)
     ways = {way: partial(upscaler, run, model, loras[way], embeds) for way in WAYS[2:]}
     out = folder / f"{data}-{said}"
     out.mkdir(exist_ok=True)
     measure_upscalers(shard_files(held_out, 2), ways, LEVELS, out)
     table = pq.read_table(out / EVAL_FILE).to_pylist()
-    out_of_it = held_out.summary["pictures"]
-    print(f"\n### {data}, {said}: {pixels.summary['pictures'] - out_of_it} to train on, {out_of_it} held out\n")
+    out_of_it = held_out.manifest.summary["pictures"]
+    print(
+        f"\n### {data}, {said}: {pixels.manifest.summary['pictures'] - out_of_it} to train on, {out_of_it} held out\n"
+    )
     for line in lines(table):
         print(line, flush=True)
     of_set = {row.image_id: row.dataset_id for file in shard_files(held_out, 2) for row in read_rows(file)}

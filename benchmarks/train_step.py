@@ -41,6 +41,8 @@ from deepfloyd_core.text.projection import Projected, projector, store, text_is_
 from deepfloyd_core.training import forward as stage_loss
 from deepfloyd_core.training import trainer as train
 from deepfloyd_core.training.batches import TrainingRows
+from deepfloyd_core.training.identity import train_job
+from deepfloyd_core.training.jobs import TrainingInputs, TrainRequest
 from deepfloyd_core.types import Report, no_report
 
 TINY, REAL = "tiny-i", "random:i-medium-400m"
@@ -125,12 +127,12 @@ def prepared(run: Run) -> Data:
 def training_job(
     run: Run, folder: Path, report: Report, data: Callable[[Run], Data] = prepared,
     text: Callable[[Run, Path, list[str]], Artifact] = stored_text,
-) -> Job:  # fmt: skip
+) -> Job[TrainRequest]:  # fmt: skip
     """A training of a run's stage into its workspace."""
     (stage,) = run.config.stages
     pixels, eval_set, captions = data(run)
-    inputs = {"pixels": pixels, "text": text(run, folder, [*captions, ""]), "eval_set": eval_set}
-    return Job(run.config, inputs, {"stage": stage, "model": str(folder)}, run.workspace, report)
+    inputs = TrainingInputs(pixels=pixels, text=text(run, folder, [*captions, ""]), eval_set=eval_set)
+    return Job(train_job(run, stage, folder, inputs, [], None), run.workspace, report)
 
 
 def ours(run: Run, folder: Path, steps: int) -> tuple[list[float], float]:
@@ -148,7 +150,7 @@ def ours(run: Run, folder: Path, steps: int) -> tuple[list[float], float]:
                                     (stage_loss, "to_model_range"), (train, "learning_rate_at")]  # fmt: skip
     try:
         with timed(parts, outside):
-            train.train_job(job)
+            train.train(job)
     except Enough:
         pass
     seconds = [after - before for before, after in itertools.pairwise(ends)]

@@ -12,7 +12,7 @@ from deepfloyd_core.config.run import Run
 from deepfloyd_core.preflight.load import load_run
 from deepfloyd_core.processes.jobs import Job
 from deepfloyd_core.store.artifacts import Artifact, materialise
-from deepfloyd_core.text.embeds import embeds_request, run_captions
+from deepfloyd_core.text.embeds import embeds_request, encode_job, run_captions
 from deepfloyd_core.types import no_report
 
 
@@ -81,11 +81,8 @@ def prepare(run: Run, stage: Stage) -> tuple[Artifact, Artifact]:
 
 def embed(run: Run, encoder: Path, captions: list[str]) -> Artifact:
     """The embeds of captions, by the product's own job in this process."""
-    from deepfloyd_core.text.encode import embed_job  # torch, which other benchmarks do without
+    from deepfloyd_core.text.encode import encode_captions  # torch, which other benchmarks do without
 
     texts = run_captions(run, captions)
-    options = {"captions": texts, "encoder": str(encoder)}
-    request = embeds_request(run, texts, encoder)
-    return materialise(
-        run.workspace, request, lambda work: embed_job(Job(run.config, {}, options, work.path, no_report))
-    )
+    request, job = embeds_request(run, texts, encoder), encode_job(run, texts, encoder)
+    return materialise(run.workspace, request, lambda work: encode_captions(Job(job, work.path, no_report)))

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from deepfloyd_core.errors import ArtifactError
+from deepfloyd_core.types import Json
 
 TMP_PREFIX = ".tmp-"
 _UNSUPPORTED = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF)
@@ -75,21 +76,21 @@ def canonical_json(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
-def _sealed_text(record: dict[str, Any]) -> str:
+def _sealed_text(record: Json) -> str:
     return json.dumps(record, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def write_sealed(path: Path, record: dict[str, Any]) -> None:
+def write_sealed(path: Path, record: Json) -> None:
     """Write a JSON record that carries its own sha256, so that a flipped byte in it is found too."""
     seal = sha256_bytes(canonical_json(record).encode())
     write_bytes(path, _sealed_text({**record, "seal": seal}).encode())
 
 
-def read_sealed(path: Path, remedy: str = "Remove its directory to have it rebuilt") -> dict[str, Any]:
+def read_sealed(path: Path, remedy: str = "Remove its directory to have it rebuilt") -> Json:
     """Read a sealed record. Raises ArtifactError, which ends with the remedy, when any byte is other than was written."""
     data = path.read_bytes()
     try:
-        record: dict[str, Any] = json.loads(data)
+        record: Json = json.loads(data)
         seal = record.pop("seal")
         whole = _sealed_text({**record, "seal": seal}).encode() == data
     except (ValueError, KeyError, AttributeError, TypeError) as error:
@@ -99,7 +100,7 @@ def read_sealed(path: Path, remedy: str = "Remove its directory to have it rebui
     return record
 
 
-def record_diff(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+def record_diff(old: Json, new: Json, prefix: str = "") -> list[str]:
     """Field-level differences of two nested dicts, e.g. `spec.learning_rate: 4e-05 -> 0.0001`."""
     lines = []
     for key in sorted(set(old) | set(new)):

@@ -5,11 +5,13 @@ Pixels on disk: uint8 RGB, 0 to 255. Pixels in a model: float32 in [-1, 1]. Time
 Sizes are (width, height) as in Pillow; tensors are (B, C, H, W).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Literal, Protocol
 
 MadeConditioning = Literal["canny", "grayscale", "low_res"]  # what a ControlNet follows, made of the training picture
 Conditioning = Literal["canny", "grayscale", "low_res", "paired"]  # paired: a picture of its own
+
+Json = dict[str, Any]  # a JSON object that is stored, compared and printed as a whole; nothing digs through it
 
 Report = Callable[[int, int, str], None]  # done, total, one line for the eye
 
@@ -28,11 +30,6 @@ class Identity(Protocol):
     @property
     def name(self) -> str: ...
     @property
-    def spec(self) -> dict[str, Any]: ...
+    def spec(self) -> Json: ...
     @property
     def inputs(self) -> dict[str, str]: ...
-
-
-def names_of(inputs: Mapping[str, Identity]) -> dict[str, str]:
-    """The inputs of a request, where they are artifacts."""
-    return {name: artifact.name for name, artifact in inputs.items()}

@@ -188,7 +188,10 @@ def generate(
             version=version,
             control=str(control.absolute()) if control else None,
         )
-    for name, text in zip(made.summary["pictures"], made.summary["prompts"], strict=True):
+    from deepfloyd_core.sampling.jobs import GeneratedSummary
+
+    summary = made.summary(GeneratedSummary)
+    for name, text in zip(summary.pictures, summary.prompts, strict=True):
         out.print(f"{made.path / name}  {' '.join(text.split())}" if len(prompt) > 1 else str(made.path / name))
 
 
@@ -229,7 +232,7 @@ def show(
     found = [artifact for artifact in all_artifacts(workspace) if artifact.fingerprint.startswith(fingerprint)]
     if len(found) != 1:
         raise ConfigError(f"{fingerprint!r} names {len(found)} artifacts of {workspace}; `deepfloyd ls` lists them.")
-    out.print_json(data=found[0].manifest)
+    out.print_json(found[0].manifest.model_dump_json())
 
 
 @app.command()

@@ -5,10 +5,11 @@
 
 from dataclasses import dataclass, replace
 
-from deepfloyd_core.bundle.inputs import LowResInputs, TrainingInputs
 from deepfloyd_core.config.flavours import Stage
 from deepfloyd_core.config.run import Run
+from deepfloyd_core.sampling.jobs import LowResInputs
 from deepfloyd_core.store.artifacts import Artifact
+from deepfloyd_core.training.jobs import TrainingInputs
 from tasks.conditioning import eval_conditioning, stage_conditioning
 from tasks.eval_set import eval_set
 from tasks.stage2_low_res import stage2_low_res
@@ -44,7 +45,7 @@ class Training:
     @property
     def artifacts(self) -> list[Artifact]:
         """In the order in which they are made."""
-        return [*self.inputs.by_name.values(), self.lora]
+        return [*self.inputs.by_field.values(), self.lora]
 
 
 def make_pictures(run: Run, index: Artifact, stages: tuple[Stage, ...]) -> Pictures:

@@ -6,11 +6,13 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
-from deepfloyd_core.bundle.inputs import BundleInputs, SampleInputs
+from deepfloyd_core.bundle.identity import BundleInputs
 from deepfloyd_core.bundle.planned import sample_prompts
+from deepfloyd_core.config.flavours import STAGES
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.preflight.check import check_run
 from deepfloyd_core.processes.jobs import job_starter
+from deepfloyd_core.sampling.jobs import SampleInputs
 from deepfloyd_core.store.artifacts import Artifact
 from deepfloyd_core.store.versions import Version, current, news_of
 from flows.dag import make_pictures, make_trainings
@@ -39,11 +41,12 @@ def make_bundle(run: Run, index: Artifact) -> Version:
     embeds = text_embeds(run, index)
     prompts = sample_prompts(run, index)
     trainings = make_trainings(run, pictures, embeds, prompts)
-    loras = {stage: training.lora for stage, training in trainings.items()}
+    stage1_lora, stage2_lora = (trainings[stage].lora if stage in trainings else None for stage in STAGES)
     sampled_from = SampleInputs(
-        text_embeds=embeds, eval_set=pictures.eval_set, loras=loras, conditioning=pictures.conditioning,
-        eval_conditioning=pictures.eval_conditioning,
+        text_embeds=embeds, eval_set=pictures.eval_set, conditioning=pictures.conditioning,
+        eval_conditioning=pictures.eval_conditioning, stage1_lora=stage1_lora, stage2_lora=stage2_lora,
     )  # fmt: skip
     samples = cascade_samples(run, prompts, sampled_from)
-    bundle = lora_bundle(run, prompts, BundleInputs(image_index=index, cascade_samples=samples, loras=loras))
+    bundled = BundleInputs(image_index=index, cascade_samples=samples, stage1_lora=stage1_lora, stage2_lora=stage2_lora)
+    bundle = lora_bundle(run, prompts, bundled)
     return publish_version(run, bundle, index)

@@ -7,10 +7,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from deepfloyd_core.bundle.identity import BundleSummary
 from deepfloyd_core.bundle.verify import Verified
 from deepfloyd_core.errors import ArtifactError
-from deepfloyd_core.measures.held_out_loss import LossChange, loss_changes
-from deepfloyd_core.measures.tables import UPSCALED_BY, MeasureTable, by_noise_level, gained, measure_tables
+from deepfloyd_core.measures.held_out_loss import LossChange
+from deepfloyd_core.measures.tables import UPSCALED_BY, MeasureTable, gained
 from deepfloyd_core.store.artifacts import all_artifacts
 from deepfloyd_core.store.counts import many
 from deepfloyd_core.store.versions import Version, bundle_of, news_of, readable_versions
@@ -26,9 +27,9 @@ def print_artifacts(out: Console, workspace: Path) -> None:
         except ArtifactError:
             table.add_row(artifact.kind, artifact.fingerprint, Text("damaged", "bold red"), "", "")
             continue
-        size = sum(entry["bytes"] for entry in record["files"])
-        made = record["provenance"]["started"][:19].replace("T", " ")
-        table.add_row(artifact.kind, artifact.fingerprint, made, str(len(record["files"])), f"{size:,}")
+        size = sum(entry.bytes for entry in record.files)
+        made = record.provenance.started[:19].replace("T", " ")
+        table.add_row(artifact.kind, artifact.fingerprint, made, str(len(record.files)), f"{size:,}")
     out.print(table)
     published, faults = readable_versions(workspace)
     for version in published:
@@ -61,15 +62,15 @@ def print_verified(out: Console, found: Verified) -> None:
 def print_version(out: Console, workspace: Path, version: Version, before: Version | None) -> None:
     """What was published, where it is, and its figures. before: the version that was current when the run began."""
     bundle = bundle_of(workspace, version)
-    samples = bundle.summary["samples"]
+    figures = bundle.summary(BundleSummary)
     out.print()
-    for stage in (1, 2):
-        if measured := bundle.summary.get(f"stage{stage}"):
-            print_losses(out, stage, loss_changes(measured))
-    for key, value in samples.items():
+    for stage, training in {1: figures.stage1, 2: figures.stage2}.items():
+        if training:
+            print_losses(out, stage, training.changes)
+    for key, value in figures.samples.record.items():
         if not isinstance(value, dict):
             out.print(f"{key.replace('_', ' '):<22} {value}")
-    for table in measure_tables(samples):
+    for table in figures.samples.tables:
         print_measures(out, table)
     out.print(news_of(workspace, version, before))
     out.print(f"bundle                 {bundle.path}")
@@ -91,21 +92,21 @@ def print_losses(out: Console, stage: int, changes: list[LossChange]) -> None:
 
 def print_measures(out: Console, measured: MeasureTable) -> None:
     """A line for each method and noise level, and what the tuned model gains on each other method in one measure."""
-    levels, measures, main = by_noise_level(measured.summary), measured.measures, measured.main
+    levels, measures, main = measured.figures.by_level, measured.measures, measured.main
     table = Table("", "noise level", box=SIMPLE_HEAD, padding=(0, 1))
     for measure in measures:
         table.add_column(measure.label, justify="right")
     gains = []
     for level, figures in levels.items():
-        for method in (method for method in UPSCALED_BY if method in figures["upscaled"]):
-            means = (figures["upscaled"][method][measure.name] for measure in measures)
+        for method in (method for method in UPSCALED_BY if method in figures.upscaled):
+            means = (figures.upscaled[method][measure.name] for measure in measures)
             cells = ("" if value is None else f"{value:.3g}" if value < 10 else f"{value:.2f}" for value in means)
             plain = method not in ("base", "tuned")
-            if not plain or figures is measured.summary:  # figures of plain enlargements are the same at every level
+            if not plain or figures is measured.figures:  # figures of plain enlargements are the same at every level
                 table.add_row(method, "" if plain else str(level), *cells)
-            if method in figures["gain"]:
+            if method in figures.gain:
                 label = f"tuned over {method}" + (f", {level}" if len(levels) > 1 else "")
-                gain = f"{main.label} {gained(figures['gain'][method][main.name], main.unit)}"
+                gain = f"{main.label} {gained(figures.gain[method][main.name], main.unit)}"
                 gains.append(f"{label:<{22 if len(levels) == 1 else 26}} {gain}")
     out.print(f"\n{measured.title}, upscaled by")
     out.print(table)

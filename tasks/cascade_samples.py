@@ -5,12 +5,12 @@ from pathlib import Path
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from deepfloyd_core.bundle.inputs import SampleInputs
 from deepfloyd_core.config.flavours import Stage
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.models.folders import resolve
 from deepfloyd_core.processes.jobs import run_job
 from deepfloyd_core.sampling.identity import samples_request
+from deepfloyd_core.sampling.jobs import SampleInputs, SamplesSummary, sample_job
 from deepfloyd_core.store.artifacts import Artifact, materialise
 from tasks.progress import progress
 from tasks.publish import publish_pictures, publish_upscaled
@@ -20,14 +20,15 @@ from tasks.publish import publish_pictures, publish_upscaled
 def cascade_samples(run: Run, prompts: list[str], inputs: SampleInputs[Artifact]) -> Artifact:
     """Samples of every prompt, and Stage II's enlargements of held-out pictures."""
     folders: dict[Stage, Path] = {stage: resolve(run.config.stage(stage).model, stage) for stage in run.config.stages}
-    options = {"prompts": prompts, "models": {str(stage): str(folder) for stage, folder in folders.items()}}
+    job = sample_job(run, prompts, folders, inputs)
     with progress("cascade samples") as report:
         samples = materialise(
             run.workspace,
-            samples_request(run, prompts, folders, inputs.by_name),
-            lambda work: run_job("sample", run.config, inputs.by_name, options, work, report),
+            samples_request(run, prompts, folders, inputs),
+            lambda work: run_job(job, work, report),
         )
-    publish_pictures(samples, "sheet.png", "eval.png")
-    if "upscaled" in samples.summary:
-        publish_upscaled(samples)
+    summary = samples.summary(SamplesSummary)
+    publish_pictures(samples, summary, "sheet.png", "eval.png")
+    if summary.held_out:
+        publish_upscaled(samples.path, summary)
     return samples

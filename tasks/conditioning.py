@@ -7,6 +7,7 @@ from deepfloyd_core.config.run import Run
 from deepfloyd_core.crops.conditioning import plan_conditioning, plan_eval_conditioning
 from deepfloyd_core.crops.identity import conditioning_request
 from deepfloyd_core.crops.pixels import SHEET, build_shards
+from deepfloyd_core.crops.summary import CropsSummary
 from deepfloyd_core.store.artifacts import Artifact, materialise
 from tasks import VERSION
 from tasks.outbox import await_server, server_awaited
@@ -31,7 +32,7 @@ def _stage_conditioning(run: Run, index: Artifact, pixels: Artifact) -> Artifact
             conditioning_request(run, index, pixels),
             lambda work: make_shards(run, plan_conditioning(run, index, work), work, report, pixels),
         )
-    publish_pictures(pairs, SHEET)
+    publish_pictures(pairs, pairs.summary(CropsSummary), SHEET)
     return pairs
 
 
@@ -43,5 +44,5 @@ def eval_conditioning(run: Run, index: Artifact, held_out: Artifact) -> Artifact
         conditioning_request(run, index, held_out),
         lambda work: build_shards(plan_eval_conditioning(run, index, work), work, held_out),
     )
-    publish_pictures(pairs, SHEET)
+    publish_pictures(pairs, pairs.summary(CropsSummary), SHEET)
     return pairs

@@ -8,6 +8,7 @@ from prefect.cache_policies import NO_CACHE
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.crops.identity import eval_request
 from deepfloyd_core.crops.pixels import SHEET, build_shards, eval_change, plan_eval
+from deepfloyd_core.crops.summary import CropsSummary
 from deepfloyd_core.store.artifacts import Artifact, materialise, newest
 from deepfloyd_core.store.counts import many
 from tasks.publish import publish_pictures
@@ -28,5 +29,5 @@ def eval_set(run: Run, index: Artifact) -> Artifact:
             "are not comparable", held_out.fingerprint, many(came, "held-out picture"), went,
             before.fingerprint if before else "",
         )  # fmt: skip
-    publish_pictures(held_out, SHEET)
+    publish_pictures(held_out, held_out.summary(CropsSummary), SHEET)
     return held_out

@@ -12,6 +12,7 @@ from deepfloyd_core.index.identity import index_request
 from deepfloyd_core.index.index import build_index, judges
 from deepfloyd_core.index.ledger import INDEX_FILE, captions_left_out, check_share
 from deepfloyd_core.index.scan import others_of, scan
+from deepfloyd_core.index.summary import IndexSummary
 from deepfloyd_core.store.artifacts import Artifact, materialise, newest
 from tasks.endings import twins_line
 from tasks.progress import progress
@@ -31,12 +32,13 @@ def image_index(run: Run) -> Artifact:
     if before is not None and not index.reused:
         for line in _picture_changes(before, index):
             log.info("image_index %s: %s", index.fingerprint, line)
-    publish_index(index, run.config.stages, others_of(found))
-    if index.summary["twin_groups"]:
-        log.info("image_index %s: %s", index.fingerprint, twins_line(index.summary))
-    for line in captions_left_out(index.summary["captions_per_picture"], {one.id: one.repeats for one in run.datasets}):
+    summary = index.summary(IndexSummary)
+    publish_index(index, summary, run.config.stages, others_of(found))
+    if summary.twin_groups:
+        log.info("image_index %s: %s", index.fingerprint, twins_line(summary))
+    for line in captions_left_out(summary.captions_per_picture, {one.id: one.repeats for one in run.datasets}):
         log.warning("%s", line)
-    check_share(index.summary, run.config.max_rejected_share, index.path / INDEX_FILE)
+    check_share(summary, run.config.max_rejected_share, index.path / INDEX_FILE)
     choices = choose_held_out(run, index)
     for line in choice_notes(run, choices) + check_left(run, index, choices):
         log.warning("%s", line)

@@ -4,8 +4,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from deepfloyd_core.bundle.build import build_bundle
-from deepfloyd_core.bundle.identity import bundle_request
-from deepfloyd_core.bundle.inputs import BundleInputs
+from deepfloyd_core.bundle.identity import BundleInputs, BundleSummary, bundle_request
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.store.artifacts import Artifact, materialise
 from deepfloyd_core.store.versions import Version, publish
@@ -15,10 +14,8 @@ from tasks.publish import publish_pictures
 @task(name="lora_bundle", cache_policy=NO_CACHE)
 def lora_bundle(run: Run, prompts: list[str], inputs: BundleInputs[Artifact]) -> Artifact:
     """What is published of a run. prompts: those of its samples."""
-    bundle = materialise(
-        run.workspace, bundle_request(inputs.by_name), lambda work: build_bundle(run, inputs, prompts, work)
-    )
-    publish_pictures(bundle, "sheet.png")
+    bundle = materialise(run.workspace, bundle_request(inputs), lambda work: build_bundle(run, inputs, prompts, work))
+    publish_pictures(bundle, bundle.summary(BundleSummary), "sheet.png")
     return bundle
 
 

@@ -7,20 +7,22 @@ import base64
 import io
 import logging
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
 from deepfloyd_core.config.flavours import Stage
 from deepfloyd_core.index.ledger import unfit_counts
 from deepfloyd_core.index.sheets import SHEET, TWINS_SHEET
+from deepfloyd_core.index.summary import IndexSummary
 from deepfloyd_core.measures.files import DETAIL_SHEET, SPOILT_SHEETS
-from deepfloyd_core.measures.held_out_loss import losses_by_timestep
-from deepfloyd_core.measures.tables import measure_tables
+from deepfloyd_core.sampling.jobs import SamplesSummary
 from deepfloyd_core.store.artifacts import Artifact
 from deepfloyd_core.store.changes import label
 from deepfloyd_core.store.counts import many
+from deepfloyd_core.store.manifest import Summary
+from deepfloyd_core.training.jobs import Bucket, SizeCrops, TrainingSummary
 from tasks.endings import tell, unfit_line
 from tasks.outbox import create_markdown_artifact, create_table_artifact
 
@@ -28,19 +30,19 @@ LIMIT_BYTES = 150 << 10
 log = logging.getLogger(__name__)
 
 
-def publish_index(index: Artifact, stages: tuple[Stage, ...], others: dict[str, int]) -> None:
+def publish_index(index: Artifact, summary: IndexSummary, stages: tuple[Stage, ...], others: dict[str, int]) -> None:
     """Counts and reject reasons as a table, with what each stage cannot use and `others`, files that are no pictures; some
     of the rejected files as a picture."""
-    summary, unfit = index.summary, {stage: unfit_counts(index, stage) for stage in stages}
-    rows = [{"status": "accepted", "reason": "", "pictures": summary["accepted"]}]
-    rows += [{"status": "rejected", "reason": why, "pictures": count} for why, count in summary["reasons"].items()]
-    rows.append({"status": "all inputs", "reason": "", "pictures": summary["inputs"]})
+    unfit = {stage: unfit_counts(index, stage) for stage in stages}
+    rows: list[dict[str, str | int]] = [{"status": "accepted", "reason": "", "pictures": summary.accepted}]
+    rows += [{"status": "rejected", "reason": why, "pictures": count} for why, count in summary.reasons.items()]
+    rows.append({"status": "all inputs", "reason": "", "pictures": summary.inputs})
     for stage, counts in unfit.items():
         status = f"accepted, not for Stage {'I' * stage}"
         rows += [{"status": status, "reason": why, "pictures": count} for why, count in sorted(counts.items())]
-    if summary["twins"]:
-        groups = f"the first of each of {many(summary['twin_groups'], 'group')} not counted"
-        rows.append({"status": "show the same as another", "reason": groups, "pictures": summary["twins"]})
+    if summary.twins:
+        groups = f"the first of each of {many(summary.twin_groups, 'group')} not counted"
+        rows.append({"status": "show the same as another", "reason": groups, "pictures": summary.twins})
     rows += [{"status": "no picture", "reason": what, "pictures": count} for what, count in sorted(others.items())]
     create_table_artifact(rows, key="image-index", description=f"Ledger: `{index.path / 'index.parquet'}`")
     sheet = index.path / SHEET
@@ -50,60 +52,55 @@ def publish_index(index: Artifact, stages: tuple[Stage, ...], others: dict[str, 
     sheet = index.path / TWINS_SHEET
     page = f"![{TWINS_SHEET}]({data_uri(sheet)})" if sheet.exists() else "No two pictures show the same."
     create_markdown_artifact(page, key="image-index-twins", description="Some groups of pictures that show the same")
-    tell(index)
+    tell(index, summary)
     for stage, counts in unfit.items():
         if counts:
             log.info("%s", unfit_line(stage, counts))
 
 
-def publish_pictures(artifact: Artifact, *names: str) -> None:
+def publish_pictures(artifact: Artifact, summary: Summary, *names: str) -> None:
     """The summary of an artifact and the named pictures of its directory, as one markdown page."""
-    lines = [
-        f"### {label(artifact.kind)} `{artifact.fingerprint}`",
-        "",
-        f"`{artifact.path}`",
-        "",
-        *_table(artifact.summary),
-    ]
+    head = f"### {label(artifact.kind)} `{artifact.fingerprint}`"
+    lines = [head, "", f"`{artifact.path}`", "", *_table(summary)]
     for name in names:
         if (artifact.path / name).exists():
             lines += ["", f"![{name}]({data_uri(artifact.path / name)})"]
     create_markdown_artifact("\n".join(lines), key=artifact.kind.replace("_", "-"), description=label(artifact.kind))
-    tell(artifact)
+    tell(artifact, summary)
 
 
-def publish_upscaled(samples: Artifact) -> None:
+def publish_upscaled(folder: Path, samples: SamplesSummary) -> None:
     """Stage II's measures as tables, a line for each method of upscaling at each noise level of the low-res picture; and
     the sheets of spoilt low-res pictures and of zoomed details, on pages of their own."""
-    for table in measure_tables(samples.summary):
+    for table in samples.tables:
         create_table_artifact(table.rows(), key=table.key, description=table.title)
-    if "spoilt" in samples.summary:
-        pages = "\n\n".join(f"![{name}]({data_uri(samples.path / name)})" for name in SPOILT_SHEETS)
+    if samples.spoilt:
+        pages = "\n\n".join(f"![{name}]({data_uri(folder / name)})" for name in SPOILT_SHEETS)
         description = "Stage II on held-out pictures, low-res spoilt as in training"
         create_markdown_artifact(pages, key="stage2-spoilt", description=description)
-    page = f"![{DETAIL_SHEET}]({data_uri(samples.path / DETAIL_SHEET)})"
+    page = f"![{DETAIL_SHEET}]({data_uri(folder / DETAIL_SHEET)})"
     create_markdown_artifact(page, key="stage2-details", description="Stage II on held-out pictures, zoomed")
 
 
-def publish_held_out(lora: Artifact) -> None:
+def publish_held_out(kind: str, training: TrainingSummary) -> None:
     """The held-out loss of the base and the tuned model at each timestep, if any picture is held out."""
-    if rows := losses_by_timestep(lora.summary):
-        kind = lora.kind.replace("_", "-")
-        create_table_artifact(rows, key=f"{kind}-held-out", description="Loss on the held-out pictures by timestep")
+    if rows := training.by_timestep:
+        key = f"{kind.replace('_', '-')}-held-out"
+        create_table_artifact(rows, key=key, description="Loss on the held-out pictures by timestep")
 
 
-def publish_buckets(lora: Artifact) -> None:
+def publish_buckets(kind: str, buckets: Sequence[Bucket]) -> None:
     """The sizes that batches were made of."""
-    key = f"{lora.kind.replace('_', '-')}-buckets"
-    create_table_artifact(lora.summary["buckets"], key=key, description="Batches of each size in an epoch")
+    key, rows = f"{kind.replace('_', '-')}-buckets", [row.record for row in buckets]
+    create_table_artifact(rows, key=key, description="Batches of each size in an epoch")
 
 
-def warn_of_small_sizes(kind: str, sizes: list[dict[str, Any]], batch_size: int) -> None:
-    """Say of which sizes a batch cannot be filled. sizes: rows of dataset, size, crops, as of `crops_of_sizes`."""
-    small = [row for row in sizes if row["crops"] < batch_size]
+def warn_of_small_sizes(kind: str, sizes: Sequence[SizeCrops], batch_size: int) -> None:
+    """Say of which sizes a batch cannot be filled."""
+    small = [row for row in sizes if row.crops < batch_size]
     if not small:
         return
-    named = [f"{row['size']} of {row['dataset']} has {row['crops']}" for row in small]
+    named = [f"{row.size} of {row.dataset} has {row.crops}" for row in small]
     of_them = f"of {many(len(sizes), 'size')} {many(len(small), 'has', 'have')} fewer crops"
     if len(sizes) == 1:
         of_them = "there are fewer crops"
@@ -114,13 +111,13 @@ def warn_of_small_sizes(kind: str, sizes: list[dict[str, Any]], batch_size: int)
     )  # fmt: skip
 
 
-def _batch_advice(sizes: list[dict[str, Any]], batch_size: int) -> str:
+def _batch_advice(sizes: Sequence[SizeCrops], batch_size: int) -> str:
     """How batches become as large as they are to be; of sets with too few crops for that, what changes nothing."""
     crops: Counter[str] = Counter()
     for row in sizes:
-        crops[row["dataset"]] += row["crops"]
+        crops[row.dataset] += row.crops
     if max(crops.values()) < batch_size:
-        largest = max(row["crops"] for row in sizes)
+        largest = max(row.crops for row in sizes)
         return f"Add pictures, or set train_batch_size = {largest}: the steps are then the same"
     return "Fewer crop_aspect_buckets or a larger aspect_bucket_alignment merge sizes"
 
@@ -146,14 +143,14 @@ def data_uri(path: Path, limit: int = LIMIT_BYTES) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
-def _table(summary: dict[str, Any]) -> list[str]:
+def _table(summary: Summary) -> list[str]:
     """The summary's figures that are single ones, or lists; nothing where there is none."""
-    shown = {key: value for key, value in summary.items() if not isinstance(value, dict) and key != "buckets"}
+    shown = {key: value for key, value in summary.record.items() if not isinstance(value, dict) and key != "buckets"}
     rows = [f"| {key.replace('_', ' ')} | {_shown(value)} |" for key, value in shown.items() if value != []]
     return ["| measure | value |", "|---|---|", *rows] if rows else []
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     if isinstance(value, list):
         return ", ".join(_shown(item) for item in value)
     return f"{value:.6g}" if isinstance(value, float) else str(value)

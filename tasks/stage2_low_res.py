@@ -3,12 +3,12 @@
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from deepfloyd_core.bundle.inputs import LowResInputs
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.crops.pixels import SHEET
 from deepfloyd_core.models.folders import resolve
 from deepfloyd_core.processes.jobs import run_job
 from deepfloyd_core.sampling.identity import low_res_request
+from deepfloyd_core.sampling.jobs import LowResInputs, LowResSummary, remake_job
 from deepfloyd_core.store.artifacts import Artifact, materialise
 from tasks.progress import progress
 from tasks.publish import publish_pictures
@@ -18,12 +18,11 @@ from tasks.publish import publish_pictures
 def stage2_low_res(run: Run, inputs: LowResInputs[Artifact]) -> Artifact:
     """A remake of the low-res picture of each of Stage II's crops. The sheet shows true ones and their remakes."""
     folder = resolve(run.config.stage(1).model, 1)
-    options = {"model": str(folder)}
     with progress("stage II low-res") as report:
         remakes = materialise(
             run.workspace,
-            low_res_request(run, folder, inputs.by_name),
-            lambda work: run_job("remake", run.config, inputs.by_name, options, work, report),
+            low_res_request(run, folder, inputs),
+            lambda work: run_job(remake_job(run, folder, inputs), work, report),
         )
-    publish_pictures(remakes, SHEET)
+    publish_pictures(remakes, remakes.summary(LowResSummary), SHEET)
     return remakes

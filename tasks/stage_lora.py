@@ -1,13 +1,12 @@
 """The LoRA of a stage, trained in a process of its own."""
 
 import logging
-from typing import Any
+from collections.abc import Sequence
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from deepfloyd_core.adapters.start_from import find_parent, shorter_note, shorter_training
-from deepfloyd_core.bundle.inputs import TrainingInputs
 from deepfloyd_core.config.flavours import Stage
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.crops.rows import held_out_ids
@@ -15,7 +14,8 @@ from deepfloyd_core.models.folders import resolve
 from deepfloyd_core.processes.jobs import run_job
 from deepfloyd_core.store.artifacts import Artifact, find, materialise
 from deepfloyd_core.training.epochs import crops_of_sizes, with_steps
-from deepfloyd_core.training.identity import lora_request, shares
+from deepfloyd_core.training.identity import lora_request, train_job
+from deepfloyd_core.training.jobs import SizeCrops, TrainingInputs, TrainingSummary
 from tasks.progress import progress
 from tasks.publish import publish_buckets, publish_held_out, publish_pictures, warn_of_small_sizes
 
@@ -28,19 +28,21 @@ def stage_lora(run: Run, stage: Stage, inputs: TrainingInputs[Artifact], prompts
     run = with_steps(run, stage, inputs.pixels, inputs.eval_set)
     folder = resolve(run.config.stage(stage).model, stage)
     parent = find_parent(run, stage, folder)
-    options: dict[str, Any] = {"stage": stage, "model": str(folder), "shares": shares(run, stage), "prompts": prompts}
-    options["parent"] = parent.option if parent else None
-    request = lora_request(run, stage, folder, inputs.by_name, prompts, parent.sha256 if parent else None)
+    job = train_job(run, stage, folder, inputs, prompts, parent.pinned if parent else None)
+    request = lora_request(run, stage, folder, inputs, prompts, job.parent.sha256 if job.parent else None)
     if not (run.workspace / request.name).exists() and (shorter := shorter_training(run.workspace, request)):
         log.warning("%s", shorter_note(stage, run.config.stage(stage).steps, shorter))
     before = find(run.workspace, request)
-    sizes = before.summary["buckets"] if before else crops_of_sizes(inputs.pixels, held_out_ids(inputs.eval_set))
+    sizes: Sequence[SizeCrops] = (
+        before.summary(TrainingSummary).buckets
+        if before
+        else crops_of_sizes(inputs.pixels, held_out_ids(inputs.eval_set))
+    )
     warn_of_small_sizes(request.kind, sizes, run.config.stage(stage).train_batch_size)
     with progress(f"stage {'I' * stage} LoRA") as report:
-        lora = materialise(
-            run.workspace, request, lambda work: run_job("train", run.config, inputs.by_name, options, work, report)
-        )
-    publish_pictures(lora, "loss.png", "validation.png")
-    publish_held_out(lora)
-    publish_buckets(lora)
+        lora = materialise(run.workspace, request, lambda work: run_job(job, work, report))
+    summary = lora.summary(TrainingSummary)
+    publish_pictures(lora, summary, "loss.png", "validation.png")
+    publish_held_out(lora.kind, summary)
+    publish_buckets(lora.kind, summary.buckets)
     return lora

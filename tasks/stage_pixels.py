@@ -20,6 +20,7 @@ from deepfloyd_core.crops.pixels import (
     in_groups,
     plan_shards,
 )
+from deepfloyd_core.crops.summary import CropsSummary
 from deepfloyd_core.store.artifacts import Artifact, WorkDir, materialise
 from deepfloyd_core.types import Report
 from tasks import VERSION
@@ -56,13 +57,13 @@ def _stage_pixels(run: Run, index: Artifact, stage: Stage) -> Artifact:
             pixels_request(run, index, stage),
             lambda work: make_shards(run, plan_shards(run, index, stage, work), work, report),
         )
-    publish_pictures(pixels, SHEET)
+    publish_pictures(pixels, pixels.summary(CropsSummary), SHEET)
     return pixels
 
 
 def make_shards(
     run: Run, layout: Layout, work: WorkDir, report: Report, beside: Artifact | None = None
-) -> dict[str, Any]:
+) -> CropsSummary:
     """Make a layout's shards on the configured workers and finish the artifact as `finish_pixels` does."""
     common = {"out": work.path, "older": layout.older}
     jobs = [

@@ -1,7 +1,5 @@
 """The text of a stage: the embeds through its UNet's text modules, in a process of its own."""
 
-from typing import Any
-
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
@@ -10,7 +8,7 @@ from deepfloyd_core.config.run import Run
 from deepfloyd_core.models.folders import resolve
 from deepfloyd_core.processes.jobs import run_job
 from deepfloyd_core.store.artifacts import Artifact, WorkDir, materialise
-from deepfloyd_core.text.projection import older_text, text_is_frozen, text_request
+from deepfloyd_core.text.projection import ProjectionSummary, older_text, project_job, text_is_frozen, text_request
 from tasks.progress import progress
 from tasks.publish import publish_pictures
 
@@ -21,15 +19,13 @@ def stage_text(run: Run, stage: Stage, embeds: Artifact) -> Artifact:
     if not text_is_frozen(run.config.stage(stage)):
         return embeds
     folder = resolve(run.config.stage(stage).model, stage)
-    options = {"stage": stage, "model": str(folder)}
     request = text_request(run, stage, folder, embeds)
 
-    def project(work: WorkDir) -> dict[str, Any]:
+    def project(work: WorkDir) -> ProjectionSummary:
         older = older_text(run.workspace, request)
-        inputs = {"text_embeds": embeds} | ({"older": older} if older else {})
-        return run_job("project", run.config, inputs, options, work, report)
+        return run_job(project_job(run, stage, folder, embeds, older), work, report)
 
     with progress(f"stage {'I' * stage} text") as report:
         text = materialise(run.workspace, request, project)
-    publish_pictures(text)
+    publish_pictures(text, text.summary(ProjectionSummary))
     return text

@@ -1,7 +1,5 @@
 """Text embeds: every caption and prompt through T5, in a process of its own."""
 
-from typing import Any
-
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
@@ -10,7 +8,17 @@ from deepfloyd_core.index.ledger import caption_counts
 from deepfloyd_core.models.folders import resolve
 from deepfloyd_core.processes.jobs import run_parts
 from deepfloyd_core.store.artifacts import Artifact, WorkDir, materialise
-from deepfloyd_core.text.embeds import FILES, TOKENS_SHEET, embeds_request, older_embeds, run_captions, truncated_texts
+from deepfloyd_core.text.embeds import (
+    FILES,
+    TOKENS_SHEET,
+    EmbedsSummary,
+    embeds_request,
+    encode_job,
+    encode_parts,
+    older_embeds,
+    run_captions,
+    truncated_texts,
+)
 from tasks.progress import progress
 from tasks.publish import publish_pictures, publish_truncated
 
@@ -21,16 +29,14 @@ def text_embeds(run: Run, index: Artifact) -> Artifact:
     stage = run.config.stages[0]
     encoder = resolve(run.config.stage(stage).model, stage, text=True)
     captions = run_captions(run, caption_counts(index))
-    options = {"captions": captions, "encoder": str(encoder)}
     request = embeds_request(run, captions, encoder)
 
-    def encode(work: WorkDir) -> dict[str, Any]:
-        older = older_embeds(run.workspace, request)
-        inputs = {"older": older} if older else {}
-        return run_parts("embed", run.config, inputs, options, work, report)
+    def encode(work: WorkDir) -> EmbedsSummary:
+        job = encode_job(run, captions, encoder, older_embeds(run.workspace, request))
+        return run_parts(job, encode_parts(job), work, report)
 
     with progress("text embeds") as report:
         embeds = materialise(run.workspace, request, encode, parts=FILES)
-    publish_pictures(embeds, TOKENS_SHEET)
+    publish_pictures(embeds, embeds.summary(EmbedsSummary), TOKENS_SHEET)
     publish_truncated(truncated_texts(embeds, most=100))
     return embeds

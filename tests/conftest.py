@@ -28,6 +28,7 @@ from deepfloyd_core.index.identity import index_request
 from deepfloyd_core.index.index import build_index
 from deepfloyd_core.index.ledger import INDEX_FILE, check_share
 from deepfloyd_core.index.scan import scan
+from deepfloyd_core.index.summary import IndexSummary
 from deepfloyd_core.preflight.load import load_run
 from deepfloyd_core.processes.pool import Children, Limits
 from deepfloyd_core.store.artifacts import Artifact, materialise
@@ -227,7 +228,7 @@ class DataWorld:
         found = scan(run)
         request = index_request(run, found)
         index = materialise(run.workspace, request, lambda work: build_index(run, found, self.children, work))
-        check_share(index.summary, run.config.max_rejected_share, index.path / INDEX_FILE)
+        check_share(index.summary(IndexSummary), run.config.max_rejected_share, index.path / INDEX_FILE)
         return index
 
     def pixels(self, run: Run, index: Artifact, stage: Stage) -> Artifact:

@@ -32,11 +32,13 @@ from deepfloyd_core.config.base import is_there
 from deepfloyd_core.config.flavours import TEXT_MODULES, Stage
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.config.stage import StageConfig
-from deepfloyd_core.errors import ArtifactError, ConfigError
-from deepfloyd_core.files import sha256_file
+from deepfloyd_core.errors import ConfigError
 from deepfloyd_core.models.headers import UNET_WEIGHTS, Header, read_header, read_scalars, unet_shapes
 from deepfloyd_core.store.artifacts import Artifact, Request, finished
+from deepfloyd_core.store.manifest import Manifest
+from deepfloyd_core.store.pinned import PinnedFile, pinned
 from deepfloyd_core.store.versions import bundle_of, find_version, stage_folder
+from deepfloyd_core.types import Json
 
 _PEFT_FILE, _PEFT_SETTINGS = "adapter_model.safetensors", "adapter_config.json"  # as peft itself saves an adapter
 _PLACES = (BITFIT_FILE, CONTROL_FILE, f"{UNET_FOLDER}/{UNET_WEIGHTS}", LORA_FILE, UNET_WEIGHTS, _PEFT_FILE)
@@ -52,14 +54,9 @@ class Parent:
     note: str = ""  # what a user should know of how it is read
 
     @cached_property
-    def sha256(self) -> str:
-        """Of the file, when it is first asked for: a whole UNet has gigabytes, and most checks need none."""
-        return sha256_file(self.file)
-
-    @property
-    def option(self) -> list[str]:
-        """As plain JSON, for a job."""
-        return [str(self.file.absolute()), self.sha256]
+    def pinned(self) -> PinnedFile:
+        """The file as it is when this is first asked for: a whole UNet has gigabytes, and most checks need no hash."""
+        return pinned(self.file)
 
 
 def find_parent(run: Run, stage: Stage, folder: Path) -> Parent | None:
@@ -89,9 +86,9 @@ def find_parent(run: Run, stage: Stage, folder: Path) -> Parent | None:
 def shorter_training(workspace: Path, request: Request) -> Artifact | None:
     """The longest finished training that differs from one to be made in having fewer steps, and in its validations."""
 
-    def is_shorter(record: dict[str, Any]) -> bool:
-        fewer = int(record["spec"]["max_train_steps"]) < request.spec["max_train_steps"]
-        return fewer and record["inputs"] == request.inputs and _but_steps(record["spec"]) == _but_steps(request.spec)
+    def is_shorter(other: Manifest) -> bool:
+        fewer = int(other.spec["max_train_steps"]) < request.spec["max_train_steps"]
+        return fewer and other.inputs == request.inputs and _but_steps(other.spec) == _but_steps(request.spec)
 
     found = [
         artifact for artifact in finished(workspace, request.kind, request.format) if is_shorter(artifact.manifest)
@@ -109,16 +106,8 @@ def shorter_note(stage: Stage, steps: int, shorter: Artifact) -> str:
     )
 
 
-def _but_steps(spec: dict[str, Any]) -> dict[str, Any]:
+def _but_steps(spec: Json) -> Json:
     return {key: value for key, value in spec.items() if key not in ("max_train_steps", "validation")}
-
-
-def parent_file(option: list[str]) -> Path:
-    """The file of a `Parent.option`. Raises ArtifactError when it has other bytes by now."""
-    file, sha256 = Path(option[0]), option[1]
-    if not file.is_file() or sha256_file(file) != sha256:
-        raise ArtifactError(f"{file}, which the training starts from, changed since the run began. Start it again.")
-    return file
 
 
 def _path(run: Run, stage: Stage, value: str) -> Path:

@@ -3,47 +3,46 @@
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from deepfloyd_core.adapters.files import product_name
 from deepfloyd_core.bundle.card import card_code
-from deepfloyd_core.bundle.inputs import BundleInputs
+from deepfloyd_core.bundle.identity import BundleInputs, BundleSummary
 from deepfloyd_core.config.flavours import Stage
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.errors import ArtifactError
 from deepfloyd_core.files import sha256_file, write_bytes
+from deepfloyd_core.index.summary import IndexSummary
 from deepfloyd_core.measures.files import DETAIL_SHEET, SPOILT_SHEETS
-from deepfloyd_core.measures.tables import measure_tables
+from deepfloyd_core.sampling.jobs import SamplesSummary
 from deepfloyd_core.store.artifacts import Artifact, WorkDir
 from deepfloyd_core.store.counts import many
 from deepfloyd_core.store.parts import take_part
 from deepfloyd_core.store.versions import stage_folder
+from deepfloyd_core.training.jobs import TrainingSummary
 
 LICENCE = (
     "The base weights of DeepFloyd IF are under the DeepFloyd IF License Agreement; what is made from them may be "
     "used only as that licence allows. The shipped tiny cascade is under this project's own licence."
 )
-# Of a training, in the bundle; those on a parent where there was one.
-_FIGURES = (
-    "steps", "rows", "pictures", "trainable_parameters", "last_loss", "eval_loss_base", "eval_loss", "eval_gain",
-    "eval_overfit_gap", "eval_loss_parent", "eval_gain_on_parent",
-)  # fmt: skip
 
 
-def build_bundle(run: Run, inputs: BundleInputs[Artifact], prompts: list[str], work: WorkDir) -> dict[str, Any]:
+def build_bundle(run: Run, inputs: BundleInputs[Artifact], prompts: list[str], work: WorkDir) -> BundleSummary:
     """Copy the parts of a bundle together and write its model card. Returns the metrics."""
-    metrics: dict[str, Any] = {}
-    for stage in run.config.stages:
-        lora, folder = inputs.loras[stage], stage_folder(work.path, stage)
+    trained = {stage: lora.summary(TrainingSummary) for stage, lora in inputs.loras.items()}
+    for stage, lora in inputs.loras.items():
+        folder = stage_folder(work.path, stage)
         folder.mkdir(exist_ok=True)
         _take(lora, {product_name(lora.path), "scheduler"}, folder)
-        metrics[f"stage{stage}"] = {key: lora.summary[key] for key in _FIGURES if key in lora.summary}
     samples = inputs.cascade_samples
-    metrics["samples"] = samples.summary
+    metrics = BundleSummary(stage1=trained.get(1), stage2=trained.get(2), samples=samples.summary(SamplesSummary))
     _take(samples, {sheet.name for sheet in samples.path.glob("*.png")}, work.path)
-    write_bytes(work.path / "metrics.json", (json.dumps(metrics, indent=2, sort_keys=True) + "\n").encode())
+    write_bytes(work.path / "metrics.json", (_metrics_json(metrics) + "\n").encode())
     write_bytes(work.path / "README.md", _card(run, inputs, prompts, metrics).encode())
     return metrics
+
+
+def _metrics_json(metrics: BundleSummary) -> str:
+    return json.dumps(metrics.record, indent=2, sort_keys=True)
 
 
 def _take(source: Artifact, names: set[str], folder: Path) -> None:
@@ -62,14 +61,14 @@ def _take(source: Artifact, names: set[str], folder: Path) -> None:
             take_part(source.path / name, sha256, folder / name)
 
 
-def _card(run: Run, inputs: BundleInputs[Artifact], prompts: list[str], metrics: dict[str, Any]) -> str:
-    samples, sampled = inputs.cascade_samples.summary, (inputs.cascade_samples.path / "sheet.png").exists()
+def _card(run: Run, inputs: BundleInputs[Artifact], prompts: list[str], metrics: BundleSummary) -> str:
+    sampled = (inputs.cascade_samples.path / "sheet.png").exists()
     lines = ["# Fine-tuned DeepFloyd IF", "", f"Data: {_data_line(inputs.image_index)}", ""]
-    lines += [*(_trained_line(stage, inputs.loras[stage]) for stage in run.config.stages), ""]
+    lines += [*(_trained_line(stage, lora.summary(TrainingSummary)) for stage, lora in inputs.loras.items()), ""]
     lines += ["![samples](sheet.png)", ""] if sampled else []
-    if "upscaled" in samples:
+    if metrics.samples.held_out:
         lines += ["![held-out pictures](eval.png)", "", f"![zoomed details]({DETAIL_SHEET})", ""]
-        if "spoilt" in samples:
+        if metrics.samples.spoilt:
             lines += [f"![held-out pictures, low-res spoilt]({SPOILT_SHEETS[0]})", ""]
     if not sampled:
         lines += ["There are no samples.", ""]
@@ -79,40 +78,39 @@ def _card(run: Run, inputs: BundleInputs[Artifact], prompts: list[str], metrics:
         lines += ["Sample prompts: " + "; ".join(f"`{prompt}`" for prompt in prompts), ""]
     lines += ["## Use", "", "```python"]
     products = {stage: product_name(inputs.loras[stage].path) for stage in run.config.stages}
-    lines += [*card_code(run, products, prompts[0]), "```", "", "## Figures", "", *_measure_tables(metrics["samples"])]
-    lines += ["```json", json.dumps(metrics, indent=2, sort_keys=True), "```", ""]
+    lines += [*card_code(run, products, prompts[0]), "```", "", "## Figures", "", *_measure_tables(metrics.samples)]
+    lines += ["```json", _metrics_json(metrics), "```", ""]
     lines += ["## Lineage", ""]
-    lines += [f"- {name}: {artifact.fingerprint}" for name, artifact in sorted(inputs.by_name.items())]
+    lines += [f"- {name}: {artifact.fingerprint}" for name, artifact in sorted(inputs.by_field.items())]
     lines += ["", "## Settings", ""]
     for stage in run.config.stages:
-        settings = inputs.loras[stage].manifest["spec"]
+        settings = inputs.loras[stage].spec
         lines += [f"### Stage {'I' * stage}", "", "```json", json.dumps(settings, indent=2, sort_keys=True), "```", ""]
     return "\n".join([*lines, "## Licence", "", LICENCE, ""])
 
 
-def _measure_tables(samples: dict[str, Any]) -> list[str]:
+def _measure_tables(samples: SamplesSummary) -> list[str]:
     """Stage II's measures as markdown tables, their heads with unit and direction."""
     lines: list[str] = []
-    for table in measure_tables(samples):
+    for table in samples.tables:
         rows = table.rows()
         lines += [f"{table.title}:", "", _line(rows[0]), _line(["---"] * len(rows[0]))]
         lines += [*(_line(row.values()) for row in rows), ""]
     return lines
 
 
-def _line(cells: Iterable[Any]) -> str:
+def _line(cells: Iterable[object]) -> str:
     return "| " + " | ".join("" if cell is None else str(cell) for cell in cells) + " |"
 
 
 def _data_line(index: Artifact) -> str:
-    summary = index.summary
-    return f"{summary['accepted']} of {summary['inputs']} pictures, data fingerprint {index.inputs['data']}"
+    counts = index.summary(IndexSummary)
+    return f"{counts.accepted} of {counts.inputs} pictures, data fingerprint {index.inputs['data']}"
 
 
-def _trained_line(stage: Stage, lora: Artifact) -> str:
-    summary = lora.summary
-    pictures, crops = many(summary["pictures"], "picture"), many(summary["rows"], "crop")
+def _trained_line(stage: Stage, training: TrainingSummary) -> str:
+    pictures, crops = many(training.pictures, "picture"), many(training.rows, "crop")
     of = f"Stage {'I' * stage} was trained on {pictures} ({crops})"
-    if "eval_loss" in summary:
+    if training.eval_loss is not None:
         return f"{of}, and measured on others, held out of training."
     return f"{of}. None was held out, so how it does on pictures that it was not trained on was not measured."

@@ -1,15 +1,43 @@
-"""Identity of a bundle. No torch: it is asked for before any model is loaded."""
+"""What a bundle is put together from, its identity, and what is reported of it. No torch."""
 
-from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import cast
 
+from deepfloyd_core.config.flavours import STAGES, Stage
+from deepfloyd_core.sampling.jobs import SamplesSummary
 from deepfloyd_core.store.artifacts import Request
-from deepfloyd_core.types import Identity, names_of
+from deepfloyd_core.store.inputs import A, Inputs
+from deepfloyd_core.store.manifest import Summary
+from deepfloyd_core.training.jobs import TrainingFigures
 
-BUNDLE_FORMAT = 5
+BUNDLE_FORMAT = 6
 
 
-def bundle_request(inputs: Mapping[str, Identity]) -> Request:
+@dataclass(frozen=True, kw_only=True)
+class BundleInputs(Inputs[A]):
+    """Of a bundle."""
+
+    image_index: A
+    cascade_samples: A
+    stage1_lora: A | None = None
+    stage2_lora: A | None = None
+
+    @property
+    def loras(self) -> dict[Stage, A]:
+        """The LoRA of each stage that has one."""
+        found = {1: self.stage1_lora, 2: self.stage2_lora}
+        return {stage: cast(A, found[stage]) for stage in STAGES if found[stage] is not None}
+
+
+class BundleSummary(Summary):
+    """The figures of a bundle; also its metrics.json."""
+
+    stage1: TrainingFigures | None = None
+    stage2: TrainingFigures | None = None
+    samples: SamplesSummary
+
+
+def bundle_request(inputs: BundleInputs[A]) -> Request:
     """Identity of a bundle: what it is put together from, and the base model of each LoRA, which samples are made with."""
-    loras = {name: artifact for name, artifact in inputs.items() if name.endswith("_lora")}
-    models = {name.replace("_lora", "_model"): lora.inputs["model"] for name, lora in loras.items()}
-    return Request("lora_bundle", BUNDLE_FORMAT, {}, {**names_of(inputs), **models})
+    models = {f"stage{stage}_model": lora.inputs["model"] for stage, lora in inputs.loras.items()}
+    return Request("lora_bundle", BUNDLE_FORMAT, {}, {**inputs.names, **models})

@@ -7,8 +7,7 @@ index's captions and the model's files (of a hub snapshot only their names), dec
 from dataclasses import replace
 
 from deepfloyd_core.adapters.start_from import find_parent
-from deepfloyd_core.bundle.identity import bundle_request
-from deepfloyd_core.bundle.inputs import BundleInputs, LowResInputs, SampleInputs, TrainingInputs
+from deepfloyd_core.bundle.identity import BundleInputs, bundle_request
 from deepfloyd_core.config.flavours import Stage
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.crops.identity import conditioning_request, eval_request, pixels_request
@@ -16,12 +15,14 @@ from deepfloyd_core.crops.rows import HELD_OUT_FILE, ROWS_FILE
 from deepfloyd_core.index.ledger import caption_counts
 from deepfloyd_core.models.folders import resolve
 from deepfloyd_core.sampling.identity import low_res_request, samples_request
+from deepfloyd_core.sampling.jobs import LowResInputs, SampleInputs
 from deepfloyd_core.store.artifacts import Artifact, Request, find, missing_parts
 from deepfloyd_core.store.reuse import is_as_recorded
 from deepfloyd_core.text.embeds import embeds_request, run_captions
 from deepfloyd_core.text.projection import text_is_frozen, text_request
 from deepfloyd_core.training.epochs import with_steps
 from deepfloyd_core.training.identity import lora_request
+from deepfloyd_core.training.jobs import TrainingInputs
 from deepfloyd_core.types import Identity
 
 
@@ -65,24 +66,26 @@ def planned(run: Run, index: Artifact) -> dict[str, Request] | None:
             inputs = replace(inputs, conditioning=conditioning, eval_conditioning=eval_conditioning)
         elif run.config.remakes_low_res:
             remade_from = LowResInputs(pixels=pixels, stage1_lora=loras[1], text_embeds=embeds)
-            inputs = replace(inputs, low_res=low_res_request(run, folders[1], remade_from.by_name))
+            inputs = replace(inputs, low_res=low_res_request(run, folders[1], remade_from))
         counted = _with_steps(run, stage, pixels, held_out)
         if counted is None:
             return None
         parent = find_parent(run, stage, folder)
-        sha256 = parent.sha256 if parent else None
-        loras[stage] = lora_request(counted, stage, folder, inputs.by_name, prompts, sha256)
-        requests += [*inputs.by_name.values(), loras[stage]]
+        loras[stage] = lora_request(counted, stage, folder, inputs, prompts, parent.pinned.sha256 if parent else None)
+        requests += [*inputs.by_field.values(), loras[stage]]
     sampled_from = SampleInputs(
         text_embeds=embeds,
         eval_set=held_out,
-        loras=loras,
+        stage1_lora=loras.get(1),
+        stage2_lora=loras.get(2),
         conditioning=conditioning,
         eval_conditioning=eval_conditioning,
     )
-    samples = samples_request(run, prompts, folders, sampled_from.by_name)
-    bundled = BundleInputs[Identity](image_index=index, cascade_samples=samples, loras=loras)
-    bundle = bundle_request(bundled.by_name)
+    samples = samples_request(run, prompts, folders, sampled_from)
+    bundled = BundleInputs[Identity](
+        image_index=index, cascade_samples=samples, stage1_lora=loras.get(1), stage2_lora=loras.get(2)
+    )
+    bundle = bundle_request(bundled)
     return {request.kind: request for request in [*requests, samples, bundle]}
 
 

@@ -1,7 +1,7 @@
 """docs/config.md, written from the configuration models: `python -m deepfloyd_core.config.reference > docs/config.md`."""
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, Literal, get_args, get_origin
 
 from pydantic.fields import FieldInfo
@@ -12,10 +12,12 @@ from deepfloyd_core.config.data_blocks import AspectBucket, CaptionShuffle, Capt
 from deepfloyd_core.config.data_sets import ConditioningSet, ImageDataset, TextEmbedBackend
 from deepfloyd_core.config.keys import Reader, effect_of
 from deepfloyd_core.config.place import Place
+from deepfloyd_core.config.run import GROUPS as RUN_GROUPS
 from deepfloyd_core.config.run import RunConfig
 from deepfloyd_core.config.simpletuner_data import DATA_ALIASES, DATA_IGNORED, DATA_REFUSED
 from deepfloyd_core.config.simpletuner_options import ALIASES, DATA_DEFAULTS, IGNORED, REFUSED, SWITCHES, WORKS, Refusal
-from deepfloyd_core.config.stage import GROUPS, StageConfig
+from deepfloyd_core.config.stage import GROUPS as STAGE_GROUPS
+from deepfloyd_core.config.stage import StageConfig
 
 _SECTIONS: tuple[tuple[str, type[Spec], str], ...] = (
     ("The run file", RunConfig, "Top level of the TOML or JSON file."),
@@ -46,6 +48,8 @@ _SECTIONS: tuple[tuple[str, type[Spec], str], ...] = (
     ),
     ("Text embeds in the data file", TextEmbedBackend, "Accepted so that SimpleTuner's files work unchanged."),
 )
+
+_GROUPS: dict[type[Spec], tuple[type[Spec], ...]] = {RunConfig: RUN_GROUPS, StageConfig: STAGE_GROUPS}
 
 
 # Who reads a key, in words.
@@ -83,12 +87,22 @@ def render() -> str:
     ]
     for title, model, intro in _SECTIONS:
         lines += [f"## {title}", "", intro, ""]
-        for group in GROUPS if model is StageConfig else (model,):
-            lines += [f"### {(group.__doc__ or '').rstrip('.')}", ""] if model is StageConfig else []
+        for heading, fields in _grouped(model):
+            lines += [f"### {heading}", ""] if heading else []
             lines += ["| key | type | default | meaning | a change makes anew |", "|---|---|---|---|---|"]
-            lines += [_row(name, field) for name, field in group.model_fields.items() if not _is_said(model, name)]
+            lines += [_row(name, field) for name, field in fields.items() if not _is_said(model, name)]
             lines.append("")
     return "\n".join([*lines, *_simpletuner()])
+
+
+def _grouped(model: type[Spec]) -> Iterator[tuple[str, dict[str, FieldInfo]]]:
+    """The keys of a model that are in none of its groups, and those of each group under its heading."""
+    groups = _GROUPS.get(model, ())
+    grouped = {name for group in groups for name in group.model_fields}
+    if own := {name: field for name, field in model.model_fields.items() if name not in grouped}:
+        yield "", own
+    for group in groups:
+        yield (group.__doc__ or "").rstrip("."), dict(group.model_fields)
 
 
 def _simpletuner() -> list[str]:

@@ -1,4 +1,5 @@
-"""The run file: one frozen model for the whole pipeline, with SimpleTuner's key names and units.
+"""The run file: one frozen model for the whole pipeline, with SimpleTuner's key names and units. Three groups of its keys
+have modules of their own, for jobs that need them alone.
 
 Training keys written at the top level apply to both stages; a `[stage1]` or `[stage2]` table overrides them. A flat file
 (SimpleTuner's config.json) trains the one stage that its `model_type` or `model_flavour` names.
@@ -7,26 +8,27 @@ Training keys written at the top level apply to both stages; a `[stage1]` or `[s
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from deepfloyd_core.config.base import HomePath, Spec
+from deepfloyd_core.config.base import HomePath
 from deepfloyd_core.config.cluster import cluster_fault
 from deepfloyd_core.config.data_sets import ImageDataset
-from deepfloyd_core.config.extras import Quantization, missing_extra, quantization_fault
+from deepfloyd_core.config.extras import missing_extra, quantization_fault
 from deepfloyd_core.config.flavours import PUBLISHED, UPSCALE, Flavour, Stage
-from deepfloyd_core.config.keys import CONTENT, CROPS, LORA, NOTHING, VERDICT, Reader, key
+from deepfloyd_core.config.keys import CONTENT, CROPS, LORA, NOTHING, VERDICT, key
+from deepfloyd_core.config.run_machine import Machine
+from deepfloyd_core.config.run_text import TextKeys
+from deepfloyd_core.config.run_validation import ValidationKeys
 from deepfloyd_core.config.stage import StageConfig
 from deepfloyd_core.config.stage_run import device_fault
-from deepfloyd_core.config.stage_sampling import SAMPLED
 from deepfloyd_core.errors import ConfigError
 
-TOKENS = 77  # rows of text that IF was trained with
-_ENCODED: tuple[Reader, ...] = ("embeds", "generated")
+GROUPS = (TextKeys, ValidationKeys, Machine)
 
 
-class RunConfig(Spec):
+class RunConfig(TextKeys, ValidationKeys, Machine):
     """One run of the pipeline."""
 
     workspace: HomePath = key(says="Directory that holds every artifact of the run.", makes=NOTHING)
@@ -77,80 +79,6 @@ class RunConfig(Spec):
         says="Pixels (MiB) in one Parquet shard; one Prefect task makes one shard in memory.",
         makes=("pixels",),
     )
-    text_encoder_dtype: Literal["fp32", "bf16"] = key(
-        "bf16", says="dtype in which T5 runs and its output is stored; never fp16, which overflows.", makes=_ENCODED
-    )
-    text_encoder_quantization: Quantization = key(
-        "none",
-        says="T5's weights in 8 or 4 bits (torchao): a half or a quarter of the memory, less exact.",
-        makes=_ENCODED,
-    )
-    tokenizer_max_length: int = key(
-        TOKENS, ge=TOKENS, le=512, says="Tokens of a caption; IF was trained with 77, more is a risk.", makes=_ENCODED
-    )
-    embed_compression: Literal["none", "packed"] = key(
-        "none",
-        says="How embeds are stored, both without loss: `packed` takes 36 % less and is read 10x slower.",
-        makes=("embeds",),
-    )
-    validation_prompt: str | Annotated[tuple[str, ...], Field(strict=False)] = key(
-        "",
-        says="Prompt (or prompts) of the samples; unset: the most frequent caption.",
-        makes=("embeds", "validation", "samples"),
-    )
-    validation_negative_prompt: str = key(
-        "", says="Negative prompt of the samples.", makes=("embeds", "low_res", *SAMPLED)
-    )
-    validation_resolution: str | int = key(
-        "64",
-        says="Sizes of Stage I's samples (width x height), e.g. 64 or 96x64, or several: 64,96x64. In a run of "
-        "Stage II alone, of Stage II's.",
-        makes=SAMPLED,
-    )
-    validation_seed: int = key(
-        0, ge=0, lt=2**32, says="Seed of the first sample; the next ones count up.", makes=("validation", "samples")
-    )
-    num_validation_images: int = key(
-        4,
-        ge=1,
-        le=4096,
-        says="Stage I samples for each prompt; with `controlnet` pictures that are followed.",
-        makes=("validation", "samples"),
-    )
-    num_upscaled_images: int = key(
-        4, ge=1, le=4096, says="How many of them Stage II upscales.", makes=("validation", "samples")
-    )
-    eval_clip_model: HomePath | None = key(
-        None,
-        says="Folder of a CLIP model (transformers', in safetensors): Stage II's held-out pictures are measured by "
-        "what it sees as well.",
-        makes=CONTENT,
-    )
-    eval_lpips_model: HomePath | None = key(
-        None,
-        says="File of LPIPS's weights (the `lpips` package's, in safetensors): Stage II's held-out pictures are "
-        "measured by it as well.",
-        makes=CONTENT,
-    )
-    sample_measure: Literal["drawn_world"] | None = key(
-        None,
-        says="`drawn_world`: measure the share of samples that show their prompt (flat shapes only).",
-        makes=("samples",),
-    )
-    # How it runs.
-    workers: int = key(
-        2, ge=1, le=256, says="Shards prepared at once, unless a cluster with an address decides.", makes=NOTHING
-    )
-    task_runner: Literal["threads", "processes", "ray", "dask"] = key(
-        "threads",
-        says="Where shards are made. `threads` start at once and keep 2 to 4 cores busy; `processes` any number.",
-        makes=NOTHING,
-    )
-    task_runner_address: str | None = key(
-        None,
-        says="Address of the Ray or Dask cluster; unset: one of `workers` on this machine, for the run.",
-        makes=NOTHING,
-    )
     decode_memory_mib: int = key(
         3072,
         ge=256,
@@ -163,36 +91,6 @@ class RunConfig(Spec):
         le=86_400,
         says="Seconds that judging one picture may take; more, and it is a ledger row, which a longer time tries again.",
         makes=NOTHING,
-    )
-    embed_file_mib: float = key(
-        256.0,
-        ge=0.1,
-        le=4096,
-        says="Embeds (MiB, before packing) in one file; a kill costs at most one.",
-        makes=("embeds",),
-    )
-    embed_batch_size: int = key(16, ge=1, le=4096, says="Captions in one forward pass of T5.", makes=NOTHING)
-    embed_workers: int = key(
-        1,
-        ge=1,
-        le=64,
-        says="Processes that encode at once, each with its own T5 and, where there are some, GPU.",
-        makes=NOTHING,
-    )
-    text_encoder_streaming: bool = key(
-        False,
-        says="Read T5 layer by layer: one layer is on the device at a time, read anew for every file of embeds.",
-        makes=NOTHING,
-    )
-    report_to: Literal["none", "tensorboard", "wandb", "tensorboard,wandb"] = key(
-        "none",
-        says="Where every step of a training is also shown: `tensorboard`, a folder in the workspace; `wandb`, "
-        "Weights & Biases, with a key or WANDB_MODE=offline in the environment.",
-        makes=NOTHING,
-    )
-    device: Literal["auto", "cpu", "cuda", "mps"] = key("auto", says="Where models run.", makes=NOTHING)
-    num_threads: int | None = key(
-        None, ge=1, says="Threads of torch on the CPU; unset: torch's own choice.", makes=NOTHING
     )
     stage1: StageConfig | None = Field(None, description="Stage I (text to 64 px).")
     stage2: StageConfig | None = Field(None, description="Stage II (64 to 256 px).")
@@ -262,11 +160,6 @@ class RunConfig(Spec):
         return tuple(present)
 
     @property
-    def trackers(self) -> tuple[str, ...]:
-        """Where a training is shown, beside the flow run."""
-        return () if self.report_to == "none" else tuple(self.report_to.split(","))
-
-    @property
     def paired(self) -> bool:
         """Whether Stage I follows pictures of their own."""
         return self.stage1 is not None and self.stage1.paired
@@ -282,26 +175,6 @@ class RunConfig(Spec):
         if config is None:
             raise ConfigError(f"This run has no stage {stage}: add a [stage{stage}] table with a model_flavour.")
         return config
-
-    @property
-    def sample_sizes_px(self) -> tuple[tuple[int, int], ...]:
-        """(width, height) of the samples, each once. Raises ValueError when they are not of the form 64 or 64,96x64."""
-        sizes = []
-        for text in str(self.validation_resolution).lower().split(","):
-            parts = text.strip().split("x")
-            if not all(part.isdecimal() for part in parts) or len(parts) > 2:
-                raise ValueError(
-                    f"validation_resolution is {self.validation_resolution!r}; give sizes, for example 64 or 64,96x64"
-                )
-            sizes.append((int(parts[0]), int(parts[-1])))
-        return tuple(dict.fromkeys(sizes))
-
-    @property
-    def prompts(self) -> tuple[str, ...]:
-        """The validation prompts; empty when the most frequent caption is to be used."""
-        if isinstance(self.validation_prompt, str):
-            return (self.validation_prompt,) if self.validation_prompt else ()
-        return self.validation_prompt
 
 
 def _stage2_size_fault(size: tuple[int, int], flavour: Flavour, said: str) -> str:

@@ -12,11 +12,13 @@ if TYPE_CHECKING:
 
 _COMPILERS = ("g++", "clang++", "c++")  # the first two are what inductor looks for, on Linux and macOS
 
+Precision = Literal["no", "bf16"]
+
 
 class RunKeys(Spec):
     """Precision, memory, speed and checkpoints."""
 
-    mixed_precision: Literal["no", "bf16"] = key(
+    mixed_precision: Precision = key(
         "bf16",
         says="dtype that the UNet computes in, and of its frozen weights.",
         makes=(*LORA, "low_res", "samples", "generated"),

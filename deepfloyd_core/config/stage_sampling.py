@@ -1,14 +1,11 @@
 """How a stage is sampled: in validations, for the bundle and by `generate`."""
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from pydantic import Field
 
 from deepfloyd_core.config.base import Spec
 from deepfloyd_core.config.keys import LORA, Reader, key
-
-if TYPE_CHECKING:
-    pass
 
 SAMPLED: tuple[Reader, ...] = ("validation", "samples", "generated")
 

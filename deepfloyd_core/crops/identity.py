@@ -5,8 +5,6 @@ stage alone can use, a rejected file or a stage that comes or goes leaves the cr
 a pass over the ledger for what is held out; the digests of what is trained on are in the index's summary.
 """
 
-from typing import Any
-
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -19,8 +17,9 @@ from deepfloyd_core.crops.eval_choice import EVAL_FORMAT, choose_held_out, chose
 from deepfloyd_core.crops.pixels import FORMAT
 from deepfloyd_core.files import canonical_json, sha256_bytes
 from deepfloyd_core.index.ledger import PAIR, PICTURE, ledger_batches
+from deepfloyd_core.index.summary import IndexSummary
 from deepfloyd_core.store.artifacts import Artifact, Request
-from deepfloyd_core.types import Identity
+from deepfloyd_core.types import Identity, Json
 
 KINDS = {"stage1_pixels": "stage1_conditioning", "eval_set": "eval_conditioning"}
 
@@ -34,7 +33,7 @@ def pixels_request(run: Run, index: Artifact, stage: Stage) -> Request:
         **_cropped(run, stage, "pixels"),
     }
     kind = f"stage{stage}_pixels"
-    return Request(kind, FORMAT, spec, {"pictures": index.summary["rows"][kind]})
+    return Request(kind, FORMAT, spec, {"pictures": index.summary(IndexSummary).rows[kind]})
 
 
 def eval_request(run: Run, index: Artifact) -> Request:
@@ -42,7 +41,7 @@ def eval_request(run: Run, index: Artifact) -> Request:
     out. Raises DataError as `choose_held_out`.
     """
     chosen, out = chosen_pictures(run, index, PICTURE), _held_out(run, index)
-    spec: dict[str, Any] = {"seed": run.config.seed}
+    spec: Json = {"seed": run.config.seed}
     inputs: dict[str, str] = {}
     for stage in run.config.stages:
         spec[f"stage{stage}"] = _cropped(run, stage, "eval_set")
@@ -64,7 +63,7 @@ def conditioning_request(run: Run, index: Artifact, pictures: Identity) -> Reque
     if pictures.kind == "eval_set":
         pairs, crops = _digest(run, 1, chosen_pictures(run, index, PAIR)), eval_identity(pictures, 1)
     else:
-        pairs, crops = index.summary["rows"][kind], pictures.name
+        pairs, crops = index.summary(IndexSummary).rows[kind], pictures.name
     return Request(kind, FORMAT, {}, {"pairs": pairs, "pictures": crops})
 
 
@@ -73,7 +72,7 @@ def _fed(run: Run, stage: Stage) -> list[ImageDataset]:
     return sorted((dataset for dataset in run.datasets if dataset.factor(stage)), key=lambda dataset: dataset.id)
 
 
-def _cropped(run: Run, stage: Stage, reader: Reader) -> dict[str, Any]:
+def _cropped(run: Run, stage: Stage, reader: Reader) -> Json:
     """The settings that decide a stage's crops, of each data set that feeds it the keys that are read."""
     return {
         "aspect_bucket_alignment": run.config.aspect_bucket_alignment,

@@ -12,7 +12,6 @@ from collections import defaultdict
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -34,6 +33,7 @@ from deepfloyd_core.crops.rows import (
     write_row_list,
 )  # fmt: skip
 from deepfloyd_core.crops.shards import ShardRow, open_shard, write_shard
+from deepfloyd_core.crops.summary import CropsSummary
 from deepfloyd_core.errors import DataError, StorageError
 from deepfloyd_core.files import atomic_path, sha256_bytes
 from deepfloyd_core.hashing import caption_id
@@ -186,14 +186,14 @@ def build_shard(shard: ShardPlan, out: Path, older: Artifact | None) -> ShardRes
     return ShardResult(len(planned), len(by_picture))
 
 
-def build_shards(layout: Layout, work: WorkDir, beside: Artifact | None = None) -> dict[str, Any]:
+def build_shards(layout: Layout, work: WorkDir, beside: Artifact | None = None) -> CropsSummary:
     """Make every shard of a layout in this thread and finish the artifact as `finish_pixels` does."""
     return finish_pixels(layout, [build_shard(shard, work.path, layout.older) for shard in layout.made], work, beside)
 
 
 def finish_pixels(
     layout: Layout, results: list[ShardResult], work: WorkDir, beside: Artifact | None = None
-) -> dict[str, Any]:
+) -> CropsSummary:
     """Link what is taken over, list the live rows, draw the contact sheet. Returns counts for the manifest.
 
     beside: an artifact with as many rows, which the sheet shows on the left of these.
@@ -206,15 +206,15 @@ def finish_pixels(
     pictures = write_row_list(layout.plans, layout.places, work.path / ROWS_FILE)
     _save_sheet([work.path / name for name in layout.files], work.path, beside)
     rows = sum(len(files) for files, _ in layout.places)
-    return {
-        "shards": len(layout.files),
-        "rows": rows,
-        "shown_per_epoch": pc.sum(read_row_list(work.path)["times"]).as_py() or 0,
-        "pictures": pictures,
-        "sizes": list(dict.fromkeys(f"{plan.size[0]}x{plan.size[1]}" for plan in layout.plans)),
-        "decoded": sum(result.decoded for result in results),
-        "shards_taken_over": len(layout.kept),
-    }
+    return CropsSummary(
+        shards=len(layout.files),
+        rows=rows,
+        shown_per_epoch=pc.sum(read_row_list(work.path)["times"]).as_py() or 0,
+        pictures=pictures,
+        sizes=tuple(dict.fromkeys(f"{plan.size[0]}x{plan.size[1]}" for plan in layout.plans)),
+        decoded=sum(result.decoded for result in results),
+        shards_taken_over=len(layout.kept),
+    )
 
 
 def _by_id(run: Run) -> dict[str, ImageDataset]:

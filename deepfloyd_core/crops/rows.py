@@ -54,7 +54,7 @@ def read_row_list(pixels: Path) -> pa.Table:
 
 def shard_files(pixels: Artifact, stage: Stage | None = None) -> list[Path]:
     """The Parquet files of a pixel artifact (of one stage, for the eval set), in the order of their numbers."""
-    names = sorted(entry["path"] for entry in pixels.manifest["files"])
+    names = sorted(entry.path for entry in pixels.manifest.files)
     return [pixels.path / name for name in names if fnmatch(name, f"stage{stage or '*'}-*.parquet")]
 
 

@@ -2,7 +2,6 @@
 
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any
 
 import pyarrow as pa
 
@@ -11,8 +10,10 @@ from deepfloyd_core.config.keys import read_by
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.errors import ArtifactError
 from deepfloyd_core.index.scan import data_digest, has_heif
+from deepfloyd_core.index.summary import IndexSummary
 from deepfloyd_core.sources.picture_bytes import HAS_HEIF
 from deepfloyd_core.store.artifacts import Request, find
+from deepfloyd_core.types import Json
 
 FORMAT = 13
 MORE_TIME = "decode_timeout_s"  # in the spec of an index that gives late pictures more time
@@ -24,17 +25,16 @@ def index_request(run: Run, found: pa.Table) -> Request:
     Of an index that has pictures that took too long, a longer `decode_timeout_s` makes another.
     """
     request = Request("image_index", FORMAT, index_spec(run, found), {"data": data_digest(found)})
-    before, summary = find(run.workspace, request), dict[str, Any]()
+    before, summary = find(run.workspace, request), None
     with suppress(ArtifactError):  # of a damaged one nothing is known, and it is made again
-        summary = before.summary if before else summary
-    late = summary.get("reasons", {}).get("timeout")
-    if not late or summary["decode_timeout_s"] >= run.config.decode_timeout_s:
+        summary = before.summary(IndexSummary) if before else None
+    if summary is None or "timeout" not in summary.reasons or summary.decode_timeout_s >= run.config.decode_timeout_s:
         return request
     # What took too long then is tried with more time; an index without such rows is the same for any time.
     return replace(request, spec=request.spec | {MORE_TIME: run.config.decode_timeout_s})
 
 
-def index_spec(run: Run, found: pa.Table) -> dict[str, Any]:
+def index_spec(run: Run, found: pa.Table) -> Json:
     return {
         "datasets": {dataset.id: _index_spec(run, dataset) for dataset in run.datasets},
         "stages": list(run.config.stages),
@@ -45,7 +45,7 @@ def index_spec(run: Run, found: pa.Table) -> dict[str, Any]:
     }
 
 
-def _index_spec(run: Run, dataset: ImageDataset) -> dict[str, Any]:
+def _index_spec(run: Run, dataset: ImageDataset) -> Json:
     spec = read_by(dataset, "index")
     if dataset.parquet is not None:
         spec["parquet"]["path"] = None  # its captions are in the data

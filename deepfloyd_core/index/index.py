@@ -6,7 +6,6 @@ What an older index of the same settings said of the same bytes is taken over, s
 
 import logging
 from dataclasses import replace
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,10 +15,10 @@ from deepfloyd_core.config.run import Run
 from deepfloyd_core.files import atomic_path
 from deepfloyd_core.index.judge import Entry, Verdict, judge, look, refused
 from deepfloyd_core.index.ledger import (
-    AS_ASKED,
     INDEX_FILE,
     Row,
     count_rows,
+    left_out_as_asked,
     part_schema,
     row_digests,
     take_examples,
@@ -29,6 +28,7 @@ from deepfloyd_core.index.looks import looks_of
 from deepfloyd_core.index.older_verdicts import older_verdicts
 from deepfloyd_core.index.scan import others_of
 from deepfloyd_core.index.sheets import save_rejected, save_twins
+from deepfloyd_core.index.summary import IndexSummary
 from deepfloyd_core.processes.pool import Children, Limits, Lost
 from deepfloyd_core.store.artifacts import WorkDir
 from deepfloyd_core.store.parts import finish_part, part_is_whole
@@ -47,8 +47,8 @@ def judges(run: Run) -> Children:
 
 def build_index(
     run: Run, found: pa.Table, children: Children, work: WorkDir, report: Report = no_report
-) -> dict[str, Any]:
-    """Judge every scanned file and write the ledger. Returns counts by status and reason."""
+) -> IndexSummary:
+    """Judge every scanned file and write the ledger."""
     older = older_verdicts(run, found, work.workspace)
     parts = [work.path / f".ledger-{start:09d}.parquet" for start in range(0, len(found), BLOCK)]
     for number, part in enumerate(parts):
@@ -63,21 +63,21 @@ def build_index(
     groups, captions = finish_ledger(run, parts, len(found), work.path)
     before = len(found) - older.place.null_count
     readable = len(found) - found["sha256"].null_count
-    summary = count_rows(work.path / INDEX_FILE)
-    left_out = sum(summary["reasons"].get(reason, 0) for reason in AS_ASKED)
-    save_rejected(run, summary["rejected"] - left_out, work.path, children)
+    counts = count_rows(work.path / INDEX_FILE)
+    save_rejected(run, counts.rejected - left_out_as_asked(counts), work.path, children)
     save_twins(run, groups, work.path, children)
-    return summary | {
-        "twin_groups": len(groups),
-        "twins": sum(len(members) - 1 for members in groups),
-        "judged_now": readable - before,
-        "judged_before": before,
-        "captions_per_picture": captions,
-        "examples": take_examples(work.path / INDEX_FILE),
-        "decode_timeout_s": run.config.decode_timeout_s,
-        "other_files": others_of(found),
-        "rows": row_digests(work.path / INDEX_FILE, run.config.paired),
-    }
+    return IndexSummary(
+        **dict(counts),
+        twin_groups=len(groups),
+        twins=sum(len(members) - 1 for members in groups),
+        judged_now=readable - before,
+        judged_before=before,
+        captions_per_picture=captions,
+        examples=take_examples(work.path / INDEX_FILE),
+        decode_timeout_s=run.config.decode_timeout_s,
+        other_files=others_of(found),
+        rows=row_digests(work.path / INDEX_FILE, run.config.paired),
+    )
 
 
 def _judge_block(run: Run, entries: list[Entry], known: list[Verdict | None], children: Children) -> list[Row]:

@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -17,10 +16,9 @@ import pyarrow.parquet as pq
 from deepfloyd_core.arrow import table_digest
 from deepfloyd_core.config.flavours import STAGES, Stage
 from deepfloyd_core.errors import DataError
+from deepfloyd_core.index.summary import CaptionCounts, IndexSummary, LedgerCounts
 from deepfloyd_core.store.artifacts import Artifact
 from deepfloyd_core.store.counts import many
-
-CaptionCounts = dict[str, dict[str, int]]  # of each data set: how many pictures have "1", "2", ... captions
 
 INDEX_FILE = "index.parquet"
 ROWS_AT_ONCE = 4096
@@ -161,27 +159,27 @@ def count_captions(rows: pa.Table, counts: CaptionCounts) -> None:
     pairs = zip(rows["dataset_id"].to_pylist(), pc.list_value_length(rows["captions"]).to_pylist(), strict=True)
     for (name, captions), pictures in Counter(pairs).items():
         of_set = counts.setdefault(name, {})
-        of_set[str(captions)] = of_set.get(str(captions), 0) + pictures
+        of_set[captions] = of_set.get(captions, 0) + pictures
 
 
-def take_examples(ledger: Path) -> dict[str, list[str]]:
+def take_examples(ledger: Path) -> dict[str, tuple[str, str]]:
     """Of each reason for a rejection the first file of which more is known: its name and the detail."""
-    found: dict[str, list[str]] = {}
+    found: dict[str, tuple[str, str]] = {}
     with pq.ParquetFile(ledger, pre_buffer=False) as file:
         for batch in file.iter_batches(columns=["status", "reason", "source", "detail"]):
             own = batch.filter(pc.and_(pc.equal(batch["status"], "rejected"), pc.is_valid(batch["detail"])))
             for reason in set(pc.unique(own["reason"]).to_pylist()) - set(found):
                 first = pc.index(own["reason"], reason).as_py()
-                found[reason] = [own[name][first].as_py() for name in ("source", "detail")]
+                found[reason] = own["source"][first].as_py(), own["detail"][first].as_py()
     return dict(sorted(found.items()))
 
 
-def captions_left_out(counts: CaptionCounts, repeats: Mapping[str, int]) -> list[str]:
+def captions_left_out(counts: Mapping[str, Mapping[int, int]], repeats: Mapping[str, int]) -> list[str]:
     """A line for each data set with pictures that have more captions than `repeats + 1` passes can show."""
     lines = []
     for name, of_set in sorted(counts.items()):
         passes = repeats[name] + 1
-        more = {int(captions): pictures for captions, pictures in of_set.items() if int(captions) > passes}
+        more = {captions: pictures for captions, pictures in of_set.items() if captions > passes}
         if more:
             shown = "the first alone is" if passes == 1 else f"the first {passes} are"
             have = many(sum(more.values()), "picture has", "pictures have")
@@ -192,30 +190,35 @@ def captions_left_out(counts: CaptionCounts, repeats: Mapping[str, int]) -> list
     return lines
 
 
-def count_rows(ledger: Path) -> dict[str, Any]:
-    """Counts that the manifest and the UI show."""
+def count_rows(ledger: Path) -> LedgerCounts:
+    """How many rows there are of each kind."""
     table = pq.read_table(ledger, columns=["status", "reason", "stage1_reason", "stage2_reason", "bytes"])
     accepted = table.filter(pc.equal(table["status"], "accepted"))
     reasons = Counter(reason for reason in table["reason"].drop_null().to_pylist())
-    return {
-        "inputs": len(table),
-        "accepted": len(accepted),
-        "rejected": len(table) - len(accepted),
-        "reasons": dict(sorted(reasons.items())),
-        "stage1": accepted["stage1_reason"].null_count,
-        "stage2": accepted["stage2_reason"].null_count,
-        "bytes": pc.sum(table["bytes"]).as_py(),
-    }
+    return LedgerCounts(
+        inputs=len(table),
+        accepted=len(accepted),
+        rejected=len(table) - len(accepted),
+        reasons=dict(sorted(reasons.items())),
+        stage1=accepted["stage1_reason"].null_count,
+        stage2=accepted["stage2_reason"].null_count,
+        bytes=pc.sum(table["bytes"]).as_py(),
+    )
 
 
-def check_share(summary: dict[str, Any], max_rejected_share: float, ledger: Path) -> None:
+def left_out_as_asked(counts: LedgerCounts) -> int:
+    """How many of the rejected pictures the data file asked to leave out."""
+    return sum(counts.reasons.get(reason, 0) for reason in AS_ASKED)
+
+
+def check_share(summary: IndexSummary, max_rejected_share: float, ledger: Path) -> None:
     """Raises DataError when too large a share was rejected, or nothing is left."""
-    reasons = ", ".join(f"{count} {reason}" for reason, count in summary["reasons"].items())
-    if not summary["accepted"]:
-        all_of_them = "The only picture was" if summary["inputs"] == 1 else f"All {summary['inputs']} pictures were"
+    reasons = ", ".join(f"{count} {reason}" for reason, count in summary.reasons.items())
+    if not summary.accepted:
+        all_of_them = "The only picture was" if summary.inputs == 1 else f"All {summary.inputs} pictures were"
         raise DataError(f"{all_of_them} rejected ({reasons}). {_most(summary)}The ledger is {ledger}.")
-    left_out = sum(summary["reasons"].get(reason, 0) for reason in AS_ASKED)
-    rejected, inputs = summary["rejected"] - left_out, summary["inputs"] - left_out
+    left_out = left_out_as_asked(summary)
+    rejected, inputs = summary.rejected - left_out, summary.inputs - left_out
     share = rejected / inputs
     if share > max_rejected_share:
         were = "was" if rejected == 1 else "were"
@@ -226,10 +229,10 @@ def check_share(summary: dict[str, Any], max_rejected_share: float, ledger: Path
         )
 
 
-def _most(summary: dict[str, Any]) -> str:
+def _most(summary: IndexSummary) -> str:
     """An example of the most frequent reason, as a sentence; empty where no more is known of it."""
-    reason = max(summary["reasons"], key=lambda name: summary["reasons"][name], default="")
-    source, detail = summary["examples"].get(reason, ("", ""))
+    reason = max(summary.reasons, key=lambda name: summary.reasons[name], default="")
+    source, detail = summary.examples.get(reason, ("", ""))
     return f"For example {source}: {in_words(reason, detail)}. " if detail else ""
 
 

@@ -21,10 +21,10 @@ from deepfloyd_core.index.ledger import (
     LOOK_BYTES,
     LOOKS_FILE,
     SCHEMA,
-    CaptionCounts,
     count_captions,
     schema,
 )
+from deepfloyd_core.index.summary import CaptionCounts
 from deepfloyd_core.index.twins import Member, group_alike
 from deepfloyd_core.pictures.draws import hash_units, image_keys
 

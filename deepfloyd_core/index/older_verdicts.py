@@ -4,7 +4,6 @@ from dataclasses import dataclass, fields
 from functools import reduce
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +25,7 @@ from deepfloyd_core.index.ledger import (
 from deepfloyd_core.index.left_out import read_looks
 from deepfloyd_core.sources.picture_bytes import HAS_HEIF
 from deepfloyd_core.store.artifacts import Artifact, newest
+from deepfloyd_core.types import Json
 
 # What a picture's bytes and the settings alone decide. Other reasons are judged anew: they may have gone away.
 _LASTING = (
@@ -64,7 +64,7 @@ def older_verdicts(run: Run, found: pa.Table, workspace: Path) -> Older:
     names = [field.name for field in fields(Verdict) if field.name != "look"]
     columns = [name for name in schema(run.config.paired).names if name in (*names, *_PICTURE)]
     table, looks = schema(run.config.paired).empty_table().select(columns), None
-    if older and _judging(older.manifest["spec"]) == _judging(index_spec(run, found)) and _same_decoder(older):
+    if older and _judging(older.spec) == _judging(index_spec(run, found)) and _same_decoder(older):
         table, looks = _read_older(older, columns) or (table, looks)
     table = table.append_column("row", pa.array(np.arange(len(table))))
     of_bytes = pc.or_(pc.is_null(table["reason"]), pc.is_in(table["reason"], pa.array([*_LASTING, *_BESIDE])))
@@ -97,12 +97,12 @@ def _bytes(table: pa.Table, image: str) -> pa.ChunkedArray:
 
 
 def _same_decoder(index: Artifact) -> bool:
-    packages = index.manifest["provenance"]["packages"]
+    packages = index.manifest.provenance.packages
     heif = ["pillow-heif"] if HAS_HEIF else []
     return all(packages.get(name) == metadata.version(name) for name in ("pillow", *heif))
 
 
-def _judging(spec: dict[str, Any]) -> dict[str, Any]:
+def _judging(spec: Json) -> Json:
     """The part of an index's spec that decides verdicts: all but captions, limits on how many are used, and stages."""
     beside = {"seed"} | keys_of(ImageDataset, "index") - keys_of(ImageDataset, "verdict")
     datasets = {

@@ -1,7 +1,9 @@
 """The loss of a training on pictures that it was not trained on: the same figures for the terminal, the log and the UI."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
+
+from deepfloyd_core.store.manifest import Summary
 
 
 @dataclass(frozen=True)
@@ -26,18 +28,26 @@ class LossChange:
         return f"{mean:+.4f}{ends}"
 
 
-def loss_changes(summary: dict[str, Any]) -> list[LossChange]:
-    """Of a LoRA's summary, against the base first; none where no picture was held out."""
-    changes = []
-    if "eval_loss_base" in summary:
-        gain = tuple(summary["eval_gain"])
-        changes.append(LossChange("base", summary["eval_loss_base"], summary["eval_loss"], gain))
-    if "eval_loss_parent" in summary:
-        gain = tuple(summary["eval_gain_on_parent"])
-        changes.append(LossChange("parent", summary["eval_loss_parent"], summary["eval_loss"], gain))
-    return changes
+class HeldOutLosses(Summary):
+    """The mean losses of a training on the held-out pictures; None where none is held out."""
 
+    eval_loss_base: float | None = None
+    eval_loss: float | None = None  # of the trained model
+    eval_gain: tuple[float, ...] | None = None  # mean fall since the base, and its 95 % interval
+    eval_overfit_gap: float | None = None  # how much more it fell on pictures that were trained on
+    eval_loss_parent: float | None = None  # of the weights that the training started from
+    eval_gain_on_parent: tuple[float, ...] | None = None
 
-def losses_by_timestep(summary: dict[str, Any]) -> list[dict[str, Any]]:
-    """Of a LoRA's summary a row for each timestep that held-out pictures were measured at: t, base, tuned."""
-    return [{"t": t, "base": base, "tuned": tuned} for t, (base, tuned) in summary.get("eval_by_t", {}).items()]
+    @property
+    def changes(self) -> list[LossChange]:
+        """Against the base first; none where no picture was held out."""
+        since: tuple[tuple[Literal["base", "parent"], float | None, tuple[float, ...] | None], ...] = (
+            ("base", self.eval_loss_base, self.eval_gain),
+            ("parent", self.eval_loss_parent, self.eval_gain_on_parent),
+        )
+        after = self.eval_loss
+        return [
+            LossChange(name, before, after, gain)
+            for name, before, gain in since
+            if before is not None and after is not None and gain is not None
+        ]

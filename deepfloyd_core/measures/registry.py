@@ -6,7 +6,7 @@ cards follow from the rows. `SAMPLES_FORMAT` of `sampling.identity` counts up wi
 
 from pathlib import Path
 
-from deepfloyd_core.config.run import RunConfig
+from deepfloyd_core.config.run_validation import ValidationKeys
 from deepfloyd_core.measures.clip import CLIP
 from deepfloyd_core.measures.lpips import LPIPS
 from deepfloyd_core.measures.measure import Against, Measure, Network
@@ -59,7 +59,7 @@ def measures_against(against: Against) -> tuple[Measure, ...]:
     return tuple(measure for measure in MEASURES if measure.against == against)
 
 
-def networks_of(config: RunConfig) -> list[tuple[Network, Path]]:
+def networks_of(config: ValidationKeys) -> list[tuple[Network, Path]]:
     """The networks that a run file has weights for, and the paths of these."""
     paths = {network: getattr(config, network.key) for network in NETWORKS}
     return [(network, Path(path)) for network, path in paths.items() if path is not None]

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from deepfloyd_core.measures.figures import UpscalingFigures
 from deepfloyd_core.measures.measure import Against, Measure
 from deepfloyd_core.measures.pixel import FEWEST
 from deepfloyd_core.measures.registry import measures_against
@@ -18,12 +18,12 @@ class MeasureTable:
     title: str
     key: str  # of its page in the UI
     against: Against
-    summary: dict[str, Any]  # what `upscaling.measure_upscalers` or `measure_samples` returned
+    figures: UpscalingFigures
 
     @property
     def measures(self) -> tuple[Measure, ...]:
         """Those that have figures, in the order of their columns."""
-        _, means = next(iter(self.summary["upscaled"].items()))
+        means = next(iter(self.figures.upscaled.values()))
         return tuple(measure for measure in measures_against(self.against) if measure.name in means)
 
     @property
@@ -31,37 +31,30 @@ class MeasureTable:
         """The measure whose gains tables show: the first that has any."""
         return next(measure for measure in measures_against(self.against) if measure.gains)
 
-    def rows(self) -> list[dict[str, Any]]:
+    def rows(self) -> list[dict[str, str | float | None]]:
         """A row for each noise level and method: its means under their meaning, and what the tuned model gains on it."""
-        rows, head = [], f"tuned gains on it: {self.main.words}"
-        for level, figures in by_noise_level(self.summary).items():
-            for method in (method for method in UPSCALED_BY if method in figures["upscaled"]):
-                means, gain = figures["upscaled"][method], figures["gain"].get(method)
+        rows: list[dict[str, str | float | None]] = []
+        head = f"tuned gains on it: {self.main.words}"
+        for level, figures in self.figures.by_level.items():
+            for method in (method for method in UPSCALED_BY if method in figures.upscaled):
+                means, gain = figures.upscaled[method], figures.gain.get(method)
                 cells = {measure.meaning: means[measure.name] for measure in self.measures}
                 gains = gained(gain[self.main.name], self.main.unit) if gain else ""
                 rows.append({"noise level": level, "upscaled by": method, **cells, head: gains})
         return rows
 
 
-def measure_tables(samples: dict[str, Any]) -> list[MeasureTable]:
-    """The tables that the summary of cascade samples has figures for."""
-    tables = (
-        MeasureTable("Stage II on held-out pictures", "stage2-measures", "truth", samples),
-        MeasureTable(
-            "Stage II on held-out pictures, low-res spoilt as in training", "stage2-spoilt-measures", "truth",
-            samples.get("spoilt", {}),
-        ),
-        MeasureTable(
-            "Stage II on Stage I's samples", "stage2-sample-measures", "sample", samples.get("upscaled_samples", {})
-        ),
-    )  # fmt: skip
-    return [table for table in tables if "upscaled" in table.summary]
-
-
-def by_noise_level(summary: dict[str, Any]) -> dict[int, dict[str, Any]]:
-    """The `upscaled` and `gain` of each noise level of such a summary."""
-    others = summary.get("other_levels", {}).items()
-    return {summary["noise_level"]: summary, **{int(level): figures for level, figures in others}}
+def measure_tables(
+    held_out: UpscalingFigures | None, spoilt: UpscalingFigures | None, samples: UpscalingFigures | None
+) -> list[MeasureTable]:
+    """The tables of those figures that there are: of held-out pictures, of the same spoilt, of Stage I's samples."""
+    spoilt_title = "Stage II on held-out pictures, low-res spoilt as in training"
+    tables: tuple[tuple[str, str, Against, UpscalingFigures | None], ...] = (
+        ("Stage II on held-out pictures", "stage2-measures", "truth", held_out),
+        (spoilt_title, "stage2-spoilt-measures", "truth", spoilt),
+        ("Stage II on Stage I's samples", "stage2-sample-measures", "sample", samples),
+    )
+    return [MeasureTable(title, key, against, figures) for title, key, against, figures in tables if figures]
 
 
 def gained(values: Sequence[float], unit: str) -> str:

@@ -24,6 +24,7 @@ from deepfloyd_core.crops.shards import ShardRow, open_shard, read_rows
 from deepfloyd_core.diffusion.loss import low_res, to_bytes, to_model_range
 from deepfloyd_core.files import atomic_path
 from deepfloyd_core.measures.comparison import Compared, Picture, enlarged
+from deepfloyd_core.measures.figures import LevelFigures, UpscalingFigures
 from deepfloyd_core.measures.files import DETAIL_SHEET, EVAL_FILE, EVAL_SHEET, SPOILT_SHEETS
 from deepfloyd_core.measures.measure import Against, Enlargement, Look, Measure, Outputs
 from deepfloyd_core.measures.pixel import mean, mean_and_interval
@@ -33,6 +34,7 @@ from deepfloyd_core.measures.upscaling_sheets import save_sheets
 PLAIN = ("bilinear", "bicubic")  # enlargements without a model
 # What the low-res pictures are: downscales of the truth, the same spoilt as in training, or Stage I's samples.
 HELD_OUT, SPOILT, SAMPLED = "held-out", "spoilt", "stage1"
+_FIELDS = {HELD_OUT: "held_out", SPOILT: "spoilt"}  # of `SamplesSummary`
 _SHEETS = {HELD_OUT: (EVAL_SHEET, DETAIL_SHEET), SPOILT: SPOILT_SHEETS}
 _TITLES = {HELD_OUT: "Stage II on held-out pictures", SPOILT: "Stage II on held-out pictures, low-res spoilt"}
 _SCHEMA = pa.schema(
@@ -51,16 +53,14 @@ SetFigures = Mapping[str, Mapping[Enlargement, float | None]]  # of the measures
 def measure_upscalers(
     files: list[Path], upscalers: Mapping[str, Callable[[], Upscaler]], levels: Sequence[int], out: Path,
     samples: Sequence[Row] = (), looks: Sequence[Look] = (), spoil: Spoiler | None = None,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, UpscalingFigures]:  # fmt: skip
     """Measure each upscaler, and plain enlargements, on the pictures of some files; each is made when its turn comes.
 
     levels: of noise on the low-res picture, 0 to 999, the one of most interest first; plain enlargements have none. looks:
     the networks that measure as well. Writes eval.png and eval_details.png at the first level, and eval.parquet with a row
-    for each picture, method and level, and the rows of `measure_samples`. Returns that level as `noise_level`; `upscaled`,
-    the means for each method, and `gain`, by how much the last upscaler is better than each other method: mean and, of
-    enough pictures, its 95 % interval. `other_levels` has both of each other level, if there is one. With `spoil` the same
-    is measured once more at the first level, of low-res pictures that it spoilt, with sheets of its own, and returned as
-    `spoilt`; consistency is that with the true low-res picture.
+    for each picture, method and level, and the rows of `measure_samples`. Returns the figures as `held_out`. With `spoil`
+    the same is measured once more at the first level, of low-res pictures that it spoilt, with sheets of its own, and
+    returned as `spoilt`; consistency is that with the true low-res picture.
     """
     truth = [(open_shard(file).all(), read_rows(file)) for file in files]  # one file, and one batch, a size
     small = {HELD_OUT: [low_res(to_model_range(torch.from_numpy(pixels))) for pixels, _ in truth]}
@@ -72,7 +72,7 @@ def measure_upscalers(
     truths, methods = _flat([torch.from_numpy(pixels) for pixels, _ in truth]), [*PLAIN, *upscalers]
     low = {kind: _flat([to_bytes(part) for part in parts]) for kind, parts in small.items()}
     tables: dict[str, list[Row]] = {}
-    summaries = {}
+    summaries: dict[str, UpscalingFigures] = {}
     for kind, pictures in enlargements.items():
         outputs = Outputs(pictures, truths)
         tables[kind], of_sets = _table(kind, names, outputs, low[HELD_OUT], looks)
@@ -80,21 +80,21 @@ def measure_upscalers(
         whole, details = (out / name for name in _SHEETS[kind])
         save_sheets([("low-res", low[kind]), *shown, ("truth", truths)], _TITLES[kind], whole, details)
         summary = partial(summary_of, against="truth", of_sets=of_sets)
-        summaries[kind] = _by_level(tables[kind], methods, at[kind], summary)
+        summaries[_FIELDS[kind]] = _by_level(tables[kind], methods, at[kind], summary)
     with atomic_path(out / EVAL_FILE) as tmp:
         rows = [row for table in (*tables.values(), samples) for row in table]
         pq.write_table(pa.Table.from_pylist(rows, _SCHEMA), tmp)
-    return {**summaries.pop(HELD_OUT), **summaries}
+    return summaries
 
 
 def measure_samples(
     names: Sequence[str], small: Sequence[torch.Tensor], upscaled: Mapping[tuple[str, int], Sequence[torch.Tensor]],
     levels: Sequence[int],
-) -> tuple[list[Row], dict[str, Any]]:  # fmt: skip
+) -> tuple[list[Row], UpscalingFigures]:  # fmt: skip
     """Measure what upscalers, and plain enlargements, made of Stage I's samples.
 
     names: of the samples; small: (C, h, w) each, in [-1, 1]; upscaled: for each method and noise level, (C, 4h, 4w) each.
-    Returns rows for eval.parquet, and a summary like that of `measure_upscalers`; its `gain` is in consistency.
+    Returns rows for eval.parquet, and the figures; their `gain` is in consistency.
     """
     pictures: dict[Enlargement, Sequence[torch.Tensor]] = {
         (method, None): [enlarged(picture[None], method)[0] for picture in small] for method in PLAIN
@@ -121,8 +121,8 @@ def measured(compared: Compared, against: Against) -> dict[str, float]:
 
 def summary_of(
     table: list[Row], methods: list[str], against: Against, of_sets: SetFigures | None = None
-) -> dict[str, Any]:
-    """The mean of each measure by method as `upscaled`, and as `gain` how much better the last method is than each other."""
+) -> LevelFigures:
+    """The mean of each measure by method, and how much better the last method is than each other."""
     sets = of_sets or {}
     by_method = {method: [row for row in table if row["way"] == method] for method in methods}
     measures = [
@@ -133,7 +133,7 @@ def summary_of(
     means = {
         method: {measure.name: _mean(measure, rows, sets) for measure in measures} for method, rows in by_method.items()
     }
-    return {"upscaled": means, "gain": _gain(by_method, [measure for measure in measures if measure.gains])}
+    return LevelFigures(upscaled=means, gain=_gain(by_method, [measure for measure in measures if measure.gains]))
 
 
 def _enlargements(
@@ -196,13 +196,19 @@ def _bytes(picture: torch.Tensor) -> np.ndarray:
 
 def _by_level(
     table: list[Row], methods: list[str], levels: Sequence[int],
-    summarise: Callable[[list[Row], list[str]], dict[str, Any]],
-) -> dict[str, Any]:  # fmt: skip
+    summarise: Callable[[list[Row], list[str]], LevelFigures],
+) -> UpscalingFigures:  # fmt: skip
     summaries = {
         level: summarise([row for row in table if row["noise_level"] in (None, level)], methods) for level in levels
     }
-    others = {str(level): summaries[level] for level in levels[1:]}
-    return {"noise_level": levels[0], **summaries[levels[0]], **({"other_levels": others} if others else {})}
+    first, *others = levels
+    own = summaries[first]
+    return UpscalingFigures(
+        noise_level=first,
+        upscaled=own.upscaled,
+        gain=own.gain,
+        other_levels={level: summaries[level] for level in others},
+    )
 
 
 def _mean(measure: Measure, rows: list[Row], of_sets: SetFigures) -> float | None:
@@ -215,13 +221,13 @@ def _mean(measure: Measure, rows: list[Row], of_sets: SetFigures) -> float | Non
     return round(part / whole, 4) if whole else None
 
 
-def _gain(by_method: dict[str, list[Row]], measures: Sequence[Measure]) -> dict[str, dict[str, list[float]]]:
+def _gain(by_method: dict[str, list[Row]], measures: Sequence[Measure]) -> dict[str, dict[str, tuple[float, ...]]]:
     """By how much the last method is better than each other one, paired picture by picture."""
     *others, last = by_method
 
-    def gain(measure: Measure, method: str) -> list[float]:
+    def gain(measure: Measure, method: str) -> tuple[float, ...]:
         pairs, sign = zip(by_method[last], by_method[method], strict=True), -1 if measure.better == "less" else 1
         more = [sign * (tuned[measure.name] - other[measure.name]) for tuned, other in pairs]
-        return [round(value, 4) for value in mean_and_interval(more)]
+        return tuple(round(value, 4) for value in mean_and_interval(more))
 
     return {method: {measure.name: gain(measure, method) for measure in measures} for method in others}

@@ -12,9 +12,10 @@ from deepfloyd_core.config.data_file import DataFile, load_data_file
 from deepfloyd_core.config.data_sets import ImageDataset
 from deepfloyd_core.config.flavours import Stage
 from deepfloyd_core.config.relative_paths import no_data_file, start_of_paths
-from deepfloyd_core.config.run import TOKENS, Run, RunConfig
+from deepfloyd_core.config.run import Run, RunConfig
 from deepfloyd_core.config.run_file import Written
 from deepfloyd_core.config.run_reader import read_written
+from deepfloyd_core.config.run_text import TOKENS
 from deepfloyd_core.errors import ConfigError, DeepFloydError, attempt, raise_together
 from deepfloyd_core.preflight.data_sets import (
     detector_fault,

@@ -19,16 +19,15 @@ from typing import Any, NoReturn
 
 from safetensors import SafetensorError
 
-from deepfloyd_core.config.run import RunConfig
 from deepfloyd_core.errors import DeepFloydError, Stop
 from deepfloyd_core.files import write_bytes
 from deepfloyd_core.processes.fork_server import die_with, fork_on_command
-from deepfloyd_core.processes.jobs import JOBS, STORAGE, Job, job_function
-from deepfloyd_core.store.artifacts import Artifact
+from deepfloyd_core.processes.jobs import ENTRIES, STORAGE, Job, JobRequest, JobResult, imported
 from deepfloyd_core.store.file_faults import FULL, storage_error, system_error
+from deepfloyd_core.store.manifest import Summary
 
 _FORKS = sys.platform == "linux"
-_REQUEST_BYTES = 65536
+_ORDER_BYTES = 65536
 
 
 def main(control_fd: str, _: str) -> None:
@@ -36,8 +35,8 @@ def main(control_fd: str, _: str) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # may reach the whole group; the parent decides
         signal.signal(number, signal.SIG_IGN)
     if _FORKS:
-        for function in JOBS.values():
-            importlib.import_module(function.split(":")[0])
+        for module in ENTRIES:
+            importlib.import_module(module)
         gc.freeze()  # the collector would write to pages that the children share
     starter = os.getpid()
     line_fd = fork_on_command(int(control_fd), signal.SIGTERM)
@@ -57,24 +56,27 @@ def child(line_fd: int, starter: int) -> NoReturn:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     die_with(starter, signal.SIGTERM)
     line = socket.socket(fileno=line_fd)
-    request, fds, _, _ = socket.recv_fds(line, _REQUEST_BYTES, 2)
+    order, fds, _, _ = socket.recv_fds(line, _ORDER_BYTES, 2)
     line.detach()  # after an error it is open until the process is gone: at its end the parent kills
-    if not request:
+    if not order:
         sys.exit(1)  # the parent is gone
     log_fd, _lock_fd = fds  # the lock is held by being open
     for number in (1, 2):
         os.dup2(log_fd, number)
     os.close(log_fd)
-    name, folder = json.loads(request)
-    code = do(name, Path(folder))
+    name, kind, folder = json.loads(order)
+    code = do(name, kind, Path(folder))
     os.close(line_fd)  # the result is there: the parent need not wait for the interpreter's end
     sys.exit(code)
 
 
-def do(name: str, out: Path) -> int:
-    """Do the job whose request is in a folder, and write its result there. Returns the exit code."""
+def do(name: str, kind: str, out: Path) -> int:
+    """Do the job whose request is in a folder, and write its result there. kind: MODULE:CLASS of the request.
+
+    Returns the exit code.
+    """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    request = json.loads((out / f".job-{name}.request").read_bytes())
+    request: JobRequest[Any] = imported(kind).model_validate_json((out / f".job-{name}.request").read_bytes())
     signal.signal(signal.SIGTERM, _on_sigterm)
     progress = (out / f".job-{name}.progress").open("w")
 
@@ -82,18 +84,16 @@ def do(name: str, out: Path) -> int:
         progress.write(json.dumps([done, total, line]) + "\n")
         progress.flush()
 
-    inputs = {key: Artifact(kind, fp, Path(path)) for key, (kind, fp, path) in request["inputs"].items()}
-    job = Job(RunConfig.model_validate(request["config"]), inputs, request["options"], out, report)
-    result: dict[str, Any] = {"error": None, "message": None, "summary": None}
     try:
-        result["summary"] = job_function(name)(job)
+        summary: Summary = imported(request.entry)(Job(request, out, report))
+        result = JobResult(summary=summary.record)
     except DeepFloydError as error:
-        result |= {"error": type(error).__name__, "message": str(error)}
+        result = JobResult(error=type(error).__name__, message=str(error))
     except Stop:
-        result |= {"error": "JobError", "message": f"The {name} job was stopped; run it again to continue."}
+        result = JobResult(error="JobError", message=f"The {name} job was stopped; run it again to continue.")
     except MemoryError:
         traceback.print_exc()
-        result |= {"error": "JobError", "message": f"The {name} job ran out of memory; its log is in {out}."}
+        result = JobResult(error="JobError", message=f"The {name} job ran out of memory; its log is in {out}.")
     except (OSError, SafetensorError) as error:
         refused = error if isinstance(error, OSError) else system_error(str(error))
         if refused is None:
@@ -103,12 +103,11 @@ def do(name: str, out: Path) -> int:
                 STORAGE + refused.errno
             )  # at once: the parent hears of the interpreter's end, and kills, before it is over
         traceback.print_exc()
-        result |= {"error": "StorageError", "message": str(storage_error(refused, "used", out))}
-    signal.signal(
-        signal.SIGTERM, signal.SIG_IGN
-    )  # the job is over: whoever asks it to end wants its result all the same
-    write_bytes(out / f".job-{name}.result", json.dumps(result).encode())
-    return 0 if result["error"] is None else 1
+        result = JobResult(error="StorageError", message=str(storage_error(refused, "used", out)))
+    # The job is over: whoever asks it to end wants its result all the same.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    write_bytes(out / f".job-{name}.result", result.model_dump_json().encode())
+    return 1 if result.error else 0
 
 
 def _driver_is_in_use() -> bool:

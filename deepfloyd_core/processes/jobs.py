@@ -1,9 +1,10 @@
 """Torch runs in child processes: the parent stays small, a model's memory is gone when its job ends.
 
-The request, the log, the progress and the result are dot files in the artifact's own directory, so a dead parent breaks
-no pipe. The child inherits the artifact's lock and gets SIGTERM when its parent dies: a trainer then writes a checkpoint
-and still owns its files until it is gone. The jobs of a flow are forks of one process (`job_process`), so that torch and
-diffusers are imported once a flow, which takes 5 to 12 s, and not once a job.
+A job's request is a frozen model, declared without torch in the room that does it. Its JSON, the log, the progress and the
+result are dot files in the artifact's own directory, so a dead parent breaks no pipe. The child inherits the artifact's lock
+and gets SIGTERM when its parent dies: a trainer then writes a checkpoint and still owns its files until it is gone. The
+jobs of a flow are forks of one process (`job_worker`), so that torch and diffusers are imported once a flow, which takes 5
+to 12 s, and not once a job.
 """
 
 import importlib
@@ -12,73 +13,85 @@ import os
 import select
 import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar, copy_context
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, ClassVar, Generic, TypeVar, cast
 
 from deepfloyd_core import errors
-from deepfloyd_core.config.run import RunConfig
+from deepfloyd_core.config.base import Spec
+from deepfloyd_core.config.run_machine import Machine
 from deepfloyd_core.errors import JobError
 from deepfloyd_core.files import write_bytes
 from deepfloyd_core.processes.fork_server import Starter
-from deepfloyd_core.store.artifacts import Artifact, WorkDir
+from deepfloyd_core.store.artifacts import WorkDir
 from deepfloyd_core.store.file_faults import FULL, storage_error
-from deepfloyd_core.types import Report, no_report
+from deepfloyd_core.store.manifest import Summary
+from deepfloyd_core.types import Json, Report, no_report
 
-JOBS = {
-    "embed": "deepfloyd_core.text.encode:embed_job",
-    "project": "deepfloyd_core.text.projection:project_job",
-    "remake": "deepfloyd_core.sampling.remakes:remake_job",
-    "train": "deepfloyd_core.training.trainer:train_job",
-    "sample": "deepfloyd_core.sampling.cascade:samples_job",
-    "generate": "deepfloyd_core.sampling.generate:generate_job",
-}
+ENTRIES = (  # of all jobs, for the process that imports what they need
+    "deepfloyd_core.text.encode", "deepfloyd_core.text.projection", "deepfloyd_core.sampling.remakes",
+    "deepfloyd_core.training.trainer", "deepfloyd_core.sampling.cascade", "deepfloyd_core.sampling.generate",
+)  # fmt: skip
 STORAGE = 100  # a job that could not write its result, for want of space, ends with this code + the error's number
 POLL_S = 0.1
 STOP_GRACE_S = 60.0  # how long a job may take to write its last checkpoint
 _STARTER: "ContextVar[Starter | None]" = ContextVar("job_starter", default=None)
 
 
+S = TypeVar("S", bound=Summary)
+
+
+class JobRequest(Spec, Generic[S]):
+    """What a job is asked to do: all that it reads, as plain values, groups of keys and artifacts."""
+
+    job: ClassVar[str]  # its name in messages
+    entry: ClassVar[str]  # MODULE:FUNCTION, which takes a Job of the request and returns the summary
+    returns: ClassVar[type[Summary]]  # S
+    machine: Machine
+
+
+R = TypeVar("R", bound=JobRequest[Any], covariant=True)
+
+
 @dataclass(frozen=True)
-class Job:
+class Job(Generic[R]):
     """What a job's function gets."""
 
-    config: RunConfig
-    inputs: dict[str, Artifact]
-    options: dict[str, Any]
+    request: R
     out: Path
     report: Report
 
 
-def run_job(
-    name: str, config: RunConfig, inputs: dict[str, Artifact], options: dict[str, Any], work: WorkDir,
-    report: Report = no_report,
-) -> dict[str, Any]:  # fmt: skip
-    """Run one job in a child process and return its summary. `name`: of JOBS; several at once add a number, `embed.1`.
+def run_job(request: JobRequest[S], work: WorkDir, report: Report = no_report, part: str = "") -> S:
+    """Run one job in a child process and return its summary. part: tells several of a kind apart that run at once.
 
     Raises the child's own DeepFloydError, or JobError with the end of its log when it died without one.
     """
+    name = request.job + part
     paths = {part: work.path / f".job-{name}.{part}" for part in ("request", "log", "progress", "result")}
     for path in paths.values():
         path.unlink(missing_ok=True)
-    request = {
-        "config": config.model_dump(mode="json"),
-        "inputs": {key: [item.kind, item.fingerprint, str(item.path)] for key, item in inputs.items()},
-        "options": options,
-    }
-    write_bytes(paths["request"], json.dumps(request).encode())
+    write_bytes(paths["request"], request.model_dump_json().encode())
     with job_starter() as starter:
         with paths["log"].open("wb") as log:
-            child = _start(starter, name, work, log)
+            child = _start(starter, name, type(request), work, log)
         try:
             _follow(child, paths["progress"], report)
         finally:
             status = _stop(child)
-    return _outcome(name, os.waitstatus_to_exitcode(status), paths)
+    return cast(S, _outcome(name, os.waitstatus_to_exitcode(status), paths, request.returns))
+
+
+class JobResult(Spec):
+    """What became of a job, as its process writes it: a summary, or the name and message of a DeepFloydError."""
+
+    summary: Json | None = None
+    error: str = ""
+    message: str = ""
 
 
 @contextmanager
@@ -105,7 +118,7 @@ class _Child:
     line: socket.socket
 
 
-def _start(starter: Starter, name: str, work: WorkDir, log: IO[bytes]) -> _Child:
+def _start(starter: Starter, name: str, kind: type[JobRequest[Any]], work: WorkDir, log: IO[bytes]) -> _Child:
     line, theirs = socket.socketpair()
     try:
         with theirs:
@@ -113,42 +126,40 @@ def _start(starter: Starter, name: str, work: WorkDir, log: IO[bytes]) -> _Child
     except JobError:
         line.close()
         raise
-    job = json.dumps([name, str(work.path.absolute())]).encode()
-    socket.send_fds(line, [job], [log.fileno(), work.lock_fd])
+    order = json.dumps([name, f"{kind.__module__}:{kind.__qualname__}", str(work.path.absolute())]).encode()
+    socket.send_fds(line, [order], [log.fileno(), work.lock_fd])
     return child
 
 
-def job_function(name: str) -> Callable[[Job], dict[str, Any]]:
-    """What does a job of JOBS, imported now; `name` may have a number, as in `run_job`."""
-    module, function = JOBS[name.split(".")[0]].split(":")
-    found: Callable[[Job], dict[str, Any]] = getattr(importlib.import_module(module), function)
-    return found
+def imported(name: str) -> Any:
+    """What MODULE:NAME names."""
+    module, attribute = name.split(":")
+    return getattr(importlib.import_module(module), attribute)
 
 
-def run_parts(
-    name: str, config: RunConfig, inputs: dict[str, Artifact], options: dict[str, Any], work: WorkDir, report: Report
-) -> dict[str, Any]:
-    """Run a job whose parts `embed_workers` processes make at once, then once more for what is made of all of them."""
-    count = config.embed_workers
-    shown = [(0, 0, "")] * count
+def run_parts(request: JobRequest[S], parts: Sequence[JobRequest[Any]], work: WorkDir, report: Report) -> S:
+    """Run jobs that make parts of an artifact, all at once, each in a process; then the one that needs them all."""
+    shown = [(0, 0, "")] * len(parts)
 
     def run_part(number: int) -> None:
         def show(done: int, total: int, line: str) -> None:
             shown[number] = done, total, line
 
-        run_job(f"{name}.{number}", config, inputs, {**options, "part": [number, count]}, work, show)
+        run_job(parts[number], work, show, f".{number}")
 
-    if count == 1:
-        return run_job(name, config, inputs, options, work, report)
+    if not parts:
+        return run_job(request, work, report)
     with job_starter():
-        with ThreadPoolExecutor(count) as pool:
-            parts = [pool.submit(copy_context().run, run_part, number) for number in range(count)]
-            while wait(parts, POLL_S).not_done:  # reports go out from the caller's thread, which has Prefect's context
+        with ThreadPoolExecutor(len(parts)) as pool:
+            running = [pool.submit(copy_context().run, run_part, number) for number in range(len(parts))]
+            while wait(
+                running, POLL_S
+            ).not_done:  # reports go out from the caller's thread, which has Prefect's context
                 done, total, lines = zip(*shown, strict=True)
-                report(sum(done), sum(total), f"{lines[0]} in each of {count} processes")
-        for part in parts:
+                report(sum(done), sum(total), f"{lines[0]} in each of {len(parts)} processes")
+        for part in running:
             part.result()
-        return run_job(name, config, inputs, options, work, report)
+        return run_job(request, work, report)
 
 
 def _follow(child: _Child, progress: Path, report: Report) -> None:
@@ -181,12 +192,12 @@ def _stop(child: _Child) -> int:
     return child.starter.end(child.pid)
 
 
-def _outcome(name: str, code: int, paths: dict[str, Path]) -> dict[str, Any]:
-    result = json.loads(paths["result"].read_bytes()) if paths["result"].exists() else None
-    if result is not None and result["error"] is None:
-        return dict(result["summary"])
-    if result is not None:
-        raise getattr(errors, result["error"])(result["message"])
+def _outcome(name: str, code: int, paths: dict[str, Path], returns: type[Summary]) -> Summary:
+    if paths["result"].exists():
+        result = JobResult.model_validate_json(paths["result"].read_bytes())
+        if result.summary is None:
+            raise getattr(errors, result.error)(result.message)
+        return returns.of_record(result.summary, paths["result"])
     if code - STORAGE in FULL:
         raise storage_error(OSError(code - STORAGE, ""), "written", paths["result"].parent)
     tail = "\n".join(paths["log"].read_text(errors="replace").splitlines()[-15:])

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +13,6 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from deepfloyd_core.config.flavours import Stage
-from deepfloyd_core.config.run import RunConfig
 from deepfloyd_core.config.stage import StageConfig
 from deepfloyd_core.crops.rows import shard_files
 from deepfloyd_core.crops.shards import ShardRow, read_rows
@@ -23,6 +21,7 @@ from deepfloyd_core.diffusion.degradations import spoilt
 from deepfloyd_core.diffusion.loss import to_bytes
 from deepfloyd_core.files import atomic_path
 from deepfloyd_core.hashing import hash_seed
+from deepfloyd_core.measures.figures import UpscalingFigures
 from deepfloyd_core.measures.measure import Look
 from deepfloyd_core.measures.pixel import mean
 from deepfloyd_core.measures.registry import networks_of
@@ -30,9 +29,11 @@ from deepfloyd_core.measures.upscaling import Row, Upscaler, measure_samples, me
 from deepfloyd_core.models.unet import pick_device, use_threads
 from deepfloyd_core.pictures.sheets import save_picture, titled_rows
 from deepfloyd_core.processes.jobs import Job
-from deepfloyd_core.sampling.requests import Wanted, wanted_pictures
+from deepfloyd_core.sampling.jobs import SampledStage, SampleRequest, SamplesSummary
 from deepfloyd_core.sampling.sampler import Sampler, make_sampler, sample_stage1, sample_stage2
+from deepfloyd_core.sampling.wanted import Wanted, wanted_pictures
 from deepfloyd_core.text.embeds import Embeds
+from deepfloyd_core.types import Json
 
 VARIANTS = ("base", "tuned")
 SHEET = "sheet.png"
@@ -46,40 +47,41 @@ class Sample:
     prompt: str
     seed: int
     variant: str
-    settings: dict[str, Any]
+    settings: Json
 
 
-def samples_job(job: Job) -> dict[str, Any]:
+def sample_cascade(job: Job[SampleRequest]) -> SamplesSummary:
     """Sample both variants of every trained stage, write PNGs and sheets, return the measures."""
-    use_threads(job.config.num_threads)
-    summary: dict[str, Any] = {}
+    request, cascade = job.request, job.request.cascade
+    use_threads(request.machine.num_threads)
+    figures: dict[str, float | UpscalingFigures] = {}
     rows: list[tuple[str, list[np.ndarray]]] = []
     small: dict[str, list[torch.Tensor]] = {}
-    wanted = _wanted(job) if job.config.stage1 else []
+    wanted = _wanted(request) if 1 in cascade else []
     sampled = _ticker(job, wanted)
     for variant in VARIANTS if wanted else ():
-        small[variant] = _stage1(job, variant, wanted, sampled)
+        small[variant] = _stage1(request, variant, wanted, sampled)
         pictures = _save(job, 1, variant, wanted, small[variant])
-        if wanted[0].given is not None and not job.config.stage(1).paired:
-            summary[f"control_error_{variant}"] = control_error(job.config.stage(1), wanted, small[variant])
+        if wanted[0].given is not None and not cascade.of(1).settings.paired:
+            figures[f"control_error_{variant}"] = control_error(cascade.of(1).settings, wanted, small[variant])
         rows.append((f"Stage I, {variant}", pictures[:SHEET_COLUMNS]))
-        if job.config.sample_measure == "drawn_world":
-            summary[f"concept_share_{variant}"] = concept_share(pictures, [item.prompt for item in wanted])
-    if job.config.stage2:
-        upscaled = wanted[: job.config.num_upscaled_images]
+        if request.validation.sample_measure == "drawn_world":
+            figures[f"concept_share_{variant}"] = concept_share(pictures, [item.prompt for item in wanted])
+    if 2 in cascade:
+        upscaled = wanted[: request.validation.num_upscaled_images]
         table: list[Row] = []
         if small:
-            large, table, summary["upscaled_samples"] = _upscale_samples(job, upscaled, small, sampled)
+            large, table, figures["samples"] = _upscale_samples(request, upscaled, small, sampled)
             rows += [(f"Stage II, {variant}", _save(job, 2, variant, upscaled, large[variant])) for variant in VARIANTS]
-        if shard_files(job.inputs["eval_set"], 2):
-            summary |= _measure_stage2(job, table, sampled)
+        if shard_files(request.inputs.eval_set, 2):
+            figures |= _measure_stage2(job, table, sampled)
     if any(item.given is not None for item in wanted):
         rows = _with_conditioning(rows, wanted[:SHEET_COLUMNS])
     if rows:
         prompts = ", ".join(dict.fromkeys(" ".join(item.prompt.split()) for item in wanted))
         title = f"base and fine-tuned, same seeds: {prompts}"
         save_picture(titled_rows(rows, 128, title), job.out / SHEET)
-    return summary
+    return SamplesSummary.model_validate(figures)
 
 
 def concept_share(pictures: list[np.ndarray], prompts: list[str]) -> float:
@@ -110,16 +112,16 @@ def _with_conditioning(
     return [("conditioning", given), *rows[: len(VARIANTS)], ("truth", truths), *rows[len(VARIANTS) :]]
 
 
-def sampler_settings(config: RunConfig, stage: Stage) -> dict[str, Any]:
+def sampler_settings(one: SampledStage, negative_prompt: str) -> Json:
     """How a stage's pictures are sampled, as their PNGs say it."""
-    own = config.stage(stage)
-    settings = {
-        "stage": stage,
+    own = one.settings
+    settings: Json = {
+        "stage": one.stage,
         "steps": own.validation_num_inference_steps,
         "guidance": own.validation_guidance,
-        "negative_prompt": config.validation_negative_prompt,
+        "negative_prompt": negative_prompt,
     }
-    if stage == 2:
+    if one.stage == 2:
         settings |= {"noise_level": own.validation_noise_level, "back_projection": own.validation_back_projection}
     return settings
 
@@ -134,27 +136,29 @@ def save_png(picture: np.ndarray, sample: Sample, path: Path) -> None:
         Image.fromarray(picture).save(tmp, format="PNG", pnginfo=info)
 
 
-def _wanted(job: Job) -> list[Wanted]:
+def _wanted(request: SampleRequest) -> list[Wanted]:
     """Stage I's samples."""
-    pairs = job.inputs.get("eval_conditioning")
-    return wanted_pictures(job.config, 1, job.options["prompts"], job.inputs["eval_set"], pairs)
+    settings, inputs = request.cascade.of(1).settings, request.inputs
+    return wanted_pictures(1, settings, request.validation, request.prompts, inputs.eval_set, inputs.eval_conditioning)
 
 
-def _texts(job: Job, prompts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
-    embeds = Embeds(job.inputs["text_embeds"])
-    negative = embeds.of(job.config.validation_negative_prompt)
+def _texts(request: SampleRequest, prompts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+    embeds = Embeds(request.inputs.text_embeds)
+    negative = embeds.of(request.validation.validation_negative_prompt)
     return torch.stack([embeds.of(prompt) for prompt in prompts]), torch.stack([negative] * len(prompts))
 
 
-def _ticker(job: Job, wanted: list[Wanted]) -> Callable[[int], None]:
+def _ticker(job: Job[SampleRequest], wanted: list[Wanted]) -> Callable[[int], None]:
     """Report every sampled picture against the number that this job will sample."""
-    held_out = sum(len(read_rows(file)) for file in shard_files(job.inputs["eval_set"], 2)) if job.config.stage2 else 0
-    first = len(wanted) if job.config.stage1 else 0
-    second = min(first, job.config.num_upscaled_images) if job.config.stage2 else 0
-    levels = len(job.config.stage(2).measured_noise_levels) if job.config.stage2 else 0
-    enlarged = second * (1 + len(VARIANTS) * levels)  # base's samples by the base; tuned ones by both, at every level
-    measured = held_out * (levels + (1 if job.config.stage2 and job.config.stage2.degrades_low_res else 0))
-    total, done = len(VARIANTS) * (first + measured) + enlarged, 0
+    request, enlarged, measured = job.request, 0, 0
+    if 2 in request.cascade:
+        settings = request.cascade.of(2).settings
+        levels, second = len(settings.measured_noise_levels), min(len(wanted), request.validation.num_upscaled_images)
+        # Base's samples are enlarged by the base; tuned ones by both, at every level.
+        enlarged = second * (1 + len(VARIANTS) * levels)
+        held_out = sum(len(read_rows(file)) for file in shard_files(request.inputs.eval_set, 2))
+        measured = held_out * (levels + (1 if settings.degrades_low_res else 0))
+    total, done = len(VARIANTS) * (len(wanted) + measured) + enlarged, 0
 
     def sampled(count: int) -> None:
         nonlocal done
@@ -164,17 +168,20 @@ def _ticker(job: Job, wanted: list[Wanted]) -> Callable[[int], None]:
     return sampled
 
 
-def _sampler(job: Job, stage: Stage, variant: str, sampled: Callable[[int], None]) -> Sampler:
-    lora = job.inputs[f"stage{stage}_lora"].path if variant == "tuned" else None
-    return make_sampler(job.config, stage, Path(job.options["models"][str(stage)]), lora, sampled)
+def _sampler(request: SampleRequest, stage: Stage, variant: str, sampled: Callable[[int], None]) -> Sampler:
+    loras = {1: request.inputs.stage1_lora, 2: request.inputs.stage2_lora}
+    lora = loras[stage] if variant == "tuned" else None
+    return make_sampler(request.cascade.of(stage), lora.path if lora else None, request.machine, sampled)
 
 
-def _stage1(job: Job, variant: str, wanted: list[Wanted], sampled: Callable[[int], None]) -> list[torch.Tensor]:
+def _stage1(
+    request: SampleRequest, variant: str, wanted: list[Wanted], sampled: Callable[[int], None]
+) -> list[torch.Tensor]:
     """Pictures (C, H, W), in their order."""
-    sampler, made = _sampler(job, 1, variant, sampled), []
+    sampler, made = _sampler(request, 1, variant, sampled), []
     for size, group in groupby(wanted, key=lambda item: item.size):
         part = list(group)
-        text, negative = _texts(job, [item.prompt for item in part])
+        text, negative = _texts(request, [item.prompt for item in part])
         given = [item.given for item in part if item.given is not None and variant == "tuned"]
         seeds, control = [item.seed for item in part], torch.cat(given) if given else None
         made += list(sample_stage1(sampler, text, negative, seeds, size, control))
@@ -182,35 +189,42 @@ def _stage1(job: Job, variant: str, wanted: list[Wanted], sampled: Callable[[int
 
 
 def _upscale_samples(
-    job: Job, wanted: list[Wanted], small: dict[str, list[torch.Tensor]], sampled: Callable[[int], None]
-) -> tuple[dict[str, list[torch.Tensor]], list[Row], dict[str, Any]]:
+    request: SampleRequest, wanted: list[Wanted], small: dict[str, list[torch.Tensor]], sampled: Callable[[int], None]
+) -> tuple[dict[str, list[torch.Tensor]], list[Row], UpscalingFigures]:
     """Stage I's pictures as each variant of the cascade enlarges its own; and measures of what both variants of Stage II
     make of the tuned ones, at every noise level: rows and their summary."""
-    levels = job.config.stage(2).measured_noise_levels
+    levels = request.cascade.of(2).settings.measured_noise_levels
     low = {variant: pictures[: len(wanted)] for variant, pictures in small.items()}
     large, made = {}, {}
     for variant in VARIANTS:
-        sampler = _sampler(job, 2, variant, sampled)
+        sampler = _sampler(request, 2, variant, sampled)
         for level in levels:
-            made[variant, level] = _stage2(job, sampler.at(level), wanted, low["tuned"])
-        large[variant] = made["tuned", levels[0]] if variant == "tuned" else _stage2(job, sampler, wanted, low["base"])
+            made[variant, level] = _stage2(request, sampler.at(level), wanted, low["tuned"])
+        large[variant] = (
+            made["tuned", levels[0]] if variant == "tuned" else _stage2(request, sampler, wanted, low["base"])
+        )
         del sampler  # and its model, before the next one is loaded
     names = [f"{item.prompt}, seed {item.seed}, {item.size[0]}x{item.size[1]}" for item in wanted]
     return large, *measure_samples(names, low["tuned"], made, levels)
 
 
-def _stage2(job: Job, sampler: Sampler, wanted: list[Wanted], small: list[torch.Tensor]) -> list[torch.Tensor]:
+def _stage2(
+    request: SampleRequest, sampler: Sampler, wanted: list[Wanted], small: list[torch.Tensor]
+) -> list[torch.Tensor]:
     """small: Stage I's pictures (C, h, w). Returns them enlarged, (C, 4h, 4w)."""
     made: list[torch.Tensor] = []
     for _, group in groupby(zip(wanted, small, strict=True), key=lambda pair: pair[0].size):
         part, pictures = zip(*group, strict=True)
-        text, negative = _texts(job, [item.prompt for item in part])
+        text, negative = _texts(request, [item.prompt for item in part])
         made += list(sample_stage2(sampler, text, negative, [item.seed for item in part], torch.stack(pictures)))
     return made
 
 
-def _save(job: Job, stage: Stage, variant: str, wanted: list[Wanted], pictures: list[torch.Tensor]) -> list[np.ndarray]:
-    settings = sampler_settings(job.config, stage)
+def _save(
+    job: Job[SampleRequest], stage: Stage, variant: str, wanted: list[Wanted], pictures: list[torch.Tensor]
+) -> list[np.ndarray]:
+    request = job.request
+    settings = sampler_settings(request.cascade.of(stage), request.validation.validation_negative_prompt)
     arrays = [to_bytes(picture[None])[0].numpy() for picture in pictures]
     for number, (item, array) in enumerate(zip(wanted, arrays, strict=True)):
         path = job.out / f"stage{stage}" / f"{variant}-{number:03d}.png"
@@ -218,33 +232,35 @@ def _save(job: Job, stage: Stage, variant: str, wanted: list[Wanted], pictures: 
     return arrays
 
 
-def _measure_stage2(job: Job, table: list[Row], sampled: Callable[[int], None]) -> dict[str, Any]:
+def _measure_stage2(
+    job: Job[SampleRequest], table: list[Row], sampled: Callable[[int], None]
+) -> dict[str, UpscalingFigures]:
     """Untuned and tuned on the held-out pictures, beside plain enlargements. table: further rows of eval.parquet."""
+    request, settings = job.request, job.request.cascade.of(2).settings
 
     def upscaler(variant: str) -> Upscaler:
-        sampler = _sampler(job, 2, variant, sampled)
+        sampler = _sampler(request, 2, variant, sampled)
 
         def upscale(rows: list[ShardRow], small: torch.Tensor, noise_level: int) -> torch.Tensor:
             seeds = [hash_seed("eval", row.image_id) % 2**32 for row in rows]
-            text, negative = _texts(job, [row.caption for row in rows])
+            text, negative = _texts(request, [row.caption for row in rows])
             return sample_stage2(sampler.at(noise_level), text, negative, seeds, small)
 
         return upscale
 
-    files = shard_files(job.inputs["eval_set"], 2)
+    files = shard_files(request.inputs.eval_set, 2)
     upscalers = {variant: partial(upscaler, variant) for variant in VARIANTS}
-    settings = job.config.stage(2)
 
     def spoil(rows: list[ShardRow], small: torch.Tensor) -> torch.Tensor:
         return spoilt(settings, [row.image_id for row in rows], small)
 
     return measure_upscalers(
-        files, upscalers, settings.measured_noise_levels, job.out, table, _looks(job.config),
+        files, upscalers, settings.measured_noise_levels, job.out, table, _looks(request),
         spoil if settings.degrades_low_res else None,
     )  # fmt: skip
 
 
-def _looks(config: RunConfig) -> list[Look]:
+def _looks(request: SampleRequest) -> list[Look]:
     """The networks that the run file has weights for, loaded."""
-    device = pick_device(config.device)
-    return [network.load(path, device) for network, path in networks_of(config)]
+    device = pick_device(request.machine.device)
+    return [network.load(path, device) for network, path in networks_of(request.validation)]

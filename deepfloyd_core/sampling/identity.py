@@ -2,9 +2,7 @@
 samples and of generated pictures. No torch: they are asked for before any model is loaded.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from deepfloyd_core.config.flavours import Stage
 from deepfloyd_core.config.keys import read_by
@@ -12,39 +10,37 @@ from deepfloyd_core.config.run import Run
 from deepfloyd_core.errors import ConfigError
 from deepfloyd_core.files import sha256_file
 from deepfloyd_core.models.identity import base_model, model_fingerprint
+from deepfloyd_core.sampling.jobs import LowResInputs, SampleInputs
 from deepfloyd_core.store.artifacts import Artifact, Request
+from deepfloyd_core.store.inputs import A
 from deepfloyd_core.text.projection import text_identity
-from deepfloyd_core.types import Identity, names_of
+from deepfloyd_core.types import Json
 
 GENERATE_FORMAT = 3
 LOW_RES_FORMAT = 1
-SAMPLES_FORMAT = 9
+SAMPLES_FORMAT = 10
 
 
-def low_res_request(run: Run, folder: Path, inputs: Mapping[str, Identity]) -> Request:
-    """Identity of Stage I's remakes of Stage II's low-res pictures. `folder`: Stage I's base model; inputs: pixels,
-    stage1_lora, text_embeds.
-    """
+def low_res_request(run: Run, folder: Path, inputs: LowResInputs[A]) -> Request:
+    """Identity of Stage I's remakes of Stage II's low-res pictures. `folder`: Stage I's base model."""
     spec = read_by(run.config.stage(1), "low_res", 1)
     spec |= {"strength": run.config.stage(2).low_res_stage1_strength, "seed": run.config.seed}
     spec |= {"negative_prompt": run.config.validation_negative_prompt}
-    ids = {**names_of(inputs), "text_embeds": text_identity(inputs["text_embeds"])}
+    ids = {**inputs.names, "text_embeds": text_identity(inputs.text_embeds)}
     return Request("stage2_low_res", LOW_RES_FORMAT, spec, {**ids, **base_model(1, folder)})
 
 
-def samples_request(
-    run: Run, prompts: list[str], folders: dict[Stage, Path], inputs: Mapping[str, Identity]
-) -> Request:
+def samples_request(run: Run, prompts: list[str], folders: dict[Stage, Path], inputs: SampleInputs[A]) -> Request:
     """Identity of the cascade samples: prompts, seeds, sizes, sampler settings, base models and LoRAs."""
     config = run.config
-    asked: dict[str, Any] = {
+    asked: Json = {
         "prompts": prompts,
         "sizes": [list(size) for size in config.sample_sizes_px] if config.stage1 else [],
         "seed": config.validation_seed,
     }
     if config.stage1 and config.stage1.controlnet:
         asked = {}  # held-out pictures are followed, with captions, sizes and seeds of their own
-    spec: dict[str, Any] = {
+    spec: Json = {
         **asked,
         "negative_prompt": config.validation_negative_prompt,
         "images": config.num_validation_images,
@@ -59,7 +55,7 @@ def samples_request(
         models["clip"] = model_fingerprint(Path(config.eval_clip_model), ("",))
     if config.eval_lpips_model is not None:
         models["lpips"] = sha256_file(Path(config.eval_lpips_model))[:16]
-    return Request("cascade_samples", SAMPLES_FORMAT, spec, {**names_of(inputs), **models})
+    return Request("cascade_samples", SAMPLES_FORMAT, spec, {**inputs.names, **models})
 
 
 def check_base(bundle: Artifact, stage: Stage, folder: Path) -> None:
@@ -79,7 +75,7 @@ def generate_request(
     """Identity of generated pictures: prompts, seeds, size, sampler settings, the models and the version's bundle; and
     the bytes of the picture that a ControlNet follows.
     """
-    spec: dict[str, Any] = {
+    spec: Json = {
         "pictures": [list(picture) for picture in pictures],
         "version": version,
         "size": list(run.config.sample_sizes_px[0]),
@@ -96,5 +92,5 @@ def generate_request(
         spec[f"stage{stage}"] = read_by(run.config.stage(stage), "generated", stage)
         models |= base_model(stage, folders[stage], f"stage{stage}_model")
     encoder = {"encoder": model_fingerprint(folders[min(folders)], ("text_encoder", "tokenizer"))}
-    published = {} if bundle is None else names_of({"lora_bundle": bundle})
+    published = {} if bundle is None else {"lora_bundle": bundle.name}
     return Request("generated", GENERATE_FORMAT, spec, {**published, **models, **encoder})

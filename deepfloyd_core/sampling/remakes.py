@@ -10,7 +10,6 @@ on the versions before.
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -27,6 +26,7 @@ from deepfloyd_core.hashing import hash_seed
 from deepfloyd_core.models.unet import use_threads
 from deepfloyd_core.pictures.sheets import contact_sheet, save_picture
 from deepfloyd_core.processes.jobs import Job
+from deepfloyd_core.sampling.jobs import LowResSummary, RemakeRequest, SampledStage
 from deepfloyd_core.sampling.sampler import BATCH, Sampler, make_sampler, resample_stage1
 from deepfloyd_core.store.artifacts import Artifact
 from deepfloyd_core.store.parts import finish_part, part_is_whole
@@ -46,13 +46,10 @@ class _Part:
     numbers: np.ndarray  # int64, ascending
 
 
-def remake_job(job: Job) -> dict[str, Any]:
-    """Remake the low-res picture of every row of job.inputs["pixels"], resuming at the first unfinished shard.
-
-    job.inputs: pixels, stage1_lora, text_embeds; job.options["model"]: Stage I's base model.
-    """
-    use_threads(job.config.num_threads)
-    pixels = job.inputs["pixels"]
+def remake_low_res(job: Job[RemakeRequest]) -> LowResSummary:
+    """Remake the low-res picture of every row of the pixels, resuming at the first unfinished shard."""
+    use_threads(job.request.machine.num_threads)
+    pixels = job.request.inputs.pixels
     rows = read_row_list(pixels.path)
     parts = list(_parts(rows))
     todo = [part for part in parts if not part_is_whole(job.out / part.name)]
@@ -60,12 +57,12 @@ def remake_job(job: Job) -> dict[str, Any]:
         _make(job, pixels, rows, todo)
     _write_list(rows, parts, job.out)
     _save_sheet(pixels, [job.out / part.name for part in parts], job.out)
-    return {
-        "shards": len(parts),
-        "rows": len(rows),
-        "sizes": list(dict.fromkeys(f"{part.size[0] // UPSCALE}x{part.size[1] // UPSCALE}" for part in parts)),
-        "sampled_by_this_process": sum(len(part.numbers) for part in todo),
-    }
+    return LowResSummary(
+        shards=len(parts),
+        rows=len(rows),
+        sizes=tuple(dict.fromkeys(f"{part.size[0] // UPSCALE}x{part.size[1] // UPSCALE}" for part in parts)),
+        sampled_by_this_process=sum(len(part.numbers) for part in todo),
+    )
 
 
 def true_low_res(crops: Crops, size: Size, numbers: np.ndarray) -> torch.Tensor:
@@ -88,7 +85,7 @@ def _parts(rows: pa.Table) -> Iterator[_Part]:
             number += 1
 
 
-def _make(job: Job, pixels: Artifact, rows: pa.Table, todo: list[_Part]) -> None:
+def _make(job: Job[RemakeRequest], pixels: Artifact, rows: pa.Table, todo: list[_Part]) -> None:
     """Make shards, each finished on its own."""
     done, total = len(rows) - sum(len(part.numbers) for part in todo), len(rows)
 
@@ -97,27 +94,31 @@ def _make(job: Job, pixels: Artifact, rows: pa.Table, todo: list[_Part]) -> None
         done += count
         job.report(done, total, "low-res pictures made again by Stage I")
 
-    files, crops, embeds = shard_files(pixels), crops_of(pixels), Embeds(job.inputs["text_embeds"])
-    sampler = make_sampler(job.config, 1, Path(job.options["model"]), job.inputs["stage1_lora"].path, sampled)
+    request = job.request
+    files, crops, embeds = shard_files(pixels), crops_of(pixels), Embeds(request.inputs.text_embeds)
+    base = SampledStage(stage=1, settings=request.settings, model=request.model)
+    sampler = make_sampler(base, request.inputs.stage1_lora.path, request.machine, sampled)
     for part in todo:
         width, height = part.size[0] // UPSCALE, part.size[1] // UPSCALE
         known = _shard_rows(files, rows, part.numbers)
         made: list[np.ndarray] = []
         for start in range(0, len(known), BATCH[1]):  # of all at once, text alone would take some hundred MB
             own = slice(start, start + BATCH[1])
-            made += list(_remade(job, sampler, embeds, known[own], true_low_res(crops, part.size, part.numbers[own])))
+            small = true_low_res(crops, part.size, part.numbers[own])
+            made += list(_remade(request, sampler, embeds, known[own], small))
         own_rows = [replace(row, width=width, height=height, method=METHOD) for row in known]
         write_shard(job.out / part.name, own_rows, made)
         finish_part(job.out / part.name)
 
 
-def _remade(job: Job, sampler: Sampler, embeds: Embeds, rows: list[ShardRow], small: torch.Tensor) -> np.ndarray:
+def _remade(
+    request: RemakeRequest, sampler: Sampler, embeds: Embeds, rows: list[ShardRow], small: torch.Tensor
+) -> np.ndarray:
     """The remakes of low-res pictures of one size, uint8 (B, h, w, 3)."""
-    negative = embeds.of(job.config.validation_negative_prompt)
+    negative = embeds.of(request.negative_prompt)
     text = torch.stack([embeds[row.caption_id] for row in rows])
-    seeds = [remake_seed(job.config.seed, row) for row in rows]
-    strength = job.config.stage(2).low_res_stage1_strength
-    return to_bytes(resample_stage1(sampler, text, negative.expand_as(text), seeds, small, strength)).numpy()
+    seeds = [remake_seed(request.seed, row) for row in rows]
+    return to_bytes(resample_stage1(sampler, text, negative.expand_as(text), seeds, small, request.strength)).numpy()
 
 
 def _shard_rows(files: list[Path], rows: pa.Table, numbers: np.ndarray) -> list[ShardRow]:

@@ -13,7 +13,7 @@ from diffusers import IFImg2ImgPipeline
 
 from deepfloyd_core.adapters.method import load_product
 from deepfloyd_core.config.flavours import UPSCALE, Stage
-from deepfloyd_core.config.run import RunConfig
+from deepfloyd_core.config.run_machine import Machine
 from deepfloyd_core.config.stage import StageConfig
 from deepfloyd_core.diffusion.back_projection import back_projecting
 from deepfloyd_core.diffusion.loss import CONTROL_IMAGE
@@ -25,6 +25,7 @@ from deepfloyd_core.models.unet import (
     pick_device,
     stock_pipeline,
 )
+from deepfloyd_core.sampling.jobs import SampledStage
 
 BATCH = {1: 16, 2: 2}
 
@@ -44,18 +45,16 @@ class Sampler:
         return replace(self, config=self.config.model_copy(update={"validation_noise_level": noise_level}))
 
 
-def make_sampler(
-    config: RunConfig, stage: Stage, folder: Path, lora: Path | None, sampled: Callable[[int], None]
-) -> Sampler:
-    """Load a stage's base model and, if given, what was trained of it and its scheduler in a folder, in a stock pipeline."""
-    settings, device = config.stage(stage), pick_device(config.device)
-    unet = load_unet(folder, DTYPES[settings.mixed_precision])
-    scheduler = load_scheduler(folder if lora is None else lora)
-    pipeline = stock_pipeline(folder, stage, unet, scheduler)
-    if lora is not None:
-        load_product(pipeline, lora)
+def make_sampler(one: SampledStage, trained: Path | None, machine: Machine, sampled: Callable[[int], None]) -> Sampler:
+    """Load a stage's base model in a stock pipeline and, if given, what was trained of it and its scheduler in a folder."""
+    device = pick_device(machine.device)
+    unet = load_unet(one.model, DTYPES[one.settings.mixed_precision])
+    scheduler = load_scheduler(one.model if trained is None else trained)
+    pipeline = stock_pipeline(one.model, one.stage, unet, scheduler)
+    if trained is not None:
+        load_product(pipeline, trained)
     order_channels_last(unet)
-    return Sampler(stage, settings, pipeline.to(device), device, sampled)
+    return Sampler(one.stage, one.settings, pipeline.to(device), device, sampled)
 
 
 def sample_stage1(

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 from deepfloyd_core.errors import ArtifactError
 from deepfloyd_core.files import (
@@ -32,14 +32,15 @@ from deepfloyd_core.store.changes import changes
 from deepfloyd_core.store.counts import many
 from deepfloyd_core.store.file_faults import flock
 from deepfloyd_core.store.locks import LOCKS, locked
+from deepfloyd_core.store.manifest import MANIFEST, FileEntry, Manifest, Summary, read_manifest
 from deepfloyd_core.store.parts import finish_part, recorded_hash
 from deepfloyd_core.store.provenance import provenance
+from deepfloyd_core.types import Json
 
 log = logging.getLogger(__name__)
 
-MANIFEST = "manifest.json"
 _REQUEST = ".request.json"  # of an unfinished artifact
-_KEYS = {"kind", "format", "fingerprint", "spec", "inputs", "files", "summary", "provenance"}  # of a manifest
+S = TypeVar("S", bound=Summary)
 _FINGERPRINT = re.compile("[0-9a-f]{16}")
 
 
@@ -58,35 +59,28 @@ class Artifact:
         return f"{self.kind}/{self.fingerprint}"
 
     @property
-    def manifest(self) -> dict[str, Any]:
-        """The sealed record: spec, inputs, files, summary, provenance. Raises ArtifactError when it is no such record."""
-        try:
-            record = read_sealed(self.path / MANIFEST)
-        except (FileNotFoundError, NotADirectoryError):
-            raise ArtifactError(f"{self.path} is {'not finished' if self.path.is_dir() else 'missing'}") from None
-        if not record.keys() >= _KEYS:
-            raise ArtifactError(f"{self.path / MANIFEST} is a sealed record, and not of an artifact")
-        return record
+    def manifest(self) -> Manifest:
+        """The sealed record. Raises ArtifactError when it is no such record."""
+        return read_manifest(self.path)
 
     @property
-    def spec(self) -> dict[str, Any]:
+    def spec(self) -> Json:
         """The settings that decided its bytes."""
-        return dict(self.manifest["spec"])
+        return self.manifest.spec
 
     @property
     def inputs(self) -> dict[str, str]:
         """What it was made from: names of artifacts, and fingerprints of files from elsewhere."""
-        return dict(self.manifest["inputs"])
-
-    @property
-    def summary(self) -> dict[str, Any]:
-        """What the builder reported, e.g. counts and metrics."""
-        return dict(self.manifest["summary"])
+        return self.manifest.inputs
 
     @property
     def hashes(self) -> dict[str, str]:
         """The recorded sha256 of every file, by its path inside the artifact."""
-        return {entry["path"]: entry["sha256"] for entry in self.manifest["files"]}
+        return {entry.path: entry.sha256 for entry in self.manifest.files}
+
+    def summary(self, kind: type[S]) -> S:
+        """What its builder reported. Raises ArtifactError when that is no summary of such a kind."""
+        return kind.of_record(self.manifest.summary, self.path)
 
 
 @dataclass(frozen=True)
@@ -95,7 +89,7 @@ class Request:
 
     kind: str
     format: int
-    spec: dict[str, Any]
+    spec: Json
     inputs: dict[str, str]
 
     @property
@@ -109,7 +103,7 @@ class Request:
         return f"{self.kind}/{self.fingerprint}"
 
     @property
-    def record(self) -> dict[str, Any]:
+    def record(self) -> Json:
         """What two requests of a kind can differ in."""
         return {"format": self.format, "spec": self.spec, "inputs": self.inputs}
 
@@ -127,7 +121,7 @@ class WorkDir:
         return workspace_of(self.path)
 
 
-Builder = Callable[[WorkDir], dict[str, Any]]
+Builder = Callable[[WorkDir], Summary]
 
 
 def workspace_of(path: Path) -> Path:
@@ -142,7 +136,7 @@ def find(workspace: Path, request: Request) -> Artifact | None:
 
 
 def newest(
-    workspace: Path, kind: str, format: int, fits: Callable[[dict[str, Any]], bool] = lambda record: True
+    workspace: Path, kind: str, format: int, fits: Callable[[Manifest], bool] = lambda manifest: True
 ) -> Artifact | None:
     """The one of `finished`, whose manifest `fits` accepts, that was made last: a new one can take things over from it."""
     return next((artifact for artifact in finished(workspace, kind, format) if fits(artifact.manifest)), None)
@@ -153,7 +147,7 @@ def finished(workspace: Path, kind: str, format: int) -> Iterator[Artifact]:
     for path in reversed(_by_age(workspace, kind)):
         artifact = Artifact(kind, path.name, path)
         with suppress(ArtifactError):
-            if artifact.manifest["format"] == format:
+            if artifact.manifest.format == format:
                 yield artifact
 
 
@@ -184,7 +178,7 @@ def materialise(workspace: Path, request: Request, build: Builder, parts: str | 
         return commit(path, request, summary, started)
 
 
-def commit(path: Path, request: Request, summary: dict[str, Any], started: datetime) -> Artifact:
+def commit(path: Path, request: Request, summary: Summary, started: datetime) -> Artifact:
     """Hash and fsync every file, drop the working state, write the manifest last."""
     hashes = {file: recorded_hash(file) for file in path.rglob("*") if file.is_file()}
     for entry in list(path.rglob(".*")):
@@ -197,15 +191,14 @@ def commit(path: Path, request: Request, summary: dict[str, Any], started: datet
     for file in files:
         fsync_path(file)
         name, digest = str(file.relative_to(path)), hashes.get(file) or sha256_file(file)
-        entries.append({"path": name, "bytes": file.stat().st_size, "sha256": digest})
+        entries.append(FileEntry(path=name, bytes=file.stat().st_size, sha256=digest))
     for folder in {file.parent for file in files} | {path}:
         fsync_path(folder)
-    record = {
-        "kind": request.kind, "format": request.format, "fingerprint": request.fingerprint,
-        "spec": request.spec, "inputs": request.inputs, "files": entries, "summary": summary,
-        "provenance": provenance(started),
-    }  # fmt: skip
-    write_sealed(path / MANIFEST, record)
+    manifest = Manifest(
+        kind=request.kind, format=request.format, fingerprint=request.fingerprint, spec=request.spec,
+        inputs=request.inputs, files=tuple(entries), summary=summary.record, provenance=provenance(started),
+    )  # fmt: skip
+    write_sealed(path / MANIFEST, manifest.model_dump(mode="json"))
     log.info("%s %s: built, %s", request.kind, request.fingerprint, many(len(files), "file"))
     return Artifact(request.kind, request.fingerprint, path)
 
@@ -228,7 +221,7 @@ def all_artifacts(workspace: Path) -> Iterator[Artifact]:
 def missing_parts(artifact: Artifact) -> Iterator[str]:
     """A line for each file that is absent or has another size, or for a manifest that is no record; nothing is hashed."""
     try:
-        files = {entry["path"]: entry["bytes"] for entry in artifact.manifest["files"]}
+        files = {entry.path: entry.bytes for entry in artifact.manifest.files}
     except ArtifactError as error:
         yield str(error)
         return
@@ -250,17 +243,17 @@ def verify_artifact(artifact: Artifact) -> list[str]:
         record = artifact.manifest
     except (ArtifactError, OSError):
         return damage
-    request = Request(record["kind"], record["format"], record["spec"], record["inputs"])
+    request = Request(record.kind, record.format, record.spec, record.inputs)
     if request.name != artifact.name:
         damage.append(f"{artifact.path} holds the manifest of {request.kind} {request.fingerprint}")
-    for entry in record["files"]:
-        file = artifact.path / entry["path"]
+    for entry in record.files:
+        file = artifact.path / entry.path
         try:
-            if file.is_file() and file.stat().st_size == entry["bytes"] and sha256_file(file) != entry["sha256"]:
+            if file.is_file() and file.stat().st_size == entry.bytes and sha256_file(file) != entry.sha256:
                 damage.append(f"{file} has other bytes than its manifest says")
         except OSError as error:  # a disk that fails, or a file that may not be read
             damage.append(f"{file} cannot be read: {error.strerror}")
-    known = {entry["path"] for entry in record["files"]} | {MANIFEST}
+    known = {entry.path for entry in record.files} | {MANIFEST}
     present = {str(file.relative_to(artifact.path)) for file in artifact.path.rglob("*") if file.is_file()}
     return damage + [f"{artifact.path / extra} is not in the manifest" for extra in sorted(present - known)]
 
@@ -330,6 +323,6 @@ def _is_held(workspace: Path, path: Path) -> bool:
     return False
 
 
-def _changes(old: dict[str, Any], request: Request) -> str:
+def _changes(old: Json, request: Request) -> str:
     """How a record's format, spec and inputs differ from a request's."""
     return "; ".join(changes(request.kind, old, request.record))

@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from deepfloyd_core.types import Json
+
 _LONGEST = 60  # characters of a value
 _ARTIFACT = re.compile(r"(\w+)/[0-9a-f]{16}")
 _STAGE = re.compile(r"stage([12])(?:_\w+)?")
@@ -41,7 +43,7 @@ def label(kind: str) -> str:
     return kind.replace("stage2", "Stage II").replace("stage1", "Stage I").replace("_", " ").replace("lora", "LoRA")
 
 
-def changes(kind: str, old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+def changes(kind: str, old: Json, new: Json) -> list[str]:
     """How the format, spec and inputs of two artifacts of a kind differ: a phrase for each, at least one."""
     found = ["this version of the program makes it otherwise"] if old["format"] != new["format"] else []
     differ = _differences(old["spec"], new["spec"])
@@ -51,9 +53,7 @@ def changes(kind: str, old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     return list(dict.fromkeys(phrase for phrase in found if phrase)) or ["its settings changed"]
 
 
-def _differences(
-    old: dict[str, Any], new: dict[str, Any], path: tuple[str, ...] = ()
-) -> Iterator[tuple[Any, Any, Any]]:
+def _differences(old: Json, new: Json, path: tuple[str, ...] = ()) -> Iterator[tuple[Any, Any, Any]]:
     """The path of each value that differs, and both; None where there is none."""
     for key in sorted(old.keys() | new.keys()):
         before, after = old.get(key), new.get(key)
@@ -81,7 +81,7 @@ def _setting(kind: str, path: tuple[str, ...], before: Any, after: Any) -> str:
     return f"{_key(kind, (*path[:-1], key))} {_value(before)} -> {_value(after)}"
 
 
-def _follows(path: tuple[str, ...], old: dict[str, Any], new: dict[str, Any]) -> bool:
+def _follows(path: tuple[str, ...], old: Json, new: Json) -> bool:
     """Whether a value is one that goes with the learning rate where nobody sets it."""
     if path != ("lr_end",) or not (old.get("learning_rate") and new.get("learning_rate")):
         return False

@@ -4,22 +4,23 @@ import platform
 from contextlib import suppress
 from datetime import UTC, datetime
 from importlib import metadata
-from typing import Any
+
+from deepfloyd_core.store.manifest import Provenance
 
 DISTRIBUTION = "deepfloyd-pipeline"
 _PACKAGES = ("torch", "diffusers", "transformers", "peft", "pillow", "pillow-heif", "pyarrow", "prefect")
 
 
-def provenance(started: datetime) -> dict[str, Any]:
-    """When, with which versions, on what: for people, never part of a fingerprint."""
+def provenance(started: datetime) -> Provenance:
+    """Those of an artifact that is finished now."""
     finished, versions = datetime.now(UTC), dict[str, str]()
     for name in _PACKAGES:
         with suppress(metadata.PackageNotFoundError):  # the core works without Prefect
             versions[name] = metadata.version(name)
-    return {
-        "started": started.isoformat(timespec="seconds"),
-        "seconds": round((finished - started).total_seconds(), 2),
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        "packages": versions,
-    }
+    return Provenance(
+        started=started.isoformat(timespec="seconds"),
+        seconds=round((finished - started).total_seconds(), 2),
+        python=platform.python_version(),
+        machine=platform.machine(),
+        packages=versions,
+    )

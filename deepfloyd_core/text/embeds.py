@@ -1,26 +1,29 @@
 """Text embeds: every text through T5 once, all 77 rows of it, in Arrow files that are mapped straight into torch.
 
 `captions.arrow` says for every caption in which file and row its text is; captions that are cleaned to the same text
-share a row. Files are made in `embed_job`, laid out as `embed_files` says.
+share a row. Files are made in `encode`, laid out as `embed_file` says.
 """
 
 from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 
 from deepfloyd_core.arrow import mapped_table
 from deepfloyd_core.config.run import Run
+from deepfloyd_core.config.run_text import TextKeys
 from deepfloyd_core.errors import ArtifactError
 from deepfloyd_core.files import canonical_json, sha256_bytes
 from deepfloyd_core.hashing import caption_id
 from deepfloyd_core.models.identity import model_fingerprint
+from deepfloyd_core.processes.jobs import JobRequest, S
 from deepfloyd_core.store.artifacts import Artifact, Request, newest
+from deepfloyd_core.store.manifest import Manifest, Summary
 from deepfloyd_core.text.embed_file import EmbedFile
-from deepfloyd_core.types import Identity
+from deepfloyd_core.types import Identity, Json
 
 if TYPE_CHECKING:
     import torch
@@ -29,6 +32,68 @@ FORMAT = 4
 FILES, CAPTIONS_FILE, TOKENS_SHEET = "embeds-*.arrow", "captions.arrow", "tokens.png"
 _WHICH, _STORED = ("captions", "captions_sha256"), ("compression", "file_mib")  # keys of the spec
 CAPTIONS = pa.schema([("key", pa.uint64()), ("file", pa.int32()), ("place", pa.int32())])  # key: the caption_id
+
+
+class EmbedsSummary(Summary):
+    """Of text embeds."""
+
+    captions: int
+    texts: int  # what they are cleaned to, each once
+    encoded: int
+    taken_over: int  # of older embeds
+    truncated: int  # texts longer than `length`
+    tokens_lost: int
+    special_tokens_removed: int
+    emptied: int  # captions without a word after cleaning
+    emptied_captions: tuple[str, ...]  # the first of them
+    length: int  # tokens of a text
+    width: int  # of a row
+    bytes: int
+    encoded_by_this_process: int
+
+
+class PartSummary(Summary):
+    """Of some files of text embeds."""
+
+    encoded_by_this_process: int
+
+
+class _Encoding(JobRequest[S]):
+    text: TextKeys
+    captions: tuple[str, ...]
+    encoder: Path  # the model's folder
+    older: Artifact | None = None  # embeds to take rows over from
+
+
+class EncodeRequest(_Encoding[EmbedsSummary]):
+    """Store the rows of captions."""
+
+    job = "embed"
+    entry = "deepfloyd_core.text.encode:encode_captions"
+    returns = EmbedsSummary
+
+
+class EncodePartRequest(_Encoding[PartSummary]):
+    """Make every nth file of the same embeds, and nothing else, as one of n processes."""
+
+    job = "embed"
+    entry = "deepfloyd_core.text.encode:encode_part"
+    returns = PartSummary
+    number: int  # 0 to parts - 1
+    parts: int
+
+
+def encode_job(run: Run, captions: Iterable[str], encoder: Path, older: Artifact | None = None) -> EncodeRequest:
+    """The job that makes the embeds of captions."""
+    config = run.config
+    return EncodeRequest(machine=config, text=config, captions=tuple(captions), encoder=encoder, older=older)
+
+
+def encode_parts(request: EncodeRequest) -> list[EncodePartRequest]:
+    """What `embed_workers` processes do at once before the request itself; nothing for one process."""
+    parts = request.machine.embed_workers
+    shared = {name: getattr(request, name) for name in type(request).model_fields}
+    return [EncodePartRequest(**shared, number=number, parts=parts) for number in range(parts if parts > 1 else 0)]
 
 
 def run_captions(run: Run, captions: Iterable[str]) -> list[str]:
@@ -55,26 +120,26 @@ def embeds_request(run: Run, captions: list[str], encoder: Path) -> Request:
 def older_embeds(workspace: Path, request: Request) -> Artifact | None:
     """The newest embeds that differ from the wanted ones in their captions alone, to take rows over from."""
 
-    def same(record: dict[str, Any]) -> bool:
-        found, wanted = (_without(spec, _WHICH) for spec in (record["spec"], request.spec))
-        return (found, record["inputs"]) == (wanted, request.inputs) and record["fingerprint"] != request.fingerprint
+    def same(other: Manifest) -> bool:
+        found, wanted = (_without(spec, _WHICH) for spec in (other.spec, request.spec))
+        return (found, other.inputs) == (wanted, request.inputs) and other.fingerprint != request.fingerprint
 
     return newest(workspace, "text_embeds", FORMAT, same)
 
 
-def rows_identity(embeds: Identity) -> dict[str, Any]:
+def rows_identity(embeds: Identity) -> Json:
     """What decides the rows of a caption: how it is cleaned and encoded; not which others there are, nor the files."""
     return {**_without(embeds.spec, _WHICH + _STORED), **embeds.inputs}
 
 
-def _without(spec: dict[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
+def _without(spec: Json, keys: tuple[str, ...]) -> Json:
     return {key: value for key, value in spec.items() if key not in keys}
 
 
 def truncated_texts(embeds: Artifact, most: int) -> list[tuple[str, int]]:
     """The texts that lost most tokens at their end, and how many each lost."""
     lost: list[tuple[str, int]] = []
-    length = int(embeds.summary["length"])
+    length = embeds.summary(EmbedsSummary).length
     for path in sorted(embeds.path.glob(FILES)):
         file = EmbedFile(path)
         over = file.tokens - length

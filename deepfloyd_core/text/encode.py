@@ -8,11 +8,11 @@ import math
 import shutil
 import time
 import unicodedata
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +20,8 @@ import torch
 from diffusers import IFPipeline
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
-from deepfloyd_core.config.run import RunConfig
+from deepfloyd_core.config.run_machine import Machine
+from deepfloyd_core.config.run_text import TextKeys
 from deepfloyd_core.errors import ArtifactError, ModelError
 from deepfloyd_core.files import atomic_path, canonical_json, sha256_bytes
 from deepfloyd_core.hashing import caption_id
@@ -31,7 +32,16 @@ from deepfloyd_core.store.artifacts import Artifact
 from deepfloyd_core.store.parts import finish_part, part_is_whole, take_part
 from deepfloyd_core.store.reuse import files_as_recorded, worth_keeping
 from deepfloyd_core.text.embed_file import VALUE_BYTES, EmbedFile, embed_schema, stored_row, write_embed_file
-from deepfloyd_core.text.embeds import CAPTIONS, CAPTIONS_FILE, FILES, TOKENS_SHEET
+from deepfloyd_core.text.embeds import (
+    CAPTIONS,
+    CAPTIONS_FILE,
+    FILES,
+    TOKENS_SHEET,
+    EmbedsSummary,
+    EncodePartRequest,
+    EncodeRequest,
+    PartSummary,
+)
 from deepfloyd_core.text.t5 import TextEncoder, encode, forecast_s, load_encoder, load_tokenizer
 from deepfloyd_core.types import Report, no_report
 
@@ -67,64 +77,81 @@ def has_words(text: str) -> bool:
     return any(unicodedata.category(sign)[0] in "LNS" for sign in text)
 
 
-def embed_job(job: Job) -> dict[str, Any]:
-    """Store the rows of the captions in job.options; job.inputs may have `older` embeds to take rows over from.
+@dataclass(frozen=True)
+class _Plan:
+    """What is to be encoded, and into which files."""
 
-    Each file is finished on its own: a build that was interrupted goes on behind the last one. job.options may have
-    `part`, [k, n]: every nth file alone is made, and nothing else, by one of n processes at once. Raises ArtifactError
-    when the disk will not hold them.
+    texts: list[str]  # of the captions, in their order
+    special_tokens_removed: int
+    tokens: dict[str, int]  # of each text, in the order in which texts are stored
+    schema: pa.Schema
+    layout: _Layout
+    tokenizer: PreTrainedTokenizerBase
+
+
+def encode_captions(job: Job[EncodeRequest]) -> EmbedsSummary:
+    """Store the rows of the captions.
+
+    Each file is finished on its own: a build that was interrupted goes on behind the last one. Raises ArtifactError when
+    the disk will not hold them.
     """
-    use_threads(job.config.num_threads)
-    folder = Path(job.options["encoder"])
-    tokenizer = load_tokenizer(folder)
-    captions: list[str] = job.options["captions"]
-    texts, special = clean_captions(captions, tokenizer.all_special_tokens)
-    tokens = _token_counts(tokenizer, sorted(set(texts)))
-    width = AutoConfig.from_pretrained(folder / "text_encoder").d_model
-    schema = embed_schema(
-        job.config.text_encoder_dtype, job.config.tokenizer_max_length, width, job.config.embed_compression
-    )
-    per_file = max(1, int(job.config.embed_file_mib * 2**20) // _row_bytes(schema))
-    layout = _lay_out(tokens, per_file, job.inputs.get("older"))
-    if "part" in job.options:
-        number, parts = job.options["part"]
-        layout = replace(layout, made=dict(list(layout.made.items())[number::parts]))
-        return {"encoded_by_this_process": _make_files(job, tokenizer, layout, tokens, schema)}
-    for stray in set(job.out.glob(FILES)) - {job.out / name for name in (*layout.kept, *layout.made)}:
+    request, out = job.request, job.out
+    plan = _plan(request)
+    tokens, layout, length = plan.tokens, plan.layout, request.text.tokenizer_max_length
+    for stray in set(out.glob(FILES)) - {out / name for name in (*layout.kept, *layout.made)}:
         stray.unlink()  # an interrupted build laid the texts out otherwise
     for name, digest in layout.kept.items():
-        take_part(job.inputs["older"].path / name, digest, job.out / name)
-    encoded_now = _make_files(job, tokenizer, layout, tokens, schema)
-    _write_captions(job.out, captions, texts)
-    save_token_counts(list(tokens.values()), job.config.tokenizer_max_length, job.out / TOKENS_SHEET)
+        assert request.older is not None  # it has the file
+        take_part(request.older.path / name, digest, out / name)
+    encoded_now = _make_files(job, plan)
+    _write_captions(out, request.captions, plan.texts)
+    save_token_counts(list(tokens.values()), length, out / TOKENS_SHEET)
     encoded = sum(text not in layout.stored for made in layout.made.values() for text in made)
-    lost = [count - job.config.tokenizer_max_length for count in tokens.values()]
-    emptied = [
-        caption for caption, text in zip(captions, texts, strict=True) if caption.strip() and not has_words(text)
-    ]
-    return {
-        "captions": len(captions),
-        "texts": len(tokens),
-        "encoded": encoded,
-        "taken_over": len(tokens) - encoded,
-        "truncated": sum(count > 0 for count in lost),
-        "tokens_lost": sum(count for count in lost if count > 0),
-        "special_tokens_removed": special,
-        "emptied": len(emptied),
-        "emptied_captions": emptied[:_SHOWN],
-        "length": job.config.tokenizer_max_length,
-        "width": width,
-        "bytes": sum(file.stat().st_size for file in job.out.glob(FILES)),
-        "encoded_by_this_process": encoded_now,
-    }
+    lost = [count - length for count in tokens.values() if count > length]
+    pairs = zip(request.captions, plan.texts, strict=True)
+    emptied = [caption for caption, text in pairs if caption.strip() and not has_words(text)]
+    return EmbedsSummary(
+        captions=len(request.captions),
+        texts=len(tokens),
+        encoded=encoded,
+        taken_over=len(tokens) - encoded,
+        truncated=len(lost),
+        tokens_lost=sum(lost),
+        special_tokens_removed=plan.special_tokens_removed,
+        emptied=len(emptied),
+        emptied_captions=tuple(emptied[:_SHOWN]),
+        length=length,
+        width=int(plan.schema.metadata[b"width"]),
+        bytes=sum(file.stat().st_size for file in out.glob(FILES)),
+        encoded_by_this_process=encoded_now,
+    )
 
 
-def encode_prompts(prompts: list[str], folder: Path, config: RunConfig) -> torch.Tensor:
+def encode_part(job: Job[EncodePartRequest]) -> PartSummary:
+    """Make every nth file of the embeds, and nothing else, as one of n processes. Raises as `encode_captions`."""
+    plan, request = _plan(job.request), job.request
+    own = dict(list(plan.layout.made.items())[request.number :: request.parts])
+    plan = replace(plan, layout=replace(plan.layout, made=own))
+    return PartSummary(encoded_by_this_process=_make_files(job, plan, request.number))
+
+
+def _plan(request: EncodeRequest | EncodePartRequest) -> _Plan:
+    use_threads(request.machine.num_threads)
+    tokenizer, keys = load_tokenizer(request.encoder), request.text
+    texts, special = clean_captions(list(request.captions), tokenizer.all_special_tokens)
+    tokens = _token_counts(tokenizer, sorted(set(texts)))
+    width = AutoConfig.from_pretrained(request.encoder / "text_encoder").d_model
+    schema = embed_schema(keys.text_encoder_dtype, keys.tokenizer_max_length, width, keys.embed_compression)
+    per_file = max(1, int(keys.embed_file_mib * 2**20) // _row_bytes(schema))
+    return _Plan(texts, special, tokens, schema, _lay_out(tokens, per_file, request.older), tokenizer)
+
+
+def encode_prompts(prompts: list[str], folder: Path, keys: TextKeys, machine: Machine) -> torch.Tensor:
     """Rows (N, T, D) of a few prompts on the CPU, as the stored embeds have them; the encoder is gone on return."""
     tokenizer = load_tokenizer(folder)
     texts, _ = clean_captions(prompts, tokenizer.all_special_tokens)
-    ids = _token_ids(tokenizer, texts, config.tokenizer_max_length)
-    return _rows(_load(folder, config), config, texts, ids, no_report)
+    ids = _token_ids(tokenizer, texts, keys.tokenizer_max_length)
+    return _rows(_load(folder, keys, machine), keys, machine, texts, ids, no_report)
 
 
 def _token_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str], length: int) -> list[list[int]]:
@@ -168,10 +195,9 @@ def _lay_out(tokens: dict[str, int], capacity: int, older: Artifact | None) -> _
     return _Layout(kept, made, stored)
 
 
-def _make_files(
-    job: Job, tokenizer: PreTrainedTokenizerBase, layout: _Layout, tokens: dict[str, int], schema: pa.Schema
-) -> int:
-    """Make the files that are not finished yet. Returns how many texts this process encoded."""
+def _make_files(job: Job[EncodeRequest] | Job[EncodePartRequest], plan: _Plan, number: int = 0) -> int:
+    """Make the files that are not finished yet; number: of this process among several. Returns how many texts it encoded."""
+    layout, schema, keys, machine = plan.layout, plan.schema, job.request.text, job.request.machine
     unfinished = {name: texts for name, texts in layout.made.items() if not part_is_whole(job.out / name)}
     _check_room(job.out, sum(map(len, unfinished.values())), schema)
     missing = {name: [text for text in texts if text not in layout.stored] for name, texts in unfinished.items()}
@@ -180,7 +206,7 @@ def _make_files(
     progress, encoder = _Progress(job.report, total - todo, total), None
 
     def token_ids(name: str) -> list[list[int]]:
-        return _token_ids(tokenizer, missing[name], job.config.tokenizer_max_length)
+        return _token_ids(plan.tokenizer, missing[name], keys.tokenizer_max_length)
 
     with ThreadPoolExecutor(2) as pool:  # beside the encoder one file is written and the next one tokenised
         writing: Future[None] | None = None
@@ -191,29 +217,28 @@ def _make_files(
             ahead += [pool.submit(token_ids, later) for later in names[place + 1 : place + 2]]
             if ids:
                 if encoder is None:
-                    encoder = _load(Path(job.options["encoder"]), job.config, job.options.get("part", [0])[0])
+                    encoder = _load(job.request.encoder, keys, machine, number)
                     files = sum(bool(texts) for texts in missing.values())
-                    progress.forecast(encoder, job.config, files, _stored_bytes(todo, schema))
-                rows = _rows(encoder, job.config, missing[name], ids, progress.step)
+                    seconds = _forecast_s(encoder, keys, machine, todo, files)
+                    progress.forecast(seconds, _stored_bytes(todo, schema))
+                rows = _rows(encoder, keys, machine, missing[name], ids, progress.step)
                 made = dict(zip(missing[name], rows, strict=True))
                 progress.finished(len(made))
             if writing:
                 writing.result()
-            writing = pool.submit(_write, job.out / name, unfinished[name], made, layout, tokens, schema)
+            writing = pool.submit(_write, job.out / name, unfinished[name], made, plan)
         if writing:
             writing.result()
     return todo
 
 
-def _write(
-    path: Path, texts: list[str], made: dict[str, Any], layout: _Layout, tokens: dict[str, int], schema: pa.Schema
-) -> None:
-    packing = schema.metadata[b"compression"].decode()
+def _write(path: Path, texts: list[str], made: dict[str, torch.Tensor], plan: _Plan) -> None:
+    packing = plan.schema.metadata[b"compression"].decode()
     rows = []
     for text in texts:
-        file, place = layout.stored.get(text, (None, 0))
+        file, place = plan.layout.stored.get(text, (None, 0))
         rows.append(file.stored(place) if file else stored_row(made[text], packing))
-    write_embed_file(path, texts, [tokens[text] for text in texts], rows, schema)
+    write_embed_file(path, texts, [plan.tokens[text] for text in texts], rows, plan.schema)
     finish_part(path)
 
 
@@ -244,10 +269,8 @@ class _Progress:
         self._started, self._first, self._ahead = time.monotonic(), self.done, ""
         self.report(self.done, self.total, "texts to encode")
 
-    def forecast(self, encoder: TextEncoder, config: RunConfig, files: int, size: int) -> None:
+    def forecast(self, seconds: float, size: int) -> None:
         """Say what is ahead before the first layer, and until a file is done: about how long, and the bytes on disk."""
-        texts, length = self.total - self.done, config.tokenizer_max_length
-        seconds = forecast_s(encoder, texts, files, length, config.embed_batch_size * length)
         self._ahead = f"about {timedelta(seconds=math.ceil(seconds))} and {size / 2**20:,.1f} MiB ahead"
         self.report(self.done, self.total, self._ahead)
         self._started = time.monotonic()
@@ -266,25 +289,30 @@ class _Progress:
         return f"{(done - self._first) / max(time.monotonic() - self._started, 1e-9):.1f} texts/s"
 
 
-def _load(folder: Path, config: RunConfig, number: int = 0) -> TextEncoder:
+def _load(folder: Path, keys: TextKeys, machine: Machine, number: int = 0) -> TextEncoder:
     """T5 as the run wants it; `number`: of several processes."""
-    dtype, device = DTYPES[config.text_encoder_dtype], pick_device(config.device, number)
-    return load_encoder(folder, dtype, device, config.text_encoder_streaming, config.text_encoder_quantization)
+    dtype, device = DTYPES[keys.text_encoder_dtype], pick_device(machine.device, number)
+    return load_encoder(folder, dtype, device, machine.text_encoder_streaming, keys.text_encoder_quantization)
+
+
+def _forecast_s(encoder: TextEncoder, keys: TextKeys, machine: Machine, texts: int, files: int) -> float:
+    length = keys.tokenizer_max_length
+    return forecast_s(encoder, texts, files, length, machine.embed_batch_size * length)
 
 
 def _rows(
-    encoder: TextEncoder, config: RunConfig, texts: list[str], ids: list[list[int]], report: Report
+    encoder: TextEncoder, keys: TextKeys, machine: Machine, texts: list[str], ids: list[list[int]], report: Report
 ) -> torch.Tensor:
     """The rows of cleaned texts, given with their tokens, (N, T, D) on the CPU. ModelError: one is not finite."""
-    length = config.tokenizer_max_length
-    made = encode(encoder, ids, length, config.embed_batch_size * length, report)
+    length = keys.tokenizer_max_length
+    made = encode(encoder, ids, length, machine.embed_batch_size * length, report)
     good = torch.isfinite(made).flatten(1).all(1).tolist()
     if not all(good):
         raise ModelError(f"T5 gave values that are not finite for {texts[good.index(False)]!r}.")
     return made
 
 
-def _write_captions(out: Path, captions: list[str], texts: list[str]) -> None:
+def _write_captions(out: Path, captions: Sequence[str], texts: list[str]) -> None:
     """Write captions.arrow: where each caption's text is."""
     where = {
         name: (number, place)

@@ -8,7 +8,7 @@ loads. One caption at a time, so that its bits depend on no neighbour and are th
 import contextlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -17,10 +17,13 @@ from deepfloyd_core.arrow import mapped_table, mapped_tensor
 from deepfloyd_core.config.flavours import Stage
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.config.stage import StageConfig
+from deepfloyd_core.config.stage_run import Precision
 from deepfloyd_core.errors import ArtifactError
 from deepfloyd_core.files import atomic_path, canonical_json, sha256_bytes
 from deepfloyd_core.models.identity import model_fingerprint
+from deepfloyd_core.processes.jobs import Job, JobRequest
 from deepfloyd_core.store.artifacts import Artifact, Request, newest
+from deepfloyd_core.store.manifest import Manifest, Summary
 from deepfloyd_core.store.parts import finish_part, part_is_whole
 from deepfloyd_core.store.reuse import files_as_recorded
 from deepfloyd_core.text.embeds import Embeds, rows_identity
@@ -30,7 +33,6 @@ if TYPE_CHECKING:
     import torch
 
     from deepfloyd_core.diffusion.loss import Text
-    from deepfloyd_core.processes.jobs import Job
 
 FORMAT = 2
 FILES = "text-*.arrow"
@@ -41,6 +43,33 @@ TEXT_LAYERS = (
     "encoder_hid_proj", "add_embedding.proj",
     "add_embedding.pool.k_proj", "add_embedding.pool.q_proj", "add_embedding.pool.v_proj",
 )  # fmt: skip
+
+
+class ProjectionSummary(Summary):
+    """Of a stage's text."""
+
+    captions: int
+    taken_over: int  # of an older text
+    parameters: int  # of the UNet's text modules
+    bytes: int
+
+
+class ProjectRequest(JobRequest[ProjectionSummary]):
+    """Project every caption of the embeds."""
+
+    job = "project"
+    entry = "deepfloyd_core.text.projection:project_captions"
+    returns = ProjectionSummary
+    precision: Precision
+    model: Path  # folder of the stage's base model
+    text_embeds: Artifact
+    older: Artifact | None = None  # a text of the stage, whose captions are copied from files that are as written
+
+
+def project_job(run: Run, stage: Stage, model: Path, embeds: Artifact, older: Artifact | None = None) -> ProjectRequest:
+    """The job that makes a stage's text."""
+    precision = run.config.stage(stage).mixed_precision
+    return ProjectRequest(machine=run.config, precision=precision, model=model, text_embeds=embeds, older=older)
 
 
 def text_is_frozen(config: StageConfig) -> bool:
@@ -69,26 +98,23 @@ def text_identity(text: Identity) -> str:
 def older_text(workspace: Path, request: Request) -> Artifact | None:
     """The newest text of the stage that has other captions and is the same in all else, to take captions over from."""
 
-    def same(record: dict[str, Any]) -> bool:
-        found, wanted = (record["spec"], record["inputs"]["unet"]), (request.spec, request.inputs["unet"])
-        return found == wanted and bool(record["fingerprint"] != request.fingerprint)
+    def same(other: Manifest) -> bool:
+        found, wanted = (other.spec, other.inputs["unet"]), (request.spec, request.inputs["unet"])
+        return found == wanted and other.fingerprint != request.fingerprint
 
     return newest(workspace, request.kind, FORMAT, same)
 
 
-def project_job(job: "Job") -> dict[str, Any]:
-    """Project every caption of the embeds, resuming at the first unfinished file.
-
-    job.inputs may have `older`, a text of the stage: its captions are copied from the files that are as they were written.
-    """
+def project_captions(job: Job[ProjectRequest]) -> ProjectionSummary:
+    """Project every caption of the embeds, resuming at the first unfinished file."""
     from deepfloyd_core.models.unet import DTYPES, load_text_modules, pick_device, use_threads
 
-    use_threads(job.config.num_threads)
-    precision = job.config.stage(job.options["stage"]).mixed_precision
-    modules = load_text_modules(Path(job.options["model"]), DTYPES[precision]).to(pick_device(job.config.device))
-    embeds, project = Embeds(job.inputs["text_embeds"]), projector(modules, precision)
+    request, machine = job.request, job.request.machine
+    use_threads(machine.num_threads)
+    modules = load_text_modules(request.model, DTYPES[request.precision]).to(pick_device(machine.device))
+    embeds, project = Embeds(request.text_embeds), projector(modules, request.precision)
     names = sorted(embeds.ids())
-    older = job.inputs.get("older")
+    older = request.older
     held = Projected(older, list(files_as_recorded(older, FILES))) if older else None
 
     def text_of(name: str) -> "tuple[torch.Tensor, torch.Tensor]":
@@ -100,12 +126,12 @@ def project_job(job: "Job") -> dict[str, Any]:
 
     store(job.out, names, text_of, job.report)
     taken_over = sum(name in held for name in names) if held else 0
-    return {
-        "captions": len(names),
-        "taken_over": taken_over,
-        "parameters": sum(param.numel() for param in modules.parameters()),
-        "bytes": sum(file.stat().st_size for file in job.out.glob(FILES)),
-    }
+    return ProjectionSummary(
+        captions=len(names),
+        taken_over=taken_over,
+        parameters=sum(param.numel() for param in modules.parameters()),
+        bytes=sum(file.stat().st_size for file in job.out.glob(FILES)),
+    )
 
 
 def projector(

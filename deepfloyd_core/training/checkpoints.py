@@ -22,7 +22,16 @@ log = logging.getLogger(__name__)
 FOLDER = ".checkpoints"
 _SEAL = "checkpoint.json"
 _TENSORS = ("adapter", "optimizer", "ema")
-_JSON = ("numbers", "metrics")
+
+
+@dataclass(frozen=True)
+class StepMetrics:
+    """What an optimizer step reports."""
+
+    step: int  # counted from 1
+    loss: float
+    lr: float
+    grad_norm: float  # before clipping
 
 
 @dataclass(frozen=True)
@@ -34,7 +43,7 @@ class Checkpoint:
     optimizer: dict[str, torch.Tensor]
     numbers: dict[str, Any]  # the optimizer's
     ema: dict[str, torch.Tensor]  # empty without use_ema
-    metrics: list[dict[str, Any]]
+    metrics: list[StepMetrics]
 
 
 def save_checkpoint(out: Path, checkpoint: Checkpoint, limit: int) -> None:
@@ -46,8 +55,9 @@ def save_checkpoint(out: Path, checkpoint: Checkpoint, limit: int) -> None:
         file = folder / f"{name}.safetensors"
         save_file(getattr(checkpoint, name), file)
         fsync_path(file)
-    for name in _JSON:  # floats keep every bit: json writes the shortest text that reads back as the same number
-        write_bytes(folder / f"{name}.json", json.dumps(getattr(checkpoint, name)).encode())
+    plain = {"numbers": checkpoint.numbers, "metrics": [vars(row) for row in checkpoint.metrics]}
+    for name, value in plain.items():  # floats keep every bit: json writes the shortest text that reads back the same
+        write_bytes(folder / f"{name}.json", json.dumps(value).encode())
     hashes = {file.name: sha256_file(file) for file in sorted(folder.iterdir())}
     write_sealed(folder / _SEAL, {"step": checkpoint.step, "files": hashes})
     fsync_path(folder.parent)
@@ -67,8 +77,8 @@ def load_checkpoint(out: Path) -> Checkpoint | None:
             log.warning("checkpoint %s is not used: %s", folder.name, error)
             continue
         tensors = {name: load_file(folder / f"{name}.safetensors") for name in _TENSORS}
-        plain = {name: json.loads((folder / f"{name}.json").read_bytes()) for name in _JSON}
-        return Checkpoint(record["step"], **tensors, **plain)
+        numbers, rows = (json.loads((folder / f"{name}.json").read_bytes()) for name in ("numbers", "metrics"))
+        return Checkpoint(record["step"], **tensors, numbers=numbers, metrics=[StepMetrics(**row) for row in rows])
     return None
 
 

@@ -6,7 +6,6 @@ What is trained goes by its steps alone: as many steps written as `max_train_ste
 import logging
 from collections import Counter
 from dataclasses import replace
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -18,14 +17,15 @@ from deepfloyd_core.config.stage import StageConfig
 from deepfloyd_core.crops.rows import held_out_ids, read_row_list
 from deepfloyd_core.store.artifacts import Artifact
 from deepfloyd_core.store.counts import many
+from deepfloyd_core.training.jobs import SizeCrops
 from deepfloyd_core.training.mixing import check_steps
 
 log = logging.getLogger(__name__)
 _SIZE = ["dataset_id", "width", "height"]
 
 
-def crops_of_sizes(pixels: Artifact, held_out: frozenset[str]) -> list[dict[str, Any]]:
-    """How many crops of each data set's sizes an epoch shows, without the held-out ones: rows of dataset, size, crops."""
+def crops_of_sizes(pixels: Artifact, held_out: frozenset[str]) -> list[SizeCrops]:
+    """How many crops of each data set's sizes an epoch shows, without the held-out ones."""
     names = pa.array(sorted(held_out), pa.string())
     counts: Counter[tuple[str, int, int]] = Counter()
     # Batch by batch: nothing of a large set's list, which is mapped, is copied as a whole.
@@ -34,14 +34,14 @@ def crops_of_sizes(pixels: Artifact, held_out: frozenset[str]) -> list[dict[str,
         for row in kept.group_by(_SIZE).aggregate([("times", "sum")]).to_pylist():
             counts[row["dataset_id"], row["width"], row["height"]] += row["times_sum"]
     return [
-        {"dataset": name, "size": f"{width}x{height}", "crops": count}
+        SizeCrops(dataset=name, size=f"{width}x{height}", crops=count)
         for (name, width, height), count in counts.items()
     ]
 
 
 def batches_per_epoch(pixels: Artifact, held_out: frozenset[str], batch_size: int) -> int:
     """Batches that show every crop once that is not held out: each data set's, and in it each size's, are cut apart."""
-    return sum(-(-row["crops"] // batch_size) for row in crops_of_sizes(pixels, held_out))
+    return sum(-(-row.crops // batch_size) for row in crops_of_sizes(pixels, held_out))
 
 
 def with_steps(run: Run, stage: Stage, pixels: Artifact, eval_set: Artifact) -> Run:

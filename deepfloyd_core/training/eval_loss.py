@@ -3,9 +3,8 @@
 Beside the held-out pictures stand a few that are trained on: what a model gains more on those is what it learnt by heart.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -22,8 +21,34 @@ TIMESTEPS = (100, 400, 700, 950)
 HELD_OUT, SEEN = "held_out", "seen"
 _SEEN = 2  # pictures; each costs as much as a held-out one
 
-# Predicts epsilon: x_0 float32 (B, C, H, W), draws, caption ids, what to follow uint8 (B, H, W, C) -> (B, C, H, W).
-Predict = Callable[[torch.Tensor, Draws, list[str], torch.Tensor | None], torch.Tensor]
+
+class Predict(Protocol):
+    """A model's epsilon."""
+
+    def __call__(
+        self, x_0: torch.Tensor, draws: Draws, caption_ids: list[str], pair: torch.Tensor | None
+    ) -> torch.Tensor:
+        """x_0: float32 (B, C, H, W); pair: what to follow, uint8 (B, H, W, C). Returns float32 (B, C, H, W)."""
+        ...
+
+
+@dataclass(frozen=True)
+class GridLoss:
+    """The squared error in epsilon of a picture of the grid at a timestep."""
+
+    part: str  # HELD_OUT or SEEN
+    image_id: str
+    t: int
+    loss: float
+
+
+@dataclass(frozen=True)
+class Compared:
+    """How a trained model differs from another one on the same grid."""
+
+    gain: tuple[float, ...]  # how much lower its held-out loss is, paired: mean and, of enough pictures, 95 % interval
+    overfit_gap: float  # how much more than that it gains on pictures that it was trained on
+    by_t: dict[int, tuple[float, float]]  # held-out losses of the other and of this one at each timestep
 
 
 @dataclass(frozen=True)
@@ -59,8 +84,8 @@ def grid_pictures(
     return found + seen[:_SEEN]
 
 
-def grid_losses(pictures: list[GridPicture], predict: Predict, level: int) -> list[dict[str, Any]]:
-    """The squared error in epsilon of every picture at each of TIMESTEPS: rows of part, image_id, t, loss.
+def grid_losses(pictures: list[GridPicture], predict: Predict, level: int) -> list[GridLoss]:
+    """The squared error in epsilon of every picture at each of TIMESTEPS.
 
     level: the noise level of Stage II's low-res picture, 0 to 999.
     """
@@ -73,32 +98,31 @@ def grid_losses(pictures: list[GridPicture], predict: Predict, level: int) -> li
             with torch.inference_mode():
                 eps = predict(x_0, draws, [picture.caption_id], picture.pair)
                 loss = float(squared_error(eps.cpu(), draws.noise))
-            losses.append({"part": picture.part, "image_id": picture.image_id, "t": t, "loss": loss})
+            losses.append(GridLoss(picture.part, picture.image_id, t, loss))
     return losses
 
 
-def mean_loss(losses: list[dict[str, Any]], part: str = HELD_OUT) -> float | None:
+def mean_loss(losses: list[GridLoss], part: str = HELD_OUT) -> float | None:
     """The mean over a part of the grid; None where it has no picture."""
-    found = [row["loss"] for row in losses if row["part"] == part]
+    found = [row.loss for row in losses if row.part == part]
     return float(np.mean(found)) if found else None
 
 
-def compared(base: list[dict[str, Any]], tuned: list[dict[str, Any]]) -> dict[str, Any]:
-    """How a trained model differs from another one on the same grid; nothing where no picture is held out.
-
-    gain: how much lower its held-out loss is, paired picture by picture: mean and, of enough pictures, its 95 % interval.
-    overfit_gap: how much more than that it gains on pictures that it was trained on. by_t: both losses of each timestep.
-    """
+def compared(base: list[GridLoss], tuned: list[GridLoss]) -> Compared | None:
+    """The second's losses beside the first's, paired picture by picture; None where no picture is held out."""
     gains: dict[str, dict[str, list[float]]] = {HELD_OUT: {}, SEEN: {}}
     for before, after in zip(base, tuned, strict=True):
-        gains[before["part"]].setdefault(before["image_id"], []).append(before["loss"] - after["loss"])
+        gains[before.part].setdefault(before.image_id, []).append(before.loss - after.loss)
     if not gains[HELD_OUT]:
-        return {}
+        return None
     of_pictures = {part: [float(np.mean(values)) for values in found.values()] for part, found in gains.items()}
     gain = mean_and_interval(of_pictures[HELD_OUT])
-    at = {t: [[row for row in losses if row["t"] == t] for losses in (base, tuned)] for t in TIMESTEPS}
-    return {
-        "gain": list(gain),
-        "overfit_gap": float(np.mean(of_pictures[SEEN])) - gain[0],
-        "by_t": {str(t): [mean_loss(losses) for losses in pair] for t, pair in at.items()},
-    }
+    return Compared(
+        tuple(gain),
+        float(np.mean(of_pictures[SEEN])) - gain[0],
+        {t: (_mean_at(base, t), _mean_at(tuned, t)) for t in TIMESTEPS},
+    )
+
+
+def _mean_at(losses: list[GridLoss], t: int) -> float:
+    return float(np.mean([row.loss for row in losses if row.t == t and row.part == HELD_OUT]))

@@ -1,27 +1,30 @@
 """Identity of a LoRA: which settings and inputs decide its bytes. No torch: it is asked for before any model is loaded."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from deepfloyd_core.config.flavours import Stage
 from deepfloyd_core.config.keys import read_by
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.crops.identity import eval_identity
 from deepfloyd_core.models.identity import base_model
-from deepfloyd_core.store.artifacts import Request
+from deepfloyd_core.store.artifacts import Artifact, Request
+from deepfloyd_core.store.inputs import A
+from deepfloyd_core.store.pinned import PinnedFile
 from deepfloyd_core.text.projection import text_identity
-from deepfloyd_core.types import Identity, names_of
+from deepfloyd_core.training.jobs import TrainingInputs, TrainRequest
+from deepfloyd_core.training.mixing import Share
+from deepfloyd_core.types import Json
 
 LORA_FORMAT = 6
 
 
 def lora_request(
-    run: Run, stage: Stage, folder: Path, inputs: Mapping[str, Identity], prompts: Sequence[str] = (),
+    run: Run, stage: Stage, folder: Path, inputs: TrainingInputs[A], prompts: Sequence[str] = (),
     parent_sha256: str | None = None,
 ) -> Request:  # fmt: skip
-    """Identity of a stage's LoRA. `folder`: the base model; inputs: pixels, text, eval_set, what a ControlNet follows for
-    both, the low-res pictures that Stage I made; prompts: of its validations; parent: the weights that it starts from.
+    """Identity of a stage's LoRA. `folder`: the base model; prompts: of its validations; parent: the weights that it starts
+    from.
 
     Which texts are stored does not matter, as long as those of its pictures are: so a new prompt trains nothing anew. Of
     the eval set only what is there for this stage does.
@@ -31,7 +34,7 @@ def lora_request(
     # Epochs are steps by now.
     spec |= {"lr_end": config.final_learning_rate, "lr_scheduler": config.schedule, "max_train_steps": config.steps}
     spec |= {"seed": run.config.seed, "data_backend_sampling": run.config.data_backend_sampling}
-    spec["shares"] = shares(run, stage)
+    spec["shares"] = {name: [own.weight, own.start_step, own.end_step] for name, own in shares(run, stage).items()}
     if config.dynamo_backend != "no":
         # What is compiled with the recomputation in it may round otherwise.
         spec["gradient_checkpointing"] = config.gradient_checkpointing
@@ -39,13 +42,25 @@ def lora_request(
         spec["back_projection"] = config.validation_back_projection  # of the guesses as well
     if config.validation_step_interval:
         spec["validation"] = _validation(run, stage, prompts)
-    ids = {**names_of(inputs), "text": text_identity(inputs["text"])}
-    ids["eval_set"] = eval_identity(inputs["eval_set"], stage)
+    ids = {**inputs.names, "text": text_identity(inputs.text), "eval_set": eval_identity(inputs.eval_set, stage)}
     parent = {} if parent_sha256 is None else {"parent": parent_sha256}
     return Request(f"stage{stage}_lora", LORA_FORMAT, spec, {**ids, **base_model(stage, folder), **parent})
 
 
-def _validation(run: Run, stage: Stage, prompts: Sequence[str]) -> dict[str, Any]:
+def train_job(
+    run: Run, stage: Stage, folder: Path, inputs: TrainingInputs[Artifact], prompts: Sequence[str],
+    parent: PinnedFile | None,
+) -> TrainRequest:  # fmt: skip
+    """The job that trains such a LoRA. folder: the base model; parent: the weights that it starts from."""
+    config = run.config
+    return TrainRequest(
+        machine=config, validation=config, stage=stage, settings=config.stage(stage), model=folder, inputs=inputs,
+        seed=config.seed, sampling=config.data_backend_sampling, shares=shares(run, stage), prompts=tuple(prompts),
+        parent=parent,
+    )  # fmt: skip
+
+
+def _validation(run: Run, stage: Stage, prompts: Sequence[str]) -> Json:
     """What decides the pictures that are made while a stage is trained."""
     config = run.config
     spec = read_by(config.stage(stage), "validation", stage)
@@ -58,7 +73,7 @@ def _validation(run: Run, stage: Stage, prompts: Sequence[str]) -> dict[str, Any
     return {**spec, "prompts": list(prompts), "sizes": sizes, "seed": config.validation_seed, "images": images}
 
 
-def shares(run: Run, stage: Stage) -> dict[str, list[Any]]:
-    """How the data sets that feed a stage take turns, as plain JSON: the arguments of `mixing.Share` for each."""
+def shares(run: Run, stage: Stage) -> dict[str, Share]:
+    """How the data sets that feed a stage take turns."""
     fed = [dataset for dataset in run.datasets if dataset.factor(stage) is not None]
-    return {dataset.id: [dataset.probability, dataset.start_step, dataset.end_step] for dataset in fed}
+    return {dataset.id: Share(dataset.probability, dataset.start_step, dataset.end_step) for dataset in fed}

@@ -5,7 +5,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from diffusers.training_utils import EMAModel
@@ -13,7 +12,7 @@ from diffusers.training_utils import EMAModel
 from deepfloyd_core.adapters.lora import trainable
 from deepfloyd_core.config.stage import StageConfig
 from deepfloyd_core.hashing import hash_seed
-from deepfloyd_core.training.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
+from deepfloyd_core.training.checkpoints import Checkpoint, StepMetrics, load_checkpoint, save_checkpoint
 from deepfloyd_core.training.forward import Setup
 from deepfloyd_core.training.optimizers import (
     make_optimizer,
@@ -31,7 +30,7 @@ class TrainingState:
     params: dict[str, torch.nn.Parameter]  # those that are trained, by name
     optimizer: torch.optim.Optimizer
     ema: EMAModel | None
-    metrics: list[dict[str, Any]]  # a row for each step that is done
+    metrics: list[StepMetrics]  # of each step that is done
 
     @property
     def step(self) -> int:

@@ -8,16 +8,15 @@ TensorBoard cannot forget the steps after a checkpoint.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from deepfloyd_core.config.flavours import Stage
-from deepfloyd_core.config.run import RunConfig
 from deepfloyd_core.errors import JobError
 from deepfloyd_core.store.artifacts import workspace_of
-from deepfloyd_core.training.eval_loss import HELD_OUT, SEEN, mean_loss
+from deepfloyd_core.training.checkpoints import StepMetrics
+from deepfloyd_core.training.eval_loss import HELD_OUT, SEEN, GridLoss, mean_loss
+from deepfloyd_core.types import Json
 
 TENSORBOARD_FOLDER = "tensorboard"
 PROJECT = "deepfloyd"  # in W&B, unless WANDB_PROJECT names another
@@ -31,18 +30,18 @@ Board = Callable[[int, dict[str, float], Sequence[Path]], None]
 
 
 @contextmanager
-def open_board(config: RunConfig, stage: Stage, out: Path, done: Sequence[dict[str, Any]]) -> Iterator[Board]:
-    """The boards of `report_to` as one, for the artifact of a stage that is made in `out`; without any it shows nothing.
+def open_board(trackers: Sequence[str], settings: Json, out: Path, done: Sequence[StepMetrics]) -> Iterator[Board]:
+    """The boards of `report_to` as one, for the artifact that is made in `out`; without any it shows nothing.
 
-    done: the metrics of the steps that a resumed run has done. Raises JobError when W&B cannot be reached.
+    settings: what W&B lists of the run; done: the metrics of the steps that a resumed run has done. Raises JobError when
+    W&B cannot be reached.
     """
     name, workspace = f"{out.parent.name}-{out.name}", workspace_of(out)
     with ExitStack() as stack:
         boards: list[Board] = []
-        if "tensorboard" in config.trackers:
+        if "tensorboard" in trackers:
             boards.append(stack.enter_context(_tensorboard(workspace / TENSORBOARD_FOLDER / name, len(done))))
-        if "wandb" in config.trackers:
-            settings = {**config.stage(stage).model_dump(mode="json"), "seed": config.seed}
+        if "wandb" in trackers:
             boards.append(stack.enter_context(_wandb(workspace, name, settings, done)))
 
         def show(step: int, values: dict[str, float], pictures: Sequence[Path]) -> None:
@@ -69,7 +68,7 @@ def _tensorboard(folder: Path, first: int) -> Iterator[Board]:
 
 
 @contextmanager
-def _wandb(workspace: Path, name: str, settings: dict[str, Any], done: Sequence[dict[str, Any]]) -> Iterator[Board]:
+def _wandb(workspace: Path, name: str, settings: Json, done: Sequence[StepMetrics]) -> Iterator[Board]:
     """A run whose id is the artifact's name, so that a resumed training goes on in it. settings: what it lists of the run.
 
     W&B takes no step twice. What a killed process had shown of the steps after its checkpoint stays, as they are done again
@@ -103,7 +102,7 @@ def _wandb(workspace: Path, name: str, settings: dict[str, Any], done: Sequence[
                 run.log({**figures, **shown}, step=max(step, free))
 
         for row in done:
-            show(row["step"], shown_metrics(row), ())
+            show(row.step, shown_metrics(row), ())
         yield show
 
 
@@ -111,12 +110,12 @@ def _tag(picture: Path) -> str:
     return f"validation/{picture.stem}"
 
 
-def shown_metrics(row: dict[str, Any]) -> dict[str, float]:
-    """Of a step's metrics those that are the same when it is done again."""
-    return {name: row[name] for name in ("loss", "lr", "grad_norm")}
+def shown_metrics(row: StepMetrics) -> dict[str, float]:
+    """A step's metrics under their names."""
+    return {"loss": row.loss, "lr": row.lr, "grad_norm": row.grad_norm}
 
 
-def show_validation(show: Board, step: int, losses: list[dict[str, Any]], pictures: Sequence[Path]) -> None:
+def show_validation(show: Board, step: int, losses: list[GridLoss], pictures: Sequence[Path]) -> None:
     """What `Validation.take` gave."""
     means = {f"{_MEASURED}{part}": mean_loss(losses, part) for part in (HELD_OUT, SEEN)}
     show(step, {name: mean for name, mean in means.items() if mean is not None}, pictures)

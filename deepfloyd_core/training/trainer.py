@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,7 +18,6 @@ import torch
 
 from deepfloyd_core.adapters.lora import trainable
 from deepfloyd_core.adapters.method import base_dtype, method_of
-from deepfloyd_core.adapters.start_from import parent_file
 from deepfloyd_core.config.flavours import Stage
 from deepfloyd_core.config.stage import StageConfig
 from deepfloyd_core.config.stage_run import device_fault
@@ -28,6 +26,7 @@ from deepfloyd_core.diffusion.conditioning import as_conditioning
 from deepfloyd_core.errors import ConfigError, JobError, Stop
 from deepfloyd_core.files import atomic_path
 from deepfloyd_core.hashing import hash_seed
+from deepfloyd_core.measures.held_out_loss import HeldOutLosses
 from deepfloyd_core.models.quantized import frozen_bytes, frozen_numbers, load_base
 from deepfloyd_core.models.unet import (
     load_scheduler,
@@ -39,15 +38,15 @@ from deepfloyd_core.models.unet import (
 )
 from deepfloyd_core.pictures.sheets import save_loss_curve
 from deepfloyd_core.processes.jobs import Job
-from deepfloyd_core.sampling.requests import wanted_pictures
+from deepfloyd_core.sampling.wanted import Wanted, wanted_pictures
 from deepfloyd_core.text.projection import Projected, raw_texts
 from deepfloyd_core.training.attention import set_attention
 from deepfloyd_core.training.batches import Draws, MixedOrder, OrderSettings, TrainingRows
-from deepfloyd_core.training.checkpoints import last_good
+from deepfloyd_core.training.checkpoints import StepMetrics, last_good
 from deepfloyd_core.training.compiled import check_backend, compiled_unet
-from deepfloyd_core.training.eval_loss import compared, grid_pictures, mean_loss
+from deepfloyd_core.training.eval_loss import Compared, GridLoss, compared, grid_pictures, mean_loss
 from deepfloyd_core.training.forward import Prepared, Setup, batch_loss, feed, predict_noise, prepare
-from deepfloyd_core.training.mixing import Share
+from deepfloyd_core.training.jobs import TrainingSummary, TrainRequest
 from deepfloyd_core.training.optimizers import check_savable, set_learning_rate
 from deepfloyd_core.training.prefetch import Ahead
 from deepfloyd_core.training.recompute import recompute_activations
@@ -60,26 +59,22 @@ from deepfloyd_core.training.validation import Validation, read_losses, write_va
 METRICS_FILE, LOSS_CURVE = "metrics.parquet", "loss.png"
 
 
-def train_job(job: Job) -> dict[str, Any]:
+def train(job: Job[TrainRequest]) -> TrainingSummary:
     """Train a stage's LoRA, biases or UNet into job.out, from its newest checkpoint. Returns the manifest's summary."""
-    stage: Stage = job.options["stage"]
-    folder = Path(job.options["model"])
-    use_threads(job.config.num_threads)
-    setup = _set_up(job, stage, folder)
-    held_out, inputs = held_out_ids(job.inputs["eval_set"]), job.inputs
-    rows = TrainingRows(inputs["pixels"], held_out, inputs.get("conditioning"), inputs.get("low_res"))
-    order = _order(setup, rows, job)
-    validation = _validation(setup, rows, order, job, folder)
+    request, inputs, stage, folder = job.request, job.request.inputs, job.request.stage, job.request.model
+    use_threads(request.machine.num_threads)
+    setup = _set_up(job)
+    rows = TrainingRows(inputs.pixels, held_out_ids(inputs.eval_set), inputs.conditioning, inputs.low_res)
+    order = _order(request, rows)
+    validation = _validation(setup, rows, order, request)
     state, method = training_state(setup), method_of(setup.config)
     first, last, metrics = state.step, setup.config.steps, state.metrics
-    with open_board(job.config, stage, job.out, metrics[:]) as show:
+    listed = {**setup.config.model_dump(mode="json"), "seed": request.seed}
+    with open_board(request.machine.trackers, listed, job.out, metrics[:]) as show:
         seconds = _train(setup, state, _passes(setup, rows, order), job, validation, show)
         del state  # the optimizer's states can be twice as large as the model
-        sizes = {
-            "trainable_parameters": sum(param.numel() for param in trainable(setup.unet).values()),
-            "frozen_parameters": frozen_numbers(setup.unet),
-            "frozen_bytes": frozen_bytes(setup.unet),
-        }
+        trained = sum(param.numel() for param in trainable(setup.unet).values())
+        frozen = frozen_numbers(setup.unet), frozen_bytes(setup.unet)
         method.save(setup.unet, stage, folder, job.out)
         trained_scheduler(folder, setup.config.train_variance).save_pretrained(job.out / "scheduler")
         difference = method.reload(setup.unet, stage, folder, job.out)
@@ -87,58 +82,62 @@ def train_job(job: Job) -> dict[str, Any]:
         show_validation(show, last, tuned, pictures)
     method.remove(setup.unet, folder)
     base = validation.losses()
-    _write_figures(job, metrics, write_validations(base, stage, validation.wanted, job.out))
+    change = compared(base, tuned)
+    _write_figures(stage, job.out, metrics, write_validations(base, stage, validation.wanted, job.out))
     batch = setup.config.train_batch_size * setup.config.gradient_accumulation_steps
-    return {
-        "steps": last,
-        "rows": sum(rows.counts.values()),
-        "pictures": rows.pictures,
-        "buckets": order.buckets(),
-        **sizes,
-        "first_loss": metrics[0]["loss"],
-        "last_loss": metrics[-1]["loss"],
-        **_on_held_out(setup.config, job.out, base, tuned),
-        "reload_difference": difference,
-        "steps_of_this_process": last - first,
-        "samples_per_s": round((last - first) * batch / seconds, 2) if first < last else None,
-    }
+    return TrainingSummary(
+        steps=last,
+        rows=sum(rows.counts.values()),
+        pictures=rows.pictures,
+        buckets=tuple(order.buckets()),
+        trainable_parameters=trained,
+        frozen_parameters=frozen[0],
+        frozen_bytes=frozen[1],
+        first_loss=metrics[0].loss,
+        last_loss=metrics[-1].loss,
+        reload_difference=difference,
+        steps_of_this_process=last - first,
+        samples_per_s=round((last - first) * batch / seconds, 2) if first < last else None,
+        eval_by_t=change.by_t if change else {},
+        **dict(_on_held_out(job, base, tuned, change) if change else HeldOutLosses()),
+    )
 
 
-def _write_figures(job: Job, metrics: list[dict[str, Any]], validated: list[tuple[int, float]]) -> None:
+def _write_figures(stage: Stage, out: Path, metrics: list[StepMetrics], validated: list[tuple[int, float]]) -> None:
     """Write metrics.parquet, a row for each step, and the curve of its losses and the held-out ones."""
-    with atomic_path(job.out / METRICS_FILE) as tmp:
-        pq.write_table(pa.Table.from_pylist(metrics), tmp)
-    title = f"Stage {'I' * job.options['stage']} training loss"
-    save_loss_curve([row["loss"] for row in metrics], title, job.out / LOSS_CURVE, validated)
+    with atomic_path(out / METRICS_FILE) as tmp:
+        pq.write_table(pa.Table.from_pylist([vars(row) for row in metrics]), tmp)
+    save_loss_curve([row.loss for row in metrics], f"Stage {'I' * stage} training loss", out / LOSS_CURVE, validated)
 
 
 def _on_held_out(
-    config: StageConfig, out: Path, base: list[dict[str, Any]], tuned: list[dict[str, Any]]
-) -> dict[str, Any]:
-    """The held-out losses of the base, of the trained model and of the one that it started from; none without pictures."""
-    if mean_loss(base) is None:
-        return {}
-    found = {"eval_loss_base": mean_loss(base), "eval_loss": mean_loss(tuned)}
-    found |= {f"eval_{name}": value for name, value in compared(base, tuned).items()}
-    if config.init_lora is not None:
-        parent = read_losses(out, 0)
-        found |= {"eval_loss_parent": mean_loss(parent), "eval_gain_on_parent": compared(parent, tuned)["gain"]}
-    return found
+    job: Job[TrainRequest], base: list[GridLoss], tuned: list[GridLoss], change: Compared
+) -> HeldOutLosses:
+    parent = read_losses(job.out, 0) if job.request.parent else None
+    on_parent = compared(parent, tuned) if parent else None
+    return HeldOutLosses(
+        eval_loss_base=mean_loss(base),
+        eval_loss=mean_loss(tuned),
+        eval_gain=change.gain,
+        eval_overfit_gap=change.overfit_gap,
+        eval_loss_parent=mean_loss(parent) if parent else None,
+        eval_gain_on_parent=on_parent.gain if on_parent else None,
+    )
 
 
-def _set_up(job: Job, stage: Stage, folder: Path) -> Setup:
-    config = job.config.stage(stage)
-    device = pick_device(job.config.device)
+def _set_up(job: Job[TrainRequest]) -> Setup:
+    request, stage, folder = job.request, job.request.stage, job.request.model
+    config, device = request.settings, pick_device(request.machine.device)
     use_repeatable_kernels(device)
     if fault := device_fault(config, "rocm" if torch.version.hip else device.type):
         raise ConfigError(f"stage{stage}.{fault}.")
     check_backend(config.dynamo_backend, device, f"stage{stage}.dynamo_backend is {config.dynamo_backend!r}")
-    text = job.inputs["text"]
+    text = request.inputs.text
     projected = text.kind != "text_embeds"
-    parent = parent_file(job.options["parent"]) if job.options.get("parent") else None
+    parent = request.parent.checked("the training starts from") if request.parent else None
     unet = load_base(folder, projected, base_dtype(config), config.base_model_precision, device)
     method = method_of(config)
-    method.prepare(unet, config, hash_seed("lora", job.config.seed, stage))
+    method.prepare(unet, config, hash_seed("lora", request.seed, stage))
     if parent is not None:
         method.start(unet, parent)
     set_attention(unet, config.attention_mechanism)
@@ -149,21 +148,20 @@ def _set_up(job: Job, stage: Stage, folder: Path) -> Setup:
     noising = load_scheduler(folder, "image_noising_scheduler") if stage == 2 else None
     texts = Projected(text).batch if projected else raw_texts(text)
     in_steps = compiled_unet(unet, config.dynamo_backend)
-    return Setup(
-        stage, config, job.config.seed, unet, load_scheduler(folder), noising, texts, device, job.out, in_steps
-    )
+    return Setup(stage, config, request.seed, unet, load_scheduler(folder), noising, texts, device, job.out, in_steps)
 
 
-def _validation(setup: Setup, rows: TrainingRows, order: MixedOrder, job: Job, folder: Path) -> Validation:
-    def predict(x_0: torch.Tensor, draws: Draws, captions: list[str], pair: torch.Tensor | None) -> torch.Tensor:
+def _validation(setup: Setup, rows: TrainingRows, order: MixedOrder, request: TrainRequest) -> Validation:
+    def predict(x_0: torch.Tensor, draws: Draws, caption_ids: list[str], pair: torch.Tensor | None) -> torch.Tensor:
         follow = None if pair is None else as_conditioning(pair)
-        return predict_noise(setup, feed(setup, x_0, draws, list(captions), follow))[0]
+        return predict_noise(setup, feed(setup, x_0, draws, list(caption_ids), follow))[0]
 
-    wanted, eval_set, pairs = [], job.inputs["eval_set"], job.inputs.get("eval_conditioning")
-    if setup.config.validation_step_interval:
-        wanted = wanted_pictures(job.config, setup.stage, job.options["prompts"], eval_set, pairs)
-    grid = grid_pictures(eval_set, rows, order, setup.stage, pairs)
-    return Validation(job.config, setup.stage, folder, setup.unet, setup.texts, predict, grid, wanted, job.out)
+    stage, config, wanted = setup.stage, setup.config, list[Wanted]()
+    eval_set, pairs = request.inputs.eval_set, request.inputs.eval_conditioning
+    if config.validation_step_interval:
+        wanted = wanted_pictures(stage, config, request.validation, request.prompts, eval_set, pairs)
+    grid, negative = grid_pictures(eval_set, rows, order, stage, pairs), request.validation.validation_negative_prompt
+    return Validation(stage, config, negative, request.model, setup.unet, setup.texts, predict, grid, wanted, setup.out)
 
 
 def _passes(setup: Setup, rows: TrainingRows, order: MixedOrder) -> Callable[[int], Prepared]:
@@ -177,8 +175,9 @@ def _passes(setup: Setup, rows: TrainingRows, order: MixedOrder) -> Callable[[in
 
 
 def _train(
-    setup: Setup, state: TrainingState, make: Callable[[int], Prepared], job: Job, validation: Validation, show: Board
-) -> float:
+    setup: Setup, state: TrainingState, make: Callable[[int], Prepared], job: Job[TrainRequest], validation: Validation,
+    show: Board,
+) -> float:  # fmt: skip
     """The loop, from the step that the state has done; `make` prepares a pass. Returns the seconds that steps took."""
     config, seconds = setup.config, 0.0
     asked, pace, checkpoints = _StopRequest(), Pace(setup.device), CheckpointWriter(state, config, job.out)
@@ -217,14 +216,14 @@ def _due(config: StageConfig, step: int) -> bool:
     )
 
 
-def _tell(job: Job, row: dict[str, Any], pace: Pace, show: Board) -> None:
-    show(row["step"], {**shown_metrics(row), "samples_per_s": pace.samples_per_s, "peak_gib": pace.peak_gib}, ())
-    line = f"loss {row['loss']:.4f} lr {row['lr']:.1e} grad {row['grad_norm']:.2f}"
-    job.report(row["step"], job.config.stage(job.options["stage"]).steps, f"{line} {pace.line}")
+def _tell(job: Job[TrainRequest], row: StepMetrics, pace: Pace, show: Board) -> None:
+    show(row.step, {**shown_metrics(row), "samples_per_s": pace.samples_per_s, "peak_gib": pace.peak_gib}, ())
+    line = f"loss {row.loss:.4f} lr {row.lr:.1e} grad {row.grad_norm:.2f}"
+    job.report(row.step, job.request.settings.steps, f"{line} {pace.line}")
 
 
-def _step(setup: Setup, state: TrainingState, ahead: Ahead[Prepared], step: int) -> dict[str, Any]:
-    """One optimizer step, `step` counted from 0. Returns its metrics row.
+def _step(setup: Setup, state: TrainingState, ahead: Ahead[Prepared], step: int) -> StepMetrics:
+    """One optimizer step, `step` counted from 0. Returns its metrics.
 
     Raises JobError when anything is not finite, or after the first step when the optimizer's state could not be saved.
     """
@@ -248,16 +247,16 @@ def _step(setup: Setup, state: TrainingState, ahead: Ahead[Prepared], step: int)
     state.optimizer.zero_grad(set_to_none=True)
     if state.ema is not None:
         state.ema.step(state.params.values())
-    return {"step": step + 1, "loss": loss, "lr": lr, "grad_norm": norm}
+    return StepMetrics(step + 1, loss, lr, norm)
 
 
-def _order(setup: Setup, rows: TrainingRows, job: Job) -> MixedOrder:
-    config, shares = setup.config, {name: Share(*values) for name, values in job.options.get("shares", {}).items()}
+def _order(request: TrainRequest, rows: TrainingRows) -> MixedOrder:
+    config = request.settings
     settings = OrderSettings(
         config.train_batch_size, config.gradient_accumulation_steps, config.steps,
-        hash_seed(setup.seed, setup.stage), job.config.data_backend_sampling == "auto-weighting",
+        hash_seed(request.seed, request.stage), request.sampling == "auto-weighting",
     )  # fmt: skip
-    return MixedOrder(rows, shares, settings)
+    return MixedOrder(rows, dict(request.shares), settings)
 
 
 class _StopRequest:

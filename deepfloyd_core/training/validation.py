@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +18,7 @@ from diffusers import UNet2DConditionModel
 from PIL import Image
 
 from deepfloyd_core.config.flavours import Stage
-from deepfloyd_core.config.run import RunConfig
+from deepfloyd_core.config.stage import StageConfig
 from deepfloyd_core.diffusion.loss import Text, to_bytes
 from deepfloyd_core.files import atomic_path, write_bytes
 from deepfloyd_core.hashing import caption_id
@@ -27,9 +26,9 @@ from deepfloyd_core.models.same_output import frozen
 from deepfloyd_core.models.unet import autocast, stock_pipeline, trained_scheduler
 from deepfloyd_core.pictures.sheets import save_picture, titled_rows
 from deepfloyd_core.sampling.cascade import Sample, save_png
-from deepfloyd_core.sampling.requests import Wanted
 from deepfloyd_core.sampling.sampler import BATCH, Sampler, sample_stage1, sample_stage2
-from deepfloyd_core.training.eval_loss import GridPicture, Predict, grid_losses, mean_loss
+from deepfloyd_core.sampling.wanted import Wanted
+from deepfloyd_core.training.eval_loss import GridLoss, GridPicture, Predict, grid_losses, mean_loss
 
 VALIDATION_FILE, VALIDATION_SHEET, PICTURES = "validation.parquet", "validation.png", "validation"
 _LOSSES = ".validation"
@@ -40,8 +39,9 @@ _LINES, _COLUMNS = 16, 8  # of the sheet
 class Validation:
     """What is taken of a UNet as it stands in memory."""
 
-    config: RunConfig
     stage: Stage
+    settings: StageConfig
+    negative_prompt: str
     folder: Path  # of the base model
     unet: UNet2DConditionModel
     texts: Callable[[list[str]], Text]  # of caption ids, as the UNet takes them
@@ -50,16 +50,16 @@ class Validation:
     wanted: list[Wanted]  # none: only losses are taken
     out: Path
 
-    def losses(self) -> list[dict[str, Any]]:
+    def losses(self) -> list[GridLoss]:
         """Those of the grid, see `grid_losses`."""
         self.unet.eval()
-        return grid_losses(self.grid, self.predict, self.config.stage(self.stage).validation_noise_level)
+        return grid_losses(self.grid, self.predict, self.settings.validation_noise_level)
 
     def taken(self, step: int) -> bool:
         """Whether `take` has finished for a step, also in a process before."""
         return _losses_file(self.out, step).exists()
 
-    def take(self, step: int) -> tuple[list[dict[str, Any]], list[Path]]:
+    def take(self, step: int) -> tuple[list[GridLoss], list[Path]]:
         """Keep the losses and make the pictures of a step; returns the former, and the files of the latter.
 
         The UNet is left in eval mode.
@@ -67,13 +67,17 @@ class Validation:
         losses = self.losses()
         paths = _save_pictures(self, step)
         _losses_file(self.out, step).parent.mkdir(exist_ok=True)
-        write_bytes(_losses_file(self.out, step), json.dumps(losses).encode())
+        write_bytes(_losses_file(self.out, step), json.dumps([vars(row) for row in losses]).encode())
         return losses, paths
 
 
-def read_losses(out: Path, step: int) -> list[dict[str, Any]]:
+def read_losses(out: Path, step: int) -> list[GridLoss]:
     """What was kept of a step."""
-    return list(json.loads(_losses_file(out, step).read_bytes()))
+    return _read_losses(_losses_file(out, step))
+
+
+def _read_losses(file: Path) -> list[GridLoss]:
+    return [GridLoss(**row) for row in json.loads(file.read_bytes())]
 
 
 def _losses_file(out: Path, step: int) -> Path:
@@ -82,13 +86,12 @@ def _losses_file(out: Path, step: int) -> Path:
 
 def _save_pictures(plan: Validation, step: int) -> list[Path]:
     """In fp32 they are, bit for bit, those of the stock pipeline with the product loaded."""
-    config, stage, unet, out, texts = plan.config, plan.stage, plan.unet, plan.out, plan.texts
-    settings = config.stage(stage)
+    settings, stage, unet, out, texts = plan.settings, plan.stage, plan.unet, plan.out, plan.texts
     scheduler = trained_scheduler(plan.folder, settings.train_variance)
     pipeline = stock_pipeline(plan.folder, stage, unet, scheduler)
     sampler = Sampler(stage, settings, pipeline, unet.device, lambda count: None)
     paths: list[Path] = []
-    without = [caption_id(config.validation_negative_prompt)]
+    without = [caption_id(plan.negative_prompt)]
     for part in _batches(plan.wanted, BATCH[stage]):
         text, negative = texts([caption_id(item.prompt) for item in part]), texts(without * len(part))
         seeds, found = [item.seed for item in part], [item.given for item in part if item.given is not None]
@@ -109,17 +112,15 @@ def _save_pictures(plan: Validation, step: int) -> list[Path]:
     return paths
 
 
-def write_validations(
-    base: list[dict[str, Any]], stage: Stage, wanted: list[Wanted], out: Path
-) -> list[tuple[int, float]]:
+def write_validations(base: list[GridLoss], stage: Stage, wanted: list[Wanted], out: Path) -> list[tuple[int, float]]:
     """Write validation.parquet: step, model (base, trained), part, image_id, t, loss; and the sheet of the pictures.
 
     base: the losses of the base model. Returns the held-out loss of every validated step that has one.
     """
-    table, means = [{"step": 0, "model": "base", **row} for row in base], []
+    table, means = [{"step": 0, "model": "base", **vars(row)} for row in base], []
     for file in sorted((out / _LOSSES).glob("[0-9]*.json")):
-        losses = json.loads(file.read_bytes())
-        table += [{"step": int(file.stem), "model": "trained", **row} for row in losses]
+        losses = _read_losses(file)
+        table += [{"step": int(file.stem), "model": "trained", **vars(row)} for row in losses]
         if (mean := mean_loss(losses)) is not None:
             means.append((int(file.stem), mean))
     with atomic_path(out / VALIDATION_FILE) as tmp:

@@ -389,7 +389,7 @@ def test_the_stock_pipeline_makes_the_pictures_of_the_trainer(
 ) -> None:
     """diffusers' pipeline, T5's own rows and Pillow's luma against the trainer's last validation."""
     lora = trained[1]
-    assert lora.summary["reload_difference"] == 0.0
+    assert lora.manifest.summary["reload_difference"] == 0.0
     pipeline = IFPipeline.from_pretrained(FOLDER, **NO_EXTRAS)
     pipeline.scheduler = load_scheduler(lora.path)
     pipeline.unet.to(memory_format=torch.channels_last)  # the trainer's order, which decides the last bits
@@ -448,9 +448,13 @@ def test_a_training_goes_on_from_a_control_and_survives_a_kill(
     whole = train_stage(
         with_control(world[0], tmp_path / "whole", *more), world[1], 1, tmp_path / "whole", how=run_here
     )
-    assert whole.manifest["inputs"]["parent"] == parent.hashes[FILE]
-    assert whole.summary["eval_loss_parent"] == parent.summary["eval_loss"]
-    assert whole.summary["eval_loss_base"] == parent.summary["eval_loss_base"] != parent.summary["eval_loss"]
+    assert whole.manifest.inputs["parent"] == parent.hashes[FILE]
+    assert whole.manifest.summary["eval_loss_parent"] == parent.manifest.summary["eval_loss"]
+    assert (
+        whole.manifest.summary["eval_loss_base"]
+        == parent.manifest.summary["eval_loss_base"]
+        != parent.manifest.summary["eval_loss"]
+    )
 
     def losses(lora: Artifact, step: int) -> list[tuple[Any, ...]]:
         table = pq.read_table(lora.path / "validation.parquet").to_pylist()
@@ -467,7 +471,7 @@ def test_a_training_goes_on_from_a_control_and_survives_a_kill(
     run = with_control(world[0], tmp_path / "killed", *more)
     train_and_kill(run, world[1], 1, tmp_path / "killed", after_steps=2)
     lora = train_stage(run, world[1], 1, tmp_path / "killed", how=run_here)
-    assert lora.summary["steps_of_this_process"] < 3
+    assert lora.manifest.summary["steps_of_this_process"] < 3
     assert lora.hashes == whole.hashes
 
 

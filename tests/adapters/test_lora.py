@@ -27,6 +27,7 @@ from deepfloyd_core.models.unet import (
     trained_scheduler,
 )
 from deepfloyd_core.preflight.load import load_run
+from deepfloyd_core.sampling.jobs import SampledStage
 from deepfloyd_core.sampling.sampler import make_sampler
 
 FOLDERS = {1: Path(FLAVOURS["tiny-i"].repo), 2: Path(FLAVOURS["tiny-ii"].repo)}
@@ -246,6 +247,11 @@ def test_dora_of_convolutions_can_be_sampled(
     saved_lora(tmp_path, stage, load_unet, **DORA_OF_CONVOLUTIONS)
     made = []
     for lora in (None, tmp_path):
-        sampler = make_sampler(run.config, stage, FOLDERS[stage], lora, lambda count: None)
+        sampler = make_sampler(
+            SampledStage(stage=stage, settings=run.config.stage(stage), model=FOLDERS[stage]),
+            lora,
+            run.config,
+            lambda count: None,
+        )
         made.append(pictures(sampler.pipeline, stage))
     assert torch.isfinite(made[1]).all() and (made[0] - made[1]).abs().max() > 0.01

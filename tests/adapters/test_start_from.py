@@ -10,6 +10,7 @@ import pytest
 import torch
 from artifact_rows import SOME_EVAL_SET, sealed_manifest
 from diffusers import UNet2DConditionModel
+from inputs import training_inputs
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -18,7 +19,7 @@ from deepfloyd_core.adapters.controlnet_file import new_shapes
 from deepfloyd_core.adapters.files import CONTROL_FILE, LORA_FILE
 from deepfloyd_core.adapters.lora import trainable
 from deepfloyd_core.adapters.method import base_dtype, method_of
-from deepfloyd_core.adapters.start_from import find_parent, parent_file
+from deepfloyd_core.adapters.start_from import find_parent
 from deepfloyd_core.config.flavours import FLAVOURS, Stage
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.config.stage import StageConfig
@@ -112,7 +113,7 @@ def test_training_starts_at_the_parent_exactly(folder: Path, name: str, stage: S
     assert parent is not None
     unet = load_unet(FOLDERS[stage], base_dtype(config))
     method_of(config).prepare(unet, config, 7)
-    method_of(config).start(unet, parent_file(parent.option))
+    method_of(config).start(unet, parent.pinned.checked("the training starts from"))
 
     stock = stock_pipeline(
         FOLDERS[stage], stage, load_unet(FOLDERS[stage], torch.float32), load_scheduler(FOLDERS[stage])
@@ -139,9 +140,9 @@ def test_the_bytes_of_the_parent_are_in_the_request_and_its_path_is_not(folder: 
     def request(parent: Path | None) -> Request:
         run = new_run(folder, parent, **LORA)
         found = find_parent(run, 1, FOLDERS[1])
-        return lora_request(run, 1, FOLDERS[1], inputs, (), found.sha256 if found else None)
+        return lora_request(run, 1, FOLDERS[1], inputs, (), found.pinned.sha256 if found else None)
 
-    inputs = {"text": Artifact("stage1_text", "0" * 16, tmp_path), "eval_set": SOME_EVAL_SET}
+    inputs = training_inputs(text=Artifact("stage1_text", "0" * 16, tmp_path), eval_set=SOME_EVAL_SET)
     write_sealed(tmp_path / MANIFEST, sealed_manifest(unet=""))
     file = folder / "lora" / LORA_FILE
     (tmp_path / "copy.safetensors").write_bytes(file.read_bytes())
@@ -158,7 +159,7 @@ def test_the_bytes_of_the_parent_are_in_the_request_and_its_path_is_not(folder: 
 
 
 def test_when_checkpoints_are_written_is_in_no_fingerprint(folder: Path, tmp_path: Path) -> None:
-    inputs = {"text": Artifact("stage1_text", "0" * 16, tmp_path), "eval_set": SOME_EVAL_SET}
+    inputs = training_inputs(text=Artifact("stage1_text", "0" * 16, tmp_path), eval_set=SOME_EVAL_SET)
     write_sealed(tmp_path / MANIFEST, sealed_manifest(unet=""))
 
     def fingerprint(**keys: Any) -> str:
@@ -289,10 +290,12 @@ def test_a_parent_that_changed_after_the_request_is_caught(folder: Path, tmp_pat
     file = tmp_path / "parent.safetensors"
     file.write_bytes((folder / "lora" / LORA_FILE).read_bytes())
     parent = find_parent(new_run(folder, file, **LORA), 1, FOLDERS[1])
-    assert parent is not None and parent_file(parent.option) == file
+    assert parent is not None
+    then = parent.pinned
+    assert then.checked("the training starts from") == file
     save_file({name: tensor + 1 for name, tensor in load_file(file).items()}, file)
     with pytest.raises(ArtifactError, match=r"parent\.safetensors, which the training starts from, changed"):
-        parent_file(parent.option)
+        then.checked("the training starts from")
 
 
 def test_a_number_is_a_published_version(folder: Path) -> None:

@@ -7,18 +7,29 @@ import pytest
 
 from deepfloyd_core.adapters.files import LORA_FILE
 from deepfloyd_core.bundle.build import build_bundle
-from deepfloyd_core.bundle.identity import bundle_request
-from deepfloyd_core.bundle.inputs import BundleInputs
+from deepfloyd_core.bundle.identity import BundleInputs, bundle_request
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.errors import ArtifactError
+from deepfloyd_core.index.summary import IndexSummary
+from deepfloyd_core.sampling.jobs import SamplesSummary
 from deepfloyd_core.store.artifacts import Artifact, Request, WorkDir, materialise, verify_artifact
+from deepfloyd_core.store.manifest import Summary
 from deepfloyd_core.store.versions import stage_folder
+from deepfloyd_core.training.jobs import TrainingSummary
 
 SCHEDULER = "scheduler/scheduler_config.json"
+INDEX = IndexSummary(
+    inputs=1, accepted=1, rejected=0, reasons={}, stage1=1, stage2=0, bytes=1, twin_groups=0, twins=0, judged_now=1,
+    judged_before=0, captions_per_picture={}, examples={}, decode_timeout_s=1.0, other_files={}, rows={},
+)  # fmt: skip
+TRAINING = TrainingSummary(
+    steps=1, rows=1, pictures=1, trainable_parameters=1, frozen_parameters=1, frozen_bytes=1, first_loss=0.5, last_loss=0.25,
+    buckets=(), reload_difference=0.0, steps_of_this_process=1,
+)  # fmt: skip
 
 
-def make(run: Run, kind: str, files: dict[str, bytes], summary: dict[str, Any], **inputs: str) -> Artifact:
-    def build(work: WorkDir) -> dict[str, Any]:
+def make(run: Run, kind: str, files: dict[str, bytes], summary: Summary, **inputs: str) -> Artifact:
+    def build(work: WorkDir) -> Summary:
         for name, data in files.items():
             (work.path / name).parent.mkdir(exist_ok=True)
             (work.path / name).write_bytes(data)
@@ -33,16 +44,14 @@ def inputs(world: Any) -> BundleInputs[Artifact]:
     run = world.load(stages=(1,))
     trained = {LORA_FILE: b"weights" * 99, SCHEDULER: b"{}", "loss.png": b"a sheet of the training"}
     return BundleInputs(
-        image_index=make(run, "image_index", {}, {"accepted": 1, "inputs": 1}, data="1" * 16),
-        loras={1: make(run, "stage1_lora", trained, {"pictures": 1, "rows": 1}, model="2" * 16)},
-        cascade_samples=make(run, "cascade_samples", {"sheet.png": b"samples", "eval.parquet": b""}, {}),
+        image_index=make(run, "image_index", {}, INDEX, data="1" * 16),
+        stage1_lora=make(run, "stage1_lora", trained, TRAINING, model="2" * 16),
+        cascade_samples=make(run, "cascade_samples", {"sheet.png": b"samples", "eval.parquet": b""}, SamplesSummary()),
     )
 
 
 def bundle(run: Run, inputs: BundleInputs[Artifact]) -> Artifact:
-    return materialise(
-        run.workspace, bundle_request(inputs.by_name), lambda work: build_bundle(run, inputs, ["a"], work)
-    )
+    return materialise(run.workspace, bundle_request(inputs), lambda work: build_bundle(run, inputs, ["a"], work))
 
 
 def test_a_bundle_has_the_bytes_of_what_was_made(world: Any, inputs: BundleInputs[Artifact]) -> None:
@@ -61,12 +70,12 @@ def test_a_bundle_has_the_bytes_of_what_was_made(world: Any, inputs: BundleInput
 def test_what_was_damaged_is_named_and_gets_into_no_bundle(
     world: Any, inputs: BundleInputs[Artifact], kind: str, name: str
 ) -> None:
-    file = inputs.by_name[kind].path / name
+    file = inputs.by_field[kind].path / name
     whole = file.read_bytes()
     file.write_bytes(whole[:-1] + b"!")  # of the same size
     run = world.load(stages=(1,))
     with pytest.raises(
-        ArtifactError, match=f"{name} has other bytes than its manifest says. Remove {inputs.by_name[kind].path}"
+        ArtifactError, match=f"{name} has other bytes than its manifest says. Remove {inputs.by_field[kind].path}"
     ):
         bundle(run, inputs)
     file.write_bytes(whole)
@@ -82,10 +91,9 @@ def test_a_bundle_that_was_begun_takes_what_was_trained_anew(world: Any, inputs:
         bundle(run, inputs)
     (begun,) = (run.workspace / "lora_bundle").glob("*/stage1")
     assert (begun / LORA_FILE).samefile(lora.path / LORA_FILE)
-    summary = lora.summary
     lora.path.rename(f"{lora.path}-before")
     trained = {LORA_FILE: b"otherwise" * 77, SCHEDULER: b"{}"}
-    again = make(run, "stage1_lora", trained, summary, model="2" * 16)
+    again = make(run, "stage1_lora", trained, TRAINING, model="2" * 16)
     sheet.with_suffix(".away").rename(sheet)
-    made = bundle(run, replace(inputs, loras={1: again}))
+    made = bundle(run, replace(inputs, stage1_lora=again))
     assert (begun / LORA_FILE).read_bytes() == trained[LORA_FILE] and verify_artifact(made) == []

@@ -16,6 +16,7 @@ from deepfloyd_core.config.flavours import FLAVOURS, Stage
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.models.folders import resolve
 from deepfloyd_core.models.unet import load_unet, trained_scheduler
+from deepfloyd_core.sampling.jobs import cascade_of
 from deepfloyd_core.sampling.sampler import make_sampler, sample_stage1, sample_stage2
 
 FAST = {"validation_num_inference_steps": 2, "mixed_precision": "no", "lora_rank": 4}
@@ -58,8 +59,8 @@ def test_the_code_makes_the_picture_that_the_cascade_makes(world: Any) -> None:
     run, picture = names["run"], names["picture"]
     assert picture.size == (384, 256)
     samplers = [
-        make_sampler(run.config, stage, Path(run.config.stage(stage).model), names["bundle"] / f"stage{stage}", print)
-        for stage in run.config.stages
+        make_sampler(one, names["bundle"] / f"stage{one.stage}", run.config, lambda count: None)
+        for one in cascade_of(run, {stage: Path(run.config.stage(stage).model) for stage in run.config.stages}).stages
     ]
     texts = [names["embeds"], names["negative"]]
     small = sample_stage1(samplers[0], *texts, [7], (96, 64))

@@ -96,7 +96,7 @@ def test_pictures_that_an_index_of_other_stages_judged_are_not_judged_again(worl
     rows = {}
     for stages, judged in (((1,), 17), ((1, 2), 0), ((2,), 0), ((1,), None)):
         index = world.index(world.load(stages=stages, max_rejected_share=0.9))
-        assert judged is None or index.summary["judged_now"] == judged, stages
+        assert judged is None or index.manifest.summary["judged_now"] == judged, stages
         rows[stages] = {row.source: (row.status, row.reason, row.detail) for row in read_index(index)}
     assert rows[1,] == {**rows[1, 2]}  # here every picture for Stage II is one for Stage I as well
     small = ("rejected", "too_small", "160x90 px")

@@ -30,9 +30,11 @@ from deepfloyd_core.crops.pixels import build_shard, build_shards, plan_shards
 from deepfloyd_core.crops.preview import save_preview
 from deepfloyd_core.crops.rows import eval_ids
 from deepfloyd_core.crops.shards import ShardRow, open_shard, write_shard
+from deepfloyd_core.crops.summary import CropsSummary
 from deepfloyd_core.errors import ConfigError, DataError
 from deepfloyd_core.index.identity import index_request
 from deepfloyd_core.index.scan import others_of, scan
+from deepfloyd_core.index.summary import IndexSummary
 from deepfloyd_core.store.artifacts import Artifact, WorkDir, materialise, verify_artifact
 from deepfloyd_core.training.batches import BatchOrder, TrainingRows
 from tasks.endings import ending
@@ -116,7 +118,7 @@ def test_every_file_is_one_row_with_the_right_reason(world: Any) -> None:
     )
 
     counts = Counter(reason for reason in reasons.values() if reason)
-    summary = index.summary
+    summary = index.manifest.summary
     assert summary["reasons"] == dict(counts)
     assert (summary["inputs"], summary["accepted"], summary["rejected"]) == (17, 6, 11)
     assert summary["other_files"] == {".md": 1}
@@ -136,9 +138,9 @@ def test_what_lies_beside_the_pictures_of_a_phone_is_no_input(world: Any, caplog
     run = world.load()
     with caplog.at_level("INFO"):
         index = world.index(run)
-    assert (index.summary["accepted"], index.summary["rejected"]) == (8, 0)
+    assert (index.manifest.summary["accepted"], index.manifest.summary["rejected"]) == (8, 0)
     others = {".aae": 8, ".mov": 8, "@eaDir/": 1, ".db": 1, ".ini": 1, ".npz": 1, ".xmp": 1, ".md": 1, ".dng": 1}
-    assert index.summary["other_files"] == others
+    assert index.manifest.summary["other_files"] == others
     said = [line for line in caplog.messages if "are no pictures" in line]
     assert said == ["23 other files (.aae 8, .mov 8, .db 1, .dng 1, .ini 1, .md 1, 3 others) are no pictures"]
     world.add("one more.mov", b"a film", caption=None)
@@ -186,7 +188,7 @@ def test_a_picture_whose_name_does_not_say_so_is_looked_at(world: Any) -> None:
     rows = ledger(first)
     assert {name: row["reason"] for name, row in rows.items()} == dict.fromkeys([*names, "a.jpg", "b.png"])
     others = {"no extension": 2, ".unheard": 1, ".jpg_original": 1, ".image": 1}
-    assert first.summary["other_files"] == others
+    assert first.manifest.summary["other_files"] == others
     assert others_of(scan(run)) == others, "also from the notes of the first scan"
 
 
@@ -254,7 +256,7 @@ def test_a_link_to_a_folder_is_told_what_to_do_and_one_with_a_junk_folder_s_name
     for keys, named in (({}, {"more"}), ({"follow_links": True}, set[str]())):
         index = world.index(world.load(keys, stages=(1,), max_rejected_share=0.5, num_eval_images=0))
         rows = ledger(index)
-        assert set(rows) == {"deep/a.png"} | named and index.summary["other_files"] == {"@eaDir/": 1}
+        assert set(rows) == {"deep/a.png"} | named and index.manifest.summary["other_files"] == {"@eaDir/": 1}
         for name in named:
             assert rows[name]["reason"] == "not_a_file" and "follow_links = true" in rows[name]["detail"]
 
@@ -363,7 +365,7 @@ def test_the_share_limit_is_inclusive_and_names_the_reasons(world: Any, bad: int
         world.add(f"bad-{number}.png", b"x")
     run = world.load(max_rejected_share=limit)
     if passes:
-        assert world.index(run).summary["rejected"] == bad
+        assert world.index(run).manifest.summary["rejected"] == bad
     else:
         with pytest.raises(
             DataError, match=r"1 of 4 pictures was rejected \(1 unsupported\): a share of 0.25"
@@ -381,10 +383,10 @@ def test_pictures_of_64_px_are_too_small_for_stage2_and_counted(world: Any) -> N
     assert {name: row["reason"] for name, row in ledger(upscaler).items()} == {
         "a.png": "too_small", "b.png": "too_small", "c.png": None,
     }  # fmt: skip
-    assert upscaler.summary["reasons"] == {"too_small": 2} and upscaler.summary["accepted"] == 1
-    assert world.index(world.load(stages=(1,))).summary["accepted"] == 3
+    assert upscaler.manifest.summary["reasons"] == {"too_small": 2} and upscaler.manifest.summary["accepted"] == 1
+    assert world.index(world.load(stages=(1,))).manifest.summary["accepted"] == 3
     both = world.index(world.load(num_eval_images=1))
-    assert both.summary["accepted"] == 3 and world.pixels(world.load(), both, 2).summary["rows"] == 1
+    assert both.manifest.summary["accepted"] == 3 and world.pixels(world.load(), both, 2).manifest.summary["rows"] == 1
 
 
 def test_a_set_that_feeds_no_trained_stage_says_so_and_not_that_it_is_too_small(world: Any) -> None:
@@ -520,7 +522,7 @@ def test_an_unchanged_directory_reuses_its_index_and_a_new_file_makes_a_new_one(
     second = world.index(world.load())
     assert second != first
     assert any("built anew: pictures or captions changed" in line for line in caplog.messages)
-    assert first.summary["inputs"] == 2, "the old one is still there"
+    assert first.manifest.summary["inputs"] == 2, "the old one is still there"
 
 
 # ---- shards -----------------------------------------------------------------------------------------------------------
@@ -679,7 +681,7 @@ def test_a_build_that_was_killed_ends_with_the_same_artifact(made: dict[str, Any
     names = sorted(path.name for path in made["stage1"].path.iterdir() if path.name != "manifest.json")
     assert sorted(path.name for path in done.path.iterdir() if path.name != "manifest.json") == names
     assert all((done.path / name).read_bytes() == (made["stage1"].path / name).read_bytes() for name in names)
-    assert done.summary == made["stage1"].summary
+    assert done.manifest.summary == made["stage1"].manifest.summary
 
 
 @pytest.mark.parametrize("harm", ["changed", "gone"])
@@ -714,21 +716,25 @@ def test_each_stage_says_its_counts_its_reasons_and_where_to_look(world: Any) ->
     world.add("latin.png", noise(30), caption=None).with_suffix(".txt").write_bytes(b"caf\xe9")
     run = world.load({"repeats": 9, "random_crops": 2, "crop_style": "random"}, stages=(1,), max_rejected_share=0.5)
     index = world.index(run)
-    assert ending(index) == [
+    assert ending(index, index.summary(IndexSummary)) == [
         "image index: 13 inputs: 9 accepted, 4 rejected (1 caption_missing, 3 too_small); look at "
         f"{index.path}/rejected.png, {index.path}/index.parquet",
         "caption_missing: latin.png: latin.txt is no UTF-8 text (unexpected end of data at byte 3); save it as UTF-8",
         "too_small: small 0.png: 20x30 px, below minimum_image_size or the size to train at",
     ]
     pixels, evals = world.pixels(run, index, 1), world.eval_set(run, index)
-    assert ending(pixels) == [
+    assert ending(pixels, pixels.summary(CropsSummary)) == [
         f"Stage I pixels: 18 crops of 9 pictures, shown 90 times an epoch, 64x64; look at {pixels.path}/sheet.jpg"
     ]
-    assert ending(evals) == [f"eval set: 1 picture held out of training; look at {evals.path}/sheet.jpg"]
+    assert ending(evals, evals.summary(CropsSummary)) == [
+        f"eval set: 1 picture held out of training; look at {evals.path}/sheet.jpg"
+    ]
     shutil.rmtree(world.folder / "pictures")
     world.add("one.png", noise(0))
     index = world.index(world.load(stages=(1,)))
-    assert ending(index) == [f"image index: 1 input: 1 accepted, none rejected; look at {index.path}/index.parquet"]
+    assert ending(index, index.summary(IndexSummary)) == [
+        f"image index: 1 input: 1 accepted, none rejected; look at {index.path}/index.parquet"
+    ]
 
 
 def test_the_task_of_the_index_says_what_a_person_would_check_next(

@@ -33,12 +33,13 @@ from deepfloyd_core.index.identity import index_request
 from deepfloyd_core.index.pairs import same_aspect
 from deepfloyd_core.index.scan import scan
 from deepfloyd_core.models.unet import load_scheduler, load_unet
-from deepfloyd_core.sampling.requests import wanted_pictures
+from deepfloyd_core.sampling.wanted import wanted_pictures
 from deepfloyd_core.store.artifacts import Artifact, materialise
 from deepfloyd_core.training.batches import MixedOrder, OrderSettings, TrainingRows
 from deepfloyd_core.training.eval_loss import grid_pictures
 from deepfloyd_core.training.forward import Setup, batch_loss, prepare
 from deepfloyd_core.training.identity import lora_request
+from deepfloyd_core.training.jobs import TrainingInputs
 
 FOLDER = FOLDERS[1]
 PAIRED = {"model_flavour": "tiny-i", "controlnet": True, "controlnet_conditioning": "paired"}
@@ -168,7 +169,7 @@ def test_every_row_is_followed_by_the_pair_of_its_own_picture(paired: PairedWorl
     made = paired.made(run)
     rows = both(made)
     assert (
-        made["pixels"].summary["shown_per_epoch"] == 24 + 12
+        made["pixels"].manifest.summary["shown_per_epoch"] == 24 + 12
         and len({picture["dataset_id"] for picture, _ in rows}) == 2
     )
     for picture, pair in rows:
@@ -254,7 +255,7 @@ def test_a_picture_without_a_pair_that_can_be_followed_is_a_row_of_the_ledger(pa
     assert rows["shape"]["detail"] == "shape.png is 120x84 px, its picture 120x80 px"
     assert rows["two"]["detail"] == "two.jpg and two.png" and rows["two"]["conditioning_id"] is None
     assert "cut.jpg" in rows["cut"]["detail"] and "truncated" in rows["cut"]["detail"]
-    assert index.summary["accepted"] == 3 and (index.path / "rejected.png").exists()
+    assert index.manifest.summary["accepted"] == 3 and (index.path / "rejected.png").exists()
     assert save_preview(run, 12, paired.world.folder / "preview.png")[0] == 3
     with pytest.raises(DataError, match=r"2 conditioning_aspect, 2 conditioning_missing.*max_rejected_share = 0.1"):
         paired.world.index(paired.world.load(
@@ -344,8 +345,10 @@ def test_what_has_no_effect_is_said(paired: PairedWorld) -> None:
 
 def lora_of(run: Run, made: dict[str, Artifact]) -> str:
     """Fingerprint of the LoRA that a run would train; of its text only the kind counts here."""
-    inputs = {"pixels": made["pixels"], "text": made["index"], "eval_set": made["eval_set"]}
-    inputs |= {"conditioning": made["pairs"], "eval_conditioning": made["eval_pairs"]}
+    inputs = TrainingInputs(
+        pixels=made["pixels"], text=made["index"], eval_set=made["eval_set"], conditioning=made["pairs"],
+        eval_conditioning=made["eval_pairs"],
+    )  # fmt: skip
     return lora_request(run, 1, FOLDER, inputs).fingerprint
 
 
@@ -357,7 +360,7 @@ def test_a_changed_pair_costs_its_own_rows_and_trains_anew(
         paired.add(f"{number}.png", photo(number, 100, 80), photo(50 + number, 100, 80))
     run = paired.load(repeats=1)
     first = paired.made(run)
-    assert first["pairs"].summary["decoded"] == 8 and first["pixels"].summary["decoded"] == 8
+    assert first["pairs"].manifest.summary["decoded"] == 8 and first["pixels"].manifest.summary["decoded"] == 8
 
     paired.add_pair("of nobody.png", photo(3, 9, 9))
     again = paired.made(run)
@@ -365,7 +368,7 @@ def test_a_changed_pair_costs_its_own_rows_and_trains_anew(
 
     paired.add_pair("3.png", photo(99, 100, 80))
     changed = paired.made(run)
-    counts = {name: changed[name].summary for name in ("index", "pairs")}
+    counts = {name: changed[name].manifest.summary for name in ("index", "pairs")}
     assert counts["index"]["judged_now"] == 1 and counts["index"]["judged_before"] == 7
     assert (changed["pixels"], changed["eval_set"]) == (first["pixels"], first["eval_set"])
     assert counts["pairs"]["decoded"] == 1
@@ -387,7 +390,7 @@ def test_an_interrupted_build_goes_on_and_ends_in_the_same_bytes(
         {"conditioning_data": "edges", "repeats": 1}, paired.edges(), stages=(1,), stage1=PAIRED, shard_mib=0.1
     )
     whole = paired.made(run)["pairs"]
-    assert whole.summary["shards"] >= 3
+    assert whole.manifest.summary["shards"] >= 3
     index = paired.world.index(run)
     pixels = paired.world.pixels(run, index, 1)
     request, built = conditioning_request(run, index, pixels), []
@@ -479,7 +482,7 @@ def test_the_held_out_pictures_are_followed_by_their_own_pairs(paired: PairedWor
         luma = np.asarray(Image.fromarray(item.pixels[0].numpy()).convert("L"))
         assert np.array_equal(item.pair[0].numpy(), np.stack([luma] * 3, axis=-1))
     run = paired.load(repeats=2, **OWN_SCALE)
-    (wanted,) = wanted_pictures(run.config, 1, [], made["eval_set"], made["eval_pairs"])
+    (wanted,) = wanted_pictures(1, run.config.stage(1), run.config, [], made["eval_set"], made["eval_pairs"])
     luma = conditioning_picture("grayscale", to_model_range(torch.from_numpy(wanted.truth)[None]))
     assert torch.equal(wanted.given, luma)
 
@@ -493,7 +496,7 @@ def test_without_held_out_pictures_there_are_no_pairs_of_them(paired: PairedWorl
     made = paired.made(run)
     assert (len(live_rows(made["eval_set"])), len(live_rows(made["eval_pairs"]))) == (0, 0)
     assert eval_pictures(made["eval_set"], 1, made["eval_pairs"]) == []
-    assert wanted_pictures(run.config, 1, [], made["eval_set"], made["eval_pairs"]) == []
+    assert wanted_pictures(1, run.config.stage(1), run.config, [], made["eval_set"], made["eval_pairs"]) == []
     assert len(both(made)) == 2
 
 

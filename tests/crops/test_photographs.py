@@ -66,8 +66,8 @@ def test_what_is_accepted_is_what_pillow_says_is_large_enough(prepared: dict[str
     for stage, edge in ((1, 64), (2, 256)):
         fit = {name for name, size in sizes.items() if size and min(size) >= edge}
         assert {row["source"] for row in rows_of(prepared[stage])} == fit
-        assert prepared["index"].summary[f"stage{stage}"] == len(fit)
-        assert prepared[stage].summary["pictures"] == prepared[stage].summary["rows"] == len(fit)
+        assert prepared["index"].manifest.summary[f"stage{stage}"] == len(fit)
+        assert prepared[stage].manifest.summary["pictures"] == prepared[stage].manifest.summary["rows"] == len(fit)
 
 
 @pytest.mark.parametrize(("stage", "edge"), [(1, 64), (2, 256)])

@@ -62,7 +62,7 @@ def test_an_epoch_shows_each_picture_and_each_caption_as_often_as_every_pass_wou
         assert Counter((row["source"][0], row["caption"]) for row in shown_rows(pixels)) == passes
     by_batches, by_rows = epoch(pixels), Counter((row["image_id"], row["caption_id"]) for row in shown_rows(pixels))
     assert by_batches == by_rows
-    assert pixels.summary["shown_per_epoch"] == 3 * (repeats + 1)
+    assert pixels.manifest.summary["shown_per_epoch"] == 3 * (repeats + 1)
     stored = Counter(row["source"][0] for row in live_rows(pixels))
     if style == "random":
         assert all(stored[name] <= max(4 + len(texts), 0) for name, texts in captions.items())
@@ -75,7 +75,9 @@ def test_a_thousand_repeats_of_a_central_crop_cost_one_row_and_train_as_a_thousa
     for number in range(8):
         world.add(f"{number}.png", noise(number))
     once, often = (made(world, {"repeats": repeats}) for repeats in (0, 1000))
-    assert often.summary["rows"] == 8 and often.summary["decoded"] == 0, "the shards are those of no repeats"
+    assert often.manifest.summary["rows"] == 8 and often.manifest.summary["decoded"] == 0, (
+        "the shards are those of no repeats"
+    )
     assert sum(path.stat().st_size for path in often.path.iterdir()) < 1.5e6
     rows = TrainingRows(often, frozenset())
     order = BatchOrder(tuple(rows.counts.items()), 4, 5)
@@ -111,7 +113,7 @@ def test_few_repeats_have_the_crops_that_every_pass_alone_draws(world: Any) -> N
     }
     assert rows[1].items() <= rows[5].items() <= rows[8].items() == rows[30].items()
     assert sorted(times(of[30])) == [3] * 4 + [4] * 12
-    assert of[30].summary["decoded"] == 0, "another number of passes decodes nothing"
+    assert of[30].manifest.summary["decoded"] == 0, "another number of passes decodes nothing"
 
 
 def test_the_bound_is_said_and_a_run_below_it_says_nothing(world: Any) -> None:

@@ -13,6 +13,7 @@ from deepfloyd_core.diffusion.back_projection import back_projected, back_projec
 from deepfloyd_core.diffusion.loss import low_res
 from deepfloyd_core.models.unet import load_scheduler, load_unet, stock_pipeline
 from deepfloyd_core.preflight.load import load_run
+from deepfloyd_core.sampling.jobs import SampledStage
 from deepfloyd_core.sampling.sampler import make_sampler, sample_stage2
 
 STAGE2 = Path(FLAVOURS["tiny-ii"].repo)
@@ -100,7 +101,9 @@ def test_the_key_makes_samples_that_fit_their_low_res_pictures_in_every_batch(sm
     fit = {}
     for said in ("false", "true"):
         run = load_run(small_run.config, (f"stage2.validation_back_projection={said}",))
-        sampler = make_sampler(run.config, 2, STAGE2, None, lambda count: None)
+        sampler = make_sampler(
+            SampledStage(stage=2, settings=run.config.stage(2), model=STAGE2), None, run.config, lambda count: None
+        )
         made = sample_stage2(sampler, text, text, [0, 1, 2], small)
         assert made.shape == (3, 3, 32, 32)
         fit[said] = (low_res(made) - small).abs().mean((1, 2, 3))

@@ -26,6 +26,8 @@ from deepfloyd_core.preflight.load import load_run  # noqa: E402
 from deepfloyd_core.processes.jobs import Job  # noqa: E402
 from deepfloyd_core.store.artifacts import Artifact  # noqa: E402
 from deepfloyd_core.training import trainer as train  # noqa: E402
+from deepfloyd_core.training.identity import train_job  # noqa: E402
+from deepfloyd_core.training.jobs import TrainingInputs  # noqa: E402
 from deepfloyd_core.types import no_report  # noqa: E402
 
 
@@ -214,12 +216,13 @@ def test_training_on_a_gpu_asks_torch_for_kernels_that_repeat_themselves(tmp_pat
     keys = {"workspace": str(tmp_path), "data_backend_config": str(tmp_path / "data.json"), "num_threads": 1}
     run = {**keys, "device": "cuda", "stage1": {"model_flavour": "tiny-i", "mixed_precision": "no", "lora_rank": 4}}
     (tmp_path / "run.json").write_text(json.dumps(run))
-    config = load_run(tmp_path / "run.json").config
-    options = {"stage": 1, "model": str(training_parts.FOLDERS[1])}
-    job = Job(config, {"text": Artifact("stage1_text", "none", tmp_path)}, options, tmp_path, no_report)
+    text = Artifact("stage1_text", "none", tmp_path)
+    inputs = TrainingInputs(pixels=text, text=text, eval_set=text)
+    asked = train_job(load_run(tmp_path / "run.json"), 1, training_parts.FOLDERS[1], inputs, [], None)
+    job = Job(asked, tmp_path, no_report)
     try:
         with pytest.raises((AssertionError, RuntimeError)):
-            train._set_up(job, 1, training_parts.FOLDERS[1])
+            train._set_up(job)
         assert torch.are_deterministic_algorithms_enabled()
     finally:
         torch.use_deterministic_algorithms(False)

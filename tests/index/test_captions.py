@@ -23,6 +23,7 @@ from deepfloyd_core.index.captions import STRATEGIES, compiled_filters, filtered
 from deepfloyd_core.index.identity import index_request
 from deepfloyd_core.index.ledger import Row, caption_counts, captions_left_out, read_index
 from deepfloyd_core.index.scan import scan
+from deepfloyd_core.index.summary import IndexSummary
 from deepfloyd_core.preflight.load import load_run
 from deepfloyd_core.text.embeds import run_captions
 
@@ -301,8 +302,8 @@ def test_captions_that_no_pass_shows_are_said(world: Any) -> None:
     add_pictures(world, "a.png", "b.png", caption="one\ntwo\nthree")
     add_pictures(world, "c.png", caption="one")
     run = world.load({"repeats": 1}, stages=(1,))
-    counts = world.index(run).summary["captions_per_picture"]
-    assert counts == {"set": {"1": 1, "3": 2}}
+    counts = world.index(run).summary(IndexSummary).captions_per_picture
+    assert counts == {"set": {1: 1, 3: 2}}
     (line,) = captions_left_out(counts, {"set": 1})
     assert line.startswith(
         "set: 2 pictures have up to 3 captions, and with repeats = 1 the first 2 are trained. Set repeats = 2"

@@ -159,7 +159,7 @@ def test_each_picture_goes_to_the_bucket_of_its_shape_at_both_stages(world: Any)
             sizes = {(row["width"], row["height"]) for row in pq.read_table(file).to_pylist()}
             assert len(sizes) == 1, "one size a file"
             assert "x".join(map(str, sizes.pop())) in file.name
-        assert set(pixels.summary["sizes"]) == {f"{w * times}x{h * times}" for w, h in found.values()}
+        assert set(pixels.manifest.summary["sizes"]) == {f"{w * times}x{h * times}" for w, h in found.values()}
         assert (pixels.path / "sheet.jpg").is_file()
 
 

@@ -268,14 +268,16 @@ def test_only_new_pictures_are_judged_and_the_ledger_is_that_of_a_first_run(worl
     world.add("broken.jpg", b"broken")
     keys = {"stages": (1,), "max_rejected_share": 0.9}
     first = world.index(world.load(**keys))
-    assert (first.summary["judged_now"], first.summary["judged_before"]) == (8, 0)
+    assert (first.manifest.summary["judged_now"], first.manifest.summary["judged_before"]) == (8, 0)
     world.add("new.png", noise(10))
     world.add("new_small.png", noise(11, 20, 90))
     (world.folder / "pictures" / "2.png").unlink()
     world.add("3.png", noise(33))
     (world.folder / "pictures" / "4.txt").write_text("another caption")
     second = world.index(world.load(**keys))
-    assert (second.summary["judged_now"], second.summary["judged_before"]) == (3, 6), "two came, one changed"
+    assert (second.manifest.summary["judged_now"], second.manifest.summary["judged_before"]) == (3, 6), (
+        "two came, one changed"
+    )
     fresh = world.index(world.load(**keys, workspace=str(world.folder / "fresh")))
     assert (fresh.path / "index.parquet").read_bytes() == (second.path / "index.parquet").read_bytes()
 
@@ -295,7 +297,7 @@ def test_a_damaged_index_costs_the_judging_and_no_more(world: Any, file: str, ha
     world.add("new.png", noise(9))
     run = world.load(stages=(1,))
     index = world.index(run)
-    assert (index.summary["judged_now"], index.summary["accepted"]) == (4, 4)
+    assert (index.manifest.summary["judged_now"], index.manifest.summary["accepted"]) == (4, 4)
 
 
 def test_what_is_odd_about_a_file_is_kept_while_its_caption_comes_and_goes(world: Any) -> None:
@@ -306,10 +308,10 @@ def test_what_is_odd_about_a_file_is_kept_while_its_caption_comes_and_goes(world
     world.index(world.load(stages=(1,), max_rejected_share=0.5))
     (world.folder / "pictures" / "a.txt").write_text("a caption")
     index = world.index(world.load(stages=(1,), max_rejected_share=0.5))
-    assert index.summary["judged_now"] == 0
+    assert index.manifest.summary["judged_now"] == 0
     notes = {row["source"]: row["note"] for row in pq.read_table(index.path / "index.parquet").to_pylist()}
     fresh = world.index(world.load(workspace=str(world.folder / "fresh"), stages=(1,), max_rejected_share=0.5))
-    assert fresh.summary["judged_now"] == 2 and fresh.fingerprint == index.fingerprint
+    assert fresh.manifest.summary["judged_now"] == 2 and fresh.fingerprint == index.fingerprint
     assert (fresh.path / "index.parquet").read_bytes() == (index.path / "index.parquet").read_bytes()
     assert notes == {"a.jpg": "lacks the mark of its end, and nothing else", "b.png": None}
 
@@ -317,11 +319,11 @@ def test_what_is_odd_about_a_file_is_kept_while_its_caption_comes_and_goes(world
 def test_other_captions_judge_no_picture_again_and_other_sizes_judge_all(world: Any) -> None:
     for number in range(4):
         world.add(f"{number}.png", noise(number, 70, 65 + number))
-    assert world.index(world.load(stages=(1,))).summary["judged_now"] == 4
+    assert world.index(world.load(stages=(1,))).manifest.summary["judged_now"] == 4
     named = world.index(world.load({"caption_strategy": "filename"}, stages=(1,)))
-    assert named.summary["judged_now"] == 0
+    assert named.manifest.summary["judged_now"] == 0
     larger = world.index(world.load({"minimum_image_size": 67}, stages=(1,), max_rejected_share=1.0, num_eval_images=1))
-    assert larger.summary["judged_now"] == 4 and larger.summary["reasons"] == {"too_small": 2}
+    assert larger.manifest.summary["judged_now"] == 4 and larger.manifest.summary["reasons"] == {"too_small": 2}
 
 
 # ---- the pixels -------------------------------------------------------------------------------------------------------
@@ -338,12 +340,12 @@ def test_added_and_removed_pictures_touch_no_finished_shard(world: Any) -> None:
     run = world.load(entry, **keys)
     first = world.pixels(run, world.index(run), 1)
     before = shards(first)
-    assert len(before) == 4 and first.summary["decoded"] == 16
+    assert len(before) == 4 and first.manifest.summary["decoded"] == 16
     world.add("35.png", noise(35, 500))
     (world.folder / "pictures" / "7.png").unlink()
     second = world.pixels(run, world.index(run), 1)
     after = shards(second)
-    assert second.summary["decoded"] == 1
+    assert second.manifest.summary["decoded"] == 1
     assert set(before) <= set(after) and all(after[name] == before[name] for name in before), "linked, not copied"
     assert len(after) == 5
     rows = live_rows(second)
@@ -361,7 +363,7 @@ def test_a_changed_caption_rebuilds_the_rows_of_its_picture(world: Any) -> None:
     world.pixels(run, world.index(run), 1)
     (world.folder / "pictures" / "1.txt").write_text("something else")
     second = world.pixels(run, world.index(run), 1)
-    assert second.summary["decoded"] == 1
+    assert second.manifest.summary["decoded"] == 1
     assert live_rows(second) == without_past(world, run, stages=(1,))
 
 
@@ -385,7 +387,7 @@ def test_many_small_shards_are_put_together_without_decoding(world: Any) -> None
     for number in range(2, 14):
         world.add(f"{number}.png", noise(number))
         pixels = world.pixels(run, world.index(run), 1)
-        assert pixels.summary["decoded"] == (3 if number == 2 else 1)
+        assert pixels.manifest.summary["decoded"] == (3 if number == 2 else 1)
         counts.append(len(shards(pixels)))
     assert max(counts) <= 9 and min(counts[1:]) < max(counts), counts
     assert live_rows(pixels) == without_past(world, run, stages=(1,), shard_mib=1)
@@ -400,7 +402,7 @@ def test_a_shard_with_few_live_rows_is_left_behind(world: Any) -> None:
         (world.folder / "pictures" / f"{number}.png").unlink()
     pixels = world.pixels(run, world.index(run), 1)
     (after,) = shards(pixels)
-    assert after != before and pixels.summary["decoded"] == 0
+    assert after != before and pixels.manifest.summary["decoded"] == 0
     assert live_rows(pixels) == without_past(world, run, stages=(1,))
 
 
@@ -419,7 +421,7 @@ def test_nothing_is_taken_over_from_a_damaged_shard(world: Any, harm: str) -> No
         victim.write_bytes(data if harm == "flipped" else data[: len(data) // 2])
     world.add("new.png", noise(10))
     second = world.pixels(run, world.index(run), 1)
-    assert second.summary["decoded"] == lost + 1, "the new picture and those of the damaged shard"
+    assert second.manifest.summary["decoded"] == lost + 1, "the new picture and those of the damaged shard"
     assert live_rows(second) == without_past(world, run, stages=(1,), shard_mib=0.1)
     assert verify_artifact(second) == []
 

@@ -104,7 +104,7 @@ def test_the_sheet_does_not_depend_on_workers_or_kills(
     fill(world)
     index = world.index(load(world))
     first = sheet(index)
-    assert len(index.summary["reasons"]) == 9
+    assert len(index.manifest.summary["reasons"]) == 9
     monkeypatch.setattr(image_index, "BLOCK", 10)
     with Children(1, Limits(), ("deepfloyd_core.index.index",)) as alone:
         one = type(world)(world.folder, alone)
@@ -126,7 +126,7 @@ def test_nothing_rejected_is_no_file(world: Any) -> None:
         world.add(f"{number}.png", scene(number))
     assert not (world.index(world.load(stages=(1,))).path / sheets.SHEET).exists()
     limited = world.index(world.load({"max_num_samples": 2}, stages=(1,)))
-    assert limited.summary["rejected"] == 1
+    assert limited.manifest.summary["rejected"] == 1
     assert not (limited.path / sheets.SHEET).exists(), "left out as asked is nothing to look into"
 
 

@@ -266,7 +266,7 @@ def test_no_copy_of_a_held_out_picture_is_trained_on(world: Any) -> None:
     rows = ledger(index)
     for copy, source in copies.items():
         assert rows[copy]["group"] == rows[source]["group"] == rows[source]["image_id"], copy
-    assert (index.summary["twin_groups"], index.summary["twins"]) == (7, 7)
+    assert (index.manifest.summary["twin_groups"], index.manifest.summary["twins"]) == (7, 7)
     assert (index.path / "twins.png").exists()
 
 
@@ -282,7 +282,7 @@ def test_copies_of_what_is_trained_on_change_no_held_out_picture(world: Any) -> 
     evals = world.eval_set(run, index)
     assert eval_ids(evals) == held
     assert len(trained(world, run, index, evals)) == (12 - 4) * 4
-    assert (index.summary["twin_groups"], index.summary["twins"]) == (12, 36)
+    assert (index.manifest.summary["twin_groups"], index.manifest.summary["twins"]) == (12, 36)
 
 
 def test_a_copy_in_another_data_set_is_held_out_too(world: Any) -> None:
@@ -308,7 +308,7 @@ def test_the_ledger_of_a_grown_folder_is_that_of_a_first_run(world: Any, new_wor
     for number in range(3):
         world.add(f"{number} again.jpg", COPIES["half.jpg"](scene(number)))
     grown = world.index(run)
-    assert grown.summary["judged_now"] == 3, "the looks of the others are known"
+    assert grown.manifest.summary["judged_now"] == 3, "the looks of the others are known"
     fresh = world.index(world.load(stages=(1,), workspace=str(world.folder / "fresh")))
     for name in ("index.parquet", "looks.npy", "twins.png"):
         assert (grown.path / name).read_bytes() == (fresh.path / name).read_bytes()
@@ -325,14 +325,14 @@ def test_first_trains_on_one_of_each_group_and_counts_the_others(world: Any) -> 
         shutil.copy(world.folder / "pictures" / f"{number}.png", world.folder / "pictures" / f"a copy of {number}.png")
         (world.folder / "pictures" / f"a copy of {number}.txt").write_text("another caption")
     keep = world.index(world.load(stages=(1,)))
-    assert keep.summary["accepted"] == 10
+    assert keep.manifest.summary["accepted"] == 10
     index = world.index(world.load({"duplicates": "first"}, stages=(1,), max_rejected_share=0.0))
-    assert index.summary["judged_now"] == 0, "other settings of captions and counts judge nothing again"
+    assert index.manifest.summary["judged_now"] == 0, "other settings of captions and counts judge nothing again"
     rows = ledger(index)
     out = {source for source, row in rows.items() if row["reason"] == "duplicate"}
     assert out == {"0 small.jpg", "1 small.jpg", "a copy of 0.png", "a copy of 1.png"}
     assert rows["1 small.jpg"]["detail"] == "shows the same as 1.png"
-    assert index.summary["reasons"] == {"duplicate": 4} and index.summary["accepted"] == 6
+    assert index.manifest.summary["reasons"] == {"duplicate": 4} and index.manifest.summary["accepted"] == 6
     assert not (index.path / "rejected.png").exists()
 
 
@@ -372,4 +372,4 @@ def test_max_num_samples_counts_pictures_that_are_left(world: Any) -> None:
         world.add(f"{number}.png", scene(number))
         world.add(f"{number} again.png", COPIES["q60.jpg"](scene(number)))
     index = world.index(world.load({"duplicates": "first", "max_num_samples": 3}, stages=(1,)))
-    assert index.summary["reasons"] == {"beyond_max_num_samples": 1, "duplicate": 4}
+    assert index.manifest.summary["reasons"] == {"beyond_max_num_samples": 1, "duplicate": 4}

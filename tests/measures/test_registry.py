@@ -35,7 +35,7 @@ def test_no_two_measures_of_a_kind_of_pictures_have_one_name() -> None:
 def test_other_columns_of_the_file_of_figures_are_another_format() -> None:
     """Samples with fewer columns would be taken for finished ones."""
     columns = "psnr ssim consistency detail true_detail energy colour_shift clip lpips"
-    assert (SAMPLES_FORMAT, " ".join(COLUMNS)) == (9, columns), "count SAMPLES_FORMAT up, and write both here"
+    assert (SAMPLES_FORMAT, " ".join(COLUMNS)) == (10, columns), "count SAMPLES_FORMAT up, and write both here"
 
 
 def test_a_networks_weights_are_a_key_of_the_run_file_and_it_gives_the_figures_of_its_measures(tmp_path: Path) -> None:

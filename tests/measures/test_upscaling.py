@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -30,7 +30,7 @@ from deepfloyd_core.measures.pixel import (
     psnr,
     ssim,
 )
-from deepfloyd_core.measures.tables import by_noise_level, gained
+from deepfloyd_core.measures.tables import gained
 from deepfloyd_core.measures.upscaling import (
     HELD_OUT,
     SAMPLED,
@@ -105,7 +105,7 @@ def test_a_smooth_picture_among_others_does_not_decide_the_detail(tmp_path: Path
         for truth in pictures
     ]
     assert table[3]["detail"] > 50 * table[3]["true_detail"]
-    assert 1.0 < summary_of(table, ["noisy"], "truth")["upscaled"]["noisy"]["detail"] < 1.2
+    assert 1.0 < cast(Any, summary_of(table, ["noisy"], "truth")).upscaled["noisy"]["detail"] < 1.2
 
 
 def test_the_table_of_upscalers_says_which_is_best(
@@ -127,8 +127,9 @@ def test_the_table_of_upscalers_says_which_is_best(
 
     ways = {"noisy": partial(upscaler, 20.0), "perfect": partial(upscaler, 0.0)}
     rows, _ = measure_samples(["a sample"], [torch.zeros(3, 64, 64)], {("noisy", 0): [torch.zeros(3, 256, 256)]}, (0,))
-    found = measure_upscalers(files, ways, (0, 100), tmp_path, rows)
-    means, gain = found["upscaled"], found["gain"]
+    found = measure_upscalers(files, ways, (0, 100), tmp_path, rows)["held_out"]
+    means: Any = found.upscaled
+    gain = found.gain
     assert list(means) == ["bilinear", "bicubic", "noisy", "perfect"] and list(gain) == ["bilinear", "bicubic", "noisy"]
     assert means["perfect"] == {"psnr": 100.0, "ssim": 1.0, "consistency": 100.0, "detail": 1.0, "colour_shift": 0.0}
     assert means["noisy"]["psnr"] == pytest.approx(10 * np.log10(255**2 / 400), abs=2)
@@ -136,12 +137,12 @@ def test_the_table_of_upscalers_says_which_is_best(
     for way, more in gain.items():
         assert more["psnr"][0] == pytest.approx(100 - means[way]["psnr"], abs=1e-3)
 
-    later = found["other_levels"]["100"]
-    assert (found["noise_level"], list(found["other_levels"])) == (0, ["100"])
-    assert later["upscaled"]["bicubic"] == means["bicubic"]
-    assert later["upscaled"]["noisy"]["psnr"] == pytest.approx(10 * np.log10(255**2 / 1600), abs=2)
-    assert later["gain"]["noisy"]["psnr"][0] == pytest.approx(100 - later["upscaled"]["noisy"]["psnr"], abs=1e-3)
-    assert list(by_noise_level(found)) == [0, 100]
+    later = found.other_levels[100]
+    assert (found.noise_level, list(found.other_levels)) == (0, [100])
+    assert later.upscaled["bicubic"] == means["bicubic"]
+    assert later.upscaled["noisy"]["psnr"] == pytest.approx(10 * np.log10(255**2 / 1600), abs=2)
+    assert later.gain["noisy"]["psnr"][0] == pytest.approx(100 - later.upscaled["noisy"]["psnr"], abs=1e-3)
+    assert list(found.by_level) == [0, 100]
 
     written = pq.read_table(tmp_path / EVAL_FILE).to_pylist()
     assert [(row["image_id"], row["way"]) for row in written if row["low_res"] == SAMPLED] == [
@@ -203,7 +204,7 @@ def test_spoilt_low_res_pictures_are_measured_beside_the_true_ones(
         "the first level alone"
     )
     spoilt, rows = found["spoilt"], pq.read_table(both / EVAL_FILE).to_pylist()
-    assert list(by_noise_level(spoilt)) == [0] and list(spoilt["gain"]) == ["bilinear", "bicubic"]
+    assert list(spoilt.by_level) == [0] and list(spoilt.gain) == ["bilinear", "bicubic"]
     for truth, row in zip(truths, (row for row in rows if row["low_res"] == "spoilt"), strict=False):
         small = np.asarray(Image.fromarray(truth).resize((64, 64), Image.Resampling.BICUBIC)).astype(float)
         darkened = Image.fromarray((small - 24).clip(0, 255).round().astype(np.uint8))
@@ -245,8 +246,8 @@ def test_what_is_made_of_samples_is_measured_without_a_truth() -> None:
     assert [(row["image_id"], row["way"], row["noise_level"]) for row in rows[4:]] == [
         ("one", "base", 50), ("two", "base", 50), ("one", "tuned", 50), ("two", "tuned", 50),
     ]  # fmt: skip
-    means = found["upscaled"]
-    assert found["noise_level"] == 50 and list(means) == ["bilinear", "bicubic", "base", "tuned"]
+    means: Any = found.upscaled
+    assert found.noise_level == 50 and list(means) == ["bilinear", "bicubic", "base", "tuned"]
     assert means["tuned"]["consistency"] > 50 > means["bicubic"]["consistency"] > means["base"]["consistency"]
     assert means["base"]["consistency"] == pytest.approx(10 * np.log10(255**2 / (24**2 / 3)), abs=1)
     assert means["base"]["colour_shift"] == pytest.approx(8, abs=1.5) and means["tuned"]["colour_shift"] < 0.5
@@ -260,4 +261,4 @@ def test_what_is_made_of_samples_is_measured_without_a_truth() -> None:
     assert shares[2] == pytest.approx(detail / sum(truth.var((0, 1)).mean() for truth in truths), rel=0.05)
 
     gain = [means["tuned"]["consistency"] - means[way]["consistency"] for way in ("bilinear", "bicubic", "base")]
-    assert [more["consistency"][0] for more in found["gain"].values()] == pytest.approx(gain, abs=1e-3)
+    assert [more["consistency"][0] for more in found.gain.values()] == pytest.approx(gain, abs=1e-3)

@@ -38,6 +38,7 @@ from deepfloyd_core.models.unet import DTYPES, autocast, load_projected_unet, lo
 from deepfloyd_core.preflight.load import load_run
 from deepfloyd_core.store.artifacts import Artifact
 from deepfloyd_core.training.identity import lora_request
+from deepfloyd_core.training.jobs import TrainingInputs
 from deepfloyd_core.training.recompute import recompute_activations
 
 CPU = torch.device("cpu")
@@ -485,13 +486,15 @@ def test_it_learns_as_the_whole_weights_do(loras: dict[str, Artifact]) -> None:
     plain = loras["no_change"]
     for kind, base, error, gain in (("int8", 0.02, 3e-4, 0.1), ("nf4", 0.5, 8e-3, 0.4)):
         lora = loras[kind]
-        assert 0 < lora.summary["eval_loss_base"] / plain.summary["eval_loss_base"] - 1 < base
+        assert 0 < lora.manifest.summary["eval_loss_base"] / plain.manifest.summary["eval_loss_base"] - 1 < base
         assert 0 < np.abs(losses(lora) - losses(plain)).max() < error
-        assert abs(lora.summary["eval_gain"][0] / plain.summary["eval_gain"][0] - 1) < gain
-        assert lora.summary["eval_gain"][0] > 3e-4  # at t = 400, where the loss is 0.017
-        assert lora.summary["reload_difference"] == 0.0
-        assert lora.summary["frozen_parameters"] == plain.summary["frozen_parameters"]
-        assert lora.summary["frozen_bytes"] < plain.summary["frozen_bytes"] / (3.5 if kind == "int8" else 6)
+        assert abs(lora.manifest.summary["eval_gain"][0] / plain.manifest.summary["eval_gain"][0] - 1) < gain
+        assert lora.manifest.summary["eval_gain"][0] > 3e-4  # at t = 400, where the loss is 0.017
+        assert lora.manifest.summary["reload_difference"] == 0.0
+        assert lora.manifest.summary["frozen_parameters"] == plain.manifest.summary["frozen_parameters"]
+        assert lora.manifest.summary["frozen_bytes"] < plain.manifest.summary["frozen_bytes"] / (
+            3.5 if kind == "int8" else 6
+        )
         assert lora.hashes[LORA_FILE] != plain.hashes[LORA_FILE]
 
 
@@ -520,13 +523,13 @@ def test_a_training_that_goes_on_from_a_checkpoint_has_the_bytes_of_an_unbroken_
     with pytest.raises(RuntimeError, match="broken"):
         train_stage(configured(file, kind), made, 1, tmp_path, how=run_here)
     lora = train_stage(configured(file, kind, "gradient_checkpointing=true"), made, 1, tmp_path, how=run_here)
-    assert lora.summary["steps_of_this_process"] == 6 - 4
+    assert lora.manifest.summary["steps_of_this_process"] == 6 - 4
     assert lora.hashes == loras[kind].hashes and lora.fingerprint == loras[kind].fingerprint
 
 
 def test_it_is_part_of_the_identity(world: tuple[Path, dict[str, Artifact]]) -> None:
     file, made = world
-    inputs = {"pixels": made["stage1_pixels"], "text": made["text_embeds"], "eval_set": made["eval_set"]}
+    inputs = TrainingInputs(pixels=made["stage1_pixels"], text=made["text_embeds"], eval_set=made["eval_set"])
     plain, eight, four = (lora_request(configured(file, kind), 1, FOLDERS[1], inputs) for kind in ("no_change", *KINDS))
     assert [request.spec["base_model_precision"] for request in (plain, eight, four)] == ["no_change", *KINDS]
     assert len({plain.fingerprint, eight.fingerprint, four.fingerprint}) == 3

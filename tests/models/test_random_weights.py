@@ -232,6 +232,6 @@ def test_a_run_file_with_a_random_flavour_embeds_its_captions(server: str, tmp_p
     assert done.returncode == 0, done.stderr
     (made,) = (run.workspace / "text_embeds").iterdir()
     artifact = Artifact("text_embeds", made.name, made)
-    assert artifact.summary["width"] == 64
+    assert artifact.manifest.summary["width"] == 64
     assert Embeds(artifact).of("a purple star").shape == (77, 64)
     assert list((tmp_path / "home").rglob("text_encoder"))

@@ -86,11 +86,11 @@ def test_a_picture_that_took_too_long_is_tried_again_with_more_time_and_only_the
         patched.setattr(image_index, "_look", hangs_by_name)
         late = type(world)(world.folder, hasty)
         first = late.index(late.load(**hastily))
-    assert first.summary["reasons"] == {"timeout": 1}
+    assert first.manifest.summary["reasons"] == {"timeout": 1}
     assert world.index(world.load(**hastily)) == first
     more = world.load(stages=(1,), decode_timeout_s=50.0)
     index = world.index(more)
-    assert index.summary["reasons"] == {} and index.summary["judged_now"] == 1
+    assert index.manifest.summary["reasons"] == {} and index.manifest.summary["judged_now"] == 1
     assert world.index(more) == index
 
 
@@ -190,7 +190,7 @@ def test_odd_names_are_pictures_like_others(world: Any, name: str) -> None:
     run = world.load(stages=(1,))
     index = world.index(run)
     assert {row.source: row.captions for row in read_index(index)}[name] == ["an odd one"]
-    assert world.pixels(run, index, 1).summary["rows"] == 2
+    assert world.pixels(run, index, 1).manifest.summary["rows"] == 2
 
 
 def test_a_name_of_4_kilobytes_below_many_folders_is_a_picture(world: Any) -> None:

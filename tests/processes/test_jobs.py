@@ -12,14 +12,16 @@ from typing import Any
 
 import psutil
 import pytest
+from job_functions import Order, Pids
 
 from deepfloyd_core.config.run import RunConfig
 from deepfloyd_core.errors import DeepFloydError, JobError, StorageError
 from deepfloyd_core.processes import jobs
 from deepfloyd_core.processes.fork_server import Starter
 from deepfloyd_core.processes.jobs import job_starter, run_job, run_parts
-from deepfloyd_core.store.artifacts import Request, materialise
-from deepfloyd_core.types import no_report
+from deepfloyd_core.store.artifacts import Request, WorkDir, materialise
+from deepfloyd_core.text.embeds import EncodeRequest
+from deepfloyd_core.types import Report, no_report
 
 TESTS = Path(__file__).parent
 SUPPORT = TESTS.parent / "support"
@@ -40,12 +42,8 @@ def run(
 ) -> dict[str, Any]:
     """One job that makes an artifact. Returns its summary."""
     request = Request(name, 0, {"number": number}, {})
-    options = {"captions": [words], "encoder": "/nowhere"}
-
-    def build(work: Any) -> dict[str, Any]:
-        return dict(how(name, CONFIG, {}, options, work, no_report))
-
-    return materialise(workspace, request, build).summary
+    order = Order(machine=CONFIG, function=name, words=words)
+    return materialise(workspace, request, lambda work: how(order, work, no_report)).manifest.summary
 
 
 @pytest.mark.parametrize("words", ["x", "safetensors"])
@@ -66,7 +64,7 @@ def test_a_job_that_may_not_read_a_file_names_it(tmp_path: Path) -> None:
 def napping(workspace: Path) -> psutil.Process:
     """The job, once it has begun."""
     while True:
-        for path in workspace.glob("nap/*/.job-nap.progress"):
+        for path in workspace.glob("nap/*/.job-work.progress"):
             if text := path.read_text():
                 return psutil.Process(int(text.split('"')[1]))
         time.sleep(0.01)
@@ -93,17 +91,16 @@ def test_the_jobs_of_a_block_are_forks_of_one_process_that_ends_with_it(tmp_path
 
 
 def test_parts_at_once_are_forks_of_the_same_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[dict[str, Any]] = []
+    seen: list[Pids] = []
 
-    def noted(*given: Any) -> dict[str, Any]:
+    def noted(*given: Any) -> Pids:
         seen.append(run_job(*given))
         return seen[-1]
 
     monkeypatch.setattr(jobs, "run_job", noted)
-    monkeypatch.setattr(sys.modules[__name__], "CONFIG", CONFIG.model_copy(update={"embed_workers": 3}))
-    run("pids", tmp_path, how=run_parts)
-    assert len({one["job"] for one in seen}) == 4
-    assert len({one["starter"] for one in seen}) == 1
+    run("pids", tmp_path, how=lambda order, work, report: run_parts(order, [order] * 3, work, report))
+    assert len({one.job for one in seen}) == 4
+    assert len({one.starter for one in seen}) == 1
 
 
 def test_what_a_job_prints_is_in_its_log_and_how_it_died_in_the_error(tmp_path: Path) -> None:
@@ -116,7 +113,7 @@ def test_what_a_job_prints_is_in_its_log_and_how_it_died_in_the_error(tmp_path: 
 
 def test_a_job_that_is_asked_to_end_while_it_writes_its_result_writes_it(tmp_path: Path) -> None:
     with job_starter():
-        assert run("late", tmp_path) == {"late": True}
+        assert run("late", tmp_path) == {"late": 1}
         with pytest.raises(JobError, match="was stopped; run it again to continue"):
             run("late", tmp_path, 1, words="stopped")
 
@@ -147,8 +144,8 @@ def test_a_job_that_is_left_writes_its_checkpoint_and_is_gone(tmp_path: Path) ->
     def leave(done: int, total: int, line: str) -> None:
         raise Left
 
-    def how(*given: Any) -> dict[str, Any]:
-        return run_job(*given[:-1], leave)
+    def how(order: Order, work: WorkDir, report: Report) -> Pids:
+        return run_job(order, work, leave)
 
     with job_starter(), pytest.raises(Left):
         run("nap", tmp_path, how=how)
@@ -185,7 +182,7 @@ def test_the_job_of_a_killed_flow_writes_its_checkpoint_and_keeps_the_lock_until
     flow.kill()
     flow.wait()
     waiting: list[dict[str, Any]] = []
-    other = threading.Thread(target=lambda: waiting.append(run("nap", tmp_path, how=lambda *_: {"late": 1})))
+    other = threading.Thread(target=lambda: waiting.append(run("nap", tmp_path, how=lambda *_: Pids(late=1))))
     other.start()
     other.join(120)
     assert waiting == [{"late": 1}]  # it has the lock now
@@ -203,7 +200,10 @@ def test_a_job_begins_anew_where_importing_has_reached_for_a_gpu(
 ) -> None:
     """A forked CUDA driver refuses every call. The starter here has no real jobs, so a real job's error shows who did it."""
     monkeypatch.setenv("DRIVER", "1")
+    order = EncodeRequest(machine=CONFIG, text=CONFIG, captions=("x",), encoder=Path("/nowhere"))
     with job_starter():
         for number in range(2):
             with pytest.raises((JobError, DeepFloydError), match="nowhere"):
-                run("embed", tmp_path, number)
+                materialise(
+                    tmp_path, Request("text_embeds", 0, {"number": number}, {}), lambda work: run_job(order, work)
+                )

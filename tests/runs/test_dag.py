@@ -43,11 +43,11 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, str]]:
         "dag.stage_conditioning": lambda run, index, crops: make("stage1_conditioning", crops=crops),
         "dag.eval_conditioning": lambda run, index, crops: make("eval_conditioning", crops=crops),
         "dag.stage_text": text,
-        "dag.stage2_low_res": lambda run, inputs: make("stage2_low_res", **inputs.by_name),
-        "dag.stage_lora": lambda run, stage, inputs, prompts: make(f"stage{stage}_lora", **inputs.by_name),
+        "dag.stage2_low_res": lambda run, inputs: make("stage2_low_res", **inputs.by_field),
+        "dag.stage_lora": lambda run, stage, inputs, prompts: make(f"stage{stage}_lora", **inputs.by_field),
         "finetune.text_embeds": lambda run, index: make("text_embeds"),
-        "finetune.cascade_samples": lambda run, prompts, inputs: make("cascade_samples", **inputs.by_name),
-        "finetune.lora_bundle": lambda run, prompts, inputs: make("lora_bundle", **inputs.by_name),
+        "finetune.cascade_samples": lambda run, prompts, inputs: make("cascade_samples", **inputs.by_field),
+        "finetune.lora_bundle": lambda run, prompts, inputs: make("lora_bundle", **inputs.by_field),
         "finetune.publish_version": lambda run, bundle, index: bundle,
     }
     for name, fake in fakes.items():

@@ -8,7 +8,7 @@ import re
 import subprocess
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -17,8 +17,10 @@ from rich.table import Table
 
 from deepfloyd_core.bundle.build import _measure_tables
 from deepfloyd_core.config.data_file import load_data_file
+from deepfloyd_core.measures.figures import UpscalingFigures
 from deepfloyd_core.measures.registry import measures_against
-from deepfloyd_core.measures.tables import UPSCALED_BY, measure_tables
+from deepfloyd_core.measures.tables import UPSCALED_BY
+from deepfloyd_core.sampling.jobs import SamplesSummary
 from flows import report
 from tasks import publish
 from tasks.endings import twins_line
@@ -35,7 +37,7 @@ ODD = "a[red]b[/x] [link=c] :smile: [/]"
      (1200, 2, "1,200 pictures show the same as 2 others: ")],
 )  # fmt: skip
 def test_counts_are_singular_and_plural(pictures: int, groups: int, words: str) -> None:
-    line = twins_line({"twins": pictures, "twin_groups": groups, "reasons": {}})
+    line = twins_line(cast(Any, SimpleNamespace(twins=pictures, twin_groups=groups, reasons={})))
     assert line.startswith(words) and "duplicates = first" in line
 
 
@@ -111,12 +113,11 @@ def test_measures_of_stage2_are_told_with_their_unit_and_which_way_is_better(
 ) -> None:
     """On the terminal, and as the rows that the UI and the model card show."""
     of_way = {"consistency": 30.2, "detail_share": 0.03, "colour_shift": 0.2}
-    found = {
-        "noise_level": 250,
-        "upscaled": dict.fromkeys(UPSCALED_BY, of_way),
-        "gain": {"bicubic": {"consistency": [1.5]}},
-    }
-    (measured,) = measure_tables({"upscaled_samples": found})
+    figures = UpscalingFigures(
+        noise_level=250, upscaled=dict.fromkeys(UPSCALED_BY, of_way), gain={"bicubic": {"consistency": (1.5,)}}
+    )
+    samples = SamplesSummary(samples=figures)
+    (measured,) = samples.tables
     report.print_measures(Console(width=200), measured)
     printed = capsys.readouterr().out
     for words in ("PSNR of its downscale to the sample, dB, more is better", "levels of 255, less is better",
@@ -126,7 +127,7 @@ def test_measures_of_stage2_are_told_with_their_unit_and_which_way_is_better(
     assert [row["upscaled by"] for row in rows] == list(UPSCALED_BY)
     heads = ["noise level", "upscaled by", *(measure.meaning for measure in measures_against("sample"))]
     assert list(rows[0]) == [*heads, "tuned gains on it: PSNR of its downscale to the sample"]
-    table = _measure_tables({"upscaled_samples": found})
+    table = _measure_tables(samples)
     assert (
         table[0] == "Stage II on Stage I's samples:"
         and "| dB, more" not in table[2]

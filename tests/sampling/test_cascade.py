@@ -14,22 +14,25 @@ import torch
 import torch.nn.functional as F
 from artifact_rows import SOME_EVAL_SET
 from clip_models import features, save_clip
+from inputs import sample_inputs, training_inputs
 from lpips_models import lpips_by_hand, save_lpips
 from PIL import Image
 
 from deepfloyd_core.config.flavours import FLAVOURS
+from deepfloyd_core.config.run import Run
 from deepfloyd_core.crops.rows import shard_files
 from deepfloyd_core.crops.shards import open_shard
 from deepfloyd_core.diffusion.loss import low_res, to_bytes, to_model_range
 from deepfloyd_core.measures.comparison import enlarged
 from deepfloyd_core.measures.registry import measures_against
-from deepfloyd_core.measures.tables import by_noise_level
 from deepfloyd_core.preflight.load import load_run
 from deepfloyd_core.processes.jobs import Job
 from deepfloyd_core.sampling import cascade as samples
 from deepfloyd_core.sampling.identity import samples_request
-from deepfloyd_core.store.artifacts import Request
+from deepfloyd_core.sampling.jobs import SampledStage, SampleInputs, SamplesSummary, sample_job
+from deepfloyd_core.store.artifacts import Artifact, Request
 from deepfloyd_core.training.identity import lora_request
+from deepfloyd_core.types import Report
 
 
 @dataclass(frozen=True)
@@ -50,8 +53,8 @@ def stood_in(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     """Replaces the models; lists what Stage II was asked: variant, level, seeds, size and mean of plain low-res pictures."""
     asked: list[tuple[Any, ...]] = []
 
-    def make(config: Any, stage: int, folder: Path, lora: Path | None, sampled: Callable[[int], None]) -> StandIn:
-        return StandIn(stage, "tuned" if lora else "base", sampled)
+    def make(one: SampledStage, lora: Path | None, machine: Any, sampled: Callable[[int], None]) -> StandIn:
+        return StandIn(one.stage, "tuned" if lora else "base", sampled)
 
     def first(
         sampler: StandIn, text: Any, negative: Any, seeds: list[int], size: tuple[int, int], control: None
@@ -71,6 +74,13 @@ def stood_in(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     return asked
 
 
+def sampled(run: Run, held_out: Artifact, out: Path, report: Report) -> SamplesSummary:
+    """What the job makes; of LoRAs and embeds only the folders are asked for, which are any."""
+    inputs = SampleInputs(text_embeds=held_out, eval_set=held_out, stage1_lora=held_out, stage2_lora=held_out)
+    request = sample_job(run, ["a purple star"], {1: Path(), 2: Path()}, inputs)
+    return samples.sample_cascade(Job(request, out, report))
+
+
 def test_both_variants_of_stage2_enlarge_the_tuned_stage1s_samples(
     small_run: Any, new_world: Callable[[Path], Any], stood_in: list[tuple[Any, ...]], tmp_path: Path
 ) -> None:
@@ -78,27 +88,21 @@ def test_both_variants_of_stage2_enlarge_the_tuned_stage1s_samples(
     run = load_run(small_run.config, (*keys, 'validation_resolution="64,96x64"'))
     world = new_world(run.workspace)
     held_out = world.eval_set(run, world.index(run))
-    loras = {f"stage{stage}_lora": held_out for stage in (1, 2)}  # only their folders are asked for
-    options = {"prompts": ["a purple star"], "models": {"1": "", "2": ""}}
     reports: list[tuple[int, int]] = []
-    job = Job(
-        run.config, {"eval_set": held_out, **loras}, options, tmp_path,
-        lambda done, total, text: reports.append((done, total)),
-    )  # fmt: skip
-    summary = samples.samples_job(job)
+    summary = sampled(run, held_out, tmp_path, lambda done, total, text: reports.append((done, total)))
 
     tuned = [("tuned", level, *part) for level in (20, 0) for part in ((0, 1, (64, 64), 0.25), (0, (64, 96), 0.25))]
     own = [("base", 20, 0, 1, (64, 64), -0.5), ("base", 20, 0, (64, 96), -0.5)]
     assert Counter(stood_in) == Counter([*tuned, *(("base", *asked[1:]) for asked in tuned), *own])
-    total = 2 * 4 + 3 * 5 + 2 * 2 * held_out.summary["pictures"]
+    total = 2 * 4 + 3 * 5 + 2 * 2 * held_out.manifest.summary["pictures"]
     assert reports[-1] == (total, total), "Stage I, Stage II on samples, and on held-out pictures at two levels"
 
-    levels = by_noise_level(summary["upscaled_samples"])
-    assert {level: round(found["upscaled"]["base"]["colour_shift"]) for level, found in levels.items()} == {
+    levels = summary.samples.by_level if summary.samples else {}
+    assert {level: round(found.upscaled["base"]["colour_shift"]) for level, found in levels.items()} == {
         20: 26,
         0: 0,
     }
-    assert levels[0]["upscaled"]["tuned"] == {"consistency": 100.0, "colour_shift": 0.0, "detail_share": None}
+    assert levels[0].upscaled["tuned"] == {"consistency": 100.0, "colour_shift": 0.0, "detail_share": None}
     table = pq.read_table(tmp_path / "eval.parquet").to_pylist()
     assert [row["image_id"] for row in table if row["low_res"] == "stage1" and row["way"] == "bilinear"] == [
         "a purple star, seed 0, 64x64", "a purple star, seed 1, 64x64", "a purple star, seed 0, 96x64",
@@ -111,17 +115,15 @@ def test_what_is_spoilt_in_training_is_measured_spoilt_and_reported(
     run = load_run(small_run.config, ("stage2.low_res_noise=40", "num_upscaled_images=1"))
     world = new_world(run.workspace)
     held_out = world.eval_set(run, world.index(run))
-    inputs = {"eval_set": held_out, "stage1_lora": held_out, "stage2_lora": held_out}
-    options = {"prompts": ["a purple star"], "models": {"1": "", "2": ""}}
     reports: list[tuple[int, int]] = []
-    job = Job(run.config, inputs, options, tmp_path, lambda done, total, text: reports.append((done, total)))
-    summary = samples.samples_job(job)
+    summary = sampled(run, held_out, tmp_path, lambda done, total, text: reports.append((done, total)))
+    assert summary.held_out and summary.spoilt
     assert reports[-1][0] == reports[-1][1]
-    true, spoilt = (found["upscaled"]["bicubic"] for found in (summary, summary["spoilt"]))
+    true, spoilt = (found.upscaled["bicubic"] for found in (summary.held_out, summary.spoilt))
     assert spoilt["psnr"] < true["psnr"] - 1 and spoilt["consistency"] < true["consistency"] - 5
     rows = pq.read_table(tmp_path / "eval.parquet").to_pylist()
     ways = Counter(row["way"] for row in rows if row["low_res"] == "spoilt")
-    assert ways == dict.fromkeys(("bilinear", "bicubic", "base", "tuned"), held_out.summary["pictures"])
+    assert ways == dict.fromkeys(("bilinear", "bicubic", "base", "tuned"), held_out.manifest.summary["pictures"])
 
 
 def test_what_clip_and_lpips_see_of_the_held_out_pictures_is_measured_where_there_are_models(
@@ -133,11 +135,10 @@ def test_what_clip_and_lpips_see_of_the_held_out_pictures_is_measured_where_ther
     run = load_run(small_run.config, (*keys, "num_upscaled_images=1"))
     world = new_world(run.workspace)
     held_out = world.eval_set(run, world.index(run))
-    inputs = {"eval_set": held_out, "stage1_lora": held_out, "stage2_lora": held_out}
-    options = {"prompts": ["a purple star"], "models": {"1": "", "2": ""}}
     out = tmp_path / "out"
     out.mkdir()
-    summary = samples.samples_job(Job(run.config, inputs, options, out, lambda done, total, text: None))
+    summary = sampled(run, held_out, out, lambda done, total, text: None).held_out
+    assert summary
 
     (file,) = shard_files(held_out, 2)
     truths, rows = open_shard(file).all(), pq.read_table(out / "eval.parquet").to_pylist()
@@ -147,12 +148,12 @@ def test_what_clip_and_lpips_see_of_the_held_out_pictures_is_measured_where_ther
         expected = (features(folder, large) * features(folder, list(truths))).sum(1)
         found = [row["clip"] for row in rows if row["way"] == way and row["low_res"] == "held-out"]
         np.testing.assert_allclose(found, expected, atol=2e-3)
-        assert summary["upscaled"][way]["clip"] == pytest.approx(float(np.mean(expected)), abs=2e-3)
-        assert summary["upscaled"][way]["clip_distance"] is None, "too few pictures"
+        assert summary.upscaled[way]["clip"] == pytest.approx(float(np.mean(expected)), abs=2e-3)
+        assert summary.upscaled[way]["clip_distance"] is None, "too few pictures"
     assert all(row["clip"] is row["lpips"] is None for row in rows if row["low_res"] == "stage1")
 
     true = to_model_range(torch.from_numpy(truths))
-    bilinear, levels = to_bytes(enlarged(low_res(true), "bilinear")).numpy(), by_noise_level(summary)
+    bilinear, levels = to_bytes(enlarged(low_res(true), "bilinear")).numpy(), summary.by_level
     for level in (100, 60):
         by_model = to_bytes((F.interpolate(low_res(true), scale_factor=4) + level / 100).clamp(-1, 1)).numpy()
         apart = {}
@@ -161,13 +162,13 @@ def test_what_clip_and_lpips_see_of_the_held_out_pictures_is_measured_where_ther
             wanted = ("held-out", way, of)
             found = [row["lpips"] for row in rows if (row["low_res"], row["way"], row["noise_level"]) == wanted]
             np.testing.assert_allclose(found, apart[way], rtol=1e-4)
-            assert levels[level]["upscaled"][way]["lpips"] == pytest.approx(float(np.mean(apart[way])), abs=1e-4)
+            assert levels[level].upscaled[way]["lpips"] == pytest.approx(float(np.mean(apart[way])), abs=1e-4)
         less = float(np.mean(apart["bilinear"]) - np.mean(apart["tuned"]))
         assert abs(less) > 0.01
-        gain = levels[level]["gain"]
-        assert gain["bilinear"]["lpips"] == pytest.approx([less], abs=2e-4), "more than 0 if the tuned one is nearer"
+        gain = levels[level].gain
+        assert gain["bilinear"]["lpips"] == pytest.approx((less,), abs=2e-4), "more than 0 if the tuned one is nearer"
         assert list(gain["base"]) == ["psnr", "ssim", "clip", "lpips"]
-        assert set(levels[level]["upscaled"]["base"]) == {measure.name for measure in measures_against("truth")}
+        assert set(levels[level].upscaled["base"]) == {measure.name for measure in measures_against("truth")}
 
 
 def test_other_weights_of_lpips_make_the_samples_anew(
@@ -179,7 +180,7 @@ def test_other_weights_of_lpips_make_the_samples_anew(
         save_lpips(path, seed=seed)
     keys = [(), *((f"eval_lpips_model={path}",) for path in paths)]
     folders: Any = {stage: Path(FLAVOURS[f"tiny-{'i' * stage}"].repo) for stage in (1, 2)}
-    requests = [samples_request(load_run(small_run.config, key), ["a star"], folders, {}) for key in keys]
+    requests = [samples_request(load_run(small_run.config, key), ["a star"], folders, sample_inputs()) for key in keys]
     without, one, copy, other = (request.fingerprint for request in requests)
     assert one == copy and len({without, one, other}) == 3
 
@@ -189,7 +190,9 @@ def test_a_fingerprint_of_stage2s_lora_has_back_projection_where_it_is_of_the_gu
 
     def spec(**keys: Any) -> Any:
         run = load_run(small_run.config, tuple(f"stage2.{key}={json.dumps(value)}" for key, value in keys.items()))
-        return lora_request(run, 2, Path(FLAVOURS["tiny-ii"].repo), {"text": text, "eval_set": SOME_EVAL_SET}).spec
+        return lora_request(
+            run, 2, Path(FLAVOURS["tiny-ii"].repo), training_inputs(text=text, eval_set=SOME_EVAL_SET)
+        ).spec
 
     plain, projected = spec(snr_gamma=5), {"validation_back_projection": True}
     assert "back_projection" not in plain

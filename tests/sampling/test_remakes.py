@@ -31,11 +31,14 @@ from deepfloyd_core.models.unet import load_scheduler, load_unet, trained_schedu
 from deepfloyd_core.preflight.load import load_run
 from deepfloyd_core.sampling import remakes as stage1_low_res
 from deepfloyd_core.sampling.identity import low_res_request
+from deepfloyd_core.sampling.jobs import LowResInputs, remake_job
 from deepfloyd_core.store.artifacts import Artifact, Request, WorkDir, materialise
+from deepfloyd_core.store.manifest import Summary
 from deepfloyd_core.training.batches import Batch, TrainingRows, draw
 from deepfloyd_core.training.draws import vary
 from deepfloyd_core.training.forward import Prepared, Setup, feed, predict_noise, prepare
 from deepfloyd_core.training.identity import lora_request
+from deepfloyd_core.training.jobs import TrainingInputs
 
 STAGE1 = {"model_flavour": "tiny-i", "mixed_precision": "no", "validation_num_inference_steps": 3,
           "validation_guidance": 2.0}  # fmt: skip
@@ -60,15 +63,15 @@ class Prepared2:
     run: Run
     made: dict[str, Artifact]
 
-    def inputs(self, **others: Artifact) -> dict[str, Artifact]:
+    def inputs(self, **others: Artifact) -> LowResInputs[Artifact]:
         own = {"pixels": "stage2_pixels", "stage1_lora": "stage1_lora", "text_embeds": "text_embeds"}
-        return {name: self.made[kind] for name, kind in own.items()} | others
+        return LowResInputs(**{name: self.made[kind] for name, kind in own.items()} | others)
 
     def remade(self, workspace: Path, **others: Artifact) -> Artifact:
         """The artifact, made in this process."""
-        inputs, options = self.inputs(**others), {"model": str(FOLDERS[1])}
-        request = low_res_request(self.run, FOLDERS[1], inputs)
-        return materialise(workspace, request, lambda work: run_here("remake", self.run.config, inputs, options, work))
+        inputs = self.inputs(**others)
+        request, job = low_res_request(self.run, FOLDERS[1], inputs), remake_job(self.run, FOLDERS[1], inputs)
+        return materialise(workspace, request, lambda work: run_here(job, work))
 
 
 def trained(workspace: Path, keys: dict[str, Any]) -> Artifact:
@@ -80,10 +83,10 @@ def trained(workspace: Path, keys: dict[str, Any]) -> Artifact:
         for param in trainable(unet).values():
             param += (0.003 if "model_type" in keys else 0.2) * torch.randn(param.shape, generator=generator)
 
-    def save(work: WorkDir) -> dict[str, Any]:
+    def save(work: WorkDir) -> Summary:
         method.save(unet, 1, FOLDERS[1], work.path)
         trained_scheduler(FOLDERS[1], False).save_pretrained(work.path / "scheduler")
-        return {}
+        return Summary()
 
     return materialise(workspace, Request("stage1_lora", 1, {"keys": str(keys)}, {}), save)
 
@@ -212,8 +215,8 @@ def test_a_killed_build_goes_on_behind_its_last_shard_and_ends_with_the_same_byt
     damaged.write_bytes(damaged.read_bytes()[:-100] + b"x" * 100)
     after = small.remade(tmp_path)
     assert after.hashes == remakes.hashes and len(after.hashes) == 3 + 2
-    assert after.summary["sampled_by_this_process"] == 3, "the damaged shard and the one that was not there"
-    assert remakes.summary["sampled_by_this_process"] == remakes.summary["rows"] == 5
+    assert after.manifest.summary["sampled_by_this_process"] == 3, "the damaged shard and the one that was not there"
+    assert remakes.manifest.summary["sampled_by_this_process"] == remakes.manifest.summary["rows"] == 5
 
 
 @pytest.mark.parametrize("shard_rows", [1, 512])
@@ -226,7 +229,7 @@ def test_every_row_has_its_own_remake_however_shards_and_batches_are_cut(
     monkeypatch.setattr(stage1_low_res, "make_sampler", lambda *_: None)
     monkeypatch.setattr(stage1_low_res, "resample_stage1", lambda *arguments: arguments[4])
     made = small.remade(tmp_path)
-    assert made.summary["shards"] == {1: 5, 512: 3}[shard_rows]
+    assert made.manifest.summary["shards"] == {1: 5, 512: 3}[shard_rows]
     for row, own in zip(live_rows(small.made["stage2_pixels"]), live_rows(made), strict=True):
         true = (downscaled(row)[0].permute(1, 2, 0).numpy() + 1) * 127.5
         assert np.abs(pixels_of(own) - true).max() < 0.51
@@ -392,13 +395,11 @@ def test_identities_hold_what_decides_the_bytes(small: Prepared2, remakes: Artif
 def test_a_lora_has_the_share_of_remakes_and_the_remakes_but_not_how_they_are_made(
     small: Prepared2, remakes: Artifact
 ) -> None:
-    made = {
-        "pixels": small.made["stage2_pixels"],
-        "text": small.made["text_embeds"],
-        "eval_set": small.made["eval_set"],
-    }
+    made = TrainingInputs(
+        pixels=small.made["stage2_pixels"], text=small.made["text_embeds"], eval_set=small.made["eval_set"]
+    )
 
-    def request(inputs: dict[str, Artifact], **keys: Any) -> Request:
+    def request(inputs: TrainingInputs[Artifact], **keys: Any) -> Request:
         config = small.run.config.model_dump()
         config["stage2"] |= keys
         run = replace(small.run, config=small.run.config.model_validate(config))
@@ -407,9 +408,9 @@ def test_a_lora_has_the_share_of_remakes_and_the_remakes_but_not_how_they_are_ma
     off = request(made, low_res_stage1_share=0.0, low_res_stage1_strength=0.3)
     assert "low_res" not in off.inputs
     assert [key for key in off.spec if key.startswith("low_res_stage1")] == ["low_res_stage1_share"]
-    on = request({**made, "low_res": remakes})
+    on = request(replace(made, low_res=remakes))
     assert on.spec["low_res_stage1_share"] == 1.0 and on.inputs["low_res"] == f"stage2_low_res/{remakes.fingerprint}"
-    half = request({**made, "low_res": remakes}, low_res_stage1_share=0.5)
+    half = request(replace(made, low_res=remakes), low_res_stage1_share=0.5)
     assert len({one.fingerprint for one in (off, on, half)}) == 3
 
 
@@ -472,11 +473,13 @@ def test_a_killed_training_on_remakes_ends_with_the_bytes_of_an_unbroken_one(
     whole = train_stage(half, made, 2, tmp_path / "whole", how=run_here)
     train_and_kill(half, made, 2, tmp_path / "broken", 2)
     resumed = train_stage(half, made, 2, tmp_path / "broken", how=run_here)
-    assert resumed.summary["steps_of_this_process"] < 6 and resumed.hashes == whole.hashes
+    assert resumed.manifest.summary["steps_of_this_process"] < 6 and resumed.hashes == whole.hashes
     plain = train_stage(run(0.0), small.made, 2, tmp_path / "plain", how=run_here)
     lora = "pytorch_lora_weights.safetensors"
     assert plain.hashes[lora] != whole.hashes[lora]
-    assert plain.summary["eval_loss_base"] == whole.summary["eval_loss_base"], "measured on true low-res pictures"
+    assert plain.manifest.summary["eval_loss_base"] == whole.manifest.summary["eval_loss_base"], (
+        "measured on true low-res pictures"
+    )
 
 
 @pytest.mark.slow
@@ -517,11 +520,11 @@ def test_a_run_trains_stage2_on_stage1s_pictures_and_the_next_one_reuses_them(
     loaded = load_run(run.config, tuple(key.removeprefix("--set=") for key in keys))
     (folder,) = (run.workspace / "stage2_low_res").iterdir()
     remakes = Artifact("stage2_low_res", folder.name, folder)
-    inputs = remakes.manifest["inputs"]
+    inputs = remakes.manifest.inputs
     assert inputs["stage1_lora"] in before
     assert planned_name(run, keys) in before, "what is made is known before it is"
-    assert remakes.manifest["spec"]["strength"] == 0.5 and loaded.config.remakes_low_res
-    assert remakes.summary["rows"] == 16 and len(live_rows(remakes)) == 16
+    assert remakes.manifest.spec["strength"] == 0.5 and loaded.config.remakes_low_res
+    assert remakes.manifest.summary["rows"] == 16 and len(live_rows(remakes)) == 16
 
     off = run.call_here("train-stage2", str(run.config), *keys[2:])
     assert off.returncode == 0, off.stderr

@@ -132,8 +132,8 @@ def test_a_bucket_reads_names_as_a_folder_does(world: Any, bucket: Any, s3: str)
     assert captions == {
         "names/00.png": ["from capitals"], "names/new.png": ["x.png.txt"], "names/IMG_7": ["caption file"],
     }  # fmt: skip
-    assert index.summary["other_files"] == {".mov": 1, ".aae": 1, "@eaDir/": 1, ".db": 1, "no extension": 1}
-    assert index.summary["inputs"] == len(PICTURES) + 3
+    assert index.manifest.summary["other_files"] == {".mov": 1, ".aae": 1, "@eaDir/": 1, ".db": 1, "no extension": 1}
+    assert index.manifest.summary["inputs"] == len(PICTURES) + 3
 
 
 def test_what_a_controlnet_follows_can_be_in_a_bucket(world: Any, bucket: Any, s3: str) -> None:
@@ -491,7 +491,7 @@ def test_odd_tar_files_cost_their_own_rows(world: Any) -> None:
     entry = {"type": "webdataset", "instance_data_dir": str(folder), "caption_strategy": "textfile"} | SIZE
     index = world.index(world.load(entry, stages=(1,), max_rejected_share=0.5))
     rows = read_index(index)
-    assert index.summary["other_files"] == {".mov": 1, ".cls": 1, "@eaDir/": 1}
+    assert index.manifest.summary["other_files"] == {".mov": 1, ".cls": 1, "@eaDir/": 1}
     odd = {row.source: row.reason for row in rows if not row.source.startswith("0")}
     assert odd == {"noise.tar": "unreadable", "small.tar.gz": "unsupported", "cut.tar": "unreadable"} or odd == {
         "noise.tar": "unreadable", "small.tar.gz": "unsupported", "cut.tar/00.png": "unreadable",

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from summaries import summary_of
 
 from deepfloyd_core.errors import ArtifactError, StorageError
 from deepfloyd_core.store.artifacts import (
@@ -28,13 +29,14 @@ from deepfloyd_core.store.artifacts import (
     materialise,
     verify_artifact,
 )
+from deepfloyd_core.store.manifest import Summary
 from deepfloyd_core.store.parts import finish_part, part_is_whole
 
 REQUEST = Request("eval_set", 1, {"seed": 42, "nested": {"rank": 4, "name": "é"}}, {"image_index": "ab12"})
 CONTENT = {"a.bin": b"\x00\x01\x02", "deep/er/b.txt": "naïve\n".encode(), "empty": b""}
 
 
-def build_files(work: WorkDir) -> dict[str, Any]:
+def build_files(work: WorkDir) -> Summary:
     """A builder that also leaves working state behind."""
     for name, data in CONTENT.items():
         (work.path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -42,10 +44,10 @@ def build_files(work: WorkDir) -> dict[str, Any]:
     (work.path / ".state").mkdir(exist_ok=True)
     (work.path / ".state" / "half").write_bytes(b"half")
     (work.path / ".tmp-1-a.bin").write_bytes(b"half")
-    return {"rows": 3}
+    return summary_of(rows=3)
 
 
-def never(work: WorkDir) -> dict[str, Any]:
+def never(work: WorkDir) -> Summary:
     raise AssertionError("built again")
 
 
@@ -65,7 +67,7 @@ def test_a_finished_artifact_lists_every_file_with_its_bytes_and_sha256_and_noth
     assert listed == {name: (len(data), hashlib.sha256(data).hexdigest()) for name, data in CONTENT.items()}
     assert record["spec"] == REQUEST.spec
     assert record["inputs"] == REQUEST.inputs
-    assert record["summary"] == built.summary == {"rows": 3}
+    assert record["summary"] == built.manifest.summary == {"rows": 3}
     assert {"started", "seconds", "python", "machine", "packages"} <= set(record["provenance"])
     assert not list(built.path.rglob(".*")), "working state is gone"
 
@@ -82,7 +84,7 @@ def test_artifacts_are_made_without_prefect_and_say_which_packages_are_there(
 
     monkeypatch.setattr(metadata, "version", version)
     made = materialise(tmp_path, REQUEST, build_files)
-    packages = made.manifest["provenance"]["packages"]
+    packages = made.manifest.provenance.packages
     assert packages["pyarrow"] == real("pyarrow") and "prefect" not in packages
 
 
@@ -171,7 +173,9 @@ def test_the_fingerprint_changes_with_each_of_kind_format_spec_and_inputs() -> N
 
 def test_the_fingerprint_depends_on_neither_the_place_nor_the_time(tmp_path: Path) -> None:
     one = materialise(tmp_path / "one", REQUEST, build_files)
-    two = materialise(tmp_path / "other" / "place", REQUEST, lambda work: {**build_files(work), "more": 1})
+    two = materialise(
+        tmp_path / "other" / "place", REQUEST, lambda work: summary_of(more=1) if build_files(work) else never(work)
+    )
     assert one.fingerprint == two.fingerprint == one.path.name
     assert one.path == tmp_path / "one" / "eval_set" / REQUEST.fingerprint
 
@@ -232,7 +236,7 @@ def test_what_changed_is_logged_in_the_user_s_words(
 def test_a_build_that_raises_leaves_no_manifest_and_is_resumed_where_it_was(tmp_path: Path) -> None:
     made: list[str] = []
 
-    def build(work: WorkDir, stop_after: int) -> dict[str, Any]:
+    def build(work: WorkDir, stop_after: int) -> Summary:
         for number in range(4):
             file = work.path / f"part-{number}"
             if not part_is_whole(file):
@@ -242,7 +246,7 @@ def test_a_build_that_raises_leaves_no_manifest_and_is_resumed_where_it_was(tmp_
                 file.write_bytes(bytes([number]) * 1000)
                 finish_part(file)
                 made.append(file.name)
-        return {"parts": 4}
+        return summary_of(parts=4)
 
     with pytest.raises(StorageError, match="no space left"):
         materialise(tmp_path, REQUEST, lambda work: build(work, 2))
@@ -333,13 +337,14 @@ BUILDER = """
 import sys, time
 from pathlib import Path
 from deepfloyd_core.store.artifacts import Request, materialise
+from deepfloyd_core.store.manifest import Summary
 
 def build(work):
     with Path(sys.argv[1], "builds").open("a") as log:
         log.write("built\\n")
     time.sleep(0.3)
     (work.path / "file").write_bytes(b"x")
-    return {}
+    return Summary()
 
 print("ready", flush=True)
 sys.stdin.readline()
@@ -372,6 +377,7 @@ HOLDER = """
 import sys, time
 from pathlib import Path
 from deepfloyd_core.store.artifacts import Request, materialise
+from deepfloyd_core.store.manifest import Summary
 
 def build(work):
     (work.path / "half").write_bytes(b"half")

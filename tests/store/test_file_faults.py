@@ -16,18 +16,19 @@ from deepfloyd_core.files import write_bytes
 from deepfloyd_core.store.artifacts import MANIFEST, Request, WorkDir, materialise
 from deepfloyd_core.store.file_faults import storage_error, written
 from deepfloyd_core.store.locks import locked
+from deepfloyd_core.store.manifest import Summary
 from flows.server import prefect_server
 
 REQUEST = Request("generated", 1, {}, {})
 
 
-def _build(work: WorkDir) -> dict[str, Any]:
+def _build(work: WorkDir) -> Summary:
     write_bytes(work.path / "file", b"bytes")
-    return {}
+    return Summary()
 
 
 def _fails(number: int, file: str | None = None) -> Any:
-    def build(work: WorkDir) -> dict[str, Any]:
+    def build(work: WorkDir) -> Summary:
         raise OSError(number, os.strerror(number), file)
 
     return build
@@ -148,7 +149,7 @@ def test_a_network_that_does_not_answer_is_no_disk(tmp_path: Path) -> None:
 
 
 def test_a_librarys_own_words_stay(tmp_path: Path) -> None:
-    def build(work: WorkDir) -> dict[str, Any]:
+    def build(work: WorkDir) -> Summary:
         raise OSError("Error no file named model.safetensors found in directory /models.")
 
     with pytest.raises(StorageError, match=r"^Error no file named model.safetensors found in directory /models.$"):

@@ -13,6 +13,7 @@ from deepfloyd_core.bundle.verify import verify_workspace
 from deepfloyd_core.errors import ArtifactError, ConfigError
 from deepfloyd_core.files import write_sealed
 from deepfloyd_core.store.artifacts import MANIFEST, Artifact, Request, WorkDir, materialise
+from deepfloyd_core.store.manifest import Summary
 from deepfloyd_core.store.versions import Version, bundle_of, current, find_version, news_of, publish, versions
 from flows.cli import app
 from flows.report import print_artifacts
@@ -27,10 +28,10 @@ def deepfloyd(*arguments: str) -> Result:
 def make(workspace: Path, kind: str, spec: dict[str, Any], *inputs: Artifact, **others: str) -> Artifact:
     """A finished artifact of one small file."""
 
-    def build(work: WorkDir) -> dict[str, Any]:
+    def build(work: WorkDir) -> Summary:
         (work.path / "stage1").mkdir(exist_ok=True)
         (work.path / "stage1" / "file").write_bytes(json.dumps(spec).encode())
-        return {}
+        return Summary()
 
     request = Request(kind, 1, spec, {**{one.kind: f"{one.kind}/{one.fingerprint}" for one in inputs}, **others})
     return materialise(workspace, request, build)

@@ -40,5 +40,6 @@ def live_rows(pixels: Artifact, stage: int | None = None) -> list[dict[str, Any]
 
 def sealed_manifest(**inputs: str) -> dict[str, Any]:
     """The record of an artifact of which only its inputs matter."""
-    empty: dict[str, Any] = {"spec": {}, "files": [], "summary": {}, "provenance": {}}
+    made = {"started": "2000-01-01T00:00:00+00:00", "seconds": 1.0, "python": "3", "machine": "x", "packages": {}}
+    empty: dict[str, Any] = {"spec": {}, "files": [], "summary": {}, "provenance": made}
     return {"kind": "text_embeds", "format": 1, "fingerprint": "0" * 16, "inputs": inputs, **empty}

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from deepfloyd_core.crops.pixels import build_shard, finish_pixels
+from deepfloyd_core.crops.summary import CropsSummary
 from deepfloyd_core.index import index as image_index
 from deepfloyd_core.index.judge import Entry, Verdict, look
 from deepfloyd_core.pictures.decode import check_decodes
@@ -120,7 +121,7 @@ def make_data(run_file: str) -> None:
 
     class Threaded(DataWorld):
         @staticmethod
-        def shards(layout: Any, work: Any) -> dict[str, Any]:
+        def shards(layout: Any, work: Any) -> CropsSummary:
             with ThreadPoolExecutor(2) as pool:  # as the task runner does
                 results = list(pool.map(lambda shard: build_shard(shard, work.path, layout.older), layout.made))
             return finish_pixels(layout, results, work)
@@ -139,10 +140,10 @@ def make_data(run_file: str) -> None:
 def make_embeds(run_file: str, settings: tuple[str, ...], captions: list[str], encoder: str, reports: str) -> None:
     """What the task makes of captions; each report's count is a line of the file `reports`."""
     from deepfloyd_core.processes.jobs import Job
-    from deepfloyd_core.text.embeds import FILES, embeds_request
-    from deepfloyd_core.text.encode import embed_job
+    from deepfloyd_core.text.embeds import FILES, embeds_request, encode_job
+    from deepfloyd_core.text.encode import encode_captions
 
-    run, options = load_run(Path(run_file), settings), {"captions": captions, "encoder": encoder}
+    run = load_run(Path(run_file), settings)
 
     def report(done: int, total: int, line: str) -> None:
         with Path(reports).open("a") as file:
@@ -150,7 +151,7 @@ def make_embeds(run_file: str, settings: tuple[str, ...], captions: list[str], e
 
     materialise(
         run.workspace, embeds_request(run, captions, Path(encoder)),
-        lambda work: embed_job(Job(run.config, {}, options, work.path, report)), parts=FILES,
+        lambda work: encode_captions(Job(encode_job(run, captions, Path(encoder)), work.path, report)), parts=FILES,
     )  # fmt: skip
 
 

@@ -46,7 +46,7 @@ def start_here(
     Held-out losses are taken at one timestep: at all, they would be half of a small run. A training that goes on from one
     of another process needs `all_losses`.
     """
-    for name in (*_COMMANDS, *(function.split(":")[0] for function in jobs.JOBS.values())):
+    for name in (*_COMMANDS, *jobs.ENTRIES):
         importlib.import_module(name)
     process = multiprocessing.get_context("fork").Process(target=_main, args=(arguments, folder, printed, all_losses))
     process.start()

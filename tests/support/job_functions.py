@@ -11,22 +11,39 @@ import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 from safetensors import SafetensorError
 
 from deepfloyd_core.errors import Stop
-from deepfloyd_core.processes import job_worker as job_process
-from deepfloyd_core.processes import jobs
-from deepfloyd_core.processes.jobs import Job
+from deepfloyd_core.processes import job_worker
+from deepfloyd_core.processes.jobs import Job, JobRequest
+from deepfloyd_core.store.manifest import Summary
 
 
-def pids(job: Job) -> dict[str, Any]:
+class Pids(Summary):
+    """Of the processes of a job."""
+
+    job: int = 0
+    starter: int = 0
+    late: int = 0
+
+
+class Order(JobRequest[Pids]):
+    """Which function of this module is to be called."""
+
+    job = "work"
+    entry = "job_functions:do"
+    returns = Pids
+    function: str
+    words: str = "x"
+
+
+def pids(job: Job[Order]) -> Pids:
     print("a line for the log", flush=True)
-    return {"job": os.getpid(), "starter": os.getppid()}
+    return Pids(job=os.getpid(), starter=os.getppid())
 
 
-def nap(job: Job) -> dict[str, Any]:
+def nap(job: Job[Order]) -> Pids:
     """Until it is stopped, which it notes as a trainer writes its checkpoint."""
     job.report(1, 2, str(os.getpid()))
     try:
@@ -35,58 +52,60 @@ def nap(job: Job) -> dict[str, Any]:
         time.sleep(0.3)
         (job.out / "checkpoint").touch()
         raise
-    return {}
+    return Pids()
 
 
-def die(job: Job) -> dict[str, Any]:
+def die(job: Job[Order]) -> Pids:
     print("the last words", flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
-    return {}
+    return Pids()
 
 
-def leave(job: Job) -> dict[str, Any]:
+def leave(job: Job[Order]) -> Pids:
     """With an exit code: of the interpreter, or of a library."""
     print("the last words", flush=True)
-    os._exit(int(job.options["captions"][0]))
+    os._exit(int(job.request.words))
 
 
-def burst(job: Job) -> dict[str, Any]:
+def burst(job: Job[Order]) -> Pids:
     """With an error of its own, by an interpreter that takes its time to end."""
     atexit.register(time.sleep, 0.5)
     raise RuntimeError("the last words")
 
 
-def late(job: Job) -> dict[str, Any]:
+def late(job: Job[Order]) -> Pids:
     """Asked to end while its result is written: a second time, or when it had finished."""
-    write = job_process.write_bytes
+    write = job_worker.write_bytes
 
     def asked(path: Path, data: bytes) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         write(path, data)
 
-    job_process.write_bytes = asked
-    if job.options["captions"] == ["stopped"]:
+    job_worker.write_bytes = asked
+    if job.request.words == "stopped":
         raise Stop
-    return {"late": True}
+    return Pids(late=1)
 
 
-def full(job: Job) -> dict[str, Any]:
+def full(job: Job[Order]) -> Pids:
     """As Python and as safetensors say it."""
-    if job.options["captions"] == ["safetensors"]:
+    if job.request.words == "safetensors":
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-def unreadable(job: Job) -> dict[str, Any]:
+def unreadable(job: Job[Order]) -> Pids:
     raise PermissionError(errno.EACCES, "Permission denied", "/models/unet")
 
 
+def do(job: Job[Order]) -> Pids:
+    """The function of this module that is asked for."""
+    made: Pids = globals()[job.request.function](job)
+    return made
+
+
 if __name__ == "__main__":
-    jobs.JOBS.clear()
-    jobs.JOBS |= {
-        name: f"job_functions:{name}"
-        for name in ("pids", "nap", "die", "leave", "burst", "embed", "full", "unreadable", "late")
-    }
+    job_worker.ENTRIES = ()
     if "DRIVER" in os.environ:
         sys.modules["torch"] = SimpleNamespace(cuda=SimpleNamespace(_is_in_bad_fork=lambda: True))  # type: ignore[assignment]
-    job_process.main(*sys.argv[1:])
+    job_worker.main(*sys.argv[1:])

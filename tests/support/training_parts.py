@@ -18,19 +18,20 @@ from PIL import Image
 from deepfloyd_core.adapters.start_from import find_parent
 from deepfloyd_core.bundle.planned import planned_bundle
 from deepfloyd_core.config.flavours import FLAVOURS, Stage
-from deepfloyd_core.config.run import Run, RunConfig
+from deepfloyd_core.config.run import Run
 from deepfloyd_core.hashing import caption_id
 from deepfloyd_core.index.ledger import caption_counts
 from deepfloyd_core.preflight.load import load_run
-from deepfloyd_core.processes.jobs import Job, job_function, run_job
+from deepfloyd_core.processes.jobs import Job, JobRequest, imported, run_job
 from deepfloyd_core.store.artifacts import Artifact, WorkDir, materialise
-from deepfloyd_core.text.embeds import embeds_request, run_captions
-from deepfloyd_core.text.projection import text_is_frozen, text_request
+from deepfloyd_core.text.embeds import embeds_request, encode_job, run_captions
+from deepfloyd_core.text.projection import project_job, text_is_frozen, text_request
 from deepfloyd_core.training import eval_loss as held_out
 from deepfloyd_core.training import trainer as train
 from deepfloyd_core.training.batches import Draws
 from deepfloyd_core.training.forward import Fed, Setup
-from deepfloyd_core.training.identity import lora_request
+from deepfloyd_core.training.identity import lora_request, train_job
+from deepfloyd_core.training.jobs import TrainingInputs
 from deepfloyd_core.types import no_report
 
 FOLDERS = {1: Path(FLAVOURS["tiny-i"].repo), 2: Path(FLAVOURS["tiny-ii"].repo)}
@@ -43,11 +44,10 @@ def prepared(run: Run, stages: Any) -> dict[str, Artifact]:
     made = {"image_index": index, "eval_set": stages.eval_set(run, index)}
     made |= {f"stage{stage}_pixels": stages.pixels(run, index, stage) for stage in run.config.stages}
     captions = run_captions(run, caption_counts(index))
-    options = {"captions": captions, "encoder": str(FOLDERS[1])}
     made["text_embeds"] = materialise(
         run.workspace,
         embeds_request(run, captions, FOLDERS[1]),
-        lambda work: run_here("embed", run.config, {}, options, work),
+        lambda work: run_here(encode_job(run, captions, FOLDERS[1]), work),
     )
     return made
 
@@ -64,16 +64,16 @@ def recipe_of_other_trainers(
 def stage_text(run: Run, stage: Stage, embeds: Artifact) -> Artifact:
     if not text_is_frozen(run.config.stage(stage)):
         return embeds
-    options = {"stage": stage, "model": str(FOLDERS[stage])}
     request = text_request(run, stage, FOLDERS[stage], embeds)
-    inputs = {"text_embeds": embeds}
-    return materialise(run.workspace, request, lambda work: run_here("project", run.config, inputs, options, work))
+    return materialise(
+        run.workspace, request, lambda work: run_here(project_job(run, stage, FOLDERS[stage], embeds), work)
+    )
 
 
-def run_here(name: str, config: RunConfig, inputs: dict[str, Artifact], options: dict[str, Any], work: WorkDir) -> Any:
+def run_here(request: JobRequest[Any], work: WorkDir) -> Any:
     """A job in this process: a child takes 8 s to import torch. Its held-out losses are at one timestep."""
     with restored_sigterm(), patch.object(held_out, "TIMESTEPS", ONE_TIMESTEP):
-        return job_function(name)(Job(config, inputs, options, work.path, no_report))
+        return imported(request.entry)(Job(request, work.path, no_report))
 
 
 @contextmanager
@@ -94,15 +94,14 @@ def train_stage(
     how: Callable[..., Any] = run_job,
 ) -> Artifact:
     text = text or stage_text(run, stage, made["text_embeds"])
-    inputs = {"pixels": made[f"stage{stage}_pixels"], "text": text, "eval_set": made["eval_set"]}
-    if run.config.remakes_low_res:
-        inputs["low_res"] = made["stage2_low_res"]
-    parent = find_parent(run, stage, FOLDERS[stage])
-    options = {"stage": stage, "model": str(FOLDERS[stage]), "prompts": list(run.config.prompts)}
-    options["parent"] = parent.option if parent else None
-    sha256 = parent.sha256 if parent else None
-    request = lora_request(run, stage, FOLDERS[stage], inputs, run.config.prompts, sha256)
-    return materialise(workspace, request, lambda work: how("train", run.config, inputs, options, work))
+    low_res = made["stage2_low_res"] if run.config.remakes_low_res else None
+    pixels = made[f"stage{stage}_pixels"]
+    inputs = TrainingInputs(pixels=pixels, text=text, eval_set=made["eval_set"], low_res=low_res)
+    found, prompts = find_parent(run, stage, FOLDERS[stage]), run.config.prompts
+    parent = found.pinned if found else None
+    request = lora_request(run, stage, FOLDERS[stage], inputs, prompts, parent.sha256 if parent else None)
+    job = train_job(run, stage, FOLDERS[stage], inputs, prompts, parent)
+    return materialise(workspace, request, lambda work: how(job, work))
 
 
 def resized(channel: np.ndarray, width: int, height: int) -> np.ndarray:

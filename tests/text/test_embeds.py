@@ -29,7 +29,16 @@ from deepfloyd_core.store.artifacts import Artifact, materialise, verify_artifac
 from deepfloyd_core.text import encode as embed_job
 from deepfloyd_core.text import t5
 from deepfloyd_core.text.embed_file import _unpacked, embed_schema, stored_row
-from deepfloyd_core.text.embeds import FILES, Embeds, embeds_request, older_embeds, truncated_texts
+from deepfloyd_core.text.embeds import (
+    FILES,
+    Embeds,
+    EmbedsSummary,
+    embeds_request,
+    encode_job,
+    encode_parts,
+    older_embeds,
+    truncated_texts,
+)
 from tasks.endings import ending
 
 TINY = Path(FLAVOURS["tiny-i"].repo)
@@ -79,15 +88,14 @@ class EmbedWorld:
         captions = sorted(set(captions))
         request = embeds_request(self.run, captions, self.encoder)
         older = older_embeds(self.run.workspace, request)
-        options = {"captions": captions, "encoder": str(encoder or self.encoder)}
-        inputs = {"older": older} if older else {}
+        job = encode_job(self.run, captions, encoder or self.encoder, older)
 
         def report(*args: Any) -> None:
             self.reports.append(args)
 
         return materialise(
             self.run.workspace, request,
-            lambda work: embed_job.embed_job(Job(self.run.config, inputs, options, work.path, report)), parts=FILES,
+            lambda work: embed_job.encode_captions(Job(job, work.path, report)), parts=FILES,
         )  # fmt: skip
 
 
@@ -133,7 +141,7 @@ def test_embeds_are_the_rows_of_the_stock_pipeline(world: EmbedWorld, pipeline: 
 
 def test_a_special_token_in_a_caption_is_taken_out_and_counted(world: EmbedWorld, pipeline: Any) -> None:
     made = world.make(["star </s> circle <pad>", "star circle"])
-    assert made.summary["special_tokens_removed"] == 2
+    assert made.manifest.summary["special_tokens_removed"] == 2
     expected, _ = pipeline.encode_prompt("star circle", do_classifier_free_guidance=False)
     assert torch.equal(Embeds(made).of("star </s> circle <pad>"), expected[0])
     assert embed_job.clean_captions(["a [END] star"], ["end"]) == (["a   star"], 1)  # one that looks like no tag
@@ -142,16 +150,21 @@ def test_a_special_token_in_a_caption_is_taken_out_and_counted(world: EmbedWorld
 def test_captions_without_a_word_after_cleaning_are_counted_and_named(world: EmbedWorld) -> None:
     empty = ["https://example.org/a.png", "<br/>", "一只猫", "20240101 123456", "..."]
     made = world.make([*empty, "", "a star", "7", "🦊", "café"])
-    assert made.summary["emptied"] == 5 and made.summary["emptied_captions"] == sorted(empty)
-    lines = ending(made)
+    assert made.manifest.summary["emptied"] == 5 and made.manifest.summary["emptied_captions"] == sorted(empty)
+    lines = ending(made, made.summary(EmbedsSummary))
     assert lines[0].startswith("text embeds: 10 captions and prompts") and "tokens.png" in lines[0]
     assert lines[1].startswith("5 captions without a word after IF's cleaning") and "'<br/>'" in lines[1]
-    assert len(ending(world.make(["a star"]))) == 1
+    plain = world.make(["a star"])
+    assert len(ending(plain, plain.summary(EmbedsSummary))) == 1
 
 
 def test_captions_that_clean_to_one_text_share_a_row(world: EmbedWorld) -> None:
     made = world.make(["A Red Circle", "a red circle", "a red circle  ", "a blue circle"])
-    assert (made.summary["captions"], made.summary["texts"], made.summary["encoded"]) == (4, 2, 2)
+    assert (made.manifest.summary["captions"], made.manifest.summary["texts"], made.manifest.summary["encoded"]) == (
+        4,
+        2,
+        2,
+    )
     (file,) = made.path.glob(FILES)
     table = pa.ipc.open_file(file.read_bytes()).read_all()
     assert table.column_names == ["caption_id", "caption", "tokens", "embedding"]
@@ -181,7 +194,7 @@ def test_packed_and_unpacked_rows_are_the_same_bits(world: EmbedWorld, dtype: st
     for caption in captions:
         assert one.of(caption).dtype == two.of(caption).dtype
         assert torch.equal(one.of(caption).view(torch.uint8), two.of(caption).view(torch.uint8))
-    assert packed.summary["bytes"] < 0.9 * plain.summary["bytes"]
+    assert packed.manifest.summary["bytes"] < 0.9 * plain.manifest.summary["bytes"]
 
 
 def test_packing_is_lossless_for_every_bit_pattern() -> None:
@@ -272,15 +285,15 @@ def test_several_processes_make_the_same_files(world: EmbedWorld, monkeypatch: p
     captions = sorted({*captions_of(45), ""})
     whole = contents(world.make(captions))
     shutil.rmtree(world.run.workspace)
-    options = {"captions": captions, "encoder": str(world.encoder)}
+    job = encode_job(world.run, captions, world.encoder)
     seen: list[tuple[int, int, str]] = []
     made = materialise(
         world.run.workspace, embeds_request(world.run, captions, world.encoder),
-        lambda work: run_parts("embed", world.run.config, {}, options, work, lambda *args: seen.append(args)),
+        lambda work: run_parts(job, encode_parts(job), work, lambda *args: seen.append(args)),
         parts=FILES,
     )  # fmt: skip
     assert contents(made) == whole and len(inodes(made)) == 5
-    assert made.summary["encoded"] == 46 and made.summary["encoded_by_this_process"] == 0
+    assert made.manifest.summary["encoded"] == 46 and made.manifest.summary["encoded_by_this_process"] == 0
     assert max(done for done, _, _ in seen) == 46
 
 
@@ -308,7 +321,7 @@ def test_new_captions_add_a_file_and_encode_nothing_else(world: EmbedWorld) -> N
     first = world.make(old)
     before = inodes(first)
     second = world.make([*old, "a new caption", "another one"])
-    assert (second.summary["encoded"], second.summary["taken_over"]) == (2, 40)
+    assert (second.manifest.summary["encoded"], second.manifest.summary["taken_over"]) == (2, 40)
     assert before.items() < inodes(second).items() and len(inodes(second)) == len(before) + 1
     assert not verify_artifact(first) and not verify_artifact(second)
     rows = {text: Embeds(second).of(text).clone() for text in [*old, "a new caption", "another one"]}
@@ -324,9 +337,9 @@ def test_t5_is_not_loaded_when_every_text_is_there(world: EmbedWorld, tmp_path: 
     (hollow / "text_encoder").mkdir()
     shutil.copy(world.encoder / "text_encoder" / "config.json", hollow / "text_encoder")
     fewer = world.make(captions_of(40)[:30], hollow)
-    assert fewer.summary["encoded"] == 0
+    assert fewer.manifest.summary["encoded"] == 0
     few = world.make([*captions_of(40)[:3], captions_of(40)[3].upper()], hollow)  # below half of the file: copied
-    assert few.summary["encoded"] == 0 and few.summary["texts"] == 4
+    assert few.manifest.summary["encoded"] == 0 and few.manifest.summary["texts"] == 4
     with pytest.raises(StorageError, match="safetensors"):
         world.make(["a new one"], hollow)
 
@@ -336,7 +349,7 @@ def test_many_small_files_are_put_together(world: EmbedWorld) -> None:
     captions = captions_of(33)
     for count in range(20, 33):
         made = world.make(captions[:count])
-        assert made.summary["encoded"] == (1 if count > 20 else 20)
+        assert made.manifest.summary["encoded"] == (1 if count > 20 else 20)
         assert len(inodes(made)) <= take_over.MAX_SMALL + 2
     fresh = world.make(captions[:32])
     embeds = Embeds(made)
@@ -348,7 +361,7 @@ def test_nothing_is_taken_over_from_embeds_of_another_kind(world: EmbedWorld, se
     captions = captions_of(10)
     first = world.make(captions)
     other = world.with_settings(setting).make(captions)
-    assert other.fingerprint != first.fingerprint and other.summary["encoded"] == 10
+    assert other.fingerprint != first.fingerprint and other.manifest.summary["encoded"] == 10
 
 
 def test_another_encoder_byte_or_cleaner_encodes_all_again(world: EmbedWorld, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -359,11 +372,11 @@ def test_another_encoder_byte_or_cleaner_encodes_all_again(world: EmbedWorld, mo
     data[-1] ^= 1
     path.write_bytes(data)
     second = world.make(captions)
-    assert second.fingerprint != first.fingerprint and second.summary["encoded"] == 10
+    assert second.fingerprint != first.fingerprint and second.manifest.summary["encoded"] == 10
     real = embeds_request.__globals__["metadata"].version
     monkeypatch.setattr(embeds_request.__globals__["metadata"], "version", lambda name: real(name) + ".post1")
     third = world.make(captions)
-    assert third.fingerprint != second.fingerprint and third.summary["encoded"] == 10
+    assert third.fingerprint != second.fingerprint and third.manifest.summary["encoded"] == 10
 
 
 def test_a_flipped_byte_is_found_before_use_and_that_file_alone_made_again(
@@ -384,8 +397,8 @@ def test_a_flipped_byte_is_found_before_use_and_that_file_alone_made_again(
     assert victim.name in caplog.text and "has other bytes than its manifest says" in caplog.text
     assert contents(again) == whole and not verify_artifact(again)
     assert (
-        again.summary["encoded_by_this_process"] in (5, 10)
-        and world.reports[0][0] == 35 - (again.summary["encoded_by_this_process"])
+        again.manifest.summary["encoded_by_this_process"] in (5, 10)
+        and world.reports[0][0] == 35 - (again.manifest.summary["encoded_by_this_process"])
     )
     assert {name for name, inode in inodes(again).items() if inode != before[name]} == {victim.name}
     world.reports.clear()
@@ -398,7 +411,7 @@ def test_a_damaged_older_file_is_not_taken_over(world: EmbedWorld) -> None:
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 4
     file.write_bytes(data)
-    assert world.make(captions_of(21)).summary["encoded"] == 21
+    assert world.make(captions_of(21)).manifest.summary["encoded"] == 21
 
 
 def test_a_full_disk_is_said_before_anything_is_encoded(world: EmbedWorld, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -424,7 +437,7 @@ def test_values_that_are_not_finite_name_the_caption(world: EmbedWorld) -> None:
 def test_captions_that_are_cut_are_counted_and_listed(world: EmbedWorld) -> None:
     world = world.with_settings("embed_file_mib=0.1")
     made = world.make([*captions_of(20, most=20), "star " * 80, "circle " * 100, "square " * 76])
-    assert (made.summary["truncated"], made.summary["tokens_lost"]) == (2, 4 + 24)
+    assert (made.manifest.summary["truncated"], made.manifest.summary["tokens_lost"]) == (2, 4 + 24)
     listed = truncated_texts(made, 10)
     assert [lost for _, lost in listed] == [24, 4] and listed[0][0].startswith("circle circle")
     assert truncated_texts(made, 1) == listed[:1]
@@ -435,7 +448,7 @@ def test_longer_texts_are_kept_whole_when_asked_and_the_risk_is_said(world: Embe
     assert any("tokenizer_max_length is 128; IF was trained with 77" in note for note in longer.run.notes)
     assert not any("tokenizer_max_length" in note for note in world.run.notes)
     made = longer.make(["star " * 100, "a star"])
-    assert made.summary["truncated"] == 0
+    assert made.manifest.summary["truncated"] == 0
     batch = pipeline.tokenizer(["star " * 100, "a star"], padding="max_length", max_length=128, return_tensors="pt")
     with torch.inference_mode():
         expected = pipeline.text_encoder(batch.input_ids, attention_mask=batch.attention_mask)[0]
@@ -510,7 +523,7 @@ def test_a_run_with_128_tokens_trains_samples_and_generates(
     assert "tokenizer_max_length is 128; IF was trained with 77" in " ".join(done.stderr.split())
     (folder,) = (small.workspace / "text_embeds").glob("*")
     made = Artifact("text_embeds", folder.name, folder)
-    assert made.summary["length"] == 128 and made.summary["truncated"] == 0
+    assert made.manifest.summary["length"] == 128 and made.manifest.summary["truncated"] == 0
     assert Embeds(made).of("a purple star").shape == (128, 64)
     pictures = {}
     for length in ("128", "77"):

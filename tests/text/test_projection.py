@@ -28,9 +28,17 @@ from deepfloyd_core.preflight.load import load_run
 from deepfloyd_core.processes.jobs import Job
 from deepfloyd_core.store.artifacts import Artifact, materialise, verify_artifact
 from deepfloyd_core.text import projection as projected
-from deepfloyd_core.text.embeds import Embeds, embeds_request
-from deepfloyd_core.text.encode import embed_job
-from deepfloyd_core.text.projection import TEXT_LAYERS, Projected, older_text, project_job, text_is_frozen, text_request
+from deepfloyd_core.text.embeds import Embeds, embeds_request, encode_job
+from deepfloyd_core.text.encode import encode_captions
+from deepfloyd_core.text.projection import (
+    TEXT_LAYERS,
+    Projected,
+    older_text,
+    project_captions,
+    project_job,
+    text_is_frozen,
+    text_request,
+)
 from deepfloyd_core.types import Report, no_report
 
 FOLDERS: dict[Stage, Path] = {1: Path(FLAVOURS["tiny-i"].repo), 2: Path(FLAVOURS["tiny-ii"].repo)}
@@ -48,11 +56,8 @@ def run(tmp_path_factory: pytest.TempPathFactory, new_small_run: Callable[[Path]
 @pytest.fixture(scope="module")
 def embeds(run: Run) -> Artifact:
     """The rows of the captions, from the tiny T5."""
-    options = {"captions": CAPTIONS, "encoder": str(FOLDERS[1])}
-    request = embeds_request(run, CAPTIONS, FOLDERS[1])
-    return materialise(
-        run.workspace, request, lambda work: embed_job(Job(run.config, {}, options, work.path, no_report))
-    )
+    request, job = embeds_request(run, CAPTIONS, FOLDERS[1]), encode_job(run, CAPTIONS, FOLDERS[1])
+    return materialise(run.workspace, request, lambda work: encode_captions(Job(job, work.path, no_report)))
 
 
 def project(
@@ -60,30 +65,26 @@ def project(
 ) -> Artifact:
     """A stage's text, as the task makes it, but in this process."""
     folder = folder or FOLDERS[stage]
-    options = {"stage": stage, "model": str(folder)}
-    inputs = {"text_embeds": embeds}
+    job = project_job(run, stage, folder, embeds)
     return materialise(
         workspace,
         text_request(run, stage, folder, embeds),
-        lambda work: project_job(Job(run.config, inputs, options, work.path, report)),
+        lambda work: project_captions(Job(job, work.path, report)),
     )
 
 
 def grown(run: Run, workspace: Path, more: list[str], older: bool = True) -> Artifact:
     """Embeds and Stage I text of CAPTIONS and more; what was projected before is on offer unless `older` is false."""
     captions = sorted({*CAPTIONS, *more})
-    options: dict[str, Any] = {"captions": captions, "encoder": str(FOLDERS[1])}
+    encoding = encode_job(run, captions, FOLDERS[1])
     embeds = materialise(
         run.workspace, embeds_request(run, captions, FOLDERS[1]),
-        lambda work: embed_job(Job(run.config, {}, options, work.path, no_report)),
+        lambda work: encode_captions(Job(encoding, work.path, no_report)),
     )  # fmt: skip
     request = text_request(run, 1, FOLDERS[1], embeds)
     found = older_text(workspace, request) if older else None
-    inputs = {"text_embeds": embeds} | ({"older": found} if found else {})
-    options = {"stage": 1, "model": str(FOLDERS[1])}
-    return materialise(
-        workspace, request, lambda work: project_job(Job(run.config, inputs, options, work.path, no_report))
-    )
+    job = project_job(run, 1, FOLDERS[1], embeds, found)
+    return materialise(workspace, request, lambda work: project_captions(Job(job, work.path, no_report)))
 
 
 def test_captions_that_were_projected_before_are_copied(
@@ -100,16 +101,16 @@ def test_captions_that_were_projected_before_are_copied(
 
     monkeypatch.setattr(projected, "projector", counting)
     second = grown(run, tmp_path / "growing", ["a green heart"])
-    assert (first.summary["taken_over"], second.summary["taken_over"]) == (0, len(CAPTIONS))
+    assert (first.manifest.summary["taken_over"], second.manifest.summary["taken_over"]) == (0, len(CAPTIONS))
     assert len(projected_now) <= 2, "the new caption, and once to see how long a row is"
-    assert [file["sha256"] for file in second.manifest["files"]] == [file["sha256"] for file in fresh.manifest["files"]]
+    assert second.hashes == fresh.hashes
 
     damaged = next(second.path.glob("*.arrow"))
     data = bytearray(damaged.read_bytes())
     data[len(data) // 2] ^= 1
     damaged.write_bytes(bytes(data))
     third = grown(run, tmp_path / "growing", ["a green heart", "a blue heart"])
-    assert third.summary["taken_over"] == 0, "nothing is copied from a file with other bytes"
+    assert third.manifest.summary["taken_over"] == 0, "nothing is copied from a file with other bytes"
 
 
 def test_another_unet_or_encoder_takes_no_captions_over(run: Run, embeds: Artifact, tmp_path: Path) -> None:
@@ -173,7 +174,7 @@ def test_a_caption_takes_a_row_of_the_cross_attention_and_one_of_the_time_embedd
     assert batch.pooled.shape == (len(IDS), config.time_embedding_dim)
     assert batch.rows.dtype == batch.pooled.dtype == DTYPES[precision]
     size = (77 * config.cross_attention_dim + config.time_embedding_dim) * DTYPES[precision].itemsize
-    assert size * len(IDS) < text.summary["bytes"] < size * len(IDS) + 4096
+    assert size * len(IDS) < text.manifest.summary["bytes"] < size * len(IDS) + 4096
     assert verify_artifact(text) == []
 
 

@@ -97,8 +97,8 @@ def test_buckets_are_what_an_epoch_of_a_data_set_is_made_of(counts: list[int], b
     order = mixed(counts, batch_size, 1)
     for bucket, count, of_set in zip(order.buckets(), counts, order._orders, strict=True):
         sizes = sorted(len(of_set.batch(number)[1]) for number in range(of_set.batches_per_epoch))
-        assert (bucket["size"], bucket["crops"]) == ("64x64", count)
-        assert (bucket["batches"], bucket["crops_of_last_batch"]) == (len(sizes), sizes[0])
+        assert (bucket.size, bucket.crops) == ("64x64", count)
+        assert (bucket.batches, bucket.crops_of_last_batch) == (len(sizes), sizes[0])
 
 
 @pytest.mark.parametrize(("batch_size", "small"), [(4, 0), (5, 1), (41, 2)])

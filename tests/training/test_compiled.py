@@ -15,6 +15,7 @@ import pytest
 import torch
 from artifact_rows import SOME_EVAL_SET
 from diffusers import UNet2DConditionModel
+from inputs import training_inputs
 
 from deepfloyd_core.adapters.lora import trainable
 from deepfloyd_core.adapters.method import method_of
@@ -28,12 +29,13 @@ from deepfloyd_core.models.quantized import code_pairs, quantize_layer
 from deepfloyd_core.models.unet import load_scheduler
 from deepfloyd_core.preflight.load import load_run
 from deepfloyd_core.processes.jobs import Job
-from deepfloyd_core.store.artifacts import Request
+from deepfloyd_core.store.artifacts import Artifact, Request
 from deepfloyd_core.training import trainer as train
 from deepfloyd_core.training.batches import Batch
 from deepfloyd_core.training.compiled import check_backend, compiled_unet
 from deepfloyd_core.training.forward import Setup, prepare
-from deepfloyd_core.training.identity import lora_request
+from deepfloyd_core.training.identity import lora_request, train_job
+from deepfloyd_core.training.jobs import TrainingInputs
 from deepfloyd_core.training.recompute import recompute_activations
 from deepfloyd_core.training.state import training_state
 from deepfloyd_core.types import no_report
@@ -160,8 +162,7 @@ def run_loop(out: Path, backend: str, stop_in: int | None = None) -> tuple[dict[
         1, config, 3, unet, load_scheduler(TINY), None, lambda names: Text(torch.zeros(len(names), 1, 1)), CPU, out,
         compiled_unet(unet, backend),
     )  # fmt: skip
-    run = SimpleNamespace(report_to="none", stage=lambda stage: config)
-    job = SimpleNamespace(out=out, report=report, config=run, options={"stage": 1})
+    job = SimpleNamespace(out=out, report=report, request=SimpleNamespace(settings=config))
     state = training_state(setup)
     train._train(
         setup, state, lambda number: prepare(setup, take(number), number, []), cast(Any, job), cast(Any, None),
@@ -220,8 +221,10 @@ def test_the_trainer_compiles_what_the_key_says(
     monkeypatch.setattr(train, "Projected", lambda text: SimpleNamespace(batch=None))
     monkeypatch.setattr(train, "compiled_unet", lambda unet, backend: asked.append((unet, backend)) or "compiled")
     run = load_run(small_run.config, ("stage1.dynamo_backend=aot_eager",))
-    job = Job(run.config, {"text": cast(Any, SimpleNamespace(kind="stage1_text"))}, {}, tmp_path, no_report)
-    setup = train._set_up(job, 1, TINY)
+    text = Artifact("stage1_text", "none", tmp_path)
+    inputs = TrainingInputs(pixels=text, text=text, eval_set=text)
+    job = Job(train_job(run, 1, TINY, inputs, [], None), tmp_path, no_report)
+    setup = train._set_up(job)
     assert asked == [(setup.unet, "aot_eager")] and cast(Any, setup.in_steps) == "compiled"
 
 
@@ -233,7 +236,7 @@ def test_a_fingerprint_has_the_backend_and_with_one_also_the_recomputation(small
 
     def spec(*keys: str) -> Any:
         run = load_run(small_run.config, tuple(f"stage1.{key}" for key in keys))
-        return lora_request(run, 1, TINY, {"text": text, "eval_set": SOME_EVAL_SET}).spec
+        return lora_request(run, 1, TINY, training_inputs(text=text, eval_set=SOME_EVAL_SET)).spec
 
     plain = spec()
     assert plain["dynamo_backend"] == "no" and "gradient_checkpointing" not in plain
@@ -291,12 +294,14 @@ def test_a_compiler_that_does_not_work_is_found_before_the_model_is_loaded(
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr(train, "load_base", lambda *_: pytest.fail("the model is loaded"))
     run = load_run(small_run.config, ("stage1.dynamo_backend=inductor",))
-    job = Job(run.config, {"text": cast(Any, SimpleNamespace(kind="stage1_text"))}, {}, tmp_path, no_report)
+    text = Artifact("stage1_text", "none", tmp_path)
+    inputs = TrainingInputs(pixels=text, text=text, eval_set=text)
+    job = Job(train_job(run, 1, TINY, inputs, [], None), tmp_path, no_report)
     says = (
         r"stage1.dynamo_backend is 'inductor', and nothing can be compiled for cpu on this machine: .*g\+\+ python3-dev"
     )
     with inductor.patch({"cpp.cxx": (None, str(tmp_path / "g++"))}), pytest.raises(ConfigError, match=says) as refused:
-        train._set_up(job, 1, TINY)
+        train._set_up(job)
     said = str(refused.value)
     assert len(said.splitlines()) == 1 and "InvalidCxxCompiler" in said and "TORCHDYNAMO_VERBOSE" not in said
 

@@ -16,6 +16,7 @@ from deepfloyd_core.store.artifacts import Artifact
 from deepfloyd_core.training.batches import MixedOrder, OrderSettings, TrainingRows
 from deepfloyd_core.training.epochs import batches_per_epoch, crops_of_sizes, with_steps
 from deepfloyd_core.training.identity import lora_request
+from deepfloyd_core.training.jobs import SizeCrops, TrainingInputs
 from deepfloyd_core.training.mixing import Share
 
 
@@ -39,8 +40,8 @@ def test_an_epoch_shows_every_crop_once_in_the_batches_of_training(world: Any) -
     for batch in (1, 2, 3, 5, 100):
         order = MixedOrder(rows, {"set": Share(1.0), "more": Share(1.0)}, OrderSettings(batch, 1, 10, 0, True))
         count = batches_per_epoch(pixels, eval_ids(held_out), batch)
-        assert count == sum(row["batches"] for row in order.buckets())
-        sizes = [{key: row[key] for key in ("dataset", "size", "crops")} for row in order.buckets()]
+        assert count == sum(row.batches for row in order.buckets())
+        sizes = [SizeCrops(dataset=row.dataset, size=row.size, crops=row.crops) for row in order.buckets()]
         assert sorted(crops_of_sizes(pixels, eval_ids(held_out)), key=str) == sorted(sizes, key=str)
         seen = [place for number in range(count) for place in order.batch(number)[1].tolist()]
         assert len(seen) == sum(rows.counts.values()) == 10 + 2 * 2
@@ -60,7 +61,7 @@ def test_epochs_are_the_training_of_as_many_steps_to_the_fingerprint(
         Path(run.workspace).parent / "run.json",
         ("stage1.num_train_epochs=", f"stage1.max_train_steps={-(-3 * batches // 2)}"),
     )
-    inputs = {"pixels": pixels, "text": pixels, "eval_set": held_out}
+    inputs = TrainingInputs(pixels=pixels, text=pixels, eval_set=held_out)
 
     def fingerprint(of: Run) -> str:
         return lora_request(of, 1, FOLDERS[1], inputs).fingerprint

@@ -101,6 +101,6 @@ def test_a_training_killed_at_random_moments_ends_with_the_bytes_of_an_unbroken_
     assert last["broken"] == last["whole"] and {"adapter", "optimizer", "ema", "numbers", "metrics"} <= {
         name.split(".")[0] for name in last["whole"]
     }
-    assert lora.summary["steps_of_this_process"] < run.config.stage(stage).steps
+    assert lora.manifest.summary["steps_of_this_process"] < run.config.stage(stage).steps
     names = {name.split("/")[0] for name in lora.hashes}
     assert {"pytorch_lora_weights.safetensors", "metrics.parquet", "validation.parquet", "validation"} <= names

@@ -20,6 +20,7 @@ from deepfloyd_core.files import write_sealed
 from deepfloyd_core.store.artifacts import MANIFEST, Artifact
 from deepfloyd_core.training.batches import BatchOrder, MixedOrder, OrderSettings, TrainingRows
 from deepfloyd_core.training.identity import lora_request, shares
+from deepfloyd_core.training.jobs import TrainingInputs
 from deepfloyd_core.training.mixing import Mix, Share, first_gap
 
 ours = settings(deadline=None, database=None, derandomize=True, max_examples=60)
@@ -174,7 +175,7 @@ def test_the_data_file_s_sets_reach_the_trainer_apart(world: Any) -> None:
     assert {name: {size: len(own) for size, own in sizes.items()} for name, sizes in trained.places.items()} == {
         "one": {(64, 64): 3, (104, 64): 2}, "two": {(64, 64): 2, (104, 64): 2},
     }  # fmt: skip
-    parts = {name: Share(*values) for name, values in shares(run, 1).items()}
+    parts = shares(run, 1)
     assert parts == {"one": Share(2.0, 0, None), "two": Share(1.0, 3, 9)}
     mixed = MixedOrder(trained, parts, OrderSettings(2, 1, 20, 1, True))
     owners = read_row_list(pixels.path)["dataset_id"].to_pylist()
@@ -187,7 +188,7 @@ def test_the_data_file_s_sets_reach_the_trainer_apart(world: Any) -> None:
         assert 3 <= number < 9 or names == {"one"}
 
     write_sealed(run.workspace / MANIFEST, sealed_manifest())
-    inputs = {"pixels": pixels, "text": Artifact("text_embeds", "any", run.workspace), "eval_set": SOME_EVAL_SET}
+    inputs = TrainingInputs(pixels=pixels, text=Artifact("text_embeds", "any", run.workspace), eval_set=SOME_EVAL_SET)
 
     def fingerprint(**keys: Any) -> str:
         changed = world.load(*[{**entry, **keys, "start_step": 0} for entry in entries], stages=(1,))

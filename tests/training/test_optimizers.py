@@ -23,6 +23,7 @@ from deepfloyd_core.training import adamw_bf16, optimizers
 from deepfloyd_core.training import state as training_state
 from deepfloyd_core.training import trainer as train
 from deepfloyd_core.training.adamw_bf16 import AdamWBF16, round_at_random
+from deepfloyd_core.training.checkpoints import StepMetrics
 from deepfloyd_core.training.optimizers import (
     OPTIMIZERS,
     make_optimizer,
@@ -91,7 +92,7 @@ def sigterm() -> Iterator[None]:
 
 def run_loop(
     config: StageConfig, out: Path, monkeypatch: pytest.MonkeyPatch, stop_in: int | None = None, validation: Any = None
-) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:
+) -> tuple[dict[str, torch.Tensor], list[StepMetrics]]:
     """The trainer's own loop over the small problem; `stop_in`: dies in that step, after its last checkpoint."""
     module = Small(adapter_dtype(config))
 
@@ -104,8 +105,7 @@ def run_loop(
 
     monkeypatch.setattr(train, "batch_loss", lambda setup, prepared: module.loss(prepared.number))
     setup = SimpleNamespace(config=config, unet=module, seed=3, stage=1, device=torch.device("cpu"), out=out)
-    run = SimpleNamespace(stage=lambda stage: config)
-    job = SimpleNamespace(out=out, report=report, config=run, options={"stage": 1})
+    job = SimpleNamespace(out=out, report=report, request=SimpleNamespace(settings=config))
     state = training_state.training_state(cast(Any, setup))
     train._train(cast(Any, setup), state, passes, cast(Any, job), validation, lambda *_: None)
     return {name: param.detach().clone() for name, param in module.named_parameters()}, state.metrics
@@ -216,7 +216,7 @@ def test_each_optimizer_learns(optimizer: str, tmp_path: Path, monkeypatch: pyte
     steps = 300 if optimizer == "prodigy" else 150  # it spends the first hundred on finding its step size
     config = settings(optimizer, max_train_steps=steps, gradient_accumulation_steps=1, checkpoint_step_interval=1000)
     _, metrics = run_loop(config, tmp_path, monkeypatch)
-    assert metrics[-1]["loss"] < 0.5 * metrics[0]["loss"]
+    assert metrics[-1].loss < 0.5 * metrics[0].loss
 
 
 # ---- the table -----------------------------------------------------------------------------------------------------

@@ -9,8 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -20,7 +19,8 @@ from training_parts import break_in_step, prepared, run_here, train_stage
 from deepfloyd_core.errors import ConfigError, JobError
 from deepfloyd_core.preflight.load import load_run
 from deepfloyd_core.preflight.wandb_login import check_wandb
-from deepfloyd_core.training.eval_loss import HELD_OUT, SEEN
+from deepfloyd_core.training.checkpoints import StepMetrics
+from deepfloyd_core.training.eval_loss import HELD_OUT, SEEN, GridLoss
 from deepfloyd_core.training.trackers import open_board, show_validation, shown_metrics
 from deepfloyd_core.training.trainer import METRICS_FILE
 
@@ -114,20 +114,18 @@ def run_files(folder: Path) -> list[Path]:
     return sorted(folder.glob("wandb/*run-*/*.wandb"), key=lambda file: file.stat().st_mtime)
 
 
-def config(**keys: Any) -> Any:
-    stage = SimpleNamespace(model_dump=lambda mode: {"lora_rank": 4})
-    return cast(Any, SimpleNamespace(trackers=("wandb",), seed=3, stage=lambda number: stage))
+WANDB = (("wandb",), {"lora_rank": 4, "seed": 3})
 
 
-def losses(value: float) -> list[dict[str, Any]]:
-    return [{"part": part, "image_id": "a", "t": 100, "loss": value} for part in (HELD_OUT, SEEN)]
+def losses(value: float) -> list[GridLoss]:
+    return [GridLoss(part, "a", 100, value) for part in (HELD_OUT, SEEN)]
 
 
 @pytest.mark.usefixtures("offline")
 def test_a_run_is_the_artifacts_and_holds_what_was_shown_of_each_step(tmp_path: Path) -> None:
     out, picture = tmp_path / "stage1_lora" / "abc", tmp_path / "000.png"
     Image.new("RGB", (8, 8), (255, 0, 0)).save(picture)
-    with open_board(config(), 1, out, []) as show:
+    with open_board(*WANDB, out, []) as show:
         show_validation(show, 0, losses(1.0), [picture])
         for step in (1, 2, 3):
             show(step, {"loss": step / 4, "lr": 1e-4}, ())
@@ -155,7 +153,7 @@ def test_its_own_variables_say_where_and_under_which_names(tmp_path: Path, monke
     for name, value in {"DIR": str(tmp_path / "elsewhere"), "PROJECT": "mine", "NAME": "first try"}.items():
         monkeypatch.setenv(f"WANDB_{name}", value)
     wandb.teardown()
-    with open_board(config(), 1, tmp_path / "stage1_lora" / "abc", []) as show:
+    with open_board(*WANDB, tmp_path / "stage1_lora" / "abc", []) as show:
         show(1, {"loss": 1.0}, ())
     assert not run_files(tmp_path)
     (file,) = run_files(tmp_path / "elsewhere")
@@ -163,8 +161,8 @@ def test_its_own_variables_say_where_and_under_which_names(tmp_path: Path, monke
     assert (run.run_id, run.display_name, run.project) == ("stage1_lora-abc", "first try", "mine")
 
 
-def metrics(*steps: int) -> list[dict[str, Any]]:
-    return [{"step": step, "loss": float(step), "lr": 1e-4, "grad_norm": 1.0} for step in steps]
+def metrics(*steps: int) -> list[StepMetrics]:
+    return [StepMetrics(step, float(step), 1e-4, 1.0) for step in steps]
 
 
 @pytest.mark.usefixtures("offline")
@@ -187,10 +185,10 @@ def test_what_w_and_b_has_is_not_shown_again_and_what_it_lacks_is(
     import wandb
 
     monkeypatch.setattr(wandb.Run, "step", property(lambda run: has))
-    with open_board(config(), 1, tmp_path / "stage1_lora" / "abc", metrics(1, 2, 3, 4)) as show:
+    with open_board(*WANDB, tmp_path / "stage1_lora" / "abc", metrics(1, 2, 3, 4)) as show:
         for row in metrics(*range(5, end + 1)):
-            show(row["step"], shown_metrics(row), ())
-            if row["step"] == 6:
+            show(row.step, shown_metrics(row), ())
+            if row.step == 6:
                 show_validation(show, 6, losses(0.5), ())
     (file,) = run_files(tmp_path)
     assert [(row["_step"], row.get("loss"), row.get("loss/held_out")) for row in rows(file)] == expected
@@ -208,7 +206,7 @@ def test_a_server_that_does_not_answer_is_one_line(tmp_path: Path, monkeypatch: 
         pytest.raises(
             JobError, match=r"^W&B cannot be reached: Failed to get resume status: connection refused\. WANDB_"
         ),
-        open_board(config(), 1, tmp_path / "stage1_lora" / "abc", []),
+        open_board(*WANDB, tmp_path / "stage1_lora" / "abc", []),
     ):
         pass
 
@@ -244,7 +242,7 @@ def test_a_training_that_broke_off_goes_on_in_its_run(
         row["loss"] for row in pq.read_table(lora.path / METRICS_FILE).to_pylist()
     ]
     assert [row["loss"] for row in broken[1:]] == [row["loss"] for row in resumed[:2]]
-    assert resumed[2]["loss/held_out"] == pytest.approx(lora.summary["eval_loss"], rel=1e-12)
+    assert resumed[2]["loss/held_out"] == pytest.approx(lora.manifest.summary["eval_loss"], rel=1e-12)
     assert "validation/000.path" in broken[0] and "validation/000.path" in resumed[2]
     assert list((tmp_path / "shown" / "tensorboard").rglob("events.*")), "and TensorBoard"
     text = b"".join(path.read_bytes() for path in (tmp_path / "shown").rglob("*") if path.is_file())

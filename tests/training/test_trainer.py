@@ -39,14 +39,16 @@ from deepfloyd_core.models.unet import load_projected_unet, load_scheduler, load
 from deepfloyd_core.preflight.load import load_run
 from deepfloyd_core.processes import jobs
 from deepfloyd_core.processes.jobs import run_job
+from deepfloyd_core.sampling.jobs import SampledStage
 from deepfloyd_core.sampling.sampler import make_sampler, sample_stage1
 from deepfloyd_core.store.artifacts import MANIFEST, Artifact, Request, materialise
-from deepfloyd_core.text.embeds import Embeds
+from deepfloyd_core.text.embeds import Embeds, encode_job
 from deepfloyd_core.text.projection import text_identity
 from deepfloyd_core.training import eval_loss
 from deepfloyd_core.training import forward as stage_loss
 from deepfloyd_core.training.batches import draw
 from deepfloyd_core.training.identity import lora_request
+from deepfloyd_core.training.jobs import TrainingInputs
 
 pytestmark = pytest.mark.slow  # trainings from their start to their end; parts of one are in the other files
 
@@ -95,7 +97,7 @@ def test_the_lora_loads_in_stock_diffusers_whole(loras: dict[int, Artifact], sta
     targets = {name.split(".lora_")[0].rsplit("attentions", 1)[1].split(".", 2)[2] for name in file}
     missing_in_stage2 = {"to_k", "to_v"} if stage == 2 else set()
     assert targets == {"to_q", "to_k", "to_v", "to_out.0", "add_k_proj", "add_v_proj"} - missing_in_stage2
-    assert loras[stage].summary["reload_difference"] == 0.0
+    assert loras[stage].manifest.summary["reload_difference"] == 0.0
 
 
 def test_the_file_carries_its_alpha_and_no_dropout(loras: dict[int, Artifact]) -> None:
@@ -116,7 +118,7 @@ def test_the_trainer_does_not_load_the_text_modules(loras: dict[int, Artifact]) 
         stock = sum(param.numel() for param in load_unet(FOLDERS[stage], torch.float32).parameters())
         text = sum(param.numel() for param in load_text_modules(FOLDERS[stage], torch.float32).parameters())
         assert text > 20_000
-        assert lora.summary["frozen_parameters"] == stock - text
+        assert lora.manifest.summary["frozen_parameters"] == stock - text
 
 
 def _recorded(patched: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
@@ -147,7 +149,7 @@ def test_full_steps_are_those_of_plain_adamw_on_every_weight(
     run = load_run(first.workspace.parent / "run.toml", tuple(f"stage{stage}.{key}" for key in settings))
     fed = _recorded(monkeypatch)
     trained = train_stage(run, made, stage, tmp_path, how=run_here)
-    assert trained.manifest["inputs"]["text"] == text_identity(made["text_embeds"])
+    assert trained.manifest.inputs["text"] == text_identity(made["text_embeds"])
 
     unet = UNet2DConditionModel.from_pretrained(FOLDERS[stage], subfolder="unet").train()
     optimizer = torch.optim.AdamW(unet.parameters(), lr=1e-3, weight_decay=1e-2, fused=True)
@@ -176,7 +178,7 @@ def test_training_on_the_stored_text_gives_the_bytes_of_training_on_the_raw_rows
     run = load_run(first.workspace.parent / "run.toml", tuple(f"stage{stage}.{key}" for key in settings))
     ours, stock = (train_stage(run, made, stage, tmp_path, text, run_here) for text in (None, made["text_embeds"]))
     assert ours.fingerprint != stock.fingerprint
-    assert ours.summary["frozen_parameters"] < stock.summary["frozen_parameters"]
+    assert ours.manifest.summary["frozen_parameters"] < stock.manifest.summary["frozen_parameters"]
     for name in (LORA_FILE, "metrics.parquet"):
         assert (ours.path / name).read_bytes() == (stock.path / name).read_bytes()
 
@@ -189,8 +191,8 @@ def test_adapters_on_the_text_modules_train_on_the_raw_rows(
     keys = tuple(f"stage1.{key}" for key in settings)
     run = load_run(first.workspace.parent / "run.toml", keys)
     lora = train_stage(run, made, 1, tmp_path, how=run_here)
-    assert lora.manifest["inputs"]["text"] == text_identity(made["text_embeds"])
-    assert lora.summary["reload_difference"] == 0.0
+    assert lora.manifest.inputs["text"] == text_identity(made["text_embeds"])
+    assert lora.manifest.summary["reload_difference"] == 0.0
     assert load_file(lora.path / LORA_FILE)["unet.encoder_hid_proj.lora_B.weight"].abs().max() > 0
 
 
@@ -252,7 +254,7 @@ def test_the_held_out_losses_are_those_of_the_stock_unet(
     with torch.inference_mode():
         eps = unet(x, t, text, class_labels=level if stage == 2 else None)[0][:, :3]
     assert float((eps - drawn.noise).square().mean()) == pytest.approx(row["loss"], rel=1e-5)
-    assert loras[stage].summary["eval_loss_base"] == pytest.approx(
+    assert loras[stage].manifest.summary["eval_loss_base"] == pytest.approx(
         np.mean([row["loss"] for row in table if row["model"] == "base" and row["part"] == "held_out"]), rel=1e-6
     )
 
@@ -279,14 +281,14 @@ def test_another_prompt_trains_nothing_anew(world: tuple[Run, dict[str, Artifact
     def request(every: int, prompt: str, text: Artifact) -> str:
         keys = (f"stage1.validation_step_interval={every}", f"validation_prompt={prompt}")
         run = load_run(first.workspace.parent / "run.toml", keys)
-        inputs = {"pixels": made["stage1_pixels"], "text": text, "eval_set": made["eval_set"]}
+        inputs = TrainingInputs(pixels=made["stage1_pixels"], text=text, eval_set=made["eval_set"])
         return lora_request(run, 1, FOLDERS[1], inputs, run.config.prompts).fingerprint
 
     text = stage_text(first, 1, made["text_embeds"])
-    record = text.manifest
+    record = text.manifest.model_dump()
     (tmp_path / "other").mkdir()
     write_sealed(
-        tmp_path / "other" / MANIFEST, {**record, "inputs": {**record["inputs"], "text_embeds": "0123456789abcdef"}}
+        tmp_path / "other" / MANIFEST, {**record, "inputs": {**text.inputs, "text_embeds": "0123456789abcdef"}}
     )
     other = Artifact("stage1_text", "other", tmp_path / "other")  # with one more text
     assert request(0, "a star", text) == request(0, "a moon", other)
@@ -310,7 +312,7 @@ def test_a_trainer_killed_again_and_again_makes_the_same_bytes(
     train_and_kill(run, made, stage, tmp_path, after_steps=2)
     lora = train_stage(run, made, stage, tmp_path, how=run_here)
     assert lora.hashes == loras[stage].hashes
-    assert lora.summary["steps_of_this_process"] < run.config.stage(stage).steps
+    assert lora.manifest.summary["steps_of_this_process"] < run.config.stage(stage).steps
 
 
 def test_a_damaged_checkpoint_is_passed_over(
@@ -396,16 +398,18 @@ def test_other_trainings_survive_a_kill_and_can_be_sampled_from(
     train_and_kill(run, made, 1, tmp_path / "killed", after_steps=2)
     lora = train_stage(run, made, 1, tmp_path / "killed", how=run_here)
     assert lora.hashes == whole.hashes
-    assert lora.summary["steps_of_this_process"] < 3
-    assert lora.summary["reload_difference"] == 0.0
-    assert lora.summary["eval_loss"] != lora.summary["eval_loss_base"]
+    assert lora.manifest.summary["steps_of_this_process"] < 3
+    assert lora.manifest.summary["reload_difference"] == 0.0
+    assert lora.manifest.summary["eval_loss"] != lora.manifest.summary["eval_loss_base"]
     if "mixed_precision=bf16" not in keys:
-        assert lora.summary["eval_loss_base"] == loras[1].summary["eval_loss_base"], (
+        assert lora.manifest.summary["eval_loss_base"] == loras[1].manifest.summary["eval_loss_base"], (
             "the base itself, whatever was trained"
         )
     scheduler = load_scheduler(lora.path)
     assert scheduler.config.variance_type == ("learned_range" if "train_variance=true" in keys else "fixed_small")
-    sampler = make_sampler(run.config, 1, FOLDERS[1], lora.path, lambda count: None)
+    sampler = make_sampler(
+        SampledStage(stage=1, settings=run.config.stage(1), model=FOLDERS[1]), lora.path, run.config, lambda count: None
+    )
     assert sampler.pipeline.scheduler.config.variance_type == scheduler.config.variance_type
     text = torch.zeros(1, 77, sampler.pipeline.unet.config.encoder_hid_dim)
     assert bool(sample_stage1(sampler, text, text, [0], (64, 64)).isfinite().all())
@@ -424,21 +428,21 @@ def test_a_training_goes_on_from_its_parent_and_survives_a_kill(
     with monkeypatch.context() as patched:
         fed = _recorded(patched)
         whole = train_stage(run, made, 1, tmp_path / "whole", how=run_here)
-    assert whole.manifest["inputs"]["parent"] == loras[1].hashes[LORA_FILE]
-    assert whole.summary["eval_loss_parent"] == loras[1].summary["eval_loss"], "step 0 is the parent"
+    assert whole.manifest.inputs["parent"] == loras[1].hashes[LORA_FILE]
+    assert whole.manifest.summary["eval_loss_parent"] == loras[1].manifest.summary["eval_loss"], "step 0 is the parent"
     assert whole.fingerprint != loras[1].fingerprint
     (_, x, t, text, _, _), (_, noise) = fed[:2]
     unet = load_projected_unet(FOLDERS[1], torch.float32)
     stock_pipeline(FOLDERS[1], 1, unet, load_scheduler(FOLDERS[1])).load_lora_weights(loras[1].path)
     with torch.inference_mode():
         out = unet.train()(x, t, encoder_hidden_states=text.rows, added_cond_kwargs={"pooled": text.pooled})[0]
-    assert whole.summary["first_loss"] == pytest.approx(float((out[:, :3] - noise).square().mean()), rel=1e-6)
+    assert whole.manifest.summary["first_loss"] == pytest.approx(float((out[:, :3] - noise).square().mean()), rel=1e-6)
     before, after = (load_file(lora.path / LORA_FILE) for lora in (loras[1], whole))
     assert before.keys() == after.keys() and not all(torch.equal(before[name], after[name]) for name in before)
 
     train_and_kill(run, made, 1, tmp_path / "killed", after_steps=3)
     lora = train_stage(run, made, 1, tmp_path / "killed", how=run_here)
-    assert lora.summary["steps_of_this_process"] < 6
+    assert lora.manifest.summary["steps_of_this_process"] < 6
     assert (lora.path / LORA_FILE).read_bytes() == (whole.path / LORA_FILE).read_bytes()
 
 
@@ -477,7 +481,7 @@ def forked_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_job_that_finds_no_encoder_names_its_folder(tmp_path: Path, world: tuple[Run, dict[str, Artifact]]) -> None:
     run, _ = world
-    options = {"captions": ["x"], "encoder": str(tmp_path / "nowhere")}
+    job = encode_job(run, ["x"], tmp_path / "nowhere")
     request = Request("text_embeds", 1, {"x": 1}, {})
     with pytest.raises(StorageError, match="nowhere/tokenizer"):
-        materialise(tmp_path, request, lambda work: run_job("embed", run.config, {}, options, work))
+        materialise(tmp_path, request, lambda work: run_job(job, work))

@@ -11,46 +11,43 @@ import pytest
 import torch
 from PIL import Image
 from scipy import stats
+from summaries import summary_of
 
 from deepfloyd_core.errors import ConfigError
 from deepfloyd_core.preflight.load import load_run
 from deepfloyd_core.store.artifacts import Request, materialise
 from deepfloyd_core.training.batches import BatchOrder
-from deepfloyd_core.training.checkpoints import Checkpoint, last_good, save_checkpoint
-from deepfloyd_core.training.eval_loss import HELD_OUT, SEEN, TIMESTEPS, compared, grid_pictures, mean_loss
+from deepfloyd_core.training.checkpoints import Checkpoint, StepMetrics, last_good, save_checkpoint
+from deepfloyd_core.training.eval_loss import HELD_OUT, SEEN, TIMESTEPS, GridLoss, compared, grid_pictures, mean_loss
 from deepfloyd_core.training.trackers import open_board, show_validation
 from deepfloyd_core.training.validation import Wanted, write_validations
 
 
-def losses(seed: int, gain: float = 0.0, gain_seen: float = 0.0) -> list[dict[str, Any]]:
+def losses(seed: int, gain: float = 0.0, gain_seen: float = 0.0) -> list[GridLoss]:
     """A grid of 12 held-out pictures and 2 others, all of whose losses are lower by something."""
     rng = np.random.default_rng(seed)
     names = [(HELD_OUT, f"h{n}", gain) for n in range(12)] + [(SEEN, f"s{n}", gain_seen) for n in range(2)]
     return [
-        {"part": part, "image_id": name, "t": t, "loss": float(rng.uniform(0.5, 1.5)) - less}
-        for part, name, less in names
-        for t in TIMESTEPS
+        GridLoss(part, name, t, float(rng.uniform(0.5, 1.5)) - less) for part, name, less in names for t in TIMESTEPS
     ]
 
 
 def test_two_models_are_compared_picture_by_picture() -> None:
     """Both have the same draws, so a small gain is seen though pictures and timesteps differ by far more."""
     found = compared(losses(1), losses(1, gain=0.01, gain_seen=0.25))
-    assert found["gain"] == pytest.approx([0.01, 0.01, 0.01])
-    assert found["overfit_gap"] == pytest.approx(0.24)
-    base, tuned = found["by_t"]["400"]
+    assert found is not None
+    assert found.gain == pytest.approx([0.01, 0.01, 0.01])
+    assert found.overfit_gap == pytest.approx(0.24)
+    base, tuned = found.by_t[400]
     assert base - tuned == pytest.approx(0.01)
-    assert base == pytest.approx(
-        np.mean([row["loss"] for row in losses(1) if row["t"] == 400 and row["part"] == HELD_OUT])
-    )
+    assert base == pytest.approx(np.mean([row.loss for row in losses(1) if row.t == 400 and row.part == HELD_OUT]))
 
 
 def test_a_difference_that_is_noise_has_an_interval_around_zero() -> None:
     base, other = losses(1), losses(2)
-    middle, low, high = compared(base, other)["gain"]
+    middle, low, high = cast(Any, compared(base, other)).gain
     pictures = [
-        np.mean([a["loss"] - b["loss"] for a, b in zip(base, other, strict=True) if a["image_id"] == f"h{n}"])
-        for n in range(12)
+        np.mean([a.loss - b.loss for a, b in zip(base, other, strict=True) if a.image_id == f"h{n}"]) for n in range(12)
     ]
     assert middle == pytest.approx(np.mean(pictures))
     reference = stats.bootstrap(
@@ -65,9 +62,8 @@ def test_tensorboard_shows_a_resumed_run_once(tmp_path: Path) -> None:
 
     out, picture = tmp_path / "stage1_lora" / "abc", tmp_path / "000.png"
     Image.new("RGB", (8, 8), (255, 0, 0)).save(picture)
-    config = cast(Any, SimpleNamespace(trackers=("tensorboard",)))
     for first, end in ((0, 7), (4, 9)):  # killed in step 8, its newest checkpoint of step 4
-        with open_board(config, 1, out, [{}] * first) as show:
+        with open_board(("tensorboard",), {}, out, [StepMetrics(1, 0.0, 0.0, 0.0)] * first) as show:
             for step in range(first, end):
                 show(step + 1, {"loss": float(step)}, ())
             show_validation(show, end, losses(1), [picture])
@@ -78,7 +74,7 @@ def test_tensorboard_shows_a_resumed_run_once(tmp_path: Path) -> None:
 
 
 def test_nothing_is_written_without_a_tracker(tmp_path: Path) -> None:
-    with open_board(cast(Any, SimpleNamespace(trackers=())), 1, tmp_path / "a" / "b", []) as show:
+    with open_board((), {}, tmp_path / "a" / "b", []) as show:
         show(1, {"loss": 1.0}, ())
     assert not list(tmp_path.iterdir())
 
@@ -103,18 +99,18 @@ def test_a_changed_setting_does_not_continue_an_unfinished_run_and_says_so(
         with pytest.raises(KeyboardInterrupt):
             materialise(tmp_path, request(4), killed)
     assert "not continued" not in caplog.text
-    made = materialise(tmp_path, request(8), lambda work: {})
+    made = materialise(tmp_path, request(8), lambda work: summary_of())
     assert (
         f"the unfinished {request(4).fingerprint} is not continued, because stage1.train_batch_size 4 -> 8."
         in caplog.text
     )
     assert [path.name for path in made.path.iterdir()] == ["manifest.json"]
     caplog.clear()
-    materialise(tmp_path, request(32), lambda work: {})
+    materialise(tmp_path, request(32), lambda work: summary_of())
     assert "not continued" not in caplog.text, "said once: the newest finished one is younger"
     caplog.clear()
-    materialise(tmp_path, request(4), lambda work: {})
-    materialise(tmp_path, request(16), lambda work: {})
+    materialise(tmp_path, request(4), lambda work: summary_of())
+    materialise(tmp_path, request(16), lambda work: summary_of())
     assert "not continued" not in caplog.text, "nothing is unfinished any more"
 
 
@@ -138,8 +134,8 @@ def test_sizes_that_cannot_be_made_are_refused(said: str, small_run: Any) -> Non
 
 def test_a_run_that_is_alive_is_not_called_left_behind(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     def while_it_is_made(work: Any) -> Any:
-        other = materialise(tmp_path, Request("stage1_lora", 1, {"seed": 2}, {}), lambda work: {})
-        return {"beside": other.fingerprint}
+        other = materialise(tmp_path, Request("stage1_lora", 1, {"seed": 2}, {}), lambda work: summary_of())
+        return summary_of(beside=other.fingerprint)
 
     materialise(tmp_path, Request("stage1_lora", 1, {"seed": 1}, {}), while_it_is_made)
     assert "not continued" not in caplog.text
@@ -152,7 +148,7 @@ def test_what_a_kill_left_half_written_is_passed_over(tmp_path: Path) -> None:
     Image.new("RGB", (64, 64)).save(folder / "000.png")
     (folder / ".tmp-host-1-001.png").write_bytes(b"half")
     (tmp_path / ".validation").mkdir()
-    (tmp_path / ".validation" / "00000005.json").write_text(json.dumps(losses(1)))
+    (tmp_path / ".validation" / "00000005.json").write_text(json.dumps([vars(row) for row in losses(1)]))
     (tmp_path / ".validation" / ".tmp-host-1-00000010.json").write_text("[")
     means = write_validations(losses(2), 1, [Wanted("a star", 0, (64, 64))], tmp_path)
     assert means == [(5, mean_loss(losses(1)))]
@@ -168,6 +164,6 @@ def test_the_pictures_called_seen_are_those_that_are_trained_on_first() -> None:
         ),
         image_ids=lambda batch: [str(number) for number in batch.rows],
     )
-    no_eval = cast(Any, SimpleNamespace(manifest={"files": []}, path=Path()))
+    no_eval = cast(Any, SimpleNamespace(manifest=SimpleNamespace(files=()), path=Path()))
     found = grid_pictures(no_eval, cast(Any, rows), cast(Any, order), 1)
     assert [(item.part, item.image_id) for item in found] == [(SEEN, str(number)) for number in first]

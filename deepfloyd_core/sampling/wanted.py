@@ -1,12 +1,13 @@
 """The pictures that a run makes to be looked at: while a stage is trained, and of the base and the finished model."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from deepfloyd_core.config.flavours import Stage
-from deepfloyd_core.config.run import RunConfig
+from deepfloyd_core.config.run_validation import ValidationKeys
 from deepfloyd_core.config.stage import StageConfig
 from deepfloyd_core.crops.eval_pictures import EvalPicture, eval_pictures
 from deepfloyd_core.diffusion.conditioning import as_conditioning, conditioning_picture
@@ -27,19 +28,22 @@ class Wanted:
 
 
 def wanted_pictures(
-    config: RunConfig, stage: Stage, prompts: list[str], eval_set: Artifact, pairs: Artifact | None = None
-) -> list[Wanted]:
+    stage: Stage, settings: StageConfig, validation: ValidationKeys, prompts: Sequence[str], eval_set: Artifact,
+    pairs: Artifact | None = None,
+) -> list[Wanted]:  # fmt: skip
     """Stage I: every prompt, seed and size, the prompts taking turns. Stage II: the first held-out pictures, as many as
     the run upscales.
 
     With a ControlNet: the first held-out pictures, each of which (or its pair) it follows with its own caption.
     """
-    settings = config.stage(stage)
     if stage == 1 and not settings.controlnet:
-        seeds = range(config.validation_seed, config.validation_seed + config.num_validation_images)
-        return [Wanted(prompt, seed, size) for size in config.sample_sizes_px for seed in seeds for prompt in prompts]
+        seeds, sizes = (
+            range(validation.validation_seed, validation.validation_seed + validation.num_validation_images),
+            validation.sample_sizes_px,
+        )
+        return [Wanted(prompt, seed, size) for size in sizes for seed in seeds for prompt in prompts]
     found = []
-    count = config.num_upscaled_images if stage == 2 else config.num_validation_images
+    count = validation.num_upscaled_images if stage == 2 else validation.num_validation_images
     for one in eval_pictures(eval_set, stage, pairs)[:count]:
         row, seed = one.row, hash_seed("eval", one.row.image_id) % 2**32
         found.append(Wanted(row.caption, seed, (row.width, row.height), one.pixels, _given(one, settings)))

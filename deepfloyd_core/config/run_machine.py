@@ -1,0 +1,52 @@
+"""Where and how a run computes. No key of it changes a byte of an artifact, so none is in an identity."""
+
+from typing import Literal
+
+from deepfloyd_core.config.base import Spec
+from deepfloyd_core.config.keys import NOTHING, key
+
+
+class Machine(Spec):
+    """Where and how a run computes."""
+
+    workers: int = key(
+        2, ge=1, le=256, says="Shards prepared at once, unless a cluster with an address decides.", makes=NOTHING
+    )
+    task_runner: Literal["threads", "processes", "ray", "dask"] = key(
+        "threads",
+        says="Where shards are made. `threads` start at once and keep 2 to 4 cores busy; `processes` any number.",
+        makes=NOTHING,
+    )
+    task_runner_address: str | None = key(
+        None,
+        says="Address of the Ray or Dask cluster; unset: one of `workers` on this machine, for the run.",
+        makes=NOTHING,
+    )
+    embed_batch_size: int = key(16, ge=1, le=4096, says="Captions in one forward pass of T5.", makes=NOTHING)
+    embed_workers: int = key(
+        1,
+        ge=1,
+        le=64,
+        says="Processes that encode at once, each with its own T5 and, where there are some, GPU.",
+        makes=NOTHING,
+    )
+    text_encoder_streaming: bool = key(
+        False,
+        says="Read T5 layer by layer: one layer is on the device at a time, read anew for every file of embeds.",
+        makes=NOTHING,
+    )
+    report_to: Literal["none", "tensorboard", "wandb", "tensorboard,wandb"] = key(
+        "none",
+        says="Where every step of a training is also shown: `tensorboard`, a folder in the workspace; `wandb`, "
+        "Weights & Biases, with a key or WANDB_MODE=offline in the environment.",
+        makes=NOTHING,
+    )
+    device: Literal["auto", "cpu", "cuda", "mps"] = key("auto", says="Where models run.", makes=NOTHING)
+    num_threads: int | None = key(
+        None, ge=1, says="Threads of torch on the CPU; unset: torch's own choice.", makes=NOTHING
+    )
+
+    @property
+    def trackers(self) -> tuple[str, ...]:
+        """Where a training is shown, beside the flow run."""
+        return () if self.report_to == "none" else tuple(self.report_to.split(","))

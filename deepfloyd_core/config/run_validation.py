@@ -1,0 +1,78 @@
+"""Which samples a run makes, while it trains and for its bundle, and how these are measured."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from deepfloyd_core.config.base import HomePath, Spec
+from deepfloyd_core.config.keys import CONTENT, key
+from deepfloyd_core.config.stage_sampling import SAMPLED
+
+
+class ValidationKeys(Spec):
+    """Which samples are made, and how they are measured."""
+
+    validation_prompt: str | Annotated[tuple[str, ...], Field(strict=False)] = key(
+        "",
+        says="Prompt (or prompts) of the samples; unset: the most frequent caption.",
+        makes=("embeds", "validation", "samples"),
+    )
+    validation_negative_prompt: str = key(
+        "", says="Negative prompt of the samples.", makes=("embeds", "low_res", *SAMPLED)
+    )
+    validation_resolution: str | int = key(
+        "64",
+        says="Sizes of Stage I's samples (width x height), e.g. 64 or 96x64, or several: 64,96x64. In a run of "
+        "Stage II alone, of Stage II's.",
+        makes=SAMPLED,
+    )
+    validation_seed: int = key(
+        0, ge=0, lt=2**32, says="Seed of the first sample; the next ones count up.", makes=("validation", "samples")
+    )
+    num_validation_images: int = key(
+        4,
+        ge=1,
+        le=4096,
+        says="Stage I samples for each prompt; with `controlnet` pictures that are followed.",
+        makes=("validation", "samples"),
+    )
+    num_upscaled_images: int = key(
+        4, ge=1, le=4096, says="How many of them Stage II upscales.", makes=("validation", "samples")
+    )
+    eval_clip_model: HomePath | None = key(
+        None,
+        says="Folder of a CLIP model (transformers', in safetensors): Stage II's held-out pictures are measured by "
+        "what it sees as well.",
+        makes=CONTENT,
+    )
+    eval_lpips_model: HomePath | None = key(
+        None,
+        says="File of LPIPS's weights (the `lpips` package's, in safetensors): Stage II's held-out pictures are "
+        "measured by it as well.",
+        makes=CONTENT,
+    )
+    sample_measure: Literal["drawn_world"] | None = key(
+        None,
+        says="`drawn_world`: measure the share of samples that show their prompt (flat shapes only).",
+        makes=("samples",),
+    )
+
+    @property
+    def sample_sizes_px(self) -> tuple[tuple[int, int], ...]:
+        """(width, height) of the samples, each once. Raises ValueError when they are not of the form 64 or 64,96x64."""
+        sizes = []
+        for text in str(self.validation_resolution).lower().split(","):
+            parts = text.strip().split("x")
+            if not all(part.isdecimal() for part in parts) or len(parts) > 2:
+                raise ValueError(
+                    f"validation_resolution is {self.validation_resolution!r}; give sizes, for example 64 or 64,96x64"
+                )
+            sizes.append((int(parts[0]), int(parts[-1])))
+        return tuple(dict.fromkeys(sizes))
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """The validation prompts; empty when the most frequent caption is to be used."""
+        if isinstance(self.validation_prompt, str):
+            return (self.validation_prompt,) if self.validation_prompt else ()
+        return self.validation_prompt

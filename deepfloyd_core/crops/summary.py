@@ -1,0 +1,15 @@
+"""What is reported of crops: pixels of a stage, what a ControlNet follows for them, and the held-out ones."""
+
+from deepfloyd_core.store.manifest import Summary
+
+
+class CropsSummary(Summary):
+    """Of an artifact of crops."""
+
+    shards: int
+    rows: int
+    shown_per_epoch: int  # with repeats that cost no row
+    pictures: int
+    sizes: tuple[str, ...]  # px, WIDTHxHEIGHT
+    decoded: int  # pictures, for the shards that were made
+    shards_taken_over: int  # of an older artifact

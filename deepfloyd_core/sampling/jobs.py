@@ -1,0 +1,181 @@
+"""What the jobs that sample are asked to do, what from, and what they report. No torch."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from deepfloyd_core.config.base import Spec
+from deepfloyd_core.config.flavours import Stage
+from deepfloyd_core.config.run import Run
+from deepfloyd_core.config.run_text import TextKeys
+from deepfloyd_core.config.run_validation import ValidationKeys
+from deepfloyd_core.config.stage import StageConfig
+from deepfloyd_core.errors import ConfigError
+from deepfloyd_core.measures.figures import UpscalingFigures
+from deepfloyd_core.measures.tables import MeasureTable, measure_tables
+from deepfloyd_core.processes.jobs import JobRequest
+from deepfloyd_core.store.artifacts import Artifact
+from deepfloyd_core.store.inputs import A, Inputs
+from deepfloyd_core.store.manifest import Summary
+from deepfloyd_core.store.pinned import PinnedFile
+
+
+class SampledStage(Spec):
+    """A stage to sample with."""
+
+    stage: Stage
+    settings: StageConfig
+    model: Path  # folder of the base model
+
+
+class Cascade(Spec):
+    """The stages to sample with, in their order."""
+
+    stages: tuple[SampledStage, ...]
+
+    def of(self, stage: Stage) -> SampledStage:
+        """A stage that is there. Raises ConfigError for another one."""
+        for one in self.stages:
+            if one.stage == stage:
+                return one
+        raise ConfigError(f"There is no stage {stage} to sample with.")
+
+    def __contains__(self, stage: Stage) -> bool:
+        return any(one.stage == stage for one in self.stages)
+
+
+def cascade_of(run: Run, models: Mapping[Stage, Path]) -> Cascade:
+    """The stages of a run; models: folders of their base models."""
+    stages = [
+        SampledStage(stage=stage, settings=run.config.stage(stage), model=models[stage]) for stage in run.config.stages
+    ]
+    return Cascade(stages=tuple(stages))
+
+
+@dataclass(frozen=True, kw_only=True)
+class LowResInputs(Inputs[A]):
+    """Of Stage I's remakes of Stage II's low-res pictures."""
+
+    pixels: A  # of Stage II
+    stage1_lora: A
+    text_embeds: A
+
+
+class LowResSummary(Summary):
+    """Of Stage I's remakes."""
+
+    shards: int
+    rows: int
+    sizes: tuple[str, ...]  # px, WIDTHxHEIGHT
+    sampled_by_this_process: int
+
+
+class RemakeRequest(JobRequest[LowResSummary]):
+    """Remake the low-res picture of every row of Stage II's pixels."""
+
+    job = "remake"
+    entry = "deepfloyd_core.sampling.remakes:remake_low_res"
+    returns = LowResSummary
+    settings: StageConfig  # of Stage I
+    model: Path  # folder of its base model
+    strength: float  # of the noise, above 0 to 1: `low_res_stage1_strength`
+    seed: int
+    negative_prompt: str
+    inputs: LowResInputs[Artifact]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleInputs(Inputs[A]):
+    """Of the cascade samples."""
+
+    text_embeds: A
+    eval_set: A
+    conditioning: A | None = None
+    eval_conditioning: A | None = None
+    stage1_lora: A | None = None
+    stage2_lora: A | None = None
+
+
+class SamplesSummary(Summary):
+    """Of the cascade samples."""
+
+    control_error_base: float | None = None  # see `cascade.control_error`
+    control_error_tuned: float | None = None
+    concept_share_base: float | None = None  # of Stage I's samples, 0 to 1
+    concept_share_tuned: float | None = None
+    held_out: UpscalingFigures | None = None  # Stage II on downscales of held-out pictures
+    spoilt: UpscalingFigures | None = None  # on the same, spoilt as in training
+    samples: UpscalingFigures | None = None  # on Stage I's samples
+
+    @property
+    def tables(self) -> list[MeasureTable]:
+        """The measures of Stage II, for the terminal, the UI and the model card."""
+        return measure_tables(self.held_out, self.spoilt, self.samples)
+
+
+class SampleRequest(JobRequest[SamplesSummary]):
+    """Sample the base and the tuned cascade, and measure Stage II."""
+
+    job = "sample"
+    entry = "deepfloyd_core.sampling.cascade:sample_cascade"
+    returns = SamplesSummary
+    cascade: Cascade
+    validation: ValidationKeys
+    prompts: tuple[str, ...]
+    inputs: SampleInputs[Artifact]
+
+
+def remake_job(run: Run, model: Path, inputs: LowResInputs[Artifact]) -> RemakeRequest:
+    """The job that makes Stage I's remakes. model: Stage I's base."""
+    config = run.config
+    return RemakeRequest(
+        machine=config, settings=config.stage(1), model=model, strength=config.stage(2).low_res_stage1_strength,
+        seed=config.seed, negative_prompt=config.validation_negative_prompt, inputs=inputs,
+    )  # fmt: skip
+
+
+def sample_job(
+    run: Run, prompts: Sequence[str], models: Mapping[Stage, Path], inputs: SampleInputs[Artifact]
+) -> SampleRequest:
+    """The job that makes the cascade samples."""
+    cascade = cascade_of(run, models)
+    return SampleRequest(
+        machine=run.config, cascade=cascade, validation=run.config, prompts=tuple(prompts), inputs=inputs
+    )
+
+
+class GeneratedSummary(Summary):
+    """Of generated pictures."""
+
+    pictures: tuple[str, ...]  # file names, Stage I's first
+    prompts: tuple[str, ...]  # of each
+
+
+class GenerateRequest(JobRequest[GeneratedSummary]):
+    """Sample prompts, with what a version published or with the base models."""
+
+    job = "generate"
+    entry = "deepfloyd_core.sampling.generate:generate_pictures"
+    returns = GeneratedSummary
+    cascade: Cascade
+    text: TextKeys
+    encoder: Path  # folder of the model that has the text encoder
+    pictures: tuple[tuple[str, int], ...]  # prompt and seed
+    size: tuple[int, int]  # of Stage I's pictures, px
+    negative_prompt: str
+    version: str  # as asked for; written into the pictures
+    bundle: Artifact | None = None  # what the version published
+    control: PinnedFile | None = None  # the picture that a ControlNet follows
+
+
+def generate_job(
+    run: Run, pictures: Sequence[tuple[str, int]], version: str, models: Mapping[Stage, Path], bundle: Artifact | None,
+    control: PinnedFile | None = None,
+) -> GenerateRequest:  # fmt: skip
+    """The job that makes generated pictures: of the first of the run's sample sizes."""
+    config = run.config
+    return GenerateRequest(
+        machine=config, cascade=cascade_of(run, models), text=config, encoder=models[1], pictures=tuple(pictures),
+        size=config.sample_sizes_px[0], negative_prompt=config.validation_negative_prompt, version=version, bundle=bundle,
+        control=control,
+    )  # fmt: skip

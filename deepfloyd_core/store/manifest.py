@@ -1,0 +1,87 @@
+"""What a finished artifact says of itself: the record in its manifest.json, and the summary that its builder reported.
+
+The record is plain JSON; a summary has a class for each kind, in the room that builds it. A field of a summary that has a
+default, None, is left out of the record while it is None.
+"""
+
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from deepfloyd_core.errors import ArtifactError
+from deepfloyd_core.files import read_sealed
+from deepfloyd_core.types import Json
+
+MANIFEST = "manifest.json"
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class FileEntry(_Record):
+    """A file of an artifact."""
+
+    path: str  # inside the artifact
+    bytes: int
+    sha256: str
+
+
+class Provenance(_Record):
+    """When, with which versions and on what an artifact was made: for people, never part of a fingerprint."""
+
+    started: str  # ISO 8601, UTC
+    seconds: float
+    python: str
+    machine: str
+    packages: dict[str, str]
+
+
+class Manifest(_Record):
+    """The sealed record of an artifact."""
+
+    kind: str
+    format: int
+    fingerprint: str
+    spec: Json
+    inputs: dict[str, str]
+    files: tuple[FileEntry, ...]
+    summary: Json
+    provenance: Provenance
+
+
+class Summary(BaseModel):
+    """What a builder reports of an artifact: counts and figures. Also what a job returns."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @classmethod
+    def of_record(cls, record: Json, where: object) -> Self:
+        """The summary in a record. Raises ArtifactError when it is one of another kind or of another version."""
+        try:
+            return cls.model_validate(record)
+        except ValidationError as error:
+            fault = error.errors()[0]
+            key = ".".join(map(str, fault["loc"]))
+            raise ArtifactError(
+                f"{where} has a summary that this version of the program does not know ({key}: {fault['msg']}). Remove it "
+                "to have it rebuilt."
+            ) from None
+
+    @property
+    def record(self) -> Json:
+        """As plain JSON, without what was not measured."""
+        return self.model_dump(mode="json", exclude_defaults=True)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The record of an artifact's directory. Raises ArtifactError when there is none, or it is not as it was written."""
+    try:
+        record: dict[str, Any] = read_sealed(folder / MANIFEST)
+    except (FileNotFoundError, NotADirectoryError):
+        raise ArtifactError(f"{folder} is {'not finished' if folder.is_dir() else 'missing'}") from None
+    try:
+        return Manifest.model_validate(record)
+    except ValidationError:
+        raise ArtifactError(f"{folder / MANIFEST} is a sealed record, and not of an artifact") from None

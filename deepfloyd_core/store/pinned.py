@@ -1,0 +1,26 @@
+"""A file of the user's that a run reads twice: what it was when the run began is what it must be later."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from deepfloyd_core.errors import ArtifactError
+from deepfloyd_core.files import sha256_file
+
+
+@dataclass(frozen=True)
+class PinnedFile:
+    """A file with the sha256 that it had when the run began."""
+
+    path: Path  # absolute
+    sha256: str
+
+    def checked(self, use: str) -> Path:
+        """The path. use: in words. Raises ArtifactError when the file has other bytes by now."""
+        if not self.path.is_file() or sha256_file(self.path) != self.sha256:
+            raise ArtifactError(f"{self.path}, which {use}, changed since the run began. Start it again.")
+        return self.path
+
+
+def pinned(path: Path) -> PinnedFile:
+    """A file as it is now."""
+    return PinnedFile(path.absolute(), sha256_file(path))

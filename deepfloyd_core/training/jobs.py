@@ -1,0 +1,92 @@
+"""What the job that trains is asked to do, what from, and what it reports. No torch."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from deepfloyd_core.config.flavours import Stage
+from deepfloyd_core.config.run_validation import ValidationKeys
+from deepfloyd_core.config.stage import StageConfig
+from deepfloyd_core.measures.held_out_loss import HeldOutLosses
+from deepfloyd_core.processes.jobs import JobRequest
+from deepfloyd_core.store.artifacts import Artifact
+from deepfloyd_core.store.inputs import A, Inputs
+from deepfloyd_core.store.manifest import Summary
+from deepfloyd_core.store.pinned import PinnedFile
+from deepfloyd_core.training.mixing import Share
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingInputs(Inputs[A]):
+    """Of a stage's LoRA."""
+
+    pixels: A
+    text: A  # the stage's, or the embeds where its text modules are trained
+    eval_set: A
+    conditioning: A | None = (
+        None  # what a ControlNet follows for each row of the pixels, where that is not made of them
+    )
+    eval_conditioning: A | None = None  # the same for the eval set
+    low_res: A | None = None  # Stage I's remakes, for Stage II
+
+
+class SizeCrops(Summary):
+    """The crops of one size of a data set."""
+
+    dataset: str
+    size: str  # px, WIDTHxHEIGHT
+    crops: int  # that an epoch shows, without those of held-out pictures
+
+
+class Bucket(SizeCrops):
+    """The batches that an epoch makes of them."""
+
+    batches: int
+    crops_of_last_batch: int
+
+
+class TrainingFigures(HeldOutLosses):
+    """What is published of a training."""
+
+    steps: int
+    rows: int  # crops that were trained on
+    pictures: int  # of which they were cut
+    trainable_parameters: int
+    last_loss: float
+
+
+class TrainingSummary(TrainingFigures):
+    """Of a stage's LoRA."""
+
+    buckets: tuple[Bucket, ...]
+    frozen_parameters: int
+    frozen_bytes: int
+    first_loss: float
+    reload_difference: float  # of the UNet's output, between what was trained and what a stock pipeline loads of it
+    steps_of_this_process: int
+    samples_per_s: float | None = None  # None: this process did no step
+    eval_by_t: Mapping[int, tuple[float, float]] = {}  # held-out losses, base and trained, at timesteps 0 to 999
+
+    @property
+    def by_timestep(self) -> list[dict[str, float]]:
+        """A row for each timestep that held-out pictures were measured at: t, base, tuned."""
+        return [{"t": t, "base": base, "tuned": tuned} for t, (base, tuned) in self.eval_by_t.items()]
+
+
+class TrainRequest(JobRequest[TrainingSummary]):
+    """Train a stage's LoRA, biases or UNet."""
+
+    job = "train"
+    entry = "deepfloyd_core.training.trainer:train"
+    returns = TrainingSummary
+    stage: Stage
+    settings: StageConfig
+    validation: ValidationKeys
+    seed: int
+    sampling: Literal["auto-weighting", "uniform"]  # `data_backend_sampling`
+    shares: Mapping[str, Share]  # how the data sets take turns, by their ids
+    model: Path  # folder of the base model
+    parent: PinnedFile | None = None  # weights to start from
+    prompts: tuple[str, ...] = ()  # of the validations
+    inputs: TrainingInputs[Artifact]
