@@ -14,13 +14,16 @@ import numpy as np
 import pytest
 from rich.console import Console
 from rich.table import Table
+from summaries import summary_of
 
 from deepfloyd_core.bundle.build import _measure_tables
 from deepfloyd_core.config.data_file import load_data_file
+from deepfloyd_core.index.summary import IndexSummary
 from deepfloyd_core.measures.figures import UpscalingFigures
 from deepfloyd_core.measures.registry import measures_against
 from deepfloyd_core.measures.tables import UPSCALED_BY
 from deepfloyd_core.sampling.jobs import SamplesSummary
+from deepfloyd_core.store.artifacts import Artifact
 from flows import report
 from tasks import publish
 from tasks.endings import twins_line
@@ -169,7 +172,7 @@ def test_what_a_stage_cannot_use_of_the_accepted_pictures_is_told_and_shown(
     monkeypatch.setattr(publish, "create_table_artifact", lambda table, **_: rows.extend(table))
     monkeypatch.setattr(publish, "create_markdown_artifact", lambda *_, **__: None)
     with caplog.at_level(logging.INFO):
-        publish.publish_index(index, stages, {})
+        publish.publish_index(index, index.summary(IndexSummary), stages, {})
     words, both = "Stage II cannot use 2 accepted pictures: 2 too_small", stages == (1, 2)
     assert (words in caplog.messages) == both
     assert [row["status"] for row in rows] == [
@@ -192,9 +195,9 @@ def test_a_terminal_says_what_is_waited_for_until_a_server_answers(small_run: An
 def test_a_page_has_no_empty_table_and_no_empty_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pages: list[str] = []
     monkeypatch.setattr(publish, "create_markdown_artifact", lambda page, **_: pages.append(page))
-    monkeypatch.setattr(publish, "tell", lambda artifact: None)
-    for summary in ({"stage1": {"steps": 1}}, {"texts": 3, "emptied_captions": []}):
-        publish.publish_pictures(SimpleNamespace(kind="lora_bundle", fingerprint="f", path=tmp_path, summary=summary))
+    monkeypatch.setattr(publish, "tell", lambda *_: None)
+    for summary in (summary_of(stage1={"steps": 1}), summary_of(texts=3, emptied_captions=[])):
+        publish.publish_pictures(Artifact("lora_bundle", "f", tmp_path), summary)
     assert "|" not in pages[0]
     assert [line for line in pages[1].splitlines() if "|" in line] == [
         "| measure | value |",
