@@ -34,6 +34,7 @@ def picture_changes(old: Path, new: Path) -> list[str]:
     same = before.take(place.drop_null())
     kept = now.take(pa.array(stayed))
     other = {name: ~_equal(_text(same[name]), _text(kept[name])) for name in ("status", "image_id", "captions")}
+    said_anew = other["captions"] & ~other["image_id"] & ~other["status"]  # else the caption came or went with the rest
     lines = [
         *(_named(_WHAT[status], "added", part) for status, part in _by_status(now.take(pa.array(came)))),
         *(_named(_WHAT[status], "withdrawn", part) for status, part in _by_status(before.take(pa.array(went)))),
@@ -42,7 +43,7 @@ def picture_changes(old: Path, new: Path) -> list[str]:
             for status, part in _by_status(kept.filter(pa.array(other["status"])))
         ),
         _named("picture", "changed", kept["source"].filter(pa.array(other["image_id"]))),
-        _named("caption", "changed", kept["source"].filter(pa.array(other["captions"] & ~other["image_id"]))),
+        _named("caption", "changed", kept["source"].filter(pa.array(said_anew))),
     ]
     return [line for line in lines if line]
 

@@ -99,6 +99,10 @@ def test_pictures_that_came_went_or_changed_are_named_at_most_three(
         "1 rejected file withdrawn: noise.png",
         "1 picture accepted now: 4.png",
     ]
+    (folder / "5.txt").unlink()
+    uncaptioned = world.index(run).path / "index.parquet"
+    assert picture_changes(ledgers[2], uncaptioned) == ["1 picture rejected now: 5.png"]
+    assert picture_changes(uncaptioned, ledgers[2]) == ["1 picture accepted now: 5.png"]
     del ledgers[2]
     monkeypatch.setattr(module, "MOST_ROWS", 19)
     assert picture_changes(*ledgers) == ["pictures: 8 -> 12"]
