@@ -64,7 +64,7 @@ def progress(label: str) -> Iterator[Report]:
             return
         if done >= total or time.monotonic() - last > UI_EVERY_S:
             last = time.monotonic()
-            said = f"{label}: {line}  {_left(bars.tasks[0].time_remaining)}".rstrip()
+            said = f"{label}: {done}/{total}  {line}  {_left(bars.tasks[0].time_remaining)}".rstrip()
             show_newest(update, update, 100.0 * done / max(total, 1), said)
 
     try:

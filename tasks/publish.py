@@ -64,7 +64,7 @@ def publish_pictures(artifact: Artifact, summary: Summary, *names: str) -> None:
     lines = [head, "", f"`{artifact.path}`", "", *_table(summary)]
     for name in names:
         if (artifact.path / name).exists():
-            lines += ["", f"![{name}]({data_uri(artifact.path / name)})"]
+            lines += ["", f"`{name}`", "", f"![{name}]({data_uri(artifact.path / name)})"]
     create_markdown_artifact("\n".join(lines), key=artifact.kind.replace("_", "-"), description=label(artifact.kind))
     tell(artifact, summary)
 

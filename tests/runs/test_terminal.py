@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
+from PIL import Image
 from rich.console import Console
 from rich.table import Table
 from summaries import summary_of
@@ -190,6 +191,20 @@ def test_a_terminal_says_what_is_waited_for_until_a_server_answers(small_run: An
     os.close(ours)
     assert done.returncode == 2
     assert shown.startswith("Prefect: joining a server, or starting one") and "no Prefect server answers" in shown
+
+
+def test_a_page_names_the_file_of_each_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pages: list[str] = []
+    monkeypatch.setattr(publish, "create_markdown_artifact", lambda page, **_: pages.append(page))
+    names = ["picture-000-seed-7-64x64.png", "picture-001-seed-8-64x64.png"]
+    for name in names:
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    monkeypatch.setattr(publish, "tell", lambda *_: None)
+    publish.publish_pictures(Artifact("generated", "f", tmp_path), summary_of(seeds=2), *names, "not_there.png")
+    lines = [line for line in pages[0].splitlines() if ".png" in line]
+    assert [line.partition("](data")[0] for line in lines] == [
+        f"`{names[0]}`", f"![{names[0]}", f"`{names[1]}`", f"![{names[1]}",
+    ]  # fmt: skip
 
 
 def test_a_page_has_no_empty_table_and_no_empty_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
