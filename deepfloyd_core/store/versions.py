@@ -102,6 +102,8 @@ def news_of(workspace: Path, version: Version, before: Version | None) -> str:
         return f"version {version.number} as before"
     first = next(one for one in versions(workspace) if one.bundle == version.bundle)
     again = f": the bundle of version {first.number} again" if first.number < version.number else ""
+    if before and not again and (trained := _trained(version)) and trained == _trained(before):
+        again = f": the same weights as version {before.number}"  # the ledger, the samples or the prompts are others
     other = ""
     if before and before.run_file and version.run_file and before.run_file != version.run_file:
         other = (
@@ -109,6 +111,12 @@ def news_of(workspace: Path, version: Version, before: Version | None) -> str:
             "or give each run file a workspace"
         )
     return f"published version {version.number}{again}{other}"
+
+
+def _trained(version: Version) -> list[str]:
+    """What was trained for a version, as far as its record knows."""
+    parts = version.lineage.get(f"lora_bundle/{version.bundle}", ())
+    return sorted(part for part in parts if part.partition("/")[0].endswith("_lora"))
 
 
 def bundle_of(workspace: Path, version: Version) -> Artifact:

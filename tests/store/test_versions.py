@@ -83,6 +83,18 @@ def test_a_version_says_which_run_file_it_is_of_where_two_share_a_workspace(
     ] * 2
 
 
+def test_a_version_of_the_same_weights_says_so(tmp_path: Path) -> None:
+    first, second = (make(tmp_path, "stage1_lora", {"of": number}) for number in range(2))
+    published = []
+    for number, lora in enumerate((first, first, second)):
+        index = make(tmp_path, "image_index", {"of": number}, data="1" * 16)
+        published.append(publish(tmp_path, make(tmp_path, "lora_bundle", {}, index, lora), index)[0])
+    pairs = zip([None, *published], published, strict=False)
+    assert [news_of(tmp_path, version, before) for before, version in pairs] == [
+        "published version 1", "published version 2: the same weights as version 1", "published version 3",
+    ]  # fmt: skip
+
+
 # ---- what is current --------------------------------------------------------------------------------------------------
 
 
