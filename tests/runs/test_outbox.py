@@ -64,6 +64,19 @@ def test_what_is_shown_waits_for_the_server_in_order_and_progress_as_its_newest(
     assert done == ["first", "progress 499", "table", "sheet"]
 
 
+def test_a_server_that_is_back_gets_an_event_with_which_prefect_sends_those_that_it_kept(
+    answers: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events, done = list[str](), list[str]()
+    monkeypatch.setattr(outbox, "emit_event", lambda name, _: events.append(name))
+    box = outbox.Outbox()
+    _put(box, _asks(answers, done), "table")
+    _until_away(box)
+    assert events == []
+    answers.append(True)
+    assert box.deliver(5.0) and done == ["table"] and events == ["deepfloyd.server-back"]
+
+
 def test_what_the_server_refuses_is_said_once_and_holds_nothing_up(
     answers: list[bool], caplog: pytest.LogCaptureFixture
 ) -> None:
