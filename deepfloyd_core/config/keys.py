@@ -16,6 +16,7 @@ from pydantic_core import PydanticUndefined
 
 from deepfloyd_core.config.base import Spec
 from deepfloyd_core.config.flavours import Stage
+from deepfloyd_core.types import Json
 
 # What reads a key. `verdict`: whether a picture can be used; every picture is then decoded again. `validation`: the LoRA,
 # where pictures are made while it is trained. `content`: what lies there decides, not the key itself. `all`: the entry is
@@ -71,7 +72,7 @@ def keys_of(model: type[Spec], reader: Reader, stage: Stage | None = None) -> fr
     )
 
 
-def read_by(config: Spec, reader: Reader, stage: Stage | None = None) -> dict[str, Any]:
+def read_by(config: Spec, reader: Reader, stage: Stage | None = None) -> Json:
     """The keys that something reads with their values, as plain JSON: their part of an artifact's identity."""
     return config.model_dump(mode="json", include=set(keys_of(type(config), reader, stage)))
 

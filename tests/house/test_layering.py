@@ -1,6 +1,7 @@
 """The house's one-way rule and what the core abstains from, read from the source with `ast`; no module is imported here."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -118,3 +119,59 @@ def test_what_the_flows_import_before_a_job_loads_no_model_library() -> None:
     code = f"import sys, {', '.join(core)}; print([name for name in {HEAVY!r} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.strip() == "[]"
+
+
+# ---- joints -----------------------------------------------------------------------------------------------------------
+
+UNTYPED = re.compile(r"\bdict\[str, Any\]")
+# What others define: values of users' files, arguments and state of libraries, columns that follow from a table.
+FOREIGN = {
+    "deepfloyd_core.config.base.parse_spec",
+    "deepfloyd_core.config.run_file.Written",
+    "deepfloyd_core.measures.upscaling.Row",
+    "deepfloyd_core.models.same_output.output_change",
+    "deepfloyd_core.training.optimizers.optimizer_state",
+    "deepfloyd_core.training.optimizers.restore_optimizer",
+    "deepfloyd_core.types.Json",  # what is stored, compared and printed as a whole
+}
+
+
+def signature(node: ast.AST) -> str:
+    """What a function takes and returns, or what fields a class has."""
+    if isinstance(node, ast.FunctionDef):
+        return f"{ast.unparse(node.args)} -> {ast.unparse(node.returns) if node.returns else ''}"
+    if isinstance(node, ast.ClassDef):
+        fields = [part for part in node.body if isinstance(part, ast.AnnAssign)]
+        methods = [part for part in node.body if isinstance(part, ast.FunctionDef) and not part.name.startswith("_")]
+        return "\n".join([*map(ast.unparse, fields), *map(signature, methods)])
+    return ast.unparse(node) if isinstance(node, ast.Assign | ast.AnnAssign) else ""
+
+
+def definitions() -> dict[str, str]:
+    """The signature of every function, class and constant at the top of a module, by its full name."""
+    found = {}
+    for path, tree in TREES.items():
+        module = ".".join(path.with_suffix("").parts)
+        for node in tree.body:
+            names = [node.name] if isinstance(node, ast.FunctionDef | ast.ClassDef) else []
+            if isinstance(node, ast.Assign):
+                names = [target.id for target in node.targets if isinstance(target, ast.Name)]
+            found |= {f"{module}.{name}": signature(node) for name in names}
+    return found
+
+
+def room(module: str) -> str:
+    """The room of a module of the core; of others the layer."""
+    parts = module.split(".")
+    return ".".join(parts[:2]) if parts[0] == "deepfloyd_core" else parts[0]
+
+
+def test_no_untyped_dict_crosses_a_room() -> None:
+    """Whatever one room takes from another says what it is; `Json` is for what is stored and compared as a whole."""
+    known, crossing = definitions(), set[str]()
+    for path, tree in TREES.items():
+        here = room(".".join(path.with_suffix("").parts))
+        for name in imported(tree):
+            if name in known and room(name) != here and UNTYPED.search(known[name]):
+                crossing.add(name)
+    assert crossing == FOREIGN

@@ -54,7 +54,7 @@ def test_the_demo_teaches_stage1_the_new_concept(demo: tuple[Path, str]) -> None
 @pytest.mark.slow
 def test_the_demo_makes_stage2_better_than_plain_enlargements_and_untuned(demo: tuple[Path, str]) -> None:
     figures = _figures(demo)
-    upscaled = figures["upscaled"]
+    upscaled = figures["held_out"]["upscaled"]
     for way in ("bilinear", "bicubic", "base"):
         assert upscaled["tuned"]["psnr"] > upscaled[way]["psnr"] + 0.5, way
     assert upscaled["tuned"]["ssim"] > upscaled["base"]["ssim"]

@@ -403,7 +403,7 @@ def test_a_small_set_ends_in_a_bundle_that_says_what_was_not_measured(
     for stage in ("stage1", "stage2"):
         assert figures[stage]["pictures"] == trained
         assert ("eval_loss" in figures[stage], "eval_gain" in figures[stage]) == (bool(held_out), bool(held_out))
-    assert ("upscaled" in figures["samples"]) == (bundle / "eval.png").exists() == bool(held_out)
+    assert ("held_out" in figures["samples"]) == (bundle / "eval.png").exists() == bool(held_out)
     assert "sheet.png" in card and (bundle / "sheet.png").exists()
 
 

@@ -466,7 +466,13 @@ def test_a_killed_training_on_remakes_ends_with_the_bytes_of_an_unbroken_one(
     }
 
     def run(share: float) -> Run:
-        stage2 = small.run.config.stage(2).model_copy(update={**keys, "low_res_stage1_share": share})
+        strength = (
+            small.run.config.stage(2).low_res_stage1_strength
+            if share
+            else StageConfig.model_fields["low_res_stage1_strength"].default
+        )
+        remade = {"low_res_stage1_share": share, "low_res_stage1_strength": strength}
+        stage2 = small.run.config.stage(2).model_copy(update={**keys, **remade})
         return replace(small.run, config=small.run.config.model_copy(update={"stage2": stage2}))
 
     half, made = run(0.5), small.made | {"stage2_low_res": remakes}
