@@ -1,4 +1,4 @@
 """The trainer: order, draws, forward pass, optimizer, checkpoints, validation.
 
-Entry: `training.trainer.train_job`.
+Entry: `training.trainer.train`.
 """

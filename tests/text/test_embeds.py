@@ -26,8 +26,7 @@ from deepfloyd_core.preflight.load import load_run
 from deepfloyd_core.processes.jobs import Job, run_parts
 from deepfloyd_core.store import reuse as take_over
 from deepfloyd_core.store.artifacts import Artifact, materialise, verify_artifact
-from deepfloyd_core.text import encode as embed_job
-from deepfloyd_core.text import t5
+from deepfloyd_core.text import encode, t5
 from deepfloyd_core.text.embed_file import _unpacked, embed_schema, stored_row
 from deepfloyd_core.text.embeds import (
     FILES,
@@ -95,14 +94,14 @@ class EmbedWorld:
 
         return materialise(
             self.run.workspace, request,
-            lambda work: embed_job.encode_captions(Job(job, work.path, report)), parts=FILES,
+            lambda work: encode.encode_captions(Job(job, work.path, report)), parts=FILES,
         )  # fmt: skip
 
 
 @pytest.fixture
 def world(tmp_path: Path, new_small_run: Callable[[Path], Any], monkeypatch: pytest.MonkeyPatch) -> EmbedWorld:
     """The picture of the token counts, which takes longer than the tiny T5, is left empty."""
-    monkeypatch.setattr(embed_job, "save_token_counts", lambda counts, length, path: path.touch())
+    monkeypatch.setattr(encode, "save_token_counts", lambda counts, length, path: path.touch())
     run = load_run(new_small_run(tmp_path / "run").config)
     encoder = tmp_path / "encoder"
     for part in ("text_encoder", "tokenizer"):
@@ -144,7 +143,7 @@ def test_a_special_token_in_a_caption_is_taken_out_and_counted(world: EmbedWorld
     assert made.manifest.summary["special_tokens_removed"] == 2
     expected, _ = pipeline.encode_prompt("star circle", do_classifier_free_guidance=False)
     assert torch.equal(Embeds(made).of("star </s> circle <pad>"), expected[0])
-    assert embed_job.clean_captions(["a [END] star"], ["end"]) == (["a   star"], 1)  # one that looks like no tag
+    assert encode.clean_captions(["a [END] star"], ["end"]) == (["a   star"], 1)  # one that looks like no tag
 
 
 def test_captions_without_a_word_after_cleaning_are_counted_and_named(world: EmbedWorld) -> None:
@@ -417,7 +416,7 @@ def test_a_damaged_older_file_is_not_taken_over(world: EmbedWorld) -> None:
 def test_a_full_disk_is_said_before_anything_is_encoded(world: EmbedWorld, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(world.folder)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1 << 20))
-    monkeypatch.setattr(embed_job, "load_encoder", lambda *_: pytest.fail("the encoder was loaded"))
+    monkeypatch.setattr(encode, "load_encoder", lambda *_: pytest.fail("the encoder was loaded"))
     with pytest.raises(ArtifactError, match=r"The embeds of 200 texts take 0\.0 GiB and .* has 0\.0 GiB free"):
         world.make(captions_of(200))
 
