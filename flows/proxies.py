@@ -21,3 +21,9 @@ def without_loopback(environ: Mapping[str, str]) -> dict[str, str]:
 def loopback_is_proxied() -> bool:
     """Whether a command of the user's, as `prefect`, would send what is for 127.0.0.1 to a proxy."""
     return bool(getproxies().keys() & {"http", "all"}) and not proxy_bypass("127.0.0.1")
+
+
+def past_proxy() -> str:
+    """What to write before such a command, so that it does not; empty where it does not anyway."""
+    # Small letters: Python takes NO_PROXY only where there is no `no_proxy`.
+    return "no_proxy=127.0.0.1 " if loopback_is_proxied() else ""

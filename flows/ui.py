@@ -13,7 +13,7 @@ from rich.console import Console
 from deepfloyd_core.errors import ConfigError, JobError
 from flows.bound import OWNER
 from flows.processes import kill_below
-from flows.proxies import loopback_is_proxied
+from flows.proxies import past_proxy
 from flows.server import default_home, prefect_server
 
 POOL = "deepfloyd"
@@ -28,7 +28,7 @@ def serve_ui(port: int | None, out: Console) -> None:
     Raises ConfigError when there is no prefect.yaml, JobError when a part does not start.
     """
     home, project = default_home(), project_folder()
-    past_proxy = "NO_PROXY=127.0.0.1 " if loopback_is_proxied() else ""
+    before = past_proxy()
     with prefect_server(home, port, USUAL_PORT) as url:
         # The folder `datasets` must not pass for Hugging Face's package in a flow's process.
         os.environ["PYTHONSAFEPATH"] = "1"
@@ -37,7 +37,7 @@ def serve_ui(port: int | None, out: Console) -> None:
         with _worker(project, home / "worker.log") as worker:
             out.print(f"Prefect UI   {url.removesuffix('/api')}, with the deployments of {project / 'prefect.yaml'}")
             command = f"PREFECT_API_URL={url} .venv/bin/prefect deployment run 'finetune/demo'"
-            out.print(f"In another terminal: {past_proxy}{command}")
+            out.print(f"In another terminal: {before}{command}")
             out.print(f"Worker's log {home / 'worker.log'}. Ctrl-C stops everything.")
             worker.wait()
         raise JobError(f"The worker ended; its log is {home / 'worker.log'}.")

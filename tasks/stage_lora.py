@@ -1,7 +1,6 @@
 """The LoRA of a stage, trained in a process of its own."""
 
 import logging
-from collections.abc import Sequence
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -12,10 +11,10 @@ from deepfloyd_core.config.run import Run
 from deepfloyd_core.crops.rows import held_out_ids
 from deepfloyd_core.models.folders import resolve
 from deepfloyd_core.processes.jobs import run_job
-from deepfloyd_core.store.artifacts import Artifact, find, materialise
+from deepfloyd_core.store.artifacts import Artifact, materialise
 from deepfloyd_core.training.epochs import crops_of_sizes, with_steps
 from deepfloyd_core.training.identity import lora_request, train_job
-from deepfloyd_core.training.jobs import SizeCrops, TrainingInputs, TrainingSummary
+from deepfloyd_core.training.jobs import TrainingInputs, TrainingSummary
 from tasks.progress import progress
 from tasks.publish import publish_buckets, publish_held_out, publish_pictures, warn_of_small_sizes
 
@@ -32,12 +31,7 @@ def stage_lora(run: Run, stage: Stage, inputs: TrainingInputs[Artifact], prompts
     request = lora_request(run, stage, folder, inputs, prompts, job.parent.sha256 if job.parent else None)
     if not (run.workspace / request.name).exists() and (shorter := shorter_training(run.workspace, request)):
         log.warning("%s", shorter_note(stage, run.config.stage(stage).steps, shorter))
-    before = find(run.workspace, request)
-    sizes: Sequence[SizeCrops] = (
-        before.summary(TrainingSummary).buckets
-        if before
-        else crops_of_sizes(inputs.pixels, held_out_ids(inputs.eval_set))
-    )
+    sizes = crops_of_sizes(inputs.pixels, held_out_ids(inputs.eval_set))
     warn_of_small_sizes(request.kind, sizes, run.config.stage(stage).train_batch_size)
     with progress(f"stage {'I' * stage} LoRA") as report:
         lora = materialise(run.workspace, request, lambda work: run_job(job, work, report))

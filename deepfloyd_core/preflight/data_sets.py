@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from os.path import realpath
 from pathlib import Path
 
 from deepfloyd_core.config.base import read_config_file
@@ -38,9 +39,9 @@ def unfed_fault(flavour: Flavour, datasets: tuple[ImageDataset, ...], stage: Sta
 
 def workspace_faults(workspace: Path, datasets: tuple[ImageDataset, ...]) -> Iterator[str]:
     """Data sets whose search for pictures comes through the workspace, and takes sheets and samples for such."""
-    place = workspace.resolve()
+    place = Path(realpath(workspace))  # `resolve` raises for a link that leads to itself
     for dataset in datasets:
-        pictures = Path(dataset.instance_data_dir).resolve()
+        pictures = Path(realpath(dataset.instance_data_dir))
         if dataset.type != "local" or not place.is_relative_to(pictures):
             continue
         if not any(name.startswith(".") for name in place.relative_to(pictures).parts):  # else it is not looked at

@@ -137,13 +137,14 @@ def test_overrides_are_told_together(files: Files) -> None:
 @pytest.mark.parametrize(
     ("workspace", "refused"),
     [("pictures", True), ("pictures/a/../work", True), ("link/work", True), ("pictures/.work", False),
-     ("pictures-work", False), ("", False)],
+     ("pictures-work", False), ("", False), ("loop/work", False)],
 )  # fmt: skip
 def test_a_workspace_among_the_pictures_is_refused_for_its_sheets_would_be_trained_on(
     tmp_path: Path, workspace: str, refused: bool
 ) -> None:
     (tmp_path / "pictures").mkdir()
     (tmp_path / "link").symlink_to("pictures")
+    (tmp_path / "loop").symlink_to("loop")
     entry = {"id": "cats", "type": "local", "instance_data_dir": str(tmp_path / "pictures"), "resolution": 64}
     (tmp_path / "data.json").write_text(json.dumps([entry]))
     place = str(tmp_path / workspace)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,13 @@ import pytest
 from job_functions import Order, Pids
 
 from deepfloyd_core.config.run import RunConfig
+from deepfloyd_core.config.run_machine import Machine
 from deepfloyd_core.errors import DeepFloydError, JobError, StorageError
 from deepfloyd_core.processes import jobs
 from deepfloyd_core.processes.fork_server import Starter
 from deepfloyd_core.processes.jobs import job_starter, run_job, run_parts
 from deepfloyd_core.store.artifacts import Request, WorkDir, materialise
-from deepfloyd_core.text.embeds import EncodeRequest
+from deepfloyd_core.text.embeds import EncodeRequest, encode_parts
 from deepfloyd_core.types import Report, no_report
 
 TESTS = Path(__file__).parent
@@ -101,6 +103,28 @@ def test_parts_at_once_are_forks_of_the_same_process(tmp_path: Path, monkeypatch
     run("pids", tmp_path, how=lambda order, work, report: run_parts(order, [order] * 3, work, report))
     assert len({one.job for one in seen}) == 4
     assert len({one.starter for one in seen}) == 1
+
+
+def test_a_request_takes_the_memory_of_its_bytes_whatever_signs_its_captions_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    captions = ("\N{GRINNING FACE}", *["a red circle"] * 200_000)
+    machine = Machine(embed_workers=3)
+    order = EncodeRequest(machine=machine, text=CONFIG, captions=captions, encoder=tmp_path)
+    assert [part.captions is order.captions for part in encode_parts(order)] == [True] * 3
+    written: list[int] = []
+
+    def stopped(path: Path, data: bytes) -> None:
+        written.extend((len(data), tracemalloc.get_traced_memory()[1]))
+        raise JobError("enough")
+
+    monkeypatch.setattr(jobs, "write_bytes", stopped)
+    tracemalloc.start()
+    with pytest.raises(JobError, match="enough"):
+        run_job(order, WorkDir(tmp_path, 0))
+    tracemalloc.stop()
+    size, most = written
+    assert most < 1.5 * size
 
 
 def test_what_a_job_prints_is_in_its_log_and_how_it_died_in_the_error(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from polling import within
 from deepfloyd_core.errors import ConfigError, DataError, JobError
 from flows import server
 from flows.api import check_api, server_needed
-from flows.proxies import NAMES, loopback_is_proxied, without_loopback
+from flows.proxies import NAMES, loopback_is_proxied, past_proxy, without_loopback
 from tasks.health import healthy
 
 PATIENCE_S = 120.0  # a hang, not a measure of speed: the machine may be busy with other tests
@@ -88,6 +88,9 @@ def test_whether_a_user_s_own_command_would_send_loopback_to_a_proxy(
     for name, value in environ.items():
         monkeypatch.setenv(name, value)
     assert loopback_is_proxied() == proxied
+    for written in past_proxy().split():
+        monkeypatch.setenv(*written.split("="))
+    assert not loopback_is_proxied(), "with what the command begins with"
 
 
 PROXIES = ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")

@@ -2,7 +2,9 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -10,14 +12,16 @@ from training_parts import FOLDERS
 
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.crops.rows import eval_ids
-from deepfloyd_core.errors import ConfigError
+from deepfloyd_core.errors import ConfigError, JobError
 from deepfloyd_core.preflight.load import load_run
-from deepfloyd_core.store.artifacts import Artifact
+from deepfloyd_core.store.artifacts import Artifact, Request
+from deepfloyd_core.store.manifest import MANIFEST
 from deepfloyd_core.training.batches import MixedOrder, OrderSettings, TrainingRows
 from deepfloyd_core.training.epochs import batches_per_epoch, crops_of_sizes, with_steps
 from deepfloyd_core.training.identity import lora_request
 from deepfloyd_core.training.jobs import SizeCrops, TrainingInputs
 from deepfloyd_core.training.mixing import Share
+from tasks import stage_lora
 
 
 def made(world: Any, **keys: Any) -> tuple[Run, Artifact, Artifact]:
@@ -45,6 +49,23 @@ def test_an_epoch_shows_every_crop_once_in_the_batches_of_training(world: Any) -
         assert sorted(crops_of_sizes(pixels, eval_ids(held_out)), key=str) == sorted(sizes, key=str)
         seen = [place for number in range(count) for place in order.batch(number)[1].tolist()]
         assert len(seen) == sum(rows.counts.values()) == 10 + 2 * 2
+
+
+@pytest.mark.parametrize("manifest", ["", "{}", '{"seal": "0"}'])
+def test_a_training_whose_manifest_is_damaged_is_made_anew(
+    world: Any, monkeypatch: pytest.MonkeyPatch, manifest: str
+) -> None:
+    run, pixels, held_out = made(world)
+    request = Request("stage1_lora", 1, {}, {})
+    (run.workspace / request.name).mkdir(parents=True)
+    (run.workspace / request.name / MANIFEST).write_text(manifest)
+    monkeypatch.setattr(stage_lora, "resolve", lambda model, stage: FOLDERS[1])
+    monkeypatch.setattr(stage_lora, "train_job", lambda *args: SimpleNamespace(parent=None))
+    monkeypatch.setattr(stage_lora, "lora_request", lambda *args: request)
+    monkeypatch.setattr(stage_lora, "run_job", Mock(side_effect=JobError("it is trained")))
+    inputs = TrainingInputs(pixels=pixels, text=pixels, eval_set=held_out)
+    with pytest.raises(JobError, match="it is trained"):
+        stage_lora.stage_lora.fn(run, 1, inputs, [])
 
 
 def test_epochs_are_the_training_of_as_many_steps_to_the_fingerprint(
