@@ -79,7 +79,7 @@ def measure_upscalers(
         shown = [(method, part) for (method, level), part in pictures.items() if level in (None, levels[0])]
         whole, details = (out / name for name in _SHEETS[kind])
         save_sheets([("low-res", low[kind]), *shown, ("truth", truths)], _TITLES[kind], whole, details)
-        summary = partial(summary_of, against="truth", of_sets=of_sets)
+        summary = partial(level_figures, against="truth", of_sets=of_sets)
         summaries[_FIELDS[kind]] = _by_level(tables[kind], methods, at[kind], summary)
     with atomic_path(out / EVAL_FILE) as tmp:
         rows = [row for table in (*tables.values(), samples) for row in table]
@@ -106,7 +106,7 @@ def measure_samples(
             compared = Compared(Picture(_bytes(picture)), Picture(sample), sample)
             table.append(_row(SAMPLED, name, enlargement, measured(compared, "sample")))
     methods = list(dict.fromkeys(method for method, _ in pictures))
-    return table, _by_level(table, methods, levels, partial(summary_of, against="sample"))
+    return table, _by_level(table, methods, levels, partial(level_figures, against="sample"))
 
 
 def measured(compared: Compared, against: Against) -> dict[str, float]:
@@ -119,7 +119,7 @@ def measured(compared: Compared, against: Against) -> dict[str, float]:
     return columns
 
 
-def summary_of(
+def level_figures(
     table: list[Row], methods: list[str], against: Against, of_sets: SetFigures | None = None
 ) -> LevelFigures:
     """The mean of each measure by method, and how much better the last method is than each other."""

@@ -74,7 +74,7 @@ def run_job(request: JobRequest[S], work: WorkDir, report: Report = no_report, p
     Raises the child's own DeepFloydError, or JobError with the end of its log when it died without one.
     """
     name = request.job + part
-    paths = {part: work.path / f".job-{name}.{part}" for part in ("request", "log", "progress", "result")}
+    paths = {file: work.path / f".job-{name}.{file}" for file in ("request", "log", "progress", "result")}
     for path in paths.values():
         path.unlink(missing_ok=True)
     # As bytes: one emoji in ten million captions makes a text four times as large.
@@ -155,9 +155,8 @@ def run_parts(request: JobRequest[S], parts: Sequence[JobRequest[Any]], work: Wo
     with job_starter():
         with ThreadPoolExecutor(len(parts)) as pool:
             running = [pool.submit(copy_context().run, run_part, number) for number in range(len(parts))]
-            while wait(
-                running, POLL_S
-            ).not_done:  # reports go out from the caller's thread, which has Prefect's context
+            # Reports go out from the caller's thread, which has Prefect's context.
+            while wait(running, POLL_S).not_done:
                 done, total, lines = zip(*shown, strict=True)
                 report(sum(done), sum(total), f"{lines[0]} in each of {len(parts)} processes")
         for part in running:

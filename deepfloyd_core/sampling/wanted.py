@@ -37,10 +37,8 @@ def wanted_pictures(
     With a ControlNet: the first held-out pictures, each of which (or its pair) it follows with its own caption.
     """
     if stage == 1 and not settings.controlnet:
-        seeds, sizes = (
-            range(validation.validation_seed, validation.validation_seed + validation.num_validation_images),
-            validation.sample_sizes_px,
-        )
+        first, sizes = validation.validation_seed, validation.sample_sizes_px
+        seeds = range(first, first + validation.num_validation_images)
         return [Wanted(prompt, seed, size) for size in sizes for seed in seeds for prompt in prompts]
     found = []
     count = validation.num_upscaled_images if stage == 2 else validation.num_validation_images

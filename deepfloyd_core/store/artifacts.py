@@ -285,10 +285,11 @@ def _log_why(workspace: Path, request: Request) -> None:
     if not others:
         return
     try:
-        old = read_sealed(others[-1] / MANIFEST)
+        old = read_manifest(others[-1])
     except ArtifactError:
         return
-    log.info("%s %s: built anew: %s", request.kind, request.fingerprint, _changes(old, request))
+    record = Request(old.kind, old.format, old.spec, old.inputs).record
+    log.info("%s %s: built anew: %s", request.kind, request.fingerprint, _changes(record, request))
 
 
 def _log_left(workspace: Path, request: Request) -> None:

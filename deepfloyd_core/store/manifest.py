@@ -54,7 +54,7 @@ class Manifest(_Record):
 class Summary(BaseModel):
     """What a builder reports of an artifact: counts and figures. Also what a job returns."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)  # JSON has neither
 
     @classmethod
     def of_record(cls, record: Json, where: object) -> Self:

@@ -12,7 +12,7 @@ _PACKAGES = ("torch", "diffusers", "transformers", "peft", "pillow", "pillow-hei
 
 
 def provenance(started: datetime) -> Provenance:
-    """Those of an artifact that is finished now."""
+    """Of an artifact that is finished now."""
     finished, versions = datetime.now(UTC), dict[str, str]()
     for name in _PACKAGES:
         with suppress(metadata.PackageNotFoundError):  # the core works without Prefect

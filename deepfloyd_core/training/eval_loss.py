@@ -43,7 +43,7 @@ class GridLoss:
 
 
 @dataclass(frozen=True)
-class Compared:
+class LossComparison:
     """How a trained model differs from another one on the same grid."""
 
     gain: tuple[float, ...]  # how much lower its held-out loss is, paired: mean and, of enough pictures, 95 % interval
@@ -108,7 +108,7 @@ def mean_loss(losses: list[GridLoss], part: str = HELD_OUT) -> float | None:
     return float(np.mean(found)) if found else None
 
 
-def compared(base: list[GridLoss], tuned: list[GridLoss]) -> Compared | None:
+def compared(base: list[GridLoss], tuned: list[GridLoss]) -> LossComparison | None:
     """The second's losses beside the first's, paired picture by picture; None where no picture is held out."""
     gains: dict[str, dict[str, list[float]]] = {HELD_OUT: {}, SEEN: {}}
     for before, after in zip(base, tuned, strict=True):
@@ -117,7 +117,7 @@ def compared(base: list[GridLoss], tuned: list[GridLoss]) -> Compared | None:
         return None
     of_pictures = {part: [float(np.mean(values)) for values in found.values()] for part, found in gains.items()}
     gain = mean_and_interval(of_pictures[HELD_OUT])
-    return Compared(
+    return LossComparison(
         tuple(gain),
         float(np.mean(of_pictures[SEEN])) - gain[0],
         {t: (_mean_at(base, t), _mean_at(tuned, t)) for t in TIMESTEPS},

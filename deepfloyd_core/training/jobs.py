@@ -24,9 +24,7 @@ class TrainingInputs(Inputs[A]):
     pixels: A
     text: A  # the stage's, or the embeds where its text modules are trained
     eval_set: A
-    conditioning: A | None = (
-        None  # what a ControlNet follows for each row of the pixels, where that is not made of them
-    )
+    conditioning: A | None = None  # a ControlNet's pictures for the rows of the pixels, where not made of these
     eval_conditioning: A | None = None  # the same for the eval set
     low_res: A | None = None  # Stage I's remakes, for Stage II
 

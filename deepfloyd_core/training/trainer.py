@@ -44,7 +44,7 @@ from deepfloyd_core.training.attention import set_attention
 from deepfloyd_core.training.batches import Draws, MixedOrder, OrderSettings, TrainingRows
 from deepfloyd_core.training.checkpoints import StepMetrics, last_good
 from deepfloyd_core.training.compiled import check_backend, compiled_unet
-from deepfloyd_core.training.eval_loss import Compared, GridLoss, compared, grid_pictures, mean_loss
+from deepfloyd_core.training.eval_loss import GridLoss, LossComparison, compared, grid_pictures, mean_loss
 from deepfloyd_core.training.forward import Prepared, Setup, batch_loss, feed, predict_noise, prepare
 from deepfloyd_core.training.jobs import TrainingSummary, TrainRequest
 from deepfloyd_core.training.optimizers import check_savable, set_learning_rate
@@ -111,8 +111,9 @@ def _write_figures(stage: Stage, out: Path, metrics: list[StepMetrics], validate
 
 
 def _on_held_out(
-    job: Job[TrainRequest], base: list[GridLoss], tuned: list[GridLoss], change: Compared
+    job: Job[TrainRequest], base: list[GridLoss], tuned: list[GridLoss], change: LossComparison
 ) -> HeldOutLosses:
+    """The losses of the base, of the trained model and of the one that it started from."""
     parent = read_losses(job.out, 0) if job.request.parent else None
     on_parent = compared(parent, tuned) if parent else None
     return HeldOutLosses(

@@ -154,8 +154,9 @@ def definitions() -> dict[str, str]:
         module = ".".join(path.with_suffix("").parts)
         for node in tree.body:
             names = [node.name] if isinstance(node, ast.FunctionDef | ast.ClassDef) else []
-            if isinstance(node, ast.Assign):
-                names = [target.id for target in node.targets if isinstance(target, ast.Name)]
+            if isinstance(node, ast.Assign | ast.AnnAssign):
+                targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+                names = [target.id for target in targets if isinstance(target, ast.Name)]
             found |= {f"{module}.{name}": signature(node) for name in names}
     return found
 

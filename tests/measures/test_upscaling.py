@@ -34,10 +34,10 @@ from deepfloyd_core.measures.tables import gained
 from deepfloyd_core.measures.upscaling import (
     HELD_OUT,
     SAMPLED,
+    level_figures,
     measure_samples,
     measure_upscalers,
     measured,
-    summary_of,
 )
 from deepfloyd_core.measures.upscaling_sheets import save_sheets
 from deepfloyd_core.preflight.load import load_run
@@ -105,7 +105,7 @@ def test_a_smooth_picture_among_others_does_not_decide_the_detail(tmp_path: Path
         for truth in pictures
     ]
     assert table[3]["detail"] > 50 * table[3]["true_detail"]
-    assert 1.0 < cast(Any, summary_of(table, ["noisy"], "truth")).upscaled["noisy"]["detail"] < 1.2
+    assert 1.0 < cast(Any, level_figures(table, ["noisy"], "truth")).upscaled["noisy"]["detail"] < 1.2
 
 
 def test_the_table_of_upscalers_says_which_is_best(

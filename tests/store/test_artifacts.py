@@ -3,12 +3,14 @@
 import hashlib
 import json
 import logging
+import math
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -16,9 +18,13 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from summaries import summary_of
 
+from deepfloyd_core.crops.summary import CropsSummary
 from deepfloyd_core.errors import ArtifactError, StorageError
+from deepfloyd_core.files import write_sealed
+from deepfloyd_core.measures.held_out_loss import HeldOutLosses
 from deepfloyd_core.store.artifacts import (
     MANIFEST,
     Artifact,
@@ -125,6 +131,39 @@ def test_a_manifest_that_is_no_sealed_record_is_an_artifact_error(built: Artifac
     with pytest.raises(ArtifactError, match="Remove its directory"):
         _ = built.manifest
     assert verify_artifact(built)
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [{"format": None}, {"spec": 3}, {"inputs": {"index": 3}}, {"files": [{"path": "a.bin"}]}, {"provenance": {}}],
+)
+def test_a_manifest_that_was_edited_and_sealed_again_is_an_artifact_error_and_stops_no_other(
+    built: Artifact, edit: dict[str, Any]
+) -> None:
+    record = json.loads((built.path / MANIFEST).read_bytes())
+    del record["seal"]
+    write_sealed(built.path / MANIFEST, record | edit)
+    with pytest.raises(ArtifactError, match="a sealed record, and not of an artifact"):
+        _ = built.manifest
+    assert verify_artifact(built)
+    workspace = built.path.parents[1]
+    assert materialise(workspace, replace(REQUEST, format=2), build_files) != built
+    assert materialise(workspace, REQUEST, build_files) == built and not verify_artifact(built)
+
+
+@settings(deadline=None, database=None, derandomize=True)
+@given(st.dictionaries(st.sampled_from(["shards", "rows", "sizes", "other"]), st.deferred(lambda: PLAIN)))
+def test_a_summary_of_another_shape_is_an_artifact_error_that_names_the_key(record: dict[str, Any]) -> None:
+    with pytest.raises(
+        ArtifactError, match=r"^/w/x has a summary .* does not know \(\w+.*Remove it to have it rebuilt"
+    ):
+        CropsSummary.of_record(record, "/w/x")
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_figure_that_no_manifest_can_hold_is_refused_where_it_is_reported(value: float) -> None:
+    with pytest.raises(ValidationError, match="finite number"):
+        HeldOutLosses(eval_loss=value)
 
 
 # ---- the fingerprint -------------------------------------------------------------------------------------------------
