@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
+from pydantic.fields import FieldInfo
 
 from deepfloyd_core.errors import ConfigError
 
@@ -82,6 +83,21 @@ def _placed_unless_number(text: str) -> str:
 HomePath = Annotated[str, AfterValidator(_placed)]
 PathOrNumber = Annotated[str, AfterValidator(_placed_unless_number)]
 NameOrPath = Annotated[str, AfterValidator(_placed_if_there)]
+
+
+def names_a_path(field: FieldInfo) -> bool:
+    """Whether a key is of one of these types."""
+    return any(isinstance(part, AfterValidator) and part.func in _PLACERS for part in _metadata_in(field))
+
+
+_PLACERS = (_placed, _placed_unless_number, _placed_if_there)
+
+
+def _metadata_in(field: FieldInfo) -> Iterator[Any]:
+    """What a field and the members of its union are annotated with."""
+    yield from field.metadata
+    for member in get_args(field.annotation):
+        yield from getattr(member, "__metadata__", ())
 
 
 def read_config_text(path: Path) -> str:

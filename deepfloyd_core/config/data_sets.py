@@ -15,7 +15,7 @@ from deepfloyd_core.config.base import HomePath, Spec
 from deepfloyd_core.config.data_blocks import AspectBucket, CaptionShuffle, CaptionTable, Texts
 from deepfloyd_core.config.flavours import UPSCALE, Stage
 from deepfloyd_core.config.keys import CONTENT, CROPS, ENTRY, LORA, VERDICT, Reader, key
-from deepfloyd_core.config.place import URL_TYPES, Place
+from deepfloyd_core.config.place import SOURCE_TYPES, URL_TYPES, Place
 
 STAGE1_MAX_PX = 128
 _INDEX: tuple[Reader, ...] = ("index",)
@@ -25,11 +25,7 @@ TABLES = ("parquet", "csv", "jsonl")  # strategies whose captions come from the 
 # 20:1 panorama would ask for 64 x 1280 px, and 256 x 5120 px at Stage II.
 OWN_ASPECT_RANGE = (0.25, 4.0)
 
-_ANYWHERE = ("filename", "instanceprompt", *TABLES)
-_STRATEGIES = {
-    "local": ("textfile", *_ANYWHERE), "aws": ("textfile", *_ANYWHERE), "webdataset": ("textfile", *_ANYWHERE),
-    "csv": _ANYWHERE, "parquet": _ANYWHERE, "huggingface": ("huggingface", *_ANYWHERE),
-}  # fmt: skip
+_ANYWHERE = ("filename", "instanceprompt", *TABLES)  # strategies for pictures of any source
 
 
 class ImageDataset(Place):
@@ -214,10 +210,11 @@ class ImageDataset(Place):
         for name, needed in needs_prompt.items():
             if needed and not self.prompts:
                 raise ValueError(f"{name} is {getattr(self, name)!r}, and instance_prompt is missing. Set it")
-        if self.caption_strategy not in _STRATEGIES[self.type]:
+        strategies = (*SOURCE_TYPES[self.type].captions, *_ANYWHERE)
+        if self.caption_strategy not in strategies:
             raise ValueError(
                 f"caption_strategy is {self.caption_strategy!r}; with type {self.type!r} it is one of "
-                f"{', '.join(_STRATEGIES[self.type])}"
+                f"{', '.join(strategies)}"
             )
         if self.caption_strategy in TABLES and self.parquet is None and self.type not in URL_TYPES:
             raise ValueError(
@@ -232,7 +229,7 @@ class ImageDataset(Place):
             return False
         if self.caption_strategy in TABLES:
             return self.type in URL_TYPES and self.parquet is None
-        return self.caption_strategy in ("textfile", "huggingface")
+        return self.caption_strategy in SOURCE_TYPES[self.type].captions
 
     @property
     def edge_px(self) -> float:

@@ -1,5 +1,6 @@
 """Where the pictures of a set lie: the keys that all sets of pictures share."""
 
+from dataclasses import dataclass
 from typing import Literal, Self
 
 from pydantic import SecretStr, model_validator
@@ -8,11 +9,23 @@ from deepfloyd_core.config.base import HomePath, NameOrPath, Spec
 from deepfloyd_core.config.data_blocks import Texts
 from deepfloyd_core.config.keys import CONTENT, ENTRY, key
 
-# What each type cannot do without.
-_PLACE_KEYS = {
-    "local": ("instance_data_dir",), "aws": ("aws_bucket_name",), "csv": ("csv_file", "csv_cache_dir"),
-    "parquet": ("csv_file", "csv_cache_dir"), "huggingface": ("dataset_name",), "webdataset": ("instance_data_dir",),
-}  # fmt: skip
+
+@dataclass(frozen=True)
+class SourceType:
+    """What the configuration knows of a type of source."""
+
+    needs: tuple[str, ...]  # keys that it cannot do without
+    captions: tuple[str, ...] = ()  # the caption strategies whose captions lie with its pictures
+
+
+SOURCE_TYPES = {
+    "local": SourceType(("instance_data_dir",), ("textfile",)),
+    "aws": SourceType(("aws_bucket_name",), ("textfile",)),
+    "csv": SourceType(("csv_file", "csv_cache_dir")),
+    "parquet": SourceType(("csv_file", "csv_cache_dir")),
+    "huggingface": SourceType(("dataset_name",), ("huggingface",)),
+    "webdataset": SourceType(("instance_data_dir",), ("textfile",)),
+}
 URL_TYPES = ("csv", "parquet")
 
 
@@ -81,8 +94,7 @@ class Place(Spec):
 
     @model_validator(mode="after")
     def _named(self) -> Self:
-        for kind, keys in _PLACE_KEYS.items():
-            missing = [key for key in keys if not getattr(self, key)] if self.type == kind else []
-            if missing:
-                raise ValueError(f"type is {kind!r}, and {missing[0]} is missing")
+        missing = [key for key in SOURCE_TYPES[self.type].needs if not getattr(self, key)]
+        if missing:
+            raise ValueError(f"type is {self.type!r}, and {missing[0]} is missing")
         return self

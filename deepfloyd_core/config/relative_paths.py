@@ -5,14 +5,19 @@ own upwards. So `deepfloyd run project/flows/configs/demo.toml` makes the same a
 """
 
 import json
+from functools import cache
 from pathlib import Path
 
-from deepfloyd_core.config.base import home_path, is_there
+from deepfloyd_core.config.base import home_path, is_there, names_a_path
+from deepfloyd_core.config.run import RunConfig
+from deepfloyd_core.config.stage import StageConfig
 
-# Keys of a run file that name a file or folder.
-PATH_KEYS = (
-    "workspace", "data_backend_config", "eval_clip_model", "eval_lpips_model", "pretrained_model_name_or_path", "init_lora",
-)  # fmt: skip
+
+@cache
+def path_keys() -> frozenset[str]:
+    """Keys of a run file that name a file or folder."""
+    fields = {**RunConfig.model_fields, **StageConfig.model_fields}
+    return frozenset(name for name, field in fields.items() if names_a_path(field))
 
 
 def start_of_paths(run_file: Path, data_file: object) -> Path | None:
@@ -37,7 +42,7 @@ def from_here(override: str) -> str:
     """An override (KEY=VALUE) that is a relative path, from the current directory, in which it was typed."""
     key, _, value = override.partition("=")
     name, text = key.strip().rpartition(".")[2], value.strip().strip("\"'")
-    if name not in PATH_KEYS or not text or text.startswith("~"):
+    if name not in path_keys() or not text or text.startswith("~"):
         return override
     here = Path.cwd() / text
     return f"{key}={json.dumps(str(here))}" if name == "workspace" or is_there(here) else override

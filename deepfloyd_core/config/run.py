@@ -17,7 +17,7 @@ from deepfloyd_core.config.cluster import cluster_fault
 from deepfloyd_core.config.data_sets import ImageDataset
 from deepfloyd_core.config.extras import missing_extra, quantization_fault
 from deepfloyd_core.config.flavours import PUBLISHED, UPSCALE, Flavour, Stage
-from deepfloyd_core.config.keys import CONTENT, CROPS, LORA, NOTHING, VERDICT, key
+from deepfloyd_core.config.keys import CONTENT, CROPS, LORA, NOTHING, VERDICT, effects, is_changed, key
 from deepfloyd_core.config.run_machine import Machine
 from deepfloyd_core.config.run_text import TextKeys
 from deepfloyd_core.config.run_validation import ValidationKeys
@@ -105,8 +105,8 @@ class RunConfig(TextKeys, ValidationKeys, Machine):
         """What the settings ask of each other and of this machine's packages, each to follow the name of the file."""
         if self.stage1 is None and self.stage2 is None:
             yield "no stage to train: add a [stage1] or [stage2] table, or set model_flavour"
-        for name in ("eval_clip_model", "eval_lpips_model"):
-            if getattr(self, name) is not None and self.stage2 is None:
+        for name, effect in effects(type(self)).items():
+            if effect.stage == 2 and self.stage2 is None and is_changed(self, name):
                 yield f"{name} measures what Stage II makes, and there is no [stage2]. Remove it"
         if fault := cluster_fault(self.task_runner, self.task_runner_address):
             yield fault

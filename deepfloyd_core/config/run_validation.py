@@ -41,12 +41,14 @@ class ValidationKeys(Spec):
     )
     eval_clip_model: HomePath | None = key(
         None,
+        stage=2,
         says="Folder of a CLIP model (transformers', in safetensors): Stage II's held-out pictures are measured by "
         "what it sees as well.",
         makes=CONTENT,
     )
     eval_lpips_model: HomePath | None = key(
         None,
+        stage=2,
         says="File of LPIPS's weights (the `lpips` package's, in safetensors): Stage II's held-out pictures are "
         "measured by it as well.",
         makes=CONTENT,

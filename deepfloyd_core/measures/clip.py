@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from deepfloyd_core.config.base import is_there
 from deepfloyd_core.errors import ConfigError
 from deepfloyd_core.measures.measure import Figures, Look, Network, Outputs
+from deepfloyd_core.models.identity import model_fingerprint
 
 if TYPE_CHECKING:
     import numpy as np
@@ -60,7 +61,7 @@ def load_clip(folder: Path, device: "torch.device") -> Look:
     return look
 
 
-CLIP = Network("eval_clip_model", check_clip_folder, load_clip)
+CLIP = Network("eval_clip_model", check_clip_folder, lambda folder: model_fingerprint(folder, ("",)), load_clip)
 
 
 def load_embed(folder: Path, device: "torch.device") -> Embed:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from deepfloyd_core.files import sha256_file
 from deepfloyd_core.measures.lpips_weights import (
     SCALE,
     SHIFT,
@@ -43,7 +44,7 @@ def load_lpips(file: Path, device: "torch.device") -> Look:
     return look
 
 
-LPIPS = Network("eval_lpips_model", check_lpips_file, load_lpips)
+LPIPS = Network("eval_lpips_model", check_lpips_file, lambda file: sha256_file(file)[:16], load_lpips)
 
 
 def load_distances(file: Path, device: "torch.device") -> Distances:

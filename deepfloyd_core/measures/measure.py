@@ -41,6 +41,7 @@ class Network:
 
     key: str  # of the run file, with the path of the weights
     check: Callable[[Path], None]  # raises ConfigError unless the weights are there; loads nothing
+    fingerprint: Callable[[Path], str]  # of the weights' bytes: an input of the samples that it measures
     load: Callable[[Path, "torch.device"], Look]
 
 

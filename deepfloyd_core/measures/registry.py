@@ -1,7 +1,7 @@
 """The table of all measures. A new one is a module in this room and a row here.
 
-The columns of eval.parquet, the means and gains in summaries, and their heads, units and directions in reports and model
-cards follow from the rows. `SAMPLES_FORMAT` of `sampling.identity` counts up with a row that adds a column.
+The columns of eval.parquet, the means and gains in summaries, their heads, units and directions in reports and model cards,
+and the identity of the samples that are measured follow from the rows.
 """
 
 from pathlib import Path

@@ -8,7 +8,7 @@ from deepfloyd_core.config.flavours import Stage
 from deepfloyd_core.config.keys import read_by
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.errors import ConfigError
-from deepfloyd_core.files import sha256_file
+from deepfloyd_core.measures.registry import COLUMNS, networks_of
 from deepfloyd_core.models.identity import base_model, model_fingerprint
 from deepfloyd_core.sampling.jobs import LowResInputs, SampleInputs
 from deepfloyd_core.store.artifacts import Artifact, Request
@@ -51,10 +51,10 @@ def samples_request(run: Run, prompts: list[str], folders: dict[Stage, Path], in
     for stage in config.stages:
         spec[f"stage{stage}"] = read_by(config.stage(stage), "samples", stage)
         models |= base_model(stage, folders[stage], f"stage{stage}_model")
-    if config.eval_clip_model is not None:
-        models["clip"] = model_fingerprint(Path(config.eval_clip_model), ("",))
-    if config.eval_lpips_model is not None:
-        models["lpips"] = sha256_file(Path(config.eval_lpips_model))[:16]
+    if config.stage2:
+        spec["columns"] = list(COLUMNS)  # samples with fewer would be taken for finished ones
+    for network, weights in networks_of(config):
+        models[network.key] = network.fingerprint(weights)
     return Request("cascade_samples", SAMPLES_FORMAT, spec, {**inputs.names, **models})
 
 

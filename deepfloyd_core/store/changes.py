@@ -27,6 +27,7 @@ _OF_RUN = {
 _PHRASES = {
     "captions": "captions or prompts changed", "captions_sha256": "captions or prompts changed",
     "encoder": "text encoder changed", "faces": "crop_style = face came or went",
+    "columns": "this version of the program measures otherwise",
     "paired": "controlnet_conditioning = paired came or went", "reads_heif": "HEIF pictures are read, or no more",
 }  # fmt: skip
 _FILES = {
@@ -34,7 +35,6 @@ _FILES = {
     "pairs": "what is followed for the pictures changed", "eval_set": "held-out pictures changed",
     "text": "the encoding of captions changed", "text_embeds": "the encoding of captions changed",
     "encoder": "text encoder changed", "parent": "init_lora changed",
-    "clip": "eval_clip_model changed", "lpips": "eval_lpips_model changed",
 }  # fmt: skip
 
 

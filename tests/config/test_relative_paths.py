@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from deepfloyd_core.config.base import Spec
-from deepfloyd_core.config.relative_paths import PATH_KEYS
+from deepfloyd_core.config.relative_paths import path_keys
 from deepfloyd_core.config.run import RunConfig
 from deepfloyd_core.config.stage import StageConfig
 from deepfloyd_core.errors import ConfigError
@@ -86,7 +86,7 @@ def test_a_data_file_that_is_nowhere_says_where_it_was_looked_for(elsewhere: Pat
 
 
 def test_every_key_of_a_path_is_known_as_one() -> None:
-    assert {name for model in (RunConfig, StageConfig) for name in _path_keys(model)} == set(PATH_KEYS)
+    assert {name for model in (RunConfig, StageConfig) for name in _path_keys(model)} == path_keys()
 
 
 def _path_keys(model: type[Spec]) -> set[str]:

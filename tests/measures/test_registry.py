@@ -1,17 +1,21 @@
 """The table of measures is whole: every figure has its words, its column and its source, and the docs name it."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from clip_models import save_clip
+from inputs import sample_inputs
 from lpips_models import save_lpips
 
+from deepfloyd_core.config.flavours import FLAVOURS, STAGES
 from deepfloyd_core.config.run import RunConfig
 from deepfloyd_core.measures.measure import Measure, Outputs
 from deepfloyd_core.measures.registry import COLUMNS, MEASURES, NETWORKS, measures_against
-from deepfloyd_core.sampling.identity import SAMPLES_FORMAT
+from deepfloyd_core.preflight.load import load_run
+from deepfloyd_core.sampling.identity import samples_request
 
 ROOT = Path(__file__).parents[2]
 
@@ -32,10 +36,12 @@ def test_no_two_measures_of_a_kind_of_pictures_have_one_name() -> None:
         assert len(set(names)) == len(set(heads)) == len(names) > 2
 
 
-def test_other_columns_of_the_file_of_figures_are_another_format() -> None:
+def test_another_measure_makes_the_samples_anew(small_run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Samples with fewer columns would be taken for finished ones."""
-    columns = "psnr ssim consistency detail true_detail energy colour_shift clip lpips"
-    assert (SAMPLES_FORMAT, " ".join(COLUMNS)) == (10, columns), "count SAMPLES_FORMAT up, and write both here"
+    run, folders = load_run(small_run.config), {stage: Path(FLAVOURS[f"tiny-{'i' * stage}"].repo) for stage in STAGES}
+    before = samples_request(run, ["a star"], folders, sample_inputs()).fingerprint
+    monkeypatch.setattr("deepfloyd_core.sampling.identity.COLUMNS", (*COLUMNS, "sharpness"))
+    assert samples_request(run, ["a star"], folders, sample_inputs()).fingerprint != before
 
 
 def test_a_networks_weights_are_a_key_of_the_run_file_and_it_gives_the_figures_of_its_measures(tmp_path: Path) -> None:
