@@ -35,7 +35,7 @@ def encode(folder: Path, model: str, captions: list[str], streaming: bool) -> No
     start = time.perf_counter(), time.process_time()
     artifact = embed(run, encoder, captions)
     wall, cpu = time.perf_counter() - start[0], time.process_time() - start[1]
-    files = {entry["path"]: entry["sha256"] for entry in artifact.manifest.files}
+    files = artifact.hashes
     print(json.dumps({"captions": artifact.manifest.summary["captions"], "wall_s": wall, "cpu_s": cpu, "files": files}))
 
 

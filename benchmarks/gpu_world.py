@@ -28,12 +28,14 @@ from deepfloyd_core.config.flavours import FLAVOURS, TINY, Stage
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.crops.rows import HELD_OUT, HELD_OUT_FILE, ROWS, ROWS_FILE
 from deepfloyd_core.crops.shards import ShardRow, write_shard
+from deepfloyd_core.crops.summary import CropsSummary
 from deepfloyd_core.hashing import caption_id, hash_seed
 from deepfloyd_core.models import quantized as quantized_base
 from deepfloyd_core.models.random_weights import design
 from deepfloyd_core.models.unet import empty_unet
 from deepfloyd_core.sampling import sampler as sampling
 from deepfloyd_core.store.artifacts import Artifact, Request, materialise
+from deepfloyd_core.store.manifest import Summary
 from deepfloyd_core.text.projection import store, text_is_frozen
 from deepfloyd_core.training import trainer as train
 from deepfloyd_core.types import no_report
@@ -120,7 +122,7 @@ def noise(run: Run) -> Data:
     rng = np.random.default_rng(0)
     crops = [rng.integers(0, 256, (edge, edge, 3), dtype=np.uint8) for _ in names]
 
-    def write(first: int, last: int, work: Any) -> dict[str, Any]:
+    def write(first: int, last: int, work: Any) -> CropsSummary:
         rows = [
             ShardRow(
                 image_id=f"{number:064x}", source=name, dataset_id="set", width=edge, height=edge, original_width=edge,
@@ -137,7 +139,10 @@ def noise(run: Run) -> Data:
         for file, listed in ((ROWS_FILE, table), (HELD_OUT_FILE, table.select(HELD_OUT.names))):
             with pa.ipc.new_file(work.path / file, listed.schema) as writer:
                 writer.write_table(listed)
-        return {"rows": len(rows), "pictures": len(rows)}
+        return CropsSummary(
+            shards=1, rows=len(rows), shown_per_epoch=len(rows), pictures=len(rows), sizes=(f"{edge}x{edge}",), decoded=0,
+            shards_taken_over=0,
+        )  # fmt: skip
 
     pixels, eval_set = (
         materialise(run.workspace, Request(kind, 0, {"stage": stage}, {}), lambda work, part=part: write(*part, work))
@@ -160,12 +165,12 @@ def stand_in_text(run: Run, folder: Path, captions: list[str]) -> Artifact:
         pooled = torch.randn((1, 4 * unet["block_out_channels"][0]), generator=generator)
         return rows.to(dtype), pooled.to(dtype)
 
-    def build(work: Any) -> dict[str, Any]:
+    def build(work: Any) -> Summary:
         if frozen:
             store(work.path, [caption_id(name) for name in names], rows_of, no_report)
         else:
             write_rows(work.path, names, train_step.t5_rows(folder, len(names)))
-        return {}
+        return Summary()
 
     spec = {"captions": names, "model": str(folder), "precision": config.mixed_precision}
     return materialise(run.workspace, Request(f"stage{stage}_text" if frozen else "text_embeds", 0, spec, {}), build)
@@ -195,7 +200,7 @@ def watched(asked: Asked, run: Run, folder: Path, steps: int, profiled: int = 0)
 
     real = train._step
 
-    def step(*given: Any) -> dict[str, Any]:
+    def step(*given: Any) -> Any:
         if not found.losses:
             ends[0] = train_step.clock()
         row = real(*given)

@@ -35,6 +35,7 @@ from deepfloyd_core.models.folders import resolve
 from deepfloyd_core.models.unet import DTYPES, load_scheduler, load_text_modules, load_unet
 from deepfloyd_core.processes.jobs import Job
 from deepfloyd_core.store.artifacts import Artifact, Request, materialise
+from deepfloyd_core.store.manifest import Summary
 from deepfloyd_core.text.embed_file import embed_schema, stored_row, write_embed_file
 from deepfloyd_core.text.embeds import CAPTIONS, CAPTIONS_FILE, FILES
 from deepfloyd_core.text.projection import Projected, projector, store, text_is_frozen
@@ -78,7 +79,7 @@ def stored_text(run: Run, folder: Path, captions: list[str]) -> Artifact:
     frozen, names = text_is_frozen(run.config.stage(stage)), sorted(captions, key=caption_id)
     rows = t5_rows(folder, len(names))
 
-    def build(work: Any) -> dict[str, Any]:
+    def build(work: Any) -> Summary:
         if frozen:
             modules = load_text_modules(folder, DTYPES[run.config.stage(stage).mixed_precision])
             project = projector(modules, run.config.stage(stage).mixed_precision)
@@ -86,7 +87,7 @@ def stored_text(run: Run, folder: Path, captions: list[str]) -> Artifact:
             store(work.path, list(by_id), lambda name: project(by_id[name]), no_report)
         else:
             write_rows(work.path, names, rows)
-        return {}
+        return Summary()
 
     request = Request(f"stage{stage}_text" if frozen else "text_embeds", 0, {"captions": names}, {})
     return materialise(run.workspace, request, build)
