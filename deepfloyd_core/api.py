@@ -1,4 +1,4 @@
-"""The face that does not move: what model cards, docs and notebooks import. Loads torch."""
+"""The stable interface: model cards, docs and notebooks import from here. Loads torch."""
 
 from deepfloyd_core.adapters.controlnet import load_control
 from deepfloyd_core.config.flavours import FLAVOURS

@@ -59,7 +59,9 @@ class Stop(Exception):
 
 
 def attempt(faults: list[DeepFloydError], step: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs) -> _R | None:
-    """What a step returns; where it raises errors that are meant for the user, None, and these are added to `faults`."""
+    """Return the result of a step. If it raises errors that are meant for the user, add them to `faults` and return
+    None.
+    """
     try:
         return step(*args, **kwargs)
     except DeepFloydError as error:
@@ -68,10 +70,10 @@ def attempt(faults: list[DeepFloydError], step: Callable[_P, _R], *args: _P.args
 
 
 def raise_together(faults: Iterable[DeepFloydError]) -> None:
-    """Raise the errors of several checks as one; nothing where there are none.
+    """Raise the errors of several checks as one; do nothing if there are none.
 
-    One is raised as it is. Several: each message once, on a line of its own, below their count. The class is ConfigError
-    where one of them is, otherwise that of the first.
+    A single error is raised as it is. Several errors: each message once, on a line of its own, below their count. The
+    class is ConfigError if one of them is, otherwise the class of the first.
     """
     errors = list({str(error): error for error in reversed(list(faults))}.values())[::-1]
     if len(errors) == 1:
@@ -84,5 +86,5 @@ def raise_together(faults: Iterable[DeepFloydError]) -> None:
 
 
 def each_line(error: DeepFloydError) -> list[DeepFloydError]:
-    """Of an error that has a fault on each of its lines, one error for each."""
+    """Split an error that has one fault per line into one error per line."""
     return [type(error)(line) for line in str(error).splitlines()]

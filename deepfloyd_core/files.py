@@ -1,6 +1,6 @@
-"""Durable small-file writing and hashing: a name appears only once its bytes are on the disk.
+"""Writes small files durably, and hashes files: a name appears only when its bytes are on the disk.
 
-Costs one fsync a file and one a directory; what a kill leaves behind is a `.tmp-` file, never half a real one.
+Costs one fsync a file and one a directory. A kill leaves at most a `.tmp-` file, never half of a real one.
 """
 
 import errno
@@ -35,7 +35,7 @@ def sha256_file(path: Path) -> str:
 def fsync_path(path: Path) -> None:
     """Flush a file or a directory entry to the disk.
 
-    Some network file systems refuse it for directories, and keep their entries without: that alone is no error.
+    Some network file systems refuse it for directories, and keep their entries without it: that refusal is no error.
     """
     fd = os.open(path, os.O_RDONLY)
     try:
@@ -72,7 +72,7 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def canonical_json(value: Any) -> str:
-    """One spelling for one value: sorted keys, no spaces, no NaN. Fingerprints are taken over this."""
+    """JSON with one spelling for each value: sorted keys, no spaces, no NaN. Fingerprints are taken over this."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
@@ -81,13 +81,13 @@ def _sealed_text(record: Json) -> str:
 
 
 def write_sealed(path: Path, record: Json) -> None:
-    """Write a JSON record that carries its own sha256, so that a flipped byte in it is found too."""
+    """Write a JSON record that contains its own sha256, so that a flipped byte in it is detected."""
     seal = sha256_bytes(canonical_json(record).encode())
     write_bytes(path, _sealed_text({**record, "seal": seal}).encode())
 
 
 def read_sealed(path: Path, remedy: str = "Remove its directory to have it rebuilt") -> Json:
-    """Read a sealed record. Raises ArtifactError, which ends with the remedy, when any byte is other than was written."""
+    """Read a sealed record. Raises ArtifactError, whose message ends with the remedy, when any byte has changed."""
     data = path.read_bytes()
     try:
         record: Json = json.loads(data)

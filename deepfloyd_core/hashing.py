@@ -1,4 +1,4 @@
-"""Names and seeds out of hashes: pure functions of their arguments, the same on every machine."""
+"""Names and seeds from hashes: pure functions of their arguments, the same on every machine."""
 
 import hashlib
 

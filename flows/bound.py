@@ -1,8 +1,8 @@
-"""`prefect ARGUMENTS` in a process that ends with the last of its users, however they died: the kernel tells.
+"""Runs `prefect ARGUMENTS` in a process that ends when its last user has ended, however that user died.
 
-Users of a server hold the lock of a file, shared; the owner of a worker holds the other end of its standard input. A
-thread of the process itself watches, so there is no second process that could be lost, and no process id that is read
-from a file and may be another's by now.
+The kernel reports the end: each user of a server holds a shared lock on a file; the owner of a worker holds the other
+end of its standard input. A thread of the process itself watches this. So there is no second process that could be
+lost, and no process id read from a file that may belong to another process by now.
 """
 
 import fcntl

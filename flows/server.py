@@ -1,8 +1,9 @@
 """The Prefect server of a run: the one that is configured, or one that all runs with the same PREFECT_HOME share.
 
-Never Prefect's ephemeral server: it gives up after 20 s on a busy machine and loses task runs. The first run starts a
-server on a free loopback port, later ones join it. Each holds a shared lock, which the kernel frees however it dies; the
-server ends when nobody does (`bound`). It holds the lock of `server.json` itself: who finds it free finds no server.
+Prefect's ephemeral server is never used: it gives up after 20 s on a busy machine and loses task runs. The first run
+starts a server on a free loopback port, later runs join it. Each run holds a shared lock, which the kernel frees
+however the run dies; the server ends when nobody holds the lock (`bound`). The server itself holds the lock of
+`server.json`: if that lock is free, no server is running.
 """
 
 import fcntl

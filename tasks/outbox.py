@@ -1,9 +1,8 @@
-"""What only shows (artifacts, progress, log records) goes to the Prefect server from a thread: no work waits for it, none
-fails by it.
+"""Sends what is only shown (artifacts, progress, log records) to the Prefect server from a thread: no work waits.
 
-While the server is away all of it waits here, in order, progress as its newest alone, and goes out when the server answers
-again. Flows alone need the server: Prefect cannot begin or end one without it. So they wait for it, up to PATIENCE_S; one
-that failed up to IN_A_HURRY_S.
+No work fails because of it either. While the server is away, these calls wait here in order (of progress only the
+newest), and are sent when the server answers again. Only flows need the server: Prefect cannot begin or end a flow
+without it. So a flow waits for the server, up to PATIENCE_S; a failed flow up to IN_A_HURRY_S.
 """
 
 import atexit

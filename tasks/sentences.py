@@ -1,8 +1,8 @@
-"""Prefect's records of an error that is meant for the user: its sentence, once, in place of a traceback for each level.
+"""Shows an error that is meant for the user as one sentence, once, instead of a traceback for each of Prefect's levels.
 
-Prefect tells an error by its task, by its flow and once more by the process that ran them, each with some forty lines of
-its own calls, and then by the state that the task or the flow ended in. Any other error keeps its traceback: that is a fault
-of ours.
+Prefect reports an error once for its task, once for its flow and once more for the process that ran them, each with
+some forty lines of its own calls, and then again in the final state of the task or flow. Any other error keeps its
+traceback: it is a fault of this program.
 """
 
 import logging

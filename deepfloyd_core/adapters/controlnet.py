@@ -1,11 +1,12 @@
-"""ControlNet-LoRA: a Stage I UNet that follows a picture, its conditioning, beside the caption.
+"""ControlNet-LoRA: a Stage I UNet that is conditioned on a picture as well as on the caption.
 
-A ControlNet (Zhang et al. 2023) is a copy of the UNet's way down that also sees the conditioning and adds to what the
-UNet's way up is given. Here the copy shares the frozen weights and differs by a LoRA, as in Stability's Control-LoRAs: the
-file is that of a LoRA and a few small convolutions. Those that feed the copy and leave it start at zero, so training
-starts at the base model exactly. diffusers' `ControlNetModel` does not take IF's blocks; its UNet takes the residuals.
+A ControlNet (Zhang et al. 2023) is a copy of the UNet's encoder (down and mid blocks). It also takes the conditioning
+picture, and adds residuals to the skip connections of the UNet's decoder. Here the copy shares the frozen weights and
+differs from them by a LoRA, as in Stability's Control-LoRAs: so the file holds a LoRA and a few small convolutions. The
+convolutions at the copy's input and outputs start at zero, so training starts exactly at the base model. diffusers'
+`ControlNetModel` does not support IF's blocks; diffusers' UNet accepts the residuals.
 
-The stock pipelines sample it: they hand `cross_attention_kwargs={"control_image": ...}` to the UNet.
+The stock pipelines can sample it: they pass `cross_attention_kwargs={"control_image": ...}` to the UNet.
 """
 
 import copy

@@ -1,7 +1,7 @@
-"""What `verify` promises: every byte that is in a workspace is as it was written, and what its versions need is all there.
+"""Verifies a workspace: every file has the bytes that were written, and everything that its versions need exists.
 
-A version needs its record, its bundle and, from inputs to inputs, all that it was made from. What no version needs may be
-absent: nobody asks for it. Costs a read of everything (1.7 GB/s).
+A version needs its record, its bundle and, from inputs to inputs, all artifacts that it was made from. An artifact that
+no version needs may be missing. Costs a read of everything (1.7 GB/s).
 """
 
 from collections.abc import Iterator

@@ -37,7 +37,7 @@ def home_expanded(text: str) -> str:
 
 
 def home_path(path: Path) -> Path:
-    """The same of a path that stands alone. Raises ConfigError."""
+    """`home_expanded` for a single path. Raises ConfigError."""
     try:
         return Path(home_expanded(str(path)))
     except ValueError as error:
@@ -45,7 +45,7 @@ def home_path(path: Path) -> Path:
 
 
 def is_there(path: Path) -> bool:
-    """Whether something is at a path; a name that no file system takes is not."""
+    """Whether a path exists; False for a name that no file system accepts."""
     try:
         return path.exists()
     except OSError:
@@ -57,7 +57,7 @@ _START: "ContextVar[Path | None]" = ContextVar("start_of_relative_paths", defaul
 
 @contextmanager
 def relative_to(folder: Path | None) -> Iterator[None]:
-    """Relative paths of the models that are read in this block start at a folder. None: at the current directory."""
+    """Relative paths of the models that are read in this block start at this folder; None: at the current directory."""
     token = _START.set(folder)
     try:
         yield
@@ -101,7 +101,7 @@ def _metadata_in(field: FieldInfo) -> Iterator[Any]:
 
 
 def read_config_text(path: Path) -> str:
-    """The text of a configuration file, UTF-8 with or without its mark. Raises ConfigError."""
+    """The text of a configuration file: UTF-8, with or without a byte order mark. Raises ConfigError."""
     try:
         return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
@@ -160,7 +160,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def parse_spec(model: type[SpecT], values: dict[str, Any], where: str, also: Iterable[str] = ()) -> SpecT:
     """Validate values into a model; every fault becomes one line of one ConfigError.
 
-    `also`: keys that the user may write at the top level although they are no fields of the model.
+    `also`: keys that the user may write at the top level although the model has no such fields.
     """
     try:
         return model.model_validate(values)
@@ -170,7 +170,7 @@ def parse_spec(model: type[SpecT], values: dict[str, Any], where: str, also: Ite
 
 
 def closest(key: str, known: Iterable[str]) -> str:
-    """A remedy for an unknown key: the nearest known ones; where there is none the list, if it is short."""
+    """A remedy for an unknown key: the nearest known keys; if none is near, the list of all, if it is short."""
     names = sorted(known)
     likeness = {name: difflib.SequenceMatcher(None, name, key).ratio() for name in names}
     best = max(likeness.values(), default=0.0)
@@ -185,7 +185,7 @@ def closest(key: str, known: Iterable[str]) -> str:
 
 
 def scalar_kinds(model: type[Spec]) -> dict[str, type | None]:
-    """Of each key what its values are, where that is one of bool, int, float, str and tuple; else None."""
+    """The type of each key's values, if it is bool, int, float, str or tuple; else None."""
     kinds = {name: set(_kinds_in(field.annotation)) for name, field in model.model_fields.items()}
     return {name: next(iter(found)) if len(found) == 1 else None for name, found in kinds.items()}
 

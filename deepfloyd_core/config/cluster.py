@@ -1,5 +1,7 @@
-"""What can be known of a cluster before anything is asked of it: are its packages here, does its address make sense, does
-something answer there. No import of Ray or Dask: they take seconds, and most runs need neither."""
+"""Checks a cluster before it is used: are its packages installed, is its address valid, does something answer there.
+
+Does not import Ray or Dask: they take seconds, and most runs need neither.
+"""
 
 import socket
 from urllib.parse import urlsplit
@@ -14,7 +16,7 @@ _EXAMPLES = {"ray": "10.0.0.1:6379 or ray://10.0.0.1:10001", "dask": "tcp://10.0
 
 
 def cluster_fault(task_runner: str, address: str | None) -> str:
-    """Why shards cannot be made by this task runner at this address, as far as the words tell; empty when they can."""
+    """Why this task runner cannot make shards at this address, judged by the text of the address; empty when it can."""
     if task_runner not in _PACKAGES:
         if address is None:
             return ""
@@ -29,7 +31,7 @@ def cluster_fault(task_runner: str, address: str | None) -> str:
 
 
 def reach(task_runner: str, address: str) -> None:
-    """Connect once, because Ray takes a minute to give up. Raises ConfigError when nobody listens there."""
+    """Connect once, because Ray takes a minute to give up. Raises ConfigError when nothing listens there."""
     place = _place(task_runner, address)
     assert place is not None  # the configuration was checked
     try:
@@ -42,7 +44,7 @@ def reach(task_runner: str, address: str) -> None:
 
 
 def _place(task_runner: str, address: str) -> tuple[str, int] | None:
-    """Host and port of an address such as host:port or tcp://host:port; None when it is no such thing."""
+    """Host and port of an address such as host:port or tcp://host:port; None for any other text."""
     try:
         parts = urlsplit(address if "://" in address else f"//{address}")
         host, port = parts.hostname, parts.port

@@ -35,7 +35,7 @@ class CaptionTable(Spec):
 
 
 class CaptionShuffle(Spec):
-    """Further captions made of each one by another order of its tags, the same ones in every run."""
+    """Extra captions, made from each caption by reordering its tags; the same ones in every run."""
 
     enable: bool = Field(False, description="Whether to make them.")
     count: int = Field(1, ge=1, le=100, description="Other orders of each caption, fewer where there are not so many.")

@@ -1,6 +1,6 @@
-"""Reading the data file: which entries count, which keys are ignored or refused, and what the entries ask of each other.
+"""Reads the data file: which entries count, which keys are ignored or refused, and which entries need each other.
 
-A disabled entry is looked at for its id only, so that a file for other tools, or half written, does not stop the run.
+Of a disabled entry only the id is read, so that a file for other tools, or an unfinished one, does not stop the run.
 """
 
 from collections import Counter
@@ -31,7 +31,7 @@ _CACHE_KEYS = ("id", "type", "disabled", "disable", "default", *DATA_IGNORED)
 
 @dataclass(frozen=True)
 class DataFile:
-    """What a data file says of a run, as far as it could be read: with faults there is no run of it."""
+    """The contents of a data file, as far as it could be read. With faults it makes no run."""
 
     datasets: tuple[ImageDataset, ...]  # the enabled picture sets
     conditioning: tuple[ImageDataset, ...]  # the places of what a ControlNet may follow
@@ -45,10 +45,10 @@ _Entry = ImageDataset | ConditioningSet | TextEmbedBackend
 
 
 def load_data_file(path: Path, defaults: Mapping[str, Any] = MappingProxyType({})) -> DataFile:
-    """Read a data file. `defaults`: what a picture set has where it does not say it itself.
+    """Read a data file. `defaults`: values of a picture set for keys that its entry does not set.
 
-    Unknown keys, values out of range, double ids are faults of the result. Raises ConfigError for a file that is no list of
-    entries. Nothing that the file names is looked at.
+    Unknown keys, values out of range and duplicate ids are faults of the result. Raises ConfigError for a file that is
+    not a list of entries. Nothing that the file names is opened.
     """
     entries = read_config_file(path)
     if not isinstance(entries, list) or not entries:

@@ -1,9 +1,9 @@
 """The data file's entries: SimpleTuner's `multidatabackend.json`, as frozen models.
 
-An entry without `dataset_type` (or with "image") is a set of pictures, "text_embeds" stands for the embeds. A picture set
-has one resolution: up to 128 px it feeds Stage I at that size and Stage II at four times the size with every length
-multiplied by four; above that it feeds Stage II only. An entry with `dataset_type` "conditioning" has pictures for a
-ControlNet to follow. `data_file.py` reads the file.
+An entry without `dataset_type` (or with "image") is a set of pictures; "text_embeds" stands for the embeds. A picture
+set has one resolution. Up to 128 px it feeds Stage I at that size, and Stage II at four times the size, with every
+length multiplied by four. Above 128 px it feeds Stage II only. An entry with `dataset_type` "conditioning" has
+conditioning pictures for a ControlNet. `data_file.py` reads the file.
 """
 
 import math
@@ -224,7 +224,7 @@ class ImageDataset(Place):
 
     @property
     def own_texts(self) -> bool:
-        """Whether the captions lie with the pictures, and are asked of their source."""
+        """Whether the captions lie with the pictures and are read from their source."""
         if self.only_instance_prompt:
             return False
         if self.caption_strategy in TABLES:
@@ -238,12 +238,12 @@ class ImageDataset(Place):
 
     @property
     def own_aspect(self) -> bool:
-        """Whether the size follows the picture's own aspect."""
+        """Whether the size follows the picture's own aspect ratio."""
         return not self.crop or self.crop_aspect == "preserve"
 
     @property
     def aspect_range(self) -> tuple[float, float]:
-        """Least and greatest width / height that is taken."""
+        """Least and greatest accepted width / height."""
         low, high = self.minimum_aspect_ratio, self.maximum_aspect_ratio
         least, most = OWN_ASPECT_RANGE if self.own_aspect else (0.0, math.inf)
         # A limit that is set beyond the other one's default moves that with it.
@@ -263,14 +263,14 @@ class ImageDataset(Place):
         return tuple(prompt.strip() for prompt in given if prompt.strip())
 
     def factor(self, stage: Stage) -> int | None:
-        """By what the pixel lengths of this data set are multiplied for a stage; None: it does not feed the stage."""
+        """The factor for this data set's pixel lengths at a stage; None: it does not feed the stage."""
         if stage == 1:
             return 1 if self.edge_px <= STAGE1_MAX_PX else None
         return UPSCALE if self.edge_px <= STAGE1_MAX_PX else 1
 
 
 class ConditioningSet(Place):
-    """Pictures for a ControlNet to follow. Which of them belongs to a picture goes by its name."""
+    """Conditioning pictures for a ControlNet. A picture's name decides which one belongs to it."""
 
     id: str = key(min_length=1, says="Name of the entry, for `conditioning_data`.", makes=ENTRY)
     dataset_type: Literal["conditioning"] = key(
@@ -290,7 +290,7 @@ class ConditioningSet(Place):
 
     @property
     def pictures(self) -> ImageDataset:
-        """The same place as a set of pictures, which a source can be opened of."""
+        """The same place as a set of pictures, so that a source can be opened on it."""
         return ImageDataset(**{name: getattr(self, name) for name in Place.model_fields})
 
 

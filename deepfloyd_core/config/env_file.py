@@ -1,6 +1,7 @@
 """SimpleTuner's older run file, `config.env`: a shell script of variables, read as text and never run.
 
-A variable may stand for an option under another name, be one by its own name in lower case, or only help to write others.
+A variable is one of three kinds: it sets an option of another name, it sets the option that has its own name in lower
+case, or it is only used in the values of other variables.
 """
 
 import re
@@ -41,16 +42,17 @@ _NOT_SPLIT = re.compile(r"""['"\\*?\[]""")
 
 
 def is_env_file(path: Path) -> bool:
-    """Whether a run file is such a script, by its name: config.env, config.env.example, env.sh."""
+    """Whether a run file is a shell script, by its name: config.env, config.env.example, env.sh."""
     return path.suffix.lower() == ".sh" or (
         ".env" in path.name.lower() and path.suffix.lower() not in (".toml", ".json")
     )
 
 
 def read_env_file(path: Path, options: frozenset[str]) -> tuple[dict[str, str], list[str], dict[str, str]]:
-    """The options that a script sets, as text; its variables that are none of `options`; options by other names there.
+    """Returns the options that a script sets, as text; the variables that set none of `options`; and for each option
+    that has another name in the script that name.
 
-    Raises ConfigError for a file that cannot be read, and for a line that a shell would read otherwise than this.
+    Raises ConfigError for a file that cannot be read, and for a line that a shell would read differently.
     """
     text = read_config_text(path)
     try:

@@ -1,4 +1,5 @@
-"""Packages that only some runs need: what to say when one is not there. Imports none of them; that takes seconds."""
+"""Packages that only some runs need: the message when one is missing. Imports none of them, which would take seconds.
+"""
 
 import importlib.util
 from collections.abc import Sequence
@@ -9,7 +10,9 @@ if TYPE_CHECKING:
 
 
 def missing_extra(packages: Sequence[str], extra: str) -> str:
-    """Which packages cannot be imported, and what installs them, to end a sentence with; empty when all are there."""
+    """Which packages cannot be imported, and how to install them, as the end of a sentence; empty when all are
+    installed.
+    """
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if not missing:
         return ""

@@ -1,8 +1,9 @@
-"""A key of the configuration with what it decides, said where it is declared.
+"""A configuration key and its effects, declared in one place.
 
-`key` takes the place of pydantic's `Field`. It says which artifacts read the key, so that a change of it makes these anew,
-and what follows from them; the identities of artifacts are computed from that (`read_by`), as docs/config.md is. And it
-says what the key has an effect with: set without that, it is refused (`idle_faults`).
+`key` replaces pydantic's `Field`. It declares which artifacts read the key: a change of the key rebuilds these
+artifacts and all that are made from them. The artifacts' identities (`read_by`) and docs/config.md are computed from
+this. It also declares with which values of other keys the key has an effect: a key that is set without them is refused
+(`idle_faults`).
 """
 
 from collections.abc import Iterator, Mapping
@@ -36,7 +37,7 @@ _FOR_BOTH = ("validation_noise_level",)  # may stand at the top level of a file 
 
 @dataclass(frozen=True)
 class Effect:
-    """What a key decides."""
+    """What a key affects."""
 
     makes: tuple[Reader, ...]  # what a change of it makes anew
     stage: Stage | None  # the stage that alone has a use for it; None: both
@@ -54,31 +55,31 @@ def key(
 
 
 def effect_of(field: FieldInfo) -> Effect | None:
-    """What a key decides; None for a table, whose own keys say it."""
+    """What a key affects; None for a table, whose own keys declare it."""
     return next((part for part in field.metadata if isinstance(part, Effect)), None)
 
 
 @cache
 def effects(model: type[Spec]) -> dict[str, Effect]:
-    """Of each key of a model what it decides."""
+    """The effect of each key of a model."""
     found = {name: effect_of(field) for name, field in model.model_fields.items()}
     return {name: effect for name, effect in found.items() if effect is not None}
 
 
 def keys_of(model: type[Spec], reader: Reader, stage: Stage | None = None) -> frozenset[str]:
-    """The keys that something reads: of both stages and, where one is given, of that one."""
+    """The keys that a reader depends on: those of both stages and, if a stage is given, those of that stage."""
     return frozenset(
         name for name, effect in effects(model).items() if reader in effect.makes and effect.stage in (None, stage)
     )
 
 
 def read_by(config: Spec, reader: Reader, stage: Stage | None = None) -> Json:
-    """The keys that something reads with their values, as plain JSON: their part of an artifact's identity."""
+    """The keys that a reader depends on, with their values, as plain JSON: their part of an artifact's identity."""
     return config.model_dump(mode="json", include=set(keys_of(type(config), reader, stage)))
 
 
 def belongings(model: type[Spec]) -> Iterator[tuple[str, str, tuple[object, ...]]]:
-    """Each key that has an effect with some values of another alone, with that one and these."""
+    """Each key that has an effect only with some values of another key: (key, other key, these values)."""
     for name, effect in effects(model).items():
         for other, values in effect.only_with.items():
             yield name, other, values
@@ -90,9 +91,9 @@ def is_changed(config: Spec, name: str) -> bool:
 
 
 def idle_faults(config: Spec, values: Mapping[str, object]) -> Iterator[str]:
-    """Each key that was changed and has no effect, once, with the key that would give it one.
+    """Each key that was changed but has no effect, once, with the key that would give it an effect.
 
-    values: of keys that stand for something else while they are unset.
+    values: effective values of keys that have another meaning while they are unset.
     """
     told = set()
     for name, other, needed in belongings(type(config)):
@@ -104,7 +105,7 @@ def idle_faults(config: Spec, values: Mapping[str, object]) -> Iterator[str]:
 
 
 def other_stage_faults(config: Spec, stage: Stage, model: str) -> Iterator[str]:
-    """Each key of another stage that was changed. model: what the stage's model is called."""
+    """Each changed key that belongs to the other stage. model: what the stage's model is called."""
     for name, effect in effects(type(config)).items():
         value = getattr(config, name)
         if effect.stage in (None, stage) or name in _FOR_BOTH or not is_changed(config, name):

@@ -1,7 +1,7 @@
-"""`--set KEY=VALUE`: the last word on a key, wherever the run file sets it.
+"""`--set KEY=VALUE`: overrides a key, wherever the run file sets it.
 
-A key without a table wins over the [stage1] and [stage2] tables that hold it; `--set stage1.KEY` is for one stage, and wins
-over `--set KEY` in whatever order the two stand.
+A key without a table also overrides the [stage1] and [stage2] tables that set it. `--set stage1.KEY` overrides it for
+one stage, and wins over `--set KEY` in either order.
 """
 
 import tomllib
@@ -40,10 +40,10 @@ class _Override:
 
 
 def apply_overrides(values: dict[str, Any], texts: tuple[str, ...], path: Path) -> None:
-    """Change the values of a run file, whose keys are in our spelling, by overrides: KEY=VALUE, or KEY= to remove it.
+    """Apply overrides (KEY=VALUE, or KEY= to remove a key) to the values of a run file, whose keys are in our spelling.
 
-    Raises ConfigError for those of another form; if there are none for two of one key; and then for keys to remove that the
-    file does not set. What they would have changed is not known, so nothing else can be told with them.
+    Raises ConfigError for overrides of another form; if there are none, for two overrides of one key; and then for keys
+    to remove that the file does not set. Their intended effect is unknown, so no other fault is reported with them.
     """
     faults: list[DeepFloydError] = []
     overrides = [found for text in texts if (found := attempt(faults, _parsed, text)) is not None]

@@ -30,7 +30,7 @@ URL_TYPES = ("csv", "parquet")
 
 
 class Place(Spec):
-    """Where the pictures of a set are, and how to get them. Nothing of it is part of what they are."""
+    """Where the pictures of a set are, and how to read them. These keys are not part of the pictures' identity."""
 
     id: str = key(min_length=1, says="Name of the data set; part of every ledger row.", makes=ENTRY)
     type: Literal["local", "aws", "csv", "parquet", "huggingface", "webdataset"] = key(

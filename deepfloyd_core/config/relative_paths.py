@@ -1,7 +1,7 @@
-"""Where the relative paths of a run start: at the folder in which its data file is.
+"""Where the relative paths of a run start: at the folder where its data file is found.
 
-That is the current directory if it is there, as it is for SimpleTuner's files; else the nearest folder from the run file's
-own upwards. So `deepfloyd run project/flows/configs/demo.toml` makes the same artifacts from anywhere.
+That is the current directory, as for SimpleTuner's files, or else the nearest folder from the run file's folder
+upwards. So `deepfloyd run project/flows/configs/demo.toml` makes the same artifacts from any directory.
 """
 
 import json

@@ -1,8 +1,8 @@
-"""The run file: one frozen model for the whole pipeline, with SimpleTuner's key names and units. Three groups of its keys
-have modules of their own, for jobs that need them alone.
+"""The run file: one frozen model for the whole pipeline, with SimpleTuner's key names and units.
 
-Training keys written at the top level apply to both stages; a `[stage1]` or `[stage2]` table overrides them. A flat file
-(SimpleTuner's config.json) trains the one stage that its `model_type` or `model_flavour` names.
+Three groups of its keys have modules of their own, for jobs that need only these keys. Training keys at the top level
+apply to both stages; a `[stage1]` or `[stage2]` table overrides them. A flat file (SimpleTuner's config.json) trains
+the one stage that its `model_type` or `model_flavour` names.
 """
 
 from collections.abc import Iterator
@@ -161,12 +161,12 @@ class RunConfig(TextKeys, ValidationKeys, Machine):
 
     @property
     def paired(self) -> bool:
-        """Whether Stage I follows pictures of their own."""
+        """Whether Stage I's ControlNet uses pairs."""
         return self.stage1 is not None and self.stage1.paired
 
     @property
     def remakes_low_res(self) -> bool:
-        """Whether Stage II is trained on low-res pictures that Stage I made."""
+        """Whether Stage II is trained on low-res pictures that Stage I sampled."""
         return self.stage2 is not None and self.stage2.low_res_stage1_share > 0
 
     def stage(self, stage: Stage) -> StageConfig:
@@ -178,7 +178,9 @@ class RunConfig(TextKeys, ValidationKeys, Machine):
 
 
 def _stage2_size_fault(size: tuple[int, int], flavour: Flavour, said: str) -> str:
-    """The same in a run of Stage II alone, where sizes are its own; the default, of Stage I, stands in many files."""
+    """`_size_fault` for a run of Stage II alone, whose sizes are its own. Stage I's default is let through: many files
+    have it.
+    """
     unit, least = flavour.alignment_px, flavour.size_px
     if said != RunConfig.model_fields["validation_resolution"].default and min(size) < least:
         return f"Stage II makes {least} px of {least // UPSCALE} and nothing smaller. Use for example 256 or 384x256"
@@ -189,7 +191,7 @@ def _stage2_size_fault(size: tuple[int, int], flavour: Flavour, said: str) -> st
 
 @dataclass(frozen=True)
 class Run:
-    """A checked configuration: the run file, its data sets, and what was ignored on the way."""
+    """A checked configuration: the run file, its data sets, and the keys that were ignored."""
 
     config: RunConfig
     datasets: tuple[ImageDataset, ...]
@@ -198,7 +200,7 @@ class Run:
     file: str = ""  # the run file, absolute
 
     def pairs_of(self, dataset: ImageDataset) -> ImageDataset | None:
-        """The place of what Stage I follows for the pictures of a data set; None where that is made of the pictures."""
+        """The place of the pairs of a data set's pictures; None if the conditioning is computed from the pictures."""
         if not self.config.paired or dataset.factor(1) is None:
             return None
         return next(place for place in self.conditioning if place.id == dataset.conditioning_data)

@@ -1,6 +1,7 @@
-"""From the ways a run file can be written to the one that the models read: with overrides, and in tables for the stages.
+"""Converts a run file, in any form that a user may write, to the form that the models read: overridden, with stage
+tables.
 
-Keys of training at the top level go to both stages; a file without tables trains the one stage that it names.
+Training keys at the top level go to both stages; a file without tables trains the one stage that it names.
 """
 
 import re
@@ -53,7 +54,7 @@ class Written:
 
 
 def in_its_words(message: str, path: Path, aliases: Mapping[str, str]) -> str:
-    """A message on a run file with the file's own names of keys beside ours."""
+    """A message about a run file, with the file's own names of keys beside ours."""
 
     def told(line: str) -> str:
         start = f"{path}: " if line.startswith(f"{path}: ") else ""

@@ -1,4 +1,4 @@
-"""Where and how a run computes. No key of it changes a byte of an artifact, so none is in an identity."""
+"""Where and how a run computes. None of these keys changes a byte of an artifact, so none is in an identity."""
 
 from typing import Literal
 

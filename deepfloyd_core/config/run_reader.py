@@ -1,4 +1,4 @@
-"""From a run file to its configuration: what it has in our spelling, checked as a whole. No other file is looked at."""
+"""From a run file to its configuration: its keys in our spelling, checked together. No other file is read."""
 
 from pathlib import Path
 
@@ -12,9 +12,9 @@ from deepfloyd_core.errors import ConfigError, DeepFloydError, each_line, raise_
 
 
 def read_run_config(path: Path, overrides: tuple[str, ...] = ()) -> tuple[RunConfig, Written]:
-    """A run file's configuration, and what was said on the way; no other file is looked at.
+    """A run file's configuration, and the notes about it. No other file is read.
 
-    Raises ConfigError that tells all faults at once.
+    Raises ConfigError that reports all faults at once.
     """
     written, config, faults = read_written(path, overrides)
     raise_together(faults)
@@ -23,9 +23,9 @@ def read_run_config(path: Path, overrides: tuple[str, ...] = ()) -> tuple[RunCon
 
 
 def read_written(path: Path, overrides: tuple[str, ...] = ()) -> tuple[Written, RunConfig | None, list[DeepFloydError]]:
-    """A run file as it is written, its configuration (None: it makes none), and all faults.
+    """A run file as it is written, its configuration (None: it has faults), and all faults.
 
-    Raises ConfigError for a file or overrides of which nothing can be made.
+    Raises ConfigError for a file or overrides that cannot be parsed at all.
     """
     written = read_run_file(path, overrides, RunConfig, StageConfig)
     start = start_of_paths(path, written.values.get("data_backend_config"))

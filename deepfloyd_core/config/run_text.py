@@ -1,4 +1,4 @@
-"""How captions are encoded by T5, and how what it makes of them is stored."""
+"""How T5 encodes captions, and how the embeds are stored."""
 
 from typing import Literal
 

@@ -1,7 +1,8 @@
-"""The little of a shell's language that SimpleTuner's run files need, read as bash reads it and never run.
+"""Reads the small part of the shell language that SimpleTuner's run files need, as bash reads it, without running it.
 
-Assignments, quotes, `$NAME`, `${NAME}`, `$((NAME / 10))` and `if [[ "$NAME" == "text" ]]; then` with elif, else and fi. All
-else is refused, and so is a variable that the file has not set before: a shell would take that from its environment.
+It reads assignments, quotes, `$NAME`, `${NAME}`, `$((NAME / 10))` and `if [[ "$NAME" == "text" ]]; then` with elif,
+else and fi. Everything else is refused, and so is a variable that the file has not set before: a shell would take it
+from its environment.
 """
 
 import re
@@ -47,7 +48,7 @@ class _Block:
 
 
 def read_assignments(text: str) -> dict[str, str]:
-    """The variables that a script leaves behind. Raises ValueError, with the line, for one that does anything else."""
+    """The variables that a script sets. Raises ValueError, with the line, for a script that does anything else."""
     variables: dict[str, str] = {}
     blocks: list[_Block] = []
     for number, line in enumerate(text.split("\n"), 1):

@@ -1,8 +1,8 @@
-"""From the keys and values of SimpleTuner's run files to ours, with a note for each that has no effect.
+"""Converts the keys and values of SimpleTuner's run files to ours, with a note for each that has no effect.
 
-`simpletuner_options` has the answer to each option. SimpleTuner hands every value of its files to a command line: there
-"1e-4", "true" and "50" are a number, a truth value and a number, and what is empty is not set. A file of its form (flat, no
-TOML) is read likewise.
+`simpletuner_options` has the answer to each option. SimpleTuner passes every value of its files to a command line:
+there "1e-4", "true" and "50" are a number, a boolean and a number, and an empty value means not set. A file of its form
+(flat, not TOML) is read in the same way.
 """
 
 import re
@@ -68,7 +68,7 @@ def spelled(values: Mapping[str, Any], path: Path) -> dict[str, Any]:
 
 
 def answer_of(option: str) -> str | None:
-    """What becomes of an option of SimpleTuner's: works, alias, ignored or refused; None: it has no answer."""
+    """The answer to an option of SimpleTuner's: works, alias, ignored or refused; None: it has no answer."""
     if option in WORKS or option in DATA_DEFAULTS:
         return "works"
     if option in ALIASES or option in SWITCHES:
@@ -77,7 +77,7 @@ def answer_of(option: str) -> str | None:
 
 
 def is_off(value: Any, off: tuple[object, ...] = ()) -> bool:
-    """Whether a value asks for nothing: none, false, 0, empty, or one of `off`; also as text."""
+    """Whether a value switches an option off: none, false, 0, empty, or one of `off`; also as text."""
     if isinstance(value, str):
         value = value.strip().lower()
         if value in _OFF or value in off:
@@ -103,16 +103,18 @@ def switch_applies(switch: str, values: Mapping[str, Any]) -> bool:
 
 
 def coerced(values: Mapping[str, Any], kinds: Mapping[str, type | None]) -> dict[str, Any]:
-    """Values of SimpleTuner's as the types of our keys. What is no such value stays as it is, for the models to refuse."""
+    """SimpleTuner's values converted to the types of our keys. A value that cannot be converted stays, for the models
+    to refuse.
+    """
     return {key: _as_kind(value, kinds.get(key)) for key, value in values.items()}
 
 
 def answered(
     values: dict[str, Any], path: Path, faults: list[DeepFloydError], theirs: bool, top: bool = True
 ) -> tuple[dict[str, Any], list[str]]:
-    """Values without what is ignored or refused, switches as our keys, and the notes. Each refused key is added to `faults`.
+    """Values without ignored and refused keys, switches as our keys, and the notes. Refused keys are added to `faults`.
 
-    theirs: the file is of SimpleTuner's form. top: the values are not those of a stage's table.
+    theirs: the file has SimpleTuner's form. top: the values are not those of a stage's table.
 
     Raises ConfigError for another family of models.
     """
@@ -161,7 +163,8 @@ def _clipping(values: Mapping[str, Any]) -> str:
 
 
 def without_idle(stage: dict[str, Any], defaults: Mapping[str, Any], path: Path, notes: list[str]) -> dict[str, Any]:
-    """A stage's keys without those that another leaves without effect, which stand in many of their files."""
+    """A stage's keys without those that another key leaves without effect; many of SimpleTuner's files have such keys.
+    """
     idle = {key: other for key, other in _IDLE_WITHOUT if not is_off(stage.get(key)) and is_off(stage.get(other))}
     if is_off(stage.get("timestep_bias_multiplier", 1), (1,)) and not is_off(stage.get("timestep_bias_strategy")):
         idle["timestep_bias_strategy"] = "timestep_bias_multiplier"
@@ -185,7 +188,7 @@ def grouped(ignored: Mapping[str, list[str]], where: str) -> list[str]:
 
 
 def data_defaults(values: dict[str, Any]) -> dict[str, Any]:
-    """Take out of a run file what the data file's picture sets have where they do not say it themselves."""
+    """Take out of a run file the keys that are defaults for the data file's picture sets."""
     found = {key: values.pop(key) for key in DATA_DEFAULTS if key in values}
     return {key: value for key, value in found.items() if not is_off(value)}
 

@@ -1,6 +1,7 @@
-"""SimpleTuner's keys for the entries of its data file, answered as `simpletuner_options` answers those of its run file.
+"""SimpleTuner's keys for the entries of its data file, with the same four answers as in `simpletuner_options`.
 
-What the models of `datafile` know works. The rest is here: other names of it, what is ignored, what is refused.
+A key that the models of `data_sets` have works. Here are the other keys: other names for those, ignored ones, refused
+ones.
 """
 
 from collections.abc import Iterator, Mapping
@@ -75,7 +76,7 @@ _COLUMNS = ("image_column", "caption_column", "fallback_caption_column", "datase
 
 
 def data_answer_of(key: str) -> str | None:
-    """What becomes of a key of an entry: works, alias, ignored or refused; None: it has no answer."""
+    """The answer to a key of an entry: works, alias, ignored or refused; None: it has no answer."""
     if key in DATA_ALIASES:
         return "alias"
     if key in DATA_IGNORED:

@@ -1,8 +1,8 @@
 """SimpleTuner's options for its run file, each with one of four answers: works, alias, ignored, refused.
 
-One rule decides between the last two. An option that would change what is trained, and is not here, is refused with its
-reason, unless it is at a value that asks for nothing. An option that only says how SimpleTuner runs, what it shows or where
-it puts things, or that belongs to another kind of model, is accepted whatever its value, and reported.
+An option that this pipeline lacks is refused with a reason when it would change the training, unless its value switches
+it off. It is accepted with any value, and reported as ignored, when it only controls how SimpleTuner runs, what it
+shows or where it writes, or when it belongs to another kind of model.
 """
 
 from dataclasses import dataclass
@@ -203,7 +203,7 @@ IGNORED = {name: reason for reason, names in _IGNORED.items() for name in _names
 
 @dataclass(frozen=True)
 class Refusal:
-    """An option with an effect that is not given here."""
+    """Why an option is refused: it has an effect that this pipeline does not have."""
 
     reason: str
     off: tuple[object, ...] = ()  # values, beside none, false and 0, that ask for nothing

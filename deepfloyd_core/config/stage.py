@@ -1,7 +1,7 @@
 """The settings of one stage: training and sampling, with SimpleTuner's key names and units, in six groups.
 
-A group's module has its keys and the rules among them. A setting that would have no effect is refused like one that
-contradicts another, or noted where it is common in files that others wrote: a run should do what its file says.
+A group's module has its keys and the rules between them. A setting that would have no effect is refused, like a
+contradiction. It is only noted where it is common in other people's files, because a run should do what its file says.
 """
 
 from collections.abc import Iterator
@@ -41,17 +41,17 @@ class StageConfig(MethodKeys, OptimizerKeys, LossKeys, LowResKeys, RunKeys, Samp
 
     @property
     def measured_noise_levels(self) -> tuple[int, ...]:
-        """The levels at which Stage II is measured, each once, the one that it samples at first."""
+        """The noise levels at which Stage II is measured, each once; first the one that it samples at."""
         return tuple(dict.fromkeys((self.validation_noise_level, *self.validation_noise_levels)))
 
     @property
     def paired(self) -> bool:
-        """Whether a ControlNet follows pictures of their own."""
+        """Whether the ControlNet uses pairs."""
         return self.controlnet and self.controlnet_conditioning == "paired"
 
     @property
     def degrades_low_res(self) -> bool:
-        """Whether Stage II's low-res pictures are spoilt in training."""
+        """Whether Stage II's low-res pictures are degraded in training."""
         return bool(self.low_res_blur or self.low_res_noise or self.low_res_jpeg_quality)
 
     @property

@@ -1,4 +1,4 @@
-"""What a stage is trained on: its loss, and how samples, noise and timesteps are drawn."""
+"""The training objective of a stage: its loss, and how samples, noise and timesteps are drawn."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal
@@ -14,7 +14,7 @@ _OFFSET: dict[str, tuple[object, ...]] = {"offset_noise": (True,)}
 
 
 class LossKeys(Spec):
-    """The loss, and what is drawn for it."""
+    """The loss, and the random draws for it."""
 
     loss_type: Literal["l2", "huber", "smooth_l1"] = key(
         "l2",

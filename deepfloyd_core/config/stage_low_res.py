@@ -1,4 +1,4 @@
-"""What Stage II's low-res input is in training."""
+"""How Stage II's low-res input is made in training."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal

@@ -1,4 +1,4 @@
-"""What of a stage is trained: adapters, biases, a ControlNet or every weight, and of which base model."""
+"""What is trained in a stage (adapters, biases, a ControlNet or all weights), and on which base model."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal
@@ -18,7 +18,7 @@ _ADAPTERS: dict[str, tuple[object, ...]] = {"model_type": ("lora",), "use_bitfit
 
 
 class MethodKeys(Spec):
-    """The model and what is trained of it."""
+    """The model and its trained parts."""
 
     model_flavour: str = key(says="Which UNet: one of the flavours in the README.", makes=LORA)
     pretrained_model_name_or_path: NameOrPath | None = key(
@@ -97,7 +97,7 @@ def method_faults(config: "StageConfig") -> Iterator[str]:
 
 
 def flavour_fault(config: "StageConfig") -> str:
-    """Why a model is not known, which leaves the other rules nothing to ask; empty when it is."""
+    """Why a model is not known; empty when it is. Without a known model the other rules cannot be checked."""
     if config.model_flavour in FLAVOURS:
         return ""
     near = closest(config.model_flavour, list(FLAVOURS)).replace("keys", "flavours")

@@ -1,4 +1,4 @@
-"""How a stage is optimised: rates, steps, batches, the optimizer and the average of what it trains."""
+"""How a stage is optimised: learning rates, steps, batches, the optimizer and the average of the trained weights."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal

@@ -61,7 +61,7 @@ class RunKeys(Spec):
 
 
 def compile_fault(config: "StageConfig") -> str:
-    """What torch.compile cannot take in one piece; each break would be one more graph for every layer."""
+    """What torch.compile cannot compile as one graph; each graph break would add a graph for every layer."""
     said = f"dynamo_backend is {config.dynamo_backend!r}"
     if config.dynamo_backend == "no":
         return ""
@@ -73,7 +73,7 @@ def compile_fault(config: "StageConfig") -> str:
 
 
 def device_fault(config: "StageConfig", device: str) -> str:
-    """Why a stage cannot be trained on a device, given by torch's name of its type, `rocm` or `auto`; empty when it can."""
+    """Why a stage cannot be trained on a device (torch's name of its type, `rocm` or `auto`); empty when it can."""
     if (
         config.optimizer == "adamw_8bit" and device == "mps"
     ):  # bitsandbytes 0.50 has kernels for cuda (rocm), xpu and cpu

@@ -1,7 +1,8 @@
-"""What Stage I follows, row by row beside its pixels and beside the held-out pictures: the same crops of their pairs.
+"""Conditioning pictures of a paired ControlNet: the same crops of each pair, for Stage I's pixels and the eval set.
 
-Planned, cut into shards, taken over and finished as the pixels are (`pixels.py`), in the same order: row n of the list of
-rows belongs to row n of theirs. So pixel shards are as in any other run, and a pair that changed costs its own rows.
+They are planned, cut into shards, reused and finished like the pixels (`pixels.py`), in the same order: row n of their
+list of rows belongs to row n of the pixels' list. So pixel shards do not depend on pairs, and a changed pair costs only
+its own rows.
 """
 
 from deepfloyd_core.config.data_sets import ImageDataset

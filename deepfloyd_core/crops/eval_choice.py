@@ -1,11 +1,14 @@
-"""Which pictures are held out of training, to measure on.
+"""Chooses which pictures are held out of training, to measure on.
 
-Of each data set those that the workspace held out before, the longest first (`eval_record`): so such a picture, or a copy of
-it, is not trained on when others come, go or were asked for. Then those that every stage can use, whichever are in the run;
-among these the smallest hashes of (seed, picture), so that every machine chooses alike. Their number is what the set can
-spare unless it is said. Pictures that show the same count as one, and the first of them is hashed: so a copy that comes
-later, and is named after its picture, joins the side that this is on. Costs two to three passes over three columns of the
-ledger.
+For each data set, take first the pictures that the workspace held out before, the longest-held first (`eval_record`).
+So these, and copies of them, stay held out when other pictures are added or removed, or when another number is asked
+for. Then take new pictures: first those that every stage can use, whichever stages are in the run; among these the
+smallest hashes of (seed, picture), so every machine chooses the same. Their number is `num_eval_images`, by default as
+many as the data set can spare.
+
+A group of duplicates counts as one picture. The hash is taken of its first picture. A copy that is added later, and
+whose name sorts after the original's, is therefore held out or trained on together with the original. Costs two to
+three passes over three columns of the ledger.
 """
 
 from collections import Counter

@@ -1,8 +1,9 @@
 """Identities of crops: which pictures and settings decide the bytes of a stage's pixels, of the eval set, and of pairs.
 
-No artifact here has the index among its inputs, but a digest of those of its rows that it is made of: a picture that one
-stage alone can use, a rejected file or a stage that comes or goes leaves the crops of the other stage what they are. Costs
-a pass over the ledger for what is held out; the digests of what is trained on are in the index's summary.
+The inputs of these artifacts do not contain the index's fingerprint. They contain a digest of the index rows that the
+artifact is made from. So the crops of a stage stay valid when a picture that only the other stage can use, a rejected
+file or the other stage itself is added or removed. Costs one pass over the ledger for the held-out pictures; the
+digests of the training pictures are in the index's summary.
 """
 
 import pyarrow as pa

@@ -1,9 +1,10 @@
-"""Stage I and Stage II pixels and the eval set: crops of the accepted pictures in Parquet shards, and the list of live rows.
+"""Stage I and Stage II pixels and the eval set: crops of the accepted pictures in Parquet shards, a list of live rows.
 
-Shards are named by what is in them and never rewritten: the next version of a data set links the shards of this one, and
-makes new ones of the rows that came. A row that went stays in its shard, and out of `rows.arrow`, which lists the rows
-that count in the plan's order. So training sees the same rows in the same order however they were cut into files, in
-any order, by any number of workers, and again after a kill.
+A shard's name contains a hash of its rows, and a shard is never rewritten. The next version of a data set links the
+shards of this version, and writes new shards for the added rows only. A removed row stays in its shard, but
+`rows.arrow` no longer lists it: that file lists the live rows in the plan's order. So training sees the same rows in
+the same order, however they are cut into files, in whatever order and by however many workers the files are written,
+and also after a kill.
 """
 
 import math

@@ -1,9 +1,10 @@
-"""What a picture looks like, in 392 bytes: enough to tell whether two files show the same picture.
+"""A picture's look: 392 bytes that tell whether two files show the same picture.
 
-The hash is ImageHash's pHash bit for bit, the signs of the 8x8 lowest frequencies of the gray picture. It stays when a
-picture is compressed, resized or turned by its EXIF tag, but knows no colour, and of flat drawings too little: thumbnails
-of lightness and colours decide. Of a picture almost without contrast both are noise: there a hash of the pixels is all.
-What it costs and how often it errs is in `benchmarks/results.md`.
+The look has a perceptual hash and two thumbnails. The hash is ImageHash's pHash, bit for bit: the signs of the 8x8
+lowest frequencies of the gray picture. It stays the same when a picture is compressed, resized or turned by its EXIF
+tag. But it ignores colour, and it cannot tell flat drawings apart: for these the thumbnails of lightness and colours
+decide. For a picture almost without contrast hash and thumbnails are both noise: its look is a hash of the pixels
+alone. Cost and error rates are in `benchmarks/results.md`.
 """
 
 from collections.abc import Sequence

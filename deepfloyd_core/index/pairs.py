@@ -1,7 +1,7 @@
-"""Pairs: pictures of a second place that a ControlNet follows, in place of something made of the training pictures.
+"""Pairs: conditioning pictures for a ControlNet, read from a second place, not computed from the training pictures.
 
-A picture's pair has its name but for the extension. It may be of another size, as long as it shows the same: then its
-shape is the picture's, and it is cropped and resized as the picture is.
+A picture's pair has the same name, apart from the extension. It may have another size, but must have the same aspect
+ratio: it is cropped and resized like its picture.
 """
 
 import numpy as np

@@ -1,9 +1,10 @@
-"""Which pictures of a ledger show the same: groups of twins, found without comparing each with each.
+"""Groups the pictures of a ledger that are duplicates (twins), without comparing every pair.
 
-Two pictures are twins when their bytes are equal, their pixels are, or their looks agree (`looks`); a group is what
-such pairs connect. Hashes that differ in 4 bits agree in two of six parts of 11 bits, so sorting by each of the 15
-pairs of parts, and by lightness, puts twins near each other; each picture is compared with the next MAX_NEAR there at
-most. So time grows with n log n, and 60 bytes a picture are in memory; figures in `benchmarks/results.md`.
+Two pictures are twins when their bytes are equal, their pixels are equal, or their looks agree (`looks`); a group is a
+connected component of such pairs. Each 64-bit hash is split into six parts of 10 or 11 bits. Hashes that differ in at
+most 4 bits agree in at least two parts. So the pictures are sorted by each of the 15 pairs of parts, and then by
+lightness, which puts twins close together; each picture is compared with at most the next MAX_NEAR. So time grows with
+n log n, and memory is 60 bytes a picture; figures are in `benchmarks/results.md`.
 """
 
 import re

@@ -1,13 +1,13 @@
-"""Stage II measured on the held-out pictures: tuned and untuned beside plain enlargements, all of the same low-res pictures.
+"""Measures Stage II on the held-out pictures: tuned and untuned model, bilinear and bicubic, on equal low-res inputs.
 
-The low-res picture is the true one, the antialiased 4x downscale of the held-out crop, and, where a stage spoils them in
-training, this one spoilt as well; seeds follow from the picture. Every figure is a mean over pictures, and what the tuned
-model gains on each other method is paired picture by picture, so its interval does not carry how the pictures differ among
-themselves.
+The low-res picture is the antialiased 4x downscale of the held-out crop. When a stage degrades low-res pictures in
+training, a degraded copy is measured as well. Seeds follow from the picture. Every figure is a mean over pictures. The
+tuned model's gain over each other method is paired, picture by picture: its interval does not contain the spread
+between pictures.
 
-In use the low-res picture is one of Stage I's samples, which have no truth. There the measures are what can be said without:
-whether the enlarged picture still shows the sample, how much fine detail it has, and whether its colour has shifted.
-Which measures there are is the table in `registry.py`.
+At inference the low-res picture is a sample of Stage I, which has no ground truth. Then only these are measured:
+whether the upscaled picture agrees with the sample, how much fine detail it has, and whether its colour has shifted.
+`registry.py` has the table of measures.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -1,12 +1,13 @@
-"""A UNet's frozen weights in 8 or 4 bits while something small is trained beside them (QLoRA, Dettmers et al. 2023).
+"""Keeps a UNet's frozen weights in 8 or 4 bits while an adapter is trained on them (QLoRA, Dettmers et al. 2023).
 
-Three quarters of an IF UNet are convolutions, so their weights are stored small as those of linear layers are, and made
-whole where they are used: in the forward pass, and once more in the backward pass. In between only the small ones are held;
-nor is a layer's input, which torch keeps for a convolution even where nothing asks for the gradient of its weight.
+Three quarters of an IF UNet are convolutions, so convolutions are quantised as well as linear layers. A weight is
+dequantised where it is used: in the forward pass, and once more in the backward pass. In between only the quantised
+weight is held, and not the layer's input either, which torch keeps for a convolution even when its weight needs no
+gradient.
 
-`int8`: a scale for each output channel, its largest magnitude / 127, in fp32. `nf4`: QLoRA's 4-bit normal float in blocks of
-64 with a scale in bf16, 0.53 bytes a weight. In torch alone: torchao quantises no convolutions, makes an NF4 weight whole in
-13 times the time and holds 8 bytes a weight meanwhile.
+`int8`: a scale for each output channel, its largest magnitude / 127, in fp32. `nf4`: QLoRA's 4-bit normal float in
+blocks of 64 with a scale in bf16, 0.53 bytes a weight. Written in torch alone: torchao quantises no convolutions, takes
+13 times as long to dequantise an NF4 weight and holds 8 bytes a weight meanwhile.
 """
 
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""What a UNet makes of a fixed input: two UNets that agree on it, tensor by tensor the same, make the same pictures."""
+"""Compares two UNets by their outputs for a fixed input: equal outputs mean that both make the same pictures."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

@@ -1,7 +1,7 @@
-"""How much detail a picture has inside its 8x8 px blocks, measured on a sample of them without decoding the rest.
+"""Measures how much detail a picture has inside its 8x8 px blocks, on a sample of the blocks; decodes no others.
 
-By frequency, because the two matter differently: any strong detail can be clipped on its way down, and a regular one,
-which sits in one frequency, can come out of a mean of 8 px as a slower pattern that was never there.
+Two figures, because detail does harm in two ways. Strong detail of any frequency can be clipped while it is downscaled.
+Regular detail, at one frequency, can alias in a mean of 8 px: a slower pattern appears that the picture does not have.
 """
 
 import io

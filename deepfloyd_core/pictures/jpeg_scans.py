@@ -1,9 +1,10 @@
-"""What a JPEG's bytes give before it is decoded: a sample of its blocks, and a copy without scans that do not show.
+"""Works on a JPEG's bytes before it is decoded: a sample of its blocks, and a copy without scans that do not show.
 
-Decoding at one eighth is all that a small crop needs, but it shows nothing of the detail inside a block. `sample_jpegs`
-does, for a few per cent of a decode: pieces from all over the file, put together as a tiny JPEG with the same tables. A
-piece starts between two codes; Huffman codes fall into step again within a few blocks, which the reader leaves out.
-Layout and names: ITU-T T.81, annex B. Anything unusual gives None, and the caller decodes the whole file.
+A small crop needs a decode at one eighth only, but such a decode hides the detail inside a block. `sample_jpegs` shows
+this detail for a few per cent of a full decode: it cuts pieces from all over the file, and puts them together as a tiny
+JPEG with the same tables. A piece may start inside a Huffman code; the decoder falls into step again within a few
+blocks, which the reader leaves out. Layout and names: ITU-T T.81, annex B. For an unusual file the result is None, and
+the caller decodes the whole file.
 """
 
 import re

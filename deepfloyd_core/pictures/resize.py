@@ -1,13 +1,14 @@
-"""Training crops that equal the literal recipe to 40 dB PSNR, for a tenth of its time.
+"""Makes training crops that match the literal recipe to 40 dB PSNR, in a tenth of its time.
 
-The literal recipe (x0.75 with LANCZOS while an edge is above 1.5x its goal, then LANCZOS to the goal) spends its time
-on pixels that end as one. Means of 2x2, 4x4 or 8x8 pixels cost almost nothing, from a JPEG not even their decoding. So:
-take the coarsest means that are still twice the goal, resize them to the recipe's last size but one, and take its last
-step. One LANCZOS step to the goal instead differs more from the recipe than the means do (39 dB on grass).
+The literal recipe resizes by 0.75 with LANCZOS while an edge is above 1.5x its goal, then to the goal with LANCZOS.
+Most of its time goes into pixels that are averaged away. Means of 2x2, 4x4 or 8x8 pixels cost almost nothing; a JPEG
+decoder even computes them without a full decode. So: take the coarsest means that are still twice the goal, resize them
+to the recipe's last size but one, and do its last step. A single LANCZOS step to the goal differs more from the recipe
+than these means do (39 dB on grass).
 
-It fails for detail that a mean hides: stripes come out as slower stripes, and each step of the recipe clips its
-ringing at black and white, which makes thin bright lines brighter. So the detail is measured first, and a picture
-beyond the limits below is resized literally.
+The means fail for detail that they hide: fine stripes become wider stripes (aliasing). Each step of the recipe also
+clips its ringing at black and white, which makes thin bright lines brighter; the means do not. So the detail is
+measured first, and a picture beyond the limits below is resized literally.
 """
 
 from collections.abc import Callable, Sequence

@@ -1,10 +1,10 @@
-"""Everything that is checked before anything is made: one entry, and all faults in one message. No torch.
+"""Checks everything before anything is made: one entry, and all faults of a round in one message. No torch.
 
-Three rounds; the faults of a round are told together, and the next begins only without any. First what lies on this
-machine: the run file, the data file, model folders, weights to start from, a version to sample. Then who answers: a
-cluster, W&B. Then models that have yet to be downloaded or written, one after the other up to the first fault: no gigabytes
-are fetched for a run that cannot begin. What could only repeat another fault is left out: nothing is said of a UNet in a
-folder that is not there.
+There are three rounds; the next begins only when the last one had no fault. First, what lies on this machine: the run
+file, the data file, model folders, weights to start from, a version to sample. Second, services: a cluster, W&B. Third,
+models that must still be downloaded or written, one after the other up to the first fault: so no gigabytes are
+downloaded for a run that cannot begin. A fault that only repeats another one is left out: for example, a UNet is not
+reported when its folder is missing.
 """
 
 import logging

@@ -1,8 +1,8 @@
-"""From a run file to a checked run: both files read, and everything that they name looked at. No torch.
+"""From a run file to a checked run: reads run file and data file, and checks everything that they name. No torch.
 
-Faults are collected: those of the run file, then of the data file, then of what each asks of the other. Nothing is told
-that may only follow from another fault: of a run file with faults the data file is looked at alone, and of a data file with
-an entry that cannot be read only what the other entries hold by themselves.
+Faults are collected: first those of the run file, then of the data file, then conflicts between the two. A fault that
+may only follow from another one is not reported. So when the run file has faults, the data file is checked alone; when
+an entry of the data file cannot be read, the other entries are checked one by one only.
 """
 
 from pathlib import Path

@@ -1,8 +1,8 @@
-"""A process that imports modules once and forks a child on command: 8 ms in place of the imports (12 s of CPU for torch).
+"""A process that imports modules once and forks a child on command: 8 ms instead of imports (12 s of CPU for torch).
 
-It knows no threads and runs nothing else, so it always hears when its parent is gone, and ends the children. That
-multiprocessing's fork server does not: it outlives a killed parent as long as a child lives, and it imports the caller's
-__main__ into each child.
+It has no threads and does nothing else. So it always notices when its parent is gone, and then ends its children.
+multiprocessing's fork server does not: it outlives a killed parent as long as a child lives. It also imports the
+caller's __main__ into each child.
 """
 
 import contextlib
@@ -22,7 +22,9 @@ _PR_SET_PDEATHSIG = 1
 
 
 class Starter:
-    """The parent's end. Its process begins with the first child; it is gone when this is closed or this process killed."""
+    """The parent's end. The fork server starts with the first child; it ends when this is closed or this process is
+    killed.
+    """
 
     def __init__(self, module: str, request: str = "", own_group: bool = False) -> None:
         """`module` is run with the number of its end's file and `request`, and calls `fork_on_command`.
@@ -38,22 +40,24 @@ class Starter:
 
     @property
     def pid(self) -> int | None:
-        """Of its process, while there is one."""
+        """Process id of the fork server, while it runs."""
         return self._process.pid if self._process else None
 
     def start(self, fd: int, output: IO[bytes] | None = None) -> int:
-        """Fork a child that inherits a file. Returns its pid. output: where the starter itself writes, if it begins now.
+        """Fork a child that inherits a file. Returns its pid. output: where the fork server itself writes, if it starts
+        now.
 
-        Raises JobError when the starter is gone.
+        Raises JobError when the fork server is gone.
         """
         return self._ask(b"start", (fd,), output)
 
     def end(self, pid: int) -> int:
-        """Kill a child unless it is dead already, and forget it. Returns its wait status; raises JobError like `start`."""
+        """Kill a child unless it is already dead, and forget it. Returns its wait status; raises JobError like `start`.
+        """
         return self._ask(b"%d" % pid)
 
     def close(self) -> None:
-        """End it and its children. May be called again, also while a thread is starting it."""
+        """End the fork server and its children. May be called more than once, also while a thread is starting it."""
         self._closed = True
         process, self._process = self._process, None
         if process is None:
@@ -90,10 +94,11 @@ class Starter:
 
 
 def fork_on_command(control_fd: int, last: signal.Signals) -> int | None:
-    """The other end: start and end children until the parent is gone. Returns in each child, with the file it inherits.
+    """The other end: start and end children until the parent is gone. Returns in each child, with the file that it
+    inherits.
 
-    When the parent is gone the children get the signal `last`; it returns None once they have ended, however long a job
-    takes to finish its step and write its last checkpoint.
+    When the parent is gone, the children get the signal `last`. In the fork server it returns None when they have
+    ended, however long a job takes to finish its step and write its last checkpoint.
     """
     living: set[int] = set()
     with socket.socket(fileno=control_fd) as control, contextlib.suppress(ConnectionError):

@@ -1,7 +1,8 @@
-"""The other end of `jobs`: a starter that imports what jobs need, torch first, and the children that do them.
+"""The other end of `jobs`: a fork server that imports what jobs need, torch first, and the child processes that do
+jobs.
 
-Libraries that were used cannot always be forked: a GPU's driver cannot, nor can most of macOS. A child of such a process
-begins anew, as a program of its own, and takes the time of the imports again.
+Some libraries cannot be forked after use: a GPU driver cannot, nor can most libraries of macOS. Then a child starts as
+a new program, and imports everything again.
 """
 
 import gc
@@ -52,7 +53,7 @@ def main(control_fd: str, _: str) -> None:
 
 
 def child(line_fd: int, starter: int) -> NoReturn:
-    """Do the job that comes over a line, which is open until this process ends."""
+    """Do the job that arrives over a socket, which stays open until this process ends."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     die_with(starter, signal.SIGTERM)
     line = socket.socket(fileno=line_fd)
@@ -71,7 +72,7 @@ def child(line_fd: int, starter: int) -> NoReturn:
 
 
 def do(name: str, kind: str, out: Path) -> int:
-    """Do the job whose request is in a folder, and write its result there. kind: MODULE:CLASS of the request.
+    """Do the job whose request is in a folder, and write its result to that folder. kind: MODULE:CLASS of the request.
 
     Returns the exit code.
     """
@@ -111,7 +112,7 @@ def do(name: str, kind: str, out: Path) -> int:
 
 
 def _driver_is_in_use() -> bool:
-    """Whether importing has reached for a GPU: some libraries look what there is. Known in a fork alone."""
+    """Whether importing has initialised a GPU driver: some libraries look for GPUs. Only a fork can tell."""
     torch = sys.modules.get("torch")
     return bool(torch and torch.cuda._is_in_bad_fork())
 

@@ -1,10 +1,10 @@
-"""Torch runs in child processes: the parent stays small, a model's memory is gone when its job ends.
+"""Runs torch in child processes: the parent stays small, and a model's memory is freed when its job ends.
 
-A job's request is a frozen model, declared without torch in the room that does it. Its JSON, the log, the progress and the
-result are dot files in the artifact's own directory, so a dead parent breaks no pipe. The child inherits the artifact's lock
-and gets SIGTERM when its parent dies: a trainer then writes a checkpoint and still owns its files until it is gone. The
-jobs of a flow are forks of one process (`job_worker`), so that torch and diffusers are imported once a flow, which takes 5
-to 12 s, and not once a job.
+A job's request is a frozen model, declared without torch in the room that does the job. Its JSON, the log, the progress
+and the result are dot files in the artifact's own directory, so a dead parent breaks no pipe. The child inherits the
+artifact's lock, and gets SIGTERM when its parent dies: a trainer then writes a checkpoint, and owns its files until it
+ends. The jobs of a flow are forks of one process (`job_worker`): so torch and diffusers, which take 5 to 12 s, are
+imported once a flow and not once a job.
 """
 
 import importlib
@@ -48,7 +48,7 @@ S = TypeVar("S", bound=Summary)
 
 
 class JobRequest(Spec, Generic[S]):
-    """What a job is asked to do: all that it reads, as plain values, groups of keys and artifacts."""
+    """The request of a job: everything that it reads, as plain values, groups of keys and artifacts."""
 
     job: ClassVar[str]  # its name in messages
     entry: ClassVar[str]  # MODULE:FUNCTION, which takes a Job of the request and returns the summary
@@ -61,7 +61,7 @@ R = TypeVar("R", bound=JobRequest[Any], covariant=True)
 
 @dataclass(frozen=True)
 class Job(Generic[R]):
-    """What a job's function gets."""
+    """The argument of a job's function."""
 
     request: R
     out: Path
@@ -69,7 +69,7 @@ class Job(Generic[R]):
 
 
 def run_job(request: JobRequest[S], work: WorkDir, report: Report = no_report, part: str = "") -> S:
-    """Run one job in a child process and return its summary. part: tells several of a kind apart that run at once.
+    """Run one job in a child process and return its summary. part: distinguishes jobs of one kind that run at once.
 
     Raises the child's own DeepFloydError, or JobError with the end of its log when it died without one.
     """
@@ -90,7 +90,7 @@ def run_job(request: JobRequest[S], work: WorkDir, report: Report = no_report, p
 
 
 class JobResult(Spec):
-    """What became of a job, as its process writes it: a summary, or the name and message of a DeepFloydError."""
+    """The outcome of a job, as its process writes it: a summary, or the name and message of a DeepFloydError."""
 
     summary: Json | None = None
     error: str = ""
@@ -99,7 +99,9 @@ class JobResult(Spec):
 
 @contextmanager
 def job_starter() -> Iterator[Starter]:
-    """The jobs of this block are forks of one process, which begins with the first. A block within another has its one."""
+    """The jobs of this block are forks of one process, which starts with the first job. Nested blocks share the outer
+    one.
+    """
     if outer := _STARTER.get():
         yield outer
         return
@@ -135,13 +137,15 @@ def _start(starter: Starter, name: str, kind: type[JobRequest[Any]], work: WorkD
 
 
 def imported(name: str) -> Any:
-    """What MODULE:NAME names."""
+    """The object that MODULE:NAME names."""
     module, attribute = name.split(":")
     return getattr(importlib.import_module(module), attribute)
 
 
 def run_parts(request: JobRequest[S], parts: Sequence[JobRequest[Any]], work: WorkDir, report: Report) -> S:
-    """Run jobs that make parts of an artifact, all at once, each in a process; then the one that needs them all."""
+    """Run jobs that make parts of an artifact, all at once, each in its own process; then run the job that needs all
+    parts.
+    """
     shown = [(0, 0, "")] * len(parts)
 
     def run_part(number: int) -> None:

@@ -1,9 +1,9 @@
-"""A function over many items in child processes, so that a picture made to kill a decoder costs one item, not the run.
+"""Maps a function over many items in child processes: a picture made to kill a decoder costs one item, not the run.
 
-A starter (see there) imports the modules once and forks the children. Answers come item by item, so the first that is
-missing names the killer, and nothing that was answered is done twice. Guards against crafted pictures, not against
-crafted code. Costs 0.03 ms an item on two cores (0.25 ms if each were a request of its own), the imports once (0.1 s
-without any, 0.6 s for Pillow and numpy), 8 ms for a child.
+A fork server (`fork_server`) imports the modules once and forks the children. Answers come item by item: so the first
+missing answer identifies the item that killed its child, and no answered item is done twice. This guards against
+crafted pictures, not against crafted code. Costs: 0.03 ms an item on two cores (0.25 ms with a request for each item);
+the imports once (0.1 s without modules, 0.6 s for Pillow and numpy); 8 ms for a child.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ _LIFE = 200  # requests that a child serves: what decoders leak must not add up 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one item may take."""
+    """Limits for one item."""
 
     memory_mib: int | None = (
         2048  # address space beyond what the child has after its imports; None: no limit. Linux only
@@ -43,7 +43,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Lost:
-    """What stands in place of a result; `reason` is the ledger's word, "timeout" or "killed_decoder"."""
+    """Replaces the result of a lost item; `reason` is the ledger's word, "timeout" or "killed_decoder"."""
 
     reason: str
     detail: str
@@ -57,11 +57,12 @@ class _Child:
 
 
 class Children:
-    """Owns the processes, the first of which starts with the first item: none is left when its `with` block ends, nor when
-    this process is killed."""
+    """Owns the child processes. They start with the first item; none is left when the `with` block ends or this process
+    is killed.
+    """
 
     def __init__(self, workers: int, limits: Limits, preload: tuple[str, ...] = ()) -> None:
-        """`preload` names the modules that the functions need; what it leaves out, every child imports anew."""
+        """`preload` names the modules that the functions need; every child imports by itself what it leaves out."""
         self._workers, self._limits = workers, limits
         self._idle: SimpleQueue[_Child | None] = SimpleQueue()  # a place per worker; None: to be started
         path = [str(folder) for folder in sys.path]
@@ -81,10 +82,11 @@ class Children:
         self._starter.close()  # one that a thread was starting just then
 
     def map(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R | Lost]:
-        """Yield function(item) for each item in order, or a Lost where the child died or took too long.
+        """Yield function(item) for each item in order, or a Lost if the child died or took too long.
 
-        `function` and its results must pickle; it comes from a module, not from a script. What it raises is raised here,
-        but for MemoryError: that is a child's death. Items are pulled as results are taken, at most 64 a worker ahead.
+        `function` and its results must pickle; it must come from a module, not from a script. Its exceptions are raised
+        here, except MemoryError, which counts as the child's death. Items are pulled as results are taken, at most 64 a
+        worker ahead.
         """
         source, size = iter(items), 1  # one by one at first, so that a few slow items are spread over all children
         waiting: deque[Future[list[R | Lost]]] = deque()

@@ -1,6 +1,7 @@
-"""The other end of `children`: what their starter imports, and the children that it forks.
+"""The other end of `pool`: the fork server, which imports the modules, and the worker processes that it forks.
 
-A child's clock is a kernel timer whose signal kills (1 us an item), for a decoder that never comes back to the interpreter.
+A kernel timer limits the time of each item: its signal kills the worker (1 us an item), even when a decoder never
+returns to the interpreter.
 """
 
 import contextlib

@@ -1,10 +1,12 @@
-"""Stage I's remakes of Stage II's low-res pictures: what Stage II is fed in use, of crops whose truth is known.
+"""Stage I's remakes of Stage II's low-res pictures: inputs as at inference, for crops whose ground truth is known.
 
-In use Stage II enlarges Stage I's samples, in training clean downscales. A remake is such a downscale, noised and sampled
-again by the Stage I that the run trained (SDEdit, Meng et al. 2022; `IFImg2ImgPipeline`), with the crop's own caption: it
-still shows the crop, with Stage I's hand. Once for each crop, `low_res_stage1_strength` of a sample's steps. Row n of the
-list of rows belongs to row n of the pixels'; shards are cut of that list alone, for how the pixels lie in theirs depends
-on the versions before.
+At inference Stage II upscales Stage I's samples; in training it upscales clean downscales. A remake is such a downscale
+with noise added, then sampled again by the Stage I that the run trained, with the crop's own caption (SDEdit, Meng et
+al. 2022; `IFImg2ImgPipeline`). It still shows the crop, with the errors of a Stage I sample. Each crop is remade once,
+with the share `low_res_stage1_strength` of the steps of a sample.
+
+Row n of the remakes' list of rows belongs to row n of the pixels' list. The remakes' shards are cut from that list
+alone: how the pixels are cut into shards depends on earlier versions.
 """
 
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Finished things: a directory, a manifest written last, locks, reuse, and the versions that were published.
+"""Finished artifacts: a directory, a manifest written last, locks, reuse, and the published versions.
 
 Entry: `store.artifacts.materialise`.
 """

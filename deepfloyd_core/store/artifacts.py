@@ -1,9 +1,10 @@
 """The artifact contract: a directory is finished when its manifest.json is there, and the manifest is written last.
 
-`<workspace>/<kind>/<fingerprint>/`, the fingerprint taken over (kind, format, spec, inputs) and nothing else: where,
-when, on how many workers and on which device something was made changes no bytes and so is not in it. A directory
-without a manifest is unfinished: its builder continues it. One `flock` per artifact lets two runs share a workspace;
-the kernel frees it when the holder dies, and child processes inherit it, so that a dying trainer still owns its files.
+An artifact lies in `<workspace>/<kind>/<fingerprint>/`. The fingerprint is taken over (kind, format, spec, inputs) and
+nothing else: place, time, device and number of workers change no bytes, so they are not in it. A directory without a
+manifest is unfinished; its builder continues it. One `flock` per artifact lets two runs share a workspace. The kernel
+frees the lock when its holder dies. Child processes inherit it, so a trainer that outlives its parent still owns its
+files.
 """
 
 import fcntl
@@ -55,17 +56,18 @@ class Artifact:
 
     @property
     def name(self) -> str:
-        """KIND/FINGERPRINT, also its directory in the workspace: how those made from it name it in their inputs."""
+        """KIND/FINGERPRINT. It is also the directory in the workspace, and names the artifact in the inputs of others.
+        """
         return f"{self.kind}/{self.fingerprint}"
 
     @property
     def manifest(self) -> Manifest:
-        """The sealed record. Raises ArtifactError when it is no such record."""
+        """The sealed record. Raises ArtifactError when it is damaged or not such a record."""
         return read_manifest(self.path)
 
     @property
     def spec(self) -> Json:
-        """The settings that decided its bytes."""
+        """The settings that decide its bytes."""
         return self.manifest.spec
 
     @property
@@ -79,13 +81,15 @@ class Artifact:
         return {entry.path: entry.sha256 for entry in self.manifest.files}
 
     def summary(self, kind: type[S]) -> S:
-        """What its builder reported. Raises ArtifactError when that is no summary of such a kind."""
+        """The builder's report. Raises ArtifactError when it is not a summary of this kind."""
         return kind.of_record(self.manifest.summary, self.path)
 
 
 @dataclass(frozen=True)
 class Request:
-    """What an artifact is made of. `spec` and `inputs` must be plain JSON values; of an artifact an input has the name."""
+    """What an artifact is made from. `spec` and `inputs` must be plain JSON values; an input that is an artifact is its
+    name.
+    """
 
     kind: str
     format: int
@@ -104,7 +108,7 @@ class Request:
 
     @property
     def record(self) -> Json:
-        """What two requests of a kind can differ in."""
+        """Everything in which two requests of a kind can differ."""
         return {"format": self.format, "spec": self.spec, "inputs": self.inputs}
 
 
@@ -138,12 +142,12 @@ def find(workspace: Path, request: Request) -> Artifact | None:
 def newest(
     workspace: Path, kind: str, format: int, fits: Callable[[Manifest], bool] = lambda manifest: True
 ) -> Artifact | None:
-    """The one of `finished`, whose manifest `fits` accepts, that was made last: a new one can take things over from it."""
+    """The newest of `finished` whose manifest `fits` accepts: a new artifact can reuse parts of it."""
     return next((artifact for artifact in finished(workspace, kind, format) if fits(artifact.manifest)), None)
 
 
 def finished(workspace: Path, kind: str, format: int) -> Iterator[Artifact]:
-    """The finished artifacts of a kind and format, the newest first; none of those that are damaged."""
+    """The finished artifacts of a kind and format, newest first, without damaged ones."""
     for path in reversed(_by_age(workspace, kind)):
         artifact = Artifact(kind, path.name, path)
         with suppress(ArtifactError):
@@ -152,11 +156,12 @@ def finished(workspace: Path, kind: str, format: int) -> Iterator[Artifact]:
 
 
 def materialise(workspace: Path, request: Request, build: Builder, parts: str | None = None) -> Artifact:
-    """The artifact of a request; build it if it is not there, resuming what a kill left.
+    """Return the artifact of a request. Build it if it does not exist; a build that a kill interrupted is continued.
 
-    `build` gets the directory, writes its files and returns the summary. Raises whatever `build` raises; the
-    directory then stays unfinished. With `parts` (a pattern of file names) a finished artifact is hashed before it is
-    reused; of a damaged one those parts stay that are whole. Without, only sizes are compared.
+    `build` gets the directory, writes its files and returns the summary. Raises whatever `build` raises; the directory
+    then stays unfinished. With `parts` (a pattern of file names) every file of a finished artifact is hashed before it
+    is reused; if the artifact is damaged, its intact parts are kept and the rest is rebuilt. Without `parts` only file
+    sizes are compared.
     """
     path = workspace / request.kind / request.fingerprint
     with locked(workspace, f"{request.kind}-{request.fingerprint}") as lock_fd:
@@ -219,7 +224,7 @@ def all_artifacts(workspace: Path) -> Iterator[Artifact]:
 
 
 def missing_parts(artifact: Artifact) -> Iterator[str]:
-    """A line for each file that is absent or has another size, or for a manifest that is no record; nothing is hashed."""
+    """One line for each file that is missing or has another size, or for an invalid manifest. Nothing is hashed."""
     try:
         files = {entry.path: entry.bytes for entry in artifact.manifest.files}
     except ArtifactError as error:
@@ -237,7 +242,7 @@ def missing_parts(artifact: Artifact) -> Iterator[str]:
 
 
 def verify_artifact(artifact: Artifact) -> list[str]:
-    """Re-hash one artifact; one line for each thing that is wrong, none when every byte is as written."""
+    """Hash one artifact again; one line for each fault, none when every byte is as written."""
     damage = list(missing_parts(artifact))
     try:
         record = artifact.manifest

@@ -1,4 +1,5 @@
-"""How an artifact differs from the last one of its kind, in the user's words: the keys of the run file and the data file."""
+"""How an artifact differs from the last one of its kind, in the user's words: keys of the run file and the data file.
+"""
 
 import json
 import math

@@ -1,7 +1,7 @@
-"""What a file system refuses, as one message: which file, what was to be done with it, why not, and what to do.
+"""One message for each refusal of the file system: which file, which operation, the reason, and the remedy.
 
-Also locks, which some network file systems do not have. Nothing stands in for them: only a lock that the kernel frees tells
-a run that works from one that was killed.
+Also takes locks, which some network file systems do not have. There is no substitute: only a lock that the kernel frees
+distinguishes a running run from a killed one.
 """
 
 import errno
@@ -44,9 +44,9 @@ _OF_RUST = re.compile(r"\(os error (\d+)\)")  # safetensors' errors are none of 
 
 
 def storage_error(error: OSError, act: str, path: Path | None = None) -> StorageError:
-    """The message for an error. act: `written`, `read`, `used`; path: of the file, where the error names none.
+    """The message for an error. act: `written`, `read`, `used`; path: the file, if the error does not name one.
 
-    What libraries and networks raise as an OSError keeps its own words.
+    An OSError that a library or the network raises keeps its own text.
     """
     named = error.filename2 or error.filename
     ours = named is not None or (error.errno in _REMEDIES and error.errno not in _OF_NETWORKS)
@@ -59,14 +59,14 @@ def storage_error(error: OSError, act: str, path: Path | None = None) -> Storage
 
 
 def system_error(text: str) -> OSError | None:
-    """The system's error that a library's own error tells of in its text; None for any other."""
+    """The system's error that the text of a library's error names; None for any other error."""
     number = _OF_RUST.search(text)
     return OSError(int(number[1]), os.strerror(int(number[1]))) if number else None
 
 
 @contextmanager
 def written(folder: Path) -> Iterator[None]:
-    """Raise StorageError in place of an OSError of the block, which writes to a folder and reads elsewhere."""
+    """In a block that writes to a folder and reads elsewhere, raise StorageError in place of OSError."""
     try:
         yield
     except OSError as error:
@@ -76,7 +76,7 @@ def written(folder: Path) -> Iterator[None]:
 
 
 def flock(file: int | IO[str], operation: int, path: Path, remedy: str = _ELSEWHERE) -> None:
-    """fcntl.flock. Raises BlockingIOError as it does, StorageError where the file system has no locks."""
+    """fcntl.flock. Raises BlockingIOError as it does, and StorageError if the file system has no locks."""
     try:
         fcntl.flock(file, operation)
     except BlockingIOError:

@@ -1,6 +1,6 @@
-"""What an artifact is made from: a frozen dataclass for each kind, in the room that makes it.
+"""The inputs of an artifact: a frozen dataclass for each kind, in the room that makes the artifact.
 
-Its fields hold artifacts, or the requests of artifacts that are yet to be made; they are named as manifests name them.
+Its fields hold artifacts, or requests of artifacts that are still to be made. Manifests use the same field names.
 """
 
 from dataclasses import dataclass, fields
@@ -13,7 +13,7 @@ A = TypeVar("A", bound=Identity)
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs(Generic[A]):
-    """Base of them."""
+    """Base class of the inputs of each kind."""
 
     @property
     def by_field(self) -> dict[str, A]:
@@ -23,5 +23,5 @@ class Inputs(Generic[A]):
 
     @property
     def names(self) -> dict[str, str]:
-        """The same by name: the inputs of a request."""
+        """The inputs by field name, as in a request: the artifacts' names."""
         return {field: artifact.name for field, artifact in self.by_field.items()}

@@ -1,6 +1,7 @@
-"""Lineage: what an artifact was made from, and that from what, by name.
+"""Lineage: the names of the artifacts that an artifact was made from, directly and indirectly.
 
-Read from manifests; a version's record keeps a copy, because the manifests below a lost one are found by nothing else.
+It is read from the manifests. A version's record keeps a copy: when a manifest is lost, nothing else names the
+artifacts that it was made from.
 """
 
 import re
@@ -16,7 +17,7 @@ Lineage = dict[str, list[str]]  # by an artifact's name those of its inputs
 
 
 def inputs_of(artifact: Artifact) -> list[str] | None:
-    """The names of the artifacts that one was made from; None when its manifest cannot be read."""
+    """The names of the artifacts that an artifact was made from; None when its manifest cannot be read."""
     try:
         return sorted({value for value in artifact.inputs.values() if _ARTIFACT.fullmatch(value)})
     except (ArtifactError, OSError):
@@ -24,7 +25,7 @@ def inputs_of(artifact: Artifact) -> list[str] | None:
 
 
 def lineage_of(workspace: Path, name: str) -> Lineage:
-    """Inputs of an artifact, of its inputs, and so on; without those whose manifests cannot be read."""
+    """The inputs of an artifact, of its inputs, and so on, without those whose manifests cannot be read."""
     known: Lineage = {}
 
     def read(name: str) -> list[str]:
@@ -44,7 +45,7 @@ def all_below(name: str, lineage: Lineage) -> set[str]:
 
 
 def _walk(name: str, inputs: Callable[[str], list[str]]) -> set[str]:
-    """The names that are reached from one; each is asked for its inputs once."""
+    """All names reachable from one name; each name is asked for its inputs once."""
     below, left = set[str](), [name]
     while left:
         name = left.pop()

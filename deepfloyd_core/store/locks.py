@@ -1,4 +1,4 @@
-"""One lock for each artifact of a workspace: the kernel frees that of a killed run."""
+"""One lock for each artifact of a workspace; the kernel frees the lock of a killed run."""
 
 import fcntl
 import logging
@@ -17,9 +17,9 @@ _ELSEWHERE = "Set `workspace` to a folder on a local disk"
 
 @contextmanager
 def locked(workspace: Path, name: str, *, quiet: bool = False) -> Iterator[int]:
-    """Hold a workspace's lock `name`, waiting for it if need be; yields its file descriptor for child processes.
+    """Hold a workspace's lock `name`, and wait for it if necessary; yields its file descriptor for child processes.
 
-    quiet: a wait is no line of the log. Raises StorageError in place of any OSError of the block.
+    quiet: do not log a wait. Raises StorageError in place of any OSError of the block.
     """
     path = workspace / LOCKS / name
     with written(workspace):

@@ -1,7 +1,7 @@
-"""What a finished artifact says of itself: the record in its manifest.json, and the summary that its builder reported.
+"""The manifest of a finished artifact (the record in its manifest.json), and the summary that its builder reported.
 
-The record is plain JSON; a summary has a class for each kind, in the room that builds it. A field of a summary that has a
-default, None, is left out of the record while it is None.
+The record is plain JSON. Each kind of artifact has its own summary class, in the room that builds it. A summary field
+whose default is None is left out of the record while it is None.
 """
 
 from pathlib import Path
@@ -29,7 +29,7 @@ class FileEntry(_Record):
 
 
 class Provenance(_Record):
-    """When, with which versions and on what an artifact was made: for people, never part of a fingerprint."""
+    """When, with which versions and on which machine an artifact was made: for people, never part of a fingerprint."""
 
     started: str  # ISO 8601, UTC
     seconds: float
@@ -52,13 +52,13 @@ class Manifest(_Record):
 
 
 class Summary(BaseModel):
-    """What a builder reports of an artifact: counts and figures. Also what a job returns."""
+    """A builder's report of an artifact: counts and figures. A job returns one, too."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)  # JSON has neither
 
     @classmethod
     def of_record(cls, record: Json, where: object) -> Self:
-        """The summary in a record. Raises ArtifactError when it is one of another kind or of another version."""
+        """The summary in a record. Raises ArtifactError when it belongs to another kind or another version."""
         try:
             return cls.model_validate(record)
         except ValidationError as error:
@@ -71,12 +71,14 @@ class Summary(BaseModel):
 
     @property
     def record(self) -> Json:
-        """As plain JSON, without what was not measured."""
+        """As plain JSON, without figures that were not measured."""
         return self.model_dump(mode="json", exclude_defaults=True)
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The record of an artifact's directory. Raises ArtifactError when there is none, or it is not as it was written."""
+    """The record of an artifact's directory. Raises ArtifactError when it is missing or has changed since it was
+    written.
+    """
     try:
         record: dict[str, Any] = read_sealed(folder / MANIFEST)
     except (FileNotFoundError, NotADirectoryError):

@@ -1,6 +1,7 @@
-"""The finished files of an unfinished artifact: each has a record of its bytes beside it, so that a resumed build trusts it.
+"""Finished files of an unfinished artifact: each has its sha256 recorded beside it, so that a resumed build can trust
+it.
 
-The records are dot files and vanish when the manifest is written.
+The records are dot files, and are removed when the manifest is written.
 """
 
 import shutil
@@ -21,9 +22,9 @@ def part_is_whole(file: Path) -> bool:
 
 
 def take_part(old: Path, sha256: str, new: Path) -> None:
-    """Link (or copy) a file of a finished artifact into an unfinished one, where it is a finished part.
+    """Link (or copy) a file of a finished artifact into an unfinished one, as a finished part of it.
 
-    sha256: of the file as it is now. The caller has hashed it; its manifest alone says what it was.
+    sha256: of the file as it is now. The caller has hashed it; the manifest only says what it was.
     """
     if recorded_hash(new) == sha256 and part_is_whole(new):
         return
@@ -36,7 +37,7 @@ def take_part(old: Path, sha256: str, new: Path) -> None:
 
 
 def recorded_hash(file: Path) -> str | None:
-    """What `finish_part` wrote down of a file."""
+    """The sha256 that `finish_part` recorded for a file."""
     try:
         return str(read_sealed(_record(file))["sha256"])
     except (OSError, ArtifactError):

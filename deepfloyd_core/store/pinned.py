@@ -1,4 +1,4 @@
-"""A file of the user's that a run reads twice: what it was when the run began is what it must be later."""
+"""A user's file that a run reads twice: its sha256 is taken when the run begins, and checked before the later use."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +15,12 @@ class PinnedFile:
     sha256: str
 
     def checked(self, use: str) -> Path:
-        """The path. use: in words. Raises ArtifactError when the file has other bytes by now."""
+        """The path. use: in words. Raises ArtifactError when the file's bytes have changed."""
         if not self.path.is_file() or sha256_file(self.path) != self.sha256:
             raise ArtifactError(f"{self.path}, which {use}, changed since the run began. Start it again.")
         return self.path
 
 
 def pinned(path: Path) -> PinnedFile:
-    """A file as it is now."""
+    """Pin a file as it is now."""
     return PinnedFile(path.absolute(), sha256_file(path))

@@ -1,4 +1,4 @@
-"""When, with which versions and on what an artifact was made."""
+"""Provenance of an artifact: when, with which versions and on which machine it was made."""
 
 import platform
 from contextlib import suppress
@@ -12,7 +12,7 @@ _PACKAGES = ("torch", "diffusers", "transformers", "peft", "pillow", "pillow-hei
 
 
 def provenance(started: datetime) -> Provenance:
-    """Of an artifact that is finished now."""
+    """The provenance of an artifact that is finished now."""
     finished, versions = datetime.now(UTC), dict[str, str]()
     for name in _PACKAGES:
         with suppress(metadata.PackageNotFoundError):  # the core works without Prefect

@@ -1,4 +1,4 @@
-"""Which files of the last version of a growing artifact the next one takes over: a rule that pixels and embeds share."""
+"""Which files a new version of a growing artifact reuses from the previous one: one rule for pixels and embeds."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ def is_as_recorded(file: Path, hashes: dict[str, str]) -> bool:
 
 
 def files_as_recorded(older: Artifact | None, pattern: str) -> dict[Path, str]:
-    """The files of an artifact that still have the bytes they were given, in their order, and their sha256."""
+    """The files of an artifact whose bytes are still as recorded, in their order, with their sha256."""
     if older is None:
         return {}
     hashes = older.hashes
@@ -25,7 +25,9 @@ def files_as_recorded(older: Artifact | None, pattern: str) -> dict[Path, str]:
 
 
 def worth_keeping(live: np.ndarray, rows_in: np.ndarray, capacity: int) -> np.ndarray:
-    """Which files are taken over whole: bool (files,). live, rows_in: the rows in each that are wanted, and all of them."""
+    """Which files are reused as they are: bool (files,). live, rows_in: in each file the number of live rows, and of
+    all rows.
+    """
     kept = (live > 0) & (live >= MIN_LIVE * rows_in) & (rows_in <= capacity)
     small = kept & (2 * rows_in < capacity)
     return kept if small.sum() <= MAX_SMALL else kept & ~small

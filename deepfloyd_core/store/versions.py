@@ -1,8 +1,8 @@
-"""Versions: what was published, in order; the last one is current.
+"""Versions: the published bundles, in order; the last one is current.
 
-A version is one sealed record, `<workspace>/versions/NNNN.json`, written once under a lock and never rewritten. It points at
-a bundle. When the data or the settings go back to what an earlier version was made of, the next version points at the
-bundle of that one. A damaged record stops nothing that does not ask for it, and its number is never used again.
+A version is one sealed record, `<workspace>/versions/NNNN.json`, written once under a lock and never rewritten. It
+points at a bundle. When data or settings return to an earlier state, the new version points at the bundle of that
+state. A damaged record stops only commands that ask for that version, and its number is never used again.
 """
 
 import os
@@ -41,9 +41,9 @@ class Version:
 
 
 def publish(workspace: Path, bundle: Artifact, index: Artifact, run_file: str = "") -> tuple[Version, bool]:
-    """Give a bundle the next version number, unless it is the current one. Returns its version and whether that is new.
+    """Give a bundle the next version number, unless it is the current one. Returns its version and whether it is new.
 
-    run_file: the path of the run's, empty where it has none.
+    run_file: the path of the run's file; empty if it has none.
     """
     with locked(workspace, FOLDER):
         latest = current(workspace)
@@ -59,22 +59,22 @@ def publish(workspace: Path, bundle: Artifact, index: Artifact, run_file: str = 
 
 
 def versions(workspace: Path) -> list[Version]:
-    """The published versions whose records are whole, oldest first."""
+    """The published versions whose records are intact, oldest first."""
     return _read_all(workspace, _numbers(workspace))[0]
 
 
 def damaged_records(workspace: Path) -> list[str]:
-    """A line for each record of a version that is there and cannot be read."""
+    """A line for each version record that exists and cannot be read."""
     return _read_all(workspace, _numbers(workspace))[1]
 
 
 def readable_versions(workspace: Path) -> tuple[list[Version], list[str]]:
-    """Those whose records are whole, and a line for each record that is damaged, or missing below the highest number."""
+    """The versions with intact records; and a line for each damaged record, or missing one below the highest number."""
     return _read_all(workspace, range(1, max(_numbers(workspace), default=0) + 1))
 
 
 def current(workspace: Path) -> Version | None:
-    """The version that is `latest`; None before the first, and where the last record is damaged."""
+    """The version `latest`; None before the first one, and when the last record is damaged."""
     known, numbers = versions(workspace), _numbers(workspace)
     return known[-1] if known and known[-1].number == numbers[-1] else None
 
@@ -97,7 +97,7 @@ def find_version(workspace: Path, name: str) -> Version:
 
 
 def news_of(workspace: Path, version: Version, before: Version | None) -> str:
-    """What became of a run, for people. before: the version that was current when it began."""
+    """The outcome of a run, for people. before: the version that was current when it began."""
     if before and version == before:
         return f"version {version.number} as before"
     first = next(one for one in versions(workspace) if one.bundle == version.bundle)
@@ -120,7 +120,7 @@ def _trained(version: Version) -> list[str]:
 
 
 def bundle_of(workspace: Path, version: Version) -> Artifact:
-    """What a version published. Raises ArtifactError unless all its files are there, each of its size."""
+    """The bundle of a version. Raises ArtifactError unless all its files exist and have their sizes."""
     bundle = Artifact("lora_bundle", version.bundle, workspace / "lora_bundle" / version.bundle)
     if fault := next(missing_parts(bundle), None):
         raise ArtifactError(
@@ -131,7 +131,7 @@ def bundle_of(workspace: Path, version: Version) -> Artifact:
 
 
 def stage_folder(bundle: Path, stage: Stage) -> Path:
-    """Where a bundle has what was trained of a stage, and its scheduler."""
+    """The folder of a bundle with a stage's trained weights and its scheduler."""
     return bundle / f"stage{stage}"
 
 

@@ -1,8 +1,9 @@
-"""One Arrow file of text embeds: a row for each text, as it came out of T5 (`none`) or packed without loss.
+"""One Arrow file of text embeds: one row per text, stored raw (`none`) or compressed without loss (`packed`).
 
-`none`: 630,784 bytes a text for T5-XXL in bf16, mapped straight into torch in 0.05 ms. `packed`: 64 % of that at 0.6 ms. A
-float's high bytes (sign and exponent) repeat, its low bytes are noise; so the high halves are compressed with zstd at its
-fastest level and the low halves kept as they are. Compressing whole floats saves less and costs more.
+`none`: 630,784 bytes a text for T5-XXL in bf16, mapped straight into torch in 0.05 ms. `packed`: 64 % of that, at 0.6
+ms. A float's high bytes (sign and exponent) repeat, its low bytes are noise. So the high halves are compressed with
+zstd at its fastest level, and the low halves are stored as they are. Compressing whole floats saves less and costs
+more.
 """
 
 from collections.abc import Sequence

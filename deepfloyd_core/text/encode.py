@@ -1,7 +1,7 @@
-"""Makes the text embeds, in a process of its own: the encoder is loaded at the first text that is missing and dies with it.
+"""Makes the text embeds in its own process, which loads the encoder at the first missing text and ends with the job.
 
-Files are named by the texts in them and never rewritten. A data set that grows links the files it has and encodes the
-texts that came; an interrupted build goes on behind the last finished file.
+A file's name contains a hash of its texts, and a file is never rewritten. When a data set grows, the new version links
+the existing files and encodes only the added texts. An interrupted build continues after the last finished file.
 """
 
 import math

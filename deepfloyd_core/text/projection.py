@@ -1,8 +1,9 @@
-"""A stage's text: what its UNet's own text modules make of T5's rows, stored once instead of computed in every step.
+"""A stage's projected text: the output of its UNet's text modules for T5's hidden states, computed once and stored.
 
-A LoRA leaves `encoder_hid_proj` and `add_embedding` as they are, so what they give depends on caption and UNet alone: for
-IF-I-M 118,272 + 1,536 bytes a caption in place of T5's 630,784, and 56.7 M of 371.6 M parameters that the trainer never
-loads. One caption at a time, so that its bits depend on no neighbour and are those of a stock UNet fed that caption alone.
+A LoRA does not change `encoder_hid_proj` and `add_embedding`, so their outputs depend on caption and UNet alone.
+Storing them takes, for IF-I-M, 118,272 + 1,536 bytes a caption instead of T5's 630,784, and the trainer does not load
+56.7 M of 371.6 M parameters. Captions are projected one at a time: so the bits do not depend on other captions, and
+equal those of a stock UNet that is given that caption alone.
 """
 
 import contextlib

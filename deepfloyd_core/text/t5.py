@@ -1,15 +1,16 @@
-"""T5's encoder over many texts, one layer after another: each layer goes over all of them before the next is needed.
+"""Runs T5's encoder over many texts, layer by layer: each layer processes all texts before the next layer is loaded.
 
-So a layer can be read from the file, used and dropped: T5-XXL (9.5 GB in bf16) then runs in the memory of one layer and
-of the texts' hidden states. With the whole encoder in memory the same loop gives the same bytes.
+So a layer can be read from the file, used and dropped: T5-XXL (9.5 GB in bf16) then needs memory for one layer and for
+the texts' hidden states. With the whole encoder in memory the same loop gives the same bytes.
 
-bf16 on a processor without units for it is six times slower than fp32: there each layer's weights become fp32 when it is
-used, the hidden states stay fp32, and what comes out is rounded to bf16 once.
+On a processor without bf16 units, bf16 is six times slower than fp32. There each layer's weights are converted to fp32
+when used, the hidden states stay fp32, and the result is rounded to bf16 once.
 
-IF's UNet gets no attention mask, so the rows of the padding count. `plain` runs transformers' own blocks on padded texts:
-bit for bit what `IFPipeline.encode_prompt` gives. `lean` leaves out what cannot change the result: only real tokens are
-keys, and rows of the padding that must come out equal (their distances to all real tokens fall into the same buckets)
-are computed once. In exact arithmetic both agree; they differ as two orders of summation do.
+IF's UNet gets no attention mask, so it also reads the hidden states of the padding. `plain` runs transformers' own
+blocks on padded texts: bit for bit the output of `IFPipeline.encode_prompt`. `lean` skips work that cannot change the
+result: only real tokens are keys, and padding positions that must get equal hidden states (their distances to all real
+tokens fall into the same buckets) are computed once. In exact arithmetic both are equal; in practice they differ only
+by the order of summation.
 """
 
 import time

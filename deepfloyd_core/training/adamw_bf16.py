@@ -1,9 +1,9 @@
-"""AdamW (Loshchilov and Hutter 2019) whose parameters and both moments are bf16: 6 bytes a parameter in place of 12.
+"""AdamW (Loshchilov and Hutter 2019) whose parameters and both moments are bf16: 6 bytes a parameter instead of 12.
 
-bf16 has 8 bits of precision. Rounded to the nearest, a step below 1/512 of a parameter is lost, and a second moment
-stays for ever where it is, because 0.999 of a number rounds to that number. So everything that is stored is rounded up or
-down at random, with the probability that makes its mean exact. The random bits are a pure function of (seed, step): a
-resumed run goes on with the same bytes.
+bf16 has 8 bits of precision. With rounding to nearest, an update below 1/512 of a parameter is lost, and a second
+moment never decays, because 0.999 times a number rounds back to that number. So every stored value is rounded
+stochastically: the expected value is exact. The random bits are a pure function of (seed, step): a resumed run
+continues with the same bytes.
 """
 
 from collections.abc import Callable, Iterable

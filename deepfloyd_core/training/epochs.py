@@ -1,6 +1,6 @@
-"""From epochs to optimizer steps, once the crops of a stage are made. No torch: a fingerprint depends on it.
+"""Converts epochs to optimizer steps, once the crops of a stage exist. No torch: a fingerprint depends on it.
 
-What is trained goes by its steps alone: as many steps written as `max_train_steps` are the same training, to the byte.
+Training depends only on the number of steps: the same number written as `max_train_steps` gives the same bytes.
 """
 
 import logging

@@ -1,6 +1,7 @@
 """The loss on a fixed grid of (picture, noise, t): always the same draws, so two models are compared pair by pair.
 
-Beside the held-out pictures stand a few that are trained on: what a model gains more on those is what it learnt by heart.
+The grid has the held-out pictures, and a few training pictures. The extra gain on the training pictures measures
+overfitting.
 """
 
 from dataclasses import dataclass, replace

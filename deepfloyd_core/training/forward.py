@@ -163,13 +163,16 @@ def batch_loss(setup: Setup, prepared: Prepared) -> torch.Tensor:
 
 
 def roll_out(setup: Setup, prepared: Prepared, rollout: Rollout) -> tuple[Fed, torch.Tensor]:
-    """The batch with the model's own errors in it: x_t is made of what it takes the picture for at the rollout's t.
+    """The batch with the model's own errors in it: x_t is made from the model's estimate of x_0 at the rollout's
+    timestep t.
 
-    Sampling goes from guess to guess, and a model that never saw its own hands their errors on (exposure bias): scheduled
-    sampling (Bengio et al. 2015; for diffusion Deng et al. 2023), in one step of any length, whose guess is noised anew. The
-    guess is clipped to [-1, 1] and, if the stage's samples are, back-projected; it is the conditional one, by the weights
-    that are trained. The answer stays the true picture. Beside the batch, what must be added to its noise for the epsilon
-    that leads from x_t to x_0: (B, C, H, W), on the CPU.
+    Sampling goes from estimate to estimate. A model that never saw its own estimates in training accumulates their
+    errors (exposure bias). This is scheduled sampling (Bengio et al. 2015; for diffusion Deng et al. 2023) in one step
+    of any length, whose estimate gets new noise. The estimate is clipped to [-1, 1] and, if the stage's samples are,
+    back-projected. It is the conditional one, by the weights that are being trained.
+
+    The training target is still the true picture. Returns the batch, and the tensor that must be added to its noise so
+    that the target epsilon leads from x_t to x_0: (B, C, H, W), on the CPU.
     """
     x_0, draws, bars = prepared.draws.cut(prepared.x_0), prepared.draws, setup.scheduler.alphas_cumprod
     if not rollout.taken.any():

@@ -1,7 +1,8 @@
-"""What a training shows of itself on the way: losses, and pictures as the stock pipeline makes them, of the same seeds.
+"""Validation during a training: losses on fixed draws, and samples of the stock pipeline with fixed seeds.
 
-Stage I draws the validation prompts, or with a ControlNet follows held-out pictures; Stage II enlarges those. The losses
-of a step wait in a dot file until the training is finished, so that a killed run keeps those before its checkpoint.
+Stage I samples the validation prompts, or, with a ControlNet, from held-out conditioning pictures; Stage II upscales
+held-out pictures. The losses of a step are kept in a dot file until the training is finished, so that a killed run
+keeps those before its checkpoint.
 """
 
 import json
