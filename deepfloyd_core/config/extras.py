@@ -1,5 +1,4 @@
-"""Packages that only some runs need: the message when one is missing. Imports none of them, which would take seconds.
-"""
+"""Packages that only some runs need: the message when one is missing. Imports none of them, which would take seconds."""
 
 import importlib.util
 from collections.abc import Sequence

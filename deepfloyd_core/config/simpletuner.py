@@ -163,8 +163,7 @@ def _clipping(values: Mapping[str, Any]) -> str:
 
 
 def without_idle(stage: dict[str, Any], defaults: Mapping[str, Any], path: Path, notes: list[str]) -> dict[str, Any]:
-    """A stage's keys without those that another key leaves without effect; many of SimpleTuner's files have such keys.
-    """
+    """A stage's keys without those that another key leaves without effect; many of SimpleTuner's files have such keys."""
     idle = {key: other for key, other in _IDLE_WITHOUT if not is_off(stage.get(key)) and is_off(stage.get(other))}
     if is_off(stage.get("timestep_bias_multiplier", 1), (1,)) and not is_off(stage.get("timestep_bias_strategy")):
         idle["timestep_bias_strategy"] = "timestep_bias_multiplier"

@@ -52,8 +52,7 @@ class Starter:
         return self._ask(b"start", (fd,), output)
 
     def end(self, pid: int) -> int:
-        """Kill a child unless it is already dead, and forget it. Returns its wait status; raises JobError like `start`.
-        """
+        """Kill a child unless it is already dead, and forget it. Returns its wait status; raises JobError like `start`."""
         return self._ask(b"%d" % pid)
 
     def close(self) -> None:

@@ -56,8 +56,7 @@ class Artifact:
 
     @property
     def name(self) -> str:
-        """KIND/FINGERPRINT. It is also the directory in the workspace, and names the artifact in the inputs of others.
-        """
+        """KIND/FINGERPRINT. It is also the directory in the workspace, and names the artifact in the inputs of others."""
         return f"{self.kind}/{self.fingerprint}"
 
     @property

@@ -1,5 +1,4 @@
-"""How an artifact differs from the last one of its kind, in the user's words: keys of the run file and the data file.
-"""
+"""How an artifact differs from the last one of its kind, in the user's words: keys of the run file and the data file."""
 
 import json
 import math
