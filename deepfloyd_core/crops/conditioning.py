@@ -26,6 +26,6 @@ def plan_eval_conditioning(run: Run, index: Artifact, work: WorkDir) -> Layout:
 
 
 def _places(run: Run) -> dict[str, ImageDataset]:
-    """Where the pairs of each data set are."""
+    """The places of the pairs of each data set."""
     places = {dataset.id: run.pairs_of(dataset) for dataset in run.datasets}
     return {name: place for name, place in places.items() if place is not None}

@@ -36,8 +36,9 @@ _COUNTED = MOST * SHARE  # more pictures than these spare no more
 
 @dataclass(frozen=True)
 class Choice:
-    """What is held out of one data set. `usable`: its pictures that are fit for every stage that it feeds, as far as they
-    were counted; of those that show the same one."""
+    """The held-out pictures of one data set. `usable`: how many pictures fit every stage that the set feeds, as far as
+    they were counted; of duplicates one.
+    """
 
     dataset_id: str
     usable: int
@@ -49,7 +50,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class _Known:
-    """Of what was held out before, and is in an index, in the order of one data set."""
+    """Earlier held-out pictures that are in an index, in the order of one data set."""
 
     names: dict[str, str]  # image_id -> its group, by the first picture of it
     subjects: dict[str, str]  # image_id -> the picture that was measured on for it
@@ -69,9 +70,9 @@ def spare(usable: int) -> int:
 
 @lru_cache(maxsize=4)
 def choose_held_out(run: Run, index: Artifact) -> tuple[Choice, ...]:
-    """The choice of each data set that pictures are held out of; remembered, for it is asked for more than once.
+    """The choice for each data set that held-out pictures are taken from. Cached, because it is needed more than once.
 
-    Raises DataError where it would leave nothing to train on.
+    Raises DataError if it would leave nothing to train on.
     """
     only = run.config.eval_dataset_id
     sets = [dataset for dataset in run.datasets if only in (None, dataset.id)]
@@ -85,7 +86,7 @@ def choose_held_out(run: Run, index: Artifact) -> tuple[Choice, ...]:
 
 
 def choice_notes(run: Run, choices: tuple[Choice, ...]) -> list[str]:
-    """What a person should know of a choice: a line for each data set that is hardly trained on, or not measured."""
+    """Notes on a choice for people: a line for each data set that is hardly trained on, or not measured."""
     notes = []
     for choice in choices:
         count, rest = len(choice.ids), choice.usable - len(choice.ids)
@@ -113,7 +114,7 @@ def choice_notes(run: Run, choices: tuple[Choice, ...]) -> list[str]:
 
 
 def held_out_pictures(index: Artifact, choices: Iterable[Choice]) -> pa.Array:
-    """What is not trained on: of all data sets the pictures of the groups that are held out, by name, each once."""
+    """The pictures that are not trained on: of all data sets those in held-out groups, by name, each once."""
     groups = pa.array(sorted({name for choice in choices for name in choice.groups}), pa.string())
     found = [pa.array([], pa.string())]
     for batch in ledger_batches(index, ["image_id", "group"]) if len(groups) else ():
@@ -139,9 +140,9 @@ def chosen_pictures(run: Run, index: Artifact, columns: tuple[str, ...]) -> pa.T
 
 
 def check_left(run: Run, index: Artifact, choices: Iterable[Choice]) -> list[str]:
-    """A line for each data set of which a stage is left nothing to train on, but for the one to measure on.
+    """A line for each data set that leaves a stage nothing to train on, except the set that is only measured on.
 
-    Raises DataError when a stage is left nothing at all.
+    Raises DataError when a stage has nothing at all to train on.
     """
     out = held_out_pictures(index, choices)
     usable: Counter[tuple[Stage, str]] = Counter()
@@ -171,7 +172,9 @@ def check_left(run: Run, index: Artifact, choices: Iterable[Choice]) -> list[str
 
 
 def _names(index: Artifact, column: str, values: Iterable[str]) -> dict[str, str]:
-    """Of all rows, rejected ones too, with a value in a column (`image_id`, or the group's `name`): image_id -> name."""
+    """The rows, rejected ones too, with one of these values in a column (`image_id`, or the group's `name`): image_id
+    -> name.
+    """
     wanted = pa.array(sorted(values), pa.string())
     found: dict[str, str] = {}
     for batch in ledger_batches(index, ["image_id", "group"], rejected=True) if len(wanted) else ():
@@ -218,7 +221,8 @@ def _choose(run: Run, index: Artifact, dataset: ImageDataset, known: _Known) -> 
 def _take(rows: list[tuple[str, str, bool]], count: int, known: _Known) -> tuple[set[str], tuple[str, ...]]:
     """The pictures to measure on, and all groups that are held out. rows: as `_by_hash`.
 
-    Those held out before go first, one of each subject. One that is unfit now is not measured on, and stays held out.
+    Earlier held-out pictures come first, one for each subject. One that is unfit now is not measured on, and stays held
+    out.
     """
     ids: set[str] = set()
     groups: set[str] = set()
@@ -272,7 +276,7 @@ def _by_hash(
 
 
 def _remember(record: EvalRecord, index: Artifact, choices: Iterable[Choice], known: dict[str, _Known]) -> None:
-    """Add to the record what is held out, the chosen pictures first, and all that show the same as one that ever was."""
+    """Add the held-out pictures to the record, the chosen ones first, and all duplicates of any that ever was held out."""
     kept: dict[str, set[str]] = {}  # of each data set the groups that it held out, now or before
     for choice in choices:
         recorded = record.sets.get(choice.dataset_id, {})

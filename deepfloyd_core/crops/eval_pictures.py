@@ -1,4 +1,4 @@
-"""The held-out pictures of a stage, as they are read to be measured, each with what a ControlNet follows for it."""
+"""The held-out pictures of a stage, read for measuring, each with its conditioning picture if it has a pair."""
 
 from dataclasses import dataclass
 
@@ -20,7 +20,9 @@ class EvalPicture:
 
 
 def eval_pictures(eval_set: Artifact, stage: Stage, pairs: Artifact | None = None) -> list[EvalPicture]:
-    """All of a stage, in the order of their files. pairs: of those of Stage I. Raises ValueError when they are of others."""
+    """All held-out pictures of a stage, in the order of their files. pairs: those of Stage I. Raises ValueError when
+    the pairs belong to other pictures.
+    """
     follow = {} if pairs is None else _pairs(eval_set, pairs)
     found = []
     for file in shard_files(eval_set, stage):
@@ -30,7 +32,7 @@ def eval_pictures(eval_set: Artifact, stage: Stage, pairs: Artifact | None = Non
 
 
 def _pairs(eval_set: Artifact, pairs: Artifact) -> dict[tuple[str, int], np.ndarray]:
-    """What is followed for the row at each place of each file of the eval set."""
+    """The pair of the row at each place of each file of the eval set."""
     check_pairs_of(eval_set, pairs)
     files, shards = shard_files(eval_set), [open_shard(file) for file in shard_files(pairs)]
     rows, own = (read_row_list(artifact.path).select(["file", "place"]).to_pylist() for artifact in (eval_set, pairs))

@@ -1,8 +1,9 @@
-"""What a workspace has held out: `<workspace>/held_out/SEED.json`, of each data set every such picture, first come first.
+"""The record of held-out pictures: `<workspace>/held_out/SEED.json` lists those of each data set, oldest first.
 
-Written with the choice, before anything is measured, and only added to. A choice goes by it first, so it depends neither on
-which artifacts are still there nor on what the runs between asked for; and data that went back gets the choice that it had.
-Lost, it is chosen anew by hash. A picture costs 150 bytes; two runs take turns.
+It is written with the choice, before anything is measured, and is only added to. A choice uses it first. So the choice
+does not depend on which artifacts still exist, nor on the settings of the runs between; and data that returns to an
+earlier state gets its earlier choice. If the record is lost, pictures are chosen again by hash. A picture costs 150
+bytes; two runs take turns.
 """
 
 from collections.abc import Iterator
@@ -20,13 +21,16 @@ _LOST = "Take it from a backup, or remove it: pictures are then held out by hash
 
 @dataclass(frozen=True)
 class EvalRecord:
-    """Of each data set its held-out pictures and their copies in the order in which they came: image_id -> subject, the
-    picture that was measured on for it. Neither a place nor a subject ever changes."""
+    """Held-out pictures of each data set and their copies, in the order in which they were held out: image_id ->
+    subject, the picture that was measured on for it. Neither a place nor a subject ever changes.
+    """
 
     sets: dict[str, dict[str, str]]
 
     def order_for(self, dataset_id: str) -> dict[str, str]:
-        """The subject of each picture, in the order in which a data set holds them out: its own, then those of others."""
+        """The subject of each picture, in the order in which a data set holds them out: its own pictures, then those of
+        others.
+        """
         others = [pictures for name, pictures in sorted(self.sets.items()) if name != dataset_id]
         order: dict[str, str] = {}
         for pictures in (self.sets.get(dataset_id, {}), *others):
@@ -35,13 +39,13 @@ class EvalRecord:
         return order
 
     def add(self, dataset_id: str, image_id: str, subject: str) -> None:
-        """Put a picture at the end of a data set's, unless it is among them."""
+        """Append a picture to a data set's pictures, unless it is already one of them."""
         self.sets.setdefault(dataset_id, {}).setdefault(image_id, subject)
 
 
 @contextmanager
 def eval_record(workspace: Path, seed: int) -> Iterator[EvalRecord]:
-    """The record of a seed, held until the block ends, and then written if it grew.
+    """The record of a seed. It is locked until the block ends, and then written if it grew.
 
     Raises ArtifactError when it is damaged.
     """

@@ -38,8 +38,8 @@ def pixels_request(run: Run, index: Artifact, stage: Stage) -> Request:
 
 
 def eval_request(run: Run, index: Artifact) -> Request:
-    """Identity of the eval set: of each stage the pictures that are chosen, how they are cropped, and all that are held
-    out. Raises DataError as `choose_held_out`.
+    """Identity of the eval set: the chosen pictures of each stage, their cropping settings, and all held-out pictures.
+    Raises DataError as `choose_held_out`.
     """
     chosen, out = chosen_pictures(run, index, PICTURE), _held_out(run, index)
     spec: Json = {"seed": run.config.seed}
@@ -52,7 +52,7 @@ def eval_request(run: Run, index: Artifact) -> Request:
 
 
 def eval_identity(eval_set: Identity, stage: Stage) -> str:
-    """What decides what a stage's training reads of an eval set: not what is there for the other stage."""
+    """The identity of the part of an eval set that a stage's training reads, without the other stage's part."""
     own = {name: value for name, value in eval_set.inputs.items() if name.startswith(f"stage{stage}_")}
     record = {"seed": eval_set.spec["seed"], "crops": eval_set.spec[f"stage{stage}"], **own}
     return sha256_bytes(canonical_json(record).encode())[:16]
@@ -69,12 +69,12 @@ def conditioning_request(run: Run, index: Artifact, pictures: Identity) -> Reque
 
 
 def _fed(run: Run, stage: Stage) -> list[ImageDataset]:
-    """The data sets that feed a stage, by name: their order in the data file means nothing."""
+    """The data sets that feed a stage, by name: their order in the data file has no meaning."""
     return sorted((dataset for dataset in run.datasets if dataset.factor(stage)), key=lambda dataset: dataset.id)
 
 
 def _cropped(run: Run, stage: Stage, reader: Reader) -> Json:
-    """The settings that decide a stage's crops, of each data set that feeds it the keys that are read."""
+    """The settings that decide a stage's crops, with the keys of each data set that feeds it."""
     return {
         "aspect_bucket_alignment": run.config.aspect_bucket_alignment,
         "aspect_bucket_rounding": run.config.aspect_bucket_rounding,
@@ -83,12 +83,12 @@ def _cropped(run: Run, stage: Stage, reader: Reader) -> Json:
 
 
 def _digest(run: Run, stage: Stage, chosen: pa.Table) -> str:
-    """Of the chosen pictures of the data sets that feed a stage."""
+    """A digest of the chosen pictures from the data sets that feed a stage."""
     return table_digest(chosen.filter(pc.equal(chosen["dataset_id"], dataset.id)) for dataset in _fed(run, stage))
 
 
 def _held_out(run: Run, index: Artifact) -> dict[Stage, pa.Table]:
-    """Of the pictures that feed each stage those that are not trained on, by name, each once."""
+    """For each stage the pictures that feed it but are not trained on, by name, each once."""
     out = held_out_pictures(index, choose_held_out(run, index))
     found: dict[Stage, list[pa.Array]] = {stage: [] for stage in run.config.stages}
     reasons = [f"stage{stage}_reason" for stage in run.config.stages]

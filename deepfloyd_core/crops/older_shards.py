@@ -1,4 +1,4 @@
-"""What the next version of a pixel artifact takes over from the last one: whole shards, or single rows by their key."""
+"""What a new version of a pixel artifact reuses from the previous one: complete shards, or single rows by their key."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ from deepfloyd_core.store.reuse import is_as_recorded, worth_keeping
 
 @dataclass(frozen=True)
 class OlderRows:
-    """What the pixel artifact made last has: its rows by key, and its files that still have the bytes they were given."""
+    """The rows of the newest pixel artifact by key, and its files whose bytes are still as recorded."""
 
     names: tuple[str, ...]
     digests: dict[str, str]
@@ -25,7 +25,7 @@ class OlderRows:
 
     @classmethod
     def read(cls, older: Artifact | None) -> "OlderRows":
-        """Of the artifact made last; nothing when there is none or its list of rows was changed."""
+        """Read the newest artifact; empty when there is none or its list of rows was changed."""
         none = np.zeros(1, np.int64)  # so that there is something to index with -1
         recorded = older.hashes if older else {}
         if older is None or not is_as_recorded(older.path / ROWS_FILE, recorded):
@@ -44,20 +44,20 @@ class OlderRows:
         )
 
     def find(self, keys: np.ndarray) -> np.ndarray:
-        """The row that has each key: int64, -1 where there is none."""
+        """The row with each key: int64, -1 if there is none."""
         if not len(self.keys):
             return np.full(len(keys), -1)
         spot = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
         return np.where(self.keys[spot] == keys, self.number[spot], -1)
 
     def worth_keeping(self, copies: np.ndarray, capacity: int) -> np.ndarray:
-        """Which files are taken over whole, given the rows of one size that are wanted: bool (files,)."""
+        """Which files are reused as they are, given the rows of one size that are needed: bool (files,)."""
         live = np.bincount(self.file[copies[copies >= 0]], minlength=len(self.rows_in))
         return worth_keeping(live, self.rows_in, capacity)
 
 
 def copy_rows(older: Artifact, copies: np.ndarray, pixels: list[np.ndarray], methods: list[str]) -> None:
-    """Fill in the rows that an older artifact has."""
+    """Fill in the rows that exist in an older artifact."""
     numbers = np.flatnonzero(copies >= 0)
     rows = read_row_list(older.path).select(["file", "place"])
     files, places = (rows[name].to_numpy()[copies[numbers]] for name in ("file", "place"))

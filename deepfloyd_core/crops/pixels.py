@@ -65,7 +65,7 @@ class ShardPlan:
 
 @dataclass(frozen=True)
 class Layout:
-    """How planned rows become files: the shards taken over, the shards to make, and where each row is then."""
+    """How planned rows become files: the reused shards, the shards to make, and the place of each row in them."""
 
     plans: tuple[SizePlan, ...]
     kept: dict[str, str]  # names of the older artifact's shards that are taken over, and their sha256
@@ -81,14 +81,16 @@ class Layout:
 
 @dataclass(frozen=True)
 class ShardResult:
-    """What became of one shard: rows in it, pictures that were decoded for it (also by an interrupted run)."""
+    """The outcome of one shard: its rows, and the pictures decoded for it (also by an interrupted run)."""
 
     rows: int
     decoded: int
 
 
 def eval_change(before: Artifact, now: Artifact) -> tuple[int, int]:
-    """How many held-out pictures came in, and how many went out, between two eval sets; none when the first is damaged."""
+    """How many held-out pictures were added, and how many removed, between two eval sets; none when the first is
+    damaged.
+    """
     new = eval_ids(now)
     try:
         old = eval_ids(before)
@@ -110,7 +112,7 @@ def plan_shards(run: Run, index: Artifact, stage: Stage, work: WorkDir) -> Layou
 
 
 def with_room(layout: Layout, work: WorkDir) -> Layout:
-    """The layout. Raises StorageError where the disk has less room than its shards take that are not made yet."""
+    """The same layout. Raises StorageError if the disk has not enough room for the shards that are still to be made."""
     missing = [shard for shard in layout.made if not (work.path / shard.name).exists()]
     needed = sum(len(shard.numbers) * math.prod(shard.plan.size) * 3 for shard in missing)
     free = shutil.disk_usage(work.path).free
@@ -153,9 +155,9 @@ def in_groups(shards: tuple[ShardPlan, ...], most: int) -> list[tuple[ShardPlan,
 
 
 def build_shard(shard: ShardPlan, out: Path, older: Artifact | None) -> ShardResult:
-    """Make one shard, or keep it when an interrupted build finished it.
+    """Make one shard, or keep it if an interrupted build finished it.
 
-    Raises DataError when a picture is no longer what the index saw, or does not fit into memory: the run must then be
+    Raises DataError when a picture has changed since the index, or does not fit into memory: the run must then be
     started again.
     """
     path, planned = out / shard.name, shard.plan.rows(shard.numbers)
@@ -195,9 +197,9 @@ def build_shards(layout: Layout, work: WorkDir, beside: Artifact | None = None) 
 def finish_pixels(
     layout: Layout, results: list[ShardResult], work: WorkDir, beside: Artifact | None = None
 ) -> CropsSummary:
-    """Link what is taken over, list the live rows, draw the contact sheet. Returns counts for the manifest.
+    """Link the reused shards, list the live rows, draw the contact sheet. Returns counts for the manifest.
 
-    beside: an artifact with as many rows, which the sheet shows on the left of these.
+    beside: an artifact with as many rows, shown on the sheet to the left of these rows.
     """
     for stray in set(work.path.glob("stage*.parquet")) - {work.path / name for name in layout.files}:
         stray.unlink()  # an interrupted build laid the rows out otherwise
@@ -225,7 +227,7 @@ def _by_id(run: Run) -> dict[str, ImageDataset]:
 def lay_out(
     plans: list[SizePlan], datasets: dict[str, ImageDataset], shard_bytes: int, older: Artifact | None
 ) -> Layout:
-    """Which shards of an older artifact are taken over, and which are made of the other rows."""
+    """Decide which shards of an older artifact are reused, and which new ones are made from the other rows."""
     old = OlderRows.read(older)
     names = list(old.names)  # of files; those to be made follow
     made, places, used = [], [], set()

@@ -1,8 +1,8 @@
-"""Which crops an index makes: one row for each, in Arrow files by training size, before any picture is decoded.
+"""Plans the crops of an index: one row for each, in Arrow files by training size, before any picture is decoded.
 
-A pure function of the index and the settings. It streams: some ten thousand pictures are in memory at a time and the files
-are mapped, so ten million rows need no more memory than ten thousand, and minutes less than decoding one in a thousand
-of them; figures in `benchmarks/results.md`.
+The plan is a pure function of the index and the settings. It streams: some ten thousand pictures are in memory at a
+time and the files are mapped. So ten million rows need no more memory than ten thousand, and take minutes less than
+decoding one in a thousand of them; figures in `benchmarks/results.md`.
 """
 
 from collections.abc import Iterable, Iterator
@@ -133,9 +133,9 @@ def plan_pictures(
 ) -> pa.Table:
     """PLAN of a data set's pictures (columns PICTURE, all of them fit for the stage), each with its passes in a row.
 
-    Passes that differ in neither crop nor caption are one row, and of random crops there are `random_crops` at most: pass
-    number r then shows what pass r modulo the planned ones does. With the columns PAIR the rows have the crops of the
-    pictures, and the name and the bytes of their pairs.
+    Passes with the same crop and caption are one row. There are at most `random_crops` random crops: then pass r
+    repeats pass r modulo the number of planned passes. With the columns PAIR the rows have the crops of the pictures,
+    and the name and the bytes of their pairs.
     """
     rules = geometry(run.config, dataset, stage, crop_style)
     assert rules is not None  # the pictures are of a data set that feeds the stage
@@ -165,7 +165,7 @@ def plan_pictures(
 
 
 def _planned_passes(rules: Geometry, dataset: ImageDataset, captions: pa.ChunkedArray, passes: int) -> np.ndarray:
-    """How many passes over each picture can differ, or are to: int64 (N,). Each caption is in as many as any other."""
+    """How many passes over each picture can differ, or are planned: int64 (N,). All captions have equally many."""
     counts = pc.list_value_length(captions).to_numpy().astype(np.int64)
     random = rules.aspect == "random" or (rules.crop_style == "random" and not rules.whole)
     rounds = -(-dataset.random_crops // counts) if random else 1
@@ -173,7 +173,7 @@ def _planned_passes(rules: Geometry, dataset: ImageDataset, captions: pa.Chunked
 
 
 def _once(rows: pa.Table, same: list[np.ndarray]) -> pa.Table:
-    """Rows of which some say the same in some columns: the first of these, with the `times` of all."""
+    """Rows that are equal in some columns become one: the first of them, with the `times` of all."""
     key = np.zeros(len(rows), np.uint64)
     for column in same:
         key = mixed(key + column.astype(np.uint64))

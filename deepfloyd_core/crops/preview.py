@@ -1,7 +1,7 @@
-"""A look at a few pictures before anything is made: where each is cropped, what the downsampling leaves, what is trained on.
+"""A preview of a few pictures before anything is made: their crop boxes, the downsampled picture, the training crops.
 
-The pictures are those with the smallest hashes, so the same ones in every preview, and a fair sample of the data sets.
-Every file is hashed, as a run does it; only the shown pictures are decoded.
+The pictures are those with the smallest hashes: the same ones in every preview, and a fair sample of the data sets.
+Every file is hashed, as in a run; only the shown pictures are decoded.
 """
 
 from collections import Counter
@@ -47,8 +47,8 @@ class Shown:
 def save_preview(run: Run, count: int, path: Path) -> tuple[int, str]:
     """Draw `count` pictures of the run's data sets into a PNG.
 
-    Returns how many there were, and a sentence on those that came up and cannot be used, empty for none. Raises DataError
-    where no picture can be used.
+    Returns how many were drawn, and a sentence about other chosen pictures that cannot be used, empty for none. Raises
+    DataError if no picture can be used.
     """
     shown, rejected = _chosen(run, count)
     counts = Counter(str(row.reason) for row in rejected)

@@ -27,7 +27,7 @@ class Crops:
             self._start[own] = shard.starts(in_file[own])
 
     def take(self, size: Size, rows: np.ndarray) -> torch.Tensor:
-        """Those of some rows of one size: uint8 (B, H, W, C)."""
+        """The crops of some rows of one size: uint8 (B, H, W, C)."""
         raw, length = self._raw, size[0] * size[1] * 3
         where = zip(self._file[rows].tolist(), self._start[rows].tolist(), strict=True)
         # One copy in C out of the mapped files: twice as fast as stacking arrays, and no slower for many files.

@@ -1,6 +1,7 @@
-"""The list of live rows of a pixel artifact: which rows of its shards count, in the plan's order, and where each lies.
+"""The list of live rows of a pixel artifact: which rows of its shards are used, in the plan's order, and where each
+lies.
 
-A shard may hold others, of pictures that went. Whoever reads pixels goes by this list, never by the files alone.
+A shard may also hold rows of removed pictures. Code that reads pixels follows this list, never the files alone.
 """
 
 from collections.abc import Sequence
@@ -27,7 +28,7 @@ _LIKE_ITS_PAIR = ["width", "height", "dataset_id", "caption_id", "times"]
 
 
 def write_row_list(plans: Sequence[SizePlan], places: Sequence[tuple[np.ndarray, np.ndarray]], path: Path) -> int:
-    """Write the rows of every plan, with the number of each one's file and its row there. Returns the number of pictures.
+    """Write the rows of every plan, each with the number of its file and its row there. Returns the number of pictures.
 
     times: how many passes of an epoch show the row.
     """
@@ -83,7 +84,7 @@ def check_remakes_of(pixels: Artifact, remakes: Artifact) -> None:
 
 
 def held_out_ids(eval_set: Artifact) -> frozenset[str]:
-    """The pictures that are not trained on: those of an eval set, and those that show the same."""
+    """The pictures that are not trained on: those of an eval set, and their duplicates."""
     return frozenset(mapped_table(eval_set.path / HELD_OUT_FILE)["image_id"].to_pylist())
 
 

@@ -1,8 +1,8 @@
 """Pixel shards: ordinary Parquet whose `pixels` column can also be memory-mapped row by row.
 
-The column is fixed-size binary, non-null, PLAIN, uncompressed, one page a row group: the values of a row group lie end
-to end, so row i starts at a known offset and a batch is a few page faults. Shuffled, that is more than half as fast as rows
-of a plain memory-mapped array and 100 times as fast as PNG files; `benchmarks/results.md`.
+The column is fixed-size binary, non-null, PLAIN, uncompressed, one page a row group. So the values of a row group lie
+end to end, row i starts at a known offset, and a batch is a few page faults. In shuffled order this is more than half
+as fast as rows of a plain memory-mapped array, and 100 times as fast as PNG files; `benchmarks/results.md`.
 """
 
 import math
@@ -28,7 +28,7 @@ _COLUMNS = (
 
 @dataclass(frozen=True)
 class ShardRow:
-    """Everything a shard says of one crop but its pixels. The crop's box is in pixels of the upright original."""
+    """All columns of one crop except its pixels. The crop's box is in pixels of the upright original."""
 
     image_id: str
     source: str
@@ -106,7 +106,7 @@ class ShardPixels:
 
 
 def open_shard(path: Path) -> ShardPixels:
-    """Map a shard's pixels. Raises ValueError when the file is not laid out as `write_shard` does it."""
+    """Map a shard's pixels. Raises ValueError when the file does not have the layout of `write_shard`."""
     meta = pq.read_metadata(path)
     index = meta.num_columns - 1
     size = meta.schema.column(index).length

@@ -1,10 +1,10 @@
-"""What is reported of crops: pixels of a stage, what a ControlNet follows for them, and the held-out ones."""
+"""The summary of crops: a stage's pixels, their conditioning pictures, or the held-out pictures."""
 
 from deepfloyd_core.store.manifest import Summary
 
 
 class CropsSummary(Summary):
-    """Of an artifact of crops."""
+    """The summary of an artifact of crops."""
 
     shards: int
     rows: int

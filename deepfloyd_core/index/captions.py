@@ -1,8 +1,8 @@
-"""What a picture is called: from raw texts to the captions that training uses, in a fixed order.
+"""From a picture's raw texts to its captions for training, in a fixed order.
 
-Filters clean what a captioner wrote, then tags are shuffled, then the instance prompt goes in front, so that a prompt is
-never filtered and always comes first. Every variant is listed, so that the text embeds hold each caption a crop can have;
-pass `repeat` over a picture takes number repeat % n.
+First, filters clean what a captioner wrote; then tags are shuffled; then the instance prompt goes in front, so that a
+prompt is never filtered and always comes first. Every variant is listed, so that the text embeds contain each caption
+that a crop can have. Pass `repeat` over a picture with n captions takes number repeat % n.
 """
 
 import random
@@ -45,7 +45,7 @@ class Strategy:
 
 
 def raw_captions(dataset: ImageDataset, sources: "pa.ChunkedArray") -> Iterator[Texts]:
-    """The texts of each picture, by its name in the data set's source; some thousands are in memory at a time.
+    """The texts of each picture, by its name in the data set's source; some thousand are in memory at a time.
 
     Raises ConfigError or DataError when the data set's table cannot be used.
     """
@@ -53,7 +53,7 @@ def raw_captions(dataset: ImageDataset, sources: "pa.ChunkedArray") -> Iterator[
 
 
 def finished_captions(dataset: ImageDataset, raw: Raw, seed: int) -> list[str]:
-    """The captions of one picture; empty when there is none. `seed`: the run's, for shuffled tags."""
+    """The captions of one picture; empty when it has none. `seed`: the run's, for shuffled tags."""
     strategy, texts = _strategy(dataset), list(raw or ())
     if strategy.final:
         return texts

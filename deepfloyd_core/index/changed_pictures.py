@@ -17,7 +17,7 @@ MOST_ROWS = 2_000_000  # of two ledgers that are compared name by name: 250 byte
 def picture_changes(old: Path, new: Path) -> list[str]:
     """How the pictures of two ledgers differ: `1 picture added: cat.jpg`, withdrawn, changed, captions changed.
 
-    Of rejected files it is said that they are such, and of those that stayed that they are rejected or accepted now.
+    Rejected files are named as such; files in both ledgers are listed when they are newly rejected or newly accepted.
     """
     if sum(pq.read_metadata(ledger).num_rows for ledger in (old, new)) > MOST_ROWS:
         counts = (f"{pq.read_metadata(ledger).num_rows:,}" for ledger in (old, new))

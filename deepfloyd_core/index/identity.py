@@ -22,7 +22,7 @@ MORE_TIME = "decode_timeout_s"  # in the spec of an index that gives late pictur
 def index_request(run: Run, found: pa.Table) -> Request:
     """The index's identity: the bytes and captions of the scanned files, and the settings that judge them.
 
-    Of an index that has pictures that took too long, a longer `decode_timeout_s` makes another.
+    If pictures of the index took too long, a longer `decode_timeout_s` gives another identity.
     """
     request = Request("image_index", FORMAT, index_spec(run, found), {"data": data_digest(found)})
     before, summary = find(run.workspace, request), None

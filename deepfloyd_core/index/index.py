@@ -1,7 +1,8 @@
-"""The image index: every input file ends as exactly one row of the ledger, accepted or with one named reason.
+"""The image index: every input file becomes exactly one row of the ledger, accepted or rejected with one named reason.
 
-The scan names the data; here each file's header, size, decode and captions are judged, in blocks that a killed run keeps.
-What an older index of the same settings said of the same bytes is taken over, so 1 % new pictures cost 1 % of the decoding.
+The scan lists and hashes the files. Here each file's header, size, decode and captions are judged, in blocks that are
+kept when a run is killed. The verdicts of an older index with the same settings are reused for the same bytes, so 1 %
+new pictures cost 1 % of the decoding.
 """
 
 import logging
@@ -40,7 +41,7 @@ BLOCK = 4096  # pictures judged, and kept by a killed run, at once
 
 
 def judges(run: Run) -> Children:
-    """The child processes in which pictures are judged, with the run's limits."""
+    """The child processes that judge pictures, with the run's limits."""
     limits = Limits(run.config.decode_memory_mib, run.config.decode_timeout_s)
     return Children(run.config.workers, limits, (__name__,))
 
@@ -81,7 +82,7 @@ def build_index(
 
 
 def _judge_block(run: Run, entries: list[Entry], known: list[Verdict | None], children: Children) -> list[Row]:
-    """The rows of some files; what is not known of them is looked up in child processes, which a picture may kill."""
+    """The rows of some files. Unknown facts are looked up in child processes, which a picture may kill."""
     datasets = {dataset.id: dataset for dataset in run.datasets}
     unknown = [(run, datasets[entry.dataset_id], entry) for entry, verdict in zip(entries, known, strict=True)
                if verdict is None]  # fmt: skip

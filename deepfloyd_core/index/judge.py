@@ -1,4 +1,6 @@
-"""The verdict on a picture's bytes, given in a child process, and the ledger's row that it and the captions make."""
+"""The verdict on a picture's bytes, made in a child process, and the ledger's row made from the verdict and the
+captions.
+"""
 
 from dataclasses import dataclass
 from typing import Any
@@ -44,7 +46,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was found in a picture's bytes. `reason`: it cannot be used at all."""
+    """Facts from a picture's bytes. `reason`: it cannot be used at all."""
 
     format: str | None = None
     width: int | None = None
@@ -59,7 +61,7 @@ class Verdict:
 
 
 def judge(run: Run, dataset: ImageDataset, entry: Entry, verdict: Verdict) -> Row:
-    """The ledger's row of one file, of which its bytes said `verdict`."""
+    """The ledger's row of one file whose bytes have the verdict `verdict`."""
     captions = finished_captions(dataset, entry.captions, run.config.seed)
     reason, detail = verdict.reason, verdict.detail
     if reason is None:
@@ -78,7 +80,7 @@ def judge(run: Run, dataset: ImageDataset, entry: Entry, verdict: Verdict) -> Ro
 
 
 def look(run: Run, dataset: ImageDataset, entry: Entry) -> Verdict:
-    """Judge a picture's bytes: header, size, one decode, the face if crops are placed by it, and those of its pair."""
+    """Judge a picture's bytes: header, size, one decode, the face if crops are placed by it, and the bytes of its pair."""
     if entry.reason is not None:
         return refused(entry.reason, entry.detail)
     try:
@@ -108,7 +110,7 @@ def look(run: Run, dataset: ImageDataset, entry: Entry) -> Verdict:
 
 
 def _unfit(run: Run, verdict: Verdict) -> tuple[str | None, str | None]:
-    """Why no stage of the run can use a picture of its size, and the detail; None where one can."""
+    """Why no stage of the run can use a picture of this size, and the detail; None if a stage can."""
     whys = [verdict.stage1_reason if stage == 1 else verdict.stage2_reason for stage in run.config.stages]
     if not all(whys) or not verdict.width or not verdict.height:
         return None, None

@@ -1,6 +1,6 @@
-"""The ledger: one row for every input file, accepted or with a named reason. What it looks like, and reading it.
+"""The ledger: one row for every input file, accepted or with a named reason. Its columns, and how to read it.
 
-`image_index` makes it. Whatever comes after the index reads it here, in blocks, so that any size fits into memory.
+`image_index` makes it. Later steps read it here, in blocks, so that any size fits into memory.
 """
 
 import builtins
@@ -60,12 +60,12 @@ PAIR = (*PICTURE, "conditioning", "conditioning_id")  # and those of their pairs
 
 
 def schema(paired: bool) -> pa.Schema:
-    """The columns of a ledger; where pairs are followed it also has the name and the sha256 of each picture's pair."""
+    """The columns of a ledger; with pairs also the name and the sha256 of each picture's pair."""
     return pa.schema([*SCHEMA, *_PAIR]) if paired else SCHEMA
 
 
 def part_schema(paired: bool) -> pa.Schema:
-    """The columns of judged rows, before it is known which pictures show the same: the look instead of the group."""
+    """The columns of judged rows before duplicates are known: the look instead of the group."""
     return schema(paired).remove(SCHEMA.get_field_index("group")).append(pa.field("look", pa.binary(LOOK_BYTES)))
 
 
@@ -102,16 +102,17 @@ def read_index(index: Artifact) -> list[Row]:
 def ledger_batches(
     index: Artifact, columns: Iterable[str], stage: Stage | None = None, *, rejected: bool = False
 ) -> Iterator[pa.Table]:
-    """Columns of the accepted rows of a ledger, in its order, some thousands at a time; of those that feed a stage.
+    """Columns of the accepted rows of a ledger, in its order, some thousand at a time; with a stage, only rows that
+    feed it.
 
-    rejected: of the rejected rows too.
+    rejected: also the rejected rows.
     """
     yield from _batches(index.path / INDEX_FILE, list(columns), stage, rejected)
 
 
 def row_digests(ledger: Path, paired: bool) -> dict[str, str]:
-    """Of each stage a digest over the rows that feed it, by the name of the stage's artifact: the pictures, in their order,
-    and with `paired` what is followed for them. Equal digests, equal crops.
+    """A digest for each stage over the rows that feed it, by the name of the stage's artifact: the pictures, in their
+    order, and with `paired` their pairs. Equal digests, equal crops.
     """
     digests = {f"stage{stage}_pixels": table_digest(_batches(ledger, list(PICTURE), stage)) for stage in STAGES}
     if paired:
@@ -131,7 +132,7 @@ def _batches(ledger: Path, columns: list[str], stage: Stage | None, rejected: bo
 
 
 def group_names(rows: pa.Table) -> pa.ChunkedArray:
-    """Of each row (columns `group` and `image_id`) the first picture of its group, itself where it has no twin."""
+    """For each row (columns `group` and `image_id`) the first picture of its group; the row's own if it has no twin."""
     return pc.coalesce(rows["group"], rows["image_id"])
 
 
@@ -144,7 +145,9 @@ def caption_counts(index: Artifact) -> Counter[str]:
 
 
 def unfit_counts(index: Artifact, stage: Stage) -> Counter[str]:
-    """How many accepted pictures a stage cannot use though its data set feeds it, by reason; another stage can."""
+    """How many accepted pictures a stage cannot use although its data set feeds the stage, by reason; another stage
+    can.
+    """
     counts: Counter[str] = Counter()
     for batch in ledger_batches(index, [f"stage{stage}_reason"]):
         for each in pc.value_counts(batch.column(0).drop_null()).to_pylist():
@@ -163,7 +166,7 @@ def count_captions(rows: pa.Table, counts: CaptionCounts) -> None:
 
 
 def take_examples(ledger: Path) -> dict[str, tuple[str, str]]:
-    """Of each reason for a rejection the first file of which more is known: its name and the detail."""
+    """For each reason of a rejection the first file that has a detail: its name and the detail."""
     found: dict[str, tuple[str, str]] = {}
     with pq.ParquetFile(ledger, pre_buffer=False) as file:
         for batch in file.iter_batches(columns=["status", "reason", "source", "detail"]):
@@ -191,7 +194,7 @@ def captions_left_out(counts: Mapping[str, Mapping[int, int]], repeats: Mapping[
 
 
 def count_rows(ledger: Path) -> LedgerCounts:
-    """How many rows there are of each kind."""
+    """The number of rows of each kind."""
     table = pq.read_table(ledger, columns=["status", "reason", "stage1_reason", "stage2_reason", "bytes"])
     accepted = table.filter(pc.equal(table["status"], "accepted"))
     reasons = Counter(reason for reason in table["reason"].drop_null().to_pylist())
@@ -207,12 +210,12 @@ def count_rows(ledger: Path) -> LedgerCounts:
 
 
 def left_out_as_asked(counts: LedgerCounts) -> int:
-    """How many of the rejected pictures the data file asked to leave out."""
+    """How many of the rejected pictures are left out because the data file asks for it."""
     return sum(counts.reasons.get(reason, 0) for reason in AS_ASKED)
 
 
 def check_share(summary: IndexSummary, max_rejected_share: float, ledger: Path) -> None:
-    """Raises DataError when too large a share was rejected, or nothing is left."""
+    """Raises DataError when too large a share was rejected, or no picture is left."""
     reasons = ", ".join(f"{count} {reason}" for reason, count in summary.reasons.items())
     if not summary.accepted:
         all_of_them = "The only picture was" if summary.inputs == 1 else f"All {summary.inputs} pictures were"
@@ -237,5 +240,5 @@ def _most(summary: IndexSummary) -> str:
 
 
 def in_words(reason: str, detail: str) -> str:
-    """A row's detail as a person is told it, who has not read what the reason stands for."""
+    """A row's detail as a sentence for a person who has not read what the reason means."""
     return f"{detail}, below minimum_image_size or the size to train at" if reason == "too_small" else detail

@@ -1,6 +1,6 @@
-"""The end of the index: which pictures show the same, and which of the good ones are left out as the data file asks.
+"""The last step of the index: finds duplicates, and leaves out accepted pictures as the data file asks.
 
-Both need all pictures at once, so they follow when every picture was judged: from the ledger's parts to the ledger.
+Both need all pictures at once, so they run after every picture was judged: from the ledger's parts to the ledger.
 """
 
 from collections.abc import Iterable
@@ -68,8 +68,9 @@ def finish_ledger(run: Run, parts: list[Path], rows: int, out: Path) -> tuple[li
 
 
 def sample_order(keys: np.ndarray, seed: int) -> np.ndarray:
-    """The places of pictures, by their `image_keys`, in the order in which a few of them are taken: by a hash, so that it
-    stays as pictures come."""
+    """The places of pictures, in the order in which a few of them are sampled: by a hash of their `image_keys`, so that
+    the order stays the same when pictures are added.
+    """
     return np.argsort(hash_units("sample", seed, keys, np.zeros(len(keys), np.int64)), kind="stable")
 
 
@@ -95,7 +96,7 @@ def _write_looks(parts: list[Path], rows: int, path: Path) -> np.ndarray:
 
 
 def _groups(parts: list[Path], looks: np.ndarray) -> list[list[Member]]:
-    """The groups of two and more accepted pictures, each in its order; by the name of their first."""
+    """The groups of two and more accepted pictures, each in its order, by the name of their first picture."""
     keys, places, start = [], [], 0
     for part in parts:
         rows = pq.read_table(part, columns=["status", "image_id"])
@@ -148,7 +149,7 @@ def _places(numbers: np.ndarray) -> pa.Array:
 
 
 def _finished(rows: pa.Table, group: pa.Array, reasons: pa.Array, details: pa.Array) -> pa.Table:
-    """Rows of the ledger, given their groups, and why some are left out."""
+    """Rows of the ledger, from their groups and the reasons why some are left out."""
     out = pc.is_valid(reasons)
     for name, value in (("status", "rejected"), ("reason", reasons), ("detail", details)):
         place = rows.schema.get_field_index(name)

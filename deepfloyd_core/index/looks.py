@@ -30,9 +30,9 @@ _WAVES = np.rint(2**20 * np.cos(np.pi / GLANCE_PX * np.outer(np.arange(8), np.ar
 
 
 def sight_of(glance: Glance) -> bytes:
-    """What `looks_of` makes a look of: YCbCr of the small copy; without contrast the look, a sha256 of all pixels.
+    """The input of `looks_of`: YCbCr of the small copy; without contrast already the look, a sha256 of all pixels.
 
-    For the process that decodes; the rest takes 0.1 ms of one picture, and a tenth of that where many are together.
+    Runs in the process that decodes. The rest takes 0.1 ms for one picture, and a tenth of that for many at once.
     """
     seen = glance.small.convert("YCbCr")
     light = seen.reduce(GLANCE_PX // LIGHT_PX).tobytes()[::3]

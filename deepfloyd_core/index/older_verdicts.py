@@ -1,4 +1,6 @@
-"""Verdicts that the newest index of the same rules gave on the same bytes, so that a grown data set decodes what is new."""
+"""Reuses verdicts of the newest index with the same settings on the same bytes, so a grown data set decodes only new
+files.
+"""
 
 from dataclasses import dataclass, fields
 from functools import reduce
@@ -39,14 +41,14 @@ _PICTURE = ("dataset_id", "image_id", "conditioning_id")  # what a verdict is of
 
 @dataclass(frozen=True)
 class Older:
-    """What an older index said: its verdicts, and for each scanned file its place there, or null."""
+    """The verdicts of an older index, and for each scanned file its place there, or null."""
 
     verdicts: pa.Table  # the columns of Verdict but the look, and `row`, the row of the older ledger
     place: pa.Array
     looks: np.ndarray | None
 
     def take(self, block: slice) -> list[Verdict | None]:
-        """The verdicts on some of the scanned files; None where there is none."""
+        """The verdicts on some of the scanned files; None for a file without one."""
         place = self.place[block]
         known: list[Verdict | None] = []
         for found, valid in zip(self.verdicts.take(place).to_pylist(), place.is_valid().to_pylist(), strict=True):
@@ -57,8 +59,10 @@ class Older:
 
 
 def older_verdicts(run: Run, found: pa.Table, workspace: Path) -> Older:
-    """Verdicts of the newest index whose settings judge alike, whatever its stages; none on a picture that was of no use
-    there, and so not decoded, and is of use here.
+    """Verdicts of the newest index with the same judging settings, whatever its stages.
+
+    No verdict is reused for a picture that no stage could use there, so that it was not decoded, and that a stage can
+    use here.
     """
     older = newest(workspace, "image_index", FORMAT)
     names = [field.name for field in fields(Verdict) if field.name != "look"]
@@ -80,7 +84,7 @@ def older_verdicts(run: Run, found: pa.Table, workspace: Path) -> Older:
 
 
 def _read_older(older: Artifact, columns: list[str]) -> tuple[pa.Table, np.ndarray] | None:
-    """The ledger and the looks of an index; None where they are damaged: then every picture is judged again."""
+    """The ledger and the looks of an index; None if they are damaged: then every picture is judged again."""
     try:
         table, looks = pq.read_table(older.path / INDEX_FILE, columns=columns), read_looks(older.path / LOOKS_FILE)
     except (OSError, ValueError):  # pyarrow's errors are both
@@ -89,7 +93,9 @@ def _read_older(older: Artifact, columns: list[str]) -> tuple[pa.Table, np.ndarr
 
 
 def _bytes(table: pa.Table, image: str) -> pa.ChunkedArray:
-    """What decides the verdict on each row beside the settings: its bytes, null where they are not known, and its pair's."""
+    """The cache key of each row's verdict, apart from the settings: the sha256 of its bytes (null if unknown), and of
+    its pair's.
+    """
     parts = [table["dataset_id"], table[image]]
     if "conditioning_id" in table.column_names:
         parts.append(pc.fill_null(table["conditioning_id"], ""))

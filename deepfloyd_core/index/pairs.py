@@ -20,10 +20,10 @@ _EXTENSION = r"(?s)^(.*[^/])\.[^./]+$"  # what comes before it is what `text_nam
 
 
 def with_pairs(found: pa.Table, pairs: pa.Table) -> pa.Table:
-    """A scan with what another one, of the pairs' place, has of each picture.
+    """Joins the scan of pictures with the scan of the pairs' place.
 
-    `conditioning`: the names of the files that may be its pair, null where there are none; `conditioning_id`: the sha256
-    of the pair, null unless there is exactly one that can be read.
+    `conditioning`: the names of the files that may be a picture's pair, null if there are none; `conditioning_id`: the
+    sha256 of the pair, null unless there is exactly one that can be read.
     """
     pairs = pairs.sort_by("source")
     stems = _stems(pairs["source"]).dictionary_encode()
@@ -37,7 +37,7 @@ def with_pairs(found: pa.Table, pairs: pa.Table) -> pa.Table:
 
 
 def missing_pair(names: tuple[str, ...], sha256: str | None) -> tuple[str | None, str | None]:
-    """Why a picture has no pair, given the names that it may have: the ledger's word and its detail, None if it has one."""
+    """Why a picture has no pair, given the candidates' names: the ledger's word and its detail; None if it has one."""
     if not names:
         return "conditioning_missing", None
     if len(names) > 1:
@@ -46,7 +46,9 @@ def missing_pair(names: tuple[str, ...], sha256: str | None) -> tuple[str | None
 
 
 def check_pair(place: ImageDataset, name: str, sha256: str, size: Size, memory_mib: int) -> None:
-    """Raises Unreadable unless a pair can be decoded in `memory_mib` and has the shape of its picture, of upright `size`."""
+    """Raises Unreadable unless a pair can be decoded in `memory_mib` and has the aspect ratio of its picture, of
+    upright `size`.
+    """
     try:
         data = read_again(place, name, sha256)
         if data is None:
@@ -66,7 +68,9 @@ def check_pair(place: ImageDataset, name: str, sha256: str, size: Size, memory_m
 
 
 def same_aspect(one: Size, other: Size) -> bool:
-    """Whether two sizes have one shape, but for ASPECT_TOLERANCE or half a pixel of each edge of the smaller one."""
+    """Whether two sizes have the same aspect ratio, within ASPECT_TOLERANCE or half a pixel of each edge of the smaller
+    one.
+    """
     across, down = one[0] * other[1], other[0] * one[1]
     return abs(across - down) <= max(ASPECT_TOLERANCE * max(across, down), sum(one) / 2, sum(other) / 2)
 

@@ -1,8 +1,8 @@
-"""A look at what was left out: a few files for each reason of a ledger, as one picture.
+"""A sheet of rejected files: a few for each reason of a ledger, as one picture.
 
-Which files are shown follows from their names alone, not from the run's seed, which is no part of an index's identity; so
-they stay as others come. Costs a pass over the ledger that hashes the rejected names, 2.4 s a million, and what
-their decoding takes.
+The choice follows from the files' names alone. It does not use the run's seed, which is not part of an index's
+identity. So the shown files stay the same when others are added. Costs a pass over the ledger that hashes the rejected
+names, 2.4 s a million, and the decoding of the shown files.
 """
 
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ MAX_SHOWN, COLUMNS = 32, 8
 
 @dataclass(frozen=True)
 class Rejected:
-    """What a ledger says of a file that it rejects."""
+    """The ledger's facts about a rejected file."""
 
     reason: str
     dataset_id: str
@@ -39,8 +39,9 @@ _COLUMNS = list(Rejected.__annotations__)
 
 
 def choose(ledger: Path, not_wanted: tuple[str, ...]) -> list[Rejected]:
-    """At most MAX_SHOWN rejected rows but for some reasons, of each reason as many as of any other that has so many; sorted
-    by reason. Holds a few hundred rows in memory."""
+    """At most MAX_SHOWN rejected rows, without some reasons, an equal number of each reason as far as it has so many;
+    sorted by reason. Holds a few hundred rows in memory.
+    """
     best: pa.Table | None = None
     with pq.ParquetFile(ledger, pre_buffer=False) as file:  # it would hold the whole file
         for batch in file.iter_batches(columns=["status", *_COLUMNS]):

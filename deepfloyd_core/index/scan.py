@@ -1,8 +1,8 @@
-"""Scan: every input of the data sets as one row of an Arrow table, with the sha256 that names its bytes.
+"""Scan: lists every input of the data sets as one row of an Arrow table, with the sha256 of its bytes.
 
 A file is read only when its size, times or inode differ from the notes of the last scan, so an unchanged data set costs
-its listing. The notes (`<workspace>/.scan/`) are no truth of their own: without them every file is read again (1.7 GB/s) and
-the table is the same. Nothing in the source directories is ever touched.
+only its listing. The notes (`<workspace>/.scan/`) only save time: without them every file is read again (1.7 GB/s) and
+the table is the same. Nothing in the source directories is ever changed.
 """
 
 import json
@@ -64,7 +64,7 @@ _HEIF = b"HEIF"  # in it as well: some file is HEIF by its first bytes, whatever
 
 
 class _Read(NamedTuple):
-    """What reading a file gave: its length and sha256 (None: it cannot be read, `fault` says why)."""
+    """The result of reading a file: its length and sha256 (None: it cannot be read, `fault` says why)."""
 
     bytes: int
     sha256: str | None
@@ -73,9 +73,10 @@ class _Read(NamedTuple):
 
 
 def scan(run: Run, report: Report = no_report) -> pa.Table:
-    """List the data sets, hash what is new or changed: SCAN, sorted by data set and source. DataError: nothing there.
+    """List the data sets and hash new or changed files: SCAN, sorted by data set and source. DataError: there are no
+    files.
 
-    Where pairs are followed it has the columns of `with_pairs` as well.
+    With pairs it also has the columns of `with_pairs`.
     """
     others: Counter[str] = Counter()
     parts = [_scan_dataset(run, dataset, report, others) for dataset in run.datasets]
@@ -95,17 +96,17 @@ def scan(run: Run, report: Report = no_report) -> pa.Table:
 
 
 def has_heif(found: pa.Table) -> bool:
-    """Whether a scan met HEIF pictures."""
+    """Whether a scan found HEIF pictures."""
     return _HEIF in (found.schema.metadata or {})
 
 
 def others_of(found: pa.Table) -> dict[str, int]:
-    """How many files of a scan's places are no input, by their kind: `.mov`, `@eaDir/`, `no extension`."""
+    """How many files in a scan's places are no input, by their kind: `.mov`, `@eaDir/`, `no extension`."""
     return dict(json.loads((found.schema.metadata or {}).get(_OTHERS, b"{}")))
 
 
 def others_line(others: Mapping[str, int]) -> str:
-    """The same in words; empty for none."""
+    """`others_of` in words; empty when there are none."""
     count = sum(others.values())
     many = "1 other file ({}) is no picture" if count == 1 else f"{count:,} other files ({{}}) are no pictures"
     return many.format(counted(others)) if count else ""
@@ -124,7 +125,7 @@ def _with_places(run: Run, parts: list[pa.Table], report: Report) -> tuple[list[
 
 
 def data_digest(found: pa.Table) -> str:
-    """The fingerprint of a scan: all that decides rows, not why a file could not be had, which may differ each time."""
+    """The fingerprint of a scan: everything that decides rows, but not why a file could not be read, which may vary."""
     told = pc.if_else(pc.is_null(found["reason"]), found["detail"], pa.scalar(None, pa.string()))
     return table_digest([found.set_column(found.schema.get_field_index("detail"), "detail", told)])
 
@@ -198,7 +199,7 @@ def _without_others(table: pa.Table, others: Counter[str]) -> pa.Table:
 
 
 def _looks_like(start: bytes) -> str:
-    """What a file is by its first bytes."""
+    """The type of a file by its first bytes."""
     if is_heif(start):
         return "heif"
     return "picture" if starts_like_picture(start) else "other"
@@ -222,7 +223,7 @@ def _merged(old: pa.ChunkedArray, places: np.ndarray, new: pa.ChunkedArray) -> p
 
 
 def _read_all(source: Source, names: pa.ChunkedArray, threads: int, report: Report) -> Iterator[_Read]:
-    """What reading each file gives, in their order."""
+    """The result of reading each file, in their order."""
 
     def read(name: str) -> _Read:
         try:

@@ -1,4 +1,4 @@
-"""The index for the eye: a few rejected files of each reason, a few groups of copies."""
+"""Sheets of the index for people: a few rejected files of each reason, a few groups of duplicates."""
 
 from itertools import islice
 from pathlib import Path
@@ -44,7 +44,7 @@ def save_rejected(run: Run, count: int, out: Path, children: Children) -> None:
 
 
 def save_twins(run: Run, groups: list[list[Member]], out: Path, children: Children) -> None:
-    """Draw some pictures of some groups, a line each; no file when there are none."""
+    """Draw some pictures of some groups, one line for each; no file when there are none."""
     (out / TWINS_SHEET).unlink(missing_ok=True)
     if not groups:
         return

@@ -1,4 +1,4 @@
-"""What is reported of an image index."""
+"""The summary of an image index."""
 
 from collections.abc import Mapping
 
@@ -20,7 +20,7 @@ class LedgerCounts(Summary):
 
 
 class IndexSummary(LedgerCounts):
-    """Of an image index."""
+    """The summary of an image index."""
 
     twin_groups: int  # of pictures that show the same
     twins: int  # those in groups, beside the first of each

@@ -27,7 +27,7 @@ _DIGITS = re.compile("[0-9]+")
 
 @dataclass(frozen=True)
 class Member:
-    """What decides which picture of a group is the first."""
+    """The facts that decide which picture of a group is the first."""
 
     row: int
     group: int
@@ -38,8 +38,8 @@ class Member:
 
     @property
     def order(self) -> tuple[int, str, int, str, str]:
-        """The first feeds most stages, in the run or not; then names decide: of a copy it is mostly its picture's and more,
-        or lies deeper.
+        """Sort key: the first picture feeds most stages, in the run or not; then names decide. A copy's name is mostly
+        its original's with an addition, or lies deeper.
         """
         path = PurePosixPath(self.source)
         name = self.source[: len(self.source) - len(path.suffix)]
@@ -47,10 +47,10 @@ class Member:
 
 
 def group_alike(keys: np.ndarray, looks: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """For each of N pictures the number of the first one of its group, its own where it has no twin: int64 (N,).
+    """For each of N pictures the number of the first picture of its group; its own if it has no twin: int64 (N,).
 
-    keys: uint64 (N,), of each picture's bytes; looks: uint8 (rows, LOOK_BYTES), may be mapped from a file; places: int64
-    (N,), ascending, the row of each picture's look.
+    keys: uint64 (N,), of each picture's bytes; looks: uint8 (rows, LOOK_BYTES), may be mapped from a file; places:
+    int64 (N,), ascending, the row of each picture's look.
     """
     groups = _Groups(len(keys))
     hashes, light, exact = (np.empty(len(keys), np.uint64) for _ in range(3))
@@ -111,7 +111,7 @@ def _digests(looks: np.ndarray) -> np.ndarray:
 
 
 class _Groups:
-    """Sets of places that grow together; each is known by its first place."""
+    """Disjoint sets of places, which are merged; each set is named by its first place."""
 
     def __init__(self, count: int) -> None:
         self._above = np.arange(count)  # a place before it in its set, or itself
@@ -125,7 +125,7 @@ class _Groups:
         return np.asarray(found)
 
     def join(self, one: np.ndarray, other: np.ndarray) -> None:
-        """Of each pair the sets become one."""
+        """Merge the two sets of each pair."""
         while len(one):
             ends = self.first(one), self.first(other)
             np.minimum.at(self._above, np.maximum(*ends), np.minimum(*ends))

@@ -1,4 +1,4 @@
-"""Decoded pixels of any mode to sRGB, alpha on a background, in strips of bounded memory."""
+"""Converts decoded pixels of any mode to sRGB, with alpha on a background, in strips of bounded memory."""
 
 import io
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ WHITE = (255, 255, 255)
 
 
 def strips(picture: Image.Image) -> Iterator[tuple[Image.Image, int]]:
-    """A picture in strips of STRIP_PX, each with its first row."""
+    """A picture in strips of STRIP_PX pixels, each with the number of its first row."""
     rows = max(1, STRIP_PX // picture.width)
     for top in range(0, picture.height, rows):
         yield picture.crop((0, top, picture.width, min(top + rows, picture.height))), top
@@ -53,7 +53,7 @@ def _to_rgb(picture: Image.Image, profile: bytes | None, background: tuple[int, 
 
 
 def narrow(picture: Image.Image) -> Image.Image:
-    """16-bit gray to 8 bits; a transparent level (PNG's tRNS) is looked up before its lower bits are gone."""
+    """16-bit gray to 8 bits. A transparent level (PNG's tRNS) is looked up before the lower bits are removed."""
     wide = np.asarray(picture).astype(np.int64)
     gray = Image.fromarray(((np.clip(wide, 0, 65535) + 128) // 257).astype(np.uint8))
     clear = picture.info.get("transparency")

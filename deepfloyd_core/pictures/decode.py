@@ -1,6 +1,6 @@
-"""From a file's bytes to an upright sRGB picture, or to the reason why not.
+"""Decodes a file's bytes to an upright sRGB picture, or gives the reason why it cannot.
 
-Pillow meets hostile files with nine kinds of exception, not only OSError; all of them become a named reason here.
+Pillow raises nine kinds of exception for hostile files, not only OSError; all of them become a named reason here.
 """
 
 import io
@@ -51,7 +51,7 @@ PngImagePlugin.MAX_TEXT_CHUNK = 1 << 26  # of what is left without its texts: pr
 
 @dataclass(frozen=True)
 class Header:
-    """What a picture says of itself; `size` is upright (EXIF orientation applied)."""
+    """Facts from a picture's header; `size` is upright (EXIF orientation applied)."""
 
     format: str
     size: Size
@@ -67,7 +67,7 @@ class Reduced:
 
 @dataclass(frozen=True)
 class Glance:
-    """What one cheap decode shows of a picture."""
+    """The result of one cheap decode of a picture."""
 
     small: Image.Image  # RGB, upright and in sRGB, GLANCE_PX each edge whatever the picture's shape
     pixels: Image.Image  # as they were decoded: of a JPEG at a fraction of its size, lying as they are stored
@@ -105,7 +105,7 @@ def read_header(data: bytes) -> Header:
 
 
 def check_fits(size: Size, memory_mib: int) -> None:
-    """Raises Unreadable where a whole decode, which a crop may ask for, would take more memory than `memory_mib`."""
+    """Raises Unreadable if a full decode, which a crop may need, would take more memory than `memory_mib`."""
     needed_mib = size[0] * size[1] * BYTES_PER_PIXEL >> 20
     if needed_mib > memory_mib:
         raise Unreadable(
@@ -139,7 +139,7 @@ def decode_rgb(data: bytes, background: tuple[int, int, int] = WHITE) -> Image.I
 
 
 def read_fitted(path: Path, size: tuple[int, int]) -> Image.Image:
-    """A file's picture, scaled to cover `size` and cropped to it in the middle. Raises ConfigError naming the file."""
+    """A file's picture, scaled to cover `size` and cropped to it at the centre. Raises ConfigError naming the file."""
     try:
         picture = decode_rgb(path.read_bytes())
     except (OSError, Unreadable) as error:
@@ -148,10 +148,10 @@ def read_fitted(path: Path, size: tuple[int, int]) -> Image.Image:
 
 
 def decode_what_is_there(data: bytes, edge_px: int) -> Image.Image:
-    """A thumbnail of at most `edge_px` for the eye, also of a damaged picture: what its decoder does not reach is black.
+    """A thumbnail of at most `edge_px` for people, also of a damaged picture: parts that cannot be decoded are black.
 
-    Only for a child process with limits: it sets a switch of Pillow that every thread sees, and decodes hostile files on
-    purpose. Raises Unreadable when not even the start can be decoded.
+    Only for a child process with limits: it sets a switch of Pillow that every thread sees, and decodes hostile files
+    on purpose. Raises Unreadable when not even the start can be decoded.
     """
     before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, True
     try:
@@ -167,11 +167,11 @@ def decode_what_is_there(data: bytes, edge_px: int) -> Image.Image:
 
 
 def decode_reduced(data: bytes, divisor: int, layout: Layout | None) -> Reduced | None:
-    """Decode a JPEG straight to 1/2, 1/4 or 1/8 of each edge: every pixel is the mean of the pixels it stands for.
+    """Decode a JPEG straight to 1/2, 1/4 or 1/8 of each edge: every pixel is the mean of the pixels that it replaces.
 
-    `layout` (of these bytes) lets it leave out what hardly shows there. None where means cannot be had or would not be
-    the picture: other formats, inks, and profiles that bend the colours so much that the mean of the colours is not the
-    colour of the mean. Raises Unreadable.
+    `layout` (of these bytes) lets it leave out scans that hardly show at this scale. None if means are not available or
+    would not equal the picture: other formats, CMYK inks, and profiles so nonlinear that the mean of the colours is not
+    the colour of the mean. Raises Unreadable.
     """
     picture = _open(data)
     width, height = picture.size
@@ -278,8 +278,9 @@ def _load(picture: Image.Image, data: bytes) -> None:
 
 
 def _small(picture: Image.Image, size: Size) -> Image.Image:
-    """A square copy for the eye, in a mode that keeps the profile's meaning. size: that of the whole picture, of which
-    `picture` may be a fraction, rounded up."""
+    """A square copy for the look, in a mode that keeps the profile's meaning. size: that of the complete picture;
+    `picture` may be a fraction of it, rounded up.
+    """
     try:
         part = max(1, round(size[0] / picture.width), round(size[1] / picture.height))
         box = (0.0, 0.0, size[0] / part, size[1] / part)

@@ -1,7 +1,7 @@
-"""Random numbers for pictures by the million: each a pure function of (purpose, seed, picture, repeat).
+"""Random numbers for millions of pictures: each is a pure function of (purpose, seed, picture, repeat).
 
-So a crop is the same on every machine, in every order and for any number of workers. A sha256 each costs 1.5 us in Python;
-NumPy makes 20 million of these a second.
+So a crop is the same on every machine, in every order and for any number of workers. A sha256 for each would take 1.5
+us in Python; NumPy makes 20 million of these numbers a second.
 """
 
 from collections.abc import Callable, Iterable
@@ -16,7 +16,7 @@ Draw = Callable[[str, slice], np.ndarray]  # (purpose, which pictures) -> float6
 
 
 def image_keys(image_ids: "pa.Array | pa.ChunkedArray | Iterable[str]") -> np.ndarray:
-    """The first 64 bits of each picture's sha256 (hex text), by which `hash_units` knows it: uint64 (N,)."""
+    """The first 64 bits of each picture's sha256 (hex text), the key for `hash_units`: uint64 (N,)."""
     column = image_ids if isinstance(image_ids, pa.Array | pa.ChunkedArray) else pa.array(image_ids, pa.string())
     heads = pc.cast(pc.utf8_slice_codeunits(column, 0, 16), pa.binary())
     signs = np.frombuffer(b"".join(heads.to_pylist()), np.uint8).reshape(-1, 8, 2)

@@ -1,7 +1,7 @@
-"""Where the face is: OpenCV's cascade of frontal faces, looked for once, while the index is made.
+"""Finds the face in a picture, with OpenCV's cascade of frontal faces, once, while the index is made.
 
-The box becomes a column of the index, so that crops are planned from the index alone, on any machine and in any order. Of
-OpenCV's cascades `alt2` is used: on the photographs of scikit-image it finds the one face and nothing else, where the
+The box becomes a column of the index, so that crops are planned from the index alone, on any machine and in any order.
+Of OpenCV's cascades `alt2` is used: on the photographs of scikit-image it finds the one face and nothing else; the
 default cascade also takes coins and cells for faces. 0.3 s a picture.
 """
 
@@ -18,7 +18,7 @@ MIN_SHARE = 1 / 16  # of the longer edge: smaller finds are noise
 
 
 def missing_detector() -> str:
-    """What is missing and how to get it; empty when faces can be looked for. Imports nothing heavy."""
+    """What is missing for the detection of faces and how to install it; empty when nothing is. Imports nothing heavy."""
     if importlib.util.find_spec("cv2") is None:
         return "OpenCV is not installed. Install the extra: pip install 'deepfloyd-pipeline[face]'."
     if not _cascade().is_file():

@@ -1,4 +1,4 @@
-"""Why a picture cannot be read: the exception, and what Pillow raises for broken pixels."""
+"""Reasons why a picture cannot be read: the exception, and what Pillow raises for broken pixels."""
 
 import struct
 

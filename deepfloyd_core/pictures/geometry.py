@@ -1,10 +1,11 @@
-"""Which part of a picture becomes which training size: arithmetic on arrays of sizes, no pixels.
+"""Decides which part of a picture becomes which training size: arithmetic on arrays of sizes, no pixels.
 
-A picture's training size comes from its aspect, the resolution and the alignment; Stage II's is four times Stage I's.
-Then a picture above the maximum is brought down to the target, one at or below it keeps its own scale, and with neither
-set, or without a crop, it is brought to cover the training size. Nothing is ever upsampled: a size larger than the
-picture is not used for it, and a picture with no size left is too small. All rules scale: with every length times four the
-same picture gets the same box. Ten million pictures take 3 to 6 s on one core, `benchmarks/plan_crops.py`.
+A picture's training size follows from its aspect, the resolution and the alignment; Stage II's is four times Stage I's.
+Then a picture above the maximum is downscaled to the target; one at or below the maximum keeps its own scale. If
+neither is set, or without a crop, it is downscaled until it just covers the training size. Nothing is ever upsampled: a
+training size larger than the picture is not used for it, and a picture without any possible size is too small. All
+rules scale: with every length times four the same picture gets the same box. Ten million pictures take 3 to 6 s on one
+core, `benchmarks/plan_crops.py`.
 """
 
 from collections.abc import Iterator
@@ -45,7 +46,7 @@ class Geometry:
 
 @dataclass(frozen=True)
 class Crop:
-    """The box of (width, height) at (left, top) of the picture after it was resized to `scaled`."""
+    """The box of (width, height) at (left, top) of the picture resized to `scaled`."""
 
     original: Size
     scaled: Size
@@ -77,7 +78,7 @@ class Crops:
     target: np.ndarray  # int32 (N, 2): the training size
 
     def crop(self, number: int) -> Crop | None:
-        """One of them; None when the picture cannot be used."""
+        """One of the crops; None when the picture cannot be used."""
         if self.reason[number]:
             return None
         parts = (self.sizes, self.scaled, self.place, self.target)
@@ -154,7 +155,9 @@ def plan_crops(sizes: np.ndarray, rules: Geometry, draw: Draw, faces: np.ndarray
 
 
 def steps_down(size: Size, goal: Size) -> list[Size]:
-    """The sizes a picture passes on its way down: x0.75 while an edge is above 1.5x its goal, then the goal."""
+    """The sizes that a picture passes while it is downscaled: x0.75 while an edge is above 1.5x its goal, then the
+    goal.
+    """
     passed = []
     while size[0] > 1.5 * goal[0] or size[1] > 1.5 * goal[1]:
         size = max(goal[0], round(size[0] * 0.75)), max(goal[1], round(size[1] * 0.75))
@@ -178,7 +181,7 @@ def _candidates(w: Reals, h: Reals, rules: Geometry) -> Iterator[tuple[Reals, Re
 
 
 def _aligned(aspect: Reals, rules: Geometry, up: float) -> tuple[Reals, Reals]:
-    """The aligned size of an aspect; `up` 0.5 rounds to the nearest, 1e-6 rounds down but for the dust of floats."""
+    """The aligned size of an aspect; `up` 0.5 rounds to the nearest, 1e-6 rounds down except for float errors."""
     if rules.by_area:
         w, h = np.sqrt(rules.resolution * aspect), np.sqrt(rules.resolution / aspect)
     else:

@@ -25,7 +25,7 @@ _START, _FINISH = b"\xff\xd8", b"\xff\xd9"
 
 @dataclass(frozen=True)
 class Segment:
-    """A marker and what belongs to it. A scan's ends with its coded bytes, which begin at `coded`."""
+    """A marker and its data. A scan's segment ends with its coded bytes, which begin at `coded`."""
 
     marker: int
     start: int
@@ -47,7 +47,9 @@ class Scan:
 
 @dataclass(frozen=True)
 class Layout:
-    """The first picture of a JPEG file, taken apart. `sampling`: a component's factors, 4 bits across and 4 down."""
+    """The structure of the first picture of a JPEG file. `sampling`: a component's factors, 4 bits horizontal and 4
+    vertical.
+    """
 
     progressive: bool
     size: tuple[int, int]
@@ -63,7 +65,7 @@ class Layout:
 
 
 def read_layout(data: bytes) -> Layout | None:
-    """Take a Huffman-coded JPEG of 8 bits apart; None when anything about it is unusual."""
+    """Parse a Huffman-coded JPEG of 8 bits; None when anything about it is unusual."""
     try:
         segments = tuple(_segments(data))
         frames = [segment for segment in segments if segment.marker in (_BASELINE, _EXTENDED, _PROGRESSIVE)]
@@ -83,7 +85,7 @@ def read_layout(data: bytes) -> Layout | None:
 
 
 def all_scans_are_there(data: bytes) -> bool:
-    """Whether a JPEG's scans bring every bit of every component; False also where anything about it is unusual."""
+    """Whether a JPEG's scans contain every bit of every component; False also when anything about it is unusual."""
     layout = read_layout(data)
     if layout is None:
         return False
@@ -107,13 +109,15 @@ def sample_jpegs(data: bytes, layout: Layout) -> list[tuple[int, bytes]] | None:
 
 
 def without_detail(data: bytes, layout: Layout, divisor: int) -> bytes | None:
-    """A progressive JPEG that decodes at 1 / divisor to nearly the same, without scans that do not or hardly show there.
+    """A copy of a progressive JPEG without scans that do not or hardly show when it is decoded at 1 / divisor.
 
-    It depends on what becomes of a component's block. One pixel is its mean: all other scans go, and it decodes to the
-    same bits. Of 2x2 pixels an output pixel averages at least as many (shrink.MIN_RATIO): scans go that only refine what
-    is known to MAX_LOST. To the literal recipe crops of 40 to 48 dB lose up to 0.5 dB, better ones up to 0.7. Finer means
-    keep everything. A scan of zeros closes each: without it libjpeg would believe that bits are missing and smooth over
-    the blocks. None: there is nothing to leave out.
+    Which scans go depends on how many pixels a component's block becomes. One pixel: it is the block's mean, so all
+    other scans go, and the decode has the same bits. 2x2 pixels: an output pixel averages at least as many
+    (resize.MIN_RATIO), so scans go that only refine what is known to MAX_LOST. Measured against the literal recipe,
+    crops of 40 to 48 dB lose up to 0.5 dB, better ones up to 0.7. Finer means keep all scans.
+
+    A scan of zeros closes each component: without it libjpeg would assume missing bits and smooth over the blocks.
+    None: there is nothing to leave out.
     """
     restarts = any(segment.marker == _RESTARTS for segment in layout.segments)
     if not layout.progressive or restarts or not all(_is_complete(layout, name) for name in layout.sampling):

@@ -42,13 +42,14 @@ _LANCZOS, _REACH = Image.Resampling.LANCZOS, 3
 def take_crops(
     data: bytes, crops: Sequence[tuple[Size, Box]], alone: Callable[[], AbstractContextManager[object]] = nullcontext
 ) -> list[tuple[np.ndarray, str]]:
-    """Resize a picture's upright sRGB pixels to each size and cut the box out: uint8 (height, width, 3), and how.
+    """Resize a picture's upright sRGB pixels to each size and cut the box out: uint8 (height, width, 3), and the
+    method.
 
-    alone: held from a decode of more than LARGE_PX pixels to the last crop, so that only one of many workers has such a
-    picture in memory.
+    alone: a lock, held from a decode of more than LARGE_PX pixels to the last crop, so that only one of many workers
+    has such a picture in memory.
 
-    How: "kept" (its own size), "literal", or "scaled 1/2", "scaled 1/4", "scaled 1/8". It is decoded at most once at
-    each scale. Raises Unreadable.
+    Method: "kept" (its own size), "literal", or "scaled 1/2", "scaled 1/4", "scaled 1/8". The picture is decoded at
+    most once at each scale. Raises Unreadable.
     """
     with ExitStack() as stack:
         try:
@@ -60,7 +61,7 @@ def take_crops(
 
 
 class _Source:
-    """A picture's bytes, and what was decoded of them so far."""
+    """A picture's bytes, and the pixels decoded from them so far."""
 
     def __init__(self, data: bytes, enter_alone: Callable[[], object]) -> None:
         self.data, self._enter_alone, self._is_alone = data, enter_alone, False
@@ -162,17 +163,17 @@ def _finish(original: Size, reduced: Reduced, scaled: Size, box: Box) -> Image.I
 
 
 def _needed(start: int, end: int, goal: int, size: int) -> tuple[int, int]:
-    """The pixels of `size` that LANCZOS looks at to make `start` to `end` of `goal`."""
+    """The pixels of `size` that LANCZOS reads to make `start` to `end` of `goal`."""
     factor = size / goal
     margin = _REACH * factor + 1
     return max(0, floor(start * factor - margin)), min(size, ceil(end * factor + margin))
 
 
 def _unblur(picture: Image.Image, ratio: float) -> Image.Image:
-    """Take back what a mean over 1 / ratio of a pixel blurs: subtract its second derivative.
+    """Undo the blur of a mean over 1 / ratio of a pixel: subtract the second derivative.
 
-    A box of width w passes sinc(w f) = 1 - (pi w f)^2 / 6, which the Laplacian times w^2 / 24 mends; 1/15 is fitted
-    to 80 photographs, since the resize blurs too (43.2 dB against 41.5 at worst, 0 to 3 dB each).
+    A box of width w has the response sinc(w f) = 1 - (pi w f)^2 / 6, which the Laplacian times w^2 / 24 corrects; 1/15
+    is fitted to 80 photographs, since the resize also blurs (43.2 dB against 41.5 at worst, 0 to 3 dB each).
     """
     part = 1 / (15 * ratio**2)
     kernel = (0, -part, 0, -part, 1 + 4 * part, -part, 0, -part, 0)

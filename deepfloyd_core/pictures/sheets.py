@@ -25,7 +25,7 @@ class Cell:
 
 
 def contact_sheet(pictures: list[np.ndarray], columns: int, cell_px: int) -> Image.Image:
-    """A grid of uint8 (H, W, 3) pictures, each fitted into a square cell; small ones are enlarged without smoothing."""
+    """A grid of uint8 (H, W, 3) pictures, each fitted into a square cell; small ones are upscaled without smoothing."""
     columns = max(1, min(columns, len(pictures)))
     lines = -(-len(pictures) // columns)
     sheet = Image.new("RGB", (columns * (cell_px + _GAP) + _GAP, lines * (cell_px + _GAP) + _GAP), _PAPER)
@@ -82,7 +82,7 @@ def captioned_sheet(cells: list[Cell], columns: int, cell_px: int, title: str) -
 
 @lru_cache
 def font(size_px: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """The font that Pillow brings along: it needs no file, and knows ASCII only."""
+    """Pillow's built-in font: it needs no file, and has ASCII only."""
     return ImageFont.load_default(size_px)
 
 

@@ -1,4 +1,5 @@
-"""Where pictures lie: folders, buckets, tar files, tables of URLs, Hugging Face's saved data sets, and what lies there.
+"""Where pictures lie: folders, buckets, tar files, tables of URLs, saved Hugging Face data sets; and the captions
+there.
 
 Entry: `sources.source.open_source`.
 """

@@ -1,7 +1,8 @@
 """Pictures in a bucket, listed by prefix, through fsspec.
 
-A key's ETag tells whether it changed, so an unchanged bucket costs its listing (1,000 keys a request; all keys are held
-while it is read, 1 kB each). s3fs repeats what a server refuses (503) or cuts short; what still fails is a ledger row.
+A key's ETag tells whether the file changed. So an unchanged bucket costs only its listing (1,000 keys a request; all
+keys are in memory meanwhile, 1 kB each). s3fs repeats requests that a server refuses (503) or cuts short; a request
+that still fails is a ledger row.
 """
 
 import time
@@ -31,7 +32,7 @@ class Bucket:
         self._captions: dict[str, str] = {}  # known once it was listed
 
     def listing(self) -> Iterator[Listed]:
-        """The keys below the prefix that may be pictures, and those that are none."""
+        """The keys below the prefix that may be pictures, and the others."""
         found = list_files(self._fs, self._root, self.name)
         self._captions = caption_files(found)
         for name, info in found.items():
@@ -63,7 +64,7 @@ class Bucket:
 
 
 def open_place(dataset: ImageDataset) -> tuple[Any, str]:
-    """The file system of a data set's place, and the path in it. Raises ConfigError when its library is missing."""
+    """The file system of a data set's place, and the path in it. Raises ConfigError when its library is not installed."""
     url = dataset.instance_data_dir
     if dataset.aws_bucket_name:
         url = f"s3://{dataset.aws_bucket_name}/{dataset.aws_data_prefix or ''}"
@@ -86,7 +87,7 @@ def open_place(dataset: ImageDataset) -> tuple[Any, str]:
 
 
 def failures(fs: Any) -> tuple[type[Exception], ...]:
-    """What a file system raises when a file cannot be had."""
+    """The exceptions that a file system raises when a file cannot be read."""
     if "s3" not in fs.protocol:
         return (OSError, ValueError)
     from aiohttp import ClientError as AiohttpError
@@ -110,7 +111,7 @@ def list_files(fs: Any, root: str, where: str) -> dict[str, dict[str, Any]]:
 
 
 def stamp(info: dict[str, Any]) -> str:
-    """What changes when a file does: the ETag, or a local file's size and times."""
+    """A value that changes when the file does: the ETag, or a local file's size and times."""
     if max(info.get("mtime") or 0, info.get("created") or 0 if "mtime" in info else 0) * 1e9 > time.time_ns() - RACY_NS:
         return ""
     return ":".join(str(info.get(key)) for key in ("size", "ETag", "LastModified", "mtime", "created", "ino"))

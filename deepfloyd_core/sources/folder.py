@@ -1,5 +1,7 @@
-"""A directory on this machine, searched recursively. Pipes and devices are never read, nor links that leave the directory
-unless the data set says so."""
+"""Pictures in a directory on this machine, searched recursively.
+
+Pipes and devices are never read. Links that leave the directory are read only if the data set allows it.
+"""
 
 import os
 import time
@@ -38,7 +40,7 @@ class Folder:
         self._dataset = dataset
 
     def listing(self) -> Iterator[Listed]:
-        """The files that may be pictures, those that are none, and directories that cannot be listed."""
+        """The files that may be pictures, other files, and directories that cannot be listed."""
         table = table_path(self._dataset).resolve() if self._dataset.caption_strategy in TABLES else None
         young = time.time_ns() - RACY_NS
         folders, seen = [""], {self._real_root}
@@ -98,7 +100,7 @@ class Folder:
             return False  # a link that leads to itself
 
     def _is_new(self, entry: Entry, seen: set[Path]) -> bool:
-        """Whether a directory was not listed before: with links it can contain itself."""
+        """Whether a directory was not listed before: through links it can contain itself."""
         if not self._dataset.follow_links:
             return True
         real = Path(entry.path).resolve()
@@ -107,7 +109,7 @@ class Folder:
         return new
 
     def _leads_out(self, path: Path) -> str | None:
-        """Why a link is not followed; None: it is none, or it is."""
+        """Why a link is not followed; None: it is followed, or is no link."""
         if self._dataset.follow_links or not path.is_symlink():
             return None
         real = path.resolve()
@@ -140,7 +142,9 @@ class Folder:
 
 
 def _blobs(root: Path) -> list[Path]:
-    """Where the links of a Hugging Face cache lead: `blobs` beside the `snapshots` that a directory is one of."""
+    """The folder where the links of a Hugging Face cache lead: `blobs` beside `snapshots`, if the directory is one of
+    these.
+    """
     caches = [parent.parent for parent in root.parents if parent.name == "snapshots"]
     blobs = [cache / "blobs" for cache in caches if cache.name.startswith(_HUB_FOLDERS)]
     return [place for place in blobs if place.is_dir() and not place.is_symlink()]

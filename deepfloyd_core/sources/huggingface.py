@@ -1,4 +1,4 @@
-"""A Hugging Face data set: one that was saved on this machine, or what `load_dataset` finds under a name."""
+"""A Hugging Face data set: one saved on this machine, or one that `load_dataset` finds by name."""
 
 from collections.abc import Iterator
 from pathlib import Path

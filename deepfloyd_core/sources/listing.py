@@ -1,4 +1,4 @@
-"""One input as a source lists it, and the texts that lie with it."""
+"""A file in a source's listing, and the texts that lie with a picture."""
 
 from typing import NamedTuple
 
@@ -23,7 +23,7 @@ class Listed(NamedTuple):  # there are as many as files: a frozen dataclass take
 
 
 class Texts(NamedTuple):
-    """The texts of a picture. `fault`: why those that are there cannot be read; `passing`: the next read may succeed."""
+    """The texts of a picture. `fault`: why existing texts cannot be read; `passing`: the next read may succeed."""
 
     raw: Raw = None
     fault: str | None = None
@@ -31,19 +31,19 @@ class Texts(NamedTuple):
 
 
 def printable(source: str) -> str:
-    """A name with what is not UTF-8 written as escapes."""
+    """A name in which everything that is not UTF-8 is written as escapes."""
     if source.isascii():
         return source
     return source.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def text_encoding(data: bytes) -> str:
-    """The encoding that the first bytes of a text name for sure; UTF-8 where they name none."""
+    """The encoding that the first bytes of a text show for sure; UTF-8 if they show none."""
     return next((encoding for mark, encoding in _BOMS if data.startswith(mark)), "utf-8-sig")
 
 
 def read_text(data: bytes, name: str) -> Texts:
-    """The text of a caption file. Other encodings than Unicode's cannot be told for sure, and are not guessed."""
+    """The text of a caption file. Encodings other than Unicode's cannot be recognised for sure, and are not guessed."""
     encoding = text_encoding(data)
     try:
         text = data.decode(encoding)

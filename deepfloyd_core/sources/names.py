@@ -1,7 +1,7 @@
-"""What a name says of a file that lies with pictures: a picture, a caption, something else, or nothing at all.
+"""What a file's name tells: whether it is a picture, a caption, something else, or unknown.
 
-The name decides what is looked at; what it is, its bytes say. So a JPEG called .png is a picture, and so is one without an
-extension; a film, a sidecar or a thumbnail of the file manager is no input, and costs no read.
+The name only decides which files are read; the bytes decide what a file is. So a JPEG named .png is a picture, and so
+is one without an extension. A film, a sidecar or a file manager's thumbnail is no input, and is not read.
 """
 
 from collections import Counter
@@ -42,7 +42,9 @@ _BACKUP = ("_original", "~")  # exiftool's and editors'
 
 
 def kind(name: str) -> Kind:
-    """What a file is by its path in a source: `caption` for what belongs to pictures, `unsure` if only its bytes tell."""
+    """The kind of a file by its path in a source: `caption` for what belongs to pictures, `unsure` if only its bytes
+    can tell.
+    """
     folders, _, last = name.rpartition("/")
     extension = _extension(last)
     if extension in PICTURES and not folders:
@@ -57,7 +59,7 @@ def kind(name: str) -> Kind:
 
 
 def starts_like_picture(data: bytes) -> bool:
-    """Whether the first bytes are those of a format that pictures come in, also of one that is not read here."""
+    """Whether the first bytes are those of a picture format, also of one that is not supported here."""
     if data[4:8] == b"ftyp":
         brands = data[8 : min(len(data), int.from_bytes(data[:4], "big"), 64)]
         return any(brands[at : at + 4] in AVIF_BRANDS + HEIF_BRANDS for at in range(0, len(brands), 4))
@@ -75,7 +77,7 @@ _STARTS = (
 
 
 def label(name: str) -> str:
-    """A word for what kind of other file a name is of: `.mov`, or `@eaDir/`."""
+    """A word for the kind of another file by its name: `.mov`, or `@eaDir/`."""
     *folders, last = name.split("/")
     for folder in folders:
         if folder.lower() in JUNK_FOLDERS:
@@ -97,15 +99,15 @@ def count_labels(names: Iterable[str]) -> Counter[str]:
 
 
 def caption_names(picture: str) -> tuple[str, ...]:
-    """The names that a picture's caption file may have, those that count first: cat.txt, cat.jpg.txt, cat.caption."""
+    """The names that a picture's caption file may have, in order of precedence: cat.txt, cat.jpg.txt, cat.caption."""
     stem = without_extension(picture)
     return tuple(dict.fromkeys(f"{base}.{extension}" for extension in CAPTIONS for base in (stem, picture)))
 
 
 def caption_files(names: Iterable[str]) -> dict[str, str]:
-    """The caption files among some names, by their name with the extension in small letters.
+    """The caption files among some names, by their name with the extension in lower case.
 
-    Of cat.TXT and cat.txt the second counts, of cat.TXT and cat.Txt the first by alphabet.
+    Of cat.TXT and cat.txt the second counts; of cat.TXT and cat.Txt the first in alphabetical order.
     """
     files: dict[str, str] = {}
     for name in names:
@@ -123,7 +125,7 @@ def caption_file(picture: str, files: Mapping[str, str]) -> str | None:
 
 
 def without_extension(name: str) -> str:
-    """What pathlib's `with_suffix("")` leaves of a name."""
+    """The same as pathlib's `with_suffix("")` of a name."""
     folder, slash, last = name.rpartition("/")
     dot = last.rfind(".")
     return f"{folder}{slash}{last[:dot] if 0 < dot < len(last) - 1 else last}"

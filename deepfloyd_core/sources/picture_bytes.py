@@ -1,4 +1,6 @@
-"""What a picture file's bytes say before a decoder sees them: what format it is, whether its end is missing, what may go."""
+"""Checks a picture file's bytes before they are decoded: its format, whether its end is missing, and what can be
+removed.
+"""
 
 from importlib.util import find_spec
 from struct import pack
@@ -19,7 +21,7 @@ _NAMED = (
 
 
 def what_it_is(data: bytes) -> str:
-    """A sentence on a file that no reader knows: its format, if it has a name, and what to do."""
+    """A sentence about a file that no reader supports: its format, if known, and what to do."""
     if is_heif(data):
         if HAS_HEIF:
             return "HEIC of a kind that cannot be read: convert it to JPEG"
@@ -36,7 +38,9 @@ def is_heif(data: bytes) -> bool:
 
 
 def without_text(data: bytes) -> bytes:
-    """A PNG without its texts, of which only XMP may say how it lies; programs store megabytes of their own in others."""
+    """A PNG without its texts, except XMP, which may hold the orientation; programs store megabytes of their own in the
+    others.
+    """
     if not data.startswith(PNG_START):
         return data
     kept, start, place = [], 0, 8
@@ -51,18 +55,20 @@ def without_text(data: bytes) -> bytes:
 
 
 def closed(data: bytes, filler: bytes = b"") -> bytes:
-    """A JPEG that lacks the mark of its end, with that mark; before it `filler`, which shows where its coded bytes end."""
+    """A JPEG that lacks its end mark, with that mark added; before the mark `filler`, which shows where the coded bytes
+    end.
+    """
     whole = data[:-1] if data.endswith(b"\xff") else data
     return b"".join([whole, filler, JPEG_END])
 
 
 def fillers() -> tuple[bytes, bytes]:
-    """Two fillers for `closed` that decode to other pixels wherever any are missing."""
+    """Two fillers for `closed` that decode to different pixels wherever pixels are missing."""
     return pack(">256B", *[0x35] * 256), pack(">256B", *[0xCA, 0x11] * 128)
 
 
 def is_cut(data: bytes) -> bool:
-    """Whether a file that could not be read lacks its end: by its stated length, or by the mark that closes it."""
+    """Whether a file that could not be read lacks its end: judged by its stated length, or by its end mark."""
     if data[:4] == b"RIFF" and data[8:12] in (b"WEBP", b""):
         return len(data) < 8 + int.from_bytes(data[4:8], "little")
     if data[4:8] == b"ftyp" and data[8:12] in AVIF_BRANDS + HEIF_BRANDS:

@@ -1,7 +1,7 @@
-"""Where pictures lie: a folder, a bucket, a table of URLs, a saved data set or tar files, each behind the same calls.
+"""Where pictures lie: a folder, a bucket, a table of URLs, a saved data set or tar files, all with the same interface.
 
-Everything after this seam knows a picture by its data set and its name there, and asks for bytes. A source is opened once
-in each process that needs it, so child processes and other machines open their own.
+Later code knows a picture only by its data set and its name there, and asks for its bytes. A source is opened once in
+each process that needs it, so child processes and other machines open their own.
 """
 
 from collections.abc import Callable, Iterator
@@ -25,18 +25,18 @@ class Source(Protocol):
     lost: str  # the ledger's word for a picture that cannot be read
 
     def listing(self) -> Iterator[Listed]:
-        """Every file, in any order, also those that are no input. Raises DataError when it cannot be listed at all."""
+        """Every file, in any order, also those that are no input. Raises DataError when nothing can be listed."""
 
     def read(self, name: str) -> bytes:
-        """A picture's bytes. Raises OSError when they cannot be had."""
+        """A picture's bytes. Raises OSError when they cannot be read."""
 
     def texts(self, names: list[str]) -> list[Texts]:
-        """The captions that lie with the pictures, asked after they were listed."""
+        """The captions that lie with the pictures; called after `listing`."""
 
 
 @lru_cache(maxsize=64)
 def open_source(dataset: "ImageDataset") -> Source:
-    """The source of a data set. Raises ConfigError when it is not there, or its library is not."""
+    """The source of a data set. Raises ConfigError when the source does not exist or its library is not installed."""
     return SOURCES[dataset.type](dataset)
 
 
@@ -78,7 +78,7 @@ SOURCES: dict[str, Callable[["ImageDataset"], Source]] = {
 
 
 def read_again(dataset: "ImageDataset", name: str, sha256: str | None) -> bytes | None:
-    """A picture's bytes; None when it went away or is no longer the one that the scan saw. Raises OSError."""
+    """A picture's bytes; None when it was removed or is no longer the one that the scan saw. Raises OSError."""
     try:
         data = open_source(dataset).read(name)
     except FileNotFoundError:

@@ -1,7 +1,8 @@
 """Captions in a table beside the pictures: Parquet, CSV or JSON lines, in SimpleTuner's `parquet` block.
 
-Several columns, a list in a cell, or several rows of one picture are several captions. The table is read once a scan; its
-captions enter the data's fingerprint picture by picture, so rows of pictures that are not there change nothing.
+A picture has several captions when the table has several columns, a list in a cell, or several rows for it. The table
+is read once a scan. The data's fingerprint contains the captions picture by picture, so rows of missing pictures change
+nothing.
 """
 
 import csv
@@ -37,7 +38,7 @@ class CaptionReader:
             self._captions.setdefault(_plain(name), []).extend(texts)
 
     def captions(self, source: str) -> tuple[str, ...] | None:
-        """The captions of a picture, by its path below the data set's directory, else by its name alone."""
+        """The captions of a picture, found by its path below the data set's directory, else by its name alone."""
         path = PurePosixPath(source)
         if not self._table.identifier_includes_extension:
             path = path.with_suffix("")
@@ -45,7 +46,7 @@ class CaptionReader:
         return None if found is None else tuple(found)
 
     def check_match(self, sources: "pa.ChunkedArray") -> None:
-        """Raise DataError when the table knows none of the pictures: a wrong column or a wrong kind of name."""
+        """Raise DataError when the table has none of the pictures: a wrong column or a wrong kind of name."""
         if self._captions and len(sources) and not any(self.captions(source.as_py()) for source in sources):
             raise DataError(
                 f"{self._where} has no caption for any of the {len(sources)} pictures: its column "
@@ -56,9 +57,9 @@ class CaptionReader:
 
 
 def table_texts(table: CaptionTable, path: Path, kind: str, where: str) -> Iterator[tuple[str, list[str]]]:
-    """The name and the captions of each row that has a name; `kind` of file where its ending does not tell.
+    """The name and the captions of each row that has a name; `kind`: the file's type, if its extension does not tell.
 
-    Raises ConfigError for a column that is not there, DataError for a file that cannot be read.
+    Raises ConfigError for a missing column, DataError for a file that cannot be read.
     """
     nameless = 0
     for record in _records(path, _KINDS.get(path.suffix.lower(), kind), _columns(table), where):
@@ -74,7 +75,7 @@ def table_texts(table: CaptionTable, path: Path, kind: str, where: str) -> Itera
 
 
 def table_path(dataset: ImageDataset) -> Path:
-    """The table's file. Raises ConfigError when it is in neither place."""
+    """The table's file. Raises ConfigError when it exists in neither place."""
     assert dataset.parquet is not None
     places = [Path(dataset.parquet.path), Path(dataset.instance_data_dir, dataset.parquet.path)]
     for place in places:

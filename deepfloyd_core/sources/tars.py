@@ -1,7 +1,7 @@
-"""WebDataset: tar files in a folder or a bucket, each member a picture, KEY.txt beside KEY.jpg its caption.
+"""WebDataset: tar files in a folder or a bucket. Each member is a picture; KEY.txt is the caption of KEY.jpg.
 
-A member is read at its offset, without what lies before it; the headers of a tar are read once in each process (20 us a
-member). Only plain .tar files can be read so: compressed ones are rows of the ledger.
+A member is read at its offset, without reading what lies before it. The headers of a tar are read once in each process
+(20 us a member). Only plain .tar files can be read like this: compressed ones are rows of the ledger.
 """
 
 import tarfile
@@ -33,7 +33,7 @@ class Tars:
         self._captions = lru_cache(_OPEN_TARS)(lambda tar: caption_files(self._members(tar)))
 
     def listing(self) -> Iterator[Listed]:
-        """The members that may be pictures, those that are none, and tars that cannot be read."""
+        """The members that may be pictures, other members, and tars that cannot be read."""
         self._members.cache_clear()
         self._captions.cache_clear()
         unreadable: tuple[type[Exception], ...] = (*failures(self._fs), tarfile.TarError)
@@ -83,7 +83,7 @@ class Tars:
             return Texts(None, str(error), passing=True)
 
     def _read_members(self, tar: str) -> dict[str, tuple[int, int]]:
-        """Offset and size of each regular file of a tar; of two with one name, the last, as tar itself has it."""
+        """Offset and size of each regular file of a tar; of two with the same name the last one, as tar does."""
         path = f"{self._root}/{tar}"
         with self._fs.open(path, "rb") as handle, tarfile.open(fileobj=handle, mode="r:") as archive:
             return {member.name: (member.offset_data, member.size) for member in archive if _plain(member)}

@@ -1,7 +1,7 @@
 """A table of URLs with captions: each picture is downloaded once, into a folder that later runs read.
 
-A download has a time limit as a whole, not only between bytes, and a size limit, so that a slow or endless answer costs one
-ledger row. What fails is tried again by the next run.
+A download has a limit on its total time, not only between bytes, and a size limit: so a slow or endless answer costs
+only one ledger row. The next run retries failed downloads.
 """
 
 import time
@@ -73,7 +73,7 @@ class Urls:
                 yield Listed(url, stat.st_size, f"{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ino}")
 
     def read(self, name: str) -> bytes:
-        """The bytes that were kept, else a download."""
+        """The bytes that an earlier run kept, else a download."""
         file = self._file(name)
         if file.is_file():
             return file.read_bytes()
