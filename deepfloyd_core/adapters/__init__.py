@@ -1,4 +1,4 @@
-"""What can be trained of a UNet: LoRA, BitFit, ControlNet-LoRA, all of it; put on, saved, loaded again, taken off.
+"""The trainable parts of a UNet: LoRA, BitFit, ControlNet-LoRA, or all of it; added, saved, loaded again, removed.
 
 Entry: `adapters.method.method_of`.
 """

@@ -1,7 +1,7 @@
-"""BitFit (Ben Zaken et al. 2022): only the biases of a UNet are trained, 0.06 % of IF-I-M, and there are no adapters.
+"""BitFit (Ben Zaken et al. 2022): only the biases of a UNet are trained, 0.06 % of IF-I-M, without adapters.
 
-Not those of the text modules, whose outputs are stored. The file has the names of the stock UNet's state dict; diffusers'
-`load_lora_weights` does not take it, `unet.load_state_dict(..., strict=False)` does.
+The biases of the text modules are not trained, because their outputs are stored. The file uses the names of the stock
+UNet's state dict: `unet.load_state_dict(..., strict=False)` loads it, diffusers' `load_lora_weights` does not.
 """
 
 from pathlib import Path
@@ -27,7 +27,7 @@ def biases(unet: UNet2DConditionModel) -> dict[str, torch.nn.Parameter]:
 
 
 def free_biases(unet: UNet2DConditionModel, config: StageConfig, seed: int) -> None:
-    """Make the biases trainable, in the dtype of their optimizer. Nothing is drawn: `seed` is not used."""
+    """Make the biases trainable, in the dtype of their optimizer. Nothing is random: `seed` is not used."""
     dtype = adapter_dtype(config)
     for name, module in unet.named_modules():
         if name.split(".")[0] not in TEXT_MODULES and isinstance(module, torch.nn.GroupNorm | torch.nn.LayerNorm):
@@ -45,7 +45,9 @@ def save_biases(unet: UNet2DConditionModel, stage: Stage, folder: Path, out: Pat
 
 
 def load_biases(unet: UNet2DConditionModel, file: Path) -> dict[str, torch.Tensor]:
-    """Put a saved file's biases into a UNet, and return them. Raises ArtifactError unless it has all, and nothing else."""
+    """Load a saved file's biases into a UNet, and return them. Raises ArtifactError unless the file has all, and
+    nothing else.
+    """
     try:
         state: dict[str, torch.Tensor] = load_file(file)
     except (SafetensorError, OSError) as error:
@@ -58,15 +60,15 @@ def load_biases(unet: UNet2DConditionModel, file: Path) -> dict[str, torch.Tenso
 
 
 def restore_biases(unet: UNet2DConditionModel, folder: Path) -> None:
-    """Put back the biases of the base model in `folder`."""
+    """Restore the biases of the base model in `folder`."""
     unet.load_state_dict(unet_weights(folder, biases(unet).__contains__), strict=False)
 
 
 def reload_biases(unet: UNet2DConditionModel, stage: Stage, folder: Path, out: Path) -> float:
-    """Load the saved file in place of the trained biases, into the base model in its own dtype; they must be the same.
+    """Load the saved file in place of the trained biases, into the base model in its own dtype; both must be equal.
 
-    In fp32 the outputs on a fixed input are compared too, and their largest difference is returned. Raises ArtifactError
-    on any difference.
+    In fp32 the outputs for a fixed input are also compared, and their largest difference is returned. Raises
+    ArtifactError on any difference.
     """
     dtype = unet.conv_in.weight.dtype
     trained = {name: param.detach().clone() for name, param in biases(unet).items()}

@@ -38,7 +38,7 @@ _NAMES = ("sample", "timestep", "encoder_hidden_states")  # of what a UNet is ca
 
 
 class Control(torch.nn.Module):
-    """The way down of a UNet once more: its weights, an adapter, and what is new."""
+    """A second encoder of a UNet: the shared weights, an adapter, and the new convolutions."""
 
     def __init__(self, unet: UNet2DConditionModel, conditioning: Conditioning) -> None:
         super().__init__()
@@ -66,9 +66,10 @@ class Control(torch.nn.Module):
         self, picture: torch.Tensor, unet: UNet2DConditionModel, sample: torch.Tensor, timestep: torch.Tensor,
         encoder_hidden_states: torch.Tensor, added_cond_kwargs: dict[str, Any] | None = None,
     ) -> list[torch.Tensor]:  # fmt: skip
-        """What is added to the skips of a UNet, the middle last. picture: (B, 3, H, W); the rest as the UNet gets it.
+        """The residuals for a UNet's skip connections, the mid block last. picture: (B, 3, H, W); the rest as for the
+        UNet.
 
-        The way down of `UNet2DConditionModel.forward`, with the texts as `unet`'s own modules give them.
+        The encoder part of `UNet2DConditionModel.forward`, with the texts from `unet`'s own modules.
         """
         encoder, text = self.encoder, encoder_hidden_states
         emb = encoder.time_embedding(encoder.get_time_embed(sample=sample, timestep=timestep))
@@ -91,7 +92,7 @@ class Control(torch.nn.Module):
 def add_control(unet: UNet2DConditionModel, config: StageConfig, seed: int) -> None:
     """Give a frozen UNet a new control, trainable, in the dtype of its optimizer.
 
-    Raises ConfigError when no layer of the way down has a target's name.
+    Raises ConfigError when no layer of the encoder has a target's name.
     """
     torch.manual_seed(seed)
     control = _attach(unet, Control(unet, config.controlnet_conditioning))
@@ -101,17 +102,17 @@ def add_control(unet: UNet2DConditionModel, config: StageConfig, seed: int) -> N
 
 
 def start_control(unet: UNet2DConditionModel, file: Path) -> None:
-    """Give the control that a UNet already has the values of a saved file, which has exactly its tensors."""
+    """Load a saved file into the UNet's existing control; the file must have exactly its tensors."""
     fill(_state(_present(unet)), load_file(file))
 
 
 def control_of(unet: torch.nn.Module) -> Control | None:
-    """The control that a UNet has, if it has one."""
+    """The control of a UNet; None if it has none."""
     return getattr(unet, "control", None)
 
 
 def remove_control(unet: UNet2DConditionModel, folder: Path) -> None:
-    """Make the UNet the base model again."""
+    """Restore the base model."""
     _detach(unet)
 
 
@@ -126,12 +127,12 @@ def save_control(unet: UNet2DConditionModel, stage: Stage, folder: Path, out: Pa
 
 
 def load_control(unet: UNet2DConditionModel, file: Path) -> Control:
-    """Give a base UNet the control that a file has, frozen, for sampling through a stock pipeline.
+    """Give a base UNet the control of a file, frozen, for sampling with a stock pipeline.
 
-    Then `pipeline(..., cross_attention_kwargs={"control_image": picture})` follows `picture`, float32 (B, 3, H, W) in
-    [0, 1], which `conditioning.conditioning_picture` makes (of `paired` ones `as_conditioning`): one for all pictures of
-    the call, or one for each. It takes the place of one that was loaded before. Raises ArtifactError when the file is not
-    of this UNet, ConfigError when accelerate already moves the UNet between devices.
+    Then `pipeline(..., cross_attention_kwargs={"control_image": picture})` is conditioned on `picture`, float32 (B, 3,
+    H, W) in [0, 1], from `conditioning.conditioning_picture` (for `paired` from `as_conditioning`): one for all
+    pictures of the call, or one for each. It replaces a control that was loaded before. Raises ArtifactError when the
+    file does not fit this UNet, ConfigError when accelerate already moves the UNet between devices.
     """
     if hasattr(unet, "_hf_hook"):
         raise ConfigError("The UNet is offloaded already. Call load_control before enable_model_cpu_offload.")
@@ -156,10 +157,10 @@ def load_control(unet: UNet2DConditionModel, file: Path) -> Control:
 
 
 def reload_control(unet: UNet2DConditionModel, stage: Stage, folder: Path, out: Path) -> float:
-    """Put the saved file's control in place of the trained one; they must be the same.
+    """Load the saved file's control in place of the trained one; both must be equal.
 
-    In fp32 the outputs on a fixed input are compared too, and their largest difference is returned. Raises ArtifactError
-    on any difference.
+    In fp32 the outputs for a fixed input are also compared, and their largest difference is returned. Raises
+    ArtifactError on any difference.
     """
     trained = _state(_present(unet))
     edge = unet.config.sample_size or 64
@@ -174,7 +175,7 @@ def reload_control(unet: UNet2DConditionModel, stage: Stage, folder: Path, out: 
 
 
 def _take(control: Control, state: dict[str, torch.Tensor]) -> None:
-    """Give a control the values of a file, and its adapters and convolutions the file's dtype."""
+    """Load a file's values into a control; its adapters and convolutions get the file's dtype."""
     dtype = next(iter(state.values())).dtype
     for name, param in control.named_parameters():
         if "lora_" in name or not name.startswith("encoder."):
@@ -201,7 +202,9 @@ def _forward(unet: UNet2DConditionModel, *args: Any, **kwargs: Any) -> Any:
 
 
 def _steered(unet: UNet2DConditionModel, args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """A call's named arguments, with the residuals that diffusers' UNet adds in place of the control image, if any."""
+    """A call's named arguments, with the control image replaced by the residuals that diffusers' UNet adds, if there is
+    one.
+    """
     given = dict(kwargs.get("cross_attention_kwargs") or {})
     picture = given.pop(CONTROL_IMAGE, None)
     kwargs = {**kwargs, "cross_attention_kwargs": given or None}
@@ -228,7 +231,7 @@ def _present(unet: UNet2DConditionModel) -> Control:
 
 
 def _skip_widths(encoder: UNet2DConditionModel) -> list[int]:
-    """Channels of what the way down hands over: the first features, after every block, and the middle."""
+    """Channels of the encoder's skip connections: the first features, after every block, and the mid block."""
     widths = [encoder.conv_in.out_channels]
     for block in encoder.down_blocks:
         widths += [layer.out_channels for layer in (*block.resnets, *(block.downsamplers or ()))]
@@ -236,7 +239,7 @@ def _skip_widths(encoder: UNet2DConditionModel) -> list[int]:
 
 
 def _state(control: Control) -> dict[str, torch.Tensor]:
-    """What is not the base model's, by name."""
+    """Trained tensors of the ControlNet by name: adapters, hint encoder, skip convolutions."""
     lora = get_peft_model_state_dict(control.encoder, adapter_name=ADAPTER)
     new = {name: param for name, param in control.named_parameters() if not name.startswith("encoder.")}
     return {**{f"encoder.{name}": tensor for name, tensor in lora.items()}, **new}

@@ -1,6 +1,6 @@
-"""What a ControlNet-LoRA's file holds: adapters on the UNet's way down, a few new convolutions, and a record.
+"""The contents of a ControlNet-LoRA's file: adapters on the UNet's encoder, a few new convolutions, and a record.
 
-No torch: a file that a training is to start from is judged by its header.
+No torch: a file that a training starts from is judged by its header.
 """
 
 import json
@@ -20,7 +20,9 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 def control_record(metadata: dict[str, str]) -> tuple[Conditioning, dict[str, Any]]:
-    """What a control follows, and peft's settings of its adapters. Raises ValueError when the metadata do not say."""
+    """The kind of a control's conditioning, and peft's settings of its adapters. Raises ValueError when the metadata
+    lack them.
+    """
     record = json.loads(metadata.get(RECORD, "null"))
     if not isinstance(record, dict) or not isinstance(record.get("lora"), dict):
         raise ValueError(f"its metadata have no record {RECORD!r} of a ControlNet-LoRA")
@@ -30,7 +32,7 @@ def control_record(metadata: dict[str, str]) -> tuple[Conditioning, dict[str, An
 
 
 def way_down(base: Shapes) -> Shapes:
-    """Of a UNet's weights those that a control shares."""
+    """The UNet's weights that a control shares."""
     return {name: shape for name, shape in base.items() if name.split(".")[0] not in NOT_ON_THE_WAY_DOWN}
 
 
@@ -45,7 +47,7 @@ def new_shapes(base: Shapes) -> Shapes:
 
 
 def _skip_widths(base: Shapes) -> list[int]:
-    """Channels of what the way down hands over: the first features, after every block, and the middle."""
+    """Channels of the encoder's skip connections: the first features, after every block, and the mid block."""
     found = [(match, base[match.string][0]) for match in map(_HANDS_OVER.fullmatch, base) if match]
     found.sort(key=lambda item: (int(item[0][1]), item[0][2] == "downsamplers", int(item[0][3])))
     middle = max((int(match[1]), base[match.string][0]) for match in map(_MIDDLE.fullmatch, base) if match)

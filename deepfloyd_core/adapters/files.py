@@ -1,4 +1,4 @@
-"""What a training leaves, by fine-tuning method, and the settings that choose the method. No torch."""
+"""The files that a training writes, by fine-tuning method, and the settings that choose the method. No torch."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ UNET_FOLDER = "unet"  # the name that diffusers gives it in a pipeline
 
 @dataclass(frozen=True)
 class Product:
-    """What one method leaves: a file of weights, or the folder of a whole UNet."""
+    """The output of one method: a file of weights, or the folder of a whole UNet."""
 
     name: str
     words: str
@@ -22,7 +22,7 @@ class Product:
     controlnet: bool = False
 
     def unlike(self, config: StageConfig) -> list[str]:
-        """The settings that a stage would need to train this and has otherwise, as a run file spells them."""
+        """The settings that differ from those that train this product, as a run file spells them."""
         keys = {"model_type": self.model_type, "use_bitfit": self.use_bitfit, "controlnet": self.controlnet}
         return [f"{key} = {str(value).lower()}" for key, value in keys.items() if getattr(config, key) != value]
 
@@ -35,10 +35,10 @@ PRODUCTS = (BITFIT, CONTROL, FULL, LORA)
 
 
 def product_of(config: StageConfig) -> Product:
-    """What a stage's settings train."""
+    """The product that a stage's settings train."""
     return next(product for product in PRODUCTS if not product.unlike(config))
 
 
 def product_name(folder: Path) -> str:
-    """Name of what a training left in a folder."""
+    """The name of the product in a folder that a training wrote."""
     return next((product.name for product in PRODUCTS if (folder / product.name).exists()), LORA_FILE)

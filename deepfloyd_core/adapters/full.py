@@ -1,8 +1,8 @@
-"""Full fine-tuning: every weight of the UNet is trained, those of its text modules too.
+"""Full fine-tuning: every weight of the UNet is trained, also those of its text modules.
 
-The text modules change, so the trainer reads T5's own rows, as LoRAs on those modules do. The product is a UNet as
-diffusers writes one, `unet/` with the base's config as it is, in the dtype that was trained: for IF-I-M 1.5 GB in fp32.
-Nothing here holds a second UNet: saved and base weights are read one tensor at a time.
+The text modules change, so the trainer reads T5's own hidden states, as for LoRAs on those modules. The product is a
+UNet as diffusers writes one: `unet/` with the base's unchanged config, in the dtype that was trained; for IF-I-M 1.5 GB
+in fp32. No second UNet is held in memory: saved and base weights are read one tensor at a time.
 """
 
 import shutil
@@ -27,7 +27,7 @@ from deepfloyd_core.models.same_output import output_change, small_change
 
 
 def free_all(unet: UNet2DConditionModel, config: StageConfig, seed: int) -> None:
-    """Make every weight trainable, in the dtype that it was loaded in. Nothing is drawn: `seed` is not used."""
+    """Make every weight trainable, in the dtype in which it was loaded. Nothing is random: `seed` is not used."""
     unet.requires_grad_(True)
 
 
@@ -43,14 +43,16 @@ def save_unet(unet: UNet2DConditionModel, stage: Stage, folder: Path, out: Path)
 
 
 def load_full(unet: UNet2DConditionModel, file: Path) -> None:
-    """Put a saved file's weights into a UNet. Raises ArtifactError unless it has all in their shapes, and nothing else."""
+    """Load a saved file's weights into a UNet. Raises ArtifactError unless it has all in their shapes, and nothing
+    else.
+    """
     with _saved(unet, file) as saved, torch.no_grad():
         for name, tensor in unet.state_dict().items():
             tensor.copy_(saved.get_tensor(name))
 
 
 def restore_unet(unet: UNet2DConditionModel, folder: Path) -> None:
-    """Put back the weights of the base model in `folder`."""
+    """Restore the weights of the base model in `folder`."""
     own = unet.state_dict()
     for file in weight_files(folder / UNET_FOLDER, UNET_WEIGHTS):
         with safe_open(file, "pt") as base, torch.no_grad():
@@ -59,10 +61,10 @@ def restore_unet(unet: UNet2DConditionModel, folder: Path) -> None:
 
 
 def reload_unet(unet: UNet2DConditionModel, stage: Stage, folder: Path, out: Path) -> float:
-    """Load the saved folder into the base model, in place of the trained weights; they must be the same.
+    """Load the saved folder into the base model, in place of the trained weights; both must be equal.
 
-    In fp32 the outputs on a fixed input are compared too, and their largest difference is returned. Raises ArtifactError
-    on any difference, also of the config.
+    In fp32 the outputs for a fixed input are also compared, and their largest difference is returned. Raises
+    ArtifactError on any difference, also of the config.
     """
     if (out / UNET_FOLDER / CONFIG_NAME).read_bytes() != (folder / UNET_FOLDER / CONFIG_NAME).read_bytes():
         raise ArtifactError(f"{out / UNET_FOLDER / CONFIG_NAME} is not the base model's.")

@@ -1,7 +1,7 @@
 """LoRA adapters: added by peft, saved as diffusers writes them, and read back through the stock pipeline every time.
 
-The widely copied `convert_state_dict_to_diffusers` mixes two key formats for IF's added projections and the loader then
-drops most of the file silently; so the peft state dict is saved as it is, with its metadata (without which the loader
+The widely copied `convert_state_dict_to_diffusers` mixes two key formats for IF's added projections; the loader then
+silently drops most of the file. So the peft state dict is saved as it is, with its metadata (without which the loader
 takes alpha for the rank).
 """
 
@@ -29,7 +29,7 @@ ADAPTER = "default"
 
 
 def add_lora(unet: UNet2DConditionModel, config: StageConfig, seed: int) -> None:
-    """Put adapters, in the dtype of their optimizer, on the target layers.
+    """Add adapters to the target layers, in the dtype of their optimizer.
 
     Raises ConfigError when no layer has a target's name.
     """
@@ -53,10 +53,10 @@ def add_lora(unet: UNet2DConditionModel, config: StageConfig, seed: int) -> None
 
 
 def _measure_rows(unet: UNet2DConditionModel) -> None:
-    """Set DoRA's magnitudes of linear layers once more, from adapters in their final dtype.
+    """Compute DoRA's magnitudes of linear layers again, from adapters in their final dtype.
 
-    peft took them in the base's, and divides by lengths that it computes in the adapters': rounded to bf16 the former would
-    move the output before the first step. For convolutions it computes both in the base's.
+    peft computed them in the base's dtype, and divides by norms computed in the adapters' dtype: with bf16 magnitudes
+    the output would change before the first step. For convolutions it computes both in the base's dtype.
     """
     for layer in unet.modules():
         if isinstance(layer, LoraLayer) and isinstance(layer.get_base_layer(), torch.nn.Linear):
@@ -69,7 +69,7 @@ def _measure_rows(unet: UNet2DConditionModel) -> None:
 
 
 def load_adapters(unet: UNet2DConditionModel, file: Path) -> None:
-    """Give adapters that are already there the values of a saved file, which has exactly theirs, in whatever format."""
+    """Load a saved file, in any format, into existing adapters; the file must have exactly their tensors."""
     own = lora_state(unet)
     saved = load_file(file)
     names = our_names(saved, {name.split(".lora_")[0] for name in own}).tensors
@@ -77,7 +77,7 @@ def load_adapters(unet: UNet2DConditionModel, file: Path) -> None:
 
 
 def fill(own: dict[str, torch.Tensor], saved: dict[str, torch.Tensor]) -> None:
-    """Give tensors, by name, the values of others that have exactly these names."""
+    """Copy values into tensors by name; both must have exactly the same names."""
     assert saved.keys() == own.keys()  # the file was checked before the run
     with torch.no_grad():
         for name, tensor in own.items():

@@ -1,4 +1,4 @@
-"""The ways to fine-tune a UNet, each as what the trainer and the sampler do with it."""
+"""The fine-tuning methods of a UNet: for each the functions that the trainer and the sampler call."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ from deepfloyd_core.models.unet import DTYPES, adapter_dtype
 
 @dataclass(frozen=True)
 class Method:
-    """One way to fine-tune."""
+    """The functions of one fine-tuning method."""
 
     prepare: Callable[[UNet2DConditionModel, StageConfig, int], None]  # with a seed
     start: Callable[[UNet2DConditionModel, Path], object]  # after that, from a saved file
@@ -60,15 +60,15 @@ METHODS = {
 
 
 def method_of(config: StageConfig) -> Method:
-    """The way that a stage's settings ask for."""
+    """The method that a stage's settings choose."""
     return METHODS[product_of(config).name]
 
 
 def base_dtype(config: StageConfig) -> torch.dtype:
-    """dtype that a stage's base model is loaded in: of what stays frozen, or of what is trained of it."""
+    """The dtype in which a stage's base model is loaded: that of the frozen weights, or of the trained ones."""
     return adapter_dtype(config) if config.model_type == "full" else DTYPES[config.mixed_precision]
 
 
 def load_product(pipeline: Any, out: Path) -> None:
-    """Load what training saved in a folder into a stock pipeline."""
+    """Load the product in a training's folder into a stock pipeline."""
     METHODS[product_name(out)].load(pipeline, out)

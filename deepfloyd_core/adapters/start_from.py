@@ -1,6 +1,7 @@
-"""What a training goes on from in place of the base model: a LoRA, a ControlNet-LoRA, biases or a whole UNet.
+"""The weights that a training starts from in place of the base model: a LoRA, a ControlNet-LoRA, biases or a whole
+UNet.
 
-All that can be asked of it stands in its header and in the base model's: it is checked before anything is made or loaded.
+Its header and the base model's headers are enough for all checks, so these run before anything is made or loaded.
 """
 
 import json
@@ -48,14 +49,14 @@ _METADATA = "lora_adapter_metadata"
 
 @dataclass(frozen=True)
 class Parent:
-    """A file of weights to go on from."""
+    """A file of weights that a training starts from."""
 
     file: Path
     note: str = ""  # what a user should know of how it is read
 
     @cached_property
     def pinned(self) -> PinnedFile:
-        """The file as it is when this is first asked for: a whole UNet has gigabytes, and most checks need no hash."""
+        """The file as it is at the first call: a whole UNet has gigabytes, and most checks need no hash."""
         return pinned(self.file)
 
 
@@ -84,7 +85,7 @@ def find_parent(run: Run, stage: Stage, folder: Path) -> Parent | None:
 
 
 def shorter_training(workspace: Path, request: Request) -> Artifact | None:
-    """The longest finished training that differs from one to be made in having fewer steps, and in its validations."""
+    """The longest finished training that differs from a planned one only in having fewer steps, and in its validations."""
 
     def is_shorter(other: Manifest) -> bool:
         fewer = int(other.spec["max_train_steps"]) < request.spec["max_train_steps"]
@@ -97,7 +98,7 @@ def shorter_training(workspace: Path, request: Request) -> Artifact | None:
 
 
 def shorter_note(stage: Stage, steps: int, shorter: Artifact) -> str:
-    """How to go on from a shorter training, for one that starts at step 0 beside it."""
+    """How to continue from a shorter training, for a training that would start at step 0."""
     done = int(shorter.spec["max_train_steps"])
     return (
         f"stage {stage} starts at step 0 of {steps}: {shorter.name} has {done} steps of the same settings, but a finished "
@@ -111,7 +112,7 @@ def _but_steps(spec: Json) -> Json:
 
 
 def _path(run: Run, stage: Stage, value: str) -> Path:
-    """A path as it is; a number that is none is a published version of the workspace."""
+    """A path as it is; a number that is not a path is a published version of the workspace."""
     path = Path(value)
     if value.isdecimal() and not is_there(path):
         return stage_folder(bundle_of(run.workspace, find_version(run.workspace, value)).path, stage)
@@ -135,7 +136,7 @@ def _weights_file(path: Path, said: str) -> Path:
 
 
 def _made_safe(pickle: Path) -> str:
-    """How a user makes a safetensors file of a pickle of tensors. torch refuses one that holds anything else."""
+    """How a user converts a pickle of tensors to safetensors. torch refuses a pickle with anything else."""
     safe = pickle.with_suffix(".safetensors")
     code = (
         "import sys, torch; from safetensors.torch import save_file; "
@@ -146,7 +147,7 @@ def _made_safe(pickle: Path) -> str:
 
 
 def _faults(config: StageConfig, file: Path, header: Header, base: Shapes) -> Iterator[str]:
-    """What keeps a file from being the start of a training, the most telling first."""
+    """The reasons why a training cannot start from a file, the most helpful one first."""
     names = our_names(header.shapes, _layers(base))
     product, trained = _kind(header, names), product_of(config)
     if product is None:
@@ -172,13 +173,13 @@ def _faults(config: StageConfig, file: Path, header: Header, base: Shapes) -> It
 
 
 def _adapters(header: Header, prefix: str) -> Shapes:
-    """The tensors of adapters under a prefix, named without it."""
+    """The tensors of adapters under a prefix, with names without it."""
     inside = {name.removeprefix(prefix): shape for name, shape in header.shapes.items() if name.startswith(prefix)}
     return {name: shape for name, shape in inside.items() if ADAPTER.fullmatch(name)}
 
 
 def _kind(header: Header, found: Names) -> Product | None:
-    """What a file of weights is of, told by the names in it."""
+    """The kind of a file of weights, judged by the names in it."""
     names = header.shapes
     if any(name.startswith(("skips.", "hint.")) for name in names):
         return CONTROL
@@ -190,7 +191,7 @@ def _kind(header: Header, found: Names) -> Product | None:
 
 
 def _name_faults(file: Path, names: Names) -> Iterator[str]:
-    """Of a LoRA's file before its shapes are looked at: two tensors for one, or scales that are not said or differ."""
+    """Faults of a LoRA's file before its shapes are checked: two tensors for one, or scales that are missing or differ."""
     ours = list(names.tensors.values())
     if twice := next((name for name in ours if ours.count(name) > 1), None):
         yield f"which has {twice} twice, under two names. Keep one of them"
@@ -206,7 +207,7 @@ def _name_faults(file: Path, names: Names) -> Iterator[str]:
 
 
 def _weight_faults(config: StageConfig, header: Header, base: Shapes) -> Iterator[str]:
-    """Biases and UNets: exactly the tensors that are trained."""
+    """Biases and UNets: the file must have exactly the trained tensors."""
     expected = base
     if config.use_bitfit:
         ours = (name for name in base if name.endswith(".bias") and name.split(".")[0] not in TEXT_MODULES)
@@ -228,7 +229,7 @@ def _misfit(config: StageConfig, name: str, found: tuple[int, ...] | None, wante
 
 
 def _control_faults(config: StageConfig, header: Header, base: Shapes) -> Iterator[str]:
-    """The new convolutions as a control on this base has them, and adapters as a LoRA would have on its way down."""
+    """The new convolutions must fit a control on this base; the adapters must fit a LoRA on its encoder."""
     conditioning, settings = control_record(header.metadata)
     adapters = _adapters(header, "encoder.")
     others = {name: header.shapes[name] for name in header.shapes.keys() - {f"encoder.{name}" for name in adapters}}
@@ -275,7 +276,7 @@ def _lora_faults(config: StageConfig, shapes: Shapes, settings: dict[str, Any], 
 
 
 def _adapter_faults(layer: str, parts: dict[str, tuple[int, ...]], weight: tuple[int, ...]) -> Iterator[str]:
-    """Shapes that peft would not have given the parts of an adapter on a weight."""
+    """Shapes of an adapter's parts that peft would not have made for a weight."""
     rank, ones = parts["A"][0], (1,) * (len(weight) - 2)
     length = weight[:1] if not ones else (1, weight[0], *ones)
     expected = {"B": (weight[0], rank, *ones), "magnitude_vector": length}
@@ -285,7 +286,7 @@ def _adapter_faults(layer: str, parts: dict[str, tuple[int, ...]], weight: tuple
 
 
 def _settings(file: Path, header: Header, names: Names) -> dict[str, Any]:
-    """What is said of a LoRA beside its matrices, in peft's words. Raises ValueError when it is no such record."""
+    """The settings of a LoRA, in peft's words. Raises ValueError when the record has none."""
     if names.alphas:
         return {"lora_alpha": read_scalars(file, list(names.alphas)[:1])[0]}
     text = header.metadata.get(_METADATA, "{}")
@@ -303,10 +304,10 @@ def _checked(settings: dict[str, Any] | None, name: str) -> dict[str, Any]:
 
 
 def _layers(base: Shapes) -> Iterator[str]:
-    """The layers of a UNet that an adapter can be put on: linear ones and convolutions."""
+    """The layers of a UNet that can have an adapter: linear ones and convolutions."""
     return (name.removesuffix(".weight") for name, shape in base.items() if name.endswith(".weight") and len(shape) > 1)
 
 
 def _names(layers: dict[str, dict[str, tuple[int, ...]]] | set[str]) -> list[str]:
-    """What a user calls them: the last part of each layer's name, with its number where that is one (`to_out.0`)."""
+    """The layers' names for users: the last part of each name, with its number where that is one (`to_out.0`)."""
     return sorted({re.sub(r"^.*?([^.]+(?:\.\d+)?)$", r"\1", layer) for layer in layers})

@@ -1,4 +1,4 @@
-"""The bundle: what was trained, schedulers, samples, metrics and a model card in one folder."""
+"""The bundle: trained weights, schedulers, samples, metrics and a model card in one folder."""
 
 import json
 from collections.abc import Iterable

@@ -1,6 +1,7 @@
-"""The Python of a model card: it runs as it stands in the bundle's folder, with stock diffusers, and makes one picture.
+"""The Python code of a model card: it runs as it is in the bundle's folder, with stock diffusers, and makes one
+picture.
 
-Base models are named as the run file names them: by their hub id, by the flavour's name where this package has or writes the
+Base models are named as in the run file: by their hub id, by the flavour's name when this package has or writes the
 weights, or by their folder.
 """
 

@@ -1,4 +1,4 @@
-"""What a bundle is put together from, its identity, and what is reported of it. No torch."""
+"""The inputs of a bundle, its identity, and its report. No torch."""
 
 from dataclasses import dataclass
 from typing import cast

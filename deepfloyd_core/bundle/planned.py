@@ -1,7 +1,7 @@
-"""The bundle that a run would make, before any of it is made: its identity follows from the index and the settings.
+"""The bundle that a run would make, before anything is made: its identity follows from the index and the settings.
 
-The same requests as the tasks', in the order of `flows.dag`, each with the requests before it for its inputs. Reads the
-index's captions and the model's files (of a hub snapshot only their names), decodes and loads nothing.
+It makes the same requests as the tasks, in the order of `flows.dag`; the inputs of a request are earlier requests. It
+reads the index's captions and the model's files (of a hub snapshot only their names); it decodes and loads nothing.
 """
 
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Pure tensor functions: what the UNets are trained on and fed with. Noise, time and noise level come in as arguments.
+"""Pure tensor functions: the UNets' inputs and training losses. Noise, time and noise level are arguments.
 
 Entry: `diffusion.loss`.
 """

@@ -18,8 +18,8 @@ from deepfloyd_core.diffusion.loss import estimate, low_res
 
 
 def back_projected(pictures: torch.Tensor, small: torch.Tensor) -> torch.Tensor:
-    """Pictures (B, C, H, W) in [-1, 1] closer to their low-res ones (B, C, h, w): what a downscale lacks of `small`,
-    enlarged, is added. What the low-res size cannot hold stays.
+    """Pictures (B, C, H, W) in [-1, 1], corrected towards their low-res pictures (B, C, h, w): the difference between
+    `small` and their downscale is upscaled bicubically and added. Detail beyond the low-res size stays.
     """
     # antialias changes nothing in enlarging but Keys' a from -0.75 to -0.5: Pillow's BICUBIC, as in `low_res`.
     lacks = small - low_res(pictures)
@@ -28,10 +28,10 @@ def back_projected(pictures: torch.Tensor, small: torch.Tensor) -> torch.Tensor:
 
 
 def back_projecting(scheduler: Any, small: torch.Tensor) -> Any:
-    """A copy of a diffusers scheduler for one call of a stock pipeline: every step's picture is back-projected.
+    """A copy of a diffusers scheduler for one call of a stock pipeline: the picture of every step is back-projected.
 
-    small: the low-res pictures (B, C, h, w) in [-1, 1] that the call is given, one for each picture. The scheduler's model
-    predicts epsilon; its further output channels pass through.
+    small: the low-res pictures (B, C, h, w) in [-1, 1] of that call, one for each picture. The scheduler's model
+    predicts epsilon; its other output channels pass through.
     """
     made = copy.copy(scheduler)
     made.step = partial(_step, made, small)
@@ -42,7 +42,7 @@ def _step(
     scheduler: Any, small: torch.Tensor, model_output: torch.Tensor, timestep: Any, sample: torch.Tensor,
     generator: Any = None, return_dict: bool = True,
 ) -> Any:  # fmt: skip
-    """`scheduler.step`; its parameters have their names because pipelines look which of them there are."""
+    """`scheduler.step`. Its parameters have the same names, because pipelines inspect the names."""
     channels = sample.shape[1]
     alpha_bar = scheduler.alphas_cumprod[int(timestep)].to(sample.device)
     x_t, eps = sample.float(), model_output[:, :channels].float()

@@ -1,5 +1,7 @@
-"""What a ControlNet follows: made of the picture itself, its edges, its light and dark, or its colours without detail; or
-a picture of its own, as it is.
+"""The conditioning picture of a ControlNet.
+
+It is computed from the picture itself (its edges, its luma, or its colours without detail), or is another picture as it
+is.
 """
 
 from typing import get_args
@@ -15,11 +17,11 @@ CANNY_SIGMA = 1.0  # px, of the blur before the edges are looked for
 
 
 def conditioning_picture(kind: MadeConditioning, pictures: torch.Tensor) -> torch.Tensor:
-    """What to follow for pictures (B, 3, H, W) in [-1, 1]: float32 (B, 3, H, W) in [0, 1], on the CPU.
+    """The conditioning of pictures (B, 3, H, W) in [-1, 1]: float32 (B, 3, H, W) in [0, 1], on the CPU.
 
-    `canny`: white edges one pixel wide on black (scikit-image's `feature.canny`). `grayscale`: luma as Pillow's "L" has
-    it. `low_res`: downscaled 4 times and bilinearly enlarged, which leaves colours and shapes.
-    Raises ValueError for `paired`, which is made of nothing: give `as_conditioning` of the picture to follow.
+    `canny`: white edges one pixel wide on black (scikit-image's `feature.canny`). `grayscale`: luma as in Pillow's "L".
+    `low_res`: downscaled 4 times and upscaled bilinearly, which leaves colours and shapes. Raises ValueError for
+    `paired`, which is not computed: use `as_conditioning` of the pair.
     """
     if kind not in get_args(MadeConditioning):
         raise ValueError(
@@ -34,7 +36,7 @@ def conditioning_picture(kind: MadeConditioning, pictures: torch.Tensor) -> torc
 
 
 def as_conditioning(pixels: torch.Tensor) -> torch.Tensor:
-    """Pictures to follow as they are: uint8 (B, H, W, 3) -> float32 (B, 3, H, W) in [0, 1]."""
+    """Pairs as conditioning, unchanged: uint8 (B, H, W, 3) -> float32 (B, 3, H, W) in [0, 1]."""
     return pixels.permute(0, 3, 1, 2).float() / 255
 
 

@@ -1,7 +1,7 @@
-"""What spoils Stage II's low-res pictures in training, as files from elsewhere are: blur, then noise, then JPEG.
+"""Degrades Stage II's low-res pictures in training, like files from elsewhere: blur, then noise, then JPEG.
 
-A model that was shown clean downscales alone takes what is wrong with a picture for detail, and sharpens it. Off unless a
-key asks for it. JPEG costs 0.3 ms for a picture of 64 px, the others next to nothing.
+A model trained on clean downscales alone takes a picture's faults for detail, and sharpens them. Off unless a key asks
+for it. JPEG costs 0.3 ms for a picture of 64 px, the others almost nothing.
 """
 
 import io
@@ -22,7 +22,7 @@ from deepfloyd_core.hashing import hash_seed
 
 @dataclass(frozen=True)
 class Degradation:
-    """What is done to each of B low-res pictures."""
+    """The degradation of each of B low-res pictures."""
 
     blur: torch.Tensor  # float32 (B,), standard deviation of a Gaussian in low-res px; 0: none
     noise: torch.Tensor  # float32 (B, C, h, w), in levels of 255
@@ -30,10 +30,10 @@ class Degradation:
 
 
 def draw_degradation(shape: torch.Size, config: StageConfig, seed: int, number: int) -> Degradation | None:
-    """Draw for forward pass `number`; shape: (B, C, H, W) of the full-size pictures. None where all options are off.
+    """Draw for forward pass `number`; shape: (B, C, H, W) of the full-size pictures. None if all options are off.
 
-    Blur and noise are drawn evenly from 0 to what the stage allows, JPEG's quality from its lowest to 100, each from a
-    generator of its own; samples that `low_res_degraded_share` leaves out have none of the three.
+    Blur and noise are drawn uniformly from 0 to the stage's maximum, JPEG's quality from its minimum to 100, each from
+    its own generator. Samples that `low_res_degraded_share` leaves out get none of the three.
     """
     if not config.degrades_low_res:
         return None
@@ -51,7 +51,7 @@ def draw_degradation(shape: torch.Size, config: StageConfig, seed: int, number: 
 
 
 def degrade(small: torch.Tensor, how: Degradation) -> torch.Tensor:
-    """Low-res pictures (B, C, h, w) in [-1, 1] -> the same, spoilt."""
+    """Low-res pictures (B, C, h, w) in [-1, 1] -> the same, degraded."""
     if how.blur.any():
         small = blurred(small, how.blur)
     if how.noise.any():
@@ -61,9 +61,9 @@ def degrade(small: torch.Tensor, how: Degradation) -> torch.Tensor:
 
 
 def spoilt(config: StageConfig, image_ids: Sequence[str], small: torch.Tensor) -> torch.Tensor:
-    """Held-out low-res pictures (N, C, h, w) in [-1, 1], each with what a draw of its own says: the same in every run.
+    """Held-out low-res pictures (N, C, h, w) in [-1, 1], each degraded by its own draw, the same in every run.
 
-    Drawn as in training, but for `low_res_degraded_share`: all are spoilt.
+    Drawn as in training, except for `low_res_degraded_share`: all are degraded.
     """
     config = config.model_copy(update={"low_res_degraded_share": 1.0})
     full = torch.Size((1, small.shape[1], small.shape[2] * UPSCALE, small.shape[3] * UPSCALE))
@@ -77,9 +77,10 @@ def spoilt(config: StageConfig, image_ids: Sequence[str], small: torch.Tensor) -
 
 
 def blurred(pictures: torch.Tensor, deviation: torch.Tensor) -> torch.Tensor:
-    """A Gaussian of its own for each picture, cut off at three of the largest deviations; edges go on as they end.
+    """A Gaussian blur for each picture, cut off at three times the largest deviation; edges are padded with their last
+    pixels.
 
-    pictures: (B, C, H, W); deviation: (B,) in px, 0 leaves a picture as it is.
+    pictures: (B, C, H, W); deviation: (B,) in px, 0 leaves a picture unchanged.
     """
     radius = max(1, math.ceil(3 * float(deviation.max())))
     offsets = torch.arange(-radius, radius + 1, dtype=torch.float32)
@@ -92,7 +93,7 @@ def blurred(pictures: torch.Tensor, deviation: torch.Tensor) -> torch.Tensor:
 
 
 def through_jpeg(picture: torch.Tensor, quality: int) -> torch.Tensor:
-    """A picture (1, C, h, w) in [-1, 1], rounded to bytes, as Pillow's JPEG of a quality (1 to 100) gives it back."""
+    """A picture (1, C, h, w) in [-1, 1], rounded to bytes, after Pillow's JPEG of a quality (1 to 100)."""
     buffer = io.BytesIO()
     Image.fromarray(to_bytes(picture)[0].numpy()).save(buffer, "JPEG", quality=quality)
     return to_model_range(torch.from_numpy(np.array(Image.open(buffer)))[None])

@@ -1,8 +1,9 @@
-"""What the UNets are trained on: pure tensor functions; noise, time and noise level come in as arguments.
+"""The UNets' training losses and inputs: pure tensor functions; noise, time and noise level are arguments.
 
-Stage I predicts the noise of q(x_t | x_0) (Ho et al. 2020, eq. 4 and 14). Stage II does the same with the low-res picture
-beside x_t: upsampled, noised at a level of its own, and the level given as class label (Ho et al. 2022, cascaded
-diffusion; what `IFSuperResolutionPipeline` feeds). The loss of the learned-variance half is in `variance.py`.
+Stage I predicts the noise of q(x_t | x_0) (Ho et al. 2020, eq. 4 and 14). Stage II does the same, with the low-res
+picture concatenated to x_t: upsampled, with noise at a level of its own, and this level as class label (Ho et al. 2022,
+cascaded diffusion; the inputs of `IFSuperResolutionPipeline`). The loss of the learned-variance half is in
+`variance.py`.
 """
 
 from collections.abc import Callable
@@ -20,13 +21,15 @@ CONTROL_IMAGE = "control_image"  # among the cross_attention_kwargs of a UNet wi
 
 @dataclass(frozen=True)
 class Text:
-    """B texts as a UNet takes them: a stock one T5's rows alone, a ProjectedUNet what its text modules made of them."""
+    """B texts as a UNet takes them: for a stock UNet T5's hidden states alone, for a ProjectedUNet its text modules'
+    outputs.
+    """
 
     rows: torch.Tensor  # (B, T, D), or projected (B, T, C), C = width of the cross-attention
     pooled: torch.Tensor | None = None  # (B, E), E = width of the time embedding
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "Text":
-        """On a device; rows in a dtype, the pooled vectors in their own."""
+        """On a device; hidden states in a dtype, pooled vectors in their own."""
         return Text(self.rows.to(device, dtype), None if self.pooled is None else self.pooled.to(device))
 
 
@@ -43,7 +46,7 @@ def to_bytes(pictures: torch.Tensor) -> torch.Tensor:
 def low_res(pictures: torch.Tensor) -> torch.Tensor:
     """The antialiased 4x downscale that Stage II is conditioned on: (B, C, H, W) -> (B, C, H/4, W/4), in [-1, 1].
 
-    Bicubic with antialiasing, as Pillow's BICUBIC `resize` computes it to within its 8-bit rounding.
+    Bicubic with antialiasing; equals Pillow's BICUBIC `resize` to within its 8-bit rounding.
     """
     size = (pictures.shape[-2] // UPSCALE, pictures.shape[-1] // UPSCALE)
     return F.interpolate(pictures, size=size, mode="bicubic", align_corners=False, antialias=True).clamp(-1, 1)
@@ -82,9 +85,9 @@ def predict(
     unet: Callable[..., Any], x: torch.Tensor, t: torch.Tensor, text: Text, level: torch.Tensor | None,
     control: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
-    """Both halves of the UNet's output: epsilon, and what its log variance is made of.
+    """Both halves of the UNet's output: epsilon, and the raw values of the log variance; each (B, 3, H, W).
 
-    x: (B, 3 or 6, H, W); level: Stage II's class label; control: what a ControlNet follows, (B, 3, H, W) in [0, 1].
+    x: (B, 3 or 6, H, W); level: Stage II's class label; control: a ControlNet's conditioning, (B, 3, H, W) in [0, 1].
     """
     words = {
         "encoder_hidden_states": text.rows,
@@ -97,7 +100,7 @@ def predict(
 
 
 def estimate(x_t: torch.Tensor, eps: torch.Tensor, alpha_bar: torch.Tensor) -> torch.Tensor:
-    """The picture that a predicted noise says x_t was made of (Ho et al. 2020, eq. 15), clipped to [-1, 1].
+    """The estimate of x_0 from x_t and the predicted noise (Ho et al. 2020, eq. 15), clipped to [-1, 1].
 
     x_t, eps: (B, C, H, W); alpha_bar: of one timestep, or (B, 1, 1, 1).
     """

@@ -1,8 +1,8 @@
-"""The learned half of the UNet's output: the log variance of each reverse step, and the loss that trains it.
+"""The learned half of the UNet's output: the log variance of each reverse step, and its training loss.
 
-Nichol and Dhariwal 2021: L_hybrid = L_simple + 0.001 L_vlb, where L_vlb is a sum over 1,000 timesteps; of one drawn
-timestep that is the squared error plus the bound's term, both at weight 1. The mean is cut off from the term's gradient,
-so that it trains the variance alone. It is in bits, averaged over pixels and colours.
+Nichol and Dhariwal 2021: L_hybrid = L_simple + 0.001 L_vlb, where L_vlb is a sum over 1,000 timesteps. For one drawn
+timestep this is the squared error plus the bound's term, both with weight 1. The mean is detached from the term's
+gradient, so that the term trains the variance alone. It is in bits, averaged over pixels and colours.
 """
 
 import math
@@ -25,9 +25,9 @@ class Steps:
 
 
 def reverse_steps(betas: torch.Tensor, t: torch.Tensor) -> Steps:
-    """The steps at int64 t (B,) of a schedule of betas (T,), reckoned in float64 on the CPU.
+    """The reverse steps at int64 t (B,) of a schedule of betas (T,), computed in float64 on the CPU.
 
-    Ho et al. 2020, eq. 7 and 11. The posterior's variance at t = 0 is zero; that of t = 1 stands in for it.
+    Ho et al. 2020, eq. 7 and 11. The posterior's variance at t = 0 is zero; the one at t = 1 is used for it.
     """
     beta = betas.double().cpu()
     bar = torch.cumprod(1 - beta, 0)
@@ -46,8 +46,8 @@ def vlb_bits(
 ) -> torch.Tensor:
     """The bound's term of each sample at its t, in bits: float32 (B,). Only `raw` gets a gradient.
 
-    eps, raw: the two halves of the UNet's output; noise: that x_t was made with; all (B, C, H, W).
-    t > 0: divergence of the posterior from the step (eq. 5 of Nichol and Dhariwal). t = 0: the picture's surprise.
+    eps, raw: the two halves of the UNet's output; noise: the noise in x_t; all (B, C, H, W). t > 0: KL divergence
+    between posterior and step (eq. 5 of Nichol and Dhariwal). t = 0: negative log-likelihood of the picture.
     """
     share = (raw.float() + 1) / 2
     log_var = share * steps.log_max + (1 - share) * steps.log_min  # eq. 15

@@ -1,4 +1,4 @@
-"""Pictures in, figures out.
+"""Pictures in, quality figures out.
 
-Entry: `measures.upscaling.measure_upscalers`; which measures there are: `measures.registry.MEASURES`.
+Entry: `measures.upscaling.measure_upscalers`; the table of measures: `measures.registry.MEASURES`.
 """

@@ -1,7 +1,8 @@
-"""What CLIP (Radford et al. 2021) sees in pictures, for those who have a folder with a model; none is shipped or fetched.
+"""Measures from CLIP (Radford et al. 2021), for users who have a folder with a model; none is shipped or downloaded.
 
-PSNR and SSIM reward the blurred mean of all that a low-res picture could be; a learned eye does not. Two figures of one
-model: how alike a picture and its truth are, and how alike two sets of pictures are as sets, whichever belongs to which.
+PSNR and SSIM reward the blurred mean of all pictures that a low-res picture could show; a learned network does not. One
+model gives two figures: how similar a picture and its ground truth are, and how similar two sets of pictures are as
+sets, regardless of which picture belongs to which.
 """
 
 import json
@@ -88,7 +89,7 @@ def load_embed(folder: Path, device: "torch.device") -> Embed:
 
 
 def alike(pictures: "np.ndarray", truths: "np.ndarray") -> list[float]:
-    """Cosine of each picture's embedding (N, E) and its truth's: 1 when they are the same to CLIP."""
+    """Cosine of the embeddings (N, E) of each picture and its ground truth: 1 when CLIP sees no difference."""
     return [float(cosine) for cosine in (pictures * truths).sum(1)]
 
 

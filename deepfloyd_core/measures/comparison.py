@@ -1,4 +1,4 @@
-"""One upscaled picture beside what it is measured against. What several measures share of a picture is computed once."""
+"""One upscaled picture and its reference. Values that several measures share are computed once for each picture."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,18 +14,18 @@ from deepfloyd_core.measures.pixel import detail_energy
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """A picture and what is derived of it when it is first asked for."""
+    """A picture and its derived values, each computed at the first use."""
 
     pixels: np.ndarray  # uint8 (H, W, 3)
 
     @property
     def downscale(self) -> np.ndarray:
-        """The picture brought down by four, uint8 (H / 4, W / 4, 3)."""
+        """The picture downscaled by four, uint8 (H / 4, W / 4, 3)."""
         return self._filtered[0]
 
     @property
     def low_pass(self) -> np.ndarray:
-        """The downscale enlarged again, uint8 (H, W, 3)."""
+        """The downscale, upscaled again, uint8 (H, W, 3)."""
         return self._filtered[1]
 
     @cached_property
@@ -41,7 +41,7 @@ class Picture:
 
 @dataclass(frozen=True, eq=False)
 class Compared:
-    """What a measure of one picture takes."""
+    """The argument of a measure of one picture."""
 
     picture: Picture
     reference: Picture  # the truth, of the picture's size; for Stage I's sample, which has none, the sample
@@ -49,6 +49,6 @@ class Compared:
 
 
 def enlarged(small: torch.Tensor, method: str) -> torch.Tensor:
-    """A plain enlargement, (N, C, h, w) in [-1, 1] -> (N, C, 4h, 4w). method: bilinear or bicubic."""
+    """Upscale by interpolation, (N, C, h, w) in [-1, 1] -> (N, C, 4h, 4w). method: bilinear or bicubic."""
     size = (small.shape[-2] * UPSCALE, small.shape[-1] * UPSCALE)
     return F.interpolate(small, size, mode=method, align_corners=False).clamp(-1, 1)

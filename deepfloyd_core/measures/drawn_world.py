@@ -1,8 +1,8 @@
-"""The drawn world of the tiny cascade: one flat shape on a plain light ground, and rulers that read it back.
+"""The drawn world of the tiny cascade: one flat shape on a plain light ground, and measures that recognise it.
 
-Pictures come from formulas, so the shipped weights carry nobody's picture, and whether a sample shows its caption can
-be measured without a learned model. The base world has 12 captions, "a {colour} {shape}". "a purple star" is kept out of
-it: it is what a fine-tune has to teach, in colour and in outline. Numpy and Pillow only; a picture takes 0.3 ms at 64 px
+Pictures come from formulas, so the shipped weights contain nobody's picture, and it can be measured without a learned
+model whether a sample shows its caption. The base world has 12 captions, "a {colour} {shape}". "a purple star" is left
+out of it: a fine-tune has to teach it, in colour and in outline. Numpy and Pillow only; a picture takes 0.3 ms at 64 px
 and 6 ms at 256 px to draw, 5 to 20 ms to measure.
 
 Pictures are uint8 (H, W, 3); masks are float32 (H, W) in [0, 1], 1 = shape; angles are in degrees, lengths in pixels.
@@ -126,11 +126,11 @@ def draw(
 
 
 def draw_strange(rng: np.random.Generator, side: int, any_ground: bool) -> Picture:
-    """Draw a picture (side, side, 3) without a caption: one to three polygons nobody has a name for, in any colour.
+    """Draw a picture (side, side, 3) without a caption: one to three polygons without a name, in any colour.
 
-    With `any_ground` (for Stage II) everything has any colour; without it (for Stage I) the ground is light grey, as in
-    `draw`, and nothing is purple, which stays the demo's. From these Stage I learns that outlines may have dents, and
-    Stage II to copy the low-res instead of painting from memory.
+    With `any_ground` (for Stage II) everything has any colour. Without it (for Stage I) the ground is light grey, as in
+    `draw`, and nothing is purple, which only the demo teaches. From these pictures Stage I learns that outlines may
+    have dents, and Stage II learns to copy the low-res picture instead of painting memorised shapes.
     """
     ground = _any_colour(rng, True) if any_ground else rng.uniform(0.8, 1.0) * 255 + rng.uniform(-2, 2, 3)
     picture = np.broadcast_to(ground, (side, side, 3)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""The loss of a training on pictures that it was not trained on: the same figures for the terminal, the log and the UI."""
+"""The held-out loss: a training's loss on pictures that it was not trained on, for terminal, log and UI alike."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,7 +8,9 @@ from deepfloyd_core.store.manifest import Summary
 
 @dataclass(frozen=True)
 class LossChange:
-    """The mean held-out loss of the base model, or of the parent that the training started from, and of the trained one."""
+    """Mean held-out losses: of the base model or of the weights that the training started from; and of the trained
+    model.
+    """
 
     since: Literal["base", "parent"]
     before: float

@@ -1,7 +1,8 @@
-"""LPIPS (Zhang et al. 2018): how far two pictures are apart to a network that was calibrated on what people find alike.
+"""LPIPS (Zhang et al. 2018): a distance of two pictures in a network's features, calibrated on human judgements.
 
-PSNR rewards the blurred mean of all that a low-res picture could be; this distance does not. Version 0.1 of the authors'
-`lpips` package, written with torch alone: the package needs torchvision, reads pickles, and fetches its trunk.
+PSNR rewards the blurred mean of all pictures that a low-res picture could show; this distance does not. Version 0.1 of
+the authors' `lpips` package, written in torch alone: the package needs torchvision, reads pickles, and downloads its
+trunk.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -48,10 +49,10 @@ LPIPS = Network("eval_lpips_model", check_lpips_file, lambda file: sha256_file(f
 
 
 def load_distances(file: Path, device: "torch.device") -> Distances:
-    """LPIPS with the weights of a file that `check_lpips_file` found right, in fp32.
+    """LPIPS in fp32, with the weights of a file that `check_lpips_file` has accepted.
 
-    Eq. 1 of the paper: at each of five layers the features of every place are brought to length 1, their squared
-    differences weighed by channel, summed, averaged over the places; the layers' figures are added up.
+    Eq. 1 of the paper: at each of five layers the feature vectors of every position are normalised to length 1; their
+    squared differences are weighted by channel, summed, and averaged over the positions; the five figures are added.
     """
     import torch
     import torch.nn.functional as F
@@ -80,10 +81,10 @@ def load_distances(file: Path, device: "torch.device") -> Distances:
 
 
 def _features(x: "torch.Tensor", trunk: Trunk, weights: dict[str, "torch.Tensor"]) -> Iterator["torch.Tensor"]:
-    """What the trunk's slices make of pictures (B, 3, H, W) in [-1, 1]: each (B, C, h, w).
+    """The outputs of the trunk's slices for pictures (B, 3, H, W) in [-1, 1]: each (B, C, h, w).
 
     The file's shift and scale are ImageNet's mean and deviation, which torchvision's classifiers were trained with
-    (0.485 0.456 0.406 and 0.229 0.224 0.225 of [0, 1]), brought to [-1, 1].
+    (0.485 0.456 0.406 and 0.229 0.224 0.225 of [0, 1]), converted to [-1, 1].
     """
     import torch.nn.functional as F
 

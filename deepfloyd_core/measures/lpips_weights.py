@@ -1,7 +1,7 @@
-"""The file of weights that LPIPS (Zhang et al. 2018) is measured with: one's own, because none is shipped or fetched.
+"""The file with the weights of LPIPS (Zhang et al. 2018): the user's own, because none is shipped or downloaded.
 
 It is the state dict of the `lpips` package's `LPIPS(net="alex")` or `LPIPS(net="vgg")` under that package's names, in
-safetensors. All of it is looked at before a run makes anything: 10 MB of AlexNet or 59 MB of VGG, some 50 ms. No torch.
+safetensors. All of it is checked before a run makes anything: 10 MB of AlexNet or 59 MB of VGG, some 50 ms. No torch.
 """
 
 from collections.abc import Iterator
@@ -65,12 +65,14 @@ def lin_name(place: int) -> str:
 
 
 def trunk_of(shapes: dict[str, tuple[int, ...]]) -> Trunk | None:
-    """The network that the tensors of a file are of, told by the kernel of its first convolution; None: of neither."""
+    """The network that a file's tensors belong to, judged by the kernel of its first convolution; None: neither
+    network.
+    """
     return next((trunk for trunk in TRUNKS.values() if trunk.shapes[_FIRST] == shapes.get(_FIRST)), None)
 
 
 def check_lpips_file(file: Path) -> None:
-    """Raises ConfigError unless a file holds the weights of LPIPS with AlexNet or VGG, whole and finite."""
+    """Raises ConfigError unless a file holds the weights of LPIPS with AlexNet or VGG, complete and finite."""
     said = f"eval_lpips_model is {str(file)!r}"
     if file.suffix != ".safetensors":
         raise ConfigError(f"{said}; only .safetensors files are read, never a pickle. {_REMEDY}")

@@ -1,4 +1,4 @@
-"""What a measure is: one row of the table in `registry.py`. No torch: reports read that table too."""
+"""A measure: one row of the table in `registry.py`. No torch: reports also read that table."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +18,9 @@ Against = Literal["truth", "sample"]
 
 @dataclass(frozen=True)
 class Outputs:
-    """What each method made of the same low-res pictures. Pictures: uint8 (H, W, 3), in the order of the truths."""
+    """The outputs of each method for the same low-res pictures. Pictures: uint8 (H, W, 3), in the order of the ground
+    truths.
+    """
 
     pictures: Mapping[Enlargement, Sequence["np.ndarray"]]
     truths: Sequence["np.ndarray"]
@@ -26,7 +28,9 @@ class Outputs:
 
 @dataclass(frozen=True)
 class Figures:
-    """What a network measured, by the name of the measure: a figure for each picture, or one for all. None: too few."""
+    """The figures from a network, by the name of the measure: one for each picture, or one for all. None: too few
+    pictures.
+    """
 
     of_pictures: Mapping[str, Mapping[Enlargement, Sequence[float]]]
     of_sets: Mapping[str, Mapping[Enlargement, float | None]]
@@ -71,7 +75,7 @@ class Measure:
 
     @property
     def meaning(self) -> str:
-        """Its words, its unit, and which way is better."""
+        """Its meaning in words, its unit, and which direction is better."""
         better = self.reading or f"{self.better} is better"
         return ", ".join(part for part in (self.words, self.unit, better) if part)
 

@@ -1,6 +1,6 @@
-"""Plain picture measures in NumPy: no learned parts, so a figure means the same on every machine.
+"""Picture measures in plain NumPy: no learned parts, so a figure means the same on every machine.
 
-Pictures are uint8 (H, W, 3). Each measure of an upscaled picture takes it, the truth, and the low-res picture it came from.
+Pictures are uint8 (H, W, 3). A measure of an upscaled picture takes it, the ground truth, and the low-res picture.
 """
 
 import math
@@ -20,9 +20,11 @@ def psnr(picture: np.ndarray, truth: np.ndarray) -> float:
 
 
 def ssim(picture: np.ndarray, truth: np.ndarray) -> float:
-    """Structural similarity (Wang et al. 2004, eq. 13), mean over the three colours and all whole windows; 1 when equal.
+    """Structural similarity (Wang et al. 2004, eq. 13), mean over the three colours and all complete windows; 1 when
+    equal.
 
-    Agrees with scikit-image's structural_similarity with gaussian_weights and population covariance. At least 11 px a side.
+    Agrees with scikit-image's structural_similarity with gaussian_weights and population covariance. At least 11 px a
+    side.
     """
     x, y = picture.astype(np.float64), truth.astype(np.float64)
     mean_x, mean_y = _blurred(x), _blurred(y)
@@ -39,16 +41,16 @@ def colour_shift(picture: np.ndarray, truth: np.ndarray) -> float:
 
 
 def detail_energy(picture: np.ndarray, low_pass: np.ndarray) -> float:
-    """Mean square of what the low-res size cannot hold, in levels of 255; 0 for an enlargement.
+    """Mean square of the detail that the low-res size cannot hold, in levels of 255; 0 for an interpolated picture.
 
-    low_pass: the picture brought down to the low-res size and enlarged again. Sums over pictures are to be compared, not
-    ratios of single ones: a smooth truth has next to none.
+    low_pass: the picture downscaled to the low-res size and upscaled again. Compare sums over pictures, not ratios of
+    single pictures: a smooth ground truth has almost none.
     """
     return float(np.mean((picture.astype(np.float64) - low_pass) ** 2))
 
 
 def busiest(picture: np.ndarray, low_pass: np.ndarray, edge: int, step: int) -> tuple[int, int]:
-    """Top and left, multiples of `step`, of the square window with most detail; the first one where there is none.
+    """Top and left, multiples of `step`, of the square window with most detail; the first window if there is no detail.
 
     `edge`: at most the picture's own.
     """
@@ -60,9 +62,10 @@ def busiest(picture: np.ndarray, low_pass: np.ndarray, edge: int, step: int) -> 
 
 
 def mean_and_interval(values: Sequence[float], seed: int = 0) -> tuple[float, ...]:
-    """Mean, and a 95 % percentile bootstrap interval of it (Efron 1979) over the values, which are one for each picture.
+    """Mean, and its 95 % percentile bootstrap interval (Efron 1979) over the values, one for each picture.
 
-    The mean alone when there are fewer than FEWEST: of 4 such an interval would hold the true mean in 80 % of cases.
+    Only the mean when there are fewer than FEWEST values: with 4, such an interval would contain the true mean in 80 %
+    of cases.
     """
     found = np.asarray(values, np.float64)
     if len(found) < FEWEST:

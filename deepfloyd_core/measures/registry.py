@@ -1,7 +1,7 @@
-"""The table of all measures. A new one is a module in this room and a row here.
+"""The table of all measures. A new measure is a module in this room and a row here.
 
-The columns of eval.parquet, the means and gains in summaries, their heads, units and directions in reports and model cards,
-and the identity of the samples that are measured follow from the rows.
+The rows decide the columns of eval.parquet, the means and gains in summaries, their heads, units and directions in reports
+and model cards, and the identity of the measured samples.
 """
 
 from pathlib import Path
@@ -60,6 +60,6 @@ def measures_against(against: Against) -> tuple[Measure, ...]:
 
 
 def networks_of(config: ValidationKeys) -> list[tuple[Network, Path]]:
-    """The networks that a run file has weights for, and the paths of these."""
+    """The networks for which a run file names weights, and the paths of these."""
     paths = {network: getattr(config, network.key) for network in NETWORKS}
     return [(network, Path(path)) for network, path in paths.items() if path is not None]

@@ -32,7 +32,7 @@ class MeasureTable:
         return next(measure for measure in measures_against(self.against) if measure.gains)
 
     def rows(self) -> list[dict[str, str | float | None]]:
-        """A row for each noise level and method: its means under their meaning, and what the tuned model gains on it."""
+        """A row for each noise level and method: its means by their meaning, and the tuned model's gain over it."""
         rows: list[dict[str, str | float | None]] = []
         head = f"tuned gains on it: {self.main.words}"
         for level, figures in self.figures.by_level.items():
@@ -47,7 +47,7 @@ class MeasureTable:
 def measure_tables(
     held_out: UpscalingFigures | None, spoilt: UpscalingFigures | None, samples: UpscalingFigures | None
 ) -> list[MeasureTable]:
-    """The tables of those figures that there are: of held-out pictures, of the same spoilt, of Stage I's samples."""
+    """One table for each existing kind of figures: held-out pictures, degraded ones, Stage I's samples."""
     spoilt_title = "Stage II on held-out pictures, low-res spoilt as in training"
     tables: tuple[tuple[str, str, Against, UpscalingFigures | None], ...] = (
         ("Stage II on held-out pictures", "stage2-measures", "truth", held_out),
@@ -58,7 +58,7 @@ def measure_tables(
 
 
 def gained(values: Sequence[float], unit: str) -> str:
-    """A gain, as `mean_and_interval` gave it, in words."""
+    """A gain from `mean_and_interval`, in words."""
     middle, *interval = values
     ends = "{:+.2f} to {:+.2f}, 95 %".format(*interval) if interval else f"fewer than {FEWEST} pictures: no interval"
     return f"{middle:+.2f} {unit} ({ends})"

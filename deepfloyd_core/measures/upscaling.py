@@ -54,13 +54,15 @@ def measure_upscalers(
     files: list[Path], upscalers: Mapping[str, Callable[[], Upscaler]], levels: Sequence[int], out: Path,
     samples: Sequence[Row] = (), looks: Sequence[Look] = (), spoil: Spoiler | None = None,
 ) -> dict[str, UpscalingFigures]:  # fmt: skip
-    """Measure each upscaler, and plain enlargements, on the pictures of some files; each is made when its turn comes.
+    """Measure each upscaler, and interpolation, on the pictures of some files. Each upscaler is built only when it is
+    used.
 
-    levels: of noise on the low-res picture, 0 to 999, the one of most interest first; plain enlargements have none. looks:
-    the networks that measure as well. Writes eval.png and eval_details.png at the first level, and eval.parquet with a row
-    for each picture, method and level, and the rows of `measure_samples`. Returns the figures as `held_out`. With `spoil`
-    the same is measured once more at the first level, of low-res pictures that it spoilt, with sheets of its own, and
-    returned as `spoilt`; consistency is that with the true low-res picture.
+    levels: of noise on the low-res picture, 0 to 999, the main one first; interpolation has none. looks: the networks
+    that also measure. Writes eval.png and eval_details.png at the first level, and eval.parquet with a row for each
+    picture, method and level, and the rows of `measure_samples`. Returns the figures as `held_out`.
+
+    With `spoil` all is measured once more at the first level, on low-res pictures that `spoil` degraded, with sheets of
+    its own, and returned as `spoilt`; consistency is then still with the clean low-res picture.
     """
     truth = [(open_shard(file).all(), read_rows(file)) for file in files]  # one file, and one batch, a size
     small = {HELD_OUT: [low_res(to_model_range(torch.from_numpy(pixels))) for pixels, _ in truth]}
@@ -91,10 +93,10 @@ def measure_samples(
     names: Sequence[str], small: Sequence[torch.Tensor], upscaled: Mapping[tuple[str, int], Sequence[torch.Tensor]],
     levels: Sequence[int],
 ) -> tuple[list[Row], UpscalingFigures]:  # fmt: skip
-    """Measure what upscalers, and plain enlargements, made of Stage I's samples.
+    """Measure the outputs of upscalers, and of interpolation, for Stage I's samples.
 
-    names: of the samples; small: (C, h, w) each, in [-1, 1]; upscaled: for each method and noise level, (C, 4h, 4w) each.
-    Returns rows for eval.parquet, and the figures; their `gain` is in consistency.
+    names: of the samples; small: (C, h, w) each, in [-1, 1]; upscaled: for each method and noise level, (C, 4h, 4w)
+    each. Returns rows for eval.parquet, and the figures; their `gain` is in consistency.
     """
     pictures: dict[Enlargement, Sequence[torch.Tensor]] = {
         (method, None): [enlarged(picture[None], method)[0] for picture in small] for method in PLAIN
@@ -122,7 +124,7 @@ def measured(compared: Compared, against: Against) -> dict[str, float]:
 def level_figures(
     table: list[Row], methods: list[str], against: Against, of_sets: SetFigures | None = None
 ) -> LevelFigures:
-    """The mean of each measure by method, and how much better the last method is than each other."""
+    """The mean of each measure by method, and the last method's gain over each other method."""
     sets = of_sets or {}
     by_method = {method: [row for row in table if row["way"] == method] for method in methods}
     measures = [
@@ -140,7 +142,9 @@ def _enlargements(
     rows: list[list[ShardRow]], small: Mapping[str, list[torch.Tensor]],
     upscalers: Mapping[str, Callable[[], Upscaler]], levels: Mapping[str, Sequence[int]],
 ) -> dict[str, dict[Enlargement, list[np.ndarray]]]:  # fmt: skip
-    """What each method makes of each kind of low-res pictures. rows, small: one batch a size; small and levels by kind."""
+    """The output of each method for each kind of low-res pictures. rows, small: one batch a size; small and levels by
+    kind.
+    """
     pictures: dict[str, dict[Enlargement, list[np.ndarray]]] = {
         kind: {(method, None): _flat([to_bytes(enlarged(part, method)) for part in parts]) for method in PLAIN}
         for kind, parts in small.items()
@@ -158,9 +162,9 @@ def _enlargements(
 def _table(
     kind: str, names: list[str], outputs: Outputs, low: list[np.ndarray], looks: Sequence[Look]
 ) -> tuple[list[Row], SetFigures]:
-    """A row for each picture of each enlargement; and what networks measure of whole sets.
+    """A row for each picture of each method and level; and the networks' figures of whole sets.
 
-    low: the truths' downscales, whatever the pictures were made of.
+    low: the ground truths' downscales, whatever the inputs were.
     """
     truths = [Picture(truth) for truth in outputs.truths]
     table = {
@@ -212,7 +216,7 @@ def _by_level(
 
 
 def _mean(measure: Measure, rows: list[Row], of_sets: SetFigures) -> float | None:
-    """The figure of one method; None where there are too few pictures, or none of what it is a share of."""
+    """The figure of one method; None if there are too few pictures, or the denominator of a share is zero."""
     if measure.of == "set":
         return of_sets[measure.name][rows[0]["way"], rows[0]["noise_level"]]
     if measure.share is None:
@@ -222,7 +226,7 @@ def _mean(measure: Measure, rows: list[Row], of_sets: SetFigures) -> float | Non
 
 
 def _gain(by_method: dict[str, list[Row]], measures: Sequence[Measure]) -> dict[str, dict[str, tuple[float, ...]]]:
-    """By how much the last method is better than each other one, paired picture by picture."""
+    """The last method's gain over each other method, paired picture by picture."""
     *others, last = by_method
 
     def gain(measure: Measure, method: str) -> tuple[float, ...]:

@@ -1,4 +1,6 @@
-"""Sheets of Stage II on held-out pictures: a row for each method, the truth below; and the same of zoomed details."""
+"""Sheets of Stage II on held-out pictures: a row for each method, the ground truth below; and the same with zoomed
+details.
+"""
 
 from pathlib import Path
 
@@ -17,9 +19,9 @@ Labelled = tuple[str, list[np.ndarray]]  # a row of a sheet: uint8 pictures (H, 
 
 
 def save_sheets(rows: list[Labelled], title: str, whole: Path, details: Path) -> None:
-    """Save both sheets of the first pictures of each row. rows: the low-res pictures or enlargements, the truth last.
+    """Save both sheets of the first pictures of each row. rows: low-res or upscaled pictures, the ground truth last.
 
-    A frame in the truth shows where the zoomed details lie: where the truth has most detail.
+    A frame in the ground truth shows where the zoomed details lie: where it has most detail.
     """
     rows = [(label, pictures[:_SHOWN]) for label, pictures in rows]
     label, truths = rows[-1]

@@ -1,4 +1,4 @@
-"""UNets and model folders: found, downloaded, loaded, quantised, made at random, told apart.
+"""UNets and model folders: found, downloaded, loaded, quantised, made at random, identified.
 
 Entries: `models.folders.resolve`, `models.unet`.
 """

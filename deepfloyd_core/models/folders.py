@@ -1,4 +1,4 @@
-"""The folder of a model: a directory of one's own, one that is downloaded, or random weights of the same shapes."""
+"""The folder of a model: the user's own directory, a downloaded one, or random weights of the same shapes."""
 
 from pathlib import Path
 
@@ -17,10 +17,11 @@ _WEIGHTS = {"unet/*.safetensors": UNET_WEIGHTS, "text_encoder/*.safetensors": "m
 
 
 def resolve(model: str, stage: Stage, text: bool = False) -> Path:
-    """The local folder of a model given as a directory, a hub id or `random:<flavour>`; downloads or writes it if it must.
+    """The local folder of a model given as a directory, a hub id or `random:<flavour>`; downloads or writes it if
+    necessary.
 
-    `text`: the text encoder and tokenizer are needed as well. Raises ModelError that lists the missing files and how
-    to get them: a directory lacks some, the hub cannot be reached, the licence is not accepted; and for damaged weights.
+    `text`: the text encoder and tokenizer are needed, too. Raises ModelError that lists the missing files and how to
+    get them (a directory lacks some, the hub cannot be reached, the licence is not accepted), and for damaged weights.
     """
     if _is_random(model):
         from deepfloyd_core.models.random_weights import random_folder
@@ -38,7 +39,7 @@ def resolve(model: str, stage: Stage, text: bool = False) -> Path:
 
 
 def folder_here(model: str, stage: Stage, text: bool = False) -> Path | None:
-    """The same of what lies on this machine; None: it has yet to be downloaded or written. No network is asked.
+    """`resolve` for a model on this machine; None: it must still be downloaded or written. Uses no network.
 
     Raises ModelError for a directory that lacks files, for damaged weights, and for neither a directory nor a hub id.
     """
@@ -122,7 +123,7 @@ def _download(repo: str, wanted: tuple[str, ...]) -> Path:
 
 
 def _why_away(error: Exception) -> str:
-    """Why the hub was not asked, or did not answer, and what to do; empty where it answered, or the fault is another."""
+    """Why the hub was not asked, or did not answer, and what to do; empty if it answered, or the fault is another one."""
     from huggingface_hub import constants, is_offline_mode
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 

@@ -1,4 +1,4 @@
-"""What the headers of safetensors files say: which tensors, of which shape and dtype. No tensor is read; no torch."""
+"""Reads the headers of safetensors files: which tensors, with which shape and dtype. Reads no tensor; no torch."""
 
 import json
 import struct
@@ -21,7 +21,7 @@ class Header:
 
 
 def read_header(file: Path) -> Header:
-    """The header of a safetensors file. Raises SafetensorError or OSError when it is none, or not whole."""
+    """The header of a safetensors file. Raises SafetensorError or OSError when the file is not one, or incomplete."""
     with safe_open(file, "np") as opened:
         slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
         shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
@@ -30,7 +30,7 @@ def read_header(file: Path) -> Header:
 
 
 def read_scalars(file: Path, names: Iterable[str]) -> list[float]:
-    """The numbers that tensors of one element hold. Raises ValueError for one of another size or kind."""
+    """The values of tensors with one element. Raises ValueError for a tensor of another size or kind."""
     with file.open("rb") as handle:
         size = int.from_bytes(handle.read(8), "little")
         header = json.loads(handle.read(size))
@@ -55,9 +55,9 @@ def unet_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
 
 
 def weight_files(folder: Path, name: str) -> list[Path]:
-    """The files that diffusers or transformers takes a model from: the one of its usual name, or those of its index.
+    """The files from which diffusers or transformers loads a model: the one with the usual name, or those of its index.
 
-    Others in the folder (variants as `model.fp16.safetensors`) hold the same tensors in another dtype.
+    Other files in the folder (variants such as `model.fp16.safetensors`) hold the same tensors in another dtype.
     """
     index = folder / f"{name}.index.json"
     if not index.exists():

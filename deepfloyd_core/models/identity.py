@@ -1,4 +1,4 @@
-"""Identity of models: their files, as far as they decide what is computed. Read here as bytes, never loaded."""
+"""Identity of models: the files that decide their outputs. They are read as bytes, never loaded."""
 
 import hashlib
 from collections.abc import Iterable
@@ -14,8 +14,8 @@ MODEL_PARTS = {1: ("unet", "scheduler"), 2: ("unet", "scheduler", "image_noising
 def model_fingerprint(folder: Path, parts: Iterable[str]) -> str:
     """Fingerprint of a model's files: sha256 over the names and contents of the given subfolders.
 
-    A hub snapshot's files are links to blobs named after their hash, which then need not be read. Others are read once in a
-    process, until their size, times or inode change.
+    A hub snapshot's files are links to blobs named by their hash, so they need not be read. Other files are read once
+    in a process, until their size, times or inode change.
     """
     digest = hashlib.sha256()
     for part in parts:

@@ -37,9 +37,10 @@ _NORMAL_FLOAT = (
 
 
 class Quantized(torch.nn.Module):
-    """What a quantised layer is beside the layer that it was, whose other parameters it keeps.
+    """The quantised weight of a layer; the layer's other parameters stay as they are.
 
-    All of it are whole numbers, for `.to(dtype)` casts any other; parameters, for a shared one stays shared when it moves.
+    All values are integers, because `.to(dtype)` casts any others. They are parameters, because a shared parameter
+    stays shared when it is moved.
     """
 
     values: torch.nn.Parameter  # int8 (out, in), or NF4's: uint8, two codes a byte, the first in the upper half
@@ -50,7 +51,7 @@ class Quantized(torch.nn.Module):
 
     @property
     def weight(self) -> torch.Tensor:
-        """The whole weight, made anew: what is written into it is lost."""
+        """The dequantised weight, computed at each call: writes to it are lost."""
         if self.pairs is None:
             scales = self.scales.view(torch.float32)[:, None]
             whole = torch.empty(self.values.shape, dtype=self.dtype, device=self.values.device)
@@ -78,7 +79,7 @@ class QuantizedConv2d(Quantized, torch.nn.Conv2d):  # type: ignore[override]
 
 
 class _Product(torch.autograd.Function):
-    """A layer's product; of what it depends on, only the input and the bias can have gradients."""
+    """A layer's product; only the input and the bias can have gradients."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, bias: torch.Tensor | None, layer: Quantized) -> torch.Tensor:
@@ -120,8 +121,8 @@ def load_base(
 ) -> UNet2DConditionModel:
     """The UNet of a pipeline folder, frozen, in eval mode; `projected`: without its text modules.
 
-    A quantised one is read layer by layer in `dtype`, each quantised on `device` before the next: the whole is never in
-    memory. Raises ModelError when a weight is not there.
+    A quantised UNet is read layer by layer in `dtype`; each layer is quantised on `device` before the next one is read,
+    so the unquantised UNet is never in memory. Raises ModelError when a weight is missing.
     """
     if precision == "no_change":
         return (load_projected_unet if projected else load_unet)(folder, dtype)

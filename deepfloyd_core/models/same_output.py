@@ -15,9 +15,10 @@ from deepfloyd_core.models.unet import ProjectedUNet, load_text_modules
 def output_change(
     unet: UNet2DConditionModel, folder: Path, dtype: torch.dtype, more: dict[str, Any] | None = None
 ) -> Callable[[], float]:
-    """Remember what a UNet in eval mode makes of the input; call what is returned for the largest difference since then.
+    """Record a UNet's output for the fixed input, in eval mode. Returns a function that gives the largest difference
+    since then.
 
-    `dtype`: of its base; only fp32 is compared, the difference in another is 0.0. `folder`: of its base model.
+    `dtype`: of its base; only fp32 is compared, the difference in another dtype is 0.0. `folder`: of its base model.
     `more`: further arguments of the UNet.
     """
     unet.eval()
@@ -29,7 +30,9 @@ def output_change(
 
 
 def small_change(change: Callable[[], float], said: str) -> float:
-    """What `output_change` measures. Raises ArtifactError, beginning with `said`, unless it is rounding alone."""
+    """The difference that `output_change` measures. Raises ArtifactError, beginning with `said`, unless it is rounding
+    alone.
+    """
     difference = change()
     if not difference <= 1e-5:
         raise ArtifactError(f"{said} differs by {difference:g}.")
@@ -65,7 +68,9 @@ def _output_of(unet: UNet2DConditionModel, probe: dict[str, Any]) -> torch.Tenso
 
 @contextmanager
 def frozen(unet: UNet2DConditionModel) -> Iterator[None]:
-    """Nothing trainable: torch rounds a convolution otherwise when its weights may have gradients, also under no_grad."""
+    """No parameter is trainable in this block: torch rounds a convolution differently when its weights may have
+    gradients, also under no_grad.
+    """
     params = [param for param in unet.parameters() if param.requires_grad]
     for param in params:
         param.requires_grad_(False)

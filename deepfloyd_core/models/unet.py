@@ -1,4 +1,4 @@
-"""Loading: the library's own classes from a resolved model folder, and names of dtypes and devices.
+"""Loads models with the library's own classes from a resolved model folder; names of dtypes and devices.
 
 safetensors only; a `.bin` is a pickle and is never read.
 """
@@ -22,19 +22,21 @@ PIPELINES = {1: IFPipeline, 2: IFSuperResolutionPipeline}
 
 
 class ProjectedUNet(UNet2DConditionModel):  # type: ignore[misc]
-    """A UNet without its text modules. Give it their outputs: as encoder_hidden_states, and as the added "pooled"."""
+    """A UNet without its text modules. Pass their outputs as encoder_hidden_states, and as the added "pooled"."""
 
     _keys_to_ignore_on_load_unexpected: ClassVar = [rf"^{name}\." for name in TEXT_MODULES]
 
     def get_aug_embed(
         self, emb: torch.Tensor, encoder_hidden_states: torch.Tensor, added_cond_kwargs: dict[str, Any]
     ) -> torch.Tensor:
-        """What is added to the time embedding: (B, E)."""
+        """The vector that is added to the time embedding: (B, E)."""
         return torch.as_tensor(added_cond_kwargs["pooled"])
 
 
 def pick_device(name: str, process: int = 0) -> torch.device:
-    """`auto` takes cuda (also rocm), then mps, then the CPU. `process`: of several at once, which take turns at the GPUs."""
+    """`auto` takes cuda (also rocm), then mps, then the CPU. `process`: number of one of several processes, which share
+    the GPUs in turn.
+    """
     if name == "cuda" or (name == "auto" and torch.cuda.is_available()):
         return torch.device("cuda", process % max(1, torch.cuda.device_count()))
     if name != "auto":
@@ -43,7 +45,7 @@ def pick_device(name: str, process: int = 0) -> torch.device:
 
 
 def autocast(device: torch.device, mixed_precision: str) -> torch.autocast:
-    """bf16 for the products of a UNet, fp32 for what is trained."""
+    """bf16 for the products of a UNet, fp32 for the trained parameters."""
     return torch.autocast(device.type, torch.bfloat16, enabled=mixed_precision == "bf16")
 
 
@@ -54,11 +56,11 @@ def use_threads(count: int | None) -> None:
 
 
 def use_repeatable_kernels(device: torch.device) -> None:
-    """Have torch compute on a GPU by kernels alone that give the same bits every time, in the whole process.
+    """Make torch use only deterministic GPU kernels, in the whole process.
 
-    By default cuDNN's convolutions and attention may add gradients up in the order in which threads finish, and a resumed
-    training would end with other bytes than an unbroken one. An operation without such a kernel raises RuntimeError when it
-    is called. On a CPU nothing changes: there all repeat themselves.
+    By default cuDNN's convolutions and attention may add gradients in the order in which threads finish: then a resumed
+    training would end with different bytes than an unbroken one. An operation without a deterministic kernel raises
+    RuntimeError when it is called. On a CPU nothing changes: all operations there are deterministic.
     """
     if device.type == "cuda":
         torch.use_deterministic_algorithms(True)
@@ -92,9 +94,9 @@ def empty_unet(folder: Path, projected: bool) -> UNet2DConditionModel:
 
 
 def load_text_modules(folder: Path, dtype: torch.dtype) -> torch.nn.ModuleDict:
-    """The two text modules of a folder's UNet by name, frozen; no other tensor of it is read.
+    """The two text modules of a folder's UNet by name, frozen; none of its other tensors is read.
 
-    Raises ModelError when it has none of IF's kind.
+    Raises ModelError when it has no text modules of IF's kind.
     """
     unet = empty_unet(folder, projected=False)
     kinds = unet.config.encoder_hid_dim_type, unet.config.addition_embed_type  # older files do not say the first
@@ -110,12 +112,12 @@ def load_text_modules(folder: Path, dtype: torch.dtype) -> torch.nn.ModuleDict:
 
 
 def unet_weights(folder: Path, wanted: Callable[[str], bool]) -> dict[str, torch.Tensor]:
-    """Tensors of a folder's UNet by name, as they are stored; the others are not read."""
+    """Tensors of a folder's UNet by name, as they are stored; other tensors are not read."""
     return dict(each_unet_weight(folder, wanted))
 
 
 def each_unet_weight(folder: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, torch.Tensor]]:
-    """The same one after the other, each read when its turn comes."""
+    """The same tensors one after the other, each read only when it is used."""
     for file in weight_files(folder / "unet", UNET_WEIGHTS):
         with safe_open(file, "pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118
@@ -124,11 +126,12 @@ def each_unet_weight(folder: Path, wanted: Callable[[str], bool]) -> Iterator[tu
 
 
 def order_channels_last(unet: UNet2DConditionModel) -> None:
-    """Keep a UNet's frozen convolutions, and so its activations, in the order that their kernels like.
+    """Store a UNet's frozen convolutions, and so its activations, in channels-last order, which their kernels prefer.
 
-    Results differ in their last bits. Not what is trained: fused and 8-bit optimizers read weights and moments as they lie
-    in memory, and a checkpoint keeps no strides. peft's DoRA of a convolution cannot view its own weights in this order, and
-    its UNet stays as it is. On a CPU weights that were mapped from their file become the process's own.
+    Results differ in their last bits. Trained parameters are not changed: fused and 8-bit optimizers read weights and
+    moments as they lie in memory, and a checkpoint keeps no strides. peft's DoRA of a convolution cannot view its own
+    weights in this order, so its UNet stays unchanged. On a CPU, weights that were mapped from their file become the
+    process's own.
     """
     if any("lora_magnitude_vector" in name and param.ndim == 4 for name, param in unet.named_parameters()):
         return
@@ -143,7 +146,7 @@ def load_scheduler(folder: Path, name: str = "scheduler", **changes: Any) -> DDP
 
 
 def trained_scheduler(folder: Path, learned_variance: bool) -> DDPMScheduler:
-    """The scheduler to sample a LoRA with: where training left the variance half alone, the variance is fixed_small."""
+    """The scheduler for sampling a LoRA: if training left the variance half unchanged, the variance is fixed_small."""
     return load_scheduler(folder, variance_type="learned_range" if learned_variance else "fixed_small")
 
 
@@ -159,5 +162,5 @@ def stock_pipeline(folder: Path, stage: Stage, unet: UNet2DConditionModel, sched
 
 
 def adapter_dtype(config: StageConfig) -> torch.dtype:
-    """dtype of what is trained."""
+    """The dtype of the trained parameters."""
     return torch.bfloat16 if config.optimizer == "adamw_bf16" else torch.float32

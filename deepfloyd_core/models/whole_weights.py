@@ -1,6 +1,8 @@
-"""Whether weights are whole: a download that broke off, or a clone without Git LFS, is told before anything is made of it.
+"""Checks that weights are complete: reports a broken download, or a clone without Git LFS, before anything is made from
+it.
 
-Only headers and sizes are read, which takes milliseconds also for T5's gigabytes. No NumPy, which takes 0.1 s to import.
+Only headers and sizes are read, which takes milliseconds even for T5's gigabytes. No NumPy, which takes 0.1 s to
+import.
 """
 
 import json
@@ -14,7 +16,7 @@ _LFS = b"version https://git-lfs"
 
 
 def lacking(folder: Path, name: str) -> list[str]:
-    """The weight files that a folder's index names and that are not there; of a folder without an index the usual one.
+    """The weight files that a folder's index names and that are missing; without an index the file with the usual name.
 
     Raises ModelError for an index that cannot be read.
     """
@@ -22,7 +24,7 @@ def lacking(folder: Path, name: str) -> list[str]:
 
 
 def weight_faults(folder: Path, name: str) -> list[str]:
-    """What is wrong with the weight files that are there: a clause for each that is damaged."""
+    """The faults of existing weight files: a clause for each damaged one."""
     faults = ((file, _fault(file)) for file in _files(folder, name) if file.exists())
     # Of a link into a cache what it leads to: without that alone it would be downloaded anew.
     return [f"{file.resolve() if file.is_symlink() else file} {fault}" for file, fault in faults if fault]

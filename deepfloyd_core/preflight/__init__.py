@@ -1,4 +1,4 @@
-"""Everything that is checked before anything is made.
+"""All checks that run before anything is made.
 
-Entry: `preflight.check.check_run`. `preflight.load.load_run` reads and compares the two files alone.
+Entry: `preflight.check.check_run`. `preflight.load.load_run` only reads and compares the two files.
 """

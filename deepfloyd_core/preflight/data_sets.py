@@ -1,4 +1,4 @@
-"""What the run file and the data file ask of each other, checked before anything is loaded."""
+"""Conflicts between the run file and the data file, checked before anything is loaded."""
 
 import math
 from collections.abc import Iterator

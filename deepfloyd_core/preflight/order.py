@@ -1,4 +1,4 @@
-"""What `generate` is asked for, against a run, its versions and their models."""
+"""Checks an order for `generate` against a run, its versions and their models."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

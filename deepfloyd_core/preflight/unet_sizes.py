@@ -1,6 +1,6 @@
-"""What a run asks of its UNets in px, against the config.json of those that it would load: before any of them is loaded.
+"""Checks the sizes (px) of a run against the config.json of its UNets, before any UNet is loaded.
 
-The flavours' table holds what the published models need; a folder of one's own may hold a UNet with more levels.
+The table of flavours has what the published models need; a user's own folder may hold a UNet with more levels.
 """
 
 import json

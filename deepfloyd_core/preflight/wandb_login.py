@@ -1,7 +1,9 @@
-"""Whether W&B can be written to: asked before anything is made, so that no training ends at a missing key or waits for one.
+"""Checks before anything is made that W&B can be written to, so that no training fails at a missing key or waits for
+one.
 
-The library looks for the key itself, in its environment variables, in `~/.netrc` and in its files; none is seen here. It is
-asked in a process of its own, because it starts a server, changes the process that it is in, and takes seconds to import.
+The library itself looks for the key, in its environment variables, in `~/.netrc` and in its files; this package reads
+none of them. The check runs in its own process, because the library starts a server, changes its process, and takes
+seconds to import.
 """
 
 import subprocess

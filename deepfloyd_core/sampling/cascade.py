@@ -1,4 +1,4 @@
-"""Cascade samples: base against fine-tuned, same prompts and seeds, and Stage II measured on the held-out pictures."""
+"""Cascade samples: base against fine-tuned, same prompts and seeds; and Stage II measured on the held-out pictures."""
 
 import json
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Generate: prompts through Stage I and Stage II, with what a version published or with the base models."""
+"""Generate: samples prompts with Stage I and Stage II, with the trained weights of a version or with the base models."""
 
 from pathlib import Path
 

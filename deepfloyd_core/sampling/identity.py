@@ -1,5 +1,8 @@
-"""Identities of sampled pictures: which settings, models and inputs decide the bytes of Stage I's remakes, of the cascade's
-samples and of generated pictures. No torch: they are asked for before any model is loaded.
+"""Identities of sampled pictures: the settings, models and inputs that decide the bytes of remakes and samples. No
+torch.
+
+Sampled pictures are Stage I's remakes, the cascade's samples and generated pictures. Identities are needed before any
+model is loaded.
 """
 
 from pathlib import Path

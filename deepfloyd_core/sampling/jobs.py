@@ -1,4 +1,4 @@
-"""What the jobs that sample are asked to do, what from, and what they report. No torch."""
+"""The sampling jobs: their requests, their inputs and their reports. No torch."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

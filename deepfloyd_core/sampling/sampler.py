@@ -1,6 +1,6 @@
-"""Sampling through diffusers' own pipelines, with or without a LoRA; every picture has a generator of its own.
+"""Samples with diffusers' own pipelines, with or without a LoRA; every picture has its own random generator.
 
-So a picture depends on its seed and prompt, and (up to the rounding of the machine's matrix products) not on the batch.
+So a picture depends on its seed and prompt, and not on the batch (up to the rounding of the machine's matrix products).
 """
 
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""The pictures that a run makes to be looked at: while a stage is trained, and of the base and the finished model."""
+"""The sample pictures that a run makes for people: while a stage is trained, and of the base and the finished model."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

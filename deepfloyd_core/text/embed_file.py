@@ -49,11 +49,11 @@ class EmbedFile:
 
     @property
     def tokens(self) -> np.ndarray:
-        """int32 (N,): how many tokens each text has, the end token among them, before it was cut to the length."""
+        """int32 (N,): how many tokens each text has, including the end token, before it was cut to the length."""
         return np.asarray(self._table["tokens"].to_numpy())
 
     def stored(self, place: int) -> np.ndarray:
-        """uint8: a row's bytes as they stand in the file, in its own pages."""
+        """uint8: a row's bytes as stored, mapped from the file."""
         column = self._column  # its scalars would be copies
         if pa.types.is_fixed_size_binary(column.type):
             size = column.type.byte_width
@@ -62,7 +62,7 @@ class EmbedFile:
         return np.frombuffer(column.buffers()[2], np.uint8, end - start, start)
 
     def row(self, place: int) -> "torch.Tensor":
-        """A row's hidden states (T, D): of an unpacked file they share its pages."""
+        """The hidden states (T, D) of a row; in an unpacked file they share its pages."""
         schema = self._table.schema.metadata
         dtype, width = schema[b"dtype"].decode(), int(schema[b"width"])
         raw = self.stored(place)
@@ -79,7 +79,7 @@ class EmbedFile:
 def write_embed_file(
     path: Path, texts: Sequence[str], tokens: Sequence[int], rows: Sequence[np.ndarray], schema: pa.Schema
 ) -> None:
-    """Write a file durably. `rows`: as `stored_row` makes them, or as an older file of the same schema has them."""
+    """Write a file durably. `rows`: as `stored_row` makes them, or rows of an older file with the same schema."""
     ids = pa.array([caption_id(text) for text in texts])
     if pa.types.is_fixed_size_binary(schema.field("embedding").type):
         data = pa.py_buffer(np.concatenate(rows))
@@ -103,7 +103,7 @@ def embed_schema(dtype: str, length: int, width: int, compression: Compression) 
 
 
 def stored_row(row: "torch.Tensor", compression: Compression) -> np.ndarray:
-    """uint8: the bytes that are kept of a contiguous (T, D) tensor on the CPU."""
+    """uint8: the stored bytes of a contiguous (T, D) tensor on the CPU."""
     import torch
 
     raw = row.view(torch.uint8).numpy().reshape(-1)

@@ -1,7 +1,7 @@
-"""Text embeds: every text through T5 once, all 77 rows of it, in Arrow files that are mapped straight into torch.
+"""Text embeds: the hidden states of every text (all 77 tokens), computed once by T5, in Arrow files mapped into torch.
 
-`captions.arrow` says for every caption in which file and row its text is; captions that are cleaned to the same text
-share a row. Files are made in `encode`, laid out as `embed_file` says.
+`captions.arrow` gives for every caption the file and row of its text; captions that are cleaned to the same text share
+a row. `encode` makes the files, in the layout of `embed_file`.
 """
 
 from collections.abc import Iterable
@@ -35,7 +35,7 @@ CAPTIONS = pa.schema([("key", pa.uint64()), ("file", pa.int32()), ("place", pa.i
 
 
 class EmbedsSummary(Summary):
-    """Of text embeds."""
+    """The summary of text embeds."""
 
     captions: int
     texts: int  # what they are cleaned to, each once
@@ -53,7 +53,7 @@ class EmbedsSummary(Summary):
 
 
 class PartSummary(Summary):
-    """Of some files of text embeds."""
+    """The summary of some files of text embeds."""
 
     encoded_by_this_process: int
 
@@ -66,7 +66,7 @@ class _Encoding(JobRequest[S]):
 
 
 class EncodeRequest(_Encoding[EmbedsSummary]):
-    """Store the rows of captions."""
+    """Store the hidden states of captions."""
 
     job = "embed"
     entry = "deepfloyd_core.text.encode:encode_captions"
@@ -90,7 +90,7 @@ def encode_job(run: Run, captions: Iterable[str], encoder: Path, older: Artifact
 
 
 def encode_parts(request: EncodeRequest) -> list[EncodePartRequest]:
-    """What `embed_workers` processes do at once before the request itself; nothing for one process."""
+    """The requests that `embed_workers` processes run at once before the request itself; none for one process."""
     parts = request.machine.embed_workers
     shared = {name: getattr(request, name) for name in type(request).model_fields}
     # Not validated again: each would have a tuple of all captions of its own.
@@ -101,7 +101,7 @@ def encode_parts(request: EncodeRequest) -> list[EncodePartRequest]:
 
 
 def run_captions(run: Run, captions: Iterable[str]) -> list[str]:
-    """Every text that training and sampling will ask for, once, sorted: captions, prompts, negatives, the empty one."""
+    """Every text that training and sampling need, once, sorted: captions, prompts, negative prompts, the empty one."""
     return sorted({*captions, *run.config.prompts, run.config.validation_negative_prompt, ""})
 
 
@@ -122,7 +122,7 @@ def embeds_request(run: Run, captions: list[str], encoder: Path) -> Request:
 
 
 def older_embeds(workspace: Path, request: Request) -> Artifact | None:
-    """The newest embeds that differ from the wanted ones in their captions alone, to take rows over from."""
+    """The newest embeds that differ from the requested ones in their captions alone, so that their rows can be reused."""
 
     def same(other: Manifest) -> bool:
         found, wanted = (_without(spec, _WHICH) for spec in (other.spec, request.spec))
@@ -132,7 +132,9 @@ def older_embeds(workspace: Path, request: Request) -> Artifact | None:
 
 
 def rows_identity(embeds: Identity) -> Json:
-    """What decides the rows of a caption: how it is cleaned and encoded; not which others there are, nor the files."""
+    """The identity of a caption's hidden states: how it is cleaned and encoded, without the other captions and the
+    files.
+    """
     return {**_without(embeds.spec, _WHICH + _STORED), **embeds.inputs}
 
 
@@ -141,7 +143,7 @@ def _without(spec: Json, keys: tuple[str, ...]) -> Json:
 
 
 def truncated_texts(embeds: Artifact, most: int) -> list[tuple[str, int]]:
-    """The texts that lost most tokens at their end, and how many each lost."""
+    """The texts that lost most tokens at their end, and how many tokens each lost."""
     lost: list[tuple[str, int]] = []
     length = embeds.summary(EmbedsSummary).length
     for path in sorted(embeds.path.glob(FILES)):
@@ -170,7 +172,7 @@ class Embeds:
         return self._files[int(self._file[spot])].row(int(self._place[spot]))
 
     def of(self, caption: str) -> "torch.Tensor":
-        """The rows of a caption given as text."""
+        """The hidden states of a caption given as text."""
         return self[caption_id(caption)]
 
     def ids(self) -> list[str]:

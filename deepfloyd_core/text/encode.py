@@ -51,7 +51,7 @@ PACKED_SHARE = 0.7  # of the bytes, at most; 0.64 is usual
 
 @dataclass(frozen=True)
 class _Layout:
-    """Which files of an older artifact are taken over, and which texts each new file gets."""
+    """Which files of an older artifact are reused, and which texts each new file gets."""
 
     kept: dict[str, str]  # names, and their sha256
     made: dict[str, list[str]]  # the texts of each file to make
@@ -59,10 +59,11 @@ class _Layout:
 
 
 def clean_captions(captions: list[str], special: list[str]) -> tuple[list[str], int]:
-    """Texts as `IFPipeline.__call__` makes them of captions, without `special` tokens, and how many of those there were.
+    """Captions cleaned as in `IFPipeline.__call__`, without `special` tokens, and how many of those tokens there were.
 
-    The pipeline's own function cleans; it needs ftfy and beautifulsoup4. It takes `</s>` for a tag and drops it; what it
-    may leave of another tokenizer's tokens goes here, for a literal one would end a text, or pad it.
+    The pipeline's own function cleans; it needs ftfy and beautifulsoup4. It takes `</s>` for a tag and drops it.
+    Special tokens of another tokenizer may remain and are removed here, because a literal one would end a text, or pad
+    it.
     """
     cleaner = object.__new__(IFPipeline)  # the method uses no component
     texts = list(cleaner._text_preprocessing(captions, clean_caption=True))
@@ -73,13 +74,13 @@ def clean_captions(captions: list[str], special: list[str]) -> tuple[list[str], 
 
 
 def has_words(text: str) -> bool:
-    """Whether a text has a letter, a number or a symbol: what a bare URL leaves is a full stop."""
+    """Whether a text has a letter, a number or a symbol. A bare URL, for example, is cleaned to a full stop."""
     return any(unicodedata.category(sign)[0] in "LNS" for sign in text)
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """What is to be encoded, and into which files."""
+    """The texts to encode, and their files."""
 
     texts: list[str]  # of the captions, in their order
     special_tokens_removed: int
@@ -90,10 +91,10 @@ class _Plan:
 
 
 def encode_captions(job: Job[EncodeRequest]) -> EmbedsSummary:
-    """Store the rows of the captions.
+    """Store the hidden states of the captions.
 
-    Each file is finished on its own: a build that was interrupted goes on behind the last one. Raises ArtifactError when
-    the disk will not hold them.
+    Each file is finished on its own: an interrupted build continues after the last finished one. Raises ArtifactError
+    when the disk has not enough room.
     """
     request, out = job.request, job.out
     plan = _plan(request)
@@ -147,7 +148,7 @@ def _plan(request: EncodeRequest | EncodePartRequest) -> _Plan:
 
 
 def encode_prompts(prompts: list[str], folder: Path, keys: TextKeys, machine: Machine) -> torch.Tensor:
-    """Rows (N, T, D) of a few prompts on the CPU, as the stored embeds have them; the encoder is gone on return."""
+    """Hidden states (N, T, D) of a few prompts on the CPU, equal to the stored embeds; the encoder is freed on return."""
     tokenizer = load_tokenizer(folder)
     texts, _ = clean_captions(prompts, tokenizer.all_special_tokens)
     ids = _token_ids(tokenizer, texts, keys.tokenizer_max_length)
@@ -155,12 +156,12 @@ def encode_prompts(prompts: list[str], folder: Path, keys: TextKeys, machine: Ma
 
 
 def _token_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str], length: int) -> list[list[int]]:
-    """The tokens of each text, cut to a length with the end token kept."""
+    """The tokens of each text, cut to a length, with the end token kept."""
     return list(tokenizer(texts, truncation=True, max_length=length).input_ids) if texts else []
 
 
 def _token_counts(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> dict[str, int]:
-    """How many tokens each text has, the end token among them, uncut; in the order of (count, text)."""
+    """How many tokens each text has, including the end token, uncut; in the order of (count, text)."""
     counts = [len(ids) for ids in tokenizer(texts, verbose=False).input_ids]
     return dict(sorted(zip(texts, counts, strict=True), key=lambda item: (item[1], item[0])))
 
@@ -172,7 +173,7 @@ def _row_bytes(schema: pa.Schema) -> int:
 
 
 def _lay_out(tokens: dict[str, int], capacity: int, older: Artifact | None) -> _Layout:
-    """Texts of a length stand together, so that they can be encoded together."""
+    """Texts of equal length are put together, so that they can be encoded together."""
     names = {caption_id(text): text for text in tokens}
     paths = files_as_recorded(older, FILES)
     held: list[list[str]] = []
@@ -259,7 +260,7 @@ def _check_room(out: Path, rows: int, schema: pa.Schema) -> None:
 
 @dataclass
 class _Progress:
-    """Turns layers over part of the texts into texts a second over all of them."""
+    """Converts per-layer progress of one file into texts per second of the whole job."""
 
     report: Report
     done: int
@@ -270,13 +271,13 @@ class _Progress:
         self.report(self.done, self.total, "texts to encode")
 
     def forecast(self, seconds: float, size: int) -> None:
-        """Say what is ahead before the first layer, and until a file is done: about how long, and the bytes on disk."""
+        """Report the expected time and the bytes on disk before the first layer, and again until a file is done."""
         self._ahead = f"about {timedelta(seconds=math.ceil(seconds))} and {size / 2**20:,.1f} MiB ahead"
         self.report(self.done, self.total, self._ahead)
         self._started = time.monotonic()
 
     def step(self, done: int, total: int, line: str) -> None:
-        """Texts of the file in hand; `line` says which layer."""
+        """Texts of the current file; `line` names the layer."""
         now = self.done + done
         self.report(now, self.total, f"{self._rate(now)}, {self._ahead or line}")
 
@@ -290,7 +291,7 @@ class _Progress:
 
 
 def _load(folder: Path, keys: TextKeys, machine: Machine, number: int = 0) -> TextEncoder:
-    """T5 as the run wants it; `number`: of several processes."""
+    """T5 with the run's settings; `number`: of several processes."""
     dtype, device = DTYPES[keys.text_encoder_dtype], pick_device(machine.device, number)
     return load_encoder(folder, dtype, device, machine.text_encoder_streaming, keys.text_encoder_quantization)
 

@@ -47,7 +47,7 @@ TEXT_LAYERS = (
 
 
 class ProjectionSummary(Summary):
-    """Of a stage's text."""
+    """The summary of a stage's text."""
 
     captions: int
     taken_over: int  # of an older text
@@ -74,7 +74,7 @@ def project_job(run: Run, stage: Stage, model: Path, embeds: Artifact, older: Ar
 
 
 def text_is_frozen(config: StageConfig) -> bool:
-    """Whether training leaves the text modules alone, so that what they give can be stored."""
+    """Whether training leaves the text modules unchanged, so that their outputs can be stored."""
     if config.model_type == "full":
         return False
     if config.controlnet:
@@ -84,20 +84,20 @@ def text_is_frozen(config: StageConfig) -> bool:
 
 
 def text_request(run: Run, stage: Stage, folder: Path, embeds: Identity) -> Request:
-    """Identity of a stage's text: T5's rows, the UNet in `folder`, and the dtype that it computes in."""
+    """Identity of a stage's text: T5's hidden states, the UNet in `folder`, and the dtype that it computes in."""
     spec = {"mixed_precision": run.config.stage(stage).mixed_precision, "rows": rows_identity(embeds)}
     inputs = {"text_embeds": embeds.name, "unet": model_fingerprint(folder, ("unet",))}
     return Request(f"stage{stage}_text", FORMAT, spec, inputs)
 
 
 def text_identity(text: Identity) -> str:
-    """What decides the rows of a caption in a stage's text, or in the embeds: not which others are stored with it."""
+    """The identity of a caption's rows in a stage's text, or in the embeds, whatever other captions are stored with it."""
     rows = rows_identity(text) if text.kind == "text_embeds" else {**text.spec, "unet": text.inputs["unet"]}
     return sha256_bytes(canonical_json(rows).encode())[:16]
 
 
 def older_text(workspace: Path, request: Request) -> Artifact | None:
-    """The newest text of the stage that has other captions and is the same in all else, to take captions over from."""
+    """The newest text of the stage that differs in its captions alone, so that captions can be reused."""
 
     def same(other: Manifest) -> bool:
         found, wanted = (other.spec, other.inputs["unet"]), (request.spec, request.inputs["unet"])
@@ -138,9 +138,9 @@ def project_captions(job: Job[ProjectRequest]) -> ProjectionSummary:
 def projector(
     modules: "torch.nn.ModuleDict", precision: str
 ) -> "Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]":
-    """A function from T5's rows of a caption (T, D) to its projected rows (1, T, C) and pooled vector (1, E).
+    """A function from T5's hidden states of a caption (T, D) to its projected rows (1, T, C) and pooled vector (1, E).
 
-    It computes where the modules are, in the dtype and with the autocast of the trainer, and returns to the CPU.
+    It computes on the modules' device, with the trainer's dtype and autocast, and returns to the CPU.
     """
     import torch
 
@@ -160,7 +160,7 @@ def projector(
 def store(
     out: Path, names: list[str], project: "Callable[[str], tuple[torch.Tensor, torch.Tensor]]", report: Report
 ) -> None:
-    """Write what `project` gives for each caption id into files of about 256 MiB; whole ones are passed over."""
+    """Write the output of `project` for each caption id into files of about 256 MiB; finished files are skipped."""
     done = 0
 
     def stored(count: int) -> None:
@@ -200,7 +200,7 @@ class Projected:
         return name in self._where
 
     def batch(self, names: list[str]) -> "Text":
-        """The texts of caption ids, in their order. Raises ArtifactError for one that is not there."""
+        """The texts of caption ids, in their order. Raises ArtifactError for a missing one."""
         import torch
 
         from deepfloyd_core.diffusion.loss import Text
@@ -215,7 +215,7 @@ class Projected:
 
 
 def raw_texts(artifact: Artifact) -> Callable[[list[str]], "Text"]:
-    """T5's own rows by caption id, for a training that changes the text modules."""
+    """T5's own hidden states by caption id, for a training that changes the text modules."""
     import torch
 
     from deepfloyd_core.diffusion.loss import Text

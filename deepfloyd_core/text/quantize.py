@@ -1,7 +1,8 @@
-"""T5's frozen weights in 8 or 4 bits, by torchao: those of linear layers, products stay in the layer's dtype.
+"""T5's frozen weights in 8 or 4 bits, by torchao: only those of linear layers; products stay in the layer's dtype.
 
-`int8`: a scale for each row, half of bf16's bytes, 0.4 % off. `nf4`: QLoRA's 4-bit normal float (Dettmers et al. 2023) in
-blocks of 64, a quarter of the bytes, 9 % off. torchao is an extra: it takes seconds to import, and most runs need none.
+`int8`: a scale for each row, half of bf16's bytes, 0.4 % error. `nf4`: QLoRA's 4-bit normal float (Dettmers et al.
+2023) in blocks of 64, a quarter of the bytes, 9 % error. torchao is an extra: it takes seconds to import, and most runs
+need none.
 """
 
 import math

@@ -42,7 +42,7 @@ _LAYER = "encoder.block."
 
 @dataclass(frozen=True)
 class TextEncoder:
-    """A T5 encoder; its layers are put together when they are needed, of weights in memory or in the files."""
+    """A T5 encoder. A layer is built when it is needed, from weights in memory or in the files."""
 
     folder: Path  # text_encoder/
     model: T5EncoderModel  # on the meta device: the layers' code and shapes
@@ -60,7 +60,7 @@ class TextEncoder:
 
 @dataclass(frozen=True)
 class _Batch:
-    """Texts of one length. `kept`: the positions that are computed; `spread`: for every position its place in `kept`."""
+    """Texts of one length. `kept`: the computed positions; `spread`: for every position its index in `kept`."""
 
     numbers: list[int]
     ids: torch.Tensor  # (B, kept), padded
@@ -78,9 +78,9 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 def load_encoder(
     folder: Path, dtype: torch.dtype, device: torch.device, streamed: bool = False, quantization: Quantization = "none"
 ) -> TextEncoder:
-    """The T5 encoder of a pipeline folder, whole or to be read layer by layer. Only safetensors are read.
+    """The T5 encoder of a pipeline folder, complete in memory or streamed layer by layer. Only safetensors are read.
 
-    fp32 is for those who want the pipeline's bits, so it is not lean; bf16 itself rounds far more than `lean` changes.
+    fp32 must give the pipeline's bits, so it is not lean; bf16 itself rounds far more than `lean` changes.
     """
     folder = folder / "text_encoder"
     with torch.device("meta"):
@@ -101,7 +101,7 @@ def load_encoder(
 
 @torch.no_grad()
 def forecast_s(encoder: TextEncoder, texts: int, files: int, length: int, batch_rows: int) -> float:
-    """About how long texts in some files take, in seconds: by one product and by one layer's weights, both timed here."""
+    """Expected time for texts in some files, in seconds, from one product and one layer's weights, both timed here."""
     start = time.perf_counter()
     float(next(_block(encoder, 0).parameters()).flatten()[0])  # waits for it; quantised ones are parameters too
     layers = encoder.config.num_layers
@@ -129,7 +129,9 @@ def _arithmetic(dtype: torch.dtype, device: torch.device) -> torch.dtype:
 
 
 def _sent(encoder: TextEncoder, tensor: torch.Tensor) -> torch.Tensor:
-    """A weight on the encoder's device in its dtype. To a GPU it goes from page-locked memory, while the next is read."""
+    """A weight on the encoder's device in its dtype. It goes to a GPU from page-locked memory, while the next one is
+    read.
+    """
     if encoder.device.type == "cuda":
         return tensor.pin_memory().to(encoder.device, encoder.dtype, non_blocking=True)
     return tensor.to(encoder.device, encoder.dtype)
@@ -139,9 +141,10 @@ def _sent(encoder: TextEncoder, tensor: torch.Tensor) -> torch.Tensor:
 def encode(
     encoder: TextEncoder, ids: list[list[int]], length: int, batch_rows: int, report: Report = no_report
 ) -> torch.Tensor:
-    """The last hidden states (N, length, D) of tokenised texts (at most `length` ids, the end token among them), on the CPU.
+    """The last hidden states (N, length, D) of tokenised texts (at most `length` ids, including the end token), on the
+    CPU.
 
-    `batch_rows`: rows of D in one forward pass. Raises ModelError when a streamed tensor is not in the files.
+    `batch_rows`: hidden states (rows of D) in one forward pass. Raises ModelError when a streamed tensor is missing.
     """
     batches = _batches(encoder, ids, length, max(1, batch_rows // length))
     table = _weights(encoder, [_EMBEDDING])[_EMBEDDING[0]]
@@ -159,11 +162,11 @@ def encode(
 
 
 def distinct_positions(buckets: torch.Tensor, real: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Positions to compute, and for each position its place among them, for texts of `real` tokens.
+    """Positions to compute, and for each position its index among them, for texts of `real` tokens.
 
-    buckets: (T, T) relative-position buckets, [query, key]. Positions of the padding whose distances to all real tokens
-    fall into the same buckets get the same hidden state in every layer: they start as the same token and see the same
-    keys at the same biases.
+    buckets: (T, T) relative-position buckets, [query, key]. Padding positions whose distances to all real tokens fall
+    into the same buckets get the same hidden state in every layer: they start as the same token, and attend to the same
+    keys with the same biases.
     """
     length = len(buckets)
     if real >= length:
@@ -260,7 +263,7 @@ def _finished(encoder: TextEncoder, batches: list[_Batch], hidden: list[torch.Te
 
 
 def _fetched(encoder: TextEncoder, rows: torch.Tensor) -> torch.Tensor:
-    """Rows in main memory; from a GPU into page-locked memory, and under way when this returns."""
+    """Hidden states in main memory; from a GPU copied into page-locked memory, and still in transfer when this returns."""
     if encoder.device.type == "cuda":
         place = torch.empty(rows.shape, dtype=encoder.dtype, pin_memory=True)
         return place.copy_(rows, non_blocking=True)
@@ -268,7 +271,9 @@ def _fetched(encoder: TextEncoder, rows: torch.Tensor) -> torch.Tensor:
 
 
 def _weights(encoder: TextEncoder, wanted: list[tuple[str, ...]]) -> dict[str, torch.Tensor]:
-    """Tensors by the first of their names; each under the first of these that there is. ModelError when there is none."""
+    """Tensors by the first of their names; each is read under the first of its names that exists. ModelError: none
+    exists.
+    """
     with nullcontext() if encoder.held else _files(encoder) as files:
         there: Any = encoder.held or files
         found = {}
@@ -282,7 +287,9 @@ def _weights(encoder: TextEncoder, wanted: list[tuple[str, ...]]) -> dict[str, t
 
 @contextmanager
 def _files(encoder: TextEncoder) -> Iterator[dict[str, Any]]:
-    """The open file of each tensor. Closed and its tensors gone, a file is no longer mapped into memory."""
+    """The open file of each tensor. When it is closed and its tensors are freed, a file is no longer mapped into
+    memory.
+    """
     with ExitStack() as stack:
         where: dict[str, Any] = {}
         for file in weight_files(encoder.folder, SAFE_WEIGHTS_NAME):

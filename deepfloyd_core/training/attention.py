@@ -1,4 +1,4 @@
-"""How a UNet's attention is computed while training; the pictures of a product do not depend on it."""
+"""How a UNet's attention is computed in training; the pictures of the trained model do not depend on it."""
 
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import AttnAddedKVProcessor, AttnAddedKVProcessor2_0

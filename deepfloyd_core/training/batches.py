@@ -1,9 +1,9 @@
 """Batch order and random draws of a training run, as pure functions of (seed, step).
 
-An epoch visits every crop of a data set once: each size's rows are shuffled and cut into batches (the last one may be
-short), then the batches are shuffled. Several data sets take turns, a batch each; every one goes through epochs of its
-own. Nothing is remembered between steps, so a run resumes at any step by its number alone, and `batches_from` at any
-sample. It does not matter who asks for a batch: any number of workers may each fetch some, any number of ranks share each.
+An epoch visits every crop of a data set once: the rows of each size are shuffled and cut into batches (the last one may
+be short), then the batches are shuffled. Several data sets take turns, one batch each; every data set has epochs of its
+own. No state is kept between steps. So a run can resume at any step, and `batches_from` at any sample, from the number
+alone. Any number of workers may each fetch some batches, and any number of ranks may share each batch.
 """
 
 from bisect import bisect_right

@@ -1,7 +1,7 @@
 """Checkpoints of an unfinished training: safetensors and JSON, committed by a sealed record that is written last.
 
-They live in `.checkpoints/` of the artifact under construction and vanish when it is finished. A damaged one is named
-and the one before it is used.
+They are in `.checkpoints/` of the unfinished artifact, and are removed when it is finished. A damaged checkpoint is
+reported, and the one before it is used.
 """
 
 import json

@@ -1,8 +1,9 @@
-"""torch.compile of the UNet that a training step calls, by SimpleTuner's `dynamo_backend`.
+"""torch.compile of the UNet for training steps, by SimpleTuner's `dynamo_backend`.
 
-One graph without a break for each size of batch, and no symbolic sizes: torch would make those when the second size comes,
-so which kernels a batch gets would depend on the batches before it, and a resumed run would end with other bytes. Only
-steps run it. A validation is a few passes, in another mode and then with other layers, and would be compiled anew each time.
+It makes one graph without a break for each batch size, and uses no symbolic sizes. torch would introduce these at the
+second size: then a batch's kernels would depend on the batches before it, and a resumed run would end with different
+bytes. Only training steps are compiled. A validation is a few passes, in another mode and then with other layers, and
+would be compiled again each time.
 """
 
 from collections.abc import Callable

@@ -1,6 +1,6 @@
-"""What a stage's settings change about its draws: which timesteps come more often, which noise is added.
+"""How a stage's settings change its random draws: which timesteps are more frequent, which noise is added.
 
-Each option draws from a generator of its own, so that switching one on changes no other draw of the run.
+Each option draws from its own generator, so that switching one on changes no other draw of the run.
 """
 
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""The training loss of both stages: what is drawn, fed to the UNet and compared; and its epsilon for any draws."""
+"""The training loss of both stages: draws, the UNet's inputs and the comparison; and the UNet's epsilon for any draws."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace

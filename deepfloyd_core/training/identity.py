@@ -1,4 +1,4 @@
-"""Identity of a LoRA: which settings and inputs decide its bytes. No torch: it is asked for before any model is loaded."""
+"""Identity of a LoRA: the settings and inputs that decide its bytes. No torch: it is needed before any model is loaded."""
 
 from collections.abc import Sequence
 from pathlib import Path

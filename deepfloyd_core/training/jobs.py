@@ -1,4 +1,4 @@
-"""What the job that trains is asked to do, what from, and what it reports. No torch."""
+"""The training job: its request, its inputs and its report. No torch."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
 """Which data set a batch is drawn from, when there are several: shares and windows of steps, as pure arithmetic.
 
-Shares are kept exactly, not on average: of the first n batches each data set gave its share of n to within one or two, so
-a rare set is never forgotten, and how many batches each has given is known for any n without counting through them.
+Shares are exact, not only on average: of the first n batches each data set gives its share of n to within one or two.
+So a rare set is never forgotten, and the number of batches from each set is known for any n without counting.
 """
 
 from dataclasses import dataclass

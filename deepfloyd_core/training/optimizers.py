@@ -1,7 +1,7 @@
 """The trainer's optimizers, and their state as tensors for safetensors and numbers for JSON.
 
-torch, prodigyopt, schedulefree and bitsandbytes each keep the state that their papers ask for: tensors of any shape, some
-numbers a parameter, some numbers for all. The three are stored as they are, so that a resumed run has the same bytes.
+torch, prodigyopt, schedulefree and bitsandbytes each keep the state of their papers: tensors of any shape, some numbers
+for each parameter, some numbers for all. All three are stored unchanged, so that a resumed run has the same bytes.
 """
 
 from collections.abc import Callable, Iterable, Mapping

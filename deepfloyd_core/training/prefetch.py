@@ -1,4 +1,4 @@
-"""What a training takes its batches from: threads that make the next ones while a step is computed."""
+"""Prefetches a training's batches: threads make the next ones while a step is computed."""
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor

@@ -1,6 +1,7 @@
-"""Gradient checkpointing (Chen et al. 2016) of IF's UNets, of their attentions too.
+"""Gradient checkpointing (Chen et al. 2016) of IF's UNets, also of their attentions.
 
-diffusers' own recomputes the residual blocks of the way down and up alone: the attentions and the middle stay in memory.
+diffusers' own recomputes only the residual blocks of the encoder and decoder: the activations of attentions and of the
+mid block stay in memory.
 """
 
 from collections.abc import Callable

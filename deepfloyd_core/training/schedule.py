@@ -1,6 +1,6 @@
 """The learning rate as a pure function of the step, so that a resumed run needs no scheduler state.
 
-Agrees with `diffusers.optimization.get_scheduler` where that has the schedule and its end is zero.
+Agrees with `diffusers.optimization.get_scheduler` for the schedules that it has, when the final rate is zero.
 """
 
 import math

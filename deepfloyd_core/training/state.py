@@ -1,4 +1,4 @@
-"""What a training holds between two steps, to a checkpoint and back: the trainer's only state beside the batch order."""
+"""The state of a training between two steps, saved to a checkpoint and restored: the only state beside the batch order."""
 
 import time
 from collections.abc import Iterable, Iterator

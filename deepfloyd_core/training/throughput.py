@@ -1,4 +1,4 @@
-"""How fast a training goes and what memory it takes, for the line beside its progress bar."""
+"""The speed and peak memory of a training, for the line beside its progress bar."""
 
 import resource
 import sys
