@@ -1,4 +1,4 @@
-"""Entry of the console script and of `python -m flows`: signals are taken before the imports, which take a second."""
+"""Entry of the console script and of `python -m flows`: handles signals before the imports, which take a second."""
 
 import os
 import signal
@@ -19,7 +19,7 @@ def main() -> None:
 
 
 def answer_signals(handler: Callable[[int, FrameType | None], None]) -> None:
-    """Have a function called for each of SIGNALS."""
+    """Call a function for each of SIGNALS."""
     for number in SIGNALS:
         # `nohup` ignores SIGHUP, to be obeyed; a script's `&` ignores SIGINT, and then nothing could be stopped.
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:

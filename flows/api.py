@@ -1,7 +1,7 @@
-"""Is this the address of a Prefect API that our flows can use? Asked before any flow, so that the answer is a sentence.
+"""Checks that an address is a Prefect API that our flows can use, before any flow, so that a fault is one sentence.
 
-`/health` answers without authentication and says nothing of the version, so Prefect's own client is asked for the rest,
-with the credentials that it takes from the environment or the profile.
+`/health` answers without authentication and does not give the version. So Prefect's own client checks the rest, with
+the credentials that it takes from the environment or the profile.
 """
 
 from collections.abc import Iterator
@@ -35,9 +35,9 @@ def check_api(url: str) -> None:
 
 @contextmanager
 def server_needed(url: str) -> Iterator[None]:
-    """Around a flow: raise JobError where Prefect could not begin or end it: the server is gone, or forgot the run.
+    """Around a flow: raise JobError if Prefect could not begin or end it, because the server is gone or lost the run.
 
-    Where the flow itself had failed before, its error is raised.
+    If the flow itself had failed before, its error is raised.
     """
     try:
         yield
@@ -79,7 +79,7 @@ def _server_fault(error: Exception) -> str:
 
 
 def check_access(url: str) -> None:
-    """Raise ConfigError when the API at this address, which PREFECT_API_URL names, refuses Prefect's client."""
+    """Raise ConfigError when the API at this address, the value of PREFECT_API_URL, refuses Prefect's client."""
     if refusal := _refusal():
         raise ConfigError(f"The Prefect server at {url} {refusal}")
 
@@ -113,7 +113,7 @@ def _refusal() -> str:
 
 
 def without_login(url: str) -> str:
-    """The address to print. By text: it need not be one, and a password can hold what ends a host."""
+    """The address to print, edited as text: it may be no valid address, and a password can hold what ends a host."""
     scheme, mark, rest = url.partition("://")
     return f"{scheme}{mark}{rest.rpartition('@')[2]}" if mark else url.rpartition("@")[2]
 

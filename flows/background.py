@@ -1,4 +1,4 @@
-"""A thread of its own for as long as a block takes."""
+"""Runs a thread for as long as a block takes."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def meanwhile(name: str, loop: Callable[[threading.Event], None], patience_s: float | None = None) -> Iterator[None]:
-    """Run a loop, which ends soon after the event is set, in a thread until the end of the block.
+    """Run a loop in a thread until the end of the block; the loop must end soon after the event is set.
 
     patience_s: how long the end of the block waits for it; None: until it has ended.
     """

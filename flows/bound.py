@@ -45,7 +45,7 @@ def _watch(alone: Callable[[], None]) -> None:
 
 
 def _lock_free(path: Path) -> None:
-    """Return when nobody holds the lock. It is this process's from then on, so that who comes waits for its end."""
+    """Return when nobody holds the lock. This process then keeps it, so that a newcomer waits for its end."""
     fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     while True:
         try:

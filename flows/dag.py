@@ -1,4 +1,4 @@
-"""The order in which artifacts are made from each other, for every flow. What is already there is reused.
+"""The order in which artifacts are made from each other, for every flow. Finished artifacts are reused.
 
 `bundle.planned` follows the same order with requests in place of artifacts.
 """
@@ -20,7 +20,7 @@ from tasks.stage_text import stage_text
 
 @dataclass(frozen=True)
 class Pictures:
-    """An image index, and what is cut from its pictures."""
+    """An image index, and the crops from its pictures."""
 
     index: Artifact
     pixels: dict[Stage, Artifact]
@@ -37,7 +37,7 @@ class Pictures:
 
 @dataclass(frozen=True)
 class Training:
-    """A stage's LoRA, and what it is made from."""
+    """A stage's LoRA, and its inputs."""
 
     inputs: TrainingInputs[Artifact]
     lora: Artifact

@@ -1,4 +1,4 @@
-"""The processes below this one, and how they end."""
+"""The descendant processes of this process, and how they are ended."""
 
 import signal
 from collections.abc import Iterable
@@ -10,7 +10,7 @@ _ROUNDS = 5  # of killing: what starts others may have done so meanwhile
 
 
 def below() -> list[tuple[psutil.Process, bool]]:
-    """All that this process has started, and what that has, and whether each belongs to a job that is under way.
+    """All descendants of this process, and for each whether it belongs to a running job.
 
     Without servers: others may use them, and they end by themselves (`bound`).
     """
@@ -32,7 +32,8 @@ def below() -> list[tuple[psutil.Process, bool]]:
 
 
 def end_runs(patience_s: float) -> bool:
-    """Ask all below to end, wait, kill what is left but jobs: they may be writing a checkpoint, and end by themselves.
+    """Ask all descendants to end, wait, then kill the rest except jobs: these may write a checkpoint, and end by
+    themselves.
 
     Returns whether there was any.
     """
@@ -44,7 +45,7 @@ def end_runs(patience_s: float) -> bool:
 
 
 def kill_below(spare_jobs: bool) -> bool:
-    """Kill all below. Returns whether a job was spared."""
+    """Kill all descendants. Returns whether a job was spared."""
     spared = False
     for _ in range(_ROUNDS):
         found = below()

@@ -1,4 +1,4 @@
-"""What the terminal says of artifacts and versions: which there are, what is wrong with them, and a version's figures."""
+"""Prints artifacts and versions on the terminal: which exist, their faults, and a version's figures."""
 
 from pathlib import Path
 
@@ -43,7 +43,7 @@ def print_artifacts(out: Console, workspace: Path) -> None:
 
 
 def print_verified(out: Console, found: Verified) -> None:
-    """What `verify` found, a line for each fault and note, and what to do."""
+    """Print the result of `verify`: a line for each fault and note, and what to do."""
     faults = {"missing": found.missing, "damaged": found.damaged, "version": found.records}
     for label, lines in faults.items():
         for line in lines:

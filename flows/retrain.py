@@ -1,7 +1,7 @@
-"""Retrain on a schedule: nothing when the data and the settings are as they were, otherwise a new version.
+"""Retrain on a schedule: nothing when data and settings are unchanged, otherwise a new version.
 
-What decides is the identity of the bundle that would be made, which is known before any of it is. So data that went back
-to what an earlier version was made of publishes that version's bundle again, and trains nothing.
+The identity of the planned bundle decides; it is known before anything is made. So data that returns to the state of an
+earlier version publishes that version's bundle again, and trains nothing.
 """
 
 from pathlib import Path

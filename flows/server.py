@@ -57,9 +57,9 @@ def default_home() -> Path:
 def prefect_server(home: Path, port: int | None = None, usual_port: int | None = None) -> Iterator[str]:
     """Set the environment for Prefect and yield the API's address. Import prefect only inside.
 
-    port: of the server, also where one runs; usual_port: of one that is started, without it a free one.
-    Raises ConfigError when PREFECT_API_URL is set to what no flow can use, or the server wants a password that we do not
-    have, JobError when a server does not start.
+    port: of the server, also if one runs already; usual_port: of a server that is started now, otherwise a free one.
+    Raises ConfigError when PREFECT_API_URL is set to an address that no flow can use, or the server requires a password
+    that we do not have; JobError when a server does not start.
     """
     os.environ.update({key: os.environ.get(key, value) for key, value in SETTINGS.items()})
     os.environ.update(without_loopback(os.environ))
@@ -108,7 +108,7 @@ def _is_free(port: int) -> bool:
 
 
 def _address(home: Path) -> str | None:
-    """Of the server that lives, whether it answers yet or not."""
+    """The address of the running server, whether it answers yet or not."""
     try:
         with (home / "server.json").open() as record:
             try:
@@ -167,7 +167,7 @@ def _start(home: Path, port: int | None, environ: dict[str, str]) -> str:
 
 @contextmanager
 def _kept_up(home: Path, url: str, environ: dict[str, str]) -> Iterator[None]:
-    """Meanwhile start the server again, at the same address, when it has ended: it was killed, or the memory was full."""
+    """In this block, start the server again at the same address when it has ended: it was killed, or out of memory."""
 
     def start_again(ended: threading.Event) -> None:
         with (home / "server.lock").open("a") as lock:
@@ -204,7 +204,7 @@ def _wait_until_healthy(home: Path, url: str) -> None:
 
 
 def _leave(home: Path, users: IO[str], lock: IO[str]) -> None:
-    """Give the server up; wait for its end if nobody else has it, so that nothing writes to the history any more."""
+    """Leave the server; wait for its end if nobody else uses it, so that nothing writes to the history afterwards."""
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -1,7 +1,7 @@
-"""A Prefect server's own log: errors of its background services, which neither the API nor the UI shows.
+"""Reads a Prefect server's own log for errors of its background services, which neither the API nor the UI shows.
 
-A scheduler that fails each minute leaves every schedule "active" and starts nothing. So whoever uses a server on this
-machine reads what its log gained meanwhile, and says each error once.
+A scheduler that fails each minute leaves every schedule "active" and starts nothing. So a process that uses a server on
+this machine reads the new lines of its log, and reports each error once.
 """
 
 import re
@@ -37,9 +37,9 @@ class ServiceError:
 
 
 def service_error(record: str) -> ServiceError | None:
-    """The error that a record of the log (its head line and what follows it) tells of; None for any other record.
+    """The error in a log record (its head line and the lines after it); None for any other record.
 
-    A request's error is none: whoever made the request is told, and tries again.
+    Errors of requests do not count: the process that made the request gets the error, and tries again.
     """
     lines = record.rstrip().split("\n")
     head = _HEAD.match(lines[0])
@@ -52,7 +52,9 @@ def service_error(record: str) -> ServiceError | None:
 
 
 def _raised(lines: list[str]) -> str:
-    """The error of the last traceback: the first line below its frames. SQLAlchemy's go on with the SQL and a link."""
+    """The error of the last traceback: the first line below its frames. SQLAlchemy's errors continue with the SQL and a
+    link.
+    """
     for number in reversed(range(len(lines))):
         if lines[number].startswith("Traceback "):
             return next((line for line in lines[number + 1 :] if line and not line[0].isspace()), lines[-1]).strip()
@@ -60,7 +62,7 @@ def _raised(lines: list[str]) -> str:
 
 
 class LogReader:
-    """What a growing log gained since this was made. A record is given once it is whole: another began, or time passed."""
+    """Reads the new lines of a growing log. A record is returned when it is complete: another began, or time passed."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -68,7 +70,7 @@ class LogReader:
         self._open = ""
 
     def errors(self, to_the_end: bool = False) -> list[ServiceError]:
-        """The errors that came since the last call."""
+        """The errors since the last call."""
         gained = self._gained()
         lines = (self._open + gained).split("\n")
         records, current = list[str](), list[str]()
@@ -98,7 +100,7 @@ class LogReader:
 
 @contextmanager
 def errors_told(log: LogReader, tell: Callable[[str], None]) -> Iterator[None]:
-    """Meanwhile tell, in a line each, of every service error that the log gains; of the same one once."""
+    """In this block, report every service error that appears in the log in one line; each error once."""
     told = set[str]()
 
     def look(to_the_end: bool = False) -> None:

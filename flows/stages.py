@@ -1,4 +1,4 @@
-"""One flow for each stage of the pipeline, for those who want to run or schedule them apart."""
+"""One flow for each stage of the pipeline, to run or schedule a stage alone."""
 
 from pathlib import Path
 

@@ -1,8 +1,9 @@
-"""How a command ends by SIGINT (Ctrl-C), SIGTERM or SIGHUP: within 5 s, with one sentence, with nothing left running.
+"""Ends a command by SIGINT (Ctrl-C), SIGTERM or SIGHUP: within 5 s, with one sentence, leaving nothing running.
 
-The first signal raises `Stopped` in the main thread, whose `finally` blocks stop jobs, which may write a checkpoint, and
-tell Prefect. A thread hears of it as well, also while the main thread computes or another library has the signal's handler
-(Prefect takes SIGTERM during a flow run): it ends the process when that takes too long, or at a second signal.
+The first signal raises `Stopped` in the main thread, whose `finally` blocks stop jobs, which may write a checkpoint,
+and report to Prefect. A thread also receives the signal, even while the main thread computes or another library has the
+signal's handler (Prefect takes SIGTERM during a flow run). This thread ends the process when that takes too long, or at
+a second signal.
 """
 
 import atexit
@@ -30,7 +31,7 @@ class Stopped(BaseException):
 
 
 class Stopping:
-    """A command's end by a signal. `kept`: for its user, what is there afterwards and how to go on."""
+    """The end of a command by a signal. `kept`: tells the user what remains afterwards and how to continue."""
 
     def __init__(self, err: Console) -> None:
         self.kept = "Nothing was changed."
@@ -46,7 +47,7 @@ class Stopping:
         return self._number > 0
 
     def take_signals(self) -> None:
-        """From here on signals end the command. To be called once, in the main thread."""
+        """From now on signals end the command. Call it once, in the main thread."""
         read_fd, write_fd = os.pipe()
         os.set_blocking(write_fd, False)
         signal.set_wakeup_fd(write_fd, warn_on_full_buffer=False)
@@ -102,6 +103,6 @@ class Stopping:
 
 
 def _ignore_signals() -> None:
-    """For the last moments of the interpreter, which puts the system's own answers back: the command is over."""
+    """For the last moments of the interpreter, which restores the system's own handlers: the command is over."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)

@@ -23,7 +23,7 @@ _PR_SET_CHILD_SUBREAPER = 36
 
 
 def serve_ui(port: int | None, out: Console) -> None:
-    """Run until a signal ends it, and all that it started with it.
+    """Run until a signal ends it and everything that it started.
 
     Raises ConfigError when there is no prefect.yaml, JobError when a part does not start.
     """
@@ -44,7 +44,9 @@ def serve_ui(port: int | None, out: Console) -> None:
 
 
 def project_folder(installed: Path = Path(__file__).parent.parent) -> Path:
-    """Whose prefect.yaml is deployed: the current directory, else the folder that the package is installed from."""
+    """The folder whose prefect.yaml is deployed: the current directory, else the folder that the package is installed
+    from.
+    """
     for folder in (Path.cwd(), installed):
         if (folder / "prefect.yaml").is_file():
             return folder

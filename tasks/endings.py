@@ -1,6 +1,6 @@
-"""What each stage says when it is done: counts, reasons, and the files that a person would look at next.
+"""The closing report of each stage: counts, reasons, and the files that a person would look at next.
 
-Lines of the log, so they stand on the terminal and in the flow run alike; also where an artifact is used again.
+These are log lines, so they appear on the terminal and in the flow run alike; also when an artifact is reused.
 """
 
 import logging
@@ -38,7 +38,9 @@ def tell(artifact: Artifact, summary: Summary) -> None:
 
 
 def ending(artifact: Artifact, summary: Summary) -> list[str]:
-    """A line with the counts and the files to look at, and what was lost; none of artifacts that say nothing to a person."""
+    """A line with the counts and the files to look at, and what was lost; no line for artifacts that mean nothing to a
+    person.
+    """
     counts = _counts(artifact.kind, summary)
     if counts is None:
         return []
@@ -68,7 +70,7 @@ def _counts(kind: str, summary: Summary) -> str | None:
 
 
 def twins_line(index: IndexSummary) -> str:
-    """Of an index with pictures that show the same: how many, and what becomes of them."""
+    """For an index with duplicates: how many there are, and what happens to them."""
     first = "" if DUPLICATE in index.reasons else "; duplicates = first in a data set trains on one of each"
     return (
         f"{many(index.twins, 'picture shows', 'pictures show')} the same as {many(index.twin_groups, 'other')}: "
@@ -77,7 +79,7 @@ def twins_line(index: IndexSummary) -> str:
 
 
 def unfit_line(stage: Stage, counts: Mapping[str, int]) -> str:
-    """Of an index with accepted pictures that a stage cannot use: how many, and why."""
+    """For an index with accepted pictures that a stage cannot use: how many, and why."""
     pictures = many(sum(counts.values()), "accepted picture")
     return f"Stage {'I' * stage} cannot use {pictures}: " + ", ".join(
         f"{n:,} {why}" for why, n in sorted(counts.items())
@@ -85,7 +87,7 @@ def unfit_line(stage: Stage, counts: Mapping[str, int]) -> str:
 
 
 def _examples(summary: Summary) -> list[str]:
-    """Of each reason of which more is known, one rejected file."""
+    """For each reason that has a detail, one rejected file."""
     if not isinstance(summary, IndexSummary):
         return []
     return [f"{why}: {source}: {in_words(why, detail)}" for why, (source, detail) in summary.examples.items()]
@@ -112,7 +114,7 @@ def _training(training: TrainingSummary) -> str:
 
 
 def _lost(summary: Summary) -> list[str]:
-    """What the captions lose on their way to T5."""
+    """Which parts of the captions do not reach T5."""
     lines: list[str] = []
     if not isinstance(summary, EmbedsSummary):
         return lines

@@ -1,6 +1,7 @@
-"""Does a Prefect API answer at an address? On loopback past every proxy and without Prefect, whose import takes a second.
+"""Checks that a Prefect API answers at an address. On loopback without proxies and without Prefect (1 s to import).
 
-Elsewhere Prefect's client is asked, and wherever a login or a certificate is wanted: it knows the user's `PREFECT_API_...`.
+Elsewhere, and wherever a login or a certificate is needed, Prefect's client checks: it knows the user's
+`PREFECT_API_...`.
 """
 
 import http.client
@@ -21,7 +22,7 @@ def healthy(url: str) -> bool:
 
 
 def health(url: str) -> int | None:
-    """The status that it answers with, 404 where the answer is no JSON; None where nobody answers."""
+    """The HTTP status of its answer, 404 if the answer is not JSON; None if nothing answers."""
     parts = urlsplit(url)
     near = parts.scheme == "http" and parts.hostname in LOOPBACK
     status = _health_alone(url) if near else 401
@@ -30,9 +31,9 @@ def health(url: str) -> int | None:
 
 @contextmanager
 def asked_once(url: str | None = None) -> Iterator[None]:
-    """Clients of this block ask the server, or the one at an address, without tries again, and start none.
+    """In this block Prefect's clients ask the server, or the one at an address, without retries, and start no server.
 
-    Where no server is named Prefect would start one of its own, which outlives this process.
+    If no server is named, Prefect would start one of its own, which outlives this process.
     """
     from prefect.settings import (
         PREFECT_API_URL,

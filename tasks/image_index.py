@@ -46,7 +46,7 @@ def image_index(run: Run) -> Artifact:
 
 
 def _picture_changes(before: Artifact, index: Artifact) -> list[str]:
-    """How the pictures differ from those of the index before; nothing where that is damaged or gone."""
+    """How the pictures differ from those of the index before; nothing if that index is damaged or missing."""
     ledgers = before.path / INDEX_FILE, index.path / INDEX_FILE
     try:
         return picture_changes(*ledgers)

@@ -44,7 +44,7 @@ TRIES = 3  # of a call that fails though the server answers
 
 
 class ServerAwayError(JobError):
-    """The Prefect server was waited for in vain."""
+    """The Prefect server did not come back in time."""
 
 
 @dataclass(frozen=True)
@@ -57,30 +57,30 @@ class _Call:
 
 
 def show(function: Callable[..., object], *arguments: Any, **named: Any) -> None:
-    """Call it soon: after what was shown before, when the server answers. Never raises."""
+    """Call a function soon: after all earlier calls, when the server answers. Never raises."""
     _outbox(os.getpid()).put(_Call(partial(function, *arguments, **named), copy_context()))
 
 
 def show_newest(slot: Hashable, function: Callable[..., object], *arguments: Any) -> None:
-    """As `show`, in the place of the call with the same slot that is still to be made."""
+    """Like `show`, but it replaces a waiting call with the same slot."""
     _outbox(os.getpid()).put(_Call(partial(function, *arguments), copy_context(), slot))
 
 
 def create_table_artifact(table: list[dict[str, Any]], key: str, description: str) -> None:
-    """Prefect's, shown as all else."""
+    """Prefect's function of this name, called through `show`."""
     show(artifacts.create_table_artifact, table, key=key, description=description)
 
 
 def create_markdown_artifact(markdown: str, key: str, description: str) -> None:
-    """Prefect's, shown as all else."""
+    """Prefect's function of this name, called through `show`."""
     show(artifacts.create_markdown_artifact, markdown, key=key, description=description)
 
 
 def server_awaited(flow_body: F) -> F:
-    """A flow's function, with which its log records wait like the rest, and that ends when all is delivered.
+    """A flow's function whose log records wait in the outbox, and that ends when everything is delivered.
 
-    It raises JobError when the server does not come back within PATIENCE_S. A flow that failed does not wait so long: its
-    error is told at once where the server is away, as Prefect cannot end the flow then and raises another.
+    It raises JobError when the server does not come back within PATIENCE_S. A failed flow does not wait so long: if the
+    server is away its error is reported at once, because Prefect then cannot end the flow and raises another error.
     """
 
     @wraps(flow_body)  # no `contextmanager`: Prefect pickles flows to send them to workers
@@ -101,7 +101,7 @@ def server_awaited(flow_body: F) -> F:
 
 
 def take_records() -> None:
-    """From here on the log records of this process wait like the rest."""
+    """From now on the log records of this process also wait in the outbox."""
     set_api_log_sink(_outbox(os.getpid()).put_line)
 
 
@@ -118,12 +118,12 @@ def await_server() -> None:
 
 
 def send_what_waits(patience_s: float) -> None:
-    """Before the process ends, or its server is stopped; but not for long where the server is away."""
+    """Send what is waiting, before the process ends or its server is stopped; if the server is away, do not wait long."""
     _outbox(os.getpid()).empty(patience_s)
 
 
 def send_events() -> None:
-    """Wait until Prefect has sent its events, but not for a server that is away."""
+    """Wait until Prefect has sent its events, but not if the server is away."""
     if not healthy(_url()):
         return
     waiting = threading.Thread(target=EventsWorker.instance().wait_until_empty, daemon=True)
@@ -182,7 +182,7 @@ class Outbox:
         return self.empty(patience_s) and self._back_within(patience_s)
 
     def deliver_failed(self, error: Exception) -> None:
-        """Before a flow ends with this error. Tells it, once, where the server is away."""
+        """Before a flow ends with this error. If the server is away, reports the error, once."""
         if not healthy(_url()):
             if str(error) in self._told:
                 return
@@ -267,7 +267,9 @@ _outboxes: dict[int, Outbox] = {}  # by process: no thread survives a fork
 
 
 def _outbox(process_id: int) -> Outbox:
-    """The process's. Of two first callers one makes it; no lock, which a fork would inherit locked."""
+    """The outbox of this process. Of two first callers one creates it; without a lock, which a fork would inherit
+    locked.
+    """
     return _outboxes.get(process_id) or _outboxes.setdefault(process_id, Outbox())
 
 

@@ -1,4 +1,4 @@
-"""Progress where a person looks: a rich bar on the terminal, a progress artifact in the Prefect UI."""
+"""Progress for people: a rich bar on the terminal, a progress artifact in the Prefect UI."""
 
 import logging
 import time
@@ -36,7 +36,9 @@ class LogLines(logging.Handler):
 
 @contextmanager
 def progress(label: str) -> Iterator[Report]:
-    """Yield a Report that moves a bar and, inside a flow run, a progress artifact; nothing shows before it is called."""
+    """Yield a Report that moves a bar and, inside a flow run, a progress artifact; nothing is shown before the first
+    call.
+    """
     bar_itself = (BarColumn(16),) if CONSOLE.width >= 100 else ()  # the line of a training would be cut short
     columns = (
         TextColumn("{task.description:<15}", style="bold", markup=False), *bar_itself, MofNCompleteColumn(),

@@ -31,8 +31,9 @@ log = logging.getLogger(__name__)
 
 
 def publish_index(index: Artifact, summary: IndexSummary, stages: tuple[Stage, ...], others: dict[str, int]) -> None:
-    """Counts and reject reasons as a table, with what each stage cannot use and `others`, files that are no pictures; some
-    of the rejected files as a picture."""
+    """Counts and reject reasons as a table, with the pictures that each stage cannot use and `others`, files that are
+    no pictures; some of the rejected files as a picture.
+    """
     unfit = {stage: unfit_counts(index, stage) for stage in stages}
     rows: list[dict[str, str | int]] = [{"status": "accepted", "reason": "", "pictures": summary.accepted}]
     rows += [{"status": "rejected", "reason": why, "pictures": count} for why, count in summary.reasons.items()]
@@ -70,8 +71,9 @@ def publish_pictures(artifact: Artifact, summary: Summary, *names: str) -> None:
 
 
 def publish_upscaled(folder: Path, samples: SamplesSummary) -> None:
-    """Stage II's measures as tables, a line for each method of upscaling at each noise level of the low-res picture; and
-    the sheets of spoilt low-res pictures and of zoomed details, on pages of their own."""
+    """Stage II's measures as tables, a line for each method of upscaling at each noise level of the low-res picture;
+    and the sheets of degraded low-res pictures and of zoomed details, on pages of their own.
+    """
     for table in samples.tables:
         create_table_artifact(table.rows(), key=table.key, description=table.title)
     if samples.spoilt:
@@ -96,7 +98,7 @@ def publish_buckets(kind: str, buckets: Sequence[Bucket]) -> None:
 
 
 def warn_of_small_sizes(kind: str, sizes: Sequence[SizeCrops], batch_size: int) -> None:
-    """Say of which sizes a batch cannot be filled."""
+    """Warn of sizes with too few crops to fill a batch."""
     small = [row for row in sizes if row.crops < batch_size]
     if not small:
         return
@@ -112,7 +114,7 @@ def warn_of_small_sizes(kind: str, sizes: Sequence[SizeCrops], batch_size: int) 
 
 
 def _batch_advice(sizes: Sequence[SizeCrops], batch_size: int) -> str:
-    """How batches become as large as they are to be; of sets with too few crops for that, what changes nothing."""
+    """How batches can reach their full size; for sets with too few crops for that, what does not help."""
     crops: Counter[str] = Counter()
     for row in sizes:
         crops[row.dataset] += row.crops
@@ -123,7 +125,7 @@ def _batch_advice(sizes: Sequence[SizeCrops], batch_size: int) -> str:
 
 
 def publish_truncated(lost: list[tuple[str, int]]) -> None:
-    """The captions whose end T5 never sees, those that lose most first."""
+    """The captions whose end T5 never sees, those that lose most tokens first."""
     rows = [{"tokens lost": count, "caption": text} for text, count in lost]
     create_table_artifact(
         rows or [{"tokens lost": 0, "caption": "No caption is too long."}], key="text-embeds-truncated",
@@ -144,7 +146,7 @@ def data_uri(path: Path, limit: int = LIMIT_BYTES) -> str:
 
 
 def _table(summary: Summary) -> list[str]:
-    """The summary's figures that are single ones, or lists; nothing where there is none."""
+    """The summary's single figures and lists; nothing if there is none."""
     shown = {key: value for key, value in summary.record.items() if not isinstance(value, dict) and key != "buckets"}
     rows = [f"| {key.replace('_', ' ')} | {_shown(value)} |" for key, value in shown.items() if value != []]
     return ["| measure | value |", "|---|---|", *rows] if rows else []

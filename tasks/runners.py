@@ -1,8 +1,9 @@
-"""Where shards are made: on Prefect's own task runners, on this machine or on a Ray or Dask cluster, as `task_runner` says.
+"""Where shards are made: on Prefect's own task runners, on this machine or on a Ray or Dask cluster, by `task_runner`.
 
-A runner lives while jobs run, so a stage that is reused starts no cluster. Nothing here schedules; what is added is that a
-dead worker costs its jobs another try, not the run. Ray and Dask do most of that themselves, a process pool does not.
-On two busy cores starting costs a stage nothing (threads) or some 15 to 25 s (the others import Prefect in every worker).
+A runner lives while jobs run, so a reused stage starts no cluster. This module does no scheduling. It only adds
+retries: a dead worker costs its jobs another try, not the run. Ray and Dask do most of that themselves, a process pool
+does not. On two busy cores, starting costs a stage nothing (threads) or some 15 to 25 s (the others import Prefect in
+every worker).
 """
 
 import logging
@@ -104,8 +105,9 @@ def _task_runner(config: RunConfig) -> TaskRunner[Any]:
 
 
 def _in_a_process(task: Task[..., R], task_runner: str) -> Task[..., R]:
-    """The task, so that its worker tells the server of its end before the flow hears of it, and may kill the worker; and
-    so that the worker ends with the flow, however that dies."""
+    """The task, changed in two ways: its worker reports its end to the server before the flow sees it and may kill the
+    worker; and the worker ends with the flow, however that dies.
+    """
     begun: list[Any] = [_end_with_flow] if task_runner == "processes" else [_end_with_flow, _take_records]
     return task.with_options(on_running=begun, on_completion=[_send_events], on_failure=[_send_events])
 
@@ -124,7 +126,7 @@ def _end_with_flow(task: Any, run: Any, state: Any) -> None:
 
 @cache
 def _watch_parent(process_id: int) -> None:
-    """A pool's worker would wait for its next task for ever. Ray looks after its own."""
+    """Ends a pool's worker with its parent; it would wait for its next task for ever. Ray ends its own workers."""
     if parent := multiprocessing.parent_process():
         threading.Thread(target=_exit_after, args=(parent.sentinel,), name="end-with-flow", daemon=True).start()
 
@@ -135,7 +137,7 @@ def _exit_after(parent: int) -> None:
 
 
 def _lost_worker(config: RunConfig) -> tuple[type[BaseException], ...]:
-    """What a future raises when it was the worker that failed, not the job: a job's own errors come back as its state."""
+    """The exceptions of a future whose worker failed, not its job: a job's own errors come back as its state."""
     if config.task_runner == "ray":
         from ray.exceptions import RayError
 

@@ -14,14 +14,14 @@ _ENDED = re.compile(r"(Finished in state \w+)\(.*\)\s*", re.DOTALL)
 
 
 class _Sentence(logging.Filter):
-    """Of one handler, which shows each error once."""
+    """The filter of one handler, which shows each error once."""
 
     def __init__(self) -> None:
         super().__init__()
         self.told: str | None = None
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether the handler is to show a record, which is changed where it tells such an error."""
+        """Whether the handler shows a record. A record of such an error is changed to its sentence."""
         error = record.exc_info[1] if record.exc_info else None
         if isinstance(error, DeepFloydError):
             record.sentence = str(error)
@@ -37,7 +37,7 @@ class _Sentence(logging.Filter):
 
 
 def tell_in_sentences() -> None:
-    """Do so from here on, in all handlers that there are now. Each error is told anew after this."""
+    """From now on filter all existing handlers like this. After this call each error is shown anew."""
     loggers = [logging.getLogger(), *map(logging.getLogger, list(logging.root.manager.loggerDict))]
     for handler in {handler for logger in loggers for handler in logger.handlers}:
         filters = [known for known in handler.filters if isinstance(known, _Sentence)]

@@ -31,7 +31,7 @@ from tasks.runners import MAX_TASK_RUNS, Job, run_jobs
 
 
 def _worth_a_retry(task: Any, run: Any, state: State[Any]) -> bool:
-    """A full disk or a vanished mount may heal; a wrong picture does not. A dead worker is `run_jobs`' affair."""
+    """A full disk or a missing mount may recover; a wrong picture does not. `run_jobs` handles a dead worker."""
     return isinstance(state.result(raise_on_failure=False), OSError)
 
 

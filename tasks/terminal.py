@@ -1,4 +1,4 @@
-"""The terminal: what is printed stays as it is, whatever a path or an error holds; rich reads `[x]` in it as markup."""
+"""The terminal: text is printed unchanged, whatever a path or an error contains; rich would read `[x]` in it as markup."""
 
 from rich.console import Console
 from rich.text import Text

@@ -104,7 +104,7 @@ def save_lora(unet: UNet2DConditionModel, stage: Stage, folder: Path, out: Path)
 
 
 def remove_lora(unet: UNet2DConditionModel, folder: Path) -> None:
-    """Make the UNet the base model again, which is in `folder`."""
+    """Restore the base model in `folder`."""
     unet.unload_lora()
 
 
@@ -118,11 +118,11 @@ def _sort_header(path: Path) -> None:
 
 
 def reload_saved(unet: UNet2DConditionModel, stage: Stage, folder: Path, out: Path) -> float:
-    """Put the saved file's adapters, loaded by the stock pipeline, in place of the trained ones; they must be the same.
+    """Load the saved file's adapters with the stock pipeline, in place of the trained ones; both must be equal.
 
-    In this very UNet: beside a second one a run would need twice the memory. Every tensor and every scale must be equal; in
-    fp32 the outputs on a fixed input are compared too, and their largest difference (0.0 unless the machine rounds
-    differently) is returned. Raises ArtifactError on any difference.
+    It uses this UNet itself, because a second one would need twice the memory. Every tensor and every scale must be
+    equal. In fp32 the outputs for a fixed input are also compared, and their largest difference (0.0 unless the machine
+    rounds differently) is returned. Raises ArtifactError on any difference.
     """
     dtype = next(p.dtype for p in unet.parameters() if not p.requires_grad)
     trained, scales = lora_state(unet), _scales(unet)

@@ -1,7 +1,7 @@
-"""The names that other programs give the tensors of a LoRA, and ours for them.
+"""The tensor names of LoRA files from other programs, and our names for them.
 
-Each of these formats holds the same two matrices for a layer, A (rank, in) and B (out, rank): only their names differ, so
-what is read is the file's numbers to the bit. Where alphas stand in the file it is a scale for each layer. No torch.
+Each of these formats holds the same two matrices for a layer, A (rank, in) and B (out, rank). Only the names differ, so
+the numbers are read exactly. A file with alphas has a scale for each layer. No torch.
 """
 
 import re
@@ -42,7 +42,7 @@ _OTHER_KINDS = {
 
 @dataclass(frozen=True)
 class Names:
-    """What the tensors of a file are."""
+    """The meaning of a file's tensor names."""
 
     tensors: dict[str, str]  # ours, LAYER.lora_A.weight and so on, by the file's
     alphas: dict[str, str]  # layers, by the file's name of the scale of each
@@ -51,12 +51,12 @@ class Names:
 
     @property
     def known_as(self) -> str:
-        """The formats, where they are not the one that diffusers writes today."""
+        """The formats, unless they are the one that diffusers writes today."""
         return " and ".join(name for name in self.formats if name != DIFFUSERS)
 
 
 def our_names(names: Iterable[str], layers: Iterable[str]) -> Names:
-    """Sort the names of a file's tensors. layers: those that the base model has, without which a flat name is not known."""
+    """Sort the names of a file's tensors. layers: those of the base model, which are needed to read a flat name."""
     flat = _flat(layers)
     tensors, alphas, strangers, formats = dict[str, str](), dict[str, str](), list[str](), dict[str, None]()
     for name in sorted(names):
@@ -75,7 +75,7 @@ def our_names(names: Iterable[str], layers: Iterable[str]) -> Names:
 
 
 def stranger_fault(names: Names) -> str:
-    """Why a file with tensors that are of no LoRA cannot be gone on from."""
+    """Why a training cannot start from a file with tensors that belong to no LoRA."""
     name = names.strangers[0]
     if _TEXT_ENCODER.fullmatch(name):
         return (

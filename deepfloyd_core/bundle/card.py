@@ -19,7 +19,7 @@ _DTYPES = {"no": "torch.float32", "bf16": "torch.bfloat16"}
 
 
 def card_code(run: Run, products: Mapping[Stage, str], prompt: str) -> list[str]:
-    """The lines of the code. products: of each stage what was trained, as `product_name`."""
+    """The lines of the code. products: of each stage the trained product, as `product_name`."""
     stages = run.config.stages
     lines = ["# Run this in the folder of this file.", *_imports(run, products), ""]
     lines += [
@@ -63,7 +63,7 @@ def _imports(run: Run, products: Mapping[Stage, str]) -> list[str]:
 
 
 def _loaded(stage: Stage, settings: StageConfig, product: str, text: bool) -> list[str]:
-    """A stage's pipeline with what was trained of it; the first one encodes the prompt for both."""
+    """A stage's pipeline with its trained weights; the first pipeline encodes the prompt for both."""
     dtype = f"dtype={_DTYPES[settings.mixed_precision]}"
     more = "" if text else ", text_encoder=None, tokenizer=None"
     before: list[str] = []

@@ -15,7 +15,7 @@ BUNDLE_FORMAT = 6
 
 @dataclass(frozen=True, kw_only=True)
 class BundleInputs(Inputs[A]):
-    """Of a bundle."""
+    """The inputs of a bundle."""
 
     image_index: A
     cascade_samples: A
@@ -38,6 +38,6 @@ class BundleSummary(Summary):
 
 
 def bundle_request(inputs: BundleInputs[A]) -> Request:
-    """Identity of a bundle: what it is put together from, and the base model of each LoRA, which samples are made with."""
+    """Identity of a bundle: its inputs, and the base model of each LoRA, which samples are made with."""
     models = {f"stage{stage}_model": lora.inputs["model"] for stage, lora in inputs.loras.items()}
     return Request("lora_bundle", BUNDLE_FORMAT, {}, {**inputs.names, **models})

@@ -35,16 +35,16 @@ def sample_prompts(run: Run, index: Artifact) -> list[str]:
 
 
 def planned_bundle(run: Run, index: Artifact) -> Request | None:
-    """What `flows.finetune` would publish of an index. None and errors: as `planned`."""
+    """The bundle that `flows.finetune` would publish for an index. None and errors: as `planned`."""
     requests = planned(run, index)
     return requests["lora_bundle"] if requests else None
 
 
 def planned(run: Run, index: Artifact) -> dict[str, Request] | None:
-    """The artifact of each kind that `flows.finetune` would make of an index, by its kind.
+    """The artifact of each kind that `flows.finetune` would make from an index, by its kind.
 
-    None where epochs are counted in crops that are lost or damaged. Raises what the tasks raise before they make anything,
-    e.g. ModelError for a model that is not there.
+    None if epochs are counted in crops that are lost or damaged. Raises what the tasks raise before they make anything,
+    e.g. ModelError for a missing model.
     """
     folders = {stage: resolve(run.config.stage(stage).model, stage) for stage in run.config.stages}
     first = run.config.stages[0]
@@ -90,7 +90,7 @@ def planned(run: Run, index: Artifact) -> dict[str, Request] | None:
 
 
 def _with_steps(run: Run, stage: Stage, pixels: Request, held_out: Request) -> Run | None:
-    """As `epochs.with_steps`, of crops that are known by their requests alone; None where these cannot be read."""
+    """`epochs.with_steps` for crops that are known by their requests alone; None if these cannot be read."""
     if run.config.stage(stage).num_train_epochs is None:
         return run
     crops, eval_set = _readable(run, pixels, ROWS_FILE), _readable(run, held_out, HELD_OUT_FILE)
@@ -98,7 +98,7 @@ def _with_steps(run: Run, stage: Stage, pixels: Request, held_out: Request) -> R
 
 
 def _readable(run: Run, request: Request, name: str) -> Artifact | None:
-    """The artifact of a request; None where it is not finished, or a file of it has other bytes than were written."""
+    """The artifact of a request; None if it is not finished, or a file of it has changed since it was written."""
     artifact = find(run.workspace, request)
     whole = artifact and not any(missing_parts(artifact)) and is_as_recorded(artifact.path / name, artifact.hashes)
     return artifact if whole else None

@@ -38,7 +38,7 @@ class Verified:
 
 
 def verify_workspace(workspace: Path) -> Verified:
-    """Re-hash every artifact, read every version, and follow what each was made from."""
+    """Hash every artifact again, read every version, and follow the inputs of each."""
     present = {artifact.name: artifact for artifact in all_artifacts(workspace)}
     published, records = readable_versions(workspace)
     lineage = _lineage(present, published)
@@ -63,7 +63,9 @@ def verify_workspace(workspace: Path) -> Verified:
 
 
 def _lineage(present: dict[str, Artifact], published: list[Version]) -> Lineage:
-    """Of all artifacts: from the records of versions, which outlive them, and from the manifests that can be read."""
+    """The inputs of all artifacts: from the records of versions, which outlive them, and from the manifests that can be
+    read.
+    """
     lineage: Lineage = {}
     for version in published:
         lineage |= version.lineage
@@ -72,7 +74,7 @@ def _lineage(present: dict[str, Artifact], published: list[Version]) -> Lineage:
 
 
 def _needed(version: Version, lineage: Lineage) -> set[str]:
-    """The names of all that a version was made from; of its bundle and its index although neither is there."""
+    """The names of everything that a version was made from; includes its bundle and its index even if both are missing."""
     return all_below(f"lora_bundle/{version.bundle}", lineage) | all_below(
         f"image_index/{version.image_index}", lineage
     )

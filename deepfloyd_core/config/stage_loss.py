@@ -14,7 +14,7 @@ _OFFSET: dict[str, tuple[object, ...]] = {"offset_noise": (True,)}
 
 
 class LossKeys(Spec):
-    """The loss, and the random draws for it."""
+    """The loss, and what is drawn for it."""
 
     loss_type: Literal["l2", "huber", "smooth_l1"] = key(
         "l2",

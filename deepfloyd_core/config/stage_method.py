@@ -18,7 +18,7 @@ _ADAPTERS: dict[str, tuple[object, ...]] = {"model_type": ("lora",), "use_bitfit
 
 
 class MethodKeys(Spec):
-    """The model and its trained parts."""
+    """The model and what is trained of it."""
 
     model_flavour: str = key(says="Which UNet: one of the flavours in the README.", makes=LORA)
     pretrained_model_name_or_path: NameOrPath | None = key(

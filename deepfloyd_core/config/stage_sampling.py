@@ -11,7 +11,7 @@ SAMPLED: tuple[Reader, ...] = ("validation", "samples", "generated")
 
 
 class SamplingKeys(Spec):
-    """How samples are made, in validations and at inference."""
+    """How samples are made, in validations and in use."""
 
     validation_step_interval: int = key(
         0,

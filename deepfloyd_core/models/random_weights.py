@@ -1,9 +1,9 @@
 """Model folders with the real architectures and random weights, for benchmarks and tests of size: `random:<flavour>`.
 
-Each weight is a pure function of (its name, seed), so a folder has the same bytes wherever it is written. Written once
-into Hugging Face's cache of assets (HF_HOME moves it), the text encoder only when it is asked for and once for all real
-flavours: 9.5 GB. A part (`unet`, `text_encoder`, ...) gets its name when its bytes are on the disk, so what a kill leaves
-is never trusted. One tensor is in memory at a time, at most 0.8 GB; torch is in a child process only.
+Each weight is a pure function of (its name, seed), so a folder has the same bytes wherever it is written. It is written
+once, into Hugging Face's assets cache (HF_HOME moves it). The text encoder is written only when it is needed, and once
+for all real flavours: 9.5 GB. A part (`unet`, `text_encoder`, ...) gets its name when its bytes are on the disk, so an
+interrupted part is never used. One tensor is in memory at a time, at most 0.8 GB; torch is in a child process only.
 """
 
 import json
@@ -86,7 +86,7 @@ _SAMPLER |= {"dynamic_thresholding_ratio": 0.95}
 
 @dataclass(frozen=True)
 class Design:
-    """All that decides the bytes of a folder."""
+    """Everything that decides the bytes of a folder."""
 
     stage: Stage
     unet: dict[str, Any]
@@ -124,7 +124,7 @@ def design(flavour: Flavour, seed: int = 0) -> Design:
 
 
 def random_folder(name: str, text: bool = False, cache: Path | None = None) -> Path:
-    """The pipeline folder of a flavour named `random:...`; a child process writes what is not there yet.
+    """The pipeline folder of a flavour named `random:...`; a child process writes the missing parts.
 
     Raises ModelError when the disk has no room for it.
     """
@@ -142,7 +142,7 @@ def random_folder(name: str, text: bool = False, cache: Path | None = None) -> P
 
 
 def written_folder(name: str, text: bool = False, cache: Path | None = None) -> Path | None:
-    """The same where it is written already; None where it is not."""
+    """The same folder if it is already written; None if not."""
     wanted = design(FLAVOURS[name.removeprefix(RANDOM)])
     folder = _folder(name, wanted, cache or _default_cache())
     return folder if all((folder / part).is_dir() for part in _parts(wanted, text)) else None
@@ -201,7 +201,7 @@ def _parts(wanted: Design, text: bool) -> list[str]:
 
 
 def _part(part: Path, write: Callable[[Path], Any]) -> None:
-    """Let `write` fill a subfolder under another name, and give it its own when every byte is on the disk."""
+    """Let `write` fill a subfolder under a temporary name, and rename it when every byte is on the disk."""
     if part.is_dir():
         return
     tmp = part.with_name(TMP_PREFIX + part.name)
@@ -273,7 +273,7 @@ def _shards(sizes: dict[str, int]) -> Iterator[list[str]]:
 
 
 def _write_shard(path: Path, shapes: dict[str, tuple[int, ...]], wanted: Design) -> None:
-    """A safetensors file, tensor by tensor; the library's own writer wants all of them in memory."""
+    """Write a safetensors file tensor by tensor; the library's own writer needs all tensors in memory."""
     import torch
 
     kind, width = {"float32": ("F32", 4), "bfloat16": ("BF16", 2)}[wanted.dtype]

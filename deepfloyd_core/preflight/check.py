@@ -31,10 +31,10 @@ Goal = Literal["crops", "text_embeds", "stage1_lora", "stage2_lora", "lora_bundl
 
 
 def check_run(path: Path, overrides: tuple[str, ...], goal: Goal, elsewhere: bool = True, workers: bool = True) -> Run:
-    """Read a run file and its data file, and check all that the goal needs. `overrides`: as of `load_run`.
+    """Read a run file and its data file, and check everything that the goal needs. `overrides`: as of `load_run`.
 
-    elsewhere: False stops after the first round. workers: False leaves the cluster out. Raises a DeepFloydError that tells
-    all faults of a round.
+    elsewhere: False stops after the first round. workers: False leaves the cluster out. Raises a DeepFloydError that
+    reports all faults of a round.
     """
     faults: list[DeepFloydError] = []
     run = attempt(faults, _first_round, path, overrides, goal, faults)
@@ -94,7 +94,7 @@ def _folder_here(model: str, stage: Stage, text: bool, faults: list[DeepFloydErr
 
 
 def _check_model(run: Run, goal: Goal, stage: Stage, folder: Path, faults: list[DeepFloydError]) -> "Parent | None":
-    """Check the UNet in a folder. Returns the weights that it starts from in place of its own."""
+    """Check the UNet in a folder. Returns the weights that it starts from instead of its own."""
     if not attempt(faults, check_unet, stage, folder):
         return None
     if isinstance(goal, Order):
@@ -124,7 +124,7 @@ def _trains(goal: Goal) -> bool:
 
 
 def _fetch_models(run: Run, goal: Goal) -> None:
-    """Download or write what is not there yet, and check that as the others were. Raises for the first model with faults."""
+    """Download or write missing models, and check each like the others. Raises for the first model with faults."""
     faults: list[DeepFloydError] = []
     for stage in _stages(run.config, goal):
         folder = resolve(run.config.stage(stage).model, stage, text=isinstance(goal, Order) and stage == 1)

@@ -16,7 +16,9 @@ from deepfloyd_core.pictures.faces import missing_detector
 
 
 def size_fault(flavour: Flavour, dataset: ImageDataset, stage: Stage) -> str:
-    """Why a stage's model cannot be trained at the resolution of a data set; empty where it can, or is not fed by it."""
+    """Why a stage's model cannot be trained at a data set's resolution; empty if it can, or if the set does not feed
+    it.
+    """
     factor = dataset.factor(stage)
     if factor is None:
         return ""
@@ -27,7 +29,7 @@ def size_fault(flavour: Flavour, dataset: ImageDataset, stage: Stage) -> str:
 
 
 def unfed_fault(flavour: Flavour, datasets: tuple[ImageDataset, ...], stage: Stage) -> str:
-    """Why a stage has nothing to train on, where no data set feeds it; empty where one does. datasets: all of the run."""
+    """Why a stage has nothing to train on; empty if a data set feeds it. datasets: all of the run."""
     if any(dataset.factor(stage) is not None for dataset in datasets):
         return ""
     found = ", ".join(f"{dataset.resolution:g} of {dataset.id}" for dataset in datasets)
@@ -38,7 +40,7 @@ def unfed_fault(flavour: Flavour, datasets: tuple[ImageDataset, ...], stage: Sta
 
 
 def workspace_faults(workspace: Path, datasets: tuple[ImageDataset, ...]) -> Iterator[str]:
-    """Data sets whose search for pictures comes through the workspace, and takes sheets and samples for such."""
+    """Data sets whose directory contains the workspace, so that sheets and samples would count as their pictures."""
     place = Path(realpath(workspace))  # `resolve` raises for a link that leads to itself
     for dataset in datasets:
         pictures = Path(realpath(dataset.instance_data_dir))
@@ -52,7 +54,7 @@ def workspace_faults(workspace: Path, datasets: tuple[ImageDataset, ...]) -> Ite
 
 
 def pair_faults(datasets: tuple[ImageDataset, ...]) -> Iterator[str]:
-    """Data sets that feed a Stage I which follows pairs, and have none."""
+    """Data sets without pairs that feed a Stage I with a paired ControlNet."""
     for dataset in datasets:
         if dataset.factor(1) is not None and dataset.conditioning_data is None:
             yield (
@@ -63,7 +65,7 @@ def pair_faults(datasets: tuple[ImageDataset, ...]) -> Iterator[str]:
 
 
 def pair_notes(paired: bool, datasets: tuple[ImageDataset, ...]) -> list[str]:
-    """A note for each data set whose conditioning_data has no effect. paired: Stage I follows pairs."""
+    """A note for each data set whose conditioning_data has no effect. paired: Stage I uses pairs."""
     notes = []
     for dataset in datasets:
         if dataset.conditioning_data is not None and not (paired and dataset.factor(1) is not None):
@@ -73,7 +75,7 @@ def pair_notes(paired: bool, datasets: tuple[ImageDataset, ...]) -> list[str]:
 
 
 def pair_places(datasets: tuple[ImageDataset, ...], conditioning: tuple[ImageDataset, ...]) -> list[ImageDataset]:
-    """The places of the pairs that a Stage I follows."""
+    """The places of the pairs that Stage I uses."""
     used = {dataset.conditioning_data for dataset in datasets if dataset.factor(1) is not None}
     return [place for place in conditioning if place.id in used]
 
@@ -128,13 +130,13 @@ def _size_fault(dataset: ImageDataset, flavour: Flavour, edge: float) -> str:
 
 
 def detector_fault(dataset: ImageDataset) -> str:
-    """Why crops cannot be placed by faces, where a data set asks for that; empty when they can."""
+    """Why crops cannot be placed by faces, if a data set needs that; empty when they can."""
     missing = dataset.crop and dataset.crop_style == "face" and missing_detector()
     return f"{dataset.id}: crop_style is 'face', and {missing}" if missing else ""
 
 
 def text_embeds_faults(datasets: tuple[ImageDataset, ...], backends: tuple[TextEmbedBackend, ...]) -> Iterator[str]:
-    """Data sets that name text embeds which are not there, and two defaults. datasets, backends: all of the data file."""
+    """Data sets that name missing text embeds, and two default embeds. datasets, backends: all of the data file."""
     known = ", ".join(repr(backend.id) for backend in backends) or "none"
     for dataset in datasets:
         if dataset.text_embeds not in (None, *(backend.id for backend in backends)):
@@ -147,7 +149,7 @@ def text_embeds_faults(datasets: tuple[ImageDataset, ...], backends: tuple[TextE
 def with_filters(path: Path, dataset: ImageDataset, backends: tuple[TextEmbedBackend, ...]) -> ImageDataset:
     """The data set with every filter that applies to it, read from the files that hold them.
 
-    Raises ConfigError that tells every file which cannot be read, or every filter that is no regular expression.
+    Raises ConfigError that reports every file that cannot be read, or every filter that is not a regular expression.
     """
     defaults = [backend for backend in backends if backend.default]
     named = [backend for backend in backends if backend.id == dataset.text_embeds]

@@ -34,9 +34,10 @@ from deepfloyd_core.training.mixing import check_steps
 
 
 def load_run(path: Path, overrides: tuple[str, ...] = ()) -> Run:
-    """Read and check a run file and its data file; `overrides` are KEY=VALUE, KEY dotted, VALUE as in TOML; KEY= removes it.
+    """Read and check a run file and its data file; `overrides` are KEY=VALUE, KEY dotted, VALUE as in TOML; KEY=
+    removes it.
 
-    Raises ConfigError that tells all faults at once. Imports nothing heavy.
+    Raises ConfigError that reports all faults at once. Imports nothing heavy.
     """
     faults: list[DeepFloydError] = []
     run = attempt(faults, read_run, path, overrides, faults)
@@ -46,10 +47,9 @@ def load_run(path: Path, overrides: tuple[str, ...] = ()) -> Run:
 
 
 def read_run(path: Path, overrides: tuple[str, ...], faults: list[DeepFloydError]) -> Run | None:
-    """A run, as far as its files could be read; all that is wrong with them is added to `faults`. None: the run file makes
-    no run.
+    """A run, as far as its files could be read; their faults are added to `faults`. None: the run file makes no run.
 
-    Raises ConfigError for a run file or overrides of which nothing can be made.
+    Raises ConfigError for a run file or overrides that cannot be parsed at all.
     """
     path = home_path(path)
     written, config, found = read_written(path, overrides)
@@ -77,7 +77,7 @@ def read_run(path: Path, overrides: tuple[str, ...], faults: list[DeepFloydError
 
 
 def _data_file_place(config: RunConfig | None, written: Written, start: Path | None) -> str | None:
-    """Where the data file should be; None where the run file does not say it."""
+    """Where the data file should be; None if the run file does not name it."""
     if config is not None:
         return config.data_backend_config
     value = written.values.get("data_backend_config")
@@ -86,7 +86,7 @@ def _data_file_place(config: RunConfig | None, written: Written, start: Path | N
 
 
 def _check_measures(config: RunConfig, faults: list[DeepFloydError]) -> None:
-    """Models that pictures are measured with."""
+    """Check the models that measure pictures."""
     # Not above: the table of measures takes NumPy, 0.1 s more until a wrong key is answered.
     from deepfloyd_core.measures.registry import networks_of
 
@@ -95,7 +95,7 @@ def _check_measures(config: RunConfig, faults: list[DeepFloydError]) -> None:
 
 
 def _data_sets(path: Path, file: DataFile, faults: list[DeepFloydError]) -> tuple[ImageDataset, ...]:
-    """The data sets with their filters; places that are not there and filters that cannot be read are faults."""
+    """The data sets with their filters; missing places and filters that cannot be read are faults."""
     faults += file.faults
     for dataset in file.datasets:
         if fault := detector_fault(dataset):
@@ -113,7 +113,7 @@ def _data_sets(path: Path, file: DataFile, faults: list[DeepFloydError]) -> tupl
 def _check_together(
     path: Path, config: RunConfig, datasets: tuple[ImageDataset, ...], file: DataFile, faults: list[DeepFloydError]
 ) -> list[str]:
-    """What a run file and a data file ask of each other. Returns notes."""
+    """Check a run file and a data file against each other. Returns notes."""
     notes = []
     if file.whole:
         faults += map(ConfigError, _eval_dataset_faults(path, config, datasets))
@@ -136,7 +136,7 @@ def _check_together(
 def _check_turns(
     config: RunConfig, datasets: tuple[ImageDataset, ...], stage: Stage, faults: list[DeepFloydError]
 ) -> list[str]:
-    """Whether some data set feeds each step of a stage; of epochs the steps are counted later. Returns notes."""
+    """Check that a data set feeds each step of a stage; the steps of epochs are counted later. Returns notes."""
     if fault := unfed_fault(config.stage(stage).flavour, datasets, stage):
         faults.append(ConfigError(fault))
         return []
@@ -146,7 +146,7 @@ def _check_turns(
 
 
 def _eval_dataset_faults(path: Path, config: RunConfig, datasets: tuple[ImageDataset, ...]) -> list[str]:
-    """An `eval_dataset_id` that no data set of pictures has, or one that a stage is not fed by."""
+    """An `eval_dataset_id` that no data set of pictures has, or one that does not feed a stage."""
     if config.eval_dataset_id is None or not datasets:
         return []
     said, names = f"{path}: eval_dataset_id is {config.eval_dataset_id!r}", [dataset.id for dataset in datasets]

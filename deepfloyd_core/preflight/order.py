@@ -30,7 +30,7 @@ class Order:
 
 
 def version_bundle(run: Run, version: str) -> "Artifact | None":
-    """The bundle of a version; None for the base models. Raises ConfigError or ArtifactError where it is not whole."""
+    """The bundle of a version; None for the base models. Raises ConfigError or ArtifactError if it is not complete."""
     # Not above, as other imports here: a wrong key is answered without them.
     from deepfloyd_core.store.versions import bundle_of, find_version
 
@@ -38,7 +38,7 @@ def version_bundle(run: Run, version: str) -> "Artifact | None":
 
 
 def prompt_faults(prompts: Sequence[str]) -> Iterator[str]:
-    """Prompts that are empty, and those that would give the same pictures again."""
+    """Empty prompts, and prompts that would give the same pictures again."""
     if not prompts or not all(text.strip() for text in prompts):
         yield "The prompt is empty." if len(prompts) < 2 else "One of the prompts is empty."
     for text in dict.fromkeys(prompts):
@@ -47,7 +47,7 @@ def prompt_faults(prompts: Sequence[str]) -> Iterator[str]:
 
 
 def _count_faults(order: Order) -> Iterator[str]:
-    """Pictures that cannot be counted, and seeds that no draw takes."""
+    """Invalid numbers of pictures, and seeds out of range."""
     if not 1 <= order.images <= MOST_IMAGES:
         yield f"images is {order.images}; from 1 to {MOST_IMAGES} pictures of each prompt can be drawn."
     if not 0 <= order.seed < SEEDS:
@@ -55,7 +55,7 @@ def _count_faults(order: Order) -> Iterator[str]:
 
 
 def check_order(run: Run, order: Order, faults: list[DeepFloydError]) -> None:
-    """All that can be asked of an order without its models."""
+    """All checks of an order that need no models."""
     faults += map(ConfigError, _count_faults(order))
     if run.config.stage1 is None:
         faults.append(ConfigError("generate starts from Stage I: add a [stage1] table with a model_flavour."))
@@ -74,7 +74,7 @@ def check_order(run: Run, order: Order, faults: list[DeepFloydError]) -> None:
 
 
 def order_model_faults(run: Run, order: Order, stage: Stage, folder: Path) -> list[DeepFloydError]:
-    """What keeps a stage's base model from being sampled: sizes, and a version that was trained on another."""
+    """Why a stage's base model cannot be sampled: sizes, or a version that was trained on another base model."""
     from deepfloyd_core.sampling.identity import check_base
 
     faults: list[DeepFloydError] = [ConfigError(fault) for fault in sample_size_faults(run, stage, folder)]
@@ -84,7 +84,7 @@ def order_model_faults(run: Run, order: Order, stage: Stage, folder: Path) -> li
 
 
 def _control_faults(bundle: "Artifact | None", order: Order) -> Iterator[str]:
-    """A ControlNet without a picture to follow, and a picture without one to follow it."""
+    """A ControlNet without a conditioning picture, and a conditioning picture without a ControlNet."""
     from deepfloyd_core.adapters.files import CONTROL_FILE, product_name
     from deepfloyd_core.store.versions import stage_folder
 

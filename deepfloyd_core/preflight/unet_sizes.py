@@ -29,12 +29,14 @@ def check_unet(stage: Stage, folder: Path) -> bool:
 
 
 def training_size_faults(run: Run, stage: Stage, folder: Path) -> list[str]:
-    """Sizes of the run, crops or samples, that the UNet in a model folder cannot be fed. It passes `check_unet`."""
+    """Sizes of the run, crops or samples, that the UNet in a model folder does not accept. The UNet has passed
+    `check_unet`.
+    """
     return _faults(stage, folder, [*_crops(run, stage), *_samples(run, stage)])
 
 
 def sample_size_faults(run: Run, stage: Stage, folder: Path) -> list[str]:
-    """The same for samples alone."""
+    """`training_size_faults` for samples alone."""
     return _faults(stage, folder, list(_samples(run, stage)))
 
 

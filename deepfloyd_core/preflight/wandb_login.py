@@ -36,7 +36,7 @@ def check_wandb() -> None:
 
 
 def main() -> int:
-    """The other process. Returns its exit code. The key is not tried, so that a run begins without a network."""
+    """The other process. Returns its exit code. The key is not tried, so that a run can begin without a network."""
     import wandb
 
     # Silent: otherwise it asks the network for the name of the key's owner, only to print it, and waits minutes for it.

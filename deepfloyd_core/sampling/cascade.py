@@ -42,7 +42,7 @@ SHEET_COLUMNS = 8
 
 @dataclass(frozen=True)
 class Sample:
-    """What one picture is made of; written into its PNG."""
+    """The settings of one picture; they are written into its PNG."""
 
     prompt: str
     seed: int
@@ -85,16 +85,16 @@ def sample_cascade(job: Job[SampleRequest]) -> SamplesSummary:
 
 
 def concept_share(pictures: list[np.ndarray], prompts: list[str]) -> float:
-    """Share of uint8 pictures that show their prompt's colour (and the star, where it asks for one)."""
+    """Share of uint8 pictures that show their prompt's colour (and the star, if the prompt names one)."""
     from deepfloyd_core.measures.drawn_world import shows
 
     return mean([float(shows(picture, prompt)) for picture, prompt in zip(pictures, prompts, strict=True)])
 
 
 def control_error(settings: StageConfig, wanted: list[Wanted], made: list[torch.Tensor]) -> float:
-    """How far pictures (C, H, W) in [-1, 1] are from what they should follow: mean |difference| of both conditionings.
+    """How far pictures (C, H, W) in [-1, 1] differ from their conditioning: mean |difference| of both conditionings.
 
-    Not for pairs: what one would be of a sample is not known.
+    Not for pairs: the pair of a sample is not known.
     """
     kind = settings.controlnet_conditioning
     assert kind != "paired"
@@ -106,14 +106,16 @@ def control_error(settings: StageConfig, wanted: list[Wanted], made: list[torch.
 def _with_conditioning(
     rows: list[tuple[str, list[np.ndarray]]], wanted: list[Wanted]
 ) -> list[tuple[str, list[np.ndarray]]]:
-    """What was followed above the samples, and the pictures that it was made of, or is the pair of, below Stage I's."""
+    """Rows for the sheet: the conditioning above the samples, and its source pictures (or their originals) below Stage
+    I's.
+    """
     given = [to_bytes(item.given * 2 - 1)[0].numpy() for item in wanted if item.given is not None]
     truths = [item.truth for item in wanted if item.truth is not None]
     return [("conditioning", given), *rows[: len(VARIANTS)], ("truth", truths), *rows[len(VARIANTS) :]]
 
 
 def sampler_settings(one: SampledStage, negative_prompt: str) -> Json:
-    """How a stage's pictures are sampled, as their PNGs say it."""
+    """A stage's sampler settings, as its PNGs record them."""
     own = one.settings
     settings: Json = {
         "stage": one.stage,
@@ -191,8 +193,9 @@ def _stage1(
 def _upscale_samples(
     request: SampleRequest, wanted: list[Wanted], small: dict[str, list[torch.Tensor]], sampled: Callable[[int], None]
 ) -> tuple[dict[str, list[torch.Tensor]], list[Row], UpscalingFigures]:
-    """Stage I's pictures as each variant of the cascade enlarges its own; and measures of what both variants of Stage II
-    make of the tuned ones, at every noise level: rows and their summary."""
+    """Stage I's pictures, upscaled by each variant of the cascade; and the measures of both variants of Stage II on the
+    tuned pictures, at every noise level: rows and their summary.
+    """
     levels = request.cascade.of(2).settings.measured_noise_levels
     low = {variant: pictures[: len(wanted)] for variant, pictures in small.items()}
     large, made = {}, {}
@@ -211,7 +214,7 @@ def _upscale_samples(
 def _stage2(
     request: SampleRequest, sampler: Sampler, wanted: list[Wanted], small: list[torch.Tensor]
 ) -> list[torch.Tensor]:
-    """small: Stage I's pictures (C, h, w). Returns them enlarged, (C, 4h, 4w)."""
+    """small: Stage I's pictures (C, h, w). Returns them upscaled, (C, 4h, 4w)."""
     made: list[torch.Tensor] = []
     for _, group in groupby(zip(wanted, small, strict=True), key=lambda pair: pair[0].size):
         part, pictures = zip(*group, strict=True)
@@ -235,7 +238,9 @@ def _save(
 def _measure_stage2(
     job: Job[SampleRequest], table: list[Row], sampled: Callable[[int], None]
 ) -> dict[str, UpscalingFigures]:
-    """Untuned and tuned on the held-out pictures, beside plain enlargements. table: further rows of eval.parquet."""
+    """Measure untuned and tuned model on the held-out pictures, with interpolation. table: further rows of
+    eval.parquet.
+    """
     request, settings = job.request, job.request.cascade.of(2).settings
 
     def upscaler(variant: str) -> Upscaler:
@@ -261,6 +266,6 @@ def _measure_stage2(
 
 
 def _looks(request: SampleRequest) -> list[Look]:
-    """The networks that the run file has weights for, loaded."""
+    """The networks for which the run file names weights, loaded."""
     device = pick_device(request.machine.device)
     return [network.load(path, device) for network, path in networks_of(request.validation)]

@@ -47,7 +47,7 @@ def generate_pictures(job: Job[GenerateRequest]) -> GeneratedSummary:
 
 
 def _trained(request: GenerateRequest, stage: Stage) -> Path | None:
-    """The folder of what a version published of a stage; None where it published nothing of it."""
+    """The folder with a stage's trained weights in a version; None if the version has none for it."""
     bundle = request.bundle
     if bundle is None or f"stage{stage}_lora" not in bundle.inputs:
         return None
@@ -55,7 +55,7 @@ def _trained(request: GenerateRequest, stage: Stage) -> Path | None:
 
 
 def _conditioning(job: Job[GenerateRequest], control: PinnedFile, sampler: Sampler) -> torch.Tensor:
-    """What the pictures follow, one for each; also written beside them, to be looked at."""
+    """The conditioning of the pictures, one for each; also written beside them for people."""
     request, found = job.request, control_of(sampler.pipeline.unet)
     assert found is not None  # the flow saw to it
     fitted = torch.from_numpy(np.array(read_fitted(control.checked("is to be followed"), request.size)))[None]
@@ -69,7 +69,7 @@ def _conditioning(job: Job[GenerateRequest], control: PinnedFile, sampler: Sampl
 
 
 def _encode(request: GenerateRequest, prompts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows of the prompts and of the negative prompt, each (N, T, D); the encoder is gone when this returns."""
+    """Hidden states of the prompts and of the negative prompt, each (N, T, D); the encoder is freed on return."""
     rows = encode_prompts([*prompts, request.negative_prompt], request.encoder, request.text, request.machine)
     return rows[:-1], rows[-1:].expand(len(prompts), -1, -1)
 

@@ -62,7 +62,9 @@ def samples_request(run: Run, prompts: list[str], folders: dict[Stage, Path], in
 
 
 def check_base(bundle: Artifact, stage: Stage, folder: Path) -> None:
-    """Raises ConfigError when what a bundle has of a stage was trained on another base model than the one in `folder`."""
+    """Raises ConfigError when a bundle's weights of a stage were trained on another base model than the one in
+    `folder`.
+    """
     trained_on = bundle.inputs.get(f"stage{stage}_model")
     if trained_on is not None and trained_on != base_model(stage, folder)["model"]:
         raise ConfigError(
@@ -76,7 +78,7 @@ def generate_request(
     control_sha256: str | None = None,
 ) -> Request:  # fmt: skip
     """Identity of generated pictures: prompts, seeds, size, sampler settings, the models and the version's bundle; and
-    the bytes of the picture that a ControlNet follows.
+    the bytes of the ControlNet's conditioning picture.
     """
     spec: Json = {
         "pictures": [list(picture) for picture in pictures],

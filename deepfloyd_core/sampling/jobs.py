@@ -34,7 +34,7 @@ class Cascade(Spec):
     stages: tuple[SampledStage, ...]
 
     def of(self, stage: Stage) -> SampledStage:
-        """A stage that is there. Raises ConfigError for another one."""
+        """An existing stage. Raises ConfigError for another one."""
         for one in self.stages:
             if one.stage == stage:
                 return one
@@ -54,7 +54,7 @@ def cascade_of(run: Run, models: Mapping[Stage, Path]) -> Cascade:
 
 @dataclass(frozen=True, kw_only=True)
 class LowResInputs(Inputs[A]):
-    """Of Stage I's remakes of Stage II's low-res pictures."""
+    """The inputs of Stage I's remakes of Stage II's low-res pictures."""
 
     pixels: A  # of Stage II
     stage1_lora: A
@@ -62,7 +62,7 @@ class LowResInputs(Inputs[A]):
 
 
 class LowResSummary(Summary):
-    """Of Stage I's remakes."""
+    """The summary of Stage I's remakes."""
 
     shards: int
     rows: int
@@ -86,7 +86,7 @@ class RemakeRequest(JobRequest[LowResSummary]):
 
 @dataclass(frozen=True, kw_only=True)
 class SampleInputs(Inputs[A]):
-    """Of the cascade samples."""
+    """The inputs of the cascade samples."""
 
     text_embeds: A
     eval_set: A
@@ -97,7 +97,7 @@ class SampleInputs(Inputs[A]):
 
 
 class SamplesSummary(Summary):
-    """Of the cascade samples."""
+    """The summary of the cascade samples."""
 
     control_error_base: float | None = None  # see `cascade.control_error`
     control_error_tuned: float | None = None
@@ -145,14 +145,14 @@ def sample_job(
 
 
 class GeneratedSummary(Summary):
-    """Of generated pictures."""
+    """The summary of generated pictures."""
 
     pictures: tuple[str, ...]  # file names, Stage I's first
     prompts: tuple[str, ...]  # of each
 
 
 class GenerateRequest(JobRequest[GeneratedSummary]):
-    """Sample prompts, with what a version published or with the base models."""
+    """Sample prompts with the weights of a version or with the base models."""
 
     job = "generate"
     entry = "deepfloyd_core.sampling.generate:generate_pictures"

@@ -68,12 +68,12 @@ def remake_low_res(job: Job[RemakeRequest]) -> LowResSummary:
 
 
 def true_low_res(crops: Crops, size: Size, numbers: np.ndarray) -> torch.Tensor:
-    """What is remade: the downscales of some crops of one size, float32 (B, C, h, w) in [-1, 1]."""
+    """The input of a remake: the downscales of some crops of one size, float32 (B, C, h, w) in [-1, 1]."""
     return low_res(to_model_range(crops.take(size, numbers)))
 
 
 def remake_seed(seed: int, row: ShardRow) -> int:
-    """The seed of a crop's remake, the same whatever else is remade with it."""
+    """The seed of a crop's remake; it does not depend on the other remakes."""
     return hash_seed("low-res of stage 1", seed, row.image_id, row.repeat)
 
 

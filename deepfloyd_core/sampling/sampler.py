@@ -41,12 +41,12 @@ class Sampler:
     sampled: Callable[[int], None]  # told how many pictures each batch had
 
     def at(self, noise_level: int) -> "Sampler":
-        """The same one at another noise level of Stage II's low-res picture."""
+        """The same sampler at another noise level of Stage II's low-res picture."""
         return replace(self, config=self.config.model_copy(update={"validation_noise_level": noise_level}))
 
 
 def make_sampler(one: SampledStage, trained: Path | None, machine: Machine, sampled: Callable[[int], None]) -> Sampler:
-    """Load a stage's base model in a stock pipeline and, if given, what was trained of it and its scheduler in a folder."""
+    """Load a stage's base model in a stock pipeline and, if a folder is given, its trained weights and scheduler."""
     device = pick_device(machine.device)
     unet = load_unet(one.model, DTYPES[one.settings.mixed_precision])
     scheduler = load_scheduler(one.model if trained is None else trained)
@@ -63,7 +63,7 @@ def sample_stage1(
 ) -> torch.Tensor:  # fmt: skip
     """Stage I: text and negative (N, T, D), one seed each -> float32 (N, C, H, W) in [-1, 1] on the CPU.
 
-    control: what a ControlNet follows, (N, 3, H, W) in [0, 1].
+    control: a ControlNet's conditioning, (N, 3, H, W) in [0, 1].
     """
 
     def given(part: slice) -> dict[str, Any]:
@@ -96,9 +96,9 @@ def resample_stage1(
     sampler: Sampler, text: torch.Tensor, negative: torch.Tensor, seeds: list[int], pictures: torch.Tensor,
     strength: float,
 ) -> torch.Tensor:  # fmt: skip
-    """Stage I's img2img: pictures (N, C, H, W) in [-1, 1], noised by `strength` (above 0, 1 at most) and sampled again.
+    """Stage I's img2img: pictures (N, C, H, W) in [-1, 1], noised by `strength` (above 0, at most 1) and sampled again.
 
-    text, negative and what is returned as for `sample_stage1`.
+    text, negative and the result as for `sample_stage1`.
     """
     again = IFImg2ImgPipeline(**sampler.pipeline.components, requires_safety_checker=False)
     again.set_progress_bar_config(disable=True)

@@ -31,10 +31,11 @@ def wanted_pictures(
     stage: Stage, settings: StageConfig, validation: ValidationKeys, prompts: Sequence[str], eval_set: Artifact,
     pairs: Artifact | None = None,
 ) -> list[Wanted]:  # fmt: skip
-    """Stage I: every prompt, seed and size, the prompts taking turns. Stage II: the first held-out pictures, as many as
-    the run upscales.
+    """Stage I: every prompt, seed and size, the prompts in turn. Stage II: the first held-out pictures, as many as the
+    run upscales.
 
-    With a ControlNet: the first held-out pictures, each of which (or its pair) it follows with its own caption.
+    With a ControlNet: the first held-out pictures; each sample has the conditioning (or the pair) and the caption of
+    one.
     """
     if stage == 1 and not settings.controlnet:
         first, sizes = validation.validation_seed, validation.sample_sizes_px

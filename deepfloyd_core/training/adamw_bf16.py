@@ -58,7 +58,7 @@ class AdamWBF16(torch.optim.Optimizer):
 
 
 def round_at_random(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """fp32 -> bf16, to one of the two neighbours, such that the mean over the random bits is x itself.
+    """Stochastic rounding, fp32 -> bf16: to one of the two neighbours, so that the expected value is x itself.
 
     bf16 is the upper half of fp32. A uniform number of 16 bits is added to the lower half, which is then cut off: the
     carry into the upper half has the probability lower half / 2^16.

@@ -35,7 +35,7 @@ _EPOCH_LOCK = Lock()
 
 @dataclass(frozen=True)
 class Batch:
-    """Crops of one size, and what training must know of them."""
+    """Crops of one size, with their captions, rows, pairs and remakes."""
 
     pixels: torch.Tensor  # uint8 (B, H, W, C)
     caption_ids: list[str]
@@ -47,9 +47,9 @@ class Batch:
 class TrainingRows:
     """The crops of a pixel artifact that may be trained on, grouped by size.
 
-    Pixels and pictures' names stay on disk, mapped; where each crop lies and which caption it has cost 24 bytes a row.
-    Raises ValueError or IndexError when a shard is not what the list of rows says, or the pairs or remakes are not those
-    of the rows.
+    Pixels and the pictures' names stay on disk, mapped; the place and caption of each crop take 24 bytes a row. Raises
+    ValueError or IndexError when a shard does not match the list of rows, or the pairs or remakes do not belong to
+    these rows.
     """
 
     def __init__(
@@ -141,7 +141,7 @@ class BatchOrder:
 
 @dataclass(frozen=True)
 class OrderSettings:
-    """What a batch order depends on beside its data sets."""
+    """The settings of a batch order, apart from its data sets."""
 
     batch_size: int
     passes_per_step: int
@@ -153,7 +153,8 @@ class OrderSettings:
 class MixedOrder:
     """Which rows make batch number n when the data sets take turns.
 
-    The first data set shuffles with the run's seed itself, so a data set that is alone does so whatever its name.
+    The first data set shuffles with the run's seed itself, so the order of a single data set does not depend on its
+    name.
     """
 
     def __init__(self, rows: TrainingRows, shares: Mapping[str, Share], orders: OrderSettings) -> None:
@@ -203,9 +204,9 @@ def batches_from(
 ) -> Iterator[tuple[Size, np.ndarray]]:
     """A rank's part of each batch of the run, from sample number `sample` of the run on, without end.
 
-    Of every batch rank r takes samples r, r + ranks, ...: so the run's samples are the same in the same order however
-    many ranks share them, also when their number changes at a restart. A part is empty where a batch, the last of a
-    size or the rest of one that was interrupted, has fewer samples than there are ranks.
+    Of every batch, rank r takes samples r, r + ranks, ... So the run's samples are the same, in the same order, for any
+    number of ranks, also when this number changes at a restart. A part is empty if a batch (the last of a size, or the
+    rest of an interrupted one) has fewer samples than there are ranks.
     """
     first = bisect_right(range(sample + 1), sample, key=order.samples_before) - 1  # each batch has at least one
     skipped = sample - order.samples_before(first)
@@ -230,7 +231,7 @@ def _shuffled(order: BatchOrder, epoch: int) -> tuple[list[np.ndarray], np.ndarr
 
 @dataclass(frozen=True)
 class Rollout:
-    """From where each of B samples is reached by the model itself, see `forward.roll_out`."""
+    """Scheduled sampling: the noisier timestep from which the model's own estimate is taken, see `forward.roll_out`."""
 
     t: torch.Tensor  # int64 (B,), at or after that of the draws, 999 at most
     noise: torch.Tensor  # float32 (B, C, H, W), standard normal: what x_t is made with there
@@ -239,7 +240,7 @@ class Rollout:
 
 @dataclass(frozen=True)
 class Draws:
-    """The random numbers of one forward pass. Levels are drawn for Stage I too and not used there."""
+    """The random numbers of one forward pass. Noise levels are also drawn for Stage I, which does not use them."""
 
     noise: torch.Tensor  # (B, C, H, W) float32, standard normal
     low_res_noise: torch.Tensor  # the same shape, independent of it
@@ -255,11 +256,11 @@ class Draws:
 
     @property
     def fed(self) -> torch.Tensor:
-        """What x_t is made with."""
+        """The noise in x_t."""
         return self.noise if self.fed_noise is None else self.fed_noise
 
     def cut(self, pictures: torch.Tensor) -> torch.Tensor:
-        """The windows of pictures (B, C, H, W) that are trained on, (B, C, h, w); without windows the pictures."""
+        """The trained windows of pictures (B, C, H, W), as (B, C, h, w); without windows the pictures themselves."""
         if not self.windows:
             return pictures
         pairs = zip(pictures, self.windows, strict=True)

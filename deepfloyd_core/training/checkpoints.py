@@ -26,7 +26,7 @@ _TENSORS = ("adapter", "optimizer", "ema")
 
 @dataclass(frozen=True)
 class StepMetrics:
-    """What an optimizer step reports."""
+    """The metrics of an optimizer step."""
 
     step: int  # counted from 1
     loss: float
@@ -66,7 +66,7 @@ def save_checkpoint(out: Path, checkpoint: Checkpoint, limit: int) -> None:
 
 
 def load_checkpoint(out: Path) -> Checkpoint | None:
-    """The newest whole checkpoint, or None. A damaged one is logged and skipped."""
+    """The newest intact checkpoint, or None. A damaged one is logged and skipped."""
     for folder in reversed(_folders(out)):
         try:
             record = read_sealed(folder / _SEAL)
@@ -83,7 +83,7 @@ def load_checkpoint(out: Path) -> Checkpoint | None:
 
 
 def last_good(out: Path) -> str:
-    """Where a run that went wrong can be taken up, in words."""
+    """From where a run that went wrong can be continued, in words."""
     found = _folders(out)
     return f"The last good checkpoint is {found[-1]}." if found else "There is no checkpoint yet."
 

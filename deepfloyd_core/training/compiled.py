@@ -23,7 +23,9 @@ _OPTIONS: dict[str, dict[str, str | int | bool | Callable[..., Any]]] = {"induct
 
 
 def check_backend(backend: str, device: torch.device, said: str) -> None:
-    """Raises ConfigError, beginning with `said`, when a backend cannot compile for a device: by compiling a line for it."""
+    """Raises ConfigError, beginning with `said`, when a backend cannot compile for a device; checked by compiling one
+    line.
+    """
     if backend == "no":
         return
     try:
@@ -39,7 +41,7 @@ def check_backend(backend: str, device: torch.device, said: str) -> None:
 
 
 def compiled_unet(unet: UNet2DConditionModel, backend: str) -> Callable[..., Any]:
-    """What training steps call in place of a UNet, which keeps its own forward and the names of its weights."""
+    """The compiled UNet for training steps. The UNet itself keeps its own forward and the names of its weights."""
     plain: Callable[..., Any] = unet
     if backend == "no":
         return plain

@@ -17,7 +17,7 @@ TIMESTEPS = 1000
 
 
 def vary(draws: Draws, config: StageConfig, seed: int, number: int) -> Draws:
-    """The draws of forward pass `number` under a stage's settings; the same ones where all options are off."""
+    """The draws of forward pass `number` changed by a stage's settings; unchanged if all options are off."""
     if config.timestep_bias_strategy != "none":
         weights, generator = timestep_weights(config), _generator("timesteps", seed, number)
         draws = replace(draws, t=torch.multinomial(weights, len(draws.t), replacement=True, generator=generator))
@@ -43,7 +43,7 @@ def vary(draws: Draws, config: StageConfig, seed: int, number: int) -> Draws:
 
 
 def _rollout(draws: Draws, config: StageConfig, generator: torch.Generator) -> Rollout:
-    """From 1 to the largest offset nearer to noise, evenly; what would lie beyond starts at noise alone."""
+    """The offset towards noise is uniform from 1 to the largest; a timestep beyond the last one becomes pure noise."""
     offset = torch.randint(1, config.scheduled_sampling_max_step_offset + 1, draws.t.shape, generator=generator)
     taken = torch.rand(draws.t.shape, generator=generator) < config.scheduled_sampling_probability
     noise = torch.randn(draws.noise.shape, generator=generator)
@@ -51,9 +51,9 @@ def _rollout(draws: Draws, config: StageConfig, generator: torch.Generator) -> R
 
 
 def _windows(shape: torch.Size, edge: int, seed: int, number: int) -> tuple[tuple[slice, slice], ...]:
-    """Rows and columns of a square in each of B pictures, (B, C, H, W), anywhere; shorter where a picture is.
+    """Rows and columns of a square in each of B pictures, (B, C, H, W), at a random place; shorter if a picture is.
 
-    They start with a pixel of the low-res picture, as the whole does, so that both lie to each other as they will in use.
+    Windows start at a pixel of the low-res picture, so that window and low-res picture are aligned as at inference.
     """
     generator = _generator("windows", seed, number)
     sides = [min(edge, whole) for whole in shape[-2:]]
@@ -80,14 +80,15 @@ def timestep_weights(config: StageConfig) -> torch.Tensor:
 
 
 def perturbation(config: StageConfig, step: int) -> float:
-    """Strength of the input perturbation (Ning et al. 2023) in an optimizer step; it falls to zero in a line, if asked."""
+    """Strength of the input perturbation (Ning et al. 2023) in an optimizer step; it can fall linearly to zero."""
     if not config.input_perturbation_steps:
         return config.input_perturbation
     return config.input_perturbation * max(0.0, 1 - step / config.input_perturbation_steps)
 
 
 def _offset(draws: Draws, config: StageConfig, generator: torch.Generator) -> torch.Tensor:
-    """One number for each colour of a sample, (B, C, 1, 1): it teaches a model to change a picture's mean brightness.
+    """One random number for each colour of a sample, (B, C, 1, 1): it teaches a model to change a picture's mean
+    brightness.
 
     Guttenberg 2023, "Diffusion with offset noise". Zero for the samples that the probability leaves out.
     """

@@ -40,12 +40,14 @@ def crops_of_sizes(pixels: Artifact, held_out: frozenset[str]) -> list[SizeCrops
 
 
 def batches_per_epoch(pixels: Artifact, held_out: frozenset[str], batch_size: int) -> int:
-    """Batches that show every crop once that is not held out: each data set's, and in it each size's, are cut apart."""
+    """Batches that show every crop once, except held-out ones; the crops of each data set and size are cut into batches
+    apart.
+    """
     return sum(-(-row.crops // batch_size) for row in crops_of_sizes(pixels, held_out))
 
 
 def with_steps(run: Run, stage: Stage, pixels: Artifact, eval_set: Artifact) -> Run:
-    """The run with the steps of a stage in place of its epochs; as it is where there are none.
+    """The run with the steps of a stage in place of its epochs; unchanged if it has no epochs.
 
     Raises ConfigError for a warm-up as long as the training, or a step in which no data set is drawn from.
     """

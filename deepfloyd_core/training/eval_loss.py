@@ -66,9 +66,10 @@ class GridPicture:
 def grid_pictures(
     eval_set: Artifact, rows: TrainingRows, order: MixedOrder, stage: Stage, pairs: Artifact | None = None
 ) -> list[GridPicture]:
-    """The held-out pictures of a stage, and the first crops that the run trains on; the same for the same data and seed.
+    """The held-out pictures of a stage, and the first crops that the run trains on; the same for the same data and
+    seed.
 
-    pairs: the conditioning of the held-out pictures, where that is not made of them.
+    pairs: the pairs of the held-out pictures, for a paired ControlNet.
     """
     found = []
     for one in eval_pictures(eval_set, stage, pairs):
@@ -110,7 +111,7 @@ def mean_loss(losses: list[GridLoss], part: str = HELD_OUT) -> float | None:
 
 
 def compared(base: list[GridLoss], tuned: list[GridLoss]) -> LossComparison | None:
-    """The second's losses beside the first's, paired picture by picture; None where no picture is held out."""
+    """The second model's losses against the first's, paired picture by picture; None if no picture is held out."""
     gains: dict[str, dict[str, list[float]]] = {HELD_OUT: {}, SEEN: {}}
     for before, after in zip(base, tuned, strict=True):
         gains[before.part].setdefault(before.image_id, []).append(before.loss - after.loss)

@@ -53,7 +53,7 @@ class Setup:
 
 @dataclass(frozen=True)
 class Fed:
-    """What the UNet is given for a batch, on the CPU."""
+    """The inputs of the UNet for a batch, on the CPU."""
 
     x: torch.Tensor  # float32 (B, 3 or 6, H, W)
     t: torch.Tensor
@@ -63,13 +63,13 @@ class Fed:
     small: torch.Tensor | None = None  # Stage II's low-res pictures themselves, whole where x is a window
 
     def at(self, x_t: torch.Tensor, t: torch.Tensor) -> "Fed":
-        """The same batch at another point of the way from noise; x_t: (B, C, H, W)."""
+        """The same batch at another timestep; x_t: (B, C, H, W)."""
         return replace(self, x=torch.cat([x_t, self.x[:, x_t.shape[1] :]], dim=1), t=t)
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A forward pass but for the UNet."""
+    """The inputs of a forward pass, without the UNet's part."""
 
     number: int
     image_ids: list[str]
@@ -101,10 +101,10 @@ def feed(
     setup: Setup, x_0: torch.Tensor, draws: Draws, captions: list[str | None], follow: torch.Tensor | None = None,
     remakes: torch.Tensor | None = None,
 ) -> Fed:  # fmt: skip
-    """What the UNet is given for drawn noise. x_0: float32 (B, C, H, W); captions: ids, None for the empty one.
+    """The UNet's inputs for drawn noise. x_0: float32 (B, C, H, W); captions: ids, None for the empty one.
 
-    follow: what a ControlNet is given, float32 (B, 3, H, W) in [0, 1], where that is not made of x_0.
-    remakes: Stage I's low-res pictures, float32 (B, C, H/4, W/4) in [-1, 1], for the samples that are drawn to have them.
+    follow: a ControlNet's conditioning, float32 (B, 3, H, W) in [0, 1], if it is not computed from x_0. remakes: Stage
+    I's low-res pictures, float32 (B, C, H/4, W/4) in [-1, 1], for the samples that are drawn to have them.
     """
     x = setup.scheduler.add_noise(x_0, draws.fed, draws.t)  # in fp32 on the CPU, cast afterwards
     level = small = None
@@ -126,14 +126,16 @@ def feed(
 
 
 def _mirrored(pictures: torch.Tensor, draws: Draws) -> torch.Tensor:
-    """Pictures (B, C, H, W), those that are drawn seen in a mirror."""
+    """Pictures (B, C, H, W); the drawn ones are mirrored."""
     return torch.where(draws.mirror[:, None, None, None], pictures.flip(-1), pictures)
 
 
 def predict_noise(
     setup: Setup, fed: Fed, in_steps: Callable[..., Any] | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The halves of the UNet's output; `in_steps`: called in its place."""
+    """The two halves of the UNet's output, epsilon and raw variance, each (B, C, h, w); `in_steps`: the compiled UNet,
+    if any.
+    """
     device, dtype = setup.device, DTYPES[setup.config.mixed_precision]
     level, control = (None if value is None else value.to(device) for value in (fed.level, fed.control))
     with autocast(device, setup.config.mixed_precision):
@@ -142,7 +144,7 @@ def predict_noise(
 
 
 def batch_loss(setup: Setup, prepared: Prepared) -> torch.Tensor:
-    """Training loss of a forward pass."""
+    """Training loss of a forward pass: a scalar, the mean over its samples."""
     x_0, draws, fed = prepared.x_0, prepared.draws, prepared.fed
     # lora_dropout draws from torch's own state
     torch.manual_seed(hash_seed("dropout", setup.seed, setup.stage, prepared.number))
@@ -204,7 +206,7 @@ def _error(setup: Setup, eps: torch.Tensor, noise: torch.Tensor, t: torch.Tensor
 
 
 def _weight(setup: Setup, draws: Draws) -> torch.Tensor:
-    """What each sample's error counts: (B,)."""
+    """The loss weight of each sample: (B,)."""
     alpha_bar = setup.scheduler.alphas_cumprod[draws.t].to(setup.device)
     if setup.config.use_soft_min_snr:
         return soft_min_snr_weight(alpha_bar, setup.config.soft_min_snr_sigma_data)

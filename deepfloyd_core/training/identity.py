@@ -23,11 +23,11 @@ def lora_request(
     run: Run, stage: Stage, folder: Path, inputs: TrainingInputs[A], prompts: Sequence[str] = (),
     parent_sha256: str | None = None,
 ) -> Request:  # fmt: skip
-    """Identity of a stage's LoRA. `folder`: the base model; prompts: of its validations; parent: the weights that it starts
-    from.
+    """Identity of a stage's LoRA. `folder`: the base model; prompts: of its validations; parent: the weights that it
+    starts from.
 
-    Which texts are stored does not matter, as long as those of its pictures are: so a new prompt trains nothing anew. Of
-    the eval set only what is there for this stage does.
+    Only the texts of its pictures count, not which other texts are stored: so a new prompt causes no new training. Of
+    the eval set only this stage's part counts.
     """
     config = run.config.stage(stage)
     spec = read_by(config, "lora", stage)
@@ -61,7 +61,7 @@ def train_job(
 
 
 def _validation(run: Run, stage: Stage, prompts: Sequence[str]) -> Json:
-    """What decides the pictures that are made while a stage is trained."""
+    """The settings that decide the pictures of a stage's validations."""
     config = run.config
     spec = read_by(config.stage(stage), "validation", stage)
     spec["negative_prompt"] = config.validation_negative_prompt

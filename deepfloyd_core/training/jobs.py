@@ -19,7 +19,7 @@ from deepfloyd_core.training.mixing import Share
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingInputs(Inputs[A]):
-    """Of a stage's LoRA."""
+    """The inputs of a stage's LoRA."""
 
     pixels: A
     text: A  # the stage's, or the embeds where its text modules are trained
@@ -38,14 +38,14 @@ class SizeCrops(Summary):
 
 
 class Bucket(SizeCrops):
-    """The batches that an epoch makes of them."""
+    """The batches of one size in an epoch."""
 
     batches: int
     crops_of_last_batch: int
 
 
 class TrainingFigures(HeldOutLosses):
-    """What is published of a training."""
+    """The published figures of a training."""
 
     steps: int
     rows: int  # crops that were trained on
@@ -55,7 +55,7 @@ class TrainingFigures(HeldOutLosses):
 
 
 class TrainingSummary(TrainingFigures):
-    """Of a stage's LoRA."""
+    """The summary of a stage's LoRA."""
 
     buckets: tuple[Bucket, ...]
     frozen_parameters: int

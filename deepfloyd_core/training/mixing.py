@@ -73,7 +73,7 @@ def first_gap(shares: tuple[Share, ...], steps: int) -> int | None:
 
 
 def share_of(dataset: ImageDataset) -> Share:
-    """A data set's settings."""
+    """The share and window of steps of a data set, from its settings."""
     return Share(dataset.probability, dataset.start_step, dataset.end_step)
 
 
@@ -90,9 +90,10 @@ def _units(weights: list[float]) -> list[int]:
 
 
 def _halved(units: list[int], total: int) -> list[int]:
-    """How many of the first `total` picks each gets. With one more pick exactly one of them grows, by one.
+    """How many of the first `total` picks each data set gets. With one more pick exactly one of them grows, by one.
 
-    The sets are halved by weight again and again, and each time the picks are shared out to the nearest whole one.
+    The sets are divided into two halves by weight, again and again; each time the picks are divided between the halves,
+    rounded to the nearest integer.
     """
     every = sum(units)
     if not every:
@@ -107,7 +108,7 @@ def _halved(units: list[int], total: int) -> list[int]:
 def check_steps(datasets: tuple[ImageDataset, ...], stage: Stage, steps: int) -> list[str]:
     """Raise ConfigError for an optimizer step of a stage in which no data set is drawn from.
 
-    Returns a note for each data set that the stage never comes to.
+    Returns a note for each data set that the stage never uses.
     """
     used = [dataset for dataset in datasets if dataset.factor(stage) is not None]
     gap = first_gap(tuple(share_of(dataset) for dataset in used), steps)

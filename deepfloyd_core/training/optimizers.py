@@ -25,7 +25,7 @@ def make_optimizer(config: StageConfig, params: Params, seed: int) -> torch.opti
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float, peak: float) -> None:
-    """Give each group its learning rate of a step. A group that began with another one than `peak` keeps its multiple."""
+    """Set each group's learning rate of a step. A group that began with another rate than `peak` keeps its multiple."""
     for group in optimizer.param_groups:
         group["lr"] = group["initial_lr"] / peak * rate
 
@@ -87,25 +87,28 @@ OPTIMIZERS: dict[str, Callable[[StageConfig, Params, int], torch.optim.Optimizer
 
 
 def take_average(optimizer: torch.optim.Optimizer) -> None:
-    """Schedule-free AdamW puts the average that it keeps in place of the point that it trains at; others do nothing.
+    """For schedule-free AdamW, replace the trained point by the average that the optimizer keeps; others do nothing.
 
-    Not for checkpoints: the way there and back rounds.
+    Not for checkpoints: switching there and back rounds.
     """
     if hasattr(optimizer, "eval"):
         optimizer.eval()
 
 
 def resume_training(optimizer: torch.optim.Optimizer) -> None:
-    """After `take_average` in the middle of a run; the parameters must then be put back, because the way there rounds."""
+    """After `take_average` in the middle of a run. The parameters must then be restored from a copy, because the switch
+    rounds.
+    """
     if hasattr(optimizer, "train"):
         optimizer.train()
 
 
 def check_savable(optimizer: torch.optim.Optimizer, name: str) -> None:
-    """Raise JobError when an optimizer has state that a checkpoint would lose. Call after a step: the first makes the state.
+    """Raise JobError when an optimizer has state that a checkpoint would lose. Call it after a step, which creates the
+    state.
 
-    A checkpoint holds tensors and plain values of each parameter, and numbers of each group; what else a group has must not
-    change. name: the value of `optimizer`.
+    A checkpoint holds tensors and plain values of each parameter, and numbers of each group; other values of a group
+    must not change. name: the value of `optimizer`.
     """
     params = {param for group in optimizer.param_groups for param in group["params"]}
     faults = [f"state {key!r} of no parameter" for key in optimizer.state if key not in params]

@@ -8,15 +8,15 @@ Made = TypeVar("Made")
 
 
 class Ahead(Generic[Made]):
-    """Results of a pure function of a number, made in threads before they are asked for.
+    """Results of a pure function of a number, computed in threads before they are needed.
 
-    What is returned does not depend on how many threads there are; with none everything is made when it is asked for. One
-    result for each thread waits, beside the one that is used. An error in a thread is raised where its number is asked
-    for. A context manager: the threads end with it.
+    The results do not depend on the number of threads; without threads each is computed when it is needed. One result
+    for each thread waits, beside the one in use. An error in a thread is raised when its number is taken. A context
+    manager: the threads end with it.
     """
 
     def __init__(self, make: Callable[[int], Made], threads: int, end: int) -> None:
-        """end: the number after the last one that will be asked for."""
+        """end: the number after the last one."""
         self._make, self._ahead, self._end = make, threads, end
         self._pool = ThreadPoolExecutor(threads, "batches") if threads else None
         self._waiting: dict[int, Future[Made]] = {}
@@ -29,7 +29,7 @@ class Ahead(Generic[Made]):
             self._pool.shutdown(cancel_futures=True)
 
     def take(self, number: int) -> Made:
-        """The result for a number; the next ones are begun."""
+        """The result for a number; the next ones are started."""
         if self._pool is None:
             return self._make(number)
         for coming in range(number, min(number + self._ahead + 1, self._end)):

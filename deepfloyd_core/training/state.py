@@ -25,7 +25,7 @@ from deepfloyd_core.training.optimizers import (
 
 @dataclass(frozen=True)
 class TrainingState:
-    """All that a checkpoint holds."""
+    """Everything that a checkpoint holds."""
 
     params: dict[str, torch.nn.Parameter]  # those that are trained, by name
     optimizer: torch.optim.Optimizer
@@ -39,7 +39,7 @@ class TrainingState:
 
 
 def training_state(setup: Setup) -> TrainingState:
-    """That of the newest checkpoint, or of a training that begins."""
+    """The state of the newest checkpoint, or of a new training."""
     params = trainable(setup.unet)
     optimizer = make_optimizer(setup.config, params.values(), hash_seed(setup.seed, setup.stage))
     state = TrainingState(params, optimizer, make_ema(setup.config, params.values()), [])
@@ -48,13 +48,15 @@ def training_state(setup: Setup) -> TrainingState:
 
 
 def make_ema(config: StageConfig, params: Iterable[torch.nn.Parameter]) -> EMAModel | None:
-    """The moving average of what is trained; in fp32, because in bf16 steps of 1 - decay would be rounded away."""
+    """The moving average of the trained parameters; in fp32, because in bf16 steps of 1 - decay would be rounded away."""
     return EMAModel([param.detach().float() for param in params], decay=config.ema_decay) if config.use_ema else None
 
 
 @contextmanager
 def averaged(state: TrainingState) -> Iterator[None]:
-    """What would be saved now in place of what is being trained, which comes back to the last bit."""
+    """In this block the parameters are the averages that would be saved now; afterwards the trained values return, to
+    the last bit.
+    """
     averages = state.ema is not None or hasattr(state.optimizer, "eval")
     kept = [param.detach().clone() for param in state.params.values()] if averages else []
     take_averages(state)
@@ -66,7 +68,7 @@ def averaged(state: TrainingState) -> Iterator[None]:
 
 
 def take_averages(state: TrainingState) -> None:
-    """Put what is to be saved in place of what was trained: the optimizer's average or the moving one, if any."""
+    """Replace the trained values by those to be saved: the optimizer's average or the moving average, if any."""
     take_average(state.optimizer)
     if state.ema is not None:
         state.ema.copy_to(state.params.values())

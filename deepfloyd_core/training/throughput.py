@@ -29,12 +29,12 @@ class Pace:
 
     @property
     def line(self) -> str:
-        """Both in words."""
+        """Both figures in words."""
         return f"{self.samples_per_s:.3g}/s {self.peak_gib:.2f} GiB"
 
     @property
     def peak_gib(self) -> float:
-        """Of the GPU's memory that torch gave out, or of the process's on a CPU."""
+        """Peak of the GPU memory that torch allocated, or of the process's memory on a CPU."""
         if self._device.type == "cuda":
             return torch.cuda.max_memory_allocated(self._device) / 2**30
         unit = 1 if sys.platform == "darwin" else 1024

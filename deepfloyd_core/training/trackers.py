@@ -1,8 +1,8 @@
-"""Where a training is shown beside the flow run: TensorBoard, W&B. What they keep has times in it, so it is no part of an
+"""Shows a training in TensorBoard or W&B, beside the flow run. Their files contain times, so they are not in an
 artifact.
 
-Their libraries are imported when they are asked for. Not accelerate's trackers: they want its process state, and their
-TensorBoard cannot forget the steps after a checkpoint.
+Their libraries are imported only when they are used. accelerate's trackers are not used: they need its process state,
+and its TensorBoard tracker cannot drop the steps after a checkpoint.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -31,10 +31,10 @@ Board = Callable[[int, dict[str, float], Sequence[Path]], None]
 
 @contextmanager
 def open_board(trackers: Sequence[str], settings: Json, out: Path, done: Sequence[StepMetrics]) -> Iterator[Board]:
-    """The boards of `report_to` as one, for the artifact that is made in `out`; without any it shows nothing.
+    """The trackers of `report_to` as one, for the artifact that is made in `out`; without trackers it shows nothing.
 
-    settings: what W&B lists of the run; done: the metrics of the steps that a resumed run has done. Raises JobError when
-    W&B cannot be reached.
+    settings: what W&B lists of the run; done: the metrics of the steps that a resumed run has done. Raises JobError
+    when W&B cannot be reached.
     """
     name, workspace = f"{out.parent.name}-{out.name}", workspace_of(out)
     with ExitStack() as stack:
@@ -53,7 +53,7 @@ def open_board(trackers: Sequence[str], settings: Json, out: Path, done: Sequenc
 
 @contextmanager
 def _tensorboard(folder: Path, first: int) -> Iterator[Board]:
-    """What a killed process wrote of later steps than `first` is not shown."""
+    """TensorBoard; steps after `first` that a killed process wrote are not shown."""
     from torch.utils.tensorboard import SummaryWriter
 
     with SummaryWriter(str(folder), purge_step=first + 1) as writer:
@@ -69,11 +69,12 @@ def _tensorboard(folder: Path, first: int) -> Iterator[Board]:
 
 @contextmanager
 def _wandb(workspace: Path, name: str, settings: Json, done: Sequence[StepMetrics]) -> Iterator[Board]:
-    """A run whose id is the artifact's name, so that a resumed training goes on in it. settings: what it lists of the run.
+    """A W&B run whose id is the artifact's name, so that a resumed training continues in it. settings: shown with the
+    run.
 
-    W&B takes no step twice. What a killed process had shown of the steps after its checkpoint stays, as they are done again
-    with the same figures; a validation that it had not come to is then shown at the first step that is free. What it had
-    not got out of its buffer of the steps before is shown now; offline that is all of them, in a file of this process.
+    W&B accepts no step twice. Steps after the checkpoint that a killed process had shown stay, because they are done
+    again with the same figures; a validation that it had not reached is shown at the first free step. Steps before the
+    checkpoint that were still in its buffer are shown now; offline these are all steps, in a file of this process.
     """
     import wandb
 
@@ -116,6 +117,6 @@ def shown_metrics(row: StepMetrics) -> dict[str, float]:
 
 
 def show_validation(show: Board, step: int, losses: list[GridLoss], pictures: Sequence[Path]) -> None:
-    """What `Validation.take` gave."""
+    """Show the result of `Validation.take`."""
     means = {f"{_MEASURED}{part}": mean_loss(losses, part) for part in (HELD_OUT, SEEN)}
     show(step, {name: mean for name, mean in means.items() if mean is not None}, pictures)

@@ -1,7 +1,7 @@
 """One trainer for both stages: adapters, biases or all weights, exact to the byte when killed and started again.
 
-Every draw is a function of (seed, forward pass), the learning rate one of the step, the batch order one of the epoch;
-so a checkpoint holds what is trained, its moving average, the optimizer's state and a step number, nothing else.
+Every draw is a function of (seed, forward pass), the learning rate of the step, the batch order of the epoch. So a
+checkpoint holds only the trained parameters, their moving average, the optimizer's state and a step number.
 """
 
 import math
@@ -166,7 +166,7 @@ def _validation(setup: Setup, rows: TrainingRows, order: MixedOrder, request: Tr
 
 
 def _passes(setup: Setup, rows: TrainingRows, order: MixedOrder) -> Callable[[int], Prepared]:
-    """What makes the inputs of a forward pass, by its number."""
+    """A function that makes the inputs of a forward pass from its number."""
 
     def make(number: int) -> Prepared:
         batch = rows.take(*order.batch(number))
@@ -179,7 +179,9 @@ def _train(
     setup: Setup, state: TrainingState, make: Callable[[int], Prepared], job: Job[TrainRequest], validation: Validation,
     show: Board,
 ) -> float:  # fmt: skip
-    """The loop, from the step that the state has done; `make` prepares a pass. Returns the seconds that steps took."""
+    """The loop, from the steps that the state has done; `make` prepares a pass. Returns the seconds that the steps
+    took.
+    """
     config, seconds = setup.config, 0.0
     asked, pace, checkpoints = _StopRequest(), Pace(setup.device), CheckpointWriter(state, config, job.out)
     passes = config.steps * config.gradient_accumulation_steps
@@ -209,7 +211,7 @@ def _train(
 
 
 def _due(config: StageConfig, step: int) -> bool:
-    """Whether there is a validation before a step; before the first one also of a parent, to compare with it."""
+    """Whether there is a validation before a step. Before the first step also one of a parent, for comparison."""
     return (
         step % config.validation_step_interval == 0
         if config.validation_step_interval
@@ -261,7 +263,7 @@ def _order(request: TrainRequest, rows: TrainingRows) -> MixedOrder:
 
 
 class _StopRequest:
-    """Remembers SIGTERM until the step in hand is done, so that a checkpoint holds a whole step."""
+    """Remembers SIGTERM until the current step is done, so that a checkpoint holds complete steps only."""
 
     def __init__(self) -> None:
         self.stop = False
@@ -269,13 +271,15 @@ class _StopRequest:
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """SIGTERM ends what is done meanwhile as it would have before: it can be long, and a checkpoint was written."""
+        """In this block SIGTERM ends the process at once, as before: the block can be long, and a checkpoint was
+        written.
+        """
         self.release()
         yield
         signal.signal(signal.SIGTERM, self._on_signal)
 
     def release(self) -> None:
-        """Give the signal back to whom it was taken from."""
+        """Restore the previous handler of the signal."""
         signal.signal(signal.SIGTERM, self._before)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:

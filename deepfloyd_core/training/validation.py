@@ -38,7 +38,7 @@ _LINES, _COLUMNS = 16, 8  # of the sheet
 
 @dataclass(frozen=True)
 class Validation:
-    """What is taken of a UNet as it stands in memory."""
+    """Validates a UNet as it is in memory."""
 
     stage: Stage
     settings: StageConfig
@@ -52,7 +52,7 @@ class Validation:
     out: Path
 
     def losses(self) -> list[GridLoss]:
-        """Those of the grid, see `grid_losses`."""
+        """The losses on the grid, see `grid_losses`."""
         self.unet.eval()
         return grid_losses(self.grid, self.predict, self.settings.validation_noise_level)
 
@@ -61,7 +61,7 @@ class Validation:
         return _losses_file(self.out, step).exists()
 
     def take(self, step: int) -> tuple[list[GridLoss], list[Path]]:
-        """Keep the losses and make the pictures of a step; returns the former, and the files of the latter.
+        """Store the losses and make the pictures of a step; returns the losses, and the files of the pictures.
 
         The UNet is left in eval mode.
         """
@@ -73,7 +73,7 @@ class Validation:
 
 
 def read_losses(out: Path, step: int) -> list[GridLoss]:
-    """What was kept of a step."""
+    """The stored losses of a step."""
     return _read_losses(_losses_file(out, step))
 
 
@@ -86,7 +86,9 @@ def _losses_file(out: Path, step: int) -> Path:
 
 
 def _save_pictures(plan: Validation, step: int) -> list[Path]:
-    """In fp32 they are, bit for bit, those of the stock pipeline with the product loaded."""
+    """Sample the validation pictures and save PNGs. In fp32 they equal those of the stock pipeline with the product,
+    bit for bit.
+    """
     settings, stage, unet, out, texts = plan.settings, plan.stage, plan.unet, plan.out, plan.texts
     scheduler = trained_scheduler(plan.folder, settings.train_variance)
     pipeline = stock_pipeline(plan.folder, stage, unet, scheduler)
@@ -163,7 +165,7 @@ def _batches(wanted: list[Wanted], most: int) -> Iterator[list[Wanted]]:
 
 @contextmanager
 def _pooled(unet: UNet2DConditionModel, text: Text, negative: Text, guidance: float) -> Iterator[None]:
-    """Give a UNet without text modules the pooled texts, which the stock pipeline knows nothing of."""
+    """Give a UNet without text modules the pooled texts, which the stock pipeline cannot pass."""
     if text.pooled is None or negative.pooled is None:
         yield
         return
