@@ -8,12 +8,14 @@ Sizes are (width, height) as in Pillow; tensors are (B, C, H, W).
 from collections.abc import Callable
 from typing import Any, Literal, Protocol
 
-MadeConditioning = Literal["canny", "grayscale", "low_res"]  # what a ControlNet follows, made of the training picture
-Conditioning = Literal["canny", "grayscale", "low_res", "paired"]  # paired: a picture of its own
+MadeConditioning = Literal[
+    "canny", "grayscale", "low_res"
+]  # a ControlNet's conditioning, computed from the training picture
+Conditioning = Literal["canny", "grayscale", "low_res", "paired"]  # paired: a separate picture
 
-Json = dict[str, Any]  # a JSON object that is stored, compared and printed as a whole; nothing digs through it
+Json = dict[str, Any]  # a JSON object that is stored, compared and printed as a whole; no code reads its parts
 
-Report = Callable[[int, int, str], None]  # done, total, one line for the eye
+Report = Callable[[int, int, str], None]  # done, total, one line for people
 
 
 def no_report(done: int, total: int, line: str) -> None:

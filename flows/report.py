@@ -102,7 +102,7 @@ def print_measures(out: Console, measured: MeasureTable) -> None:
             means = (figures.upscaled[method][measure.name] for measure in measures)
             cells = ("" if value is None else f"{value:.3g}" if value < 10 else f"{value:.2f}" for value in means)
             plain = method not in ("base", "tuned")
-            if not plain or figures is measured.figures:  # figures of plain enlargements are the same at every level
+            if not plain or figures is measured.figures:  # figures of interpolation are the same at every level
                 table.add_row(method, "" if plain else str(level), *cells)
             if method in figures.gain:
                 label = f"tuned over {method}" + (f", {level}" if len(levels) > 1 else "")

@@ -43,7 +43,7 @@ class Stopping:
 
     @property
     def asked(self) -> bool:
-        """Whether a signal came."""
+        """Whether a signal was received."""
         return self._number > 0
 
     def take_signals(self) -> None:
@@ -81,7 +81,7 @@ class Stopping:
                 if number not in SIGNALS:
                     continue
                 if self._code is not None and not self.asked:
-                    os._exit(self._code)  # the command was over, and said all
+                    os._exit(self._code)  # the command was over, and has printed everything
                 if began is None:
                     began, self._number = time.monotonic(), self._number or number
                 # Prefect, which takes the first SIGTERM of a flow run, sends it again when the run is told.

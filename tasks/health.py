@@ -62,7 +62,9 @@ def _health_alone(url: str) -> int | None:
 
 
 def _health_for_prefect(url: str) -> int | None:
-    """What Prefect's client is told when it asks for what every run needs. Prefect Cloud tells no version."""
+    """The status that Prefect's client gets when it asks for what every run needs. Prefect Cloud does not give its
+    version.
+    """
     import httpx
     from prefect.client.base import ServerType
     from prefect.client.orchestration import get_client

@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 F = TypeVar("F", bound=Callable[..., Any])
 
 PATIENCE_S = 3600.0  # a flow's, with a server that is away
-IN_A_HURRY_S = 5.0  # the same, once the flow failed or was told to stop, and when the process ends
+IN_A_HURRY_S = 5.0  # the same, for a flow that failed or was asked to stop, and when the process ends
 ASK_EVERY_S = 2.0
 GATHER_S = 1.0  # log records of this long are one request
 LINES = 500  # of one request
@@ -89,7 +89,7 @@ def server_awaited(flow_body: F) -> F:
         tell_in_sentences()
         try:
             result = flow_body(*arguments, **named)
-        except (ServerAwayError, httpx.HTTPError):  # of a server that was waited for
+        except (ServerAwayError, httpx.HTTPError):  # of a server that did not come back
             raise
         except Exception as error:  # a flow that failed is recorded as well; one that was stopped does not wait
             _outbox(os.getpid()).deliver_failed(error)

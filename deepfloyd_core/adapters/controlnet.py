@@ -34,7 +34,7 @@ from deepfloyd_core.models.same_output import output_change, small_change
 from deepfloyd_core.models.unet import adapter_dtype
 from deepfloyd_core.types import Conditioning
 
-_NAMES = ("sample", "timestep", "encoder_hidden_states")  # of what a UNet is called with, in order
+_NAMES = ("sample", "timestep", "encoder_hidden_states")  # positional argument names of UNet2DConditionModel.forward
 
 
 class Control(torch.nn.Module):

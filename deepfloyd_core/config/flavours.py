@@ -36,6 +36,6 @@ _RANDOM = [replace(flavour, name=RANDOM + flavour.name, repo=RANDOM + flavour.na
 FLAVOURS = PUBLISHED | {flavour.name: flavour for flavour in _RANDOM}
 
 
-TEXT_MODULES = ("encoder_hid_proj", "add_embedding")  # of a UNet: they see the text and nothing else
+TEXT_MODULES = ("encoder_hid_proj", "add_embedding")  # of a UNet: their only input is the text
 # Parts of a UNet that a ControlNet has no copy of.
 NOT_ON_THE_WAY_DOWN = ("up_blocks", "conv_norm_out", "conv_act", "conv_out", *TEXT_MODULES)

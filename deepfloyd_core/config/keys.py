@@ -19,9 +19,9 @@ from deepfloyd_core.config.base import Spec
 from deepfloyd_core.config.flavours import Stage
 from deepfloyd_core.types import Json
 
-# What reads a key. `verdict`: whether a picture can be used; every picture is then decoded again. `validation`: the LoRA,
-# where pictures are made while it is trained. `content`: what lies there decides, not the key itself. `all`: the entry is
-# another one.
+# What reads a key. `verdict`: whether a picture can be used; a change decodes every picture again. `validation`: the LoRA,
+# if its training makes pictures. `content`: the files at that place decide, not the key itself. `all`: a change makes
+# another entry.
 Reader = Literal[
     "all", "content", "verdict", "index", "pixels", "eval_set", "embeds", "low_res", "lora", "validation", "samples",
     "generated",
@@ -39,8 +39,8 @@ _FOR_BOTH = ("validation_noise_level",)  # may stand at the top level of a file 
 class Effect:
     """What a key affects."""
 
-    makes: tuple[Reader, ...]  # what a change of it makes anew
-    stage: Stage | None  # the stage that alone has a use for it; None: both
+    makes: tuple[Reader, ...]  # what a change of it rebuilds
+    stage: Stage | None  # the only stage that uses it; None: both
     only_with: Mapping[str, tuple[object, ...]]  # the values of other keys that it has an effect with
 
 

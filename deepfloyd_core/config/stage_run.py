@@ -89,7 +89,9 @@ def device_fault(config: "StageConfig", device: str) -> str:
 
 
 def _inductor_fault(device: str) -> str:
-    """What inductor lacks for a device, as far as it can be told without torch; the job compiles a line with it."""
+    """What inductor needs and a device lacks, as far as it can be known without torch; the job also compiles a test
+    line.
+    """
     said = "dynamo_backend is 'inductor'"
     if device == "mps":
         return f"{said}, whose kernels for mps are a prototype in torch. Set it to no"

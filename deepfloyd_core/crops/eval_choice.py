@@ -42,7 +42,7 @@ class Choice:
 
     dataset_id: str
     usable: int
-    ids: tuple[str, ...]  # that are measured on, in the order of their hashes
+    ids: tuple[str, ...]  # the measured pictures, in the order of their hashes
     groups: tuple[
         str, ...
     ]  # not trained on, each by its first picture: theirs, and further ones that were held out as theirs

@@ -26,7 +26,7 @@ class OlderRows:
     @classmethod
     def read(cls, older: Artifact | None) -> "OlderRows":
         """Read the newest artifact; empty when there is none or its list of rows was changed."""
-        none = np.zeros(1, np.int64)  # so that there is something to index with -1
+        none = np.zeros(1, np.int64)  # dummy row, so that index -1 is valid
         recorded = older.hashes if older else {}
         if older is None or not is_as_recorded(older.path / ROWS_FILE, recorded):
             return cls((), {}, none, np.empty(0, np.uint64), none[:0], none.astype(np.int32), none.astype(np.int32))

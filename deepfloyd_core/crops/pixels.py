@@ -68,7 +68,7 @@ class Layout:
     """How planned rows become files: the reused shards, the shards to make, and the place of each row in them."""
 
     plans: tuple[SizePlan, ...]
-    kept: dict[str, str]  # names of the older artifact's shards that are taken over, and their sha256
+    kept: dict[str, str]  # names of the older artifact's reused shards, and their sha256
     made: tuple[ShardPlan, ...]
     places: tuple[tuple[np.ndarray, np.ndarray], ...]  # for each plan int32 (rows,): number of the file, row in it
     older: Artifact | None

@@ -85,7 +85,7 @@ def write_plan(
 ) -> list[SizePlan]:
     """Plan the passes over every picture (columns PICTURE) that feeds a stage, or over its pair (columns PAIR).
 
-    Rows in the index's order, passes one after the other; passes that show the same are one row.
+    Rows are in the index's order, passes one after the other; equal passes are one row.
     """
     tables = (
         plan_pictures(run, dataset, stage, part, dataset.repeats + 1)

@@ -65,7 +65,7 @@ def save_preview(run: Run, count: int, path: Path) -> tuple[int, str]:
 
 
 def _chosen(run: Run, count: int) -> tuple[list[Shown], list[Row]]:
-    """The pictures to show, and the rejected ones that came before them."""
+    """The pictures to show, and the rejected ones before them."""
     found = scan(run)
     found = found.filter(found["sha256"].is_valid())
     datasets = {dataset.id: dataset for dataset in run.datasets}

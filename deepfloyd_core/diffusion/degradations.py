@@ -70,7 +70,7 @@ def spoilt(config: StageConfig, image_ids: Sequence[str], small: torch.Tensor) -
 
     def made(image_id: str, picture: torch.Tensor) -> torch.Tensor:
         how = draw_degradation(full, config, hash_seed("eval", image_id), 0)
-        assert how is not None  # or there is nothing to spoil them with
+        assert how is not None  # otherwise there is no degradation to apply
         return degrade(picture[None], how)
 
     return torch.cat([made(*pair) for pair in zip(image_ids, small, strict=True)])

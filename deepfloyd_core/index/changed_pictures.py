@@ -34,7 +34,9 @@ def picture_changes(old: Path, new: Path) -> list[str]:
     same = before.take(place.drop_null())
     kept = now.take(pa.array(stayed))
     other = {name: ~_equal(_text(same[name]), _text(kept[name])) for name in ("status", "image_id", "captions")}
-    said_anew = other["captions"] & ~other["image_id"] & ~other["status"]  # else the caption came or went with the rest
+    said_anew = (
+        other["captions"] & ~other["image_id"] & ~other["status"]
+    )  # else the caption was added or removed with the rest
     lines = [
         *(_named(_WHAT[status], "added", part) for status, part in _by_status(now.take(pa.array(came)))),
         *(_named(_WHAT[status], "withdrawn", part) for status, part in _by_status(before.take(pa.array(went)))),

@@ -26,7 +26,7 @@ SIZE_REASONS = (
     "aspect_out_of_range",
     "too_small",
     "not_for_this_stage",
-)  # said first to last: why a stage cannot use a size
+)  # in order of precedence: why a stage cannot use a size
 
 
 @dataclass(frozen=True)

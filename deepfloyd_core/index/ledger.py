@@ -90,7 +90,7 @@ class Row:
     note: str | None = None  # what is odd about the file, whether it is accepted or not
     conditioning: str | None = None  # the pair that a ControlNet follows: its name, and the sha256 of its bytes
     conditioning_id: str | None = None
-    group: str | None = None  # the first image_id of those that show the same; None: it has no twin
+    group: str | None = None  # the first image_id of its duplicates; None: it has no twin
     look: "builtins.bytes | None" = None  # see `looks`; not in the ledger, but beside it
 
 

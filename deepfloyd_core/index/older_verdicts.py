@@ -29,12 +29,12 @@ from deepfloyd_core.sources.picture_bytes import HAS_HEIF
 from deepfloyd_core.store.artifacts import Artifact, newest
 from deepfloyd_core.types import Json
 
-# What a picture's bytes and the settings alone decide. Other reasons are judged anew: they may have gone away.
+# Reasons that follow from a picture's bytes and the settings alone. Other reasons are judged again: they may be gone.
 _LASTING = (
     "too_small", "aspect_out_of_range", "not_for_this_stage", "unsupported", "corrupt", "truncated", "decompression_bomb",
     "conditioning_aspect",
 )  # fmt: skip
-# Said of pictures whose bytes are good.
+# Reasons that do not depend on the picture's bytes.
 _BESIDE = ("caption_missing", "conditioning_missing", "conditioning_ambiguous", *AS_ASKED)
 _PICTURE = ("dataset_id", "image_id", "conditioning_id")  # what a verdict is of
 

@@ -22,7 +22,7 @@ from deepfloyd_core.sources.source import read_again
 
 SHEET, SHEET_CELL_PX = "rejected.png", 144
 TWINS_SHEET, GROUPS_SHOWN = "twins.png", 8
-# Rejected pictures that are safe to decode for the sheet: what is said of the others is that they harm, or change.
+# Reasons of rejected pictures that are safe to decode for the sheet; pictures with other reasons do harm, or change.
 _SHOWN = (
     "too_small", "aspect_out_of_range", "not_for_this_stage", "corrupt", "truncated", "caption_missing", *PAIR_REASONS,
 )  # fmt: skip

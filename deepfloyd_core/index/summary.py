@@ -22,7 +22,7 @@ class LedgerCounts(Summary):
 class IndexSummary(LedgerCounts):
     """The summary of an image index."""
 
-    twin_groups: int  # of pictures that show the same
+    twin_groups: int  # groups of duplicates
     twins: int  # those in groups, beside the first of each
     judged_now: int  # files
     judged_before: int  # by an older index

@@ -44,8 +44,8 @@ class Compared:
     """The argument of a measure of one picture."""
 
     picture: Picture
-    reference: Picture  # the truth, of the picture's size; for Stage I's sample, which has none, the sample
-    low_res: np.ndarray  # uint8 (H / 4, W / 4, 3): the truth's downscale, or the sample
+    reference: Picture  # the ground truth, of the picture's size; a sample of Stage I has none: the sample
+    low_res: np.ndarray  # uint8 (H / 4, W / 4, 3): the ground truth's downscale, or the sample
 
 
 def enlarged(small: torch.Tensor, method: str) -> torch.Tensor:

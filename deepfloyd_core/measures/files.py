@@ -2,4 +2,4 @@
 
 EVAL_SHEET, EVAL_FILE = "eval.png", "eval.parquet"
 DETAIL_SHEET = "eval_details.png"  # zoomed details of Stage II on held-out pictures
-SPOILT_SHEETS = ("eval_spoilt.png", "eval_spoilt_details.png")  # both, where their low-res pictures were spoilt
+SPOILT_SHEETS = ("eval_spoilt.png", "eval_spoilt_details.png")  # both, with degraded low-res pictures

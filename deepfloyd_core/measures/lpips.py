@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-# uint8 pictures (H, W, 3) and the truth of all of them, of their size -> each one's distance, 0 when it is the truth
+# uint8 pictures (H, W, 3) and their common ground truth, of their size -> distances, 0 when equal to it
 Distances = Callable[[Sequence["np.ndarray"], "np.ndarray"], list[float]]
 _EPS = 1e-10  # beside the length of a feature, as the package has it
 
@@ -36,7 +36,9 @@ def load_lpips(file: Path, device: "torch.device") -> Look:
 
     def look(outputs: Outputs) -> Figures:
         distances: dict[Enlargement, list[float]] = {enlargement: [] for enlargement in outputs.pictures}
-        for place, truth in enumerate(outputs.truths):  # outside, so that the features of a truth are computed once
+        for place, truth in enumerate(
+            outputs.truths
+        ):  # outer loop, so that the features of a ground truth are computed once
             row = distances_to([pictures[place] for pictures in outputs.pictures.values()], truth)
             for parts, distance in zip(distances.values(), row, strict=True):
                 parts.append(distance)

@@ -16,7 +16,7 @@ from deepfloyd_core.errors import ConfigError
 from deepfloyd_core.models.headers import Header, read_header
 
 SHIFT, SCALE = "scaling_layer.shift", "scaling_layer.scale"
-_FIRST = "net.slice1.0.weight"  # by whose kernel the networks are told apart
+_FIRST = "net.slice1.0.weight"  # its kernel distinguishes the networks
 
 
 @dataclass(frozen=True)

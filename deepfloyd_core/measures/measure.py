@@ -59,9 +59,9 @@ class Measure:
     better: Literal["more", "less"] | None = None
     reading: str = ""  # where neither more nor less is better: how to read it
     head: str = ""  # of its column on the terminal, where the name does not do
-    against: Against = "truth"  # of a held-out picture, or Stage I's sample, which has no truth
+    against: Against = "truth"  # of a held-out picture, or Stage I's sample, which has no ground truth
     of: Literal["picture", "set"] = "picture"  # a set's figure has no column
-    share: tuple[str, str] | None = None  # columns of a part and its whole; the mean is the ratio of their sums
+    share: tuple[str, str] | None = None  # columns of numerator and denominator; the mean is the ratio of their sums
     gains: bool = False  # summaries say by how much the last method is better than each other one
     compute: Callable[["Compared"], float | tuple[float, float]] | None = (
         None  # of one picture; a share's part and whole

@@ -55,7 +55,7 @@ NETWORKS: tuple[Network, ...] = tuple(dict.fromkeys(measure.network for measure 
 
 
 def measures_against(against: Against) -> tuple[Measure, ...]:
-    """The measures of held-out pictures, which have a truth, or of Stage I's samples, in the order of reports."""
+    """The measures of held-out pictures, which have a ground truth, or of Stage I's samples, in the order of reports."""
     return tuple(measure for measure in MEASURES if measure.against == against)
 
 

@@ -31,8 +31,8 @@ from deepfloyd_core.measures.pixel import mean, mean_and_interval
 from deepfloyd_core.measures.registry import COLUMNS, measures_against
 from deepfloyd_core.measures.upscaling_sheets import save_sheets
 
-PLAIN = ("bilinear", "bicubic")  # enlargements without a model
-# What the low-res pictures are: downscales of the truth, the same spoilt as in training, or Stage I's samples.
+PLAIN = ("bilinear", "bicubic")  # interpolation, without a model
+# Kinds of low-res pictures: downscales of the ground truth, these degraded as in training, or Stage I's samples.
 HELD_OUT, SPOILT, SAMPLED = "held-out", "spoilt", "stage1"
 _FIELDS = {HELD_OUT: "held_out", SPOILT: "spoilt"}  # of `SamplesSummary`
 _SHEETS = {HELD_OUT: (EVAL_SHEET, DETAIL_SHEET), SPOILT: SPOILT_SHEETS}

@@ -41,6 +41,6 @@ def _edge(truth: np.ndarray) -> int:
 
 
 def _cut(picture: np.ndarray, corner: tuple[int, int], truth: np.ndarray) -> np.ndarray:
-    """The zoomed window of a picture, whether it has the truth's size or the low-res one's."""
+    """The zoomed window of a picture that has the ground truth's size or the low-res size."""
     edge, (top, left) = _edge(truth) * len(picture) // len(truth), (at * len(picture) // len(truth) for at in corner)
     return picture[top : top + edge, left : left + edge]

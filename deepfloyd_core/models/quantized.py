@@ -24,8 +24,8 @@ from deepfloyd_core.config.stage_method import BasePrecision
 from deepfloyd_core.errors import ModelError
 from deepfloyd_core.models.unet import each_unet_weight, empty_unet, load_projected_unet, load_unet
 
-# Stay as they are: what sees or makes the pictures themselves and what steers every block, 0.24 % of IF-I-M and IF-I-XL; and
-# the text modules, which are there only when an adapter is put on them.
+# Not quantised: the layers that read or write the pictures and those that condition every block, 0.24 % of IF-I-M and
+# IF-I-XL; and the text modules, which exist only when an adapter is added to them.
 _WHOLE = ("conv_in", "conv_out", "time_embedding", "class_embedding", *TEXT_MODULES)
 _BLOCK = 64  # weights to a scale of NF4
 # Appendix E of the paper: quantiles of a normal distribution, scaled to [-1, 1], with an exact zero.

@@ -26,7 +26,7 @@ def lacking(folder: Path, name: str) -> list[str]:
 def weight_faults(folder: Path, name: str) -> list[str]:
     """The faults of existing weight files: a clause for each damaged one."""
     faults = ((file, _fault(file)) for file in _files(folder, name) if file.exists())
-    # Of a link into a cache what it leads to: without that alone it would be downloaded anew.
+    # For a link into a cache, name the target: only if the target is removed is it downloaded again.
     return [f"{file.resolve() if file.is_symlink() else file} {fault}" for file, fault in faults if fault]
 
 

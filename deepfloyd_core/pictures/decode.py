@@ -212,7 +212,7 @@ def _draft(data: bytes, divisor: int, layout: Layout | None) -> Image.Image:
         try:
             return _decode_at(lean, divisor)
         except Unreadable:
-            pass  # then the whole file has the last word
+            pass  # then a decode of the whole file decides
     return _decode_at(data, divisor)
 
 
@@ -263,7 +263,7 @@ def _orientation(picture: Image.Image) -> int:
     try:
         value = picture.getexif().get(_ORIENTATION)
     except PIXEL_ERRORS:
-        return 1  # broken EXIF, whole pixels
+        return 1  # broken EXIF, intact pixels
     return value if isinstance(value, int) else 1
 
 

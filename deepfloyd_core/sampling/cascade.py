@@ -156,7 +156,7 @@ def _ticker(job: Job[SampleRequest], wanted: list[Wanted]) -> Callable[[int], No
     if 2 in request.cascade:
         settings = request.cascade.of(2).settings
         levels, second = len(settings.measured_noise_levels), min(len(wanted), request.validation.num_upscaled_images)
-        # Base's samples are enlarged by the base; tuned ones by both, at every level.
+        # Base's samples are upscaled by the base; tuned ones by both, at every level.
         enlarged = second * (1 + len(VARIANTS) * levels)
         held_out = sum(len(read_rows(file)) for file in shard_files(request.inputs.eval_set, 2))
         measured = held_out * (levels + (1 if settings.degrades_low_res else 0))

@@ -104,7 +104,7 @@ class SamplesSummary(Summary):
     concept_share_base: float | None = None  # of Stage I's samples, 0 to 1
     concept_share_tuned: float | None = None
     held_out: UpscalingFigures | None = None  # Stage II on downscales of held-out pictures
-    spoilt: UpscalingFigures | None = None  # on the same, spoilt as in training
+    spoilt: UpscalingFigures | None = None  # on the same, degraded as in training
     samples: UpscalingFigures | None = None  # on Stage I's samples
 
     @property

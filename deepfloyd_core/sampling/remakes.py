@@ -36,7 +36,7 @@ from deepfloyd_core.text.embeds import Embeds
 
 SHARD_ROWS = 512  # 6 MiB of 64 px; a kill costs at most so many samples
 SHEET_PAIRS = 16
-METHOD = "stage1"  # in the column that says how a crop came to its size
+METHOD = "stage1"  # in the column with the resize method of a crop
 
 
 @dataclass(frozen=True)

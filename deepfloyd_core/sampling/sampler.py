@@ -38,7 +38,7 @@ class Sampler:
     config: StageConfig
     pipeline: Any
     device: torch.device
-    sampled: Callable[[int], None]  # told how many pictures each batch had
+    sampled: Callable[[int], None]  # called with the number of pictures in each batch
 
     def at(self, noise_level: int) -> "Sampler":
         """The same sampler at another noise level of Stage II's low-res picture."""

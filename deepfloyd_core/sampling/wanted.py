@@ -23,8 +23,8 @@ class Wanted:
     prompt: str
     seed: int
     size: tuple[int, int]  # of the picture, px
-    truth: np.ndarray | None = None  # uint8 (H, W, 3), of which `given` is made, or whose pair it is
-    given: torch.Tensor | None = None  # Stage II's low-res picture, or what a ControlNet follows: see `_given`
+    truth: np.ndarray | None = None  # uint8 (H, W, 3), the source of `given`, or the picture whose pair it is
+    given: torch.Tensor | None = None  # Stage II's low-res picture, or a ControlNet's conditioning: see `_given`
 
 
 def wanted_pictures(

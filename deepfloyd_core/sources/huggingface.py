@@ -39,7 +39,7 @@ class Saved:
 
     def listing(self) -> Iterator[Listed]:
         """Every row."""
-        self._load()  # it may have been saved anew since
+        self._load()  # it may have been saved again since
         version = self._rows._fingerprint  # the library's own word for "these rows"
         for number in range(len(self._rows)):
             yield Listed(f"{number:08d}", 0, f"{version}:{number}")

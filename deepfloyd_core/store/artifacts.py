@@ -52,7 +52,9 @@ class Artifact:
     kind: str
     fingerprint: str
     path: Path
-    reused: bool = field(default=False, compare=False)  # of `materialise`: it was there, whole, and nothing was built
+    reused: bool = field(
+        default=False, compare=False
+    )  # of `materialise`: it existed and was intact, so nothing was built
 
     @property
     def name(self) -> str:

@@ -106,7 +106,7 @@ def _key(kind: str, path: tuple[str, ...]) -> str:
 
 
 def _data_set(name: str, before: Any, after: Any) -> str:
-    """A data set that came or went, or how it takes turns with others."""
+    """A data set that was added or removed, or a change of how it takes turns with others."""
     if before is None or after is None:
         return f"data set {name} {'added' if before is None else 'removed'}"
     turns = zip(("probability", "start_step", "end_step"), before, after, strict=True)

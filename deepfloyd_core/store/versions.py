@@ -145,7 +145,7 @@ def _numbers(workspace: Path) -> list[int]:
 
 
 def _read_all(workspace: Path, numbers: Iterable[int]) -> tuple[list[Version], list[str]]:
-    """Versions whose records are whole, and a line for each other number."""
+    """Versions whose records are intact, and a line for each other number."""
     good, faults = [], []
     for number in numbers:
         try:

@@ -78,7 +78,7 @@ def text_is_frozen(config: StageConfig) -> bool:
     if config.model_type == "full":
         return False
     if config.controlnet:
-        return True  # its copy of the way down has none
+        return True  # its copy of the encoder has none
     targets = config.lora_target_modules
     return not any(layer == name or layer.endswith(f".{name}") for layer in TEXT_LAYERS for name in targets)
 

@@ -235,7 +235,7 @@ class Rollout:
 
     t: torch.Tensor  # int64 (B,), at or after that of the draws, 999 at most
     noise: torch.Tensor  # float32 (B, C, H, W), standard normal: what x_t is made with there
-    taken: torch.Tensor  # bool (B,): of the others x_t is made of the picture, as ever
+    taken: torch.Tensor  # bool (B,): where False, x_t is made from the picture as usual
 
 
 @dataclass(frozen=True)
@@ -248,8 +248,8 @@ class Draws:
     level: torch.Tensor  # int64 (B,), 0 to 999
     keep_caption: torch.Tensor  # bool (B,)
     mirror: torch.Tensor  # bool (B,), half of them true; used only with random_flip
-    fed_noise: torch.Tensor | None = None  # what x_t is made with where that is not `noise`, the target
-    remade: torch.Tensor | None = None  # bool (B,): whose low-res picture is Stage I's; None: none is
+    fed_noise: torch.Tensor | None = None  # the noise in x_t, if it differs from `noise`, the target
+    remade: torch.Tensor | None = None  # bool (B,): whether the low-res picture is Stage I's remake; None: none is
     degradation: Degradation | None = None  # of Stage II's low-res pictures
     rollout: Rollout | None = None
     windows: tuple[tuple[slice, slice], ...] = ()  # rows and columns of each sample that are trained on; (): all

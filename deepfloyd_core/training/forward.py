@@ -47,7 +47,7 @@ class Setup:
     texts: Callable[[list[str]], Text]  # of caption ids, as the UNet takes them
     device: torch.device
     out: Path
-    # What a training step calls in place of the UNet, where that is compiled.
+    # The compiled UNet; None: not compiled. Training steps only.
     in_steps: Callable[..., Any] | None = None
 
 
@@ -59,8 +59,8 @@ class Fed:
     t: torch.Tensor
     level: torch.Tensor | None  # Stage II's class label
     text: Text
-    control: torch.Tensor | None = None  # what a ControlNet follows
-    small: torch.Tensor | None = None  # Stage II's low-res pictures themselves, whole where x is a window
+    control: torch.Tensor | None = None  # a ControlNet's conditioning
+    small: torch.Tensor | None = None  # Stage II's low-res pictures themselves, complete even if x is a window
 
     def at(self, x_t: torch.Tensor, t: torch.Tensor) -> "Fed":
         """The same batch at another timestep; x_t: (B, C, H, W)."""
@@ -111,7 +111,7 @@ def feed(
     if setup.noising is not None:
         small = low_res(x_0)
         if draws.remade is not None:
-            assert remakes is not None  # or it would be trained on true ones, whatever the share
+            assert remakes is not None  # otherwise it would train on true pictures, whatever the share
             small = torch.where(draws.remade[:, None, None, None], remakes, small)
         if draws.degradation is not None:
             small = degrade(small, draws.degradation)
@@ -120,7 +120,7 @@ def feed(
     steered = control_of(setup.unet)
     if steered is not None and steered.conditioning != "paired":
         follow = conditioning_picture(steered.conditioning, x_0)
-    assert steered is None or follow is not None  # or it would be trained as if there were nothing to follow
+    assert steered is None or follow is not None  # otherwise it would train without conditioning
     text = setup.texts([caption_id("") if name is None else name for name in captions])
     return Fed(draws.cut(x), draws.t, level, text, follow, small)
 
@@ -180,7 +180,7 @@ def roll_out(setup: Setup, prepared: Prepared, rollout: Rollout) -> tuple[Fed, t
     if not rollout.taken.any():
         return prepared.fed, torch.zeros_like(x_0)
     earlier = setup.scheduler.add_noise(x_0, draws.cut(rollout.noise), rollout.t)
-    setup.unet.eval()  # no dropout: as it samples
+    setup.unet.eval()  # no dropout, as in sampling
     with torch.no_grad():
         eps, _ = predict_noise(setup, prepared.fed.at(earlier, rollout.t))
     setup.unet.train()
