@@ -41,7 +41,7 @@ from deepfloyd_core.store.pinned import PinnedFile, pinned
 from deepfloyd_core.store.versions import bundle_of, find_version, stage_folder
 from deepfloyd_core.types import Json
 
-_PEFT_FILE, _PEFT_SETTINGS = "adapter_model.safetensors", "adapter_config.json"  # as peft itself saves an adapter
+_PEFT_FILE, _PEFT_SETTINGS = "adapter_model.safetensors", "adapter_config.json"  # peft's own names for a saved adapter
 _PLACES = (BITFIT_FILE, CONTROL_FILE, f"{UNET_FOLDER}/{UNET_WEIGHTS}", LORA_FILE, UNET_WEIGHTS, _PEFT_FILE)
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _METADATA = "lora_adapter_metadata"

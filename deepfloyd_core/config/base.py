@@ -214,7 +214,7 @@ def _fault_lines(model: type[Spec], faults: Iterable[Any], also: tuple[str, ...]
         places.setdefault(tuple(path), []).append(fault)
     inner = {path[:depth] for path in places for depth in range(1, len(path))}
     told = [_fault_line(model, list(path), found, also) for path, found in places.items() if path not in inner]
-    return [line for text in told for line in text.split("\n")]  # a model may tell several faults among its keys
+    return [line for text in told for line in text.split("\n")]  # a model may report several faults among its keys
 
 
 def _fault_line(model: type[Spec], path: list[str], faults: list[Any], also: tuple[str, ...]) -> str:

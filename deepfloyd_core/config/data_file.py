@@ -17,7 +17,7 @@ from deepfloyd_core.config.simpletuner_data import DATA_IGNORED, our_entry
 from deepfloyd_core.errors import ConfigError, DeepFloydError, attempt, each_line
 
 _NO: tuple[Any, ...] = (None, False, 0, "", [], {})
-# Other kinds of entries: caches have nothing to hold here, the rest asks for another pipeline.
+# Other kinds of entries: caches have no use here, the rest needs another pipeline.
 _CACHES = ("image_embeds", "conditioning_image_embeds", "distillation_cache")
 _OTHER_SETS = {
     "video": "IF makes pictures, not video",
@@ -25,7 +25,7 @@ _OTHER_SETS = {
     "eval": "the pictures to measure on are held out of each data set by num_eval_images",
     "caption": "captions come with their pictures",
 }
-# An entry with these keys alone stands for a cache that its own words do not name.
+# An entry with these keys alone is a cache, although its other keys do not say so.
 _CACHE_KEYS = ("id", "type", "disabled", "disable", "default", *DATA_IGNORED)
 
 
@@ -34,11 +34,11 @@ class DataFile:
     """The contents of a data file, as far as it could be read. With faults it makes no run."""
 
     datasets: tuple[ImageDataset, ...]  # the enabled picture sets
-    conditioning: tuple[ImageDataset, ...]  # the places of what a ControlNet may follow
+    conditioning: tuple[ImageDataset, ...]  # the places of pairs for a ControlNet
     text_embeds: tuple[TextEmbedBackend, ...]
     notes: tuple[str, ...]  # one for each key that has no effect
     faults: tuple[DeepFloydError, ...]
-    whole: bool  # whether every entry could be read, so that what is not here is nowhere
+    whole: bool  # whether every entry could be read, so that nothing is missing here
 
 
 _Entry = ImageDataset | ConditioningSet | TextEmbedBackend

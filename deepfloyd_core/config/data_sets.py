@@ -21,8 +21,8 @@ STAGE1_MAX_PX = 128
 _INDEX: tuple[Reader, ...] = ("index",)
 MIN_EDGE_PX, MAX_EDGE_PX = 8, 2048
 TABLES = ("parquet", "csv", "jsonl")  # strategies whose captions come from the table of the `parquet` block
-# Where the picture's own aspect becomes its size, the widest that is taken unless the data set says otherwise: a
-# 20:1 panorama would ask for 64 x 1280 px, and 256 x 5120 px at Stage II.
+# The widest accepted aspect if a picture's own aspect decides its size, unless the data set sets another: a
+# 20:1 panorama would need 64 x 1280 px, and 256 x 5120 px at Stage II.
 OWN_ASPECT_RANGE = (0.25, 4.0)
 
 _ANYWHERE = ("filename", "instanceprompt", *TABLES)  # strategies for pictures of any source
@@ -246,7 +246,7 @@ class ImageDataset(Place):
         """Least and greatest accepted width / height."""
         low, high = self.minimum_aspect_ratio, self.maximum_aspect_ratio
         least, most = OWN_ASPECT_RANGE if self.own_aspect else (0.0, math.inf)
-        # A limit that is set beyond the other one's default moves that with it.
+        # A limit that is set beyond the other one's default also moves the other one.
         least, most = min(least, least * (high or 1)), max(most, most * (low or 1))
         return least if low is None else low, most if high is None else high
 

@@ -11,7 +11,7 @@ from deepfloyd_core.config.base import read_config_text
 from deepfloyd_core.config.shell_text import read_assignments
 from deepfloyd_core.errors import ConfigError
 
-# Variables whose option has another name than their own in lower case.
+# Variables whose option does not have the variable's name in lower case.
 _OPTIONS = {
     "ACCELERATE_CONFIG_PATH": "accelerate_config",
     "CHECKPOINTING_LIMIT": "checkpoints_total_limit",
@@ -32,7 +32,7 @@ _OPTIONS = {
     "TRAINING_SEED": "seed",
     "USE_XFORMERS": "enable_xformers_memory_efficient_attention",
 }
-# Each switched a family of models on, before there was MODEL_FAMILY.
+# Before MODEL_FAMILY existed, each switched a family of models on.
 _FAMILIES = ("STABLE_DIFFUSION_3", "STABLE_DIFFUSION_LEGACY", "PIXART_SIGMA", "KOLORS", "FLUX", "AURA_FLOW",
              "AURA_DIFFUSION", "HUNYUAN_DIT")  # fmt: skip
 _EXTRA = ("TRAINER_EXTRA_ARGS", "DEBUG_EXTRA_ARGS")

@@ -6,7 +6,7 @@ from typing import Literal
 
 Stage = Literal[1, 2]
 STAGES: tuple[Stage, ...] = (1, 2)
-UPSCALE = 4  # Stage II makes 4x4 pixels of each of Stage I's
+UPSCALE = 4  # Stage II makes 4x4 pixels from each of Stage I's
 TINY = Path(__file__).parents[1] / "tiny"
 RANDOM = "random:"  # before a name: the same architecture with random weights
 

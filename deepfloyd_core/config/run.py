@@ -196,7 +196,7 @@ class Run:
     config: RunConfig
     datasets: tuple[ImageDataset, ...]
     notes: tuple[str, ...]
-    conditioning: tuple[ImageDataset, ...] = ()  # places of what a ControlNet may follow
+    conditioning: tuple[ImageDataset, ...] = ()  # places of pairs for a ControlNet
     file: str = ""  # the run file, absolute
 
     def pairs_of(self, dataset: ImageDataset) -> ImageDataset | None:

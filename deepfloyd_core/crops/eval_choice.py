@@ -31,7 +31,7 @@ from deepfloyd_core.store.artifacts import Artifact
 
 EVAL_FORMAT = 7
 MOST, SHARE, FEWEST = 4, 10, 8  # by default: of each SHARE pictures one, at most MOST, at least one from FEWEST on
-_COUNTED = MOST * SHARE  # more pictures than these spare no more
+_COUNTED = MOST * SHARE  # above this count a set spares no more pictures
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ class EvalPicture:
 
     row: ShardRow
     pixels: np.ndarray  # uint8 (H, W, 3)
-    pair: np.ndarray | None  # the same: what a ControlNet follows, where that is not made of it
+    pair: np.ndarray | None  # the same: its pair, for a paired ControlNet
 
 
 def eval_pictures(eval_set: Artifact, stage: Stage, pairs: Artifact | None = None) -> list[EvalPicture]:

@@ -95,7 +95,7 @@ def eval_change(before: Artifact, now: Artifact) -> tuple[int, int]:
     try:
         old = eval_ids(before)
     except (OSError, pa.ArrowInvalid):
-        return 0, 0  # what it was is not known, and no longer needed
+        return 0, 0  # its contents are unknown, and no longer needed
     return len(new - old), len(old - new)
 
 

@@ -97,7 +97,7 @@ def write_plan(
 
 def by_dataset(run: Run, pictures: pa.Table) -> Iterator[tuple[ImageDataset, pa.Table]]:
     """A table's rows, data set by data set; at most so many at a time that their passes fit ROWS_AT_ONCE."""
-    for dataset in sorted(run.datasets, key=lambda dataset: dataset.id):  # their order in the data file means nothing
+    for dataset in sorted(run.datasets, key=lambda dataset: dataset.id):  # their order in the data file has no meaning
         own = pictures.filter(pc.equal(pictures["dataset_id"], dataset.id))
         step = max(1, ROWS_AT_ONCE // min(dataset.repeats + 1, 2 * dataset.random_crops))
         for start in range(0, len(own), step):

@@ -8,7 +8,7 @@ class CropsSummary(Summary):
 
     shards: int
     rows: int
-    shown_per_epoch: int  # with repeats that cost no row
+    shown_per_epoch: int  # including repeats without a row of their own
     pictures: int
     sizes: tuple[str, ...]  # px, WIDTHxHEIGHT
     decoded: int  # pictures, for the shards that were made

@@ -64,7 +64,7 @@ def use_repeatable_kernels(device: torch.device) -> None:
     """
     if device.type == "cuda":
         torch.use_deterministic_algorithms(True)
-        # It fills new memory with NaN as well, which would show where it is read too early, at a pass over every tensor.
+        # It would also fill new memory with NaN, to show reads that come too early, at the cost of a pass over every tensor.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 

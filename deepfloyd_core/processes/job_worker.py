@@ -33,7 +33,7 @@ _ORDER_BYTES = 65536
 
 def main(control_fd: str, _: str) -> None:
     """Entry of the starter; each of its forks does one job."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # may reach the whole group; the parent decides
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # may be sent to the whole group; the parent decides
         signal.signal(number, signal.SIG_IGN)
     if _FORKS:
         for module in ENTRIES:
@@ -48,7 +48,7 @@ def main(control_fd: str, _: str) -> None:
     os.set_inheritable(line_fd, True)
     # -P: the current directory holds a folder `datasets`, which must not pass for Hugging Face's package.
     command = [sys.executable, "-P", "-m", "deepfloyd_core.processes.job_worker", "--child", str(line_fd), str(starter)]
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # what is ignored stays so in another program
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # an ignored signal would stay ignored in the new program
     os.execv(sys.executable, command)
 
 
@@ -61,7 +61,7 @@ def child(line_fd: int, starter: int) -> NoReturn:
     line.detach()  # after an error it is open until the process is gone: at its end the parent kills
     if not order:
         sys.exit(1)  # the parent is gone
-    log_fd, _lock_fd = fds  # the lock is held by being open
+    log_fd, _lock_fd = fds  # holding the file open holds the lock
     for number in (1, 2):
         os.dup2(log_fd, number)
     os.close(log_fd)
@@ -105,7 +105,7 @@ def do(name: str, kind: str, out: Path) -> int:
             )  # at once: the parent hears of the interpreter's end, and kills, before it is over
         traceback.print_exc()
         result = JobResult(error="StorageError", message=str(storage_error(refused, "used", out)))
-    # The job is over: whoever asks it to end wants its result all the same.
+    # The job is over: a process that asks it to end still wants its result.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     write_bytes(out / f".job-{name}.result", result.model_dump_json().encode())
     return 1 if result.error else 0

@@ -104,7 +104,7 @@ class Children:
 
     def _results(self, function: Callable[[T], R], items: list[T]) -> list[R | Lost]:
         results: list[R | Lost] = []
-        suspect = False  # the next item's child died: once more, alone and in a fresh one
+        suspect = False  # the next item's child died: try it once more, alone and in a new child
         child, kept = self._idle.get(), None
         try:
             while len(results) < len(items):

@@ -106,8 +106,8 @@ def control_error(settings: StageConfig, wanted: list[Wanted], made: list[torch.
 def _with_conditioning(
     rows: list[tuple[str, list[np.ndarray]]], wanted: list[Wanted]
 ) -> list[tuple[str, list[np.ndarray]]]:
-    """Rows for the sheet: the conditioning above the samples, and its source pictures (or their originals) below Stage
-    I's.
+    """Rows for the sheet: the conditioning above the samples; below Stage I's samples the pictures that the
+    conditioning was computed from, or whose pair it is.
     """
     given = [to_bytes(item.given * 2 - 1)[0].numpy() for item in wanted if item.given is not None]
     truths = [item.truth for item in wanted if item.truth is not None]

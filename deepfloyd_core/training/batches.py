@@ -40,8 +40,8 @@ class Batch:
     pixels: torch.Tensor  # uint8 (B, H, W, C)
     caption_ids: list[str]
     rows: np.ndarray  # int64 (B,): their places in the artifact's list of rows
-    pairs: torch.Tensor | None = None  # uint8 (B, H, W, C): what a ControlNet follows, where that is not made of them
-    remakes: torch.Tensor | None = None  # uint8 (B, H/4, W/4, C): their low-res pictures as Stage I made them
+    pairs: torch.Tensor | None = None  # uint8 (B, H, W, C): their pairs, for a paired ControlNet
+    remakes: torch.Tensor | None = None  # uint8 (B, H/4, W/4, C): Stage I's remakes of their low-res pictures
 
 
 class TrainingRows:
@@ -69,7 +69,7 @@ class TrainingRows:
         if not self._own:
             raise DataError("Every picture of the run is held out for evaluation; lower num_eval_images.")
         held = set(rows["image_id"].filter(pa.array(out)).to_pylist())
-        self.pictures = pixels.summary(CropsSummary).pictures - len(held)  # that are trained on, each once
+        self.pictures = pixels.summary(CropsSummary).pictures - len(held)  # training pictures, each once
         self._ids, self._datasets = rows["image_id"], rows["dataset_id"]
         # Looking a text up in an Arrow column takes 0.9 us, as long as copying 12 KiB of pixels; here 0.1 us.
         captions = rows["caption_id"].dictionary_encode().combine_chunks()
@@ -233,8 +233,8 @@ def _shuffled(order: BatchOrder, epoch: int) -> tuple[list[np.ndarray], np.ndarr
 class Rollout:
     """Scheduled sampling: the noisier timestep from which the model's own estimate is taken, see `forward.roll_out`."""
 
-    t: torch.Tensor  # int64 (B,), at or after that of the draws, 999 at most
-    noise: torch.Tensor  # float32 (B, C, H, W), standard normal: what x_t is made with there
+    t: torch.Tensor  # int64 (B,), at least that of the draws, at most 999
+    noise: torch.Tensor  # float32 (B, C, H, W), standard normal: the noise of x_t there
     taken: torch.Tensor  # bool (B,): where False, x_t is made from the picture as usual
 
 

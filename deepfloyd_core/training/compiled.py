@@ -14,11 +14,11 @@ from diffusers import UNet2DConditionModel
 
 from deepfloyd_core.errors import ConfigError
 
-# Beyond it torch would go on without compiling. A run has two sizes a bucket at most: full batches, and the last one.
+# Beyond it torch would continue without compiling. A run has at most two sizes a bucket: full batches, and the last one.
 _MOST_SIZES = 4096
 # Begin what torch adds below the cause.
 _HOW_TO_DEBUG = ("Set TORCHDYNAMO_VERBOSE", "You can suppress")
-# Kernels are chosen by rule, not by how fast they just were: the same ones in a resumed run.
+# Kernels are chosen by rule, not by measured speed: so a resumed run has the same ones.
 _OPTIONS: dict[str, dict[str, str | int | bool | Callable[..., Any]]] = {"inductor": {"deterministic": True}}
 
 
@@ -30,7 +30,10 @@ def check_backend(backend: str, device: torch.device, said: str) -> None:
         return
     try:
         _compiled(_a_line, backend)(torch.ones(16, device=device))
-    except (RuntimeError, OSError) as error:  # a compiler, its headers or triton lack; torch has an error for each
+    except (
+        RuntimeError,
+        OSError,
+    ) as error:  # a compiler, its headers or triton are missing; torch has an error for each
         lines = [line for line in str(error).splitlines() if line.strip() and not line.startswith(_HOW_TO_DEBUG)]
         *_, last = lines or [type(error).__name__]
         raise ConfigError(

@@ -48,7 +48,7 @@ class LossComparison:
     """How a trained model differs from another one on the same grid."""
 
     gain: tuple[float, ...]  # how much lower its held-out loss is, paired: mean and, of enough pictures, 95 % interval
-    overfit_gap: float  # how much more than that it gains on pictures that it was trained on
+    overfit_gap: float  # its extra gain on training pictures: memorisation
     by_t: dict[int, tuple[float, float]]  # held-out losses of the other and of this one at each timestep
 
 
@@ -60,7 +60,7 @@ class GridPicture:
     image_id: str
     caption_id: str
     pixels: torch.Tensor  # uint8 (1, H, W, C)
-    pair: torch.Tensor | None = None  # the same: what a ControlNet follows, where that is not made of it
+    pair: torch.Tensor | None = None  # the same: its pair, for a paired ControlNet
 
 
 def grid_pictures(

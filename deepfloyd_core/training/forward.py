@@ -158,7 +158,7 @@ def batch_loss(setup: Setup, prepared: Prepared) -> torch.Tensor:
         steps = reverse_steps(setup.scheduler.betas, draws.t.to(setup.device))
         fed_noise, x_0 = (draws.cut(whole).to(setup.device) for whole in (draws.fed, x_0))
         bits = vlb_bits(eps, raw, fed_noise, x_0, steps)
-        if draws.rollout is not None:  # it is a bound for an x_t that is made of x_0 alone
+        if draws.rollout is not None:  # it is a bound only for an x_t that is made from x_0
             bits = bits * ~draws.rollout.taken.to(setup.device)
         loss = loss + bits.mean()
     return loss

@@ -31,15 +31,15 @@ def lora_request(
     """
     config = run.config.stage(stage)
     spec = read_by(config, "lora", stage)
-    # Epochs are steps by now.
+    # Epochs have been converted to steps.
     spec |= {"lr_end": config.final_learning_rate, "lr_scheduler": config.schedule, "max_train_steps": config.steps}
     spec |= {"seed": run.config.seed, "data_backend_sampling": run.config.data_backend_sampling}
     spec["shares"] = {name: [own.weight, own.start_step, own.end_step] for name, own in shares(run, stage).items()}
     if config.dynamo_backend != "no":
-        # What is compiled with the recomputation in it may round otherwise.
+        # A graph compiled with the recomputation may round differently.
         spec["gradient_checkpointing"] = config.gradient_checkpointing
     if config.scheduled_sampling_max_step_offset:
-        spec["back_projection"] = config.validation_back_projection  # of the guesses as well
+        spec["back_projection"] = config.validation_back_projection  # also of the estimates
     if config.validation_step_interval:
         spec["validation"] = _validation(run, stage, prompts)
     ids = {**inputs.names, "text": text_identity(inputs.text), "eval_set": eval_identity(inputs.eval_set, stage)}

@@ -49,7 +49,7 @@ class TrainingFigures(HeldOutLosses):
 
     steps: int
     rows: int  # crops that were trained on
-    pictures: int  # of which they were cut
+    pictures: int  # from which they were cut
     trainable_parameters: int
     last_loss: float
 
@@ -61,7 +61,7 @@ class TrainingSummary(TrainingFigures):
     frozen_parameters: int
     frozen_bytes: int
     first_loss: float
-    reload_difference: float  # of the UNet's output, between what was trained and what a stock pipeline loads of it
+    reload_difference: float  # of the UNet's output, between the trained weights and those that a stock pipeline loads
     steps_of_this_process: int
     samples_per_s: float | None = None  # None: this process did no step
     eval_by_t: Mapping[int, tuple[float, float]] = {}  # held-out losses, base and trained, at timesteps 0 to 999

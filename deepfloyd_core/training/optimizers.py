@@ -40,7 +40,7 @@ def _adam(config: StageConfig) -> dict[str, Any]:
 
 
 def _adamw(config: StageConfig, params: Params, seed: int) -> torch.optim.Optimizer:
-    # Fused, which torch takes on no device by itself: one pass over each tensor in place of ten, as near to float64's.
+    # Fused, which torch never chooses by itself: one pass over each tensor instead of ten, as close to float64.
     return torch.optim.AdamW(params, **_adam(config), fused=True)
 
 
@@ -56,7 +56,7 @@ def _adamw_8bit(config: StageConfig, params: Params, seed: int) -> torch.optim.O
 
 
 def _adafactor(config: StageConfig, params: Params, seed: int) -> torch.optim.Optimizer:
-    # Its steps are relative to the root mean square of a tensor. The second epsilon is the smallest one to reckon with: at
+    # Its steps are relative to the root mean square of a tensor. The second epsilon is the lower bound of that: at
     # 1, which adapters do not reach, learning_rate is an absolute step, as in AdamW. With torch's 1e-3 an adapter that
     # starts at zero would take steps of a thousandth.
     return torch.optim.Adafactor(params, **_common(config), eps=(None, 1.0))

@@ -14,7 +14,7 @@ from deepfloyd_core.config.stage import StageConfig
 class Shape:
     """Shape of the learning rate over the run."""
 
-    # The share of the way from end to peak that is left when a share (0 to 1) of the decay is over. None: it stays there.
+    # (rate - end) / (peak - end) after a share (0 to 1) of the decay. None: the rate stays at the peak.
     left: Callable[[StageConfig, float], float] | None
     warms_up: bool = True
 

@@ -20,9 +20,9 @@ from deepfloyd_core.types import Json
 
 TENSORBOARD_FOLDER = "tensorboard"
 PROJECT = "deepfloyd"  # in W&B, unless WANDB_PROJECT names another
-# To upload what is left at the end; it stays on disk, and a network that is gone must not hold the artifact.
+# For the last upload; the data stays on disk, and a lost network must not delay the artifact.
 _FINISH_S = 300.0
-_FLUSH_S = 1.0  # what W&B may lose of its own file when a process is killed; 15 by default
+_FLUSH_S = 1.0  # of data that W&B's own file may lose when a process is killed; 15 by default
 _MEASURED = "loss/"  # begins the names of a validation's figures
 
 # Shows numbers, and pictures from their files, of a step.

@@ -203,9 +203,9 @@ def _train(
             if finished or stop or checkpoints.due:
                 checkpoints.write()
             if stop:
-                asked.release()  # a board may take its time to close
+                asked.release()  # a tracker may take long to close
                 raise Stop
-    asked.release()  # what follows can be long, and starts again from the last checkpoint
+    asked.release()  # the rest can be long, and restarts from the last checkpoint
     take_averages(state)
     return seconds
 

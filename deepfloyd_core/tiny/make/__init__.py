@@ -1,1 +1,1 @@
-"""The workshop that trained the shipped weights and drew the demo's pictures."""
+"""The code that trained the shipped weights and drew the demo's pictures."""

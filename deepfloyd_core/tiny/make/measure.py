@@ -1,8 +1,8 @@
-"""What the shipped weights can do, measured through the stock pipelines: `python -m deepfloyd_core.tiny.make.measure`.
+"""Measures the shipped weights through the stock pipelines: `python -m deepfloyd_core.tiny.make.measure`.
 
-Stage I: the share of samples whose main colour and outline are the caption's, and that "a purple star" is still unknown.
-Stage II: mean PSNR on drawn pictures that training never saw (other seeds), beside plain bilinear enlargement.
-About 4 minutes on one core.
+Stage I: the share of samples that have their caption's main colour and outline, and that "a purple star" is still
+unknown. Stage II: mean PSNR on drawn pictures that training never saw (other seeds), compared with bilinear
+interpolation. About 4 minutes on one core.
 """
 
 import argparse
@@ -66,7 +66,7 @@ def stage1_pictures(pipe: Any, captions: Sequence[str], how: Sampling = STAGE1) 
 
 @torch.no_grad()
 def stage2_pictures(pipe: Any, low: torch.Tensor, captions: Sequence[str], how: Sampling = STAGE2) -> torch.Tensor:
-    """Enlarge low (B, 3, 64, 64) in [-1, 1] to (B, 3, 256, 256) in [-1, 1]."""
+    """Upscale low (B, 3, 64, 64) in [-1, 1] to (B, 3, 256, 256) in [-1, 1]."""
     rows, negative = pipe.encode_prompt(list(captions))
     images: torch.Tensor = pipe(
         image=low,
@@ -110,7 +110,7 @@ def caption_following(pictures: Sequence[world.Picture], captions: Sequence[str]
 
 
 def enlargement(pipe: Any, captions: Sequence[str], how: Sampling = STAGE2) -> dict[str, float]:
-    """Mean PSNR of Stage II and of both kinds of bilinear enlargement on held-out pictures of `captions`."""
+    """Mean PSNR of Stage II and of both kinds of bilinear interpolation on held-out pictures of `captions`."""
     truth, low = held_out(captions)
     found = {"stage2": stage2_pictures(pipe, low, captions, how)}
     for aligned in (False, True):

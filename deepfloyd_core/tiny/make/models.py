@@ -87,7 +87,9 @@ def text_encoder(seed: int = 0) -> torch.nn.Module:
 
 
 def embed(tokenizer: T5Tokenizer, encoder: torch.nn.Module, captions: list[str]) -> torch.Tensor:
-    """Rows (B, 77, 64) of captions, as diffusers makes them: lower case, padded to 77, the T5 masked, the UNet not."""
+    """Hidden states (B, 77, 64) of captions, as diffusers computes them: lower case, padded to 77, the T5 masked, the
+    UNet not.
+    """
     tokens = tokenizer(
         [caption.lower().strip() for caption in captions],
         padding="max_length",
@@ -169,7 +171,7 @@ def sampling_scheduler(sample_max_value: float) -> Any:
 
 
 def noising_scheduler() -> Any:
-    """What noises Stage II's low-res input; the same cosine schedule."""
+    """The scheduler that adds noise to Stage II's low-res input; the same cosine schedule."""
     return DDPMScheduler(beta_schedule="squaredcos_cap_v2")
 
 

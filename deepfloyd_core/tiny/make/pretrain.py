@@ -1,10 +1,10 @@
 """Pre-training of the tiny cascade: `python -m deepfloyd_core.tiny.make.pretrain stage1 --work build/tiny`.
 
-Nothing is read but the drawn world: each batch is drawn when it is needed (0.3 ms a picture of 64 px). The UNets do
-not care for resolution, so most steps run small (Stage I at 32 px, Stage II on 64 px windows of 256 px pictures) and
-only the last at full size: 4 to 8 times cheaper. The T5 is trained with Stage I at 32 px, then frozen. One thread
-each, so that both stages run beside each other on two cores. Every 200 steps the state is saved; the same command
-picks it up again.
+The only data is the drawn world: each batch is drawn when it is needed (0.3 ms a picture of 64 px). The UNets work at
+any resolution, so most steps run small (Stage I at 32 px, Stage II on 64 px windows of 256 px pictures) and only the
+last ones at full size: 4 to 8 times cheaper. The T5 is trained with Stage I at 32 px, then frozen. Each stage uses one
+thread, so that both run at the same time on two cores. The state is saved every 200 steps; the same command continues
+from it.
 """
 
 import argparse
@@ -98,11 +98,11 @@ def loss_weight(alpha_bar: torch.Tensor) -> torch.Tensor:
 def nudge(x_0: torch.Tensor, alpha_bar: torch.Tensor, max_snr: float, phase: Phase) -> torch.Tensor:
     """Smooth colour offsets (B, 3, H, W) for half of the samples whose SNR is below `max_snr`, zero for the others.
 
-    Sampling starts from noise that lacks the picture's mean colour, and a small model believes what it sees: the whole
-    picture drifts. Trained to undo such offsets, it takes its colours from the caption or from the low-res input. A
-    share of `phase.blind` loses the picture itself (offset -x_0): the first of few sampling steps, where only the
-    low-res knows what to paint. Smaller offsets (`phase.late`) up to an SNR of 50 teach the later steps to put right
-    what the earlier ones left: without them grounds end 0.05 too dark, which costs Stage II 5 dB.
+    Sampling starts from noise without the picture's mean colour, and a small model trusts its input: the whole picture
+    drifts. Trained to undo such offsets, it takes its colours from the caption or from the low-res input. A share of
+    `phase.blind` loses the picture itself (offset -x_0), as in the first of few sampling steps, where only the low-res
+    input shows what to make. Smaller offsets (`phase.late`) up to an SNR of 50 teach the later steps to correct the
+    errors of the earlier ones: without them grounds end 0.05 too dark, which costs Stage II 5 dB.
     """
     snr = alpha_bar / (1 - alpha_bar)
     flat = 0.5 * torch.randn(len(x_0), 3, 1, 1)
@@ -118,9 +118,9 @@ def epsilon_loss(
 ) -> torch.Tensor:
     """Weighted epsilon loss. x_0 (B, 3, H, W) in [-1, 1]; `low`, the upsampled low-res, turns it into Stage II's loss.
 
-    A nudged input keeps the clean picture as its answer: the target is the epsilon that leads back to x_0. The same goes
-    for a share `phase.rolled`, whose x_t is made from the model's own guess at x_0 from 50 to 350 timesteps earlier: so
-    it learns to put right what it does wrong itself while sampling, instead of handing it on from step to step.
+    A nudged input keeps the clean picture as its target: the target is the epsilon that leads back to x_0. The same
+    applies to a share `phase.rolled`, whose x_t is made from the model's own estimate of x_0 from 50 to 350 timesteps
+    earlier: so it learns to correct its own errors while sampling, instead of passing them on from step to step.
     """
     bars = alpha_bars()
     labels = noised_low = None
@@ -170,7 +170,7 @@ def draw_batch(
 
 
 def upsampled_low(pictures: torch.Tensor) -> torch.Tensor:
-    """What inference gives Stage II: antialiased 4x smaller, then bilinear with align_corners, as the pipeline does."""
+    """Stage II's input at inference: antialiased 4x smaller, then bilinear with align_corners, as in the pipeline."""
     side = pictures.shape[-1]
     low = F.interpolate(pictures, (side // 4, side // 4), mode="bicubic", antialias=True).clamp(-1, 1)
     return F.interpolate(low, (side, side), mode="bilinear", align_corners=True)
@@ -223,7 +223,7 @@ class Run:
 
     @classmethod
     def start(cls, path: Path, **modules: torch.nn.Module) -> "Run":
-        """Begin, or go on from the file at `path`."""
+        """Begin, or continue from the file at `path`."""
         trained = torch.nn.ModuleDict(modules)
         optimiser = torch.optim.AdamW(trained.parameters(), lr=1e-3, weight_decay=1e-3, fused=True)
         run = cls(trained, copy.deepcopy(trained).requires_grad_(False), optimiser, path)
