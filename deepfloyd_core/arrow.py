@@ -15,9 +15,7 @@ if TYPE_CHECKING:
 
 
 def mapped_table(path: Path) -> pa.Table:
-    """The table of an Arrow file, memory-mapped. The file descriptor is closed, so that thousands of tables can be
-    open.
-    """
+    """The table of an Arrow file, memory-mapped. The file descriptor is closed, so that thousands of tables can be open."""
     with pa.memory_map(str(path)) as source:
         return pa.ipc.open_file(source).read_all()
 

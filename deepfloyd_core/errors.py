@@ -59,9 +59,7 @@ class Stop(Exception):
 
 
 def attempt(faults: list[DeepFloydError], step: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs) -> _R | None:
-    """Return the result of a step. If it raises errors that are meant for the user, add them to `faults` and return
-    None.
-    """
+    """Return the result of a step. If it raises errors that are meant for the user, add them to `faults` and return None."""
     try:
         return step(*args, **kwargs)
     except DeepFloydError as error:

@@ -50,14 +50,14 @@ def server_needed(url: str) -> Iterator[None]:
 
 
 def _flows_error(error: BaseException | None) -> DeepFloydError | None:
-    """What was being handled when this error was raised."""
+    """The exception that was being handled when this error was raised."""
     while error is not None and not isinstance(error, DeepFloydError):
         error = error.__cause__ or error.__context__
     return error
 
 
 def _server_fault(error: Exception) -> str:
-    """What the server did, and what to do; empty for an error that is not of the server."""
+    """The server's fault, and what to do; empty for an error that does not come from the server."""
     import httpx
     from prefect.exceptions import ObjectNotFound
 
@@ -85,7 +85,7 @@ def check_access(url: str) -> None:
 
 
 def _refusal() -> str:
-    """What the API that the environment names does to Prefect's client; empty when it lets it in."""
+    """How the API that the environment names refuses Prefect's client; empty when it gives access."""
     import httpx
     from packaging.version import InvalidVersion, Version
     from prefect.client.base import ServerType

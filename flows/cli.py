@@ -267,7 +267,9 @@ class _Loaded:
 
 
 def _load(config: Path, overrides: list[str] | None, goal: "Goal") -> _Loaded:
-    """Once a command: it opens every source of the run. Checks what lies on this machine; its flow asks the rest as well."""
+    """Called once a command, because it opens every source of the run. Checks this machine only; the flow checks the
+    rest as well.
+    """
     from deepfloyd_core.preflight.check import check_run
 
     return _Loaded(config, overrides or [], check_run(config, tuple(overrides or ()), goal, elsewhere=False))
@@ -286,7 +288,7 @@ def _print_notes(notes: Iterable[str]) -> None:
 
 @contextmanager
 def _session(loaded: _Loaded) -> Iterator[Callable[..., Any]]:
-    """Print what was noticed in the configuration, join a Prefect server, and yield a caller for flows."""
+    """Print the notes on the configuration, join a Prefect server, and yield a function that calls flows."""
     from deepfloyd_core.store.versions import damaged_records
     from flows.api import server_needed
     from flows.server import default_home, prefect_server
@@ -327,7 +329,7 @@ def _log_to_terminal() -> None:
 
 
 def _flush_prefect() -> None:
-    """Send what Prefect has queued: with the server gone the last task runs and log lines would be lost."""
+    """Send the requests that Prefect has queued; without the server, the last task runs and log lines would be lost."""
     from prefect.events.worker import EventsWorker
 
     from tasks.outbox import send_what_waits

@@ -32,8 +32,7 @@ def below() -> list[tuple[psutil.Process, bool]]:
 
 
 def end_runs(patience_s: float) -> bool:
-    """Ask all descendants to end, wait, then kill the rest except jobs: these may write a checkpoint, and end by
-    themselves.
+    """Ask all descendants to end, wait, then kill the rest except jobs: these may write a checkpoint, and end by themselves.
 
     Returns whether there was any.
     """

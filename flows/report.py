@@ -60,7 +60,7 @@ def print_verified(out: Console, found: Verified) -> None:
 
 
 def print_version(out: Console, workspace: Path, version: Version, before: Version | None) -> None:
-    """What was published, where it is, and its figures. before: the version that was current when the run began."""
+    """Print a published version, its place and its figures. before: the version that was current when the run began."""
     bundle = bundle_of(workspace, version)
     figures = bundle.summary(BundleSummary)
     out.print()

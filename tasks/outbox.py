@@ -267,9 +267,7 @@ _outboxes: dict[int, Outbox] = {}  # by process: no thread survives a fork
 
 
 def _outbox(process_id: int) -> Outbox:
-    """The outbox of this process. Of two first callers one creates it; without a lock, which a fork would inherit
-    locked.
-    """
+    """The outbox of this process. Of two first callers one creates it; without a lock, which a fork would inherit locked."""
     return _outboxes.get(process_id) or _outboxes.setdefault(process_id, Outbox())
 
 

@@ -66,8 +66,7 @@ class Control(torch.nn.Module):
         self, picture: torch.Tensor, unet: UNet2DConditionModel, sample: torch.Tensor, timestep: torch.Tensor,
         encoder_hidden_states: torch.Tensor, added_cond_kwargs: dict[str, Any] | None = None,
     ) -> list[torch.Tensor]:  # fmt: skip
-        """The residuals for a UNet's skip connections, the mid block last. picture: (B, 3, H, W); the rest as for the
-        UNet.
+        """The residuals for a UNet's skip connections, the mid block last. picture: (B, 3, H, W); the rest as for the UNet.
 
         The encoder part of `UNet2DConditionModel.forward`, with the texts from `unet`'s own modules.
         """

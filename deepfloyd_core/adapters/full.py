@@ -43,9 +43,7 @@ def save_unet(unet: UNet2DConditionModel, stage: Stage, folder: Path, out: Path)
 
 
 def load_full(unet: UNet2DConditionModel, file: Path) -> None:
-    """Load a saved file's weights into a UNet. Raises ArtifactError unless it has all in their shapes, and nothing
-    else.
-    """
+    """Load a saved file's weights into a UNet. Raises ArtifactError unless it has all in their shapes, and nothing else."""
     with _saved(unet, file) as saved, torch.no_grad():
         for name, tensor in unet.state_dict().items():
             tensor.copy_(saved.get_tensor(name))

@@ -1,5 +1,4 @@
-"""The weights that a training starts from in place of the base model: a LoRA, a ControlNet-LoRA, biases or a whole
-UNet.
+"""The weights that a training starts from in place of the base model: a LoRA, a ControlNet-LoRA, biases or a whole UNet.
 
 Its header and the base model's headers are enough for all checks, so these run before anything is made or loaded.
 """

@@ -1,5 +1,4 @@
-"""The Python code of a model card: it runs as it is in the bundle's folder, with stock diffusers, and makes one
-picture.
+"""The Python code of a model card: it runs as it is in the bundle's folder, with stock diffusers, and makes one picture.
 
 Base models are named as in the run file: by their hub id, by the flavour's name when this package has or writes the
 weights, or by their folder.

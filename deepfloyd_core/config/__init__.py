@@ -1,5 +1,4 @@
-"""What a run is asked to do: the run file and the data file as frozen models, and SimpleTuner's forms of both. Reads
-those files and touches nothing else.
+"""The settings of a run: the run file and the data file as frozen models, and SimpleTuner's forms of both.
 
-Entries: `config.run_reader.read_written`, `config.data_file.load_data_file`.
+It reads those two files and nothing else. Entries: `config.run_reader.read_written`, `config.data_file.load_data_file`.
 """

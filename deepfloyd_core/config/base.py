@@ -1,4 +1,4 @@
-"""What all configuration models share: frozen, strict, no unknown keys, and errors that name the place and the remedy."""
+"""Shared by all configuration models: frozen, strict, no unknown keys, and errors that name the place and the remedy."""
 
 import difflib
 import json
@@ -205,7 +205,9 @@ def _kinds_in(annotation: Any) -> Iterator[type]:
 
 
 def _fault_lines(model: type[Spec], faults: Iterable[Any], also: tuple[str, ...]) -> list[str]:
-    """One line for each place that is wrong. Of a union's branches only the one that got furthest speaks, or all at once."""
+    """One line for each wrong place. Of a union's branches only the one that got furthest is reported, or all of them
+    together.
+    """
     places: dict[tuple[str, ...], list[Any]] = {}
     for fault in faults:
         loc = fault["loc"]

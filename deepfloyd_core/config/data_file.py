@@ -120,7 +120,7 @@ def _parsed(model: type[SpecT], values: dict[str, Any], where: str, faults: list
 def _parse_texts(
     entry: dict[str, Any], where: str, faults: list[DeepFloydError]
 ) -> tuple[TextEmbedBackend | None, list[str]]:
-    """The entry's model, and notes on where it would be: text embeds are in the workspace."""
+    """The entry's model, and notes on its place, which has no effect: text embeds are in the workspace."""
     place = sorted(key for key in entry if key.startswith("aws_"))
     own = {key: value for key, value in entry.items() if key not in place}
     rest, notes = our_entry(own, TextEmbedBackend, where, faults)

@@ -9,9 +9,7 @@ if TYPE_CHECKING:
 
 
 def missing_extra(packages: Sequence[str], extra: str) -> str:
-    """Which packages cannot be imported, and how to install them, as the end of a sentence; empty when all are
-    installed.
-    """
+    """Which packages cannot be imported, and how to install them, as the end of a sentence; empty when all are installed."""
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if not missing:
         return ""

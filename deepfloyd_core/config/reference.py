@@ -136,7 +136,7 @@ def _listed(names: Iterable[str]) -> str:
 
 
 def _exceptions(refusal: Refusal) -> str:
-    """A refusal's reason, and where there is none to refuse."""
+    """A refusal's reason, and the values that are not refused."""
     at = f", at {_listed(str(value) for value in refusal.off)}" if refusal.off else ""
     within = f", without `{' = '.join(refusal.within)}`" if refusal.within else ""
     return f"{refusal.reason}; ignored when off{at}{within}"

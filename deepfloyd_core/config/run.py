@@ -102,7 +102,7 @@ class RunConfig(TextKeys, ValidationKeys, Machine):
         return self
 
     def _contradictions(self) -> Iterator[str]:
-        """What the settings ask of each other and of this machine's packages, each to follow the name of the file."""
+        """Settings that contradict each other or this machine's packages; each text follows the name of the file."""
         if self.stage1 is None and self.stage2 is None:
             yield "no stage to train: add a [stage1] or [stage2] table, or set model_flavour"
         for name, effect in effects(type(self)).items():

@@ -1,5 +1,4 @@
-"""Converts a run file, in any form that a user may write, to the form that the models read: overridden, with stage
-tables.
+"""Converts a run file, in any form that a user may write, to the form that the models read: overridden, with stage tables.
 
 Training keys at the top level go to both stages; a file without tables trains the one stage that it names.
 """
@@ -113,7 +112,7 @@ def _data_kinds() -> dict[str, type | None]:
 
 
 def _read(path: Path, run: type[Spec], stage: type[Spec]) -> tuple[dict[str, Any], list[str], dict[str, str]]:
-    """A run file's values as they are written, the notes on them, and names that keys have in the file alone."""
+    """The values of a run file as written, the notes about them, and the file's own names of keys."""
     if is_env_file(path):
         kept = {*WORKS, *ALIASES, *DATA_DEFAULTS, *IGNORED, *REFUSED, *SWITCHES, *run.model_fields, *stage.model_fields}
         options, helpers, names = read_env_file(path, frozenset(kept))
@@ -142,7 +141,7 @@ def _answer(
 
 
 def _sort_out(values: dict[str, Any], path: Path, notes: list[str], faults: list[DeepFloydError]) -> None:
-    """Bring precision and trackers into our form; what has none is a fault, and taken out."""
+    """Convert precision and trackers to our form; a value without an equivalent becomes a fault, and is removed."""
     for table in (values, *(values[name] for name in STAGE_TABLES if isinstance(values.get(name), dict))):
         if isinstance(table.get("base_model_precision"), str):
             precision = attempt(faults, _precision, table.pop("base_model_precision"), path)
@@ -154,9 +153,9 @@ def _sort_out(values: dict[str, Any], path: Path, notes: list[str], faults: list
 
 
 def _trackers(value: Any, path: Path) -> tuple[str, list[str]]:
-    """SimpleTuner's `report_to`, one tracker, several with commas between or a list, as ours has it; and what is ignored.
+    """SimpleTuner's `report_to` (one tracker, several with commas between, or a list) in our form; and the ignored trackers.
 
-    `all` is among the latter: which those are depends on what is installed. Raises ConfigError when it names none.
+    `all` is ignored, too: its meaning depends on the installed packages. Raises ConfigError when no tracker is named.
     """
     if isinstance(value, list):
         value = ",".join(map(str, value))

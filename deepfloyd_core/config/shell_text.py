@@ -137,7 +137,7 @@ def _assign(line: str, variables: dict[str, str]) -> None:
 
 
 def _words(line: str, known: dict[str, str], sets: dict[str, str] | None = None) -> list[_Word]:
-    """The words of a line, with what their references stand for; assignments are made in `sets` on the way."""
+    """The words of a line, with their references replaced by values; assignments are made in `sets` on the way."""
     words, at = [], 0
     while at < len(line):
         if line[at] in " \t":
@@ -183,7 +183,7 @@ def _refusal(rest: str) -> str:
 
 
 def _value(match: re.Match[str], known: dict[str, str]) -> str:
-    """What a piece of a word stands for."""
+    """The value of a piece of a word."""
     groups = match.groupdict()
     if groups.get("wrong") is not None:
         raise ValueError(_refusal(groups["wrong"]))

@@ -152,7 +152,7 @@ def answered(
 
 
 def _clipping(values: Mapping[str, Any]) -> str:
-    """A note for a limit of gradients that SimpleTuner sets otherwise; empty where there is none."""
+    """A note for a gradient limit that SimpleTuner sets differently; empty if there is none."""
     method, limit = values.get("grad_clip_method"), values.get("max_grad_norm")
     if is_off(method, ("norm",)) or is_off(limit):
         return ""
@@ -269,7 +269,7 @@ def _number(text: str) -> int | float | str:
 
 
 def _as_kind(value: Any, kind: type | None) -> Any:
-    """A value of their files as a type of ours; as it is where it cannot be one."""
+    """A value of their files converted to a type of ours; unchanged if it cannot be converted."""
     if isinstance(value, dict) and kind is not None and issubclass(kind, Spec):
         return coerced(value, scalar_kinds(kind))
     if kind is bool and not isinstance(value, bool) and isinstance(value, str | int):

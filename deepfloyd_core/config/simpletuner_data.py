@@ -111,7 +111,7 @@ def our_entry(
 
 
 def _entry_values(entry: dict[str, Any], where: str) -> dict[str, Any]:
-    """Forms of a value that are one here: a list of a single set of conditioning, and what is no set."""
+    """Convert `conditioning_data` to one form: a list with one set becomes the set, an off value is removed."""
     given = entry.get("conditioning_data")
     if isinstance(given, list) and len(given) > 1:
         raise ConfigError(
@@ -135,7 +135,7 @@ def _renamed(entry: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def _without_block(entry: dict[str, Any], where: str) -> dict[str, Any]:
-    """The keys of an entry's block `huggingface` beside the others; those of the entry itself come first."""
+    """The keys of an entry's block `huggingface` merged into the entry; the entry's own keys take precedence."""
     block = entry.get("huggingface")
     if not isinstance(block, dict):
         return {key: value for key, value in entry.items() if key != "huggingface" or not is_off(value)}

@@ -121,7 +121,7 @@ class LossKeys(Spec):
 
 
 def loss_faults(config: "StageConfig") -> Iterator[str]:
-    """Why settings of the loss and its draws cannot be used together; an empty text where one rule finds nothing."""
+    """Why settings of the loss and its draws cannot be used together; an empty text for each rule that is not broken."""
     if config.use_soft_min_snr and config.snr_gamma is not None:
         yield "snr_gamma and use_soft_min_snr are two weights of the same loss. Remove one of them"
     if config.input_perturbation_steps and not config.input_perturbation:

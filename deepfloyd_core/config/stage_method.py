@@ -90,7 +90,7 @@ class MethodKeys(Spec):
 
 
 def method_faults(config: "StageConfig") -> Iterator[str]:
-    """Why the method's settings cannot be used together; an empty text where one rule finds nothing."""
+    """Why the method's settings cannot be used together; an empty text for each rule that is not broken."""
     yield _targets_fault(config)
     yield _precision_fault(config)
     yield _control_fault(config)

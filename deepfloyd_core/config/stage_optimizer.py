@@ -92,7 +92,7 @@ class OptimizerKeys(Spec):
 
 
 def optimizer_faults(config: "StageConfig") -> Iterator[str]:
-    """Why the optimizer's settings cannot be used together; an empty text where one rule finds nothing."""
+    """Why the optimizer's settings cannot be used together; an empty text for each rule that is not broken."""
     yield _rate_fault(config)
     yield _optimizer_fault(config)
 

@@ -89,9 +89,7 @@ def device_fault(config: "StageConfig", device: str) -> str:
 
 
 def _inductor_fault(device: str) -> str:
-    """What inductor needs and a device lacks, as far as it can be known without torch; the job also compiles a test
-    line.
-    """
+    """What inductor needs and a device lacks, as far as it can be known without torch; the job also compiles a test line."""
     said = "dynamo_backend is 'inductor'"
     if device == "mps":
         return f"{said}, whose kernels for mps are a prototype in torch. Set it to no"

@@ -88,9 +88,7 @@ class ShardResult:
 
 
 def eval_change(before: Artifact, now: Artifact) -> tuple[int, int]:
-    """How many held-out pictures were added, and how many removed, between two eval sets; none when the first is
-    damaged.
-    """
+    """How many held-out pictures were added, and how many removed, between two eval sets; none when the first is damaged."""
     new = eval_ids(now)
     try:
         old = eval_ids(before)
@@ -265,9 +263,10 @@ def _shard_row(row: Planned, method: str) -> ShardRow:
 
 
 def _save_sheet(files: list[Path], out: Path, beside: Artifact | None) -> None:
-    """A contact sheet of the first crops, for the eye: 32 of 64 px, 16 of 256 px; half as many with those beside them.
+    """A contact sheet of the first crops, for people: 32 of 64 px, 16 of 256 px; half as many if shown with others
+    beside them.
 
-    No file where there is no row.
+    No file if there are no rows.
     """
     (out / SHEET).unlink(missing_ok=True)
     first = next(iter(read_row_list(out).slice(0, 1).to_pylist()), None)

@@ -1,5 +1,4 @@
-"""The list of live rows of a pixel artifact: which rows of its shards are used, in the plan's order, and where each
-lies.
+"""The list of live rows of a pixel artifact: which rows of its shards are used, in the plan's order, and where each lies.
 
 A shard may also hold rows of removed pictures. Code that reads pixels follows this list, never the files alone.
 """

@@ -1,6 +1,4 @@
-"""The verdict on a picture's bytes, made in a child process, and the ledger's row made from the verdict and the
-captions.
-"""
+"""The verdict on a picture's bytes, made in a child process, and the ledger's row made from the verdict and the captions."""
 
 from dataclasses import dataclass
 from typing import Any

@@ -102,8 +102,7 @@ def read_index(index: Artifact) -> list[Row]:
 def ledger_batches(
     index: Artifact, columns: Iterable[str], stage: Stage | None = None, *, rejected: bool = False
 ) -> Iterator[pa.Table]:
-    """Columns of the accepted rows of a ledger, in its order, some thousand at a time; with a stage, only rows that
-    feed it.
+    """Columns of the accepted rows of a ledger, in its order, some thousand at a time; with a stage, only rows that feed it.
 
     rejected: also the rejected rows.
     """
@@ -145,9 +144,7 @@ def caption_counts(index: Artifact) -> Counter[str]:
 
 
 def unfit_counts(index: Artifact, stage: Stage) -> Counter[str]:
-    """How many accepted pictures a stage cannot use although its data set feeds the stage, by reason; another stage
-    can.
-    """
+    """How many accepted pictures a stage cannot use although its data set feeds the stage, by reason; another stage can."""
     counts: Counter[str] = Counter()
     for batch in ledger_batches(index, [f"stage{stage}_reason"]):
         for each in pc.value_counts(batch.column(0).drop_null()).to_pylist():
@@ -233,7 +230,7 @@ def check_share(summary: IndexSummary, max_rejected_share: float, ledger: Path) 
 
 
 def _most(summary: IndexSummary) -> str:
-    """An example of the most frequent reason, as a sentence; empty where no more is known of it."""
+    """An example of the most frequent reason, as a sentence; empty if it has no detail."""
     reason = max(summary.reasons, key=lambda name: summary.reasons[name], default="")
     source, detail = summary.examples.get(reason, ("", ""))
     return f"For example {source}: {in_words(reason, detail)}. " if detail else ""

@@ -73,8 +73,7 @@ class _Read(NamedTuple):
 
 
 def scan(run: Run, report: Report = no_report) -> pa.Table:
-    """List the data sets and hash new or changed files: SCAN, sorted by data set and source. DataError: there are no
-    files.
+    """List the data sets and hash new or changed files: SCAN, sorted by data set and source. DataError: there are no files.
 
     With pairs it also has the columns of `with_pairs`.
     """
@@ -113,7 +112,7 @@ def others_line(others: Mapping[str, int]) -> str:
 
 
 def _with_places(run: Run, parts: list[pa.Table], report: Report) -> tuple[list[pa.Table], list[pa.Table]]:
-    """The scans of the data sets, each with what a scan of its pairs' place has of its pictures; and those scans."""
+    """The scans of the data sets, each joined with the scan of its pairs' place; and the scans of those places."""
     scanned: dict[str, pa.Table] = {}
     paired = []
     for dataset, part in zip(run.datasets, parts, strict=True):
@@ -176,7 +175,9 @@ def _scan_dataset(run: Run, dataset: ImageDataset, report: Report, others: Count
 
 
 def _large_ones_left(listed: pa.Table) -> pa.Table:
-    """Of files that no name tells those are no pictures that are too large to be read for that; others are rejected."""
+    """Mark files that are too large to read: one whose name does not tell what it is becomes `other`, a picture is
+    rejected.
+    """
     large = pc.and_(pc.equal(listed["kind"], "unsure"), pc.greater(listed["bytes"], UNSURE_BYTES))
     listed = listed.set_column(
         listed.schema.get_field_index("kind"), "kind", pc.if_else(large, "other", listed["kind"])

@@ -8,9 +8,7 @@ from deepfloyd_core.store.manifest import Summary
 
 @dataclass(frozen=True)
 class LossChange:
-    """Mean held-out losses: of the base model or of the weights that the training started from; and of the trained
-    model.
-    """
+    """Mean held-out losses: of the base model or of the weights that the training started from; and of the trained model."""
 
     since: Literal["base", "parent"]
     before: float

@@ -65,9 +65,7 @@ def lin_name(place: int) -> str:
 
 
 def trunk_of(shapes: dict[str, tuple[int, ...]]) -> Trunk | None:
-    """The network that a file's tensors belong to, judged by the kernel of its first convolution; None: neither
-    network.
-    """
+    """The network that a file's tensors belong to, judged by the kernel of its first convolution; None: neither network."""
     return next((trunk for trunk in TRUNKS.values() if trunk.shapes[_FIRST] == shapes.get(_FIRST)), None)
 
 

@@ -20,8 +20,7 @@ def psnr(picture: np.ndarray, truth: np.ndarray) -> float:
 
 
 def ssim(picture: np.ndarray, truth: np.ndarray) -> float:
-    """Structural similarity (Wang et al. 2004, eq. 13), mean over the three colours and all complete windows; 1 when
-    equal.
+    """Structural similarity (Wang et al. 2004, eq. 13), mean over the three colours and all complete windows; 1 when equal.
 
     Agrees with scikit-image's structural_similarity with gaussian_weights and population covariance. At least 11 px a
     side.

@@ -54,8 +54,7 @@ def measure_upscalers(
     files: list[Path], upscalers: Mapping[str, Callable[[], Upscaler]], levels: Sequence[int], out: Path,
     samples: Sequence[Row] = (), looks: Sequence[Look] = (), spoil: Spoiler | None = None,
 ) -> dict[str, UpscalingFigures]:  # fmt: skip
-    """Measure each upscaler, and interpolation, on the pictures of some files. Each upscaler is built only when it is
-    used.
+    """Measure each upscaler, and interpolation, on the pictures of some files. Each upscaler is built only when it is used.
 
     levels: of noise on the low-res picture, 0 to 999, the main one first; interpolation has none. looks: the networks
     that also measure. Writes eval.png and eval_details.png at the first level, and eval.parquet with a row for each

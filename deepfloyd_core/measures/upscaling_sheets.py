@@ -36,7 +36,7 @@ def save_sheets(rows: list[Labelled], title: str, whole: Path, details: Path) ->
 
 
 def _edge(truth: np.ndarray) -> int:
-    """Of the zoomed window, px; a very wide picture has no more height."""
+    """Edge of the zoomed window, px; at most the picture's shorter edge."""
     return min(_DETAIL_PX, int(truth.shape[0]), int(truth.shape[1]))
 
 

@@ -17,8 +17,7 @@ _WEIGHTS = {"unet/*.safetensors": UNET_WEIGHTS, "text_encoder/*.safetensors": "m
 
 
 def resolve(model: str, stage: Stage, text: bool = False) -> Path:
-    """The local folder of a model given as a directory, a hub id or `random:<flavour>`; downloads or writes it if
-    necessary.
+    """The local folder of a model given as a directory, a hub id or `random:<flavour>`; downloads or writes it if necessary.
 
     `text`: the text encoder and tokenizer are needed, too. Raises ModelError that lists the missing files and how to
     get them (a directory lacks some, the hub cannot be reached, the licence is not accepted), and for damaged weights.
@@ -63,7 +62,7 @@ def _is_random(model: str) -> bool:
 
 
 def _directory(model: str) -> Path | None:
-    """A model's directory; None for a hub id. Raises ModelError for what is neither."""
+    """A model's directory; None for a hub id. Raises ModelError for a name that is neither."""
     folder = Path(model)
     if is_there(folder) and folder.is_dir():
         return folder

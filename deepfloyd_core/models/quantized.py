@@ -165,7 +165,7 @@ def quantize_layer(layer: torch.nn.Linear | torch.nn.Conv2d, pairs: torch.nn.Par
 
 
 def frozen_numbers(unet: torch.nn.Module) -> int:
-    """How many numbers of a UNet are not trained; those in 8 or 4 bits count as what they stand for."""
+    """How many parameters of a UNet are not trained; quantised ones count as the parameters that they represent."""
     layers = list(_quantized(unet))
     whole = {id(layer.values): layer.shape.numel() for layer in layers}  # a control shares them
     parts = {id(part) for layer in layers for part in (layer.values, layer.scales, layer.pairs)}
@@ -174,7 +174,7 @@ def frozen_numbers(unet: torch.nn.Module) -> int:
 
 
 def frozen_bytes(unet: torch.nn.Module) -> int:
-    """What they take in memory."""
+    """The memory of these parameters, in bytes."""
     return sum(param.nbytes for param in unet.parameters() if not param.requires_grad)
 
 

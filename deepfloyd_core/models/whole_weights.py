@@ -1,5 +1,4 @@
-"""Checks that weights are complete: reports a broken download, or a clone without Git LFS, before anything is made from
-it.
+"""Checks that weights are complete: reports a broken download, or a clone without Git LFS, before anything is made from it.
 
 Only headers and sizes are read, which takes milliseconds even for T5's gigabytes. No NumPy, which takes 0.1 s to
 import.

@@ -155,9 +155,7 @@ def plan_crops(sizes: np.ndarray, rules: Geometry, draw: Draw, faces: np.ndarray
 
 
 def steps_down(size: Size, goal: Size) -> list[Size]:
-    """The sizes that a picture passes while it is downscaled: x0.75 while an edge is above 1.5x its goal, then the
-    goal.
-    """
+    """The sizes that a picture passes while it is downscaled: x0.75 while an edge is above 1.5x its goal, then the goal."""
     passed = []
     while size[0] > 1.5 * goal[0] or size[1] > 1.5 * goal[1]:
         size = max(goal[0], round(size[0] * 0.75)), max(goal[1], round(size[1] * 0.75))

@@ -42,8 +42,7 @@ _LANCZOS, _REACH = Image.Resampling.LANCZOS, 3
 def take_crops(
     data: bytes, crops: Sequence[tuple[Size, Box]], alone: Callable[[], AbstractContextManager[object]] = nullcontext
 ) -> list[tuple[np.ndarray, str]]:
-    """Resize a picture's upright sRGB pixels to each size and cut the box out: uint8 (height, width, 3), and the
-    method.
+    """Resize a picture's upright sRGB pixels to each size and cut the box out: uint8 (height, width, 3), and the method.
 
     alone: a lock, held from a decode of more than LARGE_PX pixels to the last crop, so that only one of many workers
     has such a picture in memory.

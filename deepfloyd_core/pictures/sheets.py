@@ -87,8 +87,9 @@ def font(size_px: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 
 def fitted(text: str, room_px: int, size_px: int, keep_end: bool = False) -> str:
-    """A text in one line, cut to a width. What the font lacks is spelt as Python does, so no mark or newline in a file's
-    name can break the picture."""
+    """A text in one line, cut to a width. Characters that the font lacks are escaped as in Python, so no mark or
+    newline in a file's name can break the picture.
+    """
     text = "".join(sign if " " <= sign <= "~" else sign.encode("unicode_escape").decode() for sign in text)
     if font(size_px).getlength(text) <= room_px:
         return text

@@ -16,9 +16,7 @@ from deepfloyd_core.pictures.faces import missing_detector
 
 
 def size_fault(flavour: Flavour, dataset: ImageDataset, stage: Stage) -> str:
-    """Why a stage's model cannot be trained at a data set's resolution; empty if it can, or if the set does not feed
-    it.
-    """
+    """Why a stage's model cannot be trained at a data set's resolution; empty if it can, or if the set does not feed it."""
     factor = dataset.factor(stage)
     if factor is None:
         return ""

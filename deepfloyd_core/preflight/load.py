@@ -34,8 +34,7 @@ from deepfloyd_core.training.mixing import check_steps
 
 
 def load_run(path: Path, overrides: tuple[str, ...] = ()) -> Run:
-    """Read and check a run file and its data file; `overrides` are KEY=VALUE, KEY dotted, VALUE as in TOML; KEY=
-    removes it.
+    """Read and check a run file and its data file; `overrides` are KEY=VALUE, KEY dotted, VALUE as in TOML; KEY= removes it.
 
     Raises ConfigError that reports all faults at once. Imports nothing heavy.
     """

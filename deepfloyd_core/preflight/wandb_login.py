@@ -1,5 +1,4 @@
-"""Checks before anything is made that W&B can be written to, so that no training fails at a missing key or waits for
-one.
+"""Checks before anything is made that W&B can be written to, so that no training fails at a missing key or waits for one.
 
 The library itself looks for the key, in its environment variables, in `~/.netrc` and in its files; this package reads
 none of them. The check runs in its own process, because the library starts a server, changes its process, and takes

@@ -44,8 +44,7 @@ class Starter:
         return self._process.pid if self._process else None
 
     def start(self, fd: int, output: IO[bytes] | None = None) -> int:
-        """Fork a child that inherits a file. Returns its pid. output: where the fork server itself writes, if it starts
-        now.
+        """Fork a child that inherits a file. Returns its pid. output: where the fork server itself writes, if it starts now.
 
         Raises JobError when the fork server is gone.
         """
@@ -93,8 +92,7 @@ class Starter:
 
 
 def fork_on_command(control_fd: int, last: signal.Signals) -> int | None:
-    """The other end: start and end children until the parent is gone. Returns in each child, with the file that it
-    inherits.
+    """The other end: start and end children until the parent is gone. Returns in each child, with the file that it inherits.
 
     When the parent is gone, the children get the signal `last`. In the fork server it returns None when they have
     ended, however long a job takes to finish its step and write its last checkpoint.

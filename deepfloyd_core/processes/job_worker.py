@@ -1,5 +1,4 @@
-"""The other end of `jobs`: a fork server that imports what jobs need, torch first, and the child processes that do
-jobs.
+"""The other end of `jobs`: a fork server that imports what jobs need, torch first, and the child processes that do jobs.
 
 Some libraries cannot be forked after use: a GPU driver cannot, nor can most libraries of macOS. Then a child starts as
 a new program, and imports everything again.

@@ -238,9 +238,7 @@ def _save(
 def _measure_stage2(
     job: Job[SampleRequest], table: list[Row], sampled: Callable[[int], None]
 ) -> dict[str, UpscalingFigures]:
-    """Measure untuned and tuned model on the held-out pictures, with interpolation. table: further rows of
-    eval.parquet.
-    """
+    """Measure untuned and tuned model on the held-out pictures, with interpolation. table: further rows of eval.parquet."""
     request, settings = job.request, job.request.cascade.of(2).settings
 
     def upscaler(variant: str) -> Upscaler:

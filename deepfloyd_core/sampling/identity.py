@@ -1,5 +1,4 @@
-"""Identities of sampled pictures: the settings, models and inputs that decide the bytes of remakes and samples. No
-torch.
+"""Identities of sampled pictures: the settings, models and inputs that decide the bytes of remakes and samples. No torch.
 
 Sampled pictures are Stage I's remakes, the cascade's samples and generated pictures. Identities are needed before any
 model is loaded.
@@ -62,9 +61,7 @@ def samples_request(run: Run, prompts: list[str], folders: dict[Stage, Path], in
 
 
 def check_base(bundle: Artifact, stage: Stage, folder: Path) -> None:
-    """Raises ConfigError when a bundle's weights of a stage were trained on another base model than the one in
-    `folder`.
-    """
+    """Raises ConfigError when a bundle's weights of a stage were trained on another base model than the one in `folder`."""
     trained_on = bundle.inputs.get(f"stage{stage}_model")
     if trained_on is not None and trained_on != base_model(stage, folder)["model"]:
         raise ConfigError(

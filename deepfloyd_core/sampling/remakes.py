@@ -124,7 +124,7 @@ def _remade(
 
 
 def _shard_rows(files: list[Path], rows: pa.Table, numbers: np.ndarray) -> list[ShardRow]:
-    """What the pixels' shards say of some rows of the list."""
+    """The columns of some rows of the list, from the pixels' shards."""
     chosen = rows.select(["file", "place"]).take(numbers).to_pylist()
     known = {file: read_rows(files[file]) for file in {row["file"] for row in chosen}}
     return [known[row["file"]][row["place"]] for row in chosen]

@@ -112,7 +112,7 @@ def _sample(
     sampler: Sampler, text: torch.Tensor, negative: torch.Tensor, seeds: list[int],
     given: Callable[[slice], dict[str, Any]],
 ) -> torch.Tensor:  # fmt: skip
-    """given: what a part of the pictures is made of beside text and seeds, as the pipeline calls it."""
+    """given: the further inputs of a part of the pictures, apart from text and seeds, under the pipeline's names."""
     dtype, parts = DTYPES[sampler.config.mixed_precision], []
     for start in range(0, len(seeds), BATCH[sampler.stage]):
         part = slice(start, start + BATCH[sampler.stage])

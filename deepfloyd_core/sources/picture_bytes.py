@@ -1,6 +1,4 @@
-"""Checks a picture file's bytes before they are decoded: its format, whether its end is missing, and what can be
-removed.
-"""
+"""Checks a picture file's bytes before they are decoded: its format, whether its end is missing, and what can be removed."""
 
 from importlib.util import find_spec
 from struct import pack

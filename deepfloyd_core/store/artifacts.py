@@ -286,7 +286,7 @@ def _unfinish(artifact: Artifact, parts: str | None) -> None:
 
 
 def _log_why(workspace: Path, request: Request) -> None:
-    """Say what changed against the newest artifact of the same kind."""
+    """Log the changes against the newest artifact of the same kind."""
     others = _by_age(workspace, request.kind)
     if not others:
         return
@@ -299,7 +299,7 @@ def _log_why(workspace: Path, request: Request) -> None:
 
 
 def _log_left(workspace: Path, request: Request) -> None:
-    """Say what changed against the artifact of the same kind that was left unfinished last: it is not continued."""
+    """Log the changes against the newest unfinished artifact of the same kind, which is therefore not continued."""
     if (workspace / request.kind / request.fingerprint / _REQUEST).exists():
         return
     finished = _by_age(workspace, request.kind)

@@ -54,7 +54,7 @@ def changes(kind: str, old: Json, new: Json) -> list[str]:
 
 
 def _differences(old: Json, new: Json, path: tuple[str, ...] = ()) -> Iterator[tuple[Any, Any, Any]]:
-    """The path of each value that differs, and both; None where there is none."""
+    """The path and both values of each difference; None for a missing value."""
     for key in sorted(old.keys() | new.keys()):
         before, after = old.get(key), new.get(key)
         if isinstance(before, dict) and isinstance(after, dict):
@@ -82,7 +82,7 @@ def _setting(kind: str, path: tuple[str, ...], before: Any, after: Any) -> str:
 
 
 def _follows(path: tuple[str, ...], old: Json, new: Json) -> bool:
-    """Whether a value is one that goes with the learning rate where nobody sets it."""
+    """Whether a value follows from the learning rate when nobody sets it."""
     if path != ("lr_end",) or not (old.get("learning_rate") and new.get("learning_rate")):
         return False
     return math.isclose(old["lr_end"] / old["learning_rate"], new["lr_end"] / new["learning_rate"])
@@ -125,7 +125,7 @@ def _value(value: Any) -> str:
 
 
 def _input(name: str, before: str | None, after: str | None) -> list[str]:
-    """What an artifact is made from that differs."""
+    """The change of an artifact's input, in words; empty if it is reported with another change."""
     if before == after:
         return []
     artifact = _ARTIFACT.fullmatch(after or before or "")

@@ -2,5 +2,5 @@
 
 
 def many(count: int, one: str, several: str = "") -> str:
-    """`1 picture`, `2,000 pictures`; several: where it is not `one` and an s."""
+    """`1 picture`, `2,000 pictures`; several: the plural if it is not `one` with an s."""
     return f"{count:,} {one if count == 1 else several or f'{one}s'}"

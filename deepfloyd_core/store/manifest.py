@@ -76,9 +76,7 @@ class Summary(BaseModel):
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The record of an artifact's directory. Raises ArtifactError when it is missing or has changed since it was
-    written.
-    """
+    """The record of an artifact's directory. Raises ArtifactError when it is missing or has changed since it was written."""
     try:
         record: dict[str, Any] = read_sealed(folder / MANIFEST)
     except (FileNotFoundError, NotADirectoryError):

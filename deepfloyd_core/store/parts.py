@@ -1,5 +1,4 @@
-"""Finished files of an unfinished artifact: each has its sha256 recorded beside it, so that a resumed build can trust
-it.
+"""Finished files of an unfinished artifact: each has its sha256 recorded beside it, so that a resumed build can trust it.
 
 The records are dot files, and are removed when the manifest is written.
 """

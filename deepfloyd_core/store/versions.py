@@ -114,7 +114,7 @@ def news_of(workspace: Path, version: Version, before: Version | None) -> str:
 
 
 def _trained(version: Version) -> list[str]:
-    """What was trained for a version, as far as its record knows."""
+    """The trained LoRAs of a version, as far as its record names them."""
     parts = version.lineage.get(f"lora_bundle/{version.bundle}", ())
     return sorted(part for part in parts if part.partition("/")[0].endswith("_lora"))
 

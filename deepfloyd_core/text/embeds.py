@@ -132,9 +132,7 @@ def older_embeds(workspace: Path, request: Request) -> Artifact | None:
 
 
 def rows_identity(embeds: Identity) -> Json:
-    """The identity of a caption's hidden states: how it is cleaned and encoded, without the other captions and the
-    files.
-    """
+    """The identity of a caption's hidden states: how it is cleaned and encoded, without the other captions and the files."""
     return {**_without(embeds.spec, _WHICH + _STORED), **embeds.inputs}
 
 

@@ -244,7 +244,7 @@ def _write(path: Path, texts: list[str], made: dict[str, torch.Tensor], plan: _P
 
 
 def _stored_bytes(rows: int, schema: pa.Schema) -> int:
-    """Bytes of rows on the disk; at most, when they are packed."""
+    """Bytes of rows on the disk; an upper bound if they are compressed."""
     share = PACKED_SHARE if schema.metadata[b"compression"] == b"packed" else 1.0
     return int(share * rows * _row_bytes(schema))
 

@@ -141,8 +141,7 @@ def _sent(encoder: TextEncoder, tensor: torch.Tensor) -> torch.Tensor:
 def encode(
     encoder: TextEncoder, ids: list[list[int]], length: int, batch_rows: int, report: Report = no_report
 ) -> torch.Tensor:
-    """The last hidden states (N, length, D) of tokenised texts (at most `length` ids, including the end token), on the
-    CPU.
+    """The last hidden states (N, length, D) of tokenised texts (at most `length` ids, including the end token), on the CPU.
 
     `batch_rows`: hidden states (rows of D) in one forward pass. Raises ModelError when a streamed tensor is missing.
     """
@@ -287,9 +286,7 @@ def _weights(encoder: TextEncoder, wanted: list[tuple[str, ...]]) -> dict[str, t
 
 @contextmanager
 def _files(encoder: TextEncoder) -> Iterator[dict[str, Any]]:
-    """The open file of each tensor. When it is closed and its tensors are freed, a file is no longer mapped into
-    memory.
-    """
+    """The open file of each tensor. When it is closed and its tensors are freed, a file is no longer mapped into memory."""
     with ExitStack() as stack:
         where: dict[str, Any] = {}
         for file in weight_files(encoder.folder, SAFE_WEIGHTS_NAME):

@@ -84,7 +84,7 @@ class TrainingRows:
 
     @property
     def places(self) -> dict[str, dict[Size, np.ndarray]]:
-        """Of each data set, the numbers of its rows among those of each size."""
+        """For each data set the numbers of its rows among the rows of each size."""
         found: dict[str, dict[Size, np.ndarray]] = {}
         for name in sorted(pc.unique(self._datasets).to_pylist()):
             of_set = pc.equal(self._datasets, name).to_numpy()
@@ -177,7 +177,7 @@ class MixedOrder:
             )
 
     def buckets(self) -> list[Bucket]:
-        """What each data set gives in an epoch of its own."""
+        """The batches of each data set in one of its epochs."""
         found = []
         for (name, _), order in zip(self._places, self._orders, strict=True):
             for (width, height), crops in order.counts:
@@ -223,7 +223,7 @@ def _epoch(order: BatchOrder, epoch: int) -> tuple[list[np.ndarray], np.ndarray]
 
 @lru_cache(maxsize=8)  # an epoch of each data set that takes turns; 8 bytes a row and a batch
 def _shuffled(order: BatchOrder, epoch: int) -> tuple[list[np.ndarray], np.ndarray]:
-    """The rows of each size, shuffled, and the order of the batches that they are cut into, counted size after size."""
+    """The shuffled rows of each size, and the order of the batches cut from them; batches are numbered size after size."""
     rng = np.random.default_rng(hash_seed("batches", order.seed, epoch))
     rows = [rng.permutation(count) for _, count in order.counts]
     return rows, rng.permutation(order.batches_per_epoch)

@@ -87,8 +87,7 @@ def perturbation(config: StageConfig, step: int) -> float:
 
 
 def _offset(draws: Draws, config: StageConfig, generator: torch.Generator) -> torch.Tensor:
-    """One random number for each colour of a sample, (B, C, 1, 1): it teaches a model to change a picture's mean
-    brightness.
+    """One random number for each colour of a sample, (B, C, 1, 1): it teaches a model to change a picture's mean brightness.
 
     Guttenberg 2023, "Diffusion with offset noise". Zero for the samples that the probability leaves out.
     """

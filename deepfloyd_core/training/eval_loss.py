@@ -66,8 +66,7 @@ class GridPicture:
 def grid_pictures(
     eval_set: Artifact, rows: TrainingRows, order: MixedOrder, stage: Stage, pairs: Artifact | None = None
 ) -> list[GridPicture]:
-    """The held-out pictures of a stage, and the first crops that the run trains on; the same for the same data and
-    seed.
+    """The held-out pictures of a stage, and the first crops that the run trains on; the same for the same data and seed.
 
     pairs: the pairs of the held-out pictures, for a paired ControlNet.
     """

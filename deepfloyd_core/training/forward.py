@@ -165,8 +165,7 @@ def batch_loss(setup: Setup, prepared: Prepared) -> torch.Tensor:
 
 
 def roll_out(setup: Setup, prepared: Prepared, rollout: Rollout) -> tuple[Fed, torch.Tensor]:
-    """The batch with the model's own errors in it: x_t is made from the model's estimate of x_0 at the rollout's
-    timestep t.
+    """The batch with the model's own errors in it: x_t is made from the model's estimate of x_0 at the rollout's timestep t.
 
     Sampling goes from estimate to estimate. A model that never saw its own estimates in training accumulates their
     errors (exposure bias). This is scheduled sampling (Bengio et al. 2015; for diffusion Deng et al. 2023) in one step

@@ -15,8 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 
 def recompute_activations(unet: UNet2DConditionModel) -> None:
-    """Keep only the inputs of every residual block and attention; activations inside are recomputed in the backward
-    pass.
+    """Keep only the inputs of every residual block and attention; activations inside are recomputed in the backward pass.
 
     The gradients are the same to the last bit, dropout included. Without gradients nothing changes.
     """

@@ -1,5 +1,4 @@
-"""Shows a training in TensorBoard or W&B, beside the flow run. Their files contain times, so they are not in an
-artifact.
+"""Shows a training in TensorBoard or W&B, beside the flow run. Their files contain times, so they are not in an artifact.
 
 Their libraries are imported only when they are used. accelerate's trackers are not used: they need its process state,
 and its TensorBoard tracker cannot drop the steps after a checkpoint.
@@ -69,8 +68,7 @@ def _tensorboard(folder: Path, first: int) -> Iterator[Board]:
 
 @contextmanager
 def _wandb(workspace: Path, name: str, settings: Json, done: Sequence[StepMetrics]) -> Iterator[Board]:
-    """A W&B run whose id is the artifact's name, so that a resumed training continues in it. settings: shown with the
-    run.
+    """A W&B run whose id is the artifact's name, so that a resumed training continues in it. settings: shown with the run.
 
     W&B accepts no step twice. Steps after the checkpoint that a killed process had shown stay, because they are done
     again with the same figures; a validation that it had not reached is shown at the first free step. Steps before the

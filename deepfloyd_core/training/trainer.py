@@ -179,9 +179,7 @@ def _train(
     setup: Setup, state: TrainingState, make: Callable[[int], Prepared], job: Job[TrainRequest], validation: Validation,
     show: Board,
 ) -> float:  # fmt: skip
-    """The loop, from the steps that the state has done; `make` prepares a pass. Returns the seconds that the steps
-    took.
-    """
+    """The loop, from the steps that the state has done; `make` prepares a pass. Returns the seconds that the steps took."""
     config, seconds = setup.config, 0.0
     asked, pace, checkpoints = _StopRequest(), Pace(setup.device), CheckpointWriter(state, config, job.out)
     passes = config.steps * config.gradient_accumulation_steps
@@ -271,9 +269,7 @@ class _StopRequest:
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """In this block SIGTERM ends the process at once, as before: the block can be long, and a checkpoint was
-        written.
-        """
+        """In this block SIGTERM ends the process at once, as before: the block can be long, and a checkpoint was written."""
         self.release()
         yield
         signal.signal(signal.SIGTERM, self._on_signal)
