@@ -135,7 +135,7 @@ def copy_photographs(paths: list[Path], folder: Path) -> None:
         (folder / name).with_suffix(".txt").write_text("a photograph")
 
 
-class Doubled(stage_loss.Fed):
+class Doubled(stage_loss.UNetInput):
     """Those trainers' idea of Stage II's input: concat(x_t, x_t), and t as class label, at every point of the way."""
 
     def at(self, x_t: torch.Tensor, t: torch.Tensor) -> "Doubled":
@@ -145,7 +145,7 @@ class Doubled(stage_loss.Fed):
 
 def other_recipe(
     setup: stage_loss.Setup, x_0: torch.Tensor, draws: Draws, captions: list[str | None], *_: None
-) -> stage_loss.Fed:
+) -> stage_loss.UNetInput:
     """What those trainers do in the place of `stage_loss.feed`."""
     x_t = setup.scheduler.add_noise(x_0, draws.fed, draws.t)
     text = setup.texts([caption_id("") if name is None else name for name in captions])

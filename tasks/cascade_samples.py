@@ -13,7 +13,7 @@ from deepfloyd_core.sampling.identity import samples_request
 from deepfloyd_core.sampling.jobs import SampleInputs, SamplesSummary, sample_job
 from deepfloyd_core.store.artifacts import Artifact, materialise
 from tasks.progress import progress
-from tasks.publish import publish_pictures, publish_upscaled
+from tasks.ui_pages import show_pictures, show_upscaled
 
 
 @task(name="cascade_samples", cache_policy=NO_CACHE)
@@ -28,7 +28,7 @@ def cascade_samples(run: Run, prompts: list[str], inputs: SampleInputs[Artifact]
             lambda work: run_job(job, work, report),
         )
     summary = samples.summary(SamplesSummary)
-    publish_pictures(samples, summary, "sheet.png", "eval.png")
+    show_pictures(samples, summary, "sheet.png", "eval.png")
     if summary.held_out:
-        publish_upscaled(samples.path, summary)
+        show_upscaled(samples.path, summary)
     return samples

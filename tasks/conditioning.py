@@ -12,8 +12,8 @@ from deepfloyd_core.store.artifacts import Artifact, materialise
 from tasks import VERSION
 from tasks.outbox import await_server, server_awaited
 from tasks.progress import progress
-from tasks.publish import publish_pictures
 from tasks.stage_pixels import make_shards
+from tasks.ui_pages import show_pictures
 
 
 def stage_conditioning(run: Run, index: Artifact, pixels: Artifact) -> Artifact:
@@ -32,7 +32,7 @@ def _stage_conditioning(run: Run, index: Artifact, pixels: Artifact) -> Artifact
             conditioning_request(run, index, pixels),
             lambda work: make_shards(run, plan_conditioning(run, index, work), work, report, pixels),
         )
-    publish_pictures(pairs, pairs.summary(CropsSummary), SHEET)
+    show_pictures(pairs, pairs.summary(CropsSummary), SHEET)
     return pairs
 
 
@@ -44,5 +44,5 @@ def eval_conditioning(run: Run, index: Artifact, held_out: Artifact) -> Artifact
         conditioning_request(run, index, held_out),
         lambda work: build_shards(plan_eval_conditioning(run, index, work), work, held_out),
     )
-    publish_pictures(pairs, pairs.summary(CropsSummary), SHEET)
+    show_pictures(pairs, pairs.summary(CropsSummary), SHEET)
     return pairs

@@ -11,7 +11,7 @@ from deepfloyd_core.crops.pixels import SHEET, build_shards, eval_change, plan_e
 from deepfloyd_core.crops.summary import CropsSummary
 from deepfloyd_core.store.artifacts import Artifact, materialise, newest
 from deepfloyd_core.store.counts import many
-from tasks.publish import publish_pictures
+from tasks.ui_pages import show_pictures
 
 log = logging.getLogger(__name__)
 
@@ -29,5 +29,5 @@ def eval_set(run: Run, index: Artifact) -> Artifact:
             "are not comparable", held_out.fingerprint, many(came, "held-out picture"), went,
             before.fingerprint if before else "",
         )  # fmt: skip
-    publish_pictures(held_out, held_out.summary(CropsSummary), SHEET)
+    show_pictures(held_out, held_out.summary(CropsSummary), SHEET)
     return held_out

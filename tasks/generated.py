@@ -15,7 +15,7 @@ from deepfloyd_core.sampling.jobs import GeneratedSummary, generate_job
 from deepfloyd_core.store.artifacts import Artifact, materialise
 from deepfloyd_core.store.pinned import pinned
 from tasks.progress import progress
-from tasks.publish import publish_pictures
+from tasks.ui_pages import show_pictures
 
 
 @task(name="generated", cache_policy=NO_CACHE)
@@ -34,5 +34,5 @@ def generated(run: Run, pictures: list[tuple[str, int]], version: str, control: 
             lambda work: run_job(job, work, report),
         )
     summary = made.summary(GeneratedSummary)
-    publish_pictures(made, summary, *summary.pictures[-4:])
+    show_pictures(made, summary, *summary.pictures[-4:])
     return made

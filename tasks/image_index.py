@@ -16,7 +16,7 @@ from deepfloyd_core.index.summary import IndexSummary
 from deepfloyd_core.store.artifacts import Artifact, materialise, newest
 from tasks.endings import twins_line
 from tasks.progress import progress
-from tasks.publish import publish_index
+from tasks.ui_pages import show_index
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ def image_index(run: Run) -> Artifact:
         for line in _picture_changes(before, index):
             log.info("image_index %s: %s", index.fingerprint, line)
     summary = index.summary(IndexSummary)
-    publish_index(index, summary, run.config.stages, others_of(found))
+    show_index(index, summary, run.config.stages, others_of(found))
     if summary.twin_groups:
         log.info("image_index %s: %s", index.fingerprint, twins_line(summary))
     for line in captions_left_out(summary.captions_per_picture, {one.id: one.repeats for one in run.datasets}):

@@ -8,14 +8,14 @@ from deepfloyd_core.bundle.identity import BundleInputs, BundleSummary, bundle_r
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.store.artifacts import Artifact, materialise
 from deepfloyd_core.store.versions import Version, publish
-from tasks.publish import publish_pictures
+from tasks.ui_pages import show_pictures
 
 
 @task(name="lora_bundle", cache_policy=NO_CACHE)
 def lora_bundle(run: Run, prompts: list[str], inputs: BundleInputs[Artifact]) -> Artifact:
     """What is published of a run. prompts: those of its samples."""
     bundle = materialise(run.workspace, bundle_request(inputs), lambda work: build_bundle(run, inputs, prompts, work))
-    publish_pictures(bundle, bundle.summary(BundleSummary), "sheet.png")
+    show_pictures(bundle, bundle.summary(BundleSummary), "sheet.png")
     return bundle
 
 

@@ -11,7 +11,7 @@ from deepfloyd_core.sampling.identity import low_res_request
 from deepfloyd_core.sampling.jobs import LowResInputs, LowResSummary, remake_job
 from deepfloyd_core.store.artifacts import Artifact, materialise
 from tasks.progress import progress
-from tasks.publish import publish_pictures
+from tasks.ui_pages import show_pictures
 
 
 @task(name="stage2_low_res", cache_policy=NO_CACHE)
@@ -24,5 +24,5 @@ def stage2_low_res(run: Run, inputs: LowResInputs[Artifact]) -> Artifact:
             low_res_request(run, folder, inputs),
             lambda work: run_job(remake_job(run, folder, inputs), work, report),
         )
-    publish_pictures(remakes, remakes.summary(LowResSummary), SHEET)
+    show_pictures(remakes, remakes.summary(LowResSummary), SHEET)
     return remakes

@@ -16,7 +16,7 @@ from deepfloyd_core.training.epochs import crops_of_sizes, with_steps
 from deepfloyd_core.training.identity import lora_request, train_job
 from deepfloyd_core.training.jobs import TrainingInputs, TrainingSummary
 from tasks.progress import progress
-from tasks.publish import publish_buckets, publish_held_out, publish_pictures, warn_of_small_sizes
+from tasks.ui_pages import show_buckets, show_held_out, show_pictures, warn_of_small_sizes
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ def stage_lora(run: Run, stage: Stage, inputs: TrainingInputs[Artifact], prompts
     with progress(f"stage {'I' * stage} LoRA") as report:
         lora = materialise(run.workspace, request, lambda work: run_job(job, work, report))
     summary = lora.summary(TrainingSummary)
-    publish_pictures(lora, summary, "loss.png", "validation.png")
-    publish_held_out(lora.kind, summary)
-    publish_buckets(lora.kind, summary.buckets)
+    show_pictures(lora, summary, "loss.png", "validation.png")
+    show_held_out(lora.kind, summary)
+    show_buckets(lora.kind, summary.buckets)
     return lora

@@ -26,8 +26,8 @@ from deepfloyd_core.types import Report
 from tasks import VERSION
 from tasks.outbox import await_server, server_awaited
 from tasks.progress import progress
-from tasks.publish import publish_pictures
 from tasks.runners import MAX_TASK_RUNS, Job, run_jobs
+from tasks.ui_pages import show_pictures
 
 
 def _worth_a_retry(task: Any, run: Any, state: State[Any]) -> bool:
@@ -57,7 +57,7 @@ def _stage_pixels(run: Run, index: Artifact, stage: Stage) -> Artifact:
             pixels_request(run, index, stage),
             lambda work: make_shards(run, plan_shards(run, index, stage, work), work, report),
         )
-    publish_pictures(pixels, pixels.summary(CropsSummary), SHEET)
+    show_pictures(pixels, pixels.summary(CropsSummary), SHEET)
     return pixels
 
 

@@ -20,7 +20,7 @@ from deepfloyd_core.text.embeds import (
     truncated_texts,
 )
 from tasks.progress import progress
-from tasks.publish import publish_pictures, publish_truncated
+from tasks.ui_pages import show_pictures, show_truncated
 
 
 @task(name="text_embeds", cache_policy=NO_CACHE)
@@ -37,6 +37,6 @@ def text_embeds(run: Run, index: Artifact) -> Artifact:
 
     with progress("text embeds") as report:
         embeds = materialise(run.workspace, request, encode, parts=FILES)
-    publish_pictures(embeds, embeds.summary(EmbedsSummary), TOKENS_SHEET)
-    publish_truncated(truncated_texts(embeds, most=100))
+    show_pictures(embeds, embeds.summary(EmbedsSummary), TOKENS_SHEET)
+    show_truncated(truncated_texts(embeds, most=100))
     return embeds

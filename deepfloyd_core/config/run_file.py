@@ -41,7 +41,7 @@ _PRECISIONS = {"int8-quanto": "int8"}
 
 
 @dataclass(frozen=True)
-class Written:
+class ParsedRunFile:
     """A run file as the models read it."""
 
     values: dict[str, Any]
@@ -64,7 +64,7 @@ def in_its_words(message: str, path: Path, aliases: Mapping[str, str]) -> str:
     return "\n".join(told(line) for line in message.splitlines())
 
 
-def read_run_file(path: Path, overrides: tuple[str, ...], run: type[Spec], stage: type[Spec]) -> Written:
+def read_run_file(path: Path, overrides: tuple[str, ...], run: type[Spec], stage: type[Spec]) -> ParsedRunFile:
     """Read a run file (TOML, JSON, config.env) with overrides (KEY=VALUE, or KEY= to remove it).
 
     run, stage: the models of its top level and of a stage's table. Keys that make no sense here are faults of the result.
@@ -93,7 +93,7 @@ def read_run_file(path: Path, overrides: tuple[str, ...], run: type[Spec], stage
         for name in STAGE_TABLES:
             staged |= {name: without_idle(staged[name], unset, path, notes)} if name in staged else {}
     known = values if staged is None else staged
-    return Written(known, defaults, notes, aliases, tuple(faults), staged is not None)
+    return ParsedRunFile(known, defaults, notes, aliases, tuple(faults), staged is not None)
 
 
 def _spelled(values: dict[str, Any], path: Path) -> dict[str, Any]:

@@ -5,13 +5,13 @@ from pathlib import Path
 from deepfloyd_core.config.base import parse_spec, relative_to
 from deepfloyd_core.config.relative_paths import from_here, start_of_paths
 from deepfloyd_core.config.run import RunConfig
-from deepfloyd_core.config.run_file import Written, in_its_words, read_run_file
+from deepfloyd_core.config.run_file import ParsedRunFile, in_its_words, read_run_file
 from deepfloyd_core.config.simpletuner_options import ALIASES
 from deepfloyd_core.config.stage import StageConfig
 from deepfloyd_core.errors import ConfigError, DeepFloydError, each_line, raise_together
 
 
-def read_run_config(path: Path, overrides: tuple[str, ...] = ()) -> tuple[RunConfig, Written]:
+def read_run_config(path: Path, overrides: tuple[str, ...] = ()) -> tuple[RunConfig, ParsedRunFile]:
     """A run file's configuration, and the notes about it. No other file is read.
 
     Raises ConfigError that reports all faults at once.
@@ -22,7 +22,9 @@ def read_run_config(path: Path, overrides: tuple[str, ...] = ()) -> tuple[RunCon
     return config, written
 
 
-def read_written(path: Path, overrides: tuple[str, ...] = ()) -> tuple[Written, RunConfig | None, list[DeepFloydError]]:
+def read_written(
+    path: Path, overrides: tuple[str, ...] = ()
+) -> tuple[ParsedRunFile, RunConfig | None, list[DeepFloydError]]:
     """A run file as it is written, its configuration (None: it has faults), and all faults.
 
     Raises ConfigError for a file or overrides that cannot be parsed at all.

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from deepfloyd_core.config.base import is_there
 from deepfloyd_core.errors import ConfigError
-from deepfloyd_core.measures.measure import Figures, Look, Network, Outputs
+from deepfloyd_core.measures.measure import Figures, MeasureFn, Network, Outputs
 from deepfloyd_core.models.identity import model_fingerprint
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def check_clip_folder(folder: Path) -> None:
         )
 
 
-def load_clip(folder: Path, device: "torch.device") -> Look:
+def load_clip(folder: Path, device: "torch.device") -> MeasureFn:
     """The measures `clip` and `clip_distance` with the model of a folder."""
     embed = load_embed(folder, device)
 

@@ -19,7 +19,7 @@ from deepfloyd_core.measures.lpips_weights import (
     lin_name,
     trunk_of,
 )
-from deepfloyd_core.measures.measure import Enlargement, Figures, Look, Network, Outputs
+from deepfloyd_core.measures.measure import Enlargement, Figures, MeasureFn, Network, Outputs
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,7 +30,7 @@ Distances = Callable[[Sequence["np.ndarray"], "np.ndarray"], list[float]]
 _EPS = 1e-10  # beside the length of a feature, as the package has it
 
 
-def load_lpips(file: Path, device: "torch.device") -> Look:
+def load_lpips(file: Path, device: "torch.device") -> MeasureFn:
     """The measure `lpips` with the weights of a file."""
     distances_to = load_distances(file, device)
 

@@ -36,7 +36,7 @@ class Figures:
     of_sets: Mapping[str, Mapping[Enlargement, float | None]]
 
 
-Look = Callable[[Outputs], Figures]
+MeasureFn = Callable[[Outputs], Figures]
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Network:
     key: str  # of the run file, with the path of the weights
     check: Callable[[Path], None]  # raises ConfigError unless the weights are there; loads nothing
     fingerprint: Callable[[Path], str]  # of the weights' bytes: an input of the samples that it measures
-    load: Callable[[Path, "torch.device"], Look]
+    load: Callable[[Path, "torch.device"], MeasureFn]
 
 
 @dataclass(frozen=True)

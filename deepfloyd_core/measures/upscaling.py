@@ -26,7 +26,7 @@ from deepfloyd_core.files import atomic_path
 from deepfloyd_core.measures.comparison import Compared, Picture, enlarged
 from deepfloyd_core.measures.figures import LevelFigures, UpscalingFigures
 from deepfloyd_core.measures.files import DETAIL_SHEET, EVAL_FILE, EVAL_SHEET, SPOILT_SHEETS
-from deepfloyd_core.measures.measure import Against, Enlargement, Look, Measure, Outputs
+from deepfloyd_core.measures.measure import Against, Enlargement, Measure, MeasureFn, Outputs
 from deepfloyd_core.measures.pixel import mean, mean_and_interval
 from deepfloyd_core.measures.registry import COLUMNS, measures_against
 from deepfloyd_core.measures.upscaling_sheets import save_sheets
@@ -52,7 +52,7 @@ SetFigures = Mapping[str, Mapping[Enlargement, float | None]]  # of the measures
 
 def measure_upscalers(
     files: list[Path], upscalers: Mapping[str, Callable[[], Upscaler]], levels: Sequence[int], out: Path,
-    samples: Sequence[Row] = (), looks: Sequence[Look] = (), spoil: Spoiler | None = None,
+    samples: Sequence[Row] = (), looks: Sequence[MeasureFn] = (), spoil: Spoiler | None = None,
 ) -> dict[str, UpscalingFigures]:  # fmt: skip
     """Measure each upscaler, and interpolation, on the pictures of some files. Each upscaler is built only when it is used.
 
@@ -159,7 +159,7 @@ def _enlargements(
 
 
 def _table(
-    kind: str, names: list[str], outputs: Outputs, low: list[np.ndarray], looks: Sequence[Look]
+    kind: str, names: list[str], outputs: Outputs, low: list[np.ndarray], looks: Sequence[MeasureFn]
 ) -> tuple[list[Row], SetFigures]:
     """A row for each picture of each method and level; and the networks' figures of whole sets.
 

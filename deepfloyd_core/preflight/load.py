@@ -13,7 +13,7 @@ from deepfloyd_core.config.data_sets import ImageDataset
 from deepfloyd_core.config.flavours import Stage
 from deepfloyd_core.config.relative_paths import no_data_file, start_of_paths
 from deepfloyd_core.config.run import Run, RunConfig
-from deepfloyd_core.config.run_file import Written
+from deepfloyd_core.config.run_file import ParsedRunFile
 from deepfloyd_core.config.run_reader import read_written
 from deepfloyd_core.config.run_text import TOKENS
 from deepfloyd_core.errors import ConfigError, DeepFloydError, attempt, raise_together
@@ -75,7 +75,7 @@ def read_run(path: Path, overrides: tuple[str, ...], faults: list[DeepFloydError
     return Run(config, datasets, tuple(notes), conditioning, str(path.absolute()))
 
 
-def _data_file_place(config: RunConfig | None, written: Written, start: Path | None) -> str | None:
+def _data_file_place(config: RunConfig | None, written: ParsedRunFile, start: Path | None) -> str | None:
     """Where the data file should be; None if the run file does not name it."""
     if config is not None:
         return config.data_backend_config

@@ -21,7 +21,7 @@ _GRACE_S = 10.0  # it ends at once, unless a job writes a checkpoint
 _PR_SET_PDEATHSIG = 1
 
 
-class Starter:
+class ForkServer:
     """The parent's end. The fork server starts with the first child; it ends when this is closed or this process is
     killed.
     """

@@ -28,7 +28,7 @@ from deepfloyd_core.config.base import Spec
 from deepfloyd_core.config.run_machine import Machine
 from deepfloyd_core.errors import JobError
 from deepfloyd_core.files import write_bytes
-from deepfloyd_core.processes.fork_server import Starter
+from deepfloyd_core.processes.fork_server import ForkServer
 from deepfloyd_core.store.artifacts import WorkDir
 from deepfloyd_core.store.file_faults import FULL, storage_error
 from deepfloyd_core.store.manifest import Summary
@@ -41,7 +41,7 @@ ENTRIES = (  # of all jobs, for the process that imports what they need
 STORAGE = 100  # a job that could not write its result, for want of space, ends with this code + the error's number
 POLL_S = 0.1
 STOP_GRACE_S = 60.0  # how long a job may take to write its last checkpoint
-_STARTER: "ContextVar[Starter | None]" = ContextVar("job_starter", default=None)
+_STARTER: "ContextVar[ForkServer | None]" = ContextVar("job_starter", default=None)
 
 
 S = TypeVar("S", bound=Summary)
@@ -98,14 +98,14 @@ class JobResult(Spec):
 
 
 @contextmanager
-def job_starter() -> Iterator[Starter]:
+def job_starter() -> Iterator[ForkServer]:
     """The jobs of this block are forks of one process, which starts with the first job. Nested blocks share the outer
     one.
     """
     if outer := _STARTER.get():
         yield outer
         return
-    starter = Starter("deepfloyd_core.processes.job_worker")
+    starter = ForkServer("deepfloyd_core.processes.job_worker")
     token = _STARTER.set(starter)
     try:
         yield starter
@@ -118,12 +118,12 @@ def job_starter() -> Iterator[Starter]:
 class _Child:
     """A job's process. `line`: its other end is open as long as it lives."""
 
-    starter: Starter
+    starter: ForkServer
     pid: int
     line: socket.socket
 
 
-def _start(starter: Starter, name: str, kind: type[JobRequest[Any]], work: WorkDir, log: IO[bytes]) -> _Child:
+def _start(starter: ForkServer, name: str, kind: type[JobRequest[Any]], work: WorkDir, log: IO[bytes]) -> _Child:
     line, theirs = socket.socketpair()
     try:
         with theirs:

@@ -21,7 +21,7 @@ from multiprocessing.connection import Connection
 from queue import SimpleQueue
 from typing import Any, NoReturn, Self, TypeVar
 
-from deepfloyd_core.processes.fork_server import Starter
+from deepfloyd_core.processes.fork_server import ForkServer
 from deepfloyd_core.processes.pool_worker import OUT_OF_MEMORY
 
 T = TypeVar("T")
@@ -68,7 +68,7 @@ class Children:
         path = [str(folder) for folder in sys.path]
         request = json.dumps([limits.memory_mib, limits.seconds, preload, path])
         # In a process group of its own: time spent stopped is no item's.
-        self._starter = Starter("deepfloyd_core.processes.pool_worker", request, own_group=True)
+        self._starter = ForkServer("deepfloyd_core.processes.pool_worker", request, own_group=True)
 
     def __enter__(self) -> Self:
         for _ in range(self._workers):

@@ -22,7 +22,7 @@ from deepfloyd_core.diffusion.loss import to_bytes
 from deepfloyd_core.files import atomic_path
 from deepfloyd_core.hashing import hash_seed
 from deepfloyd_core.measures.figures import UpscalingFigures
-from deepfloyd_core.measures.measure import Look
+from deepfloyd_core.measures.measure import MeasureFn
 from deepfloyd_core.measures.pixel import mean
 from deepfloyd_core.measures.registry import networks_of
 from deepfloyd_core.measures.upscaling import Row, Upscaler, measure_samples, measure_upscalers
@@ -31,7 +31,7 @@ from deepfloyd_core.pictures.sheets import save_picture, titled_rows
 from deepfloyd_core.processes.jobs import Job
 from deepfloyd_core.sampling.jobs import SampledStage, SampleRequest, SamplesSummary
 from deepfloyd_core.sampling.sampler import Sampler, make_sampler, sample_stage1, sample_stage2
-from deepfloyd_core.sampling.wanted import Wanted, wanted_pictures
+from deepfloyd_core.sampling.specs import SampleSpec, sample_specs
 from deepfloyd_core.text.embeds import Embeds
 from deepfloyd_core.types import Json
 
@@ -91,7 +91,7 @@ def concept_share(pictures: list[np.ndarray], prompts: list[str]) -> float:
     return mean([float(shows(picture, prompt)) for picture, prompt in zip(pictures, prompts, strict=True)])
 
 
-def control_error(settings: StageConfig, wanted: list[Wanted], made: list[torch.Tensor]) -> float:
+def control_error(settings: StageConfig, wanted: list[SampleSpec], made: list[torch.Tensor]) -> float:
     """How far pictures (C, H, W) in [-1, 1] differ from their conditioning: mean |difference| of both conditionings.
 
     Not for pairs: the pair of a sample is not known.
@@ -104,7 +104,7 @@ def control_error(settings: StageConfig, wanted: list[Wanted], made: list[torch.
 
 
 def _with_conditioning(
-    rows: list[tuple[str, list[np.ndarray]]], wanted: list[Wanted]
+    rows: list[tuple[str, list[np.ndarray]]], wanted: list[SampleSpec]
 ) -> list[tuple[str, list[np.ndarray]]]:
     """Rows for the sheet: the conditioning above the samples; below Stage I's samples the pictures that the
     conditioning was computed from, or whose pair it is.
@@ -138,10 +138,10 @@ def save_png(picture: np.ndarray, sample: Sample, path: Path) -> None:
         Image.fromarray(picture).save(tmp, format="PNG", pnginfo=info)
 
 
-def _wanted(request: SampleRequest) -> list[Wanted]:
+def _wanted(request: SampleRequest) -> list[SampleSpec]:
     """Stage I's samples."""
     settings, inputs = request.cascade.of(1).settings, request.inputs
-    return wanted_pictures(1, settings, request.validation, request.prompts, inputs.eval_set, inputs.eval_conditioning)
+    return sample_specs(1, settings, request.validation, request.prompts, inputs.eval_set, inputs.eval_conditioning)
 
 
 def _texts(request: SampleRequest, prompts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -150,7 +150,7 @@ def _texts(request: SampleRequest, prompts: list[str]) -> tuple[torch.Tensor, to
     return torch.stack([embeds.of(prompt) for prompt in prompts]), torch.stack([negative] * len(prompts))
 
 
-def _ticker(job: Job[SampleRequest], wanted: list[Wanted]) -> Callable[[int], None]:
+def _ticker(job: Job[SampleRequest], wanted: list[SampleSpec]) -> Callable[[int], None]:
     """Report every sampled picture against the number that this job will sample."""
     request, enlarged, measured = job.request, 0, 0
     if 2 in request.cascade:
@@ -177,7 +177,7 @@ def _sampler(request: SampleRequest, stage: Stage, variant: str, sampled: Callab
 
 
 def _stage1(
-    request: SampleRequest, variant: str, wanted: list[Wanted], sampled: Callable[[int], None]
+    request: SampleRequest, variant: str, wanted: list[SampleSpec], sampled: Callable[[int], None]
 ) -> list[torch.Tensor]:
     """Pictures (C, H, W), in their order."""
     sampler, made = _sampler(request, 1, variant, sampled), []
@@ -191,7 +191,10 @@ def _stage1(
 
 
 def _upscale_samples(
-    request: SampleRequest, wanted: list[Wanted], small: dict[str, list[torch.Tensor]], sampled: Callable[[int], None]
+    request: SampleRequest,
+    wanted: list[SampleSpec],
+    small: dict[str, list[torch.Tensor]],
+    sampled: Callable[[int], None],
 ) -> tuple[dict[str, list[torch.Tensor]], list[Row], UpscalingFigures]:
     """Stage I's pictures, upscaled by each variant of the cascade; and the measures of both variants of Stage II on the
     tuned pictures, at every noise level: rows and their summary.
@@ -212,7 +215,7 @@ def _upscale_samples(
 
 
 def _stage2(
-    request: SampleRequest, sampler: Sampler, wanted: list[Wanted], small: list[torch.Tensor]
+    request: SampleRequest, sampler: Sampler, wanted: list[SampleSpec], small: list[torch.Tensor]
 ) -> list[torch.Tensor]:
     """small: Stage I's pictures (C, h, w). Returns them upscaled, (C, 4h, 4w)."""
     made: list[torch.Tensor] = []
@@ -224,7 +227,7 @@ def _stage2(
 
 
 def _save(
-    job: Job[SampleRequest], stage: Stage, variant: str, wanted: list[Wanted], pictures: list[torch.Tensor]
+    job: Job[SampleRequest], stage: Stage, variant: str, wanted: list[SampleSpec], pictures: list[torch.Tensor]
 ) -> list[np.ndarray]:
     request = job.request
     settings = sampler_settings(request.cascade.of(stage), request.validation.validation_negative_prompt)
@@ -263,7 +266,7 @@ def _measure_stage2(
     )  # fmt: skip
 
 
-def _looks(request: SampleRequest) -> list[Look]:
+def _looks(request: SampleRequest) -> list[MeasureFn]:
     """The networks for which the run file names weights, loaded."""
     device = pick_device(request.machine.device)
     return [network.load(path, device) for network, path in networks_of(request.validation)]

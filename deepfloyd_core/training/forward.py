@@ -52,7 +52,7 @@ class Setup:
 
 
 @dataclass(frozen=True)
-class Fed:
+class UNetInput:
     """The inputs of the UNet for a batch, on the CPU."""
 
     x: torch.Tensor  # float32 (B, 3 or 6, H, W)
@@ -62,7 +62,7 @@ class Fed:
     control: torch.Tensor | None = None  # a ControlNet's conditioning
     small: torch.Tensor | None = None  # Stage II's low-res pictures themselves, complete even if x is a window
 
-    def at(self, x_t: torch.Tensor, t: torch.Tensor) -> "Fed":
+    def at(self, x_t: torch.Tensor, t: torch.Tensor) -> "UNetInput":
         """The same batch at another timestep; x_t: (B, C, H, W)."""
         return replace(self, x=torch.cat([x_t, self.x[:, x_t.shape[1] :]], dim=1), t=t)
 
@@ -75,7 +75,7 @@ class Prepared:
     image_ids: list[str]
     x_0: torch.Tensor  # float32 (B, C, H, W) in [-1, 1]
     draws: Draws
-    fed: Fed
+    fed: UNetInput
 
 
 def prepare(setup: Setup, batch: Batch, number: int, image_ids: list[str]) -> Prepared:
@@ -100,7 +100,7 @@ def prepare(setup: Setup, batch: Batch, number: int, image_ids: list[str]) -> Pr
 def feed(
     setup: Setup, x_0: torch.Tensor, draws: Draws, captions: list[str | None], follow: torch.Tensor | None = None,
     remakes: torch.Tensor | None = None,
-) -> Fed:  # fmt: skip
+) -> UNetInput:  # fmt: skip
     """The UNet's inputs for drawn noise. x_0: float32 (B, C, H, W); captions: ids, None for the empty one.
 
     follow: a ControlNet's conditioning, float32 (B, 3, H, W) in [0, 1], if it is not computed from x_0. remakes: Stage
@@ -122,7 +122,7 @@ def feed(
         follow = conditioning_picture(steered.conditioning, x_0)
     assert steered is None or follow is not None  # otherwise it would train without conditioning
     text = setup.texts([caption_id("") if name is None else name for name in captions])
-    return Fed(draws.cut(x), draws.t, level, text, follow, small)
+    return UNetInput(draws.cut(x), draws.t, level, text, follow, small)
 
 
 def _mirrored(pictures: torch.Tensor, draws: Draws) -> torch.Tensor:
@@ -131,7 +131,7 @@ def _mirrored(pictures: torch.Tensor, draws: Draws) -> torch.Tensor:
 
 
 def predict_noise(
-    setup: Setup, fed: Fed, in_steps: Callable[..., Any] | None = None
+    setup: Setup, fed: UNetInput, in_steps: Callable[..., Any] | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The two halves of the UNet's output, epsilon and raw variance, each (B, C, h, w); `in_steps`: the compiled UNet,
     if any.
@@ -164,7 +164,7 @@ def batch_loss(setup: Setup, prepared: Prepared) -> torch.Tensor:
     return loss
 
 
-def roll_out(setup: Setup, prepared: Prepared, rollout: Rollout) -> tuple[Fed, torch.Tensor]:
+def roll_out(setup: Setup, prepared: Prepared, rollout: Rollout) -> tuple[UNetInput, torch.Tensor]:
     """The batch with the model's own errors in it: x_t is made from the model's estimate of x_0 at the rollout's timestep t.
 
     Sampling goes from estimate to estimate. A model that never saw its own estimates in training accumulates their

@@ -7,7 +7,7 @@ from typing import Generic, TypeVar
 Made = TypeVar("Made")
 
 
-class Ahead(Generic[Made]):
+class Prefetcher(Generic[Made]):
     """Results of a pure function of a number, computed in threads before they are needed.
 
     The results do not depend on the number of threads; without threads each is computed when it is needed. One result
@@ -21,7 +21,7 @@ class Ahead(Generic[Made]):
         self._pool = ThreadPoolExecutor(threads, "batches") if threads else None
         self._waiting: dict[int, Future[Made]] = {}
 
-    def __enter__(self) -> "Ahead[Made]":
+    def __enter__(self) -> "Prefetcher[Made]":
         return self
 
     def __exit__(self, *error: object) -> None:

@@ -10,7 +10,7 @@ import torch
 _STEPS = 20  # the rate is of the last ones
 
 
-class Pace:
+class Throughput:
     """Samples per second over the last steps, and the process's peak memory."""
 
     def __init__(self, device: torch.device) -> None:

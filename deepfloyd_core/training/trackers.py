@@ -25,11 +25,13 @@ _FLUSH_S = 1.0  # of data that W&B's own file may lose when a process is killed;
 _MEASURED = "loss/"  # begins the names of a validation's figures
 
 # Shows numbers, and pictures from their files, of a step.
-Board = Callable[[int, dict[str, float], Sequence[Path]], None]
+MetricLogger = Callable[[int, dict[str, float], Sequence[Path]], None]
 
 
 @contextmanager
-def open_board(trackers: Sequence[str], settings: Json, out: Path, done: Sequence[StepMetrics]) -> Iterator[Board]:
+def open_loggers(
+    trackers: Sequence[str], settings: Json, out: Path, done: Sequence[StepMetrics]
+) -> Iterator[MetricLogger]:
     """The trackers of `report_to` as one, for the artifact that is made in `out`; without trackers it shows nothing.
 
     settings: what W&B lists of the run; done: the metrics of the steps that a resumed run has done. Raises JobError
@@ -37,7 +39,7 @@ def open_board(trackers: Sequence[str], settings: Json, out: Path, done: Sequenc
     """
     name, workspace = f"{out.parent.name}-{out.name}", workspace_of(out)
     with ExitStack() as stack:
-        boards: list[Board] = []
+        boards: list[MetricLogger] = []
         if "tensorboard" in trackers:
             boards.append(stack.enter_context(_tensorboard(workspace / TENSORBOARD_FOLDER / name, len(done))))
         if "wandb" in trackers:
@@ -51,7 +53,7 @@ def open_board(trackers: Sequence[str], settings: Json, out: Path, done: Sequenc
 
 
 @contextmanager
-def _tensorboard(folder: Path, first: int) -> Iterator[Board]:
+def _tensorboard(folder: Path, first: int) -> Iterator[MetricLogger]:
     """TensorBoard; steps after `first` that a killed process wrote are not shown."""
     from torch.utils.tensorboard import SummaryWriter
 
@@ -67,7 +69,7 @@ def _tensorboard(folder: Path, first: int) -> Iterator[Board]:
 
 
 @contextmanager
-def _wandb(workspace: Path, name: str, settings: Json, done: Sequence[StepMetrics]) -> Iterator[Board]:
+def _wandb(workspace: Path, name: str, settings: Json, done: Sequence[StepMetrics]) -> Iterator[MetricLogger]:
     """A W&B run whose id is the artifact's name, so that a resumed training continues in it. settings: shown with the run.
 
     W&B accepts no step twice. Steps after the checkpoint that a killed process had shown stay, because they are done
@@ -114,7 +116,7 @@ def shown_metrics(row: StepMetrics) -> dict[str, float]:
     return {"loss": row.loss, "lr": row.lr, "grad_norm": row.grad_norm}
 
 
-def show_validation(show: Board, step: int, losses: list[GridLoss], pictures: Sequence[Path]) -> None:
+def show_validation(show: MetricLogger, step: int, losses: list[GridLoss], pictures: Sequence[Path]) -> None:
     """Show the result of `Validation.take`."""
     means = {f"{_MEASURED}{part}": mean_loss(losses, part) for part in (HELD_OUT, SEEN)}
     show(step, {name: mean for name, mean in means.items() if mean is not None}, pictures)

@@ -38,7 +38,7 @@ from deepfloyd_core.models.unet import (
 )
 from deepfloyd_core.pictures.sheets import save_loss_curve
 from deepfloyd_core.processes.jobs import Job
-from deepfloyd_core.sampling.wanted import Wanted, wanted_pictures
+from deepfloyd_core.sampling.specs import SampleSpec, sample_specs
 from deepfloyd_core.text.projection import Projected, raw_texts
 from deepfloyd_core.training.attention import set_attention
 from deepfloyd_core.training.batches import Draws, MixedOrder, OrderSettings, TrainingRows
@@ -48,12 +48,12 @@ from deepfloyd_core.training.eval_loss import GridLoss, LossComparison, compared
 from deepfloyd_core.training.forward import Prepared, Setup, batch_loss, feed, predict_noise, prepare
 from deepfloyd_core.training.jobs import TrainingSummary, TrainRequest
 from deepfloyd_core.training.optimizers import check_savable, set_learning_rate
-from deepfloyd_core.training.prefetch import Ahead
+from deepfloyd_core.training.prefetch import Prefetcher
 from deepfloyd_core.training.recompute import recompute_activations
 from deepfloyd_core.training.schedule import learning_rate_at
 from deepfloyd_core.training.state import CheckpointWriter, TrainingState, averaged, take_averages, training_state
-from deepfloyd_core.training.throughput import Pace
-from deepfloyd_core.training.trackers import Board, open_board, show_validation, shown_metrics
+from deepfloyd_core.training.throughput import Throughput
+from deepfloyd_core.training.trackers import MetricLogger, open_loggers, show_validation, shown_metrics
 from deepfloyd_core.training.validation import Validation, read_losses, write_validations
 
 METRICS_FILE, LOSS_CURVE = "metrics.parquet", "loss.png"
@@ -70,7 +70,7 @@ def train(job: Job[TrainRequest]) -> TrainingSummary:
     state, method = training_state(setup), method_of(setup.config)
     first, last, metrics = state.step, setup.config.steps, state.metrics
     listed = {**setup.config.model_dump(mode="json"), "seed": request.seed}
-    with open_board(request.machine.trackers, listed, job.out, metrics[:]) as show:
+    with open_loggers(request.machine.trackers, listed, job.out, metrics[:]) as show:
         seconds = _train(setup, state, _passes(setup, rows, order), job, validation, show)
         del state  # the optimizer's states can be twice as large as the model
         trained = sum(param.numel() for param in trainable(setup.unet).values())
@@ -157,10 +157,10 @@ def _validation(setup: Setup, rows: TrainingRows, order: MixedOrder, request: Tr
         follow = None if pair is None else as_conditioning(pair)
         return predict_noise(setup, feed(setup, x_0, draws, list(caption_ids), follow))[0]
 
-    stage, config, wanted = setup.stage, setup.config, list[Wanted]()
+    stage, config, wanted = setup.stage, setup.config, list[SampleSpec]()
     eval_set, pairs = request.inputs.eval_set, request.inputs.eval_conditioning
     if config.validation_step_interval:
-        wanted = wanted_pictures(stage, config, request.validation, request.prompts, eval_set, pairs)
+        wanted = sample_specs(stage, config, request.validation, request.prompts, eval_set, pairs)
     grid, negative = grid_pictures(eval_set, rows, order, stage, pairs), request.validation.validation_negative_prompt
     return Validation(stage, config, negative, request.model, setup.unet, setup.texts, predict, grid, wanted, setup.out)
 
@@ -177,20 +177,20 @@ def _passes(setup: Setup, rows: TrainingRows, order: MixedOrder) -> Callable[[in
 
 def _train(
     setup: Setup, state: TrainingState, make: Callable[[int], Prepared], job: Job[TrainRequest], validation: Validation,
-    show: Board,
+    show: MetricLogger,
 ) -> float:  # fmt: skip
     """The loop, from the steps that the state has done; `make` prepares a pass. Returns the seconds that the steps took."""
     config, seconds = setup.config, 0.0
-    asked, pace, checkpoints = _StopRequest(), Pace(setup.device), CheckpointWriter(state, config, job.out)
+    asked, pace, checkpoints = _StopRequest(), Throughput(setup.device), CheckpointWriter(state, config, job.out)
     passes = config.steps * config.gradient_accumulation_steps
-    with Ahead(make, config.dataloader_num_workers, passes) as ahead:
+    with Prefetcher(make, config.dataloader_num_workers, passes) as ahead:
         for step in range(state.step, config.steps):
             if _due(config, step) and not validation.taken(step):
                 job.report(step, config.steps, "validation")
                 checkpoints.write()
                 with asked.at_once(), averaged(state):
                     show_validation(show, step, *validation.take(step))
-                pace = Pace(setup.device)
+                pace = Throughput(setup.device)
             setup.unet.train()
             began = time.monotonic()
             state.metrics.append(_step(setup, state, ahead, step))
@@ -217,13 +217,13 @@ def _due(config: StageConfig, step: int) -> bool:
     )
 
 
-def _tell(job: Job[TrainRequest], row: StepMetrics, pace: Pace, show: Board) -> None:
+def _tell(job: Job[TrainRequest], row: StepMetrics, pace: Throughput, show: MetricLogger) -> None:
     show(row.step, {**shown_metrics(row), "samples_per_s": pace.samples_per_s, "peak_gib": pace.peak_gib}, ())
     line = f"loss {row.loss:.4f} lr {row.lr:.1e} grad {row.grad_norm:.2f}"
     job.report(row.step, job.request.settings.steps, f"{line} {pace.line}")
 
 
-def _step(setup: Setup, state: TrainingState, ahead: Ahead[Prepared], step: int) -> StepMetrics:
+def _step(setup: Setup, state: TrainingState, ahead: Prefetcher[Prepared], step: int) -> StepMetrics:
     """One optimizer step, `step` counted from 0. Returns its metrics.
 
     Raises JobError when anything is not finite, or after the first step when the optimizer's state could not be saved.

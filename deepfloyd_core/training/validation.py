@@ -28,7 +28,7 @@ from deepfloyd_core.models.unet import autocast, stock_pipeline, trained_schedul
 from deepfloyd_core.pictures.sheets import save_picture, titled_rows
 from deepfloyd_core.sampling.cascade import Sample, save_png
 from deepfloyd_core.sampling.sampler import BATCH, Sampler, sample_stage1, sample_stage2
-from deepfloyd_core.sampling.wanted import Wanted
+from deepfloyd_core.sampling.specs import SampleSpec
 from deepfloyd_core.training.eval_loss import GridLoss, GridPicture, Predict, grid_losses, mean_loss
 
 VALIDATION_FILE, VALIDATION_SHEET, PICTURES = "validation.parquet", "validation.png", "validation"
@@ -48,7 +48,7 @@ class Validation:
     texts: Callable[[list[str]], Text]  # of caption ids, as the UNet takes them
     predict: Predict
     grid: list[GridPicture]
-    wanted: list[Wanted]  # none: only losses are taken
+    wanted: list[SampleSpec]  # none: only losses are taken
     out: Path
 
     def losses(self) -> list[GridLoss]:
@@ -115,7 +115,9 @@ def _save_pictures(plan: Validation, step: int) -> list[Path]:
     return paths
 
 
-def write_validations(base: list[GridLoss], stage: Stage, wanted: list[Wanted], out: Path) -> list[tuple[int, float]]:
+def write_validations(
+    base: list[GridLoss], stage: Stage, wanted: list[SampleSpec], out: Path
+) -> list[tuple[int, float]]:
     """Write validation.parquet: step, model (base, trained), part, image_id, t, loss; and the sheet of the pictures.
 
     base: the losses of the base model. Returns the held-out loss of every validated step that has one.
@@ -134,7 +136,7 @@ def write_validations(base: list[GridLoss], stage: Stage, wanted: list[Wanted], 
     return means
 
 
-def _sheet(folders: list[Path], stage: Stage, wanted: list[Wanted]) -> Image.Image:
+def _sheet(folders: list[Path], stage: Stage, wanted: list[SampleSpec]) -> Image.Image:
     """A line for each validated step, at most _LINES of them, the first and the last among them."""
     chosen = sorted({round(place) for place in np.linspace(0, len(folders) - 1, min(len(folders), _LINES))})
     rows = []
@@ -151,9 +153,9 @@ def _sheet(folders: list[Path], stage: Stage, wanted: list[Wanted]) -> Image.Ima
     return titled_rows(rows, 96 if stage == 1 else 192, f"Stage {'I' * stage} while it is trained, same seeds")
 
 
-def _batches(wanted: list[Wanted], most: int) -> Iterator[list[Wanted]]:
+def _batches(wanted: list[SampleSpec], most: int) -> Iterator[list[SampleSpec]]:
     """Pictures of one size at a time, in their order."""
-    part: list[Wanted] = []
+    part: list[SampleSpec] = []
     for item in wanted:
         if part and (len(part) == most or item.size != part[0].size):
             yield part

@@ -23,7 +23,7 @@ from PIL import Image, ImageOps
 
 import tasks.eval_set
 import tasks.image_index
-import tasks.publish
+import tasks.ui_pages
 from deepfloyd_core.crops.eval_choice import choice_notes, choose_held_out
 from deepfloyd_core.crops.identity import pixels_request
 from deepfloyd_core.crops.pixels import build_shard, build_shards, plan_shards
@@ -741,7 +741,7 @@ def test_the_task_of_the_index_says_what_a_person_would_check_next(
     world: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     for name in ("create_table_artifact", "create_markdown_artifact"):
-        monkeypatch.setattr(tasks.publish, name, lambda *_, **__: None)
+        monkeypatch.setattr(tasks.ui_pages, name, lambda *_, **__: None)
     caplog.set_level("INFO")
     first = world.add("0.png", noise(0, 80, 70), "one\ntwo")
     world.add("a copy.png", first.read_bytes())
@@ -932,7 +932,7 @@ def test_pictures_of_one_s_own_are_measured_on_and_not_trained_on(world: Any) ->
 def test_a_run_says_when_the_held_out_pictures_are_not_those_of_the_one_before(
     world: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(tasks.eval_set, "publish_pictures", lambda *_: None)
+    monkeypatch.setattr(tasks.eval_set, "show_pictures", lambda *_: None)
 
     def held_out() -> tuple[frozenset[str], str]:
         run = world.load(stages=(1,), num_eval_images=3, seed=5)

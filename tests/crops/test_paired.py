@@ -33,7 +33,7 @@ from deepfloyd_core.index.identity import index_request
 from deepfloyd_core.index.pairs import same_aspect
 from deepfloyd_core.index.scan import scan
 from deepfloyd_core.models.unet import load_scheduler, load_unet
-from deepfloyd_core.sampling.wanted import wanted_pictures
+from deepfloyd_core.sampling.specs import sample_specs
 from deepfloyd_core.store.artifacts import Artifact, materialise
 from deepfloyd_core.training.batches import MixedOrder, OrderSettings, TrainingRows
 from deepfloyd_core.training.eval_loss import grid_pictures
@@ -482,7 +482,7 @@ def test_the_held_out_pictures_are_followed_by_their_own_pairs(paired: PairedWor
         luma = np.asarray(Image.fromarray(item.pixels[0].numpy()).convert("L"))
         assert np.array_equal(item.pair[0].numpy(), np.stack([luma] * 3, axis=-1))
     run = paired.load(repeats=2, **OWN_SCALE)
-    (wanted,) = wanted_pictures(1, run.config.stage(1), run.config, [], made["eval_set"], made["eval_pairs"])
+    (wanted,) = sample_specs(1, run.config.stage(1), run.config, [], made["eval_set"], made["eval_pairs"])
     luma = conditioning_picture("grayscale", to_model_range(torch.from_numpy(wanted.truth)[None]))
     assert torch.equal(wanted.given, luma)
 
@@ -496,7 +496,7 @@ def test_without_held_out_pictures_there_are_no_pairs_of_them(paired: PairedWorl
     made = paired.made(run)
     assert (len(live_rows(made["eval_set"])), len(live_rows(made["eval_pairs"]))) == (0, 0)
     assert eval_pictures(made["eval_set"], 1, made["eval_pairs"]) == []
-    assert wanted_pictures(1, run.config.stage(1), run.config, [], made["eval_set"], made["eval_pairs"]) == []
+    assert sample_specs(1, run.config.stage(1), run.config, [], made["eval_set"], made["eval_pairs"]) == []
     assert len(both(made)) == 2
 
 

@@ -40,7 +40,7 @@ STAGE2 = Path(FLAVOURS["tiny-ii"].repo)
 STAGE1 = Path(FLAVOURS["tiny-i"].repo)
 
 
-class Fed(Exception):
+class UNetInput(Exception):
     """Carries the UNet's arguments out of a forward pass."""
 
 
@@ -51,11 +51,11 @@ def spied(unet: Any) -> Iterator[dict[str, Any]]:
 
     def hook(module: Any, positional: tuple[Any, ...], named: dict[str, Any]) -> None:
         fed.update({"x": positional[0], "t": positional[1], **named})
-        raise Fed
+        raise UNetInput
 
     handle = unet.register_forward_pre_hook(hook, with_kwargs=True)
     try:
-        with pytest.raises(Fed):
+        with pytest.raises(UNetInput):
             yield fed
     finally:
         handle.remove()

@@ -127,7 +127,7 @@ UNTYPED = re.compile(r"\bdict\[str, Any\]")
 # What others define: values of users' files, arguments and state of libraries, columns that follow from a table.
 FOREIGN = {
     "deepfloyd_core.config.base.parse_spec",
-    "deepfloyd_core.config.run_file.Written",
+    "deepfloyd_core.config.run_file.ParsedRunFile",
     "deepfloyd_core.measures.upscaling.Row",
     "deepfloyd_core.models.same_output.output_change",
     "deepfloyd_core.training.optimizers.optimizer_state",

@@ -19,7 +19,7 @@ from deepfloyd_core.config.run import RunConfig
 from deepfloyd_core.config.run_machine import Machine
 from deepfloyd_core.errors import DeepFloydError, JobError, StorageError
 from deepfloyd_core.processes import jobs
-from deepfloyd_core.processes.fork_server import Starter
+from deepfloyd_core.processes.fork_server import ForkServer
 from deepfloyd_core.processes.jobs import job_starter, run_job, run_parts
 from deepfloyd_core.store.artifacts import Request, WorkDir, materialise
 from deepfloyd_core.text.embeds import EncodeRequest, encode_parts
@@ -36,7 +36,7 @@ CONFIG = RunConfig.model_validate(
 def light(monkeypatch: pytest.MonkeyPatch) -> None:
     """Jobs without torch."""
     monkeypatch.setenv("PYTHONPATH", str(SUPPORT))
-    monkeypatch.setattr(jobs, "Starter", lambda module: Starter("job_functions"))
+    monkeypatch.setattr(jobs, "ForkServer", lambda module: ForkServer("job_functions"))
 
 
 def run(
@@ -192,8 +192,8 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import test_jobs
 from deepfloyd_core.processes import jobs
-from deepfloyd_core.processes.fork_server import Starter
-jobs.Starter = lambda module: Starter("job_functions")
+from deepfloyd_core.processes.fork_server import ForkServer
+jobs.ForkServer = lambda module: ForkServer("job_functions")
 test_jobs.run("nap", Path(sys.argv[2]))
 """
 

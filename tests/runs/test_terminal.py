@@ -26,7 +26,7 @@ from deepfloyd_core.measures.tables import UPSCALED_BY
 from deepfloyd_core.sampling.jobs import SamplesSummary
 from deepfloyd_core.store.artifacts import Artifact
 from flows import report
-from tasks import publish
+from tasks import ui_pages
 from tasks.endings import twins_line
 from tasks.progress import LogLines, progress
 from tasks.terminal import console, labelled
@@ -170,10 +170,10 @@ def test_what_a_stage_cannot_use_of_the_accepted_pictures_is_told_and_shown(
         world.add(f"{name}.png", np.random.default_rng(edge).integers(0, 256, (edge, edge, 3), np.uint8))
     index = world.index(world.load(stages=stages, max_rejected_share=0.9))
     rows: list[dict[str, Any]] = []
-    monkeypatch.setattr(publish, "create_table_artifact", lambda table, **_: rows.extend(table))
-    monkeypatch.setattr(publish, "create_markdown_artifact", lambda *_, **__: None)
+    monkeypatch.setattr(ui_pages, "create_table_artifact", lambda table, **_: rows.extend(table))
+    monkeypatch.setattr(ui_pages, "create_markdown_artifact", lambda *_, **__: None)
     with caplog.at_level(logging.INFO):
-        publish.publish_index(index, index.summary(IndexSummary), stages, {})
+        ui_pages.show_index(index, index.summary(IndexSummary), stages, {})
     words, both = "Stage II cannot use 2 accepted pictures: 2 too_small", stages == (1, 2)
     assert (words in caplog.messages) == both
     assert [row["status"] for row in rows] == [
@@ -195,12 +195,12 @@ def test_a_terminal_says_what_is_waited_for_until_a_server_answers(small_run: An
 
 def test_a_page_names_the_file_of_each_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pages: list[str] = []
-    monkeypatch.setattr(publish, "create_markdown_artifact", lambda page, **_: pages.append(page))
+    monkeypatch.setattr(ui_pages, "create_markdown_artifact", lambda page, **_: pages.append(page))
     names = ["picture-000-seed-7-64x64.png", "picture-001-seed-8-64x64.png"]
     for name in names:
         Image.new("RGB", (8, 8)).save(tmp_path / name)
-    monkeypatch.setattr(publish, "tell", lambda *_: None)
-    publish.publish_pictures(Artifact("generated", "f", tmp_path), summary_of(seeds=2), *names, "not_there.png")
+    monkeypatch.setattr(ui_pages, "tell", lambda *_: None)
+    ui_pages.show_pictures(Artifact("generated", "f", tmp_path), summary_of(seeds=2), *names, "not_there.png")
     lines = [line for line in pages[0].splitlines() if ".png" in line]
     assert [line.partition("](data")[0] for line in lines] == [
         f"`{names[0]}`", f"![{names[0]}", f"`{names[1]}`", f"![{names[1]}",
@@ -209,10 +209,10 @@ def test_a_page_names_the_file_of_each_picture(tmp_path: Path, monkeypatch: pyte
 
 def test_a_page_has_no_empty_table_and_no_empty_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pages: list[str] = []
-    monkeypatch.setattr(publish, "create_markdown_artifact", lambda page, **_: pages.append(page))
-    monkeypatch.setattr(publish, "tell", lambda *_: None)
+    monkeypatch.setattr(ui_pages, "create_markdown_artifact", lambda page, **_: pages.append(page))
+    monkeypatch.setattr(ui_pages, "tell", lambda *_: None)
     for summary in (summary_of(stage1={"steps": 1}), summary_of(texts=3, emptied_captions=[])):
-        publish.publish_pictures(Artifact("lora_bundle", "f", tmp_path), summary)
+        ui_pages.show_pictures(Artifact("lora_bundle", "f", tmp_path), summary)
     assert "|" not in pages[0]
     assert [line for line in pages[1].splitlines() if "|" in line] == [
         "| measure | value |",

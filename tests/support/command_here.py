@@ -62,7 +62,7 @@ def _main(arguments: tuple[str, ...], folder: Path, printed: tuple[Path, Path], 
     sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in (1, 2))
     os.chdir(folder)
     sys.argv = ["deepfloyd", *arguments]
-    jobs.Starter = StarterHere  # type: ignore[assignment, misc]
+    jobs.ForkServer = ForkServerHere  # type: ignore[assignment, misc]
     _see_environment()
     from flows.cli import main
 
@@ -76,7 +76,7 @@ def _see_environment() -> None:
     refresh_global_settings_context()
 
 
-class StarterHere:
+class ForkServerHere:
     """Forks this process for a job, which has imported all that a job needs."""
 
     def __init__(self, module: str) -> None:

@@ -29,7 +29,7 @@ from deepfloyd_core.text.projection import project_job, text_is_frozen, text_req
 from deepfloyd_core.training import eval_loss as held_out
 from deepfloyd_core.training import trainer as train
 from deepfloyd_core.training.batches import Draws
-from deepfloyd_core.training.forward import Fed, Setup
+from deepfloyd_core.training.forward import Setup, UNetInput
 from deepfloyd_core.training.identity import lora_request, train_job
 from deepfloyd_core.training.jobs import TrainingInputs
 from deepfloyd_core.types import no_report
@@ -54,11 +54,11 @@ def prepared(run: Run, stages: Any) -> dict[str, Artifact]:
 
 def recipe_of_other_trainers(
     setup: Setup, x_0: torch.Tensor, draws: Draws, captions: list[str | None], *_: None
-) -> Fed:
+) -> UNetInput:
     """concat(x_t, x_t) with the timestep as class label: SimpleTuner's, and that of diffusers' example for IF."""
     x_t = setup.scheduler.add_noise(x_0, draws.fed, draws.t)
     text = setup.texts([caption_id(name or "") for name in captions])
-    return Fed(draws.cut(torch.cat([x_t, x_t], dim=1)), draws.t, draws.t, text)
+    return UNetInput(draws.cut(torch.cat([x_t, x_t], dim=1)), draws.t, draws.t, text)
 
 
 def stage_text(run: Run, stage: Stage, embeds: Artifact) -> Artifact:

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from deepfloyd_core.crops.shards import ShardRow, open_shard, write_shard
 from deepfloyd_core.training.batches import BatchOrder, MixedOrder, OrderSettings, TrainingRows, batches_from
 from deepfloyd_core.training.mixing import Share
-from tasks import publish
+from tasks import ui_pages
 
 ours = settings(deadline=None, database=None, derandomize=True, max_examples=60)
 
@@ -106,7 +106,7 @@ def test_sizes_that_cannot_fill_a_batch_are_named(
     batch_size: int, small: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     buckets = mixed([4, 40], batch_size, 1).buckets()
-    publish.warn_of_small_sizes("stage1_lora", buckets, batch_size)
+    ui_pages.warn_of_small_sizes("stage1_lora", buckets, batch_size)
     named = [f"64x64 of set{number} has {count}" for number, count in ((0, 4), (1, 40))]
     assert [text in caplog.text for text in named] == [number < small for number in range(2)]
     assert (
@@ -124,7 +124,7 @@ def test_too_few_crops_are_told_another_remedy_than_too_many_sizes(
     counts: list[int], batch_size: int, advice: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     buckets = mixed(counts, batch_size, 1).buckets()
-    publish.warn_of_small_sizes("stage1_lora", buckets, batch_size)
+    ui_pages.warn_of_small_sizes("stage1_lora", buckets, batch_size)
     assert advice in caplog.text
 
 

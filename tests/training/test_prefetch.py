@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from deepfloyd_core.training.prefetch import Ahead
+from deepfloyd_core.training.prefetch import Prefetcher
 
 
 @pytest.mark.parametrize("threads", [0, 1, 2, 5])
@@ -17,7 +17,7 @@ def test_every_number_is_made_once_and_comes_in_its_turn(threads: int) -> None:
         made.append(number)
         return number * number
 
-    with Ahead(make, threads, 40) as ahead:
+    with Prefetcher(make, threads, 40) as ahead:
         assert [ahead.take(number) for number in range(7, 40)] == [number * number for number in range(7, 40)]
     assert sorted(made) == list(range(7, 40)), "none before the first, none after the last"
 
@@ -31,7 +31,7 @@ def test_the_next_ones_are_made_while_one_is_used() -> None:
             begun.set()
         return number
 
-    with Ahead(make, 1, 10) as ahead:
+    with Prefetcher(make, 1, 10) as ahead:
         ahead.take(0)
         assert begun.wait(10)
     assert all(name.startswith("batches") for name in named) and len(named) <= 3
@@ -45,7 +45,7 @@ def test_an_error_is_raised_in_its_turn(threads: int) -> None:
             raise OSError("the disk is gone")
         return number
 
-    with Ahead(make, threads, 9) as ahead:
+    with Prefetcher(make, threads, 9) as ahead:
         assert [ahead.take(0), ahead.take(1)] == [0, 1]
         with pytest.raises(OSError, match="the disk is gone"):
             ahead.take(2)

@@ -21,7 +21,7 @@ from deepfloyd_core.preflight.load import load_run
 from deepfloyd_core.preflight.wandb_login import check_wandb
 from deepfloyd_core.training.checkpoints import StepMetrics
 from deepfloyd_core.training.eval_loss import HELD_OUT, SEEN, GridLoss
-from deepfloyd_core.training.trackers import open_board, show_validation, shown_metrics
+from deepfloyd_core.training.trackers import open_loggers, show_validation, shown_metrics
 from deepfloyd_core.training.trainer import METRICS_FILE
 
 pytest.importorskip("wandb", reason="pip install 'deepfloyd-pipeline[wandb]'")
@@ -125,7 +125,7 @@ def losses(value: float) -> list[GridLoss]:
 def test_a_run_is_the_artifacts_and_holds_what_was_shown_of_each_step(tmp_path: Path) -> None:
     out, picture = tmp_path / "stage1_lora" / "abc", tmp_path / "000.png"
     Image.new("RGB", (8, 8), (255, 0, 0)).save(picture)
-    with open_board(*WANDB, out, []) as show:
+    with open_loggers(*WANDB, out, []) as show:
         show_validation(show, 0, losses(1.0), [picture])
         for step in (1, 2, 3):
             show(step, {"loss": step / 4, "lr": 1e-4}, ())
@@ -153,7 +153,7 @@ def test_its_own_variables_say_where_and_under_which_names(tmp_path: Path, monke
     for name, value in {"DIR": str(tmp_path / "elsewhere"), "PROJECT": "mine", "NAME": "first try"}.items():
         monkeypatch.setenv(f"WANDB_{name}", value)
     wandb.teardown()
-    with open_board(*WANDB, tmp_path / "stage1_lora" / "abc", []) as show:
+    with open_loggers(*WANDB, tmp_path / "stage1_lora" / "abc", []) as show:
         show(1, {"loss": 1.0}, ())
     assert not run_files(tmp_path)
     (file,) = run_files(tmp_path / "elsewhere")
@@ -185,7 +185,7 @@ def test_what_w_and_b_has_is_not_shown_again_and_what_it_lacks_is(
     import wandb
 
     monkeypatch.setattr(wandb.Run, "step", property(lambda run: has))
-    with open_board(*WANDB, tmp_path / "stage1_lora" / "abc", metrics(1, 2, 3, 4)) as show:
+    with open_loggers(*WANDB, tmp_path / "stage1_lora" / "abc", metrics(1, 2, 3, 4)) as show:
         for row in metrics(*range(5, end + 1)):
             show(row.step, shown_metrics(row), ())
             if row.step == 6:
@@ -206,7 +206,7 @@ def test_a_server_that_does_not_answer_is_one_line(tmp_path: Path, monkeypatch: 
         pytest.raises(
             JobError, match=r"^W&B cannot be reached: Failed to get resume status: connection refused\. WANDB_"
         ),
-        open_board(*WANDB, tmp_path / "stage1_lora" / "abc", []),
+        open_loggers(*WANDB, tmp_path / "stage1_lora" / "abc", []),
     ):
         pass
 

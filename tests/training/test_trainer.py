@@ -13,7 +13,7 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 import torch
-from command_here import StarterHere
+from command_here import ForkServerHere
 from diffusers import DDPMScheduler, IFPipeline, UNet2DConditionModel
 from PIL import Image
 from safetensors import safe_open
@@ -475,7 +475,7 @@ def _job_process() -> int | None:
 @pytest.fixture
 def forked_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Jobs are forks of this process, and not of one that imports torch; tests/test_killed_runs.py has those."""
-    monkeypatch.setattr(jobs, "Starter", StarterHere)
+    monkeypatch.setattr(jobs, "ForkServer", ForkServerHere)
     monkeypatch.setattr(eval_loss, "TIMESTEPS", ONE_TIMESTEP)
 
 

@@ -19,8 +19,8 @@ from deepfloyd_core.store.artifacts import Request, materialise
 from deepfloyd_core.training.batches import BatchOrder
 from deepfloyd_core.training.checkpoints import Checkpoint, StepMetrics, last_good, save_checkpoint
 from deepfloyd_core.training.eval_loss import HELD_OUT, SEEN, TIMESTEPS, GridLoss, compared, grid_pictures, mean_loss
-from deepfloyd_core.training.trackers import open_board, show_validation
-from deepfloyd_core.training.validation import Wanted, write_validations
+from deepfloyd_core.training.trackers import open_loggers, show_validation
+from deepfloyd_core.training.validation import SampleSpec, write_validations
 
 
 def losses(seed: int, gain: float = 0.0, gain_seen: float = 0.0) -> list[GridLoss]:
@@ -63,7 +63,7 @@ def test_tensorboard_shows_a_resumed_run_once(tmp_path: Path) -> None:
     out, picture = tmp_path / "stage1_lora" / "abc", tmp_path / "000.png"
     Image.new("RGB", (8, 8), (255, 0, 0)).save(picture)
     for first, end in ((0, 7), (4, 9)):  # killed in step 8, its newest checkpoint of step 4
-        with open_board(("tensorboard",), {}, out, [StepMetrics(1, 0.0, 0.0, 0.0)] * first) as show:
+        with open_loggers(("tensorboard",), {}, out, [StepMetrics(1, 0.0, 0.0, 0.0)] * first) as show:
             for step in range(first, end):
                 show(step + 1, {"loss": float(step)}, ())
             show_validation(show, end, losses(1), [picture])
@@ -74,7 +74,7 @@ def test_tensorboard_shows_a_resumed_run_once(tmp_path: Path) -> None:
 
 
 def test_nothing_is_written_without_a_tracker(tmp_path: Path) -> None:
-    with open_board((), {}, tmp_path / "a" / "b", []) as show:
+    with open_loggers((), {}, tmp_path / "a" / "b", []) as show:
         show(1, {"loss": 1.0}, ())
     assert not list(tmp_path.iterdir())
 
@@ -150,7 +150,7 @@ def test_what_a_kill_left_half_written_is_passed_over(tmp_path: Path) -> None:
     (tmp_path / ".validation").mkdir()
     (tmp_path / ".validation" / "00000005.json").write_text(json.dumps([vars(row) for row in losses(1)]))
     (tmp_path / ".validation" / ".tmp-host-1-00000010.json").write_text("[")
-    means = write_validations(losses(2), 1, [Wanted("a star", 0, (64, 64))], tmp_path)
+    means = write_validations(losses(2), 1, [SampleSpec("a star", 0, (64, 64))], tmp_path)
     assert means == [(5, mean_loss(losses(1)))]
     assert pq.read_table(tmp_path / "validation.parquet").num_rows == 2 * len(losses(1))
 

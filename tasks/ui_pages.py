@@ -30,7 +30,7 @@ LIMIT_BYTES = 150 << 10
 log = logging.getLogger(__name__)
 
 
-def publish_index(index: Artifact, summary: IndexSummary, stages: tuple[Stage, ...], others: dict[str, int]) -> None:
+def show_index(index: Artifact, summary: IndexSummary, stages: tuple[Stage, ...], others: dict[str, int]) -> None:
     """Counts and reject reasons as a table, with the pictures that each stage cannot use and `others`, files that are
     no pictures; some of the rejected files as a picture.
     """
@@ -59,7 +59,7 @@ def publish_index(index: Artifact, summary: IndexSummary, stages: tuple[Stage, .
             log.info("%s", unfit_line(stage, counts))
 
 
-def publish_pictures(artifact: Artifact, summary: Summary, *names: str) -> None:
+def show_pictures(artifact: Artifact, summary: Summary, *names: str) -> None:
     """The summary of an artifact and the named pictures of its directory, as one markdown page."""
     head = f"### {label(artifact.kind)} `{artifact.fingerprint}`"
     lines = [head, "", f"`{artifact.path}`", "", *_table(summary)]
@@ -70,7 +70,7 @@ def publish_pictures(artifact: Artifact, summary: Summary, *names: str) -> None:
     tell(artifact, summary)
 
 
-def publish_upscaled(folder: Path, samples: SamplesSummary) -> None:
+def show_upscaled(folder: Path, samples: SamplesSummary) -> None:
     """Stage II's measures as tables, a line for each method of upscaling at each noise level of the low-res picture;
     and the sheets of degraded low-res pictures and of zoomed details, on pages of their own.
     """
@@ -84,14 +84,14 @@ def publish_upscaled(folder: Path, samples: SamplesSummary) -> None:
     create_markdown_artifact(page, key="stage2-details", description="Stage II on held-out pictures, zoomed")
 
 
-def publish_held_out(kind: str, training: TrainingSummary) -> None:
+def show_held_out(kind: str, training: TrainingSummary) -> None:
     """The held-out loss of the base and the tuned model at each timestep, if any picture is held out."""
     if rows := training.by_timestep:
         key = f"{kind.replace('_', '-')}-held-out"
         create_table_artifact(rows, key=key, description="Loss on the held-out pictures by timestep")
 
 
-def publish_buckets(kind: str, buckets: Sequence[Bucket]) -> None:
+def show_buckets(kind: str, buckets: Sequence[Bucket]) -> None:
     """The sizes that batches were made of."""
     key, rows = f"{kind.replace('_', '-')}-buckets", [row.record for row in buckets]
     create_table_artifact(rows, key=key, description="Batches of each size in an epoch")
@@ -124,7 +124,7 @@ def _batch_advice(sizes: Sequence[SizeCrops], batch_size: int) -> str:
     return "Fewer crop_aspect_buckets or a larger aspect_bucket_alignment merge sizes"
 
 
-def publish_truncated(lost: list[tuple[str, int]]) -> None:
+def show_truncated(lost: list[tuple[str, int]]) -> None:
     """The captions whose end T5 never sees, those that lose most tokens first."""
     rows = [{"tokens lost": count, "caption": text} for text, count in lost]
     create_table_artifact(

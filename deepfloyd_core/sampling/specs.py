@@ -17,7 +17,7 @@ from deepfloyd_core.store.artifacts import Artifact
 
 
 @dataclass(frozen=True)
-class Wanted:
+class SampleSpec:
     """A picture to make."""
 
     prompt: str
@@ -27,10 +27,10 @@ class Wanted:
     given: torch.Tensor | None = None  # Stage II's low-res picture, or a ControlNet's conditioning: see `_given`
 
 
-def wanted_pictures(
+def sample_specs(
     stage: Stage, settings: StageConfig, validation: ValidationKeys, prompts: Sequence[str], eval_set: Artifact,
     pairs: Artifact | None = None,
-) -> list[Wanted]:  # fmt: skip
+) -> list[SampleSpec]:  # fmt: skip
     """Stage I: every prompt, seed and size, the prompts in turn. Stage II: the first held-out pictures, as many as the
     run upscales.
 
@@ -40,12 +40,12 @@ def wanted_pictures(
     if stage == 1 and not settings.controlnet:
         first, sizes = validation.validation_seed, validation.sample_sizes_px
         seeds = range(first, first + validation.num_validation_images)
-        return [Wanted(prompt, seed, size) for size in sizes for seed in seeds for prompt in prompts]
+        return [SampleSpec(prompt, seed, size) for size in sizes for seed in seeds for prompt in prompts]
     found = []
     count = validation.num_upscaled_images if stage == 2 else validation.num_validation_images
     for one in eval_pictures(eval_set, stage, pairs)[:count]:
         row, seed = one.row, hash_seed("eval", one.row.image_id) % 2**32
-        found.append(Wanted(row.caption, seed, (row.width, row.height), one.pixels, _given(one, settings)))
+        found.append(SampleSpec(row.caption, seed, (row.width, row.height), one.pixels, _given(one, settings)))
     return found
 
 
