@@ -13,7 +13,7 @@ from deepfloyd_core.store.inputs import A
 from deepfloyd_core.store.pinned import PinnedFile
 from deepfloyd_core.text.projection import text_identity
 from deepfloyd_core.training.jobs import TrainingInputs, TrainRequest
-from deepfloyd_core.training.mixing import Share
+from deepfloyd_core.training.mixing import Share, share_of
 from deepfloyd_core.types import Json
 
 LORA_FORMAT = 6
@@ -76,4 +76,4 @@ def _validation(run: Run, stage: Stage, prompts: Sequence[str]) -> Json:
 def shares(run: Run, stage: Stage) -> dict[str, Share]:
     """How the data sets that feed a stage take turns."""
     fed = [dataset for dataset in run.datasets if dataset.factor(stage) is not None]
-    return {dataset.id: Share(dataset.probability, dataset.start_step, dataset.end_step) for dataset in fed}
+    return {dataset.id: share_of(dataset) for dataset in fed}

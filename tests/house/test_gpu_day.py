@@ -122,7 +122,10 @@ def test_a_second_day_is_added_and_a_resumed_one_does_what_is_missing(tmp_path: 
 
 
 def test_a_killed_day_keeps_its_rows_and_leaves_no_process(tmp_path: Path) -> None:
-    started = subprocess.Popen(command("endless"), cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    started = subprocess.Popen(
+        command("endless"), cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+    )  # fmt: skip
     while not (tmp_path / "day.1.jsonl").exists() or len(rows_of(tmp_path)) < 3:
         time.sleep(0.05)
         assert started.poll() is None

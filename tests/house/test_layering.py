@@ -176,3 +176,14 @@ def test_no_untyped_dict_crosses_a_room() -> None:
             if name in known and room(name) != here and UNTYPED.search(known[name]):
                 crossing.add(name)
     assert crossing == FOREIGN
+
+
+def test_modules_and_functions_are_small() -> None:
+    assert not [path for path in TREES if len((ROOT / path).read_text().splitlines()) > 350]
+    functions = [
+        (path, node.name, (node.end_lineno or 0) - node.lineno + 1)
+        for path, tree in TREES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef)
+    ]
+    assert not [found for found in functions if found[2] > 50]

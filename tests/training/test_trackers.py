@@ -55,6 +55,7 @@ def proxy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Proxy]:
     found = Proxy()
     found.start()
     (tmp_path / "home").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))  # the library leaves folders there
     for name, value in {"HOME": str(tmp_path / "home"), "NETRC": str(tmp_path / "netrc")}.items():
         monkeypatch.setenv(name, value)
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"):
