@@ -50,8 +50,7 @@ from deepfloyd_core.text.embeds import Embeds
 from deepfloyd_core.training import forward as stage_loss
 from deepfloyd_core.training import trainer as train
 from deepfloyd_core.training.batches import Draws
-from deepfloyd_core.training.identity import train_job
-from deepfloyd_core.training.jobs import TrainingInputs, TrainingSummary
+from deepfloyd_core.training.jobs import TrainingInputs, TrainingSummary, train_job
 
 LEVELS = (0, 100, 250, 500)
 UNTUNED, OTHER, OURS = "untuned", "concat(x_t, x_t)", "ours"

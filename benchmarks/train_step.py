@@ -42,8 +42,7 @@ from deepfloyd_core.text.projection import Projected, projector, store, text_is_
 from deepfloyd_core.training import forward as stage_loss
 from deepfloyd_core.training import trainer as train
 from deepfloyd_core.training.batches import TrainingRows
-from deepfloyd_core.training.identity import train_job
-from deepfloyd_core.training.jobs import TrainingInputs, TrainRequest
+from deepfloyd_core.training.jobs import TrainingInputs, TrainRequest, train_job
 from deepfloyd_core.types import Report, no_report
 
 TINY, REAL = "tiny-i", "random:i-medium-400m"

@@ -8,7 +8,6 @@ from prefect.states import Completed
 
 from deepfloyd_core.bundle.identity import BundleInputs
 from deepfloyd_core.bundle.planned import sample_prompts
-from deepfloyd_core.config.flavours import STAGES
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.preflight.check import check_run
 from deepfloyd_core.processes.jobs import job_starter
@@ -41,12 +40,14 @@ def make_bundle(run: Run, index: Artifact) -> Version:
     embeds = text_embeds(run, index)
     prompts = sample_prompts(run, index)
     trainings = make_trainings(run, pictures, embeds, prompts)
-    stage1_lora, stage2_lora = (trainings[stage].lora if stage in trainings else None for stage in STAGES)
+    loras = {stage: training.lora for stage, training in trainings.items()}
     sampled_from = SampleInputs(
         text_embeds=embeds, eval_set=pictures.eval_set, conditioning=pictures.conditioning,
-        eval_conditioning=pictures.eval_conditioning, stage1_lora=stage1_lora, stage2_lora=stage2_lora,
+        eval_conditioning=pictures.eval_conditioning, stage1_lora=loras.get(1), stage2_lora=loras.get(2),
     )  # fmt: skip
     samples = cascade_samples(run, prompts, sampled_from)
-    bundled = BundleInputs(image_index=index, cascade_samples=samples, stage1_lora=stage1_lora, stage2_lora=stage2_lora)
+    bundled = BundleInputs(
+        image_index=index, cascade_samples=samples, stage1_lora=loras.get(1), stage2_lora=loras.get(2)
+    )
     bundle = lora_bundle(run, prompts, bundled)
     return publish_version(run, bundle, index)

@@ -64,9 +64,8 @@ def print_version(out: Console, workspace: Path, version: Version, before: Versi
     bundle = bundle_of(workspace, version)
     figures = bundle.summary(BundleSummary)
     out.print()
-    for stage, training in {1: figures.stage1, 2: figures.stage2}.items():
-        if training:
-            print_losses(out, stage, training.changes)
+    for stage, training in figures.trainings.items():
+        print_losses(out, stage, training.changes)
     for key, value in figures.samples.record.items():
         if not isinstance(value, dict):
             out.print(f"{key.replace('_', ' '):<22} {value}")

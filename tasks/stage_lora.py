@@ -13,8 +13,8 @@ from deepfloyd_core.models.folders import resolve
 from deepfloyd_core.processes.jobs import run_job
 from deepfloyd_core.store.artifacts import Artifact, materialise
 from deepfloyd_core.training.epochs import crops_of_sizes, with_steps
-from deepfloyd_core.training.identity import lora_request, train_job
-from deepfloyd_core.training.jobs import TrainingInputs, TrainingSummary
+from deepfloyd_core.training.identity import lora_request
+from deepfloyd_core.training.jobs import TrainingInputs, TrainingSummary, train_job
 from tasks.progress import progress
 from tasks.ui_pages import show_buckets, show_held_out, show_pictures, warn_of_small_sizes
 

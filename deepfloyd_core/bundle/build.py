@@ -18,7 +18,7 @@ from deepfloyd_core.store.artifacts import Artifact, WorkDir
 from deepfloyd_core.store.counts import many
 from deepfloyd_core.store.parts import take_part
 from deepfloyd_core.store.versions import stage_folder
-from deepfloyd_core.training.jobs import TrainingSummary
+from deepfloyd_core.training.jobs import TrainingFigures, TrainingSummary
 
 LICENCE = (
     "The base weights of DeepFloyd IF are under the DeepFloyd IF License Agreement; what is made from them may be "
@@ -64,7 +64,7 @@ def _take(source: Artifact, names: set[str], folder: Path) -> None:
 def _card(run: Run, inputs: BundleInputs[Artifact], prompts: list[str], metrics: BundleSummary) -> str:
     sampled = (inputs.cascade_samples.path / "sheet.png").exists()
     lines = ["# Fine-tuned DeepFloyd IF", "", f"Data: {_data_line(inputs.image_index)}", ""]
-    lines += [*(_trained_line(stage, lora.summary(TrainingSummary)) for stage, lora in inputs.loras.items()), ""]
+    lines += [*(_trained_line(stage, training) for stage, training in metrics.trainings.items()), ""]
     lines += ["![samples](sheet.png)", ""] if sampled else []
     if metrics.samples.held_out:
         lines += ["![held-out pictures](eval.png)", "", f"![zoomed details]({DETAIL_SHEET})", ""]
@@ -108,7 +108,7 @@ def _data_line(index: Artifact) -> str:
     return f"{counts.accepted} of {counts.inputs} pictures, data fingerprint {index.inputs['data']}"
 
 
-def _trained_line(stage: Stage, training: TrainingSummary) -> str:
+def _trained_line(stage: Stage, training: TrainingFigures) -> str:
     pictures, crops = many(training.pictures, "picture"), many(training.rows, "crop")
     of = f"Stage {'I' * stage} was trained on {pictures} ({crops})"
     if training.eval_loss is not None:

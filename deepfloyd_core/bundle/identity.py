@@ -1,12 +1,11 @@
 """The inputs of a bundle, its identity, and its report. No torch."""
 
 from dataclasses import dataclass
-from typing import cast
 
-from deepfloyd_core.config.flavours import STAGES, Stage
-from deepfloyd_core.sampling.jobs import SamplesSummary
+from deepfloyd_core.config.flavours import Stage
+from deepfloyd_core.sampling.jobs import CascadeInputs, SamplesSummary
 from deepfloyd_core.store.artifacts import Request
-from deepfloyd_core.store.inputs import A, Inputs
+from deepfloyd_core.store.inputs import A
 from deepfloyd_core.store.manifest import Summary
 from deepfloyd_core.training.jobs import TrainingFigures
 
@@ -14,19 +13,11 @@ BUNDLE_FORMAT = 6
 
 
 @dataclass(frozen=True, kw_only=True)
-class BundleInputs(Inputs[A]):
+class BundleInputs(CascadeInputs[A]):
     """The inputs of a bundle."""
 
     image_index: A
     cascade_samples: A
-    stage1_lora: A | None = None
-    stage2_lora: A | None = None
-
-    @property
-    def loras(self) -> dict[Stage, A]:
-        """The LoRA of each stage that has one."""
-        found = {1: self.stage1_lora, 2: self.stage2_lora}
-        return {stage: cast(A, found[stage]) for stage in STAGES if found[stage] is not None}
 
 
 class BundleSummary(Summary):
@@ -35,6 +26,12 @@ class BundleSummary(Summary):
     stage1: TrainingFigures | None = None
     stage2: TrainingFigures | None = None
     samples: SamplesSummary
+
+    @property
+    def trainings(self) -> dict[Stage, TrainingFigures]:
+        """The figures of each trained stage."""
+        found: dict[Stage, TrainingFigures | None] = {1: self.stage1, 2: self.stage2}
+        return {stage: figures for stage, figures in found.items() if figures is not None}
 
 
 def bundle_request(inputs: BundleInputs[A]) -> Request:

@@ -171,9 +171,8 @@ def _ticker(job: Job[SampleRequest], wanted: list[SampleSpec]) -> Callable[[int]
 
 
 def _sampler(request: SampleRequest, stage: Stage, variant: str, sampled: Callable[[int], None]) -> Sampler:
-    loras = {1: request.inputs.stage1_lora, 2: request.inputs.stage2_lora}
-    lora = loras[stage] if variant == "tuned" else None
-    return make_sampler(request.cascade.of(stage), lora.path if lora else None, request.machine, sampled)
+    trained = request.inputs.loras[stage].path if variant == "tuned" else None
+    return make_sampler(request.cascade.of(stage), trained, request.machine, sampled)
 
 
 def _stage1(

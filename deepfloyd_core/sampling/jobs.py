@@ -76,8 +76,7 @@ class RemakeRequest(JobRequest[LowResSummary]):
     job = "remake"
     entry = "deepfloyd_core.sampling.remakes:remake_low_res"
     returns = LowResSummary
-    settings: StageConfig  # of Stage I
-    model: Path  # folder of its base model
+    stage1: SampledStage
     strength: float  # of the noise, above 0 to 1: `low_res_stage1_strength`
     seed: int
     negative_prompt: str
@@ -85,15 +84,27 @@ class RemakeRequest(JobRequest[LowResSummary]):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SampleInputs(Inputs[A]):
+class CascadeInputs(Inputs[A]):
+    """Inputs with the LoRA of each trained stage."""
+
+    stage1_lora: A | None = None
+    stage2_lora: A | None = None
+
+    @property
+    def loras(self) -> dict[Stage, A]:
+        """The LoRA of each stage that has one."""
+        found: dict[Stage, A | None] = {1: self.stage1_lora, 2: self.stage2_lora}
+        return {stage: lora for stage, lora in found.items() if lora is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleInputs(CascadeInputs[A]):
     """The inputs of the cascade samples."""
 
     text_embeds: A
     eval_set: A
     conditioning: A | None = None
     eval_conditioning: A | None = None
-    stage1_lora: A | None = None
-    stage2_lora: A | None = None
 
 
 class SamplesSummary(Summary):
@@ -129,8 +140,8 @@ def remake_job(run: Run, model: Path, inputs: LowResInputs[Artifact]) -> RemakeR
     """The job that makes Stage I's remakes. model: Stage I's base."""
     config = run.config
     return RemakeRequest(
-        machine=config, settings=config.stage(1), model=model, strength=config.stage(2).low_res_stage1_strength,
-        seed=config.seed, negative_prompt=config.validation_negative_prompt, inputs=inputs,
+        machine=config, stage1=SampledStage(stage=1, settings=config.stage(1), model=model), seed=config.seed,
+        strength=config.stage(2).low_res_stage1_strength, negative_prompt=config.validation_negative_prompt, inputs=inputs,
     )  # fmt: skip
 
 

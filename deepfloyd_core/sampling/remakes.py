@@ -28,7 +28,7 @@ from deepfloyd_core.hashing import hash_seed
 from deepfloyd_core.models.unet import use_threads
 from deepfloyd_core.pictures.sheets import contact_sheet, save_picture
 from deepfloyd_core.processes.jobs import Job
-from deepfloyd_core.sampling.jobs import LowResSummary, RemakeRequest, SampledStage
+from deepfloyd_core.sampling.jobs import LowResSummary, RemakeRequest
 from deepfloyd_core.sampling.sampler import BATCH, Sampler, make_sampler, resample_stage1
 from deepfloyd_core.store.artifacts import Artifact
 from deepfloyd_core.store.parts import finish_part, part_is_whole
@@ -98,8 +98,7 @@ def _make(job: Job[RemakeRequest], pixels: Artifact, rows: pa.Table, todo: list[
 
     request = job.request
     files, crops, embeds = shard_files(pixels), crops_of(pixels), Embeds(request.inputs.text_embeds)
-    base = SampledStage(stage=1, settings=request.settings, model=request.model)
-    sampler = make_sampler(base, request.inputs.stage1_lora.path, request.machine, sampled)
+    sampler = make_sampler(request.stage1, request.inputs.stage1_lora.path, request.machine, sampled)
     for part in todo:
         width, height = part.size[0] // UPSCALE, part.size[1] // UPSCALE
         known = _shard_rows(files, rows, part.numbers)

@@ -5,7 +5,7 @@ whose default is None is left out of the record while it is None.
 """
 
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -78,7 +78,7 @@ class Summary(BaseModel):
 def read_manifest(folder: Path) -> Manifest:
     """The record of an artifact's directory. Raises ArtifactError when it is missing or has changed since it was written."""
     try:
-        record: dict[str, Any] = read_sealed(folder / MANIFEST)
+        record = read_sealed(folder / MANIFEST)
     except (FileNotFoundError, NotADirectoryError):
         raise ArtifactError(f"{folder} is {'not finished' if folder.is_dir() else 'missing'}") from None
     try:

@@ -8,12 +8,11 @@ from deepfloyd_core.config.keys import read_by
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.crops.identity import eval_identity
 from deepfloyd_core.models.identity import base_model
-from deepfloyd_core.store.artifacts import Artifact, Request
+from deepfloyd_core.store.artifacts import Request
 from deepfloyd_core.store.inputs import A
-from deepfloyd_core.store.pinned import PinnedFile
 from deepfloyd_core.text.projection import text_identity
-from deepfloyd_core.training.jobs import TrainingInputs, TrainRequest
-from deepfloyd_core.training.mixing import Share, share_of
+from deepfloyd_core.training.jobs import TrainingInputs
+from deepfloyd_core.training.mixing import shares
 from deepfloyd_core.types import Json
 
 LORA_FORMAT = 6
@@ -47,19 +46,6 @@ def lora_request(
     return Request(f"stage{stage}_lora", LORA_FORMAT, spec, {**ids, **base_model(stage, folder), **parent})
 
 
-def train_job(
-    run: Run, stage: Stage, folder: Path, inputs: TrainingInputs[Artifact], prompts: Sequence[str],
-    parent: PinnedFile | None,
-) -> TrainRequest:  # fmt: skip
-    """The job that trains such a LoRA. folder: the base model; parent: the weights that it starts from."""
-    config = run.config
-    return TrainRequest(
-        machine=config, validation=config, stage=stage, settings=config.stage(stage), model=folder, inputs=inputs,
-        seed=config.seed, sampling=config.data_backend_sampling, shares=shares(run, stage), prompts=tuple(prompts),
-        parent=parent,
-    )  # fmt: skip
-
-
 def _validation(run: Run, stage: Stage, prompts: Sequence[str]) -> Json:
     """The settings that decide the pictures of a stage's validations."""
     config = run.config
@@ -71,9 +57,3 @@ def _validation(run: Run, stage: Stage, prompts: Sequence[str]) -> Json:
         return {**spec, "images": config.num_validation_images}
     sizes, images = [list(size) for size in config.sample_sizes_px], config.num_validation_images
     return {**spec, "prompts": list(prompts), "sizes": sizes, "seed": config.validation_seed, "images": images}
-
-
-def shares(run: Run, stage: Stage) -> dict[str, Share]:
-    """How the data sets that feed a stage take turns."""
-    fed = [dataset for dataset in run.datasets if dataset.factor(stage) is not None]
-    return {dataset.id: share_of(dataset) for dataset in fed}

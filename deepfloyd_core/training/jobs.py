@@ -1,11 +1,12 @@
 """The training job: its request, its inputs and its report. No torch."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from deepfloyd_core.config.flavours import Stage
+from deepfloyd_core.config.run import Run
 from deepfloyd_core.config.run_validation import ValidationKeys
 from deepfloyd_core.config.stage import StageConfig
 from deepfloyd_core.measures.held_out_loss import HeldOutLosses
@@ -14,7 +15,7 @@ from deepfloyd_core.store.artifacts import Artifact
 from deepfloyd_core.store.inputs import A, Inputs
 from deepfloyd_core.store.manifest import Summary
 from deepfloyd_core.store.pinned import PinnedFile
-from deepfloyd_core.training.mixing import Share
+from deepfloyd_core.training.mixing import Share, shares
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,3 +89,16 @@ class TrainRequest(JobRequest[TrainingSummary]):
     parent: PinnedFile | None = None  # weights to start from
     prompts: tuple[str, ...] = ()  # of the validations
     inputs: TrainingInputs[Artifact]
+
+
+def train_job(
+    run: Run, stage: Stage, folder: Path, inputs: TrainingInputs[Artifact], prompts: Sequence[str],
+    parent: PinnedFile | None,
+) -> TrainRequest:  # fmt: skip
+    """The job that trains a stage's LoRA. folder: the base model; parent: the weights that it starts from."""
+    config = run.config
+    return TrainRequest(
+        machine=config, validation=config, stage=stage, settings=config.stage(stage), model=folder, inputs=inputs,
+        seed=config.seed, sampling=config.data_backend_sampling, shares=shares(run, stage), prompts=tuple(prompts),
+        parent=parent,
+    )  # fmt: skip

@@ -9,6 +9,7 @@ from functools import cached_property
 
 from deepfloyd_core.config.data_sets import ImageDataset
 from deepfloyd_core.config.flavours import Stage
+from deepfloyd_core.config.run import Run
 from deepfloyd_core.errors import ConfigError
 
 _UNIT = 1 << 32  # how finely the largest share is counted
@@ -127,3 +128,9 @@ def check_steps(datasets: tuple[ImageDataset, ...], stage: Stage, steps: int) ->
         for dataset in used
         if dataset.start_step >= steps
     ]
+
+
+def shares(run: Run, stage: Stage) -> dict[str, Share]:
+    """How the data sets that feed a stage take turns."""
+    fed = [dataset for dataset in run.datasets if dataset.factor(stage) is not None]
+    return {dataset.id: share_of(dataset) for dataset in fed}

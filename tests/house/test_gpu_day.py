@@ -26,8 +26,7 @@ from deepfloyd_core.preflight.load import load_run  # noqa: E402
 from deepfloyd_core.processes.jobs import Job  # noqa: E402
 from deepfloyd_core.store.artifacts import Artifact  # noqa: E402
 from deepfloyd_core.training import trainer as train  # noqa: E402
-from deepfloyd_core.training.identity import train_job  # noqa: E402
-from deepfloyd_core.training.jobs import TrainingInputs  # noqa: E402
+from deepfloyd_core.training.jobs import TrainingInputs, train_job  # noqa: E402
 from deepfloyd_core.types import no_report  # noqa: E402
 
 

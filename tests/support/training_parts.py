@@ -30,8 +30,8 @@ from deepfloyd_core.training import eval_loss as held_out
 from deepfloyd_core.training import trainer as train
 from deepfloyd_core.training.batches import Draws
 from deepfloyd_core.training.forward import Setup, UNetInput
-from deepfloyd_core.training.identity import lora_request, train_job
-from deepfloyd_core.training.jobs import TrainingInputs
+from deepfloyd_core.training.identity import lora_request
+from deepfloyd_core.training.jobs import TrainingInputs, train_job
 from deepfloyd_core.types import no_report
 
 FOLDERS = {1: Path(FLAVOURS["tiny-i"].repo), 2: Path(FLAVOURS["tiny-ii"].repo)}

@@ -34,8 +34,8 @@ from deepfloyd_core.training import trainer as train
 from deepfloyd_core.training.batches import Batch
 from deepfloyd_core.training.compiled import check_backend, compiled_unet
 from deepfloyd_core.training.forward import Setup, prepare
-from deepfloyd_core.training.identity import lora_request, train_job
-from deepfloyd_core.training.jobs import TrainingInputs
+from deepfloyd_core.training.identity import lora_request
+from deepfloyd_core.training.jobs import TrainingInputs, train_job
 from deepfloyd_core.training.recompute import recompute_activations
 from deepfloyd_core.training.state import training_state
 from deepfloyd_core.types import no_report

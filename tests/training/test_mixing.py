@@ -19,9 +19,9 @@ from deepfloyd_core.errors import DataError
 from deepfloyd_core.files import write_sealed
 from deepfloyd_core.store.artifacts import MANIFEST, Artifact
 from deepfloyd_core.training.batches import BatchOrder, MixedOrder, OrderSettings, TrainingRows
-from deepfloyd_core.training.identity import lora_request, shares
+from deepfloyd_core.training.identity import lora_request
 from deepfloyd_core.training.jobs import TrainingInputs
-from deepfloyd_core.training.mixing import Mix, Share, first_gap
+from deepfloyd_core.training.mixing import Mix, Share, first_gap, shares
 
 ours = settings(deadline=None, database=None, derandomize=True, max_examples=60)
 
