@@ -10,6 +10,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from model_cards import generated, run_card
 from safetensors.torch import load_file, save_file
+from small_run import SmallRun
 
 from deepfloyd_core.adapters.bitfit import free_biases, load_biases, reload_biases, restore_biases, save_biases
 from deepfloyd_core.adapters.files import BITFIT_FILE, LORA_FILE
@@ -142,7 +143,7 @@ def test_the_same_biases_give_the_same_bytes(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_run_with_bitfit_ends_in_a_bundle_whose_card_says_how_to_load_it(
-    server: str, tmp_path: Path, new_small_run: Callable[[Path], Any]
+    server: str, tmp_path: Path, new_small_run: Callable[[Path], SmallRun]
 ) -> None:
     """Stage I by BitFit beside a LoRA of Stage II; the card's own code is run, and a version of it generates."""
     run = new_small_run(tmp_path / "run")

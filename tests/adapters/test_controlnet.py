@@ -11,12 +11,14 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from accelerate.hooks import ModelHook, add_hook_to_module
+from data_world import DataWorld
 from diffusers import IFPipeline, UNet2DConditionModel
 from model_cards import generated, run_card
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from skimage import data, feature
+from small_run import SmallRun
 from training_parts import FOLDERS, break_in_step, prepared, run_here, train_and_kill, train_stage
 
 from deepfloyd_core.adapters.controlnet import add_control, load_control, reload_control, remove_control, save_control
@@ -320,7 +322,7 @@ def test_settings_that_make_no_control_are_refused(keys: dict[str, Any], says: s
 
 
 def test_simpletuners_other_controlnet_keys_are_refused_with_the_reason_and_dropped_when_empty(
-    small_run: Any,
+    small_run: SmallRun,
 ) -> None:
     path = small_run.folder / "flat.json"
     flat = {"model_type": "deepfloyd-lora", "model_flavour": "tiny-i", "workspace": str(path.parent / "flat"),
@@ -361,8 +363,8 @@ def test_conditionings_are_those_of_the_libraries() -> None:
 @pytest.fixture(scope="module")
 def world(
     tmp_path_factory: pytest.TempPathFactory,
-    new_small_run: Callable[[Path], Any],
-    new_world: Callable[[Path], Any],
+    new_small_run: Callable[[Path], SmallRun],
+    new_world: Callable[[Path], DataWorld],
 ) -> tuple[Path, dict[str, Artifact], Any]:
     """A small run file and everything that training needs."""
     small = new_small_run(tmp_path_factory.mktemp("control") / "run")
@@ -477,7 +479,7 @@ def test_a_training_goes_on_from_a_control_and_survives_a_kill(
 
 @pytest.mark.slow
 def test_a_run_ends_in_a_version_that_follows_a_picture(
-    server: str, tmp_path: Path, new_small_run: Callable[[Path], Any]
+    server: str, tmp_path: Path, new_small_run: Callable[[Path], SmallRun]
 ) -> None:
     """Through the command line: run, the card's own code, generate with and without a picture."""
     run = new_small_run(tmp_path / "run")

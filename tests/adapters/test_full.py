@@ -11,6 +11,7 @@ from diffusers import UNet2DConditionModel
 from model_cards import generated, run_card
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from small_run import SmallRun
 from training_parts import planned_name
 
 from deepfloyd_core.adapters.files import UNET_FOLDER
@@ -210,7 +211,7 @@ def test_the_same_weights_give_the_same_bytes(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_full_run_ends_in_a_bundle_whose_card_says_how_to_load_it(
-    server: str, tmp_path: Path, new_small_run: Callable[[Path], Any]
+    server: str, tmp_path: Path, new_small_run: Callable[[Path], SmallRun]
 ) -> None:
     """Both stages; the card's own code is run, and a version of it generates what that code generates."""
     run = new_small_run(tmp_path / "run")

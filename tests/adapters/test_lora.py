@@ -10,6 +10,7 @@ import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from small_run import SmallRun
 
 from deepfloyd_core.adapters.files import LORA_FILE
 from deepfloyd_core.adapters.lora import add_lora, lora_state, reload_saved, save_lora, trainable
@@ -240,7 +241,7 @@ def test_dora_trains_one_length_for_each_row(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("stage", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_dora_of_convolutions_can_be_sampled(
-    tmp_path: Path, stage: Stage, new_small_run: Callable[[Path], Any]
+    tmp_path: Path, stage: Stage, new_small_run: Callable[[Path], SmallRun]
 ) -> None:
     """Through the product's sampler, which keeps the base's weights in another order."""
     run = load_run(new_small_run(tmp_path / "run").config)

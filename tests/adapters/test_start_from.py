@@ -13,6 +13,7 @@ from diffusers import UNet2DConditionModel
 from inputs import training_inputs
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from small_run import SmallRun
 
 from deepfloyd_core.adapters.controlnet import Control, load_control
 from deepfloyd_core.adapters.controlnet_file import new_shapes
@@ -45,7 +46,7 @@ PARENTS: tuple[tuple[str, Stage, dict[str, Any]], ...] = (
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, new_small_run: Callable[[Path], Any]) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory, new_small_run: Callable[[Path], SmallRun]) -> Path:
     """A data set to name, and parents of every kind by name; nothing is trained."""
     folder: Path = tmp_path_factory.mktemp("parents")
     new_small_run(folder / "run")
@@ -313,7 +314,9 @@ def test_a_number_is_a_published_version(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_command_line_trains_on_from_an_artifact_and_refuses_the_other_stages(server: str, small_run: Any) -> None:
+def test_the_command_line_trains_on_from_an_artifact_and_refuses_the_other_stages(
+    server: str, small_run: SmallRun
+) -> None:
     def trained(stage: int, *keys: str) -> Any:
         settings = ("max_train_steps=1", *keys)
         return small_run.call_here(

@@ -1,9 +1,9 @@
 """The bundle: it takes over what was trained to the byte, and nothing that was damaged since."""
 
 from dataclasses import replace
-from typing import Any
 
 import pytest
+from data_world import DataWorld
 
 from deepfloyd_core.adapters.files import LORA_FILE
 from deepfloyd_core.bundle.build import build_bundle
@@ -39,7 +39,7 @@ def make(run: Run, kind: str, files: dict[str, bytes], summary: Summary, **input
 
 
 @pytest.fixture
-def inputs(world: Any) -> BundleInputs[Artifact]:
+def inputs(world: DataWorld) -> BundleInputs[Artifact]:
     """What a bundle of Stage I is put together from, without the training."""
     run = world.load(stages=(1,))
     trained = {LORA_FILE: b"weights" * 99, SCHEDULER: b"{}", "loss.png": b"a sheet of the training"}
@@ -54,7 +54,7 @@ def bundle(run: Run, inputs: BundleInputs[Artifact]) -> Artifact:
     return materialise(run.workspace, bundle_request(inputs), lambda work: build_bundle(run, inputs, ["a"], work))
 
 
-def test_a_bundle_has_the_bytes_of_what_was_made(world: Any, inputs: BundleInputs[Artifact]) -> None:
+def test_a_bundle_has_the_bytes_of_what_was_made(world: DataWorld, inputs: BundleInputs[Artifact]) -> None:
     made = bundle(world.load(stages=(1,)), inputs)
     stage1 = stage_folder(made.path, 1)
     for name in (LORA_FILE, SCHEDULER):
@@ -68,7 +68,7 @@ def test_a_bundle_has_the_bytes_of_what_was_made(world: Any, inputs: BundleInput
     ("kind", "name"), [("stage1_lora", LORA_FILE), ("stage1_lora", SCHEDULER), ("cascade_samples", "sheet.png")]
 )
 def test_what_was_damaged_is_named_and_gets_into_no_bundle(
-    world: Any, inputs: BundleInputs[Artifact], kind: str, name: str
+    world: DataWorld, inputs: BundleInputs[Artifact], kind: str, name: str
 ) -> None:
     file = inputs.by_field[kind].path / name
     whole = file.read_bytes()
@@ -82,7 +82,7 @@ def test_what_was_damaged_is_named_and_gets_into_no_bundle(
     assert verify_artifact(bundle(run, inputs)) == []
 
 
-def test_a_bundle_that_was_begun_takes_what_was_trained_anew(world: Any, inputs: BundleInputs[Artifact]) -> None:
+def test_a_bundle_that_was_begun_takes_what_was_trained_anew(world: DataWorld, inputs: BundleInputs[Artifact]) -> None:
     """The machine that trains again may round otherwise: the weights are those that the figures are of."""
     run, lora, sheet = world.load(stages=(1,)), inputs.loras[1], inputs.cascade_samples.path / "sheet.png"
     sheet.rename(sheet.with_suffix(".away"))

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from data_world import DataWorld
 from model_cards import run_code
 
 from deepfloyd_core.adapters.files import product_name
@@ -41,7 +42,7 @@ def trained(run: Run, bundle: Path) -> dict[Stage, str]:
     return products
 
 
-def ran(world: Any, stages: tuple[int, ...], prompt: str = "a purple star", **keys: Any) -> dict[str, Any]:
+def ran(world: DataWorld, stages: tuple[int, ...], prompt: str = "a purple star", **keys: Any) -> dict[str, Any]:
     """The names of the card's code, after it has run."""
     world.add("0.png", np.zeros((300, 300, 3), np.uint8))
     run = world.load(stages=stages, device="cpu", **keys)
@@ -49,7 +50,7 @@ def ran(world: Any, stages: tuple[int, ...], prompt: str = "a purple star", **ke
     return {**run_code("\n".join(card_code(run, trained(run, bundle), prompt)), bundle), "run": run, "bundle": bundle}
 
 
-def test_the_code_makes_the_picture_that_the_cascade_makes(world: Any) -> None:
+def test_the_code_makes_the_picture_that_the_cascade_makes(world: DataWorld) -> None:
     keys = {
         "stage1": STAGE1,
         "stage2": {**STAGE2, "validation_back_projection": True},
@@ -69,7 +70,7 @@ def test_the_code_makes_the_picture_that_the_cascade_makes(world: Any) -> None:
     assert np.abs(made - np.asarray(picture)).max() <= 1
 
 
-def test_the_code_runs_on_a_local_folder(world: Any) -> None:
+def test_the_code_runs_on_a_local_folder(world: DataWorld) -> None:
     folder = world.folder / "my 'own' model"
     folder.symlink_to(FLAVOURS["tiny-i"].repo)
     names = ran(world, (1,), stage1={**STAGE1, "pretrained_model_name_or_path": str(folder)})
@@ -77,12 +78,12 @@ def test_the_code_runs_on_a_local_folder(world: Any) -> None:
 
 
 @pytest.mark.slow
-def test_the_code_runs_on_random_weights(world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_code_runs_on_random_weights(world: DataWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("deepfloyd_core.models.random_weights._default_cache", lambda: tmp_path / "cache")
     assert ran(world, (1,), stage1={**STAGE1, "model_flavour": "random:tiny-i"})["picture"].size == (64, 64)
 
 
-def test_the_code_of_stage2_alone_enlarges(world: Any) -> None:
+def test_the_code_of_stage2_alone_enlarges(world: DataWorld) -> None:
     assert ran(world, (2,), stage2=STAGE2)["picture"].size == (256, 256)
 
 
@@ -92,11 +93,11 @@ def test_the_code_of_stage2_alone_enlarges(world: Any) -> None:
      {"controlnet": True, "controlnet_conditioning": "canny"}],
     ids=["biases", "full", "control"],
 )  # fmt: skip
-def test_the_code_loads_whatever_was_trained(world: Any, keys: dict[str, Any]) -> None:
+def test_the_code_loads_whatever_was_trained(world: DataWorld, keys: dict[str, Any]) -> None:
     ran(world, (1,), stage1={"model_flavour": "tiny-i", **{k: v for k, v in FAST.items() if k != "lora_rank"}, **keys})
 
 
-def test_a_prompt_is_a_python_literal_that_ends_no_code_block(world: Any) -> None:
+def test_a_prompt_is_a_python_literal_that_ends_no_code_block(world: DataWorld) -> None:
     prompt = "a \"star\" of ```python\nimport os``` and 'it' \\ é"
     world.add("0.png", np.zeros((300, 300, 3), np.uint8))
     code = card_code(world.load(stages=(1,)), {1: "pytorch_lora_weights.safetensors"}, prompt)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from data_world import DataWorld
 from PIL import Image
 
 from deepfloyd_core.bundle.planned import planned_bundle
@@ -23,12 +24,12 @@ def png_cut_short(edge: int) -> bytes:
     return data.getvalue()[: len(data.getvalue()) // 2]
 
 
-def draw(world: Any, numbers: range) -> None:
+def draw(world: DataWorld, numbers: range) -> None:
     for number in numbers:
         world.add(f"{number}.png", Image.new("RGB", (64 + number, 64), (number, 2 * number, 255 - number)))
 
 
-def test_what_decides_the_bundle_changes_the_plan_and_nothing_else_does(world: Any) -> None:
+def test_what_decides_the_bundle_changes_the_plan_and_nothing_else_does(world: DataWorld) -> None:
     draw(world, range(4))
 
     def planned(**keys: Any) -> str:
@@ -50,7 +51,7 @@ def test_what_decides_the_bundle_changes_the_plan_and_nothing_else_does(world: A
     assert planned() == plain
 
 
-def planned_inputs(world: Any, *entries: dict[str, Any], **keys: Any) -> dict[str, str]:
+def planned_inputs(world: DataWorld, *entries: dict[str, Any], **keys: Any) -> dict[str, str]:
     """What a bundle would be put together from."""
     run = world.load(*entries, **{"max_rejected_share": 0.9, **keys})
     request = planned_bundle(run, world.index(run))
@@ -58,7 +59,7 @@ def planned_inputs(world: Any, *entries: dict[str, Any], **keys: Any) -> dict[st
     return request.inputs
 
 
-def mixed_sizes(world: Any) -> None:
+def mixed_sizes(world: DataWorld) -> None:
     """Pictures for both stages, for Stage I alone, for none, and two that show the same."""
     for number in range(14):
         edge = 260 + number if number % 3 else 90
@@ -69,7 +70,9 @@ def mixed_sizes(world: Any) -> None:
 
 
 @pytest.mark.parametrize("keys", [{}, {"num_eval_images": 3}, {"crop_aspect": "preserve"}, {"duplicates": "first"}])
-def test_a_stage_that_comes_or_goes_leaves_the_lora_of_the_other_what_it_is(world: Any, keys: dict[str, Any]) -> None:
+def test_a_stage_that_comes_or_goes_leaves_the_lora_of_the_other_what_it_is(
+    world: DataWorld, keys: dict[str, Any]
+) -> None:
     mixed_sizes(world)
     of_set = {key: value for key, value in keys.items() if key != "num_eval_images"}
     keys = {"num_eval_images": 2} | {key: value for key, value in keys.items() if key not in of_set}
@@ -80,7 +83,7 @@ def test_a_stage_that_comes_or_goes_leaves_the_lora_of_the_other_what_it_is(worl
     assert alone["image_index"] != both["image_index"] != second["image_index"]
 
 
-def test_what_is_held_out_fits_a_stage_that_may_come(world: Any) -> None:
+def test_what_is_held_out_fits_a_stage_that_may_come(world: DataWorld) -> None:
     for number in range(50):
         edge = 260 if number < 10 else 90
         world.add(f"{number}.png", np.random.default_rng(number).integers(0, 256, (edge, edge, 3), np.uint8))
@@ -91,7 +94,7 @@ def test_what_is_held_out_fits_a_stage_that_may_come(world: Any) -> None:
     assert len(choice.ids) == 4 and {sizes[name] for name in choice.ids} == {260}
 
 
-def test_pictures_that_an_index_of_other_stages_judged_are_not_judged_again(world: Any) -> None:
+def test_pictures_that_an_index_of_other_stages_judged_are_not_judged_again(world: DataWorld) -> None:
     mixed_sizes(world)
     rows = {}
     for stages, judged in (((1,), 17), ((1, 2), 0), ((2,), 0), ((1,), None)):
@@ -103,7 +106,7 @@ def test_pictures_that_an_index_of_other_stages_judged_are_not_judged_again(worl
     assert rows[2,] == {**rows[1, 2], **{f"{number}.png": small for number in range(0, 14, 3)}}
 
 
-def test_a_picture_that_no_stage_of_the_first_run_could_use_is_judged_by_the_one_that_can(world: Any) -> None:
+def test_a_picture_that_no_stage_of_the_first_run_could_use_is_judged_by_the_one_that_can(world: DataWorld) -> None:
     world.add("cut.png", png_cut_short(90))
     for stage, reason in ((2, "too_small"), (1, "truncated")):
         run = world.load(stages=(stage,))
@@ -127,13 +130,15 @@ STAGE1, STAGE2 = {"model_flavour": "tiny-i"}, {"model_flavour": "tiny-ii"}
         ({"stage1": {**STAGE1, "learning_rate": 1e-3}, "stage2": {**STAGE2, "low_res_stage1_share": 0.5}}, []),
     ],
 )
-def test_a_key_of_one_stage_makes_nothing_of_the_other_anew(world: Any, keys: dict[str, Any], same: list[str]) -> None:
+def test_a_key_of_one_stage_makes_nothing_of_the_other_anew(
+    world: DataWorld, keys: dict[str, Any], same: list[str]
+) -> None:
     mixed_sizes(world)
     plain, other = planned_inputs(world), planned_inputs(world, **keys)
     assert [name for name in ("stage1_lora", "stage2_lora", "cascade_samples") if plain[name] == other[name]] == same
 
 
-def test_a_data_set_for_stage2_alone_leaves_stage1_what_it_is(world: Any) -> None:
+def test_a_data_set_for_stage2_alone_leaves_stage1_what_it_is(world: DataWorld) -> None:
     mixed_sizes(world)
     large = {"id": "large", "resolution": 256, "instance_data_dir": str(world.folder / "large")}
     for number in range(3):
@@ -144,7 +149,7 @@ def test_a_data_set_for_stage2_alone_leaves_stage1_what_it_is(world: Any) -> Non
     assert plain["stage1_lora"] == more["stage1_lora"] and plain["stage2_lora"] != more["stage2_lora"]
 
 
-def test_of_pairs_only_those_that_are_followed_decide(world: Any) -> None:
+def test_of_pairs_only_those_that_are_followed_decide(world: DataWorld) -> None:
     follow = {"model_flavour": "tiny-i", "controlnet": True, "controlnet_conditioning": "paired"}
     pairs = {"id": "pairs", "dataset_type": "conditioning", "instance_data_dir": str(world.folder / "pairs")}
     for number in range(4):
@@ -159,7 +164,7 @@ def test_of_pairs_only_those_that_are_followed_decide(world: Any) -> None:
     assert changed["stage1_lora"] != alone["stage1_lora"]
 
 
-def test_epochs_are_counted_in_crops_that_are_there_and_otherwise_not_known(world: Any) -> None:
+def test_epochs_are_counted_in_crops_that_are_there_and_otherwise_not_known(world: DataWorld) -> None:
     draw(world, range(5))
     run = world.load(stages=(1,), num_train_epochs=3, train_batch_size=2)
     index = world.index(run)
@@ -173,7 +178,7 @@ def test_epochs_are_counted_in_crops_that_are_there_and_otherwise_not_known(worl
 @pytest.mark.parametrize("harm", ["gone", "cut", "flipped", "manifest"])
 @pytest.mark.parametrize(("kind", "name"), [("stage1_pixels", "rows.arrow"), ("eval_set", "held_out.arrow")])
 def test_epochs_are_not_counted_in_crops_of_which_a_part_is_lost_or_damaged(
-    world: Any, kind: str, name: str, harm: str
+    world: DataWorld, kind: str, name: str, harm: str
 ) -> None:
     draw(world, range(5))
     run = world.load(stages=(1,), num_train_epochs=3, train_batch_size=2)
@@ -191,7 +196,7 @@ def test_epochs_are_not_counted_in_crops_of_which_a_part_is_lost_or_damaged(
     assert planned_bundle(run, index) is None
 
 
-def test_data_that_went_back_holds_out_what_it_held_out(world: Any) -> None:
+def test_data_that_went_back_holds_out_what_it_held_out(world: DataWorld) -> None:
     """Although more was held out meanwhile, and pictures among it that a choice by hash alone would prefer."""
 
     def held_out(pictures: int) -> tuple[str, ...]:

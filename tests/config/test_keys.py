@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 import numpy as np
 import pytest
+from data_world import DataWorld
 from PIL import Image
 
 from deepfloyd_core.bundle.planned import planned
@@ -113,7 +114,7 @@ def other_value(case: Case, now: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def requests_of(
-    tmp_path_factory: pytest.TempPathFactory, new_world: Callable[[Path], Any]
+    tmp_path_factory: pytest.TempPathFactory, new_world: Callable[[Path], DataWorld]
 ) -> Callable[..., dict[str, Request]]:
     """Writes a run of two data sets with some keys, and gives what it would make. The index is the same for all."""
     folder = tmp_path_factory.mktemp("keys")

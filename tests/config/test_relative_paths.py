@@ -3,9 +3,9 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
+from small_run import SmallRun
 
 from deepfloyd_core.config.base import Spec
 from deepfloyd_core.config.relative_paths import path_keys
@@ -42,7 +42,7 @@ def test_the_demo_is_the_same_run_from_every_directory(elsewhere: Path, monkeypa
     assert not [note for note in here.notes if "relative paths" in note]
 
 
-def test_names_of_the_hub_stay_and_folders_are_found(elsewhere: Path, small_run: Any) -> None:
+def test_names_of_the_hub_stay_and_folders_are_found(elsewhere: Path, small_run: SmallRun) -> None:
     model = shutil.copytree(ROOT / "deepfloyd_core/tiny/i", small_run.folder / "models" / "i")
     small_run.config.write_text(small_run.config.read_text().replace(f"{small_run.folder}/data.json", "data.json"))
     key = "stage1.pretrained_model_name_or_path="
@@ -76,7 +76,7 @@ def test_paths_of_the_command_line_start_where_it_was_typed(elsewhere: Path) -> 
     assert load_run(DEMO).workspace == Path("workspace/demo")
 
 
-def test_a_data_file_that_is_nowhere_says_where_it_was_looked_for(elsewhere: Path, small_run: Any) -> None:
+def test_a_data_file_that_is_nowhere_says_where_it_was_looked_for(elsewhere: Path, small_run: SmallRun) -> None:
     for named, said in (
         ("none.json", f"current directory, {elsewhere}, nor beside the run file"),
         ("/none.json", "no such file"),
@@ -101,7 +101,7 @@ def test_ui_deploys_the_projects_file_from_elsewhere_and_says_where_it_looked(el
     assert project_folder() == elsewhere
 
 
-def test_a_command_runs_from_another_directory(elsewhere: Path, small_run: Any) -> None:
+def test_a_command_runs_from_another_directory(elsewhere: Path, small_run: SmallRun) -> None:
     entry = json.loads((small_run.folder / "data.json").read_text())
     entry[0]["instance_data_dir"] = "pictures"
     (small_run.folder / "data.json").write_text(json.dumps(entry))

@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from artifact_rows import ledger, live_rows, shown_rows
+from data_world import DataWorld
 from PIL import Image, ImageOps
 
 import tasks.eval_set
@@ -68,7 +69,7 @@ def sha256(path: Path) -> str:
 # ---- the ledger -------------------------------------------------------------------------------------------------------
 
 
-def test_every_file_is_one_row_with_the_right_reason(world: Any) -> None:
+def test_every_file_is_one_row_with_the_right_reason(world: DataWorld) -> None:
     whole = world.add("photo.jpg", noise(0))
     world.add("deep/er/photo.PNG", noise(1, 300, 290))
     world.add("small.png", noise(2, 63, 500))
@@ -126,7 +127,9 @@ def test_every_file_is_one_row_with_the_right_reason(world: Any) -> None:
     assert (summary["stage1"], summary["stage2"]) == (6, 5)
 
 
-def test_what_lies_beside_the_pictures_of_a_phone_is_no_input(world: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_lies_beside_the_pictures_of_a_phone_is_no_input(
+    world: DataWorld, caplog: pytest.LogCaptureFixture
+) -> None:
     """An export of 8 photographs: films of live photos, edits, thumbnails of a network drive and of a file manager."""
     for number in range(8):
         jpeg = world.add(f"IMG_{number:04d}.JPG", noise(number)).read_bytes()
@@ -147,7 +150,7 @@ def test_what_lies_beside_the_pictures_of_a_phone_is_no_input(world: Any, caplog
     assert world.index(run).fingerprint == index.fingerprint, "what is no picture changes nothing"
 
 
-def test_pictures_without_captions_are_told_how_they_get_some(world: Any) -> None:
+def test_pictures_without_captions_are_told_how_they_get_some(world: DataWorld) -> None:
     world.add("IMG_0.JPG", noise(0), caption=None)
     with pytest.raises(
         DataError, match=r"^The only picture was rejected \(1 caption_missing\)\. For example IMG_0.JPG: "
@@ -170,7 +173,7 @@ def test_pictures_without_captions_are_told_how_they_get_some(world: Any) -> Non
     assert details == ["its caption is blank", "caption_filter_list leaves nothing of its caption", None]
 
 
-def test_a_picture_whose_name_does_not_say_so_is_looked_at(world: Any) -> None:
+def test_a_picture_whose_name_does_not_say_so_is_looked_at(world: DataWorld) -> None:
     jpeg, png = (world.add(name, noise(number)).read_bytes() for number, name in enumerate(["a.jpg", "b.png"]))
     names = {
         "IMG_001": jpeg, "x.jpg_large": jpeg, "y.jfif": jpeg, "z.jpg": png, "w.PNG": jpeg, "v.jpg!d": png,
@@ -192,13 +195,13 @@ def test_a_picture_whose_name_does_not_say_so_is_looked_at(world: Any) -> None:
     assert others_of(scan(run)) == others, "also from the notes of the first scan"
 
 
-def test_only_other_files_is_said_as_such(world: Any) -> None:
+def test_only_other_files_is_said_as_such(world: DataWorld) -> None:
     world.add("raw.NEF", b"II*\0", caption=None)
     with pytest.raises(DataError, match=r"no picture in .*\(1 other file \(.nef 1\) is no picture\)"):
         world.index(world.load())
 
 
-def test_a_file_name_that_is_not_utf8_is_a_row_and_not_a_crash(world: Any) -> None:
+def test_a_file_name_that_is_not_utf8_is_a_row_and_not_a_crash(world: DataWorld) -> None:
     world.add("good.png", noise(0))
     folder = os.fsencode(world.folder / "pictures")
     with open(folder + b"/caf\xe9.png", "wb") as handle:  # noqa: PTH123 (pathlib has no byte names)
@@ -210,7 +213,7 @@ def test_a_file_name_that_is_not_utf8_is_a_row_and_not_a_crash(world: Any) -> No
     }
 
 
-def test_names_of_every_language_and_of_shell_signs_are_kept(world: Any) -> None:
+def test_names_of_every_language_and_of_shell_signs_are_kept(world: DataWorld) -> None:
     names = ["naïve.png", "图片.png", "a b\n$(c).png", "🦊.png", "-rf.png", "100%.png"]
     for number, name in enumerate(names):
         world.add(name, noise(number))
@@ -218,13 +221,13 @@ def test_names_of_every_language_and_of_shell_signs_are_kept(world: Any) -> None
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root can read everything")
-def test_an_unreadable_file_is_a_row(world: Any) -> None:
+def test_an_unreadable_file_is_a_row(world: DataWorld) -> None:
     world.add("good.png", noise(0))
     world.add("locked.png", noise(1)).chmod(0)
     assert ledger(world.index(world.load(max_rejected_share=0.5)))["locked.png"]["reason"] == "unreadable"
 
 
-def test_a_linked_folder_is_a_row_and_is_not_followed(world: Any) -> None:
+def test_a_linked_folder_is_a_row_and_is_not_followed(world: DataWorld) -> None:
     world.add("good.png", noise(0))
     (world.folder / "elsewhere").mkdir()
     shutil.copy(world.folder / "pictures" / "good.png", world.folder / "elsewhere" / "other.png")
@@ -248,7 +251,7 @@ def in_hub_cache(folder: Path, names: dict[str, bytes], blobs: str = "blobs") ->
     return snapshot
 
 
-def test_a_link_to_a_folder_is_told_what_to_do_and_one_with_a_junk_folder_s_name_is_junk(world: Any) -> None:
+def test_a_link_to_a_folder_is_told_what_to_do_and_one_with_a_junk_folder_s_name_is_junk(world: DataWorld) -> None:
     world.add("deep/a.png", noise(0))
     pictures = world.folder / "pictures"
     (pictures / "more").symlink_to(pictures / "deep")
@@ -261,7 +264,7 @@ def test_a_link_to_a_folder_is_told_what_to_do_and_one_with_a_junk_folder_s_name
             assert rows[name]["reason"] == "not_a_file" and "follow_links = true" in rows[name]["detail"]
 
 
-def test_a_snapshot_of_the_hub_s_cache_is_used_and_other_links_by_a_key(world: Any) -> None:
+def test_a_snapshot_of_the_hub_s_cache_is_used_and_other_links_by_a_key(world: DataWorld) -> None:
     data = world.add("a.png", noise(0)).read_bytes()
     (world.folder / "secret.txt").write_text("a secret")
     files = {"x.png": data, "x.txt": b"from a blob", "y.png": data}
@@ -295,7 +298,7 @@ def test_a_snapshot_of_the_hub_s_cache_is_used_and_other_links_by_a_key(world: A
     assert rows(place)["train/x.png"]["reason"] == "outside_root"
 
 
-def test_linked_folders_are_searched_once_where_links_are_followed(world: Any) -> None:
+def test_linked_folders_are_searched_once_where_links_are_followed(world: DataWorld) -> None:
     data = world.add("a.png", noise(0)).read_bytes()
     other = world.folder / "elsewhere" / "deep"
     other.mkdir(parents=True)
@@ -308,7 +311,7 @@ def test_linked_folders_are_searched_once_where_links_are_followed(world: Any) -
     assert sorted(reasons) == [("a.png", None), ("b.png", None), ("ring", "unreadable")]
 
 
-def test_the_data_file_that_users_copy_trains_on_whole_subjects(world: Any) -> None:
+def test_the_data_file_that_users_copy_trains_on_whole_subjects(world: DataWorld) -> None:
     """Its crops are the largest central squares, so a caption of the picture is one of the crop."""
     (entry, _) = json.loads(Path("datasets/my-pictures.json").read_bytes())
     for name, size in {"wide": (600, 400), "high": (300, 640), "square": (512, 512)}.items():
@@ -329,7 +332,7 @@ def test_the_data_file_that_users_copy_trains_on_whole_subjects(world: Any) -> N
             assert row["crop_top"] == pytest.approx((height - edge) / 2, abs=off)
 
 
-def test_the_same_file_in_two_folders_is_two_rows_of_one_picture(world: Any) -> None:
+def test_the_same_file_in_two_folders_is_two_rows_of_one_picture(world: DataWorld) -> None:
     one = world.add("a/x.png", noise(0), "first")
     world.add("b/x.png", one.read_bytes(), "second")
     world.add("c.png", noise(1))
@@ -341,13 +344,13 @@ def test_the_same_file_in_two_folders_is_two_rows_of_one_picture(world: Any) -> 
     assert captions == {"a/x.png": "first", "b/x.png": "second", "c.png": "a caption"}
 
 
-def test_an_empty_directory_is_a_data_error_that_names_it(world: Any) -> None:
+def test_an_empty_directory_is_a_data_error_that_names_it(world: DataWorld) -> None:
     (world.folder / "pictures" / "lonely.txt").write_text("a caption without a picture")
     with pytest.raises(DataError, match=r"There is no picture in .*pictures"):
         world.index(world.load())
 
 
-def test_nothing_but_rejects_is_a_data_error_that_counts_them(world: Any) -> None:
+def test_nothing_but_rejects_is_a_data_error_that_counts_them(world: DataWorld) -> None:
     world.add("a.jpg", b"x")
     world.add("b.jpg", b"y")
     world.add("c.png", noise(0, 20, 20))
@@ -358,7 +361,9 @@ def test_nothing_but_rejects_is_a_data_error_that_counts_them(world: Any) -> Non
 @pytest.mark.parametrize(
     ("bad", "limit", "passes"), [(1, 0.25, True), (1, 0.24, False), (0, 0.0, True), (1, 0.0, False)]
 )
-def test_the_share_limit_is_inclusive_and_names_the_reasons(world: Any, bad: int, limit: float, passes: bool) -> None:
+def test_the_share_limit_is_inclusive_and_names_the_reasons(
+    world: DataWorld, bad: int, limit: float, passes: bool
+) -> None:
     for number in range(4 - bad):
         world.add(f"{number}.png", noise(number))
     for number in range(bad):
@@ -375,7 +380,7 @@ def test_the_share_limit_is_inclusive_and_names_the_reasons(world: Any, bad: int
         assert pq.read_table(ledger_path).num_rows == 4, "the ledger is there to be looked at"
 
 
-def test_pictures_of_64_px_are_too_small_for_stage2_and_counted(world: Any) -> None:
+def test_pictures_of_64_px_are_too_small_for_stage2_and_counted(world: DataWorld) -> None:
     """Stage I takes them; a run of Stage II alone does not."""
     for name, edge in {"a.png": 64, "b.png": 255, "c.png": 256}.items():
         world.add(name, noise(edge, edge, edge))
@@ -389,7 +394,7 @@ def test_pictures_of_64_px_are_too_small_for_stage2_and_counted(world: Any) -> N
     assert both.manifest.summary["accepted"] == 3 and world.pixels(world.load(), both, 2).manifest.summary["rows"] == 1
 
 
-def test_a_set_that_feeds_no_trained_stage_says_so_and_not_that_it_is_too_small(world: Any) -> None:
+def test_a_set_that_feeds_no_trained_stage_says_so_and_not_that_it_is_too_small(world: DataWorld) -> None:
     world.add("a.png", noise(0))
     other = world.folder / "large"
     other.mkdir()
@@ -403,7 +408,7 @@ def test_a_set_that_feeds_no_trained_stage_says_so_and_not_that_it_is_too_small(
     }  # fmt: skip
 
 
-def test_the_sources_are_never_touched(world: Any) -> None:
+def test_the_sources_are_never_touched(world: DataWorld) -> None:
     for number in range(3):
         world.add(f"{number}.jpg", noise(number))
     world.add("bad.jpg", b"bad")
@@ -436,12 +441,14 @@ def test_the_sources_are_never_touched(world: Any) -> None:
         ({"caption_strategy": "textfile", "instance_prompt": "unused"}, ["red fox", "zwei Füchse"]),
     ],
 )  # fmt: skip
-def test_captions_come_from_where_the_strategy_says(world: Any, keys: dict[str, Any], expected: list[str]) -> None:
+def test_captions_come_from_where_the_strategy_says(
+    world: DataWorld, keys: dict[str, Any], expected: list[str]
+) -> None:
     world.add("deep/my_red_fox.png", noise(0), "\ufeff red fox \r\n\n\tzwei Füchse\n")
     assert ledger(world.index(world.load(keys)))["deep/my_red_fox.png"]["captions"] == expected
 
 
-def test_each_repeat_takes_the_next_caption(world: Any) -> None:
+def test_each_repeat_takes_the_next_caption(world: DataWorld) -> None:
     world.add("a.png", noise(0), "one\ntwo\nthree")
     world.add("b.png", noise(1), "only")
     run = world.load({"repeats": 3}, stages=(1,))
@@ -451,7 +458,7 @@ def test_each_repeat_takes_the_next_caption(world: Any) -> None:
     assert len(live_rows(pixels)) == 4, "the fourth pass over a picture shows what the first one did"
 
 
-def test_a_caption_is_never_read_through_a_link_out_of_the_root_nor_from_a_pipe(world: Any) -> None:
+def test_a_caption_is_never_read_through_a_link_out_of_the_root_nor_from_a_pipe(world: DataWorld) -> None:
     (world.folder / "secret").write_text("a secret of this machine")
     world.add("linked.png", noise(0), caption=None).with_suffix(".txt").symlink_to("../secret")
     os.mkfifo(world.add("piped.png", noise(1), caption=None).with_suffix(".txt"))
@@ -465,12 +472,12 @@ def test_a_caption_is_never_read_through_a_link_out_of_the_root_nor_from_a_pipe(
 # ---- the data's fingerprint -------------------------------------------------------------------------------------------
 
 
-def fingerprint(world: Any, *entries: dict[str, Any]) -> str:
+def fingerprint(world: DataWorld, *entries: dict[str, Any]) -> str:
     run = world.load(*entries)
     return index_request(run, scan(run)).fingerprint
 
 
-def test_the_fingerprint_is_stable_under_times_inodes_and_places(world: Any) -> None:
+def test_the_fingerprint_is_stable_under_times_inodes_and_places(world: DataWorld) -> None:
     for number in range(3):
         world.add(f"{number}.png", noise(number))
     before = fingerprint(world)
@@ -488,7 +495,7 @@ def test_the_fingerprint_is_stable_under_times_inodes_and_places(world: Any) -> 
     assert fingerprint(world, {"instance_data_dir": str(world.folder / "moved")}) == before, "place"
 
 
-def test_the_fingerprint_changes_with_any_byte_caption_name_or_judging_setting(world: Any) -> None:
+def test_the_fingerprint_changes_with_any_byte_caption_name_or_judging_setting(world: DataWorld) -> None:
     path = world.add("a.png", noise(0))
     world.add("b.png", noise(1))
     seen = [fingerprint(world)]
@@ -510,7 +517,7 @@ def test_the_fingerprint_changes_with_any_byte_caption_name_or_judging_setting(w
 
 
 def test_an_unchanged_directory_reuses_its_index_and_a_new_file_makes_a_new_one(
-    world: Any, caplog: pytest.LogCaptureFixture
+    world: DataWorld, caplog: pytest.LogCaptureFixture
 ) -> None:
     world.add("a.png", noise(0))
     world.add("b.png", noise(1))
@@ -529,7 +536,7 @@ def test_an_unchanged_directory_reuses_its_index_and_a_new_file_makes_a_new_one(
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory, new_world: Callable[[Path], Any]) -> dict[str, Any]:
+def made(tmp_path_factory: pytest.TempPathFactory, new_world: Callable[[Path], DataWorld]) -> dict[str, Any]:
     """One data set prepared for both stages: turned, transparent, gray, large and odd pictures, two passes each."""
     world = new_world(tmp_path_factory.mktemp("made"))
     world.add("plain.png", noise(0, 301, 277))
@@ -590,7 +597,9 @@ def test_every_row_has_every_column_and_the_pixels_of_an_independent_computation
         assert error <= 255**2 / 10**4, f"{row['source']}: below 40 dB"
 
 
-def test_repeats_have_random_crops_of_their_own_that_only_the_seed_decides(made: dict[str, Any], world: Any) -> None:
+def test_repeats_have_random_crops_of_their_own_that_only_the_seed_decides(
+    made: dict[str, Any], world: DataWorld
+) -> None:
     rows = {(row["source"], row["repeat"]): row for row in live_rows(made["stage1"])}
     places = {key: (row["crop_left"], row["crop_top"]) for key, row in rows.items()}
     large = ("plain.png", "wide.png", "large.png", "turned.png")
@@ -664,7 +673,7 @@ def test_a_deleted_shard_is_made_again_with_the_same_bytes_and_the_others_are_ke
     assert again == [shard.name for shard in shards[:2]]
 
 
-def test_a_build_that_was_killed_ends_with_the_same_artifact(made: dict[str, Any], world: Any) -> None:
+def test_a_build_that_was_killed_ends_with_the_same_artifact(made: dict[str, Any], world: DataWorld) -> None:
     run, index = made["run"], made["index"]
 
     def half(work: Any) -> dict[str, Any]:
@@ -685,7 +694,7 @@ def test_a_build_that_was_killed_ends_with_the_same_artifact(made: dict[str, Any
 
 
 @pytest.mark.parametrize("harm", ["changed", "gone"])
-def test_a_picture_that_changed_since_the_index_stops_the_build_with_a_clear_error(world: Any, harm: str) -> None:
+def test_a_picture_that_changed_since_the_index_stops_the_build_with_a_clear_error(world: DataWorld, harm: str) -> None:
     path = world.add("a.png", noise(0))
     world.add("b.png", noise(1))
     run = world.load(stages=(1,))
@@ -697,7 +706,7 @@ def test_a_picture_that_changed_since_the_index_stops_the_build_with_a_clear_err
         world.pixels(run, index, 1)
 
 
-def test_a_stage_without_a_large_enough_picture_is_a_data_error(world: Any) -> None:
+def test_a_stage_without_a_large_enough_picture_is_a_data_error(world: DataWorld) -> None:
     world.add("a.png", noise(0, 100, 100))
     world.add("b.png", noise(1, 100, 100))
     run = world.load()
@@ -708,7 +717,7 @@ def test_a_stage_without_a_large_enough_picture_is_a_data_error(world: Any) -> N
     assert len(live_rows(evals, 1)) + len(live_rows(evals, 2)) == 0, "no picture is fit for both stages"
 
 
-def test_each_stage_says_its_counts_its_reasons_and_where_to_look(world: Any) -> None:
+def test_each_stage_says_its_counts_its_reasons_and_where_to_look(world: DataWorld) -> None:
     for number in range(9):
         world.add(f"{number}.png", noise(number, 500, 70))
     for number in range(3):
@@ -738,7 +747,7 @@ def test_each_stage_says_its_counts_its_reasons_and_where_to_look(world: Any) ->
 
 
 def test_the_task_of_the_index_says_what_a_person_would_check_next(
-    world: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    world: DataWorld, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     for name in ("create_table_artifact", "create_markdown_artifact"):
         monkeypatch.setattr(tasks.ui_pages, name, lambda *_, **__: None)
@@ -761,7 +770,7 @@ def test_the_task_of_the_index_says_what_a_person_would_check_next(
 # ---- the eval set -----------------------------------------------------------------------------------------------------
 
 
-def held_out(world: Any, **keys: Any) -> set[str]:
+def held_out(world: DataWorld, **keys: Any) -> set[str]:
     run = world.load(**{"stages": (1,), "num_eval_images": 3, "seed": 5, **keys})
     return {row["image_id"] for row in live_rows(world.eval_set(run, world.index(run)))}
 
@@ -779,7 +788,7 @@ def rank(seed: int, image_id: str) -> int:
     return mixed(int(image_id[:16], 16) ^ mixed(purpose))
 
 
-def test_a_picture_that_is_held_out_stays_so_when_others_come(world: Any) -> None:
+def test_a_picture_that_is_held_out_stays_so_when_others_come(world: DataWorld) -> None:
     """The first choice is by hash alone. Later ones keep it, also where a new picture has a smaller hash."""
     for number in range(6):
         world.add(f"{number}.png", noise(number, 80, 70))
@@ -803,7 +812,7 @@ def test_a_picture_that_is_held_out_stays_so_when_others_come(world: Any) -> Non
     assert held_out(world, num_eval_images=4) == left, "one that was withdrawn has no part in it"
 
 
-def test_by_default_a_set_holds_out_what_it_can_spare(world: Any) -> None:
+def test_by_default_a_set_holds_out_what_it_can_spare(world: DataWorld) -> None:
     before: set[str] = set()
     spared = {1: 0, 3: 0, 7: 0, 8: 1, 10: 1, 19: 1, 20: 2, 30: 3, 40: 4, 50: 4}
     for number in range(max(spared)):
@@ -815,7 +824,7 @@ def test_by_default_a_set_holds_out_what_it_can_spare(world: Any) -> None:
             before = now
 
 
-def test_a_set_that_measures_nothing_or_hardly_trains_says_so_with_the_index(world: Any) -> None:
+def test_a_set_that_measures_nothing_or_hardly_trains_says_so_with_the_index(world: DataWorld) -> None:
     def notes(**keys: Any) -> list[str]:
         run = world.load(**{"stages": (1,), **keys})
         return choice_notes(run, choose_held_out(run, world.index(run)))
@@ -838,7 +847,7 @@ def test_a_set_that_measures_nothing_or_hardly_trains_says_so_with_the_index(wor
         notes(num_eval_images=8)
 
 
-def test_a_set_for_measuring_alone_is_held_out_whole_however_small(world: Any) -> None:
+def test_a_set_for_measuring_alone_is_held_out_whole_however_small(world: DataWorld) -> None:
     for number in range(3):
         world.add(f"{number}.png", noise(number, 80, 70))
     own = world.folder / "own"
@@ -849,7 +858,7 @@ def test_a_set_for_measuring_alone_is_held_out_whole_however_small(world: Any) -
     assert eval_ids(world.eval_set(run, world.index(run))) == {sha256(own / "x.png")}
 
 
-def test_the_eval_set_is_cropped_at_the_centre_and_never_trained_on(world: Any) -> None:
+def test_the_eval_set_is_cropped_at_the_centre_and_never_trained_on(world: DataWorld) -> None:
     for number in range(6):
         world.add(f"{number}.png", noise(number, 400, 300))
     world.add("copy of 0.png", (world.folder / "pictures" / "0.png").read_bytes())
@@ -876,7 +885,7 @@ def test_the_eval_set_is_cropped_at_the_centre_and_never_trained_on(world: Any) 
         assert [picture.numpy().tobytes() for picture in batch.pixels] == [row["pixels"] for row in expected]
 
 
-def test_at_least_one_picture_is_left_to_train_on(world: Any) -> None:
+def test_at_least_one_picture_is_left_to_train_on(world: DataWorld) -> None:
     for number in range(3):
         world.add(f"{number}.png", noise(number, 80, 70))
     with pytest.raises(DataError, match="set has 3 usable pictures, and num_eval_images = 3"):
@@ -884,7 +893,7 @@ def test_at_least_one_picture_is_left_to_train_on(world: Any) -> None:
     assert len(held_out(world, num_eval_images=2)) == 2
 
 
-def test_each_data_set_is_represented_at_the_stages_that_it_feeds(world: Any) -> None:
+def test_each_data_set_is_represented_at_the_stages_that_it_feeds(world: DataWorld) -> None:
     for number in range(3):
         world.add(f"{number}.png", noise(number, 300, 280))
         world.add(f"small-{number}.png", noise(10 + number, 80, 70))
@@ -901,7 +910,7 @@ def test_each_data_set_is_represented_at_the_stages_that_it_feeds(world: Any) ->
     assert pairs[0] == pairs[1], "a picture of a set that feeds both stages is held out of both"
 
 
-def test_pictures_of_one_s_own_are_measured_on_and_not_trained_on(world: Any) -> None:
+def test_pictures_of_one_s_own_are_measured_on_and_not_trained_on(world: DataWorld) -> None:
     for number in range(3):
         world.add(f"{number}.png", noise(number, 80, 70))
     world.add("copy.png", noise(20, 80, 70))
@@ -930,7 +939,7 @@ def test_pictures_of_one_s_own_are_measured_on_and_not_trained_on(world: Any) ->
 
 
 def test_a_run_says_when_the_held_out_pictures_are_not_those_of_the_one_before(
-    world: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    world: DataWorld, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(tasks.eval_set, "show_pictures", lambda *_: None)
 

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from artifact_rows import live_rows
 from copies import COPIES, scene, trained
+from data_world import DataWorld
 
 from deepfloyd_core.bundle.verify import verify_workspace
 from deepfloyd_core.crops.eval_choice import check_left, choose_held_out, held_out_pictures
@@ -18,7 +19,7 @@ from deepfloyd_core.index.ledger import INDEX_FILE, SCHEMA
 from deepfloyd_core.store.artifacts import Artifact
 
 
-def split(world: Any, *entries: dict[str, Any], **keys: Any) -> tuple[set[str], set[str]]:
+def split(world: DataWorld, *entries: dict[str, Any], **keys: Any) -> tuple[set[str], set[str]]:
     """The names of the pictures that are measured on, and of those that are trained on."""
     choose_held_out.cache_clear()  # as a process of its own
     run = world.load(*entries, **{"stages": (1,), "num_eval_images": 4, **keys})
@@ -37,7 +38,7 @@ def entry(folder: Path, **keys: Any) -> dict[str, Any]:
     return {"id": folder.name, "instance_data_dir": str(folder), "caption_strategy": "filename", **keys}
 
 
-def test_of_a_held_out_picture_and_an_earlier_copy_the_one_that_is_kept_is_held_out(world: Any) -> None:
+def test_of_a_held_out_picture_and_an_earlier_copy_the_one_that_is_kept_is_held_out(world: DataWorld) -> None:
     first, pictures = entry(world.folder / "pictures", duplicates="first"), world.folder / "pictures"
     draw(pictures, range(12))
     held, _ = split(world, first)
@@ -48,7 +49,7 @@ def test_of_a_held_out_picture_and_an_earlier_copy_the_one_that_is_kept_is_held_
     assert seen == {f"x{number:02d}.png" for number in range(12)} - held
 
 
-def test_copies_stay_held_out_when_their_pictures_go(world: Any) -> None:
+def test_copies_stay_held_out_when_their_pictures_go(world: DataWorld) -> None:
     pictures = world.folder / "pictures"
     draw(pictures, range(12))
     held, _ = split(world, entry(pictures))
@@ -63,7 +64,7 @@ def test_copies_stay_held_out_when_their_pictures_go(world: Any) -> None:
     assert seen == {f"x{number:02d}.png" for number in range(12)} - held
 
 
-def test_a_number_that_goes_up_and_back_down_gives_the_first_choice(world: Any) -> None:
+def test_a_number_that_goes_up_and_back_down_gives_the_first_choice(world: DataWorld) -> None:
     pictures = world.folder / "pictures"
     draw(pictures, range(6))
     first, _ = split(world, entry(pictures), num_eval_images=3)
@@ -76,7 +77,7 @@ def test_a_number_that_goes_up_and_back_down_gives_the_first_choice(world: Any) 
     assert split(world, entry(pictures), num_eval_images=3)[0] == first
 
 
-def test_a_data_set_that_is_away_for_a_run_keeps_what_it_held_out(world: Any) -> None:
+def test_a_data_set_that_is_away_for_a_run_keeps_what_it_held_out(world: DataWorld) -> None:
     one, two = world.folder / "one", world.folder / "two"
     draw(one, range(8))
     draw(two, range(20, 28))
@@ -87,7 +88,7 @@ def test_a_data_set_that_is_away_for_a_run_keeps_what_it_held_out(world: Any) ->
     assert split(world, entry(one), entry(two, id="renamed"))[0] == held, "or goes by another name"
 
 
-def test_a_removed_eval_set_is_made_again_with_the_same_pictures(world: Any) -> None:
+def test_a_removed_eval_set_is_made_again_with_the_same_pictures(world: DataWorld) -> None:
     pictures = world.folder / "pictures"
     draw(pictures, range(6))
     held, _ = split(world, entry(pictures))
@@ -96,7 +97,7 @@ def test_a_removed_eval_set_is_made_again_with_the_same_pictures(world: Any) -> 
     assert split(world, entry(pictures))[0] == held
 
 
-def test_a_held_out_picture_that_is_too_small_for_a_further_stage_is_not_trained_on(world: Any) -> None:
+def test_a_held_out_picture_that_is_too_small_for_a_further_stage_is_not_trained_on(world: DataWorld) -> None:
     pictures = world.folder / "pictures"
     draw(pictures, range(8))  # 200 x 150 px: Stage I alone
     held, _ = split(world, entry(pictures))
@@ -108,7 +109,7 @@ def test_a_held_out_picture_that_is_too_small_for_a_further_stage_is_not_trained
     assert (now, seen) == split(world, entry(pictures), stages=(1, 2))
 
 
-def test_a_set_to_measure_on_that_leaves_nothing_else_fails_with_the_index(world: Any) -> None:
+def test_a_set_to_measure_on_that_leaves_nothing_else_fails_with_the_index(world: DataWorld) -> None:
     pictures, own = world.folder / "pictures", world.folder / "own"
     draw(pictures, range(4))
     own.mkdir()
@@ -122,7 +123,7 @@ def test_a_set_to_measure_on_that_leaves_nothing_else_fails_with_the_index(world
         check_left(run, index, choose_held_out(run, index))
 
 
-def test_a_data_set_of_copies_of_held_out_pictures_alone_is_named(world: Any) -> None:
+def test_a_data_set_of_copies_of_held_out_pictures_alone_is_named(world: DataWorld) -> None:
     pictures, two = world.folder / "pictures", world.folder / "two"
     draw(pictures, range(8))
     held, _ = split(world, entry(pictures))
@@ -139,7 +140,7 @@ def test_a_data_set_of_copies_of_held_out_pictures_alone_is_named(world: Any) ->
     assert check_left(run, index, choose_held_out(run, index)) == []
 
 
-def test_a_damaged_record_is_named_and_nothing_is_chosen(world: Any) -> None:
+def test_a_damaged_record_is_named_and_nothing_is_chosen(world: DataWorld) -> None:
     pictures = world.folder / "pictures"
     draw(pictures, range(8))
     split(world, entry(pictures))
@@ -167,7 +168,9 @@ def ledger_of(folder: Path, number: int, pictures: dict[str, tuple[str, str, str
     return Artifact("image_index", path.name, path)
 
 
-def test_whatever_comes_goes_and_is_asked_for_no_choice_of_an_index_changes_and_none_is_forgotten(world: Any) -> None:
+def test_whatever_comes_goes_and_is_asked_for_no_choice_of_an_index_changes_and_none_is_forgotten(
+    world: DataWorld,
+) -> None:
     """Subjects whose copies come and go in two data sets, and runs that ask for other numbers and for one of the sets."""
     rng = random.Random(3)
     (world.folder / "pictures" / "x.png").touch()

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from data_world import DataWorld
 from PIL import Image
 from polling import within
 
@@ -25,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 SUPPORT = ROOT / "tests" / "support"
 
 
-def fill(world: Any) -> None:
+def fill(world: DataWorld) -> None:
     """80 pictures of several sizes and formats, every fifth of them not good for anything."""
     for number in range(80):
         rng = np.random.default_rng(number)
@@ -86,7 +87,7 @@ def contents(workspace: Path) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-def test_data_stages_killed_at_random_moments_end_with_the_bytes_of_an_unbroken_run(world: Any) -> None:
+def test_data_stages_killed_at_random_moments_end_with_the_bytes_of_an_unbroken_run(world: DataWorld) -> None:
     fill(world)
     unbroken, broken = run_file(world, "unbroken"), run_file(world, "broken")
     process = start(unbroken)
@@ -115,7 +116,7 @@ def test_data_stages_killed_at_random_moments_end_with_the_bytes_of_an_unbroken_
             shutil.rmtree(world.folder / "broken")
 
 
-def run_file(world: Any, name: str) -> Path:
+def run_file(world: DataWorld, name: str) -> Path:
     """The run file of a workspace of this name."""
     entry = {"crop_style": "random", "crop": True, "crop_aspect": "square", "repeats": 1}
     keys = {"shard_mib": 1.0, "num_eval_images": 4, "max_rejected_share": 0.5, "workers": 2}

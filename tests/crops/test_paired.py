@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 import torch
 from artifact_rows import ledger, live_rows
+from data_world import DataWorld, Picture
 from model_cards import generated, run_card
 from PIL import Image
+from small_run import SmallRun
 from training_parts import FOLDERS, planned_name
 
 from deepfloyd_core.adapters.controlnet import add_control
@@ -64,20 +66,20 @@ def turned(picture: Image.Image) -> bytes:
 class PairedWorld:
     """A world of pictures with a second folder."""
 
-    world: Any
+    world: DataWorld
 
     @property
     def pairs(self) -> Path:
         """The second folder."""
-        return Path(self.world.folder) / "pairs"
+        return self.world.folder / "pairs"
 
-    def add(self, name: str, picture: Any, pair: Any = None, pair_name: str | None = None) -> None:
+    def add(self, name: str, picture: Picture, pair: Picture | None = None, pair_name: str | None = None) -> None:
         """A picture, and its pair under the name of its own."""
         self.world.add(name, picture)
         if pair is not None:
             self.add_pair(pair_name or name, pair)
 
-    def add_pair(self, name: str, pair: Any) -> None:
+    def add_pair(self, name: str, pair: Picture) -> None:
         path = self.pairs / name
         path.parent.mkdir(parents=True, exist_ok=True)
         if isinstance(pair, bytes):
@@ -93,8 +95,7 @@ class PairedWorld:
         """A run of Stage I on one set of pictures with these keys."""
         self.pairs.mkdir(exist_ok=True)
         first = {"conditioning_data": "edges", "crop_style": "random", **keys}
-        run: Run = self.world.load(first, self.edges(), *others, stages=(1,), stage1=stage1, max_rejected_share=0.95)
-        return run
+        return self.world.load(first, self.edges(), *others, stages=(1,), stage1=stage1, max_rejected_share=0.95)
 
     def made(self, run: Run) -> dict[str, Artifact]:
         """The data stages."""
@@ -106,7 +107,7 @@ class PairedWorld:
 
 
 @pytest.fixture
-def paired(world: Any) -> PairedWorld:
+def paired(world: DataWorld) -> PairedWorld:
     return PairedWorld(world)
 
 
@@ -530,7 +531,7 @@ def test_pairs_of_other_pictures_are_not_fed(paired: PairedWorld) -> None:
 
 @pytest.mark.slow
 def test_a_run_ends_in_a_version_that_follows_pictures_of_its_kind(
-    server: str, tmp_path: Path, new_small_run: Callable[[Path], Any]
+    server: str, tmp_path: Path, new_small_run: Callable[[Path], SmallRun]
 ) -> None:
     """Through the command line: run, the same again, the card's own code, generate, and a pair that changes."""
     run = new_small_run(tmp_path / "run")

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from data_world import DataWorld
 from photographs import photographs, upright_rgb
 from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -34,7 +35,7 @@ def centre_crop(picture: Image.Image, edge: int) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory, new_world: Callable[[Path], Any]) -> dict[str, Any]:
+def prepared(tmp_path_factory: pytest.TempPathFactory, new_world: Callable[[Path], DataWorld]) -> dict[str, Any]:
     """Index and pixels of both stages."""
     world = new_world(tmp_path_factory.mktemp("photographs"))
     for name, path in photographs().items():

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from artifact_rows import live_rows, shown_rows, times
+from data_world import DataWorld
 from PIL import Image
 
 from deepfloyd_core.crops.identity import pixels_request
@@ -38,7 +39,7 @@ def epoch(pixels: Any, batch_size: int = 7) -> Counter[tuple[str, str]]:
     return shown
 
 
-def made(world: Any, entry: dict[str, Any], **keys: Any) -> Any:
+def made(world: DataWorld, entry: dict[str, Any], **keys: Any) -> Any:
     run = world.load(entry, stages=(1,), **keys)
     return world.pixels(run, world.index(run), 1)
 
@@ -48,7 +49,7 @@ def made(world: Any, entry: dict[str, Any], **keys: Any) -> Any:
     [("center", 1000), ("corner", 6), ("random", 6), ("random", 200), ("face", 5)],
 )
 def test_an_epoch_shows_each_picture_and_each_caption_as_often_as_every_pass_would(
-    world: Any, style: str, repeats: int
+    world: DataWorld, style: str, repeats: int
 ) -> None:
     captions = {"a": ["one"], "b": ["one", "two", "three"], "c": [f"caption {number}" for number in range(5)]}
     for number, (name, texts) in enumerate(captions.items()):
@@ -70,7 +71,7 @@ def test_an_epoch_shows_each_picture_and_each_caption_as_often_as_every_pass_wou
         assert stored == {name: min(len(texts), repeats + 1) for name, texts in captions.items()}
 
 
-def test_a_thousand_repeats_of_a_central_crop_cost_one_row_and_train_as_a_thousand_rows_would(world: Any) -> None:
+def test_a_thousand_repeats_of_a_central_crop_cost_one_row_and_train_as_a_thousand_rows_would(world: DataWorld) -> None:
     """The batches are those of a list in which each row stands as often as it is shown."""
     for number in range(8):
         world.add(f"{number}.png", noise(number))
@@ -88,7 +89,7 @@ def test_a_thousand_repeats_of_a_central_crop_cost_one_row_and_train_as_a_thousa
         assert [one.numpy().tobytes() for one in rows.take(size, numbers).pixels] == [plain[place] for place in numbers]
 
 
-def test_a_repeat_stores_a_row_only_where_its_crop_differs(world: Any) -> None:
+def test_a_repeat_stores_a_row_only_where_its_crop_differs(world: DataWorld) -> None:
     world.add("exact.png", noise(0, 64, 64))
     world.add("narrow.png", noise(1, 64, 66))
     world.add("roomy.png", noise(2, *ROOMY))
@@ -102,7 +103,7 @@ def test_a_repeat_stores_a_row_only_where_its_crop_differs(world: Any) -> None:
     )
 
 
-def test_few_repeats_have_the_crops_that_every_pass_alone_draws(world: Any) -> None:
+def test_few_repeats_have_the_crops_that_every_pass_alone_draws(world: DataWorld) -> None:
     world.add("a.png", noise(0, *ROOMY))
     world.add("b.png", noise(1, *ROOMY))
     of = {
@@ -116,7 +117,7 @@ def test_few_repeats_have_the_crops_that_every_pass_alone_draws(world: Any) -> N
     assert of[30].manifest.summary["decoded"] == 0, "another number of passes decodes nothing"
 
 
-def test_the_bound_is_said_and_a_run_below_it_says_nothing(world: Any) -> None:
+def test_the_bound_is_said_and_a_run_below_it_says_nothing(world: DataWorld) -> None:
     world.add("a.png", noise(0))
     said = world.load({"crop_style": "random", "repeats": 1000}).notes
     assert any("shows each picture 1,001 times, in 32 random crops" in note for note in said)
@@ -124,7 +125,7 @@ def test_the_bound_is_said_and_a_run_below_it_says_nothing(world: Any) -> None:
     assert not any("random crops" in note for note in world.load({"crop_style": "center", "repeats": 1000}).notes)
 
 
-def test_shares_of_data_sets_follow_what_is_shown(world: Any) -> None:
+def test_shares_of_data_sets_follow_what_is_shown(world: DataWorld) -> None:
     entries = []
     for name, repeats in (("rare", 0), ("often", 9)):
         (world.folder / name).mkdir()
@@ -142,7 +143,7 @@ def test_shares_of_data_sets_follow_what_is_shown(world: Any) -> None:
 
 
 def test_a_disk_without_room_is_an_error_before_any_shard_is_written(
-    world: Any, monkeypatch: pytest.MonkeyPatch
+    world: DataWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for number in range(4):
         world.add(f"{number}.png", noise(number, *ROOMY))
@@ -164,7 +165,7 @@ def test_a_disk_without_room_is_an_error_before_any_shard_is_written(
 
 
 @pytest.mark.parametrize("style", ["center", "random"])
-def test_a_folder_that_grew_has_the_rows_and_the_counts_of_a_first_run(world: Any, style: str) -> None:
+def test_a_folder_that_grew_has_the_rows_and_the_counts_of_a_first_run(world: DataWorld, style: str) -> None:
     entry = {"crop_style": style, "repeats": 40, "random_crops": 3}
     for number in range(4):
         world.add(f"{number}.png", noise(number, *ROOMY), "one\ntwo")

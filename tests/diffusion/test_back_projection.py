@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from small_run import SmallRun
 from training_parts import resized
 
 from deepfloyd_core.config.flavours import FLAVOURS
@@ -93,7 +94,7 @@ def test_the_stock_pipeline_with_it_is_ancestral_sampling_with_back_projected_st
     np.testing.assert_allclose(made, expected, atol=2e-3)
 
 
-def test_the_key_makes_samples_that_fit_their_low_res_pictures_in_every_batch(small_run: Any) -> None:
+def test_the_key_makes_samples_that_fit_their_low_res_pictures_in_every_batch(small_run: SmallRun) -> None:
     rng = np.random.default_rng(2)
     corners = torch.from_numpy(rng.uniform(-0.7, 0.7, (3, 3, 2, 2)).astype(np.float32))  # more than a batch
     small = torch.nn.functional.interpolate(corners, (8, 8), mode="bilinear")

@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from data_world import DataWorld
 from safetensors import safe_open
 from training_parts import prepared, run_here, train_stage
 
@@ -164,7 +165,7 @@ def same_text_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module", params=RUNS)
 def indexed(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, new_world: Callable[[Path], Any]
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, new_world: Callable[[Path], DataWorld]
 ) -> tuple[str, Run, Artifact, Any]:
     """The name of a run, its configuration and image index, and what makes the others of its data stages."""
     run = demo_run(tmp_path_factory.mktemp("golden") / "run", *RUNS[request.param])
@@ -219,7 +220,7 @@ def as_bytes(value: Any) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def loras(tmp_path_factory: pytest.TempPathFactory, new_world: Callable[[Path], Any]) -> dict[int, Artifact]:
+def loras(tmp_path_factory: pytest.TempPathFactory, new_world: Callable[[Path], DataWorld]) -> dict[int, Artifact]:
     """Those of a small run of both stages."""
     run = demo_run(tmp_path_factory.mktemp("golden") / "run", [STARS], SMALL)
     made = prepared(run, new_world(run.workspace))

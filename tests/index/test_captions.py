@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from artifact_rows import shown_rows
+from data_world import DataWorld
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -30,17 +31,17 @@ from deepfloyd_core.text.embeds import run_captions
 ours = settings(deadline=None, database=None, derandomize=True, max_examples=100)
 
 
-def add_pictures(world: Any, *names: str, caption: str | None = None) -> None:
+def add_pictures(world: DataWorld, *names: str, caption: str | None = None) -> None:
     for number, name in enumerate(names):
         world.add(name, np.full((64, 64, 3), number, np.uint8), caption)
 
 
-def rows_of(world: Any, *entries: dict[str, Any], **keys: Any) -> dict[str, Row]:
+def rows_of(world: DataWorld, *entries: dict[str, Any], **keys: Any) -> dict[str, Row]:
     run = world.load(*entries, stages=(1,), max_rejected_share=1.0, **keys)
     return {row.source: row for row in read_index(world.index(run))}
 
 
-def captions(world: Any, **keys: Any) -> dict[str, list[str]]:
+def captions(world: DataWorld, **keys: Any) -> dict[str, list[str]]:
     return {source: row.captions for source, row in rows_of(world, keys).items()}
 
 
@@ -73,7 +74,9 @@ BLOCK = {"filename_column": "name", "caption_column": "text", "fallback_caption_
     [("parquet", "t.parquet"), ("csv", "t.csv"), ("csv", "t.tsv"), ("jsonl", "t.jsonl"), ("parquet", "t.jsonl"),
      ("csv", "table")],
 )  # fmt: skip
-def test_a_table_gives_each_picture_its_caption_and_the_others_a_reason(world: Any, strategy: str, file: str) -> None:
+def test_a_table_gives_each_picture_its_caption_and_the_others_a_reason(
+    world: DataWorld, strategy: str, file: str
+) -> None:
     add_pictures(world, "a.png", "b.jpg", "deep/c.png", "d.png", caption="not this one")
     write_table(world.folder / file, RECORDS)
     block = {**BLOCK, "path": str(world.folder / file)}
@@ -84,7 +87,7 @@ def test_a_table_gives_each_picture_its_caption_and_the_others_a_reason(world: A
     }  # fmt: skip
 
 
-def test_lists_columns_and_rows_are_several_captions(world: Any) -> None:
+def test_lists_columns_and_rows_are_several_captions(world: DataWorld) -> None:
     add_pictures(world, "1.png", "2.png", "3.png")
     records: list[dict[str, Any]] = [
         {"id": 1, "short": "one", "long": ["uno", " ", "eins"]},
@@ -100,7 +103,7 @@ def test_lists_columns_and_rows_are_several_captions(world: Any) -> None:
 
 
 @pytest.mark.parametrize("names", ["{}.png", "./{}.png", "sub\\{}.png", "sub/{}.png"])
-def test_names_with_an_extension_match_the_path_or_the_name(world: Any, names: str) -> None:
+def test_names_with_an_extension_match_the_path_or_the_name(world: DataWorld, names: str) -> None:
     add_pictures(world, "sub/x.png", "sub/y.v2.png")
     write_table(world.folder / "t.csv", [{"f": names.format(name), "t": name} for name in ("x", "y.v2")])
     block = {"path": str(world.folder / "t.csv"), "filename_column": "f", "caption_column": "t",
@@ -109,13 +112,13 @@ def test_names_with_an_extension_match_the_path_or_the_name(world: Any, names: s
     assert found == {"sub/x.png": ["x"], "sub/y.v2.png": ["y.v2"]}
 
 
-def test_a_table_inside_the_directory_is_found_there_and_is_no_picture(world: Any) -> None:
+def test_a_table_inside_the_directory_is_found_there_and_is_no_picture(world: DataWorld) -> None:
     add_pictures(world, "a.png")
     write_table(world.folder / "pictures" / "t.csv", [{"id": "a", "caption": "from the table"}])
     assert captions(world, caption_strategy="csv", parquet={"path": "t.csv"}) == {"a.png": ["from the table"]}
 
 
-def test_rows_of_other_pictures_do_not_change_the_data_s_fingerprint(world: Any) -> None:
+def test_rows_of_other_pictures_do_not_change_the_data_s_fingerprint(world: DataWorld) -> None:
     add_pictures(world, "a.png")
     entry = {"caption_strategy": "jsonl", "parquet": {"path": "t.jsonl"}}
 
@@ -146,7 +149,7 @@ def test_rows_of_other_pictures_do_not_change_the_data_s_fingerprint(world: Any)
     ],
 )
 def test_a_table_that_cannot_be_used_is_one_clear_error(
-    world: Any, text: str, keys: dict[str, Any], error: type[Exception], says: str
+    world: DataWorld, text: str, keys: dict[str, Any], error: type[Exception], says: str
 ) -> None:
     add_pictures(world, "a.png")
     (world.folder / "pictures" / "t.csv").write_bytes(text.encode("latin-1"))
@@ -160,7 +163,7 @@ def test_a_table_that_cannot_be_used_is_one_clear_error(
     [("t.jsonl", b'{"id": "a", "caption": "x"}\n{"id": ', "line 2"), ("t.jsonl", b"[1]\n", "line 1 is list"),
      ("t.parquet", b"PAR1 not really", "cannot be read as parquet")],
 )  # fmt: skip
-def test_a_broken_table_names_the_place(world: Any, file: str, data: bytes, says: str) -> None:
+def test_a_broken_table_names_the_place(world: DataWorld, file: str, data: bytes, says: str) -> None:
     add_pictures(world, "a.png")
     (world.folder / "pictures" / file).write_bytes(data)
     run = world.load({"caption_strategy": file[2:], "parquet": {"path": file}}, stages=(1,))
@@ -191,7 +194,7 @@ def test_a_broken_table_names_the_place(world: Any, file: str, data: bytes, says
 )
 @pytest.mark.parametrize("urls", [False, True])
 def test_a_row_that_does_not_fit_its_header_is_an_error_with_its_line(
-    world: Any, file: str, text: str, says: str, urls: bool
+    world: DataWorld, file: str, text: str, says: str, urls: bool
 ) -> None:
     """As the captions of a folder, and as a table of URLs."""
     add_pictures(world, "1.png")
@@ -208,7 +211,7 @@ def test_a_row_that_does_not_fit_its_header_is_an_error_with_its_line(
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-be"])
 @pytest.mark.parametrize("file", ["t.csv", "t.tsv", "t.jsonl"])
-def test_a_table_is_read_as_its_first_bytes_say(world: Any, file: str, encoding: str) -> None:
+def test_a_table_is_read_as_its_first_bytes_say(world: DataWorld, file: str, encoding: str) -> None:
     add_pictures(world, "a.png")
     table = world.folder / "pictures" / file
     write_table(table, [{"id": "a", "caption": "Füchse, \u2028 rot"}])
@@ -219,13 +222,13 @@ def test_a_table_is_read_as_its_first_bytes_say(world: Any, file: str, encoding:
     }
 
 
-def test_blank_lines_of_a_table_are_passed_over(world: Any) -> None:
+def test_blank_lines_of_a_table_are_passed_over(world: DataWorld) -> None:
     add_pictures(world, "a.png")
     (world.folder / "pictures/t.csv").write_text("id,caption\n \na,x\n\n   \n,\n")
     assert captions(world, caption_strategy="csv", parquet={"path": "t.csv"}) == {"a.png": ["x"]}
 
 
-def test_rows_without_a_name_are_counted(world: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_rows_without_a_name_are_counted(world: DataWorld, caplog: pytest.LogCaptureFixture) -> None:
     add_pictures(world, "a.png")
     write_table(world.folder / "pictures/t.csv", [{"id": name, "caption": "x"} for name in ("a", "", " ")])
     assert captions(world, caption_strategy="csv", parquet={"path": "t.csv"}) == {"a.png": ["x"]}
@@ -245,7 +248,7 @@ def test_rows_without_a_name_are_counted(world: Any, caplog: pytest.LogCaptureFi
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("place", ["local", "webdataset"])
-def test_a_caption_is_found_and_read_where_that_is_sure(world: Any, file: str, data: bytes, place: str) -> None:
+def test_a_caption_is_found_and_read_where_that_is_sure(world: DataWorld, file: str, data: bytes, place: str) -> None:
     add_pictures(world, "deep/a.png")
     (world.folder / "pictures/deep/a.png").rename(world.folder / "pictures/deep/a.JPG")
     (world.folder / "pictures/deep" / file).write_bytes(data)
@@ -259,7 +262,7 @@ def test_a_caption_is_found_and_read_where_that_is_sure(world: Any, file: str, d
     assert (row.reason, row.captions) == (None, ["Füchse"])
 
 
-def test_the_nearest_name_is_the_caption(world: Any) -> None:
+def test_the_nearest_name_is_the_caption(world: DataWorld) -> None:
     add_pictures(world, "a.png")
     names = ["a.caption", "a.png.txt", "a.TXT", "a.txt"]
     for name in names:
@@ -271,7 +274,7 @@ def test_the_nearest_name_is_the_caption(world: Any) -> None:
     "data",
     ["café".encode("cp1252"), "日本".encode("shift-jis"), "a cat".encode("utf-16-le"), b"\xff\xfea", b"\x00\xd8bin"],
 )
-def test_a_caption_that_cannot_be_read_for_sure_is_named(world: Any, data: bytes) -> None:
+def test_a_caption_that_cannot_be_read_for_sure_is_named(world: DataWorld, data: bytes) -> None:
     """Also when it came to a picture whose row was known, and after it was mended."""
     add_pictures(world, "other.png", caption="so that not all are rejected")
     add_pictures(world, "a.png")
@@ -288,7 +291,7 @@ def test_a_caption_that_cannot_be_read_for_sure_is_named(world: Any, data: bytes
     assert (row.reason, row.detail, row.captions) == (None, None, ["a cat"])
 
 
-def test_only_line_ends_cut_a_text_into_captions(world: Any) -> None:
+def test_only_line_ends_cut_a_text_into_captions(world: DataWorld) -> None:
     inside = "one\u2028still \u0085one\x0cstill\x1cone\u2029 end"
     add_pictures(world, "a.png")
     (world.folder / "pictures/a.txt").write_bytes(f"{inside}\r\ntwo\rthree\nfour".encode())
@@ -298,7 +301,7 @@ def test_only_line_ends_cut_a_text_into_captions(world: Any) -> None:
     assert captions(world, **entry)["a.png"][0] == "still\x1c\u2029 end"
 
 
-def test_captions_that_no_pass_shows_are_said(world: Any) -> None:
+def test_captions_that_no_pass_shows_are_said(world: DataWorld) -> None:
     add_pictures(world, "a.png", "b.png", caption="one\ntwo\nthree")
     add_pictures(world, "c.png", caption="one")
     run = world.load({"repeats": 1}, stages=(1,))
@@ -311,7 +314,7 @@ def test_captions_that_no_pass_shows_are_said(world: Any) -> None:
     assert captions_left_out(counts, {"set": 2}) == []
 
 
-def test_half_a_surrogate_pair_is_no_crash(world: Any) -> None:
+def test_half_a_surrogate_pair_is_no_crash(world: DataWorld) -> None:
     add_pictures(world, "a.png")
     (world.folder / "pictures" / "t.jsonl").write_text('{"id": "a", "caption": "x \\ud800 y"}')
     assert captions(world, caption_strategy="jsonl", parquet={"path": "t.jsonl"}) == {"a.png": ["x ? y"]}
@@ -333,7 +336,7 @@ def test_every_strategy_that_a_data_file_may_name_has_a_reader() -> None:
     ],
 )
 def test_a_picture_without_a_caption_is_told_what_its_strategy_lacks(
-    world: Any, keys: dict[str, Any], expected: str
+    world: DataWorld, keys: dict[str, Any], expected: str
 ) -> None:
     add_pictures(world, "a.png", caption="one")
     add_pictures(world, "b.png")
@@ -355,7 +358,9 @@ def test_a_picture_without_a_caption_is_told_what_its_strategy_lacks(
         ({"disable_multiline_split": True}, ["one\ntwo"]),
     ],
 )  # fmt: skip
-def test_prompts_may_be_lists_and_text_files_one_caption(world: Any, keys: dict[str, Any], expected: list[str]) -> None:
+def test_prompts_may_be_lists_and_text_files_one_caption(
+    world: DataWorld, keys: dict[str, Any], expected: list[str]
+) -> None:
     add_pictures(world, "a.png", caption="one\ntwo\n")
     assert captions(world, **keys) == {"a.png": expected}
 
@@ -363,7 +368,7 @@ def test_prompts_may_be_lists_and_text_files_one_caption(world: Any, keys: dict[
 # ---- filters ----------------------------------------------------------------------------------------------------------
 
 
-def test_filters_remove_replace_and_never_touch_the_prompt(world: Any) -> None:
+def test_filters_remove_replace_and_never_touch_the_prompt(world: DataWorld) -> None:
     add_pictures(world, "a.png", caption="The image shows an arafed cat, a cat\nthere is\nCaption: a dog there is")
     filters = ["The image .*? an ", "arafed ", "^there is", "^Caption: ", "s/cat/kitten/", r"s/(do)g/\1ggy/"]
     keys = {"caption_filter_list": filters, "instance_prompt": "arafed", "prepend_instance_prompt": True}
@@ -372,7 +377,7 @@ def test_filters_remove_replace_and_never_touch_the_prompt(world: Any) -> None:
     assert rows_of(world, keys)["b.png"].reason == "caption_missing", "nothing is left of it"
 
 
-def test_a_picture_set_has_the_filters_of_its_text_embeds(world: Any) -> None:
+def test_a_picture_set_has_the_filters_of_its_text_embeds(world: DataWorld) -> None:
     add_pictures(world, "a.png", caption="red green blue cyan")
     (world.folder / "f.txt").write_text("red \n\n")
     (world.folder / "f.json").write_text('["green "]')
@@ -449,7 +454,7 @@ def test_shuffling_splits_on_commas_spaces_or_periods_and_follows_its_seed() -> 
     assert shuffled("a, b", CaptionShuffle(count=3), 1) == ["a, b"], "not enabled"
 
 
-def test_every_shuffled_caption_is_in_the_ledger_and_has_an_embed(world: Any) -> None:
+def test_every_shuffled_caption_is_in_the_ledger_and_has_an_embed(world: DataWorld) -> None:
     add_pictures(world, "a.png", "b.png", caption="dog, park, sunny, grass\ncat, sofa, home, red")
     shuffle = {"enable": True, "count": 2, "position_start": 1}
     entry = {"caption_shuffle": shuffle, "instance_prompt": "sks", "prepend_instance_prompt": True, "repeats": 6}

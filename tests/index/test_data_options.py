@@ -11,7 +11,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from artifact_rows import ledger, live_rows, shown_rows
+from data_world import DataWorld
 from PIL import Image
+from small_run import SmallRun
 
 from deepfloyd_core.crops import preview
 from deepfloyd_core.crops.preview import save_preview
@@ -77,7 +79,7 @@ def stepped_down(picture: Image.Image, short: int) -> np.ndarray:
 
 @pytest.mark.slow
 def test_the_guides_data_file_does_what_its_text_says(
-    server: str, tmp_path: Path, new_small_run: Callable[[Path], Any]
+    server: str, tmp_path: Path, new_small_run: Callable[[Path], SmallRun]
 ) -> None:
     run = new_small_run(tmp_path / "run")
     for path in run.pictures.iterdir():
@@ -136,7 +138,7 @@ def test_the_guides_data_file_does_what_its_text_says(
 # ---- sizes ------------------------------------------------------------------------------------------------------------
 
 
-def test_each_picture_goes_to_the_bucket_of_its_shape_at_both_stages(world: Any) -> None:
+def test_each_picture_goes_to_the_bucket_of_its_shape_at_both_stages(world: DataWorld) -> None:
     shapes = {
         "square.png": (400, 390),
         "wide.png": (600, 400),
@@ -163,7 +165,7 @@ def test_each_picture_goes_to_the_bucket_of_its_shape_at_both_stages(world: Any)
         assert (pixels.path / "sheet.jpg").is_file()
 
 
-def test_without_a_crop_all_of_the_picture_is_in_it(world: Any) -> None:
+def test_without_a_crop_all_of_the_picture_is_in_it(world: DataWorld) -> None:
     world.add("a.png", smooth(0, 600, 400))
     world.add("b.png", smooth(1, 640, 480))
     run = world.load({"crop": False, "crop_style": "random", "maximum_image_size": 100, "target_downsample_size": 70},
@@ -177,7 +179,7 @@ def test_without_a_crop_all_of_the_picture_is_in_it(world: Any) -> None:
     assert cut["crop_height"] == pytest.approx(480 * 64 / 66), "what the alignment leaves over is cut centrally"
 
 
-def test_the_eval_set_holds_out_pictures_of_several_sizes(world: Any) -> None:
+def test_the_eval_set_holds_out_pictures_of_several_sizes(world: DataWorld) -> None:
     for number in range(8):
         world.add(f"{number}.png", smooth(number, 300 + 100 * (number % 3), 300))
     run = world.load({"crop_aspect": "preserve", "crop_style": "random"}, num_eval_images=5)
@@ -192,7 +194,7 @@ def test_the_eval_set_holds_out_pictures_of_several_sizes(world: Any) -> None:
 
 @pytest.mark.slow
 def test_a_run_trains_and_samples_both_stages_on_several_sizes(
-    server: str, tmp_path: Path, new_small_run: Callable[[Path], Any]
+    server: str, tmp_path: Path, new_small_run: Callable[[Path], SmallRun]
 ) -> None:
     run = new_small_run(tmp_path / "run")
     entries = json.loads((run.folder / "data.json").read_text())
@@ -210,7 +212,7 @@ def test_a_run_trains_and_samples_both_stages_on_several_sizes(
 # ---- limits -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_limited_set_uses_the_same_pictures_as_others_come_and_go(world: Any) -> None:
+def test_a_limited_set_uses_the_same_pictures_as_others_come_and_go(world: DataWorld) -> None:
     for number in range(12):
         world.add(f"{number}.png", smooth(number, 70, 70))
     world.add("broken.png", b"no picture")
@@ -237,7 +239,7 @@ def test_a_limited_set_uses_the_same_pictures_as_others_come_and_go(world: Any) 
     assert used(seed=1) != used(seed=2)
 
 
-def test_a_directory_that_cannot_be_listed_is_a_row(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_directory_that_cannot_be_listed_is_a_row(world: DataWorld, monkeypatch: pytest.MonkeyPatch) -> None:
     world.add("good.png", smooth(0, 70, 70))
     world.add("locked/hidden.png", smooth(1, 70, 70))
     scandir = os.scandir
@@ -256,7 +258,7 @@ def test_a_directory_that_cannot_be_listed_is_a_row(world: Any, monkeypatch: pyt
 # ---- faces ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_face_places_the_crop_and_the_shard_says_where_there_was_none(world: Any) -> None:
+def test_a_face_places_the_crop_and_the_shard_says_where_there_was_none(world: DataWorld) -> None:
     pytest.importorskip("cv2", reason="faces need OpenCV: pip install 'deepfloyd-pipeline[face]'")
     import skimage
 
@@ -281,7 +283,9 @@ def test_a_face_places_the_crop_and_the_shard_says_where_there_was_none(world: A
 # ---- preview ----------------------------------------------------------------------------------------------------------
 
 
-def test_the_preview_shows_the_crops_and_decodes_nothing_else(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_preview_shows_the_crops_and_decodes_nothing_else(
+    world: DataWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for number in range(9):
         world.add(f"{number}.png", smooth(number, 150, 90), f"caption {number} " + "long " * 60)
     world.add("broken.png", b"no picture")
@@ -308,7 +312,7 @@ def test_the_preview_shows_the_crops_and_decodes_nothing_else(world: Any, monkey
     assert (count, unusable) == (9, said)
 
 
-def test_the_preview_is_a_command_that_prints_where_it_is(world: Any) -> None:
+def test_the_preview_is_a_command_that_prints_where_it_is(world: DataWorld) -> None:
     import subprocess
     import sys
 
@@ -328,7 +332,7 @@ def test_the_preview_is_a_command_that_prints_where_it_is(world: Any) -> None:
     assert made == {".scan", ".locks", path.name}, "no artifact was made, no server started"
 
 
-def test_a_preview_without_a_usable_picture_says_so(world: Any) -> None:
+def test_a_preview_without_a_usable_picture_says_so(world: DataWorld) -> None:
     world.add("small.png", smooth(0, 20, 20))
     with pytest.raises(DataError, match="No picture of the data sets can be used"):
         save_preview(world.load(stages=(1,)), 3, world.folder / "preview.png")

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from artifact_rows import live_rows
+from data_world import DataWorld
 from PIL import Image
 
 from deepfloyd_core.index import captions
@@ -35,7 +36,7 @@ def noise(seed: int, width: int = 70, height: int = 66) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-def without_past(world: Any, run: Any, **keys: Any) -> list[dict[str, Any]]:
+def without_past(world: DataWorld, run: Any, **keys: Any) -> list[dict[str, Any]]:
     """The rows of the same pictures, built where nothing is there to be taken over."""
     fresh = world.load(*keys.pop("entries", ()), workspace=str(world.folder / "fresh"), **keys)
     rows = live_rows(world.pixels(fresh, world.index(fresh), 1))
@@ -57,7 +58,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 # ---- the scan ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_scan_in_blocks_is_the_scan_at_once(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_scan_in_blocks_is_the_scan_at_once(world: DataWorld, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(7):
         world.add(f"{number}.png", noise(number), f"caption {number}" if number % 3 else None)
     for strategy in ("textfile", "filename"):
@@ -71,7 +72,7 @@ def test_a_scan_in_blocks_is_the_scan_at_once(world: Any, monkeypatch: pytest.Mo
             assert scan(run).equals(whole) and whole.num_rows == 7
 
 
-def test_a_second_scan_reads_no_file_and_finds_the_same(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_scan_reads_no_file_and_finds_the_same(world: DataWorld, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(5):
         world.add(f"deep/{number}.png", noise(number), f"caption {number}")
     world.add("no_caption.png", noise(9), caption=None)
@@ -83,7 +84,7 @@ def test_a_second_scan_reads_no_file_and_finds_the_same(world: Any, monkeypatch:
 
 
 @pytest.mark.parametrize("harm", ["gone", "garbage", "half", "other columns"])
-def test_notes_that_are_lost_or_damaged_change_nothing(world: Any, harm: str) -> None:
+def test_notes_that_are_lost_or_damaged_change_nothing(world: DataWorld, harm: str) -> None:
     for number in range(3):
         world.add(f"{number}.png", noise(number))
     run = world.load(stages=(1,))
@@ -101,7 +102,7 @@ def test_notes_that_are_lost_or_damaged_change_nothing(world: Any, harm: str) ->
     assert scan(run).equals(first)
 
 
-def test_what_a_killed_run_left_of_its_notes_goes_with_the_next_ones(world: Any) -> None:
+def test_what_a_killed_run_left_of_its_notes_goes_with_the_next_ones(world: DataWorld) -> None:
     world.add("a.png", noise(0))
     run = world.load(stages=(1,))
     scan(run)
@@ -114,7 +115,7 @@ def test_what_a_killed_run_left_of_its_notes_goes_with_the_next_ones(world: Any)
     assert set(notes.parent.iterdir()) == {notes, other}
 
 
-def test_a_file_that_changed_is_read_again_even_with_its_old_size_and_time(world: Any) -> None:
+def test_a_file_that_changed_is_read_again_even_with_its_old_size_and_time(world: DataWorld) -> None:
     path = world.add("a.bmp", noise(0))
     world.add("b.bmp", noise(1))
     run = world.load(stages=(1,))
@@ -129,7 +130,7 @@ def test_a_file_that_changed_is_read_again_even_with_its_old_size_and_time(world
     assert second[0]["sha256"] != first[0]["sha256"] and second[1] == first[1]
 
 
-def test_a_caption_that_changed_comes_or_goes_is_seen(world: Any) -> None:
+def test_a_caption_that_changed_comes_or_goes_is_seen(world: DataWorld) -> None:
     path = world.add("a.png", noise(0), "one")
     run = world.load(stages=(1,))
 
@@ -145,7 +146,7 @@ def test_a_caption_that_changed_comes_or_goes_is_seen(world: Any) -> None:
     assert captions() == ["three"]
 
 
-def test_a_file_that_no_memory_holds_is_a_row(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_no_memory_holds_is_a_row(world: DataWorld, monkeypatch: pytest.MonkeyPatch) -> None:
     world.add("a.png", noise(0))
     for name in ("huge.png", "backup", "disk.iso"):
         with (world.folder / "pictures" / name).open("wb") as handle:
@@ -170,7 +171,7 @@ def test_a_file_that_no_memory_holds_is_a_row(world: Any, monkeypatch: pytest.Mo
 
 
 def test_a_caption_that_could_not_be_read_once_is_read_by_the_next_run(
-    world: Any, monkeypatch: pytest.MonkeyPatch
+    world: DataWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("a", "b"):
         world.add(f"{name}.png", noise(ord(name)), f"caption {name}")
@@ -189,7 +190,7 @@ def test_a_caption_that_could_not_be_read_once_is_read_by_the_next_run(
     assert scan(run)["captions"].to_pylist() == [["caption a"], ["caption b"]]
 
 
-def test_captions_of_another_strategy_are_not_taken_for_the_texts_beside_the_pictures(world: Any) -> None:
+def test_captions_of_another_strategy_are_not_taken_for_the_texts_beside_the_pictures(world: DataWorld) -> None:
     world.add("a name.png", noise(0), "a text")
 
     def captions(**keys: Any) -> Any:
@@ -204,7 +205,7 @@ def test_captions_of_another_strategy_are_not_taken_for_the_texts_beside_the_pic
 
 @pytest.mark.parametrize("harm", ["pipe", "link out of the root", "no longer readable"])
 def test_of_a_picture_that_became_something_else_nothing_is_remembered(
-    world: Any, monkeypatch: pytest.MonkeyPatch, harm: str
+    world: DataWorld, monkeypatch: pytest.MonkeyPatch, harm: str
 ) -> None:
     path = world.add("a.png", noise(0), "a text")
     world.add("b.png", noise(1))
@@ -232,7 +233,7 @@ def test_of_a_picture_that_became_something_else_nothing_is_remembered(
     assert scan(run).equals(with_notes)
 
 
-def test_the_order_of_the_data_sets_in_their_file_changes_no_row(world: Any) -> None:
+def test_the_order_of_the_data_sets_in_their_file_changes_no_row(world: DataWorld) -> None:
     entries = []
     for name in ("one", "two"):
         folder = world.folder / name
@@ -248,7 +249,7 @@ def test_the_order_of_the_data_sets_in_their_file_changes_no_row(world: Any) -> 
     assert rows[0] == rows[1]
 
 
-def test_a_young_file_is_not_trusted(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_young_file_is_not_trusted(world: DataWorld, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local_folder, "RACY_NS", 60 * 10**9)
     world.add("a.png", noise(0))
     run = world.load(stages=(1,))
@@ -261,7 +262,7 @@ def test_a_young_file_is_not_trusted(world: Any, monkeypatch: pytest.MonkeyPatch
 # ---- the index --------------------------------------------------------------------------------------------------------
 
 
-def test_only_new_pictures_are_judged_and_the_ledger_is_that_of_a_first_run(world: Any) -> None:
+def test_only_new_pictures_are_judged_and_the_ledger_is_that_of_a_first_run(world: DataWorld) -> None:
     for number in range(6):
         world.add(f"{number}.png", noise(number))
     world.add("small.png", noise(7, 30, 30))
@@ -284,7 +285,7 @@ def test_only_new_pictures_are_judged_and_the_ledger_is_that_of_a_first_run(worl
 
 @pytest.mark.parametrize("file", ["looks.npy", "index.parquet"])
 @pytest.mark.parametrize("harm", ["gone", "empty", "half", "of fewer rows"])
-def test_a_damaged_index_costs_the_judging_and_no_more(world: Any, file: str, harm: str) -> None:
+def test_a_damaged_index_costs_the_judging_and_no_more(world: DataWorld, file: str, harm: str) -> None:
     for number in range(3):
         world.add(f"{number}.png", noise(number))
     path = world.index(world.load(stages=(1,))).path / file
@@ -300,7 +301,7 @@ def test_a_damaged_index_costs_the_judging_and_no_more(world: Any, file: str, ha
     assert (index.manifest.summary["judged_now"], index.manifest.summary["accepted"]) == (4, 4)
 
 
-def test_what_is_odd_about_a_file_is_kept_while_its_caption_comes_and_goes(world: Any) -> None:
+def test_what_is_odd_about_a_file_is_kept_while_its_caption_comes_and_goes(world: DataWorld) -> None:
     whole = io.BytesIO()
     Image.fromarray(noise(0)).save(whole, "JPEG")
     world.add("a.jpg", whole.getvalue()[:-2], caption=None)
@@ -316,7 +317,7 @@ def test_what_is_odd_about_a_file_is_kept_while_its_caption_comes_and_goes(world
     assert notes == {"a.jpg": "lacks the mark of its end, and nothing else", "b.png": None}
 
 
-def test_other_captions_judge_no_picture_again_and_other_sizes_judge_all(world: Any) -> None:
+def test_other_captions_judge_no_picture_again_and_other_sizes_judge_all(world: DataWorld) -> None:
     for number in range(4):
         world.add(f"{number}.png", noise(number, 70, 65 + number))
     assert world.index(world.load(stages=(1,))).manifest.summary["judged_now"] == 4
@@ -333,7 +334,7 @@ def shards(pixels: Artifact) -> dict[str, tuple[int, bytes]]:
     return {path.name: (path.stat().st_ino, path.read_bytes()) for path in pixels.path.glob("*.parquet")}
 
 
-def test_added_and_removed_pictures_touch_no_finished_shard(world: Any) -> None:
+def test_added_and_removed_pictures_touch_no_finished_shard(world: DataWorld) -> None:
     entry, keys = {"crop_style": "random", "repeats": 1}, {"stages": (1,), "shard_mib": 0.1}  # 8 rows a shard
     for number in range(16):
         world.add(f"{number}.png", noise(number, 500))
@@ -356,7 +357,7 @@ def test_added_and_removed_pictures_touch_no_finished_shard(world: Any) -> None:
     assert verify_artifact(second) == [] and live_rows(second) == rows, "it needs no older version"
 
 
-def test_a_changed_caption_rebuilds_the_rows_of_its_picture(world: Any) -> None:
+def test_a_changed_caption_rebuilds_the_rows_of_its_picture(world: DataWorld) -> None:
     for number in range(4):
         world.add(f"{number}.png", noise(number))
     run = world.load(stages=(1,))
@@ -367,7 +368,7 @@ def test_a_changed_caption_rebuilds_the_rows_of_its_picture(world: Any) -> None:
     assert live_rows(second) == without_past(world, run, stages=(1,))
 
 
-def test_a_file_that_is_rejected_leaves_the_crops_and_the_eval_set_what_they_are(world: Any) -> None:
+def test_a_file_that_is_rejected_leaves_the_crops_and_the_eval_set_what_they_are(world: DataWorld) -> None:
     for number in range(4):
         world.add(f"{number}.png", noise(number))
     run = world.load(stages=(1,), max_rejected_share=0.9)
@@ -379,7 +380,7 @@ def test_a_file_that_is_rejected_leaves_the_crops_and_the_eval_set_what_they_are
     assert (world.pixels(run, second, 1), world.eval_set(run, second)) == first
 
 
-def test_many_small_shards_are_put_together_without_decoding(world: Any) -> None:
+def test_many_small_shards_are_put_together_without_decoding(world: DataWorld) -> None:
     world.add("0.png", noise(0))
     world.add("1.png", noise(1))
     run = world.load(stages=(1,), shard_mib=1)
@@ -393,7 +394,7 @@ def test_many_small_shards_are_put_together_without_decoding(world: Any) -> None
     assert live_rows(pixels) == without_past(world, run, stages=(1,), shard_mib=1)
 
 
-def test_a_shard_with_few_live_rows_is_left_behind(world: Any) -> None:
+def test_a_shard_with_few_live_rows_is_left_behind(world: DataWorld) -> None:
     for number in range(8):
         world.add(f"{number}.png", noise(number))
     run = world.load(stages=(1,))
@@ -407,7 +408,7 @@ def test_a_shard_with_few_live_rows_is_left_behind(world: Any) -> None:
 
 
 @pytest.mark.parametrize("harm", ["flipped", "gone", "cut"])
-def test_nothing_is_taken_over_from_a_damaged_shard(world: Any, harm: str) -> None:
+def test_nothing_is_taken_over_from_a_damaged_shard(world: DataWorld, harm: str) -> None:
     for number in range(18):
         world.add(f"{number}.png", noise(number))
     run = world.load(stages=(1,), shard_mib=0.1)
@@ -426,7 +427,7 @@ def test_nothing_is_taken_over_from_a_damaged_shard(world: Any, harm: str) -> No
     assert verify_artifact(second) == []
 
 
-def changes(world: Any, rng: np.random.Generator) -> Iterator[None]:
+def changes(world: DataWorld, rng: np.random.Generator) -> Iterator[None]:
     """Add, remove and change pictures and captions at random."""
     names = [f"{number}.png" for number in range(12)]
     folder = world.folder / "pictures"
@@ -443,7 +444,7 @@ def changes(world: Any, rng: np.random.Generator) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))])
-def test_after_any_history_the_rows_and_the_batches_are_those_of_a_first_run(world: Any, seed: int) -> None:
+def test_after_any_history_the_rows_and_the_batches_are_those_of_a_first_run(world: DataWorld, seed: int) -> None:
     entry = {"crop_style": "random", "crop_aspect": "preserve", "repeats": 1}
     keys = {"stages": (1,), "shard_mib": 0.1}
     for number in range(6):
@@ -466,7 +467,7 @@ def test_after_any_history_the_rows_and_the_batches_are_those_of_a_first_run(wor
         shutil.rmtree(world.folder / "fresh")
 
 
-def test_the_data_s_fingerprint_is_that_of_a_scan_without_notes(world: Any) -> None:
+def test_the_data_s_fingerprint_is_that_of_a_scan_without_notes(world: DataWorld) -> None:
     for number in range(6):
         world.add(f"{number}.png", noise(number))
     run = world.load(stages=(1,))

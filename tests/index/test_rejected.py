@@ -4,6 +4,7 @@ import io
 import os
 import zlib
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from child_functions import killed, killed_by_name
+from data_world import DataWorld
 from PIL import Image, ImageDraw, ImageFile
 
 from deepfloyd_core.index import index as image_index
@@ -49,7 +51,7 @@ def damaged(data: bytes, seed: int) -> bytes:
     return data[:start] + noise + data[start + 40 :]
 
 
-def fill(world: Any) -> None:
+def fill(world: DataWorld) -> None:
     """A world with good pictures and most of the reasons that there are."""
     for number in range(4):
         world.add(f"good/{number}.png", scene(number))
@@ -89,7 +91,7 @@ def turned() -> Image.Exif:
     return exif
 
 
-def load(world: Any, **keys: Any) -> Any:
+def load(world: DataWorld, **keys: Any) -> Any:
     entry = {"crop": True, "crop_aspect": "preserve", "minimum_aspect_ratio": 0.3, "maximum_aspect_ratio": 4.0}
     return world.load(entry, stages=(1,), max_rejected_share=1.0, **keys)
 
@@ -99,7 +101,7 @@ def sheet(index: Artifact) -> bytes:
 
 
 def test_the_sheet_does_not_depend_on_workers_or_kills(
-    world: Any, new_world: Any, monkeypatch: pytest.MonkeyPatch
+    world: DataWorld, new_world: Callable[[Path], DataWorld], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fill(world)
     index = world.index(load(world))
@@ -121,7 +123,7 @@ def interrupted(*_: Any, **__: Any) -> None:
     raise KeyboardInterrupt
 
 
-def test_nothing_rejected_is_no_file(world: Any) -> None:
+def test_nothing_rejected_is_no_file(world: DataWorld) -> None:
     for number in range(3):
         world.add(f"{number}.png", scene(number))
     assert not (world.index(world.load(stages=(1,))).path / sheets.SHEET).exists()
@@ -131,7 +133,7 @@ def test_nothing_rejected_is_no_file(world: Any) -> None:
 
 
 def test_a_sheet_that_an_interrupted_build_left_goes_with_its_rejects(
-    world: Any, monkeypatch: pytest.MonkeyPatch
+    world: DataWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world.add("0.png", scene(0))
     world.add("1.png", scene(1))
@@ -143,7 +145,7 @@ def test_a_sheet_that_an_interrupted_build_left_goes_with_its_rejects(
 
 
 def test_only_what_is_shown_is_decoded_again_and_nothing_that_harms(
-    world: Any, monkeypatch: pytest.MonkeyPatch
+    world: DataWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for number in range(50):
         world.add(f"{number}.png", scene(number, 30, 30))
@@ -166,7 +168,9 @@ def test_only_what_is_shown_is_decoded_again_and_nothing_that_harms(
     assert not {"kill.png", "crash.png", "good.png"} & set(asked)
 
 
-def test_a_picture_that_kills_while_it_is_drawn_is_a_grey_cell(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_picture_that_kills_while_it_is_drawn_is_a_grey_cell(
+    world: DataWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
     world.add("good.png", scene(0))
     world.add("small.png", Image.new("RGB", (30, 30), (255, 0, 0)))
     monkeypatch.setattr(sheets, "_thumbnail", killed)

@@ -4,8 +4,9 @@ The other computations: what a test itself made of which picture; a comparison o
 """
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import imagehash
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 from artifact_rows import ledger, live_rows
 from copies import COPIES, LANCZOS, encoded, scene, trained
+from data_world import DataWorld
 from photographs import photographs, upright_rgb
 from PIL import Image, ImageDraw, ImageFont
 
@@ -171,7 +173,7 @@ def test_of_pictures_without_contrast_equal_pixels_are_alike_in_any_file() -> No
     assert first.tolist() == [0, 0, 0, 0, 0, 5], "the last is higher than wide"
 
 
-def test_a_look_is_of_the_one_decode_that_judges_the_picture(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_look_is_of_the_one_decode_that_judges_the_picture(world: DataWorld, monkeypatch: pytest.MonkeyPatch) -> None:
     """So it costs a few hundredths of the index; another decode would double that."""
     decodes = []
 
@@ -246,7 +248,7 @@ def test_a_family_of_thousands_that_are_all_alike_is_one_group_of_few_comparison
 # ---- the split --------------------------------------------------------------------------------------------------------
 
 
-def test_no_copy_of_a_held_out_picture_is_trained_on(world: Any) -> None:
+def test_no_copy_of_a_held_out_picture_is_trained_on(world: DataWorld) -> None:
     for number in range(30):
         world.add(f"{number:02d}.jpg", encoded(scene(number), "JPEG", quality=92))
     run = world.load(stages=(1,), num_eval_images=7)
@@ -270,7 +272,7 @@ def test_no_copy_of_a_held_out_picture_is_trained_on(world: Any) -> None:
     assert (index.path / "twins.png").exists()
 
 
-def test_copies_of_what_is_trained_on_change_no_held_out_picture(world: Any) -> None:
+def test_copies_of_what_is_trained_on_change_no_held_out_picture(world: DataWorld) -> None:
     for number in range(12):
         world.add(f"{number:02d}.png", scene(number))
     run = world.load(stages=(1,), num_eval_images=4)
@@ -285,7 +287,7 @@ def test_copies_of_what_is_trained_on_change_no_held_out_picture(world: Any) -> 
     assert (index.manifest.summary["twin_groups"], index.manifest.summary["twins"]) == (12, 36)
 
 
-def test_a_copy_in_another_data_set_is_held_out_too(world: Any) -> None:
+def test_a_copy_in_another_data_set_is_held_out_too(world: DataWorld) -> None:
     entries = []
     for name, kind in (("one", "PNG"), ("two", "JPEG")):
         (world.folder / name).mkdir()
@@ -300,7 +302,9 @@ def test_a_copy_in_another_data_set_is_held_out_too(world: Any) -> None:
     assert len(held_out_ids(evals)) == 4
 
 
-def test_the_ledger_of_a_grown_folder_is_that_of_a_first_run(world: Any, new_world: Any) -> None:
+def test_the_ledger_of_a_grown_folder_is_that_of_a_first_run(
+    world: DataWorld, new_world: Callable[[Path], DataWorld]
+) -> None:
     for number in range(5):
         world.add(f"{number}.png", scene(number))
     run = world.load(stages=(1,))
@@ -317,7 +321,7 @@ def test_the_ledger_of_a_grown_folder_is_that_of_a_first_run(world: Any, new_wor
 # ---- duplicates = first -----------------------------------------------------------------------------------------------
 
 
-def test_first_trains_on_one_of_each_group_and_counts_the_others(world: Any) -> None:
+def test_first_trains_on_one_of_each_group_and_counts_the_others(world: DataWorld) -> None:
     for number in range(6):
         world.add(f"{number}.png", scene(number))
     for number in (0, 1):
@@ -336,7 +340,7 @@ def test_first_trains_on_one_of_each_group_and_counts_the_others(world: Any) -> 
     assert not (index.path / "rejected.png").exists()
 
 
-def test_first_keeps_the_picture_that_feeds_more_stages(world: Any) -> None:
+def test_first_keeps_the_picture_that_feeds_more_stages(world: DataWorld) -> None:
     world.add("a.png", scene(1, 120))
     world.add("b.png", scene(1, 400))
     world.add("c.png", scene(2, 400))
@@ -348,7 +352,7 @@ def test_first_keeps_the_picture_that_feeds_more_stages(world: Any) -> None:
     }
 
 
-def test_of_numbered_pictures_the_lower_number_is_the_first(world: Any) -> None:
+def test_of_numbered_pictures_the_lower_number_is_the_first(world: DataWorld) -> None:
     """Rows of a saved data set have numbers alone for names."""
     for number in (9, 10, 100):
         world.add(f"{number}.png", scene(1))
@@ -367,7 +371,7 @@ def test_any_name_has_a_place_among_copies() -> None:
     assert [name for name in order if name.isdecimal()] == ["02", "2", "10", "9" * 5000]
 
 
-def test_max_num_samples_counts_pictures_that_are_left(world: Any) -> None:
+def test_max_num_samples_counts_pictures_that_are_left(world: DataWorld) -> None:
     for number in range(4):
         world.add(f"{number}.png", scene(number))
         world.add(f"{number} again.png", COPIES["q60.jpg"](scene(number)))

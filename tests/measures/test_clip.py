@@ -2,13 +2,13 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from clip_models import features, save_clip
 from PIL import Image
+from small_run import SmallRun
 
 from deepfloyd_core.adapters.start_from import find_parent
 from deepfloyd_core.errors import ConfigError, ModelError
@@ -88,7 +88,7 @@ def test_a_folder_that_holds_no_clip_is_refused_before_anything_is_loaded(
         check_clip_folder(folder)
 
 
-def test_a_run_that_could_not_use_the_model_is_refused(small_run: Any, tmp_path: Path) -> None:
+def test_a_run_that_could_not_use_the_model_is_refused(small_run: SmallRun, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"has no config.json, no model.safetensors, no preprocessor_config.json"):
         load_run(small_run.config, (f"eval_clip_model={tmp_path}",))
     with pytest.raises(ConfigError, match=r"eval_clip_model is 'x+', which has no config.json"):

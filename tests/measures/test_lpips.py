@@ -12,6 +12,7 @@ import torch
 from lpips_models import lpips_by_hand, save_lpips
 from PIL import Image
 from safetensors.numpy import load_file, save_file
+from small_run import SmallRun
 
 from deepfloyd_core.diffusion.loss import to_model_range
 from deepfloyd_core.errors import ConfigError
@@ -130,7 +131,7 @@ def test_a_pickle_is_never_opened(tmp_path: Path) -> None:
         check_lpips_file(file)
 
 
-def test_a_run_that_could_not_use_the_weights_is_refused(small_run: Any, tmp_path: Path) -> None:
+def test_a_run_that_could_not_use_the_weights_is_refused(small_run: SmallRun, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"eval_lpips_model is .*there is no such file"):
         load_run(small_run.config, (f"eval_lpips_model={tmp_path}/none.safetensors",))
     text = small_run.config.read_text()

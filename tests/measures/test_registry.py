@@ -1,7 +1,6 @@
 """The table of measures is whole: every figure has its words, its column and its source, and the docs name it."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -9,6 +8,7 @@ import torch
 from clip_models import save_clip
 from inputs import sample_inputs
 from lpips_models import save_lpips
+from small_run import SmallRun
 
 from deepfloyd_core.config.flavours import FLAVOURS, STAGES
 from deepfloyd_core.config.run import RunConfig
@@ -36,7 +36,7 @@ def test_no_two_measures_of_a_kind_of_pictures_have_one_name() -> None:
         assert len(set(names)) == len(set(heads)) == len(names) > 2
 
 
-def test_another_measure_makes_the_samples_anew(small_run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_measure_makes_the_samples_anew(small_run: SmallRun, monkeypatch: pytest.MonkeyPatch) -> None:
     """Samples with fewer columns would be taken for finished ones."""
     run, folders = load_run(small_run.config), {stage: Path(FLAVOURS[f"tiny-{'i' * stage}"].repo) for stage in STAGES}
     before = samples_request(run, ["a star"], folders, sample_inputs()).fingerprint

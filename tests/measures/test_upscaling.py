@@ -10,11 +10,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from data_world import DataWorld
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from skimage import data
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+from small_run import SmallRun
 
 from deepfloyd_core.crops.rows import shard_files
 from deepfloyd_core.crops.shards import open_shard
@@ -109,7 +111,7 @@ def test_a_smooth_picture_among_others_does_not_decide_the_detail(tmp_path: Path
 
 
 def test_the_table_of_upscalers_says_which_is_best(
-    tmp_path: Path, new_small_run: Callable[[Path], Any], new_world: Callable[[Path], Any]
+    tmp_path: Path, new_small_run: Callable[[Path], SmallRun], new_world: Callable[[Path], DataWorld]
 ) -> None:
     """The truth itself, and the truth with noise, as upscalers; plain enlargements against Pillow's."""
     run = load_run(new_small_run(tmp_path / "run").config)
@@ -174,7 +176,7 @@ def test_the_table_of_upscalers_says_which_is_best(
 
 
 def test_spoilt_low_res_pictures_are_measured_beside_the_true_ones(
-    tmp_path: Path, new_small_run: Callable[[Path], Any], new_world: Callable[[Path], Any]
+    tmp_path: Path, new_small_run: Callable[[Path], SmallRun], new_world: Callable[[Path], DataWorld]
 ) -> None:
     """Darkened by a tenth: what bicubic makes of them is Pillow's, and consistency is that with the true ones."""
     run = load_run(new_small_run(tmp_path / "run").config)

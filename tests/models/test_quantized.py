@@ -14,8 +14,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from data_world import DataWorld
 from diffusers import IFPipeline, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
+from small_run import SmallRun
 from training_parts import FOLDERS, break_in_step, prepared, run_here, train_stage
 
 from deepfloyd_core.adapters.bitfit import free_biases, load_biases, reload_biases, save_biases
@@ -451,7 +453,9 @@ def test_biases_can_be_trained_beside_small_weights(tmp_path: Path, kind: str, p
 
 @pytest.fixture(scope="module")
 def world(
-    tmp_path_factory: pytest.TempPathFactory, new_small_run: Callable[[Path], Any], new_world: Callable[[Path], Any]
+    tmp_path_factory: pytest.TempPathFactory,
+    new_small_run: Callable[[Path], SmallRun],
+    new_world: Callable[[Path], DataWorld],
 ) -> tuple[Path, dict[str, Artifact]]:
     """A run file of Stage I, and everything that its training needs."""
     small_run = new_small_run(tmp_path_factory.mktemp("quantized") / "run")
@@ -538,7 +542,7 @@ def test_it_is_part_of_the_identity(world: tuple[Path, dict[str, Artifact]]) -> 
 # ---- settings --------------------------------------------------------------------------------------------------------
 
 
-def test_simpletuners_name_of_the_same_is_taken_and_others_are_refused_with_the_nearest(small_run: Any) -> None:
+def test_simpletuners_name_of_the_same_is_taken_and_others_are_refused_with_the_nearest(small_run: SmallRun) -> None:
     def load(value: str, key: str = "base_model_precision") -> Any:
         return load_run(small_run.config, (f"{key}={value}",)).config
 
@@ -557,7 +561,7 @@ def test_simpletuners_name_of_the_same_is_taken_and_others_are_refused_with_the_
         load("int7")
 
 
-def test_a_full_training_of_small_weights_is_refused_before_anything_is_loaded(small_run: Any) -> None:
+def test_a_full_training_of_small_weights_is_refused_before_anything_is_loaded(small_run: SmallRun) -> None:
     settings = ("model_type=full", "base_model_precision=nf4", "lora_rank=16", "lora_dropout=0.0")
     with pytest.raises(
         ConfigError, match=r"stage1.*base_model_precision is 'nf4', and model_type is 'full'.*Remove it"

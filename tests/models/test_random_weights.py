@@ -8,10 +8,12 @@ import subprocess
 import sys
 import time
 from collections import namedtuple
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from small_run import SmallRun
 
 from deepfloyd_core.config.flavours import FLAVOURS, PUBLISHED
 from deepfloyd_core.errors import ModelError, StorageError
@@ -222,7 +224,9 @@ def test_resolve_knows_the_name_and_checks_what_it_got(cache: Path, monkeypatch:
 
 
 @pytest.mark.slow
-def test_a_run_file_with_a_random_flavour_embeds_its_captions(server: str, tmp_path: Path, new_small_run: Any) -> None:
+def test_a_run_file_with_a_random_flavour_embeds_its_captions(
+    server: str, tmp_path: Path, new_small_run: Callable[[Path], SmallRun]
+) -> None:
     run = new_small_run(tmp_path / "run", pictures=3)
     run.config.write_text(run.config.read_text().replace('"tiny-i"', '"random:tiny-i"'))
     environment = {**os.environ, "HF_HOME": str(tmp_path / "home")}

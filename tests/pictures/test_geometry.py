@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from data_world import DataWorld
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -549,7 +550,7 @@ def smooth(width: int, height: int) -> Image.Image:
       "maximum_image_size": 120, "target_downsample_size": 110}],
     ids=["preserve", "whole", "corner", "random"],
 )  # fmt: skip
-def test_the_stored_box_of_a_turned_picture_gives_the_shard_s_pixels(world: Any, keys: dict[str, Any]) -> None:
+def test_the_stored_box_of_a_turned_picture_gives_the_shard_s_pixels(world: DataWorld, keys: dict[str, Any]) -> None:
     upright = smooth(360, 270)
     for tag in range(1, 9):
         exif, buffer = Image.Exif(), io.BytesIO()

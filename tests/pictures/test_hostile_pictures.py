@@ -3,14 +3,16 @@
 import io
 import threading
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from child_functions import crop_of, hangs_by_name, killed_by_name
+from data_world import DataWorld
 from PIL import Image
 
 import deepfloyd_core.index.index as image_index
@@ -36,11 +38,13 @@ def png(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", lines) + chunk(b"IEND", b"")
 
 
-def reasons(world: Any, run: Any) -> dict[str, str | None]:
+def reasons(world: DataWorld, run: Any) -> dict[str, str | None]:
     return {row.source: row.reason for row in read_index(world.index(run))}
 
 
-def test_a_picture_that_takes_too_much_memory_is_a_row(world: Any, new_world: Any) -> None:
+def test_a_picture_that_takes_too_much_memory_is_a_row(
+    world: DataWorld, new_world: Callable[[Path], DataWorld]
+) -> None:
     for number in range(5):
         world.add(f"{number}.png", good(number))
     world.add("large.png", png(9000, 9000))
@@ -55,7 +59,7 @@ HASTE_S = 1.5  # what hangs is lost after it; no other picture takes as long, al
 
 
 def test_a_picture_that_takes_too_long_is_a_row_and_is_tried_again_later(
-    world: Any, monkeypatch: pytest.MonkeyPatch
+    world: DataWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for number in range(5):
         world.add(f"{number}.png", good(number))
@@ -74,7 +78,7 @@ def test_a_picture_that_takes_too_long_is_a_row_and_is_tried_again_later(
 
 
 def test_a_picture_that_took_too_long_is_tried_again_with_more_time_and_only_then(
-    world: Any, monkeypatch: pytest.MonkeyPatch
+    world: DataWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world.add("a.png", good(0))
     world.add("slow.png", good(5))
@@ -94,7 +98,7 @@ def test_a_picture_that_took_too_long_is_tried_again_with_more_time_and_only_the
     assert world.index(more) == index
 
 
-def test_pictures_that_kill_the_decoder_cost_one_row_each(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pictures_that_kill_the_decoder_cost_one_row_each(world: DataWorld, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(image_index, "_look", killed_by_name)
     names = [f"{number}.png" for number in range(30)]
     names[3], names[17], names[18] = "kill.png", "crash.png", "kill again.png"
@@ -113,7 +117,7 @@ def flat(kind: str, mode: str, edge: int) -> bytes:
     return out.getvalue()
 
 
-def test_a_picture_that_is_said_to_fit_is_judged_within_that_memory(world: Any) -> None:
+def test_a_picture_that_is_said_to_fit_is_judged_within_that_memory(world: DataWorld) -> None:
     world.add("flat.png", flat("PNG", "RGB", 4800))
     world.add("clear.png", flat("PNG", "RGBA", 4800))
     world.add("open.jpg", flat("JPEG", "RGB", 4800)[:-2])
@@ -158,7 +162,7 @@ def test_only_one_worker_at_a_time_has_a_large_picture_in_memory(monkeypatch: py
 
 @pytest.mark.parametrize("failure", [MemoryError(), Unreadable("out_of_memory", "90x80 px do not fit")])
 def test_a_crop_that_does_not_fit_into_memory_is_one_clear_error(
-    world: Any, monkeypatch: pytest.MonkeyPatch, failure: Exception
+    world: DataWorld, monkeypatch: pytest.MonkeyPatch, failure: Exception
 ) -> None:
     world.add("a.png", good(0))
     run = world.load(stages=(1,))
@@ -184,7 +188,7 @@ def test_a_crop_that_does_not_fit_into_memory_is_one_clear_error(
         "$(x).png",
     ],
 )
-def test_odd_names_are_pictures_like_others(world: Any, name: str) -> None:
+def test_odd_names_are_pictures_like_others(world: DataWorld, name: str) -> None:
     world.add(name, good(0), "an odd one")
     world.add("plain.png", good(1))
     run = world.load(stages=(1,))
@@ -193,7 +197,7 @@ def test_odd_names_are_pictures_like_others(world: Any, name: str) -> None:
     assert world.pixels(run, index, 1).manifest.summary["rows"] == 2
 
 
-def test_a_name_of_4_kilobytes_below_many_folders_is_a_picture(world: Any) -> None:
+def test_a_name_of_4_kilobytes_below_many_folders_is_a_picture(world: DataWorld) -> None:
     deep = "/".join(["d" * 200] * 15)
     world.add(f"{deep}/a.png", good(0), "deep")
     world.add("b.png", good(1))
@@ -204,7 +208,7 @@ def test_a_name_of_4_kilobytes_below_many_folders_is_a_picture(world: Any) -> No
     }
 
 
-def test_a_file_that_changes_while_it_is_read_is_a_row(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_changes_while_it_is_read_is_a_row(world: DataWorld, monkeypatch: pytest.MonkeyPatch) -> None:
     world.add("a.png", good(0))
     path = world.add("b.png", good(1))
     older_verdicts = image_index.older_verdicts
@@ -219,7 +223,7 @@ def test_a_file_that_changes_while_it_is_read_is_a_row(world: Any, monkeypatch: 
 
 
 @pytest.mark.slow
-def test_a_folder_of_a_hundred_thousand_entries_is_listed_in_seconds(world: Any) -> None:
+def test_a_folder_of_a_hundred_thousand_entries_is_listed_in_seconds(world: DataWorld) -> None:
     import time
 
     from deepfloyd_core.index.scan import scan

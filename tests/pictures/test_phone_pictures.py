@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from artifact_rows import ledger, live_rows
+from data_world import DataWorld
 from PIL import Image, PngImagePlugin
 from PIL.ImageCms import ImageCmsProfile, createProfile
 
@@ -115,7 +116,7 @@ def off(crop: bytes, size: tuple[int, int]) -> float:
     return float(np.sqrt(((pixels - expected) ** 2).mean()))
 
 
-def test_each_file_gets_its_answer(world: Any) -> None:
+def test_each_file_gets_its_answer(world: DataWorld) -> None:
     for name, data in FILES.items():
         world.add(name, data)
     for name, (data, _, _) in REFUSED.items():
@@ -157,7 +158,7 @@ def test_a_jpeg_without_its_end_is_accepted_exactly_when_no_pixel_is_lost(progre
     assert answers[:2] == [True, True] and not any(answers[8:])
 
 
-def test_a_phone_s_108_megapixels_are_accepted_and_cropped_and_a_smaller_memory_refuses_them(world: Any) -> None:
+def test_a_phone_s_108_megapixels_are_accepted_and_cropped_and_a_smaller_memory_refuses_them(world: DataWorld) -> None:
     large = Image.new("RGB", (12_000, 9000), (200, 100, 50))
     large.paste(picture((6000, 4500)), (0, 0))
     data = encoded(large, "JPEG", quality=70)
@@ -189,7 +190,7 @@ TURNS = {1: None, 3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_270, 
 
 
 @pytest.mark.parametrize("orientation", TURNS)
-def test_heic_lies_as_its_phone_held_it(world: Any, orientation: int) -> None:
+def test_heic_lies_as_its_phone_held_it(world: DataWorld, orientation: int) -> None:
     data = heic(orientation)
     turn = TURNS[orientation]
     upright = picture() if turn is None else picture().transpose(turn)
@@ -216,7 +217,7 @@ def test_the_box_of_a_heic_turns_it_and_not_the_tag_in_its_exif() -> None:
 
 @pytest.mark.parametrize("name", ["a.heic", "a.jpg", "a"])
 def test_heic_without_its_reader_is_named_with_the_command_and_judged_once_it_is_there(
-    world: Any, monkeypatch: pytest.MonkeyPatch, name: str
+    world: DataWorld, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     world.add(name, heic(1))
     world.add("b.png", picture())
@@ -232,7 +233,7 @@ def test_heic_without_its_reader_is_named_with_the_command_and_judged_once_it_is
     assert before.fingerprint != identity.index_request(world.load(stages=(1,)), world_scan(world)).fingerprint
 
 
-def world_scan(world: Any) -> Any:
+def world_scan(world: DataWorld) -> Any:
     from deepfloyd_core.index.scan import scan
 
     return scan(world.load(stages=(1,)))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from small_run import SmallRun
 
 from deepfloyd_core.config.flavours import FLAVOURS, Stage
 from deepfloyd_core.errors import ConfigError, DeepFloydError, ModelError
@@ -30,7 +31,7 @@ SAYS = (
 )
 
 
-def refusal(small_run: Any, goal: Goal, *overrides: str, **how: bool) -> list[str]:
+def refusal(small_run: SmallRun, goal: Goal, *overrides: str, **how: bool) -> list[str]:
     """The sentences with which a run is refused."""
     with pytest.raises(DeepFloydError) as caught:
         check_run(small_run.config, overrides, goal, **how)
@@ -38,7 +39,7 @@ def refusal(small_run: Any, goal: Goal, *overrides: str, **how: bool) -> list[st
     return [line.removeprefix("- ") for line in lines[1:]] if len(lines) > 1 else lines
 
 
-def move_pictures_away(small_run: Any) -> None:
+def move_pictures_away(small_run: SmallRun) -> None:
     data = json.loads((small_run.folder / "data.json").read_bytes())
     data[0]["instance_data_dir"] = "/nowhere/pictures"
     (small_run.folder / "data.json").write_text(json.dumps(data))
@@ -53,13 +54,13 @@ def nobody_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(check, name, asked)
 
 
-def test_faults_of_files_data_and_models_are_told_together_in_their_order(small_run: Any) -> None:
+def test_faults_of_files_data_and_models_are_told_together_in_their_order(small_run: SmallRun) -> None:
     move_pictures_away(small_run)
     lines = refusal(small_run, "lora_bundle", *BROKEN, "report_to=wandb")
     assert [says in line for line, says in zip(lines, SAYS, strict=True)] == [True] * 4
 
 
-def test_a_command_prints_them_all_in_one_message_before_it_starts_a_server(small_run: Any) -> None:
+def test_a_command_prints_them_all_in_one_message_before_it_starts_a_server(small_run: SmallRun) -> None:
     move_pictures_away(small_run)
     done = small_run.call_here("run", str(small_run.config), *(f"--set={text}" for text in BROKEN))
     count, *lines = done.stderr.splitlines()
@@ -69,7 +70,7 @@ def test_a_command_prints_them_all_in_one_message_before_it_starts_a_server(smal
 
 
 @pytest.mark.slow
-def test_a_run_of_a_flow_has_them_all_in_its_state_and_once_in_its_log(small_run: Any, server: str) -> None:
+def test_a_run_of_a_flow_has_them_all_in_its_state_and_once_in_its_log(small_run: SmallRun, server: str) -> None:
     move_pictures_away(small_run)
     code = "import sys; from flows.finetune import finetune; finetune(sys.argv[1], sys.argv[2:])"
     command = [sys.executable, "-P", "-c", code, str(small_run.config), *BROKEN]
@@ -91,7 +92,7 @@ def test_a_run_of_a_flow_has_them_all_in_its_state_and_once_in_its_log(small_run
 
 
 @pytest.mark.parametrize("goal", ["crops", "text_embeds", "stage1_lora", "stage2_lora", "lora_bundle"])
-def test_a_goal_is_checked_for_what_it_needs(small_run: Any, goal: Any) -> None:
+def test_a_goal_is_checked_for_what_it_needs(small_run: SmallRun, goal: Any) -> None:
     wrong = (
         'stage1.pretrained_model_name_or_path="/nowhere/1"', 'stage1.init_lora="a"',
         'stage2.pretrained_model_name_or_path="/nowhere/2"',
@@ -105,7 +106,7 @@ def test_a_goal_is_checked_for_what_it_needs(small_run: Any, goal: Any) -> None:
 
 
 def test_a_text_encoder_that_is_missing_is_told_first_and_hides_no_fault_of_its_unet(
-    small_run: Any, tmp_path: Path
+    small_run: SmallRun, tmp_path: Path
 ) -> None:
     folder = shutil.copytree(FLAVOURS["tiny-i"].repo, tmp_path / "model")
     shutil.rmtree(folder / "text_encoder")
@@ -133,7 +134,7 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 11
     ],
 )  # fmt: skip
 def test_weights_of_a_download_that_broke_off_are_told_before_anything_is_made(
-    small_run: Any, tmp_path: Path, file: str, left: bytes | int | str, says: str
+    small_run: SmallRun, tmp_path: Path, file: str, left: bytes | int | str, says: str
 ) -> None:
     """left: what the file holds, how much of it (from its end, if negative), or its name in place of the whole one's."""
     folder = shutil.copytree(FLAVOURS["tiny-i"].repo, tmp_path / "model")
@@ -151,7 +152,7 @@ def test_weights_of_a_download_that_broke_off_are_told_before_anything_is_made(
         assert line.startswith(f"{folder / T5} has {len(whole) - 1:,} of {len(whole):,} bytes.")
 
 
-def test_whole_weights_of_several_files_are_taken(small_run: Any, tmp_path: Path) -> None:
+def test_whole_weights_of_several_files_are_taken(small_run: SmallRun, tmp_path: Path) -> None:
     folder = shutil.copytree(FLAVOURS["tiny-i"].repo, tmp_path / "model")
     (folder / T5).rename(folder / "text_encoder" / "model-00001-of-00001.safetensors")
     index = {"weight_map": {"shared.weight": "model-00001-of-00001.safetensors"}}
@@ -160,14 +161,14 @@ def test_whole_weights_of_several_files_are_taken(small_run: Any, tmp_path: Path
     assert check_run(small_run.config, (named,), "lora_bundle", elsewhere=False)
 
 
-def test_a_stage_that_the_run_does_not_have_is_told_with_the_rest(small_run: Any) -> None:
+def test_a_stage_that_the_run_does_not_have_is_told_with_the_rest(small_run: SmallRun) -> None:
     lines = refusal(small_run, "stage1_lora", "stage1=", 'validation_resolution="256"', 'eval_dataset_id="moons"')
     assert "eval_dataset_id is 'moons'" in lines[0]
     assert lines[1:] == ["This run has no stage 1: add a [stage1] table with a model_flavour."]
 
 
 def test_services_are_asked_together_and_before_anything_is_downloaded(
-    small_run: Any, monkeypatch: pytest.MonkeyPatch
+    small_run: SmallRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def away(*_: Any) -> None:
         raise ConfigError("no cluster")
@@ -186,7 +187,7 @@ def test_services_are_asked_together_and_before_anything_is_downloaded(
 
 
 def test_after_a_model_that_cannot_be_had_no_other_is_downloaded(
-    small_run: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    small_run: SmallRun, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     fetched: list[str] = []
@@ -210,7 +211,7 @@ def test_after_a_model_that_cannot_be_had_no_other_is_downloaded(
     assert "is fed 3 channels; one of Stage II is fed 6." in refusal(small_run, "stage2_lora", hub[1])[0]
 
 
-def test_an_order_of_pictures_is_told_all_its_faults(small_run: Any, tmp_path: Path) -> None:
+def test_an_order_of_pictures_is_told_all_its_faults(small_run: SmallRun, tmp_path: Path) -> None:
     (tmp_path / "hint.png").write_bytes(b"no picture")
     order = Order(("a star", " ", "a star"), "7", tmp_path / "hint.png", seed=-1, images=-3)
     lines = refusal(small_run, order, 'validation_resolution="64,96x64"')

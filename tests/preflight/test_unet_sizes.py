@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from artifact_rows import sealed_manifest
+from small_run import SmallRun
 
 from deepfloyd_core.config.flavours import FLAVOURS, Stage
 from deepfloyd_core.errors import ConfigError, ModelError
@@ -39,13 +40,13 @@ def deeper(tmp_path: Path) -> Callable[[Stage, int], Path]:
     return copied
 
 
-def check(small_run: Any, stage: Stage, folder: Path, *keys: str) -> None:
+def check(small_run: SmallRun, stage: Stage, folder: Path, *keys: str) -> None:
     """As before a training of a stage on the model in a folder."""
     named = f'stage{stage}.pretrained_model_name_or_path="{folder}"'
     check_run(small_run.config, (named, *keys), "stage1_lora" if stage == 1 else "stage2_lora")
 
 
-def refusal(small_run: Any, stage: Stage, folder: Path, *keys: str) -> str:
+def refusal(small_run: SmallRun, stage: Stage, folder: Path, *keys: str) -> str:
     with pytest.raises(ConfigError) as caught:
         check(small_run, stage, folder, *keys)
     return str(caught.value)
@@ -67,13 +68,13 @@ def refusal(small_run: Any, stage: Stage, folder: Path, *keys: str) -> str:
     ],
 )  # fmt: skip
 def test_sizes_that_the_levels_of_the_unet_cannot_halve_are_refused(
-    small_run: Any, deeper: Any, stage: Stage, halved: int, keys: tuple[str, ...], says: str
+    small_run: SmallRun, deeper: Any, stage: Stage, halved: int, keys: tuple[str, ...], says: str
 ) -> None:
     message = refusal(small_run, stage, deeper(stage, halved), *keys)
     assert says in message and str(small_run.folder / f"model-{stage}") in message
 
 
-def test_a_resolution_that_the_levels_cannot_halve_is_refused(small_run: Any, deeper: Any) -> None:
+def test_a_resolution_that_the_levels_cannot_halve_is_refused(small_run: SmallRun, deeper: Any) -> None:
     data = json.loads((small_run.folder / "data.json").read_bytes())
     data[0] |= {"resolution": 72, "minimum_image_size": 72, "maximum_image_size": 72, "target_downsample_size": 72}
     (small_run.folder / "data.json").write_text(json.dumps(data))
@@ -85,7 +86,7 @@ def test_a_resolution_that_the_levels_cannot_halve_is_refused(small_run: Any, de
 
 @pytest.mark.parametrize(("stage", "halved", "alignment"), [(1, 4, 16), (2, 5, 8), (2, 6, 16)])
 def test_sizes_that_the_levels_halve_pass(
-    small_run: Any, deeper: Any, stage: Stage, halved: int, alignment: int
+    small_run: SmallRun, deeper: Any, stage: Stage, halved: int, alignment: int
 ) -> None:
     check(small_run, stage, deeper(stage, halved), f"aspect_bucket_alignment={alignment}")
 
@@ -94,21 +95,21 @@ def test_sizes_that_the_levels_halve_pass(
     ("stage", "says"),
     [(1, "is fed 6 channels; one of Stage I is fed 3."), (2, "is fed 3 channels; one of Stage II is fed 6.")],
 )
-def test_the_other_stages_model_is_refused(small_run: Any, tmp_path: Path, stage: Stage, says: str) -> None:
+def test_the_other_stages_model_is_refused(small_run: SmallRun, tmp_path: Path, stage: Stage, says: str) -> None:
     folder = shutil.copytree(TINY[2], tmp_path / "model")  # with the scheduler that Stage II needs
     shutil.copytree(TINY[3 - stage] / "unet", folder / "unet", dirs_exist_ok=True)
     assert says in refusal(small_run, stage, folder)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"in_channels": 3}', '{"in_channels": 3, "block_out_channels": 4}'])
-def test_a_damaged_configuration_is_a_model_error(small_run: Any, deeper: Any, text: str) -> None:
+def test_a_damaged_configuration_is_a_model_error(small_run: SmallRun, deeper: Any, text: str) -> None:
     folder = deeper(1, 3)
     (folder / "unet/config.json").write_text(text)
     with pytest.raises(ModelError, match=r"unet/config\.json is no UNet's configuration"):
         check(small_run, 1, folder)
 
 
-def publish_lora(small_run: Any, stage: Stage, base: Stage) -> None:
+def publish_lora(small_run: SmallRun, stage: Stage, base: Stage) -> None:
     """A version with a LoRA that claims a stage, and was trained on a stage's base model."""
     model = model_fingerprint(TINY[base], ("unet", "scheduler", "image_noising_scheduler")[: base + 1])
     bundle = small_run.workspace / "lora_bundle" / ("0" * 16)
@@ -122,7 +123,7 @@ def publish_lora(small_run: Any, stage: Stage, base: Stage) -> None:
 
 
 @pytest.mark.parametrize(("stage", "base"), [(1, 2), (2, 1)])
-def test_generate_refuses_the_lora_of_the_other_stage(small_run: Any, stage: Stage, base: Stage) -> None:
+def test_generate_refuses_the_lora_of_the_other_stage(small_run: SmallRun, stage: Stage, base: Stage) -> None:
     publish_lora(small_run, stage, base)
     with pytest.raises(ConfigError) as caught:
         check_run(small_run.config, (), Order(("a purple star",), "1"))
@@ -130,7 +131,7 @@ def test_generate_refuses_the_lora_of_the_other_stage(small_run: Any, stage: Sta
     assert said in str(caught.value)
 
 
-def test_generate_refuses_a_size_that_the_levels_cannot_halve(small_run: Any, deeper: Any) -> None:
+def test_generate_refuses_a_size_that_the_levels_cannot_halve(small_run: SmallRun, deeper: Any) -> None:
     """The run's crops do not matter to it."""
     model = f'stage1.pretrained_model_name_or_path="{deeper(1, 4)}"'
     order = Order(("a purple star",), "base")

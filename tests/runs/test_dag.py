@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from data_world import DataWorld
 
 from deepfloyd_core.bundle.planned import planned, sample_prompts
 from deepfloyd_core.config.flavours import Stage
@@ -56,7 +57,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, str]]:
 
 
 @pytest.fixture
-def loaded(world: Any, request: pytest.FixtureRequest) -> tuple[Run, Artifact]:
+def loaded(world: DataWorld, request: pytest.FixtureRequest) -> tuple[Run, Artifact]:
     """A run of RUNS and its index."""
     keys = RUNS[request.param]
     for number in range(4):

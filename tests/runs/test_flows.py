@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from small_run import SmallRun
 
 from deepfloyd_core.config.data_file import load_data_file
 from deepfloyd_core.config.flavours import FLAVOURS
@@ -28,7 +29,7 @@ FAST = (
 
 @pytest.fixture(scope="module")
 def finished(
-    server: str, tmp_path_factory: pytest.TempPathFactory, new_small_run: Callable[[Path], Any]
+    server: str, tmp_path_factory: pytest.TempPathFactory, new_small_run: Callable[[Path], SmallRun]
 ) -> tuple[Any, str]:
     """A small run that `deepfloyd run` brought to its end, and what it printed."""
     run = new_small_run(tmp_path_factory.mktemp("flows") / "run")
@@ -338,7 +339,7 @@ def test_verify_finds_a_flipped_byte(finished: tuple[Any, str], tmp_path: Path) 
     assert str(victim) in done.stdout
 
 
-def test_an_empty_data_set_fails_with_one_clear_message(small_run: Any, server: str) -> None:
+def test_an_empty_data_set_fails_with_one_clear_message(small_run: SmallRun, server: str) -> None:
     shutil.rmtree(small_run.pictures)
     small_run.pictures.mkdir()
     done = small_run.call_here("run", str(small_run.config))
@@ -346,7 +347,7 @@ def test_an_empty_data_set_fails_with_one_clear_message(small_run: Any, server: 
     assert "There is no picture in" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_a_data_set_without_a_usable_picture_fails_with_counts(small_run: Any, server: str) -> None:
+def test_a_data_set_without_a_usable_picture_fails_with_counts(small_run: SmallRun, server: str) -> None:
     for path in small_run.pictures.glob("*.png"):
         Image.open(path).resize((20, 20)).save(path)
     done = small_run.call_here("run", str(small_run.config))
@@ -355,14 +356,14 @@ def test_a_data_set_without_a_usable_picture_fails_with_counts(small_run: Any, s
     assert "Traceback" not in done.stderr
 
 
-def test_too_large_a_rejected_share_fails(small_run: Any, server: str) -> None:
+def test_too_large_a_rejected_share_fails(small_run: SmallRun, server: str) -> None:
     done = small_run.call_here("prepare", str(small_run.config), "--set", "max_rejected_share=0.05")
     assert done.returncode == 1
     assert "max_rejected_share" in done.stderr
 
 
 def test_a_size_that_the_unet_cannot_halve_fails_before_anything_is_made(
-    small_run: Any, server: str, tmp_path: Path
+    small_run: SmallRun, server: str, tmp_path: Path
 ) -> None:
     model = shutil.copytree(FLAVOURS["tiny-i"].repo, tmp_path / "model")
     unet = json.loads((model / "unet/config.json").read_bytes())
@@ -408,7 +409,7 @@ def test_a_small_set_ends_in_a_bundle_that_says_what_was_not_measured(
 
 
 def test_a_number_of_held_out_pictures_that_leaves_none_fails_before_the_captions_are_encoded(
-    small_run: Any, server: str
+    small_run: SmallRun, server: str
 ) -> None:
     done = small_run.call_here("run", str(small_run.config), "--set", "num_eval_images=8")
     assert done.returncode == 1
@@ -418,7 +419,7 @@ def test_a_number_of_held_out_pictures_that_leaves_none_fails_before_the_caption
     assert [path.name for path in small_run.workspace.iterdir() if not path.name.startswith(".")] == ["image_index"]
 
 
-def test_stage_commands_make_only_what_they_need(small_run: Any, server: str) -> None:
+def test_stage_commands_make_only_what_they_need(small_run: SmallRun, server: str) -> None:
     done = small_run.call_here("embed", str(small_run.config))
     assert done.returncode == 0, done.stderr
     kinds = {path.parent.parent.name for path in small_run.workspace.glob("*/*/manifest.json")}
@@ -426,7 +427,7 @@ def test_stage_commands_make_only_what_they_need(small_run: Any, server: str) ->
 
 
 def test_a_command_runs_where_the_environment_names_a_proxy(
-    small_run: Any, server: str, monkeypatch: pytest.MonkeyPatch
+    small_run: SmallRun, server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")  # where nobody listens
@@ -437,7 +438,7 @@ def test_a_command_runs_where_the_environment_names_a_proxy(
     assert "stage1_pixels" in done.stdout
 
 
-def test_an_unreachable_server_is_a_clear_error(small_run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_server_is_a_clear_error(small_run: SmallRun, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
     done = small_run.call_here("run", str(small_run.config))
     assert done.returncode == 2
@@ -448,7 +449,7 @@ def test_an_unreachable_server_is_a_clear_error(small_run: Any, monkeypatch: pyt
     ("model_type", "flavour", "stage"), [("deepfloyd-lora", "tiny-i", 1), ("deepfloyd-stage2-lora", "tiny-ii", 2)]
 )
 def test_simpletuners_flat_config_trains_its_one_stage(
-    small_run: Any, server: str, model_type: str, flavour: str, stage: int
+    small_run: SmallRun, server: str, model_type: str, flavour: str, stage: int
 ) -> None:
     config = {
         "--model_type": model_type,

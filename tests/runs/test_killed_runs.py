@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from small_run import SmallRun
 
 LORAS = "stage?_lora/*/pytorch_lora_weights.safetensors"
 # In the order of the flow: a stage, and what is there only while it is under way.
@@ -66,7 +67,7 @@ def _kill_at(run: Any, stage: str) -> bool:
 
 @pytest.mark.slow
 def test_runs_killed_in_every_stage_end_with_the_bytes_of_an_unbroken_run(
-    server: str, tmp_path: Path, new_small_run: Callable[[Path], Any]
+    server: str, tmp_path: Path, new_small_run: Callable[[Path], SmallRun]
 ) -> None:
     unbroken, broken = new_small_run(tmp_path / "unbroken"), new_small_run(tmp_path / "broken")
     whole = unbroken.call_here("run", str(unbroken.config), *SHORT, all_losses=True)
@@ -86,7 +87,7 @@ def test_runs_killed_in_every_stage_end_with_the_bytes_of_an_unbroken_run(
 
 
 @pytest.mark.slow
-def test_two_runs_at_once_share_the_work(server: str, small_run: Any) -> None:
+def test_two_runs_at_once_share_the_work(server: str, small_run: SmallRun) -> None:
     """One has processes for its jobs, the other is a fork."""
     arguments = "run", str(small_run.config), *SHORT
     logs = [small_run.folder / name for name in ("process.log", "fork.log")]

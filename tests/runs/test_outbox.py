@@ -19,6 +19,7 @@ import httpx
 import pytest
 from polling import within
 from prefect import Flow
+from small_run import SmallRun
 
 from deepfloyd_core.errors import DataError, JobError
 from flows.server import free_port
@@ -237,7 +238,7 @@ def _server(home: Path, port: int) -> Iterator["subprocess.Popen[bytes]"]:
 
 @pytest.mark.slow
 def test_a_training_outlives_its_server_and_is_shown_by_the_next(
-    small_run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small_run: SmallRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     home, port, log = tmp_path / "home", free_port(), tmp_path / "run.log"
     home.mkdir()

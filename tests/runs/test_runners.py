@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+from data_world import DataWorld
+from small_run import SmallRun
 
 from deepfloyd_core.config.cluster import reach
 from deepfloyd_core.crops.identity import pixels_request
@@ -214,7 +216,7 @@ def test_a_cluster_that_does_not_answer_is_named_before_any_work(again: tuple[An
         ("slurm", None, "task_runner"),
     ],
 )
-def test_an_address_that_cannot_be_is_refused(small_run: Any, runner: str, address: str | None, said: str) -> None:
+def test_an_address_that_cannot_be_is_refused(small_run: SmallRun, runner: str, address: str | None, said: str) -> None:
     _installed(runner)
     overrides = [f"task_runner={runner}"] + ([f"task_runner_address={address}"] if address else [])
     with pytest.raises(ConfigError, match=said):
@@ -223,7 +225,7 @@ def test_an_address_that_cannot_be_is_refused(small_run: Any, runner: str, addre
 
 @pytest.mark.parametrize("runner", ["ray", "dask"])
 def test_a_missing_package_is_named_with_the_command_that_installs_it(
-    small_run: Any, runner: str, monkeypatch: pytest.MonkeyPatch
+    small_run: SmallRun, runner: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError) as error:
@@ -241,7 +243,7 @@ def test_reaching_a_cluster_is_one_connection_or_one_clear_error() -> None:
         reach("ray", f"ray://127.0.0.1:{port}")
 
 
-def test_the_task_runner_is_in_no_fingerprint_and_changes_no_plan(world: Any) -> None:
+def test_the_task_runner_is_in_no_fingerprint_and_changes_no_plan(world: DataWorld) -> None:
     world.add("a.png", np.zeros((300, 300, 3), np.uint8))
     world.add("b.png", np.ones((300, 300, 3), np.uint8))
     index = world.index(world.load())
@@ -255,7 +257,7 @@ def test_the_task_runner_is_in_no_fingerprint_and_changes_no_plan(world: Any) ->
     assert len(found) == 1
 
 
-def test_more_shards_than_task_runs_go_in_groups_in_their_order(world: Any) -> None:
+def test_more_shards_than_task_runs_go_in_groups_in_their_order(world: DataWorld) -> None:
     for number in range(8):
         world.add(f"{number}.png", np.full((300, 300, 3), number, np.uint8))
     run = world.load(shard_mib=0.2)

@@ -8,11 +8,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 from polling import slowness, within
+from small_run import SmallRun
 
 MARK = "DEEPFLOYD_TEST_MARK"  # in the environment of a command, and so in that of all it starts
 LIMIT_S = 5.0
@@ -206,7 +206,7 @@ def test_a_command_whose_interpreter_ends_keeps_its_exit_code(tmp_path: Path, co
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
 def test_a_command_that_ends_while_its_server_starts_leaves_no_server(
-    small_run: Any, commands: list[Command], number: signal.Signals
+    small_run: SmallRun, commands: list[Command], number: signal.Signals
 ) -> None:
     home = small_run.folder / "home"
     command = Command(small_run.folder, "run", str(small_run.config), PREFECT_HOME=str(home), PREFECT_API_URL="")
@@ -231,7 +231,9 @@ MOMENTS = {
 
 
 @pytest.mark.slow
-def test_a_run_is_stopped_at_every_moment_and_goes_on(server: str, small_run: Any, commands: list[Command]) -> None:
+def test_a_run_is_stopped_at_every_moment_and_goes_on(
+    server: str, small_run: SmallRun, commands: list[Command]
+) -> None:
     steps = (
         "--set", "stage1.max_train_steps=4", "--set", "stage1.validation_step_interval=0",
         "--set", "stage2.max_train_steps=1", "--set", "num_validation_images=1",
@@ -249,7 +251,7 @@ def test_a_run_is_stopped_at_every_moment_and_goes_on(server: str, small_run: An
 
 
 @pytest.mark.slow
-def test_a_second_ctrl_c_leaves_nothing_at_all(small_run: Any, commands: list[Command]) -> None:
+def test_a_second_ctrl_c_leaves_nothing_at_all(small_run: SmallRun, commands: list[Command]) -> None:
     home = small_run.folder / "home"
     command = Command(
         small_run.folder, "train-stage1", str(small_run.config), "--set", "stage1.max_train_steps=500",
@@ -262,7 +264,7 @@ def test_a_second_ctrl_c_leaves_nothing_at_all(small_run: Any, commands: list[Co
 
 
 @pytest.mark.slow
-def test_a_pool_ends_with_its_flow_that_was_killed(server: str, small_run: Any, commands: list[Command]) -> None:
+def test_a_pool_ends_with_its_flow_that_was_killed(server: str, small_run: SmallRun, commands: list[Command]) -> None:
     runner = "--set", "task_runner=processes", "--set", "workers=2"
     command = Command(small_run.folder, "prepare", str(small_run.config), *runner)
     commands.append(command)

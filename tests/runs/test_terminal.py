@@ -6,15 +6,18 @@ import os
 import pty
 import re
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
 import pytest
+from data_world import DataWorld
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
+from small_run import SmallRun
 from summaries import summary_of
 
 from deepfloyd_core.bundle.build import _measure_tables
@@ -46,7 +49,7 @@ def test_counts_are_singular_and_plural(pictures: int, groups: int, words: str) 
 
 
 @pytest.mark.parametrize("command", ["ls", "verify", "show"])
-def test_a_folder_that_is_no_workspace_is_a_sentence_and_exit_2(small_run: Any, command: str) -> None:
+def test_a_folder_that_is_no_workspace_is_a_sentence_and_exit_2(small_run: SmallRun, command: str) -> None:
     folder = small_run.folder / ODD
     folder.mkdir(parents=True)
     for path, said in (
@@ -59,13 +62,13 @@ def test_a_folder_that_is_no_workspace_is_a_sentence_and_exit_2(small_run: Any, 
         assert done.stderr == f"error: {path} {said}. Give the folder that `workspace` of the run file names.\n"
 
 
-def test_an_error_names_a_path_as_it_is(small_run: Any) -> None:
+def test_an_error_names_a_path_as_it_is(small_run: SmallRun) -> None:
     done = small_run.call_here("run", f"{ODD}.toml")
     assert done.returncode == 2
     assert done.stderr == f"error: {ODD}.toml cannot be read: no such file.\n"
 
 
-def test_an_option_that_another_one_would_undo_is_an_error(small_run: Any) -> None:
+def test_an_option_that_another_one_would_undo_is_an_error(small_run: SmallRun) -> None:
     arguments = "--prompt", "x", "--size", "64", "--set", "validation_resolution=96x64"
     done = small_run.call_here("generate", str(small_run.config), *arguments)
     assert done.returncode == 2 and "--size and --set validation_resolution" in done.stderr
@@ -75,7 +78,9 @@ def test_an_option_that_another_one_would_undo_is_an_error(small_run: Any) -> No
     "command",
     ["run", "retrain", "prepare", "embed", "train-stage1", "train-stage2", "generate --prompt x --version base"],
 )
-def test_a_command_reads_its_configuration_once(small_run: Any, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+def test_a_command_reads_its_configuration_once(
+    small_run: SmallRun, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
     """Up to its flow, which no server can begin here: each reading opens every source again."""
     reads = small_run.folder / "reads"
 
@@ -139,7 +144,9 @@ def test_measures_of_stage2_are_told_with_their_unit_and_which_way_is_better(
     )
 
 
-def test_a_result_in_an_odd_folder_is_printed_as_it_is(tmp_path: Path, new_small_run: Any) -> None:
+def test_a_result_in_an_odd_folder_is_printed_as_it_is(
+    tmp_path: Path, new_small_run: Callable[[Path], SmallRun]
+) -> None:
     run = new_small_run(tmp_path / ODD)
     done = run.call_here("prepare", str(run.config), "--preview", "1")
     assert done.stdout == f"1 picture with its crop: {run.workspace / 'preview.png'}\n", done.stderr
@@ -164,7 +171,7 @@ def test_progress_is_one_line_of_the_log_where_no_bar_is_shown(
 
 @pytest.mark.parametrize("stages", [(1,), (1, 2)])
 def test_what_a_stage_cannot_use_of_the_accepted_pictures_is_told_and_shown(
-    world: Any, stages: tuple[int, ...], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    world: DataWorld, stages: tuple[int, ...], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     for name, edge in (("a", 300), ("b", 90), ("c", 91), ("d", 20)):
         world.add(f"{name}.png", np.random.default_rng(edge).integers(0, 256, (edge, edge, 3), np.uint8))
@@ -182,7 +189,7 @@ def test_what_a_stage_cannot_use_of_the_accepted_pictures_is_told_and_shown(
     assert rows[-1]["pictures"] == (2 if both else 4)
 
 
-def test_a_terminal_says_what_is_waited_for_until_a_server_answers(small_run: Any) -> None:
+def test_a_terminal_says_what_is_waited_for_until_a_server_answers(small_run: SmallRun) -> None:
     ours, theirs = pty.openpty()
     command, nobody = small_run.command("prepare", str(small_run.config)), {"PREFECT_API_URL": "http://127.0.0.1:9/api"}
     done = subprocess.run(command, stderr=theirs, env=os.environ | nobody, cwd=small_run.folder, timeout=60)

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from polling import within
+from small_run import SmallRun
 
 from flows.server import free_port
 
@@ -104,7 +105,7 @@ def test_a_schedule_starts_runs_that_complete(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.browser
 @pytest.mark.skipif(CHROMIUM is None, reason="no browser; on Debian: apt-get install chromium")
-def test_a_deployment_completes_and_its_artifacts_render(small_run: Any, tmp_path: Path) -> None:
+def test_a_deployment_completes_and_its_artifacts_render(small_run: SmallRun, tmp_path: Path) -> None:
     with _ui(ROOT, tmp_path) as (port, env):
         url = f"http://127.0.0.1:{port}/api"
         names = {(entry["name"], entry["entrypoint"]) for entry in _post(url, "deployments/filter", {})}

@@ -14,9 +14,11 @@ import torch
 import torch.nn.functional as F
 from artifact_rows import SOME_EVAL_SET
 from clip_models import features, save_clip
+from data_world import DataWorld
 from inputs import sample_inputs, training_inputs
 from lpips_models import lpips_by_hand, save_lpips
 from PIL import Image
+from small_run import SmallRun
 
 from deepfloyd_core.config.flavours import FLAVOURS
 from deepfloyd_core.config.run import Run
@@ -82,7 +84,7 @@ def sampled(run: Run, held_out: Artifact, out: Path, report: Report) -> SamplesS
 
 
 def test_both_variants_of_stage2_enlarge_the_tuned_stage1s_samples(
-    small_run: Any, new_world: Callable[[Path], Any], stood_in: list[tuple[Any, ...]], tmp_path: Path
+    small_run: SmallRun, new_world: Callable[[Path], DataWorld], stood_in: list[tuple[Any, ...]], tmp_path: Path
 ) -> None:
     keys = ("stage2.validation_noise_level=20", "stage2.validation_noise_levels=[0, 20]", "num_upscaled_images=3")
     run = load_run(small_run.config, (*keys, 'validation_resolution="64,96x64"'))
@@ -110,7 +112,7 @@ def test_both_variants_of_stage2_enlarge_the_tuned_stage1s_samples(
 
 
 def test_what_is_spoilt_in_training_is_measured_spoilt_and_reported(
-    small_run: Any, new_world: Callable[[Path], Any], stood_in: list[tuple[Any, ...]], tmp_path: Path
+    small_run: SmallRun, new_world: Callable[[Path], DataWorld], stood_in: list[tuple[Any, ...]], tmp_path: Path
 ) -> None:
     run = load_run(small_run.config, ("stage2.low_res_noise=40", "num_upscaled_images=1"))
     world = new_world(run.workspace)
@@ -127,7 +129,7 @@ def test_what_is_spoilt_in_training_is_measured_spoilt_and_reported(
 
 
 def test_what_clip_and_lpips_see_of_the_held_out_pictures_is_measured_where_there_are_models(
-    small_run: Any, new_world: Callable[[Path], Any], stood_in: list[tuple[Any, ...]], tmp_path: Path
+    small_run: SmallRun, new_world: Callable[[Path], DataWorld], stood_in: list[tuple[Any, ...]], tmp_path: Path
 ) -> None:
     """Plain enlargements against Pillow's, transformers' own features of them, and LPIPS written out."""
     folder, weights = save_clip(tmp_path / "clip"), save_lpips(tmp_path / "alex.safetensors")
@@ -172,7 +174,7 @@ def test_what_clip_and_lpips_see_of_the_held_out_pictures_is_measured_where_ther
 
 
 def test_other_weights_of_lpips_make_the_samples_anew(
-    small_run: Any, new_world: Callable[[Path], Any], tmp_path: Path
+    small_run: SmallRun, new_world: Callable[[Path], DataWorld], tmp_path: Path
 ) -> None:
     """By their bytes: a copy elsewhere is the same; without the key the samples are others again."""
     paths = [tmp_path / name for name in ("one.safetensors", "copy.safetensors", "other.safetensors")]
@@ -185,7 +187,7 @@ def test_other_weights_of_lpips_make_the_samples_anew(
     assert one == copy and len({without, one, other}) == 3
 
 
-def test_a_fingerprint_of_stage2s_lora_has_back_projection_where_it_is_of_the_guesses(small_run: Any) -> None:
+def test_a_fingerprint_of_stage2s_lora_has_back_projection_where_it_is_of_the_guesses(small_run: SmallRun) -> None:
     text = Request("stage2_text", 1, {}, {"text_embeds": "0", "unet": "0"})
 
     def spec(**keys: Any) -> Any:

@@ -13,9 +13,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from artifact_rows import live_rows
+from data_world import DataWorld
 from diffusers import DDPMScheduler, IFImg2ImgPipeline, UNet2DConditionModel
 from PIL import Image
 from safetensors.torch import load_file
+from small_run import SmallRun
 from training_parts import FOLDERS, planned_name, prepared, run_here, train_and_kill, train_stage
 
 from deepfloyd_core.adapters.lora import trainable
@@ -92,7 +94,7 @@ def trained(workspace: Path, keys: dict[str, Any]) -> Artifact:
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory, new_world: Callable[[Path], Any]) -> Prepared2:
+def small(tmp_path_factory: pytest.TempPathFactory, new_world: Callable[[Path], DataWorld]) -> Prepared2:
     """Two crops of each of three sizes, of which two are the same, with captions of their own."""
     folder = tmp_path_factory.mktemp("low-res")
     (folder / "pictures").mkdir()
@@ -437,7 +439,7 @@ BOTH = {"stage1": {"model_flavour": "tiny-i"}, "stage2": {"model_flavour": "tiny
     ],
 )  # fmt: skip
 def test_settings_under_which_stage1_cannot_remake_are_refused(
-    world: Any, keys: dict[str, Any], entry: dict[str, Any], says: str
+    world: DataWorld, keys: dict[str, Any], entry: dict[str, Any], says: str
 ) -> None:
     entries = [{}, {"id": "large", **entry}] if entry else [{}]
     with pytest.raises(ConfigError) as caught:
@@ -446,7 +448,7 @@ def test_settings_under_which_stage1_cannot_remake_are_refused(
     assert len(str(caught.value).splitlines()) == 1
 
 
-def test_a_run_without_stage1_has_none_to_remake(world: Any) -> None:
+def test_a_run_without_stage1_has_none_to_remake(world: DataWorld) -> None:
     with pytest.raises(ConfigError, match=r"share is 0.5, and the run has no Stage I .* Add a \[stage1\] table"):
         world.load(stages=(2,), stage2=BOTH["stage2"])
     assert world.load(**BOTH).config.remakes_low_res
@@ -490,7 +492,7 @@ def test_a_killed_training_on_remakes_ends_with_the_bytes_of_an_unbroken_one(
 
 @pytest.mark.slow
 def test_a_run_trains_stage2_on_stage1s_pictures_and_the_next_one_reuses_them(
-    server: str, tmp_path: Path, new_small_run: Callable[[Path], Any]
+    server: str, tmp_path: Path, new_small_run: Callable[[Path], SmallRun]
 ) -> None:
     """Through the command line: Stage II alone, the whole run, the same again, another strength."""
     run = new_small_run(tmp_path / "run")

@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from data_world import DataWorld
 from PIL import Image
 
 from deepfloyd_core.config.data_sets import ImageDataset
@@ -45,20 +46,20 @@ PICTURES = {f"{number:02d}.png": picture(number) for number in range(12)} | {"br
 CAPTIONS = {name: f"caption of {name}" for name in PICTURES}
 
 
-def ledger(world: Any, run: Any) -> dict[str | None, tuple[Any, ...]]:
+def ledger(world: DataWorld, run: Any) -> dict[str | None, tuple[Any, ...]]:
     """What an index says of each picture, by its bytes: names differ from source to source."""
     rows = read_index(world.index(run))
     return {row.image_id: (row.status, row.reason, row.bytes, row.width, tuple(row.captions)) for row in rows}
 
 
-def pixels(world: Any, run: Any) -> set[tuple[str, bytes, str]]:
+def pixels(world: DataWorld, run: Any) -> set[tuple[str, bytes, str]]:
     made = world.pixels(run, world.index(run), 1)
     rows = [row for file in sorted(made.path.glob("*.parquet")) for row in pq.read_table(file).to_pylist()]
     return {(row["image_id"], row["pixels"], row["caption"]) for row in rows}
 
 
 @pytest.fixture
-def from_folder(world: Any, tmp_path: Path) -> tuple[Any, Any]:
+def from_folder(world: DataWorld, tmp_path: Path) -> tuple[Any, Any]:
     """The ledger and the pixels of the same pictures in a folder."""
     other = type(world)(tmp_path / "folder", world.children)
     (tmp_path / "folder" / "pictures").mkdir(parents=True)
@@ -117,12 +118,12 @@ def in_bucket(bucket: Any, endpoint: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def test_a_bucket_gives_what_a_folder_gives(world: Any, bucket: Any, s3: str, from_folder: Any) -> None:
+def test_a_bucket_gives_what_a_folder_gives(world: DataWorld, bucket: Any, s3: str, from_folder: Any) -> None:
     run = world.load(in_bucket(bucket, s3), stages=(1,))
     assert (ledger(world, run), pixels(world, run)) == from_folder
 
 
-def test_a_bucket_reads_names_as_a_folder_does(world: Any, bucket: Any, s3: str) -> None:
+def test_a_bucket_reads_names_as_a_folder_does(world: DataWorld, bucket: Any, s3: str) -> None:
     for key, text in {"00.TXT": "from capitals", "new.png.txt": "x.png.txt", "IMG_7.caption": "caption file"}.items():
         bucket.put_object(Key=f"set/names/{key}", Body=text.encode("utf-16"))
     for number, key in enumerate(("00.png", "new.png", "IMG_7"), 100):
@@ -136,7 +137,7 @@ def test_a_bucket_reads_names_as_a_folder_does(world: Any, bucket: Any, s3: str)
     assert index.manifest.summary["inputs"] == len(PICTURES) + 3
 
 
-def test_what_a_controlnet_follows_can_be_in_a_bucket(world: Any, bucket: Any, s3: str) -> None:
+def test_what_a_controlnet_follows_can_be_in_a_bucket(world: DataWorld, bucket: Any, s3: str) -> None:
     """Its pictures beside themselves: the same crops of the same bytes."""
     place = in_bucket(bucket, s3)
     pairs = {**{key: value for key, value in place.items() if key.startswith("aws_")}, "id": "b", "type": "aws"}
@@ -154,7 +155,7 @@ def test_what_a_controlnet_follows_can_be_in_a_bucket(world: Any, bucket: Any, s
 
 
 def test_only_changed_and_new_objects_are_read_again(
-    world: Any, bucket: Any, s3: str, monkeypatch: pytest.MonkeyPatch
+    world: DataWorld, bucket: Any, s3: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = world.load(in_bucket(bucket, s3), stages=(1,))
     first = scan(run)
@@ -215,7 +216,7 @@ class _Proxy(BaseHTTPRequestHandler):
 
 
 @pytest.mark.slow
-def test_refused_and_cut_answers_are_asked_for_again(world: Any, bucket: Any, s3: str, from_folder: Any) -> None:
+def test_refused_and_cut_answers_are_asked_for_again(world: DataWorld, bucket: Any, s3: str, from_folder: Any) -> None:
     _Proxy.target, _Proxy.seen, _Proxy.spoilt = s3.removeprefix("http://"), {}, 0
     with _serving(_Proxy) as endpoint:
         run = world.load(in_bucket(bucket, endpoint), stages=(1,))
@@ -223,13 +224,13 @@ def test_refused_and_cut_answers_are_asked_for_again(world: Any, bucket: Any, s3
     assert _Proxy.spoilt > 8
 
 
-def test_a_bucket_that_is_not_there_is_one_clear_error(world: Any, s3: str) -> None:
+def test_a_bucket_that_is_not_there_is_one_clear_error(world: DataWorld, s3: str) -> None:
     entry = {"type": "aws", "aws_bucket_name": "nowhere", "aws_endpoint_url": s3, "caption_strategy": "textfile"}
     with pytest.raises(DataError, match=r"s3://nowhere cannot be listed.*|There is no picture in s3://nowhere"):
         scan(world.load(entry))
 
 
-def test_credentials_of_the_data_file_reach_no_artifact_and_no_note(world: Any, bucket: Any, s3: str) -> None:
+def test_credentials_of_the_data_file_reach_no_artifact_and_no_note(world: DataWorld, bucket: Any, s3: str) -> None:
     keys = {"aws_access_key_id": "KEY-IN-THE-FILE", "aws_secret_access_key": "SECRET-IN-THE-FILE"}
     run = world.load(in_bucket(bucket, s3) | keys, stages=(1,))
     pixels(world, run)
@@ -292,7 +293,7 @@ def site() -> Iterator[Site]:
         yield site
 
 
-def table_of_urls(world: Any, rows: list[tuple[str, str]], **keys: Any) -> dict[str, Any]:
+def table_of_urls(world: DataWorld, rows: list[tuple[str, str]], **keys: Any) -> dict[str, Any]:
     with (world.folder / "table.csv").open("w", newline="", encoding="utf-8") as handle:
         writer = csv.writer(handle)
         writer.writerows([("url", "caption"), *rows])
@@ -301,7 +302,7 @@ def table_of_urls(world: Any, rows: list[tuple[str, str]], **keys: Any) -> dict[
 
 
 def test_a_table_of_urls_gives_what_a_folder_gives_and_is_downloaded_once(
-    world: Any, site: Site, from_folder: Any
+    world: DataWorld, site: Site, from_folder: Any
 ) -> None:
     site.answers = {f"/{name}?w=1": whole(data) for name, data in PICTURES.items()}
     entry = table_of_urls(world, [(f"{site.url}/{name}?w=1", CAPTIONS[name]) for name in PICTURES])
@@ -317,7 +318,7 @@ def test_a_table_of_urls_gives_what_a_folder_gives_and_is_downloaded_once(
     ("key", "says"), [(None, f"deepfloyd-pipeline/{version('deepfloyd-pipeline')}"), ("me@x.org", "me@x.org")]
 )
 def test_downloads_say_whose_they_are_and_the_ledger_what_was_answered(
-    world: Any, site: Site, key: str | None, says: str
+    world: DataWorld, site: Site, key: str | None, says: str
 ) -> None:
     agents: list[str] = []
 
@@ -336,7 +337,7 @@ def test_downloads_say_whose_they_are_and_the_ledger_what_was_answered(
     }  # fmt: skip
 
 
-def test_another_failure_of_a_download_is_not_another_data_set(world: Any, site: Site) -> None:
+def test_another_failure_of_a_download_is_not_another_data_set(world: DataWorld, site: Site) -> None:
     site.answers = {"/good": whole(picture(1)), "/shut": whole(b"", 403)}
     run = world.load(table_of_urls(world, [(f"{site.url}/{name}", "x") for name in ("good", "shut")]), stages=(1,))
     first = index_request(run, scan(run)).fingerprint
@@ -345,12 +346,12 @@ def test_another_failure_of_a_download_is_not_another_data_set(world: Any, site:
 
 
 @pytest.mark.parametrize("agent", ["", "two\nlines", "Füchse"])
-def test_an_agent_that_no_header_can_hold_is_refused(world: Any, agent: str) -> None:
+def test_an_agent_that_no_header_can_hold_is_refused(world: DataWorld, agent: str) -> None:
     with pytest.raises(ConfigError, match="csv_user_agent"):
         world.load(table_of_urls(world, [("http://x/y", "x")]) | {"csv_user_agent": agent})
 
 
-def test_a_parquet_table_of_urls_with_lists_of_captions(world: Any, site: Site) -> None:
+def test_a_parquet_table_of_urls_with_lists_of_captions(world: DataWorld, site: Site) -> None:
     site.answers = {"/a": whole(picture(1)), "/b": whole(picture(2))}
     table = pa.table(
         {"link": [f"{site.url}/a", f"{site.url}/b", f"{site.url}/a", None], "say": [["x", "y"], ["z"], ["w"], ["v"]]}
@@ -365,7 +366,7 @@ def test_a_parquet_table_of_urls_with_lists_of_captions(world: Any, site: Site) 
 
 
 def test_bad_answers_are_rows_of_the_ledger_and_what_heals_is_asked_again(
-    world: Any, site: Site, monkeypatch: pytest.MonkeyPatch
+    world: DataWorld, site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(urls, "WHOLE_S", 1.0)
     monkeypatch.setattr(urls, "MAX_BYTES", 1 << 20)
@@ -414,7 +415,7 @@ def test_bad_answers_are_rows_of_the_ledger_and_what_heals_is_asked_again(
 # ---- data sets that were saved, and tar files ----
 
 
-def test_a_saved_data_set_gives_what_a_folder_gives(world: Any, from_folder: Any) -> None:
+def test_a_saved_data_set_gives_what_a_folder_gives(world: DataWorld, from_folder: Any) -> None:
     datasets = pytest.importorskip("datasets", reason="pip install 'deepfloyd-pipeline[huggingface]'")
     rows = {"image": [{"bytes": data, "path": None} for data in PICTURES.values()], "caption": list(CAPTIONS.values())}
     rows["number"] = list(range(len(PICTURES)))
@@ -455,7 +456,7 @@ def in_tars(folder: Path) -> None:
         write_tar(folder / f"{start:05d}.tar", {name: PICTURES[name] for name in chosen} | texts)
 
 
-def test_tar_files_give_what_a_folder_gives(world: Any, from_folder: Any) -> None:
+def test_tar_files_give_what_a_folder_gives(world: DataWorld, from_folder: Any) -> None:
     in_tars(world.folder / "tars")
     run = world.load(
         {"type": "webdataset", "instance_data_dir": str(world.folder / "tars"), "caption_strategy": "textfile"} | SIZE,
@@ -464,7 +465,7 @@ def test_tar_files_give_what_a_folder_gives(world: Any, from_folder: Any) -> Non
     assert (ledger(world, run), pixels(world, run)) == from_folder
 
 
-def test_tar_files_in_a_bucket(world: Any, bucket: Any, s3: str, from_folder: Any) -> None:
+def test_tar_files_in_a_bucket(world: DataWorld, bucket: Any, s3: str, from_folder: Any) -> None:
     in_tars(world.folder / "tars")
     for tar in (world.folder / "tars").iterdir():
         bucket.upload_file(str(tar), f"tars/{tar.name}")
@@ -473,7 +474,7 @@ def test_tar_files_in_a_bucket(world: Any, bucket: Any, s3: str, from_folder: An
     assert ledger(world, run) == from_folder[0]
 
 
-def test_odd_tar_files_cost_their_own_rows(world: Any) -> None:
+def test_odd_tar_files_cost_their_own_rows(world: DataWorld) -> None:
     folder = world.folder / "tars"
     in_tars(folder)
     whole_tar = (folder / "00000.tar").read_bytes()
@@ -503,7 +504,7 @@ def test_every_type_that_a_data_file_may_name_has_a_source() -> None:
     assert set(get_args(ImageDataset.model_fields["type"].annotation)) == SOURCES.keys()
 
 
-def test_a_package_that_is_missing_is_named_with_its_command(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_package_that_is_missing_is_named_with_its_command(world: DataWorld, monkeypatch: pytest.MonkeyPatch) -> None:
     import fsspec
 
     def absent(url: str, **_: object) -> None:
@@ -515,7 +516,7 @@ def test_a_package_that_is_missing_is_named_with_its_command(world: Any, monkeyp
         world.load({"type": "aws", "aws_bucket_name": "b", "caption_strategy": "textfile"})
 
 
-def test_sources_can_be_mixed_in_one_run(world: Any, bucket: Any, s3: str) -> None:
+def test_sources_can_be_mixed_in_one_run(world: DataWorld, bucket: Any, s3: str) -> None:
     world.add("here.png", picture(70), "here")
     run = world.load({"id": "folder", **SIZE}, {"id": "bucket", **in_bucket(bucket, s3)}, stages=(1,))
     rows = read_index(world.index(run))

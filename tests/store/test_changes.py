@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from data_world import DataWorld
 
 from deepfloyd_core.bundle.planned import planned
 from deepfloyd_core.config.run import Run
@@ -17,11 +18,11 @@ from deepfloyd_core.store.changes import changes
 STAGE1, STAGE2 = {"model_flavour": "tiny-i"}, {"model_flavour": "tiny-ii"}
 
 
-def picture(world: Any, name: str, seed: int, caption: str = "a star") -> None:
+def picture(world: DataWorld, name: str, seed: int, caption: str = "a star") -> None:
     world.add(name, np.random.default_rng(seed).integers(0, 256, (300, 300, 3), np.uint8), caption)
 
 
-def told(world: Any, kind: str, before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+def told(world: DataWorld, kind: str, before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     """Of two runs of one world, given by their keys and those of their data set."""
 
     def request(keys: dict[str, Any]) -> Request:
@@ -61,7 +62,7 @@ def told(world: Any, kind: str, before: dict[str, Any], after: dict[str, Any]) -
     ],
 )  # fmt: skip
 def test_what_differs_is_named_as_in_the_user_s_files(
-    world: Any, kind: str, before: dict[str, Any], after: dict[str, Any], said: list[str]
+    world: DataWorld, kind: str, before: dict[str, Any], after: dict[str, Any], said: list[str]
 ) -> None:
     for number in range(4):
         picture(world, f"{number}.png", number)
@@ -69,7 +70,7 @@ def test_what_differs_is_named_as_in_the_user_s_files(
 
 
 def test_pictures_that_came_went_or_changed_are_named_at_most_three(
-    world: Any, monkeypatch: pytest.MonkeyPatch
+    world: DataWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for number in range(8):
         picture(world, f"{number}.png", number)

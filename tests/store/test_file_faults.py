@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from small_run import SmallRun
 
 from deepfloyd_core.errors import StorageError
 from deepfloyd_core.files import write_bytes
@@ -119,7 +120,7 @@ def full_disk(tmp_path: Path) -> Iterator[Path]:
         subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_a_full_disk_is_one_line_by_the_users_door(small_run: Any, full_disk: Path) -> None:
+def test_a_full_disk_is_one_line_by_the_users_door(small_run: SmallRun, full_disk: Path) -> None:
     done = small_run.call_here("prepare", str(small_run.config), "--preview", "1", "--set", f"workspace={full_disk}")
     assert done.returncode == 1 and "Traceback" not in done.stderr
     (line,) = done.stderr.splitlines()
@@ -131,7 +132,7 @@ def test_a_full_disk_is_one_line_by_the_users_door(small_run: Any, full_disk: Pa
     ("workspace", "reason"),
     [("/proc/x", "no such file or directory (proc at /proc)"), ("x" * 300, "file name too long")],
 )
-def test_a_workspace_that_cannot_be_made_is_one_line(small_run: Any, workspace: str, reason: str) -> None:
+def test_a_workspace_that_cannot_be_made_is_one_line(small_run: SmallRun, workspace: str, reason: str) -> None:
     done = small_run.call_here("prepare", str(small_run.config), "--preview", "1", "--set", f"workspace={workspace}")
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from small_run import SmallRun
 from typer.testing import CliRunner, Result
 
 from deepfloyd_core.bundle.verify import verify_workspace
@@ -167,7 +168,7 @@ def test_the_number_of_a_damaged_record_is_not_used_again_when_it_was_the_last(r
 
 @pytest.mark.parametrize("command", [("run",), ("retrain",), ("generate", "--prompt", "a star", "--version", "1")])
 def test_a_damaged_record_is_a_note_of_every_command_that_publishes_or_draws(
-    small_run: Any, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
+    small_run: SmallRun, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
 ) -> None:
     release = Release(small_run.workspace)
     release.publish("old")

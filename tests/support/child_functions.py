@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from deepfloyd_core.crops.pixels import build_shard, finish_pixels
+from deepfloyd_core.crops.pixels import Layout, build_shard, finish_pixels
 from deepfloyd_core.crops.summary import CropsSummary
 from deepfloyd_core.index import index as image_index
 from deepfloyd_core.index.judge import Entry, Verdict, look
@@ -21,7 +21,7 @@ from deepfloyd_core.pictures.faults import Unreadable
 from deepfloyd_core.pictures.resize import take_crops
 from deepfloyd_core.preflight.load import load_run
 from deepfloyd_core.processes.pool import Children, Limits
-from deepfloyd_core.store.artifacts import materialise
+from deepfloyd_core.store.artifacts import Artifact, WorkDir, materialise
 
 PYTHON = ctypes.PyDLL(None)  # calls that keep the interpreter to themselves, as a decoder does
 
@@ -117,14 +117,13 @@ def hang_forever(note: str) -> None:
 
 def make_data(run_file: str) -> None:
     """A whole program: what `deepfloyd prepare` makes, in smaller blocks; prints a line when its imports are done."""
-    from conftest import DataWorld
+    from data_world import DataWorld
 
     class Threaded(DataWorld):
-        @staticmethod
-        def shards(layout: Any, work: Any) -> CropsSummary:
+        def shards(self, layout: Layout, work: WorkDir, beside: Artifact | None = None) -> CropsSummary:
             with ThreadPoolExecutor(2) as pool:  # as the task runner does
                 results = list(pool.map(lambda shard: build_shard(shard, work.path, layout.older), layout.made))
-            return finish_pixels(layout, results, work)
+            return finish_pixels(layout, results, work, beside)
 
     image_index.BLOCK = 40
     run = load_run(Path(run_file))

@@ -16,6 +16,7 @@ import pytest
 import torch
 from child_functions import make_embeds
 from diffusers import IFPipeline
+from small_run import SmallRun
 from text_encoders import stock_encoder, tokenised
 
 from deepfloyd_core.config.flavours import FLAVOURS
@@ -99,7 +100,7 @@ class EmbedWorld:
 
 
 @pytest.fixture
-def world(tmp_path: Path, new_small_run: Callable[[Path], Any], monkeypatch: pytest.MonkeyPatch) -> EmbedWorld:
+def world(tmp_path: Path, new_small_run: Callable[[Path], SmallRun], monkeypatch: pytest.MonkeyPatch) -> EmbedWorld:
     """The picture of the token counts, which takes longer than the tiny T5, is left empty."""
     monkeypatch.setattr(encode, "save_token_counts", lambda counts, length, path: path.touch())
     run = load_run(new_small_run(tmp_path / "run").config)
@@ -511,7 +512,7 @@ def test_twenty_kills_change_no_byte_and_nothing_finished_is_encoded_again(world
 
 @pytest.mark.slow
 def test_a_run_with_128_tokens_trains_samples_and_generates(
-    server: str, tmp_path: Path, new_small_run: Callable[[Path], Any]
+    server: str, tmp_path: Path, new_small_run: Callable[[Path], SmallRun]
 ) -> None:
     small = new_small_run(tmp_path / "run")
     (small.pictures / "star_000.txt").write_text("a purple star " * 30)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
+from small_run import SmallRun
 
 from deepfloyd_core.config.flavours import FLAVOURS, TEXT_MODULES, Stage
 from deepfloyd_core.config.run import Run
@@ -49,7 +50,7 @@ PRECISIONS = ("no", "bf16")
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory, new_small_run: Callable[[Path], Any]) -> Run:
+def run(tmp_path_factory: pytest.TempPathFactory, new_small_run: Callable[[Path], SmallRun]) -> Run:
     return load_run(new_small_run(tmp_path_factory.mktemp("projected") / "run").config)
 
 

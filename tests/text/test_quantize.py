@@ -1,10 +1,12 @@
 """T5's weights in 8 and 4 bits, against transformers' encoder with weights rounded here."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from small_run import SmallRun
 from text_encoders import TINY, stock_encoder, tokenised
 
 from deepfloyd_core.preflight.load import load_run
@@ -58,7 +60,7 @@ def test_a_quantised_encoder_is_one_with_rounded_weights(kind: Any, rounded: Any
         assert error < bound and error < effect / 3
 
 
-def test_quantised_weights_are_part_of_the_identity(tmp_path: Path, new_small_run: Any) -> None:
+def test_quantised_weights_are_part_of_the_identity(tmp_path: Path, new_small_run: Callable[[Path], SmallRun]) -> None:
     plain = load_run(new_small_run(tmp_path / "run").config)
     small = load_run(tmp_path / "run" / "run.toml", ("text_encoder_quantization=nf4",))
     assert embeds_request(plain, CAPTIONS, TINY).fingerprint != embeds_request(small, CAPTIONS, TINY).fingerprint

@@ -16,6 +16,7 @@ import numpy as np
 import psutil
 import pytest
 from artifact_rows import shown_rows
+from data_world import DataWorld
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -139,7 +140,7 @@ def test_another_seed_is_another_order(order: BatchOrder) -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 2, 4])
-def test_any_number_of_workers_gets_the_crops_that_pyarrow_reads(world: Any, workers: int) -> None:
+def test_any_number_of_workers_gets_the_crops_that_pyarrow_reads(world: DataWorld, workers: int) -> None:
     for number in range(6):
         world.add(f"{number}.png", np.random.default_rng(number).integers(0, 256, (70, 300, 3), np.uint8), f"c{number}")
     run = world.load({"crop_style": "random", "repeats": 9}, stages=(1,), shard_mib=0.1)

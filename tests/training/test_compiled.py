@@ -16,6 +16,7 @@ import torch
 from artifact_rows import SOME_EVAL_SET
 from diffusers import UNet2DConditionModel
 from inputs import training_inputs
+from small_run import SmallRun
 
 from deepfloyd_core.adapters.lora import trainable
 from deepfloyd_core.adapters.method import method_of
@@ -215,7 +216,7 @@ def test_without_the_key_the_unet_itself_is_called() -> None:
 
 
 def test_the_trainer_compiles_what_the_key_says(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, small_run: Any
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, small_run: SmallRun
 ) -> None:
     asked: list[tuple[Any, str]] = []
     monkeypatch.setattr(train, "Projected", lambda text: SimpleNamespace(batch=None))
@@ -231,7 +232,7 @@ def test_the_trainer_compiles_what_the_key_says(
 # ---- identity and refusals -----------------------------------------------------------------------------------------
 
 
-def test_a_fingerprint_has_the_backend_and_with_one_also_the_recomputation(small_run: Any) -> None:
+def test_a_fingerprint_has_the_backend_and_with_one_also_the_recomputation(small_run: SmallRun) -> None:
     text = Request("stage1_text", 1, {}, {"text_embeds": "0", "unet": "0"})
 
     def spec(*keys: str) -> Any:
@@ -261,12 +262,12 @@ def test_a_fingerprint_has_the_backend_and_with_one_also_the_recomputation(small
         (("dynamo_backend=cudagraphs",), "stage1.dynamo_backend is 'cudagraphs'"),
     ],
 )
-def test_what_cannot_be_compiled_is_refused(keys: tuple[str, ...], says: str, small_run: Any) -> None:
+def test_what_cannot_be_compiled_is_refused(keys: tuple[str, ...], says: str, small_run: SmallRun) -> None:
     with pytest.raises(ConfigError, match=says):
         load_run(small_run.config, tuple(f"stage1.{key}" for key in keys))
 
 
-def test_inductor_needs_a_compiler_and_on_a_gpu_triton(monkeypatch: pytest.MonkeyPatch, small_run: Any) -> None:
+def test_inductor_needs_a_compiler_and_on_a_gpu_triton(monkeypatch: pytest.MonkeyPatch, small_run: SmallRun) -> None:
     config = stage(dynamo_backend="inductor")
     assert "whose kernels for mps are a prototype" in device_fault(config, "mps")
     monkeypatch.setattr(stage_run, "which", lambda name: "/usr/bin/g++" if name == "g++" else None)
@@ -283,7 +284,7 @@ def test_inductor_needs_a_compiler_and_on_a_gpu_triton(monkeypatch: pytest.Monke
 
 
 def test_a_compiler_that_does_not_work_is_found_before_the_model_is_loaded(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, small_run: Any
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, small_run: SmallRun
 ) -> None:
     """The whole way, of a compiler that is in PATH and is none."""
     import torch._inductor.config as inductor

@@ -8,6 +8,7 @@ from unittest.mock import Mock
 
 import numpy as np
 import pytest
+from data_world import DataWorld
 from training_parts import FOLDERS
 
 from deepfloyd_core.config.run import Run
@@ -24,7 +25,7 @@ from deepfloyd_core.training.mixing import Share
 from tasks import stage_lora
 
 
-def made(world: Any, **keys: Any) -> tuple[Run, Artifact, Artifact]:
+def made(world: DataWorld, **keys: Any) -> tuple[Run, Artifact, Artifact]:
     """11 pictures of two shapes in one set, 3 of them once more in another; 1 of each set is held out."""
     rng = np.random.default_rng(0)
     for number in range(11):
@@ -38,7 +39,7 @@ def made(world: Any, **keys: Any) -> tuple[Run, Artifact, Artifact]:
     return run, world.pixels(run, index, 1), world.eval_set(run, index)
 
 
-def test_an_epoch_shows_every_crop_once_in_the_batches_of_training(world: Any) -> None:
+def test_an_epoch_shows_every_crop_once_in_the_batches_of_training(world: DataWorld) -> None:
     _, pixels, held_out = made(world)
     rows = TrainingRows(pixels, eval_ids(held_out))
     for batch in (1, 2, 3, 5, 100):
@@ -53,7 +54,7 @@ def test_an_epoch_shows_every_crop_once_in_the_batches_of_training(world: Any) -
 
 @pytest.mark.parametrize("manifest", ["", "{}", '{"seal": "0"}'])
 def test_a_training_whose_manifest_is_damaged_is_made_anew(
-    world: Any, monkeypatch: pytest.MonkeyPatch, manifest: str
+    world: DataWorld, monkeypatch: pytest.MonkeyPatch, manifest: str
 ) -> None:
     run, pixels, held_out = made(world)
     request = Request("stage1_lora", 1, {}, {})
@@ -69,7 +70,7 @@ def test_a_training_whose_manifest_is_damaged_is_made_anew(
 
 
 def test_epochs_are_the_training_of_as_many_steps_to_the_fingerprint(
-    world: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    world: DataWorld, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("deepfloyd_core.training.identity.text_identity", lambda text: "text")
     caplog.set_level("INFO")
@@ -92,7 +93,7 @@ def test_epochs_are_the_training_of_as_many_steps_to_the_fingerprint(
     assert fingerprint(with_steps(more, 1, pixels, held_out)) != fingerprint(counted)
 
 
-def test_what_depends_on_the_steps_is_checked_once_they_are_known(world: Any) -> None:
+def test_what_depends_on_the_steps_is_checked_once_they_are_known(world: DataWorld) -> None:
     run, pixels, held_out = made(world, num_train_epochs=1, train_batch_size=100, lr_warmup_steps=50)
     with pytest.raises(ConfigError, match=r"lr_warmup_steps is 50; it must be below max_train_steps \(\d\)"):
         with_steps(run, 1, pixels, held_out)
@@ -102,12 +103,12 @@ def test_what_depends_on_the_steps_is_checked_once_they_are_known(world: Any) ->
         with_steps(replace(late, config=late.config.model_copy(update={"stage1": warm})), 1, pixels, held_out)
 
 
-def test_two_lengths_of_one_training_are_refused(world: Any) -> None:
+def test_two_lengths_of_one_training_are_refused(world: DataWorld) -> None:
     with pytest.raises(ConfigError, match="num_train_epochs is 2 and max_train_steps is 5: two lengths"):
         world.load(stages=(1,), stage1={"model_flavour": "tiny-i", "num_train_epochs": 2, "max_train_steps": 5})
 
 
-def test_a_file_of_simpletuners_with_no_steps_goes_by_its_epochs(world: Any) -> None:
+def test_a_file_of_simpletuners_with_no_steps_goes_by_its_epochs(world: DataWorld) -> None:
     world.load()
     path = world.folder / "config.json"
     path.write_text('{"model_flavour": "tiny-i", "output_dir": "o", "max_train_steps": 0, "num_train_epochs": "10",'

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from small_run import SmallRun
 
 from deepfloyd_core.adapters.lora import add_lora
 from deepfloyd_core.config.flavours import FLAVOURS, Stage
@@ -76,7 +77,7 @@ def test_plain_attention_is_the_fused_one() -> None:
 
 
 @pytest.mark.parametrize("device", ["cpu", "mps", "rocm"])
-def test_xformers_needs_an_nvidia_gpu(device: str, small_run: Any) -> None:
+def test_xformers_needs_an_nvidia_gpu(device: str, small_run: SmallRun) -> None:
     config = StageConfig.model_validate({"model_flavour": "tiny-i", "attention_mechanism": "xformers"})
     assert f"needs an NVIDIA GPU, and the device is {device}. Use sdpa" in device_fault(config, device)
     if device == "cpu":

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from artifact_rows import SOME_EVAL_SET, sealed_manifest
+from data_world import DataWorld
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -158,7 +159,7 @@ def test_a_batch_is_a_function_of_seed_and_number_alone() -> None:
 # ---- from the data file to the trainer --------------------------------------------------------------------------------
 
 
-def test_the_data_file_s_sets_reach_the_trainer_apart(world: Any) -> None:
+def test_the_data_file_s_sets_reach_the_trainer_apart(world: DataWorld) -> None:
     rng = np.random.default_rng(0)
     entries = []
     for name, count, keys in (("one", 5, {"probability": 2.0}), ("two", 4, {"start_step": 3, "end_step": 9})):

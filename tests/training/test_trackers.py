@@ -13,7 +13,9 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from data_world import DataWorld
 from PIL import Image
+from small_run import SmallRun
 from training_parts import break_in_step, prepared, run_here, train_stage
 
 from deepfloyd_core.errors import ConfigError, JobError
@@ -217,8 +219,8 @@ def test_a_server_that_does_not_answer_is_one_line(tmp_path: Path, monkeypatch: 
 def test_a_training_that_broke_off_goes_on_in_its_run(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    new_small_run: Callable[[Path], Any],
-    new_world: Callable[[Path], Any],
+    new_small_run: Callable[[Path], SmallRun],
+    new_world: Callable[[Path], DataWorld],
 ) -> None:
     """Against metrics.parquet's numbers; W&B changes no byte of the artifact."""
     small = new_small_run(tmp_path / "run")
@@ -296,7 +298,7 @@ def test_nobody_is_asked_for_a_key_on_a_terminal_either(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_command_line_says_so_and_makes_nothing(server: str, small_run: Any) -> None:
+def test_the_command_line_says_so_and_makes_nothing(server: str, small_run: SmallRun) -> None:
     failed = small_run.call_here("train-stage1", str(small_run.config), "--set=report_to=wandb")
     assert failed.returncode == 2
     assert "report_to has wandb, and no key of W&B is known" in " ".join(failed.stderr.split())

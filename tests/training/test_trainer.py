@@ -14,10 +14,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from command_here import ForkServerHere
+from data_world import DataWorld
 from diffusers import DDPMScheduler, IFPipeline, UNet2DConditionModel
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
+from small_run import SmallRun
 from training_parts import (
     FOLDERS,
     ONE_TIMESTEP,
@@ -61,8 +63,8 @@ NO_EXTRAS = {
 @pytest.fixture(scope="module")
 def world(
     tmp_path_factory: pytest.TempPathFactory,
-    new_small_run: Callable[[Path], Any],
-    new_world: Callable[[Path], Any],
+    new_small_run: Callable[[Path], SmallRun],
+    new_world: Callable[[Path], DataWorld],
 ) -> tuple[Run, dict[str, Artifact]]:
     """A small run and everything that training needs."""
     run = load_run(new_small_run(tmp_path_factory.mktemp("training") / "run").config)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from scipy import stats
+from small_run import SmallRun
 from summaries import summary_of
 
 from deepfloyd_core.errors import ConfigError
@@ -122,12 +123,12 @@ def test_a_changed_setting_does_not_continue_an_unfinished_run_and_says_so(
         ("64, 64x64 ,96", ((64, 64), (96, 96))),
     ],
 )
-def test_samples_of_several_sizes(said: str, sizes: Any, small_run: Any) -> None:
+def test_samples_of_several_sizes(said: str, sizes: Any, small_run: SmallRun) -> None:
     assert load_run(small_run.config, (f'validation_resolution="{said}"',)).config.sample_sizes_px == sizes
 
 
 @pytest.mark.parametrize("said", ["64,", "64,large", "64x96x32", "60,64", "", "64,0x64"])
-def test_sizes_that_cannot_be_made_are_refused(said: str, small_run: Any) -> None:
+def test_sizes_that_cannot_be_made_are_refused(said: str, small_run: SmallRun) -> None:
     with pytest.raises(ConfigError, match="validation_resolution"):
         load_run(small_run.config, (f'validation_resolution="{said}"',))
 
