@@ -19,9 +19,10 @@ from gpu_plan import Asked, Yields
 from gpu_world import kernels, noise, run_of, stand_in_text
 from train_step import Enough, training_job
 
-from deepfloyd_core.config.flavours import FLAVOURS, Stage
+from deepfloyd_core.config.flavours import FLAVOURS
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.config.stage import StageConfig
+from deepfloyd_core.config.stages import Stage
 from deepfloyd_core.diffusion.loss import Text, low_res
 from deepfloyd_core.files import sha256_file
 from deepfloyd_core.hashing import caption_id

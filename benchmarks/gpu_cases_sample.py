@@ -10,10 +10,10 @@ from gpu_plan import Asked, Yields
 from gpu_world import bare_folder, peak_memory, run_of, seconds_of, weights_in_memory
 from PIL import Image
 
-from deepfloyd_core.config.flavours import Stage
+from deepfloyd_core.config.stages import STAGES, Stage
 from deepfloyd_core.pictures.decode import decode_rgb
 from deepfloyd_core.sampling.jobs import SampledStage
-from deepfloyd_core.sampling.sampler import BATCH, Sampler, make_sampler, sample_stage1, sample_stage2
+from deepfloyd_core.sampling.sampler import Sampler, make_sampler, sample_stage1, sample_stage2
 
 FLAVOUR: dict[Stage, str] = {1: "i-medium-400m", 2: "ii-medium-450m"}
 TOKENS = 77
@@ -31,7 +31,7 @@ def sampled(asked: Asked, stage: Stage, offload: bool) -> Yields:
         if offload:
             sampler.pipeline.enable_model_cpu_offload(device=asked.device)
             sampler = replace(sampler, device=torch.device(asked.device))
-        count = 1 if asked.tiny else BATCH[stage]
+        count = 1 if asked.tiny else STAGES[stage].batch
         settings = sampler.config.model_copy(update={"validation_num_inference_steps": 1})
         pictures(replace(sampler, config=settings), count)  # warms the card up
         seconds = seconds_of(lambda: pictures(sampler, count))

@@ -24,8 +24,9 @@ from safetensors.torch import save_file
 from train_step import PICTURES, SIZES, Data, Enough, make_run, training_job, write_rows
 from worlds import peak_bytes
 
-from deepfloyd_core.config.flavours import FLAVOURS, TINY, Stage
+from deepfloyd_core.config.flavours import FLAVOURS, TINY
 from deepfloyd_core.config.run import Run
+from deepfloyd_core.config.stages import Stage
 from deepfloyd_core.crops.rows import HELD_OUT, HELD_OUT_FILE, ROWS, ROWS_FILE
 from deepfloyd_core.crops.shards import ShardRow, write_shard
 from deepfloyd_core.crops.summary import CropsSummary

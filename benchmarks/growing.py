@@ -16,7 +16,7 @@ from pictures import photograph
 from PIL import Image
 from worlds import one_set, prepare
 
-from deepfloyd_core.config.flavours import Stage
+from deepfloyd_core.config.stages import Stage
 
 STAGE: Stage = 1
 PHOTOGRAPHS = 60  # different ones

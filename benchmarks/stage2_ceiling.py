@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from stage2_learning import eval_set, make_run
 from worlds import prepare
 
-from deepfloyd_core.config.flavours import UPSCALE
 from deepfloyd_core.config.run import Run
+from deepfloyd_core.config.stages import UPSCALE
 from deepfloyd_core.crops.rows import read_row_list
 from deepfloyd_core.diffusion.back_projection import back_projected
 from deepfloyd_core.diffusion.loss import low_res, to_bytes, to_model_range

@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 from worlds import one_set, prepare
 
-from deepfloyd_core.config.flavours import Stage
+from deepfloyd_core.config.stages import Stage
 from deepfloyd_core.store.artifacts import Artifact
 from deepfloyd_core.training.batches import MixedOrder, OrderSettings, TrainingRows
 

@@ -27,8 +27,8 @@ import torch
 from PIL import Image
 from worlds import one_set, peak_bytes, prepare
 
-from deepfloyd_core.config.flavours import Stage
 from deepfloyd_core.config.run import Run
+from deepfloyd_core.config.stages import Stage
 from deepfloyd_core.hashing import caption_id
 from deepfloyd_core.index.ledger import caption_counts
 from deepfloyd_core.models.folders import resolve

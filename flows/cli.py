@@ -130,13 +130,13 @@ def embed(config: ConfigPath, overrides: Overrides = None) -> None:
 @app.command("train-stage1")
 def train_stage1(config: ConfigPath, overrides: Overrides = None) -> None:
     """Train the Stage I LoRA, and make what it needs."""
-    _stage_flow("train_stage1", config, overrides, "stage1_lora")
+    _stage_flow("train_stage1", config, overrides, 1)
 
 
 @app.command("train-stage2")
 def train_stage2(config: ConfigPath, overrides: Overrides = None) -> None:
     """Train the Stage II LoRA, and make what it needs."""
-    _stage_flow("train_stage2", config, overrides, "stage2_lora")
+    _stage_flow("train_stage2", config, overrides, 2)
 
 
 @app.command()

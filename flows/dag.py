@@ -5,15 +5,15 @@
 
 from dataclasses import dataclass, replace
 
-from deepfloyd_core.config.flavours import Stage
 from deepfloyd_core.config.run import Run
+from deepfloyd_core.config.stages import STAGES, Stage
 from deepfloyd_core.sampling.jobs import LowResInputs
 from deepfloyd_core.store.artifacts import Artifact
 from deepfloyd_core.training.jobs import TrainingInputs
 from tasks.conditioning import eval_conditioning, stage_conditioning
 from tasks.eval_set import eval_set
-from tasks.stage2_low_res import stage2_low_res
 from tasks.stage_lora import stage_lora
+from tasks.stage_low_res import stage_low_res
 from tasks.stage_pixels import stage_pixels
 from tasks.stage_text import stage_text
 
@@ -25,7 +25,7 @@ class Pictures:
     index: Artifact
     pixels: dict[Stage, Artifact]
     eval_set: Artifact
-    conditioning: Artifact | None = None  # what Stage I's ControlNet follows: for the pixels, and for the eval set
+    conditioning: Artifact | None = None  # what a ControlNet follows: for its stage's pixels, and for the eval set
     eval_conditioning: Artifact | None = None
 
     @property
@@ -52,24 +52,26 @@ def make_pictures(run: Run, index: Artifact, stages: tuple[Stage, ...]) -> Pictu
     """The crops of some stages, and the held-out pictures."""
     pixels = {stage: stage_pixels(run, index, stage) for stage in stages}
     pictures = Pictures(index, pixels, eval_set(run, index))
-    if 1 not in stages or not run.config.paired:
+    paired = run.config.paired_stage
+    if paired not in stages:
         return pictures
     return replace(
         pictures,
-        conditioning=stage_conditioning(run, index, pixels[1]),
+        conditioning=stage_conditioning(run, index, pixels[paired]),
         eval_conditioning=eval_conditioning(run, index, pictures.eval_set),
     )
 
 
 def make_trainings(run: Run, pictures: Pictures, embeds: Artifact, prompts: list[str]) -> dict[Stage, Training]:
-    """The LoRA of each stage that has pictures, Stage I's first. prompts: of the validations."""
+    """The LoRA of each stage that has pictures, in the order of the cascade. prompts: of the validations."""
     trainings: dict[Stage, Training] = {}
     for stage, pixels in pictures.pixels.items():
         inputs = TrainingInputs(pixels=pixels, text=stage_text(run, stage, embeds), eval_set=pictures.eval_set)
-        if stage == 1:
+        config, source = run.config.stage(stage), STAGES[stage].upscales
+        if config.paired:
             inputs = replace(inputs, conditioning=pictures.conditioning, eval_conditioning=pictures.eval_conditioning)
-        elif run.config.remakes_low_res:
-            remade_from = LowResInputs(pixels=pixels, stage1_lora=trainings[1].lora, text_embeds=embeds)
-            inputs = replace(inputs, low_res=stage2_low_res(run, remade_from))
+        if source is not None and config.remakes_low_res:
+            remade_from = LowResInputs(pixels=pixels, stage1_lora=trainings[source].lora, text_embeds=embeds)
+            inputs = replace(inputs, low_res=stage_low_res(run, stage, remade_from))
         trainings[stage] = Training(inputs, stage_lora(run, stage, inputs, prompts))
     return trainings

@@ -11,7 +11,7 @@ from deepfloyd_core.bundle.planned import sample_prompts
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.preflight.check import check_run
 from deepfloyd_core.processes.jobs import job_starter
-from deepfloyd_core.sampling.jobs import SampleInputs
+from deepfloyd_core.sampling.jobs import SampleInputs, lora_fields
 from deepfloyd_core.store.artifacts import Artifact
 from deepfloyd_core.store.versions import Version, current, news_of
 from flows.dag import make_pictures, make_trainings
@@ -43,11 +43,9 @@ def make_bundle(run: Run, index: Artifact) -> Version:
     loras = {stage: training.lora for stage, training in trainings.items()}
     sampled_from = SampleInputs(
         text_embeds=embeds, eval_set=pictures.eval_set, conditioning=pictures.conditioning,
-        eval_conditioning=pictures.eval_conditioning, stage1_lora=loras.get(1), stage2_lora=loras.get(2),
+        eval_conditioning=pictures.eval_conditioning, **lora_fields(loras),
     )  # fmt: skip
     samples = cascade_samples(run, prompts, sampled_from)
-    bundled = BundleInputs(
-        image_index=index, cascade_samples=samples, stage1_lora=loras.get(1), stage2_lora=loras.get(2)
-    )
+    bundled = BundleInputs(image_index=index, cascade_samples=samples, **lora_fields(loras))
     bundle = lora_bundle(run, prompts, bundled)
     return publish_version(run, bundle, index)

@@ -9,6 +9,7 @@ from rich.text import Text
 
 from deepfloyd_core.bundle.identity import BundleSummary
 from deepfloyd_core.bundle.verify import Verified
+from deepfloyd_core.config.stages import STAGES, Stage
 from deepfloyd_core.errors import ArtifactError
 from deepfloyd_core.measures.held_out_loss import LossChange
 from deepfloyd_core.measures.tables import UPSCALED_BY, MeasureTable, gained
@@ -82,10 +83,10 @@ def print_version(out: Console, workspace: Path, version: Version, before: Versi
             out.print(f"{label:<22} {bundle.path / name}")
 
 
-def print_losses(out: Console, stage: int, changes: list[LossChange]) -> None:
+def print_losses(out: Console, stage: Stage, changes: list[LossChange]) -> None:
     """A line for each: the held-out loss before and after, and how much it changed."""
     for one in changes:
-        name = f"stage {'I' * stage} {'held-out loss' if one.since == 'base' else 'from its parent'}"
+        name = f"stage {STAGES[stage].roman} {'held-out loss' if one.since == 'base' else 'from its parent'}"
         out.print(f"{name:<22} {one.words}, {one.change}")
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 from prefect import flow
 
 from deepfloyd_core.bundle.planned import sample_prompts
-from deepfloyd_core.config.flavours import Stage
 from deepfloyd_core.config.run import Run
+from deepfloyd_core.config.stages import Stage
 from deepfloyd_core.preflight.check import check_run, trained_with
 from deepfloyd_core.processes.jobs import job_starter
 from deepfloyd_core.store.artifacts import Artifact
@@ -38,14 +38,14 @@ def embed(config: str, overrides: list[str] | None = None) -> list[Artifact]:
 @server_awaited
 def train_stage1(config: str, overrides: list[str] | None = None) -> list[Artifact]:
     """Train the Stage I LoRA, and make what it needs."""
-    return _train(check_run(Path(config), tuple(overrides or ()), "stage1_lora"), 1)
+    return _train(check_run(Path(config), tuple(overrides or ()), 1), 1)
 
 
 @flow(name="train-stage2", version=VERSION)
 @server_awaited
 def train_stage2(config: str, overrides: list[str] | None = None) -> list[Artifact]:
     """Train the Stage II LoRA, and make what it needs: Stage I's as well, where that makes low-res pictures for it."""
-    return _train(check_run(Path(config), tuple(overrides or ()), "stage2_lora"), 2)
+    return _train(check_run(Path(config), tuple(overrides or ()), 2), 2)
 
 
 @job_starter()

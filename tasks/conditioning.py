@@ -1,4 +1,4 @@
-"""The conditioning pictures of a paired ControlNet: the pairs of Stage I's pixels and of the held-out pictures."""
+"""The conditioning pictures of a paired ControlNet: the pairs of its stage's pixels and of the held-out pictures."""
 
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE

@@ -6,7 +6,7 @@ These are log lines, so they appear on the terminal and in the flow run alike; a
 import logging
 from collections.abc import Mapping
 
-from deepfloyd_core.config.flavours import Stage
+from deepfloyd_core.config.stages import STAGES, Stage
 from deepfloyd_core.crops.summary import CropsSummary
 from deepfloyd_core.index.ledger import DUPLICATE, INDEX_FILE, in_words
 from deepfloyd_core.index.summary import IndexSummary
@@ -81,7 +81,7 @@ def twins_line(index: IndexSummary) -> str:
 def unfit_line(stage: Stage, counts: Mapping[str, int]) -> str:
     """For an index with accepted pictures that a stage cannot use: how many, and why."""
     pictures = many(sum(counts.values()), "accepted picture")
-    return f"Stage {'I' * stage} cannot use {pictures}: " + ", ".join(
+    return f"{STAGES[stage].title} cannot use {pictures}: " + ", ".join(
         f"{n:,} {why}" for why, n in sorted(counts.items())
     )
 

@@ -5,8 +5,8 @@ from pathlib import Path
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from deepfloyd_core.config.flavours import Stage
 from deepfloyd_core.config.run import Run
+from deepfloyd_core.config.stages import Stage
 from deepfloyd_core.models.folders import resolve
 from deepfloyd_core.preflight.order import version_bundle
 from deepfloyd_core.processes.jobs import run_job
@@ -23,7 +23,7 @@ def generated(run: Run, pictures: list[tuple[str, int]], version: str, control: 
     """pictures: (prompt, seed) each; version: `latest`, a number, or `base`; control: what a ControlNet is to follow."""
     folders: dict[Stage, Path] = {}
     for stage in run.config.stages:
-        folders[stage] = resolve(run.config.stage(stage).model, stage, text=stage == 1)
+        folders[stage] = resolve(run.config.stage(stage).model, stage, text=stage == run.config.first_stage)
     bundle = version_bundle(run, version)
     follow = None if control is None else pinned(control)
     job = generate_job(run, pictures, version, folders, bundle, follow)

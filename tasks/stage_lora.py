@@ -6,8 +6,8 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from deepfloyd_core.adapters.start_from import find_parent, shorter_note, shorter_training
-from deepfloyd_core.config.flavours import Stage
 from deepfloyd_core.config.run import Run
+from deepfloyd_core.config.stages import STAGES, Stage
 from deepfloyd_core.crops.rows import held_out_ids
 from deepfloyd_core.models.folders import resolve
 from deepfloyd_core.processes.jobs import run_job
@@ -33,7 +33,7 @@ def stage_lora(run: Run, stage: Stage, inputs: TrainingInputs[Artifact], prompts
         log.warning("%s", shorter_note(stage, run.config.stage(stage).steps, shorter))
     sizes = crops_of_sizes(inputs.pixels, held_out_ids(inputs.eval_set))
     warn_of_small_sizes(request.kind, sizes, run.config.stage(stage).train_batch_size)
-    with progress(f"stage {'I' * stage} LoRA") as report:
+    with progress(f"stage {STAGES[stage].roman} LoRA") as report:
         lora = materialise(run.workspace, request, lambda work: run_job(job, work, report))
     summary = lora.summary(TrainingSummary)
     show_pictures(lora, summary, "loss.png", "validation.png")

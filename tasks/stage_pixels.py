@@ -7,8 +7,8 @@ from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 
-from deepfloyd_core.config.flavours import Stage
 from deepfloyd_core.config.run import Run
+from deepfloyd_core.config.stages import STAGES, Stage
 from deepfloyd_core.crops.identity import pixels_request
 from deepfloyd_core.crops.pixels import (
     SHEET,
@@ -51,7 +51,7 @@ def stage_pixels(run: Run, index: Artifact, stage: Stage) -> Artifact:
 @server_awaited
 def _stage_pixels(run: Run, index: Artifact, stage: Stage) -> Artifact:
     """The crops of one stage."""
-    with progress(f"stage {'I' * stage} pixels") as report:
+    with progress(f"stage {STAGES[stage].roman} pixels") as report:
         pixels = materialise(
             run.workspace,
             pixels_request(run, index, stage),

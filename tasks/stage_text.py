@@ -3,8 +3,8 @@
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from deepfloyd_core.config.flavours import Stage
 from deepfloyd_core.config.run import Run
+from deepfloyd_core.config.stages import STAGES, Stage
 from deepfloyd_core.models.folders import resolve
 from deepfloyd_core.processes.jobs import run_job
 from deepfloyd_core.store.artifacts import Artifact, WorkDir, materialise
@@ -25,7 +25,7 @@ def stage_text(run: Run, stage: Stage, embeds: Artifact) -> Artifact:
         older = older_text(run.workspace, request)
         return run_job(project_job(run, stage, folder, embeds, older), work, report)
 
-    with progress(f"stage {'I' * stage} text") as report:
+    with progress(f"stage {STAGES[stage].roman} text") as report:
         text = materialise(run.workspace, request, project)
     show_pictures(text, text.summary(ProjectionSummary))
     return text

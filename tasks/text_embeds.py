@@ -26,7 +26,7 @@ from tasks.ui_pages import show_pictures, show_truncated
 @task(name="text_embeds", cache_policy=NO_CACHE)
 def text_embeds(run: Run, index: Artifact) -> Artifact:
     """The rows of every text the run will ask for; T5 is loaded only for texts that are nowhere yet."""
-    stage = run.config.stages[0]
+    stage = run.config.first_stage
     encoder = resolve(run.config.stage(stage).model, stage, text=True)
     captions = run_captions(run, caption_counts(index))
     request = embeds_request(run, captions, encoder)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from deepfloyd_core.config.flavours import Stage
+from deepfloyd_core.config.stages import STAGES, Stage
 from deepfloyd_core.index.ledger import unfit_counts
 from deepfloyd_core.index.sheets import SHEET, TWINS_SHEET
 from deepfloyd_core.index.summary import IndexSummary
@@ -39,7 +39,7 @@ def show_index(index: Artifact, summary: IndexSummary, stages: tuple[Stage, ...]
     rows += [{"status": "rejected", "reason": why, "pictures": count} for why, count in summary.reasons.items()]
     rows.append({"status": "all inputs", "reason": "", "pictures": summary.inputs})
     for stage, counts in unfit.items():
-        status = f"accepted, not for Stage {'I' * stage}"
+        status = f"accepted, not for {STAGES[stage].title}"
         rows += [{"status": status, "reason": why, "pictures": count} for why, count in sorted(counts.items())]
     if summary.twins:
         groups = f"the first of each of {many(summary.twin_groups, 'group')} not counted"

@@ -12,8 +12,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from deepfloyd_core.adapters.files import BITFIT_FILE
-from deepfloyd_core.config.flavours import TEXT_MODULES, Stage
+from deepfloyd_core.config.flavours import TEXT_MODULES
 from deepfloyd_core.config.stage import StageConfig
+from deepfloyd_core.config.stages import Stage
 from deepfloyd_core.errors import ArtifactError
 from deepfloyd_core.files import fsync_path
 from deepfloyd_core.models.same_output import output_change, small_change

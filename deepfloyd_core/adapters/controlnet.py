@@ -25,8 +25,9 @@ from safetensors.torch import load_file, save_file
 from deepfloyd_core.adapters.controlnet_file import HINT_WIDTHS, RECORD, control_record
 from deepfloyd_core.adapters.files import CONTROL_FILE
 from deepfloyd_core.adapters.lora import ADAPTER, add_lora, fill, plain_settings
-from deepfloyd_core.config.flavours import NOT_ON_THE_WAY_DOWN, Stage
+from deepfloyd_core.config.flavours import NOT_ON_THE_WAY_DOWN
 from deepfloyd_core.config.stage import StageConfig
+from deepfloyd_core.config.stages import Stage
 from deepfloyd_core.diffusion.loss import CONTROL_IMAGE
 from deepfloyd_core.errors import ArtifactError, ConfigError
 from deepfloyd_core.files import fsync_path

@@ -18,8 +18,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from deepfloyd_core.adapters.files import UNET_FOLDER
-from deepfloyd_core.config.flavours import Stage
 from deepfloyd_core.config.stage import StageConfig
+from deepfloyd_core.config.stages import Stage
 from deepfloyd_core.errors import ArtifactError
 from deepfloyd_core.files import fsync_path
 from deepfloyd_core.models.headers import UNET_WEIGHTS, weight_files

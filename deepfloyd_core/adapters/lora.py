@@ -18,8 +18,8 @@ from safetensors.torch import load_file
 
 from deepfloyd_core.adapters.files import LORA_FILE
 from deepfloyd_core.adapters.lora_formats import our_names
-from deepfloyd_core.config.flavours import Stage
 from deepfloyd_core.config.stage import StageConfig
+from deepfloyd_core.config.stages import Stage
 from deepfloyd_core.errors import ArtifactError, ConfigError
 from deepfloyd_core.files import write_bytes
 from deepfloyd_core.models.same_output import output_change, small_change

@@ -20,8 +20,8 @@ from deepfloyd_core.adapters.controlnet import (
 from deepfloyd_core.adapters.files import BITFIT_FILE, CONTROL_FILE, LORA_FILE, UNET_FOLDER, product_name, product_of
 from deepfloyd_core.adapters.full import free_all, load_full, reload_unet, restore_unet, save_unet
 from deepfloyd_core.adapters.lora import ADAPTER, add_lora, load_adapters, reload_saved, remove_lora, save_lora
-from deepfloyd_core.config.flavours import Stage
 from deepfloyd_core.config.stage import StageConfig
+from deepfloyd_core.config.stages import Stage
 from deepfloyd_core.models.headers import UNET_WEIGHTS
 from deepfloyd_core.models.unet import DTYPES, adapter_dtype
 

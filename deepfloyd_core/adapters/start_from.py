@@ -29,9 +29,10 @@ from deepfloyd_core.adapters.files import (
 )
 from deepfloyd_core.adapters.lora_formats import ADAPTER, PEFT, Names, our_names, stranger_fault
 from deepfloyd_core.config.base import is_there
-from deepfloyd_core.config.flavours import TEXT_MODULES, Stage
+from deepfloyd_core.config.flavours import TEXT_MODULES
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.config.stage import StageConfig
+from deepfloyd_core.config.stages import CONTROLLED, Stage, titles
 from deepfloyd_core.errors import ConfigError
 from deepfloyd_core.models.headers import UNET_WEIGHTS, Header, read_header, read_scalars, unet_shapes
 from deepfloyd_core.store.artifacts import Artifact, Request, finished
@@ -151,8 +152,8 @@ def _faults(config: StageConfig, file: Path, header: Header, base: Shapes) -> It
     product, trained = _kind(header, names), product_of(config)
     if product is None:
         yield stranger_fault(names) if names.strangers else "and there is nothing in it"
-    elif product is CONTROL and config.flavour.stage == 2:
-        yield f"which is {product.words}, and those are of Stage I. Remove init_lora"
+    elif product is CONTROL and not config.flavour.kind.takes_controlnet:
+        yield f"which is {product.words}, and those are of {titles(CONTROLLED)}. Remove init_lora"
     elif product is not trained:
         keys = " and ".join(product.unlike(config))
         yield f"which is {product.words}; the settings train {trained.words}. Set {keys}, or remove init_lora"

@@ -7,8 +7,8 @@ from pathlib import Path
 from deepfloyd_core.adapters.files import product_name
 from deepfloyd_core.bundle.card import card_code
 from deepfloyd_core.bundle.identity import BundleInputs, BundleSummary
-from deepfloyd_core.config.flavours import Stage
 from deepfloyd_core.config.run import Run
+from deepfloyd_core.config.stages import STAGES, Stage
 from deepfloyd_core.errors import ArtifactError
 from deepfloyd_core.files import sha256_file, write_bytes
 from deepfloyd_core.index.summary import IndexSummary
@@ -34,7 +34,8 @@ def build_bundle(run: Run, inputs: BundleInputs[Artifact], prompts: list[str], w
         folder.mkdir(exist_ok=True)
         _take(lora, {product_name(lora.path), "scheduler"}, folder)
     samples = inputs.cascade_samples
-    metrics = BundleSummary(stage1=trained.get(1), stage2=trained.get(2), samples=samples.summary(SamplesSummary))
+    by_table = {STAGES[stage].table: figures for stage, figures in trained.items()}
+    metrics = BundleSummary(**by_table, samples=samples.summary(SamplesSummary))
     _take(samples, {sheet.name for sheet in samples.path.glob("*.png")}, work.path)
     write_bytes(work.path / "metrics.json", (_metrics_json(metrics) + "\n").encode())
     write_bytes(work.path / "README.md", _card(run, inputs, prompts, metrics).encode())
@@ -72,7 +73,7 @@ def _card(run: Run, inputs: BundleInputs[Artifact], prompts: list[str], metrics:
             lines += [f"![held-out pictures, low-res spoilt]({SPOILT_SHEETS[0]})", ""]
     if not sampled:
         lines += ["There are no samples.", ""]
-    elif run.config.stage1 and run.config.stage1.controlnet:
+    elif run.config.text_to_image and run.config.text_to_image.controlnet:
         lines += ["The samples follow held-out pictures, each with its own caption.", ""]
     else:
         lines += ["Sample prompts: " + "; ".join(f"`{prompt}`" for prompt in prompts), ""]
@@ -85,7 +86,14 @@ def _card(run: Run, inputs: BundleInputs[Artifact], prompts: list[str], metrics:
     lines += ["", "## Settings", ""]
     for stage in run.config.stages:
         settings = inputs.loras[stage].spec
-        lines += [f"### Stage {'I' * stage}", "", "```json", json.dumps(settings, indent=2, sort_keys=True), "```", ""]
+        lines += [
+            f"### {STAGES[stage].title}",
+            "",
+            "```json",
+            json.dumps(settings, indent=2, sort_keys=True),
+            "```",
+            "",
+        ]
     return "\n".join([*lines, "## Licence", "", LICENCE, ""])
 
 
@@ -110,7 +118,7 @@ def _data_line(index: Artifact) -> str:
 
 def _trained_line(stage: Stage, training: TrainingFigures) -> str:
     pictures, crops = many(training.pictures, "picture"), many(training.rows, "crop")
-    of = f"Stage {'I' * stage} was trained on {pictures} ({crops})"
+    of = f"{STAGES[stage].title} was trained on {pictures} ({crops})"
     if training.eval_loss is not None:
         return f"{of}, and measured on others, held out of training."
     return f"{of}. None was held out, so how it does on pictures that it was not trained on was not measured."

@@ -4,16 +4,16 @@ Base models are named as in the run file: by their hub id, by the flavour's name
 weights, or by their folder.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from deepfloyd_core.adapters.files import BITFIT_FILE, CONTROL_FILE, UNET_FOLDER
 from deepfloyd_core.config.base import is_there
-from deepfloyd_core.config.flavours import RANDOM, UPSCALE, Stage
+from deepfloyd_core.config.flavours import RANDOM
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.config.stage import StageConfig
+from deepfloyd_core.config.stages import STAGES, UPSCALE, Stage
 
-_PIPELINES = {1: "IFPipeline", 2: "IFSuperResolutionPipeline"}
 _DTYPES = {"no": "torch.float32", "bf16": "torch.bfloat16"}
 
 
@@ -38,16 +38,14 @@ def card_code(run: Run, products: Mapping[Stage, str], prompt: str) -> list[str]
         f"embeds, negative = stage{stages[0]}.encode_prompt(prompt, negative_prompt={negative}, clean_caption=True)",
         'text = {"prompt_embeds": embeds, "negative_prompt_embeds": negative}',
     ]
-    if 1 in stages:
-        lines += _stage1_call(run, products[1])
-    if 2 in stages:
-        lines += _stage2_call(run)
-    lines += [f"picture = {'large' if 2 in stages else 'small'}.images[0]"]
+    for stage in stages:
+        lines += _CALLS[stage](run, stage, products[stage])
+    lines += [f"picture = {_VARIABLES[stages[-1]]}.images[0]"]
     return [*lines, 'picture.save("../picture.png")  # `deepfloyd verify` knows the files of this folder']
 
 
 def _imports(run: Run, products: Mapping[Stage, str]) -> list[str]:
-    names = ["DDPMScheduler", *(_PIPELINES[stage] for stage in products)]
+    names = ["DDPMScheduler", *(STAGES[stage].pipeline for stage in products)]
     names += ["UNet2DConditionModel"] if UNET_FOLDER in products.values() else []
     lines = ["import torch", f"from diffusers import {', '.join(names)}"]
     lines += ["from safetensors.torch import load_file"] if BITFIT_FILE in products.values() else []
@@ -55,14 +53,14 @@ def _imports(run: Run, products: Mapping[Stage, str]) -> list[str]:
     ours = [name for name in ("FLAVOURS", "resolve") if f"{name}[" in bases or f"{name}(" in bases]
     if CONTROL_FILE in products.values():
         ours += ["load_control"] if run.config.paired else ["load_control", "conditioning_picture"]
-    if run.config.stage2 and run.config.stage2.validation_back_projection:
+    if any(run.config.stage(stage).validation_back_projection for stage in run.config.upscalers):
         ours.append("back_projecting")
     lines += [f"from deepfloyd_core.api import {', '.join(ours)}"] if ours else []
     return lines
 
 
 def _loaded(stage: Stage, settings: StageConfig, product: str, text: bool) -> list[str]:
-    """A stage's pipeline with its trained weights; the first pipeline encodes the prompt for both."""
+    """A stage's pipeline with its trained weights; the first pipeline encodes the prompt for all."""
     dtype = f"dtype={_DTYPES[settings.mixed_precision]}"
     more = "" if text else ", text_encoder=None, tokenizer=None"
     before: list[str] = []
@@ -82,7 +80,7 @@ def _loaded(stage: Stage, settings: StageConfig, product: str, text: bool) -> li
     return [
         f"base = {_base(stage, settings, text)}",
         *before,
-        f"stage{stage} = {_PIPELINES[stage]}.from_pretrained(base, {dtype}{more}, **parts)",
+        f"stage{stage} = {STAGES[stage].pipeline}.from_pretrained(base, {dtype}{more}, **parts)",
         *after,
         f'stage{stage}.scheduler = DDPMScheduler.from_pretrained("stage{stage}/scheduler")',
         "",
@@ -99,8 +97,9 @@ def _base(stage: Stage, settings: StageConfig, text: bool) -> str:
     return _quoted(str(folder.absolute()) if is_there(folder) else settings.model)
 
 
-def _stage1_call(run: Run, product: str) -> list[str]:
-    settings, (width, height) = run.config.stage(1), run.config.sample_sizes_px[0]
+def _text_call(run: Run, stage: Stage, product: str) -> list[str]:
+    """The call of the stage that makes pictures from text."""
+    settings, (width, height) = run.config.stage(stage), run.config.sample_sizes_px[0]
     lines, more = [], ""
     if product == CONTROL_FILE:
         more = ', cross_attention_kwargs={"control_image": follow}'
@@ -112,29 +111,39 @@ def _stage1_call(run: Run, product: str) -> list[str]:
                 f"drawing = torch.zeros(1, 3, {height}, {width})  # the picture to follow, in [-1, 1]",
                 f'follow = conditioning_picture("{kind}", drawing)',
             ]
-    if 2 in run.config.stages:
+    if run.config.upscalers:
         more += ', output_type="pt"'
     return [
         *lines,
-        f"small = stage1(**text, width={width}, height={height}, {_sampling(settings)},",
+        f"{_VARIABLES[stage]} = stage{stage}(**text, width={width}, height={height}, {_sampling(settings)},",
         f"               generator=torch.Generator().manual_seed(seed){more})",
     ]
 
 
-def _stage2_call(run: Run) -> list[str]:
-    settings, (width, height) = run.config.stage(2), (64, 64)
+def _upscaler_call(run: Run, stage: Stage, product: str) -> list[str]:
+    """The call of an upscaler, of the pictures of the stage before it if the run has that."""
+    source = STAGES[stage].upscales
+    assert source is not None
+    settings, width, height = run.config.stage(stage), STAGES[source].size_px, STAGES[source].size_px
     lines = [f"low_res = torch.zeros(1, 3, {height}, {width})  # the picture to enlarge, in [-1, 1]"]
-    if 1 in run.config.stages:
-        width, height = run.config.sample_sizes_px[0]
-        lines = ["low_res = small.images"]
+    if source in run.config.stages:
+        factor = STAGES[source].scale // STAGES[run.config.first_stage].scale
+        width, height = (factor * edge for edge in run.config.sample_sizes_px[0])
+        lines = [f"low_res = {_VARIABLES[source]}.images"]
     if settings.validation_back_projection:
-        lines.append("stage2.scheduler = back_projecting(stage2.scheduler, low_res.float().cpu())  # before each call")
+        projecting = f"back_projecting(stage{stage}.scheduler, low_res.float().cpu())"
+        lines.append(f"stage{stage}.scheduler = {projecting}  # before each call")
     return [
         *lines,
-        f"large = stage2(**text, image=low_res, width={UPSCALE * width}, height={UPSCALE * height}, "
+        f"{_VARIABLES[stage]} = stage{stage}(**text, image=low_res, width={UPSCALE * width}, height={UPSCALE * height}, "
         f"noise_level={settings.validation_noise_level},",
         f"               {_sampling(settings)}, generator=torch.Generator().manual_seed(seed))",
     ]
+
+
+# The code that calls each stage, and the variable with its output.
+_CALLS: dict[Stage, Callable[[Run, Stage, str], list[str]]] = {1: _text_call, 2: _upscaler_call}
+_VARIABLES: dict[Stage, str] = {1: "small", 2: "large"}
 
 
 def _sampling(settings: StageConfig) -> str:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from deepfloyd_core.config.flavours import Stage
+from deepfloyd_core.config.stages import STAGES, Stage
 from deepfloyd_core.sampling.jobs import CascadeInputs, SamplesSummary
 from deepfloyd_core.store.artifacts import Request
 from deepfloyd_core.store.inputs import A
@@ -30,7 +30,9 @@ class BundleSummary(Summary):
     @property
     def trainings(self) -> dict[Stage, TrainingFigures]:
         """The figures of each trained stage."""
-        found: dict[Stage, TrainingFigures | None] = {1: self.stage1, 2: self.stage2}
+        found: dict[Stage, TrainingFigures | None] = {
+            stage: getattr(self, kind.table) for stage, kind in STAGES.items()
+        }
         return {stage: figures for stage, figures in found.items() if figures is not None}
 
 

@@ -8,14 +8,14 @@ from dataclasses import replace
 
 from deepfloyd_core.adapters.start_from import find_parent
 from deepfloyd_core.bundle.identity import BundleInputs, bundle_request
-from deepfloyd_core.config.flavours import Stage
 from deepfloyd_core.config.run import Run
+from deepfloyd_core.config.stages import STAGES, Stage
 from deepfloyd_core.crops.identity import conditioning_request, eval_request, pixels_request
 from deepfloyd_core.crops.rows import HELD_OUT_FILE, ROWS_FILE
 from deepfloyd_core.index.ledger import caption_counts
 from deepfloyd_core.models.folders import resolve
 from deepfloyd_core.sampling.identity import low_res_request, samples_request
-from deepfloyd_core.sampling.jobs import LowResInputs, SampleInputs
+from deepfloyd_core.sampling.jobs import LowResInputs, SampleInputs, lora_fields
 from deepfloyd_core.store.artifacts import Artifact, Request, find, missing_parts
 from deepfloyd_core.store.reuse import is_as_recorded
 from deepfloyd_core.text.embeds import embeds_request, run_captions
@@ -47,26 +47,26 @@ def planned(run: Run, index: Artifact) -> dict[str, Request] | None:
     e.g. ModelError for a missing model.
     """
     folders = {stage: resolve(run.config.stage(stage).model, stage) for stage in run.config.stages}
-    first = run.config.stages[0]
+    first = run.config.first_stage
     encoder = resolve(run.config.stage(first).model, first, text=True)
     embeds = embeds_request(run, run_captions(run, caption_counts(index)), encoder)
     held_out, prompts = eval_request(run, index), sample_prompts(run, index)
     requests = [embeds, held_out]
     conditioning = eval_conditioning = None
-    if run.config.paired:
-        conditioning = conditioning_request(run, index, pixels_request(run, index, 1))
+    if run.config.paired_stage is not None:
+        conditioning = conditioning_request(run, index, pixels_request(run, index, run.config.paired_stage))
         eval_conditioning = conditioning_request(run, index, held_out)
     loras: dict[Stage, Request] = {}
     for stage, folder in folders.items():
-        pixels = pixels_request(run, index, stage)
-        frozen = text_is_frozen(run.config.stage(stage))
+        pixels, config, source = pixels_request(run, index, stage), run.config.stage(stage), STAGES[stage].upscales
+        frozen = text_is_frozen(config)
         text = text_request(run, stage, folder, embeds) if frozen else embeds
         inputs = TrainingInputs(pixels=pixels, text=text, eval_set=held_out)
-        if stage == 1:
+        if config.paired:
             inputs = replace(inputs, conditioning=conditioning, eval_conditioning=eval_conditioning)
-        elif run.config.remakes_low_res:
-            remade_from = LowResInputs(pixels=pixels, stage1_lora=loras[1], text_embeds=embeds)
-            inputs = replace(inputs, low_res=low_res_request(run, folders[1], remade_from))
+        if source is not None and config.remakes_low_res:
+            remade_from = LowResInputs(pixels=pixels, stage1_lora=loras[source], text_embeds=embeds)
+            inputs = replace(inputs, low_res=low_res_request(run, stage, folders[source], remade_from))
         counted = _with_steps(run, stage, pixels, held_out)
         if counted is None:
             return None
@@ -76,15 +76,12 @@ def planned(run: Run, index: Artifact) -> dict[str, Request] | None:
     sampled_from = SampleInputs(
         text_embeds=embeds,
         eval_set=held_out,
-        stage1_lora=loras.get(1),
-        stage2_lora=loras.get(2),
         conditioning=conditioning,
         eval_conditioning=eval_conditioning,
+        **lora_fields(loras),
     )
     samples = samples_request(run, prompts, folders, sampled_from)
-    bundled = BundleInputs[Identity](
-        image_index=index, cascade_samples=samples, stage1_lora=loras.get(1), stage2_lora=loras.get(2)
-    )
+    bundled = BundleInputs[Identity](image_index=index, cascade_samples=samples, **lora_fields(loras))
     bundle = bundle_request(bundled)
     return {request.kind: request for request in [*requests, samples, bundle]}
 

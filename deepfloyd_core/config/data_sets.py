@@ -13,11 +13,10 @@ from pydantic import Field, model_validator
 
 from deepfloyd_core.config.base import HomePath, Spec
 from deepfloyd_core.config.data_blocks import AspectBucket, CaptionShuffle, CaptionTable, Texts
-from deepfloyd_core.config.flavours import UPSCALE, Stage
 from deepfloyd_core.config.keys import CONTENT, CROPS, ENTRY, LORA, VERDICT, Reader, key
 from deepfloyd_core.config.place import SOURCE_TYPES, URL_TYPES, Place
+from deepfloyd_core.config.stages import STAGES, Stage, kind_for_edge
 
-STAGE1_MAX_PX = 128
 _INDEX: tuple[Reader, ...] = ("index",)
 MIN_EDGE_PX, MAX_EDGE_PX = 8, 2048
 TABLES = ("parquet", "csv", "jsonl")  # strategies whose captions come from the table of the `parquet` block
@@ -264,9 +263,8 @@ class ImageDataset(Place):
 
     def factor(self, stage: Stage) -> int | None:
         """The factor for this data set's pixel lengths at a stage; None: it does not feed the stage."""
-        if stage == 1:
-            return 1 if self.edge_px <= STAGE1_MAX_PX else None
-        return UPSCALE if self.edge_px <= STAGE1_MAX_PX else 1
+        own, scale = kind_for_edge(self.edge_px).scale, STAGES[stage].scale
+        return scale // own if scale >= own else None
 
 
 class ConditioningSet(Place):

@@ -1,12 +1,10 @@
-"""The one table of model flavours: where the weights are, which stage they serve, which sizes are legal."""
+"""The one table of model flavours: where the weights are, and which stage they serve."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
-Stage = Literal[1, 2]
-STAGES: tuple[Stage, ...] = (1, 2)
-UPSCALE = 4  # Stage II makes 4x4 pixels from each of Stage I's
+from deepfloyd_core.config.stages import STAGES, Stage, StageKind
+
 TINY = Path(__file__).parents[1] / "tiny"
 RANDOM = "random:"  # before a name: the same architecture with random weights
 
@@ -18,18 +16,21 @@ class Flavour:
     name: str
     stage: Stage
     repo: str  # hub id, a directory for the shipped ones, the name itself for random weights
-    size_px: int  # the native edge of its output
-    alignment_px: int  # every edge must divide by this: IF-I halves three times, Stage II makes four times its sizes
+
+    @property
+    def kind(self) -> StageKind:
+        """The facts of its stage."""
+        return STAGES[self.stage]
 
 
 _TABLE = (
-    Flavour("i-medium-400m", 1, "DeepFloyd/IF-I-M-v1.0", 64, 8),
-    Flavour("i-large-900m", 1, "DeepFloyd/IF-I-L-v1.0", 64, 8),
-    Flavour("i-xlarge-4.3b", 1, "DeepFloyd/IF-I-XL-v1.0", 64, 8),
-    Flavour("ii-medium-450m", 2, "DeepFloyd/IF-II-M-v1.0", 256, 32),
-    Flavour("ii-large-1.2b", 2, "DeepFloyd/IF-II-L-v1.0", 256, 32),
-    Flavour("tiny-i", 1, str(TINY / "i"), 64, 8),
-    Flavour("tiny-ii", 2, str(TINY / "ii"), 256, 32),
+    Flavour("i-medium-400m", 1, "DeepFloyd/IF-I-M-v1.0"),
+    Flavour("i-large-900m", 1, "DeepFloyd/IF-I-L-v1.0"),
+    Flavour("i-xlarge-4.3b", 1, "DeepFloyd/IF-I-XL-v1.0"),
+    Flavour("ii-medium-450m", 2, "DeepFloyd/IF-II-M-v1.0"),
+    Flavour("ii-large-1.2b", 2, "DeepFloyd/IF-II-L-v1.0"),
+    Flavour("tiny-i", 1, str(TINY / "i")),
+    Flavour("tiny-ii", 2, str(TINY / "ii")),
 )
 PUBLISHED = {flavour.name: flavour for flavour in _TABLE}
 _RANDOM = [replace(flavour, name=RANDOM + flavour.name, repo=RANDOM + flavour.name) for flavour in _TABLE]

@@ -16,7 +16,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from deepfloyd_core.config.base import Spec
-from deepfloyd_core.config.flavours import Stage
+from deepfloyd_core.config.stages import STAGES, Stage, tables
 from deepfloyd_core.types import Json
 
 # What reads a key. `verdict`: whether a picture can be used; a change decodes every picture again. `validation`: the LoRA,
@@ -32,7 +32,8 @@ CONTENT: tuple[Reader, ...] = ("content",)
 ENTRY: tuple[Reader, ...] = ("all",)
 VERDICT: tuple[Reader, ...] = ("verdict", "index")
 CROPS: tuple[Reader, ...] = (*VERDICT, "pixels", "eval_set")
-_FOR_BOTH = ("validation_noise_level",)  # may stand at the top level of a file with both stages, as in SimpleTuner's
+EVERY: tuple[Stage, ...] = tuple(STAGES)
+_FOR_ALL = ("validation_noise_level",)  # may stand at the top level of a file with all stages, as in SimpleTuner's
 
 
 @dataclass(frozen=True)
@@ -40,17 +41,17 @@ class Effect:
     """What a key affects."""
 
     makes: tuple[Reader, ...]  # what a change of it rebuilds
-    stage: Stage | None  # the only stage that uses it; None: both
+    stages: tuple[Stage, ...]  # those that use it
     only_with: Mapping[str, tuple[object, ...]]  # the values of other keys that it has an effect with
 
 
 def key(
-    default: Any = PydanticUndefined, *, says: str, makes: tuple[Reader, ...], stage: Stage | None = None,
+    default: Any = PydanticUndefined, *, says: str, makes: tuple[Reader, ...], stages: tuple[Stage, ...] = EVERY,
     only_with: Mapping[str, tuple[object, ...]] | None = None, **rules: Any,
 ) -> Any:  # fmt: skip
     """A field of a configuration model. `says`: its help; `rules`: bounds and the like, as pydantic's `Field` takes them."""
     field: FieldInfo = Field(default, description=says, **rules)
-    field.metadata.append(Effect(makes, stage, only_with or {}))
+    field.metadata.append(Effect(makes, stages, only_with or {}))
     return field
 
 
@@ -67,9 +68,11 @@ def effects(model: type[Spec]) -> dict[str, Effect]:
 
 
 def keys_of(model: type[Spec], reader: Reader, stage: Stage | None = None) -> frozenset[str]:
-    """The keys that a reader depends on: those of both stages and, if a stage is given, those of that stage."""
+    """The keys that a reader depends on: those of every stage and, if a stage is given, those of that stage."""
     return frozenset(
-        name for name, effect in effects(model).items() if reader in effect.makes and effect.stage in (None, stage)
+        name
+        for name, effect in effects(model).items()
+        if reader in effect.makes and (effect.stages == EVERY or stage in effect.stages)
     )
 
 
@@ -105,10 +108,10 @@ def idle_faults(config: Spec, values: Mapping[str, object]) -> Iterator[str]:
 
 
 def other_stage_faults(config: Spec, stage: Stage, model: str) -> Iterator[str]:
-    """Each changed key that belongs to the other stage. model: what the stage's model is called."""
+    """Each changed key that belongs to other stages. model: what the stage's model is called."""
     for name, effect in effects(type(config)).items():
         value = getattr(config, name)
-        if effect.stage in (None, stage) or name in _FOR_BOTH or not is_changed(config, name):
+        if stage in effect.stages or name in _FOR_ALL or not is_changed(config, name):
             continue
         shown = list(value) if isinstance(value, tuple) else value
-        yield f"{name} is {shown}, and {model} is a Stage {'I' * stage} model. Put it into [stage{effect.stage}]"
+        yield f"{name} is {shown}, and {model} is a {STAGES[stage].title} model. Put it into {tables(effect.stages)}"

@@ -1,6 +1,6 @@
 """`--set KEY=VALUE`: overrides a key, wherever the run file sets it.
 
-A key without a table also overrides the [stage1] and [stage2] tables that set it. `--set stage1.KEY` overrides it for
+A key without a table also overrides the stages' tables that set it. `--set stage1.KEY` overrides it for
 one stage, and wins over `--set KEY` in either order.
 """
 
@@ -13,9 +13,10 @@ from typing import Any
 from deepfloyd_core.config.base import closest
 from deepfloyd_core.config.simpletuner import asked_of_switch
 from deepfloyd_core.config.simpletuner_options import ALIASES, SWITCHES
+from deepfloyd_core.config.stages import STAGES
 from deepfloyd_core.errors import ConfigError, DeepFloydError, attempt, raise_together
 
-STAGE_TABLES = ("stage1", "stage2")
+STAGE_TABLES = tuple(kind.table for kind in STAGES.values())
 
 
 @dataclass(frozen=True)

@@ -16,13 +16,14 @@ from deepfloyd_core.config.base import HomePath
 from deepfloyd_core.config.cluster import cluster_fault
 from deepfloyd_core.config.data_sets import ImageDataset
 from deepfloyd_core.config.extras import missing_extra, quantization_fault
-from deepfloyd_core.config.flavours import PUBLISHED, UPSCALE, Flavour, Stage
-from deepfloyd_core.config.keys import CONTENT, CROPS, LORA, NOTHING, VERDICT, effects, is_changed, key
+from deepfloyd_core.config.flavours import PUBLISHED
+from deepfloyd_core.config.keys import CONTENT, CROPS, EVERY, LORA, NOTHING, VERDICT, effects, is_changed, key
 from deepfloyd_core.config.run_machine import Machine
 from deepfloyd_core.config.run_text import TextKeys
 from deepfloyd_core.config.run_validation import ValidationKeys
 from deepfloyd_core.config.stage import StageConfig
 from deepfloyd_core.config.stage_run import device_fault
+from deepfloyd_core.config.stages import STAGES, UPSCALE, Stage, StageKind, tables, titles
 from deepfloyd_core.errors import ConfigError
 
 GROUPS = (TextKeys, ValidationKeys, Machine)
@@ -103,11 +104,12 @@ class RunConfig(TextKeys, ValidationKeys, Machine):
 
     def _contradictions(self) -> Iterator[str]:
         """Settings that contradict each other or this machine's packages; each text follows the name of the file."""
-        if self.stage1 is None and self.stage2 is None:
+        if not self.stages:
             yield "no stage to train: add a [stage1] or [stage2] table, or set model_flavour"
         for name, effect in effects(type(self)).items():
-            if effect.stage == 2 and self.stage2 is None and is_changed(self, name):
-                yield f"{name} measures what Stage II makes, and there is no [stage2]. Remove it"
+            stages = effect.stages
+            if stages != EVERY and not set(stages) & set(self.stages) and is_changed(self, name):
+                yield f"{name} measures what {titles(stages)} makes, and there is no {tables(stages)}. Remove it"
         if fault := cluster_fault(self.task_runner, self.task_runner_address):
             yield fault
         for tracker in self.trackers:
@@ -119,7 +121,7 @@ class RunConfig(TextKeys, ValidationKeys, Machine):
             config = self.stage(stage)
             if config.flavour.stage != stage:
                 yield (
-                    f"stage{stage}.model_flavour is {config.model_flavour!r}, a Stage {'I' * config.flavour.stage} model. "
+                    f"stage{stage}.model_flavour is {config.model_flavour!r}, a {config.flavour.kind.title} model. "
                     f"Use one of {', '.join(name for name, entry in PUBLISHED.items() if entry.stage == stage)}"
                 )
             if fault := device_fault(config, self.device):
@@ -138,54 +140,70 @@ class RunConfig(TextKeys, ValidationKeys, Machine):
 
     def _size_fault(self, size: tuple[int, int]) -> str:
         """Why no sample can have a size (px); empty when one can."""
-        if self.stage1 is None and self.stage2 is not None:
-            return _stage2_size_fault(size, self.stage2.flavour, str(self.validation_resolution))
+        if self.upscalers and self.text_to_image is None:
+            return _upscaler_size_fault(size, STAGES[self.first_stage], str(self.validation_resolution))
         if any(edge % 8 or not 8 <= edge <= 512 for edge in size):
             return "each edge must divide by 8 (IF-I halves three times) and be 8 to 512. Use for example 64 or 96x64"
-        if self.stage1 is not None and min(size) > 2 * self.stage1.flavour.size_px:
+        if self.text_to_image is not None and min(size) > STAGES[self.first_stage].largest_px:
+            first = STAGES[self.first_stage]
             return (
-                f"Stage I makes {self.stage1.flavour.size_px} px, and the shorter edge must be at most twice that. "
+                f"{first.title} makes {first.size_px} px, and the shorter edge must be at most twice that. "
                 "Stage II makes four times as much of it. Use for example 64 or 96x64"
             )
         return ""
 
     @property
     def stages(self) -> tuple[Stage, ...]:
-        """The stages that this run trains."""
-        present: list[Stage] = []
-        if self.stage1 is not None:
-            present.append(1)
-        if self.stage2 is not None:
-            present.append(2)
-        return tuple(present)
+        """The stages that this run trains, in the order of the cascade."""
+        return tuple(stage for stage, kind in STAGES.items() if getattr(self, kind.table) is not None)
+
+    @property
+    def first_stage(self) -> Stage:
+        """The stage that the run's cascade starts with. The folder of its base model has the text encoder."""
+        return self.stages[0]
+
+    @property
+    def text_to_image(self) -> StageConfig | None:
+        """The settings of the stage that makes pictures from text; None: the run has upscalers alone."""
+        first = next(iter(self.stages), None)
+        return None if first is None or STAGES[first].is_upscaler else self.stage(first)
+
+    @property
+    def upscalers(self) -> tuple[Stage, ...]:
+        """The stages of the run that upscale another one's pictures."""
+        return tuple(stage for stage in self.stages if STAGES[stage].is_upscaler)
+
+    @property
+    def paired_stage(self) -> Stage | None:
+        """The stage whose ControlNet uses pairs; None: there is none."""
+        return next((stage for stage in self.stages if self.stage(stage).paired), None)
 
     @property
     def paired(self) -> bool:
-        """Whether Stage I's ControlNet uses pairs."""
-        return self.stage1 is not None and self.stage1.paired
-
-    @property
-    def remakes_low_res(self) -> bool:
-        """Whether Stage II is trained on low-res pictures that Stage I sampled."""
-        return self.stage2 is not None and self.stage2.low_res_stage1_share > 0
+        """Whether a ControlNet of the run uses pairs."""
+        return self.paired_stage is not None
 
     def stage(self, stage: Stage) -> StageConfig:
         """The settings of a stage that is in `stages`."""
-        config = self.stage1 if stage == 1 else self.stage2
+        config: StageConfig | None = getattr(self, STAGES[stage].table)
         if config is None:
             raise ConfigError(f"This run has no stage {stage}: add a [stage{stage}] table with a model_flavour.")
         return config
 
 
-def _stage2_size_fault(size: tuple[int, int], flavour: Flavour, said: str) -> str:
-    """`_size_fault` for a run of Stage II alone, whose sizes are its own. Stage I's default is let through: many files
-    have it.
+def _upscaler_size_fault(size: tuple[int, int], kind: StageKind, said: str) -> str:
+    """`_size_fault` for a run that starts with an upscaler, whose sizes are its own. Stage I's default is let through:
+    many files have it.
     """
-    unit, least = flavour.alignment_px, flavour.size_px
+    unit, least = kind.alignment_px, kind.size_px
+    assert kind.upscales is not None
     if said != RunConfig.model_fields["validation_resolution"].default and min(size) < least:
-        return f"Stage II makes {least} px of {least // UPSCALE} and nothing smaller. Use for example 256 or 384x256"
+        return (
+            f"{kind.title} makes {least} px of {least // UPSCALE} and nothing smaller. Use for example 256 or 384x256"
+        )
     if any(edge % unit for edge in size):
-        return f"each edge of Stage II must divide by {unit}, as four times an edge of Stage I. Use for example 256"
+        low = STAGES[kind.upscales].title
+        return f"each edge of {kind.title} must divide by {unit}, as four times an edge of {low}. Use for example 256"
     return ""
 
 
@@ -201,7 +219,8 @@ class Run:
 
     def pairs_of(self, dataset: ImageDataset) -> ImageDataset | None:
         """The place of the pairs of a data set's pictures; None if the conditioning is computed from the pictures."""
-        if not self.config.paired or dataset.factor(1) is None:
+        stage = self.config.paired_stage
+        if stage is None or dataset.factor(stage) is None:
             return None
         return next(place for place in self.conditioning if place.id == dataset.conditioning_data)
 

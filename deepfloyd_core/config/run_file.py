@@ -12,7 +12,7 @@ from typing import Any
 from deepfloyd_core.config.base import Spec, read_config_file, scalar_kinds
 from deepfloyd_core.config.data_sets import ImageDataset
 from deepfloyd_core.config.env_file import is_env_file, read_env_file
-from deepfloyd_core.config.flavours import FLAVOURS, PUBLISHED, Stage
+from deepfloyd_core.config.flavours import FLAVOURS, PUBLISHED
 from deepfloyd_core.config.overrides import STAGE_TABLES, apply_overrides
 from deepfloyd_core.config.simpletuner import (
     answered,
@@ -25,15 +25,13 @@ from deepfloyd_core.config.simpletuner import (
     without_idle,
 )
 from deepfloyd_core.config.simpletuner_options import ALIASES, DATA_DEFAULTS, IGNORED, REFUSED, SWITCHES, WORKS
+from deepfloyd_core.config.stages import STAGES, Stage
 from deepfloyd_core.errors import ConfigError, DeepFloydError, attempt, raise_together
 
 TRACKERS = ("tensorboard", "wandb")
 # Older values of model_type, which name the stage as well.
 _OLD_MODEL_TYPES: dict[str, tuple[Stage, str]] = {
-    "deepfloyd-lora": (1, "lora"),
-    "deepfloyd-stage2-lora": (2, "lora"),
-    "deepfloyd-full": (1, "full"),
-    "deepfloyd-stage2": (2, "full"),
+    theirs: (stage, ours) for stage, kind in STAGES.items() for theirs, ours in kind.model_types.items()
 }
 # Values of base_model_precision that mean the same here. `int8-torchao` and `nf4-bnb` leave convolutions as they are, which
 # are most of IF; others have other numbers.
@@ -213,10 +211,10 @@ def _spread(values: dict[str, Any], path: Path, stage_keys: frozenset[str]) -> d
         if "model_flavour" not in shared:
             known = ", ".join(name for name, entry in PUBLISHED.items() if entry.stage == stage)
             raise ConfigError(
-                f"{path}: model_flavour is missing: model_type names Stage {'I' * stage} alone. Set it to one of "
+                f"{path}: model_flavour is missing: model_type names {STAGES[stage].title} alone. Set it to one of "
                 f"{known}."
             )
-        tables = [f"stage{stage}"]
+        tables = [STAGES[stage].table]
     for name in tables:
         values[name] = {**shared, **values.get(name, {})}
     return values

@@ -7,6 +7,7 @@ from pydantic import Field
 from deepfloyd_core.config.base import HomePath, Spec
 from deepfloyd_core.config.keys import CONTENT, key
 from deepfloyd_core.config.stage_sampling import SAMPLED
+from deepfloyd_core.config.stages import UPSCALERS
 
 
 class ValidationKeys(Spec):
@@ -41,14 +42,14 @@ class ValidationKeys(Spec):
     )
     eval_clip_model: HomePath | None = key(
         None,
-        stage=2,
+        stages=UPSCALERS,
         says="Folder of a CLIP model (transformers', in safetensors): Stage II's held-out pictures are measured by "
         "what it sees as well.",
         makes=CONTENT,
     )
     eval_lpips_model: HomePath | None = key(
         None,
-        stage=2,
+        stages=UPSCALERS,
         says="File of LPIPS's weights (the `lpips` package's, in safetensors): Stage II's held-out pictures are "
         "measured by it as well.",
         makes=CONTENT,

@@ -50,6 +50,11 @@ class StageConfig(MethodKeys, OptimizerKeys, LossKeys, LowResKeys, RunKeys, Samp
         return self.controlnet and self.controlnet_conditioning == "paired"
 
     @property
+    def remakes_low_res(self) -> bool:
+        """Whether an upscaler is trained on low-res pictures that the stage before it sampled."""
+        return self.low_res_stage1_share > 0
+
+    @property
     def degrades_low_res(self) -> bool:
         """Whether Stage II's low-res pictures are degraded in training."""
         return bool(self.low_res_blur or self.low_res_noise or self.low_res_jpeg_quality)
@@ -85,7 +90,7 @@ def _faults(config: StageConfig) -> Iterator[str]:
     yield from optimizer_faults(config)
     yield from loss_faults(config)
     yield from idle_faults(config, {"lr_scheduler": config.schedule})
-    if config.flavour.stage == 2:
+    if config.flavour.kind.is_upscaler:
         yield from low_res_faults(config)
     yield from other_stage_faults(config, config.flavour.stage, config.model_flavour)
     yield compile_fault(config)

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Literal
 
 from deepfloyd_core.config.base import Spec
 from deepfloyd_core.config.keys import LORA, is_changed, key
+from deepfloyd_core.config.stages import UPSCALERS
 
 if TYPE_CHECKING:
     from deepfloyd_core.config.stage import StageConfig
@@ -19,10 +20,10 @@ class LowResKeys(Spec):
         le=999,
         says="Lowest noise level of Stage II's low-res input that is drawn in training.",
         makes=LORA,
-        stage=2,
+        stages=UPSCALERS,
     )
     noise_level_end: int = key(
-        1000, ge=1, le=1000, says="Noise level after the highest one that is drawn.", makes=LORA, stage=2
+        1000, ge=1, le=1000, says="Noise level after the highest one that is drawn.", makes=LORA, stages=UPSCALERS
     )
     low_res_blur: float = key(
         0.0,
@@ -30,7 +31,7 @@ class LowResKeys(Spec):
         le=4,
         says="Blur of Stage II's low-res input in training: largest deviation (low-res px).",
         makes=LORA,
-        stage=2,
+        stages=UPSCALERS,
     )
     low_res_noise: float = key(
         0.0,
@@ -38,7 +39,7 @@ class LowResKeys(Spec):
         le=64,
         says="Grain of that picture itself: largest standard deviation (levels of 255).",
         makes=LORA,
-        stage=2,
+        stages=UPSCALERS,
     )
     low_res_jpeg_quality: int | None = key(
         None,
@@ -46,10 +47,10 @@ class LowResKeys(Spec):
         le=100,
         says="Pass it through JPEG, of a quality from this one to 100; unset: no JPEG.",
         makes=LORA,
-        stage=2,
+        stages=UPSCALERS,
     )
     low_res_degraded_share: float = key(
-        1.0, gt=0, le=1, says="Share of the samples that have any of these.", makes=LORA, stage=2
+        1.0, gt=0, le=1, says="Share of the samples that have any of these.", makes=LORA, stages=UPSCALERS
     )
     low_res_stage1_share: float = key(
         0.0,
@@ -58,7 +59,7 @@ class LowResKeys(Spec):
         says="Share of Stage II's samples whose low-res picture in training is Stage I's remake of the true one. "
         "Stage I is then trained first, and samples each crop once.",
         makes=LORA,
-        stage=2,
+        stages=UPSCALERS,
     )
     low_res_stage1_strength: float = key(
         0.3,
@@ -67,13 +68,13 @@ class LowResKeys(Spec):
         says="How far the true low-res picture is noised before Stage I samples it again: this share of "
         "`stage1.validation_num_inference_steps`; 1 leaves nothing of it.",
         makes=("low_res",),
-        stage=2,
+        stages=UPSCALERS,
     )
     stage2_patch: Literal[64, 128] | None = key(
         None,
         says="Train on a window of each Stage II crop, px a side: less memory and time; unset: all of it.",
         makes=LORA,
-        stage=2,
+        stages=UPSCALERS,
     )
 
 
@@ -100,6 +101,6 @@ def low_res_notes(config: "StageConfig") -> Iterator[str]:
     """A note for a level that Stage II is sampled or measured at, and not trained at."""
     begin, end = config.noise_level_begin, config.noise_level_end
     outside = [level for level in config.measured_noise_levels if not begin <= level < end]
-    if outside and config.flavour.stage == 2:
+    if outside and config.flavour.kind.is_upscaler:
         name = "validation_noise_level" + ("" if config.validation_noise_level in outside else "s")
         yield f"{name} is {outside[0]}; training draws {begin} to {end - 1} alone"

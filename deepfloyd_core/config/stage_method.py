@@ -7,6 +7,7 @@ from deepfloyd_core.config.base import NameOrPath, PathOrNumber, Spec, closest
 from deepfloyd_core.config.extras import missing_extra
 from deepfloyd_core.config.flavours import FLAVOURS, NOT_ON_THE_WAY_DOWN
 from deepfloyd_core.config.keys import CONTENT, LORA, key
+from deepfloyd_core.config.stages import CONTROLLED
 from deepfloyd_core.types import Conditioning
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ class MethodKeys(Spec):
         False,
         says="Train a ControlNet-LoRA (Zhang et al. 2023): a Stage I that follows a picture, the conditioning.",
         makes=(*LORA, "samples"),
-        stage=1,
+        stages=CONTROLLED,
         only_with=_ADAPTERS,
     )
     controlnet_conditioning: Conditioning = key(
@@ -78,7 +79,7 @@ class MethodKeys(Spec):
         says="The conditioning, made of each training picture: `canny` edges, `grayscale`, or `low_res`, its "
         "colours without detail; or `paired`, pictures of their own: see `conditioning_data` of the picture sets.",
         makes=LORA,
-        stage=1,
+        stages=CONTROLLED,
         only_with={"controlnet": (True,)},
     )
     base_model_precision: BasePrecision = key(
@@ -123,7 +124,7 @@ def _precision_fault(config: "StageConfig") -> str:
 
 
 def _control_fault(config: "StageConfig") -> str:
-    if not config.controlnet or config.flavour.stage == 2:
+    if not config.controlnet or not config.flavour.kind.takes_controlnet:
         return ""
     beyond = [name for name in config.lora_target_modules if name.split(".")[0] in NOT_ON_THE_WAY_DOWN]
     if beyond:

@@ -6,6 +6,7 @@ from pydantic import Field
 
 from deepfloyd_core.config.base import Spec
 from deepfloyd_core.config.keys import LORA, Reader, key
+from deepfloyd_core.config.stages import UPSCALERS
 
 SAMPLED: tuple[Reader, ...] = ("validation", "samples", "generated")
 
@@ -26,19 +27,19 @@ class SamplingKeys(Spec):
         7.0, ge=1, says="Classifier-free guidance scale; 1 switches it off.", makes=SAMPLED + ("low_res",)
     )
     validation_noise_level: int = key(
-        250, ge=0, le=999, says="Noise on Stage II's low-res input (0 to 999).", makes=SAMPLED + LORA, stage=2
+        250, ge=0, le=999, says="Noise on Stage II's low-res input (0 to 999).", makes=SAMPLED + LORA, stages=UPSCALERS
     )
     validation_noise_levels: tuple[Annotated[int, Field(ge=0, le=999)], ...] = key(
         (),
         strict=False,
         says="Further levels (0 to 999) at which Stage II is measured on the held-out pictures.",
         makes=("samples",),
-        stage=2,
+        stages=UPSCALERS,
     )
     validation_back_projection: bool = key(
         False,
         says="Add to Stage II's picture, in every sampling step, what it lacks of its low-res picture "
         "(Irani and Peleg 1991; Wang et al. 2022). False: the stock pipeline as it is.",
         makes=SAMPLED,
-        stage=2,
+        stages=UPSCALERS,
     )

@@ -21,8 +21,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from deepfloyd_core.config.data_sets import ImageDataset
-from deepfloyd_core.config.flavours import STAGES, Stage
 from deepfloyd_core.config.run import Run
+from deepfloyd_core.config.stages import STAGES, Stage, titles
 from deepfloyd_core.crops.eval_record import EvalRecord, eval_record
 from deepfloyd_core.errors import DataError
 from deepfloyd_core.index.ledger import group_names, ledger_batches, schema
@@ -101,11 +101,13 @@ def choice_notes(run: Run, choices: tuple[Choice, ...]) -> list[str]:
         why = f"num_eval_images is {run.config.num_eval_images}"
         if run.config.num_eval_images is None:
             why = f"usable pictures: {few}; one is held out from {FEWEST} on"
-        first = run.config.stage1
+        first = run.config.text_to_image
         drawn = "there are no samples, for they are made of held-out pictures"
         if first is not None and not first.controlnet:
             drawn = "look at the samples"
-        unmeasured = "neither the loss nor what Stage II makes is" if run.config.stage2 else "the loss is not"
+        unmeasured = "the loss is not"
+        if upscalers := run.config.upscalers:
+            unmeasured = f"neither the loss nor what {titles(upscalers)} makes is"
         notes.append(
             f"No picture is held out of training ({why}), so {unmeasured} measured on pictures that the model does not "
             f"know; {drawn}"

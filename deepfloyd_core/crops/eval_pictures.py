@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from deepfloyd_core.config.flavours import Stage
+from deepfloyd_core.config.stages import Stage
 from deepfloyd_core.crops.rows import check_pairs_of, read_row_list, shard_files
 from deepfloyd_core.crops.shards import ShardRow, open_shard, read_rows
 from deepfloyd_core.store.artifacts import Artifact

@@ -11,9 +11,9 @@ import pyarrow.compute as pc
 
 from deepfloyd_core.arrow import table_digest
 from deepfloyd_core.config.data_sets import ImageDataset
-from deepfloyd_core.config.flavours import Stage
 from deepfloyd_core.config.keys import Reader, read_by
 from deepfloyd_core.config.run import Run
+from deepfloyd_core.config.stages import CONTROLLED, Stage
 from deepfloyd_core.crops.eval_choice import EVAL_FORMAT, choose_held_out, chosen_pictures, held_out_pictures
 from deepfloyd_core.crops.pixels import FORMAT
 from deepfloyd_core.files import canonical_json, sha256_bytes
@@ -22,7 +22,11 @@ from deepfloyd_core.index.summary import IndexSummary
 from deepfloyd_core.store.artifacts import Artifact, Request
 from deepfloyd_core.types import Identity, Json
 
-KINDS = {"stage1_pixels": "stage1_conditioning", "eval_set": "eval_conditioning"}
+# The kind of the pairs that belong to pixels or to the eval set.
+KINDS = {
+    "eval_set": "eval_conditioning",
+    **{f"stage{stage}_pixels": f"stage{stage}_conditioning" for stage in CONTROLLED},
+}
 
 
 def pixels_request(run: Run, index: Artifact, stage: Stage) -> Request:
@@ -52,17 +56,18 @@ def eval_request(run: Run, index: Artifact) -> Request:
 
 
 def eval_identity(eval_set: Identity, stage: Stage) -> str:
-    """The identity of the part of an eval set that a stage's training reads, without the other stage's part."""
+    """The identity of the part of an eval set that a stage's training reads, without the parts of other stages."""
     own = {name: value for name, value in eval_set.inputs.items() if name.startswith(f"stage{stage}_")}
     record = {"seed": eval_set.spec["seed"], "crops": eval_set.spec[f"stage{stage}"], **own}
     return sha256_bytes(canonical_json(record).encode())[:16]
 
 
 def conditioning_request(run: Run, index: Artifact, pictures: Identity) -> Request:
-    """Identity of the pairs of Stage I's pixels or of its eval set: those crops, and the pictures' pairs."""
-    kind = KINDS[pictures.kind]
+    """Identity of the pairs of a stage's pixels or of its eval set: those crops, and the pictures' pairs."""
+    kind, stage = KINDS[pictures.kind], run.config.paired_stage
+    assert stage is not None  # else there are no pairs
     if pictures.kind == "eval_set":
-        pairs, crops = _digest(run, 1, chosen_pictures(run, index, PAIR)), eval_identity(pictures, 1)
+        pairs, crops = _digest(run, stage, chosen_pictures(run, index, PAIR)), eval_identity(pictures, stage)
     else:
         pairs, crops = index.summary(IndexSummary).rows[kind], pictures.name
     return Request(kind, FORMAT, {}, {"pairs": pairs, "pictures": crops})

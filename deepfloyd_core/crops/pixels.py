@@ -19,8 +19,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from deepfloyd_core.config.data_sets import ImageDataset
-from deepfloyd_core.config.flavours import Stage
 from deepfloyd_core.config.run import Run
+from deepfloyd_core.config.stages import Stage
 from deepfloyd_core.crops.eval_choice import choose_held_out, chosen_pictures, held_out_pictures
 from deepfloyd_core.crops.older_shards import OlderRows, copy_rows
 from deepfloyd_core.crops.plan import Planned, SizePlan, by_dataset, plan_pictures, write_plan, write_sizes

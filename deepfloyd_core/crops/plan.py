@@ -17,8 +17,8 @@ import pyarrow.compute as pc
 
 from deepfloyd_core.arrow import mapped_table
 from deepfloyd_core.config.data_sets import ImageDataset
-from deepfloyd_core.config.flavours import Stage
 from deepfloyd_core.config.run import Run
+from deepfloyd_core.config.stages import Stage
 from deepfloyd_core.files import atomic_path
 from deepfloyd_core.index.ledger import PICTURE, ledger_batches
 from deepfloyd_core.pictures.draws import image_keys, mixed, seeded

@@ -12,8 +12,8 @@ import pyarrow as pa
 from PIL import Image, ImageDraw
 
 from deepfloyd_core.config.data_sets import ImageDataset
-from deepfloyd_core.config.flavours import Stage
 from deepfloyd_core.config.run import Run
+from deepfloyd_core.config.stages import STAGES, Stage
 from deepfloyd_core.crops.plan import Planned, plan_pictures
 from deepfloyd_core.errors import DataError
 from deepfloyd_core.index.judge import Entry, judge, look
@@ -31,7 +31,6 @@ from deepfloyd_core.store.counts import many
 PREVIEW_FILE = "preview.png"
 CELL_PX, GAP_PX, LINE_PX, MARGIN_PX, FONT_PX, TILES_ACROSS = 176, 8, 18, 14, 13, 2
 INK, SOFT, PAPER, EDGE = (30, 30, 30), (105, 105, 105), (245, 245, 245), (200, 200, 200)
-COLOURS: dict[Stage, tuple[int, int, int]] = {1: (255, 40, 90), 2: (0, 125, 255)}  # of each stage's box and title
 Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 
@@ -78,8 +77,7 @@ def _chosen(run: Run, count: int) -> tuple[list[Shown], list[Row]]:
         if len(shown) == count or taken[dataset.id] == dataset.max_num_samples:
             continue
         row = judge(run, dataset, entry, look(run, dataset, entry))
-        fit: dict[Stage, bool] = {1: row.stage1_reason is None, 2: row.stage2_reason is None}
-        stages = [stage for stage in run.config.stages if row.status == "accepted" and fit[stage]]
+        stages = [stage for stage in run.config.stages if row.status == "accepted" and row.unfit(stage) is None]
         if stages:
             taken[dataset.id] += 1
             picture = pa.Table.from_pylist([vars(row)], schema=SCHEMA).select(PICTURE)
@@ -95,7 +93,7 @@ def _sheet(shown: list[Shown], stages: tuple[Stage, ...]) -> Image.Image:
     titles = [
         ("original", SOFT),
         ("downsampled", SOFT),
-        *((f"stage {'I' * stage}", COLOURS[stage]) for stage in stages),
+        *((f"stage {STAGES[stage].roman}", STAGES[stage].colour) for stage in stages),
     ]
     tile = len(titles) * (CELL_PX + GAP_PX) - GAP_PX, CELL_PX + 2 * LINE_PX + GAP_PX
     across = min(TILES_ACROSS, len(shown))
@@ -128,7 +126,7 @@ def _tile(one: Shown, stages: tuple[Stage, ...], size: tuple[int, int]) -> Image
             crop = one.crops[stage].crop
             _paste(tile, literal(picture, crop.scaled).crop(crop.box), {}, number)
         else:
-            why = (one.row.stage1_reason if stage == 1 else one.row.stage2_reason) or ""
+            why = one.row.unfit(stage) or ""
             pen.text((_left(number), 2 * LINE_PX + CELL_PX // 2), why.replace("_", " "), SOFT, font(FONT_PX))
     sizes = [
         first.crop.original,
@@ -167,5 +165,5 @@ def _paste(tile: Image.Image, view: Image.Image, boxes: dict[Stage, Box], number
     pen.rectangle((0, 0, size[0] - 1, size[1] - 1), outline=EDGE)
     x, y = size[0] / view.width, size[1] / view.height
     for stage, (left, top, right, bottom) in reversed(boxes.items()):
-        pen.rectangle((left * x, top * y, right * x - 1, bottom * y - 1), outline=COLOURS[stage], width=2)
+        pen.rectangle((left * x, top * y, right * x - 1, bottom * y - 1), outline=STAGES[stage].colour, width=2)
     tile.paste(small, (_left(number) + (CELL_PX - size[0]) // 2, 2 * LINE_PX + (CELL_PX - size[1]) // 2))

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from deepfloyd_core.arrow import mapped_table
-from deepfloyd_core.config.flavours import Stage
+from deepfloyd_core.config.stages import Stage
 from deepfloyd_core.crops.plan import SizePlan
 from deepfloyd_core.files import atomic_path
 from deepfloyd_core.hashing import caption_id

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from deepfloyd_core.config.flavours import UPSCALE
 from deepfloyd_core.config.stage import StageConfig
+from deepfloyd_core.config.stages import UPSCALE
 from deepfloyd_core.diffusion.loss import to_bytes, to_model_range
 from deepfloyd_core.hashing import hash_seed
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import DDPMScheduler
 
-from deepfloyd_core.config.flavours import UPSCALE
+from deepfloyd_core.config.stages import UPSCALE
 
 CONTROL_IMAGE = "control_image"  # among the cross_attention_kwargs of a UNet with a ControlNet
 

@@ -6,12 +6,10 @@ from typing import Any
 import numpy as np
 
 from deepfloyd_core.config.data_sets import ImageDataset
-from deepfloyd_core.config.flavours import STAGES, Stage
 from deepfloyd_core.config.run import Run
+from deepfloyd_core.config.stages import STAGES, Stage
 from deepfloyd_core.index.captions import finished_captions, missing_caption
-from deepfloyd_core.index.ledger import (
-    Row,
-)
+from deepfloyd_core.index.ledger import Row, StageReasons
 from deepfloyd_core.index.looks import sight_of
 from deepfloyd_core.index.pairs import check_pair, missing_pair
 from deepfloyd_core.pictures.decode import check_decodes, check_fits, decode_rgb, read_header
@@ -43,7 +41,7 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Verdict(StageReasons):
     """Facts from a picture's bytes. `reason`: it cannot be used at all."""
 
     format: str | None = None
@@ -52,8 +50,6 @@ class Verdict:
     face: list[int] | None = None
     reason: str | None = None
     detail: str | None = None
-    stage1_reason: str | None = None
-    stage2_reason: str | None = None
     note: str | None = None  # what is odd about the file, whatever becomes of it
     look: bytes | None = None  # from a child its sight (see `looks`)
 
@@ -109,7 +105,7 @@ def look(run: Run, dataset: ImageDataset, entry: Entry) -> Verdict:
 
 def _unfit(run: Run, verdict: Verdict) -> tuple[str | None, str | None]:
     """Why no stage of the run can use a picture of this size, and the detail; None if a stage can."""
-    whys = [verdict.stage1_reason if stage == 1 else verdict.stage2_reason for stage in run.config.stages]
+    whys = [verdict.unfit(stage) for stage in run.config.stages]
     if not all(whys) or not verdict.width or not verdict.height:
         return None, None
     why = next(reason for reason in SIZE_REASONS if reason in whys)
@@ -118,9 +114,8 @@ def _unfit(run: Run, verdict: Verdict) -> tuple[str | None, str | None]:
 
 
 def refused(reason: str, detail: str | None = None, known: dict[str, Any] | None = None) -> Verdict:
-    return Verdict(
-        **{**(known or {}), "reason": reason, "detail": detail, "stage1_reason": reason, "stage2_reason": reason}
-    )
+    unfit = dict.fromkeys((f"stage{stage}_reason" for stage in STAGES), reason)
+    return Verdict(**{**(known or {}), "reason": reason, "detail": detail, **unfit})
 
 
 def _size_reason(run: Run, dataset: ImageDataset, stage: Stage, size: tuple[int, int]) -> str | None:

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from deepfloyd_core.arrow import table_digest
-from deepfloyd_core.config.flavours import STAGES, Stage
+from deepfloyd_core.config.stages import CONTROLLED, STAGES, Stage
 from deepfloyd_core.errors import DataError
 from deepfloyd_core.index.summary import CaptionCounts, IndexSummary, LedgerCounts
 from deepfloyd_core.store.artifacts import Artifact
@@ -41,8 +41,7 @@ SCHEMA = pa.schema(
         pa.field("height", pa.int32()),
         pa.field("captions", pa.list_(pa.string()), nullable=False),
         pa.field("face", pa.list_(pa.int32())),
-        pa.field("stage1_reason", pa.string()),
-        pa.field("stage2_reason", pa.string()),
+        *(pa.field(f"{kind.table}_reason", pa.string()) for kind in STAGES.values()),
         pa.field("group", pa.string()),
     ]
 )
@@ -69,9 +68,22 @@ def part_schema(paired: bool) -> pa.Schema:
     return schema(paired).remove(SCHEMA.get_field_index("group")).append(pa.field("look", pa.binary(LOOK_BYTES)))
 
 
+@dataclass(frozen=True, kw_only=True)
+class StageReasons:
+    """Why a picture does not feed each stage; None: it does. It can be fit for one stage and too small for another."""
+
+    stage1_reason: str | None = None
+    stage2_reason: str | None = None
+
+    def unfit(self, stage: Stage) -> str | None:
+        """Why it does not feed a stage; None: it does."""
+        reason: str | None = getattr(self, f"{STAGES[stage].table}_reason")
+        return reason
+
+
 @dataclass(frozen=True)
-class Row:
-    """One row of the ledger. A picture can be fit for one stage and too small for the other."""
+class Row(StageReasons):
+    """One row of the ledger."""
 
     source: str
     dataset_id: str
@@ -85,8 +97,6 @@ class Row:
     height: int | None
     captions: list[str]  # every one that training may use
     face: list[int] | None  # left, top, width, height in the upright picture; None: none was found, or looked for
-    stage1_reason: str | None  # why it does not feed Stage I; None: it does
-    stage2_reason: str | None
     note: str | None = None  # what is odd about the file, whether it is accepted or not
     conditioning: str | None = None  # the pair that a ControlNet follows: its name, and the sha256 of its bytes
     conditioning_id: str | None = None
@@ -115,7 +125,8 @@ def row_digests(ledger: Path, paired: bool) -> dict[str, str]:
     """
     digests = {f"stage{stage}_pixels": table_digest(_batches(ledger, list(PICTURE), stage)) for stage in STAGES}
     if paired:
-        digests["stage1_conditioning"] = table_digest(_batches(ledger, list(PAIR), 1))
+        for stage in CONTROLLED:
+            digests[f"stage{stage}_conditioning"] = table_digest(_batches(ledger, list(PAIR), stage))
     return digests
 
 
@@ -192,7 +203,8 @@ def captions_left_out(counts: Mapping[str, Mapping[int, int]], repeats: Mapping[
 
 def count_rows(ledger: Path) -> LedgerCounts:
     """The number of rows of each kind."""
-    table = pq.read_table(ledger, columns=["status", "reason", "stage1_reason", "stage2_reason", "bytes"])
+    columns = {kind.table: f"{kind.table}_reason" for kind in STAGES.values()}
+    table = pq.read_table(ledger, columns=["status", "reason", *columns.values(), "bytes"])
     accepted = table.filter(pc.equal(table["status"], "accepted"))
     reasons = Counter(reason for reason in table["reason"].drop_null().to_pylist())
     return LedgerCounts(
@@ -200,9 +212,8 @@ def count_rows(ledger: Path) -> LedgerCounts:
         accepted=len(accepted),
         rejected=len(table) - len(accepted),
         reasons=dict(sorted(reasons.items())),
-        stage1=accepted["stage1_reason"].null_count,
-        stage2=accepted["stage2_reason"].null_count,
         bytes=pc.sum(table["bytes"]).as_py(),
+        **{name: accepted[column].null_count for name, column in columns.items()},
     )
 
 

@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from deepfloyd_core.config.flavours import STAGES
 from deepfloyd_core.config.run import Run
+from deepfloyd_core.config.stages import STAGES
 from deepfloyd_core.files import atomic_path
 from deepfloyd_core.index.ledger import (
     BEYOND,

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from deepfloyd_core.config.flavours import UPSCALE
+from deepfloyd_core.config.stages import UPSCALE
 from deepfloyd_core.diffusion.loss import low_res, to_bytes, to_model_range
 from deepfloyd_core.measures.pixel import detail_energy
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from deepfloyd_core.config.flavours import UPSCALE
+from deepfloyd_core.config.stages import UPSCALE
 from deepfloyd_core.measures.comparison import Picture
 from deepfloyd_core.measures.pixel import busiest
 from deepfloyd_core.pictures.sheets import framed, save_picture, titled_rows

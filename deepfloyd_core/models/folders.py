@@ -3,14 +3,14 @@
 from pathlib import Path
 
 from deepfloyd_core.config.base import is_there
-from deepfloyd_core.config.flavours import FLAVOURS, RANDOM, Stage
+from deepfloyd_core.config.flavours import FLAVOURS, RANDOM
+from deepfloyd_core.config.stages import STAGES, Stage
 from deepfloyd_core.errors import ModelError
 from deepfloyd_core.models.headers import UNET_WEIGHTS
 from deepfloyd_core.models.whole_weights import lacking, weight_faults
 
 # What a stock pipeline of one stage needs; `text` marks what only the text encoder's process reads.
-_UNET_FILES = ("unet/config.json", "unet/*.safetensors", "scheduler/scheduler_config.json")
-_STAGE2_FILES = ("image_noising_scheduler/scheduler_config.json",)
+_UNET_FILES = ("unet/config.json", "unet/*.safetensors")
 _TEXT_FILES = ("text_encoder/config.json", "text_encoder/*.safetensors", "tokenizer/tokenizer_config.json")
 _LOCAL = "or point pretrained_model_name_or_path at a copy of the model on this machine"
 _WEIGHTS = {"unet/*.safetensors": UNET_WEIGHTS, "text_encoder/*.safetensors": "model.safetensors"}
@@ -72,7 +72,8 @@ def _directory(model: str) -> Path | None:
 
 
 def _files(stage: Stage, text: bool) -> tuple[str, ...]:
-    return _UNET_FILES + (_STAGE2_FILES if stage == 2 else ()) + (_TEXT_FILES if text else ())
+    schedulers = tuple(f"{name}/scheduler_config.json" for name in STAGES[stage].schedulers)
+    return _UNET_FILES + schedulers + (_TEXT_FILES if text else ())
 
 
 def _missing(folder: Path, stage: Stage, text: bool) -> list[str]:

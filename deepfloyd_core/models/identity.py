@@ -5,10 +5,8 @@ from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 
-from deepfloyd_core.config.flavours import Stage
+from deepfloyd_core.config.stages import STAGES, Stage
 from deepfloyd_core.files import sha256_file
-
-MODEL_PARTS = {1: ("unet", "scheduler"), 2: ("unet", "scheduler", "image_noising_scheduler")}  # of a stage
 
 
 def model_fingerprint(folder: Path, parts: Iterable[str]) -> str:
@@ -39,4 +37,4 @@ def _sha256(file: Path, stamp: tuple[int, ...]) -> str:
 
 def base_model(stage: Stage, folder: Path, name: str = "model") -> dict[str, str]:
     """The fingerprint of a stage's base model, without its text encoder, as an input of a request called `name`."""
-    return {name: model_fingerprint(folder, MODEL_PARTS[stage])}
+    return {name: model_fingerprint(folder, STAGES[stage].parts)}

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from deepfloyd_core.config.flavours import FLAVOURS, RANDOM, TINY, Flavour, Stage
+from deepfloyd_core.config.flavours import FLAVOURS, RANDOM, TINY, Flavour
+from deepfloyd_core.config.stages import STAGES, Stage
 from deepfloyd_core.errors import ModelError
 from deepfloyd_core.files import TMP_PREFIX, canonical_json, fsync_path, sha256_bytes, write_bytes
 from deepfloyd_core.hashing import hash_seed
@@ -112,13 +113,12 @@ class Design:
 
 def design(flavour: Flavour, seed: int = 0) -> Design:
     """The architecture of a flavour without its `random:`: the table's, or that of the shipped folder."""
-    names = ("scheduler", "image_noising_scheduler")[: flavour.stage]
-    folder = Path(flavour.repo)
+    names, folder = flavour.kind.schedulers, Path(flavour.repo)
     if folder.is_absolute():
         schedulers = {name: _read(folder / name / "scheduler_config.json") for name in names}
         text = _read(folder / "text_encoder/config.json")
         return Design(flavour.stage, _read(folder / "unet/config.json"), schedulers, text, "float32", seed)
-    sampler = {**_COSINE, **_SAMPLER, "sample_max_value": 1.5 if flavour.stage == 1 else 1.0}
+    sampler = {**_COSINE, **_SAMPLER, "sample_max_value": flavour.kind.sample_max}
     schedulers = dict(zip(names, (sampler, _COSINE), strict=False))
     return Design(flavour.stage, UNETS[flavour.name], schedulers, T5_XXL, "bfloat16", seed)
 
@@ -295,9 +295,8 @@ def _model_index(wanted: Design) -> dict[str, Any]:
     parts = {"unet": ["diffusers", "UNet2DConditionModel"], "text_encoder": ["transformers", "T5EncoderModel"]}
     parts |= {name: ["diffusers", "DDPMScheduler"] for name in wanted.schedulers}
     absent: dict[str, Any] = {name: [None, None] for name in ("feature_extractor", "safety_checker", "watermarker")}
-    kind = "IFPipeline" if wanted.stage == 1 else "IFSuperResolutionPipeline"
     rest = {"tokenizer": ["transformers", "T5Tokenizer"], "requires_safety_checker": False}
-    return {"_class_name": kind, **absent, **parts, **rest}
+    return {"_class_name": STAGES[wanted.stage].pipeline, **absent, **parts, **rest}
 
 
 def _read(path: Path) -> dict[str, Any]:

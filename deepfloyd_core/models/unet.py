@@ -7,18 +7,20 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
+import diffusers
 import torch
-from diffusers import DDPMScheduler, IFPipeline, IFSuperResolutionPipeline, UNet2DConditionModel
+from diffusers import DDPMScheduler, UNet2DConditionModel
 from safetensors import safe_open
 
-from deepfloyd_core.config.flavours import TEXT_MODULES, Stage
+from deepfloyd_core.config.flavours import TEXT_MODULES
 from deepfloyd_core.config.stage import StageConfig
+from deepfloyd_core.config.stages import STAGES, Stage
 from deepfloyd_core.errors import ModelError
 from deepfloyd_core.models.headers import UNET_WEIGHTS, weight_files
 
 DTYPES = {"fp32": torch.float32, "no": torch.float32, "bf16": torch.bfloat16}
 _WITHOUT_TEXT = dict.fromkeys(("encoder_hid_dim", "encoder_hid_dim_type", "addition_embed_type"))
-PIPELINES = {1: IFPipeline, 2: IFSuperResolutionPipeline}
+PIPELINES = {stage: getattr(diffusers, kind.pipeline) for stage, kind in STAGES.items()}
 
 
 class ProjectedUNet(UNet2DConditionModel):  # type: ignore[misc]
@@ -145,6 +147,12 @@ def load_scheduler(folder: Path, name: str = "scheduler", **changes: Any) -> DDP
     return DDPMScheduler.from_pretrained(folder, subfolder=name, **changes)
 
 
+def load_noising_scheduler(folder: Path, stage: Stage) -> DDPMScheduler | None:
+    """The scheduler that adds noise to an upscaler's low-res picture; None for a stage that is no upscaler."""
+    name = STAGES[stage].noising_scheduler
+    return None if name is None else load_scheduler(folder, name)
+
+
 def trained_scheduler(folder: Path, learned_variance: bool) -> DDPMScheduler:
     """The scheduler for sampling a LoRA: if training left the variance half unchanged, the variance is fixed_small."""
     return load_scheduler(folder, variance_type="learned_range" if learned_variance else "fixed_small")
@@ -154,8 +162,7 @@ def stock_pipeline(folder: Path, stage: Stage, unet: UNet2DConditionModel, sched
     """diffusers' own pipeline of a stage around a UNet, without text encoder, safety checker and watermarker."""
     absent = dict.fromkeys(("tokenizer", "text_encoder", "safety_checker", "feature_extractor", "watermarker"))
     parts: dict[str, Any] = {**absent, "unet": unet, "scheduler": scheduler, "requires_safety_checker": False}
-    if stage == 2:
-        parts["image_noising_scheduler"] = load_scheduler(folder, "image_noising_scheduler")
+    parts |= {name: load_scheduler(folder, name) for name in STAGES[stage].schedulers if name not in parts}
     pipeline = PIPELINES[stage](**parts)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

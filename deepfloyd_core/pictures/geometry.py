@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepfloyd_core.config.data_sets import ImageDataset
-from deepfloyd_core.config.flavours import UPSCALE, Stage
 from deepfloyd_core.config.run import RunConfig
+from deepfloyd_core.config.stages import STAGES, Stage
 from deepfloyd_core.pictures.draws import Draw
 
 Size = tuple[int, int]  # width, height
@@ -115,7 +115,7 @@ def geometry(config: RunConfig, dataset: ImageDataset, stage: Stage, crop_style:
         buckets=dataset.buckets,
         aspect_range=dataset.aspect_range,
         rounding=config.aspect_bucket_rounding,
-        alignment=config.aspect_bucket_alignment * (1 if stage == 1 else UPSCALE),
+        alignment=config.aspect_bucket_alignment * STAGES[stage].scale,
         whole=not dataset.crop,
     )
 

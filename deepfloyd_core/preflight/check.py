@@ -9,11 +9,11 @@ reported when its folder is missing.
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from deepfloyd_core.config.cluster import reach
-from deepfloyd_core.config.flavours import Stage
 from deepfloyd_core.config.run import Run, RunConfig
+from deepfloyd_core.config.stages import STAGES, Stage
 from deepfloyd_core.errors import ConfigError, DeepFloydError, attempt, raise_together
 from deepfloyd_core.models.folders import folder_here, resolve
 from deepfloyd_core.preflight.load import read_run
@@ -25,9 +25,11 @@ if TYPE_CHECKING:
     from deepfloyd_core.adapters.start_from import Parent
 
 log = logging.getLogger(__name__)
+# The stages whose models have passed, each with the weights that it starts from.
+_Checked: TypeAlias = "dict[Stage, Parent | None]"
 
-# What a flow makes, with all that it needs for that. An order is one of `generate`.
-Goal = Literal["crops", "text_embeds", "stage1_lora", "stage2_lora", "lora_bundle"] | Order
+# What a flow makes, with all that it needs for that. A stage: its LoRA. An order is one of `generate`.
+Goal = Literal["crops", "text_embeds", "lora_bundle"] | Stage | Order
 
 
 def check_run(path: Path, overrides: tuple[str, ...], goal: Goal, elsewhere: bool = True, workers: bool = True) -> Run:
@@ -37,19 +39,20 @@ def check_run(path: Path, overrides: tuple[str, ...], goal: Goal, elsewhere: boo
     reports all faults of a round.
     """
     faults: list[DeepFloydError] = []
-    run = attempt(faults, _first_round, path, overrides, goal, faults)
+    checked: _Checked = {}
+    run = attempt(faults, _first_round, path, overrides, goal, faults, checked)
     raise_together(faults)
     assert run is not None  # without one there are faults
     if elsewhere:
         _ask_services(run, goal, workers)
-        _fetch_models(run, goal)
+        _fetch_models(run, goal, checked)
     return run
 
 
-def trained_with(config: RunConfig, stage: Stage) -> tuple[Stage, ...]:
-    """A stage, and the one that must be trained before it. Raises ConfigError when the run does not have it."""
-    config.stage(stage)
-    return (1, 2) if stage == 2 and config.remakes_low_res else (stage,)
+def trained_with(run_config: RunConfig, stage: Stage) -> tuple[Stage, ...]:
+    """A stage, and the one that must be trained before it. Raises ConfigError when the run has no such stage."""
+    config, source = run_config.stage(stage), STAGES[stage].upscales
+    return (source, stage) if source is not None and config.remakes_low_res else (stage,)
 
 
 def check_workers(run: Run) -> None:
@@ -58,7 +61,9 @@ def check_workers(run: Run) -> None:
         reach(run.config.task_runner, run.config.task_runner_address)
 
 
-def _first_round(path: Path, overrides: tuple[str, ...], goal: Goal, faults: list[DeepFloydError]) -> Run | None:
+def _first_round(
+    path: Path, overrides: tuple[str, ...], goal: Goal, faults: list[DeepFloydError], checked: _Checked
+) -> Run | None:
     if isinstance(goal, Order):
         faults += map(ConfigError, prompt_faults(goal.prompts))
     run = read_run(path, overrides, faults)
@@ -66,15 +71,15 @@ def _first_round(path: Path, overrides: tuple[str, ...], goal: Goal, faults: lis
         return run
     if isinstance(goal, Order):
         check_order(run, goal, faults)
-        if run.config.stage1 is None:
+        if run.config.text_to_image is None:
             return run
     stages = attempt(faults, _stages, run.config, goal) or ()
-    encoder = run.config.stages[0]  # whose text encoder is used
+    encoder = run.config.first_stage  # whose text encoder is used
     for stage in run.config.stages:
         if stage in (encoder, *stages):
             folder = _folder_here(run.config.stage(stage).model, stage, stage == encoder, faults)
             if folder is not None and stage in stages:
-                _check_model(run, goal, stage, folder, faults)
+                checked[stage] = _check_model(run, goal, stage, folder, faults)
     return run
 
 
@@ -82,10 +87,9 @@ def _stages(config: RunConfig, goal: Goal) -> tuple[Stage, ...]:
     """The stages whose UNets are trained or sampled. Raises ConfigError for one that the run does not have."""
     if isinstance(goal, Order) or goal == "lora_bundle":
         return config.stages
-    if goal not in ("stage1_lora", "stage2_lora"):
+    if goal == "crops" or goal == "text_embeds":
         return ()
-    stage: Stage = 1 if goal == "stage1_lora" else 2
-    return trained_with(config, stage)
+    return trained_with(config, goal)
 
 
 def _folder_here(model: str, stage: Stage, text: bool, faults: list[DeepFloydError]) -> Path | None:
@@ -120,15 +124,22 @@ def _ask_services(run: Run, goal: Goal, workers: bool) -> None:
 
 
 def _trains(goal: Goal) -> bool:
-    return goal in ("stage1_lora", "stage2_lora", "lora_bundle")
+    return goal == "lora_bundle" or isinstance(goal, int)
 
 
-def _fetch_models(run: Run, goal: Goal) -> None:
-    """Download or write missing models, and check each like the others. Raises for the first model with faults."""
+def _fetch_models(run: Run, goal: Goal, checked: _Checked) -> None:
+    """Download or write missing models, and check each like the others, except those that were checked before.
+
+    Raises for the first model with faults.
+    """
     faults: list[DeepFloydError] = []
     for stage in _stages(run.config, goal):
-        folder = resolve(run.config.stage(stage).model, stage, text=isinstance(goal, Order) and stage == 1)
-        parent = _check_model(run, goal, stage, folder, faults)
-        raise_together(faults)
+        encodes = isinstance(goal, Order) and stage == run.config.first_stage
+        if encodes or stage not in checked:
+            folder = resolve(run.config.stage(stage).model, stage, text=encodes)
+        if stage not in checked:
+            checked[stage] = _check_model(run, goal, stage, folder, faults)
+            raise_together(faults)
+        parent = checked[stage]
         if parent is not None and parent.note:
             log.info("%s", parent.note)

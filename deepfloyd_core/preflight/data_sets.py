@@ -7,8 +7,9 @@ from pathlib import Path
 
 from deepfloyd_core.config.base import read_config_file
 from deepfloyd_core.config.data_sets import ImageDataset, TextEmbedBackend
-from deepfloyd_core.config.flavours import UPSCALE, Flavour, Stage
-from deepfloyd_core.config.stage import StageConfig
+from deepfloyd_core.config.flavours import Flavour
+from deepfloyd_core.config.run import RunConfig
+from deepfloyd_core.config.stages import STAGES, Stage
 from deepfloyd_core.errors import ConfigError, DeepFloydError, attempt, raise_together
 from deepfloyd_core.files import text_lines
 from deepfloyd_core.index.captions import compiled_filters
@@ -23,7 +24,7 @@ def size_fault(flavour: Flavour, dataset: ImageDataset, stage: Stage) -> str:
     edge = dataset.edge_px * factor
     fault = _size_fault(dataset, flavour, edge)
     said = f"{dataset.id}: resolution is {dataset.resolution:g}, {edge:g} px at stage {stage}"
-    return f"{said}; {flavour.name} {fault}. Set {_both_stages(dataset)}." if fault else ""
+    return f"{said}; {flavour.name} {fault}. Set {_every_stage(dataset)}." if fault else ""
 
 
 def unfed_fault(flavour: Flavour, datasets: tuple[ImageDataset, ...], stage: Stage) -> str:
@@ -32,8 +33,8 @@ def unfed_fault(flavour: Flavour, datasets: tuple[ImageDataset, ...], stage: Sta
         return ""
     found = ", ".join(f"{dataset.resolution:g} of {dataset.id}" for dataset in datasets)
     return (
-        f"No data set feeds stage {stage}: resolution is {found}; {flavour.name} makes {flavour.size_px} px and is "
-        f"trained at up to {2 * flavour.size_px}. Set {_both_stages(datasets[0])}."
+        f"No data set feeds stage {stage}: resolution is {found}; {flavour.name} makes {flavour.kind.size_px} px and is "
+        f"trained at up to {flavour.kind.largest_px}. Set {_every_stage(datasets[0])}."
     )
 
 
@@ -51,80 +52,92 @@ def workspace_faults(workspace: Path, datasets: tuple[ImageDataset, ...]) -> Ite
             )
 
 
-def pair_faults(datasets: tuple[ImageDataset, ...]) -> Iterator[str]:
-    """Data sets without pairs that feed a Stage I with a paired ControlNet."""
+def pair_faults(datasets: tuple[ImageDataset, ...], stage: Stage) -> Iterator[str]:
+    """Data sets without pairs that feed a stage with a paired ControlNet."""
     for dataset in datasets:
-        if dataset.factor(1) is not None and dataset.conditioning_data is None:
+        if dataset.factor(stage) is not None and dataset.conditioning_data is None:
             yield (
-                f"stage1.controlnet_conditioning is 'paired', and {dataset.id}, which feeds stage 1, has no "
+                f"stage{stage}.controlnet_conditioning is 'paired', and {dataset.id}, which feeds stage {stage}, has no "
                 "conditioning_data. Add an entry of dataset_type conditioning with the directory of its pairs, and name "
                 "it there."
             )
 
 
-def pair_notes(paired: bool, datasets: tuple[ImageDataset, ...]) -> list[str]:
-    """A note for each data set whose conditioning_data has no effect. paired: Stage I uses pairs."""
+def pair_notes(datasets: tuple[ImageDataset, ...], stage: Stage | None) -> list[str]:
+    """A note for each data set whose conditioning_data has no effect. stage: the one that uses pairs, if one does."""
     notes = []
     for dataset in datasets:
-        if dataset.conditioning_data is not None and not (paired and dataset.factor(1) is not None):
-            why = f"{dataset.id} does not feed stage 1" if paired else "no stage has controlnet_conditioning = 'paired'"
+        if dataset.conditioning_data is not None and (stage is None or dataset.factor(stage) is None):
+            why = (
+                f"{dataset.id} does not feed stage {stage}"
+                if stage
+                else "no stage has controlnet_conditioning = 'paired'"
+            )
             notes.append(f"{dataset.id}: conditioning_data has no effect: {why}")
     return notes
 
 
-def pair_places(datasets: tuple[ImageDataset, ...], conditioning: tuple[ImageDataset, ...]) -> list[ImageDataset]:
-    """The places of the pairs that Stage I uses."""
-    used = {dataset.conditioning_data for dataset in datasets if dataset.factor(1) is not None}
+def pair_places(
+    datasets: tuple[ImageDataset, ...], conditioning: tuple[ImageDataset, ...], stage: Stage
+) -> list[ImageDataset]:
+    """The places of the pairs that a stage uses."""
+    used = {dataset.conditioning_data for dataset in datasets if dataset.factor(stage) is not None}
     return [place for place in conditioning if place.id in used]
 
 
-def low_res_faults(
-    stage1: StageConfig | None, stage2: StageConfig, datasets: tuple[ImageDataset, ...]
-) -> Iterator[str]:
-    """Why the Stage I of a run cannot remake the low-res pictures that Stage II is trained on."""
-    said = f"stage2.low_res_stage1_share is {stage2.low_res_stage1_share:g}"
-    if stage1 is None:
+def low_res_faults(config: RunConfig, stage: Stage, datasets: tuple[ImageDataset, ...]) -> Iterator[str]:
+    """Why a run's earlier stage cannot remake the low-res pictures that an upscaler is trained on."""
+    upscaler, source = config.stage(stage), STAGES[stage].upscales
+    assert source is not None
+    low, own = STAGES[source], STAGES[stage]
+    said = f"{own.table}.low_res_stage1_share is {upscaler.low_res_stage1_share:g}"
+    if source not in config.stages:
         yield (
-            f"{said}, and the run has no Stage I to make low-res pictures. Add a [stage1] table with a model_flavour, or "
-            "set low_res_stage1_share = 0."
+            f"{said}, and the run has no {low.title} to make low-res pictures. Add a [{low.table}] table with a "
+            "model_flavour, or set low_res_stage1_share = 0."
         )
         return
-    if stage1.controlnet:
+    first = config.stage(source)
+    if first.controlnet:
         yield (
-            f"{said}, and stage1.controlnet is True: such a Stage I follows a picture, and for Stage II's crops there is "
-            "none. Remove one of them."
+            f"{said}, and {low.table}.controlnet is True: such a {low.title} follows a picture, and for {own.title}'s crops "
+            "there is none. Remove one of them."
         )
-    steps, strength = stage1.validation_num_inference_steps, stage2.low_res_stage1_strength
+    steps, strength = first.validation_num_inference_steps, upscaler.low_res_stage1_strength
     if not int(steps * strength):  # as `IFImg2ImgPipeline` counts them
         yield (
-            f"stage1.validation_num_inference_steps is {steps}, of which stage2.low_res_stage1_strength = {strength:g} is "
-            f"less than one step. Use more steps, or a strength of at least {math.ceil(1000 / steps) / 1000:g}."
+            f"{low.table}.validation_num_inference_steps is {steps}, of which {own.table}.low_res_stage1_strength = "
+            f"{strength:g} is less than one step. Use more steps, or a strength of at least "
+            f"{math.ceil(1000 / steps) / 1000:g}."
         )
     for dataset in datasets:
-        if dataset.factor(2) is not None and dataset.factor(1) is None:
+        if dataset.factor(stage) is not None and dataset.factor(source) is None:
             yield (
-                f"{said}, and {dataset.id} feeds Stage II alone (its resolution is {dataset.resolution:g}): Stage I never "
-                f"saw what it would remake there. Set {_both_stages(dataset)}, which feeds both, or remove the share."
+                f"{said}, and {dataset.id} feeds {own.title} alone (its resolution is {dataset.resolution:g}): {low.title} "
+                f"never saw what it would remake there. Set {_every_stage(dataset)}, which feeds both, or remove the share."
             )
 
 
-def _both_stages(dataset: ImageDataset) -> str:
-    """The setting that feeds both stages at their native sizes, in the unit of the data set's resolution_type."""
-    px = 64
+def _every_stage(dataset: ImageDataset) -> str:
+    """The setting that feeds every stage at its native size, in the unit of the data set's resolution_type."""
+    px = min(kind.size_px for kind in STAGES.values())
     return f"resolution = {px * px / 1e6:g}" if dataset.resolution_type == "area" else f"resolution = {px}"
 
 
 def _size_fault(dataset: ImageDataset, flavour: Flavour, edge: float) -> str:
     """Why a model cannot be trained at an edge of so many px; empty when it can."""
-    unit = flavour.alignment_px
-    smaller = f", four times a size of Stage I, which are multiples of {unit // UPSCALE}" if flavour.stage == 2 else ""
+    kind, smaller = flavour.kind, ""
+    unit = kind.alignment_px
+    if kind.upscales is not None:
+        low = STAGES[kind.upscales]
+        smaller = f", four times a size of {low.title}, which are multiples of {low.alignment_px}"
     if dataset.resolution_type == "pixel" and edge % unit:
         return f"needs a multiple of {unit}{smaller}"
     # By area both edges are rounded to a multiple of the alignment: 0.0039 megapixels of Stage I become 256 px here.
-    least = flavour.size_px if dataset.resolution_type == "pixel" else flavour.size_px - unit / 2
-    if flavour.stage == 2 and edge < least:
-        return f"makes {flavour.size_px} px and is not trained below that"
-    return f"makes {flavour.size_px} px" if edge > 2 * flavour.size_px else ""
+    least = kind.size_px if dataset.resolution_type == "pixel" else kind.size_px - unit / 2
+    if kind.is_upscaler and edge < least:
+        return f"makes {kind.size_px} px and is not trained below that"
+    return f"makes {kind.size_px} px" if edge > kind.largest_px else ""
 
 
 def detector_fault(dataset: ImageDataset) -> str:

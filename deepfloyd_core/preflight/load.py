@@ -10,12 +10,12 @@ from pathlib import Path
 from deepfloyd_core.config.base import home_path, is_there, relative_to
 from deepfloyd_core.config.data_file import DataFile, load_data_file
 from deepfloyd_core.config.data_sets import ImageDataset
-from deepfloyd_core.config.flavours import Stage
 from deepfloyd_core.config.relative_paths import no_data_file, start_of_paths
 from deepfloyd_core.config.run import Run, RunConfig
 from deepfloyd_core.config.run_file import ParsedRunFile
 from deepfloyd_core.config.run_reader import read_written
 from deepfloyd_core.config.run_text import TOKENS
+from deepfloyd_core.config.stages import Stage
 from deepfloyd_core.errors import ConfigError, DeepFloydError, attempt, raise_together
 from deepfloyd_core.preflight.data_sets import (
     detector_fault,
@@ -123,13 +123,14 @@ def _check_together(
     for stage in config.stages:
         if file.whole:
             notes += _check_turns(config, datasets, stage, faults)
-    if config.stage2 and config.remakes_low_res:
-        faults += map(ConfigError, low_res_faults(config.stage1, config.stage2, datasets))
-    if config.paired:
-        faults += map(ConfigError, pair_faults(datasets))
-        for place in pair_places(datasets, file.conditioning):
+    for stage in config.upscalers:
+        if config.stage(stage).remakes_low_res:
+            faults += map(ConfigError, low_res_faults(config, stage, datasets))
+    if config.paired_stage is not None:
+        faults += map(ConfigError, pair_faults(datasets, config.paired_stage))
+        for place in pair_places(datasets, file.conditioning, config.paired_stage):
             attempt(faults, open_source, place)
-    return notes + pair_notes(config.paired, datasets)
+    return notes + pair_notes(datasets, config.paired_stage)
 
 
 def _check_turns(
@@ -168,9 +169,10 @@ def _run_notes(path: Path, config: RunConfig) -> list[str]:
             f"{path}: tokenizer_max_length is {config.tokenizer_max_length}; IF was trained with {TOKENS} rows of text and "
             "attends to all of them, so more rows, also for short captions, shift what the base model does"
         )
-    if config.stage1 and config.stage1.controlnet and config.prompts:
+    first = config.text_to_image
+    if first and first.controlnet and config.prompts:
         notes.append(
-            f"{path}: validation_prompt is ignored where Stage I is sampled; with controlnet it follows held-out pictures, "
-            "each with its caption"
+            f"{path}: validation_prompt is ignored where {first.flavour.kind.title} is sampled; with controlnet it "
+            "follows held-out pictures, each with its caption"
         )
     return notes + [f"{path}: stage{stage}.{note}" for stage in config.stages for note in config.stage(stage).notes]

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deepfloyd_core.config.flavours import Stage
 from deepfloyd_core.config.run import Run
+from deepfloyd_core.config.stages import CONTROLLED, Stage
 from deepfloyd_core.errors import ConfigError, DeepFloydError, attempt
 from deepfloyd_core.preflight.unet_sizes import sample_size_faults
 
@@ -57,7 +57,7 @@ def _count_faults(order: Order) -> Iterator[str]:
 def check_order(run: Run, order: Order, faults: list[DeepFloydError]) -> None:
     """All checks of an order that need no models."""
     faults += map(ConfigError, _count_faults(order))
-    if run.config.stage1 is None:
+    if run.config.text_to_image is None:
         faults.append(ConfigError("generate starts from Stage I: add a [stage1] table with a model_flavour."))
     size, *others = run.config.sample_sizes_px
     if others:
@@ -88,7 +88,9 @@ def _control_faults(bundle: "Artifact | None", order: Order) -> Iterator[str]:
     from deepfloyd_core.adapters.files import CONTROL_FILE, product_name
     from deepfloyd_core.store.versions import stage_folder
 
-    follows = bundle is not None and product_name(stage_folder(bundle.path, 1)) == CONTROL_FILE
+    follows = bundle is not None and any(
+        product_name(stage_folder(bundle.path, stage)) == CONTROL_FILE for stage in CONTROLLED
+    )
     if follows and order.control is None:
         yield f"Version {order.version!r} is a ControlNet: name the picture that it is to follow with --control."
     if order.control is not None and not follows:

@@ -8,22 +8,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from deepfloyd_core.config.flavours import UPSCALE, Stage
 from deepfloyd_core.config.run import Run
+from deepfloyd_core.config.stages import STAGES, Stage
 from deepfloyd_core.errors import ConfigError, ModelError
 from deepfloyd_core.preflight.data_sets import size_fault
 
-_CHANNELS = {1: 3, 2: 6}  # that a UNet is fed: x_t, and at Stage II the low-res picture beside it
 _ALIGNMENTS = (8, 16, 24, 32, 64)  # that `aspect_bucket_alignment` can be
 
 
 def check_unet(stage: Stage, folder: Path) -> bool:
-    """Raise ConfigError for the UNet of the other stage, ModelError for a configuration that cannot be read; else True."""
-    taken = _read(folder)["in_channels"]
-    if taken != _CHANNELS[stage]:
+    """Raise ConfigError for the UNet of another stage, ModelError for a configuration that cannot be read; else True."""
+    taken, kind = _read(folder)["in_channels"], STAGES[stage]
+    if taken != kind.in_channels:
         raise ConfigError(
-            f"{_unet(stage, folder)} is fed {taken} channels; one of Stage {'I' * stage} is fed {_CHANNELS[stage]}. "
-            f"Give stage{stage}.pretrained_model_name_or_path a folder of Stage {'I' * stage}."
+            f"{_unet(stage, folder)} is fed {taken} channels; one of {kind.title} is fed {kind.in_channels}. "
+            f"Give {kind.table}.pretrained_model_name_or_path a folder of {kind.title}."
         )
     return True
 
@@ -68,7 +67,7 @@ def _read(folder: Path) -> dict[str, Any]:
 
 def _crops(run: Run, stage: Stage) -> Iterator[tuple[str, int, int]]:
     alignment = run.config.aspect_bucket_alignment
-    yield f"aspect_bucket_alignment is {alignment}", alignment, 1 if stage == 1 else UPSCALE
+    yield f"aspect_bucket_alignment is {alignment}", alignment, STAGES[stage].scale
     for dataset in run.datasets:
         factor = dataset.factor(stage)
         if factor is None or size_fault(run.config.stage(stage).flavour, dataset, stage):
@@ -78,7 +77,7 @@ def _crops(run: Run, stage: Stage) -> Iterator[tuple[str, int, int]]:
 
 
 def _samples(run: Run, stage: Stage) -> Iterator[tuple[str, int, int]]:
-    factor = UPSCALE if stage == 2 and run.config.stage1 is not None else 1
+    factor = STAGES[stage].scale // STAGES[run.config.first_stage].scale
     for edge in sorted({edge for size in run.config.sample_sizes_px for edge in size}):
         yield f"validation_resolution is {run.config.validation_resolution!r}", edge, factor
 

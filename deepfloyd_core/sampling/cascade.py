@@ -1,4 +1,4 @@
-"""Cascade samples: base against fine-tuned, same prompts and seeds; and Stage II measured on the held-out pictures."""
+"""Cascade samples: base against fine-tuned, same prompts and seeds; and the upscaler measured on held-out pictures."""
 
 import json
 from collections.abc import Callable
@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from deepfloyd_core.config.flavours import Stage
 from deepfloyd_core.config.stage import StageConfig
+from deepfloyd_core.config.stages import STAGES
 from deepfloyd_core.crops.rows import shard_files
 from deepfloyd_core.crops.shards import ShardRow, read_rows
 from deepfloyd_core.diffusion.conditioning import conditioning_picture
@@ -30,7 +30,7 @@ from deepfloyd_core.models.unet import pick_device, use_threads
 from deepfloyd_core.pictures.sheets import save_picture, titled_rows
 from deepfloyd_core.processes.jobs import Job
 from deepfloyd_core.sampling.jobs import SampledStage, SampleRequest, SamplesSummary
-from deepfloyd_core.sampling.sampler import Sampler, make_sampler, sample_stage1, sample_stage2
+from deepfloyd_core.sampling.sampler import Sampler, make_sampler, sample
 from deepfloyd_core.sampling.specs import SampleSpec, sample_specs
 from deepfloyd_core.text.embeds import Embeds
 from deepfloyd_core.types import Json
@@ -57,24 +57,29 @@ def sample_cascade(job: Job[SampleRequest]) -> SamplesSummary:
     figures: dict[str, float | UpscalingFigures] = {}
     rows: list[tuple[str, list[np.ndarray]]] = []
     small: dict[str, list[torch.Tensor]] = {}
-    wanted = _wanted(request) if 1 in cascade else []
+    first, upscaler = cascade.text_to_image, cascade.upscaler
+    wanted = [] if first is None else _wanted(request, first)
     sampled = _ticker(job, wanted)
-    for variant in VARIANTS if wanted else ():
-        small[variant] = _stage1(request, variant, wanted, sampled)
-        pictures = _save(job, 1, variant, wanted, small[variant])
-        if wanted[0].given is not None and not cascade.of(1).settings.paired:
-            figures[f"control_error_{variant}"] = control_error(cascade.of(1).settings, wanted, small[variant])
-        rows.append((f"Stage I, {variant}", pictures[:SHEET_COLUMNS]))
-        if request.validation.sample_measure == "drawn_world":
-            figures[f"concept_share_{variant}"] = concept_share(pictures, [item.prompt for item in wanted])
-    if 2 in cascade:
+    if first is not None and wanted:
+        for variant in VARIANTS:
+            small[variant] = _from_text(request, first, variant, wanted, sampled)
+            pictures = _save(job, first, variant, wanted, small[variant])
+            if wanted[0].given is not None and not first.settings.paired:
+                figures[f"control_error_{variant}"] = control_error(first.settings, wanted, small[variant])
+            rows.append((f"{STAGES[first.stage].title}, {variant}", pictures[:SHEET_COLUMNS]))
+            if request.validation.sample_measure == "drawn_world":
+                figures[f"concept_share_{variant}"] = concept_share(pictures, [item.prompt for item in wanted])
+    if upscaler is not None:
         upscaled = wanted[: request.validation.num_upscaled_images]
         table: list[Row] = []
         if small:
-            large, table, figures["samples"] = _upscale_samples(request, upscaled, small, sampled)
-            rows += [(f"Stage II, {variant}", _save(job, 2, variant, upscaled, large[variant])) for variant in VARIANTS]
-        if shard_files(request.inputs.eval_set, 2):
-            figures |= _measure_stage2(job, table, sampled)
+            large, table, figures["samples"] = _upscale_samples(request, upscaler, upscaled, small, sampled)
+            title = STAGES[upscaler.stage].title
+            rows += [
+                (f"{title}, {variant}", _save(job, upscaler, variant, upscaled, large[variant])) for variant in VARIANTS
+            ]
+        if shard_files(request.inputs.eval_set, upscaler.stage):
+            figures |= _measure_upscaler(job, upscaler, table, sampled)
     if any(item.given is not None for item in wanted):
         rows = _with_conditioning(rows, wanted[:SHEET_COLUMNS])
     if rows:
@@ -106,7 +111,7 @@ def control_error(settings: StageConfig, wanted: list[SampleSpec], made: list[to
 def _with_conditioning(
     rows: list[tuple[str, list[np.ndarray]]], wanted: list[SampleSpec]
 ) -> list[tuple[str, list[np.ndarray]]]:
-    """Rows for the sheet: the conditioning above the samples; below Stage I's samples the pictures that the
+    """Rows for the sheet: the conditioning above the samples; below those made from text the pictures that the
     conditioning was computed from, or whose pair it is.
     """
     given = [to_bytes(item.given * 2 - 1)[0].numpy() for item in wanted if item.given is not None]
@@ -123,7 +128,7 @@ def sampler_settings(one: SampledStage, negative_prompt: str) -> Json:
         "guidance": own.validation_guidance,
         "negative_prompt": negative_prompt,
     }
-    if one.stage == 2:
+    if STAGES[one.stage].is_upscaler:
         settings |= {"noise_level": own.validation_noise_level, "back_projection": own.validation_back_projection}
     return settings
 
@@ -138,10 +143,12 @@ def save_png(picture: np.ndarray, sample: Sample, path: Path) -> None:
         Image.fromarray(picture).save(tmp, format="PNG", pnginfo=info)
 
 
-def _wanted(request: SampleRequest) -> list[SampleSpec]:
-    """Stage I's samples."""
-    settings, inputs = request.cascade.of(1).settings, request.inputs
-    return sample_specs(1, settings, request.validation, request.prompts, inputs.eval_set, inputs.eval_conditioning)
+def _wanted(request: SampleRequest, first: SampledStage) -> list[SampleSpec]:
+    """The samples from text."""
+    inputs, validation = request.inputs, request.validation
+    return sample_specs(
+        first.stage, first.settings, validation, request.prompts, inputs.eval_set, inputs.eval_conditioning
+    )
 
 
 def _texts(request: SampleRequest, prompts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -153,12 +160,12 @@ def _texts(request: SampleRequest, prompts: list[str]) -> tuple[torch.Tensor, to
 def _ticker(job: Job[SampleRequest], wanted: list[SampleSpec]) -> Callable[[int], None]:
     """Report every sampled picture against the number that this job will sample."""
     request, enlarged, measured = job.request, 0, 0
-    if 2 in request.cascade:
-        settings = request.cascade.of(2).settings
+    if upscaler := request.cascade.upscaler:
+        settings = upscaler.settings
         levels, second = len(settings.measured_noise_levels), min(len(wanted), request.validation.num_upscaled_images)
         # Base's samples are upscaled by the base; tuned ones by both, at every level.
         enlarged = second * (1 + len(VARIANTS) * levels)
-        held_out = sum(len(read_rows(file)) for file in shard_files(request.inputs.eval_set, 2))
+        held_out = sum(len(read_rows(file)) for file in shard_files(request.inputs.eval_set, upscaler.stage))
         measured = held_out * (levels + (1 if settings.degrades_low_res else 0))
     total, done = len(VARIANTS) * (len(wanted) + measured) + enlarged, 0
 
@@ -170,90 +177,92 @@ def _ticker(job: Job[SampleRequest], wanted: list[SampleSpec]) -> Callable[[int]
     return sampled
 
 
-def _sampler(request: SampleRequest, stage: Stage, variant: str, sampled: Callable[[int], None]) -> Sampler:
-    trained = request.inputs.loras[stage].path if variant == "tuned" else None
-    return make_sampler(request.cascade.of(stage), trained, request.machine, sampled)
+def _sampler(request: SampleRequest, one: SampledStage, variant: str, sampled: Callable[[int], None]) -> Sampler:
+    trained = request.inputs.loras[one.stage].path if variant == "tuned" else None
+    return make_sampler(one, trained, request.machine, sampled)
 
 
-def _stage1(
-    request: SampleRequest, variant: str, wanted: list[SampleSpec], sampled: Callable[[int], None]
+def _from_text(
+    request: SampleRequest, one: SampledStage, variant: str, wanted: list[SampleSpec], sampled: Callable[[int], None]
 ) -> list[torch.Tensor]:
     """Pictures (C, H, W), in their order."""
-    sampler, made = _sampler(request, 1, variant, sampled), []
+    sampler, made = _sampler(request, one, variant, sampled), []
     for size, group in groupby(wanted, key=lambda item: item.size):
         part = list(group)
         text, negative = _texts(request, [item.prompt for item in part])
         given = [item.given for item in part if item.given is not None and variant == "tuned"]
         seeds, control = [item.seed for item in part], torch.cat(given) if given else None
-        made += list(sample_stage1(sampler, text, negative, seeds, size, control))
+        made += list(sample(sampler, text, negative, seeds, size, control))
     return made
 
 
 def _upscale_samples(
     request: SampleRequest,
+    upscaler: SampledStage,
     wanted: list[SampleSpec],
     small: dict[str, list[torch.Tensor]],
     sampled: Callable[[int], None],
 ) -> tuple[dict[str, list[torch.Tensor]], list[Row], UpscalingFigures]:
-    """Stage I's pictures, upscaled by each variant of the cascade; and the measures of both variants of Stage II on the
-    tuned pictures, at every noise level: rows and their summary.
+    """The pictures from text, upscaled by each variant of the cascade; and the measures of both variants of the upscaler
+    on the tuned pictures, at every noise level: rows and their summary.
     """
-    levels = request.cascade.of(2).settings.measured_noise_levels
+    levels = upscaler.settings.measured_noise_levels
     low = {variant: pictures[: len(wanted)] for variant, pictures in small.items()}
     large, made = {}, {}
     for variant in VARIANTS:
-        sampler = _sampler(request, 2, variant, sampled)
+        sampler = _sampler(request, upscaler, variant, sampled)
         for level in levels:
-            made[variant, level] = _stage2(request, sampler.at(level), wanted, low["tuned"])
+            made[variant, level] = _upscaled(request, sampler.at(level), wanted, low["tuned"])
         large[variant] = (
-            made["tuned", levels[0]] if variant == "tuned" else _stage2(request, sampler, wanted, low["base"])
+            made["tuned", levels[0]] if variant == "tuned" else _upscaled(request, sampler, wanted, low["base"])
         )
         del sampler  # and its model, before the next one is loaded
     names = [f"{item.prompt}, seed {item.seed}, {item.size[0]}x{item.size[1]}" for item in wanted]
     return large, *measure_samples(names, low["tuned"], made, levels)
 
 
-def _stage2(
+def _upscaled(
     request: SampleRequest, sampler: Sampler, wanted: list[SampleSpec], small: list[torch.Tensor]
 ) -> list[torch.Tensor]:
-    """small: Stage I's pictures (C, h, w). Returns them upscaled, (C, 4h, 4w)."""
+    """small: low-res pictures (C, h, w). Returns them upscaled, (C, 4h, 4w)."""
     made: list[torch.Tensor] = []
-    for _, group in groupby(zip(wanted, small, strict=True), key=lambda pair: pair[0].size):
+    for size, group in groupby(zip(wanted, small, strict=True), key=lambda pair: pair[0].size):
         part, pictures = zip(*group, strict=True)
         text, negative = _texts(request, [item.prompt for item in part])
-        made += list(sample_stage2(sampler, text, negative, [item.seed for item in part], torch.stack(pictures)))
+        made += list(sample(sampler, text, negative, [item.seed for item in part], size, torch.stack(pictures)))
     return made
 
 
 def _save(
-    job: Job[SampleRequest], stage: Stage, variant: str, wanted: list[SampleSpec], pictures: list[torch.Tensor]
+    job: Job[SampleRequest], one: SampledStage, variant: str, wanted: list[SampleSpec], pictures: list[torch.Tensor]
 ) -> list[np.ndarray]:
     request = job.request
-    settings = sampler_settings(request.cascade.of(stage), request.validation.validation_negative_prompt)
+    settings = sampler_settings(one, request.validation.validation_negative_prompt)
     arrays = [to_bytes(picture[None])[0].numpy() for picture in pictures]
     for number, (item, array) in enumerate(zip(wanted, arrays, strict=True)):
-        path = job.out / f"stage{stage}" / f"{variant}-{number:03d}.png"
+        path = job.out / STAGES[one.stage].table / f"{variant}-{number:03d}.png"
         save_png(array, Sample(item.prompt, item.seed, variant, settings), path)
     return arrays
 
 
-def _measure_stage2(
-    job: Job[SampleRequest], table: list[Row], sampled: Callable[[int], None]
+def _measure_upscaler(
+    job: Job[SampleRequest], one: SampledStage, table: list[Row], sampled: Callable[[int], None]
 ) -> dict[str, UpscalingFigures]:
     """Measure untuned and tuned model on the held-out pictures, with interpolation. table: further rows of eval.parquet."""
-    request, settings = job.request, job.request.cascade.of(2).settings
+    request, settings = job.request, one.settings
 
     def upscaler(variant: str) -> Upscaler:
-        sampler = _sampler(request, 2, variant, sampled)
+        sampler = _sampler(request, one, variant, sampled)
 
         def upscale(rows: list[ShardRow], small: torch.Tensor, noise_level: int) -> torch.Tensor:
             seeds = [hash_seed("eval", row.image_id) % 2**32 for row in rows]
             text, negative = _texts(request, [row.caption for row in rows])
-            return sample_stage2(sampler.at(noise_level), text, negative, seeds, small)
+            size = small.shape[3], small.shape[2]
+            return sample(sampler.at(noise_level), text, negative, seeds, size, small)
 
         return upscale
 
-    files = shard_files(request.inputs.eval_set, 2)
+    files = shard_files(request.inputs.eval_set, one.stage)
     upscalers = {variant: partial(upscaler, variant) for variant in VARIANTS}
 
     def spoil(rows: list[ShardRow], small: torch.Tensor) -> torch.Tensor:

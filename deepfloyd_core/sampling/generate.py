@@ -1,4 +1,4 @@
-"""Generate: samples prompts with Stage I and Stage II, with the trained weights of a version or with the base models."""
+"""Generate: samples prompts with every stage of a run, with the trained weights of a version or with the base models."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from deepfloyd_core.adapters.controlnet import control_of
-from deepfloyd_core.config.flavours import Stage
+from deepfloyd_core.config.stages import STAGES, Stage
 from deepfloyd_core.diffusion.conditioning import as_conditioning, conditioning_picture
 from deepfloyd_core.diffusion.loss import to_bytes, to_model_range
 from deepfloyd_core.models.unet import use_threads
@@ -14,7 +14,7 @@ from deepfloyd_core.pictures.decode import read_fitted
 from deepfloyd_core.processes.jobs import Job
 from deepfloyd_core.sampling.cascade import Sample, sampler_settings, save_png
 from deepfloyd_core.sampling.jobs import GeneratedSummary, GenerateRequest, SampledStage
-from deepfloyd_core.sampling.sampler import Sampler, make_sampler, sample_stage1, sample_stage2
+from deepfloyd_core.sampling.sampler import Sampler, make_sampler, sample
 from deepfloyd_core.store.pinned import PinnedFile
 from deepfloyd_core.store.versions import stage_folder
 from deepfloyd_core.text.encode import encode_prompts
@@ -28,7 +28,7 @@ def generate_pictures(job: Job[GenerateRequest]) -> GeneratedSummary:
     use_threads(request.machine.num_threads)
     prompts, seeds = [prompt for prompt, _ in request.pictures], [seed for _, seed in request.pictures]
     text, negative = _encode(request, prompts)
-    small, files, done = None, [], 0
+    made, files, done = None, list[str](), 0
 
     def sampled(count: int) -> None:
         nonlocal done
@@ -37,11 +37,9 @@ def generate_pictures(job: Job[GenerateRequest]) -> GeneratedSummary:
 
     for one in stages:
         sampler = make_sampler(one, _trained(request, one.stage), request.machine, sampled)
-        if small is None:
-            follow = _conditioning(job, request.control, sampler) if request.control else None
-            made = small = sample_stage1(sampler, text, negative, seeds, request.size, follow)
-        else:
-            made = sample_stage2(sampler, text, negative, seeds, small)
+        if not STAGES[one.stage].is_upscaler:
+            made = _conditioning(job, request.control, sampler) if request.control else None
+        made = sample(sampler, text, negative, seeds, request.size, made)
         files += _save(job, one, made)
     return GeneratedSummary(pictures=tuple(files), prompts=tuple(prompts * len(stages)))
 

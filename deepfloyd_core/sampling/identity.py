@@ -6,9 +6,9 @@ model is loaded.
 
 from pathlib import Path
 
-from deepfloyd_core.config.flavours import Stage
 from deepfloyd_core.config.keys import read_by
 from deepfloyd_core.config.run import Run
+from deepfloyd_core.config.stages import STAGES, Stage
 from deepfloyd_core.errors import ConfigError
 from deepfloyd_core.measures.registry import COLUMNS, networks_of
 from deepfloyd_core.models.identity import base_model, model_fingerprint
@@ -23,13 +23,15 @@ LOW_RES_FORMAT = 1
 SAMPLES_FORMAT = 10
 
 
-def low_res_request(run: Run, folder: Path, inputs: LowResInputs[A]) -> Request:
-    """Identity of Stage I's remakes of Stage II's low-res pictures. `folder`: Stage I's base model."""
-    spec = read_by(run.config.stage(1), "low_res", 1)
-    spec |= {"strength": run.config.stage(2).low_res_stage1_strength, "seed": run.config.seed}
+def low_res_request(run: Run, stage: Stage, folder: Path, inputs: LowResInputs[A]) -> Request:
+    """Identity of the remakes of an upscaler's low-res pictures. `folder`: the base model of the stage before it."""
+    source = STAGES[stage].upscales
+    assert source is not None
+    spec = read_by(run.config.stage(source), "low_res", source)
+    spec |= {"strength": run.config.stage(stage).low_res_stage1_strength, "seed": run.config.seed}
     spec |= {"negative_prompt": run.config.validation_negative_prompt}
     ids = {**inputs.names, "text_embeds": text_identity(inputs.text_embeds)}
-    return Request("stage2_low_res", LOW_RES_FORMAT, spec, {**ids, **base_model(1, folder)})
+    return Request(f"stage{stage}_low_res", LOW_RES_FORMAT, spec, {**ids, **base_model(source, folder)})
 
 
 def samples_request(run: Run, prompts: list[str], folders: dict[Stage, Path], inputs: SampleInputs[A]) -> Request:
@@ -37,10 +39,10 @@ def samples_request(run: Run, prompts: list[str], folders: dict[Stage, Path], in
     config = run.config
     asked: Json = {
         "prompts": prompts,
-        "sizes": [list(size) for size in config.sample_sizes_px] if config.stage1 else [],
+        "sizes": [list(size) for size in config.sample_sizes_px] if config.text_to_image else [],
         "seed": config.validation_seed,
     }
-    if config.stage1 and config.stage1.controlnet:
+    if config.text_to_image and config.text_to_image.controlnet:
         asked = {}  # held-out pictures are followed, with captions, sizes and seeds of their own
     spec: Json = {
         **asked,
@@ -53,7 +55,7 @@ def samples_request(run: Run, prompts: list[str], folders: dict[Stage, Path], in
     for stage in config.stages:
         spec[f"stage{stage}"] = read_by(config.stage(stage), "samples", stage)
         models |= base_model(stage, folders[stage], f"stage{stage}_model")
-    if config.stage2:
+    if config.upscalers:
         spec["columns"] = list(COLUMNS)  # samples with fewer would be taken for finished ones
     for network, weights in networks_of(config):
         models[network.key] = network.fingerprint(weights)

@@ -5,12 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deepfloyd_core.config.base import Spec
-from deepfloyd_core.config.flavours import Stage
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.config.run_text import TextKeys
 from deepfloyd_core.config.run_validation import ValidationKeys
 from deepfloyd_core.config.stage import StageConfig
-from deepfloyd_core.errors import ConfigError
+from deepfloyd_core.config.stages import STAGES, Stage
 from deepfloyd_core.measures.figures import UpscalingFigures
 from deepfloyd_core.measures.tables import MeasureTable, measure_tables
 from deepfloyd_core.processes.jobs import JobRequest
@@ -33,15 +32,20 @@ class Cascade(Spec):
 
     stages: tuple[SampledStage, ...]
 
-    def of(self, stage: Stage) -> SampledStage:
-        """An existing stage. Raises ConfigError for another one."""
-        for one in self.stages:
-            if one.stage == stage:
-                return one
-        raise ConfigError(f"There is no stage {stage} to sample with.")
+    @property
+    def text_to_image(self) -> SampledStage | None:
+        """The stage that makes pictures from text; None: there are upscalers alone."""
+        return next((one for one in self.stages if not STAGES[one.stage].is_upscaler), None)
 
-    def __contains__(self, stage: Stage) -> bool:
-        return any(one.stage == stage for one in self.stages)
+    @property
+    def upscaler(self) -> SampledStage | None:
+        """The stage that upscales; None: there is none. Raises ValueError for several, as `SamplesSummary` has room for
+        the measures of one.
+        """
+        found = [one for one in self.stages if STAGES[one.stage].is_upscaler]
+        if len(found) > 1:
+            raise ValueError(f"There are {len(found)} upscalers to measure, and a summary has room for one.")
+        return found[0] if found else None
 
 
 def cascade_of(run: Run, models: Mapping[Stage, Path]) -> Cascade:
@@ -54,9 +58,9 @@ def cascade_of(run: Run, models: Mapping[Stage, Path]) -> Cascade:
 
 @dataclass(frozen=True, kw_only=True)
 class LowResInputs(Inputs[A]):
-    """The inputs of Stage I's remakes of Stage II's low-res pictures."""
+    """The inputs of Stage I's remakes of an upscaler's low-res pictures."""
 
-    pixels: A  # of Stage II
+    pixels: A  # of the upscaler
     stage1_lora: A
     text_embeds: A
 
@@ -71,12 +75,13 @@ class LowResSummary(Summary):
 
 
 class RemakeRequest(JobRequest[LowResSummary]):
-    """Remake the low-res picture of every row of Stage II's pixels."""
+    """Remake the low-res picture of every row of an upscaler's pixels."""
 
     job = "remake"
     entry = "deepfloyd_core.sampling.remakes:remake_low_res"
     returns = LowResSummary
-    stage1: SampledStage
+    upscaler: Stage
+    source: SampledStage  # the stage that makes its low-res pictures
     strength: float  # of the noise, above 0 to 1: `low_res_stage1_strength`
     seed: int
     negative_prompt: str
@@ -93,8 +98,13 @@ class CascadeInputs(Inputs[A]):
     @property
     def loras(self) -> dict[Stage, A]:
         """The LoRA of each stage that has one."""
-        found: dict[Stage, A | None] = {1: self.stage1_lora, 2: self.stage2_lora}
+        found: dict[Stage, A | None] = {stage: getattr(self, f"stage{stage}_lora") for stage in STAGES}
         return {stage: lora for stage, lora in found.items() if lora is not None}
+
+
+def lora_fields(loras: Mapping[Stage, A]) -> dict[str, A]:
+    """LoRAs as keyword arguments of `CascadeInputs`."""
+    return {f"stage{stage}_lora": lora for stage, lora in loras.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,12 +146,14 @@ class SampleRequest(JobRequest[SamplesSummary]):
     inputs: SampleInputs[Artifact]
 
 
-def remake_job(run: Run, model: Path, inputs: LowResInputs[Artifact]) -> RemakeRequest:
-    """The job that makes Stage I's remakes. model: Stage I's base."""
-    config = run.config
+def remake_job(run: Run, stage: Stage, model: Path, inputs: LowResInputs[Artifact]) -> RemakeRequest:
+    """The job that remakes the low-res pictures of an upscaler. model: the base of the stage before it."""
+    config, source = run.config, STAGES[stage].upscales
+    assert source is not None
     return RemakeRequest(
-        machine=config, stage1=SampledStage(stage=1, settings=config.stage(1), model=model), seed=config.seed,
-        strength=config.stage(2).low_res_stage1_strength, negative_prompt=config.validation_negative_prompt, inputs=inputs,
+        machine=config, upscaler=stage, source=SampledStage(stage=source, settings=config.stage(source), model=model),
+        seed=config.seed, strength=config.stage(stage).low_res_stage1_strength,
+        negative_prompt=config.validation_negative_prompt, inputs=inputs,
     )  # fmt: skip
 
 
@@ -186,7 +198,7 @@ def generate_job(
     """The job that makes generated pictures: of the first of the run's sample sizes."""
     config = run.config
     return GenerateRequest(
-        machine=config, cascade=cascade_of(run, models), text=config, encoder=models[1], pictures=tuple(pictures),
-        size=config.sample_sizes_px[0], negative_prompt=config.validation_negative_prompt, version=version, bundle=bundle,
-        control=control,
+        machine=config, cascade=cascade_of(run, models), text=config, encoder=models[config.first_stage],
+        pictures=tuple(pictures), size=config.sample_sizes_px[0], negative_prompt=config.validation_negative_prompt,
+        version=version, bundle=bundle, control=control,
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Stage I's remakes of Stage II's low-res pictures: inputs as at inference, for crops whose ground truth is known.
+"""Stage I's remakes of an upscaler's low-res pictures: inputs as at inference, for crops whose ground truth is known.
 
 At inference Stage II upscales Stage I's samples; in training it upscales clean downscales. A remake is such a downscale
 with noise added, then sampled again by the Stage I that the run trained, with the crop's own caption (SDEdit, Meng et
@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from deepfloyd_core.config.flavours import UPSCALE
+from deepfloyd_core.config.stages import STAGES, UPSCALE, Stage
 from deepfloyd_core.crops.pixels import SHEET, SHEET_CELL_PX
 from deepfloyd_core.crops.plan import by_size
 from deepfloyd_core.crops.reader import Crops, Size, crops_of
@@ -29,7 +29,7 @@ from deepfloyd_core.models.unet import use_threads
 from deepfloyd_core.pictures.sheets import contact_sheet, save_picture
 from deepfloyd_core.processes.jobs import Job
 from deepfloyd_core.sampling.jobs import LowResSummary, RemakeRequest
-from deepfloyd_core.sampling.sampler import BATCH, Sampler, make_sampler, resample_stage1
+from deepfloyd_core.sampling.sampler import Sampler, make_sampler, resample_stage1
 from deepfloyd_core.store.artifacts import Artifact
 from deepfloyd_core.store.parts import finish_part, part_is_whole
 from deepfloyd_core.text.embeds import Embeds
@@ -53,7 +53,7 @@ def remake_low_res(job: Job[RemakeRequest]) -> LowResSummary:
     use_threads(job.request.machine.num_threads)
     pixels = job.request.inputs.pixels
     rows = read_row_list(pixels.path)
-    parts = list(_parts(rows))
+    parts = list(_parts(rows, job.request.upscaler))
     todo = [part for part in parts if not part_is_whole(job.out / part.name)]
     if todo:
         _make(job, pixels, rows, todo)
@@ -77,13 +77,13 @@ def remake_seed(seed: int, row: ShardRow) -> int:
     return hash_seed("low-res of stage 1", seed, row.image_id, row.repeat)
 
 
-def _parts(rows: pa.Table) -> Iterator[_Part]:
+def _parts(rows: pa.Table, stage: Stage) -> Iterator[_Part]:
     """The shards, in the order of their numbers."""
     number = 0
     for size, own in by_size(rows):
         places = np.flatnonzero(own)
         for start in range(0, len(places), SHARD_ROWS):
-            yield _Part(f"stage2-{number:06d}.parquet", size, places[start : start + SHARD_ROWS])
+            yield _Part(f"stage{stage}-{number:06d}.parquet", size, places[start : start + SHARD_ROWS])
             number += 1
 
 
@@ -98,13 +98,14 @@ def _make(job: Job[RemakeRequest], pixels: Artifact, rows: pa.Table, todo: list[
 
     request = job.request
     files, crops, embeds = shard_files(pixels), crops_of(pixels), Embeds(request.inputs.text_embeds)
-    sampler = make_sampler(request.stage1, request.inputs.stage1_lora.path, request.machine, sampled)
+    sampler = make_sampler(request.source, request.inputs.stage1_lora.path, request.machine, sampled)
     for part in todo:
         width, height = part.size[0] // UPSCALE, part.size[1] // UPSCALE
         known = _shard_rows(files, rows, part.numbers)
         made: list[np.ndarray] = []
-        for start in range(0, len(known), BATCH[1]):  # of all at once, text alone would take some hundred MB
-            own = slice(start, start + BATCH[1])
+        batch = STAGES[request.source.stage].batch
+        for start in range(0, len(known), batch):  # of all at once, text alone would take some hundred MB
+            own = slice(start, start + batch)
             small = true_low_res(crops, part.size, part.numbers[own])
             made += list(_remade(request, sampler, embeds, known[own], small))
         own_rows = [replace(row, width=width, height=height, method=METHOD) for row in known]

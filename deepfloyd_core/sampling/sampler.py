@@ -12,9 +12,9 @@ import torch
 from diffusers import IFImg2ImgPipeline
 
 from deepfloyd_core.adapters.method import load_product
-from deepfloyd_core.config.flavours import UPSCALE, Stage
 from deepfloyd_core.config.run_machine import Machine
 from deepfloyd_core.config.stage import StageConfig
+from deepfloyd_core.config.stages import STAGES, UPSCALE, Stage
 from deepfloyd_core.diffusion.back_projection import back_projecting
 from deepfloyd_core.diffusion.loss import CONTROL_IMAGE
 from deepfloyd_core.models.unet import (
@@ -26,8 +26,6 @@ from deepfloyd_core.models.unet import (
     stock_pipeline,
 )
 from deepfloyd_core.sampling.jobs import SampledStage
-
-BATCH = {1: 16, 2: 2}
 
 
 @dataclass(frozen=True)
@@ -41,7 +39,7 @@ class Sampler:
     sampled: Callable[[int], None]  # called with the number of pictures in each batch
 
     def at(self, noise_level: int) -> "Sampler":
-        """The same sampler at another noise level of Stage II's low-res picture."""
+        """The same sampler at another noise level of an upscaler's low-res picture."""
         return replace(self, config=self.config.model_copy(update={"validation_noise_level": noise_level}))
 
 
@@ -55,6 +53,18 @@ def make_sampler(one: SampledStage, trained: Path | None, machine: Machine, samp
         load_product(pipeline, trained)
     order_channels_last(unet)
     return Sampler(one.stage, one.settings, pipeline.to(device), device, sampled)
+
+
+def sample(
+    sampler: Sampler, text: torch.Tensor, negative: torch.Tensor, seeds: list[int], size: tuple[int, int],
+    given: torch.Tensor | None = None,
+) -> torch.Tensor:  # fmt: skip
+    """Pictures of any stage: text and negative (N, T, D), one seed each -> float32 (N, C, H, W) in [-1, 1] on the CPU.
+
+    size: (width, height) of pictures from text; an upscaler's follow from its low-res pictures. given: a ControlNet's
+    conditioning, or an upscaler's low-res pictures.
+    """
+    return _SAMPLED[sampler.stage](sampler, text, negative, seeds, size, given)
 
 
 def sample_stage1(
@@ -108,14 +118,27 @@ def resample_stage1(
     )  # fmt: skip
 
 
+def _upscaled(
+    sampler: Sampler, text: torch.Tensor, negative: torch.Tensor, seeds: list[int], size: tuple[int, int],
+    given: torch.Tensor | None,
+) -> torch.Tensor:  # fmt: skip
+    assert given is not None  # what is to be upscaled
+    return sample_stage2(sampler, text, negative, seeds, given)
+
+
+# How each stage samples, with the arguments of `sample`.
+_SAMPLED: dict[Stage, Callable[..., torch.Tensor]] = {1: sample_stage1, 2: _upscaled}
+
+
 def _sample(
     sampler: Sampler, text: torch.Tensor, negative: torch.Tensor, seeds: list[int],
     given: Callable[[slice], dict[str, Any]],
 ) -> torch.Tensor:  # fmt: skip
     """given: the further inputs of a part of the pictures, apart from text and seeds, under the pipeline's names."""
     dtype, parts = DTYPES[sampler.config.mixed_precision], []
-    for start in range(0, len(seeds), BATCH[sampler.stage]):
-        part = slice(start, start + BATCH[sampler.stage])
+    batch = STAGES[sampler.stage].batch
+    for start in range(0, len(seeds), batch):
+        part = slice(start, start + batch)
         pictures = sampler.pipeline(
             **given(part),
             prompt_embeds=text[part].to(sampler.device, dtype),

@@ -6,11 +6,11 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from deepfloyd_core.config.stages import STAGES, StageKind
 from deepfloyd_core.types import Json
 
 _LONGEST = 60  # characters of a value
 _ARTIFACT = re.compile(r"(\w+)/[0-9a-f]{16}")
-_STAGE = re.compile(r"stage([12])(?:_\w+)?")
 # Keys of a spec that have another name in the run file.
 _NAMES = {
     "prompts": "validation_prompt", "sizes": "validation_resolution", "negative_prompt": "validation_negative_prompt",
@@ -40,7 +40,9 @@ _FILES = {
 
 def label(kind: str) -> str:
     """An artifact's kind as people read it: `Stage I LoRA`."""
-    return kind.replace("stage2", "Stage II").replace("stage1", "Stage I").replace("_", " ").replace("lora", "LoRA")
+    for stage in STAGES.values():
+        kind = kind.replace(stage.table, stage.title)
+    return kind.replace("_", " ").replace("lora", "LoRA")
 
 
 def changes(kind: str, old: Json, new: Json) -> list[str]:
@@ -69,8 +71,8 @@ def _setting(kind: str, path: tuple[str, ...], before: Any, after: Any) -> str:
     if key == "stages":
         came, went = [each for each in after if each not in before], [each for each in before if each not in after]
         return ", ".join([f"stage {each} added" for each in came] + [f"stage {each} removed" for each in went])
-    if (own := _STAGE.fullmatch(key)) and (before is None or after is None):
-        return f"stage {own[1]} {'added' if before is None else 'removed'}"
+    if (own := _stage(key)) and (before is None or after is None):
+        return f"stage {own.number} {'added' if before is None else 'removed'}"
     if path[0] == "shares" or (len(path) > 1 and path[-2] == "datasets"):
         return _data_set(key, before, after)
     if key in _PHRASES:
@@ -95,14 +97,19 @@ def _key(kind: str, path: tuple[str, ...]) -> str:
         return ".".join(path[path.index("datasets") + 1 :])
     if key == "seed" and (kind == "cascade_samples" or path[0] == "validation"):
         return "validation_seed"
-    if kind == "stage2_lora" and path == ("validation", "images"):
+    name, stage = _NAMES.get(key, key), _stage(path[0]) or _stage(kind)
+    if stage and stage.is_upscaler and path == ("validation", "images"):
         return "num_upscaled_images"
-    name, of = _NAMES.get(key, key), _STAGE.fullmatch(path[0]) or _STAGE.fullmatch(kind)
-    if key in _OF_RUN or of is None:
+    if key in _OF_RUN or stage is None:
         return name
-    if kind == "stage2_low_res" and key != "strength":
-        return f"stage1.{name}"
-    return f"stage{of[1]}.{name}"
+    if kind.endswith("_low_res") and key != "strength":  # of the stage that samples the low-res pictures
+        return f"stage{stage.upscales}.{name}"
+    return f"{stage.table}.{name}"
+
+
+def _stage(name: str) -> StageKind | None:
+    """The stage that a key or a kind names first."""
+    return next((kind for kind in STAGES.values() if re.fullmatch(rf"{kind.table}(_\w+)?", name)), None)
 
 
 def _data_set(name: str, before: Any, after: Any) -> str:
@@ -137,6 +144,6 @@ def _input(name: str, before: str | None, after: str | None) -> list[str]:
     if name.endswith(("_pictures", "_held_out")):
         return ["held-out pictures changed"]
     if name in ("model", "unet") or name.endswith("_model"):
-        of = f" of stage {name[5]}" if _STAGE.fullmatch(name) else ""
+        of = f" of stage {own.number}" if (own := _stage(name)) else ""
         return [f"base model{of} changed"] if before and after else []  # else it is with its stage
     return [_FILES.get(name, f"{name} changed")]

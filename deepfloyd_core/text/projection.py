@@ -15,10 +15,10 @@ import numpy as np
 import pyarrow as pa
 
 from deepfloyd_core.arrow import mapped_table, mapped_tensor
-from deepfloyd_core.config.flavours import Stage
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.config.stage import StageConfig
 from deepfloyd_core.config.stage_run import Precision
+from deepfloyd_core.config.stages import Stage
 from deepfloyd_core.errors import ArtifactError
 from deepfloyd_core.files import atomic_path, canonical_json, sha256_bytes
 from deepfloyd_core.models.identity import model_fingerprint

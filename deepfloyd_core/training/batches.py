@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from deepfloyd_core.config.flavours import UPSCALE
+from deepfloyd_core.config.stages import UPSCALE
 from deepfloyd_core.crops.plan import by_size
 from deepfloyd_core.crops.reader import Size, crops_of
 from deepfloyd_core.crops.rows import check_pairs_of, check_remakes_of, read_row_list

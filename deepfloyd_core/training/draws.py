@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import torch
 
-from deepfloyd_core.config.flavours import UPSCALE
 from deepfloyd_core.config.stage import StageConfig
+from deepfloyd_core.config.stages import UPSCALE
 from deepfloyd_core.diffusion.degradations import draw_degradation
 from deepfloyd_core.hashing import hash_seed
 from deepfloyd_core.training.batches import Draws, Rollout

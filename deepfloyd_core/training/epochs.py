@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from deepfloyd_core.config.base import parse_spec
-from deepfloyd_core.config.flavours import Stage
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.config.stage import StageConfig
+from deepfloyd_core.config.stages import Stage
 from deepfloyd_core.crops.rows import held_out_ids, read_row_list
 from deepfloyd_core.store.artifacts import Artifact
 from deepfloyd_core.store.counts import many

@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from deepfloyd_core.config.flavours import Stage
+from deepfloyd_core.config.stages import Stage
 from deepfloyd_core.crops.eval_pictures import eval_pictures
 from deepfloyd_core.diffusion.loss import squared_error, to_model_range
 from deepfloyd_core.hashing import hash_seed

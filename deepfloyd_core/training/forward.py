@@ -1,4 +1,4 @@
-"""The training loss of both stages: draws, the UNet's inputs and the comparison; and the UNet's epsilon for any draws."""
+"""The training loss of every stage: draws, the UNet's inputs and the comparison; and the UNet's epsilon for any draws."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -9,8 +9,8 @@ import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 
 from deepfloyd_core.adapters.controlnet import control_of
-from deepfloyd_core.config.flavours import Stage
 from deepfloyd_core.config.stage import StageConfig
+from deepfloyd_core.config.stages import Stage
 from deepfloyd_core.diffusion.back_projection import back_projected
 from deepfloyd_core.diffusion.conditioning import as_conditioning, conditioning_picture
 from deepfloyd_core.diffusion.degradations import degrade
@@ -43,7 +43,7 @@ class Setup:
     seed: int
     unet: UNet2DConditionModel
     scheduler: DDPMScheduler
-    noising: DDPMScheduler | None  # Stage II's image_noising_scheduler
+    noising: DDPMScheduler | None  # of an upscaler's low-res pictures; None: the stage is no upscaler
     texts: Callable[[list[str]], Text]  # of caption ids, as the UNet takes them
     device: torch.device
     out: Path

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from deepfloyd_core.config.flavours import Stage
 from deepfloyd_core.config.keys import read_by
 from deepfloyd_core.config.run import Run
+from deepfloyd_core.config.stages import STAGES, Stage
 from deepfloyd_core.crops.identity import eval_identity
 from deepfloyd_core.models.identity import base_model
 from deepfloyd_core.store.artifacts import Request
@@ -51,7 +51,7 @@ def _validation(run: Run, stage: Stage, prompts: Sequence[str]) -> Json:
     config = run.config
     spec = read_by(config.stage(stage), "validation", stage)
     spec["negative_prompt"] = config.validation_negative_prompt
-    if stage == 2:
+    if STAGES[stage].is_upscaler:
         return {**spec, "images": config.num_upscaled_images}
     if config.stage(stage).controlnet:
         return {**spec, "images": config.num_validation_images}

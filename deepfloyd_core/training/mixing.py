@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from deepfloyd_core.config.data_sets import ImageDataset
-from deepfloyd_core.config.flavours import Stage
 from deepfloyd_core.config.run import Run
+from deepfloyd_core.config.stages import Stage
 from deepfloyd_core.errors import ConfigError
 
 _UNIT = 1 << 32  # how finely the largest share is counted

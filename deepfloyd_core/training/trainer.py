@@ -1,4 +1,4 @@
-"""One trainer for both stages: adapters, biases or all weights, exact to the byte when killed and started again.
+"""One trainer for every stage: adapters, biases or all weights, exact to the byte when killed and started again.
 
 Every draw is a function of (seed, forward pass), the learning rate of the step, the batch order of the epoch. So a
 checkpoint holds only the trained parameters, their moving average, the optimizer's state and a step number.
@@ -18,9 +18,9 @@ import torch
 
 from deepfloyd_core.adapters.lora import trainable
 from deepfloyd_core.adapters.method import base_dtype, method_of
-from deepfloyd_core.config.flavours import Stage
 from deepfloyd_core.config.stage import StageConfig
 from deepfloyd_core.config.stage_run import device_fault
+from deepfloyd_core.config.stages import STAGES, Stage
 from deepfloyd_core.crops.rows import held_out_ids
 from deepfloyd_core.diffusion.conditioning import as_conditioning
 from deepfloyd_core.errors import ConfigError, JobError, Stop
@@ -29,6 +29,7 @@ from deepfloyd_core.hashing import hash_seed
 from deepfloyd_core.measures.held_out_loss import HeldOutLosses
 from deepfloyd_core.models.quantized import frozen_bytes, frozen_numbers, load_base
 from deepfloyd_core.models.unet import (
+    load_noising_scheduler,
     load_scheduler,
     order_channels_last,
     pick_device,
@@ -107,7 +108,7 @@ def _write_figures(stage: Stage, out: Path, metrics: list[StepMetrics], validate
     """Write metrics.parquet, a row for each step, and the curve of its losses and the held-out ones."""
     with atomic_path(out / METRICS_FILE) as tmp:
         pq.write_table(pa.Table.from_pylist([vars(row) for row in metrics]), tmp)
-    save_loss_curve([row.loss for row in metrics], f"Stage {'I' * stage} training loss", out / LOSS_CURVE, validated)
+    save_loss_curve([row.loss for row in metrics], f"{STAGES[stage].title} training loss", out / LOSS_CURVE, validated)
 
 
 def _on_held_out(
@@ -146,7 +147,7 @@ def _set_up(job: Job[TrainRequest]) -> Setup:
         recompute_activations(unet)
     unet.to(device)
     order_channels_last(unet)
-    noising = load_scheduler(folder, "image_noising_scheduler") if stage == 2 else None
+    noising = load_noising_scheduler(folder, stage)
     texts = Projected(text).batch if projected else raw_texts(text)
     in_steps = compiled_unet(unet, config.dynamo_backend)
     return Setup(stage, config, request.seed, unet, load_scheduler(folder), noising, texts, device, job.out, in_steps)

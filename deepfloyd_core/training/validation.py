@@ -1,6 +1,6 @@
 """Validation during a training: losses on fixed draws, and samples of the stock pipeline with fixed seeds.
 
-Stage I samples the validation prompts, or, with a ControlNet, from held-out conditioning pictures; Stage II upscales
+Stage I samples the validation prompts, or, with a ControlNet, from held-out conditioning pictures; an upscaler upscales
 held-out pictures. The losses of a step are kept in a dot file until the training is finished, so that a killed run
 keeps those before its checkpoint.
 """
@@ -18,8 +18,8 @@ import torch
 from diffusers import UNet2DConditionModel
 from PIL import Image
 
-from deepfloyd_core.config.flavours import Stage
 from deepfloyd_core.config.stage import StageConfig
+from deepfloyd_core.config.stages import STAGES, Stage
 from deepfloyd_core.diffusion.loss import Text, to_bytes
 from deepfloyd_core.files import atomic_path, write_bytes
 from deepfloyd_core.hashing import caption_id
@@ -27,7 +27,7 @@ from deepfloyd_core.models.same_output import frozen
 from deepfloyd_core.models.unet import autocast, stock_pipeline, trained_scheduler
 from deepfloyd_core.pictures.sheets import save_picture, titled_rows
 from deepfloyd_core.sampling.cascade import Sample, save_png
-from deepfloyd_core.sampling.sampler import BATCH, Sampler, sample_stage1, sample_stage2
+from deepfloyd_core.sampling.sampler import Sampler, sample
 from deepfloyd_core.sampling.specs import SampleSpec
 from deepfloyd_core.training.eval_loss import GridLoss, GridPicture, Predict, grid_losses, mean_loss
 
@@ -95,7 +95,7 @@ def _save_pictures(plan: Validation, step: int) -> list[Path]:
     sampler = Sampler(stage, settings, pipeline, unet.device, lambda count: None)
     paths: list[Path] = []
     without = [caption_id(plan.negative_prompt)]
-    for part in _batches(plan.wanted, BATCH[stage]):
+    for part in _batches(plan.wanted, STAGES[stage].batch):
         text, negative = texts([caption_id(item.prompt) for item in part]), texts(without * len(part))
         seeds, found = [item.seed for item in part], [item.given for item in part if item.given is not None]
         given = torch.cat(found) if found else None
@@ -104,11 +104,7 @@ def _save_pictures(plan: Validation, step: int) -> list[Path]:
             _pooled(unet, text, negative, settings.validation_guidance),
             autocast(unet.device, settings.mixed_precision),
         ):
-            if stage == 2:
-                assert given is not None
-                made = sample_stage2(sampler, text.rows, negative.rows, seeds, given)
-            else:
-                made = sample_stage1(sampler, text.rows, negative.rows, seeds, part[0].size, given)
+            made = sample(sampler, text.rows, negative.rows, seeds, part[0].size, given)
         for item, picture in zip(part, to_bytes(made).numpy(), strict=True):
             paths.append(out / PICTURES / f"step-{step:08d}" / f"{len(paths):03d}.png")
             save_png(picture, Sample(item.prompt, item.seed, f"step {step}", {"stage": stage}), paths[-1])
@@ -145,12 +141,13 @@ def _sheet(folders: list[Path], stage: Stage, wanted: list[SampleSpec]) -> Image
         rows.append(
             (f"step {int(folder.name.removeprefix('step-'))}", [np.asarray(Image.open(file)) for file in files])
         )
+    kind = STAGES[stage]
     truths = [item.truth for item in wanted[:_COLUMNS] if item.truth is not None]
     if truths:
         given = [item.given for item in wanted[:_COLUMNS] if item.given is not None]
-        label, shown = ("low-res", given) if stage == 2 else ("conditioning", [item * 2 - 1 for item in given])
+        label, shown = ("low-res", given) if kind.is_upscaler else ("conditioning", [item * 2 - 1 for item in given])
         rows = [(label, [to_bytes(item)[0].numpy() for item in shown]), *rows, ("truth", truths)]
-    return titled_rows(rows, 96 if stage == 1 else 192, f"Stage {'I' * stage} while it is trained, same seeds")
+    return titled_rows(rows, kind.sheet_px, f"{kind.title} while it is trained, same seeds")
 
 
 def _batches(wanted: list[SampleSpec], most: int) -> Iterator[list[SampleSpec]]:

@@ -14,8 +14,9 @@ from small_run import SmallRun
 
 from deepfloyd_core.adapters.bitfit import free_biases, load_biases, reload_biases, restore_biases, save_biases
 from deepfloyd_core.adapters.files import BITFIT_FILE, LORA_FILE
-from deepfloyd_core.config.flavours import FLAVOURS, Stage
+from deepfloyd_core.config.flavours import FLAVOURS
 from deepfloyd_core.config.stage import StageConfig
+from deepfloyd_core.config.stages import Stage
 from deepfloyd_core.errors import ArtifactError
 from deepfloyd_core.models.unet import DTYPES, autocast, load_projected_unet, load_unet
 

@@ -17,8 +17,9 @@ from training_parts import planned_name
 from deepfloyd_core.adapters.files import UNET_FOLDER
 from deepfloyd_core.adapters.full import free_all, load_full, reload_unet, restore_unet, save_unet
 from deepfloyd_core.adapters.method import METHODS, base_dtype, load_product, method_of
-from deepfloyd_core.config.flavours import FLAVOURS, Stage
+from deepfloyd_core.config.flavours import FLAVOURS
 from deepfloyd_core.config.stage import StageConfig
+from deepfloyd_core.config.stages import Stage
 from deepfloyd_core.errors import ArtifactError
 from deepfloyd_core.models.unet import PIPELINES, autocast, load_scheduler, load_unet, stock_pipeline
 from deepfloyd_core.text.projection import text_is_frozen

@@ -14,8 +14,9 @@ from small_run import SmallRun
 
 from deepfloyd_core.adapters.files import LORA_FILE
 from deepfloyd_core.adapters.lora import add_lora, lora_state, reload_saved, save_lora, trainable
-from deepfloyd_core.config.flavours import FLAVOURS, Stage
+from deepfloyd_core.config.flavours import FLAVOURS
 from deepfloyd_core.config.stage import StageConfig
+from deepfloyd_core.config.stages import Stage
 from deepfloyd_core.errors import ArtifactError
 from deepfloyd_core.models.unet import (
     DTYPES,

@@ -21,9 +21,10 @@ from deepfloyd_core.adapters.files import CONTROL_FILE, LORA_FILE
 from deepfloyd_core.adapters.lora import trainable
 from deepfloyd_core.adapters.method import base_dtype, method_of
 from deepfloyd_core.adapters.start_from import find_parent
-from deepfloyd_core.config.flavours import FLAVOURS, Stage
+from deepfloyd_core.config.flavours import FLAVOURS
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.config.stage import StageConfig
+from deepfloyd_core.config.stages import Stage
 from deepfloyd_core.errors import ArtifactError, ConfigError
 from deepfloyd_core.files import sha256_file, write_sealed
 from deepfloyd_core.models.random_weights import design

@@ -13,8 +13,9 @@ from deepfloyd_core.adapters.files import product_name
 from deepfloyd_core.adapters.lora import trainable
 from deepfloyd_core.adapters.method import method_of
 from deepfloyd_core.bundle.card import card_code
-from deepfloyd_core.config.flavours import FLAVOURS, Stage
+from deepfloyd_core.config.flavours import FLAVOURS
 from deepfloyd_core.config.run import Run
+from deepfloyd_core.config.stages import Stage
 from deepfloyd_core.models.folders import resolve
 from deepfloyd_core.models.unet import load_unet, trained_scheduler
 from deepfloyd_core.sampling.jobs import cascade_of

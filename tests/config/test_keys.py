@@ -97,7 +97,7 @@ def cases() -> Iterator[Case]:
     for model in (RunConfig, StageConfig, ImageDataset):
         for name, effect in effects(model).items():
             if name not in ELSEWHERE and not {"all", "content"} & {*effect.makes}:
-                yield Case(model, name, f"stage{effect.stage or 1}" if model is StageConfig else "")
+                yield Case(model, name, f"stage{effect.stages[0]}" if model is StageConfig else "")
 
 
 def other_value(case: Case, now: Any) -> Any:

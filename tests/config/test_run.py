@@ -19,9 +19,9 @@ from typer.testing import CliRunner
 from deepfloyd_core.config import stage_optimizer
 from deepfloyd_core.config.data_blocks import CaptionTable
 from deepfloyd_core.config.data_sets import ConditioningSet, ImageDataset, TextEmbedBackend
-from deepfloyd_core.config.flavours import Stage
 from deepfloyd_core.config.run import Run, RunConfig, StageConfig
 from deepfloyd_core.config.stage_method import ATTENTION_TARGETS
+from deepfloyd_core.config.stages import Stage
 from deepfloyd_core.errors import ConfigError
 from deepfloyd_core.pictures.geometry import geometry, plan_crops
 from deepfloyd_core.preflight.load import load_run

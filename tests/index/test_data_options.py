@@ -15,6 +15,7 @@ from data_world import DataWorld
 from PIL import Image
 from small_run import SmallRun
 
+from deepfloyd_core.config.stages import STAGES
 from deepfloyd_core.crops import preview
 from deepfloyd_core.crops.preview import save_preview
 from deepfloyd_core.crops.rows import eval_ids
@@ -301,7 +302,7 @@ def test_the_preview_shows_the_crops_and_decodes_nothing_else(
     sheet = np.asarray(Image.open(paths[0]))
     assert sheet.shape[0] > 2 * preview.CELL_PX
     shown, _ = preview._chosen(run, 4)
-    box = np.all(sheet == preview.COLOURS[1], axis=-1)
+    box = np.all(sheet == STAGES[1].colour, axis=-1)
     assert box.sum() > 4 * 4 * 50, "the boxes are drawn"
     planned = {(row["source"], row["crop_left"]) for row in live_rows(world.pixels(run, world.index(run), 1))}
     assert {(one.row.source, one.crops[1].crop.source_box[0]) for one in shown} <= planned, (

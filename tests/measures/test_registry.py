@@ -10,8 +10,9 @@ from inputs import sample_inputs
 from lpips_models import save_lpips
 from small_run import SmallRun
 
-from deepfloyd_core.config.flavours import FLAVOURS, STAGES
+from deepfloyd_core.config.flavours import FLAVOURS
 from deepfloyd_core.config.run import RunConfig
+from deepfloyd_core.config.stages import STAGES
 from deepfloyd_core.measures.measure import Measure, Outputs
 from deepfloyd_core.measures.registry import COLUMNS, MEASURES, NETWORKS, measures_against
 from deepfloyd_core.preflight.load import load_run

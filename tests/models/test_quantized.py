@@ -24,9 +24,9 @@ from deepfloyd_core.adapters.bitfit import free_biases, load_biases, reload_bias
 from deepfloyd_core.adapters.controlnet import add_control, load_control, reload_control, save_control
 from deepfloyd_core.adapters.files import BITFIT_FILE, CONTROL_FILE, LORA_FILE
 from deepfloyd_core.adapters.lora import add_lora, lora_state, reload_saved, save_lora, trainable
-from deepfloyd_core.config.flavours import Stage
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.config.stage import StageConfig
+from deepfloyd_core.config.stages import Stage
 from deepfloyd_core.errors import ConfigError, ModelError
 from deepfloyd_core.models.quantized import (
     Quantized,

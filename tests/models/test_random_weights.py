@@ -66,7 +66,7 @@ def test_a_real_flavour_has_its_number_of_parameters(name: str) -> None:
         unet = UNet2DConditionModel.from_config(design(FLAVOURS[name]).unet)
     assert sum(param.numel() for param in unet.parameters()) == COUNTS[name]
     assert unet.config.in_channels == 3 * FLAVOURS[name].stage
-    assert unet.config.sample_size == FLAVOURS[name].size_px
+    assert unet.config.sample_size == FLAVOURS[name].kind.size_px
 
 
 def test_the_text_encoder_of_the_real_flavours_is_t5_xxl_and_one_for_all() -> None:

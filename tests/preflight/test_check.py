@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from small_run import SmallRun
 
-from deepfloyd_core.config.flavours import FLAVOURS, Stage
+from deepfloyd_core.config.flavours import FLAVOURS
+from deepfloyd_core.config.stages import Stage
 from deepfloyd_core.errors import ConfigError, DeepFloydError, ModelError
 from deepfloyd_core.preflight import check
 from deepfloyd_core.preflight.check import Goal, check_run
@@ -91,13 +92,13 @@ def test_a_run_of_a_flow_has_them_all_in_its_state_and_once_in_its_log(small_run
     assert all(says in told[0] and says in run["state"]["message"] for says in SAYS)
 
 
-@pytest.mark.parametrize("goal", ["crops", "text_embeds", "stage1_lora", "stage2_lora", "lora_bundle"])
+@pytest.mark.parametrize("goal", ["crops", "text_embeds", 1, 2, "lora_bundle"])
 def test_a_goal_is_checked_for_what_it_needs(small_run: SmallRun, goal: Any) -> None:
     wrong = (
         'stage1.pretrained_model_name_or_path="/nowhere/1"', 'stage1.init_lora="a"',
         'stage2.pretrained_model_name_or_path="/nowhere/2"',
     )  # fmt: skip
-    needed = {"text_embeds": [1], "stage1_lora": [1], "stage2_lora": [1, 2], "lora_bundle": [1, 2]}  # T5 lies beside 1
+    needed = {"text_embeds": [1], 1: [1], 2: [1, 2], "lora_bundle": [1, 2]}  # T5 lies beside 1
     if goal == "crops":
         check_run(small_run.config, wrong, goal, elsewhere=False)
         return
@@ -111,7 +112,7 @@ def test_a_text_encoder_that_is_missing_is_told_first_and_hides_no_fault_of_its_
     folder = shutil.copytree(FLAVOURS["tiny-i"].repo, tmp_path / "model")
     shutil.rmtree(folder / "text_encoder")
     named = f'stage1.pretrained_model_name_or_path="{folder}"'
-    lines = refusal(small_run, "stage1_lora", named, 'stage1.init_lora="nowhere"')
+    lines = refusal(small_run, 1, named, 'stage1.init_lora="nowhere"')
     assert len(lines) == 2 and "lacks text_encoder/config.json, text_encoder/*.safetensors" in lines[0]
     assert lines[1].startswith("stage1.init_lora is 'nowhere'")
 
@@ -162,7 +163,7 @@ def test_whole_weights_of_several_files_are_taken(small_run: SmallRun, tmp_path:
 
 
 def test_a_stage_that_the_run_does_not_have_is_told_with_the_rest(small_run: SmallRun) -> None:
-    lines = refusal(small_run, "stage1_lora", "stage1=", 'validation_resolution="256"', 'eval_dataset_id="moons"')
+    lines = refusal(small_run, 1, "stage1=", 'validation_resolution="256"', 'eval_dataset_id="moons"')
     assert "eval_dataset_id is 'moons'" in lines[0]
     assert lines[1:] == ["This run has no stage 1: add a [stage1] table with a model_flavour."]
 
@@ -205,10 +206,10 @@ def test_after_a_model_that_cannot_be_had_no_other_is_downloaded(
     assert refusal(small_run, "lora_bundle", *hub, 'stage1.init_lora="x"', 'eval_dataset_id="moons"')
     assert fetched == ["deep/one"], "not for a run that cannot begin"
     fetched.clear()
-    check_run(small_run.config, (hub[1],), "stage2_lora")
+    check_run(small_run.config, (hub[1],), 2)
     assert fetched == ["deep/two"]
     monkeypatch.setattr(check, "resolve", lambda *_, **__: Path(FLAVOURS["tiny-i"].repo))
-    assert "is fed 3 channels; one of Stage II is fed 6." in refusal(small_run, "stage2_lora", hub[1])[0]
+    assert "is fed 3 channels; one of Stage II is fed 6." in refusal(small_run, 2, hub[1])[0]
 
 
 def test_an_order_of_pictures_is_told_all_its_faults(small_run: SmallRun, tmp_path: Path) -> None:

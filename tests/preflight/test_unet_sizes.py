@@ -10,7 +10,8 @@ import pytest
 from artifact_rows import sealed_manifest
 from small_run import SmallRun
 
-from deepfloyd_core.config.flavours import FLAVOURS, Stage
+from deepfloyd_core.config.flavours import FLAVOURS
+from deepfloyd_core.config.stages import Stage
 from deepfloyd_core.errors import ConfigError, ModelError
 from deepfloyd_core.files import write_sealed
 from deepfloyd_core.models.identity import model_fingerprint
@@ -43,7 +44,7 @@ def deeper(tmp_path: Path) -> Callable[[Stage, int], Path]:
 def check(small_run: SmallRun, stage: Stage, folder: Path, *keys: str) -> None:
     """As before a training of a stage on the model in a folder."""
     named = f'stage{stage}.pretrained_model_name_or_path="{folder}"'
-    check_run(small_run.config, (named, *keys), "stage1_lora" if stage == 1 else "stage2_lora")
+    check_run(small_run.config, (named, *keys), stage)
 
 
 def refusal(small_run: SmallRun, stage: Stage, folder: Path, *keys: str) -> str:

@@ -8,8 +8,8 @@ import pytest
 from data_world import DataWorld
 
 from deepfloyd_core.bundle.planned import planned, sample_prompts
-from deepfloyd_core.config.flavours import Stage
 from deepfloyd_core.config.run import Run
+from deepfloyd_core.config.stages import Stage
 from deepfloyd_core.store.artifacts import Artifact
 from deepfloyd_core.text.projection import text_is_frozen
 from flows import dag, finetune
@@ -44,7 +44,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, str]]:
         "dag.stage_conditioning": lambda run, index, crops: make("stage1_conditioning", crops=crops),
         "dag.eval_conditioning": lambda run, index, crops: make("eval_conditioning", crops=crops),
         "dag.stage_text": text,
-        "dag.stage2_low_res": lambda run, inputs: make("stage2_low_res", **inputs.by_field),
+        "dag.stage_low_res": lambda run, stage, inputs: make(f"stage{stage}_low_res", **inputs.by_field),
         "dag.stage_lora": lambda run, stage, inputs, prompts: make(f"stage{stage}_lora", **inputs.by_field),
         "finetune.text_embeds": lambda run, index: make("text_embeds"),
         "finetune.cascade_samples": lambda run, prompts, inputs: make("cascade_samples", **inputs.by_field),
@@ -97,7 +97,7 @@ def test_a_stage_apart_is_made_from_what_a_whole_run_makes_it_from_and_all_of_it
     whole, embeds = dict(recorded), Artifact("text_embeds", "0" * 16, index.path)
     for stage in run.config.stages:
         recorded.clear()
-        stages: tuple[Stage, ...] = (1, 2) if stage == 2 and run.config.remakes_low_res else (stage,)
+        stages: tuple[Stage, ...] = (1, 2) if run.config.stage(stage).remakes_low_res else (stage,)
         pictures = dag.make_pictures(run, index, stages)
         trainings = dag.make_trainings(run, pictures, embeds, sample_prompts(run, index))
         assert f"stage{stage}_lora" in recorded and recorded.items() <= whole.items()

@@ -59,18 +59,20 @@ def stood_in(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
         return StandIn(one.stage, "tuned" if lora else "base", sampled)
 
     def first(
-        sampler: StandIn, text: Any, negative: Any, seeds: list[int], size: tuple[int, int], control: None
+        sampler: StandIn, text: Any, negative: Any, seeds: list[int], size: tuple[int, int], given: torch.Tensor | None
     ) -> torch.Tensor:
+        if given is not None:
+            return second(sampler, seeds, given)
         sampler.sampled(len(seeds))
         return torch.full((len(seeds), 3, size[1], size[0]), {"base": -0.5, "tuned": 0.25}[sampler.variant])
 
-    def second(sampler: StandIn, text: Any, negative: Any, seeds: list[int], small: torch.Tensor) -> torch.Tensor:
+    def second(sampler: StandIn, seeds: list[int], small: torch.Tensor) -> torch.Tensor:
         sampler.sampled(len(seeds))
         if float(small.std()) == 0:
             asked.append((sampler.variant, sampler.level, *seeds, tuple(small.shape[-2:]), float(small.mean())))
         return (F.interpolate(small, scale_factor=4) + sampler.level / 100).clamp(-1, 1)
 
-    for name, stand_in in {"make_sampler": make, "sample_stage1": first, "sample_stage2": second}.items():
+    for name, stand_in in {"make_sampler": make, "sample": first}.items():
         monkeypatch.setattr(samples, name, stand_in)
     monkeypatch.setattr(samples, "_texts", lambda job, prompts: (torch.zeros(len(prompts)), torch.zeros(len(prompts))))
     return asked

@@ -24,6 +24,7 @@ from deepfloyd_core.adapters.lora import trainable
 from deepfloyd_core.adapters.method import method_of
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.config.stage import StageConfig
+from deepfloyd_core.config.stages import STAGES
 from deepfloyd_core.crops.rows import read_row_list
 from deepfloyd_core.diffusion.degradations import degrade
 from deepfloyd_core.diffusion.loss import Text
@@ -72,7 +73,7 @@ class Prepared2:
     def remade(self, workspace: Path, **others: Artifact) -> Artifact:
         """The artifact, made in this process."""
         inputs = self.inputs(**others)
-        request, job = low_res_request(self.run, FOLDERS[1], inputs), remake_job(self.run, FOLDERS[1], inputs)
+        request, job = low_res_request(self.run, 2, FOLDERS[1], inputs), remake_job(self.run, 2, FOLDERS[1], inputs)
         return materialise(workspace, request, lambda work: run_here(job, work))
 
 
@@ -227,7 +228,7 @@ def test_every_row_has_its_own_remake_however_shards_and_batches_are_cut(
 ) -> None:
     """With a Stage I that gives back what it is given."""
     monkeypatch.setattr(stage1_low_res, "SHARD_ROWS", shard_rows)
-    monkeypatch.setitem(stage1_low_res.BATCH, 1, 1)
+    monkeypatch.setitem(STAGES, 1, replace(STAGES[1], batch=1))
     monkeypatch.setattr(stage1_low_res, "make_sampler", lambda *_: None)
     monkeypatch.setattr(stage1_low_res, "resample_stage1", lambda *arguments: arguments[4])
     made = small.remade(tmp_path)
@@ -378,7 +379,7 @@ def test_identities_hold_what_decides_the_bytes(small: Prepared2, remakes: Artif
                 del keys[key]
         config = small.run.config.model_validate({**small.run.config.model_dump(), **stages, **keys})
         inputs = small.inputs(**({"stage1_lora": lora} if lora else {}))
-        return low_res_request(replace(small.run, config=config), FOLDERS[1], inputs).fingerprint
+        return low_res_request(replace(small.run, config=config), 2, FOLDERS[1], inputs).fingerprint
 
     changed = [
         remake_id(),
@@ -451,8 +452,8 @@ def test_settings_under_which_stage1_cannot_remake_are_refused(
 def test_a_run_without_stage1_has_none_to_remake(world: DataWorld) -> None:
     with pytest.raises(ConfigError, match=r"share is 0.5, and the run has no Stage I .* Add a \[stage1\] table"):
         world.load(stages=(2,), stage2=BOTH["stage2"])
-    assert world.load(**BOTH).config.remakes_low_res
-    assert not world.load().config.remakes_low_res
+    assert world.load(**BOTH).config.stage(2).remakes_low_res
+    assert not world.load().config.stage(2).remakes_low_res
 
 
 @pytest.mark.slow
@@ -531,7 +532,7 @@ def test_a_run_trains_stage2_on_stage1s_pictures_and_the_next_one_reuses_them(
     inputs = remakes.manifest.inputs
     assert inputs["stage1_lora"] in before
     assert planned_name(run, keys) in before, "what is made is known before it is"
-    assert remakes.manifest.spec["strength"] == 0.5 and loaded.config.remakes_low_res
+    assert remakes.manifest.spec["strength"] == 0.5 and loaded.config.stage(2).remakes_low_res
     assert remakes.manifest.summary["rows"] == 16 and len(live_rows(remakes)) == 16
 
     off = run.call_here("train-stage2", str(run.config), *keys[2:])

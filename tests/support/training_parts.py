@@ -17,8 +17,9 @@ from PIL import Image
 
 from deepfloyd_core.adapters.start_from import find_parent
 from deepfloyd_core.bundle.planned import planned_bundle
-from deepfloyd_core.config.flavours import FLAVOURS, Stage
+from deepfloyd_core.config.flavours import FLAVOURS
 from deepfloyd_core.config.run import Run
+from deepfloyd_core.config.stages import Stage
 from deepfloyd_core.hashing import caption_id
 from deepfloyd_core.index.ledger import caption_counts
 from deepfloyd_core.preflight.load import load_run
@@ -94,7 +95,7 @@ def train_stage(
     how: Callable[..., Any] = run_job,
 ) -> Artifact:
     text = text or stage_text(run, stage, made["text_embeds"])
-    low_res = made["stage2_low_res"] if run.config.remakes_low_res else None
+    low_res = made["stage2_low_res"] if run.config.stage(stage).remakes_low_res else None
     pixels = made[f"stage{stage}_pixels"]
     inputs = TrainingInputs(pixels=pixels, text=text, eval_set=made["eval_set"], low_res=low_res)
     found, prompts = find_parent(run, stage, FOLDERS[stage]), run.config.prompts

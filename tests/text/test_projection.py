@@ -13,8 +13,9 @@ from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from small_run import SmallRun
 
-from deepfloyd_core.config.flavours import FLAVOURS, TEXT_MODULES, Stage
+from deepfloyd_core.config.flavours import FLAVOURS, TEXT_MODULES
 from deepfloyd_core.config.run import Run
+from deepfloyd_core.config.stages import Stage
 from deepfloyd_core.diffusion.loss import Text, predict
 from deepfloyd_core.errors import ArtifactError, ModelError
 from deepfloyd_core.hashing import caption_id

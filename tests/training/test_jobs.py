@@ -12,10 +12,10 @@ from pydantic.fields import FieldInfo
 from pydantic_core import to_json
 
 from deepfloyd_core.config.base import Spec
-from deepfloyd_core.config.flavours import Stage
 from deepfloyd_core.config.run_machine import Machine
 from deepfloyd_core.config.run_validation import ValidationKeys
 from deepfloyd_core.config.stage import StageConfig
+from deepfloyd_core.config.stages import Stage
 from deepfloyd_core.sampling.jobs import Cascade, SampledStage, SampleInputs, SampleRequest
 from deepfloyd_core.store.artifacts import Artifact
 from deepfloyd_core.store.pinned import PinnedFile

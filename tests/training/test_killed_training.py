@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from training_parts import forked, prepared, run_here, stage_text, train_stage
 
-from deepfloyd_core.config.flavours import Stage
 from deepfloyd_core.config.run import Run
+from deepfloyd_core.config.stages import Stage
 from deepfloyd_core.files import sha256_file
 from deepfloyd_core.training import state as training_state
 from deepfloyd_core.training.checkpoints import Checkpoint, save_checkpoint

@@ -9,9 +9,10 @@ from diffusers import UNet2DConditionModel
 from small_run import SmallRun
 
 from deepfloyd_core.adapters.lora import add_lora
-from deepfloyd_core.config.flavours import FLAVOURS, Stage
+from deepfloyd_core.config.flavours import FLAVOURS
 from deepfloyd_core.config.stage import StageConfig
 from deepfloyd_core.config.stage_run import device_fault
+from deepfloyd_core.config.stages import Stage
 from deepfloyd_core.errors import ConfigError
 from deepfloyd_core.models.unet import load_unet, order_channels_last
 from deepfloyd_core.preflight.load import load_run

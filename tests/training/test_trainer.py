@@ -32,8 +32,8 @@ from training_parts import (
 )
 
 from deepfloyd_core.adapters.files import LORA_FILE
-from deepfloyd_core.config.flavours import Stage
 from deepfloyd_core.config.run import Run
+from deepfloyd_core.config.stages import Stage
 from deepfloyd_core.errors import JobError, StorageError
 from deepfloyd_core.files import write_sealed
 from deepfloyd_core.hashing import hash_seed
