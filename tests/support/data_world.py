@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from deepfloyd_core.config.flavours import Stage
 from deepfloyd_core.config.run import Run
+from deepfloyd_core.config.stages import Stage
 from deepfloyd_core.crops.conditioning import plan_conditioning, plan_eval_conditioning
 from deepfloyd_core.crops.identity import conditioning_request, eval_request, pixels_request
 from deepfloyd_core.crops.pixels import Layout, build_shards, plan_eval, plan_shards
