@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from data_world import DataWorld
-from small_run import SmallRun, make_small_run
+from small_run import NewSmallRun, SmallRun, make_small_run
 
 from deepfloyd_core.processes.pool import Children, Limits
 from flows.server import prefect_server
@@ -17,7 +17,7 @@ gc.disable()  # until all is imported, of which nothing is garbage
 # One thread: two would spin against the other processes of a test, and rounding would differ between their counts.
 os.environ["OMP_NUM_THREADS"] = "1"
 # What a test writes need not survive a power cut; the tests of what is forced to the disk look for the calls.
-os.fsync = lambda fd: None  # type: ignore[assignment]
+os.fsync = lambda fd: None
 # Tests call the core outside of flow runs, in processes where another test may have imported Prefect.
 os.environ["PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW"] = "ignore"
 # A shell script starts its `&` jobs with SIGINT ignored, nohup with SIGHUP; what a test starts would then ignore it as well.
@@ -77,7 +77,7 @@ def new_world(children: Children) -> Callable[[Path], DataWorld]:
 
 
 @pytest.fixture(scope="session")
-def new_small_run() -> Callable[[Path], SmallRun]:
+def new_small_run() -> NewSmallRun:
     """Make further small runs, for fixtures of a wider scope."""
     return make_small_run
 

@@ -47,4 +47,4 @@ def _luma(array: np.ndarray) -> np.ndarray:
 def _edges(array: np.ndarray) -> np.ndarray:
     from skimage.feature import canny
 
-    return np.asarray(canny(_luma(array), CANNY_SIGMA), np.float32)  # type: ignore[no-untyped-call]
+    return np.asarray(canny(_luma(array), CANNY_SIGMA), np.float32)

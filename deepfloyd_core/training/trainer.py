@@ -236,7 +236,7 @@ def _step(setup: Setup, state: TrainingState, ahead: Prefetcher[Prepared], step:
         number = step * config.gradient_accumulation_steps + micro
         prepared = ahead.take(number)
         part = batch_loss(setup, prepared) / config.gradient_accumulation_steps
-        part.backward()  # type: ignore[no-untyped-call]
+        part.backward()
         loss += part.item()
         shown += prepared.image_ids
     norm = float(torch.nn.utils.clip_grad_norm_(state.params.values(), config.max_grad_norm or math.inf))

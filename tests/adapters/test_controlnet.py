@@ -14,6 +14,7 @@ from accelerate.hooks import ModelHook, add_hook_to_module
 from data_world import DataWorld
 from diffusers import IFPipeline, UNet2DConditionModel
 from model_cards import generated, run_card
+from narrowing import known
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -63,7 +64,7 @@ def controlled(moved: bool = True, unet: UNet2DConditionModel | None = None, **k
     if moved:
         with torch.no_grad():
             for param in trainable(unet).values():
-                param += 0.05 * torch.randn(param.shape, generator=generator).to(param.dtype)
+                param.add_(0.05 * torch.randn(param.shape, generator=generator).to(param.dtype))
     return unet.eval()
 
 
@@ -162,7 +163,7 @@ def test_recomputed_activations_change_no_gradient() -> None:
         if again:
             recompute_activations(unet)
         unet(**inputs(unet))[0].square().mean().backward()
-        found.append({name: param.grad for name, param in trainable(unet).items()})
+        found.append({name: known(param.grad) for name, param in trainable(unet).items()})
     assert all(torch.equal(found[1][name], grad) for name, grad in found[0].items())
 
 
@@ -214,7 +215,7 @@ def test_offloading_moves_the_model_before_its_control_is_asked() -> None:
     """accelerate's hooks, which diffusers' `enable_model_cpu_offload` uses, take the place of `forward`."""
     unet, order = controlled(), list[str]()
 
-    class Offloaded(ModelHook):
+    class Offloaded(ModelHook):  # type: ignore[misc]
         def pre_forward(self, module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
             order.append("moved")
             return args, kwargs
@@ -403,7 +404,7 @@ def test_the_stock_pipeline_makes_the_pictures_of_the_trainer(
     for (width, height), group in groupby(held_out, lambda pair: (pair[1].width, pair[1].height)):
         part = list(group)
         files = [lora.path / "validation" / "step-00000003" / f"{number + k:03d}.png" for k in range(len(part))]
-        said = [json.loads(Image.open(file).text["deepfloyd"]) for file in files]
+        said = [json.loads(Image.open(file).info["deepfloyd"]) for file in files]
         assert [one["prompt"] for one in said] == [row.caption for _, row in part]
         gray = np.stack([np.asarray(Image.fromarray(pixels).convert("L"), np.float32) / 255 for pixels, _ in part])
         made = pipeline(

@@ -26,7 +26,7 @@ from deepfloyd_core.text.projection import text_is_frozen
 
 FOLDERS = {1: Path(FLAVOURS["tiny-i"].repo), 2: Path(FLAVOURS["tiny-ii"].repo)}
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
-BF16 = {"mixed_precision": "bf16"}
+BF16: dict[str, Any] = {"mixed_precision": "bf16"}
 
 
 def stage_config(stage: Stage = 1, **keys: Any) -> StageConfig:

@@ -57,7 +57,7 @@ def saved_lora(
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for param in trainable(unet).values():
-            param += 0.03 * torch.randn(param.shape, generator=generator).to(param.dtype)
+            param.add_(0.03 * torch.randn(param.shape, generator=generator).to(param.dtype))
     save_lora(unet, stage, FOLDERS[stage], out)
     trained_scheduler(FOLDERS[stage], False).save_pretrained(out / "scheduler")
     return unet

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +30,16 @@ from deepfloyd_core.files import sha256_file, write_sealed
 from deepfloyd_core.models.random_weights import design
 from deepfloyd_core.models.unet import load_scheduler, load_unet, stock_pipeline
 from deepfloyd_core.preflight.load import load_run
-from deepfloyd_core.store.artifacts import MANIFEST, Artifact, Request
+from deepfloyd_core.store.artifacts import Artifact, Request
+from deepfloyd_core.store.manifest import MANIFEST
 from deepfloyd_core.training.identity import lora_request
 
 FOLDERS = {1: Path(FLAVOURS["tiny-i"].repo), 2: Path(FLAVOURS["tiny-ii"].repo)}
-LORA = {"lora_rank": 4, "lora_alpha": 8.0}
+LORA: dict[str, Any] = {"lora_rank": 4, "lora_alpha": 8.0}
 DORA = {"lora_rank": 2, "use_dora": True, "lora_target_modules": ["to_q", "to_out.0", "conv1"]}
 BITFIT = {"use_bitfit": True}
 FULL = {"model_type": "full", "learning_rate": 1e-5}
-CONTROL = {**LORA, "controlnet": True, "controlnet_conditioning": "grayscale"}
+CONTROL: dict[str, Any] = {**LORA, "controlnet": True, "controlnet_conditioning": "grayscale"}
 CONTROL_DORA = {**DORA, "controlnet": True, "controlnet_conditioning": "low_res"}
 PARENTS: tuple[tuple[str, Stage, dict[str, Any]], ...] = (
     ("lora", 1, LORA), ("dora", 1, DORA), ("biases", 1, BITFIT), ("full", 1, FULL), ("ii", 2, LORA),
@@ -68,7 +69,7 @@ def moved(out: Path, stage: Stage, keys: dict[str, Any]) -> None:
     method_of(config).prepare(unet, config, 1)
     with torch.no_grad():
         for param in trainable(unet).values():
-            param += 0.02 * torch.randn(param.shape, generator=generator)
+            param.add_(0.02 * torch.randn(param.shape, generator=generator))
     out.mkdir()
     method_of(config).save(unet, stage, FOLDERS[stage], out)
 
@@ -248,10 +249,10 @@ def test_damaged_and_foreign_control_files_are_refused(folder: Path, tmp_path: P
     with safe_open(file, "pt") as opened:
         record = json.loads(opened.metadata()["control"])
 
-    def says(changed: dict[str, Any] | str | None = None, **tensors: torch.Tensor | None) -> str:
+    def says(changed: dict[str, Any] | str, tensors: Mapping[str, torch.Tensor | None] | None = None) -> str:
         """The refusal of that file with another record and other tensors, or without some."""
-        kept = {name: tensor for name, tensor in {**state, **tensors}.items() if tensor is not None}
-        said = changed if isinstance(changed, str) else json.dumps({**record, **(changed or {})})
+        kept = {name: tensor for name, tensor in {**state, **(tensors or {})}.items() if tensor is not None}
+        said = changed if isinstance(changed, str) else json.dumps({**record, **changed})
         save_file(kept, file, {"control": said})
         return refusal(folder, file, **CONTROL)
 
@@ -260,21 +261,21 @@ def test_damaged_and_foreign_control_files_are_refused(folder: Path, tmp_path: P
     assert "cannot be read: its conditioning is 'depth'" in says({"conditioning": "depth"})
     assert "cannot be read: its control is no record of a LoRA" in says({"lora": {"lora_alpha": "8"}})
     assert "that this trainer does not have" in says({"lora": {**record["lora"], "use_rslora": True}})
-    assert "does not fit tiny-i: skips.3.bias is absent in it and (" in says(**{"skips.3.bias": None})
+    assert "does not fit tiny-i: skips.3.bias is absent in it and (" in says({}, {"skips.3.bias": None})
     assert "skips.40.weight is (8, 8, 1, 1) in it and absent there" in says(
-        **{"skips.40.weight": torch.zeros(8, 8, 1, 1)}
+        {}, {"skips.40.weight": torch.zeros(8, 8, 1, 1)}
     )
     assert "hint.0.weight is (16, 4, 3, 3) in it and (16, 3, 3, 3)" in says(
-        **{"hint.0.weight": torch.zeros(16, 4, 3, 3)}
+        {}, {"hint.0.weight": torch.zeros(16, 4, 3, 3)}
     )
     half = next(name for name in state if "lora_B" in name)
-    assert "which has one half of the adapter on " in says(**{half: None})
-    assert "which has a lora_B of (" in says(**{half: state[half][:, :2].contiguous()})
-    assert "which has no adapters" in says(**{name: None for name in state if name.startswith("encoder.")})
+    assert "which has one half of the adapter on " in says({}, {half: None})
+    assert "which has a lora_B of (" in says({}, {half: state[half][:, :2].contiguous()})
+    assert "which has no adapters" in says({}, {name: None for name in state if name.startswith("encoder.")})
     bare = half.removeprefix("encoder.")
-    assert f"{bare} is {tuple(state[half].shape)} in it and absent there" in says(**{bare: state[half].clone()})
+    assert f"{bare} is {tuple(state[half].shape)} in it and absent there" in says({}, {bare: state[half].clone()})
     up = {f"encoder.up_blocks.0.attentions.0.to_q.lora_{part}.weight": torch.zeros(4, 4) for part in "AB"}
-    assert "does not fit tiny-i: up_blocks.0.attentions.0.to_q is (4, 4) in it and absent there" in says(**up)
+    assert "does not fit tiny-i: up_blocks.0.attentions.0.to_q is (4, 4) in it and absent there" in says({}, up)
 
 
 @pytest.mark.parametrize("flavour", ["tiny-i", "i-medium-400m", "i-large-900m", "i-xlarge-4.3b"])

@@ -43,7 +43,7 @@ def trained(run: Run, bundle: Path) -> dict[Stage, str]:
     return products
 
 
-def ran(world: DataWorld, stages: tuple[int, ...], prompt: str = "a purple star", **keys: Any) -> dict[str, Any]:
+def ran(world: DataWorld, stages: tuple[Stage, ...], prompt: str = "a purple star", **keys: Any) -> dict[str, Any]:
     """The names of the card's code, after it has run."""
     world.add("0.png", np.zeros((300, 300, 3), np.uint8))
     run = world.load(stages=stages, device="cpu", **keys)
@@ -52,7 +52,7 @@ def ran(world: DataWorld, stages: tuple[int, ...], prompt: str = "a purple star"
 
 
 def test_the_code_makes_the_picture_that_the_cascade_makes(world: DataWorld) -> None:
-    keys = {
+    keys: dict[str, Any] = {
         "stage1": STAGE1,
         "stage2": {**STAGE2, "validation_back_projection": True},
         "validation_resolution": "96x64",
@@ -64,9 +64,9 @@ def test_the_code_makes_the_picture_that_the_cascade_makes(world: DataWorld) -> 
         make_sampler(one, names["bundle"] / f"stage{one.stage}", run.config, lambda count: None)
         for one in cascade_of(run, {stage: Path(run.config.stage(stage).model) for stage in run.config.stages}).stages
     ]
-    texts = [names["embeds"], names["negative"]]
-    small = sample_stage1(samplers[0], *texts, [7], (96, 64))
-    large = sample_stage2(samplers[1], *texts, [7], small)
+    text, negative = names["embeds"], names["negative"]
+    small = sample_stage1(samplers[0], text, negative, [7], (96, 64))
+    large = sample_stage2(samplers[1], text, negative, [7], small)
     made = ((large[0].permute(1, 2, 0) + 1) * 127.5).numpy()
     assert np.abs(made - np.asarray(picture)).max() <= 1
 

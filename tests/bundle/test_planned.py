@@ -10,12 +10,14 @@ from data_world import DataWorld
 from PIL import Image
 
 from deepfloyd_core.bundle.planned import planned_bundle
+from deepfloyd_core.config.stages import Stage
 from deepfloyd_core.crops.eval_choice import choose_held_out
 from deepfloyd_core.index.identity import index_request
 from deepfloyd_core.index.index import build_index
 from deepfloyd_core.index.ledger import read_index
 from deepfloyd_core.index.scan import scan
-from deepfloyd_core.store.artifacts import MANIFEST, materialise
+from deepfloyd_core.store.artifacts import materialise
+from deepfloyd_core.store.manifest import MANIFEST
 
 
 def png_cut_short(edge: int) -> bytes:
@@ -97,7 +99,8 @@ def test_what_is_held_out_fits_a_stage_that_may_come(world: DataWorld) -> None:
 def test_pictures_that_an_index_of_other_stages_judged_are_not_judged_again(world: DataWorld) -> None:
     mixed_sizes(world)
     rows = {}
-    for stages, judged in (((1,), 17), ((1, 2), 0), ((2,), 0), ((1,), None)):
+    times: tuple[tuple[tuple[Stage, ...], int | None], ...] = (((1,), 17), ((1, 2), 0), ((2,), 0), ((1,), None))
+    for stages, judged in times:
         index = world.index(world.load(stages=stages, max_rejected_share=0.9))
         assert judged is None or index.manifest.summary["judged_now"] == judged, stages
         rows[stages] = {row.source: (row.status, row.reason, row.detail) for row in read_index(index)}
@@ -108,7 +111,8 @@ def test_pictures_that_an_index_of_other_stages_judged_are_not_judged_again(worl
 
 def test_a_picture_that_no_stage_of_the_first_run_could_use_is_judged_by_the_one_that_can(world: DataWorld) -> None:
     world.add("cut.png", png_cut_short(90))
-    for stage, reason in ((2, "too_small"), (1, "truncated")):
+    reasons: dict[Stage, str] = {2: "too_small", 1: "truncated"}
+    for stage, reason in reasons.items():
         run = world.load(stages=(stage,))
         found = scan(run)
         index = materialise(run.workspace, index_request(run, found), partial(build_index, run, found, world.children))

@@ -19,7 +19,8 @@ from typer.testing import CliRunner
 from deepfloyd_core.config import stage_optimizer
 from deepfloyd_core.config.data_blocks import CaptionTable
 from deepfloyd_core.config.data_sets import ConditioningSet, ImageDataset, TextEmbedBackend
-from deepfloyd_core.config.run import Run, RunConfig, StageConfig
+from deepfloyd_core.config.run import Run, RunConfig
+from deepfloyd_core.config.stage import StageConfig
 from deepfloyd_core.config.stage_method import ATTENTION_TARGETS
 from deepfloyd_core.config.stages import Stage
 from deepfloyd_core.errors import ConfigError
@@ -474,10 +475,12 @@ def single_keys() -> st.SearchStrategy[tuple[str, str, Any]]:
     tables = [("stage1", StageConfig, STAGE_BOUNDS), ("stage2", StageConfig, STAGE_BOUNDS), ("", RunConfig, RUN_BOUNDS),
               ("data", ImageDataset, DATA_BOUNDS)]  # fmt: skip
     return st.one_of(
-        st.tuples(st.just(where), st.just(name), values)
-        for where, model, table in tables
-        for name, values in legal_values(model, table).items()
-        if name not in ("type", "dataset_type", "disabled", "disable")
+        [
+            st.tuples(st.just(where), st.just(name), values)
+            for where, model, table in tables
+            for name, values in legal_values(model, table).items()
+            if name not in ("type", "dataset_type", "disabled", "disable")
+        ]
     )
 
 
@@ -576,8 +579,8 @@ def test_a_data_sets_paths_begin_at_the_home_folder(files: Files, home: Path, na
     needed = {"csv_file": {"type": "csv", "csv_cache_dir": "c"}, "dataset_name": {"type": "huggingface"},
               "csv_cache_dir": {"type": "csv", "csv_file": "none.csv"}}  # fmt: skip
     written = "~/pictures.txt" if name == "caption_filter_list" else "~/pictures"
-    entry = ImageDataset(
-        **{"id": "a", "type": "local", "instance_data_dir": "p", **needed.get(name, {}), name: written}
+    entry = ImageDataset.model_validate(
+        {"id": "a", "type": "local", "instance_data_dir": "p", **needed.get(name, {}), name: written}
     )
     assert getattr(entry, name) == written.replace("~", str(home))
 

@@ -13,10 +13,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from deepfloyd_core.config.run import Run, RunConfig, StageConfig
+from deepfloyd_core.config.run import Run, RunConfig
 from deepfloyd_core.config.shell_text import read_assignments
 from deepfloyd_core.config.simpletuner import answer_of
 from deepfloyd_core.config.simpletuner_options import ALIASES, DATA_DEFAULTS, IGNORED, REFUSED, SWITCHES, WORKS
+from deepfloyd_core.config.stage import StageConfig
 from deepfloyd_core.errors import ConfigError
 from deepfloyd_core.preflight.load import load_run
 
@@ -494,7 +495,9 @@ def test_each_option_has_one_answer() -> None:
     assert (answer_of("vae_batch_size"), answer_of("lr_scale"), answer_of("zzz")) == ("ignored", "refused", None)
 
 
-OFF = st.sampled_from([None, False, "", "false", "False", 0, "0", "0.0", "none", "None", [], {}])
+OFF: st.SearchStrategy[Any] = st.sampled_from(
+    [None, False, "", "false", "False", 0, "0", "0.0", "none", "None", [], {}]
+)
 ANYTHING = st.one_of(OFF, st.integers(), st.text(max_size=5), st.floats(allow_nan=False, allow_infinity=False),
                      st.booleans(), st.lists(st.integers(), max_size=2),
                      st.dictionaries(st.text(max_size=2), st.booleans(), max_size=2))  # fmt: skip

@@ -13,7 +13,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -676,7 +676,7 @@ def test_a_deleted_shard_is_made_again_with_the_same_bytes_and_the_others_are_ke
 def test_a_build_that_was_killed_ends_with_the_same_artifact(made: dict[str, Any], world: DataWorld) -> None:
     run, index = made["run"], made["index"]
 
-    def half(work: Any) -> dict[str, Any]:
+    def half(work: WorkDir) -> NoReturn:
         build_shard(plan_shards(run, index, 1, work).made[0], work.path, None)
         raise KeyboardInterrupt
 

@@ -119,9 +119,9 @@ def test_data_stages_killed_at_random_moments_end_with_the_bytes_of_an_unbroken_
 def run_file(world: DataWorld, name: str) -> Path:
     """The run file of a workspace of this name."""
     entry = {"crop_style": "random", "crop": True, "crop_aspect": "square", "repeats": 1}
-    keys = {"shard_mib": 1.0, "num_eval_images": 4, "max_rejected_share": 0.5, "workers": 2}
+    keys: dict[str, Any] = {"shard_mib": 1.0, "num_eval_images": 4, "max_rejected_share": 0.5, "workers": 2}
     world.load(entry, workspace=str(world.folder / name), **keys)
-    return Path(world.folder / "run.json").rename(world.folder / f"{name}.json")
+    return (world.folder / "run.json").rename(world.folder / f"{name}.json")
 
 
 def check_same(found: dict[str, Any], expected: dict[str, Any]) -> None:

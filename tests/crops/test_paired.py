@@ -14,6 +14,7 @@ import torch
 from artifact_rows import ledger, live_rows
 from data_world import DataWorld, Picture
 from model_cards import generated, run_card
+from narrowing import known
 from PIL import Image
 from small_run import SmallRun
 from training_parts import FOLDERS, planned_name
@@ -45,7 +46,7 @@ from deepfloyd_core.training.jobs import TrainingInputs
 
 FOLDER = FOLDERS[1]
 PAIRED = {"model_flavour": "tiny-i", "controlnet": True, "controlnet_conditioning": "paired"}
-OWN_SCALE = {"minimum_image_size": 64, "maximum_image_size": 256, "target_downsample_size": 256}
+OWN_SCALE: dict[str, Any] = {"minimum_image_size": 64, "maximum_image_size": 256, "target_downsample_size": 256}
 
 
 def photo(seed: int, width: int, height: int) -> Image.Image:
@@ -119,7 +120,7 @@ def both(made: dict[str, Artifact]) -> list[tuple[dict[str, Any], dict[str, Any]
     return found
 
 
-SHAPES = {
+SHAPES: dict[str, dict[str, Any]] = {
     "random squares": {"repeats": 2},
     "at their own scale": OWN_SCALE,
     "preserved": {"crop_aspect": "preserve"},
@@ -215,7 +216,7 @@ def test_pairs_are_decoded_as_pictures_are(paired: PairedWorld) -> None:
     wide = np.full((64, 64), 257 * 100, np.uint16)
     lying = Image.new("RGB", (64, 64), (200, 0, 0))
     lying.paste((0, 0, 200), (0, 0, 64, 32))  # the upper half, which is at the right once it is turned upright
-    pairs = {"clear": clear, "wide": wide, "gray": np.full((64, 64), 7, np.uint8)}
+    pairs: dict[str, np.ndarray] = {"clear": clear, "wide": wide, "gray": np.full((64, 64), 7, np.uint8)}
     for number, (name, pair) in enumerate(pairs.items()):
         paired.add(f"{name}.png", photo(number, 64, 64), pair)
     paired.add("lying.png", photo(8, 64, 64), turned(lying), "lying.jpg")
@@ -394,7 +395,7 @@ def test_an_interrupted_build_goes_on_and_ends_in_the_same_bytes(
     assert whole.manifest.summary["shards"] >= 3
     index = paired.world.index(run)
     pixels = paired.world.pixels(run, index, 1)
-    request, built = conditioning_request(run, index, pixels), []
+    request, built = conditioning_request(run, index, pixels), list[str]()
 
     def breaks(shard: Any, out: Path, older: Any) -> Any:
         if len(built) == 2:
@@ -445,7 +446,7 @@ def setup_of(conditioning: str, **keys: Any) -> Setup:
     add_control(unet, config, 7)
     with torch.no_grad():
         for param in trainable(unet).values():  # it starts where the picture has no effect yet
-            param += 0.05 * torch.randn(param.shape, generator=generator)
+            param.add_(0.05 * torch.randn(param.shape, generator=generator))
     text = Text(torch.zeros(1, 3, unet.encoder_hid_proj.in_features))
 
     def texts(ids: list[str]) -> Text:
@@ -464,9 +465,10 @@ def test_a_step_follows_the_pairs_as_it_follows_what_is_made_of_the_pictures(pai
     for number in range(3):
         batch = rows.take(*order.batch(number))
         first, second = (prepare(setup, batch, number, []) for setup in (own, gray))
-        assert first.fed.control is not None and torch.equal(first.fed.control, second.fed.control)
-        straight = as_conditioning(batch.pairs)
-        flipped += [not torch.equal(one, two) for one, two in zip(first.fed.control, straight, strict=True)]
+        control = known(first.fed.control)
+        assert torch.equal(control, known(second.fed.control))
+        straight = as_conditioning(known(batch.pairs))
+        flipped += [not torch.equal(one, two) for one, two in zip(control, straight, strict=True)]
         assert flipped[-len(batch.rows) :] == first.draws.mirror.tolist()
         if number == 0:
             assert torch.equal(batch_loss(own, first), batch_loss(gray, second))
@@ -481,11 +483,11 @@ def test_the_held_out_pictures_are_followed_by_their_own_pairs(paired: PairedWor
     assert {item.part for item in grid} == {"held_out", "seen"}
     for item in grid:
         luma = np.asarray(Image.fromarray(item.pixels[0].numpy()).convert("L"))
-        assert np.array_equal(item.pair[0].numpy(), np.stack([luma] * 3, axis=-1))
+        assert np.array_equal(known(item.pair)[0].numpy(), np.stack([luma] * 3, axis=-1))
     run = paired.load(repeats=2, **OWN_SCALE)
     (wanted,) = sample_specs(1, run.config.stage(1), run.config, [], made["eval_set"], made["eval_pairs"])
-    luma = conditioning_picture("grayscale", to_model_range(torch.from_numpy(wanted.truth)[None]))
-    assert torch.equal(wanted.given, luma)
+    gray = conditioning_picture("grayscale", to_model_range(torch.from_numpy(wanted.truth)[None]))
+    assert torch.equal(known(wanted.given), gray)
 
 
 def test_without_held_out_pictures_there_are_no_pairs_of_them(paired: PairedWorld) -> None:

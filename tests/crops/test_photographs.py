@@ -12,6 +12,8 @@ from data_world import DataWorld
 from photographs import photographs, upright_rgb
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from deepfloyd_core.store.artifacts import Artifact
+
 
 def pillow_size(path: Path) -> tuple[int, int] | None:
     """Upright size of a photograph, None for the one TIFF that Pillow does not know."""
@@ -35,7 +37,7 @@ def centre_crop(picture: Image.Image, edge: int) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory, new_world: Callable[[Path], DataWorld]) -> dict[str, Any]:
+def prepared(tmp_path_factory: pytest.TempPathFactory, new_world: Callable[[Path], DataWorld]) -> dict[str, Artifact]:
     """Index and pixels of both stages."""
     world = new_world(tmp_path_factory.mktemp("photographs"))
     for name, path in photographs().items():
@@ -44,10 +46,10 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, new_world: Callable[[Path
         shutil.copyfile(path, copy)
     run = world.load({"caption_strategy": "filename"}, max_rejected_share=0.5)
     index = world.index(run)
-    return {"index": index, 1: world.pixels(run, index, 1), 2: world.pixels(run, index, 2)}
+    return {"index": index, "stage1": world.pixels(run, index, 1), "stage2": world.pixels(run, index, 2)}
 
 
-def rows_of(artifact: Any) -> list[dict[str, Any]]:
+def rows_of(artifact: Artifact) -> list[dict[str, Any]]:
     return [row for file in sorted(artifact.path.glob("*.parquet")) for row in pq.read_table(file).to_pylist()]
 
 
@@ -56,7 +58,7 @@ def test_there_are_photographs_to_look_at() -> None:
     assert {"china.jpg", "flower.jpg", "astronaut.png", "coffee.png", "rocket.jpg", "retina.jpg"} <= names
 
 
-def test_what_is_accepted_is_what_pillow_says_is_large_enough(prepared: dict[str, Any]) -> None:
+def test_what_is_accepted_is_what_pillow_says_is_large_enough(prepared: dict[str, Artifact]) -> None:
     sizes = {name: pillow_size(path) for name, path in photographs().items()}
     ledger = {row["source"]: row for row in rows_of(prepared["index"])}
     assert set(ledger) == set(sizes)
@@ -66,34 +68,36 @@ def test_what_is_accepted_is_what_pillow_says_is_large_enough(prepared: dict[str
         assert row["reason"] == ("unsupported" if size is None else None if min(size) >= 64 else "too_small"), name
     for stage, edge in ((1, 64), (2, 256)):
         fit = {name for name, size in sizes.items() if size and min(size) >= edge}
-        assert {row["source"] for row in rows_of(prepared[stage])} == fit
+        pixels = prepared[f"stage{stage}"]
+        assert {row["source"] for row in rows_of(pixels)} == fit
         assert prepared["index"].manifest.summary[f"stage{stage}"] == len(fit)
-        assert prepared[stage].manifest.summary["pictures"] == prepared[stage].manifest.summary["rows"] == len(fit)
+        assert pixels.manifest.summary["pictures"] == pixels.manifest.summary["rows"] == len(fit)
 
 
 @pytest.mark.parametrize(("stage", "edge"), [(1, 64), (2, 256)])
-def test_crops_equal_an_independent_computation_to_40_db(prepared: dict[str, Any], stage: int, edge: int) -> None:
-    for row in rows_of(prepared[stage]):
+def test_crops_equal_an_independent_computation_to_40_db(prepared: dict[str, Artifact], stage: int, edge: int) -> None:
+    for row in rows_of(prepared[f"stage{stage}"]):
         crop = np.frombuffer(row["pixels"], np.uint8).reshape(edge, edge, 3)
         expected = centre_crop(upright_rgb(photographs()[row["source"]]), edge)
         error = np.mean((crop.astype(float) - expected) ** 2)
         assert error <= 255**2 / 10**4, f"{row['source']}: {10 * np.log10(255**2 / error):.1f} dB"
 
 
-def test_a_photograph_in_adobe_rgb_becomes_srgb(prepared: dict[str, Any]) -> None:
+def test_a_photograph_in_adobe_rgb_becomes_srgb(prepared: dict[str, Artifact]) -> None:
     source = "skimage/rocket.jpg"
     raw = Image.open(photographs()[source])
     assert b"Adobe RGB" in raw.info["icc_profile"]
-    (crop,) = [row["pixels"] for row in rows_of(prepared[1]) if row["source"] == source]
+    (crop,) = [row["pixels"] for row in rows_of(prepared["stage1"]) if row["source"] == source]
     untouched = centre_crop(raw.convert("RGB"), 64)
     error = np.mean((np.frombuffer(crop, np.uint8).reshape(64, 64, 3).astype(float) - untouched) ** 2)
     assert 10 * np.log10(255**2 / error) < 35, "the profile was not applied"
 
 
-def test_contact_sheets_show_the_crops(prepared: dict[str, Any]) -> None:
+def test_contact_sheets_show_the_crops(prepared: dict[str, Artifact]) -> None:
     for stage, edge, cell in ((1, 64, 64), (2, 256, 128)):
-        sheet = np.asarray(Image.open(prepared[stage].path / "sheet.jpg").convert("RGB")).astype(float)
-        row = rows_of(prepared[stage])[0]
+        pixels = prepared[f"stage{stage}"]
+        sheet = np.asarray(Image.open(pixels.path / "sheet.jpg").convert("RGB")).astype(float)
+        row = rows_of(pixels)[0]
         crop = Image.fromarray(np.frombuffer(row["pixels"], np.uint8).reshape(edge, edge, 3))
         shown = np.asarray(crop.resize((cell, cell), Image.Resampling.LANCZOS)).astype(float)
         assert np.mean((sheet[6 : 6 + cell, 6 : 6 + cell] - shown) ** 2) < 255**2 / 10**2.5, "25 dB, JPEG as it is"

@@ -85,8 +85,8 @@ class Case:
         pixels = torch.randint(0, 256, (1, size[1], size[0], 3), generator=generator, dtype=torch.uint8)
         text, x_0 = torch.randn((77, unet.config.encoder_hid_dim), generator=generator), to_model_range(pixels)
         noise, low_res_noise = (torch.randn(x_0.shape, generator=generator) for _ in range(2))
-        numbers = (torch.tensor([value]) for value in (t, level, True, False))
-        return cls(x_0, text, Draws(noise, low_res_noise, *numbers))
+        one, other = torch.tensor([True]), torch.tensor([False])
+        return cls(x_0, text, Draws(noise, low_res_noise, torch.tensor([t]), torch.tensor([level]), one, other))
 
 
 def fed_by_the_trainer(unet: Any, case: Case) -> dict[str, Any]:
@@ -346,11 +346,10 @@ def test_the_bounds_term_agrees_with_the_papers_in_float64(t: int) -> None:
     noise = rng.normal(size=shape)
     eps, raw = noise + 0.3 * rng.normal(size=shape), rng.uniform(-1.2, 1.2, shape)
     betas = load_scheduler(STAGE1).betas
-    expected = [
-        bits_by_the_papers(*(part[n] for part in (eps, raw, noise, x_0)), t, betas.double().numpy()) for n in range(3)
-    ]
-    tensors = [torch.tensor(part, dtype=torch.float32) for part in (eps, raw, noise, x_0)]
-    got = vlb_bits(*tensors, reverse_steps(betas, torch.full((3,), t))).numpy()
+    beta = betas.double().numpy()
+    expected = [bits_by_the_papers(eps[n], raw[n], noise[n], x_0[n], t, beta) for n in range(3)]
+    eps_t, raw_t, noise_t, x_0_t = (torch.tensor(part, dtype=torch.float32) for part in (eps, raw, noise, x_0))
+    got = vlb_bits(eps_t, raw_t, noise_t, x_0_t, reverse_steps(betas, torch.full((3,), t))).numpy()
     assert got == pytest.approx(expected, rel=2e-5)
 
 

@@ -228,7 +228,7 @@ def test_training_on_a_gpu_asks_torch_for_kernels_that_repeat_themselves(tmp_pat
         assert torch.are_deterministic_algorithms_enabled()
     finally:
         torch.use_deterministic_algorithms(False)
-        torch.utils.deterministic.fill_uninitialized_memory = True
+        torch.utils.deterministic.fill_uninitialized_memory = True  # type: ignore[attr-defined]  # a property of the module
 
 
 # ---- all of it ------------------------------------------------------------------------------------------------------

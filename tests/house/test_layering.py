@@ -149,7 +149,7 @@ def signature(node: ast.AST) -> str:
 
 def definitions() -> dict[str, str]:
     """The signature of every function, class and constant at the top of a module, by its full name."""
-    found = {}
+    found = dict[str, str]()
     for path, tree in TREES.items():
         module = ".".join(path.with_suffix("").parts)
         for node in tree.body:

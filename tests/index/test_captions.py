@@ -428,7 +428,8 @@ def test_shuffled_captions_have_the_same_tags_and_keep_the_first(
     tags: list[str], count: int, fixed: int, original: bool, seed: int
 ) -> None:
     caption = ", ".join(tags)
-    shuffle = CaptionShuffle(enable=True, count=count, position_start=fixed, include_original=original)
+    keys = {"enable": True, "count": count, "position_start": fixed, "include_original": original}
+    shuffle = CaptionShuffle.model_validate(keys)
     made = shuffled(caption, shuffle, seed)
     assert made == shuffled(caption, shuffle, seed)
     assert 1 <= len(made) <= count + original
@@ -451,7 +452,7 @@ def test_shuffling_splits_on_commas_spaces_or_periods_and_follows_its_seed() -> 
     assert made("a,b", count=9) == ["a,b", "b, a"]
     assert made("a, b, c, d, e, f", 1) != made("a, b, c, d, e, f", 2)
     assert made("a, b, c, d, e, f", 1, seed=3) == made("a, b, c, d, e, f", 2, seed=3)
-    assert shuffled("a, b", CaptionShuffle(count=3), 1) == ["a, b"], "not enabled"
+    assert shuffled("a, b", CaptionShuffle.model_validate({"count": 3}), 1) == ["a, b"], "not enabled"
 
 
 def test_every_shuffled_caption_is_in_the_ledger_and_has_an_embed(world: DataWorld) -> None:

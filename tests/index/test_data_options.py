@@ -153,7 +153,7 @@ def test_each_picture_goes_to_the_bucket_of_its_shape_at_both_stages(world: Data
     index = world.index(run)
     row = ledger(index)["pan.png"]
     assert (row["reason"], row["detail"]) == ("aspect_out_of_range", "900x128 px, aspect 7.03")
-    for stage, times in ((1, 1), (2, 4)):
+    for stage, times in zip(STAGES, (1, 4), strict=True):
         pixels = world.pixels(run, index, stage)
         found = {row["source"]: (row["width"] // times, row["height"] // times) for row in live_rows(pixels)}
         expected = {"square.png": (64, 64), "wide.png": (96, 64), "tall.png": (64, 112), "odd.png": (80, 64)}
@@ -291,10 +291,17 @@ def test_the_preview_shows_the_crops_and_decodes_nothing_else(
         world.add(f"{number}.png", smooth(number, 150, 90), f"caption {number} " + "long " * 60)
     world.add("broken.png", b"no picture")
     run = world.load({"crop_style": "random", "crop_aspect": "preserve"}, stages=(1,), max_rejected_share=0.5)
-    decoded: list[int] = []
+    decoded: list[str] = []
+
+    def recorded(name: str, real: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+        def decode(data: bytes) -> Any:
+            decoded.append(name)
+            return real(data)
+
+        return decode
+
     for module, name in ((preview, "decode_rgb"), (judge, "check_decodes")):
-        real = getattr(module, name)
-        monkeypatch.setattr(module, name, lambda data, real=real, name=name: (decoded.append(name), real(data))[1])
+        monkeypatch.setattr(module, name, recorded(name, getattr(module, name)))
     paths = [world.folder / name for name in ("one.png", "two.png")]
     assert [save_preview(run, 4, path)[0] for path in paths] == [4, 4]
     assert Counter(decoded) == {"decode_rgb": 8, "check_decodes": 8}, "four pictures twice"

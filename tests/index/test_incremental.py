@@ -6,7 +6,7 @@ The other computation is always the same one: a build of the present pictures in
 import io
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,11 +48,18 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of files that are read whole from now on."""
     names: list[str] = []
     for method in ("read_bytes", "read_text"):
-        real = getattr(Path, method)
-        monkeypatch.setattr(
-            Path, method, lambda self, *a, real=real, **k: (names.append(self.name), real(self, *a, **k))[1]
-        )
+        monkeypatch.setattr(Path, method, recorded(getattr(Path, method), names))
     return names
+
+
+def recorded(real: Callable[..., Any], names: list[str]) -> Callable[..., Any]:
+    """A method of a path that also notes the path's name."""
+
+    def method(path: Path, *arguments: Any, **options: Any) -> Any:
+        names.append(path.name)
+        return real(path, *arguments, **options)
+
+    return method
 
 
 # ---- the scan ---------------------------------------------------------------------------------------------------------
@@ -267,7 +274,7 @@ def test_only_new_pictures_are_judged_and_the_ledger_is_that_of_a_first_run(worl
         world.add(f"{number}.png", noise(number))
     world.add("small.png", noise(7, 30, 30))
     world.add("broken.jpg", b"broken")
-    keys = {"stages": (1,), "max_rejected_share": 0.9}
+    keys: dict[str, Any] = {"stages": (1,), "max_rejected_share": 0.9}
     first = world.index(world.load(**keys))
     assert (first.manifest.summary["judged_now"], first.manifest.summary["judged_before"]) == (8, 0)
     world.add("new.png", noise(10))
@@ -335,7 +342,8 @@ def shards(pixels: Artifact) -> dict[str, tuple[int, bytes]]:
 
 
 def test_added_and_removed_pictures_touch_no_finished_shard(world: DataWorld) -> None:
-    entry, keys = {"crop_style": "random", "repeats": 1}, {"stages": (1,), "shard_mib": 0.1}  # 8 rows a shard
+    entry = {"crop_style": "random", "repeats": 1}
+    keys: dict[str, Any] = {"stages": (1,), "shard_mib": 0.1}  # 8 rows a shard
     for number in range(16):
         world.add(f"{number}.png", noise(number, 500))
     run = world.load(entry, **keys)
@@ -446,7 +454,7 @@ def changes(world: DataWorld, rng: np.random.Generator) -> Iterator[None]:
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))])
 def test_after_any_history_the_rows_and_the_batches_are_those_of_a_first_run(world: DataWorld, seed: int) -> None:
     entry = {"crop_style": "random", "crop_aspect": "preserve", "repeats": 1}
-    keys = {"stages": (1,), "shard_mib": 0.1}
+    keys: dict[str, Any] = {"stages": (1,), "shard_mib": 0.1}
     for number in range(6):
         world.add(f"{number}.png", noise(number))
     run = world.load(entry, **keys)

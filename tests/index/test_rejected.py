@@ -33,7 +33,7 @@ def scene(seed: int, width: int = 300, height: int = 220) -> Image.Image:
     picture = Image.fromarray(np.stack([across, down, np.full_like(across, 128)], -1).astype(np.uint8))
     pen = ImageDraw.Draw(picture)
     for _ in range(6):
-        x, y = rng.integers(0, width), rng.integers(0, height)
+        x, y = int(rng.integers(0, width)), int(rng.integers(0, height))
         pen.ellipse((x - 30, y - 30, x + 30, y + 30), tuple(int(c) for c in rng.integers(0, 256, 3)))
     return picture
 

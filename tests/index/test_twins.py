@@ -205,7 +205,7 @@ def altered(rng: np.random.Generator, looks: np.ndarray, bits: int) -> np.ndarra
     made = np.clip(looks.astype(np.int16) + rng.integers(-2, 3, looks.shape), 0, 255).astype(np.uint8)
     flips = np.stack([rng.permutation(64) < bits for _ in looks])
     made[:, :8] = looks[:, :8] ^ np.packbits(flips, axis=1)
-    return made
+    return np.asarray(made)
 
 
 @pytest.mark.parametrize("bits", [0, 2, 4])
@@ -266,8 +266,8 @@ def test_no_copy_of_a_held_out_picture_is_trained_on(world: DataWorld) -> None:
     seen = trained(world, run, index, evals)
     assert seen == {f"{number:02d}.jpg" for number in range(30)} - held, "7 copies of 7 pictures would be trained on"
     rows = ledger(index)
-    for copy, source in copies.items():
-        assert rows[copy]["group"] == rows[source]["group"] == rows[source]["image_id"], copy
+    for name, source in copies.items():
+        assert rows[name]["group"] == rows[source]["group"] == rows[source]["image_id"], name
     assert (index.manifest.summary["twin_groups"], index.manifest.summary["twins"]) == (7, 7)
     assert (index.path / "twins.png").exists()
 

@@ -36,6 +36,6 @@ def test_a_fall_is_negative_its_interval_ascends_and_the_log_says_what_the_termi
 
 def test_without_held_out_pictures_nothing_is_told(tmp_path: Path) -> None:
     training = TrainingSummary(**MADE, steps=1, pictures=1)
-    assert training.changes == training.by_timestep == []
+    assert training.changes == [] and training.by_timestep == []
     (line,) = endings.ending(Artifact("stage2_lora", "0" * 16, tmp_path), training)
     assert line == "Stage II LoRA: 1 step on 1 picture"

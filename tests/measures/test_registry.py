@@ -32,8 +32,8 @@ def test_every_measure_has_a_source_and_says_how_to_read_it(measure: Measure) ->
 
 def test_no_two_measures_of_a_kind_of_pictures_have_one_name() -> None:
     for against in ("truth", "sample"):
-        names = [measure.name for measure in measures_against(against)]  # type: ignore[arg-type]
-        heads = [measure.label for measure in measures_against(against)]  # type: ignore[arg-type]
+        names = [measure.name for measure in measures_against(against)]
+        heads = [measure.label for measure in measures_against(against)]
         assert len(set(names)) == len(set(heads)) == len(names) > 2
 
 

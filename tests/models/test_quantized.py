@@ -8,7 +8,7 @@ import weakref
 from collections.abc import Callable
 from pathlib import Path
 from statistics import NormalDist
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -16,6 +16,7 @@ import pytest
 import torch
 from data_world import DataWorld
 from diffusers import IFPipeline, UNet2DConditionModel
+from narrowing import known
 from safetensors.torch import load_file, save_file
 from small_run import SmallRun
 from training_parts import FOLDERS, break_in_step, prepared, run_here, train_stage
@@ -49,7 +50,7 @@ KINDS = ("int8", "nf4")
 
 
 def settings(stage: Stage = 1, **keys: Any) -> StageConfig:
-    first = {"model_flavour": f"tiny-{'i' * stage}", "mixed_precision": "no"}
+    first: dict[str, Any] = {"model_flavour": f"tiny-{'i' * stage}", "mixed_precision": "no"}
     if "use_bitfit" not in keys:
         first["lora_rank"] = 4
     return StageConfig.model_validate({**first, **keys})
@@ -73,7 +74,7 @@ def moved(unet: UNet2DConditionModel, by: float = 0.03) -> UNet2DConditionModel:
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for _, param in sorted(trainable(unet).items()):
-            param += by * torch.randn(param.shape, generator=generator).to(param.dtype)
+            param.add_(by * torch.randn(param.shape, generator=generator).to(param.dtype))
     return unet
 
 
@@ -99,7 +100,10 @@ def gradients(unet: UNet2DConditionModel, precision: str = "no") -> tuple[float,
     return loss.item(), {name: param.grad for name, param in unet.named_parameters() if param.grad is not None}
 
 
-def layer_of(plain: torch.nn.Module, kind: Any) -> torch.nn.Module:
+Layer = torch.nn.Linear | torch.nn.Conv2d
+
+
+def layer_of(plain: Layer, kind: str) -> Layer:
     layer = copy.deepcopy(plain).requires_grad_(False)
     quantize_layer(layer, code_pairs(layer.weight.dtype, CPU) if kind == "nf4" else None)
     return layer
@@ -123,7 +127,7 @@ def eight_bits(weight: np.ndarray) -> np.ndarray:
     scale = np.abs(rows).max(1, keepdims=True) / np.float32(127)
     whole = np.round(np.divide(rows, scale, out=np.zeros_like(rows), where=scale > 0))
     assert np.abs(whole).max() <= 127
-    return (whole * scale).reshape(weight.shape)
+    return np.reshape(whole * scale, weight.shape)
 
 
 def normal_float() -> np.ndarray:
@@ -132,7 +136,7 @@ def normal_float() -> np.ndarray:
     above = [ppf(p) for p in np.linspace(offset, 0.5, 9)[:-1]]
     below = [-ppf(p) for p in np.linspace(offset, 0.5, 8)[:-1]]
     values = np.array(sorted([*above, *below, 0.0]))
-    return values / values.max()
+    return np.asarray(values / values.max())
 
 
 def four_bits(weight: np.ndarray) -> np.ndarray:
@@ -142,12 +146,14 @@ def four_bits(weight: np.ndarray) -> np.ndarray:
     parts = np.divide(blocks, scale, out=np.zeros_like(blocks), where=scale > 0)
     codes = normal_float()
     nearest = codes[np.abs(parts[..., None] - codes).argmin(-1)]
-    return (nearest * scale).reshape(-1)[: flat.size].reshape(weight.shape)
+    return np.reshape((nearest * scale).reshape(-1)[: flat.size], weight.shape)
 
 
 @pytest.mark.parametrize(("kind", "formula", "exactly"), [("int8", eight_bits, 0.0), ("nf4", four_bits, 1e-6)])
 @pytest.mark.parametrize("plain", SHAPES, ids=str)
-def test_a_weight_is_what_the_formula_makes_of_it(kind: str, formula: Any, exactly: float, plain: Any) -> None:
+def test_a_weight_is_what_the_formula_makes_of_it(
+    kind: str, formula: Callable[[np.ndarray], np.ndarray], exactly: float, plain: Layer
+) -> None:
     layer = copy.deepcopy(plain)
     with torch.no_grad():
         layer.weight[-1] *= 1000 if len(layer.weight) > 1 else 0  # scales differ; a weight of zeros stays one
@@ -174,6 +180,7 @@ def test_a_row_of_zeros_stays_one_and_nothing_hides_a_broken_weight() -> None:
             plain.weight[1] = 0
             plain.weight[2, 5] = math.nan
         layer = layer_of(plain, kind)
+        assert isinstance(layer, Quantized)
         weight, scales = layer.weight, layer.scales.view(torch.float32 if kind == "int8" else torch.bfloat16)
         assert not (scales == 0).any(), "what a division by zero becomes as a whole number differs between machines"
         assert weight[0].isfinite().all() and torch.equal(weight[1], torch.zeros(64)) and weight[2].isnan().any()
@@ -199,7 +206,7 @@ def test_a_row_of_zeros_stays_one_and_nothing_hides_a_broken_weight() -> None:
 )
 @pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
 def test_outputs_and_gradients_are_those_of_a_layer_with_the_rounded_weight(
-    kind: str, plain: Any, shape: Any, order: torch.memory_format
+    kind: str, plain: Layer, shape: tuple[int, ...], order: torch.memory_format
 ) -> None:
     """Bit for bit, in any order of memory; the sum that is a bias's gradient is rounded otherwise."""
     layer, twin = layer_of(plain, kind), copy.deepcopy(plain).requires_grad_(False)
@@ -216,26 +223,27 @@ def test_outputs_and_gradients_are_those_of_a_layer_with_the_rounded_weight(
         found.append((out, x.grad))
     assert all(torch.equal(ours, expected) for ours, expected in zip(*found, strict=True))
     if plain.bias is not None:
-        torch.testing.assert_close(layer.bias.grad, twin.bias.grad, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(known(layer.bias).grad, known(twin.bias).grad, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("plain", [torch.nn.Linear(8, 4), torch.nn.Conv2d(8, 4, 3)], ids=str)
-def test_autocast_holds_for_them_as_for_others(plain: Any) -> None:
+def test_autocast_holds_for_them_as_for_others(plain: Layer) -> None:
     """An fp32 input, as a norm gives it on a GPU, beside weights in bf16 and, with BitFit, a bias in fp32."""
     layer = layer_of(copy.deepcopy(plain).to(torch.bfloat16), "int8")
     twin = copy.deepcopy(plain).to(torch.bfloat16).requires_grad_(False)
     twin.weight.copy_(layer.weight)
     found = []
     for module in (layer, twin):
-        module.bias.data = plain.bias.detach().clone()
-        module.bias.requires_grad_(True)
+        bias = known(module.bias)
+        bias.data = known(plain.bias).detach().clone()
+        bias.requires_grad_(True)
         torch.manual_seed(0)
         x = torch.randn((2, 8) if plain.weight.ndim == 2 else (2, 8, 5, 5), requires_grad=True)
         with autocast(CPU, "bf16"):
             out = module(x)
         out.float().square().mean().backward()
         found.append((out, x.grad))
-        assert module.bias.grad.dtype == torch.float32
+        assert known(bias.grad).dtype == torch.float32
     assert out.dtype == torch.bfloat16 and all(torch.equal(*pair) for pair in zip(*found, strict=True))
 
 
@@ -296,7 +304,7 @@ def test_a_folder_that_lacks_a_weight_is_refused(tmp_path: Path) -> None:
 
 
 CONVOLUTIONS = {"lora_target_modules": ["to_q", "conv1", "conv2"]}
-WAYS = [
+WAYS: list[dict[str, Any]] = [
     {"lora_init_type": "gaussian"},
     {"lora_dropout": 0.3, **CONVOLUTIONS},
     {"use_dora": True, **CONVOLUTIONS},
@@ -344,10 +352,11 @@ def test_no_whole_weight_waits_for_the_backward_pass(
 ) -> None:
     unet, plain = small(kind), load_unet(FOLDERS[1], torch.float32)
     made: list[weakref.ref[torch.Tensor]] = []
-    whole = Quantized.weight.fget
+    whole = cast(property, Quantized.weight).fget
+    assert whole is not None
 
     def watched(layer: Quantized) -> torch.Tensor:
-        weight = whole(layer)
+        weight: torch.Tensor = whole(layer)
         made.append(weakref.ref(weight))
         return weight
 
@@ -378,11 +387,12 @@ def test_moving_and_casting_a_unet_leaves_its_small_weights(kind: str) -> None:
     unet = small(kind)
     before = {name: layer.weight for name, layer in unet.named_modules() if isinstance(layer, Quantized)}
     held = frozen_bytes(unet)
-    for change in (
+    changes: tuple[Callable[[], object], ...] = (
         lambda: unet.to(memory_format=torch.channels_last),
         lambda: unet.to(CPU),
         lambda: unet.half().float(),
-    ):
+    )
+    for change in changes:
         change()
         assert frozen_bytes(unet) == held
         for name, weight in before.items():
@@ -424,7 +434,7 @@ def test_a_control_shares_the_small_weights_wherever_they_move(tmp_path: Path, k
         picture = torch.rand((2, 3, 16, 16))
         loss = made.train()(**words(made), cross_attention_kwargs={"control_image": picture})[0].square().mean()
         loss.backward()
-        found.append((loss, {name: param.grad for name, param in trainable(made).items()}))
+        found.append((loss, {name: known(param.grad) for name, param in trainable(made).items()}))
     assert frozen_numbers(unet) == numbers and frozen_bytes(unet) == held
     assert torch.equal(found[0][0], found[1][0]) and len(found[0][1]) > 20
     assert all(torch.equal(grad, found[1][1][name]) for name, grad in found[0][1].items())

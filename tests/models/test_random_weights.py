@@ -3,17 +3,17 @@
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections import namedtuple
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from small_run import SmallRun
+from small_run import NewSmallRun
 
 from deepfloyd_core.config.flavours import FLAVOURS, PUBLISHED
 from deepfloyd_core.errors import ModelError, StorageError
@@ -201,7 +201,7 @@ def test_two_processes_write_one_folder_together(tmp_path: Path, cache: Path) ->
 
 def test_a_disk_without_room_is_one_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(random_models.shutil, "disk_usage", lambda path: usage(10**12, 10**12 - 10**8, 10**8))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**12, 10**12 - 10**8, 10**8))
     with pytest.raises(
         ModelError, match=r"need 0\.3 GB in .*, where 0\.1 GB are free\. Make room there, or point HF_HOME"
     ):
@@ -225,7 +225,7 @@ def test_resolve_knows_the_name_and_checks_what_it_got(cache: Path, monkeypatch:
 
 @pytest.mark.slow
 def test_a_run_file_with_a_random_flavour_embeds_its_captions(
-    server: str, tmp_path: Path, new_small_run: Callable[[Path], SmallRun]
+    server: str, tmp_path: Path, new_small_run: NewSmallRun
 ) -> None:
     run = new_small_run(tmp_path / "run", pictures=3)
     run.config.write_text(run.config.read_text().replace('"tiny-i"', '"random:tiny-i"'))

@@ -13,7 +13,8 @@ from PIL import Image
 
 from deepfloyd_core.config.data_blocks import AspectBucket
 from deepfloyd_core.config.data_sets import ImageDataset
-from deepfloyd_core.config.run import RunConfig, StageConfig
+from deepfloyd_core.config.run import RunConfig
+from deepfloyd_core.config.stage import StageConfig
 from deepfloyd_core.crops.shards import open_shard, read_rows
 from deepfloyd_core.pictures.draws import Draw, hash_units, image_keys, seeded
 from deepfloyd_core.pictures.geometry import (
@@ -64,7 +65,7 @@ def geometries(draw: st.DrawFn) -> Geometry:
         None if target is None else measure(target),
         draw(STYLES),
         by_area,
-        draw(st.sampled_from(["square", "own", "closest", "random"])),  # type: ignore[arg-type]
+        draw(st.sampled_from(["square", "own", "closest", "random"])),
         tuple(draw(st.lists(st.tuples(ASPECTS, st.floats(0.1, 10)), min_size=1, max_size=4))),
         draw(st.sampled_from([(0.0, math.inf), (0.25, 4.0), (1.0, 1.0), (0.5, 1.2)])),
         draw(st.none() | st.integers(1, 3)),
@@ -397,7 +398,7 @@ def test_draws_are_uniform_independent_and_the_same_on_every_machine() -> None:
 
 # ---- from the data file -----------------------------------------------------------------------------------------------
 
-CONFIG = RunConfig(workspace="w", data_backend_config="d", stage1=StageConfig(model_flavour="tiny-i"))
+CONFIG = RunConfig(workspace="w", data_backend_config="d", stage1=StageConfig(model_flavour="tiny-i"), stage2=None)
 
 
 def dataset(**keys: Any) -> ImageDataset:

@@ -18,7 +18,9 @@ from PIL import Image
 import deepfloyd_core.index.index as image_index
 from deepfloyd_core.errors import DataError
 from deepfloyd_core.index.ledger import read_index
+from deepfloyd_core.index.older_verdicts import older_verdicts
 from deepfloyd_core.pictures import resize as shrink
+from deepfloyd_core.pictures.decode import decode_rgb
 from deepfloyd_core.pictures.faults import Unreadable
 from deepfloyd_core.processes.pool import Children, Limits
 
@@ -82,7 +84,7 @@ def test_a_picture_that_took_too_long_is_tried_again_with_more_time_and_only_the
 ) -> None:
     world.add("a.png", good(0))
     world.add("slow.png", good(5))
-    hastily = {"stages": (1,), "decode_timeout_s": HASTE_S, "max_rejected_share": 0.5}
+    hastily: dict[str, Any] = {"stages": (1,), "decode_timeout_s": HASTE_S, "max_rejected_share": 0.5}
     with (
         monkeypatch.context() as patched,
         Children(1, Limits(seconds=HASTE_S), ("deepfloyd_core.index.index", "child_functions")) as hasty,
@@ -136,7 +138,7 @@ def test_a_picture_that_is_said_to_fit_is_cropped_within_that_memory() -> None:
 def test_only_one_worker_at_a_time_has_a_large_picture_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shrink, "LARGE_PX", 100 * 100)
     lock, held, most = threading.Lock(), [0, 0], [0]
-    real = shrink.decode_rgb
+    real = decode_rgb
 
     @contextmanager
     def alone() -> Iterator[None]:
@@ -211,7 +213,6 @@ def test_a_name_of_4_kilobytes_below_many_folders_is_a_picture(world: DataWorld)
 def test_a_file_that_changes_while_it_is_read_is_a_row(world: DataWorld, monkeypatch: pytest.MonkeyPatch) -> None:
     world.add("a.png", good(0))
     path = world.add("b.png", good(1))
-    older_verdicts = image_index.older_verdicts
 
     def changing(*arguments: Any) -> Any:
         path.write_bytes(png(70, 70))  # between the scan and the look

@@ -3,6 +3,7 @@
 import io
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,13 +11,16 @@ import skimage
 import sklearn
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from narrowing import known
 from PIL import Image, ImageCms, ImageOps
+from PIL.JpegImagePlugin import JpegImageFile
 
 from deepfloyd_core.pictures import decode as pictures
 from deepfloyd_core.pictures import resize as shrink
-from deepfloyd_core.pictures.decode import decode_rgb
+from deepfloyd_core.pictures.decode import Reduced, decode_reduced, decode_rgb
+from deepfloyd_core.pictures.detail import detail_of_jpeg
 from deepfloyd_core.pictures.faults import Unreadable
-from deepfloyd_core.pictures.jpeg_scans import read_layout, sample_jpegs, without_detail
+from deepfloyd_core.pictures.jpeg_scans import Layout, read_layout, sample_jpegs, without_detail
 from deepfloyd_core.pictures.resize import take_crops
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Pillow's warnings on hostile files are not errors in a run
@@ -45,7 +49,7 @@ ENCODINGS: dict[str, dict[str, object]] = {
 }
 
 
-def saved(picture: Image.Image, **options: object) -> bytes:
+def saved(picture: Image.Image, **options: Any) -> bytes:
     buffer = io.BytesIO()
     picture.save(buffer, **options)
     return buffer.getvalue()
@@ -131,8 +135,8 @@ def patterns(width: int, height: int) -> dict[str, Image.Image]:
     made["rings"] = 127.5 + 127 * np.cos(np.pi * ((x - width / 2) ** 2 + (y - height / 2) ** 2) / width)
     made["a margin of one pixel"] = ((x == 0) | (y == 0) | (x == width - 1) | (y == height - 1)) * 255
     made["gradient"] = 255 * x / width
-    for period in (8.5, 10.3, 12.1, 4.3):  # a mean of 8 or 4 px takes these for slow ones
-        made[f"soft stripes {period}"] = 127.5 + 50 * np.cos(2 * np.pi * x / period)
+    for wave in (8.5, 10.3, 12.1, 4.3):  # a mean of 8 or 4 px takes these for slow ones
+        made[f"soft stripes {wave}"] = 127.5 + 50 * np.cos(2 * np.pi * x / wave)
     gray = {name: Image.fromarray(np.clip(array, 0, 255).astype(np.uint8)) for name, array in made.items()}
     soft = gray["checkerboard 24"].point(lambda level: 40 + level * 175 // 255)
     colour = Image.merge("RGB", [soft, soft.point(lambda level: 255 - level), Image.new("L", soft.size, 90)])
@@ -187,8 +191,13 @@ def test_crops_at_the_edges_of_a_picture_are_as_good_as_in_the_middle() -> None:
 
 
 def test_a_picture_is_decoded_once_for_all_its_crops(monkeypatch: pytest.MonkeyPatch) -> None:
-    decodes = []
-    monkeypatch.setattr(shrink, "decode_reduced", lambda *a, f=shrink.decode_reduced: decodes.append(a[1]) or f(*a))
+    decodes: list[int] = []
+
+    def counted(data: bytes, divisor: int, layout: Layout | None) -> Reduced | None:
+        decodes.append(divisor)
+        return decode_reduced(data, divisor, layout)
+
+    monkeypatch.setattr(shrink, "decode_reduced", counted)
     monkeypatch.setattr(shrink, "decode_rgb", lambda data: pytest.fail("a full decode"))
     data = saved(Image.open(PHOTOGRAPHS[-1]), **ENCODINGS["4:2:0"])
     made = take_crops(data, [((96, 64), (left, 0, left + 64, 64)) for left in (0, 7, 32)])
@@ -214,7 +223,7 @@ def upright_srgb(data: bytes) -> Image.Image:
     picture = Image.open(io.BytesIO(data))
     source = ImageCms.ImageCmsProfile(io.BytesIO(picture.info["icc_profile"]))
     target = ImageCms.createProfile("sRGB")
-    return ImageCms.profileToProfile(picture, source, target, ImageCms.Intent.RELATIVE_COLORIMETRIC, "RGB")
+    return known(ImageCms.profileToProfile(picture, source, target, ImageCms.Intent.RELATIVE_COLORIMETRIC, "RGB"))
 
 
 def test_a_profile_is_applied_to_the_means_where_that_is_the_same() -> None:
@@ -282,6 +291,7 @@ def test_scans_without_effect_on_one_eighth_are_left_out_bit_by_bit(
 def coefficients(data: bytes) -> np.ndarray:
     """Of a gray JPEG, in steps of its table and nearly whole, from its pixels: (blocks, 8, 8)."""
     picture = Image.open(io.BytesIO(data))
+    assert isinstance(picture, JpegImageFile)
     n = np.arange(8)
     dct = np.sqrt(np.where(n[:, None] == 0, 1, 2) / 8) * np.cos((2 * n + 1) * n[:, None] * np.pi / 16)
     pixels = np.asarray(picture).astype(float)[: picture.height // 8 * 8, : picture.width // 8 * 8]
@@ -380,7 +390,7 @@ def test_a_sample_of_a_jpeg_shows_its_blocks() -> None:
         layout = read_layout(data)
         assert layout is not None
         assert sample_jpegs(data, layout)
-        seen = shrink.detail_of_jpeg(data, layout)
+        seen = detail_of_jpeg(data, layout)
         assert seen is not None
         true = np.asarray(Image.open(io.BytesIO(data)).convert("L")).astype(float)
         blocks = true.reshape(64, 8, 64, 8)

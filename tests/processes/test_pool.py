@@ -215,15 +215,15 @@ def test_two_pools_work_at_once_in_threads_that_are_not_the_main_one() -> None:
 
 def test_children_outlive_the_thread_that_opened_them() -> None:
     with contextlib.ExitStack() as stack:
-        opened = []
+        opened: list[tuple[Children, list[int | Lost]]] = []
 
         def work() -> None:
             children = stack.enter_context(Children(1, LIMITS, PRELOAD))
-            opened.extend([children, *children.map(functions.process, [0])])
+            opened.append((children, list(children.map(functions.process, [0]))))
 
         in_threads(work)
-        children, pid = opened
-        assert list(children.map(functions.process, [0])) == [pid]
+        ((children, pids),) = opened
+        assert list(children.map(functions.process, [0])) == pids
 
 
 def test_a_child_is_replaced_before_what_decoders_leak_adds_up(
@@ -268,7 +268,7 @@ def test_an_iterable_that_raises_raises_here(children: Children) -> None:
 def test_deaths_leave_no_open_file_behind(children: Children) -> None:
     def open_files(items: list[str]) -> int:
         list(children.map(functions.die, items))
-        return psutil.Process().num_fds()
+        return int(psutil.Process().num_fds())
 
     before = open_files(["a"] * 20)
     assert open_files(["SIGKILL", "a"] * 10) <= before + 2  # one connection a child

@@ -299,7 +299,7 @@ def test_generate_gives_the_same_bytes_twice_and_says_how_they_were_made(finishe
     assert first.returncode == 0, first.stderr
     small, large = (Path(line) for line in first.stdout.split())
     assert Image.open(small).size == (72, 64) and Image.open(large).size == (288, 256)
-    record = json.loads(Image.open(large).text["deepfloyd"])  # type: ignore[attr-defined]
+    record = json.loads(Image.open(large).info["deepfloyd"])
     assert (record["prompt"], record["seed"], record["stage"]) == ("a purple star", 7, 2)
     before = small.read_bytes(), large.read_bytes()
     image = np.asarray(Image.open(small)).astype(int)
@@ -311,7 +311,7 @@ def test_generate_gives_the_same_bytes_twice_and_says_how_they_were_made(finishe
     two = run.call_here(*arguments, "--prompt", "a red circle", "--images", "2")
     drawn = [line.split("  ") for line in two.stdout.splitlines()]
     assert [prompt for _, prompt in drawn] == ["a purple star", "a purple star", "a red circle", "a red circle"] * 2
-    records = [json.loads(Image.open(path).text["deepfloyd"]) for path, _ in drawn]  # type: ignore[attr-defined]
+    records = [json.loads(Image.open(path).info["deepfloyd"]) for path, _ in drawn]
     assert [record["prompt"] for record in records] == [prompt for _, prompt in drawn]
     assert [record["seed"] for record in records] == [7, 8] * 4 and len({path for path, _ in drawn}) == 8
     again = np.asarray(Image.open(drawn[0][0])).astype(int)

@@ -6,9 +6,9 @@ import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
+from narrowing import known
 from small_run import SmallRun
 
 LORAS = "stage?_lora/*/pytorch_lora_weights.safetensors"
@@ -36,7 +36,7 @@ SHORT = tuple(
 )  # fmt: skip
 
 
-def _kill_at(run: Any, stage: str) -> bool:
+def _kill_at(run: SmallRun, stage: str) -> bool:
     """Start the run in a session of its own and SIGKILL all of it in this stage; False if it ended first."""
     log = run.folder / "killed.log"
     if stage in WITH_PROCESSES:
@@ -48,19 +48,21 @@ def _kill_at(run: Any, stage: str) -> bool:
                 stderr=opened,
                 start_new_session=True,
             )
-        number, ended, wait = process.pid, lambda: process.poll() is not None, process.wait
-    else:
-        fork = run.start_here(log, "run", str(run.config), *SHORT, all_losses=True)
-        number, ended, wait = fork.pid, lambda: not fork.is_alive(), fork.join
+        return _killed_in(run, stage, process.pid, lambda: process.poll() is not None, process.wait)
+    fork = run.start_here(log, "run", str(run.config), *SHORT, all_losses=True)
+    return _killed_in(run, stage, known(fork.pid), lambda: not fork.is_alive(), fork.join)
+
+
+def _killed_in(run: SmallRun, stage: str, group: int, ended: Callable[[], bool], wait: Callable[[], object]) -> bool:
     deadline = time.monotonic() + 300
     while not ended() and time.monotonic() < deadline:
         if any(run.workspace.glob(MOMENTS[stage])):
-            os.killpg(number, signal.SIGKILL)
+            os.killpg(group, signal.SIGKILL)
             wait()
             return True
         time.sleep(0.002)
     if not ended():
-        os.killpg(number, signal.SIGKILL)
+        os.killpg(group, signal.SIGKILL)
     wait()
     return False
 

@@ -10,6 +10,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import copy_context
 from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any
@@ -215,7 +216,7 @@ def _until_away(box: outbox.Outbox) -> None:
 
 
 def _put(box: outbox.Outbox, function: Callable[..., None], argument: object, slot: str | None = None) -> None:
-    box.put(outbox._Call(lambda: function(argument), outbox.copy_context(), slot))
+    box.put(outbox._Call(lambda: function(argument), copy_context(), slot))
 
 
 @contextmanager

@@ -248,8 +248,8 @@ def test_the_task_runner_is_in_no_fingerprint_and_changes_no_plan(world: DataWor
     world.add("b.png", np.ones((300, 300, 3), np.uint8))
     index = world.index(world.load())
     found = set()
-    for keys in ({}, {"task_runner": "processes", "workers": 7}):
-        run = world.load(**keys)
+    others: dict[str, Any] = {"task_runner": "processes", "workers": 7}
+    for run in (world.load(), world.load(**others)):
         work = WorkDir(run.workspace / "stage1_pixels" / "work", 0)
         work.path.mkdir(parents=True, exist_ok=True)
         names = tuple(shard.name for shard in plan_shards(run, index, 1, work).made)

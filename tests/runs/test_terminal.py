@@ -22,6 +22,7 @@ from summaries import summary_of
 
 from deepfloyd_core.bundle.build import _measure_tables
 from deepfloyd_core.config.data_file import load_data_file
+from deepfloyd_core.config.stages import Stage
 from deepfloyd_core.index.summary import IndexSummary
 from deepfloyd_core.measures.figures import UpscalingFigures
 from deepfloyd_core.measures.registry import measures_against
@@ -171,7 +172,7 @@ def test_progress_is_one_line_of_the_log_where_no_bar_is_shown(
 
 @pytest.mark.parametrize("stages", [(1,), (1, 2)])
 def test_what_a_stage_cannot_use_of_the_accepted_pictures_is_told_and_shown(
-    world: DataWorld, stages: tuple[int, ...], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    world: DataWorld, stages: tuple[Stage, ...], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     for name, edge in (("a", 300), ("b", 90), ("c", 91), ("d", 20)):
         world.add(f"{name}.png", np.random.default_rng(edge).integers(0, 256, (edge, edge, 3), np.uint8))

@@ -37,6 +37,7 @@ from deepfloyd_core.sampling.identity import low_res_request
 from deepfloyd_core.sampling.jobs import LowResInputs, remake_job
 from deepfloyd_core.store.artifacts import Artifact, Request, WorkDir, materialise
 from deepfloyd_core.store.manifest import Summary
+from deepfloyd_core.store.parts import finish_part
 from deepfloyd_core.training.batches import Batch, TrainingRows, draw
 from deepfloyd_core.training.draws import vary
 from deepfloyd_core.training.forward import Prepared, Setup, feed, predict_noise, prepare
@@ -84,7 +85,7 @@ def trained(workspace: Path, keys: dict[str, Any]) -> Artifact:
     method.prepare(unet, config, 7)
     with torch.no_grad():
         for param in trainable(unet).values():
-            param += (0.003 if "model_type" in keys else 0.2) * torch.randn(param.shape, generator=generator)
+            param.add_((0.003 if "model_type" in keys else 0.2) * torch.randn(param.shape, generator=generator))
 
     def save(work: WorkDir) -> Summary:
         method.save(unet, 1, FOLDERS[1], work.path)
@@ -195,7 +196,7 @@ def test_no_two_crops_of_a_picture_are_remade_alike_and_the_sheet_shows_each_bes
 def test_a_killed_build_goes_on_behind_its_last_shard_and_ends_with_the_same_bytes(
     small: Prepared2, remakes: Artifact, tmp_path: Path
 ) -> None:
-    finish_part, finished = stage1_low_res.finish_part, []
+    finished: list[Path] = []
 
     def finish_two_and_die(path: Path) -> None:
         finish_part(path)
@@ -204,7 +205,7 @@ def test_a_killed_build_goes_on_behind_its_last_shard_and_ends_with_the_same_byt
             os.kill(os.getpid(), signal.SIGKILL)
 
     def killed() -> None:
-        stage1_low_res.finish_part = finish_two_and_die  # type: ignore[assignment]
+        stage1_low_res.finish_part = finish_two_and_die  # type: ignore[assignment, attr-defined]
         small.remade(tmp_path)
 
     process = multiprocessing.get_context("fork").Process(target=killed)
@@ -417,7 +418,10 @@ def test_a_lora_has_the_share_of_remakes_and_the_remakes_but_not_how_they_are_ma
     assert len({one.fingerprint for one in (off, on, half)}) == 3
 
 
-BOTH = {"stage1": {"model_flavour": "tiny-i"}, "stage2": {"model_flavour": "tiny-ii", "low_res_stage1_share": 0.5}}
+BOTH: dict[str, dict[str, Any]] = {
+    "stage1": {"model_flavour": "tiny-i"},
+    "stage2": {"model_flavour": "tiny-ii", "low_res_stage1_share": 0.5},
+}
 
 
 @pytest.mark.parametrize(
@@ -452,7 +456,7 @@ def test_settings_under_which_stage1_cannot_remake_are_refused(
 def test_a_run_without_stage1_has_none_to_remake(world: DataWorld) -> None:
     with pytest.raises(ConfigError, match=r"share is 0.5, and the run has no Stage I .* Add a \[stage1\] table"):
         world.load(stages=(2,), stage2=BOTH["stage2"])
-    assert world.load(**BOTH).config.stage(2).remakes_low_res
+    assert world.load(stages=(1, 2), **BOTH).config.stage(2).remakes_low_res
     assert not world.load().config.stage(2).remakes_low_res
 
 

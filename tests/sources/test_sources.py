@@ -159,9 +159,14 @@ def test_only_changed_and_new_objects_are_read_again(
 ) -> None:
     run = world.load(in_bucket(bucket, s3), stages=(1,))
     first = scan(run)
-    source, read = open_source(run.datasets[0]), []
+    source, read = open_source(run.datasets[0]), list[str]()
     real = source.read
-    monkeypatch.setattr(source, "read", lambda name: (read.append(name), real(name))[1])
+
+    def recorded(name: str) -> bytes:
+        read.append(name)
+        return real(name)
+
+    monkeypatch.setattr(source, "read", recorded)
     assert scan(run).equals(first)
     assert read == []
     bucket.put_object(Key="set/01.png", Body=picture(50))
@@ -370,7 +375,7 @@ def test_bad_answers_are_rows_of_the_ledger_and_what_heals_is_asked_again(
 ) -> None:
     monkeypatch.setattr(urls, "WHOLE_S", 1.0)
     monkeypatch.setattr(urls, "MAX_BYTES", 1 << 20)
-    monkeypatch.setattr(urls.time, "sleep", lambda _: None)
+    monkeypatch.setattr(time, "sleep", lambda _: None)
     good = picture(1)
 
     def healing(handler: BaseHTTPRequestHandler) -> None:
@@ -396,11 +401,16 @@ def test_bad_answers_are_rows_of_the_ledger_and_what_heals_is_asked_again(
         "/out": whole(b"", 302, Location="file:///etc/passwd"),
     }  # fmt: skip
     cut = site.answers["/cut"]
-    site.answers["/cut"] = lambda handler: (cut(handler), setattr(handler, "close_connection", True))[0]
+
+    def cut_off(handler: BaseHTTPRequestHandler) -> None:
+        cut(handler)
+        handler.close_connection = True
+
+    site.answers["/cut"] = cut_off
     names = [*site.answers, "/404"]
     rows = [(site.url + name, "a caption") for name in names]
     rows += [("file:///etc/passwd", "a file"), ("http://127.0.0.1:9/x", "nobody"), ("http://[::", "no address")]
-    monkeypatch.setattr(urls.time, "sleep", lambda _: None)
+    monkeypatch.setattr(time, "sleep", lambda _: None)
     found = {row.source.removeprefix(site.url): row.reason for row in read_index(world.index(world.load(
         table_of_urls(world, rows), stages=(1,), max_rejected_share=1.0)))}  # fmt: skip
     lost = {"/cut", "/slow", "/large", "/500", "/loop", "/404", "/out", "http://127.0.0.1:9/x", "http://[::"}
@@ -417,9 +427,13 @@ def test_bad_answers_are_rows_of_the_ledger_and_what_heals_is_asked_again(
 
 def test_a_saved_data_set_gives_what_a_folder_gives(world: DataWorld, from_folder: Any) -> None:
     datasets = pytest.importorskip("datasets", reason="pip install 'deepfloyd-pipeline[huggingface]'")
-    rows = {"image": [{"bytes": data, "path": None} for data in PICTURES.values()], "caption": list(CAPTIONS.values())}
+    captions = list(CAPTIONS.values())
+    rows: dict[str, list[Any]] = {
+        "image": [{"bytes": data, "path": None} for data in PICTURES.values()],
+        "caption": captions,
+    }
     rows["number"] = list(range(len(PICTURES)))
-    rows["other"] = [None if place % 2 else text for place, text in enumerate(rows["caption"])]
+    rows["other"] = [None if place % 2 else text for place, text in enumerate(captions)]
     features = datasets.Features(
         image=datasets.Image(), caption=datasets.Value("string"), number=datasets.Value("int64"),
         other=datasets.Value("string"),

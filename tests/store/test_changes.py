@@ -1,5 +1,6 @@
 """What is said of an artifact that is made anew: in the words of the user's files."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -109,10 +110,12 @@ def test_pictures_that_came_went_or_changed_are_named_at_most_three(
     assert picture_changes(*ledgers) == ["pictures: 8 -> 12"]
 
 
-def test_of_no_pictures_all_are_new(tmp_path: Any) -> None:
+def test_of_no_pictures_all_are_new(tmp_path: Path) -> None:
     schema = pa.schema([("dataset_id", pa.string()), ("source", pa.string()), ("status", pa.string()),
                         ("image_id", pa.string()), ("captions", pa.list_(pa.string()))])  # fmt: skip
-    rows = [{"dataset_id": "set", "source": "a.png", "status": "accepted", "image_id": None, "captions": []}]
+    rows: list[dict[str, Any]] = [
+        {"dataset_id": "set", "source": "a.png", "status": "accepted", "image_id": None, "captions": []}
+    ]
     for name, table in (("old", []), ("new", rows)):
         pq.write_table(pa.Table.from_pylist(table, schema=schema), tmp_path / name)
     assert picture_changes(tmp_path / "old", tmp_path / "new") == ["1 picture added: a.png"]

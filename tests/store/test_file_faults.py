@@ -14,10 +14,10 @@ from small_run import SmallRun
 
 from deepfloyd_core.errors import StorageError
 from deepfloyd_core.files import write_bytes
-from deepfloyd_core.store.artifacts import MANIFEST, Request, WorkDir, materialise
+from deepfloyd_core.store.artifacts import Request, WorkDir, materialise
 from deepfloyd_core.store.file_faults import storage_error, written
 from deepfloyd_core.store.locks import locked
-from deepfloyd_core.store.manifest import Summary
+from deepfloyd_core.store.manifest import MANIFEST, Summary
 from flows.server import prefect_server
 
 REQUEST = Request("generated", 1, {}, {})

@@ -13,8 +13,8 @@ from typer.testing import CliRunner, Result
 from deepfloyd_core.bundle.verify import verify_workspace
 from deepfloyd_core.errors import ArtifactError, ConfigError
 from deepfloyd_core.files import write_sealed
-from deepfloyd_core.store.artifacts import MANIFEST, Artifact, Request, WorkDir, materialise
-from deepfloyd_core.store.manifest import Summary
+from deepfloyd_core.store.artifacts import Artifact, Request, WorkDir, materialise
+from deepfloyd_core.store.manifest import MANIFEST, Summary
 from deepfloyd_core.store.versions import Version, bundle_of, current, find_version, news_of, publish, versions
 from flows.cli import app
 from flows.report import print_artifacts
@@ -65,8 +65,8 @@ def test_a_version_says_which_run_file_it_is_of_where_two_share_a_workspace(
     release: Release, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def published(name: str, run_file: str) -> Version:
-        parts = (release.parts[f"{name} {kind}"] for kind in ("lora_bundle", "image_index"))
-        return publish(release.workspace, *parts, run_file)[0]
+        bundle, index = (release.parts[f"{name} {kind}"] for kind in ("lora_bundle", "image_index"))
+        return publish(release.workspace, bundle, index, run_file)[0]
 
     first = published("old", "/runs/one.toml")
     assert news_of(release.workspace, first, None) == "published version 1"

@@ -56,13 +56,13 @@ def start_here(
 def _main(arguments: tuple[str, ...], folder: Path, printed: tuple[Path, Path], all_losses: bool) -> None:
     os.setsid()
     if not all_losses:
-        eval_loss.TIMESTEPS = ONE_TIMESTEP
+        eval_loss.TIMESTEPS = ONE_TIMESTEP  # type: ignore[assignment]
     for number, path in enumerate(printed, 1):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
     sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in (1, 2))
     os.chdir(folder)
     sys.argv = ["deepfloyd", *arguments]
-    jobs.ForkServer = ForkServerHere  # type: ignore[assignment, misc]
+    jobs.ForkServer = ForkServerHere  # type: ignore[assignment, attr-defined]
     _see_environment()
     from flows.cli import main
 

@@ -45,7 +45,7 @@ class DataWorld:
             path.with_suffix(".txt").write_text(caption, encoding="utf-8")
         return path
 
-    def load(self, *entries: dict[str, Any], stages: tuple[int, ...] = (1, 2), **keys: Any) -> Run:
+    def load(self, *entries: dict[str, Any], stages: tuple[Stage, ...] = (1, 2), **keys: Any) -> Run:
         """Write the files and load them. Each entry is one data set; without one, `pictures` at 64 px."""
         common = {"type": "local", "instance_data_dir": str(self.folder / "pictures"), "caption_strategy": "textfile"}
         data = [{"id": "set", **common, **entry} for entry in entries or ({},)]

@@ -79,5 +79,5 @@ CASES = {
 }  # fmt: skip
 
 if __name__ == "__main__":
-    gpu_process.SPARE_S = gpu.SPARE_S = 0.3
+    gpu_process.SPARE_S = gpu.SPARE_S = 0.3  # type: ignore[attr-defined]
     sys.exit(gpu.main(sys.argv[2:], CASES[sys.argv[1]], packages=()))

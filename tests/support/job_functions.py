@@ -15,6 +15,7 @@ from types import SimpleNamespace
 from safetensors import SafetensorError
 
 from deepfloyd_core.errors import Stop
+from deepfloyd_core.files import write_bytes
 from deepfloyd_core.processes import job_worker
 from deepfloyd_core.processes.jobs import Job, JobRequest
 from deepfloyd_core.store.manifest import Summary
@@ -75,13 +76,12 @@ def burst(job: Job[Order]) -> Pids:
 
 def late(job: Job[Order]) -> Pids:
     """Asked to end while its result is written: a second time, or when it had finished."""
-    write = job_worker.write_bytes
 
     def asked(path: Path, data: bytes) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
-        write(path, data)
+        write_bytes(path, data)
 
-    job_worker.write_bytes = asked
+    job_worker.write_bytes = asked  # type: ignore[attr-defined]
     if job.request.words == "stopped":
         raise Stop
     return Pids(late=1)
@@ -105,7 +105,7 @@ def do(job: Job[Order]) -> Pids:
 
 
 if __name__ == "__main__":
-    job_worker.ENTRIES = ()
+    job_worker.ENTRIES = ()  # type: ignore[attr-defined, assignment]
     if "DRIVER" in os.environ:
         sys.modules["torch"] = SimpleNamespace(cuda=SimpleNamespace(_is_in_bad_fork=lambda: True))  # type: ignore[assignment]
     job_worker.main(*sys.argv[1:])

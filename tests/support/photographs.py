@@ -2,10 +2,10 @@
 
 import io
 from pathlib import Path
-from typing import Any
 
 import skimage
 import sklearn
+from narrowing import known
 from PIL import Image, ImageCms, ImageOps
 
 SOURCES = {
@@ -22,13 +22,13 @@ def photographs() -> dict[str, Path]:
 
 def upright_rgb(path: Path) -> Image.Image:
     """A photograph as Pillow alone gives it: upright, alpha on white, sRGB."""
-    picture: Any = Image.open(path)
-    profile = picture.info.get("icc_profile")
-    picture = ImageOps.exif_transpose(picture)
+    opened = Image.open(path)
+    profile = opened.info.get("icc_profile")
+    picture = ImageOps.exif_transpose(opened)
     if "A" in picture.getbands() or "transparency" in picture.info:
         ground = Image.new("RGBA", picture.size, "white")
         return Image.alpha_composite(ground, picture.convert("RGBA")).convert("RGB")
     if profile:  # page.png is gray with a printer's dot gain, rocket.jpg is Adobe RGB
         source, target = ImageCms.ImageCmsProfile(io.BytesIO(profile)), ImageCms.createProfile("sRGB")
-        return ImageCms.profileToProfile(picture, source, target, ImageCms.Intent.RELATIVE_COLORIMETRIC, "RGB")
+        return known(ImageCms.profileToProfile(picture, source, target, ImageCms.Intent.RELATIVE_COLORIMETRIC, "RGB"))
     return picture.convert("RGB")

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from PIL import Image
@@ -103,6 +104,12 @@ class SmallRun:
         from command_here import start_here
 
         return start_here(arguments, self.folder, (log, log), all_losses)
+
+
+class NewSmallRun(Protocol):
+    """`make_small_run`, as a fixture gives it."""
+
+    def __call__(self, folder: Path, pictures: int = 8) -> SmallRun: ...
 
 
 def make_small_run(folder: Path, pictures: int = 8) -> SmallRun:

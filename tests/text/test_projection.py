@@ -5,7 +5,6 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -97,9 +96,14 @@ def test_captions_that_were_projected_before_are_copied(
     projected_now: list[torch.Tensor] = []
     real = projected.projector
 
-    def counting(modules: Any, precision: str) -> Any:
+    def counting(modules: torch.nn.ModuleDict, precision: str) -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
         one = real(modules, precision)
-        return lambda raw: (projected_now.append(raw), one(raw))[1]
+
+        def counted(raw: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            projected_now.append(raw)
+            return one(raw)
+
+        return counted
 
     monkeypatch.setattr(projected, "projector", counting)
     second = grown(run, tmp_path / "growing", ["a green heart"])

@@ -7,6 +7,7 @@ trace a UNet takes seconds.
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from shutil import which
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -79,7 +80,7 @@ def small_unet(config: StageConfig) -> UNet2DConditionModel:
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for param in trainable(unet).values():
-            param += 0.02 * torch.randn(param.shape, generator=generator)
+            param.add_(0.02 * torch.randn(param.shape, generator=generator))
     if config.gradient_checkpointing:
         recompute_activations(unet)
     return unet.train()
@@ -219,8 +220,13 @@ def test_the_trainer_compiles_what_the_key_says(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, small_run: SmallRun
 ) -> None:
     asked: list[tuple[Any, str]] = []
+
+    def compiled(unet: UNet2DConditionModel, backend: str) -> str:
+        asked.append((unet, backend))
+        return "compiled"
+
     monkeypatch.setattr(train, "Projected", lambda text: SimpleNamespace(batch=None))
-    monkeypatch.setattr(train, "compiled_unet", lambda unet, backend: asked.append((unet, backend)) or "compiled")
+    monkeypatch.setattr(train, "compiled_unet", compiled)
     run = load_run(small_run.config, ("stage1.dynamo_backend=aot_eager",))
     text = Artifact("stage1_text", "none", tmp_path)
     inputs = TrainingInputs(pixels=text, text=text, eval_set=text)
@@ -307,7 +313,7 @@ def test_a_compiler_that_does_not_work_is_found_before_the_model_is_loaded(
     assert len(said.splitlines()) == 1 and "InvalidCxxCompiler" in said and "TORCHDYNAMO_VERBOSE" not in said
 
 
-@pytest.mark.skipif(not stage_run.which("g++"), reason="no g++: apt-get install g++")
+@pytest.mark.skipif(not which("g++"), reason="no g++: apt-get install g++")
 @pytest.mark.slow
 def test_inductor_compiles_what_a_step_calls() -> None:
     check_backend("inductor", CPU, "it")

@@ -33,8 +33,8 @@ def made(world: DataWorld, **keys: Any) -> tuple[Run, Artifact, Artifact]:
         world.add(f"{number}.png", rng.integers(0, 255, size, dtype=np.uint8))
     for number in range(3):
         world.add(f"../more/{number}.png", rng.integers(0, 255, (90, 90, 3), dtype=np.uint8))
-    sets = [{"crop_aspect": "preserve"}, {"id": "more", "instance_data_dir": str(world.folder / "more"), "repeats": 1}]
-    run = world.load(*sets, stages=(1,), stage1={"model_flavour": "tiny-i", **keys})
+    more = {"id": "more", "instance_data_dir": str(world.folder / "more"), "repeats": 1}
+    run = world.load({"crop_aspect": "preserve"}, more, stages=(1,), stage1={"model_flavour": "tiny-i", **keys})
     index = world.index(run)
     return run, world.pixels(run, index, 1), world.eval_set(run, index)
 

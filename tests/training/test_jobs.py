@@ -15,7 +15,7 @@ from deepfloyd_core.config.base import Spec
 from deepfloyd_core.config.run_machine import Machine
 from deepfloyd_core.config.run_validation import ValidationKeys
 from deepfloyd_core.config.stage import StageConfig
-from deepfloyd_core.config.stages import Stage
+from deepfloyd_core.config.stages import STAGES, Stage
 from deepfloyd_core.sampling.jobs import Cascade, SampledStage, SampleInputs, SampleRequest
 from deepfloyd_core.store.artifacts import Artifact
 from deepfloyd_core.store.pinned import PinnedFile
@@ -48,8 +48,10 @@ def values(annotation: Any, rules: list[Any]) -> st.SearchStrategy[Any]:
 
 
 def numbers(kind: type, rules: list[Any]) -> st.SearchStrategy[Any]:
-    low = next((rule.ge if isinstance(rule, Ge) else rule.gt for rule in rules if isinstance(rule, Ge | Gt)), None)
-    high = next((rule.le if isinstance(rule, Le) else rule.lt for rule in rules if isinstance(rule, Le | Lt)), None)
+    low: Any = next((rule.ge if isinstance(rule, Ge) else rule.gt for rule in rules if isinstance(rule, Ge | Gt)), None)
+    high: Any = next(
+        (rule.le if isinstance(rule, Le) else rule.lt for rule in rules if isinstance(rule, Le | Lt)), None
+    )
     if kind is int:
         open_high = any(isinstance(rule, Lt) for rule in rules)
         return st.integers(low, high - 1 if open_high and high is not None else high)
@@ -60,7 +62,7 @@ def numbers(kind: type, rules: list[Any]) -> st.SearchStrategy[Any]:
 
 
 @st.composite
-def specs(draw: st.DrawFn, model: type[Spec], **fixed: Any) -> Any:
+def specs(draw: st.DrawFn, /, model: type[Spec], **fixed: Any) -> Any:
     """A model with a few random settings: of those drawn, the ones that the others let be set."""
     fields = {name: field for name, field in model.model_fields.items() if name not in (*fixed, *FIXED)}
     spec, chosen = model(**fixed), dict(fixed)
@@ -75,7 +77,7 @@ def specs(draw: st.DrawFn, model: type[Spec], **fixed: Any) -> Any:
 
 @st.composite
 def train_requests(draw: st.DrawFn) -> TrainRequest:
-    stage = draw(st.sampled_from((1, 2)))
+    stage = draw(st.sampled_from(list(STAGES)))
     shares = st.builds(Share, values(float, [Gt(0)]), values(int, [Ge(0)]), values(int | None, [Ge(1)]))
     optional = st.none() | ARTIFACTS
     return TrainRequest(

@@ -7,9 +7,11 @@ import signal
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from data_world import DataWorld
 from training_parts import forked, prepared, run_here, stage_text, train_stage
 
 from deepfloyd_core.config.run import Run
@@ -66,7 +68,7 @@ def checkpoints(workspace: Path) -> set[str]:
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [1, 2])
 def test_a_training_killed_at_random_moments_ends_with_the_bytes_of_an_unbroken_one(
-    world: "object", tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: Stage
+    world: DataWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: Stage
 ) -> None:
     last = recorded(monkeypatch)
     rng, chance = np.random.default_rng(0), random.Random(1)
@@ -75,7 +77,12 @@ def test_a_training_killed_at_random_moments_ends_with_the_bytes_of_an_unbroken_
         size = shape[0] * scale, shape[1] * scale, 3
         world.add(f"{number}.png", rng.integers(0, 256, size, dtype=np.uint8), f"caption {number}")
     steps = {"max_train_steps": (4 * KILLS // 3 if stage == 1 else 4 * KILLS) + 4}  # Stage II's are short
-    keys = {"text_encoder_dtype": "fp32", "device": "cpu", "num_validation_images": 1, "num_upscaled_images": 1}
+    keys: dict[str, Any] = {
+        "text_encoder_dtype": "fp32",
+        "device": "cpu",
+        "num_validation_images": 1,
+        "num_upscaled_images": 1,
+    }
     settings = {f"stage{stage}": {**STAGES[stage], **steps}}
     run = world.load(stages=(stage,), num_threads=1, validation_prompt="caption 1", **settings, **keys)
     made = prepared(run, world)

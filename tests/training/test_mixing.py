@@ -18,7 +18,8 @@ from deepfloyd_core.config.flavours import FLAVOURS
 from deepfloyd_core.crops.rows import read_row_list
 from deepfloyd_core.errors import DataError
 from deepfloyd_core.files import write_sealed
-from deepfloyd_core.store.artifacts import MANIFEST, Artifact
+from deepfloyd_core.store.artifacts import Artifact
+from deepfloyd_core.store.manifest import MANIFEST
 from deepfloyd_core.training.batches import BatchOrder, MixedOrder, OrderSettings, TrainingRows
 from deepfloyd_core.training.identity import lora_request
 from deepfloyd_core.training.jobs import TrainingInputs
@@ -88,7 +89,8 @@ def order(names: str, parts: dict[str, Share] | None = None, **keys: Any) -> Mix
 
 
 def owner(names: str, size: tuple[int, int], number: int) -> str:
-    return next(name for name, own in rows(*names).places.items() if number in own.get(size, ()))
+    found: str = next(name for name, own in rows(*names).places.items() if number in own.get(size, ()))
+    return found
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 5])
@@ -166,8 +168,8 @@ def test_the_data_file_s_sets_reach_the_trainer_apart(world: DataWorld) -> None:
         folder = world.folder / name
         folder.mkdir()
         for number in range(count):
-            pixels = rng.integers(0, 256, (70, 70 + 40 * (number % 2), 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(folder / f"{number}.png")
+            picture = rng.integers(0, 256, (70, 70 + 40 * (number % 2), 3), dtype=np.uint8)
+            Image.fromarray(picture).save(folder / f"{number}.png")
         common = {"instance_data_dir": str(folder), "caption_strategy": "filename", "crop_aspect": "preserve"}
         entries.append({"id": name, **common, **keys})
     run = world.load(*entries, stages=(1,), stage1={"model_flavour": "tiny-i", "max_train_steps": 20})

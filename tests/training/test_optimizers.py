@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 
 from deepfloyd_core.adapters.lora import add_lora, trainable
 from deepfloyd_core.config.flavours import FLAVOURS
-from deepfloyd_core.config.stage import Schedule, StageConfig
+from deepfloyd_core.config.stage import StageConfig
+from deepfloyd_core.config.stage_optimizer import Schedule
 from deepfloyd_core.errors import JobError, Stop
 from deepfloyd_core.models.unet import adapter_dtype, load_unet
 from deepfloyd_core.training import adamw_bf16, optimizers
@@ -64,10 +65,15 @@ def settings(optimizer: str, **keys: Any) -> StageConfig:
 class Small(torch.nn.Module):
     """Parameters of 0 to 4 dimensions, one of them zero as a new adapter's B is, one large enough for 8-bit states."""
 
+    table: torch.nn.Parameter
+    bias: torch.nn.Parameter
+    kernel: torch.nn.Parameter
+    scale: torch.nn.Parameter
+
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(0)
-        shapes = {"table": (64, 80), "bias": (80,), "kernel": (4, 3, 3, 3), "scale": ()}
+        shapes: dict[str, tuple[int, ...]] = {"table": (64, 80), "bias": (80,), "kernel": (4, 3, 3, 3), "scale": ()}
         for name, shape in shapes.items():
             self.register_parameter(name, torch.nn.Parameter(torch.randn(shape, generator=generator).to(dtype)))
         self.table.data.zero_()
@@ -230,7 +236,7 @@ def test_every_optimizer_and_schedule_that_a_run_file_may_name_is_there() -> Non
 def of_two_rates(config: StageConfig, params: Any, seed: int) -> torch.optim.Optimizer:
     """AdamW with matrices at a tenth of the learning rate, after all others at the whole one."""
     parts = list(params)
-    groups = [{"params": [part for part in parts if part.ndim < 2]}]
+    groups: list[dict[str, Any]] = [{"params": [part for part in parts if part.ndim < 2]}]
     groups += [{"params": [part for part in parts if part.ndim >= 2], "lr": config.learning_rate / 10}]
     return torch.optim.AdamW(groups, lr=config.learning_rate)
 
@@ -280,7 +286,7 @@ class Forgetful(torch.optim.SGD):
         elif self._place == "a group":
             group["running"] = torch.zeros(1)
         else:
-            self.state["global"]["count"] = 1
+            self.state["global"]["count"] = 1  # type: ignore[index]
 
 
 @pytest.mark.usefixtures("sigterm")
@@ -429,7 +435,7 @@ def test_adapters_have_the_dtype_of_their_optimizer() -> None:
 def test_adamw_is_torchs_fused_one_also_where_a_checkpoint_was_not() -> None:
     """Bit by bit, over vectors' ends too; after three steps of the plain one, whose state is the same."""
     config = stage(learning_rate=1e-3, adam_weight_decay=0.1)
-    plain = {"lr": 1e-3, "weight_decay": 0.1}
+    plain: dict[str, Any] = {"lr": 1e-3, "weight_decay": 0.1}
     generator = torch.Generator().manual_seed(0)
     start = [torch.randn(shape, generator=generator) for shape in ((1001,), (257, 129), ())]
     params = [[torch.nn.Parameter(value.clone()) for value in start] for _ in range(3)]
@@ -506,9 +512,8 @@ DECAYS = ("linear", "cosine", "cosine_with_restarts", "polynomial")
 @pytest.mark.parametrize("name", ["constant", "constant_with_warmup", *DECAYS])
 def test_learning_rates_are_those_of_diffusers(name: str, warmup: int) -> None:
     """diffusers' schedules end at zero; ours are the same share of the way from peak to end."""
-    extra: dict[str, Any] = {"cosine_with_restarts": {"lr_num_cycles": 3}, "polynomial": {"lr_power": 1.5}}.get(
-        name, {}
-    )
+    extras: dict[str, dict[str, Any]] = {"cosine_with_restarts": {"lr_num_cycles": 3}, "polynomial": {"lr_power": 1.5}}
+    extra = extras.get(name, {})
     config = stage(
         lr_scheduler=name, learning_rate=2e-3, lr_end=5e-4, lr_warmup_steps=warmup, max_train_steps=60, **extra
     )

@@ -34,6 +34,7 @@ from training_parts import (
 from deepfloyd_core.adapters.files import LORA_FILE
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.config.stages import Stage
+from deepfloyd_core.diffusion import loss
 from deepfloyd_core.errors import JobError, StorageError
 from deepfloyd_core.files import write_sealed
 from deepfloyd_core.hashing import hash_seed
@@ -43,7 +44,8 @@ from deepfloyd_core.processes import jobs
 from deepfloyd_core.processes.jobs import run_job
 from deepfloyd_core.sampling.jobs import SampledStage
 from deepfloyd_core.sampling.sampler import make_sampler, sample_stage1
-from deepfloyd_core.store.artifacts import MANIFEST, Artifact, Request, materialise
+from deepfloyd_core.store.artifacts import Artifact, Request, materialise
+from deepfloyd_core.store.manifest import MANIFEST
 from deepfloyd_core.text.embeds import Embeds, encode_job
 from deepfloyd_core.text.projection import text_identity
 from deepfloyd_core.training import eval_loss
@@ -135,8 +137,8 @@ def _recorded(patched: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
 
         patched.setattr(stage_loss, name, call)
 
-    record("predict", stage_loss.predict)
-    record("squared_error", stage_loss.squared_error)
+    record("predict", loss.predict)
+    record("squared_error", loss.squared_error)
     return fed
 
 
@@ -221,10 +223,10 @@ def test_validation_pictures_are_those_of_the_stock_pipeline_with_the_saved_lora
     files = sorted((loras[1].path / "validation").rglob("*.png"))
     steps = [path.parent.name for path in files]
     assert steps == [f"step-{step:08d}" for step in (0, 0, 6, 6, 12, 12)]
-    made = np.stack([np.asarray(Image.open(file)) for file in files[-2:]])
+    drawn = np.stack([np.asarray(Image.open(file)) for file in files[-2:]])
     # The stored text was projected a caption at a time, this one four at once: bits of it may differ.
-    assert np.abs((pictures * 255).round() - made).max() <= 1
-    assert np.mean((pictures * 255).round() != made) < 1e-3
+    assert np.abs((pictures * 255).round() - drawn).max() <= 1
+    assert np.mean((pictures * 255).round() != drawn) < 1e-3
     untrained, trained = (np.asarray(Image.open(file)) for file in (files[0], files[-2]))
     assert not np.array_equal(untrained, trained)
 
@@ -355,7 +357,10 @@ def test_with_use_ema_the_moving_average_is_saved(world: tuple[Run, dict[str, Ar
         settings = ("stage1.lr_scheduler=constant", f"stage1.max_train_steps={steps}", f"stage1.use_ema={ema}")
         keys = (*settings, "stage1.validation_step_interval=0")
         changed = load_run(Path(run.workspace).parent / "run.toml", keys)
-        return load_file(train_stage(changed, made, 1, tmp_path, how=run_here).path / LORA_FILE)
+        tensors: dict[str, torch.Tensor] = load_file(
+            train_stage(changed, made, 1, tmp_path, how=run_here).path / LORA_FILE
+        )
+        return tensors
 
     after = [trained(steps, "false") for steps in (1, 2, 3)]
     average = trained(3, "true")

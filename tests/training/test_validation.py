@@ -16,12 +16,13 @@ from summaries import summary_of
 
 from deepfloyd_core.errors import ConfigError
 from deepfloyd_core.preflight.load import load_run
+from deepfloyd_core.sampling.specs import SampleSpec
 from deepfloyd_core.store.artifacts import Request, materialise
 from deepfloyd_core.training.batches import BatchOrder
 from deepfloyd_core.training.checkpoints import Checkpoint, StepMetrics, last_good, save_checkpoint
 from deepfloyd_core.training.eval_loss import HELD_OUT, SEEN, TIMESTEPS, GridLoss, compared, grid_pictures, mean_loss
 from deepfloyd_core.training.trackers import open_loggers, show_validation
-from deepfloyd_core.training.validation import SampleSpec, write_validations
+from deepfloyd_core.training.validation import write_validations
 
 
 def losses(seed: int, gain: float = 0.0, gain_seen: float = 0.0) -> list[GridLoss]:
