@@ -55,7 +55,9 @@ def output(unet: UNet2DConditionModel, precision: str = "no") -> torch.Tensor:
 
 @pytest.mark.parametrize("stage", [1, 2])
 @pytest.mark.parametrize("load", [load_unet, load_projected_unet])
-def test_the_biases_outside_the_text_modules_are_trained_and_nothing_else(stage: Stage, load: Any) -> None:
+def test_the_biases_outside_the_text_modules_are_trained_and_nothing_else(
+    stage: Stage, load: Callable[..., UNet2DConditionModel]
+) -> None:
     trained = {name for name, param in freed(load, stage).named_parameters() if param.requires_grad}
     stock = UNet2DConditionModel.from_pretrained(FOLDERS[stage], subfolder="unet").state_dict()
     text = ("encoder_hid_proj.", "add_embedding.")
@@ -83,7 +85,11 @@ def test_the_file_gives_a_stock_unet_the_output_of_the_trainer(tmp_path: Path, s
     "keys", [{}, {"mixed_precision": "bf16"}, {"mixed_precision": "bf16", "optimizer": "adamw_bf16"}]
 )
 def test_the_biases_that_come_back_are_those_that_were_saved(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: Stage, load: Any, keys: dict[str, Any]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stage: Stage,
+    load: Callable[..., UNet2DConditionModel],
+    keys: dict[str, Any],
 ) -> None:
     unet = saved(tmp_path, load, stage, **keys)
     monkeypatch.setattr("diffusers.ModelMixin.from_pretrained", lambda *_, **__: pytest.fail("a second UNet is loaded"))

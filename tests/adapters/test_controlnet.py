@@ -109,7 +109,7 @@ def test_the_residuals_are_those_of_diffusers_own_way_down(keys: dict[str, Any])
     twin.load_state_dict(lora, strict=False)
     heard: list[torch.Tensor] = []
 
-    def first(module: Any, args: Any, out: torch.Tensor) -> torch.Tensor:
+    def first(module: torch.nn.Module, args: object, out: torch.Tensor) -> torch.Tensor:
         heard.append(out + control.hint(picture))
         return heard[0]
 
@@ -197,7 +197,7 @@ def test_stock_pipelines_make_the_picture_of_the_trainer_bit_for_bit(tmp_path: P
     words = inputs(unet)
     text, picture = words["encoder_hidden_states"], words["cross_attention_kwargs"]["control_image"]
 
-    def pictures(pipe: Any, guidance: float, follow: torch.Tensor) -> torch.Tensor:
+    def pictures(pipe: IFPipeline, guidance: float, follow: torch.Tensor) -> torch.Tensor:
         made = pipe(
             prompt_embeds=text, negative_prompt_embeds=text.flip(0), width=48, height=32, num_inference_steps=2,
             generator=torch.Generator().manual_seed(0), output_type="pt", guidance_scale=guidance,
@@ -366,7 +366,7 @@ def world(
     tmp_path_factory: pytest.TempPathFactory,
     new_small_run: Callable[[Path], SmallRun],
     new_world: Callable[[Path], DataWorld],
-) -> tuple[Path, dict[str, Artifact], Any]:
+) -> tuple[Path, dict[str, Artifact], SmallRun]:
     """A small run file and everything that training needs."""
     small = new_small_run(tmp_path_factory.mktemp("control") / "run")
     run = load_run(small.config)
@@ -380,7 +380,7 @@ def with_control(config: Path, workspace: Path, *more: str) -> Run:
 
 @pytest.fixture(scope="module")
 def trained(
-    world: tuple[Path, dict[str, Artifact], Any], tmp_path_factory: pytest.TempPathFactory
+    world: tuple[Path, dict[str, Artifact], SmallRun], tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Run, Artifact]:
     run = with_control(world[0], tmp_path_factory.mktemp("trained"))
     return run, train_stage(run, world[1], 1, run.workspace, how=run_here)
@@ -388,7 +388,7 @@ def trained(
 
 @pytest.mark.slow
 def test_the_stock_pipeline_makes_the_pictures_of_the_trainer(
-    world: tuple[Path, dict[str, Artifact], Any], trained: tuple[Run, Artifact]
+    world: tuple[Path, dict[str, Artifact], SmallRun], trained: tuple[Run, Artifact]
 ) -> None:
     """diffusers' pipeline, T5's own rows and Pillow's luma against the trainer's last validation."""
     lora = trained[1]
@@ -424,7 +424,7 @@ def test_the_stock_pipeline_makes_the_pictures_of_the_trainer(
 
 @pytest.mark.slow
 def test_a_training_that_broke_off_ends_in_the_same_bytes(
-    world: tuple[Path, dict[str, Artifact], Any],
+    world: tuple[Path, dict[str, Artifact], SmallRun],
     trained: tuple[Run, Artifact],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -441,7 +441,7 @@ def test_a_training_that_broke_off_ends_in_the_same_bytes(
 
 @pytest.mark.slow
 def test_a_training_goes_on_from_a_control_and_survives_a_kill(
-    world: tuple[Path, dict[str, Artifact], Any],
+    world: tuple[Path, dict[str, Artifact], SmallRun],
     trained: tuple[Run, Artifact],
     tmp_path: Path,
 ) -> None:

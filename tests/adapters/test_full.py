@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import IFPipeline, IFSuperResolutionPipeline, UNet2DConditionModel
 from model_cards import generated, run_card
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -65,7 +65,7 @@ def inputs(unet: UNet2DConditionModel) -> dict[str, Any]:
     }
 
 
-def pictures(pipeline: Any, stage: Stage) -> torch.Tensor:
+def pictures(pipeline: IFPipeline | IFSuperResolutionPipeline, stage: Stage) -> torch.Tensor:
     """A small picture in two steps from fixed text."""
     generator, width = torch.Generator().manual_seed(3), pipeline.unet.config.encoder_hid_dim
     text, empty = torch.randn((2, 1, 77, width), generator=generator)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DDPMScheduler, UNet2DConditionModel
+from diffusers import DDPMScheduler, IFPipeline, IFSuperResolutionPipeline, UNet2DConditionModel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from small_run import SmallRun
@@ -92,7 +92,11 @@ _MORE_WAYS = [
     ("stage", "load", "keys"), [*_WAYS, *(pytest.param(*way, marks=pytest.mark.slow) for way in _MORE_WAYS)]
 )
 def test_the_adapters_that_come_back_are_those_that_were_saved(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: Stage, load: Any, keys: dict[str, Any]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stage: Stage,
+    load: Callable[..., UNet2DConditionModel],
+    keys: dict[str, Any],
 ) -> None:
     unet = saved_lora(tmp_path, stage, load, **keys)
     monkeypatch.setattr("diffusers.ModelMixin.from_pretrained", lambda *_, **__: pytest.fail("a second UNet is loaded"))
@@ -182,7 +186,7 @@ def test_the_same_weights_give_the_same_bytes(tmp_path: Path) -> None:
     assert files[0] == files[1]
 
 
-def pictures(pipeline: Any, stage: Stage) -> torch.Tensor:
+def pictures(pipeline: IFPipeline | IFSuperResolutionPipeline, stage: Stage) -> torch.Tensor:
     """Two small pictures in two steps from fixed text."""
     generator, width = torch.Generator().manual_seed(3), pipeline.unet.config.encoder_hid_dim
     text, empty = torch.randn((2, 2, 77, width), generator=generator)

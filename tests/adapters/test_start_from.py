@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -319,7 +320,7 @@ def test_a_number_is_a_published_version(folder: Path) -> None:
 def test_the_command_line_trains_on_from_an_artifact_and_refuses_the_other_stages(
     server: str, small_run: SmallRun
 ) -> None:
-    def trained(stage: int, *keys: str) -> Any:
+    def trained(stage: int, *keys: str) -> "subprocess.CompletedProcess[str]":
         settings = ("max_train_steps=1", *keys)
         return small_run.call_here(
             f"train-stage{stage}", str(small_run.config), *(f"--set=stage{stage}.{key}" for key in settings)

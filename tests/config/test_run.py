@@ -754,7 +754,11 @@ def test_a_key_that_has_no_effect_is_reported_not_swallowed(files: Files) -> Non
     ],
 )  # fmt: skip
 def test_simpletuners_lists_of_trackers(
-    files: Files, monkeypatch: pytest.MonkeyPatch, said: Any, trackers: tuple[str, ...], ignored: list[str]
+    files: Files,
+    monkeypatch: pytest.MonkeyPatch,
+    said: str | list[str] | None,
+    trackers: tuple[str, ...],
+    ignored: list[str],
 ) -> None:
     monkeypatch.setattr("deepfloyd_core.config.run.missing_extra", lambda packages, extra: "")
     run = files.load({**BOTH, "report_to": said})
@@ -1197,7 +1201,7 @@ def test_the_shipped_run_files_are_legal(monkeypatch: pytest.MonkeyPatch) -> Non
         ({"ema_decay": 0.9}, {"use_ema": True}),
     ],
 )
-def test_a_common_setting_without_effect_is_noted(files: Any, idle: dict[str, Any], used: dict[str, Any]) -> None:
+def test_a_common_setting_without_effect_is_noted(files: Files, idle: dict[str, Any], used: dict[str, Any]) -> None:
     key = next(iter(idle))
     stage = {"model_flavour": "tiny-i", **idle}
     assert [note for note in files.load({"stage1": stage}).notes if f"{key} is ignored" in note]

@@ -26,9 +26,10 @@ from deepfloyd_core.config.stage import StageConfig
 from deepfloyd_core.crops.conditioning import plan_conditioning
 from deepfloyd_core.crops.eval_pictures import eval_pictures
 from deepfloyd_core.crops.identity import conditioning_request
-from deepfloyd_core.crops.pixels import build_shard, build_shards
+from deepfloyd_core.crops.pixels import ShardPlan, ShardResult, build_shard, build_shards
 from deepfloyd_core.crops.preview import save_preview
 from deepfloyd_core.crops.rows import eval_ids
+from deepfloyd_core.crops.summary import CropsSummary
 from deepfloyd_core.diffusion.conditioning import as_conditioning, conditioning_picture
 from deepfloyd_core.diffusion.loss import Text, to_model_range
 from deepfloyd_core.errors import ConfigError, DataError, StorageError
@@ -37,7 +38,7 @@ from deepfloyd_core.index.pairs import same_aspect
 from deepfloyd_core.index.scan import scan
 from deepfloyd_core.models.unet import load_scheduler, load_unet
 from deepfloyd_core.sampling.specs import sample_specs
-from deepfloyd_core.store.artifacts import Artifact, materialise
+from deepfloyd_core.store.artifacts import Artifact, WorkDir, materialise
 from deepfloyd_core.training.batches import MixedOrder, OrderSettings, TrainingRows
 from deepfloyd_core.training.eval_loss import grid_pictures
 from deepfloyd_core.training.forward import Setup, batch_loss, prepare
@@ -397,13 +398,13 @@ def test_an_interrupted_build_goes_on_and_ends_in_the_same_bytes(
     pixels = paired.world.pixels(run, index, 1)
     request, built = conditioning_request(run, index, pixels), list[str]()
 
-    def breaks(shard: Any, out: Path, older: Any) -> Any:
+    def breaks(shard: ShardPlan, out: Path, older: Artifact | None) -> ShardResult:
         if len(built) == 2:
             raise OSError("no space left")
         built.append(shard.name)
         return build_shard(shard, out, older)
 
-    def build(work: Any) -> Any:
+    def build(work: WorkDir) -> CropsSummary:
         return build_shards(plan_conditioning(run, index, work), work, pixels)
 
     with monkeypatch.context() as patched, pytest.raises(StorageError, match="no space"):

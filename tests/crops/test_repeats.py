@@ -17,7 +17,7 @@ from PIL import Image
 from deepfloyd_core.crops.identity import pixels_request
 from deepfloyd_core.crops.pixels import build_shards, plan_shards
 from deepfloyd_core.errors import StorageError
-from deepfloyd_core.store.artifacts import WorkDir
+from deepfloyd_core.store.artifacts import Artifact, WorkDir
 from deepfloyd_core.training.batches import BatchOrder, MixedOrder, OrderSettings, TrainingRows
 from deepfloyd_core.training.epochs import batches_per_epoch
 
@@ -28,7 +28,7 @@ def noise(seed: int, height: int = 70, width: int = 90) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-def epoch(pixels: Any, batch_size: int = 7) -> Counter[tuple[str, str]]:
+def epoch(pixels: Artifact, batch_size: int = 7) -> Counter[tuple[str, str]]:
     """How often the batches of one epoch show each picture with each caption."""
     rows = TrainingRows(pixels, frozenset())
     order = BatchOrder(tuple(rows.counts.items()), batch_size, 3)
@@ -39,7 +39,7 @@ def epoch(pixels: Any, batch_size: int = 7) -> Counter[tuple[str, str]]:
     return shown
 
 
-def made(world: DataWorld, entry: dict[str, Any], **keys: Any) -> Any:
+def made(world: DataWorld, entry: dict[str, Any], **keys: Any) -> Artifact:
     run = world.load(entry, stages=(1,), **keys)
     return world.pixels(run, world.index(run), 1)
 

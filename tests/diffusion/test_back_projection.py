@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import DDPMScheduler, UNet2DConditionModel
 from small_run import SmallRun
 from training_parts import resized
 
@@ -40,8 +41,8 @@ def test_it_leaves_what_the_low_res_size_cannot_hold() -> None:
     assert (got - 0.25 - board)[..., 4:-4, 4:-4].abs().max() < 1e-2, "and the pattern is still there"
 
 
-def _by_hand(unet: Any, scheduler: Any, x_t: np.ndarray, other: torch.Tensor, text: torch.Tensor, small: np.ndarray,
-             noise: list[np.ndarray]) -> np.ndarray:  # fmt: skip
+def _by_hand(unet: UNet2DConditionModel, scheduler: DDPMScheduler, x_t: np.ndarray, other: torch.Tensor, text: torch.Tensor,
+             small: np.ndarray, noise: list[np.ndarray]) -> np.ndarray:  # fmt: skip
     """Ancestral sampling (Ho et al. 2020, algorithm 2) in NumPy, each step's picture back-projected with Pillow."""
     bars = scheduler.alphas_cumprod.double().numpy()
     steps = [int(t) for t in scheduler.timesteps]

@@ -10,11 +10,13 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from PIL import Image
 from training_parts import recipe_of_other_trainers, resized
 
 from deepfloyd_core.config.flavours import FLAVOURS
 from deepfloyd_core.config.stage import StageConfig
+from deepfloyd_core.config.stages import Stage
 from deepfloyd_core.diffusion.degradations import Degradation, degrade
 from deepfloyd_core.diffusion.loss import (
     Text,
@@ -45,11 +47,11 @@ class UNetInput(Exception):
 
 
 @contextmanager
-def spied(unet: Any) -> Iterator[dict[str, Any]]:
+def spied(unet: UNet2DConditionModel) -> Iterator[dict[str, Any]]:
     """Keep what a UNet is fed, and end the forward pass there."""
     fed: dict[str, Any] = {}
 
-    def hook(module: Any, positional: tuple[Any, ...], named: dict[str, Any]) -> None:
+    def hook(module: torch.nn.Module, positional: tuple[Any, ...], named: dict[str, Any]) -> None:
         fed.update({"x": positional[0], "t": positional[1], **named})
         raise UNetInput
 
@@ -67,7 +69,7 @@ def one_text(rows: torch.Tensor) -> Callable[[list[str]], Text]:
 
 
 @pytest.fixture(scope="module")
-def unet() -> Iterator[Any]:
+def unet() -> Iterator[UNet2DConditionModel]:
     yield load_unet(STAGE2, torch.float32)
 
 
@@ -80,7 +82,7 @@ class Case:
     draws: Draws
 
     @classmethod
-    def drawn(cls, unet: Any, size: tuple[int, int], level: int, t: int) -> "Case":
+    def drawn(cls, unet: UNet2DConditionModel, size: tuple[int, int], level: int, t: int) -> "Case":
         generator = torch.Generator().manual_seed(size[0] + level)
         pixels = torch.randint(0, 256, (1, size[1], size[0], 3), generator=generator, dtype=torch.uint8)
         text, x_0 = torch.randn((77, unet.config.encoder_hid_dim), generator=generator), to_model_range(pixels)
@@ -89,7 +91,7 @@ class Case:
         return cls(x_0, text, Draws(noise, low_res_noise, torch.tensor([t]), torch.tensor([level]), one, other))
 
 
-def fed_by_the_trainer(unet: Any, case: Case) -> dict[str, Any]:
+def fed_by_the_trainer(unet: UNet2DConditionModel, case: Case) -> dict[str, Any]:
     setup = Setup(
         2, stage2(), 0, unet, load_scheduler(STAGE2), load_scheduler(STAGE2, "image_noising_scheduler"),
         one_text(case.text), torch.device("cpu"), Path(),
@@ -99,7 +101,7 @@ def fed_by_the_trainer(unet: Any, case: Case) -> dict[str, Any]:
     return fed
 
 
-def fed_by_the_pipeline(unet: Any, case: Case, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+def fed_by_the_pipeline(unet: UNet2DConditionModel, case: Case, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """diffusers draws twice: the x_t it starts from, and the low-res picture's noise."""
     scheduler, draws, t = load_scheduler(STAGE2), case.draws, int(case.draws.t)
     bars = scheduler.alphas_cumprod
@@ -131,7 +133,7 @@ PARITY = [
 
 @pytest.mark.parametrize(("size", "level", "t"), PARITY)
 def test_stage2_feeds_the_unet_what_the_stock_pipeline_feeds(
-    unet: Any, monkeypatch: pytest.MonkeyPatch, size: tuple[int, int], level: int, t: int
+    unet: UNet2DConditionModel, monkeypatch: pytest.MonkeyPatch, size: tuple[int, int], level: int, t: int
 ) -> None:
     case = Case.drawn(unet, size, level, t)
     ours, theirs = fed_by_the_trainer(unet, case), fed_by_the_pipeline(unet, case, monkeypatch)
@@ -141,7 +143,7 @@ def test_stage2_feeds_the_unet_what_the_stock_pipeline_feeds(
 
 
 def test_the_comparison_with_the_stock_pipeline_finds_the_recipe_of_other_trainers(
-    unet: Any, monkeypatch: pytest.MonkeyPatch
+    unet: UNet2DConditionModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     case = Case.drawn(unet, (256, 256), 250, 700)
     theirs = fed_by_the_pipeline(unet, case, monkeypatch)
@@ -151,7 +153,7 @@ def test_the_comparison_with_the_stock_pipeline_finds_the_recipe_of_other_traine
     assert torch.equal(ours["x"][:, :3], theirs["x"][:, :3]), "the half that both have is x_t"
 
 
-def test_the_low_res_half_is_not_the_noisy_half(unet: Any) -> None:
+def test_the_low_res_half_is_not_the_noisy_half(unet: UNet2DConditionModel) -> None:
     """The recipe of other trainers feeds x_t twice; then the low-res picture never appears."""
     x_0 = torch.zeros(1, 3, 64, 64)
     noising = load_scheduler(STAGE2, "image_noising_scheduler")
@@ -160,7 +162,7 @@ def test_the_low_res_half_is_not_the_noisy_half(unet: Any) -> None:
     assert torch.allclose(half, torch.full_like(half, 0.5), atol=1e-3)
 
 
-def test_training_degrades_the_low_res_half_alone(unet: Any) -> None:
+def test_training_degrades_the_low_res_half_alone(unet: UNet2DConditionModel) -> None:
     case = Case.drawn(unet, (128, 128), 0, 500)
     how = Degradation(torch.tensor([2.0]), torch.zeros(1, 3, 32, 32), torch.tensor([40]))
     clean = fed_by_the_trainer(unet, case)
@@ -173,7 +175,7 @@ def test_training_degrades_the_low_res_half_alone(unet: Any) -> None:
     assert torch.equal(clean["x"][:, :3], spoilt["x"][:, :3]) and torch.equal(spoilt["x"][:, 3:], expected)
 
 
-def test_a_window_is_cut_from_what_the_whole_crop_would_be_fed(unet: Any) -> None:
+def test_a_window_is_cut_from_what_the_whole_crop_would_be_fed(unet: UNet2DConditionModel) -> None:
     """Of the low-res half too: the low-res of a window alone would be enlarged to other places."""
     case = Case.drawn(unet, (256, 128), 100, 500)
     whole = fed_by_the_trainer(unet, case)["x"]
@@ -492,7 +494,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("stage_number", [1, 2])
 @pytest.mark.parametrize("name", OPTIONS)
-def test_the_trainers_loss_with_each_option_agrees_with_numpy(name: str, stage_number: Any) -> None:
+def test_the_trainers_loss_with_each_option_agrees_with_numpy(name: str, stage_number: Stage) -> None:
     config = StageConfig.model_validate(
         {"model_flavour": "tiny-" + "i" * stage_number, "mixed_precision": "no", **OPTIONS[name]}
     )

@@ -166,7 +166,7 @@ def same_text_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module", params=RUNS)
 def indexed(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, new_world: Callable[[Path], DataWorld]
-) -> tuple[str, Run, Artifact, Any]:
+) -> tuple[str, Run, Artifact, DataWorld]:
     """The name of a run, its configuration and image index, and what makes the others of its data stages."""
     run = demo_run(tmp_path_factory.mktemp("golden") / "run", *RUNS[request.param])
     world = new_world(run.workspace)
@@ -174,7 +174,7 @@ def indexed(
 
 
 def test_an_artifact_of_each_kind_has_the_fingerprint_that_it_had(
-    indexed: tuple[str, Run, Artifact, Any], same_text_libraries: None
+    indexed: tuple[str, Run, Artifact, DataWorld], same_text_libraries: None
 ) -> None:
     name, run, index, _ = indexed
     requests = planned(run, index)
@@ -193,7 +193,7 @@ def told(request: Request) -> dict[str, Any]:
     return {**request.record, "fingerprint": request.fingerprint}
 
 
-def test_the_index_and_the_crops_have_the_bytes_that_they_had(indexed: tuple[str, Run, Artifact, Any]) -> None:
+def test_the_index_and_the_crops_have_the_bytes_that_they_had(indexed: tuple[str, Run, Artifact, DataWorld]) -> None:
     name, run, index, world = indexed
     pixels = {stage: world.pixels(run, index, stage) for stage in run.config.stages}
     made = [index, *pixels.values(), world.eval_set(run, index)]

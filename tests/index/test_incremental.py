@@ -18,6 +18,7 @@ from artifact_rows import live_rows
 from data_world import DataWorld
 from PIL import Image
 
+from deepfloyd_core.config.run import Run
 from deepfloyd_core.index import captions
 from deepfloyd_core.index import scan as scans
 from deepfloyd_core.index.identity import index_request
@@ -36,7 +37,7 @@ def noise(seed: int, width: int = 70, height: int = 66) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-def without_past(world: DataWorld, run: Any, **keys: Any) -> list[dict[str, Any]]:
+def without_past(world: DataWorld, run: Run, **keys: Any) -> list[dict[str, Any]]:
     """The rows of the same pictures, built where nothing is there to be taken over."""
     fresh = world.load(*keys.pop("entries", ()), workspace=str(world.folder / "fresh"), **keys)
     rows = live_rows(world.pixels(fresh, world.index(fresh), 1))

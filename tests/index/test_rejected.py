@@ -16,6 +16,7 @@ from child_functions import killed, killed_by_name
 from data_world import DataWorld
 from PIL import Image, ImageDraw, ImageFile
 
+from deepfloyd_core.config.run import Run
 from deepfloyd_core.index import index as image_index
 from deepfloyd_core.index import rejected, sheets
 from deepfloyd_core.index.ledger import BEYOND, SCHEMA
@@ -91,7 +92,7 @@ def turned() -> Image.Exif:
     return exif
 
 
-def load(world: DataWorld, **keys: Any) -> Any:
+def load(world: DataWorld, **keys: Any) -> Run:
     entry = {"crop": True, "crop_aspect": "preserve", "minimum_aspect_ratio": 0.3, "maximum_aspect_ratio": 4.0}
     return world.load(entry, stages=(1,), max_rejected_share=1.0, **keys)
 
@@ -119,7 +120,7 @@ def test_the_sheet_does_not_depend_on_workers_or_kills(
     assert sheet(world.index(run)) == first
 
 
-def interrupted(*_: Any, **__: Any) -> None:
+def interrupted(*_: object, **__: object) -> None:
     raise KeyboardInterrupt
 
 

@@ -20,7 +20,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from small_run import SmallRun
 
 from deepfloyd_core.crops.rows import shard_files
-from deepfloyd_core.crops.shards import open_shard
+from deepfloyd_core.crops.shards import ShardRow, open_shard
 from deepfloyd_core.diffusion.loss import low_res, to_bytes, to_model_range
 from deepfloyd_core.measures.comparison import Compared, Picture, enlarged
 from deepfloyd_core.measures.files import DETAIL_SHEET, EVAL_FILE, EVAL_SHEET
@@ -37,6 +37,7 @@ from deepfloyd_core.measures.tables import gained
 from deepfloyd_core.measures.upscaling import (
     HELD_OUT,
     SAMPLED,
+    Upscaler,
     level_figures,
     measure_samples,
     measure_upscalers,
@@ -120,8 +121,8 @@ def test_the_table_of_upscalers_says_which_is_best(
     files = shard_files(stages.eval_set(run, stages.index(run)), 2)
     truth = {tuple(part.shape[1:3]): part for part in (open_shard(file).all() for file in files)}
 
-    def upscaler(spread: float) -> Any:
-        def upscale(rows: list[Any], small: torch.Tensor, noise_level: int) -> torch.Tensor:
+    def upscaler(spread: float) -> Upscaler:
+        def upscale(rows: list[ShardRow], small: torch.Tensor, noise_level: int) -> torch.Tensor:
             true = truth[small.shape[-2] * 4, small.shape[-1] * 4]
             assert len(rows) == len(small) == len(true)
             return to_model_range(torch.from_numpy(noised(true, 0, spread * (1 + noise_level / 100))))
@@ -188,11 +189,11 @@ def test_spoilt_low_res_pictures_are_measured_beside_the_true_ones(
     both.mkdir()
     given: list[tuple[int, float]] = []
 
-    def upscale(rows: list[Any], small: torch.Tensor, noise_level: int) -> torch.Tensor:
+    def upscale(rows: list[ShardRow], small: torch.Tensor, noise_level: int) -> torch.Tensor:
         given.append((noise_level, float(small.mean())))
         return enlarged(small, "bilinear")
 
-    def darker(rows: list[Any], small: torch.Tensor) -> torch.Tensor:
+    def darker(rows: list[ShardRow], small: torch.Tensor) -> torch.Tensor:
         assert len(rows) == len(small)
         return (small - 24 / 127.5).clamp(-1, 1)
 

@@ -27,6 +27,7 @@ from deepfloyd_core.adapters.files import BITFIT_FILE, CONTROL_FILE, LORA_FILE
 from deepfloyd_core.adapters.lora import add_lora, lora_state, reload_saved, save_lora, trainable
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.config.stage import StageConfig
+from deepfloyd_core.config.stage_method import BasePrecision
 from deepfloyd_core.config.stages import Stage
 from deepfloyd_core.errors import ConfigError, ModelError
 from deepfloyd_core.models.quantized import (
@@ -45,8 +46,9 @@ from deepfloyd_core.training.jobs import TrainingInputs
 from deepfloyd_core.training.recompute import recompute_activations
 
 CPU = torch.device("cpu")
+Load = Callable[[Path, torch.dtype], UNet2DConditionModel]
 WHOLE = ("conv_in", "conv_out", "time_embedding", "class_embedding", "encoder_hid_proj", "add_embedding")
-KINDS = ("int8", "nf4")
+KINDS: tuple[BasePrecision, ...] = ("int8", "nf4")
 
 
 def settings(stage: Stage = 1, **keys: Any) -> StageConfig:
@@ -56,11 +58,13 @@ def settings(stage: Stage = 1, **keys: Any) -> StageConfig:
     return StageConfig.model_validate({**first, **keys})
 
 
-def small(kind: Any, stage: Stage = 1, load: Any = load_unet, precision: str = "no") -> UNet2DConditionModel:
+def small(kind: BasePrecision, stage: Stage = 1, load: Load = load_unet, precision: str = "no") -> UNet2DConditionModel:
     return load_base(FOLDERS[stage], load is load_projected_unet, DTYPES[precision], kind, CPU)
 
 
-def rounded(kind: Any, stage: Stage = 1, load: Any = load_unet, precision: str = "no") -> UNet2DConditionModel:
+def rounded(
+    kind: BasePrecision, stage: Stage = 1, load: Load = load_unet, precision: str = "no"
+) -> UNet2DConditionModel:
     """A plain UNet with the weights that a quantised one computes with."""
     unet = load(FOLDERS[stage], DTYPES[precision])
     for name, layer in small(kind, stage, load, precision).named_modules():
@@ -103,7 +107,7 @@ def gradients(unet: UNet2DConditionModel, precision: str = "no") -> tuple[float,
 Layer = torch.nn.Linear | torch.nn.Conv2d
 
 
-def layer_of(plain: Layer, kind: str) -> Layer:
+def layer_of(plain: Layer, kind: BasePrecision) -> Layer:
     layer = copy.deepcopy(plain).requires_grad_(False)
     quantize_layer(layer, code_pairs(layer.weight.dtype, CPU) if kind == "nf4" else None)
     return layer
@@ -152,7 +156,7 @@ def four_bits(weight: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize(("kind", "formula", "exactly"), [("int8", eight_bits, 0.0), ("nf4", four_bits, 1e-6)])
 @pytest.mark.parametrize("plain", SHAPES, ids=str)
 def test_a_weight_is_what_the_formula_makes_of_it(
-    kind: str, formula: Callable[[np.ndarray], np.ndarray], exactly: float, plain: Layer
+    kind: BasePrecision, formula: Callable[[np.ndarray], np.ndarray], exactly: float, plain: Layer
 ) -> None:
     layer = copy.deepcopy(plain)
     with torch.no_grad():
@@ -165,7 +169,7 @@ def test_a_weight_is_what_the_formula_makes_of_it(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_in_bf16_it_is_rounded_no_more_than_bf16_is(kind: str) -> None:
+def test_in_bf16_it_is_rounded_no_more_than_bf16_is(kind: BasePrecision) -> None:
     plain = torch.nn.Conv2d(32, 16, 3).to(torch.bfloat16)
     wide = layer_of(copy.deepcopy(plain).float(), kind).weight
     found = layer_of(plain, kind).weight
@@ -206,7 +210,7 @@ def test_a_row_of_zeros_stays_one_and_nothing_hides_a_broken_weight() -> None:
 )
 @pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
 def test_outputs_and_gradients_are_those_of_a_layer_with_the_rounded_weight(
-    kind: str, plain: Layer, shape: tuple[int, ...], order: torch.memory_format
+    kind: BasePrecision, plain: Layer, shape: tuple[int, ...], order: torch.memory_format
 ) -> None:
     """Bit for bit, in any order of memory; the sum that is a bias's gradient is rounded otherwise."""
     layer, twin = layer_of(plain, kind), copy.deepcopy(plain).requires_grad_(False)
@@ -248,7 +252,7 @@ def test_autocast_holds_for_them_as_for_others(plain: Layer) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_peft_and_copies_see_ordinary_layers(kind: str) -> None:
+def test_peft_and_copies_see_ordinary_layers(kind: BasePrecision) -> None:
     layer = layer_of(torch.nn.Conv2d(8, 4, 3, padding=1), kind)
     assert isinstance(layer, torch.nn.Conv2d)
     made = type(layer)(8, 2, 3, bias=False)  # as peft makes the first half of an adapter
@@ -260,7 +264,7 @@ def test_peft_and_copies_see_ordinary_layers(kind: str) -> None:
 # ---- a UNet ----------------------------------------------------------------------------------------------------------
 
 
-def expected_bytes(stage: Stage, kind: str) -> tuple[int, int]:
+def expected_bytes(stage: Stage, kind: BasePrecision) -> tuple[int, int]:
     """Counted from the file alone: how many weights there are, and what they take in fp32 beside the small ones."""
     tensors = load_file(FOLDERS[stage] / "unet" / "diffusion_pytorch_model.safetensors")
     held = 256 * 8 if kind == "nf4" else 0  # a table of pairs of codes, for all layers
@@ -277,7 +281,9 @@ def expected_bytes(stage: Stage, kind: str) -> tuple[int, int]:
 
 @pytest.mark.parametrize("stage", [1, 2])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_unet_holds_the_small_weights_and_no_others(kind: str, stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_unet_holds_the_small_weights_and_no_others(
+    kind: BasePrecision, stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with monkeypatch.context() as patched:
         patched.setattr(
             "diffusers.ModelMixin.from_pretrained", lambda *_, **__: pytest.fail("the whole UNet is loaded")
@@ -320,7 +326,7 @@ PAIRED_WAYS = [
 
 
 @pytest.mark.parametrize(("kind", "keys"), PAIRED_WAYS, ids=str)
-def test_adapters_start_and_learn_as_beside_the_rounded_weights(kind: str, keys: dict[str, Any]) -> None:
+def test_adapters_start_and_learn_as_beside_the_rounded_weights(kind: BasePrecision, keys: dict[str, Any]) -> None:
     """Bit for bit, through the whole UNet; recomputed or not."""
     unets = rounded(kind), small(kind), small(kind)
     for unet in unets:
@@ -336,7 +342,7 @@ def test_adapters_start_and_learn_as_beside_the_rounded_weights(kind: str, keys:
 
 
 @pytest.mark.parametrize(("stage", "kind"), [(1, "int8"), (2, "nf4")])
-def test_in_bf16_too(stage: Stage, kind: str) -> None:
+def test_in_bf16_too(stage: Stage, kind: BasePrecision) -> None:
     found = []
     for make in (small, rounded):
         unet = make(kind, stage, precision="bf16")
@@ -348,7 +354,7 @@ def test_in_bf16_too(stage: Stage, kind: str) -> None:
 
 @pytest.mark.parametrize(("kind", "keys"), [("nf4", WAYS[1]), ("int8", WAYS[2])], ids=str)
 def test_no_whole_weight_waits_for_the_backward_pass(
-    kind: str, keys: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    kind: BasePrecision, keys: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     unet, plain = small(kind), load_unet(FOLDERS[1], torch.float32)
     made: list[weakref.ref[torch.Tensor]] = []
@@ -383,7 +389,7 @@ def test_no_whole_weight_waits_for_the_backward_pass(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_moving_and_casting_a_unet_leaves_its_small_weights(kind: str) -> None:
+def test_moving_and_casting_a_unet_leaves_its_small_weights(kind: BasePrecision) -> None:
     unet = small(kind)
     before = {name: layer.weight for name, layer in unet.named_modules() if isinstance(layer, Quantized)}
     held = frozen_bytes(unet)
@@ -407,7 +413,7 @@ def test_moving_and_casting_a_unet_leaves_its_small_weights(kind: str) -> None:
     ("stage", "kind", "keys"), [(1, "int8", WAYS[1]), (1, "nf4", WAYS[2]), (2, "int8", WAYS[2]), (2, "nf4", {})]
 )
 def test_the_file_comes_back_in_place_and_is_removed_again(
-    tmp_path: Path, stage: Stage, kind: str, keys: dict[str, Any]
+    tmp_path: Path, stage: Stage, kind: BasePrecision, keys: dict[str, Any]
 ) -> None:
     unet = small(kind, stage, load_projected_unet)
     names, held = set(unet.state_dict()), frozen_bytes(unet)
@@ -422,7 +428,7 @@ def test_the_file_comes_back_in_place_and_is_removed_again(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_control_shares_the_small_weights_wherever_they_move(tmp_path: Path, kind: str) -> None:
+def test_a_control_shares_the_small_weights_wherever_they_move(tmp_path: Path, kind: BasePrecision) -> None:
     config = settings(controlnet=True, controlnet_conditioning="grayscale", lora_target_modules=["to_q", "conv1"])
     unet, twin = small(kind), rounded(kind)
     numbers, held, found = frozen_numbers(unet), frozen_bytes(unet), []
@@ -444,7 +450,7 @@ def test_a_control_shares_the_small_weights_wherever_they_move(tmp_path: Path, k
 
 
 @pytest.mark.parametrize(("kind", "precision"), [("int8", "no"), ("nf4", "bf16")])
-def test_biases_can_be_trained_beside_small_weights(tmp_path: Path, kind: str, precision: str) -> None:
+def test_biases_can_be_trained_beside_small_weights(tmp_path: Path, kind: BasePrecision, precision: str) -> None:
     found, unets = [], [small(kind, precision=precision), rounded(kind, precision=precision)]
     for unet in unets:
         free_biases(unet, settings(use_bitfit=True, mixed_precision=precision), 0)
@@ -529,7 +535,7 @@ def test_a_training_that_goes_on_from_a_checkpoint_has_the_bytes_of_an_unbroken_
     loras: dict[str, Artifact],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    kind: str,
+    kind: BasePrecision,
 ) -> None:
     """Recomputing its activations from there on, which changes no byte either."""
     file, made = world
@@ -553,12 +559,12 @@ def test_it_is_part_of_the_identity(world: tuple[Path, dict[str, Artifact]]) -> 
 
 
 def test_simpletuners_name_of_the_same_is_taken_and_others_are_refused_with_the_nearest(small_run: SmallRun) -> None:
-    def load(value: str, key: str = "base_model_precision") -> Any:
-        return load_run(small_run.config, (f"{key}={value}",)).config
+    def load(value: str, key: str = "base_model_precision") -> tuple[BasePrecision, ...]:
+        config = load_run(small_run.config, (f"{key}={value}",)).config
+        return tuple(config.stage(stage).base_model_precision for stage in config.stages)
 
-    config = load("int8-quanto")
-    assert config.stage1.base_model_precision == config.stage2.base_model_precision == "int8"
-    assert load("int8-quanto", "stage2.base_model_precision").stage1.base_model_precision == "no_change"
+    assert load("int8-quanto") == ("int8", "int8")
+    assert load("int8-quanto", "stage2.base_model_precision") == ("no_change", "int8")
     for value, nearest in (
         ("nf4-bnb", "nf4"), ("int4-quanto", "nf4"), ("int8-torchao", "int8"), ("fp8-quanto", "int8"),
         ("uint2-sdnq", "nf4"), ("int16-sdnq", "no_change"),

@@ -25,6 +25,7 @@ from deepfloyd_core.text.embeds import Embeds
 
 if TYPE_CHECKING:
     import torch
+    from diffusers import IFPipeline
 
 ABSENT = {"safety_checker": None, "feature_extractor": None, "watermarker": None, "requires_safety_checker": False}
 COUNTS = {
@@ -80,7 +81,7 @@ def test_the_text_encoder_of_the_real_flavours_is_t5_xxl_and_one_for_all() -> No
     assert set(COUNTS) | {"tiny-i", "tiny-ii"} == set(PUBLISHED)
 
 
-def pictures(pipe: Any, rows: "torch.Tensor", negative: "torch.Tensor") -> "torch.Tensor":
+def pictures(pipe: "IFPipeline", rows: "torch.Tensor", negative: "torch.Tensor") -> "torch.Tensor":
     """What a stock pipeline makes of rows, in [0, 1]."""
     import torch
 

@@ -16,6 +16,7 @@ from data_world import DataWorld
 from PIL import Image
 
 import deepfloyd_core.index.index as image_index
+from deepfloyd_core.config.run import Run
 from deepfloyd_core.errors import DataError
 from deepfloyd_core.index.ledger import read_index
 from deepfloyd_core.index.older_verdicts import older_verdicts
@@ -40,7 +41,7 @@ def png(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", lines) + chunk(b"IEND", b"")
 
 
-def reasons(world: DataWorld, run: Any) -> dict[str, str | None]:
+def reasons(world: DataWorld, run: Run) -> dict[str, str | None]:
     return {row.source: row.reason for row in read_index(world.index(run))}
 
 

@@ -8,6 +8,7 @@ import zlib
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from artifact_rows import ledger, live_rows
 from data_world import DataWorld
@@ -15,6 +16,7 @@ from PIL import Image, PngImagePlugin
 from PIL.ImageCms import ImageCmsProfile, createProfile
 
 from deepfloyd_core.index import identity
+from deepfloyd_core.index.scan import scan
 from deepfloyd_core.pictures.decode import check_decodes, decode_rgb
 from deepfloyd_core.pictures.faults import Unreadable
 from deepfloyd_core.pictures.resize import take_crops
@@ -233,7 +235,5 @@ def test_heic_without_its_reader_is_named_with_the_command_and_judged_once_it_is
     assert before.fingerprint != identity.index_request(world.load(stages=(1,)), world_scan(world)).fingerprint
 
 
-def world_scan(world: DataWorld) -> Any:
-    from deepfloyd_core.index.scan import scan
-
+def world_scan(world: DataWorld) -> pa.Table:
     return scan(world.load(stages=(1,)))

@@ -48,7 +48,7 @@ def move_pictures_away(small_run: SmallRun) -> None:
 
 @pytest.fixture(autouse=True)
 def nobody_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    def asked(*_: Any) -> None:
+    def asked(*_: object) -> None:
         pytest.fail("before all files are right")
 
     for name in ("check_wandb", "reach", "resolve"):
@@ -93,7 +93,7 @@ def test_a_run_of_a_flow_has_them_all_in_its_state_and_once_in_its_log(small_run
 
 
 @pytest.mark.parametrize("goal", ["crops", "text_embeds", 1, 2, "lora_bundle"])
-def test_a_goal_is_checked_for_what_it_needs(small_run: SmallRun, goal: Any) -> None:
+def test_a_goal_is_checked_for_what_it_needs(small_run: SmallRun, goal: Goal) -> None:
     wrong = (
         'stage1.pretrained_model_name_or_path="/nowhere/1"', 'stage1.init_lora="a"',
         'stage2.pretrained_model_name_or_path="/nowhere/2"',
@@ -171,7 +171,7 @@ def test_a_stage_that_the_run_does_not_have_is_told_with_the_rest(small_run: Sma
 def test_services_are_asked_together_and_before_anything_is_downloaded(
     small_run: SmallRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def away(*_: Any) -> None:
+    def away(*_: object) -> None:
         raise ConfigError("no cluster")
 
     def no_key() -> None:

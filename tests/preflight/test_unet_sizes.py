@@ -4,7 +4,6 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from artifact_rows import sealed_manifest
@@ -69,13 +68,20 @@ def refusal(small_run: SmallRun, stage: Stage, folder: Path, *keys: str) -> str:
     ],
 )  # fmt: skip
 def test_sizes_that_the_levels_of_the_unet_cannot_halve_are_refused(
-    small_run: SmallRun, deeper: Any, stage: Stage, halved: int, keys: tuple[str, ...], says: str
+    small_run: SmallRun,
+    deeper: Callable[[Stage, int], Path],
+    stage: Stage,
+    halved: int,
+    keys: tuple[str, ...],
+    says: str,
 ) -> None:
     message = refusal(small_run, stage, deeper(stage, halved), *keys)
     assert says in message and str(small_run.folder / f"model-{stage}") in message
 
 
-def test_a_resolution_that_the_levels_cannot_halve_is_refused(small_run: SmallRun, deeper: Any) -> None:
+def test_a_resolution_that_the_levels_cannot_halve_is_refused(
+    small_run: SmallRun, deeper: Callable[[Stage, int], Path]
+) -> None:
     data = json.loads((small_run.folder / "data.json").read_bytes())
     data[0] |= {"resolution": 72, "minimum_image_size": 72, "maximum_image_size": 72, "target_downsample_size": 72}
     (small_run.folder / "data.json").write_text(json.dumps(data))
@@ -87,7 +93,7 @@ def test_a_resolution_that_the_levels_cannot_halve_is_refused(small_run: SmallRu
 
 @pytest.mark.parametrize(("stage", "halved", "alignment"), [(1, 4, 16), (2, 5, 8), (2, 6, 16)])
 def test_sizes_that_the_levels_halve_pass(
-    small_run: SmallRun, deeper: Any, stage: Stage, halved: int, alignment: int
+    small_run: SmallRun, deeper: Callable[[Stage, int], Path], stage: Stage, halved: int, alignment: int
 ) -> None:
     check(small_run, stage, deeper(stage, halved), f"aspect_bucket_alignment={alignment}")
 
@@ -103,7 +109,9 @@ def test_the_other_stages_model_is_refused(small_run: SmallRun, tmp_path: Path, 
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"in_channels": 3}', '{"in_channels": 3, "block_out_channels": 4}'])
-def test_a_damaged_configuration_is_a_model_error(small_run: SmallRun, deeper: Any, text: str) -> None:
+def test_a_damaged_configuration_is_a_model_error(
+    small_run: SmallRun, deeper: Callable[[Stage, int], Path], text: str
+) -> None:
     folder = deeper(1, 3)
     (folder / "unet/config.json").write_text(text)
     with pytest.raises(ModelError, match=r"unet/config\.json is no UNet's configuration"):
@@ -132,7 +140,9 @@ def test_generate_refuses_the_lora_of_the_other_stage(small_run: SmallRun, stage
     assert said in str(caught.value)
 
 
-def test_generate_refuses_a_size_that_the_levels_cannot_halve(small_run: SmallRun, deeper: Any) -> None:
+def test_generate_refuses_a_size_that_the_levels_cannot_halve(
+    small_run: SmallRun, deeper: Callable[[Stage, int], Path]
+) -> None:
     """The run's crops do not matter to it."""
     model = f'stage1.pretrained_model_name_or_path="{deeper(1, 4)}"'
     order = Order(("a purple star",), "base")

@@ -3,17 +3,18 @@
 import hashlib
 import json
 import shutil
+import subprocess
 import time
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from small_run import SmallRun
+from small_run import NewSmallRun, SmallRun
 
 from deepfloyd_core.config.data_file import load_data_file
 from deepfloyd_core.config.flavours import FLAVOURS
@@ -30,7 +31,7 @@ FAST = (
 @pytest.fixture(scope="module")
 def finished(
     server: str, tmp_path_factory: pytest.TempPathFactory, new_small_run: Callable[[Path], SmallRun]
-) -> tuple[Any, str]:
+) -> tuple[SmallRun, str]:
     """A small run that `deepfloyd run` brought to its end, and what it printed."""
     run = new_small_run(tmp_path_factory.mktemp("flows") / "run")
     done = run.call("run", str(run.config), *FAST)
@@ -56,7 +57,7 @@ def _post(server: str, path: str, body: dict[str, Any]) -> Any:
         return json.load(answer)
 
 
-def _found(server: str, run: Any, path: str) -> list[Any]:
+def _found(server: str, run: SmallRun, path: str) -> list[Any]:
     """Everything of one kind that the server, which other tests use as well, has of a small run and its subflows."""
     flow_runs = _all(server, "flow_runs", {})
     ids = [entry["id"] for entry in flow_runs if entry["parameters"].get("config") == str(run.config)]
@@ -76,7 +77,7 @@ def _all(server: str, path: str, body: dict[str, Any]) -> list[Any]:
     return found
 
 
-def test_a_run_makes_every_artifact_and_prints_where_the_bundle_is(finished: tuple[Any, str]) -> None:
+def test_a_run_makes_every_artifact_and_prints_where_the_bundle_is(finished: tuple[SmallRun, str]) -> None:
     run, printed = finished
     kinds = {path.parent.parent.name for path in run.workspace.glob("*/*/manifest.json")}
     assert kinds == {
@@ -103,13 +104,13 @@ def test_a_run_makes_every_artifact_and_prints_where_the_bundle_is(finished: tup
     }  # fmt: skip
 
 
-def test_working_files_are_gone_from_finished_artifacts(finished: tuple[Any, str]) -> None:
+def test_working_files_are_gone_from_finished_artifacts(finished: tuple[SmallRun, str]) -> None:
     run, _ = finished
     hidden = [path for path in run.workspace.glob("*/*/**/.*") if ".locks" not in path.parts]
     assert hidden == []
 
 
-def test_a_second_run_reuses_every_artifact_and_changes_no_byte(finished: tuple[Any, str]) -> None:
+def test_a_second_run_reuses_every_artifact_and_changes_no_byte(finished: tuple[SmallRun, str]) -> None:
     run, _ = finished
     before = _digest(run.workspace)
     again = run.call_here("run", str(run.config), *FAST)
@@ -127,7 +128,7 @@ def test_a_second_run_reuses_every_artifact_and_changes_no_byte(finished: tuple[
      ("train-stage2", ["stage2_pixels", "eval_set", "text_embeds", "stage2_text", "stage2_lora"])],
 )  # fmt: skip
 def test_a_stage_s_command_names_what_the_run_made_for_it_in_that_order_and_makes_nothing(
-    finished: tuple[Any, str], command: str, kinds: list[str]
+    finished: tuple[SmallRun, str], command: str, kinds: list[str]
 ) -> None:
     run, _ = finished
     done = run.call_here(command, str(run.config), *FAST)
@@ -137,7 +138,7 @@ def test_a_stage_s_command_names_what_the_run_made_for_it_in_that_order_and_make
     assert all(Path(told[kind]).parent == run.workspace / kind for kind in told)
 
 
-def test_the_ui_gets_tables_pictures_and_logs(finished: tuple[Any, str], server: str) -> None:
+def test_the_ui_gets_tables_pictures_and_logs(finished: tuple[SmallRun, str], server: str) -> None:
     run, _ = finished
     artifacts = {entry["key"]: entry for entry in _found(server, run, "artifacts")}
     table = json.loads(artifacts["image-index"]["data"])
@@ -155,13 +156,13 @@ def test_the_ui_gets_tables_pictures_and_logs(finished: tuple[Any, str], server:
     assert {"deepfloyd_core.store.artifacts", "tasks.endings"} <= {entry["name"] for entry in logs}
 
 
-def test_what_a_stage_says_at_its_end_is_in_the_flow_s_log_as_well(finished: tuple[Any, str], server: str) -> None:
+def test_what_a_stage_says_at_its_end_is_in_the_flow_s_log_as_well(finished: tuple[SmallRun, str], server: str) -> None:
     messages = [entry["message"] for entry in _found(server, finished[0], "logs")]
     for kind in ("image index", "Stage I pixels", "eval set", "text embeds", "Stage II LoRA", "cascade samples"):
         assert sum(line.startswith(f"{kind}: ") and "look at" in line for line in messages) >= 1, kind
 
 
-def test_every_shard_is_a_task_run(finished: tuple[Any, str], server: str) -> None:
+def test_every_shard_is_a_task_run(finished: tuple[SmallRun, str], server: str) -> None:
     run, _ = finished
     names = {entry["name"].rsplit("-", 1)[0] for entry in _found(server, run, "task_runs")}
     shards = {path.name for path in run.workspace.glob("stage2_pixels/*/*.parquet")}
@@ -169,7 +170,7 @@ def test_every_shard_is_a_task_run(finished: tuple[Any, str], server: str) -> No
     assert shards <= names
 
 
-def test_retrain_says_no_change_and_publishes_nothing(finished: tuple[Any, str]) -> None:
+def test_retrain_says_no_change_and_publishes_nothing(finished: tuple[SmallRun, str]) -> None:
     run, _ = finished
     before = _digest(run.workspace)
     done = run.call_here("retrain", str(run.config), *FAST)
@@ -178,7 +179,7 @@ def test_retrain_says_no_change_and_publishes_nothing(finished: tuple[Any, str])
     assert _digest(run.workspace) == before
 
 
-def _moved(first: Any, folder: Path) -> Any:
+def _moved(first: SmallRun, folder: Path) -> SmallRun:
     """A copy of a small run elsewhere."""
     shutil.copytree(first.folder, folder)
     run = type(first)(folder)
@@ -188,7 +189,7 @@ def _moved(first: Any, folder: Path) -> Any:
     return run
 
 
-def _bundles(run: Any) -> list[str]:
+def _bundles(run: SmallRun) -> list[str]:
     """What each version points at, and that versions are numbered without a gap."""
     records = [json.loads(path.read_text()) for path in sorted((run.workspace / "versions").iterdir())]
     assert [record["number"] for record in records] == list(range(1, len(records) + 1))
@@ -196,13 +197,13 @@ def _bundles(run: Any) -> list[str]:
 
 
 def test_retrain_publishes_what_data_and_settings_ask_for_and_nothing_when_that_is_current(
-    finished: tuple[Any, str], tmp_path: Path
+    finished: tuple[SmallRun, str], tmp_path: Path
 ) -> None:
     """Pictures that come are version 2; when they are withdrawn the bundle of version 1 is current again, as version 3;
     a setting that decides the bundle makes version 4, one that decides nothing none."""
     run = _moved(finished[0], tmp_path / "run")
 
-    def retrained(*keys: str) -> Any:
+    def retrained(*keys: str) -> "subprocess.CompletedProcess[str]":
         done = run.call_here("retrain", str(run.config), *FAST, *keys)
         assert done.returncode == 0, done.stderr
         return done
@@ -240,7 +241,7 @@ def test_retrain_publishes_what_data_and_settings_ask_for_and_nothing_when_that_
 
 
 def test_a_stage_that_goes_and_comes_back_leaves_all_that_is_the_other_stage_s(
-    finished: tuple[Any, str], tmp_path: Path
+    finished: tuple[SmallRun, str], tmp_path: Path
 ) -> None:
     run = _moved(finished[0], tmp_path / "run")
     before = {path.parent for path in run.workspace.glob("*/*/manifest.json")}
@@ -253,7 +254,7 @@ def test_a_stage_that_goes_and_comes_back_leaves_all_that_is_the_other_stage_s(
 
 
 def test_no_change_scans_once_and_a_retrain_that_fails_publishes_nothing(
-    finished: tuple[Any, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    finished: tuple[SmallRun, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = _moved(finished[0], tmp_path / "run")
 
@@ -276,7 +277,7 @@ def test_no_change_scans_once_and_a_retrain_that_fails_publishes_nothing(
     assert scans.read_text() == "x"
     assert reads.read_text() == "xx", "once by the command, once by its flow, which is a deployment as well"
 
-    def full_disk(*_: Any, **__: Any) -> Any:
+    def full_disk(*_: object, **__: object) -> NoReturn:
         raise OSError(28, "No space left on device")
 
     run.add_picture(100)
@@ -290,7 +291,7 @@ def test_no_change_scans_once_and_a_retrain_that_fails_publishes_nothing(
     assert len(_bundles(run)) == 1
 
 
-def test_generate_gives_the_same_bytes_twice_and_says_how_they_were_made(finished: tuple[Any, str]) -> None:
+def test_generate_gives_the_same_bytes_twice_and_says_how_they_were_made(finished: tuple[SmallRun, str]) -> None:
     run, _ = finished
     arguments = ("generate", str(run.config), "--prompt", "a purple star", "--seed", "7", "--size", "72x64", *FAST)
     kept = shutil.move(run.workspace / "stage1_lora", run.workspace / ".stage1_lora")
@@ -319,14 +320,14 @@ def test_generate_gives_the_same_bytes_twice_and_says_how_they_were_made(finishe
     shutil.rmtree(run.workspace / "generated")
 
 
-def test_generate_refuses_a_version_that_is_not_there(finished: tuple[Any, str]) -> None:
+def test_generate_refuses_a_version_that_is_not_there(finished: tuple[SmallRun, str]) -> None:
     run, _ = finished
     done = run.call_here("generate", str(run.config), "--prompt", "x", "--version", "9")
     assert done.returncode == 2
     assert "published: 1" in done.stderr
 
 
-def test_verify_finds_a_flipped_byte(finished: tuple[Any, str], tmp_path: Path) -> None:
+def test_verify_finds_a_flipped_byte(finished: tuple[SmallRun, str], tmp_path: Path) -> None:
     run, _ = finished
     assert run.call_here("verify", str(run.workspace)).returncode == 0
     shutil.copytree(run.workspace, tmp_path / "copy")
@@ -376,7 +377,7 @@ def test_a_size_that_the_unet_cannot_halve_fails_before_anything_is_made(
 
 @pytest.mark.parametrize("pictures", [1, 3, 8])
 def test_a_small_set_ends_in_a_bundle_that_says_what_was_not_measured(
-    tmp_path: Path, new_small_run: Callable[..., Any], server: str, pictures: int
+    tmp_path: Path, new_small_run: NewSmallRun, server: str, pictures: int
 ) -> None:
     run = new_small_run(tmp_path / "run", pictures)
     run.config.write_text(run.config.read_text().replace("num_eval_images = 2\n", ""))

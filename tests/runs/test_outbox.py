@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import copy_context
 from importlib import import_module, metadata
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -274,7 +275,7 @@ def test_a_training_outlives_its_server_and_is_shown_by_the_next(
     assert "Traceback" not in printed and "ERROR" not in printed
 
 
-def _until(run: Any, log: Path, reached: Callable[[], bool]) -> None:
+def _until(run: BaseProcess, log: Path, reached: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 300
     while not reached():
         assert run.is_alive() and time.monotonic() < deadline, log.read_text()

@@ -20,7 +20,7 @@ import numpy as np
 import psutil
 import pytest
 from data_world import DataWorld
-from small_run import SmallRun
+from small_run import NewSmallRun, SmallRun
 
 from deepfloyd_core.config.cluster import reach
 from deepfloyd_core.crops.identity import pixels_request
@@ -41,12 +41,12 @@ def _installed(kind: str) -> None:
         pytest.importorskip(f"prefect_{kind}", reason=f"pip install 'deepfloyd-pipeline[{kind}]'")
 
 
-def _products(run: Any) -> dict[str, str]:
+def _products(run: SmallRun) -> dict[str, str]:
     files = [path for pattern in PRODUCTS for path in run.workspace.glob(pattern)]
     return {str(path.relative_to(run.workspace)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def _arguments(run: Any, kind: str, workers: int, *more: str) -> list[str]:
+def _arguments(run: SmallRun, kind: str, workers: int, *more: str) -> list[str]:
     # 0.2 MiB: one picture of 256 px in a shard, so that there are enough of them to kill a worker in the middle.
     settings = (f"task_runner={kind}", f"workers={workers}", *more)
     return ["prepare", str(run.config), *(word for setting in settings for word in ("--set", setting))]
@@ -60,7 +60,7 @@ def _post(server: str, path: str, body: dict[str, Any]) -> list[dict[str, Any]]:
         return list(json.load(answer))
 
 
-def _states(server: str, run: Any, since: datetime, products: dict[str, str]) -> list[tuple[str, str]]:
+def _states(server: str, run: SmallRun, since: datetime, products: dict[str, str]) -> list[tuple[str, str]]:
     """The shard and state of each task run since then that the server has; other tests use it as well."""
     names, later = {Path(name).name for name in products}, {"start_time": {"after_": since.isoformat()}}
     flows = _post(server, "flow_runs/filter", {"flow_runs": later})
@@ -78,8 +78,8 @@ def _shards(products: dict[str, str]) -> list[str]:
 
 @pytest.fixture(scope="module")
 def copies(
-    server: str, tmp_path_factory: pytest.TempPathFactory, new_small_run: Callable[..., Any]
-) -> tuple[Any, dict[str, str]]:
+    server: str, tmp_path_factory: pytest.TempPathFactory, new_small_run: NewSmallRun
+) -> tuple[SmallRun, dict[str, str]]:
     """A small run and what two threads made of it; its workspace is emptied by whoever runs it again."""
     run = new_small_run(tmp_path_factory.mktemp("runners") / "run", 14)
     done = run.call_here(*_arguments(run, "threads", 2))
@@ -90,7 +90,7 @@ def copies(
 
 
 @pytest.fixture
-def again(copies: tuple[Any, dict[str, str]], tmp_path: Path) -> tuple[Any, dict[str, str]]:
+def again(copies: tuple[SmallRun, dict[str, str]], tmp_path: Path) -> tuple[SmallRun, dict[str, str]]:
     """The same run with an empty workspace."""
     run, expected = copies
     if run.workspace.exists():
@@ -136,7 +136,7 @@ def _kill_a_worker(process: "subprocess.Popen[str]", workspace: Path, is_worker:
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 4])
 def test_any_number_of_threads_makes_the_same_bytes_and_its_task_runs_are_recorded(
-    again: tuple[Any, dict[str, str]], server: str, workers: int
+    again: tuple[SmallRun, dict[str, str]], server: str, workers: int
 ) -> None:
     run, expected = again
     start = datetime.now(UTC)
@@ -158,7 +158,7 @@ def test_any_number_of_threads_makes_the_same_bytes_and_its_task_runs_are_record
     ids=["processes", "ray", "dask"],
 )
 def test_every_other_runner_makes_the_same_bytes_and_a_killed_worker_costs_its_shards_a_retry(
-    again: tuple[Any, dict[str, str]], server: str, kind: str, is_worker: Callable[[str], bool]
+    again: tuple[SmallRun, dict[str, str]], server: str, kind: str, is_worker: Callable[[str], bool]
 ) -> None:
     _installed(kind)
     run, expected = again
@@ -182,7 +182,7 @@ def test_every_other_runner_makes_the_same_bytes_and_a_killed_worker_costs_its_s
 
 
 @pytest.mark.slow
-def test_a_dask_cluster_elsewhere_makes_the_same_bytes(again: tuple[Any, dict[str, str]], server: str) -> None:
+def test_a_dask_cluster_elsewhere_makes_the_same_bytes(again: tuple[SmallRun, dict[str, str]], server: str) -> None:
     _installed("dask")
     run, expected = again
     start = datetime.now(UTC)
@@ -194,7 +194,7 @@ def test_a_dask_cluster_elsewhere_makes_the_same_bytes(again: tuple[Any, dict[st
 
 
 @pytest.mark.slow
-def test_a_cluster_that_does_not_answer_is_named_before_any_work(again: tuple[Any, dict[str, str]]) -> None:
+def test_a_cluster_that_does_not_answer_is_named_before_any_work(again: tuple[SmallRun, dict[str, str]]) -> None:
     _installed("dask")
     run, _ = again
     done = run.call_here(*_arguments(run, "dask", 2, "task_runner_address=tcp://127.0.0.1:1"))

@@ -23,6 +23,8 @@ from small_run import SmallRun
 
 from deepfloyd_core.config.flavours import FLAVOURS
 from deepfloyd_core.config.run import Run
+from deepfloyd_core.config.run_machine import Machine
+from deepfloyd_core.config.stages import STAGES
 from deepfloyd_core.crops.rows import shard_files
 from deepfloyd_core.crops.shards import open_shard
 from deepfloyd_core.diffusion.loss import low_res, to_bytes, to_model_range
@@ -35,7 +37,7 @@ from deepfloyd_core.sampling.identity import samples_request
 from deepfloyd_core.sampling.jobs import SampledStage, SampleInputs, SamplesSummary, sample_job
 from deepfloyd_core.store.artifacts import Artifact, Request
 from deepfloyd_core.training.identity import lora_request
-from deepfloyd_core.types import Report
+from deepfloyd_core.types import Json, Report
 
 
 @dataclass(frozen=True)
@@ -56,11 +58,16 @@ def stood_in(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     """Replaces the models; lists what Stage II was asked: variant, level, seeds, size and mean of plain low-res pictures."""
     asked: list[tuple[Any, ...]] = []
 
-    def make(one: SampledStage, lora: Path | None, machine: Any, sampled: Callable[[int], None]) -> StandIn:
+    def make(one: SampledStage, lora: Path | None, machine: Machine, sampled: Callable[[int], None]) -> StandIn:
         return StandIn(one.stage, "tuned" if lora else "base", sampled)
 
     def first(
-        sampler: StandIn, text: Any, negative: Any, seeds: list[int], size: tuple[int, int], given: torch.Tensor | None
+        sampler: StandIn,
+        text: torch.Tensor,
+        negative: torch.Tensor,
+        seeds: list[int],
+        size: tuple[int, int],
+        given: torch.Tensor | None,
     ) -> torch.Tensor:
         if given is not None:
             return second(sampler, seeds, given)
@@ -185,7 +192,7 @@ def test_other_weights_of_lpips_make_the_samples_anew(
     for path, seed in zip(paths, (0, 0, 1), strict=True):
         save_lpips(path, seed=seed)
     keys = [(), *((f"eval_lpips_model={path}",) for path in paths)]
-    folders: Any = {stage: Path(FLAVOURS[f"tiny-{'i' * stage}"].repo) for stage in (1, 2)}
+    folders = {stage: Path(FLAVOURS[f"tiny-{'i' * stage}"].repo) for stage in STAGES}
     requests = [samples_request(load_run(small_run.config, key), ["a star"], folders, sample_inputs()) for key in keys]
     without, one, copy, other = (request.fingerprint for request in requests)
     assert one == copy and len({without, one, other}) == 3
@@ -194,7 +201,7 @@ def test_other_weights_of_lpips_make_the_samples_anew(
 def test_a_fingerprint_of_stage2s_lora_has_back_projection_where_it_is_of_the_guesses(small_run: SmallRun) -> None:
     text = Request("stage2_text", 1, {}, {"text_embeds": "0", "unet": "0"})
 
-    def spec(**keys: Any) -> Any:
+    def spec(**keys: Any) -> Json:
         run = load_run(small_run.config, tuple(f"stage2.{key}={json.dumps(value)}" for key, value in keys.items()))
         return lora_request(
             run, 2, Path(FLAVOURS["tiny-ii"].repo), training_inputs(text=text, eval_set=SOME_EVAL_SET)

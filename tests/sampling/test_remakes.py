@@ -257,11 +257,11 @@ class FedToUNet(Exception):
 
 
 @pytest.fixture(scope="module")
-def unet() -> Iterator[Any]:
+def unet() -> Iterator[UNet2DConditionModel]:
     yield load_unet(FOLDERS[2], torch.float32)
 
 
-def fed(unet: Any, batch: Batch, number: int, **keys: Any) -> tuple[Prepared, torch.Tensor]:
+def fed(unet: UNet2DConditionModel, batch: Batch, number: int, **keys: Any) -> tuple[Prepared, torch.Tensor]:
     """A forward pass of training, and what the UNet gets in it."""
     config = StageConfig.model_validate({**STAGE2, "random_flip": True, **keys})
     setup = Setup(
@@ -270,7 +270,7 @@ def fed(unet: Any, batch: Batch, number: int, **keys: Any) -> tuple[Prepared, to
     )  # fmt: skip
     got: list[torch.Tensor] = []
 
-    def hook(module: Any, positional: tuple[Any, ...], named: dict[str, Any]) -> None:
+    def hook(module: torch.nn.Module, positional: tuple[Any, ...], named: dict[str, Any]) -> None:
         got.append(positional[0])
         raise FedToUNet
 
@@ -310,7 +310,7 @@ def upscaled(small: torch.Tensor, ready: Prepared) -> torch.Tensor:
 
 @pytest.mark.parametrize("keys", [{}, {"low_res_blur": 1.5, "low_res_noise": 20.0, "low_res_jpeg_quality": 30}])
 def test_with_a_share_of_1_the_unet_is_fed_the_remakes_alone(
-    small: Prepared2, remakes: Artifact, unet: Any, keys: dict[str, Any]
+    small: Prepared2, remakes: Artifact, unet: UNet2DConditionModel, keys: dict[str, Any]
 ) -> None:
     flips = set()
     for batch, true, made in batches(small, remakes):
@@ -322,7 +322,9 @@ def test_with_a_share_of_1_the_unet_is_fed_the_remakes_alone(
     assert flips == {True, False}
 
 
-def test_a_share_of_a_half_mixes_both_and_changes_nothing_else(small: Prepared2, remakes: Artifact, unet: Any) -> None:
+def test_a_share_of_a_half_mixes_both_and_changes_nothing_else(
+    small: Prepared2, remakes: Artifact, unet: UNet2DConditionModel
+) -> None:
     taken = []
     for batch, true, made in batches(small, remakes):
         for number in range(8):
@@ -341,7 +343,9 @@ def test_a_share_of_a_half_mixes_both_and_changes_nothing_else(small: Prepared2,
     assert 0.3 < np.mean(taken) < 0.7
 
 
-def test_windows_are_cut_out_of_the_same_place_of_both(small: Prepared2, remakes: Artifact, unet: Any) -> None:
+def test_windows_are_cut_out_of_the_same_place_of_both(
+    small: Prepared2, remakes: Artifact, unet: UNet2DConditionModel
+) -> None:
     for batch, _, made in batches(small, remakes):
         ready, x = fed(unet, batch, 1, stage2_patch=64)
         assert x.shape[-2:] == (64, 64)
@@ -356,7 +360,9 @@ def test_which_samples_are_remade_is_a_function_of_seed_and_number() -> None:
     assert torch.equal(first, again) and not torch.equal(first, other) and 0 < int(first.sum()) < 64
 
 
-def test_losses_on_the_grid_are_of_true_low_res_pictures(small: Prepared2, remakes: Artifact, unet: Any) -> None:
+def test_losses_on_the_grid_are_of_true_low_res_pictures(
+    small: Prepared2, remakes: Artifact, unet: UNet2DConditionModel
+) -> None:
     """They are fed without remakes: by plain draws, which take none."""
     batch, true, _ = next(batches(small, remakes))
     ready, _ = fed(unet, batch, 0)

@@ -23,6 +23,7 @@ from data_world import DataWorld
 from PIL import Image
 
 from deepfloyd_core.config.data_sets import ImageDataset
+from deepfloyd_core.config.run import Run
 from deepfloyd_core.errors import ConfigError, DataError
 from deepfloyd_core.index.identity import index_request
 from deepfloyd_core.index.ledger import read_index
@@ -44,22 +45,25 @@ def picture(seed: int) -> bytes:
 
 PICTURES = {f"{number:02d}.png": picture(number) for number in range(12)} | {"broken.jpg": b"not a picture"}
 CAPTIONS = {name: f"caption of {name}" for name in PICTURES}
+Ledger = dict[str | None, tuple[Any, ...]]  # status, reason, bytes, width, captions
+Pixels = set[tuple[str, bytes, str]]  # image_id, pixels, caption
+FromFolder = tuple[Ledger, Pixels]
 
 
-def ledger(world: DataWorld, run: Any) -> dict[str | None, tuple[Any, ...]]:
+def ledger(world: DataWorld, run: Run) -> Ledger:
     """What an index says of each picture, by its bytes: names differ from source to source."""
     rows = read_index(world.index(run))
     return {row.image_id: (row.status, row.reason, row.bytes, row.width, tuple(row.captions)) for row in rows}
 
 
-def pixels(world: DataWorld, run: Any) -> set[tuple[str, bytes, str]]:
+def pixels(world: DataWorld, run: Run) -> Pixels:
     made = world.pixels(run, world.index(run), 1)
     rows = [row for file in sorted(made.path.glob("*.parquet")) for row in pq.read_table(file).to_pylist()]
     return {(row["image_id"], row["pixels"], row["caption"]) for row in rows}
 
 
 @pytest.fixture
-def from_folder(world: DataWorld, tmp_path: Path) -> tuple[Any, Any]:
+def from_folder(world: DataWorld, tmp_path: Path) -> FromFolder:
     """The ledger and the pixels of the same pictures in a folder."""
     other = type(world)(tmp_path / "folder", world.children)
     (tmp_path / "folder" / "pictures").mkdir(parents=True)
@@ -118,7 +122,7 @@ def in_bucket(bucket: Any, endpoint: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def test_a_bucket_gives_what_a_folder_gives(world: DataWorld, bucket: Any, s3: str, from_folder: Any) -> None:
+def test_a_bucket_gives_what_a_folder_gives(world: DataWorld, bucket: Any, s3: str, from_folder: FromFolder) -> None:
     run = world.load(in_bucket(bucket, s3), stages=(1,))
     assert (ledger(world, run), pixels(world, run)) == from_folder
 
@@ -221,7 +225,9 @@ class _Proxy(BaseHTTPRequestHandler):
 
 
 @pytest.mark.slow
-def test_refused_and_cut_answers_are_asked_for_again(world: DataWorld, bucket: Any, s3: str, from_folder: Any) -> None:
+def test_refused_and_cut_answers_are_asked_for_again(
+    world: DataWorld, bucket: Any, s3: str, from_folder: FromFolder
+) -> None:
     _Proxy.target, _Proxy.seen, _Proxy.spoilt = s3.removeprefix("http://"), {}, 0
     with _serving(_Proxy) as endpoint:
         run = world.load(in_bucket(bucket, endpoint), stages=(1,))
@@ -307,7 +313,7 @@ def table_of_urls(world: DataWorld, rows: list[tuple[str, str]], **keys: Any) ->
 
 
 def test_a_table_of_urls_gives_what_a_folder_gives_and_is_downloaded_once(
-    world: DataWorld, site: Site, from_folder: Any
+    world: DataWorld, site: Site, from_folder: FromFolder
 ) -> None:
     site.answers = {f"/{name}?w=1": whole(data) for name, data in PICTURES.items()}
     entry = table_of_urls(world, [(f"{site.url}/{name}?w=1", CAPTIONS[name]) for name in PICTURES])
@@ -425,7 +431,7 @@ def test_bad_answers_are_rows_of_the_ledger_and_what_heals_is_asked_again(
 # ---- data sets that were saved, and tar files ----
 
 
-def test_a_saved_data_set_gives_what_a_folder_gives(world: DataWorld, from_folder: Any) -> None:
+def test_a_saved_data_set_gives_what_a_folder_gives(world: DataWorld, from_folder: FromFolder) -> None:
     datasets = pytest.importorskip("datasets", reason="pip install 'deepfloyd-pipeline[huggingface]'")
     captions = list(CAPTIONS.values())
     rows: dict[str, list[Any]] = {
@@ -470,7 +476,7 @@ def in_tars(folder: Path) -> None:
         write_tar(folder / f"{start:05d}.tar", {name: PICTURES[name] for name in chosen} | texts)
 
 
-def test_tar_files_give_what_a_folder_gives(world: DataWorld, from_folder: Any) -> None:
+def test_tar_files_give_what_a_folder_gives(world: DataWorld, from_folder: FromFolder) -> None:
     in_tars(world.folder / "tars")
     run = world.load(
         {"type": "webdataset", "instance_data_dir": str(world.folder / "tars"), "caption_strategy": "textfile"} | SIZE,
@@ -479,7 +485,7 @@ def test_tar_files_give_what_a_folder_gives(world: DataWorld, from_folder: Any) 
     assert (ledger(world, run), pixels(world, run)) == from_folder
 
 
-def test_tar_files_in_a_bucket(world: DataWorld, bucket: Any, s3: str, from_folder: Any) -> None:
+def test_tar_files_in_a_bucket(world: DataWorld, bucket: Any, s3: str, from_folder: FromFolder) -> None:
     in_tars(world.folder / "tars")
     for tar in (world.folder / "tars").iterdir():
         bucket.upload_file(str(tar), f"tars/{tar.name}")

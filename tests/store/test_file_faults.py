@@ -5,9 +5,8 @@ import fcntl
 import os
 import stat
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from small_run import SmallRun
@@ -28,7 +27,7 @@ def _build(work: WorkDir) -> Summary:
     return Summary()
 
 
-def _fails(number: int, file: str | None = None) -> Any:
+def _fails(number: int, file: str | None = None) -> Callable[[WorkDir], Summary]:
     def build(work: WorkDir) -> Summary:
         raise OSError(number, os.strerror(number), file)
 

@@ -8,7 +8,9 @@ from artifact_rows import live_rows
 from data_world import DataWorld
 from PIL import Image
 
+from deepfloyd_core.config.run import Run
 from deepfloyd_core.crops.rows import held_out_ids
+from deepfloyd_core.store.artifacts import Artifact
 from deepfloyd_core.training.batches import TrainingRows
 
 LANCZOS = Image.Resampling.LANCZOS
@@ -50,7 +52,7 @@ def scene(seed: int, edge: int = 200) -> Image.Image:
     return Image.fromarray(small).resize((edge, edge * 3 // 4), Image.Resampling.BICUBIC)
 
 
-def trained(world: DataWorld, run: Any, index: Any, evals: Any) -> set[str]:
+def trained(world: DataWorld, run: Run, index: Artifact, evals: Artifact) -> set[str]:
     """The names of the pictures that a training may see."""
     pixels = world.pixels(run, index, 1)
     rows = TrainingRows(pixels, held_out_ids(evals))

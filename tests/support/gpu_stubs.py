@@ -5,56 +5,53 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 import gpu
 import gpu_process
-from gpu_plan import Case, Figure, Goal, tolerance
+from gpu_plan import Asked, Case, Figure, Goal, Yields, tolerance
 
-Yields = Iterator[tuple[str, float, str]]
 EXACT = Figure("off by", "", tolerance(1e-3))
 FAST = Figure("samples/s", "", Goal(">=", 100, "a wish"))
 
 
-def good(asked: Any) -> Yields:
+def good(asked: Asked) -> Yields:
     yield "off by", 1e-4, "of its length"
     yield "samples/s", 50.0, ""
 
 
-def wrong(asked: Any) -> Yields:
+def wrong(asked: Asked) -> Yields:
     yield "off by", 0.5, ""
 
 
-def not_a_number(asked: Any) -> Yields:
+def not_a_number(asked: Asked) -> Yields:
     yield "off by", float("nan"), ""
 
 
-def out_of_memory(asked: Any) -> Yields:
+def out_of_memory(asked: Asked) -> Yields:
     yield "off by", 0.0, "before it failed"
     raise RuntimeError("a first line\nCUDA out of memory. Tried to allocate 20.00 GiB")
 
 
-def leaves(asked: Any) -> Yields:
+def leaves(asked: Asked) -> Yields:
     yield "off by", 0.0, ""
     sys.exit("there is nothing to do")
 
 
-def killed(asked: Any) -> Yields:
+def killed(asked: Asked) -> Yields:
     yield "off by", 0.0, ""
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def hangs(asked: Any) -> Yields:
+def hangs(asked: Asked) -> Yields:
     helper = subprocess.Popen(["sleep", "120"])
     yield "off by", float(helper.pid), ""
     time.sleep(60)
 
 
-def once(asked: Any) -> Yields:
+def once(asked: Asked) -> Yields:
     """Fails the first time that it is run beside a file."""
     mark = Path("was-here")
     if not mark.exists():
@@ -63,7 +60,9 @@ def once(asked: Any) -> Yields:
     yield "off by", 0.0, "the second time"
 
 
-def case(name: str, process: str = "one", group: str = "a", limit_s: float = 60.0, figures: Any = (EXACT,)) -> Case:
+def case(
+    name: str, process: str = "one", group: str = "a", limit_s: float = 60.0, figures: tuple[Figure, ...] = (EXACT,)
+) -> Case:
     call = f"gpu_stubs:{name.replace(' ', '_')}"
     return Case(group, name, call, figures, 1.0, limit_s, process)
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
+from small_run import SmallRun
 
 
 def run_card(bundle: Path) -> dict[str, Any]:
@@ -23,7 +24,7 @@ def run_code(code: str, folder: Path) -> dict[str, Any]:
     return names
 
 
-def generated(run: Any, *arguments: str) -> bytes:
+def generated(run: SmallRun, *arguments: str) -> bytes:
     """The pixels of the first picture that `deepfloyd generate` makes of a run."""
     made = run.call_here("generate", str(run.config), "--prompt", "a purple star", *arguments)
     assert made.returncode == 0, made.stderr

@@ -12,7 +12,7 @@ from deepfloyd_core.text.t5 import load_tokenizer
 TINY = Path(FLAVOURS["tiny-i"].repo)
 
 
-def stock_encoder(dtype: torch.dtype) -> Any:
+def stock_encoder(dtype: torch.dtype) -> T5EncoderModel:
     return T5EncoderModel.from_pretrained(TINY / "text_encoder", dtype=dtype, use_safetensors=True).eval()
 
 

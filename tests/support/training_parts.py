@@ -7,13 +7,15 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from unittest.mock import patch
 
 import numpy as np
 import pytest
 import torch
+from data_world import DataWorld
 from PIL import Image
+from small_run import SmallRun
 
 from deepfloyd_core.adapters.start_from import find_parent
 from deepfloyd_core.bundle.planned import planned_bundle
@@ -25,6 +27,7 @@ from deepfloyd_core.index.ledger import caption_counts
 from deepfloyd_core.preflight.load import load_run
 from deepfloyd_core.processes.jobs import Job, JobRequest, imported, run_job
 from deepfloyd_core.store.artifacts import Artifact, WorkDir, materialise
+from deepfloyd_core.store.manifest import Summary
 from deepfloyd_core.text.embeds import embeds_request, encode_job, run_captions
 from deepfloyd_core.text.projection import project_job, text_is_frozen, text_request
 from deepfloyd_core.training import eval_loss as held_out
@@ -32,15 +35,16 @@ from deepfloyd_core.training import trainer as train
 from deepfloyd_core.training.batches import Draws
 from deepfloyd_core.training.forward import Setup, UNetInput
 from deepfloyd_core.training.identity import lora_request
-from deepfloyd_core.training.jobs import TrainingInputs, train_job
+from deepfloyd_core.training.jobs import TrainingInputs, TrainingSummary, TrainRequest, train_job
 from deepfloyd_core.types import no_report
 
+S = TypeVar("S", bound=Summary)
 FOLDERS = {1: Path(FLAVOURS["tiny-i"].repo), 2: Path(FLAVOURS["tiny-ii"].repo)}
 ONE_TIMESTEP = held_out.TIMESTEPS[1:2]  # held-out losses at all of them would be half of a small training
 
 
-def prepared(run: Run, stages: Any) -> dict[str, Artifact]:
-    """Everything that training needs. `stages`: a DataWorld."""
+def prepared(run: Run, stages: DataWorld) -> dict[str, Artifact]:
+    """Everything that training needs."""
     index = stages.index(run)
     made = {"image_index": index, "eval_set": stages.eval_set(run, index)}
     made |= {f"stage{stage}_pixels": stages.pixels(run, index, stage) for stage in run.config.stages}
@@ -71,10 +75,11 @@ def stage_text(run: Run, stage: Stage, embeds: Artifact) -> Artifact:
     )
 
 
-def run_here(request: JobRequest[Any], work: WorkDir) -> Any:
+def run_here(request: JobRequest[S], work: WorkDir) -> S:
     """A job in this process: a child takes 8 s to import torch. Its held-out losses are at one timestep."""
     with restored_sigterm(), patch.object(held_out, "TIMESTEPS", ONE_TIMESTEP):
-        return imported(request.entry)(Job(request, work.path, no_report))
+        made: S = imported(request.entry)(Job(request, work.path, no_report))
+        return made
 
 
 @contextmanager
@@ -92,7 +97,7 @@ def train_stage(
     stage: Stage,
     workspace: Path,
     text: Artifact | None = None,
-    how: Callable[..., Any] = run_job,
+    how: Callable[[TrainRequest, WorkDir], TrainingSummary] = run_job,
 ) -> Artifact:
     text = text or stage_text(run, stage, made["text_embeds"])
     low_res = made["stage2_low_res"] if run.config.stage(stage).remakes_low_res else None
@@ -152,7 +157,7 @@ def train_and_kill(run: Run, made: dict[str, Artifact], stage: Stage, workspace:
     assert process.exitcode == -signal.SIGKILL
 
 
-def planned_name(run: Any, keys: Sequence[str]) -> str:
+def planned_name(run: SmallRun, keys: Sequence[str]) -> str:
     """The bundle that a small run would make with some `--set=KEY=VALUE`, by its index and settings alone."""
     loaded = load_run(run.config, tuple(key.removeprefix("--set=") for key in keys))
     (path,) = (run.workspace / "image_index").iterdir()

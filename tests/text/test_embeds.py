@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -90,8 +91,8 @@ class EmbedWorld:
         older = older_embeds(self.run.workspace, request)
         job = encode_job(self.run, captions, encoder or self.encoder, older)
 
-        def report(*args: Any) -> None:
-            self.reports.append(args)
+        def report(done: int, total: int, line: str) -> None:
+            self.reports.append((done, total, line))
 
         return materialise(
             self.run.workspace, request,
@@ -111,7 +112,7 @@ def world(tmp_path: Path, new_small_run: Callable[[Path], SmallRun], monkeypatch
 
 
 @pytest.fixture(scope="module")
-def pipeline() -> Any:
+def pipeline() -> IFPipeline:
     return IFPipeline.from_pretrained(
         TINY, safety_checker=None, feature_extractor=None, watermarker=None, requires_safety_checker=False
     )
@@ -127,7 +128,7 @@ def contents(embeds: Artifact) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in embeds.path.iterdir() if file.name != "manifest.json"}
 
 
-def test_embeds_are_the_rows_of_the_stock_pipeline(world: EmbedWorld, pipeline: Any) -> None:
+def test_embeds_are_the_rows_of_the_stock_pipeline(world: EmbedWorld, pipeline: IFPipeline) -> None:
     captions = [*NATURAL, *captions_of(20)]
     embeds = Embeds(world.make(captions))
     for caption in captions:
@@ -139,7 +140,7 @@ def test_embeds_are_the_rows_of_the_stock_pipeline(world: EmbedWorld, pipeline: 
     assert embeds.ids() == sorted(caption_id(caption) for caption in set(captions))
 
 
-def test_a_special_token_in_a_caption_is_taken_out_and_counted(world: EmbedWorld, pipeline: Any) -> None:
+def test_a_special_token_in_a_caption_is_taken_out_and_counted(world: EmbedWorld, pipeline: IFPipeline) -> None:
     made = world.make(["star </s> circle <pad>", "star circle"])
     assert made.manifest.summary["special_tokens_removed"] == 2
     expected, _ = pipeline.encode_prompt("star circle", do_classifier_free_guidance=False)
@@ -443,7 +444,7 @@ def test_captions_that_are_cut_are_counted_and_listed(world: EmbedWorld) -> None
     assert truncated_texts(made, 1) == listed[:1]
 
 
-def test_longer_texts_are_kept_whole_when_asked_and_the_risk_is_said(world: EmbedWorld, pipeline: Any) -> None:
+def test_longer_texts_are_kept_whole_when_asked_and_the_risk_is_said(world: EmbedWorld, pipeline: IFPipeline) -> None:
     longer = world.with_settings("tokenizer_max_length=128")
     assert any("tokenizer_max_length is 128; IF was trained with 77" in note for note in longer.run.notes)
     assert not any("tokenizer_max_length" in note for note in world.run.notes)
@@ -471,10 +472,10 @@ def test_twenty_kills_change_no_byte_and_nothing_finished_is_encoded_again(world
     forks = multiprocessing.get_context("forkserver")
     forks.set_forkserver_preload(["child_functions", "deepfloyd_core.text.encode"])
 
-    def start(workspace: Path) -> Any:
+    def start(workspace: Path) -> BaseProcess:
         (world.folder / "reports").unlink(missing_ok=True)
         run_file, place = str(world.folder / "run" / "run.toml"), f"workspace={workspace}"
-        child: Any = forks.Process(
+        child = forks.Process(
             target=make_embeds,
             args=(run_file, (*settings, place), captions, str(world.encoder), str(world.folder / "reports")),
         )

@@ -2,13 +2,13 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from small_run import SmallRun
 from text_encoders import TINY, stock_encoder, tokenised
 
+from deepfloyd_core.config.extras import Quantization
 from deepfloyd_core.preflight.load import load_run
 from deepfloyd_core.text import t5
 from deepfloyd_core.text.embeds import embeds_request
@@ -44,7 +44,9 @@ def nearest_normal_float(weight: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("kind", "rounded", "bound"), [("int8", rounded_per_row, 3e-3), ("nf4", nearest_normal_float, 0.05)]
 )
-def test_a_quantised_encoder_is_one_with_rounded_weights(kind: Any, rounded: Any, bound: float) -> None:
+def test_a_quantised_encoder_is_one_with_rounded_weights(
+    kind: Quantization, rounded: Callable[[torch.Tensor], torch.Tensor], bound: float
+) -> None:
     """NF4's scales are in 8 bits themselves, and int8 breaks ties its own way: hence the bounds. The effect is larger."""
     batch, ids = tokenised(CAPTIONS)
     plain, expected = stock_encoder(torch.float32), stock_encoder(torch.float32)
@@ -69,7 +71,7 @@ def test_quantised_weights_are_part_of_the_identity(tmp_path: Path, new_small_ru
 
 
 @pytest.mark.parametrize(("kind", "stored"), [("int8", "Int8Tensor"), ("nf4", "NF4Tensor")])
-def test_the_weights_in_memory_are_the_small_ones(kind: Any, stored: str) -> None:
+def test_the_weights_in_memory_are_the_small_ones(kind: Quantization, stored: str) -> None:
     held = t5.load_encoder(TINY, torch.bfloat16, torch.device("cpu"), quantization=kind).held
     assert held is not None
     assert type(held["encoder.block.0.layer.1.DenseReluDense.wi_0.weight"]).__name__ == stored

@@ -20,6 +20,7 @@ from data_world import DataWorld
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from deepfloyd_core.crops.reader import Size
 from deepfloyd_core.crops.shards import ShardRow, open_shard, write_shard
 from deepfloyd_core.training.batches import BatchOrder, MixedOrder, OrderSettings, TrainingRows, batches_from
 from deepfloyd_core.training.mixing import Share
@@ -47,7 +48,7 @@ MIXED = st.builds(mixed, st.lists(st.integers(1, 30), min_size=1, max_size=3), s
 BATCHES = 50
 
 
-def flat(batches: Iterator[tuple[Any, np.ndarray]]) -> list[Any]:
+def flat(batches: Iterator[tuple[Size, np.ndarray]]) -> list[tuple[Size, int]]:
     return [(size, int(row)) for size, rows in batches for row in rows]
 
 
@@ -72,7 +73,7 @@ def test_ranks_share_the_batches_of_one_whichever_sample_the_run_goes_on_from(
 ) -> None:
     samples = flat(order.batch(number) for number in range(BATCHES))
     sample %= len(samples)
-    resumed: list[Any] = []
+    resumed: list[tuple[Size, int]] = []
     for of_ranks in zip(*(batches_from(order, sample, rank, ranks) for rank in range(ranks)), strict=True):
         size, lengths = of_ranks[0][0], [len(rows) for _, rows in of_ranks]
         assert {part_size for part_size, _ in of_ranks} == {size}, "a step has one size on all ranks"

@@ -5,7 +5,7 @@ trace a UNet takes seconds.
 """
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from shutil import which
 from types import SimpleNamespace
@@ -40,7 +40,7 @@ from deepfloyd_core.training.identity import lora_request
 from deepfloyd_core.training.jobs import TrainingInputs, train_job
 from deepfloyd_core.training.recompute import recompute_activations
 from deepfloyd_core.training.state import training_state
-from deepfloyd_core.types import no_report
+from deepfloyd_core.types import Json, no_report
 
 TINY, CPU = Path(FLAVOURS["tiny-i"].repo), torch.device("cpu")
 # Batches of a run: how many pictures, height and width.
@@ -86,7 +86,7 @@ def small_unet(config: StageConfig) -> UNet2DConditionModel:
     return unet.train()
 
 
-def gradients(called: Any, unet: UNet2DConditionModel, control: bool) -> dict[str, torch.Tensor]:
+def gradients(called: Callable[..., Any], unet: UNet2DConditionModel, control: bool) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(2)
     x, text = torch.randn((2, 3, 16, 16), generator=generator), torch.randn((2, 77, 64), generator=generator)
     given = {CONTROL_IMAGE: torch.rand((2, 3, 16, 16), generator=generator)} if control else None
@@ -241,7 +241,7 @@ def test_the_trainer_compiles_what_the_key_says(
 def test_a_fingerprint_has_the_backend_and_with_one_also_the_recomputation(small_run: SmallRun) -> None:
     text = Request("stage1_text", 1, {}, {"text_embeds": "0", "unet": "0"})
 
-    def spec(*keys: str) -> Any:
+    def spec(*keys: str) -> Json:
         run = load_run(small_run.config, tuple(f"stage1.{key}" for key in keys))
         return lora_request(run, 1, TINY, training_inputs(text=text, eval_set=SOME_EVAL_SET)).spec
 

@@ -3,7 +3,7 @@
 import math
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast, get_args
@@ -25,6 +25,7 @@ from deepfloyd_core.training import state as training_state
 from deepfloyd_core.training import trainer as train
 from deepfloyd_core.training.adamw_bf16 import AdamWBF16, round_at_random
 from deepfloyd_core.training.checkpoints import StepMetrics
+from deepfloyd_core.training.forward import Prepared
 from deepfloyd_core.training.optimizers import (
     OPTIMIZERS,
     make_optimizer,
@@ -33,6 +34,7 @@ from deepfloyd_core.training.optimizers import (
     take_average,
 )
 from deepfloyd_core.training.schedule import SCHEDULES, learning_rate_at
+from deepfloyd_core.training.validation import Validation
 
 # Settings with which each optimizer learns the small problem below.
 LEARNS: dict[str, dict[str, Any]] = {
@@ -97,7 +99,11 @@ def sigterm() -> Iterator[None]:
 
 
 def run_loop(
-    config: StageConfig, out: Path, monkeypatch: pytest.MonkeyPatch, stop_in: int | None = None, validation: Any = None
+    config: StageConfig,
+    out: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stop_in: int | None = None,
+    validation: SimpleNamespace | None = None,
 ) -> tuple[dict[str, torch.Tensor], list[StepMetrics]]:
     """The trainer's own loop over the small problem; `stop_in`: dies in that step, after its last checkpoint."""
     module = Small(adapter_dtype(config))
@@ -106,14 +112,14 @@ def run_loop(
         if done == stop_in:
             raise Stop
 
-    def passes(number: int) -> Any:
-        return SimpleNamespace(number=number, image_ids=[])
+    def passes(number: int) -> Prepared:
+        return cast(Prepared, SimpleNamespace(number=number, image_ids=[]))
 
     monkeypatch.setattr(train, "batch_loss", lambda setup, prepared: module.loss(prepared.number))
     setup = SimpleNamespace(config=config, unet=module, seed=3, stage=1, device=torch.device("cpu"), out=out)
     job = SimpleNamespace(out=out, report=report, request=SimpleNamespace(settings=config))
     state = training_state.training_state(cast(Any, setup))
-    train._train(cast(Any, setup), state, passes, cast(Any, job), validation, lambda *_: None)
+    train._train(cast(Any, setup), state, passes, cast(Any, job), cast(Validation, validation), lambda *_: None)
     return {name: param.detach().clone() for name, param in module.named_parameters()}, state.metrics
 
 
@@ -174,7 +180,7 @@ def test_checkpoints_by_time_lie_so_many_minutes_apart_and_change_no_result(
 
 @pytest.mark.usefixtures("sigterm")
 def test_sigterm_ends_a_validation_at_once_and_loses_no_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def stop(number: int, frame: Any) -> None:
+    def stop(number: int, frame: object) -> None:
         raise Stop
 
     signal.signal(signal.SIGTERM, stop)  # as a job does
@@ -233,7 +239,7 @@ def test_every_optimizer_and_schedule_that_a_run_file_may_name_is_there() -> Non
     assert set(get_args(Schedule)) == SCHEDULES.keys()
 
 
-def of_two_rates(config: StageConfig, params: Any, seed: int) -> torch.optim.Optimizer:
+def of_two_rates(config: StageConfig, params: Iterable[torch.nn.Parameter], seed: int) -> torch.optim.Optimizer:
     """AdamW with matrices at a tenth of the learning rate, after all others at the whole one."""
     parts = list(params)
     groups: list[dict[str, Any]] = [{"params": [part for part in parts if part.ndim < 2]}]
@@ -273,11 +279,11 @@ def test_groups_of_an_optimizer_keep_the_multiples_of_their_learning_rates(
 class Forgetful(torch.optim.SGD):
     """Keeps what no checkpoint holds, in one of three places."""
 
-    def __init__(self, params: Any, lr: float, place: str) -> None:
+    def __init__(self, params: Iterable[torch.nn.Parameter], lr: float, place: str) -> None:
         super().__init__(params, lr)
         self._place = place
 
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
         """As SGD, and remember the step."""
         super().step()
         (group,) = self.param_groups
@@ -301,7 +307,7 @@ class Forgetful(torch.optim.SGD):
 def test_an_optimizer_whose_state_no_checkpoint_can_hold_ends_the_run_in_its_first_step(
     place: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def forgetful(config: StageConfig, params: Any, seed: int) -> torch.optim.Optimizer:
+    def forgetful(config: StageConfig, params: Iterable[torch.nn.Parameter], seed: int) -> torch.optim.Optimizer:
         return Forgetful(params, config.learning_rate, place)
 
     monkeypatch.setitem(optimizers.OPTIMIZERS, "adamw", forgetful)

@@ -7,7 +7,6 @@ learnt. `pytest -rP tests/training/test_stage2_learns.py` prints the figures.
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -27,7 +26,7 @@ TIMESTEPS, LEVELS = (100, 300, 500, 700, 900), (0, 250)
 DIFFUSION, NOISING = load_scheduler(FOLDERS[2]), load_scheduler(FOLDERS[2], "image_noising_scheduler")
 
 
-def new_unet() -> Any:
+def new_unet() -> UNet2DConditionModel:
     """Stage II's traits (six channels in and out, the noise level as class label, attention to the text) in 215,318
     weights, which are the same for each recipe."""
     torch.manual_seed(0)
@@ -53,7 +52,7 @@ def no_text(names: list[str]) -> Text:
     return Text(torch.zeros(len(names), 4, 32))
 
 
-def trained(unet: Any) -> Iterator[float]:
+def trained(unet: UNet2DConditionModel) -> Iterator[float]:
     """Train with the product's loss and yield it, step by step."""
     config = StageConfig(model_flavour="tiny-ii", mixed_precision="no")
     setup = stage_loss.Setup(2, config, 0, unet, DIFFUSION, NOISING, no_text, torch.device("cpu"), Path())
@@ -70,7 +69,7 @@ def trained(unet: Any) -> Iterator[float]:
         yield loss.item()
 
 
-def loss_in_use(unet: Any) -> float:
+def loss_in_use(unet: UNet2DConditionModel) -> float:
     """Epsilon loss on what inference feeds, mean over TIMESTEPS and LEVELS, on pictures that were not trained on."""
     x_0, generator, losses = to_model_range(pictures(BATCH, STEPS)), torch.Generator().manual_seed(1), []
     enlarged = F.interpolate(low_res(x_0), (EDGE, EDGE), mode="bilinear", align_corners=True)

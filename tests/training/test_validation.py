@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -17,7 +17,8 @@ from summaries import summary_of
 from deepfloyd_core.errors import ConfigError
 from deepfloyd_core.preflight.load import load_run
 from deepfloyd_core.sampling.specs import SampleSpec
-from deepfloyd_core.store.artifacts import Request, materialise
+from deepfloyd_core.store.artifacts import Request, WorkDir, materialise
+from deepfloyd_core.store.manifest import Summary
 from deepfloyd_core.training.batches import BatchOrder
 from deepfloyd_core.training.checkpoints import Checkpoint, StepMetrics, last_good, save_checkpoint
 from deepfloyd_core.training.eval_loss import HELD_OUT, SEEN, TIMESTEPS, GridLoss, compared, grid_pictures, mean_loss
@@ -91,7 +92,7 @@ def test_the_last_good_checkpoint_is_named(tmp_path: Path) -> None:
 def test_a_changed_setting_does_not_continue_an_unfinished_run_and_says_so(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def killed(work: Any) -> Any:
+    def killed(work: WorkDir) -> NoReturn:
         raise KeyboardInterrupt
 
     def request(batch: int) -> Request:
@@ -124,7 +125,7 @@ def test_a_changed_setting_does_not_continue_an_unfinished_run_and_says_so(
         ("64, 64x64 ,96", ((64, 64), (96, 96))),
     ],
 )
-def test_samples_of_several_sizes(said: str, sizes: Any, small_run: SmallRun) -> None:
+def test_samples_of_several_sizes(said: str, sizes: tuple[tuple[int, int], ...], small_run: SmallRun) -> None:
     assert load_run(small_run.config, (f'validation_resolution="{said}"',)).config.sample_sizes_px == sizes
 
 
@@ -135,7 +136,7 @@ def test_sizes_that_cannot_be_made_are_refused(said: str, small_run: SmallRun) -
 
 
 def test_a_run_that_is_alive_is_not_called_left_behind(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    def while_it_is_made(work: Any) -> Any:
+    def while_it_is_made(work: WorkDir) -> Summary:
         other = materialise(tmp_path, Request("stage1_lora", 1, {"seed": 2}, {}), lambda work: summary_of())
         return summary_of(beside=other.fingerprint)
 
