@@ -17,6 +17,7 @@ import typer
 from typer.core import TyperGroup
 
 from deepfloyd_core.config.base import home_path
+from deepfloyd_core.config.run_validation import MOST_PICTURES
 from deepfloyd_core.errors import ConfigError, DeepFloydError
 from deepfloyd_core.store.file_faults import storage_error
 from flows.stopping import Stopped, Stopping
@@ -161,7 +162,7 @@ def generate(
     config: ConfigPath,
     prompt: Annotated[list[str], typer.Option(help="What to draw; may be given several times.")],
     seed: Annotated[int, typer.Option(min=0, help="Seed of a prompt's first picture; the next ones count up.")] = 0,
-    images: Annotated[int, typer.Option(min=1, max=4096, help="How many pictures of each prompt.")] = 1,
+    images: Annotated[int, typer.Option(min=1, max=MOST_PICTURES, help="How many pictures of each prompt.")] = 1,
     version: Annotated[str, typer.Option(help="A version number, `latest`, or `base` for no LoRA.")] = "latest",
     size: Annotated[str | None, typer.Option(help="Stage I size, e.g. 64 or 96x64 (width x height).")] = None,
     control: Annotated[

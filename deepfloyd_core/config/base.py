@@ -127,11 +127,16 @@ def read_config_file(path: Path) -> Any:
         raise ConfigError(f"{path} is not valid {kind}: {error}.{_remedy(str(error), text)}") from None
 
 
+# How the parsers' messages start for a backslash that begins no escape, and for a text whose last quotation mark is escaped.
+_BAD_ESCAPES = ("Invalid \\", "Unescaped", "Invalid hex value")
+_OPEN_TEXTS = ("Unterminated string", "Invalid control character", "Illegal character")
+
+
 def _remedy(fault: str, text: str) -> str:
     """What helps against the commonest slips in the line that a parser names. The line itself may hold a key to a bucket."""
     number = re.search(r"\bline (\d+)", fault)
     line = text.split("\n")[int(number[1]) - 1 : int(number[1])] if number else []
-    if any("\\" in part for part in line):
+    if fault.startswith(_BAD_ESCAPES) or (fault.startswith(_OPEN_TEXTS) and any('\\"' in part for part in line)):
         return " Write each \\ twice, or a path with /."
     slips = {
         "Invalid value (at": " Texts stand in quotation marks, true and false in small letters without.",

@@ -9,6 +9,8 @@ from deepfloyd_core.config.keys import CONTENT, key
 from deepfloyd_core.config.stage_sampling import SAMPLED
 from deepfloyd_core.config.stages import UPSCALERS
 
+MOST_PICTURES = 4096  # that can be asked for, of each prompt
+
 
 class ValidationKeys(Spec):
     """Which samples are made, and how they are measured."""
@@ -33,12 +35,12 @@ class ValidationKeys(Spec):
     num_validation_images: int = key(
         4,
         ge=1,
-        le=4096,
+        le=MOST_PICTURES,
         says="Stage I samples for each prompt; with `controlnet` pictures that are followed.",
         makes=("validation", "samples"),
     )
     num_upscaled_images: int = key(
-        4, ge=1, le=4096, says="How many of them Stage II upscales.", makes=("validation", "samples")
+        4, ge=1, le=MOST_PICTURES, says="How many of them Stage II upscales.", makes=("validation", "samples")
     )
     eval_clip_model: HomePath | None = key(
         None,

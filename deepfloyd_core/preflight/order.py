@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deepfloyd_core.config.run import Run
+from deepfloyd_core.config.run_validation import MOST_PICTURES
 from deepfloyd_core.config.stages import CONTROLLED, Stage
 from deepfloyd_core.errors import ConfigError, DeepFloydError, attempt
 from deepfloyd_core.preflight.unet_sizes import sample_size_faults
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
     from deepfloyd_core.store.artifacts import Artifact
 
 BASE = "base"  # in place of a version: the base models
-MOST_IMAGES = 4096  # of each prompt
 SEEDS = 2**32  # as many as `validation_seed` can have
 
 
@@ -48,8 +48,8 @@ def prompt_faults(prompts: Sequence[str]) -> Iterator[str]:
 
 def _count_faults(order: Order) -> Iterator[str]:
     """Invalid numbers of pictures, and seeds out of range."""
-    if not 1 <= order.images <= MOST_IMAGES:
-        yield f"images is {order.images}; from 1 to {MOST_IMAGES} pictures of each prompt can be drawn."
+    if not 1 <= order.images <= MOST_PICTURES:
+        yield f"images is {order.images}; from 1 to {MOST_PICTURES} pictures of each prompt can be drawn."
     if not 0 <= order.seed < SEEDS:
         yield f"seed is {order.seed}; it must be from 0 to {SEEDS - 1}."
 

@@ -244,6 +244,8 @@ def test_a_hash_inside_a_value_is_no_comment(files: Files) -> None:
         ("run.toml", "workspace = my/folder", "(at line 1, column 13). Texts stand in quotation marks, true and "),
         ("run.toml", 'seed = 1\nworkspace = "C:\\Users\\me"', ". Write each \\ twice, or a path with /."),
         ("run.json", '{"workspace": "C:\\Users\\me"}', ". Write each \\ twice, or a path with /."),
+        ("run.json", '{"workspace": "C:\\\\me\\"}', ". Write each \\ twice, or a path with /."),
+        ("run.json", '{"workspace": "C:\\\\me" "seed": 1}', " (char 23). A comma may be missing before it."),
         ("run.json", '{"workspace": "w"\n"seed": 1}', "line 2 column 1 (char 18). A comma may be missing before it."),
         ("run.toml", 'a = 1\na = 2\nworkspace = "w"', "is not valid TOML"),
         ("run.json", '{"workspace": "w",}', "omma"),  # Python's words differ: one too many, or that one
