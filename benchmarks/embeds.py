@@ -32,7 +32,8 @@ from worlds import embed, one_set
 
 from deepfloyd_core.config.flavours import FLAVOURS
 from deepfloyd_core.config.run import Run
-from deepfloyd_core.models.random_weights import T5_XXL, design, write_folder
+from deepfloyd_core.models.random_weights import design, write_folder
+from deepfloyd_core.models.text_encoders import T5_XXL
 from deepfloyd_core.text.embeds import Embeds
 from deepfloyd_core.tiny.make.models import WORDS
 

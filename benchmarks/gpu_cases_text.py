@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from transformers.utils import SAFE_WEIGHTS_NAME
 from worlds import embed
 
-from deepfloyd_core.text import encode as encoding
+from deepfloyd_core.text import t5
 from deepfloyd_core.text.t5 import TextEncoder, encode, load_encoder
 from deepfloyd_core.tiny.make.models import WORDS
 
@@ -55,7 +55,7 @@ def job(asked: Asked) -> Yields:
     run = run_of(asked, folder, 1, 4, lora_rank=8)
     run = replace(run, config=run.config.model_copy(update={"embed_batch_size": 256, "text_encoder_dtype": "bf16"}))
     encoder = _held(folder, asked)
-    with patch.object(encoding, "load_encoder", lambda *_: encoder):
+    with patch.object(t5, "load_encoder", lambda *_: encoder):
         embed(run, folder, captions[:1])
         short, long = (seconds_of(lambda part=part: embed(run, folder, captions[:part])) for part in (few, many))
     yield "77 tokens: captions/s", (many - few) / (long - short), f"a start with {few} captions {short:.1f} s"

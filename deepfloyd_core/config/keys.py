@@ -76,9 +76,12 @@ def keys_of(model: type[Spec], reader: Reader, stage: Stage | None = None) -> fr
     )
 
 
-def read_by(config: Spec, reader: Reader, stage: Stage | None = None) -> Json:
-    """The keys that a reader depends on, with their values, as plain JSON: their part of an artifact's identity."""
-    return config.model_dump(mode="json", include=set(keys_of(type(config), reader, stage)))
+def read_by(config: Spec, reader: Reader, stage: Stage | None = None, group: type[Spec] | None = None) -> Json:
+    """The keys that a reader depends on, with their values, as plain JSON: their part of an artifact's identity.
+
+    group: only those of a group of the model's keys.
+    """
+    return config.model_dump(mode="json", include=set(keys_of(group or type(config), reader, stage)))
 
 
 def belongings(model: type[Spec]) -> Iterator[tuple[str, str, tuple[object, ...]]]:

@@ -31,6 +31,7 @@ class StageKind:
     upscales: Stage | None = None  # the stage whose pictures it upscales; None: it makes pictures from text
     noising_scheduler: str | None = None  # folder of the scheduler that adds noise to its low-res picture
     takes_controlnet: bool = False
+    text_encoder: str = "t5"  # the one whose hidden states its UNet takes, a name in `models.text_encoders`
 
     @property
     def title(self) -> str:

@@ -7,13 +7,13 @@ from deepfloyd_core.config.flavours import FLAVOURS, RANDOM
 from deepfloyd_core.config.stages import STAGES, Stage
 from deepfloyd_core.errors import ModelError
 from deepfloyd_core.models.headers import UNET_WEIGHTS
+from deepfloyd_core.models.text_encoders import TEXT_ENCODERS, text_encoder_of
 from deepfloyd_core.models.whole_weights import lacking, weight_faults
 
-# What a stock pipeline of one stage needs; `text` marks what only the text encoder's process reads.
+# What a stock pipeline of any stage needs. `text` marks what only the text encoder's process reads.
 _UNET_FILES = ("unet/config.json", "unet/*.safetensors")
-_TEXT_FILES = ("text_encoder/config.json", "text_encoder/*.safetensors", "tokenizer/tokenizer_config.json")
 _LOCAL = "or point pretrained_model_name_or_path at a copy of the model on this machine"
-_WEIGHTS = {"unet/*.safetensors": UNET_WEIGHTS, "text_encoder/*.safetensors": "model.safetensors"}
+_WEIGHTS = {"unet": UNET_WEIGHTS} | {kind.weights: kind.weights_file for kind in TEXT_ENCODERS.values()}  # by folder
 
 
 def resolve(model: str, stage: Stage, text: bool = False) -> Path:
@@ -28,7 +28,7 @@ def resolve(model: str, stage: Stage, text: bool = False) -> Path:
         return _whole(random_folder(model, text), stage, text)
     if folder := _directory(model):
         return _whole(folder, stage, text)
-    folder = _download(model, _files(stage, text))
+    folder = _download(model, stage, text)
     if missing := _missing(folder, stage, text):  # of what was begun earlier, where the hub is away
         raise ModelError(
             f"Of {model} this machine lacks {', '.join(missing)}, and the hub cannot be reached, or has no such file. Run "
@@ -73,7 +73,13 @@ def _directory(model: str) -> Path | None:
 
 def _files(stage: Stage, text: bool) -> tuple[str, ...]:
     schedulers = tuple(f"{name}/scheduler_config.json" for name in STAGES[stage].schedulers)
-    return _UNET_FILES + schedulers + (_TEXT_FILES if text else ())
+    return _UNET_FILES + schedulers + (text_encoder_of(stage).files if text else ())
+
+
+def _weights(pattern: str) -> tuple[str, str] | None:
+    """Of a pattern of weights: their folder, and their name if they are one file; None for other files."""
+    part, _, name = pattern.partition("/")
+    return (part, _WEIGHTS[part]) if name == "*.safetensors" else None
 
 
 def _missing(folder: Path, stage: Stage, text: bool) -> list[str]:
@@ -81,9 +87,9 @@ def _missing(folder: Path, stage: Stage, text: bool) -> list[str]:
     for pattern in _files(stage, text):
         if not any(folder.glob(pattern)):
             missing.append(pattern)
-        elif pattern in _WEIGHTS:
-            part = pattern.partition("/")[0]
-            missing += [f"{part}/{name}" for name in lacking(folder / part, _WEIGHTS[pattern])]
+        elif found := _weights(pattern):
+            part, file = found
+            missing += [f"{part}/{name}" for name in lacking(folder / part, file)]
     return missing
 
 
@@ -94,7 +100,7 @@ def _whole(folder: Path, stage: Stage, text: bool) -> Path:
 
 
 def _undamaged(folder: Path, stage: Stage, text: bool) -> Path:
-    parts = [(pattern.partition("/")[0], _WEIGHTS[pattern]) for pattern in _files(stage, text) if pattern in _WEIGHTS]
+    parts = [found for pattern in _files(stage, text) if (found := _weights(pattern))]
     if faults := [fault for part, name in parts for fault in weight_faults(folder / part, name)]:
         it = "it" if len(faults) == 1 else "them"
         cached = folder.parent.name == "snapshots"
@@ -103,12 +109,13 @@ def _undamaged(folder: Path, stage: Stage, text: bool) -> Path:
     return folder
 
 
-def _download(repo: str, wanted: tuple[str, ...]) -> Path:
+def _download(repo: str, stage: Stage, text: bool) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError
 
-    patterns = [*wanted, "model_index.json", "tokenizer/*", "unet/*.json", "text_encoder/*.json"]
-    patterns = [pattern for pattern in patterns if "text_encoder/*.safetensors" in wanted or "tokenizer" not in pattern]
+    wanted, encoder = _files(stage, text), text_encoder_of(stage)
+    patterns = [*wanted, "model_index.json", "unet/*.json", f"{encoder.weights}/*.json"]
+    patterns += [f"{encoder.tokenizer}/*"] if text else []
     files = ", ".join(wanted)
     accept = f"Accept the licence at https://huggingface.co/{repo} and run `hf auth login`"
     try:

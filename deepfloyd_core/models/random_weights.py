@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from deepfloyd_core.config.flavours import FLAVOURS, RANDOM, TINY, Flavour
+from deepfloyd_core.config.flavours import FLAVOURS, RANDOM, Flavour
 from deepfloyd_core.config.stages import STAGES, Stage
 from deepfloyd_core.errors import ModelError
 from deepfloyd_core.files import TMP_PREFIX, canonical_json, fsync_path, sha256_bytes, write_bytes
 from deepfloyd_core.hashing import hash_seed
+from deepfloyd_core.models.text_encoders import text_encoder_of
 from deepfloyd_core.processes.pool import Children, Limits, Lost
 from deepfloyd_core.store.locks import locked
 
@@ -73,13 +74,6 @@ UNETS = {
     "ii-medium-450m": _stage2(128),
     "ii-large-1.2b": _stage2(224),
 }
-T5_XXL = {  # v1.1, encoder only: 4,762,310,656 parameters
-    "architectures": ["T5EncoderModel"], "model_type": "t5", "d_model": 4096, "d_ff": 10240, "d_kv": 64,
-    "num_heads": 64, "num_layers": 24, "vocab_size": 32128, "feed_forward_proj": "gated-gelu", "dropout_rate": 0.0,
-    "layer_norm_epsilon": 1e-6, "relative_attention_num_buckets": 32, "relative_attention_max_distance": 128,
-    "pad_token_id": 0, "eos_token_id": 1, "is_encoder_decoder": False, "use_cache": False,
-    "tie_word_embeddings": False, "dtype": "bfloat16",
-}  # fmt: skip
 _COSINE = {"_class_name": "DDPMScheduler", "beta_schedule": "squaredcos_cap_v2"}
 _SAMPLER = {"prediction_type": "epsilon", "variance_type": "learned_range", "thresholding": True}
 _SAMPLER |= {"dynamic_thresholding_ratio": 0.95}
@@ -113,14 +107,15 @@ class Design:
 
 def design(flavour: Flavour, seed: int = 0) -> Design:
     """The architecture of a flavour without its `random:`: the table's, or that of the shipped folder."""
+    encoder = text_encoder_of(flavour.stage)
     names, folder = flavour.kind.schedulers, Path(flavour.repo)
     if folder.is_absolute():
         schedulers = {name: _read(folder / name / "scheduler_config.json") for name in names}
-        text = _read(folder / "text_encoder/config.json")
+        text = _read(folder / encoder.weights / "config.json")
         return Design(flavour.stage, _read(folder / "unet/config.json"), schedulers, text, "float32", seed)
     sampler = {**_COSINE, **_SAMPLER, "sample_max_value": flavour.kind.sample_max}
     schedulers = dict(zip(names, (sampler, _COSINE), strict=False))
-    return Design(flavour.stage, UNETS[flavour.name], schedulers, T5_XXL, "bfloat16", seed)
+    return Design(flavour.stage, UNETS[flavour.name], schedulers, dict(encoder.random_config), "bfloat16", seed)
 
 
 def random_folder(name: str, text: bool = False, cache: Path | None = None) -> Path:
@@ -159,11 +154,12 @@ def write_folder(order: tuple[str, Design, bool, Path]) -> Path:
         for scheduler, config in wanted.schedulers.items():
             _part(folder / scheduler, lambda out, config=config: _write(out / "scheduler_config.json", config))  # type: ignore[misc]
     if text:
-        shared = cache / f"text-{wanted.text_id}"
+        shared, encoder = cache / f"text-{wanted.text_id}", text_encoder_of(wanted.stage)
         with locked(cache, shared.name):
-            _part(shared / "tokenizer", lambda out: shutil.copytree(TINY / "i/tokenizer", out, dirs_exist_ok=True))
-            _part(shared / "text_encoder", lambda out: _write_text(wanted, out))
-            for part in ("tokenizer", "text_encoder"):
+            tokenizer = encoder.random_tokenizer
+            _part(shared / encoder.tokenizer, lambda out: shutil.copytree(tokenizer, out, dirs_exist_ok=True))
+            _part(shared / encoder.weights, lambda out: _write_text(wanted, out))
+            for part in encoder.parts:
                 if not (folder / part).is_symlink():
                     (folder / part).symlink_to(Path("..") / shared.name / part)
     return folder
@@ -197,7 +193,7 @@ def _folder(name: str, wanted: Design, cache: Path) -> Path:
 
 
 def _parts(wanted: Design, text: bool) -> list[str]:
-    return ["unet", *wanted.schedulers, *(("text_encoder", "tokenizer") if text else ())]
+    return ["unet", *wanted.schedulers, *(text_encoder_of(wanted.stage).parts if text else ())]
 
 
 def _part(part: Path, write: Callable[[Path], Any]) -> None:
@@ -229,12 +225,13 @@ def _write_unet(wanted: Design, out: Path) -> None:
 
 def _write_text(wanted: Design, out: Path) -> None:
     import torch
-    from transformers import T5Config, T5EncoderModel
+    import transformers
 
+    kind = text_encoder_of(wanted.stage)
     with torch.device("meta"):
-        model = T5EncoderModel(T5Config(**wanted.text))
+        model = getattr(transformers, kind.model_class)(getattr(transformers, kind.config_class)(**wanted.text))
     _write(out / "config.json", wanted.text)
-    _write_weights(model, out, "model", wanted)
+    _write_weights(model, out, kind.weights_file.removesuffix(".safetensors"), wanted)
 
 
 def _write_weights(model: "torch.nn.Module", out: Path, stem: str, wanted: Design) -> None:
@@ -292,10 +289,11 @@ def _write_shard(path: Path, shapes: dict[str, tuple[int, ...]], wanted: Design)
 
 
 def _model_index(wanted: Design) -> dict[str, Any]:
-    parts = {"unet": ["diffusers", "UNet2DConditionModel"], "text_encoder": ["transformers", "T5EncoderModel"]}
+    kind = text_encoder_of(wanted.stage)
+    parts = {"unet": ["diffusers", "UNet2DConditionModel"], kind.weights: ["transformers", kind.model_class]}
     parts |= {name: ["diffusers", "DDPMScheduler"] for name in wanted.schedulers}
     absent: dict[str, Any] = {name: [None, None] for name in ("feature_extractor", "safety_checker", "watermarker")}
-    rest = {"tokenizer": ["transformers", "T5Tokenizer"], "requires_safety_checker": False}
+    rest = {kind.tokenizer: ["transformers", kind.tokenizer_class], "requires_safety_checker": False}
     return {"_class_name": STAGES[wanted.stage].pipeline, **absent, **parts, **rest}
 
 

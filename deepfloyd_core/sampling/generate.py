@@ -68,7 +68,8 @@ def _conditioning(job: Job[GenerateRequest], control: PinnedFile, sampler: Sampl
 
 def _encode(request: GenerateRequest, prompts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
     """Hidden states of the prompts and of the negative prompt, each (N, T, D); the encoder is freed on return."""
-    rows = encode_prompts([*prompts, request.negative_prompt], request.encoder, request.text, request.machine)
+    texts, name = [*prompts, request.negative_prompt], request.encoder_name
+    rows = encode_prompts(texts, name, request.encoder, request.text, request.machine)
     return rows[:-1], rows[-1:].expand(len(prompts), -1, -1)
 
 

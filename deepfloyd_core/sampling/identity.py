@@ -12,13 +12,14 @@ from deepfloyd_core.config.stages import STAGES, Stage
 from deepfloyd_core.errors import ConfigError
 from deepfloyd_core.measures.registry import COLUMNS, networks_of
 from deepfloyd_core.models.identity import base_model, model_fingerprint
+from deepfloyd_core.models.text_encoders import text_encoder_of
 from deepfloyd_core.sampling.jobs import LowResInputs, SampleInputs
 from deepfloyd_core.store.artifacts import Artifact, Request
 from deepfloyd_core.store.inputs import A
 from deepfloyd_core.text.projection import text_identity
 from deepfloyd_core.types import Json
 
-GENERATE_FORMAT = 3
+GENERATE_FORMAT = 4
 LOW_RES_FORMAT = 1
 SAMPLES_FORMAT = 10
 
@@ -82,19 +83,16 @@ def generate_request(
     spec: Json = {
         "pictures": [list(picture) for picture in pictures],
         "version": version,
-        "size": list(run.config.sample_sizes_px[0]),
-        "negative_prompt": run.config.validation_negative_prompt,
-        "text_encoder_dtype": run.config.text_encoder_dtype,
-        "tokenizer_max_length": run.config.tokenizer_max_length,
+        **read_by(run.config, "generated"),
+        "validation_resolution": list(run.config.sample_sizes_px[0]),  # however it is spelled
     }
-    if run.config.text_encoder_quantization != "none":
-        spec["text_encoder_quantization"] = run.config.text_encoder_quantization
     if control_sha256 is not None:
         spec["control"] = control_sha256
     models: dict[str, str] = {}
     for stage in run.config.stages:
         spec[f"stage{stage}"] = read_by(run.config.stage(stage), "generated", stage)
         models |= base_model(stage, folders[stage], f"stage{stage}_model")
-    encoder = {"encoder": model_fingerprint(folders[min(folders)], ("text_encoder", "tokenizer"))}
+    first = run.config.first_stage
+    encoder = {"encoder": model_fingerprint(folders[first], text_encoder_of(first).parts)}
     published = {} if bundle is None else {"lora_bundle": bundle.name}
     return Request("generated", GENERATE_FORMAT, spec, {**published, **models, **encoder})

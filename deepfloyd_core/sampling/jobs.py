@@ -182,7 +182,8 @@ class GenerateRequest(JobRequest[GeneratedSummary]):
     returns = GeneratedSummary
     cascade: Cascade
     text: TextKeys
-    encoder: Path  # folder of the model that has the text encoder
+    encoder_name: str  # of the text encoder, in TEXT_ENCODERS
+    encoder: Path  # folder of the model that has it
     pictures: tuple[tuple[str, int], ...]  # prompt and seed
     size: tuple[int, int]  # of Stage I's pictures, px
     negative_prompt: str
@@ -198,7 +199,8 @@ def generate_job(
     """The job that makes generated pictures: of the first of the run's sample sizes."""
     config = run.config
     return GenerateRequest(
-        machine=config, cascade=cascade_of(run, models), text=config, encoder=models[config.first_stage],
+        machine=config, cascade=cascade_of(run, models), text=config,
+        encoder_name=STAGES[config.first_stage].text_encoder, encoder=models[config.first_stage],
         pictures=tuple(pictures), size=config.sample_sizes_px[0], negative_prompt=config.validation_negative_prompt,
         version=version, bundle=bundle, control=control,
     )  # fmt: skip

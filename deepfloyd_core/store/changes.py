@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from deepfloyd_core.config.run import RunConfig
 from deepfloyd_core.config.stages import STAGES, StageKind
 from deepfloyd_core.types import Json
 
@@ -15,15 +16,10 @@ _ARTIFACT = re.compile(r"(\w+)/[0-9a-f]{16}")
 _NAMES = {
     "prompts": "validation_prompt", "sizes": "validation_resolution", "negative_prompt": "validation_negative_prompt",
     "images": "num_validation_images", "upscaled": "num_upscaled_images", "measure": "sample_measure",
-    "dtype": "text_encoder_dtype", "quantization": "text_encoder_quantization", "compression": "embed_compression",
-    "file_mib": "embed_file_mib", "strength": "low_res_stage1_strength",
-    "back_projection": "validation_back_projection",
+    "strength": "low_res_stage1_strength", "back_projection": "validation_back_projection",
 }  # fmt: skip
 # Those that stand outside of a stage's table, in a LoRA's spec too.
-_OF_RUN = {
-    "seed", "data_backend_sampling", "prompts", "sizes", "negative_prompt", "images", "upscaled", "dtype", "quantization",
-    "tokenizer_max_length", "cleaner", "shard_mib", "aspect_bucket_alignment", "aspect_bucket_rounding",
-}  # fmt: skip
+_OF_RUN = {*RunConfig.model_fields, "prompts", "sizes", "negative_prompt", "images", "upscaled", "cleaner"}
 _PHRASES = {
     "captions": "captions or prompts changed", "captions_sha256": "captions or prompts changed",
     "encoder": "text encoder changed", "faces": "crop_style = face came or went",

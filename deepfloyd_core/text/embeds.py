@@ -13,12 +13,15 @@ import numpy as np
 import pyarrow as pa
 
 from deepfloyd_core.arrow import mapped_table
+from deepfloyd_core.config.keys import keys_of, read_by
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.config.run_text import TextKeys
+from deepfloyd_core.config.stages import STAGES
 from deepfloyd_core.errors import ArtifactError
 from deepfloyd_core.files import canonical_json, sha256_bytes
 from deepfloyd_core.hashing import caption_id
 from deepfloyd_core.models.identity import model_fingerprint
+from deepfloyd_core.models.text_encoders import text_encoder_of
 from deepfloyd_core.processes.jobs import JobRequest, S
 from deepfloyd_core.store.artifacts import Artifact, Request, newest
 from deepfloyd_core.store.manifest import Manifest, Summary
@@ -28,9 +31,11 @@ from deepfloyd_core.types import Identity, Json
 if TYPE_CHECKING:
     import torch
 
-FORMAT = 4
+FORMAT = 5
 FILES, CAPTIONS_FILE, TOKENS_SHEET = "embeds-*.arrow", "captions.arrow", "tokens.png"
-_WHICH, _STORED = ("captions", "captions_sha256"), ("compression", "file_mib")  # keys of the spec
+_WHICH = ("captions", "captions_sha256")  # keys of the spec
+# Keys that decide only how rows are stored: `generate`, which encodes as well but stores nothing, does not read them.
+_STORED = tuple(sorted(keys_of(TextKeys, "embeds") - keys_of(TextKeys, "generated")))
 CAPTIONS = pa.schema([("key", pa.uint64()), ("file", pa.int32()), ("place", pa.int32())])  # key: the caption_id
 
 
@@ -61,7 +66,8 @@ class PartSummary(Summary):
 class _Encoding(JobRequest[S]):
     text: TextKeys
     captions: tuple[str, ...]
-    encoder: Path  # the model's folder
+    encoder_name: str  # of the text encoder, in TEXT_ENCODERS
+    encoder: Path  # folder of the model that has it
     older: Artifact | None = None  # embeds to take rows over from
 
 
@@ -86,7 +92,10 @@ class EncodePartRequest(_Encoding[PartSummary]):
 def encode_job(run: Run, captions: Iterable[str], encoder: Path, older: Artifact | None = None) -> EncodeRequest:
     """The job that makes the embeds of captions."""
     config = run.config
-    return EncodeRequest(machine=config, text=config, captions=tuple(captions), encoder=encoder, older=older)
+    name = STAGES[config.first_stage].text_encoder
+    return EncodeRequest(
+        machine=config, text=config, captions=tuple(captions), encoder_name=name, encoder=encoder, older=older
+    )
 
 
 def encode_parts(request: EncodeRequest) -> list[EncodePartRequest]:
@@ -106,19 +115,15 @@ def run_captions(run: Run, captions: Iterable[str]) -> list[str]:
 
 
 def embeds_request(run: Run, captions: list[str], encoder: Path) -> Request:
-    """Identity of the embeds: the texts, how they are cleaned and stored, the encoder and tokenizer, dtype and length."""
+    """Identity of the embeds: the texts, how they are cleaned, the keys of their encoding, the encoder and tokenizer."""
+    kind = text_encoder_of(run.config.first_stage)
     spec = {
         "captions": len(captions),
         "captions_sha256": sha256_bytes(canonical_json(captions).encode()),
-        "cleaner": f"diffusers {metadata.version('diffusers')}, ftfy {metadata.version('ftfy')}",
-        "dtype": run.config.text_encoder_dtype,
-        "tokenizer_max_length": run.config.tokenizer_max_length,
-        "compression": run.config.embed_compression,
-        "file_mib": run.config.embed_file_mib,
+        "cleaner": ", ".join(f"{package} {metadata.version(package)}" for package in kind.cleaned_by),
+        **read_by(run.config, "embeds", group=TextKeys),
     }
-    if run.config.text_encoder_quantization != "none":
-        spec["quantization"] = run.config.text_encoder_quantization
-    return Request("text_embeds", FORMAT, spec, {"encoder": model_fingerprint(encoder, ("text_encoder", "tokenizer"))})
+    return Request("text_embeds", FORMAT, spec, {"encoder": model_fingerprint(encoder, kind.parts)})
 
 
 def older_embeds(workspace: Path, request: Request) -> Artifact | None:

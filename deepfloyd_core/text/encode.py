@@ -13,18 +13,19 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
-from diffusers import IFPipeline
-from transformers import AutoConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from deepfloyd_core.config.run_machine import Machine
 from deepfloyd_core.config.run_text import TextKeys
 from deepfloyd_core.errors import ArtifactError, ModelError
 from deepfloyd_core.files import atomic_path, canonical_json, sha256_bytes
 from deepfloyd_core.hashing import caption_id
+from deepfloyd_core.models.text_encoders import TEXT_ENCODERS
 from deepfloyd_core.models.unet import DTYPES, pick_device, use_threads
 from deepfloyd_core.pictures.sheets import save_token_counts
 from deepfloyd_core.processes.jobs import Job
@@ -42,7 +43,7 @@ from deepfloyd_core.text.embeds import (
     EncodeRequest,
     PartSummary,
 )
-from deepfloyd_core.text.t5 import TextEncoder, encode, forecast_s, load_encoder, load_tokenizer
+from deepfloyd_core.text.encoders import ENCODERS
 from deepfloyd_core.types import Report, no_report
 
 _SHOWN = 5  # of the captions without a word, in the summary
@@ -56,21 +57,6 @@ class _Layout:
     kept: dict[str, str]  # names, and their sha256
     made: dict[str, list[str]]  # the texts of each file to make
     stored: dict[str, tuple[EmbedFile, int]]  # texts of the older artifact: where they are
-
-
-def clean_captions(captions: list[str], special: list[str]) -> tuple[list[str], int]:
-    """Captions cleaned as in `IFPipeline.__call__`, without `special` tokens, and how many of those tokens there were.
-
-    The pipeline's own function cleans; it needs ftfy and beautifulsoup4. It takes `</s>` for a tag and drops it.
-    Special tokens of another tokenizer may remain and are removed here, because a literal one would end a text, or pad
-    it.
-    """
-    cleaner = object.__new__(IFPipeline)  # the method uses no component
-    texts = list(cleaner._text_preprocessing(captions, clean_caption=True))
-    found = sum(text.count(token) for text in (*captions, *texts) for token in special)
-    for token in special if found else ():
-        texts = [text.replace(token, " ") for text in texts]
-    return texts, found
 
 
 def has_words(text: str) -> bool:
@@ -138,21 +124,25 @@ def encode_part(job: Job[EncodePartRequest]) -> PartSummary:
 
 def _plan(request: EncodeRequest | EncodePartRequest) -> _Plan:
     use_threads(request.machine.num_threads)
-    tokenizer, keys = load_tokenizer(request.encoder), request.text
-    texts, special = clean_captions(list(request.captions), tokenizer.all_special_tokens)
+    encoder, keys = ENCODERS[request.encoder_name], request.text
+    tokenizer = encoder.load_tokenizer(request.encoder)
+    texts, special = encoder.clean_captions(list(request.captions), tokenizer.all_special_tokens)
     tokens = _token_counts(tokenizer, sorted(set(texts)))
-    width = AutoConfig.from_pretrained(request.encoder / "text_encoder").d_model
+    width = encoder.row_width(request.encoder)
     schema = embed_schema(keys.text_encoder_dtype, keys.tokenizer_max_length, width, keys.embed_compression)
     per_file = max(1, int(keys.embed_file_mib * 2**20) // _row_bytes(schema))
     return _Plan(texts, special, tokens, schema, _lay_out(tokens, per_file, request.older), tokenizer)
 
 
-def encode_prompts(prompts: list[str], folder: Path, keys: TextKeys, machine: Machine) -> torch.Tensor:
-    """Hidden states (N, T, D) of a few prompts on the CPU, equal to the stored embeds; the encoder is freed on return."""
-    tokenizer = load_tokenizer(folder)
-    texts, _ = clean_captions(prompts, tokenizer.all_special_tokens)
+def encode_prompts(prompts: list[str], name: str, folder: Path, keys: TextKeys, machine: Machine) -> torch.Tensor:
+    """Hidden states (N, T, D) of a few prompts on the CPU, equal to the stored embeds; the encoder is freed on return.
+
+    name: of the text encoder; folder: of the model that has it.
+    """
+    tokenizer = ENCODERS[name].load_tokenizer(folder)
+    texts, _ = ENCODERS[name].clean_captions(prompts, tokenizer.all_special_tokens)
     ids = _token_ids(tokenizer, texts, keys.tokenizer_max_length)
-    return _rows(_load(folder, keys, machine), keys, machine, texts, ids, no_report)
+    return _Encoder.load(name, folder, keys, machine).rows(texts, ids, no_report)
 
 
 def _token_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str], length: int) -> list[list[int]]:
@@ -218,11 +208,10 @@ def _make_files(job: Job[EncodeRequest] | Job[EncodePartRequest], plan: _Plan, n
             ahead += [pool.submit(token_ids, later) for later in names[place + 1 : place + 2]]
             if ids:
                 if encoder is None:
-                    encoder = _load(job.request.encoder, keys, machine, number)
+                    encoder = _Encoder.load(job.request.encoder_name, job.request.encoder, keys, machine, number)
                     files = sum(bool(texts) for texts in missing.values())
-                    seconds = _forecast_s(encoder, keys, machine, todo, files)
-                    progress.forecast(seconds, _stored_bytes(todo, schema))
-                rows = _rows(encoder, keys, machine, missing[name], ids, progress.step)
+                    progress.forecast(encoder.forecast_s(todo, files), _stored_bytes(todo, schema))
+                rows = encoder.rows(missing[name], ids, progress.step)
                 made = dict(zip(missing[name], rows, strict=True))
                 progress.finished(len(made))
             if writing:
@@ -290,27 +279,37 @@ class _Progress:
         return f"{(done - self._first) / max(time.monotonic() - self._started, 1e-9):.1f} texts/s"
 
 
-def _load(folder: Path, keys: TextKeys, machine: Machine, number: int = 0) -> TextEncoder:
-    """T5 with the run's settings; `number`: of several processes."""
-    dtype, device = DTYPES[keys.text_encoder_dtype], pick_device(machine.device, number)
-    return load_encoder(folder, dtype, device, machine.text_encoder_streaming, keys.text_encoder_quantization)
+@dataclass(frozen=True)
+class _Encoder:
+    """A text encoder in memory or streamed, with the run's settings."""
 
+    name: str
+    loaded: Any
+    keys: TextKeys
+    machine: Machine
 
-def _forecast_s(encoder: TextEncoder, keys: TextKeys, machine: Machine, texts: int, files: int) -> float:
-    length = keys.tokenizer_max_length
-    return forecast_s(encoder, texts, files, length, machine.embed_batch_size * length)
+    @classmethod
+    def load(cls, name: str, folder: Path, keys: TextKeys, machine: Machine, number: int = 0) -> "_Encoder":
+        """`number`: of several processes, which share the GPUs."""
+        dtype, device = DTYPES[keys.text_encoder_dtype], pick_device(machine.device, number)
+        streamed, quantization = machine.text_encoder_streaming, keys.text_encoder_quantization
+        return cls(name, ENCODERS[name].load_encoder(folder, dtype, device, streamed, quantization), keys, machine)
 
+    def forecast_s(self, texts: int, files: int) -> float:
+        length = self.keys.tokenizer_max_length
+        batch_rows = self.machine.embed_batch_size * length
+        return ENCODERS[self.name].forecast_s(self.loaded, texts, files, length, batch_rows)
 
-def _rows(
-    encoder: TextEncoder, keys: TextKeys, machine: Machine, texts: list[str], ids: list[list[int]], report: Report
-) -> torch.Tensor:
-    """The rows of cleaned texts, given with their tokens, (N, T, D) on the CPU. ModelError: one is not finite."""
-    length = keys.tokenizer_max_length
-    made = encode(encoder, ids, length, machine.embed_batch_size * length, report)
-    good = torch.isfinite(made).flatten(1).all(1).tolist()
-    if not all(good):
-        raise ModelError(f"T5 gave values that are not finite for {texts[good.index(False)]!r}.")
-    return made
+    def rows(self, texts: list[str], ids: list[list[int]], report: Report) -> torch.Tensor:
+        """The rows of cleaned texts, given with their tokens, (N, T, D) on the CPU. ModelError: one is not finite."""
+        length = self.keys.tokenizer_max_length
+        batch_rows = self.machine.embed_batch_size * length
+        made = ENCODERS[self.name].encode(self.loaded, ids, length, batch_rows, report)
+        good = torch.isfinite(made).flatten(1).all(1).tolist()
+        if not all(good):
+            title = TEXT_ENCODERS[self.name].title
+            raise ModelError(f"{title} gave values that are not finite for {texts[good.index(False)]!r}.")
+        return made
 
 
 def _write_captions(out: Path, captions: Sequence[str], texts: list[str]) -> None:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from deepfloyd_core.diffusion.loss import Text
 
-FORMAT = 2
+FORMAT = 3
 FILES = "text-*.arrow"
 FILE_BYTES = 256 << 20  # a kill costs at most one such file
 WRITE_CAPTIONS = 64  # held in memory at once: 8 MB for IF-I-M

@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from diffusers import IFPipeline
 from safetensors import safe_open
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, T5Config, T5EncoderModel
 from transformers.masking_utils import create_bidirectional_mask
@@ -33,11 +34,13 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 from deepfloyd_core.config.extras import Quantization
 from deepfloyd_core.errors import ModelError
 from deepfloyd_core.models.headers import weight_files
+from deepfloyd_core.models.text_encoders import TEXT_ENCODERS
 from deepfloyd_core.text.quantize import quantize
 from deepfloyd_core.types import Report, no_report
 
 _EMBEDDING, _FINAL_NORM = ("shared.weight", "encoder.embed_tokens.weight"), "encoder.final_layer_norm.weight"
 _LAYER = "encoder.block."
+_KIND = TEXT_ENCODERS["t5"]
 
 
 @dataclass(frozen=True)
@@ -70,9 +73,29 @@ class _Batch:
     real: int  # tokens that are keys; 0: texts of different lengths, see the mask
 
 
+def clean_captions(captions: list[str], special: list[str]) -> tuple[list[str], int]:
+    """Captions cleaned as in `IFPipeline.__call__`, without `special` tokens, and how many of those tokens there were.
+
+    The pipeline's own function cleans; it needs ftfy and beautifulsoup4. It takes `</s>` for a tag and drops it.
+    Special tokens of another tokenizer may remain and are removed here, because a literal one would end a text, or pad
+    it.
+    """
+    cleaner = object.__new__(IFPipeline)  # the method uses no component
+    texts = list(cleaner._text_preprocessing(captions, clean_caption=True))
+    found = sum(text.count(token) for text in (*captions, *texts) for token in special)
+    for token in special if found else ():
+        texts = [text.replace(token, " ") for text in texts]
+    return texts, found
+
+
+def row_width(folder: Path) -> int:
+    """D of the encoder of a pipeline folder."""
+    return int(T5Config.from_pretrained(folder / _KIND.weights).d_model)
+
+
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a pipeline folder."""
-    return AutoTokenizer.from_pretrained(folder / "tokenizer")
+    return AutoTokenizer.from_pretrained(folder / _KIND.tokenizer)
 
 
 def load_encoder(
@@ -82,7 +105,7 @@ def load_encoder(
 
     fp32 must give the pipeline's bits, so it is not lean; bf16 itself rounds far more than `lean` changes.
     """
-    folder = folder / "text_encoder"
+    folder = folder / _KIND.weights
     with torch.device("meta"):
         model = T5EncoderModel(T5Config.from_pretrained(folder)).eval()
     lean = dtype != torch.float32

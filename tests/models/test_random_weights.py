@@ -20,6 +20,7 @@ from deepfloyd_core.errors import ModelError, StorageError
 from deepfloyd_core.models import random_weights as random_models
 from deepfloyd_core.models.folders import resolve
 from deepfloyd_core.models.random_weights import design, random_folder, write_folder
+from deepfloyd_core.models.text_encoders import T5_XXL
 from deepfloyd_core.store.artifacts import Artifact
 from deepfloyd_core.text.embeds import Embeds
 
@@ -75,7 +76,7 @@ def test_the_text_encoder_of_the_real_flavours_is_t5_xxl_and_one_for_all() -> No
     from transformers import T5Config, T5EncoderModel
 
     with torch.device("meta"):
-        encoder = T5EncoderModel(T5Config(**random_models.T5_XXL))
+        encoder = T5EncoderModel(T5Config(**T5_XXL))
     assert sum(param.numel() for param in encoder.parameters()) == 4_762_310_656
     assert len({design(FLAVOURS[name]).text_id for name in COUNTS}) == 1
     assert set(COUNTS) | {"tiny-i", "tiny-ii"} == set(PUBLISHED)

@@ -110,7 +110,7 @@ def test_a_request_takes_the_memory_of_its_bytes_whatever_signs_its_captions_hav
 ) -> None:
     captions = ("\N{GRINNING FACE}", *["a red circle"] * 200_000)
     machine = Machine(embed_workers=3)
-    order = EncodeRequest(machine=machine, text=CONFIG, captions=captions, encoder=tmp_path)
+    order = EncodeRequest(machine=machine, text=CONFIG, captions=captions, encoder_name="t5", encoder=tmp_path)
     assert [part.captions is order.captions for part in encode_parts(order)] == [True] * 3
     written: list[int] = []
 
@@ -224,7 +224,7 @@ def test_a_job_begins_anew_where_importing_has_reached_for_a_gpu(
 ) -> None:
     """A forked CUDA driver refuses every call. The starter here has no real jobs, so a real job's error shows who did it."""
     monkeypatch.setenv("DRIVER", "1")
-    order = EncodeRequest(machine=CONFIG, text=CONFIG, captions=("x",), encoder=Path("/nowhere"))
+    order = EncodeRequest(machine=CONFIG, text=CONFIG, captions=("x",), encoder_name="t5", encoder=Path("/nowhere"))
     with job_starter():
         for number in range(2):
             with pytest.raises((JobError, DeepFloydError), match="nowhere"):

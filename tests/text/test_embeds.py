@@ -145,7 +145,7 @@ def test_a_special_token_in_a_caption_is_taken_out_and_counted(world: EmbedWorld
     assert made.manifest.summary["special_tokens_removed"] == 2
     expected, _ = pipeline.encode_prompt("star circle", do_classifier_free_guidance=False)
     assert torch.equal(Embeds(made).of("star </s> circle <pad>"), expected[0])
-    assert encode.clean_captions(["a [END] star"], ["end"]) == (["a   star"], 1)  # one that looks like no tag
+    assert t5.clean_captions(["a [END] star"], ["end"]) == (["a   star"], 1)  # one that looks like no tag
 
 
 def test_captions_without_a_word_after_cleaning_are_counted_and_named(world: EmbedWorld) -> None:
@@ -418,7 +418,7 @@ def test_a_damaged_older_file_is_not_taken_over(world: EmbedWorld) -> None:
 def test_a_full_disk_is_said_before_anything_is_encoded(world: EmbedWorld, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(world.folder)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1 << 20))
-    monkeypatch.setattr(encode, "load_encoder", lambda *_: pytest.fail("the encoder was loaded"))
+    monkeypatch.setattr(t5, "load_encoder", lambda *_: pytest.fail("the encoder was loaded"))
     with pytest.raises(ArtifactError, match=r"The embeds of 200 texts take 0\.0 GiB and .* has 0\.0 GiB free"):
         world.make(captions_of(200))
 

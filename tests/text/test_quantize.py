@@ -66,7 +66,7 @@ def test_quantised_weights_are_part_of_the_identity(tmp_path: Path, new_small_ru
     plain = load_run(new_small_run(tmp_path / "run").config)
     small = load_run(tmp_path / "run" / "run.toml", ("text_encoder_quantization=nf4",))
     assert embeds_request(plain, CAPTIONS, TINY).fingerprint != embeds_request(small, CAPTIONS, TINY).fingerprint
-    rows = [encode_prompts(CAPTIONS, TINY, run.config, run.config) for run in (plain, small)]
+    rows = [encode_prompts(CAPTIONS, "t5", TINY, run.config, run.config) for run in (plain, small)]
     assert 0 < (rows[0] - rows[1]).norm() / rows[0].norm() < 0.3
 
 
