@@ -182,7 +182,7 @@ def _on_cpu(run: Run) -> Run:
 
 def _trained(asked: Asked, run: Run, out: Path, last: int, fresh: bool = True) -> Trained:
     """Train into a folder, to the end or until step `last` was reported."""
-    found, (real_step, real_clip) = Trained(), (train._step, torch.nn.utils.clip_grad_norm_)
+    found, (real_step, real_clip) = Trained(), (train.take_step, torch.nn.utils.clip_grad_norm_)
     (stage,) = run.config.stages
     folder = TINY[stage]
 
@@ -207,7 +207,7 @@ def _trained(asked: Asked, run: Run, out: Path, last: int, fresh: bool = True) -
 
     job = replace(training_job(run, folder, report, noise, stand_in_text), out=_empty(out) if fresh else out)
     with ExitStack() as stack:
-        stack.enter_context(patch.object(train, "_step", step))
+        stack.enter_context(patch.object(train, "take_step", step))
         stack.enter_context(patch.object(torch.nn.utils, "clip_grad_norm_", clip))
         stack.enter_context(patch.object(held_out, "TIMESTEPS", held_out.TIMESTEPS[:1]))
         stack.enter_context(kernels(asked))

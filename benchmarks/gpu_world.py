@@ -199,7 +199,7 @@ def watched(asked: Asked, run: Run, folder: Path, steps: int, profiled: int = 0)
         if done == steps + 1 + profiled:
             raise Enough
 
-    real = train._step
+    real = train.take_step
 
     def step(*given: Any) -> Any:
         if not found.losses:
@@ -208,7 +208,7 @@ def watched(asked: Asked, run: Run, folder: Path, steps: int, profiled: int = 0)
         found.losses.append(row.loss)
         return row
 
-    with patch.object(train, "_step", step), kernels(asked), suppress(Enough):
+    with patch.object(train, "take_step", step), kernels(asked), suppress(Enough):
         train.train(training_job(run, folder, report, noise, stand_in_text))
     found.idle = idle.share()
     found.first_s = ends[1] - ends[0]

@@ -78,12 +78,12 @@ def prefect_server(home: Path, port: int | None = None, usual_port: int | None =
     with (home / "server.users").open("a") as users, (home / "server.lock").open("a") as lock:
         flock(lock, fcntl.LOCK_EX, home / "server.lock", "Set PREFECT_HOME to a folder on a local disk")
         fcntl.flock(users, fcntl.LOCK_SH)  # waits for a server that is ending
-        url = _join(home, port) or _start(home, port or usual_port, environ)
+        url = join_server(home, port) or start_server(home, port or usual_port, environ)
         fcntl.flock(lock, fcntl.LOCK_UN)
         os.environ["PREFECT_API_URL"] = url
         try:
             check_access(url)
-            with errors_told(gained, log.warning), _kept_up(home, url, environ):
+            with errors_told(gained, log.warning), kept_up(home, url, environ):
                 yield url
         finally:
             del os.environ["PREFECT_API_URL"]
@@ -107,7 +107,7 @@ def _is_free(port: int) -> bool:
     return True
 
 
-def _address(home: Path) -> str | None:
+def server_address(home: Path) -> str | None:
     """The address of the running server, whether it answers yet or not."""
     try:
         with (home / "server.json").open() as record:
@@ -120,8 +120,8 @@ def _address(home: Path) -> str | None:
     return None
 
 
-def _join(home: Path, port: int | None) -> str | None:
-    url = _address(home)
+def join_server(home: Path, port: int | None) -> str | None:
+    url = server_address(home)
     if url is None:
         return None
     if port is not None and f":{port}/" not in url:
@@ -133,7 +133,7 @@ def _join(home: Path, port: int | None) -> str | None:
     return url
 
 
-def _start(home: Path, port: int | None, environ: dict[str, str]) -> str:
+def start_server(home: Path, port: int | None, environ: dict[str, str]) -> str:
     if port is None:
         port = free_port()
     elif not _is_free(port):
@@ -166,19 +166,19 @@ def _start(home: Path, port: int | None, environ: dict[str, str]) -> str:
 
 
 @contextmanager
-def _kept_up(home: Path, url: str, environ: dict[str, str]) -> Iterator[None]:
+def kept_up(home: Path, url: str, environ: dict[str, str]) -> Iterator[None]:
     """In this block, start the server again at the same address when it has ended: it was killed, or out of memory."""
 
     def start_again(ended: threading.Event) -> None:
         with (home / "server.lock").open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            if not ended.is_set() and _address(home) is None:  # else another user was faster
+            if not ended.is_set() and server_address(home) is None:  # else another user was faster
                 log.warning("the Prefect server of %s has ended; it is started again", home)
-                _start(home, urlsplit(url).port, environ)
+                start_server(home, urlsplit(url).port, environ)
 
     def watch(ended: threading.Event) -> None:
         for count in range(RESTARTS + 1):
-            while _address(home) is not None:
+            while server_address(home) is not None:
                 if ended.wait(LOOK_EVERY_S):
                     return
             if count == RESTARTS:
@@ -198,7 +198,7 @@ def _kept_up(home: Path, url: str, environ: dict[str, str]) -> Iterator[None]:
 def _wait_until_healthy(home: Path, url: str) -> None:
     deadline = time.monotonic() + START_TIMEOUT_S
     while not healthy(url):
-        if _address(home) is None or time.monotonic() > deadline:
+        if server_address(home) is None or time.monotonic() > deadline:
             raise JobError(f"The Prefect server did not start; its log is {home / 'server.log'}.")
         time.sleep(0.3)
 
@@ -212,7 +212,7 @@ def _leave(home: Path, users: IO[str], lock: IO[str]) -> None:
     alone = _is_alone(users)
     fcntl.flock(users, fcntl.LOCK_UN)
     deadline = time.monotonic() + STOP_TIMEOUT_S
-    while alone and _address(home) and time.monotonic() < deadline:
+    while alone and server_address(home) and time.monotonic() < deadline:
         time.sleep(0.05)
 
 

@@ -48,7 +48,7 @@ class ServerAwayError(JobError):
 
 
 @dataclass(frozen=True)
-class _Call:
+class Call:
     """A request to the server, made in its caller's context. slot: a newer call with the same one takes its place."""
 
     request: Callable[[], object]
@@ -58,12 +58,12 @@ class _Call:
 
 def show(function: Callable[..., object], *arguments: Any, **named: Any) -> None:
     """Call a function soon: after all earlier calls, when the server answers. Never raises."""
-    _outbox(os.getpid()).put(_Call(partial(function, *arguments, **named), copy_context()))
+    process_outbox(os.getpid()).put(Call(partial(function, *arguments, **named), copy_context()))
 
 
 def show_newest(slot: Hashable, function: Callable[..., object], *arguments: Any) -> None:
     """Like `show`, but it replaces a waiting call with the same slot."""
-    _outbox(os.getpid()).put(_Call(partial(function, *arguments), copy_context(), slot))
+    process_outbox(os.getpid()).put(Call(partial(function, *arguments), copy_context(), slot))
 
 
 def create_table_artifact(table: list[dict[str, Any]], key: str, description: str) -> None:
@@ -92,7 +92,7 @@ def server_awaited(flow_body: F) -> F:
         except (ServerAwayError, httpx.HTTPError):  # of a server that did not come back
             raise
         except Exception as error:  # a flow that failed is recorded as well; one that was stopped does not wait
-            _outbox(os.getpid()).deliver_failed(error)
+            process_outbox(os.getpid()).deliver_failed(error)
             raise
         await_server()
         return result
@@ -102,7 +102,7 @@ def server_awaited(flow_body: F) -> F:
 
 def take_records() -> None:
     """From now on the log records of this process also wait in the outbox."""
-    set_api_log_sink(_outbox(os.getpid()).put_line)
+    set_api_log_sink(process_outbox(os.getpid()).put_line)
 
 
 def await_server() -> None:
@@ -110,7 +110,7 @@ def await_server() -> None:
 
     Raises ServerAwayError when it does not come back within PATIENCE_S.
     """
-    if not _outbox(os.getpid()).deliver(PATIENCE_S):
+    if not process_outbox(os.getpid()).deliver(PATIENCE_S):
         raise ServerAwayError(
             f"The Prefect server at {_url()} has not answered for {PATIENCE_S / 60:.0f} minutes. What is finished is "
             "kept: start the server, and run the same command again."
@@ -119,7 +119,7 @@ def await_server() -> None:
 
 def send_what_waits(patience_s: float) -> None:
     """Send what is waiting, before the process ends or its server is stopped; if the server is away, do not wait long."""
-    _outbox(os.getpid()).empty(patience_s)
+    process_outbox(os.getpid()).empty(patience_s)
 
 
 def send_events() -> None:
@@ -136,16 +136,16 @@ class Outbox:
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._calls: deque[_Call] = deque()
+        self._calls: deque[Call] = deque()
         self._lines: deque[dict[str, Any]] = deque(maxlen=MOST_LINES)
-        self._busy = self._away = self._hurry = False
+        self._busy = self.away = self._hurry = False
         self._sent = 0
         self._told: set[str] = set()
         self._context = copy_context()
         self._settings = SettingsContext.get()
         self._thread = threading.Thread(target=self._loop, name="outbox", daemon=True)
 
-    def put(self, call: _Call) -> None:
+    def put(self, call: Call) -> None:
         """Queue a call."""
         with self._changed:
             waiting = [number for number, other in enumerate(self._calls) if other.slot == call.slot is not None]
@@ -216,7 +216,7 @@ class Outbox:
                 self._sent += 1
                 self._changed.notify_all()
 
-    def _next(self) -> _Call:
+    def _next(self) -> Call:
         with self._changed:
             self._changed.wait_for(lambda: self._calls or self._lines)
             if not self._calls:
@@ -225,9 +225,9 @@ class Outbox:
             if self._calls:
                 return self._calls.popleft()
             lines = [self._lines.popleft() for _ in range(min(LINES, len(self._lines)))]
-            return _Call(partial(_send_lines, lines), _settings_alone(self._settings))
+            return Call(partial(send_lines, lines), _settings_alone(self._settings))
 
-    def _send(self, call: _Call) -> None:
+    def _send(self, call: Call) -> None:
         """Until it is done, or of no use."""
         for _ in range(TRIES):
             try:
@@ -250,9 +250,9 @@ class Outbox:
 
     def _note(self, *, away: bool) -> None:
         with self._changed:
-            if self._away == away:
+            if self.away == away:
                 return
-            self._away = away
+            self.away = away
         own = self._context.copy()  # a flow's: the lines are in its log as well
         if away:
             said = "the Prefect server at %s does not answer; the work goes on, and is shown there when it is back"
@@ -266,7 +266,7 @@ class Outbox:
 _outboxes: dict[int, Outbox] = {}  # by process: no thread survives a fork
 
 
-def _outbox(process_id: int) -> Outbox:
+def process_outbox(process_id: int) -> Outbox:
     """The outbox of this process. Of two first callers one creates it; without a lock, which a fork would inherit locked."""
     return _outboxes.get(process_id) or _outboxes.setdefault(process_id, Outbox())
 
@@ -289,6 +289,6 @@ def _settings_alone(settings: SettingsContext | None) -> Context:
     return context
 
 
-def _send_lines(lines: list[dict[str, Any]]) -> None:
+def send_lines(lines: list[dict[str, Any]]) -> None:
     with get_client(sync_client=True) as client:
         client.create_logs(lines)

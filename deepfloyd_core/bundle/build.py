@@ -79,7 +79,7 @@ def _card(run: Run, inputs: BundleInputs[Artifact], prompts: list[str], metrics:
         lines += ["Sample prompts: " + "; ".join(f"`{prompt}`" for prompt in prompts), ""]
     lines += ["## Use", "", "```python"]
     products = {stage: product_name(inputs.loras[stage].path) for stage in run.config.stages}
-    lines += [*card_code(run, products, prompts[0]), "```", "", "## Figures", "", *_measure_tables(metrics.samples)]
+    lines += [*card_code(run, products, prompts[0]), "```", "", "## Figures", "", *measure_tables(metrics.samples)]
     lines += ["```json", _metrics_json(metrics), "```", ""]
     lines += ["## Lineage", ""]
     lines += [f"- {name}: {artifact.fingerprint}" for name, artifact in sorted(inputs.by_field.items())]
@@ -97,7 +97,7 @@ def _card(run: Run, inputs: BundleInputs[Artifact], prompts: list[str], metrics:
     return "\n".join([*lines, "## Licence", "", LICENCE, ""])
 
 
-def _measure_tables(samples: SamplesSummary) -> list[str]:
+def measure_tables(samples: SamplesSummary) -> list[str]:
     """Stage II's measures as markdown tables, their heads with unit and direction."""
     lines: list[str] = []
     for table in samples.tables:

@@ -49,7 +49,7 @@ def save_preview(run: Run, count: int, path: Path) -> tuple[int, str]:
     Returns how many were drawn, and a sentence about other chosen pictures that cannot be used, empty for none. Raises
     DataError if no picture can be used.
     """
-    shown, rejected = _chosen(run, count)
+    shown, rejected = choose_shown(run, count)
     counts = Counter(str(row.reason) for row in rejected)
     reasons = ", ".join(f"{number} {reason}" for reason, number in sorted(counts.items()))
     most = next((row for row in rejected if row.reason == max(counts, key=counts.__getitem__)), None)
@@ -63,7 +63,7 @@ def save_preview(run: Run, count: int, path: Path) -> tuple[int, str]:
     return len(shown), f"{many(len(rejected), 'other')} cannot be used ({reasons}).{example}" if rejected else ""
 
 
-def _chosen(run: Run, count: int) -> tuple[list[Shown], list[Row]]:
+def choose_shown(run: Run, count: int) -> tuple[list[Shown], list[Row]]:
     """The pictures to show, and the rejected ones before them."""
     found = scan(run)
     found = found.filter(found["sha256"].is_valid())

@@ -86,7 +86,7 @@ def _judge_block(run: Run, entries: list[Entry], known: list[Verdict | None], ch
     datasets = {dataset.id: dataset for dataset in run.datasets}
     unknown = [(run, datasets[entry.dataset_id], entry) for entry, verdict in zip(entries, known, strict=True)
                if verdict is None]  # fmt: skip
-    looked = iter(_with_looks([_verdict(answer) for answer in children.map(_look, unknown)]))
+    looked = iter(_with_looks([_verdict(answer) for answer in children.map(look_at, unknown)]))
     verdicts = [next(looked) if verdict is None else verdict for verdict in known]
     return [
         judge(run, datasets[entry.dataset_id], entry, verdict) for entry, verdict in zip(entries, verdicts, strict=True)
@@ -105,5 +105,6 @@ def _verdict(answer: Verdict | Lost) -> Verdict:
     return refused(answer.reason, answer.detail) if isinstance(answer, Lost) else answer
 
 
-def _look(job: tuple[Run, ImageDataset, Entry]) -> Verdict:
+def look_at(job: tuple[Run, ImageDataset, Entry]) -> Verdict:
+    """`look` of one argument, which a child process takes."""
     return look(*job)

@@ -37,7 +37,7 @@ def save_rejected(run: Run, count: int, out: Path, children: Children) -> None:
     datasets = {dataset.id: dataset for dataset in run.datasets}
     shown = [row for row in rows if row.reason in _SHOWN]
     pictures = dict(
-        zip(shown, children.map(_thumbnail, [(datasets[row.dataset_id], row) for row in shown]), strict=True)
+        zip(shown, children.map(thumbnail, [(datasets[row.dataset_id], row) for row in shown]), strict=True)
     )
     decoded = {row: picture for row, picture in pictures.items() if isinstance(picture, np.ndarray)}
     save_picture(draw(rows, decoded, count, SHEET_CELL_PX), out / SHEET)
@@ -50,7 +50,7 @@ def save_twins(run: Run, groups: list[list[Member]], out: Path, children: Childr
         return
     datasets = {dataset.id: dataset for dataset in run.datasets}
     shown = [members[:COLUMNS] for members in groups[:GROUPS_SHOWN]]
-    made = children.map(_thumbnail, [(datasets[one.dataset_id], one) for members in shown for one in members])
+    made = children.map(thumbnail, [(datasets[one.dataset_id], one) for members in shown for one in members])
     nothing = np.full((SHEET_CELL_PX, SHEET_CELL_PX, 3), 198, np.uint8)
     lines = []
     for members in shown:
@@ -61,7 +61,8 @@ def save_twins(run: Run, groups: list[list[Member]], out: Path, children: Childr
     save_picture(titled_rows(lines, SHEET_CELL_PX, title), out / TWINS_SHEET)
 
 
-def _thumbnail(job: tuple[ImageDataset, Rejected | Member]) -> np.ndarray | None:
+def thumbnail(job: tuple[ImageDataset, Rejected | Member]) -> np.ndarray | None:
+    """A picture of a data set as a cell of a sheet, uint8 (H, W, 3); None where it cannot be drawn. In a child process."""
     dataset, row = job
     try:
         data = read_again(dataset, row.source, row.image_id)

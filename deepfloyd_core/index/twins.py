@@ -66,7 +66,7 @@ def group_alike(keys: np.ndarray, looks: np.ndarray, places: np.ndarray) -> np.n
     firsts = np.sort(firsts[hashes[firsts] != 0])
     hashes, light = hashes[firsts], light[firsts]
     for parts in combinations(_PARTS, 2):
-        for one, other in _near(hashes, light, parts):
+        for one, other in near_pairs(hashes, light, parts):
             rows = firsts[one], firsts[other]
             apart = groups.first(rows[0]) != groups.first(rows[1])
             rows = rows[0][apart], rows[1][apart]
@@ -75,7 +75,7 @@ def group_alike(keys: np.ndarray, looks: np.ndarray, places: np.ndarray) -> np.n
     return groups.first(np.arange(len(keys)))
 
 
-def _near(
+def near_pairs(
     hashes: np.ndarray, light: np.ndarray, parts: tuple[tuple[int, int], ...]
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Pairs of places that agree in two parts of their hashes, nearly in the rest, and in lightness; some at a time."""

@@ -123,7 +123,7 @@ def random_folder(name: str, text: bool = False, cache: Path | None = None) -> P
 
     Raises ModelError when the disk has no room for it.
     """
-    cache = cache or _default_cache()
+    cache = cache or default_cache()
     wanted = design(FLAVOURS[name.removeprefix(RANDOM)])
     if written := written_folder(name, text, cache):
         return written
@@ -139,7 +139,7 @@ def random_folder(name: str, text: bool = False, cache: Path | None = None) -> P
 def written_folder(name: str, text: bool = False, cache: Path | None = None) -> Path | None:
     """The same folder if it is already written; None if not."""
     wanted = design(FLAVOURS[name.removeprefix(RANDOM)])
-    folder = _folder(name, wanted, cache or _default_cache())
+    folder = _folder(name, wanted, cache or default_cache())
     return folder if all((folder / part).is_dir() for part in _parts(wanted, text)) else None
 
 
@@ -182,7 +182,8 @@ def draw(name: str, shape: tuple[int, ...], seed: int) -> "np.ndarray[Any, np.dt
     return values
 
 
-def _default_cache() -> Path:
+def default_cache() -> Path:
+    """Where folders of random weights are kept: among Hugging Face's assets of this user."""
     from huggingface_hub import cached_assets_path
 
     return Path(cached_assets_path("deepfloyd", "models", "random"))

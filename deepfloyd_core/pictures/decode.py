@@ -158,7 +158,7 @@ def decode_what_is_there(data: bytes, edge_px: int) -> Image.Image:
         picture = _open(data)
         profile, method = picture.info.get("icc_profile"), _UPRIGHT.get(_orientation(picture))
         picture.draft(None, (edge_px, edge_px))
-        _load(picture, data)
+        load_pixels(picture, data)
     finally:
         ImageFile.LOAD_TRUNCATED_IMAGES = before
     picture = convert(picture if method is None else picture.transpose(method), profile, WHITE)
@@ -229,7 +229,7 @@ def _decoded(data: bytes, mode: str | None = None, size: Size | None = None) -> 
         whole = picture.size
         if size is not None:
             picture.draft(mode, size)
-        _load(picture, data)
+        load_pixels(picture, data)
         return _Decoded(picture, whole, note)
 
     try:
@@ -267,7 +267,8 @@ def _orientation(picture: Image.Image) -> int:
     return value if isinstance(value, int) else 1
 
 
-def _load(picture: Image.Image, data: bytes) -> None:
+def load_pixels(picture: Image.Image, data: bytes) -> None:
+    """Decode an opened picture. Raises Unreadable with the reason why it cannot be decoded."""
     try:
         picture.load()
     except MemoryError:

@@ -28,7 +28,9 @@ T = TypeVar("T")
 R = TypeVar("R")
 _CHUNK = 16  # items in a request
 _IN_FLIGHT = 4  # requests per worker ahead of the consumer
-_LIFE = 200  # requests that a child serves: what decoders leak must not add up to an innocent picture's MemoryError
+MOST_REQUESTS = (
+    200  # requests that a child serves: what decoders leak must not add up to an innocent picture's MemoryError
+)
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class Children:
         path = [str(folder) for folder in sys.path]
         request = json.dumps([limits.memory_mib, limits.seconds, preload, path])
         # In a process group of its own: time spent stopped is no item's.
-        self._starter = ForkServer("deepfloyd_core.processes.pool_worker", request, own_group=True)
+        self.fork_server = ForkServer("deepfloyd_core.processes.pool_worker", request, own_group=True)
 
     def __enter__(self) -> Self:
         for _ in range(self._workers):
@@ -77,9 +79,9 @@ class Children:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._starter.close()
+        self.fork_server.close()
         self._threads.shutdown(cancel_futures=True)
-        self._starter.close()  # one that a thread was starting just then
+        self.fork_server.close()  # one that a thread was starting just then
 
     def map(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R | Lost]:
         """Yield function(item) for each item in order, or a Lost if the child died or took too long.
@@ -121,7 +123,7 @@ class Children:
                 suspect = not suspect and lost.reason != "timeout"  # the clock was this item's alone
                 if not suspect:
                     results.append(lost)
-            if child and child.requests < _LIFE:
+            if child and child.requests < MOST_REQUESTS:
                 child, kept = None, child
         finally:
             self._idle.put(kept)
@@ -132,13 +134,13 @@ class Children:
     def _start(self) -> _Child:
         ours, theirs = socket.socketpair()
         with ours, theirs:
-            pid = self._starter.start(theirs.fileno())
+            pid = self.fork_server.start(theirs.fileno())
             return _Child(pid, Connection(ours.detach()))
 
     def _end(self, child: _Child) -> Lost:
         """Kill a child unless it is dead already, and say how it ended."""
         child.connection.close()
-        code = os.waitstatus_to_exitcode(self._starter.end(child.pid))
+        code = os.waitstatus_to_exitcode(self.fork_server.end(child.pid))
         if code == -signal.SIGALRM:
             return Lost("timeout", f"no answer in {self._limits.seconds:g} s")
         if code == OUT_OF_MEMORY:

@@ -151,7 +151,8 @@ def _wanted(request: SampleRequest, first: SampledStage) -> list[SampleSpec]:
     )
 
 
-def _texts(request: SampleRequest, prompts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+def prompt_embeds(request: SampleRequest, prompts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Stored text embeds of prompts, and that of the negative prompt as often: each (B, T, D)."""
     embeds = Embeds(request.inputs.text_embeds)
     negative = embeds.of(request.validation.validation_negative_prompt)
     return torch.stack([embeds.of(prompt) for prompt in prompts]), torch.stack([negative] * len(prompts))
@@ -189,7 +190,7 @@ def _from_text(
     sampler, made = _sampler(request, one, variant, sampled), []
     for size, group in groupby(wanted, key=lambda item: item.size):
         part = list(group)
-        text, negative = _texts(request, [item.prompt for item in part])
+        text, negative = prompt_embeds(request, [item.prompt for item in part])
         given = [item.given for item in part if item.given is not None and variant == "tuned"]
         seeds, control = [item.seed for item in part], torch.cat(given) if given else None
         made += list(sample(sampler, text, negative, seeds, size, control))
@@ -228,7 +229,7 @@ def _upscaled(
     made: list[torch.Tensor] = []
     for size, group in groupby(zip(wanted, small, strict=True), key=lambda pair: pair[0].size):
         part, pictures = zip(*group, strict=True)
-        text, negative = _texts(request, [item.prompt for item in part])
+        text, negative = prompt_embeds(request, [item.prompt for item in part])
         made += list(sample(sampler, text, negative, [item.seed for item in part], size, torch.stack(pictures)))
     return made
 
@@ -256,7 +257,7 @@ def _measure_upscaler(
 
         def upscale(rows: list[ShardRow], small: torch.Tensor, noise_level: int) -> torch.Tensor:
             seeds = [hash_seed("eval", row.image_id) % 2**32 for row in rows]
-            text, negative = _texts(request, [row.caption for row in rows])
+            text, negative = prompt_embeds(request, [row.caption for row in rows])
             size = small.shape[3], small.shape[2]
             return sample(sampler.at(noise_level), text, negative, seeds, size, small)
 

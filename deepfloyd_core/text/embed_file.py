@@ -67,7 +67,7 @@ class EmbedFile:
         dtype, width = schema[b"dtype"].decode(), int(schema[b"width"])
         raw = self.stored(place)
         if schema[b"compression"] == b"packed":
-            raw = _unpacked(raw, VALUE_BYTES[dtype])
+            raw = unpacked(raw, VALUE_BYTES[dtype])
         return mapped_tensor(raw, dtype).reshape(-1, width)
 
     @cached_property
@@ -118,7 +118,8 @@ def _packed(raw: np.ndarray, size: int) -> np.ndarray:
     return np.frombuffer(len(high).to_bytes(4, "little") + high + low, np.uint8)
 
 
-def _unpacked(data: np.ndarray, size: int) -> np.ndarray:
+def unpacked(data: np.ndarray, size: int) -> np.ndarray:
+    """The bytes of a row's values, of what `stored_row` made with "packed". size: bytes of a value."""
     end = 4 + int.from_bytes(data[:4].tobytes(), "little")
     low = data[end:].reshape(-1, size // 2)
     high = np.frombuffer(_ZSTD.decompress(data[4:end], decompressed_size=low.size), np.uint8)

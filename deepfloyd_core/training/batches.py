@@ -159,7 +159,7 @@ class MixedOrder:
 
     def __init__(self, rows: TrainingRows, shares: Mapping[str, Share], orders: OrderSettings) -> None:
         self._places = list(rows.places.items())
-        self._orders = []
+        self.orders: list[BatchOrder] = []  # of each data set alone, as `buckets` tells of them
         weighted = []
         for number, (name, sizes) in enumerate(self._places):
             counts = tuple((size, len(own)) for size, own in sizes.items())
@@ -168,7 +168,7 @@ class MixedOrder:
             share = shares.get(name, Share(1.0))
             size = order.batches_per_epoch if orders.by_size else 1
             weighted.append(replace(share, weight=share.weight * size))
-            self._orders.append(order)
+            self.orders.append(order)
         self._mix = Mix(tuple(weighted), orders.passes_per_step)
         gap = first_gap(self._mix.shares, orders.steps)
         if gap is not None:
@@ -179,7 +179,7 @@ class MixedOrder:
     def buckets(self) -> list[Bucket]:
         """The batches of each data set in one of its epochs."""
         found = []
-        for (name, _), order in zip(self._places, self._orders, strict=True):
+        for (name, _), order in zip(self._places, self.orders, strict=True):
             for (width, height), crops in order.counts:
                 batches = -(-crops // order.batch_size)
                 last = crops - (batches - 1) * order.batch_size
@@ -190,13 +190,13 @@ class MixedOrder:
     def batch(self, number: int) -> tuple[Size, np.ndarray]:
         """Size and row numbers of batch `number` (0, 1, ...) of the run."""
         place, before = self._mix.pick(number)
-        size, chosen = self._orders[place].batch(before)
+        size, chosen = self.orders[place].batch(before)
         return size, self._places[place][1][size][chosen]
 
     def samples_before(self, number: int) -> int:
         """How many samples the batches before batch `number` of the run have."""
         given = self._mix.given(number)
-        return sum(order.samples_before(before) for order, before in zip(self._orders, given, strict=True))
+        return sum(order.samples_before(before) for order, before in zip(self.orders, given, strict=True))
 
 
 def batches_from(

@@ -56,6 +56,7 @@ from deepfloyd_core.training.state import CheckpointWriter, TrainingState, avera
 from deepfloyd_core.training.throughput import Throughput
 from deepfloyd_core.training.trackers import MetricLogger, open_loggers, show_validation, shown_metrics
 from deepfloyd_core.training.validation import Validation, read_losses, write_validations
+from deepfloyd_core.types import Report
 
 METRICS_FILE, LOSS_CURVE = "metrics.parquet", "loss.png"
 
@@ -64,7 +65,7 @@ def train(job: Job[TrainRequest]) -> TrainingSummary:
     """Train a stage's LoRA, biases or UNet into job.out, from its newest checkpoint. Returns the manifest's summary."""
     request, inputs, stage, folder = job.request, job.request.inputs, job.request.stage, job.request.model
     use_threads(request.machine.num_threads)
-    setup = _set_up(job)
+    setup = set_up(job)
     rows = TrainingRows(inputs.pixels, held_out_ids(inputs.eval_set), inputs.conditioning, inputs.low_res)
     order = _order(request, rows)
     validation = _validation(setup, rows, order, request)
@@ -72,7 +73,7 @@ def train(job: Job[TrainRequest]) -> TrainingSummary:
     first, last, metrics = state.step, setup.config.steps, state.metrics
     listed = {**setup.config.model_dump(mode="json"), "seed": request.seed}
     with open_loggers(request.machine.trackers, listed, job.out, metrics[:]) as show:
-        seconds = _train(setup, state, _passes(setup, rows, order), job, validation, show)
+        seconds = run_steps(setup, state, _passes(setup, rows, order), validation, show, job.report)
         del state  # the optimizer's states can be twice as large as the model
         trained = sum(param.numel() for param in trainable(setup.unet).values())
         frozen = frozen_numbers(setup.unet), frozen_bytes(setup.unet)
@@ -127,7 +128,9 @@ def _on_held_out(
     )
 
 
-def _set_up(job: Job[TrainRequest]) -> Setup:
+def set_up(job: Job[TrainRequest]) -> Setup:
+    """The model with its new parts, the text and the schedulers on the device. Raises ConfigError where the device cannot
+    do what a key asks for."""
     request, stage, folder = job.request, job.request.stage, job.request.model
     config, device = request.settings, pick_device(request.machine.device)
     use_repeatable_kernels(device)
@@ -176,28 +179,31 @@ def _passes(setup: Setup, rows: TrainingRows, order: MixedOrder) -> Callable[[in
     return make
 
 
-def _train(
-    setup: Setup, state: TrainingState, make: Callable[[int], Prepared], job: Job[TrainRequest], validation: Validation,
-    show: MetricLogger,
+def run_steps(
+    setup: Setup, state: TrainingState, make: Callable[[int], Prepared], validation: Validation, show: MetricLogger,
+    report: Report,
 ) -> float:  # fmt: skip
-    """The loop, from the steps that the state has done; `make` prepares a pass. Returns the seconds that the steps took."""
+    """The loop, from the steps that the state has done; `make` prepares a pass. Returns the seconds that the steps took.
+
+    Raises Stop after the checkpoint of the current step when the process was asked to end.
+    """
     config, seconds = setup.config, 0.0
-    asked, pace, checkpoints = _StopRequest(), Throughput(setup.device), CheckpointWriter(state, config, job.out)
+    asked, pace, checkpoints = _StopRequest(), Throughput(setup.device), CheckpointWriter(state, config, setup.out)
     passes = config.steps * config.gradient_accumulation_steps
     with Prefetcher(make, config.dataloader_num_workers, passes) as ahead:
         for step in range(state.step, config.steps):
             if _due(config, step) and not validation.taken(step):
-                job.report(step, config.steps, "validation")
+                report(step, config.steps, "validation")
                 checkpoints.write()
                 with asked.at_once(), averaged(state):
                     show_validation(show, step, *validation.take(step))
                 pace = Throughput(setup.device)
             setup.unet.train()
             began = time.monotonic()
-            state.metrics.append(_step(setup, state, ahead, step))
+            state.metrics.append(take_step(setup, state, ahead, step))
             seconds += time.monotonic() - began
             pace.step(config.train_batch_size * config.gradient_accumulation_steps)
-            _tell(job, state.metrics[-1], pace, show)
+            _tell(report, config.steps, state.metrics[-1], pace, show)
             finished, stop = step + 1 == config.steps, asked.stop
             if finished or stop or checkpoints.due:
                 checkpoints.write()
@@ -218,13 +224,13 @@ def _due(config: StageConfig, step: int) -> bool:
     )
 
 
-def _tell(job: Job[TrainRequest], row: StepMetrics, pace: Throughput, show: MetricLogger) -> None:
+def _tell(report: Report, steps: int, row: StepMetrics, pace: Throughput, show: MetricLogger) -> None:
     show(row.step, {**shown_metrics(row), "samples_per_s": pace.samples_per_s, "peak_gib": pace.peak_gib}, ())
     line = f"loss {row.loss:.4f} lr {row.lr:.1e} grad {row.grad_norm:.2f}"
-    job.report(row.step, job.request.settings.steps, f"{line} {pace.line}")
+    report(row.step, steps, f"{line} {pace.line}")
 
 
-def _step(setup: Setup, state: TrainingState, ahead: Prefetcher[Prepared], step: int) -> StepMetrics:
+def take_step(setup: Setup, state: TrainingState, ahead: Prefetcher[Prepared], step: int) -> StepMetrics:
     """One optimizer step, `step` counted from 0. Returns its metrics.
 
     Raises JobError when anything is not finite, or after the first step when the optimizer's state could not be saved.

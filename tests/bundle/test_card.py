@@ -80,7 +80,7 @@ def test_the_code_runs_on_a_local_folder(world: DataWorld) -> None:
 
 @pytest.mark.slow
 def test_the_code_runs_on_random_weights(world: DataWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("deepfloyd_core.models.random_weights._default_cache", lambda: tmp_path / "cache")
+    monkeypatch.setattr("deepfloyd_core.models.random_weights.default_cache", lambda: tmp_path / "cache")
     assert ran(world, (1,), stage1={**STAGE1, "model_flavour": "random:tiny-i"})["picture"].size == (64, 64)
 
 

@@ -224,7 +224,7 @@ def test_training_on_a_gpu_asks_torch_for_kernels_that_repeat_themselves(tmp_pat
     job = Job(asked, tmp_path, no_report)
     try:
         with pytest.raises((AssertionError, RuntimeError)):
-            train._set_up(job)
+            train.set_up(job)
         assert torch.are_deterministic_algorithms_enabled()
     finally:
         torch.use_deterministic_algorithms(False)

@@ -153,13 +153,13 @@ def test_only_what_is_shown_is_decoded_again_and_nothing_that_harms(
     world.add("good.png", scene(0))
     for name in ("kill.png", "crash.png"):
         world.add(name, scene(2))
-    monkeypatch.setattr(image_index, "_look", killed_by_name)
+    monkeypatch.setattr(image_index, "look_at", killed_by_name)
     asked: list[str] = []
     real = Children.map
 
     def noted(self: Children, function: Any, items: Any) -> Any:
         items = list(items)
-        if function is sheets._thumbnail:
+        if function is sheets.thumbnail:
             asked.extend(row.source for _, row in items)
         return real(self, function, items)
 
@@ -174,7 +174,7 @@ def test_a_picture_that_kills_while_it_is_drawn_is_a_grey_cell(
 ) -> None:
     world.add("good.png", scene(0))
     world.add("small.png", Image.new("RGB", (30, 30), (255, 0, 0)))
-    monkeypatch.setattr(sheets, "_thumbnail", killed)
+    monkeypatch.setattr(sheets, "thumbnail", killed)
     picture = Image.open(io.BytesIO(sheet(world.index(load(world)))))
     colours = {colour for _, colour in picture.getcolors(1 << 20) or []}
     assert (198, 198, 198) in colours and (255, 0, 0) not in colours

@@ -181,8 +181,8 @@ def test_a_look_is_of_the_one_decode_that_judges_the_picture(world: DataWorld, m
         decodes.append(1)
         load(*arguments)
 
-    load = decode._load
-    monkeypatch.setattr(decode, "_load", counted)
+    load = decode.load_pixels
+    monkeypatch.setattr(decode, "load_pixels", counted)
     run = world.load(stages=(1,))
     for kind in ("JPEG", "PNG", "WEBP"):
         path = world.add(f"a.{kind.lower()}", encoded(scene(1), kind))
@@ -232,14 +232,14 @@ def test_a_family_of_thousands_that_are_all_alike_is_one_group_of_few_comparison
 ) -> None:
     rng = np.random.default_rng(0)
     looks = altered(rng, np.repeat(random_looks(rng, 1), 6000, axis=0), 0)
-    compared, near = [0], twins._near
+    compared, near = [0], twins.near_pairs
 
     def counted(*args: Any) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for one, other in near(*args):
             compared[0] += len(one)
             yield one, other
 
-    monkeypatch.setattr(twins, "_near", counted)
+    monkeypatch.setattr(twins, "near_pairs", counted)
     first = group_alike(np.arange(len(looks), dtype=np.uint64), looks, np.arange(len(looks)))
     assert not first.any()
     assert 6000 <= compared[0] <= 15 * 64 * 6000, "each with 64 others, in each of 15 orders"

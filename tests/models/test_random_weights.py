@@ -218,7 +218,7 @@ def test_an_error_in_the_child_is_the_same_error_here(tmp_path: Path) -> None:
 
 
 def test_resolve_knows_the_name_and_checks_what_it_got(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(random_models, "_default_cache", lambda: cache)
+    monkeypatch.setattr(random_models, "default_cache", lambda: cache)
     assert resolve("random:tiny-i", 1, text=True) == random_folder("random:tiny-i", True, cache)
     assert resolve(FLAVOURS["random:tiny-ii"].repo, 2).name.startswith("tiny-ii-")
     with pytest.raises(ModelError, match="not a directory"):

@@ -72,7 +72,7 @@ def test_a_picture_that_takes_too_long_is_a_row_and_is_tried_again_later(
         monkeypatch.context() as patched,
         Children(1, Limits(seconds=HASTE_S), ("deepfloyd_core.index.index", "child_functions")) as hasty,
     ):
-        patched.setattr(image_index, "_look", hangs_by_name)
+        patched.setattr(image_index, "look_at", hangs_by_name)
         found = reasons(type(world)(world.folder, hasty), run)
     assert found.pop("slow.png") == "timeout"
     assert set(found.values()) == {None}
@@ -90,7 +90,7 @@ def test_a_picture_that_took_too_long_is_tried_again_with_more_time_and_only_the
         monkeypatch.context() as patched,
         Children(1, Limits(seconds=HASTE_S), ("deepfloyd_core.index.index", "child_functions")) as hasty,
     ):
-        patched.setattr(image_index, "_look", hangs_by_name)
+        patched.setattr(image_index, "look_at", hangs_by_name)
         late = type(world)(world.folder, hasty)
         first = late.index(late.load(**hastily))
     assert first.manifest.summary["reasons"] == {"timeout": 1}
@@ -102,7 +102,7 @@ def test_a_picture_that_took_too_long_is_tried_again_with_more_time_and_only_the
 
 
 def test_pictures_that_kill_the_decoder_cost_one_row_each(world: DataWorld, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(image_index, "_look", killed_by_name)
+    monkeypatch.setattr(image_index, "look_at", killed_by_name)
     names = [f"{number}.png" for number in range(30)]
     names[3], names[17], names[18] = "kill.png", "crash.png", "kill again.png"
     for number, name in enumerate(names):

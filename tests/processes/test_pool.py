@@ -37,7 +37,7 @@ def children() -> Iterator[Children]:
 
 
 def family(pool: Children) -> list[psutil.Process]:
-    starter = psutil.Process(pool._starter.pid)
+    starter = psutil.Process(pool.fork_server.pid)
     return [starter, *starter.children()]
 
 
@@ -229,7 +229,7 @@ def test_children_outlive_the_thread_that_opened_them() -> None:
 def test_a_child_is_replaced_before_what_decoders_leak_adds_up(
     children: Children, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_LIFE", 2)
+    monkeypatch.setattr(module, "MOST_REQUESTS", 2)
     assert len(set(children.map(functions.process, range(200)))) >= 5
     assert len(family(children)) <= 3
 

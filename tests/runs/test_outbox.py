@@ -108,7 +108,7 @@ def test_threads_that_are_the_first_to_show_something_share_an_outbox(monkeypatc
 
     monkeypatch.setattr(outbox, "Outbox", Slow)
     with ThreadPoolExecutor(8) as pool:
-        boxes = list(pool.map(outbox._outbox, [-1] * 8))
+        boxes = list(pool.map(outbox.process_outbox, [-1] * 8))
     assert len({id(box) for box in boxes}) == 1
 
 
@@ -118,7 +118,7 @@ def test_records_of_a_worker_elsewhere_go_to_the_server_that_its_task_names(monk
 
     seen: list[str] = []
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
-    monkeypatch.setattr(outbox, "_send_lines", lambda lines: seen.append(str(PREFECT_API_URL.value())))
+    monkeypatch.setattr(outbox, "send_lines", lambda lines: seen.append(str(PREFECT_API_URL.value())))
     box = outbox.Outbox()
     with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:4321/api"}):
         box.put_line({"message": "a line"})
@@ -143,7 +143,7 @@ def test_where_no_server_is_named_none_is_started(monkeypatch: pytest.MonkeyPatc
 def box(answers: list[bool], monkeypatch: pytest.MonkeyPatch) -> outbox.Outbox:
     """The process's own in this test, with the patience that its promises are of."""
     made = outbox.Outbox()
-    monkeypatch.setattr(outbox, "_outbox", lambda _: made)
+    monkeypatch.setattr(outbox, "process_outbox", lambda _: made)
     monkeypatch.setattr(outbox, "PATIENCE_S", 60.0)
     monkeypatch.setattr(outbox, "IN_A_HURRY_S", 0.1)
     return made
@@ -208,16 +208,17 @@ def test_every_flow_has_the_packages_version_and_waits_for_the_server() -> None:
 
 def test_subflows_can_be_sent_to_workers() -> None:
     """Prefect pickles the flow along with each task of it, for processes, Ray and Dask."""
-    for subflow in (stage_pixels._stage_pixels, conditioning._stage_conditioning):
+    for module in (stage_pixels, conditioning):
+        (subflow,) = (each for each in vars(module).values() if isinstance(each, Flow))
         assert cloudpickle.loads(cloudpickle.dumps(subflow)).name == subflow.name
 
 
 def _until_away(box: outbox.Outbox) -> None:
-    assert within(120, lambda: box._away)
+    assert within(120, lambda: box.away)
 
 
 def _put(box: outbox.Outbox, function: Callable[..., None], argument: object, slot: str | None = None) -> None:
-    box.put(outbox._Call(lambda: function(argument), copy_context(), slot))
+    box.put(outbox.Call(lambda: function(argument), copy_context(), slot))
 
 
 @contextmanager

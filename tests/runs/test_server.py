@@ -367,12 +367,12 @@ def test_a_server_that_dies_while_it_is_started_again_is_started_once_more(
         starts.append(port)
         if len(starts) < 3:
             raise JobError("The Prefect server did not start.")
-        monkeypatch.setattr(server, "_address", lambda home: "http://127.0.0.1:4201/api")
+        monkeypatch.setattr(server, "server_address", lambda home: "http://127.0.0.1:4201/api")
         return ""
 
     monkeypatch.setattr(server, "LOOK_EVERY_S", 0.01)
-    monkeypatch.setattr(server, "_start", start)
-    with server._kept_up(tmp_path, "http://127.0.0.1:4201/api", {}):
+    monkeypatch.setattr(server, "start_server", start)
+    with server.kept_up(tmp_path, "http://127.0.0.1:4201/api", {}):
         assert within(5, lambda: len(starts) == 3, every_s=0.01)
     assert starts == [4201] * 3
 
@@ -437,7 +437,7 @@ def test_a_record_that_no_living_server_holds_is_not_joined(tmp_path: Path) -> N
     with socket.create_server(("127.0.0.1", 0)) as other:
         url = f"http://127.0.0.1:{other.getsockname()[1]}/api"
         (tmp_path / "server.json").write_text(json.dumps({"url": url, "pid": os.getpid()}))
-        assert server._address(tmp_path) is None
+        assert server.server_address(tmp_path) is None
 
 
 def test_a_port_that_the_running_server_does_not_have_is_an_error(tmp_path: Path) -> None:
@@ -446,7 +446,7 @@ def test_a_port_that_the_running_server_does_not_have_is_an_error(tmp_path: Path
         record.flush()
         fcntl.flock(record, fcntl.LOCK_EX)  # as a living server
         with pytest.raises(ConfigError, match=r"already running at http://127.0.0.1:4201, .* Leave --port out"):
-            server._join(tmp_path, 4202)
+            server.join_server(tmp_path, 4202)
 
 
 @pytest.mark.parametrize("runs_already", [False, True])
@@ -454,10 +454,10 @@ def test_who_uses_a_server_is_told_that_a_service_of_it_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, runs_already: bool
 ) -> None:
     monkeypatch.setattr(os, "environ", {"PATH": os.environ["PATH"]})
-    monkeypatch.setattr(server, "_join", lambda *_: DEAD if runs_already else None)
-    monkeypatch.setattr(server, "_start", lambda *_: DEAD)
+    monkeypatch.setattr(server, "join_server", lambda *_: DEAD if runs_already else None)
+    monkeypatch.setattr(server, "start_server", lambda *_: DEAD)
     monkeypatch.setattr(server, "check_access", lambda _: None)
-    monkeypatch.setattr(server, "_kept_up", lambda *_: nullcontext())
+    monkeypatch.setattr(server, "kept_up", lambda *_: nullcontext())
     error = "21:29:00.000 | ERROR   | prefect.server.services.scheduler - no run is scheduled\n"
     (tmp_path / "server.log").write_text(error.replace("no run", "of an earlier start: no run"))
     with server.prefect_server(tmp_path), (tmp_path / "server.log").open("a") as log:

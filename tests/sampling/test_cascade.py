@@ -82,7 +82,9 @@ def stood_in(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
 
     for name, stand_in in {"make_sampler": make, "sample": first}.items():
         monkeypatch.setattr(samples, name, stand_in)
-    monkeypatch.setattr(samples, "_texts", lambda job, prompts: (torch.zeros(len(prompts)), torch.zeros(len(prompts))))
+    monkeypatch.setattr(
+        samples, "prompt_embeds", lambda job, prompts: (torch.zeros(len(prompts)), torch.zeros(len(prompts)))
+    )
     return asked
 
 

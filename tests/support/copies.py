@@ -56,6 +56,6 @@ def trained(world: DataWorld, run: Run, index: Artifact, evals: Artifact) -> set
     """The names of the pictures that a training may see."""
     pixels = world.pixels(run, index, 1)
     rows = TrainingRows(pixels, held_out_ids(evals))
-    numbers = [row for sizes in rows._own.values() for row in sizes]
+    numbers = [row for size, count in rows.counts.items() for row in rows.take(size, np.arange(count)).rows]
     live = live_rows(pixels)
     return {live[number]["source"] for number in numbers}

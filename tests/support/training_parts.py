@@ -117,7 +117,7 @@ def resized(channel: np.ndarray, width: int, height: int) -> np.ndarray:
 
 def break_in_step(monkeypatch: pytest.MonkeyPatch, number: int) -> list[int]:
     """Make training fail the first time that it comes to a step, from 0. Returns the steps that were begun, as they are."""
-    real, begun = train._step, list[int]()
+    real, begun = train.take_step, list[int]()
 
     def breaks(*args: Any) -> Any:
         begun.append(args[-1])
@@ -125,7 +125,7 @@ def break_in_step(monkeypatch: pytest.MonkeyPatch, number: int) -> list[int]:
             raise RuntimeError("broken")
         return real(*args)
 
-    monkeypatch.setattr(train, "_step", breaks)
+    monkeypatch.setattr(train, "take_step", breaks)
     return begun
 
 

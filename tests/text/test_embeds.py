@@ -29,7 +29,7 @@ from deepfloyd_core.processes.jobs import Job, run_parts
 from deepfloyd_core.store import reuse as take_over
 from deepfloyd_core.store.artifacts import Artifact, materialise, verify_artifact
 from deepfloyd_core.text import encode, t5
-from deepfloyd_core.text.embed_file import _unpacked, embed_schema, stored_row
+from deepfloyd_core.text.embed_file import embed_schema, stored_row, unpacked
 from deepfloyd_core.text.embeds import (
     FILES,
     Embeds,
@@ -204,7 +204,7 @@ def test_packing_is_lossless_for_every_bit_pattern() -> None:
         ("bf16", words.view(torch.bfloat16).reshape(-1, 64)),
         ("fp32", words.view(torch.float32).reshape(-1, 64)),
     ):
-        back = _unpacked(stored_row(rows, "packed"), rows.element_size())
+        back = unpacked(stored_row(rows, "packed"), rows.element_size())
         assert np.array_equal(back, rows.view(torch.uint8).numpy().reshape(-1)), dtype
         assert embed_schema(dtype, len(rows), 64, "none").field("embedding").type.byte_width == rows.numel() * (
             rows.element_size()

@@ -97,7 +97,7 @@ def test_samples_before_a_batch_are_counted_without_going_through_them(order: Ba
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=3), st.integers(1, 9))
 def test_buckets_are_what_an_epoch_of_a_data_set_is_made_of(counts: list[int], batch_size: int) -> None:
     order = mixed(counts, batch_size, 1)
-    for bucket, count, of_set in zip(order.buckets(), counts, order._orders, strict=True):
+    for bucket, count, of_set in zip(order.buckets(), counts, order.orders, strict=True):
         sizes = sorted(len(of_set.batch(number)[1]) for number in range(of_set.batches_per_epoch))
         assert (bucket.size, bucket.crops) == ("64x64", count)
         assert (bucket.batches, bucket.crops_of_last_batch) == (len(sizes), sizes[0])

@@ -34,12 +34,14 @@ from deepfloyd_core.processes.jobs import Job
 from deepfloyd_core.store.artifacts import Artifact, Request
 from deepfloyd_core.training import trainer as train
 from deepfloyd_core.training.batches import Batch
+from deepfloyd_core.training.checkpoints import StepMetrics
 from deepfloyd_core.training.compiled import check_backend, compiled_unet
 from deepfloyd_core.training.forward import Setup, prepare
 from deepfloyd_core.training.identity import lora_request
 from deepfloyd_core.training.jobs import TrainingInputs, train_job
 from deepfloyd_core.training.recompute import recompute_activations
 from deepfloyd_core.training.state import training_state
+from deepfloyd_core.training.validation import Validation
 from deepfloyd_core.types import Json, no_report
 
 TINY, CPU = Path(FLAVOURS["tiny-i"].repo), torch.device("cpu")
@@ -144,7 +146,7 @@ class Small(torch.nn.Module):
         return (self.drop(self.conv(x)) + self.time(t[:, None] / 1000)[:, :, None, None],)
 
 
-def run_loop(out: Path, backend: str, stop_in: int | None = None) -> tuple[dict[str, torch.Tensor], Any]:
+def run_loop(out: Path, backend: str, stop_in: int | None = None) -> tuple[dict[str, torch.Tensor], list[StepMetrics]]:
     """The trainer's own loop and loss over batches of several sizes; `stop_in`: dies in that step."""
     config = stage(max_train_steps=len(SIZES), checkpoint_step_interval=1, learning_rate=1e-2, dynamo_backend=backend)
 
@@ -164,11 +166,10 @@ def run_loop(out: Path, backend: str, stop_in: int | None = None) -> tuple[dict[
         1, config, 3, unet, load_scheduler(TINY), None, lambda names: Text(torch.zeros(len(names), 1, 1)), CPU, out,
         compiled_unet(unet, backend),
     )  # fmt: skip
-    job = SimpleNamespace(out=out, report=report, request=SimpleNamespace(settings=config))
     state = training_state(setup)
-    train._train(
-        setup, state, lambda number: prepare(setup, take(number), number, []), cast(Any, job), cast(Any, None),
-        lambda step, values, pictures: None,
+    train.run_steps(
+        setup, state, lambda number: prepare(setup, take(number), number, []), cast(Validation, None),
+        lambda step, values, pictures: None, report,
     )  # fmt: skip
     return {name: param.detach().clone() for name, param in unet.named_parameters()}, state.metrics
 
@@ -231,7 +232,7 @@ def test_the_trainer_compiles_what_the_key_says(
     text = Artifact("stage1_text", "none", tmp_path)
     inputs = TrainingInputs(pixels=text, text=text, eval_set=text)
     job = Job(train_job(run, 1, TINY, inputs, [], None), tmp_path, no_report)
-    setup = train._set_up(job)
+    setup = train.set_up(job)
     assert asked == [(setup.unet, "aot_eager")] and cast(Any, setup.in_steps) == "compiled"
 
 
@@ -308,7 +309,7 @@ def test_a_compiler_that_does_not_work_is_found_before_the_model_is_loaded(
         r"stage1.dynamo_backend is 'inductor', and nothing can be compiled for cpu on this machine: .*g\+\+ python3-dev"
     )
     with inductor.patch({"cpp.cxx": (None, str(tmp_path / "g++"))}), pytest.raises(ConfigError, match=says) as refused:
-        train._set_up(job)
+        train.set_up(job)
     said = str(refused.value)
     assert len(said.splitlines()) == 1 and "InvalidCxxCompiler" in said and "TORCHDYNAMO_VERBOSE" not in said
 

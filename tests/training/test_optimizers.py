@@ -19,13 +19,13 @@ from deepfloyd_core.config.flavours import FLAVOURS
 from deepfloyd_core.config.stage import StageConfig
 from deepfloyd_core.config.stage_optimizer import Schedule
 from deepfloyd_core.errors import JobError, Stop
-from deepfloyd_core.models.unet import adapter_dtype, load_unet
+from deepfloyd_core.models.unet import adapter_dtype, load_scheduler, load_unet
 from deepfloyd_core.training import adamw_bf16, optimizers
 from deepfloyd_core.training import state as training_state
 from deepfloyd_core.training import trainer as train
 from deepfloyd_core.training.adamw_bf16 import AdamWBF16, round_at_random
 from deepfloyd_core.training.checkpoints import StepMetrics
-from deepfloyd_core.training.forward import Prepared
+from deepfloyd_core.training.forward import Prepared, Setup
 from deepfloyd_core.training.optimizers import (
     OPTIMIZERS,
     make_optimizer,
@@ -116,10 +116,10 @@ def run_loop(
         return cast(Prepared, SimpleNamespace(number=number, image_ids=[]))
 
     monkeypatch.setattr(train, "batch_loss", lambda setup, prepared: module.loss(prepared.number))
-    setup = SimpleNamespace(config=config, unet=module, seed=3, stage=1, device=torch.device("cpu"), out=out)
-    job = SimpleNamespace(out=out, report=report, request=SimpleNamespace(settings=config))
-    state = training_state.training_state(cast(Any, setup))
-    train._train(cast(Any, setup), state, passes, cast(Any, job), cast(Validation, validation), lambda *_: None)
+    scheduler = load_scheduler(Path(FLAVOURS["tiny-i"].repo))
+    setup = Setup(1, config, 3, module, scheduler, None, lambda ids: pytest.fail("a text"), torch.device("cpu"), out)
+    state = training_state.training_state(setup)
+    train.run_steps(setup, state, passes, cast(Validation, validation), lambda *_: None, report)
     return {name: param.detach().clone() for name, param in module.named_parameters()}, state.metrics
 
 
@@ -157,13 +157,13 @@ def test_checkpoints_by_time_lie_so_many_minutes_apart_and_change_no_result(
     config, clock = settings("adamw", checkpoint_step_interval=12, checkpoints_total_limit=9), [0.0]
     expected, metrics = run_loop(config, tmp_path / "whole", monkeypatch)
     monkeypatch.setattr(training_state, "time", SimpleNamespace(monotonic=lambda: clock[0]))
-    real = train._step
+    real = train.take_step
 
     def slow(*args: Any) -> Any:
         clock[0] += 20
         return real(*args)
 
-    monkeypatch.setattr(train, "_step", slow)
+    monkeypatch.setattr(train, "take_step", slow)
     timed = config.model_copy(update={"checkpointing_minutes": 1.5})
 
     def written(folder: str) -> list[int]:
