@@ -121,6 +121,10 @@ def server_address(home: Path) -> str | None:
 
 
 def join_server(home: Path, port: int | None) -> str | None:
+    """Wait until the running server answers, and return its address; None without one.
+
+    Raises ConfigError when it has another port than the one that is asked for.
+    """
     url = server_address(home)
     if url is None:
         return None
@@ -134,6 +138,10 @@ def join_server(home: Path, port: int | None) -> str | None:
 
 
 def start_server(home: Path, port: int | None, environ: dict[str, str]) -> str:
+    """Start a server, wait until it answers, and return its address. port: None for any that is free.
+
+    Raises ConfigError when the port is in use, JobError when the server does not start.
+    """
     if port is None:
         port = free_port()
     elif not _is_free(port):
