@@ -69,7 +69,23 @@ def sha256(path: Path) -> str:
 # ---- the ledger -------------------------------------------------------------------------------------------------------
 
 
-def test_every_file_is_one_row_with_the_right_reason(world: DataWorld) -> None:
+# Of `odd_files`: hidden files and those of another kind are no rows.
+REASONS = {
+    "photo.jpg": None, "deep/er/photo.PNG": None, "small.png": "too_small", "stage one only.png": None,
+    "cut.jpg": "truncated", "png in truth.jpg": None, "no suffix": None,
+    "empty.webp": "unsupported", "bomb.png": "decompression_bomb", "uncaptioned.png": "caption_missing",
+    "blank.png": "caption_missing", "latin.png": "caption_missing", "pipe.jpg": "not_a_file",
+    "out.jpg": "outside_root", "inside.jpg": None, "dangling.jpg": "not_a_file",
+    "ring.jpg": "not_a_file",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def odd_files(
+    tmp_path_factory: pytest.TempPathFactory, new_world: Callable[[Path], DataWorld]
+) -> tuple[DataWorld, Artifact]:
+    """A folder with a file of every kind, and its index."""
+    world = new_world(tmp_path_factory.mktemp("odd"))
     whole = world.add("photo.jpg", noise(0))
     world.add("deep/er/photo.PNG", noise(1, 300, 290))
     world.add("small.png", noise(2, 63, 500))
@@ -93,21 +109,20 @@ def test_every_file_is_one_row_with_the_right_reason(world: DataWorld) -> None:
     (world.folder / "pictures" / "inside.txt").write_text("linked")
     (world.folder / "pictures" / "dangling.jpg").symlink_to("nowhere.jpg")
     (world.folder / "pictures" / "ring.jpg").symlink_to("ring.jpg")
+    return world, world.index(world.load(max_rejected_share=1.0))
 
-    index = world.index(world.load(max_rejected_share=1.0))
-    rows = ledger(index)
-    reasons = {
-        "photo.jpg": None, "deep/er/photo.PNG": None, "small.png": "too_small", "stage one only.png": None,
-        "cut.jpg": "truncated", "png in truth.jpg": None, "no suffix": None,
-        "empty.webp": "unsupported", "bomb.png": "decompression_bomb", "uncaptioned.png": "caption_missing",
-        "blank.png": "caption_missing", "latin.png": "caption_missing", "pipe.jpg": "not_a_file",
-        "out.jpg": "outside_root", "inside.jpg": None, "dangling.jpg": "not_a_file",
-        "ring.jpg": "not_a_file",
-    }  # fmt: skip
-    assert {source: row["reason"] for source, row in rows.items()} == reasons
+
+def test_every_file_is_one_row_with_the_right_reason(odd_files: tuple[DataWorld, Artifact]) -> None:
+    rows = ledger(odd_files[1])
+    assert {source: row["reason"] for source, row in rows.items()} == REASONS
     assert all((row["status"] == "accepted") == (row["reason"] is None) for row in rows.values())
     assert {row["status"] for row in rows.values()} == {"accepted", "rejected"}
+    assert "latin.txt is no UTF-8 text" in rows["latin.png"]["detail"]
 
+
+def test_a_row_tells_what_the_file_is_and_which_stages_can_use_it(odd_files: tuple[DataWorld, Artifact]) -> None:
+    world, index = odd_files
+    rows = ledger(index)
     for source in ("photo.jpg", "deep/er/photo.PNG", "cut.jpg", "empty.webp"):
         path = world.folder / "pictures" / source
         assert (rows[source]["image_id"], rows[source]["bytes"]) == (sha256(path), path.stat().st_size)
@@ -118,12 +133,12 @@ def test_every_file_is_one_row_with_the_right_reason(world: DataWorld) -> None:
         "too_small",
     )
 
-    counts = Counter(reason for reason in reasons.values() if reason)
-    summary = index.manifest.summary
-    assert summary["reasons"] == dict(counts)
+
+def test_an_index_counts_its_rows(odd_files: tuple[DataWorld, Artifact]) -> None:
+    summary = odd_files[1].manifest.summary
+    assert summary["reasons"] == dict(Counter(reason for reason in REASONS.values() if reason))
     assert (summary["inputs"], summary["accepted"], summary["rejected"]) == (17, 6, 11)
     assert summary["other_files"] == {".md": 1}
-    assert "latin.txt is no UTF-8 text" in rows["latin.png"]["detail"]
     assert (summary["stage1"], summary["stage2"]) == (6, 5)
 
 

@@ -78,22 +78,20 @@ def stepped_down(picture: Image.Image, short: int) -> np.ndarray:
     return np.asarray(picture.resize(goal, Image.Resampling.LANCZOS))
 
 
-@pytest.mark.slow
-def test_the_guides_data_file_does_what_its_text_says(
-    server: str, tmp_path: Path, new_small_run: Callable[[Path], SmallRun]
-) -> None:
-    run = new_small_run(tmp_path / "run")
+GUIDE_SIZES = {
+    "large": (900, 620), "above": (300, 257), "at": (256, 400), "own": (90, 200), "least": (64, 64), "small": (63, 400),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def guided(
+    server: str, tmp_path_factory: pytest.TempPathFactory, new_small_run: Callable[[Path], SmallRun]
+) -> SmallRun:
+    """What `deepfloyd prepare` made with the guide's data file of pictures of several sizes."""
+    run = new_small_run(tmp_path_factory.mktemp("guide") / "run")
     for path in run.pictures.iterdir():
         path.unlink()
-    sizes = {
-        "large": (900, 620),
-        "above": (300, 257),
-        "at": (256, 400),
-        "own": (90, 200),
-        "least": (64, 64),
-        "small": (63, 400),
-    }
-    for number, (name, size) in enumerate(sizes.items()):
+    for number, (name, size) in enumerate(GUIDE_SIZES.items()):
         Image.fromarray(smooth(number, *size)).save(run.pictures / f"{name}.png")
     (run.folder / "data.json").write_text(GUIDE.replace("PICTURES", str(run.pictures)))
     config = json.loads('{"model_type": "deepfloyd-lora", "model_family": "deepfloyd", "model_flavour": "tiny-i"}')
@@ -106,19 +104,32 @@ def test_the_guides_data_file_does_what_its_text_says(
     done = run.call_here("prepare", str(run.folder / "config.json"))
     assert done.returncode == 0, done.stderr
     assert "cache_dir is ignored" in done.stderr
+    return run
 
-    (index,) = run.workspace.glob("image_index/*/index.parquet")
-    reasons = {row["source"]: row["reason"] for row in pq.read_table(index).to_pylist()}
-    assert reasons == {f"{name}.png": "too_small" if name == "small" else None for name in sizes}
+
+def guided_crops(run: SmallRun) -> list[dict[str, Any]]:
     (made,) = run.workspace.glob("stage1_pixels/*")
-    rows = shown_rows(Artifact("stage1_pixels", made.name, made))
-    assert Counter(row["source"] for row in rows) == {f"{name}.png": 2 for name in sizes if name != "small"}, (
-        "repeats: 1"
-    )
-    for row in rows:
+    return shown_rows(Artifact("stage1_pixels", made.name, made))
+
+
+@pytest.mark.slow
+def test_the_guides_data_file_takes_the_pictures_that_its_text_says_twice(guided: SmallRun) -> None:
+    (index,) = guided.workspace.glob("image_index/*/index.parquet")
+    reasons = {row["source"]: row["reason"] for row in pq.read_table(index).to_pylist()}
+    assert reasons == {f"{name}.png": "too_small" if name == "small" else None for name in GUIDE_SIZES}
+    rows = guided_crops(guided)
+    shown = {f"{name}.png": 2 for name in GUIDE_SIZES if name != "small"}
+    assert Counter(row["source"] for row in rows) == shown, "repeats: 1"
+    places = {(row["source"], row["repeat"]): (row["crop_left"], row["crop_top"]) for row in rows}
+    assert all(places[f"{name}.png", 0] != places[f"{name}.png", 1] for name in ("large", "above", "at", "own"))
+
+
+@pytest.mark.slow
+def test_the_guides_data_file_crops_and_shrinks_as_its_text_says(guided: SmallRun) -> None:
+    for row in guided_crops(guided):
         assert (row["width"], row["height"], row["crop_style"]) == (64, 64, "random")
         assert row["caption"] == "Your Subject Trigger Phrase or Word"
-        original = Image.open(run.pictures / row["source"])
+        original = Image.open(guided.pictures / row["source"])
         large = min(original.size) > 256
         scaled = stepped_down(original, 128) if large else np.asarray(original)
         left = row["crop_left"] * scaled.shape[1] / original.width
@@ -132,8 +143,6 @@ def test_the_guides_data_file_does_what_its_text_says(
             assert row["crop_height"] == pytest.approx(64 * original.height / scaled.shape[0])
         else:
             assert np.array_equal(pixels_of(row), expected), "at or below the maximum: its own pixels"
-    places = {(row["source"], row["repeat"]): (row["crop_left"], row["crop_top"]) for row in rows}
-    assert all(places[f"{name}.png", 0] != places[f"{name}.png", 1] for name in ("large", "above", "at", "own"))
 
 
 # ---- sizes ------------------------------------------------------------------------------------------------------------

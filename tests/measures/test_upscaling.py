@@ -2,9 +2,10 @@
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -23,6 +24,7 @@ from deepfloyd_core.crops.rows import shard_files
 from deepfloyd_core.crops.shards import ShardRow, open_shard
 from deepfloyd_core.diffusion.loss import low_res, to_bytes, to_model_range
 from deepfloyd_core.measures.comparison import Compared, Picture, enlarged
+from deepfloyd_core.measures.figures import UpscalingFigures
 from deepfloyd_core.measures.files import DETAIL_SHEET, EVAL_FILE, EVAL_SHEET
 from deepfloyd_core.measures.pixel import (
     FEWEST,
@@ -112,11 +114,24 @@ def test_a_smooth_picture_among_others_does_not_decide_the_detail(tmp_path: Path
     assert 1.0 < known(level_figures(table, ["noisy"], "truth").upscaled["noisy"]["detail"]) < 1.2
 
 
-def test_the_table_of_upscalers_says_which_is_best(
-    tmp_path: Path, new_small_run: Callable[[Path], SmallRun], new_world: Callable[[Path], DataWorld]
-) -> None:
-    """The truth itself, and the truth with noise, as upscalers; plain enlargements against Pillow's."""
-    run = load_run(new_small_run(tmp_path / "run").config)
+@dataclass(frozen=True)
+class Upscaled:
+    """What was measured of two upscalers at two noise levels, and where its table and sheets are."""
+
+    figures: UpscalingFigures
+    truth: list[np.ndarray]  # the held-out pictures of each size, uint8 (N, H, W, 3)
+    folder: Path
+
+
+@pytest.fixture(scope="module")
+def upscaled(
+    tmp_path_factory: pytest.TempPathFactory,
+    new_small_run: Callable[[Path], SmallRun],
+    new_world: Callable[[Path], DataWorld],
+) -> Upscaled:
+    """The truth itself, and the truth with noise, as upscalers."""
+    out = tmp_path_factory.mktemp("upscaled")
+    run = load_run(new_small_run(out / "run").config)
     stages = new_world(run.workspace)
     files = shard_files(stages.eval_set(run, stages.index(run)), 2)
     truth = {tuple(part.shape[1:3]): part for part in (open_shard(file).all() for file in files)}
@@ -131,9 +146,11 @@ def test_the_table_of_upscalers_says_which_is_best(
 
     ways = {"noisy": partial(upscaler, 20.0), "perfect": partial(upscaler, 0.0)}
     rows, _ = measure_samples(["a sample"], [torch.zeros(3, 64, 64)], {("noisy", 0): [torch.zeros(3, 256, 256)]}, (0,))
-    found = measure_upscalers(files, ways, (0, 100), tmp_path, rows)["held_out"]
-    means: Any = found.upscaled
-    gain = found.gain
+    return Upscaled(measure_upscalers(files, ways, (0, 100), out, rows)["held_out"], list(truth.values()), out)
+
+
+def test_the_table_of_upscalers_says_which_is_best(upscaled: Upscaled) -> None:
+    found, means, gain = upscaled.figures, cast(Any, upscaled.figures.upscaled), upscaled.figures.gain
     assert list(means) == ["bilinear", "bicubic", "noisy", "perfect"] and list(gain) == ["bilinear", "bicubic", "noisy"]
     assert means["perfect"] == {"psnr": 100.0, "ssim": 1.0, "consistency": 100.0, "detail": 1.0, "colour_shift": 0.0}
     assert means["noisy"]["psnr"] == pytest.approx(10 * np.log10(255**2 / 400), abs=2)
@@ -148,15 +165,22 @@ def test_the_table_of_upscalers_says_which_is_best(
     assert later.gain["noisy"]["psnr"][0] == pytest.approx(100 - known(later.upscaled["noisy"]["psnr"]), abs=1e-3)
     assert list(found.by_level) == [0, 100]
 
-    written = pq.read_table(tmp_path / EVAL_FILE).to_pylist()
+
+def test_the_rows_of_the_table_are_those_of_each_picture(upscaled: Upscaled) -> None:
+    """Plain enlargements against Pillow's."""
+    written = pq.read_table(upscaled.folder / EVAL_FILE).to_pylist()
     assert [(row["image_id"], row["way"]) for row in written if row["low_res"] == SAMPLED] == [
         ("a sample", way) for way in ("bilinear", "bicubic", "noisy")
     ]
     table = [row for row in written if row["low_res"] == HELD_OUT]
     counts = Counter((row["way"], row["noise_level"]) for row in table)
-    ways_of = [("bilinear", None), ("bicubic", None), *((way, level) for way in ways for level in (0, 100))]
-    assert counts == dict.fromkeys(ways_of, sum(map(len, truth.values())))
-    for true in truth.values():
+    ways = [
+        ("bilinear", None),
+        ("bicubic", None),
+        *((way, level) for way in ("noisy", "perfect") for level in (0, 100)),
+    ]
+    assert counts == dict.fromkeys(ways, sum(map(len, upscaled.truth)))
+    for true in upscaled.truth:
         for picture in true:
             small = Image.fromarray(picture).resize(
                 (picture.shape[1] // 4, picture.shape[0] // 4), Image.Resampling.BICUBIC
@@ -164,10 +188,13 @@ def test_the_table_of_upscalers_says_which_is_best(
             large = np.asarray(small.resize((picture.shape[1], picture.shape[0]), Image.Resampling.BILINEAR))
             near = [row for row in table if row["way"] == "bilinear" and abs(row["psnr"] - psnr(large, picture)) < 0.1]
             assert near, "no row of the table is this picture enlarged by Pillow"
-    assert Image.open(tmp_path / EVAL_SHEET).height > 6 * 192
-    shown = np.asarray(Image.open(tmp_path / DETAIL_SHEET))
-    assert shown.shape == np.asarray(Image.open(tmp_path / EVAL_SHEET)).shape
-    first = next(iter(truth.values()))[0]
+
+
+def test_the_sheet_of_details_ends_with_the_truth_three_times_as_large(upscaled: Upscaled) -> None:
+    assert Image.open(upscaled.folder / EVAL_SHEET).height > 6 * 192
+    shown = np.asarray(Image.open(upscaled.folder / DETAIL_SHEET))
+    assert shown.shape == np.asarray(Image.open(upscaled.folder / EVAL_SHEET)).shape
+    first = upscaled.truth[0][0]
     low = low_res(to_model_range(torch.from_numpy(first)[None]))
     blurred = ((enlarged(low, "bicubic")[0].permute(1, 2, 0).numpy() + 1) * 127.5).round()
     top, left = busiest(first, blurred, 64, 4)

@@ -1,5 +1,6 @@
 """What tests read back from artifacts, by pyarrow's own means rather than by the readers under test."""
 
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -43,3 +44,8 @@ def sealed_manifest(**inputs: str) -> dict[str, Any]:
     made = {"started": "2000-01-01T00:00:00+00:00", "seconds": 1.0, "python": "3", "machine": "x", "packages": {}}
     empty: dict[str, Any] = {"spec": {}, "files": [], "summary": {}, "provenance": made}
     return {"kind": "text_embeds", "format": 1, "fingerprint": "0" * 16, "inputs": inputs, **empty}
+
+
+def finished_names(workspace: Path) -> set[str]:
+    """`KIND/FINGERPRINT` of each finished artifact."""
+    return {str(file.parent.relative_to(workspace)) for file in workspace.glob("*/*/manifest.json")}
