@@ -31,7 +31,7 @@ def sampled(asked: Asked, stage: Stage, offload: bool) -> Yields:
         if offload:
             sampler.pipeline.enable_model_cpu_offload(device=asked.device)
             sampler = replace(sampler, device=torch.device(asked.device))
-        count = 1 if asked.tiny else STAGES[stage].batch
+        count = 1 if asked.tiny else STAGES[stage].sample_batch
         settings = sampler.config.model_copy(update={"validation_num_inference_steps": 1})
         pictures(replace(sampler, config=settings), count)  # warms the card up
         seconds = seconds_of(lambda: pictures(sampler, count))

@@ -39,8 +39,8 @@ def card_code(run: Run, products: Mapping[Stage, str], prompt: str) -> list[str]
         'text = {"prompt_embeds": embeds, "negative_prompt_embeds": negative}',
     ]
     for stage in stages:
-        lines += _CALLS[stage](run, stage, products[stage])
-    lines += [f"picture = {_VARIABLES[stages[-1]]}.images[0]"]
+        lines += CALLS[stage](run, stage, products[stage])
+    lines += [f"picture = {VARIABLES[stages[-1]]}.images[0]"]
     return [*lines, 'picture.save("../picture.png")  # `deepfloyd verify` knows the files of this folder']
 
 
@@ -115,7 +115,7 @@ def _text_call(run: Run, stage: Stage, product: str) -> list[str]:
         more += ', output_type="pt"'
     return [
         *lines,
-        f"{_VARIABLES[stage]} = stage{stage}(**text, width={width}, height={height}, {_sampling(settings)},",
+        f"{VARIABLES[stage]} = stage{stage}(**text, width={width}, height={height}, {_sampling(settings)},",
         f"               generator=torch.Generator().manual_seed(seed){more})",
     ]
 
@@ -129,21 +129,21 @@ def _upscaler_call(run: Run, stage: Stage, product: str) -> list[str]:
     if source in run.config.stages:
         factor = STAGES[source].scale // STAGES[run.config.first_stage].scale
         width, height = (factor * edge for edge in run.config.sample_sizes_px[0])
-        lines = [f"low_res = {_VARIABLES[source]}.images"]
+        lines = [f"low_res = {VARIABLES[source]}.images"]
     if settings.validation_back_projection:
         projecting = f"back_projecting(stage{stage}.scheduler, low_res.float().cpu())"
         lines.append(f"stage{stage}.scheduler = {projecting}  # before each call")
     return [
         *lines,
-        f"{_VARIABLES[stage]} = stage{stage}(**text, image=low_res, width={UPSCALE * width}, height={UPSCALE * height}, "
+        f"{VARIABLES[stage]} = stage{stage}(**text, image=low_res, width={UPSCALE * width}, height={UPSCALE * height}, "
         f"noise_level={settings.validation_noise_level},",
         f"               {_sampling(settings)}, generator=torch.Generator().manual_seed(seed))",
     ]
 
 
 # The code that calls each stage, and the variable with its output.
-_CALLS: dict[Stage, Callable[[Run, Stage, str], list[str]]] = {1: _text_call, 2: _upscaler_call}
-_VARIABLES: dict[Stage, str] = {1: "small", 2: "large"}
+CALLS: dict[Stage, Callable[[Run, Stage, str], list[str]]] = {1: _text_call, 2: _upscaler_call}
+VARIABLES: dict[Stage, str] = {1: "small", 2: "large"}
 
 
 def _sampling(settings: StageConfig) -> str:

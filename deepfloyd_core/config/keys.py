@@ -32,7 +32,7 @@ CONTENT: tuple[Reader, ...] = ("content",)
 ENTRY: tuple[Reader, ...] = ("all",)
 VERDICT: tuple[Reader, ...] = ("verdict", "index")
 CROPS: tuple[Reader, ...] = (*VERDICT, "pixels", "eval_set")
-EVERY: tuple[Stage, ...] = tuple(STAGES)
+EVERY_STAGE: tuple[Stage, ...] = tuple(STAGES)
 _FOR_ALL = ("validation_noise_level",)  # may stand at the top level of a file with all stages, as in SimpleTuner's
 
 
@@ -46,7 +46,7 @@ class Effect:
 
 
 def key(
-    default: Any = PydanticUndefined, *, says: str, makes: tuple[Reader, ...], stages: tuple[Stage, ...] = EVERY,
+    default: Any = PydanticUndefined, *, says: str, makes: tuple[Reader, ...], stages: tuple[Stage, ...] = EVERY_STAGE,
     only_with: Mapping[str, tuple[object, ...]] | None = None, **rules: Any,
 ) -> Any:  # fmt: skip
     """A field of a configuration model. `says`: its help; `rules`: bounds and the like, as pydantic's `Field` takes them."""
@@ -72,7 +72,7 @@ def keys_of(model: type[Spec], reader: Reader, stage: Stage | None = None) -> fr
     return frozenset(
         name
         for name, effect in effects(model).items()
-        if reader in effect.makes and (effect.stages == EVERY or stage in effect.stages)
+        if reader in effect.makes and (effect.stages == EVERY_STAGE or stage in effect.stages)
     )
 
 

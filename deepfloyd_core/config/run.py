@@ -17,7 +17,7 @@ from deepfloyd_core.config.cluster import cluster_fault
 from deepfloyd_core.config.data_sets import ImageDataset
 from deepfloyd_core.config.extras import missing_extra, quantization_fault
 from deepfloyd_core.config.flavours import PUBLISHED
-from deepfloyd_core.config.keys import CONTENT, CROPS, EVERY, LORA, NOTHING, VERDICT, effects, is_changed, key
+from deepfloyd_core.config.keys import CONTENT, CROPS, EVERY_STAGE, LORA, NOTHING, VERDICT, effects, is_changed, key
 from deepfloyd_core.config.run_machine import Machine
 from deepfloyd_core.config.run_text import TextKeys
 from deepfloyd_core.config.run_validation import ValidationKeys
@@ -108,7 +108,7 @@ class RunConfig(TextKeys, ValidationKeys, Machine):
             yield "no stage to train: add a [stage1] or [stage2] table, or set model_flavour"
         for name, effect in effects(type(self)).items():
             stages = effect.stages
-            if stages != EVERY and not set(stages) & set(self.stages) and is_changed(self, name):
+            if stages != EVERY_STAGE and not set(stages) & set(self.stages) and is_changed(self, name):
                 yield f"{name} measures what {titles(stages)} makes, and there is no {tables(stages)}. Remove it"
         if fault := cluster_fault(self.task_runner, self.task_runner_address):
             yield fault

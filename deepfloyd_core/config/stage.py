@@ -30,6 +30,11 @@ class StageConfig(MethodKeys, OptimizerKeys, LossKeys, LowResKeys, RunKeys, Samp
         return self.max_train_steps or 1000
 
     @property
+    def samples_per_step(self) -> int:
+        """Samples of an optimizer step: of all its forward passes."""
+        return self.train_batch_size * self.gradient_accumulation_steps
+
+    @property
     def final_learning_rate(self) -> float:
         """Learning rate at the end of a decaying schedule."""
         return self.learning_rate / 10 if self.lr_end is None else self.lr_end

@@ -24,7 +24,7 @@ class StageKind:
     in_channels: int  # of its UNet: x_t, and for an upscaler the low-res picture beside it
     pipeline: str  # its class in diffusers
     sample_max: float  # `sample_max_value` of its scheduler
-    batch: int  # pictures that are sampled at once
+    sample_batch: int  # pictures that are sampled at once
     sheet_px: int  # edge of a picture on the sheet of its validations
     colour: tuple[int, int, int]  # of its boxes and titles in the preview
     model_types: Mapping[str, str]  # SimpleTuner's values of model_type that name the stage as well: ours of each
@@ -78,7 +78,7 @@ _KINDS = (
         in_channels=3,
         pipeline="IFPipeline",
         sample_max=1.5,
-        batch=16,
+        sample_batch=16,
         sheet_px=96,
         colour=(255, 40, 90),
         model_types={"deepfloyd-lora": "lora", "deepfloyd-full": "full"},
@@ -92,7 +92,7 @@ _KINDS = (
         in_channels=6,
         pipeline="IFSuperResolutionPipeline",
         sample_max=1.0,
-        batch=2,
+        sample_batch=2,
         sheet_px=192,
         colour=(0, 125, 255),
         model_types={"deepfloyd-stage2-lora": "lora", "deepfloyd-stage2": "full"},
@@ -100,7 +100,8 @@ _KINDS = (
         noising_scheduler="image_noising_scheduler",
     ),
 )
-STAGES: dict[Stage, StageKind] = {kind.number: kind for kind in _KINDS}  # in the order of the cascade
+# Those that can be trained, in the order of the cascade.
+STAGES: dict[Stage, StageKind] = {kind.number: kind for kind in _KINDS}
 UPSCALERS = tuple(stage for stage, kind in STAGES.items() if kind.is_upscaler)
 CONTROLLED = tuple(stage for stage, kind in STAGES.items() if kind.takes_controlnet)
 

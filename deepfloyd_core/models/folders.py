@@ -13,7 +13,9 @@ from deepfloyd_core.models.whole_weights import lacking, weight_faults
 # What a stock pipeline of any stage needs. `text` marks what only the text encoder's process reads.
 _UNET_FILES = ("unet/config.json", "unet/*.safetensors")
 _LOCAL = "or point pretrained_model_name_or_path at a copy of the model on this machine"
-_WEIGHTS = {"unet": UNET_WEIGHTS} | {kind.weights: kind.weights_file for kind in TEXT_ENCODERS.values()}  # by folder
+_WEIGHTS = {"unet": UNET_WEIGHTS} | {
+    kind.weights_folder: kind.weights_file for kind in TEXT_ENCODERS.values()
+}  # by folder
 
 
 def resolve(model: str, stage: Stage, text: bool = False) -> Path:
@@ -114,8 +116,8 @@ def _download(repo: str, stage: Stage, text: bool) -> Path:
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError
 
     wanted, encoder = _files(stage, text), text_encoder_of(stage)
-    patterns = [*wanted, "model_index.json", "unet/*.json", f"{encoder.weights}/*.json"]
-    patterns += [f"{encoder.tokenizer}/*"] if text else []
+    patterns = [*wanted, "model_index.json", "unet/*.json", f"{encoder.weights_folder}/*.json"]
+    patterns += [f"{encoder.tokenizer_folder}/*"] if text else []
     files = ", ".join(wanted)
     accept = f"Accept the licence at https://huggingface.co/{repo} and run `hf auth login`"
     try:

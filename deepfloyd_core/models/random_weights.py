@@ -111,7 +111,7 @@ def design(flavour: Flavour, seed: int = 0) -> Design:
     names, folder = flavour.kind.schedulers, Path(flavour.repo)
     if folder.is_absolute():
         schedulers = {name: _read(folder / name / "scheduler_config.json") for name in names}
-        text = _read(folder / encoder.weights / "config.json")
+        text = _read(folder / encoder.weights_folder / "config.json")
         return Design(flavour.stage, _read(folder / "unet/config.json"), schedulers, text, "float32", seed)
     sampler = {**_COSINE, **_SAMPLER, "sample_max_value": flavour.kind.sample_max}
     schedulers = dict(zip(names, (sampler, _COSINE), strict=False))
@@ -157,8 +157,8 @@ def write_folder(order: tuple[str, Design, bool, Path]) -> Path:
         shared, encoder = cache / f"text-{wanted.text_id}", text_encoder_of(wanted.stage)
         with locked(cache, shared.name):
             tokenizer = encoder.random_tokenizer
-            _part(shared / encoder.tokenizer, lambda out: shutil.copytree(tokenizer, out, dirs_exist_ok=True))
-            _part(shared / encoder.weights, lambda out: _write_text(wanted, out))
+            _part(shared / encoder.tokenizer_folder, lambda out: shutil.copytree(tokenizer, out, dirs_exist_ok=True))
+            _part(shared / encoder.weights_folder, lambda out: _write_text(wanted, out))
             for part in encoder.parts:
                 if not (folder / part).is_symlink():
                     (folder / part).symlink_to(Path("..") / shared.name / part)
@@ -291,10 +291,10 @@ def _write_shard(path: Path, shapes: dict[str, tuple[int, ...]], wanted: Design)
 
 def _model_index(wanted: Design) -> dict[str, Any]:
     kind = text_encoder_of(wanted.stage)
-    parts = {"unet": ["diffusers", "UNet2DConditionModel"], kind.weights: ["transformers", kind.model_class]}
+    parts = {"unet": ["diffusers", "UNet2DConditionModel"], kind.weights_folder: ["transformers", kind.model_class]}
     parts |= {name: ["diffusers", "DDPMScheduler"] for name in wanted.schedulers}
     absent: dict[str, Any] = {name: [None, None] for name in ("feature_extractor", "safety_checker", "watermarker")}
-    rest = {kind.tokenizer: ["transformers", kind.tokenizer_class], "requires_safety_checker": False}
+    rest = {kind.tokenizer_folder: ["transformers", kind.tokenizer_class], "requires_safety_checker": False}
     return {"_class_name": STAGES[wanted.stage].pipeline, **absent, **parts, **rest}
 
 

@@ -17,9 +17,9 @@ class TextEncoderKind:
     """The facts of a text encoder."""
 
     title: str
-    weights: str  # its folder in a model's folder
+    weights_folder: str  # its folder in a model's folder
     weights_file: str  # the name of its weights there, if they are one file
-    tokenizer: str  # the folder of its tokenizer
+    tokenizer_folder: str  # the folder of its tokenizer
     cleaned_by: tuple[str, ...]  # packages whose versions decide how captions are cleaned for it
     model_class: str  # in transformers, as the following two
     config_class: str
@@ -30,12 +30,16 @@ class TextEncoderKind:
     @property
     def parts(self) -> tuple[str, ...]:
         """The folders that decide its hidden states."""
-        return self.weights, self.tokenizer
+        return self.weights_folder, self.tokenizer_folder
 
     @property
     def files(self) -> tuple[str, ...]:
         """Patterns of the files that it needs."""
-        return f"{self.weights}/config.json", f"{self.weights}/*.safetensors", f"{self.tokenizer}/tokenizer_config.json"
+        return (
+            f"{self.weights_folder}/config.json",
+            f"{self.weights_folder}/*.safetensors",
+            f"{self.tokenizer_folder}/tokenizer_config.json",
+        )
 
 
 T5_XXL = {  # v1.1, encoder only: 4,762,310,656 parameters
@@ -48,9 +52,9 @@ T5_XXL = {  # v1.1, encoder only: 4,762,310,656 parameters
 TEXT_ENCODERS = {
     "t5": TextEncoderKind(
         title="T5",
-        weights="text_encoder",
+        weights_folder="text_encoder",
         weights_file="model.safetensors",
-        tokenizer="tokenizer",
+        tokenizer_folder="tokenizer",
         cleaned_by=("diffusers", "ftfy"),
         model_class="T5EncoderModel",
         config_class="T5Config",

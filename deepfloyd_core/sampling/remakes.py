@@ -103,7 +103,7 @@ def _make(job: Job[RemakeRequest], pixels: Artifact, rows: pa.Table, todo: list[
         width, height = part.size[0] // UPSCALE, part.size[1] // UPSCALE
         known = _shard_rows(files, rows, part.numbers)
         made: list[np.ndarray] = []
-        batch = STAGES[request.source.stage].batch
+        batch = STAGES[request.source.stage].sample_batch
         for start in range(0, len(known), batch):  # of all at once, text alone would take some hundred MB
             own = slice(start, start + batch)
             small = true_low_res(crops, part.size, part.numbers[own])

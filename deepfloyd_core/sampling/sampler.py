@@ -64,7 +64,7 @@ def sample(
     size: (width, height) of pictures from text; an upscaler's follow from its low-res pictures. given: a ControlNet's
     conditioning, or an upscaler's low-res pictures.
     """
-    return _SAMPLED[sampler.stage](sampler, text, negative, seeds, size, given)
+    return SAMPLED[sampler.stage](sampler, text, negative, seeds, size, given)
 
 
 def sample_stage1(
@@ -127,7 +127,7 @@ def _upscaled(
 
 
 # How each stage samples, with the arguments of `sample`.
-_SAMPLED: dict[Stage, Callable[..., torch.Tensor]] = {1: sample_stage1, 2: _upscaled}
+SAMPLED: dict[Stage, Callable[..., torch.Tensor]] = {1: sample_stage1, 2: _upscaled}
 
 
 def _sample(
@@ -136,7 +136,7 @@ def _sample(
 ) -> torch.Tensor:  # fmt: skip
     """given: the further inputs of a part of the pictures, apart from text and seeds, under the pipeline's names."""
     dtype, parts = DTYPES[sampler.config.mixed_precision], []
-    batch = STAGES[sampler.stage].batch
+    batch = STAGES[sampler.stage].sample_batch
     for start in range(0, len(seeds), batch):
         part = slice(start, start + batch)
         pictures = sampler.pipeline(

@@ -90,12 +90,12 @@ def clean_captions(captions: list[str], special: list[str]) -> tuple[list[str], 
 
 def row_width(folder: Path) -> int:
     """D of the encoder of a pipeline folder."""
-    return int(T5Config.from_pretrained(folder / _KIND.weights).d_model)
+    return int(T5Config.from_pretrained(folder / _KIND.weights_folder).d_model)
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a pipeline folder."""
-    return AutoTokenizer.from_pretrained(folder / _KIND.tokenizer)
+    return AutoTokenizer.from_pretrained(folder / _KIND.tokenizer_folder)
 
 
 def load_encoder(
@@ -105,7 +105,7 @@ def load_encoder(
 
     fp32 must give the pipeline's bits, so it is not lean; bf16 itself rounds far more than `lean` changes.
     """
-    folder = folder / _KIND.weights
+    folder = folder / _KIND.weights_folder
     with torch.device("meta"):
         model = T5EncoderModel(T5Config.from_pretrained(folder)).eval()
     lean = dtype != torch.float32

@@ -86,7 +86,6 @@ def train(job: Job[TrainRequest]) -> TrainingSummary:
     base = validation.losses()
     change = compared(base, tuned)
     _write_figures(stage, job.out, metrics, write_validations(base, stage, validation.wanted, job.out))
-    batch = setup.config.train_batch_size * setup.config.gradient_accumulation_steps
     return TrainingSummary(
         steps=last,
         rows=sum(rows.counts.values()),
@@ -99,7 +98,7 @@ def train(job: Job[TrainRequest]) -> TrainingSummary:
         last_loss=metrics[-1].loss,
         reload_difference=difference,
         steps_of_this_process=last - first,
-        samples_per_s=round((last - first) * batch / seconds, 2) if first < last else None,
+        samples_per_s=round((last - first) * setup.config.samples_per_step / seconds, 2) if first < last else None,
         eval_by_t=change.by_t if change else {},
         **dict(_on_held_out(job, base, tuned, change) if change else HeldOutLosses()),
     )
@@ -202,7 +201,7 @@ def run_steps(
             began = time.monotonic()
             state.metrics.append(take_step(setup, state, ahead, step))
             seconds += time.monotonic() - began
-            pace.step(config.train_batch_size * config.gradient_accumulation_steps)
+            pace.step(config.samples_per_step)
             _tell(report, config.steps, state.metrics[-1], pace, show)
             finished, stop = step + 1 == config.steps, asked.stop
             if finished or stop or checkpoints.due:

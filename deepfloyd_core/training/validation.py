@@ -95,7 +95,7 @@ def _save_pictures(plan: Validation, step: int) -> list[Path]:
     sampler = Sampler(stage, settings, pipeline, unet.device, lambda count: None)
     paths: list[Path] = []
     without = [caption_id(plan.negative_prompt)]
-    for part in _batches(plan.wanted, STAGES[stage].batch):
+    for part in _batches(plan.wanted, STAGES[stage].sample_batch):
         text, negative = texts([caption_id(item.prompt) for item in part]), texts(without * len(part))
         seeds, found = [item.seed for item in part], [item.given for item in part if item.given is not None]
         given = torch.cat(found) if found else None

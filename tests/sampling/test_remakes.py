@@ -229,7 +229,7 @@ def test_every_row_has_its_own_remake_however_shards_and_batches_are_cut(
 ) -> None:
     """With a Stage I that gives back what it is given."""
     monkeypatch.setattr(stage1_low_res, "SHARD_ROWS", shard_rows)
-    monkeypatch.setitem(STAGES, 1, replace(STAGES[1], batch=1))
+    monkeypatch.setitem(STAGES, 1, replace(STAGES[1], sample_batch=1))
     monkeypatch.setattr(stage1_low_res, "make_sampler", lambda *_: None)
     monkeypatch.setattr(stage1_low_res, "resample_stage1", lambda *arguments: arguments[4])
     made = small.remade(tmp_path)
