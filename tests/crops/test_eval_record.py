@@ -13,7 +13,8 @@ from copies import COPIES, scene, trained
 from data_world import DataWorld
 
 from deepfloyd_core.bundle.verify import verify_workspace
-from deepfloyd_core.crops.eval_choice import check_left, choose_held_out, held_out_pictures
+from deepfloyd_core.config.run import Run
+from deepfloyd_core.crops.eval_choice import Choice, check_left, choose_held_out, held_out_pictures
 from deepfloyd_core.errors import ArtifactError, DataError
 from deepfloyd_core.index.ledger import INDEX_FILE, SCHEMA
 from deepfloyd_core.store.artifacts import Artifact
@@ -182,7 +183,7 @@ def test_whatever_comes_goes_and_is_asked_for_no_choice_of_an_index_changes_and_
     subjects = [f"{rng.getrandbits(256):064x}" for _ in range(40)]
     copies = {f"{rng.getrandbits(256):064x}": subject for subject in subjects for _ in range(4)}
     there: dict[str, str] = {}
-    seen: dict[Any, Any] = {}
+    seen: dict[int, tuple[Run, Artifact, tuple[Choice, ...]]] = {}
     measured: dict[str, set[str]] = {"one": set(), "two": set()}  # subjects, of each set
     known: dict[str, set[str]] = {"one": set(), "two": set()}  # their copies that were there with them
     for step in range(100):

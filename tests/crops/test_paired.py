@@ -557,9 +557,10 @@ def test_a_run_ends_in_a_version_that_follows_pictures_of_its_kind(
                                    "stage1.max_train_steps=3", "stage2.max_train_steps=1")
     ]  # fmt: skip
 
-    def summary(kind: str) -> Any:
+    def summary(kind: str) -> dict[str, Any]:
         (path,) = (run.workspace / kind).iterdir()
-        return json.loads((path / "manifest.json").read_text())["summary"]
+        counts: dict[str, Any] = json.loads((path / "manifest.json").read_text())["summary"]
+        return counts
 
     done = run.call_here("run", str(run.config), *keys)
     assert done.returncode == 0, done.stderr

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
@@ -504,7 +504,7 @@ def test_the_trainers_loss_with_each_option_agrees_with_numpy(name: str, stage_n
     scheduler = load_scheduler(folder)
     noising = load_scheduler(folder, "image_noising_scheduler") if stage_number == 2 else None
     text = one_text(torch.zeros(2, 4))
-    setup = Setup(stage_number, config, 7, cast(Any, FakeUnet()), scheduler, noising, text, torch.device("cpu"), Path())
+    setup = Setup(stage_number, config, 7, FakeUnet(), scheduler, noising, text, torch.device("cpu"), Path())
     got = float(batch_loss(setup, prepare(setup, Batch(pixels, ["id"] * 4, np.arange(4)), 11, [])))
 
     seed = hash_seed(7, stage_number)
@@ -561,7 +561,7 @@ def test_own_errors_are_sought_within_the_offset_and_by_the_model_without_dropou
 
     noising, unet = load_scheduler(STAGE2, "image_noising_scheduler"), Watched().train()
     setup = Setup(
-        2, config, 7, cast(Any, unet), load_scheduler(STAGE2), noising, one_text(torch.zeros(2, 4)), torch.device("cpu"),
+        2, config, 7, unet, load_scheduler(STAGE2), noising, one_text(torch.zeros(2, 4)), torch.device("cpu"),
         Path(),
     )  # fmt: skip
     prepared = prepare(setup, Batch(torch.zeros(4, 8, 8, 3, dtype=torch.uint8), ["id"] * 4, np.arange(4)), 11, [])
@@ -577,7 +577,7 @@ def test_own_errors_in_a_window_are_back_projected_where_samples_are() -> None:
     pixels = torch.randint(0, 256, (2, 72, 80, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     scheduler, noising = load_scheduler(STAGE2), load_scheduler(STAGE2, "image_noising_scheduler")
     setup = Setup(
-        2, stage2(**keys), 7, cast(Any, FakeUnet()), scheduler, noising, one_text(torch.zeros(2, 4)), torch.device("cpu"),
+        2, stage2(**keys), 7, FakeUnet(), scheduler, noising, one_text(torch.zeros(2, 4)), torch.device("cpu"),
         Path(),
     )  # fmt: skip
     prepared = prepare(setup, Batch(pixels, ["id"] * 2, np.arange(2)), 11, [])
@@ -606,7 +606,7 @@ def test_the_loss_of_a_window_agrees_with_numpy() -> None:
     pixels = torch.randint(0, 256, (2, 72, 80, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     scheduler, text = load_scheduler(STAGE2), one_text(torch.zeros(2, 4))
     noising = load_scheduler(STAGE2, "image_noising_scheduler")
-    setup = Setup(2, config, 7, cast(Any, FakeUnet()), scheduler, noising, text, torch.device("cpu"), Path())
+    setup = Setup(2, config, 7, FakeUnet(), scheduler, noising, text, torch.device("cpu"), Path())
     got = float(batch_loss(setup, prepare(setup, Batch(pixels, ["id"] * 2, np.arange(2)), 11, [])))
 
     seed = hash_seed(7, 2)

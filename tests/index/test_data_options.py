@@ -3,7 +3,7 @@
 import json
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -254,7 +254,7 @@ def test_a_directory_that_cannot_be_listed_is_a_row(world: DataWorld, monkeypatc
     world.add("locked/hidden.png", smooth(1, 70, 70))
     scandir = os.scandir
 
-    def refusing(path: Any) -> Any:
+    def refusing(path: str) -> Iterator[os.DirEntry[str]]:
         if str(path).endswith("locked"):
             raise PermissionError(13, "Permission denied", str(path))
         return scandir(path)

@@ -142,8 +142,9 @@ def test_a_caption_that_changed_comes_or_goes_is_seen(world: DataWorld) -> None:
     path = world.add("a.png", noise(0), "one")
     run = world.load(stages=(1,))
 
-    def captions() -> Any:
-        return scan(run)["captions"][0].as_py()
+    def captions() -> list[str]:
+        texts: list[str] = scan(run)["captions"][0].as_py()
+        return texts
 
     assert captions() == ["one"]
     path.with_suffix(".txt").write_text("two")
@@ -201,8 +202,9 @@ def test_a_caption_that_could_not_be_read_once_is_read_by_the_next_run(
 def test_captions_of_another_strategy_are_not_taken_for_the_texts_beside_the_pictures(world: DataWorld) -> None:
     world.add("a name.png", noise(0), "a text")
 
-    def captions(**keys: Any) -> Any:
-        return scan(world.load(keys, stages=(1,)))["captions"].to_pylist()
+    def captions(**keys: Any) -> list[list[str]]:
+        texts: list[list[str]] = scan(world.load(keys, stages=(1,)))["captions"].to_pylist()
+        return texts
 
     for _ in range(2):
         assert captions(caption_strategy="filename") == [["a name"]]

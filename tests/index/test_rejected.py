@@ -4,7 +4,7 @@ import io
 import os
 import zlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -157,7 +157,7 @@ def test_only_what_is_shown_is_decoded_again_and_nothing_that_harms(
     asked: list[str] = []
     real = Children.map
 
-    def noted(self: Children, function: Any, items: Any) -> Any:
+    def noted(self: Children, function: Callable[..., object], items: Iterable[Any]) -> Iterator[object]:
         items = list(items)
         if function is sheets.thumbnail:
             asked.extend(row.source for _, row in items)

@@ -143,7 +143,7 @@ def numbers(rng: np.random.Generator) -> Image.Image:
 @pytest.mark.parametrize(
     ("series", "count"), [(stars, 400), (shapes, 600), (dots, 150), (colours, 200), (numbers, 200)]
 )
-def test_drawings_of_a_series_are_not_alike(series: Any, count: int) -> None:
+def test_drawings_of_a_series_are_not_alike(series: Callable[[np.random.Generator], Image.Image], count: int) -> None:
     rng = np.random.default_rng(11)
     pictures = list({picture.tobytes(): picture for picture in (series(rng) for _ in range(count))}.values())
     assert pairs_alike(looks_of(pictures)) == []

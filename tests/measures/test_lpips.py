@@ -4,7 +4,6 @@ import importlib.util
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -72,9 +71,9 @@ def spoil_header(file: Path) -> None:
     file.write_bytes(data)
 
 
-def with_tensors(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], Any]:
+def with_tensors(change: Callable[[dict[str, np.ndarray]], object]) -> Callable[[Path], object]:
     def spoil(file: Path) -> None:
-        weights: dict[str, Any] = load_file(file)
+        weights: dict[str, np.ndarray] = load_file(file)
         change(weights)
         save_file(weights, file)
 
@@ -115,7 +114,7 @@ FIRST = "net.slice1.0.weight"
     ],
 )
 def test_a_file_that_holds_no_weights_of_lpips_is_refused(
-    tmp_path: Path, spoil: Callable[[Path], Any], says: str
+    tmp_path: Path, spoil: Callable[[Path], object], says: str
 ) -> None:
     file = save_lpips(tmp_path / "weights.safetensors")
     spoil(file)

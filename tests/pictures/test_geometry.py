@@ -15,6 +15,7 @@ from deepfloyd_core.config.data_blocks import AspectBucket
 from deepfloyd_core.config.data_sets import ImageDataset
 from deepfloyd_core.config.run import RunConfig
 from deepfloyd_core.config.stage import StageConfig
+from deepfloyd_core.config.stages import STAGES
 from deepfloyd_core.crops.shards import open_shard, read_rows
 from deepfloyd_core.pictures.draws import Draw, hash_units, image_keys, seeded
 from deepfloyd_core.pictures.geometry import (
@@ -417,8 +418,8 @@ def test_stage_two_of_a_64_px_set_is_four_times_as_large_in_every_length() -> No
 def test_areas_are_megapixels_or_the_edge_of_their_square() -> None:
     for keys in ({"resolution_type": "pixel_area", "resolution": 64, "minimum_image_size": 80},
                  {"resolution_type": "area", "resolution": 0.004096, "minimum_image_size": 0.0064}):  # fmt: skip
-        for stage, times in ((1, 1), (2, 16)):
-            found = geometry(CONFIG, dataset(**keys), stage)  # type: ignore[arg-type]
+        for stage, times in zip(STAGES, (1, 16), strict=True):
+            found = geometry(CONFIG, dataset(**keys), stage)
             assert found == Geometry(
                 4096 * times, 6400 * times, None, None, "center", True, alignment=8 * (1, 4)[stage - 1]
             )

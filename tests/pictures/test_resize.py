@@ -78,7 +78,8 @@ def psnr(one: np.ndarray, two: np.ndarray) -> float:
 
 
 def scaled_to(size: tuple[int, int], edge: int) -> tuple[int, int]:
-    return tuple(max(edge, round(side * edge / min(size))) for side in size)  # type: ignore[return-value]
+    width, height = (max(edge, round(side * edge / min(size))) for side in size)
+    return width, height
 
 
 def compare(data: bytes, picture: Image.Image, edge: int) -> tuple[float, str]:

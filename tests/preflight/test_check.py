@@ -77,10 +77,10 @@ def test_a_run_of_a_flow_has_them_all_in_its_state_and_once_in_its_log(small_run
     command = [sys.executable, "-P", "-c", code, str(small_run.config), *BROKEN]
     subprocess.run(command, env=os.environ | {"PREFECT_API_URL": server}, capture_output=True, timeout=300)
 
-    def newest(path: str, **filters: Any) -> list[Any]:
+    def newest(path: str, **filters: Any) -> list[dict[str, Any]]:
         body = json.dumps({"sort": "START_TIME_DESC", "limit": 1, **filters}).encode()
         request = urllib.request.Request(f"{server}/{path}", body, {"Content-Type": "application/json"})
-        found: list[Any] = json.loads(urllib.request.urlopen(request, timeout=30).read())
+        found: list[dict[str, Any]] = json.loads(urllib.request.urlopen(request, timeout=30).read())
         return found
 
     (run,) = newest("flow_runs/filter", flows={"name": {"any_": ["finetune"]}})

@@ -40,7 +40,11 @@ def light(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run(
-    name: str, workspace: Path, number: int = 0, how: Callable[..., Any] = run_job, words: str = "x"
+    name: str,
+    workspace: Path,
+    number: int = 0,
+    how: Callable[[Order, WorkDir, Report], Pids] = run_job,
+    words: str = "x",
 ) -> dict[str, Any]:
     """One job that makes an artifact. Returns its summary."""
     request = Request(name, 0, {"number": number}, {})

@@ -1,6 +1,7 @@
 """The flows make each artifact from what `planned` says, by which `retrain` decides; no artifact is made here."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,13 +33,13 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, str]]:
 
     def make(kind: str, **inputs: Artifact) -> Artifact:
         made[kind] = {name: artifact.kind for name, artifact in inputs.items()}
-        return Artifact(kind, "0" * 16, None)  # type: ignore[arg-type]
+        return Artifact(kind, "0" * 16, Path("nowhere"))
 
     def text(run: Run, stage: Stage, embeds: Artifact) -> Artifact:
         frozen = text_is_frozen(run.config.stage(stage))
         return make(f"stage{stage}_text", text_embeds=embeds) if frozen else embeds
 
-    fakes: dict[str, Callable[..., Any]] = {
+    fakes: dict[str, Callable[..., Artifact]] = {
         "dag.stage_pixels": lambda run, index, stage: make(f"stage{stage}_pixels"),
         "dag.eval_set": lambda run, index: make("eval_set"),
         "dag.stage_conditioning": lambda run, index, crops: make("stage1_conditioning", crops=crops),

@@ -49,15 +49,15 @@ def _digest(workspace: Path) -> dict[str, str]:
     }
 
 
-def _post(server: str, path: str, body: dict[str, Any]) -> Any:
+def _post(server: str, path: str, body: dict[str, Any]) -> list[dict[str, Any]]:
     request = urllib.request.Request(
         f"{server}/{path}", json.dumps(body).encode(), {"Content-Type": "application/json"}
     )
     with urllib.request.urlopen(request, timeout=30) as answer:
-        return json.load(answer)
+        return list(json.load(answer))
 
 
-def _found(server: str, run: SmallRun, path: str) -> list[Any]:
+def _found(server: str, run: SmallRun, path: str) -> list[dict[str, Any]]:
     """Everything of one kind that the server, which other tests use as well, has of a small run and its subflows."""
     flow_runs = _all(server, "flow_runs", {})
     ids = [entry["id"] for entry in flow_runs if entry["parameters"].get("config") == str(run.config)]
@@ -70,8 +70,8 @@ def _found(server: str, run: SmallRun, path: str) -> list[Any]:
     )
 
 
-def _all(server: str, path: str, body: dict[str, Any]) -> list[Any]:
-    found: list[Any] = []
+def _all(server: str, path: str, body: dict[str, Any]) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
     while page := _post(server, f"{path}/filter", {**body, "limit": 200, "offset": len(found)}):
         found += page
     return found

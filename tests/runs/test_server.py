@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from importlib import metadata
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import httpx
 import psutil
@@ -120,17 +120,18 @@ class _Answers(http.server.BaseHTTPRequestHandler):
     login: ClassVar[str] = ""  # wanted for every path, as by a proxy before the server
 
     def do_GET(self) -> None:
-        status, body = self.answers.get(self.path, (404, b"{}"))
-        if self.login and self.headers["Authorization"] != f"Basic {b64encode(self.login.encode()).decode()}":
+        self.answer(*self.answers.get(self.path, (404, b"{}")), self.login)
+
+    def do_POST(self) -> None:
+        self.answer(*self.answers.get(self.path, (500, b"{}")), "")
+
+    def answer(self, status: int, body: bytes, login: str) -> None:
+        if login and self.headers["Authorization"] != f"Basic {b64encode(login.encode()).decode()}":
             status = 401
         self.send_response(status)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
-
-    def do_POST(self) -> None:
-        self.answers, self.login = {self.path: self.answers.get(self.path, (500, b"{}"))}, ""  # type: ignore[misc]
-        self.do_GET()
 
     def log_message(self, format: str, *arguments: object) -> None:
         pass
@@ -283,7 +284,9 @@ def test_a_server_that_has_forgotten_the_run_is_one_sentence() -> None:
         ({"/api/admin/version": (502, b"{}")}, "answers 502"),
     ],
 )
-def test_a_server_that_ends_or_fails_after_it_was_asked_is_one_sentence(answers: Any, said: str) -> None:
+def test_a_server_that_ends_or_fails_after_it_was_asked_is_one_sentence(
+    answers: dict[str, tuple[int, bytes]] | None, said: str
+) -> None:
     """Prefect's own exception for the first and the last is a RuntimeError."""
     from prefect import flow
     from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -134,12 +135,20 @@ subprocess.Popen([sys.executable, "-c", STARTER, "deepfloyd_core.processes.job_w
 """
 
 
+def both_ready(command: Command) -> bool:
+    return command.log.read_text().count("ready") == 2
+
+
+def is_there(folder: Path, pattern: str) -> bool:
+    return any(folder.glob(pattern))
+
+
 def test_a_job_may_finish_its_step_but_not_after_a_second_ctrl_c(tmp_path: Path, commands: list[Command]) -> None:
     program = ("-c", JOB + STUBBORN)
     for signals, spared in (((signal.SIGTERM,), 2), ((signal.SIGINT, signal.SIGINT), 0)):
         command = Command(tmp_path, program=program)
         commands.append(command)
-        command.wait_for(lambda command=command: command.log.read_text().count("ready") == 2)  # type: ignore[misc]
+        command.wait_for(partial(both_ready, command))
         printed = command.stop(*signals)
         assert ("A job is still writing its checkpoint" in printed) == bool(spared)
         assert len(command.left()) == spared, command.left()
@@ -244,7 +253,7 @@ def test_a_run_is_stopped_at_every_moment_and_goes_on(
         if moment == "import":
             command.wait_for(command.takes_signals)
         else:
-            command.wait_for(lambda pattern=pattern: any(small_run.workspace.glob(pattern)))  # type: ignore[misc]
+            command.wait_for(partial(is_there, small_run.workspace, pattern))
         printed = command.stop(number)
         command.nothing_is_left(120 if "A job is still writing" in printed else 1)
     assert small_run.call_here("run", str(small_run.config), *steps).returncode == 0

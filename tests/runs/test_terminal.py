@@ -21,7 +21,7 @@ from small_run import SmallRun
 from summaries import summary_of
 
 from deepfloyd_core.bundle.build import measure_tables
-from deepfloyd_core.config.data_file import load_data_file
+from deepfloyd_core.config.data_file import DataFile, load_data_file
 from deepfloyd_core.config.stages import Stage
 from deepfloyd_core.index.summary import IndexSummary
 from deepfloyd_core.measures.figures import UpscalingFigures
@@ -85,7 +85,7 @@ def test_a_command_reads_its_configuration_once(
     """Up to its flow, which no server can begin here: each reading opens every source again."""
     reads = small_run.folder / "reads"
 
-    def counted(*arguments: Any) -> Any:
+    def counted(*arguments: Any) -> DataFile:
         with reads.open("a") as file:
             file.write("x")
         return load_data_file(*arguments)

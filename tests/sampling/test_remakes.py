@@ -127,7 +127,7 @@ def downscaled(row: dict[str, Any]) -> torch.Tensor:
     return F.interpolate(crop, size, mode="bicubic", antialias=True, align_corners=False).clamp(-1, 1)
 
 
-def stock(lora: Path, method: str) -> Any:
+def stock(lora: Path, method: str) -> IFImg2ImgPipeline:
     """diffusers' own img2img pipeline with T5, and what was trained, loaded as the bundle's card says."""
     absent = dict.fromkeys(("safety_checker", "feature_extractor", "watermarker"))
     if method == "full":
@@ -142,7 +142,7 @@ def stock(lora: Path, method: str) -> Any:
     return pipeline
 
 
-def resampled(pipeline: Any, row: dict[str, Any]) -> np.ndarray:
+def resampled(pipeline: IFImg2ImgPipeline, row: dict[str, Any]) -> np.ndarray:
     """One crop by itself, uint8 (h, w, 3)."""
     seed = hash_seed("low-res of stage 1", 42, row["image_id"], row["repeat"])
     (made,) = pipeline(

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import cast
 
 import numpy as np
 import psutil
@@ -40,7 +40,7 @@ def mixed(counts: list[int], batch_size: int, seed: int) -> MixedOrder:
     starts = np.cumsum([0, *counts])
     places = {f"set{n}": {SIZES[0]: starts[n] + np.arange(count)} for n, count in enumerate(counts)}
     shares = {"set1": Share(2.0, 3, 20)}
-    rows: Any = SimpleNamespace(places=places)
+    rows = cast(TrainingRows, SimpleNamespace(places=places))
     return MixedOrder(rows, shares, OrderSettings(batch_size, 2, 30, seed, True))
 
 

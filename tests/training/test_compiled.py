@@ -161,7 +161,7 @@ def run_loop(out: Path, backend: str, stop_in: int | None = None) -> tuple[dict[
             raise Stop
 
     torch._dynamo.reset()  # as in a process of its own
-    unet: Any = Small()
+    unet = Small()
     setup = Setup(
         1, config, 3, unet, load_scheduler(TINY), None, lambda names: Text(torch.zeros(len(names), 1, 1)), CPU, out,
         compiled_unet(unet, backend),
@@ -195,7 +195,7 @@ def test_a_compiled_run_that_dies_ends_with_the_bytes_of_an_unbroken_one(tmp_pat
 def test_as_many_sizes_as_a_run_has_are_compiled() -> None:
     """torch alone stops after 8, and then either fails or goes on without compiling."""
     small = Small()
-    in_steps = compiled_unet(cast(Any, small), "aot_eager")
+    in_steps = compiled_unet(small, "aot_eager")
     torch._dynamo.utils.counters.clear()
     for edge in range(4, 16):
         in_steps(torch.zeros(2, 3, edge, edge), torch.ones(2))
@@ -209,11 +209,11 @@ def test_what_cannot_be_traced_whole_is_an_error() -> None:
             return super().forward(x, t)
 
     with pytest.raises(torch._dynamo.exc.Unsupported):
-        compiled_unet(cast(Any, Broken()), "aot_eager")(torch.zeros(2, 3, 8, 8), torch.ones(2))
+        compiled_unet(Broken(), "aot_eager")(torch.zeros(2, 3, 8, 8), torch.ones(2))
 
 
 def test_without_the_key_the_unet_itself_is_called() -> None:
-    unet: Any = Small()
+    unet = Small()
     assert compiled_unet(unet, "no") is unet
 
 
@@ -320,4 +320,4 @@ def test_inductor_compiles_what_a_step_calls() -> None:
     check_backend("inductor", CPU, "it")
     small = Small().eval()
     x, t = torch.randn(2, 3, 16, 16), torch.ones(2)
-    torch.testing.assert_close(compiled_unet(cast(Any, small), "inductor")(x, t), small(x, t))
+    torch.testing.assert_close(compiled_unet(small, "inductor")(x, t), small(x, t))

@@ -4,7 +4,7 @@ import random
 from collections import Counter, defaultdict
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -18,6 +18,7 @@ from deepfloyd_core.config.flavours import FLAVOURS
 from deepfloyd_core.crops.rows import read_row_list
 from deepfloyd_core.errors import DataError
 from deepfloyd_core.files import write_sealed
+from deepfloyd_core.pictures.geometry import Size
 from deepfloyd_core.store.artifacts import Artifact
 from deepfloyd_core.store.manifest import MANIFEST
 from deepfloyd_core.training.batches import BatchOrder, MixedOrder, OrderSettings, TrainingRows
@@ -72,7 +73,7 @@ def test_the_first_step_without_a_data_set_is_found() -> None:
 SIZES = {"a": {(64, 64): 11, (96, 64): 5}, "b": {(64, 64): 3}, "c": {(64, 96): 7}}
 
 
-def rows(*names: str) -> Any:
+def rows(*names: str) -> TrainingRows:
     """Stands for TrainingRows: of each size the rows of all data sets, one after the other."""
     places: dict[str, dict[tuple[int, int], np.ndarray]] = {}
     used: Counter[tuple[int, int]] = Counter()
@@ -80,7 +81,7 @@ def rows(*names: str) -> Any:
         for size, count in SIZES[name].items():
             places.setdefault(name, {})[size] = np.arange(used[size], used[size] + count)
             used[size] += count
-    return SimpleNamespace(places=places)
+    return cast(TrainingRows, SimpleNamespace(places=places))
 
 
 def order(names: str, parts: dict[str, Share] | None = None, **keys: Any) -> MixedOrder:
@@ -89,8 +90,7 @@ def order(names: str, parts: dict[str, Share] | None = None, **keys: Any) -> Mix
 
 
 def owner(names: str, size: tuple[int, int], number: int) -> str:
-    found: str = next(name for name, own in rows(*names).places.items() if number in own.get(size, ()))
-    return found
+    return next(name for name, own in rows(*names).places.items() if number in own.get(size, ()))
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 5])
@@ -109,7 +109,7 @@ def test_a_data_set_that_is_alone_keeps_the_order_it_always_had(batch_size: int)
 def test_no_sample_is_lost_or_repeated_before_all_of_its_data_set_were_seen(
     parts: dict[str, Share], by_size: bool
 ) -> None:
-    mixed, seen = order("abc", parts, by_size=by_size), defaultdict[str, list[Any]](list)
+    mixed, seen = order("abc", parts, by_size=by_size), defaultdict[str, list[tuple[Size, int]]](list)
     for number in range(100):
         size, chosen = mixed.batch(number)
         names = {owner("abc", size, int(row)) for row in chosen}

@@ -182,7 +182,7 @@ def metrics(*steps: int) -> list[StepMetrics]:
     ],
 )
 def test_what_w_and_b_has_is_not_shown_again_and_what_it_lacks_is(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has: int, end: int, expected: list[Any]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has: int, end: int, expected: list[tuple[int, float, float | None]]
 ) -> None:
     """A training with a checkpoint of step 4 is resumed, and validates after step 6."""
     import wandb

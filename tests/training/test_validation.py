@@ -3,12 +3,13 @@
 import json
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NoReturn, cast
+from typing import NoReturn, cast
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from narrowing import known
 from PIL import Image
 from scipy import stats
 from small_run import SmallRun
@@ -17,9 +18,9 @@ from summaries import summary_of
 from deepfloyd_core.errors import ConfigError
 from deepfloyd_core.preflight.load import load_run
 from deepfloyd_core.sampling.specs import SampleSpec
-from deepfloyd_core.store.artifacts import Request, WorkDir, materialise
+from deepfloyd_core.store.artifacts import Artifact, Request, WorkDir, materialise
 from deepfloyd_core.store.manifest import Summary
-from deepfloyd_core.training.batches import BatchOrder
+from deepfloyd_core.training.batches import BatchOrder, MixedOrder, TrainingRows
 from deepfloyd_core.training.checkpoints import Checkpoint, StepMetrics, last_good, save_checkpoint
 from deepfloyd_core.training.eval_loss import HELD_OUT, SEEN, TIMESTEPS, GridLoss, compared, grid_pictures, mean_loss
 from deepfloyd_core.training.trackers import open_loggers, show_validation
@@ -48,7 +49,7 @@ def test_two_models_are_compared_picture_by_picture() -> None:
 
 def test_a_difference_that_is_noise_has_an_interval_around_zero() -> None:
     base, other = losses(1), losses(2)
-    middle, low, high = cast(Any, compared(base, other)).gain
+    middle, low, high = known(compared(base, other)).gain
     pictures = [
         np.mean([a.loss - b.loss for a, b in zip(base, other, strict=True) if a.image_id == f"h{n}"]) for n in range(12)
     ]
@@ -167,6 +168,6 @@ def test_the_pictures_called_seen_are_those_that_are_trained_on_first() -> None:
         ),
         image_ids=lambda batch: [str(number) for number in batch.rows],
     )
-    no_eval = cast(Any, SimpleNamespace(manifest=SimpleNamespace(files=()), path=Path()))
-    found = grid_pictures(no_eval, cast(Any, rows), cast(Any, order), 1)
+    no_eval = cast(Artifact, SimpleNamespace(manifest=SimpleNamespace(files=()), path=Path()))
+    found = grid_pictures(no_eval, cast(TrainingRows, rows), cast(MixedOrder, order), 1)
     assert [(item.part, item.image_id) for item in found] == [(SEEN, str(number)) for number in first]
