@@ -1,6 +1,7 @@
 """CLIP's figures of pictures against transformers' own model and the formula written out; a wrong folder fails at once."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -78,11 +79,10 @@ def test_halves_of_one_set_are_nearer_than_sets_of_different_pictures() -> None:
     ],
 )
 def test_a_folder_that_holds_no_clip_is_refused_before_anything_is_loaded(
-    tmp_path: Path, spoil: object, says: str
+    tmp_path: Path, spoil: Callable[[Path], object], says: str
 ) -> None:
     folder = save_clip(tmp_path)
     check_clip_folder(folder)
-    assert callable(spoil)
     spoil(folder)
     with pytest.raises(ConfigError, match=says):
         check_clip_folder(folder)
