@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from typing_extensions import override
 
 from deepfloyd_core.crops.pixels import Layout, build_shard, finish_pixels
 from deepfloyd_core.crops.summary import CropsSummary
@@ -120,6 +121,7 @@ def make_data(run_file: str) -> None:
     from data_world import DataWorld
 
     class Threaded(DataWorld):
+        @override
         def shards(self, layout: Layout, work: WorkDir, beside: Artifact | None = None) -> CropsSummary:
             with ThreadPoolExecutor(2) as pool:  # as the task runner does
                 results = list(pool.map(lambda shard: build_shard(shard, work.path, layout.older), layout.made))
