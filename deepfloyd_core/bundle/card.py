@@ -45,7 +45,7 @@ def card_code(run: Run, products: Mapping[Stage, str], prompt: str) -> list[str]
 
 
 def _imports(run: Run, products: Mapping[Stage, str]) -> list[str]:
-    names = ["DDPMScheduler", *(STAGES[stage].pipeline for stage in products)]
+    names = ["DDPMScheduler", *dict.fromkeys(STAGES[stage].pipeline for stage in products)]
     names += ["UNet2DConditionModel"] if UNET_FOLDER in products.values() else []
     lines = ["import torch", f"from diffusers import {', '.join(names)}"]
     lines += ["from safetensors.torch import load_file"] if BITFIT_FILE in products.values() else []
@@ -111,8 +111,7 @@ def _text_call(run: Run, stage: Stage, product: str) -> list[str]:
                 f"drawing = torch.zeros(1, 3, {height}, {width})  # the picture to follow, in [-1, 1]",
                 f'follow = conditioning_picture("{kind}", drawing)',
             ]
-    if run.config.upscalers:
-        more += ', output_type="pt"'
+    more += _output(run, stage)
     return [
         *lines,
         f"{VARIABLES[stage]} = stage{stage}(**text, width={width}, height={height}, {_sampling(settings)},",
@@ -137,8 +136,13 @@ def _upscaler_call(run: Run, stage: Stage, product: str) -> list[str]:
         *lines,
         f"{VARIABLES[stage]} = stage{stage}(**text, image=low_res, width={UPSCALE * width}, height={UPSCALE * height}, "
         f"noise_level={settings.validation_noise_level},",
-        f"               {_sampling(settings)}, generator=torch.Generator().manual_seed(seed))",
+        f"               {_sampling(settings)}, generator=torch.Generator().manual_seed(seed){_output(run, stage)})",
     ]
+
+
+def _output(run: Run, stage: Stage) -> str:
+    """The argument for a tensor as output, for a stage whose pictures another one upscales; else empty."""
+    return ', output_type="pt"' if any(STAGES[other].upscales == stage for other in run.config.stages) else ""
 
 
 # The code that calls each stage, and the variable with its output.

@@ -149,10 +149,11 @@ def check_left(run: Run, index: Artifact, choices: Iterable[Choice]) -> list[str
     out = held_out_pictures(index, choices)
     usable: Counter[tuple[Stage, str]] = Counter()
     left: Counter[tuple[Stage, str]] = Counter()
-    for batch in ledger_batches(index, ["image_id", "dataset_id", "stage1_reason", "stage2_reason"]):
+    reasons = [f"stage{stage}_reason" for stage in run.config.stages]
+    for batch in ledger_batches(index, ["image_id", "dataset_id", *reasons]):
         free = pc.invert(pc.is_in(batch["image_id"], out))
-        for stage in run.config.stages:
-            fit = pc.is_null(batch[f"stage{stage}_reason"])
+        for stage, reason in zip(run.config.stages, reasons, strict=True):
+            fit = pc.is_null(batch[reason])
             for counts, rows in ((usable, fit), (left, pc.and_(fit, free))):
                 for each in pc.value_counts(batch["dataset_id"].filter(rows)).to_pylist():
                     counts[stage, each["values"]] += each["counts"]
