@@ -13,7 +13,7 @@ from PIL import Image
 from deepfloyd_core.config.stages import STAGES, Stage
 from deepfloyd_core.pictures.decode import decode_rgb
 from deepfloyd_core.sampling.jobs import SampledStage
-from deepfloyd_core.sampling.sampler import Sampler, make_sampler, sample_stage1, sample_stage2
+from deepfloyd_core.sampling.sampler import Sampler, make_sampler, sample_from_text, sample_upscaled
 
 FLAVOUR: dict[Stage, str] = {1: "i-medium-400m", 2: "ii-medium-450m"}
 TOKENS = 77
@@ -64,7 +64,7 @@ def pictures(sampler: Sampler, count: int) -> torch.Tensor:
     width = sampler.pipeline.unet.config.encoder_hid_dim
     text, negative = (torch.randn((count, TOKENS, width), generator=generator) for _ in range(2))
     if sampler.stage == 1:
-        return sample_stage1(sampler, text, negative, list(range(count)), (64, 64))
-    return sample_stage2(
+        return sample_from_text(sampler, text, negative, list(range(count)), (64, 64))
+    return sample_upscaled(
         sampler, text, negative, list(range(count)), torch.rand((count, 3, 64, 64), generator=generator) * 2 - 1
     )

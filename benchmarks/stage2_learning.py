@@ -44,7 +44,7 @@ from deepfloyd_core.measures.upscaling import Upscaler, measure_upscalers
 from deepfloyd_core.models.folders import resolve
 from deepfloyd_core.processes.jobs import Job
 from deepfloyd_core.sampling.jobs import SampledStage
-from deepfloyd_core.sampling.sampler import make_sampler, sample_stage2
+from deepfloyd_core.sampling.sampler import make_sampler, sample_upscaled
 from deepfloyd_core.store.artifacts import Artifact, materialise
 from deepfloyd_core.text.embeds import Embeds
 from deepfloyd_core.training import forward as stage_loss
@@ -216,7 +216,7 @@ def upscaler(run: Run, model: Path, lora: Path | None, embeds: Artifact) -> Upsc
     def upscale(rows: list[ShardRow], small: torch.Tensor, noise_level: int) -> torch.Tensor:
         seeds = [hash_seed("eval", row.image_id) % 2**32 for row in rows]
         text, negative = torch.stack([texts.of(row.caption) for row in rows]), torch.stack([texts.of("")] * len(rows))
-        return sample_stage2(sampler.at(noise_level), text, negative, seeds, small)
+        return sample_upscaled(sampler.at(noise_level), text, negative, seeds, small)
 
     return upscale
 

@@ -18,15 +18,17 @@ from deepfloyd_core.config.simpletuner_data import DATA_ALIASES, DATA_IGNORED, D
 from deepfloyd_core.config.simpletuner_options import ALIASES, DATA_DEFAULTS, IGNORED, REFUSED, SWITCHES, WORKS, Refusal
 from deepfloyd_core.config.stage import GROUPS as STAGE_GROUPS
 from deepfloyd_core.config.stage import StageConfig
+from deepfloyd_core.config.stages import STAGES
 
+_TABLES = " and ".join(f"`[{kind.table}]`" for kind in STAGES.values())
+_MODEL_TYPES = ", ".join(f"`{name}`" for kind in STAGES.values() for name in kind.model_types)
 _SECTIONS: tuple[tuple[str, type[Spec], str], ...] = (
     ("The run file", RunConfig, "Top level of the TOML or JSON file."),
     (
         "Stage settings",
         StageConfig,
-        "In `[stage1]` and `[stage2]`, or at the top level for both. A file without these tables trains the one stage "
-        "that its `model_type` (`deepfloyd-lora`, `deepfloyd-stage2-lora`, `deepfloyd-full`, `deepfloyd-stage2`) or "
-        "`model_flavour` names.",
+        f"In {_TABLES}, or at the top level for each of them. A file without these tables trains the one stage that its "
+        f"`model_type` ({_MODEL_TYPES}) or `model_flavour` names.",
     ),
     (
         "Picture sets of the data file",
@@ -79,7 +81,7 @@ def render() -> str:
         "Relative paths start at the current directory if the data file is there, else at the nearest folder from the run "
         "file's own upwards in which it is; those of `--set` at the current directory; `~/` at the home folder. "
         "Every key can be overridden, `--set stage1.lora_rank=8`, or removed, `--set stage1.lora_rank=`; "
-        "`--set lora_rank=8` is for both stages, also where their tables say otherwise.",
+        "`--set lora_rank=8` is for every stage, also where their tables say otherwise.",
         "",
         "The last column says what a run makes anew when a key has changed, and what is made of that with it: "
         "index, crops, embeds, LoRA, samples, bundle. All else is reused, also what an earlier run made before the change.",

@@ -105,7 +105,7 @@ class RunConfig(TextKeys, ValidationKeys, Machine):
     def _contradictions(self) -> Iterator[str]:
         """Settings that contradict each other or this machine's packages; each text follows the name of the file."""
         if not self.stages:
-            yield "no stage to train: add a [stage1] or [stage2] table, or set model_flavour"
+            yield f"no stage to train: add a {tables(EVERY_STAGE)} table, or set model_flavour"
         for name, effect in effects(type(self)).items():
             stages = effect.stages
             if stages != EVERY_STAGE and not set(stages) & set(self.stages) and is_changed(self, name):

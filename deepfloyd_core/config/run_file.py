@@ -206,7 +206,8 @@ def _spread(values: dict[str, Any], path: Path, stage_keys: frozenset[str]) -> d
             )
             raise ConfigError(
                 f"{path}: {said}: which stage to train is not said. "
-                f"Set it to one of {', '.join(PUBLISHED)}, or add [stage1] and [stage2] tables."
+                f"Set it to one of {', '.join(PUBLISHED)}, or add "
+                f"{' and '.join(f'[{name}]' for name in STAGE_TABLES)} tables."
             )
         if "model_flavour" not in shared:
             known = ", ".join(name for name, entry in PUBLISHED.items() if entry.stage == stage)

@@ -29,7 +29,7 @@ from deepfloyd_core.models.unet import use_threads
 from deepfloyd_core.pictures.sheets import contact_sheet, save_picture
 from deepfloyd_core.processes.jobs import Job
 from deepfloyd_core.sampling.jobs import LowResSummary, RemakeRequest
-from deepfloyd_core.sampling.sampler import Sampler, make_sampler, resample_stage1
+from deepfloyd_core.sampling.sampler import Sampler, make_sampler, resample
 from deepfloyd_core.store.artifacts import Artifact
 from deepfloyd_core.store.parts import finish_part, part_is_whole
 from deepfloyd_core.text.embeds import Embeds
@@ -120,7 +120,7 @@ def _remade(
     negative = embeds.of(request.negative_prompt)
     text = torch.stack([embeds[row.caption_id] for row in rows])
     seeds = [remake_seed(request.seed, row) for row in rows]
-    return to_bytes(resample_stage1(sampler, text, negative.expand_as(text), seeds, small, request.strength)).numpy()
+    return to_bytes(resample(sampler, text, negative.expand_as(text), seeds, small, request.strength)).numpy()
 
 
 def _shard_rows(files: list[Path], rows: pa.Table, numbers: np.ndarray) -> list[ShardRow]:

@@ -64,14 +64,14 @@ def sample(
     size: (width, height) of pictures from text; an upscaler's follow from its low-res pictures. given: a ControlNet's
     conditioning, or an upscaler's low-res pictures.
     """
-    return SAMPLED[sampler.stage](sampler, text, negative, seeds, size, given)
+    return SAMPLE_FUNCTIONS[sampler.stage](sampler, text, negative, seeds, size, given)
 
 
-def sample_stage1(
+def sample_from_text(
     sampler: Sampler, text: torch.Tensor, negative: torch.Tensor, seeds: list[int], size: tuple[int, int],
     control: torch.Tensor | None = None,
 ) -> torch.Tensor:  # fmt: skip
-    """Stage I: text and negative (N, T, D), one seed each -> float32 (N, C, H, W) in [-1, 1] on the CPU.
+    """From text: text and negative (N, T, D), one seed each -> float32 (N, C, H, W) in [-1, 1] on the CPU.
 
     control: a ControlNet's conditioning, (N, 3, H, W) in [0, 1].
     """
@@ -83,10 +83,10 @@ def sample_stage1(
     return _sample(sampler, text, negative, seeds, given)
 
 
-def sample_stage2(
+def sample_upscaled(
     sampler: Sampler, text: torch.Tensor, negative: torch.Tensor, seeds: list[int], small: torch.Tensor
 ) -> torch.Tensor:
-    """Stage II: small (N, C, h, w) in [-1, 1] -> (N, C, 4h, 4w) in [-1, 1] on the CPU."""
+    """By an upscaler: small (N, C, h, w) in [-1, 1] -> (N, C, 4h, 4w) in [-1, 1] on the CPU."""
     dtype, config = DTYPES[sampler.config.mixed_precision], sampler.config
 
     def given(part: slice) -> dict[str, Any]:
@@ -102,13 +102,14 @@ def sample_stage2(
     return _sample(sampler, text, negative, seeds, given)
 
 
-def resample_stage1(
+def resample(
     sampler: Sampler, text: torch.Tensor, negative: torch.Tensor, seeds: list[int], pictures: torch.Tensor,
     strength: float,
 ) -> torch.Tensor:  # fmt: skip
-    """Stage I's img2img: pictures (N, C, H, W) in [-1, 1], noised by `strength` (above 0, at most 1) and sampled again.
+    """Pictures (N, C, H, W) in [-1, 1], noised by `strength` (above 0, at most 1) and sampled again: IF's img2img, of a
+    stage that samples from text.
 
-    text, negative and the result as for `sample_stage1`.
+    text, negative and the result as for `sample_from_text`.
     """
     again = IFImg2ImgPipeline(**sampler.pipeline.components, requires_safety_checker=False)
     again.set_progress_bar_config(disable=True)
@@ -118,16 +119,20 @@ def resample_stage1(
     )  # fmt: skip
 
 
-def _upscaled(
+def _of_low_res(
     sampler: Sampler, text: torch.Tensor, negative: torch.Tensor, seeds: list[int], size: tuple[int, int],
     given: torch.Tensor | None,
 ) -> torch.Tensor:  # fmt: skip
-    assert given is not None  # what is to be upscaled
-    return sample_stage2(sampler, text, negative, seeds, given)
+    """`sample_upscaled` with the arguments of `sample`; the size follows from the low-res pictures."""
+    assert given is not None
+    return sample_upscaled(sampler, text, negative, seeds, given)
 
 
 # How each stage samples, with the arguments of `sample`.
-SAMPLED: dict[Stage, Callable[..., torch.Tensor]] = {1: sample_stage1, 2: _upscaled}
+SampleFn = Callable[
+    [Sampler, torch.Tensor, torch.Tensor, list[int], tuple[int, int], torch.Tensor | None], torch.Tensor
+]
+SAMPLE_FUNCTIONS: dict[Stage, SampleFn] = {1: sample_from_text, 2: _of_low_res}
 
 
 def _sample(

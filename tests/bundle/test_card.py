@@ -19,7 +19,7 @@ from deepfloyd_core.config.stages import Stage
 from deepfloyd_core.models.folders import resolve
 from deepfloyd_core.models.unet import load_unet, trained_scheduler
 from deepfloyd_core.sampling.jobs import cascade_of
-from deepfloyd_core.sampling.sampler import make_sampler, sample_stage1, sample_stage2
+from deepfloyd_core.sampling.sampler import make_sampler, sample_from_text, sample_upscaled
 
 FAST = {"validation_num_inference_steps": 2, "mixed_precision": "no", "lora_rank": 4}
 STAGE1, STAGE2 = {"model_flavour": "tiny-i", **FAST}, {"model_flavour": "tiny-ii", "validation_guidance": 1.0, **FAST}
@@ -65,8 +65,8 @@ def test_the_code_makes_the_picture_that_the_cascade_makes(world: DataWorld) -> 
         for one in cascade_of(run, {stage: Path(run.config.stage(stage).model) for stage in run.config.stages}).stages
     ]
     text, negative = names["embeds"], names["negative"]
-    small = sample_stage1(samplers[0], text, negative, [7], (96, 64))
-    large = sample_stage2(samplers[1], text, negative, [7], small)
+    small = sample_from_text(samplers[0], text, negative, [7], (96, 64))
+    large = sample_upscaled(samplers[1], text, negative, [7], small)
     made = ((large[0].permute(1, 2, 0) + 1) * 127.5).numpy()
     assert np.abs(made - np.asarray(picture)).max() <= 1
 

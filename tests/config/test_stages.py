@@ -13,7 +13,7 @@ from deepfloyd_core.index.ledger import StageReasons
 from deepfloyd_core.index.summary import LedgerCounts
 from deepfloyd_core.models.text_encoders import TEXT_ENCODERS
 from deepfloyd_core.sampling.jobs import CascadeInputs
-from deepfloyd_core.sampling.sampler import SAMPLED
+from deepfloyd_core.sampling.sampler import SAMPLE_FUNCTIONS
 from deepfloyd_core.text.encoders import ENCODERS
 
 
@@ -25,7 +25,7 @@ def test_everything_that_has_a_field_or_a_function_for_each_stage_has_it_for_thi
         assert kind.table in model.model_fields, model
     assert f"{kind.table}_reason" in {field.name for field in fields(StageReasons)}
     assert f"{kind.table}_lora" in {field.name for field in fields(CascadeInputs)}
-    assert {stage} <= SAMPLED.keys() & CALLS.keys() & VARIABLES.keys()
+    assert {stage} <= SAMPLE_FUNCTIONS.keys() & CALLS.keys() & VARIABLES.keys()
     assert any(flavour.stage == stage for flavour in PUBLISHED.values())
 
 

@@ -16,7 +16,7 @@ from deepfloyd_core.diffusion.loss import low_res
 from deepfloyd_core.models.unet import load_scheduler, load_unet, stock_pipeline
 from deepfloyd_core.preflight.load import load_run
 from deepfloyd_core.sampling.jobs import SampledStage
-from deepfloyd_core.sampling.sampler import make_sampler, sample_stage2
+from deepfloyd_core.sampling.sampler import make_sampler, sample_upscaled
 
 STAGE2 = Path(FLAVOURS["tiny-ii"].repo)
 
@@ -106,7 +106,7 @@ def test_the_key_makes_samples_that_fit_their_low_res_pictures_in_every_batch(sm
         sampler = make_sampler(
             SampledStage(stage=2, settings=run.config.stage(2), model=STAGE2), None, run.config, lambda count: None
         )
-        made = sample_stage2(sampler, text, text, [0, 1, 2], small)
+        made = sample_upscaled(sampler, text, text, [0, 1, 2], small)
         assert made.shape == (3, 3, 32, 32)
         fit[said] = (low_res(made) - small).abs().mean((1, 2, 3))
     assert fit["true"].max() < 0.02 and fit["false"].min() > 3 * float(fit["true"].max())

@@ -43,7 +43,7 @@ from deepfloyd_core.preflight.load import load_run
 from deepfloyd_core.processes import jobs
 from deepfloyd_core.processes.jobs import run_job
 from deepfloyd_core.sampling.jobs import SampledStage
-from deepfloyd_core.sampling.sampler import make_sampler, sample_stage1
+from deepfloyd_core.sampling.sampler import make_sampler, sample_from_text
 from deepfloyd_core.store.artifacts import Artifact, Request, materialise
 from deepfloyd_core.store.manifest import MANIFEST
 from deepfloyd_core.text.embeds import Embeds, encode_job
@@ -419,7 +419,7 @@ def test_other_trainings_survive_a_kill_and_can_be_sampled_from(
     )
     assert sampler.pipeline.scheduler.config.variance_type == scheduler.config.variance_type
     text = torch.zeros(1, 77, sampler.pipeline.unet.config.encoder_hid_dim)
-    assert bool(sample_stage1(sampler, text, text, [0], (64, 64)).isfinite().all())
+    assert bool(sample_from_text(sampler, text, text, [0], (64, 64)).isfinite().all())
 
 
 def test_a_training_goes_on_from_its_parent_and_survives_a_kill(
