@@ -18,6 +18,7 @@ from deepfloyd_core.errors import ConfigError, DeepFloydError, ModelError
 from deepfloyd_core.preflight import check
 from deepfloyd_core.preflight.check import Goal, check_run
 from deepfloyd_core.preflight.order import Order
+from deepfloyd_core.preflight.unet_sizes import check_unet
 
 BROKEN = (  # each in another place; a fourth is in the data file
     'eval_dataset_id="moons"',
@@ -210,6 +211,19 @@ def test_after_a_model_that_cannot_be_had_no_other_is_downloaded(
     assert fetched == ["deep/two"]
     monkeypatch.setattr(check, "resolve", lambda *_, **__: Path(FLAVOURS["tiny-i"].repo))
     assert "is fed 3 channels; one of Stage II is fed 6." in refusal(small_run, 2, hub[1])[0]
+
+
+def test_a_model_on_this_machine_is_checked_once(small_run: SmallRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[Path] = []
+
+    def checked(stage: Stage, folder: Path) -> bool:
+        read.append(folder)
+        return check_unet(stage, folder)
+
+    monkeypatch.setattr(check, "check_unet", checked)
+    monkeypatch.setattr(check, "resolve", lambda *_, **__: pytest.fail("it is here"))
+    check_run(small_run.config, (), "lora_bundle")
+    assert read == [Path(FLAVOURS[name].repo) for name in ("tiny-i", "tiny-ii")]
 
 
 def test_an_order_of_pictures_is_told_all_its_faults(small_run: SmallRun, tmp_path: Path) -> None:
