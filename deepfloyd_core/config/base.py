@@ -33,7 +33,7 @@ def home_expanded(text: str) -> str:
     try:
         return str(Path(text).expanduser())
     except RuntimeError:
-        raise ValueError(f"{text!r} starts with a home folder that is not known. Write it out, or ./{text}") from None
+        raise ValueError(f"{text!r} starts with an unknown home folder. Write the path out, or ./{text}") from None
 
 
 def home_path(path: Path) -> Path:
@@ -139,16 +139,16 @@ def _remedy(fault: str, text: str) -> str:
     if fault.startswith(_BAD_ESCAPES) or (fault.startswith(_OPEN_TEXTS) and any('\\"' in part for part in line)):
         return " Write each \\ twice, or a path with /."
     slips = {
-        "Invalid value (at": " Texts stand in quotation marks, true and false in small letters without.",
+        "Invalid value (at": " Put texts in quotation marks; write true and false without them, in lower case.",
         "Expecting ',' delimiter": " A comma may be missing before it.",
-        "Expecting property name": " A comma too many may stand before it.",
+        "Expecting property name": " An extra comma may stand before it.",
         "Illegal trailing comma": " Remove that comma.",
     }
     return next((remedy for slip, remedy in slips.items() if fault.startswith(slip)), "")
 
 
 def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is not a number that JSON knows")
+    raise ValueError(f"{name} is not a valid JSON number")
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

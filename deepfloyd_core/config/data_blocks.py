@@ -13,7 +13,7 @@ class AspectBucket(Spec):
     """One shape of `crop_aspect_buckets` with its weight."""
 
     aspect_bucket: float = Field(ge=0.05, le=20, description="Width / height.")
-    weight: float = Field(1.0, gt=0, description="How often `random` draws it, relative to the others.")
+    weight: float = Field(1.0, gt=0, description="Weight with which `random` draws this shape, relative to the others.")
 
 
 class CaptionTable(Spec):
@@ -21,8 +21,8 @@ class CaptionTable(Spec):
 
     path: HomePath = Field(
         min_length=1,
-        description="The table: .parquet, .csv, .tsv or .jsonl; another ending is read as `caption_strategy` says. "
-        "Looked for from the current directory, then in `instance_data_dir`.",
+        description="The table: .parquet, .csv, .tsv or .jsonl; for another ending `caption_strategy` gives the "
+        "format. Searched in the current directory, then in `instance_data_dir`.",
     )
     filename_column: str = Field("id", description="Column with the pictures' names, or paths in `instance_data_dir`.")
     caption_column: Texts = Field(
@@ -37,9 +37,11 @@ class CaptionTable(Spec):
 class CaptionShuffle(Spec):
     """Extra captions, made from each caption by reordering its tags; the same ones in every run."""
 
-    enable: bool = Field(False, description="Whether to make them.")
-    count: int = Field(1, ge=1, le=100, description="Other orders of each caption, fewer where there are not so many.")
+    enable: bool = Field(False, description="Whether to add shuffled captions.")
+    count: int = Field(
+        1, ge=1, le=100, description="Shuffled orders of each caption; fewer if its tags have fewer orders."
+    )
     seed: int | None = Field(None, ge=0, description="Seed of the orders; unset: the run's.")
-    split_on: Literal["comma", "space", "period"] = Field("comma", description="What stands between two tags.")
-    position_start: int = Field(0, ge=0, description="The first tags that stay where they are.")
-    include_original: bool = Field(True, description="Keep the caption as it is written as well.")
+    split_on: Literal["comma", "space", "period"] = Field("comma", description="Separator of tags.")
+    position_start: int = Field(0, ge=0, description="Number of leading tags that keep their place.")
+    include_original: bool = Field(True, description="Also keep the original caption.")

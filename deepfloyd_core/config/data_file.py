@@ -22,7 +22,7 @@ _CACHES = ("image_embeds", "conditioning_image_embeds", "distillation_cache")
 _OTHER_SETS = {
     "video": "IF makes pictures, not video",
     "audio": "IF makes pictures, not audio",
-    "eval": "the pictures to measure on are held out of each data set by num_eval_images",
+    "eval": "num_eval_images holds eval pictures out of each data set",
     "caption": "captions come with their pictures",
 }
 # An entry with these keys alone is a cache, although its other keys do not say so.
@@ -136,7 +136,7 @@ def _parse_conditioning(
     of_sets = [key for key in entry if key not in own and key in ImageDataset.model_fields]
     kept = {key: value for key, value in entry.items() if key not in of_sets}
     rest, notes = our_entry(kept, ConditioningSet, where, faults)
-    notes += grouped({"a picture to follow is cropped and resized as the picture that it belongs to": of_sets}, "")
+    notes += grouped({"a conditioning picture is cropped and resized like its picture": of_sets}, "")
     return _parsed(ConditioningSet, rest, where, faults), notes
 
 
@@ -166,7 +166,7 @@ def _unused_conditioning(
 ) -> list[str]:
     """A note for each entry that no picture set names."""
     used = {dataset.conditioning_data for dataset in datasets}
-    return [f"{path}: {entry.id}: no picture set has it as its conditioning_data, so it has no effect"
+    return [f"{path}: {entry.id}: has no effect: no picture set names it as conditioning_data"
             for entry in conditioning if entry.id not in used]  # fmt: skip
 
 
@@ -196,8 +196,8 @@ def _useless(entry: dict[str, Any], dataset: ImageDataset) -> list[str]:
     random = dataset.crop_aspect == "random" or dataset.crop_style == "random"
     if dataset.crop and random and dataset.repeats + 1 > dataset.random_crops:
         notes.append(
-            f"an epoch shows each picture {dataset.repeats + 1:,} times, in {dataset.random_crops} random crops that "
-            "take turns; random_crops stores more of them"
+            f"an epoch shows each picture {dataset.repeats + 1:,} times, in {dataset.random_crops} random crops by "
+            "turns; raise random_crops to store more"
         )
     shuffle = dataset.caption_shuffle
     if shuffle and shuffle.enable and dataset.repeats < shuffle.count:

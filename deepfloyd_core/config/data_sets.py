@@ -31,9 +31,7 @@ class ImageDataset(Place):
     """One set of captioned pictures."""
 
     dataset_type: Literal["image"] = key("image", says="This entry holds pictures.", makes=ENTRY)
-    disabled: bool = key(
-        False, says="Leave this entry out of the run; nothing but its id is then looked at.", makes=ENTRY
-    )
+    disabled: bool = key(False, says="Leave this entry out of the run; only its id is checked.", makes=ENTRY)
     disable: bool = key(False, says="Older spelling of `disabled`.", makes=ENTRY)
 
     resolution: float = key(64.0, gt=0, le=2048, says="Training size, in the unit of `resolution_type`.", makes=CROPS)
@@ -49,13 +47,13 @@ class ImageDataset(Place):
     maximum_image_size: float | None = key(
         None,
         gt=0,
-        says="A picture above this (its shorter edge, or its area) is first brought to the target.",
+        says="A picture above this (its shorter edge, or its area) is first downsampled to `target_downsample_size`.",
         makes=CROPS,
     )
     target_downsample_size: float | None = key(
         None,
         gt=0,
-        says="What an oversized picture is brought down to, in steps of 25 %, before the crop.",
+        says="Size to which a picture above `maximum_image_size` is downsampled, in steps of 25 %, before the crop.",
         makes=CROPS,
     )
     minimum_aspect_ratio: float | None = key(
@@ -72,7 +70,7 @@ class ImageDataset(Place):
     )
     crop: bool = key(
         True,
-        says="Crop. False: all of the picture is resized to its aspect bucket, the remainder cut centrally.",
+        says="Crop. False: the whole picture is resized to its aspect bucket, and the rest is cut centrally.",
         makes=CROPS,
     )
     crop_aspect: Literal["square", "preserve", "closest", "random"] = key(
@@ -88,7 +86,7 @@ class ImageDataset(Place):
     crop_style: Literal["center", "random", "corner", "face"] = key(
         "center",
         says="Where the crop is taken. `random` is seeded by (seed, picture, repeat), `corner` is the top left, "
-        "`face` needs the extra `face` and takes the centre where there is none.",
+        "`face` needs the extra `face` and uses the centre if it detects no face.",
         makes=("pixels",),
     )
     repeats: int = key(
@@ -98,23 +96,23 @@ class ImageDataset(Place):
         32,
         ge=1,
         le=10_001,
-        says="Random crops of a picture that are stored; further passes show these again.",
+        says="Random crops stored of each picture; further passes reuse them.",
         makes=("pixels",),
     )
 
     probability: float = key(
-        1.0, gt=0, le=1e6, says="How often it is drawn from, relative to the other sets.", makes=LORA
+        1.0, gt=0, le=1e6, says="Sampling weight of the set, relative to the other sets.", makes=LORA
     )
     duplicates: Literal["keep", "first"] = key(
         "keep",
-        says="Of pictures of the set that show the same (copies, also resized or compressed): use all, or the first.",
+        says="Duplicates in the set (copies, also resized or compressed): use all, or only the first.",
         makes=_INDEX,
     )
     max_num_samples: int | None = key(
         None, ge=1, says="Use this many of its pictures, always the same ones.", makes=_INDEX
     )
-    start_step: int = key(0, ge=0, says="Optimizer steps that are done before it is drawn from.", makes=LORA)
-    end_step: int | None = key(None, ge=1, says="Optimizer step after which it is drawn from no more.", makes=LORA)
+    start_step: int = key(0, ge=0, says="Optimizer steps before the set is first used.", makes=LORA)
+    end_step: int | None = key(None, ge=1, says="Optimizer step after which the set is no longer used.", makes=LORA)
 
     caption_strategy: Literal["textfile", "filename", "instanceprompt", "parquet", "csv", "jsonl", "huggingface"] = key(
         "filename",
@@ -123,7 +121,7 @@ class ImageDataset(Place):
         makes=_INDEX,
     )
     parquet: CaptionTable | None = key(None, says="The table of `parquet`, `csv` and `jsonl`.", makes=_INDEX)
-    disable_multiline_split: bool = key(False, says="NAME.txt is one caption, whatever its lines.", makes=_INDEX)
+    disable_multiline_split: bool = key(False, says="All lines of NAME.txt are one caption.", makes=_INDEX)
     instance_prompt: Texts | None = key(
         None, says="Caption (or captions) of every picture, or its prefix.", makes=_INDEX
     )
@@ -131,19 +129,19 @@ class ImageDataset(Place):
     only_instance_prompt: bool = key(False, says="Use `instance_prompt` alone, whatever the strategy.", makes=_INDEX)
     caption_filter_list: HomePath | Annotated[tuple[str, ...], Field(strict=False)] = key(
         (),
-        says="Regular expressions (or a .txt or .json file of them) removed from captions, after those of its "
-        "text embeds; `s/search/replace/` replaces the first.",
+        says="Regular expressions (or a .txt or .json file of them) removed from captions, after the filters of its "
+        "text embeds entry; `s/search/replace/` replaces the first.",
         makes=_INDEX,
     )
-    caption_shuffle: CaptionShuffle | None = key(None, says="Other orders of the captions' tags.", makes=_INDEX)
+    caption_shuffle: CaptionShuffle | None = key(None, says="Shuffled orders of the captions' tags.", makes=_INDEX)
     text_embeds: str | None = key(
         None, says="Id of the text embeds entry whose filters apply; unset: default.", makes=CONTENT
     )
     conditioning_data: str | None = key(
         None,
         min_length=1,
-        says="Id of the entry whose pictures a ControlNet follows, with `controlnet_conditioning = paired`: for each "
-        "picture the file of its name.",
+        says="Id of the entry with the conditioning pictures, for `controlnet_conditioning = paired`: each picture "
+        "takes the file of its name.",
         makes=CONTENT,
     )
 
@@ -176,8 +174,8 @@ class ImageDataset(Place):
             return
         if target is None:
             raise ValueError(
-                f"maximum_image_size is {maximum:g}, and target_downsample_size, to which larger pictures are brought down, "
-                "is missing. Set it, or remove the maximum"
+                f"maximum_image_size is {maximum:g}, and target_downsample_size, to which larger pictures are "
+                "downsampled, is missing. Set it, or remove the maximum"
             )
         if target < self.resolution:
             raise ValueError(
@@ -272,18 +270,16 @@ class ConditioningSet(Place):
 
     id: str = key(min_length=1, says="Name of the entry, for `conditioning_data`.", makes=ENTRY)
     dataset_type: Literal["conditioning"] = key(
-        says="This entry holds pictures for a ControlNet to follow.", makes=ENTRY
+        says="This entry holds conditioning pictures for a ControlNet.", makes=ENTRY
     )
-    type: Literal["local", "aws"] = key(says="A directory or a bucket: pairs are found by their names.", makes=CONTENT)
+    type: Literal["local", "aws"] = key(says="A directory or a bucket; pairs are matched by name.", makes=CONTENT)
     conditioning_type: Literal["controlnet"] | None = key(
-        None, says="What they are for; nothing else is known.", makes=CONTENT
+        None, says="Use of the pictures; the only value.", makes=CONTENT
     )
     source_dataset_id: str | None = key(
-        None, says="The picture set that they belong to; its `conditioning_data` must name this entry.", makes=CONTENT
+        None, says="Id of their picture set, whose `conditioning_data` must name this entry.", makes=CONTENT
     )
-    disabled: bool = key(
-        False, says="Leave this entry out of the run; nothing but its id is then looked at.", makes=ENTRY
-    )
+    disabled: bool = key(False, says="Leave this entry out of the run; only its id is checked.", makes=ENTRY)
     disable: bool = key(False, says="Older spelling of `disabled`.", makes=ENTRY)
 
     @property
@@ -303,5 +299,5 @@ class TextEmbedBackend(Spec):
         (),
         description="Regular expressions (or a .txt or .json file of them) removed from the captions of its data sets.",
     )
-    disabled: bool = Field(False, description="Leave this entry out of the run; nothing but its id is then looked at.")
+    disabled: bool = Field(False, description="Leave this entry out of the run; only its id is checked.")
     disable: bool = Field(False, description="Older spelling of `disabled`.")

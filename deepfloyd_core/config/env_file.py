@@ -64,7 +64,7 @@ def read_env_file(path: Path, options: frozenset[str]) -> tuple[dict[str, str], 
         found |= _arguments(variables.get(name, ""), f"{path}: {name}")
     if not {"model_type", "model_family", "model_flavour"} & found.keys():
         beside = path.with_name("config.json")
-        there = f" SimpleTuner reads the other keys from {beside}: give that." if beside.exists() else ""
+        there = f" SimpleTuner reads the other keys from {beside}: give that file." if beside.exists() else ""
         raise ConfigError(f"{path}: MODEL_TYPE is missing, for example deepfloyd-lora.{there}")
     return found, helpers, {option: name for name, option in _OPTIONS.items() if name in variables}
 
@@ -95,7 +95,7 @@ def _arguments(text: str, where: str) -> dict[str, str]:
     name = ""
     if match := _NOT_SPLIT.search(text):
         raise ConfigError(
-            f"{where}: {match[0]} is no part of a value there, and SimpleTuner would split the text. Remove it."
+            f"{where}: {match[0]} cannot be in a value: SimpleTuner would split the text there. Remove it."
         )
     for word in text.split():
         if word.startswith("--"):

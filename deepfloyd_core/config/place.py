@@ -45,23 +45,23 @@ class Place(Spec):
     )
     follow_links: bool = key(
         False,
-        says="Use what links in `instance_data_dir` lead to outside of it (`local`). Those of a Hugging Face cache "
-        "to its `blobs` are used as it is.",
+        says="Follow links that lead out of `instance_data_dir` (`local`). Links of a Hugging Face cache to its "
+        "`blobs` are always followed.",
         makes=CONTENT,
     )
     aws_bucket_name: str | None = key(None, min_length=1, says="The bucket of `aws`.", makes=CONTENT)
     aws_data_prefix: str | None = key(
-        None, says="Where in the bucket the pictures are, searched recursively.", makes=CONTENT
+        None, says="Prefix of the pictures in the bucket, searched recursively.", makes=CONTENT
     )
     aws_endpoint_url: str | None = key(
         None, says="Server other than Amazon's, for example https://host:9000.", makes=CONTENT
     )
     aws_region_name: str | None = key(None, says="The bucket's region.", makes=CONTENT)
     aws_access_key_id: SecretStr | None = key(
-        None, says="Better left to the environment (AWS_ACCESS_KEY_ID) or the machine's own role.", makes=CONTENT
+        None, says="Better set in the environment (AWS_ACCESS_KEY_ID) or by the machine's role.", makes=CONTENT
     )
     aws_secret_access_key: SecretStr | None = key(
-        None, says="Better left to the environment (AWS_SECRET_ACCESS_KEY) or the machine's own role.", makes=CONTENT
+        None, says="Better set in the environment (AWS_SECRET_ACCESS_KEY) or by the machine's role.", makes=CONTENT
     )
     csv_file: HomePath | None = key(
         None,
@@ -74,14 +74,14 @@ class Place(Spec):
     csv_user_agent: str | None = key(
         None,
         pattern="^[ -~]+$",
-        says="What downloads call themselves; unset: deepfloyd-pipeline and its version. Some servers ask for an "
-        "address to write to.",
+        says="User-Agent of downloads; unset: deepfloyd-pipeline and its version. Some servers require a contact "
+        "address in it.",
         makes=CONTENT,
     )
     dataset_name: NameOrPath | None = key(
-        None, says="`huggingface`: a folder made by save_to_disk, or what load_dataset takes.", makes=CONTENT
+        None, says="`huggingface`: a folder made by save_to_disk, or a name or path for load_dataset.", makes=CONTENT
     )
-    split: str = key("train", says="`huggingface`: which split of it.", makes=CONTENT)
+    split: str = key("train", says="`huggingface`: name of the split.", makes=CONTENT)
     image_column: str = key("image", says="`huggingface`: column with the pictures.", makes=CONTENT)
     caption_column: Texts = key("caption", says="`huggingface`: column (or columns) with captions.", makes=CONTENT)
 

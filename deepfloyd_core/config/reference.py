@@ -33,20 +33,20 @@ _SECTIONS: tuple[tuple[str, type[Spec], str], ...] = (
     (
         "Picture sets of the data file",
         ImageDataset,
-        "Entries of the JSON list that `data_backend_config` names; [data.md](data.md) says what they do together.",
+        "Entries of the JSON list that `data_backend_config` names; [data.md](data.md) describes how they combine.",
     ),
     (
         "Caption table",
         CaptionTable,
-        "The block `parquet` of a picture set; a change of the captions makes the index anew.",
+        "The block `parquet` of a picture set; a change of the captions rebuilds the index.",
     ),
-    ("Shuffled tags", CaptionShuffle, "The block `caption_shuffle` of a picture set; a change makes the index anew."),
+    ("Shuffled tags", CaptionShuffle, "The block `caption_shuffle` of a picture set; a change rebuilds the index."),
     ("Weighted shapes", AspectBucket, "An entry of `crop_aspect_buckets`, in place of a number."),
     (
-        "Pictures to follow",
+        "Conditioning pictures",
         ConditioningSet,
-        "Entries that `conditioning_data` names, see [data.md](data.md#pictures-for-a-controlnet-to-follow). Their place is "
-        "given by the keys of picture sets; other keys of those are accepted, and reported as ignored.",
+        "Entries that `conditioning_data` names, see [data.md](data.md#pictures-for-a-controlnet-to-follow). The "
+        "keys of picture sets for a place apply; other keys of picture sets are reported as ignored.",
     ),
     ("Text embeds in the data file", TextEmbedBackend, "Accepted so that SimpleTuner's files work unchanged."),
 )
@@ -67,31 +67,32 @@ _MORE: dict[Reader, tuple[Reader, ...]] = {
 }  # what says less than another
 
 _SIMPLETUNER = (
-    "SimpleTuner's `config.json`, or its older `config.env`, is a run file as it is: leading dashes are dropped, numbers "
-    "and truth values may be text, what is empty or null is not set, and `output_dir` stands for a missing `workspace`. "
-    "What would change what is trained, and is not here, is refused unless it is off; what only says how SimpleTuner runs, "
-    "or what it shows, is ignored with a note. `benchmarks/simpletuner_files.py FOLDER` tries all files of a folder."
+    "SimpleTuner's `config.json`, or its older `config.env`, works unchanged as a run file: leading dashes are "
+    "dropped, numbers and truth values may be text, empty and null options count as unset, and `output_dir` replaces "
+    "a missing `workspace`. An unsupported option that would change the training is refused unless it is off; an "
+    "option that only sets how SimpleTuner runs, or what it shows, is ignored with a note. "
+    "`benchmarks/simpletuner_files.py FOLDER` tries all files of a folder."
 )
 
 
 def render() -> str:
     """The whole page as Markdown."""
-    lines = ["# Configuration", "", "Generated from the configuration models; `make docs` writes it anew.", ""]
+    lines = ["# Configuration", "", "Generated from the configuration models; `make docs` rewrites it.", ""]
     lines += [
-        "Relative paths start at the current directory if the data file is there, else at the nearest folder from the run "
-        "file's own upwards in which it is; those of `--set` at the current directory; `~/` at the home folder. "
-        "Every key can be overridden, `--set stage1.lora_rank=8`, or removed, `--set stage1.lora_rank=`; "
-        "`--set lora_rank=8` is for every stage, also where their tables say otherwise.",
+        "Relative paths start at the current directory if the data file is there, else at the nearest folder, from "
+        "the run file's folder upwards, that contains it; paths of `--set` at the current directory; `~/` at the "
+        "home folder. Every key can be overridden, `--set stage1.lora_rank=8`, or removed, `--set "
+        "stage1.lora_rank=`; `--set lora_rank=8` sets it for every stage, also over the values in their tables.",
         "",
-        "The last column says what a run makes anew when a key has changed, and what is made of that with it: "
-        "index, crops, embeds, LoRA, samples, bundle. All else is reused, also what an earlier run made before the change.",
+        "The last column lists what a run rebuilds after a change of the key, together with all artifacts made from "
+        "it: index, crops, embeds, LoRA, samples, bundle. All others are reused, also those made before the change.",
         "",
     ]
     for title, model, intro in _SECTIONS:
         lines += [f"## {title}", "", intro, ""]
         for heading, fields in _grouped(model):
             lines += [f"### {heading}", ""] if heading else []
-            lines += ["| key | type | default | meaning | a change makes anew |", "|---|---|---|---|---|"]
+            lines += ["| key | type | default | meaning | a change rebuilds |", "|---|---|---|---|---|"]
             lines += [_row(name, field) for name, field in fields.items() if not _is_said(model, name)]
             lines.append("")
     return "\n".join([*lines, *_simpletuner()])
@@ -111,7 +112,7 @@ def _simpletuner() -> list[str]:
     """The answers to SimpleTuner's options, a line for each reason."""
     rows: list[tuple[str, Iterable[str], str]] = [
         ("works", WORKS, ""),
-        ("works", DATA_DEFAULTS, "for the picture sets that do not say it themselves"),
+        ("works", DATA_DEFAULTS, "for the picture sets that do not set it"),
     ]
     rows += [("alias", [theirs], f"`{name}`") for theirs, name in ALIASES.items()]
     rows += [

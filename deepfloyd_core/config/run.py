@@ -42,18 +42,18 @@ class RunConfig(TextKeys, ValidationKeys, Machine):
         makes=("pixels", "eval_set", "low_res", "lora"),
     )
     max_rejected_share: float = key(
-        0.25, ge=0, le=1, says="The run fails when more of the inputs are rejected.", makes=NOTHING
+        0.25, ge=0, le=1, says="The run fails if a larger share of the inputs is rejected.", makes=NOTHING
     )
     num_eval_images: int | None = key(
         None,
         ge=0,
-        says="Pictures held out of training to measure on, from each data set. Unset: what it can spare, one in ten "
-        "up to 4, at least 1 of 8, none of fewer. 0: none, and nothing is measured on pictures that are not trained on.",
+        says="Pictures of each data set held out of training for evaluation. Unset: one in ten up to 4, at least 1 "
+        "of 8, none of fewer. 0: none, and no measures on held-out pictures.",
         makes=("eval_set",),
     )
     eval_dataset_id: str | None = key(
         None,
-        says="Hold them out of this data set alone; when it has no more, none of it is trained on.",
+        says="Hold out pictures of this data set only; if it has no more than `num_eval_images`, none of it is trained on.",
         makes=("eval_set",),
     )
     aspect_bucket_alignment: Literal[8, 16, 24, 32, 64] = key(
@@ -83,14 +83,14 @@ class RunConfig(TextKeys, ValidationKeys, Machine):
     decode_memory_mib: int = key(
         3072,
         ge=256,
-        says="Memory (MiB) that judging one picture may take; more, and it is a ledger row.",
+        says="Memory limit (MiB) for judging one picture; a picture above it is rejected.",
         makes=VERDICT,
     )
     decode_timeout_s: float = key(
         60.0,
         gt=0,
         le=86_400,
-        says="Seconds that judging one picture may take; more, and it is a ledger row, which a longer time tries again.",
+        says="Time limit (s) for judging one picture; a picture above it is rejected until the limit is raised.",
         makes=NOTHING,
     )
     stage1: StageConfig | None = Field(None, description="Stage I (text to 64 px).")

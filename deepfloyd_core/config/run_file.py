@@ -158,7 +158,7 @@ def _trackers(value: Any, path: Path) -> tuple[str, list[str]]:
     if isinstance(value, list):
         value = ",".join(map(str, value))
     if not isinstance(value, str | None):
-        raise ConfigError(f"{path}: report_to is {value!r}; it names where to show a training: {', '.join(TRACKERS)}.")
+        raise ConfigError(f"{path}: report_to is {value!r}; it is a list of trackers: {', '.join(TRACKERS)}.")
     asked = {name.strip().lower() for name in str(value or "none").split(",")} - {"", "none"}
     known = [name for name in TRACKERS if name in asked]
     return ",".join(known) or "none", [f"report_to = {name}" for name in sorted(asked - set(known))]
@@ -205,7 +205,7 @@ def _spread(values: dict[str, Any], path: Path, stage_keys: frozenset[str]) -> d
                 else f"model_flavour is {given!r}, which is none of DeepFloyd's"
             )
             raise ConfigError(
-                f"{path}: {said}: which stage to train is not said. "
+                f"{path}: {said}: the stage to train is unknown. "
                 f"Set it to one of {', '.join(PUBLISHED)}, or add "
                 f"{' and '.join(f'[{name}]' for name in STAGE_TABLES)} tables."
             )

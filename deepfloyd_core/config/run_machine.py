@@ -10,11 +10,11 @@ class Machine(Spec):
     """Where and how a run computes."""
 
     workers: int = key(
-        2, ge=1, le=256, says="Shards prepared at once, unless a cluster with an address decides.", makes=NOTHING
+        2, ge=1, le=256, says="Shards prepared in parallel; a cluster with an address ignores it.", makes=NOTHING
     )
     task_runner: Literal["threads", "processes", "ray", "dask"] = key(
         "threads",
-        says="Where shards are made. `threads` start at once and keep 2 to 4 cores busy; `processes` any number.",
+        says="Where shards are made. `threads` start at once and use 2 to 4 cores; `processes` use any number.",
         makes=NOTHING,
     )
     task_runner_address: str | None = key(
@@ -27,17 +27,17 @@ class Machine(Spec):
         1,
         ge=1,
         le=64,
-        says="Processes that encode at once, each with its own T5 and, where there are some, GPU.",
+        says="Processes that encode in parallel, each with its own T5, and its own GPU if there are any.",
         makes=NOTHING,
     )
     text_encoder_streaming: bool = key(
         False,
-        says="Read T5 layer by layer: one layer is on the device at a time, read anew for every file of embeds.",
+        says="Load T5 layer by layer: one layer is on the device at a time, reloaded for every file of embeds.",
         makes=NOTHING,
     )
     report_to: Literal["none", "tensorboard", "wandb", "tensorboard,wandb"] = key(
         "none",
-        says="Where every step of a training is also shown: `tensorboard`, a folder in the workspace; `wandb`, "
+        says="Trackers that also log every training step: `tensorboard`, a folder in the workspace; `wandb`, "
         "Weights & Biases, with a key or WANDB_MODE=offline in the environment.",
         makes=NOTHING,
     )

@@ -36,7 +36,7 @@ class ValidationKeys(Spec):
         4,
         ge=1,
         le=MOST_PICTURES,
-        says="Stage I samples for each prompt; with `controlnet` pictures that are followed.",
+        says="Stage I samples for each prompt; with `controlnet` conditioning pictures.",
         makes=("validation", "samples"),
     )
     num_upscaled_images: int = key(
@@ -45,15 +45,15 @@ class ValidationKeys(Spec):
     eval_clip_model: HomePath | None = key(
         None,
         stages=UPSCALERS,
-        says="Folder of a CLIP model (transformers', in safetensors): Stage II's held-out pictures are measured by "
-        "what it sees as well.",
+        says="Folder of a CLIP model (transformers', in safetensors): Stage II's held-out pictures are also "
+        "measured by its embeddings.",
         makes=CONTENT,
     )
     eval_lpips_model: HomePath | None = key(
         None,
         stages=UPSCALERS,
         says="File of LPIPS's weights (the `lpips` package's, in safetensors): Stage II's held-out pictures are "
-        "measured by it as well.",
+        "also measured by LPIPS.",
         makes=CONTENT,
     )
     sample_measure: Literal["drawn_world"] | None = key(

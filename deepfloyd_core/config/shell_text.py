@@ -66,13 +66,13 @@ def _take(line: str, number: int, variables: dict[str, str], blocks: list[_Block
         return
     word = re.match(r"[^\s;]*", line)[0]  # type: ignore[index]
     if blocks and blocks[-1].waits and word != "then":
-        raise ValueError("a then was to come here")
+        raise ValueError("expected a then here")
     if word in ("if", "elif", "else", "fi", "then"):
         _turn(line, word, number, variables, blocks)
     elif all(block.counts for block in blocks):
         _assign(line, variables)
     elif not _is_plain(line):
-        raise ValueError("in a branch that is not taken, only whole commands on one line are passed over")
+        raise ValueError("a branch that is not taken may only have whole commands on one line")
 
 
 def _is_plain(line: str) -> bool:
@@ -91,7 +91,7 @@ def _turn(line: str, word: str, number: int, variables: dict[str, str], blocks: 
     if block is None:
         raise ValueError(f"{word} without an if")
     if word != "elif" and not _TURN.fullmatch(line):
-        raise ValueError(f"{word} stands on a line of its own here")
+        raise ValueError(f"{word} must be alone on its line here")
     if block.part == "else" and word in ("elif", "else"):
         raise ValueError(f"{word} after an else")
     if word == "then":
@@ -107,7 +107,7 @@ def _turn(line: str, word: str, number: int, variables: dict[str, str], blocks: 
 
 def _condition(line: str, variables: dict[str, str], asked: bool) -> tuple[bool, bool]:
     """Whether a condition is true, if that is asked, and whether its `then` is on its line."""
-    form = ValueError('a condition is read as if [[ "$NAME" == "text" ]]; then')
+    form = ValueError('write a condition as if [[ "$NAME" == "text" ]]; then')
     match = _CONDITION.fullmatch(line)
     if match is None or len(match[1]) != len(match[3]):
         raise form

@@ -127,16 +127,16 @@ def answered(
             if _asks(value, refusal, values):
                 faults.append(ConfigError(f"{path}: {key} is {shown(value)}, but {refusal.reason}. Remove the key."))
             else:
-                ignored.setdefault("off, or what is done here anyway", []).append(key)
+                ignored.setdefault("off, or always done here", []).append(key)
         elif key in IGNORED or key.startswith(("_", "/", "#")):
-            ignored.setdefault(IGNORED.get(key, "taken for comments"), []).append(key)
+            ignored.setdefault(IGNORED.get(key, "read as comments"), []).append(key)
         elif key not in SWITCHES:
             rest[key] = value
     for key in (key for key in SWITCHES if key in values):
         _, name, meaning = SWITCHES[key]
         if switch_applies(key, values):
             rest[name] = meaning
-            notes.append(f"{path}: {key} is taken as {name} = {str(meaning).lower()}")
+            notes.append(f"{path}: {key} is read as {name} = {str(meaning).lower()}")
         elif asked_of_switch(key, values[key]) and values[name] != meaning:
             ignored.setdefault(f"{name} is {shown(values[name])}", []).append(key)
     if method := _clipping(values):
@@ -157,8 +157,8 @@ def _clipping(values: Mapping[str, Any]) -> str:
     if is_off(method, ("norm",)) or is_off(limit):
         return ""
     return (
-        f"grad_clip_method is {shown(method)}, but max_grad_norm = {limit} is here always the norm of all gradients "
-        "together, and not the limit of each number: a value that was chosen for the one suits not the other"
+        f"grad_clip_method is {shown(method)}, but max_grad_norm = {limit} here always limits the norm of all "
+        "gradients together, not each number: choose a value that suits a norm"
     )
 
 
@@ -223,25 +223,27 @@ def _of_their_form(
             del values[key]
     seed = _number(str(values.get("seed", 0)))
     if isinstance(seed, int) and seed < 0:
-        notes.append(f"{path}: seed is {values.pop('seed')}, a random one; here runs repeat, so it is the default")
+        notes.append(
+            f"{path}: seed is {values.pop('seed')}, a random one; runs here are reproducible, so the default is used"
+        )
     guidance = _number(str(values.get("validation_guidance", 1)))
     if isinstance(guidance, int | float) and guidance < 1:
         values["validation_guidance"] = 1.0
-        notes.append(f"{path}: validation_guidance is {guidance}, for which 1 stands here: off")
+        notes.append(f"{path}: validation_guidance is {guidance}, read as 1, which is off here")
     if isinstance(values.get("lr_scheduler"), str):
         values["lr_scheduler"] = values["lr_scheduler"].replace("-", "_")
     values |= attempt(faults, _optimizer_settings, values.pop("optimizer_config", ""), path) or {}
     if not is_off(values.get("controlnet")) and "controlnet_conditioning" not in values:
         values["controlnet_conditioning"] = "paired"  # what SimpleTuner's ControlNets follow is in the data file
-        notes.append(f"{path}: controlnet is set, so controlnet_conditioning is paired: it follows conditioning_data")
+        notes.append(
+            f"{path}: controlnet is set, so controlnet_conditioning is paired, with the pictures of conditioning_data"
+        )
     for key, same in _SAME.items():
         if isinstance(values.get(key), str):
             values[key] = same.get(values[key], values[key])
     for key, (known, instead) in _SPEED.items():
         if isinstance(values.get(key), str) and values[key] not in known:
-            notes.append(
-                f"{path}: {key} is {values[key]!r}, for which {instead} is used here; it changes the speed alone"
-            )
+            notes.append(f"{path}: {key} is {values[key]!r}, replaced by {instead} here; it only changes the speed")
             values[key] = instead
     return values
 
@@ -254,7 +256,7 @@ def _optimizer_settings(text: Any, path: Path) -> dict[str, float]:
         key, number = _OPTIMIZER_SETTINGS.get(name.strip()), _number(value.strip())
         if key is None or isinstance(number, str):
             known = ", ".join(_OPTIMIZER_SETTINGS)
-            raise ConfigError(f"{path}: optimizer_config has {part.strip()!r}; known there are {known}. Remove it.")
+            raise ConfigError(f"{path}: optimizer_config has {part.strip()!r}; known: {known}. Remove it.")
         found[key] = float(number)
     return found
 

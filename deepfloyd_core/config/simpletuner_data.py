@@ -43,14 +43,14 @@ _NO_GRID = "filters and grids of a saved data set are not supported; use rows as
 DATA_REFUSED = {
     "audio": Refusal(_NO_AUDIO),
     "audio_column": Refusal(_NO_AUDIO),
-    "aws_session_token": Refusal("a token that ends is read from AWS_SESSION_TOKEN in the environment"),
+    "aws_session_token": Refusal("a temporary token is read from AWS_SESSION_TOKEN in the environment"),
     "bbox_column": Refusal(_NO_BOXES),
-    "bucket_resolutions": Refusal("each shape has the size that resolution says"),
-    "caption_file_extensions": Refusal("captions are looked for beside the pictures under the names that docs/data.md has",
+    "bucket_resolutions": Refusal("resolution sets the size of each shape"),
+    "caption_file_extensions": Refusal("captions are read beside the pictures; docs/data.md lists their names",
                                        (".txt", "txt")),
     "composite_image_config": Refusal(_NO_GRID),
-    "conditioning": Refusal("a ControlNet's conditioning is made as controlnet_conditioning says, or read from "
-                            "conditioning_data"),
+    "conditioning": Refusal("controlnet_conditioning sets how a ControlNet's conditioning is made; "
+                            "conditioning_data has paired ones"),
     "conditioning_type": Refusal(_OF_CONDITIONING),
     "data_generator": Refusal("pictures are not generated here"),
     "end_epoch": Refusal("a data set's time is measured in optimizer steps; use end_step"),
@@ -102,9 +102,9 @@ def our_entry(
         if key in known:
             rest |= {} if value is None else {key: value}
         elif key in DATA_IGNORED or key.startswith(("_", "/", "#")):
-            ignored.setdefault(DATA_IGNORED.get(key, "taken for comments"), []).append(key)
+            ignored.setdefault(DATA_IGNORED.get(key, "read as comments"), []).append(key)
         elif key in DATA_REFUSED:
-            ignored.setdefault("off, or what is done here anyway", []).append(key)
+            ignored.setdefault("off, or always done here", []).append(key)
         else:
             rest[key] = value  # for the model to name
     return _entry_values(coerced(rest, scalar_kinds(model)), where), grouped(ignored, "")
@@ -115,7 +115,7 @@ def _entry_values(entry: dict[str, Any], where: str) -> dict[str, Any]:
     given = entry.get("conditioning_data")
     if isinstance(given, list) and len(given) > 1:
         raise ConfigError(
-            f"{where}: conditioning_data has {len(given)} sets; a ControlNet follows one picture. Keep one."
+            f"{where}: conditioning_data has {len(given)} sets; a ControlNet takes one conditioning picture. Keep one."
         )
     if isinstance(given, list) and given:
         entry["conditioning_data"] = given[0]

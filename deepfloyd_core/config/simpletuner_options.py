@@ -94,10 +94,10 @@ _IGNORED = {
         preserve_data_backend_cache print_filenames print_sampler_statistics skip_file_discovery text_cache_disable
         text_cache_ondemand text_embed_full_cache
         """,
-    "a killed run goes on by itself, and its checkpoints change no result": """
+    "a killed run resumes by itself, and its checkpoints change no result": """
         checkpoint_epoch_interval checkpointing_rolling_steps checkpointing_use_tempdir checkpoints_rolling_total_limit
         """,
-    "mixed_precision and optimizer say in what precision weights and gradients are": """
+    "mixed_precision and optimizer set the precision of weights and gradients": """
         base_model_default_dtype gradient_precision pure_bf16
         """,
     "each sample's timestep is drawn by itself; see timestep_bias_strategy": "disable_segmented_timestep_sampling",
@@ -210,18 +210,18 @@ class Refusal:
     within: tuple[str, ...] = ()  # a key, and perhaps its value, without which it has no effect whatever its own value
 
 
-_NO_METHOD = "that way of training is not here"
-_CONSTANT = "scheduled_sampling_probability stays as it is"
+_NO_METHOD = "this training method is not supported"
+_CONSTANT = "scheduled_sampling_probability is constant"
 _SAMPLED = ("scheduled_sampling_max_step_offset",)
 _ONE_PROCESS = "a training runs in one process; gradient_accumulation_steps makes the batch as large"
 REFUSED = {
-    "control": Refusal("it trains a model with a picture as further input; a ControlNet-LoRA (controlnet) is here"),
+    "control": Refusal("a picture as further input is not supported; use a ControlNet-LoRA (controlnet)"),
     "controlnet_custom_config": Refusal("a ControlNet-LoRA has the base model's layers"),
     "controlnet_model_name_or_path": Refusal("a ControlNet-LoRA starts from the base model, or with init_lora"),
     "crepa_enabled": Refusal(_NO_METHOD),
-    "diff2flow_enabled": Refusal("IF stays a model of epsilon"),
+    "diff2flow_enabled": Refusal("IF keeps predicting epsilon"),
     "distillation_method": Refusal(_NO_METHOD),
-    "ema_update_interval": Refusal("the moving average takes in every step", (1,), ("use_ema",)),
+    "ema_update_interval": Refusal("the moving average is updated at every step", (1,), ("use_ema",)),
     "ema_warmup_steps": Refusal("ema_decay warms up by itself", (), ("use_ema",)),
     "enable_nsfw_check": Refusal("pictures are not classified; sort them out before"),
     "init_lora_ema": Refusal("init_lora takes one file; name the one to start from"),
@@ -229,9 +229,9 @@ REFUSED = {
     "internal_guidance_enabled": Refusal(_NO_METHOD),
     "irepa_enabled": Refusal(_NO_METHOD),
     "layersync_enabled": Refusal(_NO_METHOD),
-    "lora_format": Refusal("a LoRA is written as diffusers reads it", ("diffusers",)),
+    "lora_format": Refusal("a LoRA is written in diffusers' format", ("diffusers",)),
     "lora_type": Refusal("adapters are LoRA or DoRA, not LyCORIS", ("standard",)),
-    "lr_scale": Refusal("the learning rate is what learning_rate says; multiply it there"),
+    "lr_scale": Refusal("learning_rate is not scaled; multiply it yourself"),
     "max_upscale_threshold": Refusal("nothing is ever upsampled: a shape that a picture cannot fill is not used for it"),
     "mixflow_enabled": Refusal(_NO_METHOD),
     "nextlat_enabled": Refusal(_NO_METHOD),
@@ -241,12 +241,12 @@ REFUSED = {
     "prediction_type": Refusal("IF predicts epsilon", ("epsilon",)),
     "pretrained_t5_model_name_or_path": Refusal("T5 is read from pretrained_model_name_or_path"),
     "pretrained_unet_model_name_or_path": Refusal("the UNet is read from pretrained_model_name_or_path"),
-    "prodigy_steps": Refusal("prodigy goes on finding its step size to the end", (), ("optimizer", "prodigy")),
+    "prodigy_steps": Refusal("prodigy adapts its step size to the end", (), ("optimizer", "prodigy")),
     "quantize_activations": Refusal("only weights are quantised (base_model_precision)"),
     "refiner_training": Refusal("IF has no refiner; see timestep_bias_strategy = range"),
     "rescale_betas_zero_snr": Refusal("IF's own noise schedule is trained on"),
     "resume_from_checkpoint": Refusal(
-        "a run goes on from its own last checkpoint alone; init_lora starts from weights that were trained before",
+        "a run resumes only from its own last checkpoint; init_lora starts from trained weights",
         ("latest",),
     ),
     "revision": Refusal("the hub's main revision is read; name a folder of another in pretrained_model_name_or_path",
@@ -257,10 +257,10 @@ REFUSED = {
     "slider_lora_target": Refusal(_NO_METHOD),
     "snr_weight": Refusal("the loss is not scaled; see learning_rate", (1,)),
     "t5_padding": Refusal("IF attends to all rows of T5, as it was trained", ("unmodified",)),
-    "train_text_encoder": Refusal("T5 stays as it is"),
+    "train_text_encoder": Refusal("T5 is not trained"),
     "tread_config": Refusal(_NO_METHOD),
     "twinflow_enabled": Refusal(_NO_METHOD),
     "urepa_enabled": Refusal(_NO_METHOD),
-    "use_original_images": Refusal("crops are made as the data file says; see crop"),
+    "use_original_images": Refusal("the data file sets the crops; see crop"),
     "xm_enabled": Refusal(_NO_METHOD),
 }  # fmt: skip

@@ -61,25 +61,25 @@ class LossKeys(Spec):
         0.0,
         ge=0,
         le=1,
-        says="Further noise in what the UNet is fed but not in the target (Ning et al. 2023).",
+        says="Extra noise in the UNet's input but not in the target (Ning et al. 2023).",
         makes=LORA,
     )
     input_perturbation_steps: int = key(
-        0, ge=0, says="Optimizer steps over which that noise falls to none; 0: it stays.", makes=LORA
+        0, ge=0, says="Optimizer steps over which `input_perturbation` falls to 0; 0: it is constant.", makes=LORA
     )
     scheduled_sampling_max_step_offset: int = key(
         0,
         ge=0,
         le=999,
-        says="Train on the model's own errors: x_t is made of what the UNet takes the picture for, up to this many "
-        "timesteps earlier on the way from noise. Needs `scheduled_sampling_probability`.",
+        says="Train on the model's own errors: x_t is made from the UNet's estimate of the picture, at a timestep "
+        "up to this many steps noisier. Needs `scheduled_sampling_probability`.",
         makes=LORA,
     )
     scheduled_sampling_probability: float = key(
         0.0,
         ge=0,
         le=1,
-        says="Share of the samples that this is done with; 1: all. Of the others x_t is as ever.",
+        says="Share of the samples with scheduled sampling; 1: all. The others have the standard x_t.",
         makes=LORA,
     )
     timestep_bias_strategy: Literal["none", "earlier", "later", "range"] = key(
@@ -91,7 +91,7 @@ class LossKeys(Spec):
         1.0,
         gt=0,
         le=1000,
-        says="How many times as often as the others.",
+        says="How many times as often these timesteps are drawn as the others.",
         makes=LORA,
         only_with={"timestep_bias_strategy": ("earlier", "later", "range")},
     )
@@ -142,7 +142,7 @@ def _timesteps_fault(config: "StageConfig") -> str:
     if first >= end:
         return f"{said}begin ({first}) is not below timestep_bias_end ({end}). Set a range within 0 to 1000"
     if (first, end) == (0, 1000):
-        return f"{said}begin and timestep_bias_end take in every timestep. Set a smaller range"
+        return f"{said}begin and timestep_bias_end cover every timestep. Set a smaller range"
     return ""
 
 
@@ -156,12 +156,12 @@ def _scheduled_sampling_fault(config: "StageConfig") -> str:
         return ""
     if config.snr_gamma is None and not config.use_soft_min_snr:
         return (
-            "scheduled_sampling_max_step_offset needs weights of the loss: an error of the picture counts by its SNR in "
-            "epsilon, 24,000 at the clean end. Set snr_gamma, for example to 5, or use_soft_min_snr"
+            "scheduled_sampling_max_step_offset needs weights of the loss: in epsilon an error of the picture is "
+            "multiplied by its SNR, 24,000 at the clean end. Set snr_gamma, for example to 5, or use_soft_min_snr"
         )
     if config.train_variance and config.scheduled_sampling_probability == 1:
         return (
-            "train_variance learns from samples whose x_t is made of the picture itself, and scheduled_sampling_probability "
+            "train_variance learns only from samples without scheduled sampling, and scheduled_sampling_probability "
             "is 1, which leaves none. Set it, for example to 0.5"
         )
     return ""

@@ -37,7 +37,7 @@ class LowResKeys(Spec):
         0.0,
         ge=0,
         le=64,
-        says="Grain of that picture itself: largest standard deviation (levels of 255).",
+        says="Grain of Stage II's low-res input in training: largest standard deviation (levels of 255).",
         makes=LORA,
         stages=UPSCALERS,
     )
@@ -45,19 +45,24 @@ class LowResKeys(Spec):
         None,
         ge=1,
         le=100,
-        says="Pass it through JPEG, of a quality from this one to 100; unset: no JPEG.",
+        says="JPEG compression of Stage II's low-res input in training: quality from this one to 100; unset: none.",
         makes=LORA,
         stages=UPSCALERS,
     )
     low_res_degraded_share: float = key(
-        1.0, gt=0, le=1, says="Share of the samples that have any of these.", makes=LORA, stages=UPSCALERS
+        1.0,
+        gt=0,
+        le=1,
+        says="Share of the samples with `low_res_blur`, `low_res_noise` and `low_res_jpeg_quality`.",
+        makes=LORA,
+        stages=UPSCALERS,
     )
     low_res_stage1_share: float = key(
         0.0,
         ge=0,
         le=1,
-        says="Share of Stage II's samples whose low-res picture in training is Stage I's remake of the true one. "
-        "Stage I is then trained first, and samples each crop once.",
+        says="Share of Stage II's samples trained on Stage I's remake of their low-res picture. Stage I is then "
+        "trained first, and samples each crop once.",
         makes=LORA,
         stages=UPSCALERS,
     )
@@ -65,8 +70,8 @@ class LowResKeys(Spec):
         0.3,
         gt=0,
         le=1,
-        says="How far the true low-res picture is noised before Stage I samples it again: this share of "
-        "`stage1.validation_num_inference_steps`; 1 leaves nothing of it.",
+        says="How far Stage I noises the true low-res picture before it resamples it: share of "
+        "`stage1.validation_num_inference_steps`; 1: to pure noise.",
         makes=("low_res",),
         stages=UPSCALERS,
     )

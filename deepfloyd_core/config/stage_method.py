@@ -30,8 +30,8 @@ class MethodKeys(Spec):
     )
     init_lora: PathOrNumber | int | None = key(
         None,
-        says="What training starts from: a folder or .safetensors file of weights that were trained before with the "
-        "same settings, or the number of a published version. Unset: the base model.",
+        says="Weights to start from: a folder or .safetensors file trained with the same settings, or the number of "
+        "a published version. Unset: the base model.",
         makes=CONTENT,
     )
     lora_rank: int = key(
@@ -69,15 +69,15 @@ class MethodKeys(Spec):
     )
     controlnet: bool = key(
         False,
-        says="Train a ControlNet-LoRA (Zhang et al. 2023): a Stage I that follows a picture, the conditioning.",
+        says="Train a ControlNet-LoRA (Zhang et al. 2023): a Stage I with a picture as conditioning.",
         makes=(*LORA, "samples"),
         stages=CONTROLLED,
         only_with=_ADAPTERS,
     )
     controlnet_conditioning: Conditioning = key(
         "canny",
-        says="The conditioning, made of each training picture: `canny` edges, `grayscale`, or `low_res`, its "
-        "colours without detail; or `paired`, pictures of their own: see `conditioning_data` of the picture sets.",
+        says="The conditioning, computed from each training picture: `canny` edges, `grayscale`, or `low_res`, its "
+        "colours without detail; or `paired`, separate pictures: see `conditioning_data` of the picture sets.",
         makes=LORA,
         stages=CONTROLLED,
         only_with={"controlnet": (True,)},
@@ -129,7 +129,7 @@ def _control_fault(config: "StageConfig") -> str:
     beyond = [name for name in config.lora_target_modules if name.split(".")[0] in NOT_ON_THE_WAY_DOWN]
     if beyond:
         return (
-            f"lora_target_modules has {beyond[0]!r}; controlnet adapts a copy of the UNet's way down, which lacks "
+            f"lora_target_modules has {beyond[0]!r}; controlnet adapts a copy of the UNet's down path, which lacks "
             "it. Remove it"
         )
     if config.controlnet_conditioning == "canny" and (missing := missing_extra(["skimage"], "controlnet")):

@@ -59,15 +59,13 @@ class OptimizerKeys(Spec):
     num_train_epochs: int | None = key(
         None,
         ge=1,
-        says="How often the run goes through its data, in place of `max_train_steps`: an epoch has as many "
-        "batches as the data sets have together. The steps are counted once the crops are made.",
+        says="Passes over the data, in place of `max_train_steps`: an epoch has as many batches as the data sets "
+        "have together. The steps are counted once the crops are made.",
         makes=LORA,
     )
     train_batch_size: int = key(4, ge=1, le=4096, says="Pictures in one forward pass.", makes=LORA)
     gradient_accumulation_steps: int = key(1, ge=1, le=1024, says="Forward passes for one optimizer step.", makes=LORA)
-    max_grad_norm: float = key(
-        1.0, ge=0, says="Gradients are scaled down to this L2 norm; 0: they are not.", makes=LORA
-    )
+    max_grad_norm: float = key(1.0, ge=0, says="Gradients are clipped to this L2 norm; 0: no clipping.", makes=LORA)
     optimizer: Literal["adamw", "adamw_bf16", "adamw_8bit", "adafactor", "prodigy", "adamw_schedulefree"] = key(
         "adamw",
         says="`adamw`: fp32 states. `adamw_bf16`: weights and states in bf16, rounded stochastically. `adamw_8bit`: "
@@ -81,7 +79,7 @@ class OptimizerKeys(Spec):
         1e-8, gt=0, says="Keeps a division by the second moment finite; not in Adafactor.", makes=LORA
     )
     adam_weight_decay: float = key(1e-2, ge=0, says="Decoupled weight decay, of every optimizer.", makes=LORA)
-    use_ema: bool = key(False, says="Keep a moving average of what is trained; it is what is saved.", makes=LORA)
+    use_ema: bool = key(False, says="Save a moving average of the trained weights.", makes=LORA)
     ema_decay: float = key(
         0.995,
         ge=0,
@@ -102,8 +100,8 @@ def optimizer_notes(config: "StageConfig") -> Iterator[str]:
     full, is_set = config.model_type == "full", config.model_fields_set
     if full and "learning_rate" not in is_set and config.optimizer != "prodigy":
         yield (
-            f"learning_rate is not set; {config.learning_rate:g} is meant for a LoRA. Every weight of a UNet wants less, "
-            "for example 1e-6"
+            f"learning_rate is not set; {config.learning_rate:g} is meant for a LoRA. Every weight of a UNet needs "
+            "less, for example 1e-6"
         )
     if config.optimizer == "prodigy" and config.learning_rate != 1.0:
         yield (
@@ -123,7 +121,7 @@ def optimizer_notes(config: "StageConfig") -> Iterator[str]:
 
 def _rate_fault(config: "StageConfig") -> str:
     if config.final_learning_rate > config.learning_rate and not config.schedule.startswith("constant"):
-        return f"lr_end is {config.lr_end}, above learning_rate {config.learning_rate}; it must not be"
+        return f"lr_end is {config.lr_end}, which must not be above learning_rate {config.learning_rate}"
     if config.num_train_epochs is not None:
         if config.max_train_steps is None:
             return ""
@@ -148,11 +146,11 @@ def _optimizer_fault(config: "StageConfig") -> str:
         return ""
     if not config.schedule.startswith("constant"):
         return (
-            f"{said}, which takes the place of a schedule, and lr_scheduler is {config.schedule!r}. "
-            "Use constant or constant_with_warmup"
+            f"{said}, which replaces a schedule, and lr_scheduler is {config.schedule!r}. Use constant or "
+            "constant_with_warmup"
         )
     if config.use_ema:
-        return f"{said}, which averages what is trained itself. Remove use_ema"
+        return f"{said}, which averages the weights itself. Remove use_ema"
     if config.adam_beta1 == 0:
         return f"{said}, which divides by adam_beta1, and that is 0. Use for example 0.9"
     return ""

@@ -35,15 +35,15 @@ class RunKeys(Spec):
     )
     dynamo_backend: Literal["no", "inductor", "aot_eager"] = key(
         "no",
-        says="torch.compile of the UNet in training steps, anew for each size of batch: `inductor` writes kernels "
-        "and needs a C++ compiler, on a GPU triton; `aot_eager` only traces, for tests and debugging.",
+        says="torch.compile of the UNet in training steps, recompiled for each size of batch: `inductor` writes "
+        "kernels and needs a C++ compiler, on a GPU triton; `aot_eager` only traces, for tests and debugging.",
         makes=LORA,
     )
     dataloader_num_workers: int = key(
         1,
         ge=0,
         le=16,
-        says="Threads that prepare the next batches, one each, during a step; changes no result.",
+        says="Threads that prefetch the next batches, one each, during a step; changes no result.",
         makes=NOTHING,
     )
     checkpoint_step_interval: int = key(
@@ -52,7 +52,7 @@ class RunKeys(Spec):
     checkpointing_minutes: float | None = key(
         None,
         gt=0,
-        says="Minutes after which there is a checkpoint as well, if there was none; changes no result.",
+        says="Minutes after the last checkpoint at which another is written; changes no result.",
         makes=NOTHING,
     )
     checkpoints_total_limit: int = key(
@@ -68,7 +68,7 @@ def compile_fault(config: "StageConfig") -> str:
     if config.use_dora:
         return f"{said}, and torch cannot trace peft's DoRA. Set it to no, or remove use_dora"
     if config.attention_mechanism == "xformers":
-        return f"{said}, and what xformers does cannot be traced. Set it to no, or attention_mechanism = sdpa"
+        return f"{said}, and torch cannot trace xformers. Set it to no, or attention_mechanism = sdpa"
     return ""
 
 

@@ -17,7 +17,7 @@ class SamplingKeys(Spec):
     validation_step_interval: int = key(
         0,
         ge=0,
-        says="Optimizer steps between validations: held-out loss and pictures, also of step 0; 0: none.",
+        says="Optimizer steps between validations: eval loss and samples, also at step 0; 0: none.",
         makes=("validation",),
     )
     validation_num_inference_steps: int = key(
@@ -38,8 +38,8 @@ class SamplingKeys(Spec):
     )
     validation_back_projection: bool = key(
         False,
-        says="Add to Stage II's picture, in every sampling step, what it lacks of its low-res picture "
-        "(Irani and Peleg 1991; Wang et al. 2022). False: the stock pipeline as it is.",
+        says="Back-projection: correct Stage II's picture in every sampling step by its difference from the low-res "
+        "picture (Irani and Peleg 1991; Wang et al. 2022). False: the stock pipeline as it is.",
         makes=SAMPLED,
         stages=UPSCALERS,
     )

@@ -92,7 +92,7 @@ def test_unknown_keys_name_the_nearest_also_inside_blocks(files: Files) -> None:
 @pytest.mark.parametrize(
     ("keys", "says"),
     [
-        ({"conditioning": [{"type": "canny"}]}, "made as controlnet_conditioning says"),
+        ({"conditioning": [{"type": "canny"}]}, "controlnet_conditioning sets how"),
         ({"conditioning_type": "controlnet"}, "belongs to an entry of dataset_type conditioning"),
         ({"source_dataset_id": "set"}, "belongs to an entry of dataset_type conditioning"),
         ({"video": {"num_frames": 3}}, "not video"),
@@ -307,9 +307,9 @@ def test_an_opencv_without_cascades_is_named(files: Files, monkeypatch: pytest.M
     [
         ({"train_batch_size": 2}, "train_batch_size is ignored; every data set has the run file's train_batch_size"),
         ({"ignore_epochs": True}, "ignore_epochs is ignored"),
-        ({"_comment": "mine", "//": 3}, "//, _comment are ignored; taken for comments"),
+        ({"_comment": "mine", "//": 3}, "//, _comment are ignored; read as comments"),
         ({"target_downsample_size": 128}, "target_downsample_size has no effect: maximum_image_size is not set"),
-        ({"is_regularisation_data": "false"}, "is_regularisation_data is ignored; off, or what is done here anyway"),
+        ({"is_regularisation_data": "false"}, "is_regularisation_data is ignored; off, or always done here"),
         ({"max_upscale_threshold": "0.0", "start_epoch": "1"}, "max_upscale_threshold, start_epoch are ignored"),
         ({"grounding": {"enabled": False, "max_entities": 4}}, "grounding is ignored"),
         ({"huggingface": {"caption_column": "text", "width_column": "w"}}, "width_column is ignored"),

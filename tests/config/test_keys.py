@@ -1,4 +1,4 @@
-"""What each key says that a change of it makes anew, held against the identities of the artifacts themselves."""
+"""What each key says that a change of it rebuilds, held against the identities of the artifacts themselves."""
 
 import json
 from collections.abc import Callable, Iterator

@@ -241,7 +241,7 @@ def test_a_hash_inside_a_value_is_no_comment(files: Files) -> None:
     ("name", "text", "says"),
     [
         ("run.toml", "workspace = ", "is not valid TOML"),
-        ("run.toml", "workspace = my/folder", "(at line 1, column 13). Texts stand in quotation marks, true and "),
+        ("run.toml", "workspace = my/folder", "(at line 1, column 13). Put texts in quotation marks; write true and "),
         ("run.toml", 'seed = 1\nworkspace = "C:\\Users\\me"', ". Write each \\ twice, or a path with /."),
         ("run.json", '{"workspace": "C:\\Users\\me"}', ". Write each \\ twice, or a path with /."),
         ("run.json", '{"workspace": "C:\\\\me\\"}', ". Write each \\ twice, or a path with /."),
@@ -249,7 +249,7 @@ def test_a_hash_inside_a_value_is_no_comment(files: Files) -> None:
         ("run.json", '{"workspace": "w"\n"seed": 1}', "line 2 column 1 (char 18). A comma may be missing before it."),
         ("run.toml", 'a = 1\na = 2\nworkspace = "w"', "is not valid TOML"),
         ("run.json", '{"workspace": "w",}', "omma"),  # Python's words differ: one too many, or that one
-        ("run.json", '{\n\n"seed": NaN}', "NaN is not a number that JSON knows"),
+        ("run.json", '{\n\n"seed": NaN}', "NaN is not a valid JSON number"),
         ("run.json", "[]", "holds a list, as data files do. Give the run file, whose data_backend_config names it."),
         ("run.json", '"text"', "must be a table"),
     ],
@@ -592,7 +592,7 @@ def test_a_path_that_no_file_system_takes_is_one_that_is_not_there(files: Files)
 
 
 def test_a_home_folder_that_nobody_has_is_an_error(files: Files) -> None:
-    assert "workspace: '~nobody-here/w' starts with a home folder" in files.refusal(
+    assert "workspace: '~nobody-here/w' starts with an unknown home folder" in files.refusal(
         {**BOTH, "workspace": "~nobody-here/w"}
     )
 
@@ -742,7 +742,7 @@ def test_the_guides_data_file_is_read_unchanged(files: Files) -> None:
 def test_a_key_that_has_no_effect_is_reported_not_swallowed(files: Files) -> None:
     notes = files.load(flat(**{"--model_flavour": "tiny-i"})).notes
     assert [note for note in notes if "output_dir is ignored; artifacts lie in the workspace" in note]
-    assert [note for note in notes if "resume_from_checkpoint is ignored; off, or what is done here anyway" in note]
+    assert [note for note in notes if "resume_from_checkpoint is ignored; off, or always done here" in note]
     assert not [note for note in notes if "report_to" in note], "none is what it does"
 
 
@@ -770,7 +770,7 @@ def test_simpletuners_lists_of_trackers(
 
 
 def test_trackers_that_are_no_names_are_refused(files: Files) -> None:
-    assert "report_to is True; it names where to show a training: tensorboard, wandb." in files.refusal(
+    assert "report_to is True; it is a list of trackers: tensorboard, wandb." in files.refusal(
         {**BOTH, "report_to": True}
     )
 
@@ -787,7 +787,7 @@ def test_a_tracker_that_is_not_installed_says_what_installs_it(files: Files, mon
 @pytest.mark.parametrize(
     ("key", "value", "reason"),
     [("prediction_type", "v_prediction", "predicts epsilon"), ("lora_type", "lycoris", "not LyCORIS"),
-     ("tread_config", {"routes": []}, "not here"), ("controlnet_custom_config", "x.json", "ControlNet-LoRA"),
+     ("tread_config", {"routes": []}, "not supported"), ("controlnet_custom_config", "x.json", "ControlNet-LoRA"),
      ("model_family", "flux", "trains deepfloyd only")],
 )  # fmt: skip
 def test_a_key_that_makes_no_sense_here_is_refused_with_the_reason(
@@ -893,7 +893,7 @@ def test_an_override_is_checked_like_the_file(files: Files) -> None:
         ({"stage1": {"model_flavour": "tiny-ii"}}, "a Stage II model. Use one of i-medium-400m"),
         ({"stage2": {"model_flavour": "tiny-i"}}, "a Stage I model. Use one of ii-medium-450m"),
         ({}, "no stage to train"),
-        ({"lora_rank": 8}, "which stage to train is not said"),
+        ({"lora_rank": 8}, "the stage to train is unknown"),
         ({**TINY_I, "validation_resolution": 60}, "must divide by 8"),
         ({**TINY_I, "validation_resolution": 0}, "8 to 512"),
         ({**TINY_I, "validation_resolution": "64x520"}, "8 to 512"),
@@ -908,7 +908,10 @@ def test_an_override_is_checked_like_the_file(files: Files) -> None:
         ({**TINY_II, "validation_resolution": 0}, "Stage II makes 256 px of 64 and nothing smaller"),
         ({**TINY_II, "validation_resolution": "384x224"}, "Use for example 256 or 384x256"),
         ({**TINY_II, "validation_resolution": "272x256"}, "each edge of Stage II must divide by 32"),
-        ({"stage1": {**TINY_I["stage1"], "lr_end": 1e-3}}, "lr_end is 0.001, above learning_rate 4e-05"),
+        (
+            {"stage1": {**TINY_I["stage1"], "lr_end": 1e-3}},
+            "lr_end is 0.001, which must not be above learning_rate 4e-05",
+        ),
         ({"stage1": {"model_flavour": "tiny-i", "max_train_steps": 5, "lr_warmup_steps": 5}}, "lr_warmup_steps is 5"),
     ],
 )
@@ -949,7 +952,7 @@ def test_settings_that_contradict_each_other_are_refused(files: Files, run: dict
         ({**ROLLED, "train_variance": True}, "which leaves none"),
         ({"timestep_bias_multiplier": 2.0}, "set timestep_bias_strategy = earlier or later or range"),
         ({"timestep_bias_strategy": "later"}, "timestep_bias_multiplier is 1"),
-        ({"timestep_bias_strategy": "range", "timestep_bias_multiplier": 2.0}, "take in every timestep"),
+        ({"timestep_bias_strategy": "range", "timestep_bias_multiplier": 2.0}, "cover every timestep"),
         (
             {"timestep_bias_strategy": "range", "timestep_bias_multiplier": 2.0, "timestep_bias_begin": 300,
              "timestep_bias_end": 300}, "timestep_bias_begin (300) is not below timestep_bias_end (300)",
@@ -1108,7 +1111,7 @@ def test_legal_resolutions_pass(files: Files, run: dict[str, Any], resolution: i
 @pytest.mark.parametrize(
     ("keys", "says"),
     [
-        ({"maximum_image_size": 128}, "target_downsample_size, to which larger pictures are brought down, is missing"),
+        ({"maximum_image_size": 128}, "target_downsample_size, to which larger pictures are downsampled, is missing"),
         ({"maximum_image_size": 128, "target_downsample_size": 32}, "the crop would not fit"),
         ({"maximum_image_size": 128, "target_downsample_size": 129}, "nothing is ever upsampled"),
         ({"caption_strategy": "instanceprompt"}, "instance_prompt is missing"),

@@ -119,7 +119,7 @@ def test_a_file_for_another_family_of_models_gets_one_line(files: Files, family:
 def test_every_refused_option_is_a_line_with_its_reason(files: Files) -> None:
     says = files.refusal(lora_type="lycoris", lora_format="comfyui", lr_scale="true")
     assert "lora_type is 'lycoris', but adapters are LoRA or DoRA, not LyCORIS. Remove the key." in says
-    assert "lora_format is 'comfyui', but a LoRA is written as diffusers reads it" in says
+    assert "lora_format is 'comfyui', but a LoRA is written in diffusers' format" in says
     assert says.startswith("3 faults to mend:\n- ") and len(says.splitlines()) == 4
 
 
@@ -207,14 +207,14 @@ def test_a_checkpoint_to_resume_from_is_refused_unless_it_is_the_latest(files: F
     for harmless_value in ("latest", "", None, False, "none"):
         assert files.json(resume_from_checkpoint=harmless_value).config
     says = files.refusal(resume_from_checkpoint="checkpoint-1000")
-    assert "resume_from_checkpoint is 'checkpoint-1000'" in says and "init_lora starts from weights" in says
+    assert "resume_from_checkpoint is 'checkpoint-1000'" in says and "init_lora starts from trained weights" in says
 
 
 @pytest.mark.parametrize(
     ("keys", "says"),
     [
-        ({"seed": -1}, "seed is -1, a random one; here runs repeat, so it is the default"),
-        ({"validation_guidance": "0.5"}, "validation_guidance is 0.5, for which 1 stands here"),
+        ({"seed": -1}, "seed is -1, a random one; runs here are reproducible, so the default is used"),
+        ({"validation_guidance": "0.5"}, "validation_guidance is 0.5, read as 1, which is off here"),
         ({"use_8bit_adam": True, "optimizer": "adafactor"}, "use_8bit_adam is ignored; optimizer is 'adafactor'"),
         ({"grad_clip_method": "value", "max_grad_norm": 0.01}, "grad_clip_method is 'value', but max_grad_norm = 0.01"),
         ({"grad_clip_method": "value"}, "grad_clip_method is ignored; gradients are scaled down"),
@@ -390,13 +390,13 @@ def test_a_script_is_read_as_bash_reads_it_or_refused(tmp_path: Path) -> None:
         ("OUTPUT_DIR=${OUT:-output}", "line 2: '${OUT:-output}' would be run by a shell"),
         ('OUTPUT_DIR="out/$(date +%F)"', "line 2: '$(date +%F)' would be run by a shell"),
         ("OUTPUT_DIR=`pwd`", "line 2: '`pwd`' would be run by a shell"),
-        ('if [[ "$A" == "1" ]]; then\nelse LORA_RANK=9\nfi', "line 3: else stands on a line of its own here"),
-        ('if [[ "$A" == "1" ]]; then\nfi; LORA_ALPHA=3', "line 3: fi stands on a line of its own here"),
+        ('if [[ "$A" == "1" ]]; then\nelse LORA_RANK=9\nfi', "line 3: else must be alone on its line here"),
+        ('if [[ "$A" == "1" ]]; then\nfi; LORA_ALPHA=3', "line 3: fi must be alone on its line here"),
         ('if [[ "$A" == "1" ]]; then', "line 2: the if has no fi"),
         ('if [[ "$USER" == "1" ]]; then\nfi', "line 2: $USER is not set in the file"),
         ("TRAINING_SEED=42\nSEED=7", "TRAINING_SEED and SEED are one option, seed. Keep one of them."),
         ("MODEL_FAMILY=deepfloyd\nFLUX=true", "MODEL_FAMILY and FLUX are one option, model_family"),
-        ('TRAINER_EXTRA_ARGS="--lora_rank \'b"', "TRAINER_EXTRA_ARGS: ' is no part of a value there"),
+        ('TRAINER_EXTRA_ARGS="--lora_rank \'b"', "TRAINER_EXTRA_ARGS: ' cannot be in a value"),
         ("OUTPUT_DIR=a;LORA_RANK=3", "line 2: ';LORA_RANK=3' would be run by a shell"),
     ],
 )
@@ -441,7 +441,7 @@ def test_the_branches_of_a_script_count_as_its_variables_say(files: Files) -> No
     assert (stage.use_bitfit, stage.lora_rank) == (False, 24)
     with pytest.raises(ConfigError, match="'rm' is no NAME=value"):
         files.env(text.replace("TRAINING_SEED=42", "TRAINING_SEED=7"))
-    for line, says in (("fi", "fi without an if"), ("if test -f x; then", "a condition is read as if")):
+    for line, says in (("fi", "fi without an if"), ("if test -f x; then", "write a condition as if")):
         with pytest.raises(ConfigError, match=says):
             files.env(text + line)
 

@@ -328,9 +328,9 @@ def test_what_has_no_effect_is_said(paired: PairedWorld) -> None:
         {"id": "large", "resolution": 256, "conditioning_data": "edges"},
     )
     notes = "\n".join(run.notes)
-    assert "idle: no picture set has it as its conditioning_data, so it has no effect" in notes
+    assert "idle: has no effect: no picture set names it as conditioning_data" in notes
     assert (
-        "idle: caption_strategy, resolution are ignored; a picture to follow is cropped and resized as the picture"
+        "idle: caption_strategy, resolution are ignored; a conditioning picture is cropped and resized like its picture"
         in notes
     )
     assert "large: conditioning_data has no effect: large does not feed stage 1" in notes

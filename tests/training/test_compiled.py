@@ -264,7 +264,7 @@ def test_a_fingerprint_has_the_backend_and_with_one_also_the_recomputation(small
         ),
         (
             ("dynamo_backend=aot_eager", "attention_mechanism=xformers"),
-            "what xformers does cannot be traced. Set it to no, or attention_mechanism",
+            "torch cannot trace xformers. Set it to no, or attention_mechanism",
         ),
         (("dynamo_backend=cudagraphs",), "stage1.dynamo_backend is 'cudagraphs'"),
     ],
