@@ -133,7 +133,7 @@ def judged(kind: str, name: str, message: str, path: Path) -> Tried:
     plain = message.replace(f"{path}: ", "").replace(str(path), name)
     fine = True
     for line in plain.splitlines():
-        if re.fullmatch(r"\d+ faults to mend:", line):
+        if re.fullmatch(r"\d+ faults to correct:", line):
             continue
         unknown = re.match(r"(?:- )?(?:[^:]*: )?(?:\w+\.)*(\w+) is not a known key", line)
         named = bool(own & set(re.findall(r"\w+", line.lower())))

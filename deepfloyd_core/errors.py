@@ -78,7 +78,7 @@ def raise_together(faults: Iterable[DeepFloydError]) -> None:
         raise errors[0]
     if errors:
         kind = next((type(error) for error in errors if isinstance(error, ConfigError)), type(errors[0]))
-        together = kind("\n".join([f"{len(errors)} faults to mend:", *(f"- {error}" for error in errors)]))
+        together = kind("\n".join([f"{len(errors)} faults to correct:", *(f"- {error}" for error in errors)]))
         together.faults = tuple(errors)
         raise together
 

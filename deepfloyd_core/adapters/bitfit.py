@@ -55,7 +55,7 @@ def load_biases(unet: UNet2DConditionModel, file: Path) -> dict[str, torch.Tenso
         raise ArtifactError(f"{file} cannot be read: {error}") from None
     missing, extra = sorted(biases(unet).keys() - state.keys()), sorted(state.keys() - biases(unet).keys())
     if missing or extra:
-        raise ArtifactError(f"{file} lacks {missing[:3]} and has {extra[:3]} too much for this UNet.")
+        raise ArtifactError(f"{file} does not fit this UNet: it lacks {missing[:3]} and has extra {extra[:3]}.")
     unet.load_state_dict(state, strict=False)
     return state
 
@@ -78,5 +78,5 @@ def reload_biases(unet: UNet2DConditionModel, stage: Stage, folder: Path, out: P
     saved, loaded = load_biases(unet, out / BITFIT_FILE), biases(unet)
     for name, tensor in trained.items():
         if not (torch.equal(tensor, saved[name].to(tensor.device)) and torch.equal(tensor.to(dtype), loaded[name])):
-            raise ArtifactError(f"{out}: {name} came back with other values.")
+            raise ArtifactError(f"{out}: {name} has other values after reloading.")
     return small_change(change, f"{out}: the output with the reloaded biases")

@@ -170,7 +170,7 @@ def reload_control(unet: UNet2DConditionModel, stage: Stage, folder: Path, out: 
     loaded = _state(load_control(unet, out / CONTROL_FILE))
     for name, tensor in trained.items():
         if not torch.equal(tensor, loaded[name]):
-            raise ArtifactError(f"{out}: {name} came back with other values.")
+            raise ArtifactError(f"{out}: {name} has other values after reloading.")
     return small_change(change, f"{out}: the output of the reloaded ControlNet-LoRA")
 
 
@@ -215,8 +215,8 @@ def _steered(unet: UNet2DConditionModel, args: Sequence[Any], kwargs: dict[str, 
     # Guidance doubles the batch: without the text first, then with it.
     if len(picture) not in (1, len(sample), len(sample) / 2):
         raise ValueError(
-            f"control_image has {len(picture)} pictures, and the UNet is called with {len(sample)} (with guidance twice as "
-            "many as are made). Give one picture, or one for each that is made."
+            f"control_image has {len(picture)} pictures, and the UNet's batch is {len(sample)} (guidance doubles it). "
+            "Give one picture, or one for each output picture."
         )
     picture = picture.to(sample.device).repeat(len(sample) // len(picture), 1, 1, 1)
     parts = {name: called[name] for name in (*_NAMES, "added_cond_kwargs") if name in called}

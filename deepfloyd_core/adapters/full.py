@@ -71,7 +71,7 @@ def reload_unet(unet: UNet2DConditionModel, stage: Stage, folder: Path, out: Pat
         for name, tensor in unet.state_dict().items():
             found = saved.get_tensor(name)
             if found.dtype != tensor.dtype or not torch.equal(found.to(tensor.device), tensor):
-                raise ArtifactError(f"{out}: {name} came back with other values.")
+                raise ArtifactError(f"{out}: {name} has other values after reloading.")
     change = output_change(unet, folder, unet.dtype)
     restore_unet(unet, folder)
     load_full(unet, file)
@@ -89,7 +89,7 @@ def _saved(unet: UNet2DConditionModel, file: Path) -> Iterator[Any]:
         own, found = unet.state_dict(), set(saved.keys())
         missing, extra = sorted(own.keys() - found), sorted(found - own.keys())
         if missing or extra:
-            raise ArtifactError(f"{file} lacks {missing[:3]} and has {extra[:3]} too much for this UNet.")
+            raise ArtifactError(f"{file} does not fit this UNet: it lacks {missing[:3]} and has extra {extra[:3]}.")
         for name, tensor in own.items():
             shape = tuple(saved.get_slice(name).get_shape())
             if shape != tuple(tensor.shape):

@@ -36,7 +36,7 @@ def add_lora(unet: UNet2DConditionModel, config: StageConfig, seed: int) -> None
     present = {name for name, _ in unet.named_modules()}
     targets = [t for t in config.lora_target_modules if any(n == t or n.endswith(f".{t}") for n in present)]
     if not targets:
-        where = f"the way down of {config.model_flavour}" if config.controlnet else config.model_flavour
+        where = f"the down path of {config.model_flavour}" if config.controlnet else config.model_flavour
         raise ConfigError(f"lora_target_modules is {list(config.lora_target_modules)}; {where} has none of these.")
     torch.manual_seed(seed)
     alpha = config.lora_alpha or config.lora_rank
@@ -137,12 +137,12 @@ def reload_saved(unet: UNet2DConditionModel, stage: Stage, folder: Path, out: Pa
     loaded = {name: tensor for name, tensor in loaded.items() if not tensor.is_meta}  # meta: not in the file
     if trained.keys() != loaded.keys():
         missing, extra = sorted(trained.keys() - loaded.keys()), sorted(loaded.keys() - trained.keys())
-        raise ArtifactError(f"{out}: the stock pipeline lost {missing[:3]} and invented {extra[:3]}.")
+        raise ArtifactError(f"{out}: the stock pipeline dropped {missing[:3]} and added {extra[:3]}.")
     for name, tensor in trained.items():
         if not torch.equal(tensor.to(loaded[name].dtype), loaded[name]):
-            raise ArtifactError(f"{out}: {name} came back with other values.")
+            raise ArtifactError(f"{out}: {name} has other values after reloading.")
     if scales != _scales(unet):
-        raise ArtifactError(f"{out}: the adapters came back with other scales.")
+        raise ArtifactError(f"{out}: the adapters have other scales after reloading.")
     return small_change(change, f"{out}: the reloaded LoRA's output")
 
 

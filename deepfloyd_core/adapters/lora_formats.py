@@ -79,12 +79,14 @@ def stranger_fault(names: Names) -> str:
     name = names.strangers[0]
     if _TEXT_ENCODER.fullmatch(name):
         return (
-            f"which has adapters on a text encoder ({name}); here only UNets are trained. Keep its UNet's tensors alone"
+            f"which has adapters on a text encoder ({name}); here only UNets are trained. Keep only its UNet's tensors"
         )
     kind = next((kind for word, kind in _OTHER_KINDS.items() if word in name), None)
     if kind:
-        return f"which is {kind} ({name}), and that has no exact form as a LoRA of this trainer. Remove init_lora"
-    return f"and {name} in it is of no format of a LoRA that is known here, nor of a UNet. Remove init_lora"
+        return (
+            f"which is {kind} ({name}), which cannot be converted exactly to a LoRA of this trainer. Remove init_lora"
+        )
+    return f"and {name} in it belongs to no known format of a LoRA or a UNet. Remove init_lora"
 
 
 def _flat(layers: Iterable[str]) -> dict[str, str]:

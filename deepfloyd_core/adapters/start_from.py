@@ -101,9 +101,9 @@ def shorter_note(stage: Stage, steps: int, shorter: Artifact) -> str:
     """How to continue from a shorter training, for a training that would start at step 0."""
     done = int(shorter.spec["max_train_steps"])
     return (
-        f"stage {stage} starts at step 0 of {steps}: {shorter.name} has {done} steps of the same settings, but a finished "
-        "training keeps its weights alone, and a schedule spans all steps. To go on from its weights instead set in "
-        f'[stage{stage}]: init_lora = "{shorter.path.absolute()}" and max_train_steps = {steps - done}'
+        f"stage {stage} starts at step 0 of {steps}: {shorter.name} has {done} steps of the same settings, but a "
+        "finished training keeps only its weights, and a schedule spans all steps. To continue from its weights set "
+        f'in [stage{stage}]: init_lora = "{shorter.path.absolute()}" and max_train_steps = {steps - done}'
     )
 
 
@@ -143,7 +143,7 @@ def _made_safe(pickle: Path) -> str:
         "found = torch.load(sys.argv[1], map_location='cpu', weights_only=True); "
         "save_file({k: v.contiguous() for k, v in found.items()}, sys.argv[2])"
     )
-    return f'Of {pickle.name} make one: python -c "{code}" {quote(str(pickle))} {quote(str(safe))}'
+    return f'Convert {pickle.name}: python -c "{code}" {quote(str(pickle))} {quote(str(safe))}'
 
 
 def _faults(config: StageConfig, file: Path, header: Header, base: Shapes) -> Iterator[str]:
@@ -151,9 +151,9 @@ def _faults(config: StageConfig, file: Path, header: Header, base: Shapes) -> It
     names = our_names(header.shapes, _layers(base))
     product, trained = _kind(header, names), product_of(config)
     if product is None:
-        yield stranger_fault(names) if names.strangers else "and there is nothing in it"
+        yield stranger_fault(names) if names.strangers else "which is empty"
     elif product is CONTROL and not config.flavour.kind.takes_controlnet:
-        yield f"which is {product.words}, and those are of {titles(CONTROLLED)}. Remove init_lora"
+        yield f"which is {product.words}, which only {titles(CONTROLLED)} supports. Remove init_lora"
     elif product is not trained:
         keys = " and ".join(product.unlike(config))
         yield f"which is {product.words}; the settings train {trained.words}. Set {keys}, or remove init_lora"
@@ -196,13 +196,13 @@ def _name_faults(file: Path, names: Names) -> Iterator[str]:
     if twice := next((name for name in ours if ours.count(name) > 1), None):
         yield f"which has {twice} twice, under two names. Keep one of them"
     if PEFT in names.formats and not (file.parent / _PEFT_SETTINGS).is_file():
-        yield f"a LoRA as peft saves one, whose alpha stands in {_PEFT_SETTINGS}. Put that beside it"
+        yield f"a LoRA in peft's format, whose alpha is in {_PEFT_SETTINGS}. Put that file beside it"
     layers = {name.split(".lora_")[0] for name in ours}
     scales = set(read_scalars(file, names.alphas)) if names.alphas else set()
     if names.alphas and (len(scales) > 1 or set(names.alphas.values()) != layers):
         yield (
-            "a LoRA with another alpha for each layer, or for some only, which this trainer does not have. Multiply each "
-            "layer's up by its alpha / rank, and leave the alphas out"
+            "a LoRA with different alphas for its layers, or for some only, which this trainer does not support. "
+            "Multiply each layer's up by its alpha / rank, and remove the alphas"
         )
 
 
@@ -238,7 +238,7 @@ def _control_faults(config: StageConfig, header: Header, base: Shapes) -> Iterat
         yield "which has no adapters"
     if conditioning != config.controlnet_conditioning:
         ours = config.controlnet_conditioning
-        yield f"which follows {conditioning}; controlnet_conditioning is {ours}. Set them alike"
+        yield f"whose conditioning is {conditioning}; controlnet_conditioning is {ours}. Set them alike"
     yield from _lora_faults(config, adapters, _checked(settings, RECORD), way_down(base))
 
 
@@ -252,7 +252,7 @@ def _lora_faults(config: StageConfig, shapes: Shapes, settings: dict[str, Any], 
     for layer, parts in sorted(layers.items()):
         weight = base.get(f"{layer}.weight", ())
         if not {"A", "B"} <= parts.keys():
-            yield f"which has one half of the adapter on {layer} only"
+            yield f"which has only one half of the adapter on {layer}"
         elif not weight or (parts["B"][:1], parts["A"][1:]) != (weight[:1], weight[1:]):
             yield _misfit(config, layer, parts["B"][:1] + parts["A"][1:], weight)
         else:
@@ -264,7 +264,7 @@ def _lora_faults(config: StageConfig, shapes: Shapes, settings: dict[str, Any], 
     if alpha != ours:
         yield f"a LoRA with lora_alpha {alpha:g}; this run has {ours:g}. Set them alike"
     if settings.get("alpha_pattern") or settings.get("use_rslora"):
-        yield "a LoRA with scales that this trainer does not have (alpha_pattern or use_rslora)"
+        yield "a LoRA with scales that this trainer does not support (alpha_pattern or use_rslora)"
     dora = {"magnitude_vector" in parts for parts in layers.values()}
     if dora != {config.use_dora}:
         yield f"a LoRA with{'' if True in dora else 'out'} DoRA; use_dora is {config.use_dora}. Set them alike"

@@ -55,8 +55,8 @@ def _take(source: Artifact, names: set[str], folder: Path) -> None:
         if Path(name).parts[0] in names:
             if sha256_file(source.path / name) != sha256:
                 raise ArtifactError(
-                    f"{source.path / name} has other bytes than its manifest says. Remove {source.path}, and the next run "
-                    "makes it again."
+                    f"{source.path / name} has other bytes than its manifest says. Remove {source.path}, and the next "
+                    "run rebuilds it."
                 )
             (folder / name).parent.mkdir(exist_ok=True)
             take_part(source.path / name, sha256, folder / name)
@@ -70,11 +70,11 @@ def _card(run: Run, inputs: BundleInputs[Artifact], prompts: list[str], metrics:
     if metrics.samples.held_out:
         lines += ["![held-out pictures](eval.png)", "", f"![zoomed details]({DETAIL_SHEET})", ""]
         if metrics.samples.spoilt:
-            lines += [f"![held-out pictures, low-res spoilt]({SPOILT_SHEETS[0]})", ""]
+            lines += [f"![held-out pictures, low-res degraded]({SPOILT_SHEETS[0]})", ""]
     if not sampled:
         lines += ["There are no samples.", ""]
     elif run.config.text_to_image and run.config.text_to_image.controlnet:
-        lines += ["The samples follow held-out pictures, each with its own caption.", ""]
+        lines += ["The samples have held-out pictures as conditioning, each with its caption.", ""]
     else:
         lines += ["Sample prompts: " + "; ".join(f"`{prompt}`" for prompt in prompts), ""]
     lines += ["## Use", "", "```python"]
@@ -121,4 +121,4 @@ def _trained_line(stage: Stage, training: TrainingFigures) -> str:
     of = f"{STAGES[stage].title} was trained on {pictures} ({crops})"
     if training.eval_loss is not None:
         return f"{of}, and measured on others, held out of training."
-    return f"{of}. None was held out, so how it does on pictures that it was not trained on was not measured."
+    return f"{of}. No picture was held out, so it was not measured on pictures outside the training set."

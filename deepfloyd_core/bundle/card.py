@@ -102,14 +102,16 @@ def _text_call(run: Run, stage: Stage, product: str) -> list[str]:
     settings, (width, height) = run.config.stage(stage), run.config.sample_sizes_px[0]
     lines, more = [], ""
     if product == CONTROL_FILE:
-        more = ', cross_attention_kwargs={"control_image": follow}'
+        more = ', cross_attention_kwargs={"control_image": conditioning}'
         kind = settings.controlnet_conditioning
         if settings.paired:
-            lines = [f"follow = torch.zeros(1, 3, {height}, {width})  # like those of conditioning_data, in [0, 1]"]
+            lines = [
+                f"conditioning = torch.zeros(1, 3, {height}, {width})  # like those of conditioning_data, in [0, 1]"
+            ]
         else:
             lines = [
-                f"drawing = torch.zeros(1, 3, {height}, {width})  # the picture to follow, in [-1, 1]",
-                f'follow = conditioning_picture("{kind}", drawing)',
+                f"drawing = torch.zeros(1, 3, {height}, {width})  # the picture to compute it from, in [-1, 1]",
+                f'conditioning = conditioning_picture("{kind}", drawing)',
             ]
     more += _output(run, stage)
     return [

@@ -17,7 +17,7 @@ _UNPUBLISHED = (
     "belongs to no version: its record was lost, or its run ended just before it published. `deepfloyd run` with its "
     "settings and pictures publishes it; otherwise remove it"
 )
-_UNKNOWN = ", and what it was made from is not known, so more may be missing"
+_UNKNOWN = "; its inputs are not known, so more may be missing"
 
 
 @dataclass(frozen=True)
@@ -84,4 +84,4 @@ def _notes(present: dict[str, Artifact], lineage: Lineage, needed: set[str]) -> 
     for name, artifact in present.items():
         gone = [] if name in needed else [one for one in lineage.get(name, ()) if one not in present]
         if gone:
-            yield f"{artifact.path}, which no version needs, was made from {', '.join(gone)}, and that is gone"
+            yield f"{artifact.path}: its inputs {', '.join(gone)} are missing; no version needs it"

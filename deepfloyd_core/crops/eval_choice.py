@@ -102,9 +102,9 @@ def choice_notes(run: Run, choices: tuple[Choice, ...]) -> list[str]:
         if run.config.num_eval_images is None:
             why = f"usable pictures: {few}; one is held out from {FEWEST} on"
         first = run.config.text_to_image
-        drawn = "there are no samples, for they are made of held-out pictures"
+        drawn = "there are no samples, which need held-out pictures"
         if first is not None and not first.controlnet:
-            drawn = "look at the samples"
+            drawn = "judge by the samples"
         unmeasured = "the loss is not"
         if upscalers := run.config.upscalers:
             unmeasured = f"neither the loss nor what {titles(upscalers)} makes is"
@@ -161,14 +161,16 @@ def check_left(run: Run, index: Artifact, choices: Iterable[Choice]) -> list[str
     for stage in run.config.stages:
         of_sets = {name: count for (of, name), count in usable.items() if of == stage}
         if of_sets and not any(left[stage, name] for name in of_sets):
-            advice = f"Take copies out of {only}, or add pictures to the other sets" if only else "Add other pictures"
+            advice = (
+                f"Remove duplicates from {only}, or add pictures to the other sets" if only else "Add other pictures"
+            )
             raise DataError(
-                f"Stage {stage} is left no picture to train on: each of its {sum(of_sets.values())} is held out to measure "
-                f"on, or shows the same as one that is. {advice}."
+                f"Stage {stage} has no picture to train on: each of its {sum(of_sets.values())} is held out, or a "
+                f"duplicate of one that is. {advice}."
             )
         notes += [
-            f"{name}: no picture of it is trained on at stage {stage}: each of its {count} is held out to measure on, or "
-            "shows the same as one that is"
+            f"{name}: stage {stage} trains on none of its pictures: each of its {count} is held out, or a duplicate "
+            "of one that is"
             for name, count in sorted(of_sets.items()) if not left[stage, name] and name != only
         ]  # fmt: skip
     return notes

@@ -25,7 +25,7 @@ def conditioning_picture(kind: MadeConditioning, pictures: torch.Tensor) -> torc
     """
     if kind not in get_args(MadeConditioning):
         raise ValueError(
-            f"{kind!r} conditioning is not made of a picture; use as_conditioning of the picture to follow."
+            f"{kind!r} conditioning is not computed from a picture; use as_conditioning of the conditioning picture."
         )
     pictures = pictures.detach().float().cpu()
     if kind == "low_res":

@@ -249,4 +249,4 @@ def _most(summary: IndexSummary) -> str:
 
 def in_words(reason: str, detail: str) -> str:
     """A row's detail as a sentence for a person who has not read what the reason means."""
-    return f"{detail}, below minimum_image_size or the size to train at" if reason == "too_small" else detail
+    return f"{detail}, below minimum_image_size or the training size" if reason == "too_small" else detail

@@ -57,7 +57,7 @@ def save_twins(run: Run, groups: list[list[Member]], out: Path, children: Childr
         pictures = [picture if isinstance(picture, np.ndarray) else nothing for picture in islice(made, len(members))]
         names = ", ".join(one.source for one in members)
         lines.append((fitted(names, len(pictures) * SHEET_CELL_PX, 14), pictures))
-    title = f"{len(shown)} of {len(groups):,} groups that show the same"
+    title = f"{len(shown)} of {len(groups):,} groups of duplicates"
     save_picture(titled_rows(lines, SHEET_CELL_PX, title), out / TWINS_SHEET)
 
 

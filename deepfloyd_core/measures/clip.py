@@ -31,8 +31,9 @@ def check_clip_folder(folder: Path) -> None:
     lacking = [name for name in _FILES if not (is_there(folder / name) and (folder / name).is_file())]
     if lacking:
         raise ConfigError(
-            f"eval_clip_model is {str(folder)!r}, which has no {', no '.join(lacking)}. It should be a folder of a CLIP "
-            "model, as `hf download openai/clip-vit-base-patch32 --local-dir FOLDER` makes it; remove the key to do without."
+            f"eval_clip_model is {str(folder)!r}, which has no {', no '.join(lacking)}. Give a folder of a CLIP "
+            "model, for example from `hf download openai/clip-vit-base-patch32 --local-dir FOLDER`, or remove the "
+            "key."
         )
     # Of a picture encoder alone transformers' file may not say the size of its embeddings, and is then loaded at random.
     try:

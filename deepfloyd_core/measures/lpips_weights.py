@@ -86,8 +86,8 @@ def check_lpips_file(file: Path) -> None:
 
 
 _REMEDY = (
-    "It should be the state dict of the lpips package's LPIPS(net='alex') or LPIPS(net='vgg'); docs/training.md has the "
-    "lines that make one. Remove the key to do without."
+    "It should be the state dict of the lpips package's LPIPS(net='alex') or LPIPS(net='vgg'); docs/training.md has "
+    "the lines that make one. Or remove the key."
 )
 
 

@@ -39,16 +39,16 @@ MEASURES = (
         compute=lambda it: (it.picture.detail, detail_energy(it.picture.pixels, it.picture.pixels.mean((0, 1)))),
     ),
     Measure(
-        "colour_shift", "mean colour off the truth's", "levels of 255", "less",
+        "colour_shift", "difference in mean colour from the truth", "levels of 255", "less",
         compute=lambda it: colour_shift(it.picture.pixels, it.reference.pixels),
     ),
     Measure(
-        "colour_shift", "mean colour off the sample's", "levels of 255", "less", against="sample",
+        "colour_shift", "difference in mean colour from the sample", "levels of 255", "less", against="sample",
         compute=lambda it: colour_shift(it.picture.pixels, it.reference.pixels),
     ),
-    Measure("clip", "likeness to the truth, to CLIP", "at most 1", "more", head="CLIP", gains=True, network=CLIP),
-    Measure("clip_distance", "distance of the set to the truths', to CLIP", better="less", of="set", network=CLIP),
-    Measure("lpips", "distance to the truth, LPIPS", better="less", head="LPIPS", gains=True, network=LPIPS),
+    Measure("clip", "CLIP similarity to the truth", "at most 1", "more", head="CLIP", gains=True, network=CLIP),
+    Measure("clip_distance", "CLIP distance of the set to the truths' set", better="less", of="set", network=CLIP),
+    Measure("lpips", "LPIPS distance to the truth", better="less", head="LPIPS", gains=True, network=LPIPS),
 )  # fmt: skip
 COLUMNS = tuple(dict.fromkeys(column for measure in MEASURES for column in measure.columns))  # of eval.parquet
 NETWORKS: tuple[Network, ...] = tuple(dict.fromkeys(measure.network for measure in MEASURES if measure.network))

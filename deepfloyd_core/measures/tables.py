@@ -34,7 +34,7 @@ class MeasureTable:
     def rows(self) -> list[dict[str, str | float | None]]:
         """A row for each noise level and method: its means by their meaning, and the tuned model's gain over it."""
         rows: list[dict[str, str | float | None]] = []
-        head = f"tuned gains on it: {self.main.words}"
+        head = f"gain of the tuned model: {self.main.words}"
         for level, figures in self.figures.by_level.items():
             for method in (method for method in UPSCALED_BY if method in figures.upscaled):
                 means, gain = figures.upscaled[method], figures.gain.get(method)
@@ -48,7 +48,7 @@ def measure_tables(
     held_out: UpscalingFigures | None, spoilt: UpscalingFigures | None, samples: UpscalingFigures | None
 ) -> list[MeasureTable]:
     """One table for each existing kind of figures: held-out pictures, degraded ones, Stage I's samples."""
-    spoilt_title = "Stage II on held-out pictures, low-res spoilt as in training"
+    spoilt_title = "Stage II on held-out pictures, low-res degraded as in training"
     tables: tuple[tuple[str, str, Against, UpscalingFigures | None], ...] = (
         ("Stage II on held-out pictures", "stage2-measures", "truth", held_out),
         (spoilt_title, "stage2-spoilt-measures", "truth", spoilt),

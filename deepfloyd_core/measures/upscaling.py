@@ -36,7 +36,7 @@ PLAIN = ("bilinear", "bicubic")  # interpolation, without a model
 HELD_OUT, SPOILT, SAMPLED = "held-out", "spoilt", "stage1"
 _FIELDS = {HELD_OUT: "held_out", SPOILT: "spoilt"}  # of `SamplesSummary`
 _SHEETS = {HELD_OUT: (EVAL_SHEET, DETAIL_SHEET), SPOILT: SPOILT_SHEETS}
-_TITLES = {HELD_OUT: "Stage II on held-out pictures", SPOILT: "Stage II on held-out pictures, low-res spoilt"}
+_TITLES = {HELD_OUT: "Stage II on held-out pictures", SPOILT: "Stage II on held-out pictures, low-res degraded"}
 _SCHEMA = pa.schema(
     [(name, pa.string()) for name in ("low_res", "image_id", "way")]
     + [("noise_level", pa.int64())]

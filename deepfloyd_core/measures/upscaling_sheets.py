@@ -27,7 +27,7 @@ def save_sheets(rows: list[Labelled], title: str, whole: Path, details: Path) ->
     label, truths = rows[-1]
     corners = [busiest(truth, Picture(truth).low_pass, _edge(truth), UPSCALE) for truth in truths]
     marked = [framed(truth, corner, _edge(truth), _FRAME) for truth, corner in zip(truths, corners, strict=True)]
-    save_picture(titled_rows([*rows[:-1], (f"{label}, and what is zoomed", marked)], _CELL_PX, title), whole)
+    save_picture(titled_rows([*rows[:-1], (f"{label}, zoomed part framed", marked)], _CELL_PX, title), whole)
     zoomed = [
         (label, [_cut(picture, corner, truth) for picture, corner, truth in zip(row, corners, truths, strict=True)])
         for label, row in rows

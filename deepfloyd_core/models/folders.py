@@ -33,8 +33,8 @@ def resolve(model: str, stage: Stage, text: bool = False) -> Path:
     folder = _download(model, stage, text)
     if missing := _missing(folder, stage, text):  # of what was begun earlier, where the hub is away
         raise ModelError(
-            f"Of {model} this machine lacks {', '.join(missing)}, and the hub cannot be reached, or has no such file. Run "
-            f"this again when it can, {_LOCAL}."
+            f"{model} lacks {', '.join(missing)} on this machine, and the hub cannot be reached, or has no such file. "
+            f"Run this again when it can, {_LOCAL}."
         )
     return _undamaged(folder, stage, text)
 
@@ -126,9 +126,9 @@ def _download(repo: str, stage: Stage, text: bool) -> Path:
         raise ModelError(f"{repo} is gated: {files} cannot be read. {accept}, {_LOCAL}.") from None
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         if away := _why_away(error):
-            raise ModelError(f"Of {repo} this machine lacks {files}, and {away}, {_LOCAL}.") from None
+            raise ModelError(f"{repo} lacks {files} on this machine, and {away}, {_LOCAL}.") from None
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(f"{repo} could not be had ({reason}); needed: {files}. {accept}, {_LOCAL}.") from None
+        raise ModelError(f"{repo} could not be downloaded ({reason}); needed: {files}. {accept}, {_LOCAL}.") from None
 
 
 def _why_away(error: Exception) -> str:

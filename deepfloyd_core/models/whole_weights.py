@@ -51,7 +51,7 @@ def _fault(file: Path) -> str | None:
         handle.seek(8)
         header = handle.read(length)
     if len(header) < length:
-        return f"has {size:,} bytes, which is not all of it"
+        return f"is truncated to {size:,} bytes"
     try:
         ends = [part["data_offsets"][1] for key, part in json.loads(header).items() if key != "__metadata__"]
         whole = 8 + length + max(ends, default=0)

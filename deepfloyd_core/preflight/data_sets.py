@@ -47,8 +47,8 @@ def workspace_faults(workspace: Path, datasets: tuple[ImageDataset, ...]) -> Ite
             continue
         if not any(name.startswith(".") for name in place.relative_to(pictures).parts):  # else it is not looked at
             yield (
-                f"workspace is {workspace}, in the folder of {dataset.id}'s pictures, {dataset.instance_data_dir}: what is "
-                "made there would be taken for pictures. Set workspace to a folder elsewhere."
+                f"workspace is {workspace}, in the folder of {dataset.id}'s pictures, {dataset.instance_data_dir}: "
+                "the artifacts in it would be read as pictures. Set workspace to a folder elsewhere."
             )
 
 
@@ -100,8 +100,8 @@ def low_res_faults(config: RunConfig, stage: Stage, datasets: tuple[ImageDataset
     first = config.stage(source)
     if first.controlnet:
         yield (
-            f"{said}, and {low.table}.controlnet is True: such a {low.title} follows a picture, and for {own.title}'s crops "
-            "there is none. Remove one of them."
+            f"{said}, and {low.table}.controlnet is True: it needs conditioning pictures, and {own.title}'s crops "
+            "have none. Remove one of them."
         )
     steps, strength = first.validation_num_inference_steps, upscaler.low_res_stage1_strength
     if not int(steps * strength):  # as `IFImg2ImgPipeline` counts them
@@ -113,8 +113,9 @@ def low_res_faults(config: RunConfig, stage: Stage, datasets: tuple[ImageDataset
     for dataset in datasets:
         if dataset.factor(stage) is not None and dataset.factor(source) is None:
             yield (
-                f"{said}, and {dataset.id} feeds {own.title} alone (its resolution is {dataset.resolution:g}): {low.title} "
-                f"never saw what it would remake there. Set {_every_stage(dataset)}, which feeds both, or remove the share."
+                f"{said}, and {dataset.id} feeds {own.title} alone (its resolution is {dataset.resolution:g}): "
+                f"{low.title} would remake crops that it was not trained on. Set {_every_stage(dataset)}, which feeds "
+                "both, or remove the share."
             )
 
 

@@ -154,8 +154,8 @@ def _eval_dataset_faults(path: Path, config: RunConfig, datasets: tuple[ImageDat
     if chosen is None:
         return [f"{said}; {config.data_backend_config} has {', '.join(names)}. Use one of these, or remove it."]
     return [
-        f"{said}, which does not feed stage {stage}, so nothing could be measured there. Name one that feeds every stage "
-        "of the run, or remove it."
+        f"{said}, which does not feed stage {stage}, so nothing could be measured at that stage. Name one that feeds "
+        "every stage of the run, or remove it."
         for stage in config.stages
         if chosen.factor(stage) is None
     ]
@@ -166,13 +166,13 @@ def _run_notes(path: Path, config: RunConfig) -> list[str]:
     notes = []
     if config.tokenizer_max_length > TOKENS:
         notes.append(
-            f"{path}: tokenizer_max_length is {config.tokenizer_max_length}; IF was trained with {TOKENS} rows of text and "
-            "attends to all of them, so more rows, also for short captions, shift what the base model does"
+            f"{path}: tokenizer_max_length is {config.tokenizer_max_length}; IF was trained with {TOKENS} rows of "
+            "text and attends to all of them, so more rows, also for short captions, change the base model's output"
         )
     first = config.text_to_image
     if first and first.controlnet and config.prompts:
         notes.append(
-            f"{path}: validation_prompt is ignored where {first.flavour.kind.title} is sampled; with controlnet it "
-            "follows held-out pictures, each with its caption"
+            f"{path}: validation_prompt is ignored where {first.flavour.kind.title} is sampled; with controlnet its "
+            "samples use held-out pictures as conditioning, each with its caption"
         )
     return notes + [f"{path}: stage{stage}.{note}" for stage in config.stages for note in config.stage(stage).notes]

@@ -43,7 +43,7 @@ def prompt_faults(prompts: Sequence[str]) -> Iterator[str]:
         yield "The prompt is empty." if len(prompts) < 2 else "One of the prompts is empty."
     for text in dict.fromkeys(prompts):
         if text.strip() and prompts.count(text) > 1:
-            yield f"The prompt {text!r} is given twice, and would give the same pictures. For more of them raise images."
+            yield f"The prompt {text!r} is given twice, which repeats its pictures. For more pictures raise images."
 
 
 def _count_faults(order: Order) -> Iterator[str]:
@@ -92,6 +92,6 @@ def _control_faults(bundle: "Artifact | None", order: Order) -> Iterator[str]:
         product_name(stage_folder(bundle.path, stage)) == CONTROL_FILE for stage in CONTROLLED
     )
     if follows and order.control is None:
-        yield f"Version {order.version!r} is a ControlNet: name the picture that it is to follow with --control."
+        yield f"Version {order.version!r} is a ControlNet: give its conditioning picture with --control."
     if order.control is not None and not follows:
-        yield f"Version {order.version!r} is no ControlNet and follows no picture. Remove --control."
+        yield f"Version {order.version!r} is no ControlNet and takes no conditioning picture. Remove --control."

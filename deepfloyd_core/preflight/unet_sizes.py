@@ -21,8 +21,8 @@ def check_unet(stage: Stage, folder: Path) -> bool:
     taken, kind = _read(folder)["in_channels"], STAGES[stage]
     if taken != kind.in_channels:
         raise ConfigError(
-            f"{_unet(stage, folder)} is fed {taken} channels; one of {kind.title} is fed {kind.in_channels}. "
-            f"Give {kind.table}.pretrained_model_name_or_path a folder of {kind.title}."
+            f"{_unet(stage, folder)} has {taken} input channels; one of {kind.title} has {kind.in_channels}. Give "
+            f"{kind.table}.pretrained_model_name_or_path a folder of {kind.title}."
         )
     return True
 

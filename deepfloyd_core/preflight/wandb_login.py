@@ -29,8 +29,8 @@ def check_wandb() -> None:
         "no key of W&B is known" if done.returncode == _NO_KEY else (done.stderr.strip() or "it ended").splitlines()[-1]
     )
     raise ConfigError(
-        f"report_to has wandb, and {why.rstrip('.')}. Set WANDB_API_KEY or run `wandb login`; WANDB_MODE=offline keeps what "
-        "is shown on this machine, for `wandb sync`."
+        f"report_to has wandb, and {why.rstrip('.')}. Set WANDB_API_KEY or run `wandb login`; WANDB_MODE=offline "
+        "keeps the metrics on this machine, for `wandb sync`."
     )
 
 

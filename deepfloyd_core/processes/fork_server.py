@@ -78,9 +78,7 @@ class ForkServer:
             if answer := self._control.recv(32):
                 self._imported = True
                 return int(answer)
-        raise JobError(
-            "The process that starts the child processes is gone; its output shows why, unless it was killed."
-        )
+        raise JobError("The server that starts child processes has ended; its output shows why, unless it was killed.")
 
     def _open(self, output: IO[bytes] | None) -> None:
         self._control, theirs = socket.socketpair()

@@ -56,7 +56,7 @@ def _conditioning(job: Job[GenerateRequest], control: PinnedFile, sampler: Sampl
     """The conditioning of the pictures, one for each; also written beside them for people."""
     request, found = job.request, control_of(sampler.pipeline.unet)
     assert found is not None  # the flow saw to it
-    fitted = torch.from_numpy(np.array(read_fitted(control.checked("is to be followed"), request.size)))[None]
+    fitted = torch.from_numpy(np.array(read_fitted(control.checked("is the conditioning picture"), request.size)))[None]
     if found.conditioning == "paired":
         made = as_conditioning(fitted)
     else:

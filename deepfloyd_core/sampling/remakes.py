@@ -94,7 +94,7 @@ def _make(job: Job[RemakeRequest], pixels: Artifact, rows: pa.Table, todo: list[
     def sampled(count: int) -> None:
         nonlocal done
         done += count
-        job.report(done, total, "low-res pictures made again by Stage I")
+        job.report(done, total, "low-res pictures remade by Stage I")
 
     request = job.request
     files, crops, embeds = shard_files(pixels), crops_of(pixels), Embeds(request.inputs.text_embeds)

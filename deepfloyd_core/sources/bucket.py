@@ -80,8 +80,8 @@ def open_place(dataset: ImageDataset) -> tuple[Any, str]:
         fs, path = fsspec.core.url_to_fs(url, **options)
     except ImportError as error:
         raise ConfigError(
-            f"{dataset.id}: {url} needs a package that is not here ({error}). For S3: "
-            "pip install 'deepfloyd-pipeline[s3]'."
+            f"{dataset.id}: {url} needs a package that is not installed ({error}). For S3: pip install "
+            "'deepfloyd-pipeline[s3]'."
         ) from None
     return fs, str(path).rstrip("/")
 
@@ -103,8 +103,8 @@ def list_files(fs: Any, root: str, where: str) -> dict[str, dict[str, Any]]:
     except failures(fs) as error:
         raise DataError(
             f"{where} cannot be listed: {type(error).__name__}: {error}. Credentials come from the environment "
-            "(AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY) or the machine's own; look at aws_bucket_name, aws_data_prefix "
-            "and aws_endpoint_url."
+            "(AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY) or the machine's role; check aws_bucket_name, "
+            "aws_data_prefix and aws_endpoint_url."
         ) from None
     names = {path.removeprefix(f"{root}/"): info for path, info in found.items() if info["type"] == "file"}
     return {name: info for name, info in names.items() if not any(part.startswith(".") for part in name.split("/"))}

@@ -72,8 +72,8 @@ def _open(dataset: ImageDataset) -> Any:
         import datasets
     except ImportError:
         raise ConfigError(
-            f"{dataset.id}: type is 'huggingface', and the package datasets is not here. "
-            "pip install 'deepfloyd-pipeline[huggingface]'."
+            f"{dataset.id}: type is 'huggingface', and the package datasets is not installed. pip install "
+            "'deepfloyd-pipeline[huggingface]'."
         ) from None
     datasets.disable_progress_bars()
     name = dataset.dataset_name or ""

@@ -71,7 +71,7 @@ def table_texts(table: CaptionTable, path: Path, kind: str, where: str) -> Itera
         else:
             nameless += 1
     if nameless:
-        log.warning("%s: %d rows have nothing in %r and are left out", where, nameless, table.filename_column)
+        log.warning("%s: %d rows with an empty %r are left out", where, nameless, table.filename_column)
 
 
 def table_path(dataset: ImageDataset) -> Path:
@@ -130,7 +130,7 @@ def _numbered(reader: Any) -> Iterator[tuple[int, list[str]]]:
             cells = next(reader, None)
         except csv.Error as error:
             long = "field limit" in str(error)
-            hint = "Is a double quote not closed?" if long else "A double quote inside of quotes is written twice"
+            hint = "Is a double quote not closed?" if long else "Write a double quote inside quotes twice"
             raise ValueError(f"line {line}: {error}. {hint}") from None
         if cells is None:
             return
@@ -163,7 +163,7 @@ def _jsonl(path: Path, columns: list[str], where: str) -> Iterator[Record]:
 def _object(pairs: list[tuple[str, Any]]) -> Record:
     record = dict(pairs)
     if len(record) < len(pairs):
-        raise ValueError(f"a name stands there twice: {', '.join(name for name, _ in pairs)}")
+        raise ValueError(f"a name occurs twice: {', '.join(name for name, _ in pairs)}")
     return record
 
 
@@ -178,7 +178,7 @@ def _check_columns(columns: list[str], known: list[str], where: str) -> None:
             raise ConfigError(f"{where} has {known.count(name)} columns {name!r}. Rename all but one of them.")
         if name not in known:
             other = next((sign for sign in ";\t|," if len(known) == 1 and sign in known[0]), None)
-            hint = f" Is {other!r} what separates its cells? In .csv it is a comma, in .tsv a tab." if other else ""
+            hint = f" Is {other!r} its separator? .csv needs a comma, .tsv a tab." if other else ""
             raise ConfigError(f"{where} has no column {name!r}; it has {', '.join(map(repr, known)) or 'none'}.{hint}")
 
 

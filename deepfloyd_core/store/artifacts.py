@@ -295,7 +295,7 @@ def _log_why(workspace: Path, request: Request) -> None:
     except ArtifactError:
         return
     record = Request(old.kind, old.format, old.spec, old.inputs).record
-    log.info("%s %s: built anew: %s", request.kind, request.fingerprint, _changes(record, request))
+    log.info("%s %s: rebuilt: %s", request.kind, request.fingerprint, _changes(record, request))
 
 
 def _log_left(workspace: Path, request: Request) -> None:
@@ -313,7 +313,7 @@ def _log_left(workspace: Path, request: Request) -> None:
         return
     if newest and old:
         log.warning(
-            "%s %s starts from the beginning; the unfinished %s is not continued, because %s. Its own settings would",
+            "%s %s starts from the beginning; the unfinished %s is not resumed, because %s. Its own settings resume it",
             request.kind, request.fingerprint, newest.parent.name, _changes(old, request),
         )  # fmt: skip
 

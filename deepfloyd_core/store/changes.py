@@ -22,13 +22,13 @@ _NAMES = {
 _OF_RUN = {*RunConfig.model_fields, "prompts", "sizes", "negative_prompt", "images", "upscaled", "cleaner"}
 _PHRASES = {
     "captions": "captions or prompts changed", "captions_sha256": "captions or prompts changed",
-    "encoder": "text encoder changed", "faces": "crop_style = face came or went",
-    "columns": "this version of the program measures otherwise",
-    "paired": "controlnet_conditioning = paired came or went", "reads_heif": "HEIF pictures are read, or no more",
+    "encoder": "text encoder changed", "faces": "crop_style = face added or removed",
+    "columns": "this version of the program measures differently",
+    "paired": "controlnet_conditioning = paired added or removed", "reads_heif": "HEIF support added or removed",
 }  # fmt: skip
 _FILES = {
     "data": "pictures or captions changed", "pictures": "pictures or captions changed",
-    "pairs": "what is followed for the pictures changed", "eval_set": "held-out pictures changed",
+    "pairs": "conditioning pictures changed", "eval_set": "held-out pictures changed",
     "text": "the encoding of captions changed", "text_embeds": "the encoding of captions changed",
     "encoder": "text encoder changed", "parent": "init_lora changed",
 }  # fmt: skip
@@ -43,7 +43,7 @@ def label(kind: str) -> str:
 
 def changes(kind: str, old: Json, new: Json) -> list[str]:
     """How the format, spec and inputs of two artifacts of a kind differ: a phrase for each, at least one."""
-    found = ["this version of the program makes it otherwise"] if old["format"] != new["format"] else []
+    found = ["this version of the program builds it differently"] if old["format"] != new["format"] else []
     differ = _differences(old["spec"], new["spec"])
     found += [_setting(kind, *change) for change in differ if not _follows(change[0], old["spec"], new["spec"])]
     for name in sorted(old["inputs"].keys() | new["inputs"].keys()):

@@ -99,7 +99,7 @@ def find_version(workspace: Path, name: str) -> Version:
 def news_of(workspace: Path, version: Version, before: Version | None) -> str:
     """The outcome of a run, for people. before: the version that was current when it began."""
     if before and version == before:
-        return f"version {version.number} as before"
+        return f"version {version.number}, unchanged"
     first = next(one for one in versions(workspace) if one.bundle == version.bundle)
     again = f": the bundle of version {first.number} again" if first.number < version.number else ""
     if before and not again and (trained := _trained(version)) and trained == _trained(before):
@@ -107,7 +107,7 @@ def news_of(workspace: Path, version: Version, before: Version | None) -> str:
     other = ""
     if before and before.run_file and version.run_file and before.run_file != version.run_file:
         other = (
-            f"{version.of}. Version {before.number}{before.of}, is `latest` no more: name it by --version {before.number}, "
+            f"{version.of}. Version {before.number}{before.of}, is no longer `latest`: use --version {before.number}, "
             "or give each run file a workspace"
         )
     return f"published version {version.number}{again}{other}"
@@ -124,7 +124,7 @@ def bundle_of(workspace: Path, version: Version) -> Artifact:
     bundle = Artifact("lora_bundle", version.bundle, workspace / "lora_bundle" / version.bundle)
     if fault := next(missing_parts(bundle), None):
         raise ArtifactError(
-            f"Version {version.number} cannot be used: {fault.removesuffix('.')}. `deepfloyd run` makes its bundle again "
+            f"Version {version.number} cannot be used: {fault.removesuffix('.')}. `deepfloyd run` rebuilds its bundle "
             "from the settings and pictures of that version."
         )
     return bundle

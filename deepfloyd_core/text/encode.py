@@ -261,7 +261,7 @@ class _Progress:
 
     def forecast(self, seconds: float, size: int) -> None:
         """Report the expected time and the bytes on disk before the first layer, and again until a file is done."""
-        self._ahead = f"about {timedelta(seconds=math.ceil(seconds))} and {size / 2**20:,.1f} MiB ahead"
+        self._ahead = f"about {timedelta(seconds=math.ceil(seconds))} and {size / 2**20:,.1f} MiB left"
         self.report(self.done, self.total, self._ahead)
         self._started = time.monotonic()
 

@@ -172,9 +172,7 @@ class MixedOrder:
         self._mix = Mix(tuple(weighted), orders.passes_per_step)
         gap = first_gap(self._mix.shares, orders.steps)
         if gap is not None:
-            raise DataError(
-                f"No data set that has pictures for this stage is drawn from in step {gap + 1}; see start_step."
-            )
+            raise DataError(f"No data set with pictures for this stage is active in step {gap + 1}; see start_step.")
 
     def buckets(self) -> list[Bucket]:
         """The batches of each data set in one of its epochs."""

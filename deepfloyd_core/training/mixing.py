@@ -121,10 +121,10 @@ def check_steps(datasets: tuple[ImageDataset, ...], stage: Stage, steps: int) ->
             for ds in used
         )
         raise ConfigError(
-            f"No data set is drawn from in step {gap + 1} of stage {stage}: {', '.join(whys)}. Change one of these."
+            f"No data set is active in step {gap + 1} of stage {stage}: {', '.join(whys)}. Change one of these."
         )
     return [
-        f"{dataset.id}: start_step is {dataset.start_step}, and stage {stage} has {steps} steps: it is never drawn from"
+        f"{dataset.id}: start_step is {dataset.start_step}, and stage {stage} has {steps} steps: it is never used"
         for dataset in used
         if dataset.start_step >= steps
     ]

@@ -122,8 +122,8 @@ def check_savable(optimizer: torch.optim.Optimizer, name: str) -> None:
         faults += [_told(key, value) for key, value in parts if not _is_fixed(value)]
     if faults:
         raise JobError(
-            f"optimizer is {name!r}, and a checkpoint cannot hold its {sorted(faults)[0]}: a training that stops could not "
-            "go on. Use another optimizer."
+            f"optimizer is {name!r}, and a checkpoint cannot hold its {sorted(faults)[0]}: a stopped training could "
+            "not resume. Use another optimizer."
         )
 
 

@@ -90,9 +90,7 @@ def _wandb(workspace: Path, name: str, settings: Json, done: Sequence[StepMetric
         )  # fmt: skip
     except (wandb.errors.Error, TimeoutError) as error:
         why = " ".join(str(error).split()).rstrip(".")
-        raise JobError(
-            f"W&B cannot be reached: {why}. WANDB_MODE=offline keeps what is shown on this machine."
-        ) from None
+        raise JobError(f"W&B cannot be reached: {why}. WANDB_MODE=offline keeps the metrics on this machine.") from None
     with run:
         free = run.step
 

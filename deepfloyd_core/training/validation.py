@@ -147,7 +147,7 @@ def _sheet(folders: list[Path], stage: Stage, wanted: list[SampleSpec]) -> Image
         given = [item.given for item in wanted[:_COLUMNS] if item.given is not None]
         label, shown = ("low-res", given) if kind.is_upscaler else ("conditioning", [item * 2 - 1 for item in given])
         rows = [(label, [to_bytes(item)[0].numpy() for item in shown]), *rows, ("truth", truths)]
-    return titled_rows(rows, kind.sheet_px, f"{kind.title} while it is trained, same seeds")
+    return titled_rows(rows, kind.sheet_px, f"{kind.title} during training, same seeds")
 
 
 def _batches(wanted: list[SampleSpec], most: int) -> Iterator[list[SampleSpec]]:

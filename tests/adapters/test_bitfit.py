@@ -120,7 +120,11 @@ def _change(state: dict[str, torch.Tensor]) -> None:
 
 @pytest.mark.parametrize(
     ("damage", "says"),
-    [(_lose, "lacks .'conv_in.bias'"), (_add, "has .'conv_in.offset'"), (_change, "conv_in.bias came back with other")],
+    [
+        (_lose, "lacks .'conv_in.bias'"),
+        (_add, "has extra .'conv_in.offset'"),
+        (_change, "conv_in.bias has other values after reloading"),
+    ],
 )
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 def test_a_file_that_is_not_what_was_trained_is_caught(

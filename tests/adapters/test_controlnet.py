@@ -250,7 +250,7 @@ def test_a_second_file_takes_the_place_of_the_first_and_pictures_must_be_one_or_
         both = {**words, "cross_attention_kwargs": {"control_image": picture[:1].repeat(2, 1, 1, 1)}}
         assert torch.equal(other(**one)[0], other(**both)[0])
         many = {**words, "cross_attention_kwargs": {"control_image": picture.repeat(2, 1, 1, 1)}}
-        with pytest.raises(ValueError, match="control_image has 4 pictures, and the UNet is called with 2"):
+        with pytest.raises(ValueError, match="control_image has 4 pictures, and the UNet's batch is 2"):
             other(**many)
 
 
@@ -271,7 +271,7 @@ def _moved(state: dict[str, torch.Tensor]) -> None:
     [
         (_without, r"skips.0.weight is absent in it, \(16, 16, 1, 1\) here"),
         (_wider, r"hint.0.weight is \(16, 4, 3, 3\) in it"),
-        (_moved, "skips.0.bias came back with other values"),
+        (_moved, "skips.0.bias has other values after reloading"),
     ],
 )
 def test_a_file_that_is_not_what_was_trained_is_caught(
@@ -506,8 +506,8 @@ def test_a_run_ends_in_a_version_that_follows_a_picture(
         luma = Image.fromarray(data.astronaut()).resize((64, 64), Image.Resampling.LANCZOS).convert("L")
         assert np.abs(np.asarray(picture, int)[..., 0] - np.asarray(luma, int)).mean() < 3, "JPEG"
     refused = {
-        (): "is a ControlNet: name the picture that it is to follow with --control",
-        ("--version", "base", "--control", str(follow)): "is no ControlNet and follows no picture",
+        (): "is a ControlNet: give its conditioning picture with --control",
+        ("--version", "base", "--control", str(follow)): "is no ControlNet and takes no conditioning picture",
         ("--control", str(tmp_path / "none.png")): "none.png cannot be read",
         ("--control", str(run.config)): "run.toml cannot be read",
     }

@@ -164,10 +164,10 @@ def _round(state: dict[str, torch.Tensor]) -> None:
 
 
 DAMAGES: tuple[tuple[Callable[[dict[str, torch.Tensor]], None], str], ...] = (
-    (_lose, "safetensors lacks .'conv_in.bias'"),
-    (_add, "has .'conv_in.offset'"),
-    (_change, "conv_in.bias came back with other values"),
-    (_round, "conv_in.bias came back with other values"),
+    (_lose, "it lacks .'conv_in.bias'"),
+    (_add, "has extra .'conv_in.offset'"),
+    (_change, "conv_in.bias has other values after reloading"),
+    (_round, "conv_in.bias has other values after reloading"),
 )
 
 
@@ -193,7 +193,7 @@ def test_a_missing_a_truncated_and_another_models_file_are_named(tmp_path: Path)
         with pytest.raises(ArtifactError, match=f"{WEIGHTS} cannot be read: "):
             load_full(unet, file)
     saved(tmp_path / "ii", 2)
-    with pytest.raises(ArtifactError, match=r"too much for this UNet|this UNet's is"):
+    with pytest.raises(ArtifactError, match=r"does not fit this UNet|this UNet's is"):
         load_full(unet, tmp_path / "ii" / WEIGHTS)
     state = load_file(FOLDERS[1] / WEIGHTS)
     state["conv_in.weight"] = state["conv_in.weight"][:, :2].contiguous()

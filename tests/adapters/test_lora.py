@@ -161,12 +161,12 @@ def _other_alpha(file: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
-        (_flip_a_bit, "came back with other values"),
-        (_drop_a_tensor, "the stock pipeline lost .*to_q.lora_B"),
+        (_flip_a_bit, "has other values after reloading"),
+        (_drop_a_tensor, "the stock pipeline dropped .*to_q.lora_B"),
         (_truncate, "cannot be read"),
-        (_misname, "the stock pipeline lost"),
-        (_forget_the_metadata, "came back with other scales"),
-        (_other_alpha, "came back with other scales"),
+        (_misname, "the stock pipeline dropped"),
+        (_forget_the_metadata, "have other scales after reloading"),
+        (_other_alpha, "have other scales after reloading"),
     ],
 )
 def test_a_file_that_is_not_what_was_trained_is_caught(

@@ -221,7 +221,7 @@ def test_the_settings_of_another_alpha_are_refused_with_the_files(tmp_path: Path
     file = tmp_path / "pytorch_lora_weights.safetensors"
     assert "a LoRA with lora_alpha 2; this run has 4. Set them alike." in refusal(tmp_path, file)
     kohya(matrices, tmp_path, lambda number: 1.0 + number % 2)
-    assert "Multiply each layer's up by its alpha / rank, and leave the alphas out" in refusal(
+    assert "Multiply each layer's up by its alpha / rank, and remove the alphas" in refusal(
         tmp_path, file, lora_alpha=2.0
     )
 
@@ -259,7 +259,7 @@ def test_what_has_no_exact_form_here_is_refused_by_name(tmp_path: Path, matrices
         "lycoris_unet_mid_block_attentions_0_to_q.lokr_w1": "which is LoKr",
         "lora_unet_mid_block_attentions_0_to_q.hada_w1_a": "which is LoHa",
         "lora_unet_mid_block_attentions_0_to_q.dora_scale": "which is DoRA as kohya writes it",
-        "something.else": "something.else in it is of no format of a LoRA that is known here",
+        "something.else": "something.else in it belongs to no known format of a LoRA",
         "unet.mid_block.attentions.0.to_q.lora_A.weight": "to_q.lora_A.weight twice, under two names",
         "lora_unet_no_such_block_to_q.lora_down.weight": "one half of the adapter on no_such_block_to_q",
     }
@@ -267,7 +267,7 @@ def test_what_has_no_exact_form_here_is_refused_by_name(tmp_path: Path, matrices
         save_file({**whole, name: one}, file)
         assert says in refusal(tmp_path, file), name
     save_file({"unet.mid_block.attentions.0.to_q.lora.down.weight": one}, file)
-    assert "which has one half of the adapter on mid_block.attentions.0.to_q only" in refusal(tmp_path, file)
+    assert "which has only one half of the adapter on mid_block.attentions.0.to_q" in refusal(tmp_path, file)
     kohya(matrices, tmp_path)
     state = load_file(file)
     some = next(name for name in state if name.endswith(".alpha"))
@@ -284,7 +284,7 @@ def test_pefts_settings_are_asked_for_and_read(tmp_path: Path, matrices: Tensors
         (tmp_path / "adapter_config.json").write_text(json.dumps({**settings, **changed}))
         assert says in refusal(tmp_path, tmp_path, lora_alpha=2.0)
     (tmp_path / "adapter_config.json").unlink()
-    assert "whose alpha stands in adapter_config.json. Put that beside it." in refusal(
+    assert "whose alpha is in adapter_config.json. Put that file beside it." in refusal(
         tmp_path, tmp_path, lora_alpha=2.0
     )
 

@@ -199,9 +199,9 @@ def test_when_checkpoints_are_written_is_in_no_fingerprint(folder: Path, tmp_pat
         ("full", 1, CONTROL, "which is a UNet; the settings train a ControlNet-LoRA. Set model_type = full and contr"),
         ("biases", 1, CONTROL, "which is biases; the settings train a ControlNet-LoRA. Set use_bitfit = true and control"),
         ("lora", 1, BITFIT, "which is a LoRA; the settings train biases. Set use_bitfit = false, or remove init_lora."),
-        ("control", 2, LORA, "which is a ControlNet-LoRA, and those are of Stage I. Remove init_lora."),
+        ("control", 2, LORA, "which is a ControlNet-LoRA, which only Stage I supports. Remove init_lora."),
         ("control", 1, {**CONTROL, "controlnet_conditioning": "canny"},
-         "which follows grayscale; controlnet_conditioning is canny. Set them alike."),
+         "whose conditioning is grayscale; controlnet_conditioning is canny. Set them alike."),
         ("control", 1, {**CONTROL, "lora_rank": 8}, "a LoRA of rank 4; lora_rank is 8. Set them alike."),
         ("control", 1, {**CONTROL, "lora_alpha": 4.0}, "a LoRA with lora_alpha 8; this run has 4. Set them alike."),
         ("control", 1, {**CONTROL, "use_dora": True}, "a LoRA without DoRA; use_dora is True."),
@@ -227,7 +227,7 @@ def test_damaged_and_foreign_files_are_refused(folder: Path, tmp_path: Path) -> 
         file.write_bytes(damaged)
         assert f"and {file} cannot be read: " in refusal(folder, file, **LORA)
     save_file({"some.thing": torch.zeros(4, 64)}, file)
-    assert "some.thing in it is of no format of a LoRA that is known here" in refusal(folder, file, **LORA)
+    assert "some.thing in it belongs to no known format of a LoRA" in refusal(folder, file, **LORA)
     state = load_file(folder / "lora" / LORA_FILE)
     for record in ("no JSON", "[]", '{"unet.lora_alpha": "8"}', "[" * 100_000):
         save_file(state, file, {"lora_adapter_metadata": record})
@@ -237,7 +237,7 @@ def test_damaged_and_foreign_files_are_refused(folder: Path, tmp_path: Path) -> 
     assert "which has a lora_B of (" in refusal(folder, file, **LORA)
     state.pop(half)
     save_file(state, file)
-    assert "which has one half of the adapter on " in refusal(folder, file, **LORA)
+    assert "which has only one half of the adapter on " in refusal(folder, file, **LORA)
 
 
 def test_damaged_and_foreign_control_files_are_refused(folder: Path, tmp_path: Path) -> None:
@@ -261,7 +261,7 @@ def test_damaged_and_foreign_control_files_are_refused(folder: Path, tmp_path: P
         assert "cannot be read: " in says(said)
     assert "cannot be read: its conditioning is 'depth'" in says({"conditioning": "depth"})
     assert "cannot be read: its control is no record of a LoRA" in says({"lora": {"lora_alpha": "8"}})
-    assert "that this trainer does not have" in says({"lora": {**record["lora"], "use_rslora": True}})
+    assert "that this trainer does not support" in says({"lora": {**record["lora"], "use_rslora": True}})
     assert "does not fit tiny-i: skips.3.bias is absent in it and (" in says({}, {"skips.3.bias": None})
     assert "skips.40.weight is (8, 8, 1, 1) in it and absent there" in says(
         {}, {"skips.40.weight": torch.zeros(8, 8, 1, 1)}
@@ -270,7 +270,7 @@ def test_damaged_and_foreign_control_files_are_refused(folder: Path, tmp_path: P
         {}, {"hint.0.weight": torch.zeros(16, 4, 3, 3)}
     )
     half = next(name for name in state if "lora_B" in name)
-    assert "which has one half of the adapter on " in says({}, {half: None})
+    assert "which has only one half of the adapter on " in says({}, {half: None})
     assert "which has a lora_B of (" in says({}, {half: state[half][:, :2].contiguous()})
     assert "which has no adapters" in says({}, {name: None for name in state if name.startswith("encoder.")})
     bare = half.removeprefix("encoder.")

@@ -232,8 +232,8 @@ def test_a_text_embeds_entry_must_be_there_and_one_is_the_default(files: Files) 
         ({"caption_strategy": "huggingface"}, "with type 'local' it is one of"),
         ({"caption_strategy": "instanceprompt", "instance_prompt": [" ", ""]}, "instance_prompt is missing"),
         ({"start_step": 10, "end_step": 10}, "no step is left"),
-        ({"start_step": 1}, "No data set is drawn from in step 1 of stage 1"),
-        ({"end_step": 500}, "No data set is drawn from in step 501 of stage 1"),
+        ({"start_step": 1}, "No data set is active in step 1 of stage 1"),
+        ({"end_step": 500}, "No data set is active in step 501 of stage 1"),
         ({"probability": 0}, "probability is 0"),
         ({"max_num_samples": 0}, "max_num_samples is 0"),
         ({"caption_shuffle": {"enable": True, "split_on": ";"}}, "caption_shuffle.split_on is ';'"),
@@ -248,7 +248,7 @@ def test_windows_that_leave_no_gap_pass_and_a_set_that_never_comes_is_said(files
     run = files.load({**other, "start_step": 300}, end_step=300)
     assert [(dataset.start_step, dataset.end_step) for dataset in run.datasets] == [(0, 300), (300, None)]
     run = files.load({**other, "start_step": 1000})
-    assert any("later: start_step is 1000, and stage 1 has 1000 steps: it is never drawn from" in n for n in run.notes)
+    assert any("later: start_step is 1000, and stage 1 has 1000 steps: it is never used" in n for n in run.notes)
 
 
 def test_keys_that_others_leave_without_effect_are_said(files: Files) -> None:

@@ -326,7 +326,7 @@ def test_an_unknown_flavour_names_the_closest_flavour(files: Files) -> None:
 def test_every_fault_is_a_line_of_its_own(files: Files) -> None:
     message = files.refusal({"stage1": {"model_flavour": "tiny-i", "lora_rank": 0, "lora_rankk": 1}, "seed": -1})
     count, *lines = message.splitlines()
-    assert count == "3 faults to mend:" and len(lines) == 3
+    assert count == "3 faults to correct:" and len(lines) == 3
     assert all(line.startswith(f"- {files.folder / 'run.json'}: ") for line in lines)
     for fault in ("seed is -1;", "stage1.lora_rank is 0;", "stage1.lora_rankk is not a known key"):
         assert len([line for line in lines if fault in line]) == 1

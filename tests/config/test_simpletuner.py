@@ -120,7 +120,7 @@ def test_every_refused_option_is_a_line_with_its_reason(files: Files) -> None:
     says = files.refusal(lora_type="lycoris", lora_format="comfyui", lr_scale="true")
     assert "lora_type is 'lycoris', but adapters are LoRA or DoRA, not LyCORIS. Remove the key." in says
     assert "lora_format is 'comfyui', but a LoRA is written in diffusers' format" in says
-    assert says.startswith("3 faults to mend:\n- ") and len(says.splitlines()) == 4
+    assert says.startswith("3 faults to correct:\n- ") and len(says.splitlines()) == 4
 
 
 def test_two_names_of_a_key_may_stand_together_if_one_is_unset(files: Files) -> None:

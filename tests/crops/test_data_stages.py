@@ -543,7 +543,7 @@ def test_an_unchanged_directory_reuses_its_index_and_a_new_file_makes_a_new_one(
     world.add("c.png", noise(2))
     second = world.index(world.load())
     assert second != first
-    assert any("built anew: pictures or captions changed" in line for line in caplog.messages)
+    assert any("rebuilt: pictures or captions changed" in line for line in caplog.messages)
     assert first.manifest.summary["inputs"] == 2, "the old one is still there"
 
 
@@ -744,7 +744,7 @@ def test_each_stage_says_its_counts_its_reasons_and_where_to_look(world: DataWor
         "image index: 13 inputs: 9 accepted, 4 rejected (1 caption_missing, 3 too_small); look at "
         f"{index.path}/rejected.png, {index.path}/index.parquet",
         "caption_missing: latin.png: latin.txt is no UTF-8 text (unexpected end of data at byte 3); save it as UTF-8",
-        "too_small: small 0.png: 20x30 px, below minimum_image_size or the size to train at",
+        "too_small: small 0.png: 20x30 px, below minimum_image_size or the training size",
     ]
     pixels, evals = world.pixels(run, index, 1), world.eval_set(run, index)
     assert ending(pixels, pixels.summary(CropsSummary)) == [
@@ -850,7 +850,7 @@ def test_a_set_that_measures_nothing_or_hardly_trains_says_so_with_the_index(wor
     said = (
         "No picture is held out of training (usable pictures: 3 of set; one is held out from 8 on), so {} measured on "
     )
-    assert line.startswith(said.format("the loss is not")) and line.endswith("; look at the samples")
+    assert line.startswith(said.format("the loss is not")) and line.endswith("; judge by the samples")
     (line,) = notes(num_eval_images=None, stages=(1, 2))
     assert ", so neither the loss nor what Stage II makes is measured on pictures that" in line
     (line,) = notes(num_eval_images=0)

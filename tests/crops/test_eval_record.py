@@ -119,7 +119,7 @@ def test_a_set_to_measure_on_that_leaves_nothing_else_fails_with_the_index(world
     run = world.load(entry(pictures), entry(own), stages=(1,), eval_dataset_id="own", num_eval_images=None)
     index = world.index(run)
     with pytest.raises(
-        DataError, match=r"Stage 1 is left no picture to train on: each of its 8 .* Take copies out of own"
+        DataError, match=r"Stage 1 has no picture to train on: each of its 8 .* Remove duplicates from own"
     ):
         check_left(run, index, choose_held_out(run, index))
 
@@ -135,7 +135,7 @@ def test_a_data_set_of_copies_of_held_out_pictures_alone_is_named(world: DataWor
     run = world.load(entry(pictures), entry(two), stages=(1,), num_eval_images=4, eval_dataset_id="pictures")
     index = world.index(run)
     (line,) = check_left(run, index, choose_held_out(run, index))
-    assert line.startswith("two: no picture of it is trained on at stage 1: each of its 4 is held out")
+    assert line.startswith("two: stage 1 trains on none of its pictures: each of its 4 is held out")
     run = world.load(entry(pictures), stages=(1,), num_eval_images=4)
     index = world.index(run)
     assert check_left(run, index, choose_held_out(run, index)) == []

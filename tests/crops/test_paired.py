@@ -528,7 +528,7 @@ def test_pairs_of_other_pictures_are_not_fed(paired: PairedWorld) -> None:
     made, other = paired.made(paired.load()), paired.made(paired.load(repeats=1))
     with pytest.raises(ValueError, match="are not those of"):
         TrainingRows(made["pixels"], frozenset(), other["pairs"])
-    with pytest.raises(ValueError, match="'paired' conditioning is not made of a picture"):
+    with pytest.raises(ValueError, match="'paired' conditioning is not computed from a picture"):
         conditioning_picture("paired", torch.zeros(1, 3, 8, 8))  # type: ignore[arg-type]
 
 
@@ -586,7 +586,7 @@ def test_a_run_ends_in_a_version_that_follows_pictures_of_its_kind(
         expected = photo(1, 96, 64).crop((16, 0, 80, 64))
         assert np.array_equal(np.asarray(shown), np.asarray(expected)), "as it is, cut to the size"
     missing = run.call_here("generate", str(run.config), "--prompt", "a star", *keys)
-    assert missing.returncode == 2 and "name the picture that it is to follow with --control" in missing.stderr
+    assert missing.returncode == 2 and "give its conditioning picture with --control" in missing.stderr
 
     Image.new("L", (64, 64), 9).save(pairs / "star_000.png")  # of another shape, unless it is square
     changed = run.call_here("prepare", str(run.config), *keys)

@@ -181,15 +181,15 @@ def test_a_broken_table_names_the_place(world: DataWorld, file: str, data: bytes
         ),
         ("t.csv", 'id,caption\n1,"two\nlines"\n2,a cat\non a mat\n', "line 5 has 1 cells"),
         ("t.tsv", "id\tcaption\n1\ta\tcat\n", "line 2 has 3 cells.*quotes around a text with a tab"),
-        ("t.tsv", 'id\tcaption\n1\t"big" cat\n', "line 2: .*double quote inside of quotes is written twice"),
+        ("t.tsv", 'id\tcaption\n1\t"big" cat\n', "line 2: .*Write a double quote inside quotes twice"),
         ("t.csv", 'id,caption\n1,a dog\n2,"never closed\n3,a cat\n', "line 3: unexpected end of data"),
-        ("t.csv", "id;caption\n1;a\n", "no column 'id'; it has 'id;caption'. Is ';' what separates"),
+        ("t.csv", "id;caption\n1;a\n", "no column 'id'; it has 'id;caption'. Is ';' its separator"),
         ("t.csv", "id,caption,caption\n1,a,b\n", "2 columns 'caption'"),
         ("t.jsonl", '{"id": 1, "caption": "a"}\n{"caption": "b"}\n', "line 2 has no 'id'; it has 'caption'"),
         ("t.jsonl", '{"caption": "b"}\n{"id": 1, "caption": "a"}\n', "line 1 has no 'id'; it has 'caption'"),
         ("t.jsonl", '{"caption": "b"}\n', "no column 'id'; it has 'caption'"),
         ("t.csv", f"id,caption\n1,{'a' * 140_000}\n", r"field limit \(131072\)\. Is a double quote not closed\?$"),
-        ("t.jsonl", '{"id": 1, "caption": "a", "id": 2}\n', "line 1: a name stands there twice: id, caption, id"),
+        ("t.jsonl", '{"id": 1, "caption": "a", "id": 2}\n', "line 1: a name occurs twice: id, caption, id"),
     ],
 )
 @pytest.mark.parametrize("urls", [False, True])
@@ -232,7 +232,7 @@ def test_rows_without_a_name_are_counted(world: DataWorld, caplog: pytest.LogCap
     add_pictures(world, "a.png")
     write_table(world.folder / "pictures/t.csv", [{"id": name, "caption": "x"} for name in ("a", "", " ")])
     assert captions(world, caption_strategy="csv", parquet={"path": "t.csv"}) == {"a.png": ["x"]}
-    assert any("2 rows have nothing in 'id' and are left out" in line for line in caplog.messages)
+    assert any("2 rows with an empty 'id' are left out" in line for line in caplog.messages)
 
 
 # ---- text files beside the pictures -----------------------------------------------------------------------------------

@@ -74,7 +74,7 @@ def test_halves_of_one_set_are_nearer_than_sets_of_different_pictures() -> None:
 @pytest.mark.parametrize(
     ("spoil", "says"),
     [
-        (lambda folder: (folder / "model.safetensors").unlink(), "has no model.safetensors. It should be a folder"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "has no model.safetensors. Give a folder"),
         (lambda folder: (folder / "config.json").write_text(json.dumps({"model_type": "siglip"})), "type 'siglip'"),
     ],
 )

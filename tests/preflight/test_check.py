@@ -66,7 +66,7 @@ def test_a_command_prints_them_all_in_one_message_before_it_starts_a_server(smal
     move_pictures_away(small_run)
     done = small_run.call_here("run", str(small_run.config), *(f"--set={text}" for text in BROKEN))
     count, *lines = done.stderr.splitlines()
-    assert (done.returncode, count) == (2, "error: 4 faults to mend:")
+    assert (done.returncode, count) == (2, "error: 4 faults to correct:")
     assert [says in line for line, says in zip(lines, SAYS, strict=True)] == [True] * 4
     assert not small_run.workspace.exists()
 
@@ -87,9 +87,9 @@ def test_a_run_of_a_flow_has_them_all_in_its_state_and_once_in_its_log(small_run
     (run,) = newest("flow_runs/filter", flows={"name": {"any_": ["finetune"]}})
     chosen = {"flow_run_id": {"any_": [run["id"]]}}
     logs = newest("logs/filter", logs=chosen, sort="TIMESTAMP_ASC", limit=200)
-    told = [record["message"] for record in logs if "faults to mend" in record["message"]]
+    told = [record["message"] for record in logs if "faults to correct" in record["message"]]
     assert [message.partition(" ")[0] for message in told] == ["error:"]
-    assert told[0].startswith("error: 4 faults to mend:\n- ")
+    assert told[0].startswith("error: 4 faults to correct:\n- ")
     assert all(says in told[0] and says in run["state"]["message"] for says in SAYS)
 
 
@@ -129,7 +129,7 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 11
         (T5, b"", f"/{T5} is empty. Remove it and download it again."),
         (UNET, POINTER, f"/{UNET} is a pointer of Git LFS, not the weights (`git lfs pull` fetches them). Remove it and "),
         (UNET, b"<!doctype html><title>404</title>", f"/{UNET} is no safetensors file. Remove it"),
-        (UNET, 1000, f"/{UNET} has 1,000 bytes, which is not all of it. Remove it"),
+        (UNET, 1000, f"/{UNET} is truncated to 1,000 bytes. Remove it"),
         (T5, -1, " bytes. Remove it"),
         (UNET, "diffusion_pytorch_model.fp16.safetensors", f" lacks {UNET}. Put these files there"),
         (UNET, "diffusion_pytorch_model-00001-of-00002.safetensors", f" lacks {UNET[:-12]}-00002-of-00002.safetensors."),
@@ -210,7 +210,7 @@ def test_after_a_model_that_cannot_be_had_no_other_is_downloaded(
     check_run(small_run.config, (hub[1],), 2)
     assert fetched == ["deep/two"]
     monkeypatch.setattr(check, "resolve", lambda *_, **__: Path(FLAVOURS["tiny-i"].repo))
-    assert "is fed 3 channels; one of Stage II is fed 6." in refusal(small_run, 2, hub[1])[0]
+    assert "has 3 input channels; one of Stage II has 6." in refusal(small_run, 2, hub[1])[0]
 
 
 def test_a_model_on_this_machine_is_checked_once(small_run: SmallRun, monkeypatch: pytest.MonkeyPatch) -> None:

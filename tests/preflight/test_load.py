@@ -83,7 +83,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
 def test_any_faults_of_a_run_are_told_at_once_and_no_others(files: Files, faults: set[Fault]) -> None:
     lines, says = files.refusal(*faults).splitlines(), expected(faults)
     if len(says) > 1:
-        assert lines.pop(0) == f"{len(says)} faults to mend:"
+        assert lines.pop(0) == f"{len(says)} faults to correct:"
         assert all(line.startswith("- ") for line in lines)
     assert len(lines) == len(says)
     assert all(len([line for line in lines if text in line]) == 1 for text in says)
@@ -103,7 +103,7 @@ def test_one_fault_is_its_sentence_alone(files: Files) -> None:
 def test_every_contradiction_of_a_run_file_is_told(files: Files) -> None:
     wrong = {"eval_clip_model": "x", "validation_resolution": "63,1000", "task_runner_address": "tcp://here:1"}
     lines = files.refusal(Fault("", wrong)).splitlines()
-    assert lines[0] == "3 faults to mend:"
+    assert lines[0] == "3 faults to correct:"
     keys = ["eval_clip_model", "task_runner_address", "validation_resolution"]
     assert [line.split()[2] for line in lines[1:]] == keys
     assert all(line.startswith(f"- {files.folder / 'run.json'}: ") and line.endswith(".") for line in lines[1:])
@@ -111,7 +111,7 @@ def test_every_contradiction_of_a_run_file_is_told(files: Files) -> None:
 
 def test_a_run_file_that_does_not_say_its_stage_hides_no_fault_of_the_data_file(files: Files) -> None:
     message = files.refusal(Fault("", {"model_flavour": "tiny-x", "base_model_precision": "int4-quanto"}), *ALONE)
-    assert message.startswith("4 faults to mend:\n")
+    assert message.startswith("4 faults to correct:\n")
     assert "model_flavour is 'tiny-x', which is none of DeepFloyd's" in message and "Set the nearest, nf4." in message
     assert all(fault.says in message for fault in ALONE)
 
@@ -130,7 +130,7 @@ def test_overrides_are_told_together(files: Files) -> None:
         with pytest.raises(ConfigError) as caught:
             load_run(files.folder / "run.json", overrides)
         count, *lines = str(caught.value).splitlines()
-        assert count == "2 faults to mend:"
+        assert count == "2 faults to correct:"
         assert [line.startswith(f"- --set {text!r}") for line, text in zip(lines, overrides, strict=True)] == [True] * 2
 
 
@@ -154,7 +154,7 @@ def test_a_workspace_among_the_pictures_is_refused_for_its_sheets_would_be_train
         assert load_run(tmp_path / "run.json").workspace == Path(place)
         return
     said = (
-        rf"^workspace is {place}, in the folder of cats's pictures, {entry['instance_data_dir']}: what is made there "
+        rf"^workspace is {place}, in the folder of cats's pictures, {entry['instance_data_dir']}: the artifacts in it "
     )
     with pytest.raises(ConfigError, match=said):
         load_run(tmp_path / "run.json")

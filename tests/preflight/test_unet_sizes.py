@@ -100,7 +100,7 @@ def test_sizes_that_the_levels_halve_pass(
 
 @pytest.mark.parametrize(
     ("stage", "says"),
-    [(1, "is fed 6 channels; one of Stage I is fed 3."), (2, "is fed 3 channels; one of Stage II is fed 6.")],
+    [(1, "has 6 input channels; one of Stage I has 3."), (2, "has 3 input channels; one of Stage II has 6.")],
 )
 def test_the_other_stages_model_is_refused(small_run: SmallRun, tmp_path: Path, stage: Stage, says: str) -> None:
     folder = shutil.copytree(TINY[2], tmp_path / "model")  # with the scheduler that Stage II needs

@@ -184,7 +184,7 @@ def test_a_job_that_is_left_writes_its_checkpoint_and_is_gone(tmp_path: Path) ->
 def test_a_starter_that_is_killed_is_an_error_and_its_job_writes_its_checkpoint(tmp_path: Path) -> None:
     killer = threading.Thread(target=lambda: os.kill(napping(tmp_path).ppid(), signal.SIGKILL))
     killer.start()
-    with pytest.raises(JobError, match="starts the child processes is gone"):
+    with pytest.raises(JobError, match="starts child processes has ended"):
         run("nap", tmp_path)
     killer.join()
     assert list(tmp_path.glob("nap/*/checkpoint"))

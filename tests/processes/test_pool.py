@@ -284,7 +284,7 @@ def test_a_parent_that_is_killed_leaves_no_child_even_if_they_hang(tmp_path: Pat
 def test_a_starter_that_is_killed_takes_its_children_along_and_is_an_error(tmp_path: Path) -> None:
     process, processes = hanging_program(tmp_path)
     processes[0].kill()
-    assert "JobError: The process that starts the child processes is gone" in process.communicate(timeout=PATIENCE_S)[1]
+    assert "JobError: The server that starts child processes has ended" in process.communicate(timeout=PATIENCE_S)[1]
     assert wait_for(lambda: not alive(processes), PATIENCE_S)
 
 

@@ -235,7 +235,7 @@ def test_retrain_publishes_what_data_and_settings_ask_for_and_nothing_when_that_
     assert "published version 4\n" in retrained("--set", "num_validation_images=1").stdout
     assert len(set(_bundles(run))) == 3
     shutil.rmtree(run.workspace / "lora_bundle" / _bundles(run)[3])
-    assert "version 4 as before\n" in retrained("--set", "num_validation_images=1").stdout, "and it is there again"
+    assert "version 4, unchanged\n" in retrained("--set", "num_validation_images=1").stdout, "and it is there again"
     assert run.call_here("verify", str(run.workspace)).returncode == 0
     assert "published version 5: the bundle of version 1 again\n" in run.call_here("run", str(run.config), *FAST).stdout
 
@@ -401,7 +401,7 @@ def test_a_small_set_ends_in_a_bundle_that_says_what_was_not_measured(
     held_out, trained = int(pictures == 8), pictures - int(pictures == 8)
     for name in ("I", "II"):
         assert f"Stage {name} was trained on {trained} picture" in card
-        assert ("None was held out" in card) == (not held_out)
+        assert ("No picture was held out" in card) == (not held_out)
     for stage in ("stage1", "stage2"):
         assert figures[stage]["pictures"] == trained
         assert ("eval_loss" in figures[stage], "eval_gain" in figures[stage]) == (bool(held_out), bool(held_out))

@@ -60,7 +60,7 @@ def test_the_state_that_a_run_ended_in_does_not_tell_the_error_again(
 ) -> None:
     logger, outs = logs
     tell_in_sentences()
-    error = DataError("2 faults to mend:\n- a's is 'x'.\n- b (c) is unset.")
+    error = DataError("2 faults to correct:\n- a's is 'x'.\n- b (c) is unset.")
     told, ended = (
         f"error: {error}\n",
         f"Finished in state {Failed(message=f'Flow run encountered an exception: {error}')}",

@@ -136,7 +136,7 @@ def test_measures_of_stage2_are_told_with_their_unit_and_which_way_is_better(
     rows = measured.rows()
     assert [row["upscaled by"] for row in rows] == list(UPSCALED_BY)
     heads = ["noise level", "upscaled by", *(measure.meaning for measure in measures_against("sample"))]
-    assert list(rows[0]) == [*heads, "tuned gains on it: PSNR of its downscale to the sample"]
+    assert list(rows[0]) == [*heads, "gain of the tuned model: PSNR of its downscale to the sample"]
     table = measure_tables(samples)
     assert (
         table[0] == "Stage II on Stage I's samples:"

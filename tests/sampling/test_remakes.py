@@ -434,7 +434,7 @@ BOTH: dict[str, dict[str, Any]] = {
     ("keys", "entry", "says"),
     [
         ({"stage1": {"model_flavour": "tiny-i", "controlnet": True, "controlnet_conditioning": "grayscale"}}, {},
-         "stage1.controlnet is True: such a Stage I follows a picture, and for Stage II's crops there is none"),
+         "stage1.controlnet is True: it needs conditioning pictures, and Stage II's crops have none"),
         ({"stage1": {"model_flavour": "tiny-i", "validation_num_inference_steps": 3}}, {},
          "num_inference_steps is 3, of which stage2.low_res_stage1_strength = 0.3 is less than one step. Use more"),
         ({"stage1": {"model_flavour": "tiny-i", "low_res_stage1_share": 0.5}}, {},
@@ -446,7 +446,7 @@ BOTH: dict[str, dict[str, Any]] = {
         ({"stage2": {"model_flavour": "tiny-ii", "low_res_stage1_share": 1.5}}, {}, "low_res_stage1_share"),
         ({"stage2": {**BOTH["stage2"], "low_res_stage1_strength": 0.0}}, {}, "low_res_stage1_strength"),
         ({}, {"resolution": 256, "minimum_image_size": 256},
-         "feeds Stage II alone (its resolution is 256): Stage I never saw what it would remake there"),
+         "feeds Stage II alone (its resolution is 256): Stage I would remake crops that it was not trained on"),
     ],
 )  # fmt: skip
 def test_settings_under_which_stage1_cannot_remake_are_refused(

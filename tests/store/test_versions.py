@@ -72,7 +72,7 @@ def test_a_version_says_which_run_file_it_is_of_where_two_share_a_workspace(
     assert news_of(release.workspace, first, None) == "published version 1"
     second = published("new", "/runs/two.toml")
     assert news_of(release.workspace, second, first) == (
-        "published version 2, of two.toml. Version 1, of one.toml, is `latest` no more: name it by --version 1, or give "
+        "published version 2, of two.toml. Version 1, of one.toml, is no longer `latest`: use --version 1, or give "
         "each run file a workspace"
     )
     third = published("old", "/runs/two.toml")
@@ -107,7 +107,7 @@ def test_a_bundle_that_is_not_the_current_one_gets_the_next_number_also_when_it_
     assert find_version(release.workspace, "latest") == current(release.workspace) == again
     assert find_version(release.workspace, "2") == new
     assert news_of(release.workspace, again, new) == "published version 3: the bundle of version 1 again"
-    assert news_of(release.workspace, again, again) == "version 3 as before"
+    assert news_of(release.workspace, again, again) == "version 3, unchanged"
     assert news_of(release.workspace, new, old) == "published version 2"
 
 
@@ -247,7 +247,7 @@ def test_where_a_manifest_was_lost_before_its_version_was_published_verify_says_
     shutil.rmtree(pixels)
     release.publish("old")
     (line,) = verify_workspace(release.workspace).missing
-    assert line == f"{lora}; needed by version 1, and what it was made from is not known, so more may be missing"
+    assert line == f"{lora}; needed by version 1; its inputs are not known, so more may be missing"
 
 
 def test_what_every_version_needs_is_named_once_with_all_of_them(release: Release) -> None:
@@ -265,7 +265,7 @@ def test_what_no_version_needs_may_be_gone_and_what_was_made_from_it_is_noted(re
     found = verify_workspace(release.workspace)
     assert found.faults == 0
     (note,) = found.notes
-    assert str(release.parts["new a_kind_that_came_later"].path) in note and "which no version needs" in note
+    assert str(release.parts["new a_kind_that_came_later"].path) in note and "no version needs it" in note
     assert release.parts["new stage1_pixels"].fingerprint in note
     shutil.rmtree(release.parts["new a_kind_that_came_later"].path)
     assert verify_workspace(release.workspace).notes == ()
@@ -311,7 +311,7 @@ def test_a_lost_bundle_is_one_clear_sentence(release: Release, harm: str) -> Non
         "file": lambda: (bundle.path / "stage1" / "file").unlink(),
     }
     lost[harm]()
-    with pytest.raises(ArtifactError, match=r"Version 1 cannot be used: .*`deepfloyd run` makes its bundle again"):
+    with pytest.raises(ArtifactError, match=r"Version 1 cannot be used: .*`deepfloyd run` rebuilds its bundle"):
         bundle_of(release.workspace, version)
     assert "Version 1 cannot be used" in deepfloyd("ls", str(release.workspace)).output.replace("\n", " ")
     shown = deepfloyd("show", str(release.workspace), bundle.fingerprint[:6])

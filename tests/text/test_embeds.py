@@ -551,7 +551,7 @@ def test_time_and_bytes_are_forecast_before_the_first_layer(world: EmbedWorld) -
     world.make(captions_of(30))
     lines = [line for _, _, line in world.reports]
     expected = 30 * 77 * 64 * 4 / 2**20  # fp32 rows of the tiny T5
-    assert re.fullmatch(rf"about \d+:\d\d:\d\d and {expected:.1f} MiB ahead", lines[1])
+    assert re.fullmatch(rf"about \d+:\d\d:\d\d and {expected:.1f} MiB left", lines[1])
     assert lines[2].endswith(lines[1]) and "texts/s" in lines[2], "shown on, until a file is done"
     assert re.fullmatch(r"\d+\.\d texts/s", lines[-1]), "nothing is ahead when all is done"
 

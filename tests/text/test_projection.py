@@ -253,7 +253,7 @@ def test_a_caption_that_is_not_there_and_a_cut_file_are_one_clear_error(
     with pytest.raises(ArtifactError, match=r"text-00000.arrow is damaged.*deepfloyd verify"):
         Projected(text)
     assert verify_artifact(text)
-    assert not verify_artifact(project(run, 1, embeds, tmp_path)), "the next run makes it again"
+    assert not verify_artifact(project(run, 1, embeds, tmp_path)), "the next run rebuilds it"
 
 
 def test_only_the_text_modules_are_read_also_from_sharded_weights(tmp_path: Path) -> None:

@@ -143,7 +143,7 @@ def test_a_window_begins_and_ends_at_its_optimizer_steps() -> None:
     assert steps["a"] == set(range(30))
     assert min(steps["b"]) == 30 and max(steps["b"]) == 99
     assert steps["c"] and steps["c"] <= set(range(50, 60))
-    with pytest.raises(DataError, match="is drawn from in step 31"):
+    with pytest.raises(DataError, match="is active in step 31"):
         order("ac", {"a": Share(1.0, 0, 30), "c": Share(1.0, 50)})
 
 

@@ -105,7 +105,7 @@ def test_a_changed_setting_does_not_continue_an_unfinished_run_and_says_so(
     assert "not continued" not in caplog.text
     made = materialise(tmp_path, request(8), lambda work: summary_of())
     assert (
-        f"the unfinished {request(4).fingerprint} is not continued, because stage1.train_batch_size 4 -> 8."
+        f"the unfinished {request(4).fingerprint} is not resumed, because stage1.train_batch_size 4 -> 8."
         in caplog.text
     )
     assert [path.name for path in made.path.iterdir()] == ["manifest.json"]
