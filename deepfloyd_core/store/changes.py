@@ -131,10 +131,11 @@ def _input(name: str, before: str | None, after: str | None) -> list[str]:
     """The change of an artifact's input, in words; empty if it is reported with another change."""
     if before == after:
         return []
-    artifact = _ARTIFACT.fullmatch(after or before or "")
-    if artifact:
-        became = "added" if before is None else "removed" if after is None else "changed"
+    became = "added" if before is None else "removed" if after is None else "changed"
+    if artifact := _ARTIFACT.fullmatch(after or before or ""):
         return [f"{label(artifact[1])} {became}"]
+    if name in RunConfig.model_fields:  # weights of a network that measures, by the key that names them
+        return [f"{name} {became}"]
     if name.endswith(("_pictures", "_held_out")) and (before is None or after is None):
         return []  # with their stage
     if name.endswith(("_pictures", "_held_out")):

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from data_world import DataWorld
+from lpips_models import save_lpips
 
 from deepfloyd_core.bundle.planned import planned
 from deepfloyd_core.config.run import Run
@@ -68,6 +69,17 @@ def test_what_differs_is_named_as_in_the_user_s_files(
     for number in range(4):
         picture(world, f"{number}.png", number)
     assert sorted(told(world, kind, before, after)) == sorted(said)
+
+
+def test_other_weights_of_a_measure_are_named_by_their_key_and_are_no_base_model(world: DataWorld) -> None:
+    for number in range(4):
+        picture(world, f"{number}.png", number)
+    one, other = (
+        {"eval_lpips_model": str(save_lpips(world.folder / f"{seed}.safetensors", seed=seed))} for seed in (0, 1)
+    )
+    assert told(world, "cascade_samples", one, other) == ["eval_lpips_model changed"]
+    assert told(world, "cascade_samples", {}, one) == ["eval_lpips_model added"]
+    assert told(world, "cascade_samples", one, {}) == ["eval_lpips_model removed"]
 
 
 def test_pictures_that_came_went_or_changed_are_named_at_most_three(
