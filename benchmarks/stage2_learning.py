@@ -38,7 +38,7 @@ from deepfloyd_core.crops.shards import ShardRow, read_rows
 from deepfloyd_core.diffusion.loss import low_res
 from deepfloyd_core.hashing import caption_id, hash_seed
 from deepfloyd_core.index.ledger import caption_counts
-from deepfloyd_core.measures.files import EVAL_FILE
+from deepfloyd_core.measures.files import UpscalingFiles
 from deepfloyd_core.measures.pixel import mean_and_interval
 from deepfloyd_core.measures.upscaling import Upscaler, measure_upscalers
 from deepfloyd_core.models.folders import resolve
@@ -245,8 +245,9 @@ def measure(folder: Path, data: str, wanted: argparse.Namespace, back_projection
     ways = {way: partial(upscaler, run, model, loras[way], embeds) for way in WAYS[2:]}
     out = folder / f"{data}-{said}"
     out.mkdir(exist_ok=True)
-    measure_upscalers(shard_files(held_out, 2), ways, LEVELS, out)
-    table = pq.read_table(out / EVAL_FILE).to_pylist()
+    files = UpscalingFiles(2, out)
+    measure_upscalers(shard_files(held_out, 2), ways, LEVELS, files)
+    table = pq.read_table(files.table).to_pylist()
     out_of_it = held_out.manifest.summary["pictures"]
     print(
         f"\n### {data}, {said}: {pixels.manifest.summary['pictures'] - out_of_it} to train on, {out_of_it} held out\n"

@@ -9,8 +9,9 @@ from rich.text import Text
 
 from deepfloyd_core.bundle.identity import BundleSummary
 from deepfloyd_core.bundle.verify import Verified
-from deepfloyd_core.config.stages import STAGES, Stage
+from deepfloyd_core.config.stages import STAGES, UPSCALERS, Stage
 from deepfloyd_core.errors import ArtifactError
+from deepfloyd_core.measures.files import UpscalingFiles
 from deepfloyd_core.measures.held_out_loss import LossChange
 from deepfloyd_core.measures.tables import UPSCALED_BY, MeasureTable, gained
 from deepfloyd_core.store.artifacts import all_artifacts
@@ -70,17 +71,16 @@ def print_version(out: Console, workspace: Path, version: Version, before: Versi
     for key, value in figures.samples.record.items():
         if not isinstance(value, dict):
             out.print(f"{key.replace('_', ' '):<22} {value}")
-    for table in figures.samples.tables:
+    for table in figures.tables:
         print_measures(out, table)
     out.print(news_of(workspace, version, before))
     out.print(f"bundle                 {bundle.path}")
-    sheets = {
-        "sheet.png": "contact sheet", "eval.png": "held-out pictures", "eval_details.png": "zoomed details",
-        "eval_spoilt.png": "low-res spoilt",
-    }  # fmt: skip
-    for name, label in sheets.items():
-        if (bundle.path / name).exists():
-            out.print(f"{label:<22} {bundle.path / name}")
+    sheets = {bundle.path / "sheet.png": "contact sheet"}
+    for files in (UpscalingFiles(stage, bundle.path) for stage in UPSCALERS):
+        sheets |= {files.sheet: "held-out pictures", files.details: "zoomed details", files.spoilt[0]: "low-res degraded"}
+    for file, label in sheets.items():
+        if file.exists():
+            out.print(f"{label:<22} {file}")
 
 
 def print_losses(out: Console, stage: Stage, changes: list[LossChange]) -> None:

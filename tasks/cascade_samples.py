@@ -1,4 +1,4 @@
-"""Cascade samples: base against fine-tuned, and Stage II measured on the held-out pictures."""
+"""Cascade samples: base against fine-tuned, and the upscaler measured on the held-out pictures."""
 
 from pathlib import Path
 
@@ -7,6 +7,7 @@ from prefect.cache_policies import NO_CACHE
 
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.config.stages import Stage
+from deepfloyd_core.measures.files import UpscalingFiles
 from deepfloyd_core.models.folders import resolve
 from deepfloyd_core.processes.jobs import run_job
 from deepfloyd_core.sampling.identity import samples_request
@@ -18,7 +19,7 @@ from tasks.ui_pages import show_pictures, show_upscaled
 
 @task(name="cascade_samples", cache_policy=NO_CACHE)
 def cascade_samples(run: Run, prompts: list[str], inputs: SampleInputs[Artifact]) -> Artifact:
-    """Samples of every prompt, and Stage II's enlargements of held-out pictures."""
+    """Samples of every prompt, and the upscaler's enlargements of held-out pictures."""
     folders: dict[Stage, Path] = {stage: resolve(run.config.stage(stage).model, stage) for stage in run.config.stages}
     job = sample_job(run, prompts, folders, inputs)
     with progress("cascade samples") as report:
@@ -28,7 +29,8 @@ def cascade_samples(run: Run, prompts: list[str], inputs: SampleInputs[Artifact]
             lambda work: run_job(job, work, report),
         )
     summary = samples.summary(SamplesSummary)
-    show_pictures(samples, summary, "sheet.png", "eval.png")
-    if summary.held_out:
-        show_upscaled(samples.path, summary)
+    upscaled = [UpscalingFiles(stage, samples.path) for stage in run.config.upscalers]
+    show_pictures(samples, summary, "sheet.png", *(files.sheet.name for files in upscaled))
+    for files in upscaled if summary.held_out else ():
+        show_upscaled(files, summary)
     return samples

@@ -6,10 +6,11 @@ These are log lines, so they appear on the terminal and in the flow run alike; a
 import logging
 from collections.abc import Mapping
 
-from deepfloyd_core.config.stages import STAGES, Stage
+from deepfloyd_core.config.stages import STAGES, UPSCALERS, Stage
 from deepfloyd_core.crops.summary import CropsSummary
 from deepfloyd_core.index.ledger import DUPLICATE, INDEX_FILE, in_words
 from deepfloyd_core.index.summary import IndexSummary
+from deepfloyd_core.measures.files import UpscalingFiles
 from deepfloyd_core.sampling.jobs import SamplesSummary
 from deepfloyd_core.store.artifacts import Artifact
 from deepfloyd_core.store.changes import label
@@ -27,7 +28,7 @@ _SHEETS = (
     "loss.png",
     "validation.png",
     "sheet.png",
-    "eval.png",
+    *(UpscalingFiles(stage).sheet.name for stage in UPSCALERS),
 )
 
 

@@ -16,7 +16,7 @@ from deepfloyd_core.config.stages import STAGES, Stage
 from deepfloyd_core.index.ledger import unfit_counts
 from deepfloyd_core.index.sheets import SHEET, TWINS_SHEET
 from deepfloyd_core.index.summary import IndexSummary
-from deepfloyd_core.measures.files import DETAIL_SHEET, SPOILT_SHEETS
+from deepfloyd_core.measures.files import UpscalingFiles
 from deepfloyd_core.sampling.jobs import SamplesSummary
 from deepfloyd_core.store.artifacts import Artifact
 from deepfloyd_core.store.changes import label
@@ -70,18 +70,18 @@ def show_pictures(artifact: Artifact, summary: Summary, *names: str) -> None:
     tell(artifact, summary)
 
 
-def show_upscaled(folder: Path, samples: SamplesSummary) -> None:
-    """Stage II's measures as tables, a line for each method of upscaling at each noise level of the low-res picture;
+def show_upscaled(files: UpscalingFiles, samples: SamplesSummary) -> None:
+    """An upscaler's measures as tables, a line for each method of upscaling at each noise level of the low-res picture;
     and the sheets of degraded low-res pictures and of zoomed details, on pages of their own.
     """
-    for table in samples.tables:
+    for table in samples.tables([files.stage]):
         create_table_artifact(table.rows(), key=table.key, description=table.title)
+    key, on = files.kind.table, f"{files.kind.title} on held-out pictures"
     if samples.spoilt:
-        pages = "\n\n".join(f"![{name}]({data_uri(folder / name)})" for name in SPOILT_SHEETS)
-        description = "Stage II on held-out pictures, low-res spoilt as in training"
-        create_markdown_artifact(pages, key="stage2-spoilt", description=description)
-    page = f"![{DETAIL_SHEET}]({data_uri(folder / DETAIL_SHEET)})"
-    create_markdown_artifact(page, key="stage2-details", description="Stage II on held-out pictures, zoomed")
+        pages = "\n\n".join(f"![{sheet.name}]({data_uri(sheet)})" for sheet in files.spoilt)
+        create_markdown_artifact(pages, key=f"{key}-spoilt", description=f"{on}, low-res degraded as in training")
+    page = f"![{files.details.name}]({data_uri(files.details)})"
+    create_markdown_artifact(page, key=f"{key}-details", description=f"{on}, zoomed")
 
 
 def show_held_out(kind: str, training: TrainingSummary) -> None:

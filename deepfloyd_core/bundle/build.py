@@ -12,7 +12,8 @@ from deepfloyd_core.config.stages import STAGES, Stage
 from deepfloyd_core.errors import ArtifactError
 from deepfloyd_core.files import sha256_file, write_bytes
 from deepfloyd_core.index.summary import IndexSummary
-from deepfloyd_core.measures.files import DETAIL_SHEET, SPOILT_SHEETS
+from deepfloyd_core.measures.files import UpscalingFiles
+from deepfloyd_core.measures.tables import MeasureTable
 from deepfloyd_core.sampling.jobs import SamplesSummary
 from deepfloyd_core.store.artifacts import Artifact, WorkDir
 from deepfloyd_core.store.counts import many
@@ -67,10 +68,10 @@ def _card(run: Run, inputs: BundleInputs[Artifact], prompts: list[str], metrics:
     lines = ["# Fine-tuned DeepFloyd IF", "", f"Data: {_data_line(inputs.image_index)}", ""]
     lines += [*(_trained_line(stage, training) for stage, training in metrics.trainings.items()), ""]
     lines += ["![samples](sheet.png)", ""] if sampled else []
-    if metrics.samples.held_out:
-        lines += ["![held-out pictures](eval.png)", "", f"![zoomed details]({DETAIL_SHEET})", ""]
+    for files in map(UpscalingFiles, run.config.upscalers if metrics.samples.held_out else ()):
+        lines += [f"![held-out pictures]({files.sheet})", "", f"![zoomed details]({files.details})", ""]
         if metrics.samples.spoilt:
-            lines += [f"![held-out pictures, low-res degraded]({SPOILT_SHEETS[0]})", ""]
+            lines += [f"![held-out pictures, low-res degraded]({files.spoilt[0]})", ""]
     if not sampled:
         lines += ["There are no samples.", ""]
     elif run.config.text_to_image and run.config.text_to_image.controlnet:
@@ -79,7 +80,7 @@ def _card(run: Run, inputs: BundleInputs[Artifact], prompts: list[str], metrics:
         lines += ["Sample prompts: " + "; ".join(f"`{prompt}`" for prompt in prompts), ""]
     lines += ["## Use", "", "```python"]
     products = {stage: product_name(inputs.loras[stage].path) for stage in run.config.stages}
-    lines += [*card_code(run, products, prompts[0]), "```", "", "## Figures", "", *measure_tables(metrics.samples)]
+    lines += [*card_code(run, products, prompts[0]), "```", "", "## Figures", "", *measure_tables(metrics.tables)]
     lines += ["```json", _metrics_json(metrics), "```", ""]
     lines += ["## Lineage", ""]
     lines += [f"- {name}: {artifact.fingerprint}" for name, artifact in sorted(inputs.by_field.items())]
@@ -97,10 +98,10 @@ def _card(run: Run, inputs: BundleInputs[Artifact], prompts: list[str], metrics:
     return "\n".join([*lines, "## Licence", "", LICENCE, ""])
 
 
-def measure_tables(samples: SamplesSummary) -> list[str]:
-    """Stage II's measures as markdown tables, their heads with unit and direction."""
+def measure_tables(tables: Iterable[MeasureTable]) -> list[str]:
+    """Measures as markdown tables, their heads with unit and direction."""
     lines: list[str] = []
-    for table in samples.tables:
+    for table in tables:
         rows = table.rows()
         lines += [f"{table.title}:", "", _line(rows[0]), _line(["---"] * len(rows[0]))]
         lines += [*(_line(row.values()) for row in rows), ""]

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from deepfloyd_core.config.stages import STAGES, Stage
+from deepfloyd_core.measures.tables import MeasureTable
 from deepfloyd_core.sampling.jobs import CascadeInputs, SamplesSummary
 from deepfloyd_core.store.artifacts import Request
 from deepfloyd_core.store.inputs import A
@@ -34,6 +35,11 @@ class BundleSummary(Summary):
             stage: getattr(self, kind.table) for stage, kind in STAGES.items()
         }
         return {stage: figures for stage, figures in found.items() if figures is not None}
+
+    @property
+    def tables(self) -> list[MeasureTable]:
+        """The measures of the upscaler among the trained stages."""
+        return self.samples.tables(self.trainings)
 
 
 def bundle_request(inputs: BundleInputs[A]) -> Request:

@@ -1,8 +1,9 @@
-"""Stage II's measures as tables: the same for the terminal, the UI and the model card."""
+"""An upscaler's measures as tables: the same for the terminal, the UI and the model card."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from deepfloyd_core.config.stages import STAGES, StageKind
 from deepfloyd_core.measures.figures import UpscalingFigures
 from deepfloyd_core.measures.measure import Against, Measure
 from deepfloyd_core.measures.pixel import FEWEST
@@ -13,7 +14,7 @@ UPSCALED_BY = ("bilinear", "bicubic", "base", "tuned")  # in the order in which 
 
 @dataclass(frozen=True)
 class MeasureTable:
-    """The measures of Stage II on one kind of low-res pictures."""
+    """The measures of an upscaler on one kind of low-res pictures."""
 
     title: str
     key: str  # of its page in the UI
@@ -45,16 +46,27 @@ class MeasureTable:
 
 
 def measure_tables(
-    held_out: UpscalingFigures | None, spoilt: UpscalingFigures | None, samples: UpscalingFigures | None
+    kind: StageKind,
+    held_out: UpscalingFigures | None,
+    spoilt: UpscalingFigures | None,
+    samples: UpscalingFigures | None,
 ) -> list[MeasureTable]:
-    """One table for each existing kind of figures: held-out pictures, degraded ones, Stage I's samples."""
-    spoilt_title = "Stage II on held-out pictures, low-res degraded as in training"
+    """One table of an upscaler for each existing kind of figures: held-out pictures, degraded ones, samples of the stage
+    before it.
+    """
+    if kind.upscales is None:
+        return []
+    on, source = f"{kind.title} on", STAGES[kind.upscales].title
     tables: tuple[tuple[str, str, Against, UpscalingFigures | None], ...] = (
-        ("Stage II on held-out pictures", "stage2-measures", "truth", held_out),
-        (spoilt_title, "stage2-spoilt-measures", "truth", spoilt),
-        ("Stage II on Stage I's samples", "stage2-sample-measures", "sample", samples),
+        (f"{on} held-out pictures", "measures", "truth", held_out),
+        (f"{on} held-out pictures, low-res degraded as in training", "spoilt-measures", "truth", spoilt),
+        (f"{on} {source}'s samples", "sample-measures", "sample", samples),
     )
-    return [MeasureTable(title, key, against, figures) for title, key, against, figures in tables if figures]
+    return [
+        MeasureTable(title, f"{kind.table}-{key}", against, figures)
+        for title, key, against, figures in tables
+        if figures
+    ]
 
 
 def gained(values: Sequence[float], unit: str) -> str:

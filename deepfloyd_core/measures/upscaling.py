@@ -1,13 +1,13 @@
-"""Measures Stage II on the held-out pictures: tuned and untuned model, bilinear and bicubic, on equal low-res inputs.
+"""Measures an upscaler on the held-out pictures: tuned and untuned model, bilinear and bicubic, on equal low-res inputs.
 
 The low-res picture is the antialiased 4x downscale of the held-out crop. When a stage degrades low-res pictures in
 training, a degraded copy is measured as well. Seeds follow from the picture. Every figure is a mean over pictures. The
 tuned model's gain over each other method is paired, picture by picture: its interval does not contain the spread
 between pictures.
 
-At inference the low-res picture is a sample of Stage I, which has no ground truth. Then only these are measured:
-whether the upscaled picture agrees with the sample, how much fine detail it has, and whether its colour has shifted.
-`registry.py` has the table of measures.
+At inference the low-res picture is a sample of the stage before, which has no ground truth. Then only these are
+measured: whether the upscaled picture agrees with the sample, how much fine detail it has, and whether its colour has
+shifted. `registry.py` has the table of measures.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -20,23 +20,23 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from deepfloyd_core.config.stages import STAGES, Stage
 from deepfloyd_core.crops.shards import ShardRow, open_shard, read_rows
 from deepfloyd_core.diffusion.loss import low_res, to_bytes, to_model_range
 from deepfloyd_core.files import atomic_path
 from deepfloyd_core.measures.comparison import Compared, Picture, enlarged
 from deepfloyd_core.measures.figures import LevelFigures, UpscalingFigures
-from deepfloyd_core.measures.files import DETAIL_SHEET, EVAL_FILE, EVAL_SHEET, SPOILT_SHEETS
+from deepfloyd_core.measures.files import UpscalingFiles
 from deepfloyd_core.measures.measure import Against, Enlargement, Measure, MeasureFn, Outputs
 from deepfloyd_core.measures.pixel import mean, mean_and_interval
 from deepfloyd_core.measures.registry import COLUMNS, measures_against
 from deepfloyd_core.measures.upscaling_sheets import save_sheets
 
 PLAIN = ("bilinear", "bicubic")  # interpolation, without a model
-# Kinds of low-res pictures: downscales of the ground truth, these degraded as in training, or Stage I's samples.
-HELD_OUT, SPOILT, SAMPLED = "held-out", "spoilt", "stage1"
+# Kinds of low-res pictures: downscales of the ground truth, or these degraded as in training. Those of samples are named
+# by the table of the stage that sampled them.
+HELD_OUT, SPOILT = "held-out", "spoilt"
 _FIELDS = {HELD_OUT: "held_out", SPOILT: "spoilt"}  # of `SamplesSummary`
-_SHEETS = {HELD_OUT: (EVAL_SHEET, DETAIL_SHEET), SPOILT: SPOILT_SHEETS}
-_TITLES = {HELD_OUT: "Stage II on held-out pictures", SPOILT: "Stage II on held-out pictures, low-res degraded"}
 _SCHEMA = pa.schema(
     [(name, pa.string()) for name in ("low_res", "image_id", "way")]
     + [("noise_level", pa.int64())]
@@ -51,14 +51,14 @@ SetFigures = Mapping[str, Mapping[Enlargement, float | None]]  # of the measures
 
 
 def measure_upscalers(
-    files: list[Path], upscalers: Mapping[str, Callable[[], Upscaler]], levels: Sequence[int], out: Path,
+    files: list[Path], upscalers: Mapping[str, Callable[[], Upscaler]], levels: Sequence[int], out: UpscalingFiles,
     samples: Sequence[Row] = (), looks: Sequence[MeasureFn] = (), spoil: Spoiler | None = None,
 ) -> dict[str, UpscalingFigures]:  # fmt: skip
     """Measure each upscaler, and interpolation, on the pictures of some files. Each upscaler is built only when it is used.
 
     levels: of noise on the low-res picture, 0 to 999, the main one first; interpolation has none. looks: the networks
-    that also measure. Writes eval.png and eval_details.png at the first level, and eval.parquet with a row for each
-    picture, method and level, and the rows of `measure_samples`. Returns the figures as `held_out`.
+    that also measure. Writes two sheets at the first level, and a table with a row for each picture, method and level,
+    and the rows of `measure_samples`. Returns the figures as `held_out`.
 
     With `spoil` all is measured once more at the first level, on low-res pictures that `spoil` degraded, with sheets of
     its own, and returned as `spoilt`; consistency is then still with the clean low-res picture.
@@ -78,24 +78,25 @@ def measure_upscalers(
         outputs = Outputs(pictures, truths)
         tables[kind], of_sets = _table(kind, names, outputs, low[HELD_OUT], looks)
         shown = [(method, part) for (method, level), part in pictures.items() if level in (None, levels[0])]
-        whole, details = (out / name for name in _SHEETS[kind])
-        save_sheets([("low-res", low[kind]), *shown, ("truth", truths)], _TITLES[kind], whole, details)
+        sheets = out.spoilt if kind == SPOILT else (out.sheet, out.details)
+        title = f"{out.kind.title} on held-out pictures{', low-res degraded' if kind == SPOILT else ''}"
+        save_sheets([("low-res", low[kind]), *shown, ("truth", truths)], title, *sheets)
         summary = partial(level_figures, against="truth", of_sets=of_sets)
         summaries[_FIELDS[kind]] = _by_level(tables[kind], methods, at[kind], summary)
-    with atomic_path(out / EVAL_FILE) as tmp:
+    with atomic_path(out.table) as tmp:
         rows = [row for table in (*tables.values(), samples) for row in table]
         pq.write_table(pa.Table.from_pylist(rows, _SCHEMA), tmp)
     return summaries
 
 
 def measure_samples(
-    names: Sequence[str], small: Sequence[torch.Tensor], upscaled: Mapping[tuple[str, int], Sequence[torch.Tensor]],
-    levels: Sequence[int],
+    source: Stage, names: Sequence[str], small: Sequence[torch.Tensor],
+    upscaled: Mapping[tuple[str, int], Sequence[torch.Tensor]], levels: Sequence[int],
 ) -> tuple[list[Row], UpscalingFigures]:  # fmt: skip
-    """Measure the outputs of upscalers, and of interpolation, for Stage I's samples.
+    """Measure the outputs of upscalers, and of interpolation, for samples of another stage, `source`.
 
     names: of the samples; small: (C, h, w) each, in [-1, 1]; upscaled: for each method and noise level, (C, 4h, 4w)
-    each. Returns rows for eval.parquet, and the figures; their `gain` is in consistency.
+    each. Returns rows for the table, and the figures; their `gain` is in consistency.
     """
     pictures: dict[Enlargement, Sequence[torch.Tensor]] = {
         (method, None): [enlarged(picture[None], method)[0] for picture in small] for method in PLAIN
@@ -105,7 +106,7 @@ def measure_samples(
     for enlargement, part in pictures.items():
         for name, picture, sample in zip(names, part, map(_bytes, small), strict=True):
             compared = Compared(Picture(_bytes(picture)), Picture(sample), sample)
-            table.append(_row(SAMPLED, name, enlargement, measured(compared, "sample")))
+            table.append(_row(STAGES[source].table, name, enlargement, measured(compared, "sample")))
     methods = list(dict.fromkeys(method for method, _ in pictures))
     return table, _by_level(table, methods, levels, partial(level_figures, against="sample"))
 

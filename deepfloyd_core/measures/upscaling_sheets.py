@@ -1,4 +1,4 @@
-"""Sheets of Stage II on held-out pictures: a row for each method, the ground truth below; and the same with zoomed
+"""Sheets of an upscaler on held-out pictures: a row for each method, the ground truth below; and the same with zoomed
 details.
 """
 

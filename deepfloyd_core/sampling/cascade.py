@@ -22,6 +22,7 @@ from deepfloyd_core.diffusion.loss import to_bytes
 from deepfloyd_core.files import atomic_path
 from deepfloyd_core.hashing import hash_seed
 from deepfloyd_core.measures.figures import UpscalingFigures
+from deepfloyd_core.measures.files import UpscalingFiles
 from deepfloyd_core.measures.measure import MeasureFn
 from deepfloyd_core.measures.pixel import mean
 from deepfloyd_core.measures.registry import networks_of
@@ -219,7 +220,9 @@ def _upscale_samples(
         )
         del sampler  # and its model, before the next one is loaded
     names = [f"{item.prompt}, seed {item.seed}, {item.size[0]}x{item.size[1]}" for item in wanted]
-    return large, *measure_samples(names, low["tuned"], made, levels)
+    source = STAGES[upscaler.stage].upscales
+    assert source is not None
+    return large, *measure_samples(source, names, low["tuned"], made, levels)
 
 
 def _upscaled(
@@ -249,7 +252,7 @@ def _save(
 def _measure_upscaler(
     job: Job[SampleRequest], one: SampledStage, table: list[Row], sampled: Callable[[int], None]
 ) -> dict[str, UpscalingFigures]:
-    """Measure untuned and tuned model on the held-out pictures, with interpolation. table: further rows of eval.parquet."""
+    """Measure untuned and tuned model on the held-out pictures, with interpolation. table: further rows of its file."""
     request, settings = job.request, one.settings
 
     def upscaler(variant: str) -> Upscaler:
@@ -270,7 +273,7 @@ def _measure_upscaler(
         return spoilt(settings, [row.image_id for row in rows], small)
 
     return measure_upscalers(
-        files, upscalers, settings.measured_noise_levels, job.out, table, _looks(request),
+        files, upscalers, settings.measured_noise_levels, UpscalingFiles(one.stage, job.out), table, _looks(request),
         spoil if settings.degrades_low_res else None,
     )  # fmt: skip
 

@@ -1,6 +1,6 @@
 """The sampling jobs: their requests, their inputs and their reports. No torch."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -124,18 +124,18 @@ class SamplesSummary(Summary):
     control_error_tuned: float | None = None
     concept_share_base: float | None = None  # of Stage I's samples, 0 to 1
     concept_share_tuned: float | None = None
-    held_out: UpscalingFigures | None = None  # Stage II on downscales of held-out pictures
+    held_out: UpscalingFigures | None = None  # the upscaler on downscales of held-out pictures
     spoilt: UpscalingFigures | None = None  # on the same, degraded as in training
-    samples: UpscalingFigures | None = None  # on Stage I's samples
+    samples: UpscalingFigures | None = None  # on samples of the stage before it
 
-    @property
-    def tables(self) -> list[MeasureTable]:
-        """The measures of Stage II, for the terminal, the UI and the model card."""
-        return measure_tables(self.held_out, self.spoilt, self.samples)
+    def tables(self, stages: Iterable[Stage]) -> list[MeasureTable]:
+        """The measures of the upscaler among the sampled stages, for the terminal, the UI and the model card."""
+        figures = self.held_out, self.spoilt, self.samples
+        return [table for stage in stages for table in measure_tables(STAGES[stage], *figures)]
 
 
 class SampleRequest(JobRequest[SamplesSummary]):
-    """Sample the base and the tuned cascade, and measure Stage II."""
+    """Sample the base and the tuned cascade, and measure the upscaler."""
 
     job = "sample"
     entry = "deepfloyd_core.sampling.cascade:sample_cascade"

@@ -8,7 +8,7 @@ from deepfloyd_core.bundle.card import CALLS, VARIABLES
 from deepfloyd_core.bundle.identity import BundleSummary
 from deepfloyd_core.config.flavours import PUBLISHED
 from deepfloyd_core.config.run import RunConfig
-from deepfloyd_core.config.stages import STAGES, UPSCALE, Stage, kind_for_edge
+from deepfloyd_core.config.stages import STAGES, UPSCALE, UPSCALERS, Stage, kind_for_edge
 from deepfloyd_core.index.ledger import StageReasons
 from deepfloyd_core.index.summary import LedgerCounts
 from deepfloyd_core.models.text_encoders import TEXT_ENCODERS
@@ -27,6 +27,11 @@ def test_everything_that_has_a_field_or_a_function_for_each_stage_has_it_for_thi
     assert f"{kind.table}_lora" in {field.name for field in fields(CascadeInputs)}
     assert {stage} <= SAMPLE_FUNCTIONS.keys() & CALLS.keys() & VARIABLES.keys()
     assert any(flavour.stage == stage for flavour in PUBLISHED.values())
+
+
+def test_the_samples_have_room_for_the_figures_of_every_upscaler() -> None:
+    """With more upscalers `SamplesSummary` needs figures of each, and `Cascade.upscaler` and its callers go through them."""
+    assert len(UPSCALERS) == 1
 
 
 def test_every_text_encoder_has_its_functions() -> None:

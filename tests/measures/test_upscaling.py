@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,13 @@ from skimage import data
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from small_run import SmallRun
 
+from deepfloyd_core.config.stages import STAGES
 from deepfloyd_core.crops.rows import shard_files
 from deepfloyd_core.crops.shards import ShardRow, open_shard
 from deepfloyd_core.diffusion.loss import low_res, to_bytes, to_model_range
 from deepfloyd_core.measures.comparison import Compared, Picture, enlarged
 from deepfloyd_core.measures.figures import LevelFigures, UpscalingFigures
-from deepfloyd_core.measures.files import DETAIL_SHEET, EVAL_FILE, EVAL_SHEET
+from deepfloyd_core.measures.files import UpscalingFiles
 from deepfloyd_core.measures.pixel import (
     FEWEST,
     busiest,
@@ -38,7 +39,6 @@ from deepfloyd_core.measures.pixel import (
 from deepfloyd_core.measures.tables import gained
 from deepfloyd_core.measures.upscaling import (
     HELD_OUT,
-    SAMPLED,
     Upscaler,
     level_figures,
     measure_samples,
@@ -47,6 +47,7 @@ from deepfloyd_core.measures.upscaling import (
 )
 from deepfloyd_core.measures.upscaling_sheets import save_sheets
 from deepfloyd_core.preflight.load import load_run
+from deepfloyd_core.sampling.jobs import SamplesSummary
 
 PHOTOGRAPHS = [data.astronaut()[:96, :120], data.coffee()[100:196, :120], data.chelsea()[:96, 100:220]]
 
@@ -128,7 +129,7 @@ class Upscaled:
 
     figures: UpscalingFigures
     truth: list[np.ndarray]  # the held-out pictures of each size, uint8 (N, H, W, 3)
-    folder: Path
+    files: UpscalingFiles
 
 
 @pytest.fixture(scope="module")
@@ -153,8 +154,10 @@ def upscaled(
         return upscale
 
     ways = {"noisy": partial(upscaler, 20.0), "perfect": partial(upscaler, 0.0)}
-    rows, _ = measure_samples(["a sample"], [torch.zeros(3, 64, 64)], {("noisy", 0): [torch.zeros(3, 256, 256)]}, (0,))
-    return Upscaled(measure_upscalers(files, ways, (0, 100), out, rows)["held_out"], list(truth.values()), out)
+    made = {("noisy", 0): [torch.zeros(3, 256, 256)]}
+    rows, _ = measure_samples(1, ["a sample"], [torch.zeros(3, 64, 64)], made, (0,))
+    written = UpscalingFiles(2, out)
+    return Upscaled(measure_upscalers(files, ways, (0, 100), written, rows)["held_out"], list(truth.values()), written)
 
 
 def test_the_table_of_upscalers_says_which_is_best(upscaled: Upscaled) -> None:
@@ -176,8 +179,8 @@ def test_the_table_of_upscalers_says_which_is_best(upscaled: Upscaled) -> None:
 
 def test_the_rows_of_the_table_are_those_of_each_picture(upscaled: Upscaled) -> None:
     """Plain enlargements against Pillow's."""
-    written = pq.read_table(upscaled.folder / EVAL_FILE).to_pylist()
-    assert [(row["image_id"], row["way"]) for row in written if row["low_res"] == SAMPLED] == [
+    written = pq.read_table(upscaled.files.table).to_pylist()
+    assert [(row["image_id"], row["way"]) for row in written if row["low_res"] == "stage1"] == [
         ("a sample", way) for way in ("bilinear", "bicubic", "noisy")
     ]
     table = [row for row in written if row["low_res"] == HELD_OUT]
@@ -199,9 +202,9 @@ def test_the_rows_of_the_table_are_those_of_each_picture(upscaled: Upscaled) -> 
 
 
 def test_the_sheet_of_details_ends_with_the_truth_three_times_as_large(upscaled: Upscaled) -> None:
-    assert Image.open(upscaled.folder / EVAL_SHEET).height > 6 * 192
-    shown = np.asarray(Image.open(upscaled.folder / DETAIL_SHEET))
-    assert shown.shape == np.asarray(Image.open(upscaled.folder / EVAL_SHEET)).shape
+    assert Image.open(upscaled.files.sheet).height > 6 * 192
+    shown = np.asarray(Image.open(upscaled.files.details))
+    assert shown.shape == np.asarray(Image.open(upscaled.files.sheet)).shape
     first = upscaled.truth[0][0]
     low = low_res(to_model_range(torch.from_numpy(first)[None]))
     blurred = ((enlarged(low, "bicubic")[0].permute(1, 2, 0).numpy() + 1) * 127.5).round()
@@ -232,16 +235,16 @@ def test_spoilt_low_res_pictures_are_measured_beside_the_true_ones(
         assert len(rows) == len(small)
         return (small - 24 / 127.5).clamp(-1, 1)
 
-    before = measure_upscalers([file], {"tuned": lambda: upscale}, (0, 100), plain)
+    before = measure_upscalers([file], {"tuned": lambda: upscale}, (0, 100), UpscalingFiles(2, plain))
     brightness = given[0][1]
     assert "spoilt" not in before and not (plain / "eval_spoilt.png").exists()
     given.clear()
-    found = measure_upscalers([file], {"tuned": lambda: upscale}, (0, 100), both, spoil=darker)
+    found = measure_upscalers([file], {"tuned": lambda: upscale}, (0, 100), UpscalingFiles(2, both), spoil=darker)
     assert {key: value for key, value in found.items() if key != "spoilt"} == before
     assert given[:2] == [(0, brightness), (100, brightness)]
     assert len(given) == 3 and given[2][0] == 0, "the first level alone"
     assert given[2][1] == pytest.approx(brightness - 24 / 127.5, abs=0.02)
-    spoilt, rows = found["spoilt"], pq.read_table(both / EVAL_FILE).to_pylist()
+    spoilt, rows = found["spoilt"], pq.read_table(UpscalingFiles(2, both).table).to_pylist()
     assert list(spoilt.by_level) == [0] and list(spoilt.gain) == ["bilinear", "bicubic"]
     for truth, row in zip(truths, (row for row in rows if row["low_res"] == "spoilt"), strict=False):
         small = np.asarray(Image.fromarray(truth).resize((64, 64), Image.Resampling.BICUBIC)).astype(float)
@@ -251,7 +254,28 @@ def test_spoilt_low_res_pictures_are_measured_beside_the_true_ones(
         again = np.asarray(Image.fromarray(large).resize((64, 64), Image.Resampling.BICUBIC))
         assert row["consistency"] == pytest.approx(psnr(again, small.astype(np.uint8)), abs=0.1)
     for name in ("eval_spoilt.png", "eval_spoilt_details.png"):
-        assert Image.open(both / name).size == Image.open(both / EVAL_SHEET).size
+        assert Image.open(both / name).size == Image.open(both / "eval.png").size
+
+
+def test_files_titles_and_keys_of_another_upscaler_are_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    third: Any = 3
+    monkeypatch.setitem(STAGES, third, replace(STAGES[2], number=third, roman="III", upscales=2))
+    truth = np.ascontiguousarray(PHOTOGRAPHS[0][:64, :64])
+    small = low_res(to_model_range(torch.from_numpy(truth)[None]))
+    _, figures = measure_samples(2, ["a"], list(small), {("tuned", 0): list(enlarged(small, "bicubic"))}, (0,))
+    second, another = ({*paths(UpscalingFiles(stage, tmp_path))} for stage in (2, third))
+    assert len(second) == len(another) == 5 and not second & another
+    assert {path.name for path in another} >= {"stage3_eval.png", "stage3_eval.parquet"}
+    tables = SamplesSummary(samples=figures, held_out=figures, spoilt=figures).tables((1, third))
+    assert [(table.title, table.key) for table in tables] == [
+        ("Stage III on held-out pictures", "stage3-measures"),
+        ("Stage III on held-out pictures, low-res degraded as in training", "stage3-spoilt-measures"),
+        ("Stage III on Stage II's samples", "stage3-sample-measures"),
+    ]
+
+
+def paths(files: UpscalingFiles) -> tuple[Path, ...]:
+    return (files.table, files.sheet, files.details, *files.spoilt)
 
 
 def test_the_window_with_most_detail_is_found() -> None:
@@ -267,7 +291,7 @@ def test_the_window_with_most_detail_is_found() -> None:
 def test_a_picture_that_is_less_high_than_the_window_is_zoomed_as_high_as_it_is(tmp_path: Path) -> None:
     wide = np.random.default_rng(0).integers(0, 256, (32, 256, 3), dtype=np.uint8)
     small = to_bytes(low_res(to_model_range(torch.from_numpy(wide)[None])))[0].numpy()
-    whole, details = tmp_path / EVAL_SHEET, tmp_path / DETAIL_SHEET
+    whole, details = tmp_path / "eval.png", tmp_path / "eval_details.png"
     save_sheets([("low-res", [small]), ("tuned", [wide]), ("truth", [wide])], "Stage II", whole, details)
     with Image.open(details) as sheet:
         assert sheet.width > 100
@@ -280,7 +304,7 @@ def test_what_is_made_of_samples_is_measured_without_a_truth() -> None:
     small = low_res(pixels)
     tinted = (enlarged(small, "bicubic") + torch.tensor([24 / 127.5, 0, 0])[:, None, None]).clamp(-1, 1)
     made = {("base", 50): list(tinted), ("tuned", 50): list(pixels)}
-    rows, found = measure_samples(["one", "two"], list(small), made, (50,))
+    rows, found = measure_samples(1, ["one", "two"], list(small), made, (50,))
     assert [(row["image_id"], row["way"], row["noise_level"]) for row in rows[4:]] == [
         ("one", "base", 50), ("two", "base", 50), ("one", "tuned", 50), ("two", "tuned", 50),
     ]  # fmt: skip

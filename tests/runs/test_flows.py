@@ -93,7 +93,7 @@ def test_a_run_makes_every_artifact_and_prints_where_the_bundle_is(finished: tup
         and str(lora / "validation.png") in printed
     )
     assert "Stage II on held-out pictures, upscaled by" in printed and "Stage II on Stage I's samples" in printed
-    assert "low-res spoilt as in training, upscaled by" in printed and str(bundle / "eval_spoilt.png") in printed
+    assert "low-res degraded as in training, upscaled by" in printed and str(bundle / "eval_spoilt.png") in printed
     (samples,) = (run.workspace / "cascade_samples").iterdir()
     table = pq.read_table(samples / "eval.parquet").to_pylist()
     of_samples = [(row["image_id"], row["way"]) for row in table if row["low_res"] == "stage1"]

@@ -127,7 +127,7 @@ def test_measures_of_stage2_are_told_with_their_unit_and_which_way_is_better(
         noise_level=250, upscaled=dict.fromkeys(UPSCALED_BY, of_way), gain={"bicubic": {"consistency": (1.5,)}}
     )
     samples = SamplesSummary(samples=figures)
-    (measured,) = samples.tables
+    (measured,) = tables = samples.tables((1, 2))
     report.print_measures(Console(width=200), measured)
     printed = capsys.readouterr().out
     for words in ("PSNR of its downscale to the sample, dB, more is better", "levels of 255, less is better",
@@ -137,7 +137,7 @@ def test_measures_of_stage2_are_told_with_their_unit_and_which_way_is_better(
     assert [row["upscaled by"] for row in rows] == list(UPSCALED_BY)
     heads = ["noise level", "upscaled by", *(measure.meaning for measure in measures_against("sample"))]
     assert list(rows[0]) == [*heads, "gain of the tuned model: PSNR of its downscale to the sample"]
-    table = measure_tables(samples)
+    table = measure_tables(tables)
     assert (
         table[0] == "Stage II on Stage I's samples:"
         and "| dB, more" not in table[2]
