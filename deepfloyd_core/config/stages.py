@@ -21,7 +21,9 @@ class StageKind:
     roman: str
     size_px: int  # native edge of its pictures
     alignment_px: int  # every edge of its pictures must divide by this
-    in_channels: int  # of its UNet: x_t, and for an upscaler the low-res picture beside it
+    # Of its UNet: x_t, and for an upscaler the low-res picture beside it. `preflight.unet_sizes.check_unet` recognises a
+    # stage's UNet by it: where two stages share it, that must compare another fact as well.
+    in_channels: int
     pipeline: str  # its class in diffusers
     sample_max: float  # `sample_max_value` of its scheduler
     sample_batch: int  # pictures that are sampled at once

@@ -254,6 +254,8 @@ def _by_hash(
 
     Each is (picture, its group, whether it is usable).
     """
+    # All stages, not the run's: otherwise Stage I alone would choose pictures that Stage II cannot use. So a new record in
+    # STAGES changes the choice in new workspaces; an existing one keeps its pictures (`eval_record`).
     reasons = [f"stage{stage}_reason" for stage in STAGES if dataset.factor(stage) is not None]
     of_run = [f"stage{stage}_reason" for stage in fed]
     ids, groups = pa.array(known.subjects, pa.string()), pa.array(known.groups, pa.string())

@@ -50,9 +50,10 @@ def check_run(path: Path, overrides: tuple[str, ...], goal: Goal, elsewhere: boo
 
 
 def trained_with(run_config: RunConfig, stage: Stage) -> tuple[Stage, ...]:
-    """A stage, and the one that must be trained before it. Raises ConfigError when the run has no such stage."""
+    """A stage, after those that must be trained before it. Raises ConfigError when the run has no such stage."""
     config, source = run_config.stage(stage), STAGES[stage].upscales
-    return (source, stage) if source is not None and config.remakes_low_res else (stage,)
+    before = trained_with(run_config, source) if source is not None and config.remakes_low_res else ()
+    return (*before, stage)
 
 
 def check_workers(run: Run) -> None:

@@ -6,17 +6,19 @@ import shutil
 import subprocess
 import sys
 import urllib.request
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from small_run import SmallRun
 
 from deepfloyd_core.config.flavours import FLAVOURS
-from deepfloyd_core.config.stages import Stage
+from deepfloyd_core.config.stages import STAGES, Stage
 from deepfloyd_core.errors import ConfigError, DeepFloydError, ModelError
 from deepfloyd_core.preflight import check
-from deepfloyd_core.preflight.check import Goal, check_run
+from deepfloyd_core.preflight.check import Goal, check_run, trained_with
 from deepfloyd_core.preflight.order import Order
 from deepfloyd_core.preflight.unet_sizes import check_unet
 
@@ -224,6 +226,16 @@ def test_a_model_on_this_machine_is_checked_once(small_run: SmallRun, monkeypatc
     monkeypatch.setattr(check, "resolve", lambda *_, **__: pytest.fail("it is here"))
     check_run(small_run.config, (), "lora_bundle")
     assert read == [Path(FLAVOURS[name].repo) for name in ("tiny-i", "tiny-ii")]
+
+
+def test_all_stages_that_a_stage_learns_from_are_trained_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    third: Any = 3
+    monkeypatch.setitem(STAGES, third, replace(STAGES[2], number=third, roman="III", upscales=2))
+    remakes: dict[int, bool] = {1: False, 2: True, 3: True}
+    run: Any = SimpleNamespace(stage=lambda stage: SimpleNamespace(remakes_low_res=remakes[stage]))
+    assert trained_with(run, third) == (1, 2, 3)
+    remakes[2] = False
+    assert [trained_with(run, stage) for stage in (1, 2, third)] == [(1,), (2,), (2, 3)]
 
 
 def test_an_order_of_pictures_is_told_all_its_faults(small_run: SmallRun, tmp_path: Path) -> None:
