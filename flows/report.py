@@ -77,7 +77,11 @@ def print_version(out: Console, workspace: Path, version: Version, before: Versi
     out.print(f"bundle                 {bundle.path}")
     sheets = {bundle.path / "sheet.png": "contact sheet"}
     for files in (UpscalingFiles(stage, bundle.path) for stage in UPSCALERS):
-        sheets |= {files.sheet: "held-out pictures", files.details: "zoomed details", files.spoilt[0]: "low-res degraded"}
+        sheets |= {
+            files.sheet: "held-out pictures",
+            files.details: "zoomed details",
+            files.spoilt[0]: "low-res degraded",
+        }
     for file, label in sheets.items():
         if file.exists():
             out.print(f"{label:<22} {file}")
