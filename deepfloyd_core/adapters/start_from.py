@@ -166,7 +166,7 @@ def _faults(config: StageConfig, file: Path, header: Header, base: Shapes) -> It
     else:
         yield from _weight_faults(config, header, base)
     kinds = {dtype for name, dtype in header.dtypes.items() if name not in names.alphas}
-    only = {"BF16"} if config.optimizer == "adamw_bf16" else {"F32", "F16", "BF16"}
+    only = {"BF16"} if config.optimizer_kind.bf16_weights else {"F32", "F16", "BF16"}
     if not kinds <= only:
         exactly = " or ".join(sorted(only))
         yield f"with weights in {', '.join(sorted(kinds))}; {config.optimizer} starts exactly from {exactly} only. Use adamw"

@@ -14,7 +14,14 @@ from deepfloyd_core.config.keys import idle_faults, other_stage_faults
 from deepfloyd_core.config.stage_loss import LossKeys, loss_faults
 from deepfloyd_core.config.stage_low_res import LowResKeys, low_res_faults, low_res_notes
 from deepfloyd_core.config.stage_method import MethodKeys, flavour_fault, method_faults
-from deepfloyd_core.config.stage_optimizer import OptimizerKeys, Schedule, optimizer_faults, optimizer_notes
+from deepfloyd_core.config.stage_optimizer import (
+    OPTIMIZER_KINDS,
+    OptimizerKeys,
+    OptimizerKind,
+    Schedule,
+    optimizer_faults,
+    optimizer_notes,
+)
 from deepfloyd_core.config.stage_run import RunKeys, compile_fault
 from deepfloyd_core.config.stage_sampling import SamplingKeys
 
@@ -42,7 +49,12 @@ class StageConfig(MethodKeys, OptimizerKeys, LossKeys, LowResKeys, RunKeys, Samp
     @property
     def schedule(self) -> Schedule:
         """Shape of the learning rate over the run."""
-        return self.lr_scheduler or ("constant" if self.optimizer == "adamw_schedulefree" else "cosine")
+        return self.lr_scheduler or ("constant" if self.optimizer_kind.averages else "cosine")
+
+    @property
+    def optimizer_kind(self) -> OptimizerKind:
+        """The facts of its optimizer."""
+        return OPTIMIZER_KINDS[self.optimizer]
 
     @property
     def measured_noise_levels(self) -> tuple[int, ...]:

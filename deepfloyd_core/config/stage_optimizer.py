@@ -1,6 +1,7 @@
 """How a stage is optimised: learning rates, steps, batches, the optimizer and the average of the trained weights."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from deepfloyd_core.config.base import Spec
@@ -11,11 +12,25 @@ if TYPE_CHECKING:
     from deepfloyd_core.config.stage import StageConfig
 
 Schedule = Literal["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial", "sine"]
-# The package that an optimizer comes from where that is not torch, and the extra that installs it.
-_LIBRARIES = {
-    "adamw_8bit": ("bitsandbytes", "bitsandbytes"),
-    "prodigy": ("prodigyopt", "optimizers"),
-    "adamw_schedulefree": ("schedulefree", "optimizers"),
+
+
+@dataclass(frozen=True)
+class OptimizerKind:
+    """What the configuration knows of an optimizer."""
+
+    library: tuple[str, str] | None = None  # its package, and the extra that installs that; None: torch, or our own
+    bf16_weights: bool = False  # it keeps the trained weights in bf16; others in fp32
+    averages: bool = False  # it averages the weights itself, so no decaying rate and no use_ema
+
+
+# By the value of `optimizer`; what makes them is in `training.optimizers`.
+OPTIMIZER_KINDS = {
+    "adamw": OptimizerKind(),
+    "adamw_bf16": OptimizerKind(bf16_weights=True),
+    "adamw_8bit": OptimizerKind(("bitsandbytes", "bitsandbytes")),
+    "adafactor": OptimizerKind(),
+    "prodigy": OptimizerKind(("prodigyopt", "optimizers")),
+    "adamw_schedulefree": OptimizerKind(("schedulefree", "optimizers"), averages=True),
 }
 
 
@@ -136,21 +151,18 @@ def _rate_fault(config: "StageConfig") -> str:
 
 
 def _optimizer_fault(config: "StageConfig") -> str:
-    said = f"optimizer is {config.optimizer!r}"
-    package, extra = _LIBRARIES.get(config.optimizer, ("", ""))
-    if package and (missing := missing_extra([package], extra)):
+    said, kind = f"optimizer is {config.optimizer!r}", config.optimizer_kind
+    if kind.library and (missing := missing_extra([kind.library[0]], kind.library[1])):
         return f"{said}, and {missing}"
-    if config.optimizer == "adamw_bf16" and config.mixed_precision != "bf16":
+    if kind.bf16_weights and config.mixed_precision != "bf16":
         return f"{said}, which keeps the weights in bf16, and mixed_precision is 'no'. Set it to bf16, or use adamw"
-    if config.optimizer != "adamw_schedulefree":
-        return ""
-    if not config.schedule.startswith("constant"):
+    if kind.averages and not config.schedule.startswith("constant"):
         return (
             f"{said}, which replaces a schedule, and lr_scheduler is {config.schedule!r}. Use constant or "
             "constant_with_warmup"
         )
-    if config.use_ema:
+    if kind.averages and config.use_ema:
         return f"{said}, which averages the weights itself. Remove use_ema"
-    if config.adam_beta1 == 0:
+    if config.optimizer == "adamw_schedulefree" and config.adam_beta1 == 0:
         return f"{said}, which divides by adam_beta1, and that is 0. Use for example 0.9"
     return ""

@@ -170,4 +170,4 @@ def stock_pipeline(folder: Path, stage: Stage, unet: UNet2DConditionModel, sched
 
 def adapter_dtype(config: StageConfig) -> torch.dtype:
     """The dtype of the trained parameters."""
-    return torch.bfloat16 if config.optimizer == "adamw_bf16" else torch.float32
+    return torch.bfloat16 if config.optimizer_kind.bf16_weights else torch.float32

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from deepfloyd_core.adapters.lora import add_lora, trainable
 from deepfloyd_core.config.flavours import FLAVOURS
 from deepfloyd_core.config.stage import StageConfig
-from deepfloyd_core.config.stage_optimizer import Schedule
+from deepfloyd_core.config.stage_optimizer import OPTIMIZER_KINDS, Schedule
 from deepfloyd_core.errors import JobError, Stop
 from deepfloyd_core.models.unet import adapter_dtype, load_scheduler, load_unet
 from deepfloyd_core.training import adamw_bf16, optimizers
@@ -235,7 +235,8 @@ def test_each_optimizer_learns(optimizer: str, tmp_path: Path, monkeypatch: pyte
 
 
 def test_every_optimizer_and_schedule_that_a_run_file_may_name_is_there() -> None:
-    assert set(get_args(StageConfig.model_fields["optimizer"].annotation)) == OPTIMIZERS.keys() == LEARNS.keys()
+    values = set(get_args(StageConfig.model_fields["optimizer"].annotation))
+    assert values == OPTIMIZER_KINDS.keys() == OPTIMIZERS.keys() == LEARNS.keys()
     assert set(get_args(Schedule)) == SCHEDULES.keys()
 
 
