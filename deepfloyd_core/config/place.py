@@ -15,11 +15,12 @@ class SourceType:
     """What the configuration knows of a type of source."""
 
     needs: tuple[str, ...]  # keys that it cannot do without
-    captions: tuple[str, ...] = ()  # the caption strategies whose captions lie with its pictures
+    captions: tuple[str, ...] = ()  # the caption strategies whose captions lie with its pictures; the source reads them
+    is_folder: bool = False  # its pictures are files in `instance_data_dir`, on this machine
 
 
 SOURCE_TYPES = {
-    "local": SourceType(("instance_data_dir",), ("textfile",)),
+    "local": SourceType(("instance_data_dir",), ("textfile",), is_folder=True),
     "aws": SourceType(("aws_bucket_name",), ("textfile",)),
     "csv": SourceType(("csv_file", "csv_cache_dir")),
     "parquet": SourceType(("csv_file", "csv_cache_dir")),

@@ -68,6 +68,15 @@ class Measure:
     )
     network: Network | None = None
 
+    def __post_init__(self) -> None:
+        """Raise ValueError for a measure that no code would compute."""
+        if (self.compute is None) == (self.network is None):
+            raise ValueError(f"The measure {self.name!r} needs either compute or a network.")
+        if self.of == "set" and self.network is None:
+            raise ValueError(f"The measure {self.name!r} is of a set; compute measures one picture. Give it a network.")
+        if self.against == "sample" and self.network is not None:
+            raise ValueError(f"The measure {self.name!r} is against samples; networks measure held-out pictures only.")
+
     @property
     def columns(self) -> tuple[str, ...]:
         """Its columns in eval.parquet."""

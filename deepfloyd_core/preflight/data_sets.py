@@ -8,6 +8,7 @@ from pathlib import Path
 from deepfloyd_core.config.base import read_config_file
 from deepfloyd_core.config.data_sets import ImageDataset, TextEmbedBackend
 from deepfloyd_core.config.flavours import Flavour
+from deepfloyd_core.config.place import SOURCE_TYPES
 from deepfloyd_core.config.run import RunConfig
 from deepfloyd_core.config.stages import STAGES, Stage
 from deepfloyd_core.errors import ConfigError, DeepFloydError, attempt, raise_together
@@ -43,7 +44,7 @@ def workspace_faults(workspace: Path, datasets: tuple[ImageDataset, ...]) -> Ite
     place = Path(realpath(workspace))  # `resolve` raises for a link that leads to itself
     for dataset in datasets:
         pictures = Path(realpath(dataset.instance_data_dir))
-        if dataset.type != "local" or not place.is_relative_to(pictures):
+        if not SOURCE_TYPES[dataset.type].is_folder or not place.is_relative_to(pictures):
             continue
         if not any(name.startswith(".") for name in place.relative_to(pictures).parts):  # else it is not looked at
             yield (

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from deepfloyd_core.config.data_blocks import CaptionShuffle
 from deepfloyd_core.config.data_sets import ImageDataset
+from deepfloyd_core.config.place import SOURCE_TYPES
 from deepfloyd_core.errors import ConfigError, DataError
 from deepfloyd_core.index.captions import STRATEGIES, compiled_filters, filtered, shuffled
 from deepfloyd_core.index.identity import index_request
@@ -321,6 +322,14 @@ def test_half_a_surrogate_pair_is_no_crash(world: DataWorld) -> None:
 
 
 # ---- strategies -------------------------------------------------------------------------------------------------------
+
+
+def test_captions_that_lie_with_the_pictures_are_read_by_their_source() -> None:
+    """The scan reuses them by the stamps of its listing, which are of the files of `sources.names`: what other code reads
+    from other files would be taken for unchanged.
+    """
+    beside = {name for kind in SOURCE_TYPES.values() for name in kind.captions}
+    assert {STRATEGIES[name].read for name in beside} == {STRATEGIES["textfile"].read}
 
 
 def test_every_strategy_that_a_data_file_may_name_has_a_reader() -> None:

@@ -1,6 +1,7 @@
 """The table of measures is whole: every figure has its words, its column and its source, and the docs name it."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,12 +23,23 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("measure", MEASURES, ids=lambda measure: f"{measure.name} of {measure.against}")
-def test_every_measure_has_a_source_and_says_how_to_read_it(measure: Measure) -> None:
-    assert (measure.compute is None) != (measure.network is None), "one source"
-    assert measure.against == "truth" or measure.network is None, "networks are given held-out pictures alone"
-    assert measure.of == "picture" or measure.network is not None, "only a network is given whole sets"
+def test_every_measure_says_how_to_read_it(measure: Measure) -> None:
     assert (measure.better is None) == bool(measure.reading), "which way is better, or how it is read otherwise"
     assert not measure.gains or (measure.better and measure.share is None and measure.of == "picture")
+
+
+@pytest.mark.parametrize(
+    ("facts", "says"),
+    [
+        ({}, "either compute or a network"),
+        ({"compute": lambda it: 0.0, "network": NETWORKS[0]}, "either compute or a network"),
+        ({"compute": lambda it: 0.0, "of": "set"}, "is of a set; compute measures one picture"),
+        ({"network": NETWORKS[0], "against": "sample"}, "networks measure held-out pictures only"),
+    ],
+)
+def test_a_measure_that_nothing_would_compute_is_refused(facts: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=rf"The measure 'sharpness' .*{says}"):
+        Measure("sharpness", "sharpness", better="more", **facts)
 
 
 def test_no_two_measures_of_a_kind_of_pictures_have_one_name() -> None:
