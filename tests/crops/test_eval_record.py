@@ -110,6 +110,17 @@ def test_a_held_out_picture_that_is_too_small_for_a_further_stage_is_not_trained
     assert (now, seen) == split(world, entry(pictures), stages=(1, 2))
 
 
+def test_stage1_alone_holds_out_pictures_that_stage2_can_use_as_well(world: DataWorld) -> None:
+    pictures = world.folder / "pictures"
+    draw(pictures, range(8))  # 200 x 150 px: Stage I alone
+    for number in range(20, 26):
+        world.add(f"large {number}.png", scene(number, 400), None)
+    alone, _ = split(world, entry(pictures))
+    assert all(name.startswith("large") for name in alone) and len(alone) == 4
+    shutil.rmtree(world.folder / "workspace")
+    assert split(world, entry(pictures), stages=(1, 2))[0] == alone
+
+
 def test_a_set_to_measure_on_that_leaves_nothing_else_fails_with_the_index(world: DataWorld) -> None:
     pictures, own = world.folder / "pictures", world.folder / "own"
     draw(pictures, range(4))
