@@ -21,7 +21,7 @@ def check_api(url: str) -> None:
     if not bare:
         raise ConfigError(f"{here}, which is no address such as {EXAMPLE}.")
     if without_login(url) != url:  # Prefect's events do not know it, so the history would be lost
-        raise ConfigError(f"{here} with a user before it. Set PREFECT_API_AUTH_STRING=user:password instead.")
+        raise ConfigError(f"{here}, with a user in the address. Set PREFECT_API_AUTH_STRING=user:password instead.")
     status = health(bare)
     if status is None:
         raise ConfigError(f"{here}, and no Prefect server answers there. Start it, or unset it.")
@@ -29,7 +29,7 @@ def check_api(url: str) -> None:
         parts = urlsplit(bare)
         api = f"{parts.scheme}://{parts.netloc}/api"
         advice = f"Set it to {api}, where one answers." if healthy(api) else "Correct it, or unset it."
-        raise ConfigError(f"{here}, and what answers there is no Prefect API. {advice}")
+        raise ConfigError(f"{here}, and the server there has no Prefect API. {advice}")
     check_access(bare)
 
 
@@ -61,7 +61,7 @@ def _server_fault(error: Exception) -> str:
     import httpx
     from prefect.exceptions import ObjectNotFound
 
-    kept, cause = "What is finished is kept:", error
+    kept, cause = "Finished work is kept:", error
     if type(error) is RuntimeError and isinstance(
         error.__cause__, httpx.HTTPError
     ):  # of a client that asks the version
@@ -72,8 +72,8 @@ def _server_fault(error: Exception) -> str:
         return f"answers {cause.response.status_code}; its log tells why. {kept} run the same command again."
     if isinstance(cause, httpx.HTTPStatusError | ObjectNotFound):
         return (
-            f"does not take this run ({type(cause).__name__}); perhaps it was started anew with another database. "
-            f"{kept} run the same command again."
+            f"does not take this run ({type(cause).__name__}); perhaps it was restarted with another database. {kept} "
+            "run the same command again."
         )
     return ""
 
@@ -101,12 +101,12 @@ def _refusal() -> str:
         if error.response.status_code != 401:
             return f"answers {error.response.status_code} when asked for its version."
         if PREFECT_API_AUTH_STRING.value() is None:
-            return "asks for authentication. Set PREFECT_API_AUTH_STRING=user:password to what it was started with."
+            return "requires authentication. Set PREFECT_API_AUTH_STRING to its user:password."
         return "refuses the user and password in PREFECT_API_AUTH_STRING. Correct them."
     except httpx.HTTPError as error:
         return f"stopped answering ({type(error).__name__})."
     except (ValueError, TypeError, InvalidVersion):
-        return "tells no version, so it is none. Correct PREFECT_API_URL, or unset it."
+        return "has no version, so it is no Prefect server. Correct PREFECT_API_URL, or unset it."
     if server.major != ours.major:
         return f"is Prefect {server}, which Prefect {ours} cannot use. Upgrade it, or name another in PREFECT_API_URL."
     return ""

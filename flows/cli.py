@@ -103,7 +103,7 @@ def run(config: ConfigPath, overrides: Overrides = None) -> None:
 def prepare(
     config: ConfigPath,
     preview: Annotated[
-        int, typer.Option(min=0, max=1000, help="Only draw this many pictures with their crops into a PNG.")
+        int, typer.Option(min=0, max=1000, help="Only draw a PNG of this many pictures with their crops.")
     ] = 0,
     overrides: Overrides = None,
 ) -> None:
@@ -160,21 +160,21 @@ def retrain(config: ConfigPath, overrides: Overrides = None) -> None:
 @app.command()
 def generate(
     config: ConfigPath,
-    prompt: Annotated[list[str], typer.Option(help="What to draw; may be given several times.")],
+    prompt: Annotated[list[str], typer.Option(help="Prompt; may be given several times.")],
     seed: Annotated[int, typer.Option(min=0, help="Seed of a prompt's first picture; the next ones count up.")] = 0,
     images: Annotated[int, typer.Option(min=1, max=MOST_PICTURES, help="How many pictures of each prompt.")] = 1,
     version: Annotated[str, typer.Option(help="A version number, `latest`, or `base` for no LoRA.")] = "latest",
     size: Annotated[str | None, typer.Option(help="Stage I size, e.g. 64 or 96x64 (width x height).")] = None,
     control: Annotated[
         Path | None,
-        typer.Option(metavar="PICTURE", parser=_path, help="A picture to follow, with a version that is a ControlNet."),
+        typer.Option(metavar="PICTURE", parser=_path, help="Conditioning picture, for a version that is a ControlNet."),
     ] = None,
     overrides: Overrides = None,
 ) -> None:
     """Draw pictures with a published version, or with the base models."""
     sized = [f'validation_resolution="{size}"'] if size else []
     if size and any(override.partition("=")[0].strip() == "validation_resolution" for override in overrides or []):
-        raise ConfigError("--size and --set validation_resolution say the same twice. Leave one of them out.")
+        raise ConfigError("--size and --set validation_resolution set the same key. Remove one of them.")
     from deepfloyd_core.preflight.order import Order
 
     loaded = _load(config, [*(overrides or []), *sized], Order(tuple(prompt), version, control, seed, images))
@@ -220,7 +220,8 @@ def list_artifacts(workspace: Workspace) -> None:
 
 @app.command()
 def show(
-    workspace: Workspace, fingerprint: Annotated[str, typer.Argument(help="Of an artifact; the first digits will do.")]
+    workspace: Workspace,
+    fingerprint: Annotated[str, typer.Argument(help="Fingerprint of an artifact, or its first digits.")],
 ) -> None:
     """Print the manifest of an artifact: spec, inputs, summary, files."""
     from deepfloyd_core.store.artifacts import all_artifacts
@@ -296,7 +297,7 @@ def _session(loaded: _Loaded) -> Iterator[Callable[..., Any]]:
 
     workspace = loaded.run.workspace
     _print_notes([*loaded.run.notes, *damaged_records(workspace)])
-    stopping.kept = f"What is finished is kept in {workspace}; the same command goes on from there."
+    stopping.kept = f"Finished work is kept in {workspace}; the same command resumes it."
     if err.is_terminal:  # else nothing is seen until the server answers: 6 s, on a busy machine 30
         err.print("Prefect: joining a server, or starting one, which takes some seconds")
     with prefect_server(default_home()) as url:

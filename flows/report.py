@@ -56,8 +56,8 @@ def print_verified(out: Console, found: Verified) -> None:
     out.print(f"{checked}, {many(found.faults, 'fault')}")
     if found.missing or found.damaged:
         out.print(
-            "`deepfloyd run` makes again what is missing, from the settings and pictures of the version that needs it. "
-            "Of what is damaged remove the directory before."
+            "`deepfloyd run`, with the settings and pictures of the version that needs them, rebuilds missing "
+            "artifacts. Remove the directories of damaged ones first."
         )
 
 

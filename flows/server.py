@@ -67,7 +67,7 @@ def prefect_server(home: Path, port: int | None = None, usual_port: int | None =
     if given:
         if port is not None:
             raise ConfigError(
-                f"PREFECT_API_URL is {without_login(given)}: its server has a port already. Leave --port out, or unset it."
+                f"PREFECT_API_URL is {without_login(given)}: that server has its own port. Remove --port, or unset it."
             )
         check_api(given)
         yield given
@@ -130,8 +130,8 @@ def join_server(home: Path, port: int | None) -> str | None:
         return None
     if port is not None and f":{port}/" not in url:
         raise ConfigError(
-            f"The server of {home} is already running at {url.removesuffix('/api')}, for another command. "
-            "Leave --port out to use it there, or wait until that command has ended."
+            f"The server of {home} is already running at {url.removesuffix('/api')}, for another command. Remove "
+            "--port to use it there, or wait until that command has ended."
         )
     _wait_until_healthy(home, url)
     return url
@@ -181,7 +181,7 @@ def kept_up(home: Path, url: str, environ: dict[str, str]) -> Iterator[None]:
         with (home / "server.lock").open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not ended.is_set() and server_address(home) is None:  # else another user was faster
-                log.warning("the Prefect server of %s has ended; it is started again", home)
+                log.warning("the Prefect server of %s has ended; it is restarted", home)
                 start_server(home, urlsplit(url).port, environ)
 
     def watch(ended: threading.Event) -> None:
@@ -197,7 +197,7 @@ def kept_up(home: Path, url: str, environ: dict[str, str]) -> Iterator[None]:
                 log.warning("%s", error)
                 if ended.wait(LOOK_EVERY_S):
                     return
-        log.warning("the Prefect server of %s has ended %d times; it is left so", home, RESTARTS + 1)
+        log.warning("the Prefect server of %s has ended %d times; it is not restarted", home, RESTARTS + 1)
 
     with meanwhile("server-kept-up", watch, LOOK_EVERY_S):
         yield

@@ -97,7 +97,7 @@ class Stopping:
             sys.stdout.flush()
             self._err.show_cursor()  # progress bars hide it
             said = f"Stopped by {signal.Signals(self._number).name}. {self.kept}"
-            said += " A job is still writing its checkpoint, and ends by itself." if jobs else ""
+            said += " A job still writes its checkpoint, and then ends by itself." if jobs else ""
             self._err.print(said)
         os._exit(128 + self._number)
 

@@ -48,7 +48,7 @@ def ending(artifact: Artifact, summary: Summary) -> list[str]:
     files = [artifact.path / name for name in _SHEETS if (artifact.path / name).exists()]
     if isinstance(summary, IndexSummary):
         files.append(artifact.path / INDEX_FILE)
-    seen = f"; look at {', '.join(map(str, files))}" if files else ""
+    seen = f"; see {', '.join(map(str, files))}" if files else ""
     return [f"{label(artifact.kind)}: {counts}{seen}", *_examples(summary), *_lost(summary)]
 
 
@@ -72,10 +72,10 @@ def _counts(kind: str, summary: Summary) -> str | None:
 
 def twins_line(index: IndexSummary) -> str:
     """For an index with duplicates: how many there are, and what happens to them."""
-    first = "" if DUPLICATE in index.reasons else "; duplicates = first in a data set trains on one of each"
+    first = "" if DUPLICATE in index.reasons else "; with duplicates = first a data set trains on one of each"
     return (
-        f"{many(index.twins, 'picture shows', 'pictures show')} the same as {many(index.twin_groups, 'other')}: "
-        f"each group is trained on or held out as a whole{first}. See twins.png"
+        f"{many(index.twins, 'picture is a duplicate', 'pictures are duplicates')} of "
+        f"{many(index.twin_groups, 'other')}:  each group is trained on or held out as a whole{first}. See twins.png"
     )
 
 
@@ -127,7 +127,7 @@ def _lost(summary: Summary) -> list[str]:
     if summary.emptied:
         shown = ", ".join(repr(text) for text in summary.emptied_captions)
         lines.append(
-            f"{many(summary.emptied, 'caption')} without a word after IF's cleaning, which drops URLs, tags, file names "
-            f"and Chinese signs, trained as the empty text: {shown}"
+            f"{many(summary.emptied, 'caption')} without a word after IF's cleaning, which drops URLs, tags, file "
+            f"names and Chinese characters, trained as the empty text: {shown}"
         )
     return lines

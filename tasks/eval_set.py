@@ -25,8 +25,8 @@ def eval_set(run: Run, index: Artifact) -> Artifact:
     came, went = eval_change(before, held_out) if before and not held_out.reused else (0, 0)
     if came or went:
         log.warning(
-            "eval_set %s: %s came in and %d went out since %s, so figures that were measured on them "
-            "are not comparable", held_out.fingerprint, many(came, "held-out picture"), went,
+            "eval_set %s: %s added and %d removed since %s, so earlier figures on held-out pictures are not "
+            "comparable", held_out.fingerprint, many(came, "held-out picture"), went,
             before.fingerprint if before else "",
         )  # fmt: skip
     show_pictures(held_out, held_out.summary(CropsSummary), SHEET)

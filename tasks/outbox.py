@@ -112,7 +112,7 @@ def await_server() -> None:
     """
     if not process_outbox(os.getpid()).deliver(PATIENCE_S):
         raise ServerAwayError(
-            f"The Prefect server at {_url()} has not answered for {PATIENCE_S / 60:.0f} minutes. What is finished is "
+            f"The Prefect server at {_url()} has not answered for {PATIENCE_S / 60:.0f} minutes. Finished work is "
             "kept: start the server, and run the same command again."
         )
 
@@ -246,7 +246,7 @@ class Outbox:
         said = f"{type(lost).__name__}: {lost}".split("\n")[0]
         if said not in self._told:
             self._told.add(said)
-            self._context.copy().run(log.warning, "something could not be shown in Prefect: %s", said)
+            self._context.copy().run(log.warning, "an update of the Prefect UI failed: %s", said)
 
     def _note(self, *, away: bool) -> None:
         with self._changed:
@@ -255,7 +255,7 @@ class Outbox:
             self.away = away
         own = self._context.copy()  # a flow's: the lines are in its log as well
         if away:
-            said = "the Prefect server at %s does not answer; the work goes on, and is shown there when it is back"
+            said = "the Prefect server at %s does not answer; the run continues, and is shown there when the server is back"
             own.run(log.warning, said, _url())
         else:
             own.run(log.info, "the Prefect server at %s answers again", _url())

@@ -58,7 +58,7 @@ def run_jobs(config: RunConfig, jobs: Sequence[Job[R]], report: Report, unit: st
         if not todo:
             break
         if lost:
-            log.warning("%d task runs lost their worker (%s); once more on new ones", len(todo), type(lost).__name__)
+            log.warning("%d task runs lost their worker (%s); retrying on new ones", len(todo), type(lost).__name__)
         with _task_runner(config) as runner:
             numbers = {runner.submit(tasks[number], jobs[number].parameters): number for number in todo}
             for future in as_completed(list(numbers)):
@@ -72,7 +72,7 @@ def run_jobs(config: RunConfig, jobs: Sequence[Job[R]], report: Report, unit: st
     if len(results) < len(jobs):
         raise JobError(
             f"{len(jobs) - len(results)} task runs lost their worker {TRIES} times ({type(lost).__name__}). A full "
-            "memory is the usual cause: lower workers or shard_mib. What is finished is kept for the next run."
+            "memory is the usual cause: lower workers or shard_mib. Finished work is kept for the next run."
         )
     return [results[number] for number in range(len(jobs))]
 

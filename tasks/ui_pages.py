@@ -42,17 +42,17 @@ def show_index(index: Artifact, summary: IndexSummary, stages: tuple[Stage, ...]
         status = f"accepted, not for {STAGES[stage].title}"
         rows += [{"status": status, "reason": why, "pictures": count} for why, count in sorted(counts.items())]
     if summary.twins:
-        groups = f"the first of each of {many(summary.twin_groups, 'group')} not counted"
-        rows.append({"status": "show the same as another", "reason": groups, "pictures": summary.twins})
+        groups = f"without the first of each of {many(summary.twin_groups, 'group')}"
+        rows.append({"status": "duplicates", "reason": groups, "pictures": summary.twins})
     rows += [{"status": "no picture", "reason": what, "pictures": count} for what, count in sorted(others.items())]
     create_table_artifact(rows, key="image-index", description=f"Ledger: `{index.path / 'index.parquet'}`")
     sheet = index.path / SHEET
     # Also without a sheet: the UI would go on showing the one of an earlier run.
-    page = f"![{SHEET}]({data_uri(sheet)})" if sheet.exists() else "Every file was accepted, or left out as asked."
+    page = f"![{SHEET}]({data_uri(sheet)})" if sheet.exists() else "Every file was accepted, or left out by a setting."
     create_markdown_artifact(page, key="image-index-rejected", description="Some rejected files of each reason")
     sheet = index.path / TWINS_SHEET
-    page = f"![{TWINS_SHEET}]({data_uri(sheet)})" if sheet.exists() else "No two pictures show the same."
-    create_markdown_artifact(page, key="image-index-twins", description="Some groups of pictures that show the same")
+    page = f"![{TWINS_SHEET}]({data_uri(sheet)})" if sheet.exists() else "There are no duplicates."
+    create_markdown_artifact(page, key="image-index-twins", description="Some groups of duplicates")
     tell(index, summary)
     for stage, counts in unfit.items():
         if counts:
@@ -120,7 +120,7 @@ def _batch_advice(sizes: Sequence[SizeCrops], batch_size: int) -> str:
         crops[row.dataset] += row.crops
     if max(crops.values()) < batch_size:
         largest = max(row.crops for row in sizes)
-        return f"Add pictures, or set train_batch_size = {largest}: the steps are then the same"
+        return f"Add pictures, or set train_batch_size = {largest}: the steps stay the same"
     return "Fewer crop_aspect_buckets or a larger aspect_bucket_alignment merge sizes"
 
 

@@ -158,7 +158,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
         owner = f" of {found['id']!r}" if "id" in found else ""
-        raise ValueError(f"the key {twice!r}{owner} is there {names.count(twice)} times; keep one of them")
+        raise ValueError(f"the key {twice!r}{owner} occurs {names.count(twice)} times; keep one of them")
     return found
 
 

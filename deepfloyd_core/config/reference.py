@@ -56,7 +56,8 @@ _GROUPS: dict[type[Spec], tuple[type[Spec], ...]] = {RunConfig: RUN_GROUPS, Stag
 
 # Who reads a key, in words.
 _WORDS: dict[Reader, str] = {
-    "all": "what it feeds", "content": "what differs there", "verdict": "index (all pictures are decoded again)",
+    "all": "artifacts that use it", "content": "artifacts whose input differs",
+    "verdict": "index (all pictures are decoded again)",
     "index": "index", "pixels": "crops", "eval_set": "held-out pictures", "embeds": "embeds",
     "low_res": "Stage I's remakes for Stage II", "lora": "LoRA", "validation": "LoRA if it has validations",
     "samples": "samples", "generated": "generated pictures",

@@ -107,7 +107,7 @@ def choice_notes(run: Run, choices: tuple[Choice, ...]) -> list[str]:
             drawn = "judge by the samples"
         unmeasured = "the loss is not"
         if upscalers := run.config.upscalers:
-            unmeasured = f"neither the loss nor what {titles(upscalers)} makes is"
+            unmeasured = f"neither the loss nor the output of {titles(upscalers)} is"
         notes.append(
             f"No picture is held out of training ({why}), so {unmeasured} measured on pictures that the model does not "
             f"know; {drawn}"

@@ -234,8 +234,8 @@ def check_share(summary: IndexSummary, max_rejected_share: float, ledger: Path) 
     if share > max_rejected_share:
         were = "was" if rejected == 1 else "were"
         raise DataError(
-            f"{rejected} of {inputs} pictures {were} rejected ({reasons}): a share of {share:.2f}, "
-            f"above max_rejected_share = {max_rejected_share}. {_most(summary)}The ledger is {ledger}; mend the data or "
+            f"{rejected} of {inputs} pictures {were} rejected ({reasons}): a share of {share:.2f}, above "
+            f"max_rejected_share = {max_rejected_share}. {_most(summary)}The ledger is {ledger}; correct the data or "
             "raise the limit."
         )
 

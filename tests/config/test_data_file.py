@@ -57,14 +57,14 @@ def files(tmp_path: Path) -> Files:
 
 def test_a_key_that_is_there_twice_is_an_error_at_any_depth(files: Files) -> None:
     for text, says in (
-        ('[{"id": "a", "resolution": 64, "resolution": 128}]', "the key 'resolution' of 'a' is there 2 times"),
-        ('[{"id": "a", "parquet": {"path": "x", "path": "x", "path": "y"}}]', "the key 'path' is there 3 times"),
+        ('[{"id": "a", "resolution": 64, "resolution": 128}]', "the key 'resolution' of 'a' occurs 2 times"),
+        ('[{"id": "a", "parquet": {"path": "x", "path": "x", "path": "y"}}]', "the key 'path' occurs 3 times"),
     ):
         files.data.write_text(text)
         with pytest.raises(ConfigError, match=says):
             load_run(files.folder / "run.json")
     (files.folder / "run.json").write_text('{"seed": 1, "seed": 2}')
-    with pytest.raises(ConfigError, match="the key 'seed' is there 2 times"):
+    with pytest.raises(ConfigError, match="the key 'seed' occurs 2 times"):
         load_run(files.folder / "run.json")
 
 

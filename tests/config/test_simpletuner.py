@@ -413,7 +413,7 @@ def test_what_a_shell_leaves_as_it_is_stays(files: Files) -> None:
 
 def test_a_script_without_a_model_points_to_the_file_beside_it(files: Files) -> None:
     (files.folder / "config.json").write_text("{}")
-    with pytest.raises(ConfigError, match=r"MODEL_TYPE is missing.* from .*config.json: give that"):
+    with pytest.raises(ConfigError, match=r"MODEL_TYPE is missing.* from .*config.json: give that file"):
         files.env("export TRAINING_NUM_PROCESSES=1")
 
 

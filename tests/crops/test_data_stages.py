@@ -741,23 +741,23 @@ def test_each_stage_says_its_counts_its_reasons_and_where_to_look(world: DataWor
     run = world.load({"repeats": 9, "random_crops": 2, "crop_style": "random"}, stages=(1,), max_rejected_share=0.5)
     index = world.index(run)
     assert ending(index, index.summary(IndexSummary)) == [
-        "image index: 13 inputs: 9 accepted, 4 rejected (1 caption_missing, 3 too_small); look at "
+        "image index: 13 inputs: 9 accepted, 4 rejected (1 caption_missing, 3 too_small); see "
         f"{index.path}/rejected.png, {index.path}/index.parquet",
         "caption_missing: latin.png: latin.txt is no UTF-8 text (unexpected end of data at byte 3); save it as UTF-8",
         "too_small: small 0.png: 20x30 px, below minimum_image_size or the training size",
     ]
     pixels, evals = world.pixels(run, index, 1), world.eval_set(run, index)
     assert ending(pixels, pixels.summary(CropsSummary)) == [
-        f"Stage I pixels: 18 crops of 9 pictures, shown 90 times an epoch, 64x64; look at {pixels.path}/sheet.jpg"
+        f"Stage I pixels: 18 crops of 9 pictures, shown 90 times an epoch, 64x64; see {pixels.path}/sheet.jpg"
     ]
     assert ending(evals, evals.summary(CropsSummary)) == [
-        f"eval set: 1 picture held out of training; look at {evals.path}/sheet.jpg"
+        f"eval set: 1 picture held out of training; see {evals.path}/sheet.jpg"
     ]
     shutil.rmtree(world.folder / "pictures")
     world.add("one.png", noise(0))
     index = world.index(world.load(stages=(1,)))
     assert ending(index, index.summary(IndexSummary)) == [
-        f"image index: 1 input: 1 accepted, none rejected; look at {index.path}/index.parquet"
+        f"image index: 1 input: 1 accepted, none rejected; see {index.path}/index.parquet"
     ]
 
 
@@ -774,8 +774,8 @@ def test_the_task_of_the_index_says_what_a_person_would_check_next(
     world.add("small.png", noise(3, 20, 20))
     index = tasks.image_index.image_index.fn(world.load(stages=(1,), num_eval_images=2, max_rejected_share=0.5))
     for said in (
-        f"image index: 5 inputs: 4 accepted, 1 rejected (1 too_small); look at {index.path}/rejected.png, ",
-        f"image_index {index.fingerprint}: 1 picture shows the same as 1 other: ",
+        f"image index: 5 inputs: 4 accepted, 1 rejected (1 too_small); see {index.path}/rejected.png, ",
+        f"image_index {index.fingerprint}: 1 picture is a duplicate of 1 other: ",
         "set: 1 picture has up to 2 captions, and with repeats = 0 the first alone is trained. ",
         "set: 2 of its 3 pictures are held out (num_eval_images), and 1 is trained on. ",
     ):
@@ -852,7 +852,7 @@ def test_a_set_that_measures_nothing_or_hardly_trains_says_so_with_the_index(wor
     )
     assert line.startswith(said.format("the loss is not")) and line.endswith("; judge by the samples")
     (line,) = notes(num_eval_images=None, stages=(1, 2))
-    assert ", so neither the loss nor what Stage II makes is measured on pictures that" in line
+    assert ", so neither the loss nor the output of Stage II is measured on pictures that" in line
     (line,) = notes(num_eval_images=0)
     assert "num_eval_images is 0" in line
     (line,) = notes(num_eval_images=2)
@@ -965,16 +965,16 @@ def test_a_run_says_when_the_held_out_pictures_are_not_those_of_the_one_before(
         said = caplog.text
         caplog.clear()
         tasks.eval_set.eval_set.fn(run, world.index(run))
-        assert "came in" not in caplog.text, "reused"
+        assert "are not comparable" not in caplog.text, "reused"
         return ids, said
 
     for number in range(8):
         world.add(f"{number}.png", noise(number, 80, 70))
     before, said = held_out()
-    assert "came in" not in said
+    assert "are not comparable" not in said
     next(path for path in (world.folder / "pictures").glob("*.png") if sha256(path) in before).unlink()
     after, said = held_out()
-    assert len(before & after) == 2 and "1 held-out picture came in and 1 went out since" in said
+    assert len(before & after) == 2 and "1 held-out picture added and 1 removed since" in said
 
 
 # ---- batches ----------------------------------------------------------------------------------------------------------

@@ -166,9 +166,9 @@ ELSEWHERE_ONLY = pytest.mark.skipif(sys.platform != "linux", reason="127.0.0.2 i
 @pytest.mark.parametrize(
     ("answers", "named", "said"),
     [
-        (HEALTH | {"/api/admin/version": (401, b"{}")}, "/api", "asks for authentication. Set PREFECT_API_AUTH_STRING"),
+        (HEALTH | {"/api/admin/version": (401, b"{}")}, "/api", "requires authentication. Set PREFECT_API_AUTH_STRING"),
         (HEALTH | {"/api/admin/version": (200, b'"2.20.16"')}, "/api", "is Prefect 2.20.16, which Prefect 3."),
-        (HEALTH | {"/api/admin/version": (200, b"<p>")}, "/api", "tells no version"),
+        (HEALTH | {"/api/admin/version": (200, b"<p>")}, "/api", "has no version"),
         (HEALTH | {"/api/admin/version": (500, b"{}")}, "/api", "answers 500 when asked for its version"),
         (HEALTH, "", "no Prefect API. Set it to http://127.0.0.1:{port}/api"),
         (HEALTH, "/runs/", "no Prefect API. Set it to http://127.0.0.1:{port}/api"),
@@ -183,7 +183,7 @@ def test_what_no_flow_can_use_is_one_sentence(answers: dict[str, tuple[int, byte
 
 @pytest.mark.parametrize(
     ("given", "said"),
-    [(None, "asks for authentication"), ("me:wrong", "refuses the user and password"), ("me:secret", None)],
+    [(None, "requires authentication"), ("me:wrong", "refuses the user and password"), ("me:secret", None)],
 )
 @pytest.mark.parametrize("host", ["127.0.0.1", pytest.param(ELSEWHERE, marks=ELSEWHERE_ONLY)])
 def test_a_server_behind_a_login_is_asked_with_it(host: str, given: str | None, said: str | None) -> None:
@@ -264,7 +264,7 @@ def test_no_password_is_printed(
     refusal = _refusal(url)
     assert f"PREFECT_API_URL is {scheme}{host.removeprefix('me@')}" in refusal and "secret" not in refusal
     monkeypatch.setenv("PREFECT_API_URL", url)
-    with pytest.raises(ConfigError, match="Leave --port out") as caught, server.prefect_server(tmp_path, 4202):
+    with pytest.raises(ConfigError, match="Remove --port") as caught, server.prefect_server(tmp_path, 4202):
         pass
     assert "secret" not in str(caught.value)
 
@@ -272,7 +272,7 @@ def test_no_password_is_printed(
 def test_a_server_that_has_forgotten_the_run_is_one_sentence() -> None:
     from prefect.exceptions import ObjectNotFound
 
-    with pytest.raises(JobError, match=r"another database\. What is finished is kept"), server_needed(DEAD):
+    with pytest.raises(JobError, match=r"another database\. Finished work is kept"), server_needed(DEAD):
         raise ObjectNotFound(http_exc=RuntimeError())
 
 
@@ -294,7 +294,7 @@ def test_a_server_that_ends_or_fails_after_it_was_asked_is_one_sentence(
     with _listening(answers or {}) as port:
         url = DEAD if answers is None else f"http://127.0.0.1:{port}/api"
         named = temporary_settings({PREFECT_API_URL: url, PREFECT_CLIENT_MAX_RETRIES: 0})
-        with named, pytest.raises(JobError, match=f"{said}.*What is finished is kept") as caught, server_needed(url):
+        with named, pytest.raises(JobError, match=f"{said}.*Finished work is kept") as caught, server_needed(url):
             flow(name="any")(list)()
     assert "\n" not in str(caught.value)
 
@@ -448,7 +448,7 @@ def test_a_port_that_the_running_server_does_not_have_is_an_error(tmp_path: Path
         json.dump({"url": "http://127.0.0.1:4201/api"}, record)
         record.flush()
         fcntl.flock(record, fcntl.LOCK_EX)  # as a living server
-        with pytest.raises(ConfigError, match=r"already running at http://127.0.0.1:4201, .* Leave --port out"):
+        with pytest.raises(ConfigError, match=r"already running at http://127.0.0.1:4201, .* Remove --port"):
             server.join_server(tmp_path, 4202)
 
 
@@ -473,7 +473,7 @@ def test_who_uses_a_server_is_told_that_a_service_of_it_fails(
 
 def test_a_port_beside_a_configured_server_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
-    with pytest.raises(ConfigError, match="Leave --port out"), server.prefect_server(tmp_path, 4202):
+    with pytest.raises(ConfigError, match="Remove --port"), server.prefect_server(tmp_path, 4202):
         pass
 
 

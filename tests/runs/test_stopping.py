@@ -150,7 +150,7 @@ def test_a_job_may_finish_its_step_but_not_after_a_second_ctrl_c(tmp_path: Path,
         commands.append(command)
         command.wait_for(partial(both_ready, command))
         printed = command.stop(*signals)
-        assert ("A job is still writing its checkpoint" in printed) == bool(spared)
+        assert ("A job still writes its checkpoint" in printed) == bool(spared)
         assert len(command.left()) == spared, command.left()
 
 
@@ -226,7 +226,7 @@ def test_a_command_that_ends_while_its_server_starts_leaves_no_server(
         command.process.kill()
         command.process.wait()
     else:
-        assert f"kept in {small_run.workspace}; the same command goes on" in command.stop(number)
+        assert f"kept in {small_run.workspace}; the same command resumes" in command.stop(number)
     command.nothing_is_left(SERVER_LIMIT_S)
 
 
@@ -255,7 +255,7 @@ def test_a_run_is_stopped_at_every_moment_and_goes_on(
         else:
             command.wait_for(partial(is_there, small_run.workspace, pattern))
         printed = command.stop(number)
-        command.nothing_is_left(120 if "A job is still writing" in printed else 1)
+        command.nothing_is_left(120 if "A job still writes" in printed else 1)
     assert small_run.call_here("run", str(small_run.config), *steps).returncode == 0
 
 

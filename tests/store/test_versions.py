@@ -214,7 +214,7 @@ def test_whatever_a_version_needs_is_named_when_it_is_gone_and_so_are_the_versio
     assert done.exit_code == 1
     (line,) = (line for line in done.output.replace("\n", " ").split("  ") if str(lost) in line)
     assert "needed by versions 1, 3" in line and ", 1 fault\n" in done.output
-    assert "`deepfloyd run` makes again what is missing" in done.output
+    assert "rebuilds missing artifacts" in done.output
 
 
 @pytest.mark.parametrize("harm", ["directory", "manifest", "garbage"])
