@@ -87,7 +87,7 @@ def test_a_run_makes_every_artifact_and_prints_where_the_bundle_is(finished: tup
     (bundle,) = (run.workspace / "lora_bundle").iterdir()
     assert str(bundle) in printed and "sheet.png" in printed
     (index,), (lora,) = ((run.workspace / kind).iterdir() for kind in ("image_index", "stage1_lora"))
-    assert f"image index: 9 inputs: 8 accepted, 1 rejected (1 unsupported); look at {index / 'rejected.png'}" in printed
+    assert f"image index: 9 inputs: 8 accepted, 1 rejected (1 unsupported); see {index / 'rejected.png'}" in printed
     assert (
         "Stage I LoRA: 2 steps on 6 pictures, loss on held-out pictures " in printed
         and str(lora / "validation.png") in printed
@@ -159,7 +159,7 @@ def test_the_ui_gets_tables_pictures_and_logs(finished: tuple[SmallRun, str], se
 def test_what_a_stage_says_at_its_end_is_in_the_flow_s_log_as_well(finished: tuple[SmallRun, str], server: str) -> None:
     messages = [entry["message"] for entry in _found(server, finished[0], "logs")]
     for kind in ("image index", "Stage I pixels", "eval set", "text embeds", "Stage II LoRA", "cascade samples"):
-        assert sum(line.startswith(f"{kind}: ") and "look at" in line for line in messages) >= 1, kind
+        assert sum(line.startswith(f"{kind}: ") and "; see " in line for line in messages) >= 1, kind
 
 
 def test_every_shard_is_a_task_run(finished: tuple[SmallRun, str], server: str) -> None:
