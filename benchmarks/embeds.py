@@ -32,7 +32,7 @@ from worlds import embed, one_set
 
 from deepfloyd_core.config.flavours import FLAVOURS
 from deepfloyd_core.config.run import Run
-from deepfloyd_core.models.random_weights import design, write_folder
+from deepfloyd_core.models.random_weights import design_of, write_folder
 from deepfloyd_core.models.text_encoders import T5_XXL
 from deepfloyd_core.text.embeds import Embeds
 from deepfloyd_core.tiny.make.models import WORDS
@@ -58,7 +58,7 @@ def caption_chunks(captions: int, chunks: int) -> list[list[str]]:
 
 def make_run(folder: Path, dtype: str, batch: int) -> tuple[Run, Path]:
     """A run with one thread on the CPU, and the folder of its encoder."""
-    base = replace(design(FLAVOURS["tiny-i"]), text=T5_BASE, dtype=str(DTYPES[dtype]).removeprefix("torch."))
+    base = replace(design_of(FLAVOURS["tiny-i"]), text=T5_BASE, dtype=str(DTYPES[dtype]).removeprefix("torch."))
     (folder / "models").mkdir()
     run = one_set(folder, 1, {}, device="cpu", num_threads=1, text_encoder_dtype=dtype, embed_batch_size=batch)
     return run, write_folder(("t5-base", base, True, folder / "models"))

@@ -38,7 +38,7 @@ from deepfloyd_core.training import eval_loss as held_out
 from deepfloyd_core.training import trainer as train
 from deepfloyd_core.training.batches import draw
 from deepfloyd_core.training.checkpoints import StepMetrics
-from deepfloyd_core.training.forward import Setup, feed, predict_noise
+from deepfloyd_core.training.forward import TrainingContext, feed, predict_noise
 from deepfloyd_core.training.jobs import TrainingSummary
 from deepfloyd_core.types import no_report
 
@@ -108,9 +108,11 @@ def stage2_input(asked: Asked) -> Yields:
     draws = replace(draw(x_0.shape, 0, 0, 0.0), t=torch.tensor([t]), level=torch.tensor([level]))
     config = StageConfig(model_flavour="tiny-ii", mixed_precision="no")
     texts = Text(rows[None])
-    setup = Setup(2, config, 0, unet, scheduler, noising, lambda names: texts, torch.device(asked.device), asked.folder)
+    context = TrainingContext(
+        2, config, 0, unet, scheduler, noising, lambda names: texts, torch.device(asked.device), asked.folder
+    )
     with _spied(unet) as ours:
-        predict_noise(setup, feed(setup, x_0, draws, ["caption"]))
+        predict_noise(context, feed(context, x_0, draws, ["caption"]))
     bars = scheduler.alphas_cumprod
     made = iter([bars[t].sqrt() * x_0 + (1 - bars[t]).sqrt() * draws.noise, draws.low_res_noise])
     pipeline = stock_pipeline(TINY[2], 2, unet, load_scheduler(TINY[2]))
@@ -190,12 +192,12 @@ def _trained(asked: Asked, run: Run, out: Path, last: int, fresh: bool = True) -
         if done == last < run.config.stage(stage).max_train_steps:
             raise Enough
 
-    def step(setup: Any, state: Any, ahead: Any, number: int) -> StepMetrics:
+    def step(context: Any, state: Any, ahead: Any, number: int) -> StepMetrics:
         params = state.params.values()
         if found.row is not None:
-            return real_step(setup, state, ahead, number)
+            return real_step(context, state, ahead, number)
         found.before = _copies(params)
-        found.row = real_step(setup, state, ahead, number)
+        found.row = real_step(context, state, ahead, number)
         found.after = _copies(params)
         return found.row
 

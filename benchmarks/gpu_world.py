@@ -32,7 +32,7 @@ from deepfloyd_core.crops.shards import ShardRow, write_shard
 from deepfloyd_core.crops.summary import CropsSummary
 from deepfloyd_core.hashing import caption_id, hash_seed
 from deepfloyd_core.models import quantized as quantized_base
-from deepfloyd_core.models.random_weights import design
+from deepfloyd_core.models.random_weights import design_of
 from deepfloyd_core.models.unet import empty_unet
 from deepfloyd_core.sampling import sampler as sampling
 from deepfloyd_core.store.artifacts import Artifact, Request, materialise
@@ -49,7 +49,7 @@ def bare_folder(asked: Asked, flavour: str, **text: Any) -> Path:
     """A pipeline folder without weights of a flavour, or of the tiny one of its stage. text: changes of T5's config."""
     stage = FLAVOURS[flavour].stage
     name = TINY_OF[stage] if asked.tiny else flavour
-    wanted, folder = design(FLAVOURS[name]), asked.folder / "models" / f"{name}{len(text) or ''}"
+    wanted, folder = design_of(FLAVOURS[name]), asked.folder / "models" / f"{name}{len(text) or ''}"
     if folder.is_dir():
         return folder
     configs = {"unet/config.json": wanted.unet, "text_encoder/config.json": {**wanted.text, **text}}

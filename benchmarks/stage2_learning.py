@@ -143,11 +143,11 @@ class Doubled(stage_loss.UNetInput):
 
 
 def other_recipe(
-    setup: stage_loss.Setup, x_0: torch.Tensor, draws: Draws, captions: list[str | None], *_: None
+    context: stage_loss.TrainingContext, x_0: torch.Tensor, draws: Draws, captions: list[str | None], *_: None
 ) -> stage_loss.UNetInput:
     """What those trainers do in the place of `stage_loss.feed`."""
-    x_t = setup.scheduler.add_noise(x_0, draws.fed, draws.t)
-    text = setup.texts([caption_id("") if name is None else name for name in captions])
+    x_t = context.scheduler.add_noise(x_0, draws.fed, draws.t)
+    text = context.texts([caption_id("") if name is None else name for name in captions])
     return Doubled(draws.cut(torch.cat([x_t, x_t], dim=1)), draws.t, draws.t, text, small=low_res(x_0))
 
 

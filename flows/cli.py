@@ -175,13 +175,13 @@ def generate(
     sized = [f'validation_resolution="{size}"'] if size else []
     if size and any(override.partition("=")[0].strip() == "validation_resolution" for override in overrides or []):
         raise ConfigError("--size and --set validation_resolution set the same key. Remove one of them.")
-    from deepfloyd_core.preflight.order import Order
+    from deepfloyd_core.preflight.generate import GenerateOptions
 
-    loaded = _load(config, [*(overrides or []), *sized], Order(tuple(prompt), version, control, seed, images))
+    loaded = _load(config, [*(overrides or []), *sized], GenerateOptions(tuple(prompt), version, control, seed, images))
     with _session(loaded) as call:
         from flows.generate import generate as flow
 
-        made = call(
+        artifact = call(
             flow,
             prompt=prompt,
             seed=seed,
@@ -191,9 +191,9 @@ def generate(
         )
     from deepfloyd_core.sampling.jobs import GeneratedSummary
 
-    summary = made.summary(GeneratedSummary)
+    summary = artifact.summary(GeneratedSummary)
     for name, text in zip(summary.pictures, summary.prompts, strict=True):
-        out.print(f"{made.path / name}  {' '.join(text.split())}" if len(prompt) > 1 else str(made.path / name))
+        out.print(f"{artifact.path / name}  {' '.join(text.split())}" if len(prompt) > 1 else str(artifact.path / name))
 
 
 @app.command()

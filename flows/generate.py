@@ -5,7 +5,7 @@ from pathlib import Path
 from prefect import flow
 
 from deepfloyd_core.preflight.check import check_run
-from deepfloyd_core.preflight.order import Order
+from deepfloyd_core.preflight.generate import GenerateOptions
 from deepfloyd_core.store.artifacts import Artifact
 from tasks import VERSION
 from tasks.generated import generated
@@ -24,7 +24,7 @@ def generate(
     """
     prompts = [prompt] if isinstance(prompt, str) else prompt
     sized = (f'validation_resolution="{size}"',) if size else ()
-    order = Order(tuple(prompts), str(version), Path(control) if control else None, seed, images)
-    run = check_run(Path(config), (*(overrides or ()), *sized), order)
+    options = GenerateOptions(tuple(prompts), str(version), Path(control) if control else None, seed, images)
+    run = check_run(Path(config), (*(overrides or ()), *sized), options)
     pictures = [(text, seed + number) for text in prompts for number in range(images)]
-    return generated(run, pictures, order.version, order.control)
+    return generated(run, pictures, options.version, options.control)

@@ -44,17 +44,17 @@ def print_artifacts(out: Console, workspace: Path) -> None:
         out.print(labelled("fault", "bold red", fault))
 
 
-def print_verified(out: Console, found: Verified) -> None:
+def print_verified(out: Console, verified: Verified) -> None:
     """Print the result of `verify`: a line for each fault and note, and what to do."""
-    faults = {"missing": found.missing, "damaged": found.damaged, "version": found.records}
+    faults = {"missing": verified.missing, "damaged": verified.damaged, "version": verified.records}
     for label, lines in faults.items():
         for line in lines:
             out.print(labelled(label, "bold red", line))
-    for line in found.notes:
+    for line in verified.notes:
         out.print(labelled("note", "yellow", line))
-    checked = f"{many(found.artifacts, 'artifact')} and {many(found.versions, 'version')} checked"
-    out.print(f"{checked}, {many(found.faults, 'fault')}")
-    if found.missing or found.damaged:
+    checked = f"{many(verified.artifacts, 'artifact')} and {many(verified.versions, 'version')} checked"
+    out.print(f"{checked}, {many(verified.faults, 'fault')}")
+    if verified.missing or verified.damaged:
         out.print(
             "`deepfloyd run`, with the settings and pictures of the version that needs them, rebuilds missing "
             "artifacts. Remove the directories of damaged ones first."

@@ -8,7 +8,7 @@ from prefect.cache_policies import NO_CACHE
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.config.stages import Stage
 from deepfloyd_core.models.folders import resolve
-from deepfloyd_core.preflight.order import version_bundle
+from deepfloyd_core.preflight.generate import version_bundle
 from deepfloyd_core.processes.jobs import run_job
 from deepfloyd_core.sampling.identity import generate_request
 from deepfloyd_core.sampling.jobs import GeneratedSummary, generate_job
@@ -20,19 +20,19 @@ from tasks.ui_pages import show_pictures
 
 @task(name="generated", cache_policy=NO_CACHE)
 def generated(run: Run, pictures: list[tuple[str, int]], version: str, control: Path | None = None) -> Artifact:
-    """pictures: (prompt, seed) each; version: `latest`, a number, or `base`; control: what a ControlNet is to follow."""
+    """pictures: (prompt, seed) each; version: `latest`, a number, or `base`; control: a ControlNet's picture."""
     folders: dict[Stage, Path] = {}
     for stage in run.config.stages:
         folders[stage] = resolve(run.config.stage(stage).model, stage, text=stage == run.config.first_stage)
     bundle = version_bundle(run, version)
-    follow = None if control is None else pinned(control)
-    job = generate_job(run, pictures, version, folders, bundle, follow)
+    hint = None if control is None else pinned(control)
+    job = generate_job(run, pictures, version, folders, bundle, hint)
     with progress("generate") as report:
-        made = materialise(
+        artifact = materialise(
             run.workspace,
-            generate_request(run, pictures, version, folders, bundle, follow.sha256 if follow else None),
+            generate_request(run, pictures, version, folders, bundle, hint.sha256 if hint else None),
             lambda work: run_job(job, work, report),
         )
-    summary = made.summary(GeneratedSummary)
-    show_pictures(made, summary, *summary.pictures[-4:])
-    return made
+    summary = artifact.summary(GeneratedSummary)
+    show_pictures(artifact, summary, *summary.pictures[-4:])
+    return artifact

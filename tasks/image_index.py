@@ -25,15 +25,15 @@ log = logging.getLogger(__name__)
 def image_index(run: Run) -> Artifact:
     """Every input file as one row. Raises DataError for none, for too many rejected, or when none is left to train on."""
     with progress("image index") as report, judges(run) as children:
-        found = scan(run, report)
-        request = index_request(run, found)
+        scanned = scan(run, report)
+        request = index_request(run, scanned)
         before = newest(run.workspace, request.kind, request.format)
-        index = materialise(run.workspace, request, lambda work: build_index(run, found, children, work, report))
+        index = materialise(run.workspace, request, lambda work: build_index(run, scanned, children, work, report))
     if before is not None and not index.reused:
         for line in _picture_changes(before, index):
             log.info("image_index %s: %s", index.fingerprint, line)
     summary = index.summary(IndexSummary)
-    show_index(index, summary, run.config.stages, others_of(found))
+    show_index(index, summary, run.config.stages, others_of(scanned))
     if summary.twin_groups:
         log.info("image_index %s: %s", index.fingerprint, twins_line(summary))
     for line in captions_left_out(summary.captions_per_picture, {one.id: one.repeats for one in run.datasets}):

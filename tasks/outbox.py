@@ -243,10 +243,10 @@ class Outbox:
                 break
             else:
                 return
-        said = f"{type(lost).__name__}: {lost}".split("\n")[0]
-        if said not in self._told:
-            self._told.add(said)
-            self._context.copy().run(log.warning, "an update of the Prefect UI failed: %s", said)
+        message = f"{type(lost).__name__}: {lost}".split("\n")[0]
+        if message not in self._told:
+            self._told.add(message)
+            self._context.copy().run(log.warning, "an update of the Prefect UI failed: %s", message)
 
     def _note(self, *, away: bool) -> None:
         with self._changed:
@@ -255,8 +255,8 @@ class Outbox:
             self.away = away
         own = self._context.copy()  # a flow's: the lines are in its log as well
         if away:
-            said = "the Prefect server at %s does not answer; the run continues, and is shown there when the server is back"
-            own.run(log.warning, said, _url())
+            message = "the Prefect server at %s does not answer; the run continues, and is shown there when it is back"
+            own.run(log.warning, message, _url())
         else:
             own.run(log.info, "the Prefect server at %s answers again", _url())
             # Prefect keeps the events that it could not send, and sends them with its next one.

@@ -68,19 +68,19 @@ def find_parent(run: Run, stage: Stage, folder: Path) -> Parent | None:
     config = run.config.stage(stage)
     if config.init_lora is None:
         return None
-    said = f"stage{stage}.init_lora is {config.init_lora!r}"
-    file = _weights_file(_path(run, stage, str(config.init_lora)), said)
+    prefix = f"stage{stage}.init_lora is {config.init_lora!r}"
+    file = _weights_file(_path(run, stage, str(config.init_lora)), prefix)
     base = unet_shapes(folder)
     try:
         header = read_header(file)
         fault = next(_faults(config, file, header, base), None)
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{said}, and {file} cannot be read: {error}.") from None
+        raise ConfigError(f"{prefix}, and {file} cannot be read: {error}.") from None
     if fault:
-        raise ConfigError(f"{said}, {fault}.")
+        raise ConfigError(f"{prefix}, {fault}.")
     names = our_names(header.shapes, _layers(base))
     known_as = names.known_as if _kind(header, names) is LORA else ""
-    note = f"{said}: a LoRA in the format of {known_as}; all its {len(names.tensors)} tensors are read, to the bit"
+    note = f"{prefix}: a LoRA in the format of {known_as}; all its {len(names.tensors)} tensors are read, to the bit"
     return Parent(file, note if known_as else "")
 
 
@@ -119,19 +119,19 @@ def _path(run: Run, stage: Stage, value: str) -> Path:
     return path
 
 
-def _weights_file(path: Path, said: str) -> Path:
+def _weights_file(path: Path, prefix: str) -> Path:
     if not is_there(path):
-        raise ConfigError(f"{said}; there is no such file or folder: {path}.")
+        raise ConfigError(f"{prefix}; there is no such file or folder: {path}.")
     if path.is_dir():
         found = next((path / name for name in _PLACES if (path / name).is_file()), None)
         if found is None:
             pickles = sorted(file for file in path.iterdir() if file.suffix in _PICKLES)
             hint = f" {_made_safe(pickles[0])}" if pickles else ""
-            raise ConfigError(f"{said}; {path} has none of {', '.join(_PLACES)}.{hint}")
+            raise ConfigError(f"{prefix}; {path} has none of {', '.join(_PLACES)}.{hint}")
         return found
     if path.suffix != ".safetensors":
         hint = f" {_made_safe(path)}" if path.suffix in _PICKLES else ""
-        raise ConfigError(f"{said}; only .safetensors files are read, never a pickle.{hint}")
+        raise ConfigError(f"{prefix}; only .safetensors files are read, never a pickle.{hint}")
     return path
 
 

@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from deepfloyd_core.config.base import HomePath, Spec
 from deepfloyd_core.config.data_blocks import AspectBucket, CaptionShuffle, CaptionTable, Texts
 from deepfloyd_core.config.keys import CONTENT, CROPS, ENTRY, LORA, VERDICT, Reader, key
-from deepfloyd_core.config.place import SOURCE_TYPES, URL_TYPES, Place
+from deepfloyd_core.config.source_keys import SOURCE_TYPES, URL_TYPES, SourceKeys
 from deepfloyd_core.config.stages import STAGES, Stage, kind_for_edge
 
 _INDEX: tuple[Reader, ...] = ("index",)
@@ -27,7 +27,7 @@ OWN_ASPECT_RANGE = (0.25, 4.0)
 _ANYWHERE = ("filename", "instanceprompt", *TABLES)  # strategies for pictures of any source
 
 
-class ImageDataset(Place):
+class ImageDataset(SourceKeys):
     """One set of captioned pictures."""
 
     dataset_type: Literal["image"] = key("image", says="This entry holds pictures.", makes=ENTRY)
@@ -265,7 +265,7 @@ class ImageDataset(Place):
         return scale // own if scale >= own else None
 
 
-class ConditioningSet(Place):
+class ConditioningSet(SourceKeys):
     """Conditioning pictures for a ControlNet. A picture's name decides which one belongs to it."""
 
     id: str = key(min_length=1, says="Name of the entry, for `conditioning_data`.", makes=ENTRY)
@@ -285,7 +285,7 @@ class ConditioningSet(Place):
     @property
     def pictures(self) -> ImageDataset:
         """The same place as a set of pictures, so that a source can be opened on it."""
-        return ImageDataset(**{name: getattr(self, name) for name in Place.model_fields})
+        return ImageDataset(**{name: getattr(self, name) for name in SourceKeys.model_fields})
 
 
 class TextEmbedBackend(Spec):

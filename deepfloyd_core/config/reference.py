@@ -11,11 +11,11 @@ from deepfloyd_core.config.base import Spec
 from deepfloyd_core.config.data_blocks import AspectBucket, CaptionShuffle, CaptionTable
 from deepfloyd_core.config.data_sets import ConditioningSet, ImageDataset, TextEmbedBackend
 from deepfloyd_core.config.keys import Reader, effect_of
-from deepfloyd_core.config.place import Place
 from deepfloyd_core.config.run import GROUPS as RUN_GROUPS
 from deepfloyd_core.config.run import RunConfig
 from deepfloyd_core.config.simpletuner_data import DATA_ALIASES, DATA_IGNORED, DATA_REFUSED
 from deepfloyd_core.config.simpletuner_options import ALIASES, DATA_DEFAULTS, IGNORED, REFUSED, SWITCHES, WORKS, Refusal
+from deepfloyd_core.config.source_keys import SourceKeys
 from deepfloyd_core.config.stage import GROUPS as STAGE_GROUPS
 from deepfloyd_core.config.stage import StageConfig
 from deepfloyd_core.config.stages import STAGES
@@ -148,7 +148,7 @@ def _exceptions(refusal: Refusal) -> str:
 
 def _is_said(model: type[Spec], name: str) -> bool:
     """Whether a key of a place is explained at the picture sets."""
-    return model is ConditioningSet and name in Place.model_fields and name not in ("id", "type")
+    return model is ConditioningSet and name in SourceKeys.model_fields and name not in ("id", "type")
 
 
 def _row(name: str, field: FieldInfo) -> str:

@@ -191,13 +191,13 @@ class RunConfig(TextKeys, ValidationKeys, Machine):
         return config
 
 
-def _upscaler_size_fault(size: tuple[int, int], kind: StageKind, said: str) -> str:
+def _upscaler_size_fault(size: tuple[int, int], kind: StageKind, value: str) -> str:
     """`_size_fault` for a run that starts with an upscaler, whose sizes are its own. Stage I's default is let through:
     many files have it.
     """
     unit, least = kind.alignment_px, kind.size_px
     assert kind.upscales is not None
-    if said != RunConfig.model_fields["validation_resolution"].default and min(size) < least:
+    if value != RunConfig.model_fields["validation_resolution"].default and min(size) < least:
         return (
             f"{kind.title} makes {least} px of {least // UPSCALE} and nothing smaller. Use for example 256 or 384x256"
         )

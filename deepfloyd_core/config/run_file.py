@@ -199,13 +199,13 @@ def _spread(values: dict[str, Any], path: Path, stage_keys: frozenset[str]) -> d
     if not tables and shared:
         if stage is None:
             given = shared.get("model_flavour")
-            said = (
+            prefix = (
                 "model_flavour is missing"
                 if given is None
                 else f"model_flavour is {given!r}, which is none of DeepFloyd's"
             )
             raise ConfigError(
-                f"{path}: {said}: the stage to train is unknown. "
+                f"{path}: {prefix}: the stage to train is unknown. "
                 f"Set it to one of {', '.join(PUBLISHED)}, or add "
                 f"{' and '.join(f'[{name}]' for name in STAGE_TABLES)} tables."
             )

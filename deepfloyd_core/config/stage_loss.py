@@ -133,16 +133,16 @@ def loss_faults(config: "StageConfig") -> Iterator[str]:
 def _timesteps_fault(config: "StageConfig") -> str:
     if config.timestep_bias_strategy == "none":
         return ""
-    said = f"timestep_bias_strategy is {config.timestep_bias_strategy!r}, and timestep_bias_"
+    prefix = f"timestep_bias_strategy is {config.timestep_bias_strategy!r}, and timestep_bias_"
     if config.timestep_bias_multiplier == 1:
-        return f"{said}multiplier is 1, so that none is drawn more often than the others. Use for example 2.0"
+        return f"{prefix}multiplier is 1, so that none is drawn more often than the others. Use for example 2.0"
     if config.timestep_bias_strategy != "range":
         return ""
     first, end = config.timestep_bias_begin, config.timestep_bias_end
     if first >= end:
-        return f"{said}begin ({first}) is not below timestep_bias_end ({end}). Set a range within 0 to 1000"
+        return f"{prefix}begin ({first}) is not below timestep_bias_end ({end}). Set a range within 0 to 1000"
     if (first, end) == (0, 1000):
-        return f"{said}begin and timestep_bias_end cover every timestep. Set a smaller range"
+        return f"{prefix}begin and timestep_bias_end cover every timestep. Set a smaller range"
     return ""
 
 

@@ -151,18 +151,18 @@ def _rate_fault(config: "StageConfig") -> str:
 
 
 def _optimizer_fault(config: "StageConfig") -> str:
-    said, kind = f"optimizer is {config.optimizer!r}", config.optimizer_kind
+    prefix, kind = f"optimizer is {config.optimizer!r}", config.optimizer_kind
     if kind.library and (missing := missing_extra([kind.library[0]], kind.library[1])):
-        return f"{said}, and {missing}"
+        return f"{prefix}, and {missing}"
     if kind.bf16_weights and config.mixed_precision != "bf16":
-        return f"{said}, which keeps the weights in bf16, and mixed_precision is 'no'. Set it to bf16, or use adamw"
+        return f"{prefix}, which keeps the weights in bf16, and mixed_precision is 'no'. Set it to bf16, or use adamw"
     if kind.averages and not config.schedule.startswith("constant"):
         return (
-            f"{said}, which replaces a schedule, and lr_scheduler is {config.schedule!r}. Use constant or "
+            f"{prefix}, which replaces a schedule, and lr_scheduler is {config.schedule!r}. Use constant or "
             "constant_with_warmup"
         )
     if kind.averages and config.use_ema:
-        return f"{said}, which averages the weights itself. Remove use_ema"
+        return f"{prefix}, which averages the weights itself. Remove use_ema"
     if config.optimizer == "adamw_schedulefree" and config.adam_beta1 == 0:
-        return f"{said}, which divides by adam_beta1, and that is 0. Use for example 0.9"
+        return f"{prefix}, which divides by adam_beta1, and that is 0. Use for example 0.9"
     return ""

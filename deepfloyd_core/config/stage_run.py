@@ -62,13 +62,13 @@ class RunKeys(Spec):
 
 def compile_fault(config: "StageConfig") -> str:
     """What torch.compile cannot compile as one graph; each graph break would add a graph for every layer."""
-    said = f"dynamo_backend is {config.dynamo_backend!r}"
+    prefix = f"dynamo_backend is {config.dynamo_backend!r}"
     if config.dynamo_backend == "no":
         return ""
     if config.use_dora:
-        return f"{said}, and torch cannot trace peft's DoRA. Set it to no, or remove use_dora"
+        return f"{prefix}, and torch cannot trace peft's DoRA. Set it to no, or remove use_dora"
     if config.attention_mechanism == "xformers":
-        return f"{said}, and torch cannot trace xformers. Set it to no, or attention_mechanism = sdpa"
+        return f"{prefix}, and torch cannot trace xformers. Set it to no, or attention_mechanism = sdpa"
     return ""
 
 
@@ -90,12 +90,12 @@ def device_fault(config: "StageConfig", device: str) -> str:
 
 def _inductor_fault(device: str) -> str:
     """What inductor needs and a device lacks, as far as it can be known without torch; the job also compiles a test line."""
-    said = "dynamo_backend is 'inductor'"
+    prefix = "dynamo_backend is 'inductor'"
     if device == "mps":
-        return f"{said}, whose kernels for mps are a prototype in torch. Set it to no"
+        return f"{prefix}, whose kernels for mps are a prototype in torch. Set it to no"
     if not any(which(name) for name in _COMPILERS):
         install = "Debian: apt-get install g++"
-        return f"{said}, and none of {', '.join(_COMPILERS)} is in PATH. Install one ({install}), or set it to no"
+        return f"{prefix}, and none of {', '.join(_COMPILERS)} is in PATH. Install one ({install}), or set it to no"
     if device in ("cuda", "rocm") and find_spec("triton") is None:
-        return f"{said}, which writes triton's kernels for a GPU, and triton cannot be imported. Set it to no"
+        return f"{prefix}, which writes triton's kernels for a GPU, and triton cannot be imported. Set it to no"
     return ""

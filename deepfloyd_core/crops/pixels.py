@@ -227,8 +227,8 @@ def lay_out(
 ) -> Layout:
     """Decide which shards of an older artifact are reused, and which new ones are made from the other rows."""
     old = OlderRows.read(older)
-    names = list(old.names)  # of files; those to be made follow
-    made, places, used = [], [], set()
+    names = list(old.names)  # of files; new ones follow
+    new_shards, places, used = [], [], set()
     for plan in plans:
         capacity = max(1, shard_bytes // (plan.size[0] * plan.size[1] * 3))
         keys = plan.table()["key"].to_numpy()
@@ -244,12 +244,14 @@ def lay_out(
             name = f"{plan.name}-{sha256_bytes(keys[numbers].tobytes())[:12]}.parquet"
             file[numbers], place[numbers] = len(names), np.arange(len(numbers))
             names.append(name)
-            made.append(ShardPlan(name, plan, numbers, copies[numbers], datasets))
+            new_shards.append(ShardPlan(name, plan, numbers, copies[numbers], datasets))
         places.append((file, place))
-    order = {name: number for number, name in enumerate(sorted(used | {shard.name for shard in made}))}
+    order = {name: number for number, name in enumerate(sorted(used | {shard.name for shard in new_shards}))}
     final = np.array([order.get(name, -1) for name in names] or [-1], np.int32)
     kept_files = {name: old.digests[name] for name in sorted(used)}
-    return Layout(tuple(plans), kept_files, tuple(made), tuple((final[file], place) for file, place in places), older)
+    return Layout(
+        tuple(plans), kept_files, tuple(new_shards), tuple((final[file], place) for file, place in places), older
+    )
 
 
 def _shard_row(row: Planned, method: str) -> ShardRow:
@@ -274,11 +276,11 @@ def _save_sheet(files: list[Path], out: Path, beside: Artifact | None) -> None:
         return
     large = min(first["width"], first["height"]) > SHEET_CELL_PX
     count, cell = (SHEET_CROPS // 2, 2 * SHEET_CELL_PX) if large else (SHEET_CROPS, SHEET_CELL_PX)
-    shown = _first_crops(files, out, count if beside is None else count // 2)
+    crops = _first_crops(files, out, count if beside is None else count // 2)
     if beside is not None:
-        pairs = zip(_first_crops(shard_files(beside), beside.path, len(shown)), shown, strict=True)
-        shown = [picture for pair in pairs for picture in pair]
-    save_picture(contact_sheet(shown, 8, cell), out / SHEET)
+        pairs = zip(_first_crops(shard_files(beside), beside.path, len(crops)), crops, strict=True)
+        crops = [picture for pair in pairs for picture in pair]
+    save_picture(contact_sheet(crops, 8, cell), out / SHEET)
 
 
 def _first_crops(files: list[Path], folder: Path, count: int) -> list[np.ndarray]:

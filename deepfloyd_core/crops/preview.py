@@ -65,14 +65,14 @@ def save_preview(run: Run, count: int, path: Path) -> tuple[int, str]:
 
 def choose_shown(run: Run, count: int) -> tuple[list[Shown], list[Row]]:
     """The pictures to show, and the rejected ones before them."""
-    found = scan(run)
-    found = found.filter(found["sha256"].is_valid())
+    scanned = scan(run)
+    scanned = scanned.filter(scanned["sha256"].is_valid())
     datasets = {dataset.id: dataset for dataset in run.datasets}
     taken = dict.fromkeys(datasets, 0)
     shown: list[Shown] = []
     rejected: list[Row] = []
-    for place in sample_order(image_keys(found["sha256"]), run.config.seed):
-        entry = Entry(**found.slice(place, 1).to_pylist()[0])
+    for place in sample_order(image_keys(scanned["sha256"]), run.config.seed):
+        entry = Entry(**scanned.slice(place, 1).to_pylist()[0])
         dataset = datasets[entry.dataset_id]
         if len(shown) == count or taken[dataset.id] == dataset.max_num_samples:
             continue

@@ -33,9 +33,9 @@ def back_projecting(scheduler: Any, small: torch.Tensor) -> Any:
     small: the low-res pictures (B, C, h, w) in [-1, 1] of that call, one for each picture. The scheduler's model
     predicts epsilon; its other output channels pass through.
     """
-    made = copy.copy(scheduler)
-    made.step = partial(_step, made, small)
-    return made
+    wrapped = copy.copy(scheduler)
+    wrapped.step = partial(_step, wrapped, small)
+    return wrapped
 
 
 def _step(

@@ -143,8 +143,8 @@ def compiled_filters(lines: tuple[str, ...], where: str = "caption_filter_list")
             pattern = re.compile(search)
             pattern.sub(replacement, "")  # a group that is not there is found here
         except (re.error, IndexError) as error:
-            said = f"{where}: {line!r} is no regular expression ({error})"
-            faults.append(ConfigError(f"{said}. Put a backslash before a literal special character."))
+            fault = f"{where}: {line!r} is no regular expression ({error})"
+            faults.append(ConfigError(f"{fault}. Put a backslash before a literal special character."))
             continue
         filters.append((pattern, replacement, 1 if sed else 0))
     raise_together(faults)

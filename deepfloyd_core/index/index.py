@@ -47,23 +47,23 @@ def judges(run: Run) -> Children:
 
 
 def build_index(
-    run: Run, found: pa.Table, children: Children, work: WorkDir, report: Report = no_report
+    run: Run, scanned: pa.Table, children: Children, work: WorkDir, report: Report = no_report
 ) -> IndexSummary:
     """Judge every scanned file and write the ledger."""
-    older = older_verdicts(run, found, work.workspace)
-    parts = [work.path / f".ledger-{start:09d}.parquet" for start in range(0, len(found), BLOCK)]
+    older = older_verdicts(run, scanned, work.workspace)
+    parts = [work.path / f".ledger-{start:09d}.parquet" for start in range(0, len(scanned), BLOCK)]
     for number, part in enumerate(parts):
         block = slice(number * BLOCK, (number + 1) * BLOCK)
         if not part_is_whole(part):
-            entries = [Entry(**row) for row in found[block].to_pylist()]
+            entries = [Entry(**row) for row in scanned[block].to_pylist()]
             rows = [vars(row) for row in _judge_block(run, entries, older.take(block), children)]
             with atomic_path(part) as tmp:
                 pq.write_table(pa.Table.from_pylist(rows, schema=part_schema(run.config.paired)), tmp)
             finish_part(part)
-        report(min(block.stop, len(found)), len(found), "pictures judged")
-    groups, captions = finish_ledger(run, parts, len(found), work.path)
-    before = len(found) - older.place.null_count
-    readable = len(found) - found["sha256"].null_count
+        report(min(block.stop, len(scanned)), len(scanned), "pictures judged")
+    groups, captions = finish_ledger(run, parts, len(scanned), work.path)
+    before = len(scanned) - older.place.null_count
+    readable = len(scanned) - scanned["sha256"].null_count
     counts = count_rows(work.path / INDEX_FILE)
     save_rejected(run, counts.rejected - left_out_as_asked(counts), work.path, children)
     save_twins(run, groups, work.path, children)
@@ -76,7 +76,7 @@ def build_index(
         captions_per_picture=captions,
         examples=take_examples(work.path / INDEX_FILE),
         decode_timeout_s=run.config.decode_timeout_s,
-        other_files=others_of(found),
+        other_files=others_of(scanned),
         rows=row_digests(work.path / INDEX_FILE, run.config.paired),
     )
 

@@ -135,10 +135,10 @@ def _batches(ledger: Path, columns: list[str], stage: Stage | None, rejected: bo
     # pre_buffer would hold every column chunk of the file until the end: 800 MiB of ten million rows.
     with pq.ParquetFile(ledger, pre_buffer=False) as file:
         for batch in file.iter_batches(ROWS_AT_ONCE, columns=asked):
-            wanted = pc.or_(pc.equal(batch["status"], "accepted"), rejected)
+            mask = pc.or_(pc.equal(batch["status"], "accepted"), rejected)
             if stage:
-                wanted = pc.and_(wanted, pc.is_null(batch[f"stage{stage}_reason"]))
-            yield pa.Table.from_batches([batch]).filter(wanted).select(columns)
+                mask = pc.and_(mask, pc.is_null(batch[f"stage{stage}_reason"]))
+            yield pa.Table.from_batches([batch]).filter(mask).select(columns)
 
 
 def group_names(rows: pa.Table) -> pa.ChunkedArray:
@@ -175,14 +175,14 @@ def count_captions(rows: pa.Table, counts: CaptionCounts) -> None:
 
 def take_examples(ledger: Path) -> dict[str, tuple[str, str]]:
     """For each reason of a rejection the first file that has a detail: its name and the detail."""
-    found: dict[str, tuple[str, str]] = {}
+    examples: dict[str, tuple[str, str]] = {}
     with pq.ParquetFile(ledger, pre_buffer=False) as file:
         for batch in file.iter_batches(columns=["status", "reason", "source", "detail"]):
-            own = batch.filter(pc.and_(pc.equal(batch["status"], "rejected"), pc.is_valid(batch["detail"])))
-            for reason in set(pc.unique(own["reason"]).to_pylist()) - set(found):
-                first = pc.index(own["reason"], reason).as_py()
-                found[reason] = own["source"][first].as_py(), own["detail"][first].as_py()
-    return dict(sorted(found.items()))
+            rejected = batch.filter(pc.and_(pc.equal(batch["status"], "rejected"), pc.is_valid(batch["detail"])))
+            for reason in set(pc.unique(rejected["reason"]).to_pylist()) - set(examples):
+                first = pc.index(rejected["reason"], reason).as_py()
+                examples[reason] = rejected["source"][first].as_py(), rejected["detail"][first].as_py()
+    return dict(sorted(examples.items()))
 
 
 def captions_left_out(counts: Mapping[str, Mapping[int, int]], repeats: Mapping[str, int]) -> list[str]:

@@ -55,8 +55,8 @@ def check_pair(place: ImageDataset, name: str, sha256: str, size: Size, memory_m
             raise Unreadable("conditioning_unreadable", f"{name} changed while the index was made")
         own = read_header(data).size
         if not same_aspect(own, size):
-            said = f"{name} is {own[0]}x{own[1]} px, its picture {size[0]}x{size[1]} px"
-            raise Unreadable("conditioning_aspect", said)
+            detail = f"{name} is {own[0]}x{own[1]} px, its picture {size[0]}x{size[1]} px"
+            raise Unreadable("conditioning_aspect", detail)
         check_fits(own, memory_mib)
         check_decodes(data)
     except OSError as error:

@@ -45,9 +45,9 @@ def choose(ledger: Path, not_wanted: tuple[str, ...]) -> list[Rejected]:
     best: pa.Table | None = None
     with pq.ParquetFile(ledger, pre_buffer=False) as file:  # it would hold the whole file
         for batch in file.iter_batches(columns=["status", *_COLUMNS]):
-            wanted = pc.equal(batch["status"], "rejected")
-            wanted = pc.and_not(wanted, pc.is_in(batch["reason"], pa.array(not_wanted)))
-            rows = pa.Table.from_batches([batch]).filter(wanted).select(_COLUMNS)
+            mask = pc.equal(batch["status"], "rejected")
+            mask = pc.and_not(mask, pc.is_in(batch["reason"], pa.array(not_wanted)))
+            rows = pa.Table.from_batches([batch]).filter(mask).select(_COLUMNS)
             names = zip(rows["dataset_id"].to_pylist(), rows["source"].to_pylist(), strict=True)
             rows = rows.append_column("hash", pa.array([sha256_bytes("/".join(name).encode()) for name in names]))
             best = _ranked(rows if best is None else pa.concat_tables([best.drop_columns("rank"), rows]))

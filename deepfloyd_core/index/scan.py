@@ -123,10 +123,10 @@ def _with_places(run: Run, parts: list[pa.Table], report: Report) -> tuple[list[
     return paired, list(scanned.values())
 
 
-def data_digest(found: pa.Table) -> str:
+def data_digest(scanned: pa.Table) -> str:
     """The fingerprint of a scan: everything that decides rows, but not why a file could not be read, which may vary."""
-    told = pc.if_else(pc.is_null(found["reason"]), found["detail"], pa.scalar(None, pa.string()))
-    return table_digest([found.set_column(found.schema.get_field_index("detail"), "detail", told)])
+    told = pc.if_else(pc.is_null(scanned["reason"]), scanned["detail"], pa.scalar(None, pa.string()))
+    return table_digest([scanned.set_column(scanned.schema.get_field_index("detail"), "detail", told)])
 
 
 def _scan_dataset(run: Run, dataset: ImageDataset, report: Report, others: Counter[str]) -> pa.Table:

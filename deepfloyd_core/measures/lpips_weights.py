@@ -34,15 +34,15 @@ class Trunk:
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Every tensor of the file."""
-        found: dict[str, tuple[int, ...]] = {SHIFT: (1, 3, 1, 1), SCALE: (1, 3, 1, 1)}
+        shapes: dict[str, tuple[int, ...]] = {SHIFT: (1, 3, 1, 1), SCALE: (1, 3, 1, 1)}
         before = 3
         for place, (numbers, width, kernel) in enumerate(zip(self.slices, self.widths, self.kernels, strict=True)):
             for number in numbers:
-                found[f"{conv_name(place, number)}.weight"] = (width, before, kernel, kernel)
-                found[f"{conv_name(place, number)}.bias"] = (width,)
+                shapes[f"{conv_name(place, number)}.weight"] = (width, before, kernel, kernel)
+                shapes[f"{conv_name(place, number)}.bias"] = (width,)
                 before = width
-            found[lin_name(place)] = (1, width, 1, 1)
-        return found
+            shapes[lin_name(place)] = (1, width, 1, 1)
+        return shapes
 
 
 TRUNKS = {
@@ -71,18 +71,18 @@ def trunk_of(shapes: dict[str, tuple[int, ...]]) -> Trunk | None:
 
 def check_lpips_file(file: Path) -> None:
     """Raises ConfigError unless a file holds the weights of LPIPS with AlexNet or VGG, complete and finite."""
-    said = f"eval_lpips_model is {str(file)!r}"
+    prefix = f"eval_lpips_model is {str(file)!r}"
     if file.suffix != ".safetensors":
-        raise ConfigError(f"{said}; only .safetensors files are read, never a pickle. {_REMEDY}")
+        raise ConfigError(f"{prefix}; only .safetensors files are read, never a pickle. {_REMEDY}")
     if not is_there(file) or not file.is_file():
-        raise ConfigError(f"{said}; there is no such file. {_REMEDY}")
+        raise ConfigError(f"{prefix}; there is no such file. {_REMEDY}")
     try:
         header = read_header(file)
         fault = next(_faults(header), "") or next(_value_faults(file, header), "")
     except (SafetensorError, OSError, ValueError) as error:
-        raise ConfigError(f"{said}, which cannot be read: {error}. {_REMEDY}") from None
+        raise ConfigError(f"{prefix}, which cannot be read: {error}. {_REMEDY}") from None
     if fault:
-        raise ConfigError(f"{said}, {fault}. {_REMEDY}")
+        raise ConfigError(f"{prefix}, {fault}. {_REMEDY}")
 
 
 _REMEDY = (

@@ -66,12 +66,12 @@ def mean_and_interval(values: Sequence[float], seed: int = 0) -> tuple[float, ..
     Only the mean when there are fewer than FEWEST values: with 4, such an interval would contain the true mean in 80 %
     of cases.
     """
-    found = np.asarray(values, np.float64)
-    if len(found) < FEWEST:
-        return (float(found.mean()),)
-    draws = np.random.default_rng(seed).integers(0, len(found), (RESAMPLES, len(found)))
-    low, high = np.percentile(found[draws].mean(1), [2.5, 97.5])
-    return float(found.mean()), float(low), float(high)
+    sample = np.asarray(values, np.float64)
+    if len(sample) < FEWEST:
+        return (float(sample.mean()),)
+    draws = np.random.default_rng(seed).integers(0, len(sample), (RESAMPLES, len(sample)))
+    low, high = np.percentile(sample[draws].mean(1), [2.5, 97.5])
+    return float(sample.mean()), float(low), float(high)
 
 
 def mean(values: list[float]) -> float:

@@ -157,11 +157,11 @@ def quantize_layer(layer: torch.nn.Linear | torch.nn.Conv2d, pairs: torch.nn.Par
     assert getattr(layer, "padding_mode", "zeros") == "zeros" and not isinstance(getattr(layer, "padding", 0), str)
     weight = layer.weight.detach()
     del layer.weight
-    made: Any = layer
-    made.__class__ = _LAYERS[type(layer)]
-    made.shape, made.dtype = weight.shape, weight.dtype
+    quantized: Any = layer
+    quantized.__class__ = _LAYERS[type(layer)]
+    quantized.shape, quantized.dtype = weight.shape, weight.dtype
     values, scales = _int8(weight) if pairs is None else _nf4(weight)
-    made.values, made.scales, made.pairs = _frozen(values), _frozen(scales), pairs
+    quantized.values, quantized.scales, quantized.pairs = _frozen(values), _frozen(scales), pairs
 
 
 def frozen_numbers(unet: torch.nn.Module) -> int:

@@ -105,7 +105,7 @@ class Design:
         return sha256_bytes(canonical_json(parts).encode())[:12]
 
 
-def design(flavour: Flavour, seed: int = 0) -> Design:
+def design_of(flavour: Flavour, seed: int = 0) -> Design:
     """The architecture of a flavour without its `random:`: the table's, or that of the shipped folder."""
     encoder = text_encoder_of(flavour.stage)
     names, folder = flavour.kind.schedulers, Path(flavour.repo)
@@ -124,13 +124,13 @@ def random_folder(name: str, text: bool = False, cache: Path | None = None) -> P
     Raises ModelError when the disk has no room for it.
     """
     cache = cache or default_cache()
-    wanted = design(FLAVOURS[name.removeprefix(RANDOM)])
+    design = design_of(FLAVOURS[name.removeprefix(RANDOM)])
     if written := written_folder(name, text, cache):
         return written
-    folder = _folder(name, wanted, cache)
+    folder = _folder(name, design, cache)
     log.info("%s: writing random weights to %s", name, folder)
     with Children(1, Limits(memory_mib=None, seconds=BUILD_S)) as children:
-        (result,) = children.map(write_folder, [(name, wanted, text, cache)])
+        (result,) = children.map(write_folder, [(name, design, text, cache)])
     if isinstance(result, Lost):
         raise ModelError(f"{name} was not written to {folder}: {result.detail}. Run the same command again.")
     return result
@@ -138,27 +138,27 @@ def random_folder(name: str, text: bool = False, cache: Path | None = None) -> P
 
 def written_folder(name: str, text: bool = False, cache: Path | None = None) -> Path | None:
     """The same folder if it is already written; None if not."""
-    wanted = design(FLAVOURS[name.removeprefix(RANDOM)])
-    folder = _folder(name, wanted, cache or default_cache())
-    return folder if all((folder / part).is_dir() for part in _parts(wanted, text)) else None
+    design = design_of(FLAVOURS[name.removeprefix(RANDOM)])
+    folder = _folder(name, design, cache or default_cache())
+    return folder if all((folder / part).is_dir() for part in _parts(design, text)) else None
 
 
 def write_folder(order: tuple[str, Design, bool, Path]) -> Path:
     """Write the missing parts of a folder, in this process. order: name, design, with text encoder or not, cache."""
-    name, wanted, text, cache = order
-    folder = _folder(name, wanted, cache)
+    name, design, text, cache = order
+    folder = _folder(name, design, cache)
     with locked(cache, folder.name):
         folder.mkdir(exist_ok=True)
-        write_bytes(folder / "model_index.json", _json(_model_index(wanted)))
-        _part(folder / "unet", lambda out: _write_unet(wanted, out))
-        for scheduler, config in wanted.schedulers.items():
+        write_bytes(folder / "model_index.json", _json(_model_index(design)))
+        _part(folder / "unet", lambda out: _write_unet(design, out))
+        for scheduler, config in design.schedulers.items():
             _part(folder / scheduler, lambda out, config=config: _write(out / "scheduler_config.json", config))  # type: ignore[misc]
     if text:
-        shared, encoder = cache / f"text-{wanted.text_id}", text_encoder_of(wanted.stage)
+        shared, encoder = cache / f"text-{design.text_id}", text_encoder_of(design.stage)
         with locked(cache, shared.name):
             tokenizer = encoder.random_tokenizer
             _part(shared / encoder.tokenizer_folder, lambda out: shutil.copytree(tokenizer, out, dirs_exist_ok=True))
-            _part(shared / encoder.weights_folder, lambda out: _write_text(wanted, out))
+            _part(shared / encoder.weights_folder, lambda out: _write_text(design, out))
             for part in encoder.parts:
                 if not (folder / part).is_symlink():
                     (folder / part).symlink_to(Path("..") / shared.name / part)
@@ -189,12 +189,12 @@ def default_cache() -> Path:
     return Path(cached_assets_path("deepfloyd", "models", "random"))
 
 
-def _folder(name: str, wanted: Design, cache: Path) -> Path:
-    return cache / f"{name.removeprefix(RANDOM)}-{wanted.unet_id}"
+def _folder(name: str, design: Design, cache: Path) -> Path:
+    return cache / f"{name.removeprefix(RANDOM)}-{design.unet_id}"
 
 
-def _parts(wanted: Design, text: bool) -> list[str]:
-    return ["unet", *wanted.schedulers, *(text_encoder_of(wanted.stage).parts if text else ())]
+def _parts(design: Design, text: bool) -> list[str]:
+    return ["unet", *design.schedulers, *(text_encoder_of(design.stage).parts if text else ())]
 
 
 def _part(part: Path, write: Callable[[Path], Any]) -> None:
@@ -214,30 +214,30 @@ def _part(part: Path, write: Callable[[Path], Any]) -> None:
     fsync_path(part.parent)
 
 
-def _write_unet(wanted: Design, out: Path) -> None:
+def _write_unet(design: Design, out: Path) -> None:
     import torch
     from diffusers import UNet2DConditionModel
 
     with torch.device("meta"):
-        model = UNet2DConditionModel.from_config(wanted.unet)
-    _write(out / "config.json", wanted.unet)
-    _write_weights(model, out, "diffusion_pytorch_model", wanted)
+        model = UNet2DConditionModel.from_config(design.unet)
+    _write(out / "config.json", design.unet)
+    _write_weights(model, out, "diffusion_pytorch_model", design)
 
 
-def _write_text(wanted: Design, out: Path) -> None:
+def _write_text(design: Design, out: Path) -> None:
     import torch
     import transformers
 
-    kind = text_encoder_of(wanted.stage)
+    kind = text_encoder_of(design.stage)
     with torch.device("meta"):
-        model = getattr(transformers, kind.model_class)(getattr(transformers, kind.config_class)(**wanted.text))
-    _write(out / "config.json", wanted.text)
-    _write_weights(model, out, kind.weights_file.removesuffix(".safetensors"), wanted)
+        model = getattr(transformers, kind.model_class)(getattr(transformers, kind.config_class)(**design.text))
+    _write(out / "config.json", design.text)
+    _write_weights(model, out, kind.weights_file.removesuffix(".safetensors"), design)
 
 
-def _write_weights(model: "torch.nn.Module", out: Path, stem: str, wanted: Design) -> None:
+def _write_weights(model: "torch.nn.Module", out: Path, stem: str, design: Design) -> None:
     """Write every parameter (a shared one once) into shards with the libraries' names. Raises ModelError without room."""
-    width = {"float32": 4, "bfloat16": 2}[wanted.dtype]
+    width = {"float32": 4, "bfloat16": 2}[design.dtype]
     sizes = {name: param.numel() * width for name, param in model.named_parameters()}
     needed, free = sum(sizes.values()) + SPARE_BYTES, shutil.disk_usage(out).free
     if needed > free:
@@ -255,7 +255,7 @@ def _write_weights(model: "torch.nn.Module", out: Path, stem: str, wanted: Desig
         index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
         _write(out / f"{stem}.safetensors.index.json", index)
     for file, names in zip(files, shards, strict=True):
-        _write_shard(out / file, {name: shapes[name] for name in names}, wanted)
+        _write_shard(out / file, {name: shapes[name] for name in names}, design)
 
 
 def _shards(sizes: dict[str, int]) -> Iterator[list[str]]:
@@ -270,11 +270,11 @@ def _shards(sizes: dict[str, int]) -> Iterator[list[str]]:
     yield names
 
 
-def _write_shard(path: Path, shapes: dict[str, tuple[int, ...]], wanted: Design) -> None:
+def _write_shard(path: Path, shapes: dict[str, tuple[int, ...]], design: Design) -> None:
     """Write a safetensors file tensor by tensor; the library's own writer needs all tensors in memory."""
     import torch
 
-    kind, width = {"float32": ("F32", 4), "bfloat16": ("BF16", 2)}[wanted.dtype]
+    kind, width = {"float32": ("F32", 4), "bfloat16": ("BF16", 2)}[design.dtype]
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, shape in shapes.items():
@@ -285,17 +285,17 @@ def _write_shard(path: Path, shapes: dict[str, tuple[int, ...]], wanted: Design)
     with path.open("wb") as handle:
         handle.write(len(text).to_bytes(8, "little") + text)
         for name, shape in shapes.items():
-            tensor = torch.from_numpy(draw(name, shape, wanted.seed)).to(getattr(torch, wanted.dtype))
+            tensor = torch.from_numpy(draw(name, shape, design.seed)).to(getattr(torch, design.dtype))
             tensor.reshape(-1).view(torch.uint8).numpy().tofile(handle)
 
 
-def _model_index(wanted: Design) -> dict[str, Any]:
-    kind = text_encoder_of(wanted.stage)
+def _model_index(design: Design) -> dict[str, Any]:
+    kind = text_encoder_of(design.stage)
     parts = {"unet": ["diffusers", "UNet2DConditionModel"], kind.weights_folder: ["transformers", kind.model_class]}
-    parts |= {name: ["diffusers", "DDPMScheduler"] for name in wanted.schedulers}
+    parts |= {name: ["diffusers", "DDPMScheduler"] for name in design.schedulers}
     absent: dict[str, Any] = {name: [None, None] for name in ("feature_extractor", "safety_checker", "watermarker")}
     rest = {kind.tokenizer_folder: ["transformers", kind.tokenizer_class], "requires_safety_checker": False}
-    return {"_class_name": STAGES[wanted.stage].pipeline, **absent, **parts, **rest}
+    return {"_class_name": STAGES[design.stage].pipeline, **absent, **parts, **rest}
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -29,13 +29,13 @@ def output_change(
     return lambda: float((_output_of(unet, probe) - before).abs().max())
 
 
-def small_change(change: Callable[[], float], said: str) -> float:
-    """The difference that `output_change` measures. Raises ArtifactError, beginning with `said`, unless it is rounding
+def small_change(change: Callable[[], float], prefix: str) -> float:
+    """The difference that `output_change` measures. Raises ArtifactError, beginning with `prefix`, unless it is rounding
     alone.
     """
     difference = change()
     if not difference <= 1e-5:
-        raise ArtifactError(f"{said} differs by {difference:g}.")
+        raise ArtifactError(f"{prefix} differs by {difference:g}.")
     return difference
 
 

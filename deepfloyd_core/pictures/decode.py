@@ -120,12 +120,13 @@ def check_decodes(data: bytes) -> Glance:
     Raises Unreadable.
     """
     # JPEG: 1/8 to 1/1 of each edge, always every byte of the entropy code.
-    found = _decoded(data, "RGB", (2 * GLANCE_PX, 2 * GLANCE_PX))
-    profile = found.pixels.info.get("icc_profile")
-    orientation = _orientation(found.pixels)  # of a PNG it is known when all is decoded
-    small = convert(_small(found.pixels, found.size), profile, WHITE)  # a mode without a meaning as sRGB is found here
+    decoded = _decoded(data, "RGB", (2 * GLANCE_PX, 2 * GLANCE_PX))
+    profile = decoded.pixels.info.get("icc_profile")
+    orientation = _orientation(decoded.pixels)  # of a PNG it is known when all is decoded
+    # A mode without a meaning as sRGB is found here.
+    small = convert(_small(decoded.pixels, decoded.size), profile, WHITE)
     small = small.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else small
-    return Glance(small, found.pixels, orientation, found.note)
+    return Glance(small, decoded.pixels, orientation, decoded.note)
 
 
 def decode_rgb(data: bytes, background: tuple[int, int, int] = WHITE) -> Image.Image:

@@ -146,11 +146,11 @@ def plan_crops(sizes: np.ndarray, rules: Geometry, draw: Draw, faces: np.ndarray
         part = slice(start, min(start + BLOCK, total))
         w, h = sizes[part, 0].astype(np.float64), sizes[part, 1].astype(np.float64)
         reason[part] = judge_sizes(sizes[part], rules)
-        wanted = _chosen(w, h, rules, draw, part)
-        resized = _scaled(w, h, wanted, rules)
-        found = None if faces is None else faces[part] * (resized / np.stack([w, h], axis=1))
-        target[part], scaled[part] = wanted, resized
-        place[part] = _placed(resized - wanted, wanted, rules, draw, part, found)
+        size = _chosen(w, h, rules, draw, part)
+        resized = _scaled(w, h, size, rules)
+        centres = None if faces is None else faces[part] * (resized / np.stack([w, h], axis=1))
+        target[part], scaled[part] = size, resized
+        place[part] = _placed(resized - size, size, rules, draw, part, centres)
     return Crops(sizes.astype(np.int32), reason, scaled, place, target)
 
 

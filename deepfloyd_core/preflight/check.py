@@ -16,8 +16,8 @@ from deepfloyd_core.config.run import Run, RunConfig
 from deepfloyd_core.config.stages import STAGES, Stage
 from deepfloyd_core.errors import ConfigError, DeepFloydError, attempt, raise_together
 from deepfloyd_core.models.folders import folder_here, resolve
+from deepfloyd_core.preflight.generate import GenerateOptions, check_generate, generate_model_faults, prompt_faults
 from deepfloyd_core.preflight.load import read_run
-from deepfloyd_core.preflight.order import Order, check_order, order_model_faults, prompt_faults
 from deepfloyd_core.preflight.unet_sizes import check_unet, training_size_faults
 from deepfloyd_core.preflight.wandb_login import check_wandb
 
@@ -28,8 +28,8 @@ log = logging.getLogger(__name__)
 # The stages whose models have passed, each with the weights that it starts from.
 _Checked: TypeAlias = "dict[Stage, Parent | None]"
 
-# What a flow makes, with all that it needs for that. A stage: its LoRA. An order is one of `generate`.
-Goal = Literal["crops", "text_embeds", "lora_bundle"] | Stage | Order
+# What a flow makes, with all that it needs for that. A stage: its LoRA. GenerateOptions: those of `generate`.
+Goal = Literal["crops", "text_embeds", "lora_bundle"] | Stage | GenerateOptions
 
 
 def check_run(path: Path, overrides: tuple[str, ...], goal: Goal, elsewhere: bool = True, workers: bool = True) -> Run:
@@ -65,13 +65,13 @@ def check_workers(run: Run) -> None:
 def _first_round(
     path: Path, overrides: tuple[str, ...], goal: Goal, faults: list[DeepFloydError], checked: _Checked
 ) -> Run | None:
-    if isinstance(goal, Order):
+    if isinstance(goal, GenerateOptions):
         faults += map(ConfigError, prompt_faults(goal.prompts))
     run = read_run(path, overrides, faults)
     if run is None or goal == "crops":
         return run
-    if isinstance(goal, Order):
-        check_order(run, goal, faults)
+    if isinstance(goal, GenerateOptions):
+        check_generate(run, goal, faults)
         if run.config.text_to_image is None:
             return run
     stages = attempt(faults, _stages, run.config, goal) or ()
@@ -86,7 +86,7 @@ def _first_round(
 
 def _stages(config: RunConfig, goal: Goal) -> tuple[Stage, ...]:
     """The stages whose UNets are trained or sampled. Raises ConfigError for one that the run does not have."""
-    if isinstance(goal, Order) or goal == "lora_bundle":
+    if isinstance(goal, GenerateOptions) or goal == "lora_bundle":
         return config.stages
     if goal == "crops" or goal == "text_embeds":
         return ()
@@ -102,8 +102,8 @@ def _check_model(run: Run, goal: Goal, stage: Stage, folder: Path, faults: list[
     """Check the UNet in a folder. Returns the weights that it starts from instead of its own."""
     if not attempt(faults, check_unet, stage, folder):
         return None
-    if isinstance(goal, Order):
-        faults += order_model_faults(run, goal, stage, folder)
+    if isinstance(goal, GenerateOptions):
+        faults += generate_model_faults(run, goal, stage, folder)
         return None
     faults += map(ConfigError, training_size_faults(run, stage, folder))
     if run.config.stage(stage).init_lora is None:
@@ -117,7 +117,7 @@ def _check_model(run: Run, goal: Goal, stage: Stage, folder: Path, faults: list[
 def _ask_services(run: Run, goal: Goal, workers: bool) -> None:
     """Raise for a cluster that does not answer, and for W&B without a key."""
     faults: list[DeepFloydError] = []
-    if workers and goal != "text_embeds" and not isinstance(goal, Order):
+    if workers and goal != "text_embeds" and not isinstance(goal, GenerateOptions):
         attempt(faults, check_workers, run)
     if "wandb" in run.config.trackers and _trains(goal):
         attempt(faults, check_wandb)
@@ -135,7 +135,7 @@ def _fetch_models(run: Run, goal: Goal, checked: _Checked) -> None:
     """
     faults: list[DeepFloydError] = []
     for stage in _stages(run.config, goal):
-        encodes = isinstance(goal, Order) and stage == run.config.first_stage
+        encodes = isinstance(goal, GenerateOptions) and stage == run.config.first_stage
         if encodes or stage not in checked:
             folder = resolve(run.config.stage(stage).model, stage, text=encodes)
         if stage not in checked:

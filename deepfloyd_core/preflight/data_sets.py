@@ -8,8 +8,8 @@ from pathlib import Path
 from deepfloyd_core.config.base import read_config_file
 from deepfloyd_core.config.data_sets import ImageDataset, TextEmbedBackend
 from deepfloyd_core.config.flavours import Flavour
-from deepfloyd_core.config.place import SOURCE_TYPES
 from deepfloyd_core.config.run import RunConfig
+from deepfloyd_core.config.source_keys import SOURCE_TYPES
 from deepfloyd_core.config.stages import STAGES, Stage
 from deepfloyd_core.errors import ConfigError, DeepFloydError, attempt, raise_together
 from deepfloyd_core.files import text_lines
@@ -24,8 +24,8 @@ def size_fault(flavour: Flavour, dataset: ImageDataset, stage: Stage) -> str:
         return ""
     edge = dataset.edge_px * factor
     fault = _size_fault(dataset, flavour, edge)
-    said = f"{dataset.id}: resolution is {dataset.resolution:g}, {edge:g} px at stage {stage}"
-    return f"{said}; {flavour.name} {fault}. Set {_every_stage(dataset)}." if fault else ""
+    prefix = f"{dataset.id}: resolution is {dataset.resolution:g}, {edge:g} px at stage {stage}"
+    return f"{prefix}; {flavour.name} {fault}. Set {_every_stage(dataset)}." if fault else ""
 
 
 def unfed_fault(flavour: Flavour, datasets: tuple[ImageDataset, ...], stage: Stage) -> str:
@@ -91,17 +91,17 @@ def low_res_faults(config: RunConfig, stage: Stage, datasets: tuple[ImageDataset
     upscaler, source = config.stage(stage), STAGES[stage].upscales
     assert source is not None
     low, own = STAGES[source], STAGES[stage]
-    said = f"{own.table}.low_res_stage1_share is {upscaler.low_res_stage1_share:g}"
+    prefix = f"{own.table}.low_res_stage1_share is {upscaler.low_res_stage1_share:g}"
     if source not in config.stages:
         yield (
-            f"{said}, and the run has no {low.title} to make low-res pictures. Add a [{low.table}] table with a "
+            f"{prefix}, and the run has no {low.title} to make low-res pictures. Add a [{low.table}] table with a "
             "model_flavour, or set low_res_stage1_share = 0."
         )
         return
     first = config.stage(source)
     if first.controlnet:
         yield (
-            f"{said}, and {low.table}.controlnet is True: it needs conditioning pictures, and {own.title}'s crops "
+            f"{prefix}, and {low.table}.controlnet is True: it needs conditioning pictures, and {own.title}'s crops "
             "have none. Remove one of them."
         )
     steps, strength = first.validation_num_inference_steps, upscaler.low_res_stage1_strength
@@ -114,7 +114,7 @@ def low_res_faults(config: RunConfig, stage: Stage, datasets: tuple[ImageDataset
     for dataset in datasets:
         if dataset.factor(stage) is not None and dataset.factor(source) is None:
             yield (
-                f"{said}, and {dataset.id} feeds {own.title} alone (its resolution is {dataset.resolution:g}): "
+                f"{prefix}, and {dataset.id} feeds {own.title} alone (its resolution is {dataset.resolution:g}): "
                 f"{low.title} would remake crops that it was not trained on. Set {_every_stage(dataset)}, which feeds "
                 "both, or remove the share."
             )

@@ -149,12 +149,12 @@ def _eval_dataset_faults(path: Path, config: RunConfig, datasets: tuple[ImageDat
     """An `eval_dataset_id` that no data set of pictures has, or one that does not feed a stage."""
     if config.eval_dataset_id is None or not datasets:
         return []
-    said, names = f"{path}: eval_dataset_id is {config.eval_dataset_id!r}", [dataset.id for dataset in datasets]
+    prefix, names = f"{path}: eval_dataset_id is {config.eval_dataset_id!r}", [dataset.id for dataset in datasets]
     chosen = next((dataset for dataset in datasets if dataset.id == config.eval_dataset_id), None)
     if chosen is None:
-        return [f"{said}; {config.data_backend_config} has {', '.join(names)}. Use one of these, or remove it."]
+        return [f"{prefix}; {config.data_backend_config} has {', '.join(names)}. Use one of these, or remove it."]
     return [
-        f"{said}, which does not feed stage {stage}, so nothing could be measured at that stage. Name one that feeds "
+        f"{prefix}, which does not feed stage {stage}, so nothing could be measured at that stage. Name one that feeds "
         "every stage of the run, or remove it."
         for stage in config.stages
         if chosen.factor(stage) is None

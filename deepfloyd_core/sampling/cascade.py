@@ -59,19 +59,19 @@ def sample_cascade(job: Job[SampleRequest]) -> SamplesSummary:
     rows: list[tuple[str, list[np.ndarray]]] = []
     small: dict[str, list[torch.Tensor]] = {}
     first, upscaler = cascade.text_to_image, cascade.upscaler
-    wanted = [] if first is None else _wanted(request, first)
-    sampled = _ticker(job, wanted)
-    if first is not None and wanted:
+    specs = [] if first is None else _specs(request, first)
+    sampled = _ticker(job, specs)
+    if first is not None and specs:
         for variant in VARIANTS:
-            small[variant] = _from_text(request, first, variant, wanted, sampled)
-            pictures = _save(job, first, variant, wanted, small[variant])
-            if wanted[0].given is not None and not first.settings.paired:
-                figures[f"control_error_{variant}"] = control_error(first.settings, wanted, small[variant])
+            small[variant] = _from_text(request, first, variant, specs, sampled)
+            pictures = _save(job, first, variant, specs, small[variant])
+            if specs[0].given is not None and not first.settings.paired:
+                figures[f"control_error_{variant}"] = control_error(first.settings, specs, small[variant])
             rows.append((f"{STAGES[first.stage].title}, {variant}", pictures[:SHEET_COLUMNS]))
             if request.validation.sample_measure == "drawn_world":
-                figures[f"concept_share_{variant}"] = concept_share(pictures, [item.prompt for item in wanted])
+                figures[f"concept_share_{variant}"] = concept_share(pictures, [item.prompt for item in specs])
     if upscaler is not None:
-        upscaled = wanted[: request.validation.num_upscaled_images]
+        upscaled = specs[: request.validation.num_upscaled_images]
         table: list[Row] = []
         if small:
             large, table, figures["samples"] = _upscale_samples(request, upscaler, upscaled, small, sampled)
@@ -81,10 +81,10 @@ def sample_cascade(job: Job[SampleRequest]) -> SamplesSummary:
             ]
         if shard_files(request.inputs.eval_set, upscaler.stage):
             figures |= _measure_upscaler(job, upscaler, table, sampled)
-    if any(item.given is not None for item in wanted):
-        rows = _with_conditioning(rows, wanted[:SHEET_COLUMNS])
+    if any(item.given is not None for item in specs):
+        rows = _with_conditioning(rows, specs[:SHEET_COLUMNS])
     if rows:
-        prompts = ", ".join(dict.fromkeys(" ".join(item.prompt.split()) for item in wanted))
+        prompts = ", ".join(dict.fromkeys(" ".join(item.prompt.split()) for item in specs))
         title = f"base and fine-tuned, same seeds: {prompts}"
         save_picture(titled_rows(rows, 128, title), job.out / SHEET)
     return SamplesSummary.model_validate(figures)
@@ -97,7 +97,7 @@ def concept_share(pictures: list[np.ndarray], prompts: list[str]) -> float:
     return mean([float(shows(picture, prompt)) for picture, prompt in zip(pictures, prompts, strict=True)])
 
 
-def control_error(settings: StageConfig, wanted: list[SampleSpec], made: list[torch.Tensor]) -> float:
+def control_error(settings: StageConfig, specs: list[SampleSpec], made: list[torch.Tensor]) -> float:
     """How far pictures (C, H, W) in [-1, 1] differ from their conditioning: mean |difference| of both conditionings.
 
     Not for pairs: the pair of a sample is not known.
@@ -105,18 +105,18 @@ def control_error(settings: StageConfig, wanted: list[SampleSpec], made: list[to
     kind = settings.controlnet_conditioning
     assert kind != "paired"
     pairs = [(conditioning_picture(kind, picture[None]), item.given)
-             for picture, item in zip(made, wanted, strict=True)]  # fmt: skip
+             for picture, item in zip(made, specs, strict=True)]  # fmt: skip
     return mean([float((own - given).abs().mean()) for own, given in pairs if given is not None])
 
 
 def _with_conditioning(
-    rows: list[tuple[str, list[np.ndarray]]], wanted: list[SampleSpec]
+    rows: list[tuple[str, list[np.ndarray]]], specs: list[SampleSpec]
 ) -> list[tuple[str, list[np.ndarray]]]:
     """Rows for the sheet: the conditioning above the samples; below those made from text the pictures that the
     conditioning was computed from, or whose pair it is.
     """
-    given = [to_bytes(item.given * 2 - 1)[0].numpy() for item in wanted if item.given is not None]
-    truths = [item.truth for item in wanted if item.truth is not None]
+    given = [to_bytes(item.given * 2 - 1)[0].numpy() for item in specs if item.given is not None]
+    truths = [item.truth for item in specs if item.truth is not None]
     return [("conditioning", given), *rows[: len(VARIANTS)], ("truth", truths), *rows[len(VARIANTS) :]]
 
 
@@ -144,7 +144,7 @@ def save_png(picture: np.ndarray, sample: Sample, path: Path) -> None:
         Image.fromarray(picture).save(tmp, format="PNG", pnginfo=info)
 
 
-def _wanted(request: SampleRequest, first: SampledStage) -> list[SampleSpec]:
+def _specs(request: SampleRequest, first: SampledStage) -> list[SampleSpec]:
     """The samples from text."""
     inputs, validation = request.inputs, request.validation
     return sample_specs(
@@ -159,17 +159,17 @@ def prompt_embeds(request: SampleRequest, prompts: list[str]) -> tuple[torch.Ten
     return torch.stack([embeds.of(prompt) for prompt in prompts]), torch.stack([negative] * len(prompts))
 
 
-def _ticker(job: Job[SampleRequest], wanted: list[SampleSpec]) -> Callable[[int], None]:
+def _ticker(job: Job[SampleRequest], specs: list[SampleSpec]) -> Callable[[int], None]:
     """Report every sampled picture against the number that this job will sample."""
     request, enlarged, measured = job.request, 0, 0
     if upscaler := request.cascade.upscaler:
         settings = upscaler.settings
-        levels, second = len(settings.measured_noise_levels), min(len(wanted), request.validation.num_upscaled_images)
+        levels, second = len(settings.measured_noise_levels), min(len(specs), request.validation.num_upscaled_images)
         # Base's samples are upscaled by the base; tuned ones by both, at every level.
         enlarged = second * (1 + len(VARIANTS) * levels)
         held_out = sum(len(read_rows(file)) for file in shard_files(request.inputs.eval_set, upscaler.stage))
         measured = held_out * (levels + (1 if settings.degrades_low_res else 0))
-    total, done = len(VARIANTS) * (len(wanted) + measured) + enlarged, 0
+    total, done = len(VARIANTS) * (len(specs) + measured) + enlarged, 0
 
     def sampled(count: int) -> None:
         nonlocal done
@@ -185,11 +185,11 @@ def _sampler(request: SampleRequest, one: SampledStage, variant: str, sampled: C
 
 
 def _from_text(
-    request: SampleRequest, one: SampledStage, variant: str, wanted: list[SampleSpec], sampled: Callable[[int], None]
+    request: SampleRequest, one: SampledStage, variant: str, specs: list[SampleSpec], sampled: Callable[[int], None]
 ) -> list[torch.Tensor]:
     """Pictures (C, H, W), in their order."""
     sampler, made = _sampler(request, one, variant, sampled), []
-    for size, group in groupby(wanted, key=lambda item: item.size):
+    for size, group in groupby(specs, key=lambda item: item.size):
         part = list(group)
         text, negative = prompt_embeds(request, [item.prompt for item in part])
         given = [item.given for item in part if item.given is not None and variant == "tuned"]
@@ -201,7 +201,7 @@ def _from_text(
 def _upscale_samples(
     request: SampleRequest,
     upscaler: SampledStage,
-    wanted: list[SampleSpec],
+    specs: list[SampleSpec],
     small: dict[str, list[torch.Tensor]],
     sampled: Callable[[int], None],
 ) -> tuple[dict[str, list[torch.Tensor]], list[Row], UpscalingFigures]:
@@ -209,28 +209,28 @@ def _upscale_samples(
     on the tuned pictures, at every noise level: rows and their summary.
     """
     levels = upscaler.settings.measured_noise_levels
-    low = {variant: pictures[: len(wanted)] for variant, pictures in small.items()}
-    large, made = {}, {}
+    low = {variant: pictures[: len(specs)] for variant, pictures in small.items()}
+    large, outputs = {}, {}
     for variant in VARIANTS:
         sampler = _sampler(request, upscaler, variant, sampled)
         for level in levels:
-            made[variant, level] = _upscaled(request, sampler.at(level), wanted, low["tuned"])
+            outputs[variant, level] = _upscaled(request, sampler.at(level), specs, low["tuned"])
         large[variant] = (
-            made["tuned", levels[0]] if variant == "tuned" else _upscaled(request, sampler, wanted, low["base"])
+            outputs["tuned", levels[0]] if variant == "tuned" else _upscaled(request, sampler, specs, low["base"])
         )
         del sampler  # and its model, before the next one is loaded
-    names = [f"{item.prompt}, seed {item.seed}, {item.size[0]}x{item.size[1]}" for item in wanted]
+    names = [f"{item.prompt}, seed {item.seed}, {item.size[0]}x{item.size[1]}" for item in specs]
     source = STAGES[upscaler.stage].upscales
     assert source is not None
-    return large, *measure_samples(source, names, low["tuned"], made, levels)
+    return large, *measure_samples(source, names, low["tuned"], outputs, levels)
 
 
 def _upscaled(
-    request: SampleRequest, sampler: Sampler, wanted: list[SampleSpec], small: list[torch.Tensor]
+    request: SampleRequest, sampler: Sampler, specs: list[SampleSpec], small: list[torch.Tensor]
 ) -> list[torch.Tensor]:
     """small: low-res pictures (C, h, w). Returns them upscaled, (C, 4h, 4w)."""
     made: list[torch.Tensor] = []
-    for size, group in groupby(zip(wanted, small, strict=True), key=lambda pair: pair[0].size):
+    for size, group in groupby(zip(specs, small, strict=True), key=lambda pair: pair[0].size):
         part, pictures = zip(*group, strict=True)
         text, negative = prompt_embeds(request, [item.prompt for item in part])
         made += list(sample(sampler, text, negative, [item.seed for item in part], size, torch.stack(pictures)))
@@ -238,12 +238,12 @@ def _upscaled(
 
 
 def _save(
-    job: Job[SampleRequest], one: SampledStage, variant: str, wanted: list[SampleSpec], pictures: list[torch.Tensor]
+    job: Job[SampleRequest], one: SampledStage, variant: str, specs: list[SampleSpec], pictures: list[torch.Tensor]
 ) -> list[np.ndarray]:
     request = job.request
     settings = sampler_settings(one, request.validation.validation_negative_prompt)
     arrays = [to_bytes(picture[None])[0].numpy() for picture in pictures]
-    for number, (item, array) in enumerate(zip(wanted, arrays, strict=True)):
+    for number, (item, array) in enumerate(zip(specs, arrays, strict=True)):
         path = job.out / STAGES[one.stage].table / f"{variant}-{number:03d}.png"
         save_png(array, Sample(item.prompt, item.seed, variant, settings), path)
     return arrays

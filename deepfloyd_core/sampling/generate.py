@@ -54,16 +54,16 @@ def _trained(request: GenerateRequest, stage: Stage) -> Path | None:
 
 def _conditioning(job: Job[GenerateRequest], control: PinnedFile, sampler: Sampler) -> torch.Tensor:
     """The conditioning of the pictures, one for each; also written beside them for people."""
-    request, found = job.request, control_of(sampler.pipeline.unet)
-    assert found is not None  # the flow saw to it
+    request, controlnet = job.request, control_of(sampler.pipeline.unet)
+    assert controlnet is not None  # the flow saw to it
     fitted = torch.from_numpy(np.array(read_fitted(control.checked("is the conditioning picture"), request.size)))[None]
-    if found.conditioning == "paired":
-        made = as_conditioning(fitted)
+    if controlnet.conditioning == "paired":
+        hint = as_conditioning(fitted)
     else:
-        made = conditioning_picture(found.conditioning, to_model_range(fitted))
-    settings = {"conditioning": found.conditioning, "picture": control.sha256}
-    save_png(to_bytes(made * 2 - 1)[0].numpy(), Sample("", 0, request.version, settings), job.out / CONDITIONING)
-    return made.expand(len(request.pictures), -1, -1, -1)
+        hint = conditioning_picture(controlnet.conditioning, to_model_range(fitted))
+    settings = {"conditioning": controlnet.conditioning, "picture": control.sha256}
+    save_png(to_bytes(hint * 2 - 1)[0].numpy(), Sample("", 0, request.version, settings), job.out / CONDITIONING)
+    return hint.expand(len(request.pictures), -1, -1, -1)
 
 
 def _encode(request: GenerateRequest, prompts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -124,8 +124,8 @@ class Folder:
             if entry.is_symlink() and (fault := self._leads_out(Path(entry.path))):
                 return Listed(source, reason="outside_root", detail=fault)
             if not entry.is_file():
-                said = f"is a link to a folder; {_FOLLOW}" if entry.is_symlink() and entry.is_dir() else None
-                return Listed(source, reason="not_a_file", detail=said)
+                detail = f"is a link to a folder; {_FOLLOW}" if entry.is_symlink() and entry.is_dir() else None
+                return Listed(source, reason="not_a_file", detail=detail)
             return Listed(source, entry.stat().st_size, _stamp(entry, young), self._text_stamp(text, young), kind=what)
         except OSError:
             return Listed(source, reason="unreadable")

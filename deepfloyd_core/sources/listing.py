@@ -48,8 +48,8 @@ def read_text(data: bytes, name: str) -> Texts:
     try:
         text = data.decode(encoding)
     except UnicodeDecodeError as error:
-        said = "UTF-8" if encoding == "utf-8-sig" else encoding.upper()
-        return Texts(None, f"{name} is no {said} text ({error.reason} at byte {error.start}); save it as UTF-8")
+        title = "UTF-8" if encoding == "utf-8-sig" else encoding.upper()
+        return Texts(None, f"{name} is no {title} text ({error.reason} at byte {error.start}); save it as UTF-8")
     if "\0" in text:
         return Texts(None, f"{name} is no UTF-8 text (it has zero bytes); save it as UTF-8")
     return Texts(("\n".join(text_lines(text)),))

@@ -166,14 +166,14 @@ def materialise(workspace: Path, request: Request, build: Builder, parts: str | 
     """
     path = workspace / request.kind / request.fingerprint
     with locked(workspace, f"{request.kind}-{request.fingerprint}") as lock_fd:
-        found = find(workspace, request)
-        if found is not None:
-            damage = verify_artifact(found) if parts else list(missing_parts(found))
+        existing = find(workspace, request)
+        if existing is not None:
+            damage = verify_artifact(existing) if parts else list(missing_parts(existing))
             if not damage:
                 log.info("%s %s: reused", request.kind, request.fingerprint)
-                return replace(found, reused=True)
+                return replace(existing, reused=True)
             log.warning("%s %s: rebuilt because %s", request.kind, request.fingerprint, "; ".join(damage))
-            _unfinish(found, parts)
+            _unfinish(existing, parts)
         else:
             _log_why(workspace, request)
             _log_left(workspace, request)

@@ -204,7 +204,7 @@ def _make_files(job: Job[EncodeRequest] | Job[EncodePartRequest], plan: _Plan, n
         names = list(unfinished)
         ahead = [pool.submit(token_ids, name) for name in names[:1]]
         for place, name in enumerate(names):
-            ids, made = ahead.pop().result(), {}
+            ids, encoded = ahead.pop().result(), {}
             ahead += [pool.submit(token_ids, later) for later in names[place + 1 : place + 2]]
             if ids:
                 if encoder is None:
@@ -212,11 +212,11 @@ def _make_files(job: Job[EncodeRequest] | Job[EncodePartRequest], plan: _Plan, n
                     files = sum(bool(texts) for texts in missing.values())
                     progress.forecast(encoder.forecast_s(todo, files), _stored_bytes(todo, schema))
                 rows = encoder.rows(missing[name], ids, progress.step)
-                made = dict(zip(missing[name], rows, strict=True))
-                progress.finished(len(made))
+                encoded = dict(zip(missing[name], rows, strict=True))
+                progress.finished(len(encoded))
             if writing:
                 writing.result()
-            writing = pool.submit(_write, job.out / name, unfinished[name], made, plan)
+            writing = pool.submit(_write, job.out / name, unfinished[name], encoded, plan)
         if writing:
             writing.result()
     return todo

@@ -22,8 +22,8 @@ _HOW_TO_DEBUG = ("Set TORCHDYNAMO_VERBOSE", "You can suppress")
 _OPTIONS: dict[str, dict[str, str | int | bool | Callable[..., Any]]] = {"inductor": {"deterministic": True}}
 
 
-def check_backend(backend: str, device: torch.device, said: str) -> None:
-    """Raises ConfigError, beginning with `said`, when a backend cannot compile for a device; checked by compiling one
+def check_backend(backend: str, device: torch.device, prefix: str) -> None:
+    """Raises ConfigError, beginning with `prefix`, when a backend cannot compile for a device; checked by compiling one
     line.
     """
     if backend == "no":
@@ -37,9 +37,9 @@ def check_backend(backend: str, device: torch.device, said: str) -> None:
         lines = [line for line in str(error).splitlines() if line.strip() and not line.startswith(_HOW_TO_DEBUG)]
         *_, last = lines or [type(error).__name__]
         raise ConfigError(
-            f"{said}, and nothing can be compiled for {device.type} on this machine: {type(error).__name__}, {last.strip()} "
-            "Install a C++ compiler and Python's headers (Debian: apt-get install g++ python3-dev), on a GPU triton as "
-            "well; or set it to no."
+            f"{prefix}, and nothing can be compiled for {device.type} on this machine: {type(error).__name__}, "
+            f"{last.strip()} Install a C++ compiler and Python's headers (Debian: apt-get install g++ "
+            "python3-dev), on a GPU triton as well; or set it to no."
         ) from error
 
 

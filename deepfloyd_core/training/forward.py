@@ -35,7 +35,7 @@ from deepfloyd_core.training.draws import vary
 
 
 @dataclass(frozen=True)
-class Setup:
+class TrainingContext:
     """Everything that stays the same over a run."""
 
     stage: Stage
@@ -48,7 +48,7 @@ class Setup:
     device: torch.device
     out: Path
     # The compiled UNet; None: not compiled. Training steps only.
-    in_steps: Callable[..., Any] | None = None
+    compiled: Callable[..., Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -78,51 +78,51 @@ class Prepared:
     fed: UNetInput
 
 
-def prepare(setup: Setup, batch: Batch, number: int, image_ids: list[str]) -> Prepared:
+def prepare(context: TrainingContext, batch: Batch, number: int, image_ids: list[str]) -> Prepared:
     """Everything that forward pass `number` needs, on the CPU; any thread may make it, before its turn."""
     x_0 = to_model_range(batch.pixels)
-    seed = hash_seed(setup.seed, setup.stage)
-    draws = draw(x_0.shape, seed, number, setup.config.caption_dropout_probability)
-    draws = vary(draws, setup.config, seed, number)
-    if setup.config.random_flip:
+    seed = hash_seed(context.seed, context.stage)
+    draws = draw(x_0.shape, seed, number, context.config.caption_dropout_probability)
+    draws = vary(draws, context.config, seed, number)
+    if context.config.random_flip:
         x_0 = _mirrored(x_0, draws)
-    follow = None if batch.pairs is None else as_conditioning(batch.pairs)
-    if follow is not None and setup.config.random_flip:
-        follow = _mirrored(follow, draws)
+    hint = None if batch.pairs is None else as_conditioning(batch.pairs)
+    if hint is not None and context.config.random_flip:
+        hint = _mirrored(hint, draws)
     remakes = None if batch.remakes is None else to_model_range(batch.remakes)
-    if remakes is not None and setup.config.random_flip:
+    if remakes is not None and context.config.random_flip:
         remakes = _mirrored(remakes, draws)
     kept = zip(batch.caption_ids, draws.keep_caption.tolist(), strict=True)
-    fed = feed(setup, x_0, draws, [name if keep else None for name, keep in kept], follow, remakes)
+    fed = feed(context, x_0, draws, [name if keep else None for name, keep in kept], hint, remakes)
     return Prepared(number, image_ids, x_0, draws, fed)
 
 
 def feed(
-    setup: Setup, x_0: torch.Tensor, draws: Draws, captions: list[str | None], follow: torch.Tensor | None = None,
+    context: TrainingContext, x_0: torch.Tensor, draws: Draws, captions: list[str | None], hint: torch.Tensor | None = None,
     remakes: torch.Tensor | None = None,
 ) -> UNetInput:  # fmt: skip
     """The UNet's inputs for drawn noise. x_0: float32 (B, C, H, W); captions: ids, None for the empty one.
 
-    follow: a ControlNet's conditioning, float32 (B, 3, H, W) in [0, 1], if it is not computed from x_0. remakes: Stage
+    hint: a ControlNet's conditioning, float32 (B, 3, H, W) in [0, 1], if it is not computed from x_0. remakes: Stage
     I's low-res pictures, float32 (B, C, H/4, W/4) in [-1, 1], for the samples that are drawn to have them.
     """
-    x = setup.scheduler.add_noise(x_0, draws.fed, draws.t)  # in fp32 on the CPU, cast afterwards
+    x = context.scheduler.add_noise(x_0, draws.fed, draws.t)  # in fp32 on the CPU, cast afterwards
     level = small = None
-    if setup.noising is not None:
+    if context.noising is not None:
         small = low_res(x_0)
         if draws.remade is not None:
             assert remakes is not None  # otherwise it would train on true pictures, whatever the share
             small = torch.where(draws.remade[:, None, None, None], remakes, small)
         if draws.degradation is not None:
             small = degrade(small, draws.degradation)
-        upscaled = upscaled_input(small, draws.low_res_noise, draws.level, setup.noising)
+        upscaled = upscaled_input(small, draws.low_res_noise, draws.level, context.noising)
         x, level = torch.cat([x, upscaled], dim=1), draws.level
-    steered = control_of(setup.unet)
-    if steered is not None and steered.conditioning != "paired":
-        follow = conditioning_picture(steered.conditioning, x_0)
-    assert steered is None or follow is not None  # otherwise it would train without conditioning
-    text = setup.texts([caption_id("") if name is None else name for name in captions])
-    return UNetInput(draws.cut(x), draws.t, level, text, follow, small)
+    controlnet = control_of(context.unet)
+    if controlnet is not None and controlnet.conditioning != "paired":
+        hint = conditioning_picture(controlnet.conditioning, x_0)
+    assert controlnet is None or hint is not None  # otherwise it would train without conditioning
+    text = context.texts([caption_id("") if name is None else name for name in captions])
+    return UNetInput(draws.cut(x), draws.t, level, text, hint, small)
 
 
 def _mirrored(pictures: torch.Tensor, draws: Draws) -> torch.Tensor:
@@ -131,40 +131,40 @@ def _mirrored(pictures: torch.Tensor, draws: Draws) -> torch.Tensor:
 
 
 def predict_noise(
-    setup: Setup, fed: UNetInput, in_steps: Callable[..., Any] | None = None
+    context: TrainingContext, fed: UNetInput, compiled: Callable[..., Any] | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The two halves of the UNet's output, epsilon and raw variance, each (B, C, h, w); `in_steps`: the compiled UNet,
+    """The two halves of the UNet's output, epsilon and raw variance, each (B, C, h, w); `compiled`: the compiled UNet,
     if any.
     """
-    device, dtype = setup.device, DTYPES[setup.config.mixed_precision]
+    device, dtype = context.device, DTYPES[context.config.mixed_precision]
     level, control = (None if value is None else value.to(device) for value in (fed.level, fed.control))
-    with autocast(device, setup.config.mixed_precision):
+    with autocast(device, context.config.mixed_precision):
         x, t, text = fed.x.to(device, dtype), fed.t.to(device), fed.text.to(device, dtype)
-        return predict(in_steps or setup.unet, x, t, text, level, control)
+        return predict(compiled or context.unet, x, t, text, level, control)
 
 
-def batch_loss(setup: Setup, prepared: Prepared) -> torch.Tensor:
+def batch_loss(context: TrainingContext, prepared: Prepared) -> torch.Tensor:
     """Training loss of a forward pass: a scalar, the mean over its samples."""
     x_0, draws, fed = prepared.x_0, prepared.draws, prepared.fed
     # lora_dropout draws from torch's own state
-    torch.manual_seed(hash_seed("dropout", setup.seed, setup.stage, prepared.number))
+    torch.manual_seed(hash_seed("dropout", context.seed, context.stage, prepared.number))
     noise = draws.cut(draws.noise)
     if draws.rollout is not None:
-        fed, astray = roll_out(setup, prepared, draws.rollout)
+        fed, astray = roll_out(context, prepared, draws.rollout)
         noise = noise + astray
-    eps, raw = predict_noise(setup, fed, setup.in_steps)
-    loss = (_error(setup, eps, noise.to(setup.device), draws.t) * _weight(setup, draws)).mean()
-    if setup.config.train_variance:
-        steps = reverse_steps(setup.scheduler.betas, draws.t.to(setup.device))
-        fed_noise, x_0 = (draws.cut(whole).to(setup.device) for whole in (draws.fed, x_0))
+    eps, raw = predict_noise(context, fed, context.compiled)
+    loss = (_error(context, eps, noise.to(context.device), draws.t) * _weight(context, draws)).mean()
+    if context.config.train_variance:
+        steps = reverse_steps(context.scheduler.betas, draws.t.to(context.device))
+        fed_noise, x_0 = (draws.cut(whole).to(context.device) for whole in (draws.fed, x_0))
         bits = vlb_bits(eps, raw, fed_noise, x_0, steps)
         if draws.rollout is not None:  # it is a bound only for an x_t that is made from x_0
-            bits = bits * ~draws.rollout.taken.to(setup.device)
+            bits = bits * ~draws.rollout.taken.to(context.device)
         loss = loss + bits.mean()
     return loss
 
 
-def roll_out(setup: Setup, prepared: Prepared, rollout: Rollout) -> tuple[UNetInput, torch.Tensor]:
+def roll_out(context: TrainingContext, prepared: Prepared, rollout: Rollout) -> tuple[UNetInput, torch.Tensor]:
     """The batch with the model's own errors in it: x_t is made from the model's estimate of x_0 at the rollout's timestep t.
 
     Sampling goes from estimate to estimate. A model that never saw its own estimates in training accumulates their
@@ -175,38 +175,38 @@ def roll_out(setup: Setup, prepared: Prepared, rollout: Rollout) -> tuple[UNetIn
     The training target is still the true picture. Returns the batch, and the tensor that must be added to its noise so
     that the target epsilon leads from x_t to x_0: (B, C, H, W), on the CPU.
     """
-    x_0, draws, bars = prepared.draws.cut(prepared.x_0), prepared.draws, setup.scheduler.alphas_cumprod
+    x_0, draws, bars = prepared.draws.cut(prepared.x_0), prepared.draws, context.scheduler.alphas_cumprod
     if not rollout.taken.any():
         return prepared.fed, torch.zeros_like(x_0)
-    earlier = setup.scheduler.add_noise(x_0, draws.cut(rollout.noise), rollout.t)
-    setup.unet.eval()  # no dropout, as in sampling
+    earlier = context.scheduler.add_noise(x_0, draws.cut(rollout.noise), rollout.t)
+    context.unet.eval()  # no dropout, as in sampling
     with torch.no_grad():
-        eps, _ = predict_noise(setup, prepared.fed.at(earlier, rollout.t))
-    setup.unet.train()
+        eps, _ = predict_noise(context, prepared.fed.at(earlier, rollout.t))
+    context.unet.train()
     guess = estimate(earlier, eps.float().cpu(), bars[rollout.t].reshape(-1, 1, 1, 1))
-    if setup.config.validation_back_projection:
+    if context.config.validation_back_projection:
         assert prepared.fed.small is not None  # Stage I cannot ask for it
         guess = draws.cut(back_projected(draws.put(guess, prepared.x_0), prepared.fed.small))
     guess = torch.where(rollout.taken.reshape(-1, 1, 1, 1), guess, x_0)
     bar = bars[draws.t].reshape(-1, 1, 1, 1)
-    x_t = setup.scheduler.add_noise(guess, draws.cut(draws.fed), draws.t)
+    x_t = context.scheduler.add_noise(guess, draws.cut(draws.fed), draws.t)
     return prepared.fed.at(x_t, draws.t), (guess - x_0) * (bar / (1 - bar)).sqrt()
 
 
-def _error(setup: Setup, eps: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+def _error(context: TrainingContext, eps: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
     """Each sample's error in epsilon, by the stage's `loss_type`: (B,). t: int64 (B,), on the CPU."""
-    config = setup.config
+    config = context.config
     if config.loss_type == "l2":
         return squared_error(eps, noise)
-    c = huber_width(config.huber_schedule, config.huber_c, t, setup.scheduler.alphas_cumprod[t])
-    c = c.to(setup.device)
+    c = huber_width(config.huber_schedule, config.huber_c, t, context.scheduler.alphas_cumprod[t])
+    c = c.to(context.device)
     error = pseudo_huber(eps, noise, c)
     return error / c if config.loss_type == "smooth_l1" else error
 
 
-def _weight(setup: Setup, draws: Draws) -> torch.Tensor:
+def _weight(context: TrainingContext, draws: Draws) -> torch.Tensor:
     """The loss weight of each sample: (B,)."""
-    alpha_bar = setup.scheduler.alphas_cumprod[draws.t].to(setup.device)
-    if setup.config.use_soft_min_snr:
-        return soft_min_snr_weight(alpha_bar, setup.config.soft_min_snr_sigma_data)
-    return min_snr_weight(alpha_bar, setup.config.snr_gamma)
+    alpha_bar = context.scheduler.alphas_cumprod[draws.t].to(context.device)
+    if context.config.use_soft_min_snr:
+        return soft_min_snr_weight(alpha_bar, context.config.soft_min_snr_sigma_data)
+    return min_snr_weight(alpha_bar, context.config.snr_gamma)

@@ -13,7 +13,7 @@ from deepfloyd_core.adapters.lora import trainable
 from deepfloyd_core.config.stage import StageConfig
 from deepfloyd_core.hashing import hash_seed
 from deepfloyd_core.training.checkpoints import Checkpoint, StepMetrics, load_checkpoint, save_checkpoint
-from deepfloyd_core.training.forward import Setup
+from deepfloyd_core.training.forward import TrainingContext
 from deepfloyd_core.training.optimizers import (
     make_optimizer,
     optimizer_state,
@@ -38,12 +38,12 @@ class TrainingState:
         return len(self.metrics)
 
 
-def training_state(setup: Setup) -> TrainingState:
+def training_state(context: TrainingContext) -> TrainingState:
     """The state of the newest checkpoint, or of a new training."""
-    params = trainable(setup.unet)
-    optimizer = make_optimizer(setup.config, params.values(), hash_seed(setup.seed, setup.stage))
-    state = TrainingState(params, optimizer, make_ema(setup.config, params.values()), [])
-    _resume(state, setup.out)
+    params = trainable(context.unet)
+    optimizer = make_optimizer(context.config, params.values(), hash_seed(context.seed, context.stage))
+    state = TrainingState(params, optimizer, make_ema(context.config, params.values()), [])
+    _resume(state, context.out)
     return state
 
 
@@ -106,14 +106,14 @@ def _checkpoint(state: TrainingState) -> Checkpoint:
 
 def _resume(state: TrainingState, out: Path) -> None:
     """Go back to the newest checkpoint, if there is one."""
-    found = load_checkpoint(out)
-    if found is None:
+    checkpoint = load_checkpoint(out)
+    if checkpoint is None:
         return
     with torch.no_grad():
         for name, param in state.params.items():
-            param.copy_(found.adapter[name])
-    restore_optimizer(state.optimizer, state.params, found.optimizer, found.numbers)
+            param.copy_(checkpoint.adapter[name])
+    restore_optimizer(state.optimizer, state.params, checkpoint.optimizer, checkpoint.numbers)
     if state.ema is not None:
-        state.ema.shadow_params = [found.ema[name].to(param.device) for name, param in state.params.items()]
-        state.ema.optimization_step = found.step
-    state.metrics[:] = found.metrics
+        state.ema.shadow_params = [checkpoint.ema[name].to(param.device) for name, param in state.params.items()]
+        state.ema.optimization_step = checkpoint.step
+    state.metrics[:] = checkpoint.metrics

@@ -46,7 +46,7 @@ from deepfloyd_core.training.batches import Draws, MixedOrder, OrderSettings, Tr
 from deepfloyd_core.training.checkpoints import StepMetrics, last_good
 from deepfloyd_core.training.compiled import check_backend, compiled_unet
 from deepfloyd_core.training.eval_loss import GridLoss, LossComparison, compared, grid_pictures, mean_loss
-from deepfloyd_core.training.forward import Prepared, Setup, batch_loss, feed, predict_noise, prepare
+from deepfloyd_core.training.forward import Prepared, TrainingContext, batch_loss, feed, predict_noise, prepare
 from deepfloyd_core.training.jobs import TrainingSummary, TrainRequest
 from deepfloyd_core.training.optimizers import check_savable, set_learning_rate
 from deepfloyd_core.training.prefetch import Prefetcher
@@ -65,24 +65,24 @@ def train(job: Job[TrainRequest]) -> TrainingSummary:
     """Train a stage's LoRA, biases or UNet into job.out, from its newest checkpoint. Returns the manifest's summary."""
     request, inputs, stage, folder = job.request, job.request.inputs, job.request.stage, job.request.model
     use_threads(request.machine.num_threads)
-    setup = set_up(job)
+    context = set_up(job)
     rows = TrainingRows(inputs.pixels, held_out_ids(inputs.eval_set), inputs.conditioning, inputs.low_res)
     order = _order(request, rows)
-    validation = _validation(setup, rows, order, request)
-    state, method = training_state(setup), method_of(setup.config)
-    first, last, metrics = state.step, setup.config.steps, state.metrics
-    listed = {**setup.config.model_dump(mode="json"), "seed": request.seed}
+    validation = _validation(context, rows, order, request)
+    state, method = training_state(context), method_of(context.config)
+    first, last, metrics = state.step, context.config.steps, state.metrics
+    listed = {**context.config.model_dump(mode="json"), "seed": request.seed}
     with open_loggers(request.machine.trackers, listed, job.out, metrics[:]) as show:
-        seconds = run_steps(setup, state, _passes(setup, rows, order), validation, show, job.report)
+        seconds = run_steps(context, state, _passes(context, rows, order), validation, show, job.report)
         del state  # the optimizer's states can be twice as large as the model
-        trained = sum(param.numel() for param in trainable(setup.unet).values())
-        frozen = frozen_numbers(setup.unet), frozen_bytes(setup.unet)
-        method.save(setup.unet, stage, folder, job.out)
-        trained_scheduler(folder, setup.config.train_variance).save_pretrained(job.out / "scheduler")
-        difference = method.reload(setup.unet, stage, folder, job.out)
+        trained = sum(param.numel() for param in trainable(context.unet).values())
+        frozen = frozen_numbers(context.unet), frozen_bytes(context.unet)
+        method.save(context.unet, stage, folder, job.out)
+        trained_scheduler(folder, context.config.train_variance).save_pretrained(job.out / "scheduler")
+        difference = method.reload(context.unet, stage, folder, job.out)
         tuned, pictures = validation.take(last)
         show_validation(show, last, tuned, pictures)
-    method.remove(setup.unet, folder)
+    method.remove(context.unet, folder)
     base = validation.losses()
     change = compared(base, tuned)
     _write_figures(stage, job.out, metrics, write_validations(base, stage, validation.wanted, job.out))
@@ -98,7 +98,7 @@ def train(job: Job[TrainRequest]) -> TrainingSummary:
         last_loss=metrics[-1].loss,
         reload_difference=difference,
         steps_of_this_process=last - first,
-        samples_per_s=round((last - first) * setup.config.samples_per_step / seconds, 2) if first < last else None,
+        samples_per_s=round((last - first) * context.config.samples_per_step / seconds, 2) if first < last else None,
         eval_by_t=change.by_t if change else {},
         **dict(_on_held_out(job, base, tuned, change) if change else HeldOutLosses()),
     )
@@ -127,7 +127,7 @@ def _on_held_out(
     )
 
 
-def set_up(job: Job[TrainRequest]) -> Setup:
+def set_up(job: Job[TrainRequest]) -> TrainingContext:
     """The model with its new parts, the text and the schedulers on the device. Raises ConfigError where the device cannot
     do what a key asks for."""
     request, stage, folder = job.request, job.request.stage, job.request.model
@@ -151,43 +151,47 @@ def set_up(job: Job[TrainRequest]) -> Setup:
     order_channels_last(unet)
     noising = load_noising_scheduler(folder, stage)
     texts = Projected(text).batch if projected else raw_texts(text)
-    in_steps = compiled_unet(unet, config.dynamo_backend)
-    return Setup(stage, config, request.seed, unet, load_scheduler(folder), noising, texts, device, job.out, in_steps)
+    compiled = compiled_unet(unet, config.dynamo_backend)
+    return TrainingContext(
+        stage, config, request.seed, unet, load_scheduler(folder), noising, texts, device, job.out, compiled
+    )
 
 
-def _validation(setup: Setup, rows: TrainingRows, order: MixedOrder, request: TrainRequest) -> Validation:
+def _validation(context: TrainingContext, rows: TrainingRows, order: MixedOrder, request: TrainRequest) -> Validation:
     def predict(x_0: torch.Tensor, draws: Draws, caption_ids: list[str], pair: torch.Tensor | None) -> torch.Tensor:
-        follow = None if pair is None else as_conditioning(pair)
-        return predict_noise(setup, feed(setup, x_0, draws, list(caption_ids), follow))[0]
+        hint = None if pair is None else as_conditioning(pair)
+        return predict_noise(context, feed(context, x_0, draws, list(caption_ids), hint))[0]
 
-    stage, config, wanted = setup.stage, setup.config, list[SampleSpec]()
+    stage, config, wanted = context.stage, context.config, list[SampleSpec]()
     eval_set, pairs = request.inputs.eval_set, request.inputs.eval_conditioning
     if config.validation_step_interval:
         wanted = sample_specs(stage, config, request.validation, request.prompts, eval_set, pairs)
     grid, negative = grid_pictures(eval_set, rows, order, stage, pairs), request.validation.validation_negative_prompt
-    return Validation(stage, config, negative, request.model, setup.unet, setup.texts, predict, grid, wanted, setup.out)
+    return Validation(
+        stage, config, negative, request.model, context.unet, context.texts, predict, grid, wanted, context.out
+    )
 
 
-def _passes(setup: Setup, rows: TrainingRows, order: MixedOrder) -> Callable[[int], Prepared]:
+def _passes(context: TrainingContext, rows: TrainingRows, order: MixedOrder) -> Callable[[int], Prepared]:
     """A function that makes the inputs of a forward pass from its number."""
 
     def make(number: int) -> Prepared:
         batch = rows.take(*order.batch(number))
-        return prepare(setup, batch, number, rows.image_ids(batch))
+        return prepare(context, batch, number, rows.image_ids(batch))
 
     return make
 
 
 def run_steps(
-    setup: Setup, state: TrainingState, make: Callable[[int], Prepared], validation: Validation, show: MetricLogger,
-    report: Report,
+    context: TrainingContext, state: TrainingState, make: Callable[[int], Prepared], validation: Validation,
+    show: MetricLogger, report: Report,
 ) -> float:  # fmt: skip
     """The loop, from the steps that the state has done; `make` prepares a pass. Returns the seconds that the steps took.
 
     Raises Stop after the checkpoint of the current step when the process was asked to end.
     """
-    config, seconds = setup.config, 0.0
-    asked, pace, checkpoints = _StopRequest(), Throughput(setup.device), CheckpointWriter(state, config, setup.out)
+    config, seconds = context.config, 0.0
+    asked, pace, checkpoints = _StopRequest(), Throughput(context.device), CheckpointWriter(state, config, context.out)
     passes = config.steps * config.gradient_accumulation_steps
     with Prefetcher(make, config.dataloader_num_workers, passes) as ahead:
         for step in range(state.step, config.steps):
@@ -196,10 +200,10 @@ def run_steps(
                 checkpoints.write()
                 with asked.at_once(), averaged(state):
                     show_validation(show, step, *validation.take(step))
-                pace = Throughput(setup.device)
-            setup.unet.train()
+                pace = Throughput(context.device)
+            context.unet.train()
             began = time.monotonic()
-            state.metrics.append(take_step(setup, state, ahead, step))
+            state.metrics.append(take_step(context, state, ahead, step))
             seconds += time.monotonic() - began
             pace.step(config.samples_per_step)
             _tell(report, config.steps, state.metrics[-1], pace, show)
@@ -229,24 +233,24 @@ def _tell(report: Report, steps: int, row: StepMetrics, pace: Throughput, show: 
     report(row.step, steps, f"{line} {pace.line}")
 
 
-def take_step(setup: Setup, state: TrainingState, ahead: Prefetcher[Prepared], step: int) -> StepMetrics:
+def take_step(context: TrainingContext, state: TrainingState, ahead: Prefetcher[Prepared], step: int) -> StepMetrics:
     """One optimizer step, `step` counted from 0. Returns its metrics.
 
     Raises JobError when anything is not finite, or after the first step when the optimizer's state could not be saved.
     """
-    config, lr = setup.config, learning_rate_at(setup.config, step)
+    config, lr = context.config, learning_rate_at(context.config, step)
     set_learning_rate(state.optimizer, lr, config.learning_rate)
     loss, shown = 0.0, list[str]()
     for micro in range(config.gradient_accumulation_steps):
         number = step * config.gradient_accumulation_steps + micro
         prepared = ahead.take(number)
-        part = batch_loss(setup, prepared) / config.gradient_accumulation_steps
+        part = batch_loss(context, prepared) / config.gradient_accumulation_steps
         part.backward()
         loss += part.item()
         shown += prepared.image_ids
     norm = float(torch.nn.utils.clip_grad_norm_(state.params.values(), config.max_grad_norm or math.inf))
     if not (math.isfinite(loss) and math.isfinite(norm)):
-        left, batch = last_good(setup.out), ", ".join(shown)
+        left, batch = last_good(context.out), ", ".join(shown)
         raise JobError(f"Step {step + 1}: loss is {loss}, gradient norm {norm}. The batch was {batch}. {left}")
     state.optimizer.step()
     if step == 0:

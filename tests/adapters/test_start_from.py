@@ -28,7 +28,7 @@ from deepfloyd_core.config.stage import StageConfig
 from deepfloyd_core.config.stages import Stage
 from deepfloyd_core.errors import ArtifactError, ConfigError
 from deepfloyd_core.files import sha256_file, write_sealed
-from deepfloyd_core.models.random_weights import design
+from deepfloyd_core.models.random_weights import design_of
 from deepfloyd_core.models.unet import load_scheduler, load_unet, stock_pipeline
 from deepfloyd_core.preflight.load import load_run
 from deepfloyd_core.store.artifacts import Artifact, Request
@@ -283,7 +283,7 @@ def test_damaged_and_foreign_control_files_are_refused(folder: Path, tmp_path: P
 def test_the_shapes_of_a_control_are_known_from_those_of_its_base(flavour: str) -> None:
     """Which is how another width is seen before a model is loaded; against a control that was made."""
     with torch.device("meta"):
-        unet = UNet2DConditionModel.from_config(design(FLAVOURS[flavour]).unet)
+        unet = UNet2DConditionModel.from_config(design_of(FLAVOURS[flavour]).unet)
         control = Control(unet, "canny")
     base = {name: tuple(param.shape) for name, param in unet.state_dict().items()}
     made = {name: tuple(param.shape) for name, param in control.named_parameters() if not name.startswith("encoder.")}

@@ -14,8 +14,8 @@ from deepfloyd_core.bundle.planned import planned
 from deepfloyd_core.config.base import Spec, parse_spec
 from deepfloyd_core.config.data_sets import ImageDataset
 from deepfloyd_core.config.keys import Reader, belongings, effects, keys_of
-from deepfloyd_core.config.place import Place
 from deepfloyd_core.config.run import Run, RunConfig
+from deepfloyd_core.config.source_keys import SourceKeys
 from deepfloyd_core.config.stage import StageConfig
 from deepfloyd_core.errors import ConfigError
 from deepfloyd_core.index.identity import index_request
@@ -173,7 +173,7 @@ def test_what_decides_a_verdict_is_a_part_of_the_index() -> None:
     assert keys_of(ImageDataset, "verdict") < keys_of(ImageDataset, "index")
 
 
-@pytest.mark.parametrize("model", [RunConfig, StageConfig, Place, ImageDataset])
+@pytest.mark.parametrize("model", [RunConfig, StageConfig, SourceKeys, ImageDataset])
 def test_every_key_says_what_a_change_of_it_makes_anew(model: type[Spec]) -> None:
     assert set(model.model_fields) - set(effects(model)) <= {"stage1", "stage2"}
 

@@ -12,7 +12,7 @@ from deepfloyd_core.config.stages import STAGES, UPSCALE, UPSCALERS, Stage, kind
 from deepfloyd_core.index.identity import FORMAT
 from deepfloyd_core.index.ledger import StageReasons, schema
 from deepfloyd_core.index.summary import LedgerCounts
-from deepfloyd_core.models.random_weights import design
+from deepfloyd_core.models.random_weights import design_of
 from deepfloyd_core.models.text_encoders import TEXT_ENCODERS
 from deepfloyd_core.sampling.jobs import CascadeInputs
 from deepfloyd_core.sampling.sampler import SAMPLE_FUNCTIONS
@@ -68,7 +68,7 @@ def test_stages_are_told_apart_by_the_channels_of_their_unets() -> None:
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_every_flavour_has_an_architecture_for_random_weights(name: str) -> None:
     flavour = PUBLISHED[name]
-    drawn = design(flavour)
+    drawn = design_of(flavour)
     assert drawn.unet["in_channels"] == flavour.kind.in_channels
     assert tuple(drawn.schedulers) == flavour.kind.schedulers and all(drawn.schedulers.values())
 

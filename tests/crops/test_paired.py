@@ -41,7 +41,7 @@ from deepfloyd_core.sampling.specs import sample_specs
 from deepfloyd_core.store.artifacts import Artifact, WorkDir, materialise
 from deepfloyd_core.training.batches import MixedOrder, OrderSettings, TrainingRows
 from deepfloyd_core.training.eval_loss import grid_pictures
-from deepfloyd_core.training.forward import Setup, batch_loss, prepare
+from deepfloyd_core.training.forward import TrainingContext, batch_loss, prepare
 from deepfloyd_core.training.identity import lora_request
 from deepfloyd_core.training.jobs import TrainingInputs
 
@@ -439,7 +439,7 @@ def luma_pairs(paired: PairedWorld) -> dict[str, Artifact]:
     return paired.made(paired.load(repeats=2, **OWN_SCALE))
 
 
-def setup_of(conditioning: str, **keys: Any) -> Setup:
+def context_of(conditioning: str, **keys: Any) -> TrainingContext:
     config = StageConfig.model_validate(
         {**PAIRED, "controlnet_conditioning": conditioning, "mixed_precision": "no", "random_flip": True, **keys}
     )
@@ -453,7 +453,7 @@ def setup_of(conditioning: str, **keys: Any) -> Setup:
     def texts(ids: list[str]) -> Text:
         return Text(text.rows.repeat(len(ids), 1, 1))
 
-    return Setup(1, config, 7, unet, load_scheduler(FOLDER), None, texts, torch.device("cpu"), Path())
+    return TrainingContext(1, config, 7, unet, load_scheduler(FOLDER), None, texts, torch.device("cpu"), Path())
 
 
 def test_a_step_follows_the_pairs_as_it_follows_what_is_made_of_the_pictures(paired: PairedWorld) -> None:
@@ -461,11 +461,11 @@ def test_a_step_follows_the_pairs_as_it_follows_what_is_made_of_the_pictures(pai
     made = luma_pairs(paired)
     rows = TrainingRows(made["pixels"], eval_ids(made["eval_set"]), made["pairs"])
     order = MixedOrder(rows, {}, OrderSettings(4, 1, 4, 7, True))
-    own, gray = setup_of("paired"), setup_of("grayscale")
+    own, gray = context_of("paired"), context_of("grayscale")
     flipped = []
     for number in range(3):
         batch = rows.take(*order.batch(number))
-        first, second = (prepare(setup, batch, number, []) for setup in (own, gray))
+        first, second = (prepare(context, batch, number, []) for context in (own, gray))
         control = known(first.fed.control)
         assert torch.equal(control, known(second.fed.control))
         straight = as_conditioning(known(batch.pairs))

@@ -36,7 +36,7 @@ from deepfloyd_core.models.unet import load_scheduler, load_unet, stock_pipeline
 from deepfloyd_core.training import forward as stage_loss
 from deepfloyd_core.training.batches import Batch, Draws, draw
 from deepfloyd_core.training.draws import timestep_weights, vary
-from deepfloyd_core.training.forward import Setup, batch_loss, prepare
+from deepfloyd_core.training.forward import TrainingContext, batch_loss, prepare
 
 STAGE2 = Path(FLAVOURS["tiny-ii"].repo)
 STAGE1 = Path(FLAVOURS["tiny-i"].repo)
@@ -92,12 +92,12 @@ class Case:
 
 
 def fed_by_the_trainer(unet: UNet2DConditionModel, case: Case) -> dict[str, Any]:
-    setup = Setup(
+    context = TrainingContext(
         2, stage2(), 0, unet, load_scheduler(STAGE2), load_scheduler(STAGE2, "image_noising_scheduler"),
         one_text(case.text), torch.device("cpu"), Path(),
     )  # fmt: skip
     with spied(unet) as fed:
-        stage_loss.predict_noise(setup, stage_loss.feed(setup, case.x_0, case.draws, ["caption"]))
+        stage_loss.predict_noise(context, stage_loss.feed(context, case.x_0, case.draws, ["caption"]))
     return fed
 
 
@@ -246,9 +246,9 @@ def test_random_flip_mirrors_half_of_the_samples() -> None:
         config = StageConfig(
             model_flavour="tiny-i", mixed_precision="no", random_flip=flip, caption_dropout_probability=0.0
         )
-        setup = Setup(1, config, 5, unet, load_scheduler(STAGE1), None, text, torch.device("cpu"), Path())
+        context = TrainingContext(1, config, 5, unet, load_scheduler(STAGE1), None, text, torch.device("cpu"), Path())
         with torch.inference_mode():
-            return float(batch_loss(setup, prepare(setup, Batch(pixels, ["id"] * 2, np.arange(2)), number, [])))
+            return float(batch_loss(context, prepare(context, Batch(pixels, ["id"] * 2, np.arange(2)), number, [])))
 
     mirrored = 0
     for number in range(8):
@@ -504,8 +504,10 @@ def test_the_trainers_loss_with_each_option_agrees_with_numpy(name: str, stage_n
     scheduler = load_scheduler(folder)
     noising = load_scheduler(folder, "image_noising_scheduler") if stage_number == 2 else None
     text = one_text(torch.zeros(2, 4))
-    setup = Setup(stage_number, config, 7, FakeUnet(), scheduler, noising, text, torch.device("cpu"), Path())
-    got = float(batch_loss(setup, prepare(setup, Batch(pixels, ["id"] * 4, np.arange(4)), 11, [])))
+    context = TrainingContext(
+        stage_number, config, 7, FakeUnet(), scheduler, noising, text, torch.device("cpu"), Path()
+    )
+    got = float(batch_loss(context, prepare(context, Batch(pixels, ["id"] * 4, np.arange(4)), 11, [])))
 
     seed = hash_seed(7, stage_number)
     draws = vary(draw(torch.Size((4, 3, 8, 8)), seed, 11, 0.1), config, seed, 11)
@@ -560,12 +562,12 @@ def test_own_errors_are_sought_within_the_offset_and_by_the_model_without_dropou
             return super().forward(x, t, **words)
 
     noising, unet = load_scheduler(STAGE2, "image_noising_scheduler"), Watched().train()
-    setup = Setup(
+    context = TrainingContext(
         2, config, 7, unet, load_scheduler(STAGE2), noising, one_text(torch.zeros(2, 4)), torch.device("cpu"),
         Path(),
     )  # fmt: skip
-    prepared = prepare(setup, Batch(torch.zeros(4, 8, 8, 3, dtype=torch.uint8), ["id"] * 4, np.arange(4)), 11, [])
-    batch_loss(setup, prepared)
+    prepared = prepare(context, Batch(torch.zeros(4, 8, 8, 3, dtype=torch.uint8), ["id"] * 4, np.arange(4)), 11, [])
+    batch_loss(context, prepared)
     assert prepared.draws.rollout is not None
     first, second = seen
     assert first[:2] == (False, False) and torch.equal(first[2], prepared.draws.rollout.t)
@@ -576,14 +578,14 @@ def test_own_errors_in_a_window_are_back_projected_where_samples_are() -> None:
     keys = ROLLED | {"scheduled_sampling_probability": 1.0, "stage2_patch": 64, "validation_back_projection": True}
     pixels = torch.randint(0, 256, (2, 72, 80, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     scheduler, noising = load_scheduler(STAGE2), load_scheduler(STAGE2, "image_noising_scheduler")
-    setup = Setup(
+    context = TrainingContext(
         2, stage2(**keys), 7, FakeUnet(), scheduler, noising, one_text(torch.zeros(2, 4)), torch.device("cpu"),
         Path(),
     )  # fmt: skip
-    prepared = prepare(setup, Batch(pixels, ["id"] * 2, np.arange(2)), 11, [])
+    prepared = prepare(context, Batch(pixels, ["id"] * 2, np.arange(2)), 11, [])
     draws, bars, x_0 = prepared.draws, scheduler.alphas_cumprod.numpy(), to_model_range(pixels)
     assert draws.rollout is not None
-    fed, astray = stage_loss.roll_out(setup, prepared, draws.rollout)
+    fed, astray = stage_loss.roll_out(context, prepared, draws.rollout)
     for n, (rows, columns) in enumerate(draws.windows):
         whole = x_0[n].numpy().copy()
         truth, later, now = x_0[n, :, rows, columns].numpy(), bars[int(draws.rollout.t[n])], bars[int(draws.t[n])]
@@ -606,8 +608,8 @@ def test_the_loss_of_a_window_agrees_with_numpy() -> None:
     pixels = torch.randint(0, 256, (2, 72, 80, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     scheduler, text = load_scheduler(STAGE2), one_text(torch.zeros(2, 4))
     noising = load_scheduler(STAGE2, "image_noising_scheduler")
-    setup = Setup(2, config, 7, FakeUnet(), scheduler, noising, text, torch.device("cpu"), Path())
-    got = float(batch_loss(setup, prepare(setup, Batch(pixels, ["id"] * 2, np.arange(2)), 11, [])))
+    context = TrainingContext(2, config, 7, FakeUnet(), scheduler, noising, text, torch.device("cpu"), Path())
+    got = float(batch_loss(context, prepare(context, Batch(pixels, ["id"] * 2, np.arange(2)), 11, [])))
 
     seed = hash_seed(7, 2)
     draws = vary(draw(torch.Size((2, 3, 72, 80)), seed, 11, 0.1), config, seed, 11)

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from deepfloyd_core.config.data_blocks import CaptionShuffle
 from deepfloyd_core.config.data_sets import ImageDataset
-from deepfloyd_core.config.place import SOURCE_TYPES
+from deepfloyd_core.config.source_keys import SOURCE_TYPES
 from deepfloyd_core.errors import ConfigError, DataError
 from deepfloyd_core.index.captions import STRATEGIES, compiled_filters, filtered, shuffled
 from deepfloyd_core.index.identity import index_request

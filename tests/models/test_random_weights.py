@@ -19,7 +19,7 @@ from deepfloyd_core.config.flavours import FLAVOURS, PUBLISHED
 from deepfloyd_core.errors import ModelError, StorageError
 from deepfloyd_core.models import random_weights as random_models
 from deepfloyd_core.models.folders import resolve
-from deepfloyd_core.models.random_weights import design, random_folder, write_folder
+from deepfloyd_core.models.random_weights import design_of, random_folder, write_folder
 from deepfloyd_core.models.text_encoders import T5_XXL
 from deepfloyd_core.store.artifacts import Artifact
 from deepfloyd_core.text.embeds import Embeds
@@ -40,7 +40,7 @@ COUNTS = {
 
 def write(cache: Path, name: str = "tiny-i", seed: int = 0, text: bool = True) -> Path:
     cache.mkdir(exist_ok=True)
-    return write_folder((f"random:{name}", design(FLAVOURS[name], seed), text, cache))
+    return write_folder((f"random:{name}", design_of(FLAVOURS[name], seed), text, cache))
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -65,7 +65,7 @@ def test_a_real_flavour_has_its_number_of_parameters(name: str) -> None:
     from diffusers import UNet2DConditionModel
 
     with torch.device("meta"):
-        unet = UNet2DConditionModel.from_config(design(FLAVOURS[name]).unet)
+        unet = UNet2DConditionModel.from_config(design_of(FLAVOURS[name]).unet)
     assert sum(param.numel() for param in unet.parameters()) == COUNTS[name]
     assert unet.config.in_channels == 3 * FLAVOURS[name].stage
     assert unet.config.sample_size == FLAVOURS[name].kind.size_px
@@ -78,7 +78,7 @@ def test_the_text_encoder_of_the_real_flavours_is_t5_xxl_and_one_for_all() -> No
     with torch.device("meta"):
         encoder = T5EncoderModel(T5Config(**T5_XXL))
     assert sum(param.numel() for param in encoder.parameters()) == 4_762_310_656
-    assert len({design(FLAVOURS[name]).text_id for name in COUNTS}) == 1
+    assert len({design_of(FLAVOURS[name]).text_id for name in COUNTS}) == 1
     assert set(COUNTS) | {"tiny-i", "tiny-ii"} == set(PUBLISHED)
 
 
@@ -166,8 +166,8 @@ def test_the_text_encoder_is_written_when_it_is_asked_for_and_shared(tmp_path: P
 def test_what_a_killed_build_leaves_is_not_trusted(tmp_path: Path, cache: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from deepfloyd_core.config.flavours import FLAVOURS\n"
-        "from deepfloyd_core.models.random_weights import design, write_folder\n"
-        "write_folder(('random:i-medium-400m', design(FLAVOURS['i-medium-400m']), False, Path(sys.argv[1])))"
+        "from deepfloyd_core.models.random_weights import design_of, write_folder\n"
+        "write_folder(('random:i-medium-400m', design_of(FLAVOURS['i-medium-400m']), False, Path(sys.argv[1])))"
     )
     child = subprocess.Popen([sys.executable, "-P", "-c", code, str(tmp_path)])
     deadline = time.monotonic() + 120

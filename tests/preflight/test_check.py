@@ -19,7 +19,7 @@ from deepfloyd_core.config.stages import STAGES, Stage
 from deepfloyd_core.errors import ConfigError, DeepFloydError, ModelError
 from deepfloyd_core.preflight import check
 from deepfloyd_core.preflight.check import Goal, check_run, trained_with
-from deepfloyd_core.preflight.order import Order
+from deepfloyd_core.preflight.generate import GenerateOptions
 from deepfloyd_core.preflight.unet_sizes import check_unet
 
 BROKEN = (  # each in another place; a fourth is in the data file
@@ -240,15 +240,15 @@ def test_all_stages_that_a_stage_learns_from_are_trained_before_it(monkeypatch: 
 
 def test_an_order_of_pictures_is_told_all_its_faults(small_run: SmallRun, tmp_path: Path) -> None:
     (tmp_path / "hint.png").write_bytes(b"no picture")
-    order = Order(("a star", " ", "a star"), "7", tmp_path / "hint.png", seed=-1, images=-3)
-    lines = refusal(small_run, order, 'validation_resolution="64,96x64"')
+    options = GenerateOptions(("a star", " ", "a star"), "7", tmp_path / "hint.png", seed=-1, images=-3)
+    lines = refusal(small_run, options, 'validation_resolution="64,96x64"')
     starts = (
         "One of the prompts is empty.", "The prompt 'a star' is given twice", "images is -3; from 1 to 4096 ",
         "seed is -1; it must be from 0 to 4294967295.", "validation_resolution is '64,96x64'; ",
         f"The picture {tmp_path / 'hint.png'} cannot be read", "There is no version '7' in ",
     )  # fmt: skip
     assert [line.startswith(start) for line, start in zip(lines, starts, strict=True)] == [True] * 7
-    assert refusal(small_run, Order(("",), "base"), "stage1=", 'validation_resolution="256"') == [
+    assert refusal(small_run, GenerateOptions(("",), "base"), "stage1=", 'validation_resolution="256"') == [
         "The prompt is empty.",
         "generate starts from Stage I: add a [stage1] table with a model_flavour.",
     ]

@@ -15,7 +15,7 @@ from deepfloyd_core.errors import ConfigError, ModelError
 from deepfloyd_core.files import write_sealed
 from deepfloyd_core.models.identity import model_fingerprint
 from deepfloyd_core.preflight.check import check_run
-from deepfloyd_core.preflight.order import Order
+from deepfloyd_core.preflight.generate import GenerateOptions
 
 TINY = {1: Path(FLAVOURS["tiny-i"].repo), 2: Path(FLAVOURS["tiny-ii"].repo)}
 
@@ -135,7 +135,7 @@ def publish_lora(small_run: SmallRun, stage: Stage, base: Stage) -> None:
 def test_generate_refuses_the_lora_of_the_other_stage(small_run: SmallRun, stage: Stage, base: Stage) -> None:
     publish_lora(small_run, stage, base)
     with pytest.raises(ConfigError) as caught:
-        check_run(small_run.config, (), Order(("a purple star",), "1"))
+        check_run(small_run.config, (), GenerateOptions(("a purple star",), "1"))
     said = f"lora_bundle {'0' * 16} was trained on other weights of stage {stage} than those in {TINY[stage]}"
     assert said in str(caught.value)
 
@@ -145,7 +145,7 @@ def test_generate_refuses_a_size_that_the_levels_cannot_halve(
 ) -> None:
     """The run's crops do not matter to it."""
     model = f'stage1.pretrained_model_name_or_path="{deeper(1, 4)}"'
-    order = Order(("a purple star",), "base")
+    options = GenerateOptions(("a purple star",), "base")
     with pytest.raises(ConfigError, match="validation_resolution is '72x64', 72 px at stage 1; "):
-        check_run(small_run.config, (model, "validation_resolution=72x64"), order)
-    check_run(small_run.config, (model,), order)
+        check_run(small_run.config, (model, "validation_resolution=72x64"), options)
+    check_run(small_run.config, (model,), options)

@@ -40,7 +40,7 @@ from deepfloyd_core.store.manifest import Summary
 from deepfloyd_core.store.parts import finish_part
 from deepfloyd_core.training.batches import Batch, TrainingRows, draw
 from deepfloyd_core.training.draws import vary
-from deepfloyd_core.training.forward import Prepared, Setup, feed, predict_noise, prepare
+from deepfloyd_core.training.forward import Prepared, TrainingContext, feed, predict_noise, prepare
 from deepfloyd_core.training.identity import lora_request
 from deepfloyd_core.training.jobs import TrainingInputs
 
@@ -264,7 +264,7 @@ def unet() -> Iterator[UNet2DConditionModel]:
 def fed(unet: UNet2DConditionModel, batch: Batch, number: int, **keys: Any) -> tuple[Prepared, torch.Tensor]:
     """A forward pass of training, and what the UNet gets in it."""
     config = StageConfig.model_validate({**STAGE2, "random_flip": True, **keys})
-    setup = Setup(
+    context = TrainingContext(
         2, config, 7, unet, load_scheduler(FOLDERS[2]), load_scheduler(FOLDERS[2], "image_noising_scheduler"),
         lambda names: Text(torch.zeros(len(names), 3, unet.config.encoder_hid_dim)), torch.device("cpu"), Path(),
     )  # fmt: skip
@@ -274,11 +274,11 @@ def fed(unet: UNet2DConditionModel, batch: Batch, number: int, **keys: Any) -> t
         got.append(positional[0])
         raise FedToUNet
 
-    ready = prepare(setup, batch, number, ["picture"] * len(batch.pixels))
+    ready = prepare(context, batch, number, ["picture"] * len(batch.pixels))
     handle = unet.register_forward_pre_hook(hook, with_kwargs=True)
     try:
         with pytest.raises(FedToUNet):
-            predict_noise(setup, ready.fed)
+            predict_noise(context, ready.fed)
     finally:
         handle.remove()
     return ready, got[0]
@@ -366,13 +366,13 @@ def test_losses_on_the_grid_are_of_true_low_res_pictures(
     """They are fed without remakes: by plain draws, which take none."""
     batch, true, _ = next(batches(small, remakes))
     ready, _ = fed(unet, batch, 0)
-    setup = Setup(
+    context = TrainingContext(
         2, StageConfig.model_validate(STAGE2), 7, unet, load_scheduler(FOLDERS[2]),
         load_scheduler(FOLDERS[2], "image_noising_scheduler"), lambda names: Text(torch.zeros(len(names), 3, 8)),
         torch.device("cpu"), Path(),
     )  # fmt: skip
     draws = replace(draw(ready.x_0.shape, 5, 0, 0.0), mirror=ready.draws.mirror)
-    given = feed(setup, ready.x_0, draws, [None] * len(true))
+    given = feed(context, ready.x_0, draws, [None] * len(true))
     assert torch.allclose(given.x[:, 3:], upscaled(true, replace(ready, draws=draws)), atol=1e-5)
 
 

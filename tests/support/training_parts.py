@@ -33,7 +33,7 @@ from deepfloyd_core.text.projection import project_job, text_is_frozen, text_req
 from deepfloyd_core.training import eval_loss as held_out
 from deepfloyd_core.training import trainer as train
 from deepfloyd_core.training.batches import Draws
-from deepfloyd_core.training.forward import Setup, UNetInput
+from deepfloyd_core.training.forward import TrainingContext, UNetInput
 from deepfloyd_core.training.identity import lora_request
 from deepfloyd_core.training.jobs import TrainingInputs, TrainingSummary, TrainRequest, train_job
 from deepfloyd_core.types import no_report
@@ -58,11 +58,11 @@ def prepared(run: Run, stages: DataWorld) -> dict[str, Artifact]:
 
 
 def recipe_of_other_trainers(
-    setup: Setup, x_0: torch.Tensor, draws: Draws, captions: list[str | None], *_: None
+    context: TrainingContext, x_0: torch.Tensor, draws: Draws, captions: list[str | None], *_: None
 ) -> UNetInput:
     """concat(x_t, x_t) with the timestep as class label: SimpleTuner's, and that of diffusers' example for IF."""
-    x_t = setup.scheduler.add_noise(x_0, draws.fed, draws.t)
-    text = setup.texts([caption_id(name or "") for name in captions])
+    x_t = context.scheduler.add_noise(x_0, draws.fed, draws.t)
+    text = context.texts([caption_id(name or "") for name in captions])
     return UNetInput(draws.cut(torch.cat([x_t, x_t], dim=1)), draws.t, draws.t, text)
 
 

@@ -36,7 +36,7 @@ from deepfloyd_core.training import trainer as train
 from deepfloyd_core.training.batches import Batch
 from deepfloyd_core.training.checkpoints import StepMetrics
 from deepfloyd_core.training.compiled import check_backend, compiled_unet
-from deepfloyd_core.training.forward import Setup, prepare
+from deepfloyd_core.training.forward import TrainingContext, prepare
 from deepfloyd_core.training.identity import lora_request
 from deepfloyd_core.training.jobs import TrainingInputs, train_job
 from deepfloyd_core.training.recompute import recompute_activations
@@ -162,13 +162,13 @@ def run_loop(out: Path, backend: str, stop_in: int | None = None) -> tuple[dict[
 
     torch._dynamo.reset()  # as in a process of its own
     unet = Small()
-    setup = Setup(
+    context = TrainingContext(
         1, config, 3, unet, load_scheduler(TINY), None, lambda names: Text(torch.zeros(len(names), 1, 1)), CPU, out,
         compiled_unet(unet, backend),
     )  # fmt: skip
-    state = training_state(setup)
+    state = training_state(context)
     train.run_steps(
-        setup, state, lambda number: prepare(setup, take(number), number, []), cast(Validation, None),
+        context, state, lambda number: prepare(context, take(number), number, []), cast(Validation, None),
         lambda step, values, pictures: None, report,
     )  # fmt: skip
     return {name: param.detach().clone() for name, param in unet.named_parameters()}, state.metrics
@@ -232,8 +232,8 @@ def test_the_trainer_compiles_what_the_key_says(
     text = Artifact("stage1_text", "none", tmp_path)
     inputs = TrainingInputs(pixels=text, text=text, eval_set=text)
     job = Job(train_job(run, 1, TINY, inputs, [], None), tmp_path, no_report)
-    setup = train.set_up(job)
-    assert asked == [(setup.unet, "aot_eager")] and cast(Any, setup.in_steps) == "compiled"
+    context = train.set_up(job)
+    assert asked == [(context.unet, "aot_eager")] and cast(Any, context.compiled) == "compiled"
 
 
 # ---- identity and refusals -----------------------------------------------------------------------------------------

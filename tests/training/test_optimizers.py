@@ -25,7 +25,7 @@ from deepfloyd_core.training import state as training_state
 from deepfloyd_core.training import trainer as train
 from deepfloyd_core.training.adamw_bf16 import AdamWBF16, round_at_random
 from deepfloyd_core.training.checkpoints import StepMetrics
-from deepfloyd_core.training.forward import Prepared, Setup
+from deepfloyd_core.training.forward import Prepared, TrainingContext
 from deepfloyd_core.training.optimizers import (
     OPTIMIZERS,
     make_optimizer,
@@ -115,11 +115,13 @@ def run_loop(
     def passes(number: int) -> Prepared:
         return cast(Prepared, SimpleNamespace(number=number, image_ids=[]))
 
-    monkeypatch.setattr(train, "batch_loss", lambda setup, prepared: module.loss(prepared.number))
+    monkeypatch.setattr(train, "batch_loss", lambda context, prepared: module.loss(prepared.number))
     scheduler = load_scheduler(Path(FLAVOURS["tiny-i"].repo))
-    setup = Setup(1, config, 3, module, scheduler, None, lambda ids: pytest.fail("a text"), torch.device("cpu"), out)
-    state = training_state.training_state(setup)
-    train.run_steps(setup, state, passes, cast(Validation, validation), lambda *_: None, report)
+    context = TrainingContext(
+        1, config, 3, module, scheduler, None, lambda ids: pytest.fail("a text"), torch.device("cpu"), out
+    )
+    state = training_state.training_state(context)
+    train.run_steps(context, state, passes, cast(Validation, validation), lambda *_: None, report)
     return {name: param.detach().clone() for name, param in module.named_parameters()}, state.metrics
 
 

@@ -55,12 +55,12 @@ def no_text(names: list[str]) -> Text:
 def trained(unet: UNet2DConditionModel) -> Iterator[float]:
     """Train with the product's loss and yield it, step by step."""
     config = StageConfig(model_flavour="tiny-ii", mixed_precision="no")
-    setup = stage_loss.Setup(2, config, 0, unet, DIFFUSION, NOISING, no_text, torch.device("cpu"), Path())
+    context = stage_loss.TrainingContext(2, config, 0, unet, DIFFUSION, NOISING, no_text, torch.device("cpu"), Path())
     optimizer = torch.optim.AdamW(unet.parameters(), RATE)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=STEPS, pct_start=0.05)
     for step in range(STEPS):
         batch = Batch(pictures(BATCH, step), [""] * BATCH, np.arange(BATCH))
-        loss = stage_loss.batch_loss(setup, stage_loss.prepare(setup, batch, step, []))
+        loss = stage_loss.batch_loss(context, stage_loss.prepare(context, batch, step, []))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
         optimizer.step()

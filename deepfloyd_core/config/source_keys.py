@@ -30,7 +30,7 @@ SOURCE_TYPES = {
 URL_TYPES = ("csv", "parquet")
 
 
-class Place(Spec):
+class SourceKeys(Spec):
     """Where the pictures of a set are, and how to read them. These keys are not part of the pictures' identity."""
 
     id: str = key(min_length=1, says="Name of the data set; part of every ledger row.", makes=ENTRY)
