@@ -3,6 +3,7 @@
 import platform
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import cache
 from importlib import metadata
 
 from deepfloyd_core.store.manifest import Provenance
@@ -13,14 +14,21 @@ _PACKAGES = ("torch", "diffusers", "transformers", "peft", "pillow", "pillow-hei
 
 def provenance(started: datetime) -> Provenance:
     """The provenance of an artifact that is finished now."""
-    finished, versions = datetime.now(UTC), dict[str, str]()
-    for name in _PACKAGES:
-        with suppress(metadata.PackageNotFoundError):  # the core works without Prefect
-            versions[name] = metadata.version(name)
+    finished = datetime.now(UTC)
     return Provenance(
         started=started.isoformat(timespec="seconds"),
         seconds=round((finished - started).total_seconds(), 2),
         python=platform.python_version(),
         machine=platform.machine(),
-        packages=versions,
+        packages=package_versions(),
     )
+
+
+@cache  # a process keeps the packages that it has imported
+def package_versions() -> dict[str, str]:
+    """The versions of the installed packages that decide bytes."""
+    versions = {}
+    for name in _PACKAGES:
+        with suppress(metadata.PackageNotFoundError):  # the core works without Prefect
+            versions[name] = metadata.version(name)
+    return versions

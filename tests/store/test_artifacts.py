@@ -25,6 +25,7 @@ from deepfloyd_core.crops.summary import CropsSummary
 from deepfloyd_core.errors import ArtifactError, StorageError
 from deepfloyd_core.files import write_sealed
 from deepfloyd_core.measures.held_out_loss import HeldOutLosses
+from deepfloyd_core.store import provenance
 from deepfloyd_core.store.artifacts import (
     Artifact,
     Request,
@@ -88,6 +89,7 @@ def test_artifacts_are_made_without_prefect_and_say_which_packages_are_there(
         return real(name)
 
     monkeypatch.setattr(metadata, "version", version)
+    monkeypatch.setattr(provenance, "package_versions", provenance.package_versions.__wrapped__)
     made = materialise(tmp_path, REQUEST, build_files)
     packages = made.manifest.provenance.packages
     assert packages["pyarrow"] == real("pyarrow") and "prefect" not in packages

@@ -1,10 +1,12 @@
 """A small run on the tiny cascade: its run file, its data file and its drawn pictures."""
 
+import io
 import json
 import multiprocessing
 import subprocess
 import sys
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Protocol
 
@@ -78,11 +80,7 @@ class SmallRun:
 
     def add_picture(self, number: int) -> None:
         """Draw one more captioned picture, large enough for both stages."""
-        rng = np.random.default_rng(number)
-        width, height = int(rng.integers(260, 420)), int(rng.integers(260, 420))
-        Image.fromarray(drawn_world.draw(rng, "a purple star", width, height)).save(
-            self.pictures / f"star_{number:03d}.png"
-        )
+        (self.pictures / f"star_{number:03d}.png").write_bytes(_purple_star(number))
         (self.pictures / f"star_{number:03d}.txt").write_text("a purple star\n")
 
     def command(self, *arguments: str) -> list[str]:
@@ -110,6 +108,15 @@ class NewSmallRun(Protocol):
     """`make_small_run`, as a fixture gives it."""
 
     def __call__(self, folder: Path, pictures: int = 8) -> SmallRun: ...
+
+
+@cache
+def _purple_star(number: int) -> bytes:
+    rng = np.random.default_rng(number)
+    width, height = int(rng.integers(260, 420)), int(rng.integers(260, 420))
+    file = io.BytesIO()
+    Image.fromarray(drawn_world.draw(rng, "a purple star", width, height)).save(file, "PNG")
+    return file.getvalue()
 
 
 def make_small_run(folder: Path, pictures: int = 8) -> SmallRun:
