@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test test-slow test-extras test-all check bench ui docs clean
+.PHONY: setup demo test test-extras test-all check bench ui docs clean
 
 # Compiled on all cores afterwards, not by pip on one.
 INSTALL := $(BIN)/pip install --quiet --no-compile -c constraints.txt
@@ -28,15 +28,15 @@ demo: setup
 # Files go to the processes in the order in which tests/conftest.py puts them, the longest first. It says how many.
 SPREAD := -n auto --dist loadfile --no-loadscope-reorder
 # Compiled once and kept, whatever the environment says, not in each process that a test starts.
-test test-slow test-extras: export PYTHONDONTWRITEBYTECODE :=
+test test-all test-extras: export PYTHONDONTWRITEBYTECODE :=
 
-# The unit suite: under 3 minutes on 2 cores.
+# The unit suite: some 3 minutes on 2 cores.
 test: setup
 	$(BIN)/python -P -m pytest -m 'not slow' $(SPREAD)
 
-# What takes minutes: the demo's learning figures, killed runs, a browser on the UI.
-test-slow: setup
-	$(BIN)/python -P -m pytest -m slow $(SPREAD)
+# With what takes minutes: the demo's learning figures, killed runs, a browser on the UI. One session imports once.
+test-all: test-extras
+	$(BIN)/python -P -m pytest $(SPREAD)
 
 # Beside the environment, not in it: each process of each other test would import them, which takes seconds.
 EXTRAS := $(VENV)/extras
@@ -49,8 +49,6 @@ $(EXTRAS)/.installed: constraints.txt | $(STAMP)
 
 test-extras: setup $(EXTRAS)/.installed
 	PYTHONPATH=$(EXTRAS) $(BIN)/python -P -m pytest -m 'not slow' tests/text/test_quantize.py tests/training/test_optimizers.py
-
-test-all: test test-slow test-extras
 
 check: setup
 	$(BIN)/ruff check .
