@@ -13,6 +13,7 @@ import signal
 import socket
 import sys
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -28,6 +29,8 @@ from deepfloyd_core.store.manifest import Summary
 
 _FORKS = sys.platform == "linux"
 _ORDER_BYTES = 65536
+# What most jobs import on their way: pyarrow takes pandas, where it is installed, to make an array of a column.
+_ON_THE_WAY = ("pyarrow.dataset", "pandas", "matplotlib.figure")
 
 
 def main(control_fd: str, _: str) -> None:
@@ -37,6 +40,9 @@ def main(control_fd: str, _: str) -> None:
     if _FORKS:
         for module in ENTRIES:
             importlib.import_module(module)
+        for module in _ON_THE_WAY:
+            with suppress(ImportError):
+                importlib.import_module(module)
         gc.freeze()  # the collector would write to pages that the children share
     starter = os.getpid()
     line_fd = fork_on_command(int(control_fd), signal.SIGTERM)
