@@ -1,8 +1,12 @@
 """Fixtures that several files share: a world of pictures, a small run on the tiny cascade, one real Prefect server."""
 
+import fcntl
 import gc
 import os
+import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -82,13 +86,34 @@ def new_small_run() -> NewSmallRun:
     return make_small_run
 
 
+def _session_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all processes of a test session share."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A real Prefect server on a free loopback port with a home of its own; child processes find it by PREFECT_API_URL.
 
     All processes of a test session share it: the first to need it starts it.
     """
-    base = tmp_path_factory.getbasetemp()
-    session = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    with prefect_server(session / "prefect-home") as url:
+    with prefect_server(_session_folder(tmp_path_factory) / "prefect-home") as url:
         yield url
+
+
+@pytest.fixture
+def prefect_home(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home of Prefect with an empty database, for a server of a test's own, which takes 5 s to make one."""
+    made, home = _session_folder(tmp_path_factory) / "prefect-database", tmp_path / "home"
+    made.mkdir(exist_ok=True)
+    with (made / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (made / "is_whole").exists():
+            command = [sys.executable, "-P", "-m", "prefect", "server", "database", "upgrade", "--yes"]
+            environ = {key: value for key, value in os.environ.items() if not key.startswith("PREFECT_")}
+            subprocess.run(command, env=environ | {"PREFECT_HOME": str(made)}, check=True, capture_output=True)
+            (made / "is_whole").touch()
+    home.mkdir(mode=0o700)
+    shutil.copy(made / "prefect.db", home)
+    return home

@@ -241,20 +241,19 @@ def _server(home: Path, port: int) -> Iterator["subprocess.Popen[bytes]"]:
 
 @pytest.mark.slow
 def test_a_training_outlives_its_server_and_is_shown_by_the_next(
-    small_run: SmallRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small_run: SmallRun, tmp_path: Path, prefect_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    home, port, log = tmp_path / "home", free_port(), tmp_path / "run.log"
-    home.mkdir()
+    port, log = free_port(), tmp_path / "run.log"
     url = f"http://127.0.0.1:{port}/api"
     monkeypatch.setenv("PREFECT_API_URL", url)
     monkeypatch.setenv("PREFECT_CLIENT_MAX_RETRIES", "1")  # Prefect's own patience: some seconds instead of a minute
-    with _server(home, port):
+    with _server(prefect_home, port):
         run = small_run.start_here(log, "train-stage1", str(small_run.config))
         _until(run, log, lambda: any(small_run.workspace.glob("stage1_lora/*/.checkpoints/*/checkpoint.json")))
     _until(run, log, lambda: any(small_run.workspace.glob("stage1_lora/*/manifest.json")))
     time.sleep(8)  # in which Prefect would give up
     assert run.is_alive(), log.read_text()
-    with _server(home, port):
+    with _server(prefect_home, port):
         run.join(300)
         assert run.exitcode == 0, log.read_text()
         (flow_run,) = _found(url, "flow_runs", {"flow_runs": {"name": {"any_": _names(url)}}})

@@ -331,13 +331,15 @@ def _accepted(url: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_server_that_asks_for_a_password_lets_in_who_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_asks_for_a_password_lets_in_who_has_it(
+    prefect_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PREFECT_SERVER_API_AUTH_STRING", "me:secret")
 
     def held(given: str | None) -> "subprocess.Popen[str]":
         if given:
             monkeypatch.setenv("PREFECT_API_AUTH_STRING", given)
-        return _hold(tmp_path, "PREFECT_SERVER_API_AUTH_STRING", "PREFECT_API_AUTH_STRING")
+        return _hold(prefect_home, "PREFECT_SERVER_API_AUTH_STRING", "PREFECT_API_AUTH_STRING")
 
     without, wrong, right = (held(given) for given in (None, "me:wrong", "me:secret"))
     assert healthy(_url(right))
@@ -349,11 +351,11 @@ def test_a_server_that_asks_for_a_password_lets_in_who_has_it(tmp_path: Path, mo
 
 
 @pytest.mark.slow
-def test_a_server_that_is_killed_is_started_again_at_the_same_address(tmp_path: Path) -> None:
-    held = _hold(tmp_path)
+def test_a_server_that_is_killed_is_started_again_at_the_same_address(prefect_home: Path) -> None:
+    held = _hold(prefect_home)
     url = _url(held)
     for _ in range(2):
-        (process,) = (each for each in psutil.process_iter() if _is_server_of(each, tmp_path))
+        (process,) = (each for each in psutil.process_iter() if _is_server_of(each, prefect_home))
         process.kill()
         process.wait(30)
         assert within(PATIENCE_S, lambda: healthy(url), every_s=0.2)
@@ -382,11 +384,11 @@ def test_a_server_that_dies_while_it_is_started_again_is_started_once_more(
 
 @pytest.mark.slow
 def test_runs_share_a_server_on_loopback_only_whatever_proxy_is_named_and_the_last_one_stops_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    prefect_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in PROXIES:
         monkeypatch.setenv(name, "http://127.0.0.1:9")
-    first, second = _hold(tmp_path), _hold(tmp_path)
+    first, second = _hold(prefect_home), _hold(prefect_home)
     url = _url(first)
     assert url and _url(second) == url
     port = int(url.split(":")[2].split("/")[0])
@@ -401,25 +403,29 @@ def test_runs_share_a_server_on_loopback_only_whatever_proxy_is_named_and_the_la
 
 
 @pytest.mark.slow
-def test_a_server_ends_with_its_last_user_however_that_died_and_who_comes_then_gets_a_new_one(tmp_path: Path) -> None:
-    first = _hold(tmp_path)
+def test_a_server_ends_with_its_last_user_however_that_died_and_who_comes_then_gets_a_new_one(
+    prefect_home: Path,
+) -> None:
+    first = _hold(prefect_home)
     url = _url(first)
-    second = _hold(tmp_path)
+    second = _hold(prefect_home)
     assert _url(second) == url
     _kill(first)
     time.sleep(2)
     assert healthy(url)  # the second still uses it
     _kill(second)
-    third = _hold(tmp_path)  # while it ends, or just before
+    third = _hold(prefect_home)  # while it ends, or just before
     assert healthy(_url(third))
-    (pid,) = {process.pid for process in psutil.process_iter() if _is_server_of(process, tmp_path)}
+    (pid,) = {process.pid for process in psutil.process_iter() if _is_server_of(process, prefect_home)}
     os.kill(pid, signal.SIGKILL)
-    fourth = _hold(tmp_path)  # its record is still there
+    fourth = _hold(prefect_home)  # its record is still there
     assert healthy(_url(fourth))
     for user in (third, fourth):
         _kill(user)
     assert within(
-        PATIENCE_S, lambda: not any(_is_server_of(process, tmp_path) for process in psutil.process_iter()), every_s=0.1
+        PATIENCE_S,
+        lambda: not any(_is_server_of(process, prefect_home) for process in psutil.process_iter()),
+        every_s=0.1,
     )
 
 

@@ -260,11 +260,12 @@ def test_a_run_is_stopped_at_every_moment_and_goes_on(
 
 
 @pytest.mark.slow
-def test_a_second_ctrl_c_leaves_nothing_at_all(small_run: SmallRun, commands: list[Command]) -> None:
-    home = small_run.folder / "home"
+def test_a_second_ctrl_c_leaves_nothing_at_all(
+    small_run: SmallRun, prefect_home: Path, commands: list[Command]
+) -> None:
     command = Command(
         small_run.folder, "train-stage1", str(small_run.config), "--set", "stage1.max_train_steps=500",
-        PREFECT_HOME=str(home), PREFECT_API_URL="",
+        PREFECT_HOME=str(prefect_home), PREFECT_API_URL="",
     )  # fmt: skip
     commands.append(command)
     command.wait_for(lambda: any(small_run.workspace.glob(MOMENTS["training"][1])))

@@ -46,12 +46,11 @@ def _page(url: str, profile: Path) -> str:
 
 
 @contextmanager
-def _ui(project: Path, folder: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    """`deepfloyd ui` of a project until the end of the block: its port, and an environment with its PREFECT_HOME. Its
-    output is in ui.log of the folder."""
-    port, log = free_port(), folder / "ui.log"
+def _ui(project: Path, home: Path, log: Path) -> Iterator[tuple[int, dict[str, str]]]:
+    """`deepfloyd ui` of a project until the end of the block: its port, and an environment with its PREFECT_HOME."""
+    port = free_port()
     env = {key: value for key, value in os.environ.items() if not key.startswith("PREFECT_")}
-    env |= {"PREFECT_HOME": str(folder / "home")}
+    env |= {"PREFECT_HOME": str(home)}
     with log.open("wb") as out:
         ui = subprocess.Popen(
             [sys.executable, "-P", "-m", "flows", "ui", "--port", str(port)],
@@ -88,11 +87,11 @@ deployments:
 
 
 @pytest.mark.slow
-def test_a_schedule_starts_runs_that_complete(tmp_path: Path) -> None:
+def test_a_schedule_starts_runs_that_complete(tmp_path: Path, prefect_home: Path) -> None:
     (tmp_path / "tick.py").write_text(TICK)
     (tmp_path / "prefect.yaml").write_text(EVERY_4_S)
     scheduled = {"flow_runs": {"state": {"type": {"any_": ["COMPLETED"]}}}, "limit": 100}
-    with _ui(tmp_path, tmp_path) as (port, _):
+    with _ui(tmp_path, prefect_home, tmp_path / "ui.log") as (port, _):
         deadline = time.monotonic() + 240
         runs: list[Any] = []
         while len(runs) < 3 and time.monotonic() < deadline:
@@ -105,8 +104,10 @@ def test_a_schedule_starts_runs_that_complete(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.browser
 @pytest.mark.skipif(CHROMIUM is None, reason="no browser; on Debian: apt-get install chromium")
-def test_a_deployment_completes_and_its_artifacts_render(small_run: SmallRun, tmp_path: Path) -> None:
-    with _ui(ROOT, tmp_path) as (port, env):
+def test_a_deployment_completes_and_its_artifacts_render(
+    small_run: SmallRun, tmp_path: Path, prefect_home: Path
+) -> None:
+    with _ui(ROOT, prefect_home, tmp_path / "ui.log") as (port, env):
         url = f"http://127.0.0.1:{port}/api"
         names = {(entry["name"], entry["entrypoint"]) for entry in _post(url, "deployments/filter", {})}
         assert ("demo", "flows/finetune.py:finetune") in names and len(names) == 7
