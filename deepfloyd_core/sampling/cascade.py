@@ -65,7 +65,7 @@ def sample_cascade(job: Job[SampleRequest]) -> SamplesSummary:
         for variant in VARIANTS:
             small[variant] = _from_text(request, first, variant, specs, sampled)
             pictures = _save(job, first, variant, specs, small[variant])
-            if specs[0].given is not None and not first.settings.paired:
+            if specs[0].input_picture is not None and not first.settings.paired:
                 figures[f"control_error_{variant}"] = control_error(first.settings, specs, small[variant])
             rows.append((f"{STAGES[first.stage].title}, {variant}", pictures[:SHEET_COLUMNS]))
             if request.validation.sample_measure == "drawn_world":
@@ -81,7 +81,7 @@ def sample_cascade(job: Job[SampleRequest]) -> SamplesSummary:
             ]
         if shard_files(request.inputs.eval_set, upscaler.stage):
             figures |= _measure_upscaler(job, upscaler, table, sampled)
-    if any(item.given is not None for item in specs):
+    if any(item.input_picture is not None for item in specs):
         rows = _with_conditioning(rows, specs[:SHEET_COLUMNS])
     if rows:
         prompts = ", ".join(dict.fromkeys(" ".join(item.prompt.split()) for item in specs))
@@ -104,9 +104,9 @@ def control_error(settings: StageConfig, specs: list[SampleSpec], made: list[tor
     """
     kind = settings.controlnet_conditioning
     assert kind != "paired"
-    pairs = [(conditioning_picture(kind, picture[None]), item.given)
+    pairs = [(conditioning_picture(kind, picture[None]), item.input_picture)
              for picture, item in zip(made, specs, strict=True)]  # fmt: skip
-    return mean([float((own - given).abs().mean()) for own, given in pairs if given is not None])
+    return mean([float((own - hint).abs().mean()) for own, hint in pairs if hint is not None])
 
 
 def _with_conditioning(
@@ -115,9 +115,9 @@ def _with_conditioning(
     """Rows for the sheet: the conditioning above the samples; below those made from text the pictures that the
     conditioning was computed from, or whose pair it is.
     """
-    given = [to_bytes(item.given * 2 - 1)[0].numpy() for item in specs if item.given is not None]
+    hints = [to_bytes(item.input_picture * 2 - 1)[0].numpy() for item in specs if item.input_picture is not None]
     truths = [item.truth for item in specs if item.truth is not None]
-    return [("conditioning", given), *rows[: len(VARIANTS)], ("truth", truths), *rows[len(VARIANTS) :]]
+    return [("conditioning", hints), *rows[: len(VARIANTS)], ("truth", truths), *rows[len(VARIANTS) :]]
 
 
 def sampler_settings(one: SampledStage, negative_prompt: str) -> Json:
@@ -192,8 +192,8 @@ def _from_text(
     for size, group in groupby(specs, key=lambda item: item.size):
         part = list(group)
         text, negative = prompt_embeds(request, [item.prompt for item in part])
-        given = [item.given for item in part if item.given is not None and variant == "tuned"]
-        seeds, control = [item.seed for item in part], torch.cat(given) if given else None
+        hints = [item.input_picture for item in part if item.input_picture is not None and variant == "tuned"]
+        seeds, control = [item.seed for item in part], torch.cat(hints) if hints else None
         made += list(sample(sampler, text, negative, seeds, size, control))
     return made
 

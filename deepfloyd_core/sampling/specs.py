@@ -23,8 +23,8 @@ class SampleSpec:
     prompt: str
     seed: int
     size: tuple[int, int]  # of the picture, px
-    truth: np.ndarray | None = None  # uint8 (H, W, 3), the source of `given`, or the picture whose pair it is
-    given: torch.Tensor | None = None  # an upscaler's low-res picture, or a ControlNet's conditioning: see `_given`
+    truth: np.ndarray | None = None  # uint8 (H, W, 3), the source of `input_picture`, or the picture whose pair it is
+    input_picture: torch.Tensor | None = None  # an upscaler's low-res picture, or a ControlNet's conditioning
 
 
 def sample_specs(
@@ -46,11 +46,11 @@ def sample_specs(
     count = validation.num_upscaled_images if upscaler else validation.num_validation_images
     for one in eval_pictures(eval_set, stage, pairs)[:count]:
         row, seed = one.row, hash_seed("eval", one.row.image_id) % 2**32
-        found.append(SampleSpec(row.caption, seed, (row.width, row.height), one.pixels, _given(one, settings)))
+        found.append(SampleSpec(row.caption, seed, (row.width, row.height), one.pixels, _input_picture(one, settings)))
     return found
 
 
-def _given(one: EvalPicture, settings: StageConfig) -> torch.Tensor:
+def _input_picture(one: EvalPicture, settings: StageConfig) -> torch.Tensor:
     """Upscaler: the low-res picture, float32 (1, C, h, w) in [-1, 1]. ControlNet: (1, 3, H, W) in [0, 1]."""
     if one.pair is not None:
         return as_conditioning(torch.from_numpy(one.pair)[None])

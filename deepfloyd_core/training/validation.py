@@ -97,14 +97,17 @@ def _save_pictures(plan: Validation, step: int) -> list[Path]:
     without = [caption_id(plan.negative_prompt)]
     for part in _batches(plan.wanted, STAGES[stage].sample_batch):
         text, negative = texts([caption_id(item.prompt) for item in part]), texts(without * len(part))
-        seeds, found = [item.seed for item in part], [item.given for item in part if item.given is not None]
-        given = torch.cat(found) if found else None
+        seeds, found = (
+            [item.seed for item in part],
+            [item.input_picture for item in part if item.input_picture is not None],
+        )
+        inputs = torch.cat(found) if found else None
         with (
             frozen(unet),
             _pooled(unet, text, negative, settings.validation_guidance),
             autocast(unet.device, settings.mixed_precision),
         ):
-            made = sample(sampler, text.rows, negative.rows, seeds, part[0].size, given)
+            made = sample(sampler, text.rows, negative.rows, seeds, part[0].size, inputs)
         for item, picture in zip(part, to_bytes(made).numpy(), strict=True):
             paths.append(out / PICTURES / f"step-{step:08d}" / f"{len(paths):03d}.png")
             save_png(picture, Sample(item.prompt, item.seed, f"step {step}", {"stage": stage}), paths[-1])
@@ -144,8 +147,8 @@ def _sheet(folders: list[Path], stage: Stage, wanted: list[SampleSpec]) -> Image
     kind = STAGES[stage]
     truths = [item.truth for item in wanted[:_COLUMNS] if item.truth is not None]
     if truths:
-        given = [item.given for item in wanted[:_COLUMNS] if item.given is not None]
-        label, shown = ("low-res", given) if kind.is_upscaler else ("conditioning", [item * 2 - 1 for item in given])
+        inputs = [item.input_picture for item in wanted[:_COLUMNS] if item.input_picture is not None]
+        label, shown = ("low-res", inputs) if kind.is_upscaler else ("conditioning", [item * 2 - 1 for item in inputs])
         rows = [(label, [to_bytes(item)[0].numpy() for item in shown]), *rows, ("truth", truths)]
     return titled_rows(rows, kind.sheet_px, f"{kind.title} during training, same seeds")
 

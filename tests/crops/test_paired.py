@@ -488,7 +488,7 @@ def test_the_held_out_pictures_are_followed_by_their_own_pairs(paired: PairedWor
     run = paired.load(repeats=2, **OWN_SCALE)
     (wanted,) = sample_specs(1, run.config.stage(1), run.config, [], made["eval_set"], made["eval_pairs"])
     gray = conditioning_picture("grayscale", to_model_range(torch.from_numpy(wanted.truth)[None]))
-    assert torch.equal(known(wanted.given), gray)
+    assert torch.equal(known(wanted.input_picture), gray)
 
 
 def test_without_held_out_pictures_there_are_no_pairs_of_them(paired: PairedWorld) -> None:
