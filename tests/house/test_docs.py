@@ -62,6 +62,18 @@ def test_no_prefect_is_allowed_whose_schedules_never_fire() -> None:
     assert pinned["prefect"] in prefect.specifier
 
 
+def test_every_module_that_the_documentation_names_is_there() -> None:
+    modules = [path.relative_to(ROOT) for room in ("deepfloyd_core", "flows", "tasks", "tests", "benchmarks")
+               for path in (ROOT / room).rglob("*.py")]  # fmt: skip
+    named = {
+        name
+        for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))
+        for name in re.findall(r"`([\w./*]+\.py)\b", page.read_text())
+    }
+    lost = {name for name in named if not any(path.match(name) for path in modules)}
+    assert len(named) > 60 and lost == {"tests/ROOM/test_MODULE.py"}, lost
+
+
 def test_the_readme_names_every_exit_code() -> None:
     (said,) = re.findall(r"Exit codes: (.*)", (ROOT / "README.md").read_text())
     assert {int(code) for code in re.findall(r"\d+", said)} == {0, 1, 2, *(128 + number for number in SIGNALS)}
