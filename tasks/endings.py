@@ -75,7 +75,7 @@ def twins_line(index: IndexSummary) -> str:
     first = "" if DUPLICATE in index.reasons else "; with duplicates = first a data set trains on one of each"
     return (
         f"{many(index.twins, 'picture is a duplicate', 'pictures are duplicates')} of "
-        f"{many(index.twin_groups, 'other')}:  each group is trained on or held out as a whole{first}. See twins.png"
+        f"{many(index.twin_groups, 'other')}: each group is trained on or held out as a whole{first}. See twins.png"
     )
 
 

@@ -129,14 +129,18 @@ def read_config_file(path: Path) -> Any:
 
 # How the parsers' messages start for a backslash that begins no escape, and for a text whose last quotation mark is escaped.
 _BAD_ESCAPES = ("Invalid \\", "Unescaped", "Invalid hex value")
-_OPEN_TEXTS = ("Unterminated string", "Invalid control character", "Illegal character")
+_OPEN_TEXTS = (
+    "Unterminated string", "Invalid control character", "Illegal character", "Expecting ',' delimiter", "Unclosed array",
+)  # fmt: skip
+_ESCAPED_END = re.compile(r'\\"\s*(?:[],}]|$)')
 
 
 def _remedy(fault: str, text: str) -> str:
     """What helps against the commonest slips in the line that a parser names. The line itself may hold a key to a bucket."""
     number = re.search(r"\bline (\d+)", fault)
-    line = text.split("\n")[int(number[1]) - 1 : int(number[1])] if number else []
-    if fault.startswith(_BAD_ESCAPES) or (fault.startswith(_OPEN_TEXTS) and any('\\"' in part for part in line)):
+    lines = text.split("\n")
+    named = lines[int(number[1]) - 1 : int(number[1])] if number else lines
+    if fault.startswith(_BAD_ESCAPES) or (fault.startswith(_OPEN_TEXTS) and any(map(_ESCAPED_END.search, named))):
         return " Write each \\ twice, or a path with /."
     slips = {
         "Invalid value (at": " Put texts in quotation marks; write true and false without them, in lower case.",

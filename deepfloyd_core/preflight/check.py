@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 # The stages whose models have passed, each with the weights that it starts from.
-_Checked: TypeAlias = "dict[Stage, Parent | None]"
+_Checked: TypeAlias = "dict[Stage, tuple[Path, Parent | None]]"
 
 # What a flow makes, with all that it needs for that. A stage: its LoRA. GenerateOptions: those of `generate`.
 Goal = Literal["crops", "text_embeds", "lora_bundle"] | Stage | GenerateOptions
@@ -80,7 +80,7 @@ def _first_round(
         if stage in (encoder, *stages):
             folder = _folder_here(run.config.stage(stage).model, stage, stage == encoder, faults)
             if folder is not None and stage in stages:
-                checked[stage] = _check_model(run, goal, stage, folder, faults)
+                checked[stage] = folder, _check_model(run, goal, stage, folder, faults)
     return run
 
 
@@ -129,18 +129,17 @@ def _trains(goal: Goal) -> bool:
 
 
 def _fetch_models(run: Run, goal: Goal, checked: _Checked) -> None:
-    """Download or write missing models, and check each like the others, except those that were checked before.
+    """Download or write models that are missing or newer on the hub, and check each that was not checked before.
 
     Raises for the first model with faults.
     """
     faults: list[DeepFloydError] = []
     for stage in _stages(run.config, goal):
         encodes = isinstance(goal, GenerateOptions) and stage == run.config.first_stage
-        if encodes or stage not in checked:
-            folder = resolve(run.config.stage(stage).model, stage, text=encodes)
-        if stage not in checked:
-            checked[stage] = _check_model(run, goal, stage, folder, faults)
+        folder = resolve(run.config.stage(stage).model, stage, text=encodes)
+        if stage not in checked or checked[stage][0] != folder:
+            checked[stage] = folder, _check_model(run, goal, stage, folder, faults)
             raise_together(faults)
-        parent = checked[stage]
+        _, parent = checked[stage]
         if parent is not None and parent.note:
             log.info("%s", parent.note)

@@ -30,7 +30,7 @@ from deepfloyd_core.store.manifest import Summary
 _FORKS = sys.platform == "linux"
 _ORDER_BYTES = 65536
 # What most jobs import on their way: pyarrow takes pandas, where it is installed, to make an array of a column.
-_ON_THE_WAY = ("pyarrow.dataset", "pandas", "matplotlib.figure")
+ON_THE_WAY = ("pyarrow.dataset", "pandas", "matplotlib.figure")
 
 
 def main(control_fd: str, _: str) -> None:
@@ -40,8 +40,8 @@ def main(control_fd: str, _: str) -> None:
     if _FORKS:
         for module in ENTRIES:
             importlib.import_module(module)
-        for module in _ON_THE_WAY:
-            with suppress(ImportError):
+        for module in ON_THE_WAY:
+            with suppress(ImportError, ValueError):  # ValueError: pandas of another numpy
                 importlib.import_module(module)
         gc.freeze()  # the collector would write to pages that the children share
     starter = os.getpid()

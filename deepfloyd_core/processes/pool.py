@@ -28,9 +28,8 @@ T = TypeVar("T")
 R = TypeVar("R")
 _CHUNK = 16  # items in a request
 _IN_FLIGHT = 4  # requests per worker ahead of the consumer
-MOST_REQUESTS = (
-    200  # requests that a child serves: what decoders leak must not add up to an innocent picture's MemoryError
-)
+# Requests that a child serves: what decoders leak must not add up to an innocent picture's MemoryError.
+MOST_REQUESTS = 200
 
 
 @dataclass(frozen=True)

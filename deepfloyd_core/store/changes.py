@@ -44,7 +44,9 @@ def label(kind: str) -> str:
 def changes(kind: str, old: Json, new: Json) -> list[str]:
     """How the format, spec and inputs of two artifacts of a kind differ: a phrase for each, at least one."""
     found = ["this version of the program builds it differently"] if old["format"] != new["format"] else []
-    differ = _differences(old["spec"], new["spec"])
+    differ = list(_differences(old["spec"], new["spec"]))
+    if found:  # a key that only one of them has may be the program's own
+        differ = [change for change in differ if None not in change[1:]]
     found += [_setting(kind, *change) for change in differ if not _follows(change[0], old["spec"], new["spec"])]
     for name in sorted(old["inputs"].keys() | new["inputs"].keys()):
         found += _input(name, old["inputs"].get(name), new["inputs"].get(name))
@@ -67,7 +69,8 @@ def _setting(kind: str, path: tuple[str, ...], before: Any, after: Any) -> str:
     if key == "stages":
         came, went = [each for each in after if each not in before], [each for each in before if each not in after]
         return ", ".join([f"stage {each} added" for each in came] + [f"stage {each} removed" for each in went])
-    if (own := _stage(key)) and (before is None or after is None):
+    own = next((kind for kind in STAGES.values() if kind.table == key), None)
+    if own and (before is None or after is None):
         return f"stage {own.number} {'added' if before is None else 'removed'}"
     if path[0] == "shares" or (len(path) > 1 and path[-2] == "datasets"):
         return _data_set(key, before, after)

@@ -17,6 +17,7 @@ from small_run import SmallRun
 from deepfloyd_core.config.flavours import FLAVOURS
 from deepfloyd_core.config.stages import STAGES, Stage
 from deepfloyd_core.errors import ConfigError, DeepFloydError, ModelError
+from deepfloyd_core.models.folders import resolve
 from deepfloyd_core.preflight import check
 from deepfloyd_core.preflight.check import Goal, check_run, trained_with
 from deepfloyd_core.preflight.generate import GenerateOptions
@@ -223,9 +224,20 @@ def test_a_model_on_this_machine_is_checked_once(small_run: SmallRun, monkeypatc
         return check_unet(stage, folder)
 
     monkeypatch.setattr(check, "check_unet", checked)
-    monkeypatch.setattr(check, "resolve", lambda *_, **__: pytest.fail("it is here"))
+    monkeypatch.setattr(check, "resolve", resolve)
     check_run(small_run.config, (), "lora_bundle")
-    assert read == [Path(FLAVOURS[name].repo) for name in ("tiny-i", "tiny-ii")]
+    here = [Path(FLAVOURS[name].repo) for name in ("tiny-i", "tiny-ii")]
+    assert read == here
+
+
+def test_a_model_that_is_newer_on_the_hub_is_checked_as_well(
+    small_run: SmallRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`resolve` gives another snapshot than the one that the cache had before: here, of the wrong stage."""
+    newer = Path(FLAVOURS["tiny-ii"].repo)
+    monkeypatch.setattr(check, "resolve", lambda *_, **__: newer)
+    with pytest.raises(DeepFloydError, match="Stage I "):
+        check_run(small_run.config, (), "lora_bundle")
 
 
 def test_all_stages_that_a_stage_learns_from_are_trained_before_it(monkeypatch: pytest.MonkeyPatch) -> None:

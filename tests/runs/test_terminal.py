@@ -41,8 +41,8 @@ ODD = "a[red]b[/x] [link=c] :smile: [/]"
 
 @pytest.mark.parametrize(
     ("pictures", "groups", "words"),
-    [(1, 1, "1 picture is a duplicate of 1 other: "), (3, 1, "3 pictures are duplicates of 1 other: "),
-     (1200, 2, "1,200 pictures are duplicates of 2 others: ")],
+    [(1, 1, "1 picture is a duplicate of 1 other: each group "), (3, 1, "3 pictures are duplicates of 1 other: each group "),
+     (1200, 2, "1,200 pictures are duplicates of 2 others: each group ")],
 )  # fmt: skip
 def test_counts_are_singular_and_plural(pictures: int, groups: int, words: str) -> None:
     line = twins_line(cast(Any, SimpleNamespace(twins=pictures, twin_groups=groups, reasons={})))

@@ -69,7 +69,8 @@ def stood_in(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
         size: tuple[int, int],
         given: torch.Tensor | None,
     ) -> torch.Tensor:
-        if given is not None:
+        if sampler.stage == 2:
+            assert given is not None
             return second(sampler, seeds, given)
         sampler.sampled(len(seeds))
         return torch.full((len(seeds), 3, size[1], size[0]), {"base": -0.5, "tuned": 0.25}[sampler.variant])

@@ -82,6 +82,18 @@ def test_other_weights_of_a_measure_are_named_by_their_key_and_are_no_base_model
     assert told(world, "cascade_samples", one, {}) == ["eval_lpips_model removed"]
 
 
+def test_a_size_of_windows_is_no_stage_that_came_or_went() -> None:
+    old, new = ({"format": 1, "spec": {"stage2_patch": size}, "inputs": {}} for size in (None, 128))
+    assert changes("stage2_lora", old, new) == ["stage2.stage2_patch unset -> 128"]
+    assert changes("stage2_lora", new, old) == ["stage2.stage2_patch 128 -> unset"]
+
+
+def test_of_another_format_only_keys_are_named_that_both_have() -> None:
+    old = {"format": 1, "spec": {"dtype": "bf16", "seed": 1}, "inputs": {}}
+    new = {"format": 2, "spec": {"text_encoder_dtype": "bf16", "seed": 2}, "inputs": {}}
+    assert changes("text_embeds", old, new) == ["this version of the program builds it differently", "seed 1 -> 2"]
+
+
 def test_pictures_that_came_went_or_changed_are_named_at_most_three(
     world: DataWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:

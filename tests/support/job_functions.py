@@ -106,6 +106,7 @@ def do(job: Job[Order]) -> Pids:
 
 if __name__ == "__main__":
     job_worker.ENTRIES = ()  # type: ignore[attr-defined, assignment]
+    job_worker.ON_THE_WAY = ()  # type: ignore[assignment]
     if "DRIVER" in os.environ:
         sys.modules["torch"] = SimpleNamespace(cuda=SimpleNamespace(_is_in_bad_fork=lambda: True))  # type: ignore[assignment]
     job_worker.main(*sys.argv[1:])
