@@ -80,7 +80,7 @@ def _card(run: Run, inputs: BundleInputs[Artifact], prompts: list[str], metrics:
         lines += ["Sample prompts: " + "; ".join(f"`{prompt}`" for prompt in prompts), ""]
     lines += ["## Use", "", "```python"]
     products = {stage: product_name(inputs.loras[stage].path) for stage in run.config.stages}
-    lines += [*card_code(run, products, prompts[0]), "```", "", "## Figures", "", *measure_tables(metrics.tables)]
+    lines += [*card_code(run, products, prompts[0]), "```", "", "## Figures", "", *markdown_tables(metrics.tables)]
     lines += ["```json", _metrics_json(metrics), "```", ""]
     lines += ["## Lineage", ""]
     lines += [f"- {name}: {artifact.fingerprint}" for name, artifact in sorted(inputs.by_field.items())]
@@ -98,7 +98,7 @@ def _card(run: Run, inputs: BundleInputs[Artifact], prompts: list[str], metrics:
     return "\n".join([*lines, "## Licence", "", LICENCE, ""])
 
 
-def measure_tables(tables: Iterable[MeasureTable]) -> list[str]:
+def markdown_tables(tables: Iterable[MeasureTable]) -> list[str]:
     """Measures as markdown tables, their heads with unit and direction."""
     lines: list[str] = []
     for table in tables:

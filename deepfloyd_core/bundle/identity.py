@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from deepfloyd_core.config.stages import STAGES, Stage
+from deepfloyd_core.config.stages import Stage, by_stage
 from deepfloyd_core.measures.tables import MeasureTable
 from deepfloyd_core.sampling.jobs import CascadeInputs, SamplesSummary
 from deepfloyd_core.store.artifacts import Request
@@ -31,10 +31,7 @@ class BundleSummary(Summary):
     @property
     def trainings(self) -> dict[Stage, TrainingFigures]:
         """The figures of each trained stage."""
-        found: dict[Stage, TrainingFigures | None] = {
-            stage: getattr(self, kind.table) for stage, kind in STAGES.items()
-        }
-        return {stage: figures for stage, figures in found.items() if figures is not None}
+        return by_stage(self)
 
     @property
     def tables(self) -> list[MeasureTable]:

@@ -23,7 +23,7 @@ from deepfloyd_core.config.run_text import TextKeys
 from deepfloyd_core.config.run_validation import ValidationKeys
 from deepfloyd_core.config.stage import StageConfig
 from deepfloyd_core.config.stage_run import device_fault
-from deepfloyd_core.config.stages import STAGES, UPSCALE, Stage, StageKind, tables, titles
+from deepfloyd_core.config.stages import STAGES, UPSCALE, Stage, StageKind, by_stage, tables, titles
 from deepfloyd_core.errors import ConfigError
 
 GROUPS = (TextKeys, ValidationKeys, Machine)
@@ -155,7 +155,7 @@ class RunConfig(TextKeys, ValidationKeys, Machine):
     @property
     def stages(self) -> tuple[Stage, ...]:
         """The stages that this run trains, in the order of the cascade."""
-        return tuple(stage for stage, kind in STAGES.items() if getattr(self, kind.table) is not None)
+        return tuple(by_stage(self))
 
     @property
     def first_stage(self) -> Stage:

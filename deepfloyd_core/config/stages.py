@@ -7,7 +7,7 @@ tables by stage beside them, and a stage that is not in such a table is a KeyErr
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 Stage = Literal[1, 2]
 UPSCALE = 4  # an upscaler makes 4x4 pixels from each pixel of its low-res picture
@@ -106,6 +106,12 @@ _KINDS = (
 STAGES: dict[Stage, StageKind] = {kind.number: kind for kind in _KINDS}
 UPSCALERS = tuple(stage for stage, kind in STAGES.items() if kind.is_upscaler)
 CONTROLLED = tuple(stage for stage, kind in STAGES.items() if kind.takes_controlnet)
+
+
+def by_stage(record: object, suffix: str = "") -> dict[Stage, Any]:
+    """The fields `stage1`, `stage2` of a record, or `stage1_lora` with a suffix, for the stages where they are not None."""
+    fields = {stage: getattr(record, kind.table + suffix) for stage, kind in STAGES.items()}
+    return {stage: value for stage, value in fields.items() if value is not None}
 
 
 def titles(stages: tuple[Stage, ...]) -> str:

@@ -9,7 +9,7 @@ from deepfloyd_core.config.run import Run
 from deepfloyd_core.config.run_text import TextKeys
 from deepfloyd_core.config.run_validation import ValidationKeys
 from deepfloyd_core.config.stage import StageConfig
-from deepfloyd_core.config.stages import STAGES, Stage
+from deepfloyd_core.config.stages import STAGES, Stage, by_stage
 from deepfloyd_core.measures.figures import UpscalingFigures
 from deepfloyd_core.measures.tables import MeasureTable, measure_tables
 from deepfloyd_core.processes.jobs import JobRequest
@@ -98,8 +98,7 @@ class CascadeInputs(Inputs[A]):
     @property
     def loras(self) -> dict[Stage, A]:
         """The LoRA of each stage that has one."""
-        found: dict[Stage, A | None] = {stage: getattr(self, f"stage{stage}_lora") for stage in STAGES}
-        return {stage: lora for stage, lora in found.items() if lora is not None}
+        return by_stage(self, "_lora")
 
 
 def lora_fields(loras: Mapping[Stage, A]) -> dict[str, A]:

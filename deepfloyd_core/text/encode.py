@@ -295,16 +295,18 @@ class _Encoder:
         streamed, quantization = machine.text_encoder_streaming, keys.text_encoder_quantization
         return cls(name, ENCODERS[name].load_encoder(folder, dtype, device, streamed, quantization), keys, machine)
 
-    def forecast_s(self, texts: int, files: int) -> float:
+    @property
+    def _sizes(self) -> tuple[int, int]:
+        """Tokens of a text, and rows of a batch."""
         length = self.keys.tokenizer_max_length
-        batch_rows = self.machine.embed_batch_size * length
-        return ENCODERS[self.name].forecast_s(self.loaded, texts, files, length, batch_rows)
+        return length, self.machine.embed_batch_size * length
+
+    def forecast_s(self, texts: int, files: int) -> float:
+        return ENCODERS[self.name].forecast_s(self.loaded, texts, files, *self._sizes)
 
     def rows(self, texts: list[str], ids: list[list[int]], report: Report) -> torch.Tensor:
         """The rows of cleaned texts, given with their tokens, (N, T, D) on the CPU. ModelError: one is not finite."""
-        length = self.keys.tokenizer_max_length
-        batch_rows = self.machine.embed_batch_size * length
-        made = ENCODERS[self.name].encode(self.loaded, ids, length, batch_rows, report)
+        made = ENCODERS[self.name].encode(self.loaded, ids, *self._sizes, report)
         good = torch.isfinite(made).flatten(1).all(1).tolist()
         if not all(good):
             title = TEXT_ENCODERS[self.name].title

@@ -20,7 +20,7 @@ from rich.table import Table
 from small_run import SmallRun
 from summaries import summary_of
 
-from deepfloyd_core.bundle.build import measure_tables
+from deepfloyd_core.bundle.build import markdown_tables
 from deepfloyd_core.config.data_file import DataFile, load_data_file
 from deepfloyd_core.config.stages import Stage
 from deepfloyd_core.index.summary import IndexSummary
@@ -137,7 +137,7 @@ def test_measures_of_stage2_are_told_with_their_unit_and_which_way_is_better(
     assert [row["upscaled by"] for row in rows] == list(UPSCALED_BY)
     heads = ["noise level", "upscaled by", *(measure.meaning for measure in measures_against("sample"))]
     assert list(rows[0]) == [*heads, "gain of the tuned model: PSNR of its downscale to the sample"]
-    table = measure_tables(tables)
+    table = markdown_tables(tables)
     assert (
         table[0] == "Stage II on Stage I's samples:"
         and "| dB, more" not in table[2]
