@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from deepfloyd_core.config.base import home_path
 from deepfloyd_core.config.run_validation import MOST_PICTURES
 from deepfloyd_core.errors import ConfigError, DeepFloydError
 from deepfloyd_core.store.file_faults import storage_error
+from flows.arguments import ConfigPath, Overrides, user_path
 from flows.stopping import Stopped, Stopping
+from flows.workspace_commands import list_artifacts, show, verify
 from tasks.terminal import console, labelled
 
 if TYPE_CHECKING:
@@ -50,19 +51,6 @@ app = typer.Typer(
 )  # fmt: skip
 out, err = console(), console(stderr=True)
 stopping = Stopping(err)
-
-
-def _path(text: str) -> Path:
-    """A path of the command line; the shell leaves `~` in quotes as it is."""
-    return home_path(Path(text))
-
-
-ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", parser=_path, help="The run file (TOML or JSON).")]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the run file; KEY= removes it."),
-]
-Workspace = Annotated[Path, typer.Argument(metavar="WORKSPACE", parser=_path, help="Directory of the artifacts.")]
 
 
 def main() -> None:
@@ -167,7 +155,9 @@ def generate(
     size: Annotated[str | None, typer.Option(help="Stage I size, e.g. 64 or 96x64 (width x height).")] = None,
     control: Annotated[
         Path | None,
-        typer.Option(metavar="PICTURE", parser=_path, help="Conditioning picture, for a version that is a ControlNet."),
+        typer.Option(
+            metavar="PICTURE", parser=user_path, help="Conditioning picture, for a version that is a ControlNet."
+        ),
     ] = None,
     overrides: Overrides = None,
 ) -> None:
@@ -196,45 +186,9 @@ def generate(
         out.print(f"{artifact.path / name}  {' '.join(text.split())}" if len(prompt) > 1 else str(artifact.path / name))
 
 
-@app.command()
-def verify(workspace: Workspace) -> None:
-    """Re-hash every artifact and version of a workspace, and all that a version needs; exit 1 on any fault."""
-    from deepfloyd_core.bundle.verify import verify_workspace
-    from flows.report import print_verified
-
-    _need_workspace(workspace)
-    found = verify_workspace(workspace)
-    print_verified(out, found)
-    if found.faults:
-        raise typer.Exit(1)
-
-
-@app.command("ls")
-def list_artifacts(workspace: Workspace) -> None:
-    """List the artifacts and versions of a workspace."""
-    from flows.report import print_artifacts
-
-    _need_workspace(workspace)
-    print_artifacts(out, workspace)
-
-
-@app.command()
-def show(
-    workspace: Workspace,
-    fingerprint: Annotated[str, typer.Argument(help="Fingerprint of an artifact, or its first digits.")],
-) -> None:
-    """Print the manifest of an artifact: spec, inputs, summary, files."""
-    from deepfloyd_core.store.artifacts import all_artifacts
-    from deepfloyd_core.store.versions import bundle_of, readable_versions
-
-    _need_workspace(workspace)
-    for version in readable_versions(workspace)[0]:
-        if version.bundle.startswith(fingerprint):
-            bundle_of(workspace, version)  # one that is lost is an error of its own
-    found = [artifact for artifact in all_artifacts(workspace) if artifact.fingerprint.startswith(fingerprint)]
-    if len(found) != 1:
-        raise ConfigError(f"{fingerprint!r} names {len(found)} artifacts of {workspace}; `deepfloyd ls` lists them.")
-    out.print_json(found[0].manifest.model_dump_json())
+app.command()(verify)
+app.command("ls")(list_artifacts)
+app.command()(show)
 
 
 @app.command()
@@ -339,11 +293,3 @@ def _flush_prefect() -> None:
     patience_s = 1.0 if stopping.asked else 10.0
     send_what_waits(patience_s)
     EventsWorker.drain_all(timeout=patience_s)
-
-
-def _need_workspace(workspace: Path) -> None:
-    from deepfloyd_core.store.artifacts import is_workspace
-
-    if not is_workspace(workspace):
-        fault = "holds no artifacts" if workspace.is_dir() else "is no folder" if workspace.exists() else "is not there"
-        raise ConfigError(f"{workspace} {fault}. Give the folder that `workspace` of the run file names.")
