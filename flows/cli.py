@@ -21,13 +21,13 @@ from deepfloyd_core.errors import ConfigError, DeepFloydError
 from deepfloyd_core.store.file_faults import storage_error
 from flows.arguments import ConfigPath, Overrides, user_path
 from flows.stopping import Stopped, Stopping
+from flows.version_commands import block, history, promote, rollback
 from flows.workspace_commands import list_artifacts, show, verify
 from tasks.terminal import console, labelled
 
 if TYPE_CHECKING:
     from deepfloyd_core.config.run import Run
     from deepfloyd_core.preflight.check import Goal
-    from deepfloyd_core.store.versions import Version
 
 
 class _EachOnce(TyperGroup):
@@ -77,14 +77,13 @@ def main() -> None:
 def run(config: ConfigPath, overrides: Overrides = None) -> None:
     """Make every artifact, from the pictures to the published bundle."""
     loaded = _load(config, overrides, "lora_bundle")
-    before = _current_version(loaded.run)
     with _session(loaded) as call:
         from flows.finetune import finetune
 
-        version = call(finetune)
-    from flows.report import print_version
+        outcome = call(finetune)
+    from flows.report import print_outcome
 
-    print_version(out, loaded.run.workspace, version, before)
+    print_outcome(out, loaded.run.workspace, outcome)
 
 
 @app.command()
@@ -130,19 +129,15 @@ def train_stage2(config: ConfigPath, overrides: Overrides = None) -> None:
 
 @app.command()
 def retrain(config: ConfigPath, overrides: Overrides = None) -> None:
-    """Publish a new version if data or settings are not those of the current one; else say "no change"."""
+    """Publish a new version if data or settings are not those of the champion; else say "no change"."""
     loaded = _load(config, overrides, "lora_bundle")
-    before = _current_version(loaded.run)
     with _session(loaded) as call:
         from flows.retrain import retrain as flow
 
-        version = call(flow)
-    if version is None:
-        out.print("no change")
-    else:
-        from flows.report import print_version
+        outcome = call(flow)
+    from flows.report import print_news, print_outcome
 
-        print_version(out, loaded.run.workspace, version, before)
+    (print_outcome if outcome.is_new else print_news)(out, loaded.run.workspace, outcome)
 
 
 @app.command()
@@ -151,7 +146,9 @@ def generate(
     prompt: Annotated[list[str], typer.Option(help="Prompt; may be given several times.")],
     seed: Annotated[int, typer.Option(min=0, help="Seed of a prompt's first picture; the next ones count up.")] = 0,
     images: Annotated[int, typer.Option(min=1, max=MOST_PICTURES, help="How many pictures of each prompt.")] = 1,
-    version: Annotated[str, typer.Option(help="A version number, `latest`, or `base` for no LoRA.")] = "latest",
+    version: Annotated[
+        str, typer.Option(help="A number, `latest` for the champion, or `base` for no LoRA.")
+    ] = "latest",
     size: Annotated[str | None, typer.Option(help="Stage I size, e.g. 64 or 96x64 (width x height).")] = None,
     control: Annotated[
         Path | None,
@@ -188,6 +185,10 @@ def generate(
 
 app.command()(verify)
 app.command("ls")(list_artifacts)
+app.command()(history)
+app.command()(promote)
+app.command()(rollback)
+app.command()(block)
 app.command()(show)
 
 
@@ -229,12 +230,6 @@ def _load(config: Path, overrides: list[str] | None, goal: "Goal") -> _Loaded:
     from deepfloyd_core.preflight.check import check_run
 
     return _Loaded(config, overrides or [], check_run(config, tuple(overrides or ()), goal, elsewhere=False))
-
-
-def _current_version(run: "Run") -> "Version | None":
-    from deepfloyd_core.store.versions import current
-
-    return current(run.workspace)
 
 
 def _print_notes(notes: Iterable[str]) -> None:

@@ -13,7 +13,7 @@ from deepfloyd_core.preflight.check import check_run
 from deepfloyd_core.processes.jobs import job_starter
 from deepfloyd_core.sampling.jobs import SampleInputs, lora_fields
 from deepfloyd_core.store.artifacts import Artifact
-from deepfloyd_core.store.versions import Version, current, news_of
+from deepfloyd_core.store.registry import Outcome, news_of
 from flows.dag import make_pictures, make_trainings
 from tasks import VERSION
 from tasks.cascade_samples import cascade_samples
@@ -25,16 +25,17 @@ from tasks.text_embeds import text_embeds
 
 @flow(name="finetune", version=VERSION)
 @server_awaited
-def finetune(config: str, overrides: list[str] | None = None) -> "State[Version]":
-    """Fine-tune the stages that CONFIG names and publish the result: as a new version, unless it is the current one's."""
+def finetune(config: str, overrides: list[str] | None = None) -> "State[Outcome]":
+    """Fine-tune the stages that CONFIG names and publish the result as a new version, unless its bundle is the champion's
+    or was blocked.
+    """
     run = check_run(Path(config), tuple(overrides or ()), "lora_bundle")
-    before = current(run.workspace)
-    version = make_bundle(run, image_index(run))
-    return Completed(message=news_of(run.workspace, version, before), data=version)
+    outcome = make_bundle(run, image_index(run))
+    return Completed(message=news_of(run.workspace, outcome), data=outcome)
 
 
 @job_starter()
-def make_bundle(run: Run, index: Artifact) -> Version:
+def make_bundle(run: Run, index: Artifact) -> Outcome:
     """Everything after the index; what is already there is reused. Pictures come first: T5 takes long, and they may fail."""
     pictures = make_pictures(run, index, run.config.stages)
     embeds = text_embeds(run, index)

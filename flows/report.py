@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from deepfloyd_core.bundle.history import history
 from deepfloyd_core.bundle.identity import BundleSummary
 from deepfloyd_core.bundle.verify import Verified
 from deepfloyd_core.config.stages import STAGES, UPSCALERS, Stage
@@ -16,8 +17,12 @@ from deepfloyd_core.measures.held_out_loss import LossChange
 from deepfloyd_core.measures.tables import UPSCALED_BY, MeasureTable, gained
 from deepfloyd_core.store.artifacts import all_artifacts
 from deepfloyd_core.store.counts import many
-from deepfloyd_core.store.versions import Version, bundle_of, news_of, readable_versions
+from deepfloyd_core.store.registry import Outcome, news_of
+from deepfloyd_core.store.versions import bundle_of, readable_versions
 from tasks.terminal import labelled
+
+_WIDEST = 2000  # characters of a line of `history`
+_STYLES = {"champion": "", "candidate": "bold yellow", "blocked": "bold red", "unknown": "bold red"}  # of a version
 
 
 def print_artifacts(out: Console, workspace: Path) -> None:
@@ -61,9 +66,14 @@ def print_verified(out: Console, verified: Verified) -> None:
         )
 
 
-def print_version(out: Console, workspace: Path, version: Version, before: Version | None) -> None:
-    """Print a published version, its place and its figures. before: the version that was current when the run began."""
-    bundle = bundle_of(workspace, version)
+def print_news(out: Console, workspace: Path, outcome: Outcome) -> None:
+    """Print what a run came to, in one line."""
+    out.print(Text(news_of(workspace, outcome), _STYLES[outcome.state]))
+
+
+def print_outcome(out: Console, workspace: Path, outcome: Outcome) -> None:
+    """Print what a run came to, and the figures and the place of its version."""
+    bundle = bundle_of(workspace, outcome.version)
     figures = bundle.summary(BundleSummary)
     out.print()
     for stage, training in figures.trainings.items():
@@ -73,7 +83,7 @@ def print_version(out: Console, workspace: Path, version: Version, before: Versi
             out.print(f"{key.replace('_', ' '):<22} {value}")
     for table in figures.tables:
         print_measures(out, table)
-    out.print(news_of(workspace, version, before))
+    print_news(out, workspace, outcome)
     out.print(f"bundle                 {bundle.path}")
     sheets = {bundle.path / "sheet.png": "contact sheet"}
     for files in (UpscalingFiles(stage, bundle.path) for stage in UPSCALERS):
@@ -85,6 +95,24 @@ def print_version(out: Console, workspace: Path, version: Version, before: Versi
     for file, label in sheets.items():
         if file.exists():
             out.print(f"{label:<22} {file}")
+
+
+def print_history(out: Console, workspace: Path) -> None:
+    """Print a table of the versions, and a line for each damaged or missing record."""
+    rows = history(workspace)
+    table = Table("version", "state", "published (UTC)", "run file", box=SIMPLE_HEAD, padding=(0, 1))
+    table.add_column("held-out loss, base -> tuned\n(less is better)")
+    table.add_column("gain over the base\n(more is better)")
+    table.add_column("reason")
+    for row in rows:
+        when, state = row.when[:16].replace("T", " "), Text(row.state, _STYLES.get(row.state, ""))
+        figures = "\n".join(row.losses), "\n".join(row.gains)
+        table.add_row(str(row.version), state, when, row.run_file, *figures, row.reason)
+    if not out.is_terminal:  # a file or a pipe has no width: there no cell is broken
+        table.width = out.measure(table, options=out.options.update(max_width=_WIDEST)).maximum
+    out.print(table, crop=False)
+    for fault in readable_versions(workspace)[1]:
+        out.print(labelled("fault", "bold red", fault))
 
 
 def print_losses(out: Console, stage: Stage, changes: list[LossChange]) -> None:

@@ -7,7 +7,7 @@ from deepfloyd_core.bundle.build import build_bundle
 from deepfloyd_core.bundle.identity import BundleInputs, BundleSummary, bundle_request
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.store.artifacts import Artifact, materialise
-from deepfloyd_core.store.versions import Version, publish
+from deepfloyd_core.store.registry import Outcome, publish
 from tasks.ui_pages import show_pictures
 
 
@@ -20,6 +20,6 @@ def lora_bundle(run: Run, prompts: list[str], inputs: BundleInputs[Artifact]) ->
 
 
 @task(name="publish_version", cache_policy=NO_CACHE)
-def publish_version(run: Run, bundle: Artifact, index: Artifact) -> Version:
-    """Make the bundle current: its version, a new one unless it is already."""
-    return publish(run.workspace, bundle, index, run.file)[0]
+def publish_version(run: Run, bundle: Artifact, index: Artifact) -> Outcome:
+    """The bundle's version, a new one unless the bundle is the champion's or was blocked."""
+    return publish(run.workspace, bundle, index, run.file)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from deepfloyd_core.bundle.history import HistoryRow
 from deepfloyd_core.config.stages import STAGES, Stage
 from deepfloyd_core.index.ledger import unfit_counts
 from deepfloyd_core.index.sheets import SHEET, TWINS_SHEET
@@ -89,6 +90,13 @@ def show_held_out(kind: str, training: TrainingSummary) -> None:
     if rows := training.by_timestep:
         key = f"{kind.replace('_', '-')}-held-out"
         create_table_artifact(rows, key=key, description="Loss on the held-out pictures by timestep")
+
+
+def show_history(workspace: str, rows: Sequence[HistoryRow]) -> None:
+    """The versions of a workspace."""
+    table = [{name: "\n".join(cell) if isinstance(cell, tuple) else cell for name, cell in vars(row).items()}
+             for row in rows]  # fmt: skip
+    create_table_artifact(table, key="history", description=f"Versions of `{workspace}`")
 
 
 def show_buckets(kind: str, buckets: Sequence[Bucket]) -> None:

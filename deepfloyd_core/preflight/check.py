@@ -20,6 +20,7 @@ from deepfloyd_core.preflight.generate import GenerateOptions, check_generate, g
 from deepfloyd_core.preflight.load import read_run
 from deepfloyd_core.preflight.unet_sizes import check_unet, training_size_faults
 from deepfloyd_core.preflight.wandb_login import check_wandb
+from deepfloyd_core.store.events import standing
 
 if TYPE_CHECKING:
     from deepfloyd_core.adapters.start_from import Parent
@@ -70,6 +71,8 @@ def _first_round(
     run = read_run(path, overrides, faults)
     if run is None or goal == "crops":
         return run
+    if goal == "lora_bundle":
+        attempt(faults, lambda: standing(run.workspace).champion)  # what a new version is compared with
     if isinstance(goal, GenerateOptions):
         check_generate(run, goal, faults)
         if run.config.text_to_image is None:

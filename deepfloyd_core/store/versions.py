@@ -1,8 +1,8 @@
-"""Versions: the published bundles, in order; the last one is current.
+"""Versions: the published bundles. Each is one sealed record, `<workspace>/versions/NNNN.json`, never rewritten.
 
-A version is one sealed record, `<workspace>/versions/NNNN.json`, written once under a lock and never rewritten. It
-points at a bundle. When data or settings return to an earlier state, the new version points at the bundle of that
-state. A damaged record stops only commands that ask for that version, and its number is never used again.
+It points at a bundle. When data or settings return to an earlier state, a new version points at the bundle of that
+state. A damaged record stops only commands that ask for that version, and its number is never used again. What happened
+to a version, and which one serves, is in `events.py`; `registry.py` writes both.
 """
 
 import os
@@ -15,11 +15,11 @@ from deepfloyd_core.config.stages import Stage
 from deepfloyd_core.errors import ArtifactError, ConfigError
 from deepfloyd_core.files import read_sealed, write_sealed
 from deepfloyd_core.store.artifacts import Artifact, missing_parts
+from deepfloyd_core.store.events import FOLDER, Event, LostEvent, read_events, standing
 from deepfloyd_core.store.lineage import Lineage, lineage_of
-from deepfloyd_core.store.locks import locked
 
-FOLDER = "versions"
 _RECORD = re.compile(r"\d{4,}\.json")
+_TOLD = 3  # versions, of those without a champion
 _LOST = "Take it from a backup: no run writes it again"
 
 
@@ -40,54 +40,62 @@ class Version:
         return f", of {Path(self.run_file).name}" if self.run_file else ""
 
 
-def publish(workspace: Path, bundle: Artifact, index: Artifact, run_file: str = "") -> tuple[Version, bool]:
-    """Give a bundle the next version number, unless it is the current one. Returns its version and whether it is new.
+def record_version(workspace: Path, bundle: Artifact, index: Artifact, run_file: str = "") -> Version:
+    """Give a bundle the next version number. The caller holds the lock of versions.
 
     run_file: the path of the run's file; empty if it has none.
     """
-    with locked(workspace, FOLDER):
-        latest = current(workspace)
-        if latest and latest.bundle == bundle.fingerprint:
-            return latest, False
-        (workspace / FOLDER).mkdir(exist_ok=True)
-        number = max(_numbers(workspace), default=0) + 1
-        lineage = lineage_of(workspace, bundle.name)
-        run_file = os.path.relpath(run_file, workspace) if run_file else ""
-        version = Version(number, bundle.fingerprint, index.fingerprint, index.inputs["data"], lineage, run_file)
-        write_sealed(_record(workspace, number), asdict(version))
-        return version, True
+    (workspace / FOLDER).mkdir(exist_ok=True)
+    known = [event.version for event in read_events(workspace) if isinstance(event, Event)]  # also of lost records
+    number = max([*published_numbers(workspace), *known], default=0) + 1
+    lineage = lineage_of(workspace, bundle.name)
+    run_file = os.path.relpath(run_file, workspace) if run_file else ""
+    version = Version(number, bundle.fingerprint, index.fingerprint, index.inputs["data"], lineage, run_file)
+    write_sealed(_record(workspace, number), asdict(version))
+    return version
 
 
 def versions(workspace: Path) -> list[Version]:
     """The published versions whose records are intact, oldest first."""
-    return _read_all(workspace, _numbers(workspace))[0]
+    return _read_all(workspace, published_numbers(workspace))[0]
 
 
 def damaged_records(workspace: Path) -> list[str]:
-    """A line for each version record that exists and cannot be read."""
-    return _read_all(workspace, _numbers(workspace))[1]
+    """A line for each record of a version or an event that exists and cannot be read, or an event's that is missing."""
+    return _read_all(workspace, published_numbers(workspace))[1] + _lost_events(workspace)
 
 
 def readable_versions(workspace: Path) -> tuple[list[Version], list[str]]:
     """The versions with intact records; and a line for each damaged record, or missing one below the highest number."""
-    return _read_all(workspace, range(1, max(_numbers(workspace), default=0) + 1))
+    known, faults = _read_all(workspace, range(1, max(published_numbers(workspace), default=0) + 1))
+    return known, faults + _lost_events(workspace)
 
 
-def current(workspace: Path) -> Version | None:
-    """The version `latest`; None before the first one, and when the last record is damaged."""
-    known, numbers = versions(workspace), _numbers(workspace)
-    return known[-1] if known and known[-1].number == numbers[-1] else None
+def champion(workspace: Path) -> Version | None:
+    """The version that serves, `latest`; None when there is none.
+
+    Raises ArtifactError when its record is damaged, or when it is not known which version serves.
+    """
+    number = standing(workspace).champion
+    return None if number is None else _read(workspace, number)
 
 
 def find_version(workspace: Path, name: str) -> Version:
-    """`latest` or a number. Raises ConfigError naming those that exist, ArtifactError when its record is damaged."""
-    published = _numbers(workspace)
+    """`latest`, the champion, or a number. Raises ConfigError naming those that exist, ArtifactError when its record is
+    damaged.
+    """
+    published = published_numbers(workspace)
     if name == "latest" and published:
         try:
-            return _read(workspace, published[-1])
+            if version := champion(workspace):
+                return version
         except ArtifactError as error:
             whole = "".join(f" Or name another: --version {one.number}." for one in versions(workspace)[-1:])
             raise ArtifactError(f"{error}{whole}") from None
+        raise ConfigError(
+            f"No version of {workspace} serves ({_states(workspace, published[-_TOLD:])}). `deepfloyd promote {workspace} "
+            "N` makes one serve; --version N uses one as it is."
+        )
     if name.isdecimal() and int(name) in published:
         return _read(workspace, int(name))
     numbers = ", ".join(map(str, published)) or "none yet; `deepfloyd run` publishes the first"
@@ -96,24 +104,7 @@ def find_version(workspace: Path, name: str) -> Version:
     )
 
 
-def news_of(workspace: Path, version: Version, before: Version | None) -> str:
-    """The outcome of a run, for people. before: the version that was current when it began."""
-    if before and version == before:
-        return f"version {version.number}, unchanged"
-    first = next(one for one in versions(workspace) if one.bundle == version.bundle)
-    again = f": the bundle of version {first.number} again" if first.number < version.number else ""
-    if before and not again and (trained := _trained(version)) and trained == _trained(before):
-        again = f": the same weights as version {before.number}"  # the ledger, the samples or the prompts are others
-    other = ""
-    if before and before.run_file and version.run_file and before.run_file != version.run_file:
-        other = (
-            f"{version.of}. Version {before.number}{before.of}, is no longer `latest`: use --version {before.number}, "
-            "or give each run file a workspace"
-        )
-    return f"published version {version.number}{again}{other}"
-
-
-def _trained(version: Version) -> list[str]:
+def trained_parts(version: Version) -> list[str]:
     """The trained LoRAs of a version, as far as its record names them."""
     parts = version.lineage.get(f"lora_bundle/{version.bundle}", ())
     return sorted(part for part in parts if part.partition("/")[0].endswith("_lora"))
@@ -139,9 +130,21 @@ def _record(workspace: Path, number: int) -> Path:
     return workspace / FOLDER / f"{number:04d}.json"
 
 
-def _numbers(workspace: Path) -> list[int]:
+def published_numbers(workspace: Path) -> list[int]:
+    """The numbers of all versions, in their order, also of those whose records are damaged."""
     files = (workspace / FOLDER).glob("*.json")
     return sorted(int(file.stem) for file in files if _RECORD.fullmatch(file.name))
+
+
+def _lost_events(workspace: Path) -> list[str]:
+    return [f"{event.fault}. It told what happened to a version" for event in read_events(workspace)
+            if isinstance(event, LostEvent)]  # fmt: skip
+
+
+def _states(workspace: Path, numbers: Iterable[int]) -> str:
+    """Each version with its state."""
+    found = standing(workspace)
+    return ", ".join(f"version {number}: {found.state_of(number)}" for number in numbers)
 
 
 def _read_all(workspace: Path, numbers: Iterable[int]) -> tuple[list[Version], list[str]]:

@@ -175,7 +175,7 @@ def test_retrain_says_no_change_and_publishes_nothing(finished: tuple[SmallRun, 
     before = _digest(run.workspace)
     done = run.call_here("retrain", str(run.config), *FAST)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "no change"
+    assert done.stdout.strip() == "no change: version 1 serves"
     assert _digest(run.workspace) == before
 
 
@@ -191,7 +191,7 @@ def _moved(first: SmallRun, folder: Path) -> SmallRun:
 
 def _bundles(run: SmallRun) -> list[str]:
     """What each version points at, and that versions are numbered without a gap."""
-    records = [json.loads(path.read_text()) for path in sorted((run.workspace / "versions").iterdir())]
+    records = [json.loads(path.read_text()) for path in sorted((run.workspace / "versions").glob("*.json"))]
     assert [record["number"] for record in records] == list(range(1, len(records) + 1))
     return [record["bundle"] for record in records]
 
@@ -221,7 +221,7 @@ def test_retrain_publishes_what_data_and_settings_ask_for_and_nothing_when_that_
     assert {name: after[name] for name in before} == before
     old, new = _bundles(run)
     assert old != new
-    assert retrained().stdout.strip() == "no change" and _digest(run.workspace) == after
+    assert retrained().stdout.strip() == "no change: version 2 serves" and _digest(run.workspace) == after
 
     for file in [file for number in (100, 101, 102) for file in run.pictures.glob(f"star_{number}.*")]:
         file.unlink()
@@ -229,13 +229,16 @@ def test_retrain_publishes_what_data_and_settings_ask_for_and_nothing_when_that_
     assert "published version 3: the bundle of version 1 again\n" in done.stdout and old in done.stdout
     assert ": built" not in done.stderr and _bundles(run) == [old, new, old]
     reverted = _digest(run.workspace)
-    assert retrained("--set", "workers=1", "--set", "checkpointing_steps=1").stdout.strip() == "no change"
+    assert retrained("--set", "workers=1", "--set", "checkpointing_steps=1").stdout.strip() == (
+        "no change: version 3 serves"
+    )
     assert _digest(run.workspace) == reverted
 
     assert "published version 4\n" in retrained("--set", "num_validation_images=1").stdout
     assert len(set(_bundles(run))) == 3
     shutil.rmtree(run.workspace / "lora_bundle" / _bundles(run)[3])
-    assert "version 4, unchanged\n" in retrained("--set", "num_validation_images=1").stdout, "and it is there again"
+    rebuilt = retrained("--set", "num_validation_images=1").stdout
+    assert rebuilt == "no change: version 4 serves\n", "and it is there again"
     assert run.call_here("verify", str(run.workspace)).returncode == 0
     assert "published version 5: the bundle of version 1 again\n" in run.call_here("run", str(run.config), *FAST).stdout
 
@@ -273,7 +276,7 @@ def test_no_change_scans_once_and_a_retrain_that_fails_publishes_nothing(
     scans = count(scan, "tasks.image_index.scan", "deepfloyd_core.index.scan.scan")
     reads = count(load_data_file, "deepfloyd_core.preflight.load.load_data_file")
     # The copies are other files to the scan, of the same bytes.
-    assert run.call_here("retrain", str(run.config), *FAST).stdout.strip() == "no change"
+    assert run.call_here("retrain", str(run.config), *FAST).stdout.strip() == "no change: version 1 serves"
     assert scans.read_text() == "x"
     assert reads.read_text() == "xx", "once by the command, once by its flow, which is a deployment as well"
 
@@ -287,7 +290,7 @@ def test_no_change_scans_once_and_a_retrain_that_fails_publishes_nothing(
     assert failed.returncode == 1 and "No space left" in failed.stderr
     for file in run.pictures.glob("star_100.*"):
         file.unlink()
-    assert run.call_here("retrain", str(run.config), *FAST).stdout.strip() == "no change"
+    assert run.call_here("retrain", str(run.config), *FAST).stdout.strip() == "no change: version 1 serves"
     assert len(_bundles(run)) == 1
 
 

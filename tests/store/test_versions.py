@@ -1,59 +1,21 @@
-"""Versions: which one is current, what verify asks of them, and that a lost or damaged piece is named, with who needs it."""
+"""Versions: which one serves, what verify asks of them, and that a lost or damaged piece is named, with who needs it."""
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
+from releases import Release, deepfloyd, make
 from small_run import SmallRun
-from typer.testing import CliRunner, Result
 
 from deepfloyd_core.bundle.verify import verify_workspace
 from deepfloyd_core.errors import ArtifactError, ConfigError
 from deepfloyd_core.files import write_sealed
-from deepfloyd_core.store.artifacts import Artifact, Request, WorkDir, materialise
-from deepfloyd_core.store.manifest import MANIFEST, Summary
-from deepfloyd_core.store.versions import Version, bundle_of, current, find_version, news_of, publish, versions
-from flows.cli import app
+from deepfloyd_core.store.manifest import MANIFEST
+from deepfloyd_core.store.registry import news_of, publish
+from deepfloyd_core.store.versions import bundle_of, champion, find_version, versions
 from flows.report import print_artifacts
 from tasks.terminal import console
-
-
-def deepfloyd(*arguments: str) -> Result:
-    """The command line, in this process."""
-    return CliRunner().invoke(app, arguments)
-
-
-def make(workspace: Path, kind: str, spec: dict[str, Any], *inputs: Artifact, **others: str) -> Artifact:
-    """A finished artifact of one small file."""
-
-    def build(work: WorkDir) -> Summary:
-        (work.path / "stage1").mkdir(exist_ok=True)
-        (work.path / "stage1" / "file").write_bytes(json.dumps(spec).encode())
-        return Summary()
-
-    request = Request(kind, 1, spec, {**{one.kind: f"{one.kind}/{one.fingerprint}" for one in inputs}, **others})
-    return materialise(workspace, request, build)
-
-
-class Release:
-    """A workspace with two bundles of one data set each, and what they were made from."""
-
-    def __init__(self, workspace: Path) -> None:
-        self.workspace = workspace
-        self.parts: dict[str, Artifact] = {}
-        self.encoder = make(workspace, "text_embeds", {}, encoder="0" * 16)
-        for name in ("old", "new"):
-            index = make(workspace, "image_index", {"of": name}, data="1" * 16)
-            pixels = make(workspace, "stage1_pixels", {}, index)
-            lora = make(workspace, "a_kind_that_came_later", {}, pixels, self.encoder, model="2" * 16)
-            bundle = make(workspace, "lora_bundle", {}, index, lora)
-            self.parts |= {f"{name} {part.kind}": part for part in (index, pixels, lora, bundle)}
-
-    def publish(self, name: str) -> int:
-        return publish(self.workspace, self.parts[f"{name} lora_bundle"], self.parts[f"{name} image_index"])[0].number
 
 
 @pytest.fixture
@@ -64,19 +26,15 @@ def release(tmp_path: Path) -> Release:
 def test_a_version_says_which_run_file_it_is_of_where_two_share_a_workspace(
     release: Release, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def published(name: str, run_file: str) -> Version:
-        bundle, index = (release.parts[f"{name} {kind}"] for kind in ("lora_bundle", "image_index"))
-        return publish(release.workspace, bundle, index, run_file)[0]
-
-    first = published("old", "/runs/one.toml")
-    assert news_of(release.workspace, first, None) == "published version 1"
-    second = published("new", "/runs/two.toml")
-    assert news_of(release.workspace, second, first) == (
+    first = release.outcome("old", "/runs/one.toml")
+    assert news_of(release.workspace, first) == "published version 1"
+    second = release.outcome("new", "/runs/two.toml")
+    assert news_of(release.workspace, second) == (
         "published version 2, of two.toml. Version 1, of one.toml, is no longer `latest`: use --version 1, or give "
         "each run file a workspace"
     )
-    third = published("old", "/runs/two.toml")
-    assert news_of(release.workspace, third, second) == "published version 3: the bundle of version 1 again"
+    third = release.outcome("old", "/runs/two.toml")
+    assert news_of(release.workspace, third) == "published version 3: the bundle of version 1 again"
     print_artifacts(console(), release.workspace)
     lines = capsys.readouterr().out.splitlines()
     assert [line.rpartition(", of ")[2] for line in lines if line.startswith("version ")] == ["one.toml"] + [
@@ -89,26 +47,24 @@ def test_a_version_of_the_same_weights_says_so(tmp_path: Path) -> None:
     published = []
     for number, lora in enumerate((first, first, second)):
         index = make(tmp_path, "image_index", {"of": number}, data="1" * 16)
-        published.append(publish(tmp_path, make(tmp_path, "lora_bundle", {}, index, lora), index)[0])
-    pairs = zip([None, *published], published, strict=False)
-    assert [news_of(tmp_path, version, before) for before, version in pairs] == [
+        published.append(publish(tmp_path, make(tmp_path, "lora_bundle", {}, index, lora), index))
+    assert [news_of(tmp_path, outcome) for outcome in published] == [
         "published version 1", "published version 2: the same weights as version 1", "published version 3",
     ]  # fmt: skip
 
 
-# ---- what is current --------------------------------------------------------------------------------------------------
+# ---- which one serves -------------------------------------------------------------------------------------------------
 
 
-def test_a_bundle_that_is_not_the_current_one_gets_the_next_number_also_when_it_had_one(release: Release) -> None:
+def test_a_bundle_that_is_not_the_champion_s_gets_the_next_number_also_when_it_had_one(release: Release) -> None:
     assert [release.publish(name) for name in ("old", "old", "new", "new", "old", "old")] == [1, 1, 2, 2, 3, 3]
     old, new, again = versions(release.workspace)
     assert old.bundle == again.bundle != new.bundle
     assert (old.image_index, old.data) == (again.image_index, again.data)
-    assert find_version(release.workspace, "latest") == current(release.workspace) == again
+    assert find_version(release.workspace, "latest") == champion(release.workspace) == again
     assert find_version(release.workspace, "2") == new
-    assert news_of(release.workspace, again, new) == "published version 3: the bundle of version 1 again"
-    assert news_of(release.workspace, again, again) == "version 3, unchanged"
-    assert news_of(release.workspace, new, old) == "published version 2"
+    assert news_of(release.workspace, release.outcome("old")) == "no change: version 3 serves"
+    assert news_of(release.workspace, release.outcome("new")) == "published version 4: the bundle of version 2 again"
 
 
 def test_a_version_that_is_not_there_is_named_beside_those_that_are(release: Release) -> None:
@@ -140,9 +96,8 @@ def test_a_damaged_record_of_an_old_version_is_named_and_stops_only_what_asks_fo
         release.publish(name)
     first, _, latest = versions(release.workspace)
     damage(release, 2, record)
-    assert find_version(release.workspace, "latest") == current(release.workspace) == latest
+    assert find_version(release.workspace, "latest") == champion(release.workspace) == latest
     assert find_version(release.workspace, "1") == first
-    assert news_of(release.workspace, latest, first) == "published version 3: the bundle of version 1 again"
     assert [release.publish(name) for name in ("old", "new", "new")] == [3, 4, 4]
     with pytest.raises(ArtifactError, match=r"0002\.json .*Take it from a backup"):
         find_version(release.workspace, "2")
@@ -152,16 +107,17 @@ def test_a_damaged_record_of_an_old_version_is_named_and_stops_only_what_asks_fo
 
 
 @pytest.mark.parametrize("record", [b"", b"another"])
-def test_the_number_of_a_damaged_record_is_not_used_again_when_it_was_the_last(release: Release, record: bytes) -> None:
+def test_the_number_of_a_damaged_record_is_not_used_again_when_it_was_the_champion_s(
+    release: Release, record: bytes
+) -> None:
     release.publish("old")
     release.publish("new")
     lost = damage(release, 2, record)
-    assert current(release.workspace) is None
     with pytest.raises(ArtifactError, match=r"0002\.json .*--version 1"):
         find_version(release.workspace, "latest")
     with pytest.raises(ConfigError, match="published: 1, 2"):
         find_version(release.workspace, "3")
-    assert [release.publish(name) for name in ("old", "old")] == [3, 3], "which is current was not known"
+    assert [release.publish(name) for name in ("old", "old")] == [3, 3]
     assert find_version(release.workspace, "latest").number == 3
     assert lost.read_bytes() == (record if record != b"another" else lost.with_name("0001.json").read_bytes())
 

@@ -1,0 +1,52 @@
+"""The history of a workspace: each version with its state, its main figures and the reason of its state."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from deepfloyd_core.bundle.identity import BundleSummary
+from deepfloyd_core.config.stages import STAGES
+from deepfloyd_core.errors import ArtifactError
+from deepfloyd_core.measures.tables import gained
+from deepfloyd_core.store.events import Event, State, fold, read_events
+from deepfloyd_core.store.versions import Version, bundle_of, versions
+
+
+@dataclass(frozen=True)
+class HistoryRow:
+    """A version."""
+
+    version: int
+    state: State
+    when: str  # of its first event, UTC; empty: it has none
+    run_file: str
+    losses: tuple[str, ...]  # held-out loss of each stage: base -> tuned, and the change
+    gains: tuple[str, ...]  # of the upscaler over its base
+    reason: str  # of its state
+
+
+def history(workspace: Path) -> list[HistoryRow]:
+    """A row for each version whose record is intact, the oldest first."""
+    events = [event for event in read_events(workspace) if isinstance(event, Event)]
+    now = fold(read_events(workspace))
+    rows = []
+    for version in versions(workspace):
+        own = [event for event in events if event.version == version.number]
+        when, reason = (own[0].when, own[-1].reason) if own else ("", "its run ended before it was judged")
+        losses, gains = _figures(workspace, version)
+        state = now.state_of(version.number)
+        rows.append(HistoryRow(version.number, state, when, Path(version.run_file).name, losses, gains, reason))
+    return rows
+
+
+def _figures(workspace: Path, version: Version) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The figures of a version's bundle, or the fault why there are none."""
+    try:
+        summary = bundle_of(workspace, version).summary(BundleSummary)
+    except ArtifactError:
+        return ("its bundle is not complete",), ()
+    changes = [(stage, change) for stage, training in summary.trainings.items() for change in training.changes]
+    losses = [f"{STAGES[stage].roman}: {one.words}, {one.change}" for stage, one in changes if one.since == "base"]
+    tables = [table for table in summary.tables if table.key.endswith("-measures") and table.against == "truth"][:1]
+    gains = [gained(table.figures.gain["base"][table.main.name], table.main.unit) for table in tables
+             if "base" in table.figures.gain]  # fmt: skip
+    return tuple(losses), tuple(gains)

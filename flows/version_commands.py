@@ -1,0 +1,47 @@
+"""The commands that look at versions and decide which one serves. None starts a Prefect server."""
+
+from typing import Annotated
+
+import typer
+
+from flows.arguments import Workspace, need_workspace
+from tasks.terminal import console
+
+Number = Annotated[int, typer.Argument(metavar="N", min=1, help="Number of the version.")]
+out = console()
+
+
+def history(workspace: Workspace) -> None:
+    """List the versions: when, of which run file, which one serves, main figures, and why it is so."""
+    from flows.report import print_history
+
+    need_workspace(workspace)
+    print_history(out, workspace)
+
+
+def promote(workspace: Workspace, number: Number) -> None:
+    """Make a version serve: `latest` and `generate` use it. Also one that is blocked."""
+    from deepfloyd_core.store import registry
+
+    need_workspace(workspace)
+    out.print(registry.promote(workspace, number, "deepfloyd promote"))
+
+
+def rollback(workspace: Workspace) -> None:
+    """Block the version that serves, so that the one before it serves again."""
+    from deepfloyd_core.store import registry
+
+    need_workspace(workspace)
+    out.print(registry.rollback(workspace, "deepfloyd rollback"))
+
+
+def block(
+    workspace: Workspace,
+    number: Number,
+    reason: Annotated[str, typer.Option(help="Why, for `deepfloyd history`.")],
+) -> None:
+    """Block a version: it does not serve, and its bundle is not published again until it is promoted."""
+    from deepfloyd_core.store import registry
+
+    need_workspace(workspace)
+    out.print(registry.block(workspace, number, reason, "deepfloyd block"))
