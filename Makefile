@@ -23,7 +23,7 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: setup
 	@$(BIN)/deepfloyd run flows/configs/demo.toml
-	@echo "Prefect UI             make ui, then http://127.0.0.1:4200/runs"
+	@echo "Prefect UI             make ui, then the link that it prints"
 
 # Files go to the processes in the order in which tests/conftest.py puts them, the longest first. It says how many.
 SPREAD := -n auto --dist loadfile --no-loadscope-reorder

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from urllib.parse import urlsplit
 
 from deepfloyd_core.errors import ConfigError, DeepFloydError, JobError
-from tasks.health import asked_once, health, healthy
+from tasks.health import LOOPBACK, asked_once, health, healthy
 
 EXAMPLE = "http://127.0.0.1:4200/api"
 
@@ -76,6 +76,29 @@ def _server_fault(error: Exception) -> str:
             "run the same command again."
         )
     return ""
+
+
+def check_guarded(url: str) -> None:
+    """Raise ConfigError when anybody who reaches the API at this address could start runs: it is not on this machine,
+    and gives access without the credentials of the environment.
+    """
+    from prefect.settings import (
+        PREFECT_API_AUTH_STRING,
+        PREFECT_API_KEY,
+        PREFECT_CLIENT_CUSTOM_HEADERS,
+        temporary_settings,
+    )
+
+    if urlsplit(url).hostname in LOOPBACK:
+        return
+    with temporary_settings({PREFECT_API_AUTH_STRING: None, PREFECT_API_KEY: None, PREFECT_CLIENT_CUSTOM_HEADERS: {}}):
+        open_to_all = healthy(url)
+    if open_to_all:
+        raise ConfigError(
+            f"The Prefect server at {url} requires no password, so whoever reaches it could run programs here, as its "
+            "worker does. Start that server with PREFECT_SERVER_API_AUTH_STRING=user:password, and set "
+            "PREFECT_API_AUTH_STRING to the same here."
+        )
 
 
 def check_access(url: str) -> None:

@@ -1,4 +1,4 @@
-"""Runs `prefect ARGUMENTS` in a process that ends when its last user has ended, however that user died.
+"""Runs `python -m MODULE ARGUMENTS` in a process that ends when its last user has ended, however that user died.
 
 The kernel reports the end: each user of a server holds a shared lock on a file; the owner of a worker holds the other
 end of its standard input. A thread of the process itself watches this. So there is no second process that could be
@@ -24,15 +24,15 @@ RUNS_S, REPORT_S = 2.0, 0.7  # how long the runs of a worker may take to end, an
 ITSELF_S = 3.5  # a server writes what it has in memory, and waits for connections that a browser holds open
 
 
-def main(users: str, *arguments: str) -> None:
-    """Run `prefect` in this process until it ends, or has no users left."""
+def main(users: str, module: str, *arguments: str) -> None:
+    """Run a module in this process until it ends, or has no users left."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a script has started with `&`
     alone = partial(_owner_gone, os.dup(0)) if users == OWNER else partial(_lock_free, Path(users))
     if users == OWNER:
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     threading.Thread(target=_watch, args=(alone,), daemon=True).start()
-    sys.argv = ["prefect", *arguments]
-    runpy.run_module("prefect", run_name="__main__", alter_sys=True)
+    sys.argv = [module, *arguments]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
 def _watch(alone: Callable[[], None]) -> None:

@@ -242,7 +242,8 @@ def _session(loaded: _Loaded) -> Iterator[Callable[..., Any]]:
     """Print the notes on the configuration, join a Prefect server, and yield a function that calls flows."""
     from deepfloyd_core.store.versions import damaged_records
     from flows.api import server_needed
-    from flows.server import default_home, prefect_server
+    from flows.home import default_home
+    from flows.server import page_address, prefect_server
 
     workspace = loaded.run.workspace
     _print_notes([*loaded.run.notes, *damaged_records(workspace)])
@@ -253,7 +254,7 @@ def _session(loaded: _Loaded) -> Iterator[Callable[..., Any]]:
         _log_to_terminal()
 
         def call(flow: Any, **parameters: Any) -> Any:
-            err.print(f"Prefect: {url.removesuffix('/api')}")
+            err.print(f"Prefect: {page_address(url, default_home(), err.is_terminal)}")
             with server_needed(url):
                 return flow(config=str(loaded.config), overrides=loaded.overrides, **parameters)
 

@@ -25,6 +25,8 @@ from deepfloyd_core.errors import ConfigError, DeepFloydError, JobError
 from deepfloyd_core.store.file_faults import flock
 from flows.api import check_access, check_api, without_login
 from flows.background import meanwhile
+from flows.home import PASSWORD, PRIVATE, login_link, open_home, password
+from flows.profile import write_profile
 from flows.proxies import without_loopback
 from flows.server_log import LogReader, errors_told
 from tasks import LOGGERS
@@ -48,11 +50,6 @@ SETTINGS = {
 }
 
 
-def default_home() -> Path:
-    """PREFECT_HOME, or `.prefect` in the current directory, so that every command here sees the same history."""
-    return Path(os.environ.get("PREFECT_HOME", ".prefect")).absolute()
-
-
 @contextmanager
 def prefect_server(home: Path, port: int | None = None, usual_port: int | None = None) -> Iterator[str]:
     """Set the environment for Prefect and yield the API's address. Import prefect only inside.
@@ -72,22 +69,42 @@ def prefect_server(home: Path, port: int | None = None, usual_port: int | None =
         check_api(given)
         yield given
         return
-    home.mkdir(parents=True, exist_ok=True)
+    open_home(home)
     os.environ["PREFECT_HOME"] = str(home)
     gained, environ = LogReader(home / "server.log"), dict(os.environ)
-    with (home / "server.users").open("a") as users, (home / "server.lock").open("a") as lock:
+    with _locked(home / "server.users") as users, _locked(home / "server.lock") as lock:
         flock(lock, fcntl.LOCK_EX, home / "server.lock", "Set PREFECT_HOME to a folder on a local disk")
         fcntl.flock(users, fcntl.LOCK_SH)  # waits for a server that is ending
         url = join_server(home, port) or start_server(home, port or usual_port, environ)
+        login = password(home)
         fcntl.flock(lock, fcntl.LOCK_UN)
-        os.environ["PREFECT_API_URL"] = url
-        try:
+        with _named(url, login):
             check_access(url)
+            write_profile(home, url, login)
             with errors_told(gained, log.warning), kept_up(home, url, environ):
                 yield url
-        finally:
-            del os.environ["PREFECT_API_URL"]
         _leave(home, users, lock)
+
+
+def _locked(path: Path) -> IO[str]:
+    """A file to lock."""
+    return open(path, "a", opener=PRIVATE)
+
+
+@contextmanager
+def _named(url: str, login: str) -> Iterator[None]:
+    """In this block the environment names a server and the login for it: of all that we start, jobs of clusters too."""
+    named = {"PREFECT_API_URL": url, "PREFECT_API_AUTH_STRING": login}
+    before = {key: os.environ.pop(key, None) for key in named}
+    os.environ.update(named)
+    if "prefect.context" in sys.modules:  # a test imported it
+        sys.modules["prefect.context"].refresh_global_settings_context()
+    try:
+        yield
+    finally:
+        for key, value in before.items():
+            del os.environ[key]
+            os.environ.update({} if value is None else {key: value})
 
 
 def free_port() -> int:
@@ -152,15 +169,14 @@ def start_server(home: Path, port: int | None, environ: dict[str, str]) -> str:
     settings = {
         "PREFECT_API_URL": url,
         "PREFECT_UI_API_URL": url,
-        # A page from elsewhere in the user's browser must not be able to call the API.
+        # For the UI under the one name, whose API has the other.
         "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": f"http://127.0.0.1:{port},http://localhost:{port}",
+        "PREFECT_SERVER_API_AUTH_STRING": password(home),
     }
-    command = [
-        sys.executable, "-P", "-m", "flows.bound", str(home / "server.users"),
-        "server", "start", "--host", "127.0.0.1", "--port", str(port),
-    ]  # fmt: skip
+    users = str(home / "server.users")
+    command = [sys.executable, "-P", "-m", "flows.bound", users, "flows.web_server", str(port)]
     beside = home / "server.json.new"
-    with beside.open("w") as record, (home / "server.log").open("ab") as log_file:
+    with beside.open("w") as record, open(home / "server.log", "ab", opener=PRIVATE) as log_file:
         fcntl.flock(record, fcntl.LOCK_EX)  # the server's from here on, which inherits the file
         json.dump({"url": url}, record)
         record.flush()
@@ -178,7 +194,7 @@ def kept_up(home: Path, url: str, environ: dict[str, str]) -> Iterator[None]:
     """In this block, start the server again at the same address when it has ended: it was killed, or out of memory."""
 
     def start_again(ended: threading.Event) -> None:
-        with (home / "server.lock").open("a") as lock:
+        with _locked(home / "server.lock") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not ended.is_set() and server_address(home) is None:  # else another user was faster
                 log.warning("the Prefect server of %s has ended; it is restarted", home)
@@ -201,6 +217,17 @@ def kept_up(home: Path, url: str, environ: dict[str, str]) -> Iterator[None]:
 
     with meanwhile("server-kept-up", watch, LOOK_EVERY_S):
         yield
+
+
+def page_address(url: str, home: Path, private: bool) -> str:
+    """What a person opens to see the UI of a server that `prefect_server` yielded.
+
+    private: whether this is shown to the user alone, on a terminal; else the password is left out, and its file named.
+    """
+    page = url.removesuffix("/api")
+    if server_address(home) != url:
+        return page  # not a server of ours
+    return login_link(page, home) if private else f"{page} (its password is in {home / PASSWORD})"
 
 
 def _wait_until_healthy(home: Path, url: str) -> None:

@@ -11,10 +11,13 @@ from pathlib import Path
 from rich.console import Console
 
 from deepfloyd_core.errors import ConfigError, JobError
+from flows.api import check_guarded
 from flows.bound import OWNER
+from flows.home import PRIVATE, default_home, open_home
 from flows.processes import kill_below
+from flows.profile import prefect_command
 from flows.proxies import past_proxy
-from flows.server import default_home, prefect_server
+from flows.server import page_address, prefect_server
 
 POOL = "deepfloyd"
 USUAL_PORT = 4200
@@ -25,19 +28,22 @@ _PR_SET_CHILD_SUBREAPER = 36
 def serve_ui(port: int | None, out: Console) -> None:
     """Run until a signal ends it and everything that it started.
 
-    Raises ConfigError when there is no prefect.yaml, JobError when a part does not start.
+    Raises ConfigError when there is no prefect.yaml, or the server that is named lets anybody in; JobError when a part
+    does not start.
     """
     home, project = default_home(), project_folder()
     before = past_proxy()
+    open_home(home)
     with prefect_server(home, port, USUAL_PORT) as url:
+        check_guarded(url)
         # The folder `datasets` must not pass for Hugging Face's package in a flow's process.
         os.environ["PYTHONSAFEPATH"] = "1"
         _prefect(project, "work-pool", "create", POOL, "--type", "process", "--overwrite")
         _prefect(project, "--no-prompt", "deploy", "--all")
         with _worker(project, home / "worker.log") as worker:
-            out.print(f"Prefect UI   {url.removesuffix('/api')}, with the deployments of {project / 'prefect.yaml'}")
-            command = f"PREFECT_API_URL={url} .venv/bin/prefect deployment run 'finetune/demo'"
-            out.print(f"In another terminal: {before}{command}")
+            out.print(f"Prefect UI   {page_address(url, home, out.is_terminal)}")
+            out.print(f"Deployments  {project / 'prefect.yaml'}")
+            out.print(f"In another terminal: {before}{prefect_command(home, url)} deployment run 'finetune/demo'")
             out.print(f"Worker's log {home / 'worker.log'}. Ctrl-C stops everything.")
             worker.wait()
         raise JobError(f"The worker ended; its log is {home / 'worker.log'}.")
@@ -61,8 +67,8 @@ def _worker(project: Path, log: Path) -> Iterator["subprocess.Popen[bytes]"]:
     """A worker, which ends with this process, and its runs with it (on macOS not those of a worker that was killed)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)  # runs of a killed worker become this process's children
-    command = [sys.executable, "-P", "-m", "flows.bound", OWNER, "worker", "start", "--pool", POOL, "--type", "process"]
-    with log.open("ab") as log_file:
+    command = [sys.executable, "-P", "-m", "flows.bound", OWNER, "prefect", "worker", "start", "--pool", POOL]
+    with open(log, "ab", opener=PRIVATE) as log_file:
         worker = subprocess.Popen(
             command,
             cwd=project,

@@ -27,6 +27,7 @@ from deepfloyd_core.pictures.resize import literal
 from deepfloyd_core.pictures.sheets import fitted, font, save_picture
 from deepfloyd_core.sources.source import read_again
 from deepfloyd_core.store.counts import many
+from deepfloyd_core.store.locks import create_workspace
 
 PREVIEW_FILE = "preview.png"
 CELL_PX, GAP_PX, LINE_PX, MARGIN_PX, FONT_PX, TILES_ACROSS = 176, 8, 18, 14, 13, 2
@@ -58,7 +59,7 @@ def save_preview(run: Run, count: int, path: Path) -> tuple[int, str]:
         example = f" For example {most.source}: {in_words(most.reason, most.detail)}."
     if not shown:
         raise DataError(f"No picture of the data sets can be used ({reasons or 'none can be read'}).{example}")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    create_workspace(path.parent)
     save_picture(_sheet(shown, run.config.stages), path)
     return len(shown), f"{many(len(rejected), 'other')} cannot be used ({reasons}).{example}" if rejected else ""
 

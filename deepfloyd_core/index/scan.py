@@ -28,7 +28,7 @@ from deepfloyd_core.index.pairs import with_pairs
 from deepfloyd_core.sources.names import count_labels, counted, starts_like_picture
 from deepfloyd_core.sources.picture_bytes import is_heif
 from deepfloyd_core.sources.source import Source, open_source
-from deepfloyd_core.store.locks import locked
+from deepfloyd_core.store.locks import create_workspace, locked
 from deepfloyd_core.types import Report, no_report
 
 log = logging.getLogger(__name__)
@@ -250,7 +250,8 @@ def _read_notes(path: Path) -> pa.Table:
 
 
 def _write_notes(path: Path, notes: pa.Table) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    create_workspace(path.parents[1])
+    path.parent.mkdir(exist_ok=True)
     with locked(path.parents[1], f"scan-{path.stem}"):
         for left in path.parent.glob(f"{TMP_PREFIX}*-{path.name}"):
             left.unlink()  # of a run that was killed: who writes holds the lock

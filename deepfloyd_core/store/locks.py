@@ -15,6 +15,11 @@ LOCKS = ".locks"  # folder of a workspace
 _ELSEWHERE = "Set `workspace` to a folder on a local disk"
 
 
+def create_workspace(workspace: Path) -> None:
+    """Create a workspace for its user alone, with mode 0700: it may hold private pictures. An existing one keeps its mode."""
+    workspace.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
 @contextmanager
 def locked(workspace: Path, name: str, *, quiet: bool = False) -> Iterator[int]:
     """Hold a workspace's lock `name`, and wait for it if necessary; yields its file descriptor for child processes.
@@ -23,6 +28,7 @@ def locked(workspace: Path, name: str, *, quiet: bool = False) -> Iterator[int]:
     """
     path = workspace / LOCKS / name
     with written(workspace):
+        create_workspace(workspace)
         path.parent.mkdir(parents=True, exist_ok=True)
         fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:

@@ -5,13 +5,13 @@ import os
 import shutil
 import subprocess
 import sys
-import urllib.request
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from prefect_api import post
 from small_run import SmallRun
 
 from deepfloyd_core.config.flavours import FLAVOURS
@@ -82,10 +82,7 @@ def test_a_run_of_a_flow_has_them_all_in_its_state_and_once_in_its_log(small_run
     subprocess.run(command, env=os.environ | {"PREFECT_API_URL": server}, capture_output=True, timeout=300)
 
     def newest(path: str, **filters: Any) -> list[dict[str, Any]]:
-        body = json.dumps({"sort": "START_TIME_DESC", "limit": 1, **filters}).encode()
-        request = urllib.request.Request(f"{server}/{path}", body, {"Content-Type": "application/json"})
-        found: list[dict[str, Any]] = json.loads(urllib.request.urlopen(request, timeout=30).read())
-        return found
+        return list(post(server, path, {"sort": "START_TIME_DESC", "limit": 1, **filters}))
 
     (run,) = newest("flow_runs/filter", flows={"name": {"any_": ["finetune"]}})
     chosen = {"flow_run_id": {"any_": [run["id"]]}}

@@ -5,7 +5,6 @@ import json
 import shutil
 import subprocess
 import time
-import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -14,6 +13,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from prefect_api import post
 from small_run import NewSmallRun, SmallRun
 
 from deepfloyd_core.config.data_file import load_data_file
@@ -49,14 +49,6 @@ def _digest(workspace: Path) -> dict[str, str]:
     }
 
 
-def _post(server: str, path: str, body: dict[str, Any]) -> list[dict[str, Any]]:
-    request = urllib.request.Request(
-        f"{server}/{path}", json.dumps(body).encode(), {"Content-Type": "application/json"}
-    )
-    with urllib.request.urlopen(request, timeout=30) as answer:
-        return list(json.load(answer))
-
-
 def _found(server: str, run: SmallRun, path: str) -> list[dict[str, Any]]:
     """Everything of one kind that the server, which other tests use as well, has of a small run and its subflows."""
     flow_runs = _all(server, "flow_runs", {})
@@ -72,7 +64,7 @@ def _found(server: str, run: SmallRun, path: str) -> list[dict[str, Any]]:
 
 def _all(server: str, path: str, body: dict[str, Any]) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
-    while page := _post(server, f"{path}/filter", {**body, "limit": 200, "offset": len(found)}):
+    while page := post(server, f"{path}/filter", {**body, "limit": 200, "offset": len(found)}):
         found += page
     return found
 

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ import httpx
 import pytest
 from polling import within
 from prefect import Flow
+from prefect_api import post
 from small_run import SmallRun
 
 from deepfloyd_core.errors import DataError, JobError
@@ -287,8 +287,4 @@ def _names(url: str) -> list[str]:
 
 
 def _found(url: str, kind: str, body: dict[str, Any]) -> list[dict[str, Any]]:
-    request = urllib.request.Request(
-        f"{url}/{kind}/filter", json.dumps({"limit": 200, **body}).encode(), {"Content-Type": "application/json"}
-    )
-    with urllib.request.urlopen(request, timeout=30) as answer:
-        return list(json.load(answer))
+    return list(post(url, f"{kind}/filter", {"limit": 200, **body}))

@@ -1,14 +1,12 @@
 """Shards on Prefect's task runners: the same bytes from any of them, for any number of workers, also when a worker dies."""
 
 import hashlib
-import json
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -20,6 +18,7 @@ import numpy as np
 import psutil
 import pytest
 from data_world import DataWorld
+from prefect_api import post
 from small_run import NewSmallRun, SmallRun
 
 from deepfloyd_core.config.cluster import reach
@@ -52,22 +51,18 @@ def _arguments(run: SmallRun, kind: str, workers: int, *more: str) -> list[str]:
     return ["prepare", str(run.config), *(word for setting in settings for word in ("--set", setting))]
 
 
-def _post(server: str, path: str, body: dict[str, Any]) -> list[dict[str, Any]]:
-    request = urllib.request.Request(
-        f"{server}/{path}", json.dumps({"limit": 200, **body}).encode(), {"Content-Type": "application/json"}
-    )
-    with urllib.request.urlopen(request, timeout=30) as answer:
-        return list(json.load(answer))
+def _found(server: str, path: str, body: dict[str, Any]) -> list[dict[str, Any]]:
+    return list(post(server, f"{path}/filter", {"limit": 200, **body}))
 
 
 def _states(server: str, run: SmallRun, since: datetime, products: dict[str, str]) -> list[tuple[str, str]]:
     """The shard and state of each task run since then that the server has; other tests use it as well."""
     names, later = {Path(name).name for name in products}, {"start_time": {"after_": since.isoformat()}}
-    flows = _post(server, "flow_runs/filter", {"flow_runs": later})
+    flows = _found(server, "flow_runs", {"flow_runs": later})
     own = [entry["id"] for entry in flows if entry["parameters"].get("config") == str(run.config)]
-    inner = _post(server, "flow_runs/filter", {"flow_runs": {"parent_flow_run_id": {"any_": own}}})
+    inner = _found(server, "flow_runs", {"flow_runs": {"parent_flow_run_id": {"any_": own}}})
     ids = {"any_": own + [entry["id"] for entry in inner]}
-    found = _post(server, "task_runs/filter", {"flow_runs": {"id": ids}})
+    found = _found(server, "task_runs", {"flow_runs": {"id": ids}})
     shards = [(entry["name"].rsplit("-", 1)[0], entry["state_type"]) for entry in found]
     return sorted(shard for shard in shards if shard[0] in names)
 

@@ -23,12 +23,16 @@ import httpx
 import psutil
 import pytest
 from polling import within
+from prefect_api import post
 
 from deepfloyd_core.errors import ConfigError, DataError, JobError
 from flows import server
-from flows.api import check_api, server_needed
+from flows.api import check_api, check_guarded, server_needed
+from flows.home import password
 from flows.proxies import NAMES, loopback_is_proxied, past_proxy, without_loopback
+from flows.ui import serve_ui
 from tasks.health import healthy
+from tasks.terminal import console
 
 PATIENCE_S = 120.0  # a hang, not a measure of speed: the machine may be busy with other tests
 
@@ -42,9 +46,8 @@ with prefect_server(Path(sys.argv[1])) as url:
 """
 
 
-def _hold(home: Path, *kept: str) -> "subprocess.Popen[str]":
-    """kept: settings of Prefect's that it takes from this environment."""
-    env = {key: value for key, value in os.environ.items() if not key.startswith("PREFECT_") or key in kept}
+def _hold(home: Path) -> "subprocess.Popen[str]":
+    env = {key: value for key, value in os.environ.items() if not key.startswith("PREFECT_")}
     return subprocess.Popen(
         [sys.executable, "-P", "-c", HOLD, str(home)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env
     )
@@ -198,6 +201,36 @@ def test_a_server_behind_a_login_is_asked_with_it(host: str, given: str | None, 
                 _accepted(url)
 
 
+@ELSEWHERE_ONLY
+def test_no_worker_is_started_for_a_server_elsewhere_that_lets_anybody_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
+
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "home"))
+    with _listening(ANSWERS, host=ELSEWHERE) as port:
+        url = f"http://{ELSEWHERE}:{port}/api"
+        monkeypatch.setenv("PREFECT_API_URL", url)
+        settings = temporary_settings({PREFECT_API_URL: url, PREFECT_API_AUTH_STRING: "me:secret"})
+        refused = pytest.raises(ConfigError, match=r"requires no password, .* Start that server with")
+        with settings, refused as caught:
+            serve_ui(None, console())
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("host", "login"), [("127.0.0.1", ""), pytest.param(ELSEWHERE, "me:secret", marks=ELSEWHERE_ONLY)]
+)
+def test_a_worker_is_started_for_a_server_on_this_machine_and_for_one_with_a_password(host: str, login: str) -> None:
+    from prefect.settings import PREFECT_API_AUTH_STRING, temporary_settings
+
+    with (
+        _listening(ANSWERS, login=login, host=host) as port,
+        temporary_settings({PREFECT_API_AUTH_STRING: login or None}),
+    ):
+        check_guarded(f"http://{host}:{port}/api")
+
+
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl")
 def test_a_server_with_a_certificate_of_a_private_authority_is_asked_with_it(tmp_path: Path) -> None:
     from prefect.settings import PREFECT_API_SSL_CERT_FILE, temporary_settings
@@ -331,34 +364,15 @@ def _accepted(url: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_server_that_asks_for_a_password_lets_in_who_has_it(
-    prefect_home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PREFECT_SERVER_API_AUTH_STRING", "me:secret")
-
-    def held(given: str | None) -> "subprocess.Popen[str]":
-        if given:
-            monkeypatch.setenv("PREFECT_API_AUTH_STRING", given)
-        return _hold(prefect_home, "PREFECT_SERVER_API_AUTH_STRING", "PREFECT_API_AUTH_STRING")
-
-    without, wrong, right = (held(given) for given in (None, "me:wrong", "me:secret"))
-    assert healthy(_url(right))
-    for refused in (without, wrong):
-        refused.communicate("\n", timeout=PATIENCE_S)
-        assert refused.returncode == 1
-    right.communicate("\n", timeout=PATIENCE_S)
-    assert right.returncode == 0
-
-
-@pytest.mark.slow
 def test_a_server_that_is_killed_is_started_again_at_the_same_address(prefect_home: Path) -> None:
     held = _hold(prefect_home)
-    url = _url(held)
+    url, login = _url(held), password(prefect_home)
     for _ in range(2):
         (process,) = (each for each in psutil.process_iter() if _is_server_of(each, prefect_home))
         process.kill()
         process.wait(30)
         assert within(PATIENCE_S, lambda: healthy(url), every_s=0.2)
+        assert post(url, "flows/filter", {}, login) == []
     held.communicate("\n", timeout=PATIENCE_S)
     assert held.returncode == 0 and not healthy(url)
 
@@ -496,7 +510,7 @@ def prefect(*_, **__):
         except KeyboardInterrupt:
             print("asked", flush=True)
 runpy.run_module = prefect
-bound.main(sys.argv[1])
+bound.main(sys.argv[1], "prefect")
 """
 
 

@@ -151,6 +151,7 @@ def test_a_result_in_an_odd_folder_is_printed_as_it_is(
     run = new_small_run(tmp_path / ODD)
     done = run.call_here("prepare", str(run.config), "--preview", "1")
     assert done.stdout == f"1 picture with its crop: {run.workspace / 'preview.png'}\n", done.stderr
+    assert run.workspace.stat().st_mode & 0o777 == 0o700
 
 
 def test_progress_is_one_line_of_the_log_where_no_bar_is_shown(

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -14,35 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from browser import NEEDS_BROWSER, shows
 from polling import within
+from prefect_api import post
 from small_run import SmallRun
 
+from flows.home import login_link, password
 from flows.server import free_port
 
 ROOT = Path(__file__).parents[2]
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-
-
-def _post(url: str, path: str, body: dict[str, Any]) -> Any:
-    request = urllib.request.Request(f"{url}/{path}", json.dumps(body).encode(), {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=30) as answer:
-        return json.load(answer)
-
-
-def _shows(url: str, profile: Path, text: str, times: int | None = None) -> bool:
-    """Whether a page has a text, so many times if that is given. On a busy machine its scripts may need another try."""
-    return any(found == times if times else found for found in (_page(url, profile).count(text) for _ in range(4)))
-
-
-def _page(url: str, profile: Path) -> str:
-    """The page's document after its scripts ran."""
-    assert CHROMIUM is not None
-    switches = [
-        "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-        "--disable-background-networking", "--disable-component-update", "--disable-sync",
-    ]  # fmt: skip
-    command = [CHROMIUM, *switches, f"--user-data-dir={profile}", "--virtual-time-budget=20000", "--dump-dom", url]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
 
 
 @contextmanager
@@ -96,36 +75,41 @@ def test_a_schedule_starts_runs_that_complete(tmp_path: Path, prefect_home: Path
         runs: list[Any] = []
         while len(runs) < 3 and time.monotonic() < deadline:
             time.sleep(0.5)
-            runs = _post(f"http://127.0.0.1:{port}/api", "flow_runs/filter", scheduled)
+            runs = post(f"http://127.0.0.1:{port}/api", "flow_runs/filter", scheduled, password(prefect_home))
         assert " fails: " not in (tmp_path / "ui.log").read_text(), (tmp_path / "ui.log").read_text()
         assert len(runs) >= 3 and all(run["auto_scheduled"] for run in runs)
 
 
 @pytest.mark.slow
 @pytest.mark.browser
-@pytest.mark.skipif(CHROMIUM is None, reason="no browser; on Debian: apt-get install chromium")
+@NEEDS_BROWSER
 def test_a_deployment_completes_and_its_artifacts_render(
     small_run: SmallRun, tmp_path: Path, prefect_home: Path
 ) -> None:
     with _ui(ROOT, prefect_home, tmp_path / "ui.log") as (port, env):
-        url = f"http://127.0.0.1:{port}/api"
-        names = {(entry["name"], entry["entrypoint"]) for entry in _post(url, "deployments/filter", {})}
+        url, login = f"http://127.0.0.1:{port}/api", password(prefect_home)
+        deployed = post(url, "deployments/filter", {}, login)
+        names = {(entry["name"], entry["entrypoint"]) for entry in deployed}
         assert ("demo", "flows/finetune.py:finetune") in names and len(names) == 7
         prefect = [sys.executable, "-P", "-m", "prefect", "deployment", "run"]
         parameters = ["-p", f"config={small_run.config}", "-p", f"overrides={json.dumps(SHORT)}", "--watch"]
         done = subprocess.run(
-            [*prefect, "finetune/demo", *parameters], cwd=ROOT, env=env | {"PREFECT_API_URL": url},
+            [*prefect, "finetune/demo", *parameters], cwd=ROOT, env=env,
             capture_output=True, text=True, timeout=600,
         )  # fmt: skip
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-        artifacts = {
-            entry["key"]: entry["id"] for entry in _post(url, "artifacts/filter", {"limit": 100}) if entry["key"]
-        }
+        found = post(url, "artifacts/filter", {"limit": 100}, login)
+        artifacts = {entry["key"]: entry["id"] for entry in found if entry["key"]}
         page, profile, picture = f"http://127.0.0.1:{port}/artifacts/artifact", tmp_path / "profile", 'src="data:image/'
-        assert _shows(f"{page}/{artifacts['cascade-samples']}", profile, picture, 2)  # the sheet, the held-out pictures
-        assert _shows(f"{page}/{artifacts['image-index']}", profile, "unsupported")
-        assert _shows(f"{page}/{artifacts['image-index-rejected']}", profile, picture, 1)
+        assert not shows(f"{page}/{artifacts['cascade-samples']}", profile, picture), "without a login"
+        assert shows(login_link(f"http://127.0.0.1:{port}", prefect_home), profile, deployed[0]["name"])
+        assert shows(f"{page}/{artifacts['cascade-samples']}", profile, picture, 2)  # the sheet, the held-out pictures
+        assert shows(f"{page}/{artifacts['image-index']}", profile, "unsupported")
+        assert shows(f"{page}/{artifacts['image-index-rejected']}", profile, picture, 1)
     assert within(60, lambda: not _answers(port), every_s=0.2)
+    kept = [path for path in (*prefect_home.rglob("*"), tmp_path / "ui.log") if path.is_file()]
+    secret = login.partition(":")[2].encode()
+    assert {path.name for path in kept if secret in path.read_bytes()} == {"auth", "profiles.toml"}
 
 
 def _answers(port: int) -> bool:

@@ -445,3 +445,13 @@ def test_a_killed_builder_frees_its_lock_and_leaves_nothing_that_is_trusted(tmp_
     assert not artifact.reused
     assert time.monotonic() - start < 30, "no waiting for a dead process"
     assert verify_artifact(artifact) == []
+
+
+@pytest.mark.parametrize(("before", "after"), [(None, 0o700), (0o755, 0o755)])
+def test_a_new_workspace_is_its_user_s_alone_and_another_keeps_its_mode(
+    tmp_path: Path, before: int | None, after: int
+) -> None:
+    if before:
+        (tmp_path / "workspace").mkdir(before)
+    materialise(tmp_path / "workspace", REQUEST, build_files)
+    assert (tmp_path / "workspace").stat().st_mode & 0o777 == after
