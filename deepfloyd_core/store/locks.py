@@ -16,7 +16,7 @@ _ELSEWHERE = "Set `workspace` to a folder on a local disk"
 
 
 def create_workspace(workspace: Path) -> None:
-    """Create a workspace for its user alone, with mode 0700: it may hold private pictures. An existing one keeps its mode."""
+    """Create a workspace with mode 0700: it may hold private pictures. An existing one keeps its mode."""
     workspace.mkdir(mode=0o700, parents=True, exist_ok=True)
 
 
