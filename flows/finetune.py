@@ -15,16 +15,16 @@ from deepfloyd_core.sampling.jobs import SampleInputs, lora_fields
 from deepfloyd_core.store.artifacts import Artifact
 from deepfloyd_core.store.registry import Outcome, news_of
 from flows.dag import make_pictures, make_trainings
+from flows.deployable import deployable
 from tasks import VERSION
 from tasks.cascade_samples import cascade_samples
 from tasks.image_index import image_index
 from tasks.lora_bundle import lora_bundle, publish_version
-from tasks.outbox import server_awaited
 from tasks.text_embeds import text_embeds
 
 
 @flow(name="finetune", version=VERSION)
-@server_awaited
+@deployable
 def finetune(config: str, overrides: list[str] | None = None) -> "State[Outcome]":
     """Fine-tune the stages that CONFIG names and publish the result as a new version, unless its bundle is the champion's
     or was blocked.

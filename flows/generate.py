@@ -7,13 +7,13 @@ from prefect import flow
 from deepfloyd_core.preflight.check import check_run
 from deepfloyd_core.preflight.generate import GenerateOptions
 from deepfloyd_core.store.artifacts import Artifact
+from flows.deployable import deployable
 from tasks import VERSION
 from tasks.generated import generated
-from tasks.outbox import server_awaited
 
 
 @flow(name="generate", version=VERSION)
-@server_awaited
+@deployable
 def generate(
     config: str, prompt: str | list[str], seed: int = 0, images: int = 1, version: str | int = "latest",
     size: str | None = None, control: str | None = None, overrides: list[str] | None = None,

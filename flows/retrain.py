@@ -14,15 +14,15 @@ from deepfloyd_core.bundle.planned import planned_bundle
 from deepfloyd_core.preflight.check import check_run, check_workers
 from deepfloyd_core.store.artifacts import find, missing_parts
 from deepfloyd_core.store.registry import Outcome, news_of, settled
+from flows.deployable import deployable
 from flows.finetune import make_bundle
 from tasks import VERSION
 from tasks.image_index import image_index
 from tasks.lora_bundle import publish_version
-from tasks.outbox import server_awaited
 
 
 @flow(name="retrain", version=VERSION)
-@server_awaited
+@deployable
 def retrain(config: str, overrides: list[str] | None = None) -> "State[Outcome]":
     """Index; when the bundle that would be made is the champion's or was blocked, complete with "no change"; otherwise
     publish it.

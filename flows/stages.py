@@ -11,14 +11,14 @@ from deepfloyd_core.preflight.check import check_run, trained_with
 from deepfloyd_core.processes.jobs import job_starter
 from deepfloyd_core.store.artifacts import Artifact
 from flows.dag import make_pictures, make_trainings
+from flows.deployable import deployable
 from tasks import VERSION
 from tasks.image_index import image_index
-from tasks.outbox import server_awaited
 from tasks.text_embeds import text_embeds
 
 
 @flow(name="prepare", version=VERSION)
-@server_awaited
+@deployable
 def prepare(config: str, overrides: list[str] | None = None) -> list[Artifact]:
     """Index the pictures and cut the crops of every stage, the eval set, and what a ControlNet follows for both."""
     run = check_run(Path(config), tuple(overrides or ()), "crops")
@@ -26,7 +26,7 @@ def prepare(config: str, overrides: list[str] | None = None) -> list[Artifact]:
 
 
 @flow(name="embed", version=VERSION)
-@server_awaited
+@deployable
 def embed(config: str, overrides: list[str] | None = None) -> list[Artifact]:
     """Encode every caption and prompt."""
     run = check_run(Path(config), tuple(overrides or ()), "text_embeds")
@@ -35,14 +35,14 @@ def embed(config: str, overrides: list[str] | None = None) -> list[Artifact]:
 
 
 @flow(name="train-stage1", version=VERSION)
-@server_awaited
+@deployable
 def train_stage1(config: str, overrides: list[str] | None = None) -> list[Artifact]:
     """Train the Stage I LoRA, and make what it needs."""
     return _train(check_run(Path(config), tuple(overrides or ()), 1), 1)
 
 
 @flow(name="train-stage2", version=VERSION)
-@server_awaited
+@deployable
 def train_stage2(config: str, overrides: list[str] | None = None) -> list[Artifact]:
     """Train the Stage II LoRA, and make what it needs: Stage I's as well, where that makes low-res pictures for it."""
     return _train(check_run(Path(config), tuple(overrides or ()), 2), 2)

@@ -24,6 +24,8 @@ class Spec(BaseModel):
 
 SpecT = TypeVar("SpecT", bound=Spec)
 _SHORT_LIST = 16
+_SHORT_VALUE = 60  # characters
+_SECRET = re.compile(r"secret|token$|password|access_key", re.IGNORECASE)
 
 
 def home_expanded(text: str) -> str:
@@ -88,6 +90,11 @@ NameOrPath = Annotated[str, AfterValidator(_placed_if_there)]
 def names_a_path(field: FieldInfo) -> bool:
     """Whether a key is of one of these types."""
     return any(isinstance(part, AfterValidator) and part.func in _PLACERS for part in _metadata_in(field))
+
+
+def names_something_else(field: FieldInfo) -> bool:
+    """Whether a key that names a file or folder can name a version or a model of the hub as well."""
+    return any(isinstance(part, AfterValidator) and part.func in _PLACERS[1:] for part in _metadata_in(field))
 
 
 _PLACERS = (_placed, _placed_unless_number, _placed_if_there)
@@ -178,6 +185,18 @@ def parse_spec(model: type[SpecT], values: dict[str, Any], where: str, also: Ite
         raise ConfigError("\n".join(f"{where}: {line}" for line in lines)) from None
 
 
+def shown(key: str, value: Any) -> str:
+    """The value of a key for a message. Not that of a secret, nor what a table holds: it can be any other program's file."""
+    if _SECRET.search(key):
+        return "not shown here"
+    if isinstance(value, dict):
+        return "a table"
+    if isinstance(value, list) and any(isinstance(inner, dict | list) for inner in value):
+        return "a list of tables or lists"
+    text = repr(value)
+    return text if len(text) <= _SHORT_VALUE else f"{text[: _SHORT_VALUE - 3]}..."
+
+
 def closest(key: str, known: Iterable[str]) -> str:
     """A remedy for an unknown key: the nearest known keys; if none is near, the list of all, if it is short."""
     names = sorted(known)
@@ -242,7 +261,7 @@ def _fault_line(model: type[Spec], path: list[str], faults: list[Any], also: tup
         return "\n".join(f"{name}: {line}" if path else line for line in ended)
     field = _model_at(model, path[:-1]).model_fields.get(path[-1])
     help_text = f" ({field.description})" if field is not None and field.description else ""
-    return f"{name} is {found!r}; {message[:1].lower()}{message[1:]}.{help_text}"
+    return f"{name} is {shown(name, found)}; {message[:1].lower()}{message[1:]}.{help_text}"
 
 
 def _message(fault: Any) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from deepfloyd_core.config.base import SpecT, parse_spec, read_config_file, scalar_kinds
+from deepfloyd_core.config.base import SpecT, parse_spec, read_config_file, scalar_kinds, shown
 from deepfloyd_core.config.data_sets import TABLES, ConditioningSet, ImageDataset, TextEmbedBackend
 from deepfloyd_core.config.simpletuner import coerced, grouped
 from deepfloyd_core.config.simpletuner_data import DATA_IGNORED, our_entry
@@ -60,7 +60,8 @@ def load_data_file(path: Path, defaults: Mapping[str, Any] = MappingProxyType({}
         if not isinstance(entry, dict):
             faults.append(ConfigError(f"{path}: entry {number} is {type(entry).__name__}; it must be an object."))
             continue
-        where = f"{path}: {entry.get('id', f'entry {number}')}"
+        name = entry.get("id")
+        where = f"{path}: {name if isinstance(name, str) and name else f'entry {number}'}"
         parsed = attempt(faults, _parse_entry, entry, where, defaults, faults)
         if parsed is not None:
             read += [parsed[0]] if parsed[0] is not None else []
@@ -84,12 +85,13 @@ def _parse_entry(
 ) -> tuple[_Entry | None, list[str]]:
     """The entry's model (None: it is disabled, a cache, or has faults, which are added) and its notes."""
     if not isinstance(entry.get("id"), str) or not entry["id"]:
-        raise ConfigError(f"{where}: id is {entry.get('id')!r}; every entry needs a name of its own.")
+        raise ConfigError(f"{where}: id is {shown('id', entry.get('id'))}; every entry needs a name of its own.")
     if _disabled(entry, where):
         return None, []
     kind = entry.get("dataset_type") or "image"
     if not isinstance(kind, str):
-        raise ConfigError(f"{where}: dataset_type is {kind!r}; it must be image, conditioning or text_embeds.")
+        told = shown("dataset_type", kind)
+        raise ConfigError(f"{where}: dataset_type is {told}; it must be image, conditioning or text_embeds.")
     if kind in _CACHES:
         return None, [f"dataset_type {kind!r} is ignored; nothing is cached there in this pipeline"]
     if kind in _OTHER_SETS:
@@ -174,7 +176,7 @@ def _disabled(entry: dict[str, Any], where: str) -> bool:
     flags = coerced({key: entry[key] for key in ("disabled", "disable") if key in entry}, scalar_kinds(ImageDataset))
     for key, value in flags.items():
         if not isinstance(value, bool):
-            raise ConfigError(f"{where}: {key} is {value!r}; it must be true or false.")
+            raise ConfigError(f"{where}: {key} is {shown(key, value)}; it must be true or false.")
     if len(set(flags.values())) > 1:
         raise ConfigError(f"{where}: disabled and disable contradict each other. Keep one of them.")
     return any(flags.values())

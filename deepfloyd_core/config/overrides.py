@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from deepfloyd_core.config.base import closest
-from deepfloyd_core.config.simpletuner import asked_of_switch
+from deepfloyd_core.config.simpletuner import asked_of_switch, plain
 from deepfloyd_core.config.simpletuner_options import ALIASES, SWITCHES
 from deepfloyd_core.config.stages import STAGES
 from deepfloyd_core.errors import ConfigError, DeepFloydError, attempt, raise_together
@@ -74,6 +74,23 @@ def _parsed(text: str) -> _Override:
     if name in SWITCHES and asked_of_switch(name, value):
         _, name, value = SWITCHES[name]
     return _Override(text, tuple(tables), name, value, removes=not value_text)
+
+
+def override_texts(override: str) -> Iterator[tuple[str, str]]:
+    """The texts in the value of an override, at any depth, each with its key. Raises ConfigError."""
+    found = _parsed(override)
+    yield from _texts(found.name, found.value)
+
+
+def _texts(key: str, value: Any) -> Iterator[tuple[str, str]]:
+    if isinstance(value, str):
+        yield key, value
+    elif isinstance(value, dict):
+        for name, inner in value.items():
+            yield from _texts(plain(name), inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _texts(key, inner)
 
 
 def _value(text: str) -> Any:

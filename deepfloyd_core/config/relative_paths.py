@@ -5,19 +5,22 @@ upwards. So `deepfloyd run project/flows/configs/demo.toml` makes the same artif
 """
 
 import json
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
-from deepfloyd_core.config.base import home_path, is_there, names_a_path
+from deepfloyd_core.config.base import home_path, is_there, names_a_path, names_something_else
+from deepfloyd_core.config.overrides import override_texts
 from deepfloyd_core.config.run import RunConfig
 from deepfloyd_core.config.stage import StageConfig
+
+_FIELDS = {**RunConfig.model_fields, **StageConfig.model_fields}
 
 
 @cache
 def path_keys() -> frozenset[str]:
     """Keys of a run file that name a file or folder."""
-    fields = {**RunConfig.model_fields, **StageConfig.model_fields}
-    return frozenset(name for name, field in fields.items() if names_a_path(field))
+    return frozenset(name for name, field in _FIELDS.items() if names_a_path(field))
 
 
 def start_of_paths(run_file: Path, data_file: object) -> Path | None:
@@ -40,9 +43,23 @@ def no_data_file(data_file: str) -> str:
 
 def from_here(override: str) -> str:
     """An override (KEY=VALUE) that is a relative path, from the current directory, in which it was typed."""
+    return _placed(override, Path.cwd(), lambda name: name == "workspace")
+
+
+def from_folder(override: str, folder: Path) -> str:
+    """An override that is a relative path, from a folder, also where nothing is there yet."""
+    return _placed(override, folder, lambda name: not names_something_else(_FIELDS[name]))
+
+
+def _placed(override: str, folder: Path, always: Callable[[str], bool]) -> str:
     key, _, value = override.partition("=")
     name, text = key.strip().rpartition(".")[2], value.strip().strip("\"'")
     if name not in path_keys() or not text or text.startswith("~"):
         return override
-    here = Path.cwd() / text
-    return f"{key}={json.dumps(str(here))}" if name == "workspace" or is_there(here) else override
+    placed = folder / text
+    return f"{key}={json.dumps(str(placed))}" if always(name) or is_there(placed) else override
+
+
+def paths_in(override: str) -> Iterator[str]:
+    """The paths in the value of an override, also in a table. Raises ConfigError."""
+    return (text for key, text in override_texts(override) if key in path_keys())

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deepfloyd_core.config.base import Spec, read_config_file, scalar_kinds
+from deepfloyd_core.config.base import Spec, read_config_file, scalar_kinds, shown
 from deepfloyd_core.config.data_sets import ImageDataset
 from deepfloyd_core.config.env_file import is_env_file, read_env_file
 from deepfloyd_core.config.flavours import FLAVOURS, PUBLISHED
@@ -158,7 +158,8 @@ def _trackers(value: Any, path: Path) -> tuple[str, list[str]]:
     if isinstance(value, list):
         value = ",".join(map(str, value))
     if not isinstance(value, str | None):
-        raise ConfigError(f"{path}: report_to is {value!r}; it is a list of trackers: {', '.join(TRACKERS)}.")
+        told = shown("report_to", value)
+        raise ConfigError(f"{path}: report_to is {told}; it is a list of trackers: {', '.join(TRACKERS)}.")
     asked = {name.strip().lower() for name in str(value or "none").split(",")} - {"", "none"}
     known = [name for name in TRACKERS if name in asked]
     return ",".join(known) or "none", [f"report_to = {name}" for name in sorted(asked - set(known))]
@@ -195,7 +196,7 @@ def _spread(values: dict[str, Any], path: Path, stage_keys: frozenset[str]) -> d
         stage = FLAVOURS[str(shared["model_flavour"])].stage
     for name in tables:
         if not isinstance(values[name], dict):
-            raise ConfigError(f"{path}: {name} is {values[name]!r}; it must be a table.")
+            raise ConfigError(f"{path}: {name} is {shown(name, values[name])}; it must be a table.")
     if not tables and shared:
         if stage is None:
             given = shared.get("model_flavour")

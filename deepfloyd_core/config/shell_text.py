@@ -25,6 +25,9 @@ _WHOLE = re.compile(r"-?(?:0|[1-9][0-9]*)")
 _GLOB = re.compile(r"[*?\[\\]")
 _CONDITION = re.compile(r"(?:el)?if[ \t]+(\[\[?)[ \t]([^;]+)[ \t](\]\]?)(?:[ \t]*;[ \t]*(then))?(?:[ \t]+#.*)?")
 _TURN = re.compile(r"(then|else|fi)(?:[ \t]+#.*)?")
+_SIGNS = re.compile(
+    r".[({]{0,2}", re.DOTALL
+)  # how it begins, without what it says: the file may be no script of settings
 _KEYWORD = re.compile(r"\b(?:if|elif|else|fi|then)\b")
 
 
@@ -133,7 +136,7 @@ def _assign(line: str, variables: dict[str, str]) -> None:
     known = dict(variables) if export else variables  # export sees all of its line before it sets anything
     for word in _words(line[export.end() :] if export else line, known, variables):
         if not word.name:
-            raise ValueError(f"{word.text!r} is no NAME=value; a run file is read, not run")
+            raise ValueError("this is no NAME=value; a run file is read, not run")
 
 
 def _words(line: str, known: dict[str, str], sets: dict[str, str] | None = None) -> list[_Word]:
@@ -179,7 +182,7 @@ def _word(line: str, at: int, known: dict[str, str]) -> tuple[_Word, int]:
 def _refusal(rest: str) -> str:
     if rest[0] in "'\"":
         return "No closing quotation"
-    return f"{rest if len(rest) <= 30 else rest[:27] + '...'!r} would be run by a shell; write its value there"
+    return f"a shell would run what begins with {_SIGNS.match(rest)[0]!r}; write its value there"  # type: ignore[index]
 
 
 def _value(match: re.Match[str], known: dict[str, str]) -> str:
@@ -203,7 +206,7 @@ def _value(match: re.Match[str], known: dict[str, str]) -> str:
 def _home(text: str) -> str:
     """A value that starts with `~`, with the user's home folder."""
     if text != "~" and not text.startswith("~/"):
-        raise ValueError(f"{text!r} is a folder that only a shell knows. Write it out")
+        raise ValueError("this folder after a ~ only a shell knows. Write it out")
     try:
         return str(Path.home()) + text[1:]
     except RuntimeError:
@@ -215,11 +218,11 @@ def _computed(match: re.Match[str], known: dict[str, str]) -> str:
     for name in (match["left"], match["right"]):
         value = known.get(name, name)
         if not _WHOLE.fullmatch(value):
-            raise ValueError(f"{name} is no whole number")
+            raise ValueError("one of the two is no whole number")
         numbers.append(int(value))
     left, right = numbers
     if match["sign"] == "/" and right == 0:
-        raise ValueError(f"{match[0]} divides by 0")
+        raise ValueError("this divides by 0")
     if match["sign"] == "/":
         whole = abs(left) // abs(right)  # towards 0
         return str(whole if (left < 0) == (right < 0) else -whole)

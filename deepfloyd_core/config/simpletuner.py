@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from deepfloyd_core.config.base import Spec, scalar_kinds
+from deepfloyd_core.config.base import Spec, scalar_kinds, shown
 from deepfloyd_core.config.keys import belongings
 from deepfloyd_core.config.simpletuner_options import ALIASES, DATA_DEFAULTS, IGNORED, REFUSED, SWITCHES, WORKS, Refusal
 from deepfloyd_core.config.stage import StageConfig
@@ -125,7 +125,9 @@ def answered(
         if key in REFUSED:
             refusal = REFUSED[key]
             if _asks(value, refusal, values):
-                faults.append(ConfigError(f"{path}: {key} is {shown(value)}, but {refusal.reason}. Remove the key."))
+                faults.append(
+                    ConfigError(f"{path}: {key} is {shown(key, value)}, but {refusal.reason}. Remove the key.")
+                )
             else:
                 ignored.setdefault("off, or always done here", []).append(key)
         elif key in IGNORED or key.startswith(("_", "/", "#")):
@@ -138,7 +140,7 @@ def answered(
             rest[name] = meaning
             notes.append(f"{path}: {key} is read as {name} = {str(meaning).lower()}")
         elif asked_of_switch(key, values[key]) and values[name] != meaning:
-            ignored.setdefault(f"{name} is {shown(values[name])}", []).append(key)
+            ignored.setdefault(f"{name} is {shown(name, values[name])}", []).append(key)
     if method := _clipping(values):
         ignored[IGNORED["grad_clip_method"]].remove("grad_clip_method")
         notes.append(f"{path}: {method}")
@@ -157,8 +159,8 @@ def _clipping(values: Mapping[str, Any]) -> str:
     if is_off(method, ("norm",)) or is_off(limit):
         return ""
     return (
-        f"grad_clip_method is {shown(method)}, but max_grad_norm = {limit} here always limits the norm of all "
-        "gradients together, not each number: choose a value that suits a norm"
+        f"grad_clip_method is {shown('grad_clip_method', method)}, but max_grad_norm = {limit} here always limits the "
+        "norm of all gradients together, not each number: choose a value that suits a norm"
     )
 
 
@@ -171,7 +173,7 @@ def without_idle(stage: dict[str, Any], defaults: Mapping[str, Any], path: Path,
         if key in stage and key not in ("controlnet", "use_bitfit") and stage.get(other, defaults[other]) not in wanted:
             idle.setdefault(key, other)
     notes += [
-        f"{path}: {key} is ignored; it has no effect while {other} is {shown(stage.get(other, defaults[other]))}"
+        f"{path}: {key} is ignored; it has no effect while {other} is {shown(other, stage.get(other, defaults[other]))}"
         for key, other in idle.items()
     ]
     return {key: value for key, value in stage.items() if key not in idle}
@@ -192,16 +194,12 @@ def data_defaults(values: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in found.items() if not is_off(value)}
 
 
-def shown(value: Any) -> str:
-    """A value for a message."""
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
 def _check_family(values: Mapping[str, Any], path: Path) -> None:
     family = values.get("model_family")
     if family is not None and str(family).strip().lower() != "deepfloyd":
-        raise ConfigError(f"{path}: model_family is {family!r}; this pipeline trains deepfloyd only.")
+        raise ConfigError(
+            f"{path}: model_family is {shown('model_family', family)}; this pipeline trains deepfloyd only."
+        )
 
 
 def _asks(value: Any, refusal: Refusal, values: Mapping[str, Any]) -> bool:
@@ -243,7 +241,8 @@ def _of_their_form(
             values[key] = same.get(values[key], values[key])
     for key, (known, instead) in _SPEED.items():
         if isinstance(values.get(key), str) and values[key] not in known:
-            notes.append(f"{path}: {key} is {values[key]!r}, replaced by {instead} here; it only changes the speed")
+            told = shown(key, values[key])
+            notes.append(f"{path}: {key} is {told}, replaced by {instead} here; it only changes the speed")
             values[key] = instead
     return values
 

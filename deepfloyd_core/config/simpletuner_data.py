@@ -7,7 +7,7 @@ ones.
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from deepfloyd_core.config.base import Spec, scalar_kinds
+from deepfloyd_core.config.base import Spec, scalar_kinds, shown
 from deepfloyd_core.config.data_sets import ImageDataset
 from deepfloyd_core.config.simpletuner import coerced, grouped, is_off
 from deepfloyd_core.config.simpletuner_options import Refusal
@@ -145,7 +145,8 @@ def _without_block(entry: dict[str, Any], where: str) -> dict[str, Any]:
             raise ConfigError(f"{where}: huggingface.{key} is not a known key. Known keys: {', '.join(_COLUMNS)}.")
         if key in rest and rest[key] != value and key in _COLUMNS:
             raise ConfigError(
-                f"{where}: {key} is {rest[key]!r} and in the block huggingface {value!r}. Keep one of them."
+                f"{where}: {key} is {shown(key, rest[key])} and in the block huggingface {shown(key, value)}. "
+                "Keep one of them."
             )
         rest.setdefault(key, value)
     return rest

@@ -136,14 +136,16 @@ def compiled_filters(lines: tuple[str, ...], where: str = "caption_filter_list")
     """Each line as a regular expression to remove, or `s/search/replace/` to replace once. Raises ConfigError."""
     filters: list[Filter] = []
     faults: list[DeepFloydError] = []
-    for line in lines:
+    for number, line in enumerate(lines, 1):
         sed = _SED.fullmatch(line)
         search, replacement = (sed[1], sed[2].replace("\\/", "/")) if sed else (line, "")
         try:
             pattern = re.compile(search)
             pattern.sub(replacement, "")  # a group that is not there is found here
         except (re.error, IndexError) as error:
-            fault = f"{where}: {line!r} is no regular expression ({error})"
+            # Not the line, nor what the error quotes of it: the file may be none of filters.
+            reason = re.sub(r"'.*'", "...", str(error), flags=re.DOTALL)
+            fault = f"{where}: line {number} is no regular expression ({reason})"
             faults.append(ConfigError(f"{fault}. Put a backslash before a literal special character."))
             continue
         filters.append((pattern, replacement, 1 if sed else 0))

@@ -169,16 +169,18 @@ def with_filters(path: Path, dataset: ImageDataset, backends: tuple[TextEmbedBac
     lists = [(backend.id, backend.caption_filter_list) for backend in named or defaults]
     lists.append((dataset.id, dataset.caption_filter_list))
     faults: list[DeepFloydError] = []
-    read = [attempt(faults, _filter_lines, given, f"{path}: {name}") or [] for name, given in lists]
-    filters = tuple(line for lines in read for line in lines)
-    attempt(faults, compiled_filters, filters, f"{path}: {dataset.id}: caption_filter_list")
+    filters = tuple[str, ...]()
+    for name, given in lists:
+        lines = tuple(attempt(faults, _filter_lines, given, f"{path}: {name}") or ())
+        attempt(faults, compiled_filters, lines, f"{path}: {name}: caption_filter_list")
+        filters += tuple(line for line in lines if line)
     raise_together(faults)
     return dataset.model_copy(update={"caption_filter_list": filters})
 
 
 def _filter_lines(given: str | tuple[str, ...], where: str) -> list[str]:
     if not isinstance(given, str):
-        return [line for line in given if line]
+        return list(given)
     file, lines = Path(given), None
     if file.suffix.lower() not in (".txt", ".json"):
         raise ConfigError(f"{where}: caption_filter_list is {given!r}; give a list, or a file ending in .txt or .json.")
@@ -186,9 +188,9 @@ def _filter_lines(given: str | tuple[str, ...], where: str) -> list[str]:
         lines = read_config_file(file)
         if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
             raise ConfigError(f"{file} must be a list of strings.")
-        return [line for line in lines if line]
+        return list(lines)
     try:
-        return [line for line in text_lines(file.read_text(encoding="utf-8-sig")) if line]
+        return text_lines(file.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:
         reason = "no such file" if isinstance(error, FileNotFoundError) else str(error)
         raise ConfigError(f"{where}: caption_filter_list {given!r} cannot be read: {reason}.") from None

@@ -6,6 +6,7 @@ nothing.
 """
 
 import csv
+import difflib
 import json
 import logging
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from deepfloyd_core.config.data_blocks import CaptionTable
 from deepfloyd_core.config.data_sets import ImageDataset
 from deepfloyd_core.errors import ConfigError, DataError
 from deepfloyd_core.sources.listing import text_encoding
+from deepfloyd_core.store.counts import many
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -110,13 +112,13 @@ def _csv(path: Path, columns: list[str], where: str) -> Iterator[Record]:
     with path.open(encoding=_encoding(path), newline="") as handle:
         reader = csv.reader(handle, delimiter=sign, strict=True)
         head = next(reader, [])
-        _check_columns(columns, head, where)
+        _check_columns(columns, head, where, head=True)
         for line, cells in _numbered(reader):
             # Anything else would be the caption of another column, or end at a comma or a line break.
             if len(cells) < len(head) or any(cells[len(head) :]):
                 raise ValueError(
-                    f"line {line} has {len(cells)} cells, and the first line {len(head)}: {sign.join(cells)[:80]!r}. Put "
-                    f"double quotes around a text with a {'tab' if sign != ',' else 'comma'} or a line break in it"
+                    f"line {line} has {len(cells)} cells, and the first line {len(head)}. Put double "
+                    f"quotes around a text with a {'tab' if sign != ',' else 'comma'} or a line break in it"
                 )
             if cells:
                 yield dict(zip(head, cells, strict=False))
@@ -172,14 +174,23 @@ def _encoding(path: Path) -> str:
         return text_encoding(handle.read(4))
 
 
-def _check_columns(columns: list[str], known: list[str], where: str) -> None:
+def _check_columns(columns: list[str], known: list[str], where: str, head: bool = False) -> None:
+    """head: the columns are the cells of a first line."""
     for name in columns:
         if known.count(name) > 1:
             raise ConfigError(f"{where} has {known.count(name)} columns {name!r}. Rename all but one of them.")
         if name not in known:
-            other = next((sign for sign in ";\t|," if len(known) == 1 and sign in known[0]), None)
-            hint = f" Is {other!r} its separator? .csv needs a comma, .tsv a tab." if other else ""
-            raise ConfigError(f"{where} has no column {name!r}; it has {', '.join(map(repr, known)) or 'none'}.{hint}")
+            told = _near(name, known) if head else f"it has {', '.join(map(repr, known)) or 'none'}."
+            raise ConfigError(f"{where} has no column {name!r}; {told}")
+
+
+def _near(name: str, head: list[str]) -> str:
+    """The cells of a first line that resemble a column's name. The others are not shown: the file may be no table."""
+    if near := difflib.get_close_matches(name, head):
+        return f"did you mean {' or '.join(map(repr, near))}?"
+    other = next((sign for sign in ";\t|," if len(head) == 1 and sign in head[0]), None)
+    hint = f" Is {other!r} its separator? .csv needs a comma, .tsv a tab." if other else ""
+    return f"its first line has {many(len(head), 'other')}.{hint}"
 
 
 def _columns(table: CaptionTable) -> list[str]:

@@ -136,7 +136,7 @@ def test_rows_of_other_pictures_do_not_change_the_data_s_fingerprint(world: Data
 @pytest.mark.parametrize(
     ("text", "keys", "error", "says"),
     [
-        ("id,caption\na,x\n", {"caption_column": "capt"}, ConfigError, "no column 'capt'; it has 'id', 'caption'"),
+        ("id,caption\na,x\n", {"caption_column": "capt"}, ConfigError, "no column 'capt'; did you mean 'caption'"),
         ("id,caption\na,x\n", {"filename_column": "name"}, ConfigError, "no column 'name'"),
         ("id,caption\na,x\n", {"fallback_caption_column": "tags"}, ConfigError, "no column 'tags'"),
         ("id,caption\na,x\n", {"path": "nowhere.csv"}, ConfigError, "there is no file nowhere.csv or"),
@@ -178,13 +178,13 @@ def test_a_broken_table_names_the_place(world: DataWorld, file: str, data: bytes
         (
             "t.csv",
             "id,caption\n\n00011,a dog\n00012,a, cat\n",
-            "line 4 has 3 cells, and the first line 2: '00012,a, cat'",
+            "line 4 has 3 cells, and the first line 2. Put double quotes",
         ),
         ("t.csv", 'id,caption\n1,"two\nlines"\n2,a cat\non a mat\n', "line 5 has 1 cells"),
         ("t.tsv", "id\tcaption\n1\ta\tcat\n", "line 2 has 3 cells.*quotes around a text with a tab"),
         ("t.tsv", 'id\tcaption\n1\t"big" cat\n', "line 2: .*Write a double quote inside quotes twice"),
         ("t.csv", 'id,caption\n1,a dog\n2,"never closed\n3,a cat\n', "line 3: unexpected end of data"),
-        ("t.csv", "id;caption\n1;a\n", "no column 'id'; it has 'id;caption'. Is ';' its separator"),
+        ("t.csv", "id;caption\n1;a\n", "no column 'id'; its first line has 1 other. Is ';' its separator"),
         ("t.csv", "id,caption,caption\n1,a,b\n", "2 columns 'caption'"),
         ("t.jsonl", '{"id": 1, "caption": "a"}\n{"caption": "b"}\n', "line 2 has no 'id'; it has 'caption'"),
         ("t.jsonl", '{"caption": "b"}\n{"id": 1, "caption": "a"}\n', "line 1 has no 'id'; it has 'caption'"),

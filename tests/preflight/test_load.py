@@ -33,7 +33,7 @@ VALUES = (
 ENTRY = Fault("data.json: b: resolution is 'big'; ", second={"resolution": "big"})
 ALONE = (
     Fault("data.json: a: instance_data_dir is 'nowhere'", first={"instance_data_dir": "nowhere"}),
-    Fault("data.json: a: caption_filter_list: '(' is no regular", first={"caption_filter_list": ["("]}),
+    Fault("data.json: a: caption_filter_list: line 1 is no regular", first={"caption_filter_list": ["("]}),
 )
 SIZE = Fault("a: resolution is 60, 60 px at stage 1; ", first={"resolution": 60})
 EVAL = Fault("run.json: eval_dataset_id is 'c'; ", {"eval_dataset_id": "c"})

@@ -29,7 +29,7 @@ def _ui(project: Path, home: Path, log: Path) -> Iterator[tuple[int, dict[str, s
     """`deepfloyd ui` of a project until the end of the block: its port, and an environment with its PREFECT_HOME."""
     port = free_port()
     env = {key: value for key, value in os.environ.items() if not key.startswith("PREFECT_")}
-    env |= {"PREFECT_HOME": str(home)}
+    env |= {"PREFECT_HOME": str(home), "DEEPFLOYD_ROOTS": str(log.parent)}
     with log.open("wb") as out:
         ui = subprocess.Popen(
             [sys.executable, "-P", "-m", "flows", "ui", "--port", str(port)],
@@ -93,11 +93,17 @@ def test_a_deployment_completes_and_its_artifacts_render(
         assert ("demo", "flows/finetune.py:finetune") in names and len(names) == 7
         prefect = [sys.executable, "-P", "-m", "prefect", "deployment", "run"]
         parameters = ["-p", f"config={small_run.config}", "-p", f"overrides={json.dumps(SHORT)}", "--watch"]
+        outside = subprocess.run([*prefect, "generate/demo", "-p", "control=/etc/passwd"], cwd=ROOT, env=env)
         done = subprocess.run(
             [*prefect, "finetune/demo", *parameters], cwd=ROOT, env=env,
             capture_output=True, text=True, timeout=600,
         )  # fmt: skip
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        failed = post(url, "flow_runs/filter", {"flow_runs": {"state": {"type": {"any_": ["FAILED"]}}}}, login)
+        assert outside.returncode == 0 and [run["state"]["message"] for run in failed] == [
+            failed[0]["state"]["message"]
+        ]
+        assert "control is '/etc/passwd', outside of the folders" in failed[0]["state"]["message"]
         found = post(url, "artifacts/filter", {"limit": 100}, login)
         artifacts = {entry["key"]: entry["id"] for entry in found if entry["key"]}
         page, profile, picture = f"http://127.0.0.1:{port}/artifacts/artifact", tmp_path / "profile", 'src="data:image/'

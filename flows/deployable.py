@@ -1,0 +1,82 @@
+"""What all flows have in common: they wait for the server, and a deployment's parameters stay inside some folders.
+
+Whoever may start a deployment's run may fill in its form. So there a path leads into the project's folder, or into one of
+DEEPFLOYD_ROOTS of the worker's environment (`:` between them). Who types a command may name any path.
+"""
+
+import inspect
+import os
+from collections.abc import Callable, Iterator
+from functools import wraps
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from prefect.context import FlowRunContext
+
+from deepfloyd_core.config.base import home_path
+from deepfloyd_core.config.relative_paths import from_folder, paths_in
+from deepfloyd_core.errors import ConfigError
+from flows.ui import project_folder
+from tasks.outbox import server_awaited
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+ROOTS = "DEEPFLOYD_ROOTS"
+PATHS = ("config", "control", "workspace")  # parameters that are one path
+
+
+def deployable(flow_body: F) -> F:
+    """A flow's function that waits for the server, as `server_awaited` says, with parameters checked in a deployment.
+
+    There relative paths start at the project's folder. It raises ConfigError for a path outside of the folders.
+    """
+    signature = inspect.signature(flow_body)
+
+    @wraps(flow_body)
+    def body(*arguments: Any, **named: Any) -> Any:
+        if not _is_deployed():
+            return flow_body(*arguments, **named)
+        bound = signature.bind(*arguments, **named)
+        return flow_body(**confined(bound.arguments, allowed_folders()))
+
+    return server_awaited(cast(F, body))
+
+
+def _is_deployed() -> bool:
+    context = FlowRunContext.get()
+    return context is not None and context.flow_run is not None and context.flow_run.deployment_id is not None
+
+
+def allowed_folders() -> tuple[Path, ...]:
+    """The folders that a deployment's parameters may name; the project's is the first."""
+    others = os.environ.get(ROOTS, "").split(os.pathsep)
+    return (project_folder(), *(Path(each) for each in others if each))
+
+
+def confined(parameters: dict[str, Any], folders: tuple[Path, ...]) -> dict[str, Any]:
+    """Parameters of a flow with paths from the first folder. Raises ConfigError for a path outside of all folders."""
+    placed = dict(parameters)
+    for name in PATHS:
+        if placed.get(name):
+            placed[name] = str(_inside(name, str(placed[name]), folders))
+    if placed.get("overrides"):
+        placed["overrides"] = list(_overrides(placed["overrides"], folders))
+    return placed
+
+
+def _overrides(overrides: list[str], folders: tuple[Path, ...]) -> Iterator[str]:
+    for override in overrides:
+        for path in paths_in(override):
+            _inside(f"the override of {override.partition('=')[0].strip()}", path, folders)
+        yield from_folder(override, folders[0])
+
+
+def _inside(name: str, text: str, folders: tuple[Path, ...]) -> Path:
+    path = folders[0] / home_path(Path(text))
+    if "\0" in text or not any(path.resolve().is_relative_to(folder.resolve()) for folder in folders):
+        listed = ", ".join(map(str, folders))
+        raise ConfigError(
+            f"{name} is {text!r}, outside of the folders that a deployment may use ({listed}). Move it there, or add "
+            f"its folder to {ROOTS} in the environment of the worker."
+        )
+    return path
