@@ -22,7 +22,7 @@ from deepfloyd_core.store.file_faults import storage_error
 from flows.arguments import ConfigPath, Overrides, user_path
 from flows.stopping import Stopped, Stopping
 from flows.version_commands import block, history, promote, rollback
-from flows.workspace_commands import list_artifacts, show, verify
+from flows.workspace_commands import gc, list_workspace, show, verify
 from tasks.terminal import console, labelled
 
 if TYPE_CHECKING:
@@ -184,12 +184,13 @@ def generate(
 
 
 app.command()(verify)
-app.command("ls")(list_artifacts)
+app.command("ls")(list_workspace)
 app.command()(history)
 app.command()(promote)
 app.command()(rollback)
 app.command()(block)
 app.command()(show)
+app.command()(gc)
 
 
 @app.command()

@@ -13,6 +13,7 @@ from deepfloyd_core.preflight.check import check_run
 from deepfloyd_core.processes.jobs import job_starter
 from deepfloyd_core.sampling.jobs import SampleInputs, lora_fields
 from deepfloyd_core.store.artifacts import Artifact
+from deepfloyd_core.store.leases import leased
 from deepfloyd_core.store.registry import Outcome, news_of
 from flows.dag import make_pictures, make_trainings
 from flows.deployable import deployable
@@ -25,6 +26,7 @@ from tasks.text_embeds import text_embeds
 
 @flow(name="finetune", version=VERSION)
 @deployable
+@leased
 def finetune(config: str, overrides: list[str] | None = None) -> "State[Outcome]":
     """Fine-tune the stages that CONFIG names and publish the result as a new version, unless its bundle is the champion's
     or was blocked.

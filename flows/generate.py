@@ -7,6 +7,7 @@ from prefect import flow
 from deepfloyd_core.preflight.check import check_run
 from deepfloyd_core.preflight.generate import GenerateOptions
 from deepfloyd_core.store.artifacts import Artifact
+from deepfloyd_core.store.leases import leased
 from flows.deployable import deployable
 from tasks import VERSION
 from tasks.generated import generated
@@ -14,6 +15,7 @@ from tasks.generated import generated
 
 @flow(name="generate", version=VERSION)
 @deployable
+@leased
 def generate(
     config: str, prompt: str | list[str], seed: int = 0, images: int = 1, version: str | int = "latest",
     size: str | None = None, control: str | None = None, overrides: list[str] | None = None,

@@ -1,4 +1,4 @@
-"""Prints artifacts and versions on the terminal: which exist, their faults, and a version's figures."""
+"""Prints on the terminal a version's figures, and the faults that `verify` reports."""
 
 from pathlib import Path
 
@@ -11,11 +11,9 @@ from deepfloyd_core.bundle.history import history
 from deepfloyd_core.bundle.identity import BundleSummary
 from deepfloyd_core.bundle.verify import Verified
 from deepfloyd_core.config.stages import STAGES, UPSCALERS, Stage
-from deepfloyd_core.errors import ArtifactError
 from deepfloyd_core.measures.files import UpscalingFiles
 from deepfloyd_core.measures.held_out_loss import LossChange
 from deepfloyd_core.measures.tables import UPSCALED_BY, MeasureTable, gained
-from deepfloyd_core.store.artifacts import all_artifacts
 from deepfloyd_core.store.counts import many
 from deepfloyd_core.store.registry import Outcome, news_of
 from deepfloyd_core.store.versions import bundle_of, readable_versions
@@ -23,30 +21,6 @@ from tasks.terminal import labelled
 
 _WIDEST = 2000  # characters of a line of `history`
 _STYLES = {"champion": "", "candidate": "bold yellow", "blocked": "bold red", "unknown": "bold red"}  # of a version
-
-
-def print_artifacts(out: Console, workspace: Path) -> None:
-    """A table of the artifacts, a line for each version, and one for each of either that is damaged."""
-    table = Table("kind", "fingerprint", "made", "files", "bytes")
-    for artifact in all_artifacts(workspace):
-        try:
-            record = artifact.manifest
-        except ArtifactError:
-            table.add_row(artifact.kind, artifact.fingerprint, Text("damaged", "bold red"), "", "")
-            continue
-        size = sum(entry.bytes for entry in record.files)
-        made = record.provenance.started[:19].replace("T", " ")
-        table.add_row(artifact.kind, artifact.fingerprint, made, str(len(record.files)), f"{size:,}")
-    out.print(table)
-    published, faults = readable_versions(workspace)
-    for version in published:
-        out.print(f"version {version.number}: lora_bundle {version.bundle}{version.of}")
-        try:
-            bundle_of(workspace, version)
-        except ArtifactError as error:
-            faults.append(str(error))
-    for fault in faults:
-        out.print(labelled("fault", "bold red", fault))
 
 
 def print_verified(out: Console, verified: Verified) -> None:
@@ -74,15 +48,8 @@ def print_news(out: Console, workspace: Path, outcome: Outcome) -> None:
 def print_outcome(out: Console, workspace: Path, outcome: Outcome) -> None:
     """Print what a run came to, and the figures and the place of its version."""
     bundle = bundle_of(workspace, outcome.version)
-    figures = bundle.summary(BundleSummary)
     out.print()
-    for stage, training in figures.trainings.items():
-        print_losses(out, stage, training.changes)
-    for key, value in figures.samples.record.items():
-        if not isinstance(value, dict):
-            out.print(f"{key.replace('_', ' '):<22} {value}")
-    for table in figures.tables:
-        print_measures(out, table)
+    print_figures(out, bundle.summary(BundleSummary))
     print_news(out, workspace, outcome)
     out.print(f"bundle                 {bundle.path}")
     sheets = {bundle.path / "sheet.png": "contact sheet"}
@@ -113,6 +80,17 @@ def print_history(out: Console, workspace: Path) -> None:
     out.print(table, crop=False)
     for fault in readable_versions(workspace)[1]:
         out.print(labelled("fault", "bold red", fault))
+
+
+def print_figures(out: Console, figures: BundleSummary) -> None:
+    """Print the figures of a bundle."""
+    for stage, training in figures.trainings.items():
+        print_losses(out, stage, training.changes)
+    for key, value in figures.samples.record.items():
+        if not isinstance(value, dict):
+            out.print(f"{key.replace('_', ' '):<22} {value}")
+    for table in figures.tables:
+        print_measures(out, table)
 
 
 def print_losses(out: Console, stage: Stage, changes: list[LossChange]) -> None:

@@ -13,6 +13,7 @@ from prefect.states import Completed
 from deepfloyd_core.bundle.planned import planned_bundle
 from deepfloyd_core.preflight.check import check_run, check_workers
 from deepfloyd_core.store.artifacts import find, missing_parts
+from deepfloyd_core.store.leases import leased
 from deepfloyd_core.store.registry import Outcome, news_of, settled
 from flows.deployable import deployable
 from flows.finetune import make_bundle
@@ -23,6 +24,7 @@ from tasks.lora_bundle import publish_version
 
 @flow(name="retrain", version=VERSION)
 @deployable
+@leased
 def retrain(config: str, overrides: list[str] | None = None) -> "State[Outcome]":
     """Index; when the bundle that would be made is the champion's or was blocked, complete with "no change"; otherwise
     publish it.

@@ -10,6 +10,7 @@ from deepfloyd_core.config.stages import Stage
 from deepfloyd_core.preflight.check import check_run, trained_with
 from deepfloyd_core.processes.jobs import job_starter
 from deepfloyd_core.store.artifacts import Artifact
+from deepfloyd_core.store.leases import leased
 from flows.dag import make_pictures, make_trainings
 from flows.deployable import deployable
 from tasks import VERSION
@@ -19,6 +20,7 @@ from tasks.text_embeds import text_embeds
 
 @flow(name="prepare", version=VERSION)
 @deployable
+@leased
 def prepare(config: str, overrides: list[str] | None = None) -> list[Artifact]:
     """Index the pictures and cut the crops of every stage, the eval set, and what a ControlNet follows for both."""
     run = check_run(Path(config), tuple(overrides or ()), "crops")
@@ -27,6 +29,7 @@ def prepare(config: str, overrides: list[str] | None = None) -> list[Artifact]:
 
 @flow(name="embed", version=VERSION)
 @deployable
+@leased
 def embed(config: str, overrides: list[str] | None = None) -> list[Artifact]:
     """Encode every caption and prompt."""
     run = check_run(Path(config), tuple(overrides or ()), "text_embeds")
@@ -36,6 +39,7 @@ def embed(config: str, overrides: list[str] | None = None) -> list[Artifact]:
 
 @flow(name="train-stage1", version=VERSION)
 @deployable
+@leased
 def train_stage1(config: str, overrides: list[str] | None = None) -> list[Artifact]:
     """Train the Stage I LoRA, and make what it needs."""
     return _train(check_run(Path(config), tuple(overrides or ()), 1), 1)
@@ -43,6 +47,7 @@ def train_stage1(config: str, overrides: list[str] | None = None) -> list[Artifa
 
 @flow(name="train-stage2", version=VERSION)
 @deployable
+@leased
 def train_stage2(config: str, overrides: list[str] | None = None) -> list[Artifact]:
     """Train the Stage II LoRA, and make what it needs: Stage I's as well, where that makes low-res pictures for it."""
     return _train(check_run(Path(config), tuple(overrides or ()), 2), 2)

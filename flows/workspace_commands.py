@@ -1,14 +1,16 @@
 """The commands that look at a workspace. None starts a Prefect server."""
 
+from datetime import UTC, datetime
 from typing import Annotated
 
 import typer
 
-from deepfloyd_core.errors import ConfigError
+from deepfloyd_core.config import retention
+from deepfloyd_core.config.base import parse_spec
 from flows.arguments import Workspace, need_workspace
 from tasks.terminal import console
 
-out = console()
+out, err = console(), console(stderr=True)
 
 
 def verify(workspace: Workspace) -> None:
@@ -23,27 +25,66 @@ def verify(workspace: Workspace) -> None:
         raise typer.Exit(1)
 
 
-def list_artifacts(workspace: Workspace) -> None:
-    """List the artifacts and versions of a workspace."""
-    from flows.report import print_artifacts
-
+def list_workspace(
+    workspace: Workspace,
+    every: Annotated[bool, typer.Option("--all", help="Lists each version and each artifact.")] = False,
+) -> None:
+    """List the versions of a workspace, how much it holds of each kind, and unfinished work."""
     need_workspace(workspace)
-    print_artifacts(out, workspace)
+    from flows.workspace_report import print_workspace
+
+    print_workspace(out, workspace, every)
 
 
 def show(
     workspace: Workspace,
-    fingerprint: Annotated[str, typer.Argument(help="Fingerprint of an artifact, or its first digits.")],
+    what: Annotated[
+        str, typer.Argument(metavar="WHAT", help="A version (3, latest), or the first digits of a fingerprint.")
+    ],
+    as_json: Annotated[bool, typer.Option("--json", help="The whole record, as JSON.")] = False,
 ) -> None:
-    """Print the manifest of an artifact: spec, inputs, summary, files."""
-    from deepfloyd_core.store.artifacts import all_artifacts
-    from deepfloyd_core.store.versions import bundle_of, readable_versions
-
+    """Tell what a version or an artifact is: what it was made from, settings, figures, files."""
     need_workspace(workspace)
-    for version in readable_versions(workspace)[0]:
-        if version.bundle.startswith(fingerprint):
-            bundle_of(workspace, version)  # one that is lost is an error of its own
-    found = [artifact for artifact in all_artifacts(workspace) if artifact.fingerprint.startswith(fingerprint)]
-    if len(found) != 1:
-        raise ConfigError(f"{fingerprint!r} names {len(found)} artifacts of {workspace}; `deepfloyd ls` lists them.")
-    out.print_json(found[0].manifest.model_dump_json())
+    from deepfloyd_core.store.lookup import artifact_named, version_named
+    from flows.show import artifact_json, print_artifact, print_version_record, version_json
+
+    if version := version_named(workspace, what):
+        if as_json:
+            out.print_json(version_json(version))
+        else:
+            print_version_record(out, workspace, version)
+        return
+    known = artifact_named(workspace, what)
+    if as_json:
+        out.print_json(artifact_json(known))
+    else:
+        print_artifact(out, workspace, known)
+
+
+def gc(
+    workspace: Workspace,
+    delete: Annotated[bool, typer.Option("--delete", help="Remove it. Otherwise only shows what would go.")] = False,
+    keep_versions: Annotated[
+        int, typer.Option(min=1, max=retention.MOST_VERSIONS, help=retention.VERSIONS_HELP)
+    ] = retention.DEFAULT.keep_versions,
+    keep_days: Annotated[
+        float, typer.Option(min=0, max=retention.MOST_DAYS, help=retention.DAYS_HELP)
+    ] = retention.DEFAULT.keep_days,
+    every: Annotated[bool, typer.Option("--all", help="Lists each artifact that goes, not only each kind.")] = False,
+) -> None:
+    """Show what old versions, abandoned work and old pictures take up; remove it with --delete."""
+    need_workspace(workspace)
+    policy = parse_spec(retention.Policy, {"keep_versions": keep_versions, "keep_days": keep_days}, "gc")
+    from deepfloyd_core.store.gc import collect, would_collect
+    from flows.workspace_report import print_collection
+
+    now = datetime.now(UTC)
+    if not delete:
+        print_collection(out, would_collect(workspace, policy, now), deleted=False, every=every)
+        return
+    from flows.cli import stopping
+
+    stopping.kept = "What was removed is gone; the same command removes the rest."
+    with err.status("removing") as status:
+        collection = collect(workspace, policy, now, lambda done, total, line: status.update(f"{done}/{total} {line}"))
+    print_collection(out, collection, deleted=True, every=every)

@@ -1,7 +1,10 @@
 """The terminal: text is printed unchanged, whatever a path or an error contains; rich would read `[x]` in it as markup."""
 
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
+
+_WIDEST = 500  # characters of a table
 
 
 def console(stderr: bool = False) -> Console:
@@ -12,3 +15,9 @@ def console(stderr: bool = False) -> Console:
 def labelled(label: str, style: str, text: str) -> Text:
     """`label: text`, the label in a style."""
     return Text.assemble((f"{label}:", style), " ", text)
+
+
+def print_table(out: Console, table: Table) -> None:
+    """Print a table whose cells stay in one piece, also where the terminal is narrower."""
+    wide = Console(file=out.file, width=_WIDEST, markup=False, emoji=False, highlight=False, soft_wrap=True)
+    wide.print(table)

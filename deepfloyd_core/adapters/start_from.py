@@ -92,9 +92,11 @@ def shorter_training(workspace: Path, request: Request) -> Artifact | None:
         return fewer and other.inputs == request.inputs and _but_steps(other.spec) == _but_steps(request.spec)
 
     found = [
-        artifact for artifact in finished(workspace, request.kind, request.format) if is_shorter(artifact.manifest)
+        (int(manifest.spec["max_train_steps"]), artifact)
+        for artifact, manifest in finished(workspace, request.kind, request.format)
+        if is_shorter(manifest)
     ]
-    return max(found, key=lambda artifact: int(artifact.spec["max_train_steps"]), default=None)
+    return max(found, key=lambda steps_and_artifact: steps_and_artifact[0], default=(0, None))[1]
 
 
 def shorter_note(stage: Stage, steps: int, shorter: Artifact) -> str:

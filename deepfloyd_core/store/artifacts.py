@@ -7,12 +7,10 @@ frees the lock when its holder dies. Child processes inherit it, so a trainer th
 files.
 """
 
-import fcntl
 import logging
-import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -30,9 +28,10 @@ from deepfloyd_core.files import (
     write_sealed,
 )
 from deepfloyd_core.store.changes import changes
+from deepfloyd_core.store.collected import record_file
 from deepfloyd_core.store.counts import many
-from deepfloyd_core.store.file_faults import flock
-from deepfloyd_core.store.locks import LOCKS, locked
+from deepfloyd_core.store.leases import take_lease
+from deepfloyd_core.store.locks import LOCKS, artifact_lock, is_locked, locked
 from deepfloyd_core.store.manifest import MANIFEST, FileEntry, Manifest, Summary, read_manifest
 from deepfloyd_core.store.parts import finish_part, recorded_hash
 from deepfloyd_core.store.provenance import provenance
@@ -40,7 +39,7 @@ from deepfloyd_core.types import Json
 
 log = logging.getLogger(__name__)
 
-_REQUEST = ".request.json"  # of an unfinished artifact
+REQUEST = ".request.json"  # of an unfinished artifact
 S = TypeVar("S", bound=Summary)
 _FINGERPRINT = re.compile("[0-9a-f]{16}")
 
@@ -136,6 +135,7 @@ def workspace_of(path: Path) -> Path:
 
 def find(workspace: Path, request: Request) -> Artifact | None:
     """The finished artifact for a request, or None."""
+    take_lease(workspace, request.name)
     path = workspace / request.kind / request.fingerprint
     return Artifact(request.kind, request.fingerprint, path) if (path / MANIFEST).exists() else None
 
@@ -144,16 +144,20 @@ def newest(
     workspace: Path, kind: str, format: int, fits: Callable[[Manifest], bool] = lambda manifest: True
 ) -> Artifact | None:
     """The newest of `finished` whose manifest `fits` accepts: a new artifact can reuse parts of it."""
-    return next((artifact for artifact in finished(workspace, kind, format) if fits(artifact.manifest)), None)
+    for artifact, manifest in finished(workspace, kind, format):
+        if fits(manifest):
+            take_lease(workspace, artifact.name)
+            if (artifact.path / MANIFEST).exists():  # else it was collected just now
+                return artifact
+    return None
 
 
-def finished(workspace: Path, kind: str, format: int) -> Iterator[Artifact]:
+def finished(workspace: Path, kind: str, format: int) -> Iterator[tuple[Artifact, Manifest]]:
     """The finished artifacts of a kind and format, newest first, without damaged ones."""
     for path in reversed(_by_age(workspace, kind)):
-        artifact = Artifact(kind, path.name, path)
         with suppress(ArtifactError):
-            if artifact.manifest.format == format:
-                yield artifact
+            if (manifest := read_manifest(path)).format == format:
+                yield Artifact(kind, path.name, path), manifest
 
 
 def materialise(workspace: Path, request: Request, build: Builder, parts: str | None = None) -> Artifact:
@@ -165,7 +169,8 @@ def materialise(workspace: Path, request: Request, build: Builder, parts: str | 
     sizes are compared.
     """
     path = workspace / request.kind / request.fingerprint
-    with locked(workspace, f"{request.kind}-{request.fingerprint}") as lock_fd:
+    take_lease(workspace, request.name)
+    with locked(workspace, artifact_lock(request.name)) as lock_fd:
         existing = find(workspace, request)
         if existing is not None:
             damage = verify_artifact(existing) if parts else list(missing_parts(existing))
@@ -178,7 +183,7 @@ def materialise(workspace: Path, request: Request, build: Builder, parts: str | 
             _log_why(workspace, request)
             _log_left(workspace, request)
         path.mkdir(parents=True, exist_ok=True)
-        write_sealed(path / _REQUEST, request.record)
+        write_sealed(path / REQUEST, request.record)
         started = datetime.now(UTC)
         summary = build(WorkDir(path, lock_fd))
         return commit(path, request, summary, started)
@@ -205,6 +210,7 @@ def commit(path: Path, request: Request, summary: Summary, started: datetime) ->
         inputs=request.inputs, files=tuple(entries), summary=summary.record, provenance=provenance(started),
     )  # fmt: skip
     write_sealed(path / MANIFEST, manifest.model_dump(mode="json"))
+    record_file(workspace_of(path), request.name).unlink(missing_ok=True)  # it was collected once
     log.info("%s %s: built, %s", request.kind, request.fingerprint, many(len(files), "file"))
     return Artifact(request.kind, request.fingerprint, path)
 
@@ -266,8 +272,17 @@ def verify_artifact(artifact: Artifact) -> list[str]:
 
 def _by_age(workspace: Path, kind: str) -> list[Path]:
     """The directories of a kind's finished artifacts, oldest first; of every kind with `*`."""
-    manifests = (file for file in workspace.glob(f"{kind}/*/{MANIFEST}") if _FINGERPRINT.fullmatch(file.parent.name))
-    return [file.parent for file in sorted(manifests, key=lambda file: file.stat().st_mtime_ns)]
+    return [file.parent for _, file in _dated(workspace.glob(f"{kind}/*/{MANIFEST}"))]
+
+
+def _dated(files: Iterable[Path]) -> list[tuple[int, Path]]:
+    """Those of files of artifacts that exist, with the time of their last change in ns, oldest first."""
+    dated = []
+    for file in files:
+        with suppress(FileNotFoundError):  # collected just now
+            if _FINGERPRINT.fullmatch(file.parent.name):
+                dated.append((file.stat().st_mtime_ns, file))
+    return sorted(dated)
 
 
 def _unfinish(artifact: Artifact, parts: str | None) -> None:
@@ -300,34 +315,25 @@ def _log_why(workspace: Path, request: Request) -> None:
 
 def _log_left(workspace: Path, request: Request) -> None:
     """Log the changes against the newest unfinished artifact of the same kind, which is therefore not continued."""
-    if (workspace / request.kind / request.fingerprint / _REQUEST).exists():
+    if (workspace / request.kind / request.fingerprint / REQUEST).exists():
         return
-    finished = _by_age(workspace, request.kind)
-    since = (finished[-1] / MANIFEST).stat().st_mtime_ns if finished else 0
-    left = [path for path in (workspace / request.kind).glob(f"*/{_REQUEST}") if not (path.parent / MANIFEST).exists()]
+    folder = workspace / request.kind
+    since = max((time for time, _ in _dated(folder.glob(f"*/{MANIFEST}"))), default=0)
+    left = [
+        file for time, file in _dated(folder.glob(f"*/{REQUEST}"))
+        if time > since and not (file.parent / MANIFEST).exists()
+        and not is_locked(workspace, artifact_lock(f"{request.kind}/{file.parent.name}"))
+    ]  # fmt: skip
+    newest = left[-1] if left else None
     try:
-        left = [path for path in left if path.stat().st_mtime_ns > since and not _is_held(workspace, path.parent)]
-        newest = max(left, key=lambda path: path.stat().st_mtime_ns, default=None)
         old = read_sealed(newest) if newest else None
-    except (ArtifactError, OSError):  # damaged, or finished meanwhile
+    except (ArtifactError, OSError):  # damaged, finished or collected meanwhile
         return
     if newest and old:
         log.warning(
             "%s %s starts from the beginning; the unfinished %s is not resumed, because %s. Its own settings resume it",
             request.kind, request.fingerprint, newest.parent.name, _changes(old, request),
         )  # fmt: skip
-
-
-def _is_held(workspace: Path, path: Path) -> bool:
-    """Whether a run is making the artifact of a directory right now."""
-    fd = os.open(workspace / LOCKS / f"{path.parent.name}-{path.name}", os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB, workspace / LOCKS)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(fd)
-    return False
 
 
 def _changes(old: Json, request: Request) -> str:

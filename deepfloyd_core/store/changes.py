@@ -79,7 +79,7 @@ def _setting(kind: str, path: tuple[str, ...], before: Any, after: Any) -> str:
     if key == "validation":  # with all that belongs to it
         key = "validation_step_interval"
         before, after = (value and value[key] for value in (before, after))
-    return f"{_key(kind, (*path[:-1], key))} {_value(before)} -> {_value(after)}"
+    return f"{user_key(kind, (*path[:-1], key))} {_value(before)} -> {_value(after)}"
 
 
 def _follows(path: tuple[str, ...], old: Json, new: Json) -> bool:
@@ -89,7 +89,7 @@ def _follows(path: tuple[str, ...], old: Json, new: Json) -> bool:
     return math.isclose(old["lr_end"] / old["learning_rate"], new["lr_end"] / new["learning_rate"])
 
 
-def _key(kind: str, path: tuple[str, ...]) -> str:
+def user_key(kind: str, path: tuple[str, ...]) -> str:
     """The name in the user's files of a key of a kind's spec."""
     key = path[-1]
     if "datasets" in path and key != "seed":

@@ -20,6 +20,11 @@ def create_workspace(workspace: Path) -> None:
     workspace.mkdir(mode=0o700, parents=True, exist_ok=True)
 
 
+def artifact_lock(name: str) -> str:
+    """The name of an artifact's lock. name: KIND/FINGERPRINT."""
+    return name.replace("/", "-")
+
+
 @contextmanager
 def locked(workspace: Path, name: str, *, quiet: bool = False) -> Iterator[int]:
     """Hold a workspace's lock `name`, and wait for it if necessary; yields its file descriptor for child processes.
@@ -41,3 +46,32 @@ def locked(workspace: Path, name: str, *, quiet: bool = False) -> Iterator[int]:
             yield fd
         finally:
             os.close(fd)
+
+
+@contextmanager
+def locked_if_free(workspace: Path, name: str) -> Iterator[bool]:
+    """Hold a workspace's lock `name` if nobody else holds it; yields whether it is held. Never waits."""
+    path = workspace / LOCKS / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB, path)
+    except BlockingIOError:
+        yield False
+    else:
+        yield True
+    finally:
+        os.close(fd)
+
+
+def is_locked(workspace: Path, name: str) -> bool:
+    """Whether somebody holds a workspace's lock `name`. Writes nothing."""
+    path = workspace / LOCKS / name
+    try:
+        with path.open() as file:
+            flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB, path)
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        pass
+    return False

@@ -15,7 +15,9 @@ from deepfloyd_core.config.stages import Stage
 from deepfloyd_core.errors import ArtifactError, ConfigError
 from deepfloyd_core.files import read_sealed, write_sealed
 from deepfloyd_core.store.artifacts import Artifact, missing_parts
+from deepfloyd_core.store.collected import collected
 from deepfloyd_core.store.events import FOLDER, Event, LostEvent, read_events, standing
+from deepfloyd_core.store.leases import take_lease
 from deepfloyd_core.store.lineage import Lineage, lineage_of
 
 _RECORD = re.compile(r"\d{4,}\.json")
@@ -113,12 +115,23 @@ def trained_parts(version: Version) -> list[str]:
 def bundle_of(workspace: Path, version: Version) -> Artifact:
     """The bundle of a version. Raises ArtifactError unless all its files exist and have their sizes."""
     bundle = Artifact("lora_bundle", version.bundle, workspace / "lora_bundle" / version.bundle)
+    take_lease(workspace, bundle.name)
+    if record := collected(workspace, bundle.name):
+        raise ArtifactError(
+            f"Version {version.number} cannot be used: its bundle was collected on {record.day} by `deepfloyd gc`. "
+            "`deepfloyd run` rebuilds it from the settings and pictures of that version."
+        )
     if fault := next(missing_parts(bundle), None):
         raise ArtifactError(
             f"Version {version.number} cannot be used: {fault.removesuffix('.')}. `deepfloyd run` rebuilds its bundle "
             "from the settings and pictures of that version."
         )
     return bundle
+
+
+def published_at(workspace: Path, number: int) -> float:
+    """When a version was published: Unix time, s."""
+    return _record(workspace, number).stat().st_mtime
 
 
 def stage_folder(bundle: Path, stage: Stage) -> Path:

@@ -13,11 +13,11 @@ from PIL import Image
 
 from deepfloyd_core.errors import JobError
 from deepfloyd_core.store.artifacts import workspace_of
+from deepfloyd_core.store.inventory import tensorboard_folder
 from deepfloyd_core.training.checkpoints import StepMetrics
 from deepfloyd_core.training.eval_loss import HELD_OUT, SEEN, GridLoss, mean_loss
 from deepfloyd_core.types import Json
 
-TENSORBOARD_FOLDER = "tensorboard"
 PROJECT = "deepfloyd"  # in W&B, unless WANDB_PROJECT names another
 # For the last upload; the data stays on disk, and a lost network must not delay the artifact.
 _FINISH_S = 300.0
@@ -41,7 +41,8 @@ def open_loggers(
     with ExitStack() as stack:
         boards: list[MetricLogger] = []
         if "tensorboard" in trackers:
-            boards.append(stack.enter_context(_tensorboard(workspace / TENSORBOARD_FOLDER / name, len(done))))
+            folder = tensorboard_folder(workspace, f"{out.parent.name}/{out.name}")
+            boards.append(stack.enter_context(_tensorboard(folder, len(done))))
         if "wandb" in trackers:
             boards.append(stack.enter_context(_wandb(workspace, name, settings, done)))
 

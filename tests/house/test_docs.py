@@ -39,6 +39,7 @@ def test_the_readme_names_every_flavour_and_command() -> None:
         "verify",
         "ls",
         "show",
+        "gc",
         "ui",
     ):
         assert re.search(rf"`[^`]*\b{command}\b", readme), command

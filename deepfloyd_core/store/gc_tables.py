@@ -1,0 +1,108 @@
+"""What `gc` removes and what stays, in rows and sentences for the terminal and the Prefect UI."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from deepfloyd_core.config.retention import Policy
+from deepfloyd_core.store.changes import label
+from deepfloyd_core.store.counts import days, many, ranges, size
+from deepfloyd_core.store.gc import Collection
+from deepfloyd_core.store.inventory import FileLink, bytes_on_disk
+from deepfloyd_core.store.retention import GENERATED, Going
+
+
+@dataclass(frozen=True)
+class Row:
+    """Artifacts of a kind that go, or artifacts that stay for one reason."""
+
+    what: str
+    count: int
+    bytes: int
+    why: str
+
+
+def rows_going(collection: Collection) -> list[Row]:
+    """A row for each kind and sort of reason, those that free most first."""
+    groups: dict[tuple[str, str], list[Going]] = {}
+    for going in collection.plan.goes:
+        groups.setdefault((going.artifact.kind, _sort(going)), []).append(going)
+    rows = [_row(kind, group) for (kind, _), group in groups.items()]
+    if left := collection.plan.leftovers:
+        rows.append(Row("leftovers", len(left), sum(frees for _, frees in left), "an earlier gc was interrupted"))
+    return sorted(rows, key=lambda row: -row.bytes)
+
+
+def rows_staying(collection: Collection) -> list[Row]:
+    """A row for each reason, the strongest first. A file that several artifacts share counts with the first reason."""
+    groups: dict[str, list[FileLink]] = {}
+    counts: dict[str, int] = {}
+    seen = set[tuple[int, int]]()
+    for staying in collection.plan.stays:
+        files = groups.setdefault(staying.why, [])
+        new = [file for file in staying.artifact.files if (file.device, file.inode) not in seen]
+        files += new
+        seen |= {(file.device, file.inode) for file in new}
+        counts[staying.why] = counts.get(staying.why, 0) + 1
+    return [Row("", counts[why], bytes_on_disk(files), why) for why, files in groups.items()]
+
+
+def why(goes: Sequence[Going]) -> str:
+    """Why artifacts of one kind and sort go."""
+    sort = _sort(goes[0])
+    if sort == "versions":
+        numbers = {number for going in goes for number in going.versions}
+        return f"of version{'s' if len(numbers) > 1 else ''} {ranges(numbers)}"
+    if sort == "unfinished":
+        last = max(going.artifact.changed for going in goes)
+        return f"unfinished, not continued since {datetime.fromtimestamp(last, UTC):%Y-%m-%d}"
+    return "old" if sort == GENERATED else "of no version"
+
+
+def policy_words(policy: Policy) -> str:
+    """What stays, in a sentence."""
+    last = "version" if policy.keep_versions == 1 else f"{policy.keep_versions} versions"
+    return f"The version in use and the last {last} of each run file stay, with everything they were made from. " + (
+        f"Anything else stays {days(policy.keep_days)}." if policy.keep_days else "Nothing else stays."
+    )
+
+
+def outcome_words(collection: Collection, deleted: bool) -> list[str]:
+    """How many bytes are freed, and which versions cannot be used any more."""
+    plan = collection.plan
+    if not plan.goes and not plan.leftovers:
+        return ["There is nothing to remove."]
+    things = [many(len(plan.goes), "artifact")] if plan.goes else []
+    things += [many(len(plan.leftovers), "leftover")] if plan.leftovers else []
+    verb = "removed" if deleted else "would be removed"
+    lines = [f"{' and '.join(things)} {verb}: {size(plan.frees)} {'freed' if deleted else 'to free'}."]
+    if plan.versions:
+        plural = "s" if len(plan.versions) > 1 else ""
+        lines.append(
+            f"Version{plural} {ranges(plan.versions)} {'can' if deleted else 'could then'} no longer be used; "
+            f"the record{plural} and the figures stay."
+        )
+    return lines
+
+
+def notes(collection: Collection) -> Iterator[str]:
+    """A line for each thing that stays although no rule keeps it."""
+    for name in collection.in_use:
+        yield f"{name} stays: a run took it meanwhile"
+    for path, fault in collection.world.inventory.damaged:
+        yield f"{path} stays: it is damaged ({fault.removesuffix('.')})"
+    for path in collection.world.inventory.foreign:
+        yield f"{path} stays: it is not of this program"
+
+
+def _row(kind: str, goes: Sequence[Going]) -> Row:
+    return Row(label(kind), len(goes), sum(going.frees for going in goes), why(goes))
+
+
+def _sort(going: Going) -> str:
+    """The sort of reason why an artifact goes."""
+    if not going.artifact.finished:
+        return "unfinished"
+    if going.artifact.kind == GENERATED:
+        return GENERATED
+    return "versions" if going.versions else "no version"

@@ -1,0 +1,77 @@
+"""Finds an artifact or a version of a workspace by what a person calls it: a number, `latest`, the first digits."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from deepfloyd_core.errors import ConfigError
+from deepfloyd_core.files import read_sealed
+from deepfloyd_core.store.artifacts import REQUEST, Request
+from deepfloyd_core.store.collected import FOLDER as COLLECTED
+from deepfloyd_core.store.collected import Collected, collected
+from deepfloyd_core.store.manifest import MANIFEST, Manifest, read_manifest
+from deepfloyd_core.store.versions import Version, find_version
+
+_SHOWN = 5  # of the artifacts that a text names
+_VERSION = re.compile(r"(?:v|version[: ]?)?(\d{1,9}|latest)", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known of an artifact."""
+
+    name: str
+    path: Path
+    record: Manifest | Request  # a Request: it is unfinished
+    collected: Collected | None = None  # it was removed by `gc`
+
+
+def version_named(workspace: Path, text: str) -> Version | None:
+    """The version that `3`, `v3`, `version:3` or `latest` names; None for another text, or for digits that are no
+    version's number. Raises ConfigError and ArtifactError as `find_version`.
+    """
+    match = _VERSION.fullmatch(text)
+    if match is None:
+        return None
+    try:
+        return find_version(workspace, match[1].lower().lstrip("0") or "0")
+    except ConfigError:
+        if match[1] != text or text == "latest":
+            raise
+        return None  # the first digits of an artifact
+
+
+def artifact_named(workspace: Path, text: str) -> Known:
+    """The artifact whose fingerprint, or KIND/FINGERPRINT, begins so. Raises ConfigError unless there is exactly one."""
+    names = sorted(name for name in _names(workspace) if any(part.startswith(text) for part in (name, name[-16:])))
+    if not names or not text:
+        raise ConfigError(
+            f"{workspace} has no version and no artifact {text!r}. `deepfloyd ls {workspace} --all` lists them."
+        )
+    if len(names) > 1:
+        no_version = f"There is no version {text}, and " if text.isdecimal() else ""
+        listed = ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+        raise ConfigError(
+            f"{no_version}{text!r} begins the names of {len(names)} artifacts: {listed}. Give more digits, or the kind."
+        )
+    return known_artifact(workspace, names[0])
+
+
+def known_artifact(workspace: Path, name: str) -> Known:
+    """What is known of an artifact by its name. Raises ArtifactError when its record is damaged or there is none."""
+    path = workspace / name
+    if not (path / MANIFEST).exists():
+        if (path / REQUEST).exists():
+            return Known(name, path, Request(path.parent.name, **read_sealed(path / REQUEST)))
+        if record := collected(workspace, name):
+            return Known(name, path, record.manifest, record)
+    return Known(name, path, read_manifest(path))
+
+
+def _names(workspace: Path) -> Iterator[str]:
+    """The names of all artifacts, also of unfinished and of collected ones."""
+    found = {f"{file.parents[1].name}/{file.parent.name}" for name in (MANIFEST, REQUEST)
+             for file in workspace.glob(f"*/*/{name}")}  # fmt: skip
+    found |= {"/".join(file.stem.rsplit("-", 1)) for file in (workspace / COLLECTED).glob("*.json")}
+    return (name for name in found if re.fullmatch(r"\w+/[0-9a-f]{16}", name))
