@@ -10,7 +10,7 @@ from rich.console import Console
 
 from deepfloyd_core.bundle.identity import BundleSummary
 from deepfloyd_core.errors import ArtifactError
-from deepfloyd_core.store.artifacts import Request
+from deepfloyd_core.store.artifacts import Artifact, Request, missing_parts
 from deepfloyd_core.store.changes import label
 from deepfloyd_core.store.counts import many, ranges, size
 from deepfloyd_core.store.lineage import all_below, artifact_names
@@ -21,7 +21,7 @@ from deepfloyd_core.store.settings import changed_settings
 from deepfloyd_core.store.versions import Version, current, published_at, versions
 from flows.report import print_figures
 from flows.workspace_report import minute, table_of
-from tasks.terminal import print_table
+from tasks.terminal import labelled, print_table
 
 SHOWN_FILES = 30  # the first ones
 _DIGITS = 4  # of a figure
@@ -142,8 +142,9 @@ def _print_figures(out: Console, record: Manifest | Request) -> None:
     if not isinstance(record, Manifest):
         return
     if record.kind == BUNDLE:
-        print_figures(out, BundleSummary.of_record(record.summary, f"{record.kind} {record.fingerprint}"))
-        return
+        with suppress(ArtifactError):  # a summary of another version of the program
+            print_figures(out, BundleSummary.of_record(record.summary, f"{record.kind} {record.fingerprint}"))
+            return
     plain = {key: value for key, value in record.summary.items() if isinstance(value, int | float | str)}
     _print_lines(out, {key.replace("_", " "): _figure(value) for key, value in plain.items()})
 
@@ -163,6 +164,9 @@ def _print_place(out: Console, known: Known) -> None:
     out.print(str(known.path.absolute()))
     if not isinstance(known.record, Manifest):
         return
+    kind, fingerprint = known.name.split("/")
+    for fault in missing_parts(Artifact(kind, fingerprint, known.path)):
+        out.print(labelled("damaged", "bold red", fault))
     files = known.record.files
     table = table_of("file", ">bytes")
     for file in files[:SHOWN_FILES]:

@@ -5,13 +5,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from deepfloyd_core.errors import ConfigError
+from deepfloyd_core.errors import ArtifactError, ConfigError
 from deepfloyd_core.files import read_sealed
 from deepfloyd_core.store.artifacts import REQUEST, Request
 from deepfloyd_core.store.collected import FOLDER as COLLECTED
 from deepfloyd_core.store.collected import Collected, collected
 from deepfloyd_core.store.manifest import MANIFEST, Manifest, read_manifest
-from deepfloyd_core.store.versions import Version, find_version
+from deepfloyd_core.store.versions import Version, find_version, versions
 
 _SHOWN = 5  # of the artifacts that a text names
 _VERSION = re.compile(r"(?:v|version[: ]?)?(\d{1,9}|latest)", re.IGNORECASE)
@@ -66,12 +66,18 @@ def known_artifact(workspace: Path, name: str) -> Known:
             return Known(name, path, Request(path.parent.name, **read_sealed(path / REQUEST)))
         if record := collected(workspace, name):
             return Known(name, path, record.manifest, record)
-    return Known(name, path, read_manifest(path))
+    try:
+        return Known(name, path, read_manifest(path))
+    except ArtifactError as error:
+        raise ArtifactError(
+            f"{str(error).removesuffix('.')}. `deepfloyd verify {workspace}` tells which versions need it."
+        ) from None
 
 
 def _names(workspace: Path) -> Iterator[str]:
-    """The names of all artifacts, also of unfinished and of collected ones."""
+    """The names of all artifacts, also of unfinished, collected and lost ones."""
     found = {f"{file.parents[1].name}/{file.parent.name}" for name in (MANIFEST, REQUEST)
              for file in workspace.glob(f"*/*/{name}")}  # fmt: skip
     found |= {"/".join(file.stem.rsplit("-", 1)) for file in (workspace / COLLECTED).glob("*.json")}
+    found |= {name for version in versions(workspace) for name in version.lineage}
     return (name for name in found if re.fullmatch(r"\w+/[0-9a-f]{16}", name))
