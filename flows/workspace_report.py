@@ -94,8 +94,9 @@ def _versions(workspace: Path, shown: list[Version], sizes: dict[str, int]) -> t
         elif fault := next(missing_parts(bundle), None):
             state = "cannot be used"
             faults.append(f"Version {version.number} cannot be used: {fault}")
+        held = size(sizes[bundle.name]) if bundle.name in sizes else ""
         published, run_file = minute(published_at(workspace, version.number)), Path(version.run_file).name
-        table.add_row(str(version.number), published, run_file, version.bundle, size(sizes.get(bundle.name, 0)), state)
+        table.add_row(str(version.number), published, run_file, version.bundle, held, state)
     return table, faults
 
 
