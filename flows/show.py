@@ -13,12 +13,13 @@ from deepfloyd_core.errors import ArtifactError
 from deepfloyd_core.store.artifacts import Artifact, Request, missing_parts
 from deepfloyd_core.store.changes import label
 from deepfloyd_core.store.counts import many, ranges, size
+from deepfloyd_core.store.events import standing
 from deepfloyd_core.store.lineage import all_below, artifact_names
 from deepfloyd_core.store.lookup import Known, known_artifact
 from deepfloyd_core.store.manifest import Manifest
 from deepfloyd_core.store.retention import BUNDLE
 from deepfloyd_core.store.settings import changed_settings
-from deepfloyd_core.store.versions import Version, current, published_at, versions
+from deepfloyd_core.store.versions import Version, published_at, versions
 from flows.report import print_figures
 from flows.workspace_report import minute, table_of
 from tasks.terminal import labelled, print_table
@@ -35,9 +36,8 @@ _OTHERS = {
 
 def print_version_record(out: Console, workspace: Path, version: Version) -> None:
     """Print a version: when and from what it was made, the settings of all that, its figures, its bundle."""
-    now, bundle = current(workspace), f"{BUNDLE}/{version.bundle}"
-    state = ", the one in use" if now and now.number == version.number else ""
-    out.print(f"version {version.number}{state}")
+    bundle = f"{BUNDLE}/{version.bundle}"
+    out.print(f"version {version.number}, {standing(workspace).state_of(version.number)}")
     parts = list(_parts(workspace, version, bundle))
     published = f"{minute(published_at(workspace, version.number))} UTC"
     run_file = (workspace / version.run_file).resolve() if version.run_file else "not known"

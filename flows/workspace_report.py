@@ -12,11 +12,12 @@ from deepfloyd_core.store.artifacts import Artifact, missing_parts
 from deepfloyd_core.store.changes import label
 from deepfloyd_core.store.collected import collected
 from deepfloyd_core.store.counts import many, size
+from deepfloyd_core.store.events import standing
 from deepfloyd_core.store.gc import Collection
 from deepfloyd_core.store.gc_tables import notes, outcome_words, policy_words, rows_going, rows_staying, why
 from deepfloyd_core.store.inventory import Inventory, Stored, bytes_on_disk, take_inventory
 from deepfloyd_core.store.leases import running_leases
-from deepfloyd_core.store.versions import Version, current, published_at, readable_versions
+from deepfloyd_core.store.versions import Version, published_at, readable_versions
 from tasks.terminal import labelled, print_table
 
 SHOWN_VERSIONS = 10  # the last ones, unless all are asked for
@@ -81,18 +82,15 @@ def print_collection(out: Console, collection: Collection, deleted: bool, every:
 
 def _versions(workspace: Path, shown: list[Version], sizes: dict[str, int]) -> tuple[Table, list[str]]:
     """A row for each version, and a line for each that cannot be used although its bundle was not collected."""
-    table, faults, now = (
-        table_of("version", "published, UTC", "run file", "bundle", ">bytes", ""),
-        [],
-        current(workspace),
-    )
+    table = table_of("version", "published, UTC", "run file", "bundle", ">bytes", "state")
+    faults, now = list[str](), standing(workspace)
     for version in shown:
         bundle = Artifact("lora_bundle", version.bundle, workspace / "lora_bundle" / version.bundle)
-        state = "in use" if now and version.number == now.number else ""
+        state: str = now.state_of(version.number)
         if record := collected(workspace, bundle.name):
-            state = f"collected {record.day}"
+            state += f", collected {record.day}"
         elif fault := next(missing_parts(bundle), None):
-            state = "cannot be used"
+            state += ", cannot be used"
             faults.append(f"Version {version.number} cannot be used: {fault}")
         held = size(sizes[bundle.name]) if bundle.name in sizes else ""
         published, run_file = minute(published_at(workspace, version.number)), Path(version.run_file).name

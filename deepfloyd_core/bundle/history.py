@@ -7,6 +7,7 @@ from deepfloyd_core.bundle.identity import BundleSummary
 from deepfloyd_core.config.stages import STAGES
 from deepfloyd_core.errors import ArtifactError
 from deepfloyd_core.measures.tables import gained
+from deepfloyd_core.store.collected import collected
 from deepfloyd_core.store.events import Event, State, fold, read_events
 from deepfloyd_core.store.versions import Version, bundle_of, versions
 
@@ -41,7 +42,10 @@ def history(workspace: Path) -> list[HistoryRow]:
 def _figures(workspace: Path, version: Version) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The figures of a version's bundle, or the fault why there are none."""
     try:
-        summary = bundle_of(workspace, version).summary(BundleSummary)
+        if record := collected(workspace, f"lora_bundle/{version.bundle}"):
+            summary = BundleSummary.of_record(record.manifest.summary, version.bundle)
+        else:
+            summary = bundle_of(workspace, version).summary(BundleSummary)
     except ArtifactError:
         return ("its bundle is not complete",), ()
     changes = [(stage, change) for stage, training in summary.trainings.items() for change in training.changes]

@@ -75,6 +75,20 @@ class Standing:
                 return one
         return None
 
+    @property
+    def served(self) -> tuple[int, ...]:
+        """The champion, and the versions that would serve one after the other if it were rolled back. Raises as
+        `champion`.
+        """
+        served: list[int] = []
+        if self.champion is not None:
+            for one in reversed(self.pushed):
+                if isinstance(one, LostEvent):
+                    break
+                if one not in self.blocked and one not in served:
+                    served.append(one)
+        return tuple(served)
+
     def state_of(self, number: int) -> State:
         """The state of a version; `unknown` while it is not known which one serves, unless it is blocked."""
         if number in self.blocked:

@@ -16,14 +16,15 @@ from pathlib import Path
 from deepfloyd_core.config.retention import Policy
 from deepfloyd_core.errors import ArtifactError, StorageError
 from deepfloyd_core.store.collected import gone_folder, write_record
+from deepfloyd_core.store.events import FOLDER as VERSIONS
+from deepfloyd_core.store.events import standing
 from deepfloyd_core.store.file_faults import storage_error
 from deepfloyd_core.store.inventory import Stored, last_change, take_inventory, tensorboard_folder
 from deepfloyd_core.store.leases import drop_ended_leases, no_new_leases, running_leases
 from deepfloyd_core.store.locks import artifact_lock, locked, locked_if_free
 from deepfloyd_core.store.manifest import MANIFEST, read_manifest
 from deepfloyd_core.store.retention import GcPlan, Published, World, plan_gc
-from deepfloyd_core.store.versions import FOLDER as VERSIONS
-from deepfloyd_core.store.versions import Version, current, damaged_records, published_at, versions
+from deepfloyd_core.store.versions import Version, damaged_versions, published_at, versions
 from deepfloyd_core.types import Report, no_report
 
 _LOCK = "gc"  # two take turns
@@ -46,17 +47,18 @@ def would_collect(workspace: Path, policy: Policy, now: datetime) -> Collection:
 
 
 def survey(workspace: Path) -> World:
-    """The state of a workspace. Raises ArtifactError when the record of a version cannot be read."""
-    if damaged := damaged_records(workspace):
+    """The state of a workspace. Raises ArtifactError when the record of a version cannot be read, or when it is not known
+    which version serves.
+    """
+    if damaged := damaged_versions(workspace):
         raise ArtifactError(
             f"{damaged[0]} Nothing is removed while it is not known what that version needs. If it is lost, remove the "
             "record."
         )
-    latest = current(workspace)
     return World(
         take_inventory(workspace),
         tuple(_published(workspace, version) for version in versions(workspace)),
-        (latest.number,) if latest else (),
+        standing(workspace).served,
         running_leases(workspace),
     )
 

@@ -62,7 +62,7 @@ def why(goes: Sequence[Going]) -> str:
 def policy_words(policy: Policy) -> str:
     """What stays, in a sentence."""
     last = "version" if policy.keep_versions == 1 else f"{policy.keep_versions} versions"
-    return f"The version in use and the last {last} of each run file stay, with everything they were made from. " + (
+    return f"The champion and the last {last} of each run file stay, with everything they were made from. " + (
         f"Anything else stays {days(policy.keep_days)}." if policy.keep_days else "Nothing else stays."
     )
 

@@ -39,7 +39,7 @@ class World:
 
     inventory: Inventory
     versions: tuple[Published, ...]  # in ascending order
-    served: tuple[int, ...]  # the versions that serve or served and are not blocked, the champion first
+    served: tuple[int, ...]  # the champion, then the versions that would serve after a rollback of each
     leased: Mapping[str, str]  # artifacts that running runs use, and who each is
 
 
@@ -107,9 +107,9 @@ def _roots(world: World, policy: Policy, now: float) -> Iterator[tuple[str, list
     by_number = {version.number: version for version in world.versions}
     served = [by_number[number] for number in world.served if number in by_number]
     for version in served[:1]:
-        yield f"version {version.number}, which is used now", _names(version)
+        yield f"version {version.number}, the champion", _names(version)
     for version in served[1 : policy.keep_versions]:
-        yield "an earlier version to return to", _names(version)
+        yield "former champions, for a rollback", _names(version)
     last = "the last version" if policy.keep_versions == 1 else f"the last {policy.keep_versions} versions"
     yield f"{last} of each run file", _of_last(world.versions, policy.keep_versions)
     age = days(policy.keep_days)

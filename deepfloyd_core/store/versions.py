@@ -64,7 +64,12 @@ def versions(workspace: Path) -> list[Version]:
 
 def damaged_records(workspace: Path) -> list[str]:
     """A line for each record of a version or an event that exists and cannot be read, or an event's that is missing."""
-    return _read_all(workspace, published_numbers(workspace))[1] + _lost_events(workspace)
+    return damaged_versions(workspace) + _lost_events(workspace)
+
+
+def damaged_versions(workspace: Path) -> list[str]:
+    """A line for each record of a version that exists and cannot be read."""
+    return _read_all(workspace, published_numbers(workspace))[1]
 
 
 def readable_versions(workspace: Path) -> tuple[list[Version], list[str]]:

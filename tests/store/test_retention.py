@@ -159,7 +159,7 @@ def test_a_version_that_is_used_again_stays_with_the_one_to_return_to() -> None:
     before = world(*bundles, versions=versions, served=(2, 4, 3))
     assert plan_gc(before, Policy(keep_versions=2), NOW).versions == (1, 3)
     reasons = {one.artifact.name[-1]: one.why for one in plan_gc(before, Policy(keep_versions=2), NOW).stays}
-    assert reasons["1"] == "version 2, which is used now" and reasons["3"] == "an earlier version to return to"
+    assert reasons["1"] == "version 2, the champion" and reasons["3"] == "former champions, for a rollback"
 
 
 def test_a_version_that_pictures_were_drawn_with_lately_keeps_its_bundle_alone() -> None:
