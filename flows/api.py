@@ -101,13 +101,18 @@ def check_guarded(url: str) -> None:
         )
 
 
-def check_access(url: str) -> None:
-    """Raise ConfigError when the API at this address, the value of PREFECT_API_URL, refuses Prefect's client."""
-    if refusal := _refusal():
+def check_access(
+    url: str, wrong_login: str = "refuses the user and password in PREFECT_API_AUTH_STRING. Correct them."
+) -> None:
+    """Raise ConfigError when the API at this address, the value of PREFECT_API_URL, refuses Prefect's client.
+
+    wrong_login: what the message says where the API refuses the password.
+    """
+    if refusal := _refusal(wrong_login):
         raise ConfigError(f"The Prefect server at {url} {refusal}")
 
 
-def _refusal() -> str:
+def _refusal(wrong_login: str) -> str:
     """How the API that the environment names refuses Prefect's client; empty when it gives access."""
     import httpx
     from packaging.version import InvalidVersion, Version
@@ -125,7 +130,7 @@ def _refusal() -> str:
             return f"answers {error.response.status_code} when asked for its version."
         if PREFECT_API_AUTH_STRING.value() is None:
             return "requires authentication. Set PREFECT_API_AUTH_STRING to its user:password."
-        return "refuses the user and password in PREFECT_API_AUTH_STRING. Correct them."
+        return wrong_login
     except httpx.HTTPError as error:
         return f"stopped answering ({type(error).__name__})."
     except (ValueError, TypeError, InvalidVersion):

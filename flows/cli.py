@@ -23,7 +23,7 @@ from flows.arguments import ConfigPath, Overrides, user_path
 from flows.stopping import Stopped, Stopping
 from flows.version_commands import block, history, promote, rollback
 from flows.workspace_commands import gc, list_workspace, show, verify
-from tasks.terminal import console, labelled
+from tasks.terminal import console, is_watched, labelled
 
 if TYPE_CHECKING:
     from deepfloyd_core.config.run import Run
@@ -255,7 +255,7 @@ def _session(loaded: _Loaded) -> Iterator[Callable[..., Any]]:
         _log_to_terminal()
 
         def call(flow: Any, **parameters: Any) -> Any:
-            err.print(f"Prefect: {page_address(url, default_home(), err.is_terminal)}")
+            err.print(f"Prefect: {page_address(url, default_home(), is_watched(err))}")
             with server_needed(url):
                 return flow(config=str(loaded.config), overrides=loaded.overrides, **parameters)
 

@@ -39,7 +39,7 @@ def open_home(home: Path) -> None:
     if owner != os.getuid():
         raise ConfigError(f"The home of Prefect, {home}, belongs to {_user(owner)}. {_REMEDY}")
     for path in (home, *(home / name for name in _FILES)):
-        with suppress(FileNotFoundError):
+        with suppress(FileNotFoundError, PermissionError):  # a file of another user, whose server cannot use it either
             mode = stat.S_IMODE(path.stat().st_mode)
             if mode & 0o077:
                 path.chmod(mode & 0o700)

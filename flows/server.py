@@ -79,7 +79,11 @@ def prefect_server(home: Path, port: int | None = None, usual_port: int | None =
         login = password(home)
         fcntl.flock(lock, fcntl.LOCK_UN)
         with _named(url, login):
-            check_access(url)
+            check_access(
+                url,
+                f"was started with another password than that in {home / PASSWORD}, which was changed or removed since. "
+                "Stop all commands that use this server, and start again.",
+            )
             write_profile(home, url, login)
             with errors_told(gained, log.warning), kept_up(home, url, environ):
                 yield url

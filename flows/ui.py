@@ -18,6 +18,7 @@ from flows.processes import kill_below
 from flows.profile import prefect_command
 from flows.proxies import past_proxy
 from flows.server import page_address, prefect_server
+from tasks.terminal import is_watched
 
 POOL = "deepfloyd"
 USUAL_PORT = 4200
@@ -41,7 +42,7 @@ def serve_ui(port: int | None, out: Console) -> None:
         _prefect(project, "work-pool", "create", POOL, "--type", "process", "--overwrite")
         _prefect(project, "--no-prompt", "deploy", "--all")
         with _worker(project, home / "worker.log") as worker:
-            out.print(f"Prefect UI   {page_address(url, home, out.is_terminal)}")
+            out.print(f"Prefect UI   {page_address(url, home, is_watched(out))}")
             out.print(f"Deployments  {project / 'prefect.yaml'}")
             out.print(f"In another terminal: {before}{prefect_command(home, url)} deployment run 'finetune/demo'")
             out.print(f"Worker's log {home / 'worker.log'}. Ctrl-C stops everything.")

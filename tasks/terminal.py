@@ -12,6 +12,11 @@ def console(stderr: bool = False) -> Console:
     return Console(stderr=stderr, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
+def is_watched(console: Console) -> bool:
+    """Whether its text is seen on a terminal and kept nowhere. FORCE_COLOR, which makes rich believe so, changes nothing."""
+    return console.file.isatty()
+
+
 def labelled(label: str, style: str, text: str) -> Text:
     """`label: text`, the label in a style."""
     return Text.assemble((f"{label}:", style), " ", text)

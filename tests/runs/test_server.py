@@ -201,6 +201,18 @@ def test_a_server_behind_a_login_is_asked_with_it(host: str, given: str | None, 
                 _accepted(url)
 
 
+def test_a_server_whose_password_was_removed_while_it_ran_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    with _listening(ANSWERS, login="deepfloyd:removed") as port:
+        monkeypatch.setattr(server, "join_server", lambda *_: f"http://127.0.0.1:{port}/api")
+        refused = pytest.raises(ConfigError, match=r"another password than that in .*auth, .* Stop all commands")
+        with refused as caught, server.prefect_server(tmp_path):
+            pass
+    assert "removed since" in str(caught.value) and "deepfloyd:" not in str(caught.value)
+
+
 @ELSEWHERE_ONLY
 def test_no_worker_is_started_for_a_server_elsewhere_that_lets_anybody_in(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -479,7 +491,7 @@ def test_who_uses_a_server_is_told_that_a_service_of_it_fails(
     monkeypatch.setattr(os, "environ", {"PATH": os.environ["PATH"]})
     monkeypatch.setattr(server, "join_server", lambda *_: DEAD if runs_already else None)
     monkeypatch.setattr(server, "start_server", lambda *_: DEAD)
-    monkeypatch.setattr(server, "check_access", lambda _: None)
+    monkeypatch.setattr(server, "check_access", lambda *_: None)
     monkeypatch.setattr(server, "kept_up", lambda *_: nullcontext())
     error = "21:29:00.000 | ERROR   | prefect.server.services.scheduler - no run is scheduled\n"
     (tmp_path / "server.log").write_text(error.replace("no run", "of an earlier start: no run"))

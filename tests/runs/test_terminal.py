@@ -33,7 +33,7 @@ from flows import report
 from tasks import ui_pages
 from tasks.endings import twins_line
 from tasks.progress import LogLines, progress
-from tasks.terminal import console, labelled
+from tasks.terminal import console, is_watched, labelled
 
 ROOT = Path(__file__).parents[2]
 ODD = "a[red]b[/x] [link=c] :smile: [/]"
@@ -107,6 +107,18 @@ def test_text_is_printed_as_it_is_also_in_tables_and_after_a_label() -> None:
     for each in (ODD, labelled("error", "bold red", ODD), table):
         terminal.print(each)
     assert printed.getvalue().count(ODD) == 4
+
+
+def test_only_a_terminal_is_watched_whatever_rich_believes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A log of CI often has FORCE_COLOR, and keeps what is printed."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    terminal = console()
+    terminal.file = io.StringIO()
+    assert terminal.is_terminal and not is_watched(terminal)
+    reader, writer = pty.openpty()
+    with os.fdopen(writer, "w") as terminal.file:
+        assert is_watched(terminal)
+    os.close(reader)
 
 
 def test_every_console_and_every_column_of_a_bar_is_one_without_markup() -> None:
