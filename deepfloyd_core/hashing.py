@@ -9,6 +9,15 @@ def hash_seed(*parts: object) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
+def digest(*parts: bytes | str | int) -> str:
+    """16 hex digits of sha256 over parts, each with its length before it."""
+    whole = hashlib.sha256()
+    for part in parts:
+        data = part if isinstance(part, bytes) else str(part).encode()
+        whole.update(len(data).to_bytes(8, "big") + data)
+    return whole.hexdigest()[:16]
+
+
 def caption_id(caption: str) -> str:
     """Name of a caption in shards and embeds: 16 hex digits of sha256 over its UTF-8 bytes."""
     return hashlib.sha256(caption.encode()).hexdigest()[:16]

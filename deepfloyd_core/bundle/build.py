@@ -1,4 +1,7 @@
-"""The bundle: trained weights, schedulers, samples, metrics and a model card in one folder."""
+"""The bundle: trained weights, schedulers, samples, metrics and a model card in one folder.
+
+It also has the figures of each held-out picture, which the gate compares with those of the next candidate.
+"""
 
 import json
 from collections.abc import Iterable
@@ -19,7 +22,7 @@ from deepfloyd_core.store.artifacts import Artifact, WorkDir
 from deepfloyd_core.store.counts import many
 from deepfloyd_core.store.parts import take_part
 from deepfloyd_core.store.versions import stage_folder
-from deepfloyd_core.training.jobs import TrainingFigures, TrainingSummary
+from deepfloyd_core.training.jobs import VALIDATION_FILE, TrainingFigures, TrainingSummary
 
 LICENCE = (
     "The base weights of DeepFloyd IF are under the DeepFloyd IF License Agreement; what is made from them may be "
@@ -33,11 +36,12 @@ def build_bundle(run: Run, inputs: BundleInputs[Artifact], prompts: list[str], w
     for stage, lora in inputs.loras.items():
         folder = stage_folder(work.path, stage)
         folder.mkdir(exist_ok=True)
-        _take(lora, {product_name(lora.path), "scheduler"}, folder)
+        _take(lora, {product_name(lora.path), "scheduler", VALIDATION_FILE}, folder)
     samples = inputs.cascade_samples
     by_table = {STAGES[stage].table: figures for stage, figures in trained.items()}
     metrics = BundleSummary(**by_table, samples=samples.summary(SamplesSummary))
-    _take(samples, {sheet.name for sheet in samples.path.glob("*.png")}, work.path)
+    figures = {UpscalingFiles(stage).table.name for stage in run.config.upscalers}
+    _take(samples, {sheet.name for sheet in samples.path.glob("*.png")} | figures, work.path)
     write_bytes(work.path / "metrics.json", (_metrics_json(metrics) + "\n").encode())
     write_bytes(work.path / "README.md", _card(run, inputs, prompts, metrics).encode())
     return metrics

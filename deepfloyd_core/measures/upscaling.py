@@ -24,6 +24,7 @@ from deepfloyd_core.config.stages import STAGES, Stage
 from deepfloyd_core.crops.shards import ShardRow, open_shard, read_rows
 from deepfloyd_core.diffusion.loss import low_res, to_bytes, to_model_range
 from deepfloyd_core.files import atomic_path
+from deepfloyd_core.hashing import digest
 from deepfloyd_core.measures.comparison import Compared, Picture, enlarged
 from deepfloyd_core.measures.figures import LevelFigures, UpscalingFigures
 from deepfloyd_core.measures.files import UpscalingFiles
@@ -38,7 +39,7 @@ PLAIN = ("bilinear", "bicubic")  # interpolation, without a model
 HELD_OUT, SPOILT = "held-out", "spoilt"
 _FIELDS = {HELD_OUT: "held_out", SPOILT: "spoilt"}  # of `SamplesSummary`
 _SCHEMA = pa.schema(
-    [(name, pa.string()) for name in ("low_res", "image_id", "way")]
+    [(name, pa.string()) for name in ("low_res", "image_id", "conditions", "way")]
     + [("noise_level", pa.int64())]
     + [(name, pa.float64()) for name in COLUMNS]
 )
@@ -52,13 +53,14 @@ SetFigures = Mapping[str, Mapping[Enlargement, float | None]]  # of the measures
 
 def measure_upscalers(
     files: list[Path], upscalers: Mapping[str, Callable[[], Upscaler]], levels: Sequence[int], out: UpscalingFiles,
-    samples: Sequence[Row] = (), looks: Sequence[MeasureFn] = (), spoil: Spoiler | None = None,
+    samples: Sequence[Row] = (), looks: Sequence[MeasureFn] = (), spoil: Spoiler | None = None, sampled_with: str = "",
 ) -> dict[str, UpscalingFigures]:  # fmt: skip
     """Measure each upscaler, and interpolation, on the pictures of some files. Each upscaler is built only when it is used.
 
     levels: of noise on the low-res picture, 0 to 999, the main one first; interpolation has none. looks: the networks
-    that also measure. Writes two sheets at the first level, and a table with a row for each picture, method and level,
-    and the rows of `measure_samples`. Returns the figures as `held_out`.
+    that also measure. sampled_with: the sampler's settings, for the column `conditions`: a digest of all that decides a
+    held-out picture's row beside model and level. Writes two sheets at the first level, and a table with a row for each
+    picture, method and level, and the rows of `measure_samples`. Returns the figures as `held_out`.
 
     With `spoil` all is measured once more at the first level, on low-res pictures that `spoil` degraded, with sheets of
     its own, and returned as `spoilt`; consistency is then still with the clean low-res picture.
@@ -69,14 +71,18 @@ def measure_upscalers(
         small[SPOILT] = [spoil(rows, part) for (_, rows), part in zip(truth, small[HELD_OUT], strict=True)]
     at = {HELD_OUT: levels, SPOILT: levels[:1]}
     enlargements = _enlargements([rows for _, rows in truth], small, upscalers, at)
-    names = [row.image_id for _, rows in truth for row in rows]
+    named = [
+        (row.image_id, digest(crop.tobytes(), str(crop.shape), row.caption, sampled_with))
+        for pixels, rows in truth
+        for crop, row in zip(pixels, rows, strict=True)
+    ]
     truths, methods = _flat([torch.from_numpy(pixels) for pixels, _ in truth]), [*PLAIN, *upscalers]
     low = {kind: _flat([to_bytes(part) for part in parts]) for kind, parts in small.items()}
     tables: dict[str, list[Row]] = {}
     summaries: dict[str, UpscalingFigures] = {}
     for kind, pictures in enlargements.items():
         outputs = Outputs(pictures, truths)
-        tables[kind], of_sets = _table(kind, names, outputs, low[HELD_OUT], looks)
+        tables[kind], of_sets = _table(kind, named, outputs, low[HELD_OUT], looks)
         shown = [(method, part) for (method, level), part in pictures.items() if level in (None, levels[0])]
         sheets = out.spoilt if kind == SPOILT else (out.sheet, out.details)
         title = f"{out.kind.title} on held-out pictures{', low-res degraded' if kind == SPOILT else ''}"
@@ -106,7 +112,7 @@ def measure_samples(
     for enlargement, part in pictures.items():
         for name, picture, sample in zip(names, part, map(_bytes, small), strict=True):
             compared = Compared(Picture(_bytes(picture)), Picture(sample), sample)
-            table.append(_row(STAGES[source].table, name, enlargement, measured(compared, "sample")))
+            table.append(_row(STAGES[source].table, name, "", enlargement, measured(compared, "sample")))
     methods = list(dict.fromkeys(method for method, _ in pictures))
     return table, _by_level(table, methods, levels, partial(level_figures, against="sample"))
 
@@ -160,17 +166,17 @@ def _enlargements(
 
 
 def _table(
-    kind: str, names: list[str], outputs: Outputs, low: list[np.ndarray], looks: Sequence[MeasureFn]
+    kind: str, named: list[tuple[str, str]], outputs: Outputs, low: list[np.ndarray], looks: Sequence[MeasureFn]
 ) -> tuple[list[Row], SetFigures]:
     """A row for each picture of each method and level; and the networks' figures of whole sets.
 
-    low: the ground truths' downscales, whatever the inputs were.
+    named: of each picture its id and conditions; low: the ground truths' downscales, whatever the inputs were.
     """
     truths = [Picture(truth) for truth in outputs.truths]
     table = {
         enlargement: [
-            _row(kind, name, enlargement, measured(Compared(Picture(picture), truth, small), "truth"))
-            for name, picture, truth, small in zip(names, pictures, truths, low, strict=True)
+            _row(kind, *name, enlargement, measured(Compared(Picture(picture), truth, small), "truth"))
+            for name, picture, truth, small in zip(named, pictures, truths, low, strict=True)
         ]
         for enlargement, pictures in outputs.pictures.items()
     }
@@ -185,9 +191,9 @@ def _table(
     return [row for rows in table.values() for row in rows], of_sets
 
 
-def _row(kind: str, name: str, enlargement: Enlargement, columns: dict[str, float]) -> Row:
+def _row(kind: str, name: str, conditions: str, enlargement: Enlargement, columns: dict[str, float]) -> Row:
     method, level = enlargement
-    return {"low_res": kind, "image_id": name, "way": method, "noise_level": level, **columns}
+    return {"low_res": kind, "image_id": name, "conditions": conditions, "way": method, "noise_level": level, **columns}
 
 
 def _flat(parts: list[torch.Tensor]) -> list[np.ndarray]:

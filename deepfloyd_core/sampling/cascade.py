@@ -19,7 +19,7 @@ from deepfloyd_core.crops.shards import ShardRow, read_rows
 from deepfloyd_core.diffusion.conditioning import conditioning_picture
 from deepfloyd_core.diffusion.degradations import spoilt
 from deepfloyd_core.diffusion.loss import to_bytes
-from deepfloyd_core.files import atomic_path
+from deepfloyd_core.files import atomic_path, canonical_json
 from deepfloyd_core.hashing import hash_seed
 from deepfloyd_core.measures.figures import UpscalingFigures
 from deepfloyd_core.measures.files import UpscalingFiles
@@ -272,9 +272,11 @@ def _measure_upscaler(
     def spoil(rows: list[ShardRow], small: torch.Tensor) -> torch.Tensor:
         return spoilt(settings, [row.image_id for row in rows], small)
 
+    sampled_with = sampler_settings(one, request.validation.validation_negative_prompt)
+    del sampled_with["noise_level"]  # a column of its own
     return measure_upscalers(
         files, upscalers, settings.measured_noise_levels, UpscalingFiles(one.stage, job.out), table, _looks(request),
-        spoil if settings.degrades_low_res else None,
+        spoil if settings.degrades_low_res else None, canonical_json(sampled_with),
     )  # fmt: skip
 
 

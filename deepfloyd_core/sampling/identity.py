@@ -21,7 +21,7 @@ from deepfloyd_core.types import Json
 
 GENERATE_FORMAT = 4
 LOW_RES_FORMAT = 1
-SAMPLES_FORMAT = 10
+SAMPLES_FORMAT = 11
 
 
 def low_res_request(run: Run, stage: Stage, folder: Path, inputs: LowResInputs[A]) -> Request:

@@ -13,7 +13,7 @@ import torch
 from deepfloyd_core.config.stages import Stage
 from deepfloyd_core.crops.eval_pictures import eval_pictures
 from deepfloyd_core.diffusion.loss import squared_error, to_model_range
-from deepfloyd_core.hashing import hash_seed
+from deepfloyd_core.hashing import digest, hash_seed
 from deepfloyd_core.measures.pixel import mean_and_interval
 from deepfloyd_core.store.artifacts import Artifact
 from deepfloyd_core.training.batches import Draws, MixedOrder, TrainingRows, draw
@@ -41,6 +41,7 @@ class GridLoss:
     image_id: str
     t: int
     loss: float
+    conditions: str = ""  # digest of all that decides it beside the model: crop, caption, pair, noise level
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,13 @@ class GridPicture:
     caption_id: str
     pixels: torch.Tensor  # uint8 (1, H, W, C)
     pair: torch.Tensor | None = None  # the same: its pair, for a paired ControlNet
+
+    def conditions(self, level: int) -> str:
+        """Digest of all that decides its losses beside the model; level: of the low-res picture's noise. The draws follow
+        from the picture and t.
+        """
+        pair = b"" if self.pair is None else self.pair.numpy().tobytes()
+        return digest(self.pixels.numpy().tobytes(), str(tuple(self.pixels.shape)), self.caption_id, pair, level)
 
 
 def grid_pictures(
@@ -92,14 +100,14 @@ def grid_losses(pictures: list[GridPicture], predict: Predict, level: int) -> li
     """
     losses = []
     for picture in pictures:
-        x_0 = to_model_range(picture.pixels)
+        x_0, conditions = to_model_range(picture.pixels), picture.conditions(level)
         for t in TIMESTEPS:
             drawn = draw(x_0.shape, hash_seed("eval", picture.image_id, t), 0, 0.0)
             draws = replace(drawn, t=torch.tensor([t]), level=torch.tensor([level]))
             with torch.inference_mode():
                 eps = predict(x_0, draws, [picture.caption_id], picture.pair)
                 loss = float(squared_error(eps.cpu(), draws.noise))
-            losses.append(GridLoss(picture.part, picture.image_id, t, loss))
+            losses.append(GridLoss(picture.part, picture.image_id, t, loss, conditions))
     return losses
 
 

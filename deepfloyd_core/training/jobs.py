@@ -17,6 +17,8 @@ from deepfloyd_core.store.manifest import Summary
 from deepfloyd_core.store.pinned import PinnedFile
 from deepfloyd_core.training.mixing import Share, shares
 
+VALIDATION_FILE = "validation.parquet"  # the loss of each picture of the grid at each timestep, base and trained
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingInputs(Inputs[A]):

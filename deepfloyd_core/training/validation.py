@@ -30,8 +30,9 @@ from deepfloyd_core.sampling.cascade import Sample, save_png
 from deepfloyd_core.sampling.sampler import Sampler, sample
 from deepfloyd_core.sampling.specs import SampleSpec
 from deepfloyd_core.training.eval_loss import GridLoss, GridPicture, Predict, grid_losses, mean_loss
+from deepfloyd_core.training.jobs import VALIDATION_FILE
 
-VALIDATION_FILE, VALIDATION_SHEET, PICTURES = "validation.parquet", "validation.png", "validation"
+VALIDATION_SHEET, PICTURES = "validation.png", "validation"
 _LOSSES = ".validation"
 _LINES, _COLUMNS = 16, 8  # of the sheet
 
@@ -117,7 +118,7 @@ def _save_pictures(plan: Validation, step: int) -> list[Path]:
 def write_validations(
     base: list[GridLoss], stage: Stage, wanted: list[SampleSpec], out: Path
 ) -> list[tuple[int, float]]:
-    """Write validation.parquet: step, model (base, trained), part, image_id, t, loss; and the sheet of the pictures.
+    """Write validation.parquet: step, model (base, trained) and the fields of GridLoss; and the sheet of the pictures.
 
     base: the losses of the base model. Returns the held-out loss of every validated step that has one.
     """

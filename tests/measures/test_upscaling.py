@@ -253,6 +253,12 @@ def test_spoilt_low_res_pictures_are_measured_beside_the_true_ones(
         assert row["way"] == "bilinear" and row["psnr"] == pytest.approx(psnr(large, truth), abs=0.1)
         again = np.asarray(Image.fromarray(large).resize((64, 64), Image.Resampling.BICUBIC))
         assert row["consistency"] == pytest.approx(psnr(again, small.astype(np.uint8)), abs=0.1)
+    tables = [pq.read_table(UpscalingFiles(2, folder).table).to_pylist() for folder in (plain, both)]
+    named = [{(row["image_id"], row["conditions"]) for row in table} for table in tables]
+    assert named[0] == named[1] and len(named[0]) == len(truths), "one name for each picture, whatever else is measured"
+    measure_upscalers([file], {}, (0,), UpscalingFiles(2, plain), sampled_with="30 steps")
+    others = {row["conditions"] for row in pq.read_table(UpscalingFiles(2, plain).table).to_pylist()}
+    assert not others & {conditions for _, conditions in named[0]}, "another sampler is another condition"
     for name in ("eval_spoilt.png", "eval_spoilt_details.png"):
         assert Image.open(both / name).size == Image.open(both / "eval.png").size
 

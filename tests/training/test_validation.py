@@ -1,6 +1,7 @@
 """What a training shows of itself: comparisons pair by pair, TensorBoard files, the sheet, sizes of samples."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NoReturn, cast
@@ -20,9 +21,19 @@ from deepfloyd_core.preflight.load import load_run
 from deepfloyd_core.sampling.specs import SampleSpec
 from deepfloyd_core.store.artifacts import Artifact, Request, WorkDir, materialise
 from deepfloyd_core.store.manifest import Summary
-from deepfloyd_core.training.batches import BatchOrder, MixedOrder, TrainingRows
+from deepfloyd_core.training.batches import BatchOrder, Draws, MixedOrder, TrainingRows
 from deepfloyd_core.training.checkpoints import Checkpoint, StepMetrics, last_good, save_checkpoint
-from deepfloyd_core.training.eval_loss import HELD_OUT, SEEN, TIMESTEPS, GridLoss, compared, grid_pictures, mean_loss
+from deepfloyd_core.training.eval_loss import (
+    HELD_OUT,
+    SEEN,
+    TIMESTEPS,
+    GridLoss,
+    GridPicture,
+    compared,
+    grid_losses,
+    grid_pictures,
+    mean_loss,
+)
 from deepfloyd_core.training.trackers import open_loggers, show_validation
 from deepfloyd_core.training.validation import write_validations
 
@@ -59,6 +70,26 @@ def test_a_difference_that_is_noise_has_an_interval_around_zero() -> None:
     ).confidence_interval
     assert (low, high) == pytest.approx((reference.low, reference.high), abs=0.01)
     assert low < 0 < high
+
+
+def test_a_picture_has_its_draws_and_its_conditions_whichever_others_are_held_out() -> None:
+    """So the figures of two versions can be paired: the draws follow from the picture, not from its place."""
+
+    def echo(x_0: torch.Tensor, draws: Draws, captions: list[str], pair: torch.Tensor | None) -> torch.Tensor:
+        return x_0
+
+    pixels = [torch.full((1, 8, 8, 3), number, dtype=torch.uint8) for number in range(4)]
+    pictures = [GridPicture(HELD_OUT, f"h{number}", "a star", part) for number, part in enumerate(pixels)]
+    alone, among = grid_losses(pictures[2:3], echo, 100), grid_losses(pictures[::-1], echo, 100)
+    assert alone == [row for row in among if row.image_id == "h2"] and len({row.loss for row in among}) == 16
+    (one,) = {row.conditions for row in alone}
+    other = [
+        replace(pictures[2], caption_id="a circle").conditions(100), pictures[2].conditions(200),
+        replace(pictures[2], pixels=pixels[3]).conditions(100), replace(pictures[2], pair=pixels[2]).conditions(100),
+        replace(pictures[2], pixels=pixels[2].reshape(1, 4, 16, 3)).conditions(100),
+    ]  # fmt: skip
+    assert len({one, *other}) == 6, "each decides the loss beside the model"
+    assert replace(pictures[2], image_id="copy").conditions(100) == one
 
 
 def test_tensorboard_shows_a_resumed_run_once(tmp_path: Path) -> None:
