@@ -21,7 +21,7 @@ from deepfloyd_core.errors import ConfigError, DeepFloydError
 from deepfloyd_core.store.file_faults import storage_error
 from flows.arguments import ConfigPath, Overrides, user_path
 from flows.stopping import Stopped, Stopping
-from flows.version_commands import block, history, promote, rollback
+from flows.version_commands import block, diff, history, promote, rollback
 from flows.workspace_commands import gc, list_workspace, show, verify
 from tasks.terminal import console, is_watched, labelled
 
@@ -186,6 +186,7 @@ def generate(
 app.command()(verify)
 app.command("ls")(list_workspace)
 app.command()(history)
+app.command()(diff)
 app.command()(promote)
 app.command()(rollback)
 app.command()(block)

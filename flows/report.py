@@ -7,7 +7,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from deepfloyd_core.bundle.history import history
 from deepfloyd_core.bundle.identity import BundleSummary
 from deepfloyd_core.bundle.verify import Verified
 from deepfloyd_core.config.stages import STAGES, UPSCALERS, Stage
@@ -16,11 +15,8 @@ from deepfloyd_core.measures.held_out_loss import LossChange
 from deepfloyd_core.measures.tables import UPSCALED_BY, MeasureTable, gained
 from deepfloyd_core.store.counts import many
 from deepfloyd_core.store.registry import Outcome, news_of
-from deepfloyd_core.store.versions import bundle_of, readable_versions
-from tasks.terminal import labelled
-
-_WIDEST = 2000  # characters of a line of `history`
-_STYLES = {"champion": "", "candidate": "bold yellow", "blocked": "bold red", "unknown": "bold red"}  # of a version
+from deepfloyd_core.store.versions import bundle_of
+from tasks.terminal import STYLES, labelled
 
 
 def print_verified(out: Console, verified: Verified) -> None:
@@ -42,7 +38,9 @@ def print_verified(out: Console, verified: Verified) -> None:
 
 def print_news(out: Console, workspace: Path, outcome: Outcome) -> None:
     """Print what a run came to, in one line."""
-    out.print(Text(news_of(workspace, outcome), _STYLES[outcome.state]))
+    out.print(Text(news_of(workspace, outcome), STYLES[outcome.state]))
+    if outcome.state == "blocked":
+        out.print(f"`deepfloyd promote {workspace} {outcome.version.number}` makes it serve all the same")
 
 
 def print_outcome(out: Console, workspace: Path, outcome: Outcome) -> None:
@@ -62,24 +60,6 @@ def print_outcome(out: Console, workspace: Path, outcome: Outcome) -> None:
     for file, label in sheets.items():
         if file.exists():
             out.print(f"{label:<22} {file}")
-
-
-def print_history(out: Console, workspace: Path) -> None:
-    """Print a table of the versions, and a line for each damaged or missing record."""
-    rows = history(workspace)
-    table = Table("version", "state", "published (UTC)", "run file", box=SIMPLE_HEAD, padding=(0, 1))
-    table.add_column("held-out loss, base -> tuned\n(less is better)")
-    table.add_column("gain over the base\n(more is better)")
-    table.add_column("reason")
-    for row in rows:
-        when, state = row.when[:16].replace("T", " "), Text(row.state, _STYLES.get(row.state, ""))
-        figures = "\n".join(row.losses), "\n".join(row.gains)
-        table.add_row(str(row.version), state, when, row.run_file, *figures, row.reason)
-    if not out.is_terminal:  # a file or a pipe has no width: there no cell is broken
-        table.width = out.measure(table, options=out.options.update(max_width=_WIDEST)).maximum
-    out.print(table, crop=False)
-    for fault in readable_versions(workspace)[1]:
-        out.print(labelled("fault", "bold red", fault))
 
 
 def print_figures(out: Console, figures: BundleSummary) -> None:

@@ -34,7 +34,7 @@ def retrain(config: str, overrides: list[str] | None = None) -> "State[Outcome]"
     planned = planned_bundle(run, index)
     bundle = find(run.workspace, planned) if planned else None
     is_lost = bundle is None or any(missing_parts(bundle))
-    outcome = settled(run.workspace, planned.fingerprint) if planned else None
+    outcome = settled(run.workspace, planned.fingerprint, waits=run.config.gate == "manual") if planned else None
     if outcome is None or (outcome.state != "blocked" and is_lost):
         if bundle is None or is_lost:
             check_workers(run)

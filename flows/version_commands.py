@@ -8,15 +8,25 @@ from flows.arguments import Workspace, need_workspace
 from tasks.terminal import console
 
 Number = Annotated[int, typer.Argument(metavar="N", min=1, help="Number of the version.")]
+First = Annotated[int, typer.Argument(metavar="A", min=1, help="Number of a version.")]
+Second = Annotated[int, typer.Argument(metavar="B", min=1, help="Number of the version to compare with it.")]
 out = console()
 
 
 def history(workspace: Workspace) -> None:
     """List the versions: when, of which run file, which one serves, main figures, and why it is so."""
-    from flows.report import print_history
+    from flows.version_report import print_history
 
     need_workspace(workspace)
     print_history(out, workspace)
+
+
+def diff(workspace: Workspace, first: First, second: Second) -> None:
+    """Compare two versions: pictures, captions, settings, figures, and samples of the same seeds in one picture."""
+    from flows.version_report import print_difference
+
+    need_workspace(workspace)
+    print_difference(out, workspace, first, second)
 
 
 def promote(workspace: Workspace, number: Number) -> None:

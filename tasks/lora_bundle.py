@@ -4,6 +4,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from deepfloyd_core.bundle.build import build_bundle
+from deepfloyd_core.bundle.gate import gate_of
 from deepfloyd_core.bundle.identity import BundleInputs, BundleSummary, bundle_request
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.store.artifacts import Artifact, materialise
@@ -22,4 +23,4 @@ def lora_bundle(run: Run, prompts: list[str], inputs: BundleInputs[Artifact]) ->
 @task(name="publish_version", cache_policy=NO_CACHE)
 def publish_version(run: Run, bundle: Artifact, index: Artifact) -> Outcome:
     """The bundle's version, a new one unless the bundle is the champion's or was blocked."""
-    return publish(run.workspace, bundle, index, run.file)
+    return publish(run.workspace, bundle, index, run.file, gate_of(run), waits=run.config.gate == "manual")

@@ -4,6 +4,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+STYLES = {"champion": "", "candidate": "bold yellow", "blocked": "bold red", "unknown": "bold red"}  # of versions
 _WIDEST = 500  # characters of a table
 
 

@@ -1,12 +1,12 @@
 """The history of a workspace: each version with its state, its main figures and the reason of its state."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from deepfloyd_core.bundle.identity import BundleSummary
 from deepfloyd_core.config.stages import STAGES
 from deepfloyd_core.errors import ArtifactError
-from deepfloyd_core.measures.tables import gained
 from deepfloyd_core.store.collected import collected
 from deepfloyd_core.store.events import Event, State, fold, read_events
 from deepfloyd_core.store.versions import Version, bundle_of, versions
@@ -51,6 +51,12 @@ def _figures(workspace: Path, version: Version) -> tuple[tuple[str, ...], tuple[
     changes = [(stage, change) for stage, training in summary.trainings.items() for change in training.changes]
     losses = [f"{STAGES[stage].roman}: {one.words}, {one.change}" for stage, one in changes if one.since == "base"]
     tables = [table for table in summary.tables if table.key.endswith("-measures") and table.against == "truth"][:1]
-    gains = [gained(table.figures.gain["base"][table.main.name], table.main.unit) for table in tables
+    gains = [_gain(table.figures.gain["base"][table.main.name], table.main.unit) for table in tables
              if "base" in table.figures.gain]  # fmt: skip
     return tuple(losses), tuple(gains)
+
+
+def _gain(values: Sequence[float], unit: str) -> str:
+    """A gain from `mean_and_interval`, short."""
+    mean, *ends = values
+    return f"{mean:+.2f} {unit}" + (" ({:+.2f} to {:+.2f}, 95 %)".format(*ends) if ends else "")

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from deepfloyd_core.config.base import HomePath, Spec
-from deepfloyd_core.config.keys import CONTENT, key
+from deepfloyd_core.config.keys import CONTENT, NOTHING, key
 from deepfloyd_core.config.stage_sampling import SAMPLED
 from deepfloyd_core.config.stages import UPSCALERS
 
@@ -60,6 +60,13 @@ class ValidationKeys(Spec):
         None,
         says="`drawn_world`: measure the share of samples that show their prompt (flat shapes only).",
         makes=("samples",),
+    )
+
+    gate: Literal["auto", "manual", "off"] = key(
+        "auto",
+        says="Which new version serves (`latest`). `auto`: one that passes all rules of the gate; others are blocked. "
+        "`manual`: none until `deepfloyd promote`. `off`: each; the rules are still reported.",
+        makes=NOTHING,
     )
 
     @property

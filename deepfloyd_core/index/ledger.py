@@ -222,14 +222,19 @@ def left_out_as_asked(counts: LedgerCounts) -> int:
     return sum(counts.reasons.get(reason, 0) for reason in AS_ASKED)
 
 
+def rejected_and_inputs(counts: LedgerCounts) -> tuple[int, int]:
+    """The counts of the rejected share: without what is left out because the data file asks for it."""
+    left_out = left_out_as_asked(counts)
+    return counts.rejected - left_out, counts.inputs - left_out
+
+
 def check_share(summary: IndexSummary, max_rejected_share: float, ledger: Path) -> None:
     """Raises DataError when too large a share was rejected, or no picture is left."""
     reasons = ", ".join(f"{count} {reason}" for reason, count in summary.reasons.items())
     if not summary.accepted:
         all_of_them = "The only picture was" if summary.inputs == 1 else f"All {summary.inputs} pictures were"
         raise DataError(f"{all_of_them} rejected ({reasons}). {_most(summary)}The ledger is {ledger}.")
-    left_out = left_out_as_asked(summary)
-    rejected, inputs = summary.rejected - left_out, summary.inputs - left_out
+    rejected, inputs = rejected_and_inputs(summary)
     share = rejected / inputs
     if share > max_rejected_share:
         were = "was" if rejected == 1 else "were"

@@ -33,4 +33,4 @@ class GateReport(BaseModel):
     @property
     def reasons(self) -> list[str]:
         """Why it did not pass."""
-        return [f"{one.about}: {one.reason}" if one.about else one.reason for one in self.verdicts if not one.passed]
+        return [one.reason for one in self.verdicts if not one.passed]

@@ -20,6 +20,7 @@ from deepfloyd_core.config.data_file import load_data_file
 from deepfloyd_core.config.flavours import FLAVOURS
 from deepfloyd_core.index.scan import scan
 from deepfloyd_core.sources.folder import RACY_NS
+from deepfloyd_core.store.versions import find_version
 
 pytestmark = pytest.mark.slow  # a server, and whole runs
 
@@ -91,8 +92,8 @@ def test_a_run_makes_every_artifact_and_prints_where_the_bundle_is(finished: tup
     of_samples = [(row["image_id"], row["way"]) for row in table if row["low_res"] == "stage1"]
     assert of_samples == [("a purple star, seed 0, 64x64", way) for way in ("bilinear", "bicubic", "base", "tuned")]
     assert {path.name for path in bundle.iterdir()} == {
-        "README.md", "manifest.json", "metrics.json", "sheet.png", "eval.png", "eval_details.png", "eval_spoilt.png",
-        "eval_spoilt_details.png", "stage1", "stage2",
+        "README.md", "manifest.json", "metrics.json", "sheet.png", "eval.parquet", "eval.png", "eval_details.png",
+        "eval_spoilt.png", "eval_spoilt_details.png", "stage1", "stage2",
     }  # fmt: skip
 
 
@@ -206,7 +207,7 @@ def test_retrain_publishes_what_data_and_settings_ask_for_and_nothing_when_that_
     time.sleep(RACY_NS / 1e9)  # what is younger is hashed again by the next scan, which then notes that it has settled
     done = retrained()
     assert (
-        "published version 2\n" in done.stdout
+        "published version 2, promoted: " in done.stdout
         and "3 pictures added: star_100.png, star_101.png, star_102.png" in done.stderr
     )
     after = _digest(run.workspace)
@@ -218,7 +219,7 @@ def test_retrain_publishes_what_data_and_settings_ask_for_and_nothing_when_that_
     for file in [file for number in (100, 101, 102) for file in run.pictures.glob(f"star_{number}.*")]:
         file.unlink()
     done = retrained()
-    assert "published version 3: the bundle of version 1 again\n" in done.stdout and old in done.stdout
+    assert "published version 3: the bundle of version 1 again, promoted: " in done.stdout and old in done.stdout
     assert ": built" not in done.stderr and _bundles(run) == [old, new, old]
     reverted = _digest(run.workspace)
     assert retrained("--set", "workers=1", "--set", "checkpointing_steps=1").stdout.strip() == (
@@ -226,13 +227,35 @@ def test_retrain_publishes_what_data_and_settings_ask_for_and_nothing_when_that_
     )
     assert _digest(run.workspace) == reverted
 
-    assert "published version 4\n" in retrained("--set", "num_validation_images=1").stdout
+    assert "published version 4, promoted: " in retrained("--set", "num_validation_images=1").stdout
     assert len(set(_bundles(run))) == 3
     shutil.rmtree(run.workspace / "lora_bundle" / _bundles(run)[3])
     rebuilt = retrained("--set", "num_validation_images=1").stdout
     assert rebuilt == "no change: version 4 serves\n", "and it is there again"
     assert run.call_here("verify", str(run.workspace)).returncode == 0
-    assert "published version 5: the bundle of version 1 again\n" in run.call_here("run", str(run.config), *FAST).stdout
+    assert (
+        "published version 5: the bundle of version 1 again, promoted: "
+        in run.call_here("run", str(run.config), *FAST).stdout
+    )
+
+
+def test_a_candidate_that_does_harm_is_blocked_is_not_made_again_and_the_champion_goes_on_serving(
+    finished: tuple[SmallRun, str], tmp_path: Path
+) -> None:
+    run = _moved(finished[0], tmp_path / "run")
+    harmful = "--set", "gate=auto", "--set", "stage1.learning_rate=0.5"
+    done = run.call_here("retrain", str(run.config), *FAST, *harmful)
+    assert done.returncode == 0, done.stderr
+    (line,) = (line for line in done.stdout.splitlines() if line.startswith("version 2 is blocked: Stage I's held-out"))
+    assert "against version 1" in line and line.endswith("; version 1 serves")
+    assert find_version(run.workspace, "latest").number == 1
+    before = _digest(run.workspace)
+    again = run.call_here("retrain", str(run.config), *FAST, *harmful)
+    assert again.stdout.startswith("no change: version 2 is blocked (Stage I's held-out") and again.returncode == 0
+    assert _digest(run.workspace) == before
+    shutil.rmtree(run.workspace / "lora_bundle" / _bundles(run)[1])
+    assert run.call_here("retrain", str(run.config), *FAST, *harmful).stdout == again.stdout, "it is not made again"
+    assert run.call_here("retrain", str(run.config), *FAST).stdout.strip() == "no change: version 1 serves"
 
 
 def test_a_stage_that_goes_and_comes_back_leaves_all_that_is_the_other_stage_s(

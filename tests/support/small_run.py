@@ -28,6 +28,7 @@ validation_prompt = "a purple star"
 num_validation_images = 2
 num_upscaled_images = 1
 max_rejected_share = 0.5
+gate = "off"
 
 [stage1]
 model_flavour = "tiny-i"

@@ -75,7 +75,7 @@ def test_a_difference_that_is_noise_has_an_interval_around_zero() -> None:
 def test_a_picture_has_its_draws_and_its_conditions_whichever_others_are_held_out() -> None:
     """So the figures of two versions can be paired: the draws follow from the picture, not from its place."""
 
-    def echo(x_0: torch.Tensor, draws: Draws, captions: list[str], pair: torch.Tensor | None) -> torch.Tensor:
+    def echo(x_0: torch.Tensor, draws: Draws, caption_ids: list[str], pair: torch.Tensor | None) -> torch.Tensor:
         return x_0
 
     pixels = [torch.full((1, 8, 8, 3), number, dtype=torch.uint8) for number in range(4)]

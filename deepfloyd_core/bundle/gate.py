@@ -1,0 +1,73 @@
+"""The gate: judges a candidate against the champion by GATE_RULES, and decides by the run's key `gate` what follows."""
+
+from pathlib import Path
+
+from deepfloyd_core.bundle.gate_rules import COMPARED, GATE_RULES, GateContext, Measured
+from deepfloyd_core.bundle.identity import BundleSummary
+from deepfloyd_core.bundle.picture_figures import picture_losses, picture_measures
+from deepfloyd_core.config.run import Run
+from deepfloyd_core.config.stages import UPSCALERS
+from deepfloyd_core.errors import ArtifactError
+from deepfloyd_core.index.summary import IndexSummary
+from deepfloyd_core.store.artifacts import Artifact
+from deepfloyd_core.store.collected import collected
+from deepfloyd_core.store.registry import Decision, Judge
+from deepfloyd_core.store.verdicts import GateReport, Verdict
+from deepfloyd_core.store.versions import Version, bundle_of, find_version
+
+GATE_OFF = "the gate is off"
+
+
+def gate_of(run: Run) -> Judge:
+    """The judge of a run's candidates."""
+
+    def judge(version: Version, champion: int | None) -> Decision:
+        report = report_on(run.workspace, version, champion, run.config.max_rejected_share)
+        gain, reasons = main_gain(report), "; ".join(report.reasons)
+        if run.config.gate == "off":
+            off = f"{GATE_OFF}, and would have blocked it: {reasons}" if reasons else GATE_OFF
+            return Decision("promoted", "; ".join(filter(None, [gain if report.passed else "", off])), report)
+        if run.config.gate == "manual":
+            return Decision("candidate", gain if report.passed else f"would be blocked: {reasons}", report)
+        return Decision("promoted", gain, report) if report.passed else Decision("blocked", reasons, report)
+
+    return judge
+
+
+def report_on(workspace: Path, version: Version, champion: int | None, max_rejected_share: float) -> GateReport:
+    """The verdicts on a candidate. What cannot be read does not pass."""
+    try:
+        before = None if champion is None else measured(workspace, find_version(workspace, str(champion)))
+        context = GateContext(measured(workspace, version), before, max_rejected_share)
+    except (ArtifactError, OSError) as error:
+        fault = Verdict(rule="figures", about="", passed=False, reason=" ".join(str(error).split()).removesuffix("."))
+        return GateReport(against=champion, verdicts=(fault,))
+    return GateReport(against=champion, verdicts=tuple(one for rule in GATE_RULES.values() for one in rule(context)))
+
+
+def measured(workspace: Path, version: Version) -> Measured:
+    """The stored figures of a version. Raises ArtifactError for what is missing or unreadable."""
+    bundle = bundle_of(workspace, version)
+    summary = bundle.summary(BundleSummary)
+    losses = {stage: picture_losses(bundle.path, stage) for stage in summary.trainings}
+    upscaled = {}
+    held_out = summary.samples.held_out
+    for stage in (stage for stage in UPSCALERS if stage in summary.trainings and held_out):
+        assert held_out is not None
+        upscaled = {
+            measure: picture_measures(bundle.path, stage, measure, held_out.noise_level) for measure in COMPARED
+        }
+    return Measured(version.number, summary, _index_summary(workspace, version), losses, upscaled)
+
+
+def _index_summary(workspace: Path, version: Version) -> IndexSummary:
+    """The counts of a version's index, also of one that `gc` removed."""
+    index = Artifact("image_index", version.image_index, workspace / "image_index" / version.image_index)
+    if record := collected(workspace, index.name):
+        return IndexSummary.of_record(record.manifest.summary, index.path)
+    return index.summary(IndexSummary)
+
+
+def main_gain(report: GateReport) -> str:
+    """The first comparison that was made, with the champion if there is one; empty without any."""
+    return next((one.reason for one in report.verdicts if one.about and one.figure is not None), "")

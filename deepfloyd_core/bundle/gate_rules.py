@@ -1,0 +1,182 @@
+"""The rules of the gate: each judges a candidate by stored figures. A new rule is a function and its row of GATE_RULES.
+
+They fail closed: a figure that is missing or not finite, or that cannot be compared, does not pass. A rule that has
+nothing to judge (a stage that was not trained; no champion) gives no verdict.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+from deepfloyd_core.bundle.identity import BundleSummary
+from deepfloyd_core.bundle.picture_figures import PictureFigures, PictureName
+from deepfloyd_core.config.stages import STAGES, UPSCALERS, Stage
+from deepfloyd_core.index.ledger import rejected_and_inputs
+from deepfloyd_core.index.summary import IndexSummary
+from deepfloyd_core.measures.paired import Bounds, PairedGain, paired_gain
+from deepfloyd_core.measures.registry import measures_against
+from deepfloyd_core.store.counts import many
+from deepfloyd_core.store.verdicts import Verdict
+
+# Of a mean loss; and of measures in dB: a quarter of one is hardly seen.
+_LOSS_MARGIN, _LOSS_NEGLIGIBLE = 0.02, 1e-4
+DB = Bounds(margin=0.25, negligible=0.01)
+COMPARED = ("psnr", "consistency")  # measures of an upscaler
+# Rejected pictures: how much larger their share may be than the champion's, and the z of a difference beyond chance.
+_JUMP, _Z = 0.02, 1.96
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The figures of a version."""
+
+    number: int
+    summary: BundleSummary
+    index: IndexSummary
+    losses: Mapping[Stage, PictureFigures]  # held-out losses of each trained stage
+    upscaled: Mapping[str, PictureFigures]  # COMPARED of the upscaler; empty: it has none, or no held-out picture
+
+
+@dataclass(frozen=True)
+class GateContext:
+    """Everything that the gate judges by."""
+
+    candidate: Measured
+    champion: Measured | None
+    max_rejected_share: float
+
+
+Rule = Callable[[GateContext], Iterator[Verdict]]
+
+
+def finite_figures(context: GateContext) -> Iterator[Verdict]:
+    """Every figure that was to be measured is there, and finite. Without held-out pictures nothing is measured: that
+    passes only where there is no champion that could be better.
+    """
+    one, rule = context.candidate, "figures"
+    if not one.summary.trainings:
+        yield Verdict(rule=rule, about="", passed=False, reason="it has no figures of any stage")
+    for stage, training in one.summary.trainings.items():
+        about, pictures = STAGES[stage].title, one.losses[stage]
+        if training.eval_loss is None and not pictures.tuned and not pictures.base:
+            against = f", so it cannot be compared with version {context.champion.number}" if context.champion else ""
+            reason = f"{about}: no picture is held out{against}"
+            yield Verdict(rule=rule, about=about, passed=context.champion is None, reason=reason)
+            continue
+        figures = [training.last_loss, training.eval_loss, training.eval_loss_base, *(training.eval_gain or (None,))]
+        fault = next(_faults(figures, pictures, "held-out loss"), None)
+        yield Verdict(rule=rule, about=about, passed=fault is None, reason=f"{about}'s {fault or 'figures are finite'}")
+        if stage in UPSCALERS:
+            yield _finite_measures(one, about)
+
+
+def worse_loss(context: GateContext) -> Iterator[Verdict]:
+    """No stage has a worse held-out loss than the champion's."""
+    if context.champion is None:
+        return
+    rule, number = "champion's loss", context.champion.number
+    lacking = [STAGES[stage].title for stage in context.champion.losses if stage not in context.candidate.losses]
+    if lacking:
+        reason = f"version {number} has {' and '.join(lacking)}, which it lacks"
+        yield Verdict(rule=rule, about="", passed=False, reason=reason)
+    for stage, figures in context.candidate.losses.items():
+        if before := context.champion.losses.get(stage):
+            gain = paired_gain(before.tuned, figures.tuned, "less", loss_bounds(before.tuned))
+            yield _compared(rule, STAGES[stage].title, "held-out loss", gain, f"against version {number}", less=True)
+
+
+def worse_upscaling(context: GateContext) -> Iterator[Verdict]:
+    """The upscaler is no worse than the champion's in PSNR to the truth, nor in consistency with the low-res picture."""
+    if context.champion is None or not context.champion.upscaled:
+        return
+    rule, number = "champion's upscaling", context.champion.number
+    for measure, before in context.champion.upscaled.items():
+        after = context.candidate.upscaled.get(measure)
+        gain = paired_gain(before.tuned, after.tuned, "more", DB) if after else None
+        label = next(one.label for one in measures_against("truth") if one.name == measure)
+        yield _compared(rule, STAGES[UPSCALERS[0]].title, f"{label} in dB", gain, f"against version {number}")
+
+
+def harm(context: GateContext) -> Iterator[Verdict]:
+    """The training did not make the held-out loss worse than the base's."""
+    for stage, figures in context.candidate.losses.items():
+        if figures.tuned:
+            gain = paired_gain(figures.base, figures.tuned, "less", loss_bounds(figures.base))
+            yield _compared("base's loss", STAGES[stage].title, "held-out loss", gain, "against the base", less=True)
+
+
+def rejected_pictures(context: GateContext) -> Iterator[Verdict]:
+    """Not too many pictures were rejected: no larger share than the run allows, nor, beyond chance, than the champion's
+    and _JUMP.
+    """
+    rule, limit = "rejected pictures", context.max_rejected_share
+    rejected, inputs = rejected_and_inputs(context.candidate.index)
+    share = rejected / max(1, inputs)
+    told = f"{share:.1%} of {many(inputs, 'picture')} are rejected"
+    if share > limit:
+        reason = f"{told}, and max_rejected_share is {limit:.1%}"
+        yield Verdict(rule=rule, about="", passed=False, reason=reason, figure=share, limit=limit)
+        return
+    if context.champion is not None:
+        of_before, all_before = rejected_and_inputs(context.champion.index)
+        before, both = of_before / max(1, all_before), (rejected + of_before) / max(1, inputs + all_before)
+        chance = _Z * math.sqrt(both * (1 - both) * (1 / max(1, inputs) + 1 / max(1, all_before)))
+        limit, told = (
+            min(limit, before + max(_JUMP, chance)),
+            f"{told}, {before:.1%} in version {context.champion.number}",
+        )
+    yield Verdict(rule=rule, about="", passed=share <= limit, reason=told, figure=share, limit=limit)
+
+
+GATE_RULES: Mapping[str, Rule] = {
+    "figures": finite_figures,
+    "champion's loss": worse_loss,
+    "champion's upscaling": worse_upscaling,
+    "base's loss": harm,
+    "rejected pictures": rejected_pictures,
+}
+
+
+def _faults(figures: list[float | None], pictures: PictureFigures, name: str) -> Iterator[str]:
+    if any(figure is None for figure in figures) or not pictures.tuned:
+        yield f"{name} is missing"
+    elif not all(math.isfinite(figure) for figure in figures if figure is not None) or not pictures.are_finite:
+        yield f"{name} is not finite"
+
+
+def _finite_measures(one: Measured, about: str) -> Verdict:
+    held_out = one.summary.samples.held_out
+    if held_out is None:
+        return Verdict(
+            rule="figures", about=about, passed=False, reason=f"{about}'s measures on held-out pictures are missing"
+        )
+    for measure in COMPARED:
+        figures = [held_out.upscaled.get("tuned", {}).get(measure)]
+        pictures = one.upscaled.get(measure, PictureFigures({}, {}))
+        if fault := next(_faults(figures, pictures, measure), None):
+            return Verdict(rule="figures", about=about, passed=False, reason=f"{about}'s {fault}")
+    return Verdict(rule="figures", about=about, passed=True, reason=f"{about}'s measures are finite")
+
+
+def loss_bounds(before: Mapping[PictureName, float]) -> Bounds:
+    """How much worse than these losses counts."""
+    level = sum(before.values()) / len(before) if before else 0.0
+    return Bounds(_LOSS_MARGIN * level, _LOSS_NEGLIGIBLE * level)
+
+
+def _compared(rule: str, about: str, name: str, gain: PairedGain | None, against: str, less: bool = False) -> Verdict:
+    """A verdict on paired figures. less: less is better, so a gain is a fall."""
+    name = f"{about}'s {name}"
+    if gain is None:
+        reason = f"{name}: no picture was measured under the same conditions, so it cannot be compared {against}"
+        return Verdict(rule=rule, about=about, passed=False, reason=reason)
+    sign = -1 if less else 1
+    if not math.isfinite(gain.mean):
+        return Verdict(rule=rule, about=about, passed=False, reason=f"{name} is not finite {against}")
+    low, high = sorted(sign * end for end in gain.interval or (gain.mean, gain.mean))
+    interval = (low, high) if gain.interval else None
+    return Verdict(
+        rule=rule, about=about, passed=not gain.is_worse, figure=sign * gain.mean, interval=interval,
+        limit=-sign * gain.bounds.margin if gain.is_few else 0.0,
+        reason=f"{name} {gain.words(less, 4 if less else 2)} {against}",
+    )  # fmt: skip

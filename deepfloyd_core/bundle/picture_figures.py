@@ -1,0 +1,87 @@
+"""The figures of each held-out picture, as a bundle stores them. No torch.
+
+A picture is named by its id and its conditions, a digest of everything beside the model that decides its figure: crop,
+caption, noise level, sampler. The random draws follow from the picture. So figures of two versions that have the same name
+differ by the model alone.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from deepfloyd_core.config.stages import Stage
+from deepfloyd_core.errors import ArtifactError
+from deepfloyd_core.measures.files import UpscalingFiles
+from deepfloyd_core.store.versions import stage_folder
+from deepfloyd_core.training.jobs import VALIDATION_FILE
+
+PictureName = tuple[str, str]  # image_id, conditions
+Row = Mapping[str, str | float | None]
+
+
+@dataclass(frozen=True)
+class PictureFigures:
+    """One figure of each held-out picture; NaN where it is missing."""
+
+    base: Mapping[PictureName, float]
+    tuned: Mapping[PictureName, float]
+
+    @property
+    def are_finite(self) -> bool:
+        """Whether every picture has both figures, and each is a finite number."""
+        values = [*self.base.values(), *self.tuned.values()]
+        return self.base.keys() == self.tuned.keys() and all(map(math.isfinite, values))
+
+
+def picture_losses(bundle: Path, stage: Stage) -> PictureFigures:
+    """The held-out loss of each picture of a stage, its mean over timesteps. Raises ArtifactError for an unreadable file."""
+    file = stage_folder(bundle, stage) / VALIDATION_FILE
+    rows = [row for row in _rows(file, ("step", "model", "part", "image_id", "conditions", "t", "loss"))
+            if row["part"] == "held_out"]  # fmt: skip
+    last = max((row["step"] or 0 for row in rows if row["model"] == "trained"), default=0, key=float)
+    return PictureFigures(
+        _by_picture(row for row in rows if row["model"] == "base"),
+        _by_picture(row for row in rows if row["model"] == "trained" and row["step"] == last),
+    )
+
+
+def picture_measures(bundle: Path, stage: Stage, measure: str, level: int) -> PictureFigures:
+    """A measure of each held-out picture, upscaled at a noise level. Raises ArtifactError for an unreadable file."""
+    file = UpscalingFiles(stage, bundle).table
+    rows = [row for row in _rows(file, ("low_res", "way", "noise_level", "image_id", "conditions", measure))
+            if row["low_res"] == "held-out" and row["noise_level"] == level]  # fmt: skip
+    base, tuned = (
+        {
+            (str(row["image_id"]), f"{row['conditions']}, level {level}"): _number(row[measure])
+            for row in rows
+            if row["way"] == way
+        }
+        for way in ("base", "tuned")
+    )
+    return PictureFigures(base, tuned)
+
+
+def _by_picture(rows: Iterable[Row]) -> dict[PictureName, float]:
+    """The mean loss of each picture. The timesteps belong to its conditions."""
+    losses: dict[tuple[str, str], dict[str, float]] = {}
+    for row in rows:
+        losses.setdefault((str(row["image_id"]), str(row["conditions"])), {})[str(row["t"])] = _number(row["loss"])
+    return {
+        (name, f"{conditions}, t {' '.join(sorted(of_t))}"): sum(of_t.values()) / len(of_t)
+        for (name, conditions), of_t in losses.items()
+    }
+
+
+def _number(value: str | float | None) -> float:
+    return float("nan") if value is None else float(value)
+
+
+def _rows(file: Path, columns: tuple[str, ...]) -> list[Row]:
+    try:
+        return list(pq.read_table(file).select(columns).to_pylist())
+    except (OSError, KeyError, pa.ArrowException) as error:
+        raise ArtifactError(f"{file}, the figures of each held-out picture, cannot be read: {error}") from None

@@ -1,0 +1,81 @@
+"""Is one model worse than another on the same pictures? Paired differences, picture by picture. No torch.
+
+From FEWEST pictures on: the bootstrap interval of all reports. With 2 to FEWEST - 1 pictures a bootstrap is too narrow;
+there it is Student's t interval of the differences, which is as wide as so few pictures make it, and in addition a
+margin: the mean may not be worse by more than that, because the t interval of two pictures excludes hardly anything.
+With one picture the margin decides alone. The tests compare both with SciPy's.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+import numpy as np
+
+from deepfloyd_core.measures.pixel import FEWEST, mean_and_interval
+
+K = TypeVar("K")
+# The 97.5 % quantile of Student's t with 1, 2, 3 ... degrees of freedom.
+_T = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060)
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """How much worse counts, in the unit of the figure."""
+
+    margin: float  # the most that the mean of fewer than FEWEST pictures may be worse
+    negligible: float  # a mean that is worse by less is the rounding of another machine
+
+
+@dataclass(frozen=True)
+class PairedGain:
+    """By how much one model is better than another on the same pictures."""
+
+    pictures: int
+    mean: float  # negative: it is worse; NaN: a figure is not finite
+    interval: tuple[float, float] | None  # 95 %, of the mean; None: one picture
+    bounds: Bounds
+
+    def words(self, less: bool, digits: int) -> str:
+        """The change of the figure, with its interval. less: less is better, so a gain is a fall."""
+        sign = -1 if less else 1
+        if self.interval is None:
+            return f"{sign * self.mean:+.{digits}f} ({'one picture' if self.pictures == 1 else 'not finite'})"
+        low, high = sorted(sign * end for end in self.interval)
+        of = f"{self.pictures} pictures"
+        return f"{sign * self.mean:+.{digits}f} ({low:+.{digits}f} to {high:+.{digits}f}, 95 %, {of})"
+
+    @property
+    def is_few(self) -> bool:
+        """Whether there are too few pictures for a bootstrap."""
+        return self.pictures < FEWEST
+
+    @property
+    def is_worse(self) -> bool:
+        """Whether it is worse beyond doubt; with few pictures also beyond the margin. Also if a figure is not finite."""
+        if not math.isfinite(self.mean):
+            return True
+        beyond = self.interval is not None and self.interval[1] < 0
+        too_far = self.is_few and self.mean < -self.bounds.margin
+        return self.mean < -self.bounds.negligible and (beyond or too_far)
+
+
+def paired_gain(
+    before: Mapping[K, float], after: Mapping[K, float], better: Literal["less", "more"], bounds: Bounds
+) -> PairedGain | None:
+    """The gain of one model's figures on another's, over the pictures that both have. None: they have none in common."""
+    sign = 1 if better == "more" else -1
+    gains = [sign * (after[key] - before[key]) for key in sorted(before.keys() & after.keys(), key=str)]
+    if not gains:
+        return None
+    if not all(map(math.isfinite, gains)):
+        return PairedGain(len(gains), math.nan, None, bounds)
+    if len(gains) >= FEWEST:
+        mean, *ends = mean_and_interval(gains)
+        return PairedGain(len(gains), mean, (ends[0], ends[1]), bounds)
+    mean = float(np.mean(gains))
+    if len(gains) == 1:
+        return PairedGain(1, mean, None, bounds)
+    half = _T[len(gains) - 2] * float(np.std(gains, ddof=1)) / math.sqrt(len(gains))
+    return PairedGain(len(gains), mean, (mean - half, mean + half), bounds)

@@ -1,0 +1,116 @@
+"""Bundles with the figures of each held-out picture, to judge: what the gate reads, without any training."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from deepfloyd_core.bundle.gate import gate_of
+from deepfloyd_core.bundle.identity import BundleSummary
+from deepfloyd_core.config.run import Run
+from deepfloyd_core.index.summary import IndexSummary
+from deepfloyd_core.measures.figures import UpscalingFigures
+from deepfloyd_core.sampling.jobs import SamplesSummary
+from deepfloyd_core.store.artifacts import Artifact, Request, WorkDir, materialise
+from deepfloyd_core.store.manifest import Summary
+from deepfloyd_core.store.registry import Outcome, publish
+from deepfloyd_core.training.jobs import TrainingFigures
+
+LEVEL = 100
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A version by its figures. Pictures are named by numbers; their losses without training follow from these."""
+
+    pictures: tuple[int, ...] = tuple(range(12))
+    loss: float = -0.05  # added to the base's, of each picture
+    psnr: float = 1.0  # dB, added to the base's
+    consistency: float = 1.0
+    spread: float = 0.002  # of the differences between pictures
+    seed: int = 0
+    crop: str = "a crop"
+    accepted: int = 100
+    rejected: int = 1
+    losses: tuple[float, ...] | None = None  # in place of those that follow from `loss`
+    stages: tuple[int, ...] = (1, 2)
+
+    def with_(self, **changes: object) -> "Candidate":
+        """Another one."""
+        return replace(self, **changes)  # type: ignore[arg-type]
+
+    def publish(self, run: Run) -> Outcome:
+        """Make its bundle and its index, and give them to the gate of a run."""
+        return publish(run.workspace, self.bundle(run.workspace), self.index(run.workspace), "", gate_of(run))
+
+    def index(self, workspace: Path) -> Artifact:
+        """Its index."""
+        summary = IndexSummary(
+            inputs=self.accepted + self.rejected, accepted=self.accepted, rejected=self.rejected, reasons={},
+            stage1=self.accepted, stage2=self.accepted, twin_groups=0, twins=0, judged_now=0, judged_before=0,
+            captions_per_picture={}, examples={}, decode_timeout_s=1.0, other_files={}, rows={},
+        )  # fmt: skip
+        return _made(workspace, "image_index", {"counts": [self.accepted, self.rejected]}, summary, data="1" * 16)
+
+    def bundle(self, workspace: Path) -> Artifact:
+        """Its bundle."""
+
+        def build(work: WorkDir) -> Summary:
+            for stage in self.stages:
+                (work.path / f"stage{stage}").mkdir()
+                pq.write_table(self._losses(), work.path / f"stage{stage}" / "validation.parquet")
+            if 2 in self.stages:
+                pq.write_table(self._measures(), work.path / "eval.parquet")
+            return self._summary()
+
+        spec = {"candidate": repr(self)}
+        request = Request("lora_bundle", 1, spec, {"image_index": self.index(workspace).name})
+        return materialise(workspace, request, build)
+
+    def _differences(self, mean: float) -> np.ndarray:
+        noise = [np.random.default_rng((self.seed, number)).normal(0, self.spread) for number in self.pictures]
+        return np.asarray(noise) + mean
+
+    def _losses(self) -> pa.Table:
+        base = [float(np.random.default_rng(number).uniform(0.3, 0.7)) for number in self.pictures]
+        tuned = self.losses or (np.asarray(base) + self._differences(self.loss)).tolist()
+        rows = [
+            {"step": step, "model": model, "part": part, "image_id": f"{number:064x}", "t": t, "loss": loss + t / 1e4,
+             "conditions": self.crop}
+            for step, model, losses in ((0, "base", base), (5, "trained", [9.0] * len(base)), (10, "trained", tuned))
+            for part, numbers in (("held_out", self.pictures), ("seen", (90, 91)))
+            for number, loss in zip(numbers, losses if part == "held_out" else (0.1, 0.1), strict=True)
+            for t in (100, 900)
+        ]  # fmt: skip
+        return pa.Table.from_pylist(rows)
+
+    def _measures(self) -> pa.Table:
+        rows = [
+            {"low_res": low_res, "image_id": f"{number:064x}", "conditions": self.crop, "way": way, "noise_level": level,
+             "psnr": 30.0 + psnr, "consistency": 40.0 + consistency}
+            for low_res in ("held-out", "spoilt") for level in (LEVEL, LEVEL + 50)
+            for way, psnrs, consistencies in (("base", [0.0] * 99, [0.0] * 99), ("tuned",
+                self._differences(self.psnr), self._differences(self.consistency)))
+            for number, psnr, consistency in zip(self.pictures, psnrs, consistencies, strict=False)
+        ]  # fmt: skip
+        columns = [("low_res", pa.string()), ("image_id", pa.string()), ("conditions", pa.string()), ("way", pa.string()),
+                   ("noise_level", pa.int64()), ("psnr", pa.float64()), ("consistency", pa.float64())]  # fmt: skip
+        return pa.Table.from_pylist(rows, pa.schema(columns))
+
+    def _summary(self) -> BundleSummary:
+        training = TrainingFigures(steps=10, rows=9, pictures=9, trainable_parameters=1, last_loss=0.5)
+        means = {"psnr": 30.0, "consistency": 40.0}
+        measured = UpscalingFigures(noise_level=LEVEL, upscaled={"base": means, "tuned": means}, gain={})
+        if self.pictures:
+            training = training.model_copy(
+                update={"eval_loss_base": 0.5, "eval_loss": 0.5 + self.loss, "eval_gain": (-self.loss,)}
+            )
+        samples = SamplesSummary(held_out=measured if self.pictures and 2 in self.stages else None)
+        of_stages = {f"stage{stage}": training for stage in self.stages}
+        return BundleSummary(**of_stages, samples=samples)
+
+
+def _made(workspace: Path, kind: str, spec: dict[str, list[int]], summary: Summary, **inputs: str) -> Artifact:
+    return materialise(workspace, Request(kind, 1, spec, inputs), lambda work: summary)
