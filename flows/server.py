@@ -47,6 +47,10 @@ SETTINGS = {
     "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",  # the core also logs outside of flow runs
     "PREFECT_CLI_COLORS": "false",
     "RAY_USAGE_STATS_ENABLED": "0",
+    # Prefect keeps runs for ever, with the payloads of their artifacts, and repeats these in events.
+    "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "events,flow_runs",
+    "PREFECT_SERVER_SERVICES_DB_VACUUM_RETENTION_PERIOD": str(60 * 86_400),  # s, since the end of a run
+    "PREFECT_SERVER_EVENTS_RETENTION_PERIOD": "P3D",  # of events; a plain number stops the server
 }
 
 
