@@ -22,6 +22,8 @@ from deepfloyd_core.sampling.jobs import SamplesSummary
 from deepfloyd_core.store.artifacts import Artifact
 from deepfloyd_core.store.changes import label
 from deepfloyd_core.store.counts import many
+from deepfloyd_core.store.gc import Collection
+from deepfloyd_core.store.gc_tables import markdown_page, outcome_words
 from deepfloyd_core.store.manifest import Summary
 from deepfloyd_core.training.jobs import Bucket, SizeCrops, TrainingSummary
 from tasks.endings import tell, unfit_line
@@ -139,6 +141,14 @@ def show_truncated(lost: list[tuple[str, int]]) -> None:
         rows or [{"tokens lost": 0, "caption": "No caption is too long."}], key="text-embeds-truncated",
         description="Captions that are longer than tokenizer_max_length",
     )  # fmt: skip
+
+
+def show_collection(workspace: Path, collection: Collection, deleted: bool) -> None:
+    """What `gc` removed, or would remove, and what stays."""
+    page = markdown_page(workspace, collection, deleted)
+    create_markdown_artifact(page, key="gc", description=f"{'Removed' if deleted else 'Would be removed'} by gc")
+    for line in outcome_words(collection, deleted):
+        log.info("gc: %s", line)
 
 
 def data_uri(path: Path, limit: int = LIMIT_BYTES) -> str:

@@ -1,8 +1,10 @@
 """What `gc` removes and what stays, in rows and sentences for the terminal and the Prefect UI."""
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 
 from deepfloyd_core.config.retention import Policy
 from deepfloyd_core.store.changes import label
@@ -93,6 +95,24 @@ def notes(collection: Collection) -> Iterator[str]:
         yield f"{path} stays: it is damaged ({fault.removesuffix('.')})"
     for path in collection.world.inventory.foreign:
         yield f"{path} stays: it is not of this program"
+
+
+def markdown_page(workspace: Path, collection: Collection, deleted: bool) -> str:
+    """The whole outcome as a page of the UI."""
+    going, staying = rows_going(collection), rows_staying(collection)
+    lines = [f"### gc of `{workspace.absolute()}`", "", *outcome_words(collection, deleted), ""]
+    if going:
+        lines += [f"| {'removed' if deleted else 'would go'} | number | frees | why |", "|---|--:|--:|---|"]
+        lines += [f"| {row.what} | {row.count:,} | {size(row.bytes)} | {row.why} |" for row in going] + [""]
+    lines += ["| stays | number | bytes |", "|---|--:|--:|"]
+    lines += [f"| {row.why} | {row.count:,} | {size(row.bytes)} |" for row in staying]
+    lines += ["", policy_words(collection.policy)]
+    return "\n".join([*lines, "", *(f"- {_plain(line)}" for line in notes(collection))])
+
+
+def _plain(text: str) -> str:
+    """Text that markdown leaves as it is: paths may hold anything."""
+    return re.sub(r"([\\`*_{}\[\]<>()#+!|~-])", r"\\\1", text).replace("\n", " ")
 
 
 def _row(kind: str, goes: Sequence[Going]) -> Row:
