@@ -65,7 +65,7 @@ def prefect_server(home: Path, port: int | None = None, usual_port: int | None =
     os.environ.update({key: os.environ.get(key, value) for key, value in SETTINGS.items()})
     os.environ.update(without_loopback(os.environ))
     given = os.environ.get("PREFECT_API_URL")
-    if given:
+    if given and given.rstrip("/") != server_address(home):  # else it is that of the home, whose password we know
         if port is not None:
             raise ConfigError(
                 f"PREFECT_API_URL is {without_login(given)}: that server has its own port. Remove --port, or unset it."

@@ -201,6 +201,24 @@ def test_a_server_behind_a_login_is_asked_with_it(host: str, given: str | None, 
                 _accepted(url)
 
 
+def test_the_home_s_own_server_needs_no_password_where_the_environment_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PREFECT_API_AUTH_STRING", raising=False)
+    monkeypatch.setattr(server, "STOP_TIMEOUT_S", 0.0)
+    login = password(tmp_path)
+    with _listening(ANSWERS, login=login) as port, (tmp_path / "server.json").open("w") as record:
+        url = f"http://127.0.0.1:{port}/api"
+        json.dump({"url": url}, record)
+        record.flush()
+        fcntl.flock(record, fcntl.LOCK_EX)  # as a living server
+        monkeypatch.setenv("PREFECT_API_URL", url)
+        monkeypatch.setattr(server, "healthy", lambda _: True)
+        with server.prefect_server(tmp_path) as joined:
+            assert (joined, os.environ["PREFECT_API_AUTH_STRING"]) == (url, login)
+    assert os.environ["PREFECT_API_URL"] == url and "PREFECT_API_AUTH_STRING" not in os.environ
+
+
 def test_a_server_whose_password_was_removed_while_it_ran_is_one_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
