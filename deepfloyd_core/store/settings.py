@@ -81,5 +81,11 @@ def _text(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(map(_text, value))
     if isinstance(value, bool) or not isinstance(value, float):
-        return "unset" if value is None or value == "" else value if isinstance(value, str) else json.dumps(value)
+        return (
+            "unset"
+            if value is None or value == ""
+            else value
+            if isinstance(value, str)
+            else json.dumps(value, ensure_ascii=False)
+        )
     return f"{value:g}"
