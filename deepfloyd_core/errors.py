@@ -6,6 +6,7 @@
     |-- ModelError            a model folder is missing, gated or unfit (exit code 1)
     |-- ArtifactError         a stored artifact is damaged or contradicts its manifest (exit code 1)
     |-- StorageError          a file system refuses what has to be done (exit code 1)
+    |-- BusyError             another run is at work in the workspace (exit code 1)
     `-- JobError              a child process failed or was killed (exit code 1)
 
 A bad picture is none of these: it is a row of the ledger.
@@ -48,6 +49,10 @@ class ArtifactError(DeepFloydError):
 
 class StorageError(DeepFloydError):
     """A disk is full, a folder cannot be written, a file system has no locks."""
+
+
+class BusyError(DeepFloydError):
+    """Another run is at work in the workspace, and this one may not wait for it."""
 
 
 class JobError(DeepFloydError):

@@ -4,7 +4,6 @@ Nothing heavy is imported before the configuration is known to be good: `--help`
 Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 128 + the number of the signal that ended it.
 """
 
-import logging
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -200,12 +199,15 @@ def ui(
         int | None,
         typer.Option(min=1, max=65535, help="Port of the Prefect UI, on 127.0.0.1; 4200 unless a server runs already."),
     ] = None,
+    deploy: Annotated[
+        bool, typer.Option("--deploy", help="Also deploy prefect.yaml to the server that PREFECT_API_URL names.")
+    ] = False,
 ) -> None:
     """Start the Prefect server, a worker and the deployments of prefect.yaml; Ctrl-C stops them."""
     from flows.ui import serve_ui
 
     stopping.kept = "The worker, its runs and the server are stopped; finished artifacts and checkpoints are kept."
-    serve_ui(port, out)
+    serve_ui(port, deploy, out)
 
 
 def _stage_flow(name: str, config: Path, overrides: list[str] | None, goal: "Goal") -> None:
@@ -246,6 +248,7 @@ def _session(loaded: _Loaded) -> Iterator[Callable[..., Any]]:
     from flows.api import server_needed
     from flows.home import default_home
     from flows.server import page_address, prefect_server
+    from flows.terminal_log import log_to_terminal
 
     workspace = loaded.run.workspace
     _print_notes([*loaded.run.notes, *damaged_records(workspace)])
@@ -253,7 +256,12 @@ def _session(loaded: _Loaded) -> Iterator[Callable[..., Any]]:
     if err.is_terminal:  # else nothing is seen until the server answers: 6 s, on a busy machine 30
         err.print("Prefect: joining a server, or starting one, which takes some seconds")
     with prefect_server(default_home()) as url:
-        _log_to_terminal()
+        for name in ("CONSOLE", "DEBUG"):
+            os.environ[f"PREFECT_LOGGING_HANDLERS_{name}_LEVEL"] = "CRITICAL"  # for the workers that a run starts
+        log_to_terminal()
+        from flows.dead_runs import settle_here
+
+        _print_notes(settle_here())
 
         def call(flow: Any, **parameters: Any) -> Any:
             err.print(f"Prefect: {page_address(url, default_home(), is_watched(err))}")
@@ -264,22 +272,6 @@ def _session(loaded: _Loaded) -> Iterator[Callable[..., Any]]:
             yield call
         finally:
             _flush_prefect()
-
-
-def _log_to_terminal() -> None:
-    """Our own records above the progress bars; Prefect's go to its server, not to the terminal."""
-    for name in ("CONSOLE", "DEBUG"):
-        os.environ[f"PREFECT_LOGGING_HANDLERS_{name}_LEVEL"] = "CRITICAL"  # for the workers that a run starts
-    import prefect.main  # noqa: F401  (sets its logging up)
-
-    from tasks import LOGGERS
-    from tasks.progress import LogLines
-
-    for handler in logging.getLogger().handlers + logging.getLogger("prefect._internal").handlers:
-        handler.setLevel(logging.CRITICAL + 1)  # errors reach the user once, through main()
-    lines = LogLines()
-    for name in LOGGERS:
-        logging.getLogger(name).addHandler(lines)
 
 
 def _flush_prefect() -> None:

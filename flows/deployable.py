@@ -1,4 +1,5 @@
-"""What all flows have in common: they wait for the server, and a deployment's parameters stay inside some folders.
+"""What all flows have in common: a lease of the run, the wait for the server, and that a deployment's parameters stay
+inside some folders.
 
 Whoever may start a deployment's run may fill in its form. So there a path leads into the project's folder, or into one of
 DEEPFLOYD_ROOTS of the worker's environment (`:` between them). Who types a command may name any path.
@@ -16,6 +17,7 @@ from prefect.context import FlowRunContext
 from deepfloyd_core.config.base import home_path
 from deepfloyd_core.config.relative_paths import from_folder, paths_in
 from deepfloyd_core.errors import ConfigError
+from flows.run_lease import with_run_lease
 from flows.ui import project_folder
 from tasks.outbox import server_awaited
 
@@ -26,7 +28,7 @@ PATHS = ("config", "control", "workspace")  # parameters that are one path
 
 
 def deployable(flow_body: F) -> F:
-    """A flow's function that waits for the server, as `server_awaited` says, with parameters checked in a deployment.
+    """A flow's function with the lease of its run that waits for the server, with parameters checked in a deployment.
 
     There relative paths start at the project's folder. It raises ConfigError for a path outside of the folders.
     """
@@ -39,7 +41,7 @@ def deployable(flow_body: F) -> F:
         bound = signature.bind(*arguments, **named)
         return flow_body(**confined(bound.arguments, allowed_folders()))
 
-    return server_awaited(cast(F, body))
+    return with_run_lease(server_awaited(cast(F, body)))
 
 
 def _is_deployed() -> bool:

@@ -17,6 +17,8 @@ from deepfloyd_core.store.leases import leased
 from deepfloyd_core.store.registry import Outcome, news_of
 from flows.dag import make_pictures, make_trainings
 from flows.deployable import deployable
+from flows.parameters import Overrides, Steps, settings
+from flows.run_lease import rename_run, sole_run
 from tasks import VERSION
 from tasks.cascade_samples import cascade_samples
 from tasks.image_index import image_index
@@ -27,13 +29,24 @@ from tasks.text_embeds import text_embeds
 @flow(name="finetune", version=VERSION)
 @deployable
 @leased
-def finetune(config: str, overrides: list[str] | None = None) -> "State[Outcome]":
-    """Fine-tune the stages that CONFIG names and publish the result as a new version, unless its bundle is the champion's
-    or was blocked.
+def finetune(
+    config: str, stage1_steps: Steps = None, stage2_steps: Steps = None, overrides: Overrides = None
+) -> "State[Outcome]":
+    """Fine-tune the stages that a run file names and publish the result as a new version, unless its bundle is the
+    champion's or was blocked.
+
+    Args:
+        config: The run file, from the project's folder.
+        stage1_steps: Steps of Stage I's training, in place of the run file's.
+        stage2_steps: Steps of Stage II's training, in place of the run file's.
+        overrides: Further keys of the run file, each as KEY=VALUE; KEY= removes one.
     """
-    run = check_run(Path(config), tuple(overrides or ()), "lora_bundle")
-    outcome = make_bundle(run, image_index(run))
-    return Completed(message=news_of(run.workspace, outcome), data=outcome)
+    changed = settings(overrides, stage1__max_train_steps=stage1_steps, stage2__max_train_steps=stage2_steps)
+    run = check_run(Path(config), changed, "lora_bundle")
+    with sole_run(run):
+        outcome = make_bundle(run, image_index(run))
+        rename_run(run, outcome.version.number)
+        return Completed(message=news_of(run.workspace, outcome), data=outcome)
 
 
 @job_starter()

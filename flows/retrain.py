@@ -11,12 +11,15 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
 from deepfloyd_core.bundle.planned import planned_bundle
+from deepfloyd_core.config.run import Run
 from deepfloyd_core.preflight.check import check_run, check_workers
 from deepfloyd_core.store.artifacts import find, missing_parts
 from deepfloyd_core.store.leases import leased
 from deepfloyd_core.store.registry import Outcome, news_of, settled
 from flows.deployable import deployable
 from flows.finetune import make_bundle
+from flows.parameters import Overrides, Steps, settings
+from flows.run_lease import rename_run, sole_run
 from tasks import VERSION
 from tasks.image_index import image_index
 from tasks.lora_bundle import publish_version
@@ -25,11 +28,25 @@ from tasks.lora_bundle import publish_version
 @flow(name="retrain", version=VERSION)
 @deployable
 @leased
-def retrain(config: str, overrides: list[str] | None = None) -> "State[Outcome]":
+def retrain(
+    config: str, stage1_steps: Steps = None, stage2_steps: Steps = None, overrides: Overrides = None
+) -> "State[Outcome]":
     """Index; when the bundle that would be made is the champion's or was blocked, complete with "no change"; otherwise
     publish it.
+
+    Args:
+        config: The run file, from the project's folder.
+        stage1_steps: Steps of Stage I's training, in place of the run file's.
+        stage2_steps: Steps of Stage II's training, in place of the run file's.
+        overrides: Further keys of the run file, each as KEY=VALUE; KEY= removes one.
     """
-    run = check_run(Path(config), tuple(overrides or ()), "lora_bundle", workers=False)
+    changed = settings(overrides, stage1__max_train_steps=stage1_steps, stage2__max_train_steps=stage2_steps)
+    run = check_run(Path(config), changed, "lora_bundle", workers=False)
+    with sole_run(run):
+        return _retrain(run)
+
+
+def _retrain(run: Run) -> "State[Outcome]":
     index = image_index(run)
     planned = planned_bundle(run, index)
     bundle = find(run.workspace, planned) if planned else None
@@ -41,6 +58,7 @@ def retrain(config: str, overrides: list[str] | None = None) -> "State[Outcome]"
             outcome = make_bundle(run, index)
         else:
             outcome = publish_version(run, bundle, index)
+        rename_run(run, outcome.version.number)
     news = news_of(run.workspace, outcome)
     get_run_logger().info("%s", news)
     return Completed(message=news, data=outcome)

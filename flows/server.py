@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,7 +38,7 @@ log = logging.getLogger(__name__)
 START_TIMEOUT_S = 180.0
 STOP_TIMEOUT_S = 10.0  # then it is left to end by itself
 LOOK_EVERY_S = 2.0  # is it alive
-RESTARTS = 5  # of a server that ends by itself, by each of its users
+RESTARTS, RESTARTS_S = 5, 3600.0  # so many within this time, by each user of a server that ends by itself
 # Quiet and offline, one real server; the console belongs to our own messages, Prefect's records go to the server.
 SETTINGS = {
     "DO_NOT_TRACK": "1",
@@ -209,11 +210,13 @@ def kept_up(home: Path, url: str, environ: dict[str, str]) -> Iterator[None]:
                 start_server(home, urlsplit(url).port, environ)
 
     def watch(ended: threading.Event) -> None:
-        for count in range(RESTARTS + 1):
+        ends: deque[float] = deque(maxlen=RESTARTS + 1)
+        while True:
             while server_address(home) is not None:
                 if ended.wait(LOOK_EVERY_S):
                     return
-            if count == RESTARTS:
+            ends.append(time.monotonic())
+            if len(ends) > RESTARTS and ends[-1] - ends[0] < RESTARTS_S:
                 break
             try:
                 start_again(ended)
@@ -221,7 +224,7 @@ def kept_up(home: Path, url: str, environ: dict[str, str]) -> Iterator[None]:
                 log.warning("%s", error)
                 if ended.wait(LOOK_EVERY_S):
                     return
-        log.warning("the Prefect server of %s has ended %d times; it is not restarted", home, RESTARTS + 1)
+        log.warning("the Prefect server of %s has ended %d times in an hour; it is not restarted", home, RESTARTS + 1)
 
     with meanwhile("server-kept-up", watch, LOOK_EVERY_S):
         yield

@@ -1,53 +1,78 @@
-"""`deepfloyd ui`: a Prefect server, a process worker and the deployments of prefect.yaml, on loopback."""
+"""`deepfloyd ui`: a Prefect server, a process worker and the deployments of prefect.yaml, on loopback.
 
-import ctypes
+It watches what it started: a worker or a server that ends is started again, and runs whose process was killed get their
+true state (`dead_runs`).
+"""
+
+import fcntl
+import logging
 import os
-import subprocess
-import sys
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from deepfloyd_core.errors import ConfigError, JobError
+from deepfloyd_core.store.file_faults import flock
 from flows.api import check_guarded
-from flows.bound import OWNER
 from flows.home import PRIVATE, default_home, open_home
-from flows.processes import kill_below
 from flows.profile import prefect_command
 from flows.proxies import past_proxy
 from flows.server import page_address, prefect_server
+from flows.worker import POOL, bound_worker
 from tasks.terminal import is_watched
 
-POOL = "deepfloyd"
+if TYPE_CHECKING:
+    from prefect.client.orchestration import SyncPrefectClient
+
+log = logging.getLogger(__name__)
+
 USUAL_PORT = 4200
-STOP_S = 3.0  # how long the worker and its runs may take to end
-_PR_SET_CHILD_SUBREAPER = 36
+WATCH_EVERY_S = 5.0
+AWAY_S = 600.0  # how long the server may be away; it is started again by others of its users too
 
 
-def serve_ui(port: int | None, out: Console) -> None:
+def serve_ui(port: int | None, deploys_elsewhere: bool, out: Console) -> None:
     """Run until a signal ends it and everything that it started.
 
-    Raises ConfigError when there is no prefect.yaml, or the server that is named lets anybody in; JobError when a part
-    does not start.
+    deploys_elsewhere: also deploy to a server that PREFECT_API_URL names. Raises ConfigError when there is no
+    prefect.yaml, this home has a `ui` already, or the server that is named lets anybody in; JobError when a part does
+    not start.
     """
-    home, project = default_home(), project_folder()
+    home, project, own = default_home(), project_folder(), not os.environ.get("PREFECT_API_URL")
     before = past_proxy()
     open_home(home)
-    with prefect_server(home, port, USUAL_PORT) as url:
+    with _the_only_one(home), prefect_server(home, port, USUAL_PORT) as url:
         check_guarded(url)
+        from prefect.client.orchestration import get_client
+
+        from flows.deployments import deploy, make_pool
+        from flows.terminal_log import log_to_terminal
+
+        log_to_terminal()
         # The folder `datasets` must not pass for Hugging Face's package in a flow's process.
         os.environ["PYTHONSAFEPATH"] = "1"
-        _prefect(project, "work-pool", "create", POOL, "--type", "process", "--overwrite")
-        _prefect(project, "--no-prompt", "deploy", "--all")
-        with _worker(project, home / "worker.log") as worker:
-            out.print(f"Prefect UI   {page_address(url, home, is_watched(out))}")
-            out.print(f"Deployments  {project / 'prefect.yaml'}")
-            out.print(f"In another terminal: {before}{prefect_command(home, url)} deployment run 'finetune/demo'")
-            out.print(f"Worker's log {home / 'worker.log'}. Ctrl-C stops everything.")
-            worker.wait()
-        raise JobError(f"The worker ended; its log is {home / 'worker.log'}.")
+        with get_client(sync_client=True) as client:
+            make_pool(client)
+            if own or deploys_elsewhere:
+                deploy(client, project, home)
+            watch = _Watch(client, home, project, own)
+            watch.look()
+            with bound_worker(project, home / "worker.log") as worker:
+                out.print(f"Prefect UI   {page_address(url, home, is_watched(out))}")
+                out.print(f"Deployments  {project / 'prefect.yaml'}")
+                out.print(f"In another terminal: {before}{prefect_command(home, url)} deployment run 'finetune/demo'")
+                out.print(f"Worker's log {home / 'worker.log'}. Ctrl-C stops everything.")
+                while True:
+                    time.sleep(WATCH_EVERY_S)
+                    worker.keep_up()
+                    watch.look()
+                    if own and watch.away_s > AWAY_S:
+                        raise JobError(f"The Prefect server does not come back; its log is {home / 'server.log'}.")
 
 
 def project_folder(installed: Path = Path(__file__).parent.parent) -> Path:
@@ -64,32 +89,60 @@ def project_folder(installed: Path = Path(__file__).parent.parent) -> Path:
 
 
 @contextmanager
-def _worker(project: Path, log: Path) -> Iterator["subprocess.Popen[bytes]"]:
-    """A worker, which ends with this process, and its runs with it (on macOS not those of a worker that was killed)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)  # runs of a killed worker become this process's children
-    command = [sys.executable, "-P", "-m", "flows.bound", OWNER, "prefect", "worker", "start", "--pool", POOL]
-    with open(log, "ab", opener=PRIVATE) as log_file:
-        worker = subprocess.Popen(
-            command,
-            cwd=project,
-            stdin=subprocess.PIPE,
-            stdout=log_file,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    try:
-        yield worker
-    finally:
-        assert worker.stdin is not None
-        worker.stdin.close()  # it ends its runs, and itself
-        with suppress(subprocess.TimeoutExpired):
-            worker.wait(STOP_S)
-        kill_below(spare_jobs=True)
+def _the_only_one(home: Path) -> Iterator[None]:
+    """Hold the home's lock of `ui`: of two workers each would take the other's runs for dead."""
+    path = home / "ui.lock"
+    with open(path, "a+", opener=PRIVATE) as lock:
+        try:
+            flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB, path, "Set PREFECT_HOME to a folder on a local disk")
+        except BlockingIOError:
+            lock.seek(0)
+            pid = lock.read().strip() or "another process"
+            raise ConfigError(
+                f"`deepfloyd ui` of {home} is running already, as process {pid}. Use its pages, stop it first, or set "
+                "PREFECT_HOME to another folder."
+            ) from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield
 
 
-def _prefect(project: Path, *arguments: str) -> None:
-    command = [sys.executable, "-P", "-m", "prefect", *arguments]
-    done = subprocess.run(command, cwd=project, capture_output=True, text=True)
-    if done.returncode:
-        raise JobError(f"`prefect {' '.join(arguments)}` failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+@dataclass
+class _Watch:
+    """What is looked at again and again: dead and missed runs, and the run files that deployments can name."""
+
+    client: "SyncPrefectClient"
+    home: Path
+    project: Path
+    own: bool  # the server is of this home, so that every run of the pool is of this machine
+    told: set[str] = field(default_factory=set)
+    answered: float = field(default_factory=time.monotonic)
+
+    @property
+    def away_s(self) -> float:
+        """Since when the server has not answered."""
+        return time.monotonic() - self.answered
+
+    def look(self) -> None:
+        """Settle what there is. A server that is away is looked at the next time."""
+        import httpx
+        from prefect.exceptions import PrefectException
+
+        from flows.dead_runs import settle_ended, settle_lost, skip_missed
+        from flows.deployments import offer_run_files
+
+        try:
+            lines = settle_ended(self.client, self.home, again=True)
+            if self.own:
+                lines += settle_lost(self.client, self.home, POOL)
+                offer_run_files(self.client, self.project)
+            lines += skip_missed(self.client, POOL)
+            self.answered = time.monotonic()
+        except (httpx.HTTPError, PrefectException) as error:
+            lines = [f"the runs cannot be looked after: {type(error).__name__}: {error}".split("\n")[0]]
+            if lines[0] in self.told:
+                return
+            self.told.add(lines[0])
+        for line in lines:
+            log.warning("%s", line)

@@ -62,11 +62,11 @@ def child(line_fd: int, starter: int) -> NoReturn:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     die_with(starter, signal.SIGTERM)
     line = socket.socket(fileno=line_fd)
-    order, fds, _, _ = socket.recv_fds(line, _ORDER_BYTES, 2)
+    order, fds, _, _ = socket.recv_fds(line, _ORDER_BYTES, 3)
     line.detach()  # after an error it is open until the process is gone: at its end the parent kills
     if not order:
         sys.exit(1)  # the parent is gone
-    log_fd, _lock_fd = fds  # holding the file open holds the lock
+    log_fd, *_locks = fds  # holding a file open holds its lock
     for number in (1, 2):
         os.dup2(log_fd, number)
     os.close(log_fd)

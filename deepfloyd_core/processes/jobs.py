@@ -29,6 +29,7 @@ from deepfloyd_core.config.run_machine import Machine
 from deepfloyd_core.errors import JobError
 from deepfloyd_core.files import write_bytes
 from deepfloyd_core.processes.fork_server import ForkServer
+from deepfloyd_core.processes.gpu_slot import slot_of_block
 from deepfloyd_core.store.artifacts import WorkDir
 from deepfloyd_core.store.file_faults import FULL, storage_error
 from deepfloyd_core.store.manifest import Summary
@@ -79,9 +80,11 @@ def run_job(request: JobRequest[S], work: WorkDir, report: Report = no_report, p
         path.unlink(missing_ok=True)
     # As bytes: one emoji in ten million captions makes a text four times as large.
     write_bytes(paths["request"], to_json(request))
+    slot = slot_of_block()
+    held = [work.lock_fd, *([slot.take()] if slot else [])]
     with job_starter() as starter:
         with paths["log"].open("wb") as log:
-            child = _start(starter, name, type(request), work, log)
+            child = _start(starter, name, type(request), work, log, held)
         try:
             _follow(child, paths["progress"], report)
         finally:
@@ -123,7 +126,10 @@ class _Child:
     line: socket.socket
 
 
-def _start(starter: ForkServer, name: str, kind: type[JobRequest[Any]], work: WorkDir, log: IO[bytes]) -> _Child:
+def _start(
+    starter: ForkServer, name: str, kind: type[JobRequest[Any]], work: WorkDir, log: IO[bytes], held: list[int]
+) -> _Child:
+    """held: open files whose locks the child shares."""
     line, theirs = socket.socketpair()
     try:
         with theirs:
@@ -132,7 +138,7 @@ def _start(starter: ForkServer, name: str, kind: type[JobRequest[Any]], work: Wo
         line.close()
         raise
     order = json.dumps([name, f"{kind.__module__}:{kind.__qualname__}", str(work.path.absolute())]).encode()
-    socket.send_fds(line, [order], [log.fileno(), work.lock_fd])
+    socket.send_fds(line, [order], [log.fileno(), *held])
     return child
 
 
@@ -156,6 +162,8 @@ def run_parts(request: JobRequest[S], parts: Sequence[JobRequest[Any]], work: Wo
 
     if not parts:
         return run_job(request, work, report)
+    if slot := slot_of_block():
+        slot.take()  # once, not in each thread
     with job_starter():
         with ThreadPoolExecutor(len(parts)) as pool:
             running = [pool.submit(copy_context().run, run_part, number) for number in range(len(parts))]

@@ -179,6 +179,8 @@ def materialise(workspace: Path, request: Request, build: Builder, parts: str | 
                 return replace(existing, reused=True)
             log.warning("%s %s: rebuilt because %s", request.kind, request.fingerprint, "; ".join(damage))
             _unfinish(existing, parts)
+        elif (path / REQUEST).exists():
+            log.info("%s %s: continued, an earlier run was stopped", request.kind, request.fingerprint)
         else:
             _log_why(workspace, request)
             _log_left(workspace, request)
@@ -315,8 +317,6 @@ def _log_why(workspace: Path, request: Request) -> None:
 
 def _log_left(workspace: Path, request: Request) -> None:
     """Log the changes against the newest unfinished artifact of the same kind, which is therefore not continued."""
-    if (workspace / request.kind / request.fingerprint / REQUEST).exists():
-        return
     folder = workspace / request.kind
     since = max((time for time, _ in _dated(folder.glob(f"*/{MANIFEST}"))), default=0)
     left = [

@@ -1,4 +1,4 @@
-"""One lock for each artifact of a workspace; the kernel frees the lock of a killed run."""
+"""One lock for each artifact of a workspace, and one for its runs; the kernel frees the lock of a killed run."""
 
 import fcntl
 import logging
@@ -7,11 +7,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from deepfloyd_core.errors import BusyError
 from deepfloyd_core.store.file_faults import flock, written
 
 log = logging.getLogger(__name__)
 
 LOCKS = ".locks"  # folder of a workspace
+_LONGEST_NAME = 500  # bytes
 _ELSEWHERE = "Set `workspace` to a folder on a local disk"
 
 
@@ -75,3 +77,30 @@ def is_locked(workspace: Path, name: str) -> bool:
     except FileNotFoundError:
         pass
     return False
+
+
+@contextmanager
+def only_run(workspace: Path, name: str, *, wait: bool) -> Iterator[None]:
+    """Let one run at a time make artifacts in a workspace. name: of this run, for those that wait for it.
+
+    Raises BusyError, with the name of the run that holds it, unless this run may wait.
+    """
+    path = workspace / LOCKS / "run"
+    with written(workspace):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB, path, _ELSEWHERE)
+        except BlockingIOError:
+            holder = os.pread(fd, _LONGEST_NAME, 0).decode(errors="replace") or "another run"
+            if not wait:
+                raise BusyError(f"{holder} is at work in {workspace}.") from None
+            log.info("waiting for %s, which is at work in %s", holder, workspace)
+            flock(fd, fcntl.LOCK_EX, path)
+        with written(workspace):
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, name.encode()[:_LONGEST_NAME], 0)
+        yield
+    finally:
+        os.close(fd)

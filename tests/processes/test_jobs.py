@@ -1,5 +1,6 @@
 """Jobs in processes: forks of one that is gone with its flow, each with its log, its lock and its last checkpoint."""
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -197,18 +198,22 @@ sys.path.insert(0, sys.argv[1])
 import test_jobs
 from deepfloyd_core.processes import jobs
 from deepfloyd_core.processes.fork_server import ForkServer
+from deepfloyd_core.processes.gpu_slot import gpu_slot
 jobs.ForkServer = lambda module: ForkServer("job_functions")
-test_jobs.run("nap", Path(sys.argv[2]))
+with gpu_slot(Path(sys.argv[2], "gpu"), "a flow"):
+    test_jobs.run("nap", Path(sys.argv[2]))
 """
 
 
-def test_the_job_of_a_killed_flow_writes_its_checkpoint_and_keeps_the_lock_until_it_is_gone(tmp_path: Path) -> None:
+def test_the_job_of_a_killed_flow_writes_its_checkpoint_and_keeps_lock_and_gpu_until_it_is_gone(tmp_path: Path) -> None:
     flow = subprocess.Popen([sys.executable, "-P", "-c", PROGRAM, str(TESTS), str(tmp_path)])
     job = napping(tmp_path)
     starter = job.parent()
     began = time.monotonic()
     flow.kill()
     flow.wait()
+    with (tmp_path / "gpu").open() as slot, pytest.raises(BlockingIOError):
+        fcntl.flock(slot, fcntl.LOCK_EX | fcntl.LOCK_NB)
     waiting: list[dict[str, Any]] = []
     other = threading.Thread(target=lambda: waiting.append(run("nap", tmp_path, how=lambda *_: Pids(late=1))))
     other.start()
@@ -220,6 +225,8 @@ def test_the_job_of_a_killed_flow_writes_its_checkpoint_and_keeps_the_lock_until
     psutil.wait_procs([job, starter], timeout=60)
     assert not job.is_running()
     assert not starter.is_running()
+    with (tmp_path / "gpu").open() as slot:
+        fcntl.flock(slot, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from narrowing import known
+from prefect_api import PrefectApi
 from small_run import SmallRun
 
 LORAS = "stage?_lora/*/pytorch_lora_weights.safetensors"
@@ -86,6 +87,8 @@ def test_runs_killed_in_every_stage_end_with_the_bytes_of_an_unbroken_run(
     shards = {path.name: path.read_bytes() for path in unbroken.workspace.glob("stage?_pixels/*/*.parquet")}
     assert {path.name: path.read_bytes() for path in broken.workspace.glob("stage?_pixels/*/*.parquet")} == shards
     assert broken.call_here("verify", str(broken.workspace)).returncode == 0
+    states = PrefectApi(server).states_of(str(broken.config))
+    assert states == ["CRASHED"] * len(killed) + ["COMPLETED"], "none is said to be running"
 
 
 @pytest.mark.slow
@@ -109,3 +112,4 @@ def test_two_runs_at_once_share_the_work(server: str, small_run: SmallRun) -> No
             sum(line.count(f"{kind} ") for text in printed for line in text.splitlines() if ": built," in line) == 1
         ), kind
     assert len(list((small_run.workspace / "versions").glob("*.json"))) == 1
+    assert sum("waiting for finetune " in " ".join(text.split()) for text in printed) == 1, "the second, and for whom"

@@ -244,7 +244,7 @@ def test_no_worker_is_started_for_a_server_elsewhere_that_lets_anybody_in(
         settings = temporary_settings({PREFECT_API_URL: url, PREFECT_API_AUTH_STRING: "me:secret"})
         refused = pytest.raises(ConfigError, match=r"requires no password, .* Start that server with")
         with settings, refused as caught:
-            serve_ui(None, console())
+            serve_ui(None, False, console())
     assert "secret" not in str(caught.value)
 
 

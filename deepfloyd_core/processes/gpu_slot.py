@@ -1,0 +1,79 @@
+"""The GPU of a machine: one run at a time has jobs on it, whichever workspace, command or deployment it belongs to.
+
+Two trainings that share a GPU run out of memory. A run takes the slot with its first job and keeps it until its block
+ends. The slot is a lock on a file, which jobs inherit. So the slot of a killed run is free when its last job has ended.
+"""
+
+import fcntl
+import logging
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+
+from deepfloyd_core.store.file_faults import flock, written
+
+log = logging.getLogger(__name__)
+
+ASK_EVERY_S = 0.5
+_LONGEST_NAME = 500  # bytes
+_ELSEWHERE = "Set TMPDIR to a folder on a local disk"
+_SLOT: "ContextVar[GpuSlot | None]" = ContextVar("gpu_slot", default=None)
+
+
+class GpuSlot:
+    """A slot that is taken when it is first needed."""
+
+    def __init__(self, path: Path, name: str) -> None:
+        self._path, self._name = path, name
+        self._fd: int | None = None
+
+    def take(self) -> int:
+        """Wait for the slot, and return the file descriptor of its lock."""
+        if self._fd is None:
+            with written(self._path.parent):
+                self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                fd = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
+            self._fd = fd
+            self._wait(fd)
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, self._name.encode()[:_LONGEST_NAME], 0)
+        return self._fd
+
+    def leave(self) -> None:
+        """Free the slot; it stays taken by jobs that have not ended."""
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+
+    def _wait(self, fd: int) -> None:
+        told = False
+        while True:
+            try:
+                flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB, self._path, _ELSEWHERE)
+                return
+            except BlockingIOError:
+                if not told:
+                    holder = os.pread(fd, _LONGEST_NAME, 0).decode(errors="replace") or "another run"
+                    log.info("waiting for the GPU, which is used by %s", holder)
+                    told = True
+            time.sleep(ASK_EVERY_S)
+
+
+@contextmanager
+def gpu_slot(path: Path, name: str) -> Iterator[None]:
+    """The jobs of this block take the slot at a path first. name: of the run, for those that wait for it."""
+    slot = GpuSlot(path, name)
+    token = _SLOT.set(slot)
+    try:
+        yield
+    finally:
+        _SLOT.reset(token)
+        slot.leave()
+
+
+def slot_of_block() -> GpuSlot | None:
+    """The slot that jobs take; None where they need none."""
+    return _SLOT.get()

@@ -1,0 +1,214 @@
+"""Gives each flow run whose process has ended its true state, and runs those of deployments once more.
+
+Prefect leaves a run "Running" for ever when its process and its worker were killed, or when it ended while the server
+was away; a run that a worker began while the server was away is "Crashed" before its first line. Finished work of all
+of them is kept, so a second run goes on where the first one ended. The first run gets the tag REPLACED, the second one
+AGAIN; it is not run a third time.
+"""
+
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import httpx
+import psutil
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterExpectedStartTime,
+    FlowRunFilterId,
+    FlowRunFilterParentFlowRunId,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+    TaskRunFilter,
+    TaskRunFilterState,
+    TaskRunFilterStateType,
+    WorkPoolFilter,
+    WorkPoolFilterName,
+)
+from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.client.schemas.sorting import FlowRunSort
+from prefect.exceptions import ObjectNotFound, PrefectException
+from prefect.settings import PREFECT_HOME
+from prefect.states import Cancelled, Crashed
+
+from deepfloyd_core.store.counts import many
+from flows.run_lease import SKIPPED, free_lease, has_lease, leases
+from tasks.health import asked_once
+
+REPLACED, AGAIN = "replaced", "again"
+RECENT_S = 3600.0  # how long ago a run may have crashed that is run again though it never had a lease
+DEAD = "Its process was killed, or could not tell the server how it ended. Finished work is kept."
+CANCELLED = "Its process has ended. Finished work is kept."
+MISSED = "No worker was free at this time; the run of a later time covers it."
+OVERTAKEN = "Another run of this deployment was under way at this time."
+CANCELS_S = 30.0  # how long a worker may take to cancel a run, and to tell the server
+BEGINS_S = 120.0  # how long a run may take from its worker's decision to its first line, on a busy machine
+LATE_S = 15.0  # of a scheduled run that no worker has taken
+PAST = timedelta(days=7)  # how far back runs are looked for that died before their first line
+PAGE = 200  # runs of one request
+_OPEN = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]
+
+
+def settle_here() -> list[str]:
+    """Settle the ended runs of this machine, and run none of them again. Returns a line for each that was dead.
+
+    A server that does not answer is no error: the next command settles them.
+    """
+    with asked_once(), get_client(sync_client=True) as client:
+        try:
+            return settle_ended(client, Path(PREFECT_HOME.value()), again=False)
+        except (httpx.HTTPError, PrefectException):
+            return []
+
+
+def settle_ended(client: SyncPrefectClient, home: Path, *, again: bool) -> list[str]:
+    """Settle the runs whose processes have ended, by their leases. Returns a line for each that was dead.
+
+    again: also run those of deployments once more; otherwise their leases stay, for the next call that may.
+    """
+    dead, told = list[FlowRun](), list[str]()
+    for path in leases(home):
+        with free_lease(path) as run_id:
+            run = run_id and _read(client, run_id)
+            if run and run.state and not run.state.is_final():
+                if run.state.is_cancelling() and _age_s(run.state) < CANCELS_S:
+                    continue
+                told.append(_bury(client, run))
+                run = _read(client, run.id)
+            if run and _deserves_another(run):
+                if not again:
+                    continue
+                dead.append(run)
+            if run_id:
+                path.unlink(missing_ok=True)
+    return told + run_again(client, dead)
+
+
+def settle_lost(client: SyncPrefectClient, home: Path, pool: str) -> list[str]:
+    """Settle the runs of a pool that died before they had a lease, and run them again.
+
+    Returns a line for each. A run whose process lives on this machine is left alone, and one that may just be beginning.
+    """
+    lost, told = list[FlowRun](), list[str]()
+    for run in _runs(client, pool, [*_OPEN, StateType.CRASHED]):
+        state = run.state
+        if state is None or has_lease(home, run.id):
+            continue
+        if not state.is_final() and _age_s(state) > BEGINS_S and not _is_alive(run.infrastructure_pid):
+            told.append(_bury(client, run))
+            lost.append(run)
+        elif state.is_crashed() and _age_s(state) < RECENT_S:
+            lost.append(run)
+    return told + run_again(client, filter(_deserves_another, [_read(client, run.id) or run for run in lost]))
+
+
+def run_again(client: SyncPrefectClient, dead: Iterable[FlowRun]) -> list[str]:
+    """Run the newest of the dead runs with the same deployment and parameters again. Returns a line for each."""
+    dead, told = list(dead), list[str]()
+    newest = {(run.deployment_id, repr(sorted(run.parameters.items()))): run for run in dead}
+    for run in newest.values():
+        assert run.deployment_id is not None
+        try:
+            second = client.create_flow_run_from_deployment(
+                run.deployment_id,
+                parameters=run.parameters,
+                tags=[*run.tags, AGAIN],
+                idempotency_key=f"{AGAIN}-{run.id}",
+                work_queue_name=run.work_queue_name,
+                job_variables=run.job_variables,
+            )
+        except ObjectNotFound:  # its deployment was removed
+            continue
+        told.append(f"{run.name} is run again as {second.name}")
+    for run in dead:
+        client.update_flow_run(run.id, tags=[*run.tags, REPLACED])
+    return told
+
+
+def skip_missed(client: SyncPrefectClient, pool: str) -> list[str]:
+    """Cancel scheduled runs that are late, except the newest of each deployment if none of it is running or beginning.
+
+    So a worker that was away for six nights starts one run, and a run that is longer than its interval is followed by
+    the next one on time. Runs that a person started all stay. Returns a line for each deployment.
+    """
+    busy = {run.deployment_id for run in _runs(client, pool, _OPEN)}
+    late: dict[UUID | None, list[FlowRun]] = {}
+    before = datetime.now(UTC) - timedelta(seconds=LATE_S)
+    for run in _runs(client, pool, [StateType.SCHEDULED], before):
+        if run.auto_scheduled:
+            late.setdefault(run.deployment_id, []).append(run)
+    told = []
+    for deployment_id, runs in late.items():
+        missed, why = (runs, OVERTAKEN) if deployment_id in busy else (runs[:-1], MISSED)
+        for run in missed:
+            client.set_flow_run_state(run.id, Cancelled(name=SKIPPED, message=why), force=True)
+        if missed:
+            names = ", ".join(run.name for run in missed[:3]) + (" ..." if len(missed) > 3 else "")
+            told.append(f"{many(len(missed), 'late run is', 'late runs are')} skipped: {names}")
+    return told
+
+
+def _age_s(state: "State[Any]") -> float:
+    return (datetime.now(UTC) - state.timestamp).total_seconds()
+
+
+def _read(client: SyncPrefectClient, run_id: UUID) -> FlowRun | None:
+    try:
+        return client.read_flow_run(run_id)
+    except ObjectNotFound:  # of another server, or removed
+        return None
+
+
+def _runs(
+    client: SyncPrefectClient, pool: str, states: list[StateType], before: datetime | None = None
+) -> list[FlowRun]:
+    """The runs of a pool in these states, by the time for which they were planned."""
+    times = FlowRunFilterExpectedStartTime.model_validate({"after_": datetime.now(UTC) - PAST, "before_": before})
+    wanted = FlowRunFilter(
+        state=FlowRunFilterState(type=FlowRunFilterStateType(any_=states)), expected_start_time=times
+    )
+    found: list[FlowRun] = []
+    while page := client.read_flow_runs(
+        flow_run_filter=wanted,
+        work_pool_filter=WorkPoolFilter(name=WorkPoolFilterName(any_=[pool])),
+        sort=FlowRunSort.EXPECTED_START_TIME_ASC,
+        limit=PAGE,
+        offset=len(found),
+    ):
+        found += page
+    return found
+
+
+def _deserves_another(run: FlowRun) -> bool:
+    crashed = run.state is not None and run.state.is_crashed()
+    return crashed and run.deployment_id is not None and not {AGAIN, REPLACED} & set(run.tags)
+
+
+def _bury(client: SyncPrefectClient, run: FlowRun) -> str:
+    """Give a dead run, and its tasks and subflows that had not ended, their last state."""
+    assert run.state is not None
+    before = run.state.name
+    state: State[None] = Cancelled(message=CANCELLED) if run.state.is_cancelling() else Crashed(message=DEAD)
+    client.set_flow_run_state(run.id, state, force=True)
+    parts = FlowRunFilter(
+        parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[run.id]),
+        state=FlowRunFilterState(type=FlowRunFilterStateType(any_=_OPEN)),
+    )
+    for part in client.read_flow_runs(flow_run_filter=parts):
+        _bury(client, part)
+    tasks = client.read_task_runs(
+        flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run.id])),
+        task_run_filter=TaskRunFilter(state=TaskRunFilterState(type=TaskRunFilterStateType(any_=_OPEN))),
+    )
+    for task in tasks:
+        client.set_task_run_state(task.id, Crashed(message=DEAD), force=True)
+    return f"the run {run.name} was {before}, and is {state.name}: {state.message}"
+
+
+def _is_alive(infrastructure: str | None) -> bool:
+    """Whether a run's process lives on this machine. infrastructure: its pid, or HOST:PID."""
+    pid = (infrastructure or "").rpartition(":")[2]
+    return pid.isdecimal() and psutil.pid_exists(int(pid))

@@ -1,0 +1,34 @@
+"""Parameters of flows, as the form of a deployment shows them: typed and bounded, so that a wrong value is refused there.
+
+Prefect's server checks them before a run begins, and the flow again: the server takes a parameter that it does not know.
+"""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from deepfloyd_core.config.run_validation import MOST_PICTURES
+from deepfloyd_core.errors import ConfigError
+
+Overrides = Annotated[list[Annotated[str, Field(pattern=r"^\s*[\w.]+\s*=")]] | None, Field(max_length=100)]
+Steps = Annotated[int | None, Field(ge=1, le=10_000_000)]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+Pictures = Annotated[int, Field(ge=1, le=MOST_PICTURES)]
+Prompts = str | list[str]
+Size = Annotated[str | None, Field(pattern=r"^\d+(x\d+)?$")]
+VersionName = Annotated[str, Field(pattern=r"^(latest|base|\d+)$")] | Annotated[int, Field(ge=1)]
+
+
+def settings(overrides: list[str] | None, **fields: object) -> tuple[str, ...]:
+    """The overrides of a run file, with those from fields of their own: KEY for a field KEY, TABLE.KEY for TABLE__KEY.
+
+    Raises ConfigError for a key that has both.
+    """
+    named = {name.replace("__", "."): value for name, value in fields.items() if value is not None}
+    given = list(overrides or ())
+    if twice := sorted(named.keys() & {one.partition("=")[0].strip() for one in given}):
+        raise ConfigError(f"{twice[0]} is set by a field of its own and in `overrides`. Remove one of them.")
+    return (
+        *given,
+        *(f"{key}={value!r}" if isinstance(value, str) else f"{key}={value}" for key, value in named.items()),
+    )

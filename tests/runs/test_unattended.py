@@ -1,0 +1,220 @@
+"""`deepfloyd ui` over time, with real processes: what dies is started again, and no run keeps a state that is not true."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from polling import within
+from prefect_api import PrefectApi
+
+from flows.home import password
+from flows.server import free_port
+
+PATIENCE_S = 240.0  # a hang, not a measure of speed
+
+WAITS = """
+from pathlib import Path
+from time import monotonic, sleep
+from prefect import flow, task
+from flows.deployable import deployable
+
+@task
+def wait(file: str) -> None:
+    until = monotonic() + 300
+    while not Path(file).exists() and monotonic() < until:
+        sleep(0.1)
+
+@flow
+@deployable
+def waits(file: str = "never") -> None:
+    wait(file)
+
+@flow
+@deployable
+def ticks() -> None:
+    pass
+"""
+PROJECT = """
+name: unattended
+deployments:
+  - name: person
+    entrypoint: waits.py:waits
+    work_pool: {name: deepfloyd}
+  - name: often
+    entrypoint: waits.py:ticks
+    work_pool: {name: deepfloyd, work_queue_name: training}
+    schedules:
+      - interval: 4
+        active: false
+"""
+
+
+@dataclass
+class Ui:
+    """`deepfloyd ui` of a project."""
+
+    project: Path
+    home: Path
+    port: int = field(default_factory=free_port)
+    process: "subprocess.Popen[bytes] | None" = None
+
+    @property
+    def api(self) -> PrefectApi:
+        """Its server's API."""
+        return PrefectApi(f"http://127.0.0.1:{self.port}/api", password(self.home))
+
+    @property
+    def printed(self) -> str:
+        """What it has printed since its last start."""
+        return (self.project / "ui.log").read_text()
+
+    def start(self) -> None:
+        """Start it, and wait until its worker has started."""
+        with (self.project / "ui.log").open("wb") as out:
+            self.process = self._popen(out, "--port", str(self.port))
+        assert within(PATIENCE_S, lambda: "Ctrl-C stops everything" in self.printed, every_s=0.3), self.printed
+
+    def refused(self) -> tuple[int, str]:
+        """The exit code and the output of a second one."""
+        with (self.project / "second.log").open("wb") as out:
+            code = self._popen(out).wait(60)
+        return code, (self.project / "second.log").read_text()
+
+    def stop(self, number: signal.Signals) -> None:
+        """Send it a signal, and wait until it has ended."""
+        assert self.process is not None
+        self.process.send_signal(number)
+        self.process.wait(60)
+
+    def process_of(self, words: str) -> psutil.Process:
+        """The descendant with these words in its command."""
+        assert self.process is not None
+        below = psutil.Process(self.process.pid).children(recursive=True)
+        return next(process for process in below if words in " ".join(process.cmdline()))
+
+    def _popen(self, out: Any, *arguments: str) -> "subprocess.Popen[bytes]":
+        environ = {key: value for key, value in os.environ.items() if not key.startswith("PREFECT_")}
+        return subprocess.Popen(
+            [sys.executable, "-P", "-m", "flows", "ui", *arguments],
+            cwd=self.project, env=environ | {"PREFECT_HOME": str(self.home)}, stdout=out, stderr=out,
+        )  # fmt: skip
+
+
+@contextmanager
+def _ui(project: Path, home: Path) -> Iterator[Ui]:
+    (project / "waits.py").write_text(WAITS)
+    (project / "prefect.yaml").write_text(PROJECT)
+    ui = Ui(project, home)
+    ui.start()
+    try:
+        yield ui
+    finally:
+        ui.stop(signal.SIGINT)
+
+
+def _pid(api: PrefectApi, run: str) -> int:
+    return int(str(api.get(f"flow_runs/{run}")["infrastructure_pid"]).rpartition(":")[2])
+
+
+def _ends(api: PrefectApi, run: str) -> Callable[[], bool]:
+    return lambda: api.state(run) in ("COMPLETED", "CRASHED", "CANCELLED", "FAILED")
+
+
+@pytest.mark.slow
+def test_a_night_of_deaths_leaves_no_run_running_and_keeps_what_the_user_has_set(
+    tmp_path: Path, prefect_home: Path
+) -> None:
+    with _ui(tmp_path, prefect_home) as ui:
+        assert _second_is_refused(ui)
+        again = _killed_run_is_run_again(ui)
+        _run_and_worker_killed_at_once(ui, again)
+        _cancelled_run_ends_soon(ui)
+        _server_killed_costs_nothing(ui)
+        _ui_killed(ui)
+
+
+def _second_is_refused(ui: Ui) -> bool:
+    code, printed = ui.refused()
+    return code == 2 and "is running already" in " ".join(printed.split())
+
+
+def _begin(ui: Ui, **parameters: str) -> str:
+    run = ui.api.run("waits/person", parameters)
+    assert within(PATIENCE_S, lambda: ui.api.state(run) == "RUNNING", every_s=0.3), ui.printed
+    return run
+
+
+def _killed_run_is_run_again(ui: Ui) -> str:
+    """Returns the second run."""
+    run = _begin(ui)
+    os.kill(_pid(ui.api, run), signal.SIGKILL)
+    assert within(60, lambda: ui.api.state(run) == "CRASHED", every_s=0.3)
+    assert within(60, lambda: bool(ui.api.tagged("again")), every_s=0.3), ui.printed
+    (again,) = ui.api.tagged("again")
+    assert within(PATIENCE_S, lambda: ui.api.state(again) == "RUNNING", every_s=0.3)
+    return again
+
+
+def _run_and_worker_killed_at_once(ui: Ui, again: str) -> None:
+    ui.process_of("worker start").kill()
+    os.kill(_pid(ui.api, again), signal.SIGKILL)
+    assert within(60, lambda: ui.api.state(again) == "CRASHED", every_s=0.3), ui.printed
+    assert ui.api.open_task_runs(again) == []
+    assert "the worker has ended" in ui.printed
+    assert ui.api.tagged("again") == [again], "twice is enough"
+
+
+def _cancelled_run_ends_soon(ui: Ui) -> None:
+    run, log = _begin(ui), ui.home / "worker.log"
+    before = len(log.read_text())
+    ui.api.cancel(run)
+    assert within(30, lambda: ui.api.state(run) == "CANCELLED", every_s=0.3)
+    assert "Traceback" not in log.read_text()[before:]
+
+
+def _server_killed_costs_nothing(ui: Ui) -> None:
+    done = ui.project / "done"
+    run = _begin(ui, file=str(done))
+    ui.process_of("server.users").kill()
+    time.sleep(1)
+    done.touch()
+    assert within(PATIENCE_S, _answering(lambda: ui.api.state(run) == "COMPLETED"), every_s=0.5), ui.printed
+
+
+def _answering(look: Callable[[], bool]) -> Callable[[], bool]:
+    def looked() -> bool:
+        try:
+            return look()
+        except OSError:
+            return False
+
+    return looked
+
+
+def _ui_killed(ui: Ui) -> None:
+    """With a run under way; a pool's limit, a pause and a schedule that the user has changed; and nights that are missed."""
+    run = _begin(ui)
+    ui.api.patch("work_pools/deepfloyd", {"concurrency_limit": 7})
+    ui.api.post(f"deployments/{ui.api.deployment('waits/person')['id']}/pause_deployment", {})
+    often = ui.api.deployment("ticks/often")
+    ui.api.patch(f"deployments/{often['id']}/schedules/{often['schedules'][0]['id']}", {"active": True})
+    assert within(PATIENCE_S, lambda: ui.api.count("ticks", "COMPLETED") > 2, every_s=0.3), ui.printed
+    ui.stop(signal.SIGKILL)
+    time.sleep(22)  # five ticks are missed
+    ui.start()
+    assert within(PATIENCE_S, lambda: ui.api.state(run) == "CRASHED", every_s=0.3)
+    assert ui.api.get("work_pools/deepfloyd")["concurrency_limit"] == 7
+    assert ui.api.deployment("waits/person")["paused"] is True
+    assert ui.api.deployment("ticks/often")["schedules"][0]["active"] is True
+    assert within(60, lambda: ui.api.count("ticks", "CANCELLED") >= 3, every_s=0.3), ui.printed
+    assert json.dumps(ui.api.open_runs("waits")) == "[]"
