@@ -131,12 +131,14 @@ class _Watch:
 
         from flows.dead_runs import settle_ended, settle_lost, skip_missed
         from flows.deployments import offer_run_files
+        from flows.notifications import keep_notifications
 
         try:
             lines = settle_ended(self.client, self.home, again=True)
             if self.own:
                 lines += settle_lost(self.client, self.home, POOL)
                 offer_run_files(self.client, self.project)
+                lines += keep_notifications(self.client)
             lines += skip_missed(self.client, POOL)
             self.answered = time.monotonic()
         except (httpx.HTTPError, PrefectException) as error:

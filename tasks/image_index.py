@@ -15,6 +15,7 @@ from deepfloyd_core.index.scan import others_of, scan
 from deepfloyd_core.index.summary import IndexSummary
 from deepfloyd_core.store.artifacts import Artifact, materialise, newest
 from tasks.endings import twins_line
+from tasks.events import emit_data_changed
 from tasks.progress import progress
 from tasks.ui_pages import show_index
 
@@ -30,8 +31,11 @@ def image_index(run: Run) -> Artifact:
         before = newest(run.workspace, request.kind, request.format)
         index = materialise(run.workspace, request, lambda work: build_index(run, scanned, children, work, report))
     if before is not None and not index.reused:
-        for line in _picture_changes(before, index):
+        lines = _picture_changes(before, index)
+        for line in lines:
             log.info("image_index %s: %s", index.fingerprint, line)
+        if lines:
+            emit_data_changed(run.workspace, lines)
     summary = index.summary(IndexSummary)
     show_index(index, summary, run.config.stages, others_of(scanned))
     if summary.twin_groups:

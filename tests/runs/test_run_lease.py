@@ -64,11 +64,11 @@ def test_a_process_holds_the_lease_of_its_newest_run_alone(tmp_path: Path) -> No
     first, second = uuid4(), uuid4()
     run_lease.take_lease(tmp_path, first)
     run_lease.take_lease(tmp_path, second)
-    free = []
+    free = {}
     for path in run_lease.leases(tmp_path):
         with run_lease.free_lease(path) as found:
-            free.append(found)
-    assert free == [first, None]
+            free[path.name] = found
+    assert free == {str(first): first, str(second): None}
     assert run_lease.has_lease(tmp_path, second) and not run_lease.has_lease(tmp_path, uuid4())
 
 
