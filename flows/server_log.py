@@ -19,6 +19,9 @@ LONGEST_RECORD = 1 << 16  # of which the end is kept
 _HEAD = re.compile(r"^\d\d:\d\d:\d\d\.\d+ \| (?P<level>[A-Z]+) *\| (?P<logger>\S+) - (?P<message>.*)$")
 # SQLite refuses a worker's heartbeat now and then; the worker opens its channel again.
 _REQUESTS = ("uvicorn", "prefect.server.utilities.worker_channel")
+# A client sends its events again to a server that was restarted. If all of them are stored already, Prefect inserts an
+# empty row, which SQLite refuses; nothing is lost.
+_STORED_ALREADY = "NOT NULL constraint failed: events.occurred"
 _TASK = re.compile(r"(\w+)\(.*\)\{\S*\}\s*$")  # how docket writes the service's function and its key
 _VARYING = re.compile(r"0x[0-9a-f]+|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}|\d+")
 
@@ -46,6 +49,8 @@ def service_error(record: str) -> ServiceError | None:
     if head is None or head["level"] not in ("ERROR", "CRITICAL"):
         return None
     if head["logger"].startswith(_REQUESTS) or head["message"].startswith("Encountered "):
+        return None
+    if _STORED_ALREADY in record:
         return None
     named = _TASK.search(head["message"])
     return ServiceError(named[1] if named else head["logger"], (_raised(lines) or head["message"])[:LONGEST_ERROR])

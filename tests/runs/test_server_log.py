@@ -24,6 +24,9 @@ ValueError: the caller is told
 21:27:54.000 | ERROR   | prefect.server.utilities.worker_channel - Worker channel heartbeat persistence failed: work_pool=p
 Traceback (most recent call last):
 sqlite3.OperationalError: database is locked
+21:27:55.000 | ERROR   | prefect.server.events.services.event_persister - Max flush retries (5) reached, dropping 2 events
+Traceback (most recent call last):
+sqlalchemy.exc.IntegrityError: (sqlite3.IntegrityError) NOT NULL constraint failed: events.occurred
 """
 LAST = "21:29:00.000 | ERROR   | prefect.server.events.triggers - Error sweeping held events\n"
 
