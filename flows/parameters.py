@@ -13,6 +13,7 @@ from deepfloyd_core.errors import ConfigError
 Overrides = Annotated[list[Annotated[str, Field(pattern=r"^\s*[\w.]+\s*=")]] | None, Field(max_length=100)]
 Steps = Annotated[int | None, Field(ge=1, le=10_000_000)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
+Number = Annotated[int, Field(ge=1)]
 Pictures = Annotated[int, Field(ge=1, le=MOST_PICTURES)]
 Prompts = str | list[str]
 Size = Annotated[str | None, Field(pattern=r"^\d+(x\d+)?$")]

@@ -1,5 +1,6 @@
 """Flows that decide which version serves, to be deployed: the same as the commands of these names."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from prefect import flow
@@ -7,17 +8,25 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
 from deepfloyd_core.bundle import history as versions
+from deepfloyd_core.errors import ArtifactError
 from deepfloyd_core.store import registry
+from deepfloyd_core.store.events import standing
 from flows.arguments import need_workspace
 from flows.deployable import deployable
+from flows.parameters import Number
 from tasks import VERSION
+from tasks.events import emit_version
 from tasks.ui_pages import show_history
 
 
 @flow(name="history", version=VERSION)
 @deployable
 def history(workspace: str) -> list[versions.HistoryRow]:
-    """The versions of a workspace, as a table."""
+    """The versions of a workspace, as a table.
+
+    Args:
+        workspace: The folder that `workspace` of a run file names, from the project's folder.
+    """
     rows = versions.history(_workspace(workspace))
     show_history(workspace, rows)
     return rows
@@ -25,23 +34,40 @@ def history(workspace: str) -> list[versions.HistoryRow]:
 
 @flow(name="promote", version=VERSION)
 @deployable
-def promote(workspace: str, number: int, reason: str = "") -> "State[str]":
-    """Make a version serve, blocked or not."""
-    return _told(registry.promote(_workspace(workspace), number, "flow promote", reason))
+def promote(workspace: str, number: Number, reason: str = "") -> "State[str]":
+    """Make a version serve, blocked or not.
+
+    Args:
+        workspace: The folder that `workspace` of a run file names, from the project's folder.
+        number: The version.
+        reason: For the history; may be empty.
+    """
+    return _decided(_workspace(workspace), lambda path: registry.promote(path, number, "flow promote", reason))
 
 
 @flow(name="rollback", version=VERSION)
 @deployable
 def rollback(workspace: str, reason: str = registry.ROLLED_BACK) -> "State[str]":
-    """Block the version that serves, so that the one before it serves again."""
-    return _told(registry.rollback(_workspace(workspace), "flow rollback", reason))
+    """Block the version that serves, so that the one before it serves again.
+
+    Args:
+        workspace: The folder that `workspace` of a run file names, from the project's folder.
+        reason: For the history.
+    """
+    return _decided(_workspace(workspace), lambda path: registry.rollback(path, "flow rollback", reason))
 
 
 @flow(name="block", version=VERSION)
 @deployable
-def block(workspace: str, number: int, reason: str) -> "State[str]":
-    """Block a version: it does not serve, and its bundle is not published again until it is promoted."""
-    return _told(registry.block(_workspace(workspace), number, reason, "flow block"))
+def block(workspace: str, number: Number, reason: str) -> "State[str]":
+    """Block a version: it does not serve, and its bundle is not published again until it is promoted.
+
+    Args:
+        workspace: The folder that `workspace` of a run file names, from the project's folder.
+        number: The version.
+        reason: For the history.
+    """
+    return _decided(_workspace(workspace), lambda path: registry.block(path, number, reason, "flow block"))
 
 
 def _workspace(text: str) -> Path:
@@ -50,5 +76,21 @@ def _workspace(text: str) -> Path:
     return path
 
 
-def _told(sentence: str) -> "State[str]":
+def _decided(workspace: Path, decide: Callable[[Path], str]) -> "State[str]":
+    """Decide, and emit what happened to which version."""
+    before, blocked = _champion(workspace), set(standing(workspace).blocked)
+    sentence = decide(workspace)
+    for number in sorted(set(standing(workspace).blocked) - blocked):
+        emit_version(workspace, "blocked", number, sentence)
+    champion = _champion(workspace)
+    if champion is not None and champion != before:
+        emit_version(workspace, "promoted", champion, sentence)
     return Completed(message=sentence, data=sentence)
+
+
+def _champion(workspace: Path) -> int | None:
+    """None also where a record is lost, so that it is not known."""
+    try:
+        return standing(workspace).champion
+    except ArtifactError:
+        return None

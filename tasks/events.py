@@ -8,7 +8,16 @@ from typing import Literal
 
 from prefect.events import emit_event
 
+from deepfloyd_core.store.registry import Outcome, news_of
+
 Happened = Literal["candidate", "promoted", "blocked"]
+_AS: dict[str, Happened] = {"champion": "promoted", "blocked": "blocked", "candidate": "candidate"}
+
+
+def emit_outcome(workspace: Path, outcome: Outcome) -> None:
+    """Emit what a run came to, if that is new."""
+    if outcome.is_new:
+        emit_version(workspace, _AS[outcome.state], outcome.version.number, news_of(workspace, outcome))
 
 
 def emit_version(workspace: Path, happened: Happened, number: int, message: str) -> None:

@@ -9,6 +9,7 @@ from deepfloyd_core.bundle.identity import BundleInputs, BundleSummary, bundle_r
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.store.artifacts import Artifact, materialise
 from deepfloyd_core.store.registry import Outcome, publish
+from tasks.events import emit_outcome
 from tasks.ui_pages import show_pictures
 
 
@@ -23,4 +24,6 @@ def lora_bundle(run: Run, prompts: list[str], inputs: BundleInputs[Artifact]) ->
 @task(name="publish_version", cache_policy=NO_CACHE)
 def publish_version(run: Run, bundle: Artifact, index: Artifact) -> Outcome:
     """The bundle's version, a new one unless the bundle is the champion's or was blocked."""
-    return publish(run.workspace, bundle, index, run.file, gate_of(run), waits=run.config.gate == "manual")
+    outcome = publish(run.workspace, bundle, index, run.file, gate_of(run), waits=run.config.gate == "manual")
+    emit_outcome(run.workspace, outcome)
+    return outcome

@@ -5,16 +5,19 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 from browser import NEEDS_BROWSER, shows
 from polling import within
-from prefect_api import post
+from prefect_api import PrefectApi, post
 from small_run import SmallRun
 
 from flows.home import login_link, password
@@ -56,12 +59,15 @@ def test_a_deployment_completes_and_its_artifacts_render(
 ) -> None:
     project = small_run.folder
     offered = (ROOT / "prefect.yaml").read_text().replace("flows/configs/demo.toml", small_run.config.name)
-    (project / "prefect.yaml").write_text(offered)
-    with _ui(project, prefect_home, tmp_path / "ui.log") as (port, env):
+    (project / "prefect.yaml").write_text(offered.replace("workspace.demo", f"workspace.{small_run.workspace.name}"))
+    with _webhook() as (webhook, told), _ui(project, prefect_home, tmp_path / "ui.log") as (port, env):
         url, login = f"http://127.0.0.1:{port}/api", password(prefect_home)
         deployed = post(url, "deployments/filter", {}, login)
         names = {(entry["name"], entry["entrypoint"]) for entry in deployed}
         assert ("demo", "flows.finetune:finetune") in names and len({name for name, _ in names}) == len(names)
+        api = PrefectApi(url, login)
+        api.create_webhook("deepfloyd", webhook)
+        assert within(60, lambda: "'deepfloyd: version blocked' uses" in _printed(tmp_path), every_s=0.3)
         prefect = [sys.executable, "-P", "-m", "prefect", "deployment", "run"]
         parameters = ["-p", f"config={small_run.config.name}", "-p", f"overrides={json.dumps(SHORT)}", "--watch"]
         outside = subprocess.run([*prefect, "generate/pictures", "-p", "control=/etc/passwd"], cwd=project, env=env)
@@ -75,6 +81,10 @@ def test_a_deployment_completes_and_its_artifacts_render(
             failed[0]["state"]["message"]
         ]
         assert "control is '/etc/passwd', outside of the folders" in failed[0]["state"]["message"]
+        assert within(30, lambda: bool(told), every_s=0.2), "a notification of the run that failed"
+        assert told[0]["text"].startswith("generate run ") and told[0]["text"].endswith(": Failed")
+        assert "outside of the folders" in told[0]["details"]
+        assert within(120, lambda: api.count("generate", "COMPLETED") == 1, every_s=0.5), "with the new champion"
         found = post(url, "artifacts/filter", {"limit": 100}, login)
         artifacts = {entry["key"]: entry["id"] for entry in found if entry["key"]}
         page, profile, picture = f"http://127.0.0.1:{port}/artifacts/artifact", tmp_path / "profile", 'src="data:image/'
@@ -87,6 +97,32 @@ def test_a_deployment_completes_and_its_artifacts_render(
     kept = [path for path in (*prefect_home.rglob("*"), tmp_path / "ui.log") if path.is_file()]
     secret = login.partition(":")[2].encode()
     assert {path.name for path in kept if secret in path.read_bytes()} == {"auth", "profiles.toml"}
+
+
+def _printed(folder: Path) -> str:
+    return " ".join((folder / "ui.log").read_text().split())
+
+
+@contextmanager
+def _webhook() -> Iterator[tuple[str, list[Any]]]:
+    """The address of a receiver of notifications, and what it has received."""
+    received: list[Any] = []
+
+    class Receiver(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            received.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, format: str, *arguments: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Receiver) as server:
+        threading.Thread(target=server.serve_forever, args=(0.1,), daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}/", received
+        finally:
+            server.shutdown()
 
 
 def _answers(port: int) -> bool:

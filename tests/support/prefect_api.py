@@ -56,6 +56,13 @@ class PrefectApi:
         runs = self.post("flow_runs/filter", {"sort": "START_TIME_ASC"})
         return [run["state_type"] for run in runs if run["parameters"].get("config") == config]
 
+    def create_webhook(self, name: str, url: str) -> None:
+        """Create a block that sends notifications to an address."""
+        kind = self.get("block_types/slug/webhook")["id"]
+        (schema,) = self.post("block_schemas/filter", {"block_schemas": {"block_type_id": {"any_": [kind]}}})
+        body = {"name": name, "data": {"url": url}, "block_type_id": kind, "block_schema_id": schema["id"]}
+        self.post("block_documents/", body)
+
     def tagged(self, tag: str) -> list[str]:
         """The flow runs with a tag."""
         return [run["id"] for run in self.post("flow_runs/filter", {"flow_runs": {"tags": {"all_": [tag]}}})]
