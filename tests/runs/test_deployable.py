@@ -108,7 +108,7 @@ def test_every_flow_that_can_be_deployed_is_bound_and_its_texts_are_paths_or_wor
     flows = {each.name: each for module in modules for each in vars(module).values() if isinstance(each, Flow)}
     assert {"finetune", "retrain", "generate", "promote"} <= flows.keys()
     for name, each in flows.items():
-        assert list(_layers(each.fn))[:2] == ["outbox", "deployable"], name
+        assert list(_layers(each.fn))[:3] == ["run_lease", "outbox", "deployable"], name
         texts = {key for key, of in inspect.signature(each.fn).parameters.items() if "str" in str(of.annotation)}
         assert texts - {"overrides"} <= {*PATHS, *WORDS}, f"{name}: is it a path? Then it belongs to PATHS"
 
