@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,7 @@ from deepfloyd_core.store.collected import collected
 from deepfloyd_core.store.gc import collect, would_collect
 from deepfloyd_core.store.inventory import take_inventory
 from deepfloyd_core.store.leases import leased, running_leases, take_lease
-from deepfloyd_core.store.locks import artifact_lock, locked
+from deepfloyd_core.store.locks import artifact_lock, locked, locked_if_free
 from deepfloyd_core.store.manifest import MANIFEST, Summary
 from deepfloyd_core.store.parts import take_part
 from deepfloyd_core.store.registry import promote, publish, rollback
@@ -345,7 +345,10 @@ def test_what_somebody_writes_stays_with_what_it_is_made_from(nights: Nights) ->
     assert not folder.exists() and nights.names == nights.of(3)
 
 
-def test_work_that_a_run_continued_since_the_plan_stays(nights: Nights, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("way", ["continued", "locked"])
+def test_work_that_a_run_takes_up_after_the_plan_stays(
+    nights: Nights, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
     unfinished = nights.workspace / request("stage1_lora", 99).name
     with pytest.raises(KeyboardInterrupt):
         materialise(
@@ -353,15 +356,19 @@ def test_work_that_a_run_continued_since_the_plan_stays(nights: Nights, monkeypa
         )
     older(unfinished, 150)
     os.utime(unfinished, (0, 0))
-    real = leases.no_new_leases
+    real, held = leases.no_new_leases, ExitStack()
 
-    def continued(workspace: Path) -> AbstractContextManager[dict[str, str]]:
-        (unfinished / "weights").write_bytes(b"more")
+    def taken_up(workspace: Path) -> AbstractContextManager[dict[str, str]]:
+        if way == "continued":
+            (unfinished / "weights").write_bytes(b"more")
+        else:
+            held.enter_context(locked_if_free(workspace, artifact_lock(f"stage1_lora/{unfinished.name}")))
         return real(workspace)
 
-    monkeypatch.setattr("deepfloyd_core.store.gc.no_new_leases", continued)
-    collection = collect(nights.workspace, STRICT, now())
-    assert collection.in_use == (f"stage1_lora/{unfinished.name}",) and (unfinished / "weights").exists()
+    monkeypatch.setattr("deepfloyd_core.store.gc.no_new_leases", taken_up)
+    with held:
+        collection = collect(nights.workspace, STRICT, now())
+    assert collection.in_use == (f"stage1_lora/{unfinished.name}",) and unfinished.exists()
 
 
 def test_a_run_never_loses_what_it_found_however_gc_and_runs_meet(nights: Nights) -> None:
