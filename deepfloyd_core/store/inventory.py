@@ -25,6 +25,7 @@ from deepfloyd_core.store.manifest import MANIFEST, Manifest, read_manifest
 TENSORBOARD = "tensorboard"  # folder of the workspace: `<kind>-<fingerprint>/` of each training that is shown there
 # What else the program keeps in a workspace; `gc` never removes it.
 _RECORDS = {COLLECTED, TENSORBOARD, "held_out", "preview.png", "versions", "wandb"}
+_DIFF = re.compile(r"diff_\d+_\d+\.png")  # of `deepfloyd diff`
 _FINGERPRINT = re.compile("[0-9a-f]{16}")
 
 
@@ -93,7 +94,7 @@ def take_inventory(workspace: Path) -> Inventory:
     """Read a workspace. Takes no lock: what is removed meanwhile is left out."""
     read = _Reader(workspace)
     for folder in _entries(workspace):
-        if folder.name.startswith(".") or folder.name in _RECORDS:
+        if folder.name.startswith(".") or folder.name in _RECORDS or _DIFF.fullmatch(folder.name):
             continue
         if folder.is_symlink() or not folder.is_dir():
             read.foreign.append(folder)

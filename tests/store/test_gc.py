@@ -239,12 +239,15 @@ def test_files_of_others_are_named_and_stay(nights: Nights, tmp_path: Path) -> N
     link.symlink_to(elsewhere)
     damaged = nights.parts[0]["stage1_pixels"].path
     (damaged / MANIFEST).write_bytes(b"{}")
+    ours = nights.workspace / "diff_1_2.png"
+    ours.write_bytes(b"")
     older(nights.workspace)
     done = deepfloyd("gc", nights.workspace, "--keep-versions", 1, "--keep-days", 0, "--delete")
     assert done.exit_code == 0 and nights.names == nights.of(3) | {nights.parts[0]["stage1_pixels"].name}
     for path in (*strangers, link, damaged / "file"):
         assert path.exists(), path
     shown = done.output.replace("\n", " ")
+    assert ours.exists() and ours.name not in shown
     for text in ("notes.txt", "best one", "/mine ", "tensorboard/mine", f"generated/{'a' * 16}", str(damaged)):
         assert text in shown, text
 
