@@ -7,6 +7,7 @@ Nothing but torch, transformers, peft, pyarrow and pillow need be installed: `--
 """
 
 import argparse
+import gc
 import importlib
 import json
 import os
@@ -162,6 +163,7 @@ def _import_all(names: tuple[str, ...]) -> str:
     except (RuntimeError, OSError) as error:  # what is there does not fit together, such as torchvision and torch
         return f"{name} cannot be imported: {' '.join(str(error).split())}"
     print(f"imports took {time.monotonic() - start:.1f} s", flush=True)
+    gc.freeze()  # what was imported stays: a case that collects garbage looks at its own objects alone
     return ""
 
 

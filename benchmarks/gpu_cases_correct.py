@@ -175,7 +175,7 @@ def sampling(asked: Asked) -> Yields:
 
 def _run(asked: Asked, stage: Stage, **keys: Any) -> Run:
     keys = {"mixed_precision": "no", "max_train_steps": 2, **keys}
-    return run_of(asked, TINY[stage], stage, BATCH, **keys)
+    return run_of(asked, TINY[stage], stage, 1 if asked.tiny else BATCH, **keys)
 
 
 def _on_cpu(run: Run) -> Run:

@@ -47,7 +47,7 @@ def lora(asked: Asked, flavour: str, **keys: Any) -> Yields:
 
 def compiled(asked: Asked, flavour: str, **keys: Any) -> Yields:
     """The loss of the first step, what compiling takes and what it gains. On the CPU it is traced alone."""
-    batch, (steps, _), folder = _batch(asked), STEPS[asked.device], bare_folder(asked, flavour)
+    batch, (steps, _), folder = max(2, _batch(asked)), STEPS[asked.device], bare_folder(asked, flavour)
     backend = "inductor" if asked.device == "cuda" else "aot_eager"
     ways = []
     with weights_in_memory(asked.device):
@@ -64,7 +64,7 @@ def compiled(asked: Asked, flavour: str, **keys: Any) -> Yields:
 
 
 def _batch(asked: Asked) -> int:
-    return 2 if asked.tiny else 4
+    return 1 if asked.tiny else 4
 
 
 def _spread(found: Watched) -> str:

@@ -60,7 +60,7 @@ def make_run(
 ) -> tuple[Run, Path]:
     """A run over a few pictures of noise, and its model folder. keys: of its stage."""
     (folder / "pictures").mkdir(exist_ok=True)
-    for number in range(PICTURES):
+    for number in range(len(list((folder / "pictures").iterdir())), PICTURES):
         pixels = np.random.default_rng(number).integers(0, 256, (SIZES[stage], SIZES[stage], 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / "pictures" / f"caption {number}.png")
     settings = {"model_flavour": model, "train_batch_size": batch, "mixed_precision": precision,
