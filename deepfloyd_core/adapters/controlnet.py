@@ -31,7 +31,7 @@ from deepfloyd_core.config.stages import Stage
 from deepfloyd_core.diffusion.loss import CONTROL_IMAGE
 from deepfloyd_core.errors import ArtifactError, ConfigError
 from deepfloyd_core.files import fsync_path
-from deepfloyd_core.models.same_output import output_change, small_change
+from deepfloyd_core.models.same_output import EDGE_PX, output_change, small_change
 from deepfloyd_core.models.unet import adapter_dtype
 from deepfloyd_core.types import Conditioning
 
@@ -163,8 +163,7 @@ def reload_control(unet: UNet2DConditionModel, stage: Stage, folder: Path, out: 
     ArtifactError on any difference.
     """
     trained = _state(_present(unet))
-    edge = unet.config.sample_size or 64
-    picture = torch.rand((1, 3, edge, edge), generator=torch.Generator().manual_seed(0))
+    picture = torch.rand((1, 3, EDGE_PX, EDGE_PX), generator=torch.Generator().manual_seed(0))
     change = output_change(unet, folder, unet.dtype, {"cross_attention_kwargs": {CONTROL_IMAGE: picture}})
     remove_control(unet, folder)
     loaded = _state(load_control(unet, out / CONTROL_FILE))

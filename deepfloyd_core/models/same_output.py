@@ -11,6 +11,8 @@ from diffusers import UNet2DConditionModel
 from deepfloyd_core.errors import ArtifactError
 from deepfloyd_core.models.unet import ProjectedUNet, load_text_modules
 
+EDGE_PX = 64  # Stage II's too: every weight takes part at any size, and at 256 px it takes 16 times as long
+
 
 def output_change(
     unet: UNet2DConditionModel, folder: Path, dtype: torch.dtype, more: dict[str, Any] | None = None
@@ -45,8 +47,7 @@ def _probe_input(unet: UNet2DConditionModel, folder: Path) -> dict[str, Any]:
     modules = load_text_modules(folder, torch.float32).to(unet.device) if isinstance(unet, ProjectedUNet) else None
     layer = (modules or unet).get_submodule("encoder_hid_proj")
     width = layer.get_parameter("weight").shape[1]
-    edge = 64 if unet.config.sample_size is None else int(unet.config.sample_size)
-    x = torch.randn((1, unet.config.in_channels, edge, edge), generator=generator).to(unet.device)
+    x = torch.randn((1, unet.config.in_channels, EDGE_PX, EDGE_PX), generator=generator).to(unet.device)
     text, pooled = torch.randn((1, 77, width), generator=generator).to(unet.device), None
     if modules is not None:
         with torch.inference_mode():
