@@ -361,6 +361,9 @@ def test_conditionings_are_those_of_the_libraries() -> None:
     assert np.abs(found - np.asarray(small, np.float32)).max() < 3, "Pillow rounds to 8 bits twice"
 
 
+TWO_PICTURES = ("num_eval_images=2", "num_validation_images=2")  # each follows its own
+
+
 @pytest.fixture(scope="module")
 def world(
     tmp_path_factory: pytest.TempPathFactory,
@@ -369,13 +372,13 @@ def world(
 ) -> tuple[Path, dict[str, Artifact], SmallRun]:
     """A small run file and everything that training needs."""
     small = new_small_run(tmp_path_factory.mktemp("control") / "run")
-    run = load_run(small.config)
+    run = load_run(small.config, TWO_PICTURES)
     return small.config, prepared(run, new_world(run.workspace)), small
 
 
 def with_control(config: Path, workspace: Path, *more: str) -> Run:
     keys = (*KEYS, "max_train_steps=3", "validation_step_interval=3", "use_ema=false", *more)
-    return load_run(config, (f"workspace={workspace}", *(f"stage1.{key}" for key in keys)))
+    return load_run(config, (*TWO_PICTURES, f"workspace={workspace}", *(f"stage1.{key}" for key in keys)))
 
 
 @pytest.fixture(scope="module")

@@ -932,7 +932,9 @@ def test_pictures_of_one_s_own_are_measured_on_and_not_trained_on(world: DataWor
     own = world.folder / "own"
     own.mkdir()
     for number in range(2):
-        Image.fromarray(noise(20 + number, 80, 70)).save(own / f"{number}.png")
+        Image.fromarray(noise(20 + number, 80, 70)).save(
+            own / f"{number}.png", compress_level=1
+        )  # the bytes of the copy
     entry = {"id": "own", "instance_data_dir": str(own), "caption_strategy": "filename"}
     run = world.load({}, entry, stages=(1,), num_eval_images=5, eval_dataset_id="own")
     index = world.index(run)

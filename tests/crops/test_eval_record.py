@@ -32,7 +32,7 @@ def split(world: DataWorld, *entries: dict[str, Any], **keys: Any) -> tuple[set[
 def draw(folder: Path, numbers: range) -> None:
     folder.mkdir(exist_ok=True)
     for number in numbers:
-        scene(number).save(folder / f"x{number:02d}.png")
+        scene(number).save(folder / f"x{number:02d}.png", compress_level=1)
 
 
 def entry(folder: Path, **keys: Any) -> dict[str, Any]:

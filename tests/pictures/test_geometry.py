@@ -43,7 +43,7 @@ ASPECTS = st.sampled_from([0.25, 0.5, 0.5625, 0.66, 0.75, 1.0, 1.23, 1.33, 1.5, 
 
 def png(picture: Image.Image) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
+    picture.save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
 
 

@@ -116,7 +116,9 @@ def test_pictures_that_kill_the_decoder_cost_one_row_each(world: DataWorld, monk
 def flat(kind: str, mode: str, edge: int) -> bytes:
     """A picture of one colour."""
     out = io.BytesIO()
-    Image.new(mode, (edge, edge), 200 if mode == "L" else (200, 200, 200, 99)[: len(mode)]).save(out, kind)
+    Image.new(mode, (edge, edge), 200 if mode == "L" else (200, 200, 200, 99)[: len(mode)]).save(
+        out, kind, compress_level=1
+    )
     return out.getvalue()
 
 

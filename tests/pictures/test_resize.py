@@ -7,11 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import skimage
-import sklearn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from narrowing import known
+from photographs import SOURCES
 from PIL import Image, ImageCms, ImageOps
 from PIL.JpegImagePlugin import JpegImageFile
 
@@ -36,8 +35,8 @@ NAMES = (
     "retina.jpg",
 )
 PHOTOGRAPHS = (
-    *[Path(skimage.__file__).parent / "data" / name for name in (*NAMES, "hubble_deep_field.jpg")],
-    *[Path(sklearn.__file__).parent / "datasets" / "images" / name for name in ("china.jpg", "flower.jpg")],
+    *[SOURCES["skimage"] / name for name in (*NAMES, "hubble_deep_field.jpg")],
+    *[SOURCES["sklearn"] / name for name in ("china.jpg", "flower.jpg")],
 )
 ENCODINGS: dict[str, dict[str, object]] = {
     "4:2:0": {"format": "JPEG", "quality": 85},

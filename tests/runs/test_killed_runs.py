@@ -50,7 +50,7 @@ def _kill_at(run: SmallRun, stage: str) -> bool:
                 start_new_session=True,
             )
         return _killed_in(run, stage, process.pid, lambda: process.poll() is not None, process.wait)
-    fork = run.start_here(log, "run", str(run.config), *SHORT, all_losses=True)
+    fork = run.start_here(log, "run", str(run.config), *SHORT)
     return _killed_in(run, stage, known(fork.pid), lambda: not fork.is_alive(), fork.join)
 
 
@@ -73,11 +73,11 @@ def test_runs_killed_in_every_stage_end_with_the_bytes_of_an_unbroken_run(
     server: str, tmp_path: Path, new_small_run: Callable[[Path], SmallRun]
 ) -> None:
     unbroken, broken = new_small_run(tmp_path / "unbroken"), new_small_run(tmp_path / "broken")
-    whole = unbroken.call_here("run", str(unbroken.config), *SHORT, all_losses=True)
+    whole = unbroken.call_here("run", str(unbroken.config), *SHORT)
     assert whole.returncode == 0, whole.stderr
     killed = [stage for stage in MOMENTS if _kill_at(broken, stage)]
     assert killed == list(MOMENTS), (broken.folder / "killed.log").read_text()[-3000:]
-    last = broken.call_here("run", str(broken.config), *SHORT, all_losses=True)
+    last = broken.call_here("run", str(broken.config), *SHORT)
     assert last.returncode == 0, last.stderr
     assert "stage1_lora" in last.stderr and ": reused" in last.stderr
     expected = {path.parent.parent.name: path.read_bytes() for path in unbroken.workspace.glob(LORAS)}

@@ -100,7 +100,8 @@ def test_both_variants_of_stage2_enlarge_the_tuned_stage1s_samples(
     small_run: SmallRun, new_world: Callable[[Path], DataWorld], stood_in: list[tuple[Any, ...]], tmp_path: Path
 ) -> None:
     keys = ("stage2.validation_noise_level=20", "stage2.validation_noise_levels=[0, 20]", "num_upscaled_images=3")
-    run = load_run(small_run.config, (*keys, 'validation_resolution="64,96x64"'))
+    two = ("num_eval_images=2", "num_validation_images=2", 'validation_resolution="64,96x64"')
+    run = load_run(small_run.config, (*keys, *two))
     world = new_world(run.workspace)
     held_out = world.eval_set(run, world.index(run))
     reports: list[tuple[int, int]] = []

@@ -24,11 +24,11 @@ TIMEOUT_S = 600
 _COMMANDS = "flows.cli", "flows.finetune", "flows.generate", "flows.stages"
 
 
-def call_here(arguments: tuple[str, ...], folder: Path, all_losses: bool = False) -> "subprocess.CompletedProcess[str]":
+def call_here(arguments: tuple[str, ...], folder: Path) -> "subprocess.CompletedProcess[str]":
     """What `deepfloyd ARGUMENTS`, started in this folder, returns and prints."""
     with TemporaryDirectory() as made:
         printed = Path(made, "out"), Path(made, "err")
-        process = start_here(arguments, folder, printed, all_losses)
+        process = start_here(arguments, folder, printed)
         process.join(TIMEOUT_S)
         if process.is_alive():
             process.kill()
@@ -39,24 +39,23 @@ def call_here(arguments: tuple[str, ...], folder: Path, all_losses: bool = False
 
 
 def start_here(
-    arguments: tuple[str, ...], folder: Path, printed: tuple[Path, Path], all_losses: bool = False
+    arguments: tuple[str, ...], folder: Path, printed: tuple[Path, Path]
 ) -> "multiprocessing.process.BaseProcess":
     """Begin it, in a session of its own. printed: where its two outputs are appended.
 
-    Held-out losses are taken at one timestep: at all, they would be half of a small run. A training that goes on from one
-    of another process needs `all_losses`.
+    Held-out losses are taken at one timestep: at all, they would be half of a small run. So a training does not go on from
+    one of another process that has written losses.
     """
     for name in (*_COMMANDS, *jobs.ENTRIES):
         importlib.import_module(name)
-    process = multiprocessing.get_context("fork").Process(target=_main, args=(arguments, folder, printed, all_losses))
+    process = multiprocessing.get_context("fork").Process(target=_main, args=(arguments, folder, printed))
     process.start()
     return process
 
 
-def _main(arguments: tuple[str, ...], folder: Path, printed: tuple[Path, Path], all_losses: bool) -> None:
+def _main(arguments: tuple[str, ...], folder: Path, printed: tuple[Path, Path]) -> None:
     os.setsid()
-    if not all_losses:
-        eval_loss.TIMESTEPS = ONE_TIMESTEP  # type: ignore[assignment]
+    eval_loss.TIMESTEPS = ONE_TIMESTEP  # type: ignore[assignment]
     for number, path in enumerate(printed, 1):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
     sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in (1, 2))

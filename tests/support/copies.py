@@ -40,7 +40,7 @@ COPIES = {
     "same pixels.png": lambda one: encoded(one, "PNG", compress_level=1),
     "lossy.webp": lambda one: encoded(one, "WEBP", quality=60),
     "half.jpg": lambda one: encoded(resized(one, 0.5), "JPEG", quality=60),
-    "two thirds.png": lambda one: encoded(resized(one, 2 / 3), "PNG"),
+    "two thirds.png": lambda one: encoded(resized(one, 2 / 3), "PNG", compress_level=1),
     "twice.jpg": lambda one: encoded(resized(one, 2), "JPEG", quality=75),
     "on its side.jpg": turned,
 }

@@ -1,16 +1,15 @@
 """The photographs inside the installed scikit-image and scikit-learn, as Pillow alone reads them."""
 
 import io
+from importlib.metadata import distribution
 from pathlib import Path
 
-import skimage
-import sklearn
 from narrowing import known
 from PIL import Image, ImageCms, ImageOps
 
-SOURCES = {
-    "skimage": Path(skimage.__file__).parent / "data",
-    "sklearn": Path(sklearn.__file__).parent / "datasets" / "images",
+SOURCES = {  # not imported: that takes longer than to read them
+    "skimage": Path(str(distribution("scikit-image").locate_file("skimage/data"))),
+    "sklearn": Path(str(distribution("scikit-learn").locate_file("sklearn/datasets/images"))),
 }
 SUFFIXES = {".png", ".jpg", ".gif", ".tif"}
 

@@ -18,14 +18,13 @@ from deepfloyd_core.measures import drawn_world
 RUN_FILE = """
 workspace = "{folder}/workspace"
 data_backend_config = "{folder}/data.json"
-num_eval_images = 2
 shard_mib = 0.2
 mixed_precision = "no"
 text_encoder_dtype = "fp32"
 device = "cpu"
 num_threads = 1
 validation_prompt = "a purple star"
-num_validation_images = 2
+num_validation_images = 1
 num_upscaled_images = 1
 max_rejected_share = 0.5
 gate = "off"
@@ -92,17 +91,17 @@ class SmallRun:
         """Run the command line and return exit code and output."""
         return subprocess.run(self.command(*arguments), capture_output=True, text=True, cwd=self.folder, timeout=600)
 
-    def call_here(self, *arguments: str, all_losses: bool = False) -> "subprocess.CompletedProcess[str]":
+    def call_here(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
         """Like `call`, in a fork of this process that starts no other: a whole run takes a third of the time."""
         from command_here import call_here
 
-        return call_here(arguments, self.folder, all_losses)
+        return call_here(arguments, self.folder)
 
-    def start_here(self, log: Path, *arguments: str, all_losses: bool = False) -> "multiprocessing.process.BaseProcess":
+    def start_here(self, log: Path, *arguments: str) -> "multiprocessing.process.BaseProcess":
         """Begin what `call_here` waits for; both outputs go to the end of one file."""
         from command_here import start_here
 
-        return start_here(arguments, self.folder, (log, log), all_losses)
+        return start_here(arguments, self.folder, (log, log))
 
 
 class NewSmallRun(Protocol):

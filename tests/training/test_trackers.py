@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from deepfloyd_core.training.eval_loss import HELD_OUT, SEEN, GridLoss
 from deepfloyd_core.training.trackers import open_loggers, show_validation, shown_metrics
 from deepfloyd_core.training.trainer import METRICS_FILE
 
-pytest.importorskip("wandb", reason="pip install 'deepfloyd-pipeline[wandb]'")
+pytestmark = pytest.mark.skipif(not find_spec("wandb"), reason="pip install 'deepfloyd-pipeline[wandb]'")
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
 
