@@ -57,5 +57,5 @@ def test_a_run_has_its_history_in_postgresql(small_run: SmallRun, postgresql: st
     assert done.returncode == 0, done.stderr[-3000:]
     assert not (tmp_path / "home" / "prefect.db").exists()
     query = "select flow.name, flow_run.state_type from flow_run join flow on flow.id = flow_id where flow.name = 'finetune'"
-    psql = [BIN / "psql", "-At", "-c", query, postgresql.replace("+asyncpg", "")]
+    psql = [str(BIN / "psql"), "-At", "-c", query, postgresql.replace("+asyncpg", "")]
     assert subprocess.check_output(psql, text=True) == "finetune|COMPLETED\n"
