@@ -18,9 +18,9 @@ from typer.core import TyperGroup
 from deepfloyd_core.config.run_validation import MOST_PICTURES
 from deepfloyd_core.errors import ConfigError, DeepFloydError
 from deepfloyd_core.store.file_faults import storage_error
-from flows.arguments import ConfigPath, Overrides, user_path
+from flows.arguments import ConfigPath, Overrides, Workspace, user_path
 from flows.stopping import Stopped, Stopping
-from flows.version_commands import block, diff, history, promote, rollback
+from flows.version_commands import Number, block, diff, history, promote, rollback
 from flows.workspace_commands import gc, list_workspace, show, verify
 from tasks.terminal import console, is_watched, labelled
 
@@ -137,6 +137,30 @@ def retrain(config: ConfigPath, overrides: Overrides = None) -> None:
     from flows.report import print_news, print_outcome
 
     (print_outcome if outcome.is_new else print_news)(out, loaded.run.workspace, outcome)
+
+
+@app.command()
+def reproduce(
+    workspace: Workspace,
+    number: Number,
+    check: Annotated[bool, typer.Option("--check", help="Only say whether everything that it needs is there.")] = False,
+    scratch: Annotated[
+        Path | None, typer.Option(parser=user_path, metavar="FOLDER", help="Where; it is removed if all is equal.")
+    ] = None,
+) -> None:
+    """Make a version again from its recorded data and settings, and compare every byte; exit 1 on any difference."""
+    from flows.reproduction import announced, compared, prepared
+
+    found = announced(out, workspace, number)
+    if check:
+        return
+    folder, config = prepared(workspace, found, scratch)
+    with _session(_load(config, None, "lora_bundle")) as call:
+        from flows.reproduce import reproduce as flow
+
+        again = call(flow)
+    if not compared(out, found, folder, again):
+        raise typer.Exit(1)
 
 
 @app.command()

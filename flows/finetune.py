@@ -49,8 +49,13 @@ def finetune(
         return Completed(message=news_of(run.workspace, outcome), data=outcome)
 
 
-@job_starter()
 def make_bundle(run: Run, index: Artifact) -> Outcome:
+    """Everything after the index, and its publication."""
+    return publish_version(run, unpublished_bundle(run, index), index)
+
+
+@job_starter()
+def unpublished_bundle(run: Run, index: Artifact) -> Artifact:
     """Everything after the index; what is already there is reused. Pictures come first: T5 takes long, and they may fail."""
     pictures = make_pictures(run, index, run.config.stages)
     embeds = text_embeds(run, index)
@@ -63,5 +68,4 @@ def make_bundle(run: Run, index: Artifact) -> Outcome:
     )  # fmt: skip
     samples = cascade_samples(run, prompts, sampled_from)
     bundled = BundleInputs(image_index=index, cascade_samples=samples, **lora_fields(loras))
-    bundle = lora_bundle(run, prompts, bundled)
-    return publish_version(run, bundle, index)
+    return lora_bundle(run, prompts, bundled)

@@ -6,9 +6,11 @@ from prefect.cache_policies import NO_CACHE
 from deepfloyd_core.bundle.build import build_bundle
 from deepfloyd_core.bundle.gate import gate_of
 from deepfloyd_core.bundle.identity import BundleInputs, BundleSummary, bundle_request
+from deepfloyd_core.bundle.recipe import recipe_of
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.store.artifacts import Artifact, materialise
 from deepfloyd_core.store.registry import Outcome, publish
+from deepfloyd_core.store.versions import Origin
 from tasks.events import emit_outcome
 from tasks.ui_pages import show_pictures
 
@@ -24,6 +26,7 @@ def lora_bundle(run: Run, prompts: list[str], inputs: BundleInputs[Artifact]) ->
 @task(name="publish_version", cache_policy=NO_CACHE)
 def publish_version(run: Run, bundle: Artifact, index: Artifact) -> Outcome:
     """The bundle's version, a new one unless the bundle is the champion's or was blocked."""
-    outcome = publish(run.workspace, bundle, index, run.file, gate_of(run), waits=run.config.gate == "manual")
+    origin, waits = Origin(run.file, recipe_of(run)), run.config.gate == "manual"
+    outcome = publish(run.workspace, bundle, index, origin, gate_of(run), waits)
     emit_outcome(run.workspace, outcome)
     return outcome

@@ -16,6 +16,7 @@ from deepfloyd_core.store.events import FOLDER, Standing, append_event, standing
 from deepfloyd_core.store.locks import locked
 from deepfloyd_core.store.verdicts import GateReport
 from deepfloyd_core.store.versions import (
+    Origin,
     Version,
     bundle_of,
     find_version,
@@ -59,12 +60,12 @@ def promote_always(version: Version, champion: int | None) -> Decision:
 
 
 def publish(
-    workspace: Path, bundle: Artifact, index: Artifact, run_file: str = "", judge: Judge = promote_always,
-    waits: bool = False,
+    workspace: Path, bundle: Artifact, index: Artifact, origin: Origin | None = None,
+    judge: Judge = promote_always, waits: bool = False,
 ) -> Outcome:  # fmt: skip
     """Give a bundle the next version number and judge it, unless `settled` says what it is.
 
-    run_file: the path of the run's file; empty if it has none. waits: see `settled`. Raises ArtifactError when it is not
+    origin: None: no run is known. waits: see `settled`. Raises ArtifactError when it is not
     known which version serves.
     """
     with locked(workspace, FOLDER):
@@ -72,7 +73,7 @@ def publish(
             return outcome
         now = standing(workspace)
         same = _of_bundle(workspace, bundle.fingerprint)
-        version = _last_candidate(same, now) or record_version(workspace, bundle, index, run_file)
+        version = _last_candidate(same, now) or record_version(workspace, bundle, index, origin or Origin())
         before, by = now.champion, version.run_file or "a run"
         decision = judge(version, before)
         append_event(workspace, version.number, "candidate", decision.reason, by, decision.report)

@@ -8,7 +8,7 @@ to a version, and which one serves, is in `events.py`; `registry.py` writes both
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from deepfloyd_core.config.stages import Stage
@@ -19,10 +19,19 @@ from deepfloyd_core.store.collected import collected
 from deepfloyd_core.store.events import FOLDER, Event, LostEvent, read_events, standing
 from deepfloyd_core.store.leases import take_lease
 from deepfloyd_core.store.lineage import Lineage, lineage_of
+from deepfloyd_core.types import Json
 
 _RECORD = re.compile(r"\d{4,}\.json")
 _TOLD = 3  # versions, of those without a champion
 _LOST = "Take it from a backup: no run writes it again"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The run that made a bundle."""
+
+    run_file: str = ""  # path of its run file; empty if it has none
+    recipe: Json = field(default_factory=dict)  # its settings, see `bundle/recipe.py`; empty: not recorded
 
 
 @dataclass(frozen=True)
@@ -35,6 +44,7 @@ class Version:
     data: str  # fingerprint of the pictures and captions it was made from
     lineage: Lineage  # of the bundle, as far as its manifests could be read
     run_file: str = ""  # of the run that published it, from the workspace: the same when both are moved
+    recipe: Json = field(default_factory=dict)  # of that run, see `Origin`
 
     @property
     def of(self) -> str:
@@ -42,17 +52,16 @@ class Version:
         return f", of {Path(self.run_file).name}" if self.run_file else ""
 
 
-def record_version(workspace: Path, bundle: Artifact, index: Artifact, run_file: str = "") -> Version:
-    """Give a bundle the next version number. The caller holds the lock of versions.
-
-    run_file: the path of the run's file; empty if it has none.
-    """
+def record_version(workspace: Path, bundle: Artifact, index: Artifact, origin: Origin) -> Version:
+    """Give a bundle the next version number. The caller holds the lock of versions."""
     (workspace / FOLDER).mkdir(exist_ok=True)
     known = [event.version for event in read_events(workspace) if isinstance(event, Event)]  # also of lost records
     number = max([*published_numbers(workspace), *known], default=0) + 1
     lineage = lineage_of(workspace, bundle.name)
-    run_file = os.path.relpath(run_file, workspace) if run_file else ""
-    version = Version(number, bundle.fingerprint, index.fingerprint, index.inputs["data"], lineage, run_file)
+    run_file = os.path.relpath(origin.run_file, workspace) if origin.run_file else ""
+    version = Version(
+        number, bundle.fingerprint, index.fingerprint, index.inputs["data"], lineage, run_file, origin.recipe
+    )
     write_sealed(_record(workspace, number), asdict(version))
     return version
 

@@ -260,6 +260,29 @@ def test_a_candidate_that_does_harm_is_blocked_is_not_made_again_and_the_champio
     assert run.call_here("retrain", str(run.config), *FAST).stdout.strip() == "no change: version 1 serves"
 
 
+def test_a_version_is_made_again_with_every_byte_although_the_folder_has_grown_since(
+    finished: tuple[SmallRun, str],
+) -> None:
+    run, _ = finished
+    before = _digest(run.workspace)
+    run.add_picture(200)
+    try:
+        done = run.call("reproduce", str(run.workspace), "1")
+        lost = (run.pictures / "star_003.png").rename(run.folder / "lost.png")
+        gone = run.call_here("reproduce", str(run.workspace), "1", "--check")
+        lost.rename(run.pictures / "star_003.png")
+    finally:
+        for file in run.pictures.glob("star_200.*"):
+            file.unlink()
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "version 1 was made again, every byte equal: 14 files" in done.stdout
+    assert "its settings and 9 files of its data are there" in done.stdout
+    assert gone.returncode == 1 and "1 file of its data is gone or changed" in gone.stderr and "star_003" in gone.stderr
+    assert (
+        not [path for path in run.folder.iterdir() if path.name.endswith("again")] and _digest(run.workspace) == before
+    )
+
+
 def test_a_stage_that_goes_and_comes_back_leaves_all_that_is_the_other_stage_s(
     finished: tuple[SmallRun, str], tmp_path: Path
 ) -> None:

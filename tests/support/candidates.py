@@ -43,7 +43,7 @@ class Candidate:
 
     def publish(self, run: Run) -> Outcome:
         """Make its bundle and its index, and give them to the gate of a run."""
-        return publish(run.workspace, self.bundle(run.workspace), self.index(run.workspace), "", gate_of(run))
+        return publish(run.workspace, self.bundle(run.workspace), self.index(run.workspace), None, gate_of(run))
 
     def index(self, workspace: Path) -> Artifact:
         """Its index."""

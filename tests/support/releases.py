@@ -9,6 +9,7 @@ from typer.testing import CliRunner, Result
 from deepfloyd_core.store.artifacts import Artifact, Request, WorkDir, materialise
 from deepfloyd_core.store.manifest import Summary
 from deepfloyd_core.store.registry import Outcome, publish
+from deepfloyd_core.store.versions import Origin
 from flows.cli import app
 
 
@@ -48,4 +49,4 @@ class Release:
 
     def outcome(self, name: str, run_file: str = "") -> Outcome:
         parts = self.parts[f"{name} lora_bundle"], self.parts[f"{name} image_index"]
-        return publish(self.workspace, *parts, run_file)
+        return publish(self.workspace, *parts, Origin(run_file))
