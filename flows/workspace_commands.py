@@ -1,12 +1,14 @@
 """The commands that look at a workspace. None starts a Prefect server."""
 
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from deepfloyd_core.config import retention
 from deepfloyd_core.config.base import parse_spec
+from deepfloyd_core.errors import ConfigError
 from flows.arguments import Workspace, need_workspace
 from tasks.terminal import console
 
@@ -42,6 +44,9 @@ def show(
         str, typer.Argument(metavar="WHAT", help="A version (3, latest), or the first digits of a fingerprint.")
     ],
     as_json: Annotated[bool, typer.Option("--json", help="The whole record, as JSON.")] = False,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the report on a version, as one HTML file.")
+    ] = None,
 ) -> None:
     """Tell what a version or an artifact is: what it was made from, settings, figures, files."""
     need_workspace(workspace)
@@ -49,11 +54,17 @@ def show(
     from flows.show import artifact_json, print_artifact, print_version_record, version_json
 
     if version := version_named(workspace, what):
-        if as_json:
+        if html:
+            from deepfloyd_core.bundle.version_page import write_report
+
+            out.print(write_report(workspace, version, html).absolute())
+        elif as_json:
             out.print_json(version_json(version))
         else:
             print_version_record(out, workspace, version)
         return
+    if html:
+        raise ConfigError(f"--html is for versions, and {what!r} names none of {workspace}.")
     known = artifact_named(workspace, what)
     if as_json:
         out.print_json(artifact_json(known))

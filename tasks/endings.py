@@ -6,18 +6,16 @@ These are log lines, so they appear on the terminal and in the flow run alike; a
 import logging
 from collections.abc import Mapping
 
+from deepfloyd_core.bundle.in_words import counts_in_words
 from deepfloyd_core.config.stages import STAGES, UPSCALERS, Stage
-from deepfloyd_core.crops.summary import CropsSummary
 from deepfloyd_core.index.ledger import DUPLICATE, INDEX_FILE, in_words
 from deepfloyd_core.index.summary import IndexSummary
 from deepfloyd_core.measures.files import UpscalingFiles
-from deepfloyd_core.sampling.jobs import SamplesSummary
 from deepfloyd_core.store.artifacts import Artifact
 from deepfloyd_core.store.changes import label
 from deepfloyd_core.store.counts import many
 from deepfloyd_core.store.manifest import Summary
 from deepfloyd_core.text.embeds import EmbedsSummary
-from deepfloyd_core.training.jobs import TrainingSummary
 
 log = logging.getLogger(__name__)
 _SHEETS = (
@@ -42,7 +40,7 @@ def ending(artifact: Artifact, summary: Summary) -> list[str]:
     """A line with the counts and the files to look at, and what was lost; no line for artifacts that mean nothing to a
     person.
     """
-    counts = _counts(artifact.kind, summary)
+    counts = counts_in_words(artifact.kind, summary)
     if counts is None:
         return []
     files = [artifact.path / name for name in _SHEETS if (artifact.path / name).exists()]
@@ -50,24 +48,6 @@ def ending(artifact: Artifact, summary: Summary) -> list[str]:
         files.append(artifact.path / INDEX_FILE)
     seen = f"; see {', '.join(map(str, files))}" if files else ""
     return [f"{label(artifact.kind)}: {counts}{seen}", *_examples(summary), *_lost(summary)]
-
-
-def _counts(kind: str, summary: Summary) -> str | None:
-    match summary:
-        case IndexSummary():
-            return _index(summary)
-        case CropsSummary() if kind == "eval_set":
-            return f"{many(summary.pictures, 'picture')} held out of training"
-        case CropsSummary() if kind != "eval_conditioning":
-            return _crops(summary)
-        case EmbedsSummary():
-            captions = many(summary.captions, "caption or prompt", "captions and prompts")
-            return f"{captions}, encoded as {many(summary.texts, 'text')}"
-        case TrainingSummary():
-            return _training(summary)
-        case SamplesSummary():
-            return "base and tuned, same seeds"
-    return None
 
 
 def twins_line(index: IndexSummary) -> str:
@@ -92,26 +72,6 @@ def _examples(summary: Summary) -> list[str]:
     if not isinstance(summary, IndexSummary):
         return []
     return [f"{why}: {source}: {in_words(why, detail)}" for why, (source, detail) in summary.examples.items()]
-
-
-def _index(index: IndexSummary) -> str:
-    reasons = ", ".join(f"{count:,} {why}" for why, count in index.reasons.items())
-    rejected = f", {index.rejected:,} rejected ({reasons})" if reasons else ", none rejected"
-    return f"{many(index.inputs, 'input')}: {index.accepted:,} accepted{rejected}"
-
-
-def _crops(crops: CropsSummary) -> str:
-    sizes = crops.sizes
-    of = ", ".join(sizes) if len(sizes) <= 4 else f"{len(sizes)} sizes from {sizes[0]} to {sizes[-1]}"
-    shown = f", shown {crops.shown_per_epoch:,} times an epoch" if crops.shown_per_epoch > crops.rows else ""
-    return f"{many(crops.rows, 'crop')} of {many(crops.pictures, 'picture')}{shown}, {of}"
-
-
-def _training(training: TrainingSummary) -> str:
-    # Not the first and last step's losses: each is of another t, so they say nothing of what was learnt.
-    said = f"{many(training.steps, 'step')} on {many(training.pictures, 'picture')}"
-    changes = training.changes
-    return said + (f", loss on held-out pictures {changes[0].words}" if changes else "")
 
 
 def _lost(summary: Summary) -> list[str]:

@@ -5,28 +5,27 @@ from prefect.cache_policies import NO_CACHE
 
 from deepfloyd_core.bundle.build import build_bundle
 from deepfloyd_core.bundle.gate import gate_of
-from deepfloyd_core.bundle.identity import BundleInputs, BundleSummary, bundle_request
+from deepfloyd_core.bundle.identity import BundleInputs, bundle_request
 from deepfloyd_core.bundle.recipe import recipe_of
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.store.artifacts import Artifact, materialise
 from deepfloyd_core.store.registry import Outcome, publish
 from deepfloyd_core.store.versions import Origin
 from tasks.events import emit_outcome
-from tasks.ui_pages import show_pictures
+from tasks.version_page import show_version
 
 
 @task(name="lora_bundle", cache_policy=NO_CACHE)
 def lora_bundle(run: Run, prompts: list[str], inputs: BundleInputs[Artifact]) -> Artifact:
     """What is published of a run. prompts: those of its samples."""
-    bundle = materialise(run.workspace, bundle_request(inputs), lambda work: build_bundle(run, inputs, prompts, work))
-    show_pictures(bundle, bundle.summary(BundleSummary), "sheet.png")
-    return bundle
+    return materialise(run.workspace, bundle_request(inputs), lambda work: build_bundle(run, inputs, prompts, work))
 
 
 @task(name="publish_version", cache_policy=NO_CACHE)
 def publish_version(run: Run, bundle: Artifact, index: Artifact) -> Outcome:
-    """The bundle's version, a new one unless the bundle is the champion's or was blocked."""
+    """The bundle's version, a new one unless the bundle is the champion's or was blocked; its report and its page."""
     origin, waits = Origin(run.file, recipe_of(run)), run.config.gate == "manual"
     outcome = publish(run.workspace, bundle, index, origin, gate_of(run), waits)
     emit_outcome(run.workspace, outcome)
+    show_version(run.workspace, outcome)
     return outcome

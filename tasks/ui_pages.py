@@ -3,14 +3,10 @@
 The artifact list loads every payload, so a picture is shrunk to JPEG until it is below 150 KiB.
 """
 
-import base64
-import io
 import logging
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-
-from PIL import Image
 
 from deepfloyd_core.bundle.history import HistoryRow
 from deepfloyd_core.config.stages import STAGES, Stage
@@ -18,6 +14,7 @@ from deepfloyd_core.index.ledger import unfit_counts
 from deepfloyd_core.index.sheets import SHEET, TWINS_SHEET
 from deepfloyd_core.index.summary import IndexSummary
 from deepfloyd_core.measures.files import UpscalingFiles
+from deepfloyd_core.pictures.data_uri import data_uri
 from deepfloyd_core.sampling.jobs import SamplesSummary
 from deepfloyd_core.store.artifacts import Artifact
 from deepfloyd_core.store.changes import label
@@ -29,7 +26,6 @@ from deepfloyd_core.training.jobs import Bucket, SizeCrops, TrainingSummary
 from tasks.endings import tell, unfit_line
 from tasks.outbox import create_markdown_artifact, create_table_artifact
 
-LIMIT_BYTES = 150 << 10
 log = logging.getLogger(__name__)
 
 
@@ -149,18 +145,6 @@ def show_collection(workspace: Path, collection: Collection, deleted: bool) -> N
     create_markdown_artifact(page, key="gc", description=f"{'Removed' if deleted else 'Would be removed'} by gc")
     for line in outcome_words(collection, deleted):
         log.info("gc: %s", line)
-
-
-def data_uri(path: Path, limit: int = LIMIT_BYTES) -> str:
-    """A picture as `data:` URI of at most `limit` bytes before base64; smaller JPEGs are tried until one fits."""
-    data, kind = path.read_bytes(), "jpeg" if path.suffix == ".jpg" else "png"
-    picture = Image.open(io.BytesIO(data)).convert("RGB")
-    while len(data) > limit:
-        buffer = io.BytesIO()
-        picture.save(buffer, "JPEG", quality=80)
-        data, kind = buffer.getvalue(), "jpeg"
-        picture = picture.resize((max(1, picture.width * 3 // 4), max(1, picture.height * 3 // 4)))
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
 def _table(summary: Summary) -> list[str]:

@@ -54,8 +54,8 @@ def difference(workspace: Path, first: Version, second: Version) -> Difference:
     """Compare two versions. Raises ArtifactError when a bundle is not complete."""
     one, other = measured(workspace, first), measured(workspace, second)
     return Difference(
-        tuple(_pictures(workspace, first, second)),
-        tuple(_settings(workspace, first, second)),
+        tuple(picture_lines(workspace, first, second)),
+        tuple(setting_lines(workspace, first, second)),
         (*_losses(one, other), *_measures(one, other)),
     )
 
@@ -81,7 +81,8 @@ def save_side_by_side(workspace: Path, first: Version, second: Version, path: Pa
     return len(keys)
 
 
-def _pictures(workspace: Path, first: Version, second: Version) -> list[str]:
+def picture_lines(workspace: Path, first: Version, second: Version) -> list[str]:
+    """How the pictures and captions of two versions differ: a line for each kind of change."""
     ledgers = [workspace / "image_index" / version.image_index / INDEX_FILE for version in (first, second)]
     try:
         return picture_changes(*ledgers)
@@ -89,11 +90,11 @@ def _pictures(workspace: Path, first: Version, second: Version) -> list[str]:
         return [f"their lists of pictures cannot be compared: {error}"]
 
 
-def _settings(workspace: Path, first: Version, second: Version) -> list[str]:
+def setting_lines(workspace: Path, first: Version, second: Version) -> list[str]:
     """The settings that differ, each once."""
     lines: list[str] = []
     for kind in _SETTINGS:
-        parts = [_part(workspace, version, kind) for version in (first, second)]
+        parts = [part_of(workspace, version, kind) for version in (first, second)]
         if parts[0] is None or parts[1] is None:
             if parts != [None, None]:
                 lines.append(f"only version {(second if parts[0] is None else first).number} has {kind}")
@@ -108,7 +109,7 @@ def _settings(workspace: Path, first: Version, second: Version) -> list[str]:
     return list(dict.fromkeys(lines))
 
 
-def _part(workspace: Path, version: Version, kind: str) -> Artifact | None:
+def part_of(workspace: Path, version: Version, kind: str) -> Artifact | None:
     """The artifact of a kind that a version was made from, by the lineage in its record."""
     names = {*version.lineage, *(name for names in version.lineage.values() for name in names)}
     found = sorted(name for name in names if name.startswith(f"{kind}/"))
@@ -146,7 +147,7 @@ def _measures(one: Measured, other: Measured) -> Iterator[FigureRow]:
 
 def _samples(workspace: Path, version: Version, table: str, variant: str) -> dict[Key, Path]:
     """The stored samples of a stage, in their order."""
-    part = _part(workspace, version, "cascade_samples")
+    part = part_of(workspace, version, "cascade_samples")
     found: dict[Key, Path] = {}
     for file in sorted((part.path / table).glob(f"{variant}-*.png")) if part else ():
         with Image.open(file) as picture:

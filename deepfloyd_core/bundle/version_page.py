@@ -1,0 +1,75 @@
+"""The report on a version as one HTML file that needs nothing else: it opens from disk, by mail, without a network.
+
+`<workspace>/versions/reports/NNNN.html` is part of no artifact, so it is made again whenever that is asked for. Its
+pictures are shrunk: such a file has at most some 1.5 MB, whatever the sheets have.
+"""
+
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+
+from deepfloyd_core.bundle.version_report import VersionReport, version_report
+from deepfloyd_core.bundle.version_words import next_steps, standing_words, three, tiles, verdict_rows
+from deepfloyd_core.files import write_bytes
+from deepfloyd_core.pictures.data_uri import data_uri
+from deepfloyd_core.store.counts import many, size
+from deepfloyd_core.store.events import FOLDER
+from deepfloyd_core.store.versions import Version
+
+_REPORTS = "reports"
+_MAIN_BYTES, _OTHER_BYTES = 150 << 10, 60 << 10  # of a picture
+
+
+@dataclass(frozen=True)
+class _Picture:
+    title: str
+    uri: str
+    is_main: bool
+
+
+def report_file(workspace: Path, number: int) -> Path:
+    """The place of a version's report."""
+    return workspace / FOLDER / _REPORTS / f"{number:04d}.html"
+
+
+def write_report(workspace: Path, version: Version, file: Path | None = None) -> Path:
+    """Write the report on a version, to its place unless another one is named. Raises OSError when it cannot be written."""
+    file = file or report_file(workspace, version.number)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(file, page(version_report(workspace, version)).encode())
+    return file
+
+
+def page(report: VersionReport) -> str:
+    """The HTML of a report. Everything that comes from the user's files is escaped."""
+    return _template().render(
+        report=report, pictures=_pictures(report), tiles=tiles(report), verdict=standing_words(report),
+        rows=verdict_rows(report), steps=next_steps(report),
+    )  # fmt: skip
+
+
+@cache
+def _template() -> Template:
+    loader = FileSystemLoader(Path(__file__).parent)
+    environment = Environment(
+        autoescape=True, loader=loader, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters.update(three=three, bytes=size, pictures=lambda count: many(count, "picture"), when=_when)
+    return environment.get_template("version_page.html")
+
+
+def _when(time: str) -> str:
+    return f"{time[:16].replace('T', ' ')} UTC" if time else "not known"
+
+
+def _pictures(report: VersionReport) -> list[_Picture]:
+    """Those that can be read."""
+    pictures = []
+    for sheet in report.sheets:
+        with suppress(OSError):
+            uri = data_uri(sheet.file, _MAIN_BYTES if sheet.is_main else _OTHER_BYTES)
+            pictures.append(_Picture(sheet.title, uri, sheet.is_main))
+    return pictures

@@ -1,0 +1,219 @@
+"""Everything that a person is told of a version, read from the records of its workspace: for any version, at any time.
+
+No torch. Nothing here raises for what is lost, damaged or collected: the report names it in the place of what it had.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import islice
+from pathlib import Path
+
+import pyarrow as pa
+
+from deepfloyd_core.bundle.difference import picture_lines, setting_lines
+from deepfloyd_core.bundle.identity import BundleSummary
+from deepfloyd_core.bundle.version_figures import MainFigure, Measurements, main_figures
+from deepfloyd_core.bundle.version_lineage import Parts, Step, lineage_steps, parts_of
+from deepfloyd_core.bundle.version_sheets import Sheet, sheets_of
+from deepfloyd_core.config.stages import STAGES
+from deepfloyd_core.crops.summary import CropsSummary
+from deepfloyd_core.errors import ArtifactError
+from deepfloyd_core.index.ledger import in_words, ledger_batches
+from deepfloyd_core.index.summary import IndexSummary
+from deepfloyd_core.store.artifacts import Artifact
+from deepfloyd_core.store.events import Event, State, fold, read_events
+from deepfloyd_core.store.manifest import FileEntry, Manifest
+from deepfloyd_core.store.settings import changed_settings
+from deepfloyd_core.store.verdicts import Verdict
+from deepfloyd_core.store.versions import Version, bundle_of, versions
+
+MOST_REJECTED = 30  # files that are named
+_CODE = "```python\n"
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """The state of a version, and why."""
+
+    state: State
+    reason: str
+    when: str  # of its first event, UTC; empty: it has none
+    against: int | None  # the champion that it was judged against
+    verdicts: tuple[Verdict, ...]
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A file that was not accepted."""
+
+    file: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class PictureCounts:
+    """What became of the pictures. None: it is not known."""
+
+    inputs: int | None
+    accepted: int | None
+    rejected: int | None
+    reasons: Mapping[str, int]
+    trained_on: Mapping[str, int]  # by the stage's title
+    held_out: int | None
+    rejected_files: tuple[Rejected, ...]  # the first ones
+
+
+@dataclass(frozen=True)
+class Since:
+    """What changed since an earlier version."""
+
+    before: int
+    pictures: tuple[str, ...]  # and captions
+    settings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class VersionReport:
+    """What is said of a version."""
+
+    workspace: Path  # absolute
+    number: int
+    run_file: Path | None
+    data: str  # fingerprint
+    made: str  # when the report was, UTC
+    judgement: Judgement
+    figures: tuple[MainFigure, ...]
+    pictures: PictureCounts
+    since: Since | None  # None: no version is before it
+    lineage: tuple[Step, ...]
+    settings: Mapping[str, tuple[str, str]]  # value and default of those that are not the default
+    bundle: Path  # absolute
+    fault: str  # why the bundle cannot be used; empty: it can
+    files: tuple[FileEntry, ...]
+    code: str  # how to load it; empty: it is lost with the bundle
+    sheets: tuple[Sheet, ...]
+
+    @property
+    def name(self) -> str:
+        """Of the model."""
+        return self.workspace.name
+
+    @property
+    def main(self) -> MainFigure | None:
+        """The figure that is told first."""
+        return next(iter(self.figures), None)
+
+
+def version_report(workspace: Path, version: Version) -> VersionReport:
+    """The report on a version."""
+    parts, judgement = parts_of(workspace, version), _judgement(workspace, version)
+    bundle = parts[f"lora_bundle/{version.bundle}"]
+    record = bundle.record if bundle and isinstance(bundle.record, Manifest) else None
+    champion = next((one for one in versions(workspace) if one.number == judgement.against), None)
+    one = _measurements(workspace, version)
+    place = (workspace / "lora_bundle" / version.bundle).absolute()
+    return VersionReport(
+        workspace=workspace.absolute(), number=version.number,
+        run_file=(workspace / version.run_file).resolve() if version.run_file else None,
+        data=version.data, made=datetime.now(UTC).isoformat(timespec="seconds"), judgement=judgement,
+        figures=main_figures(one, _measurements(workspace, champion) if champion else None) if one else (),
+        pictures=_pictures(workspace, version, parts, one), since=_since(workspace, version),
+        lineage=lineage_steps(version, parts), settings=_settings(parts), bundle=place, fault=_fault(workspace, version),
+        files=record.files if record else (), code=_code(place / "README.md"), sheets=sheets_of(workspace, version),
+    )  # fmt: skip
+
+
+def _settings(parts: Parts) -> dict[str, tuple[str, str]]:
+    """Those of the whole run first."""
+    settings: dict[str, tuple[str, str]] = {}
+    for part in filter(None, parts.values()):
+        settings |= changed_settings(part.record.kind, part.record.spec)
+    return dict(sorted(settings.items(), key=lambda pair: ("." in pair[0], pair[0])))
+
+
+def _judgement(workspace: Path, version: Version) -> Judgement:
+    events = read_events(workspace)
+    own = [event for event in events if isinstance(event, Event) and event.version == version.number]
+    report = next((event.report for event in reversed(own) if event.report), None)
+    state = fold(events).state_of(version.number)
+    if not own:
+        return Judgement(state, "its run ended before it was judged", "", None, ())
+    verdicts = report.verdicts if report else ()
+    return Judgement(state, own[-1].reason, own[0].when, report.against if report else None, verdicts)
+
+
+def _measurements(workspace: Path, version: Version) -> Measurements | None:
+    """None: its record is lost, or of another version of the program."""
+    name = f"lora_bundle/{version.bundle}"
+    part = parts_of(workspace, version)[name]
+    with suppress(ArtifactError):
+        if part and isinstance(part.record, Manifest):
+            return Measurements(BundleSummary.of_record(part.record.summary, name), part.path)
+    return None
+
+
+def _pictures(workspace: Path, version: Version, parts: Parts, one: Measurements | None) -> PictureCounts:
+    counts, held_out = None, None
+    for part in filter(None, parts.values()):
+        if not isinstance(part.record, Manifest):
+            continue
+        with suppress(ArtifactError):
+            if part.record.kind == "image_index":
+                counts = IndexSummary.of_record(part.record.summary, part.name)
+            elif part.record.kind == "eval_set":
+                held_out = CropsSummary.of_record(part.record.summary, part.name).pictures
+    index = Artifact("image_index", version.image_index, workspace / "image_index" / version.image_index)
+    trained_on = (
+        {STAGES[stage].title: training.pictures for stage, training in one.summary.trainings.items()} if one else {}
+    )
+    if counts is None:
+        return PictureCounts(None, None, None, {}, trained_on, held_out, ())
+    named = tuple(islice(_rejected(index), MOST_REJECTED)) if counts.rejected else ()
+    return PictureCounts(
+        counts.inputs, counts.accepted, counts.rejected, counts.reasons, trained_on, held_out, named
+    )  # fmt: skip
+
+
+def _rejected(index: Artifact) -> Iterator[Rejected]:
+    """The rejected files; none if the ledger is lost."""
+    with suppress(OSError, ValueError, pa.ArrowException):
+        for batch in ledger_batches(index, ["status", "source", "reason", "detail"], rejected=True):
+            for row in batch.to_pylist():
+                if row["status"] == "rejected":
+                    detail = in_words(row["reason"], row["detail"]) if row["detail"] else ""
+                    yield Rejected(row["source"], ": ".join(filter(None, [_plain(row["reason"]), detail])))
+
+
+def _plain(reason: str) -> str:
+    return reason.replace("_", " ")
+
+
+def _since(workspace: Path, version: Version) -> Since | None:
+    """Since the last version before it of the same run file, or of any."""
+    earlier = [one for one in versions(workspace) if one.number < version.number]
+    same = [one for one in earlier if one.run_file == version.run_file]
+    before = next(reversed(same or earlier), None)
+    if before is None:
+        return None
+    if before.bundle == version.bundle:
+        return Since(before.number, (), ())
+    pictures = picture_lines(workspace, before, version) if before.image_index != version.image_index else []
+    return Since(before.number, tuple(pictures), tuple(setting_lines(workspace, before, version)))
+
+
+def _fault(workspace: Path, version: Version) -> str:
+    try:
+        bundle_of(workspace, version)
+    except ArtifactError as error:
+        return str(error)
+    return ""
+
+
+def _code(card: Path) -> str:
+    """The code of a model card; empty if that cannot be read."""
+    with suppress(OSError, UnicodeDecodeError):
+        _, _, code = card.read_text(encoding="utf-8").partition(_CODE)
+        return code.partition("```")[0]
+    return ""

@@ -1,0 +1,134 @@
+"""The page of a version in the UI, and its report on disk.
+
+The page has the report's sentences and the samples' sheet. The artifact list of the UI loads every page, so it stays below
+300 KiB.
+"""
+
+import logging
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from deepfloyd_core.bundle.version_figures import Change
+from deepfloyd_core.bundle.version_page import report_file, write_report
+from deepfloyd_core.bundle.version_report import VersionReport, version_report
+from deepfloyd_core.bundle.version_words import next_steps, picture_lines, standing_words, three, why
+from deepfloyd_core.errors import ArtifactError
+from deepfloyd_core.files import sha256_bytes
+from deepfloyd_core.pictures.data_uri import data_uri
+from deepfloyd_core.store.registry import Outcome
+from deepfloyd_core.store.versions import find_version
+from tasks.outbox import create_markdown_artifact
+
+MOST_LINES = 20  # of what changed
+_MARKUP = re.compile(r"([\\`*_{}\[\]()#+!|<>&~-])")
+log = logging.getLogger(__name__)
+
+
+def show_version(workspace: Path, outcome: Outcome) -> None:
+    """Write the report on a run's version, again if the version has a new state, and show its page."""
+    version, file = outcome.version, report_file(workspace, outcome.version.number)
+    try:
+        if outcome.is_new or not file.exists():
+            write_report(workspace, version)
+        if outcome.is_new and outcome.state == "champion" and outcome.before is not None:
+            write_report(
+                workspace, find_version(workspace, str(outcome.before))
+            )  # it served when its report was written
+    except (OSError, ArtifactError) as error:  # the version is published all the same
+        log.warning("The report on version %d was not written: %s", version.number, error)
+    report = version_report(workspace, version)
+    description = f"Version {version.number} of {report.name} {standing_words(report)}"
+    create_markdown_artifact(markdown_page(report, file), key=page_key(workspace), description=description)
+
+
+def page_key(workspace: Path) -> str:
+    """The key of the page: one for each workspace, so that the UI's history of it has the versions of one model.
+
+    Prefect allows lower-case letters, digits and dashes; a name with other characters gets some digits of its hash.
+    """
+    name = workspace.absolute().name
+    plain = re.sub("[^a-z0-9]+", "-", name.lower()).strip("-")
+    return (
+        f"version-{plain}" if plain == name else f"version-{plain}-{sha256_bytes(name.encode())[:6]}".replace("--", "-")
+    )
+
+
+def markdown_page(report: VersionReport, file: Path) -> str:
+    """The report as markdown. file: of the whole report."""
+    lines = [
+        f"# Version {report.number} {standing_words(report)}",
+        "",
+        *(f"{_plain(line)}  " for line in why(report)),
+        "",
+    ]
+    lines += [*_figures(report), *_sheet(report)]
+    lines += ["### Pictures", "", *_items(picture_lines(report.pictures))]
+    if since := report.since:
+        changed = [*since.pictures, *since.settings] or ["neither pictures nor settings"]
+        more = [f"and {len(changed) - MOST_LINES} more, in the report"] if len(changed) > MOST_LINES else []
+        lines += [f"### Changed since version {since.before}", "", *_items([*changed[:MOST_LINES], *more])]
+    lines += ["### Made from", "", *_lineage(report)]
+    lines += ["### Where it is", "", f"- bundle: {_code(report.bundle)}"]
+    lines += [f"- report, for a browser: {_code(file.absolute())}"] if file.exists() else []
+    return "\n".join(
+        [*lines, "", "### Next", "", *(f"- {_code(command)} {does}" for command, does in next_steps(report)), ""]
+    )
+
+
+def _figures(report: VersionReport) -> Iterator[str]:
+    against = report.judgement.against
+    heads = ["figure", "base", "this version", *([f"version {against}"] if against else []), "against the base"]
+    heads += [f"against version {against}"] if against else []
+    if not report.figures:
+        return
+    yield f"| {' | '.join(heads)} |"
+    yield "|" + "---|" * len(heads)
+    for one in report.figures:
+        name = f"{one.name}{f', {one.unit}' if one.unit else ''} ({one.better})"
+        cells = [name, three(one.base), f"**{three(one.value)}**", *([three(one.champion)] if against else [])]
+        cells += [
+            _change(change, one.decimals) for change in (one.since_base, one.since_champion)[: 2 if against else 1]
+        ]
+        yield f"| {' | '.join(cells)} |"
+    yield ""
+
+
+def _change(change: Change | None, decimals: int) -> str:
+    return f"{change.verdict}: {change.words(decimals)}" if change else "not comparable"
+
+
+def _sheet(report: VersionReport) -> Iterator[str]:
+    """The first picture that can be read."""
+    for sheet in report.sheets:
+        try:
+            yield from (f"![{sheet.title}]({data_uri(sheet.file)})", "")
+        except OSError:
+            continue
+        return
+
+
+def _lineage(report: VersionReport) -> Iterator[str]:
+    """A row for each artifact, in the order in which they are made."""
+    yield from ("| step | artifact | holds | made in | fingerprint |", "|---|---|---|---|---|")
+    for number, step in enumerate(report.lineage):
+        for node in step.nodes:
+            arrow, took = "→ " if number else "", "" if node.seconds is None else f"{three(node.seconds)} s"
+            holds = _plain(", ".join(filter(None, [node.counts, node.state])))
+            yield f"| {arrow}{step.title} | {node.title} | {holds} | {took} | `{node.fingerprint}` |"
+    yield ""
+
+
+def _items(lines: list[str]) -> list[str]:
+    return [*(f"- {_plain(line)}" for line in lines), ""]
+
+
+def _code(text: object) -> str:
+    """Text as code, also with backticks in it."""
+    fence = "``" if "`" in str(text) else "`"
+    return f"{fence} {text} {fence}" if len(fence) > 1 else f"`{text}`"
+
+
+def _plain(text: str) -> str:
+    """Text that markdown shows as it is: names of files and reasons are the user's."""
+    return _MARKUP.sub(r"\\\1", " ".join(text.split()))

@@ -1,0 +1,100 @@
+"""The page of a version in the UI: its size, its key, its text, and the report that a run writes beside it."""
+
+import logging
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from candidates import Candidate
+from PIL import Image
+from prefect.client.schemas.actions import ArtifactCreate
+from releases import deepfloyd
+from small_run import SmallRun
+
+from deepfloyd_core.bundle.version_page import report_file
+from deepfloyd_core.bundle.version_report import version_report
+from deepfloyd_core.config.run import Run
+from deepfloyd_core.preflight.load import load_run
+from deepfloyd_core.store.versions import find_version
+from tasks import version_page
+from tasks.version_page import markdown_page, page_key, show_version
+
+GOOD = Candidate()
+
+
+@pytest.fixture
+def run(small_run: SmallRun) -> Run:
+    run = load_run(small_run.config)
+    return Run(**{**vars(run), "config": run.config.model_copy(update={"gate": "auto"})})
+
+
+@pytest.fixture
+def pages(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, str]]:
+    """The pages that were shown: key, description, markdown."""
+    shown: list[tuple[str, str, str]] = []
+    monkeypatch.setattr(
+        version_page, "create_markdown_artifact",
+        lambda page, key, description: shown.append((key, description, page)),
+    )  # fmt: skip
+    return shown
+
+
+def test_a_run_writes_the_report_of_its_version_and_of_the_one_that_it_replaces_and_shows_a_small_page(
+    run: Run, pages: list[tuple[str, str, str]]
+) -> None:
+    for one in (GOOD, GOOD.with_(loss=-0.06, seed=1), GOOD.with_(loss=0.02, seed=2)):
+        sheet = one.bundle(run.workspace).path / "sheet.png"
+        Image.fromarray(np.random.default_rng(0).integers(0, 256, (2000, 2000, 3), np.uint8)).save(sheet)
+        show_version(run.workspace, one.publish(run))
+    assert {key for key, _, _ in pages} == {"version-workspace"}
+    assert [words for _, words, _ in pages] == [
+        "Version 1 of workspace serves", "Version 2 of workspace serves", "Version 3 of workspace is blocked",
+    ]  # fmt: skip
+    states = [re.sub(r"\s+", " ", re.sub("<[^>]*>", "", report_file(run.workspace, number).read_text().partition(
+        "<h1>")[2].partition("</h1>")[0])) for number in (1, 2, 3)]  # fmt: skip
+    assert states == ["Version 1 served before", "Version 2 serves", "Version 3 is blocked"]
+    last = pages[-1][2]
+    assert all(len(page.encode()) < 300 << 10 for _, _, page in pages) and "](data:image/jpeg;base64," in last
+    table = [line for line in last.splitlines() if line.startswith("| Stage")]
+    assert table[0].startswith("| Stage II: PSNR to the truth, dB (more is better) | 30.0 |")
+    assert str(report_file(run.workspace, 3)) in last and str(version_report(
+        run.workspace, find_version(run.workspace, "3")).bundle) in last  # fmt: skip
+    assert f"`deepfloyd diff {run.workspace} 2 3`" in last and "worse: " in last
+
+
+def test_names_and_reasons_are_no_markup_on_the_page(run: Run) -> None:
+    GOOD.publish(run)
+    reason = "<script>alert(1)</script> | [x](https://example.com) ![y](https://example.com/y.png) `z`"
+    deepfloyd("block", str(run.workspace), "1", "--reason", reason)
+    report = version_report(run.workspace, find_version(run.workspace, "1"))
+    page = markdown_page(report, report_file(run.workspace, 1))
+    assert not re.search(r"(?<!\\)<script|(?<!\\)\]\(http", page) and "\\<script\\>" in page
+
+
+def test_a_lost_bundle_has_a_page_too(run: Run) -> None:
+    GOOD.publish(run)
+    version = find_version(run.workspace, "1")
+    shutil.rmtree(run.workspace / "lora_bundle" / version.bundle)
+    page = markdown_page(version_report(run.workspace, version), report_file(run.workspace, 1))
+    assert page.startswith("# Version 1 serves") and "cannot be used" in page and "lost or damaged" in page
+
+
+def test_a_report_that_cannot_be_written_is_a_warning_and_the_version_stays_published(
+    run: Run, pages: list[tuple[str, str, str]], caplog: pytest.LogCaptureFixture
+) -> None:
+    outcome = GOOD.publish(run)
+    report_file(run.workspace, 1).parent.write_text("in the way")
+    with caplog.at_level(logging.WARNING):
+        show_version(run.workspace, outcome)
+    assert "The report on version 1 was not written" in caplog.text
+    assert len(pages) == 1 and "for a browser" not in pages[0][2]
+
+
+@pytest.mark.parametrize("name", ["mine", "my_Model v2", "Kätzchen", "копия", "a--b", "-", "v2"])
+def test_the_key_is_one_that_prefect_takes_and_differs_with_the_name(name: str) -> None:
+    key = page_key(Path("/somewhere") / name)
+    assert ArtifactCreate(key=key).key == key
+    others = {page_key(Path("/somewhere") / other) for other in ("other", "my-model-v2", "k-tzchen", "a-b", "")}
+    assert key not in others and key.startswith("version-")
