@@ -45,10 +45,11 @@ def write_report(workspace: Path, version: Version, file: Path | None = None) ->
 
 def page(report: VersionReport) -> str:
     """The HTML of a report. Everything that comes from the user's files is escaped."""
-    return _template().render(
+    html: str = _template().render(
         report=report, pictures=_pictures(report), tiles=tiles(report), verdict=standing_words(report),
         rows=verdict_rows(report), steps=next_steps(report),
     )  # fmt: skip
+    return html
 
 
 @cache
