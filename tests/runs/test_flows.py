@@ -138,7 +138,8 @@ def test_the_ui_gets_tables_pictures_and_logs(finished: tuple[SmallRun, str], se
     artifacts = {entry["key"]: entry for entry in _found(server, run, "artifacts")}
     table = json.loads(artifacts["image-index"]["data"])
     assert {"status": "rejected", "reason": "unsupported", "pictures": 1} in table
-    for key in ("stage1-pixels", "stage2-pixels", "eval-set", "stage1-lora", "stage2-lora", "cascade-samples"):
+    pages = "stage1-pixels", "stage2-pixels", "eval-set", "stage1-lora", "stage2-lora", "cascade-samples"
+    for key in (*pages, "version-workspace"):
         assert "](data:image/" in artifacts[key]["data"], key
         assert len(artifacts[key]["data"]) < 500_000
     assert "](data:image/" in artifacts["stage2-details"]["data"]
