@@ -11,6 +11,7 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
 from deepfloyd_core.bundle.planned import planned_bundle
+from deepfloyd_core.bundle.waiting import waiting
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.preflight.check import check_run, check_workers
 from deepfloyd_core.store.artifacts import find, missing_parts
@@ -52,7 +53,9 @@ def _retrain(run: Run) -> "State[Outcome]":
     bundle = find(run.workspace, planned) if planned else None
     is_lost = bundle is None or any(missing_parts(bundle))
     outcome = settled(run.workspace, planned.fingerprint, waits=run.config.gate == "manual") if planned else None
-    if outcome is None or (outcome.state != "blocked" and is_lost):
+    if outcome is None and (waits := waiting(run, index)):
+        outcome = waits
+    elif outcome is None or (outcome.state != "blocked" and is_lost):
         if bundle is None or is_lost:
             check_workers(run)
             outcome = make_bundle(run, index)

@@ -159,7 +159,7 @@ def news_of(workspace: Path, outcome: Outcome) -> str:
         return f"published version {number}{_kinship(workspace, outcome)}" + (f", promoted{why}" if why else "")
     unchanged = "" if outcome.is_new else "no change: "
     if outcome.state == "champion":
-        return f"{unchanged}{serves}"
+        return f"{unchanged}{outcome.reason}; {serves}" if outcome.reason else f"{unchanged}{serves}"
     if outcome.state == "blocked":
         reason = why if outcome.is_new or not why else f" ({outcome.reason})"
         return f"{unchanged}version {number} is blocked{reason}; {serves}"
