@@ -45,7 +45,7 @@ def finetune(
     run = check_run(Path(config), changed, "lora_bundle")
     with sole_run(run):
         outcome = make_bundle(run, image_index(run))
-        rename_run(run, outcome.version.number)
+        rename_run(run.workspace, outcome.version.number)
         return Completed(message=news_of(run.workspace, outcome), data=outcome)
 
 

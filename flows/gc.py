@@ -12,6 +12,7 @@ from deepfloyd_core.config import retention
 from deepfloyd_core.store.gc_tables import outcome_words
 from flows.arguments import need_workspace
 from flows.deployable import deployable
+from flows.run_lease import rename_run
 from tasks import VERSION
 from tasks.removed_artifacts import removed_artifacts
 
@@ -34,6 +35,7 @@ def gc(
     """
     path = Path(workspace)
     need_workspace(path)
+    rename_run(path)
     policy = retention.Policy(keep_versions=keep_versions, keep_days=keep_days)
     collection = removed_artifacts(path, policy, delete)
     return Completed(message=" ".join(outcome_words(collection, delete)), data=collection.plan.frees)

@@ -10,7 +10,7 @@ from deepfloyd_core.store.artifacts import Artifact
 from deepfloyd_core.store.leases import leased
 from flows.deployable import deployable
 from flows.parameters import Overrides, Pictures, Prompts, Seed, Size, VersionName
-from flows.run_lease import gpu_of
+from flows.run_lease import gpu_of, rename_run
 from tasks import VERSION
 from tasks.generated import generated
 
@@ -39,5 +39,6 @@ def generate(
     options = GenerateOptions(tuple(prompts), str(version), Path(control) if control else None, seed, images)
     run = check_run(Path(config), (*(overrides or ()), *sized), options)
     pictures = [(text, seed + number) for text in prompts for number in range(images)]
+    rename_run(run.workspace)
     with gpu_of(run):
         return generated(run, pictures, options.version, options.control)

@@ -61,7 +61,7 @@ def _retrain(run: Run) -> "State[Outcome]":
             outcome = make_bundle(run, index)
         else:
             outcome = publish_version(run, bundle, index)
-        rename_run(run, outcome.version.number)
+        rename_run(run.workspace, outcome.version.number)
     news = news_of(run.workspace, outcome)
     get_run_logger().info("%s", news)
     return Completed(message=news, data=outcome)

@@ -65,16 +65,16 @@ def sole_run(run: Run) -> Iterator[None]:
     """
     context = FlowRunContext.get()
     scheduled = context is not None and context.flow_run is not None and context.flow_run.auto_scheduled
-    rename_run(run)
+    rename_run(run.workspace)
     with only_run(run.workspace, _name(context), wait=not scheduled), gpu_of(run):
         yield
 
 
-def rename_run(run: Run, version: int | None = None) -> None:
+def rename_run(workspace: Path, version: int | None = None) -> None:
     """Name the flow run after its flow, its workspace, and the version that it has published: `retrain birds v7`."""
     context = FlowRunContext.get()
     if context is not None and context.flow_run is not None and context.flow is not None:
-        name = f"{context.flow.name} {run.workspace.name}" + (f" v{version}" if version else "")
+        name = f"{context.flow.name} {workspace.name}" + (f" v{version}" if version else "")
         show(_rename, context.flow_run.id, name)
 
 

@@ -14,6 +14,7 @@ from deepfloyd_core.store.events import standing
 from flows.arguments import need_workspace
 from flows.deployable import deployable
 from flows.parameters import Number
+from flows.run_lease import rename_run
 from tasks import VERSION
 from tasks.events import emit_version
 from tasks.ui_pages import show_history
@@ -73,6 +74,7 @@ def block(workspace: str, number: Number, reason: str) -> "State[str]":
 def _workspace(text: str) -> Path:
     path = Path(text)
     need_workspace(path)
+    rename_run(path)
     return path
 
 

@@ -119,6 +119,8 @@ RUN_BOUNDS: dict[str, tuple[type, float | None, float | None]] = {
     "seed": (int, 0, 2**32 - 1),
     "max_rejected_share": (float, 0, 1),
     "num_eval_images": (int, 0, None),
+    "retrain_min_new_pictures": (int, 0, None),
+    "retrain_min_days": (float, 0, 3650),
     "shard_mib": (float, 0.1, 1024),
     "aspect_bucket_rounding": (int, 1, 9),
     "tokenizer_max_length": (int, 77, 512),

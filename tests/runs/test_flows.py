@@ -208,11 +208,13 @@ def test_retrain_publishes_what_data_and_settings_ask_for_and_nothing_when_that_
     for number in (100, 101, 102):
         run.add_picture(number)
     time.sleep(RACY_NS / 1e9)  # what is younger is hashed again by the next scan, which then notes that it has settled
-    done = retrained()
-    assert (
-        "published version 2, promoted: " in done.stdout
-        and "3 pictures added: star_100.png, star_101.png, star_102.png" in done.stderr
+    waits = retrained("--set", "retrain_min_new_pictures=4")
+    assert waits.stdout.strip() == (
+        "no change: waiting, 3 new pictures of 4 (retrain_min_new_pictures); version 1 serves"
     )
+    assert "3 pictures added: star_100.png, star_101.png, star_102.png" in waits.stderr
+    done = retrained()
+    assert "published version 2, promoted: " in done.stdout
     after = _digest(run.workspace)
     assert {name: after[name] for name in before} == before
     old, new = _bundles(run)
@@ -221,7 +223,7 @@ def test_retrain_publishes_what_data_and_settings_ask_for_and_nothing_when_that_
 
     for file in [file for number in (100, 101, 102) for file in run.pictures.glob(f"star_{number}.*")]:
         file.unlink()
-    done = retrained()
+    done = retrained("--set", "retrain_min_new_pictures=4")
     assert "published version 3: the bundle of version 1 again, promoted: " in done.stdout and old in done.stdout
     assert ": built" not in done.stderr and _bundles(run) == [old, new, old]
     reverted = _digest(run.workspace)
