@@ -12,7 +12,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from deepfloyd_core.bundle.version_report import VersionReport, version_report
-from deepfloyd_core.bundle.version_words import next_steps, standing_words, three, tiles, verdict_rows
+from deepfloyd_core.bundle.version_words import next_steps, standing_words, three, tiles, verdict_rows, who_serves, why
 from deepfloyd_core.files import write_bytes
 from deepfloyd_core.pictures.data_uri import data_uri
 from deepfloyd_core.store.counts import many, size
@@ -47,7 +47,7 @@ def page(report: VersionReport) -> str:
     """The HTML of a report. Everything that comes from the user's files is escaped."""
     html: str = _template().render(
         report=report, pictures=_pictures(report), tiles=tiles(report), verdict=standing_words(report),
-        rows=verdict_rows(report), steps=next_steps(report),
+        rows=verdict_rows(report), steps=next_steps(report), reasons=why(report), serving=who_serves(report),
     )  # fmt: skip
     return html
 

@@ -42,6 +42,7 @@ class Judgement:
     when: str  # of its first event, UTC; empty: it has none
     against: int | None  # the champion that it was judged against
     verdicts: tuple[Verdict, ...]
+    serves: int | None  # the champion now; None: there is none, or it is not known
 
 
 @dataclass(frozen=True)
@@ -137,11 +138,14 @@ def _judgement(workspace: Path, version: Version) -> Judgement:
     events = read_events(workspace)
     own = [event for event in events if isinstance(event, Event) and event.version == version.number]
     report = next((event.report for event in reversed(own) if event.report), None)
-    state = fold(events).state_of(version.number)
-    if not own:
-        return Judgement(state, "its run ended before it was judged", "", None, ())
-    verdicts = report.verdicts if report else ()
-    return Judgement(state, own[-1].reason, own[0].when, report.against if report else None, verdicts)
+    now, serves = fold(events), None
+    with suppress(ArtifactError):
+        serves = now.champion
+    return Judgement(
+        state=now.state_of(version.number), reason=own[-1].reason if own else "its run ended before it was judged",
+        when=own[0].when if own else "", against=report.against if report else None,
+        verdicts=report.verdicts if report else (), serves=serves,
+    )  # fmt: skip
 
 
 def _measurements(workspace: Path, version: Version) -> Measurements | None:

@@ -39,10 +39,19 @@ def standing_words(report: VersionReport) -> str:
 
 
 def why(report: VersionReport) -> list[str]:
-    """Why the version has its state: every reason of the gate's where that blocked it; and what is wrong with its bundle."""
-    failed = [one.reason for one in report.judgement.verdicts if not one.passed]
-    reasons = failed if report.judgement.state == "blocked" and failed else [report.judgement.reason]
+    """Why the version has its state: each reason of the gate's, or the one of who decided; and what its bundle lacks."""
+    judgement = report.judgement
+    failed = [one.reason for one in judgement.verdicts if not one.passed]
+    reasons = failed if judgement.reason == "; ".join(failed) else [judgement.reason]
     return [line for line in (*reasons, report.fault) if line]
+
+
+def who_serves(report: VersionReport) -> str:
+    """Which version serves, where it is another one or none; else empty."""
+    judgement = report.judgement
+    if judgement.state in ("champion", "unknown"):
+        return ""
+    return "No version serves." if judgement.serves is None else f"Version {judgement.serves} serves."
 
 
 def three(value: float | None) -> str:

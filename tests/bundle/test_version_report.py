@@ -16,6 +16,7 @@ from small_run import SmallRun
 from deepfloyd_core.bundle.picture_figures import picture_measures
 from deepfloyd_core.bundle.version_page import page, report_file, write_report
 from deepfloyd_core.bundle.version_report import VersionReport, version_report
+from deepfloyd_core.bundle.version_words import why
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.measures.pixel import mean_and_interval
 from deepfloyd_core.preflight.load import load_run
@@ -109,6 +110,7 @@ def test_a_blocked_version_says_each_rule_that_it_did_not_pass_with_figure_and_l
     html = page(found)
     head = html.partition("</section>")[0]
     assert all(one.reason.replace("'", "&#39;") in head for one in failed) and "is blocked" in head
+    assert "Version 1 serves." in head
     (share,) = (one for one in failed if one.rule == "rejected pictures")
     assert f"{share.figure:.1%}" in html and f"{share.limit:.1%}" in html
 
@@ -122,6 +124,14 @@ def test_the_report_of_a_version_whose_bundle_is_lost_says_so_and_keeps_its_verd
     assert found.judgement.verdicts and found.judgement.state == "champion"
     html = page(found)
     assert "lost or damaged" in html and "the bundle is lost" in html and needs_nothing_else(html)
+
+
+def test_a_person_s_reason_is_told_and_not_the_gate_s_of_before(run: Run) -> None:
+    GOOD.publish(run)
+    GOOD.with_(loss=0.02, seed=1).publish(run)
+    for command in (["promote"], ["block", "--reason", "the colours are off"]):
+        assert deepfloyd(command[0], str(run.workspace), "2", *command[1:]).exit_code == 0
+    assert why(report(run, 2)) == ["the colours are off"]
 
 
 def test_a_report_of_lost_pictures_keeps_the_figures(run: Run) -> None:
