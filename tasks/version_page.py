@@ -9,10 +9,9 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from deepfloyd_core.bundle.version_figures import Change
 from deepfloyd_core.bundle.version_page import report_file, write_report
 from deepfloyd_core.bundle.version_report import VersionReport, version_report
-from deepfloyd_core.bundle.version_words import next_steps, picture_lines, standing_words, three, why
+from deepfloyd_core.bundle.version_words import next_steps, picture_lines, standing_words, three, who_serves, why
 from deepfloyd_core.errors import ArtifactError
 from deepfloyd_core.files import sha256_bytes
 from deepfloyd_core.pictures.data_uri import data_uri
@@ -32,9 +31,8 @@ def show_version(workspace: Path, outcome: Outcome) -> None:
         if outcome.is_new or not file.exists():
             write_report(workspace, version)
         if outcome.is_new and outcome.state == "champion" and outcome.before is not None:
-            write_report(
-                workspace, find_version(workspace, str(outcome.before))
-            )  # it served when its report was written
+            # It served when its report was written.
+            write_report(workspace, find_version(workspace, str(outcome.before)))
     except (OSError, ArtifactError) as error:  # the version is published all the same
         log.warning("The report on version %d was not written: %s", version.number, error)
     report = version_report(workspace, version)
@@ -49,19 +47,14 @@ def page_key(workspace: Path) -> str:
     """
     name = workspace.absolute().name
     plain = re.sub("[^a-z0-9]+", "-", name.lower()).strip("-")
-    return (
-        f"version-{plain}" if plain == name else f"version-{plain}-{sha256_bytes(name.encode())[:6]}".replace("--", "-")
-    )
+    parts = ["version", plain, *([] if plain == name else [sha256_bytes(name.encode())[:6]])]
+    return "-".join(filter(None, parts))
 
 
 def markdown_page(report: VersionReport, file: Path) -> str:
     """The report as markdown. file: of the whole report."""
-    lines = [
-        f"# Version {report.number} {standing_words(report)}",
-        "",
-        *(f"{_plain(line)}  " for line in why(report)),
-        "",
-    ]
+    lines = [f"# Version {report.number} {standing_words(report)}", ""]
+    lines += _items([*why(report), *filter(None, [who_serves(report)])])
     lines += [*_figures(report), *_sheet(report)]
     lines += ["### Pictures", "", *_items(picture_lines(report.pictures))]
     if since := report.since:
@@ -71,31 +64,28 @@ def markdown_page(report: VersionReport, file: Path) -> str:
     lines += ["### Made from", "", *_lineage(report)]
     lines += ["### Where it is", "", f"- bundle: {_code(report.bundle)}"]
     lines += [f"- report, for a browser: {_code(file.absolute())}"] if file.exists() else []
-    return "\n".join(
-        [*lines, "", "### Next", "", *(f"- {_code(command)} {does}" for command, does in next_steps(report)), ""]
-    )
+    lines += ["", "### Next", "", *(f"- {_code(command)} {does}" for command, does in next_steps(report)), ""]
+    return "\n".join(lines)
 
 
 def _figures(report: VersionReport) -> Iterator[str]:
+    """The main figures. The UI breaks no cell, and what is beyond some 100 characters is cut off."""
     against = report.judgement.against
-    heads = ["figure", "base", "this version", *([f"version {against}"] if against else []), "against the base"]
-    heads += [f"against version {against}"] if against else []
+    heads = ["held-out pictures", "base", *([f"version {against}"] if against else []), "this version"]
+    heads.append(f"change from version {against}" if against else "change from the base")
     if not report.figures:
         return
     yield f"| {' | '.join(heads)} |"
     yield "|" + "---|" * len(heads)
-    for one in report.figures:
-        name = f"{one.name}{f', {one.unit}' if one.unit else ''} ({one.better})"
-        cells = [name, three(one.base), f"**{three(one.value)}**", *([three(one.champion)] if against else [])]
-        cells += [
-            _change(change, one.decimals) for change in (one.since_base, one.since_champion)[: 2 if against else 1]
-        ]
+    for one in (figure for figure in report.figures if figure.is_main):
+        change = one.since_champion if against else one.since_base
+        changed = f"{change.verdict}: {change.short(one.decimals)}" if change else "not comparable"
+        name = f"{one.name}{f', {one.unit}' if one.unit == 'dB' else ''}"
+        cells = [name, three(one.base), *([three(one.champion)] if against else []), f"**{three(one.value)}**", changed]
         yield f"| {' | '.join(cells)} |"
     yield ""
-
-
-def _change(change: Change | None, decimals: int) -> str:
-    return f"{change.verdict}: {change.words(decimals)}" if change else "not comparable"
+    yield "A change is the mean over the same pictures, with its 95 % interval. Of losses and distances less is better."
+    yield ""
 
 
 def _sheet(report: VersionReport) -> Iterator[str]:
@@ -109,13 +99,13 @@ def _sheet(report: VersionReport) -> Iterator[str]:
 
 
 def _lineage(report: VersionReport) -> Iterator[str]:
-    """A row for each artifact, in the order in which they are made."""
-    yield from ("| step | artifact | holds | made in | fingerprint |", "|---|---|---|---|---|")
-    for number, step in enumerate(report.lineage):
+    """A numbered step for each kind of work, with what it made. No table: the UI would cut it off."""
+    for number, step in enumerate(report.lineage, 1):
+        yield f"{number}. **{step.title}**"
         for node in step.nodes:
-            arrow, took = "→ " if number else "", "" if node.seconds is None else f"{three(node.seconds)} s"
-            holds = _plain(", ".join(filter(None, [node.counts, node.state])))
-            yield f"| {arrow}{step.title} | {node.title} | {holds} | {took} | `{node.fingerprint}` |"
+            took = "" if node.seconds is None else f"in {three(node.seconds)} s"
+            told = ", ".join(filter(None, [_plain(node.counts), node.state, took]))
+            yield f"    - {node.title} `{node.fingerprint}`{f': {told}' if told else ''}"
     yield ""
 
 

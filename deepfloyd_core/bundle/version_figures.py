@@ -51,6 +51,11 @@ class Change:
             of = [" to ".join(signed(end, decimals) for end in self.interval), "95 %", *of]
         return f"{signed(self.difference, decimals)}{f' {unit}' if unit else ''} ({', '.join(of)})"
 
+    def short(self, decimals: int) -> str:
+        """`+0.20 (+0.05 to +0.35)`."""
+        interval = " to ".join(signed(end, decimals) for end in self.interval or ())
+        return signed(self.difference, decimals) + (f" ({interval})" if interval else "")
+
 
 @dataclass(frozen=True)
 class MainFigure:
@@ -64,6 +69,7 @@ class MainFigure:
     champion: float | None
     since_base: Change | None
     since_champion: Change | None
+    is_main: bool = True  # also told where there is little room
 
     @property
     def decimals(self) -> int:
@@ -117,7 +123,15 @@ def _upscaling(one: Measurements, champion: Measurements | None) -> Iterator[Mai
         )
         since_champion = _paired(_measured(champion, measure, level).tuned, own.tuned, scale) if champion else None
         yield MainFigure(
-            f"{name}: {measure.words}", measure.unit, scale.less, base, value, before, since_base, since_champion
+            f"{name}: {measure.words}",
+            measure.unit,
+            scale.less,
+            base,
+            value,
+            before,
+            since_base,
+            since_champion,
+            measure.gains,
         )
 
 

@@ -44,7 +44,7 @@ def pages(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, str]]:
 def test_a_run_writes_the_report_of_its_version_and_of_the_one_that_it_replaces_and_shows_a_small_page(
     run: Run, pages: list[tuple[str, str, str]]
 ) -> None:
-    for one in (GOOD, GOOD.with_(loss=-0.06, seed=1), GOOD.with_(loss=0.02, seed=2)):
+    for one in (GOOD, GOOD.with_(loss=-0.06, psnr=1.5, seed=1), GOOD.with_(loss=0.02, seed=2)):
         sheet = one.bundle(run.workspace).path / "sheet.png"
         Image.fromarray(np.random.default_rng(0).integers(0, 256, (2000, 2000, 3), np.uint8)).save(sheet)
         show_version(run.workspace, one.publish(run))
@@ -58,10 +58,11 @@ def test_a_run_writes_the_report_of_its_version_and_of_the_one_that_it_replaces_
     last = pages[-1][2]
     assert all(len(page.encode()) < 300 << 10 for _, _, page in pages) and "](data:image/jpeg;base64," in last
     table = [line for line in last.splitlines() if line.startswith("| Stage")]
-    assert table[0].startswith("| Stage II: PSNR to the truth, dB (more is better) | 30.0 |")
+    assert table[0].startswith("| Stage II: PSNR to the truth, dB | 30.0 | 30.0 | **30.0** | worse: -0.50 (")
+    assert all(len(line) < 110 for line in table)
     assert str(report_file(run.workspace, 3)) in last and str(version_report(
         run.workspace, find_version(run.workspace, "3")).bundle) in last  # fmt: skip
-    assert f"`deepfloyd diff {run.workspace} 2 3`" in last and "worse: " in last
+    assert f"`deepfloyd diff {run.workspace} 2 3`" in last and "- Version 2 serves" in last
 
 
 def test_names_and_reasons_are_no_markup_on_the_page(run: Run) -> None:
