@@ -23,13 +23,14 @@ from tasks.ui_pages import show_history
 @flow(name="history", version=VERSION)
 @deployable
 def history(workspace: str) -> list[versions.HistoryRow]:
-    """The versions of a workspace, as a table.
+    """The versions of a workspace, as a table and as a drawing of their figures.
 
     Args:
         workspace: The folder that `workspace` of a run file names, from the project's folder.
     """
-    rows = versions.history(_workspace(workspace))
-    show_history(workspace, rows)
+    folder = _workspace(workspace)
+    rows = versions.history(folder)
+    show_history(folder, rows)
     return rows
 
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from deepfloyd_core.bundle.history import HistoryRow
+from deepfloyd_core.bundle.version_chart import chart_uri, version_series
 from deepfloyd_core.config.stages import STAGES, Stage
 from deepfloyd_core.index.ledger import unfit_counts
 from deepfloyd_core.index.sheets import SHEET, TWINS_SHEET
@@ -25,6 +26,7 @@ from deepfloyd_core.store.manifest import Summary
 from deepfloyd_core.training.jobs import Bucket, SizeCrops, TrainingSummary
 from tasks.endings import tell, unfit_line
 from tasks.outbox import create_markdown_artifact, create_table_artifact
+from tasks.page_keys import workspace_key
 
 log = logging.getLogger(__name__)
 
@@ -90,11 +92,15 @@ def show_held_out(kind: str, training: TrainingSummary) -> None:
         create_table_artifact(rows, key=key, description="Loss on the held-out pictures by timestep")
 
 
-def show_history(workspace: str, rows: Sequence[HistoryRow]) -> None:
-    """The versions of a workspace."""
+def show_history(workspace: Path, rows: Sequence[HistoryRow]) -> None:
+    """The versions of a workspace, and a drawing of their figures."""
     table = [{name: "\n".join(cell) if isinstance(cell, tuple) else cell for name, cell in vars(row).items()}
              for row in rows]  # fmt: skip
-    create_table_artifact(table, key="history", description=f"Versions of `{workspace}`")
+    key = workspace_key("history", workspace)
+    create_table_artifact(table, key=key, description=f"Versions of `{workspace.absolute()}`")
+    chart = chart_uri(version_series(workspace))
+    page = f"![figures of all versions]({chart})" if chart else "There are no two versions with figures to compare."
+    create_markdown_artifact(page, key=f"{key}-chart", description=f"Figures of all versions of {workspace.name}")
 
 
 def show_buckets(kind: str, buckets: Sequence[Bucket]) -> None:

@@ -9,15 +9,17 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from deepfloyd_core.bundle.version_chart import chart_uri
+from deepfloyd_core.bundle.version_figures import three
 from deepfloyd_core.bundle.version_page import report_file, write_report
 from deepfloyd_core.bundle.version_report import VersionReport, version_report
-from deepfloyd_core.bundle.version_words import next_steps, picture_lines, standing_words, three, who_serves, why
+from deepfloyd_core.bundle.version_words import next_steps, picture_lines, standing_words, who_serves, why
 from deepfloyd_core.errors import ArtifactError
-from deepfloyd_core.files import sha256_bytes
 from deepfloyd_core.pictures.data_uri import data_uri
 from deepfloyd_core.store.registry import Outcome
 from deepfloyd_core.store.versions import find_version
 from tasks.outbox import create_markdown_artifact
+from tasks.page_keys import workspace_key
 
 MOST_LINES = 20  # of what changed
 _MARKUP = re.compile(r"([\\`*_{}\[\]()#+!|<>&~-])")
@@ -37,18 +39,9 @@ def show_version(workspace: Path, outcome: Outcome) -> None:
         log.warning("The report on version %d was not written: %s", version.number, error)
     report = version_report(workspace, version)
     description = f"Version {version.number} of {report.name} {standing_words(report)}"
-    create_markdown_artifact(markdown_page(report, file), key=page_key(workspace), description=description)
-
-
-def page_key(workspace: Path) -> str:
-    """The key of the page: one for each workspace, so that the UI's history of it has the versions of one model.
-
-    Prefect allows lower-case letters, digits and dashes; a name with other characters gets some digits of its hash.
-    """
-    name = workspace.absolute().name
-    plain = re.sub("[^a-z0-9]+", "-", name.lower()).strip("-")
-    parts = ["version", plain, *([] if plain == name else [sha256_bytes(name.encode())[:6]])]
-    return "-".join(filter(None, parts))
+    create_markdown_artifact(
+        markdown_page(report, file), key=workspace_key("version", workspace), description=description
+    )
 
 
 def markdown_page(report: VersionReport, file: Path) -> str:
@@ -61,6 +54,8 @@ def markdown_page(report: VersionReport, file: Path) -> str:
         changed = [*since.pictures, *since.settings] or ["neither pictures nor settings"]
         more = [f"and {len(changed) - MOST_LINES} more, in the report"] if len(changed) > MOST_LINES else []
         lines += [f"### Changed since version {since.before}", "", *_items([*changed[:MOST_LINES], *more])]
+    if chart := chart_uri(report.series):
+        lines += ["### All versions", "", f"![figures of all versions]({chart})", ""]
     lines += ["### Made from", "", *_lineage(report)]
     lines += ["### Where it is", "", f"- bundle: {_code(report.bundle)}"]
     lines += [f"- report, for a browser: {_code(file.absolute())}"] if file.exists() else []

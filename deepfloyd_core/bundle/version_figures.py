@@ -5,6 +5,7 @@ No torch. PSNR comes first: it is what people know. A figure whose pictures are 
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -17,6 +18,9 @@ from deepfloyd_core.measures.measure import Measure
 from deepfloyd_core.measures.paired import Bounds, paired_gain
 from deepfloyd_core.measures.registry import measures_against
 from deepfloyd_core.store.counts import many
+from deepfloyd_core.store.lookup import known_artifact
+from deepfloyd_core.store.manifest import Manifest
+from deepfloyd_core.store.versions import Version
 
 Figures = Mapping[PictureName, float]
 Judged = Literal["better", "worse", "no clear difference", "too few pictures to tell"]
@@ -88,6 +92,25 @@ class Measurements:
 
     summary: BundleSummary
     bundle: Path
+
+
+def measurements_of(workspace: Path, version: Version) -> Measurements | None:
+    """The figures in the record of a version's bundle, also of a collected one. None: that is lost, or of another version
+    of the program.
+    """
+    name = f"lora_bundle/{version.bundle}"
+    with suppress(ArtifactError, OSError):
+        known = known_artifact(workspace, name)
+        if isinstance(known.record, Manifest):
+            return Measurements(BundleSummary.of_record(known.record.summary, name), known.path)
+    return None
+
+
+def three(value: float | None) -> str:
+    """A number with three digits; a dash for a missing one."""
+    if value is None:
+        return "–"
+    return f"{value:,.0f}" if abs(value) >= 999.5 else f"{value:#.3g}".removesuffix(".")
 
 
 def decimals_of(unit: str) -> int:

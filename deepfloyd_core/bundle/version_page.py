@@ -11,8 +11,10 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
+from deepfloyd_core.bundle.version_chart import chart_uri
+from deepfloyd_core.bundle.version_figures import three
 from deepfloyd_core.bundle.version_report import VersionReport, version_report
-from deepfloyd_core.bundle.version_words import next_steps, standing_words, three, tiles, verdict_rows, who_serves, why
+from deepfloyd_core.bundle.version_words import next_steps, standing_words, tiles, verdict_rows, who_serves, why
 from deepfloyd_core.files import write_bytes
 from deepfloyd_core.pictures.data_uri import data_uri
 from deepfloyd_core.store.counts import many, size
@@ -48,6 +50,7 @@ def page(report: VersionReport) -> str:
     html: str = _template().render(
         report=report, pictures=_pictures(report), tiles=tiles(report), verdict=standing_words(report),
         rows=verdict_rows(report), steps=next_steps(report), reasons=why(report), serving=who_serves(report),
+        chart=chart_uri(report.series),
     )  # fmt: skip
     return html
 

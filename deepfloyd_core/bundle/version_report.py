@@ -13,8 +13,8 @@ from pathlib import Path
 import pyarrow as pa
 
 from deepfloyd_core.bundle.difference import picture_lines, setting_lines
-from deepfloyd_core.bundle.identity import BundleSummary
-from deepfloyd_core.bundle.version_figures import MainFigure, Measurements, main_figures
+from deepfloyd_core.bundle.version_chart import Series, version_series
+from deepfloyd_core.bundle.version_figures import MainFigure, Measurements, main_figures, measurements_of
 from deepfloyd_core.bundle.version_lineage import Parts, Step, lineage_steps, parts_of
 from deepfloyd_core.bundle.version_sheets import Sheet, sheets_of
 from deepfloyd_core.config.stages import STAGES
@@ -95,6 +95,7 @@ class VersionReport:
     files: tuple[FileEntry, ...]
     code: str  # how to load it; empty: it is lost with the bundle
     sheets: tuple[Sheet, ...]
+    series: tuple[Series, ...]  # of figures over all versions
 
     @property
     def name(self) -> str:
@@ -113,16 +114,17 @@ def version_report(workspace: Path, version: Version) -> VersionReport:
     bundle = parts[f"lora_bundle/{version.bundle}"]
     record = bundle.record if bundle and isinstance(bundle.record, Manifest) else None
     champion = next((one for one in versions(workspace) if one.number == judgement.against), None)
-    one = _measurements(workspace, version)
+    one = measurements_of(workspace, version)
     place = (workspace / "lora_bundle" / version.bundle).absolute()
     return VersionReport(
         workspace=workspace.absolute(), number=version.number,
         run_file=(workspace / version.run_file).resolve() if version.run_file else None,
         data=version.data, made=datetime.now(UTC).isoformat(timespec="seconds"), judgement=judgement,
-        figures=main_figures(one, _measurements(workspace, champion) if champion else None) if one else (),
+        figures=main_figures(one, measurements_of(workspace, champion) if champion else None) if one else (),
         pictures=_pictures(workspace, version, parts, one), since=_since(workspace, version),
         lineage=lineage_steps(version, parts), settings=_settings(parts), bundle=place, fault=_fault(workspace, version),
         files=record.files if record else (), code=_code(place / "README.md"), sheets=sheets_of(workspace, version),
+        series=tuple(version_series(workspace)),
     )  # fmt: skip
 
 
@@ -146,16 +148,6 @@ def _judgement(workspace: Path, version: Version) -> Judgement:
         when=own[0].when if own else "", against=report.against if report else None,
         verdicts=report.verdicts if report else (), serves=serves,
     )  # fmt: skip
-
-
-def _measurements(workspace: Path, version: Version) -> Measurements | None:
-    """None: its record is lost, or of another version of the program."""
-    name = f"lora_bundle/{version.bundle}"
-    part = parts_of(workspace, version)[name]
-    with suppress(ArtifactError):
-        if part and isinstance(part.record, Manifest):
-            return Measurements(BundleSummary.of_record(part.record.summary, name), part.path)
-    return None
 
 
 def _pictures(workspace: Path, version: Version, parts: Parts, one: Measurements | None) -> PictureCounts:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from deepfloyd_core.bundle.version_figures import Change, MainFigure, decimals_of, signed
+from deepfloyd_core.bundle.version_figures import Change, MainFigure, decimals_of, signed, three
 from deepfloyd_core.bundle.version_report import PictureCounts, VersionReport
 from deepfloyd_core.store.counts import many
 from deepfloyd_core.store.events import State
@@ -52,13 +52,6 @@ def who_serves(report: VersionReport) -> str:
     if judgement.state in ("champion", "unknown"):
         return ""
     return "No version serves." if judgement.serves is None else f"Version {judgement.serves} serves."
-
-
-def three(value: float | None) -> str:
-    """A number with three digits; a dash for a missing one."""
-    if value is None:
-        return "–"
-    return f"{value:,.0f}" if abs(value) >= 999.5 else f"{value:#.3g}".removesuffix(".")
 
 
 def changes_of(report: VersionReport, figure: MainFigure) -> Iterator[tuple[str, Change]]:

@@ -4,6 +4,7 @@ import re
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,6 +15,7 @@ from releases import deepfloyd
 from small_run import SmallRun
 
 from deepfloyd_core.bundle.picture_figures import picture_measures
+from deepfloyd_core.bundle.version_chart import Point, Series, chart_uri, svg
 from deepfloyd_core.bundle.version_page import page, report_file, write_report
 from deepfloyd_core.bundle.version_report import VersionReport, version_report
 from deepfloyd_core.bundle.version_words import why
@@ -178,3 +180,23 @@ def test_show_writes_the_report_and_nothing_trips_over_the_folder(run: Run, tmp_
     assert "reports" not in deepfloyd("verify", str(run.workspace)).stdout
     refused = deepfloyd("show", str(run.workspace), "abcdef", "--html", str(file))
     assert refused.exit_code != 0 and "names none" in str(refused.exception or refused.output)
+
+
+def test_the_drawing_has_a_point_for_each_of_the_last_versions_higher_where_the_figure_is(run: Run) -> None:
+    GOOD.publish(run)
+    assert report(run, 1).series == () and "All versions" not in page(report(run, 1))
+    for seed, loss in enumerate((-0.06, 0.02, -0.07), 1):
+        GOOD.with_(loss=loss, seed=seed).publish(run)
+    series = {one.name: one for one in report(run, 4).series}
+    losses = series["Stage I: held-out loss (less is better)"]
+    assert [point.value for point in losses.points] == pytest.approx([0.45, 0.44, 0.52, 0.43])
+    assert [point.state for point in losses.points] == ["former", "former", "blocked", "champion"]
+    drawn = ElementTree.fromstring(svg([losses]))
+    circles = [each.attrib for each in drawn.iter("{http://www.w3.org/2000/svg}circle")][:4]
+    assert sorted(range(4), key=lambda number: -float(circles[number]["cy"])) == [3, 1, 0, 2]
+    assert "All versions" in page(report(run, 4)) and needs_nothing_else(page(report(run, 4)))
+
+
+def test_the_drawing_of_a_year_is_small_and_one_of_equal_figures_can_be_drawn() -> None:
+    points = tuple(Point(number, 0.1234567, 0.1234567, "former") for number in range(900, 1000))
+    assert len(chart_uri([Series("a loss", points)] * 4)) < 80_000

@@ -13,13 +13,16 @@ from prefect.client.schemas.actions import ArtifactCreate
 from releases import deepfloyd
 from small_run import SmallRun
 
+from deepfloyd_core.bundle.history import history
 from deepfloyd_core.bundle.version_page import report_file
 from deepfloyd_core.bundle.version_report import version_report
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.preflight.load import load_run
 from deepfloyd_core.store.versions import find_version
-from tasks import version_page
-from tasks.version_page import markdown_page, page_key, show_version
+from tasks import ui_pages, version_page
+from tasks.page_keys import workspace_key
+from tasks.ui_pages import show_history
+from tasks.version_page import markdown_page, show_version
 
 GOOD = Candidate()
 
@@ -95,7 +98,22 @@ def test_a_report_that_cannot_be_written_is_a_warning_and_the_version_stays_publ
 
 @pytest.mark.parametrize("name", ["mine", "my_Model v2", "Kätzchen", "копия", "a--b", "-", "v2"])
 def test_the_key_is_one_that_prefect_takes_and_differs_with_the_name(name: str) -> None:
-    key = page_key(Path("/somewhere") / name)
+    key = workspace_key("version", Path("/somewhere") / name)
     assert ArtifactCreate(key=key).key == key
-    others = {page_key(Path("/somewhere") / other) for other in ("other", "my-model-v2", "k-tzchen", "a-b", "")}
+    others = {
+        workspace_key("version", Path("/somewhere") / other)
+        for other in ("other", "my-model-v2", "k-tzchen", "a-b", "")
+    }
     assert key not in others and key.startswith("version-")
+
+
+def test_the_history_of_a_workspace_has_a_drawing_of_its_figures(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: dict[str, str] = {}
+    monkeypatch.setattr(ui_pages, "create_table_artifact", lambda table, key, description: shown.update({key: ""}))
+    monkeypatch.setattr(ui_pages, "create_markdown_artifact", lambda page, key, description: shown.update({key: page}))
+    for one in (GOOD, GOOD.with_(loss=-0.06, seed=1)):
+        show_history(run.workspace, history(run.workspace))
+        one.publish(run)
+    show_history(run.workspace, history(run.workspace))
+    assert shown.keys() == {"history-workspace", "history-workspace-chart"}
+    assert "](data:image/svg+xml;base64," in shown["history-workspace-chart"]
