@@ -32,5 +32,5 @@ def cascade_samples(run: Run, prompts: list[str], inputs: SampleInputs[Artifact]
     upscaled = [UpscalingFiles(stage, samples.path) for stage in run.config.upscalers]
     show_pictures(samples, summary, "sheet.png", *(files.sheet.name for files in upscaled))
     for files in upscaled if summary.held_out else ():
-        show_upscaled(files, summary)
+        show_upscaled(samples, files, summary)
     return samples

@@ -37,6 +37,6 @@ def stage_lora(run: Run, stage: Stage, inputs: TrainingInputs[Artifact], prompts
         lora = materialise(run.workspace, request, lambda work: run_job(job, work, report))
     summary = lora.summary(TrainingSummary)
     show_pictures(lora, summary, "loss.png", "validation.png")
-    show_held_out(lora.kind, summary)
-    show_buckets(lora.kind, summary.buckets)
+    show_held_out(lora, summary)
+    show_buckets(lora, summary.buckets)
     return lora

@@ -38,5 +38,5 @@ def text_embeds(run: Run, index: Artifact) -> Artifact:
     with progress("text embeds") as report:
         embeds = materialise(run.workspace, request, encode, parts=FILES)
     show_pictures(embeds, embeds.summary(EmbedsSummary), TOKENS_SHEET)
-    show_truncated(truncated_texts(embeds, most=100))
+    show_truncated(embeds, truncated_texts(embeds, most=100))
     return embeds

@@ -46,14 +46,16 @@ def show_index(index: Artifact, summary: IndexSummary, stages: tuple[Stage, ...]
         groups = f"without the first of each of {many(summary.twin_groups, 'group')}"
         rows.append({"status": "duplicates", "reason": groups, "pictures": summary.twins})
     rows += [{"status": "no picture", "reason": what, "pictures": count} for what, count in sorted(others.items())]
-    create_table_artifact(rows, key="image-index", description=f"Ledger: `{index.path / 'index.parquet'}`")
+    create_table_artifact(rows, key=_key(index, "image-index"), description=f"Ledger: `{index.path / 'index.parquet'}`")
     sheet = index.path / SHEET
     # Also without a sheet: the UI would go on showing the one of an earlier run.
     page = f"![{SHEET}]({data_uri(sheet)})" if sheet.exists() else "Every file was accepted, or left out by a setting."
-    create_markdown_artifact(page, key="image-index-rejected", description="Some rejected files of each reason")
+    create_markdown_artifact(
+        page, key=_key(index, "image-index-rejected"), description="Some rejected files of each reason"
+    )
     sheet = index.path / TWINS_SHEET
     page = f"![{TWINS_SHEET}]({data_uri(sheet)})" if sheet.exists() else "There are no duplicates."
-    create_markdown_artifact(page, key="image-index-twins", description="Some groups of duplicates")
+    create_markdown_artifact(page, key=_key(index, "image-index-twins"), description="Some groups of duplicates")
     tell(index, summary)
     for stage, counts in unfit.items():
         if counts:
@@ -67,28 +69,31 @@ def show_pictures(artifact: Artifact, summary: Summary, *names: str) -> None:
     for name in names:
         if (artifact.path / name).exists():
             lines += ["", f"`{name}`", "", f"![{name}]({data_uri(artifact.path / name)})"]
-    create_markdown_artifact("\n".join(lines), key=artifact.kind.replace("_", "-"), description=label(artifact.kind))
+    key = _key(artifact, artifact.kind.replace("_", "-"))
+    create_markdown_artifact("\n".join(lines), key=key, description=label(artifact.kind))
     tell(artifact, summary)
 
 
-def show_upscaled(files: UpscalingFiles, samples: SamplesSummary) -> None:
+def show_upscaled(artifact: Artifact, files: UpscalingFiles, samples: SamplesSummary) -> None:
     """An upscaler's measures as tables, a line for each method of upscaling at each noise level of the low-res picture;
     and the sheets of degraded low-res pictures and of zoomed details, on pages of their own.
     """
     for table in samples.tables([files.stage]):
-        create_table_artifact(table.rows(), key=table.key, description=table.title)
+        create_table_artifact(table.rows(), key=_key(artifact, table.key), description=table.title)
     key, on = files.kind.table, f"{files.kind.title} on held-out pictures"
     if samples.spoilt:
         pages = "\n\n".join(f"![{sheet.name}]({data_uri(sheet)})" for sheet in files.spoilt)
-        create_markdown_artifact(pages, key=f"{key}-spoilt", description=f"{on}, low-res degraded as in training")
+        create_markdown_artifact(
+            pages, key=_key(artifact, f"{key}-spoilt"), description=f"{on}, low-res degraded as in training"
+        )
     page = f"![{files.details.name}]({data_uri(files.details)})"
-    create_markdown_artifact(page, key=f"{key}-details", description=f"{on}, zoomed")
+    create_markdown_artifact(page, key=_key(artifact, f"{key}-details"), description=f"{on}, zoomed")
 
 
-def show_held_out(kind: str, training: TrainingSummary) -> None:
+def show_held_out(lora: Artifact, training: TrainingSummary) -> None:
     """The held-out loss of the base and the tuned model at each timestep, if any picture is held out."""
     if rows := training.by_timestep:
-        key = f"{kind.replace('_', '-')}-held-out"
+        key = _key(lora, f"{lora.kind.replace('_', '-')}-held-out")
         create_table_artifact(rows, key=key, description="Loss on the held-out pictures by timestep")
 
 
@@ -103,9 +108,9 @@ def show_history(workspace: Path, rows: Sequence[HistoryRow]) -> None:
     create_markdown_artifact(page, key=f"{key}-chart", description=f"Figures of all versions of {workspace.name}")
 
 
-def show_buckets(kind: str, buckets: Sequence[Bucket]) -> None:
+def show_buckets(lora: Artifact, buckets: Sequence[Bucket]) -> None:
     """The sizes that batches were made of."""
-    key, rows = f"{kind.replace('_', '-')}-buckets", [row.record for row in buckets]
+    key, rows = _key(lora, f"{lora.kind.replace('_', '-')}-buckets"), [row.record for row in buckets]
     create_table_artifact(rows, key=key, description="Batches of each size in an epoch")
 
 
@@ -136,11 +141,11 @@ def _batch_advice(sizes: Sequence[SizeCrops], batch_size: int) -> str:
     return "Fewer crop_aspect_buckets or a larger aspect_bucket_alignment merge sizes"
 
 
-def show_truncated(lost: list[tuple[str, int]]) -> None:
+def show_truncated(embeds: Artifact, lost: list[tuple[str, int]]) -> None:
     """The captions whose end T5 never sees, those that lose most tokens first."""
     rows = [{"tokens lost": count, "caption": text} for text, count in lost]
     create_table_artifact(
-        rows or [{"tokens lost": 0, "caption": "No caption is too long."}], key="text-embeds-truncated",
+        rows or [{"tokens lost": 0, "caption": "No caption is too long."}], key=_key(embeds, "text-embeds-truncated"),
         description="Captions that are longer than tokenizer_max_length",
     )  # fmt: skip
 
@@ -148,9 +153,15 @@ def show_truncated(lost: list[tuple[str, int]]) -> None:
 def show_collection(workspace: Path, collection: Collection, deleted: bool) -> None:
     """What `gc` removed, or would remove, and what stays."""
     page = markdown_page(workspace, collection, deleted)
-    create_markdown_artifact(page, key="gc", description=f"{'Removed' if deleted else 'Would be removed'} by gc")
+    create_markdown_artifact(
+        page, key=workspace_key("gc", workspace), description=f"{'Removed' if deleted else 'Would be removed'} by gc"
+    )
     for line in outcome_words(collection, deleted):
         log.info("gc: %s", line)
+
+
+def _key(artifact: Artifact, page: str) -> str:
+    return workspace_key(page, artifact.path.parents[1])
 
 
 def _table(summary: Summary) -> list[str]:

@@ -24,6 +24,7 @@ _LEGEND = [
     ("serves", _COLOURS["champion"]), ("is blocked", _COLOURS["blocked"]),
     ("waits for a decision", _COLOURS["candidate"]), ("served before", _OTHERS),
 ]  # fmt: skip
+_LEAST_RANGE = 0.02  # of a panel, as a share of its figures: less would look like more than it is
 _MOST_VERSIONS = 100  # the last ones: the drawing has at most 60 kB
 _MOST_LABELS = 12  # of versions below a panel
 
@@ -94,8 +95,8 @@ def _panel(series: Series, top: int) -> Iterator[str]:
     points = series.points
     values = [each for point in points for each in (point.value, point.base) if each is not None]
     low, high = min(values), max(values)
-    if high - low < 1e-9:
-        low, high = low - abs(low) / 10 - 1e-9, high + abs(high) / 10 + 1e-9
+    room = _LEAST_RANGE * max(abs(low), abs(high), 1e-9) - (high - low)
+    low, high = low - max(room, 0) / 2, high + max(room, 0) / 2
     first, last = points[0].version, points[-1].version
 
     def x(version: int) -> float:

@@ -136,15 +136,15 @@ def test_a_stage_s_command_names_what_the_run_made_for_it_in_that_order_and_make
 def test_the_ui_gets_tables_pictures_and_logs(finished: tuple[SmallRun, str], server: str) -> None:
     run, _ = finished
     artifacts = {entry["key"]: entry for entry in _found(server, run, "artifacts")}
-    table = json.loads(artifacts["image-index"]["data"])
+    table = json.loads(artifacts["image-index-workspace"]["data"])
     assert {"status": "rejected", "reason": "unsupported", "pictures": 1} in table
     pages = "stage1-pixels", "stage2-pixels", "eval-set", "stage1-lora", "stage2-lora", "cascade-samples"
-    for key in (*pages, "version-workspace"):
+    for key in (f"{page}-workspace" for page in (*pages, "version")):
         assert "](data:image/" in artifacts[key]["data"], key
         assert len(artifacts[key]["data"]) < 500_000
-    assert "](data:image/" in artifacts["stage2-details"]["data"]
-    assert artifacts["stage2-spoilt"]["data"].count("](data:image/") == 2
-    for key in ("stage2-sample-measures", "stage2-spoilt-measures"):
+    assert "](data:image/" in artifacts["stage2-details-workspace"]["data"]
+    assert artifacts["stage2-spoilt-workspace"]["data"].count("](data:image/") == 2
+    for key in ("stage2-sample-measures-workspace", "stage2-spoilt-measures-workspace"):
         measures = json.loads(artifacts[key]["data"])
         assert [row["upscaled by"] for row in measures] == ["bilinear", "bicubic", "base", "tuned"]
     logs = _found(server, run, "logs")
