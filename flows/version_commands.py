@@ -1,5 +1,7 @@
 """The commands that look at versions and decide which one serves. None starts a Prefect server."""
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -34,7 +36,7 @@ def promote(workspace: Workspace, number: Number) -> None:
     from deepfloyd_core.store import registry
 
     need_workspace(workspace)
-    out.print(registry.promote(workspace, number, "deepfloyd promote"))
+    _decide(workspace, lambda: registry.promote(workspace, number, "deepfloyd promote"))
 
 
 def rollback(workspace: Workspace) -> None:
@@ -42,7 +44,7 @@ def rollback(workspace: Workspace) -> None:
     from deepfloyd_core.store import registry
 
     need_workspace(workspace)
-    out.print(registry.rollback(workspace, "deepfloyd rollback"))
+    _decide(workspace, lambda: registry.rollback(workspace, "deepfloyd rollback"))
 
 
 def block(
@@ -54,4 +56,14 @@ def block(
     from deepfloyd_core.store import registry
 
     need_workspace(workspace)
-    out.print(registry.block(workspace, number, reason, "deepfloyd block"))
+    _decide(workspace, lambda: registry.block(workspace, number, reason, "deepfloyd block"))
+
+
+def _decide(workspace: Path, decide: Callable[[], str]) -> None:
+    """Decide, say what was decided, and bring the reports up to date."""
+    from deepfloyd_core.bundle.version_page import write_changed_reports
+    from deepfloyd_core.store.events import standing
+
+    before = standing(workspace)
+    out.print(decide())
+    write_changed_reports(workspace, before)

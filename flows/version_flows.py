@@ -8,6 +8,7 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
 from deepfloyd_core.bundle import history as versions
+from deepfloyd_core.bundle.version_page import write_changed_reports
 from deepfloyd_core.errors import ArtifactError
 from deepfloyd_core.store import registry
 from deepfloyd_core.store.events import standing
@@ -80,14 +81,15 @@ def _workspace(text: str) -> Path:
 
 
 def _decided(workspace: Path, decide: Callable[[Path], str]) -> "State[str]":
-    """Decide, and emit what happened to which version."""
-    before, blocked = _champion(workspace), set(standing(workspace).blocked)
+    """Decide, emit what happened to which version, and bring the reports up to date."""
+    before, earlier = _champion(workspace), standing(workspace)
     sentence = decide(workspace)
-    for number in sorted(set(standing(workspace).blocked) - blocked):
+    for number in sorted(set(standing(workspace).blocked) - set(earlier.blocked)):
         emit_version(workspace, "blocked", number, sentence)
     champion = _champion(workspace)
     if champion is not None and champion != before:
         emit_version(workspace, "promoted", champion, sentence)
+    write_changed_reports(workspace, earlier)
     return Completed(message=sentence, data=sentence)
 
 

@@ -45,7 +45,8 @@ def show(
     ],
     as_json: Annotated[bool, typer.Option("--json", help="The whole record, as JSON.")] = False,
     html: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write the report on a version, as one HTML file.")
+        Path | None,
+        typer.Option(metavar="FILE", dir_okay=False, help="Write the report on a version, as one HTML file."),
     ] = None,
 ) -> None:
     """Tell what a version or an artifact is: what it was made from, settings, figures, files."""

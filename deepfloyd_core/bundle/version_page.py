@@ -4,6 +4,7 @@
 pictures are shrunk: such a file has at most some 1.5 MB, whatever the sheets have.
 """
 
+import logging
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -18,8 +19,10 @@ from deepfloyd_core.bundle.version_words import next_steps, standing_words, tile
 from deepfloyd_core.files import write_bytes
 from deepfloyd_core.pictures.data_uri import data_uri
 from deepfloyd_core.store.counts import many, size
-from deepfloyd_core.store.events import FOLDER
-from deepfloyd_core.store.versions import Version
+from deepfloyd_core.store.events import FOLDER, Standing, standing
+from deepfloyd_core.store.versions import Version, versions
+
+log = logging.getLogger(__name__)
 
 _REPORTS = "reports"
 _MAIN_BYTES, _OTHER_BYTES = 150 << 10, 60 << 10  # of a picture
@@ -43,6 +46,18 @@ def write_report(workspace: Path, version: Version, file: Path | None = None) ->
     file.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(file, page(version_report(workspace, version)).encode())
     return file
+
+
+def write_changed_reports(workspace: Path, before: Standing) -> None:
+    """Write again the reports of the versions that have another state than before; of those alone that have one."""
+    now = standing(workspace)
+    for version in versions(workspace):
+        number = version.number
+        if now.state_of(number) != before.state_of(number) and report_file(workspace, number).exists():
+            try:
+                write_report(workspace, version)
+            except OSError as error:  # what was decided stands
+                log.warning("The report on version %d still tells its earlier state: %s", number, error)
 
 
 def page(report: VersionReport) -> str:

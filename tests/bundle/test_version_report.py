@@ -179,7 +179,29 @@ def test_show_writes_the_report_and_nothing_trips_over_the_folder(run: Run, tmp_
         assert done.exit_code == 0 and "reports" not in done.stdout, done.output
     assert "reports" not in deepfloyd("verify", str(run.workspace)).stdout
     refused = deepfloyd("show", str(run.workspace), "abcdef", "--html", str(file))
+    assert deepfloyd("show", str(run.workspace), "1", "--html", "").exit_code == 2
     assert refused.exit_code != 0 and "names none" in str(refused.exception or refused.output)
+
+
+def test_reports_follow_what_a_person_decides(run: Run) -> None:
+    for one in (GOOD, GOOD.with_(loss=-0.06, seed=1)):
+        number = one.publish(run).version.number
+        write_report(run.workspace, find_version(run.workspace, str(number)))
+    publish_time = report_file(run.workspace, 1).stat().st_mtime_ns
+    heads = {
+        "rollback": ("Version 1 serves", "Version 2 is blocked"),
+        "promote": ("Version 1 served", "Version 2 serves"),
+    }
+    for command, words in heads.items():
+        done = deepfloyd(command, str(run.workspace), *(["2"] if command == "promote" else []))
+        assert done.exit_code == 0, done.output
+        for number, head in enumerate(words, 1):
+            text = Page(report_file(run.workspace, number).read_text()).text
+            assert head in re.sub(r"\s+", " ", text)
+    assert report_file(run.workspace, 1).stat().st_mtime_ns > publish_time
+    report_file(run.workspace, 1).unlink()
+    assert deepfloyd("rollback", str(run.workspace)).exit_code == 0
+    assert not report_file(run.workspace, 1).exists()  # nobody asked for one
 
 
 def test_the_drawing_has_a_point_for_each_of_the_last_versions_higher_where_the_figure_is(run: Run) -> None:
