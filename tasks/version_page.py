@@ -22,6 +22,7 @@ from tasks.outbox import create_markdown_artifact
 from tasks.page_keys import workspace_key
 
 MOST_LINES = 20  # of what changed
+MOST_CHARACTERS = 1000  # of a line
 _MARKUP = re.compile(r"([\\`*_{}\[\]()#+!|<>&~-])")
 log = logging.getLogger(__name__)
 
@@ -116,4 +117,4 @@ def _code(text: object) -> str:
 
 def _plain(text: str) -> str:
     """Text that markdown shows as it is: names of files and reasons are the user's."""
-    return _MARKUP.sub(r"\\\1", " ".join(text.split()))
+    return _MARKUP.sub(r"\\\1", " ".join(text.split())[:MOST_CHARACTERS])

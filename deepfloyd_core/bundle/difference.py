@@ -101,7 +101,7 @@ def setting_lines(workspace: Path, first: Version, second: Version) -> list[str]
             continue
         try:
             old, new = ({"format": part.manifest.format, "spec": part.spec, "inputs": {}} for part in parts if part)
-        except ArtifactError as error:
+        except (ArtifactError, OSError) as error:
             lines.append(str(error))
             continue
         if old != new:

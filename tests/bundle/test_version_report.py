@@ -144,6 +144,16 @@ def test_a_report_of_lost_pictures_keeps_the_figures(run: Run) -> None:
     assert "lost or damaged" in page(found)
 
 
+def test_a_record_that_cannot_be_read_is_named_where_settings_are_compared(run: Run) -> None:
+    GOOD.publish(run)
+    GOOD.with_(loss=-0.06, seed=1).publish(run)
+    (record,) = run.workspace.glob("image_index/*/manifest.json")
+    record.unlink()
+    record.mkdir()
+    since = report(run, 2).since
+    assert since and any(str(record) in line for line in since.settings)
+
+
 def test_captions_names_and_reasons_are_text_in_the_page_and_nothing_comes_from_elsewhere(run: Run) -> None:
     GOOD.publish(run)
     first = GOOD.bundle(run.workspace)
