@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 
 USUAL_PORT = 4200
 WATCH_EVERY_S = 5.0
+SELDOM = 6  # of so many looks one costs several requests
 AWAY_S = 600.0  # how long the server may be away; it is started again by others of its users too
 
 
@@ -117,6 +118,7 @@ class _Watch:
     project: Path
     own: bool  # the server is of this home, so that every run of the pool is of this machine
     told: set[str] = field(default_factory=set)
+    looks: int = 0
     answered: float = field(default_factory=time.monotonic)
 
     @property
@@ -135,12 +137,13 @@ class _Watch:
 
         try:
             lines = settle_ended(self.client, self.home, again=True)
-            if self.own:
+            if self.own and self.looks % SELDOM == 0:
                 lines += settle_lost(self.client, self.home, POOL)
                 offer_run_files(self.client, self.project)
                 lines += keep_notifications(self.client)
             lines += skip_missed(self.client, POOL)
             self.answered = time.monotonic()
+            self.looks += 1
         except (httpx.HTTPError, PrefectException) as error:
             lines = [f"the runs cannot be looked after: {type(error).__name__}: {error}".split("\n")[0]]
             if lines[0] in self.told:
