@@ -179,7 +179,10 @@ ELSEWHERE_ONLY = pytest.mark.skipif(sys.platform != "linux", reason="127.0.0.2 i
     ],
 )
 def test_what_no_flow_can_use_is_one_sentence(answers: dict[str, tuple[int, bytes]], named: str, said: str) -> None:
-    with _listening(answers) as port:
+    from prefect.settings import PREFECT_API_AUTH_STRING, temporary_settings
+
+    # Other tests have the password of the server that they share.
+    with _listening(answers) as port, temporary_settings({PREFECT_API_AUTH_STRING: None}):
         refusal = _refusal(f"http://127.0.0.1:{port}{named}")
     assert said.format(port=port) in refusal and "\n" not in refusal
 

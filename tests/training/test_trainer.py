@@ -68,8 +68,12 @@ def world(
     new_small_run: Callable[[Path], SmallRun],
     new_world: Callable[[Path], DataWorld],
 ) -> tuple[Run, dict[str, Artifact]]:
-    """A small run and everything that training needs."""
-    run = load_run(new_small_run(tmp_path_factory.mktemp("training") / "run").config)
+    """A small run, with two pictures held out and two sampled, and everything that training needs."""
+    small = new_small_run(tmp_path_factory.mktemp("training") / "run")
+    two = "num_validation_images = 2\nnum_eval_images = 2"
+    small.config.write_text(small.config.read_text().replace("num_validation_images = 1", two))
+    run = load_run(small.config)
+    assert (run.config.num_validation_images, run.config.num_eval_images) == (2, 2)
     return run, prepared(run, new_world(run.workspace))
 
 
