@@ -6,6 +6,7 @@ of them is kept, so a second run goes on where the first one ended. The first ru
 AGAIN; it is not run a third time.
 """
 
+import socket
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -35,11 +36,14 @@ from prefect.settings import PREFECT_HOME
 from prefect.states import Cancelled, Crashed
 
 from deepfloyd_core.store.counts import many
-from flows.run_lease import SKIPPED, free_lease, has_lease, leases
+from flows.run_lease import SKIPPED, free_lease, has_lease, lease_of, leases
 from tasks.health import asked_once
 
 REPLACED, AGAIN = "replaced", "again"
-RECENT_S = 3600.0  # how long ago a run may have crashed that is run again though it never had a lease
+# Flows that a second run of does no harm. A rollback of a rollback does: so decisions are not repeated.
+REPEATED = ("finetune", "retrain", "prepare", "embed", "train-stage1", "train-stage2", "generate", "gc", "history")
+LONGEST_REASON = 300  # characters
+RECENT_S = 86_400.0  # how long ago a run may have crashed that is run again though it never had a lease
 DEAD = "Its process was killed, or could not tell the server how it ended. Finished work is kept."
 CANCELLED = "Its process has ended. Finished work is kept."
 MISSED = "No worker was free at this time; the run of a later time covers it."
@@ -78,13 +82,16 @@ def settle_ended(client: SyncPrefectClient, home: Path, *, again: bool) -> list[
                     continue
                 told.append(_bury(client, run))
                 run = _read(client, run.id)
-            if run and _deserves_another(run):
+            if run and _deserves_another(client, run):
                 if not again:
                     continue
                 dead.append(run)
-            if run_id:
+            elif run_id:
                 path.unlink(missing_ok=True)
-    return told + run_again(client, dead)
+    told += run_again(client, dead)
+    for run in dead:
+        lease_of(home, run.id).unlink(missing_ok=True)
+    return told
 
 
 def settle_lost(client: SyncPrefectClient, home: Path, pool: str) -> list[str]:
@@ -102,7 +109,7 @@ def settle_lost(client: SyncPrefectClient, home: Path, pool: str) -> list[str]:
             lost.append(run)
         elif state.is_crashed() and _age_s(state) < RECENT_S:
             lost.append(run)
-    return told + run_again(client, filter(_deserves_another, [_read(client, run.id) or run for run in lost]))
+    return told + run_again(client, [run for run in lost if _deserves_another(client, _read(client, run.id) or run)])
 
 
 def run_again(client: SyncPrefectClient, dead: Iterable[FlowRun]) -> list[str]:
@@ -121,6 +128,11 @@ def run_again(client: SyncPrefectClient, dead: Iterable[FlowRun]) -> list[str]:
                 job_variables=run.job_variables,
             )
         except ObjectNotFound:  # its deployment was removed
+            continue
+        except httpx.HTTPStatusError as error:
+            if error.response.status_code >= 500:
+                raise
+            told.append(f"{run.name} cannot be run again: {error.response.text[:LONGEST_REASON]}")
             continue
         told.append(f"{run.name} is run again as {second.name}")
     for run in dead:
@@ -182,9 +194,11 @@ def _runs(
     return found
 
 
-def _deserves_another(run: FlowRun) -> bool:
+def _deserves_another(client: SyncPrefectClient, run: FlowRun) -> bool:
     crashed = run.state is not None and run.state.is_crashed()
-    return crashed and run.deployment_id is not None and not {AGAIN, REPLACED} & set(run.tags)
+    if not crashed or run.deployment_id is None or {AGAIN, REPLACED} & set(run.tags):
+        return False
+    return client.read_flow(run.flow_id).name in REPEATED
 
 
 def _bury(client: SyncPrefectClient, run: FlowRun) -> str:
@@ -209,6 +223,15 @@ def _bury(client: SyncPrefectClient, run: FlowRun) -> str:
 
 
 def _is_alive(infrastructure: str | None) -> bool:
-    """Whether a run's process lives on this machine. infrastructure: its pid, or HOST:PID."""
-    pid = (infrastructure or "").rpartition(":")[2]
-    return pid.isdecimal() and psutil.pid_exists(int(pid))
+    """Whether a run's process lives on this machine. infrastructure: its pid, or HOST:PID.
+
+    A process that has ended and was not waited for does not live, nor does another program with its number.
+    """
+    host, _, pid = (infrastructure or "").rpartition(":")
+    if not pid.isdecimal() or host not in ("", socket.gethostname()):
+        return False
+    try:
+        process = psutil.Process(int(pid))
+        return process.status() != psutil.STATUS_ZOMBIE and "python" in " ".join(process.cmdline())
+    except psutil.Error:
+        return False

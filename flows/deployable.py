@@ -24,6 +24,7 @@ from tasks.outbox import server_awaited
 F = TypeVar("F", bound=Callable[..., Any])
 
 ROOTS = "DEEPFLOYD_ROOTS"
+ADDRESSES = ("task_runner_address",)  # keys whose host gets what a run knows
 PATHS = ("config", "control", "workspace")  # parameters that are one path
 
 
@@ -52,7 +53,11 @@ def _is_deployed() -> bool:
 def allowed_folders() -> tuple[Path, ...]:
     """The folders that a deployment's parameters may name; the project's is the first."""
     others = os.environ.get(ROOTS, "").split(os.pathsep)
-    return (project_folder(), *(Path(each) for each in others if each))
+    try:
+        project = project_folder()
+    except ConfigError:  # a worker on another machine, without the project: where its runs begin
+        project = Path.cwd()
+    return (project, *(Path(each) for each in others if each))
 
 
 def confined(parameters: dict[str, Any], folders: tuple[Path, ...]) -> dict[str, Any]:
@@ -68,6 +73,11 @@ def confined(parameters: dict[str, Any], folders: tuple[Path, ...]) -> dict[str,
 
 def _overrides(overrides: list[str], folders: tuple[Path, ...]) -> Iterator[str]:
     for override in overrides:
+        if override.partition("=")[0].strip() in ADDRESSES:
+            raise ConfigError(
+                f"{override.partition('=')[0].strip()} cannot be set in a deployment's parameters: the cluster gets the "
+                "password of the Prefect server. Set it in the run file."
+            )
         for path in paths_in(override):
             _inside(f"the override of {override.partition('=')[0].strip()}", path, folders)
         yield from_folder(override, folders[0])

@@ -1,16 +1,17 @@
-"""Deploys the flows of prefect.yaml, and keeps what the user has changed in the UI since the last time.
+"""Deploys the flows of prefect.yaml, and keeps what the user has changed in the UI since.
 
-`prefect deploy` replaces a deployment: a paused schedule would be active again. So the schedules and the pause of a
-deployment are put back, unless prefect.yaml has other schedules than when it was deployed last. A pool or a queue that
-is there is left as it is. The parameter `config` becomes a choice of the run files of the project.
+`prefect deploy` replaces a deployment with what the file says: another schedule, other parameters or a pause would be lost.
+So a deployment whose entry in the file is as it was is not deployed again; after an upgrade of this package it is, for its
+form, and what the user had is put back. A pool or a queue that is there is left as it is. The parameter `config` becomes a
+choice of the run files of the project.
 """
 
 import json
 import subprocess
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import yaml
 from prefect.client.orchestration import SyncPrefectClient
@@ -19,22 +20,26 @@ from prefect.client.schemas.responses import DeploymentResponse
 from prefect.exceptions import ObjectNotFound
 from prefect.workers.process import ProcessWorker
 
-from deepfloyd_core.errors import JobError
-from deepfloyd_core.files import canonical_json, write_bytes
+from deepfloyd_core.errors import ConfigError, JobError
+from deepfloyd_core.files import canonical_json, sha256_bytes, write_bytes
 from tasks import VERSION
 
 POOL = "deepfloyd"
 TRAINING = "training"  # the queue of deployments that train: one run at a time
 FOLDERS = (".", "flows/configs")  # of a project, where run files are looked for
-RECORD = "deployed.json"  # in PREFECT_HOME: the schedules that prefect.yaml had
+LARGEST_RUN_FILE = 1 << 20  # bytes
+RECORD = "deployed.json"  # in PREFECT_HOME: each entry as it was deployed, from where, and the code of the flows
+KEPT = "deployments.kept.json"  # what the user had set, while a deployment is replaced
 
 
 def make_pool(client: SyncPrefectClient) -> None:
-    """Make the process pool and its queue for trainings, unless they are there."""
+    """Make the process pool and its queue for trainings, unless they are there. Its runs have no command of their own."""
     try:
         client.read_work_pool(POOL)
     except ObjectNotFound:
         template = ProcessWorker.get_default_base_job_template()
+        template["job_configuration"]["command"] = None
+        template["variables"]["properties"].pop("command", None)
         client.create_work_pool(WorkPoolCreate(name=POOL, type="process", base_job_template=template))
     try:
         client.read_work_queue_by_name(TRAINING, work_pool_name=POOL)
@@ -43,23 +48,37 @@ def make_pool(client: SyncPrefectClient) -> None:
 
 
 def deploy(client: SyncPrefectClient, project: Path, home: Path) -> None:
-    """Deploy every flow of the project's prefect.yaml. Raises JobError when Prefect refuses it."""
-    before = {one.id: one for one in client.read_deployments()}
-    planned = _planned(project)
-    record = home / RECORD
-    known: dict[str, Any] = json.loads(record.read_text()) if record.exists() else {}
-    _prefect(project, "--no-prompt", "deploy", "--all")
+    """Deploy each flow of the project's prefect.yaml that is not deployed as it says.
+
+    Raises ConfigError when the file cannot be read, JobError when Prefect refuses it.
+    """
+    _put_back(client, home)  # of a start that was killed
+    where = {"code": _code(), "project": str(project)}
+    planned = {key: {"entry": entry, **where} for key, entry in _planned(project).items()}
+    known: dict[str, Any] = json.loads((home / RECORD).read_text()) if (home / RECORD).exists() else {}
+    there = {_key(one.entrypoint, one.name): one for one in client.read_deployments()}
+    stale = sorted(key for key in planned if key not in there or known.get(key) != planned[key])
+    if not stale:
+        return
+    kept = {
+        str(there[key].id): _settings(there[key], known[key]["project"]).model_dump(mode="json", exclude_unset=True)
+        for key in stale
+        if key in there and key in known and known[key]["entry"] == planned[key]["entry"]
+    }
+    write_bytes(home / KEPT, canonical_json(kept).encode())
+    _prefect(project, "--no-prompt", "deploy", *(word for key in stale for word in ("--name", _name(key))))
+    _put_back(client, home)
     for deployment in client.read_deployments():
-        if deployment.id not in before or before[deployment.id].updated != deployment.updated:
+        if _key(deployment.entrypoint, deployment.name) in stale:
             _complete(client, deployment, project)
-        key = f"{deployment.entrypoint}:{deployment.name}"
-        if (old := before.get(deployment.id)) and key in planned and known.get(key) == planned[key]:
-            _put_back(client, old, deployment)
-    write_bytes(record, canonical_json(known | planned).encode())
+    write_bytes(home / RECORD, canonical_json(known | planned).encode())
 
 
-def offer_run_files(client: SyncPrefectClient, project: Path) -> None:
-    """Make `config` of each deployment of the project a choice of its run files, and of the one that it has."""
+def offer_run_files(client: SyncPrefectClient, project: Path) -> list[str]:
+    """Make `config` of each deployment of the project a choice of its run files, and of the one that it has.
+
+    Returns no line: nobody needs to be told.
+    """
     for deployment in client.read_deployments():
         schema = deployment.parameter_openapi_schema
         own = deployment.parameters.get("config")
@@ -70,6 +89,7 @@ def offer_run_files(client: SyncPrefectClient, project: Path) -> None:
         if field.get("enum") != choice:
             field["enum"] = choice
             client.update_deployment(deployment.id, DeploymentUpdate(parameter_openapi_schema=schema))
+    return []
 
 
 def run_files(project: Path) -> list[str]:
@@ -77,15 +97,43 @@ def run_files(project: Path) -> list[str]:
     found = []
     for folder in FOLDERS:
         for path in sorted((project / folder).glob("*")):
-            if path.suffix in (".toml", ".json") and path.is_file() and b"workspace" in path.read_bytes():
+            if path.suffix in (".toml", ".json") and _names_a_workspace(path):
                 found.append(path.relative_to(project).as_posix())
     return found
 
 
+def _names_a_workspace(path: Path) -> bool:
+    try:
+        return path.stat().st_size <= LARGEST_RUN_FILE and b"workspace" in path.read_bytes()
+    except OSError:  # a folder, a file that is gone or may not be read
+        return False
+
+
 def _planned(project: Path) -> dict[str, Any]:
-    """The schedules of each deployment in prefect.yaml, by its entrypoint and name."""
-    entries: Iterable[dict[str, Any]] = yaml.safe_load((project / "prefect.yaml").read_text()).get("deployments") or ()
-    return {f"{one.get('entrypoint')}:{one.get('name')}": one.get("schedules") or [] for one in entries}
+    """Each entry of prefect.yaml, by its entrypoint and name."""
+    path = project / "prefect.yaml"
+    try:
+        file = yaml.safe_load(path.read_text(encoding="utf-8"))
+        entries = file.get("deployments") or ()
+        common = {name: file.get(name) for name in ("build", "push", "pull")}
+        return {_key(one.get("entrypoint"), one.get("name")): {**common, **one} for one in entries}
+    except (yaml.YAMLError, AttributeError, UnicodeDecodeError) as error:
+        told = " ".join(str(error).split()) if isinstance(error, yaml.YAMLError) else "it lists no deployments"
+        raise ConfigError(f"{path} cannot be read: {told}.") from None
+
+
+def _key(entrypoint: str | None, name: str | None) -> str:
+    return f"{entrypoint}:{name}"
+
+
+def _name(key: str) -> str:
+    return key.rpartition(":")[2]
+
+
+def _code() -> str:
+    """A digest of the code of the flows, which decides their forms."""
+    sources = sorted(Path(__file__).parent.glob("*.py"))
+    return sha256_bytes(VERSION.encode() + b"".join(path.read_bytes() for path in sources))
 
 
 def _complete(client: SyncPrefectClient, deployment: DeploymentResponse, project: Path) -> None:
@@ -96,11 +144,33 @@ def _complete(client: SyncPrefectClient, deployment: DeploymentResponse, project
     client.update_deployment(deployment.id, update)
 
 
-def _put_back(client: SyncPrefectClient, old: DeploymentResponse, new: DeploymentResponse) -> None:
-    kept = [(one.schedule, one.active) for one in old.schedules]
-    if kept != [(one.schedule, one.active) for one in new.schedules] or old.paused != new.paused:
-        schedules = [DeploymentScheduleUpdate(schedule=schedule, active=active) for schedule, active in kept]
-        client.update_deployment(new.id, DeploymentUpdate(schedules=schedules, paused=old.paused))
+def _settings(deployment: DeploymentResponse, project: str) -> DeploymentUpdate:
+    """What a user can change of a deployment. project: the folder that it was deployed from."""
+    schedules = [
+        DeploymentScheduleUpdate(
+            schedule=one.schedule, active=one.active, max_scheduled_runs=one.max_scheduled_runs,
+            parameters=one.parameters, slug=one.slug,
+        )
+        for one in deployment.schedules
+    ]  # fmt: skip
+    own = {key: value for key, value in deployment.job_variables.items() if (key, value) != ("working_dir", project)}
+    limit = deployment.global_concurrency_limit
+    return DeploymentUpdate(
+        schedules=schedules, paused=deployment.paused, parameters=deployment.parameters, tags=deployment.tags,
+        job_variables=own, concurrency_limit=limit.limit if limit else None,
+        work_queue_name=deployment.work_queue_name,
+    )  # fmt: skip
+
+
+def _put_back(client: SyncPrefectClient, home: Path) -> None:
+    path = home / KEPT
+    if path.exists():
+        for deployment, settings in json.loads(path.read_text()).items():
+            try:
+                client.update_deployment(UUID(deployment), DeploymentUpdate.model_validate(settings))
+            except ObjectNotFound:  # removed since
+                continue
+        path.unlink()
 
 
 def _prefect(project: Path, *arguments: str) -> None:

@@ -49,15 +49,30 @@ RULES = (
 
 
 def keep_notifications(client: SyncPrefectClient) -> list[str]:
-    """Create the automations that are missing, where the block is there. Returns a line for each."""
-    block = next((one for one in client.read_block_documents() if one.name == BLOCK), None)
+    """Create the automations that are missing, where the block is there, and let those use it that had an earlier block.
+
+    Returns a line for each.
+    """
+    blocks = client.read_block_documents(include_secrets=False)
+    block = next((one for one in blocks if one.name == BLOCK), None)
     if block is None:
         return []
-    there = {one.name for one in client.read_automations()}
-    missing = [rule for rule in RULES if rule.name not in there]
-    for rule in missing:
-        client.create_automation(_automation(rule, block))
-    return [f"the automation {rule.name!r} uses the block {BLOCK!r} from now on" for rule in missing]
+    there = {one.name: one for one in client.read_automations()}
+    told = []
+    for rule in RULES:
+        old = there.get(rule.name)
+        if old is None:
+            client.create_automation(_automation(rule, block))
+        elif _blocks_of(old) <= {one.id for one in blocks}:
+            continue
+        else:
+            client.update_automation(old.id, _automation(rule, block).model_copy(update={"enabled": old.enabled}))
+        told.append(f"the automation {rule.name!r} uses the block {BLOCK!r} from now on")
+    return told
+
+
+def _blocks_of(automation: AutomationCore) -> set[UUID]:
+    return {one.block_document_id for one in automation.actions if isinstance(one, CallWebhook | SendNotification)}
 
 
 def _automation(rule: Rule, block: BlockDocument) -> AutomationCore:

@@ -13,7 +13,7 @@ import fcntl
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -99,7 +99,10 @@ def _name(context: FlowRunContext | None) -> str:
 
 def leases(home: Path) -> list[Path]:
     """The leases of a home, held or free, the oldest first."""
-    found = [(path.stat().st_mtime_ns, path) for path in (home / FOLDER).glob("*") if _run_of(path)]
+    found = []
+    for path in (home / FOLDER).glob("*"):
+        with suppress(FileNotFoundError):  # another command has settled it
+            found += [(path.stat().st_mtime_ns, path)] if _run_of(path) else []
     return [path for _, path in sorted(found)]
 
 
@@ -124,7 +127,12 @@ def free_lease(path: Path) -> Iterator[UUID | None]:
 
 def has_lease(home: Path, run: UUID) -> bool:
     """Whether a run has begun on this machine, and was not settled since."""
-    return (home / FOLDER / str(run)).exists()
+    return lease_of(home, run).exists()
+
+
+def lease_of(home: Path, run: UUID) -> Path:
+    """Where the lease of a run is, or would be."""
+    return home / FOLDER / str(run)
 
 
 def take_lease(home: Path, run: UUID) -> None:

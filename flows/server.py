@@ -29,7 +29,7 @@ from flows.background import meanwhile
 from flows.home import PASSWORD, PRIVATE, login_link, open_home, password
 from flows.profile import write_profile
 from flows.proxies import without_loopback
-from flows.server_log import LogReader, errors_told
+from flows.server_log import LogReader, errors_told, put_aside
 from tasks import LOGGERS
 from tasks.health import healthy
 
@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 
 START_TIMEOUT_S = 180.0
 STOP_TIMEOUT_S = 10.0  # then it is left to end by itself
+LARGEST_LOG = 32 << 20  # bytes; a larger one is put aside when a server starts
 LOOK_EVERY_S = 2.0  # is it alive
 RESTARTS, RESTARTS_S = 5, 3600.0  # so many within this time, by each user of a server that ends by itself
 # Quiet and offline, one real server; the console belongs to our own messages, Prefect's records go to the server.
@@ -185,6 +186,7 @@ def start_server(home: Path, port: int | None, environ: dict[str, str]) -> str:
     users = str(home / "server.users")
     command = [sys.executable, "-P", "-m", "flows.bound", users, "flows.web_server", str(port)]
     beside = home / "server.json.new"
+    put_aside(home / "server.log", LARGEST_LOG)
     with beside.open("w") as record, open(home / "server.log", "ab", opener=PRIVATE) as log_file:
         fcntl.flock(record, fcntl.LOCK_EX)  # the server's from here on, which inherits the file
         json.dump({"url": url}, record)
@@ -217,14 +219,16 @@ def kept_up(home: Path, url: str, environ: dict[str, str]) -> Iterator[None]:
                     return
             ends.append(time.monotonic())
             if len(ends) > RESTARTS and ends[-1] - ends[0] < RESTARTS_S:
-                break
+                log.warning("the Prefect server of %s has ended %d times; it is restarted in an hour", home, len(ends))
+                ends.clear()
+                if ended.wait(RESTARTS_S):
+                    return
             try:
                 start_again(ended)
             except (DeepFloydError, OSError) as error:  # it was killed again, or its port is not free yet
                 log.warning("%s", error)
                 if ended.wait(LOOK_EVERY_S):
                     return
-        log.warning("the Prefect server of %s has ended %d times in an hour; it is not restarted", home, RESTARTS + 1)
 
     with meanwhile("server-kept-up", watch, LOOK_EVERY_S):
         yield

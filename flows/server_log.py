@@ -103,6 +103,12 @@ class LogReader:
         return data.decode(errors="replace")
 
 
+def put_aside(path: Path, largest: int) -> None:
+    """Rename a log of more than so many bytes to NAME.1, in place of an older one."""
+    if path.exists() and path.stat().st_size > largest:
+        path.replace(path.with_name(f"{path.name}.1"))
+
+
 @contextmanager
 def errors_told(log: LogReader, tell: Callable[[str], None]) -> Iterator[None]:
     """In this block, report every service error that appears in the log in one line; each error once."""

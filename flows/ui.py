@@ -8,7 +8,7 @@ import fcntl
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from deepfloyd_core.errors import ConfigError, JobError
+from deepfloyd_core.errors import ConfigError
 from deepfloyd_core.store.file_faults import flock
 from flows.api import check_guarded
 from flows.home import PRIVATE, default_home, open_home
@@ -33,8 +33,8 @@ log = logging.getLogger(__name__)
 
 USUAL_PORT = 4200
 WATCH_EVERY_S = 5.0
+TOLD_AGAIN_S = 3600.0
 SELDOM = 6  # of so many looks one costs several requests
-AWAY_S = 600.0  # how long the server may be away; it is started again by others of its users too
 
 
 def serve_ui(port: int | None, deploys_elsewhere: bool, out: Console) -> None:
@@ -70,10 +70,8 @@ def serve_ui(port: int | None, deploys_elsewhere: bool, out: Console) -> None:
                 out.print(f"Worker's log {home / 'worker.log'}. Ctrl-C stops everything.")
                 while True:
                     time.sleep(WATCH_EVERY_S)
-                    worker.keep_up()
+                    worker.keep_up(watch.away_s < 2 * WATCH_EVERY_S)
                     watch.look()
-                    if own and watch.away_s > AWAY_S:
-                        raise JobError(f"The Prefect server does not come back; its log is {home / 'server.log'}.")
 
 
 def project_folder(installed: Path = Path(__file__).parent.parent) -> Path:
@@ -117,7 +115,7 @@ class _Watch:
     home: Path
     project: Path
     own: bool  # the server is of this home, so that every run of the pool is of this machine
-    told: set[str] = field(default_factory=set)
+    told: dict[str, float] = field(default_factory=dict)  # when each fault was told
     looks: int = 0
     answered: float = field(default_factory=time.monotonic)
 
@@ -127,27 +125,36 @@ class _Watch:
         return time.monotonic() - self.answered
 
     def look(self) -> None:
-        """Settle what there is. A server that is away is looked at the next time."""
-        import httpx
-        from prefect.exceptions import PrefectException
+        """Settle what there is. What fails is told once, and tried again the next time; the other parts go on."""
+        from prefect.settings import PREFECT_HOME
 
         from flows.dead_runs import settle_ended, settle_lost, skip_missed
         from flows.deployments import offer_run_files
         from flows.notifications import keep_notifications
 
+        client, runs = self.client, Path(PREFECT_HOME.value())  # where the runs of the worker have their leases
+        self._part(lambda: settle_ended(client, runs, again=True))
+        if self.own and self.looks % SELDOM == 0:
+            self._part(lambda: settle_lost(client, runs, POOL))
+            self._part(lambda: offer_run_files(client, self.project))
+            self._part(lambda: keep_notifications(client))
+        self._part(lambda: skip_missed(client, POOL))
+        self.looks += 1
+
+    def _part(self, look: Callable[[], list[str]]) -> None:
+        import httpx
+        from prefect.exceptions import PrefectException
+
         try:
-            lines = settle_ended(self.client, self.home, again=True)
-            if self.own and self.looks % SELDOM == 0:
-                lines += settle_lost(self.client, self.home, POOL)
-                offer_run_files(self.client, self.project)
-                lines += keep_notifications(self.client)
-            lines += skip_missed(self.client, POOL)
+            lines = look()
             self.answered = time.monotonic()
-            self.looks += 1
-        except (httpx.HTTPError, PrefectException) as error:
+        except (httpx.HTTPError, PrefectException, OSError, ValueError) as error:
+            if not isinstance(error, httpx.TransportError):
+                self.answered = time.monotonic()
             lines = [f"the runs cannot be looked after: {type(error).__name__}: {error}".split("\n")[0]]
-            if lines[0] in self.told:
+            now, told = time.monotonic(), self.told.get(lines[0])
+            if told is not None and now - told < TOLD_AGAIN_S:
                 return
-            self.told.add(lines[0])
+            self.told[lines[0]] = now
         for line in lines:
             log.warning("%s", line)

@@ -9,16 +9,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from deepfloyd_core.errors import JobError
 from flows.bound import OWNER
 from flows.home import PRIVATE
 from flows.processes import kill_below
+from flows.server_log import put_aside
 
 log = logging.getLogger(__name__)
 
 POOL = "deepfloyd"
 STOP_S = 3.0  # how long the worker and its runs may take to end
-SHORT_S, STARTS = 60.0, 5  # so many workers in a row that end within this time are a fault of ours
+SHORT_S, STARTS, PAUSE_S = 60.0, 5, 300.0
+LARGEST_LOG = 32 << 20  # bytes; a larger one is put aside at the next start
 _PR_SET_CHILD_SUBREAPER = 36
 
 
@@ -27,12 +28,13 @@ class Worker:
 
     def __init__(self, project: Path, log_path: Path) -> None:
         self._project, self._log = project, log_path
-        self._short = 0
+        self._short, self._not_before = 0, 0.0
         self._start()
 
     def _start(self) -> None:
         command = [sys.executable, "-P", "-m", "flows.bound", OWNER, "prefect", "worker", "start", "--pool", POOL]
         self._began = time.monotonic()
+        put_aside(self._log, LARGEST_LOG)
         with open(self._log, "ab", opener=PRIVATE) as log_file:
             self._process = subprocess.Popen(
                 command,
@@ -43,16 +45,22 @@ class Worker:
                 start_new_session=True,
             )
 
-    def keep_up(self) -> None:
-        """Start it again when it has ended. Raises JobError when it ends again and again."""
+    def keep_up(self, server_answers: bool) -> None:
+        """Start it again when it has ended; not while the server is away, for it would end at once.
+
+        One that ends again and again, within SHORT_S, is started every PAUSE_S.
+        """
         code = self._process.poll()
-        if code is None:
+        if code is None or not server_answers or time.monotonic() < self._not_before:
             return
         self._short = self._short + 1 if time.monotonic() - self._began < SHORT_S else 0
         if self._short >= STARTS:
-            raise JobError(f"The worker ended {STARTS} times within {SHORT_S:.0f} s each; its log is {self._log}.")
+            self._not_before = time.monotonic() + PAUSE_S
         log.warning("the worker has ended with code %d; it is started again (log: %s)", code, self._log)
-        self._start()
+        try:
+            self._start()
+        except OSError as error:  # no memory, or no more processes
+            log.warning("the worker cannot be started: %s", error)
 
     def stop(self) -> None:
         """End it and its runs."""

@@ -35,11 +35,14 @@ def gate_of(run: Run) -> Judge:
 
 
 def report_on(workspace: Path, version: Version, champion: int | None, max_rejected_share: float) -> GateReport:
-    """The verdicts on a candidate. What cannot be read does not pass."""
+    """The verdicts on a candidate. What is damaged or missing does not pass.
+
+    Raises OSError where a disk fails: that says nothing of the candidate, and the next run judges it.
+    """
     try:
         before = None if champion is None else measured(workspace, find_version(workspace, str(champion)))
         context = GateContext(measured(workspace, version), before, max_rejected_share)
-    except (ArtifactError, OSError) as error:
+    except ArtifactError as error:
         fault = Verdict(rule="figures", about="", passed=False, reason=" ".join(str(error).split()).removesuffix("."))
         return GateReport(against=champion, verdicts=(fault,))
     return GateReport(against=champion, verdicts=tuple(one for rule in GATE_RULES.values() for one in rule(context)))
