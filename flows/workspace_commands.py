@@ -9,7 +9,7 @@ import typer
 from deepfloyd_core.config import retention
 from deepfloyd_core.config.base import parse_spec
 from deepfloyd_core.errors import ConfigError
-from flows.arguments import Workspace, need_workspace
+from flows.arguments import Workspace, need_workspace, user_path
 from tasks.terminal import console
 
 out, err = console(), console(stderr=True)
@@ -46,7 +46,7 @@ def show(
     as_json: Annotated[bool, typer.Option("--json", help="The whole record, as JSON.")] = False,
     html: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", dir_okay=False, help="Write the report on a version, as one HTML file."),
+        typer.Option(metavar="FILE", parser=user_path, help="Write the report on a version, as one HTML file."),
     ] = None,
 ) -> None:
     """Tell what a version or an artifact is: what it was made from, settings, figures, files."""

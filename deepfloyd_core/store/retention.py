@@ -108,7 +108,7 @@ def _roots(world: World, policy: Policy, now: float) -> Iterator[tuple[str, list
     served = [by_number[number] for number in world.served if number in by_number]
     for version in served[:1]:
         yield f"version {version.number}, the champion", _names(version)
-    for version in served[1 : max(2, policy.keep_versions)]:
+    for version in served[1 : policy.keep_versions]:
         yield "former champions, for a rollback", _names(version)
     last = "the last version" if policy.keep_versions == 1 else f"the last {policy.keep_versions} versions"
     yield f"{last} of each run file", _of_last(world.versions, policy.keep_versions)

@@ -164,8 +164,8 @@ def test_a_run_with_bitfit_ends_in_a_bundle_whose_card_says_how_to_load_it(
     assert done.returncode == 0, done.stderr
     (bundle,) = (run.workspace / "lora_bundle").iterdir()
     (lora,) = (run.workspace / "stage1_lora").iterdir()
-    assert {path.name for path in (bundle / "stage1").iterdir()} == {BITFIT_FILE, "scheduler"}
-    assert {path.name for path in (bundle / "stage2").iterdir()} == {LORA_FILE, "scheduler"}
+    assert {path.name for path in (bundle / "stage1").iterdir()} == {BITFIT_FILE, "scheduler", "validation.parquet"}
+    assert {path.name for path in (bundle / "stage2").iterdir()} == {LORA_FILE, "scheduler", "validation.parquet"}
     summary = json.loads((lora / "manifest.json").read_text())["summary"]
     assert summary["trainable_parameters"] == sum(map(torch.numel, load_file(lora / BITFIT_FILE).values()))
     assert summary["reload_difference"] == 0.0

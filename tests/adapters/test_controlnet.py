@@ -491,7 +491,7 @@ def test_a_run_ends_in_a_version_that_follows_a_picture(
     done = run.call_here("run", str(run.config), *keys)
     assert done.returncode == 0, done.stderr
     (bundle,) = (run.workspace / "lora_bundle").iterdir()
-    assert {path.name for path in (bundle / "stage1").iterdir()} == {FILE, "scheduler"}
+    assert {path.name for path in (bundle / "stage1").iterdir()} == {FILE, "scheduler", "validation.parquet"}
     (samples,) = (run.workspace / "cascade_samples").iterdir()
     summary = json.loads((samples / "manifest.json").read_text())["summary"]
     assert 0 < summary["control_error_tuned"] < 1 and 0 < summary["control_error_base"] < 1

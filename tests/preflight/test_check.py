@@ -77,7 +77,7 @@ def test_a_command_prints_them_all_in_one_message_before_it_starts_a_server(smal
 @pytest.mark.slow
 def test_a_run_of_a_flow_has_them_all_in_its_state_and_once_in_its_log(small_run: SmallRun, server: str) -> None:
     move_pictures_away(small_run)
-    code = "import sys; from flows.finetune import finetune; finetune(sys.argv[1], sys.argv[2:])"
+    code = "import sys; from flows.finetune import finetune; finetune(sys.argv[1], overrides=sys.argv[2:])"
     command = [sys.executable, "-P", "-c", code, str(small_run.config), *BROKEN]
     subprocess.run(command, env=os.environ | {"PREFECT_API_URL": server}, capture_output=True, timeout=300)
 

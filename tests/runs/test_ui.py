@@ -88,11 +88,13 @@ def test_a_deployment_completes_and_its_artifacts_render(
         found = post(url, "artifacts/filter", {"limit": 100}, login)
         artifacts = {entry["key"]: entry["id"] for entry in found if entry["key"]}
         page, profile, picture = f"http://127.0.0.1:{port}/artifacts/artifact", tmp_path / "profile", 'src="data:image/'
-        assert not shows(f"{page}/{artifacts['cascade-samples']}", profile, picture), "without a login"
+        assert not shows(f"{page}/{artifacts['cascade-samples-workspace']}", profile, picture), "without a login"
         assert shows(login_link(f"http://127.0.0.1:{port}", prefect_home), profile, deployed[0]["name"])
-        assert shows(f"{page}/{artifacts['cascade-samples']}", profile, picture, 2)  # the sheet, the held-out pictures
-        assert shows(f"{page}/{artifacts['image-index']}", profile, "unsupported")
-        assert shows(f"{page}/{artifacts['image-index-rejected']}", profile, picture, 1)
+        assert shows(
+            f"{page}/{artifacts['cascade-samples-workspace']}", profile, picture, 2
+        )  # the sheet, the held-out pictures
+        assert shows(f"{page}/{artifacts['image-index-workspace']}", profile, "unsupported")
+        assert shows(f"{page}/{artifacts['image-index-rejected-workspace']}", profile, picture, 1)
     assert within(60, lambda: not _answers(port), every_s=0.2)
     kept = [path for path in (*prefect_home.rglob("*"), tmp_path / "ui.log") if path.is_file()]
     secret = login.partition(":")[2].encode()
