@@ -51,6 +51,8 @@ def show(
 ) -> None:
     """Tell what a version or an artifact is: what it was made from, settings, figures, files."""
     need_workspace(workspace)
+    if html is not None and html.is_dir():
+        raise ConfigError(f"--html is {html}, a folder. Give the file that is to be written.")
     from deepfloyd_core.store.lookup import artifact_named, version_named
     from flows.show import artifact_json, print_artifact, print_version_record, version_json
 

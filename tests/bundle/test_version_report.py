@@ -20,6 +20,7 @@ from deepfloyd_core.bundle.version_page import page, report_file, write_report
 from deepfloyd_core.bundle.version_report import VersionReport, version_report
 from deepfloyd_core.bundle.version_words import why
 from deepfloyd_core.config.run import Run
+from deepfloyd_core.errors import ConfigError
 from deepfloyd_core.measures.pixel import mean_and_interval
 from deepfloyd_core.preflight.load import load_run
 from deepfloyd_core.store.versions import find_version
@@ -189,7 +190,8 @@ def test_show_writes_the_report_and_nothing_trips_over_the_folder(run: Run, tmp_
         assert done.exit_code == 0 and "reports" not in done.stdout, done.output
     assert "reports" not in deepfloyd("verify", str(run.workspace)).stdout
     refused = deepfloyd("show", str(run.workspace), "abcdef", "--html", str(file))
-    assert deepfloyd("show", str(run.workspace), "1", "--html", "").exit_code == 2
+    folder = deepfloyd("show", str(run.workspace), "1", "--html", "").exception
+    assert isinstance(folder, ConfigError) and "a folder. Give the file" in str(folder)
     assert refused.exit_code != 0 and "names none" in str(refused.exception or refused.output)
 
 
