@@ -14,11 +14,11 @@ from contextvars import ContextVar
 from pathlib import Path
 
 from deepfloyd_core.store.file_faults import flock, written
+from deepfloyd_core.store.locks import holder_of, name_holder
 
 log = logging.getLogger(__name__)
 
 ASK_EVERY_S = 0.5
-_LONGEST_NAME = 500  # bytes
 _ELSEWHERE = "Set TMPDIR to a folder on a local disk"
 _SLOT: "ContextVar[GpuSlot | None]" = ContextVar("gpu_slot", default=None)
 
@@ -38,8 +38,7 @@ class GpuSlot:
                 fd = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
             self._fd = fd
             self._wait(fd)
-            os.ftruncate(fd, 0)
-            os.pwrite(fd, self._name.encode()[:_LONGEST_NAME], 0)
+            name_holder(fd, self._name)
         return self._fd
 
     def leave(self) -> None:
@@ -56,8 +55,7 @@ class GpuSlot:
                 return
             except BlockingIOError:
                 if not told:
-                    holder = os.pread(fd, _LONGEST_NAME, 0).decode(errors="replace") or "another run"
-                    log.info("waiting for the GPU, which is used by %s", holder)
+                    log.info("waiting for the GPU, which is used by %s", holder_of(fd))
                     told = True
             time.sleep(ASK_EVERY_S)
 

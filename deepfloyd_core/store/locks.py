@@ -33,11 +33,8 @@ def locked(workspace: Path, name: str, *, quiet: bool = False) -> Iterator[int]:
 
     quiet: do not log a wait. Raises StorageError in place of any OSError of the block.
     """
-    path = workspace / LOCKS / name
     with written(workspace):
-        create_workspace(workspace)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        path, fd = _opened(workspace, name)
         try:
             try:
                 flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB, path, _ELSEWHERE)
@@ -85,22 +82,38 @@ def only_run(workspace: Path, name: str, *, wait: bool) -> Iterator[None]:
 
     Raises BusyError, with the name of the run that holds it, unless this run may wait.
     """
-    path = workspace / LOCKS / "run"
     with written(workspace):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        path, fd = _opened(workspace, "run")
     try:
         try:
             flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB, path, _ELSEWHERE)
         except BlockingIOError:
-            holder = os.pread(fd, _LONGEST_NAME, 0).decode(errors="replace") or "another run"
+            holder = holder_of(fd)
             if not wait:
                 raise BusyError(f"{holder} is at work in {workspace}.") from None
             log.info("waiting for %s, which is at work in %s", holder, workspace)
             flock(fd, fcntl.LOCK_EX, path)
         with written(workspace):
-            os.ftruncate(fd, 0)
-            os.pwrite(fd, name.encode()[:_LONGEST_NAME], 0)
+            name_holder(fd, name)
         yield
     finally:
         os.close(fd)
+
+
+def name_holder(fd: int, name: str) -> None:
+    """Write who holds a lock into its file, for those that wait."""
+    os.ftruncate(fd, 0)
+    os.pwrite(fd, name.encode()[:_LONGEST_NAME], 0)
+
+
+def holder_of(fd: int) -> str:
+    """Who holds a lock, as its file says."""
+    return os.pread(fd, _LONGEST_NAME, 0).decode(errors="replace") or "another run"
+
+
+def _opened(workspace: Path, name: str) -> tuple[Path, int]:
+    """The file of a lock in a workspace, which is created private if it is not there."""
+    create_workspace(workspace)
+    path = workspace / LOCKS / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path, os.open(path, os.O_RDWR | os.O_CREAT, 0o644)

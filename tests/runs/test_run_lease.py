@@ -85,6 +85,11 @@ def test_a_run_that_may_not_wait_learns_who_is_at_work_and_the_next_one_after_a_
         assert (tmp_path / ".locks" / "run").read_text() == "retrain birds"
 
 
+def test_a_workspace_that_a_run_creates_is_its_user_s_alone(tmp_path: Path) -> None:
+    with only_run(tmp_path / "new" / "workspace", "finetune birds", wait=True):
+        assert (tmp_path / "new" / "workspace").stat().st_mode & 0o777 == 0o700
+
+
 def test_jobs_wait_for_the_gpu_of_a_run_that_is_killed_then(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     holder = _holder(GPU, tmp_path)
