@@ -159,7 +159,7 @@ def test_paired_intervals_are_scipys_of_the_differences(seed: int, count: int, b
         assert found.interval is None
     elif count < FEWEST:
         low, high = stats.ttest_1samp(gains, 0).confidence_interval(0.95)
-        assert found.interval == pytest.approx((low, high), rel=1e-4)
+        assert found.interval == pytest.approx((low, high), rel=1e-6, abs=1e-6 * (high - low))
     else:
         in_order = [gains[number] for number in sorted(range(count), key=str)]
         assert (found.mean, *known(found.interval)) == pytest.approx(mean_and_interval(in_order))
