@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from deepfloyd_core.bundle.gate import measured
-from deepfloyd_core.bundle.gate_rules import DB, Measured, loss_bounds
+from deepfloyd_core.bundle.gate_rules import COMPARED, Measured, loss_bounds
 from deepfloyd_core.config.stages import STAGES, UPSCALERS
 from deepfloyd_core.errors import ArtifactError
 from deepfloyd_core.index.changed_pictures import picture_changes
@@ -140,8 +140,8 @@ def _measures(one: Measured, other: Measured) -> Iterator[FigureRow]:
         before, after = (version.upscaled.get(measure.name) for version in (one, other))
         change = ""
         if before and after:
-            gain = paired_gain(before.tuned, after.tuned, "more", DB)
-            change = gain.words(less=False, digits=2) if gain else _UNPAIRED
+            gain = paired_gain(before.tuned, after.tuned, measure.better or "more", COMPARED[measure.name])
+            change = gain.words(measure.better == "less", digits=2) if gain else _UNPAIRED
         yield FigureRow(f"{STAGES[UPSCALERS[0]].title}: {measure.meaning}", first, second, change)
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from deepfloyd_core.bundle.gate_rules import COMPARED, GATE_RULES, GateContext, Measured
 from deepfloyd_core.bundle.identity import BundleSummary
-from deepfloyd_core.bundle.picture_figures import picture_losses, picture_measures
+from deepfloyd_core.bundle.picture_figures import picture_colours, picture_losses, picture_measures
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.config.stages import UPSCALERS
 from deepfloyd_core.errors import ArtifactError
@@ -53,6 +53,7 @@ def measured(workspace: Path, version: Version) -> Measured:
     bundle = bundle_of(workspace, version)
     summary = bundle.summary(BundleSummary)
     losses = {stage: picture_losses(bundle.path, stage) for stage in summary.trainings}
+    colours = {stage: picture_colours(bundle.path, stage) for stage in summary.trainings if stage not in UPSCALERS}
     upscaled = {}
     held_out = summary.samples.held_out
     for stage in (stage for stage in UPSCALERS if stage in summary.trainings and held_out):
@@ -60,7 +61,7 @@ def measured(workspace: Path, version: Version) -> Measured:
         upscaled = {
             measure: picture_measures(bundle.path, stage, measure, held_out.noise_level) for measure in COMPARED
         }
-    return Measured(version.number, summary, _index_summary(workspace, version), losses, upscaled)
+    return Measured(version.number, summary, _index_summary(workspace, version), losses, colours, upscaled)
 
 
 def _index_summary(workspace: Path, version: Version) -> IndexSummary:

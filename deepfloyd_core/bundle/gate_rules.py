@@ -15,13 +15,19 @@ from deepfloyd_core.index.ledger import rejected_and_inputs
 from deepfloyd_core.index.summary import IndexSummary
 from deepfloyd_core.measures.paired import Bounds, PairedGain, paired_gain
 from deepfloyd_core.measures.registry import measures_against
+from deepfloyd_core.models.identity import ROUNDING
 from deepfloyd_core.store.counts import many
 from deepfloyd_core.store.verdicts import Verdict
 
 # Of a mean loss; and of measures in dB: a quarter of one is hardly seen.
 _LOSS_MARGIN, _LOSS_NEGLIGIBLE = 0.02, 1e-4
-DB = Bounds(margin=0.25, negligible=0.01)
-COMPARED = ("psnr", "consistency")  # measures of an upscaler
+_DB = Bounds(margin=0.25, negligible=0.01)
+# Of colours, in levels of 255. A shift by 2 is a CIELAB distance of 2.0 (median over colours; 3.1 for one in ten), and 2.3
+# is just noticed (Mahy et al. 1994). What is not seen is no harm, however sure it is, with many pictures or few.
+_LEVELS = Bounds(margin=2.0, negligible=2.0)
+_UPSCALING = {"psnr": _DB, "consistency": _DB}
+_COLOURS = {"colour_shift": _LEVELS, "colour_spread": _LEVELS}
+COMPARED: Mapping[str, Bounds] = {**_UPSCALING, **_COLOURS}  # measures of an upscaler, and how much worse counts
 # Rejected pictures: how much larger their share may be than the champion's, and the z of a difference beyond chance.
 _JUMP, _Z = 0.02, 1.96
 
@@ -34,6 +40,7 @@ class Measured:
     summary: BundleSummary
     index: IndexSummary
     losses: Mapping[Stage, PictureFigures]  # held-out losses of each trained stage
+    colours: Mapping[Stage, PictureFigures]  # colour shifts of the estimates of each that makes pictures from text
     upscaled: Mapping[str, PictureFigures]  # COMPARED of the upscaler; empty: it has none, or no held-out picture
 
 
@@ -65,9 +72,25 @@ def finite_figures(context: GateContext) -> Iterator[Verdict]:
             continue
         figures = [training.last_loss, training.eval_loss, training.eval_loss_base, *(training.eval_gain or (None,))]
         fault = next(_faults(figures, pictures, "held-out loss"), None)
+        if stage in one.colours:
+            fault = fault or next(_faults([], one.colours[stage], "colour shift"), None)
         yield Verdict(rule=rule, about=about, passed=fault is None, reason=f"{about}'s {fault or 'figures are finite'}")
         if stage in UPSCALERS:
             yield _finite_measures(one, about)
+
+
+def reloaded(context: GateContext) -> Iterator[Verdict]:
+    """A stock pipeline that loads the weights gives the outputs of the training, up to rounding."""
+    rule, name = "reloaded weights", "reload difference"
+    for stage, training in context.candidate.summary.trainings.items():
+        about, difference = STAGES[stage].title, training.reload_difference
+        if difference is None or not math.isfinite(difference):
+            fault = "missing" if difference is None else "not finite"
+            yield Verdict(rule=rule, about=about, passed=False, reason=f"{about}'s {name} is {fault}")
+            continue
+        reason = f"{about}'s {name} is {difference:.2g}, and at most {ROUNDING:g} is rounding"
+        passed = 0 <= difference <= ROUNDING
+        yield Verdict(rule=rule, about=about, passed=passed, reason=reason, figure=difference, limit=ROUNDING)
 
 
 def worse_loss(context: GateContext) -> Iterator[Verdict]:
@@ -82,7 +105,7 @@ def worse_loss(context: GateContext) -> Iterator[Verdict]:
     for stage, figures in context.candidate.losses.items():
         if before := context.champion.losses.get(stage):
             gain = paired_gain(before.tuned, figures.tuned, "less", loss_bounds(before.tuned))
-            yield _compared(rule, STAGES[stage].title, "held-out loss", gain, f"against version {number}", less=True)
+            yield _compared(rule, STAGES[stage].title, "held-out loss", gain, f"against version {number}", True, 4)
 
 
 def worse_upscaling(context: GateContext) -> Iterator[Verdict]:
@@ -90,11 +113,10 @@ def worse_upscaling(context: GateContext) -> Iterator[Verdict]:
     if context.champion is None or not context.champion.upscaled:
         return
     rule, number = "champion's upscaling", context.champion.number
-    for measure, before in context.champion.upscaled.items():
+    for measure, bounds in _UPSCALING.items():
         after = context.candidate.upscaled.get(measure)
-        gain = paired_gain(before.tuned, after.tuned, "more", DB) if after else None
-        label = next(one.label for one in measures_against("truth") if one.name == measure)
-        yield _compared(rule, STAGES[UPSCALERS[0]].title, f"{label} in dB", gain, f"against version {number}")
+        gain = paired_gain(context.champion.upscaled[measure].tuned, after.tuned, "more", bounds) if after else None
+        yield _compared(rule, STAGES[UPSCALERS[0]].title, f"{_label(measure)} in dB", gain, f"against version {number}")
 
 
 def harm(context: GateContext) -> Iterator[Verdict]:
@@ -102,7 +124,20 @@ def harm(context: GateContext) -> Iterator[Verdict]:
     for stage, figures in context.candidate.losses.items():
         if figures.tuned:
             gain = paired_gain(figures.base, figures.tuned, "less", loss_bounds(figures.base))
-            yield _compared("base's loss", STAGES[stage].title, "held-out loss", gain, "against the base", less=True)
+            yield _compared("base's loss", STAGES[stage].title, "held-out loss", gain, "against the base", True, 4)
+
+
+def colour_drift(context: GateContext) -> Iterator[Verdict]:
+    """No stage's colours are visibly further from the held-out pictures' than the champion's are; nor than the base's,
+    so that many small steps do not add up.
+    """
+    for (about, name), figures in _colours(context.candidate).items():
+        against = [("against the base", figures.base)]
+        if context.champion and (before := _colours(context.champion).get((about, name))):
+            against = [(f"against version {context.champion.number}", before.tuned), *against]
+        for words, known in against if figures.tuned else ():
+            gain = paired_gain(known, figures.tuned, "less", _LEVELS)
+            yield _compared("colour drift", about, f"{name} in levels of 255", gain, words, less=True)
 
 
 def rejected_pictures(context: GateContext) -> Iterator[Verdict]:
@@ -133,8 +168,21 @@ GATE_RULES: Mapping[str, Rule] = {
     "champion's loss": worse_loss,
     "champion's upscaling": worse_upscaling,
     "base's loss": harm,
+    "colour drift": colour_drift,
+    "reloaded weights": reloaded,
     "rejected pictures": rejected_pictures,
 }
+
+
+def _colours(one: Measured) -> dict[tuple[str, str], PictureFigures]:
+    """The colour figures of each stage, by its title and their names."""
+    found = {(STAGES[stage].title, _label("colour_shift")): figures for stage, figures in one.colours.items()}
+    title = STAGES[UPSCALERS[0]].title
+    return found | {(title, _label(measure)): one.upscaled[measure] for measure in _COLOURS if measure in one.upscaled}
+
+
+def _label(measure: str) -> str:
+    return next(one.label for one in measures_against("truth") if one.name == measure)
 
 
 def _faults(figures: list[float | None], pictures: PictureFigures, name: str) -> Iterator[str]:
@@ -164,7 +212,9 @@ def loss_bounds(before: Mapping[PictureName, float]) -> Bounds:
     return Bounds(_LOSS_MARGIN * level, _LOSS_NEGLIGIBLE * level)
 
 
-def _compared(rule: str, about: str, name: str, gain: PairedGain | None, against: str, less: bool = False) -> Verdict:
+def _compared(
+    rule: str, about: str, name: str, gain: PairedGain | None, against: str, less: bool = False, digits: int = 2
+) -> Verdict:  # fmt: skip
     """A verdict on paired figures. less: less is better, so a gain is a fall."""
     name = f"{about}'s {name}"
     if gain is None:
@@ -177,6 +227,6 @@ def _compared(rule: str, about: str, name: str, gain: PairedGain | None, against
     interval = (low, high) if gain.interval else None
     return Verdict(
         rule=rule, about=about, passed=not gain.is_worse, figure=sign * gain.mean, interval=interval,
-        limit=-sign * gain.bounds.margin if gain.is_few else 0.0,
-        reason=f"{name} {gain.words(less, 4 if less else 2)} {against}",
+        limit=-sign * (gain.bounds.margin if gain.is_few else gain.bounds.negligible),
+        reason=f"{name} {gain.words(less, digits)} {against}",
     )  # fmt: skip

@@ -19,6 +19,8 @@ from deepfloyd_core.measures.files import UpscalingFiles
 from deepfloyd_core.store.versions import stage_folder
 from deepfloyd_core.training.jobs import VALIDATION_FILE
 
+# Beyond this timestep, x_t hardly tells the colours of its picture: the estimate is a guess from the caption.
+COLOURS_UNTIL = 700
 PictureName = tuple[str, str]  # image_id, conditions
 Row = Mapping[str, str | float | None]
 
@@ -39,13 +41,23 @@ class PictureFigures:
 
 def picture_losses(bundle: Path, stage: Stage) -> PictureFigures:
     """The held-out loss of each picture of a stage, its mean over timesteps. Raises ArtifactError for an unreadable file."""
+    return _on_grid(bundle, stage, "loss", 1000)
+
+
+def picture_colours(bundle: Path, stage: Stage) -> PictureFigures:
+    """The colour shift of the estimate of each held-out picture, its mean over timesteps. Raises as `picture_losses`."""
+    return _on_grid(bundle, stage, "colour_shift", COLOURS_UNTIL)
+
+
+def _on_grid(bundle: Path, stage: Stage, column: str, until: int) -> PictureFigures:
+    """A figure of each held-out picture of a stage, its mean over the timesteps up to one."""
     file = stage_folder(bundle, stage) / VALIDATION_FILE
-    rows = [row for row in _rows(file, ("step", "model", "part", "image_id", "conditions", "t", "loss"))
-            if row["part"] == "held_out"]  # fmt: skip
+    rows = [row for row in _rows(file, ("step", "model", "part", "image_id", "conditions", "t", column))
+            if row["part"] == "held_out" and float(row["t"] or 0) <= until]  # fmt: skip
     last = max((row["step"] or 0 for row in rows if row["model"] == "trained"), default=0, key=float)
     return PictureFigures(
-        _by_picture(row for row in rows if row["model"] == "base"),
-        _by_picture(row for row in rows if row["model"] == "trained" and row["step"] == last),
+        _by_picture(column, (row for row in rows if row["model"] == "base")),
+        _by_picture(column, (row for row in rows if row["model"] == "trained" and row["step"] == last)),
     )
 
 
@@ -65,11 +77,11 @@ def picture_measures(bundle: Path, stage: Stage, measure: str, level: int) -> Pi
     return PictureFigures(base, tuned)
 
 
-def _by_picture(rows: Iterable[Row]) -> dict[PictureName, float]:
-    """The mean loss of each picture. The timesteps belong to its conditions."""
+def _by_picture(column: str, rows: Iterable[Row]) -> dict[PictureName, float]:
+    """The mean figure of each picture. The timesteps belong to its conditions."""
     losses: dict[tuple[str, str], dict[str, float]] = {}
     for row in rows:
-        losses.setdefault((str(row["image_id"]), str(row["conditions"])), {})[str(row["t"])] = _number(row["loss"])
+        losses.setdefault((str(row["image_id"]), str(row["conditions"])), {})[str(row["t"])] = _number(row[column])
     return {
         (name, f"{conditions}, t {' '.join(sorted(of_t))}"): sum(of_t.values()) / len(of_t)
         for (name, conditions), of_t in losses.items()

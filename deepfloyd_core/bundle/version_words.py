@@ -114,7 +114,10 @@ def _signed(verdict: Verdict, value: float | None) -> str:
         return ""
     if verdict.rule == "rejected pictures":
         return f"{value:.1%}"
-    return signed(value, decimals_of("dB" if verdict.rule == "champion's upscaling" else ""))
+    if verdict.rule == "reloaded weights":
+        return f"{value:.2g}"
+    units = {"champion's upscaling": "dB", "colour drift": "levels of 255"}
+    return signed(value, decimals_of(units.get(verdict.rule, "")))
 
 
 def next_steps(report: VersionReport) -> list[tuple[str, str]]:

@@ -39,6 +39,13 @@ def colour_shift(picture: np.ndarray, truth: np.ndarray) -> float:
     return float(np.abs(picture.mean((0, 1), np.float64) - truth.mean((0, 1), np.float64)).mean())
 
 
+def colour_spread(picture: np.ndarray, truth: np.ndarray) -> float:
+    """How far the spread of the colours is off, in levels of 255: the mean over red, green and blue of the distance of the
+    standard deviations. Washed-out or exaggerated colours have the right mean and another spread.
+    """
+    return float(np.abs(picture.std((0, 1), np.float64) - truth.std((0, 1), np.float64)).mean())
+
+
 def detail_energy(picture: np.ndarray, low_pass: np.ndarray) -> float:
     """Mean square of the detail that the low-res size cannot hold, in levels of 255; 0 for an interpolated picture.
 

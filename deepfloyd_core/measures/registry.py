@@ -10,7 +10,7 @@ from deepfloyd_core.config.run_validation import ValidationKeys
 from deepfloyd_core.measures.clip import CLIP
 from deepfloyd_core.measures.lpips import LPIPS
 from deepfloyd_core.measures.measure import Against, Measure, Network
-from deepfloyd_core.measures.pixel import colour_shift, detail_energy, psnr, ssim
+from deepfloyd_core.measures.pixel import colour_shift, colour_spread, detail_energy, psnr, ssim
 
 MEASURES = (
     Measure(
@@ -45,6 +45,15 @@ MEASURES = (
     Measure(
         "colour_shift", "difference in mean colour from the sample", "levels of 255", "less", against="sample",
         compute=lambda it: colour_shift(it.picture.pixels, it.reference.pixels),
+    ),
+    # Of downscales: fine detail, which has a measure of its own, would add to the spread.
+    Measure(
+        "colour_spread", "difference in the spread of colour from the low-res picture", "levels of 255", "less",
+        compute=lambda it: colour_spread(it.picture.downscale, it.low_res),
+    ),
+    Measure(
+        "colour_spread", "difference in the spread of colour from the sample", "levels of 255", "less", against="sample",
+        compute=lambda it: colour_spread(it.picture.downscale, it.low_res),
     ),
     Measure("clip", "CLIP similarity to the truth", "at most 1", "more", head="CLIP", gains=True, network=CLIP),
     Measure("clip_distance", "CLIP distance of the set to the truths' set", better="less", of="set", network=CLIP),

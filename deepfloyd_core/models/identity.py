@@ -8,6 +8,8 @@ from pathlib import Path
 from deepfloyd_core.config.stages import STAGES, Stage
 from deepfloyd_core.files import sha256_file
 
+ROUNDING = 1e-5  # the most that the outputs of equal weights differ by, in fp32
+
 
 def model_fingerprint(folder: Path, parts: Iterable[str]) -> str:
     """Fingerprint of a model's files: sha256 over the names and contents of the given subfolders.

@@ -9,6 +9,7 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from deepfloyd_core.errors import ArtifactError
+from deepfloyd_core.models.identity import ROUNDING
 from deepfloyd_core.models.unet import ProjectedUNet, load_text_modules
 
 EDGE_PX = 64  # Stage II's too: every weight takes part at any size, and at 256 px it takes 16 times as long
@@ -36,7 +37,7 @@ def small_change(change: Callable[[], float], prefix: str) -> float:
     alone.
     """
     difference = change()
-    if not difference <= 1e-5:
+    if not difference <= ROUNDING:
         raise ArtifactError(f"{prefix} differs by {difference:g}.")
     return difference
 

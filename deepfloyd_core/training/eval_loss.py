@@ -1,7 +1,8 @@
 """The loss on a fixed grid of (picture, noise, t): always the same draws, so two models are compared pair by pair.
 
 The grid has the held-out pictures, and a few training pictures. The extra gain on the training pictures measures
-overfitting.
+overfitting. The estimate of x_0 at each point also has a mean colour, whose distance from the picture's shows a cast
+without any sampling.
 """
 
 from dataclasses import dataclass, replace
@@ -12,7 +13,7 @@ import torch
 
 from deepfloyd_core.config.stages import Stage
 from deepfloyd_core.crops.eval_pictures import eval_pictures
-from deepfloyd_core.diffusion.loss import squared_error, to_model_range
+from deepfloyd_core.diffusion.loss import estimate, squared_error, to_model_range
 from deepfloyd_core.hashing import digest, hash_seed
 from deepfloyd_core.measures.pixel import mean_and_interval
 from deepfloyd_core.store.artifacts import Artifact
@@ -41,6 +42,7 @@ class GridLoss:
     image_id: str
     t: int
     loss: float
+    colour_shift: float = 0.0  # of the estimate of x_0, mean over red, green, blue, in levels of 255
     conditions: str = ""  # digest of all that decides it beside the model: crop, caption, pair, noise level
 
 
@@ -93,10 +95,10 @@ def grid_pictures(
     return found + seen[:_SEEN]
 
 
-def grid_losses(pictures: list[GridPicture], predict: Predict, level: int) -> list[GridLoss]:
-    """The squared error in epsilon of every picture at each of TIMESTEPS.
+def grid_losses(pictures: list[GridPicture], predict: Predict, level: int, bars: torch.Tensor) -> list[GridLoss]:
+    """The squared error in epsilon of every picture at each of TIMESTEPS, and the colour shift of its estimate of x_0.
 
-    level: the noise level of Stage II's low-res picture, 0 to 999.
+    level: the noise level of Stage II's low-res picture, 0 to 999; bars: alpha_bar of each timestep, float32 (T,).
     """
     losses = []
     for picture in pictures:
@@ -106,9 +108,17 @@ def grid_losses(pictures: list[GridPicture], predict: Predict, level: int) -> li
             draws = replace(drawn, t=torch.tensor([t]), level=torch.tensor([level]))
             with torch.inference_mode():
                 eps = predict(x_0, draws, [picture.caption_id], picture.pair)
-                loss = float(squared_error(eps.cpu(), draws.noise))
-            losses.append(GridLoss(picture.part, picture.image_id, t, loss, conditions))
+            eps = eps.float().cpu()
+            loss, shift = float(squared_error(eps, draws.noise)), _colour_shift(x_0, draws.noise, eps, bars[t])
+            losses.append(GridLoss(picture.part, picture.image_id, t, loss, shift, conditions))
     return losses
+
+
+def _colour_shift(x_0: torch.Tensor, noise: torch.Tensor, eps: torch.Tensor, bar: torch.Tensor) -> float:
+    """How far the mean colour of the estimate of x_0 is off, in levels of 255. Pictures: float32 (1, C, H, W)."""
+    x_t = bar.sqrt() * x_0 + (1 - bar).sqrt() * noise
+    off = (estimate(x_t, eps, bar) - x_0).mean((2, 3)).abs().mean()
+    return float(off) * 127.5
 
 
 def mean_loss(losses: list[GridLoss], part: str = HELD_OUT) -> float | None:

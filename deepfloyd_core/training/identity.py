@@ -15,7 +15,7 @@ from deepfloyd_core.training.jobs import TrainingInputs
 from deepfloyd_core.training.mixing import shares
 from deepfloyd_core.types import Json
 
-LORA_FORMAT = 7
+LORA_FORMAT = 8
 
 
 def lora_request(

@@ -55,6 +55,8 @@ class TrainingFigures(HeldOutLosses):
     pictures: int  # from which they were cut
     trainable_parameters: int
     last_loss: float
+    # Of the UNet's output, between the trained weights and those that a stock pipeline loads.
+    reload_difference: float | None = None
 
 
 class TrainingSummary(TrainingFigures):
@@ -64,7 +66,6 @@ class TrainingSummary(TrainingFigures):
     frozen_parameters: int
     frozen_bytes: int
     first_loss: float
-    reload_difference: float  # of the UNet's output, between the trained weights and those that a stock pipeline loads
     steps_of_this_process: int
     samples_per_s: float | None = None  # None: this process did no step
     eval_by_t: Mapping[int, tuple[float, float]] = {}  # held-out losses, base and trained, at timesteps 0 to 999

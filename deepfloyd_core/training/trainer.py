@@ -168,8 +168,9 @@ def _validation(context: TrainingContext, rows: TrainingRows, order: MixedOrder,
         wanted = sample_specs(stage, config, request.validation, request.prompts, eval_set, pairs)
     grid, negative = grid_pictures(eval_set, rows, order, stage, pairs), request.validation.validation_negative_prompt
     return Validation(
-        stage, config, negative, request.model, context.unet, context.texts, predict, grid, wanted, context.out
-    )
+        stage, config, negative, request.model, context.unet, context.texts, predict, context.scheduler.alphas_cumprod,
+        grid, wanted, context.out,
+    )  # fmt: skip
 
 
 def _passes(context: TrainingContext, rows: TrainingRows, order: MixedOrder) -> Callable[[int], Prepared]:

@@ -48,6 +48,7 @@ class Validation:
     unet: UNet2DConditionModel
     texts: Callable[[list[str]], Text]  # of caption ids, as the UNet takes them
     predict: Predict
+    bars: torch.Tensor  # alpha_bar of each timestep, float32 (T,)
     grid: list[GridPicture]
     wanted: list[SampleSpec]  # none: only losses are taken
     out: Path
@@ -55,7 +56,7 @@ class Validation:
     def losses(self) -> list[GridLoss]:
         """The losses on the grid, see `grid_losses`."""
         self.unet.eval()
-        return grid_losses(self.grid, self.predict, self.settings.validation_noise_level)
+        return grid_losses(self.grid, self.predict, self.settings.validation_noise_level, self.bars)
 
     def taken(self, step: int) -> bool:
         """Whether `take` has finished for a step, also in a process before."""

@@ -72,6 +72,15 @@ def test_a_version_that_is_worse_within_its_interval_is_promoted(run: Run) -> No
     assert GOOD.with_(loss=-0.0495, psnr=0.99, spread=0.02, seed=1).publish(run).state == "champion"
 
 
+def test_colours_that_nobody_sees_move_are_promoted_but_not_in_many_small_steps(run: Run) -> None:
+    """Each step is below what is noticed; together they are not, and the base's colours are the fixed point."""
+    steps = [GOOD.with_(colour=colour, shift=colour) for colour in (0.0, 1.5, 1.9, 3.0)]
+    *unseen, last = [each.publish(run) for each in steps]
+    assert [outcome.state for outcome in unseen] == ["champion"] * 3
+    assert blocked_by(run, last) == {"colour drift"}
+    assert "Stage I's colour shift in levels of 255 +3.00" in last.reason and "against the base" in last.reason
+
+
 @pytest.mark.parametrize(
     ("worse", "rules"),
     [({"loss": -0.03}, {"champion's loss"}),
@@ -79,13 +88,21 @@ def test_a_version_that_is_worse_within_its_interval_is_promoted(run: Run) -> No
      ({"consistency": 0.9}, {"champion's upscaling"}),
      ({"loss": 0.02}, {"champion's loss", "base's loss"}),
      ({"rejected": 15}, {"rejected pictures"}),
+     ({"colour": 1.6}, {"colour drift"}),
+     ({"shift": 1.6}, {"colour drift"}),
+     ({"contrast": 1.6}, {"colour drift"}),
+     ({"colour": NAN}, {"figures", "colour drift"}),
+     ({"contrast": NAN}, {"figures", "colour drift"}),
+     ({"reloaded": 2e-5}, {"reloaded weights"}),
+     ({"reloaded": -1.0}, {"reloaded weights"}),
+     ({"reloaded": None}, {"reloaded weights"}),
      ({"losses": (NAN,) * 12}, {"figures", "champion's loss", "base's loss"}),
      ({"losses": (0.4,) * 11 + (NAN,)}, {"figures", "champion's loss", "base's loss"}),
      ({"losses": (0.4,) * 11 + (math.inf,)}, {"figures", "champion's loss", "base's loss"}),
      ({"psnr": NAN}, {"figures", "champion's upscaling"}),
      ({"pictures": ()}, {"figures", "champion's loss", "champion's upscaling"}),
-     ({"crop": "another"}, {"champion's loss", "champion's upscaling"}),
-     ({"pictures": tuple(range(20, 32))}, {"champion's loss", "champion's upscaling"}),
+     ({"crop": "another"}, {"champion's loss", "champion's upscaling", "colour drift"}),
+     ({"pictures": tuple(range(20, 32))}, {"champion's loss", "champion's upscaling", "colour drift"}),
      ({"stages": (1,)}, {"champion's loss", "champion's upscaling"}),
      ({"stages": ()}, {"figures", "champion's loss", "champion's upscaling"})],
 )  # fmt: skip
@@ -103,7 +120,8 @@ def test_each_rule_blocks_its_fixture_and_the_champion_goes_on_serving(
 
 @pytest.mark.parametrize(
     ("first", "rules"),
-    [({"loss": 0.02}, {"base's loss"}), ({"rejected": 150}, {"rejected pictures"}),
+    [({"loss": 0.02}, {"base's loss"}), ({"rejected": 150}, {"rejected pictures"}), ({"colour": 2.1}, {"colour drift"}),
+     ({"contrast": 2.1}, {"colour drift"}), ({"reloaded": None}, {"reloaded weights"}),
      ({"losses": (NAN,) * 12}, {"figures", "base's loss"})],
 )  # fmt: skip
 def test_a_first_version_that_does_harm_is_blocked_and_none_serves(

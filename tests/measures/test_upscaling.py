@@ -31,6 +31,7 @@ from deepfloyd_core.measures.pixel import (
     FEWEST,
     busiest,
     colour_shift,
+    colour_spread,
     detail_energy,
     mean_and_interval,
     psnr,
@@ -73,13 +74,20 @@ def test_psnr_and_ssim_are_scikit_images(which: int, seed: int, spread: float) -
 def test_equal_pictures_have_the_best_of_each_measure() -> None:
     picture, blank = PHOTOGRAPHS[0], np.zeros((16, 16, 3), np.uint8)
     assert (psnr(picture, picture), ssim(picture, picture), colour_shift(picture, picture)) == (100.0, 1.0, 0.0)
-    assert detail_energy(blank, blank) == 0.0
+    assert colour_spread(picture, picture) == detail_energy(blank, blank) == 0.0
 
 
 def test_a_tint_is_a_colour_shift_and_a_blur_has_no_detail() -> None:
     grey = np.full((32, 32, 3), 100, np.uint8)
     assert colour_shift(grey + np.array([30, 0, 0], np.uint8), grey) == pytest.approx(10)
     assert detail_energy(np.full_like(grey, 102), grey) == 4.0
+
+
+def test_washed_out_colours_have_the_right_mean_and_another_spread() -> None:
+    picture = PHOTOGRAPHS[0].astype(np.float64)
+    grey = picture.mean((0, 1)) + (picture - picture.mean((0, 1))) / 2
+    assert colour_spread(grey, picture) == pytest.approx(np.mean([picture[..., one].std() / 2 for one in range(3)]))
+    assert colour_shift(grey, picture) == pytest.approx(0, abs=1e-9)
 
 
 @pytest.mark.parametrize(("pictures", "least"), [(FEWEST, 83), (40, 88)])
@@ -163,7 +171,8 @@ def upscaled(
 def test_the_table_of_upscalers_says_which_is_best(upscaled: Upscaled) -> None:
     found, means, gain = upscaled.figures, means_of(upscaled.figures), upscaled.figures.gain
     assert list(means) == ["bilinear", "bicubic", "noisy", "perfect"] and list(gain) == ["bilinear", "bicubic", "noisy"]
-    assert means["perfect"] == {"psnr": 100.0, "ssim": 1.0, "consistency": 100.0, "detail": 1.0, "colour_shift": 0.0}
+    best = {"psnr": 100.0, "ssim": 1.0, "consistency": 100.0, "detail": 1.0, "colour_shift": 0.0, "colour_spread": 0.0}
+    assert means["perfect"] == best
     assert means["noisy"]["psnr"] == pytest.approx(10 * np.log10(255**2 / 400), abs=2)
     assert means["noisy"]["detail"] > 1 > means["bicubic"]["detail"] > means["bilinear"]["detail"]
     for way, more in gain.items():

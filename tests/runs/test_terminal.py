@@ -134,7 +134,7 @@ def test_measures_of_stage2_are_told_with_their_unit_and_which_way_is_better(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """On the terminal, and as the rows that the UI and the model card show."""
-    of_way = {"consistency": 30.2, "detail_share": 0.03, "colour_shift": 0.2}
+    of_way = {"consistency": 30.2, "detail_share": 0.03, "colour_shift": 0.2, "colour_spread": 0.1}
     figures = UpscalingFigures(
         noise_level=250, upscaled=dict.fromkeys(UPSCALED_BY, of_way), gain={"bicubic": {"consistency": (1.5,)}}
     )

@@ -118,7 +118,9 @@ def test_both_variants_of_stage2_enlarge_the_tuned_stage1s_samples(
         20: 26,
         0: 0,
     }
-    assert levels[0].upscaled["tuned"] == {"consistency": 100.0, "colour_shift": 0.0, "detail_share": None}
+    assert levels[0].upscaled["tuned"] == {
+        "consistency": 100.0, "colour_shift": 0.0, "colour_spread": 0.0, "detail_share": None,
+    }  # fmt: skip
     table = pq.read_table(tmp_path / "eval.parquet").to_pylist()
     assert [row["image_id"] for row in table if row["low_res"] == "stage1" and row["way"] == "bilinear"] == [
         "a purple star, seed 0, 64x64", "a purple star, seed 1, 64x64", "a purple star, seed 0, 96x64",

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from deepfloyd_core.bundle.gate import gate_of
+from deepfloyd_core.bundle.gate_rules import COMPARED
 from deepfloyd_core.bundle.identity import BundleSummary
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.index.summary import IndexSummary
@@ -29,6 +30,10 @@ class Candidate:
     loss: float = -0.05  # added to the base's, of each picture
     psnr: float = 1.0  # dB, added to the base's
     consistency: float = 1.0
+    colour: float = -0.5  # levels, added to the base's colour shift: of Stage I's estimates
+    shift: float = -0.5  # and of the upscaler
+    contrast: float = -0.5  # levels, added to the base's colour spread
+    reloaded: float | None = 0.0
     spread: float = 0.002  # of the differences between pictures
     seed: int = 0
     crop: str = "a crop"
@@ -78,8 +83,9 @@ class Candidate:
         tuned = self.losses or (np.asarray(base) + self._differences(self.loss)).tolist()
         rows = [
             {"step": step, "model": model, "part": part, "image_id": f"{number:064x}", "t": t, "loss": loss + t / 1e4,
-             "conditions": self.crop}
-            for step, model, losses in ((0, "base", base), (5, "trained", [9.0] * len(base)), (10, "trained", tuned))
+             "colour_shift": shift if t < 900 else 99.0 * step, "conditions": self.crop}
+            for step, model, losses, shift in (
+                (0, "base", base, 4.0), (5, "trained", [9.0] * len(base), 90.0), (10, "trained", tuned, 4.0 + self.colour))
             for part, numbers in (("held_out", self.pictures), ("seen", (90, 91)))
             for number, loss in zip(numbers, losses if part == "held_out" else (0.1, 0.1), strict=True)
             for t in (100, 900)
@@ -89,19 +95,21 @@ class Candidate:
     def _measures(self) -> pa.Table:
         rows = [
             {"low_res": low_res, "image_id": f"{number:064x}", "conditions": self.crop, "way": way, "noise_level": level,
-             "psnr": 30.0 + psnr, "consistency": 40.0 + consistency}
+             "psnr": 30.0 + psnr, "consistency": 40.0 + consistency, "colour_shift": 4.0 + (way == "tuned") * self.shift,
+             "colour_spread": 4.0 + (way == "tuned") * self.contrast}
             for low_res in ("held-out", "spoilt") for level in (LEVEL, LEVEL + 50)
             for way, psnrs, consistencies in (("base", [0.0] * 99, [0.0] * 99), ("tuned",
                 self._differences(self.psnr), self._differences(self.consistency)))
             for number, psnr, consistency in zip(self.pictures, psnrs, consistencies, strict=False)
         ]  # fmt: skip
         columns = [("low_res", pa.string()), ("image_id", pa.string()), ("conditions", pa.string()), ("way", pa.string()),
-                   ("noise_level", pa.int64()), ("psnr", pa.float64()), ("consistency", pa.float64())]  # fmt: skip
+                   ("noise_level", pa.int64()), *((name, pa.float64()) for name in COMPARED)]  # fmt: skip
         return pa.Table.from_pylist(rows, pa.schema(columns))
 
     def _summary(self) -> BundleSummary:
-        training = TrainingFigures(steps=10, rows=9, pictures=9, trainable_parameters=1, last_loss=0.5)
-        means = {"psnr": 30.0, "consistency": 40.0}
+        training = TrainingFigures(steps=10, rows=9, pictures=9, trainable_parameters=1, last_loss=0.5,
+                                   reload_difference=self.reloaded)  # fmt: skip
+        means = {"psnr": 30.0, "consistency": 40.0, "colour_shift": 4.0, "colour_spread": 4.0}
         measured = UpscalingFigures(noise_level=LEVEL, upscaled={"base": means, "tuned": means}, gain={})
         if self.pictures:
             training = training.model_copy(

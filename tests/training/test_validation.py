@@ -16,7 +16,9 @@ from scipy import stats
 from small_run import SmallRun
 from summaries import summary_of
 
+from deepfloyd_core.config.flavours import FLAVOURS
 from deepfloyd_core.errors import ConfigError
+from deepfloyd_core.models.unet import load_scheduler
 from deepfloyd_core.preflight.load import load_run
 from deepfloyd_core.sampling.specs import SampleSpec
 from deepfloyd_core.store.artifacts import Artifact, Request, WorkDir, materialise
@@ -36,6 +38,8 @@ from deepfloyd_core.training.eval_loss import (
 )
 from deepfloyd_core.training.trackers import open_loggers, show_validation
 from deepfloyd_core.training.validation import write_validations
+
+BARS = load_scheduler(Path(FLAVOURS["tiny-i"].repo)).alphas_cumprod
 
 
 def losses(seed: int, gain: float = 0.0, gain_seen: float = 0.0) -> list[GridLoss]:
@@ -80,7 +84,7 @@ def test_a_picture_has_its_draws_and_its_conditions_whichever_others_are_held_ou
 
     pixels = [torch.full((1, 8, 8, 3), number, dtype=torch.uint8) for number in range(4)]
     pictures = [GridPicture(HELD_OUT, f"h{number}", "a star", part) for number, part in enumerate(pixels)]
-    alone, among = grid_losses(pictures[2:3], echo, 100), grid_losses(pictures[::-1], echo, 100)
+    alone, among = (grid_losses(some, echo, 100, BARS) for some in (pictures[2:3], pictures[::-1]))
     assert alone == [row for row in among if row.image_id == "h2"] and len({row.loss for row in among}) == 16
     (one,) = {row.conditions for row in alone}
     other = [
@@ -90,6 +94,21 @@ def test_a_picture_has_its_draws_and_its_conditions_whichever_others_are_held_ou
     ]  # fmt: skip
     assert len({one, *other}) == 6, "each decides the loss beside the model"
     assert replace(pictures[2], image_id="copy").conditions(100) == one
+
+
+def test_a_models_cast_is_the_colour_shift_of_its_estimates_at_each_timestep() -> None:
+    """A model that would draw the very picture, but 12 levels too red and 6 too dark in blue: 6 levels over the colours."""
+    tint = torch.tensor([12.0, 0.0, -6.0])[None, :, None, None] / 127.5
+
+    def tinted(x_0: torch.Tensor, draws: Draws, caption_ids: list[str], pair: torch.Tensor | None) -> torch.Tensor:
+        bar = BARS[draws.t].reshape(-1, 1, 1, 1)
+        x_t = bar.sqrt() * x_0 + (1 - bar).sqrt() * draws.noise
+        return torch.as_tensor((x_t - bar.sqrt() * (x_0 + tint)) / (1 - bar).sqrt())
+
+    pixels = torch.from_numpy(np.random.default_rng(0).integers(60, 190, (1, 16, 16, 3), dtype=np.uint8))
+    rows = grid_losses([GridPicture(HELD_OUT, "h", "a star", pixels)], tinted, 100, BARS)
+    assert [row.t for row in rows] == list(TIMESTEPS)
+    assert [row.colour_shift for row in rows] == pytest.approx([6.0] * len(TIMESTEPS), abs=0.01)
 
 
 def test_tensorboard_shows_a_resumed_run_once(tmp_path: Path) -> None:
