@@ -5,6 +5,7 @@
 
 from dataclasses import dataclass, replace
 
+from deepfloyd_core.bundle.planned import FROM_BASE, Starts
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.config.stages import STAGES, Stage
 from deepfloyd_core.sampling.jobs import LowResInputs
@@ -62,11 +63,14 @@ def make_pictures(run: Run, index: Artifact, stages: tuple[Stage, ...]) -> Pictu
     )
 
 
-def make_trainings(run: Run, pictures: Pictures, embeds: Artifact, prompts: list[str]) -> dict[Stage, Training]:
+def make_trainings(
+    run: Run, pictures: Pictures, embeds: Artifact, prompts: list[str], starts: Starts = FROM_BASE
+) -> dict[Stage, Training]:
     """The LoRA of each stage that has pictures, in the order of the cascade. prompts: of the validations."""
     trainings: dict[Stage, Training] = {}
     for stage, pixels in pictures.pixels.items():
-        inputs = TrainingInputs(pixels=pixels, text=stage_text(run, stage, embeds), eval_set=pictures.eval_set)
+        text, start = stage_text(run, stage, embeds), starts.get(stage)
+        inputs = TrainingInputs(pixels=pixels, text=text, eval_set=pictures.eval_set, start=start)
         config, source = run.config.stage(stage), STAGES[stage].upscales
         if config.paired:
             inputs = replace(inputs, conditioning=pictures.conditioning, eval_conditioning=pictures.eval_conditioning)

@@ -7,7 +7,7 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
 from deepfloyd_core.bundle.identity import BundleInputs
-from deepfloyd_core.bundle.planned import sample_prompts
+from deepfloyd_core.bundle.planned import FROM_BASE, Starts, sample_prompts
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.preflight.check import check_run
 from deepfloyd_core.processes.jobs import job_starter
@@ -49,18 +49,18 @@ def finetune(
         return Completed(message=news_of(run.workspace, outcome), data=outcome)
 
 
-def make_bundle(run: Run, index: Artifact) -> Outcome:
-    """Everything after the index, and its publication."""
-    return publish_version(run, unpublished_bundle(run, index), index)
+def make_bundle(run: Run, index: Artifact, starts: Starts = FROM_BASE, start: str = "") -> Outcome:
+    """Everything after the index, and its publication. start: the starts in words."""
+    return publish_version(run, unpublished_bundle(run, index, starts), index, start)
 
 
 @job_starter()
-def unpublished_bundle(run: Run, index: Artifact) -> Artifact:
+def unpublished_bundle(run: Run, index: Artifact, starts: Starts = FROM_BASE) -> Artifact:
     """Everything after the index; what is already there is reused. Pictures come first: T5 takes long, and they may fail."""
     pictures = make_pictures(run, index, run.config.stages)
     embeds = text_embeds(run, index)
     prompts = sample_prompts(run, index)
-    trainings = make_trainings(run, pictures, embeds, prompts)
+    trainings = make_trainings(run, pictures, embeds, prompts, starts)
     loras = {stage: training.lora for stage, training in trainings.items()}
     sampled_from = SampleInputs(
         text_embeds=embeds, eval_set=pictures.eval_set, conditioning=pictures.conditioning,

@@ -10,13 +10,14 @@ from prefect import flow, get_run_logger
 from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
-from deepfloyd_core.bundle.planned import planned_bundle
 from deepfloyd_core.bundle.waiting import waiting
+from deepfloyd_core.bundle.warm import retraining
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.preflight.check import check_run, check_workers
 from deepfloyd_core.store.artifacts import find, missing_parts
 from deepfloyd_core.store.leases import leased
 from deepfloyd_core.store.registry import Outcome, news_of, settled
+from flows.dag import make_pictures
 from flows.deployable import deployable
 from flows.finetune import make_bundle
 from flows.parameters import Overrides, Steps, settings
@@ -49,7 +50,8 @@ def retrain(
 
 def _retrain(run: Run) -> "State[Outcome]":
     index = image_index(run)
-    planned = planned_bundle(run, index)
+    plan = retraining(run, index)
+    planned = plan.bundle
     bundle = find(run.workspace, planned) if planned else None
     is_lost = bundle is None or any(missing_parts(bundle))
     outcome = settled(run.workspace, planned.fingerprint, waits=run.config.gate == "manual") if planned else None
@@ -58,9 +60,12 @@ def _retrain(run: Run) -> "State[Outcome]":
     elif outcome is None or (outcome.state != "blocked" and is_lost):
         if bundle is None or is_lost:
             check_workers(run)
-            outcome = make_bundle(run, index)
+            if planned is None and run.config.retrain_mode == "warm":  # epochs are counted in crops
+                make_pictures(run, index, run.config.stages)
+                plan = retraining(run, index)
+            outcome = make_bundle(run, index, plan.starts, plan.words)
         else:
-            outcome = publish_version(run, bundle, index)
+            outcome = publish_version(run, bundle, index, plan.words)
         rename_run(run.workspace, outcome.version.number)
     news = news_of(run.workspace, outcome)
     get_run_logger().info("%s", news)

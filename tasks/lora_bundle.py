@@ -22,9 +22,12 @@ def lora_bundle(run: Run, prompts: list[str], inputs: BundleInputs[Artifact]) ->
 
 
 @task(name="publish_version", cache_policy=NO_CACHE)
-def publish_version(run: Run, bundle: Artifact, index: Artifact) -> Outcome:
-    """The bundle's version, a new one unless the bundle is the champion's or was blocked; its report and its page."""
-    origin, waits = Origin(run.file, recipe_of(run)), run.config.gate == "manual"
+def publish_version(run: Run, bundle: Artifact, index: Artifact, start: str = "") -> Outcome:
+    """The bundle's version, a new one unless the bundle is the champion's or was blocked; its report and its page.
+
+    start: see `Origin`.
+    """
+    origin, waits = Origin(run.file, recipe_of(run), start), run.config.gate == "manual"
     outcome = publish(run.workspace, bundle, index, origin, gate_of(run), waits)
     emit_outcome(run.workspace, outcome)
     show_version(run.workspace, outcome)

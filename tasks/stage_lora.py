@@ -15,6 +15,7 @@ from deepfloyd_core.store.artifacts import Artifact, materialise
 from deepfloyd_core.training.epochs import crops_of_sizes, with_steps
 from deepfloyd_core.training.identity import lora_request
 from deepfloyd_core.training.jobs import TrainingInputs, TrainingSummary, train_job
+from deepfloyd_core.training.start import StartSummary, start_weights
 from tasks.progress import progress
 from tasks.ui_pages import show_buckets, show_held_out, show_pictures, warn_of_small_sizes
 
@@ -27,8 +28,9 @@ def stage_lora(run: Run, stage: Stage, inputs: TrainingInputs[Artifact], prompts
     run = with_steps(run, stage, inputs.pixels, inputs.eval_set)
     folder = resolve(run.config.stage(stage).model, stage)
     parent = find_parent(run, stage, folder)
-    job = train_job(run, stage, folder, inputs, prompts, parent.pinned if parent else None)
-    request = lora_request(run, stage, folder, inputs, prompts, job.parent.sha256 if job.parent else None)
+    weights = start_weights(inputs.start) if inputs.start else parent.pinned if parent else None
+    job = train_job(run, stage, folder, inputs, prompts, weights)
+    request = lora_request(run, stage, folder, inputs, prompts, parent.pinned.sha256 if parent else None)
     if not (run.workspace / request.name).exists() and (shorter := shorter_training(run.workspace, request)):
         log.warning("%s", shorter_note(stage, run.config.stage(stage).steps, shorter))
     sizes = crops_of_sizes(inputs.pixels, held_out_ids(inputs.eval_set))
@@ -36,7 +38,23 @@ def stage_lora(run: Run, stage: Stage, inputs: TrainingInputs[Artifact], prompts
     with progress(f"stage {STAGES[stage].roman} LoRA") as report:
         lora = materialise(run.workspace, request, lambda work: run_job(job, work, report))
     summary = lora.summary(TrainingSummary)
+    if inputs.start:
+        tell_start(stage, inputs.start.summary(StartSummary), summary)
     show_pictures(lora, summary, "loss.png", "validation.png")
     show_held_out(lora, summary)
     show_buckets(lora, summary.buckets)
     return lora
+
+
+def tell_start(stage: Stage, start: StartSummary, summary: TrainingSummary) -> None:
+    """Log whether a warm training began with the published losses of the version that it starts from."""
+    begins, difference = f"stage {stage} starts from version {start.version}", summary.start_difference
+    if difference is None:
+        log.info("%s; no held-out picture of both tells whether step 0 is that model", begins)
+    elif difference == 0:
+        log.info("%s: at step 0 its held-out losses are those of that version, to the bit", begins)
+    else:
+        log.warning(
+            "%s, and at step 0 its held-out losses differ from those of that version by up to %.2g. Another machine, "
+            "precision or package version explains a small difference", begins, difference,
+        )  # fmt: skip

@@ -69,19 +69,22 @@ def find_parent(run: Run, stage: Stage, folder: Path) -> Parent | None:
     if config.init_lora is None:
         return None
     prefix = f"stage{stage}.init_lora is {config.init_lora!r}"
-    file = _weights_file(_path(run, stage, str(config.init_lora)), prefix)
-    base = unet_shapes(folder)
-    try:
-        header = read_header(file)
-        fault = next(_faults(config, file, header, base), None)
-    except (SafetensorError, OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{prefix}, and {file} cannot be read: {error}.") from None
-    if fault:
+    file = weights_file(_path(run, stage, str(config.init_lora)), prefix)
+    if fault := misfit(config, file, folder):
         raise ConfigError(f"{prefix}, {fault}.")
+    header, base = read_header(file), unet_shapes(folder)
     names = our_names(header.shapes, _layers(base))
     known_as = names.known_as if _kind(header, names) is LORA else ""
     note = f"{prefix}: a LoRA in the format of {known_as}; all its {len(names.tensors)} tensors are read, to the bit"
     return Parent(file, note if known_as else "")
+
+
+def misfit(config: StageConfig, file: Path, folder: Path) -> str:
+    """Why a stage's training cannot start from a file of weights, and what to do; empty: it can. folder: the base model."""
+    try:
+        return next(_faults(config, file, read_header(file), unet_shapes(folder)), "")
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+        return f"and {file} cannot be read: {error}"
 
 
 def shorter_training(workspace: Path, request: Request) -> Artifact | None:
@@ -121,7 +124,8 @@ def _path(run: Run, stage: Stage, value: str) -> Path:
     return path
 
 
-def _weights_file(path: Path, prefix: str) -> Path:
+def weights_file(path: Path, prefix: str) -> Path:
+    """The file of weights that a path names or a folder has. prefix: how a ConfigError begins."""
     if not is_there(path):
         raise ConfigError(f"{prefix}; there is no such file or folder: {path}.")
     if path.is_dir():
@@ -220,10 +224,10 @@ def _weight_faults(config: StageConfig, header: Header, base: Shapes) -> Iterato
 def _differences(config: StageConfig, found: Shapes, expected: Shapes) -> Iterator[str]:
     for name in sorted(expected.keys() | found.keys()):
         if expected.get(name) != found.get(name):
-            yield _misfit(config, name, found.get(name), expected.get(name))
+            yield _unfit_tensor(config, name, found.get(name), expected.get(name))
 
 
-def _misfit(config: StageConfig, name: str, found: tuple[int, ...] | None, wanted: tuple[int, ...] | None) -> str:
+def _unfit_tensor(config: StageConfig, name: str, found: tuple[int, ...] | None, wanted: tuple[int, ...] | None) -> str:
     return (
         f"which does not fit {config.model_flavour}: {name} is {found or 'absent'} in it and {wanted or 'absent'} there. "
         "Give weights of the same stage and flavour"
@@ -256,7 +260,7 @@ def _lora_faults(config: StageConfig, shapes: Shapes, settings: dict[str, Any], 
         if not {"A", "B"} <= parts.keys():
             yield f"which has only one half of the adapter on {layer}"
         elif not weight or (parts["B"][:1], parts["A"][1:]) != (weight[:1], weight[1:]):
-            yield _misfit(config, layer, parts["B"][:1] + parts["A"][1:], weight)
+            yield _unfit_tensor(config, layer, parts["B"][:1] + parts["A"][1:], weight)
         else:
             yield from _adapter_faults(layer, parts, weight)
     ranks = {parts["A"][0] for parts in layers.values()}

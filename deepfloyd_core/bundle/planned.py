@@ -4,7 +4,9 @@ It makes the same requests as the tasks, in the order of `flows.dag`; the inputs
 reads the index's captions and the model's files (of a hub snapshot only their names); it decodes and loads nothing.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
+from types import MappingProxyType
 
 from deepfloyd_core.adapters.start_from import find_parent
 from deepfloyd_core.bundle.identity import BundleInputs, bundle_request
@@ -25,6 +27,11 @@ from deepfloyd_core.training.identity import lora_request
 from deepfloyd_core.training.jobs import TrainingInputs
 from deepfloyd_core.types import Identity
 
+Starts = Mapping[
+    Stage, Artifact
+]  # what the warm training of a stage starts from; a stage without one: from the base model
+FROM_BASE: Starts = MappingProxyType({})
+
 
 def sample_prompts(run: Run, index: Artifact) -> list[str]:
     """The validation prompts, or the most frequent caption (the first by alphabet among equals)."""
@@ -34,13 +41,13 @@ def sample_prompts(run: Run, index: Artifact) -> list[str]:
     return [min(counts, key=lambda caption: (-counts[caption], caption))]
 
 
-def planned_bundle(run: Run, index: Artifact) -> Request | None:
+def planned_bundle(run: Run, index: Artifact, starts: Starts = FROM_BASE) -> Request | None:
     """The bundle that `flows.finetune` would publish for an index. None and errors: as `planned`."""
-    requests = planned(run, index)
+    requests = planned(run, index, starts)
     return requests["lora_bundle"] if requests else None
 
 
-def planned(run: Run, index: Artifact) -> dict[str, Request] | None:
+def planned(run: Run, index: Artifact, starts: Starts = FROM_BASE) -> dict[str, Request] | None:
     """The artifact of each kind that `flows.finetune` would make from an index, by its kind.
 
     None if epochs are counted in crops that are lost or damaged. Raises what the tasks raise before they make anything,
@@ -61,7 +68,7 @@ def planned(run: Run, index: Artifact) -> dict[str, Request] | None:
         pixels, config, source = pixels_request(run, index, stage), run.config.stage(stage), STAGES[stage].upscales
         frozen = text_is_frozen(config)
         text = text_request(run, stage, folder, embeds) if frozen else embeds
-        inputs = TrainingInputs(pixels=pixels, text=text, eval_set=held_out)
+        inputs = TrainingInputs[Identity](pixels=pixels, text=text, eval_set=held_out, start=starts.get(stage))
         if config.paired:
             inputs = replace(inputs, conditioning=conditioning, eval_conditioning=eval_conditioning)
         if source is not None and config.remakes_low_res:
@@ -72,7 +79,7 @@ def planned(run: Run, index: Artifact) -> dict[str, Request] | None:
             return None
         parent = find_parent(run, stage, folder)
         loras[stage] = lora_request(counted, stage, folder, inputs, prompts, parent.pinned.sha256 if parent else None)
-        requests += [*inputs.by_field.values(), loras[stage]]
+        requests += [*(each for each in inputs.by_field.values() if isinstance(each, Request)), loras[stage]]
     sampled_from = SampleInputs(
         text_embeds=embeds,
         eval_set=held_out,

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from deepfloyd_core.bundle.planned import planned_bundle
+from deepfloyd_core.bundle.warm import own_starts
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.errors import DeepFloydError
 from deepfloyd_core.index.ledger import INDEX_FILE
@@ -77,7 +78,7 @@ def _accepted(ledger: Path) -> pa.Table:
 def _only_pictures_changed(run: Run, old: Artifact, version: Version) -> bool:
     """Whether today's settings would make the version's own bundle of the pictures that it was made from."""
     try:
-        planned = planned_bundle(run, old)
+        planned = planned_bundle(run, old, own_starts(run, version))
     except DeepFloydError:
         return False
     return planned is not None and planned.fingerprint == version.bundle

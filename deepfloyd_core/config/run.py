@@ -1,8 +1,8 @@
 """The run file: one frozen model for the whole pipeline, with SimpleTuner's key names and units.
 
-Three groups of its keys have modules of their own, for jobs that need only these keys. Training keys at the top level
-apply to both stages; a `[stage1]` or `[stage2]` table overrides them. A flat file (SimpleTuner's config.json) trains
-the one stage that its `model_type` or `model_flavour` names.
+Four groups of its keys have modules of their own, three of these for jobs that need only these keys. Training keys at
+the top level apply to both stages; a `[stage1]` or `[stage2]` table overrides them. A flat file (SimpleTuner's
+config.json) trains the one stage that its `model_type` or `model_flavour` names.
 """
 
 from collections.abc import Iterator
@@ -17,8 +17,20 @@ from deepfloyd_core.config.cluster import cluster_fault
 from deepfloyd_core.config.data_sets import ImageDataset
 from deepfloyd_core.config.extras import missing_extra, quantization_fault
 from deepfloyd_core.config.flavours import PUBLISHED
-from deepfloyd_core.config.keys import CONTENT, CROPS, EVERY_STAGE, LORA, NOTHING, VERDICT, effects, is_changed, key
+from deepfloyd_core.config.keys import (
+    CONTENT,
+    CROPS,
+    EVERY_STAGE,
+    LORA,
+    NOTHING,
+    VERDICT,
+    effects,
+    idle_faults,
+    is_changed,
+    key,
+)
 from deepfloyd_core.config.run_machine import Machine
+from deepfloyd_core.config.run_retrain import RetrainKeys
 from deepfloyd_core.config.run_text import TextKeys
 from deepfloyd_core.config.run_validation import ValidationKeys
 from deepfloyd_core.config.stage import StageConfig
@@ -26,10 +38,10 @@ from deepfloyd_core.config.stage_run import device_fault
 from deepfloyd_core.config.stages import STAGES, UPSCALE, Stage, StageKind, by_stage, tables, titles
 from deepfloyd_core.errors import ConfigError
 
-GROUPS = (TextKeys, ValidationKeys, Machine)
+GROUPS = (TextKeys, ValidationKeys, RetrainKeys, Machine)
 
 
-class RunConfig(TextKeys, ValidationKeys, Machine):
+class RunConfig(TextKeys, ValidationKeys, RetrainKeys, Machine):
     """One run of the pipeline."""
 
     workspace: HomePath = key(says="Directory that holds every artifact of the run.", makes=NOTHING)
@@ -110,6 +122,7 @@ class RunConfig(TextKeys, ValidationKeys, Machine):
             stages = effect.stages
             if stages != EVERY_STAGE and not set(stages) & set(self.stages) and is_changed(self, name):
                 yield f"{name} measures what {titles(stages)} makes, and there is no {tables(stages)}. Remove it"
+        yield from idle_faults(self, {})
         if fault := cluster_fault(self.task_runner, self.task_runner_address):
             yield fault
         for tracker in self.trackers:
@@ -126,6 +139,11 @@ class RunConfig(TextKeys, ValidationKeys, Machine):
                 )
             if fault := device_fault(config, self.device):
                 yield f"stage{stage}.{fault}"
+            if self.retrain_mode == "warm" and config.init_lora is not None:
+                yield (
+                    f"stage{stage}.init_lora is {config.init_lora!r}, and retrain_mode is warm, which itself chooses the "
+                    "weights to start from. Remove one of them"
+                )
         yield from self._sample_size_faults()
 
     def _sample_size_faults(self) -> Iterator[str]:

@@ -69,21 +69,6 @@ class ValidationKeys(Spec):
         makes=NOTHING,
     )
 
-    retrain_min_new_pictures: int = key(
-        0,
-        ge=0,
-        says="`retrain` waits for so many pictures that are new or changed since the version that serves. It does not "
-        "wait when a picture was withdrawn or a setting changed.",
-        makes=NOTHING,
-    )
-    retrain_min_days: float = key(
-        0,
-        ge=0,
-        le=3650,
-        says="`retrain` waits until the version that serves has done so for this time (days), under the same conditions.",
-        makes=NOTHING,
-    )
-
     @property
     def sample_sizes_px(self) -> tuple[tuple[int, int], ...]:
         """(width, height) of the samples, each once. Raises ValueError when they are not of the form 64 or 64,96x64."""

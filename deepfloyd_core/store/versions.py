@@ -32,6 +32,9 @@ class Origin:
 
     run_file: str = ""  # path of its run file; empty if it has none
     recipe: Json = field(default_factory=dict)  # its settings, see `bundle/recipe.py`; empty: not recorded
+    start: str = (
+        ""  # what its training started from, in words; empty: from the base model, because nobody asked for more
+    )
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,7 @@ class Version:
     lineage: Lineage  # of the bundle, as far as its manifests could be read
     run_file: str = ""  # of the run that published it, from the workspace: the same when both are moved
     recipe: Json = field(default_factory=dict)  # of that run, see `Origin`
+    start: str = ""  # see `Origin`
 
     @property
     def of(self) -> str:
@@ -60,7 +64,14 @@ def record_version(workspace: Path, bundle: Artifact, index: Artifact, origin: O
     lineage = lineage_of(workspace, bundle.name)
     run_file = os.path.relpath(origin.run_file, workspace) if origin.run_file else ""
     version = Version(
-        number, bundle.fingerprint, index.fingerprint, index.inputs["data"], lineage, run_file, origin.recipe
+        number,
+        bundle.fingerprint,
+        index.fingerprint,
+        index.inputs["data"],
+        lineage,
+        run_file,
+        origin.recipe,
+        origin.start,
     )
     write_sealed(_record(workspace, number), asdict(version))
     return version

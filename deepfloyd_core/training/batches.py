@@ -2,8 +2,9 @@
 
 An epoch visits every crop of a data set once: the rows of each size are shuffled and cut into batches (the last one may
 be short), then the batches are shuffled. Several data sets take turns, one batch each; every data set has epochs of its
-own. No state is kept between steps. So a run can resume at any step, and `batches_from` at any sample, from the number
-alone. Any number of workers may each fetch some batches, and any number of ranks may share each batch.
+own. In a warm training so do the known and the new pictures of a data set. No state is kept between steps. So a run can
+resume at any step, and `batches_from` at any sample, from the number alone. Any number of workers may each fetch some
+batches, and any number of ranks may share each batch.
 """
 
 from bisect import bisect_right
@@ -12,6 +13,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import count
 from threading import Lock
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -28,7 +30,7 @@ from deepfloyd_core.errors import DataError
 from deepfloyd_core.hashing import hash_seed
 from deepfloyd_core.store.artifacts import Artifact
 from deepfloyd_core.training.jobs import Bucket
-from deepfloyd_core.training.mixing import Mix, Share, first_gap
+from deepfloyd_core.training.mixing import Mix, Share, first_gap, with_new_share
 
 _EPOCH_LOCK = Lock()
 
@@ -44,6 +46,18 @@ class Batch:
     remakes: torch.Tensor | None = None  # uint8 (B, H/4, W/4, C): Stage I's remakes of their low-res pictures
 
 
+class Group(NamedTuple):
+    """Rows that take turns with others: those of a data set, or its pictures that are new in a warm training."""
+
+    dataset: str
+    is_new: bool = False
+
+    @property
+    def label(self) -> str:
+        """Its name, which also decides its draws."""
+        return f"{self.dataset}, new" if self.is_new else self.dataset
+
+
 class TrainingRows:
     """The crops of a pixel artifact that may be trained on, grouped by size.
 
@@ -53,9 +67,12 @@ class TrainingRows:
     """
 
     def __init__(
-        self, pixels: Artifact, held_out: frozenset[str], pairs: Artifact | None = None, remakes: Artifact | None = None
-    ) -> None:
-        """pairs: the conditioning of each row; remakes: its low-res picture as Stage I made it."""
+        self, pixels: Artifact, held_out: frozenset[str], pairs: Artifact | None = None,
+        remakes: Artifact | None = None, known: pa.Array | None = None,
+    ) -> None:  # fmt: skip
+        """pairs: the conditioning of each row; remakes: its low-res picture as Stage I made it; known: the pictures that the
+        weights to start from were trained on, None: there is no difference.
+        """
         if pairs is not None:
             check_pairs_of(pixels, pairs)
         if remakes is not None:
@@ -71,6 +88,7 @@ class TrainingRows:
         held = set(rows["image_id"].filter(pa.array(out)).to_pylist())
         self.pictures = pixels.summary(CropsSummary).pictures - len(held)  # training pictures, each once
         self._ids, self._datasets = rows["image_id"], rows["dataset_id"]
+        self._new = np.zeros(len(rows), bool) if known is None else ~pc.is_in(rows["image_id"], known).to_numpy()
         # Looking a text up in an Arrow column takes 0.9 us, as long as copying 12 KiB of pixels; here 0.1 us.
         captions = rows["caption_id"].dictionary_encode().combine_chunks()
         self._captions, self._caption = captions.dictionary.to_pylist(), captions.indices.to_numpy()
@@ -83,14 +101,16 @@ class TrainingRows:
         return {size: len(own) for size, own in self._own.items()}
 
     @property
-    def places(self) -> dict[str, dict[Size, np.ndarray]]:
-        """For each data set the numbers of its rows among the rows of each size."""
-        found: dict[str, dict[Size, np.ndarray]] = {}
+    def places(self) -> dict[Group, dict[Size, np.ndarray]]:
+        """For each group the numbers of its rows among the rows of each size."""
+        found: dict[Group, dict[Size, np.ndarray]] = {}
         for name in sorted(pc.unique(self._datasets).to_pylist()):
             of_set = pc.equal(self._datasets, name).to_numpy()
-            own = {size: np.flatnonzero(of_set[rows]) for size, rows in self._own.items()}
-            found[name] = {size: numbers for size, numbers in own.items() if len(numbers)}
-        return {name: sizes for name, sizes in found.items() if sizes}
+            for is_new in (False, True):
+                of_group = of_set & (self._new == is_new)
+                own = {size: np.flatnonzero(of_group[rows]) for size, rows in self._own.items()}
+                found[Group(name, is_new)] = {size: numbers for size, numbers in own.items() if len(numbers)}
+        return {group: sizes for group, sizes in found.items() if sizes}
 
     def take(self, size: Size, numbers: np.ndarray) -> Batch:
         """The crops of the given numbers among those of a size."""
@@ -148,41 +168,46 @@ class OrderSettings:
     steps: int
     seed: int
     by_size: bool  # a data set's share grows with its number of pictures
+    new_share: float | None = None  # of the batches with new pictures, in a warm training
 
 
 class MixedOrder:
-    """Which rows make batch number n when the data sets take turns.
+    """Which rows make batch number n when the groups take turns.
 
-    The first data set shuffles with the run's seed itself, so the order of a single data set does not depend on its
+    The first group shuffles with the run's seed itself, so the order of a single data set does not depend on its
     name.
     """
 
     def __init__(self, rows: TrainingRows, shares: Mapping[str, Share], orders: OrderSettings) -> None:
         self._places = list(rows.places.items())
-        self.orders: list[BatchOrder] = []  # of each data set alone, as `buckets` tells of them
+        self.orders: list[BatchOrder] = []  # of each group alone, as `buckets` tells of them
         weighted = []
-        for number, (name, sizes) in enumerate(self._places):
+        for number, (group, sizes) in enumerate(self._places):
             counts = tuple((size, len(own)) for size, own in sizes.items())
-            seed = hash_seed(orders.seed, name) if number else orders.seed
+            seed = hash_seed(orders.seed, group.label) if number else orders.seed
             order = BatchOrder(counts, orders.batch_size, seed)
-            share = shares.get(name, Share(1.0))
+            share = shares.get(group.dataset, Share(1.0))
             size = order.batches_per_epoch if orders.by_size else 1
             weighted.append(replace(share, weight=share.weight * size))
             self.orders.append(order)
+        if orders.new_share is not None:
+            weighted = with_new_share(weighted, [group.is_new for group, _ in self._places], orders.new_share)
         self._mix = Mix(tuple(weighted), orders.passes_per_step)
         gap = first_gap(self._mix.shares, orders.steps)
         if gap is not None:
             raise DataError(f"No data set with pictures for this stage is active in step {gap + 1}; see start_step.")
 
     def buckets(self) -> list[Bucket]:
-        """The batches of each data set in one of its epochs."""
+        """The batches of each group in one of its epochs."""
         found = []
-        for (name, _), order in zip(self._places, self.orders, strict=True):
+        for (group, _), order in zip(self._places, self.orders, strict=True):
             for (width, height), crops in order.counts:
                 batches = -(-crops // order.batch_size)
                 last = crops - (batches - 1) * order.batch_size
                 size = f"{width}x{height}"
-                found.append(Bucket(dataset=name, size=size, crops=crops, batches=batches, crops_of_last_batch=last))
+                found.append(
+                    Bucket(dataset=group.label, size=size, crops=crops, batches=batches, crops_of_last_batch=last)
+                )
         return found
 
     def batch(self, number: int) -> tuple[Size, np.ndarray]:
@@ -219,7 +244,7 @@ def _epoch(order: BatchOrder, epoch: int) -> tuple[list[np.ndarray], np.ndarray]
         return _shuffled(order, epoch)
 
 
-@lru_cache(maxsize=8)  # an epoch of each data set that takes turns; 8 bytes a row and a batch
+@lru_cache(maxsize=8)  # an epoch of each group that takes turns; 8 bytes a row and a batch
 def _shuffled(order: BatchOrder, epoch: int) -> tuple[list[np.ndarray], np.ndarray]:
     """The shuffled rows of each size, and the order of the batches cut from them; batches are numbered size after size."""
     rng = np.random.default_rng(hash_seed("batches", order.seed, epoch))

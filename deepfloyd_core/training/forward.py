@@ -49,6 +49,7 @@ class TrainingContext:
     out: Path
     # The compiled UNet; None: not compiled. Training steps only.
     compiled: Callable[..., Any] | None = None
+    has_parent: bool = False  # it starts from trained weights
 
 
 @dataclass(frozen=True)

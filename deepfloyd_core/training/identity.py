@@ -39,6 +39,8 @@ def lora_request(
         spec["gradient_checkpointing"] = config.gradient_checkpointing
     if config.scheduled_sampling_max_step_offset:
         spec["back_projection"] = config.validation_back_projection  # also of the estimates
+    if inputs.start is not None:
+        spec["warm_new_share"] = run.config.warm_new_share
     if config.validation_step_interval:
         spec["validation"] = _validation(run, stage, prompts)
     ids = {**inputs.names, "text": text_identity(inputs.text), "eval_set": eval_identity(inputs.eval_set, stage)}

@@ -9,6 +9,7 @@ from deepfloyd_core.config.run import Run
 from deepfloyd_core.config.run_validation import ValidationKeys
 from deepfloyd_core.config.stage import StageConfig
 from deepfloyd_core.config.stages import Stage
+from deepfloyd_core.hashing import hash_seed
 from deepfloyd_core.measures.held_out_loss import HeldOutLosses
 from deepfloyd_core.processes.jobs import JobRequest
 from deepfloyd_core.store.artifacts import Artifact
@@ -30,6 +31,7 @@ class TrainingInputs(Inputs[A]):
     conditioning: A | None = None  # a ControlNet's pictures for the rows of the pixels, where not made of these
     eval_conditioning: A | None = None  # the same for the eval set
     low_res: A | None = None  # Stage I's remakes, for Stage II
+    start: A | None = None  # the weights of a version, for a warm training
 
 
 class SizeCrops(Summary):
@@ -67,6 +69,8 @@ class TrainingSummary(TrainingFigures):
     frozen_bytes: int
     first_loss: float
     steps_of_this_process: int
+    # Of a warm training: how much its losses at step 0 differ, at most, from those that the version published.
+    start_difference: float | None = None
     samples_per_s: float | None = None  # None: this process did no step
     eval_by_t: Mapping[int, tuple[float, float]] = {}  # held-out losses, base and trained, at timesteps 0 to 999
 
@@ -90,6 +94,7 @@ class TrainRequest(JobRequest[TrainingSummary]):
     shares: Mapping[str, Share]  # how the data sets take turns, by their ids
     model: Path  # folder of the base model
     parent: PinnedFile | None = None  # weights to start from
+    new_share: float | None = None  # `warm_new_share`; None: it is no warm training
     prompts: tuple[str, ...] = ()  # of the validations
     inputs: TrainingInputs[Artifact]
 
@@ -98,10 +103,14 @@ def train_job(
     run: Run, stage: Stage, folder: Path, inputs: TrainingInputs[Artifact], prompts: Sequence[str],
     parent: PinnedFile | None,
 ) -> TrainRequest:  # fmt: skip
-    """The job that trains a stage's LoRA. folder: the base model; parent: the weights that it starts from."""
-    config = run.config
+    """The job that trains a stage's LoRA. folder: the base model; parent: the weights that it starts from.
+
+    A warm training has draws of its own: with those of the version before it, each night would show the same noise.
+    """
+    config, start = run.config, inputs.start
     return TrainRequest(
         machine=config, validation=config, stage=stage, settings=config.stage(stage), model=folder, inputs=inputs,
-        seed=config.seed, sampling=config.data_backend_sampling, shares=shares(run, stage), prompts=tuple(prompts),
-        parent=parent,
+        seed=hash_seed(config.seed, start.name) if start else config.seed, sampling=config.data_backend_sampling,
+        shares=shares(run, stage), prompts=tuple(prompts), parent=parent,
+        new_share=config.warm_new_share if start else None,
     )  # fmt: skip

@@ -4,7 +4,8 @@ Shares are exact, not only on average: of the first n batches each data set give
 So a rare set is never forgotten, and the number of batches from each set is known for any n without counting.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from deepfloyd_core.config.data_sets import ImageDataset
@@ -71,6 +72,17 @@ def first_gap(shares: tuple[Share, ...], steps: int) -> int | None:
         if step < steps and not any(share.active(step) for share in shares):
             return step
     return None
+
+
+def with_new_share(shares: Sequence[Share], is_new: Sequence[bool], new_share: float) -> list[Share]:
+    """Shares whose new ones are together `new_share` of all, while all are active; unchanged if all or none are new."""
+    totals = {which: sum(share.weight for share, new in zip(shares, is_new, strict=True) if new == which)
+              for which in (False, True)}  # fmt: skip
+    if not all(totals.values()):
+        return list(shares)
+    parts = {True: new_share, False: 1 - new_share}
+    return [replace(share, weight=share.weight / totals[new] * parts[new])
+            for share, new in zip(shares, is_new, strict=True)]  # fmt: skip
 
 
 def share_of(dataset: ImageDataset) -> Share:

@@ -18,7 +18,6 @@ import torch
 
 from deepfloyd_core.adapters.lora import trainable
 from deepfloyd_core.adapters.method import base_dtype, method_of
-from deepfloyd_core.config.stage import StageConfig
 from deepfloyd_core.config.stage_run import device_fault
 from deepfloyd_core.config.stages import STAGES, Stage
 from deepfloyd_core.crops.rows import held_out_ids
@@ -45,17 +44,18 @@ from deepfloyd_core.training.attention import set_attention
 from deepfloyd_core.training.batches import Draws, MixedOrder, OrderSettings, TrainingRows
 from deepfloyd_core.training.checkpoints import StepMetrics, last_good
 from deepfloyd_core.training.compiled import check_backend, compiled_unet
-from deepfloyd_core.training.eval_loss import GridLoss, LossComparison, compared, grid_pictures, mean_loss
+from deepfloyd_core.training.eval_loss import HELD_OUT, GridLoss, LossComparison, compared, grid_pictures, mean_loss
 from deepfloyd_core.training.forward import Prepared, TrainingContext, batch_loss, feed, predict_noise, prepare
-from deepfloyd_core.training.jobs import TrainingSummary, TrainRequest
+from deepfloyd_core.training.jobs import VALIDATION_FILE, TrainingSummary, TrainRequest
 from deepfloyd_core.training.optimizers import check_savable, set_learning_rate
 from deepfloyd_core.training.prefetch import Prefetcher
 from deepfloyd_core.training.recompute import recompute_activations
 from deepfloyd_core.training.schedule import learning_rate_at
+from deepfloyd_core.training.start import known_pictures
 from deepfloyd_core.training.state import CheckpointWriter, TrainingState, averaged, take_averages, training_state
 from deepfloyd_core.training.throughput import Throughput
 from deepfloyd_core.training.trackers import MetricLogger, open_loggers, show_validation, shown_metrics
-from deepfloyd_core.training.validation import Validation, read_losses, write_validations
+from deepfloyd_core.training.validation import Validation, published_losses, read_losses, write_validations
 from deepfloyd_core.types import Report
 
 METRICS_FILE, LOSS_CURVE = "metrics.parquet", "loss.png"
@@ -66,7 +66,8 @@ def train(job: Job[TrainRequest]) -> TrainingSummary:
     request, inputs, stage, folder = job.request, job.request.inputs, job.request.stage, job.request.model
     use_threads(request.machine.num_threads)
     context = set_up(job)
-    rows = TrainingRows(inputs.pixels, held_out_ids(inputs.eval_set), inputs.conditioning, inputs.low_res)
+    held_out, known = held_out_ids(inputs.eval_set), known_pictures(inputs.start)
+    rows = TrainingRows(inputs.pixels, held_out, inputs.conditioning, inputs.low_res, known)
     order = _order(request, rows)
     validation = _validation(context, rows, order, request)
     state, method = training_state(context), method_of(context.config)
@@ -100,6 +101,7 @@ def train(job: Job[TrainRequest]) -> TrainingSummary:
         steps_of_this_process=last - first,
         samples_per_s=round((last - first) * context.config.samples_per_step / seconds, 2) if first < last else None,
         eval_by_t=change.by_t if change else {},
+        start_difference=_start_difference(job),
         **dict(_on_held_out(job, base, tuned, change) if change else HeldOutLosses()),
     )
 
@@ -125,6 +127,17 @@ def _on_held_out(
         eval_loss_parent=mean_loss(parent) if parent else None,
         eval_gain_on_parent=on_parent.gain if on_parent else None,
     )
+
+
+def _start_difference(job: Job[TrainRequest]) -> float | None:
+    """See `TrainingSummary`; None where no picture is held out under the same conditions in both."""
+    start = job.request.inputs.start
+    if start is None:
+        return None
+    published = published_losses(start.path / VALIDATION_FILE)
+    pairs = [(row.loss, published.get((row.image_id, row.conditions, row.t)))
+             for row in read_losses(job.out, 0) if row.part == HELD_OUT]  # fmt: skip
+    return max((abs(loss - before) for loss, before in pairs if before is not None), default=None)
 
 
 def set_up(job: Job[TrainRequest]) -> TrainingContext:
@@ -153,8 +166,9 @@ def set_up(job: Job[TrainRequest]) -> TrainingContext:
     texts = Projected(text).batch if projected else raw_texts(text)
     compiled = compiled_unet(unet, config.dynamo_backend)
     return TrainingContext(
-        stage, config, request.seed, unet, load_scheduler(folder), noising, texts, device, job.out, compiled
-    )
+        stage, config, request.seed, unet, load_scheduler(folder), noising, texts, device, job.out, compiled,
+        has_parent=parent is not None,
+    )  # fmt: skip
 
 
 def _validation(context: TrainingContext, rows: TrainingRows, order: MixedOrder, request: TrainRequest) -> Validation:
@@ -196,7 +210,7 @@ def run_steps(
     passes = config.steps * config.gradient_accumulation_steps
     with Prefetcher(make, config.dataloader_num_workers, passes) as ahead:
         for step in range(state.step, config.steps):
-            if _due(config, step) and not validation.taken(step):
+            if _due(context, step) and not validation.taken(step):
                 report(step, config.steps, "validation")
                 checkpoints.write()
                 with asked.at_once(), averaged(state):
@@ -219,13 +233,10 @@ def run_steps(
     return seconds
 
 
-def _due(config: StageConfig, step: int) -> bool:
+def _due(context: TrainingContext, step: int) -> bool:
     """Whether there is a validation before a step. Before the first step also one of a parent, for comparison."""
-    return (
-        step % config.validation_step_interval == 0
-        if config.validation_step_interval
-        else step == 0 and config.init_lora is not None
-    )
+    interval = context.config.validation_step_interval
+    return step % interval == 0 if interval else step == 0 and context.has_parent
 
 
 def _tell(report: Report, steps: int, row: StepMetrics, pace: Throughput, show: MetricLogger) -> None:
@@ -266,7 +277,7 @@ def _order(request: TrainRequest, rows: TrainingRows) -> MixedOrder:
     config = request.settings
     settings = OrderSettings(
         config.train_batch_size, config.gradient_accumulation_steps, config.steps,
-        hash_seed(request.seed, request.stage), request.sampling == "auto-weighting",
+        hash_seed(request.seed, request.stage), request.sampling == "auto-weighting", request.new_share,
     )  # fmt: skip
     return MixedOrder(rows, dict(request.shares), settings)
 

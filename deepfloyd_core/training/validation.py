@@ -29,7 +29,7 @@ from deepfloyd_core.pictures.sheets import save_picture, titled_rows
 from deepfloyd_core.sampling.cascade import Sample, save_png
 from deepfloyd_core.sampling.sampler import Sampler, sample
 from deepfloyd_core.sampling.specs import SampleSpec
-from deepfloyd_core.training.eval_loss import GridLoss, GridPicture, Predict, grid_losses, mean_loss
+from deepfloyd_core.training.eval_loss import HELD_OUT, GridLoss, GridPicture, Predict, grid_losses, mean_loss
 from deepfloyd_core.training.jobs import VALIDATION_FILE
 
 VALIDATION_SHEET, PICTURES = "validation.png", "validation"
@@ -77,6 +77,13 @@ class Validation:
 def read_losses(out: Path, step: int) -> list[GridLoss]:
     """The stored losses of a step."""
     return _read_losses(_losses_file(out, step))
+
+
+def published_losses(file: Path) -> dict[tuple[str, str, int], float]:
+    """The held-out losses of a finished training, from its validation.parquet, by picture, conditions and t."""
+    rows = [row for row in pq.read_table(file).to_pylist() if row["model"] == "trained" and row["part"] == HELD_OUT]
+    last = max((row["step"] for row in rows), default=0)
+    return {(row["image_id"], row["conditions"], row["t"]): row["loss"] for row in rows if row["step"] == last}
 
 
 def _read_losses(file: Path) -> list[GridLoss]:

@@ -67,6 +67,7 @@ WITH: dict[str, dict[str, Any]] = {
 ELSEWHERE = {
     "workspace", "model_flavour", "base_model_precision", "num_train_epochs", "controlnet", "controlnet_conditioning",
     "text_encoder_quantization", "report_to", "sample_measure", "parquet", "task_runner_address",
+    "warm_new_share",
 }  # fmt: skip
 KINDS: dict[Reader, str] = {
     "index": "image_index", "pixels": "pixels", "eval_set": "eval_set", "embeds": "text_embeds", "low_res": "low_res",

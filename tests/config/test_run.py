@@ -121,6 +121,7 @@ RUN_BOUNDS: dict[str, tuple[type, float | None, float | None]] = {
     "num_eval_images": (int, 0, None),
     "retrain_min_new_pictures": (int, 0, None),
     "retrain_min_days": (float, 0, 3650),
+    "warm_new_share": (float, 5e-324, math.nextafter(1, 0)),
     "shard_mib": (float, 0.1, 1024),
     "aspect_bucket_rounding": (int, 1, 9),
     "tokenizer_max_length": (int, 77, 512),
@@ -649,7 +650,7 @@ STAGE_VALUES = st.fixed_dictionaries(
     },
 )
 RUN_VALUES = st.fixed_dictionaries(
-    {},
+    {"retrain_mode": st.just("warm")},
     optional={name: legal(bounds) for name, bounds in RUN_BOUNDS.items()}
     | {
         "validation_prompt": st.one_of(st.text(), st.lists(st.text())),

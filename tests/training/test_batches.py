@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from deepfloyd_core.crops.reader import Size
 from deepfloyd_core.crops.shards import ShardRow, open_shard, write_shard
-from deepfloyd_core.training.batches import BatchOrder, MixedOrder, OrderSettings, TrainingRows, batches_from
+from deepfloyd_core.training.batches import BatchOrder, Group, MixedOrder, OrderSettings, TrainingRows, batches_from
 from deepfloyd_core.training.mixing import Share
 from tasks import ui_pages
 
@@ -38,7 +38,7 @@ ORDERS = st.builds(BatchOrder, COUNTS, st.integers(1, 9), st.integers(0, 2**63 -
 def mixed(counts: list[int], batch_size: int, seed: int) -> MixedOrder:
     """Several data sets of one size, the second of them only from step 3 to 20."""
     starts = np.cumsum([0, *counts])
-    places = {f"set{n}": {SIZES[0]: starts[n] + np.arange(count)} for n, count in enumerate(counts)}
+    places = {Group(f"set{n}"): {SIZES[0]: starts[n] + np.arange(count)} for n, count in enumerate(counts)}
     shares = {"set1": Share(2.0, 3, 20)}
     rows = cast(TrainingRows, SimpleNamespace(places=places))
     return MixedOrder(rows, shares, OrderSettings(batch_size, 2, 30, seed, True))

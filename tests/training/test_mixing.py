@@ -21,7 +21,7 @@ from deepfloyd_core.files import write_sealed
 from deepfloyd_core.pictures.geometry import Size
 from deepfloyd_core.store.artifacts import Artifact
 from deepfloyd_core.store.manifest import MANIFEST
-from deepfloyd_core.training.batches import BatchOrder, MixedOrder, OrderSettings, TrainingRows
+from deepfloyd_core.training.batches import BatchOrder, Group, MixedOrder, OrderSettings, TrainingRows
 from deepfloyd_core.training.identity import lora_request
 from deepfloyd_core.training.jobs import TrainingInputs
 from deepfloyd_core.training.mixing import Mix, Share, first_gap, shares
@@ -75,11 +75,11 @@ SIZES = {"a": {(64, 64): 11, (96, 64): 5}, "b": {(64, 64): 3}, "c": {(64, 96): 7
 
 def rows(*names: str) -> TrainingRows:
     """Stands for TrainingRows: of each size the rows of all data sets, one after the other."""
-    places: dict[str, dict[tuple[int, int], np.ndarray]] = {}
+    places: dict[Group, dict[tuple[int, int], np.ndarray]] = {}
     used: Counter[tuple[int, int]] = Counter()
     for name in names:
         for size, count in SIZES[name].items():
-            places.setdefault(name, {})[size] = np.arange(used[size], used[size] + count)
+            places.setdefault(Group(name), {})[size] = np.arange(used[size], used[size] + count)
             used[size] += count
     return cast(TrainingRows, SimpleNamespace(places=places))
 
@@ -90,7 +90,7 @@ def order(names: str, parts: dict[str, Share] | None = None, **keys: Any) -> Mix
 
 
 def owner(names: str, size: tuple[int, int], number: int) -> str:
-    return next(name for name, own in rows(*names).places.items() if number in own.get(size, ()))
+    return next(group.dataset for group, own in rows(*names).places.items() if number in own.get(size, ()))
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 5])
@@ -116,7 +116,7 @@ def test_no_sample_is_lost_or_repeated_before_all_of_its_data_set_were_seen(
         assert len(names) == 1, "a batch is of one data set, and so of one size"
         seen[names.pop()] += [(size, int(row)) for row in chosen]
     for name, found in seen.items():
-        everything = Counter((size, int(row)) for size, own in rows(*"abc").places[name].items() for row in own)
+        everything = Counter((size, int(row)) for size, own in rows(*"abc").places[Group(name)].items() for row in own)
         passes, rest = divmod(len(found), everything.total())
         for epoch in range(passes):
             assert Counter(found[epoch * everything.total() : (epoch + 1) * everything.total()]) == everything
@@ -158,6 +158,31 @@ def test_a_batch_is_a_function_of_seed_and_number_alone() -> None:
     assert any(not np.array_equal(other.batch(number)[1], forward[number][1]) for number in range(100))
 
 
+# ---- known and new pictures -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.75])
+def test_new_pictures_get_their_share_of_the_batches_and_the_others_are_all_repeated(share: float) -> None:
+    """Whatever the number of either: here 2 new ones of 11 in one data set, none in another, 7 of 7 in a third."""
+    sizes = {Group("a"): 9, Group("a", True): 2, Group("b"): 3, Group("c", True): 7}
+    starts = dict(zip(sizes, np.cumsum([0, *sizes.values()]), strict=False))
+    places = {group: {(64, 64): np.arange(starts[group], starts[group] + count)} for group, count in sizes.items()}
+    known = cast(TrainingRows, SimpleNamespace(places=places))
+    mixed = MixedOrder(known, {"c": Share(2.0)}, OrderSettings(1, 1, 400, 7, True, share))
+    of_rows = {int(row): group for group, own in places.items() for row in own[64, 64]}
+    seen = [int(mixed.batch(number)[1][0]) for number in range(400)]
+    for total in (40, 100, 400):
+        assert abs(sum(of_rows[row].is_new for row in seen[:total]) - share * total) <= 1
+    assert set(seen) == set(of_rows), "all of both"
+    counts = Counter(of_rows[row] for row in seen)
+    assert counts[Group("a")] / counts[Group("b")] == pytest.approx(3, rel=0.1)
+    assert counts[Group("c", True)] / counts[Group("a", True)] == pytest.approx(7, rel=0.1), "2 to 2 x 7"
+    fewer = cast(TrainingRows, SimpleNamespace(places={group: places[group] for group in (Group("a"), Group("b"))}))
+    plain, same = (MixedOrder(fewer, {}, OrderSettings(2, 1, 400, 7, True, new)) for new in (None, share))
+    for number in range(50):
+        assert np.array_equal(plain.batch(number)[1], same.batch(number)[1]), "without new ones there is no share"
+
+
 # ---- from the data file to the trainer --------------------------------------------------------------------------------
 
 
@@ -175,7 +200,8 @@ def test_the_data_file_s_sets_reach_the_trainer_apart(world: DataWorld) -> None:
     run = world.load(*entries, stages=(1,), stage1={"model_flavour": "tiny-i", "max_train_steps": 20})
     pixels = world.pixels(run, world.index(run), 1)
     trained = TrainingRows(pixels, frozenset())
-    assert {name: {size: len(own) for size, own in sizes.items()} for name, sizes in trained.places.items()} == {
+    found = {group.label: {size: len(own) for size, own in sizes.items()} for group, sizes in trained.places.items()}
+    assert found == {
         "one": {(64, 64): 3, (104, 64): 2}, "two": {(64, 64): 2, (104, 64): 2},
     }  # fmt: skip
     parts = shares(run, 1)

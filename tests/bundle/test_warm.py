@@ -1,0 +1,284 @@
+"""Where a warm retraining starts: planned night after night, without any training."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from data_world import DataWorld
+from PIL import Image
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+
+from deepfloyd_core.adapters.files import LORA_FILE
+from deepfloyd_core.bundle.planned import planned
+from deepfloyd_core.bundle.waiting import waiting
+from deepfloyd_core.bundle.warm import Retraining, retraining
+from deepfloyd_core.config.run import Run
+from deepfloyd_core.crops.eval_choice import choose_held_out
+from deepfloyd_core.errors import ConfigError, DataError
+from deepfloyd_core.store.artifacts import Artifact, Request, WorkDir, materialise
+from deepfloyd_core.store.manifest import Summary
+from deepfloyd_core.store.registry import Decision, Outcome, block, publish, settled
+from deepfloyd_core.store.versions import Origin
+from deepfloyd_core.training.start import StartSummary, known_pictures, start_weights
+
+RANK = 2
+KEYS: dict[str, Any] = {"lora_rank": RANK, "max_train_steps": 6, "train_batch_size": 2, "retrain_mode": "warm"}
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A LoRA of the tiny Stage I."""
+    from deepfloyd_core.adapters.method import base_dtype, method_of
+    from deepfloyd_core.config.flavours import FLAVOURS
+    from deepfloyd_core.config.stage import StageConfig
+    from deepfloyd_core.models.unet import load_unet
+
+    config = StageConfig(model_flavour="tiny-i", mixed_precision="no", lora_rank=RANK)
+    folder, base = tmp_path_factory.mktemp("lora"), Path(FLAVOURS["tiny-i"].repo)
+    unet = load_unet(base, base_dtype(config))
+    method_of(config).prepare(unet, config, 1)
+    method_of(config).save(unet, 1, base, folder)
+    return folder / LORA_FILE
+
+
+@dataclass
+class Nights:
+    """A data set, and versions whose LoRAs are named by what they would be trained from."""
+
+    world: DataWorld
+    weights: Path
+    trained: list[str] = field(default_factory=list)  # the LoRAs, in the order in which they were made
+
+    def add(self, *numbers: int, caption: str = "a star") -> None:
+        for number in numbers:
+            picture = Image.new("RGB", (64 + number, 64), (number, 2 * number, 255 - number))
+            self.world.add(f"{number}.png", picture, caption)
+
+    def remove(self, *numbers: int) -> None:
+        for number in numbers:
+            for file in self.world.folder.joinpath("pictures").glob(f"{number}.*"):
+                file.unlink()
+
+    def plan(self, **keys: Any) -> tuple[Run, Artifact, Retraining]:
+        choose_held_out.cache_clear()
+        run = self.world.load(stages=(1,), **{**KEYS, **keys})
+        index = self.world.index(run)
+        return run, index, retraining(run, index)
+
+    def words(self, **keys: Any) -> str:
+        return self.plan(**keys)[2].words
+
+    def night(self, then: str = "promoted", **keys: Any) -> Outcome:
+        """What `retrain` does, without the training."""
+        run, index, plan = self.plan(**keys)
+        assert plan.bundle is not None
+        if outcome := settled(run.workspace, plan.bundle.fingerprint):
+            return outcome
+        requests = planned(run, index, plan.starts)
+        assert requests is not None
+        self.world.eval_set(run, index)
+        self._make(run.workspace, requests["cascade_samples"], lambda request, folder: None)
+        lora = self._make(run.workspace, requests["stage1_lora"], self._lora)
+        bundle = self._make(run.workspace, plan.bundle, lambda request, folder: self._lora(request, folder / "stage1"))
+        assert requests["lora_bundle"] == plan.bundle and plan.bundle.inputs["stage1_lora"] == lora.name
+        judge = lambda version, champion: Decision(then, "because", None)  # type: ignore[arg-type]  # noqa: E731
+        return publish(run.workspace, bundle, index, Origin("", {}, plan.words), judge)
+
+    def _make(self, workspace: Path, request: Request, write: Callable[[Request, Path], None]) -> Artifact:
+        def build(work: WorkDir) -> Summary:
+            write(request, work.path)
+            self.trained += [request.name] if request.kind == "stage1_lora" else []
+            return Summary()
+
+        return materialise(workspace, request, build)
+
+    def _lora(self, request: Request, folder: Path) -> None:
+        """Weights that follow from what the LoRA is made from, and the losses of a picture."""
+        folder.mkdir(exist_ok=True)
+        of = request.inputs.get("stage1_lora", request.name)
+        with safe_open(self.weights, "numpy") as file:
+            metadata = {**file.metadata(), "made": of}
+        save_file(load_file(self.weights), folder / LORA_FILE, metadata)
+        row = {
+            "step": 6,
+            "model": "trained",
+            "part": "held_out",
+            "image_id": "x",
+            "conditions": of,
+            "t": 1,
+            "loss": 0.5,
+        }
+        pq.write_table(pa.Table.from_pylist([row]), folder / "validation.parquet")
+
+
+@pytest.fixture
+def nights(world: DataWorld, weights: Path) -> Nights:
+    """Four pictures, of which version 1 was made and serves."""
+    nights = Nights(world, weights)
+    nights.add(*range(4))
+    outcome = nights.night()
+    assert outcome.version.start == "from the base: no version serves"
+    return nights
+
+
+def test_a_warm_chain_ends_a_night_without_changes_at_once(nights: Nights) -> None:
+    for number in (4, 5, 6):
+        nights.add(number)
+        outcome = nights.night()
+        assert outcome.is_new and outcome.version.start == f"from version {number - 3}"
+        assert outcome.version.number == number - 2
+        for _ in range(2):
+            again = nights.night()
+            assert not again.is_new and (again.state, again.version.number) == ("champion", number - 2)
+    assert len(nights.trained) == 4
+    run, _, plan = nights.plan()
+    start = plan.starts[1]
+    assert start.summary(StartSummary) == StartSummary(version=3, pictures=5), "of 6 pictures one is held out"
+    known = known_pictures(start)
+    assert known is not None and len(known) == 5
+    (bundle,) = (run.workspace / "lora_bundle").glob(f"{_bundle_of(run, 3)}/stage1")
+    assert start_weights(start).checked("x").read_bytes() == (bundle / LORA_FILE).read_bytes()
+
+
+def _bundle_of(run: Run, number: int) -> str:
+    record = json.loads((run.workspace / "versions" / f"{number:04d}.json").read_text())
+    return str(record["bundle"])
+
+
+def test_a_blocked_candidate_is_not_made_again_until_something_changes(nights: Nights) -> None:
+    nights.add(4)
+    blocked = nights.night("blocked")
+    assert blocked.state == "blocked" and blocked.version.start == "from version 1" and len(nights.trained) == 2
+    again = nights.night()
+    assert (again.state, again.version.number, again.is_new) == ("blocked", 2, False) and len(nights.trained) == 2
+    nights.remove(4)
+    assert (nights.night().state, len(nights.trained)) == ("champion", 2), "the champion's own data: nothing to do"
+    nights.add(4, 5)
+    assert nights.night().version.start == "from version 1" and len(nights.trained) == 3
+    block(nights.plan()[0].workspace, 3, "no", "a test")
+    assert nights.night().state == "blocked" and len(nights.trained) == 3, "what was rolled back is not made again"
+
+
+def test_another_setting_goes_on_from_the_version_that_serves_and_new_prompts_train_nothing(nights: Nights) -> None:
+    assert nights.night(learning_rate=1e-3).version.start == "from version 1" and len(nights.trained) == 2
+    assert nights.night(learning_rate=1e-3).is_new is False
+    more = nights.night(learning_rate=1e-3, validation_prompt="another")
+    assert more.is_new and len(nights.trained) == 2 and more.version.start == "from version 1", "as its LoRA did"
+    assert nights.night(learning_rate=1e-3, validation_prompt="another").is_new is False
+    shared = nights.night(learning_rate=1e-3, warm_new_share=0.25)
+    assert shared.is_new and len(nights.trained) == 3, "the share decides the draws of a warm training"
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda nights: nights.remove(2), "2.png was removed"),
+        (lambda nights: nights.add(2, caption="a moon"), "2.png was changed"),
+        (lambda nights: nights.world.add("2.png", b"no picture any more"), "2.png was rejected"),
+        (lambda nights: nights.remove(0, 2, 3, 14), "0.png, 14.png, 2.png and 1 more were removed"),
+    ],
+)
+def test_a_picture_that_an_earlier_version_of_the_chain_knows_is_honoured_when_it_goes(
+    nights: Nights, change: Callable[[Nights], None], reason: str
+) -> None:
+    """Version 3 starts from 2, which starts from 1: all three know picture 2, which is none of those that came last."""
+    for number in (14, 15):
+        nights.add(number)
+        nights.night()
+    change(nights)
+    nights.add(16)
+    with pytest.raises(DataError) as caught:
+        nights.words(honour_removals="refuse", max_rejected_share=0.9)
+    words = nights.words(max_rejected_share=0.9)
+    assert words == f"from the base, because {reason}"
+    told = str(caught.value)
+    assert told.startswith(words.removeprefix("from the base, because ")) and "version 3, which serves" in told
+    outcome = nights.night(max_rejected_share=0.9)
+    assert outcome.version.start == words and outcome.is_new
+    assert "start" not in (json.loads(_manifest(nights, nights.trained[-1]).read_text())["inputs"])
+    assert nights.night(max_rejected_share=0.9).is_new is False
+    nights.add(17)
+    assert nights.words(honour_removals="refuse", max_rejected_share=0.9) == "from version 4", "which never knew it"
+
+
+def _manifest(nights: Nights, name: str) -> Path:
+    return nights.world.folder / "workspace" / name / "manifest.json"
+
+
+def test_a_new_name_for_a_known_picture_removes_nothing(nights: Nights) -> None:
+    for file in sorted(nights.world.folder.joinpath("pictures").glob("2.*")):
+        file.rename(file.with_name(f"renamed{file.suffix}"))
+    nights.add(4)
+    assert nights.words(honour_removals="refuse") == "from version 1"
+
+
+def test_data_that_went_back_beyond_a_warm_version_publishes_the_bundle_of_that_time(nights: Nights) -> None:
+    nights.add(4)
+    second = nights.night()
+    nights.remove(4)
+    third = nights.night()
+    assert (
+        second.version.start == "from version 1" and third.version.start == "from the base, because 4.png was removed"
+    )
+    assert third.version.number == 3 and len(nights.trained) == 2, "version 1 was made of just that"
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"lora_rank": 3}, "the settings do not fit Stage I of version 1, a LoRA of rank 2; lora_rank is 3"),
+        ({"use_bitfit": True, "lora_rank": 16}, "Stage I of version 1, which is a LoRA; the settings train biases"),
+        ({"num_eval_images": 3}, "png were held out of training, or left out of it"),
+    ],
+)
+def test_what_does_not_fit_the_weights_begins_from_the_base(nights: Nights, keys: dict[str, Any], words: str) -> None:
+    assert nights.words(**keys).startswith("from the base, because ") and words in nights.words(**keys)
+    assert nights.words(**keys, honour_removals="refuse") == nights.words(**keys), "no picture was removed"
+
+
+def test_weights_of_another_program_have_unknown_pictures(nights: Nights) -> None:
+    nights.night(retrain_mode="scratch", stage1={"model_flavour": "tiny-i", "init_lora": str(nights.weights)})
+    nights.add(4)
+    assert "version 2 started from weights of init_lora, whose pictures are not known" in nights.words()
+
+
+def test_a_champion_that_is_not_complete_or_a_list_that_is_lost_begins_from_the_base(nights: Nights) -> None:
+    nights.add(4)
+    run, _, _ = nights.plan()
+    (index,) = (run.workspace / "image_index").glob(f"{_index_of(run, 1)}/index.parquet")
+    index.rename(index.with_name("away"))
+    assert nights.words().startswith("from the base, because version 1 cannot be started from: ")
+    index.with_name("away").rename(index)
+    assert nights.words() == "from version 1"
+    (run.workspace / "lora_bundle" / _bundle_of(run, 1) / "stage1" / LORA_FILE).unlink()
+    assert "because version 1 cannot be started from: Version 1 cannot be used" in nights.words()
+
+
+def _index_of(run: Run, number: int) -> str:
+    return str(json.loads((run.workspace / "versions" / f"{number:04d}.json").read_text())["image_index"])
+
+
+def test_scratch_plans_as_before_and_a_run_file_with_both_is_refused(nights: Nights) -> None:
+    nights.add(4)
+    run, index, plan = nights.plan(retrain_mode="scratch")
+    requests = planned(run, index)
+    assert requests is not None and plan == Retraining(requests["lora_bundle"], {}, "")
+    with pytest.raises(ConfigError, match=r"stage1\.init_lora is '3', and retrain_mode is warm, which itself chooses"):
+        nights.words(init_lora="3")
+    with pytest.raises(ConfigError, match="honour_removals is refuse, without effect while retrain_mode is scratch"):
+        nights.words(retrain_mode="scratch", honour_removals="refuse")
+
+
+def test_it_waits_for_more_pictures_in_a_chain_too(nights: Nights) -> None:
+    nights.add(4)
+    nights.night()
+    nights.add(5)
+    run, index, _ = nights.plan(retrain_min_new_pictures=2)
+    waits = waiting(run, index)
+    assert waits is not None and waits.reason == "waiting, 1 new picture of 2 (retrain_min_new_pictures)"
