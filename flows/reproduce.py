@@ -4,6 +4,7 @@ from pathlib import Path
 
 from prefect import flow
 
+from deepfloyd_core.bundle.recipe import check_scratch, scratch_starts
 from deepfloyd_core.preflight.check import check_run
 from deepfloyd_core.store.artifacts import Artifact
 from deepfloyd_core.store.leases import leased
@@ -27,4 +28,6 @@ def reproduce(config: str, overrides: Overrides = None) -> Artifact:
     """
     run = check_run(Path(config), settings(overrides), "lora_bundle")
     with sole_run(run):
-        return unpublished_bundle(run, image_index(run))
+        index = image_index(run)
+        check_scratch(Path(config).parent, index)
+        return unpublished_bundle(run, index, scratch_starts(run))

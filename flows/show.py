@@ -28,9 +28,9 @@ SHOWN_FILES = 30  # the first ones
 _DIGITS = 4  # of a figure
 # Inputs that are no artifacts, or a part of one.
 _OTHERS = {
-    "data": "pictures and captions", "encoder": "text encoder", "eval_set": "held-out crops", "model": "base model",
-    "parent": "weights of init_lora", "pictures": "accepted pictures", "text": "encoded captions",
-    "unet": "base model's text modules",
+    "data": "pictures and captions", "encoder": "text encoder", "eval_set": "held-out crops", "losses": "held-out losses",
+    "model": "base model", "parent": "weights of init_lora", "pictures": "accepted pictures", "text": "encoded captions",
+    "unet": "base model's text modules", "weights": "trained weights",
 }  # fmt: skip
 
 
@@ -41,7 +41,8 @@ def print_version_record(out: Console, workspace: Path, version: Version) -> Non
     parts = list(_parts(workspace, version, bundle))
     published = f"{minute(published_at(workspace, version.number))} UTC"
     run_file = (workspace / version.run_file).resolve() if version.run_file else "not known"
-    _print_lines(out, {"published": published, "run file": run_file, "data": version.data})
+    started = {"trained": version.start} if version.start else {}
+    _print_lines(out, {"published": published, "run file": run_file, "data": version.data, **started})
     _print_made_from(out, workspace, [name for name, _ in parts if name != bundle], {})
     settings: dict[str, tuple[str, str]] = {}
     for _, part in parts:

@@ -21,10 +21,13 @@ def print_history(out: Console, workspace: Path) -> None:
     table.add_column("held-out loss, base -> tuned\n(less is better)")
     table.add_column("Stage II's PSNR over the base's\n(more is better)")
     table.add_column("reason")
+    if is_warm := any(row.start for row in rows):
+        table.add_column("trained")
     for row in rows:
         when, state = row.when[:16].replace("T", " "), Text(row.state, STYLES.get(row.state, ""))
         figures = "\n".join(row.losses), "\n".join(row.gains)
-        table.add_row(str(row.version), state, when, row.run_file, *figures, row.reason)
+        trained = [row.start] if is_warm else []
+        table.add_row(str(row.version), state, when, row.run_file, *figures, row.reason, *trained)
     _print_whole(out, table)
     for fault in readable_versions(workspace)[1]:
         out.print(labelled("fault", "bold red", fault))

@@ -50,7 +50,7 @@ def markdown_page(report: VersionReport, file: Path) -> str:
     lines = [f"# Version {report.number} {standing_words(report)}", ""]
     lines += _items([*why(report), *filter(None, [who_serves(report)])])
     lines += [*_figures(report), *_sheet(report)]
-    lines += ["### Pictures", "", *_items(picture_lines(report.pictures))]
+    lines += ["### Pictures", "", *_items(picture_lines(report.pictures, report.start))]
     if since := report.since:
         changed = [*since.pictures, *since.settings] or ["neither pictures nor settings"]
         more = [f"and {len(changed) - MOST_LINES} more, in the report"] if len(changed) > MOST_LINES else []

@@ -69,7 +69,7 @@ def find_parent(run: Run, stage: Stage, folder: Path) -> Parent | None:
     if config.init_lora is None:
         return None
     prefix = f"stage{stage}.init_lora is {config.init_lora!r}"
-    file = weights_file(_path(run, stage, str(config.init_lora)), prefix)
+    file = weights_file(named_weights(run.workspace, stage, str(config.init_lora)), prefix)
     if fault := misfit(config, file, folder):
         raise ConfigError(f"{prefix}, {fault}.")
     header, base = read_header(file), unet_shapes(folder)
@@ -116,11 +116,11 @@ def _but_steps(spec: Json) -> Json:
     return {key: value for key, value in spec.items() if key not in ("max_train_steps", "validation")}
 
 
-def _path(run: Run, stage: Stage, value: str) -> Path:
-    """A path as it is; a number that is not a path is a published version of the workspace."""
+def named_weights(workspace: Path, stage: Stage, value: str) -> Path:
+    """What `init_lora` names: a path; a number that is not a path is a published version of the workspace."""
     path = Path(value)
     if value.isdecimal() and not is_there(path):
-        return stage_folder(bundle_of(run.workspace, find_version(run.workspace, value)).path, stage)
+        return stage_folder(bundle_of(workspace, find_version(workspace, value)).path, stage)
     return path
 
 

@@ -18,11 +18,12 @@ from deepfloyd_core.index.summary import IndexSummary
 from deepfloyd_core.measures.files import UpscalingFiles
 from deepfloyd_core.measures.tables import MeasureTable
 from deepfloyd_core.sampling.jobs import SamplesSummary
-from deepfloyd_core.store.artifacts import Artifact, WorkDir
+from deepfloyd_core.store.artifacts import Artifact, WorkDir, workspace_of
 from deepfloyd_core.store.counts import many
 from deepfloyd_core.store.parts import take_part
 from deepfloyd_core.store.versions import stage_folder
 from deepfloyd_core.training.jobs import VALIDATION_FILE, TrainingFigures, TrainingSummary
+from deepfloyd_core.training.start import StartSummary
 
 LICENCE = (
     "The base weights of DeepFloyd IF are under the DeepFloyd IF License Agreement; what is made from them may be "
@@ -70,7 +71,9 @@ def _take(source: Artifact, names: set[str], folder: Path) -> None:
 def _card(run: Run, inputs: BundleInputs[Artifact], prompts: list[str], metrics: BundleSummary) -> str:
     sampled = (inputs.cascade_samples.path / "sheet.png").exists()
     lines = ["# Fine-tuned DeepFloyd IF", "", f"Data: {_data_line(inputs.image_index)}", ""]
-    lines += [*(_trained_line(stage, training) for stage, training in metrics.trainings.items()), ""]
+    lines += [f"{_trained_line(stage, training)}{_start_line(inputs.loras[stage])}"
+              for stage, training in metrics.trainings.items()]  # fmt: skip
+    lines += [""]
     lines += ["![samples](sheet.png)", ""] if sampled else []
     for files in map(UpscalingFiles, run.config.upscalers if metrics.samples.held_out else ()):
         lines += [f"![held-out pictures]({files.sheet})", "", f"![zoomed details]({files.details})", ""]
@@ -100,6 +103,19 @@ def _card(run: Run, inputs: BundleInputs[Artifact], prompts: list[str], metrics:
             "",
         ]
     return "\n".join([*lines, "## Licence", "", LICENCE, ""])
+
+
+def _start_line(lora: Artifact) -> str:
+    """What a warm training started from; empty for another one."""
+    if "start" not in lora.inputs:
+        return ""
+    kind, fingerprint = lora.inputs["start"].split("/")
+    start = Artifact(kind, fingerprint, workspace_of(lora.path) / kind / fingerprint).summary(StartSummary)
+    known, share = many(start.pictures, "picture"), lora.spec["warm_new_share"]
+    return (
+        f" It started from version {start.version}, which was trained on {known} of these. Others, if there are any, have "
+        f"{share:.0%} of its batches."
+    )
 
 
 def markdown_tables(tables: Iterable[MeasureTable]) -> list[str]:

@@ -23,6 +23,7 @@ class HistoryRow:
     losses: tuple[str, ...]  # held-out loss of each stage: base -> tuned, and the change
     gains: tuple[str, ...]  # of the upscaler over its base
     reason: str  # of its state
+    start: str = ""  # what its training started from; empty: from the base model, because nobody asked for more
 
 
 def history(workspace: Path) -> list[HistoryRow]:
@@ -35,7 +36,9 @@ def history(workspace: Path) -> list[HistoryRow]:
         when, reason = (own[0].when, own[-1].reason) if own else ("", "its run ended before it was judged")
         losses, gains = _figures(workspace, version)
         state = now.state_of(version.number)
-        rows.append(HistoryRow(version.number, state, when, Path(version.run_file).name, losses, gains, reason))
+        rows.append(
+            HistoryRow(version.number, state, when, Path(version.run_file).name, losses, gains, reason, version.start)
+        )
     return rows
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from deepfloyd_core.bundle.identity import BundleSummary
+from deepfloyd_core.config.stages import STAGES
 from deepfloyd_core.crops.summary import CropsSummary
 from deepfloyd_core.errors import ArtifactError
 from deepfloyd_core.index.summary import IndexSummary
@@ -11,11 +12,12 @@ from deepfloyd_core.store.counts import many
 from deepfloyd_core.store.manifest import Manifest, Summary
 from deepfloyd_core.text.embeds import EmbedsSummary
 from deepfloyd_core.training.jobs import TrainingSummary
+from deepfloyd_core.training.start import StartSummary, start_kind
 
 _SUMMARIES: Mapping[str, type[Summary]] = {
     "image_index": IndexSummary, "eval_set": CropsSummary, "stage1_pixels": CropsSummary, "stage2_pixels": CropsSummary,
     "text_embeds": EmbedsSummary, "stage1_lora": TrainingSummary, "stage2_lora": TrainingSummary,
-    "cascade_samples": SamplesSummary, "lora_bundle": BundleSummary,
+    **{start_kind(stage): StartSummary for stage in STAGES}, "cascade_samples": SamplesSummary, "lora_bundle": BundleSummary,
 }  # fmt: skip
 
 
@@ -31,6 +33,8 @@ def counts_in_words(kind: str, summary: Summary) -> str | None:
         case EmbedsSummary():
             captions = many(summary.captions, "caption or prompt", "captions and prompts")
             return f"{captions}, encoded as {many(summary.texts, 'text')}"
+        case StartSummary():
+            return f"the weights of version {summary.version}, which know {many(summary.pictures, 'picture')}"
         case TrainingSummary():
             return _training(summary)
         case SamplesSummary():

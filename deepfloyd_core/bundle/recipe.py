@@ -2,8 +2,9 @@
 
 `deepfloyd reproduce` puts the recorded pictures of each folder, without those that came later, into a scratch folder (by
 links, so they take no space), and runs the recorded settings there in a workspace of its own. The held-out pictures are
-chosen as they were, because their record is copied. A version's record has no secrets: buckets take theirs from the
-environment.
+chosen as they were, because their record is copied, and so are the weights that a warm training started from. A
+version's record has no secrets: buckets take theirs from the environment. What is not in a folder, and captions, are read
+again where they are: after the index, and before anything is trained, the data is compared with the version's.
 """
 
 import json
@@ -15,19 +16,29 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
+from deepfloyd_core.adapters.start_from import named_weights, weights_file
+from deepfloyd_core.bundle.difference import part_of
+from deepfloyd_core.bundle.planned import Starts
 from deepfloyd_core.config.run import Run
+from deepfloyd_core.config.stages import STAGES, Stage
 from deepfloyd_core.crops import eval_record
 from deepfloyd_core.errors import ArtifactError, ConfigError, DataError
 from deepfloyd_core.files import sha256_file, write_bytes
+from deepfloyd_core.index.changed_pictures import picture_changes
 from deepfloyd_core.index.ledger import INDEX_FILE
+from deepfloyd_core.store.artifacts import Artifact, verify_artifact
+from deepfloyd_core.store.collected import collected
 from deepfloyd_core.store.counts import many
+from deepfloyd_core.store.manifest import MANIFEST
 from deepfloyd_core.store.provenance import package_versions
 from deepfloyd_core.store.versions import Version, bundle_of, find_version
+from deepfloyd_core.training.start import StartSummary, start_kind
 from deepfloyd_core.types import Json
 
 _PLACES = {"workspace", "data_backend_config"}  # of the scratch folder instead
 _SECRETS = {"aws_access_key_id", "aws_secret_access_key"}
 _RESOLVED = {"text_embeds"}  # the filters of its entry are among the data set's own
+_EXPECTED = "version.json"  # in a scratch folder: what its data must be
 _NAMED = 5  # of the pictures that are gone
 
 
@@ -58,11 +69,8 @@ def check_reproduction(workspace: Path, number: int) -> Reproduction:
     bundle = bundle_of(workspace, version)
     if not version.recipe:
         raise ConfigError(f"The record of version {number} has no settings, so it cannot be made again.")
-    settings = version.recipe["run"]
-    if any(str(settings.get(f"stage{stage}", {}).get("init_lora", "")).isdecimal() for stage in (1, 2)):
-        raise ConfigError(
-            f"Version {number} starts from the weights of another version. That cannot be made again yet."
-        )
+    _check_starts(workspace, version)
+    _given_weights(workspace, version)
     gone, there = [], 0
     for folder, name, sha256 in _recorded_files(workspace, version):
         file = folder / name
@@ -74,12 +82,13 @@ def check_reproduction(workspace: Path, number: int) -> Reproduction:
         shown = ", ".join(gone[:_NAMED]) + (f" and {len(gone) - _NAMED} more" if len(gone) > _NAMED else "")
         are = many(len(gone), "file of its data is", "files of its data are")
         raise DataError(f"Version {number} cannot be made again: {are} gone or changed: {shown}.")
-    return Reproduction(version, bundle.path, there, tuple(_package_notes(bundle.manifest.provenance.packages)))
+    notes = [*_elsewhere_notes(version), *_package_notes(bundle.manifest.provenance.packages)]
+    return Reproduction(version, bundle.path, there, tuple(notes))
 
 
 def write_scratch(workspace: Path, version: Version, scratch: Path) -> Path:
-    """Put the run file, the data file, the pictures and the record of held-out pictures into a folder. Returns the run
-    file. Raises ConfigError when the folder is not empty.
+    """Put the run file, the data file, the pictures, the record of held-out pictures and the weights to start from into a
+    folder. Returns the run file. Raises ConfigError when the folder is not empty.
     """
     if scratch.exists() and any(scratch.iterdir()):
         raise ConfigError(f"{scratch} is not empty. Remove it, or name another folder with --scratch.")
@@ -96,11 +105,40 @@ def write_scratch(workspace: Path, version: Version, scratch: Path) -> Path:
     made.mkdir(parents=True)
     if (workspace / eval_record.FOLDER).is_dir():
         shutil.copytree(workspace / eval_record.FOLDER, made / eval_record.FOLDER)
+    for start in _starts(workspace, version).values():
+        shutil.copytree(start.path, made / start.name, copy_function=_link)
+    ledger = workspace / "image_index" / version.image_index / INDEX_FILE
+    expected = {"number": version.number, "data": version.data, "ledger": str(ledger.absolute())}
+    write_bytes(scratch / _EXPECTED, json.dumps(expected).encode())
     write_bytes(scratch / "data.json", json.dumps(sets, indent=2).encode())
     places = {"workspace": str(made.absolute()), "data_backend_config": str((scratch / "data.json").absolute())}
     settings = {**version.recipe["run"], **places, "gate": "off", "report_to": "none"}
+    for stage, file in _given_weights(workspace, version).items():
+        settings[STAGES[stage].table] = {**settings[STAGES[stage].table], "init_lora": str(file.absolute())}
     write_bytes(scratch / "run.json", json.dumps(settings, indent=2).encode())
     return scratch / "run.json"
+
+
+def check_scratch(scratch: Path, index: Artifact) -> None:
+    """Raise DataError when the pictures and captions that a scratch folder's run found are not those of its version."""
+    expected = json.loads((scratch / _EXPECTED).read_bytes())
+    if index.inputs["data"] == expected["data"]:
+        return
+    try:
+        lines = picture_changes(Path(expected["ledger"]), index.path / INDEX_FILE)
+    except (OSError, ValueError):  # pyarrow's errors are both
+        lines = []
+    raise DataError(
+        f"Version {expected['number']} cannot be made again: its pictures or captions are not as they were. "
+        + "; ".join(lines or ["What differs is not in the lists of pictures"]) + "."
+    )  # fmt: skip
+
+
+def scratch_starts(run: Run) -> Starts:
+    """What the trainings of a scratch folder's run start from."""
+    found = {stage: sorted((run.workspace / start_kind(stage)).glob(f"*/{MANIFEST}")) for stage in run.config.stages}
+    return {stage: Artifact(start_kind(stage), files[0].parent.name, files[0].parent)
+            for stage, files in found.items() if files}  # fmt: skip
 
 
 def different_files(first: Path, second: Path) -> list[str]:
@@ -116,6 +154,53 @@ def different_files(first: Path, second: Path) -> list[str]:
         elif sha256_file(files[0]) != sha256_file(files[1]):
             lines.append(f"{name} has other bytes")
     return lines
+
+
+def _starts(workspace: Path, version: Version) -> dict[Stage, Artifact]:
+    """What the warm trainings of a version started from."""
+    names = {name for inputs in version.lineage.values() for name in inputs}
+    kinds = {start_kind(stage): stage for stage in STAGES}
+    parts = [name.split("/") for name in sorted(names)]
+    return {kinds[kind]: Artifact(kind, digits, workspace / kind / digits) for kind, digits in parts if kind in kinds}
+
+
+def _check_starts(workspace: Path, version: Version) -> None:
+    """Raise ArtifactError when weights that a warm training started from are gone or damaged."""
+    for stage, start in _starts(workspace, version).items():
+        needed = (
+            f"Version {version.number} cannot be made again: the weights that its {STAGES[stage].title} starts from"
+        )
+        if record := collected(workspace, start.name):
+            of = StartSummary.of_record(record.manifest.summary, start.path).version
+            raise ArtifactError(f"{needed}, those of version {of}, were collected on {record.day} by `deepfloyd gc`.")
+        if damage := verify_artifact(start):
+            raise ArtifactError(f"{needed} are lost or damaged: {damage[0]}.")
+
+
+def _given_weights(workspace: Path, version: Version) -> dict[Stage, Path]:
+    """The files that `init_lora` names. Raises ConfigError, ArtifactError or DataError for one that is not as it was."""
+    found = {}
+    for stage, kind in STAGES.items():
+        value = str(version.recipe["run"].get(kind.table, {}).get("init_lora", ""))
+        if not value:
+            continue
+        prefix = f"Version {version.number} cannot be made again: its {kind.table}.init_lora is {value!r}"
+        file = weights_file(named_weights(workspace, stage, value), prefix)
+        lora = part_of(workspace, version, f"{kind.table}_lora")
+        if lora is not None and lora.inputs.get("parent") != sha256_file(file):
+            raise DataError(f"{prefix}, and {file} has other bytes than it had.")
+        found[stage] = file
+    return found
+
+
+def _elsewhere_notes(version: Version) -> Iterator[str]:
+    for each in version.recipe["data"]:
+        if each["type"] != "local" or each.get("dataset_type", "image") != "image":
+            place = each.get("instance_data_dir") or each["type"]
+            yield (
+                f"{each['id']}: its files are read again from {place}, as they are now. If any is not as it was, the run "
+                "ends before it trains"
+            )
 
 
 def _recorded_files(workspace: Path, version: Version) -> Iterator[tuple[Path, str, str | None]]:
@@ -143,7 +228,7 @@ def _caption_file(picture: Path) -> Path:
     return picture.with_suffix(".txt")
 
 
-def _link(file: Path, link: Path) -> None:
+def _link(file: str | Path, link: str | Path) -> None:
     """A second name for a file; where there can be none, a copy."""
     try:
         os.link(file, link)

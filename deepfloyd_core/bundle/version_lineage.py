@@ -18,8 +18,8 @@ Parts = Mapping[str, Known | None]  # by an artifact's name; None: it is lost or
 # The title of each step after the data, and the ends of the kinds that belong to it. What else there is is cut or encoded.
 _CROPS = "Crops and text"
 _STEPS: Mapping[str, tuple[str, ...]] = {
-    "Index": ("image_index",), _CROPS: (), "Training": ("_lora", "_low_res"), "Samples": ("cascade_samples",),
-    "Bundle": ("lora_bundle",),
+    "Index": ("image_index",), _CROPS: (), "Start": ("_start",), "Training": ("_lora", "_low_res"),
+    "Samples": ("cascade_samples",), "Bundle": ("lora_bundle",),
 }  # fmt: skip
 
 

@@ -83,6 +83,7 @@ class VersionReport:
     number: int
     run_file: Path | None
     data: str  # fingerprint
+    start: str  # what its training started from; empty: from the base model, because nobody asked for more
     made: str  # when the report was, UTC
     judgement: Judgement
     figures: tuple[MainFigure, ...]
@@ -119,7 +120,7 @@ def version_report(workspace: Path, version: Version) -> VersionReport:
     return VersionReport(
         workspace=workspace.absolute(), number=version.number,
         run_file=(workspace / version.run_file).resolve() if version.run_file else None,
-        data=version.data, made=datetime.now(UTC).isoformat(timespec="seconds"), judgement=judgement,
+        data=version.data, start=version.start, made=datetime.now(UTC).isoformat(timespec="seconds"), judgement=judgement,
         figures=main_figures(one, measurements_of(workspace, champion) if champion else None) if one else (),
         pictures=_pictures(workspace, version, parts, one), since=_since(workspace, version),
         lineage=lineage_steps(version, parts), settings=_settings(parts), bundle=place, fault=_fault(workspace, version),

@@ -79,21 +79,23 @@ def tiles(report: VersionReport) -> list[Tile]:
         ]
         value = " ".join(filter(None, [three(figure.value), figure.unit]))
         found.append(Tile(f"{figure.name}, {figure.better}", value, tuple(notes)))
-    return [*found, _pictures(report.pictures)]
+    return [*found, _pictures(report)]
 
 
-def picture_lines(counts: PictureCounts) -> list[str]:
-    """What became of the pictures."""
-    lines = [f"{stage}: trained on {many(count, 'picture')}" for stage, count in counts.trained_on.items()]
+def picture_lines(counts: PictureCounts, start: str = "") -> list[str]:
+    """What became of the pictures. start: what was trained from, if there is more to tell than the base model."""
+    lines = [f"trained {start}"] if start else []
+    lines += [f"{stage}: trained on {many(count, 'picture')}" for stage, count in counts.trained_on.items()]
     lines += [] if counts.held_out is None else [f"{counts.held_out:,} held out of training"]
     return lines + (
         [] if counts.rejected is None else [f"{counts.rejected:,} of {many(counts.inputs or 0, 'file')} rejected"]
     )
 
 
-def _pictures(counts: PictureCounts) -> Tile:
+def _pictures(report: VersionReport) -> Tile:
+    counts = report.pictures
     value = "–" if counts.accepted is None else f"{counts.accepted:,}"
-    return Tile("Pictures accepted", value, tuple(map(Note, picture_lines(counts))))
+    return Tile("Pictures accepted", value, tuple(map(Note, picture_lines(counts, report.start))))
 
 
 def verdict_rows(report: VersionReport) -> list[dict[str, str | bool]]:

@@ -23,7 +23,7 @@ from deepfloyd_core.store.leases import take_lease
 from deepfloyd_core.store.versions import Version, bundle_of, champion, stage_folder, trained_parts, versions
 from deepfloyd_core.training.start import StartSource, make_start, start_kind
 
-_NO_CHAMPION = "from the base: no version serves"
+_NO_CHAMPION = "from the base, because no version served"
 
 
 @dataclass(frozen=True)

@@ -154,17 +154,19 @@ def news_of(workspace: Path, outcome: Outcome) -> str:
     """The outcome of a run, for people."""
     number = outcome.version.number
     why = f": {outcome.reason}" if outcome.reason else ""
+    start = f" ({outcome.version.start})" if outcome.is_new and outcome.version.start else ""
     serves = "no version serves" if outcome.serves is None else f"version {outcome.serves} serves"
     if outcome.state == "champion" and outcome.is_new:
-        return f"published version {number}{_kinship(workspace, outcome)}" + (f", promoted{why}" if why else "")
+        promoted = f", promoted{why}" if why else ""
+        return f"published version {number}{start}{_kinship(workspace, outcome)}{promoted}"
     unchanged = "" if outcome.is_new else "no change: "
     if outcome.state == "champion":
         return f"{unchanged}{outcome.reason}; {serves}" if outcome.reason else f"{unchanged}{serves}"
     if outcome.state == "blocked":
         reason = why if outcome.is_new or not why else f" ({outcome.reason})"
-        return f"{unchanged}version {number} is blocked{reason}; {serves}"
+        return f"{unchanged}version {number}{start} is blocked{reason}; {serves}"
     decides = f"`deepfloyd promote {workspace} {number}` promotes it"
-    return f"{unchanged}version {number} is a candidate{why}; {decides}; {serves}"
+    return f"{unchanged}version {number}{start} is a candidate{why}; {decides}; {serves}"
 
 
 def _kinship(workspace: Path, outcome: Outcome) -> str:

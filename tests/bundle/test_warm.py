@@ -123,7 +123,7 @@ def nights(world: DataWorld, weights: Path) -> Nights:
     nights = Nights(world, weights)
     nights.add(*range(4))
     outcome = nights.night()
-    assert outcome.version.start == "from the base: no version serves"
+    assert outcome.version.start == "from the base, because no version served"
     return nights
 
 
