@@ -50,7 +50,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, str]]:
         "finetune.text_embeds": lambda run, index: make("text_embeds"),
         "finetune.cascade_samples": lambda run, prompts, inputs: make("cascade_samples", **inputs.by_field),
         "finetune.lora_bundle": lambda run, prompts, inputs: make("lora_bundle", **inputs.by_field),
-        "finetune.publish_version": lambda run, bundle, index: bundle,
+        "finetune.publish_version": lambda run, bundle, index, start: bundle,
     }
     for name, fake in fakes.items():
         monkeypatch.setattr(f"flows.{name}", fake)
