@@ -17,7 +17,7 @@ from deepfloyd_core.files import sha256_file, write_bytes
 from deepfloyd_core.index.summary import IndexSummary
 from deepfloyd_core.measures.files import UpscalingFiles
 from deepfloyd_core.measures.tables import MeasureTable
-from deepfloyd_core.sampling.jobs import SamplesSummary
+from deepfloyd_core.sampling.jobs import PROBES_FILE, SamplesSummary
 from deepfloyd_core.store.artifacts import Artifact, WorkDir, workspace_of
 from deepfloyd_core.store.counts import many
 from deepfloyd_core.store.parts import take_part
@@ -41,7 +41,7 @@ def build_bundle(run: Run, inputs: BundleInputs[Artifact], prompts: list[str], w
     samples = inputs.cascade_samples
     by_table = {STAGES[stage].table: figures for stage, figures in trained.items()}
     metrics = BundleSummary(**by_table, samples=samples.summary(SamplesSummary))
-    figures = {UpscalingFiles(stage).table.name for stage in run.config.upscalers}
+    figures = {PROBES_FILE, *(UpscalingFiles(stage).table.name for stage in run.config.upscalers)}
     _take(samples, {sheet.name for sheet in samples.path.glob("*.png")} | figures, work.path)
     write_bytes(work.path / "metrics.json", (_metrics_json(metrics) + "\n").encode())
     write_bytes(work.path / "README.md", _card(run, inputs, prompts, metrics).encode())

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from deepfloyd_core.bundle.gate_rules import COMPARED, GATE_RULES, GateContext, Measured
 from deepfloyd_core.bundle.identity import BundleSummary
-from deepfloyd_core.bundle.picture_figures import picture_colours, picture_losses, picture_measures
+from deepfloyd_core.bundle.picture_figures import picture_colours, picture_losses, picture_measures, probe_losses
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.config.stages import UPSCALERS
 from deepfloyd_core.errors import ArtifactError
@@ -61,7 +61,8 @@ def measured(workspace: Path, version: Version) -> Measured:
         upscaled = {
             measure: picture_measures(bundle.path, stage, measure, held_out.noise_level) for measure in COMPARED
         }
-    return Measured(version.number, summary, _index_summary(workspace, version), losses, colours, upscaled)
+    probes = None if summary.samples.probe_loss_tuned is None else probe_losses(bundle.path)
+    return Measured(version.number, summary, _index_summary(workspace, version), losses, colours, upscaled, probes)
 
 
 def _index_summary(workspace: Path, version: Version) -> IndexSummary:

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from deepfloyd_core.config.stages import Stage
 from deepfloyd_core.errors import ArtifactError
 from deepfloyd_core.measures.files import UpscalingFiles
+from deepfloyd_core.sampling.jobs import PROBES_FILE
 from deepfloyd_core.store.versions import stage_folder
 from deepfloyd_core.training.jobs import VALIDATION_FILE
 
@@ -47,6 +48,18 @@ def picture_losses(bundle: Path, stage: Stage) -> PictureFigures:
 def picture_colours(bundle: Path, stage: Stage) -> PictureFigures:
     """The colour shift of the estimate of each held-out picture, its mean over timesteps. Raises as `picture_losses`."""
     return _on_grid(bundle, stage, "colour_shift", COLOURS_UNTIL)
+
+
+def probe_losses(bundle: Path) -> PictureFigures:
+    """The loss of each probe of forgetting, its mean over timesteps; a probe is named by its prompt. Raises as
+    `picture_losses`.
+    """
+    rows = _rows(bundle / PROBES_FILE, ("prompt", "conditions", "way", "t", "loss"))
+    base, tuned = (
+        _by_picture("loss", ({**row, "image_id": row["prompt"]} for row in rows if row["way"] == way))
+        for way in ("base", "tuned")
+    )
+    return PictureFigures(base, tuned)
 
 
 def _on_grid(bundle: Path, stage: Stage, column: str, until: int) -> PictureFigures:

@@ -187,6 +187,12 @@ class RunConfig(TextKeys, ValidationKeys, RetrainKeys, Machine):
         return None if first is None or STAGES[first].is_upscaler else self.stage(first)
 
     @property
+    def probes(self) -> tuple[str, ...]:
+        """The prompts on which forgetting is measured. A ControlNet leaves its base as it is, so there are none."""
+        first = self.text_to_image
+        return () if first is None or first.controlnet else first.flavour.probes[: self.forgetting_probes]
+
+    @property
     def upscalers(self) -> tuple[Stage, ...]:
         """The stages of the run that upscale another one's pictures."""
         return tuple(stage for stage in self.stages if STAGES[stage].is_upscaler)

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from deepfloyd_core.config.base import HomePath, Spec
+from deepfloyd_core.config.flavours import MOST_PROBES
 from deepfloyd_core.config.keys import CONTENT, NOTHING, key
 from deepfloyd_core.config.stage_sampling import SAMPLED
 from deepfloyd_core.config.stages import UPSCALERS
@@ -62,6 +63,14 @@ class ValidationKeys(Spec):
         makes=("samples",),
     )
 
+    forgetting_probes: int = key(
+        8,
+        ge=0,
+        le=MOST_PROBES,
+        says="Forgetting is measured on so many prompts of the base model's own world: on pictures that the base draws of "
+        "them the trained Stage I should predict the noise as well as before. 0: not measured, as with a ControlNet.",
+        makes=("embeds", "samples"),
+    )
     gate: Literal["auto", "manual", "off"] = key(
         "auto",
         says="Which new version serves (`latest`). `auto`: one that passes all rules of the gate; others are blocked. "

@@ -30,6 +30,7 @@ from deepfloyd_core.measures.upscaling import Row, Upscaler, measure_samples, me
 from deepfloyd_core.models.unet import pick_device, use_threads
 from deepfloyd_core.pictures.sheets import save_picture, titled_rows
 from deepfloyd_core.processes.jobs import Job
+from deepfloyd_core.sampling.forgetting import DrawnProbes, ProbeLoss, write_probes
 from deepfloyd_core.sampling.jobs import SampledStage, SampleRequest, SamplesSummary
 from deepfloyd_core.sampling.sampler import Sampler, make_sampler, sample
 from deepfloyd_core.sampling.specs import SampleSpec, sample_specs
@@ -62,14 +63,19 @@ def sample_cascade(job: Job[SampleRequest]) -> SamplesSummary:
     specs = [] if first is None else _specs(request, first)
     sampled = _ticker(job, specs)
     if first is not None and specs:
+        forgotten = _Forgetting(request)
         for variant in VARIANTS:
-            small[variant] = _from_text(request, first, variant, specs, sampled)
+            sampler = _sampler(request, first, variant, sampled)
+            small[variant] = _from_text(request, sampler, variant, specs)
+            forgotten.measure(sampler, variant)
+            del sampler  # and its model, before the next one is loaded
             pictures = _save(job, first, variant, specs, small[variant])
             if specs[0].input_picture is not None and not first.settings.paired:
                 figures[f"control_error_{variant}"] = control_error(first.settings, specs, small[variant])
             rows.append((f"{STAGES[first.stage].title}, {variant}", pictures[:SHEET_COLUMNS]))
             if request.validation.sample_measure == "drawn_world":
                 figures[f"concept_share_{variant}"] = concept_share(pictures, [item.prompt for item in specs])
+        figures |= forgotten.figures(job.out)
     if upscaler is not None:
         upscaled = specs[: request.validation.num_upscaled_images]
         table: list[Row] = []
@@ -169,7 +175,7 @@ def _ticker(job: Job[SampleRequest], specs: list[SampleSpec]) -> Callable[[int],
         enlarged = second * (1 + len(VARIANTS) * levels)
         held_out = sum(len(read_rows(file)) for file in shard_files(request.inputs.eval_set, upscaler.stage))
         measured = held_out * (levels + (1 if settings.degrades_low_res else 0))
-    total, done = len(VARIANTS) * (len(specs) + measured) + enlarged, 0
+    total, done = len(VARIANTS) * (len(specs) + measured) + enlarged + len(request.probes.prompts), 0
 
     def sampled(count: int) -> None:
         nonlocal done
@@ -184,11 +190,28 @@ def _sampler(request: SampleRequest, one: SampledStage, variant: str, sampled: C
     return make_sampler(one, trained, request.machine, sampled)
 
 
-def _from_text(
-    request: SampleRequest, one: SampledStage, variant: str, specs: list[SampleSpec], sampled: Callable[[int], None]
-) -> list[torch.Tensor]:
+class _Forgetting:
+    """The probes of a run: drawn by the base, which is the first variant, and measured with both."""
+
+    def __init__(self, request: SampleRequest) -> None:
+        self._request, self._rows = request, list[ProbeLoss]()
+        self._drawn: DrawnProbes | None = None
+
+    def measure(self, sampler: Sampler, variant: str) -> None:
+        probes = self._request.probes
+        if not probes.prompts:
+            return
+        if self._drawn is None:
+            self._drawn = DrawnProbes.of(sampler, probes, prompt_embeds(self._request, list(probes.prompts))[0])
+        self._rows += self._drawn.losses(sampler, variant)
+
+    def figures(self, out: Path) -> dict[str, float]:
+        return write_probes(self._drawn, self._rows, out) if self._drawn else {}
+
+
+def _from_text(request: SampleRequest, sampler: Sampler, variant: str, specs: list[SampleSpec]) -> list[torch.Tensor]:
     """Pictures (C, H, W), in their order."""
-    sampler, made = _sampler(request, one, variant, sampled), []
+    made: list[torch.Tensor] = []
     for size, group in groupby(specs, key=lambda item: item.size):
         part = list(group)
         text, negative = prompt_embeds(request, [item.prompt for item in part])

@@ -13,7 +13,7 @@ from deepfloyd_core.errors import ConfigError
 from deepfloyd_core.measures.registry import COLUMNS, networks_of
 from deepfloyd_core.models.identity import base_model, model_fingerprint
 from deepfloyd_core.models.text_encoders import text_encoder_of
-from deepfloyd_core.sampling.jobs import LowResInputs, SampleInputs
+from deepfloyd_core.sampling.jobs import PROBED, LowResInputs, SampleInputs
 from deepfloyd_core.store.artifacts import Artifact, Request
 from deepfloyd_core.store.inputs import A
 from deepfloyd_core.text.projection import text_identity
@@ -56,6 +56,8 @@ def samples_request(run: Run, prompts: list[str], folders: dict[Stage, Path], in
     for stage in config.stages:
         spec[f"stage{stage}"] = read_by(config.stage(stage), "samples", stage)
         models |= base_model(stage, folders[stage], f"stage{stage}_model")
+    if config.probes:
+        spec["probes"] = {"prompts": list(config.probes), **PROBED}
     if config.upscalers:
         spec["columns"] = list(COLUMNS)  # samples with fewer would be taken for finished ones
     for network, weights in networks_of(config):

@@ -10,13 +10,22 @@ from deepfloyd_core.config.run_text import TextKeys
 from deepfloyd_core.config.run_validation import ValidationKeys
 from deepfloyd_core.config.stage import StageConfig
 from deepfloyd_core.config.stages import STAGES, Stage, by_stage
+from deepfloyd_core.files import canonical_json
+from deepfloyd_core.hashing import digest
 from deepfloyd_core.measures.figures import UpscalingFigures
 from deepfloyd_core.measures.tables import MeasureTable, measure_tables
+from deepfloyd_core.models.identity import base_model
 from deepfloyd_core.processes.jobs import JobRequest
 from deepfloyd_core.store.artifacts import Artifact
 from deepfloyd_core.store.inputs import A, Inputs
 from deepfloyd_core.store.manifest import Summary
 from deepfloyd_core.store.pinned import PinnedFile
+from deepfloyd_core.text.embeds import rows_identity
+from deepfloyd_core.types import Json
+
+PROBES_FILE = "probes.parquet"
+# How probes are drawn, and at which timesteps they are measured.
+PROBED: Json = {"steps": 10, "guidance": 1.0, "t": [100, 400, 700, 950]}
 
 
 class SampledStage(Spec):
@@ -116,8 +125,18 @@ class SampleInputs(CascadeInputs[A]):
     eval_conditioning: A | None = None
 
 
+class Probes(Spec):
+    """What forgetting is measured on."""
+
+    prompts: tuple[str, ...]
+    conditions: str  # digest of all that decides a probe's figures beside the tuned model and the prompt
+
+
 class SamplesSummary(Summary):
     """The summary of the cascade samples."""
+
+    probe_loss_base: float | None = None  # see `sampling.forgetting`; None: there are no probes
+    probe_loss_tuned: float | None = None
 
     control_error_base: float | None = None  # see `cascade.control_error`
     control_error_tuned: float | None = None
@@ -142,6 +161,7 @@ class SampleRequest(JobRequest[SamplesSummary]):
     cascade: Cascade
     validation: ValidationKeys
     prompts: tuple[str, ...]
+    probes: Probes
     inputs: SampleInputs[Artifact]
 
 
@@ -160,10 +180,18 @@ def sample_job(
     run: Run, prompts: Sequence[str], models: Mapping[Stage, Path], inputs: SampleInputs[Artifact]
 ) -> SampleRequest:
     """The job that makes the cascade samples."""
-    cascade = cascade_of(run, models)
     return SampleRequest(
-        machine=run.config, cascade=cascade, validation=run.config, prompts=tuple(prompts), inputs=inputs
-    )
+        machine=run.config, cascade=cascade_of(run, models), validation=run.config, prompts=tuple(prompts),
+        probes=_probes(run, models, inputs.text_embeds), inputs=inputs,
+    )  # fmt: skip
+
+
+def _probes(run: Run, models: Mapping[Stage, Path], embeds: Artifact) -> Probes:
+    prompts, first = run.config.probes, run.config.first_stage
+    if not prompts:
+        return Probes(prompts=(), conditions="")
+    recipe = {**base_model(first, models[first]), "text": rows_identity(embeds), "drawn": PROBED}
+    return Probes(prompts=prompts, conditions=digest(canonical_json(recipe)))
 
 
 class GeneratedSummary(Summary):

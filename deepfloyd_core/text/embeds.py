@@ -110,8 +110,8 @@ def encode_parts(request: EncodeRequest) -> list[EncodePartRequest]:
 
 
 def run_captions(run: Run, captions: Iterable[str]) -> list[str]:
-    """Every text that training and sampling need, once, sorted: captions, prompts, negative prompts, the empty one."""
-    return sorted({*captions, *run.config.prompts, run.config.validation_negative_prompt, ""})
+    """Every text that training and sampling need, once, sorted: captions, all prompts, the empty one."""
+    return sorted({*captions, *run.config.prompts, *run.config.probes, run.config.validation_negative_prompt, ""})
 
 
 def embeds_request(run: Run, captions: list[str], encoder: Path) -> Request:

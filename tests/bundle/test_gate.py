@@ -93,6 +93,10 @@ def test_colours_that_nobody_sees_move_are_promoted_but_not_in_many_small_steps(
      ({"contrast": 1.6}, {"colour drift"}),
      ({"colour": NAN}, {"figures", "colour drift"}),
      ({"contrast": NAN}, {"figures", "colour drift"}),
+     ({"forgotten": 0.055}, {"forgetting"}),
+     ({"forgotten": 0.2}, {"forgetting"}),
+     ({"forgotten": NAN}, {"forgetting"}),
+     ({"probed": "another recipe"}, {"forgetting"}),
      ({"reloaded": 2e-5}, {"reloaded weights"}),
      ({"reloaded": -1.0}, {"reloaded weights"}),
      ({"reloaded": None}, {"reloaded weights"}),
@@ -121,7 +125,8 @@ def test_each_rule_blocks_its_fixture_and_the_champion_goes_on_serving(
 @pytest.mark.parametrize(
     ("first", "rules"),
     [({"loss": 0.02}, {"base's loss"}), ({"rejected": 150}, {"rejected pictures"}), ({"colour": 2.1}, {"colour drift"}),
-     ({"contrast": 2.1}, {"colour drift"}), ({"reloaded": None}, {"reloaded weights"}),
+     ({"contrast": 2.1}, {"colour drift"}), ({"forgotten": 0.11}, {"forgetting"}),
+     ({"reloaded": None}, {"reloaded weights"}),
      ({"losses": (NAN,) * 12}, {"figures", "base's loss"})],
 )  # fmt: skip
 def test_a_first_version_that_does_harm_is_blocked_and_none_serves(
@@ -149,6 +154,18 @@ def test_pairs_are_the_pictures_that_both_versions_held_out(run: Run) -> None:
     assert outcome.state == "champion"
     (loss,) = (one for one in report(run, 2).verdicts if one.rule == "champion's loss" and one.about == "Stage I")
     assert loss.figure == pytest.approx(0, abs=1e-12) and "6 pictures" in loss.reason
+
+
+def test_another_seed_forgets_a_little_more_and_what_is_not_measured_is_said(run: Run) -> None:
+    GOOD.with_(forgotten=None).publish(run)
+    (told,) = (one for one in report(run, 1).verdicts if one.rule == "forgetting")
+    assert told.passed and told.reason == "Stage I's forgetting was not measured" and told.figure is None
+    assert GOOD.publish(run).state == "champion", "the champion's was not measured: the base is the yardstick"
+    assert GOOD.with_(forgotten=0.045).publish(run).state == "champion"
+    reasons = [one.reason for one in report(run, 3).verdicts if one.rule == "forgetting"]
+    assert [reason.split(" (")[0] for reason in reasons] == [
+        "Stage I's loss on the base's own pictures +0.0150", "Stage I's loss on the base's own pictures +0.0457",
+    ]  # fmt: skip
 
 
 # ---- few pictures -----------------------------------------------------------------------------------------------------

@@ -131,6 +131,7 @@ RUN_BOUNDS: dict[str, tuple[type, float | None, float | None]] = {
     "validation_seed": (int, 0, 2**32 - 1),
     "num_validation_images": (int, 1, 4096),
     "num_upscaled_images": (int, 1, 4096),
+    "forgetting_probes": (int, 0, 12),
     "workers": (int, 1, 256),
     "decode_memory_mib": (int, 256, None),
     "decode_timeout_s": (float, 5e-324, 86_400),

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from deepfloyd_core.store.events import standing
 from deepfloyd_core.store.versions import find_version
 
 ROOT = Path(__file__).parents[2]
@@ -58,6 +59,19 @@ def test_the_demo_makes_stage2_better_than_plain_enlargements_and_untuned(demo: 
     for way in ("bilinear", "bicubic", "base"):
         assert upscaled["tuned"]["psnr"] > upscaled[way]["psnr"] + 0.5, way
     assert upscaled["tuned"]["ssim"] > upscaled["base"]["ssim"]
+
+
+@pytest.mark.slow
+def test_the_gate_has_measured_what_the_demo_forgot_and_its_colours(demo: tuple[Path, str]) -> None:
+    workspace, _ = demo
+    figures, report = _figures(demo), standing(workspace).candidates[1].report
+    assert figures["probe_loss_base"] < 0.02, "the base knows what it drew"
+    assert report is not None and report.passed
+    told = {(one.rule, one.about): one for one in report.verdicts if one.figure is not None}
+    forgot = figures["probe_loss_tuned"] - figures["probe_loss_base"]
+    assert told["forgetting", "Stage I"].figure == pytest.approx(forgot)
+    for stage in ("Stage I", "Stage II"):
+        assert (told["colour drift", stage].figure or 9) < 2 and told["reloaded weights", stage].figure == 0
 
 
 @pytest.mark.slow

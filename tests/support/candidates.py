@@ -34,6 +34,8 @@ class Candidate:
     shift: float = -0.5  # and of the upscaler
     contrast: float = -0.5  # levels, added to the base's colour spread
     reloaded: float | None = 0.0
+    forgotten: float | None = 0.03  # of the loss on the base's own pictures; None: not measured
+    probed: str = "a recipe"
     spread: float = 0.002  # of the differences between pictures
     seed: int = 0
     crop: str = "a crop"
@@ -68,6 +70,8 @@ class Candidate:
                 pq.write_table(self._losses(), work.path / f"stage{stage}" / "validation.parquet")
             if 2 in self.stages:
                 pq.write_table(self._measures(), work.path / "eval.parquet")
+            if self.forgotten is not None and 1 in self.stages:
+                pq.write_table(self._probes(), work.path / "probes.parquet")
             return self._summary()
 
         spec = {"candidate": repr(self)}
@@ -89,6 +93,15 @@ class Candidate:
             for part, numbers in (("held_out", self.pictures), ("seen", (90, 91)))
             for number, loss in zip(numbers, losses if part == "held_out" else (0.1, 0.1), strict=True)
             for t in (100, 900)
+        ]  # fmt: skip
+        return pa.Table.from_pylist(rows)
+
+    def _probes(self) -> pa.Table:
+        noise = np.random.default_rng(self.seed).normal(0, self.spread, 8)
+        rows = [
+            {"prompt": f"prompt {number}", "conditions": self.probed, "way": way, "t": t,
+             "loss": 0.01 * number + t / 1e5 + (way == "tuned") * ((self.forgotten or 0) + more)}
+            for way in ("base", "tuned") for number, more in enumerate(noise.tolist()) for t in (100, 900)
         ]  # fmt: skip
         return pa.Table.from_pylist(rows)
 
@@ -116,6 +129,8 @@ class Candidate:
                 update={"eval_loss_base": 0.5, "eval_loss": 0.5 + self.loss, "eval_gain": (-self.loss,)}
             )
         samples = SamplesSummary(held_out=measured if self.pictures and 2 in self.stages else None)
+        if self.forgotten is not None and 1 in self.stages:
+            samples = samples.model_copy(update={"probe_loss_base": 0.01, "probe_loss_tuned": 0.02})
         of_stages = {f"stage{stage}": training for stage in self.stages}
         return BundleSummary(**of_stages, samples=samples)
 

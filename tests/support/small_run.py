@@ -26,6 +26,7 @@ num_threads = 1
 validation_prompt = "a purple star"
 num_validation_images = 1
 num_upscaled_images = 1
+forgetting_probes = 0
 max_rejected_share = 0.5
 gate = "off"
 

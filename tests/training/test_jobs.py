@@ -16,7 +16,7 @@ from deepfloyd_core.config.run_machine import Machine
 from deepfloyd_core.config.run_validation import ValidationKeys
 from deepfloyd_core.config.stage import StageConfig
 from deepfloyd_core.config.stages import STAGES, Stage
-from deepfloyd_core.sampling.jobs import Cascade, SampledStage, SampleInputs, SampleRequest
+from deepfloyd_core.sampling.jobs import Cascade, Probes, SampledStage, SampleInputs, SampleRequest
 from deepfloyd_core.store.artifacts import Artifact
 from deepfloyd_core.store.pinned import PinnedFile
 from deepfloyd_core.training.jobs import TrainingInputs, TrainRequest
@@ -101,7 +101,8 @@ def sample_requests(draw: st.DrawFn) -> SampleRequest:
     ]
     optional = st.none() | ARTIFACTS
     return SampleRequest(
-        machine=draw(specs(Machine)), cascade=Cascade(stages=tuple(draw(st.sampled_from((stages, stages[:1], stages[1:]))))),
+        probes=Probes(prompts=tuple(draw(st.lists(TEXT, max_size=2))), conditions="c"), machine=draw(specs(Machine)),
+        cascade=Cascade(stages=tuple(draw(st.sampled_from((stages, stages[:1], stages[1:]))))),
         validation=draw(specs(ValidationKeys)), prompts=tuple(draw(st.lists(TEXT, max_size=3))),
         inputs=SampleInputs(
             text_embeds=draw(ARTIFACTS), eval_set=draw(ARTIFACTS), stage1_lora=draw(optional), stage2_lora=draw(optional)
