@@ -7,14 +7,13 @@ from prefect.cache_policies import NO_CACHE
 
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.config.stages import Stage
-from deepfloyd_core.measures.files import UpscalingFiles
 from deepfloyd_core.models.folders import resolve
 from deepfloyd_core.processes.jobs import run_job
 from deepfloyd_core.sampling.identity import samples_request
 from deepfloyd_core.sampling.jobs import SampleInputs, SamplesSummary, sample_job
 from deepfloyd_core.store.artifacts import Artifact, materialise
 from tasks.progress import progress
-from tasks.ui_pages import show_pictures, show_upscaled
+from tasks.ui_pages import show_samples
 
 
 @task(name="cascade_samples", cache_policy=NO_CACHE)
@@ -29,8 +28,5 @@ def cascade_samples(run: Run, prompts: list[str], inputs: SampleInputs[Artifact]
             lambda work: run_job(job, work, report),
         )
     summary = samples.summary(SamplesSummary)
-    upscaled = [UpscalingFiles(stage, samples.path) for stage in run.config.upscalers]
-    show_pictures(samples, summary, "sheet.png", *(files.sheet.name for files in upscaled))
-    for files in upscaled if summary.held_out else ():
-        show_upscaled(samples, files, summary)
+    show_samples(samples, summary, run.config.upscalers)
     return samples

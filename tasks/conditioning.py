@@ -10,16 +10,18 @@ from deepfloyd_core.crops.pixels import SHEET, build_shards
 from deepfloyd_core.crops.summary import CropsSummary
 from deepfloyd_core.store.artifacts import Artifact, materialise
 from tasks import VERSION
+from tasks.artifact_page import show_artifact
 from tasks.outbox import await_server, server_awaited
 from tasks.progress import progress
 from tasks.stage_pixels import make_shards
-from tasks.ui_pages import show_pictures
 
 
 def stage_conditioning(run: Run, index: Artifact, pixels: Artifact) -> Artifact:
     """The pairs of Stage I's crops, as a subflow like that of the crops. The sheet shows each crop and its pair."""
     await_server()
-    return _stage_conditioning(run, index, pixels)
+    pairs = _stage_conditioning(run, index, pixels)
+    show_artifact(pairs, pairs.summary(CropsSummary), SHEET)
+    return pairs
 
 
 @flow(name="stage1_conditioning", version=VERSION, flow_run_name="stage1_conditioning", validate_parameters=False)
@@ -27,13 +29,11 @@ def stage_conditioning(run: Run, index: Artifact, pixels: Artifact) -> Artifact:
 def _stage_conditioning(run: Run, index: Artifact, pixels: Artifact) -> Artifact:
     """The pairs of Stage I's crops."""
     with progress("conditioning") as report:
-        pairs = materialise(
+        return materialise(
             run.workspace,
             conditioning_request(run, index, pixels),
             lambda work: make_shards(run, plan_conditioning(run, index, work), work, report, pixels),
         )
-    show_pictures(pairs, pairs.summary(CropsSummary), SHEET)
-    return pairs
 
 
 @task(name="eval_conditioning", cache_policy=NO_CACHE)
@@ -44,5 +44,5 @@ def eval_conditioning(run: Run, index: Artifact, held_out: Artifact) -> Artifact
         conditioning_request(run, index, held_out),
         lambda work: build_shards(plan_eval_conditioning(run, index, work), work, held_out),
     )
-    show_pictures(pairs, pairs.summary(CropsSummary), SHEET)
+    show_artifact(pairs, pairs.summary(CropsSummary), SHEET)
     return pairs

@@ -7,11 +7,10 @@ from prefect.cache_policies import NO_CACHE
 
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.crops.identity import eval_request
-from deepfloyd_core.crops.pixels import SHEET, build_shards, eval_change, plan_eval
-from deepfloyd_core.crops.summary import CropsSummary
+from deepfloyd_core.crops.pixels import build_shards, eval_change, plan_eval
 from deepfloyd_core.store.artifacts import Artifact, materialise, newest
 from deepfloyd_core.store.counts import many
-from tasks.ui_pages import show_pictures
+from tasks.ui_pages import show_crops
 
 log = logging.getLogger(__name__)
 
@@ -29,5 +28,5 @@ def eval_set(run: Run, index: Artifact) -> Artifact:
             "comparable", held_out.fingerprint, many(came, "held-out picture"), went,
             before.fingerprint if before else "",
         )  # fmt: skip
-    show_pictures(held_out, held_out.summary(CropsSummary), SHEET)
+    show_crops(held_out)
     return held_out

@@ -14,8 +14,8 @@ from deepfloyd_core.sampling.identity import generate_request
 from deepfloyd_core.sampling.jobs import GeneratedSummary, generate_job
 from deepfloyd_core.store.artifacts import Artifact, materialise
 from deepfloyd_core.store.pinned import pinned
+from tasks.artifact_page import show_artifact
 from tasks.progress import progress
-from tasks.ui_pages import show_pictures
 
 
 @task(name="generated", cache_policy=NO_CACHE)
@@ -34,5 +34,5 @@ def generated(run: Run, pictures: list[tuple[str, int]], version: str, control: 
             lambda work: run_job(job, work, report),
         )
     summary = artifact.summary(GeneratedSummary)
-    show_pictures(artifact, summary, *summary.pictures[-4:])
+    show_artifact(artifact, summary, *summary.pictures[-4:])
     return artifact

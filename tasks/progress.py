@@ -4,7 +4,6 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
 from typing import cast
 from uuid import UUID
 
@@ -12,6 +11,7 @@ from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.context import FlowRunContext
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from deepfloyd_core.store.counts import duration
 from deepfloyd_core.types import Report
 from tasks.outbox import show_newest
 from tasks.terminal import console
@@ -19,6 +19,7 @@ from tasks.terminal import console
 CONSOLE = console(stderr=True)
 UI_EVERY_S = 3.0  # one request to the server each
 LOG_EVERY_S = 30.0  # a line in the flow run's log, and where no bars are shown
+SPEED_OF_S = 600.0  # the time left follows from the speed in the last ones: one step of a sampler can take a minute
 log = logging.getLogger(__name__)
 
 
@@ -37,14 +38,14 @@ class LogLines(logging.Handler):
 @contextmanager
 def progress(label: str) -> Iterator[Report]:
     """Yield a Report that moves a bar and, inside a flow run, a progress artifact; nothing is shown before the first
-    call.
+    call. A report of another total, or of less than before, begins another part: its time left is its own.
     """
     bar_itself = (BarColumn(16),) if CONSOLE.width >= 100 else ()  # the line of a training would be cut short
     columns = (
         TextColumn("{task.description:<15}", style="bold", markup=False), *bar_itself, MofNCompleteColumn(),
         TimeRemainingColumn(compact=True, elapsed_when_finished=True), TextColumn("{task.fields[line]}", markup=False),
     )  # fmt: skip
-    bars = Progress(*columns, console=CONSOLE, disable=not CONSOLE.is_terminal)
+    bars = Progress(*columns, console=CONSOLE, disable=not CONSOLE.is_terminal, speed_estimate_period=SPEED_OF_S)
     bar = bars.add_task(label, total=None, line="")
     artifact_id: UUID | None = None
     last = logged = 0.0
@@ -58,7 +59,10 @@ def progress(label: str) -> Iterator[Report]:
     def report(done: int, total: int, line: str) -> None:
         nonlocal last, logged
         bars.start()
-        bars.update(bar, completed=done, total=total, line=line)
+        if total != bars.tasks[0].total or done < bars.tasks[0].completed:
+            bars.reset(bar, completed=done, total=total, line=line)
+        else:
+            bars.update(bar, completed=done, line=line)
         if time.monotonic() - logged > LOG_EVERY_S:
             logged = time.monotonic()
             log.info("%s", f"{label} {done}/{total}  {line}  {_left(bars.tasks[0].time_remaining)}".rstrip())
@@ -77,4 +81,4 @@ def progress(label: str) -> Iterator[Report]:
 
 
 def _left(seconds: float | None) -> str:
-    return f"{timedelta(seconds=round(seconds))} left" if seconds and round(seconds) else ""
+    return f"{duration(round(seconds))} left" if seconds and round(seconds) else ""

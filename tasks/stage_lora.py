@@ -2,6 +2,7 @@
 
 import logging
 
+from PIL import Image
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
@@ -11,14 +12,27 @@ from deepfloyd_core.config.stages import STAGES, Stage
 from deepfloyd_core.crops.rows import held_out_ids
 from deepfloyd_core.models.folders import resolve
 from deepfloyd_core.processes.jobs import run_job
-from deepfloyd_core.store.artifacts import Artifact, materialise
+from deepfloyd_core.store.artifacts import Artifact, Request, WorkDir, materialise
+from deepfloyd_core.store.changes import label
 from deepfloyd_core.training.epochs import crops_of_sizes, with_steps
 from deepfloyd_core.training.identity import lora_request
-from deepfloyd_core.training.jobs import TrainingInputs, TrainingSummary, train_job
+from deepfloyd_core.training.jobs import (
+    LOSS_CURVE,
+    VALIDATION_SHEET,
+    TrainingInputs,
+    TrainingSummary,
+    TrainRequest,
+    train_job,
+)
+from deepfloyd_core.training.previews import PREVIEWS
 from deepfloyd_core.training.start import StartSummary, start_weights
+from tasks.artifact_page import TITLES, show_artifact, training_page
+from tasks.growing_page import GrowingPage, watched
+from tasks.page_keys import workspace_key
 from tasks.progress import progress
-from tasks.ui_pages import show_buckets, show_held_out, show_pictures, warn_of_small_sizes
+from tasks.ui_pages import training_tables, warn_of_small_sizes
 
+PICTURES = VALIDATION_SHEET, LOSS_CURVE  # the newest samples first
 log = logging.getLogger(__name__)
 
 
@@ -35,14 +49,27 @@ def stage_lora(run: Run, stage: Stage, inputs: TrainingInputs[Artifact], prompts
         log.warning("%s", shorter_note(stage, run.config.stage(stage).steps, shorter))
     sizes = crops_of_sizes(inputs.pixels, held_out_ids(inputs.eval_set))
     warn_of_small_sizes(request.kind, sizes, run.config.stage(stage).train_batch_size)
+    return _trained(run, stage, request, job)
+
+
+def _trained(run: Run, stage: Stage, request: Request, job: TrainRequest) -> Artifact:
+    """Train. The page has previews while it trains and afterwards, though the artifact has none."""
+    page, last = GrowingPage(workspace_key(f"stage{stage}-lora", run.workspace)), dict[str, Image.Image]()
+
+    def build(work: WorkDir) -> TrainingSummary:
+        files = [work.path / folder / name for name in PICTURES for folder in (PREVIEWS, "")]
+        under_way = f"{label(request.kind)}, under way"
+        summary = run_job(job, work, watched(report, files, lambda made: page.put(training_page(made), under_way)))
+        last.update({file.name: Image.open(file).convert("RGB") for file in files[::-1] if file.exists()})
+        return summary
+
     with progress(f"stage {STAGES[stage].roman} LoRA") as report:
-        lora = materialise(run.workspace, request, lambda work: run_job(job, work, report))
+        lora = materialise(run.workspace, request, build)
     summary = lora.summary(TrainingSummary)
-    if inputs.start:
-        tell_start(stage, inputs.start.summary(StartSummary), summary)
-    show_pictures(lora, summary, "loss.png", "validation.png")
-    show_held_out(lora, summary)
-    show_buckets(lora, summary.buckets)
+    if job.inputs.start:
+        tell_start(stage, job.inputs.start.summary(StartSummary), summary)
+    shown = [(TITLES[name], last.get(name, lora.path / name)) for name in PICTURES]
+    show_artifact(lora, summary, *shown, tables=training_tables(summary), page=page)
     return lora
 
 

@@ -11,8 +11,8 @@ from deepfloyd_core.processes.jobs import run_job
 from deepfloyd_core.sampling.identity import low_res_request
 from deepfloyd_core.sampling.jobs import LowResInputs, LowResSummary, remake_job
 from deepfloyd_core.store.artifacts import Artifact, materialise
+from tasks.artifact_page import show_artifact
 from tasks.progress import progress
-from tasks.ui_pages import show_pictures
 
 
 @task(name="stage_low_res", task_run_name="stage{stage}_low_res", cache_policy=NO_CACHE)
@@ -27,5 +27,5 @@ def stage_low_res(run: Run, stage: Stage, inputs: LowResInputs[Artifact]) -> Art
             low_res_request(run, stage, folder, inputs),
             lambda work: run_job(remake_job(run, stage, folder, inputs), work, report),
         )
-    show_pictures(remakes, remakes.summary(LowResSummary), SHEET)
+    show_artifact(remakes, remakes.summary(LowResSummary), SHEET)
     return remakes

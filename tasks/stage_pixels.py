@@ -11,7 +11,6 @@ from deepfloyd_core.config.run import Run
 from deepfloyd_core.config.stages import STAGES, Stage
 from deepfloyd_core.crops.identity import pixels_request
 from deepfloyd_core.crops.pixels import (
-    SHEET,
     Layout,
     ShardPlan,
     ShardResult,
@@ -27,7 +26,7 @@ from tasks import VERSION
 from tasks.outbox import await_server, server_awaited
 from tasks.progress import progress
 from tasks.runners import MAX_TASK_RUNS, Job, run_jobs
-from tasks.ui_pages import show_pictures
+from tasks.ui_pages import show_crops
 
 
 def _worth_a_retry(task: Any, run: Any, state: State[Any]) -> bool:
@@ -42,9 +41,13 @@ def pixel_shards(shards: tuple[ShardPlan, ...], out: Path, older: Artifact | Non
 
 
 def stage_pixels(run: Run, index: Artifact, stage: Stage) -> Artifact:
-    """The crops of one stage, as a subflow of shard tasks run on the configured workers."""
+    """The crops of one stage, as a subflow of shard tasks run on the configured workers. Its page is the caller's: the UI
+    shows on a run's tab no artifacts of its subflows.
+    """
     await_server()
-    return _stage_pixels(run, index, stage)
+    pixels = _stage_pixels(run, index, stage)
+    show_crops(pixels)
+    return pixels
 
 
 @flow(name="stage_pixels", version=VERSION, flow_run_name="stage{stage}_pixels", validate_parameters=False)
@@ -52,13 +55,11 @@ def stage_pixels(run: Run, index: Artifact, stage: Stage) -> Artifact:
 def _stage_pixels(run: Run, index: Artifact, stage: Stage) -> Artifact:
     """The crops of one stage."""
     with progress(f"stage {STAGES[stage].roman} pixels") as report:
-        pixels = materialise(
+        return materialise(
             run.workspace,
             pixels_request(run, index, stage),
             lambda work: make_shards(run, plan_shards(run, index, stage, work), work, report),
         )
-    show_pictures(pixels, pixels.summary(CropsSummary), SHEET)
-    return pixels
 
 
 def make_shards(

@@ -9,8 +9,8 @@ from deepfloyd_core.models.folders import resolve
 from deepfloyd_core.processes.jobs import run_job
 from deepfloyd_core.store.artifacts import Artifact, WorkDir, materialise
 from deepfloyd_core.text.projection import ProjectionSummary, older_text, project_job, text_is_frozen, text_request
+from tasks.artifact_page import show_artifact
 from tasks.progress import progress
-from tasks.ui_pages import show_pictures
 
 
 @task(name="stage_text", task_run_name="stage{stage}_text", cache_policy=NO_CACHE)
@@ -27,5 +27,5 @@ def stage_text(run: Run, stage: Stage, embeds: Artifact) -> Artifact:
 
     with progress(f"stage {STAGES[stage].roman} text") as report:
         text = materialise(run.workspace, request, project)
-    show_pictures(text, text.summary(ProjectionSummary))
+    show_artifact(text, text.summary(ProjectionSummary))
     return text

@@ -10,17 +10,15 @@ from deepfloyd_core.processes.jobs import run_parts
 from deepfloyd_core.store.artifacts import Artifact, WorkDir, materialise
 from deepfloyd_core.text.embeds import (
     FILES,
-    TOKENS_SHEET,
     EmbedsSummary,
     embeds_request,
     encode_job,
     encode_parts,
     older_embeds,
     run_captions,
-    truncated_texts,
 )
 from tasks.progress import progress
-from tasks.ui_pages import show_pictures, show_truncated
+from tasks.ui_pages import show_embeds
 
 
 @task(name="text_embeds", cache_policy=NO_CACHE)
@@ -37,6 +35,5 @@ def text_embeds(run: Run, index: Artifact) -> Artifact:
 
     with progress("text embeds") as report:
         embeds = materialise(run.workspace, request, encode, parts=FILES)
-    show_pictures(embeds, embeds.summary(EmbedsSummary), TOKENS_SHEET)
-    show_truncated(embeds, truncated_texts(embeds, most=100))
+    show_embeds(embeds, index)
     return embeds

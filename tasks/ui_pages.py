@@ -1,6 +1,6 @@
-"""What the Prefect UI shows of an artifact: tables, and pictures as data URIs inside markdown.
+"""What the Prefect UI shows of artifacts, as markdown: tables, and pictures as data URIs.
 
-The artifact list loads every payload, so a picture is shrunk to JPEG until it is below 150 KiB.
+The artifact list loads every page, so pictures are shrunk until a page is below 300 KiB.
 """
 
 import logging
@@ -9,92 +9,147 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from deepfloyd_core.bundle.history import HistoryRow
+from deepfloyd_core.bundle.named_files import cut_captions, rejected_files
 from deepfloyd_core.bundle.version_chart import chart_uri, version_series
+from deepfloyd_core.bundle.version_figures import signed, three
 from deepfloyd_core.config.stages import STAGES, Stage
-from deepfloyd_core.index.ledger import unfit_counts
+from deepfloyd_core.crops.captioned import captioned_crops
+from deepfloyd_core.crops.summary import CropsSummary
+from deepfloyd_core.index.ledger import INDEX_FILE, unfit_counts
 from deepfloyd_core.index.sheets import SHEET, TWINS_SHEET
 from deepfloyd_core.index.summary import IndexSummary
 from deepfloyd_core.measures.files import UpscalingFiles
-from deepfloyd_core.pictures.data_uri import data_uri
+from deepfloyd_core.measures.tables import UPSCALED_BY, MeasureTable, gained
 from deepfloyd_core.sampling.jobs import SamplesSummary
 from deepfloyd_core.store.artifacts import Artifact
 from deepfloyd_core.store.changes import label
 from deepfloyd_core.store.counts import many
 from deepfloyd_core.store.gc import Collection
 from deepfloyd_core.store.gc_tables import markdown_page, outcome_words
-from deepfloyd_core.store.manifest import Summary
-from deepfloyd_core.training.jobs import Bucket, SizeCrops, TrainingSummary
-from tasks.endings import tell, unfit_line
+from deepfloyd_core.text.embeds import TOKENS_SHEET, EmbedsSummary
+from deepfloyd_core.training.jobs import SizeCrops, TrainingSummary
+from tasks.artifact_page import artifact_key, show_artifact
+from tasks.endings import unfit_line
+from tasks.markdown import code, items, pictures, plain, table, titled_table
 from tasks.outbox import create_markdown_artifact, create_table_artifact
 from tasks.page_keys import workspace_key
 
 log = logging.getLogger(__name__)
 
+MOST_NAMED = 20  # files on a page
+_CELL = 70  # characters
+
 
 def show_index(index: Artifact, summary: IndexSummary, stages: tuple[Stage, ...], others: dict[str, int]) -> None:
-    """Counts and reject reasons as a table, with the pictures that each stage cannot use and `others`, files that are
-    no pictures; some of the rejected files as a picture.
+    """Counts and reject reasons, with the pictures that each stage cannot use and `others`, files that are no pictures;
+    rejected files by name and some of them as a picture, and some groups of duplicates.
     """
     unfit = {stage: unfit_counts(index, stage) for stage in stages}
-    rows: list[dict[str, str | int]] = [{"status": "accepted", "reason": "", "pictures": summary.accepted}]
-    rows += [{"status": "rejected", "reason": why, "pictures": count} for why, count in summary.reasons.items()]
-    rows.append({"status": "all inputs", "reason": "", "pictures": summary.inputs})
+    rows = [("**accepted**", "", summary.accepted)]
+    rows += [("rejected", words(why), count) for why, count in summary.reasons.items()]
+    rows.append(("**all files**", "", summary.inputs))
     for stage, counts in unfit.items():
         status = f"accepted, not for {STAGES[stage].title}"
-        rows += [{"status": status, "reason": why, "pictures": count} for why, count in sorted(counts.items())]
+        rows += [(status, words(why), count) for why, count in sorted(counts.items())]
     if summary.twins:
         groups = f"without the first of each of {many(summary.twin_groups, 'group')}"
-        rows.append({"status": "duplicates", "reason": groups, "pictures": summary.twins})
-    rows += [{"status": "no picture", "reason": what, "pictures": count} for what, count in sorted(others.items())]
-    create_table_artifact(rows, key=_key(index, "image-index"), description=f"Ledger: `{index.path / 'index.parquet'}`")
-    sheet = index.path / SHEET
-    # Also without a sheet: the UI would go on showing the one of an earlier run.
-    page = f"![{SHEET}]({data_uri(sheet)})" if sheet.exists() else "Every file was accepted, or left out by a setting."
-    create_markdown_artifact(
-        page, key=_key(index, "image-index-rejected"), description="Some rejected files of each reason"
+        rows.append(("duplicates", groups, summary.twins))
+    rows += [("no picture", plain(what), count) for what, count in sorted(others.items())]
+    lines = table(["pictures", "reason", "number"], [(status, why, f"{count:,}") for status, why, count in rows])
+    named = rejected_files(index, summary.reasons, MOST_NAMED) if summary.rejected else []
+    lines += titled_table(
+        "Rejected files", ["file", "reason"], [(_file(one.file), plain(one.reason, _CELL)) for one in named]
     )
-    sheet = index.path / TWINS_SHEET
-    page = f"![{TWINS_SHEET}]({data_uri(sheet)})" if sheet.exists() else "There are no duplicates."
-    create_markdown_artifact(page, key=_key(index, "image-index-twins"), description="Some groups of duplicates")
-    tell(index, summary)
+    more = [f"{summary.rejected - len(named):,} more rejected files are in the ledger.", ""]
+    lines += more if named and summary.rejected > len(named) else []
+    lines += [f"Ledger of all files: {code((index.path / INDEX_FILE).absolute())}", ""]
+    sheets = (("Some rejected files of each reason", index.path / SHEET), ("Duplicates", index.path / TWINS_SHEET))
+    show_artifact(index, summary, *((title, file) for title, file in sheets if file.exists()), tables=lines)
     for stage, counts in unfit.items():
         if counts:
             log.info("%s", unfit_line(stage, counts))
 
 
-def show_pictures(artifact: Artifact, summary: Summary, *names: str) -> None:
-    """The summary of an artifact and the named pictures of its directory, as one markdown page."""
-    head = f"### {label(artifact.kind)} `{artifact.fingerprint}`"
-    lines = [head, "", f"`{artifact.path}`", "", *_table(summary)]
-    for name in names:
-        if (artifact.path / name).exists():
-            lines += ["", f"`{name}`", "", f"![{name}]({data_uri(artifact.path / name)})"]
-    key = _key(artifact, artifact.kind.replace("_", "-"))
-    create_markdown_artifact("\n".join(lines), key=key, description=label(artifact.kind))
-    tell(artifact, summary)
+def show_crops(crops: Artifact) -> None:
+    """The page of crops, with a sheet of each of the main sizes: names of files and captions below the pictures."""
+    show_artifact(crops, crops.summary(CropsSummary), *captioned_crops(crops))
 
 
-def show_upscaled(artifact: Artifact, files: UpscalingFiles, samples: SamplesSummary) -> None:
-    """An upscaler's measures as tables, a line for each method of upscaling at each noise level of the low-res picture;
-    and the sheets of degraded low-res pictures and of zoomed details, on pages of their own.
+def show_embeds(embeds: Artifact, index: Artifact) -> None:
+    """The page of text embeds, with the captions whose end T5 never sees, those that lose most tokens first."""
+    summary = embeds.summary(EmbedsSummary)
+    cut = cut_captions(embeds, index, MOST_NAMED) if summary.truncated else []
+    rows = [(one.tokens_lost, plain(one.text, _CELL), ", ".join(map(_file, one.files)) or "a prompt") for one in cut]
+    show_artifact(
+        embeds,
+        summary,
+        TOKENS_SHEET,
+        tables=titled_table("Captions that T5 cuts", ["tokens lost", "caption", "files"], rows),
+    )
+
+
+def show_samples(samples: Artifact, summary: SamplesSummary, stages: Sequence[Stage]) -> None:
+    """The samples and the upscaler's measures; and on pages of their own the sheets of degraded low-res pictures and of
+    zoomed details. stages: the upscalers.
     """
-    for table in samples.tables([files.stage]):
-        create_table_artifact(table.rows(), key=_key(artifact, table.key), description=table.title)
-    key, on = files.kind.table, f"{files.kind.title} on held-out pictures"
-    if samples.spoilt:
-        pages = "\n\n".join(f"![{sheet.name}]({data_uri(sheet)})" for sheet in files.spoilt)
-        create_markdown_artifact(
-            pages, key=_key(artifact, f"{key}-spoilt"), description=f"{on}, low-res degraded as in training"
-        )
-    page = f"![{files.details.name}]({data_uri(files.details)})"
-    create_markdown_artifact(page, key=_key(artifact, f"{key}-details"), description=f"{on}, zoomed")
+    lines = [line for measured in summary.tables(stages) for line in measure_lines(measured)]
+    upscaled = [UpscalingFiles(stage, samples.path) for stage in stages]
+    show_artifact(samples, summary, "sheet.png", *(files.sheet.name for files in upscaled), tables=lines)
+    for files in upscaled if summary.held_out else ():
+        key, on = files.kind.table, f"{files.kind.title} on held-out pictures"
+        if summary.spoilt:
+            degraded = f"{on}, low-res degraded as in training"
+            page = pictures([(degraded, files.spoilt[0]), (f"{degraded}, zoomed", files.spoilt[1])])
+            create_markdown_artifact("\n".join(page), key=artifact_key(samples, f"{key}-spoilt"), description=degraded)
+        page = pictures([(f"{on}, zoomed", files.details)])
+        key = artifact_key(samples, f"{key}-details")
+        create_markdown_artifact("\n".join(page), key=key, description=f"{on}, zoomed")
 
 
-def show_held_out(lora: Artifact, training: TrainingSummary) -> None:
-    """The held-out loss of the base and the tuned model at each timestep, if any picture is held out."""
-    if rows := training.by_timestep:
-        key = _key(lora, f"{lora.kind.replace('_', '-')}-held-out")
-        create_table_artifact(rows, key=key, description="Loss on the held-out pictures by timestep")
+def measure_lines(measured: MeasureTable) -> list[str]:
+    """An upscaler's measures: a line for each method of upscaling at each noise level, what the tuned model gains in the
+    main measure, and what the columns mean.
+    """
+    measures, main = measured.measures, measured.main
+    heads = [f"{one.label}{f', {one.unit}' if one.unit == 'dB' else ''}" for one in measures]
+    rows = []
+    for level, figures in measured.figures.by_level.items():
+        for method in (method for method in UPSCALED_BY if method in figures.upscaled):
+            gain = figures.gain.get(method)
+            means = [three(figures.upscaled[method][one.name]) for one in measures]
+            rows.append((method, *means, gained(gain[main.name], main.unit) if gain else "", level))
+    own = f"gain of tuned in {main.label}"
+    lines = titled_table(measured.title, ["upscaled by", *heads, own, "noise level"], rows)
+    return [*lines, *items(f"{one.label}: {one.meaning}" for one in measures)]
+
+
+def training_tables(training: TrainingSummary) -> list[str]:
+    """The held-out loss of the base and the tuned model at each timestep, if any picture is held out; and the sizes that
+    batches were made of.
+    """
+    losses = [
+        (t, three(base), three(tuned), signed(tuned - base, 4)) for t, (base, tuned) in training.eval_by_t.items()
+    ]
+    sizes = [
+        (plain(row.dataset), f"{row.size} px", f"{row.crops:,}", f"{row.batches:,}", row.crops_of_last_batch)
+        for row in training.buckets
+    ]
+    heads = ["timestep (of 1,000)", "base", "tuned", "change (less is better)"]
+    sizes_heads = ["data set", "size", "crops", "batches an epoch", "crops of the last batch"]
+    return [
+        *titled_table("Held-out loss by timestep", heads, losses),
+        *titled_table("Sizes that batches were made of", sizes_heads, sizes),
+    ]
+
+
+def words(reason: str) -> str:
+    """A reason as a person says it."""
+    return plain(reason.replace("_", " "))
+
+
+def _file(name: str) -> str:
+    """A file's name, its end where it is long."""
+    return code(name if len(name) <= _CELL else f"…{name[1 - _CELL :]}")
 
 
 def show_history(workspace: Path, rows: Sequence[HistoryRow]) -> None:
@@ -106,12 +161,6 @@ def show_history(workspace: Path, rows: Sequence[HistoryRow]) -> None:
     chart = chart_uri(version_series(workspace))
     page = f"![figures of all versions]({chart})" if chart else "There are no two versions with figures to compare."
     create_markdown_artifact(page, key=f"{key}-chart", description=f"Figures of all versions of {workspace.name}")
-
-
-def show_buckets(lora: Artifact, buckets: Sequence[Bucket]) -> None:
-    """The sizes that batches were made of."""
-    key, rows = _key(lora, f"{lora.kind.replace('_', '-')}-buckets"), [row.record for row in buckets]
-    create_table_artifact(rows, key=key, description="Batches of each size in an epoch")
 
 
 def warn_of_small_sizes(kind: str, sizes: Sequence[SizeCrops], batch_size: int) -> None:
@@ -141,15 +190,6 @@ def _batch_advice(sizes: Sequence[SizeCrops], batch_size: int) -> str:
     return "Fewer crop_aspect_buckets or a larger aspect_bucket_alignment merge sizes"
 
 
-def show_truncated(embeds: Artifact, lost: list[tuple[str, int]]) -> None:
-    """The captions whose end T5 never sees, those that lose most tokens first."""
-    rows = [{"tokens lost": count, "caption": text} for text, count in lost]
-    create_table_artifact(
-        rows or [{"tokens lost": 0, "caption": "No caption is too long."}], key=_key(embeds, "text-embeds-truncated"),
-        description="Captions that are longer than tokenizer_max_length",
-    )  # fmt: skip
-
-
 def show_collection(workspace: Path, collection: Collection, deleted: bool) -> None:
     """What `gc` removed, or would remove, and what stays."""
     page = markdown_page(workspace, collection, deleted)
@@ -158,20 +198,3 @@ def show_collection(workspace: Path, collection: Collection, deleted: bool) -> N
     )
     for line in outcome_words(collection, deleted):
         log.info("gc: %s", line)
-
-
-def _key(artifact: Artifact, page: str) -> str:
-    return workspace_key(page, artifact.path.parents[1])
-
-
-def _table(summary: Summary) -> list[str]:
-    """The summary's single figures and lists; nothing if there is none."""
-    shown = {key: value for key, value in summary.record.items() if not isinstance(value, dict) and key != "buckets"}
-    rows = [f"| {key.replace('_', ' ')} | {_shown(value)} |" for key, value in shown.items() if value != []]
-    return ["| measure | value |", "|---|---|", *rows] if rows else []
-
-
-def _shown(value: object) -> str:
-    if isinstance(value, list):
-        return ", ".join(_shown(item) for item in value)
-    return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -5,7 +5,6 @@ The page has the report's sentences and the samples' sheet. The artifact list of
 """
 
 import logging
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,17 +12,17 @@ from deepfloyd_core.bundle.version_chart import chart_uri
 from deepfloyd_core.bundle.version_figures import three
 from deepfloyd_core.bundle.version_page import report_file, write_report
 from deepfloyd_core.bundle.version_report import VersionReport, version_report
-from deepfloyd_core.bundle.version_words import next_steps, picture_lines, standing_words, who_serves, why
+from deepfloyd_core.bundle.version_words import named_lines, next_steps, picture_lines, standing_words, who_serves, why
 from deepfloyd_core.errors import ArtifactError
 from deepfloyd_core.pictures.data_uri import data_uri
+from deepfloyd_core.store.counts import duration
 from deepfloyd_core.store.registry import Outcome
 from deepfloyd_core.store.versions import find_version
+from tasks.markdown import code, items, plain
 from tasks.outbox import create_markdown_artifact
 from tasks.page_keys import workspace_key
 
 MOST_LINES = 20  # of what changed
-MOST_CHARACTERS = 1000  # of a line
-_MARKUP = re.compile(r"([\\`*_{}\[\]()#+!|<>&~-])")
 log = logging.getLogger(__name__)
 
 
@@ -48,19 +47,23 @@ def show_version(workspace: Path, outcome: Outcome) -> None:
 def markdown_page(report: VersionReport, file: Path) -> str:
     """The report as markdown. file: of the whole report."""
     lines = [f"# Version {report.number} {standing_words(report)}", ""]
-    lines += _items([*why(report), *filter(None, [who_serves(report)])])
+    lines += items([*why(report), *filter(None, [who_serves(report)])])
     lines += [*_figures(report), *_sheet(report)]
-    lines += ["### Pictures", "", *_items(picture_lines(report.pictures, report.start))]
+    lines += [
+        "### Pictures",
+        "",
+        *items([*picture_lines(report.pictures, report.start), *named_lines(report.pictures)]),
+    ]
     if since := report.since:
         changed = [*since.pictures, *since.settings] or ["neither pictures nor settings"]
         more = [f"and {len(changed) - MOST_LINES} more, in the report"] if len(changed) > MOST_LINES else []
-        lines += [f"### Changed since version {since.before}", "", *_items([*changed[:MOST_LINES], *more])]
+        lines += [f"### Changed since version {since.before}", "", *items([*changed[:MOST_LINES], *more])]
     if chart := chart_uri(report.series):
         lines += ["### All versions", "", f"![figures of all versions]({chart})", ""]
     lines += ["### Made from", "", *_lineage(report)]
-    lines += ["### Where it is", "", f"- bundle: {_code(report.bundle)}"]
-    lines += [f"- report, for a browser: {_code(file.absolute())}"] if file.exists() else []
-    lines += ["", "### Next", "", *(f"- {_code(command)} {does}" for command, does in next_steps(report)), ""]
+    lines += ["### Where it is", "", f"- bundle: {code(report.bundle)}"]
+    lines += [f"- report, for a browser: {code(file.absolute())}"] if file.exists() else []
+    lines += ["", "### Next", "", *(f"- {code(command)} {does}" for command, does in next_steps(report)), ""]
     return "\n".join(lines)
 
 
@@ -99,22 +102,7 @@ def _lineage(report: VersionReport) -> Iterator[str]:
     for number, step in enumerate(report.lineage, 1):
         yield f"{number}. **{step.title}**"
         for node in step.nodes:
-            took = "" if node.seconds is None else f"in {three(node.seconds)} s"
-            told = ", ".join(filter(None, [_plain(node.counts), node.state, took]))
+            took = "" if node.seconds is None else f"in {duration(node.seconds)}"
+            told = ", ".join(filter(None, [plain(node.counts), node.state, took]))
             yield f"    - {node.title} `{node.fingerprint}`{f': {told}' if told else ''}"
     yield ""
-
-
-def _items(lines: list[str]) -> list[str]:
-    return [*(f"- {_plain(line)}" for line in lines), ""]
-
-
-def _code(text: object) -> str:
-    """Text as code, also with backticks in it."""
-    fence = "``" if "`" in str(text) else "`"
-    return f"{fence} {text} {fence}" if len(fence) > 1 else f"`{text}`"
-
-
-def _plain(text: str) -> str:
-    """Text that markdown shows as it is: names of files and reasons are the user's."""
-    return _MARKUP.sub(r"\\\1", " ".join(text.split())[:MOST_CHARACTERS])

@@ -56,7 +56,7 @@ def recorded_counts(record: Manifest) -> str:
 
 
 def _index(index: IndexSummary) -> str:
-    reasons = ", ".join(f"{count:,} {why}" for why, count in index.reasons.items())
+    reasons = ", ".join(f"{count:,} {why.replace('_', ' ')}" for why, count in index.reasons.items())
     rejected = f", {index.rejected:,} rejected ({reasons})" if reasons else ", none rejected"
     return f"{many(index.inputs, 'input')}: {index.accepted:,} accepted{rejected}"
 

@@ -18,7 +18,7 @@ from deepfloyd_core.bundle.version_report import VersionReport, version_report
 from deepfloyd_core.bundle.version_words import next_steps, standing_words, tiles, verdict_rows, who_serves, why
 from deepfloyd_core.files import write_bytes
 from deepfloyd_core.pictures.data_uri import data_uri
-from deepfloyd_core.store.counts import many, size
+from deepfloyd_core.store.counts import duration, many, size
 from deepfloyd_core.store.events import FOLDER, Standing, standing
 from deepfloyd_core.store.versions import Version, versions
 
@@ -76,7 +76,8 @@ def _template() -> Template:
     environment = Environment(
         autoescape=True, loader=loader, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters.update(three=three, bytes=size, pictures=lambda count: many(count, "picture"), when=_when)
+    environment.filters.update(three=three, bytes=size, duration=duration, when=_when)
+    environment.filters.update(pictures=lambda count: many(count, "picture"))
     return environment.get_template("version_page.html")
 
 

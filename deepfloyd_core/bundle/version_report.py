@@ -3,16 +3,14 @@
 No torch. Nothing here raises for what is lost, damaged or collected: the report names it in the place of what it had.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from itertools import islice
 from pathlib import Path
 
-import pyarrow as pa
-
 from deepfloyd_core.bundle.difference import picture_lines, setting_lines
+from deepfloyd_core.bundle.named_files import CutCaption, Rejected, cut_captions, rejected_files
 from deepfloyd_core.bundle.version_chart import Series, version_series
 from deepfloyd_core.bundle.version_figures import MainFigure, Measurements, main_figures, measurements_of
 from deepfloyd_core.bundle.version_lineage import Parts, Step, lineage_steps, parts_of
@@ -20,7 +18,6 @@ from deepfloyd_core.bundle.version_sheets import Sheet, sheets_of
 from deepfloyd_core.config.stages import STAGES
 from deepfloyd_core.crops.summary import CropsSummary
 from deepfloyd_core.errors import ArtifactError
-from deepfloyd_core.index.ledger import in_words, ledger_batches
 from deepfloyd_core.index.summary import IndexSummary
 from deepfloyd_core.store.artifacts import Artifact
 from deepfloyd_core.store.events import Event, State, fold, read_events
@@ -28,8 +25,9 @@ from deepfloyd_core.store.manifest import FileEntry, Manifest
 from deepfloyd_core.store.settings import changed_settings
 from deepfloyd_core.store.verdicts import Verdict
 from deepfloyd_core.store.versions import Version, bundle_of, versions
+from deepfloyd_core.text.embeds import EmbedsSummary
 
-MOST_REJECTED = 30  # files that are named
+MOST_NAMED = 30  # files
 _CODE = "```python\n"
 
 
@@ -46,14 +44,6 @@ class Judgement:
 
 
 @dataclass(frozen=True)
-class Rejected:
-    """A file that was not accepted."""
-
-    file: str
-    reason: str
-
-
-@dataclass(frozen=True)
 class PictureCounts:
     """What became of the pictures. None: it is not known."""
 
@@ -63,7 +53,8 @@ class PictureCounts:
     reasons: Mapping[str, int]
     trained_on: Mapping[str, int]  # by the stage's title
     held_out: int | None
-    rejected_files: tuple[Rejected, ...]  # the first ones
+    rejected_files: tuple[Rejected, ...]  # the first ones of each reason
+    cut_captions: tuple[CutCaption, ...] = ()  # those that lose most tokens
 
 
 @dataclass(frozen=True)
@@ -152,7 +143,7 @@ def _judgement(workspace: Path, version: Version) -> Judgement:
 
 
 def _pictures(workspace: Path, version: Version, parts: Parts, one: Measurements | None) -> PictureCounts:
-    counts, held_out = None, None
+    counts, held_out, embeds = None, None, None
     for part in filter(None, parts.values()):
         if not isinstance(part.record, Manifest):
             continue
@@ -161,30 +152,21 @@ def _pictures(workspace: Path, version: Version, parts: Parts, one: Measurements
                 counts = IndexSummary.of_record(part.record.summary, part.name)
             elif part.record.kind == "eval_set":
                 held_out = CropsSummary.of_record(part.record.summary, part.name).pictures
+            elif (
+                part.record.kind == "text_embeds" and EmbedsSummary.of_record(part.record.summary, part.name).truncated
+            ):
+                embeds = Artifact(part.record.kind, part.record.fingerprint, part.path)
     index = Artifact("image_index", version.image_index, workspace / "image_index" / version.image_index)
     trained_on = (
         {STAGES[stage].title: training.pictures for stage, training in one.summary.trainings.items()} if one else {}
     )
     if counts is None:
         return PictureCounts(None, None, None, {}, trained_on, held_out, ())
-    named = tuple(islice(_rejected(index), MOST_REJECTED)) if counts.rejected else ()
     return PictureCounts(
-        counts.inputs, counts.accepted, counts.rejected, counts.reasons, trained_on, held_out, named
+        counts.inputs, counts.accepted, counts.rejected, counts.reasons, trained_on, held_out,
+        tuple(rejected_files(index, counts.reasons, MOST_NAMED)) if counts.rejected else (),
+        tuple(cut_captions(embeds, index, MOST_NAMED)) if embeds else (),
     )  # fmt: skip
-
-
-def _rejected(index: Artifact) -> Iterator[Rejected]:
-    """The rejected files; none if the ledger is lost."""
-    with suppress(OSError, ValueError, pa.ArrowException):
-        for batch in ledger_batches(index, ["status", "source", "reason", "detail"], rejected=True):
-            for row in batch.to_pylist():
-                if row["status"] == "rejected":
-                    detail = in_words(row["reason"], row["detail"]) if row["detail"] else ""
-                    yield Rejected(row["source"], ": ".join(filter(None, [_plain(row["reason"]), detail])))
-
-
-def _plain(reason: str) -> str:
-    return reason.replace("_", " ")
 
 
 def _since(workspace: Path, version: Version) -> Since | None:

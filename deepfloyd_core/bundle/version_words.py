@@ -9,6 +9,7 @@ from deepfloyd_core.store.counts import many
 from deepfloyd_core.store.events import State
 from deepfloyd_core.store.verdicts import Verdict
 
+MOST_NAMED = 10  # files on a version's page
 _STANDING: Mapping[State, str] = {
     "champion": "serves", "candidate": "waits for a decision", "blocked": "is blocked", "former": "served before",
     "unknown": "may or may not serve: a record of what happened is lost",
@@ -90,6 +91,15 @@ def picture_lines(counts: PictureCounts, start: str = "") -> list[str]:
     return lines + (
         [] if counts.rejected is None else [f"{counts.rejected:,} of {many(counts.inputs or 0, 'file')} rejected"]
     )
+
+
+def named_lines(counts: PictureCounts) -> list[str]:
+    """Rejected files and cut captions by name, the first ones."""
+    lines = [f"rejected: {one.file}: {one.reason}" for one in counts.rejected_files[:MOST_NAMED]]
+    for one in counts.cut_captions[:MOST_NAMED]:
+        of = f" of {', '.join(one.files)}" if one.files else ""
+        lines.append(f"caption{of} loses {many(one.tokens_lost, 'token')} at its end: {one.text[:80]}")
+    return lines
 
 
 def _pictures(report: VersionReport) -> Tile:

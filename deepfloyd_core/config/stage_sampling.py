@@ -14,10 +14,11 @@ SAMPLED: tuple[Reader, ...] = ("validation", "samples", "generated")
 class SamplingKeys(Spec):
     """How samples are made, in validations and in use."""
 
-    validation_step_interval: int = key(
-        0,
+    validation_step_interval: int | None = key(
+        None,
         ge=0,
-        says="Optimizer steps between validations: eval loss and samples, also at step 0; 0: none.",
+        says="Optimizer steps between validations: eval loss and samples, also at step 0; 0: none. Unset: previews of "
+        "both, which are shown while it trains and not kept, as often as a tenth of its work allows, at most ten times.",
         makes=("validation",),
     )
     validation_num_inference_steps: int = key(

@@ -71,7 +71,7 @@ def captioned_sheet(cells: list[Cell], columns: int, cell_px: int, title: str) -
         corners = (left, top, left + cell_px - 1, top + cell_px - 1)
         pen.rectangle(corners, _GREY if cell.picture is None else _BACK)
         if cell.picture is None:
-            pen.text((left + _GAP, top + _GAP), _wrapped(cell.instead, cell_px - 2 * _GAP, 8), _INK, font(12))
+            pen.text((left + _GAP, top + _GAP), "\n".join(wrapped(cell.instead, cell_px - 2 * _GAP, 8)), _INK, font(12))
         else:
             _paste(sheet, cell.picture, (left, top), cell_px)
         for place, text in enumerate(cell.lines):
@@ -151,15 +151,17 @@ def save_token_counts(counts: list[int], length: int, path: Path) -> None:
         figure.savefig(tmp, format="png", dpi=100)
 
 
-def _wrapped(text: str, room_px: int, lines: int) -> str:
-    """A text broken at its spaces, to a number of lines at most."""
+def wrapped(text: str, room_px: int, most: int) -> list[str]:
+    """A text broken at its spaces to lines that fit into a width; dots end the last one where there were more."""
     broken: list[str] = []
     for word in text.split():
         if broken and font(12).getlength(f"{broken[-1]} {word}") <= room_px:
             broken[-1] += f" {word}"
+        elif len(broken) == most:
+            return [*broken[:-1], fitted(f"{broken[-1]} {word}", room_px, 12)]
         else:
             broken.append(fitted(word, room_px, 12))
-    return "\n".join(broken[:lines])
+    return broken
 
 
 def _paste(sheet: Image.Image, picture: np.ndarray, place: tuple[int, int], cell_px: int) -> None:

@@ -1,7 +1,6 @@
 """Cascade samples: base against fine-tuned, same prompts and seeds; and the upscaler measured on held-out pictures."""
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
@@ -32,6 +31,7 @@ from deepfloyd_core.pictures.sheets import save_picture, titled_rows
 from deepfloyd_core.processes.jobs import Job
 from deepfloyd_core.sampling.forgetting import DrawnProbes, ProbeLoss, write_probes
 from deepfloyd_core.sampling.jobs import SampledStage, SampleRequest, SamplesSummary
+from deepfloyd_core.sampling.parts import Parts, Sampled
 from deepfloyd_core.sampling.sampler import Sampler, make_sampler, sample
 from deepfloyd_core.sampling.specs import SampleSpec, sample_specs
 from deepfloyd_core.text.embeds import Embeds
@@ -61,11 +61,12 @@ def sample_cascade(job: Job[SampleRequest]) -> SamplesSummary:
     small: dict[str, list[torch.Tensor]] = {}
     first, upscaler = cascade.text_to_image, cascade.upscaler
     specs = [] if first is None else _specs(request, first)
-    sampled = _ticker(job, specs)
+    held_out = _held_out(request)
+    parts = Parts(job.report, len(VARIANTS) * (bool(specs) + (upscaler is not None) * (bool(specs) + bool(held_out))))
     if first is not None and specs:
         forgotten = _Forgetting(request)
         for variant in VARIANTS:
-            sampler = _sampler(request, first, variant, sampled)
+            sampler = _sampler(request, first, variant, _begun(request, first, variant, len(specs), parts))
             small[variant] = _from_text(request, sampler, variant, specs)
             forgotten.measure(sampler, variant)
             del sampler  # and its model, before the next one is loaded
@@ -80,13 +81,13 @@ def sample_cascade(job: Job[SampleRequest]) -> SamplesSummary:
         upscaled = specs[: request.validation.num_upscaled_images]
         table: list[Row] = []
         if small:
-            large, table, figures["samples"] = _upscale_samples(request, upscaler, upscaled, small, sampled)
+            large, table, figures["samples"] = _upscale_samples(request, upscaler, upscaled, small, parts)
             title = STAGES[upscaler.stage].title
             rows += [
                 (f"{title}, {variant}", _save(job, upscaler, variant, upscaled, large[variant])) for variant in VARIANTS
             ]
-        if shard_files(request.inputs.eval_set, upscaler.stage):
-            figures |= _measure_upscaler(job, upscaler, table, sampled)
+        if held_out:
+            figures |= _measure_upscaler(job, upscaler, table, parts)
     if any(item.input_picture is not None for item in specs):
         rows = _with_conditioning(rows, specs[:SHEET_COLUMNS])
     if rows:
@@ -165,27 +166,15 @@ def prompt_embeds(request: SampleRequest, prompts: list[str]) -> tuple[torch.Ten
     return torch.stack([embeds.of(prompt) for prompt in prompts]), torch.stack([negative] * len(prompts))
 
 
-def _ticker(job: Job[SampleRequest], specs: list[SampleSpec]) -> Callable[[int], None]:
-    """Report every sampled picture against the number that this job will sample."""
-    request, enlarged, measured = job.request, 0, 0
-    if upscaler := request.cascade.upscaler:
-        settings = upscaler.settings
-        levels, second = len(settings.measured_noise_levels), min(len(specs), request.validation.num_upscaled_images)
-        # Base's samples are upscaled by the base; tuned ones by both, at every level.
-        enlarged = second * (1 + len(VARIANTS) * levels)
-        held_out = sum(len(read_rows(file)) for file in shard_files(request.inputs.eval_set, upscaler.stage))
-        measured = held_out * (levels + (1 if settings.degrades_low_res else 0))
-    total, done = len(VARIANTS) * (len(specs) + measured) + enlarged + len(request.probes.prompts), 0
-
-    def sampled(count: int) -> None:
-        nonlocal done
-        done += count
-        job.report(done, total, "samples, base and tuned")
-
-    return sampled
+def _held_out(request: SampleRequest) -> int:
+    """How many pictures the upscaler is measured on."""
+    upscaler = request.cascade.upscaler
+    if upscaler is None:
+        return 0
+    return sum(len(read_rows(file)) for file in shard_files(request.inputs.eval_set, upscaler.stage))
 
 
-def _sampler(request: SampleRequest, one: SampledStage, variant: str, sampled: Callable[[int], None]) -> Sampler:
+def _sampler(request: SampleRequest, one: SampledStage, variant: str, sampled: Sampled) -> Sampler:
     trained = request.inputs.loras[one.stage].path if variant == "tuned" else None
     return make_sampler(one, trained, request.machine, sampled)
 
@@ -209,6 +198,13 @@ class _Forgetting:
         return write_probes(self._drawn, self._rows, out) if self._drawn else {}
 
 
+def _begun(request: SampleRequest, first: SampledStage, variant: str, samples: int, parts: Parts) -> Sampled:
+    """Begin the part of the samples from text, and of the probes, which the base draws."""
+    drawn = len(request.probes.prompts) if variant == VARIANTS[0] else 0
+    probes = " and probes" if drawn else ""
+    return parts.begin(f"{STAGES[first.stage].title}'s samples{probes}, {variant}", samples + drawn)
+
+
 def _from_text(request: SampleRequest, sampler: Sampler, variant: str, specs: list[SampleSpec]) -> list[torch.Tensor]:
     """Pictures (C, H, W), in their order."""
     made: list[torch.Tensor] = []
@@ -226,7 +222,7 @@ def _upscale_samples(
     upscaler: SampledStage,
     specs: list[SampleSpec],
     small: dict[str, list[torch.Tensor]],
-    sampled: Callable[[int], None],
+    parts: Parts,
 ) -> tuple[dict[str, list[torch.Tensor]], list[Row], UpscalingFigures]:
     """The pictures from text, upscaled by each variant of the cascade; and the measures of both variants of the upscaler
     on the tuned pictures, at every noise level: rows and their summary.
@@ -235,6 +231,8 @@ def _upscale_samples(
     low = {variant: pictures[: len(specs)] for variant, pictures in small.items()}
     large, outputs = {}, {}
     for variant in VARIANTS:
+        count = len(specs) * (len(levels) + (variant == "base"))  # base's samples by the base; tuned ones by both
+        sampled = parts.begin(f"{STAGES[upscaler.stage].title}'s samples, {variant}", count)
         sampler = _sampler(request, upscaler, variant, sampled)
         for level in levels:
             outputs[variant, level] = _upscaled(request, sampler.at(level), specs, low["tuned"])
@@ -273,12 +271,14 @@ def _save(
 
 
 def _measure_upscaler(
-    job: Job[SampleRequest], one: SampledStage, table: list[Row], sampled: Callable[[int], None]
+    job: Job[SampleRequest], one: SampledStage, table: list[Row], parts: Parts
 ) -> dict[str, UpscalingFigures]:
     """Measure untuned and tuned model on the held-out pictures, with interpolation. table: further rows of its file."""
     request, settings = job.request, one.settings
 
     def upscaler(variant: str) -> Upscaler:
+        count = _held_out(request) * (len(settings.measured_noise_levels) + settings.degrades_low_res)
+        sampled = parts.begin(f"held-out pictures upscaled, {variant}", count)
         sampler = _sampler(request, one, variant, sampled)
 
         def upscale(rows: list[ShardRow], small: torch.Tensor, noise_level: int) -> torch.Tensor:

@@ -14,6 +14,7 @@ from deepfloyd_core.pictures.decode import read_fitted
 from deepfloyd_core.processes.jobs import Job
 from deepfloyd_core.sampling.cascade import Sample, sampler_settings, save_png
 from deepfloyd_core.sampling.jobs import GeneratedSummary, GenerateRequest, SampledStage
+from deepfloyd_core.sampling.parts import Parts
 from deepfloyd_core.sampling.sampler import Sampler, make_sampler, sample
 from deepfloyd_core.store.pinned import PinnedFile
 from deepfloyd_core.store.versions import stage_folder
@@ -28,14 +29,9 @@ def generate_pictures(job: Job[GenerateRequest]) -> GeneratedSummary:
     use_threads(request.machine.num_threads)
     prompts, seeds = [prompt for prompt, _ in request.pictures], [seed for _, seed in request.pictures]
     text, negative = _encode(request, prompts)
-    made, files, done = None, list[str](), 0
-
-    def sampled(count: int) -> None:
-        nonlocal done
-        done += count
-        job.report(done, len(seeds) * len(stages), "pictures")
-
+    made, files, parts = None, list[str](), Parts(job.report, len(stages))
     for one in stages:
+        sampled = parts.begin(f"{STAGES[one.stage].title}'s pictures", len(seeds))
         sampler = make_sampler(one, _trained(request, one.stage), request.machine, sampled)
         if not STAGES[one.stage].is_upscaler:
             made = _conditioning(job, request.control, sampler) if request.control else None

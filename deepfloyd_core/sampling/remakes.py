@@ -29,6 +29,7 @@ from deepfloyd_core.models.unet import use_threads
 from deepfloyd_core.pictures.sheets import contact_sheet, save_picture
 from deepfloyd_core.processes.jobs import Job
 from deepfloyd_core.sampling.jobs import LowResSummary, RemakeRequest
+from deepfloyd_core.sampling.parts import counted
 from deepfloyd_core.sampling.sampler import Sampler, make_sampler, resample
 from deepfloyd_core.store.artifacts import Artifact
 from deepfloyd_core.store.parts import finish_part, part_is_whole
@@ -89,14 +90,8 @@ def _parts(rows: pa.Table, stage: Stage) -> Iterator[_Part]:
 
 def _make(job: Job[RemakeRequest], pixels: Artifact, rows: pa.Table, todo: list[_Part]) -> None:
     """Make shards, each finished on its own."""
-    done, total = len(rows) - sum(len(part.numbers) for part in todo), len(rows)
-
-    def sampled(count: int) -> None:
-        nonlocal done
-        done += count
-        job.report(done, total, "low-res pictures remade by Stage I")
-
-    request = job.request
+    done, request = len(rows) - sum(len(part.numbers) for part in todo), job.request
+    sampled = counted(job.report, len(rows), "low-res pictures remade by Stage I", done)
     files, crops, embeds = shard_files(pixels), crops_of(pixels), Embeds(request.inputs.text_embeds)
     sampler = make_sampler(request.source, request.inputs.stage1_lora.path, request.machine, sampled)
     for part in todo:

@@ -26,6 +26,7 @@ from deepfloyd_core.models.unet import (
     stock_pipeline,
 )
 from deepfloyd_core.sampling.jobs import SampledStage
+from deepfloyd_core.sampling.parts import Sampled
 
 
 @dataclass(frozen=True)
@@ -36,14 +37,14 @@ class Sampler:
     config: StageConfig
     pipeline: Any
     device: torch.device
-    sampled: Callable[[int], None]  # called with the number of pictures in each batch
+    sampled: Sampled  # called in each step
 
     def at(self, noise_level: int) -> "Sampler":
         """The same sampler at another noise level of an upscaler's low-res picture."""
         return replace(self, config=self.config.model_copy(update={"validation_noise_level": noise_level}))
 
 
-def make_sampler(one: SampledStage, trained: Path | None, machine: Machine, sampled: Callable[[int], None]) -> Sampler:
+def make_sampler(one: SampledStage, trained: Path | None, machine: Machine, sampled: Sampled) -> Sampler:
     """Load a stage's base model in a stock pipeline and, if a folder is given, its trained weights and scheduler."""
     device = pick_device(machine.device)
     unet = load_unet(one.model, DTYPES[one.settings.mixed_precision])
@@ -141,18 +142,28 @@ def _sample(
 ) -> torch.Tensor:  # fmt: skip
     """given: the further inputs of a part of the pictures, apart from text and seeds, under the pipeline's names."""
     dtype, parts = DTYPES[sampler.config.mixed_precision], []
-    batch = STAGES[sampler.stage].sample_batch
+    batch, steps = STAGES[sampler.stage].sample_batch, sampler.config.validation_num_inference_steps
+    told = 0.0
+
+    def tell(done: float) -> None:
+        """done: of all these pictures."""
+        nonlocal told
+        sampler.sampled(done - told)
+        told = done
+
     for start in range(0, len(seeds), batch):
         part = slice(start, start + batch)
+        count = len(seeds[part])
         pictures = sampler.pipeline(
             **given(part),
             prompt_embeds=text[part].to(sampler.device, dtype),
             negative_prompt_embeds=negative[part].to(sampler.device, dtype),
             generator=[torch.Generator().manual_seed(seed) for seed in seeds[part]],
-            num_inference_steps=sampler.config.validation_num_inference_steps,
+            num_inference_steps=steps,
             guidance_scale=sampler.config.validation_guidance,
             output_type="pt",
+            callback=lambda number, t, x_t, before=start, count=count: tell(before + count * (number + 1) / steps),
         ).images
         parts.append(pictures.float().cpu().clamp(-1, 1))
-        sampler.sampled(len(pictures))
+        tell(start + count)  # img2img has fewer steps
     return torch.cat(parts)

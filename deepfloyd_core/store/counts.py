@@ -33,3 +33,23 @@ def ranges(numbers: Iterable[int]) -> str:
 def days(count: float) -> str:
     """`1 day`, `14 days`, `0.5 days`."""
     return f"{count:g} day{'' if count == 1 else 's'}"
+
+
+def duration(seconds: float) -> str:
+    """`0.4 s`, `45 s`, `3 min 20 s`, `2 h 5 min`, `3 days 4 h`: as a person says it, with two units at most."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return _two(f"{whole // 60} min", whole % 60, "s")
+    minutes = round(seconds / 60)
+    if minutes < 24 * 60:
+        return _two(f"{minutes // 60} h", minutes % 60, "min")
+    hours = round(seconds / 3600)
+    return _two(days(hours // 24), hours % 24, "h")
+
+
+def _two(first: str, second: int, unit: str) -> str:
+    return f"{first} {second} {unit}" if second else first

@@ -5,6 +5,7 @@ a row. `encode` makes the files, in the layout of `embed_file`.
 """
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -145,18 +146,36 @@ def _without(spec: Json, keys: tuple[str, ...]) -> Json:
     return {key: value for key, value in spec.items() if key not in keys}
 
 
-def truncated_texts(embeds: Artifact, most: int) -> list[tuple[str, int]]:
-    """The texts that lost most tokens at their end, and how many tokens each lost."""
-    lost: list[tuple[str, int]] = []
+@dataclass(frozen=True)
+class TruncatedText:
+    """A text whose end T5 does not see."""
+
+    text: str  # cleaned
+    lost: int  # tokens
+    length: int  # tokens that are kept
+    captions: tuple[str, ...]  # the caption ids of what was cleaned to it
+
+
+def truncated_texts(embeds: Artifact, most: int) -> list[TruncatedText]:
+    """The texts that lost most tokens at their end."""
+    found: list[tuple[int, str, int, int]] = []
     length = embeds.summary(EmbedsSummary).length
-    for path in sorted(embeds.path.glob(FILES)):
+    for number, path in enumerate(sorted(embeds.path.glob(FILES))):
         file = EmbedFile(path)
         over = file.tokens - length
         if (over > 0).any():
             texts = file.texts
-            lost += [(texts[place], int(over[place])) for place in np.flatnonzero(over > 0)]
-            lost = sorted(lost, key=lambda row: (-row[1], row[0]))[:most]
-    return lost
+            found += [(-int(over[place]), texts[place], number, int(place)) for place in np.flatnonzero(over > 0)]
+            found = sorted(found)[:most]
+    if not found:
+        return []
+    table = mapped_table(embeds.path / CAPTIONS_FILE)
+    keys, files, places = (table[name].to_numpy() for name in CAPTIONS.names)
+    captions = {
+        (number, place): tuple(f"{key:016x}" for key in keys[(files == number) & (places == place)])
+        for _, _, number, place in found
+    }
+    return [TruncatedText(text, -over, length, captions[number, place]) for over, text, number, place in found]
 
 
 class Embeds:

@@ -5,6 +5,7 @@ overfitting. The estimate of x_0 at each point also has a mean colour, whose dis
 without any sampling.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -18,10 +19,10 @@ from deepfloyd_core.hashing import digest, hash_seed
 from deepfloyd_core.measures.pixel import mean_and_interval
 from deepfloyd_core.store.artifacts import Artifact
 from deepfloyd_core.training.batches import Draws, MixedOrder, TrainingRows, draw
+from deepfloyd_core.training.previews import SEEN_PICTURES
+from deepfloyd_core.training.previews import TIMESTEPS as TIMESTEPS
 
-TIMESTEPS = (100, 400, 700, 950)
 HELD_OUT, SEEN = "held_out", "seen"
-_SEEN = 2  # pictures; each costs as much as a held-out one
 
 
 class Predict(Protocol):
@@ -86,21 +87,25 @@ def grid_pictures(
         pixels = torch.from_numpy(one.pixels)[None]
         found.append(GridPicture(HELD_OUT, one.row.image_id, one.row.caption_id, pixels, pair))
     seen = []
-    for number in range(_SEEN):  # each batch has at least one
+    for number in range(SEEN_PICTURES):  # each batch has at least one
         batch = rows.take(*order.batch(number))
         for place, name in enumerate(rows.image_ids(batch)):
             own = slice(place, place + 1)
             pair = None if batch.pairs is None else batch.pairs[own]
             seen.append(GridPicture(SEEN, name, batch.caption_ids[place], batch.pixels[own], pair))
-    return found + seen[:_SEEN]
+    return found + seen[:SEEN_PICTURES]
 
 
-def grid_losses(pictures: list[GridPicture], predict: Predict, level: int, bars: torch.Tensor) -> list[GridLoss]:
+def grid_losses(
+    pictures: list[GridPicture], predict: Predict, level: int, bars: torch.Tensor,
+    told: Callable[[int, int], None] = lambda done, total: None,
+) -> list[GridLoss]:  # fmt: skip
     """The squared error in epsilon of every picture at each of TIMESTEPS, and the colour shift of its estimate of x_0.
 
-    level: the noise level of Stage II's low-res picture, 0 to 999; bars: alpha_bar of each timestep, float32 (T,).
+    level: the noise level of Stage II's low-res picture, 0 to 999; bars: alpha_bar of each timestep, float32 (T,); told:
+    called with the number of points that are done, and of all.
     """
-    losses = []
+    losses: list[GridLoss] = []
     for picture in pictures:
         x_0, conditions = to_model_range(picture.pixels), picture.conditions(level)
         for t in TIMESTEPS:
@@ -111,6 +116,7 @@ def grid_losses(pictures: list[GridPicture], predict: Predict, level: int, bars:
             eps = eps.float().cpu()
             loss, shift = float(squared_error(eps, draws.noise)), _colour_shift(x_0, draws.noise, eps, bars[t])
             losses.append(GridLoss(picture.part, picture.image_id, t, loss, shift, conditions))
+            told(len(losses), len(pictures) * len(TIMESTEPS))
     return losses
 
 

@@ -17,7 +17,9 @@ from deepfloyd_core.store.inputs import A, Inputs
 from deepfloyd_core.store.manifest import Summary
 from deepfloyd_core.store.pinned import PinnedFile
 from deepfloyd_core.training.mixing import Share, shares
+from deepfloyd_core.training.previews import preview_interval
 
+LOSS_CURVE, VALIDATION_SHEET = "loss.png", "validation.png"
 VALIDATION_FILE = "validation.parquet"  # the loss of each picture of the grid at each timestep, base and trained
 
 
@@ -96,6 +98,7 @@ class TrainRequest(JobRequest[TrainingSummary]):
     parent: PinnedFile | None = None  # weights to start from
     new_share: float | None = None  # `warm_new_share`; None: it is no warm training
     prompts: tuple[str, ...] = ()  # of the validations
+    previews: int = 0  # steps between two, where no validations are asked for; 0: none
     inputs: TrainingInputs[Artifact]
 
 
@@ -112,5 +115,6 @@ def train_job(
         machine=config, validation=config, stage=stage, settings=config.stage(stage), model=folder, inputs=inputs,
         seed=hash_seed(config.seed, start.name) if start else config.seed, sampling=config.data_backend_sampling,
         shares=shares(run, stage), prompts=tuple(prompts), parent=parent,
+        previews=preview_interval(run, stage),
         new_share=config.warm_new_share if start else None,
     )  # fmt: skip

@@ -9,6 +9,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
@@ -19,7 +20,7 @@ import torch
 from deepfloyd_core.adapters.lora import trainable
 from deepfloyd_core.adapters.method import base_dtype, method_of
 from deepfloyd_core.config.stage_run import device_fault
-from deepfloyd_core.config.stages import STAGES, Stage
+from deepfloyd_core.config.stages import Stage
 from deepfloyd_core.crops.rows import held_out_ids
 from deepfloyd_core.diffusion.conditioning import as_conditioning
 from deepfloyd_core.errors import ConfigError, JobError, Stop
@@ -36,7 +37,6 @@ from deepfloyd_core.models.unet import (
     use_repeatable_kernels,
     use_threads,
 )
-from deepfloyd_core.pictures.sheets import save_loss_curve
 from deepfloyd_core.processes.jobs import Job
 from deepfloyd_core.sampling.specs import SampleSpec, sample_specs
 from deepfloyd_core.text.projection import Projected, raw_texts
@@ -47,18 +47,26 @@ from deepfloyd_core.training.compiled import check_backend, compiled_unet
 from deepfloyd_core.training.eval_loss import HELD_OUT, GridLoss, LossComparison, compared, grid_pictures, mean_loss
 from deepfloyd_core.training.forward import Prepared, TrainingContext, batch_loss, feed, predict_noise, prepare
 from deepfloyd_core.training.jobs import VALIDATION_FILE, TrainingSummary, TrainRequest
+from deepfloyd_core.training.live_curve import LiveCurve, save_curve, show_at_end
 from deepfloyd_core.training.optimizers import check_savable, set_learning_rate
 from deepfloyd_core.training.prefetch import Prefetcher
+from deepfloyd_core.training.previews import PREVIEWS
 from deepfloyd_core.training.recompute import recompute_activations
 from deepfloyd_core.training.schedule import learning_rate_at
 from deepfloyd_core.training.start import known_pictures
 from deepfloyd_core.training.state import CheckpointWriter, TrainingState, averaged, take_averages, training_state
 from deepfloyd_core.training.throughput import Throughput
 from deepfloyd_core.training.trackers import MetricLogger, open_loggers, show_validation, shown_metrics
-from deepfloyd_core.training.validation import Validation, published_losses, read_losses, write_validations
+from deepfloyd_core.training.validation import (
+    Validation,
+    copy_losses,
+    published_losses,
+    read_losses,
+    write_validations,
+)  # fmt: skip
 from deepfloyd_core.types import Report
 
-METRICS_FILE, LOSS_CURVE = "metrics.parquet", "loss.png"
+METRICS_FILE = "metrics.parquet"
 
 
 def train(job: Job[TrainRequest]) -> TrainingSummary:
@@ -69,12 +77,19 @@ def train(job: Job[TrainRequest]) -> TrainingSummary:
     held_out, known = held_out_ids(inputs.eval_set), known_pictures(inputs.start)
     rows = TrainingRows(inputs.pixels, held_out, inputs.conditioning, inputs.low_res, known)
     order = _order(request, rows)
-    validation = _validation(context, rows, order, request)
+    validation = _validation(context, rows, order, job)
+    looked = validation  # at, while it trains
+    if request.previews:
+        specs = _specs(request)
+        looked = replace(validation, wanted=specs, out=job.out / PREVIEWS)
+        looked.out.mkdir(exist_ok=True)
     state, method = training_state(context), method_of(context.config)
     first, last, metrics = state.step, context.config.steps, state.metrics
     listed = {**context.config.model_dump(mode="json"), "seed": request.seed}
     with open_loggers(request.machine.trackers, listed, job.out, metrics[:]) as show:
-        seconds = run_steps(context, state, _passes(context, rows, order), validation, show, job.report)
+        seconds = run_steps(context, state, _passes(context, rows, order), looked, show, job.report)
+        if looked is not validation and request.parent:
+            copy_losses(looked.out, job.out, 0)
         del state  # the optimizer's states can be twice as large as the model
         trained = sum(param.numel() for param in trainable(context.unet).values())
         frozen = frozen_numbers(context.unet), frozen_bytes(context.unet)
@@ -83,8 +98,9 @@ def train(job: Job[TrainRequest]) -> TrainingSummary:
         difference = method.reload(context.unet, stage, folder, job.out)
         tuned, pictures = validation.take(last)
         show_validation(show, last, tuned, pictures)
+    show_at_end(metrics, stage, job.out)
     method.remove(context.unet, folder)
-    base = validation.losses()
+    base = validation.losses("of the base")
     change = compared(base, tuned)
     _write_figures(stage, job.out, metrics, write_validations(base, stage, validation.wanted, job.out))
     return TrainingSummary(
@@ -110,7 +126,7 @@ def _write_figures(stage: Stage, out: Path, metrics: list[StepMetrics], validate
     """Write metrics.parquet, a row for each step, and the curve of its losses and the held-out ones."""
     with atomic_path(out / METRICS_FILE) as tmp:
         pq.write_table(pa.Table.from_pylist([vars(row) for row in metrics]), tmp)
-    save_loss_curve([row.loss for row in metrics], f"{STAGES[stage].title} training loss", out / LOSS_CURVE, validated)
+    save_curve(metrics, stage, out, validated)
 
 
 def _on_held_out(
@@ -144,7 +160,8 @@ def set_up(job: Job[TrainRequest]) -> TrainingContext:
     """The model with its new parts, the text and the schedulers on the device. Raises ConfigError where the device cannot
     do what a key asks for."""
     request, stage, folder = job.request, job.request.stage, job.request.model
-    config, device = request.settings, pick_device(request.machine.device)
+    device, previews = pick_device(request.machine.device), {"validation_step_interval": request.previews}
+    config = request.settings.model_copy(update=previews if request.previews else {})
     use_repeatable_kernels(device)
     if fault := device_fault(config, "rocm" if torch.version.hip else device.type):
         raise ConfigError(f"stage{stage}.{fault}.")
@@ -171,20 +188,29 @@ def set_up(job: Job[TrainRequest]) -> TrainingContext:
     )  # fmt: skip
 
 
-def _validation(context: TrainingContext, rows: TrainingRows, order: MixedOrder, request: TrainRequest) -> Validation:
+def _validation(context: TrainingContext, rows: TrainingRows, order: MixedOrder, job: Job[TrainRequest]) -> Validation:
+    request = job.request
+
     def predict(x_0: torch.Tensor, draws: Draws, caption_ids: list[str], pair: torch.Tensor | None) -> torch.Tensor:
         hint = None if pair is None else as_conditioning(pair)
         return predict_noise(context, feed(context, x_0, draws, list(caption_ids), hint))[0]
 
-    stage, config, wanted = context.stage, context.config, list[SampleSpec]()
+    stage, config = context.stage, context.config
     eval_set, pairs = request.inputs.eval_set, request.inputs.eval_conditioning
-    if config.validation_step_interval:
-        wanted = sample_specs(stage, config, request.validation, request.prompts, eval_set, pairs)
+    wanted = _specs(request) if request.settings.validation_step_interval else []
     grid, negative = grid_pictures(eval_set, rows, order, stage, pairs), request.validation.validation_negative_prompt
     return Validation(
         stage, config, negative, request.model, context.unet, context.texts, predict, context.scheduler.alphas_cumprod,
-        grid, wanted, context.out,
+        grid, wanted, context.out, job.report,
     )  # fmt: skip
+
+
+def _specs(request: TrainRequest) -> list[SampleSpec]:
+    """The pictures of a validation."""
+    inputs = request.inputs
+    return sample_specs(
+        request.stage, request.settings, request.validation, request.prompts, inputs.eval_set, inputs.eval_conditioning
+    )
 
 
 def _passes(context: TrainingContext, rows: TrainingRows, order: MixedOrder) -> Callable[[int], Prepared]:
@@ -207,11 +233,10 @@ def run_steps(
     """
     config, seconds = context.config, 0.0
     asked, pace, checkpoints = _StopRequest(), Throughput(context.device), CheckpointWriter(state, config, context.out)
-    passes = config.steps * config.gradient_accumulation_steps
+    passes, curve = config.steps * config.gradient_accumulation_steps, LiveCurve(context.stage, context.out)
     with Prefetcher(make, config.dataloader_num_workers, passes) as ahead:
         for step in range(state.step, config.steps):
             if _due(context, step) and not validation.taken(step):
-                report(step, config.steps, "validation")
                 checkpoints.write()
                 with asked.at_once(), averaged(state):
                     show_validation(show, step, *validation.take(step))
@@ -222,6 +247,7 @@ def run_steps(
             seconds += time.monotonic() - began
             pace.step(config.samples_per_step)
             _tell(report, config.steps, state.metrics[-1], pace, show)
+            curve.step(state.metrics)
             finished, stop = step + 1 == config.steps, asked.stop
             if finished or stop or checkpoints.due:
                 checkpoints.write()

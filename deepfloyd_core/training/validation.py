@@ -27,12 +27,14 @@ from deepfloyd_core.models.same_output import frozen
 from deepfloyd_core.models.unet import autocast, stock_pipeline, trained_scheduler
 from deepfloyd_core.pictures.sheets import save_picture, titled_rows
 from deepfloyd_core.sampling.cascade import Sample, save_png
+from deepfloyd_core.sampling.parts import counted
 from deepfloyd_core.sampling.sampler import Sampler, sample
 from deepfloyd_core.sampling.specs import SampleSpec
 from deepfloyd_core.training.eval_loss import HELD_OUT, GridLoss, GridPicture, Predict, grid_losses, mean_loss
-from deepfloyd_core.training.jobs import VALIDATION_FILE
+from deepfloyd_core.training.jobs import VALIDATION_FILE, VALIDATION_SHEET
+from deepfloyd_core.types import Report
 
-VALIDATION_SHEET, PICTURES = "validation.png", "validation"
+PICTURES = "validation"
 _LOSSES = ".validation"
 _LINES, _COLUMNS = 16, 8  # of the sheet
 
@@ -52,11 +54,16 @@ class Validation:
     grid: list[GridPicture]
     wanted: list[SampleSpec]  # none: only losses are taken
     out: Path
+    report: Report
 
-    def losses(self) -> list[GridLoss]:
-        """The losses on the grid, see `grid_losses`."""
+    def losses(self, of: str) -> list[GridLoss]:
+        """The losses on the grid, see `grid_losses`. of: whose, for people."""
         self.unet.eval()
-        return grid_losses(self.grid, self.predict, self.settings.validation_noise_level, self.bars)
+        line = f"held-out losses {of}"
+        return grid_losses(
+            self.grid, self.predict, self.settings.validation_noise_level, self.bars,
+            lambda done, total: self.report(done, total, line),
+        )  # fmt: skip
 
     def taken(self, step: int) -> bool:
         """Whether `take` has finished for a step, also in a process before."""
@@ -67,10 +74,11 @@ class Validation:
 
         The UNet is left in eval mode.
         """
-        losses = self.losses()
+        losses = self.losses(f"at step {step}")
         paths = _save_pictures(self, step)
         _losses_file(self.out, step).parent.mkdir(exist_ok=True)
         write_bytes(_losses_file(self.out, step), json.dumps([vars(row) for row in losses]).encode())
+        _save_sheet(self.stage, self.wanted, self.out)
         return losses, paths
 
 
@@ -84,6 +92,12 @@ def published_losses(file: Path) -> dict[tuple[str, str, int], float]:
     rows = [row for row in pq.read_table(file).to_pylist() if row["model"] == "trained" and row["part"] == HELD_OUT]
     last = max((row["step"] for row in rows), default=0)
     return {(row["image_id"], row["conditions"], row["t"]): row["loss"] for row in rows if row["step"] == last}
+
+
+def copy_losses(source: Path, out: Path, step: int) -> None:
+    """Copy the stored losses of a step to another training's folder."""
+    _losses_file(out, step).parent.mkdir(exist_ok=True)
+    write_bytes(_losses_file(out, step), _losses_file(source, step).read_bytes())
 
 
 def _read_losses(file: Path) -> list[GridLoss]:
@@ -101,7 +115,8 @@ def _save_pictures(plan: Validation, step: int) -> list[Path]:
     settings, stage, unet, out, texts = plan.settings, plan.stage, plan.unet, plan.out, plan.texts
     scheduler = trained_scheduler(plan.folder, settings.train_variance)
     pipeline = stock_pipeline(plan.folder, stage, unet, scheduler)
-    sampler = Sampler(stage, settings, pipeline, unet.device, lambda count: None)
+    sampled = counted(plan.report, len(plan.wanted), f"samples at step {step}") if plan.wanted else lambda count: None
+    sampler = Sampler(stage, settings, pipeline, unet.device, sampled)
     paths: list[Path] = []
     without = [caption_id(plan.negative_prompt)]
     for part in _batches(plan.wanted, STAGES[stage].sample_batch):
@@ -130,18 +145,30 @@ def write_validations(
 
     base: the losses of the base model. Returns the held-out loss of every validated step that has one.
     """
-    table, means = [{"step": 0, "model": "base", **vars(row)} for row in base], []
-    for file in sorted((out / _LOSSES).glob("[0-9]*.json")):
-        losses = _read_losses(file)
-        table += [{"step": int(file.stem), "model": "trained", **vars(row)} for row in losses]
-        if (mean := mean_loss(losses)) is not None:
-            means.append((int(file.stem), mean))
+    table = [{"step": 0, "model": "base", **vars(row)} for row in base]
+    for step, losses in _validated(out):
+        table += [{"step": step, "model": "trained", **vars(row)} for row in losses]
     with atomic_path(out / VALIDATION_FILE) as tmp:
         pq.write_table(pa.Table.from_pylist(table), tmp)
-    folders = sorted((out / PICTURES).glob("step-*"))
-    if folders:
+    _save_sheet(stage, wanted, out)
+    return held_out_losses(out)
+
+
+def held_out_losses(out: Path) -> list[tuple[int, float]]:
+    """The held-out loss of every step that was validated so far and has one."""
+    means = [(step, mean_loss(losses)) for step, losses in _validated(out)]
+    return [(step, mean) for step, mean in means if mean is not None]
+
+
+def _validated(out: Path) -> Iterator[tuple[int, list[GridLoss]]]:
+    for file in sorted((out / _LOSSES).glob("[0-9]*.json")):
+        yield int(file.stem), _read_losses(file)
+
+
+def _save_sheet(stage: Stage, wanted: list[SampleSpec], out: Path) -> None:
+    """Draw the pictures of all validated steps, if there are any."""
+    if folders := sorted((out / PICTURES).glob("step-*")):
         save_picture(_sheet(folders, stage, wanted), out / VALIDATION_SHEET)
-    return means
 
 
 def _sheet(folders: list[Path], stage: Stage, wanted: list[SampleSpec]) -> Image.Image:

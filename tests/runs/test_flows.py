@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shutil
 import subprocess
 import time
@@ -136,17 +137,23 @@ def test_a_stage_s_command_names_what_the_run_made_for_it_in_that_order_and_make
 def test_the_ui_gets_tables_pictures_and_logs(finished: tuple[SmallRun, str], server: str) -> None:
     run, _ = finished
     artifacts = {entry["key"]: entry for entry in _found(server, run, "artifacts")}
-    table = json.loads(artifacts["image-index-workspace"]["data"])
-    assert {"status": "rejected", "reason": "unsupported", "pictures": 1} in table
+    assert "| rejected | unsupported | 1 |" in artifacts["image-index-workspace"]["data"]
+    assert "| `broken.jpg` | unsupported: " in artifacts["image-index-workspace"]["data"]
     pages = "stage1-pixels", "stage2-pixels", "eval-set", "stage1-lora", "stage2-lora", "cascade-samples"
     for key in (f"{page}-workspace" for page in (*pages, "version")):
         assert "](data:image/" in artifacts[key]["data"], key
-        assert len(artifacts[key]["data"]) < 500_000
+        assert len(artifacts[key]["data"]) < 310_000
+        assert re.search(r"\bin \d+(\.\d)? (s|min)\b", artifacts[key]["data"]), f"{key} tells how long it took"
+        assert str(run.workspace.absolute()) in artifacts[key]["data"]
+    assert len({artifacts[f"{page}-workspace"]["flow_run_id"] for page in (*pages, "version")}) == 1, "on one tab"
     assert "](data:image/" in artifacts["stage2-details-workspace"]["data"]
     assert artifacts["stage2-spoilt-workspace"]["data"].count("](data:image/") == 2
-    for key in ("stage2-sample-measures-workspace", "stage2-spoilt-measures-workspace"):
-        measures = json.loads(artifacts[key]["data"])
-        assert [row["upscaled by"] for row in measures] == ["bilinear", "bicubic", "base", "tuned"]
+    for title in ("on Stage I's samples", "held\\-out pictures, low\\-res degraded as in training"):
+        lines = artifacts["cascade-samples-workspace"]["data"].partition(f"{title}**")[2].splitlines()[2:8]
+        assert lines[0].startswith("| upscaled by | ") and "dB" in lines[0]
+        assert [line.split(" | ")[0] for line in lines[2:]] == ["| bilinear", "| bicubic", "| base", "| tuned"]
+    losses = artifacts["stage1-lora-workspace"]["data"].partition("Held\\-out loss by timestep**")[2].splitlines()[2]
+    assert losses == "| timestep (of 1,000) | base | tuned | change (less is better) |"
     logs = _found(server, run, "logs")
     assert any("stage1_lora" in entry["message"] and "built" in entry["message"] for entry in logs)
     assert {"deepfloyd_core.store.artifacts", "tasks.endings"} <= {entry["name"] for entry in logs}

@@ -18,7 +18,6 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 from small_run import SmallRun
-from summaries import summary_of
 
 from deepfloyd_core.bundle.build import markdown_tables
 from deepfloyd_core.config.data_file import DataFile, load_data_file
@@ -27,10 +26,10 @@ from deepfloyd_core.index.summary import IndexSummary
 from deepfloyd_core.measures.figures import UpscalingFigures
 from deepfloyd_core.measures.registry import measures_against
 from deepfloyd_core.measures.tables import UPSCALED_BY
-from deepfloyd_core.sampling.jobs import SamplesSummary
+from deepfloyd_core.sampling.jobs import GeneratedSummary, SamplesSummary
 from deepfloyd_core.store.artifacts import Artifact
 from flows import report
-from tasks import ui_pages
+from tasks import artifact_page, ui_pages
 from tasks.endings import twins_line
 from tasks.progress import LogLines, progress
 from tasks.terminal import console, is_watched, labelled
@@ -190,17 +189,17 @@ def test_what_a_stage_cannot_use_of_the_accepted_pictures_is_told_and_shown(
     for name, edge in (("a", 300), ("b", 90), ("c", 91), ("d", 20)):
         world.add(f"{name}.png", np.random.default_rng(edge).integers(0, 256, (edge, edge, 3), np.uint8))
     index = world.index(world.load(stages=stages, max_rejected_share=0.9))
-    rows: list[dict[str, Any]] = []
-    monkeypatch.setattr(ui_pages, "create_table_artifact", lambda table, **_: rows.extend(table))
-    monkeypatch.setattr(ui_pages, "create_markdown_artifact", lambda *_, **__: None)
+    pages: list[str] = []
+    monkeypatch.setattr(artifact_page, "create_markdown_artifact", lambda page, **_: pages.append(page))
     with caplog.at_level(logging.INFO):
         ui_pages.show_index(index, index.summary(IndexSummary), stages, {})
     words, both = "Stage II cannot use 2 accepted pictures: 2 too_small", stages == (1, 2)
     assert (words in caplog.messages) == both
-    assert [row["status"] for row in rows] == [
-        "accepted", "rejected", "all inputs", *["accepted, not for Stage II"] * both,
-    ]  # fmt: skip
-    assert rows[-1]["pictures"] == (2 if both else 4)
+    rows = [line for line in pages[0].splitlines() if line.startswith("|")]
+    assert rows[2:5] == ["| **accepted** |  | 3 |", "| rejected | too small | 1 |", "| **all files** |  | 4 |"]
+    assert ("| accepted, not for Stage II | too small | 2 |" in rows) == both
+    assert "| `d.png` | too small: 20x20 px, below minimum\\_image\\_size or the training size |" in rows
+    assert str((index.path / "index.parquet").absolute()) in pages[0] and "Made in " in pages[0]
 
 
 def test_a_terminal_says_what_is_waited_for_until_a_server_answers(small_run: SmallRun) -> None:
@@ -216,27 +215,14 @@ def test_a_terminal_says_what_is_waited_for_until_a_server_answers(small_run: Sm
 
 def test_a_page_names_the_file_of_each_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pages: list[str] = []
-    monkeypatch.setattr(ui_pages, "create_markdown_artifact", lambda page, **_: pages.append(page))
+    monkeypatch.setattr(artifact_page, "create_markdown_artifact", lambda page, **_: pages.append(page))
     names = ["picture-000-seed-7-64x64.png", "picture-001-seed-8-64x64.png"]
     for name in names:
-        Image.new("RGB", (8, 8)).save(tmp_path / name)
-    monkeypatch.setattr(ui_pages, "tell", lambda *_: None)
-    ui_pages.show_pictures(Artifact("generated", "f", tmp_path), summary_of(seeds=2), *names, "not_there.png")
-    lines = [line for line in pages[0].splitlines() if ".png" in line]
-    assert [line.partition("](data")[0] for line in lines] == [
-        f"`{names[0]}`", f"![{names[0]}", f"`{names[1]}`", f"![{names[1]}",
-    ]  # fmt: skip
-
-
-def test_a_page_has_no_empty_table_and_no_empty_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pages: list[str] = []
-    monkeypatch.setattr(ui_pages, "create_markdown_artifact", lambda page, **_: pages.append(page))
-    monkeypatch.setattr(ui_pages, "tell", lambda *_: None)
-    for summary in (summary_of(stage1={"steps": 1}), summary_of(texts=3, emptied_captions=[])):
-        ui_pages.show_pictures(Artifact("lora_bundle", "f", tmp_path), summary)
-    assert "|" not in pages[0]
-    assert [line for line in pages[1].splitlines() if "|" in line] == [
-        "| measure | value |",
-        "|---|---|",
-        "| texts | 3 |",
-    ]
+        Image.fromarray(np.random.default_rng(3).integers(0, 256, (900, 900, 3), np.uint8)).save(tmp_path / name)
+    monkeypatch.setattr(artifact_page, "tell", lambda *_: None)
+    summary = GeneratedSummary(pictures=tuple(names), prompts=("a star",) * 2)
+    artifact_page.show_artifact(Artifact("generated", "f", tmp_path), summary, *names, "not_there.png")
+    titles = [line.strip("*").replace("\\", "") for line in pages[0].splitlines() if line.startswith("**")]
+    assert titles == names and pages[0].count("](data:image/jpeg;base64,") == 2
+    assert len(pages[0]) < 300_000 and f"in `{tmp_path}`" in pages[0]
+    assert "|" not in pages[0], "no empty table"

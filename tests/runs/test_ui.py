@@ -94,7 +94,7 @@ def test_a_deployment_completes_and_its_artifacts_render(
             f"{page}/{artifacts['cascade-samples-workspace']}", profile, picture, 2
         )  # the sheet, the held-out pictures
         assert shows(f"{page}/{artifacts['image-index-workspace']}", profile, "unsupported")
-        assert shows(f"{page}/{artifacts['image-index-rejected-workspace']}", profile, picture, 1)
+        assert shows(f"{page}/{artifacts['image-index-workspace']}", profile, picture, 1), "of the rejected files"
     assert within(60, lambda: not _answers(port), every_s=0.2)
     kept = [path for path in (*prefect_home.rglob("*"), tmp_path / "ui.log") if path.is_file()]
     secret = login.partition(":")[2].encode()

@@ -104,14 +104,21 @@ def test_both_variants_of_stage2_enlarge_the_tuned_stage1s_samples(
     run = load_run(small_run.config, (*keys, *two))
     world = new_world(run.workspace)
     held_out = world.eval_set(run, world.index(run))
-    reports: list[tuple[int, int]] = []
-    summary = sampled(run, held_out, tmp_path, lambda done, total, text: reports.append((done, total)))
+    reports: list[tuple[int, int, str]] = []
+    summary = sampled(run, held_out, tmp_path, lambda *report: reports.append(report))
 
     tuned = [("tuned", level, *part) for level in (20, 0) for part in ((0, 1, (64, 64), 0.25), (0, (64, 96), 0.25))]
     own = [("base", 20, 0, 1, (64, 64), -0.5), ("base", 20, 0, (64, 96), -0.5)]
     assert Counter(stood_in) == Counter([*tuned, *(("base", *asked[1:]) for asked in tuned), *own])
-    total = 2 * 4 + 3 * 5 + 2 * 2 * held_out.manifest.summary["pictures"]
-    assert reports[-1] == (total, total), "Stage I, Stage II on samples, and on held-out pictures at two levels"
+    measured = 2 * held_out.manifest.summary["pictures"]  # at two levels
+    parts = {
+        "Stage I's samples, base": 4, "Stage I's samples, tuned": 4, "Stage II's samples, base": 3 * 3,
+        "Stage II's samples, tuned": 3 * 2, "held-out pictures upscaled, base": measured,
+        "held-out pictures upscaled, tuned": measured,
+    }  # fmt: skip
+    told = [(count, count, f"part {number} of 6: {what}") for number, (what, count) in enumerate(parts.items(), 1)]
+    assert [report for report in reports if report[0] == report[1]] == told
+    assert reports[0] == (0, 4, told[0][2]), "told before anything is made"
 
     levels = summary.samples.by_level if summary.samples else {}
     assert {level: round(known(found.upscaled["base"]["colour_shift"])) for level, found in levels.items()} == {

@@ -36,7 +36,7 @@ from deepfloyd_core.training.batches import Draws
 from deepfloyd_core.training.forward import TrainingContext, UNetInput
 from deepfloyd_core.training.identity import lora_request
 from deepfloyd_core.training.jobs import TrainingInputs, TrainingSummary, TrainRequest, train_job
-from deepfloyd_core.types import no_report
+from deepfloyd_core.types import Report, no_report
 
 S = TypeVar("S", bound=Summary)
 FOLDERS = {1: Path(FLAVOURS["tiny-i"].repo), 2: Path(FLAVOURS["tiny-ii"].repo)}
@@ -75,10 +75,10 @@ def stage_text(run: Run, stage: Stage, embeds: Artifact) -> Artifact:
     )
 
 
-def run_here(request: JobRequest[S], work: WorkDir) -> S:
+def run_here(request: JobRequest[S], work: WorkDir, report: Report = no_report) -> S:
     """A job in this process: a child takes 8 s to import torch. Its held-out losses are at one timestep."""
     with restored_sigterm(), patch.object(held_out, "TIMESTEPS", ONE_TIMESTEP):
-        made: S = imported(request.entry)(Job(request, work.path, no_report))
+        made: S = imported(request.entry)(Job(request, work.path, report))
         return made
 
 

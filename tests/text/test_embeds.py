@@ -440,7 +440,8 @@ def test_captions_that_are_cut_are_counted_and_listed(world: EmbedWorld) -> None
     made = world.make([*captions_of(20, most=20), "star " * 80, "circle " * 100, "square " * 76])
     assert (made.manifest.summary["truncated"], made.manifest.summary["tokens_lost"]) == (2, 4 + 24)
     listed = truncated_texts(made, 10)
-    assert [lost for _, lost in listed] == [24, 4] and listed[0][0].startswith("circle circle")
+    assert [one.lost for one in listed] == [24, 4] and listed[0].text.startswith("circle circle")
+    assert [one.captions for one in listed] == [(caption_id("circle " * 100),), (caption_id("star " * 80),)]
     assert truncated_texts(made, 1) == listed[:1]
 
 

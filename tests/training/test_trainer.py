@@ -44,7 +44,7 @@ from deepfloyd_core.processes import jobs
 from deepfloyd_core.processes.jobs import run_job
 from deepfloyd_core.sampling.jobs import SampledStage
 from deepfloyd_core.sampling.sampler import make_sampler, sample_from_text
-from deepfloyd_core.store.artifacts import Artifact, Request, materialise
+from deepfloyd_core.store.artifacts import Artifact, Request, WorkDir, materialise
 from deepfloyd_core.store.manifest import MANIFEST
 from deepfloyd_core.text.embeds import Embeds, encode_job
 from deepfloyd_core.text.projection import text_identity
@@ -52,7 +52,7 @@ from deepfloyd_core.training import eval_loss
 from deepfloyd_core.training import forward as stage_loss
 from deepfloyd_core.training.batches import draw
 from deepfloyd_core.training.identity import lora_request
-from deepfloyd_core.training.jobs import TrainingInputs
+from deepfloyd_core.training.jobs import TrainingInputs, TrainingSummary, TrainRequest
 
 pytestmark = pytest.mark.slow  # trainings from their start to their end; parts of one are in the other files
 
@@ -281,6 +281,48 @@ def test_validating_changes_no_byte_of_the_lora(world: tuple[Run, dict[str, Arti
     assert not any(name.startswith("validation/") for name in without)
     for name in (LORA_FILE, "metrics.parquet"):
         assert with_pictures[name] == without[name]
+
+
+@pytest.mark.parametrize("has_parent", [False, True])
+def test_previews_are_shown_while_it_trains_and_change_no_byte_of_the_artifact(
+    world: tuple[Run, dict[str, Artifact]], loras: dict[int, Artifact], has_parent: bool, tmp_path: Path
+) -> None:
+    first, made = world
+    told, pictures = list[str](), list[str]()
+
+    def report(done: int, total: int, line: str) -> None:
+        told.append(f"{done}/{total} {line.partition(' lr')[0]}")
+
+    def trained(previews: int, out: Path) -> Artifact:
+        def how(request: TrainRequest, work: WorkDir) -> TrainingSummary:
+            summary = run_here(request.model_copy(update={"previews": previews}), work, report)
+            pictures.extend(str(file.relative_to(work.path)) for file in work.path.rglob(".preview/**/*.png"))
+            return summary
+
+        parent = (f"init_lora={loras[1].path}", "lora_dropout=0.0") if has_parent else ()
+        keys = ("max_train_steps=2", "validation_step_interval=", *parent)
+        run = load_run(first.workspace.parent / "run.toml", tuple(f"stage1.{key}" for key in keys))
+        return train_stage(run, made, 1, out, how=how)
+
+    with_previews = trained(1, tmp_path / "with")
+    seen = told[:]
+    without = trained(0, tmp_path / "without")
+    assert without.hashes == with_previews.hashes and without.fingerprint == with_previews.fingerprint
+    assert without.manifest.summary.get("eval_loss_parent") == with_previews.manifest.summary.get("eval_loss_parent")
+    assert not any(Path(name).name.startswith(".") for name in with_previews.hashes)
+    steps = [f".preview/validation/step-{step:08d}/{number:03d}.png" for step in (0, 1) for number in (0, 1)]
+    assert sorted(pictures) == [".preview/loss.png", ".preview/validation.png", *steps]
+    held_out = 4  # two pictures held out, and two that are trained on, at one timestep
+    for step in (0, 1):
+        assert f"{held_out}/{held_out} held-out losses at step {step}" in seen
+        assert [f"{number}/2 samples at step {step}" for number in range(3)] == [
+            line for line in seen if line.endswith(f"samples at step {step}")
+        ]
+    assert [line for line in told[len(seen) :] if "loss 0" not in line] == [
+        f"{number}/{held_out} held-out losses {of}"
+        for of in (*(["at step 0"] * has_parent), "at step 2", "of the base")
+        for number in range(1, held_out + 1)
+    ], "no silence at the end"
 
 
 def test_another_prompt_trains_nothing_anew(world: tuple[Run, dict[str, Artifact]], tmp_path: Path) -> None:
