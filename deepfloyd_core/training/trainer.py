@@ -78,18 +78,14 @@ def train(job: Job[TrainRequest]) -> TrainingSummary:
     rows = TrainingRows(inputs.pixels, held_out, inputs.conditioning, inputs.low_res, known)
     order = _order(request, rows)
     validation = _validation(context, rows, order, job)
-    looked = validation  # at, while it trains
-    if request.previews:
-        specs = _specs(request)
-        looked = replace(validation, wanted=specs, out=job.out / PREVIEWS)
-        looked.out.mkdir(exist_ok=True)
+    shown = _previews(validation, request) if request.previews else validation
     state, method = training_state(context), method_of(context.config)
     first, last, metrics = state.step, context.config.steps, state.metrics
     listed = {**context.config.model_dump(mode="json"), "seed": request.seed}
     with open_loggers(request.machine.trackers, listed, job.out, metrics[:]) as show:
-        seconds = run_steps(context, state, _passes(context, rows, order), looked, show, job.report)
-        if looked is not validation and request.parent:
-            copy_losses(looked.out, job.out, 0)
+        seconds = run_steps(context, state, _passes(context, rows, order), shown, show, job.report)
+        if request.previews and request.parent:
+            copy_losses(shown.out, job.out, 0)
         del state  # the optimizer's states can be twice as large as the model
         trained = sum(param.numel() for param in trainable(context.unet).values())
         frozen = frozen_numbers(context.unet), frozen_bytes(context.unet)
@@ -203,6 +199,13 @@ def _validation(context: TrainingContext, rows: TrainingRows, order: MixedOrder,
         stage, config, negative, request.model, context.unet, context.texts, predict, context.scheduler.alphas_cumprod,
         grid, wanted, context.out, job.report,
     )  # fmt: skip
+
+
+def _previews(validation: Validation, request: TrainRequest) -> Validation:
+    """What is taken in place of the validations, which are not asked for, while it trains."""
+    previews = replace(validation, wanted=_specs(request), out=validation.out / PREVIEWS)
+    previews.out.mkdir(exist_ok=True)
+    return previews
 
 
 def _specs(request: TrainRequest) -> list[SampleSpec]:

@@ -22,9 +22,9 @@ from artifact_rows import ledger, live_rows, shown_rows
 from data_world import DataWorld
 from PIL import Image, ImageOps
 
+import tasks.artifact_page
 import tasks.eval_set
 import tasks.image_index
-import tasks.ui_pages
 from deepfloyd_core.crops.eval_choice import choice_notes, choose_held_out
 from deepfloyd_core.crops.identity import pixels_request
 from deepfloyd_core.crops.pixels import build_shard, build_shards, plan_shards
@@ -741,7 +741,7 @@ def test_each_stage_says_its_counts_its_reasons_and_where_to_look(world: DataWor
     run = world.load({"repeats": 9, "random_crops": 2, "crop_style": "random"}, stages=(1,), max_rejected_share=0.5)
     index = world.index(run)
     assert ending(index, index.summary(IndexSummary)) == [
-        "image index: 13 inputs: 9 accepted, 4 rejected (1 caption_missing, 3 too_small); see "
+        "image index: 13 inputs: 9 accepted, 4 rejected (1 caption missing, 3 too small); see "
         f"{index.path}/rejected.png, {index.path}/index.parquet",
         "caption_missing: latin.png: latin.txt is no UTF-8 text (unexpected end of data at byte 3); save it as UTF-8",
         "too_small: small 0.png: 20x30 px, below minimum_image_size or the training size",
@@ -764,8 +764,7 @@ def test_each_stage_says_its_counts_its_reasons_and_where_to_look(world: DataWor
 def test_the_task_of_the_index_says_what_a_person_would_check_next(
     world: DataWorld, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    for name in ("create_table_artifact", "create_markdown_artifact"):
-        monkeypatch.setattr(tasks.ui_pages, name, lambda *_, **__: None)
+    monkeypatch.setattr(tasks.artifact_page, "create_markdown_artifact", lambda *_, **__: None)
     caplog.set_level("INFO")
     first = world.add("0.png", noise(0, 80, 70), "one\ntwo")
     world.add("a copy.png", first.read_bytes())
@@ -774,7 +773,7 @@ def test_the_task_of_the_index_says_what_a_person_would_check_next(
     world.add("small.png", noise(3, 20, 20))
     index = tasks.image_index.image_index.fn(world.load(stages=(1,), num_eval_images=2, max_rejected_share=0.5))
     for said in (
-        f"image index: 5 inputs: 4 accepted, 1 rejected (1 too_small); see {index.path}/rejected.png, ",
+        f"image index: 5 inputs: 4 accepted, 1 rejected (1 too small); see {index.path}/rejected.png, ",
         f"image_index {index.fingerprint}: 1 picture is a duplicate of 1 other: ",
         "set: 1 picture has up to 2 captions, and with repeats = 0 the first alone is trained. ",
         "set: 2 of its 3 pictures are held out (num_eval_images), and 1 is trained on. ",
@@ -958,7 +957,7 @@ def test_pictures_of_one_s_own_are_measured_on_and_not_trained_on(world: DataWor
 def test_a_run_says_when_the_held_out_pictures_are_not_those_of_the_one_before(
     world: DataWorld, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(tasks.eval_set, "show_pictures", lambda *_: None)
+    monkeypatch.setattr(tasks.eval_set, "show_crops", lambda *_: None)
 
     def held_out() -> tuple[frozenset[str], str]:
         run = world.load(stages=(1,), num_eval_images=3, seed=5)
