@@ -3,24 +3,15 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import psutil
 import pytest
 from polling import within
 from prefect_api import PrefectApi
-
-from flows.home import password
-from flows.server import free_port
-
-PATIENCE_S = 240.0  # a hang, not a measure of speed
+from unattended import PATIENCE_S, Ui
 
 WAITS = """
 from pathlib import Path
@@ -57,57 +48,6 @@ deployments:
       - interval: 4
         active: false
 """
-
-
-@dataclass
-class Ui:
-    """`deepfloyd ui` of a project."""
-
-    project: Path
-    home: Path
-    port: int = field(default_factory=free_port)
-    process: "subprocess.Popen[bytes] | None" = None
-
-    @property
-    def api(self) -> PrefectApi:
-        """Its server's API."""
-        return PrefectApi(f"http://127.0.0.1:{self.port}/api", password(self.home))
-
-    @property
-    def printed(self) -> str:
-        """What it has printed since its last start."""
-        return (self.project / "ui.log").read_text()
-
-    def start(self) -> None:
-        """Start it, and wait until its worker has started."""
-        with (self.project / "ui.log").open("wb") as out:
-            self.process = self._popen(out, "--port", str(self.port))
-        assert within(PATIENCE_S, lambda: "Ctrl-C stops everything" in self.printed, every_s=0.3), self.printed
-
-    def refused(self) -> tuple[int, str]:
-        """The exit code and the output of a second one."""
-        with (self.project / "second.log").open("wb") as out:
-            code = self._popen(out).wait(60)
-        return code, (self.project / "second.log").read_text()
-
-    def stop(self, number: signal.Signals) -> None:
-        """Send it a signal, and wait until it has ended."""
-        assert self.process is not None
-        self.process.send_signal(number)
-        self.process.wait(60)
-
-    def process_of(self, words: str) -> psutil.Process:
-        """The descendant with these words in its command."""
-        assert self.process is not None
-        below = psutil.Process(self.process.pid).children(recursive=True)
-        return next(process for process in below if words in " ".join(process.cmdline()))
-
-    def _popen(self, out: Any, *arguments: str) -> "subprocess.Popen[bytes]":
-        environ = {key: value for key, value in os.environ.items() if not key.startswith("PREFECT_")}
-        return subprocess.Popen(
-            [sys.executable, "-P", "-m", "flows", "ui", *arguments],
-            cwd=self.project, env=environ | {"PREFECT_HOME": str(self.home)}, stdout=out, stderr=out,
-        )  # fmt: skip
 
 
 @contextmanager

@@ -1,0 +1,120 @@
+"""What lies in the workspace of the year, read without the product's own conclusions."""
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from scipy import stats
+
+from deepfloyd_core.bundle.picture_figures import picture_losses
+from deepfloyd_core.config.stages import STAGES
+
+NEGLIGIBLE = 1e-4  # of the mean loss
+
+
+@dataclass(frozen=True)
+class State:
+    """The versions."""
+
+    numbers: frozenset[int]
+    promoted: frozenset[int]  # ever
+    blocked: frozenset[int]
+    champion: int | None
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a workspace keeps."""
+
+    versions: int = 0
+    bytes: int = 0
+    needed_bytes: int = 0  # of what the kept versions were made from
+
+    @property
+    def extra_bytes(self) -> int:
+        """Of what no kept version was made from."""
+        return self.bytes - self.needed_bytes
+
+    @property
+    def words(self) -> str:
+        """For the table."""
+        needed, extra = self.needed_bytes / 1e6, self.extra_bytes / 1e6
+        return f"{self.versions} versions: {needed:.0f} MB they were made from, {extra:.0f} MB beside"
+
+
+@dataclass(frozen=True)
+class Records:
+    """The records of a workspace."""
+
+    workspace: Path
+
+    def state(self) -> State:
+        """By the records of versions and of what happened to them, the last promoted one that is not blocked serves."""
+        versions = self.workspace / "versions"
+        numbers = frozenset(int(file.stem) for file in versions.glob("[0-9]*.json"))
+        pushed, blocked = list[int](), set[int]()
+        for file in sorted((versions / "events").glob("[0-9]*.json")):
+            event = json.loads(file.read_text())
+            if event["kind"] == "promoted":
+                pushed.append(event["version"])
+                blocked.discard(event["version"])
+            elif event["kind"] == "blocked":
+                blocked.add(event["version"])
+        serving = [number for number in pushed if number not in blocked]
+        return State(numbers, frozenset(pushed), frozenset(blocked), serving[-1] if serving else None)
+
+    def bundle(self, number: int) -> Path:
+        """Where the bundle of a version is, or was."""
+        return self.workspace / "lora_bundle" / str(json.loads(self._record(number).read_text())["bundle"])
+
+    def kept_versions(self) -> list[int]:
+        """The versions whose bundles are there."""
+        return [number for number in sorted(self.state().numbers) if (self.bundle(number) / "manifest.json").exists()]
+
+    def kept(self) -> Kept:
+        """What is there."""
+        needed, kept = set[str](), self.kept_versions()
+        for number in kept:
+            lineage = json.loads(self._record(number).read_text())["lineage"]
+            needed |= {*lineage, *(name for names in lineage.values() for name in names)}
+        texts = [str(path.relative_to(self.workspace)) for path in self.workspace.glob("stage*_text/*")]
+        return Kept(
+            len(kept), _bytes_below([self.workspace]), _bytes_below(self.workspace / one for one in {*needed, *texts})
+        )
+
+    def losses(self, number: int) -> list[dict[tuple[str, str], float]]:
+        """The held-out loss of each picture of each stage."""
+        bundle = self.bundle(number)
+        return [dict(picture_losses(bundle, stage).tuned) for stage in STAGES if (bundle / f"stage{stage}").is_dir()]
+
+    def _record(self, number: int) -> Path:
+        return self.workspace / "versions" / f"{number:04d}.json"
+
+
+def _bytes_below(folders: Iterable[Path]) -> int:
+    """What all files take; a file with several names counts once."""
+    sizes = {}
+    for folder in folders:
+        for at, _, names in os.walk(folder):
+            for name in names:
+                found = (Path(at) / name).lstat()
+                sizes[found.st_ino] = found.st_size
+    return sum(sizes.values())
+
+
+def harmed(records: Records, champion: int, number: int) -> bool:
+    """Whether a version's held-out loss of any stage is worse than a champion's: SciPy's paired 95 % t interval, over the
+    pictures that both have, lies above 0.
+    """
+    for before, after in zip(records.losses(champion), records.losses(number), strict=False):
+        common = sorted(before.keys() & after.keys())
+        change = np.array([after[key] - before[key] for key in common])
+        if len(change) < 2:
+            continue
+        low = stats.ttest_1samp(change, 0).confidence_interval(0.95).low
+        if low > 0 and change.mean() > NEGLIGIBLE * np.mean([before[key] for key in common]):
+            return True
+    return False

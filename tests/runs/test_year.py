@@ -1,0 +1,29 @@
+"""Twenty nights of `benchmarks/year.py`: nobody looks after them, and each has one honest outcome."""
+
+from pathlib import Path
+
+import pytest
+from year import Script, Year
+from year_story import Day
+
+DAYS = [
+    Day(added=tuple(range(12))),
+    *(Day(added=(12, 13)) if night == 3 else Day() for night in range(7)),
+    Day(bad="inverted"),
+    Day(bad_leaves=True),
+    Day(added=(14, 15), withdrawn=(3,)),
+    *(Day(recaptioned=(5,)) if night == 2 else Day() for night in range(7)),
+    Day(),
+    Day(),
+]
+BREAKS = {1: "week", 8: "worker", 9: "server", 10: "run", 11: "week", 18: "ui"}
+
+
+@pytest.mark.slow
+def test_twenty_nights_need_no_person(tmp_path: Path) -> None:
+    year = Year(Script(DAYS, BREAKS, stages=(1,), steps=20, eval_images=4), tmp_path)
+    year.play()
+    assert year.faults == []
+    assert len(DAYS) == 20 and year.outcomes["skipped"] == 12 and sum(year.hits.values()) == len(BREAKS)
+    assert year.published["bad batch, worse, blocked"] == 1
+    assert not [made for made in year.published if made.startswith("bad batch") and made.endswith("promoted")]
