@@ -32,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 
 from unattended import Ui
 from year_faults import WEEK, Breaker, Disk, plan, stopped
-from year_records import Kept, Records, State, harmed
+from year_records import Kept, Loss, Records, State, loss_against
 from year_runs import Runs, Told
 from year_story import Day, Pictures, story
 
@@ -123,6 +123,7 @@ class Year:
     hits: Counter[str] = field(default_factory=Counter)
     outcomes: Counter[str] = field(default_factory=Counter)
     published: Counter[str] = field(default_factory=Counter)  # what became of the versions
+    losses: dict[str, list[float]] = field(default_factory=dict)  # theirs against the champion's, as shares of its gain
     nights_of: dict[int, int] = field(default_factory=dict)  # the night in which each version was published
     kept: Kept = field(default_factory=Kept)  # the most that was kept
 
@@ -222,10 +223,11 @@ class Year:
         for number in sorted(after.numbers - before.numbers):
             self.nights_of[number] = nights[-1]
             state = "promoted" if number in after.promoted else "blocked" if number in after.blocked else "candidate"
-            worse = before.champion is not None and harmed(self.records, before.champion, number)
             made_of = "bad batch" if any(self.pictures.folder.glob("bad_*")) else "good pictures"
-            self.published[f"{made_of}, {'worse' if worse else 'not worse'}, {state}"] += 1
-            self._promise(not (worse and state == "promoted"), f"{name}: version {number} is worse and was promoted")
+            loss = Loss() if before.champion is None else loss_against(self.records, before.champion, number)
+            self.published[f"{made_of}, {'harmful' if loss.is_harm else 'harmless'}, {state}"] += 1
+            self.losses.setdefault(made_of, []).append(loss.share)
+            self._promise(not (loss.is_harm and state == "promoted"), f"{name}: version {number} is harmful and serves")
 
     def _collect_garbage(self) -> None:
         run = self.ui.api.run("gc/weekly", {})
@@ -275,6 +277,7 @@ class Year:
             "how runs ended": counted(self.outcomes),
             "versions": f"{len(state.numbers)}: {len(served)} promoted, {len(state.blocked)} blocked",
             "made of": counted(self.published),
+            "held-out loss against the champion, of its gain": self._losses_in_words(),
             "workspace after `gc`, at most": self.kept.words,
             "database of Prefect": f"{sum(file.stat().st_size for file in self.ui.home.glob('prefect.db*')) / 1e6:.0f} MB",
             "made again, every byte equal": f"{len(reproduced)}: {', '.join(map(str, reproduced))}",
@@ -282,6 +285,11 @@ class Year:
             "promises broken": str(len(self.faults)),
         }
         return "\n".join(["| | |", "|---|---|", *(f"| {name} | {figure} |" for name, figure in rows.items())])
+
+    def _losses_in_words(self) -> str:
+        ranges = {made_of: np.percentile(shares, (0, 50, 100)) for made_of, shares in self.losses.items()}
+        return "; ".join(f"{made_of}: {low:+.0%} to {high:+.0%}, median {median:+.0%}"
+                         for made_of, (low, median, high) in ranges.items())  # fmt: skip
 
 
 def counted(counts: "Counter[str]") -> str:

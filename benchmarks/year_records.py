@@ -12,7 +12,8 @@ from scipy import stats
 from deepfloyd_core.bundle.picture_figures import picture_losses
 from deepfloyd_core.config.stages import STAGES
 
-NEGLIGIBLE = 1e-4  # of the mean loss
+NEGLIGIBLE = 1e-4  # of the mean loss: a stage that gains less has learnt nothing that could be lost
+TOLERANCE = 0.1  # `gate_tolerance`
 
 
 @dataclass(frozen=True)
@@ -85,11 +86,6 @@ class Records:
             len(kept), _bytes_below([self.workspace]), _bytes_below(self.workspace / one for one in {*needed, *texts})
         )
 
-    def losses(self, number: int) -> list[dict[tuple[str, str], float]]:
-        """The held-out loss of each picture of each stage."""
-        bundle = self.bundle(number)
-        return [dict(picture_losses(bundle, stage).tuned) for stage in STAGES if (bundle / f"stage{stage}").is_dir()]
-
     def _record(self, number: int) -> Path:
         return self.workspace / "versions" / f"{number:04d}.json"
 
@@ -105,16 +101,32 @@ def _bytes_below(folders: Iterable[Path]) -> int:
     return sum(sizes.values())
 
 
-def harmed(records: Records, champion: int, number: int) -> bool:
-    """Whether a version's held-out loss of any stage is worse than a champion's: SciPy's paired 95 % t interval, over the
-    pictures that both have, lies above 0.
-    """
-    for before, after in zip(records.losses(champion), records.losses(number), strict=False):
-        common = sorted(before.keys() & after.keys())
-        change = np.array([after[key] - before[key] for key in common])
-        if len(change) < 2:
+@dataclass(frozen=True)
+class Loss:
+    """How much more held-out loss one version has than another, on the pictures that both have, of its worst stage."""
+
+    share: float = 0.0  # of the other's gain over the base; negative: less loss
+    sure: bool = False  # SciPy's paired 95 % t interval lies above 0
+
+    @property
+    def is_harm(self) -> bool:
+        """Whether it is sure, and more than the gate tolerates."""
+        return self.sure and self.share > TOLERANCE
+
+
+def loss_against(records: Records, other: int, number: int) -> Loss:
+    """The loss of a version against another's."""
+    worst = Loss(-np.inf)
+    for stage in STAGES:
+        if not all((records.bundle(one) / f"stage{stage}").is_dir() for one in (other, number)):
             continue
-        low = stats.ttest_1samp(change, 0).confidence_interval(0.95).low
-        if low > 0 and change.mean() > NEGLIGIBLE * np.mean([before[key] for key in common]):
-            return True
-    return False
+        before, after = (picture_losses(records.bundle(one), stage) for one in (other, number))
+        common = sorted(before.tuned.keys() & after.tuned.keys())
+        change = np.array([after.tuned[key] - before.tuned[key] for key in common])
+        gain = np.mean([before.base[key] - before.tuned[key] for key in common]) if common else 0.0
+        if len(change) > 1 and gain > NEGLIGIBLE * np.mean([before.base[key] for key in common]):
+            low = stats.ttest_1samp(change, 0).confidence_interval(0.95).low
+            worst = max(
+                worst, Loss(float(change.mean() / gain), bool(low > 0)), key=lambda one: (one.is_harm, one.share)
+            )
+    return worst

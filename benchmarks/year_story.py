@@ -55,7 +55,10 @@ def story(nights: int, bad: int, seed: int) -> list[Day]:
     leaving = {night + int(rng.integers(1, GAP)) for night in arrivals}
     there, number, days = list(range(FIRST)), FIRST, [Day(added=tuple(range(FIRST)))]
     for night in range(1, nights):
-        chance, added, withdrawn, recaptioned = rng.integers(1000), (), (), ()
+        chance = rng.integers(1000)
+        added: tuple[int, ...] = ()
+        withdrawn: tuple[int, ...] = ()
+        recaptioned: tuple[int, ...] = ()
         if chance < GROWS:
             added = tuple(range(number, number + int(rng.integers(1, 4))))
             number += len(added)
@@ -74,8 +77,8 @@ def _arrivals(rng: np.random.Generator, nights: int, bad: int) -> list[int]:
     room = nights - 3 - bad * (GAP - 1)
     if bad and room < bad:
         raise ValueError(f"{nights} nights have no room for {bad} bad batches")
-    chosen = np.sort(rng.choice(room, bad, replace=False)) if bad else []
-    return [3 + int(one) + number * (GAP - 1) for number, one in enumerate(chosen)]
+    chosen = sorted(rng.choice(room, bad, replace=False).tolist()) if bad else []
+    return [3 + one + number * (GAP - 1) for number, one in enumerate(chosen)]
 
 
 @dataclass

@@ -124,8 +124,8 @@ def _losses(one: Measured, other: Measured) -> Iterator[FigureRow]:
         yield FigureRow(f"{name}: pictures trained on", before, after)
         change = ""
         if stage in one.losses and stage in other.losses:
-            known = one.losses[stage].tuned
-            gain = paired_gain(known, other.losses[stage].tuned, "less", loss_bounds(known))
+            known = one.losses[stage]
+            gain = paired_gain(known.tuned, other.losses[stage].tuned, "less", loss_bounds(known))
             change = gain.words(less=True, digits=4) if gain else _UNPAIRED
         first, second = (part.eval_loss if part else None for part in parts)
         yield FigureRow(f"{name}: held-out loss, less is better", first, second, change)

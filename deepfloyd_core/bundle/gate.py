@@ -1,5 +1,7 @@
 """The gate: judges a candidate against the champion by GATE_RULES, and decides by the run's key `gate` what follows."""
 
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from deepfloyd_core.bundle.gate_rules import COMPARED, GATE_RULES, GateContext, Measured
@@ -11,6 +13,7 @@ from deepfloyd_core.errors import ArtifactError
 from deepfloyd_core.index.summary import IndexSummary
 from deepfloyd_core.store.artifacts import Artifact
 from deepfloyd_core.store.collected import collected
+from deepfloyd_core.store.events import standing
 from deepfloyd_core.store.registry import Decision, Judge
 from deepfloyd_core.store.verdicts import GateReport, Verdict
 from deepfloyd_core.store.versions import Version, bundle_of, find_version
@@ -22,7 +25,7 @@ def gate_of(run: Run) -> Judge:
     """The judge of a run's candidates."""
 
     def judge(version: Version, champion: int | None) -> Decision:
-        report = report_on(run.workspace, version, champion, run.config.max_rejected_share)
+        report = report_on(run.workspace, version, champion, run.config.max_rejected_share, run.config.gate_tolerance)
         gain, reasons = main_gain(report), "; ".join(report.reasons)
         if run.config.gate == "off":
             off = f"{GATE_OFF}, and would have blocked it: {reasons}" if reasons else GATE_OFF
@@ -34,18 +37,29 @@ def gate_of(run: Run) -> Judge:
     return judge
 
 
-def report_on(workspace: Path, version: Version, champion: int | None, max_rejected_share: float) -> GateReport:
+def report_on(
+    workspace: Path, version: Version, champion: int | None, max_rejected_share: float, tolerance: float
+) -> GateReport:
     """The verdicts on a candidate. What is damaged or missing does not pass.
 
     Raises OSError where a disk fails: that says nothing of the candidate, and the next run judges it.
     """
     try:
         before = None if champion is None else measured(workspace, find_version(workspace, str(champion)))
-        context = GateContext(measured(workspace, version), before, max_rejected_share)
+        formers = tuple(_formers(workspace, champion))
+        context = GateContext(measured(workspace, version), before, formers, max_rejected_share, tolerance)
     except ArtifactError as error:
         fault = Verdict(rule="figures", about="", passed=False, reason=" ".join(str(error).split()).removesuffix("."))
         return GateReport(against=champion, verdicts=(fault,))
     return GateReport(against=champion, verdicts=tuple(one for rule in GATE_RULES.values() for one in rule(context)))
+
+
+def _formers(workspace: Path, champion: int | None) -> Iterator[Measured]:
+    """The versions that served before the champion, were not blocked, and are kept."""
+    for number in standing(workspace).served if champion is not None else ():
+        if number != champion:
+            with suppress(ArtifactError):  # gc removed it, or it is damaged: `verify` says so
+                yield measured(workspace, find_version(workspace, str(number)))
 
 
 def measured(workspace: Path, version: Version) -> Measured:

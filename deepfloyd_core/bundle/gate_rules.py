@@ -6,7 +6,8 @@ nothing to judge (a stage that was not trained; no champion) gives no verdict.
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from deepfloyd_core.bundle.identity import BundleSummary
 from deepfloyd_core.bundle.picture_figures import PictureFigures, PictureName
@@ -54,7 +55,9 @@ class GateContext:
 
     candidate: Measured
     champion: Measured | None
+    formers: tuple[Measured, ...]  # would serve one after the other if the champion were rolled back
     max_rejected_share: float
+    tolerance: float  # of what a version has gained over the base, the share that a candidate may lose
 
 
 Rule = Callable[[GateContext], Iterator[Verdict]]
@@ -98,7 +101,9 @@ def reloaded(context: GateContext) -> Iterator[Verdict]:
 
 
 def worse_loss(context: GateContext) -> Iterator[Verdict]:
-    """No stage has a worse held-out loss than the champion's."""
+    """No stage has a worse held-out loss than the champion's; nor than the best former one's, so that many losses that
+    are tolerated do not add up.
+    """
     if context.champion is None:
         return
     rule, number = "champion's loss", context.champion.number
@@ -108,26 +113,35 @@ def worse_loss(context: GateContext) -> Iterator[Verdict]:
         yield Verdict(rule=rule, about="", passed=False, reason=reason)
     for stage, figures in context.candidate.losses.items():
         if before := context.champion.losses.get(stage):
-            gain = paired_gain(before.tuned, figures.tuned, "less", loss_bounds(before.tuned))
-            yield _compared(rule, STAGES[stage].title, "held-out loss", gain, f"against version {number}", True, 4)
+            known = {one.number: one.losses[stage] for one in context.formers if stage in one.losses}
+            for of, one in _with_best(number, before, known, figures.tuned, "less"):
+                gain = paired_gain(one.tuned, figures.tuned, "less", loss_bounds(one, context.tolerance))
+                yield _compared(rule, STAGES[stage].title, "held-out loss", gain, f"against version {of}", True, 4)
 
 
 def worse_upscaling(context: GateContext) -> Iterator[Verdict]:
-    """The upscaler is no worse than the champion's in PSNR to the truth, nor in consistency with the low-res picture."""
+    """The upscaler is no worse than the champion's in PSNR to the truth, nor in consistency with the low-res picture; nor
+    than the best former one's.
+    """
     if context.champion is None or not context.champion.upscaled:
         return
     rule, number = "champion's upscaling", context.champion.number
     for measure, bounds in _UPSCALING.items():
         after = context.candidate.upscaled.get(measure)
-        gain = paired_gain(context.champion.upscaled[measure].tuned, after.tuned, "more", bounds) if after else None
-        yield _compared(rule, STAGES[UPSCALERS[0]].title, f"{_label(measure)} in dB", gain, f"against version {number}")
+        known = {one.number: one.upscaled[measure] for one in context.formers if measure in one.upscaled}
+        before = context.champion.upscaled[measure]
+        for of, one in _with_best(number, before, known, after.tuned if after else {}, "more"):
+            lost = context.tolerance * (_mean(one.tuned) - _mean(one.base))
+            at_least = replace(bounds, negligible=max(bounds.negligible, lost), margin=max(bounds.margin, lost))
+            gain = paired_gain(one.tuned, after.tuned, "more", at_least) if after else None
+            yield _compared(rule, STAGES[UPSCALERS[0]].title, f"{_label(measure)} in dB", gain, f"against version {of}")
 
 
 def harm(context: GateContext) -> Iterator[Verdict]:
     """The training did not make the held-out loss worse than the base's."""
     for stage, figures in context.candidate.losses.items():
         if figures.tuned:
-            gain = paired_gain(figures.base, figures.tuned, "less", loss_bounds(figures.base))
+            gain = paired_gain(figures.base, figures.tuned, "less", loss_bounds(replace(figures, tuned=figures.base)))
             yield _compared("base's loss", STAGES[stage].title, "held-out loss", gain, "against the base", True, 4)
 
 
@@ -235,10 +249,30 @@ def _finite_measures(one: Measured, about: str) -> Verdict:
     return Verdict(rule="figures", about=about, passed=True, reason=f"{about}'s measures are finite")
 
 
-def loss_bounds(before: Mapping[PictureName, float]) -> Bounds:
-    """How much worse than these losses counts."""
-    level = sum(before.values()) / len(before) if before else 0.0
-    return Bounds(_LOSS_MARGIN * level, _LOSS_NEGLIGIBLE * level)
+def loss_bounds(before: PictureFigures, tolerance: float = 0.0) -> Bounds:
+    """How much worse than a version's losses counts: more than the share of its gain over the base that is tolerated."""
+    level, lost = _mean(before.tuned), tolerance * (_mean(before.base) - _mean(before.tuned))
+    return Bounds(max(_LOSS_MARGIN * level, lost), max(_LOSS_NEGLIGIBLE * level, lost))
+
+
+def _mean(figures: Mapping[PictureName, float]) -> float:
+    return sum(figures.values()) / len(figures) if figures else 0.0
+
+
+def _with_best(
+    number: int, champion: PictureFigures, formers: Mapping[int, PictureFigures], after: Mapping[PictureName, float],
+    better: Literal["less", "more"],
+) -> Iterator[tuple[int, PictureFigures]]:  # fmt: skip
+    """The champion's figures, and those of the former version that is best on the candidate's pictures, if it is better
+    than the champion on them; each with its number.
+    """
+    yield number, champion
+    gains = {of: paired_gain(champion.tuned, one.tuned, better, Bounds(0, 0))
+             for of, one in formers.items() if one.tuned.keys() & champion.tuned.keys() & after.keys()}  # fmt: skip
+    ahead = {of: gain.mean for of, gain in gains.items() if gain and gain.mean > 0}
+    if ahead:
+        best = max(ahead, key=lambda of: ahead[of])
+        yield best, formers[best]
 
 
 def _compared(

@@ -77,6 +77,14 @@ class ValidationKeys(Spec):
         "`manual`: none until `deepfloyd promote`. `off`: each; the rules are still reported.",
         makes=NOTHING,
     )
+    gate_tolerance: float = key(
+        0.1,
+        ge=0,
+        lt=1,
+        says="Share of what the version that serves has gained over the base, in held-out loss and in the upscaler's "
+        "measures, that a new version may lose: two trainings on the same pictures differ by chance. 0: none.",
+        makes=NOTHING,
+    )
 
     @property
     def sample_sizes_px(self) -> tuple[tuple[int, int], ...]:

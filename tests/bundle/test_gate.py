@@ -72,6 +72,18 @@ def test_a_version_that_is_worse_within_its_interval_is_promoted(run: Run) -> No
     assert GOOD.with_(loss=-0.0495, psnr=0.99, spread=0.02, seed=1).publish(run).state == "champion"
 
 
+def test_a_version_may_lose_a_tenth_of_the_gain_but_not_in_many_small_steps(run: Run) -> None:
+    """Each is worse beyond doubt than the one before, by less than a tenth of the gain; the best one stays the measure."""
+    first, second, third = (
+        GOOD.with_(loss=loss, spread=1e-5, seed=1).publish(run) for loss in (-0.05, -0.047, -0.0435)
+    )
+    assert (first.state, second.state) == ("champion", "champion") and second.serves == 2
+    assert blocked_by(run, third) == {"champion's loss"}
+    assert "against version 1" in third.reason and "against version 2" not in third.reason
+    strict = Run(**{**vars(run), "config": run.config.model_copy(update={"gate_tolerance": 0.0})})
+    assert "against version 2" in GOOD.with_(loss=-0.0465, spread=1e-5, seed=1).publish(strict).reason
+
+
 def test_colours_that_nobody_sees_move_are_promoted_but_not_in_many_small_steps(run: Run) -> None:
     """Each step is below what is noticed; together they are not, and the base's colours are the fixed point."""
     steps = [GOOD.with_(colour=colour, shift=colour) for colour in (0.0, 1.5, 1.9, 3.0)]
@@ -84,8 +96,8 @@ def test_colours_that_nobody_sees_move_are_promoted_but_not_in_many_small_steps(
 @pytest.mark.parametrize(
     ("worse", "rules"),
     [({"loss": -0.03}, {"champion's loss"}),
-     ({"psnr": 0.9}, {"champion's upscaling"}),
-     ({"consistency": 0.9}, {"champion's upscaling"}),
+     ({"psnr": 0.8}, {"champion's upscaling"}),
+     ({"consistency": 0.8}, {"champion's upscaling"}),
      ({"loss": 0.02}, {"champion's loss", "base's loss"}),
      ({"rejected": 15}, {"rejected pictures"}),
      ({"colour": 1.6}, {"colour drift"}),

@@ -119,6 +119,7 @@ RUN_BOUNDS: dict[str, tuple[type, float | None, float | None]] = {
     "seed": (int, 0, 2**32 - 1),
     "max_rejected_share": (float, 0, 1),
     "num_eval_images": (int, 0, None),
+    "gate_tolerance": (float, 0, math.nextafter(1, 0)),
     "retrain_min_new_pictures": (int, 0, None),
     "retrain_min_days": (float, 0, 3650),
     "warm_new_share": (float, 5e-324, math.nextafter(1, 0)),
