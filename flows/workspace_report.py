@@ -76,7 +76,7 @@ def print_collection(out: Console, collection: Collection, deleted: bool, every:
         out.print(labelled("note", "yellow", line))
     for line in outcome_words(collection, deleted):
         out.print(line)
-    if not deleted and (collection.plan.goes or collection.plan.leftovers):
+    if not deleted and not collection.plan.is_empty:
         out.print("Nothing was removed; --delete removes it.")
 
 

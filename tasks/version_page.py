@@ -10,14 +10,14 @@ from pathlib import Path
 
 from deepfloyd_core.bundle.version_chart import chart_uri
 from deepfloyd_core.bundle.version_figures import three
-from deepfloyd_core.bundle.version_page import report_file, write_report
+from deepfloyd_core.bundle.version_page import write_report
 from deepfloyd_core.bundle.version_report import VersionReport, version_report
 from deepfloyd_core.bundle.version_words import named_lines, next_steps, picture_lines, standing_words, who_serves, why
 from deepfloyd_core.errors import ArtifactError
 from deepfloyd_core.pictures.data_uri import data_uri
 from deepfloyd_core.store.counts import duration
 from deepfloyd_core.store.registry import Outcome
-from deepfloyd_core.store.versions import find_version
+from deepfloyd_core.store.versions import find_version, report_file
 from tasks.markdown import code, items, plain
 from tasks.outbox import create_markdown_artifact
 from tasks.page_keys import workspace_key

@@ -19,12 +19,11 @@ from deepfloyd_core.bundle.version_words import next_steps, standing_words, tile
 from deepfloyd_core.files import write_bytes
 from deepfloyd_core.pictures.data_uri import data_uri
 from deepfloyd_core.store.counts import duration, many, size
-from deepfloyd_core.store.events import FOLDER, Standing, standing
-from deepfloyd_core.store.versions import Version, versions
+from deepfloyd_core.store.events import Standing, standing
+from deepfloyd_core.store.versions import Version, report_file, versions
 
 log = logging.getLogger(__name__)
 
-_REPORTS = "reports"
 _MAIN_BYTES, _OTHER_BYTES = 150 << 10, 60 << 10  # of a picture
 
 
@@ -33,11 +32,6 @@ class _Picture:
     title: str
     uri: str
     is_main: bool
-
-
-def report_file(workspace: Path, number: int) -> Path:
-    """The place of a version's report."""
-    return workspace / FOLDER / _REPORTS / f"{number:04d}.html"
 
 
 def write_report(workspace: Path, version: Version, file: Path | None = None) -> Path:

@@ -10,7 +10,7 @@ DAYS_HELP = "How many days anything else stays after its last change."
 
 
 class Policy(Spec):
-    """How much stays. The champion always does."""
+    """How much stays. The champion and the version before it always do."""
 
     keep_versions: int = Field(default=5, ge=1, le=MOST_VERSIONS, description=VERSIONS_HELP)
     keep_days: float = Field(default=14, ge=0, le=MOST_DAYS, description=DAYS_HELP)

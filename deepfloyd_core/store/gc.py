@@ -7,11 +7,12 @@ or does not find it. A killed `gc` leaves renamed directories, which the next on
 """
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
+from typing import Literal
 
 from deepfloyd_core.config.retention import Policy
 from deepfloyd_core.errors import ArtifactError, StorageError
@@ -24,7 +25,14 @@ from deepfloyd_core.store.leases import drop_ended_leases, no_new_leases, runnin
 from deepfloyd_core.store.locks import artifact_lock, locked, locked_if_free
 from deepfloyd_core.store.manifest import MANIFEST, read_manifest
 from deepfloyd_core.store.retention import GcPlan, Published, World, plan_gc
-from deepfloyd_core.store.versions import Version, damaged_versions, published_at, versions
+from deepfloyd_core.store.versions import (
+    Version,
+    damaged_versions,
+    published_at,
+    report_file,
+    report_sizes,
+    versions,
+)
 from deepfloyd_core.types import Report, no_report
 
 _LOCK = "gc"  # two take turns
@@ -55,12 +63,31 @@ def survey(workspace: Path) -> World:
             f"{damaged[0]} Nothing is removed while it is not known what that version needs. If it is lost, remove the "
             "record."
         )
+    published = versions(workspace)
+    places = {file: run_file_place(workspace, file) for file in {version.run_file for version in published} if file}
     return World(
         take_inventory(workspace),
-        tuple(_published(workspace, version) for version in versions(workspace)),
+        tuple(_published(workspace, version, places) for version in published),
         standing(workspace).served,
         running_leases(workspace),
+        report_sizes(workspace),
+        tuple(str((workspace / file).resolve()) for file, place in sorted(places.items()) if place == "away"),
     )
+
+
+def run_file_place(workspace: Path, run_file: str) -> Literal["there", "removed", "away"]:
+    """Whether a run file, by its path from the workspace, is there, was removed, or cannot be looked at.
+
+    It was removed if its folder is there with something else in it. An empty or missing folder may be where a disk that is
+    away is mounted: then its versions stay, for the work of weeks is more than the room of the last versions of one file.
+    """
+    file = workspace / run_file
+    try:
+        if file.exists():
+            return "there"
+        return "removed" if any(file.parent.iterdir()) else "away"
+    except OSError:
+        return "away"
 
 
 def collect(workspace: Path, policy: Policy, now: datetime, report: Report = no_report) -> Collection:
@@ -75,6 +102,7 @@ def collect(workspace: Path, policy: Policy, now: datetime, report: Report = no_
         _remove_all(workspace, gone, _of_versions(before.world), now, errors, no_report)
         with locked(workspace, VERSIONS):
             planned = would_collect(workspace, policy, now)
+            _remove_reports(workspace, planned.plan.reports, errors)
             renamed = [going for going in planned.plan.goes if _rename_away(workspace, going.artifact, errors)]
         gone = [gone_folder(workspace, going.artifact.name) for going in renamed]
         _remove_all(workspace, gone, _of_versions(planned.world), now, errors, report)
@@ -86,8 +114,8 @@ def collect(workspace: Path, policy: Policy, now: datetime, report: Report = no_
     return Collection(planned.world, policy, plan, tuple(in_use))
 
 
-def _published(workspace: Path, version: Version) -> Published:
-    known = version.run_file if version.run_file and (workspace / version.run_file).exists() else ""
+def _published(workspace: Path, version: Version, places: Mapping[str, str]) -> Published:
+    known = "" if places.get(version.run_file) == "removed" else version.run_file
     return Published(
         version.number, f"lora_bundle/{version.bundle}", f"image_index/{version.image_index}", version.lineage,
         published_at(workspace, version.number), known,
@@ -98,6 +126,14 @@ def _of_versions(world: World) -> set[str]:
     """The artifacts of which a record is kept."""
     names = {name for version in world.versions for name in version.lineage}
     return names | {name for version in world.versions for name in (version.bundle, version.image_index)}
+
+
+def _remove_reports(workspace: Path, numbers: Iterable[int], errors: list[StorageError]) -> None:
+    for number in numbers:
+        try:
+            report_file(workspace, number).unlink(missing_ok=True)
+        except OSError as error:
+            errors.append(storage_error(error, "removed", report_file(workspace, number)))
 
 
 def _rename_away(workspace: Path, artifact: Stored, errors: list[StorageError]) -> bool:

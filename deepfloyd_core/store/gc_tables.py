@@ -32,6 +32,9 @@ def rows_going(collection: Collection) -> list[Row]:
     rows = [_row(kind, group) for (kind, _), group in groups.items()]
     if left := collection.plan.leftovers:
         rows.append(Row("leftovers", len(left), sum(frees for _, frees in left), "an earlier gc was interrupted"))
+    if reports := collection.plan.reports:
+        plural = "s" if len(reports) > 1 else ""
+        rows.append(Row("reports", len(reports), sum(reports.values()), f"of version{plural} {ranges(reports)}"))
     return sorted(rows, key=lambda row: -row.bytes)
 
 
@@ -64,20 +67,24 @@ def why(goes: Sequence[Going]) -> str:
 def policy_words(policy: Policy) -> str:
     """What stays, in a sentence."""
     last = "version" if policy.keep_versions == 1 else f"{policy.keep_versions} versions"
-    return f"The champion and the last {last} of each run file stay, with everything they were made from. " + (
-        f"Anything else stays {days(policy.keep_days)}." if policy.keep_days else "Nothing else stays."
-    )
+    return (
+        f"The champion, the version that a rollback returns to, and the last {last} of each run file stay, with everything "
+        "they were made from. "
+    ) + (f"Anything else stays {days(policy.keep_days)}." if policy.keep_days else "Nothing else stays.")
 
 
 def outcome_words(collection: Collection, deleted: bool) -> list[str]:
     """How many bytes are freed, and which versions cannot be used any more."""
     plan = collection.plan
-    if not plan.goes and not plan.leftovers:
+    if plan.is_empty:
         return ["There is nothing to remove."]
     things = [many(len(plan.goes), "artifact")] if plan.goes else []
     things += [many(len(plan.leftovers), "leftover")] if plan.leftovers else []
+    things += [many(len(plan.reports), "report")] if plan.reports else []
     verb = "removed" if deleted else "would be removed"
-    lines = [f"{' and '.join(things)} {verb}: {size(plan.frees)} {'freed' if deleted else 'to free'}."]
+    *others, last = things
+    listed = f"{', '.join(others)} and {last}" if others else last
+    lines = [f"{listed} {verb}: {size(plan.frees)} {'freed' if deleted else 'to free'}."]
     if plan.versions:
         plural = "s" if len(plan.versions) > 1 else ""
         lines.append(
@@ -91,6 +98,8 @@ def notes(collection: Collection) -> Iterator[str]:
     """A line for each thing that stays although no rule keeps it."""
     for name in collection.in_use:
         yield f"{name} stays: a run took it meanwhile"
+    for file in collection.world.away:
+        yield f"the last versions of {file} stay: its folder is missing or empty, as where its disk is away"
     for path, fault in collection.world.inventory.damaged:
         yield f"{path} stays: it is damaged ({fault.removesuffix('.')})"
     for path in collection.world.inventory.foreign:

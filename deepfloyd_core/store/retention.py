@@ -1,14 +1,15 @@
 """Retention: which artifacts of a workspace stay, and which `gc` removes. A pure function; `gc.py` does it.
 
-Some artifacts stay whatever their age: those of running runs, of the champion, of the last versions of each run file,
-and the newest of each kind, which the next run reuses. Others stay for some days. Each of them keeps all artifacts that
-it was made from, so that a run that starts from it rebuilds nothing. A bundle that is only an input (of generated
-pictures, of a training that started from it) stays for its weights, without what it was made from.
+Some artifacts stay whatever their age: those of running runs, of the champion and of the version before it, to which a
+rollback returns, of the last versions of each run file, and the newest of each kind, which the next run reuses. Others
+stay for some days. Each of them keeps all artifacts that it was made from, so that a run that starts from it rebuilds
+nothing. A bundle that is only an input (of generated pictures, of a training that started from it) stays for its
+weights, without what it was made from.
 """
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from deepfloyd_core.config.retention import Policy
 from deepfloyd_core.config.stages import STAGES
@@ -19,6 +20,7 @@ from deepfloyd_core.store.lineage import Lineage, reached
 BUNDLE, GENERATED = "lora_bundle", "generated"
 TEXTS = {f"{stage.table}_text" for stage in STAGES.values()}
 _DAY_S = 86_400
+KEPT_REPORTS = 20  # some 20 MB
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Published:
     image_index: str
     lineage: Lineage
     published: float  # Unix time, s
-    run_file: str  # empty: not known, or not there any more
+    run_file: str  # empty: not known, or removed
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,8 @@ class World:
     versions: tuple[Published, ...]  # in ascending order
     served: tuple[int, ...]  # the champion, then the versions that would serve after a rollback of each
     leased: Mapping[str, str]  # artifacts that running runs use, and who each is
+    reports: Mapping[int, int] = field(default_factory=dict)  # of versions, and the bytes of each
+    away: tuple[str, ...] = ()  # run files that cannot be looked at now: their disk may be away
 
 
 @dataclass(frozen=True)
@@ -68,11 +72,18 @@ class GcPlan:
     leftovers: tuple[tuple[Leftover, int], ...]  # each with the bytes that it frees
     stays: tuple[Staying, ...]
     versions: tuple[int, ...]  # whose bundles are removed
+    reports: Mapping[int, int]  # of versions whose bundles are gone, and the bytes of each
 
     @property
     def frees(self) -> int:
         """Bytes."""
-        return sum(going.frees for going in self.goes) + sum(frees for _, frees in self.leftovers)
+        reports = sum(self.reports.values())
+        return reports + sum(going.frees for going in self.goes) + sum(frees for _, frees in self.leftovers)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is removed."""
+        return not (self.goes or self.leftovers or self.reports)
 
 
 def plan_gc(world: World, policy: Policy, now: float) -> GcPlan:
@@ -97,7 +108,16 @@ def plan_gc(world: World, policy: Policy, now: float) -> GcPlan:
         leftovers=tuple(zip(leftovers, frees, strict=False)),
         stays=tuple(Staying(graph.stored[name], why) for name, why in reasons.items() if name in graph.stored),
         versions=tuple(version.number for version in world.versions if version.bundle in bundles),
+        reports=_old_reports(world, bundles),
     )
+
+
+def _old_reports(world: World, going: set[str]) -> dict[int, int]:
+    """The reports of versions whose bundles are gone, or go now; the last KEPT_REPORTS of all stay."""
+    there = {one.name for one in world.inventory.artifacts} - going
+    kept = {version.number for version in world.versions if version.bundle in there}
+    kept |= set(sorted(world.reports)[-KEPT_REPORTS:])
+    return {number: size for number, size in world.reports.items() if number not in kept}
 
 
 def _roots(world: World, policy: Policy, now: float) -> Iterator[tuple[str, list[str]]]:
@@ -108,7 +128,9 @@ def _roots(world: World, policy: Policy, now: float) -> Iterator[tuple[str, list
     served = [by_number[number] for number in world.served if number in by_number]
     for version in served[:1]:
         yield f"version {version.number}, the champion", _names(version)
-    for version in served[1 : policy.keep_versions]:
+    for version in served[
+        1 : max(2, policy.keep_versions)
+    ]:  # `keep_versions = 1` shall not end what `rollback` promises
         yield "former champions, for a rollback", _names(version)
     last = "the last version" if policy.keep_versions == 1 else f"the last {policy.keep_versions} versions"
     yield f"{last} of each run file", _of_last(world.versions, policy.keep_versions)

@@ -22,6 +22,7 @@ from deepfloyd_core.store.lineage import Lineage, lineage_of
 from deepfloyd_core.types import Json
 
 _RECORD = re.compile(r"\d{4,}\.json")
+_REPORTS = "reports"
 _TOLD = 3  # versions, of those without a champion
 _LOST = "Take it from a backup: no run writes it again"
 
@@ -157,6 +158,17 @@ def bundle_of(workspace: Path, version: Version) -> Artifact:
 def published_at(workspace: Path, number: int) -> float:
     """When a version was published: Unix time, s."""
     return _record(workspace, number).stat().st_mtime
+
+
+def report_file(workspace: Path, number: int) -> Path:
+    """The place of a version's report."""
+    return workspace / FOLDER / _REPORTS / f"{number:04d}.html"
+
+
+def report_sizes(workspace: Path) -> dict[int, int]:
+    """The bytes of each report that is there, by its version."""
+    files = (workspace / FOLDER / _REPORTS).glob("*.html")
+    return {int(file.stem): file.stat().st_size for file in files if file.stem.isdecimal()}
 
 
 def stage_folder(bundle: Path, stage: Stage) -> Path:

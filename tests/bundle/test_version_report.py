@@ -16,14 +16,14 @@ from small_run import SmallRun
 
 from deepfloyd_core.bundle.picture_figures import picture_measures
 from deepfloyd_core.bundle.version_chart import Point, Series, chart_uri, svg
-from deepfloyd_core.bundle.version_page import page, report_file, write_report
+from deepfloyd_core.bundle.version_page import page, write_report
 from deepfloyd_core.bundle.version_report import VersionReport, version_report
 from deepfloyd_core.bundle.version_words import why
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.errors import ConfigError
 from deepfloyd_core.measures.pixel import mean_and_interval
 from deepfloyd_core.preflight.load import load_run
-from deepfloyd_core.store.versions import find_version
+from deepfloyd_core.store.versions import find_version, report_file
 
 GOOD = Candidate()
 HOSTILE = "<script>alert('1')</script> \"quoted\" & <img src=https://example.com/x.png>"

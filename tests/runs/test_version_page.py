@@ -14,11 +14,10 @@ from releases import deepfloyd
 from small_run import SmallRun
 
 from deepfloyd_core.bundle.history import history
-from deepfloyd_core.bundle.version_page import report_file
 from deepfloyd_core.bundle.version_report import version_report
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.preflight.load import load_run
-from deepfloyd_core.store.versions import find_version
+from deepfloyd_core.store.versions import find_version, report_file
 from tasks import ui_pages, version_page
 from tasks.page_keys import workspace_key
 from tasks.ui_pages import show_history

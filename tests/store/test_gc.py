@@ -21,7 +21,7 @@ from deepfloyd_core.bundle.verify import verify_workspace
 from deepfloyd_core.config.retention import Policy
 from deepfloyd_core.errors import ArtifactError, StorageError
 from deepfloyd_core.files import sha256_bytes
-from deepfloyd_core.store import leases
+from deepfloyd_core.store import leases, retention
 from deepfloyd_core.store.artifacts import Artifact, Request, WorkDir, find, materialise, newest
 from deepfloyd_core.store.collected import FOLDER as RECORDS
 from deepfloyd_core.store.collected import collected
@@ -32,7 +32,7 @@ from deepfloyd_core.store.locks import artifact_lock, locked, locked_if_free
 from deepfloyd_core.store.manifest import MANIFEST, Summary
 from deepfloyd_core.store.parts import take_part
 from deepfloyd_core.store.registry import promote, publish, rollback
-from deepfloyd_core.store.versions import bundle_of, find_version, versions
+from deepfloyd_core.store.versions import Origin, bundle_of, find_version, report_file, versions
 from flows.cli import app
 
 STRICT = Policy(keep_versions=1, keep_days=0)
@@ -152,7 +152,7 @@ def test_a_collected_version_says_so_wherever_it_is_asked_for(nights: Nights) ->
     collect(nights.workspace, STRICT, now())
     found = verify_workspace(nights.workspace)
     assert found.faults == 0 and found.notes == (
-        f"versions 1 to 3: collected on {day} by `deepfloyd gc`, cannot be used",
+        f"versions 1, 2: collected on {day} by `deepfloyd gc`, cannot be used",
     )
     with pytest.raises(
         ArtifactError, match=rf"Version 1 cannot be used: its bundle was collected on {day} by `deepfloyd"
@@ -160,7 +160,7 @@ def test_a_collected_version_says_so_wherever_it_is_asked_for(nights: Nights) ->
         bundle_of(nights.workspace, find_version(nights.workspace, "1"))
     bundle_of(nights.workspace, find_version(nights.workspace, "latest"))
     listed = deepfloyd("ls", nights.workspace).output
-    assert listed.count(f"collected {day}") == 3 and listed.count("champion") == 1 and "fault" not in listed
+    assert listed.count(f"collected {day}") == 2 and listed.count("champion") == 1 and "fault" not in listed
     shown = deepfloyd("show", nights.workspace, "v1").output
     assert f"collected {day}" in shown and "seed" in shown
     pixels = nights.parts[0]["stage1_pixels"]
@@ -209,6 +209,59 @@ def test_a_rollback_finds_the_versions_before_the_champion_and_a_collected_one_i
     assert "blocked" in history and "champion" in history
 
 
+def test_of_the_strictest_policy_a_rollback_still_has_a_version_to_return_to(nights: Nights) -> None:
+    done = deepfloyd("gc", nights.workspace, "--keep-versions", 1, "--keep-days", 0, "--delete")
+    assert "The champion, the version that a rollback returns to, and the last version" in " ".join(done.output.split())
+    assert "version 3 serves" in rollback(nights.workspace, "a person")
+    bundle_of(nights.workspace, find_version(nights.workspace, "latest"))
+
+
+def test_reports_go_with_their_versions_but_for_the_last_ones(nights: Nights, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retention, "KEPT_REPORTS", 1)
+    reports = [report_file(nights.workspace, number) for number in (1, 2, 3, 4)]
+    reports[0].parent.mkdir()
+    for report in reports:
+        report.write_bytes(b"<p>" * 1000)
+    (reports[0].parent / "notes.html").write_bytes(b"mine")
+    arguments = ("gc", nights.workspace, "--keep-versions", 1, "--keep-days", 0)
+    planned = deepfloyd(*arguments).output
+    assert "2 reports would be removed" in planned and "6.00 kB" in planned and "of versions 1, 2" in planned
+    assert all(report.exists() for report in reports)
+    before = would_collect(nights.workspace, STRICT, now()).plan.frees
+    assert collect(nights.workspace, STRICT, now()).plan.frees == before
+    assert [report.exists() for report in reports] == [False, False, True, True]
+    reports[1].write_bytes(b"<p>")  # a person had it made again
+    done = deepfloyd(*arguments, "--delete")
+    assert "1 report removed: 3 B freed." in done.output and not reports[1].exists()
+    assert (reports[0].parent / "notes.html").exists()
+
+
+def test_what_belongs_to_a_run_file_whose_disk_is_away_stays_and_is_named(tmp_path: Path) -> None:
+    """Versions of run files that were removed beside others count together, so that the older one goes."""
+    disk, workspace = tmp_path / "disk" / "project", tmp_path / "workspace"
+    disk.mkdir(parents=True)
+    files = [disk / "away.toml", tmp_path / "removed.toml", *[tmp_path / "here.toml"] * 3]
+    for number, file in enumerate(files):
+        file.write_text("")
+        index = made(workspace, "image_index", number, data="1" * 16)
+        publish(workspace, made(workspace, "lora_bundle", number, index), index, Origin(str(file)))
+    files[1].unlink()
+    older(workspace)
+
+    def of_the_first() -> bool:
+        return would_collect(workspace, STRICT, now()).plan.versions == (3,)
+
+    assert of_the_first(), "the champion, the one before it, and the last of each run file"
+    files[0].unlink()
+    assert of_the_first(), "its folder is empty: a mount point"
+    assert str(files[0]) in "".join(deepfloyd("gc", workspace, "--keep-versions", 1).output.split())
+    disk.rmdir()
+    assert of_the_first() and "its disk is away" in " ".join(deepfloyd("gc", workspace).output.split())
+    disk.mkdir()
+    (disk / "another.toml").write_text("")
+    assert would_collect(workspace, STRICT, now()).plan.versions == (1, 3), "it was removed beside others"
+
+
 def test_while_it_is_not_known_which_version_serves_nothing_goes(nights: Nights) -> None:
     events = sorted((nights.workspace / "versions" / "events").iterdir())
     events[-1].write_bytes(b"{}")
@@ -243,7 +296,7 @@ def test_files_of_others_are_named_and_stay(nights: Nights, tmp_path: Path) -> N
     ours.write_bytes(b"")
     older(nights.workspace)
     done = deepfloyd("gc", nights.workspace, "--keep-versions", 1, "--keep-days", 0, "--delete")
-    assert done.exit_code == 0 and nights.names == nights.of(3) | {nights.parts[0]["stage1_pixels"].name}
+    assert done.exit_code == 0 and nights.names == nights.of(2, 3) | {nights.parts[0]["stage1_pixels"].name}
     for path in (*strangers, link, damaged / "file"):
         assert path.exists(), path
     shown = done.output.replace("\n", " ")
@@ -261,7 +314,7 @@ def test_what_tensorboard_reads_of_a_training_goes_with_it(nights: Nights) -> No
     before = would_collect(nights.workspace, STRICT, now()).plan.frees
     boards[0].rename(boards[0].with_name("stage1_lora-" + "f" * 16))  # of a training that is not there
     assert collect(nights.workspace, STRICT, now()).plan.frees == before
-    assert [path.name for path in (nights.workspace / "tensorboard").iterdir()] == [boards[3].name]
+    assert {path.name for path in (nights.workspace / "tensorboard").iterdir()} == {boards[2].name, boards[3].name}
 
 
 # ---- runs that go on meanwhile ----------------------------------------------------------------------------------------
@@ -286,7 +339,7 @@ def test_what_a_run_has_looked_for_stays_until_the_run_ends(nights: Nights) -> N
     run()
     assert not running_leases(nights.workspace) and first["stage1_pixels"].name in nights.names
     collect(nights.workspace, STRICT, now())
-    assert nights.names == nights.of(3) and not list((nights.workspace / ".leases").iterdir())
+    assert nights.names == nights.of(2, 3) and not list((nights.workspace / ".leases").iterdir())
 
 
 def test_the_newest_that_a_run_is_about_to_reuse_stays_when_a_newer_one_is_made(nights: Nights) -> None:
@@ -321,7 +374,7 @@ run()
         process.wait()
     assert len(list((nights.workspace / ".leases").iterdir())) == 1
     collect(nights.workspace, STRICT, now())
-    assert nights.names == nights.of(3) and not list((nights.workspace / ".leases").iterdir())
+    assert nights.names == nights.of(2, 3) and not list((nights.workspace / ".leases").iterdir())
 
 
 def test_what_somebody_writes_stays_with_what_it_is_made_from(nights: Nights) -> None:
@@ -345,7 +398,7 @@ def test_what_somebody_writes_stays_with_what_it_is_made_from(nights: Nights) ->
     assert {going.artifact.name for going in collection.plan.goes} == {unfinished.name} | {
         name for name in nights.of(1) if name.startswith(("image_index", "stage1_pixels"))
     }
-    assert not folder.exists() and nights.names == nights.of(3)
+    assert not folder.exists() and nights.names == nights.of(2, 3)
 
 
 @pytest.mark.parametrize("way", ["continued", "locked"])
@@ -468,7 +521,7 @@ def test_two_at_once_take_turns(nights: Nights) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert sorted(counts) == [0, 12] and nights.names == nights.of(3)
+    assert sorted(counts) == [0, 8] and nights.names == nights.of(2, 3)
 
 
 def test_a_file_that_cannot_be_removed_stops_nothing_else_and_is_named(
@@ -484,7 +537,7 @@ def test_a_file_that_cannot_be_removed_stops_nothing_else_and_is_named(
     monkeypatch.setattr(Path, "unlink", unlink)
     with pytest.raises(StorageError, match=rf"\.gone-{stuck}/file cannot be removed: permission denied"):
         collect(nights.workspace, STRICT, now())
-    assert nights.names == nights.of(3)
+    assert nights.names == nights.of(2, 3)
     assert "1 leftover" in deepfloyd("ls", nights.workspace).output
     monkeypatch.undo()
     assert "1 leftover removed" in deepfloyd("gc", nights.workspace, "--delete").output
