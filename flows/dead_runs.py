@@ -94,22 +94,27 @@ def settle_ended(client: SyncPrefectClient, home: Path, *, again: bool) -> list[
     return told
 
 
-def settle_lost(client: SyncPrefectClient, home: Path, pool: str) -> list[str]:
+def settle_lost(client: SyncPrefectClient, home: Path, pool: str, settled: set[UUID] | None = None) -> list[str]:
     """Settle the runs of a pool that died before they had a lease, and run them again.
 
+    settled: the crashed runs that an earlier call has settled, to which this one adds its own: each costs two requests.
     Returns a line for each. A run whose process lives on this machine is left alone, and one that may just be beginning.
     """
-    lost, told = list[FlowRun](), list[str]()
-    for run in _runs(client, pool, [*_OPEN, StateType.CRASHED]):
+    lost, told, settled = list[FlowRun](), list[str](), set() if settled is None else settled
+    runs = _runs(client, pool, [*_OPEN, StateType.CRASHED])
+    settled &= {run.id for run in runs}
+    for run in runs:
         state = run.state
-        if state is None or has_lease(home, run.id):
+        if state is None or run.id in settled or has_lease(home, run.id):
             continue
         if not state.is_final() and _age_s(state) > BEGINS_S and not _is_alive(run.infrastructure_pid):
             told.append(_bury(client, run))
             lost.append(run)
         elif state.is_crashed() and _age_s(state) < RECENT_S:
             lost.append(run)
-    return told + run_again(client, [run for run in lost if _deserves_another(client, _read(client, run.id) or run)])
+    told += run_again(client, [run for run in lost if _deserves_another(client, _read(client, run.id) or run)])
+    settled |= {run.id for run in lost}
+    return told
 
 
 def run_again(client: SyncPrefectClient, dead: Iterable[FlowRun]) -> list[str]:

@@ -27,11 +27,12 @@ from deepfloyd_core.store.file_faults import flock
 from flows.api import check_access, check_api, without_login
 from flows.background import meanwhile
 from flows.home import PASSWORD, PRIVATE, login_link, open_home, password
+from flows.hung_server import Hearing, end_server
 from flows.profile import write_profile
 from flows.proxies import without_loopback
 from flows.server_log import LogReader, errors_told, put_aside
 from tasks import LOGGERS
-from tasks.health import healthy
+from tasks.health import ANSWER_S, healthy
 
 log = logging.getLogger(__name__)
 
@@ -183,8 +184,6 @@ def start_server(home: Path, port: int | None, environ: dict[str, str]) -> str:
         "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": f"http://127.0.0.1:{port},http://localhost:{port}",
         "PREFECT_SERVER_API_AUTH_STRING": password(home),
     }
-    users = str(home / "server.users")
-    command = [sys.executable, "-P", "-m", "flows.bound", users, "flows.web_server", str(port)]
     beside = home / "server.json.new"
     put_aside(home / "server.log", LARGEST_LOG)
     with beside.open("w") as record, open(home / "server.log", "ab", opener=PRIVATE) as log_file:
@@ -193,23 +192,43 @@ def start_server(home: Path, port: int | None, environ: dict[str, str]) -> str:
         record.flush()
         beside.replace(home / "server.json")  # who reads it reads all of it, locked
         subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=log_file, stderr=subprocess.STDOUT, start_new_session=True,
-            pass_fds=(record.fileno(),), env={**environ, **settings},
+            _command(home, port), stdin=subprocess.DEVNULL, stdout=log_file, stderr=subprocess.STDOUT,
+            start_new_session=True, pass_fds=(record.fileno(),), env={**environ, **settings},
         )  # fmt: skip
     _wait_until_healthy(home, url)
     return url
 
 
+def _command(home: Path, port: int | None) -> list[str]:
+    """What a server of a home is started as."""
+    return [sys.executable, "-P", "-m", "flows.bound", str(home / "server.users"), "flows.web_server", str(port)]
+
+
 @contextmanager
 def kept_up(home: Path, url: str, environ: dict[str, str]) -> Iterator[None]:
-    """In this block, start the server again at the same address when it has ended: it was killed, or out of memory."""
+    """In this block, start the server again at the same address when it has ended: it was killed, or out of memory. One
+    that has not answered for minutes is killed.
+    """
+    port, hearing = urlsplit(url).port, Hearing(url)
 
     def start_again(ended: threading.Event) -> None:
         with _locked(home / "server.lock") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not ended.is_set() and server_address(home) is None:  # else another user was faster
                 log.warning("the Prefect server of %s has ended; it is restarted", home)
-                start_server(home, urlsplit(url).port, environ)
+                start_server(home, port, environ)
+        hearing.begin()
+
+    def end_hung() -> None:
+        """Under the lock, so that it is not another user's new server, and only if it still does not answer."""
+        with _locked(home / "server.lock") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if hearing.ask(url, ANSWER_S) or server_address(home) != url:
+                hearing.begin()
+            elif end_server(_command(home, port)):
+                log.warning(
+                    "the Prefect server of %s has not answered for %.0f s; it was killed", home, hearing.silent_s()
+                )
 
     def watch(ended: threading.Event) -> None:
         ends: deque[float] = deque(maxlen=RESTARTS + 1)
@@ -217,6 +236,8 @@ def kept_up(home: Path, url: str, environ: dict[str, str]) -> Iterator[None]:
             while server_address(home) is not None:
                 if ended.wait(LOOK_EVERY_S):
                     return
+                if hearing.is_hung() and not ended.is_set():
+                    end_hung()
             ends.append(time.monotonic())
             if len(ends) > RESTARTS and ends[-1] - ends[0] < RESTARTS_S:
                 log.warning("the Prefect server of %s has ended %d times; it is restarted in an hour", home, len(ends))

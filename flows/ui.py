@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
+from uuid import UUID
 
 from rich.console import Console
 
@@ -116,6 +117,7 @@ class _Watch:
     project: Path
     own: bool  # the server is of this home, so that every run of the pool is of this machine
     told: dict[str, float] = field(default_factory=dict)  # when each fault was told
+    settled: set[UUID] = field(default_factory=set)  # crashed runs that need no further look
     looks: int = 0
     answered: float = field(default_factory=time.monotonic)
 
@@ -135,7 +137,7 @@ class _Watch:
         client, runs = self.client, Path(PREFECT_HOME.value())  # where the runs of the worker have their leases
         self._part(lambda: settle_ended(client, runs, again=True))
         if self.own and self.looks % SELDOM == 0:
-            self._part(lambda: settle_lost(client, runs, POOL))
+            self._part(lambda: settle_lost(client, runs, POOL, self.settled))
             self._part(lambda: offer_run_files(client, self.project))
             self._part(lambda: keep_notifications(client))
         self._part(lambda: skip_missed(client, POOL))

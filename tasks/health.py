@@ -29,6 +29,11 @@ def health(url: str) -> int | None:
     return _health_for_prefect(url) if status in (401, 403) else status
 
 
+def answers(url: str, patience_s: float) -> bool:
+    """Whether a server on loopback answers anything within a time, be it an error."""
+    return _health_alone(url, patience_s) is not None
+
+
 @contextmanager
 def asked_once(url: str | None = None) -> Iterator[None]:
     """In this block Prefect's clients ask the server, or the one at an address, without retries, and start no server.
@@ -47,10 +52,10 @@ def asked_once(url: str | None = None) -> Iterator[None]:
         yield
 
 
-def _health_alone(url: str) -> int | None:
+def _health_alone(url: str, patience_s: float = ANSWER_S) -> int | None:
     try:
         direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        with direct.open(f"{url.rstrip('/')}/health", timeout=ANSWER_S) as answer:
+        with direct.open(f"{url.rstrip('/')}/health", timeout=patience_s) as answer:
             json.loads(answer.read(1 << 16))
             return int(answer.status)
     except urllib.error.HTTPError as error:

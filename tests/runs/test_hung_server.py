@@ -1,0 +1,87 @@
+"""A server that lives and answers nothing is killed and started again; a busy one is left alone."""
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from polling import within
+
+from flows import hung_server, server
+from flows.hung_server import Hearing, end_server
+from tasks.health import answers
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Minutes become tenths of a second."""
+    monkeypatch.setattr(hung_server, "ASK_EVERY_S", 0.05)
+    monkeypatch.setattr(hung_server, "PATIENCE_S", 0.2)
+    monkeypatch.setattr(hung_server, "HUNG_S", 0.5)
+    monkeypatch.setattr(server, "ANSWER_S", 0.2)
+    monkeypatch.setattr(server, "LOOK_EVERY_S", 0.02)
+
+
+class Web:
+    """A web server in a process of its own, in place of Prefect's."""
+
+    def __init__(self) -> None:
+        self.port = server.free_port()
+        self.url = f"http://127.0.0.1:{self.port}/api"
+        self.command = [sys.executable, "-P", "-m", "http.server", str(self.port), "--bind", "127.0.0.1"]
+        self.processes: list[subprocess.Popen[bytes]] = []
+
+    def start(self, *_: object) -> str:
+        self.processes.append(subprocess.Popen(self.command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
+        assert within(20, lambda: answers(self.url, 1.0), every_s=0.05)
+        return self.url
+
+    def address(self, home: Path) -> str | None:
+        return self.url if self.processes[-1].poll() is None else None
+
+
+@pytest.fixture
+def web() -> Iterator[Web]:
+    web = Web()
+    web.start()
+    yield web
+    for process in web.processes:
+        process.kill()
+        process.wait()
+
+
+def test_a_stopped_server_is_killed_and_started_again(
+    web: Web, quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(server, "server_address", web.address)
+    monkeypatch.setattr(server, "start_server", web.start)
+    monkeypatch.setattr(server, "_command", lambda *_: web.command)
+    with caplog.at_level(logging.WARNING), server.kept_up(tmp_path, web.url, {}):
+        assert not within(1.5, lambda: len(web.processes) > 1, every_s=0.05), "it answers: 404 is an answer too"
+        os.kill(web.processes[0].pid, signal.SIGSTOP)
+        assert within(20, lambda: len(web.processes) == 2 and answers(web.url, 1.0), every_s=0.05)
+    assert web.processes[0].poll() is not None
+    said = [record.getMessage() for record in caplog.records]
+    assert "has not answered for" in said[0] and "it was killed" in said[0] and "is restarted" in said[1]
+
+
+def test_a_server_that_answers_now_and_then_is_busy_and_not_hung(quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    now, replies = [0.0], iter([False] * 5 + [True] + [False] * 6)
+    monkeypatch.setattr("flows.hung_server.time.monotonic", lambda: now[0])
+    hearing, found = Hearing("http://127.0.0.1:1/api", lambda url, patience_s: next(replies)), list[bool]()
+    hearing.begin()
+    for _ in range(12):
+        now[0] += 0.1
+        found.append(hearing.is_hung())
+    assert found == [False] * 11 + [True], "the answer in between begins the time anew"
+
+
+def test_only_the_process_of_the_very_command_is_ended(web: Web) -> None:
+    assert not end_server([*web.command, "more"]) and psutil.pid_exists(web.processes[0].pid)
+    assert end_server(["/another/python", *web.command[1:]])
+    assert web.processes[0].poll() is not None
