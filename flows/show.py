@@ -12,7 +12,7 @@ from deepfloyd_core.bundle.identity import BundleSummary
 from deepfloyd_core.errors import ArtifactError
 from deepfloyd_core.store.artifacts import Artifact, Request, missing_parts
 from deepfloyd_core.store.changes import label
-from deepfloyd_core.store.counts import many, ranges, size
+from deepfloyd_core.store.counts import duration, many, ranges, size
 from deepfloyd_core.store.events import standing
 from deepfloyd_core.store.lineage import all_below, artifact_names
 from deepfloyd_core.store.lookup import Known, known_artifact
@@ -64,7 +64,7 @@ def print_artifact(out: Console, workspace: Path, known: Known) -> None:
     if isinstance(record, Manifest):
         made = record.provenance
         packages = ", ".join(f"{name} {number}" for name, number in made.packages.items())
-        when = f"{made.started[:16].replace('T', ' ')} UTC, in {made.seconds:.1f} s"
+        when = f"{made.started[:16].replace('T', ' ')} UTC, in {duration(made.seconds)}"
         _print_lines(out, {"made": when, "with": f"Python {made.python} on {made.machine}, {packages}"})
     else:
         out.print("unfinished: a run with the same settings and pictures continues it")

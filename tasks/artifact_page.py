@@ -1,4 +1,6 @@
-"""The page of an artifact in the UI: what it holds, how long it took, its facts and pictures, and where it is."""
+"""The page of an artifact in the UI: how long it took, its facts and pictures, and where it is. What it holds is said in
+the page's description, which the list of a run's artifacts shows too.
+"""
 
 from collections.abc import Sequence
 from contextlib import suppress
@@ -41,21 +43,22 @@ def show_artifact(
     """
     titled = [(TITLES.get(one, one), artifact.path / one) if isinstance(one, str) else one for one in shown]
     there = [(title, one) for title, one in titled if not isinstance(one, Path) or one.exists()]
-    markdown = artifact_page(artifact, summary, [*tables, *pictures(there)])
+    markdown, holds = (
+        artifact_page(artifact, summary, [*tables, *pictures(there)]),
+        counts_in_words(artifact.kind, summary),
+    )
+    description = plain(": ".join(filter(None, [label(artifact.kind), holds])))
     if page:
-        page.put(markdown, label(artifact.kind))
+        page.put(markdown, description)
     else:
-        create_markdown_artifact(markdown, key=artifact_key(artifact), description=label(artifact.kind))
+        create_markdown_artifact(markdown, key=artifact_key(artifact), description=description)
     tell(artifact, summary)
 
 
 def artifact_page(artifact: Artifact, summary: Summary, body: Sequence[str]) -> str:
     """The page, with `body` below the facts."""
-    holds = counts_in_words(artifact.kind, summary)
-    lines = [f"**{plain(holds)}**", ""] if holds else []
-    if took := took_words(artifact):
-        lines += [took, ""]
-    lines += _facts(summary)
+    took = took_words(artifact)
+    lines = [*([took, ""] if took else []), *_facts(summary)]
     where = f"Artifact {code(artifact.fingerprint)} in {code(artifact.path.absolute())}"
     return "\n".join([*lines, *body, where])
 

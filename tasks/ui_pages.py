@@ -107,20 +107,20 @@ def show_samples(samples: Artifact, summary: SamplesSummary, stages: Sequence[St
 
 
 def measure_lines(measured: MeasureTable) -> list[str]:
-    """An upscaler's measures: a line for each method of upscaling at each noise level, what the tuned model gains in the
-    main measure, and what the columns mean.
+    """An upscaler's measures: a line for each method of upscaling at each noise level; what the tuned model gains in the
+    main measure; and what the columns mean.
     """
-    measures, main = measured.measures, measured.main
-    heads = [f"{one.label}{f', {one.unit}' if one.unit == 'dB' else ''}" for one in measures]
-    rows = []
-    for level, figures in measured.figures.by_level.items():
+    measures, main, levels = measured.measures, measured.main, measured.figures.by_level
+    heads = ["upscaled by", *(f"{one.label}{', dB' if one.unit == 'dB' else ''}" for one in measures), "noise level"]
+    rows, gains = [], []
+    for level, figures in levels.items():
+        at = f" at noise level {level}" if len(levels) > 1 else ""
         for method in (method for method in UPSCALED_BY if method in figures.upscaled):
-            gain = figures.gain.get(method)
-            means = [three(figures.upscaled[method][one.name]) for one in measures]
-            rows.append((method, *means, gained(gain[main.name], main.unit) if gain else "", level))
-    own = f"gain of tuned in {main.label}"
-    lines = titled_table(measured.title, ["upscaled by", *heads, own, "noise level"], rows)
-    return [*lines, *items(f"{one.label}: {one.meaning}" for one in measures)]
+            rows.append((method, *(three(figures.upscaled[method][one.name]) for one in measures), level))
+            if gain := figures.gain.get(method):
+                gains.append(f"tuned over {method}{at}: {main.label} {gained(gain[main.name], main.unit)}")
+    meanings = [f"{one.label}: {one.meaning}" for one in measures]
+    return [*titled_table(measured.title, heads, rows), *items([*gains[::-1], *meanings])]
 
 
 def training_tables(training: TrainingSummary) -> list[str]:

@@ -60,7 +60,8 @@ def markdown_page(report: VersionReport, file: Path) -> str:
         lines += [f"### Changed since version {since.before}", "", *items([*changed[:MOST_LINES], *more])]
     if chart := chart_uri(report.series):
         lines += ["### All versions", "", f"![figures of all versions]({chart})", ""]
-    lines += ["### Made from", "", *_lineage(report)]
+    seconds = [node.seconds for step in report.lineage for node in step.nodes if node.seconds is not None]
+    lines += [f"### Made from, in {duration(sum(seconds))} together", "", *_lineage(report)]
     lines += ["### Where it is", "", f"- bundle: {code(report.bundle)}"]
     lines += [f"- report, for a browser: {code(file.absolute())}"] if file.exists() else []
     lines += ["", "### Next", "", *(f"- {code(command)} {does}" for command, does in next_steps(report)), ""]

@@ -93,6 +93,12 @@ def _samples(samples: SamplesSummary) -> Iterator[Fact]:
     shares = samples.concept_share_base, samples.concept_share_tuned
     if shares[0] is not None and shares[1] is not None:
         yield "samples that show their prompt", f"{shares[0]:.0%} of the base's, {shares[1]:.0%} of the tuned model's"
+    probes = samples.probe_loss_base, samples.probe_loss_tuned
+    if probes[0] is not None and probes[1] is not None:
+        words = (
+            f"{three(probes[0])} of the base, {three(probes[1])} of the tuned model (far above the base's: it forgets)"
+        )
+        yield "loss on the base's own pictures", words
     errors = samples.control_error_base, samples.control_error_tuned
     if errors[0] is not None and errors[1] is not None:
         words = f"base {three(errors[0])}, tuned {three(errors[1])} (0 to 1, less is better)"

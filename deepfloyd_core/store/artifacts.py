@@ -29,7 +29,7 @@ from deepfloyd_core.files import (
 )
 from deepfloyd_core.store.changes import changes
 from deepfloyd_core.store.collected import record_file
-from deepfloyd_core.store.counts import many
+from deepfloyd_core.store.counts import duration, many
 from deepfloyd_core.store.leases import take_lease
 from deepfloyd_core.store.locks import LOCKS, artifact_lock, is_locked, locked
 from deepfloyd_core.store.manifest import MANIFEST, FileEntry, Manifest, Summary, read_manifest
@@ -213,7 +213,8 @@ def commit(path: Path, request: Request, summary: Summary, started: datetime) ->
     )  # fmt: skip
     write_sealed(path / MANIFEST, manifest.model_dump(mode="json"))
     record_file(workspace_of(path), request.name).unlink(missing_ok=True)  # it was collected once
-    log.info("%s %s: built, %s", request.kind, request.fingerprint, many(len(files), "file"))
+    took = duration(manifest.provenance.seconds)
+    log.info("%s %s: built, %s, in %s", request.kind, request.fingerprint, many(len(files), "file"), took)
     return Artifact(request.kind, request.fingerprint, path)
 
 
