@@ -4,6 +4,7 @@ the page's description, which the list of a run's artifacts shows too.
 
 from collections.abc import Sequence
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 
 from deepfloyd_core.bundle.facts import facts
@@ -80,4 +81,5 @@ def took_words(artifact: Artifact) -> str:
 def training_page(curve_and_samples: Sequence[Path]) -> str:
     """The page of a training that is under way."""
     shown = [(TITLES.get(file.name, file.name), file) for file in curve_and_samples]
-    return "\n".join(["**Under way.** This page changes while it trains: reload it.", "", *pictures(shown)])
+    now = datetime.now(UTC).strftime("%H:%M:%S UTC")
+    return "\n".join([f"As it was at {now}. This page changes while it trains: reload it.", "", *pictures(shown)])

@@ -21,14 +21,19 @@ def plain(text: str, most: int = MOST_CHARACTERS) -> str:
 
 
 def code(text: object) -> str:
-    """Text as code, also with backticks in it."""
-    fence = "``" if "`" in str(text) else "`"
-    return f"{fence} {text} {fence}" if len(fence) > 1 else f"`{text}`"
+    """Text as code in one line, also with backticks in it; a bar would end the cell of a table."""
+    line = " ".join(str(text).split()).replace("|", "\\|")
+    return f"`` {line} ``" if "`" in line else f"`{line}`"
 
 
 def items(lines: Iterable[str]) -> list[str]:
     """A list."""
     return [*(f"- {plain(line)}" for line in lines), ""]
+
+
+def titled_items(title: str, lines: Sequence[str]) -> list[str]:
+    """A list with a title, of lines that are markdown; nothing without lines. It is broken on a phone, a table cut off."""
+    return [f"**{plain(title)}**", "", *(f"- {line}" for line in lines), ""] if lines else []
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:

@@ -1,6 +1,7 @@
 """The LoRA of a stage, trained in a process of its own."""
 
 import logging
+from contextlib import suppress
 
 from PIL import Image
 from prefect import task
@@ -60,7 +61,9 @@ def _trained(run: Run, stage: Stage, request: Request, job: TrainRequest) -> Art
         files = [work.path / folder / name for name in PICTURES for folder in (PREVIEWS, "")]
         under_way = f"{label(request.kind)}, under way"
         summary = run_job(job, work, watched(report, files, lambda made: page.put(training_page(made), under_way)))
-        last.update({file.name: Image.open(file).convert("RGB") for file in files[::-1] if file.exists()})
+        for file in files[::-1]:
+            with suppress(OSError):  # a page without it does no harm
+                last[file.name] = Image.open(file).convert("RGB")
         return summary
 
     with progress(f"stage {STAGES[stage].roman} LoRA") as report:

@@ -6,6 +6,7 @@ The artifact list loads every page, so pictures are shrunk until a page is below
 import logging
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from deepfloyd_core.bundle.history import HistoryRow
@@ -30,14 +31,14 @@ from deepfloyd_core.text.embeds import TOKENS_SHEET, EmbedsSummary
 from deepfloyd_core.training.jobs import SizeCrops, TrainingSummary
 from tasks.artifact_page import artifact_key, show_artifact
 from tasks.endings import unfit_line
-from tasks.markdown import code, items, pictures, plain, table, titled_table
+from tasks.markdown import Titled, code, items, pictures, plain, table, titled_items, titled_table
 from tasks.outbox import create_markdown_artifact, create_table_artifact
 from tasks.page_keys import workspace_key
 
 log = logging.getLogger(__name__)
 
 MOST_NAMED = 20  # files on a page
-_CELL = 70  # characters
+_LONG, _NAME = 120, 70  # characters of a caption or a reason, of a name
 
 
 def show_index(index: Artifact, summary: IndexSummary, stages: tuple[Stage, ...], others: dict[str, int]) -> None:
@@ -57,9 +58,7 @@ def show_index(index: Artifact, summary: IndexSummary, stages: tuple[Stage, ...]
     rows += [("no picture", plain(what), count) for what, count in sorted(others.items())]
     lines = table(["pictures", "reason", "number"], [(status, why, f"{count:,}") for status, why, count in rows])
     named = rejected_files(index, summary.reasons, MOST_NAMED) if summary.rejected else []
-    lines += titled_table(
-        "Rejected files", ["file", "reason"], [(_file(one.file), plain(one.reason, _CELL)) for one in named]
-    )
+    lines += titled_items("Rejected files", [f"{_file(one.file)}: {plain(one.reason, _LONG)}" for one in named])
     more = [f"{summary.rejected - len(named):,} more rejected files are in the ledger.", ""]
     lines += more if named and summary.rejected > len(named) else []
     lines += [f"Ledger of all files: {code((index.path / INDEX_FILE).absolute())}", ""]
@@ -72,20 +71,22 @@ def show_index(index: Artifact, summary: IndexSummary, stages: tuple[Stage, ...]
 
 def show_crops(crops: Artifact) -> None:
     """The page of crops, with a sheet of each of the main sizes: names of files and captions below the pictures."""
-    show_artifact(crops, crops.summary(CropsSummary), *captioned_crops(crops))
+    sheets = list[Titled]()
+    with suppress(OSError, ValueError):  # what is damaged is found by who needs it
+        sheets += captioned_crops(crops)
+    show_artifact(crops, crops.summary(CropsSummary), *sheets)
 
 
 def show_embeds(embeds: Artifact, index: Artifact) -> None:
     """The page of text embeds, with the captions whose end T5 never sees, those that lose most tokens first."""
     summary = embeds.summary(EmbedsSummary)
     cut = cut_captions(embeds, index, MOST_NAMED) if summary.truncated else []
-    rows = [(one.tokens_lost, plain(one.text, _CELL), ", ".join(map(_file, one.files)) or "a prompt") for one in cut]
-    show_artifact(
-        embeds,
-        summary,
-        TOKENS_SHEET,
-        tables=titled_table("Captions that T5 cuts", ["tokens lost", "caption", "files"], rows),
-    )
+    lines = [
+        f"{plain(one.text, _LONG)}: loses {many(one.tokens_lost, 'token')} at its end "
+        f"({', '.join(map(_file, one.files)) or 'a prompt'})"
+        for one in cut
+    ]
+    show_artifact(embeds, summary, TOKENS_SHEET, tables=titled_items("Captions that T5 cuts", lines))
 
 
 def show_samples(samples: Artifact, summary: SamplesSummary, stages: Sequence[Stage]) -> None:
@@ -149,7 +150,7 @@ def words(reason: str) -> str:
 
 def _file(name: str) -> str:
     """A file's name, its end where it is long."""
-    return code(name if len(name) <= _CELL else f"…{name[1 - _CELL :]}")
+    return code(name if len(name) <= _NAME else f"…{name[1 - _NAME :]}")
 
 
 def show_history(workspace: Path, rows: Sequence[HistoryRow]) -> None:

@@ -32,8 +32,8 @@ def captioned_crops(crops: Artifact) -> Iterator[tuple[str, Image.Image]]:
             known, pixels = read_rows(files[number]), open_shard(files[number])
             for row in place[chosen[file[chosen] == number]].tolist():
                 cells.append(_cell(pixels[row], known[row].source, known[row].caption))
-        title = f"{size[0]}x{size[1]} px: {len(cells)} of {count:,} crops"
-        yield title, captioned_sheet(cells, COLUMNS, CELL_PX, title)
+        sheet = captioned_sheet(cells, COLUMNS, CELL_PX, f"{len(cells)} of {count:,} crops")
+        yield f"Crops of {size[0]}x{size[1]} px", sheet
 
 
 def _cell(pixels: np.ndarray, source: str, caption: str) -> Cell:

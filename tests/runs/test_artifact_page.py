@@ -20,7 +20,7 @@ from deepfloyd_core.store.counts import duration
 from deepfloyd_core.text.embeds import TruncatedText
 from tasks import artifact_page, growing_page, ui_pages
 from tasks.growing_page import GrowingPage, watched
-from tasks.markdown import plain
+from tasks.markdown import code, plain
 from tasks.progress import progress
 
 
@@ -54,7 +54,7 @@ def test_a_page_of_crops_shows_each_size_with_file_names_and_captions(
 
     monkeypatch.setattr(captioned, "captioned_sheet", drawn)
     ((title, sheet),) = captioned_crops(crops)
-    assert title == "256x256 px: 3 of 3 crops" and sheet.width < 1000
+    assert title == "Crops of 256x256 px" and sheet.width < 1000
     assert sum(line.endswith("picture 1.png") for line in texts) == 1
     assert texts[1] == "a very long caption of" and texts[2].endswith("...") and len(texts) == 9
 
@@ -71,6 +71,21 @@ def test_a_page_of_crops_shows_each_size_with_file_names_and_captions(
     assert re.search(r"^Made in \d+\.\d s\.$", pages[0], re.MULTILINE)
     assert "Nothing to do: it was made before, in " in pages[1]
     assert pages[0].endswith(f"in `{crops.path.absolute()}`") and pages[0].count("](data:image/") == 1
+
+
+def test_a_page_of_damaged_or_of_no_crops_is_shown_all_the_same(
+    world: DataWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.add("one.png", noise(300))
+    run = world.load(stages=(1,), num_eval_images=0)
+    index = world.index(run)
+    crops, none = world.pixels(run, index, 1), world.eval_set(run, index)
+    next(crops.path.glob("*.parquet")).write_bytes(b"damaged")
+    pages: list[str] = []
+    monkeypatch.setattr(artifact_page, "create_markdown_artifact", lambda page, **_: pages.append(page))
+    for artifact in (crops, none):
+        ui_pages.show_crops(artifact)
+    assert len(pages) == 2 and not any("](data:" in page for page in pages)
 
 
 def test_of_each_reason_some_rejected_files_are_named(world: DataWorld) -> None:
@@ -103,6 +118,7 @@ def test_captions_that_t5_cuts_are_named_with_their_files(world: DataWorld, monk
 def test_names_and_captions_of_the_user_are_no_markup() -> None:
     assert plain("a|b [x](y) *z* <img>") == r"a\|b \[x\]\(y\) \*z\* \<img\>"
     assert plain("word " * 50, 20) == "word word word word…"
+    assert code("a|b\n`c`.png") == "`` a\\|b `c`.png ``"
 
 
 def test_a_page_that_grows_is_made_once_and_then_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -138,7 +138,7 @@ def test_the_ui_gets_tables_pictures_and_logs(finished: tuple[SmallRun, str], se
     run, _ = finished
     artifacts = {entry["key"]: entry for entry in _found(server, run, "artifacts")}
     assert "| rejected | unsupported | 1 |" in artifacts["image-index-workspace"]["data"]
-    assert "| `broken.jpg` | unsupported: " in artifacts["image-index-workspace"]["data"]
+    assert "- `broken.jpg`: unsupported: " in artifacts["image-index-workspace"]["data"]
     pages = "stage1-pixels", "stage2-pixels", "eval-set", "stage1-lora", "stage2-lora", "cascade-samples"
     for key in (f"{page}-workspace" for page in (*pages, "version")):
         assert "](data:image/" in artifacts[key]["data"], key

@@ -198,7 +198,7 @@ def test_what_a_stage_cannot_use_of_the_accepted_pictures_is_told_and_shown(
     rows = [line for line in pages[0].splitlines() if line.startswith("|")]
     assert rows[2:5] == ["| **accepted** |  | 3 |", "| rejected | too small | 1 |", "| **all files** |  | 4 |"]
     assert ("| accepted, not for Stage II | too small | 2 |" in rows) == both
-    assert "| `d.png` | too small: 20x20 px, below minimum\\_image\\_size or the training size |" in rows
+    assert "- `d.png`: too small: 20x20 px, below minimum\\_image\\_size or the training size" in pages[0]
     assert str((index.path / "index.parquet").absolute()) in pages[0] and "Made in " in pages[0]
 
 

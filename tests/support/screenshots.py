@@ -26,7 +26,7 @@ from websockets.sync.connection import Connection
 from flows.home import login_link, password
 
 PAGES = (("version", "version", 1500), ("training", "stage1-lora", 1400), ("crops", "stage1-pixels", 760))
-COLOURS, SHORTEST_S, LONGEST_S = 96, 1.0, 30.0
+COLOURS, SHORTEST_S, LONGEST_S = 224, 1.0, 30.0
 DESK, PHONE = (1180, 900), (390, 844)
 
 
