@@ -293,6 +293,58 @@ def test_a_version_is_made_again_with_every_byte_although_the_folder_has_grown_s
     )
 
 
+def _losses(folder: Path, step: int) -> dict[tuple[str, int], float]:
+    """The losses of held-out pictures at a step, by picture and t."""
+    rows = pq.read_table(folder / "validation.parquet").to_pylist()
+    return {(row["image_id"], row["t"]): row["loss"] for row in rows
+            if (row["model"], row["part"], row["step"]) == ("trained", "held_out", step)}  # fmt: skip
+
+
+def test_a_warm_retraining_goes_on_from_the_version_that_serves_and_is_made_again_byte_for_byte(
+    finished: tuple[SmallRun, str], tmp_path: Path
+) -> None:
+    """Step 0 is the earlier version, to the bit; new pictures have a share of their own; the next night has nothing to
+    do; a picture that is withdrawn ends it, or begins from the base."""
+    run = _moved(finished[0], tmp_path / "run")
+    warm = (*FAST, "--set", "retrain_mode=warm")
+    assert run.call_here("retrain", str(run.config), *warm).stdout == "no change: version 1 serves\n", "nothing is new"
+    run.add_picture(100)
+    done = run.call_here("retrain", str(run.config), *warm)
+    assert done.returncode == 0, done.stderr
+    assert "published version 2 (from version 1), promoted: " in done.stdout
+    first, second = (run.workspace / "lora_bundle" / name for name in _bundles(run))
+    for stage in (1, 2):
+        assert f"stage {stage} starts from version 1: at step 0 its held-out losses are those" in done.stderr
+        before, now = _losses(first / f"stage{stage}", 2), _losses(second / f"stage{stage}", 0)
+        assert now and {name: before[name] for name in now} == now, (
+            "this run measures at one t, that of the fixture at all"
+        )
+        (lora,) = (path.parent for path in run.workspace.glob(f"stage{stage}_lora/*/manifest.json")
+                   if "start" in json.loads(path.read_text())["inputs"])  # fmt: skip
+        summary = json.loads((lora / "manifest.json").read_text())["summary"]
+        assert [(row["dataset"], row["crops"]) for row in summary["buckets"]] == [("stars", 14), ("stars, new", 2)]
+    assert "It started from version 1, which was trained on 7 pictures of these" in (second / "README.md").read_text()
+    before_night = _digest(run.workspace)
+    assert run.call_here("retrain", str(run.config), *warm).stdout == "no change: version 2 serves\n"
+    assert _digest(run.workspace) == before_night
+
+    again = run.call_here("reproduce", str(run.workspace), "2")
+    assert again.returncode == 0 and "version 2 was made again, every byte equal" in again.stdout, again.stderr
+    assert _digest(run.workspace) == before_night
+
+    for file in run.pictures.glob("star_100.*"):
+        file.unlink()
+    refused = run.call_here("retrain", str(run.config), *warm, "--set", "honour_removals=refuse")
+    assert refused.returncode == 1
+    assert "star_100.png was removed, and version 2, which serves, was trained on that" in " ".join(
+        refused.stderr.split()
+    )
+    done = run.call_here("retrain", str(run.config), *warm)
+    because = "from the base, because star_100.png was removed"
+    assert f"published version 3 ({because}): the bundle of version 1 again, promoted" in done.stdout, done.stderr
+    assert because in run.call_here("history", str(run.workspace)).stdout and ": built" not in done.stderr
+
+
 def test_a_stage_that_goes_and_comes_back_leaves_all_that_is_the_other_stage_s(
     finished: tuple[SmallRun, str], tmp_path: Path
 ) -> None:

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from artifact_rows import SOME_EVAL_SET, sealed_manifest
 from data_world import DataWorld
@@ -204,6 +205,10 @@ def test_the_data_file_s_sets_reach_the_trainer_apart(world: DataWorld) -> None:
     assert found == {
         "one": {(64, 64): 3, (104, 64): 2}, "two": {(64, 64): 2, (104, 64): 2},
     }  # fmt: skip
+    ids = pa.array(sorted(set(read_row_list(pixels.path)["image_id"].to_pylist())), pa.string())
+    known = TrainingRows(pixels, frozenset(), known=ids[2:]).places
+    assert sum(len(own) for group, sizes in known.items() for own in sizes.values() if group.is_new) == 2
+    assert {group.dataset for group in known} == {"one", "two"} and sum(map(len, trained.places.values())) == 4
     parts = shares(run, 1)
     assert parts == {"one": Share(2.0, 0, None), "two": Share(1.0, 3, 9)}
     mixed = MixedOrder(trained, parts, OrderSettings(2, 1, 20, 1, True))
