@@ -1,8 +1,10 @@
 """Where a warm retraining starts: planned night after night, without any training."""
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +17,17 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from deepfloyd_core.adapters.files import LORA_FILE
-from deepfloyd_core.bundle.planned import planned
+from deepfloyd_core.bundle.planned import planned, planned_bundle
+from deepfloyd_core.bundle.recipe import check_reproduction, check_scratch, recipe_of, scratch_starts, write_scratch
 from deepfloyd_core.bundle.waiting import waiting
 from deepfloyd_core.bundle.warm import Retraining, retraining
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.crops.eval_choice import choose_held_out
-from deepfloyd_core.errors import ConfigError, DataError
+from deepfloyd_core.errors import ArtifactError, ConfigError, DataError
+from deepfloyd_core.files import read_sealed, write_sealed
+from deepfloyd_core.preflight.load import load_run
 from deepfloyd_core.store.artifacts import Artifact, Request, WorkDir, materialise
+from deepfloyd_core.store.collected import write_record
 from deepfloyd_core.store.manifest import Summary
 from deepfloyd_core.store.registry import Decision, Outcome, block, publish, settled
 from deepfloyd_core.store.versions import Origin
@@ -88,7 +94,7 @@ class Nights:
         bundle = self._make(run.workspace, plan.bundle, lambda request, folder: self._lora(request, folder / "stage1"))
         assert requests["lora_bundle"] == plan.bundle and plan.bundle.inputs["stage1_lora"] == lora.name
         judge = lambda version, champion: Decision(then, "because", None)  # type: ignore[arg-type]  # noqa: E731
-        return publish(run.workspace, bundle, index, Origin("", {}, plan.words), judge)
+        return publish(run.workspace, bundle, index, Origin("", recipe_of(run), plan.words), judge)
 
     def _make(self, workspace: Path, request: Request, write: Callable[[Request, Path], None]) -> Artifact:
         def build(work: WorkDir) -> Summary:
@@ -282,3 +288,87 @@ def test_it_waits_for_more_pictures_in_a_chain_too(nights: Nights) -> None:
     run, index, _ = nights.plan(retrain_min_new_pictures=2)
     waits = waiting(run, index)
     assert waits is not None and waits.reason == "waiting, 1 new picture of 2 (retrain_min_new_pictures)"
+
+
+# ---- made again ---------------------------------------------------------------------------------------------------------
+
+
+def _again(nights: Nights, number: int, folder: Path) -> Run:
+    """The run of a version's scratch folder, after everything that `reproduce` checks before it trains."""
+    workspace = nights.world.folder / "workspace"
+    found = check_reproduction(workspace, number)
+    run = load_run(write_scratch(workspace, found.version, folder))
+    choose_held_out.cache_clear()
+    index = nights.world.index(run)
+    check_scratch(folder, index)
+    again = planned_bundle(run, index, scratch_starts(run))
+    assert again is not None and again.fingerprint == _bundle_of(run_of(nights), number)
+    return run
+
+
+def run_of(nights: Nights) -> Run:
+    return nights.world.load(stages=(1,), **KEYS)
+
+
+def test_a_warm_version_is_made_again_from_its_start_also_when_the_version_before_it_is_gone(
+    nights: Nights, tmp_path: Path
+) -> None:
+    nights.add(4)
+    nights.night()
+    workspace = run_of(nights).workspace
+    shutil.rmtree(workspace / "lora_bundle" / _bundle_of(run_of(nights), 1))
+    nights.add(5)
+    _again(nights, 2, tmp_path / "again")
+    (start,) = (workspace / "stage1_start").iterdir()
+    manifest = Artifact("stage1_start", start.name, start).manifest
+    (start / LORA_FILE).write_bytes(b"garbage")
+    with pytest.raises(
+        ArtifactError, match=r"Version 2 cannot be made again: the weights that its Stage I starts from are"
+    ):
+        check_reproduction(workspace, 2)
+    shutil.rmtree(start)
+    write_record(workspace, f"stage1_start/{start.name}", datetime(2026, 11, 29, tzinfo=UTC), manifest)
+    with pytest.raises(
+        ArtifactError, match="starts from, those of version 1, were collected on 2026-11-29 by `deepfloyd gc`"
+    ):
+        check_reproduction(workspace, 2)
+
+
+def test_a_caption_that_was_rewritten_ends_a_reproduction_before_it_trains(nights: Nights, tmp_path: Path) -> None:
+    nights.add(2, caption="a moon")
+    with pytest.raises(DataError) as caught:
+        _again(nights, 1, tmp_path / "again")
+    assert str(caught.value) == (
+        "Version 1 cannot be made again: its pictures or captions are not as they were. 1 caption changed: 2.png."
+    )
+
+
+def test_what_started_from_a_version_or_a_file_by_init_lora_is_made_again_while_that_is_there(
+    nights: Nights, tmp_path: Path
+) -> None:
+    workspace = run_of(nights).workspace
+    file = shutil.copy(nights.weights, tmp_path / "own.safetensors")
+    for number, parent in ((2, "1"), (3, str(file))):
+        nights.night(retrain_mode="scratch", stage1={"model_flavour": "tiny-i", "init_lora": parent})
+        run = _again(nights, number, tmp_path / f"again-{number}")
+        assert Path(str(run.config.stage(1).init_lora)).is_absolute()
+    shutil.rmtree(workspace / "lora_bundle" / _bundle_of(run_of(nights), 1))
+    with pytest.raises(ArtifactError, match=r"Version 1 cannot be used: .* is missing"):
+        check_reproduction(workspace, 2)
+    Path(file).write_bytes(b"other")
+    with pytest.raises(DataError, match=r"its stage1.init_lora is .*own.safetensors has other bytes than it had"):
+        check_reproduction(workspace, 3)
+
+
+def test_what_is_read_again_from_elsewhere_is_said_beforehand(nights: Nights) -> None:
+    workspace = run_of(nights).workspace
+    record = workspace / "versions" / "0001.json"
+    version = read_sealed(record)
+    pairs = {"id": "depth", "type": "local", "dataset_type": "conditioning", "instance_data_dir": "/depth"}
+    urls = {"id": "web", "type": "csv", "dataset_type": "image", "instance_data_dir": None}
+    version["recipe"]["data"] += [pairs, urls]
+    write_sealed(record, {key: value for key, value in version.items() if key != "seal"})
+    ends = "as they are now. If any is not as it was, the run ends before it trains"
+    assert check_reproduction(workspace, 1).notes == (
+        f"depth: its files are read again from /depth, {ends}", f"web: its files are read again from csv, {ends}",
+    )  # fmt: skip
