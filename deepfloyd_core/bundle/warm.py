@@ -19,8 +19,9 @@ from deepfloyd_core.config.stages import STAGES, Stage
 from deepfloyd_core.errors import ArtifactError, ConfigError, DataError
 from deepfloyd_core.models.folders import resolve
 from deepfloyd_core.store.artifacts import Artifact, Request, missing_parts
+from deepfloyd_core.store.events import standing
 from deepfloyd_core.store.leases import take_lease
-from deepfloyd_core.store.versions import Version, bundle_of, champion, stage_folder, trained_parts, versions
+from deepfloyd_core.store.versions import Version, bundle_of, find_version, stage_folder, trained_parts, versions
 from deepfloyd_core.training.start import StartSource, make_start, start_kind
 
 _NO_CHAMPION = "from the base, because no version served"
@@ -46,13 +47,17 @@ class _Choice:
 def retraining(run: Run, index: Artifact) -> Retraining:
     """Decide what a retraining starts from. Makes the starts, which are links.
 
-    Raises DataError for a removed picture with `honour_removals = refuse`, and what `planned` and `champion` raise.
+    Raises DataError for a removed picture with `honour_removals = refuse`, and what `planned` and `standing` raise.
     """
     if run.config.retrain_mode == "scratch":
         return Retraining(planned_bundle(run, index), FROM_BASE, "")
-    serving = champion(run.workspace)
-    if serving is None:
+    number = standing(run.workspace).champion
+    if number is None:
         return Retraining(planned_bundle(run, index), FROM_BASE, _NO_CHAMPION)
+    try:
+        serving = find_version(run.workspace, str(number))
+    except ArtifactError as error:
+        return Retraining(planned_bundle(run, index), FROM_BASE, _from_base(str(error)))
     starts, words, choice = dict(own_starts(run, serving)), serving.start, None
     requests = planned(run, index, starts)
     for stage in run.config.stages:
@@ -62,7 +67,7 @@ def retraining(run: Run, index: Artifact) -> Retraining:
             continue
         if choice is None:
             choice = _choose(run, index, serving, requests)
-            words = f"from the base, because {choice.reason}" if choice.reason else f"from version {serving.number}"
+            words = _from_base(choice.reason) if choice.reason else f"from version {serving.number}"
         starts.pop(stage, None)
         if source := choice.sources.get(stage):
             starts[stage] = make_start(run.workspace, stage, source)
@@ -92,7 +97,7 @@ def _choose(run: Run, index: Artifact, serving: Version, requests: Mapping[str, 
         if reason := _misfit(run, serving, bundle, requests):
             return _Choice({}, reason)
     except (ArtifactError, ConfigError, OSError, ValueError) as error:  # pyarrow's errors are the last two
-        return _Choice({}, f"version {serving.number} cannot be started from: {' '.join(str(error).split())}")
+        return _Choice({}, f"version {serving.number} cannot be started from: {error}")
     if gone := missing(then, ledger_now(run, index), run.config.stages):
         return _Choice({}, _reason(run, serving, gone))
     known = versions(run.workspace)
@@ -141,6 +146,10 @@ def _misfit(run: Run, serving: Version, bundle: Artifact, requests: Mapping[str,
         if fault := misfit(config, file, resolve(config.model, stage)):
             return f"the settings do not fit {of_version}, {fault.partition('. ')[0]}"
     return ""
+
+
+def _from_base(reason: str) -> str:
+    return f"from the base, because {' '.join(reason.split()).removesuffix('.')}"
 
 
 def _lora(stage: Stage) -> str:

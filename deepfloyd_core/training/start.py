@@ -61,7 +61,10 @@ def make_start(workspace: Path, stage: Stage, source: StartSource) -> Artifact:
     def build(work: WorkDir) -> StartSummary:
         for file, sha256 in source.parts.items():
             if sha256_file(file) != sha256:
-                raise ArtifactError(f"{file} has other bytes than its manifest says.")
+                raise ArtifactError(
+                    f"{file} has other bytes than its manifest says. Remove {source.bundle.path}: a training then starts "
+                    "without it."
+                )
             take_part(file, sha256, work.path / file.name)
         with atomic_path(work.path / _KNOWN_FILE) as tmp, pa.ipc.new_file(tmp, source.known.schema) as writer:
             writer.write_table(source.known)

@@ -264,6 +264,8 @@ def test_a_champion_that_is_not_complete_or_a_list_that_is_lost_begins_from_the_
     assert nights.words() == "from version 1"
     (run.workspace / "lora_bundle" / _bundle_of(run, 1) / "stage1" / LORA_FILE).unlink()
     assert "because version 1 cannot be started from: Version 1 cannot be used" in nights.words()
+    (run.workspace / "versions" / "0001.json").write_bytes(b"garbage")
+    assert nights.words().startswith("from the base, because ") and "0001.json" in nights.words()
 
 
 def _index_of(run: Run, number: int) -> str:
