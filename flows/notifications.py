@@ -1,4 +1,4 @@
-"""Automations that notify a person: of a run that failed or died, and of a version that was blocked.
+"""Automations that notify a person: of a run that failed or died, a version that was blocked, a schedule that is stuck.
 
 They use the block named `deepfloyd` of the server: a webhook, or any of Prefect's notification blocks (e-mail, Slack,
 Teams ...), which a person creates once, in the UI or with `prefect block`. `deepfloyd ui` creates each automation when the
@@ -43,6 +43,13 @@ RULES = (
         frozenset({"deepfloyd.version.blocked"}),
         "deepfloyd.workspace.*",
         "{{ event.resource.name }}: version {{ event.payload.version }} is blocked",
+        "{{ event.payload.message }}",
+    ),
+    Rule(
+        "deepfloyd: schedule stuck",
+        frozenset({"deepfloyd.schedule.stuck"}),
+        "deepfloyd.schedule.*",
+        "{{ event.resource.name }} is stuck",
         "{{ event.payload.message }}",
     ),
 )

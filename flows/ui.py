@@ -17,7 +17,7 @@ from uuid import UUID
 
 from rich.console import Console
 
-from deepfloyd_core.errors import ConfigError
+from deepfloyd_core.errors import ConfigError, DeepFloydError
 from deepfloyd_core.store.file_faults import flock
 from flows.api import check_guarded
 from flows.home import PRIVATE, default_home, open_home
@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 USUAL_PORT = 4200
 WATCH_EVERY_S = 5.0
 TOLD_AGAIN_S = 3600.0
-SELDOM = 6  # of so many looks one costs several requests
+SELDOM, RARELY = 6, 120  # of so many looks one costs several requests
 
 
 def serve_ui(port: int | None, deploys_elsewhere: bool, out: Console) -> None:
@@ -133,6 +133,8 @@ class _Watch:
         from flows.dead_runs import settle_ended, settle_lost, skip_missed
         from flows.deployments import offer_run_files
         from flows.notifications import keep_notifications
+        from flows.stuck import tell_stuck
+        from tasks.events import tell_untold
 
         client, runs = self.client, Path(PREFECT_HOME.value())  # where the runs of the worker have their leases
         self._part(lambda: settle_ended(client, runs, again=True))
@@ -140,6 +142,9 @@ class _Watch:
             self._part(lambda: settle_lost(client, runs, POOL, self.settled))
             self._part(lambda: offer_run_files(client, self.project))
             self._part(lambda: keep_notifications(client))
+            self._part(lambda: tell_untold(client, runs))
+        if self.own and self.looks % RARELY == 0:
+            self._part(lambda: tell_stuck(client, self.home))
         self._part(lambda: skip_missed(client, POOL))
         self.looks += 1
 
@@ -150,7 +155,7 @@ class _Watch:
         try:
             lines = look()
             self.answered = time.monotonic()
-        except (httpx.HTTPError, PrefectException, OSError, ValueError) as error:
+        except (httpx.HTTPError, PrefectException, DeepFloydError, OSError, ValueError) as error:
             if not isinstance(error, httpx.TransportError):
                 self.answered = time.monotonic()
             lines = [f"the runs cannot be looked after: {type(error).__name__}: {error}".split("\n")[0]]

@@ -9,7 +9,6 @@ from prefect.states import Completed
 
 from deepfloyd_core.bundle import history as versions
 from deepfloyd_core.bundle.version_page import write_changed_reports
-from deepfloyd_core.errors import ArtifactError
 from deepfloyd_core.store import registry
 from deepfloyd_core.store.events import standing
 from flows.arguments import need_workspace
@@ -17,7 +16,7 @@ from flows.deployable import deployable
 from flows.parameters import Number
 from flows.run_lease import rename_run
 from tasks import VERSION
-from tasks.events import emit_version
+from tasks.events import versions_told
 from tasks.ui_pages import show_history
 
 
@@ -81,21 +80,9 @@ def _workspace(text: str) -> Path:
 
 
 def _decided(workspace: Path, decide: Callable[[Path], str]) -> "State[str]":
-    """Decide, emit what happened to which version, and bring the reports up to date."""
-    before, earlier = _champion(workspace), standing(workspace)
-    sentence = decide(workspace)
-    for number in sorted(set(standing(workspace).blocked) - set(earlier.blocked)):
-        emit_version(workspace, "blocked", number, sentence)
-    champion = _champion(workspace)
-    if champion is not None and champion != before:
-        emit_version(workspace, "promoted", champion, sentence)
+    """Decide, and bring the reports up to date."""
+    earlier = standing(workspace)
+    with versions_told(workspace):
+        sentence = decide(workspace)
     write_changed_reports(workspace, earlier)
     return Completed(message=sentence, data=sentence)
-
-
-def _champion(workspace: Path) -> int | None:
-    """None also where a record is lost, so that it is not known."""
-    try:
-        return standing(workspace).champion
-    except ArtifactError:
-        return None

@@ -1,39 +1,95 @@
 """Events of ours on the Prefect server, for automations: what happened to a version, and that the pictures changed.
 
-The resource of each is the workspace, `deepfloyd.workspace.NAME`. Prefect keeps events that it cannot send.
+The resource of each is the workspace, `deepfloyd.workspace.NAME`. What happened to versions follows from the workspace's
+own records (`store/happenings.py`), so that a killed run and a command without a server lose none: the next run of a
+flow, or `deepfloyd ui`, sends it. `<PREFECT_HOME>/workspaces/` names the workspaces to look into.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
 
-from prefect.events import emit_event
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.events import Event, emit_event
+from prefect.events.schemas.events import Resource
+from prefect.settings import PREFECT_HOME
 
-from deepfloyd_core.store.registry import Outcome, news_of
+from deepfloyd_core.errors import DeepFloydError
+from deepfloyd_core.files import write_bytes
+from deepfloyd_core.hashing import digest
+from deepfloyd_core.store.happenings import Happening, mark_told, untold
+from deepfloyd_core.store.locks import locked
+from tasks.outbox import show
 
-Happened = Literal["candidate", "promoted", "blocked"]
-_AS: dict[str, Happened] = {"champion": "promoted", "blocked": "blocked", "candidate": "candidate"}
-
-
-def emit_outcome(workspace: Path, outcome: Outcome) -> None:
-    """Emit what a run came to, if that is new."""
-    if outcome.is_new:
-        emit_version(workspace, _AS[outcome.state], outcome.version.number, news_of(workspace, outcome))
+FOLDER = "workspaces"
 
 
-def emit_version(workspace: Path, happened: Happened, number: int, message: str) -> None:
-    """Emit `deepfloyd.version.HAPPENED`, with the version's number, and a sentence for people."""
-    _emit(workspace, f"deepfloyd.version.{happened}", {"version": number, "message": message})
+@contextmanager
+def versions_told(workspace: Path) -> Iterator[None]:
+    """Around a decision: `deepfloyd.version.candidate`, `.promoted` and `.blocked` are sent, soon or by the next who can."""
+    _remember(Path(PREFECT_HOME.value()), workspace)
+    try:
+        yield
+    finally:
+        show(_send, workspace)
+
+
+def tell_untold(client: SyncPrefectClient, home: Path) -> list[str]:
+    """Send what is untold of the workspaces of a home. Returns a line for each event.
+
+    Raises Prefect's errors, and a workspace's after the others had their turn.
+    """
+    told, faults = list[str](), list[DeepFloydError | OSError]()
+    for file in sorted((home / FOLDER).glob("*")):
+        try:
+            workspace = Path(file.read_text())
+            if (workspace / "versions").is_dir():  # else its disk is away, or it was removed
+                told += [f"{workspace.name}: {one.message}" for one in send_untold(client, workspace)]
+        except (DeepFloydError, OSError) as error:
+            faults.append(error)
+    if faults:
+        raise faults[0]
+    return told
+
+
+def send_untold(client: SyncPrefectClient, workspace: Path) -> tuple[Happening, ...]:
+    """Send what is untold of a workspace, then record that. Raises Prefect's errors where the server does not take it."""
+    with locked(workspace, "told"):
+        news = untold(workspace)
+        if news.happenings:
+            events = [_event(workspace, one).model_dump(mode="json") for one in news.happenings]
+            client.request("POST", "/events", json=events)
+            mark_told(workspace, news.last)
+    return news.happenings
 
 
 def emit_data_changed(workspace: Path, lines: list[str]) -> None:
-    """Emit `deepfloyd.data.changed`, with a line for each kind of change."""
-    _emit(workspace, "deepfloyd.data.changed", {"message": "; ".join(lines)})
+    """Emit `deepfloyd.data.changed`, with a line for each kind of change. Prefect keeps it while it cannot send it."""
+    emit_event("deepfloyd.data.changed", _resource(workspace), payload={"message": "; ".join(lines)})
 
 
-def _emit(workspace: Path, event: str, payload: dict[str, object]) -> None:
-    resource = {
+def _send(workspace: Path) -> None:
+    with get_client(sync_client=True) as client:
+        send_untold(client, workspace)
+
+
+def _event(workspace: Path, one: Happening) -> Event:
+    payload = {"version": one.version, "message": one.message, "when": one.when}
+    resource = Resource.model_validate(_resource(workspace))
+    return Event(id=one.id, event=f"deepfloyd.version.{one.kind}", resource=resource, payload=payload)
+
+
+def _resource(workspace: Path) -> dict[str, str]:
+    return {
         "prefect.resource.id": f"deepfloyd.workspace.{workspace.name}",
         "prefect.resource.name": workspace.name,
         "deepfloyd.workspace": str(workspace.absolute()),
     }
-    emit_event(event, resource, payload=payload)
+
+
+def _remember(home: Path, workspace: Path) -> None:
+    place = str(workspace.absolute())
+    file = home / FOLDER / digest(place)
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(file, place.encode())

@@ -1,0 +1,98 @@
+"""What happened to versions, for whoever waits for it: derived from the events on record, each told once.
+
+`<workspace>/versions/told.json` has the number of the last event that was told. It is written after the telling, so that a
+kill in between tells an event twice, with one id, and never loses it. Commands that reach no server leave theirs untold,
+for the next who does.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import NAMESPACE_URL, UUID, uuid5
+
+from deepfloyd_core.errors import ArtifactError
+from deepfloyd_core.files import read_sealed, write_sealed
+from deepfloyd_core.store.events import FOLDER, Event, Kind, LostEvent, Standing, fold, read_events
+from deepfloyd_core.store.locks import locked
+
+_TOLD = "told.json"
+
+
+@dataclass(frozen=True)
+class Happening:
+    """Something that a person or an automation may want to know."""
+
+    kind: Kind
+    version: int
+    message: str  # a sentence
+    when: str  # ISO 8601, UTC
+    id: UUID  # the same each time that it is told
+
+
+@dataclass(frozen=True)
+class News:
+    """What was not told yet."""
+
+    happenings: tuple[Happening, ...]
+    last: int  # the number of the last event
+
+
+def untold(workspace: Path) -> News:
+    """What happened since the last that was told. A mark that is damaged counts as if all had been told."""
+    with locked(workspace, FOLDER):  # so that a verdict is on record with what follows from it
+        events = read_events(workspace)
+    try:
+        told = int(read_sealed(_mark(workspace))["last"])
+    except FileNotFoundError:
+        told = 0
+    except (ArtifactError, KeyError, ValueError):
+        told = len(events)
+        mark_told(workspace, told)
+    return News(tuple(_since(events, told)), len(events))
+
+
+def mark_told(workspace: Path, last: int) -> None:
+    """Record that everything up to an event was told."""
+    write_sealed(_mark(workspace), {"last": last})
+
+
+def _mark(workspace: Path) -> Path:
+    return workspace / FOLDER / _TOLD
+
+
+def _since(events: Sequence[Event | LostEvent], told: int) -> Iterator[Happening]:
+    """Candidates that wait for a person, blocks, and each version that begins to serve: promoted, or after a rollback."""
+    for place in range(told, len(events)):
+        event = events[place]
+        if isinstance(event, LostEvent):
+            continue
+        before, after = (fold(events[:end]) for end in (place, place + 1))
+        serves, served = _champion(after), _champion(before)
+        why = f": {event.reason}" if event.reason else ""
+        now = "no version serves" if serves is None else f"version {serves} serves"
+        if event.kind == "candidate" and not _is_decided(events[place + 1 :], event.version):
+            yield _happening(event, event.kind, event.version, f"version {event.version} is a candidate{why}; {now}")
+        elif event.kind == "blocked":
+            sentence = f"version {event.version} is blocked{why}; {now}"
+            yield _happening(event, event.kind, event.version, sentence)
+            if serves is not None and serves != served:
+                yield _happening(event, "promoted", serves, sentence)
+        elif event.kind == "promoted" and serves != served:
+            yield _happening(event, event.kind, event.version, f"version {event.version} is promoted and serves{why}")
+
+
+def _is_decided(later: Sequence[Event | LostEvent], version: int) -> bool:
+    """Whether a verdict was followed by what it leads to, so that nobody need decide."""
+    return any(isinstance(one, Event) and one.version == version for one in later)
+
+
+def _champion(standing: Standing) -> int | None:
+    try:
+        return standing.champion
+    except ArtifactError:
+        return None
+
+
+def _happening(event: Event, kind: Kind, version: int, message: str) -> Happening:
+    name = f"deepfloyd {event.number} {event.version} {event.when} {kind} {version} {event.by}"
+    return Happening(kind, version, message, event.when, uuid5(NAMESPACE_URL, name))
