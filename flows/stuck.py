@@ -86,7 +86,7 @@ def _decided_over(first: FlowRun, last: FlowRun) -> timedelta:
 def _planned_over(first: FlowRun, last: FlowRun) -> timedelta:
     if first.expected_start_time is None or last.expected_start_time is None:
         return timedelta()
-    return last.expected_start_time - first.expected_start_time
+    return timedelta(seconds=(last.expected_start_time - first.expected_start_time).total_seconds())
 
 
 def _last_runs(client: SyncPrefectClient, deployment: UUID) -> list[FlowRun]:
