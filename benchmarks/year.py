@@ -56,6 +56,7 @@ num_eval_images = {eval_images}
 validation_prompt = "a purple star"
 num_validation_images = 1
 num_upscaled_images = 1
+forgetting_probes = 2
 max_rejected_share = 0.5
 retrain_min_new_pictures = 2
 
@@ -66,6 +67,7 @@ learning_rate = 1e-3
 max_train_steps = {steps}
 train_batch_size = 2
 checkpoint_step_interval = 5
+validation_step_interval = 0
 validation_num_inference_steps = 2
 validation_guidance = 3.0
 {stage2}
@@ -78,6 +80,7 @@ learning_rate = 1e-3
 max_train_steps = 8
 train_batch_size = 1
 checkpoint_step_interval = 4
+validation_step_interval = 0
 validation_num_inference_steps = 2
 validation_guidance = 1.0
 validation_noise_level = 100
