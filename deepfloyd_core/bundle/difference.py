@@ -20,9 +20,8 @@ from deepfloyd_core.index.ledger import INDEX_FILE
 from deepfloyd_core.measures.paired import paired_gain
 from deepfloyd_core.measures.registry import measures_against
 from deepfloyd_core.pictures.sheets import save_picture, titled_rows
-from deepfloyd_core.store.artifacts import Artifact
 from deepfloyd_core.store.changes import changes
-from deepfloyd_core.store.versions import Version
+from deepfloyd_core.store.versions import Version, part_of
 
 _SETTINGS = "image_index", "eval_set", "stage1_lora", "stage2_lora", "cascade_samples"  # whose specs a user decides
 _UNPAIRED = "no picture was measured under the same conditions in both"
@@ -107,13 +106,6 @@ def setting_lines(workspace: Path, first: Version, second: Version) -> list[str]
         if old != new:
             lines += changes(kind, old, new)
     return list(dict.fromkeys(lines))
-
-
-def part_of(workspace: Path, version: Version, kind: str) -> Artifact | None:
-    """The artifact of a kind that a version was made from, by the lineage in its record."""
-    names = {*version.lineage, *(name for names in version.lineage.values() for name in names)}
-    found = sorted(name for name in names if name.startswith(f"{kind}/"))
-    return Artifact(kind, found[0].partition("/")[2], workspace / found[0]) if found else None
 
 
 def _losses(one: Measured, other: Measured) -> Iterator[FigureRow]:

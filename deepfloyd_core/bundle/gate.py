@@ -6,6 +6,7 @@ from pathlib import Path
 
 from deepfloyd_core.bundle.gate_rules import COMPARED, GATE_RULES, GateContext, Measured
 from deepfloyd_core.bundle.identity import BundleSummary
+from deepfloyd_core.bundle.known_pictures import Ledger, ledger_then, missing
 from deepfloyd_core.bundle.picture_figures import picture_colours, picture_losses, picture_measures, probe_losses
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.config.stages import UPSCALERS
@@ -16,7 +17,7 @@ from deepfloyd_core.store.collected import collected
 from deepfloyd_core.store.events import standing
 from deepfloyd_core.store.registry import Decision, Judge
 from deepfloyd_core.store.verdicts import GateReport, Verdict
-from deepfloyd_core.store.versions import Version, bundle_of, find_version
+from deepfloyd_core.store.versions import Version, bundle_of, find_version, part_of
 
 GATE_OFF = "the gate is off"
 
@@ -32,9 +33,40 @@ def gate_of(run: Run) -> Judge:
             return Decision("promoted", "; ".join(filter(None, [gain if report.passed else "", off])), report)
         if run.config.gate == "manual":
             return Decision("candidate", gain if report.passed else f"would be blocked: {reasons}", report)
-        return Decision("promoted", gain, report) if report.passed else Decision("blocked", reasons, report)
+        if report.passed:
+            return Decision("promoted", gain, report)
+        return Decision(
+            "blocked", "; ".join(filter(None, [reasons, withdrawn_pictures(run, champion, version)])), report
+        )
 
     return judge
+
+
+def withdrawn_pictures(run: Run, champion: int | None, candidate: Version) -> str:
+    """Which pictures the champion was trained on and a blocked candidate not, because they were taken out of the data: a
+    person may promote the candidate for that. Empty: none, or the lists cannot be read.
+    """
+    try:
+        serving = None if champion is None else find_version(run.workspace, str(champion))
+        ledgers = [_ledger(run.workspace, version) for version in (serving, candidate) if version]
+    except (ArtifactError, OSError, ValueError):  # pyarrow's errors are the last two
+        return ""
+    gone = missing(ledgers[0], ledgers[1], run.config.stages) if len(ledgers) == 2 else None
+    if gone is None or not gone.taken_out:
+        return ""
+    return f"but version {champion} was trained on pictures that are no longer in the data: {gone.taken_out}"
+
+
+def _ledger(workspace: Path, version: Version) -> Ledger:
+    """The pictures that a version was made from."""
+    eval_set = part_of(workspace, version, "eval_set")
+    if eval_set is None:
+        raise ArtifactError(f"The record of version {version.number} names no held-out pictures.")
+    return ledger_then(_index(workspace, version), eval_set)
+
+
+def _index(workspace: Path, version: Version) -> Artifact:
+    return Artifact("image_index", version.image_index, workspace / "image_index" / version.image_index)
 
 
 def report_on(
@@ -81,7 +113,7 @@ def measured(workspace: Path, version: Version) -> Measured:
 
 def _index_summary(workspace: Path, version: Version) -> IndexSummary:
     """The counts of a version's index, also of one that `gc` removed."""
-    index = Artifact("image_index", version.image_index, workspace / "image_index" / version.image_index)
+    index = _index(workspace, version)
     if record := collected(workspace, index.name):
         return IndexSummary.of_record(record.manifest.summary, index.path)
     return index.summary(IndexSummary)

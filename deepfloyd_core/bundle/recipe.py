@@ -17,7 +17,6 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from deepfloyd_core.adapters.start_from import named_weights, weights_file
-from deepfloyd_core.bundle.difference import part_of
 from deepfloyd_core.bundle.planned import Starts
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.config.stages import STAGES, Stage
@@ -31,7 +30,7 @@ from deepfloyd_core.store.collected import collected
 from deepfloyd_core.store.counts import many
 from deepfloyd_core.store.manifest import MANIFEST
 from deepfloyd_core.store.provenance import package_versions
-from deepfloyd_core.store.versions import Version, bundle_of, find_version
+from deepfloyd_core.store.versions import Version, bundle_of, find_version, part_of
 from deepfloyd_core.training.start import StartSummary, start_kind
 from deepfloyd_core.types import Json
 

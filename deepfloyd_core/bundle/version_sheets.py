@@ -3,10 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from deepfloyd_core.bundle.difference import part_of
 from deepfloyd_core.config.stages import STAGES, UPSCALERS
 from deepfloyd_core.measures.files import UpscalingFiles
-from deepfloyd_core.store.versions import Version
+from deepfloyd_core.store.versions import Version, part_of
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from deepfloyd_core.adapters.start_from import misfit, weights_file
-from deepfloyd_core.bundle.difference import part_of
 from deepfloyd_core.bundle.known_pictures import Ledger, Missing, ledger_now, ledger_then, missing
 from deepfloyd_core.bundle.planned import FROM_BASE, Starts, planned, planned_bundle
 from deepfloyd_core.config.run import Run
@@ -21,7 +20,15 @@ from deepfloyd_core.models.folders import resolve
 from deepfloyd_core.store.artifacts import Artifact, Request, missing_parts
 from deepfloyd_core.store.events import standing
 from deepfloyd_core.store.leases import take_lease
-from deepfloyd_core.store.versions import Version, bundle_of, find_version, stage_folder, trained_parts, versions
+from deepfloyd_core.store.versions import (
+    Version,
+    bundle_of,
+    find_version,
+    part_of,
+    stage_folder,
+    trained_parts,
+    versions,
+)
 from deepfloyd_core.training.start import StartSource, make_start, start_kind
 
 _NO_CHAMPION = "from the base, because no version served"

@@ -171,6 +171,13 @@ def report_sizes(workspace: Path) -> dict[int, int]:
     return {int(file.stem): file.stat().st_size for file in files if file.stem.isdecimal()}
 
 
+def part_of(workspace: Path, version: Version, kind: str) -> Artifact | None:
+    """The artifact of a kind that a version was made from, by the lineage in its record."""
+    names = {*version.lineage, *(name for names in version.lineage.values() for name in names)}
+    found = sorted(name for name in names if name.startswith(f"{kind}/"))
+    return Artifact(kind, found[0].partition("/")[2], workspace / found[0]) if found else None
+
+
 def stage_folder(bundle: Path, stage: Stage) -> Path:
     """The folder of a bundle with a stage's trained weights and its scheduler."""
     return bundle / f"stage{stage}"

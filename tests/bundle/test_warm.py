@@ -17,6 +17,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from deepfloyd_core.adapters.files import LORA_FILE
+from deepfloyd_core.bundle.gate import withdrawn_pictures
 from deepfloyd_core.bundle.planned import planned, planned_bundle
 from deepfloyd_core.bundle.recipe import check_reproduction, check_scratch, recipe_of, scratch_starts, write_scratch
 from deepfloyd_core.bundle.waiting import waiting
@@ -374,3 +375,12 @@ def test_what_is_read_again_from_elsewhere_is_said_beforehand(nights: Nights) ->
     assert check_reproduction(workspace, 1).notes == (
         f"depth: its files are read again from /depth, {ends}", f"web: its files are read again from csv, {ends}",
     )  # fmt: skip
+
+
+def test_a_block_says_that_the_version_which_serves_knows_a_picture_that_was_taken_out(nights: Nights) -> None:
+    nights.add(4)
+    run, _, _ = nights.plan()
+    assert withdrawn_pictures(run, 1, nights.night("blocked").version) == ""
+    nights.remove(2)
+    told = withdrawn_pictures(run, 1, nights.night("blocked").version)
+    assert told == "but version 1 was trained on pictures that are no longer in the data: 2.png was removed"
