@@ -111,10 +111,9 @@ def _start_line(lora: Artifact) -> str:
         return ""
     kind, fingerprint = lora.inputs["start"].split("/")
     start = Artifact(kind, fingerprint, workspace_of(lora.path) / kind / fingerprint).summary(StartSummary)
-    known, share = many(start.pictures, "picture"), lora.spec["warm_new_share"]
     return (
-        f" It started from version {start.version}, which was trained on {known} of these. Others, if there are any, have "
-        f"{share:.0%} of its batches."
+        f" It started from version {start.version}, which was trained on {start.pictures:,} of these pictures. Others, if "
+        f"there are any, have {lora.spec['warm_new_share']:.0%} of its batches."
     )
 
 

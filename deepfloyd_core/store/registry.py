@@ -154,7 +154,7 @@ def news_of(workspace: Path, outcome: Outcome) -> str:
     """The outcome of a run, for people."""
     number = outcome.version.number
     why = f": {outcome.reason}" if outcome.reason else ""
-    start = f" ({outcome.version.start})" if outcome.is_new and outcome.version.start else ""
+    start = f" ({outcome.version.start})" if outcome.version.start else ""
     serves = "no version serves" if outcome.serves is None else f"version {outcome.serves} serves"
     if outcome.state == "champion" and outcome.is_new:
         promoted = f", promoted{why}" if why else ""

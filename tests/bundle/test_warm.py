@@ -18,10 +18,12 @@ from safetensors.numpy import load_file, save_file
 
 from deepfloyd_core.adapters.files import LORA_FILE
 from deepfloyd_core.bundle.gate import withdrawn_pictures
+from deepfloyd_core.bundle.known_pictures import ledger_now, missing
 from deepfloyd_core.bundle.planned import planned, planned_bundle
 from deepfloyd_core.bundle.recipe import check_reproduction, check_scratch, recipe_of, scratch_starts, write_scratch
 from deepfloyd_core.bundle.waiting import waiting
 from deepfloyd_core.bundle.warm import Retraining, retraining
+from deepfloyd_core.config.flavours import FLAVOURS
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.crops.eval_choice import choose_held_out
 from deepfloyd_core.errors import ArtifactError, ConfigError, DataError
@@ -30,7 +32,7 @@ from deepfloyd_core.preflight.load import load_run
 from deepfloyd_core.store.artifacts import Artifact, Request, WorkDir, materialise
 from deepfloyd_core.store.collected import write_record
 from deepfloyd_core.store.manifest import Summary
-from deepfloyd_core.store.registry import Decision, Outcome, block, publish, settled
+from deepfloyd_core.store.registry import Decision, Outcome, block, news_of, publish, settled
 from deepfloyd_core.store.versions import Origin
 from deepfloyd_core.training.start import StartSummary, known_pictures, start_weights
 
@@ -42,7 +44,6 @@ KEYS: dict[str, Any] = {"lora_rank": RANK, "max_train_steps": 6, "train_batch_si
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A LoRA of the tiny Stage I."""
     from deepfloyd_core.adapters.method import base_dtype, method_of
-    from deepfloyd_core.config.flavours import FLAVOURS
     from deepfloyd_core.config.stage import StageConfig
     from deepfloyd_core.models.unet import load_unet
 
@@ -164,6 +165,8 @@ def test_a_blocked_candidate_is_not_made_again_until_something_changes(nights: N
     assert blocked.state == "blocked" and blocked.version.start == "from version 1" and len(nights.trained) == 2
     again = nights.night()
     assert (again.state, again.version.number, again.is_new) == ("blocked", 2, False) and len(nights.trained) == 2
+    news = news_of(nights.world.folder / "workspace", again)
+    assert news == "no change: version 2 (from version 1) is blocked (because); version 1 serves"
     nights.remove(4)
     assert (nights.night().state, len(nights.trained)) == ("champion", 2), "the champion's own data: nothing to do"
     nights.add(4, 5)
@@ -247,6 +250,30 @@ def test_data_that_went_back_beyond_a_warm_version_publishes_the_bundle_of_that_
 def test_what_does_not_fit_the_weights_begins_from_the_base(nights: Nights, keys: dict[str, Any], words: str) -> None:
     assert nights.words(**keys).startswith("from the base, because ") and words in nights.words(**keys)
     assert nights.words(**keys, honour_removals="refuse") == nights.words(**keys), "no picture was removed"
+
+
+def test_weights_for_another_base_model_begin_from_that(nights: Nights, tmp_path: Path) -> None:
+    base = shutil.copytree(FLAVOURS["tiny-i"].repo, tmp_path / "base")
+    with (base / "unet" / "config.json").open("a") as file:
+        file.write("\n")
+    words = nights.words(pretrained_model_name_or_path=str(base))
+    assert words == "from the base, because Stage I of version 1 belongs to another base model"
+
+
+def test_a_pair_that_was_replaced_is_another_picture(world: DataWorld) -> None:
+    follow = {"model_flavour": "tiny-i", "controlnet": True, "controlnet_conditioning": "paired"}
+    pairs = {"id": "pairs", "dataset_type": "conditioning", "instance_data_dir": str(world.folder / "pairs")}
+    for number in range(4):
+        world.add(f"{number}.png", Image.new("RGB", (64, 64), (number, 0, 0)))
+        world.add(f"../pairs/{number}.png", Image.new("RGB", (64, 64), (0, number, 0)), None)
+    run = world.load({"conditioning_data": "pairs"}, pairs, stages=(1,), stage1=follow)
+    before = ledger_now(run, world.index(run))
+    out = before.held_out.to_pylist()
+    number = next(row["source"] for row in before.rows.to_pylist() if row["image_id"] not in out)
+    assert missing(before, before, (1,)) is None
+    world.add(f"../pairs/{number}", Image.new("RGB", (64, 64), (0, 0, 200)), None)
+    gone = missing(before, ledger_now(run, world.index(run)), (1,))
+    assert gone is not None and gone.taken_out == f"{number} was changed"
 
 
 def test_weights_of_another_program_have_unknown_pictures(nights: Nights) -> None:

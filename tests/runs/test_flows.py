@@ -323,7 +323,7 @@ def test_a_warm_retraining_goes_on_from_the_version_that_serves_and_is_made_agai
                    if "start" in json.loads(path.read_text())["inputs"])  # fmt: skip
         summary = json.loads((lora / "manifest.json").read_text())["summary"]
         assert [(row["dataset"], row["crops"]) for row in summary["buckets"]] == [("stars", 14), ("stars, new", 2)]
-    assert "It started from version 1, which was trained on 7 pictures of these" in (second / "README.md").read_text()
+    assert "It started from version 1, which was trained on 7 of these pictures." in (second / "README.md").read_text()
     before_night = _digest(run.workspace)
     assert run.call_here("retrain", str(run.config), *warm).stdout == "no change: version 2 serves\n"
     assert _digest(run.workspace) == before_night
