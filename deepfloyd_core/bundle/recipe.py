@@ -38,6 +38,7 @@ _PLACES = {"workspace", "data_backend_config"}  # of the scratch folder instead
 _SECRETS = {"aws_access_key_id", "aws_secret_access_key"}
 _RESOLVED = {"text_embeds"}  # the filters of its entry are among the data set's own
 _EXPECTED = "version.json"  # in a scratch folder: what its data must be
+_WHERE = "instance_data_dir", "csv_file", "dataset_name", "aws_bucket_name"  # of a data set's entry
 _NAMED = 5  # of the pictures that are gone
 
 
@@ -195,7 +196,7 @@ def _given_weights(workspace: Path, version: Version) -> dict[Stage, Path]:
 def _elsewhere_notes(version: Version) -> Iterator[str]:
     for each in version.recipe["data"]:
         if each["type"] != "local" or each.get("dataset_type", "image") != "image":
-            place = each.get("instance_data_dir") or each["type"]
+            place = next(filter(None, map(each.get, _WHERE)), each["type"])
             yield (
                 f"{each['id']}: its files are read again from {place}, as they are now. If any is not as it was, the run "
                 "ends before it trains"

@@ -395,12 +395,12 @@ def test_what_is_read_again_from_elsewhere_is_said_beforehand(nights: Nights) ->
     record = workspace / "versions" / "0001.json"
     version = read_sealed(record)
     pairs = {"id": "depth", "type": "local", "dataset_type": "conditioning", "instance_data_dir": "/depth"}
-    urls = {"id": "web", "type": "csv", "dataset_type": "image", "instance_data_dir": None}
+    urls = {"id": "web", "type": "csv", "dataset_type": "image", "csv_file": "urls.csv"}
     version["recipe"]["data"] += [pairs, urls]
     write_sealed(record, {key: value for key, value in version.items() if key != "seal"})
     ends = "as they are now. If any is not as it was, the run ends before it trains"
     assert check_reproduction(workspace, 1).notes == (
-        f"depth: its files are read again from /depth, {ends}", f"web: its files are read again from csv, {ends}",
+        f"depth: its files are read again from /depth, {ends}", f"web: its files are read again from urls.csv, {ends}",
     )  # fmt: skip
 
 
