@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from deepfloyd_core.bundle.gate import measured
-from deepfloyd_core.bundle.gate_rules import COMPARED, Measured, loss_bounds
+from deepfloyd_core.bundle.gate_rules import COMPARED, FORGOTTEN_MORE, PROBE_LOSS, Measured, loss_bounds
 from deepfloyd_core.config.stages import STAGES, UPSCALERS
 from deepfloyd_core.errors import ArtifactError
 from deepfloyd_core.index.changed_pictures import picture_changes
@@ -55,7 +55,7 @@ def difference(workspace: Path, first: Version, second: Version) -> Difference:
     return Difference(
         tuple(picture_lines(workspace, first, second)),
         tuple(setting_lines(workspace, first, second)),
-        (*_losses(one, other), *_measures(one, other)),
+        (*_losses(one, other), *_measures(one, other), *_forgetting(one, other)),
     )
 
 
@@ -135,6 +135,17 @@ def _measures(one: Measured, other: Measured) -> Iterator[FigureRow]:
             gain = paired_gain(before.tuned, after.tuned, measure.better or "more", COMPARED[measure.name])
             change = gain.words(measure.better == "less", digits=2) if gain else _UNPAIRED
         yield FigureRow(f"{STAGES[UPSCALERS[0]].title}: {measure.meaning}", first, second, change)
+
+
+def _forgetting(one: Measured, other: Measured) -> Iterator[FigureRow]:
+    first, second = (version.summary.samples.probe_loss_tuned for version in (one, other))
+    if first is None and second is None:
+        return
+    change = ""
+    if one.probes and other.probes:
+        gain = paired_gain(one.probes.since_base, other.probes.since_base, "less", FORGOTTEN_MORE)
+        change = gain.words(less=True, digits=4) if gain else _UNPAIRED
+    yield FigureRow(f"{PROBE_LOSS}, less is better", first, second, change)
 
 
 def _samples(workspace: Path, version: Version, table: str, variant: str) -> dict[Key, Path]:

@@ -39,6 +39,11 @@ class PictureFigures:
         values = [*self.base.values(), *self.tuned.values()]
         return self.base.keys() == self.tuned.keys() and all(map(math.isfinite, values))
 
+    @property
+    def since_base(self) -> dict[PictureName, float]:
+        """The difference of the tuned model's figure from the base's; NaN where the base has none."""
+        return {name: value - self.base.get(name, math.nan) for name, value in self.tuned.items()}
+
 
 def picture_losses(bundle: Path, stage: Stage) -> PictureFigures:
     """The held-out loss of each picture of a stage, its mean over timesteps. Raises ArtifactError for an unreadable file."""

@@ -10,8 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from deepfloyd_core.bundle.gate_rules import PROBE_LOSS
 from deepfloyd_core.bundle.identity import BundleSummary
-from deepfloyd_core.bundle.picture_figures import PictureFigures, PictureName, picture_losses, picture_measures
+from deepfloyd_core.bundle.picture_figures import (
+    PictureFigures,
+    PictureName,
+    picture_losses,
+    picture_measures,
+    probe_losses,
+)
 from deepfloyd_core.config.stages import STAGES, UPSCALERS, Stage
 from deepfloyd_core.errors import ArtifactError
 from deepfloyd_core.measures.measure import Measure
@@ -124,8 +131,10 @@ def signed(value: float, decimals: int) -> str:
 
 
 def main_figures(one: Measurements, champion: Measurements | None) -> tuple[MainFigure, ...]:
-    """Each figure that the version or the champion has: measures of the upscaler, then the losses of the stages."""
-    return (*_upscaling(one, champion), *_losses(one, champion))
+    """Each figure that the version or the champion has: measures of the upscaler, then the losses of the stages, and what
+    was forgotten.
+    """
+    return (*_upscaling(one, champion), *_losses(one, champion), *_forgetting(one, champion))
 
 
 def _upscaling(one: Measurements, champion: Measurements | None) -> Iterator[MainFigure]:
@@ -170,6 +179,28 @@ def _losses(one: Measurements, champion: Measurements | None) -> Iterator[MainFi
             f"{STAGES[stage].title}: held-out loss", "", True, training.eval_loss_base, training.eval_loss, known,
             since_base, since_champion,
         )  # fmt: skip
+
+
+def _forgetting(one: Measurements, champion: Measurements | None) -> Iterator[MainFigure]:
+    means = [each.summary.samples if each else None for each in (one, champion)]
+    if means[0] is None or means[0].probe_loss_tuned is None:
+        return
+    own, before = (_probes(each) for each in (one, champion))
+    known = means[1].probe_loss_tuned if means[1] else None
+    first = next(stage for stage in one.summary.trainings if stage not in UPSCALERS)
+    yield MainFigure(
+        f"{STAGES[first].title}: {PROBE_LOSS}", "", True, means[0].probe_loss_base, means[0].probe_loss_tuned,
+        known, _paired(own.base, own.tuned, _LOSS), _paired(before.since_base, own.since_base, _LOSS), is_main=False,
+    )  # fmt: skip
+
+
+def _probes(one: Measurements | None) -> PictureFigures:
+    if one is None or one.summary.samples.probe_loss_tuned is None:
+        return _NO_FIGURES
+    try:
+        return probe_losses(one.bundle)
+    except ArtifactError:
+        return _NO_FIGURES
 
 
 def _measured(one: Measurements, measure: Measure, level: int) -> PictureFigures:

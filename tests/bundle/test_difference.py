@@ -76,7 +76,7 @@ def workspace(small_run: SmallRun) -> Path:
     second = {"b.png": "a star", "c.png": "a red star", "d.png": "a star", "e.png": "a star"}
     folder = small_run.workspace
     published(folder, Candidate(), first, 1e-3, {0: (200, 0, 0), 1: (0, 200, 0)})
-    better = Candidate(loss=-0.06, psnr=1.5, seed=1)
+    better = Candidate(loss=-0.06, psnr=1.5, seed=1, forgotten=0.025, shift=-1.5)
     published(folder, better, second, 2e-3, {1: (0, 0, 200), 2: (0, 200, 200)})
     return folder
 
@@ -94,6 +94,10 @@ def test_pictures_captions_settings_and_figures_of_two_versions_are_told(workspa
     assert loss.split()[7:9] == ["0.45", "0.44"] and "-0.01" in loss and "95 %, 12 pictures" in loss
     (psnr,) = (line for line in lines if line.startswith("Stage II: PSNR to the truth"))
     assert "+0.50 (+0.50 to +0.50" in psnr
+    (colour,) = (line for line in lines if line.startswith("Stage II: difference in mean colour"))
+    assert "-1.00 (-1.00 to -1.00" in colour
+    (forgot,) = (line for line in lines if line.startswith("loss on the base's own pictures, less is better"))
+    assert "-0.00" in forgot and "95 %, 8 pictures" in forgot
     back = deepfloyd("diff", str(workspace), "2", "1").output
     assert "2 pictures withdrawn: d.png, e.png" in back and "+0.01" in back
 

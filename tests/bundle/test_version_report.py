@@ -89,6 +89,9 @@ def test_a_promoted_version_says_its_figures_against_the_base_and_the_champion_a
     assert main.since_champion.interval == pytest.approx((low, high))
     assert (main.since_champion.verdict, main.since_champion.pictures, main.less) == ("better", 12, False)
     loss = next(one for one in found.figures if one.name == "Stage I: held-out loss")
+    forgot = next(one for one in found.figures if one.name == "Stage I: loss on the base's own pictures")
+    assert (forgot.base, forgot.value, forgot.less, forgot.is_main) == (0.01, 0.02, True, False)
+    assert forgot.since_base and forgot.since_base.difference == pytest.approx(0.03, abs=0.003)
     assert loss.since_champion and loss.since_champion.difference == pytest.approx(-0.01, abs=0.002)
     assert loss.since_champion.verdict == "better" and loss.champion == pytest.approx(0.45)
     text = Page(page(found)).text
