@@ -1,6 +1,6 @@
 """What happened to versions, for whoever waits for it: derived from the events on record, each told once.
 
-`<workspace>/versions/told.json` has the number of the last event that was told. It is written after the telling, so that a
+`<workspace>/versions/told` has the number of the last event that was told. It is written after the telling, so that a
 kill in between tells an event twice, with one id, and never loses it. Commands that reach no server leave theirs untold,
 for the next who does.
 """
@@ -15,7 +15,7 @@ from deepfloyd_core.files import read_sealed, write_sealed
 from deepfloyd_core.store.events import FOLDER, Event, Kind, LostEvent, Standing, fold, read_events
 from deepfloyd_core.store.locks import locked
 
-_TOLD = "told.json"
+_TOLD = "told"
 
 
 @dataclass(frozen=True)

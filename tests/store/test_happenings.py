@@ -60,7 +60,7 @@ def test_a_candidate_that_waits_and_one_that_is_blocked_are_told_with_their_reas
 def test_a_damaged_mark_tells_nothing_again_and_what_comes_later(release: Release) -> None:
     add(release, "old", "promoted")
     mark_told(release.workspace, 0)
-    (release.workspace / "versions" / "told.json").write_bytes(b"\x00")
+    (release.workspace / "versions" / "told").write_bytes(b"\x00")
     assert told(release.workspace) == []
     add(release, "new", "promoted")
     assert told(release.workspace) == [("promoted", 2)]
