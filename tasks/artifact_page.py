@@ -35,17 +35,18 @@ def artifact_key(artifact: Artifact, page: str = "") -> str:
 
 
 def show_artifact(
-    artifact: Artifact, summary: Summary, *shown: str | Titled, tables: Sequence[str] = (),
+    artifact: Artifact, summary: Summary, *shown: str | Titled, above: Sequence[str] = (), below: Sequence[str] = (),
     page: GrowingPage | None = None,
 ) -> None:  # fmt: skip
     """Show the page of an artifact, and log its end.
 
-    shown: pictures, or names of those in its directory; tables: as markdown; page: the one to change, if there is one.
+    shown: pictures, or names of those in its directory; above, below: markdown before and after them; page: the one to
+    change, if there is one.
     """
     titled = [(TITLES.get(one, one), artifact.path / one) if isinstance(one, str) else one for one in shown]
     there = [(title, one) for title, one in titled if not isinstance(one, Path) or one.exists()]
     markdown, holds = (
-        artifact_page(artifact, summary, [*tables, *pictures(there)]),
+        artifact_page(artifact, summary, [*above, *pictures(there), *below]),
         counts_in_words(artifact.kind, summary),
     )
     description = plain(": ".join(filter(None, [label(artifact.kind), holds])))

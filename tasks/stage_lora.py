@@ -72,7 +72,7 @@ def _trained(run: Run, stage: Stage, request: Request, job: TrainRequest) -> Art
     if job.inputs.start:
         tell_start(stage, job.inputs.start.summary(StartSummary), summary)
     shown = [(TITLES[name], last.get(name, lora.path / name)) for name in PICTURES]
-    show_artifact(lora, summary, *shown, tables=training_tables(summary), page=page)
+    show_artifact(lora, summary, *shown, below=training_tables(summary), page=page)
     return lora
 
 

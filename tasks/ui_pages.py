@@ -63,7 +63,7 @@ def show_index(index: Artifact, summary: IndexSummary, stages: tuple[Stage, ...]
     lines += more if named and summary.rejected > len(named) else []
     lines += [f"Ledger of all files: {code((index.path / INDEX_FILE).absolute())}", ""]
     sheets = (("Some rejected files of each reason", index.path / SHEET), ("Duplicates", index.path / TWINS_SHEET))
-    show_artifact(index, summary, *((title, file) for title, file in sheets if file.exists()), tables=lines)
+    show_artifact(index, summary, *((title, file) for title, file in sheets if file.exists()), above=lines)
     for stage, counts in unfit.items():
         if counts:
             log.info("%s", unfit_line(stage, counts))
@@ -86,7 +86,7 @@ def show_embeds(embeds: Artifact, index: Artifact) -> None:
         f"({', '.join(map(_file, one.files)) or 'a prompt'})"
         for one in cut
     ]
-    show_artifact(embeds, summary, TOKENS_SHEET, tables=titled_items("Captions that T5 cuts", lines))
+    show_artifact(embeds, summary, TOKENS_SHEET, above=titled_items("Captions that T5 cuts", lines))
 
 
 def show_samples(samples: Artifact, summary: SamplesSummary, stages: Sequence[Stage]) -> None:
@@ -95,7 +95,7 @@ def show_samples(samples: Artifact, summary: SamplesSummary, stages: Sequence[St
     """
     lines = [line for measured in summary.tables(stages) for line in measure_lines(measured)]
     upscaled = [UpscalingFiles(stage, samples.path) for stage in stages]
-    show_artifact(samples, summary, "sheet.png", *(files.sheet.name for files in upscaled), tables=lines)
+    show_artifact(samples, summary, "sheet.png", *(files.sheet.name for files in upscaled), above=lines)
     for files in upscaled if summary.held_out else ():
         key, on = files.kind.table, f"{files.kind.title} on held-out pictures"
         if summary.spoilt:

@@ -70,11 +70,12 @@ def _embeds(embeds: EmbedsSummary) -> Iterator[Fact]:
 
 def _training(training: TrainingSummary) -> Iterator[Fact]:
     for change in training.changes:
-        since = "the base's to its own" if change.since == "base" else "the parent's to its own"
-        yield f"held-out loss, {since}", f"{change.words}, {change.change} (less is better)"
+        yield f"held-out loss, {change.since} -> tuned", f"{change.words}, {change.change} (less is better)"
     if training.eval_overfit_gap is not None:
-        memorised = "further fall on pictures that it was trained on"
-        yield memorised, f"{signed(training.eval_overfit_gap, 4)} (far above 0: it memorises them)"
+        yield (
+            "extra fall on pictures that it was trained on",
+            f"{signed(training.eval_overfit_gap, 4)} (far above 0: it memorises them)",
+        )
     last = training.steps_of_this_process
     went_on = f", the last {last:,} after an interruption" if last < training.steps else ""
     yield "steps", f"{training.steps:,}{went_on}"

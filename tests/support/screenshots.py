@@ -1,4 +1,4 @@
-"""Pictures of the UI for the documentation, as small PNGs; `python -P tests/support/screenshots.py PREFECT_HOME PORT OUT`.
+"""Pictures of the UI for the documentation, as small PNGs; `python tests/support/screenshots.py PREFECT_HOME PORT OUT`.
 
 `deepfloyd ui --port PORT` must run with that PREFECT_HOME, and a `finetune` must have ended. The browser is driven over its
 DevTools protocol: a page's scripts need some real seconds, and tabs a click.
@@ -25,9 +25,10 @@ from websockets.sync.connection import Connection
 
 from flows.home import login_link, password
 
-PAGES = (("version", "version", 1500), ("training", "stage1-lora", 1400), ("crops", "stage1-pixels", 760))
-COLOURS, SHORTEST_S, LONGEST_S = 224, 1.0, 30.0
-DESK, PHONE = (1180, 900), (390, 844)
+PAGES = (("version", "version", 1500), ("training", "stage1-lora", 1300), ("crops", "stage1-pixels", 760))
+LARGEST_BYTES = 140_000
+SHORTEST_S, LONGEST_S = 1.0, 30.0
+DESK = (1180, 900)
 
 
 class Tab:
@@ -71,10 +72,13 @@ class Tab:
         time.sleep(SHORTEST_S)
 
     def save(self, path: Path) -> None:
-        """The page as a PNG of few colours."""
+        """The page as a PNG below LARGEST_BYTES, of as many colours as that allows."""
         shot = self.ask("Page.captureScreenshot", format="png")["data"]
         picture = Image.open(io.BytesIO(base64.b64decode(shot))).convert("RGB")
-        picture.quantize(COLOURS, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(path, optimize=True)
+        for colours in (224, 160, 112, 64):
+            picture.quantize(colours, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(path, optimize=True)
+            if path.stat().st_size < LARGEST_BYTES:
+                break
 
 
 @contextmanager
@@ -123,7 +127,7 @@ def main(home: Path, port: int, out: Path) -> None:
         tab.click("Artifacts")
         tab.save(out / "ui-run.png")
         for name, key, height in PAGES:
-            tab.open(f"{page}/artifacts/artifact/{ids[key]}", (1180, height), "Show raw data")
+            tab.open(f"{page}/artifacts/artifact/{ids[key]}", (1180, height), "Details")
             tab.save(out / f"ui-{name}.png")
         tab.open(f"{page}/deployments", DESK, "finetune")
         tab.save(out / "ui-deployments.png")
