@@ -50,6 +50,7 @@ class TrainingContext:
     # The compiled UNet; None: not compiled. Training steps only.
     compiled: Callable[..., Any] | None = None
     has_parent: bool = False  # it starts from trained weights
+    is_previewed: bool = False  # `validation_step_interval` is of previews, which are not asked for
 
 
 @dataclass(frozen=True)

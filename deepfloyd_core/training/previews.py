@@ -1,9 +1,9 @@
 """What a training shows of itself while it is under way: how often it samples when no `validation_step_interval` is set.
 
 Previews are no part of the artifact, so neither they nor what decides them is in its fingerprint: with another
-validation prompt nothing is trained anew. Cost is counted in forward passes of one picture through the UNet; a backward
-pass costs about as much as two. A short training has no previews, a long one has as many as it can afford. (SimpleTuner
-validates every 100 steps, whatever that costs.) No torch.
+validation prompt nothing is trained anew. Cost is counted in passes of one picture through the UNet; a backward pass costs
+about as much as a forward pass, because most weights are frozen. A short training has no previews, a long one has as many
+as it can afford. (SimpleTuner validates every 100 steps, whatever that costs.) No torch.
 """
 
 from deepfloyd_core.config.run import Run, RunConfig
@@ -12,13 +12,16 @@ from deepfloyd_core.config.stages import STAGES, Stage
 PREVIEWS = ".preview"  # the folder of their files, in that of the training
 TIMESTEPS = (100, 400, 700, 950)  # of the grid that each validation takes losses on
 SEEN_PICTURES = 2  # of that grid, which training has shown; each costs as much as a held-out one
+PICTURES = 4  # of a preview, at most
 _SHARE, _MOST = 10, 10  # previews cost at most one in so many passes of the training; and are at most so many
-_FORWARD_AND_BACKWARD = 3  # passes
+_FORWARD_AND_BACKWARD = 2  # passes
 _HELD_OUT = 4  # pictures of a data set, where `num_eval_images` is unset
 
 
 def preview_interval(run: Run, stage: Stage) -> int:
-    """Optimizer steps between the previews of a stage's training, whose steps are known; 0: none."""
+    """Optimizer steps between the previews of a stage's training, whose steps are known; 0: none. The first one is after so
+    many steps: samples at step 0 are those of the base.
+    """
     config = run.config.stage(stage)
     if config.validation_step_interval is not None:
         return 0
@@ -28,13 +31,13 @@ def preview_interval(run: Run, stage: Stage) -> int:
     losses = (held_out + SEEN_PICTURES) * len(TIMESTEPS)
     of_a_picture = config.validation_num_inference_steps * (2 if config.validation_guidance > 1 else 1)
     count = min(_MOST, int(training / _SHARE / (losses + _pictures(run.config, stage) * of_a_picture)))
-    return -(-config.steps // count) if count > 1 else 0
+    return -(-config.steps // (count + 1)) if count else 0
 
 
 def _pictures(run: RunConfig, stage: Stage) -> int:
-    """Of a preview, at most; see `sampling.specs.sample_specs`."""
+    """Of a preview; see `sampling.specs.sample_specs`."""
     if STAGES[stage].is_upscaler:
-        return run.num_upscaled_images
+        return min(PICTURES, run.num_upscaled_images)
     if run.stage(stage).controlnet:
-        return run.num_validation_images
-    return run.num_validation_images * max(1, len(run.prompts)) * len(run.sample_sizes_px)
+        return min(PICTURES, run.num_validation_images)
+    return min(PICTURES, run.num_validation_images * max(1, len(run.prompts)) * len(run.sample_sizes_px))

@@ -50,7 +50,7 @@ from deepfloyd_core.training.jobs import VALIDATION_FILE, TrainingSummary, Train
 from deepfloyd_core.training.live_curve import LiveCurve, save_curve, show_at_end
 from deepfloyd_core.training.optimizers import check_savable, set_learning_rate
 from deepfloyd_core.training.prefetch import Prefetcher
-from deepfloyd_core.training.previews import PREVIEWS
+from deepfloyd_core.training.previews import PICTURES, PREVIEWS
 from deepfloyd_core.training.recompute import recompute_activations
 from deepfloyd_core.training.schedule import learning_rate_at
 from deepfloyd_core.training.start import known_pictures
@@ -59,7 +59,6 @@ from deepfloyd_core.training.throughput import Throughput
 from deepfloyd_core.training.trackers import MetricLogger, open_loggers, show_validation, shown_metrics
 from deepfloyd_core.training.validation import (
     Validation,
-    copy_losses,
     published_losses,
     read_losses,
     write_validations,
@@ -84,8 +83,6 @@ def train(job: Job[TrainRequest]) -> TrainingSummary:
     listed = {**context.config.model_dump(mode="json"), "seed": request.seed}
     with open_loggers(request.machine.trackers, listed, job.out, metrics[:]) as show:
         seconds = run_steps(context, state, _passes(context, rows, order), shown, show, job.report)
-        if request.previews and request.parent:
-            copy_losses(shown.out, job.out, 0)
         del state  # the optimizer's states can be twice as large as the model
         trained = sum(param.numel() for param in trainable(context.unet).values())
         frozen = frozen_numbers(context.unet), frozen_bytes(context.unet)
@@ -180,7 +177,7 @@ def set_up(job: Job[TrainRequest]) -> TrainingContext:
     compiled = compiled_unet(unet, config.dynamo_backend)
     return TrainingContext(
         stage, config, request.seed, unet, load_scheduler(folder), noising, texts, device, job.out, compiled,
-        has_parent=parent is not None,
+        has_parent=parent is not None, is_previewed=request.previews > 0,
     )  # fmt: skip
 
 
@@ -203,7 +200,8 @@ def _validation(context: TrainingContext, rows: TrainingRows, order: MixedOrder,
 
 def _previews(validation: Validation, request: TrainRequest) -> Validation:
     """What is taken in place of the validations, which are not asked for, while it trains."""
-    previews = replace(validation, wanted=_specs(request), out=validation.out / PREVIEWS)
+    kept = validation.out if request.parent else None
+    previews = replace(validation, wanted=_specs(request)[:PICTURES], out=validation.out / PREVIEWS, kept=kept)
     previews.out.mkdir(exist_ok=True)
     return previews
 
@@ -263,9 +261,13 @@ def run_steps(
 
 
 def _due(context: TrainingContext, step: int) -> bool:
-    """Whether there is a validation before a step. Before the first step also one of a parent, for comparison."""
-    interval = context.config.validation_step_interval
-    return step % interval == 0 if interval else step == 0 and context.has_parent
+    """Whether there is a validation or a preview before a step. Before the first step of a parent, for comparison; of the
+    base there are no previews.
+    """
+    interval = context.config.validation_step_interval or 0
+    if step == 0:
+        return context.has_parent or (interval > 0 and not context.is_previewed)
+    return interval > 0 and step % interval == 0
 
 
 def _tell(report: Report, steps: int, row: StepMetrics, pace: Throughput, show: MetricLogger) -> None:

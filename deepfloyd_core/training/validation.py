@@ -55,6 +55,9 @@ class Validation:
     wanted: list[SampleSpec]  # none: only losses are taken
     out: Path
     report: Report
+    kept: Path | None = (
+        None  # where the losses at step 0 are kept as well: of a parent, which the summary compares with
+    )
 
     def losses(self, of: str) -> list[GridLoss]:
         """The losses on the grid, see `grid_losses`. of: whose, for people."""
@@ -76,8 +79,9 @@ class Validation:
         """
         losses = self.losses(f"at step {step}")
         paths = _save_pictures(self, step)
-        _losses_file(self.out, step).parent.mkdir(exist_ok=True)
-        write_bytes(_losses_file(self.out, step), json.dumps([vars(row) for row in losses]).encode())
+        for out in (*([self.kept] if self.kept and step == 0 else []), self.out):  # the last one tells that it is taken
+            _losses_file(out, step).parent.mkdir(exist_ok=True)
+            write_bytes(_losses_file(out, step), json.dumps([vars(row) for row in losses]).encode())
         _save_sheet(self.stage, self.wanted, self.out)
         return losses, paths
 
@@ -92,12 +96,6 @@ def published_losses(file: Path) -> dict[tuple[str, str, int], float]:
     rows = [row for row in pq.read_table(file).to_pylist() if row["model"] == "trained" and row["part"] == HELD_OUT]
     last = max((row["step"] for row in rows), default=0)
     return {(row["image_id"], row["conditions"], row["t"]): row["loss"] for row in rows if row["step"] == last}
-
-
-def copy_losses(source: Path, out: Path, step: int) -> None:
-    """Copy the stored losses of a step to another training's folder."""
-    _losses_file(out, step).parent.mkdir(exist_ok=True)
-    write_bytes(_losses_file(out, step), _losses_file(source, step).read_bytes())
 
 
 def _read_losses(file: Path) -> list[GridLoss]:

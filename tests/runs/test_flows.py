@@ -154,6 +154,9 @@ def test_the_ui_gets_tables_pictures_and_logs(finished: tuple[SmallRun, str], se
         assert [line.split(" | ")[0] for line in lines[2:]] == ["| bilinear", "| bicubic", "| base", "| tuned"]
     losses = artifacts["stage1-lora-workspace"]["data"].partition("Held\\-out loss by timestep**")[2].splitlines()[2]
     assert losses == "| timestep (of 1,000) | base | tuned | change (less is better) |"
+    told = [entry["description"] for entry in _found(server, run, "artifacts") if entry["type"] == "progress"]
+    assert any(line.startswith("cascade samples: ") and "part 6 of 6" in line for line in told), told
+    assert any(line.startswith("stage II LoRA: ") and "held-out losses of the base" in line for line in told), told
     logs = _found(server, run, "logs")
     assert any("stage1_lora" in entry["message"] and "built" in entry["message"] for entry in logs)
     assert {"deepfloyd_core.store.artifacts", "tasks.endings"} <= {entry["name"] for entry in logs}

@@ -23,6 +23,7 @@ from small_run import SmallRun
 from training_parts import (
     FOLDERS,
     ONE_TIMESTEP,
+    break_in_step,
     newest_checkpoint,
     prepared,
     run_here,
@@ -310,10 +311,11 @@ def test_previews_are_shown_while_it_trains_and_change_no_byte_of_the_artifact(
     assert without.hashes == with_previews.hashes and without.fingerprint == with_previews.fingerprint
     assert without.manifest.summary.get("eval_loss_parent") == with_previews.manifest.summary.get("eval_loss_parent")
     assert not any(Path(name).name.startswith(".") for name in with_previews.hashes)
-    steps = [f".preview/validation/step-{step:08d}/{number:03d}.png" for step in (0, 1) for number in (0, 1)]
-    assert sorted(pictures) == [".preview/loss.png", ".preview/validation.png", *steps]
+    steps = (0, 1) if has_parent else (1,)  # at step 0 the base has no preview, a parent has
+    files = [f".preview/validation/step-{step:08d}/{number:03d}.png" for step in steps for number in (0, 1)]
+    assert sorted(pictures) == [".preview/loss.png", ".preview/validation.png", *files]
     held_out = 4  # two pictures held out, and two that are trained on, at one timestep
-    for step in (0, 1):
+    for step in steps:
         assert f"{held_out}/{held_out} held-out losses at step {step}" in seen
         assert [f"{number}/2 samples at step {step}" for number in range(3)] == [
             line for line in seen if line.endswith(f"samples at step {step}")
@@ -323,6 +325,30 @@ def test_previews_are_shown_while_it_trains_and_change_no_byte_of_the_artifact(
         for of in (*(["at step 0"] * has_parent), "at step 2", "of the base")
         for number in range(1, held_out + 1)
     ], "no silence at the end"
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 0), (0, 1)])
+def test_a_stopped_training_with_a_parent_goes_on_with_other_previews_and_ends_with_the_same_bytes(
+    world: tuple[Run, dict[str, Artifact]], loras: dict[int, Artifact], before: int, after: int, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    first, made = world
+    keys = (f"init_lora={loras[1].path}", "lora_dropout=0.0", "max_train_steps=2", "checkpoint_step_interval=1")
+    settings = tuple(f"stage1.{key}" for key in (*keys, "validation_step_interval="))
+    run = load_run(first.workspace.parent / "run.toml", settings)
+
+    def trained(previews: int, out: Path) -> Artifact:
+        def how(request: TrainRequest, work: WorkDir) -> TrainingSummary:
+            return run_here(request.model_copy(update={"previews": previews}), work)
+
+        return train_stage(run, made, 1, out, how=how)
+
+    break_in_step(monkeypatch, 1)
+    with pytest.raises(RuntimeError, match="broken"):
+        trained(before, tmp_path / "broken")
+    resumed, whole = trained(after, tmp_path / "broken"), trained(before, tmp_path / "whole")
+    assert resumed.hashes == whole.hashes
+    assert resumed.manifest.summary["eval_loss_parent"] == whole.manifest.summary["eval_loss_parent"] is not None
 
 
 def test_another_prompt_trains_nothing_anew(world: tuple[Run, dict[str, Artifact]], tmp_path: Path) -> None:
