@@ -20,7 +20,7 @@ from deepfloyd_core.adapters.start_from import named_weights, weights_file
 from deepfloyd_core.bundle.planned import Starts
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.config.stages import STAGES, Stage
-from deepfloyd_core.crops import eval_record
+from deepfloyd_core.crops.eval_record import copy_closed
 from deepfloyd_core.errors import ArtifactError, ConfigError, DataError
 from deepfloyd_core.files import sha256_file, write_bytes
 from deepfloyd_core.index.changed_pictures import picture_changes
@@ -103,8 +103,7 @@ def write_scratch(workspace: Path, version: Version, scratch: Path) -> Path:
             for each in version.recipe["data"]]  # fmt: skip
     made = scratch / "workspace"
     made.mkdir(parents=True)
-    if (workspace / eval_record.FOLDER).is_dir():
-        shutil.copytree(workspace / eval_record.FOLDER, made / eval_record.FOLDER)
+    copy_closed(workspace, made)
     for start in _starts(workspace, version).values():
         shutil.copytree(start.path, made / start.name, copy_function=_link)
     ledger = workspace / "image_index" / version.image_index / INDEX_FILE

@@ -2,9 +2,10 @@
 
 For each data set, take first the pictures that the workspace held out before, the longest-held first (`eval_record`).
 So these, and copies of them, stay held out when other pictures are added or removed, or when another number is asked
-for. Then take new pictures: first those that every stage can use, whichever stages are in the run; among these the
-smallest hashes of (seed, picture), so every machine chooses the same. Their number is `num_eval_images`, by default as
-many as the data set can spare.
+for. Then take further ones: first those that the version which serves was not trained on, so that it can be compared on
+them; then those that every stage can use, whichever stages are in the run; among these the smallest hashes of (seed,
+picture), so every machine chooses the same. Their number is `num_eval_images`. By default it is as many as the data set can
+spare, and none becomes one that the version which serves was trained on, unless no other is held out.
 
 A group of duplicates counts as one picture. The hash is taken of its first picture. A copy that is added later, and
 whose name sorts after the original's, is therefore held out or trained on together with the original. Costs two to
@@ -15,23 +16,28 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache, reduce
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from deepfloyd_core.arrow import mapped_table
 from deepfloyd_core.config.data_sets import ImageDataset
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.config.stages import STAGES, Stage, titles
 from deepfloyd_core.crops.eval_record import EvalRecord, eval_record
-from deepfloyd_core.errors import DataError
+from deepfloyd_core.crops.rows import HELD_OUT_FILE
+from deepfloyd_core.errors import ArtifactError, DataError
 from deepfloyd_core.index.ledger import group_names, ledger_batches, schema
 from deepfloyd_core.pictures.draws import hash_units, image_keys
 from deepfloyd_core.store.artifacts import Artifact
+from deepfloyd_core.store.versions import champion, part_of
 
 EVAL_FORMAT = 7
 MOST, SHARE, FEWEST = 4, 10, 8  # by default: of each SHARE pictures one, at most MOST, at least one from FEWEST on
 _COUNTED = MOST * SHARE  # above this count a set spares no more pictures
+_NONE = pa.array([], pa.string())
 
 
 @dataclass(frozen=True)
@@ -57,10 +63,20 @@ class _Known:
     groups: dict[
         str, tuple[int, str]
     ]  # name -> place of the first of its pictures among these, and the subject of that
+    is_closed: bool  # no other picture is held out
 
     def place(self, name: str) -> int:
         """The smallest goes first; all groups that are new are equal."""
         return self.groups[name][0] if name in self.groups else len(self.subjects)
+
+
+class _Row(NamedTuple):
+    """A picture that may be held out."""
+
+    image_id: str
+    name: str  # of its group
+    fit: bool  # usable
+    trained: bool  # its group was trained on by the version that serves
 
 
 def spare(usable: int) -> int:
@@ -198,15 +214,15 @@ def _known(record: EvalRecord, dataset_id: str, names: dict[str, str]) -> _Known
     groups: dict[str, tuple[int, str]] = {}
     for place, (image_id, subject) in enumerate(subjects.items()):
         groups.setdefault(names[image_id], (place, subject))
-    return _Known(names, subjects, groups)
+    return _Known(names, subjects, groups, record.is_closed)
 
 
 def _choose(run: Run, index: Artifact, dataset: ImageDataset, known: _Known) -> Choice | None:
     """None when the data set feeds no stage or has no picture."""
     fed = tuple(stage for stage in run.config.stages if dataset.factor(stage) is not None)
     asked = run.config.num_eval_images
-    rows = _by_hash(run, index, dataset, fed, max(_COUNTED, 2 * (asked or 0) + 1), known) if fed else []
-    usable = sum(fit for _, _, fit in rows)
+    rows = _by_hash(run, index, dataset, fed, known, _NONE) if fed else []
+    usable = sum(row.fit for row in rows)
     if not usable:
         return None
     others = [other for other in run.datasets if other.id != dataset.id and not other.start_step]
@@ -220,10 +236,35 @@ def _choose(run: Run, index: Artifact, dataset: ImageDataset, known: _Known) -> 
             f"Add pictures, or lower num_eval_images; unset, it is {spare(usable)}."
         )
     ids, groups = _take(rows, count, known)
-    return Choice(dataset.id, usable, tuple(one for one, _, _ in rows if one in ids), groups)
+    if known.is_closed:
+        ids, groups = _take([row for row in rows if row.name in known.groups], count, known)
+    elif not known.groups.keys() >= {*groups} and len(trained := _trained_groups(run, index)):
+        rows = _by_hash(run, index, dataset, fed, known, trained)
+        ids, groups = _take(rows, count, known)
+        if asked is None and (fresh := _take([row for row in rows if not row.trained], count, known))[0]:
+            ids, groups = fresh
+    return Choice(dataset.id, usable, tuple(row.image_id for row in rows if row.image_id in ids), groups)
 
 
-def _take(rows: list[tuple[str, str, bool]], count: int, known: _Known) -> tuple[set[str], tuple[str, ...]]:
+def _trained_groups(run: Run, index: Artifact) -> pa.Array:
+    """The groups of an index with a picture that the version which serves was trained on; empty where it is not known."""
+    try:
+        serving = champion(run.workspace)
+        eval_set = part_of(run.workspace, serving, "eval_set") if serving else None
+        if serving is None or eval_set is None:
+            return _NONE
+        then = Artifact("image_index", serving.image_index, run.workspace / "image_index" / serving.image_index)
+        out = mapped_table(eval_set.path / HELD_OUT_FILE)["image_id"].combine_chunks()
+        ids = pa.chunked_array([batch["image_id"] for batch in ledger_batches(then, ["image_id"])], pa.string())
+    except (ArtifactError, OSError, ValueError):  # pyarrow's errors are the last two
+        return _NONE
+    trained = ids.filter(pc.invert(pc.is_in(ids, out))).combine_chunks()
+    names = [group_names(batch).filter(pc.is_in(batch["image_id"], trained))
+             for batch in ledger_batches(index, ["image_id", "group"])]  # fmt: skip
+    return pc.unique(pa.chunked_array(names, pa.string()))
+
+
+def _take(rows: list[_Row], count: int, known: _Known) -> tuple[set[str], tuple[str, ...]]:
     """The pictures to measure on, and all groups that are held out. rows: as `_by_hash`.
 
     Earlier held-out pictures come first, one for each subject. One that is unfit now is not measured on, and stays held
@@ -232,42 +273,44 @@ def _take(rows: list[tuple[str, str, bool]], count: int, known: _Known) -> tuple
     ids: set[str] = set()
     groups: set[str] = set()
     taken: set[str] = set()
-    for image_id, name, fit in sorted(rows, key=lambda row: known.place(row[1])):  # stable
+    for row in sorted(rows, key=lambda row: known.place(row.name)):  # stable
         if len(ids) == count:
             break
-        subject = known.groups[name][1] if name in known.groups else image_id
+        subject = known.groups[row.name][1] if row.name in known.groups else row.image_id
         if subject in taken:
             continue
-        groups.add(name)
-        if fit:
-            ids.add(image_id)
+        groups.add(row.name)
+        if row.fit:
+            ids.add(row.image_id)
             taken.add(subject)
     groups |= {known.names[one] for one, subject in known.subjects.items() if subject in taken}
     return ids, tuple(sorted(groups))
 
 
 def _by_hash(
-    run: Run, index: Artifact, dataset: ImageDataset, fed: tuple[Stage, ...], most: int, known: _Known
-) -> list[tuple[str, str, bool]]:
+    run: Run, index: Artifact, dataset: ImageDataset, fed: tuple[Stage, ...], known: _Known, trained: pa.Array
+) -> list[_Row]:
     """The usable pictures of a data set with the smallest hashes, and all that are known, by hash; of each group one. Those
-    come first that every stage could use which the set can feed: a stage that is added to the run then finds them chosen.
-
-    Each is (picture, its group, whether it is usable).
+    come first that are not among the groups `trained`, then those that every stage could use which the set can feed: a
+    stage that is added to the run then finds them chosen.
     """
+    most = max(_COUNTED, 2 * (run.config.num_eval_images or 0) + 1)
     # All stages, not the run's: otherwise Stage I alone would choose pictures that Stage II cannot use. So a new record in
     # STAGES changes the choice in new workspaces; an existing one keeps its pictures (`eval_record`).
     reasons = [f"stage{stage}_reason" for stage in STAGES if dataset.factor(stage) is not None]
     of_run = [f"stage{stage}_reason" for stage in fed]
     ids, groups = pa.array(known.subjects, pa.string()), pa.array(known.groups, pa.string())
     best = pa.table({"image_id": pa.array([], pa.string()), "name": pa.array([], pa.string()),
-                     "fit": pa.array([], pa.bool_()), "everywhere": pa.array([], pa.bool_())})  # fmt: skip
+                     "fit": pa.array([], pa.bool_()), "everywhere": pa.array([], pa.bool_()),
+                     "trained": pa.array([], pa.bool_())})  # fmt: skip
     for batch in ledger_batches(index, ["image_id", "group", "dataset_id", *reasons]):
         name = group_names(batch)
         fit, everywhere = (
             reduce(pc.and_, [pc.is_null(batch[reason]) for reason in some]) for some in (of_run, reasons)
         )
         own = pc.and_(pc.equal(batch["dataset_id"], dataset.id), pc.or_(fit, pc.is_in(name, groups)))
-        columns = {"image_id": batch["image_id"], "name": name, "fit": fit, "everywhere": everywhere}
+        columns = {"image_id": batch["image_id"], "name": name, "fit": fit, "everywhere": everywhere,
+                   "trained": pc.is_in(name, trained)}  # fmt: skip
         rows = pa.table(columns).filter(own)
         best = pa.concat_tables([best, rows])
         units = hash_units("eval", run.config.seed, image_keys(best["name"]), np.zeros(len(best), np.int64))
@@ -276,10 +319,10 @@ def _by_hash(
         less = ~best["everywhere"].to_numpy()
         order = np.lexsort((later, less, place, ~best["fit"].to_numpy(), units))
         first = order[np.unique(units[order], return_index=True)[1]]
-        first = first[np.argsort(less[first], kind="stable")]
+        first = first[np.lexsort((less[first], best["trained"].to_numpy()[first]))]  # stable
         new = ~pc.is_in(best["name"], groups).to_numpy()[first]
         best = best.take(first[~new | (np.cumsum(new) <= most)])
-    return list(zip(*(best[column].to_pylist() for column in ("image_id", "name", "fit")), strict=True))
+    return [_Row(*row) for row in zip(*(best[column].to_pylist() for column in _Row._fields), strict=True)]
 
 
 def _remember(record: EvalRecord, index: Artifact, choices: Iterable[Choice], known: dict[str, _Known]) -> None:

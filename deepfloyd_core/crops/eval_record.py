@@ -26,6 +26,7 @@ class EvalRecord:
     """
 
     sets: dict[str, dict[str, str]]
+    is_closed: bool = False  # no other picture is held out: of a version that is made again
 
     def order_for(self, dataset_id: str) -> dict[str, str]:
         """The subject of each picture, in the order in which a data set holds them out: its own pictures, then those of
@@ -56,7 +57,14 @@ def eval_record(workspace: Path, seed: int) -> Iterator[EvalRecord]:
         yield record
         if sum(map(len, record.sets.values())) > before:
             path.parent.mkdir(exist_ok=True)
-            write_sealed(path, {"sets": {name: list(pictures.items()) for name, pictures in record.sets.items()}})
+            write_sealed(path, _content(record))
+
+
+def copy_closed(workspace: Path, other: Path) -> None:
+    """Give another workspace the records of this one, closed. Raises ArtifactError when one is damaged."""
+    for path in sorted((workspace / FOLDER).glob("*.json")):
+        (other / FOLDER).mkdir(exist_ok=True)
+        write_sealed(other / FOLDER / path.name, _content(_read(path)) | {"closed": True})
 
 
 def damaged_records(workspace: Path) -> list[str]:
@@ -72,7 +80,14 @@ def damaged_records(workspace: Path) -> list[str]:
     return faults
 
 
+def _content(record: EvalRecord) -> dict[str, dict[str, list[tuple[str, str]]]]:
+    return {"sets": {name: list(pictures.items()) for name, pictures in record.sets.items()}}
+
+
 def _read(path: Path) -> EvalRecord:
     if not path.exists():
         return EvalRecord({})
-    return EvalRecord({name: dict(pictures) for name, pictures in read_sealed(path, _LOST)["sets"].items()})
+    content = read_sealed(path, _LOST)
+    return EvalRecord(
+        {name: dict(pictures) for name, pictures in content["sets"].items()}, content.get("closed", False)
+    )

@@ -28,6 +28,7 @@ from deepfloyd_core.config.run import Run
 from deepfloyd_core.crops.eval_choice import choose_held_out
 from deepfloyd_core.errors import ArtifactError, ConfigError, DataError
 from deepfloyd_core.files import read_sealed, write_sealed
+from deepfloyd_core.index.ledger import read_index
 from deepfloyd_core.preflight.load import load_run
 from deepfloyd_core.store.artifacts import Artifact, Request, WorkDir, materialise
 from deepfloyd_core.store.collected import write_record
@@ -411,3 +412,46 @@ def test_a_block_says_that_the_version_which_serves_knows_a_picture_that_was_tak
     nights.remove(2)
     told = withdrawn_pictures(run, 1, nights.night("blocked").version)
     assert told == "but version 1 was trained on pictures that are no longer in the data: 2.png was removed"
+
+
+SPARES: dict[str, Any] = {"num_eval_images": None}  # as many as the data set can spare
+
+
+def held_out(nights: Nights, **keys: Any) -> set[str]:
+    """The names of the pictures that the next training holds out."""
+    run, index, _ = nights.plan(**{**SPARES, **keys})
+    ids = {one for choice in choose_held_out(run, index) for one in choice.ids}
+    return {row.source for row in read_index(index) if row.image_id in ids}
+
+
+def test_a_picture_that_the_version_which_serves_was_trained_on_is_not_held_out_later(nights: Nights) -> None:
+    nights.add(*range(4, 19))  # 19 pictures spare one, and 20 two
+    (first,) = held_out(nights)
+    nights.night(**SPARES)
+    nights.add(19)
+    assert held_out(nights) == {first, "19.png"} and nights.words(**SPARES) == "from version 2"
+    nights.night(**SPARES)
+    nights.remove(19)
+    nights.add(*range(20, 22))
+    second = held_out(nights) - {first}
+    assert second < {"20.png", "21.png"} and len(second) == 1
+
+
+def test_without_a_new_picture_fewer_are_held_out_but_not_none_and_as_many_as_a_person_asks_for(nights: Nights) -> None:
+    nights.add(*range(4, 22))
+    first, second = sorted(held_out(nights))
+    nights.night(**SPARES)
+    nights.remove(int(first.removesuffix(".png")))
+    assert held_out(nights) == {second}, "21 pictures spare two, and the other 20 were trained on"
+    assert len(held_out(nights, num_eval_images=3)) == 3
+    nights.remove(int(second.removesuffix(".png")))
+    assert len(held_out(nights)) == 2
+
+
+def test_a_version_of_which_fewer_were_held_out_is_made_again_with_the_same(nights: Nights, tmp_path: Path) -> None:
+    nights.add(*range(4, 22))
+    first, _ = sorted(held_out(nights))
+    nights.night(**SPARES)
+    nights.remove(int(first.removesuffix(".png")))
+    assert nights.night(**SPARES).version.number == 3
+    _again(nights, 3, tmp_path / "again")
