@@ -18,7 +18,7 @@ from deepfloyd_core.store.counts import duration
 from deepfloyd_core.store.manifest import Summary
 from tasks.endings import tell
 from tasks.growing_page import GrowingPage
-from tasks.markdown import Titled, code, pictures, plain, table
+from tasks.markdown import Titled, code, pictures, plain
 from tasks.outbox import create_markdown_artifact
 from tasks.page_keys import workspace_key
 
@@ -66,9 +66,9 @@ def artifact_page(artifact: Artifact, summary: Summary, body: Sequence[str]) -> 
 
 
 def _facts(summary: Summary) -> list[str]:
-    """As a table whose head is the main one: an empty head takes up a line."""
-    rows = [(plain(name), plain(value)) for name, value in facts(summary)]
-    return table(rows[0], rows[1:]) if rows else []
+    """A list: on a phone a table would be cut off."""
+    lines = [f"- {plain(name)}: **{plain(value)}**" for name, value in facts(summary)]
+    return [*lines, ""] if lines else []
 
 
 def took_words(artifact: Artifact) -> str:

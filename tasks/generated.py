@@ -17,6 +17,8 @@ from deepfloyd_core.store.pinned import pinned
 from tasks.artifact_page import show_artifact
 from tasks.progress import progress
 
+MOST_SHOWN = 4  # the last stage's
+
 
 @task(name="generated", cache_policy=NO_CACHE)
 def generated(run: Run, pictures: list[tuple[str, int]], version: str, control: Path | None = None) -> Artifact:
@@ -34,5 +36,6 @@ def generated(run: Run, pictures: list[tuple[str, int]], version: str, control: 
             lambda work: run_job(job, work, report),
         )
     summary = artifact.summary(GeneratedSummary)
-    show_artifact(artifact, summary, *summary.pictures[-4:])
+    shown = list(zip(summary.prompts, summary.pictures, strict=True))[-MOST_SHOWN:]
+    show_artifact(artifact, summary, *((f"{prompt}: {name}", artifact.path / name) for prompt, name in shown))
     return artifact

@@ -66,11 +66,6 @@ def show_newest(slot: Hashable, function: Callable[..., object], *arguments: Any
     process_outbox(os.getpid()).put(Call(partial(function, *arguments), copy_context(), slot))
 
 
-def create_table_artifact(table: list[dict[str, Any]], key: str, description: str) -> None:
-    """Prefect's function of this name, called through `show`."""
-    show(artifacts.create_table_artifact, table, key=key, description=description)
-
-
 def create_markdown_artifact(markdown: str, key: str, description: str) -> None:
     """Prefect's function of this name, called through `show`."""
     show(artifacts.create_markdown_artifact, markdown, key=key, description=description)

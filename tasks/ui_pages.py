@@ -32,12 +32,13 @@ from deepfloyd_core.training.jobs import SizeCrops, TrainingSummary
 from tasks.artifact_page import artifact_key, show_artifact
 from tasks.endings import unfit_line
 from tasks.markdown import Titled, code, items, pictures, plain, table, titled_items, titled_table
-from tasks.outbox import create_markdown_artifact, create_table_artifact
+from tasks.outbox import create_markdown_artifact
 from tasks.page_keys import workspace_key
 
 log = logging.getLogger(__name__)
 
 MOST_NAMED = 20  # files on a page
+MOST_VERSIONS = 200  # on a page
 _LONG, _NAME = 120, 70  # characters of a caption or a reason, of a name
 
 
@@ -154,14 +155,18 @@ def _file(name: str) -> str:
 
 
 def show_history(workspace: Path, rows: Sequence[HistoryRow]) -> None:
-    """The versions of a workspace, and a drawing of their figures."""
-    table = [{name: "\n".join(cell) if isinstance(cell, tuple) else cell for name, cell in vars(row).items()}
-             for row in rows]  # fmt: skip
-    key = workspace_key("history", workspace)
-    create_table_artifact(table, key=key, description=f"Versions of `{workspace.absolute()}`")
+    """A drawing of the figures of a workspace's versions, then each version in words, the newest first."""
     chart = chart_uri(version_series(workspace))
-    page = f"![figures of all versions]({chart})" if chart else "There are no two versions with figures to compare."
-    create_markdown_artifact(page, key=f"{key}-chart", description=f"Figures of all versions of {workspace.name}")
+    lines = [f"![figures of all versions]({chart})", ""] if chart else []
+    for row in reversed(rows[-MOST_VERSIONS:]):
+        when = f"{row.when[:16].replace('T', ' ')} UTC" if row.when else "not judged"
+        told = [*(f"held-out loss of Stage {loss} (less is better)" if "->" in loss else loss for loss in row.losses),
+                *(f"PSNR over the base's {gain}" for gain in row.gains), row.reason, row.start]  # fmt: skip
+        lines += titled_items(f"Version {row.version}: {row.state}, {when}", [plain(line) for line in told if line])
+    left_out = len(rows) - MOST_VERSIONS
+    lines += [f"and {many(left_out, 'older version')}", ""] if left_out > 0 else []
+    description = f"{many(len(rows), 'version')} of {plain(str(workspace.absolute()))}"
+    create_markdown_artifact("\n".join(lines), key=workspace_key("history", workspace), description=description)
 
 
 def warn_of_small_sizes(kind: str, sizes: Sequence[SizeCrops], batch_size: int) -> None:

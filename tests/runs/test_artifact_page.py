@@ -67,7 +67,9 @@ def test_a_page_of_crops_shows_each_size_with_file_names_and_captions(
     monkeypatch.setattr(artifact_page, "create_markdown_artifact", create)
     ui_pages.show_crops(crops)
     ui_pages.show_crops(replace(crops, reused=True))
-    assert told == ["Stage II pixels: 3 crops of 3 pictures, 256x256"] * 2 and "| crops | 3 of 3 pictures |" in pages[0]
+    assert (
+        told == ["Stage II pixels: 3 crops of 3 pictures, 256x256"] * 2 and "- crops: **3 of 3 pictures**" in pages[0]
+    )
     assert re.search(r"^Made in \d+\.\d s\.$", pages[0], re.MULTILINE)
     assert "Nothing to do: it was made before, in " in pages[1]
     assert pages[0].endswith(f"in `{crops.path.absolute()}`") and pages[0].count("](data:image/") == 1

@@ -108,11 +108,13 @@ def test_the_key_is_one_that_prefect_takes_and_differs_with_the_name(name: str) 
 
 def test_the_history_of_a_workspace_has_a_drawing_of_its_figures(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     shown: dict[str, str] = {}
-    monkeypatch.setattr(ui_pages, "create_table_artifact", lambda table, key, description: shown.update({key: ""}))
     monkeypatch.setattr(ui_pages, "create_markdown_artifact", lambda page, key, description: shown.update({key: page}))
     for one in (GOOD, GOOD.with_(loss=-0.06, seed=1)):
         show_history(run.workspace, history(run.workspace))
         one.publish(run)
     show_history(run.workspace, history(run.workspace))
-    assert shown.keys() == {"history-workspace", "history-workspace-chart"}
-    assert "](data:image/svg+xml;base64," in shown["history-workspace-chart"]
+    page = shown.pop("history-workspace")
+    assert not shown and "](data:image/svg+xml;base64," in page
+    heads = [line for line in page.splitlines() if line.startswith("**")]
+    assert [head.split(",")[0] for head in heads] == ["**Version 2: champion", "**Version 1: former"]
+    assert "- held\\-out loss of Stage I: " in page and "_" not in page.partition("base64,")[2].partition(")")[2]

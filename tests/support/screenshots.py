@@ -27,7 +27,7 @@ from flows.home import login_link, password
 
 PAGES = (("version", "version", 1500), ("training", "stage1-lora", 1300), ("crops", "stage1-pixels", 760))
 LARGEST_BYTES = 140_000
-SHORTEST_S, LONGEST_S = 1.0, 30.0
+SHORTEST_S, LONGEST_S = 4.0, 60.0
 DESK = (1180, 900)
 
 
@@ -76,7 +76,9 @@ class Tab:
         shot = self.ask("Page.captureScreenshot", format="png")["data"]
         picture = Image.open(io.BytesIO(base64.b64decode(shot))).convert("RGB")
         for colours in (224, 160, 112, 64):
-            picture.quantize(colours, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(path, optimize=True)
+            picture.quantize(colours, Image.Quantize.MAXCOVERAGE, kmeans=3, dither=Image.Dither.NONE).save(
+                path, optimize=True
+            )
             if path.stat().st_size < LARGEST_BYTES:
                 break
 
@@ -125,6 +127,7 @@ def main(home: Path, port: int, out: Path) -> None:
         tab.open(login_link(page, home), DESK, "Dashboard")
         tab.open(f"{page}/runs/flow-run/{run['id']}", (1180, 1250), "Artifacts")
         tab.click("Artifacts")
+        tab.wait_for("stage2-pixels")
         tab.save(out / "ui-run.png")
         for name, key, height in PAGES:
             tab.open(f"{page}/artifacts/artifact/{ids[key]}", (1180, height), "Details")
