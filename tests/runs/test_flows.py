@@ -43,13 +43,14 @@ def finished(
 
 def _digest(workspace: Path) -> dict[str, str]:
     """Of everything but the scan's notes, which trust no file that is younger than 2 s, so that a later scan may add to
-    them; the lock of a run, which names it; and the reports, which say which version serves now.
+    them; the lock of a run, which names it; the reports, which say which version serves now; and the last event that was
+    told.
     """
     files = {str(path.relative_to(workspace)): path for path in sorted(workspace.rglob("*")) if path.is_file()}
     return {
         name: hashlib.sha256(path.read_bytes()).hexdigest()
         for name, path in files.items()
-        if not name.startswith((".scan/", "versions/reports/")) and name != ".locks/run"
+        if not name.startswith((".scan/", "versions/reports/")) and name not in (".locks/run", "versions/told")
     }
 
 
