@@ -71,7 +71,9 @@ def test_the_gate_has_measured_what_the_demo_forgot_and_its_colours(demo: tuple[
     forgot = figures["probe_loss_tuned"] - figures["probe_loss_base"]
     assert told["forgetting", "Stage I"].figure == pytest.approx(forgot)
     for stage in ("Stage I", "Stage II"):
-        assert (told["colour drift", stage].figure or 9) < 2 and 0 <= (told["reloaded weights", stage].figure or 0) <= 1e-5
+        assert (told["colour drift", stage].figure or 9) < 2 and 0 <= (
+            told["reloaded weights", stage].figure or 0
+        ) <= 1e-5
 
 
 @pytest.mark.slow

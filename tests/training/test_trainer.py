@@ -537,7 +537,7 @@ class _Killer(threading.Thread):
         while not self.done.wait(0.01):
             told = self.workspace.glob("stage*_lora/*/.job-train.progress")
             stepped = any(
-                "loss" in path.read_text() for path in told
+                " lr " in path.read_text() for path in told
             )  # not only a validation, after which nothing is kept
             process = _job_process() if stepped and newest_checkpoint(self.workspace) - first >= self.after else None
             if process:
