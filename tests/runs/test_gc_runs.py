@@ -13,6 +13,7 @@ from deepfloyd_core.config.retention import Policy
 from deepfloyd_core.store.artifacts import all_artifacts
 from deepfloyd_core.store.gc import collect
 from deepfloyd_core.store.leases import running_leases
+from deepfloyd_core.store.registry import block
 from deepfloyd_core.store.versions import champion
 
 pytestmark = pytest.mark.slow  # a server, and whole runs
@@ -49,6 +50,7 @@ def test_a_run_is_not_disturbed_and_the_next_one_reuses_everything(small_run: Sm
     version = champion(small_run.workspace)
     assert version and version.number == 2
 
+    block(small_run.workspace, 1, "not to return to", "a person")  # else it stays for a rollback
     collect(small_run.workspace, STRICT, datetime.now(UTC))
     kept = {artifact.name for artifact in all_artifacts(small_run.workspace)}
     assert f"lora_bundle/{version.bundle}" in kept and len(first - kept) > 5
