@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from polling import within
+from polling import slowness, within
 from prefect_api import PrefectApi
 from unattended import PATIENCE_S, Ui
 
@@ -98,8 +98,8 @@ def _killed_run_is_run_again(ui: Ui) -> str:
     """Returns the second run."""
     run = _begin(ui)
     os.kill(_pid(ui.api, run), signal.SIGKILL)
-    assert within(60, lambda: ui.api.state(run) == "CRASHED", every_s=0.3)
-    assert within(60, lambda: bool(ui.api.tagged("again")), every_s=0.3), ui.printed
+    assert within(PATIENCE_S, lambda: ui.api.state(run) == "CRASHED", every_s=0.3)
+    assert within(PATIENCE_S, lambda: bool(ui.api.tagged("again")), every_s=0.3), ui.printed
     (again,) = ui.api.tagged("again")
     assert within(PATIENCE_S, lambda: ui.api.state(again) == "RUNNING", every_s=0.3)
     return again
@@ -108,8 +108,8 @@ def _killed_run_is_run_again(ui: Ui) -> str:
 def _run_and_worker_killed_at_once(ui: Ui, again: str) -> None:
     ui.process_of("worker start").kill()
     os.kill(_pid(ui.api, again), signal.SIGKILL)
-    assert within(60, lambda: ui.api.state(again) == "CRASHED", every_s=0.3), ui.printed
-    assert within(60, lambda: ui.api.open_task_runs(again) == [], every_s=0.3)
+    assert within(PATIENCE_S, lambda: ui.api.state(again) == "CRASHED", every_s=0.3), ui.printed
+    assert within(PATIENCE_S, lambda: ui.api.open_task_runs(again) == [], every_s=0.3)
     assert "the worker has ended" in ui.printed
     assert ui.api.tagged("again") == [again], "twice is enough"
 
@@ -118,7 +118,7 @@ def _cancelled_run_ends_soon(ui: Ui) -> None:
     run, log = _begin(ui), ui.home / "worker.log"
     before = len(log.read_text())
     ui.api.cancel(run)
-    assert within(30, lambda: ui.api.state(run) == "CANCELLED", every_s=0.3)
+    assert within(30 * slowness(), lambda: ui.api.state(run) == "CANCELLED", every_s=0.3)
     assert "Traceback" not in log.read_text()[before:]
 
 
@@ -159,7 +159,7 @@ def _ui_killed(ui: Ui) -> None:
     assert ui.api.deployment("generate/person")["paused"] is True
     often = ui.api.deployment("gc/often")
     assert often["schedules"][0]["active"] is True and often["tags"] == ["mine"]
-    assert within(60, lambda: ui.api.count("gc", "CANCELLED") >= 3, every_s=0.3), ui.printed
+    assert within(PATIENCE_S, lambda: ui.api.count("gc", "CANCELLED") >= 3, every_s=0.3), ui.printed
     assert json.dumps(ui.api.open_runs("generate")) == "[]"
 
 
