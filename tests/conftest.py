@@ -29,12 +29,12 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 _LONGEST = (
-    "test_demo", "test_trainer", "test_year", "test_runners", "test_gpu_day", "test_stopping", "test_flows", "test_killed_runs",
-    "test_ui", "test_unattended", "test_gc_runs", "test_postgresql", "test_embeds", "test_quantized", "test_server",
-    "test_outbox", "test_remakes", "test_random_weights", "test_compiled", "test_cascade", "test_warm", "test_web_server", "test_history_kept",
-    "test_killed_training", "test_tiny_cascade", "test_controlnet", "test_hostile_pictures", "test_pool",
-    "test_data_stages", "test_sources", "test_bitfit", "test_data_options", "test_full", "test_lora",
-    "test_killed_data_stages", "test_start_from",
+    "test_demo", "test_trainer", "test_year", "test_runners", "test_gpu_day", "test_stopping", "test_flows",
+    "test_killed_runs", "test_ui", "test_unattended", "test_gc_runs", "test_postgresql", "test_embeds",
+    "test_quantized", "test_server", "test_outbox", "test_remakes", "test_random_weights", "test_compiled",
+    "test_cascade", "test_warm", "test_web_server", "test_history_kept", "test_killed_training", "test_tiny_cascade",
+    "test_controlnet", "test_hostile_pictures", "test_pool", "test_data_stages", "test_sources", "test_bitfit",
+    "test_data_options", "test_full", "test_lora", "test_killed_data_stages", "test_start_from",
 )  # fmt: skip
 
 
