@@ -40,8 +40,8 @@ _LONGEST = (
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """Two processes more than cores: tests also wait, for servers and for what they started."""
-    return len(os.sched_getaffinity(0)) + 2 if hasattr(os, "sched_getaffinity") else os.cpu_count() or 2
+    """One process more than cores: tests also wait, for servers and for what they started."""
+    return len(os.sched_getaffinity(0)) + 1 if hasattr(os, "sched_getaffinity") else os.cpu_count() or 2
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
