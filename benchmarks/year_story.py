@@ -109,10 +109,10 @@ class Pictures:
                 path.write_bytes(_bad(day.bad, 1000 * self.batches + number))
                 path.with_suffix(".txt").write_text(CAPTION + "\n")
 
-    def put(self, number: int, caption: str = CAPTION) -> None:
-        """Add a picture, or put one back that was withdrawn."""
+    def put(self, number: int) -> None:
+        """Add a picture."""
         self.folder.mkdir(exist_ok=True)
-        self.captions.setdefault(number, caption)
+        self.captions.setdefault(number, CAPTION)
         self._name(number).write_bytes(_star(number))
         self._name(number).with_suffix(".txt").write_text(self.captions[number] + "\n")
 

@@ -21,7 +21,7 @@ from deepfloyd_core.measures.paired import paired_gain
 from deepfloyd_core.measures.registry import measures_against
 from deepfloyd_core.pictures.sheets import save_picture, titled_rows
 from deepfloyd_core.store.changes import changes
-from deepfloyd_core.store.versions import Version, part_of
+from deepfloyd_core.store.versions import Version, index_of, part_of
 
 _SETTINGS = "image_index", "eval_set", "stage1_lora", "stage2_lora", "cascade_samples"  # whose specs a user decides
 _UNPAIRED = "no picture was measured under the same conditions in both"
@@ -82,7 +82,7 @@ def save_side_by_side(workspace: Path, first: Version, second: Version, path: Pa
 
 def picture_lines(workspace: Path, first: Version, second: Version) -> list[str]:
     """How the pictures and captions of two versions differ: a line for each kind of change."""
-    ledgers = [workspace / "image_index" / version.image_index / INDEX_FILE for version in (first, second)]
+    ledgers = [index_of(workspace, version).path / INDEX_FILE for version in (first, second)]
     try:
         return picture_changes(*ledgers)
     except (OSError, ValueError) as error:  # pyarrow's errors are both

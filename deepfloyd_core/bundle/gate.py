@@ -6,18 +6,17 @@ from pathlib import Path
 
 from deepfloyd_core.bundle.gate_rules import COMPARED, GATE_RULES, GateContext, Measured
 from deepfloyd_core.bundle.identity import BundleSummary
-from deepfloyd_core.bundle.known_pictures import Ledger, ledger_then, missing
+from deepfloyd_core.bundle.known_pictures import ledger_then, missing
 from deepfloyd_core.bundle.picture_figures import picture_colours, picture_losses, picture_measures, probe_losses
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.config.stages import UPSCALERS
 from deepfloyd_core.errors import ArtifactError
 from deepfloyd_core.index.summary import IndexSummary
-from deepfloyd_core.store.artifacts import Artifact
 from deepfloyd_core.store.collected import collected
 from deepfloyd_core.store.events import standing
 from deepfloyd_core.store.registry import Decision, Judge
 from deepfloyd_core.store.verdicts import GateReport, Verdict
-from deepfloyd_core.store.versions import Version, bundle_of, find_version, part_of
+from deepfloyd_core.store.versions import Version, bundle_of, find_version, index_of
 
 GATE_OFF = "the gate is off"
 
@@ -48,25 +47,13 @@ def withdrawn_pictures(run: Run, champion: int | None, candidate: Version) -> st
     """
     try:
         serving = None if champion is None else find_version(run.workspace, str(champion))
-        ledgers = [_ledger(run.workspace, version) for version in (serving, candidate) if version]
+        ledgers = [ledger_then(run.workspace, version) for version in (serving, candidate) if version]
     except (ArtifactError, OSError, ValueError):  # pyarrow's errors are the last two
         return ""
     gone = missing(ledgers[0], ledgers[1], run.config.stages) if len(ledgers) == 2 else None
     if gone is None or not gone.taken_out:
         return ""
     return f"but version {champion} was trained on pictures that are no longer in the data: {gone.taken_out}"
-
-
-def _ledger(workspace: Path, version: Version) -> Ledger:
-    """The pictures that a version was made from."""
-    eval_set = part_of(workspace, version, "eval_set")
-    if eval_set is None:
-        raise ArtifactError(f"The record of version {version.number} names no held-out pictures.")
-    return ledger_then(_index(workspace, version), eval_set)
-
-
-def _index(workspace: Path, version: Version) -> Artifact:
-    return Artifact("image_index", version.image_index, workspace / "image_index" / version.image_index)
 
 
 def report_on(
@@ -113,7 +100,7 @@ def measured(workspace: Path, version: Version) -> Measured:
 
 def _index_summary(workspace: Path, version: Version) -> IndexSummary:
     """The counts of a version's index, also of one that `gc` removed."""
-    index = _index(workspace, version)
+    index = index_of(workspace, version)
     if record := collected(workspace, index.name):
         return IndexSummary.of_record(record.manifest.summary, index.path)
     return index.summary(IndexSummary)

@@ -8,6 +8,7 @@ ledgers, in memory.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -18,8 +19,10 @@ from deepfloyd_core.config.run import Run
 from deepfloyd_core.config.stages import STAGES, Stage
 from deepfloyd_core.crops.eval_choice import choose_held_out, held_out_pictures
 from deepfloyd_core.crops.rows import HELD_OUT_FILE
+from deepfloyd_core.errors import ArtifactError
 from deepfloyd_core.index.ledger import INDEX_FILE
 from deepfloyd_core.store.artifacts import Artifact
+from deepfloyd_core.store.versions import Version, index_of, part_of
 
 _NAMED = 3  # pictures in a sentence
 _COLUMNS = ("dataset_id", "source", "status", "image_id", "captions")
@@ -82,9 +85,16 @@ def ledger_now(run: Run, index: Artifact) -> Ledger:
     return ledger_of(index, held_out_pictures(index, choose_held_out(run, index)))
 
 
-def ledger_then(index: Artifact, eval_set: Artifact) -> Ledger:
-    """The pictures of a finished version. Errors: as `ledger_of`."""
-    return ledger_of(index, mapped_table(eval_set.path / HELD_OUT_FILE)["image_id"].combine_chunks())
+def ledger_then(workspace: Path, version: Version) -> Ledger:
+    """The pictures of a finished version. Raises ArtifactError when its record names no held-out pictures, and as
+    `ledger_of`.
+    """
+    eval_set = part_of(workspace, version, "eval_set")
+    if eval_set is None:
+        raise ArtifactError("its record names no held-out pictures")
+    return ledger_of(
+        index_of(workspace, version), mapped_table(eval_set.path / HELD_OUT_FILE)["image_id"].combine_chunks()
+    )
 
 
 def missing(then: Ledger, now: Ledger, stages: tuple[Stage, ...]) -> Missing | None:

@@ -30,7 +30,7 @@ from deepfloyd_core.store.collected import collected
 from deepfloyd_core.store.counts import many
 from deepfloyd_core.store.manifest import MANIFEST
 from deepfloyd_core.store.provenance import package_versions
-from deepfloyd_core.store.versions import Version, bundle_of, find_version, part_of
+from deepfloyd_core.store.versions import Version, bundle_of, find_version, index_of, part_of
 from deepfloyd_core.training.start import StartSummary, start_kind
 from deepfloyd_core.types import Json
 
@@ -106,7 +106,7 @@ def write_scratch(workspace: Path, version: Version, scratch: Path) -> Path:
     copy_closed(workspace, made)
     for start in _starts(workspace, version).values():
         shutil.copytree(start.path, made / start.name, copy_function=_link)
-    ledger = workspace / "image_index" / version.image_index / INDEX_FILE
+    ledger = index_of(workspace, version).path / INDEX_FILE
     expected = {"number": version.number, "data": version.data, "ledger": str(ledger.absolute())}
     write_bytes(scratch / _EXPECTED, json.dumps(expected).encode())
     write_bytes(scratch / "data.json", json.dumps(sets, indent=2).encode())
@@ -204,7 +204,7 @@ def _elsewhere_notes(version: Version) -> Iterator[str]:
 
 def _recorded_files(workspace: Path, version: Version) -> Iterator[tuple[Path, str, str | None]]:
     """The files of local folders that a version's index lists: folder, name in it, sha256 (None: not known)."""
-    ledger = workspace / "image_index" / version.image_index / INDEX_FILE
+    ledger = index_of(workspace, version).path / INDEX_FILE
     try:
         rows = pq.read_table(ledger, columns=["dataset_id", "source", "image_id"]).to_pylist()
     except (OSError, ValueError) as error:

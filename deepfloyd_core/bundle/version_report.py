@@ -24,7 +24,7 @@ from deepfloyd_core.store.events import Event, State, fold, read_events
 from deepfloyd_core.store.manifest import FileEntry, Manifest
 from deepfloyd_core.store.settings import changed_settings
 from deepfloyd_core.store.verdicts import Verdict
-from deepfloyd_core.store.versions import Version, bundle_of, versions
+from deepfloyd_core.store.versions import Version, bundle_of, index_of, versions
 from deepfloyd_core.text.embeds import EmbedsSummary
 
 MOST_NAMED = 30  # files
@@ -156,7 +156,7 @@ def _pictures(workspace: Path, version: Version, parts: Parts, one: Measurements
                 part.record.kind == "text_embeds" and EmbedsSummary.of_record(part.record.summary, part.name).truncated
             ):
                 embeds = Artifact(part.record.kind, part.record.fingerprint, part.path)
-    index = Artifact("image_index", version.image_index, workspace / "image_index" / version.image_index)
+    index = index_of(workspace, version)
     trained_on = (
         {STAGES[stage].title: training.pictures for stage, training in one.summary.trainings.items()} if one else {}
     )

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from deepfloyd_core.config.stages import STAGES, UPSCALERS
 from deepfloyd_core.measures.files import UpscalingFiles
-from deepfloyd_core.store.versions import Version, part_of
+from deepfloyd_core.store.versions import Version, index_of, part_of
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,6 @@ def sheets_of(workspace: Path, version: Version) -> tuple[Sheet, ...]:
     ):  # fmt: skip
         if part := part_of(workspace, version, kind):
             sheets.append(Sheet(title, part.path / name))
-    index = workspace / "image_index" / version.image_index
+    index = index_of(workspace, version).path
     sheets += [Sheet("Some rejected files", index / "rejected.png"), Sheet("Some duplicates", index / "twins.png")]
     return tuple(sheet for sheet in sheets if sheet.file.is_file())

@@ -20,7 +20,7 @@ from deepfloyd_core.store.artifacts import Artifact, missing_parts
 from deepfloyd_core.store.counts import many
 from deepfloyd_core.store.events import Event, read_events, standing
 from deepfloyd_core.store.registry import Outcome
-from deepfloyd_core.store.versions import Version, find_version
+from deepfloyd_core.store.versions import Version, find_version, index_of
 
 _DAY_S = 86_400.0
 
@@ -35,7 +35,7 @@ def waiting(run: Run, index: Artifact, now: datetime | None = None) -> Outcome |
     if champion is None:
         return None
     version = find_version(run.workspace, str(champion))
-    old = Artifact("image_index", version.image_index, run.workspace / "image_index" / version.image_index)
+    old = index_of(run.workspace, version)
     if any(missing_parts(old)) or not _only_pictures_changed(run, old, version):
         return None
     new, withdrawn = new_pictures(old.path / INDEX_FILE, index.path / INDEX_FILE)

@@ -24,6 +24,7 @@ from deepfloyd_core.store.versions import (
     Version,
     bundle_of,
     find_version,
+    index_of,
     part_of,
     stage_folder,
     trained_parts,
@@ -117,14 +118,11 @@ def _choose(run: Run, index: Artifact, serving: Version, requests: Mapping[str, 
 
 
 def _ledger(run: Run, serving: Version) -> Ledger:
-    """The pictures that a version was made from."""
-    index = Artifact("image_index", serving.image_index, run.workspace / "image_index" / serving.image_index)
-    eval_set = part_of(run.workspace, serving, "eval_set")
-    if eval_set is None:
-        raise ArtifactError("its record names no held-out pictures")
-    take_lease(run.workspace, index.name)
-    take_lease(run.workspace, eval_set.name)
-    return ledger_then(index, eval_set)
+    """The pictures that a version was made from, which no `gc` takes now."""
+    for artifact in (index_of(run.workspace, serving), part_of(run.workspace, serving, "eval_set")):
+        if artifact is not None:
+            take_lease(run.workspace, artifact.name)
+    return ledger_then(run.workspace, serving)
 
 
 def _reason(run: Run, serving: Version, gone: Missing) -> str:

@@ -32,7 +32,7 @@ from deepfloyd_core.errors import ArtifactError, DataError
 from deepfloyd_core.index.ledger import group_names, ledger_batches, schema
 from deepfloyd_core.pictures.draws import hash_units, image_keys
 from deepfloyd_core.store.artifacts import Artifact
-from deepfloyd_core.store.versions import champion, part_of
+from deepfloyd_core.store.versions import champion, index_of, part_of
 
 EVAL_FORMAT = 7
 MOST, SHARE, FEWEST = 4, 10, 8  # by default: of each SHARE pictures one, at most MOST, at least one from FEWEST on
@@ -253,7 +253,7 @@ def _trained_groups(run: Run, index: Artifact) -> pa.Array:
         eval_set = part_of(run.workspace, serving, "eval_set") if serving else None
         if serving is None or eval_set is None:
             return _NONE
-        then = Artifact("image_index", serving.image_index, run.workspace / "image_index" / serving.image_index)
+        then = index_of(run.workspace, serving)
         out = mapped_table(eval_set.path / HELD_OUT_FILE)["image_id"].combine_chunks()
         ids = pa.chunked_array([batch["image_id"] for batch in ledger_batches(then, ["image_id"])], pa.string())
     except (ArtifactError, OSError, ValueError):  # pyarrow's errors are the last two

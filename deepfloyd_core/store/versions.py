@@ -171,6 +171,11 @@ def report_sizes(workspace: Path) -> dict[int, int]:
     return {int(file.stem): file.stat().st_size for file in files if file.stem.isdecimal()}
 
 
+def index_of(workspace: Path, version: Version) -> Artifact:
+    """The image index that a version was made from; `gc` may have removed it."""
+    return Artifact("image_index", version.image_index, workspace / "image_index" / version.image_index)
+
+
 def part_of(workspace: Path, version: Version, kind: str) -> Artifact | None:
     """The artifact of a kind that a version was made from, by the lineage in its record."""
     names = {*version.lineage, *(name for names in version.lineage.values() for name in names)}
