@@ -35,6 +35,7 @@ class ForkServer:
         self._request, self._group = request, 0 if own_group else None
         self._lock = threading.Lock()  # it answers one command at a time
         self._process: subprocess.Popen[bytes] | None = None
+        self._children: set[int] = set()  # of this fork server, not of one before it
         self._closed = False
         self._imported = False
 
@@ -46,13 +47,30 @@ class ForkServer:
     def start(self, fd: int, output: IO[bytes] | None = None) -> int:
         """Fork a child that inherits a file. Returns its pid. output: where the fork server itself writes, if it starts now.
 
-        Raises JobError when the fork server is gone.
+        A fork server that was killed after its first answer is replaced. Raises JobError when one does not start, and
+        after `close`.
         """
-        return self._ask(b"start", (fd,), output)
+        with self._lock:
+            answer = self._ask(b"start", (fd,), output)
+            if answer is None and self._imported and not self._closed:
+                self._forget()
+                answer = self._ask(b"start", (fd,), output)
+            if answer is None:
+                raise JobError(
+                    "The server that starts child processes has ended; its output shows why, unless it was killed."
+                )
+            self._children.add(answer)
+            return answer
 
     def end(self, pid: int) -> int:
-        """Kill a child unless it is already dead, and forget it. Returns its wait status; raises JobError like `start`."""
-        return self._ask(b"%d" % pid)
+        """Kill a child unless it is already dead, and forget it. Returns its wait status: that of a child that was killed if
+        the fork server is gone, which takes its children along.
+        """
+        with self._lock:
+            known = pid in self._children
+            self._children.discard(pid)
+            answer = self._ask(b"%d" % pid) if known else None
+            return signal.SIGKILL if answer is None else answer
 
     def close(self) -> None:
         """End the fork server and its children. May be called more than once, also while a thread is starting it."""
@@ -68,17 +86,28 @@ class ForkServer:
             process.kill()
             process.wait()
 
-    def _ask(self, command: bytes, fds: tuple[int, ...] = (), output: IO[bytes] | None = None) -> int:
-        with self._lock, contextlib.suppress(OSError):
+    def _ask(self, command: bytes, fds: tuple[int, ...] = (), output: IO[bytes] | None = None) -> int | None:
+        """The answer; None when the fork server is gone."""
+        with contextlib.suppress(OSError):
             if self._closed:
-                raise OSError
+                return None
             if self._process is None:
                 self._open(output)
             socket.send_fds(self._control, [command], fds)
             if answer := self._control.recv(32):
                 self._imported = True
                 return int(answer)
-        raise JobError("The server that starts child processes has ended; its output shows why, unless it was killed.")
+        return None
+
+    def _forget(self) -> None:
+        """Let the next child have a fork server of its own."""
+        self._control.close()
+        self._children.clear()
+        self._imported = False
+        if process := self._process:
+            process.kill()
+            process.wait()
+        self._process = None
 
     def _open(self, output: IO[bytes] | None) -> None:
         self._control, theirs = socket.socketpair()

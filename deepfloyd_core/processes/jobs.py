@@ -9,6 +9,7 @@ imported once a flow and not once a job.
 
 import importlib
 import json
+import logging
 import os
 import select
 import signal
@@ -41,7 +42,9 @@ ENTRIES = (  # of all jobs, for the process that imports what they need
 )  # fmt: skip
 STORAGE = 100  # a job that could not write its result, for want of space, ends with this code + the error's number
 POLL_S = 0.1
+TRIES = 2  # of a job that is killed from outside
 STOP_GRACE_S = 60.0  # how long a job may take to write its last checkpoint
+log = logging.getLogger(__name__)
 _STARTER: "ContextVar[ForkServer | None]" = ContextVar("job_starter", default=None)
 
 
@@ -72,6 +75,7 @@ class Job(Generic[R]):
 def run_job(request: JobRequest[S], work: WorkDir, report: Report = no_report, part: str = "") -> S:
     """Run one job in a child process and return its summary. part: distinguishes jobs of one kind that run at once.
 
+    A job that is killed by SIGKILL, as the kernel does where memory is short, is tried once more and goes on where it was.
     Raises the child's own DeepFloydError, or JobError with the end of its log when it died without one.
     """
     name = request.job + part
@@ -83,12 +87,18 @@ def run_job(request: JobRequest[S], work: WorkDir, report: Report = no_report, p
     slot = slot_of_block()
     held = [work.lock_fd, *([slot.take()] if slot else [])]
     with job_starter() as starter:
-        with paths["log"].open("wb") as log:
-            child = _start(starter, name, type(request), work, log, held)
-        try:
-            _follow(child, paths["progress"], report)
-        finally:
-            status = _stop(child)
+        for attempt in range(1, TRIES + 1):
+            with paths["log"].open("ab") as file:
+                child = _start(starter, name, type(request), work, file, held)
+            try:
+                _follow(child, paths["progress"], report)
+            finally:
+                status = _stop(child)
+            if status != signal.SIGKILL or attempt == TRIES or _has_summary(paths["result"]):
+                break
+            log.warning("The %s job was killed by SIGKILL; it is tried once more, and goes on where it was.", name)
+            for file_of_try in (paths["progress"], paths["result"]):
+                file_of_try.unlink(missing_ok=True)
     return cast(S, _outcome(name, os.waitstatus_to_exitcode(status), paths, request.returns))
 
 
@@ -202,8 +212,14 @@ def _stop(child: _Child) -> int:
         if not _ended(child, 0):
             with suppress(ProcessLookupError):
                 os.kill(child.pid, signal.SIGTERM)
-            _ended(child, STOP_GRACE_S)
+            if not _ended(child, STOP_GRACE_S):
+                with suppress(ProcessLookupError):
+                    os.kill(child.pid, signal.SIGKILL)
     return child.starter.end(child.pid)
+
+
+def _has_summary(path: Path) -> bool:
+    return path.exists() and JobResult.model_validate_json(path.read_bytes()).summary is not None
 
 
 def _outcome(name: str, code: int, paths: dict[str, Path], returns: type[Summary]) -> Summary:
@@ -216,6 +232,7 @@ def _outcome(name: str, code: int, paths: dict[str, Path], returns: type[Summary
         raise storage_error(OSError(code - STORAGE, ""), "written", paths["result"].parent)
     tail = "\n".join(paths["log"].read_text(errors="replace").splitlines()[-15:])
     words = f"; it ends with:\n{tail}" if tail else ", which is empty."
-    died = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+    times = ", twice" if code == -signal.SIGKILL else ""
+    died = f"was killed by {signal.Signals(-code).name}{times}" if code < 0 else f"ended with exit code {code}"
     hint = " The kernel kills a process that takes too much memory." if code == -signal.SIGKILL else ""
     raise JobError(f"The {name} job {died}.{hint} Its log is {paths['log']}{words}")

@@ -9,6 +9,7 @@ import threading
 import time
 import tracemalloc
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -72,8 +73,9 @@ def napping(workspace: Path) -> psutil.Process:
     """The job, once it has begun."""
     while True:
         for path in workspace.glob("nap/*/.job-work.progress"):
-            if text := path.read_text():
-                return psutil.Process(int(text.split('"')[1]))
+            with suppress(FileNotFoundError, psutil.NoSuchProcess):  # the next try begins
+                if text := path.read_text():
+                    return psutil.Process(int(text.split('"')[1]))
         time.sleep(0.01)
 
 
@@ -134,7 +136,9 @@ def test_a_request_takes_the_memory_of_its_bytes_whatever_signs_its_captions_hav
 
 def test_what_a_job_prints_is_in_its_log_and_how_it_died_in_the_error(tmp_path: Path) -> None:
     with job_starter():
-        with pytest.raises(JobError, match=r"(?s)killed by SIGKILL.*too much memory.*the last words"):
+        with pytest.raises(
+            JobError, match=r"(?s)killed by SIGKILL, twice.*too much memory.*the last words\nthe last words"
+        ):
             run("die", tmp_path)
         summary = run("pids", tmp_path)  # the next one has nothing of it
     assert summary["job"]
@@ -148,7 +152,14 @@ def test_a_job_that_is_asked_to_end_while_it_writes_its_result_writes_it(tmp_pat
 
 
 def test_a_job_that_died_without_a_word_is_told_so(tmp_path: Path) -> None:
-    killer = threading.Thread(target=lambda: napping(tmp_path).kill())
+    def kill_twice() -> None:
+        first = napping(tmp_path)
+        first.kill()
+        while (second := napping(tmp_path)) == first:
+            time.sleep(0.01)
+        second.kill()
+
+    killer = threading.Thread(target=kill_twice)
     killer.start()
     with pytest.raises(JobError, match=r"killed by SIGKILL.*Its log is \S+, which is empty\.$"), job_starter():
         run("nap", tmp_path)
@@ -182,13 +193,28 @@ def test_a_job_that_is_left_writes_its_checkpoint_and_is_gone(tmp_path: Path) ->
     assert not starters()
 
 
-def test_a_starter_that_is_killed_is_an_error_and_its_job_writes_its_checkpoint(tmp_path: Path) -> None:
+def test_a_job_that_is_killed_once_goes_on_where_it_was(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert run("die_once", tmp_path)["job"]
+    assert caplog.messages[-2:-1] == [
+        "The work job was killed by SIGKILL; it is tried once more, and goes on where it was."
+    ]
+
+
+def test_a_starter_that_is_killed_is_replaced_and_its_job_writes_its_checkpoint_and_goes_on(tmp_path: Path) -> None:
     killer = threading.Thread(target=lambda: os.kill(napping(tmp_path).ppid(), signal.SIGKILL))
     killer.start()
+    with job_starter():
+        assert run("nap", tmp_path) == {"late": 1}
+        killer.join()
+        assert list(tmp_path.glob("nap/*/checkpoint"))
+        assert run("pids", tmp_path)["starter"] == starters()[0].pid
+    assert not starters()
+
+
+def test_a_starter_that_cannot_begin_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "ForkServer", lambda module: ForkServer("no_such_module"))
     with pytest.raises(JobError, match="starts child processes has ended"):
-        run("nap", tmp_path)
-    killer.join()
-    assert list(tmp_path.glob("nap/*/checkpoint"))
+        run("pids", tmp_path)
 
 
 PROGRAM = """

@@ -281,11 +281,14 @@ def test_a_parent_that_is_killed_leaves_no_child_even_if_they_hang(tmp_path: Pat
     assert wait_for(lambda: not alive(processes), PATIENCE_S)
 
 
-def test_a_starter_that_is_killed_takes_its_children_along_and_is_an_error(tmp_path: Path) -> None:
-    process, processes = hanging_program(tmp_path)
+def test_a_starter_that_is_killed_takes_its_children_along_and_is_replaced(children: Children) -> None:
+    answers = children.map(functions.nap, [0.01] * 400)
+    assert next(answers) == 0.01
+    processes = family(children)
     processes[0].kill()
-    assert "JobError: The server that starts child processes has ended" in process.communicate(timeout=PATIENCE_S)[1]
+    assert list(answers) == [0.01] * 399
     assert wait_for(lambda: not alive(processes), PATIENCE_S)
+    assert len(family(children)) > 1
 
 
 def test_ctrl_c_ends_the_parent_which_ends_the_children(tmp_path: Path) -> None:

@@ -45,7 +45,9 @@ def pids(job: Job[Order]) -> Pids:
 
 
 def nap(job: Job[Order]) -> Pids:
-    """Until it is stopped, which it notes as a trainer writes its checkpoint."""
+    """Until it is stopped, which it notes as a trainer writes its checkpoint. With one it has little left to do."""
+    if (job.out / "checkpoint").exists():
+        return Pids(late=1)
     job.report(1, 2, str(os.getpid()))
     try:
         time.sleep(60)
@@ -60,6 +62,14 @@ def die(job: Job[Order]) -> Pids:
     print("the last words", flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
     return Pids()
+
+
+def die_once(job: Job[Order]) -> Pids:
+    """As it does where memory is short for a while."""
+    if not (job.out / "checkpoint").exists():
+        (job.out / "checkpoint").touch()
+        return die(job)
+    return pids(job)
 
 
 def leave(job: Job[Order]) -> Pids:
