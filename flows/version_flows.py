@@ -18,6 +18,7 @@ from flows.run_lease import rename_run
 from tasks import VERSION
 from tasks.events import versions_told
 from tasks.ui_pages import show_history
+from tasks.version_page import show_serving_version
 
 
 @flow(name="history", version=VERSION)
@@ -80,9 +81,10 @@ def _workspace(text: str) -> Path:
 
 
 def _decided(workspace: Path, decide: Callable[[Path], str]) -> "State[str]":
-    """Decide, and bring the reports up to date."""
+    """Decide, and bring the reports and the page of the workspace's version up to date."""
     earlier = standing(workspace)
     with versions_told(workspace):
         sentence = decide(workspace)
     write_changed_reports(workspace, earlier)
+    show_serving_version(workspace)
     return Completed(message=sentence, data=sentence)

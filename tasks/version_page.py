@@ -17,7 +17,7 @@ from deepfloyd_core.errors import ArtifactError
 from deepfloyd_core.pictures.data_uri import data_uri
 from deepfloyd_core.store.counts import duration
 from deepfloyd_core.store.registry import Outcome
-from deepfloyd_core.store.versions import find_version, report_file
+from deepfloyd_core.store.versions import Version, champion, find_version, report_file, versions
 from tasks.markdown import code, items, plain
 from tasks.outbox import create_markdown_artifact
 from tasks.page_keys import workspace_key
@@ -37,11 +37,23 @@ def show_version(workspace: Path, outcome: Outcome) -> None:
             write_report(workspace, find_version(workspace, str(outcome.before)))
     except (OSError, ArtifactError) as error:  # the version is published all the same
         log.warning("The report on version %d was not written: %s", version.number, error)
+    _show_page(workspace, version)
+
+
+def show_serving_version(workspace: Path) -> None:
+    """Show the page of the champion after a decision; without a champion that of the newest version."""
+    try:
+        if version := champion(workspace) or next(reversed(versions(workspace)), None):
+            _show_page(workspace, version)
+    except ArtifactError as error:  # what was decided stands
+        log.warning("The page of the workspace's version tells its earlier state: %s", error)
+
+
+def _show_page(workspace: Path, version: Version) -> None:
     report = version_report(workspace, version)
+    page = markdown_page(report, report_file(workspace, version.number))
     description = f"Version {version.number} of {report.name} {standing_words(report)}"
-    create_markdown_artifact(
-        markdown_page(report, file), key=workspace_key("version", workspace), description=description
-    )
+    create_markdown_artifact(page, key=workspace_key("version", workspace), description=description)
 
 
 def markdown_page(report: VersionReport, file: Path) -> str:

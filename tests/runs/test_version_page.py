@@ -10,6 +10,7 @@ import pytest
 from candidates import Candidate
 from PIL import Image
 from prefect.client.schemas.actions import ArtifactCreate
+from prefect_api import PrefectApi
 from releases import deepfloyd
 from small_run import SmallRun
 
@@ -65,6 +66,26 @@ def test_a_run_writes_the_report_of_its_version_and_of_the_one_that_it_replaces_
     assert str(report_file(run.workspace, 3)) in last and str(version_report(
         run.workspace, find_version(run.workspace, "3")).bundle) in last  # fmt: skip
     assert f"`deepfloyd diff {run.workspace} 2 3`" in last and "- Version 2 serves" in last
+
+
+@pytest.mark.slow
+def test_a_flow_that_decides_shows_the_version_that_serves_then(run: Run, server: str) -> None:
+    from flows.version_flows import block, promote, rollback
+
+    def page() -> str:
+        return str(PrefectApi(server).get(f"artifacts/{workspace_key('version', run.workspace)}/latest")["description"])
+
+    for one in (GOOD, GOOD.with_(loss=-0.06, psnr=1.5, seed=1)):
+        one.publish(run)
+    folder = str(run.workspace)
+    rollback(folder)
+    assert page() == "Version 1 of workspace serves"
+    promote(folder, 2)
+    assert page() == "Version 2 of workspace serves"
+    block(folder, 1, "its style")
+    assert page() == "Version 2 of workspace serves"
+    block(folder, 2, "its style")
+    assert page() == "Version 2 of workspace is blocked"
 
 
 def test_names_and_reasons_are_no_markup_on_the_page(run: Run) -> None:
