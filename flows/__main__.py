@@ -13,7 +13,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 def main() -> None:
     """Run the command line."""
     answer_signals(_leave)
-    from flows.cli import main
+    from flows.commands.cli import main
 
     main()
 

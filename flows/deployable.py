@@ -17,8 +17,8 @@ from prefect.context import FlowRunContext
 from deepfloyd_core.config.base import home_path
 from deepfloyd_core.config.relative_paths import from_folder, paths_in
 from deepfloyd_core.errors import ConfigError
-from flows.run_lease import with_run_lease
-from flows.ui import project_folder
+from flows.runs.run_lease import with_run_lease
+from flows.serving.ui import project_folder
 from tasks.outbox import server_awaited
 
 F = TypeVar("F", bound=Callable[..., Any])

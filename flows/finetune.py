@@ -18,7 +18,7 @@ from deepfloyd_core.store.registry import Outcome, news_of
 from flows.dag import make_pictures, make_trainings
 from flows.deployable import deployable
 from flows.parameters import Overrides, Steps, settings
-from flows.run_lease import rename_run, sole_run
+from flows.runs.run_lease import rename_run, sole_run
 from tasks import VERSION
 from tasks.cascade_samples import cascade_samples
 from tasks.image_index import image_index

@@ -9,10 +9,10 @@ from prefect.states import Completed
 from pydantic import Field
 
 from deepfloyd_core.config import retention
+from deepfloyd_core.store.artifacts import need_workspace
 from deepfloyd_core.store.gc_tables import outcome_words
-from flows.arguments import need_workspace
 from flows.deployable import deployable
-from flows.run_lease import rename_run
+from flows.runs.run_lease import rename_run
 from tasks import VERSION
 from tasks.removed_artifacts import removed_artifacts
 

@@ -10,7 +10,7 @@ from deepfloyd_core.store.artifacts import Artifact
 from deepfloyd_core.store.leases import leased
 from flows.deployable import deployable
 from flows.parameters import Overrides, Pictures, Prompts, Seed, Size, VersionName
-from flows.run_lease import gpu_of, rename_run
+from flows.runs.run_lease import gpu_of, rename_run
 from tasks import VERSION
 from tasks.generated import generated
 

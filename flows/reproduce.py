@@ -11,7 +11,7 @@ from deepfloyd_core.store.leases import leased
 from flows.deployable import deployable
 from flows.finetune import unpublished_bundle
 from flows.parameters import Overrides, settings
-from flows.run_lease import sole_run
+from flows.runs.run_lease import sole_run
 from tasks import VERSION
 from tasks.image_index import image_index
 

@@ -21,7 +21,7 @@ from flows.dag import make_pictures
 from flows.deployable import deployable
 from flows.finetune import make_bundle
 from flows.parameters import Overrides, Steps, settings
-from flows.run_lease import rename_run, sole_run
+from flows.runs.run_lease import rename_run, sole_run
 from tasks import VERSION
 from tasks.image_index import image_index
 from tasks.lora_bundle import publish_version

@@ -14,7 +14,7 @@ from deepfloyd_core.store.leases import leased
 from flows.dag import make_pictures, make_trainings
 from flows.deployable import deployable
 from flows.parameters import Overrides
-from flows.run_lease import sole_run
+from flows.runs.run_lease import sole_run
 from tasks import VERSION
 from tasks.image_index import image_index
 from tasks.text_embeds import text_embeds

@@ -10,11 +10,11 @@ from prefect.states import Completed
 from deepfloyd_core.bundle import history as versions
 from deepfloyd_core.bundle.version_page import write_changed_reports
 from deepfloyd_core.store import registry
+from deepfloyd_core.store.artifacts import need_workspace
 from deepfloyd_core.store.events import standing
-from flows.arguments import need_workspace
 from flows.deployable import deployable
 from flows.parameters import Number
-from flows.run_lease import rename_run
+from flows.runs.run_lease import rename_run
 from tasks import VERSION
 from tasks.events import versions_told
 from tasks.ui_pages import show_history

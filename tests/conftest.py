@@ -15,7 +15,7 @@ from data_world import DataWorld
 from small_run import NewSmallRun, SmallRun, make_small_run
 
 from deepfloyd_core.processes.pool import Children, Limits
-from flows.server import prefect_server
+from flows.serving.server import prefect_server
 
 gc.disable()  # until all is imported, of which nothing is garbage
 # One thread: two would spin against the other processes of a test, and rounding would differ between their counts.

@@ -18,7 +18,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import TypeVar
 
-from deepfloyd_core.errors import ArtifactError
+from deepfloyd_core.errors import ArtifactError, ConfigError
 from deepfloyd_core.files import (
     canonical_json,
     fsync_path,
@@ -221,6 +221,13 @@ def commit(path: Path, request: Request, summary: Summary, started: datetime) ->
 def is_workspace(path: Path) -> bool:
     """Whether a folder holds artifacts, finished or not."""
     return (path / LOCKS).is_dir() or any(_FINGERPRINT.fullmatch(child.name) for child in path.glob("*/*"))
+
+
+def need_workspace(path: Path) -> None:
+    """Raise ConfigError unless a folder holds artifacts."""
+    if not is_workspace(path):
+        fault = "holds no artifacts" if path.is_dir() else "is no folder" if path.exists() else "is not there"
+        raise ConfigError(f"{path} {fault}. Give the folder that `workspace` of the run file names.")
 
 
 def all_artifacts(workspace: Path) -> Iterator[Artifact]:

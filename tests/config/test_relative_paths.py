@@ -13,7 +13,7 @@ from deepfloyd_core.config.run import RunConfig
 from deepfloyd_core.config.stage import StageConfig
 from deepfloyd_core.errors import ConfigError
 from deepfloyd_core.preflight.load import load_run
-from flows.ui import project_folder
+from flows.serving.ui import project_folder
 
 ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "flows/configs/demo.toml"

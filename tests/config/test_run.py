@@ -27,7 +27,7 @@ from deepfloyd_core.errors import ConfigError
 from deepfloyd_core.pictures.geometry import geometry, plan_crops
 from deepfloyd_core.preflight.load import load_run
 from deepfloyd_core.training.schedule import learning_rate_at
-from flows import cli
+from flows.commands import cli
 
 ours = settings(deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
 

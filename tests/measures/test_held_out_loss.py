@@ -8,7 +8,7 @@ from rich.console import Console
 
 from deepfloyd_core.store.artifacts import Artifact
 from deepfloyd_core.training.jobs import TrainingSummary
-from flows import report
+from flows.commands import report
 from tasks import endings
 
 MADE: dict[str, Any] = {

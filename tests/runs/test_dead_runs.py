@@ -12,7 +12,7 @@ import pytest
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import State, StateType
 
-from flows.dead_runs import settle_lost
+from flows.runs.dead_runs import settle_lost
 
 
 class Server:

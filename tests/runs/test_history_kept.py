@@ -14,13 +14,13 @@ import httpx
 import pytest
 from polling import within
 
-from flows.home import password
+from flows.serving.home import password
 
 PATIENCE_S = 120.0  # a hang, not a measure of speed
 HOLD = """
 import sys
 from pathlib import Path
-from flows.server import prefect_server
+from flows.serving.server import prefect_server
 with prefect_server(Path(sys.argv[1])) as url:
     print(url, flush=True)
     sys.stdin.readline()

@@ -12,8 +12,8 @@ import psutil
 import pytest
 from polling import within
 
-from flows import hung_server, server
-from flows.hung_server import Hearing, end_server
+from flows.serving import hung_server, server
+from flows.serving.hung_server import Hearing, end_server
 from tasks.health import answers
 
 
@@ -72,7 +72,7 @@ def test_a_stopped_server_is_killed_and_started_again(
 
 def test_a_server_that_answers_now_and_then_is_busy_and_not_hung(quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
     now, replies = [0.0], iter([False] * 5 + [True] + [False] * 6)
-    monkeypatch.setattr("flows.hung_server.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("flows.serving.hung_server.time.monotonic", lambda: now[0])
     hearing, found = Hearing("http://127.0.0.1:1/api", lambda url, patience_s: next(replies)), list[bool]()
     hearing.begin()
     for _ in range(12):

@@ -24,7 +24,7 @@ from prefect_api import post
 from small_run import SmallRun
 
 from deepfloyd_core.errors import DataError, JobError
-from flows.server import free_port
+from flows.serving.server import free_port
 from tasks import conditioning, outbox, stage_pixels
 from tasks.health import healthy
 

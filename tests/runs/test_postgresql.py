@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from small_run import SmallRun
 
-from flows.server import free_port
+from flows.serving.server import free_port
 
 BIN = max(Path("/usr/lib/postgresql").glob("*/bin"), default=Path("/usr/bin"))
 NOBODY = 65534  # as root, for PostgreSQL refuses that

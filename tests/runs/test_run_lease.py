@@ -16,7 +16,7 @@ from deepfloyd_core.config.run_machine import Machine
 from deepfloyd_core.errors import BusyError, StorageError
 from deepfloyd_core.processes.gpu_slot import gpu_slot, slot_of_block
 from deepfloyd_core.store.locks import only_run
-from flows import gpu, run_lease
+from flows.runs import gpu, run_lease
 
 HOLDER = """
 import sys, time

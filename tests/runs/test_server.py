@@ -26,11 +26,11 @@ from polling import within
 from prefect_api import post
 
 from deepfloyd_core.errors import ConfigError, DataError, JobError
-from flows import server
-from flows.api import check_api, check_guarded, server_needed
-from flows.home import password
-from flows.proxies import NAMES, loopback_is_proxied, past_proxy, without_loopback
-from flows.ui import serve_ui
+from flows.serving import server
+from flows.serving.api import check_api, check_guarded, server_needed
+from flows.serving.home import password
+from flows.serving.proxies import NAMES, loopback_is_proxied, past_proxy, without_loopback
+from flows.serving.ui import serve_ui
 from tasks.health import healthy
 from tasks.terminal import console
 
@@ -39,7 +39,7 @@ PATIENCE_S = 120.0  # a hang, not a measure of speed: the machine may be busy wi
 HOLD = """
 import sys
 from pathlib import Path
-from flows.server import prefect_server
+from flows.serving.server import prefect_server
 with prefect_server(Path(sys.argv[1])) as url:
     print(url, flush=True)
     sys.stdin.readline()
@@ -532,7 +532,7 @@ def test_a_port_beside_a_configured_server_is_an_error(tmp_path: Path, monkeypat
 
 BOUND = """
 import runpy, subprocess, sys, time
-from flows import bound
+from flows.serving import bound
 bound.RUNS_S = bound.REPORT_S = bound.ITSELF_S = 0.3
 DEAF = "import signal, time; [signal.signal(n, signal.SIG_IGN) for n in (2, 15)]; print('ready', flush=True); time.sleep(60)"
 def prefect(*_, **__):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.server_log import LogReader, errors_told, service_error
+from flows.serving.server_log import LogReader, errors_told, service_error
 
 FAILED = """\
 21:27:57.023 | ERROR   | docket.dependencies - ↩ [    30ms] schedule_deployments(){schedule_deployments}

@@ -102,7 +102,7 @@ def commands() -> Iterator[list[Command]]:
 STUBBORN = """
 import subprocess, sys, time
 from tasks.terminal import console
-from flows import stopping
+from flows.commands import stopping
 stopping.GRACE_S = 1.0
 stop = stopping.Stopping(console(stderr=True))
 stop.take_signals()

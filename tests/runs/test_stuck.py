@@ -10,7 +10,7 @@ import pytest
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import FlowRun, State, StateType
 
-from flows.stuck import streak_of, tell_stuck
+from flows.runs.stuck import streak_of, tell_stuck
 
 START = datetime(2026, 3, 1, 3, tzinfo=UTC)
 

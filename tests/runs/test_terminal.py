@@ -28,7 +28,7 @@ from deepfloyd_core.measures.registry import measures_against
 from deepfloyd_core.measures.tables import UPSCALED_BY
 from deepfloyd_core.sampling.jobs import GeneratedSummary, SamplesSummary
 from deepfloyd_core.store.artifacts import Artifact
-from flows import report
+from flows.commands import report
 from tasks import artifact_page, ui_pages
 from tasks.endings import twins_line
 from tasks.progress import LogLines, progress

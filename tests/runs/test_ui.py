@@ -20,8 +20,8 @@ from polling import within
 from prefect_api import PrefectApi, post
 from small_run import SmallRun
 
-from flows.home import login_link, password
-from flows.server import free_port
+from flows.serving.home import login_link, password
+from flows.serving.server import free_port
 
 ROOT = Path(__file__).parents[2]
 

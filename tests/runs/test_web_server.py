@@ -20,9 +20,9 @@ from polling import within
 from prefect_api import post
 
 from deepfloyd_core.errors import ConfigError
-from flows.home import login_link, open_home, password
-from flows.profile import prefect_command, write_profile
-from flows.server import page_address
+from flows.serving.home import login_link, open_home, password
+from flows.serving.profile import prefect_command, write_profile
+from flows.serving.server import page_address
 
 # Sends what it can send without being asked for permission, and says which web sockets were opened.
 ATTACK = """<!doctype html><body><script>
@@ -222,7 +222,7 @@ def test_the_first_profile_is_active_and_a_broken_file_is_one_sentence(tmp_path:
 def test_only_a_terminal_shows_the_login(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     url = "http://127.0.0.1:4200/api"
     assert page_address(url, tmp_path, private=True) == "http://127.0.0.1:4200", "a server of somebody else"
-    monkeypatch.setattr("flows.server.server_address", lambda _: url)
+    monkeypatch.setattr("flows.serving.server.server_address", lambda _: url)
     link = page_address(url, tmp_path, private=True)
     assert link == login_link("http://127.0.0.1:4200", tmp_path) and _base64(password(tmp_path)) in link
     assert (

@@ -17,7 +17,7 @@ from deepfloyd_core.store.artifacts import Request, WorkDir, materialise
 from deepfloyd_core.store.file_faults import storage_error, written
 from deepfloyd_core.store.locks import locked
 from deepfloyd_core.store.manifest import MANIFEST, Summary
-from flows.server import prefect_server
+from flows.serving.server import prefect_server
 
 REQUEST = Request("generated", 1, {}, {})
 

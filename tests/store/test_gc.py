@@ -33,7 +33,7 @@ from deepfloyd_core.store.manifest import MANIFEST, Summary
 from deepfloyd_core.store.parts import take_part
 from deepfloyd_core.store.registry import promote, publish, rollback
 from deepfloyd_core.store.versions import Origin, bundle_of, find_version, report_file, versions
-from flows.cli import app
+from flows.commands.cli import app
 
 STRICT = Policy(keep_versions=1, keep_days=0)
 

@@ -127,7 +127,7 @@ def test_a_damaged_record_is_a_note_of_every_command_that_publishes_or_draws(
     def prefect_server(home: Path) -> None:
         raise ConfigError("as far as the server")
 
-    monkeypatch.setattr("flows.server.prefect_server", prefect_server)
+    monkeypatch.setattr("flows.serving.server.prefect_server", prefect_server)
     done = deepfloyd(command[0], str(small_run.config), *command[1:])
     assert str(done.exception) == "as far as the server"
     assert done.stderr.replace("\n", "").count("0002.json") == 1

@@ -21,7 +21,7 @@ from deepfloyd_core.processes import jobs
 from deepfloyd_core.training import eval_loss
 
 TIMEOUT_S = 600
-_COMMANDS = "flows.cli", "flows.finetune", "flows.generate", "flows.stages"
+_COMMANDS = "flows.commands.cli", "flows.finetune", "flows.generate", "flows.stages"
 
 
 def call_here(arguments: tuple[str, ...], folder: Path) -> "subprocess.CompletedProcess[str]":
@@ -63,7 +63,7 @@ def _main(arguments: tuple[str, ...], folder: Path, printed: tuple[Path, Path]) 
     sys.argv = ["deepfloyd", *arguments]
     jobs.ForkServer = ForkServerHere  # type: ignore[assignment, attr-defined]
     _see_environment()
-    from flows.cli import main
+    from flows.commands.cli import main
 
     main()
 

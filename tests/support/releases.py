@@ -10,7 +10,7 @@ from deepfloyd_core.store.artifacts import Artifact, Request, WorkDir, materiali
 from deepfloyd_core.store.manifest import Summary
 from deepfloyd_core.store.registry import Outcome, publish
 from deepfloyd_core.store.versions import Origin
-from flows.cli import app
+from flows.commands.cli import app
 
 
 def deepfloyd(*arguments: str) -> Result:

@@ -23,7 +23,7 @@ from prefect_api import PrefectApi
 from websockets.sync.client import connect
 from websockets.sync.connection import Connection
 
-from flows.home import login_link, password
+from flows.serving.home import login_link, password
 
 PAGES = (("version", "version", 1500), ("training", "stage1-lora", 1300), ("crops", "stage1-pixels", 760))
 LARGEST_BYTES = 140_000

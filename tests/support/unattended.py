@@ -13,8 +13,8 @@ import psutil
 from polling import within
 from prefect_api import PrefectApi
 
-from flows.home import password
-from flows.server import free_port
+from flows.serving.home import password
+from flows.serving.server import free_port
 
 PATIENCE_S = 240.0  # a hang, not a measure of speed
 

@@ -19,12 +19,12 @@ from rich.console import Console
 
 from deepfloyd_core.errors import ConfigError, DeepFloydError
 from deepfloyd_core.store.file_faults import flock
-from flows.api import check_guarded
-from flows.home import PRIVATE, default_home, open_home
-from flows.profile import prefect_command
-from flows.proxies import past_proxy
-from flows.server import page_address, prefect_server
-from flows.worker import POOL, bound_worker
+from flows.serving.api import check_guarded
+from flows.serving.home import PRIVATE, default_home, open_home
+from flows.serving.profile import prefect_command
+from flows.serving.proxies import past_proxy
+from flows.serving.server import page_address, prefect_server
+from flows.serving.worker import POOL, bound_worker
 from tasks.terminal import is_watched
 
 if TYPE_CHECKING:
@@ -52,8 +52,8 @@ def serve_ui(port: int | None, deploys_elsewhere: bool, out: Console) -> None:
         check_guarded(url)
         from prefect.client.orchestration import get_client
 
-        from flows.deployments import deploy, make_pool
-        from flows.terminal_log import log_to_terminal
+        from flows.serving.deployments import deploy, make_pool
+        from flows.serving.terminal_log import log_to_terminal
 
         log_to_terminal()
         # The folder `datasets` must not pass for Hugging Face's package in a flow's process.
@@ -75,7 +75,7 @@ def serve_ui(port: int | None, deploys_elsewhere: bool, out: Console) -> None:
                     watch.look()
 
 
-def project_folder(installed: Path = Path(__file__).parent.parent) -> Path:
+def project_folder(installed: Path = Path(__file__).parents[2]) -> Path:
     """The folder whose prefect.yaml is deployed: the current directory, else the folder that the package is installed
     from.
     """
@@ -130,10 +130,10 @@ class _Watch:
         """Settle what there is. What fails is told once, and tried again the next time; the other parts go on."""
         from prefect.settings import PREFECT_HOME
 
-        from flows.dead_runs import settle_ended, settle_lost, skip_missed
-        from flows.deployments import offer_run_files
-        from flows.notifications import keep_notifications
-        from flows.stuck import tell_stuck
+        from flows.runs.dead_runs import settle_ended, settle_lost, skip_missed
+        from flows.runs.stuck import tell_stuck
+        from flows.serving.deployments import offer_run_files
+        from flows.serving.notifications import keep_notifications
         from tasks.events import tell_untold
 
         client, runs = self.client, Path(PREFECT_HOME.value())  # where the runs of the worker have their leases

@@ -132,7 +132,7 @@ def _name(key: str) -> str:
 
 def _code() -> str:
     """A digest of the code of the flows, which decides their forms."""
-    sources = sorted(Path(__file__).parent.glob("*.py"))
+    sources = sorted(Path(__file__).parents[1].rglob("*.py"))
     return sha256_bytes(VERSION.encode() + b"".join(path.read_bytes() for path in sources))
 
 

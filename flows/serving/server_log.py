@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from flows.background import meanwhile
+from flows.serving.background import meanwhile
 
 READ_EVERY_S = 2.0
 LONGEST_ERROR = 300  # characters

@@ -20,8 +20,8 @@ from deepfloyd_core.store.manifest import Manifest
 from deepfloyd_core.store.retention import BUNDLE
 from deepfloyd_core.store.settings import changed_settings
 from deepfloyd_core.store.versions import Version, published_at, versions
-from flows.report import print_figures
-from flows.workspace_report import minute, table_of
+from flows.commands.report import print_figures
+from flows.commands.workspace_report import minute, table_of
 from tasks.terminal import labelled, print_table
 
 SHOWN_FILES = 30  # the first ones

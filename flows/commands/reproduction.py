@@ -6,9 +6,8 @@ from pathlib import Path
 from rich.console import Console
 
 from deepfloyd_core.bundle.recipe import Reproduction, check_reproduction, different_files, write_scratch
-from deepfloyd_core.store.artifacts import Artifact
+from deepfloyd_core.store.artifacts import Artifact, need_workspace
 from deepfloyd_core.store.counts import many
-from flows.arguments import need_workspace
 from tasks.terminal import labelled
 
 

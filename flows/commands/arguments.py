@@ -6,7 +6,6 @@ from typing import Annotated
 import typer
 
 from deepfloyd_core.config.base import home_path
-from deepfloyd_core.errors import ConfigError
 
 
 def user_path(text: str) -> Path:
@@ -20,12 +19,3 @@ Overrides = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the run file; KEY= removes it."),
 ]
 Workspace = Annotated[Path, typer.Argument(metavar="WORKSPACE", parser=user_path, help="Directory of the artifacts.")]
-
-
-def need_workspace(workspace: Path) -> None:
-    """Raise ConfigError unless a folder holds artifacts."""
-    from deepfloyd_core.store.artifacts import is_workspace
-
-    if not is_workspace(workspace):
-        fault = "holds no artifacts" if workspace.is_dir() else "is no folder" if workspace.exists() else "is not there"
-        raise ConfigError(f"{workspace} {fault}. Give the folder that `workspace` of the run file names.")

@@ -8,7 +8,7 @@ import shlex
 from pathlib import Path
 
 from deepfloyd_core.errors import ConfigError
-from flows.home import PRIVATE, PROFILE
+from flows.serving.home import PRIVATE, PROFILE
 
 
 def write_profile(home: Path, url: str, login: str) -> None:

@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from flows.arguments import Workspace, need_workspace
+from deepfloyd_core.store.artifacts import need_workspace
+from flows.commands.arguments import Workspace
 from tasks.terminal import console
 
 Number = Annotated[int, typer.Argument(metavar="N", min=1, help="Number of the version.")]
@@ -17,7 +18,7 @@ out = console()
 
 def history(workspace: Workspace) -> None:
     """List the versions: when, of which run file, which one serves, main figures, and why it is so."""
-    from flows.version_report import print_history
+    from flows.commands.version_report import print_history
 
     need_workspace(workspace)
     print_history(out, workspace)
@@ -25,7 +26,7 @@ def history(workspace: Workspace) -> None:
 
 def diff(workspace: Workspace, first: First, second: Second) -> None:
     """Compare two versions: pictures, captions, settings, figures, and samples of the same seeds in one picture."""
-    from flows.version_report import print_difference
+    from flows.commands.version_report import print_difference
 
     need_workspace(workspace)
     print_difference(out, workspace, first, second)

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from flows.bound import OWNER
-from flows.home import PRIVATE
-from flows.processes import kill_below
-from flows.server_log import put_aside
+from flows.serving.bound import OWNER
+from flows.serving.home import PRIVATE
+from flows.serving.processes import kill_below
+from flows.serving.server_log import put_aside
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +32,18 @@ class Worker:
         self._start()
 
     def _start(self) -> None:
-        command = [sys.executable, "-P", "-m", "flows.bound", OWNER, "prefect", "worker", "start", "--pool", POOL]
+        command = [
+            sys.executable,
+            "-P",
+            "-m",
+            "flows.serving.bound",
+            OWNER,
+            "prefect",
+            "worker",
+            "start",
+            "--pool",
+            POOL,
+        ]
         self._began = time.monotonic()
         put_aside(self._log, LARGEST_LOG)
         with open(self._log, "ab", opener=PRIVATE) as log_file:

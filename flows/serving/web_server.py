@@ -1,4 +1,4 @@
-"""Prefect's server for the pages and commands of one user: `python -m flows.web_server PORT`, on 127.0.0.1.
+"""Prefect's server for the pages and commands of one user: `python -m flows.serving.web_server PORT`, on 127.0.0.1.
 
 As `prefect server start`, with a check in front of it. Loopback alone is no protection: a page from elsewhere in the
 user's browser can send requests to any port of this machine, and its own host name can lead there (DNS rebinding). So
@@ -18,7 +18,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.responses import HTMLResponse, PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from flows.home import ENTER
+from flows.serving.home import ENTER
 
 HOST = "127.0.0.1"
 NAMES = (HOST, "localhost", "[::1]")  # the last: of a tunnel from another machine

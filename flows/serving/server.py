@@ -24,13 +24,13 @@ from urllib.parse import urlsplit
 
 from deepfloyd_core.errors import ConfigError, DeepFloydError, JobError
 from deepfloyd_core.store.file_faults import flock
-from flows.api import check_access, check_api, without_login
-from flows.background import meanwhile
-from flows.home import PASSWORD, PRIVATE, login_link, open_home, password
-from flows.hung_server import Hearing, end_server
-from flows.profile import write_profile
-from flows.proxies import without_loopback
-from flows.server_log import LogReader, errors_told, put_aside
+from flows.serving.api import check_access, check_api, without_login
+from flows.serving.background import meanwhile
+from flows.serving.home import PASSWORD, PRIVATE, login_link, open_home, password
+from flows.serving.hung_server import Hearing, end_server
+from flows.serving.profile import write_profile
+from flows.serving.proxies import without_loopback
+from flows.serving.server_log import LogReader, errors_told, put_aside
 from tasks import LOGGERS
 from tasks.health import ANSWER_S, healthy
 
@@ -201,7 +201,15 @@ def start_server(home: Path, port: int | None, environ: dict[str, str]) -> str:
 
 def _command(home: Path, port: int | None) -> list[str]:
     """What a server of a home is started as."""
-    return [sys.executable, "-P", "-m", "flows.bound", str(home / "server.users"), "flows.web_server", str(port)]
+    return [
+        sys.executable,
+        "-P",
+        "-m",
+        "flows.serving.bound",
+        str(home / "server.users"),
+        "flows.serving.web_server",
+        str(port),
+    ]
 
 
 @contextmanager

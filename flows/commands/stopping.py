@@ -20,7 +20,7 @@ from typing import NoReturn
 from rich.console import Console
 
 from flows.__main__ import SIGNALS, answer_signals
-from flows.processes import kill_below
+from flows.serving.processes import kill_below
 
 GRACE_S = 3.0  # from the first signal to the end of what does not end by itself
 SAME_S = 0.3  # `timeout` and others send a signal to a process and to its group: that is one

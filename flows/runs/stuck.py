@@ -24,7 +24,7 @@ from prefect.events import Event
 from prefect.events.schemas.events import Resource
 
 from deepfloyd_core.files import write_bytes
-from flows.run_lease import SKIPPED
+from flows.runs.run_lease import SKIPPED
 
 FOLDER = "stuck"
 STREAK = 3  # runs of a schedule that came to nothing

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from flows.processes import end_runs
+from flows.serving.processes import end_runs
 
 OWNER = "-"  # in place of a lock's path: standard input
 POLL_S = 0.3

@@ -2,7 +2,7 @@
 
 The lease is a locked file, `<PREFECT_HOME>/runs/ID`, until the process of the run has ended. The kernel frees the lock
 however the process ends. So a lease whose lock is free belongs to a run that is over, whatever state the server has
-recorded: a killed run leaves "Running" there, and so does one that ended while the server was away. `flows.dead_runs`
+recorded: a killed run leaves "Running" there, and so does one that ended while the server was away. `flows.runs.dead_runs`
 reads these leases, and removes them.
 
 One run at a time makes artifacts in a workspace. Others wait for it, and say so; a run that its schedule has started
@@ -28,7 +28,7 @@ from deepfloyd_core.config.run import Run
 from deepfloyd_core.errors import BusyError
 from deepfloyd_core.store.file_faults import flock
 from deepfloyd_core.store.locks import only_run
-from flows.gpu import gpu_shared
+from flows.runs.gpu import gpu_shared
 from tasks.outbox import show
 
 F = TypeVar("F", bound=Callable[..., Any])

@@ -20,7 +20,7 @@ def below() -> list[tuple[psutil.Process, bool]]:
             parent, command = process.ppid(), process.cmdline()
         except psutil.Error:  # gone, or another user's
             continue
-        if parent in servers or "flows.web_server" in command:
+        if parent in servers or "flows.serving.web_server" in command:
             servers.add(process.pid)
             continue
         found.append(process)

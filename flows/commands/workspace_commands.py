@@ -9,7 +9,8 @@ import typer
 from deepfloyd_core.config import retention
 from deepfloyd_core.config.base import parse_spec
 from deepfloyd_core.errors import ConfigError
-from flows.arguments import Workspace, need_workspace, user_path
+from deepfloyd_core.store.artifacts import need_workspace
+from flows.commands.arguments import Workspace, user_path
 from tasks.terminal import console
 
 out, err = console(), console(stderr=True)
@@ -18,7 +19,7 @@ out, err = console(), console(stderr=True)
 def verify(workspace: Workspace) -> None:
     """Re-hash every artifact and version of a workspace, and all that a version needs; exit 1 on any fault."""
     from deepfloyd_core.bundle.verify import verify_workspace
-    from flows.report import print_verified
+    from flows.commands.report import print_verified
 
     need_workspace(workspace)
     found = verify_workspace(workspace)
@@ -33,7 +34,7 @@ def list_workspace(
 ) -> None:
     """List the versions of a workspace, how much it holds of each kind, and unfinished work."""
     need_workspace(workspace)
-    from flows.workspace_report import print_workspace
+    from flows.commands.workspace_report import print_workspace
 
     print_workspace(out, workspace, every)
 
@@ -54,7 +55,7 @@ def show(
     if html is not None and html.is_dir():
         raise ConfigError(f"--html is {html}, a folder. Give the file that is to be written.")
     from deepfloyd_core.store.lookup import artifact_named, version_named
-    from flows.show import artifact_json, print_artifact, print_version_record, version_json
+    from flows.commands.show import artifact_json, print_artifact, print_version_record, version_json
 
     if version := version_named(workspace, what):
         if html:
@@ -90,13 +91,13 @@ def gc(
     need_workspace(workspace)
     policy = parse_spec(retention.Policy, {"keep_versions": keep_versions, "keep_days": keep_days}, "gc")
     from deepfloyd_core.store.gc import collect, would_collect
-    from flows.workspace_report import print_collection
+    from flows.commands.workspace_report import print_collection
 
     now = datetime.now(UTC)
     if not delete:
         print_collection(out, would_collect(workspace, policy, now), deleted=False, every=every)
         return
-    from flows.cli import stopping
+    from flows.commands.cli import stopping
 
     stopping.kept = "What was removed is gone; the same command removes the rest."
     with err.status("removing") as status:

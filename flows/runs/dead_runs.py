@@ -36,7 +36,7 @@ from prefect.settings import PREFECT_HOME
 from prefect.states import Cancelled, Crashed
 
 from deepfloyd_core.store.counts import many
-from flows.run_lease import SKIPPED, free_lease, has_lease, lease_of, leases
+from flows.runs.run_lease import SKIPPED, free_lease, has_lease, lease_of, leases
 from tasks.health import asked_once
 
 REPLACED, AGAIN = "replaced", "again"

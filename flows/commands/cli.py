@@ -18,10 +18,10 @@ from typer.core import TyperGroup
 from deepfloyd_core.config.run_validation import MOST_PICTURES
 from deepfloyd_core.errors import ConfigError, DeepFloydError
 from deepfloyd_core.store.file_faults import storage_error
-from flows.arguments import ConfigPath, Overrides, Workspace, user_path
-from flows.stopping import Stopped, Stopping
-from flows.version_commands import Number, block, diff, history, promote, rollback
-from flows.workspace_commands import gc, list_workspace, show, verify
+from flows.commands.arguments import ConfigPath, Overrides, Workspace, user_path
+from flows.commands.stopping import Stopped, Stopping
+from flows.commands.version_commands import Number, block, diff, history, promote, rollback
+from flows.commands.workspace_commands import gc, list_workspace, show, verify
 from tasks.terminal import console, is_watched, labelled
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def run(config: ConfigPath, overrides: Overrides = None) -> None:
         from flows.finetune import finetune
 
         outcome = call(finetune)
-    from flows.report import print_outcome
+    from flows.commands.report import print_outcome
 
     print_outcome(out, loaded.run.workspace, outcome)
 
@@ -134,7 +134,7 @@ def retrain(config: ConfigPath, overrides: Overrides = None) -> None:
         from flows.retrain import retrain as flow
 
         outcome = call(flow)
-    from flows.report import print_news, print_outcome
+    from flows.commands.report import print_news, print_outcome
 
     (print_outcome if outcome.is_new else print_news)(out, loaded.run.workspace, outcome)
 
@@ -149,7 +149,7 @@ def reproduce(
     ] = None,
 ) -> None:
     """Make a version again from its recorded data and settings, and compare every byte; exit 1 on any difference."""
-    from flows.reproduction import announced, compared, prepared
+    from flows.commands.reproduction import announced, compared, prepared
 
     found = announced(out, workspace, number)
     if check:
@@ -228,7 +228,7 @@ def ui(
     ] = False,
 ) -> None:
     """Start the Prefect server, a worker and the deployments of prefect.yaml; Ctrl-C stops them."""
-    from flows.ui import serve_ui
+    from flows.serving.ui import serve_ui
 
     stopping.kept = "The worker, its runs and the server are stopped; finished artifacts and checkpoints are kept."
     serve_ui(port, deploy, out)
@@ -269,10 +269,10 @@ def _print_notes(notes: Iterable[str]) -> None:
 def _session(loaded: _Loaded) -> Iterator[Callable[..., Any]]:
     """Print the notes on the configuration, join a Prefect server, and yield a function that calls flows."""
     from deepfloyd_core.store.versions import damaged_records
-    from flows.api import server_needed
-    from flows.home import default_home
-    from flows.server import page_address, prefect_server
-    from flows.terminal_log import log_to_terminal
+    from flows.serving.api import server_needed
+    from flows.serving.home import default_home
+    from flows.serving.server import page_address, prefect_server
+    from flows.serving.terminal_log import log_to_terminal
 
     workspace = loaded.run.workspace
     _print_notes([*loaded.run.notes, *damaged_records(workspace)])
@@ -283,7 +283,7 @@ def _session(loaded: _Loaded) -> Iterator[Callable[..., Any]]:
         for name in ("CONSOLE", "DEBUG"):
             os.environ[f"PREFECT_LOGGING_HANDLERS_{name}_LEVEL"] = "CRITICAL"  # for the workers that a run starts
         log_to_terminal()
-        from flows.dead_runs import settle_here
+        from flows.runs.dead_runs import settle_here
 
         _print_notes(settle_here())
 

@@ -1,0 +1,1 @@
+"""The command line: what `deepfloyd` takes and prints. Entry: `cli`."""

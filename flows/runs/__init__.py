@@ -1,0 +1,1 @@
+"""What a flow run holds, and what becomes of one that died. Entry: `run_lease`."""
