@@ -44,33 +44,35 @@ class ForkServer:
         """Process id of the fork server, while it runs."""
         return self._process.pid if self._process else None
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether it starts no more children."""
+        return self._closed
+
     def start(self, fd: int, output: IO[bytes] | None = None) -> int:
         """Fork a child that inherits a file. Returns its pid. output: where the fork server itself writes, if it starts now.
 
-        A fork server that was killed after its first answer is replaced. Raises JobError when one does not start, and
-        after `close`.
+        A fork server that was killed is replaced, once. Raises JobError when that is killed too, when one ends by itself
+        before its first answer, and after `close`.
         """
         with self._lock:
-            answer = self._ask(b"start", (fd,), output)
-            if answer is None and self._imported and not self._closed:
-                self._forget()
+            for is_replaced in (False, True):
                 answer = self._ask(b"start", (fd,), output)
-            if answer is None:
-                raise JobError(
-                    "The server that starts child processes has ended; its output shows why, unless it was killed."
-                )
-            self._children.add(answer)
-            return answer
+                if answer is not None:
+                    self._children.add(answer)
+                    return answer
+                if not self._forget() or is_replaced:
+                    break
+        raise JobError("The server that starts child processes has ended; its output shows why, unless it was killed.")
 
-    def end(self, pid: int) -> int:
-        """Kill a child unless it is already dead, and forget it. Returns its wait status: that of a child that was killed if
-        the fork server is gone, which takes its children along.
+    def end(self, pid: int) -> int | None:
+        """Kill a child unless it is already dead, and forget it. Returns its wait status; None: not known, because the fork
+        server is gone, which takes its children along.
         """
         with self._lock:
             known = pid in self._children
             self._children.discard(pid)
-            answer = self._ask(b"%d" % pid) if known else None
-            return signal.SIGKILL if answer is None else answer
+            return self._ask(b"%d" % pid) if known else None
 
     def close(self) -> None:
         """End the fork server and its children. May be called more than once, also while a thread is starting it."""
@@ -99,15 +101,22 @@ class ForkServer:
                 return int(answer)
         return None
 
-    def _forget(self) -> None:
-        """Let the next child have a fork server of its own."""
+    def _forget(self) -> bool:
+        """Let the next child have a fork server of its own. Returns whether that makes sense: this one worked, or was
+        killed.
+        """
+        process, self._process = self._process, None
+        if process is None or self._closed:
+            return False
         self._control.close()
         self._children.clear()
-        self._imported = False
-        if process := self._process:
+        try:
+            code = process.wait(_GRACE_S)
+        except subprocess.TimeoutExpired:
             process.kill()
-            process.wait()
-        self._process = None
+            code = process.wait()
+        worked, self._imported = self._imported, False
+        return worked or code == -signal.SIGKILL
 
     def _open(self, output: IO[bytes] | None) -> None:
         self._control, theirs = socket.socketpair()

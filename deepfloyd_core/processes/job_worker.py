@@ -96,7 +96,8 @@ def do(name: str, kind: str, out: Path) -> int:
     except DeepFloydError as error:
         result = JobResult(error=type(error).__name__, message=str(error))
     except Stop:
-        result = JobResult(error="JobError", message=f"The {name} job was stopped; run it again to continue.")
+        words = f"The {name} job was stopped; run it again to continue."
+        result = JobResult(error="JobError", message=words, is_stopped=True)
     except MemoryError:
         traceback.print_exc()
         result = JobResult(error="JobError", message=f"The {name} job ran out of memory; its log is in {out}.")

@@ -94,12 +94,13 @@ def run_job(request: JobRequest[S], work: WorkDir, report: Report = no_report, p
                 _follow(child, paths["progress"], report)
             finally:
                 status = _stop(child)
-            if status != signal.SIGKILL or attempt == TRIES or _has_summary(paths["result"]):
+            if attempt == TRIES or starter.is_closed or not _was_killed(status, paths["result"]):
                 break
             log.warning("The %s job was killed by SIGKILL; it is tried once more, and goes on where it was.", name)
             for file_of_try in (paths["progress"], paths["result"]):
                 file_of_try.unlink(missing_ok=True)
-    return cast(S, _outcome(name, os.waitstatus_to_exitcode(status), paths, request.returns))
+    code = -signal.SIGKILL if status is None else os.waitstatus_to_exitcode(status)
+    return cast(S, _outcome(name, code, paths, request.returns))
 
 
 class JobResult(Spec):
@@ -108,6 +109,7 @@ class JobResult(Spec):
     summary: Json | None = None
     error: str = ""
     message: str = ""
+    is_stopped: bool = False  # it was asked to end, and has kept its work
 
 
 @contextmanager
@@ -148,7 +150,8 @@ def _start(
         line.close()
         raise
     order = json.dumps([name, f"{kind.__module__}:{kind.__qualname__}", str(work.path.absolute())]).encode()
-    socket.send_fds(line, [order], [log.fileno(), *held])
+    with suppress(ConnectionError):  # it is dead already, which `_follow` sees
+        socket.send_fds(line, [order], [log.fileno(), *held])
     return child
 
 
@@ -174,13 +177,17 @@ def run_parts(request: JobRequest[S], parts: Sequence[JobRequest[Any]], work: Wo
         return run_job(request, work, report)
     if slot := slot_of_block():
         slot.take()  # once, not in each thread
-    with job_starter():
+    with job_starter() as starter:
         with ThreadPoolExecutor(len(parts)) as pool:
             running = [pool.submit(copy_context().run, run_part, number) for number in range(len(parts))]
-            # Reports go out from the caller's thread, which has Prefect's context.
-            while wait(running, POLL_S).not_done:
-                done, total, lines = zip(*shown, strict=True)
-                report(sum(done), sum(total), f"{lines[0]} in each of {len(parts)} processes")
+            try:
+                # Reports go out from the caller's thread, which has Prefect's context.
+                while wait(running, POLL_S).not_done:
+                    done, total, lines = zip(*shown, strict=True)
+                    report(sum(done), sum(total), f"{lines[0]} in each of {len(parts)} processes")
+            except BaseException:  # the run is asked to end: so are its parts, for which the pool waits
+                starter.close()
+                raise
         for part in running:
             part.result()
         return run_job(request, work, report)
@@ -206,8 +213,10 @@ def _ended(child: _Child, wait_s: float) -> bool:
     return bool(select.select([child.line], [], [], wait_s)[0])  # it writes nothing: this is the end of its file
 
 
-def _stop(child: _Child) -> int:
-    """Let a job that still runs write its last checkpoint. Returns the wait status of its process, which is gone then."""
+def _stop(child: _Child) -> int | None:
+    """Let a job that still runs write its last checkpoint. Returns the wait status of its process, which is gone then; None
+    where its fork server is gone too.
+    """
     with child.line:
         if not _ended(child, 0):
             with suppress(ProcessLookupError):
@@ -218,8 +227,16 @@ def _stop(child: _Child) -> int:
     return child.starter.end(child.pid)
 
 
-def _has_summary(path: Path) -> bool:
-    return path.exists() and JobResult.model_validate_json(path.read_bytes()).summary is not None
+def _was_killed(status: int | None, file: Path) -> bool:
+    """Whether a job that is over was killed from outside: itself, or with its fork server, whose end stops it.
+
+    status: of its process, None where it died with its fork server. A job that has written its result is killed as well,
+    by us: that is over.
+    """
+    result = JobResult.model_validate_json(file.read_bytes()) if file.exists() else None
+    if status is None:
+        return result is None or result.is_stopped
+    return result is None and status == signal.SIGKILL
 
 
 def _outcome(name: str, code: int, paths: dict[str, Path], returns: type[Summary]) -> Summary:

@@ -21,6 +21,7 @@ from multiprocessing.connection import Connection
 from queue import SimpleQueue
 from typing import Any, NoReturn, Self, TypeVar
 
+from deepfloyd_core.errors import JobError
 from deepfloyd_core.processes.fork_server import ForkServer
 from deepfloyd_core.processes.pool_worker import OUT_OF_MEMORY
 
@@ -30,6 +31,7 @@ _CHUNK = 16  # items in a request
 _IN_FLIGHT = 4  # requests per worker ahead of the consumer
 # Requests that a child serves: what decoders leak must not add up to an innocent picture's MemoryError.
 MOST_REQUESTS = 200
+MOST_SERVERS = 3  # that may die in a request
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,7 @@ class Children:
 
     def _results(self, function: Callable[[T], R], items: list[T]) -> list[R | Lost]:
         results: list[R | Lost] = []
+        servers = 0  # that were lost
         suspect = False  # the next item's child died: try it once more, alone and in a new child
         child, kept = self._idle.get(), None
         try:
@@ -119,6 +122,11 @@ class Children:
                     continue
                 dead, child = child, None
                 lost = self._end(dead)
+                if lost is None:
+                    servers += 1
+                    if servers > MOST_SERVERS:
+                        raise JobError("The server that starts child processes is killed again and again.")
+                    continue
                 suspect = not suspect and lost.reason != "timeout"  # the clock was this item's alone
                 if not suspect:
                     results.append(lost)
@@ -136,10 +144,15 @@ class Children:
             pid = self.fork_server.start(theirs.fileno())
             return _Child(pid, Connection(ours.detach()))
 
-    def _end(self, child: _Child) -> Lost:
-        """Kill a child unless it is dead already, and say how it ended."""
+    def _end(self, child: _Child) -> Lost | None:
+        """Kill a child unless it is dead already, and say how it ended. None: its fork server is gone and took it along, so
+        no item is to blame.
+        """
         child.connection.close()
-        code = os.waitstatus_to_exitcode(self.fork_server.end(child.pid))
+        status = self.fork_server.end(child.pid)
+        if status is None:
+            return None
+        code = os.waitstatus_to_exitcode(status)
         if code == -signal.SIGALRM:
             return Lost("timeout", f"no answer in {self._limits.seconds:g} s")
         if code == OUT_OF_MEMORY:

@@ -9,7 +9,7 @@ import threading
 import time
 import tracemalloc
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from deepfloyd_core.types import Report, no_report
 
 TESTS = Path(__file__).parent
 SUPPORT = TESTS.parent / "support"
+AGAIN = "is tried once more"
 CONFIG = RunConfig.model_validate(
     {"workspace": "w", "data_backend_config": "d.json", "stage1": {"model_flavour": "tiny-i"}}
 )
@@ -62,11 +63,12 @@ def test_a_job_on_a_full_disk_is_a_sentence_that_names_its_folder(tmp_path: Path
     assert " cannot be written: no space left on device" in str(caught.value)
 
 
-def test_a_job_that_may_not_read_a_file_names_it(tmp_path: Path) -> None:
+def test_a_job_that_may_not_read_a_file_names_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(
         StorageError, match=r"^/models/unet cannot be used: permission denied .* Change its permissions"
     ):
         run("unreadable", tmp_path)
+    assert AGAIN not in caplog.text
 
 
 def napping(workspace: Path) -> psutil.Process:
@@ -144,11 +146,14 @@ def test_what_a_job_prints_is_in_its_log_and_how_it_died_in_the_error(tmp_path: 
     assert summary["job"]
 
 
-def test_a_job_that_is_asked_to_end_while_it_writes_its_result_writes_it(tmp_path: Path) -> None:
+def test_a_job_that_is_asked_to_end_while_it_writes_its_result_writes_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with job_starter():
         assert run("late", tmp_path) == {"late": 1}
         with pytest.raises(JobError, match="was stopped; run it again to continue"):
             run("late", tmp_path, 1, words="stopped")
+    assert AGAIN not in caplog.text
 
 
 def test_a_job_that_died_without_a_word_is_told_so(tmp_path: Path) -> None:
@@ -195,9 +200,7 @@ def test_a_job_that_is_left_writes_its_checkpoint_and_is_gone(tmp_path: Path) ->
 
 def test_a_job_that_is_killed_once_goes_on_where_it_was(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert run("die_once", tmp_path)["job"]
-    assert caplog.messages[-2:-1] == [
-        "The work job was killed by SIGKILL; it is tried once more, and goes on where it was."
-    ]
+    assert caplog.messages[-2:-1] == [f"The work job was killed by SIGKILL; it {AGAIN}, and goes on where it was."]
 
 
 def test_a_starter_that_is_killed_is_replaced_and_its_job_writes_its_checkpoint_and_goes_on(tmp_path: Path) -> None:
@@ -209,6 +212,40 @@ def test_a_starter_that_is_killed_is_replaced_and_its_job_writes_its_checkpoint_
         assert list(tmp_path.glob("nap/*/checkpoint"))
         assert run("pids", tmp_path)["starter"] == starters()[0].pid
     assert not starters()
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_starter_that_is_killed_before_its_first_job_is_replaced_once(tmp_path: Path, times: int) -> None:
+    def kill() -> None:
+        killed: list[psutil.Process] = []
+        while len(killed) < times:
+            if fresh := [one for one in starters() if one not in killed]:
+                fresh[0].kill()
+                killed += fresh
+            time.sleep(0.005)
+
+    killer = threading.Thread(target=kill)
+    with job_starter():
+        killer.start()
+        with pytest.raises(JobError, match="starts child processes has ended") if times == 2 else nullcontext():
+            assert run("pids", tmp_path)["job"]
+        killer.join()
+        assert run("pids", tmp_path, 1)["job"]
+
+
+def test_parts_of_a_run_that_is_asked_to_end_end_with_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    class Left(BaseException):
+        pass
+
+    def leave(done: int, total: int, line: str) -> None:
+        if done == 2:
+            raise Left
+
+    began = time.monotonic()
+    with pytest.raises(Left):
+        run("nap", tmp_path, how=lambda order, work, report: run_parts(order, [order] * 2, work, leave))
+    assert time.monotonic() - began < 30  # a nap is longer
+    assert list(tmp_path.glob("nap/*/checkpoint")) and AGAIN not in caplog.text and not starters()
 
 
 def test_a_starter_that_cannot_begin_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
