@@ -21,6 +21,7 @@ from flows.parameters import Overrides, Steps, settings
 from flows.runs.run_lease import rename_run, sole_run
 from tasks import VERSION
 from tasks.cascade_samples import cascade_samples
+from tasks.events import versions_told
 from tasks.image_index import image_index
 from tasks.lora_bundle import lora_bundle, publish_version
 from tasks.text_embeds import text_embeds
@@ -43,7 +44,7 @@ def finetune(
     """
     changed = settings(overrides, stage1__max_train_steps=stage1_steps, stage2__max_train_steps=stage2_steps)
     run = check_run(Path(config), changed, "lora_bundle")
-    with sole_run(run):
+    with sole_run(run), versions_told(run.workspace):
         outcome = make_bundle(run, image_index(run))
         rename_run(run.workspace, outcome.version.number)
         return Completed(message=news_of(run.workspace, outcome), data=outcome)

@@ -23,6 +23,7 @@ from flows.finetune import make_bundle
 from flows.parameters import Overrides, Steps, settings
 from flows.runs.run_lease import rename_run, sole_run
 from tasks import VERSION
+from tasks.events import versions_told
 from tasks.image_index import image_index
 from tasks.lora_bundle import publish_version
 
@@ -44,7 +45,7 @@ def retrain(
     """
     changed = settings(overrides, stage1__max_train_steps=stage1_steps, stage2__max_train_steps=stage2_steps)
     run = check_run(Path(config), changed, "lora_bundle", workers=False)
-    with sole_run(run):
+    with sole_run(run), versions_told(run.workspace):
         return _retrain(run)
 
 

@@ -1,8 +1,8 @@
 """Events of ours on the Prefect server, for automations: what happened to a version, and that the pictures changed.
 
 The resource of each is the workspace, `deepfloyd.workspace.NAME`. What happened to versions follows from the workspace's
-own records (`store/happenings.py`), so that a killed run and a command without a server lose none: the next run of a
-flow, or `deepfloyd ui`, sends it. `<PREFECT_HOME>/workspaces/` names the workspaces to look into.
+own records (`store/happenings.py`), so that a killed run and a command without a server lose none: the next `finetune` or
+`retrain` of the workspace, or `deepfloyd ui`, sends it.
 """
 
 from collections.abc import Iterator
@@ -11,23 +11,20 @@ from pathlib import Path
 
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.events import Event, emit_event
-from prefect.events.schemas.events import Resource
 from prefect.settings import PREFECT_HOME
 
 from deepfloyd_core.errors import DeepFloydError
-from deepfloyd_core.files import write_bytes
-from deepfloyd_core.hashing import digest
-from deepfloyd_core.store.happenings import Happening, mark_told, untold
+from deepfloyd_core.store.happenings import WORKSPACES, Happening, mark_told, remember, untold
 from deepfloyd_core.store.locks import locked
 from tasks.outbox import show
-
-FOLDER = "workspaces"
 
 
 @contextmanager
 def versions_told(workspace: Path) -> Iterator[None]:
-    """Around a decision: `deepfloyd.version.candidate`, `.promoted` and `.blocked` are sent, soon or by the next who can."""
-    _remember(Path(PREFECT_HOME.value()), workspace)
+    """After the block, what is untold (`deepfloyd.version.candidate`, `.promoted`, `.blocked`) is sent, soon or by the next
+    who can.
+    """
+    remember(Path(PREFECT_HOME.value()), workspace)
     try:
         yield
     finally:
@@ -40,7 +37,7 @@ def tell_untold(client: SyncPrefectClient, home: Path) -> list[str]:
     Raises Prefect's errors, and a workspace's after the others had their turn.
     """
     told, faults = list[str](), list[DeepFloydError | OSError]()
-    for file in sorted((home / FOLDER).glob("*")):
+    for file in sorted((home / WORKSPACES).glob("*")):
         try:
             workspace = Path(file.read_text())
             if (workspace / "versions").is_dir():  # else its disk is away, or it was removed
@@ -74,9 +71,14 @@ def _send(workspace: Path) -> None:
 
 
 def _event(workspace: Path, one: Happening) -> Event:
-    payload = {"version": one.version, "message": one.message, "when": one.when}
-    resource = Resource.model_validate(_resource(workspace))
-    return Event(id=one.id, event=f"deepfloyd.version.{one.kind}", resource=resource, payload=payload)
+    event = {
+        "id": one.id,
+        "event": f"deepfloyd.version.{one.kind}",
+        "resource": _resource(workspace),
+        "payload": {"version": one.version, "message": one.message, "when": one.when},
+        "occurred": one.when,  # else an event that is told late looks new
+    }
+    return Event.model_validate(event)
 
 
 def _resource(workspace: Path) -> dict[str, str]:
@@ -85,11 +87,3 @@ def _resource(workspace: Path) -> dict[str, str]:
         "prefect.resource.name": workspace.name,
         "deepfloyd.workspace": str(workspace.absolute()),
     }
-
-
-def _remember(home: Path, workspace: Path) -> None:
-    place = str(workspace.absolute())
-    file = home / FOLDER / digest(place)
-    if not file.exists():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_bytes(file, place.encode())

@@ -11,7 +11,6 @@ from deepfloyd_core.config.run import Run
 from deepfloyd_core.store.artifacts import Artifact, materialise
 from deepfloyd_core.store.registry import Outcome, publish
 from deepfloyd_core.store.versions import Origin
-from tasks.events import versions_told
 from tasks.version_page import show_version
 
 
@@ -28,7 +27,6 @@ def publish_version(run: Run, bundle: Artifact, index: Artifact, start: str = ""
     start: see `Origin`.
     """
     origin, waits = Origin(run.file, recipe_of(run), start), run.config.gate == "manual"
-    with versions_told(run.workspace):
-        outcome = publish(run.workspace, bundle, index, origin, gate_of(run), waits)
+    outcome = publish(run.workspace, bundle, index, origin, gate_of(run), waits)
     show_version(run.workspace, outcome)
     return outcome

@@ -2,19 +2,24 @@
 
 `<workspace>/versions/told` has the number of the last event that was told. It is written after the telling, so that a
 kill in between tells an event twice, with one id, and never loses it. Commands that reach no server leave theirs untold,
-for the next who does.
+for the next who does: `<home>/workspaces/` of Prefect's home names the workspaces to look into. A workspace without a mark
+may be new, or old and restored: of such a one only young events are told.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import NAMESPACE_URL, UUID, uuid5
 
 from deepfloyd_core.errors import ArtifactError
-from deepfloyd_core.files import read_sealed, write_sealed
+from deepfloyd_core.files import read_sealed, write_bytes, write_sealed
+from deepfloyd_core.hashing import digest
 from deepfloyd_core.store.events import FOLDER, Event, Kind, LostEvent, Standing, fold, read_events
 from deepfloyd_core.store.locks import locked
 
+YOUNG = timedelta(days=3)  # as long as a Prefect server of ours keeps events
+WORKSPACES = "workspaces"
 _TOLD = "told"
 
 
@@ -38,14 +43,22 @@ class News:
 
 
 def untold(workspace: Path) -> News:
-    """What happened since the last that was told. A mark that is damaged counts as if all had been told."""
+    """What happened since the last that was told.
+
+    Without a mark: what is YOUNG. A mark that is damaged, or beyond the last event (an older backup has replaced the
+    events), counts as if all had been told.
+    """
     with locked(workspace, FOLDER):  # so that a verdict is on record with what follows from it
         events = read_events(workspace)
+    if not events:
+        return News((), 0)
     try:
-        told = int(read_sealed(_mark(workspace))["last"])
+        told: int | None = int(read_sealed(_mark(workspace))["last"])
     except FileNotFoundError:
-        told = 0
+        told = _first_young(events)
     except (ArtifactError, KeyError, ValueError):
+        told = None
+    if told is None or told > len(events):
         told = len(events)
         mark_told(workspace, told)
     return News(tuple(_since(events, told)), len(events))
@@ -54,6 +67,22 @@ def untold(workspace: Path) -> News:
 def mark_told(workspace: Path, last: int) -> None:
     """Record that everything up to an event was told."""
     write_sealed(_mark(workspace), {"last": last})
+
+
+def remember(home: Path, workspace: Path) -> None:
+    """Name a workspace in Prefect's home, so that what is untold of it is looked for."""
+    place = str(workspace.absolute())
+    file = home / WORKSPACES / digest(place)
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(file, place.encode())
+
+
+def _first_young(events: Sequence[Event | LostEvent]) -> int | None:
+    """The place of the first young event; None if all are older."""
+    since = datetime.now(UTC) - YOUNG
+    places = enumerate(events)
+    return next((i for i, one in places if isinstance(one, Event) and datetime.fromisoformat(one.when) > since), None)
 
 
 def _mark(workspace: Path) -> Path:

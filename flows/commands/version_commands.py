@@ -1,6 +1,7 @@
 """The commands that look at versions and decide which one serves. None starts a Prefect server."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -64,7 +65,12 @@ def _decide(workspace: Path, decide: Callable[[], str]) -> None:
     """Decide, say what was decided, and bring the reports up to date."""
     from deepfloyd_core.bundle.version_page import write_changed_reports
     from deepfloyd_core.store.events import standing
+    from deepfloyd_core.store.happenings import remember
+    from flows.serving.home import default_home
 
     before = standing(workspace)
     out.print(decide())
+    if (home := default_home()).is_dir():  # `deepfloyd ui` of this home tells of it
+        with suppress(OSError):  # what was decided holds also where the home cannot be written
+            remember(home, workspace)
     write_changed_reports(workspace, before)

@@ -115,7 +115,7 @@ class _Watch:
     client: "SyncPrefectClient"
     home: Path
     project: Path
-    own: bool  # the server is of this home, so that every run of the pool is of this machine
+    own: bool  # the server is of this home
     told: dict[str, float] = field(default_factory=dict)  # when each fault was told
     settled: set[UUID] = field(default_factory=set)  # crashed runs that need no further look
     looks: int = 0
@@ -142,6 +142,7 @@ class _Watch:
             self._part(lambda: settle_lost(client, runs, POOL, self.settled))
             self._part(lambda: offer_run_files(client, self.project))
             self._part(lambda: keep_notifications(client))
+        if self.looks % SELDOM == 0:
             self._part(lambda: tell_untold(client, runs))
         if self.own and self.looks % RARELY == 0:
             self._part(lambda: tell_stuck(client, self.home))

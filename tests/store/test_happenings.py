@@ -1,10 +1,13 @@
 """What is told of versions: each event once, also after a kill, and what a command decided without a server."""
 
+import shutil
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from releases import Release, deepfloyd
 
+from deepfloyd_core.files import read_sealed, write_sealed
 from deepfloyd_core.store import registry
 from deepfloyd_core.store.happenings import mark_told, untold
 from deepfloyd_core.store.registry import Decision, publish
@@ -71,3 +74,38 @@ def test_a_lost_record_is_passed_over(release: Release) -> None:
     add(release, "new", "promoted")
     (release.workspace / "versions" / "events" / "000003.json").write_bytes(b"")
     assert told(release.workspace) == [("promoted", 1), ("promoted", 2)]
+
+
+def age(workspace: Path, days: float) -> None:
+    """Let every event of a workspace have happened so long ago."""
+    when = (datetime.now(UTC) - timedelta(days=days)).isoformat(timespec="seconds")
+    for file in (workspace / "versions" / "events").iterdir():
+        write_sealed(file, dict(read_sealed(file)) | {"when": when})
+
+
+def test_a_workspace_whose_mark_is_gone_tells_its_young_events_and_no_older_ones(release: Release) -> None:
+    workspace = release.workspace
+    add(release, "old", "promoted")
+    age(workspace, days=4)
+    add(release, "new", "promoted")
+    mark_told(workspace, untold(workspace).last)
+    (workspace / "versions" / "told").unlink()
+    assert told(workspace) == [("promoted", 2)]
+    age(workspace, days=4)
+    assert told(workspace) == []
+    assert deepfloyd("rollback", str(workspace)).exit_code == 0
+    age(workspace, days=5)
+    assert told(workspace) == [("blocked", 2), ("promoted", 1)], "late, and after what was told"
+
+
+def test_what_follows_an_older_backup_of_the_events_is_told(release: Release, tmp_path: Path) -> None:
+    workspace, backup = release.workspace, tmp_path / "backup"
+    add(release, "old", "promoted")
+    shutil.copytree(workspace / "versions" / "events", backup)
+    add(release, "new", "promoted")
+    mark_told(workspace, untold(workspace).last)
+    shutil.rmtree(workspace / "versions" / "events")
+    shutil.copytree(backup, workspace / "versions" / "events")
+    assert told(workspace) == []
+    registry.block(workspace, 1, "blurred", "a person")
+    assert told(workspace) == [("blocked", 1)]
