@@ -41,8 +41,11 @@ def tell_stuck(client: SyncPrefectClient, home: Path) -> list[str]:
             continue
         runs = _last_runs(client, deployment.id)
         streak, since = streak_of(runs)
+        if len(streak) < STREAK:
+            continue
+        since = since or _last_completed(client, deployment.id)
         mark = home / FOLDER / str(deployment.id)
-        if len(streak) < STREAK or (mark.exists() and mark.read_text() == since):
+        if mark.exists() and since in ("", mark.read_text()):  # empty: the server has forgotten that run, or there was none
             continue
         name = f"{client.read_flow(deployment.flow_id).name}/{deployment.name}"
         message = f"the last {len(streak)} runs of its schedule came to nothing. The newest: {_words(streak[0])}"
@@ -89,12 +92,20 @@ def _planned_over(first: FlowRun, last: FlowRun) -> timedelta:
     return timedelta(seconds=(last.expected_start_time - first.expected_start_time).total_seconds())
 
 
-def _last_runs(client: SyncPrefectClient, deployment: UUID) -> list[FlowRun]:
+def _last_completed(client: SyncPrefectClient, deployment: UUID) -> str:
+    """The id of the last run that completed, of those that the server knows; empty without one."""
+    return next((str(run.id) for run in _last_runs(client, deployment, [StateType.COMPLETED], 1)), "")
+
+
+def _last_runs(
+    client: SyncPrefectClient, deployment: UUID, states: Sequence[StateType] = _FINAL, most: int = _PAGE
+) -> list[FlowRun]:
+    """The runs in these states, those that were planned last first."""
     ended = FlowRunFilter(
         deployment_id=FlowRunFilterDeploymentId(any_=[deployment]),
-        state=FlowRunFilterState(type=FlowRunFilterStateType(any_=_FINAL)),
+        state=FlowRunFilterState(type=FlowRunFilterStateType(any_=list(states))),
     )
-    return client.read_flow_runs(flow_run_filter=ended, sort=FlowRunSort.EXPECTED_START_TIME_DESC, limit=_PAGE)
+    return client.read_flow_runs(flow_run_filter=ended, sort=FlowRunSort.EXPECTED_START_TIME_DESC, limit=most)
 
 
 def _words(run: FlowRun) -> str:

@@ -65,7 +65,8 @@ class Server:
 
     def read_flow_runs(self, flow_run_filter: Any, limit: int, **_: object) -> list[FlowRun]:
         assert flow_run_filter.deployment_id.any_ == [self.ids[0]]
-        return newest_first(*self.runs)[:limit]
+        kinds = flow_run_filter.state.type.any_
+        return [run for run in newest_first(*self.runs) if run.state is not None and run.state.type in kinds][:limit]
 
     def read_flow(self, flow_id: UUID) -> Any:
         return SimpleNamespace(name="retrain")
@@ -98,3 +99,15 @@ def test_a_stuck_schedule_is_told_once_a_streak(tmp_path: Path) -> None:
     server.runs += [run(13, "Completed"), *(run(night, "Failed") for night in (14, 15, 16))]
     server.paused = True
     assert tell_stuck(server.client, tmp_path) == [], "nobody expects its runs"
+
+
+def test_a_long_streak_is_told_once_though_the_run_before_it_is_far_back_or_forgotten(tmp_path: Path) -> None:
+    server = Server()
+    server.runs = [run(0, "Completed"), *(run(night, "Skipped") for night in (1, 2, 3))]
+    assert len(tell_stuck(server.client, tmp_path)) == 1
+    server.runs += [run(night, "Skipped") for night in range(4, 151)]
+    assert tell_stuck(server.client, tmp_path) == [], "more runs than are read"
+    del server.runs[0]
+    assert tell_stuck(server.client, tmp_path) == [], "the server forgets runs after 60 days"
+    server.runs += [run(151, "Completed"), *(run(night, "Skipped") for night in range(152, 155))]
+    assert len(tell_stuck(server.client, tmp_path)) == 1
