@@ -6,7 +6,6 @@ of them is kept, so a second run goes on where the first one ended. The first ru
 AGAIN; it is not run a third time.
 """
 
-import socket
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -40,6 +39,8 @@ from flows.runs.run_lease import SKIPPED, free_lease, has_lease, lease_of, lease
 from tasks.health import asked_once
 
 REPLACED, AGAIN = "replaced", "again"
+WORKER = "prefect.worker.name"  # the label that a worker gives to a run before it starts the process
+RUN_ID = "PREFECT__FLOW_RUN_ID"  # in the environment of that process
 # Flows that a second run of does no harm. A rollback of a rollback does: so decisions are not repeated.
 REPEATED = ("finetune", "retrain", "prepare", "embed", "train-stage1", "train-stage2", "generate", "gc", "history")
 LONGEST_REASON = 300  # characters
@@ -94,23 +95,28 @@ def settle_ended(client: SyncPrefectClient, home: Path, *, again: bool) -> list[
     return told
 
 
-def settle_lost(client: SyncPrefectClient, home: Path, pool: str, settled: set[UUID] | None = None) -> list[str]:
+def settle_lost(
+    client: SyncPrefectClient, home: Path, pool: str, worker: str, own: bool, settled: set[UUID] | None = None
+) -> list[str]:
     """Settle the runs of a pool that died before they had a lease, and run them again.
 
-    settled: the crashed runs that an earlier call has settled, to which this one adds its own: each costs two requests.
-    Returns a line for each. A run whose process lives on this machine is left alone, and one that may just be beginning.
+    worker: the name of this home's; of runs that another one has begun no process can be seen here, and they are left alone
+    until they have crashed. own: the server is this home's, so that those which no worker has begun, and those which have
+    crashed, are looked after here. settled: the crashed runs that an earlier call has settled, to which this one adds its
+    own: each costs two requests. Returns a line for each. A run whose process lives is left alone, and one that may just be
+    beginning.
     """
     lost, told, settled = list[FlowRun](), list[str](), set() if settled is None else settled
     runs = _runs(client, pool, [*_OPEN, StateType.CRASHED])
     settled &= {run.id for run in runs}
     for run in runs:
-        state = run.state
+        state, begun_by = run.state, run.labels.get(WORKER)
         if state is None or run.id in settled or has_lease(home, run.id):
             continue
-        if not state.is_final() and _age_s(state) > BEGINS_S and not _is_alive(run.infrastructure_pid):
+        if state.is_crashed():
+            lost += [run] if (own or begun_by == worker) and _age_s(state) < RECENT_S else []
+        elif (begun_by == worker or (own and begun_by is None)) and _age_s(state) > BEGINS_S and not _is_alive(run):
             told.append(_bury(client, run))
-            lost.append(run)
-        elif state.is_crashed() and _age_s(state) < RECENT_S:
             lost.append(run)
     told += run_again(client, [run for run in lost if _deserves_another(client, _read(client, run.id) or run)])
     settled |= {run.id for run in lost}
@@ -227,16 +233,13 @@ def _bury(client: SyncPrefectClient, run: FlowRun) -> str:
     return f"the run {run.name} was {before}, and is {state.name}: {state.message}"
 
 
-def _is_alive(infrastructure: str | None) -> bool:
-    """Whether a run's process lives on this machine. infrastructure: its pid, or HOST:PID.
+def _is_alive(run: FlowRun) -> bool:
+    """Whether the process of a run of this home's worker lives.
 
-    A process that has ended and was not waited for does not live, nor does another program with its number.
+    Its environment names the run: in a container that was started again another process has its number, as a rule.
     """
-    host, _, pid = (infrastructure or "").rpartition(":")
-    if not pid.isdecimal() or host not in ("", socket.gethostname()):
-        return False
+    pid = run.infrastructure_pid or ""
     try:
-        process = psutil.Process(int(pid))
-        return process.status() != psutil.STATUS_ZOMBIE and "python" in " ".join(process.cmdline())
-    except psutil.Error:
+        return pid.isdecimal() and psutil.Process(int(pid)).environ().get(RUN_ID) == str(run.id)
+    except psutil.Error:  # it has ended, or is another user's
         return False

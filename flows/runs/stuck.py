@@ -45,7 +45,10 @@ def tell_stuck(client: SyncPrefectClient, home: Path) -> list[str]:
             continue
         since = since or _last_completed(client, deployment.id)
         mark = home / FOLDER / str(deployment.id)
-        if mark.exists() and since in ("", mark.read_text()):  # empty: the server has forgotten that run, or there was none
+        if mark.exists() and since in (
+            "",
+            mark.read_text(),
+        ):  # empty: the server has forgotten that run, or there was none
             continue
         name = f"{client.read_flow(deployment.flow_id).name}/{deployment.name}"
         message = f"the last {len(streak)} runs of its schedule came to nothing. The newest: {_words(streak[0])}"

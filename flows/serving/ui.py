@@ -24,7 +24,7 @@ from flows.serving.home import PRIVATE, default_home, open_home
 from flows.serving.profile import prefect_command
 from flows.serving.proxies import past_proxy
 from flows.serving.server import page_address, prefect_server
-from flows.serving.worker import POOL, bound_worker
+from flows.serving.worker import LOG, POOL, bound_worker, worker_name
 from tasks.terminal import is_watched
 
 if TYPE_CHECKING:
@@ -64,11 +64,11 @@ def serve_ui(port: int | None, deploys_elsewhere: bool, out: Console) -> None:
                 deploy(client, project, home)
             watch = _Watch(client, home, project, own)
             watch.look()
-            with bound_worker(project, home / "worker.log") as worker:
+            with bound_worker(project, home) as worker:
                 out.print(f"Prefect UI   {page_address(url, home, is_watched(out))}")
                 out.print(f"Deployments  {project / 'prefect.yaml'}")
                 out.print(f"In another terminal: {before}{prefect_command(home, url)} deployment run 'finetune/demo'")
-                out.print(f"Worker's log {home / 'worker.log'}. Ctrl-C stops everything.")
+                out.print(f"Worker's log {home / LOG}. Ctrl-C stops everything.")
                 while True:
                     time.sleep(WATCH_EVERY_S)
                     worker.keep_up(watch.away_s < 2 * WATCH_EVERY_S)
@@ -115,7 +115,7 @@ class _Watch:
     client: "SyncPrefectClient"
     home: Path
     project: Path
-    own: bool  # the server is of this home
+    own: bool  # the server is of this home, which then looks after all runs that no other worker has begun
     told: dict[str, float] = field(default_factory=dict)  # when each fault was told
     settled: set[UUID] = field(default_factory=set)  # crashed runs that need no further look
     looks: int = 0
@@ -138,12 +138,12 @@ class _Watch:
 
         client, runs = self.client, Path(PREFECT_HOME.value())  # where the runs of the worker have their leases
         self._part(lambda: settle_ended(client, runs, again=True))
+        if self.looks % SELDOM == 0:
+            self._part(lambda: settle_lost(client, runs, POOL, worker_name(self.home), self.own, self.settled))
+            self._part(lambda: tell_untold(client, runs))
         if self.own and self.looks % SELDOM == 0:
-            self._part(lambda: settle_lost(client, runs, POOL, self.settled))
             self._part(lambda: offer_run_files(client, self.project))
             self._part(lambda: keep_notifications(client))
-        if self.looks % SELDOM == 0:
-            self._part(lambda: tell_untold(client, runs))
         if self.own and self.looks % RARELY == 0:
             self._part(lambda: tell_stuck(client, self.home))
         self._part(lambda: skip_missed(client, POOL))

@@ -2,13 +2,16 @@
 
 import ctypes
 import logging
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from uuid import uuid4
 
+from deepfloyd_core.files import write_bytes
 from flows.serving.bound import OWNER
 from flows.serving.home import PRIVATE
 from flows.serving.processes import kill_below
@@ -17,17 +20,29 @@ from flows.serving.server_log import put_aside
 log = logging.getLogger(__name__)
 
 POOL = "deepfloyd"
+NAME, LOG = "worker.name", "worker.log"  # files of a home
 STOP_S = 3.0  # how long the worker and its runs may take to end
 SHORT_S, STARTS, PAUSE_S = 60.0, 5, 300.0
 LARGEST_LOG = 32 << 20  # bytes; a larger one is put aside at the next start
 _PR_SET_CHILD_SUBREAPER = 36
 
 
+def worker_name(home: Path) -> str:
+    """The name of a home's worker, on every server and after every restart: by it the home knows its runs.
+
+    It is kept in the home, because a container has another host name after each start.
+    """
+    file = home / NAME
+    if not file.exists():
+        write_bytes(file, f"{socket.gethostname()} {uuid4().hex[:8]}".encode())
+    return file.read_text()
+
+
 class Worker:
     """The worker's process. It ends with this one, and its runs with it (on macOS not those of a worker that was killed)."""
 
-    def __init__(self, project: Path, log_path: Path) -> None:
-        self._project, self._log = project, log_path
+    def __init__(self, project: Path, home: Path) -> None:
+        self._project, self._log, self._name = project, home / LOG, worker_name(home)
         self._short, self._not_before = 0, 0.0
         self._start()
 
@@ -43,6 +58,8 @@ class Worker:
             "start",
             "--pool",
             POOL,
+            "--name",
+            self._name,
         ]
         self._began = time.monotonic()
         put_aside(self._log, LARGEST_LOG)
@@ -83,11 +100,11 @@ class Worker:
 
 
 @contextmanager
-def bound_worker(project: Path, log_path: Path) -> Iterator[Worker]:
-    """A worker that runs in a project's folder until the end of the block."""
+def bound_worker(project: Path, home: Path) -> Iterator[Worker]:
+    """The worker of a home, which runs in a project's folder until the end of the block."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)  # runs of a killed worker become this process's children
-    worker = Worker(project, log_path)
+    worker = Worker(project, home)
     try:
         yield worker
     finally:

@@ -1,7 +1,10 @@
 """What `deepfloyd ui` asks a server again and again about runs that died."""
 
+import os
+import subprocess
+import sys
 from collections import Counter
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -12,7 +15,8 @@ import pytest
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import State, StateType
 
-from flows.runs.dead_runs import settle_lost
+from flows.runs.dead_runs import RUN_ID, WORKER, settle_lost
+from flows.serving.worker import worker_name
 
 
 class Server:
@@ -24,17 +28,24 @@ class Server:
         crashed = State[None](type=StateType.CRASHED, timestamp=datetime.now(UTC))
         self.runs = [
             SimpleNamespace(id=uuid4(), flow_id=uuid4(), deployment_id=uuid4(), state=crashed, tags=list[str](),
-                            infrastructure_pid=None, parameters={}, name=f"run {number}", work_queue_name=None,
-                            job_variables=None)
+                            infrastructure_pid=None, labels=dict[str, str](), parameters={}, name=f"run {number}",
+                            work_queue_name=None, job_variables=None)
             for number in range(count)
         ]  # fmt: skip
 
-    def read_flow_runs(self, offset: int = 0, **_: object) -> list[Any]:
-        return self.runs[offset:]
+    def read_flow_runs(self, flow_run_filter: Any, offset: int = 0, **_: object) -> list[Any]:
+        return [] if flow_run_filter.parent_flow_run_id else self.runs[offset:]
 
     def read_flow_run(self, run_id: UUID) -> Any:
         self.asked["run"] += 1
         return next(run for run in self.runs if run.id == run_id)
+
+    def set_flow_run_state(self, run_id: UUID, state: "State[None]", force: bool) -> None:
+        assert force
+        next(run for run in self.runs if run.id == run_id).state = state
+
+    def read_task_runs(self, **_: object) -> list[Any]:
+        return []
 
     def read_flow(self, flow_id: UUID) -> Any:
         self.asked["flow"] += 1
@@ -57,10 +68,10 @@ class Server:
 def test_a_crashed_run_that_is_not_repeated_is_asked_for_once(tmp_path: Path) -> None:
     server, settled = Server("promote", 3), set[UUID]()
     for _ in range(4):
-        assert settle_lost(server.client, tmp_path, "pool", settled) == []
+        assert settle_lost(server.client, tmp_path, "pool", "ours", True, settled) == []
     assert server.asked == {"run": 3, "flow": 3}
     gone = server.runs.pop()
-    settle_lost(server.client, tmp_path, "pool", settled)
+    settle_lost(server.client, tmp_path, "pool", "ours", True, settled)
     assert settled == {run.id for run in server.runs} and gone.id not in settled, "it does not grow for ever"
 
 
@@ -68,7 +79,65 @@ def test_a_run_that_could_not_be_repeated_for_want_of_the_server_is_repeated_at_
     server, settled = Server("retrain", 1), set[UUID]()
     server.fails = True
     with pytest.raises(httpx.HTTPStatusError):
-        settle_lost(server.client, tmp_path, "pool", settled)
+        settle_lost(server.client, tmp_path, "pool", "ours", True, settled)
     server.fails = False
-    assert settle_lost(server.client, tmp_path, "pool", settled) == ["run 0 is run again as another"]
-    assert settle_lost(server.client, tmp_path, "pool", settled) == [] and server.asked["again"] == 1
+    assert settle_lost(server.client, tmp_path, "pool", "ours", True, settled) == ["run 0 is run again as another"]
+    assert settle_lost(server.client, tmp_path, "pool", "ours", True, settled) == [] and server.asked["again"] == 1
+
+
+def lost_run(pid: int, worker: str | None = "ours") -> Server:
+    """A run that has been Running for an hour, and has no lease here."""
+    server = Server("retrain", 1)
+    (run,) = server.runs
+    run.state = State[None](type=StateType.RUNNING, timestamp=datetime.now(UTC) - timedelta(hours=1))
+    run.infrastructure_pid, run.labels = str(pid), {WORKER: worker} if worker else {}
+    return server
+
+
+def ended_pid() -> int:
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        return process.pid
+
+
+@pytest.mark.parametrize(
+    ("worker", "own", "is_settled"),
+    [("ours", True, True), ("ours", False, True), ("another machine's", True, False), ("another machine's", False, False),
+     (None, True, True), (None, False, False)],
+)  # fmt: skip
+def test_a_run_without_a_process_here_is_settled_where_its_worker_is(
+    tmp_path: Path, worker: str | None, own: bool, is_settled: bool
+) -> None:
+    server = lost_run(ended_pid(), worker)
+    settle_lost(server.client, tmp_path, "pool", "ours", own)
+    assert (server.runs[0].state.type, server.asked["again"]) == (
+        (StateType.CRASHED, 1) if is_settled else (StateType.RUNNING, 0)
+    )
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_a_crashed_run_of_another_worker_is_run_again_by_who_has_the_server(tmp_path: Path, own: bool) -> None:
+    server = Server("retrain", 1)
+    server.runs[0].labels = {WORKER: "another machine's"}
+    settle_lost(server.client, tmp_path, "pool", "ours", own)
+    assert server.asked["again"] == own
+
+
+def test_a_run_lives_as_long_as_the_process_that_was_started_for_it_and_not_one_with_its_number(tmp_path: Path) -> None:
+    server = lost_run(os.getpid())
+    command = [sys.executable, "-c", "import sys; print(flush=True); sys.stdin.read()"]
+    environ = os.environ | {RUN_ID: str(server.runs[0].id)}
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environ) as process:
+        assert process.stdout is not None and process.stdout.readline()
+        server.runs[0].infrastructure_pid = str(process.pid)
+        assert settle_lost(server.client, tmp_path, "pool", "ours", True) == []
+        server.runs[0].infrastructure_pid = str(os.getpid())
+        (buried, again) = settle_lost(server.client, tmp_path, "pool", "ours", True)
+    assert "is Crashed" in buried and again == "run 0 is run again as another"
+
+
+def test_the_worker_of_a_home_keeps_its_name_and_that_of_another_home_has_another(tmp_path: Path) -> None:
+    homes = tmp_path / "a", tmp_path / "b"
+    for home in homes:
+        home.mkdir()
+    first, second = map(worker_name, homes)
+    assert first != second and worker_name(homes[0]) == first

@@ -8,10 +8,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 from polling import slowness, within
 from prefect_api import PrefectApi
 from unattended import PATIENCE_S, Ui
+
+from flows.runs.dead_runs import RUN_ID, WORKER
+from flows.serving.worker import worker_name
 
 WAITS = """
 from pathlib import Path
@@ -91,6 +95,8 @@ def _second_is_refused(ui: Ui) -> bool:
 def _begin(ui: Ui, **parameters: str) -> str:
     run = ui.api.run("generate/person", parameters)
     assert within(PATIENCE_S, lambda: ui.api.state(run) == "RUNNING", every_s=0.3), ui.printed
+    assert ui.api.get(f"flow_runs/{run}")["labels"][WORKER] == worker_name(ui.home), "by this a lost run is known"
+    assert psutil.Process(_pid(ui.api, run)).environ()[RUN_ID] == run
     return run
 
 
