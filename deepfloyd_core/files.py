@@ -65,6 +65,14 @@ def atomic_path(path: Path) -> Iterator[Path]:
         tmp.unlink(missing_ok=True)
 
 
+def read_bytes(path: Path) -> bytes:
+    """Read a whole file. Raises OSError that names it; Python's names none where the disk fails while it is read."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+
+
 def write_bytes(path: Path, data: bytes) -> None:
     """Write a whole file durably."""
     with atomic_path(path) as tmp:
@@ -87,8 +95,10 @@ def write_sealed(path: Path, record: Json) -> None:
 
 
 def read_sealed(path: Path, remedy: str = "Remove its directory to have it rebuilt") -> Json:
-    """Read a sealed record. Raises ArtifactError, whose message ends with the remedy, when any byte has changed."""
-    data = path.read_bytes()
+    """Read a sealed record. Raises ArtifactError, whose message ends with the remedy, when any byte has changed, and
+    OSError that names the file.
+    """
+    data = read_bytes(path)
     try:
         record: Json = json.loads(data)
         seal = record.pop("seal")

@@ -116,8 +116,8 @@ def _losses(one: Measured, other: Measured) -> Iterator[FigureRow]:
         yield FigureRow(f"{name}: pictures trained on", before, after)
         change = ""
         if stage in one.losses and stage in other.losses:
-            known = one.losses[stage]
-            gain = paired_gain(known.tuned, other.losses[stage].tuned, "less", loss_bounds(known))
+            known, tuned = one.losses[stage], other.losses[stage].tuned
+            gain = paired_gain(known.tuned, tuned, "less", loss_bounds(known, tuned))
             change = gain.words(less=True, digits=4) if gain else _UNPAIRED
         first, second = (part.eval_loss if part else None for part in parts)
         yield FigureRow(f"{name}: held-out loss, less is better", first, second, change)

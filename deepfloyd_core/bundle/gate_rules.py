@@ -116,7 +116,8 @@ def worse_loss(context: GateContext) -> Iterator[Verdict]:
         if before := context.champion.losses.get(stage):
             known = {one.number: one.losses[stage] for one in context.formers if stage in one.losses}
             for of, one in _with_best(number, before, known, figures.tuned, "less"):
-                gain = paired_gain(one.tuned, figures.tuned, "less", loss_bounds(one, context.tolerance))
+                bounds = loss_bounds(one, figures.tuned, context.tolerance)
+                gain = paired_gain(one.tuned, figures.tuned, "less", bounds)
                 yield _compared(rule, STAGES[stage].title, "held-out loss", gain, f"against version {of}", True, 4)
 
 
@@ -132,7 +133,7 @@ def worse_upscaling(context: GateContext) -> Iterator[Verdict]:
         known = {one.number: one.upscaled[measure] for one in context.formers if measure in one.upscaled}
         before = context.champion.upscaled[measure]
         for of, one in _with_best(number, before, known, after.tuned if after else {}, "more"):
-            lost = context.tolerance * (_mean(one.tuned) - _mean(one.base))
+            lost = -context.tolerance * _mean_rise(one.tuned, one.base, after.tuned if after else {})
             at_least = replace(bounds, negligible=max(bounds.negligible, lost), margin=max(bounds.margin, lost))
             gain = paired_gain(one.tuned, after.tuned, "more", at_least) if after else None
             yield _compared(rule, STAGES[UPSCALERS[0]].title, f"{_label(measure)} in dB", gain, f"against version {of}")
@@ -142,7 +143,8 @@ def harm(context: GateContext) -> Iterator[Verdict]:
     """The training did not make the held-out loss worse than the base's."""
     for stage, figures in context.candidate.losses.items():
         if figures.tuned:
-            gain = paired_gain(figures.base, figures.tuned, "less", loss_bounds(replace(figures, tuned=figures.base)))
+            bounds = loss_bounds(replace(figures, tuned=figures.base), figures.tuned)
+            gain = paired_gain(figures.base, figures.tuned, "less", bounds)
             yield _compared("base's loss", STAGES[stage].title, "held-out loss", gain, "against the base", True, 4)
 
 
@@ -166,7 +168,10 @@ def forgetting(context: GateContext) -> Iterator[Verdict]:
     rule, one, champion = "forgetting", context.candidate, context.champion
     for about in (STAGES[stage].title for stage in one.summary.trainings if stage not in UPSCALERS):
         if one.probes is None:
-            yield Verdict(rule=rule, about=about, passed=True, reason=f"{about}'s forgetting was not measured")
+            reason = f"{about}'s forgetting was not measured"
+            if champion and champion.probes:
+                reason += f", and that of version {champion.number} was: set forgetting_probes as it was then"
+            yield Verdict(rule=rule, about=about, passed=not (champion and champion.probes), reason=reason)
             continue
         if fault := next(_faults([], one.probes, "forgetting"), None):
             yield Verdict(rule=rule, about=about, passed=False, reason=f"{about}'s {fault}")
@@ -245,14 +250,26 @@ def _finite_measures(one: Measured, about: str) -> Verdict:
     return Verdict(rule="figures", about=about, passed=True, reason=f"{about}'s measures are finite")
 
 
-def loss_bounds(before: PictureFigures, tolerance: float = 0.0) -> Bounds:
-    """How much worse than a version's losses counts: more than the share of its gain over the base that is tolerated."""
-    level, lost = _mean(before.tuned), tolerance * (_mean(before.base) - _mean(before.tuned))
+def loss_bounds(before: PictureFigures, after: Mapping[PictureName, float], tolerance: float = 0.0) -> Bounds:
+    """How much worse than a version's losses counts, on the pictures of another: more than the share of its gain over the
+    base that is tolerated.
+    """
+    level = _mean([before.tuned[picture] for picture in before.tuned.keys() & after.keys()])
+    lost = tolerance * _mean_rise(before.tuned, before.base, after)
     return Bounds(max(_LOSS_MARGIN * level, lost), max(_LOSS_NEGLIGIBLE * level, lost))
 
 
-def _mean(figures: Mapping[PictureName, float]) -> float:
-    return sum(figures.values()) / len(figures) if figures else 0.0
+def _mean_rise(
+    one: Mapping[PictureName, float], other: Mapping[PictureName, float], pictures: Mapping[PictureName, float]
+) -> float:  # fmt: skip
+    """By how much other figures are higher, on those of some pictures that have both."""
+    return _mean([other[each] - one[each] for each in one.keys() & other.keys() & pictures.keys()])
+
+
+def _mean(figures: list[float]) -> float:
+    """Of the finite ones; 0.0: there is none. Sorted, because sets have no order and sums of floats depend on it."""
+    finite = sorted(filter(math.isfinite, figures))
+    return sum(finite) / len(finite) if finite else 0.0
 
 
 def _with_best(
@@ -263,8 +280,8 @@ def _with_best(
     than the champion on them; each with its number.
     """
     yield number, champion
-    gains = {of: paired_gain(champion.tuned, one.tuned, better, Bounds(0, 0))
-             for of, one in formers.items() if one.tuned.keys() & champion.tuned.keys() & after.keys()}  # fmt: skip
+    before = {picture: figure for picture, figure in champion.tuned.items() if picture in after}
+    gains = {of: paired_gain(before, one.tuned, better, Bounds(0, 0)) for of, one in formers.items()}
     ahead = {of: gain.mean for of, gain in gains.items() if gain and gain.mean > 0}
     if ahead:
         best = max(ahead, key=lambda of: ahead[of])
@@ -280,7 +297,7 @@ def _compared(
         reason = f"{name}: no picture was measured under the same conditions, so it cannot be compared {against}"
         return Verdict(rule=rule, about=about, passed=False, reason=reason)
     sign = -1 if less else 1
-    if not math.isfinite(gain.mean):
+    if not gain.is_finite:
         return Verdict(rule=rule, about=about, passed=False, reason=f"{name} is not finite {against}")
     low, high = sorted(sign * end for end in gain.interval or (gain.mean, gain.mean))
     interval = (low, high) if gain.interval else None

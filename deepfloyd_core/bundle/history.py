@@ -49,7 +49,7 @@ def _figures(workspace: Path, version: Version) -> tuple[tuple[str, ...], tuple[
             summary = BundleSummary.of_record(record.manifest.summary, version.bundle)
         else:
             summary = bundle_of(workspace, version).summary(BundleSummary)
-    except ArtifactError:
+    except (ArtifactError, OSError):
         return ("its bundle is not complete",), ()
     changes = [(stage, change) for stage, training in summary.trainings.items() for change in training.changes]
     losses = [f"{STAGES[stage].roman}: {one.words}, {one.change}" for stage, one in changes if one.since == "base"]

@@ -5,7 +5,9 @@ caption, noise level, sampler. The random draws follow from the picture. So figu
 differ by the model alone.
 """
 
+import errno
 import math
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +17,7 @@ import pyarrow.parquet as pq
 
 from deepfloyd_core.config.stages import Stage
 from deepfloyd_core.errors import ArtifactError
+from deepfloyd_core.files import read_bytes
 from deepfloyd_core.measures.files import UpscalingFiles
 from deepfloyd_core.sampling.jobs import PROBES_FILE
 from deepfloyd_core.store.versions import stage_folder
@@ -111,7 +114,18 @@ def _number(value: str | float | None) -> float:
 
 
 def _rows(file: Path, columns: tuple[str, ...]) -> list[Row]:
+    """The rows of a file. Raises ArtifactError when it is missing or damaged, OSError where a disk or memory fails."""
     try:
-        return list(pq.read_table(file).select(columns).to_pylist())
-    except (OSError, KeyError, pa.ArrowException) as error:
-        raise ArtifactError(f"{file}, the figures of each held-out picture, cannot be read: {error}") from None
+        data = read_bytes(file)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise _unreadable(file, error) from None
+    try:
+        return list(pq.read_table(pa.BufferReader(data)).select(columns).to_pylist())
+    except MemoryError as error:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM), str(file)) from error
+    except (OSError, KeyError, ValueError, pa.ArrowException) as error:  # of pyarrow, about the bytes
+        raise _unreadable(file, error) from None
+
+
+def _unreadable(file: Path, error: Exception) -> ArtifactError:
+    return ArtifactError(f"{file}, the figures of each held-out picture, cannot be read: {error}")

@@ -5,6 +5,7 @@ no version needs may be missing, and so may one that `gc` collected. Costs a rea
 """
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,7 +58,7 @@ def verify_workspace(workspace: Path) -> Verified:
     for name, artifact in present.items():
         damaged += [f"{line.removesuffix('.')}{needed_by(name)}" for line in _damage(workspace, artifact)]
     lost = [name for name in every if not _exists(workspace, name)]
-    gone = {name: record for name in lost if (record := collected(workspace, name))}
+    gone = {name: record for name in lost if (record := _collected(workspace, name))}
     missing = [f"{workspace / name}{needed_by(name)}" for name in lost if name not in gone]
     named = {f"lora_bundle/{version.bundle}" for version in published}
     records += [f"{artifact.path} {_UNPUBLISHED}" for name, artifact in present.items()
@@ -89,16 +90,22 @@ def _exists(workspace: Path, name: str) -> bool:
     return (workspace / name / MANIFEST).exists()
 
 
+def _collected(workspace: Path, name: str) -> Collected | None:
+    with suppress(OSError):  # `collected_records` tells it
+        return collected(workspace, name)
+    return None
+
+
 def _damage(workspace: Path, artifact: Artifact) -> list[str]:
     """The faults of an artifact; none if it was collected while it was hashed."""
     lines = verify_artifact(artifact)
-    return [] if lines and collected(workspace, artifact.name) else lines
+    return [] if lines and _collected(workspace, artifact.name) else lines
 
 
 def _notes(workspace: Path, present: dict[str, Artifact], lineage: Lineage, needed: set[str]) -> Iterator[str]:
     for name, artifact in present.items():
         inputs = [] if name in needed else lineage.get(name, ())
-        gone = [one for one in inputs if one not in present and not collected(workspace, one)]
+        gone = [one for one in inputs if one not in present and not _collected(workspace, one)]
         if gone:
             yield f"{artifact.path}: its inputs {', '.join(gone)} are missing; no version needs it"
 

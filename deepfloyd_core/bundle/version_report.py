@@ -21,6 +21,7 @@ from deepfloyd_core.errors import ArtifactError
 from deepfloyd_core.index.summary import IndexSummary
 from deepfloyd_core.store.artifacts import Artifact
 from deepfloyd_core.store.events import Event, State, fold, read_events
+from deepfloyd_core.store.file_faults import storage_error
 from deepfloyd_core.store.manifest import FileEntry, Manifest
 from deepfloyd_core.store.settings import changed_settings
 from deepfloyd_core.store.verdicts import Verdict
@@ -187,6 +188,8 @@ def _fault(workspace: Path, version: Version) -> str:
         bundle_of(workspace, version)
     except ArtifactError as error:
         return str(error)
+    except OSError as error:
+        return str(storage_error(error, "read"))
     return ""
 
 

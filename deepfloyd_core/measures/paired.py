@@ -52,9 +52,17 @@ class PairedGain:
         return self.pictures < FEWEST
 
     @property
+    def is_finite(self) -> bool:
+        """Whether all that it is judged by is a number."""
+        judged = (self.mean, *(self.interval or ()), self.bounds.margin, self.bounds.negligible)
+        return all(map(math.isfinite, judged))
+
+    @property
     def is_worse(self) -> bool:
-        """Whether it is worse beyond doubt; with few pictures also beyond the margin. Also if a figure is not finite."""
-        if not math.isfinite(self.mean):
+        """Whether it is worse beyond doubt; with few pictures also beyond the margin. Also if a figure or a bound is not
+        finite.
+        """
+        if not self.is_finite:
             return True
         beyond = self.interval is not None and self.interval[1] < 0
         too_far = self.is_few and self.mean < -self.bounds.margin

@@ -241,43 +241,42 @@ def all_artifacts(workspace: Path) -> Iterator[Artifact]:
 
 
 def missing_parts(artifact: Artifact) -> Iterator[str]:
-    """One line for each file that is missing or has another size, or for an invalid manifest. Nothing is hashed."""
+    """One line for each file that is missing or has another size, or for an invalid manifest. Nothing is hashed.
+
+    Raises OSError where a disk fails: that says nothing of the artifact.
+    """
     try:
-        files = {entry.path: entry.bytes for entry in artifact.manifest.files}
+        entries = artifact.manifest.files
     except ArtifactError as error:
         yield str(error)
         return
-    except OSError as error:
-        yield f"{artifact.path / MANIFEST} cannot be read: {error.strerror}"
-        return
-    for name, size in files.items():
-        file = artifact.path / name
-        if not file.is_file():
-            yield f"{file} is missing"
-        elif file.stat().st_size != size:
-            yield f"{file} has {file.stat().st_size} bytes, its manifest says {size}"
+    yield from filter(None, (entry.misfit(artifact.path) for entry in entries))
 
 
 def verify_artifact(artifact: Artifact) -> list[str]:
-    """Hash one artifact again; one line for each fault, none when every byte is as written."""
-    damage = list(missing_parts(artifact))
+    """Hash one artifact again; one line for each fault, none when every byte is as written; an unreadable file is one."""
     try:
         record = artifact.manifest
-    except (ArtifactError, OSError):
-        return damage
+    except ArtifactError as error:
+        return [str(error)]
+    except OSError as error:
+        return [f"{artifact.path / MANIFEST} cannot be read: {error.strerror}"]
+    damage = []
     request = Request(record.kind, record.format, record.spec, record.inputs)
     if request.name != artifact.name:
         damage.append(f"{artifact.path} holds the manifest of {request.kind} {request.fingerprint}")
     for entry in record.files:
         file = artifact.path / entry.path
         try:
-            if file.is_file() and file.stat().st_size == entry.bytes and sha256_file(file) != entry.sha256:
+            if fault := entry.misfit(artifact.path):
+                damage.append(fault)
+            elif sha256_file(file) != entry.sha256:
                 damage.append(f"{file} has other bytes than its manifest says")
         except OSError as error:  # a disk that fails, or a file that may not be read
             damage.append(f"{file} cannot be read: {error.strerror}")
     known = {entry.path for entry in record.files} | {MANIFEST}
-    present = {str(file.relative_to(artifact.path)) for file in artifact.path.rglob("*") if file.is_file()}
-    return damage + [f"{artifact.path / extra} is not in the manifest" for extra in sorted(present - known)]
+    others = [file for file in artifact.path.rglob("*") if str(file.relative_to(artifact.path)) not in known]
+    return damage + [f"{extra} is not in the manifest" for extra in sorted(others) if extra.is_file()]
 
 
 def _by_age(workspace: Path, kind: str) -> list[Path]:

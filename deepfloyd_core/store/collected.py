@@ -62,13 +62,17 @@ def write_record(workspace: Path, name: str, when: datetime, manifest: Manifest)
 
 
 def collected(workspace: Path, name: str) -> Collected | None:
-    """The record of a collected artifact; None for an artifact that exists, was never made, or was lost."""
+    """The record of a collected artifact; None for an artifact that exists, was never made, or was lost.
+
+    Raises OSError where a disk fails.
+    """
     if (workspace / name / MANIFEST).exists():
         return None
-    with suppress(ArtifactError, OSError):
+    with suppress(ArtifactError, FileNotFoundError, NotADirectoryError):
         return _read(record_file(workspace, name))
     folder = gone_folder(workspace, name)
-    with suppress(ArtifactError, OSError):  # its files are being removed, or `gc` was killed meanwhile
+    # Its files are being removed, or `gc` was killed meanwhile.
+    with suppress(ArtifactError, FileNotFoundError, NotADirectoryError):
         when = datetime.fromtimestamp(folder.stat().st_mtime, UTC)
         return Collected(when=when.isoformat(timespec="seconds"), manifest=read_manifest(folder))
     return None

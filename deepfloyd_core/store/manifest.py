@@ -4,6 +4,7 @@ The record is plain JSON. Each kind of artifact has its own summary class, in th
 whose default is None is left out of the record while it is None.
 """
 
+import stat
 from pathlib import Path
 from typing import Self
 
@@ -26,6 +27,20 @@ class FileEntry(_Record):
     path: str  # inside the artifact
     bytes: int
     sha256: str
+
+    def misfit(self, folder: Path) -> str:
+        """Why it is not in an artifact's directory with this size, by its path; empty: it is. Raises OSError where a disk
+        fails.
+        """
+        file = folder / self.path
+        try:
+            found = file.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            found = None
+        if found is None or not stat.S_ISREG(found.st_mode):
+            return f"{file} is missing"
+        size = found.st_size
+        return "" if size == self.bytes else f"{file} has {size} bytes, its manifest says {self.bytes}"
 
 
 class Provenance(_Record):

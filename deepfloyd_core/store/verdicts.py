@@ -8,7 +8,7 @@ class Verdict(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    rule: str  # its name in GATE_RULES
+    rule: str  # its name in GATE_RULES; `start`: where a training started
     about: str  # what it was applied to, e.g. "Stage I"; empty: the whole version
     passed: bool
     reason: str  # a sentence without its full stop

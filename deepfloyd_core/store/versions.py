@@ -139,7 +139,9 @@ def trained_parts(version: Version) -> list[str]:
 
 
 def bundle_of(workspace: Path, version: Version) -> Artifact:
-    """The bundle of a version. Raises ArtifactError unless all its files exist and have their sizes."""
+    """The bundle of a version. Raises ArtifactError unless all its files exist and have their sizes, OSError where a disk
+    fails.
+    """
     bundle = Artifact("lora_bundle", version.bundle, workspace / "lora_bundle" / version.bundle)
     take_lease(workspace, bundle.name)
     if record := collected(workspace, bundle.name):
@@ -217,19 +219,24 @@ def _read_all(workspace: Path, numbers: Iterable[int]) -> tuple[list[Version], l
             good.append(_read(workspace, number))
         except ArtifactError as error:
             faults.append(str(error))
+        except OSError as error:
+            faults.append(_unreadable(_record(workspace, number), number, error))
     return good, faults
 
 
+def _unreadable(file: Path, number: int, error: OSError) -> str:
+    return f"{file}, the record of version {number}, cannot be read: {error.strerror}. {_LOST}."
+
+
 def _read(workspace: Path, number: int) -> Version:
+    """The record of a version. Raises ArtifactError when it is damaged or missing, OSError where a disk fails."""
     file = _record(workspace, number)
     try:
         version = Version(**read_sealed(file, _LOST))
     except TypeError:
         raise ArtifactError(f"{file} is a sealed record, and not of a version. {_LOST}.") from None
-    except OSError as error:
-        raise ArtifactError(
-            f"{file}, the record of version {number}, cannot be read: {error.strerror}. {_LOST}."
-        ) from None
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise ArtifactError(_unreadable(file, number, error)) from None
     if version.number != number:
         raise ArtifactError(f"{file} is the record of version {version.number}. {_LOST}.")
     return version

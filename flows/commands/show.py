@@ -14,6 +14,7 @@ from deepfloyd_core.store.artifacts import Artifact, Request, missing_parts
 from deepfloyd_core.store.changes import label
 from deepfloyd_core.store.counts import duration, many, ranges, size
 from deepfloyd_core.store.events import standing
+from deepfloyd_core.store.file_faults import storage_error
 from deepfloyd_core.store.lineage import all_below, artifact_names
 from deepfloyd_core.store.lookup import Known, known_artifact
 from deepfloyd_core.store.manifest import Manifest
@@ -166,8 +167,11 @@ def _print_place(out: Console, known: Known) -> None:
     if not isinstance(known.record, Manifest):
         return
     kind, fingerprint = known.name.split("/")
-    for fault in missing_parts(Artifact(kind, fingerprint, known.path)):
-        out.print(labelled("damaged", "bold red", fault))
+    try:
+        for fault in missing_parts(Artifact(kind, fingerprint, known.path)):
+            out.print(labelled("damaged", "bold red", fault))
+    except OSError as error:
+        out.print(labelled("damaged", "bold red", str(storage_error(error, "read"))))
     files = known.record.files
     table = table_of("file", ">bytes")
     for file in files[:SHOWN_FILES]:

@@ -10,9 +10,10 @@ from rich.table import Table
 
 from deepfloyd_core.store.artifacts import Artifact, missing_parts
 from deepfloyd_core.store.changes import label
-from deepfloyd_core.store.collected import collected
+from deepfloyd_core.store.collected import Collected, collected
 from deepfloyd_core.store.counts import many, size
 from deepfloyd_core.store.events import standing
+from deepfloyd_core.store.file_faults import storage_error
 from deepfloyd_core.store.gc import Collection
 from deepfloyd_core.store.gc_tables import notes, outcome_words, policy_words, rows_going, rows_staying, why
 from deepfloyd_core.store.inventory import Inventory, Stored, bytes_on_disk, take_inventory
@@ -87,15 +88,25 @@ def _versions(workspace: Path, shown: list[Version], sizes: dict[str, int]) -> t
     for version in shown:
         bundle = Artifact("lora_bundle", version.bundle, workspace / "lora_bundle" / version.bundle)
         state: str = now.state_of(version.number)
-        if record := collected(workspace, bundle.name):
+        record, fault = _collected_or_fault(workspace, bundle)
+        if record:
             state += f", collected {record.day}"
-        elif fault := next(missing_parts(bundle), None):
+        elif fault:
             state += ", cannot be used"
             faults.append(f"Version {version.number} cannot be used: {fault}")
         held = size(sizes[bundle.name]) if bundle.name in sizes else ""
         published, run_file = minute(published_at(workspace, version.number)), Path(version.run_file).name
         table.add_row(str(version.number), published, run_file, version.bundle, held, state)
     return table, faults
+
+
+def _collected_or_fault(workspace: Path, bundle: Artifact) -> tuple[Collected | None, str]:
+    """The record of a collected bundle, or why a bundle cannot be used. Neither: it can be used."""
+    try:
+        record = collected(workspace, bundle.name)
+        return record, "" if record else next(missing_parts(bundle), "")
+    except OSError as error:
+        return None, str(storage_error(error, "read"))
 
 
 def _kinds(inventory: Inventory) -> Table:

@@ -1,10 +1,14 @@
 """The gate: each rule blocks its fixture, a good candidate passes, and what cannot be judged does not."""
 
+import errno
 import math
+import os
 import shutil
+from datetime import UTC, datetime
 
 import numpy as np
 import pytest
+from bad_disk import fail
 from candidates import Candidate
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,13 +20,16 @@ from deepfloyd_core.bundle.gate import gate_of
 from deepfloyd_core.bundle.gate_rules import GATE_RULES
 from deepfloyd_core.bundle.picture_figures import picture_losses
 from deepfloyd_core.config.run import Run
+from deepfloyd_core.errors import ArtifactError, StorageError
 from deepfloyd_core.measures.paired import Bounds, paired_gain
 from deepfloyd_core.measures.pixel import FEWEST, mean_and_interval
 from deepfloyd_core.preflight.load import load_run
+from deepfloyd_core.store.collected import record_file, write_record
 from deepfloyd_core.store.events import Event, read_events, standing
-from deepfloyd_core.store.registry import Outcome, news_of, settled
+from deepfloyd_core.store.manifest import MANIFEST
+from deepfloyd_core.store.registry import Decision, Outcome, block, news_of, promote, publish, rollback, settled
 from deepfloyd_core.store.verdicts import GateReport
-from deepfloyd_core.store.versions import versions
+from deepfloyd_core.store.versions import Version, versions
 
 GOOD = Candidate()
 NAN = float("nan")
@@ -180,6 +187,73 @@ def test_another_seed_forgets_a_little_more_and_what_is_not_measured_is_said(run
     ]  # fmt: skip
 
 
+def test_what_the_champion_forgot_is_measured_of_its_successors_too(run: Run) -> None:
+    """Else a key of one night, or a run file without it, would let any forgetting through."""
+    GOOD.publish(run)
+    unmeasured = GOOD.with_(loss=-0.06, seed=1, forgotten=None)
+    outcome = unmeasured.publish(run)
+    assert blocked_by(run, outcome) == {"forgetting"}
+    assert outcome.reason == (
+        "Stage I's forgetting was not measured, and that of version 1 was: set forgetting_probes as it was then"
+    )
+    assert GOOD.with_(loss=-0.06, seed=2).publish(run).state == "champion", "the key is as it was"
+    promote(run.workspace, 2, "a person")
+    assert unmeasured.with_(loss=-0.07, seed=3).publish(run).state == "champion", "a person has chosen that"
+
+
+@pytest.mark.parametrize("of", ["tuned", "upscaling"])
+def test_a_figure_of_the_champion_that_is_not_finite_is_told_and_counts_only_where_it_is_compared(
+    run: Run, of: str
+) -> None:
+    bad = {"losses": (0.4,) * 11 + (NAN,)} if of == "tuned" else {"psnrs": (1.0,) * 11 + (NAN,)}
+    assert GOOD.with_(**bad).publish(gated(run, "off")).state == "champion"
+    same = GOOD.with_(loss=-0.2, psnr=2.0, seed=1).publish(run)
+    assert same.state == "blocked" and "is not finite against version 1" in same.reason
+    clean = tuple(range(11))
+    worse = GOOD.with_(loss=0.2, psnr=-3.0, seed=2, pictures=clean).publish(run)
+    assert {"champion's loss", "champion's upscaling"} <= blocked_by(run, worse)
+    assert GOOD.with_(loss=-0.2, psnr=2.0, seed=3, pictures=clean).publish(run).state == "champion"
+
+
+def test_a_former_version_is_the_measure_although_the_champion_lacks_a_figure_of_another_picture(run: Run) -> None:
+    best = GOOD.with_(loss=-0.2, spread=1e-5)
+    assert best.publish(run).state == "champion"
+    worse = GOOD.with_(loss=-0.05, spread=1e-5, seed=1)
+    base = picture_losses(worse.bundle(run.workspace).path, 1).base.items()
+    losses = [loss - 0.0501 - 0.05 for _, loss in sorted(base)]  # without what the fixture adds for t
+    worse.with_(losses=(*losses[:11], NAN)).publish(gated(run, "off"))
+    outcome = worse.with_(pictures=tuple(range(11)), seed=2).publish(run)
+    assert "against version 1" in outcome.reason and blocked_by(run, outcome) == {"champion's loss"}
+
+
+# ---- where it started -------------------------------------------------------------------------------------------------
+
+
+def test_a_training_that_started_from_a_version_that_was_rolled_back_meanwhile_does_not_serve(run: Run) -> None:
+    bad = GOOD.with_(loss=-0.07, seed=1)
+    assert [one.publish(run).state for one in (GOOD, bad)] == ["champion"] * 2
+    successor = GOOD.with_(loss=-0.08, seed=2, started=(bad, 2))
+    successor.bundle(run.workspace)
+    rollback(run.workspace, "a person")
+    outcome = successor.publish(run)
+    assert blocked_by(run, outcome) == {"start"} and outcome.serves == 1
+    assert outcome.reason == "Stage I started from the weights of version 2, which was blocked meanwhile"
+    assert GOOD.with_(loss=-0.06, seed=3, started=(GOOD, 1)).publish(run).state == "champion"
+    waits = successor.with_(seed=4).publish(gated(run, "manual"))
+    assert waits.reason.startswith("would be blocked: Stage I started from the weights of version 2")
+
+
+def test_a_start_from_weights_that_another_version_still_has_is_no_case_nor_are_weights_that_serve(run: Run) -> None:
+    twin = GOOD.with_(loss=-0.05, prompt="another")
+    assert [one.publish(run).state for one in (GOOD, twin)] == ["champion"] * 2
+    block(run.workspace, 1, "no", "a person")
+    successor = GOOD.with_(loss=-0.06, seed=1, started=(GOOD, 1))
+    assert successor.publish(run).state == "champion", "version 2 has the same weights"
+    block(run.workspace, 2, "no", "a person")
+    assert successor.with_(prompt="a third").publish(run).state == "champion", "its LoRA serves already"
+    assert successor.with_(loss=-0.07, seed=2).publish(run).state == "blocked"
+
+
 # ---- few pictures -----------------------------------------------------------------------------------------------------
 
 
@@ -258,6 +332,52 @@ def test_what_cannot_be_read_blocks_with_its_reason(run: Run, of: str, harm: str
         return
     named = {"index gone": index.name, "record damaged": "0001.json"}.get(harm, bundle.name)
     assert decision.then == "blocked" and named in decision.reason
+
+
+@pytest.mark.parametrize(
+    ("of", "part", "number"),
+    [("candidate", "figures", number) for number in (errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENOMEM)]
+    + [("candidate", part, errno.EIO) for part in ("size", "manifest", "index")]
+    + [("champion", part, errno.EIO) for part in ("figures", "size", "manifest", "index", "record", "event")]
+    + [("champion", "collected index", errno.EIO)],
+)
+def test_a_disk_that_fails_for_a_moment_says_nothing_of_a_candidate_and_the_next_run_judges_it(
+    run: Run, monkeypatch: pytest.MonkeyPatch, of: str, part: str, number: int
+) -> None:
+    better = GOOD.with_(loss=-0.06, seed=1, accepted=101)
+    GOOD.publish(run)
+    one = better if of == "candidate" else GOOD
+    bundle, index, records = one.bundle(run.workspace), one.index(run.workspace), run.workspace / "versions"
+    places = {
+        "figures": bundle.path / "stage1" / "validation.parquet", "size": bundle.path / "eval.parquet",
+        "manifest": bundle.path / MANIFEST, "index": index.path / MANIFEST, "record": records / "0001.json",
+        "collected index": record_file(run.workspace, index.name), "event": records / "events" / "000002.json",
+    }  # fmt: skip
+    if part == "collected index":
+        write_record(run.workspace, index.name, datetime.now(UTC), index.manifest)
+        shutil.rmtree(index.path)
+
+    def judge_on_a_bad_disk(version: Version, champion: int | None) -> Decision:
+        with monkeypatch.context() as patch:
+            fail(patch, "stat" if part == "size" else "read_bytes", places[part], number)
+            return gate_of(run)(version, champion)
+
+    products = better.bundle(run.workspace), better.index(run.workspace)
+    told = f"^{places[part]}.* cannot be read: (?i:{os.strerror(number)})"
+    with pytest.raises((StorageError, ArtifactError), match=told):
+        publish(run.workspace, *products, None, judge_on_a_bad_disk)
+    outcome = better.publish(run)
+    assert (outcome.state, outcome.version.number) == ("champion", 2)
+
+
+def test_a_lost_record_of_a_version_that_serves_or_served_is_told_and_ends_no_run(run: Run) -> None:
+    for seed in range(2):
+        assert GOOD.with_(loss=-0.05 - seed / 100, seed=seed).publish(run).state == "champion"
+    (run.workspace / "versions" / "0001.json").unlink()
+    assert GOOD.with_(loss=-0.07, seed=2).publish(run).state == "champion", "the others judge it"
+    (run.workspace / "versions" / "0003.json").rename(run.workspace / "lost.json")
+    outcome = GOOD.with_(loss=-0.08, seed=3).publish(run)
+    assert outcome.state == "blocked" and "There is no version '3'" in outcome.reason
 
 
 def test_manual_waits_for_a_person_and_off_promotes_always_and_both_report(run: Run) -> None:

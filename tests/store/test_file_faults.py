@@ -7,9 +7,13 @@ import stat
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Literal
 
 import pytest
+from bad_disk import fail
+from releases import Release, deepfloyd
 from small_run import SmallRun
+from typer.testing import Result
 
 from deepfloyd_core.errors import StorageError
 from deepfloyd_core.files import write_bytes
@@ -69,6 +73,42 @@ def test_a_directory_that_cannot_be_flushed_is_no_error_a_file_is_one(
     refused = stat.S_ISREG
     with pytest.raises(StorageError, match=rf"^{tmp_path}.*json cannot be written: {os.strerror(number).lower()}"):
         materialise(tmp_path, Request("generated", 2, {}, {}), _build)
+
+
+@pytest.mark.parametrize(("name", "part"), [("stat", "file"), ("read_bytes", MANIFEST)])
+def test_a_disk_that_fails_for_a_moment_costs_no_artifact(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: Literal["stat", "read_bytes"], part: str
+) -> None:
+    artifact = materialise(tmp_path, REQUEST, _build)
+    with monkeypatch.context() as patch, pytest.raises(StorageError, match=f"^{artifact.path / part} cannot be "):
+        fail(patch, name, artifact.path / part, errno.EIO)
+        materialise(tmp_path, REQUEST, _fails(errno.EIO))
+    assert materialise(tmp_path, REQUEST, _fails(errno.EIO)).reused
+
+
+@pytest.mark.parametrize(("name", "part"), [("stat", "stage1/file"), ("read_bytes", MANIFEST)])
+def test_commands_that_list_versions_tell_of_a_file_that_cannot_be_read_and_list_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: Literal["stat", "read_bytes"], part: str
+) -> None:
+    release = Release(tmp_path)
+    for each in ("old", "new"):
+        release.publish(each)
+    file = release.parts["old lora_bundle"].path / part
+    fail(monkeypatch, name, file, errno.EIO)
+    assert f"{file} cannot be read: Input/output error" in plain(deepfloyd("verify", str(tmp_path)))
+    assert "its bundle is not complete" in plain(deepfloyd("history", str(tmp_path)))
+    if name == "stat":
+        bundle = release.parts["old lora_bundle"].fingerprint
+        assert f"{file} cannot be read: input/output error" in plain(deepfloyd("show", str(tmp_path), bundle))
+    else:  # `ls` sizes every file itself
+        listed = plain(deepfloyd("ls", str(tmp_path)))
+        assert f"Version 1 cannot be used: {file} cannot be read: input/output error" in listed and "champion" in listed
+
+
+def plain(result: Result) -> str:
+    """What a command printed, without its line breaks. It ended by its own words."""
+    assert result.exception is None or isinstance(result.exception, SystemExit)
+    return " ".join(result.output.split())
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from deepfloyd_core.adapters.files import LORA_FILE
 from deepfloyd_core.bundle.gate import gate_of
 from deepfloyd_core.bundle.gate_rules import COMPARED
 from deepfloyd_core.bundle.identity import BundleSummary
@@ -18,6 +19,7 @@ from deepfloyd_core.store.artifacts import Artifact, Request, WorkDir, materiali
 from deepfloyd_core.store.manifest import Summary
 from deepfloyd_core.store.registry import Outcome, publish
 from deepfloyd_core.training.jobs import TrainingFigures
+from deepfloyd_core.training.start import StartSource, make_start
 
 LEVEL = 100
 
@@ -42,7 +44,10 @@ class Candidate:
     accepted: int = 100
     rejected: int = 1
     losses: tuple[float, ...] | None = None  # in place of those that follow from `loss`
+    psnrs: tuple[float, ...] | None = None  # in place of those that follow from `psnr`
     stages: tuple[int, ...] = (1, 2)
+    prompt: str = "a prompt"  # of its samples: another one is another bundle of the same LoRAs
+    started: "tuple[Candidate, int] | None" = None  # Stage I, from the weights of a published one with this number
 
     def with_(self, **changes: object) -> "Candidate":
         """Another one."""
@@ -68,15 +73,26 @@ class Candidate:
             for stage in self.stages:
                 (work.path / f"stage{stage}").mkdir()
                 pq.write_table(self._losses(), work.path / f"stage{stage}" / "validation.parquet")
+                (work.path / f"stage{stage}" / LORA_FILE).write_text(repr(self.with_(prompt="")))
             if 2 in self.stages:
                 pq.write_table(self._measures(), work.path / "eval.parquet")
             if self.forgotten is not None and 1 in self.stages:
                 pq.write_table(self._probes(), work.path / "probes.parquet")
             return self._summary()
 
-        spec = {"candidate": repr(self)}
-        request = Request("lora_bundle", 1, spec, {"image_index": self.index(workspace).name})
+        spec, index = {"candidate": repr(self)}, self.index(workspace)
+        lora = Request("stage1_lora", 1, {"of": repr(self.with_(prompt=""))}, self._start(workspace))
+        made = materialise(workspace, lora, lambda work: BundleSummary(samples=SamplesSummary()))
+        request = Request("lora_bundle", 1, spec, {"image_index": index.name, "stage1_lora": made.name})
         return materialise(workspace, request, build)
+
+    def _start(self, workspace: Path) -> dict[str, str]:
+        """What Stage I's training started from, as an input."""
+        if self.started is None:
+            return {}
+        bundle, number = self.started[0].bundle(workspace), self.started[1]
+        known = pa.table({"image_id": pa.array([], pa.string())})
+        return {"start": make_start(workspace, 1, StartSource(bundle, bundle.path / "stage1", number, known)).name}
 
     def _differences(self, mean: float) -> np.ndarray:
         noise = [np.random.default_rng((self.seed, number)).normal(0, self.spread) for number in self.pictures]
@@ -112,7 +128,7 @@ class Candidate:
              "colour_spread": 4.0 + (way == "tuned") * self.contrast}
             for low_res in ("held-out", "spoilt") for level in (LEVEL, LEVEL + 50)
             for way, psnrs, consistencies in (("base", [0.0] * 99, [0.0] * 99), ("tuned",
-                self._differences(self.psnr), self._differences(self.consistency)))
+                self.psnrs or self._differences(self.psnr), self._differences(self.consistency)))
             for number, psnr, consistency in zip(self.pictures, psnrs, consistencies, strict=False)
         ]  # fmt: skip
         columns = [("low_res", pa.string()), ("image_id", pa.string()), ("conditions", pa.string()), ("way", pa.string()),
