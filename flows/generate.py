@@ -5,11 +5,11 @@ from pathlib import Path
 from prefect import flow
 
 from deepfloyd_core.preflight.check import check_run
-from deepfloyd_core.preflight.generate import GenerateOptions
+from deepfloyd_core.preflight.generate import GenerateOptions, pictures_of
 from deepfloyd_core.store.artifacts import Artifact
 from deepfloyd_core.store.leases import leased
 from flows.deployable import deployable
-from flows.parameters import Overrides, Pictures, Prompts, Seed, Size, VersionName
+from flows.parameters import Overrides, Prompts, Seeds, Sizes, VersionName
 from flows.runs.run_lease import gpu_of, rename_run
 from tasks import VERSION
 from tasks.generated import generated
@@ -19,26 +19,33 @@ from tasks.generated import generated
 @deployable
 @leased
 def generate(
-    config: str, prompt: Prompts, seed: Seed = 0, images: Pictures = 1, version: VersionName = "latest",
-    size: Size = None, control: str | None = None, overrides: Overrides = None,
+    config: str, prompt: Prompts = None, prompt_file: str | None = None, seeds: Seeds = "0", sizes: Sizes = None,
+    version: VersionName = "latest", control: str | None = None, overrides: Overrides = None,
 ) -> Artifact:  # fmt: skip
-    """Draw pictures with a published version, or with the base models.
+    """Draw pictures with a published version, or with the base models: each prompt at each size with each seed.
 
     Args:
         config: The run file, from the project's folder.
-        prompt: What the pictures show; a list draws `images` of each.
-        seed: Seed of a prompt's first picture; the next ones count up.
-        images: How many pictures of each prompt.
+        prompt: What the pictures show; may be a list.
+        prompt_file: A file with more prompts: one a line, a JSON library, or a table with the columns prompt,
+            negative_prompt, seed, size.
+        seeds: Seeds, such as 7 or 0-7,42.
+        sizes: Stage I sizes, such as 64 or 64,96x64 (width x height); empty: those of the run file.
         version: A version number, `latest`, or `base` for no LoRA.
-        size: Stage I size, e.g. 64 or 96x64 (width x height); empty: the run file's.
         control: A picture that they follow, with a version that is a ControlNet.
         overrides: Keys of the run file, each as KEY=VALUE; KEY= removes one.
     """
-    prompts = [prompt] if isinstance(prompt, str) else prompt
-    sized = (f'validation_resolution="{size}"',) if size else ()
-    options = GenerateOptions(tuple(prompts), str(version), Path(control) if control else None, seed, images)
-    run = check_run(Path(config), (*(overrides or ()), *sized), options)
-    pictures = [(text, seed + number) for text in prompts for number in range(images)]
+    asked = (prompt,) if isinstance(prompt, str) else tuple(prompt or ())
+    options = GenerateOptions(
+        asked,
+        str(version),
+        Path(control) if control else None,
+        seeds,
+        sizes,
+        Path(prompt_file) if prompt_file else None,
+    )
+    run = check_run(Path(config), tuple(overrides or ()), options)
+    pictures = pictures_of(run, options)
     rename_run(run.workspace)
     with gpu_of(run):
         return generated(run, pictures, options.version, options.control)

@@ -7,16 +7,14 @@ from typing import Annotated
 
 from pydantic import Field
 
-from deepfloyd_core.config.run_validation import MOST_PICTURES
 from deepfloyd_core.errors import ConfigError
 
 Overrides = Annotated[list[Annotated[str, Field(pattern=r"^\s*[\w.]+\s*=")]] | None, Field(max_length=100)]
 Steps = Annotated[int | None, Field(ge=1, le=10_000_000)]
-Seed = Annotated[int, Field(ge=0, lt=2**31)]
+Seeds = Annotated[str, Field(pattern=r"^\s*\d+(-\d+)?(\s*,\s*\d+(-\d+)?)*\s*$")]
 Number = Annotated[int, Field(ge=1)]
-Pictures = Annotated[int, Field(ge=1, le=MOST_PICTURES)]
-Prompts = str | list[str]
-Size = Annotated[str | None, Field(pattern=r"^\d+(x\d+)?$")]
+Prompts = str | list[str] | None
+Sizes = Annotated[str | None, Field(pattern=r"^\s*\d+(x\d+)?(\s*,\s*\d+(x\d+)?)*\s*$")]
 VersionName = Annotated[str, Field(pattern=r"^(latest|base|\d+)$")] | Annotated[int, Field(ge=1)]
 
 

@@ -1,5 +1,7 @@
 """Generated pictures: prompts through the cascade, with a version's LoRAs or with none."""
 
+import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 from prefect import task
@@ -12,17 +14,20 @@ from deepfloyd_core.preflight.generate import version_bundle
 from deepfloyd_core.processes.jobs import run_job
 from deepfloyd_core.sampling.identity import generate_request
 from deepfloyd_core.sampling.jobs import GeneratedSummary, generate_job
+from deepfloyd_core.sampling.pictures import SHEET, Picture, picture_file, picture_scale, told
 from deepfloyd_core.store.artifacts import Artifact, materialise
 from deepfloyd_core.store.pinned import pinned
 from tasks.artifact_page import show_artifact
 from tasks.progress import progress
 
-MOST_SHOWN = 4  # the last stage's
+MOST_SHOWN = 4  # of the last stage
+log = logging.getLogger(__name__)
 
 
 @task(name="generated", cache_policy=NO_CACHE)
-def generated(run: Run, pictures: list[tuple[str, int]], version: str, control: Path | None = None) -> Artifact:
-    """pictures: (prompt, seed) each; version: `latest`, a number, or `base`; control: a ControlNet's picture."""
+def generated(run: Run, pictures: Sequence[Picture], version: str, control: Path | None = None) -> Artifact:
+    """version: `latest`, a number, or `base`; control: a ControlNet's picture."""
+    log.info("%s", told(pictures))
     folders: dict[Stage, Path] = {}
     for stage in run.config.stages:
         folders[stage] = resolve(run.config.stage(stage).model, stage, text=stage == run.config.first_stage)
@@ -36,6 +41,8 @@ def generated(run: Run, pictures: list[tuple[str, int]], version: str, control: 
             lambda work: run_job(job, work, report),
         )
     summary = artifact.summary(GeneratedSummary)
-    shown = list(zip(summary.prompts, summary.pictures, strict=True))[-MOST_SHOWN:]
-    show_artifact(artifact, summary, *((f"{prompt}: {name}", artifact.path / name) for prompt, name in shown))
+    last = picture_scale(run.config.stages[-1], run.config.first_stage)
+    names = [picture_file(pictures, number, last) for number in range(min(summary.pictures, MOST_SHOWN))]
+    shown = [(f"{one.prompt}: {name}", artifact.path / name) for one, name in zip(pictures, names, strict=False)]
+    show_artifact(artifact, summary, *([("All", artifact.path / SHEET)] if summary.pictures > 1 else []), *shown)
     return artifact

@@ -153,11 +153,11 @@ class RunConfig(TextKeys, ValidationKeys, RetrainKeys, Machine):
             yield str(error)
             return
         for size in sizes:
-            if fault := self._size_fault(size):
+            if fault := self.size_fault(size):
                 yield f"validation_resolution is {self.validation_resolution!r}; {fault}"
 
-    def _size_fault(self, size: tuple[int, int]) -> str:
-        """Why no sample can have a size (px); empty when one can."""
+    def size_fault(self, size: tuple[int, int]) -> str:
+        """Why no sample can have a size (px), without a full stop; empty when one can."""
         if self.upscalers and self.text_to_image is None:
             return _upscaler_size_fault(size, STAGES[self.first_stage], str(self.validation_resolution))
         if any(edge % 8 or not 8 <= edge <= 512 for edge in size):
@@ -216,7 +216,7 @@ class RunConfig(TextKeys, ValidationKeys, RetrainKeys, Machine):
 
 
 def _upscaler_size_fault(size: tuple[int, int], kind: StageKind, value: str) -> str:
-    """`_size_fault` for a run that starts with an upscaler, whose sizes are its own. Stage I's default is let through:
+    """`size_fault` for a run that starts with an upscaler, whose sizes are its own. Stage I's default is let through:
     many files have it.
     """
     unit, least = kind.alignment_px, kind.size_px

@@ -89,15 +89,7 @@ class ValidationKeys(Spec):
     @property
     def sample_sizes_px(self) -> tuple[tuple[int, int], ...]:
         """(width, height) of the samples, each once. Raises ValueError when they are not of the form 64 or 64,96x64."""
-        sizes = []
-        for text in str(self.validation_resolution).lower().split(","):
-            parts = text.strip().split("x")
-            if not all(part.isdecimal() for part in parts) or len(parts) > 2:
-                raise ValueError(
-                    f"validation_resolution is {self.validation_resolution!r}; give sizes, for example 64 or 64,96x64"
-                )
-            sizes.append((int(parts[0]), int(parts[-1])))
-        return tuple(dict.fromkeys(sizes))
+        return sizes_px(str(self.validation_resolution), "validation_resolution")
 
     @property
     def prompts(self) -> tuple[str, ...]:
@@ -105,3 +97,14 @@ class ValidationKeys(Spec):
         if isinstance(self.validation_prompt, str):
             return (self.validation_prompt,) if self.validation_prompt else ()
         return self.validation_prompt
+
+
+def sizes_px(text: str, name: str) -> tuple[tuple[int, int], ...]:
+    """(width, height) of sizes such as `64` or `64,96x64`, each once. Raises ValueError. name: for its message."""
+    sizes = []
+    for one in text.lower().split(","):
+        parts = one.strip().split("x")
+        if not all(part.isdecimal() for part in parts) or len(parts) > 2:
+            raise ValueError(f"{name} is {text!r}; give sizes, for example 64 or 64,96x64")
+        sizes.append((int(parts[0]), int(parts[-1])))
+    return tuple(dict.fromkeys(sizes))

@@ -44,7 +44,7 @@ def titled_rows(rows: list[tuple[str, list[np.ndarray]]], cell_px: int, title: s
     pen.text((_GAP, 4), fitted(title, sheet.width - 2 * _GAP, 15), _INK, ImageFont.load_default(15))
     for line, (label, pictures) in enumerate(rows):
         top = _TITLE_PX + line * line_px
-        pen.text((_GAP, top + 4), label, _INK, font)
+        pen.text((_GAP, top + 4), fitted(label, sheet.width - 2 * _GAP, 14), _INK, font)
         for column, picture in enumerate(pictures):
             _paste(sheet, picture, (_GAP + column * (cell_px + _GAP), top + _TITLE_PX), cell_px)
     return sheet

@@ -67,7 +67,7 @@ def _first_round(
     path: Path, overrides: tuple[str, ...], goal: Goal, faults: list[DeepFloydError], checked: _Checked
 ) -> Run | None:
     if isinstance(goal, GenerateOptions):
-        faults += map(ConfigError, prompt_faults(goal.prompts))
+        faults += prompt_faults(goal)
     run = read_run(path, overrides, faults)
     if run is None or goal == "crops":
         return run

@@ -1,21 +1,20 @@
 """Checks the options of `generate` against a run, its versions and their models."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deepfloyd_core.config.run import Run
-from deepfloyd_core.config.run_validation import MOST_PICTURES
 from deepfloyd_core.config.stages import CONTROLLED, Stage
 from deepfloyd_core.errors import ConfigError, DeepFloydError, attempt
-from deepfloyd_core.preflight.unet_sizes import sample_size_faults
+from deepfloyd_core.preflight.unet_sizes import asked_size_faults
 
 if TYPE_CHECKING:
+    from deepfloyd_core.sampling.pictures import Picture, PromptRow
     from deepfloyd_core.store.artifacts import Artifact
 
 BASE = "base"  # in place of a version: the base models
-SEEDS = 2**32  # as many as `validation_seed` can have
 
 
 @dataclass(frozen=True)
@@ -25,8 +24,31 @@ class GenerateOptions:
     prompts: tuple[str, ...]
     version: str  # `latest`, a number, or BASE
     control: Path | None = None  # the conditioning picture of a ControlNet
-    seed: int = 0  # of each prompt's first picture
-    images: int = 1  # of each prompt
+    seeds: str = "0"  # such as 0-7,42: of each prompt at each size
+    sizes: str | None = None  # such as 64,96x64, of Stage I; None: the run's
+    prompt_file: Path | None = None  # see `sampling.pictures`
+
+
+def pictures_of(run: Run, options: GenerateOptions) -> "tuple[Picture, ...]":
+    """The pictures, in their order. Raises ConfigError or DataError for options that cannot be understood, and ConfigError
+    for a size that no picture can have.
+    """
+    from deepfloyd_core.sampling.pictures import grid, parse_seeds, parse_sizes
+
+    sizes = run.config.sample_sizes_px if options.sizes is None else parse_sizes(options.sizes)
+    pictures = grid(prompt_rows(options), parse_seeds(options.seeds), sizes, run.config.validation_negative_prompt)
+    for width, height in dict.fromkeys(picture.size for picture in pictures):
+        if fault := run.config.size_fault((width, height)):
+            raise ConfigError(f"The size is {width}x{height}; {fault}.")
+    return pictures
+
+
+def prompt_rows(options: GenerateOptions) -> "list[PromptRow]":
+    """The prompts of the command line, then those of the file. Raises ConfigError or DataError."""
+    from deepfloyd_core.sampling.pictures import PromptRow, read_prompts
+
+    rows = [PromptRow(prompt=prompt) for prompt in options.prompts]
+    return rows + (read_prompts(options.prompt_file) if options.prompt_file else [])
 
 
 def version_bundle(run: Run, version: str) -> "Artifact | None":
@@ -37,37 +59,34 @@ def version_bundle(run: Run, version: str) -> "Artifact | None":
     return None if version == BASE else bundle_of(run.workspace, find_version(run.workspace, version))
 
 
-def prompt_faults(prompts: Sequence[str]) -> Iterator[str]:
-    """Empty prompts, and prompts that would give the same pictures again."""
-    if not prompts or not all(text.strip() for text in prompts):
-        yield "The prompt is empty." if len(prompts) < 2 else "One of the prompts is empty."
-    for text in dict.fromkeys(prompts):
-        if text.strip() and prompts.count(text) > 1:
-            yield f"The prompt {text!r} is given twice, which repeats its pictures. For more pictures raise images."
+def prompt_faults(options: GenerateOptions) -> list[DeepFloydError]:
+    """What can be said of the prompts and the seeds without the run file."""
+    from deepfloyd_core.sampling.pictures import parse_seeds
 
-
-def _count_faults(options: GenerateOptions) -> Iterator[str]:
-    """Invalid numbers of pictures, and seeds out of range."""
-    if not 1 <= options.images <= MOST_PICTURES:
-        yield f"images is {options.images}; from 1 to {MOST_PICTURES} pictures of each prompt can be drawn."
-    if not 0 <= options.seed < SEEDS:
-        yield f"seed is {options.seed}; it must be from 0 to {SEEDS - 1}."
+    faults: list[DeepFloydError] = []
+    if not all(text.strip() for text in options.prompts):
+        faults.append(
+            ConfigError("The prompt is empty." if len(options.prompts) < 2 else "One of the prompts is empty.")
+        )
+    elif not options.prompts and options.prompt_file is None:
+        faults.append(ConfigError("There is no prompt: give --prompt TEXT, or --prompt-file FILE."))
+    attempt(faults, prompt_rows, options)
+    attempt(faults, parse_seeds, options.seeds)
+    return faults
 
 
 def check_generate(run: Run, options: GenerateOptions, faults: list[DeepFloydError]) -> None:
-    """All checks of the options that need no models."""
-    faults += map(ConfigError, _count_faults(options))
+    """All checks of the options that need no models, beside `prompt_faults`."""
     if run.config.text_to_image is None:
         faults.append(ConfigError("generate starts from Stage I: add a [stage1] table with a model_flavour."))
-    size, *others = run.config.sample_sizes_px
-    if others:
-        prefix = f"validation_resolution is {run.config.validation_resolution!r}"
-        faults.append(ConfigError(f"{prefix}; generate makes one size: give it with --size."))
+    pictures = None
+    if not prompt_faults(options) and run.config.text_to_image is not None:
+        pictures = attempt(faults, pictures_of, run, options)
     if options.control is not None:
         # Not above: it takes Pillow, which other options do not need.
         from deepfloyd_core.pictures.decode import read_fitted
 
-        attempt(faults, read_fitted, options.control, size)
+        attempt(faults, read_fitted, options.control, pictures[0].size if pictures else (64, 64))
     found: list[DeepFloydError] = []
     bundle = attempt(found, version_bundle, run, options.version)
     faults += found or map(ConfigError, _control_faults(bundle, options))
@@ -77,7 +96,10 @@ def generate_model_faults(run: Run, options: GenerateOptions, stage: Stage, fold
     """Why a stage's base model cannot be sampled: sizes, or a version that was trained on another base model."""
     from deepfloyd_core.sampling.identity import check_base
 
-    faults: list[DeepFloydError] = [ConfigError(fault) for fault in sample_size_faults(run, stage, folder)]
+    faults: list[DeepFloydError] = []
+    if pictures := attempt([], pictures_of, run, options):
+        sizes = {picture.size for picture in pictures}
+        faults += map(ConfigError, asked_size_faults(run, stage, folder, sizes))
     if bundle := attempt([], version_bundle, run, options.version):
         attempt(faults, check_base, bundle, stage, folder)
     return faults

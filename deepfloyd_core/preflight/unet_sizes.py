@@ -4,7 +4,7 @@ The table of flavours has what the published models need; a user's own folder ma
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +34,11 @@ def training_size_faults(run: Run, stage: Stage, folder: Path) -> list[str]:
     return _faults(stage, folder, [*_crops(run, stage), *_samples(run, stage)])
 
 
-def sample_size_faults(run: Run, stage: Stage, folder: Path) -> list[str]:
-    """`training_size_faults` for samples alone."""
-    return _faults(stage, folder, list(_samples(run, stage)))
+def asked_size_faults(run: Run, stage: Stage, folder: Path, sizes: Iterable[tuple[int, int]]) -> list[str]:
+    """The same for pictures of these sizes alone: (width, height) of the run's first stage, px."""
+    factor = STAGES[stage].scale // STAGES[run.config.first_stage].scale
+    edges = [(f"size is {width}x{height}", edge, factor) for width, height in sorted(sizes) for edge in {width, height}]
+    return _faults(stage, folder, edges)
 
 
 def _faults(stage: Stage, folder: Path, edges: list[tuple[str, int, int]]) -> list[str]:

@@ -16,7 +16,7 @@ import signal
 import socket
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar, copy_context
 from dataclasses import dataclass
 from pathlib import Path
@@ -178,16 +178,14 @@ def run_parts(request: JobRequest[S], parts: Sequence[JobRequest[Any]], work: Wo
     if slot := slot_of_block():
         slot.take()  # once, not in each thread
     with job_starter() as starter:
-        with ThreadPoolExecutor(len(parts)) as pool:
+        with ThreadPoolExecutor(len(parts)) as pool, ExitStack() as unfinished:
+            unfinished.callback(starter.close)  # a run that is asked to end ends its parts, for which the pool waits
             running = [pool.submit(copy_context().run, run_part, number) for number in range(len(parts))]
-            try:
-                # Reports go out from the caller's thread, which has Prefect's context.
-                while wait(running, POLL_S).not_done:
-                    done, total, lines = zip(*shown, strict=True)
-                    report(sum(done), sum(total), f"{lines[0]} in each of {len(parts)} processes")
-            except BaseException:  # the run is asked to end: so are its parts, for which the pool waits
-                starter.close()
-                raise
+            # Reports go out from the caller's thread, which has Prefect's context.
+            while wait(running, POLL_S).not_done:
+                done, total, lines = zip(*shown, strict=True)
+                report(sum(done), sum(total), f"{lines[0]} in each of {len(parts)} processes")
+            unfinished.pop_all()
         for part in running:
             part.result()
         return run_job(request, work, report)

@@ -142,13 +142,29 @@ def sampler_settings(one: SampledStage, negative_prompt: str) -> Json:
 
 
 def save_png(picture: np.ndarray, sample: Sample, path: Path) -> None:
-    """Write one sample durably, its settings as the PNG text `deepfloyd`. The same sample gives the same bytes."""
+    """Write one sample durably, its settings as the PNG texts `deepfloyd` (JSON) and `parameters`, which many viewers show.
+    The same sample gives the same bytes.
+    """
     info = PngInfo()
     record = {"prompt": sample.prompt, "seed": sample.seed, "variant": sample.variant, **sample.settings}
     info.add_itxt("deepfloyd", json.dumps(record, sort_keys=True, ensure_ascii=False))
+    if "steps" in sample.settings:
+        info.add_itxt("parameters", _parameters(picture, sample))
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as tmp:
         Image.fromarray(picture).save(tmp, format="PNG", pnginfo=info)
+
+
+def _parameters(picture: np.ndarray, sample: Sample) -> str:
+    """The settings in the form that is customary in PNGs: the prompt, the negative prompt, then names and values."""
+    settings, (height, width) = sample.settings, picture.shape[:2]
+    told = {
+        "Steps": settings["steps"], "Sampler": "DDPM", "CFG scale": settings["guidance"], "Seed": sample.seed,
+        "Size": f"{width}x{height}", "Model": settings.get("model"), "Version": sample.variant,
+        "Noise level": settings.get("noise_level"),
+    }  # fmt: skip
+    values = ", ".join(f"{name}: {value}" for name, value in told.items() if value is not None)
+    return "\n".join([sample.prompt, f"Negative prompt: {settings['negative_prompt']}", values])
 
 
 def _specs(request: SampleRequest, first: SampledStage) -> list[SampleSpec]:

@@ -1,43 +1,110 @@
-"""Generate: samples prompts with every stage of a run, with the trained weights of a version or with the base models."""
+"""Generate: samples pictures with every stage of a run, with the trained weights of a version or with the base models.
 
+A stage is drawn in batches, and each picture is written as soon as its batch is done: a killed job goes on with the first
+batch that is missing. On a CPU a batch is one picture, because the rounding of a matrix product follows its size: so a
+picture has the same bytes whatever is drawn beside it.
+"""
+
+from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from deepfloyd_core.adapters.controlnet import control_of
 from deepfloyd_core.config.stages import STAGES, Stage
 from deepfloyd_core.diffusion.conditioning import as_conditioning, conditioning_picture
 from deepfloyd_core.diffusion.loss import to_bytes, to_model_range
-from deepfloyd_core.models.unet import use_threads
+from deepfloyd_core.files import atomic_path
+from deepfloyd_core.models.unet import pick_device, use_threads
 from deepfloyd_core.pictures.decode import read_fitted
+from deepfloyd_core.pictures.sheets import save_picture, titled_rows
 from deepfloyd_core.processes.jobs import Job
 from deepfloyd_core.sampling.cascade import Sample, sampler_settings, save_png
 from deepfloyd_core.sampling.jobs import GeneratedSummary, GenerateRequest, SampledStage
 from deepfloyd_core.sampling.parts import Parts
+from deepfloyd_core.sampling.pictures import INDEX, SHEET, Picture, batches, picture_file, picture_scale
 from deepfloyd_core.sampling.sampler import Sampler, make_sampler, sample
+from deepfloyd_core.store.counts import many
+from deepfloyd_core.store.parts import finish_part, part_is_whole
 from deepfloyd_core.store.pinned import PinnedFile
 from deepfloyd_core.store.versions import stage_folder
 from deepfloyd_core.text.encode import encode_prompts
 
-CONDITIONING = "conditioning.png"
+SHEET_ROWS, SHEET_COLUMNS = 24, 8
+_DRAWN = ".drawn"  # what a killed job goes on with
+_SCHEMA = pa.schema(
+    [
+        ("file", pa.string()), ("stage", pa.int8()), ("prompt", pa.string()), ("negative_prompt", pa.string()),
+        ("seed", pa.int64()), ("width", pa.int32()), ("height", pa.int32()), ("version", pa.string()),
+    ]
+)  # fmt: skip
 
 
 def generate_pictures(job: Job[GenerateRequest]) -> GeneratedSummary:
-    """Sample the pictures into PNGs; one file a stage and picture."""
+    """Draw the pictures: a PNG for each stage and picture, a table of them, and a sheet of those of the last stage."""
     request, stages = job.request, job.request.cascade.stages
     use_threads(request.machine.num_threads)
-    prompts, seeds = [prompt for prompt, _ in request.pictures], [seed for _, seed in request.pictures]
-    text, negative = _encode(request, prompts)
-    made, files, parts = None, list[str](), Parts(job.report, len(stages))
+    (job.out / _DRAWN).mkdir(exist_ok=True)
+    parts, texts = Parts(job.report, len(stages)), _Texts(job)
     for one in stages:
-        sampled = parts.begin(f"{STAGES[one.stage].title}'s pictures", len(seeds))
-        sampler = make_sampler(one, _trained(request, one.stage), request.machine, sampled)
-        if not STAGES[one.stage].is_upscaler:
-            made = _conditioning(job, request.control, sampler) if request.control else None
-        made = sample(sampler, text, negative, seeds, request.size, made)
-        files += _save(job, one, made)
-    return GeneratedSummary(pictures=tuple(files), prompts=tuple(prompts * len(stages)))
+        _draw(job, one, texts, parts)
+    _write_index(job)
+    _write_sheet(job, stages[-1].stage)
+    return GeneratedSummary(pictures=len(request.pictures), stages=tuple(one.stage for one in stages))
+
+
+def _draw(job: Job[GenerateRequest], one: SampledStage, texts: "_Texts", parts: Parts) -> None:
+    """Draw what a stage lacks."""
+    request, pictures = job.request, job.request.pictures
+    at_once = 1 if pick_device(request.machine.device).type == "cpu" else STAGES[one.stage].sample_batch
+    groups = batches(pictures, at_once)
+    missing = [group for group in groups if not all(_is_drawn(job, one.stage, number) for number in group)]
+    done = len(pictures) - sum(map(len, missing))
+    sampled = parts.begin(f"{STAGES[one.stage].title}'s pictures", len(pictures), done)
+    if not missing:
+        return
+    sampler = make_sampler(one, _trained(request, one.stage), request.machine, sampled)
+    for group in missing:
+        batch = [pictures[number] for number in group]
+        made = sample(
+            sampler, texts.of([each.prompt for each in batch]), texts.of([each.negative_prompt for each in batch]),
+            [each.seed for each in batch], batch[0].size, _given(job, sampler, group),
+        )  # fmt: skip
+        for number, picture in zip(group, made, strict=True):
+            _keep(job, one, number, picture)
+
+
+def _given(job: Job[GenerateRequest], sampler: Sampler, group: list[int]) -> torch.Tensor | None:
+    """What a batch is sampled from beside the text: an upscaler's low-res pictures (N, 3, H, W) in [-1, 1], a ControlNet's
+    conditioning in [0, 1].
+    """
+    source, control = STAGES[sampler.stage].upscales, job.request.control
+    if source is not None:
+        return torch.stack([_loaded(_state(job, source, number)) for number in group])
+    if control is None:
+        return None
+    hint = _conditioning(job, control, sampler, job.request.pictures[group[0]].size)
+    return hint.expand(len(group), -1, -1, -1)
+
+
+def _is_drawn(job: Job[GenerateRequest], stage: Stage, number: int) -> bool:
+    file = job.out / picture_file(job.request.pictures, number, _scale(job, stage))
+    return part_is_whole(file) and part_is_whole(_state(job, stage, number))
+
+
+def _state(job: Job[GenerateRequest], stage: Stage, number: int) -> Path:
+    """The picture as the next stage takes it, which is not rounded to bytes."""
+    return job.out / _DRAWN / f"{STAGES[stage].table}-{number}.safetensors"
+
+
+def _scale(job: Job[GenerateRequest], stage: Stage) -> int:
+    return picture_scale(stage, job.request.cascade.stages[0].stage)
 
 
 def _trained(request: GenerateRequest, stage: Stage) -> Path | None:
@@ -48,35 +115,106 @@ def _trained(request: GenerateRequest, stage: Stage) -> Path | None:
     return stage_folder(bundle.path, stage)
 
 
-def _conditioning(job: Job[GenerateRequest], control: PinnedFile, sampler: Sampler) -> torch.Tensor:
-    """The conditioning of the pictures, one for each; also written beside them for people."""
+def _conditioning(
+    job: Job[GenerateRequest], control: PinnedFile, sampler: Sampler, size: tuple[int, int]
+) -> torch.Tensor:
+    """The conditioning of pictures of a size, (1, 3, H, W) in [0, 1]; also written beside them for people."""
     request, controlnet = job.request, control_of(sampler.pipeline.unet)
     assert controlnet is not None  # the flow saw to it
-    fitted = torch.from_numpy(np.array(read_fitted(control.checked("is the conditioning picture"), request.size)))[None]
+    fitted = torch.from_numpy(np.array(read_fitted(control.checked("is the conditioning picture"), size)))[None]
     if controlnet.conditioning == "paired":
         hint = as_conditioning(fitted)
     else:
         hint = conditioning_picture(controlnet.conditioning, to_model_range(fitted))
     settings = {"conditioning": controlnet.conditioning, "picture": control.sha256}
-    save_png(to_bytes(hint * 2 - 1)[0].numpy(), Sample("", 0, request.version, settings), job.out / CONDITIONING)
-    return hint.expand(len(request.pictures), -1, -1, -1)
+    file = job.out / f"conditioning-{size[0]}x{size[1]}.png"
+    if not file.exists():
+        save_png(to_bytes(hint * 2 - 1)[0].numpy(), Sample("", 0, request.version, settings), file)
+    return hint
 
 
-def _encode(request: GenerateRequest, prompts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Hidden states of the prompts and of the negative prompt, each (N, T, D); the encoder is freed on return."""
-    texts, name = [*prompts, request.negative_prompt], request.encoder_name
-    rows = encode_prompts(texts, name, request.encoder, request.text, request.machine)
-    return rows[:-1], rows[-1:].expand(len(prompts), -1, -1)
+class _Texts:
+    """Hidden states of the prompts and negative prompts, each encoded once. The encoder is loaded when the first text is
+    needed, and no more in a job that goes on.
+    """
+
+    def __init__(self, job: Job[GenerateRequest]) -> None:
+        self._request, self._file = job.request, job.out / _DRAWN / "text.safetensors"
+        pictures = job.request.pictures
+        both = [*(one.prompt for one in pictures), *(one.negative_prompt for one in pictures)]
+        self._places = {text: place for place, text in enumerate(dict.fromkeys(both))}
+        self._rows: torch.Tensor | None = None
+
+    def of(self, texts: list[str]) -> torch.Tensor:
+        """(N, T, D) on the CPU."""
+        if self._rows is None:
+            self._rows = self._encoded()
+        return self._rows[[self._places[text] for text in texts]]
+
+    def _encoded(self) -> torch.Tensor:
+        if part_is_whole(self._file):
+            return _loaded(self._file)
+        request = self._request
+        rows = encode_prompts(list(self._places), request.encoder_name, request.encoder, request.text, request.machine)
+        _store(rows, self._file)
+        return rows
 
 
-def _save(job: Job[GenerateRequest], one: SampledStage, made: torch.Tensor) -> list[str]:
-    files, request, bundle = [], job.request, job.request.bundle
-    lora = bundle.inputs.get(f"stage{one.stage}_lora") if bundle else None
-    settings = sampler_settings(one, request.negative_prompt)
-    settings |= {"lora": lora, "bundle": bundle.fingerprint if bundle else None}
-    for number, ((prompt, seed), array) in enumerate(zip(request.pictures, to_bytes(made).numpy(), strict=True)):
-        height, width = array.shape[:2]
-        name = f"picture-{number:03d}-seed-{seed}-{width}x{height}.png"
-        save_png(array, Sample(prompt, seed, request.version, settings), job.out / name)
-        files.append(name)
-    return files
+def _store(tensor: torch.Tensor, file: Path) -> None:
+    with atomic_path(file) as tmp:
+        save_file({"": tensor.contiguous()}, tmp)
+    finish_part(file)
+
+
+def _loaded(file: Path) -> torch.Tensor:
+    tensor: torch.Tensor = load_file(file)[""]
+    return tensor
+
+
+def _keep(job: Job[GenerateRequest], one: SampledStage, number: int, made: torch.Tensor) -> None:
+    """Write a picture (3, H, W) in [-1, 1]: for people, and for the next stage."""
+    request = job.request
+    picture, bundle = request.pictures[number], request.bundle
+    settings = sampler_settings(one, picture.negative_prompt)
+    settings |= {
+        "model": one.settings.model_flavour,
+        "lora": bundle.inputs.get(f"stage{one.stage}_lora") if bundle else None,
+        "bundle": bundle.fingerprint if bundle else None,
+    }
+    file = job.out / picture_file(request.pictures, number, _scale(job, one.stage))
+    save_png(to_bytes(made[None])[0].numpy(), Sample(picture.prompt, picture.seed, request.version, settings), file)
+    finish_part(file)
+    _store(made, _state(job, one.stage, number))
+
+
+def _write_index(job: Job[GenerateRequest]) -> None:
+    request, rows = job.request, []
+    for one in request.cascade.stages:
+        scale = _scale(job, one.stage)
+        for number, picture in enumerate(request.pictures):
+            width, height = (edge * scale for edge in picture.size)
+            rows.append({
+                "file": picture_file(request.pictures, number, scale), "stage": one.stage, "prompt": picture.prompt,
+                "negative_prompt": picture.negative_prompt, "seed": picture.seed, "width": width, "height": height,
+                "version": request.version,
+            })  # fmt: skip
+    with atomic_path(job.out / INDEX) as tmp:
+        pq.write_table(pa.Table.from_pylist(rows, _SCHEMA), tmp)
+
+
+def _write_sheet(job: Job[GenerateRequest], stage: Stage) -> None:
+    """A row for each prompt and size, with its seeds, as far as there is room."""
+    pictures, scale = job.request.pictures, _scale(job, stage)
+    numbered = groupby(enumerate(pictures), key=lambda each: (each[1].prompt, each[1].size))
+    rows = [_sheet_row(job, [number for number, _ in group], scale) for _, group in numbered][:SHEET_ROWS]
+    title = f"{many(len(pictures), 'picture')} of version {job.request.version}"
+    save_picture(titled_rows(rows, 128, title), job.out / SHEET)
+
+
+def _sheet_row(job: Job[GenerateRequest], numbers: Sequence[int], scale: int) -> tuple[str, list[np.ndarray]]:
+    first: Picture = job.request.pictures[numbers[0]]
+    shown = []
+    for number in numbers[:SHEET_COLUMNS]:
+        with Image.open(job.out / picture_file(job.request.pictures, number, scale)) as picture:
+            shown.append(np.asarray(picture.convert("RGB")))
+    return " ".join(first.prompt.split()), shown

@@ -4,6 +4,7 @@ Sampled pictures are Stage I's remakes, the cascade's samples and generated pict
 model is loaded.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from deepfloyd_core.config.keys import read_by
@@ -14,12 +15,13 @@ from deepfloyd_core.measures.registry import COLUMNS, networks_of
 from deepfloyd_core.models.identity import base_model, model_fingerprint
 from deepfloyd_core.models.text_encoders import text_encoder_of
 from deepfloyd_core.sampling.jobs import PROBED, LowResInputs, SampleInputs
+from deepfloyd_core.sampling.pictures import Picture, asked_digest
 from deepfloyd_core.store.artifacts import Artifact, Request
 from deepfloyd_core.store.inputs import A
 from deepfloyd_core.text.projection import text_identity
 from deepfloyd_core.types import Json
 
-GENERATE_FORMAT = 4
+GENERATE_FORMAT = 5
 LOW_RES_FORMAT = 1
 SAMPLES_FORMAT = 11
 
@@ -76,18 +78,15 @@ def check_base(bundle: Artifact, stage: Stage, folder: Path) -> None:
 
 
 def generate_request(
-    run: Run, pictures: list[tuple[str, int]], version: str, folders: dict[Stage, Path], bundle: Artifact | None,
+    run: Run, pictures: Sequence[Picture], version: str, folders: dict[Stage, Path], bundle: Artifact | None,
     control_sha256: str | None = None,
 ) -> Request:  # fmt: skip
-    """Identity of generated pictures: prompts, seeds, size, sampler settings, the models and the version's bundle; and
-    the bytes of the ControlNet's conditioning picture.
+    """Identity of generated pictures: these, sampler settings, the models and the version's bundle; and the bytes of the
+    ControlNet's conditioning picture.
     """
-    spec: Json = {
-        "pictures": [list(picture) for picture in pictures],
-        "version": version,
-        **read_by(run.config, "generated"),
-        "validation_resolution": list(run.config.sample_sizes_px[0]),  # however it is spelled
-    }
+    spec: Json = {"version": version, **read_by(run.config, "generated"), "asked": asked_digest(pictures)}
+    for each_has in ("validation_resolution", "validation_negative_prompt"):
+        del spec[each_has]
     if control_sha256 is not None:
         spec["control"] = control_sha256
     models: dict[str, str] = {}

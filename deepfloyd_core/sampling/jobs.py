@@ -16,6 +16,7 @@ from deepfloyd_core.measures.figures import UpscalingFigures
 from deepfloyd_core.measures.tables import MeasureTable, measure_tables
 from deepfloyd_core.models.identity import base_model
 from deepfloyd_core.processes.jobs import JobRequest
+from deepfloyd_core.sampling.pictures import Picture
 from deepfloyd_core.store.artifacts import Artifact
 from deepfloyd_core.store.inputs import A, Inputs
 from deepfloyd_core.store.manifest import Summary
@@ -197,12 +198,12 @@ def _probes(run: Run, models: Mapping[Stage, Path], embeds: Artifact) -> Probes:
 class GeneratedSummary(Summary):
     """The summary of generated pictures."""
 
-    pictures: tuple[str, ...]  # file names, Stage I's first
-    prompts: tuple[str, ...]  # of each
+    pictures: int  # of each stage
+    stages: tuple[Stage, ...]
 
 
 class GenerateRequest(JobRequest[GeneratedSummary]):
-    """Sample prompts with the weights of a version or with the base models."""
+    """Sample pictures with the weights of a version or with the base models."""
 
     job = "generate"
     entry = "deepfloyd_core.sampling.generate:generate_pictures"
@@ -211,23 +212,20 @@ class GenerateRequest(JobRequest[GeneratedSummary]):
     text: TextKeys
     encoder_name: str  # of the text encoder, in TEXT_ENCODERS
     encoder: Path  # folder of the model that has it
-    pictures: tuple[tuple[str, int], ...]  # prompt and seed
-    size: tuple[int, int]  # of Stage I's pictures, px
-    negative_prompt: str
+    pictures: tuple[Picture, ...]
     version: str  # as asked for; written into the pictures
     bundle: Artifact | None = None  # what the version published
     control: PinnedFile | None = None  # the picture that a ControlNet follows
 
 
 def generate_job(
-    run: Run, pictures: Sequence[tuple[str, int]], version: str, models: Mapping[Stage, Path], bundle: Artifact | None,
+    run: Run, pictures: Sequence[Picture], version: str, models: Mapping[Stage, Path], bundle: Artifact | None,
     control: PinnedFile | None = None,
 ) -> GenerateRequest:  # fmt: skip
-    """The job that makes generated pictures: of the first of the run's sample sizes."""
+    """The job that makes generated pictures."""
     config = run.config
     return GenerateRequest(
         machine=config, cascade=cascade_of(run, models), text=config,
         encoder_name=STAGES[config.first_stage].text_encoder, encoder=models[config.first_stage],
-        pictures=tuple(pictures), size=config.sample_sizes_px[0], negative_prompt=config.validation_negative_prompt,
-        version=version, bundle=bundle, control=control,
+        pictures=tuple(pictures), version=version, bundle=bundle, control=control,
     )  # fmt: skip

@@ -16,10 +16,12 @@ class Parts:
     def __init__(self, report: Report, count: int) -> None:
         self._report, self._count, self._begun = report, count, 0
 
-    def begin(self, what: str, pictures: int) -> Sampled:
-        """Begin the next part. Returns a function that reports its pictures, when another one is done."""
+    def begin(self, what: str, pictures: int, done: int = 0) -> Sampled:
+        """Begin the next part. Returns a function that reports its pictures, when another one is done. done: by an earlier
+        process.
+        """
         self._begun += 1
-        return counted(self._report, pictures, f"part {self._begun} of {self._count}: {what}")
+        return counted(self._report, pictures, f"part {self._begun} of {self._count}: {what}", done)
 
 
 def counted(report: Report, pictures: int, line: str, done: int = 0) -> Sampled:

@@ -9,7 +9,7 @@ import csv
 import difflib
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Record = dict[str, Any]
-_KINDS = {".parquet": "parquet", ".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
+TABLE_KINDS = {".parquet": "parquet", ".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
 
 
 class CaptionReader:
@@ -64,7 +64,7 @@ def table_texts(table: CaptionTable, path: Path, kind: str, where: str) -> Itera
     Raises ConfigError for a missing column, DataError for a file that cannot be read.
     """
     nameless = 0
-    for record in _records(path, _KINDS.get(path.suffix.lower(), kind), _columns(table), where):
+    for record in _records(path, TABLE_KINDS.get(path.suffix.lower(), kind), _columns(table), where):
         name = record.get(table.filename_column)
         if name is not None and str(name).strip():
             own = [text for column in _names(table.caption_column) for text in _cell(record.get(column))]
@@ -74,6 +74,19 @@ def table_texts(table: CaptionTable, path: Path, kind: str, where: str) -> Itera
             nameless += 1
     if nameless:
         log.warning("%s: %d rows with an empty %r are left out", where, nameless, table.filename_column)
+
+
+def table_records(path: Path, needed: Sequence[str], known: Sequence[str], where: str) -> Iterator[Record]:
+    """The rows of a table whose columns all have names that are known. `where`: how messages name it.
+
+    Raises ConfigError for a missing column and for one that is not known, DataError for a file that cannot be read.
+    """
+    for record in _records(path, TABLE_KINDS[path.suffix.lower()], list(needed), where, every=True):
+        if strange := next((name for name in record if name not in known), None):
+            raise ConfigError(
+                f"{where} has a column {strange!r}; it may have {', '.join(map(repr, known))}. Remove it."
+            )
+        yield record
 
 
 def table_path(dataset: ImageDataset) -> Path:
@@ -88,22 +101,23 @@ def table_path(dataset: ImageDataset) -> Path:
     )
 
 
-def _records(path: Path, kind: str, columns: list[str], where: str) -> Iterator[Record]:
-    readers = {"parquet": _parquet, "csv": _csv, "tsv": _csv, "jsonl": _jsonl}
+def _records(path: Path, kind: str, columns: list[str], where: str, every: bool = False) -> Iterator[Record]:
+    """every: with the other columns of Parquet, too; text is read whole."""
+    readers = {"csv": _csv, "tsv": _csv, "jsonl": _jsonl}
     try:
-        yield from readers[kind](path, columns, where)
+        yield from _parquet(path, columns, where, every) if kind == "parquet" else readers[kind](path, columns, where)
     except UnicodeDecodeError as error:
         raise DataError(f"{where} cannot be read as {kind}: it is no UTF-8 text ({error}). Save it as UTF-8.") from None
     except (OSError, ValueError, csv.Error) as error:  # pyarrow's errors are ValueErrors and OSErrors
         raise DataError(f"{where} cannot be read as {kind}: {error}") from None
 
 
-def _parquet(path: Path, columns: list[str], where: str) -> Iterator[Record]:
+def _parquet(path: Path, columns: list[str], where: str, every: bool) -> Iterator[Record]:
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(path, pre_buffer=False) as file:  # it would hold the whole file
         _check_columns(columns, file.schema_arrow.names, where)
-        for batch in file.iter_batches(columns=columns):
+        for batch in file.iter_batches(columns=None if every else columns):
             yield from batch.to_pylist()
 
 

@@ -23,6 +23,7 @@ _OF_RUN = {*RunConfig.model_fields, "prompts", "sizes", "negative_prompt", "imag
 _PHRASES = {
     "captions": "captions or prompts changed", "captions_sha256": "captions or prompts changed",
     "encoder": "text encoder changed", "faces": "crop_style = face added or removed",
+    "asked": "other pictures are asked for",
     "columns": "this version of the program measures differently",
     "paired": "controlnet_conditioning = paired added or removed", "reads_heif": "HEIF support added or removed",
 }  # fmt: skip

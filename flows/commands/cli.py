@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from deepfloyd_core.config.run_validation import MOST_PICTURES
-from deepfloyd_core.errors import ConfigError, DeepFloydError
+from deepfloyd_core.errors import DeepFloydError
 from deepfloyd_core.store.file_faults import storage_error
 from flows.commands.arguments import ConfigPath, Overrides, Workspace, user_path
 from flows.commands.stopping import Stopped, Stopping
@@ -166,13 +165,23 @@ def reproduce(
 @app.command()
 def generate(
     config: ConfigPath,
-    prompt: Annotated[list[str], typer.Option(help="Prompt; may be given several times.")],
-    seed: Annotated[int, typer.Option(min=0, help="Seed of a prompt's first picture; the next ones count up.")] = 0,
-    images: Annotated[int, typer.Option(min=1, max=MOST_PICTURES, help="How many pictures of each prompt.")] = 1,
+    prompt: Annotated[list[str] | None, typer.Option(help="Prompt; may be given several times.")] = None,
+    prompt_file: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            parser=user_path,
+            help="More prompts: one a line, a JSON library, or a table (CSV, TSV, JSON "
+            "lines, Parquet) with the columns prompt, negative_prompt, seed, size.",
+        ),
+    ] = None,
+    seeds: Annotated[str, typer.Option(help="Seeds of each prompt, such as 7 or 0-7,42.")] = "0",
+    sizes: Annotated[
+        str | None, typer.Option(help="Stage I sizes, such as 64 or 64,96x64 (width x height); else the run file's.")
+    ] = None,
     version: Annotated[
         str, typer.Option(help="A number, `latest` for the champion, or `base` for no LoRA.")
     ] = "latest",
-    size: Annotated[str | None, typer.Option(help="Stage I size, e.g. 64 or 96x64 (width x height).")] = None,
     control: Annotated[
         Path | None,
         typer.Option(
@@ -181,29 +190,28 @@ def generate(
     ] = None,
     overrides: Overrides = None,
 ) -> None:
-    """Draw pictures with a published version, or with the base models."""
-    sized = [f'validation_resolution="{size}"'] if size else []
-    if size and any(override.partition("=")[0].strip() == "validation_resolution" for override in overrides or []):
-        raise ConfigError("--size and --set validation_resolution set the same key. Remove one of them.")
+    """Draw pictures with a published version, or with the base models: each prompt at each size with each seed."""
     from deepfloyd_core.preflight.generate import GenerateOptions
 
-    loaded = _load(config, [*(overrides or []), *sized], GenerateOptions(tuple(prompt), version, control, seed, images))
-    with _session(loaded) as call:
+    options = GenerateOptions(tuple(prompt or ()), version, control, seeds, sizes, prompt_file)
+    with _session(_load(config, overrides or [], options)) as call:
         from flows.generate import generate as flow
 
         artifact = call(
             flow,
             prompt=prompt,
-            seed=seed,
-            images=images,
+            prompt_file=str(prompt_file.absolute()) if prompt_file else None,
+            seeds=seeds,
+            sizes=sizes,
             version=version,
             control=str(control.absolute()) if control else None,
         )
-    from deepfloyd_core.sampling.jobs import GeneratedSummary
+    from deepfloyd_core.sampling.pictures import drawn
 
-    summary = artifact.summary(GeneratedSummary)
-    for name, text in zip(summary.pictures, summary.prompts, strict=True):
-        out.print(f"{artifact.path / name}  {' '.join(text.split())}" if len(prompt) > 1 else str(artifact.path / name))
+    rows = list(drawn(artifact.path))
+    has_others = len({prompt for prompt, _ in rows}) > 1
+    for text, file in rows:
+        out.print(f"{file}  {' '.join(text.split())}" if has_others else str(file))
 
 
 app.command()(verify)

@@ -503,7 +503,7 @@ def test_a_run_ends_in_a_version_that_follows_a_picture(
     command = ["generate", str(run.config), "--prompt", "a purple star", *keys]
 
     assert generated(run, "--control", str(follow), *keys) != generated(run, "--version", "base", *keys)
-    shown = next((run.workspace / "generated").glob("*/conditioning.png"))
+    shown = next((run.workspace / "generated").glob("*/conditioning-*.png"))
     with Image.open(shown) as picture:
         assert picture.size == (64, 64)
         luma = Image.fromarray(data.astronaut()).resize((64, 64), Image.Resampling.LANCZOS).convert("L")

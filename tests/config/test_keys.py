@@ -21,6 +21,7 @@ from deepfloyd_core.errors import ConfigError
 from deepfloyd_core.index.identity import index_request
 from deepfloyd_core.index.scan import scan
 from deepfloyd_core.models.folders import resolve
+from deepfloyd_core.preflight.generate import GenerateOptions, pictures_of
 from deepfloyd_core.preflight.load import load_run
 from deepfloyd_core.sampling.identity import generate_request
 from deepfloyd_core.store.artifacts import Request
@@ -73,6 +74,7 @@ KINDS: dict[Reader, str] = {
     "index": "image_index", "pixels": "pixels", "eval_set": "eval_set", "embeds": "text_embeds", "low_res": "low_res",
     "lora": "lora", "validation": "lora", "samples": "cascade_samples", "generated": "generated",
 }  # fmt: skip
+A_STAR = GenerateOptions(("a star",), "latest", seeds="3")
 STAGES: dict[str, dict[str, Any]] = {
     "stage1": {"model_flavour": "tiny-i", "validation_step_interval": 5},
     "stage2": {"model_flavour": "tiny-ii", "validation_step_interval": 5, "low_res_stage1_share": 0.5},
@@ -142,7 +144,7 @@ def requests_of(
         found = planned(run, index)
         assert found is not None
         folders = {stage: resolve(run.config.stage(stage).model, stage, text=stage == 1) for stage in run.config.stages}
-        found["generated"] = generate_request(run, [("a star", 3)], "latest", folders, None)
+        found["generated"] = generate_request(run, pictures_of(run, A_STAR), "latest", folders, None)
         return {**found, "image_index": index_request(run, scan(run))}
 
     return requests

@@ -1188,7 +1188,7 @@ def test_a_config_error_is_one_line_without_a_traceback(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "arguments",
     [["ls", "nowhere"], ["verify", "nowhere"],  ["run", "nowhere.toml"], ["nosuchcommand"],
-     ["run"], ["run", "nowhere.toml", "--set"], ["generate", "nowhere.toml", "--prompt", "x", "--images", "0"]],
+     ["run"], ["run", "nowhere.toml", "--set"], ["generate", "nowhere.toml", "--prompt", "x", "--seeds", "no"]],
 )  # fmt: skip
 def test_wrong_usage_and_missing_directories_exit_with_2(tmp_path: Path, arguments: list[str]) -> None:
     done = command(tmp_path, *arguments)

@@ -582,7 +582,7 @@ def test_a_run_ends_in_a_version_that_follows_pictures_of_its_kind(
     follow = tmp_path / "follow.png"
     photo(1, 96, 64).save(follow)
     assert generated(run, "--control", str(follow), *keys) != generated(run, "--version", "base", *keys)
-    with Image.open(next((run.workspace / "generated").glob("*/conditioning.png"))) as shown:
+    with Image.open(next((run.workspace / "generated").glob("*/conditioning-*.png"))) as shown:
         expected = photo(1, 96, 64).crop((16, 0, 80, 64))
         assert np.array_equal(np.asarray(shown), np.asarray(expected)), "as it is, cut to the size"
     missing = run.call_here("generate", str(run.config), "--prompt", "a star", *keys)

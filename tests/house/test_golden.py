@@ -31,6 +31,7 @@ from deepfloyd_core.files import canonical_json, record_diff, sha256_bytes
 from deepfloyd_core.index.identity import index_request
 from deepfloyd_core.index.scan import scan
 from deepfloyd_core.models.folders import resolve
+from deepfloyd_core.preflight.generate import GenerateOptions, pictures_of
 from deepfloyd_core.preflight.load import load_run
 from deepfloyd_core.sampling.identity import generate_request
 from deepfloyd_core.store.artifacts import Artifact, Request
@@ -184,7 +185,8 @@ def test_an_artifact_of_each_kind_has_the_fingerprint_that_it_had(
     if run.config.stage1 and not run.config.paired:
         folders = {stage: resolve(run.config.stage(stage).model, stage, text=stage == 1) for stage in run.config.stages}
         bundle = Artifact("lora_bundle", requests["lora_bundle"].fingerprint, run.workspace)
-        requests["generated"] = generate_request(run, [("a star", 3)], "latest", folders, bundle)
+        options = GenerateOptions(("a star",), "latest", seeds="3")
+        requests["generated"] = generate_request(run, pictures_of(run, options), "latest", folders, bundle)
     hold(f"{name}, requests", {kind: told(request) for kind, request in requests.items()})
 
 

@@ -249,14 +249,20 @@ def test_all_stages_that_a_stage_learns_from_are_trained_before_it(monkeypatch: 
 
 def test_an_order_of_pictures_is_told_all_its_faults(small_run: SmallRun, tmp_path: Path) -> None:
     (tmp_path / "hint.png").write_bytes(b"no picture")
-    options = GenerateOptions(("a star", " ", "a star"), "7", tmp_path / "hint.png", seed=-1, images=-3)
-    lines = refusal(small_run, options, 'validation_resolution="64,96x64"')
+    options = GenerateOptions(("a star", " "), "7", tmp_path / "hint.png", "-1", None, tmp_path / "none.txt")
     starts = (
-        "One of the prompts is empty.", "The prompt 'a star' is given twice", "images is -3; from 1 to 4096 ",
-        "seed is -1; it must be from 0 to 4294967295.", "validation_resolution is '64,96x64'; ",
+        "One of the prompts is empty.", f"The file of prompts {tmp_path / 'none.txt'} is not there.", "The seeds are '-1'; ",
         f"The picture {tmp_path / 'hint.png'} cannot be read", "There is no version '7' in ",
     )  # fmt: skip
-    assert [line.startswith(start) for line, start in zip(lines, starts, strict=True)] == [True] * 7
+    lines = refusal(small_run, options)
+    assert [line.startswith(start) for line, start in zip(lines, starts, strict=True)] == [True] * 5
+    assert refusal(small_run, GenerateOptions((), "base")) == [
+        "There is no prompt: give --prompt TEXT, or --prompt-file FILE.",
+    ]
+    (twice,) = refusal(small_run, GenerateOptions(("a star", "a star"), "base"))
+    assert twice.startswith("The picture of 'a star' with seed 0 and size 64x64 is asked for twice.")
+    (odd,) = refusal(small_run, GenerateOptions(("a star",), "base", sizes="64,63"))
+    assert odd.startswith("The size is 63x63; each edge must divide by 8")
     assert refusal(small_run, GenerateOptions(("",), "base"), "stage1=", 'validation_resolution="256"') == [
         "The prompt is empty.",
         "generate starts from Stage I: add a [stage1] table with a model_flavour.",

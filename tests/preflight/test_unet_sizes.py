@@ -146,6 +146,6 @@ def test_generate_refuses_a_size_that_the_levels_cannot_halve(
     """The run's crops do not matter to it."""
     model = f'stage1.pretrained_model_name_or_path="{deeper(1, 4)}"'
     options = GenerateOptions(("a purple star",), "base")
-    with pytest.raises(ConfigError, match="validation_resolution is '72x64', 72 px at stage 1; "):
+    with pytest.raises(ConfigError, match="size is 72x64, 72 px at stage 1; "):
         check_run(small_run.config, (model, "validation_resolution=72x64"), options)
     check_run(small_run.config, (model,), options)

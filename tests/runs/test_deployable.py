@@ -14,7 +14,7 @@ from flows import deployable
 from flows.deployable import PATHS, ROOTS, confined
 
 # The other texts that flows take: none of them becomes a path.
-WORDS = {"prompt", "version", "size", "reason"}
+WORDS = {"prompt", "version", "seeds", "sizes", "reason"}
 
 
 @pytest.fixture

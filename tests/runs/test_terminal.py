@@ -68,12 +68,6 @@ def test_an_error_names_a_path_as_it_is(small_run: SmallRun) -> None:
     assert done.stderr == f"error: {ODD}.toml cannot be read: no such file.\n"
 
 
-def test_an_option_that_another_one_would_undo_is_an_error(small_run: SmallRun) -> None:
-    arguments = "--prompt", "x", "--size", "64", "--set", "validation_resolution=96x64"
-    done = small_run.call_here("generate", str(small_run.config), *arguments)
-    assert done.returncode == 2 and "--size and --set validation_resolution" in done.stderr
-
-
 @pytest.mark.parametrize(
     "command",
     ["run", "retrain", "prepare", "embed", "train-stage1", "train-stage2", "generate --prompt x --version base"],
@@ -220,7 +214,7 @@ def test_a_page_names_the_file_of_each_picture(tmp_path: Path, monkeypatch: pyte
     for name in names:
         Image.fromarray(np.random.default_rng(3).integers(0, 256, (900, 900, 3), np.uint8)).save(tmp_path / name)
     monkeypatch.setattr(artifact_page, "tell", lambda *_: None)
-    summary = GeneratedSummary(pictures=tuple(names), prompts=("a star",) * 2)
+    summary = GeneratedSummary(pictures=2, stages=(1,))
     artifact_page.show_artifact(Artifact("generated", "f", tmp_path), summary, *names, "not_there.png")
     titles = [line.strip("*").replace("\\", "") for line in pages[0].splitlines() if line.startswith("**")]
     assert titles == names and pages[0].count("](data:image/jpeg;base64,") == 2

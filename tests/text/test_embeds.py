@@ -529,7 +529,7 @@ def test_a_run_with_128_tokens_trains_samples_and_generates(
     assert Embeds(made).of("a purple star").shape == (128, 64)
     pictures = {}
     for length in ("128", "77"):
-        arguments = ("--prompt", "a purple star", "--seed", "1", "--set", f"tokenizer_max_length={length}")
+        arguments = ("--prompt", "a purple star", "--seeds", "1", "--set", f"tokenizer_max_length={length}")
         done = small.call_here("generate", str(small.config), *arguments)
         assert done.returncode == 0, done.stderr
         made_now = max((small.workspace / "generated").glob("*"), key=lambda path: path.stat().st_mtime_ns)

@@ -1,0 +1,139 @@
+"""The job `generate` on the tiny cascade: a picture has the same bytes whatever is drawn beside it, and after a stop."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from diffusers import IFPipeline, IFSuperResolutionPipeline
+from PIL import Image
+from small_run import NewSmallRun
+
+from deepfloyd_core.config.run import Run
+from deepfloyd_core.models.folders import resolve
+from deepfloyd_core.preflight.generate import GenerateOptions, pictures_of
+from deepfloyd_core.preflight.load import load_run
+from deepfloyd_core.processes.jobs import Job
+from deepfloyd_core.sampling import generate
+from deepfloyd_core.sampling.generate import generate_pictures
+from deepfloyd_core.sampling.jobs import GenerateRequest, generate_job
+from deepfloyd_core.types import Report, no_report
+
+OPTIONS = GenerateOptions(("a purple star", "a red circle"), "base", seeds="3", sizes="64,72x64")
+COUNT = 4  # pictures of each stage
+
+Drawn = dict[str, bytes]
+Draw = Callable[..., Drawn]
+
+
+@pytest.fixture(scope="module")
+def run(new_small_run: NewSmallRun, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return load_run(new_small_run(tmp_path_factory.mktemp("generate") / "run", 2).config)
+
+
+@pytest.fixture(scope="module")
+def models(run: Run) -> dict[Any, Path]:
+    return {stage: resolve(run.config.stage(stage).model, stage, text=stage == 1) for stage in run.config.stages}
+
+
+@pytest.fixture(scope="module")
+def draw(run: Run, models: dict[Any, Path]) -> Draw:
+    """Do the job in this process. Returns its PNGs by name."""
+
+    def drawn(options: GenerateOptions, out: Path, report: Report = no_report) -> Drawn:
+        out.mkdir(exist_ok=True)
+        request: GenerateRequest = generate_job(run, pictures_of(run, options), options.version, models, None)
+        summary = generate_pictures(Job(request, out, report))
+        files = {file.name: file.read_bytes() for file in out.glob("picture-*.png")}
+        assert len(files) == summary.pictures * len(summary.stages)
+        return files
+
+    return drawn
+
+
+@pytest.fixture(scope="module")
+def whole(draw: Draw, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Drawn]:
+    """What OPTIONS ask for, and where it is."""
+    out = tmp_path_factory.mktemp("generate") / "whole"
+    return out, draw(OPTIONS, out)
+
+
+def test_a_picture_has_the_same_bytes_alone_and_among_others(
+    draw: Draw, whole: tuple[Path, Drawn], tmp_path: Path
+) -> None:
+    assert draw(GenerateOptions(("a red circle",), "base", seeds="3", sizes="72x64"), tmp_path / "alone") == {
+        "picture-000-seed-3-72x64.png": whole[1]["picture-003-seed-3-72x64.png"],
+        "picture-000-seed-3-288x256.png": whole[1]["picture-003-seed-3-288x256.png"],
+    }
+
+
+@pytest.mark.parametrize("stops_after", [2, 6])
+def test_a_job_that_is_stopped_goes_on_with_the_first_picture_that_is_missing(
+    draw: Draw, whole: tuple[Path, Drawn], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stops_after: int
+) -> None:
+    out, lines = tmp_path / "stopped", list[tuple[int, int]]()
+
+    def stop(done: int, total: int, line: str) -> None:
+        if len(list(out.glob("picture-*.png"))) == stops_after:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        draw(OPTIONS, out, stop)
+    before = {file: file.stat().st_mtime_ns for file in out.glob("picture-*.png")}
+    assert len(before) == stops_after
+    if stops_after > COUNT:  # and one that a disk has damaged, for people or for the next stage
+        file = out / "picture-001-seed-3-72x64.png"
+        file.write_bytes(file.read_bytes()[:-1])
+        (out / ".drawn" / "stage2-0.safetensors").write_bytes(b"")
+    with monkeypatch.context() as patched:
+        patched.setattr(generate, "encode_prompts", lambda *_: pytest.fail("the texts are encoded already"))
+        assert draw(OPTIONS, out, lambda done, total, _: lines.append((done, total))) == whole[1]
+    if stops_after < COUNT:
+        assert {file: file.stat().st_mtime_ns for file in before} == before
+        assert lines[0] == (stops_after, COUNT)
+
+
+def test_pictures_are_those_of_the_stock_pipelines(
+    whole: tuple[Path, Drawn], models: dict[Any, Path], run: Run
+) -> None:
+    """channels_last rounds otherwise than the stock layout: by 1 level at most."""
+    one, two = (run.config.stage(stage) for stage in run.config.stages)
+    text = IFPipeline.from_pretrained(models[1], safety_checker=None, feature_extractor=None, watermarker=None)
+    embeds, negative = text.encode_prompt("a purple star", device="cpu")
+    common = {"prompt_embeds": embeds, "negative_prompt_embeds": negative, "output_type": "pt"}
+    small = text(
+        **common, width=72, height=64, generator=torch.Generator().manual_seed(3),
+        num_inference_steps=one.validation_num_inference_steps, guidance_scale=one.validation_guidance,
+    ).images  # fmt: skip
+    upscaler = IFSuperResolutionPipeline.from_pretrained(
+        models[2], text_encoder=None, tokenizer=None, safety_checker=None, feature_extractor=None, watermarker=None
+    )
+    large = upscaler(
+        **common, width=288, height=256, image=small, generator=torch.Generator().manual_seed(3),
+        num_inference_steps=two.validation_num_inference_steps, guidance_scale=two.validation_guidance,
+        noise_level=two.validation_noise_level,
+    ).images  # fmt: skip
+    for made, name in ((small, "72x64"), (large, "288x256")):
+        with Image.open(whole[0] / f"picture-001-seed-3-{name}.png") as picture:
+            ours = np.asarray(picture).astype(int)
+        stock = ((made[0].clamp(-1, 1) / 2 + 0.5) * 255).round().permute(1, 2, 0).numpy().astype(int)
+        assert np.abs(ours - stock).max() <= 1
+
+
+def test_what_was_drawn_is_listed_and_each_file_says_how(whole: tuple[Path, Drawn]) -> None:
+    out, _ = whole
+    rows = pq.read_table(out / "index.parquet").to_pylist()
+    assert len(rows) == 2 * COUNT and {(row["stage"], row["width"], row["height"]) for row in rows} == {
+        (1, 64, 64), (1, 72, 64), (2, 256, 256), (2, 288, 256),
+    }  # fmt: skip
+    for row in rows:
+        with Image.open(out / row["file"]) as picture:
+            assert picture.size == (row["width"], row["height"])
+            lines = str(picture.info["parameters"]).splitlines()
+        assert lines[0] == row["prompt"] and lines[1] == "Negative prompt: "
+        assert f"Seed: {row['seed']}, Size: {row['width']}x{row['height']}" in lines[2] and "Model: tiny-i" in lines[2]
+    with Image.open(out / "sheet.png") as sheet:
+        assert sheet.width < 400 and sheet.height > 4 * 128
