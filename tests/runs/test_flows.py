@@ -420,7 +420,7 @@ def test_generate_gives_the_same_bytes_twice_and_says_how_they_were_made(finishe
     assert (small.read_bytes(), large.read_bytes()) == before
     base = run.call_here(*arguments, "--version", "base")
     assert Path(base.stdout.split()[0]).read_bytes() != before[0]
-    two = run.call_here(*arguments, "--prompt", "a red circle", "--seeds", "7,8")
+    two = run.call_here(*(part if part != "7" else "7,8" for part in arguments), "--prompt", "a red circle")
     drawn = [line.split("  ") for line in two.stdout.splitlines()]
     assert [prompt for _, prompt in drawn] == ["a purple star", "a purple star", "a red circle", "a red circle"] * 2
     records = [json.loads(Image.open(path).info["deepfloyd"]) for path, _ in drawn]

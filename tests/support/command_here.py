@@ -78,6 +78,8 @@ def _see_environment() -> None:
 class ForkServerHere:
     """Forks this process for a job, which has imported all that a job needs."""
 
+    is_closed = False
+
     def __init__(self, module: str) -> None:
         assert module == job_process.__name__
 
