@@ -47,7 +47,13 @@ def finetune(
     with sole_run(run), versions_told(run.workspace):
         outcome = make_bundle(run, image_index(run))
         rename_run(run.workspace, outcome.version.number)
-        return Completed(message=news_of(run.workspace, outcome), data=outcome)
+        return ended(run, outcome)
+
+
+def ended(run: Run, outcome: Outcome) -> "State[Outcome]":
+    """The end of a run: `Blocked` and `Candidate` say at a glance that its version does not serve."""
+    names = {"blocked": "Blocked", "candidate": "Candidate"} if outcome.is_new else {}
+    return Completed(name=names.get(outcome.state), message=news_of(run.workspace, outcome), data=outcome)
 
 
 def make_bundle(run: Run, index: Artifact, starts: Starts = FROM_BASE, start: str = "") -> Outcome:

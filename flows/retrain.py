@@ -8,7 +8,6 @@ from pathlib import Path
 
 from prefect import flow, get_run_logger
 from prefect.client.schemas.objects import State
-from prefect.states import Completed
 
 from deepfloyd_core.bundle.waiting import waiting
 from deepfloyd_core.bundle.warm import retraining
@@ -16,10 +15,10 @@ from deepfloyd_core.config.run import Run
 from deepfloyd_core.preflight.check import check_run, check_workers
 from deepfloyd_core.store.artifacts import find, missing_parts
 from deepfloyd_core.store.leases import leased
-from deepfloyd_core.store.registry import Outcome, news_of, settled
+from deepfloyd_core.store.registry import Outcome, settled
 from flows.dag import make_pictures
 from flows.deployable import deployable
-from flows.finetune import make_bundle
+from flows.finetune import ended, make_bundle
 from flows.parameters import Overrides, Steps, settings
 from flows.runs.run_lease import rename_run, sole_run
 from tasks import VERSION
@@ -68,6 +67,6 @@ def _retrain(run: Run) -> "State[Outcome]":
         else:
             outcome = publish_version(run, bundle, index, plan.words)
         rename_run(run.workspace, outcome.version.number)
-    news = news_of(run.workspace, outcome)
-    get_run_logger().info("%s", news)
-    return Completed(message=news, data=outcome)
+    end = ended(run, outcome)
+    get_run_logger().info("%s", end.message)
+    return end

@@ -17,6 +17,7 @@ from deepfloyd_core.errors import DeepFloydError
 from deepfloyd_core.store.happenings import WORKSPACES, Happening, mark_told, remember, untold
 from deepfloyd_core.store.locks import locked
 from tasks.outbox import show
+from tasks.version_page import show_serving_version
 
 
 @contextmanager
@@ -32,7 +33,7 @@ def versions_told(workspace: Path) -> Iterator[None]:
 
 
 def tell_untold(client: SyncPrefectClient, home: Path) -> list[str]:
-    """Send what is untold of the workspaces of a home. Returns a line for each event.
+    """Send what is untold of the workspaces of a home, and show the version that serves then. Returns a line for each event.
 
     Raises Prefect's errors, and a workspace's after the others had their turn.
     """
@@ -41,7 +42,10 @@ def tell_untold(client: SyncPrefectClient, home: Path) -> list[str]:
         try:
             workspace = Path(file.read_text())
             if (workspace / "versions").is_dir():  # else its disk is away, or it was removed
-                told += [f"{workspace.name}: {one.message}" for one in send_untold(client, workspace)]
+                news = [f"{workspace.name}: {one.message}" for one in send_untold(client, workspace)]
+                if news:
+                    show_serving_version(workspace)
+                told += news
         except (DeepFloydError, OSError) as error:
             faults.append(error)
     if faults:

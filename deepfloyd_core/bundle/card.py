@@ -14,13 +14,14 @@ from deepfloyd_core.config.run import Run
 from deepfloyd_core.config.stage import StageConfig
 from deepfloyd_core.config.stages import STAGES, UPSCALE, Stage
 
+HERE = "# Run this in the folder of this file."
 _DTYPES = {"no": "torch.float32", "bf16": "torch.bfloat16"}
 
 
 def card_code(run: Run, products: Mapping[Stage, str], prompt: str) -> list[str]:
     """The lines of the code. products: of each stage the trained product, as `product_name`."""
     stages = run.config.stages
-    lines = ["# Run this in the folder of this file.", *_imports(run, products), ""]
+    lines = [HERE, *_imports(run, products), ""]
     lines += [
         'parts = {"safety_checker": None, "feature_extractor": None, "watermarker": None, "requires_safety_checker": False,',
         '         "use_safetensors": True}',

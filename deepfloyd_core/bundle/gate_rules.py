@@ -300,9 +300,10 @@ def _compared(
     if not gain.is_finite:
         return Verdict(rule=rule, about=about, passed=False, reason=f"{name} is not finite {against}")
     low, high = sorted(sign * end for end in gain.interval or (gain.mean, gain.mean))
-    interval = (low, high) if gain.interval else None
+    limit = None if gain.most_lost is None else -sign * gain.most_lost
+    passes = f"; {limit:+.{digits}f} would pass" if gain.is_worse and limit else ""
     return Verdict(
-        rule=rule, about=about, passed=not gain.is_worse, figure=sign * gain.mean, interval=interval,
-        limit=-sign * (gain.bounds.margin if gain.is_few else gain.bounds.negligible),
-        reason=f"{name} {gain.words(less, digits)} {against}",
+        rule=rule, about=about, passed=not gain.is_worse, figure=sign * gain.mean, limit=limit,
+        interval=(low, high) if gain.interval else None,
+        reason=f"{name} {gain.words(less, digits)} {against}{passes}",
     )  # fmt: skip

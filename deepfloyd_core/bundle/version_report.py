@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from deepfloyd_core.bundle.card import HERE
 from deepfloyd_core.bundle.difference import picture_lines, setting_lines
 from deepfloyd_core.bundle.named_files import CutCaption, Rejected, cut_captions, rejected_files
 from deepfloyd_core.bundle.version_chart import Series, version_series
@@ -42,6 +43,7 @@ class Judgement:
     against: int | None  # the champion that it was judged against
     verdicts: tuple[Verdict, ...]
     serves: int | None  # the champion now; None: there is none, or it is not known
+    is_replaceable: bool = False  # the champion: another version would serve without it
 
 
 @dataclass(frozen=True)
@@ -133,13 +135,14 @@ def _judgement(workspace: Path, version: Version) -> Judgement:
     events = read_events(workspace)
     own = [event for event in events if isinstance(event, Event) and event.version == version.number]
     report = next((event.report for event in reversed(own) if event.report), None)
-    now, serves = fold(events), None
+    now, serves, before = fold(events), None, None
     with suppress(ArtifactError):
         serves = now.champion
+        before = now.champion_without(serves)
     return Judgement(
         state=now.state_of(version.number), reason=own[-1].reason if own else "its run ended before it was judged",
         when=own[0].when if own else "", against=report.against if report else None,
-        verdicts=report.verdicts if report else (), serves=serves,
+        verdicts=report.verdicts if report else (), serves=serves, is_replaceable=before is not None,
     )  # fmt: skip
 
 
@@ -197,5 +200,7 @@ def _code(card: Path) -> str:
     """The code of a model card; empty if that cannot be read."""
     with suppress(OSError, UnicodeDecodeError):
         _, _, code = card.read_text(encoding="utf-8").partition(_CODE)
-        return code.partition("```")[0]
+        return code.partition("```")[0].replace(
+            HERE, f"# Run this in {card.parent.absolute()}, or where that was copied to."
+        )
     return ""

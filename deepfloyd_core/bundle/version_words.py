@@ -138,7 +138,7 @@ def next_steps(report: VersionReport) -> list[tuple[str, str]]:
     steps = []
     if report.judgement.state in ("candidate", "blocked", "former"):
         steps.append((f"deepfloyd promote {where} {number}", "makes this version serve"))
-    if report.judgement.state == "champion":
+    if report.judgement.state == "champion" and report.judgement.is_replaceable:
         steps.append((f"deepfloyd rollback {where}", "blocks it, so that the version before serves again"))
     other = report.judgement.against or (report.since.before if report.since else None)
     if other is not None and other != number:

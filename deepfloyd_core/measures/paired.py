@@ -58,15 +58,20 @@ class PairedGain:
         return all(map(math.isfinite, judged))
 
     @property
+    def most_lost(self) -> float | None:
+        """How much worse the mean may be with this interval; None: by any amount, as the interval does not exclude zero."""
+        if self.interval is not None and self.interval[1] < 0:
+            return self.bounds.negligible
+        return max(self.bounds.margin, self.bounds.negligible) if self.is_few else None
+
+    @property
     def is_worse(self) -> bool:
         """Whether it is worse beyond doubt; with few pictures also beyond the margin. Also if a figure or a bound is not
         finite.
         """
         if not self.is_finite:
             return True
-        beyond = self.interval is not None and self.interval[1] < 0
-        too_far = self.is_few and self.mean < -self.bounds.margin
-        return self.mean < -self.bounds.negligible and (beyond or too_far)
+        return self.most_lost is not None and self.mean < -self.most_lost
 
 
 def paired_gain(

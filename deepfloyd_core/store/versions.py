@@ -127,9 +127,7 @@ def find_version(workspace: Path, name: str) -> Version:
     if name.isdecimal() and int(name) in published:
         return _read(workspace, int(name))
     numbers = ", ".join(map(str, published)) or "none yet; `deepfloyd run` publishes the first"
-    raise ConfigError(
-        f"There is no version {name!r} in {workspace}; published: {numbers}. `base` samples without a LoRA."
-    )
+    raise ConfigError(f"There is no version {name!r} in {workspace}; published: {numbers}.")
 
 
 def trained_parts(version: Version) -> list[str]:

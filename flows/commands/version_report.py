@@ -28,7 +28,10 @@ def print_history(out: Console, workspace: Path) -> None:
         figures = "\n".join(row.losses), "\n".join(row.gains)
         trained = [row.start] if is_warm else []
         table.add_row(str(row.version), state, when, row.run_file, *figures, row.reason, *trained)
-    _print_whole(out, table)
+    if rows:
+        _print_whole(out, table)
+    else:
+        out.print(f"no version of {workspace} is published yet")
     for fault in readable_versions(workspace)[1]:
         out.print(labelled("fault", "bold red", fault))
 

@@ -83,6 +83,8 @@ def settle_ended(client: SyncPrefectClient, home: Path, *, again: bool) -> list[
                     continue
                 told.append(_bury(client, run))
                 run = _read(client, run.id)
+            if again and run and _was_repeated(run):
+                told.append(f"{run.name} was run again already: start it yourself, and it goes on where it was")
             if run and _deserves_another(client, run):
                 if not again:
                     continue
@@ -210,6 +212,10 @@ def _deserves_another(client: SyncPrefectClient, run: FlowRun) -> bool:
     if not crashed or run.deployment_id is None or {AGAIN, REPLACED} & set(run.tags):
         return False
     return client.read_flow(run.flow_id).name in REPEATED
+
+
+def _was_repeated(run: FlowRun) -> bool:
+    return run.state is not None and run.state.is_crashed() and run.deployment_id is not None and AGAIN in run.tags
 
 
 def _bury(client: SyncPrefectClient, run: FlowRun) -> str:

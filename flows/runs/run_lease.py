@@ -11,6 +11,7 @@ does not wait, because the next one comes by itself: it ends as Skipped.
 
 import fcntl
 import os
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -35,6 +36,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 FOLDER = "runs"
 SKIPPED = "Skipped"
+_NAMED = re.compile("[a-z]+-[a-z]+")  # by Prefect
 _held: dict[int, int] = {}  # by process, for a fork does not own its parent's run: the open lease
 
 
@@ -71,11 +73,19 @@ def sole_run(run: Run) -> Iterator[None]:
 
 
 def rename_run(workspace: Path, version: int | None = None) -> None:
-    """Name the flow run after its flow, its workspace, and the version that it has published: `retrain birds v7`."""
+    """Name the flow run after its flow, its workspace, and the version that it has published: `retrain birds v7`. A name
+    that a person gave stays.
+    """
     context = FlowRunContext.get()
-    if context is not None and context.flow_run is not None and context.flow is not None:
-        name = f"{context.flow.name} {workspace.name}" + (f" v{version}" if version else "")
-        show(_rename, context.flow_run.id, name)
+    if (
+        context is None
+        or context.flow_run is None
+        or context.flow is None
+        or not _NAMED.fullmatch(context.flow_run.name)
+    ):
+        return
+    name = f"{context.flow.name} {workspace.name}" + (f" v{version}" if version else "")
+    show(_rename, context.flow_run.id, name)
 
 
 def _rename(flow_run: UUID, name: str) -> None:

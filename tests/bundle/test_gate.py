@@ -91,6 +91,20 @@ def test_a_version_may_lose_a_tenth_of_the_gain_but_not_in_many_small_steps(run:
     assert "against version 2" in GOOD.with_(loss=-0.0465, spread=1e-5, seed=1).publish(strict).reason
 
 
+def test_a_verdict_names_the_worst_figure_that_passes(run: Run) -> None:
+    """With few pictures and many, by the margin and by the interval: the limit is the one that decided."""
+    few = GOOD.with_(pictures=tuple(range(5)))
+    few.publish(run)
+    for seed, (psnr, spread) in enumerate([(0.95, 0.002), (0.8, 0.002), (0.8, 0.5), (0.5, 0.5), (1.2, 0.1)]):
+        few.with_(psnr=psnr, spread=spread, seed=seed + 1).publish(run)
+        for one in report(run, seed + 2).verdicts:
+            if one.limit is not None and one.figure is not None and one.rule == "champion's upscaling":
+                assert one.passed == (one.figure >= one.limit), one
+                assert one.passed or one.reason.endswith(f"; {one.limit:+.2f} would pass")
+    (psnr_row, *_) = (one for one in report(run, 3).verdicts if one.rule == "champion's upscaling")
+    assert not psnr_row.passed and psnr_row.limit == pytest.approx(-0.1, abs=0.01), "a tenth of the gain of 1 dB"
+
+
 def test_colours_that_nobody_sees_move_are_promoted_but_not_in_many_small_steps(run: Run) -> None:
     """Each step is below what is noticed; together they are not, and the base's colours are the fixed point."""
     steps = [GOOD.with_(colour=colour, shift=colour) for colour in (0.0, 1.5, 1.9, 3.0)]

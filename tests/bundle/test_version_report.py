@@ -14,11 +14,12 @@ from PIL import Image
 from releases import deepfloyd
 from small_run import SmallRun
 
+from deepfloyd_core.bundle.card import HERE
 from deepfloyd_core.bundle.picture_figures import picture_measures
 from deepfloyd_core.bundle.version_chart import Point, Series, chart_uri, svg
 from deepfloyd_core.bundle.version_page import page, write_report
 from deepfloyd_core.bundle.version_report import VersionReport, version_report
-from deepfloyd_core.bundle.version_words import why
+from deepfloyd_core.bundle.version_words import next_steps, why
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.errors import ConfigError
 from deepfloyd_core.measures.pixel import mean_and_interval
@@ -97,6 +98,23 @@ def test_a_promoted_version_says_its_figures_against_the_base_and_the_champion_a
     text = Page(page(found)).text
     assert "Version 2 serves" in re.sub(r"\s+", " ", text) and "better than version 1" in text
     assert str(found.bundle) in text and "1 of 101 files rejected" in text
+
+
+def test_what_to_do_next_is_what_can_be_done(run: Run) -> None:
+    def advised(number: int) -> list[str]:
+        return [command.split()[1] for command, _ in next_steps(report(run, number))]
+
+    GOOD.publish(run)
+    assert advised(1) == ["history"], "there is no version before it"
+    GOOD.with_(loss=-0.06, psnr=1.5, seed=1).publish(run)
+    assert advised(2) == ["rollback", "diff", "history"] and advised(1)[0] == "promote"
+
+
+def test_the_code_names_the_folder_that_it_runs_in(run: Run) -> None:
+    bundle = GOOD.bundle(run.workspace).path
+    (bundle / "README.md").write_text(f"# A card\n```python\n{HERE}\nimport torch\n```\n")
+    GOOD.publish(run)
+    assert report(run, 1).code == f"# Run this in {bundle.absolute()}, or where that was copied to.\nimport torch\n"
 
 
 def test_a_difference_that_rounds_to_none_is_neither_better_nor_worse(run: Run) -> None:

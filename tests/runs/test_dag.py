@@ -2,7 +2,8 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from deepfloyd_core.bundle.planned import planned, sample_prompts
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.config.stages import Stage
 from deepfloyd_core.store.artifacts import Artifact
+from deepfloyd_core.store.registry import Outcome
 from deepfloyd_core.text.projection import text_is_frozen
 from flows import dag, finetune
 
@@ -105,3 +107,17 @@ def test_a_stage_apart_is_made_from_what_a_whole_run_makes_it_from_and_all_of_it
         trained = [artifact for training in trainings.values() for artifact in training.artifacts]
         told = dict.fromkeys(artifact.kind for artifact in (*pictures.artifacts, *trained))
         assert [kind for kind in told if kind not in ("image_index", "text_embeds")] == list(recorded)
+
+
+@pytest.mark.parametrize(
+    ("state", "is_new", "name"),
+    [("champion", True, "Completed"), ("blocked", True, "Blocked"), ("candidate", True, "Candidate"),
+     ("blocked", False, "Completed")],
+)  # fmt: skip
+def test_the_end_of_a_run_names_what_became_of_its_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: Any, is_new: bool, name: str
+) -> None:
+    version: Any = SimpleNamespace(number=2)
+    monkeypatch.setattr(finetune, "news_of", lambda *_: "the news")
+    end = finetune.ended(cast(Run, SimpleNamespace(workspace=tmp_path)), Outcome(version, state, is_new, "", 1, 1))
+    assert (end.name, end.message, end.is_completed()) == (name, "the news", True)

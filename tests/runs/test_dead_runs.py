@@ -15,7 +15,8 @@ import pytest
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import State, StateType
 
-from flows.runs.dead_runs import RUN_ID, WORKER, settle_lost
+from flows.runs.dead_runs import RUN_ID, WORKER, settle_ended, settle_lost
+from flows.runs.run_lease import lease_of, leases
 from flows.serving.worker import worker_name
 
 
@@ -141,3 +142,14 @@ def test_the_worker_of_a_home_keeps_its_name_and_that_of_another_home_has_anothe
         home.mkdir()
     first, second = map(worker_name, homes)
     assert first != second and worker_name(homes[0]) == first
+
+
+def test_a_repetition_that_crashed_is_told_and_not_run_again(tmp_path: Path) -> None:
+    server = Server("retrain", 1)
+    server.runs[0].tags = ["again"]
+    lease = lease_of(tmp_path, server.runs[0].id)
+    lease.parent.mkdir()
+    lease.touch()
+    told = settle_ended(server.client, tmp_path, again=True)
+    assert told == ["run 0 was run again already: start it yourself, and it goes on where it was"]
+    assert not leases(tmp_path) and "again" not in server.asked

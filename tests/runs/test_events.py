@@ -17,7 +17,7 @@ from releases import Release, deepfloyd
 from deepfloyd_core.errors import StorageError
 from deepfloyd_core.store.happenings import remember
 from flows.serving.ui import _Watch
-from tasks import events
+from tasks import events, version_page
 from tasks.events import send_untold, tell_untold, versions_told
 
 
@@ -48,13 +48,21 @@ class Server:
         return [(one["event"].removeprefix("deepfloyd.version."), one["payload"]["version"]) for one in self.took]
 
 
+@pytest.fixture(autouse=True)
+def pages(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The descriptions of the versions' pages that were shown."""
+    shown: list[str] = []
+    monkeypatch.setattr(version_page, "create_markdown_artifact", lambda _, key, description: shown.append(description))
+    return shown
+
+
 @pytest.fixture
 def release(tmp_path: Path) -> Release:
     return Release(tmp_path / "birds")
 
 
 def test_a_run_that_is_killed_before_it_tells_and_a_command_without_a_server_are_told_by_who_comes_next(
-    release: Release, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    release: Release, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pages: list[str]
 ) -> None:
     monkeypatch.setattr(events, "show", lambda *_: None)  # the outbox of a process that was killed
     server, home = Server(), tmp_path / "home"
@@ -70,7 +78,8 @@ def test_a_run_that_is_killed_before_it_tells_and_a_command_without_a_server_are
     assert server.names == [("promoted", 1), ("promoted", 2), ("blocked", 2), ("promoted", 1)]
     assert lines[2] == "birds: version 2 is blocked: rolled back; version 1 serves"
     assert {one["resource"]["prefect.resource.id"] for one in server.took} == {"deepfloyd.workspace.birds"}
-    assert tell_untold(server.client, home) == [] and len(server.took) == 4
+    assert pages == ["Version 1 of birds serves"]
+    assert tell_untold(server.client, home) == [] and len(server.took) == 4 and len(pages) == 1
 
 
 def test_a_kill_between_the_telling_and_its_mark_tells_the_same_event_again(
@@ -136,7 +145,7 @@ def test_a_run_that_publishes_nothing_tells_what_a_command_has_decided(
         "make_bundle": decide_nothing,
         "_retrain": decide_nothing,
         "rename_run": lambda *_: None,
-        "news_of": lambda *_: "no change",
+        "ended": lambda *_: None,
     }.items():
         monkeypatch.setattr(module, name, fake, raising=False)
     monkeypatch.setattr(events, "show", lambda function, *arguments: function(*arguments))

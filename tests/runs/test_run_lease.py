@@ -7,6 +7,7 @@ import sys
 import tempfile
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from uuid import uuid4
 
 import pytest
@@ -130,3 +131,16 @@ def test_a_slot_s_folder_that_somebody_else_made_is_refused(tmp_path: Path, monk
     (tmp_path / f"deepfloyd-{os.getuid()}").symlink_to("elsewhere")
     with pytest.raises(StorageError, match="belongs to another user"):
         gpu.slot_path()
+
+
+@pytest.mark.parametrize(("before", "after"), [("charcoal-bandicoot", ["retrain birds v7"]), ("my own name", [])])
+def test_a_run_is_named_after_what_it_made_unless_a_person_named_it(
+    monkeypatch: pytest.MonkeyPatch, before: str, after: list[str]
+) -> None:
+    named: list[str] = []
+    monkeypatch.setattr(run_lease, "show", lambda _, __, name: named.append(name))
+    run = SimpleNamespace(id=uuid4(), name=before)
+    context = SimpleNamespace(flow_run=run, flow=SimpleNamespace(name="retrain"))
+    monkeypatch.setattr(run_lease, "FlowRunContext", SimpleNamespace(get=lambda: context))
+    run_lease.rename_run(Path("/somewhere/birds"), 7)
+    assert named == after
