@@ -160,9 +160,7 @@ def show_history(workspace: Path, rows: Sequence[HistoryRow]) -> None:
     lines = [f"![figures of all versions]({chart})", ""] if chart else []
     for row in reversed(rows[-MOST_VERSIONS:]):
         when = f"{row.when[:16].replace('T', ' ')} UTC" if row.when else "not judged"
-        told = [*(f"held-out loss of Stage {loss} (less is better)" if "->" in loss else loss for loss in row.losses),
-                *(f"PSNR over the base's {gain}" for gain in row.gains), row.reason, row.start]  # fmt: skip
-        lines += titled_items(f"Version {row.version}: {row.state}, {when}", [plain(line) for line in told if line])
+        lines += titled_items(f"Version {row.version}: {row.state}, {when}", [plain(line) for line in row.facts])
     left_out = len(rows) - MOST_VERSIONS
     lines += [f"and {many(left_out, 'older version')}", ""] if left_out > 0 else []
     description = f"{many(len(rows), 'version')} of {plain(str(workspace.absolute()))}"

@@ -81,7 +81,9 @@ def markdown_page(report: VersionReport, file: Path) -> str:
 
 
 def _figures(report: VersionReport) -> Iterator[str]:
-    """The main figures. The UI breaks no cell, and what is beyond some 100 characters is cut off."""
+    """The main figures, and others that have become worse. The UI breaks no cell, and cuts what is beyond some 100
+    characters.
+    """
     against = report.judgement.against
     heads = ["held-out pictures", "base", *([f"version {against}"] if against else []), "this version"]
     heads.append(f"change from version {against}" if against else "change from the base")
@@ -89,8 +91,10 @@ def _figures(report: VersionReport) -> Iterator[str]:
         return
     yield f"| {' | '.join(heads)} |"
     yield "|" + "---|" * len(heads)
-    for one in (figure for figure in report.figures if figure.is_main):
+    for one in report.figures:
         change = one.since_champion if against else one.since_base
+        if not (one.is_main or (change and change.verdict == "worse")):
+            continue
         changed = f"{change.verdict}: {change.short(one.decimals)}" if change else "not comparable"
         name = f"{one.name}{f', {one.unit}' if one.unit == 'dB' else ''}"
         cells = [name, three(one.base), *([three(one.champion)] if against else []), f"**{three(one.value)}**", changed]

@@ -25,6 +25,13 @@ class HistoryRow:
     reason: str  # of its state
     start: str = ""  # what its training started from; empty: from the base model, because nobody asked for more
 
+    @property
+    def facts(self) -> list[str]:
+        """The figures, the reason and the start, each as a line."""
+        losses = [f"held-out loss of Stage {loss} (less is better)" if "->" in loss else loss for loss in self.losses]
+        gains = [f"Stage II's PSNR over the base's {gain} (more is better)" for gain in self.gains]
+        return [line for line in (*losses, *gains, self.reason, self.start) if line]
+
 
 def history(workspace: Path) -> list[HistoryRow]:
     """A row for each version whose record is intact, the oldest first."""

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -12,6 +13,8 @@ from deepfloyd_core.bundle.history import history
 from deepfloyd_core.store.counts import many
 from deepfloyd_core.store.versions import find_version, readable_versions
 from tasks.terminal import STYLES, labelled, print_table
+
+WIDE = 140  # characters; a table in a narrower terminal would break every cell
 
 
 def print_history(out: Console, workspace: Path) -> None:
@@ -28,10 +31,17 @@ def print_history(out: Console, workspace: Path) -> None:
         figures = "\n".join(row.losses), "\n".join(row.gains)
         trained = [row.start] if is_warm else []
         table.add_row(str(row.version), state, when, row.run_file, *figures, row.reason, *trained)
-    if rows:
-        _print_whole(out, table)
-    else:
+    if not rows:
         out.print(f"no version of {workspace} is published yet")
+    elif out.is_terminal and out.width < WIDE:
+        for row in rows:
+            out.print(
+                Text.assemble("version ", (str(row.version), "bold"), "  ", (row.state, STYLES.get(row.state, "")))
+            )
+            for fact in filter(None, (f"{row.when[:16].replace('T', ' ')} UTC", row.run_file, *row.facts)):
+                out.print(Padding(Text(fact), (0, 0, 0, 2)))
+    else:
+        _print_whole(out, table)
     for fault in readable_versions(workspace)[1]:
         out.print(labelled("fault", "bold red", fault))
 
