@@ -21,7 +21,7 @@ class State:
     """The versions."""
 
     numbers: frozenset[int]
-    promoted: frozenset[int]  # ever
+    promoted: tuple[int, ...]  # ever, in the order in which they began to serve
     blocked: frozenset[int]
     champion: int | None
 
@@ -30,7 +30,7 @@ class State:
 class Kept:
     """What a workspace keeps."""
 
-    versions: int = 0
+    versions: tuple[int, ...] = ()
     bytes: int = 0
     needed_bytes: int = 0  # of what the kept versions were made from
 
@@ -43,7 +43,7 @@ class Kept:
     def words(self) -> str:
         """For the table."""
         needed, extra = self.needed_bytes / 1e6, self.extra_bytes / 1e6
-        return f"{self.versions} versions: {needed:.0f} MB they were made from, {extra:.0f} MB beside"
+        return f"{len(self.versions)} versions: {needed:.0f} MB they were made from, {extra:.0f} MB beside"
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Records:
             elif event["kind"] == "blocked":
                 blocked.add(event["version"])
         serving = [number for number in pushed if number not in blocked]
-        return State(numbers, frozenset(pushed), frozenset(blocked), serving[-1] if serving else None)
+        return State(numbers, tuple(pushed), frozenset(blocked), serving[-1] if serving else None)
 
     def bundle(self, number: int) -> Path:
         """Where the bundle of a version is, or was."""
@@ -75,6 +75,12 @@ class Records:
         """The versions whose bundles are there."""
         return [number for number in sorted(self.state().numbers) if (self.bundle(number) / "manifest.json").exists()]
 
+    def last(self, count: int) -> set[int]:
+        """The last versions, and the last of those that serve or would after rollbacks: what `gc` keeps of them."""
+        state = self.state()
+        serving = [number for number in state.promoted if number not in state.blocked]
+        return {*sorted(state.numbers)[-count:], *list(dict.fromkeys(reversed(serving)))[:count]}
+
     def kept(self) -> Kept:
         """What is there."""
         needed, kept = set[str](), self.kept_versions()
@@ -83,7 +89,7 @@ class Records:
             needed |= {*lineage, *(name for names in lineage.values() for name in names)}
         texts = [str(path.relative_to(self.workspace)) for path in self.workspace.glob("stage*_text/*")]
         return Kept(
-            len(kept), _bytes_below([self.workspace]), _bytes_below(self.workspace / one for one in {*needed, *texts})
+            tuple(kept), _bytes_below([self.workspace]), _bytes_below(self.workspace / one for one in {*needed, *texts})
         )
 
     def _record(self, number: int) -> Path:

@@ -68,8 +68,8 @@ def policy_words(policy: Policy) -> str:
     """What stays, in a sentence."""
     last = "version" if policy.keep_versions == 1 else f"{policy.keep_versions} versions"
     return (
-        f"The champion, the version that a rollback returns to, and the last {last} of each run file stay, with everything "
-        "they were made from. "
+        f"The last {max(2, policy.keep_versions)} versions that serve or would after rollbacks, and the last {last} of each "
+        "run file stay, with everything they were made from. "
     ) + (f"Anything else stays {days(policy.keep_days)}." if policy.keep_days else "Nothing else stays.")
 
 

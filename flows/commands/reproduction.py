@@ -6,14 +6,13 @@ from pathlib import Path
 from rich.console import Console
 
 from deepfloyd_core.bundle.recipe import Reproduction, check_reproduction, different_files, write_scratch
-from deepfloyd_core.store.artifacts import Artifact, need_workspace
+from deepfloyd_core.store.artifacts import Artifact
 from deepfloyd_core.store.counts import many
 from tasks.terminal import labelled
 
 
 def announced(out: Console, workspace: Path, number: int) -> Reproduction:
     """Check that a version can be made again, and say what is there and what is not as it was."""
-    need_workspace(workspace)
     found = check_reproduction(workspace, number)
     out.print(f"version {number}: its bundle, its settings and {many(found.pictures, 'file')} of its data are there")
     for note in found.notes:

@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from deepfloyd_core.store.artifacts import need_workspace
 from flows.commands.arguments import Workspace
 from tasks.terminal import console
 
@@ -21,7 +20,6 @@ def history(workspace: Workspace) -> None:
     """List the versions: when, of which run file, which one serves, main figures, and why it is so."""
     from flows.commands.version_report import print_history
 
-    need_workspace(workspace)
     print_history(out, workspace)
 
 
@@ -29,7 +27,6 @@ def diff(workspace: Workspace, first: First, second: Second) -> None:
     """Compare two versions: pictures, captions, settings, figures, and samples of the same seeds in one picture."""
     from flows.commands.version_report import print_difference
 
-    need_workspace(workspace)
     print_difference(out, workspace, first, second)
 
 
@@ -37,7 +34,6 @@ def promote(workspace: Workspace, number: Number) -> None:
     """Make a version serve: `latest` and `generate` use it. Also one that is blocked."""
     from deepfloyd_core.store import registry
 
-    need_workspace(workspace)
     _decide(workspace, lambda: registry.promote(workspace, number, "deepfloyd promote"))
 
 
@@ -45,7 +41,6 @@ def rollback(workspace: Workspace) -> None:
     """Block the version that serves, so that the one before it serves again."""
     from deepfloyd_core.store import registry
 
-    need_workspace(workspace)
     _decide(workspace, lambda: registry.rollback(workspace, "deepfloyd rollback"))
 
 
@@ -57,7 +52,6 @@ def block(
     """Block a version: it does not serve, and its bundle is not published again until it is promoted."""
     from deepfloyd_core.store import registry
 
-    need_workspace(workspace)
     _decide(workspace, lambda: registry.block(workspace, number, reason, "deepfloyd block"))
 
 

@@ -9,7 +9,6 @@ import typer
 from deepfloyd_core.config import retention
 from deepfloyd_core.config.base import parse_spec
 from deepfloyd_core.errors import ConfigError
-from deepfloyd_core.store.artifacts import need_workspace
 from flows.commands.arguments import Workspace, user_path
 from tasks.terminal import console
 
@@ -21,7 +20,6 @@ def verify(workspace: Workspace) -> None:
     from deepfloyd_core.bundle.verify import verify_workspace
     from flows.commands.report import print_verified
 
-    need_workspace(workspace)
     found = verify_workspace(workspace)
     print_verified(out, found)
     if found.faults:
@@ -33,7 +31,6 @@ def list_workspace(
     every: Annotated[bool, typer.Option("--all", help="Lists each version and each artifact.")] = False,
 ) -> None:
     """List the versions of a workspace, how much it holds of each kind, and unfinished work."""
-    need_workspace(workspace)
     from flows.commands.workspace_report import print_workspace
 
     print_workspace(out, workspace, every)
@@ -51,7 +48,6 @@ def show(
     ] = None,
 ) -> None:
     """Tell what a version or an artifact is: what it was made from, settings, figures, files."""
-    need_workspace(workspace)
     if html is not None and html.is_dir():
         raise ConfigError(f"--html is {html}, a folder. Give the file that is to be written.")
     from deepfloyd_core.store.lookup import artifact_named, version_named
@@ -88,7 +84,6 @@ def gc(
     every: Annotated[bool, typer.Option("--all", help="Lists each artifact that goes, not only each kind.")] = False,
 ) -> None:
     """Show what old versions, abandoned work and old pictures take up; remove it with --delete."""
-    need_workspace(workspace)
     policy = parse_spec(retention.Policy, {"keep_versions": keep_versions, "keep_days": keep_days}, "gc")
     from deepfloyd_core.store.gc import collect, would_collect
     from flows.commands.workspace_report import print_collection

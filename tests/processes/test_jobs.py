@@ -215,14 +215,20 @@ def test_a_starter_that_is_killed_is_replaced_and_its_job_writes_its_checkpoint_
 
 
 @pytest.mark.parametrize("times", [1, 2])
-def test_a_starter_that_is_killed_before_its_first_job_is_replaced_once(tmp_path: Path, times: int) -> None:
+def test_a_starter_that_is_killed_before_its_first_job_is_replaced_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    slow = tmp_path / "slow"
+    slow.mkdir()
+    for number in range(times):
+        (slow / str(number)).touch()
+    monkeypatch.setenv("SLOW_STARTS", str(slow))
+
     def kill() -> None:
-        killed: list[psutil.Process] = []
-        while len(killed) < times:
-            if fresh := [one for one in starters() if one not in killed]:
-                fresh[0].kill()
-                killed += fresh
-            time.sleep(0.005)
+        for number in range(times):
+            while (slow / str(number)).exists():
+                time.sleep(0.01)
+            starters()[-1].kill()
 
     killer = threading.Thread(target=kill)
     with job_starter():
