@@ -5,7 +5,7 @@ from pathlib import Path
 from prefect import flow
 
 from deepfloyd_core.preflight.check import check_run
-from deepfloyd_core.preflight.generate import GenerateOptions, pictures_of
+from deepfloyd_core.preflight.generate import generate_options, pictures_of, version_number
 from deepfloyd_core.store.artifacts import Artifact
 from deepfloyd_core.store.leases import leased
 from flows.deployable import deployable
@@ -20,7 +20,8 @@ from tasks.generated import generated
 @leased
 def generate(
     config: str, prompt: Prompts = None, prompt_file: str | None = None, seeds: Seeds = "0", sizes: Sizes = None,
-    version: VersionName = "latest", control: str | None = None, overrides: Overrides = None,
+    version: VersionName = "latest", control: str | None = None, from_picture: str | None = None,
+    overrides: Overrides = None,
 ) -> Artifact:  # fmt: skip
     """Draw pictures with a published version, or with the base models: each prompt at each size with each seed.
 
@@ -33,19 +34,16 @@ def generate(
         sizes: Stage I sizes, such as 64 or 64,96x64 (width x height); empty: those of the run file.
         version: A version number, `latest`, or `base` for no LoRA.
         control: A picture that they follow, with a version that is a ControlNet.
+        from_picture: A picture that was drawn before, to draw it again; its prompt, seed, size, version and settings are
+            in it.
         overrides: Keys of the run file, each as KEY=VALUE; KEY= removes one.
     """
-    asked = (prompt,) if isinstance(prompt, str) else tuple(prompt or ())
-    options = GenerateOptions(
-        asked,
-        str(version),
-        Path(control) if control else None,
-        seeds,
-        sizes,
-        Path(prompt_file) if prompt_file else None,
-    )
-    run = check_run(Path(config), tuple(overrides or ()), options)
+    texts = (prompt,) if isinstance(prompt, str) else tuple(prompt or ())
+    files = (Path(name) if name else None for name in (prompt_file, control, from_picture))
+    options, recorded = generate_options(texts, seeds, sizes, str(version), *files)
+    changed = dict.fromkeys((*recorded, *(overrides or ())))  # the command line has added those of the picture already
+    run = check_run(Path(config), tuple(changed), options)
     pictures = pictures_of(run, options)
     rename_run(run.workspace)
     with gpu_of(run):
-        return generated(run, pictures, options.version, options.control)
+        return generated(run, pictures, version_number(run, options.version), options.control, options.again)

@@ -12,6 +12,7 @@ from deepfloyd_core.config.stages import Stage
 from deepfloyd_core.models.folders import resolve
 from deepfloyd_core.preflight.generate import version_bundle
 from deepfloyd_core.processes.jobs import run_job
+from deepfloyd_core.sampling.drawn_picture import DrawnPicture
 from deepfloyd_core.sampling.identity import generate_request
 from deepfloyd_core.sampling.jobs import GeneratedSummary, generate_job
 from deepfloyd_core.sampling.pictures import SHEET, Picture, picture_file, picture_scale, told
@@ -25,24 +26,37 @@ log = logging.getLogger(__name__)
 
 
 @task(name="generated", cache_policy=NO_CACHE)
-def generated(run: Run, pictures: Sequence[Picture], version: str, control: Path | None = None) -> Artifact:
-    """version: `latest`, a number, or `base`; control: a ControlNet's picture."""
+def generated(
+    run: Run, pictures: Sequence[Picture], version: str, control: Path | None = None, again: DrawnPicture | None = None
+) -> Artifact:
+    """version: a number, or `base`; control: a ControlNet's picture; again: the picture that is drawn again.
+
+    Raises ConfigError when that was drawn with other models.
+    """
     log.info("%s", told(pictures))
     folders: dict[Stage, Path] = {}
     for stage in run.config.stages:
         folders[stage] = resolve(run.config.stage(stage).model, stage, text=stage == run.config.first_stage)
     bundle = version_bundle(run, version)
     hint = None if control is None else pinned(control)
-    job = generate_job(run, pictures, version, folders, bundle, hint)
+    request = generate_request(run, pictures, version, folders, bundle, hint.sha256 if hint else None)
+    if again is not None:
+        again.check(request)
+    job = generate_job(run, pictures, version, folders, request, bundle, hint)
     with progress("generate") as report:
-        artifact = materialise(
-            run.workspace,
-            generate_request(run, pictures, version, folders, bundle, hint.sha256 if hint else None),
-            lambda work: run_job(job, work, report),
-        )
+        artifact = materialise(run.workspace, request, lambda work: run_job(job, work, report))
     summary = artifact.summary(GeneratedSummary)
     last = picture_scale(run.config.stages[-1], run.config.first_stage)
     names = [picture_file(pictures, number, last) for number in range(min(summary.pictures, MOST_SHOWN))]
     shown = [(f"{one.prompt}: {name}", artifact.path / name) for one, name in zip(pictures, names, strict=False)]
+    if again is not None:
+        _compare(again, artifact.path / picture_file(pictures, 0, picture_scale(again.stage, run.config.first_stage)))
     show_artifact(artifact, summary, *([("All", artifact.path / SHEET)] if summary.pictures > 1 else []), *shown)
     return artifact
+
+
+def _compare(again: DrawnPicture, file: Path) -> None:
+    if again.path.read_bytes() == file.read_bytes():
+        log.info("%s was drawn again, every byte equal", again.path)
+    else:
+        log.warning("%s was drawn again, with other bytes: another machine or library rounds otherwise", again.path)

@@ -11,6 +11,7 @@ from deepfloyd_core.errors import ConfigError, DeepFloydError, attempt
 from deepfloyd_core.preflight.unet_sizes import asked_size_faults
 
 if TYPE_CHECKING:
+    from deepfloyd_core.sampling.drawn_picture import DrawnPicture
     from deepfloyd_core.sampling.pictures import Picture, PromptRow
     from deepfloyd_core.store.artifacts import Artifact
 
@@ -27,6 +28,31 @@ class GenerateOptions:
     seeds: str = "0"  # such as 0-7,42: of each prompt at each size
     sizes: str | None = None  # such as 64,96x64, of Stage I; None: the run's
     prompt_file: Path | None = None  # see `sampling.pictures`
+    again: "DrawnPicture | None" = None  # that is drawn again
+
+
+def generate_options(
+    prompts: tuple[str, ...], seeds: str, sizes: str | None, version: str, prompt_file: Path | None, control: Path | None,
+    from_picture: Path | None,
+) -> tuple[GenerateOptions, tuple[str, ...]]:  # fmt: skip
+    """The options, and overrides of the run file: of a picture that is drawn again all that it records. Raises ConfigError
+    for that one with other options, and for a file that is no picture of `generate`.
+    """
+    if from_picture is None:
+        return GenerateOptions(prompts, version, control, seeds, sizes, prompt_file), ()
+    if prompts or prompt_file or sizes or (seeds, version) != ("0", "latest"):
+        raise ConfigError(
+            f"{from_picture} records its prompt, seed, size and version. Give none of these beside --from, or leave it out."
+        )
+    # Not above: it takes Pillow.
+    from deepfloyd_core.sampling.drawn_picture import DrawnPicture
+
+    again = DrawnPicture(from_picture)
+    width, height = again.size
+    options = GenerateOptions(
+        (again.prompt,), again.version, control, str(again.seed), f"{width}x{height}", again=again
+    )
+    return options, tuple(again.overrides())
 
 
 def pictures_of(run: Run, options: GenerateOptions) -> "tuple[Picture, ...]":
@@ -57,6 +83,13 @@ def version_bundle(run: Run, version: str) -> "Artifact | None":
     from deepfloyd_core.store.versions import bundle_of, find_version
 
     return None if version == BASE else bundle_of(run.workspace, find_version(run.workspace, version))
+
+
+def version_number(run: Run, version: str) -> str:
+    """The number of a version, for `latest` too; BASE stays. Raises as `version_bundle`."""
+    from deepfloyd_core.store.versions import find_version
+
+    return version if version == BASE else str(find_version(run.workspace, version).number)
 
 
 def prompt_faults(options: GenerateOptions) -> list[DeepFloydError]:

@@ -180,6 +180,8 @@ def _keep(job: Job[GenerateRequest], one: SampledStage, number: int, made: torch
         "model": one.settings.model_flavour,
         "lora": bundle.inputs.get(f"stage{one.stage}_lora") if bundle else None,
         "bundle": bundle.fingerprint if bundle else None,
+        "size": list(picture.size),
+        "drawn_with": request.drawn_with,
     }
     file = job.out / picture_file(request.pictures, number, _scale(job, one.stage))
     save_png(to_bytes(made[None])[0].numpy(), Sample(picture.prompt, picture.seed, request.version, settings), file)

@@ -17,7 +17,7 @@ from deepfloyd_core.measures.tables import MeasureTable, measure_tables
 from deepfloyd_core.models.identity import base_model
 from deepfloyd_core.processes.jobs import JobRequest
 from deepfloyd_core.sampling.pictures import Picture
-from deepfloyd_core.store.artifacts import Artifact
+from deepfloyd_core.store.artifacts import Artifact, Request
 from deepfloyd_core.store.inputs import A, Inputs
 from deepfloyd_core.store.manifest import Summary
 from deepfloyd_core.store.pinned import PinnedFile
@@ -213,19 +213,21 @@ class GenerateRequest(JobRequest[GeneratedSummary]):
     encoder_name: str  # of the text encoder, in TEXT_ENCODERS
     encoder: Path  # folder of the model that has it
     pictures: tuple[Picture, ...]
-    version: str  # as asked for; written into the pictures
+    version: str  # its number, or `base`; written into the pictures
+    drawn_with: Json  # the settings and inputs that decide the bytes, as the pictures record them
     bundle: Artifact | None = None  # what the version published
     control: PinnedFile | None = None  # the picture that a ControlNet follows
 
 
 def generate_job(
-    run: Run, pictures: Sequence[Picture], version: str, models: Mapping[Stage, Path], bundle: Artifact | None,
-    control: PinnedFile | None = None,
+    run: Run, pictures: Sequence[Picture], version: str, models: Mapping[Stage, Path], request: Request,
+    bundle: Artifact | None, control: PinnedFile | None = None,
 ) -> GenerateRequest:  # fmt: skip
-    """The job that makes generated pictures."""
-    config = run.config
+    """The job that makes generated pictures. request: their identity."""
+    config, settings = run.config, {name: value for name, value in request.spec.items() if name != "asked"}
     return GenerateRequest(
         machine=config, cascade=cascade_of(run, models), text=config,
         encoder_name=STAGES[config.first_stage].text_encoder, encoder=models[config.first_stage],
-        pictures=tuple(pictures), version=version, bundle=bundle, control=control,
+        pictures=tuple(pictures), version=version, drawn_with={"settings": settings, "inputs": request.inputs},
+        bundle=bundle, control=control,
     )  # fmt: skip

@@ -31,3 +31,31 @@ Overrides = Annotated[
 Workspace = Annotated[
     Path, typer.Argument(metavar="WORKSPACE", parser=workspace_path, help="Directory of the artifacts.")
 ]
+
+# Of `generate`.
+Prompts = Annotated[list[str] | None, typer.Option("--prompt", help="Prompt; may be given several times.")]
+PromptFile = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        parser=user_path,
+        help="More prompts: one a line, a JSON library, or a table (CSV, TSV, JSON lines, Parquet) with the columns prompt, "
+        "negative_prompt, seed, size.",
+    ),
+]
+Sizes = Annotated[
+    str | None, typer.Option(help="Stage I sizes, such as 64 or 64,96x64 (width x height); else the run file's.")
+]
+Control = Annotated[
+    Path | None,
+    typer.Option(metavar="PICTURE", parser=user_path, help="Conditioning picture, for a version that is a ControlNet."),
+]
+FromPicture = Annotated[
+    Path | None,
+    typer.Option(
+        "--from",
+        metavar="PICTURE",
+        parser=user_path,
+        help="Draw this picture again, by the prompt, seed, size, version and settings that are recorded in it.",
+    ),
+]

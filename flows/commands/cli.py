@@ -17,7 +17,17 @@ from typer.core import TyperGroup
 
 from deepfloyd_core.errors import DeepFloydError
 from deepfloyd_core.store.file_faults import storage_error
-from flows.commands.arguments import ConfigPath, Overrides, Workspace, user_path
+from flows.commands.arguments import (
+    ConfigPath,
+    Control,
+    FromPicture,
+    Overrides,
+    PromptFile,
+    Prompts,
+    Sizes,
+    Workspace,
+    user_path,
+)
 from flows.commands.stopping import Stopped, Stopping
 from flows.commands.version_commands import Number, block, diff, history, promote, rollback
 from flows.commands.workspace_commands import gc, list_workspace, show, verify
@@ -165,47 +175,30 @@ def reproduce(
 @app.command()
 def generate(
     config: ConfigPath,
-    prompt: Annotated[list[str] | None, typer.Option(help="Prompt; may be given several times.")] = None,
-    prompt_file: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            parser=user_path,
-            help="More prompts: one a line, a JSON library, or a table (CSV, TSV, JSON "
-            "lines, Parquet) with the columns prompt, negative_prompt, seed, size.",
-        ),
-    ] = None,
+    prompt: Prompts = None,
+    prompt_file: PromptFile = None,
     seeds: Annotated[str, typer.Option(help="Seeds of each prompt, such as 7 or 0-7,42.")] = "0",
-    sizes: Annotated[
-        str | None, typer.Option(help="Stage I sizes, such as 64 or 64,96x64 (width x height); else the run file's.")
-    ] = None,
+    sizes: Sizes = None,
     version: Annotated[
         str, typer.Option(help="A number, `latest` for the champion, or `base` for no LoRA.")
     ] = "latest",
-    control: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="PICTURE", parser=user_path, help="Conditioning picture, for a version that is a ControlNet."
-        ),
-    ] = None,
+    control: Control = None,
+    from_picture: FromPicture = None,
     overrides: Overrides = None,
 ) -> None:
     """Draw pictures with a published version, or with the base models: each prompt at each size with each seed."""
-    from deepfloyd_core.preflight.generate import GenerateOptions
+    from deepfloyd_core.preflight.generate import generate_options
 
-    options = GenerateOptions(tuple(prompt or ()), version, control, seeds, sizes, prompt_file)
-    with _session(_load(config, overrides or [], options)) as call:
+    files = prompt_file, control, from_picture
+    options, recorded = generate_options(tuple(prompt or ()), seeds, sizes, version, *files)
+    with _session(_load(config, [*recorded, *(overrides or [])], options)) as call:
         from flows.generate import generate as flow
 
+        paths = [str(path.absolute()) if path else None for path in files]
         artifact = call(
-            flow,
-            prompt=prompt,
-            prompt_file=str(prompt_file.absolute()) if prompt_file else None,
-            seeds=seeds,
-            sizes=sizes,
-            version=version,
-            control=str(control.absolute()) if control else None,
-        )
+            flow, prompt=prompt, prompt_file=paths[0], seeds=seeds, sizes=sizes, version=version, control=paths[1],
+            from_picture=paths[2],
+        )  # fmt: skip
     from deepfloyd_core.sampling.pictures import drawn
 
     rows = list(drawn(artifact.path))

@@ -427,6 +427,18 @@ def test_generate_gives_the_same_bytes_twice_and_says_how_they_were_made(finishe
     assert [record["prompt"] for record in records] == [prompt for _, prompt in drawn]
     assert [record["seed"] for record in records] == [7, 8] * 4 and len({path for path, _ in drawn}) == 8
     assert Path(drawn[0][0]).read_bytes() == before[0], "the same picture among others"
+    kept = Path(shutil.copy(drawn[5][0], run.folder / "kept.png"))  # of Stage II, beside others
+    shutil.rmtree(run.workspace / "generated")
+    again = run.call_here("generate", str(run.config), "--from", str(kept))
+    assert again.returncode == 0 and "kept.png was drawn again, every byte equal" in again.stderr, again.stderr
+    assert Path(again.stdout.split()[1]).read_bytes() == kept.read_bytes()
+    for wrong, fault in (
+        (("--from", str(kept), "--seeds", "3"), "records its prompt, seed, size and version. Give none of these"),
+        (("--from", str(run.config)), "was not drawn by `deepfloyd generate`: it cannot be read."),
+        (("--from", str(kept), "--set", "stage2.validation_guidance=2"), "stage2.validation_guidance is given 2 times"),
+    ):
+        refused = run.call_here("generate", str(run.config), *wrong)
+        assert refused.returncode == 2 and fault in refused.stderr, refused.stderr
     shutil.rmtree(run.workspace / "generated")
 
 

@@ -1,6 +1,7 @@
 """The job `generate` on the tiny cascade: a picture has the same bytes whatever is drawn beside it, and after a stop."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,15 @@ from PIL import Image
 from small_run import NewSmallRun
 
 from deepfloyd_core.config.run import Run
+from deepfloyd_core.errors import ConfigError
 from deepfloyd_core.models.folders import resolve
 from deepfloyd_core.preflight.generate import GenerateOptions, pictures_of
 from deepfloyd_core.preflight.load import load_run
 from deepfloyd_core.processes.jobs import Job
 from deepfloyd_core.sampling import generate
+from deepfloyd_core.sampling.drawn_picture import DrawnPicture
 from deepfloyd_core.sampling.generate import generate_pictures
+from deepfloyd_core.sampling.identity import generate_request
 from deepfloyd_core.sampling.jobs import GenerateRequest, generate_job
 from deepfloyd_core.types import Report, no_report
 
@@ -45,7 +49,9 @@ def draw(run: Run, models: dict[Any, Path]) -> Draw:
 
     def drawn(options: GenerateOptions, out: Path, report: Report = no_report) -> Drawn:
         out.mkdir(exist_ok=True)
-        request: GenerateRequest = generate_job(run, pictures_of(run, options), options.version, models, None)
+        pictures = pictures_of(run, options)
+        identity = generate_request(run, pictures, options.version, models, None)
+        request: GenerateRequest = generate_job(run, pictures, options.version, models, identity, None)
         summary = generate_pictures(Job(request, out, report))
         files = {file.name: file.read_bytes() for file in out.glob("picture-*.png")}
         assert len(files) == summary.pictures * len(summary.stages)
@@ -121,6 +127,28 @@ def test_pictures_are_those_of_the_stock_pipelines(
             ours = np.asarray(picture).astype(int)
         stock = ((made[0].clamp(-1, 1) / 2 + 0.5) * 255).round().permute(1, 2, 0).numpy().astype(int)
         assert np.abs(ours - stock).max() <= 1
+
+
+def test_a_picture_is_not_drawn_again_with_other_models_or_settings(
+    whole: tuple[Path, Drawn], models: dict[Any, Path], run: Run
+) -> None:
+    drawn = DrawnPicture(whole[0] / "picture-003-seed-3-288x256.png")
+    assert (drawn.prompt, drawn.seed, drawn.version, drawn.stage, drawn.size) == (
+        "a red circle",
+        3,
+        "base",
+        2,
+        (72, 64),
+    )
+    same = generate_request(run, pictures_of(run, GenerateOptions(("another",), "base")), "base", models, None)
+    drawn.check(same)
+    for other, name in (
+        (replace(same, inputs={**same.inputs, "stage1_model": "0" * 16}), "stage1_model"),
+        (replace(same, spec={**same.spec, "tokenizer_max_length": 128}), "tokenizer_max_length"),
+    ):
+        with pytest.raises(ConfigError, match=f"cannot be drawn again: {name} is not what it was drawn with"):
+            drawn.check(other)
+    assert load_run(run.workspace.parent / "run.toml", tuple(drawn.overrides())).config == run.config
 
 
 def test_what_was_drawn_is_listed_and_each_file_says_how(whole: tuple[Path, Drawn]) -> None:

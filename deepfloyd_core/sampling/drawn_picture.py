@@ -1,0 +1,107 @@
+"""A picture that `generate` has drawn, by what its PNG records: enough to draw it again. No torch."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from pydantic import ValidationError
+
+from deepfloyd_core.config.base import Spec
+from deepfloyd_core.config.stages import STAGES, Stage
+from deepfloyd_core.errors import ConfigError
+from deepfloyd_core.files import canonical_json
+from deepfloyd_core.store.artifacts import Request
+from deepfloyd_core.types import Json
+
+RECORD = "deepfloyd"  # the PNG text
+_OF_PICTURE = ("version", "control")  # in the settings, and no key of the run file
+
+
+class _DrawnWith(Spec):
+    settings: Json
+    inputs: dict[str, str]
+
+
+class _Record(Spec):
+    prompt: str
+    negative_prompt: str
+    seed: int
+    variant: str
+    stage: Stage
+    size: tuple[int, int]
+    drawn_with: _DrawnWith
+
+
+class DrawnPicture:
+    """What a PNG says of how it was drawn."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises ConfigError for a file that is no picture of `generate`."""
+        self.path = path
+        try:
+            with Image.open(path) as picture:
+                text = picture.info.get(RECORD) if picture.format == "PNG" else None
+            found: dict[str, Any] = json.loads(text or "{}")
+            known = {name: found[name] for name in _Record.model_fields}
+            self._record = _Record.model_validate_json(json.dumps(known))
+        except (OSError, ValueError, KeyError, TypeError, ValidationError, Image.DecompressionBombError) as error:
+            told = "it cannot be read" if isinstance(error, OSError) else "it has no record of that"
+            raise ConfigError(f"{path} was not drawn by `deepfloyd generate`: {told}.") from None
+
+    @property
+    def prompt(self) -> str:
+        """As it was given."""
+        return self._record.prompt
+
+    @property
+    def seed(self) -> int:
+        """Of its noise."""
+        return self._record.seed
+
+    @property
+    def version(self) -> str:
+        """A number, or `base`."""
+        return self._record.variant
+
+    @property
+    def stage(self) -> Stage:
+        """The stage that drew it."""
+        return self._record.stage
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) of Stage I's picture, px."""
+        return self._record.size
+
+    def overrides(self) -> list[str]:
+        """The settings as KEY=VALUE of the run file."""
+        tables = {kind.table for kind in STAGES.values()}
+        return [*_overrides(self._record.drawn_with.settings, tables),
+                f"validation_negative_prompt={json.dumps(self._record.negative_prompt)}"]  # fmt: skip
+
+    def check(self, request: Request) -> None:
+        """Raise ConfigError when another request than the one that drew this picture would be made."""
+        known = self._record.drawn_with
+        asked = {name: value for name, value in request.spec.items() if name != "asked"}
+        differ = [*_differing(known.inputs, request.inputs), *_differing(known.settings, asked)]
+        if differ:
+            raise ConfigError(
+                f"{self.path} cannot be drawn again: {', '.join(differ)} {'is' if len(differ) == 1 else 'are'} not what it "
+                "was drawn with. Give the run file, the workspace and the models of that time."
+            )
+
+
+def _differing(one: Json, other: Json) -> Iterator[str]:
+    for name in sorted(one.keys() | other.keys()):
+        if canonical_json(one.get(name)) != canonical_json(other.get(name)):
+            yield name
+
+
+def _overrides(settings: Json, tables: set[str]) -> Iterator[str]:
+    for name, value in settings.items():
+        if name in tables:
+            yield from (f"{name}.{override}" for override in _overrides(value, set()))
+        elif name not in _OF_PICTURE:
+            yield f"{name}={'' if value is None else json.dumps(value)}"
