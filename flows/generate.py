@@ -12,7 +12,7 @@ from flows.deployable import deployable
 from flows.parameters import Overrides, Prompts, Seeds, Sizes, VersionName
 from flows.runs.run_lease import gpu_of, rename_run
 from tasks import VERSION
-from tasks.generated import generated
+from tasks.generated import compare_versions, generated
 
 
 @flow(name="generate", version=VERSION)
@@ -22,8 +22,9 @@ def generate(
     config: str, prompt: Prompts = None, prompt_file: str | None = None, seeds: Seeds = "0", sizes: Sizes = None,
     version: VersionName = "latest", control: str | None = None, from_picture: str | None = None,
     overrides: Overrides = None,
-) -> Artifact:  # fmt: skip
-    """Draw pictures with a published version, or with the base models: each prompt at each size with each seed.
+) -> list[Artifact]:  # fmt: skip
+    """Draw pictures with a published version, or with the base models: each prompt at each size with each seed. Several
+    versions draw the same ones, and are compared.
 
     Args:
         config: The run file, from the project's folder.
@@ -32,7 +33,7 @@ def generate(
             negative_prompt, seed, size.
         seeds: Seeds, such as 7 or 0-7,42.
         sizes: Stage I sizes, such as 64 or 64,96x64 (width x height); empty: those of the run file.
-        version: A version number, `latest`, or `base` for no LoRA.
+        version: A version number, `latest`, or `base` for no LoRA; several with commas, such as base,3,latest.
         control: A picture that they follow, with a version that is a ControlNet.
         from_picture: A picture that was drawn before, to draw it again; its prompt, seed, size, version and settings are
             in it.
@@ -46,4 +47,10 @@ def generate(
     pictures = pictures_of(run, options)
     rename_run(run.workspace)
     with gpu_of(run):
-        return generated(run, pictures, version_number(run, options.version), options.control, options.again)
+        drawn = {
+            version: generated(run, pictures, version, options.control, options.again)
+            for version in dict.fromkeys(version_number(run, one) for one in options.versions)
+        }
+    if len(drawn) > 1:
+        compare_versions(run, pictures, drawn)
+    return list(drawn.values())

@@ -1,7 +1,7 @@
 """Generated pictures: prompts through the cascade, with a version's LoRAs or with none."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from prefect import task
@@ -12,6 +12,7 @@ from deepfloyd_core.config.stages import Stage
 from deepfloyd_core.models.folders import resolve
 from deepfloyd_core.preflight.generate import version_bundle
 from deepfloyd_core.processes.jobs import run_job
+from deepfloyd_core.sampling.comparison import save_comparison, version_words
 from deepfloyd_core.sampling.drawn_picture import DrawnPicture
 from deepfloyd_core.sampling.identity import generate_request
 from deepfloyd_core.sampling.jobs import GeneratedSummary, generate_job
@@ -19,6 +20,10 @@ from deepfloyd_core.sampling.pictures import SHEET, Picture, picture_file, pictu
 from deepfloyd_core.store.artifacts import Artifact, materialise
 from deepfloyd_core.store.pinned import pinned
 from tasks.artifact_page import show_artifact
+from tasks.markdown import code
+from tasks.markdown import pictures as titled_pictures
+from tasks.outbox import create_markdown_artifact
+from tasks.page_keys import workspace_key
 from tasks.progress import progress
 
 MOST_SHOWN = 4  # of the last stage
@@ -53,6 +58,19 @@ def generated(
         _compare(again, artifact.path / picture_file(pictures, 0, picture_scale(again.stage, run.config.first_stage)))
     show_artifact(artifact, summary, *([("All", artifact.path / SHEET)] if summary.pictures > 1 else []), *shown)
     return artifact
+
+
+def compare_versions(run: Run, pictures: Sequence[Picture], drawn: Mapping[str, Artifact]) -> None:
+    """Save and show a sheet of what several versions have drawn, by their numbers: for each prompt and size a row of each
+    version, with the same seeds below each other, of the last stage.
+    """
+    file = run.workspace / f"compare_{'_'.join(drawn)}.png"
+    folders = {version_words(version): one.path for version, one in drawn.items()}
+    save_comparison(pictures, folders, picture_scale(run.config.stages[-1], run.config.first_stage), file)
+    log.info("%s, side by side: %s", " and ".join(folders), file)
+    page = [*titled_pictures([("The same seeds below each other", file)]), f"- file: {code(file.absolute())}"]
+    described = f"{', '.join(folders)} of {run.workspace.name}, side by side"
+    create_markdown_artifact("\n".join(page), key=workspace_key("compare", run.workspace), description=described)
 
 
 def _compare(again: DrawnPicture, file: Path) -> None:

@@ -23,12 +23,17 @@ class GenerateOptions:
     """The pictures that `generate` is asked for."""
 
     prompts: tuple[str, ...]
-    version: str  # `latest`, a number, or BASE
+    version: str  # `latest`, a number, or BASE; several, with commas, are compared
     control: Path | None = None  # the conditioning picture of a ControlNet
     seeds: str = "0"  # such as 0-7,42: of each prompt at each size
     sizes: str | None = None  # such as 64,96x64, of Stage I; None: the run's
     prompt_file: Path | None = None  # see `sampling.pictures`
     again: "DrawnPicture | None" = None  # that is drawn again
+
+    @property
+    def versions(self) -> tuple[str, ...]:
+        """Each of those that are asked for."""
+        return tuple(dict.fromkeys(one.strip() for one in self.version.split(",")))
 
 
 def generate_options(
@@ -120,9 +125,10 @@ def check_generate(run: Run, options: GenerateOptions, faults: list[DeepFloydErr
         from deepfloyd_core.pictures.decode import read_fitted
 
         attempt(faults, read_fitted, options.control, pictures[0].size if pictures else (64, 64))
-    found: list[DeepFloydError] = []
-    bundle = attempt(found, version_bundle, run, options.version)
-    faults += found or map(ConfigError, _control_faults(bundle, options))
+    for version in options.versions:
+        found: list[DeepFloydError] = []
+        bundle = attempt(found, version_bundle, run, version)
+        faults += found or map(ConfigError, _control_faults(bundle, version, options.control))
 
 
 def generate_model_faults(run: Run, options: GenerateOptions, stage: Stage, folder: Path) -> list[DeepFloydError]:
@@ -133,12 +139,13 @@ def generate_model_faults(run: Run, options: GenerateOptions, stage: Stage, fold
     if pictures := attempt([], pictures_of, run, options):
         sizes = {picture.size for picture in pictures}
         faults += map(ConfigError, asked_size_faults(run, stage, folder, sizes))
-    if bundle := attempt([], version_bundle, run, options.version):
-        attempt(faults, check_base, bundle, stage, folder)
+    for version in options.versions:
+        if bundle := attempt([], version_bundle, run, version):
+            attempt(faults, check_base, bundle, stage, folder)
     return faults
 
 
-def _control_faults(bundle: "Artifact | None", options: GenerateOptions) -> Iterator[str]:
+def _control_faults(bundle: "Artifact | None", version: str, control: Path | None) -> Iterator[str]:
     """A ControlNet without a conditioning picture, and a conditioning picture without a ControlNet."""
     from deepfloyd_core.adapters.files import CONTROL_FILE, product_name
     from deepfloyd_core.store.versions import stage_folder
@@ -146,7 +153,7 @@ def _control_faults(bundle: "Artifact | None", options: GenerateOptions) -> Iter
     follows = bundle is not None and any(
         product_name(stage_folder(bundle.path, stage)) == CONTROL_FILE for stage in CONTROLLED
     )
-    if follows and options.control is None:
-        yield f"Version {options.version!r} is a ControlNet: give its conditioning picture with --control."
-    if options.control is not None and not follows:
-        yield f"Version {options.version!r} is no ControlNet and takes no conditioning picture. Remove --control."
+    if follows and control is None:
+        yield f"Version {version!r} is a ControlNet: give its conditioning picture with --control."
+    if control is not None and not follows:
+        yield f"Version {version!r} is no ControlNet and takes no conditioning picture. Remove --control."

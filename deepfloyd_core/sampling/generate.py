@@ -5,15 +5,12 @@ batch that is missing. On a CPU a batch is one picture, because the rounding of 
 picture has the same bytes whatever is drawn beside it.
 """
 
-from collections.abc import Sequence
-from itertools import groupby
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from deepfloyd_core.adapters.controlnet import control_of
@@ -23,20 +20,18 @@ from deepfloyd_core.diffusion.loss import to_bytes, to_model_range
 from deepfloyd_core.files import atomic_path
 from deepfloyd_core.models.unet import pick_device, use_threads
 from deepfloyd_core.pictures.decode import read_fitted
-from deepfloyd_core.pictures.sheets import save_picture, titled_rows
 from deepfloyd_core.processes.jobs import Job
 from deepfloyd_core.sampling.cascade import Sample, sampler_settings, save_png
+from deepfloyd_core.sampling.comparison import save_sheet
 from deepfloyd_core.sampling.jobs import GeneratedSummary, GenerateRequest, SampledStage
 from deepfloyd_core.sampling.parts import Parts
-from deepfloyd_core.sampling.pictures import INDEX, SHEET, Picture, batches, picture_file, picture_scale
+from deepfloyd_core.sampling.pictures import INDEX, batches, picture_file, picture_scale
 from deepfloyd_core.sampling.sampler import Sampler, make_sampler, sample
-from deepfloyd_core.store.counts import many
 from deepfloyd_core.store.parts import finish_part, part_is_whole
 from deepfloyd_core.store.pinned import PinnedFile
 from deepfloyd_core.store.versions import stage_folder
 from deepfloyd_core.text.encode import encode_prompts
 
-SHEET_ROWS, SHEET_COLUMNS = 24, 8
 _DRAWN = ".drawn"  # what a killed job goes on with
 _SCHEMA = pa.schema(
     [
@@ -55,7 +50,7 @@ def generate_pictures(job: Job[GenerateRequest]) -> GeneratedSummary:
     for one in stages:
         _draw(job, one, texts, parts)
     _write_index(job)
-    _write_sheet(job, stages[-1].stage)
+    save_sheet(request.pictures, job.out, _scale(job, stages[-1].stage), request.version)
     return GeneratedSummary(pictures=len(request.pictures), stages=tuple(one.stage for one in stages))
 
 
@@ -202,21 +197,3 @@ def _write_index(job: Job[GenerateRequest]) -> None:
             })  # fmt: skip
     with atomic_path(job.out / INDEX) as tmp:
         pq.write_table(pa.Table.from_pylist(rows, _SCHEMA), tmp)
-
-
-def _write_sheet(job: Job[GenerateRequest], stage: Stage) -> None:
-    """A row for each prompt and size, with its seeds, as far as there is room."""
-    pictures, scale = job.request.pictures, _scale(job, stage)
-    numbered = groupby(enumerate(pictures), key=lambda each: (each[1].prompt, each[1].size))
-    rows = [_sheet_row(job, [number for number, _ in group], scale) for _, group in numbered][:SHEET_ROWS]
-    title = f"{many(len(pictures), 'picture')} of version {job.request.version}"
-    save_picture(titled_rows(rows, 128, title), job.out / SHEET)
-
-
-def _sheet_row(job: Job[GenerateRequest], numbers: Sequence[int], scale: int) -> tuple[str, list[np.ndarray]]:
-    first: Picture = job.request.pictures[numbers[0]]
-    shown = []
-    for number in numbers[:SHEET_COLUMNS]:
-        with Image.open(job.out / picture_file(job.request.pictures, number, scale)) as picture:
-            shown.append(np.asarray(picture.convert("RGB")))
-    return " ".join(first.prompt.split()), shown

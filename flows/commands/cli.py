@@ -180,7 +180,8 @@ def generate(
     seeds: Annotated[str, typer.Option(help="Seeds of each prompt, such as 7 or 0-7,42.")] = "0",
     sizes: Sizes = None,
     version: Annotated[
-        str, typer.Option(help="A number, `latest` for the champion, or `base` for no LoRA.")
+        str,
+        typer.Option(help="A number, `latest` for the champion, or `base` for no LoRA; several with commas: base,3."),
     ] = "latest",
     control: Control = None,
     from_picture: FromPicture = None,
@@ -195,13 +196,13 @@ def generate(
         from flows.generate import generate as flow
 
         paths = [str(path.absolute()) if path else None for path in files]
-        artifact = call(
+        artifacts = call(
             flow, prompt=prompt, prompt_file=paths[0], seeds=seeds, sizes=sizes, version=version, control=paths[1],
             from_picture=paths[2],
         )  # fmt: skip
     from deepfloyd_core.sampling.pictures import drawn
 
-    rows = list(drawn(artifact.path))
+    rows = [row for artifact in artifacts for row in drawn(artifact.path)]
     has_others = len({prompt for prompt, _ in rows}) > 1
     for text, file in rows:
         out.print(f"{file}  {' '.join(text.split())}" if has_others else str(file))

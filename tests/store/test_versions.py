@@ -279,7 +279,7 @@ def test_a_lost_bundle_is_one_clear_sentence(release: Release, harm: str) -> Non
 @pytest.mark.parametrize(
     ("arguments", "option"),
     [(("generate", "run.toml", "--prompt", "x", "--seeds", "1", "--seeds", "2"), "--seeds"),
-     (("generate", "run.toml", "--prompt", "x", "--version=1", "--version=1"), "--version"),
+     (("generate", "run.toml", "--prompt", "x", "--version=1", "--version=2"), "--version"),
      (("prepare", "run.toml", "--preview", "3", "--set", "a=1", "--preview", "4"), "--preview"),
      (("ui", "--port", "1", "--port", "2"), "--port")],
 )  # fmt: skip
