@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from deepfloyd_core.bundle.history import HistoryRow
+from deepfloyd_core.bundle.measure_words import measure_words
 from deepfloyd_core.bundle.named_files import cut_captions, rejected_files
 from deepfloyd_core.bundle.version_chart import chart_uri, version_series
 from deepfloyd_core.bundle.version_figures import signed, three
@@ -20,7 +21,7 @@ from deepfloyd_core.index.ledger import INDEX_FILE, unfit_counts
 from deepfloyd_core.index.sheets import SHEET, TWINS_SHEET
 from deepfloyd_core.index.summary import IndexSummary
 from deepfloyd_core.measures.files import UpscalingFiles
-from deepfloyd_core.measures.tables import UPSCALED_BY, MeasureTable, gained
+from deepfloyd_core.measures.tables import MeasureTable
 from deepfloyd_core.sampling.jobs import SamplesSummary
 from deepfloyd_core.store.artifacts import Artifact
 from deepfloyd_core.store.changes import label
@@ -112,17 +113,8 @@ def measure_lines(measured: MeasureTable) -> list[str]:
     """An upscaler's measures: a line for each method of upscaling at each noise level; what the tuned model gains in the
     main measure; and what the columns mean.
     """
-    measures, main, levels = measured.measures, measured.main, measured.figures.by_level
-    heads = ["upscaled by", *(f"{one.label}{', dB' if one.unit == 'dB' else ''}" for one in measures), "noise level"]
-    rows, gains = [], []
-    for level, figures in levels.items():
-        at = f" at noise level {level}" if len(levels) > 1 else ""
-        for method in (method for method in UPSCALED_BY if method in figures.upscaled):
-            rows.append((method, *(three(figures.upscaled[method][one.name]) for one in measures), level))
-            if gain := figures.gain.get(method):
-                gains.append(f"tuned over {method}{at}: {main.label} {gained(gain[main.name], main.unit)}")
-    meanings = [f"{one.label}: {one.meaning}" for one in measures]
-    return [*titled_table(measured.title, heads, rows), *items([*gains[::-1], *meanings])]
+    words = measure_words(measured)
+    return [*titled_table(measured.title, words.heads, words.rows), *items(words.notes)]
 
 
 def training_tables(training: TrainingSummary) -> list[str]:

@@ -1,162 +1,165 @@
-"""The Python code of a model card: it runs as it is in the bundle's folder, with stock diffusers, and makes one picture.
+"""The model card, `README.md` of a bundle: what the Hugging Face Hub reads of it (YAML), then what a person reads."""
 
-Base models are named as in the run file: by their hub id, by the flavour's name when this package has or writes the
-weights, or by their folder.
-"""
+from collections.abc import Iterator, Sequence
 
-from collections.abc import Callable, Mapping
-from pathlib import Path
+import yaml
 
-from deepfloyd_core.adapters.files import BITFIT_FILE, CONTROL_FILE, UNET_FOLDER
-from deepfloyd_core.config.base import is_there
-from deepfloyd_core.config.flavours import RANDOM
+from deepfloyd_core.adapters.files import BITFIT_FILE, CONTROL_FILE, UNET_FOLDER, product_name
+from deepfloyd_core.bundle.card_code import card_code
+from deepfloyd_core.bundle.identity import BundleInputs, BundleSummary
+from deepfloyd_core.bundle.measure_words import measure_words
+from deepfloyd_core.bundle.version_figures import signed, three
 from deepfloyd_core.config.run import Run
-from deepfloyd_core.config.stage import StageConfig
-from deepfloyd_core.config.stages import STAGES, UPSCALE, Stage
+from deepfloyd_core.config.stages import STAGES, Stage
+from deepfloyd_core.crops.summary import CropsSummary
+from deepfloyd_core.index.summary import IndexSummary
+from deepfloyd_core.measures.files import UpscalingFiles
+from deepfloyd_core.store.artifacts import Artifact, workspace_of
+from deepfloyd_core.store.counts import many
+from deepfloyd_core.store.settings import changed_settings
+from deepfloyd_core.training.jobs import TrainingFigures
+from deepfloyd_core.training.start import StartSummary
+from deepfloyd_core.types import Json
 
-HERE = "# Run this in the folder of this file."
-_DTYPES = {"no": "torch.float32", "bf16": "torch.bfloat16"}
+LICENCE = (
+    "The base weights of DeepFloyd IF are under the DeepFloyd IF License Agreement; what is made from them may be "
+    "used only as that licence allows. The shipped tiny cascade is under this project's own licence."
+)
+_HUB_LICENCE, _HUB_OWNER = "deepfloyd-if-license", "DeepFloyd/"
+_KINDS = {BITFIT_FILE: "biases", CONTROL_FILE: "controlnet", UNET_FOLDER: "full-finetune"}
 
 
-def card_code(run: Run, products: Mapping[Stage, str], prompt: str) -> list[str]:
-    """The lines of the code. products: of each stage the trained product, as `product_name`."""
-    stages = run.config.stages
-    lines = [HERE, *_imports(run, products), ""]
-    lines += [
-        'parts = {"safety_checker": None, "feature_extractor": None, "watermarker": None, "requires_safety_checker": False,',
-        '         "use_safetensors": True}',
+def model_card(run: Run, inputs: BundleInputs[Artifact], prompts: list[str], metrics: BundleSummary) -> str:
+    """The card. prompts: those of the samples."""
+    products = {stage: product_name(inputs.loras[stage].path) for stage in run.config.stages}
+    sampled = (inputs.cascade_samples.path / "sheet.png").exists()
+    parts = [
+        _front_matter(run, products, prompts, sampled),
+        ["# Fine-tuned DeepFloyd IF", ""],
+        _samples(run, prompts, metrics, sampled),
+        ["## Use", "", "```python", *card_code(run, products, prompts[0]), "```", ""],
+        ["## Data", "", *_data(inputs, metrics), ""],
+        ["## Figures", "", *_figures(metrics)],
+        ["## Settings", "", *_settings(inputs)],
+        ["## Lineage", "", *_lineage(inputs)],
+        ["## Licence", "", LICENCE],
     ]
-    for stage in stages:
-        lines += _loaded(stage, run.config.stage(stage), products[stage], text=stage == stages[0])
-    lines += [
-        "if torch.cuda.is_available():",
-        *(f"    stage{stage}.enable_model_cpu_offload()" for stage in stages),
-        "",
-    ]
-    negative = _quoted(run.config.validation_negative_prompt)
-    lines += [
-        f"prompt, seed = {_quoted(prompt)}, {run.config.validation_seed}",
-        f"embeds, negative = stage{stages[0]}.encode_prompt(prompt, negative_prompt={negative}, clean_caption=True)",
-        'text = {"prompt_embeds": embeds, "negative_prompt_embeds": negative}',
-    ]
-    for stage in stages:
-        lines += CALLS[stage](run, stage, products[stage])
-    lines += [f"picture = {VARIABLES[stages[-1]]}.images[0]"]
-    return [*lines, 'picture.save("../picture.png")  # `deepfloyd verify` knows the files of this folder']
+    return "\n".join([*(line for part in parts for line in part), ""])
 
 
-def _imports(run: Run, products: Mapping[Stage, str]) -> list[str]:
-    names = ["DDPMScheduler", *dict.fromkeys(STAGES[stage].pipeline for stage in products)]
-    names += ["UNet2DConditionModel"] if UNET_FOLDER in products.values() else []
-    lines = ["import torch", f"from diffusers import {', '.join(names)}"]
-    lines += ["from safetensors.torch import load_file"] if BITFIT_FILE in products.values() else []
-    bases = " ".join(_base(stage, run.config.stage(stage), False) for stage in products)
-    ours = [name for name in ("FLAVOURS", "resolve") if f"{name}[" in bases or f"{name}(" in bases]
-    if CONTROL_FILE in products.values():
-        ours += ["load_control"] if run.config.paired else ["load_control", "conditioning_picture"]
-    if any(run.config.stage(stage).validation_back_projection for stage in run.config.upscalers):
-        ours.append("back_projecting")
-    lines += [f"from deepfloyd_core.api import {', '.join(ours)}"] if ours else []
+def _front_matter(run: Run, products: dict[Stage, str], prompts: list[str], sampled: bool) -> list[str]:
+    """Metadata of the Hub (huggingface.co/docs/hub/model-cards): base models are named if they are on the Hub."""
+    models = [run.config.stage(stage).model for stage in products]
+    bases = [model for model in models if model.startswith(_HUB_OWNER)]
+    kinds = dict.fromkeys(_KINDS.get(product, "lora") for product in products.values())
+    is_adapter = "full-finetune" not in kinds
+    of_picture = {"text": prompts[0], "output": {"url": "sheet.png"}}
+    fields: Json = {
+        **({"base_model": bases, "base_model_relation": "adapter" if is_adapter else "finetune"} if bases else {}),
+        "library_name": "diffusers",
+        "pipeline_tag": "text-to-image" if run.config.text_to_image else "image-to-image",
+        "license": _HUB_LICENCE if len(bases) == len(models) else "other",
+        "instance_prompt": prompts[0],
+        "tags": ["deepfloyd-if", "diffusers", *kinds],
+        **({"widget": [of_picture]} if sampled else {}),
+    }
+    return ["---", yaml.safe_dump(fields, sort_keys=False, allow_unicode=True, width=1000).rstrip(), "---", ""]
+
+
+def _samples(run: Run, prompts: list[str], metrics: BundleSummary, sampled: bool) -> list[str]:
+    lines = ["![base and fine-tuned, same seeds](sheet.png)", ""] if sampled else []
+    if not sampled:
+        lines += ["There are no samples.", ""]
+    elif run.config.text_to_image and run.config.text_to_image.controlnet:
+        lines += ["The samples have held-out pictures as conditioning, each with its caption.", ""]
+    else:
+        lines += ["Prompts: " + "; ".join(f"`{prompt}`" for prompt in prompts), ""]
+    for files in map(UpscalingFiles, run.config.upscalers if metrics.samples.held_out else ()):
+        lines += [f"![held-out pictures]({files.sheet})", "", f"![zoomed details]({files.details})", ""]
+        if metrics.samples.spoilt:
+            lines += [f"![held-out pictures, low-res degraded]({files.spoilt[0]})", ""]
     return lines
 
 
-def _loaded(stage: Stage, settings: StageConfig, product: str, text: bool) -> list[str]:
-    """A stage's pipeline with its trained weights; the first pipeline encodes the prompt for all."""
-    dtype = f"dtype={_DTYPES[settings.mixed_precision]}"
-    more = "" if text else ", text_encoder=None, tokenizer=None"
-    before: list[str] = []
-    after = [f'stage{stage}.load_lora_weights("stage{stage}")']
-    if product == BITFIT_FILE:
-        after = [
-            f'biases = load_file("stage{stage}/{product}")',
-            f"assert not stage{stage}.unet.load_state_dict(biases, strict=False).unexpected_keys",
+def _data(inputs: BundleInputs[Artifact], metrics: BundleSummary) -> list[str]:
+    """How many pictures there were, and what became of them."""
+    counts = inputs.image_index.summary(IndexSummary)
+    lines = [f"{many(counts.inputs, 'picture')}, of which {counts.rejected:,} were rejected."]
+    eval_sets = inputs.cascade_samples.inputs.get("eval_set", "")
+    if eval_sets:
+        kind, fingerprint = eval_sets.split("/")
+        held_out = Artifact(kind, fingerprint, workspace_of(inputs.image_index.path) / kind / fingerprint)
+        lines += [
+            f"{held_out.summary(CropsSummary).pictures:,} were held out of training, and are what is measured on."
         ]
-    elif product == CONTROL_FILE:
-        after = [f'load_control(stage{stage}.unet, "stage{stage}/{product}")']
-    elif product == UNET_FOLDER:
-        before = [
-            f'unet = UNet2DConditionModel.from_pretrained("stage{stage}", subfolder="unet", {dtype}, use_safetensors=True)'
-        ]
-        more, after = f"{more}, unet=unet", []
-    return [
-        f"base = {_base(stage, settings, text)}",
-        *before,
-        f"stage{stage} = {STAGES[stage].pipeline}.from_pretrained(base, {dtype}{more}, **parts)",
-        *after,
-        f'stage{stage}.scheduler = DDPMScheduler.from_pretrained("stage{stage}/scheduler")',
-        "",
+    lines += [
+        f"{_trained(stage, training)}{_start(inputs.loras[stage])}" for stage, training in metrics.trainings.items()
     ]
+    return [" ".join(lines)]
 
 
-def _base(stage: Stage, settings: StageConfig, text: bool) -> str:
-    """The expression that names a stage's base model. text: with its text encoder."""
-    if settings.model.startswith(RANDOM):
-        return f"str(resolve({_quoted(settings.model)}, {stage}, text={text}))"
-    if settings.model == settings.flavour.repo and Path(settings.model).is_absolute():
-        return f'FLAVOURS["{settings.flavour.name}"].repo'
-    folder = Path(settings.model)
-    return _quoted(str(folder.absolute()) if is_there(folder) else settings.model)
+def _trained(stage: Stage, training: TrainingFigures) -> str:
+    told = f"{STAGES[stage].title} was trained on {many(training.pictures, 'picture')} ({many(training.rows, 'crop')})."
+    return told if training.eval_loss is not None else f"{told} No picture was held out of it, so it was not measured."
 
 
-def _text_call(run: Run, stage: Stage, product: str) -> list[str]:
-    """The call of the stage that makes pictures from text."""
-    settings, (width, height) = run.config.stage(stage), run.config.sample_sizes_px[0]
-    lines, more = [], ""
-    if product == CONTROL_FILE:
-        more = ', cross_attention_kwargs={"control_image": conditioning}'
-        kind = settings.controlnet_conditioning
-        if settings.paired:
-            lines = [
-                f"conditioning = torch.zeros(1, 3, {height}, {width})  # like those of conditioning_data, in [0, 1]"
-            ]
-        else:
-            lines = [
-                f"drawing = torch.zeros(1, 3, {height}, {width})  # the picture to compute it from, in [-1, 1]",
-                f'conditioning = conditioning_picture("{kind}", drawing)',
-            ]
-    more += _output(run, stage)
-    return [
-        *lines,
-        f"{VARIABLES[stage]} = stage{stage}(**text, width={width}, height={height}, {_sampling(settings)},",
-        f"               generator=torch.Generator().manual_seed(seed){more})",
-    ]
+def _start(lora: Artifact) -> str:
+    """What a warm training started from; empty for another one."""
+    if "start" not in lora.inputs:
+        return ""
+    kind, fingerprint = lora.inputs["start"].split("/")
+    start = Artifact(kind, fingerprint, workspace_of(lora.path) / kind / fingerprint).summary(StartSummary)
+    return (
+        f" It started from version {start.version}, which was trained on {start.pictures:,} of these pictures. Others, if "
+        f"there are any, have {lora.spec['warm_new_share']:.0%} of its batches."
+    )
 
 
-def _upscaler_call(run: Run, stage: Stage, product: str) -> list[str]:
-    """The call of an upscaler, of the pictures of the stage before it if the run has that."""
-    source = STAGES[stage].upscales
-    assert source is not None
-    settings, width, height = run.config.stage(stage), STAGES[source].size_px, STAGES[source].size_px
-    lines = [f"low_res = torch.zeros(1, 3, {height}, {width})  # the picture to enlarge, in [-1, 1]"]
-    if source in run.config.stages:
-        factor = STAGES[source].scale // STAGES[run.config.first_stage].scale
-        width, height = (factor * edge for edge in run.config.sample_sizes_px[0])
-        lines = [f"low_res = {VARIABLES[source]}.images"]
-    if settings.validation_back_projection:
-        projecting = f"back_projecting(stage{stage}.scheduler, low_res.float().cpu())"
-        lines.append(f"stage{stage}.scheduler = {projecting}  # before each call")
-    return [
-        *lines,
-        f"{VARIABLES[stage]} = stage{stage}(**text, image=low_res, width={UPSCALE * width}, height={UPSCALE * height}, "
-        f"noise_level={settings.validation_noise_level},",
-        f"               {_sampling(settings)}, generator=torch.Generator().manual_seed(seed){_output(run, stage)})",
-    ]
+def _figures(metrics: BundleSummary) -> Iterator[str]:
+    """The figures as tables, with 95 % intervals; all of them are in metrics.json."""
+    rows = list(_losses(metrics))
+    if rows:
+        yield from (*table(("on held-out pictures, less is better", "base", "tuned", "change"), rows), "")
+    for measured in metrics.tables:
+        words = measure_words(measured)
+        yield from (f"{measured.title}:", "", *table(words.heads, words.rows), "")
+        yield from (*(f"- {note}" for note in words.notes), "")
+    yield from ("`metrics.json` has all figures, with more digits.", "")
 
 
-def _output(run: Run, stage: Stage) -> str:
-    """The argument for a tensor as output, for a stage whose pictures another one upscales; else empty."""
-    return ', output_type="pt"' if any(STAGES[other].upscales == stage for other in run.config.stages) else ""
+def _losses(metrics: BundleSummary) -> Iterator[tuple[str, ...]]:
+    """The losses: before, after, and the change with its interval."""
+    for stage, training in metrics.trainings.items():
+        for change in training.changes:
+            if change.since == "base":
+                middle, *ends = (-one for one in change.gain)
+                interval = f" ({signed(min(ends), 4)} to {signed(max(ends), 4)}, 95 %)" if ends else ""
+                name = f"{STAGES[stage].title}: loss"
+                yield name, three(change.before), three(change.after), f"{signed(middle, 4)}{interval}"
+    base, tuned = metrics.samples.probe_loss_base, metrics.samples.probe_loss_tuned
+    if base is not None and tuned is not None:
+        yield "Stage I: loss on the base's own pictures", three(base), three(tuned), signed(tuned - base, 4)
 
 
-# The code that calls each stage, and the variable with its output.
-CALLS: dict[Stage, Callable[[Run, Stage, str], list[str]]] = {1: _text_call, 2: _upscaler_call}
-VARIABLES: dict[Stage, str] = {1: "small", 2: "large"}
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A table in markdown."""
+    lines = [heads, ("---",) * len(heads), *rows]
+    return [f"| {' | '.join(map(_cell, line))} |" for line in lines]
 
 
-def _sampling(settings: StageConfig) -> str:
-    return f"num_inference_steps={settings.validation_num_inference_steps}, guidance_scale={settings.validation_guidance:g}"
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|").replace("`", "'")
 
 
-def _quoted(text: str) -> str:
-    """A Python literal that ends no code block of markdown."""
-    return repr(text).replace("`", "\\x60")
+def _settings(inputs: BundleInputs[Artifact]) -> list[str]:
+    """Those that differ from their defaults."""
+    settings: dict[str, tuple[str, str]] = {}
+    for artifact in (*inputs.loras.values(), inputs.cascade_samples):
+        settings |= changed_settings(artifact.kind, artifact.spec)
+    rows = [(name, value, default) for name, (value, default) in sorted(settings.items())]
+    return [*table(("setting", "value", "default"), rows), ""] if rows else ["All are the defaults.", ""]
+
+
+def _lineage(inputs: BundleInputs[Artifact]) -> list[str]:
+    lines = [f"- {name}: {artifact.fingerprint}" for name, artifact in sorted(inputs.by_field.items())]
+    return [*lines, f"- data: {inputs.image_index.inputs['data']}", ""]

@@ -10,7 +10,7 @@ from deepfloyd_core.store.inputs import A
 from deepfloyd_core.store.manifest import Summary
 from deepfloyd_core.training.jobs import TrainingFigures
 
-BUNDLE_FORMAT = 9
+BUNDLE_FORMAT = 10
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from deepfloyd_core.bundle.card import HERE
+from deepfloyd_core.bundle.card_code import HERE
 from deepfloyd_core.bundle.difference import picture_lines, setting_lines
 from deepfloyd_core.bundle.named_files import CutCaption, Rejected, cut_captions, rejected_files
 from deepfloyd_core.bundle.version_chart import Series, version_series

@@ -32,18 +32,6 @@ class MeasureTable:
         """The measure whose gains tables show: the first that has any."""
         return next(measure for measure in measures_against(self.against) if measure.gains)
 
-    def rows(self) -> list[dict[str, str | float | None]]:
-        """A row for each noise level and method: its means by their meaning, and the tuned model's gain over it."""
-        rows: list[dict[str, str | float | None]] = []
-        head = f"gain of the tuned model: {self.main.words}"
-        for level, figures in self.figures.by_level.items():
-            for method in (method for method in UPSCALED_BY if method in figures.upscaled):
-                means, gain = figures.upscaled[method], figures.gain.get(method)
-                cells = {measure.meaning: means[measure.name] for measure in self.measures}
-                gains = gained(gain[self.main.name], self.main.unit) if gain else ""
-                rows.append({"noise level": level, "upscaled by": method, **cells, head: gains})
-        return rows
-
 
 def measure_tables(
     kind: StageKind,

@@ -1,109 +1,106 @@
-"""The code of a model card: it runs as it stands on any base model, and makes the picture that our sampler makes."""
+"""The model card: what the Hub reads of it, and what a person reads."""
 
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
+import yaml
+from bundle_parts import INDEX, SCHEDULER, TRAINING, make
 from data_world import DataWorld
-from model_cards import run_code
 
-from deepfloyd_core.adapters.files import product_name
-from deepfloyd_core.adapters.lora import trainable
-from deepfloyd_core.adapters.method import method_of
-from deepfloyd_core.bundle.card import card_code
-from deepfloyd_core.config.flavours import FLAVOURS
+from deepfloyd_core.adapters.files import LORA_FILE, UNET_FOLDER
+from deepfloyd_core.bundle import card
+from deepfloyd_core.bundle.card import model_card, table
+from deepfloyd_core.bundle.identity import BundleInputs, BundleSummary
 from deepfloyd_core.config.run import Run
-from deepfloyd_core.config.stages import Stage
-from deepfloyd_core.models.folders import resolve
-from deepfloyd_core.models.unet import load_unet, trained_scheduler
-from deepfloyd_core.sampling.jobs import cascade_of
-from deepfloyd_core.sampling.sampler import make_sampler, sample_from_text, sample_upscaled
+from deepfloyd_core.measures.figures import UpscalingFigures
+from deepfloyd_core.sampling.jobs import SamplesSummary
+from deepfloyd_core.store.artifacts import Artifact
+from deepfloyd_core.training.jobs import TrainingFigures
 
-FAST = {"validation_num_inference_steps": 2, "mixed_precision": "no", "lora_rank": 4}
-STAGE1, STAGE2 = {"model_flavour": "tiny-i", **FAST}, {"model_flavour": "tiny-ii", "validation_guidance": 1.0, **FAST}
-
-
-def trained(run: Run, bundle: Path) -> dict[Stage, str]:
-    """What a training leaves of each stage, moved away from its base by hand."""
-    products = {}
-    for stage in run.config.stages:
-        settings, folder = run.config.stage(stage), resolve(run.config.stage(stage).model, stage)
-        unet, method = load_unet(folder, torch.float32), method_of(settings)
-        method.prepare(unet, settings, 0)
-        with torch.no_grad():
-            for param in trainable(unet).values():
-                param.add_(torch.full_like(param, 0.01))
-        out = bundle / f"stage{stage}"
-        out.mkdir(parents=True)
-        method.save(unet, stage, folder, out)
-        trained_scheduler(folder, False).save_pretrained(out / "scheduler")
-        products[stage] = product_name(out)
-    return products
-
-
-def ran(world: DataWorld, stages: tuple[Stage, ...], prompt: str = "a purple star", **keys: Any) -> dict[str, Any]:
-    """The names of the card's code, after it has run."""
-    world.add("0.png", np.zeros((300, 300, 3), np.uint8))
-    run = world.load(stages=stages, device="cpu", **keys)
-    bundle = world.folder / "bundle"
-    return {**run_code("\n".join(card_code(run, trained(run, bundle), prompt)), bundle), "run": run, "bundle": bundle}
-
-
-def test_the_code_makes_the_picture_that_the_cascade_makes(world: DataWorld) -> None:
-    keys: dict[str, Any] = {
-        "stage1": STAGE1,
-        "stage2": {**STAGE2, "validation_back_projection": True},
-        "validation_resolution": "96x64",
-    }
-    names = ran(world, (1, 2), validation_seed=7, **keys)
-    run, picture = names["run"], names["picture"]
-    assert picture.size == (384, 256)
-    samplers = [
-        make_sampler(one, names["bundle"] / f"stage{one.stage}", run.config, lambda count: None)
-        for one in cascade_of(run, {stage: Path(run.config.stage(stage).model) for stage in run.config.stages}).stages
-    ]
-    text, negative = names["embeds"], names["negative"]
-    small = sample_from_text(samplers[0], text, negative, [7], (96, 64))
-    large = sample_upscaled(samplers[1], text, negative, [7], small)
-    made = ((large[0].permute(1, 2, 0) + 1) * 127.5).numpy()
-    assert np.abs(made - np.asarray(picture)).max() <= 1
-
-
-def test_the_code_runs_on_a_local_folder(world: DataWorld) -> None:
-    folder = world.folder / "my 'own' model"
-    folder.symlink_to(FLAVOURS["tiny-i"].repo)
-    names = ran(world, (1,), stage1={**STAGE1, "pretrained_model_name_or_path": str(folder)})
-    assert names["picture"].size == (64, 64) and "resolve" not in names and "FLAVOURS" not in names
-
-
-@pytest.mark.slow
-def test_the_code_runs_on_random_weights(world: DataWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("deepfloyd_core.models.random_weights.default_cache", lambda: tmp_path / "cache")
-    assert ran(world, (1,), stage1={**STAGE1, "model_flavour": "random:tiny-i"})["picture"].size == (64, 64)
-
-
-def test_the_code_of_stage2_alone_enlarges(world: DataWorld) -> None:
-    assert ran(world, (2,), stage2=STAGE2)["picture"].size == (256, 256)
-
-
-@pytest.mark.parametrize(
-    "keys",
-    [{"use_bitfit": True, "lora_dropout": 0.0}, {"model_type": "full", "lora_dropout": 0.0},
-     {"controlnet": True, "controlnet_conditioning": "canny"}],
-    ids=["biases", "full", "control"],
+FIGURES = TrainingFigures(
+    steps=100, rows=80, pictures=40, trainable_parameters=1, last_loss=0.1, reload_difference=0.0, eval_loss_base=0.0537,
+    eval_loss=0.0088, eval_gain=(0.0449, 0.0303, 0.0595),
 )  # fmt: skip
-def test_the_code_loads_whatever_was_trained(world: DataWorld, keys: dict[str, Any]) -> None:
-    ran(world, (1,), stage1={"model_flavour": "tiny-i", **{k: v for k, v in FAST.items() if k != "lora_rank"}, **keys})
+UPSCALED = UpscalingFigures(
+    noise_level=250, gain={"bicubic": {"psnr": (1.5, 1.2, 1.8)}},
+    upscaled={method: {"psnr": psnr} for method, psnr in (("bicubic", 30.12345), ("base", 31.0), ("tuned", 32.0))},
+)  # fmt: skip
 
 
-def test_a_prompt_is_a_python_literal_that_ends_no_code_block(world: DataWorld) -> None:
-    prompt = "a \"star\" of ```python\nimport os``` and 'it' \\ é"
-    world.add("0.png", np.zeros((300, 300, 3), np.uint8))
-    code = card_code(world.load(stages=(1,)), {1: "pytorch_lora_weights.safetensors"}, prompt)
-    assert not [line for line in code if "`" in line and not line.startswith("picture.save")]
-    (line,) = [line for line in code if line.startswith("prompt, seed = ")]
-    names: dict[str, Any] = {}
-    exec(line, names)
-    assert names["prompt"] == prompt
+def front_matter(text: str) -> dict[str, Any]:
+    """As the Hub reads it."""
+    assert text.startswith("---\n")
+    found: dict[str, Any] = yaml.safe_load(text.split("---\n")[1])
+    return found
+
+
+@pytest.fixture
+def inputs(world: DataWorld) -> BundleInputs[Artifact]:
+    run = world.load()
+    trained = {LORA_FILE: b"weights", SCHEDULER: b"{}"}
+    return BundleInputs(
+        image_index=make(run, "image_index", {}, INDEX.model_copy(update={"inputs": 45, "rejected": 3}), data="1" * 16),
+        stage1_lora=make(run, "stage1_lora", trained, TRAINING, model="2" * 16),
+        stage2_lora=make(run, "stage2_lora", trained, TRAINING, model="3" * 16),
+        cascade_samples=make(run, "cascade_samples", {"sheet.png": b"samples"}, SamplesSummary()),
+    )
+
+
+def on_the_hub(run: Run) -> Run:
+    stages = {name: getattr(run.config, name).model_copy(update={"pretrained_model_name_or_path": repo})
+              for name, repo in (("stage1", "DeepFloyd/IF-I-M-v1.0"), ("stage2", "DeepFloyd/IF-II-M-v1.0"))}  # fmt: skip
+    return Run(**{**vars(run), "config": run.config.model_copy(update=stages)})
+
+
+def test_the_hub_is_told_base_models_licence_library_and_a_picture(
+    world: DataWorld, inputs: BundleInputs[Artifact]
+) -> None:
+    metrics = BundleSummary(stage1=FIGURES, stage2=FIGURES, samples=SamplesSummary())
+    prompt = 'a "purple" star: # yes'
+    fields = front_matter(model_card(on_the_hub(world.load()), inputs, [prompt], metrics))
+    assert fields == {
+        "base_model": ["DeepFloyd/IF-I-M-v1.0", "DeepFloyd/IF-II-M-v1.0"], "base_model_relation": "adapter",
+        "library_name": "diffusers", "pipeline_tag": "text-to-image", "license": "deepfloyd-if-license",
+        "instance_prompt": prompt, "tags": ["deepfloyd-if", "diffusers", "lora"],
+        "widget": [{"text": prompt, "output": {"url": "sheet.png"}}],
+    }  # fmt: skip
+    tiny = front_matter(model_card(world.load(), inputs, [prompt], metrics))
+    assert "base_model" not in tiny and tiny["license"] == "other"
+
+
+def test_a_whole_unet_is_a_fine_tune_and_no_adapter(
+    world: DataWorld, inputs: BundleInputs[Artifact], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(card, "product_name", lambda _: UNET_FOLDER)
+    metrics = BundleSummary(stage1=FIGURES, stage2=FIGURES, samples=SamplesSummary())
+    fields = front_matter(model_card(on_the_hub(world.load()), inputs, ["a"], metrics))
+    assert (fields["base_model_relation"], fields["tags"][-1]) == ("finetune", "full-finetune")
+
+
+def test_a_person_reads_the_figures_with_their_intervals_and_no_json(
+    world: DataWorld, inputs: BundleInputs[Artifact]
+) -> None:
+    samples = SamplesSummary(held_out=UPSCALED, probe_loss_base=0.00595, probe_loss_tuned=0.0596)
+    text = model_card(world.load(), inputs, ["a"], BundleSummary(stage1=FIGURES, stage2=FIGURES, samples=samples))
+    assert "| Stage I: loss | 0.0537 | 0.00880 | -0.0449 (-0.0595 to -0.0303, 95 %) |" in text
+    assert "| Stage I: loss on the base's own pictures | 0.00595 | 0.0596 | +0.0537 |" in text
+    assert "| bicubic | 30.1 | 250 |" in text and "- tuned over bicubic: PSNR +1.50 dB (+1.20 to +1.80, 95 %)" in text
+    assert "45 pictures, of which 3 were rejected." in text and "Stage I was trained on 40 pictures (80 crops)." in text
+    assert "```json" not in text and f"- data: {'1' * 16}" in text
+    heads = [line for line in text.splitlines() if line.startswith("## ")]
+    assert heads == ["## Use", "## Data", "## Figures", "## Settings", "## Lineage", "## Licence"]
+
+
+def test_without_held_out_pictures_and_samples_it_says_so(world: DataWorld, inputs: BundleInputs[Artifact]) -> None:
+    bare = replace(
+        inputs, cascade_samples=make(world.load(), "cascade_samples", {}, SamplesSummary(), of="none"), stage2_lora=None
+    )
+    training = FIGURES.model_copy(update={"eval_loss": None, "eval_loss_base": None, "eval_gain": None})
+    text = model_card(world.load(stages=(1,)), bare, ["a"], BundleSummary(stage1=training, samples=SamplesSummary()))
+    assert "There are no samples." in text and "No picture was held out of it, so it was not measured." in text
+    assert "widget" not in front_matter(text)
+
+
+def test_a_cell_does_not_end_its_table() -> None:
+    assert table(("a", "b"), [("x|y", "`z`\n")]) == ["| a | b |", "| --- | --- |", "| x\\|y | 'z' |"]

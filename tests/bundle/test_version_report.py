@@ -14,7 +14,7 @@ from PIL import Image
 from releases import deepfloyd
 from small_run import SmallRun
 
-from deepfloyd_core.bundle.card import HERE
+from deepfloyd_core.bundle.card_code import HERE
 from deepfloyd_core.bundle.picture_figures import picture_measures
 from deepfloyd_core.bundle.version_chart import Point, Series, chart_uri, svg
 from deepfloyd_core.bundle.version_page import page, write_report

@@ -4,7 +4,7 @@ from dataclasses import fields
 
 import pytest
 
-from deepfloyd_core.bundle.card import CALLS, VARIABLES
+from deepfloyd_core.bundle.card_code import CALLS, VARIABLES
 from deepfloyd_core.bundle.identity import BundleSummary
 from deepfloyd_core.config.flavours import PUBLISHED
 from deepfloyd_core.config.run import RunConfig

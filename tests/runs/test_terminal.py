@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from small_run import SmallRun
 
-from deepfloyd_core.bundle.build import markdown_tables
+from deepfloyd_core.bundle.measure_words import measure_words
 from deepfloyd_core.config.data_file import DataFile, load_data_file
 from deepfloyd_core.config.stages import Stage
 from deepfloyd_core.index.summary import IndexSummary
@@ -132,22 +132,21 @@ def test_measures_of_stage2_are_told_with_their_unit_and_which_way_is_better(
         noise_level=250, upscaled=dict.fromkeys(UPSCALED_BY, of_way), gain={"bicubic": {"consistency": (1.5,)}}
     )
     samples = SamplesSummary(samples=figures)
-    (measured,) = tables = samples.tables((1, 2))
+    (measured,) = samples.tables((1, 2))
     report.print_measures(Console(width=200), measured)
     printed = capsys.readouterr().out
     for words in ("PSNR of its downscale to the sample, dB, more is better", "levels of 255, less is better",
                   "neither way is better", "tuned over bicubic     consistency +1.50 dB"):  # fmt: skip
         assert words in printed, words
-    rows = measured.rows()
-    assert [row["upscaled by"] for row in rows] == list(UPSCALED_BY)
-    heads = ["noise level", "upscaled by", *(measure.meaning for measure in measures_against("sample"))]
-    assert list(rows[0]) == [*heads, "gain of the tuned model: PSNR of its downscale to the sample"]
-    table = markdown_tables(tables)
-    assert (
-        table[0] == "Stage II on Stage I's samples:"
-        and "| dB, more" not in table[2]
-        and "dB, more is better |" in table[2]
+    shown = measure_words(measured)
+    assert [row[0] for row in shown.rows] == list(UPSCALED_BY)
+    assert shown.heads == (
+        "upscaled by",
+        *(f"{one.label}{', dB' if one.unit == 'dB' else ''}" for one in measures_against("sample")),
+        "noise level",
     )
+    assert shown.notes[0].startswith("tuned over bicubic: consistency +1.50 dB")
+    assert any("levels of 255, less is better" in note for note in shown.notes)
 
 
 def test_a_result_in_an_odd_folder_is_printed_as_it_is(

@@ -1,0 +1,162 @@
+"""The Python code of a model card: it runs as it is in the bundle's folder, with stock diffusers, and makes one picture.
+
+Base models are named as in the run file: by their hub id, by the flavour's name when this package has or writes the
+weights, or by their folder.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from deepfloyd_core.adapters.files import BITFIT_FILE, CONTROL_FILE, UNET_FOLDER
+from deepfloyd_core.config.base import is_there
+from deepfloyd_core.config.flavours import RANDOM
+from deepfloyd_core.config.run import Run
+from deepfloyd_core.config.stage import StageConfig
+from deepfloyd_core.config.stages import STAGES, UPSCALE, Stage
+
+HERE = "# Run this in the folder of this file."
+_DTYPES = {"no": "torch.float32", "bf16": "torch.bfloat16"}
+
+
+def card_code(run: Run, products: Mapping[Stage, str], prompt: str) -> list[str]:
+    """The lines of the code. products: of each stage the trained product, as `product_name`."""
+    stages = run.config.stages
+    lines = [HERE, *_imports(run, products), ""]
+    lines += [
+        'parts = {"safety_checker": None, "feature_extractor": None, "watermarker": None, "requires_safety_checker": False,',
+        '         "use_safetensors": True}',
+    ]
+    for stage in stages:
+        lines += _loaded(stage, run.config.stage(stage), products[stage], text=stage == stages[0])
+    lines += [
+        "if torch.cuda.is_available():",
+        *(f"    stage{stage}.enable_model_cpu_offload()" for stage in stages),
+        "",
+    ]
+    negative = _quoted(run.config.validation_negative_prompt)
+    lines += [
+        f"prompt, seed = {_quoted(prompt)}, {run.config.validation_seed}",
+        f"embeds, negative = stage{stages[0]}.encode_prompt(prompt, negative_prompt={negative}, clean_caption=True)",
+        'text = {"prompt_embeds": embeds, "negative_prompt_embeds": negative}',
+    ]
+    for stage in stages:
+        lines += CALLS[stage](run, stage, products[stage])
+    lines += [f"picture = {VARIABLES[stages[-1]]}.images[0]"]
+    return [*lines, 'picture.save("../picture.png")  # `deepfloyd verify` knows the files of this folder']
+
+
+def _imports(run: Run, products: Mapping[Stage, str]) -> list[str]:
+    names = ["DDPMScheduler", *dict.fromkeys(STAGES[stage].pipeline for stage in products)]
+    names += ["UNet2DConditionModel"] if UNET_FOLDER in products.values() else []
+    lines = ["import torch", f"from diffusers import {', '.join(names)}"]
+    lines += ["from safetensors.torch import load_file"] if BITFIT_FILE in products.values() else []
+    bases = " ".join(_base(stage, run.config.stage(stage), False) for stage in products)
+    ours = [name for name in ("FLAVOURS", "resolve") if f"{name}[" in bases or f"{name}(" in bases]
+    if CONTROL_FILE in products.values():
+        ours += ["load_control"] if run.config.paired else ["load_control", "conditioning_picture"]
+    if any(run.config.stage(stage).validation_back_projection for stage in run.config.upscalers):
+        ours.append("back_projecting")
+    lines += [f"from deepfloyd_core.api import {', '.join(ours)}"] if ours else []
+    return lines
+
+
+def _loaded(stage: Stage, settings: StageConfig, product: str, text: bool) -> list[str]:
+    """A stage's pipeline with its trained weights; the first pipeline encodes the prompt for all."""
+    dtype = f"dtype={_DTYPES[settings.mixed_precision]}"
+    more = "" if text else ", text_encoder=None, tokenizer=None"
+    before: list[str] = []
+    after = [f'stage{stage}.load_lora_weights("stage{stage}")']
+    if product == BITFIT_FILE:
+        after = [
+            f'biases = load_file("stage{stage}/{product}")',
+            f"assert not stage{stage}.unet.load_state_dict(biases, strict=False).unexpected_keys",
+        ]
+    elif product == CONTROL_FILE:
+        after = [f'load_control(stage{stage}.unet, "stage{stage}/{product}")']
+    elif product == UNET_FOLDER:
+        before = [
+            f'unet = UNet2DConditionModel.from_pretrained("stage{stage}", subfolder="unet", {dtype}, use_safetensors=True)'
+        ]
+        more, after = f"{more}, unet=unet", []
+    return [
+        f"base = {_base(stage, settings, text)}",
+        *before,
+        f"stage{stage} = {STAGES[stage].pipeline}.from_pretrained(base, {dtype}{more}, **parts)",
+        *after,
+        f'stage{stage}.scheduler = DDPMScheduler.from_pretrained("stage{stage}/scheduler")',
+        "",
+    ]
+
+
+def _base(stage: Stage, settings: StageConfig, text: bool) -> str:
+    """The expression that names a stage's base model. text: with its text encoder."""
+    if settings.model.startswith(RANDOM):
+        return f"str(resolve({_quoted(settings.model)}, {stage}, text={text}))"
+    if settings.model == settings.flavour.repo and Path(settings.model).is_absolute():
+        return f'FLAVOURS["{settings.flavour.name}"].repo'
+    folder = Path(settings.model)
+    return _quoted(str(folder.absolute()) if is_there(folder) else settings.model)
+
+
+def _text_call(run: Run, stage: Stage, product: str) -> list[str]:
+    """The call of the stage that makes pictures from text."""
+    settings, (width, height) = run.config.stage(stage), run.config.sample_sizes_px[0]
+    lines, more = [], ""
+    if product == CONTROL_FILE:
+        more = ', cross_attention_kwargs={"control_image": conditioning}'
+        kind = settings.controlnet_conditioning
+        if settings.paired:
+            lines = [
+                f"conditioning = torch.zeros(1, 3, {height}, {width})  # like those of conditioning_data, in [0, 1]"
+            ]
+        else:
+            lines = [
+                f"drawing = torch.zeros(1, 3, {height}, {width})  # the picture to compute it from, in [-1, 1]",
+                f'conditioning = conditioning_picture("{kind}", drawing)',
+            ]
+    more += _output(run, stage)
+    return [
+        *lines,
+        f"{VARIABLES[stage]} = stage{stage}(**text, width={width}, height={height}, {_sampling(settings)},",
+        f"               generator=torch.Generator().manual_seed(seed){more})",
+    ]
+
+
+def _upscaler_call(run: Run, stage: Stage, product: str) -> list[str]:
+    """The call of an upscaler, of the pictures of the stage before it if the run has that."""
+    source = STAGES[stage].upscales
+    assert source is not None
+    settings, width, height = run.config.stage(stage), STAGES[source].size_px, STAGES[source].size_px
+    lines = [f"low_res = torch.zeros(1, 3, {height}, {width})  # the picture to enlarge, in [-1, 1]"]
+    if source in run.config.stages:
+        factor = STAGES[source].scale // STAGES[run.config.first_stage].scale
+        width, height = (factor * edge for edge in run.config.sample_sizes_px[0])
+        lines = [f"low_res = {VARIABLES[source]}.images"]
+    if settings.validation_back_projection:
+        projecting = f"back_projecting(stage{stage}.scheduler, low_res.float().cpu())"
+        lines.append(f"stage{stage}.scheduler = {projecting}  # before each call")
+    return [
+        *lines,
+        f"{VARIABLES[stage]} = stage{stage}(**text, image=low_res, width={UPSCALE * width}, height={UPSCALE * height}, "
+        f"noise_level={settings.validation_noise_level},",
+        f"               {_sampling(settings)}, generator=torch.Generator().manual_seed(seed){_output(run, stage)})",
+    ]
+
+
+def _output(run: Run, stage: Stage) -> str:
+    """The argument for a tensor as output, for a stage whose pictures another one upscales; else empty."""
+    return ', output_type="pt"' if any(STAGES[other].upscales == stage for other in run.config.stages) else ""
+
+
+# The code that calls each stage, and the variable with its output.
+CALLS: dict[Stage, Callable[[Run, Stage, str], list[str]]] = {1: _text_call, 2: _upscaler_call}
+VARIABLES: dict[Stage, str] = {1: "small", 2: "large"}
+
+
+def _sampling(settings: StageConfig) -> str:
+    return f"num_inference_steps={settings.validation_num_inference_steps}, guidance_scale={settings.validation_guidance:g}"
+
+
+def _quoted(text: str) -> str:
+    """A Python literal that ends no code block of markdown."""
+    return repr(text).replace("`", "\\x60")

@@ -1,0 +1,109 @@
+"""The code of a model card: it runs as it stands on any base model, and makes the picture that our sampler makes."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from data_world import DataWorld
+from model_cards import run_code
+
+from deepfloyd_core.adapters.files import product_name
+from deepfloyd_core.adapters.lora import trainable
+from deepfloyd_core.adapters.method import method_of
+from deepfloyd_core.bundle.card_code import card_code
+from deepfloyd_core.config.flavours import FLAVOURS
+from deepfloyd_core.config.run import Run
+from deepfloyd_core.config.stages import Stage
+from deepfloyd_core.models.folders import resolve
+from deepfloyd_core.models.unet import load_unet, trained_scheduler
+from deepfloyd_core.sampling.jobs import cascade_of
+from deepfloyd_core.sampling.sampler import make_sampler, sample_from_text, sample_upscaled
+
+FAST = {"validation_num_inference_steps": 2, "mixed_precision": "no", "lora_rank": 4}
+STAGE1, STAGE2 = {"model_flavour": "tiny-i", **FAST}, {"model_flavour": "tiny-ii", "validation_guidance": 1.0, **FAST}
+
+
+def trained(run: Run, bundle: Path) -> dict[Stage, str]:
+    """What a training leaves of each stage, moved away from its base by hand."""
+    products = {}
+    for stage in run.config.stages:
+        settings, folder = run.config.stage(stage), resolve(run.config.stage(stage).model, stage)
+        unet, method = load_unet(folder, torch.float32), method_of(settings)
+        method.prepare(unet, settings, 0)
+        with torch.no_grad():
+            for param in trainable(unet).values():
+                param.add_(torch.full_like(param, 0.01))
+        out = bundle / f"stage{stage}"
+        out.mkdir(parents=True)
+        method.save(unet, stage, folder, out)
+        trained_scheduler(folder, False).save_pretrained(out / "scheduler")
+        products[stage] = product_name(out)
+    return products
+
+
+def ran(world: DataWorld, stages: tuple[Stage, ...], prompt: str = "a purple star", **keys: Any) -> dict[str, Any]:
+    """The names of the card's code, after it has run."""
+    world.add("0.png", np.zeros((300, 300, 3), np.uint8))
+    run = world.load(stages=stages, device="cpu", **keys)
+    bundle = world.folder / "bundle"
+    return {**run_code("\n".join(card_code(run, trained(run, bundle), prompt)), bundle), "run": run, "bundle": bundle}
+
+
+def test_the_code_makes_the_picture_that_the_cascade_makes(world: DataWorld) -> None:
+    keys: dict[str, Any] = {
+        "stage1": STAGE1,
+        "stage2": {**STAGE2, "validation_back_projection": True},
+        "validation_resolution": "96x64",
+    }
+    names = ran(world, (1, 2), validation_seed=7, **keys)
+    run, picture = names["run"], names["picture"]
+    assert picture.size == (384, 256)
+    samplers = [
+        make_sampler(one, names["bundle"] / f"stage{one.stage}", run.config, lambda count: None)
+        for one in cascade_of(run, {stage: Path(run.config.stage(stage).model) for stage in run.config.stages}).stages
+    ]
+    text, negative = names["embeds"], names["negative"]
+    small = sample_from_text(samplers[0], text, negative, [7], (96, 64))
+    large = sample_upscaled(samplers[1], text, negative, [7], small)
+    made = ((large[0].permute(1, 2, 0) + 1) * 127.5).numpy()
+    assert np.abs(made - np.asarray(picture)).max() <= 1
+
+
+def test_the_code_runs_on_a_local_folder(world: DataWorld) -> None:
+    folder = world.folder / "my 'own' model"
+    folder.symlink_to(FLAVOURS["tiny-i"].repo)
+    names = ran(world, (1,), stage1={**STAGE1, "pretrained_model_name_or_path": str(folder)})
+    assert names["picture"].size == (64, 64) and "resolve" not in names and "FLAVOURS" not in names
+
+
+@pytest.mark.slow
+def test_the_code_runs_on_random_weights(world: DataWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deepfloyd_core.models.random_weights.default_cache", lambda: tmp_path / "cache")
+    assert ran(world, (1,), stage1={**STAGE1, "model_flavour": "random:tiny-i"})["picture"].size == (64, 64)
+
+
+def test_the_code_of_stage2_alone_enlarges(world: DataWorld) -> None:
+    assert ran(world, (2,), stage2=STAGE2)["picture"].size == (256, 256)
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [{"use_bitfit": True, "lora_dropout": 0.0}, {"model_type": "full", "lora_dropout": 0.0},
+     {"controlnet": True, "controlnet_conditioning": "canny"}],
+    ids=["biases", "full", "control"],
+)  # fmt: skip
+def test_the_code_loads_whatever_was_trained(world: DataWorld, keys: dict[str, Any]) -> None:
+    ran(world, (1,), stage1={"model_flavour": "tiny-i", **{k: v for k, v in FAST.items() if k != "lora_rank"}, **keys})
+
+
+def test_a_prompt_is_a_python_literal_that_ends_no_code_block(world: DataWorld) -> None:
+    prompt = "a \"star\" of ```python\nimport os``` and 'it' \\ é"
+    world.add("0.png", np.zeros((300, 300, 3), np.uint8))
+    code = card_code(world.load(stages=(1,)), {1: "pytorch_lora_weights.safetensors"}, prompt)
+    assert not [line for line in code if "`" in line and not line.startswith("picture.save")]
+    (line,) = [line for line in code if line.startswith("prompt, seed = ")]
+    names: dict[str, Any] = {}
+    exec(line, names)
+    assert names["prompt"] == prompt
