@@ -37,8 +37,10 @@ class Web:
         self.processes: list[subprocess.Popen[bytes]] = []
 
     def start(self, *_: object) -> str:
-        self.processes.append(subprocess.Popen(self.command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
-        assert within(20, lambda: answers(self.url, 1.0), every_s=0.05)
+        process = subprocess.Popen(self.command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self.processes.append(process)
+        # A thread that starts one may still be here when the test is over and has killed it.
+        assert within(20, lambda: process.poll() is not None or answers(self.url, 1.0), every_s=0.05)
         return self.url
 
     def address(self, home: Path) -> str | None:
