@@ -15,6 +15,8 @@ Seeds = Annotated[str, Field(pattern=r"^\s*\d+(-\d+)?(\s*,\s*\d+(-\d+)?)*\s*$")]
 Number = Annotated[int, Field(ge=1)]
 Prompts = str | list[str] | None
 Sizes = Annotated[str | None, Field(pattern=r"^\s*\d+(x\d+)?(\s*,\s*\d+(x\d+)?)*\s*$")]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+OneVersion = Annotated[str, Field(pattern=r"^(latest|base|\d+)$")] | Annotated[int, Field(ge=1)]
 _VERSION = r"\s*(latest|base|\d+)\s*"
 VersionName = Annotated[str, Field(pattern=rf"^{_VERSION}(,{_VERSION})*$")] | Annotated[int, Field(ge=1)]
 

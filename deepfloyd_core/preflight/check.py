@@ -19,6 +19,7 @@ from deepfloyd_core.models.folders import folder_here, resolve
 from deepfloyd_core.preflight.generate import GenerateOptions, check_generate, generate_model_faults, prompt_faults
 from deepfloyd_core.preflight.load import read_run
 from deepfloyd_core.preflight.unet_sizes import check_unet, training_size_faults
+from deepfloyd_core.preflight.upscale import UpscaleOptions, check_upscale, own_picture_faults, upscale_model_faults
 from deepfloyd_core.preflight.wandb_login import check_wandb
 from deepfloyd_core.store.events import standing
 
@@ -29,8 +30,9 @@ log = logging.getLogger(__name__)
 # The stages whose models have passed, each with the weights that it starts from.
 _Checked: TypeAlias = "dict[Stage, tuple[Path, Parent | None]]"
 
-# What a flow makes, with all that it needs for that. A stage: its LoRA. GenerateOptions: those of `generate`.
-Goal = Literal["crops", "text_embeds", "lora_bundle"] | Stage | GenerateOptions
+# What a flow makes, with all that it needs for that. A stage: its LoRA. The options: those of `generate` and `upscale`.
+Goal = Literal["crops", "text_embeds", "lora_bundle"] | Stage | GenerateOptions | UpscaleOptions
+_DRAWS = (GenerateOptions, UpscaleOptions)
 
 
 def check_run(path: Path, overrides: tuple[str, ...], goal: Goal, elsewhere: bool = True, workers: bool = True) -> Run:
@@ -68,6 +70,8 @@ def _first_round(
 ) -> Run | None:
     if isinstance(goal, GenerateOptions):
         faults += prompt_faults(goal)
+    if isinstance(goal, UpscaleOptions):
+        faults += own_picture_faults(goal)
     run = read_run(path, overrides, faults)
     if run is None or goal == "crops":
         return run
@@ -77,6 +81,8 @@ def _first_round(
         check_generate(run, goal, faults)
         if run.config.text_to_image is None:
             return run
+    if isinstance(goal, UpscaleOptions):
+        check_upscale(run, goal, faults)
     stages = attempt(faults, _stages, run.config, goal) or ()
     encoder = run.config.first_stage  # whose text encoder is used
     for stage in run.config.stages:
@@ -89,6 +95,8 @@ def _first_round(
 
 def _stages(config: RunConfig, goal: Goal) -> tuple[Stage, ...]:
     """The stages whose UNets are trained or sampled. Raises ConfigError for one that the run does not have."""
+    if isinstance(goal, UpscaleOptions):
+        return config.upscalers
     if isinstance(goal, GenerateOptions) or goal == "lora_bundle":
         return config.stages
     if goal == "crops" or goal == "text_embeds":
@@ -108,6 +116,9 @@ def _check_model(run: Run, goal: Goal, stage: Stage, folder: Path, faults: list[
     if isinstance(goal, GenerateOptions):
         faults += generate_model_faults(run, goal, stage, folder)
         return None
+    if isinstance(goal, UpscaleOptions):
+        faults += upscale_model_faults(run, goal, stage, folder)
+        return None
     faults += map(ConfigError, training_size_faults(run, stage, folder))
     if run.config.stage(stage).init_lora is None:
         return None
@@ -120,7 +131,7 @@ def _check_model(run: Run, goal: Goal, stage: Stage, folder: Path, faults: list[
 def _ask_services(run: Run, goal: Goal, workers: bool) -> None:
     """Raise for a cluster that does not answer, and for W&B without a key."""
     faults: list[DeepFloydError] = []
-    if workers and goal != "text_embeds" and not isinstance(goal, GenerateOptions):
+    if workers and goal != "text_embeds" and not isinstance(goal, _DRAWS):
         attempt(faults, check_workers, run)
     if "wandb" in run.config.trackers and _trains(goal):
         attempt(faults, check_wandb)
@@ -138,7 +149,7 @@ def _fetch_models(run: Run, goal: Goal, checked: _Checked) -> None:
     """
     faults: list[DeepFloydError] = []
     for stage in _stages(run.config, goal):
-        encodes = isinstance(goal, GenerateOptions) and stage == run.config.first_stage
+        encodes = isinstance(goal, _DRAWS) and stage == run.config.first_stage
         folder = resolve(run.config.stage(stage).model, stage, text=encodes)
         if stage not in checked or checked[stage][0] != folder:
             checked[stage] = folder, _check_model(run, goal, stage, folder, faults)

@@ -39,6 +39,7 @@ from deepfloyd_core.types import Json, Report, no_report
 ENTRIES = (  # of all jobs, for the process that imports what they need
     "deepfloyd_core.text.encode", "deepfloyd_core.text.projection", "deepfloyd_core.sampling.remakes",
     "deepfloyd_core.training.trainer", "deepfloyd_core.sampling.cascade", "deepfloyd_core.sampling.generate",
+    "deepfloyd_core.sampling.upscale",
 )  # fmt: skip
 STORAGE = 100  # a job that could not write its result, for want of space, ends with this code + the error's number
 POLL_S = 0.1

@@ -11,7 +11,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from safetensors.torch import load_file, save_file
 
 from deepfloyd_core.adapters.controlnet import control_of
 from deepfloyd_core.config.stages import STAGES, Stage
@@ -27,6 +26,7 @@ from deepfloyd_core.sampling.jobs import GeneratedSummary, GenerateRequest, Samp
 from deepfloyd_core.sampling.parts import Parts
 from deepfloyd_core.sampling.pictures import INDEX, batches, picture_file, picture_scale
 from deepfloyd_core.sampling.sampler import Sampler, make_sampler, sample
+from deepfloyd_core.sampling.stored import StoredTexts, store_tensor, stored_tensor
 from deepfloyd_core.store.parts import finish_part, part_is_whole
 from deepfloyd_core.store.pinned import PinnedFile
 from deepfloyd_core.store.versions import stage_folder
@@ -46,7 +46,7 @@ def generate_pictures(job: Job[GenerateRequest]) -> GeneratedSummary:
     request, stages = job.request, job.request.cascade.stages
     use_threads(request.machine.num_threads)
     (job.out / _DRAWN).mkdir(exist_ok=True)
-    parts, texts = Parts(job.report, len(stages)), _Texts(job)
+    parts, texts = Parts(job.report, len(stages)), _texts(job)
     for one in stages:
         _draw(job, one, texts, parts)
     _write_index(job)
@@ -54,7 +54,7 @@ def generate_pictures(job: Job[GenerateRequest]) -> GeneratedSummary:
     return GeneratedSummary(pictures=len(request.pictures), stages=tuple(one.stage for one in stages))
 
 
-def _draw(job: Job[GenerateRequest], one: SampledStage, texts: "_Texts", parts: Parts) -> None:
+def _draw(job: Job[GenerateRequest], one: SampledStage, texts: StoredTexts, parts: Parts) -> None:
     """Draw what a stage lacks."""
     request, pictures = job.request, job.request.pictures
     at_once = 1 if pick_device(request.machine.device).type == "cpu" else STAGES[one.stage].sample_batch
@@ -75,13 +75,24 @@ def _draw(job: Job[GenerateRequest], one: SampledStage, texts: "_Texts", parts: 
             _keep(job, one, number, picture)
 
 
+def _texts(job: Job[GenerateRequest]) -> StoredTexts:
+    """Of the prompts and the negative prompts."""
+    request = job.request
+    both = [*(one.prompt for one in request.pictures), *(one.negative_prompt for one in request.pictures)]
+
+    def encode(texts: list[str]) -> torch.Tensor:
+        return encode_prompts(texts, request.encoder_name, request.encoder, request.text, request.machine)
+
+    return StoredTexts(both, encode, job.out / _DRAWN / "text.safetensors")
+
+
 def _given(job: Job[GenerateRequest], sampler: Sampler, group: list[int]) -> torch.Tensor | None:
     """What a batch is sampled from beside the text: an upscaler's low-res pictures (N, 3, H, W) in [-1, 1], a ControlNet's
     conditioning in [0, 1].
     """
     source, control = STAGES[sampler.stage].upscales, job.request.control
     if source is not None:
-        return torch.stack([_loaded(_state(job, source, number)) for number in group])
+        return torch.stack([stored_tensor(_state(job, source, number)) for number in group])
     if control is None:
         return None
     hint = _conditioning(job, control, sampler, job.request.pictures[group[0]].size)
@@ -128,44 +139,6 @@ def _conditioning(
     return hint
 
 
-class _Texts:
-    """Hidden states of the prompts and negative prompts, each encoded once. The encoder is loaded when the first text is
-    needed, and no more in a job that goes on.
-    """
-
-    def __init__(self, job: Job[GenerateRequest]) -> None:
-        self._request, self._file = job.request, job.out / _DRAWN / "text.safetensors"
-        pictures = job.request.pictures
-        both = [*(one.prompt for one in pictures), *(one.negative_prompt for one in pictures)]
-        self._places = {text: place for place, text in enumerate(dict.fromkeys(both))}
-        self._rows: torch.Tensor | None = None
-
-    def of(self, texts: list[str]) -> torch.Tensor:
-        """(N, T, D) on the CPU."""
-        if self._rows is None:
-            self._rows = self._encoded()
-        return self._rows[[self._places[text] for text in texts]]
-
-    def _encoded(self) -> torch.Tensor:
-        if part_is_whole(self._file):
-            return _loaded(self._file)
-        request = self._request
-        rows = encode_prompts(list(self._places), request.encoder_name, request.encoder, request.text, request.machine)
-        _store(rows, self._file)
-        return rows
-
-
-def _store(tensor: torch.Tensor, file: Path) -> None:
-    with atomic_path(file) as tmp:
-        save_file({"": tensor.contiguous()}, tmp)
-    finish_part(file)
-
-
-def _loaded(file: Path) -> torch.Tensor:
-    tensor: torch.Tensor = load_file(file)[""]
-    return tensor
-
-
 def _keep(job: Job[GenerateRequest], one: SampledStage, number: int, made: torch.Tensor) -> None:
     """Write a picture (3, H, W) in [-1, 1]: for people, and for the next stage."""
     request = job.request
@@ -181,7 +154,7 @@ def _keep(job: Job[GenerateRequest], one: SampledStage, number: int, made: torch
     file = job.out / picture_file(request.pictures, number, _scale(job, one.stage))
     save_png(to_bytes(made[None])[0].numpy(), Sample(picture.prompt, picture.seed, request.version, settings), file)
     finish_part(file)
-    _store(made, _state(job, one.stage, number))
+    store_tensor(made, _state(job, one.stage, number))
 
 
 def _write_index(job: Job[GenerateRequest]) -> None:

@@ -11,10 +11,12 @@ from deepfloyd_core.config.keys import read_by
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.config.stages import STAGES, Stage
 from deepfloyd_core.errors import ConfigError
+from deepfloyd_core.files import canonical_json
+from deepfloyd_core.hashing import digest
 from deepfloyd_core.measures.registry import COLUMNS, networks_of
 from deepfloyd_core.models.identity import base_model, model_fingerprint
 from deepfloyd_core.models.text_encoders import text_encoder_of
-from deepfloyd_core.sampling.jobs import PROBED, LowResInputs, SampleInputs
+from deepfloyd_core.sampling.jobs import PROBED, LowResInputs, OwnPicture, SampleInputs
 from deepfloyd_core.sampling.pictures import Picture, asked_digest
 from deepfloyd_core.store.artifacts import Artifact, Request
 from deepfloyd_core.store.inputs import A
@@ -24,6 +26,7 @@ from deepfloyd_core.types import Json
 GENERATE_FORMAT = 5
 LOW_RES_FORMAT = 1
 SAMPLES_FORMAT = 11
+UPSCALE_FORMAT = 1
 
 
 def low_res_request(run: Run, stage: Stage, folder: Path, inputs: LowResInputs[A]) -> Request:
@@ -97,3 +100,28 @@ def generate_request(
     encoder = {"encoder": model_fingerprint(folders[first], text_encoder_of(first).parts)}
     published = {} if bundle is None else {"lora_bundle": bundle.name}
     return Request("generated", GENERATE_FORMAT, spec, {**published, **models, **encoder})
+
+
+def upscale_request(
+    run: Run,
+    pictures: Sequence[OwnPicture],
+    seed: int,
+    version: str,
+    folders: dict[Stage, Path],
+    bundle: Artifact | None,
+) -> Request:
+    """Identity of upscaled pictures: their bytes, names and prompts, sampler settings, the model, the version's bundle."""
+    config, stage = run.config, run.config.upscalers[0]
+    asked = [[one.name, one.source.sha256, one.prompt] for one in pictures]
+    spec: Json = {
+        "version": version,
+        "seed": seed,
+        **read_by(config, "generated"),
+        "asked": digest(canonical_json(asked)),
+    }
+    del spec["validation_resolution"]
+    spec[STAGES[stage].table] = read_by(config.stage(stage), "generated", stage)
+    encoder = model_fingerprint(folders[config.first_stage], text_encoder_of(config.first_stage).parts)
+    published = {} if bundle is None else {"lora_bundle": bundle.name}
+    models = base_model(stage, folders[stage], f"{STAGES[stage].table}_model")
+    return Request("upscaled", UPSCALE_FORMAT, spec, {**published, **models, "encoder": encoder})

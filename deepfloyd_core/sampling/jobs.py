@@ -231,3 +231,50 @@ def generate_job(
         pictures=tuple(pictures), version=version, drawn_with={"settings": settings, "inputs": request.inputs},
         bundle=bundle, control=control,
     )  # fmt: skip
+
+
+class UpscaledSummary(Summary):
+    """The summary of upscaled pictures."""
+
+    pictures: int
+    left_out: Mapping[str, str]  # files that cannot be upscaled, and why
+
+
+class OwnPicture(Spec):
+    """A picture of the user's own to upscale."""
+
+    name: str  # its file's
+    file: str  # the name of what is made
+    prompt: str
+    source: PinnedFile
+
+
+class UpscaleRequest(JobRequest[UpscaledSummary]):
+    """Upscale pictures with the weights of a version or with the base model."""
+
+    job = "upscale"
+    entry = "deepfloyd_core.sampling.upscale:upscale_pictures"
+    returns = UpscaledSummary
+    upscaler: SampledStage
+    text: TextKeys
+    encoder_name: str  # of the text encoder, in TEXT_ENCODERS
+    encoder: Path  # folder of the model that has it
+    pictures: tuple[OwnPicture, ...]
+    negative_prompt: str
+    seed: int
+    version: str  # its number, or `base`; written into the pictures
+    bundle: Artifact | None = None  # what the version published
+
+
+def upscale_job(
+    run: Run, pictures: Sequence[OwnPicture], seed: int, version: str, models: Mapping[Stage, Path],
+    bundle: Artifact | None,
+) -> UpscaleRequest:  # fmt: skip
+    """The job that upscales pictures. models: folders of the upscaler and of the stage that has the text encoder."""
+    config, stage = run.config, run.config.upscalers[0]
+    return UpscaleRequest(
+        machine=config, upscaler=SampledStage(stage=stage, settings=config.stage(stage), model=models[stage]), text=config,
+        encoder_name=STAGES[config.first_stage].text_encoder, encoder=models[config.first_stage],
+        pictures=tuple(pictures), negative_prompt=config.validation_negative_prompt, seed=seed, version=version,
+        bundle=bundle,
+    )  # fmt: skip

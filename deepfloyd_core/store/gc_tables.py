@@ -11,7 +11,7 @@ from deepfloyd_core.store.changes import label
 from deepfloyd_core.store.counts import days, many, ranges, size
 from deepfloyd_core.store.gc import Collection
 from deepfloyd_core.store.inventory import FileLink, bytes_on_disk
-from deepfloyd_core.store.retention import GENERATED, Going
+from deepfloyd_core.store.retention import DRAWN, GENERATED, Going
 
 
 @dataclass(frozen=True)
@@ -132,6 +132,6 @@ def _sort(going: Going) -> str:
     """The sort of reason why an artifact goes."""
     if not going.artifact.finished:
         return "unfinished"
-    if going.artifact.kind == GENERATED:
+    if going.artifact.kind in DRAWN:
         return GENERATED
     return "versions" if going.versions else "no version"

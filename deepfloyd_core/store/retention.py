@@ -18,6 +18,7 @@ from deepfloyd_core.store.inventory import FileLink, Inventory, Leftover, Stored
 from deepfloyd_core.store.lineage import Lineage, reached
 
 BUNDLE, GENERATED = "lora_bundle", "generated"
+DRAWN = {GENERATED, "upscaled"}  # pictures for people, from which nothing is made
 TEXTS = {f"{stage.table}_text" for stage in STAGES.values()}
 _DAY_S = 86_400
 KEPT_REPORTS = 20  # some 20 MB
@@ -162,7 +163,7 @@ def _newest(artifacts: Iterable[Stored]) -> Iterator[str]:
     newest: dict[tuple[str, bool], Stored] = {}
     for artifact in artifacts:
         key = artifact.kind, artifact.finished
-        if artifact.kind != GENERATED and (key not in newest or newest[key].changed < artifact.changed):
+        if artifact.kind not in DRAWN and (key not in newest or newest[key].changed < artifact.changed):
             newest[key] = artifact
     for (kind, finished), artifact in newest.items():
         if finished or (kind, True) not in newest or newest[kind, True].changed < artifact.changed:

@@ -208,6 +208,32 @@ def generate(
         out.print(f"{file}  {' '.join(text.split())}" if has_others else str(file))
 
 
+@app.command()
+def upscale(
+    config: ConfigPath,
+    pictures: Annotated[
+        Path, typer.Argument(metavar="PICTURES", parser=user_path, help="A picture, or a folder of them.")
+    ],
+    prompt: Annotated[str, typer.Option(help="What they show, where no caption in NAME.txt lies beside them.")] = "",
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of each picture's noise.")] = 0,
+    version: Annotated[
+        str, typer.Option(help="A number, `latest` for the champion, or `base` for no LoRA.")
+    ] = "latest",
+    overrides: Overrides = None,
+) -> None:
+    """Make pictures of your own four times as wide and high, with a published version or with the base model."""
+    from deepfloyd_core.preflight.upscale import UpscaleOptions
+
+    with _session(_load(config, overrides, UpscaleOptions(pictures, version, prompt, seed))) as call:
+        from flows.upscale import upscale as flow
+
+        artifact = call(flow, pictures=str(pictures.absolute()), prompt=prompt, seed=seed, version=version)
+    from deepfloyd_core.sampling.own_pictures import upscaled_files
+
+    for file in upscaled_files(artifact.path):
+        out.print(str(file))
+
+
 app.command()(verify)
 app.command("ls")(list_workspace)
 app.command()(history)

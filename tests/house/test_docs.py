@@ -36,6 +36,7 @@ def test_the_readme_names_every_flavour_and_command() -> None:
         "train-stage2",
         "retrain",
         "generate",
+        "upscale",
         "verify",
         "ls",
         "show",

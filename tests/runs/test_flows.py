@@ -449,6 +449,29 @@ def test_generate_gives_the_same_bytes_twice_and_says_how_they_were_made(finishe
     shutil.rmtree(run.workspace / "generated")
 
 
+def test_upscale_makes_pictures_of_ones_own_larger(finished: tuple[SmallRun, str], tmp_path: Path) -> None:
+    run, _ = finished
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    Image.new("RGB", (50, 40), "purple").save(photos / "a.png")
+    (photos / "b.png").write_bytes(b"no picture")
+    done = run.call_here("upscale", str(run.config), str(photos), "--prompt", "a purple star", *FAST)
+    assert done.returncode == 0 and "b.png is left out: " in done.stderr, done.stderr
+    (file,) = map(Path, done.stdout.split())
+    with Image.open(file) as picture:
+        assert picture.size == (200, 160) and json.loads(picture.info["deepfloyd"])["variant"] == "1"
+    base = run.call_here("upscale", str(run.config), str(photos / "a.png"), "--version", "base", *FAST)
+    assert Path(base.stdout.strip()).read_bytes() != file.read_bytes()
+    for wrong, fault in (
+        ((str(photos / "b.png"),), "None of 1 file can be upscaled"),
+        ((str(photos / "c"),), "is not there"),
+        ((str(photos), "--version", "9"), "published: 1"),
+        ((str(photos), "--set", "stage2="), "needs an"),
+    ):
+        refused = run.call_here("upscale", str(run.config), *wrong, *FAST[: 0 if "stage2=" in wrong else None])
+        assert refused.returncode in (1, 2) and fault in refused.stderr, (wrong, refused.stderr)
+
+
 def test_generate_refuses_a_version_that_is_not_there(finished: tuple[SmallRun, str]) -> None:
     run, _ = finished
     done = run.call_here("generate", str(run.config), "--prompt", "x", "--version", "9")

@@ -1,0 +1,46 @@
+"""Checks the options of `upscale` against a run, its versions and their models."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from deepfloyd_core.config.run import Run
+from deepfloyd_core.config.stages import UPSCALERS, Stage, tables
+from deepfloyd_core.errors import ConfigError, DeepFloydError, attempt
+from deepfloyd_core.preflight.generate import version_bundle
+
+
+@dataclass(frozen=True)
+class UpscaleOptions:
+    """The pictures that `upscale` is asked for."""
+
+    pictures: Path  # a file or a folder
+    version: str  # `latest`, a number, or `base`
+    prompt: str = ""  # of pictures without a caption beside them
+    seed: int = 0
+
+
+def own_picture_faults(options: UpscaleOptions) -> list[DeepFloydError]:
+    """What can be said of the pictures without the run file."""
+    # Not above: it takes pydantic's models of all jobs.
+    from deepfloyd_core.sampling.own_pictures import own_pictures
+
+    faults: list[DeepFloydError] = []
+    attempt(faults, own_pictures, options.pictures, options.prompt)
+    return faults
+
+
+def check_upscale(run: Run, options: UpscaleOptions, faults: list[DeepFloydError]) -> None:
+    """All checks of the options that need no models, beside `own_picture_faults`."""
+    if not run.config.upscalers:
+        faults.append(ConfigError(f"upscale needs an upscaler: add a {tables(UPSCALERS)} table with a model_flavour."))
+    attempt(faults, version_bundle, run, options.version)
+
+
+def upscale_model_faults(run: Run, options: UpscaleOptions, stage: Stage, folder: Path) -> list[DeepFloydError]:
+    """Why a base model cannot upscale: a version that was trained on another one."""
+    from deepfloyd_core.sampling.identity import check_base
+
+    faults: list[DeepFloydError] = []
+    if bundle := attempt([], version_bundle, run, options.version):
+        attempt(faults, check_base, bundle, stage, folder)
+    return faults

@@ -1,0 +1,41 @@
+"""Upscale pictures of one's own with a published version, or with the base model."""
+
+from pathlib import Path
+
+from prefect import flow
+
+from deepfloyd_core.preflight.check import check_run
+from deepfloyd_core.preflight.generate import version_number
+from deepfloyd_core.preflight.upscale import UpscaleOptions
+from deepfloyd_core.sampling.own_pictures import own_pictures
+from deepfloyd_core.store.artifacts import Artifact
+from deepfloyd_core.store.leases import leased
+from flows.deployable import deployable
+from flows.parameters import OneVersion, Overrides, Seed
+from flows.runs.run_lease import gpu_of, rename_run
+from tasks import VERSION
+from tasks.upscaled import upscaled
+
+
+@flow(name="upscale", version=VERSION)
+@deployable
+@leased
+def upscale(
+    config: str, pictures: str, prompt: str = "", seed: Seed = 0, version: OneVersion = "latest",
+    overrides: Overrides = None,
+) -> Artifact:  # fmt: skip
+    """Make pictures of one's own four times as wide and high, with a published version or with the base model.
+
+    Args:
+        config: The run file, from the project's folder.
+        pictures: A picture, or a folder of pictures, from the project's folder.
+        prompt: What the pictures show, where no caption in NAME.txt lies beside them.
+        seed: Seed of each picture's noise.
+        version: A version number, `latest`, or `base` for no LoRA.
+        overrides: Keys of the run file, each as KEY=VALUE; KEY= removes one.
+    """
+    options = UpscaleOptions(Path(pictures), str(version), prompt, seed)
+    run = check_run(Path(config), tuple(overrides or ()), options)
+    rename_run(run.workspace)
+    with gpu_of(run):
+        return upscaled(run, own_pictures(options.pictures, prompt), version_number(run, options.version), seed)
