@@ -463,12 +463,12 @@ def test_upscale_makes_pictures_of_ones_own_larger(finished: tuple[SmallRun, str
     base = run.call_here("upscale", str(run.config), str(photos / "a.png"), "--version", "base", *FAST)
     assert Path(base.stdout.strip()).read_bytes() != file.read_bytes()
     for wrong, fault in (
-        ((str(photos / "b.png"),), "None of 1 file can be upscaled"),
-        ((str(photos / "c"),), "is not there"),
-        ((str(photos), "--version", "9"), "published: 1"),
-        ((str(photos), "--set", "stage2="), "needs an"),
+        ((str(photos / "b.png"), *FAST), "None of 1 file can be upscaled"),
+        ((str(photos / "c"), *FAST), "is not there"),
+        ((str(photos), "--version", "9", *FAST), "published: 1"),
+        ((str(photos), "--set", "stage2="), "upscale needs an upscaler"),
     ):
-        refused = run.call_here("upscale", str(run.config), *wrong, *FAST[: 0 if "stage2=" in wrong else None])
+        refused = run.call_here("upscale", str(run.config), *wrong)
         assert refused.returncode in (1, 2) and fault in refused.stderr, (wrong, refused.stderr)
 
 
