@@ -23,12 +23,12 @@ from deepfloyd_core.sampling.parts import Parts
 from deepfloyd_core.sampling.pictures import INDEX
 from deepfloyd_core.sampling.sampler import Sampler, make_sampler, sample_upscaled
 from deepfloyd_core.sampling.stored import StoredTexts
-from deepfloyd_core.sampling.windows import WindowedUnet
+from deepfloyd_core.sampling.windows import LargePictureScheduler, WindowedUnet
 from deepfloyd_core.store.parts import finish_part, part_is_whole
 from deepfloyd_core.store.versions import stage_folder
 from deepfloyd_core.text.encode import encode_prompts
 
-MOST_PX = 2048  # of an edge of a picture that is given
+MOST_PX = 1024  # of an edge of a picture that is given
 _SCHEMA = pa.schema(
     [
         ("source", pa.string()), ("file", pa.string()), ("prompt", pa.string()), ("width", pa.int32()),
@@ -53,6 +53,7 @@ def upscale_pictures(job: Job[UpscaleRequest]) -> UpscaledSummary:
         trained = stage_folder(bundle.path, stage) if bundle is not None and has_weights else None
         sampler = make_sampler(request.upscaler, trained, request.machine, sampled)
         sampler.pipeline.unet = WindowedUnet(sampler.pipeline.unet)
+        sampler.pipeline.scheduler = LargePictureScheduler.from_config(sampler.pipeline.scheduler.config)
         for one in missing:
             text, negative = texts.of([one.prompt]), texts.of([request.negative_prompt])
             _keep(job, one, _upscaled(sampler, text, negative, request.seed, _read(one)))
