@@ -101,7 +101,12 @@ def _given(job: Job[GenerateRequest], sampler: Sampler, group: list[int]) -> tor
 
 def _is_drawn(job: Job[GenerateRequest], stage: Stage, number: int) -> bool:
     file = job.out / picture_file(job.request.pictures, number, _scale(job, stage))
-    return part_is_whole(file) and part_is_whole(_state(job, stage, number))
+    return part_is_whole(file) and (not _is_upscaled(job, stage) or part_is_whole(_state(job, stage, number)))
+
+
+def _is_upscaled(job: Job[GenerateRequest], stage: Stage) -> bool:
+    """Whether another stage takes the pictures of this one."""
+    return any(STAGES[one.stage].upscales == stage for one in job.request.cascade.stages)
 
 
 def _state(job: Job[GenerateRequest], stage: Stage, number: int) -> Path:
@@ -154,7 +159,8 @@ def _keep(job: Job[GenerateRequest], one: SampledStage, number: int, made: torch
     file = job.out / picture_file(request.pictures, number, _scale(job, one.stage))
     save_png(to_bytes(made[None])[0].numpy(), Sample(picture.prompt, picture.seed, request.version, settings), file)
     finish_part(file)
-    store_tensor(made, _state(job, one.stage, number))
+    if _is_upscaled(job, one.stage):
+        store_tensor(made, _state(job, one.stage, number))
 
 
 def _write_index(job: Job[GenerateRequest]) -> None:

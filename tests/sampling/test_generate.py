@@ -93,7 +93,7 @@ def test_a_job_that_is_stopped_goes_on_with_the_first_picture_that_is_missing(
     if stops_after > COUNT:  # and one that a disk has damaged, for people or for the next stage
         file = out / "picture-001-seed-3-72x64.png"
         file.write_bytes(file.read_bytes()[:-1])
-        (out / ".drawn" / "stage2-0.safetensors").write_bytes(b"")
+        (out / ".drawn" / "stage1-0.safetensors").write_bytes(b"")
     with monkeypatch.context() as patched:
         patched.setattr(generate, "encode_prompts", lambda *_: pytest.fail("the texts are encoded already"))
         assert draw(OPTIONS, out, lambda done, total, _: lines.append((done, total))) == whole[1]
