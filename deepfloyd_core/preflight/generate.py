@@ -50,9 +50,9 @@ def generate_options(
             f"{from_picture} records its prompt, seed, size and version. Give none of these beside --from, or leave it out."
         )
     # Not above: it takes Pillow.
-    from deepfloyd_core.sampling.drawn_picture import DrawnPicture
+    from deepfloyd_core.sampling.drawn_picture import drawn_picture
 
-    again = DrawnPicture(from_picture)
+    again = drawn_picture(from_picture)
     width, height = again.size
     options = GenerateOptions(
         (again.prompt,), again.version, control, str(again.seed), f"{width}x{height}", again=again
@@ -133,13 +133,19 @@ def check_generate(run: Run, options: GenerateOptions, faults: list[DeepFloydErr
 
 def generate_model_faults(run: Run, options: GenerateOptions, stage: Stage, folder: Path) -> list[DeepFloydError]:
     """Why a stage's base model cannot be sampled: sizes, or a version that was trained on another base model."""
-    from deepfloyd_core.sampling.identity import check_base
-
     faults: list[DeepFloydError] = []
     if pictures := attempt([], pictures_of, run, options):
         sizes = {picture.size for picture in pictures}
         faults += map(ConfigError, asked_size_faults(run, stage, folder, sizes))
-    for version in options.versions:
+    return faults + base_faults(run, options.versions, stage, folder)
+
+
+def base_faults(run: Run, versions: tuple[str, ...], stage: Stage, folder: Path) -> list[DeepFloydError]:
+    """Versions that were trained on another base model of a stage than the one in a folder."""
+    from deepfloyd_core.sampling.identity import check_base
+
+    faults: list[DeepFloydError] = []
+    for version in versions:
         if bundle := attempt([], version_bundle, run, version):
             attempt(faults, check_base, bundle, stage, folder)
     return faults

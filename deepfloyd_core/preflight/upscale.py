@@ -6,7 +6,7 @@ from pathlib import Path
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.config.stages import UPSCALERS, Stage, tables
 from deepfloyd_core.errors import ConfigError, DeepFloydError, attempt
-from deepfloyd_core.preflight.generate import version_bundle
+from deepfloyd_core.preflight.generate import base_faults, version_bundle
 
 
 @dataclass(frozen=True)
@@ -22,10 +22,10 @@ class UpscaleOptions:
 def own_picture_faults(options: UpscaleOptions) -> list[DeepFloydError]:
     """What can be said of the pictures without the run file."""
     # Not above: it takes pydantic's models of all jobs.
-    from deepfloyd_core.sampling.own_pictures import own_pictures
+    from deepfloyd_core.sampling.own_pictures import picture_files
 
     faults: list[DeepFloydError] = []
-    attempt(faults, own_pictures, options.pictures, options.prompt)
+    attempt(faults, picture_files, options.pictures)
     return faults
 
 
@@ -38,9 +38,4 @@ def check_upscale(run: Run, options: UpscaleOptions, faults: list[DeepFloydError
 
 def upscale_model_faults(run: Run, options: UpscaleOptions, stage: Stage, folder: Path) -> list[DeepFloydError]:
     """Why a base model cannot upscale: a version that was trained on another one."""
-    from deepfloyd_core.sampling.identity import check_base
-
-    faults: list[DeepFloydError] = []
-    if bundle := attempt([], version_bundle, run, options.version):
-        attempt(faults, check_base, bundle, stage, folder)
-    return faults
+    return base_faults(run, (options.version,), stage, folder)

@@ -29,6 +29,7 @@ from deepfloyd_core.measures.upscaling import Row, Upscaler, measure_samples, me
 from deepfloyd_core.models.unet import pick_device, use_threads
 from deepfloyd_core.pictures.sheets import save_picture, titled_rows
 from deepfloyd_core.processes.jobs import Job
+from deepfloyd_core.sampling.drawn_picture import RECORD
 from deepfloyd_core.sampling.forgetting import DrawnProbes, ProbeLoss, write_probes
 from deepfloyd_core.sampling.jobs import SampledStage, SampleRequest, SamplesSummary
 from deepfloyd_core.sampling.parts import Parts, Sampled
@@ -147,7 +148,7 @@ def save_png(picture: np.ndarray, sample: Sample, path: Path) -> None:
     """
     info = PngInfo()
     record = {"prompt": sample.prompt, "seed": sample.seed, "variant": sample.variant, **sample.settings}
-    info.add_itxt("deepfloyd", json.dumps(record, sort_keys=True, ensure_ascii=False))
+    info.add_itxt(RECORD, json.dumps(record, sort_keys=True, ensure_ascii=False))
     if "steps" in sample.settings:
         info.add_itxt("parameters", _parameters(picture, sample))
     path.parent.mkdir(parents=True, exist_ok=True)

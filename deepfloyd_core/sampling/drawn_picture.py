@@ -24,66 +24,27 @@ class _DrawnWith(Spec):
     inputs: dict[str, str]
 
 
-class _Record(Spec):
+class DrawnPicture(Spec):
+    """What a PNG says of how it was drawn."""
+
+    path: Path
     prompt: str
     negative_prompt: str
     seed: int
-    variant: str
-    stage: Stage
-    size: tuple[int, int]
+    version: str  # a number, or `base`
+    stage: Stage  # that drew it
+    size: tuple[int, int]  # (width, height) of Stage I's picture, px
     drawn_with: _DrawnWith
-
-
-class DrawnPicture:
-    """What a PNG says of how it was drawn."""
-
-    def __init__(self, path: Path) -> None:
-        """Raises ConfigError for a file that is no picture of `generate`."""
-        self.path = path
-        try:
-            with Image.open(path) as picture:
-                text = picture.info.get(RECORD) if picture.format == "PNG" else None
-            found: dict[str, Any] = json.loads(text or "{}")
-            known = {name: found[name] for name in _Record.model_fields}
-            self._record = _Record.model_validate_json(json.dumps(known))
-        except (OSError, ValueError, KeyError, TypeError, ValidationError, Image.DecompressionBombError) as error:
-            told = "it cannot be read" if isinstance(error, OSError) else "it has no record of that"
-            raise ConfigError(f"{path} was not drawn by `deepfloyd generate`: {told}.") from None
-
-    @property
-    def prompt(self) -> str:
-        """As it was given."""
-        return self._record.prompt
-
-    @property
-    def seed(self) -> int:
-        """Of its noise."""
-        return self._record.seed
-
-    @property
-    def version(self) -> str:
-        """A number, or `base`."""
-        return self._record.variant
-
-    @property
-    def stage(self) -> Stage:
-        """The stage that drew it."""
-        return self._record.stage
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """(width, height) of Stage I's picture, px."""
-        return self._record.size
 
     def overrides(self) -> list[str]:
         """The settings as KEY=VALUE of the run file."""
         tables = {kind.table for kind in STAGES.values()}
-        return [*_overrides(self._record.drawn_with.settings, tables),
-                f"validation_negative_prompt={json.dumps(self._record.negative_prompt)}"]  # fmt: skip
+        return [*_overrides(self.drawn_with.settings, tables),
+                f"validation_negative_prompt={json.dumps(self.negative_prompt)}"]  # fmt: skip
 
     def check(self, request: Request) -> None:
         """Raise ConfigError when another request than the one that drew this picture would be made."""
-        known = self._record.drawn_with
+        known = self.drawn_with
         asked = {name: value for name, value in request.spec.items() if name != "asked"}
         differ = [*_differing(known.inputs, request.inputs), *_differing(known.settings, asked)]
         if differ:
@@ -91,6 +52,20 @@ class DrawnPicture:
                 f"{self.path} cannot be drawn again: {', '.join(differ)} {'is' if len(differ) == 1 else 'are'} not what it "
                 "was drawn with. Give the run file, the workspace and the models of that time."
             )
+
+
+def drawn_picture(path: Path) -> DrawnPicture:
+    """The record of a picture. Raises ConfigError for a file that is no picture of `generate`."""
+    try:
+        with Image.open(path) as picture:
+            text = picture.info.get(RECORD) if picture.format == "PNG" else None
+        found: dict[str, Any] = json.loads(text or "{}")
+        names = DrawnPicture.model_fields.keys() - {"path", "version"}
+        known = {name: found[name] for name in names} | {"path": str(path), "version": found["variant"]}
+        return DrawnPicture.model_validate_json(json.dumps(known))
+    except (OSError, ValueError, KeyError, TypeError, ValidationError, Image.DecompressionBombError) as error:
+        told = "it cannot be read" if isinstance(error, OSError) else "it has no record of that"
+        raise ConfigError(f"{path} was not drawn by `deepfloyd generate`: {told}.") from None
 
 
 def _differing(one: Json, other: Json) -> Iterator[str]:

@@ -29,8 +29,6 @@ from deepfloyd_core.sampling.sampler import Sampler, make_sampler, sample
 from deepfloyd_core.sampling.stored import StoredTexts, store_tensor, stored_tensor
 from deepfloyd_core.store.parts import finish_part, part_is_whole
 from deepfloyd_core.store.pinned import PinnedFile
-from deepfloyd_core.store.versions import stage_folder
-from deepfloyd_core.text.encode import encode_prompts
 
 _DRAWN = ".drawn"  # what a killed job goes on with
 _SCHEMA = pa.schema(
@@ -64,7 +62,7 @@ def _draw(job: Job[GenerateRequest], one: SampledStage, texts: StoredTexts, part
     sampled = parts.begin(f"{STAGES[one.stage].title}'s pictures", len(pictures), done)
     if not missing:
         return
-    sampler = make_sampler(one, _trained(request, one.stage), request.machine, sampled)
+    sampler = make_sampler(one, request.trained(one.stage), request.machine, sampled)
     for group in missing:
         batch = [pictures[number] for number in group]
         made = sample(
@@ -79,11 +77,7 @@ def _texts(job: Job[GenerateRequest]) -> StoredTexts:
     """Of the prompts and the negative prompts."""
     request = job.request
     both = [*(one.prompt for one in request.pictures), *(one.negative_prompt for one in request.pictures)]
-
-    def encode(texts: list[str]) -> torch.Tensor:
-        return encode_prompts(texts, request.encoder_name, request.encoder, request.text, request.machine)
-
-    return StoredTexts(both, encode, job.out / _DRAWN / "text.safetensors")
+    return StoredTexts(both, request, job.out / _DRAWN / "text.safetensors")
 
 
 def _given(job: Job[GenerateRequest], sampler: Sampler, group: list[int]) -> torch.Tensor | None:
@@ -116,14 +110,6 @@ def _state(job: Job[GenerateRequest], stage: Stage, number: int) -> Path:
 
 def _scale(job: Job[GenerateRequest], stage: Stage) -> int:
     return picture_scale(stage, job.request.cascade.stages[0].stage)
-
-
-def _trained(request: GenerateRequest, stage: Stage) -> Path | None:
-    """The folder with a stage's trained weights in a version; None if the version has none for it."""
-    bundle = request.bundle
-    if bundle is None or f"stage{stage}_lora" not in bundle.inputs:
-        return None
-    return stage_folder(bundle.path, stage)
 
 
 def _conditioning(

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic
 
 from deepfloyd_core.config.base import Spec
 from deepfloyd_core.config.run import Run
@@ -15,12 +16,13 @@ from deepfloyd_core.hashing import digest
 from deepfloyd_core.measures.figures import UpscalingFigures
 from deepfloyd_core.measures.tables import MeasureTable, measure_tables
 from deepfloyd_core.models.identity import base_model
-from deepfloyd_core.processes.jobs import JobRequest
+from deepfloyd_core.processes.jobs import JobRequest, S
 from deepfloyd_core.sampling.pictures import Picture
 from deepfloyd_core.store.artifacts import Artifact, Request
 from deepfloyd_core.store.inputs import A, Inputs
 from deepfloyd_core.store.manifest import Summary
 from deepfloyd_core.store.pinned import PinnedFile
+from deepfloyd_core.store.versions import stage_folder
 from deepfloyd_core.text.embeds import rows_identity
 from deepfloyd_core.types import Json
 
@@ -202,20 +204,31 @@ class GeneratedSummary(Summary):
     stages: tuple[Stage, ...]
 
 
-class GenerateRequest(JobRequest[GeneratedSummary]):
+class DrawRequest(JobRequest[S], Generic[S]):
+    """What all requests to draw with a version or with the base models have."""
+
+    text: TextKeys
+    encoder_name: str  # of the text encoder, in TEXT_ENCODERS
+    encoder: Path  # folder of the model that has it
+    version: str  # its number, or `base`; written into the pictures
+    bundle: Artifact | None = None  # what the version published
+
+    def trained(self, stage: Stage) -> Path | None:
+        """The folder with a stage's trained weights in the version; None if the version has none for it."""
+        if self.bundle is None or f"stage{stage}_lora" not in self.bundle.inputs:
+            return None
+        return stage_folder(self.bundle.path, stage)
+
+
+class GenerateRequest(DrawRequest[GeneratedSummary]):
     """Sample pictures with the weights of a version or with the base models."""
 
     job = "generate"
     entry = "deepfloyd_core.sampling.generate:generate_pictures"
     returns = GeneratedSummary
     cascade: Cascade
-    text: TextKeys
-    encoder_name: str  # of the text encoder, in TEXT_ENCODERS
-    encoder: Path  # folder of the model that has it
     pictures: tuple[Picture, ...]
-    version: str  # its number, or `base`; written into the pictures
     drawn_with: Json  # the settings and inputs that decide the bytes, as the pictures record them
-    bundle: Artifact | None = None  # what the version published
     control: PinnedFile | None = None  # the picture that a ControlNet follows
 
 
@@ -249,21 +262,16 @@ class OwnPicture(Spec):
     source: PinnedFile
 
 
-class UpscaleRequest(JobRequest[UpscaledSummary]):
+class UpscaleRequest(DrawRequest[UpscaledSummary]):
     """Upscale pictures with the weights of a version or with the base model."""
 
     job = "upscale"
     entry = "deepfloyd_core.sampling.upscale:upscale_pictures"
     returns = UpscaledSummary
     upscaler: SampledStage
-    text: TextKeys
-    encoder_name: str  # of the text encoder, in TEXT_ENCODERS
-    encoder: Path  # folder of the model that has it
     pictures: tuple[OwnPicture, ...]
     negative_prompt: str
     seed: int
-    version: str  # its number, or `base`; written into the pictures
-    bundle: Artifact | None = None  # what the version published
 
 
 def upscale_job(

@@ -14,9 +14,8 @@ MOST_BYTES = 64 << 20  # of a picture's file
 MOST_LETTERS = 4000  # of a caption
 
 
-def own_pictures(path: Path, prompt: str) -> tuple[OwnPicture, ...]:
-    """The pictures of a file or a folder, by name; hidden files and captions are none. prompt: of those without a caption in
-    NAME.txt beside them.
+def picture_files(path: Path) -> list[Path]:
+    """The files of pictures at a path, by name: itself, or those of a folder; hidden files and captions are none.
 
     Raises ConfigError where there is none, for too many, for a file that is too large, and for a name that is no text.
     """
@@ -29,6 +28,14 @@ def own_pictures(path: Path, prompt: str) -> tuple[OwnPicture, ...]:
         raise ConfigError(f"{path} has {len(files):,} files; at most {MOST_PICTURES:,} are upscaled at once.")
     for file in files:
         _check(file)
+    return files
+
+
+def own_pictures(path: Path, prompt: str) -> tuple[OwnPicture, ...]:
+    """The pictures of a file or a folder, hashed. prompt: of those without a caption in NAME.txt beside them. Raises as
+    `picture_files`.
+    """
+    files = picture_files(path)
     stems = Counter(file.stem for file in files)
     return tuple(
         OwnPicture(

@@ -1,13 +1,16 @@
 """Tensors that a sampling job keeps beside its pictures, so that a killed one goes on with them."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 
 from deepfloyd_core.files import atomic_path
+from deepfloyd_core.sampling.jobs import DrawRequest
 from deepfloyd_core.store.parts import finish_part, part_is_whole
+from deepfloyd_core.text.encode import encode_prompts
 
 
 def store_tensor(tensor: torch.Tensor, file: Path) -> None:
@@ -28,10 +31,10 @@ class StoredTexts:
     that goes on.
     """
 
-    def __init__(self, texts: Iterable[str], encode: Callable[[list[str]], torch.Tensor], file: Path) -> None:
-        """encode: texts to (N, T, D); file: where the hidden states are kept."""
+    def __init__(self, texts: Iterable[str], request: DrawRequest[Any], file: Path) -> None:
+        """request: names the encoder; file: where the hidden states are kept."""
         self._places = {text: place for place, text in enumerate(dict.fromkeys(texts))}
-        self._encode, self._file = encode, file
+        self._request, self._file = request, file
         self._rows: torch.Tensor | None = None
 
     def of(self, texts: list[str]) -> torch.Tensor:
@@ -43,6 +46,7 @@ class StoredTexts:
     def _encoded(self) -> torch.Tensor:
         if part_is_whole(self._file):
             return stored_tensor(self._file)
-        rows = self._encode(list(self._places))
+        request = self._request
+        rows = encode_prompts(list(self._places), request.encoder_name, request.encoder, request.text, request.machine)
         store_tensor(rows, self._file)
         return rows

@@ -25,8 +25,6 @@ from deepfloyd_core.sampling.sampler import Sampler, make_sampler, sample_upscal
 from deepfloyd_core.sampling.stored import StoredTexts
 from deepfloyd_core.sampling.windows import LargePictureScheduler, WindowedUnet
 from deepfloyd_core.store.parts import finish_part, part_is_whole
-from deepfloyd_core.store.versions import stage_folder
-from deepfloyd_core.text.encode import encode_prompts
 
 MOST_PX = 1024  # of an edge of a picture that is given
 _SCHEMA = pa.schema(
@@ -42,33 +40,22 @@ def upscale_pictures(job: Job[UpscaleRequest]) -> UpscaledSummary:
     request = job.request
     use_threads(request.machine.num_threads)
     (job.out / ".drawn").mkdir(exist_ok=True)
-    left_out = {one.name: fault for one in request.pictures if (fault := _fault(one))}
-    wanted = [one for one in request.pictures if one.name not in left_out]
-    missing = [one for one in wanted if not part_is_whole(job.out / one.file)]
-    sampled = Parts(job.report, 1).begin("pictures upscaled", len(wanted), len(wanted) - len(missing))
+    undrawn = [one for one in request.pictures if not part_is_whole(job.out / one.file)]
+    left_out = {one.name: fault for one in undrawn if (fault := _fault(one))}
+    missing = [one for one in undrawn if one.name not in left_out]
+    wanted, done = len(request.pictures) - len(left_out), len(request.pictures) - len(undrawn)
+    sampled = Parts(job.report, 1).begin("pictures upscaled", wanted, done)
     if missing:
-        texts = _texts(job)
-        bundle, stage = request.bundle, request.upscaler.stage
-        has_weights = bundle is not None and f"stage{stage}_lora" in bundle.inputs
-        trained = stage_folder(bundle.path, stage) if bundle is not None and has_weights else None
-        sampler = make_sampler(request.upscaler, trained, request.machine, sampled)
+        both = [*(one.prompt for one in request.pictures), request.negative_prompt]
+        texts = StoredTexts(both, request, job.out / ".drawn" / "text.safetensors")
+        sampler = make_sampler(request.upscaler, request.trained(request.upscaler.stage), request.machine, sampled)
         sampler.pipeline.unet = WindowedUnet(sampler.pipeline.unet)
         sampler.pipeline.scheduler = LargePictureScheduler.from_config(sampler.pipeline.scheduler.config)
         for one in missing:
             text, negative = texts.of([one.prompt]), texts.of([request.negative_prompt])
             _keep(job, one, _upscaled(sampler, text, negative, request.seed, _read(one)))
     _write_index(job, left_out)
-    return UpscaledSummary(pictures=len(wanted), left_out=left_out)
-
-
-def _texts(job: Job[UpscaleRequest]) -> StoredTexts:
-    request = job.request
-
-    def encode(texts: list[str]) -> torch.Tensor:
-        return encode_prompts(texts, request.encoder_name, request.encoder, request.text, request.machine)
-
-    texts = [*(one.prompt for one in request.pictures), request.negative_prompt]
-    return StoredTexts(texts, encode, job.out / ".drawn" / "text.safetensors")
+    return UpscaledSummary(pictures=wanted, left_out=left_out)
 
 
 def _read(one: OwnPicture) -> Image.Image:

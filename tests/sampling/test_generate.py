@@ -19,8 +19,8 @@ from deepfloyd_core.models.folders import resolve
 from deepfloyd_core.preflight.generate import GenerateOptions, pictures_of
 from deepfloyd_core.preflight.load import load_run
 from deepfloyd_core.processes.jobs import Job
-from deepfloyd_core.sampling import generate
-from deepfloyd_core.sampling.drawn_picture import DrawnPicture
+from deepfloyd_core.sampling import stored
+from deepfloyd_core.sampling.drawn_picture import drawn_picture
 from deepfloyd_core.sampling.generate import generate_pictures
 from deepfloyd_core.sampling.identity import generate_request
 from deepfloyd_core.sampling.jobs import GenerateRequest, generate_job
@@ -95,7 +95,7 @@ def test_a_job_that_is_stopped_goes_on_with_the_first_picture_that_is_missing(
         file.write_bytes(file.read_bytes()[:-1])
         (out / ".drawn" / "stage1-0.safetensors").write_bytes(b"")
     with monkeypatch.context() as patched:
-        patched.setattr(generate, "encode_prompts", lambda *_: pytest.fail("the texts are encoded already"))
+        patched.setattr(stored, "encode_prompts", lambda *_: pytest.fail("the texts are encoded already"))
         assert draw(OPTIONS, out, lambda done, total, _: lines.append((done, total))) == whole[1]
     if stops_after < COUNT:
         assert {file: file.stat().st_mtime_ns for file in before} == before
@@ -132,7 +132,7 @@ def test_pictures_are_those_of_the_stock_pipelines(
 def test_a_picture_is_not_drawn_again_with_other_models_or_settings(
     whole: tuple[Path, Drawn], models: dict[Any, Path], run: Run
 ) -> None:
-    drawn = DrawnPicture(whole[0] / "picture-003-seed-3-288x256.png")
+    drawn = drawn_picture(whole[0] / "picture-003-seed-3-288x256.png")
     assert (drawn.prompt, drawn.seed, drawn.version, drawn.stage, drawn.size) == (
         "a red circle",
         3,
