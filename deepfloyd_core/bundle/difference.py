@@ -20,6 +20,7 @@ from deepfloyd_core.index.ledger import INDEX_FILE
 from deepfloyd_core.measures.paired import paired_gain
 from deepfloyd_core.measures.registry import measures_against
 from deepfloyd_core.pictures.sheets import save_picture, titled_rows
+from deepfloyd_core.sampling.drawn_picture import RECORD
 from deepfloyd_core.store.changes import changes
 from deepfloyd_core.store.versions import Version, index_of, part_of
 
@@ -154,7 +155,7 @@ def _samples(workspace: Path, version: Version, table: str, variant: str) -> dic
     found: dict[Key, Path] = {}
     for file in sorted((part.path / table).glob(f"{variant}-*.png")) if part else ():
         with Image.open(file) as picture:
-            record = json.loads(picture.info["deepfloyd"])
+            record = json.loads(picture.info[RECORD])
             found[record["prompt"], record["seed"], picture.size] = file
     return found
 

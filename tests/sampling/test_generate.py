@@ -11,11 +11,9 @@ import pytest
 import torch
 from diffusers import IFPipeline, IFSuperResolutionPipeline
 from PIL import Image
-from small_run import NewSmallRun
 
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.errors import ConfigError
-from deepfloyd_core.models.folders import resolve
 from deepfloyd_core.preflight.generate import GenerateOptions, pictures_of
 from deepfloyd_core.preflight.load import load_run
 from deepfloyd_core.processes.jobs import Job
@@ -31,16 +29,6 @@ COUNT = 4  # pictures of each stage
 
 Drawn = dict[str, bytes]
 Draw = Callable[..., Drawn]
-
-
-@pytest.fixture(scope="module")
-def run(new_small_run: NewSmallRun, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return load_run(new_small_run(tmp_path_factory.mktemp("generate") / "run", 2).config)
-
-
-@pytest.fixture(scope="module")
-def models(run: Run) -> dict[Any, Path]:
-    return {stage: resolve(run.config.stage(stage).model, stage, text=stage == 1) for stage in run.config.stages}
 
 
 @pytest.fixture(scope="module")

@@ -10,12 +10,9 @@ import pytest
 import torch
 from diffusers import IFPipeline, IFSuperResolutionPipeline
 from PIL import Image
-from small_run import NewSmallRun
 
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.errors import ConfigError
-from deepfloyd_core.models.folders import resolve
-from deepfloyd_core.preflight.load import load_run
 from deepfloyd_core.processes.jobs import Job
 from deepfloyd_core.sampling import own_pictures as module
 from deepfloyd_core.sampling.jobs import UpscaledSummary, upscale_job
@@ -24,16 +21,6 @@ from deepfloyd_core.sampling.upscale import upscale_pictures
 from deepfloyd_core.types import Report, no_report
 
 Upscale = Callable[..., UpscaledSummary]
-
-
-@pytest.fixture(scope="module")
-def run(new_small_run: NewSmallRun, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return load_run(new_small_run(tmp_path_factory.mktemp("upscale") / "run", 2).config)
-
-
-@pytest.fixture(scope="module")
-def models(run: Run) -> dict[Any, Path]:
-    return {stage: resolve(run.config.stage(stage).model, stage, text=stage == 1) for stage in run.config.stages}
 
 
 @pytest.fixture
