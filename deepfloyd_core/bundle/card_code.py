@@ -12,6 +12,7 @@ from deepfloyd_core.config.base import is_there
 from deepfloyd_core.config.flavours import RANDOM
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.config.stage import StageConfig
+from deepfloyd_core.config.stage_sampling import SCHEDULER_KINDS
 from deepfloyd_core.config.stages import STAGES, UPSCALE, Stage
 
 HERE = "# Run this in the folder of this file."
@@ -46,7 +47,9 @@ def card_code(run: Run, products: Mapping[Stage, str], prompt: str) -> list[str]
 
 
 def _imports(run: Run, products: Mapping[Stage, str]) -> list[str]:
-    names = ["DDPMScheduler", *dict.fromkeys(STAGES[stage].pipeline for stage in products)]
+    schedulers = [SCHEDULER_KINDS[run.config.stage(stage).validation_noise_scheduler].name for stage in products]
+    pipelines = [STAGES[stage].pipeline for stage in products]
+    names = list(dict.fromkeys(["DDPMScheduler", *schedulers, *pipelines]))
     names += ["UNet2DConditionModel"] if UNET_FOLDER in products.values() else []
     lines = ["import torch", f"from diffusers import {', '.join(names)}"]
     lines += ["from safetensors.torch import load_file"] if BITFIT_FILE in products.values() else []
@@ -84,8 +87,18 @@ def _loaded(stage: Stage, settings: StageConfig, product: str, text: bool) -> li
         f"stage{stage} = {STAGES[stage].pipeline}.from_pretrained(base, {dtype}{more}, **parts)",
         *after,
         f'stage{stage}.scheduler = DDPMScheduler.from_pretrained("stage{stage}/scheduler")',
+        *_other_scheduler(stage, settings),
         "",
     ]
+
+
+def _other_scheduler(stage: Stage, settings: StageConfig) -> list[str]:
+    """The line that takes another scheduler than DDPM."""
+    kind = SCHEDULER_KINDS[settings.validation_noise_scheduler]
+    if not kind.changes:
+        return []
+    changes = f'{{**stage{stage}.scheduler.config, "_use_default_values": [], **{dict(kind.changes)}}}'
+    return [f"stage{stage}.scheduler = {kind.name}.from_config({changes})"]
 
 
 def _base(stage: Stage, settings: StageConfig, text: bool) -> str:

@@ -8,12 +8,13 @@ there "1e-4", "true" and "50" are a number, a boolean and a number, and an empty
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from deepfloyd_core.config.base import Spec, scalar_kinds, shown
 from deepfloyd_core.config.keys import belongings
 from deepfloyd_core.config.simpletuner_options import ALIASES, DATA_DEFAULTS, IGNORED, REFUSED, SWITCHES, WORKS, Refusal
 from deepfloyd_core.config.stage import StageConfig
+from deepfloyd_core.config.stage_sampling import NoiseScheduler
 from deepfloyd_core.errors import ConfigError, DeepFloydError, attempt
 
 _UNSET = (None, "")
@@ -228,6 +229,13 @@ def _of_their_form(
     if isinstance(guidance, int | float) and guidance < 1:
         values["validation_guidance"] = 1.0
         notes.append(f"{path}: validation_guidance is {guidance}, read as 1, which is off here")
+    scheduler, known = values.get("validation_noise_scheduler", "ddpm"), get_args(NoiseScheduler)
+    if scheduler not in known:
+        del values["validation_noise_scheduler"]
+        notes.append(
+            f"{path}: validation_noise_scheduler is {scheduler}, which has no dynamic thresholding, so the default is used; "
+            f"known: {', '.join(known)}"
+        )
     if isinstance(values.get("lr_scheduler"), str):
         values["lr_scheduler"] = values["lr_scheduler"].replace("-", "_")
     values |= attempt(faults, _optimizer_settings, values.pop("optimizer_config", ""), path) or {}

@@ -25,8 +25,8 @@ WORKS = _names(
     scheduled_sampling_max_step_offset scheduled_sampling_probability seed snr_gamma soft_min_snr_sigma_data
     timestep_bias_begin timestep_bias_end timestep_bias_multiplier timestep_bias_portion timestep_bias_strategy
     tokenizer_max_length train_batch_size use_dora use_ema use_soft_min_snr validation_guidance
-    validation_negative_prompt validation_num_inference_steps validation_prompt validation_resolution validation_seed
-    validation_step_interval
+    validation_negative_prompt validation_noise_scheduler validation_num_inference_steps validation_prompt
+    validation_resolution validation_seed validation_step_interval
     """
 )
 
@@ -122,10 +122,9 @@ _IGNORED = {
         validation_epoch_interval validation_external_background validation_external_script validation_guidance_rescale
         validation_guidance_skip_layers validation_guidance_skip_layers_start validation_guidance_skip_layers_stop
         validation_guidance_skip_scale validation_image_format validation_image_quality validation_input
-        validation_lycoris_strength validation_method validation_multigpu validation_noise_scheduler
-        validation_on_startup validation_preview validation_preview_steps validation_prompt_library
-        validation_randomize validation_seed_source validation_stitch_input_location validation_torch_compile
-        validation_using_datasets
+        validation_lycoris_strength validation_method validation_multigpu validation_on_startup
+        validation_preview validation_preview_steps validation_prompt_library validation_randomize
+        validation_seed_source validation_stitch_input_location validation_torch_compile validation_using_datasets
         """,
     "IF works on pixels; there is no VAE": """
         crepa_drop_vae_encoder keep_vae_loaded pretrained_vae_model_name_or_path vae_batch_size

@@ -1,6 +1,8 @@
 """How a stage is sampled: in validations, for the bundle and by `generate`."""
 
-from typing import Annotated
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -8,6 +10,27 @@ from deepfloyd_core.config.base import Spec
 from deepfloyd_core.config.keys import LORA, Reader, key
 from deepfloyd_core.config.stages import UPSCALERS
 
+NoiseScheduler = Literal["ddpm", "ddim", "dpm++", "unipc"]
+
+
+@dataclass(frozen=True)
+class SchedulerKind:
+    """A scheduler of diffusers that samples a model of IF."""
+
+    name: str  # of its class in diffusers
+    title: str  # as PNGs name it
+    changes: Mapping[str, Any] = field(default_factory=dict)  # to the settings of the model's own scheduler
+
+
+# By the value of `validation_noise_scheduler`; what makes them is in `sampling.schedulers`. Those that are not DDPM have no
+# use for the model's variance. lambda_min_clipped: for a cosine schedule (diffusers' own help of the scheduler).
+_SOLVER = {"variance_type": None, "timestep_spacing": "linspace"}
+SCHEDULER_KINDS: Mapping[NoiseScheduler, SchedulerKind] = {
+    "ddpm": SchedulerKind("DDPMScheduler", "DDPM"),
+    "ddim": SchedulerKind("DDIMScheduler", "DDIM", {"variance_type": None}),
+    "dpm++": SchedulerKind("DPMSolverMultistepScheduler", "DPM++ 2M", _SOLVER | {"lambda_min_clipped": -5.1}),
+    "unipc": SchedulerKind("UniPCMultistepScheduler", "UniPC", _SOLVER),
+}
 SAMPLED: tuple[Reader, ...] = ("validation", "samples", "generated")
 
 
@@ -22,7 +45,13 @@ class SamplingKeys(Spec):
         makes=("validation",),
     )
     validation_num_inference_steps: int = key(
-        50, ge=1, le=1000, says="DDPM steps of each sample.", makes=SAMPLED + ("low_res",)
+        50, ge=1, le=1000, says="Sampling steps of each sample.", makes=SAMPLED + ("low_res",)
+    )
+    validation_noise_scheduler: NoiseScheduler = key(
+        "ddpm",
+        says="The scheduler of the sampling steps: `ddpm`, which IF was made with; `ddim` (Song et al. 2021), `dpm++` "
+        "(DPM-Solver++ 2M, Lu et al. 2022) or `unipc` (Zhao et al. 2023), for fewer steps.",
+        makes=SAMPLED + ("low_res",),
     )
     validation_guidance: float = key(
         7.0, ge=1, says="Classifier-free guidance scale; 1 switches it off.", makes=SAMPLED + ("low_res",)

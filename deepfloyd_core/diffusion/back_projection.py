@@ -9,6 +9,7 @@ It helps any model, trained for it or not; it costs 2 ms a step of 256 px.
 
 import copy
 from functools import partial
+from inspect import signature
 from typing import Any
 
 import torch
@@ -49,4 +50,6 @@ def _step(
     x_0 = back_projected(estimate(x_t, eps, alpha_bar), small.to(x_t))
     eps = (x_t - alpha_bar.sqrt() * x_0) / (1 - alpha_bar).sqrt()
     model_output = torch.cat([eps.to(model_output.dtype), model_output[:, channels:]], dim=1)
-    return type(scheduler).step(scheduler, model_output, timestep, sample, generator=generator, return_dict=return_dict)
+    step = type(scheduler).step
+    noise = {"generator": generator} if "generator" in signature(step).parameters else {}
+    return step(scheduler, model_output, timestep, sample, **noise, return_dict=return_dict)

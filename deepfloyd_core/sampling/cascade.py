@@ -12,6 +12,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from deepfloyd_core.config.stage import StageConfig
+from deepfloyd_core.config.stage_sampling import SCHEDULER_KINDS
 from deepfloyd_core.config.stages import STAGES
 from deepfloyd_core.crops.rows import shard_files
 from deepfloyd_core.crops.shards import ShardRow, read_rows
@@ -134,6 +135,7 @@ def sampler_settings(one: SampledStage, negative_prompt: str) -> Json:
     settings: Json = {
         "stage": one.stage,
         "steps": own.validation_num_inference_steps,
+        "scheduler": own.validation_noise_scheduler,
         "guidance": own.validation_guidance,
         "negative_prompt": negative_prompt,
     }
@@ -160,9 +162,9 @@ def _parameters(picture: np.ndarray, sample: Sample) -> str:
     """The settings in the form that is customary in PNGs: the prompt, the negative prompt, then names and values."""
     settings, (height, width) = sample.settings, picture.shape[:2]
     told = {
-        "Steps": settings["steps"], "Sampler": "DDPM", "CFG scale": settings["guidance"], "Seed": sample.seed,
-        "Size": f"{width}x{height}", "Model": settings.get("model"), "Version": sample.variant,
-        "Noise level": settings.get("noise_level"),
+        "Steps": settings["steps"], "Sampler": SCHEDULER_KINDS[settings["scheduler"]].title,
+        "CFG scale": settings["guidance"], "Seed": sample.seed, "Size": f"{width}x{height}",
+        "Model": settings.get("model"), "Version": sample.variant, "Noise level": settings.get("noise_level"),
     }  # fmt: skip
     values = ", ".join(f"{name}: {value}" for name, value in told.items() if value is not None)
     return "\n".join([sample.prompt, f"Negative prompt: {settings['negative_prompt']}", values])

@@ -51,7 +51,10 @@ class DrawnProbes:
     @classmethod
     def of(cls, base: Sampler, probes: Probes, text: torch.Tensor) -> "DrawnProbes":
         """Let the base draw them, without guidance."""
-        few = {"validation_num_inference_steps": PROBED["steps"], "validation_guidance": PROBED["guidance"]}
+        few = {
+            "validation_num_inference_steps": PROBED["steps"], "validation_guidance": PROBED["guidance"],
+            "validation_noise_scheduler": "ddpm",
+        }  # fmt: skip
         quick = replace(base, config=base.config.model_copy(update=few))
         seeds = [hash_seed("probe", prompt) % 2**32 for prompt in probes.prompts]
         edge = STAGES[base.stage].size_px
@@ -59,7 +62,7 @@ class DrawnProbes:
 
     def losses(self, sampler: Sampler, way: str) -> list[ProbeLoss]:
         """The losses of a model."""
-        unet, bars, dtype = sampler.pipeline.unet, sampler.pipeline.scheduler.alphas_cumprod, DTYPES[
+        unet, bars, dtype = sampler.pipeline.unet, sampler.scheduler.alphas_cumprod, DTYPES[
             sampler.config.mixed_precision
         ]  # fmt: skip
         x_0, text, rows = to_model_range(self.pictures), Text(self.text).to(sampler.device, dtype), list[ProbeLoss]()

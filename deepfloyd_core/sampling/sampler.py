@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import IFImg2ImgPipeline
+from diffusers import DDPMScheduler, IFImg2ImgPipeline
 
 from deepfloyd_core.adapters.method import load_product
 from deepfloyd_core.config.run_machine import Machine
@@ -27,6 +27,7 @@ from deepfloyd_core.models.unet import (
 )
 from deepfloyd_core.sampling.jobs import SampledStage
 from deepfloyd_core.sampling.parts import Sampled
+from deepfloyd_core.sampling.schedulers import make_scheduler
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Sampler:
     stage: Stage
     config: StageConfig
     pipeline: Any
+    scheduler: DDPMScheduler  # the model's own; what it is sampled with is made of it
     device: torch.device
     sampled: Sampled  # called in each step
 
@@ -53,7 +55,7 @@ def make_sampler(one: SampledStage, trained: Path | None, machine: Machine, samp
     if trained is not None:
         load_product(pipeline, trained)
     order_channels_last(unet)
-    return Sampler(one.stage, one.settings, pipeline.to(device), device, sampled)
+    return Sampler(one.stage, one.settings, pipeline.to(device), scheduler, device, sampled)
 
 
 def sample(
@@ -92,7 +94,8 @@ def sample_upscaled(
 
     def given(part: slice) -> dict[str, Any]:
         if config.validation_back_projection:
-            sampler.pipeline.scheduler = back_projecting(sampler.pipeline.scheduler, small[part])
+            scheduler = make_scheduler(config.validation_noise_scheduler, sampler.scheduler)
+            sampler.pipeline.scheduler = back_projecting(scheduler, small[part])
         size = {"width": small.shape[3] * UPSCALE, "height": small.shape[2] * UPSCALE}
         return {
             **size,
@@ -143,6 +146,7 @@ def _sample(
     """given: the further inputs of a part of the pictures, apart from text and seeds, under the pipeline's names."""
     dtype, parts = DTYPES[sampler.config.mixed_precision], []
     batch, steps = STAGES[sampler.stage].sample_batch, sampler.config.validation_num_inference_steps
+    sampler.pipeline.scheduler = make_scheduler(sampler.config.validation_noise_scheduler, sampler.scheduler)
     told = 0.0
 
     def tell(done: float) -> None:

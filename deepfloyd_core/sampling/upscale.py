@@ -23,7 +23,7 @@ from deepfloyd_core.sampling.parts import Parts
 from deepfloyd_core.sampling.pictures import INDEX
 from deepfloyd_core.sampling.sampler import Sampler, make_sampler, sample_upscaled
 from deepfloyd_core.sampling.stored import StoredTexts
-from deepfloyd_core.sampling.windows import LargePictureScheduler, WindowedUnet
+from deepfloyd_core.sampling.windows import WindowedUnet
 from deepfloyd_core.store.parts import finish_part, part_is_whole
 
 MOST_PX = 1024  # of an edge of a picture that is given
@@ -50,7 +50,6 @@ def upscale_pictures(job: Job[UpscaleRequest]) -> UpscaledSummary:
         texts = StoredTexts(both, request, job.out / ".drawn" / "text.safetensors")
         sampler = make_sampler(request.upscaler, request.trained(request.upscaler.stage), request.machine, sampled)
         sampler.pipeline.unet = WindowedUnet(sampler.pipeline.unet)
-        sampler.pipeline.scheduler = LargePictureScheduler.from_config(sampler.pipeline.scheduler.config)
         for one in missing:
             text, negative = texts.of([one.prompt]), texts.of([request.negative_prompt])
             _keep(job, one, _upscaled(sampler, text, negative, request.seed, _read(one)))

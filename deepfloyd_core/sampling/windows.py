@@ -1,4 +1,4 @@
-"""A UNet and a scheduler for pictures of any size.
+"""A UNet for pictures of any size.
 
 In each step the UNet looks through windows that overlap, and their outputs are averaged: so all windows share one noise and
 one picture, and no border between them shows (MultiDiffusion: Bar-Tal et al. 2023, eq. 5, with weights that fall off towards
@@ -8,12 +8,9 @@ a window's edges).
 import math
 from typing import Any
 
-import numpy as np
 import torch
-from diffusers import DDPMScheduler
 
 WINDOW_PX, OVERLAP_PX = 256, 64  # of the picture that is made; a window is what the stage was trained at
-MOST_VALUES = 2**24  # that torch.quantile takes
 _UNIT_PX = 32  # to which windows are aligned: the UNet halves so often
 
 
@@ -58,27 +55,6 @@ class WindowedUnet(torch.nn.Module):
                 weights[:, :, top : top + tall, left : left + wide] += fall
         assert total is not None
         return ((total / weights).to(sample.dtype),)
-
-
-class LargePictureScheduler(DDPMScheduler):  # type: ignore[misc]
-    """DDPM whose dynamic thresholding (Saharia et al. 2022, section 2.3) takes pictures of any size: torch's quantile ends
-    at 2**24 values, a picture of 2,364 px.
-    """
-
-    def _threshold_sample(self, sample: torch.Tensor) -> torch.Tensor:
-        """As diffusers' `DDPMScheduler._threshold_sample`: (B, C, H, W), each picture by the quantile of its own values."""
-        if sample[0].numel() <= MOST_VALUES:
-            found: torch.Tensor = super()._threshold_sample(sample)
-            return found
-        most, values = self.config.sample_max_value, sample.float()
-        bound = torch.ones(len(values))
-        if most > 1:  # else it is 1 whatever the quantile is
-            quantile = np.quantile(
-                values.abs().flatten(1).cpu().numpy(), self.config.dynamic_thresholding_ratio, axis=1
-            )
-            bound = torch.from_numpy(quantile).float().clamp(1, most)
-        bound = bound.to(values.device)[:, None, None, None]
-        return (values.clamp(-bound, bound) / bound).to(sample.dtype)
 
 
 def windows(length: int, window: int, overlap: int) -> list[tuple[int, int]]:

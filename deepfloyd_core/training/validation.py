@@ -114,7 +114,7 @@ def _save_pictures(plan: Validation, step: int) -> list[Path]:
     scheduler = trained_scheduler(plan.folder, settings.train_variance)
     pipeline = stock_pipeline(plan.folder, stage, unet, scheduler)
     sampled = counted(plan.report, len(plan.wanted), f"samples at step {step}") if plan.wanted else lambda count: None
-    sampler = Sampler(stage, settings, pipeline, unet.device, sampled)
+    sampler = Sampler(stage, settings, pipeline, scheduler, unet.device, sampled)
     paths: list[Path] = []
     without = [caption_id(plan.negative_prompt)]
     for part in _batches(plan.wanted, STAGES[stage].sample_batch):

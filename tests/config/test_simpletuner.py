@@ -215,6 +215,10 @@ def test_a_checkpoint_to_resume_from_is_refused_unless_it_is_the_latest(files: F
     [
         ({"seed": -1}, "seed is -1, a random one; runs here are reproducible, so the default is used"),
         ({"validation_guidance": "0.5"}, "validation_guidance is 0.5, read as 1, which is off here"),
+        (
+            {"validation_noise_scheduler": "euler-a"},
+            "euler-a, which has no dynamic thresholding, so the default is used",
+        ),
         ({"use_8bit_adam": True, "optimizer": "adafactor"}, "use_8bit_adam is ignored; optimizer is 'adafactor'"),
         ({"grad_clip_method": "value", "max_grad_norm": 0.01}, "grad_clip_method is 'value', but max_grad_norm = 0.01"),
         ({"grad_clip_method": "value"}, "grad_clip_method is ignored; gradients are scaled down"),

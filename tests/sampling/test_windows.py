@@ -6,12 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DDPMScheduler
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deepfloyd_core.sampling import windows as module
-from deepfloyd_core.sampling.windows import OVERLAP_PX, WINDOW_PX, LargePictureScheduler, WindowedUnet, windows
+from deepfloyd_core.sampling.windows import OVERLAP_PX, WINDOW_PX, WindowedUnet, windows
 
 
 class Pointwise(torch.nn.Module):
@@ -53,20 +51,3 @@ def test_it_stands_for_the_unet() -> None:
     assert windowed.config is unet.config and windowed.dtype == torch.float32 and windowed.device.type == "cpu"
     small = torch.zeros(1, 6, 64, 64)
     assert torch.equal(windowed(small, 1).sample, torch.ones(1, 6, 64, 64)), "a small one as it is"
-
-
-@pytest.mark.parametrize("most", [1.0, 1.5])
-def test_thresholding_of_a_large_picture_is_that_of_a_small_one(monkeypatch: pytest.MonkeyPatch, most: float) -> None:
-    keys = {"thresholding": True, "dynamic_thresholding_ratio": 0.95, "sample_max_value": most}
-    sample = torch.randn(2, 3, 40, 50, generator=torch.Generator().manual_seed(0)) * 1.2
-    known = DDPMScheduler(**keys)._threshold_sample(sample)
-    monkeypatch.setattr(module, "MOST_VALUES", 100)
-    torch.testing.assert_close(LargePictureScheduler(**keys)._threshold_sample(sample), known, rtol=1e-6, atol=1e-6)
-
-
-def test_a_picture_that_torchs_quantile_does_not_take_is_thresholded() -> None:
-    scheduler = LargePictureScheduler(thresholding=True, sample_max_value=1.5)
-    large = torch.full((1, 3, 2400, 2400), 1.2)
-    with pytest.raises(RuntimeError, match="too large"):
-        DDPMScheduler(thresholding=True, sample_max_value=1.5)._threshold_sample(large)
-    assert float(scheduler._threshold_sample(large).amax()) == 1.0
