@@ -25,7 +25,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 ROOTS = "DEEPFLOYD_ROOTS"
 ADDRESSES = ("task_runner_address",)  # keys whose host gets what a run knows
-PATHS = ("config", "control", "from_picture", "pictures", "prompt_file", "workspace")  # parameters that are one path
+# Parameters that are one path.
+PATHS = ("config", "control", "from_picture", "image", "mask", "pictures", "prompt_file", "workspace")
 
 
 def deployable(flow_body: F) -> F:

@@ -5,11 +5,11 @@ from pathlib import Path
 from prefect import flow
 
 from deepfloyd_core.preflight.check import check_run
-from deepfloyd_core.preflight.generate import generate_options, pictures_of, version_number
+from deepfloyd_core.preflight.generate import GenerateOptions, pictures_of, recorded_options, version_number
 from deepfloyd_core.store.artifacts import Artifact
 from deepfloyd_core.store.leases import leased
 from flows.deployable import deployable
-from flows.parameters import Overrides, Prompts, Seeds, Sizes, VersionName
+from flows.parameters import Overrides, Prompts, Seeds, Sizes, Strength, VersionName
 from flows.runs.run_lease import gpu_of, rename_run
 from tasks import VERSION
 from tasks.generated import compare_versions, generated
@@ -20,8 +20,8 @@ from tasks.generated import compare_versions, generated
 @leased
 def generate(
     config: str, prompt: Prompts = None, prompt_file: str | None = None, seeds: Seeds = "0", sizes: Sizes = None,
-    version: VersionName = "latest", control: str | None = None, from_picture: str | None = None,
-    overrides: Overrides = None,
+    version: VersionName = "latest", control: str | None = None, image: str | None = None, mask: str | None = None,
+    strength: Strength = None, from_picture: str | None = None, overrides: Overrides = None,
 ) -> list[Artifact]:  # fmt: skip
     """Draw pictures with a published version, or with the base models: each prompt at each size with each seed. Several
     versions draw the same ones, and are compared.
@@ -35,20 +35,29 @@ def generate(
         sizes: Stage I sizes, such as 64 or 64,96x64 (width x height); empty: those of the run file.
         version: A version number, `latest`, or `base` for no LoRA; several with commas, such as base,3,latest.
         control: A picture that they follow, with a version that is a ControlNet.
+        image: A picture that all start from, in place of noise.
+        mask: A picture of the image's size, white where the image is drawn anew; empty: everywhere.
+        strength: Of the noise on the image, above 0, at most 1; empty: 0.7, with a mask 1.
         from_picture: A picture that was drawn before, to draw it again; its prompt, seed, size, version and settings are
-            in it.
+            in it. Give its control, image and mask again.
         overrides: Keys of the run file, each as KEY=VALUE; KEY= removes one.
     """
     texts = (prompt,) if isinstance(prompt, str) else tuple(prompt or ())
-    files = (Path(name) if name else None for name in (prompt_file, control, from_picture))
-    options, recorded = generate_options(texts, seeds, sizes, str(version), *files)
+    table, hint, first, part, drawn_before = (
+        Path(name) if name else None for name in (prompt_file, control, image, mask, from_picture)
+    )
+    asked = GenerateOptions(
+        texts, str(version), seeds=seeds, sizes=sizes, strength=strength, prompt_file=table, control=hint, image=first,
+        mask=part,
+    )  # fmt: skip
+    options, recorded = recorded_options(asked, drawn_before)
     changed = dict.fromkeys((*recorded, *(overrides or ())))  # the command line has added those of the picture already
     run = check_run(Path(config), tuple(changed), options)
     pictures = pictures_of(run, options)
     rename_run(run.workspace)
     with gpu_of(run):
         drawn = {
-            version: generated(run, pictures, version, options.control, options.again)
+            version: generated(run, pictures, version, options)
             for version in dict.fromkeys(version_number(run, one) for one in options.versions)
         }
     if len(drawn) > 1:

@@ -10,12 +10,12 @@ from prefect.cache_policies import NO_CACHE
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.config.stages import Stage
 from deepfloyd_core.models.folders import resolve
-from deepfloyd_core.preflight.generate import version_bundle
+from deepfloyd_core.preflight.generate import GenerateOptions, version_bundle
 from deepfloyd_core.processes.jobs import run_job
 from deepfloyd_core.sampling.comparison import save_comparison, version_words
 from deepfloyd_core.sampling.drawn_picture import DrawnPicture
 from deepfloyd_core.sampling.identity import generate_request
-from deepfloyd_core.sampling.jobs import GeneratedSummary, generate_job
+from deepfloyd_core.sampling.jobs import GeneratedSummary, StartPicture, generate_job
 from deepfloyd_core.sampling.pictures import SHEET, Picture, picture_file, picture_scale, told
 from deepfloyd_core.store.artifacts import Artifact, materialise
 from deepfloyd_core.store.pinned import pinned
@@ -31,23 +31,19 @@ log = logging.getLogger(__name__)
 
 
 @task(name="generated", cache_policy=NO_CACHE)
-def generated(
-    run: Run, pictures: Sequence[Picture], version: str, control: Path | None = None, again: DrawnPicture | None = None
-) -> Artifact:
-    """version: a number, or `base`; control: a ControlNet's picture; again: the picture that is drawn again.
-
-    Raises ConfigError when that was drawn with other models.
-    """
+def generated(run: Run, pictures: Sequence[Picture], version: str, options: GenerateOptions) -> Artifact:
+    """version: a number, or `base`. Raises ConfigError when a picture that is drawn again was drawn with other models."""
     log.info("%s", told(pictures))
     folders: dict[Stage, Path] = {}
     for stage in run.config.stages:
         folders[stage] = resolve(run.config.stage(stage).model, stage, text=stage == run.config.first_stage)
     bundle = version_bundle(run, version)
-    hint = None if control is None else pinned(control)
-    request = generate_request(run, pictures, version, folders, bundle, hint.sha256 if hint else None)
+    hint = pinned(options.control) if options.control else None
+    start, again = _start(options), options.again
+    request = generate_request(run, pictures, version, folders, bundle, hint.sha256 if hint else None, start)
     if again is not None:
         again.check(request)
-    job = generate_job(run, pictures, version, folders, request, bundle, hint)
+    job = generate_job(run, pictures, version, folders, request, bundle, hint, start)
     with progress("generate") as report:
         artifact = materialise(run.workspace, request, lambda work: run_job(job, work, report))
     summary = artifact.summary(GeneratedSummary)
@@ -58,6 +54,13 @@ def generated(
         _compare(again, artifact.path / picture_file(pictures, 0, picture_scale(again.stage, run.config.first_stage)))
     show_artifact(artifact, summary, *([("All", artifact.path / SHEET)] if summary.pictures > 1 else []), *shown)
     return artifact
+
+
+def _start(options: GenerateOptions) -> StartPicture | None:
+    if options.image is None:
+        return None
+    mask = pinned(options.mask) if options.mask else None
+    return StartPicture(image=pinned(options.image), strength=options.noise_strength, mask=mask)
 
 
 def compare_versions(run: Run, pictures: Sequence[Picture], drawn: Mapping[str, Artifact]) -> None:

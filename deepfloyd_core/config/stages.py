@@ -25,6 +25,8 @@ class StageKind:
     # stage's UNet by it: where two stages share it, that must compare another fact as well.
     in_channels: int
     pipeline: str  # its class in diffusers
+    img2img: str  # the one that starts from a picture
+    inpainting: str  # the one that draws a part of a picture anew
     sample_max: float  # `sample_max_value` of its scheduler
     sample_batch: int  # pictures that are sampled at once
     sheet_px: int  # edge of a picture on the sheet of its validations
@@ -79,6 +81,8 @@ _KINDS = (
         alignment_px=8,  # the UNet halves three times
         in_channels=3,
         pipeline="IFPipeline",
+        img2img="IFImg2ImgPipeline",
+        inpainting="IFInpaintingPipeline",
         sample_max=1.5,
         sample_batch=16,
         sheet_px=96,
@@ -93,6 +97,8 @@ _KINDS = (
         alignment_px=32,  # four times an edge of Stage I
         in_channels=6,
         pipeline="IFSuperResolutionPipeline",
+        img2img="IFImg2ImgSuperResolutionPipeline",
+        inpainting="IFInpaintingSuperResolutionPipeline",
         sample_max=1.0,
         sample_batch=2,
         sheet_px=192,

@@ -141,11 +141,25 @@ def decode_rgb(data: bytes, background: tuple[int, int, int] = WHITE) -> Image.I
 
 def read_fitted(path: Path, size: tuple[int, int]) -> Image.Image:
     """A file's picture, scaled to cover `size` and cropped to it at the centre. Raises ConfigError naming the file."""
+    return ImageOps.fit(_read(path), size, Image.Resampling.LANCZOS)
+
+
+def _read(path: Path) -> Image.Image:
     try:
-        picture = decode_rgb(path.read_bytes())
+        return decode_rgb(path.read_bytes())
     except (OSError, Unreadable) as error:
         raise ConfigError(f"The picture {path} cannot be read: {error}.") from None
-    return ImageOps.fit(picture, size, Image.Resampling.LANCZOS)
+
+
+def read_mask(path: Path, size: tuple[int, int]) -> np.ndarray:
+    """A file's picture, fitted as by `read_fitted`: float32 (H, W), 1 where it is lighter than middle gray, else 0."""
+    grey = np.array(read_fitted(path, size).convert("L"))
+    return (grey > 127).astype(np.float32)
+
+
+def picture_size(path: Path) -> tuple[int, int]:
+    """Width and height of a file's picture, upright. Raises ConfigError naming the file."""
+    return _read(path).size
 
 
 def decode_what_is_there(data: bytes, edge_px: int) -> Image.Image:

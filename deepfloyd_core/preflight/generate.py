@@ -1,12 +1,12 @@
 """Checks the options of `generate` against a run, its versions and their models."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deepfloyd_core.config.run import Run
-from deepfloyd_core.config.stages import CONTROLLED, Stage
+from deepfloyd_core.config.stages import CONTROLLED, STAGES, Stage
 from deepfloyd_core.errors import ConfigError, DeepFloydError, attempt
 from deepfloyd_core.preflight.unet_sizes import asked_size_faults
 
@@ -22,12 +22,16 @@ BASE = "base"  # in place of a version: the base models
 class GenerateOptions:
     """The pictures that `generate` is asked for."""
 
-    prompts: tuple[str, ...]
-    version: str  # `latest`, a number, or BASE; several, with commas, are compared
-    control: Path | None = None  # the conditioning picture of a ControlNet
+    prompts: tuple[str, ...] = ()
+    version: str = "latest"  # `latest`, a number, or BASE; several, with commas, are compared
+    _: KW_ONLY
     seeds: str = "0"  # such as 0-7,42: of each prompt at each size
     sizes: str | None = None  # such as 64,96x64, of Stage I; None: the run's
     prompt_file: Path | None = None  # see `sampling.pictures`
+    control: Path | None = None  # the conditioning picture of a ControlNet
+    image: Path | None = None  # that they start from; None: from noise
+    mask: Path | None = None  # white where the image is drawn anew; None: everywhere
+    strength: float | None = None  # of the noise on the image, above 0, at most 1; None: `noise_strength`
     again: "DrawnPicture | None" = None  # that is drawn again
 
     @property
@@ -35,28 +39,37 @@ class GenerateOptions:
         """Each of those that are asked for."""
         return tuple(dict.fromkeys(one.strip() for one in self.version.split(",")))
 
+    @property
+    def noise_strength(self) -> float:
+        """The strength; unset as in diffusers' pipelines: 0.7 to vary a picture, 1 to draw a part of it anew."""
+        return self.strength if self.strength is not None else 0.7 if self.mask is None else 1.0
 
-def generate_options(
-    prompts: tuple[str, ...], seeds: str, sizes: str | None, version: str, prompt_file: Path | None, control: Path | None,
-    from_picture: Path | None,
-) -> tuple[GenerateOptions, tuple[str, ...]]:  # fmt: skip
-    """The options, and overrides of the run file: of a picture that is drawn again all that it records. Raises ConfigError
-    for that one with other options, and for a file that is no picture of `generate`.
+
+def recorded_options(options: GenerateOptions, drawn: Path | None) -> tuple[GenerateOptions, tuple[str, ...]]:
+    """The options, and overrides of the run file: of a picture that is drawn again all that it records, but the user's own
+    pictures. Raises ConfigError for that one with other options, and for a file that is no picture of `generate`.
     """
-    if from_picture is None:
-        return GenerateOptions(prompts, version, control, seeds, sizes, prompt_file), ()
-    if prompts or prompt_file or sizes or (seeds, version) != ("0", "latest"):
+    if drawn is None:
+        return options, ()
+    own = GenerateOptions(control=options.control, image=options.image, mask=options.mask)
+    if options != own:
         raise ConfigError(
-            f"{from_picture} records its prompt, seed, size and version. Give none of these beside --from, or leave it out."
+            f"{drawn} records its prompt, seed, size, version and strength. Give none of these beside --from, or leave it "
+            "out."
         )
     # Not above: it takes Pillow.
     from deepfloyd_core.sampling.drawn_picture import drawn_picture
 
-    again = drawn_picture(from_picture)
+    again = drawn_picture(drawn)
+    if again.strength is not None and options.image is None:
+        raise ConfigError(
+            f"{drawn} started from a picture of yours. Give that beside --from with --image, and its mask with --mask."
+        )
     width, height = again.size
-    options = GenerateOptions(
-        (again.prompt,), again.version, control, str(again.seed), f"{width}x{height}", again=again
-    )
+    options = replace(
+        own, prompts=(again.prompt,), version=again.version, seeds=str(again.seed), sizes=f"{width}x{height}",
+        strength=again.strength, again=again,
+    )  # fmt: skip
     return options, tuple(again.overrides())
 
 
@@ -125,6 +138,7 @@ def check_generate(run: Run, options: GenerateOptions, faults: list[DeepFloydErr
         from deepfloyd_core.pictures.decode import read_fitted
 
         attempt(faults, read_fitted, options.control, pictures[0].size if pictures else (64, 64))
+    faults += map(ConfigError, start_faults(run, options))
     for version in options.versions:
         found: list[DeepFloydError] = []
         bundle = attempt(found, version_bundle, run, version)
@@ -149,6 +163,37 @@ def base_faults(run: Run, versions: tuple[str, ...], stage: Stage, folder: Path)
         if bundle := attempt([], version_bundle, run, version):
             attempt(faults, check_base, bundle, stage, folder)
     return faults
+
+
+def start_faults(run: Run, options: GenerateOptions) -> Iterator[str]:
+    """Why pictures cannot start from the user's own one."""
+    if options.image is None:
+        for name, value in (("mask", options.mask), ("strength", options.strength)):
+            if value is not None:
+                yield f"--{name} is given without --image, the picture to start from. Give both, or neither."
+        return
+    # Not above: it takes Pillow.
+    from deepfloyd_core.pictures.decode import picture_size, read_mask
+
+    strength = options.noise_strength
+    if not 0 < strength <= 1:
+        yield f"The strength is {strength:g}; give a number above 0, at most 1."
+    else:
+        for stage in run.config.stages:
+            steps = run.config.stage(stage).validation_num_inference_steps
+            if int(steps * strength) < 1:
+                yield f"The strength is {strength:g} and {STAGES[stage].title} has {steps} steps: that is less than one."
+    files = [options.image, *([options.mask] if options.mask else [])]
+    faults: list[DeepFloydError] = []
+    sizes = [attempt(faults, picture_size, file) for file in files]
+    yield from map(str, faults)
+    if faults or options.mask is None:
+        return
+    if sizes[0] != sizes[1]:
+        width, height, own = *(sizes[0] or (0, 0)), "x".join(map(str, sizes[1] or ()))
+        yield f"The mask {options.mask} has {own} px, and the image {width}x{height}. They must have the same size."
+    elif not read_mask(options.mask, sizes[0] or (1, 1)).any():
+        yield f"The mask {options.mask} is black: nothing would be drawn anew. Make that part white."
 
 
 def _control_faults(bundle: "Artifact | None", version: str, control: Path | None) -> Iterator[str]:

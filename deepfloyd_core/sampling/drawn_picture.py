@@ -16,7 +16,7 @@ from deepfloyd_core.store.artifacts import Request
 from deepfloyd_core.types import Json
 
 RECORD = "deepfloyd"  # the PNG text
-_OF_PICTURE = ("version", "control")  # in the settings, and no key of the run file
+_OF_PICTURE = ("version", "control", "image", "mask", "strength")  # in the settings, and no key of the run file
 
 
 class _DrawnWith(Spec):
@@ -35,6 +35,12 @@ class DrawnPicture(Spec):
     stage: Stage  # that drew it
     size: tuple[int, int]  # (width, height) of Stage I's picture, px
     drawn_with: _DrawnWith
+
+    @property
+    def strength(self) -> float | None:
+        """Of the noise on the picture that it started from; None: it started from noise."""
+        found: float | None = self.drawn_with.settings.get("strength")
+        return found
 
     def overrides(self) -> list[str]:
         """The settings as KEY=VALUE of the run file."""

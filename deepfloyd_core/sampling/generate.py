@@ -5,6 +5,7 @@ batch that is missing. On a CPU a batch is one picture, because the rounding of 
 picture has the same bytes whatever is drawn beside it.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,14 +19,14 @@ from deepfloyd_core.diffusion.conditioning import as_conditioning, conditioning_
 from deepfloyd_core.diffusion.loss import to_bytes, to_model_range
 from deepfloyd_core.files import atomic_path
 from deepfloyd_core.models.unet import pick_device, use_threads
-from deepfloyd_core.pictures.decode import read_fitted
+from deepfloyd_core.pictures.decode import read_fitted, read_mask
 from deepfloyd_core.processes.jobs import Job
 from deepfloyd_core.sampling.cascade import Sample, sampler_settings, save_png
 from deepfloyd_core.sampling.comparison import save_sheet
 from deepfloyd_core.sampling.jobs import GeneratedSummary, GenerateRequest, SampledStage
 from deepfloyd_core.sampling.parts import Parts
-from deepfloyd_core.sampling.pictures import INDEX, batches, picture_file, picture_scale
-from deepfloyd_core.sampling.sampler import Sampler, make_sampler, sample
+from deepfloyd_core.sampling.pictures import INDEX, Picture, batches, picture_file, picture_scale
+from deepfloyd_core.sampling.sampler import Sampler, Start, make_sampler, sample
 from deepfloyd_core.sampling.stored import StoredTexts, store_tensor, stored_tensor
 from deepfloyd_core.store.parts import finish_part, part_is_whole
 from deepfloyd_core.store.pinned import PinnedFile
@@ -67,7 +68,7 @@ def _draw(job: Job[GenerateRequest], one: SampledStage, texts: StoredTexts, part
         batch = [pictures[number] for number in group]
         made = sample(
             sampler, texts.of([each.prompt for each in batch]), texts.of([each.negative_prompt for each in batch]),
-            [each.seed for each in batch], batch[0].size, _given(job, sampler, group),
+            [each.seed for each in batch], batch[0].size, _given(job, sampler, group), _start(job, one.stage, batch),
         )  # fmt: skip
         for number, picture in zip(group, made, strict=True):
             _keep(job, one, number, picture)
@@ -91,6 +92,18 @@ def _given(job: Job[GenerateRequest], sampler: Sampler, group: list[int]) -> tor
         return None
     hint = _conditioning(job, control, sampler, job.request.pictures[group[0]].size)
     return hint.expand(len(group), -1, -1, -1)
+
+
+def _start(job: Job[GenerateRequest], stage: Stage, batch: Sequence[Picture]) -> Start | None:
+    """The user's own picture, as often as the batch has pictures, at a stage's size; None: they start from noise."""
+    asked, scale = job.request.start, _scale(job, stage)
+    if asked is None:
+        return None
+    size = (batch[0].size[0] * scale, batch[0].size[1] * scale)
+    fitted = read_fitted(asked.image.checked("is the picture to start from"), size)
+    pictures = to_model_range(torch.from_numpy(np.array(fitted))[None]).expand(len(batch), -1, -1, -1)
+    mask = None if asked.mask is None else read_mask(asked.mask.checked("is the mask"), size)
+    return Start(pictures, asked.strength, None if mask is None else torch.from_numpy(mask)[None, None])
 
 
 def _is_drawn(job: Job[GenerateRequest], stage: Stage, number: int) -> bool:
@@ -141,6 +154,7 @@ def _keep(job: Job[GenerateRequest], one: SampledStage, number: int, made: torch
         "bundle": bundle.fingerprint if bundle else None,
         "size": list(picture.size),
         "drawn_with": request.drawn_with,
+        **({"strength": request.start.strength} if request.start else {}),
     }
     file = job.out / picture_file(request.pictures, number, _scale(job, one.stage))
     save_png(to_bytes(made[None])[0].numpy(), Sample(picture.prompt, picture.seed, request.version, settings), file)

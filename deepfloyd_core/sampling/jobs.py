@@ -220,6 +220,20 @@ class DrawRequest(JobRequest[S], Generic[S]):
         return stage_folder(self.bundle.path, stage)
 
 
+class StartPicture(Spec):
+    """A picture of the user's own that all pictures start from."""
+
+    image: PinnedFile
+    strength: float  # of the noise, above 0, at most 1
+    mask: PinnedFile | None = None  # white where it is drawn anew; None: everywhere
+
+    @property
+    def identity(self) -> Json:
+        """What decides the bytes."""
+        masked = {} if self.mask is None else {"mask": self.mask.sha256}
+        return {"image": self.image.sha256, "strength": self.strength, **masked}
+
+
 class GenerateRequest(DrawRequest[GeneratedSummary]):
     """Sample pictures with the weights of a version or with the base models."""
 
@@ -230,11 +244,12 @@ class GenerateRequest(DrawRequest[GeneratedSummary]):
     pictures: tuple[Picture, ...]
     drawn_with: Json  # the settings and inputs that decide the bytes, as the pictures record them
     control: PinnedFile | None = None  # the picture that a ControlNet follows
+    start: StartPicture | None = None  # None: they start from noise
 
 
 def generate_job(
     run: Run, pictures: Sequence[Picture], version: str, models: Mapping[Stage, Path], request: Request,
-    bundle: Artifact | None, control: PinnedFile | None = None,
+    bundle: Artifact | None, control: PinnedFile | None = None, start: StartPicture | None = None,
 ) -> GenerateRequest:  # fmt: skip
     """The job that makes generated pictures. request: their identity."""
     config, settings = run.config, {name: value for name, value in request.spec.items() if name != "asked"}
@@ -242,7 +257,7 @@ def generate_job(
         machine=config, cascade=cascade_of(run, models), text=config,
         encoder_name=STAGES[config.first_stage].text_encoder, encoder=models[config.first_stage],
         pictures=tuple(pictures), version=version, drawn_with={"settings": settings, "inputs": request.inputs},
-        bundle=bundle, control=control,
+        bundle=bundle, control=control, start=start,
     )  # fmt: skip
 
 

@@ -30,7 +30,7 @@ from deepfloyd_core.pictures.sheets import contact_sheet, save_picture
 from deepfloyd_core.processes.jobs import Job
 from deepfloyd_core.sampling.jobs import LowResSummary, RemakeRequest
 from deepfloyd_core.sampling.parts import counted
-from deepfloyd_core.sampling.sampler import Sampler, make_sampler, resample
+from deepfloyd_core.sampling.sampler import Sampler, Start, make_sampler, sample_from_text
 from deepfloyd_core.store.artifacts import Artifact
 from deepfloyd_core.store.parts import finish_part, part_is_whole
 from deepfloyd_core.text.embeds import Embeds
@@ -115,7 +115,8 @@ def _remade(
     negative = embeds.of(request.negative_prompt)
     text = torch.stack([embeds[row.caption_id] for row in rows])
     seeds = [remake_seed(request.seed, row) for row in rows]
-    return to_bytes(resample(sampler, text, negative.expand_as(text), seeds, small, request.strength)).numpy()
+    size, start = (small.shape[3], small.shape[2]), Start(small, request.strength)
+    return to_bytes(sample_from_text(sampler, text, negative.expand_as(text), seeds, size, start=start)).numpy()
 
 
 def _shard_rows(files: list[Path], rows: pa.Table, numbers: np.ndarray) -> list[ShardRow]:

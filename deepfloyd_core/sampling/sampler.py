@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
-from diffusers import DDPMScheduler, IFImg2ImgPipeline
+from diffusers import DDPMScheduler
 
 from deepfloyd_core.adapters.method import load_product
 from deepfloyd_core.config.run_machine import Machine
@@ -58,47 +59,65 @@ def make_sampler(one: SampledStage, trained: Path | None, machine: Machine, samp
     return Sampler(one.stage, one.settings, pipeline.to(device), scheduler, device, sampled)
 
 
+@dataclass(frozen=True)
+class Start:
+    """Pictures that sampling starts from in place of noise: they are varied, or a part of them is drawn anew."""
+
+    pictures: torch.Tensor  # (N, 3, H, W) in [-1, 1], of the stage's size
+    strength: float  # of the noise that is added to them, above 0, at most 1: the share of the steps that are done
+    mask: torch.Tensor | None = None  # (1, 1, H, W), 1 where they are drawn anew, 0 where they stay; None: img2img
+
+    def told(self, name: str, part: slice) -> dict[str, Any]:
+        """The arguments of the pipeline for some of the pictures, whose own argument has a name."""
+        masked = {} if self.mask is None else {"mask_image": self.mask.clone()}  # the pipeline changes it
+        return {name: self.pictures[part], "strength": self.strength, **masked}
+
+
 def sample(
     sampler: Sampler, text: torch.Tensor, negative: torch.Tensor, seeds: list[int], size: tuple[int, int],
-    given: torch.Tensor | None = None,
+    given: torch.Tensor | None = None, start: Start | None = None,
 ) -> torch.Tensor:  # fmt: skip
     """Pictures of any stage: text and negative (N, T, D), one seed each -> float32 (N, C, H, W) in [-1, 1] on the CPU.
 
     size: (width, height) of pictures from text; an upscaler's follow from its low-res pictures. given: a ControlNet's
     conditioning, or an upscaler's low-res pictures.
     """
-    return SAMPLE_FUNCTIONS[sampler.stage](sampler, text, negative, seeds, size, given)
+    return SAMPLE_FUNCTIONS[sampler.stage](sampler, text, negative, seeds, size, given, start)
 
 
 def sample_from_text(
     sampler: Sampler, text: torch.Tensor, negative: torch.Tensor, seeds: list[int], size: tuple[int, int],
-    control: torch.Tensor | None = None,
+    control: torch.Tensor | None = None, start: Start | None = None,
 ) -> torch.Tensor:  # fmt: skip
     """From text: text and negative (N, T, D), one seed each -> float32 (N, C, H, W) in [-1, 1] on the CPU.
 
     control: a ControlNet's conditioning, (N, 3, H, W) in [0, 1].
     """
+    sampler = _starting(sampler, start)
 
     def given(part: slice) -> dict[str, Any]:
         follow = {} if control is None else {CONTROL_IMAGE: control[part].to(sampler.device)}
-        return {"width": size[0], "height": size[1], "cross_attention_kwargs": follow or None}
+        of_size = {"width": size[0], "height": size[1]} if start is None else start.told("image", part)
+        return {**of_size, "cross_attention_kwargs": follow or None}
 
     return _sample(sampler, text, negative, seeds, given)
 
 
 def sample_upscaled(
-    sampler: Sampler, text: torch.Tensor, negative: torch.Tensor, seeds: list[int], small: torch.Tensor
-) -> torch.Tensor:
+    sampler: Sampler, text: torch.Tensor, negative: torch.Tensor, seeds: list[int], small: torch.Tensor,
+    start: Start | None = None,
+) -> torch.Tensor:  # fmt: skip
     """By an upscaler: small (N, C, h, w) in [-1, 1] -> (N, C, 4h, 4w) in [-1, 1] on the CPU."""
+    sampler = _starting(sampler, start)
     dtype, config = DTYPES[sampler.config.mixed_precision], sampler.config
+    size = {"width": small.shape[3] * UPSCALE, "height": small.shape[2] * UPSCALE}
 
     def given(part: slice) -> dict[str, Any]:
         if config.validation_back_projection:
             scheduler = make_scheduler(config.validation_noise_scheduler, sampler.scheduler)
             sampler.pipeline.scheduler = back_projecting(scheduler, small[part])
-        size = {"width": small.shape[3] * UPSCALE, "height": small.shape[2] * UPSCALE}
         return {
-            **size,
+            **(size if start is None else start.told("original_image", part)),
             "image": small[part].to(sampler.device, dtype),
             "noise_level": config.validation_noise_level,
         }
@@ -106,35 +125,29 @@ def sample_upscaled(
     return _sample(sampler, text, negative, seeds, given)
 
 
-def resample(
-    sampler: Sampler, text: torch.Tensor, negative: torch.Tensor, seeds: list[int], pictures: torch.Tensor,
-    strength: float,
-) -> torch.Tensor:  # fmt: skip
-    """Pictures (N, C, H, W) in [-1, 1], noised by `strength` (above 0, at most 1) and sampled again: IF's img2img, of a
-    stage that samples from text.
-
-    text, negative and the result as for `sample_from_text`.
-    """
-    again = IFImg2ImgPipeline(**sampler.pipeline.components, requires_safety_checker=False)
-    again.set_progress_bar_config(disable=True)
-    return _sample(
-        replace(sampler, pipeline=again), text, negative, seeds,
-        lambda part: {"image": pictures[part], "strength": strength},
-    )  # fmt: skip
+def _starting(sampler: Sampler, start: Start | None) -> Sampler:
+    """The sampler with the pipeline of diffusers that starts from pictures; without them as it is."""
+    if start is None:
+        return sampler
+    kind = STAGES[sampler.stage]
+    pipeline = getattr(diffusers, kind.img2img if start.mask is None else kind.inpainting)
+    made = pipeline(**sampler.pipeline.components, requires_safety_checker=False)
+    made.set_progress_bar_config(disable=True)
+    return replace(sampler, pipeline=made)
 
 
 def _of_low_res(
     sampler: Sampler, text: torch.Tensor, negative: torch.Tensor, seeds: list[int], size: tuple[int, int],
-    given: torch.Tensor | None,
+    given: torch.Tensor | None, start: Start | None,
 ) -> torch.Tensor:  # fmt: skip
     """`sample_upscaled` with the arguments of `sample`; the size follows from the low-res pictures."""
     assert given is not None
-    return sample_upscaled(sampler, text, negative, seeds, given)
+    return sample_upscaled(sampler, text, negative, seeds, given, start)
 
 
 # How each stage samples, with the arguments of `sample`.
 SampleFn = Callable[
-    [Sampler, torch.Tensor, torch.Tensor, list[int], tuple[int, int], torch.Tensor | None], torch.Tensor
+    [Sampler, torch.Tensor, torch.Tensor, list[int], tuple[int, int], torch.Tensor | None, Start | None], torch.Tensor
 ]
 SAMPLE_FUNCTIONS: dict[Stage, SampleFn] = {1: sample_from_text, 2: _of_low_res}
 
@@ -169,5 +182,5 @@ def _sample(
             callback=lambda number, t, x_t, before=start, count=count: tell(before + count * (number + 1) / steps),
         ).images
         parts.append(pictures.float().cpu().clamp(-1, 1))
-        tell(start + count)  # img2img has fewer steps
+        tell(start + count)  # from pictures there are fewer steps
     return torch.cat(parts)

@@ -50,6 +50,21 @@ Control = Annotated[
     Path | None,
     typer.Option(metavar="PICTURE", parser=user_path, help="Conditioning picture, for a version that is a ControlNet."),
 ]
+Image = Annotated[
+    Path | None,
+    typer.Option(metavar="PICTURE", parser=user_path, help="A picture that all start from, in place of noise."),
+]
+Mask = Annotated[
+    Path | None,
+    typer.Option(metavar="PICTURE", parser=user_path, help="White where the image is drawn anew; else everywhere."),
+]
+Strength = Annotated[
+    float | None, typer.Option(help="Of the noise on the image, above 0, at most 1; else 0.7, with a mask 1.")
+]
+Seeds = Annotated[str, typer.Option(help="Seeds of each prompt, such as 7 or 0-7,42.")]
+Versions = Annotated[
+    str, typer.Option(help="A number, `latest` for the champion, or `base` for no LoRA; several with commas: base,3.")
+]
 FromPicture = Annotated[
     Path | None,
     typer.Option(

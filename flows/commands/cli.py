@@ -21,10 +21,15 @@ from flows.commands.arguments import (
     ConfigPath,
     Control,
     FromPicture,
+    Image,
+    Mask,
     Overrides,
     PromptFile,
     Prompts,
+    Seeds,
     Sizes,
+    Strength,
+    Versions,
     Workspace,
     user_path,
 )
@@ -177,29 +182,32 @@ def generate(
     config: ConfigPath,
     prompt: Prompts = None,
     prompt_file: PromptFile = None,
-    seeds: Annotated[str, typer.Option(help="Seeds of each prompt, such as 7 or 0-7,42.")] = "0",
+    seeds: Seeds = "0",
     sizes: Sizes = None,
-    version: Annotated[
-        str,
-        typer.Option(help="A number, `latest` for the champion, or `base` for no LoRA; several with commas: base,3."),
-    ] = "latest",
+    version: Versions = "latest",
     control: Control = None,
+    image: Image = None,
+    mask: Mask = None,
+    strength: Strength = None,
     from_picture: FromPicture = None,
     overrides: Overrides = None,
 ) -> None:
     """Draw pictures with a published version, or with the base models: each prompt at each size with each seed."""
-    from deepfloyd_core.preflight.generate import generate_options
+    from deepfloyd_core.preflight.generate import GenerateOptions, recorded_options
 
-    files = prompt_file, control, from_picture
-    options, recorded = generate_options(tuple(prompt or ()), seeds, sizes, version, *files)
+    asked = GenerateOptions(
+        tuple(prompt or ()), version, seeds=seeds, sizes=sizes, strength=strength, prompt_file=prompt_file,
+        control=control, image=image, mask=mask,
+    )  # fmt: skip
+    options, recorded = recorded_options(asked, from_picture)
     with _session(_load(config, [*recorded, *(overrides or [])], options)) as call:
         from flows.generate import generate as flow
 
-        paths = [str(path.absolute()) if path else None for path in files]
-        artifacts = call(
-            flow, prompt=prompt, prompt_file=paths[0], seeds=seeds, sizes=sizes, version=version, control=paths[1],
-            from_picture=paths[2],
-        )  # fmt: skip
+        files = {
+            "prompt_file": prompt_file, "control": control, "image": image, "mask": mask, "from_picture": from_picture,
+        }  # fmt: skip
+        paths = {name: str(path.absolute()) for name, path in files.items() if path}
+        artifacts = call(flow, prompt=prompt, version=version, seeds=seeds, sizes=sizes, strength=strength, **paths)
     from deepfloyd_core.sampling.pictures import drawn
 
     rows = [row for artifact in artifacts for row in drawn(artifact.path)]

@@ -249,7 +249,9 @@ def test_all_stages_that_a_stage_learns_from_are_trained_before_it(monkeypatch: 
 
 def test_an_order_of_pictures_is_told_all_its_faults(small_run: SmallRun, tmp_path: Path) -> None:
     (tmp_path / "hint.png").write_bytes(b"no picture")
-    options = GenerateOptions(("a star", " "), "7", tmp_path / "hint.png", "-1", None, tmp_path / "none.txt")
+    options = GenerateOptions(
+        ("a star", " "), "7", control=tmp_path / "hint.png", seeds="-1", prompt_file=tmp_path / "none.txt"
+    )
     starts = (
         "One of the prompts is empty.", f"The file of prompts {tmp_path / 'none.txt'} is not there.", "The seeds are '-1'; ",
         f"The picture {tmp_path / 'hint.png'} cannot be read", "There is no version '7' in ",

@@ -440,12 +440,38 @@ def test_generate_gives_the_same_bytes_twice_and_says_how_they_were_made(finishe
     assert again.returncode == 0 and "kept.png was drawn again, every byte equal" in again.stderr, again.stderr
     assert Path(again.stdout.split()[1]).read_bytes() == kept.read_bytes()
     for wrong, fault in (
-        (("--from", str(kept), "--seeds", "3"), "records its prompt, seed, size and version. Give none of these"),
+        (("--from", str(kept), "--seeds", "3"), "records its prompt, seed, size, version and strength. Give none"),
         (("--from", str(run.config)), "was not drawn by `deepfloyd generate`: it cannot be read."),
         (("--from", str(kept), "--set", "stage2.validation_guidance=2"), "stage2.validation_guidance is given 2 times"),
     ):
         refused = run.call_here("generate", str(run.config), *wrong)
         assert refused.returncode == 2 and fault in refused.stderr, refused.stderr
+    shutil.rmtree(run.workspace / "generated")
+
+
+def test_generate_draws_a_part_of_a_picture_anew_and_again(finished: tuple[SmallRun, str], tmp_path: Path) -> None:
+    run, _ = finished
+    Image.effect_noise((128, 128), 60).convert("RGB").save(tmp_path / "photo.png")
+    Image.linear_gradient("L").resize((128, 128)).save(tmp_path / "mask.png")  # the lower half is white
+    given = "--image", str(tmp_path / "photo.png"), "--mask", str(tmp_path / "mask.png")
+    done = run.call_here("generate", str(run.config), "--prompt", "a purple star", *given, *FAST)
+    assert done.returncode == 0, done.stderr
+    small, large = map(Path, done.stdout.split())
+    with Image.open(small) as picture, Image.open(tmp_path / "photo.png") as photo:
+        whole = photo.resize((64, 64), Image.Resampling.LANCZOS)
+        assert picture.crop((0, 0, 64, 31)).tobytes() == whole.crop((0, 0, 64, 31)).tobytes()
+        assert picture.crop((0, 33, 64, 64)).tobytes() != whole.crop((0, 33, 64, 64)).tobytes()
+    kept = Path(shutil.copy(large, tmp_path / "kept.png"))
+    shutil.rmtree(run.workspace / "generated")
+    again = run.call_here("generate", str(run.config), "--from", str(kept), *given)
+    assert again.returncode == 0 and "kept.png was drawn again, every byte equal" in again.stderr, again.stderr
+    for wrong, fault in (
+        (("--from", str(kept)), "started from a picture of yours. Give that beside --from with --image"),
+        (("--from", str(kept), *given[:2]), "cannot be drawn again: mask is not what it was drawn with"),
+        (("--prompt", "x", *given[2:]), "--mask is given without --image"),
+    ):
+        refused = run.call_here("generate", str(run.config), *wrong)
+        assert refused.returncode == 2 and fault in " ".join(refused.stderr.split()), refused.stderr
     shutil.rmtree(run.workspace / "generated")
 
 

@@ -231,7 +231,7 @@ def test_every_row_has_its_own_remake_however_shards_and_batches_are_cut(
     monkeypatch.setattr(stage1_low_res, "SHARD_ROWS", shard_rows)
     monkeypatch.setitem(STAGES, 1, replace(STAGES[1], sample_batch=1))
     monkeypatch.setattr(stage1_low_res, "make_sampler", lambda *_: None)
-    monkeypatch.setattr(stage1_low_res, "resample", lambda *arguments: arguments[4])
+    monkeypatch.setattr(stage1_low_res, "sample_from_text", lambda *_, start: start.pictures)
     made = small.remade(tmp_path)
     assert made.manifest.summary["shards"] == {1: 5, 512: 3}[shard_rows]
     for row, own in zip(live_rows(small.made["stage2_pixels"]), live_rows(made), strict=True):

@@ -17,7 +17,7 @@ from deepfloyd_core.models.unet import load_unet, order_channels_last, stock_pip
 from deepfloyd_core.preflight.load import load_run
 from deepfloyd_core.sampling import schedulers as module
 from deepfloyd_core.sampling.jobs import SampledStage
-from deepfloyd_core.sampling.sampler import Sampler, make_sampler, resample, sample_from_text, sample_upscaled
+from deepfloyd_core.sampling.sampler import Sampler, Start, make_sampler, sample_from_text, sample_upscaled
 from deepfloyd_core.sampling.schedulers import make_scheduler
 
 OF_IF: dict[str, Any] = {
@@ -85,7 +85,10 @@ def test_back_projection_and_img2img_work_with_it(small_run: SmallRun, name: str
     assert fit["validation_back_projection=true"] < 0.5 * fit["validation_back_projection=false"]
     pictures = torch.nn.functional.interpolate(SMALL, (64, 64), mode="bilinear")
     sampler = _sampler(small_run, 1, name)
-    near, far = (resample(sampler, TEXT, TEXT, [3, 4], pictures, strength) for strength in (0.3, 1.0))
+    near, far = (
+        sample_from_text(sampler, TEXT, TEXT, [3, 4], (64, 64), start=Start(pictures, strength))
+        for strength in (0.3, 1.0)
+    )
     assert (near - pictures).abs().mean() < (far - pictures).abs().mean()
 
 

@@ -1,0 +1,153 @@
+"""Pictures that start from one of the user's own: img2img and inpainting of diffusers' pipelines, called by hand."""
+
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from small_run import SmallRun
+
+from deepfloyd_core.config.run import Run
+from deepfloyd_core.config.stages import STAGES
+from deepfloyd_core.models.unet import load_unet, order_channels_last, stock_pipeline
+from deepfloyd_core.preflight.generate import GenerateOptions, pictures_of, recorded_options, start_faults
+from deepfloyd_core.preflight.load import load_run
+from deepfloyd_core.processes.jobs import Job
+from deepfloyd_core.sampling.drawn_picture import drawn_picture
+from deepfloyd_core.sampling.generate import generate_pictures
+from deepfloyd_core.sampling.identity import generate_request
+from deepfloyd_core.sampling.jobs import StartPicture, generate_job
+from deepfloyd_core.store.pinned import pinned
+from deepfloyd_core.types import no_report
+
+KEYS = tuple(
+    f"stage{stage}.{name}={value}"
+    for stage in (1, 2)
+    for name, value in (("validation_num_inference_steps", 5), ("validation_guidance", 3.0))
+)
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    """A picture with a gradient, of Stage II's size."""
+    rows, columns = np.mgrid[:256, :256]
+    pixels = np.stack([rows, columns, 255 - rows], axis=2).astype(np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "image.png")
+    return tmp_path / "image.png"
+
+
+@pytest.fixture
+def mask(tmp_path: Path) -> Path:
+    """The right half is white."""
+    pixels = np.zeros((256, 256), np.uint8)
+    pixels[:, 128:] = 255
+    Image.fromarray(pixels).save(tmp_path / "mask.png")
+    return tmp_path / "mask.png"
+
+
+def _drawn(run: Run, models: dict[Any, Path], out: Path, options: GenerateOptions) -> dict[str, Path]:
+    """Do the job in this process. Returns its PNGs by their size."""
+    out.mkdir()
+    mask = pinned(options.mask) if options.mask else None
+    assert options.image
+    start = StartPicture(image=pinned(options.image), strength=options.noise_strength, mask=mask)
+    pictures = pictures_of(run, options)
+    identity = generate_request(run, pictures, "base", models, None, None, start)
+    generate_pictures(Job(generate_job(run, pictures, "base", models, identity, None, None, start), out, no_report))
+    return {file.stem.rpartition("-")[2]: file for file in out.glob("picture-*.png")}
+
+
+def _pixels(file: Path) -> np.ndarray:
+    with Image.open(file) as picture:
+        return np.asarray(picture).astype(int)
+
+
+def _by_hand(models: dict[Any, Path], names: tuple[str, str], image: Path, more: dict[str, Any]) -> list[np.ndarray]:
+    """Both stages of diffusers, from files that Pillow has opened."""
+    made: list[np.ndarray] = []
+    text = diffusers.IFPipeline.from_pretrained(
+        models[1], unet=None, safety_checker=None, feature_extractor=None, watermarker=None
+    )
+    embeds, negative = text.encode_prompt("a purple star", device="cpu")
+    small: dict[str, Any] = {}
+    for stage, name in zip(STAGES, names, strict=True):
+        unet = load_unet(models[stage], torch.float32)
+        order_channels_last(unet)
+        plain = stock_pipeline(
+            models[stage], stage, unet, diffusers.DDPMScheduler.from_pretrained(models[stage], subfolder="scheduler")
+        )
+        pipeline = getattr(diffusers, name)(**plain.components, requires_safety_checker=False)
+        edge = 64 if stage == 1 else 256
+        fitted = [Image.open(image).resize((edge, edge), Image.Resampling.LANCZOS)]
+        given = {"image": fitted} if stage == 1 else {"original_image": fitted, "noise_level": 100, **small}
+        result = pipeline(
+            prompt_embeds=embeds, negative_prompt_embeds=negative, num_inference_steps=5, guidance_scale=3.0,
+            generator=[torch.Generator().manual_seed(3)], output_type="pt", **given, **more,
+        ).images  # fmt: skip
+        small = {"image": result}
+        made.append(((result[0].clamp(-1, 1) / 2 + 0.5) * 255).round().permute(1, 2, 0).numpy().astype(int))
+    return made
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_both_stages_are_those_of_diffusers(
+    small_run: SmallRun, models: dict[Any, Path], image: Path, mask: Path, masked: bool
+) -> None:
+    run = load_run(small_run.config, KEYS)
+    part = mask if masked else None
+    options = GenerateOptions(("a purple star",), "base", seeds="3", image=image, mask=part, strength=0.8)
+    ours = _drawn(run, models, small_run.folder / "out", options)
+    if masked:
+        names = "IFInpaintingPipeline", "IFInpaintingSuperResolutionPipeline"
+        more: dict[str, Any] = {"strength": 0.8, "mask_image": [Image.open(mask)]}
+    else:
+        names, more = ("IFImg2ImgPipeline", "IFImg2ImgSuperResolutionPipeline"), {"strength": 0.8}
+    for stock, size in zip(_by_hand(models, names, image, more), ("64x64", "256x256"), strict=True):
+        assert np.array_equal(_pixels(ours[size]), stock)
+    with Image.open(ours["256x256"]) as picture:
+        assert "Denoising strength: 0.8" in picture.info["parameters"]
+    if masked:
+        assert np.array_equal(_pixels(ours["256x256"])[:, :128], _pixels(image)[:, :128]), "black stays, to the byte"
+        assert np.abs(_pixels(ours["256x256"])[:, 128:] - _pixels(image)[:, 128:]).mean() > 5
+
+
+def test_less_strength_stays_nearer(small_run: SmallRun, models: dict[Any, Path], image: Path) -> None:
+    run = load_run(small_run.config, KEYS)
+    near, far = (
+        _drawn(
+            run, models, small_run.folder / name, GenerateOptions(("a star",), "base", image=image, strength=strength)
+        )
+        for name, strength in (("near", 0.2), ("far", None))
+    )
+    small = _pixels(image)[::4, ::4]
+    assert np.abs(_pixels(near["64x64"]) - small).mean() < np.abs(_pixels(far["64x64"]) - small).mean()
+    assert drawn_picture(far["64x64"]).strength == 0.7, "as diffusers' img2img"
+    again, _ = recorded_options(GenerateOptions(image=image), near["64x64"])
+    assert (again.strength, again.image, again.prompts, again.sizes) == (0.2, image, ("a star",), "64x64")
+
+
+def test_a_picture_that_nothing_can_start_from_is_refused(small_run: SmallRun, image: Path, mask: Path) -> None:
+    run, folder = load_run(small_run.config, KEYS), small_run.folder
+    Image.new("L", (256, 256)).save(folder / "black.png")
+    Image.new("L", (64, 256), 255).save(folder / "narrow.png")
+    (folder / "text.png").write_text("no picture")
+
+    def refused(**given: Any) -> list[str]:
+        return list(start_faults(run, GenerateOptions(("x",), "base", **given)))
+
+    assert refused() == refused(image=image, mask=mask) == refused(image=image, strength=1.0) == []
+    assert refused(mask=mask) == ["--mask is given without --image, the picture to start from. Give both, or neither."]
+    assert refused(strength=0.5)[0].startswith("--strength is given without --image")
+    for strength in (0.0, 1.1, -1.0, float("nan")):
+        assert refused(image=image, strength=strength)[0].endswith("give a number above 0, at most 1.")
+    assert refused(image=image, strength=0.1) == [
+        f"The strength is 0.1 and Stage {number} has 5 steps: that is less than one." for number in ("I", "II")
+    ]
+    assert "text.png cannot be read" in refused(image=folder / "text.png")[0]
+    assert refused(image=image, mask=folder / "narrow.png") == [
+        f"The mask {folder / 'narrow.png'} has 64x256 px, and the image 256x256. They must have the same size."
+    ]
+    assert "is black: nothing would be drawn anew" in refused(image=image, mask=folder / "black.png")[0]
