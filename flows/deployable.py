@@ -67,6 +67,10 @@ def confined(parameters: dict[str, Any], folders: tuple[Path, ...]) -> dict[str,
     for name in PATHS:
         if placed.get(name):
             placed[name] = str(_inside(name, str(placed[name]), folders))
+    if placed.get("lora"):
+        from deepfloyd_core.adapters.mixed import placed_lora
+
+        placed["lora"] = [placed_lora(one, lambda source: _inside("lora", source, folders)) for one in placed["lora"]]
     if placed.get("overrides"):
         placed["overrides"] = list(_overrides(placed["overrides"], folders))
     return placed

@@ -5,11 +5,17 @@ from pathlib import Path
 from prefect import flow
 
 from deepfloyd_core.preflight.check import check_run
-from deepfloyd_core.preflight.generate import GenerateOptions, pictures_of, recorded_options, version_number
+from deepfloyd_core.preflight.generate import (
+    GenerateOptions,
+    asked_version,
+    pictures_of,
+    recorded_options,
+    version_number,
+)
 from deepfloyd_core.store.artifacts import Artifact
 from deepfloyd_core.store.leases import leased
 from flows.deployable import deployable
-from flows.parameters import Overrides, Prompts, Seeds, Sizes, Strength, VersionName
+from flows.parameters import Loras, Overrides, Prompts, Seeds, Sizes, Strength, VersionName
 from flows.runs.run_lease import gpu_of, rename_run
 from tasks import VERSION
 from tasks.generated import compare_versions, generated
@@ -20,8 +26,8 @@ from tasks.generated import compare_versions, generated
 @leased
 def generate(
     config: str, prompt: Prompts = None, prompt_file: str | None = None, seeds: Seeds = "0", sizes: Sizes = None,
-    version: VersionName = "latest", control: str | None = None, image: str | None = None, mask: str | None = None,
-    strength: Strength = None, from_picture: str | None = None, overrides: Overrides = None,
+    version: VersionName | None = None, lora: Loras = None, control: str | None = None, image: str | None = None,
+    mask: str | None = None, strength: Strength = None, from_picture: str | None = None, overrides: Overrides = None,
 ) -> list[Artifact]:  # fmt: skip
     """Draw pictures with a published version, or with the base models: each prompt at each size with each seed. Several
     versions draw the same ones, and are compared.
@@ -33,7 +39,9 @@ def generate(
             negative_prompt, seed, size.
         seeds: Seeds, such as 7 or 0-7,42.
         sizes: Stage I sizes, such as 64 or 64,96x64 (width x height); empty: those of the run file.
-        version: A version number, `latest`, or `base` for no LoRA; several with commas, such as base,3,latest.
+        version: A version number, `latest`, or `base` for no LoRA; several with commas, such as base,3,latest. Empty: the
+            latest, with `lora` the base.
+        lora: LoRAs to draw with together on the base models, each as version:N or a file, with a weight: version:3@0.7.
         control: A picture that they follow, with a version that is a ControlNet.
         image: A picture that all start from, in place of noise.
         mask: A picture of the image's size, white where the image is drawn anew; empty: everywhere.
@@ -47,8 +55,8 @@ def generate(
         Path(name) if name else None for name in (prompt_file, control, image, mask, from_picture)
     )
     asked = GenerateOptions(
-        texts, str(version), seeds=seeds, sizes=sizes, strength=strength, prompt_file=table, control=hint, image=first,
-        mask=part,
+        texts, asked_version(version, lora), seeds=seeds, sizes=sizes, prompt_file=table, control=hint, image=first,
+        mask=part, strength=strength, loras=tuple(lora or ()),
     )  # fmt: skip
     options, recorded = recorded_options(asked, drawn_before)
     changed = dict.fromkeys((*recorded, *(overrides or ())))  # the command line has added those of the picture already

@@ -16,6 +16,7 @@ Number = Annotated[int, Field(ge=1)]
 Prompts = str | list[str] | None
 Sizes = Annotated[str | None, Field(pattern=r"^\s*\d+(x\d+)?(\s*,\s*\d+(x\d+)?)*\s*$")]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Loras = Annotated[list[str] | None, Field(max_length=16)]
 Strength = Annotated[float | None, Field(gt=0, le=1)]
 OneVersion = Annotated[str, Field(pattern=r"^(latest|base|\d+)$")] | Annotated[int, Field(ge=1)]
 _VERSION = r"\s*(latest|base|\d+)\s*"

@@ -7,15 +7,16 @@ from pathlib import Path
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
+from deepfloyd_core.adapters.mixed import mixed_loras
 from deepfloyd_core.config.run import Run
-from deepfloyd_core.config.stages import Stage
+from deepfloyd_core.config.stages import STAGES, Stage
 from deepfloyd_core.models.folders import resolve
 from deepfloyd_core.preflight.generate import GenerateOptions, version_bundle
 from deepfloyd_core.processes.jobs import run_job
 from deepfloyd_core.sampling.comparison import save_comparison, version_words
 from deepfloyd_core.sampling.drawn_picture import DrawnPicture
 from deepfloyd_core.sampling.identity import generate_request
-from deepfloyd_core.sampling.jobs import GeneratedSummary, StartPicture, generate_job
+from deepfloyd_core.sampling.jobs import DrawnFrom, GeneratedSummary, StartPicture, generate_job
 from deepfloyd_core.sampling.pictures import SHEET, Picture, picture_file, picture_scale, told
 from deepfloyd_core.store.artifacts import Artifact, materialise
 from deepfloyd_core.store.pinned import pinned
@@ -38,12 +39,11 @@ def generated(run: Run, pictures: Sequence[Picture], version: str, options: Gene
     for stage in run.config.stages:
         folders[stage] = resolve(run.config.stage(stage).model, stage, text=stage == run.config.first_stage)
     bundle = version_bundle(run, version)
-    hint = pinned(options.control) if options.control else None
-    start, again = _start(options), options.again
-    request = generate_request(run, pictures, version, folders, bundle, hint.sha256 if hint else None, start)
+    again, drawn_from = options.again, _drawn_from(run, options, folders)
+    request = generate_request(run, pictures, version, folders, bundle, drawn_from)
     if again is not None:
         again.check(request)
-    job = generate_job(run, pictures, version, folders, request, bundle, hint, start)
+    job = generate_job(run, pictures, version, folders, request, bundle, drawn_from)
     with progress("generate") as report:
         artifact = materialise(run.workspace, request, lambda work: run_job(job, work, report))
     summary = artifact.summary(GeneratedSummary)
@@ -56,11 +56,16 @@ def generated(run: Run, pictures: Sequence[Picture], version: str, options: Gene
     return artifact
 
 
-def _start(options: GenerateOptions) -> StartPicture | None:
-    if options.image is None:
-        return None
-    mask = pinned(options.mask) if options.mask else None
-    return StartPicture(image=pinned(options.image), strength=options.noise_strength, mask=mask)
+def _drawn_from(run: Run, options: GenerateOptions, folders: dict[Stage, Path]) -> DrawnFrom:
+    """folders: of the base models."""
+    start = None
+    if options.image is not None:
+        mask = pinned(options.mask) if options.mask else None
+        start = StartPicture(image=pinned(options.image), strength=options.noise_strength, mask=mask)
+    loras = mixed_loras(run, options.asked_loras, folders)
+    for lora in loras:
+        log.info("%s draws with %s", STAGES[lora.stage].title, lora.told)
+    return DrawnFrom(control=pinned(options.control) if options.control else None, start=start, loras=loras)
 
 
 def compare_versions(run: Run, pictures: Sequence[Picture], drawn: Mapping[str, Artifact]) -> None:

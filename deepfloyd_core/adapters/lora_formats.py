@@ -74,19 +74,15 @@ def our_names(names: Iterable[str], layers: Iterable[str]) -> Names:
     return Names(tensors, alphas, tuple(strangers), tuple(formats))
 
 
-def stranger_fault(names: Names) -> str:
-    """Why a training cannot start from a file with tensors that belong to no LoRA."""
+def stranger_fault(names: Names, remedy: str = "") -> str:
+    """Why a file with tensors that belong to no LoRA cannot be read. remedy: what to do, where the fault does not say it."""
     name = names.strangers[0]
     if _TEXT_ENCODER.fullmatch(name):
-        return (
-            f"which has adapters on a text encoder ({name}); here only UNets are trained. Keep only its UNet's tensors"
-        )
+        return f"which has adapters on a text encoder ({name}); only those of a UNet are read. Keep only its UNet's tensors"
     kind = next((kind for word, kind in _OTHER_KINDS.items() if word in name), None)
     if kind:
-        return (
-            f"which is {kind} ({name}), which cannot be converted exactly to a LoRA of this trainer. Remove init_lora"
-        )
-    return f"and {name} in it belongs to no known format of a LoRA or a UNet. Remove init_lora"
+        return f"which is {kind} ({name}), which cannot be converted exactly to a LoRA of this trainer{remedy}"
+    return f"and {name} in it belongs to no known format of a LoRA or a UNet{remedy}"
 
 
 def _flat(layers: Iterable[str]) -> dict[str, str]:

@@ -3,48 +3,40 @@
 Its header and the base model's headers are enough for all checks, so these run before anything is made or loaded.
 """
 
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from shlex import quote
 from typing import Any
 
 from safetensors import SafetensorError
 
 from deepfloyd_core.adapters.controlnet_file import RECORD, Shapes, control_record, new_shapes, way_down
-from deepfloyd_core.adapters.files import (
-    BITFIT,
-    BITFIT_FILE,
-    CONTROL,
-    CONTROL_FILE,
-    FULL,
-    LORA,
-    LORA_FILE,
-    UNET_FOLDER,
-    Product,
-    product_of,
+from deepfloyd_core.adapters.files import BITFIT, CONTROL, FULL, LORA, Product, product_of
+from deepfloyd_core.adapters.lora_file import (
+    adaptable_layers,
+    adapted_layers,
+    checked_settings,
+    layer_faults,
+    lora_settings,
+    name_faults,
+    unfit_tensor,
+    weights_file,
 )
-from deepfloyd_core.adapters.lora_formats import ADAPTER, PEFT, Names, our_names, stranger_fault
+from deepfloyd_core.adapters.lora_formats import ADAPTER, Names, our_names, stranger_fault
 from deepfloyd_core.config.base import is_there
 from deepfloyd_core.config.flavours import TEXT_MODULES
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.config.stage import StageConfig
 from deepfloyd_core.config.stages import CONTROLLED, Stage, titles
 from deepfloyd_core.errors import ConfigError
-from deepfloyd_core.models.headers import UNET_WEIGHTS, Header, read_header, read_scalars, unet_shapes
+from deepfloyd_core.models.headers import Header, read_header, read_scalars, unet_shapes
 from deepfloyd_core.store.artifacts import Artifact, Request, finished
 from deepfloyd_core.store.manifest import Manifest
 from deepfloyd_core.store.pinned import PinnedFile, pinned
 from deepfloyd_core.store.versions import bundle_of, find_version, stage_folder
 from deepfloyd_core.types import Json
-
-_PEFT_FILE, _PEFT_SETTINGS = "adapter_model.safetensors", "adapter_config.json"  # peft's own names for a saved adapter
-_PLACES = (BITFIT_FILE, CONTROL_FILE, f"{UNET_FOLDER}/{UNET_WEIGHTS}", LORA_FILE, UNET_WEIGHTS, _PEFT_FILE)
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
-_METADATA = "lora_adapter_metadata"
 
 
 @dataclass(frozen=True)
@@ -73,7 +65,7 @@ def find_parent(run: Run, stage: Stage, folder: Path) -> Parent | None:
     if fault := misfit(config, file, folder):
         raise ConfigError(f"{prefix}, {fault}.")
     header, base = read_header(file), unet_shapes(folder)
-    names = our_names(header.shapes, _layers(base))
+    names = our_names(header.shapes, adaptable_layers(base))
     known_as = names.known_as if _kind(header, names) is LORA else ""
     note = f"{prefix}: a LoRA in the format of {known_as}; all its {len(names.tensors)} tensors are read, to the bit"
     return Parent(file, note if known_as else "")
@@ -124,40 +116,12 @@ def named_weights(workspace: Path, stage: Stage, value: str) -> Path:
     return path
 
 
-def weights_file(path: Path, prefix: str) -> Path:
-    """The file of weights that a path names or a folder has. prefix: how a ConfigError begins."""
-    if not is_there(path):
-        raise ConfigError(f"{prefix}; there is no such file or folder: {path}.")
-    if path.is_dir():
-        found = next((path / name for name in _PLACES if (path / name).is_file()), None)
-        if found is None:
-            pickles = sorted(file for file in path.iterdir() if file.suffix in _PICKLES)
-            hint = f" {_made_safe(pickles[0])}" if pickles else ""
-            raise ConfigError(f"{prefix}; {path} has none of {', '.join(_PLACES)}.{hint}")
-        return found
-    if path.suffix != ".safetensors":
-        hint = f" {_made_safe(path)}" if path.suffix in _PICKLES else ""
-        raise ConfigError(f"{prefix}; only .safetensors files are read, never a pickle.{hint}")
-    return path
-
-
-def _made_safe(pickle: Path) -> str:
-    """How a user converts a pickle of tensors to safetensors. torch refuses a pickle with anything else."""
-    safe = pickle.with_suffix(".safetensors")
-    code = (
-        "import sys, torch; from safetensors.torch import save_file; "
-        "found = torch.load(sys.argv[1], map_location='cpu', weights_only=True); "
-        "save_file({k: v.contiguous() for k, v in found.items()}, sys.argv[2])"
-    )
-    return f'Convert {pickle.name}: python -c "{code}" {quote(str(pickle))} {quote(str(safe))}'
-
-
 def _faults(config: StageConfig, file: Path, header: Header, base: Shapes) -> Iterator[str]:
     """The reasons why a training cannot start from a file, the most helpful one first."""
-    names = our_names(header.shapes, _layers(base))
+    names = our_names(header.shapes, adaptable_layers(base))
     product, trained = _kind(header, names), product_of(config)
     if product is None:
-        yield stranger_fault(names) if names.strangers else "which is empty"
+        yield stranger_fault(names, ". Remove init_lora") if names.strangers else "which is empty"
     elif product is CONTROL and not config.flavour.kind.takes_controlnet:
         yield f"which is {product.words}, which only {titles(CONTROLLED)} supports. Remove init_lora"
     elif product is not trained:
@@ -166,9 +130,10 @@ def _faults(config: StageConfig, file: Path, header: Header, base: Shapes) -> It
     elif product is CONTROL:
         yield from _control_faults(config, header, base)
     elif product is LORA:
-        yield from _name_faults(file, names)
+        yield from name_faults(file, names)
+        yield from _scale_faults(file, names)
         shapes = {ours: header.shapes[name] for name, ours in names.tensors.items()}
-        yield from _lora_faults(config, shapes, _settings(file, header, names), base)
+        yield from _lora_faults(config, shapes, lora_settings(file, header, names), base)
     else:
         yield from _weight_faults(config, header, base)
     kinds = {dtype for name, dtype in header.dtypes.items() if name not in names.alphas}
@@ -196,14 +161,9 @@ def _kind(header: Header, found: Names) -> Product | None:
     return FULL if "conv_in.weight" in names else None
 
 
-def _name_faults(file: Path, names: Names) -> Iterator[str]:
-    """Faults of a LoRA's file before its shapes are checked: two tensors for one, or scales that are missing or differ."""
-    ours = list(names.tensors.values())
-    if twice := next((name for name in ours if ours.count(name) > 1), None):
-        yield f"which has {twice} twice, under two names. Keep one of them"
-    if PEFT in names.formats and not (file.parent / _PEFT_SETTINGS).is_file():
-        yield f"a LoRA in peft's format, whose alpha is in {_PEFT_SETTINGS}. Put that file beside it"
-    layers = {name.split(".lora_")[0] for name in ours}
+def _scale_faults(file: Path, names: Names) -> Iterator[str]:
+    """Scales that are missing for some layers, or differ."""
+    layers = {name.split(".lora_")[0] for name in names.tensors.values()}
     scales = set(read_scalars(file, names.alphas)) if names.alphas else set()
     if names.alphas and (len(scales) > 1 or set(names.alphas.values()) != layers):
         yield (
@@ -224,14 +184,7 @@ def _weight_faults(config: StageConfig, header: Header, base: Shapes) -> Iterato
 def _differences(config: StageConfig, found: Shapes, expected: Shapes) -> Iterator[str]:
     for name in sorted(expected.keys() | found.keys()):
         if expected.get(name) != found.get(name):
-            yield _unfit_tensor(config, name, found.get(name), expected.get(name))
-
-
-def _unfit_tensor(config: StageConfig, name: str, found: tuple[int, ...] | None, wanted: tuple[int, ...] | None) -> str:
-    return (
-        f"which does not fit {config.model_flavour}: {name} is {found or 'absent'} in it and {wanted or 'absent'} there. "
-        "Give weights of the same stage and flavour"
-    )
+            yield unfit_tensor(config.model_flavour, name, found.get(name), expected.get(name))
 
 
 def _control_faults(config: StageConfig, header: Header, base: Shapes) -> Iterator[str]:
@@ -245,24 +198,13 @@ def _control_faults(config: StageConfig, header: Header, base: Shapes) -> Iterat
     if conditioning != config.controlnet_conditioning:
         ours = config.controlnet_conditioning
         yield f"whose conditioning is {conditioning}; controlnet_conditioning is {ours}. Set them alike"
-    yield from _lora_faults(config, adapters, _checked(settings, RECORD), way_down(base))
+    yield from _lora_faults(config, adapters, checked_settings(settings, RECORD), way_down(base))
 
 
 def _lora_faults(config: StageConfig, shapes: Shapes, settings: dict[str, Any], base: Shapes) -> Iterator[str]:
     """shapes: of the adapters, by layer and part; settings: peft's; base: the weights that may have an adapter."""
-    layers: dict[str, dict[str, tuple[int, ...]]] = {}
-    for name, shape in shapes.items():
-        match = ADAPTER.fullmatch(name)
-        assert match  # whoever named them saw to it
-        layers.setdefault(match["layer"], {})[match["part"].split(".")[0]] = shape
-    for layer, parts in sorted(layers.items()):
-        weight = base.get(f"{layer}.weight", ())
-        if not {"A", "B"} <= parts.keys():
-            yield f"which has only one half of the adapter on {layer}"
-        elif not weight or (parts["B"][:1], parts["A"][1:]) != (weight[:1], weight[1:]):
-            yield _unfit_tensor(config, layer, parts["B"][:1] + parts["A"][1:], weight)
-        else:
-            yield from _adapter_faults(layer, parts, weight)
+    layers = adapted_layers(shapes)
+    yield from layer_faults(layers, base, config.model_flavour)
     ranks = {parts["A"][0] for parts in layers.values()}
     if ranks != {config.lora_rank}:
         yield f"a LoRA of rank {' and '.join(map(str, sorted(ranks)))}; lora_rank is {config.lora_rank}. Set them alike"
@@ -275,43 +217,14 @@ def _lora_faults(config: StageConfig, shapes: Shapes, settings: dict[str, Any], 
     if dora != {config.use_dora}:
         yield f"a LoRA with{'' if True in dora else 'out'} DoRA; use_dora is {config.use_dora}. Set them alike"
     targets = config.lora_target_modules
-    wanted = {layer for layer in _layers(base) if any(layer == name or layer.endswith(f".{name}") for name in targets)}
+    wanted = {
+        layer
+        for layer in adaptable_layers(base)
+        if any(layer == name or layer.endswith(f".{name}") for name in targets)
+    }
     if wanted != layers.keys():
         found, asked = " ".join(_names(layers)), " ".join(_names(wanted))
         yield f"a LoRA on {found}; lora_target_modules asks for {asked}. Set them alike"
-
-
-def _adapter_faults(layer: str, parts: dict[str, tuple[int, ...]], weight: tuple[int, ...]) -> Iterator[str]:
-    """Shapes of an adapter's parts that peft would not have made for a weight."""
-    rank, ones = parts["A"][0], (1,) * (len(weight) - 2)
-    length = weight[:1] if not ones else (1, weight[0], *ones)
-    expected = {"B": (weight[0], rank, *ones), "magnitude_vector": length}
-    for name, shape in expected.items():
-        if parts.get(name, shape) != shape:
-            yield f"which has a lora_{name} of {parts[name]} on {layer} in place of {shape}"
-
-
-def _settings(file: Path, header: Header, names: Names) -> dict[str, Any]:
-    """The settings of a LoRA, in peft's words. Raises ValueError when the record has none."""
-    if names.alphas:
-        return {"lora_alpha": read_scalars(file, list(names.alphas)[:1])[0]}
-    text = header.metadata.get(_METADATA, "{}")
-    if PEFT in names.formats:
-        text = (file.parent / _PEFT_SETTINGS).read_text(encoding="utf-8")
-    record = json.loads(text)
-    plain = isinstance(record, dict)
-    return _checked({key.removeprefix("unet."): value for key, value in record.items()} if plain else None, _METADATA)
-
-
-def _checked(settings: dict[str, Any] | None, name: str) -> dict[str, Any]:
-    if settings is None or not isinstance(settings.get("lora_alpha", 1.0), int | float):
-        raise ValueError(f"its {name} is no record of a LoRA")
-    return settings
-
-
-def _layers(base: Shapes) -> Iterator[str]:
-    """The layers of a UNet that can have an adapter: linear ones and convolutions."""
-    return (name.removesuffix(".weight") for name, shape in base.items() if name.endswith(".weight") and len(shape) > 1)
 
 
 def _names(layers: dict[str, dict[str, tuple[int, ...]]] | set[str]) -> list[str]:

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from deepfloyd_core.adapters.start_from import named_weights, weights_file
+from deepfloyd_core.adapters.lora_file import weights_file
+from deepfloyd_core.adapters.start_from import named_weights
 from deepfloyd_core.bundle.planned import Starts
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.config.stages import STAGES, Stage

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
-from deepfloyd_core.adapters.start_from import misfit, weights_file
+from deepfloyd_core.adapters.lora_file import weights_file
+from deepfloyd_core.adapters.start_from import misfit
 from deepfloyd_core.bundle.known_pictures import Ledger, Missing, ledger_now, ledger_then, missing
 from deepfloyd_core.bundle.planned import FROM_BASE, Starts, planned, planned_bundle
 from deepfloyd_core.config.run import Run

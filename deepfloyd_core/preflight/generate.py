@@ -1,16 +1,18 @@
 """Checks the options of `generate` against a run, its versions and their models."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deepfloyd_core.config.run import Run
-from deepfloyd_core.config.stages import CONTROLLED, STAGES, Stage
+from deepfloyd_core.config.stages import CONTROLLED, Stage
 from deepfloyd_core.errors import ConfigError, DeepFloydError, attempt
+from deepfloyd_core.preflight.drawn_from import lora_faults, start_faults
 from deepfloyd_core.preflight.unet_sizes import asked_size_faults
 
 if TYPE_CHECKING:
+    from deepfloyd_core.adapters.mixed import AskedLora
     from deepfloyd_core.sampling.drawn_picture import DrawnPicture
     from deepfloyd_core.sampling.pictures import Picture, PromptRow
     from deepfloyd_core.store.artifacts import Artifact
@@ -32,6 +34,7 @@ class GenerateOptions:
     image: Path | None = None  # that they start from; None: from noise
     mask: Path | None = None  # white where the image is drawn anew; None: everywhere
     strength: float | None = None  # of the noise on the image, above 0, at most 1; None: `noise_strength`
+    loras: tuple[str, ...] = ()  # such as version:3@0.7: all at once, in place of a version's
     again: "DrawnPicture | None" = None  # that is drawn again
 
     @property
@@ -40,9 +43,21 @@ class GenerateOptions:
         return tuple(dict.fromkeys(one.strip() for one in self.version.split(",")))
 
     @property
+    def asked_loras(self) -> "tuple[AskedLora, ...]":
+        """The LoRAs. Raises ConfigError for one that cannot be understood."""
+        from deepfloyd_core.adapters.mixed import parse_lora
+
+        return tuple(parse_lora(text) for text in self.loras)
+
+    @property
     def noise_strength(self) -> float:
         """The strength; unset as in diffusers' pipelines: 0.7 to vary a picture, 1 to draw a part of it anew."""
         return self.strength if self.strength is not None else 0.7 if self.mask is None else 1.0
+
+
+def asked_version(version: str | int | None, loras: Sequence[str] | None) -> str:
+    """The version to draw with, where it may be left out: the latest, or the base models for LoRAs that are named."""
+    return str(version) if version is not None else BASE if loras else "latest"
 
 
 def recorded_options(options: GenerateOptions, drawn: Path | None) -> tuple[GenerateOptions, tuple[str, ...]]:
@@ -51,7 +66,10 @@ def recorded_options(options: GenerateOptions, drawn: Path | None) -> tuple[Gene
     """
     if drawn is None:
         return options, ()
-    own = GenerateOptions(control=options.control, image=options.image, mask=options.mask)
+    own = GenerateOptions(
+        version=options.version if options.loras else "latest", control=options.control, image=options.image,
+        mask=options.mask, loras=options.loras,
+    )  # fmt: skip
     if options != own:
         raise ConfigError(
             f"{drawn} records its prompt, seed, size, version and strength. Give none of these beside --from, or leave it "
@@ -123,6 +141,11 @@ def prompt_faults(options: GenerateOptions) -> list[DeepFloydError]:
         faults.append(ConfigError("There is no prompt: give --prompt TEXT, or --prompt-file FILE."))
     attempt(faults, prompt_rows, options)
     attempt(faults, parse_seeds, options.seeds)
+    attempt(faults, lambda: options.asked_loras)
+    if options.loras and options.version != BASE:
+        faults.append(
+            ConfigError(f"--lora draws with the base models. A version's LoRA is --lora version:{options.version}.")
+        )
     return faults
 
 
@@ -138,7 +161,7 @@ def check_generate(run: Run, options: GenerateOptions, faults: list[DeepFloydErr
         from deepfloyd_core.pictures.decode import read_fitted
 
         attempt(faults, read_fitted, options.control, pictures[0].size if pictures else (64, 64))
-    faults += map(ConfigError, start_faults(run, options))
+    faults += map(ConfigError, start_faults(run, options.image, options.mask, options.strength, options.noise_strength))
     for version in options.versions:
         found: list[DeepFloydError] = []
         bundle = attempt(found, version_bundle, run, version)
@@ -151,10 +174,12 @@ def generate_model_faults(run: Run, options: GenerateOptions, stage: Stage, fold
     if pictures := attempt([], pictures_of, run, options):
         sizes = {picture.size for picture in pictures}
         faults += map(ConfigError, asked_size_faults(run, stage, folder, sizes))
-    return faults + base_faults(run, options.versions, stage, folder)
+    asked = attempt([], lambda: options.asked_loras) or ()
+    versions = [*options.versions, *(one.version for one in asked if one.version)]
+    return [*faults, *lora_faults(run, asked, stage, folder), *base_faults(run, versions, stage, folder)]
 
 
-def base_faults(run: Run, versions: tuple[str, ...], stage: Stage, folder: Path) -> list[DeepFloydError]:
+def base_faults(run: Run, versions: Sequence[str], stage: Stage, folder: Path) -> list[DeepFloydError]:
     """Versions that were trained on another base model of a stage than the one in a folder."""
     from deepfloyd_core.sampling.identity import check_base
 
@@ -163,37 +188,6 @@ def base_faults(run: Run, versions: tuple[str, ...], stage: Stage, folder: Path)
         if bundle := attempt([], version_bundle, run, version):
             attempt(faults, check_base, bundle, stage, folder)
     return faults
-
-
-def start_faults(run: Run, options: GenerateOptions) -> Iterator[str]:
-    """Why pictures cannot start from the user's own one."""
-    if options.image is None:
-        for name, value in (("mask", options.mask), ("strength", options.strength)):
-            if value is not None:
-                yield f"--{name} is given without --image, the picture to start from. Give both, or neither."
-        return
-    # Not above: it takes Pillow.
-    from deepfloyd_core.pictures.decode import picture_size, read_mask
-
-    strength = options.noise_strength
-    if not 0 < strength <= 1:
-        yield f"The strength is {strength:g}; give a number above 0, at most 1."
-    else:
-        for stage in run.config.stages:
-            steps = run.config.stage(stage).validation_num_inference_steps
-            if int(steps * strength) < 1:
-                yield f"The strength is {strength:g} and {STAGES[stage].title} has {steps} steps: that is less than one."
-    files = [options.image, *([options.mask] if options.mask else [])]
-    faults: list[DeepFloydError] = []
-    sizes = [attempt(faults, picture_size, file) for file in files]
-    yield from map(str, faults)
-    if faults or options.mask is None:
-        return
-    if sizes[0] != sizes[1]:
-        width, height, own = *(sizes[0] or (0, 0)), "x".join(map(str, sizes[1] or ()))
-        yield f"The mask {options.mask} has {own} px, and the image {width}x{height}. They must have the same size."
-    elif not read_mask(options.mask, sizes[0] or (1, 1)).any():
-        yield f"The mask {options.mask} is black: nothing would be drawn anew. Make that part white."
 
 
 def _control_faults(bundle: "Artifact | None", version: str, control: Path | None) -> Iterator[str]:

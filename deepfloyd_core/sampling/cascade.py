@@ -166,6 +166,7 @@ def _parameters(picture: np.ndarray, sample: Sample) -> str:
         "CFG scale": settings["guidance"], "Seed": sample.seed, "Size": f"{width}x{height}",
         "Model": settings.get("model"), "Version": sample.variant, "Noise level": settings.get("noise_level"),
         "Denoising strength": settings.get("strength"),
+        "LoRA": " ".join(settings.get("loras", ())) or None,
     }  # fmt: skip
     values = ", ".join(f"{name}: {value}" for name, value in told.items() if value is not None)
     return "\n".join([sample.prompt, f"Negative prompt: {settings['negative_prompt']}", values])

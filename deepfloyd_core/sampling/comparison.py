@@ -14,12 +14,12 @@ from deepfloyd_core.store.counts import many
 ROWS, COLUMNS, CELL_PX = 24, 8, 128
 
 
-def save_sheet(pictures: Sequence[Picture], folder: Path, scale: int, version: str) -> None:
+def save_sheet(pictures: Sequence[Picture], folder: Path, scale: int, drawn_by: str) -> None:
     """A row for each prompt and size, with its seeds, as far as there is room. scale: pixels of the stage that is shown
-    along one of the first.
+    along one of the first. drawn_by: in words.
     """
     rows = [(_words(group), _shown(pictures, group, folder, scale)) for group in _groups(pictures)[:ROWS]]
-    title = f"{many(len(pictures), 'picture')} of {version_words(version)}"
+    title = f"{many(len(pictures), 'picture')} of {drawn_by}"
     save_picture(titled_rows(rows, CELL_PX, title), folder / SHEET)
 
 

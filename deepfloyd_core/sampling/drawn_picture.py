@@ -16,7 +16,14 @@ from deepfloyd_core.store.artifacts import Request
 from deepfloyd_core.types import Json
 
 RECORD = "deepfloyd"  # the PNG text
-_OF_PICTURE = ("version", "control", "image", "mask", "strength")  # in the settings, and no key of the run file
+_OF_PICTURE = (
+    "version",
+    "control",
+    "image",
+    "mask",
+    "strength",
+    "loras",
+)  # in the settings, and no key of the run file
 
 
 class _DrawnWith(Spec):

@@ -22,7 +22,7 @@ from deepfloyd_core.models.unet import pick_device, use_threads
 from deepfloyd_core.pictures.decode import read_fitted, read_mask
 from deepfloyd_core.processes.jobs import Job
 from deepfloyd_core.sampling.cascade import Sample, sampler_settings, save_png
-from deepfloyd_core.sampling.comparison import save_sheet
+from deepfloyd_core.sampling.comparison import save_sheet, version_words
 from deepfloyd_core.sampling.jobs import GeneratedSummary, GenerateRequest, SampledStage
 from deepfloyd_core.sampling.parts import Parts
 from deepfloyd_core.sampling.pictures import INDEX, Picture, batches, picture_file, picture_scale
@@ -36,6 +36,7 @@ _SCHEMA = pa.schema(
     [
         ("file", pa.string()), ("stage", pa.int8()), ("prompt", pa.string()), ("negative_prompt", pa.string()),
         ("seed", pa.int64()), ("width", pa.int32()), ("height", pa.int32()), ("version", pa.string()),
+        ("loras", pa.list_(pa.string())),
     ]
 )  # fmt: skip
 
@@ -49,7 +50,9 @@ def generate_pictures(job: Job[GenerateRequest]) -> GeneratedSummary:
     for one in stages:
         _draw(job, one, texts, parts)
     _write_index(job)
-    save_sheet(request.pictures, job.out, _scale(job, stages[-1].stage), request.version)
+    loras = dict.fromkeys(lora.told for lora in request.drawn_from.loras)
+    drawn_by = " and ".join([version_words(request.version), *loras])
+    save_sheet(request.pictures, job.out, _scale(job, stages[-1].stage), drawn_by)
     return GeneratedSummary(pictures=len(request.pictures), stages=tuple(one.stage for one in stages))
 
 
@@ -63,7 +66,8 @@ def _draw(job: Job[GenerateRequest], one: SampledStage, texts: StoredTexts, part
     sampled = parts.begin(f"{STAGES[one.stage].title}'s pictures", len(pictures), done)
     if not missing:
         return
-    sampler = make_sampler(one, request.trained(one.stage), request.machine, sampled)
+    loras = request.drawn_from.of_stage(one.stage)
+    sampler = make_sampler(one, request.trained(one.stage), request.machine, sampled, loras)
     for group in missing:
         batch = [pictures[number] for number in group]
         made = sample(
@@ -85,7 +89,7 @@ def _given(job: Job[GenerateRequest], sampler: Sampler, group: list[int]) -> tor
     """What a batch is sampled from beside the text: an upscaler's low-res pictures (N, 3, H, W) in [-1, 1], a ControlNet's
     conditioning in [0, 1].
     """
-    source, control = STAGES[sampler.stage].upscales, job.request.control
+    source, control = STAGES[sampler.stage].upscales, job.request.drawn_from.control
     if source is not None:
         return torch.stack([stored_tensor(_state(job, source, number)) for number in group])
     if control is None:
@@ -96,7 +100,7 @@ def _given(job: Job[GenerateRequest], sampler: Sampler, group: list[int]) -> tor
 
 def _start(job: Job[GenerateRequest], stage: Stage, batch: Sequence[Picture]) -> Start | None:
     """The user's own picture, as often as the batch has pictures, at a stage's size; None: they start from noise."""
-    asked, scale = job.request.start, _scale(job, stage)
+    asked, scale = job.request.drawn_from.start, _scale(job, stage)
     if asked is None:
         return None
     size = (batch[0].size[0] * scale, batch[0].size[1] * scale)
@@ -147,6 +151,7 @@ def _keep(job: Job[GenerateRequest], one: SampledStage, number: int, made: torch
     """Write a picture (3, H, W) in [-1, 1]: for people, and for the next stage."""
     request = job.request
     picture, bundle = request.pictures[number], request.bundle
+    loras = request.drawn_from.of_stage(one.stage)
     settings = sampler_settings(one, picture.negative_prompt)
     settings |= {
         "model": one.settings.model_flavour,
@@ -154,7 +159,8 @@ def _keep(job: Job[GenerateRequest], one: SampledStage, number: int, made: torch
         "bundle": bundle.fingerprint if bundle else None,
         "size": list(picture.size),
         "drawn_with": request.drawn_with,
-        **({"strength": request.start.strength} if request.start else {}),
+        **({"strength": request.drawn_from.start.strength} if request.drawn_from.start else {}),
+        **({"loras": [lora.told for lora in loras]} if loras else {}),
     }
     file = job.out / picture_file(request.pictures, number, _scale(job, one.stage))
     save_png(to_bytes(made[None])[0].numpy(), Sample(picture.prompt, picture.seed, request.version, settings), file)
@@ -172,7 +178,7 @@ def _write_index(job: Job[GenerateRequest]) -> None:
             rows.append({
                 "file": picture_file(request.pictures, number, scale), "stage": one.stage, "prompt": picture.prompt,
                 "negative_prompt": picture.negative_prompt, "seed": picture.seed, "width": width, "height": height,
-                "version": request.version,
+                "version": request.version, "loras": [lora.told for lora in request.drawn_from.of_stage(one.stage)],
             })  # fmt: skip
     with atomic_path(job.out / INDEX) as tmp:
         pq.write_table(pa.Table.from_pylist(rows, _SCHEMA), tmp)

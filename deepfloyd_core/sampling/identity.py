@@ -16,7 +16,7 @@ from deepfloyd_core.hashing import digest
 from deepfloyd_core.measures.registry import COLUMNS, networks_of
 from deepfloyd_core.models.identity import base_model, model_fingerprint
 from deepfloyd_core.models.text_encoders import text_encoder_of
-from deepfloyd_core.sampling.jobs import PROBED, LowResInputs, OwnPicture, SampleInputs, StartPicture
+from deepfloyd_core.sampling.jobs import PROBED, DrawnFrom, LowResInputs, OwnPicture, SampleInputs
 from deepfloyd_core.sampling.pictures import Picture, asked_digest
 from deepfloyd_core.store.artifacts import Artifact, Request
 from deepfloyd_core.store.inputs import A
@@ -82,18 +82,15 @@ def check_base(bundle: Artifact, stage: Stage, folder: Path) -> None:
 
 def generate_request(
     run: Run, pictures: Sequence[Picture], version: str, folders: dict[Stage, Path], bundle: Artifact | None,
-    control_sha256: str | None = None, start: StartPicture | None = None,
+    drawn_from: DrawnFrom | None = None,
 ) -> Request:  # fmt: skip
-    """Identity of generated pictures: these, sampler settings, the models and the version's bundle; and the bytes of the
-    ControlNet's conditioning picture and of the picture that they start from.
+    """Identity of generated pictures: these, sampler settings, the models and the version's bundle; and what else they are
+    drawn from.
     """
     spec: Json = {"version": version, **read_by(run.config, "generated"), "asked": asked_digest(pictures)}
     for each_has in ("validation_resolution", "validation_negative_prompt"):
         del spec[each_has]
-    if control_sha256 is not None:
-        spec["control"] = control_sha256
-    if start is not None:
-        spec |= start.identity
+    spec |= drawn_from.identity if drawn_from else {}
     models: dict[str, str] = {}
     for stage in run.config.stages:
         spec[f"stage{stage}"] = read_by(run.config.stage(stage), "generated", stage)

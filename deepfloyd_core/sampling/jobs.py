@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic
 
+from deepfloyd_core.adapters.mixed import MixedLora
 from deepfloyd_core.config.base import Spec
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.config.run_text import TextKeys
@@ -234,6 +235,26 @@ class StartPicture(Spec):
         return {"image": self.image.sha256, "strength": self.strength, **masked}
 
 
+class DrawnFrom(Spec):
+    """What pictures are drawn from beside texts, noise and a version."""
+
+    control: PinnedFile | None = None  # the picture that a ControlNet follows
+    start: StartPicture | None = None  # None: they start from noise
+    loras: tuple[MixedLora, ...] = ()  # all at once, on the base models
+
+    def of_stage(self, stage: Stage) -> tuple[MixedLora, ...]:
+        """The LoRAs of a stage."""
+        return tuple(lora for lora in self.loras if lora.stage == stage)
+
+    @property
+    def identity(self) -> Json:
+        """What decides the bytes."""
+        found: Json = {} if self.control is None else {"control": self.control.sha256}
+        found |= {} if self.start is None else self.start.identity
+        loras = [[one.stage, one.file.sha256, one.weight, one.learned_variance] for one in self.loras]
+        return found | ({"loras": loras} if loras else {})
+
+
 class GenerateRequest(DrawRequest[GeneratedSummary]):
     """Sample pictures with the weights of a version or with the base models."""
 
@@ -243,13 +264,12 @@ class GenerateRequest(DrawRequest[GeneratedSummary]):
     cascade: Cascade
     pictures: tuple[Picture, ...]
     drawn_with: Json  # the settings and inputs that decide the bytes, as the pictures record them
-    control: PinnedFile | None = None  # the picture that a ControlNet follows
-    start: StartPicture | None = None  # None: they start from noise
+    drawn_from: DrawnFrom = DrawnFrom()
 
 
 def generate_job(
     run: Run, pictures: Sequence[Picture], version: str, models: Mapping[Stage, Path], request: Request,
-    bundle: Artifact | None, control: PinnedFile | None = None, start: StartPicture | None = None,
+    bundle: Artifact | None, drawn_from: DrawnFrom | None = None,
 ) -> GenerateRequest:  # fmt: skip
     """The job that makes generated pictures. request: their identity."""
     config, settings = run.config, {name: value for name, value in request.spec.items() if name != "asked"}
@@ -257,7 +277,7 @@ def generate_job(
         machine=config, cascade=cascade_of(run, models), text=config,
         encoder_name=STAGES[config.first_stage].text_encoder, encoder=models[config.first_stage],
         pictures=tuple(pictures), version=version, drawn_with={"settings": settings, "inputs": request.inputs},
-        bundle=bundle, control=control, start=start,
+        bundle=bundle, drawn_from=drawn_from or DrawnFrom(),
     )  # fmt: skip
 
 

@@ -3,7 +3,7 @@
 So a picture depends on its seed and prompt, and not on the batch (up to the rounding of the machine's matrix products).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,8 @@ import torch
 from diffusers import DDPMScheduler
 
 from deepfloyd_core.adapters.method import load_product
+from deepfloyd_core.adapters.mixed import MixedLora
+from deepfloyd_core.adapters.mixing import load_loras
 from deepfloyd_core.config.run_machine import Machine
 from deepfloyd_core.config.stage import StageConfig
 from deepfloyd_core.config.stages import STAGES, UPSCALE, Stage
@@ -25,6 +27,7 @@ from deepfloyd_core.models.unet import (
     order_channels_last,
     pick_device,
     stock_pipeline,
+    trained_scheduler,
 )
 from deepfloyd_core.sampling.jobs import SampledStage
 from deepfloyd_core.sampling.parts import Sampled
@@ -47,14 +50,24 @@ class Sampler:
         return replace(self, config=self.config.model_copy(update={"validation_noise_level": noise_level}))
 
 
-def make_sampler(one: SampledStage, trained: Path | None, machine: Machine, sampled: Sampled) -> Sampler:
-    """Load a stage's base model in a stock pipeline and, if a folder is given, its trained weights and scheduler."""
+def make_sampler(
+    one: SampledStage, trained: Path | None, machine: Machine, sampled: Sampled, loras: Sequence[MixedLora] = ()
+) -> Sampler:
+    """Load a stage's base model in a stock pipeline and, if a folder is given, its trained weights and scheduler.
+
+    loras: in place of trained weights, all at once. The learned variance is taken when each of them has trained it.
+    """
     device = pick_device(machine.device)
     unet = load_unet(one.model, DTYPES[one.settings.mixed_precision])
-    scheduler = load_scheduler(one.model if trained is None else trained)
+    if loras:
+        scheduler = trained_scheduler(one.model, all(lora.learned_variance for lora in loras))
+    else:
+        scheduler = load_scheduler(one.model if trained is None else trained)
     pipeline = stock_pipeline(one.model, one.stage, unet, scheduler)
     if trained is not None:
         load_product(pipeline, trained)
+    if loras:
+        load_loras(pipeline, loras)
     order_channels_last(unet)
     return Sampler(one.stage, one.settings, pipeline.to(device), scheduler, device, sampled)
 

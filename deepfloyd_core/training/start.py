@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from deepfloyd_core.adapters.start_from import weights_file
+from deepfloyd_core.adapters.lora_file import weights_file
 from deepfloyd_core.arrow import mapped_table, table_digest
 from deepfloyd_core.config.stages import STAGES, Stage
 from deepfloyd_core.errors import ArtifactError

@@ -13,6 +13,15 @@ def user_path(text: str) -> Path:
     return home_path(Path(text))
 
 
+def here(loras: list[str] | None) -> tuple[str, ...]:
+    """LoRAs of the command line, their paths from its folder. Raises ConfigError."""
+    if not loras:
+        return ()
+    from deepfloyd_core.adapters.mixed import placed_lora
+
+    return tuple(placed_lora(lora, lambda source: user_path(source).absolute()) for lora in loras)
+
+
 def workspace_path(text: str) -> Path:
     """A workspace of the command line. Raises ConfigError unless the folder holds artifacts."""
     # Not above: a command that is only asked for its help needs no artifacts.
@@ -63,7 +72,18 @@ Strength = Annotated[
 ]
 Seeds = Annotated[str, typer.Option(help="Seeds of each prompt, such as 7 or 0-7,42.")]
 Versions = Annotated[
-    str, typer.Option(help="A number, `latest` for the champion, or `base` for no LoRA; several with commas: base,3.")
+    str | None,
+    typer.Option(
+        help="A number, `latest` (the champion, unless told), `base` for no LoRA; several with commas: base,3."
+    ),
+]
+Loras = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--lora",
+        metavar="SOURCE@WEIGHT",
+        help="A LoRA to draw with on the base models: version:N or a file, at a weight (1 unless told); may be repeated.",
+    ),
 ]
 FromPicture = Annotated[
     Path | None,

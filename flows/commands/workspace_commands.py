@@ -92,7 +92,7 @@ def gc(
     if not delete:
         print_collection(out, would_collect(workspace, policy, now), deleted=False, every=every)
         return
-    from flows.commands.cli import stopping
+    from flows.commands.session import stopping
 
     stopping.kept = "What was removed is gone; the same command removes the rest."
     with err.status("removing") as status:

@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,8 +18,11 @@ from safetensors.torch import load_file, save_file
 
 from deepfloyd_core.adapters.files import LORA_FILE
 from deepfloyd_core.adapters.lora import lora_state, trainable
+from deepfloyd_core.adapters.lora_file import weights_file
 from deepfloyd_core.adapters.lora_formats import our_names
 from deepfloyd_core.adapters.method import METHODS
+from deepfloyd_core.adapters.mixed import AskedLora, MixedLora, misfit, mixed_loras, parse_lora
+from deepfloyd_core.adapters.mixing import load_loras
 from deepfloyd_core.adapters.start_from import find_parent
 from deepfloyd_core.config.flavours import FLAVOURS
 from deepfloyd_core.config.run import Run
@@ -27,6 +31,7 @@ from deepfloyd_core.errors import ConfigError
 from deepfloyd_core.models.unet import load_unet
 from deepfloyd_core.preflight.check import check_run
 from deepfloyd_core.preflight.load import load_run
+from deepfloyd_core.store.pinned import pinned
 
 FOLDER = Path(FLAVOURS["tiny-i"].repo)
 RANK = 4
@@ -304,6 +309,104 @@ def test_a_pickle_is_refused_with_a_command_that_makes_a_file_of_it(
     monkeypatch.setattr(sys, "argv", ["-c", *files.split()])
     exec(code, {})
     assert find_parent(new_run(tmp_path, tmp_path), 1, FOLDER) is not None
+
+
+def mixed(file: Path, weight: float) -> MixedLora:
+    return MixedLora(stage=1, name=file.name, weight=weight, file=pinned(file), learned_variance=False)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_each_format_is_drawn_with_at_a_weight(
+    tmp_path: Path, matrices: Tensors, effects: dict[float, torch.Tensor], name: str
+) -> None:
+    write, alpha, _ = FORMATS[name]
+    write(matrices, tmp_path)
+    file = weights_file(tmp_path, "")
+    assert misfit(file, FOLDER, "tiny-i") == ""
+    assert "which does not fit tiny-ii" in misfit(file, Path(FLAVOURS["tiny-ii"].repo), "tiny-ii")
+    pipeline = SimpleNamespace(unet=load_unet(FOLDER, torch.float32))
+    load_loras(pipeline, [mixed(file, 1.0)])
+    torch.testing.assert_close(output(pipeline.unet), effects[alpha], atol=1e-5, rtol=1e-5)
+    load_loras(half := SimpleNamespace(unet=load_unet(FOLDER, torch.float32)), [mixed(file, 2.0 / alpha)])
+    torch.testing.assert_close(output(half.unet), effects[2.0], atol=1e-5, rtol=1e-5)
+
+
+def test_loras_together_are_the_sum_of_their_effects_on_the_weights(tmp_path: Path, matrices: Tensors) -> None:
+    """Files of other ranks, layers, alphas and programs, against one UNet with all of it added to its weights."""
+    merged = load_unet(FOLDER, torch.float32)
+    weights = dict(merged.named_parameters())
+    generator, files = torch.Generator().manual_seed(5), []
+    some = layers_of(matrices)[::3]
+    other = {
+        f"{layer}.lora_{half}.weight": 0.05 * torch.randn(shape, generator=generator)
+        for layer in some
+        for half, shape in (
+            ("A", (2, weights[f"{layer}.weight"].shape[1])),
+            ("B", (weights[f"{layer}.weight"].shape[0], 2)),
+        )
+    }
+    for name, write, state, weight in (("one", old_script, matrices, 0.7), ("two", other_alphas, other, -0.5)):
+        (tmp_path / name).mkdir()
+        write(state, tmp_path / name)
+        files.append(mixed(weights_file(tmp_path / name, ""), weight))
+    for layer in layers_of(matrices):
+        low, up = matrices[f"{layer}.lora_A.weight"], matrices[f"{layer}.lora_B.weight"]
+        weights[f"{layer}.weight"].data += 0.7 * up @ low
+        if layer in some:
+            alpha = 1.0 + some.index(layer) % 2
+            low, up = other[f"{layer}.lora_A.weight"], other[f"{layer}.lora_B.weight"]
+            weights[f"{layer}.weight"].data += -0.5 * alpha / 2 * up @ low
+    load_loras(pipeline := SimpleNamespace(unet=load_unet(FOLDER, torch.float32)), files)
+    torch.testing.assert_close(output(pipeline.unet), output(merged), atol=1e-5, rtol=1e-5)
+
+
+def other_alphas(matrices: Tensors, out: Path) -> None:
+    kohya(matrices, out, lambda number: 1.0 + number % 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "source", "weight"),
+    [
+        ("version:3@0.7", "version:3", 0.7), ("version:latest", "version:latest", 1.0),
+        ("a.safetensors@-1", "a.safetensors", -1.0), ("a@b.safetensors", "a@b.safetensors", 1.0), ("a@b@1e-1", "a@b", 0.1),
+    ],
+)  # fmt: skip
+def test_a_lora_is_named_with_its_weight(text: str, source: str, weight: float) -> None:
+    assert parse_lora(text) == AskedLora(source, weight)
+
+
+@pytest.mark.parametrize("text", ["@0.5", "a@0", "a@nan", "a@inf"])
+def test_a_weight_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="give SOURCE@WEIGHT with a weight other than 0"):
+        parse_lora(text)
+
+
+def test_what_cannot_be_drawn_with_is_told_before_a_model_is_loaded(tmp_path: Path, matrices: Tensors) -> None:
+    run = new_run(tmp_path, tmp_path)
+    (tmp_path / "stray").mkdir()
+    script(matrices, tmp_path)
+    file = tmp_path / "pytorch_lora_weights.safetensors"
+    (found,) = mixed_loras(run, [AskedLora(str(file), 0.5)], {1: FOLDER})
+    assert (found.stage, found.told) == (1, "pytorch_lora_weights.safetensors@0.5")
+    save_file(
+        {**load_file(file), "unet.mid_block.attentions.0.to_q.hada_w1_a": torch.zeros(4, 4)},
+        tmp_path / "loha.safetensors",
+    )
+    save_file(
+        {name: tensor[:, :2].contiguous() for name, tensor in load_file(file).items()}, tmp_path / "other.safetensors"
+    )
+    (tmp_path / "text.safetensors").write_text("no tensors")
+    for source, says in (
+        ("version:3", "There is no version '3'"),
+        (str(tmp_path / "none"), "there is no such file or folder"),
+        (str(tmp_path / "stray"), "has none of"),
+        (str(tmp_path / "loha.safetensors"), "fits no stage of this run. Stage I: which is LoHa"),
+        (str(tmp_path / "other.safetensors"), "which does not fit tiny-i: "),
+        (str(tmp_path / "text.safetensors"), "text.safetensors cannot be read"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            mixed_loras(run, [AskedLora(source, 1.0), AskedLora(str(file), 1.0)], {1: FOLDER})
+        assert says in str(caught.value), source
 
 
 def test_a_flat_name_that_two_layers_share_is_no_layer() -> None:

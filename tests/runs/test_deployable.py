@@ -81,6 +81,16 @@ def test_paths_inside_start_at_the_project_and_other_values_stay(project: Path) 
     assert _confined(config="a.toml", control=None, overrides=None)["control"] is None
 
 
+def test_a_lora_is_a_version_or_a_file_inside(project: Path) -> None:
+    found = _confined(config="run.toml", lora=["version:3@0.7", "a@b.safetensors", "../pictures/style.safetensors@0.5"])
+    assert found["lora"] == [
+        "version:3@0.7", f"{project}/a@b.safetensors@1", f"{project}/../pictures/style.safetensors@0.5",
+    ]  # fmt: skip
+    for path in OUTSIDE:
+        with pytest.raises(ConfigError, match=r"^lora is .*outside of the folders"):
+            _confined(lora=[f"{path}@0.5"])
+
+
 @pytest.mark.parametrize("deployed", [True, False])
 def test_only_a_deployment_is_bound_to_the_folders(
     project: Path, monkeypatch: pytest.MonkeyPatch, deployed: bool
@@ -110,7 +120,7 @@ def test_every_flow_that_can_be_deployed_is_bound_and_its_texts_are_paths_or_wor
     for name, each in flows.items():
         assert list(_layers(each.fn))[:3] == ["run_lease", "outbox", "deployable"], name
         texts = {key for key, of in inspect.signature(each.fn).parameters.items() if "str" in str(of.annotation)}
-        assert texts - {"overrides"} <= {*PATHS, *WORDS}, f"{name}: is it a path? Then it belongs to PATHS"
+        assert texts - {"overrides", "lora"} <= {*PATHS, *WORDS}, f"{name}: is it a path? Then it belongs to PATHS"
 
 
 def _layers(function: object) -> Iterator[str]:

@@ -10,12 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from prefect_api import post
 from small_run import NewSmallRun, SmallRun
 
+from deepfloyd_core.adapters.files import LORA_FILE
 from deepfloyd_core.config.data_file import load_data_file
 from deepfloyd_core.config.flavours import FLAVOURS
 from deepfloyd_core.index.scan import scan
@@ -473,6 +475,45 @@ def test_generate_draws_a_part_of_a_picture_anew_and_again(finished: tuple[Small
         refused = run.call_here("generate", str(run.config), *wrong)
         assert refused.returncode == 2 and fault in " ".join(refused.stderr.split()), refused.stderr
     shutil.rmtree(run.workspace / "generated")
+
+
+def test_generate_draws_with_several_loras(finished: tuple[SmallRun, str], tmp_path: Path) -> None:
+    run, _ = finished
+
+    def drawn(*options: str) -> list[Path]:
+        done = run.call_here("generate", str(run.config), "--prompt", "a purple star", *options, *FAST)
+        assert done.returncode == 0, done.stderr
+        return [Path(line) for line in done.stdout.split()]
+
+    def pixels(files: list[Path]) -> list[bytes]:
+        return [Image.open(file).tobytes() for file in files]
+
+    alone, as_lora = pixels(drawn("--version", "1")), pixels(drawn("--lora", "version:1"))
+    assert as_lora == alone, "at weight 1 it is the version"
+    bundle = find_version(run.workspace, "1")
+    file = shutil.copy(
+        run.workspace / "lora_bundle" / bundle.bundle / "stage1" / LORA_FILE, tmp_path / "style.safetensors"
+    )
+    both = drawn("--lora", "version:1@0.5", "--lora", f"{file}@0.5")
+    assert np.abs(_pixels(both[0]) - _pixels(drawn("--version", "1")[0])).max() <= 2, "halves make the whole"
+    assert pixels(both)[1] != alone[1], "of Stage II there is half of it"
+    with Image.open(both[0]) as picture:
+        record = json.loads(picture.info["deepfloyd"])
+        assert record["loras"] == ["version:1@0.5", "style.safetensors@0.5"] and record["variant"] == "base"
+        assert "LoRA: version:1@0.5 style.safetensors@0.5" in picture.info["parameters"]
+    for wrong, fault in (
+        (("--lora", "version:9"), "There is no version '9'"),
+        (("--lora", str(run.config)), "only .safetensors files are read"),
+        (("--lora", "version:1@0.5", "--version", "1"), "--lora draws with the base models. A version's LoRA is"),
+    ):
+        refused = run.call_here("generate", str(run.config), "--prompt", "x", *wrong)
+        assert refused.returncode == 2 and fault in " ".join(refused.stderr.split()), refused.stderr
+    shutil.rmtree(run.workspace / "generated")
+
+
+def _pixels(file: Path) -> "np.ndarray[Any, Any]":
+    with Image.open(file) as picture:
+        return np.asarray(picture).astype(int)
 
 
 def test_upscale_makes_pictures_of_ones_own_larger(finished: tuple[SmallRun, str], tmp_path: Path) -> None:

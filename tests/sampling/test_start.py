@@ -13,13 +13,14 @@ from small_run import SmallRun
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.config.stages import STAGES
 from deepfloyd_core.models.unet import load_unet, order_channels_last, stock_pipeline
-from deepfloyd_core.preflight.generate import GenerateOptions, pictures_of, recorded_options, start_faults
+from deepfloyd_core.preflight.drawn_from import start_faults
+from deepfloyd_core.preflight.generate import GenerateOptions, pictures_of, recorded_options
 from deepfloyd_core.preflight.load import load_run
 from deepfloyd_core.processes.jobs import Job
 from deepfloyd_core.sampling.drawn_picture import drawn_picture
 from deepfloyd_core.sampling.generate import generate_pictures
 from deepfloyd_core.sampling.identity import generate_request
-from deepfloyd_core.sampling.jobs import StartPicture, generate_job
+from deepfloyd_core.sampling.jobs import DrawnFrom, StartPicture, generate_job
 from deepfloyd_core.store.pinned import pinned
 from deepfloyd_core.types import no_report
 
@@ -55,8 +56,9 @@ def _drawn(run: Run, models: dict[Any, Path], out: Path, options: GenerateOption
     assert options.image
     start = StartPicture(image=pinned(options.image), strength=options.noise_strength, mask=mask)
     pictures = pictures_of(run, options)
-    identity = generate_request(run, pictures, "base", models, None, None, start)
-    generate_pictures(Job(generate_job(run, pictures, "base", models, identity, None, None, start), out, no_report))
+    given = DrawnFrom(start=start)
+    identity = generate_request(run, pictures, "base", models, None, given)
+    generate_pictures(Job(generate_job(run, pictures, "base", models, identity, None, given), out, no_report))
     return {file.stem.rpartition("-")[2]: file for file in out.glob("picture-*.png")}
 
 
@@ -136,7 +138,8 @@ def test_a_picture_that_nothing_can_start_from_is_refused(small_run: SmallRun, i
     (folder / "text.png").write_text("no picture")
 
     def refused(**given: Any) -> list[str]:
-        return list(start_faults(run, GenerateOptions(("x",), "base", **given)))
+        options = GenerateOptions(("x",), "base", **given)
+        return list(start_faults(run, options.image, options.mask, options.strength, options.noise_strength))
 
     assert refused() == refused(image=image, mask=mask) == refused(image=image, strength=1.0) == []
     assert refused(mask=mask) == ["--mask is given without --image, the picture to start from. Give both, or neither."]

@@ -1,0 +1,165 @@
+"""Several LoRAs at once, each with its own weight: published versions and files of other programs. No torch.
+
+All that a picture's bytes depend on is known from the files' headers and hashes, before a model is loaded.
+"""
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from deepfloyd_core.adapters.files import LORA_FILE, product_name
+from deepfloyd_core.adapters.lora_file import (
+    adaptable_layers,
+    adapted_layers,
+    layer_faults,
+    lora_settings,
+    name_faults,
+    weights_file,
+)
+from deepfloyd_core.adapters.lora_formats import PEFT, our_names, stranger_fault
+from deepfloyd_core.config.base import Spec, is_there
+from deepfloyd_core.config.run import Run
+from deepfloyd_core.config.stages import STAGES, Stage
+from deepfloyd_core.errors import ConfigError, DeepFloydError, attempt, raise_together
+from deepfloyd_core.models.headers import read_header, read_scalars, unet_shapes
+from deepfloyd_core.store.pinned import PinnedFile, pinned
+from deepfloyd_core.store.versions import bundle_of, find_version, stage_folder
+
+_VERSION = "version:"
+
+
+@dataclass(frozen=True)
+class AskedLora:
+    """A LoRA to draw with, as a user names it."""
+
+    source: str  # `version:3`, `version:latest`, a file, or a folder with one
+    weight: float  # times its effect
+
+    @property
+    def version(self) -> str | None:
+        """The version that it names."""
+        return self.source.removeprefix(_VERSION) if self.source.startswith(_VERSION) else None
+
+
+class MixedLora(Spec):
+    """A file with the LoRA of one stage, among others."""
+
+    stage: Stage
+    name: str  # for people: version:3, or the file's name
+    weight: float
+    file: PinnedFile
+    learned_variance: bool  # it has trained the variance too, so its samples take that
+
+    @property
+    def told(self) -> str:
+        """`version:3@0.7`."""
+        return f"{self.name}@{self.weight:g}"
+
+
+def parse_lora(text: str) -> AskedLora:
+    """`SOURCE` or `SOURCE@WEIGHT`. Raises ConfigError for a weight that is no finite number other than 0."""
+    source, at, weight = text.rpartition("@")
+    if not at:
+        return AskedLora(text, 1.0)
+    try:
+        found = float(weight)
+    except ValueError:
+        return AskedLora(text, 1.0)  # a path with an @
+    if not source or not math.isfinite(found) or not found:
+        raise ConfigError(
+            f"--lora is {text!r}; give SOURCE@WEIGHT with a weight other than 0, for example version:3@0.7."
+        )
+    return AskedLora(source, found)
+
+
+def placed_lora(text: str, place: Callable[[str], Path]) -> str:
+    """The same LoRA, its path put in its place. Raises ConfigError."""
+    one = parse_lora(text)
+    return text if one.version is not None else f"{place(one.source)}@{one.weight:.17g}"
+
+
+def mixed_loras(run: Run, asked: Sequence[AskedLora], folders: Mapping[Stage, Path]) -> tuple[MixedLora, ...]:
+    """The LoRAs in the order in which they are asked for, each once for each of its stages. folders: of the base models.
+
+    Raises ConfigError for a source that is not there, and for one that fits no stage of the run.
+    """
+    found: list[MixedLora] = []
+    faults: list[DeepFloydError] = []
+    for one in asked:
+        found += attempt(faults, _of_stages, run, one, folders) or []
+    raise_together(faults)
+    return tuple(found)
+
+
+def _of_stages(run: Run, one: AskedLora, folders: Mapping[Stage, Path]) -> list[MixedLora]:
+    """The LoRA of each stage that a source has."""
+    files = list(_files(run, one))
+    if not files:
+        raise ConfigError(f"--lora {one.source} has no LoRA of a stage of this run.")
+    name = f"{_VERSION}{find_version(run.workspace, one.version).number}" if one.version else Path(one.source).name
+    found = []
+    for file, stages in files:
+        faults = {stage: misfit(file, folders[stage], run.config.stage(stage).model_flavour) for stage in stages}
+        fits = [stage for stage in stages if not faults[stage]]
+        if not fits:
+            each = "; ".join(f"{STAGES[stage].title}: {fault}" for stage, fault in faults.items())
+            raise ConfigError(f"--lora {one.source} fits no stage of this run. {each}.")
+        found += [
+            MixedLora(stage=stage, name=name, weight=one.weight, file=pinned(file), learned_variance=_variance(file))
+            for stage in fits
+        ]
+    return found
+
+
+def _files(run: Run, one: AskedLora) -> Iterator[tuple[Path, tuple[Stage, ...]]]:
+    """Each file that a source has, with the stages that it may belong to."""
+    stages = run.config.stages
+    if one.version is None:
+        path = Path(one.source)
+        parts = {stage: path / STAGES[stage].table for stage in stages}
+        if is_there(path) and any(part.is_dir() for part in parts.values()):  # a bundle's folder
+            yield from ((_lora(one, part), (stage,)) for stage, part in parts.items() if part.is_dir())
+        else:
+            yield weights_file(path, f"--lora {one.source}"), stages
+        return
+    bundle = bundle_of(run.workspace, find_version(run.workspace, one.version))
+    for stage in stages:
+        if f"{STAGES[stage].table}_lora" in bundle.inputs:
+            yield _lora(one, stage_folder(bundle.path, stage)), (stage,)
+
+
+def _lora(one: AskedLora, folder: Path) -> Path:
+    if (name := product_name(folder)) != LORA_FILE:
+        raise ConfigError(f"--lora {one.source} has {name}, and only LoRAs are drawn with together. Use --version.")
+    return weights_file(folder / name, f"--lora {one.source}")
+
+
+def misfit(file: Path, folder: Path, model: str) -> str:
+    """Why a file is no LoRA of a base model; empty: it is. folder: of the model, which is called `model`."""
+    try:
+        base, header = unet_shapes(folder), read_header(file)
+        names = our_names(header.shapes, adaptable_layers(base))
+        if names.strangers or not names.tensors:
+            return stranger_fault(names) if names.strangers else "which is empty"
+        shapes = {ours: header.shapes[name] for name, ours in names.tensors.items()}
+        faults = [*name_faults(file, names), *layer_faults(adapted_layers(shapes), base, model)]
+        if not faults:
+            read_scalars(file, names.alphas)
+            settings = {} if names.alphas else lora_settings(file, header, names)
+            if PEFT in names.formats and settings.get("alpha_pattern"):
+                faults.append("a LoRA in peft's format with an alpha_pattern. Save it with diffusers' pipeline")
+        return next(iter(faults), "")
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+        return f"and {file} cannot be read: {error}"
+
+
+def _variance(file: Path) -> bool:
+    """Whether a scheduler beside a file takes the learned variance; a LoRA of other trainers leaves it untrained."""
+    beside = file.parent / "scheduler" / "scheduler_config.json"
+    if not beside.is_file():
+        return False
+    return bool(json.loads(beside.read_bytes()).get("variance_type") == "learned_range")

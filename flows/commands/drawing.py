@@ -1,0 +1,92 @@
+"""The commands that draw: `generate` and `upscale`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flows.commands.arguments import (
+    ConfigPath,
+    Control,
+    FromPicture,
+    Image,
+    Loras,
+    Mask,
+    Overrides,
+    PromptFile,
+    Prompts,
+    Seeds,
+    Sizes,
+    Strength,
+    Versions,
+    here,
+    user_path,
+)
+from flows.commands.session import load, out, session
+
+
+def generate(
+    config: ConfigPath,
+    prompt: Prompts = None,
+    prompt_file: PromptFile = None,
+    seeds: Seeds = "0",
+    sizes: Sizes = None,
+    version: Versions = None,
+    lora: Loras = None,
+    control: Control = None,
+    image: Image = None,
+    mask: Mask = None,
+    strength: Strength = None,
+    from_picture: FromPicture = None,
+    overrides: Overrides = None,
+) -> None:
+    """Draw pictures with a published version, or with the base models: each prompt at each size with each seed."""
+    from deepfloyd_core.preflight.generate import GenerateOptions, asked_version, recorded_options
+
+    asked = GenerateOptions(
+        tuple(prompt or ()), asked_version(version, lora), seeds=seeds, sizes=sizes, prompt_file=prompt_file,
+        control=control, image=image, mask=mask, strength=strength, loras=here(lora),
+    )  # fmt: skip
+    options, recorded = recorded_options(asked, from_picture)
+    with session(load(config, [*recorded, *(overrides or [])], options)) as call:
+        from flows.generate import generate as flow
+
+        files = {
+            "prompt_file": prompt_file, "control": control, "image": image, "mask": mask, "from_picture": from_picture,
+        }  # fmt: skip
+        paths = {name: str(path.absolute()) for name, path in files.items() if path}
+        artifacts = call(
+            flow, prompt=prompt, version=version, lora=list(options.loras) or None, seeds=seeds, sizes=sizes,
+            strength=strength, **paths,
+        )  # fmt: skip
+    from deepfloyd_core.sampling.pictures import drawn
+
+    rows = [row for artifact in artifacts for row in drawn(artifact.path)]
+    has_others = len({prompt for prompt, _ in rows}) > 1
+    for text, file in rows:
+        out.print(f"{file}  {' '.join(text.split())}" if has_others else str(file))
+
+
+def upscale(
+    config: ConfigPath,
+    pictures: Annotated[
+        Path, typer.Argument(metavar="PICTURES", parser=user_path, help="A picture, or a folder of them.")
+    ],
+    prompt: Annotated[str, typer.Option(help="What they show, where no caption in NAME.txt lies beside them.")] = "",
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of each picture's noise.")] = 0,
+    version: Annotated[
+        str, typer.Option(help="A number, `latest` for the champion, or `base` for no LoRA.")
+    ] = "latest",
+    overrides: Overrides = None,
+) -> None:
+    """Make pictures of your own four times as wide and high, with a published version or with the base model."""
+    from deepfloyd_core.preflight.upscale import UpscaleOptions
+
+    with session(load(config, overrides, UpscaleOptions(pictures, version, prompt, seed))) as call:
+        from flows.upscale import upscale as flow
+
+        artifact = call(flow, pictures=str(pictures.absolute()), prompt=prompt, seed=seed, version=version)
+    from deepfloyd_core.sampling.own_pictures import upscaled_files
+
+    for file in upscaled_files(artifact.path):
+        out.print(str(file))
