@@ -28,7 +28,7 @@ from deepfloyd_core.config.flavours import FLAVOURS
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.config.stage import StageConfig
 from deepfloyd_core.errors import ConfigError
-from deepfloyd_core.models.unet import load_unet
+from deepfloyd_core.models.unet import load_scheduler, load_unet, stock_pipeline
 from deepfloyd_core.preflight.check import check_run
 from deepfloyd_core.preflight.load import load_run
 from deepfloyd_core.store.pinned import pinned
@@ -358,6 +358,21 @@ def test_loras_together_are_the_sum_of_their_effects_on_the_weights(tmp_path: Pa
             weights[f"{layer}.weight"].data += -0.5 * alpha / 2 * up @ low
     load_loras(pipeline := SimpleNamespace(unet=load_unet(FOLDER, torch.float32)), files)
     torch.testing.assert_close(output(pipeline.unet), output(merged), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("keys", [{"use_dora": True}, {"lora_alpha": 1.0}])
+def test_a_file_of_ours_is_drawn_with_as_the_stock_pipeline_loads_it(tmp_path: Path, keys: dict[str, Any]) -> None:
+    config = StageConfig.model_validate({"model_flavour": "tiny-i", "mixed_precision": "no", "lora_rank": RANK, **keys})
+    unet, method = load_unet(FOLDER, torch.float32), METHODS[LORA_FILE]
+    method.prepare(unet, config, 7)
+    with torch.no_grad():
+        for param in trainable(unet).values():
+            param.add_(0.01)
+    method.save(unet, 1, FOLDER, tmp_path)
+    stock = stock_pipeline(FOLDER, 1, load_unet(FOLDER, torch.float32), load_scheduler(FOLDER))
+    stock.load_lora_weights(tmp_path)
+    load_loras(ours := SimpleNamespace(unet=load_unet(FOLDER, torch.float32)), [mixed(tmp_path / LORA_FILE, 1.0)])
+    assert torch.equal(output(ours.unet), output(stock.unet))
 
 
 def other_alphas(matrices: Tensors, out: Path) -> None:
