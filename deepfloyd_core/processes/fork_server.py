@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from typing import IO
 
@@ -38,6 +39,7 @@ class ForkServer:
         self._children: set[int] = set()  # of this fork server, not of one before it
         self._closed = False
         self._imported = False
+        self._early: IO[bytes] | None = None  # what it writes, if it was opened before its first child
 
     @property
     def pid(self) -> int | None:
@@ -49,8 +51,16 @@ class ForkServer:
         """Whether it starts no more children."""
         return self._closed
 
+    def open(self) -> None:
+        """Start the fork server before its first child: it imports while this process does something else."""
+        with self._lock, contextlib.suppress(OSError):  # the first child tries again, and tells
+            if self._process is None and not self._closed:
+                self._early = tempfile.TemporaryFile()  # noqa: SIM115
+                self._open(self._early)
+
     def start(self, fd: int, output: IO[bytes] | None = None) -> int:
-        """Fork a child that inherits a file. Returns its pid. output: where the fork server itself writes, if it starts now.
+        """Fork a child that inherits a file. Returns its pid. output: where the fork server itself writes, if it starts now,
+        or has written until it ended.
 
         A fork server that was killed is replaced, once. Raises JobError when that is killed too, when one ends by itself
         before its first answer, and after `close`.
@@ -61,6 +71,7 @@ class ForkServer:
                 if answer is not None:
                     self._children.add(answer)
                     return answer
+                self._tell(output)
                 if not self._forget() or is_replaced:
                     break
         raise JobError("The server that starts child processes has ended; its output shows why, unless it was killed.")
@@ -100,6 +111,16 @@ class ForkServer:
                 self._imported = True
                 return int(answer)
         return None
+
+    def _tell(self, output: IO[bytes] | None) -> None:
+        """Copy what an early fork server has written."""
+        early, self._early = self._early, None
+        if early is not None:
+            with early:
+                early.seek(0)
+                if output is not None:
+                    output.write(early.read())
+                    output.flush()
 
     def _forget(self) -> bool:
         """Let the next child have a fork server of its own. Returns whether that makes sense: this one worked, or was

@@ -130,6 +130,14 @@ def job_starter() -> Iterator[ForkServer]:
         starter.close()
 
 
+@contextmanager
+def warm_job_starter() -> Iterator[None]:
+    """`job_starter` for what will surely have a job: its process begins to import at once, beside whatever comes first."""
+    with job_starter() as starter:
+        starter.open()
+        yield
+
+
 @dataclass(frozen=True)
 class _Child:
     """A job's process. `line`: its other end is open as long as it lives."""

@@ -1,5 +1,6 @@
 """The commands that draw: `generate` and `upscale`."""
 
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Annotated
 
@@ -25,6 +26,13 @@ from flows.commands.arguments import (
 from flows.commands.session import load, out, session
 
 
+def _warm() -> AbstractContextManager[None]:
+    """Let the job's process import torch while Prefect is imported, and joined or started."""
+    from deepfloyd_core.processes.jobs import warm_job_starter
+
+    return warm_job_starter()
+
+
 def generate(
     config: ConfigPath,
     prompt: Prompts = None,
@@ -48,7 +56,8 @@ def generate(
         control=control, image=image, mask=mask, strength=strength, loras=here(lora),
     )  # fmt: skip
     options, recorded = recorded_options(asked, from_picture)
-    with session(load(config, [*recorded, *(overrides or [])], options)) as call:
+    loaded = load(config, [*recorded, *(overrides or [])], options)
+    with _warm(), session(loaded) as call:
         from flows.generate import generate as flow
 
         files = {
@@ -82,7 +91,8 @@ def upscale(
     """Make pictures of your own four times as wide and high, with a published version or with the base model."""
     from deepfloyd_core.preflight.upscale import UpscaleOptions
 
-    with session(load(config, overrides, UpscaleOptions(pictures, version, prompt, seed))) as call:
+    loaded = load(config, overrides, UpscaleOptions(pictures, version, prompt, seed))
+    with _warm(), session(loaded) as call:
         from flows.upscale import upscale as flow
 
         artifact = call(flow, pictures=str(pictures.absolute()), prompt=prompt, seed=seed, version=version)

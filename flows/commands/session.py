@@ -46,7 +46,7 @@ def print_notes(notes: Iterable[str]) -> None:
 def session(loaded: Loaded) -> Iterator[Callable[..., Any]]:
     """Print the notes on the configuration, join a Prefect server, and yield a function that calls flows."""
     from deepfloyd_core.store.versions import damaged_records
-    from flows.serving.api import server_needed
+    from flows.serving.api import server_needed, without_heartbeats
     from flows.serving.home import default_home
     from flows.serving.server import page_address, prefect_server
     from flows.serving.terminal_log import log_to_terminal
@@ -66,7 +66,7 @@ def session(loaded: Loaded) -> Iterator[Callable[..., Any]]:
 
         def call(flow: Any, **parameters: Any) -> Any:
             err.print(f"Prefect: {page_address(url, default_home(), is_watched(err))}")
-            with server_needed(url):
+            with server_needed(url), without_heartbeats():
                 return flow(config=str(loaded.config), overrides=loaded.overrides, **parameters)
 
         try:

@@ -22,7 +22,7 @@ from deepfloyd_core.config.run_machine import Machine
 from deepfloyd_core.errors import DeepFloydError, JobError, StorageError
 from deepfloyd_core.processes import jobs
 from deepfloyd_core.processes.fork_server import ForkServer
-from deepfloyd_core.processes.jobs import job_starter, run_job, run_parts
+from deepfloyd_core.processes.jobs import job_starter, run_job, run_parts, warm_job_starter
 from deepfloyd_core.store.artifacts import Request, WorkDir, materialise
 from deepfloyd_core.text.embeds import EncodeRequest, encode_parts
 from deepfloyd_core.types import Report, no_report
@@ -99,6 +99,17 @@ def test_the_jobs_of_a_block_are_forks_of_one_process_that_ends_with_it(tmp_path
     assert alone["starter"] != first["starter"]
     assert not psutil.pid_exists(alone["starter"])
     assert not starters()
+
+
+def test_a_process_that_imports_ahead_is_the_one_of_the_jobs_and_ends_without_one(tmp_path: Path) -> None:
+    with warm_job_starter():
+        (ahead,) = starters()
+        with warm_job_starter():
+            made = run("pids", tmp_path, 1)
+    assert made["starter"] == ahead.pid and not starters()
+    with warm_job_starter():
+        assert starters()
+    assert not starters(), "no job came"
 
 
 def test_parts_at_once_are_forks_of_the_same_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -258,6 +269,10 @@ def test_a_starter_that_cannot_begin_is_an_error(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(jobs, "ForkServer", lambda module: ForkServer("no_such_module"))
     with pytest.raises(JobError, match="starts child processes has ended"):
         run("pids", tmp_path)
+    with warm_job_starter(), pytest.raises(JobError, match="starts child processes has ended"):
+        run("pids", tmp_path, 2)
+    logs = sorted(tmp_path.rglob(".job-*.log"))
+    assert len(logs) == 2 and all("No module named no_such_module" in log.read_text() for log in logs)
 
 
 PROGRAM = """

@@ -83,6 +83,9 @@ class ForkServerHere:
     def __init__(self, module: str) -> None:
         assert module == job_process.__name__
 
+    def open(self) -> None:
+        """It has imported."""
+
     def start(self, fd: int, output: object) -> int:
         """As the real one."""
         parent = os.getpid()
