@@ -67,6 +67,7 @@ def _draw(job: Job[GenerateRequest], one: SampledStage, texts: StoredTexts, part
     if not missing:
         return
     loras = request.drawn_from.of_stage(one.stage)
+    texts.make()
     sampler = make_sampler(one, request.trained(one.stage), request.machine, sampled, loras)
     for group in missing:
         batch = [pictures[number] for number in group]

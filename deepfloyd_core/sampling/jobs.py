@@ -24,7 +24,7 @@ from deepfloyd_core.store.inputs import A, Inputs
 from deepfloyd_core.store.manifest import Summary
 from deepfloyd_core.store.pinned import PinnedFile
 from deepfloyd_core.store.versions import stage_folder
-from deepfloyd_core.text.embeds import rows_identity
+from deepfloyd_core.text.embeds import embeds_to_draw_with, rows_identity
 from deepfloyd_core.types import Json
 
 PROBES_FILE = "probes.parquet"
@@ -211,6 +211,7 @@ class DrawRequest(JobRequest[S], Generic[S]):
     text: TextKeys
     encoder_name: str  # of the text encoder, in TEXT_ENCODERS
     encoder: Path  # folder of the model that has it
+    embeds: Artifact | None  # with texts that need not be encoded
     version: str  # its number, or `base`; written into the pictures
     bundle: Artifact | None = None  # what the version published
 
@@ -276,6 +277,7 @@ def generate_job(
     return GenerateRequest(
         machine=config, cascade=cascade_of(run, models), text=config,
         encoder_name=STAGES[config.first_stage].text_encoder, encoder=models[config.first_stage],
+        embeds=embeds_to_draw_with(run, models[config.first_stage]),
         pictures=tuple(pictures), version=version, drawn_with={"settings": settings, "inputs": request.inputs},
         bundle=bundle, drawn_from=drawn_from or DrawnFrom(),
     )  # fmt: skip
@@ -318,6 +320,7 @@ def upscale_job(
     return UpscaleRequest(
         machine=config, upscaler=SampledStage(stage=stage, settings=config.stage(stage), model=models[stage]), text=config,
         encoder_name=STAGES[config.first_stage].text_encoder, encoder=models[config.first_stage],
+        embeds=embeds_to_draw_with(run, models[config.first_stage]),
         pictures=tuple(pictures), negative_prompt=config.validation_negative_prompt, seed=seed, version=version,
         bundle=bundle,
     )  # fmt: skip

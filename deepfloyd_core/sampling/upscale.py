@@ -48,6 +48,7 @@ def upscale_pictures(job: Job[UpscaleRequest]) -> UpscaledSummary:
     if missing:
         both = [*(one.prompt for one in request.pictures), request.negative_prompt]
         texts = StoredTexts(both, request, job.out / ".drawn" / "text.safetensors")
+        texts.make()
         sampler = make_sampler(request.upscaler, request.trained(request.upscaler.stage), request.machine, sampled)
         sampler.pipeline.unet = WindowedUnet(sampler.pipeline.unet)
         for one in missing:

@@ -4,7 +4,7 @@
 a row. `encode` makes the files, in the layout of `embed_file`.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -137,9 +137,21 @@ def older_embeds(workspace: Path, request: Request) -> Artifact | None:
     return newest(workspace, "text_embeds", FORMAT, same)
 
 
+def embeds_to_draw_with(run: Run, encoder: Path) -> Artifact | None:
+    """The newest embeds of a workspace that were encoded as the run encodes a prompt: their texts need no encoder. encoder:
+    the folder of its model.
+    """
+    wanted = rows_identity(embeds_request(run, [], encoder))
+    return newest(run.workspace, "text_embeds", FORMAT, lambda other: _rows(other.spec, other.inputs) == wanted)
+
+
 def rows_identity(embeds: Identity) -> Json:
     """The identity of a caption's hidden states: how it is cleaned and encoded, without the other captions and the files."""
-    return {**_without(embeds.spec, _WHICH + _STORED), **embeds.inputs}
+    return _rows(embeds.spec, embeds.inputs)
+
+
+def _rows(spec: Json, inputs: Mapping[str, str]) -> Json:
+    return {**_without(spec, _WHICH + _STORED), **inputs}
 
 
 def _without(spec: Json, keys: tuple[str, ...]) -> Json:
@@ -192,6 +204,9 @@ class Embeds:
         if spot == len(self._keys) or self._keys[spot] != key:
             raise ArtifactError(f"The text embeds lack caption {name}. Run `deepfloyd verify` on the workspace.")
         return self._files[int(self._file[spot])].row(int(self._place[spot]))
+
+    def __contains__(self, caption: str) -> bool:
+        return bool(np.isin(np.uint64(int(caption_id(caption), 16)), self._keys))
 
     def of(self, caption: str) -> "torch.Tensor":
         """The hidden states of a caption given as text."""

@@ -1,5 +1,6 @@
 """The job `generate` on the tiny cascade: a picture has the same bytes whatever is drawn beside it, and after a stop."""
 
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,17 +12,23 @@ import pytest
 import torch
 from diffusers import IFPipeline, IFSuperResolutionPipeline
 from PIL import Image
+from small_run import NewSmallRun
 
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.errors import ConfigError
 from deepfloyd_core.preflight.generate import GenerateOptions, pictures_of
 from deepfloyd_core.preflight.load import load_run
 from deepfloyd_core.processes.jobs import Job
-from deepfloyd_core.sampling import stored
+from deepfloyd_core.sampling import generate as module
+from deepfloyd_core.sampling import jobs, stored
 from deepfloyd_core.sampling.drawn_picture import drawn_picture
 from deepfloyd_core.sampling.generate import generate_pictures
 from deepfloyd_core.sampling.identity import generate_request
-from deepfloyd_core.sampling.jobs import GenerateRequest, generate_job
+from deepfloyd_core.sampling.jobs import GenerateRequest, SampledStage, generate_job
+from deepfloyd_core.sampling.sampler import make_sampler
+from deepfloyd_core.store.artifacts import Artifact, materialise
+from deepfloyd_core.text.embeds import embeds_request, embeds_to_draw_with, encode_job
+from deepfloyd_core.text.encode import encode_captions, encode_prompts
 from deepfloyd_core.types import Report, no_report
 
 OPTIONS = GenerateOptions(("a purple star", "a red circle"), "base", seeds="3", sizes="64,72x64")
@@ -88,6 +95,71 @@ def test_a_job_that_is_stopped_goes_on_with_the_first_picture_that_is_missing(
     if stops_after < COUNT:
         assert {file: file.stat().st_mtime_ns for file in before} == before
         assert lines[0] == (stops_after, COUNT)
+
+
+def test_one_large_model_is_in_memory_at_a_time(draw: Draw, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+    make, encode = make_sampler, encode_prompts
+
+    def loaded(one: SampledStage, *more: Any) -> Any:
+        assert all(ref() is None for ref in held), "the one before is gone"
+        order.append(f"stage {one.stage}")
+        sampler = make(one, *more)
+        held.append(weakref.ref(sampler.pipeline.unet))
+        return sampler
+
+    def encoded(*given: Any) -> torch.Tensor:
+        order.append("encoder")
+        return encode(*given)
+
+    held: list[weakref.ref[Any]] = []
+    monkeypatch.setattr(module, "make_sampler", loaded)
+    monkeypatch.setattr(stored, "encode_prompts", encoded)
+    draw(GenerateOptions(("a red circle",), "base"), tmp_path / "out")
+    assert order == ["encoder", "stage 1", "stage 2"]
+
+
+def test_texts_of_the_workspace_are_not_encoded_again(
+    draw: Draw,
+    whole: tuple[Path, Drawn],
+    run: Run,
+    models: dict[Any, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    known = [*OPTIONS.prompts, "another caption", ""]
+    embeds = materialise(
+        tmp_path / "workspace", embeds_request(run, known, models[1]),
+        lambda work: encode_captions(Job(encode_job(run, known, models[1]), work.path, no_report)),
+    )  # fmt: skip
+    asked: list[str] = []
+    monkeypatch.setattr(jobs, "embeds_to_draw_with", lambda run, encoder: embeds)
+
+    def encoded(texts: list[str], *more: Any) -> torch.Tensor:
+        asked.extend(texts)
+        return encode_prompts(texts, *more)
+
+    monkeypatch.setattr(stored, "encode_prompts", encoded)
+    assert draw(OPTIONS, tmp_path / "known") == whole[1] and asked == []
+    draw(GenerateOptions((*OPTIONS.prompts, "a green square"), "base", seeds="3"), tmp_path / "one-more")
+    assert asked == ["a green square"]
+
+
+def test_the_workspace_s_embeds_are_those_of_the_same_encoder(
+    run: Run, models: dict[Any, Path], new_small_run: NewSmallRun, tmp_path: Path
+) -> None:
+    own = new_small_run(tmp_path / "own", 2)
+
+    def found(*keys: str) -> Artifact | None:
+        return embeds_to_draw_with(load_run(own.config, keys), models[1])
+
+    assert found() is None
+    made = materialise(
+        own.workspace, embeds_request(load_run(own.config), ["a star"], models[1]),
+        lambda work: encode_captions(Job(encode_job(load_run(own.config), ["a star"], models[1]), work.path, no_report)),
+    )  # fmt: skip
+    assert found() == found("embed_file_mib=7", "seed=3") == made
+    assert found("tokenizer_max_length=80") is None and found("text_encoder_dtype=bf16") is None
 
 
 def test_pictures_are_those_of_the_stock_pipelines(
