@@ -18,7 +18,7 @@ from deepfloyd_core.sources.listing import Listed, Texts, printable, read_text
 from deepfloyd_core.sources.names import caption_file, caption_files, kind
 
 TEXTS_AT_ONCE = 1000
-_S3_CONFIG = {"connect_timeout": 10, "read_timeout": 30, "retries": {"mode": "standard", "max_attempts": 8}}
+S3_CONFIG = {"connect_timeout": 10, "read_timeout": 30, "retries": {"mode": "standard", "max_attempts": 8}}
 
 
 class Bucket:
@@ -74,7 +74,7 @@ def open_place(dataset: ImageDataset) -> tuple[Any, str]:
         options = {
             "key": key.get_secret_value() if key else None, "secret": secret.get_secret_value() if secret else None,
             "endpoint_url": dataset.aws_endpoint_url, "client_kwargs": {"region_name": dataset.aws_region_name},
-            "config_kwargs": _S3_CONFIG, "use_listings_cache": False, "max_concurrency": 1,
+            "config_kwargs": S3_CONFIG, "use_listings_cache": False, "max_concurrency": 1,
         }  # fmt: skip
     try:
         fs, path = fsspec.core.url_to_fs(url, **options)

@@ -22,7 +22,7 @@ from flows.commands.arguments import (
 from flows.commands.drawing import generate, upscale
 from flows.commands.session import err, load, out, print_notes, session, stopping
 from flows.commands.stopping import Stopped
-from flows.commands.version_commands import Number, block, diff, history, promote, rollback
+from flows.commands.version_commands import Number, block, diff, history, promote, publish, rollback
 from flows.commands.workspace_commands import gc, list_workspace, show, verify
 from tasks.terminal import labelled
 
@@ -171,6 +171,7 @@ app.command()(diff)
 app.command()(promote)
 app.command()(rollback)
 app.command()(block)
+app.command()(publish)
 app.command()(show)
 app.command()(gc)
 

@@ -7,13 +7,13 @@ from typing import Annotated
 
 import typer
 
-from flows.commands.arguments import Workspace
+from flows.commands.arguments import Workspace, user_path
 from tasks.terminal import console
 
 Number = Annotated[int, typer.Argument(metavar="N", min=1, help="Number of the version.")]
 First = Annotated[int, typer.Argument(metavar="A", min=1, help="Number of a version.")]
 Second = Annotated[int, typer.Argument(metavar="B", min=1, help="Number of the version to compare with it.")]
-out = console()
+out, err = console(), console(stderr=True)
 
 
 def history(workspace: Workspace) -> None:
@@ -68,3 +68,33 @@ def _decide(workspace: Path, decide: Callable[[], str]) -> None:
         with suppress(OSError):  # what was decided holds also where the home cannot be written
             remember(home, workspace)
     write_changed_reports(workspace, before)
+
+
+def publish(
+    workspace: Workspace,
+    version: Annotated[str, typer.Argument(metavar="VERSION", help="A number, or `latest` for the champion.")],
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="TARGET", help="A folder, s3://BUCKET/PREFIX, or hf://OWNER/NAME of the Hugging Face Hub."
+        ),
+    ],
+    public: Annotated[
+        bool, typer.Option("--public", help="A new repository of the Hub is public; else it is private.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list the files and their sizes.")] = False,
+) -> None:
+    """Copy a version's files to a folder, a bucket or the Hugging Face Hub; what is there already is not sent again."""
+    from deepfloyd_core.bundle import publish as publication
+    from deepfloyd_core.store.versions import find_version
+    from flows.commands.version_report import print_publication
+
+    if "://" not in target:
+        target = str(user_path(target).absolute())
+    plan = publication.planned_publication(workspace, find_version(workspace, version), target, public)
+    print_publication(out, plan)
+    if dry_run:
+        return
+    with err.status("publishing") as status:
+        address = publication.publish(plan, lambda done, total, line: status.update(f"{done:,}/{total:,} {line}"))
+    out.print(f"{plan.title}: {address}", soft_wrap=True)

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from deepfloyd_core.bundle.difference import difference, save_side_by_side
 from deepfloyd_core.bundle.history import history
+from deepfloyd_core.bundle.publish import Publication
 from deepfloyd_core.store.counts import many
 from deepfloyd_core.store.versions import find_version, readable_versions
 from tasks.terminal import STYLES, labelled, print_table
@@ -78,3 +79,19 @@ def _print_whole(out: Console, table: Table) -> None:
 
 def _figure(value: float | None) -> str:
     return "" if value is None else str(value) if isinstance(value, int) else f"{value:.4g}"
+
+
+def print_publication(out: Console, plan: Publication) -> None:
+    """Print what publishing comes to: each file, its size, and whether it is sent."""
+    table = Table("file", box=SIMPLE_HEAD, padding=(0, 1))
+    table.add_column("bytes", justify="right")
+    table.add_column("")
+    for file in plan.files:
+        table.add_row(file.name, f"{file.bytes:,}", "there already" if file.name in plan.same else "is sent")
+    for name in plan.removed:
+        table.add_row(name, "", "of an earlier publication, is removed")
+    _print_whole(out, table)
+    size = sum(file.bytes for file in plan.sent)
+    out.print(
+        f"{plan.title} to {plan.place.name}: {many(len(plan.sent), 'file')}, {size / 2**20:,.1f} MiB", soft_wrap=True
+    )

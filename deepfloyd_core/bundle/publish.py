@@ -1,0 +1,95 @@
+"""Publishes a version: its files to a folder, to object storage, or to the Hugging Face Hub. No torch.
+
+A place gets exactly the files of one version, and `SHA256SUMS`, which lists them. What is there with the same bytes is not
+sent again, what an earlier publication has left is removed, and a file that was not published is never touched. A
+publication that was interrupted is gone on with.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from deepfloyd_core.bundle.publish_files import SUMS, FilePlace, PublishedFile
+from deepfloyd_core.bundle.publish_hub import HUB, HubPlace
+from deepfloyd_core.errors import ArtifactError, ConfigError
+from deepfloyd_core.store.artifacts import verify_artifact
+from deepfloyd_core.store.events import standing
+from deepfloyd_core.store.versions import Version, bundle_of
+from deepfloyd_core.types import Report, no_report
+
+
+class Place(Protocol):
+    """Where a version is published."""
+
+    name: str
+
+    def known(self, files: Sequence[PublishedFile]) -> tuple[set[str], set[str]]:
+        """The names of those files that are there with the same bytes; and all names that publications have put there.
+
+        Raises ConfigError for a place that cannot be used, StorageError for one that does not answer.
+        """
+
+    def send(
+        self, files: Sequence[PublishedFile], removed: Sequence[str], sums: str, title: str, report: Report
+    ) -> str:
+        """Send files, remove others, and write `SHA256SUMS` last. Returns the address. Raises as `known`."""
+
+
+@dataclass(frozen=True)
+class Publication:
+    """What has to be done to publish a version."""
+
+    place: Place
+    title: str
+    files: tuple[PublishedFile, ...]
+    same: frozenset[str]  # those that are there already
+    removed: tuple[str, ...]  # of an earlier publication
+
+    @property
+    def sent(self) -> tuple[PublishedFile, ...]:
+        """The files that are not there yet, or with other bytes."""
+        return tuple(file for file in self.files if file.name not in self.same)
+
+    @property
+    def sums(self) -> str:
+        """The text of SHA256SUMS."""
+        return "".join(f"{file.sha256}  {file.name}\n" for file in self.files)
+
+
+def planned_publication(workspace: Path, version: Version, target: str, public: bool = False) -> Publication:
+    """See what publishing a version to a target comes to; sends nothing. public: a new repository of the Hub is public.
+
+    Raises ConfigError for a version that is blocked and for a target that cannot be used, ArtifactError for a bundle with a
+    damaged file, StorageError for a target that does not answer.
+    """
+    if block := standing(workspace).blocked.get(version.number):
+        raise ConfigError(
+            f"Version {version.number} is blocked: {block.reason}. `deepfloyd promote` it first, or publish another."
+        )
+    bundle = bundle_of(workspace, version)
+    if damage := verify_artifact(bundle):
+        raise ArtifactError(f"Version {version.number} is not published: {damage[0]}")
+    files = tuple(
+        PublishedFile(entry.path, bundle.path / entry.path, entry.bytes, entry.sha256)
+        for entry in bundle.manifest.files
+        if not any(part.startswith(".") for part in Path(entry.path).parts)
+    )
+    place = _place(target, public)
+    same, ours = place.known(files)
+    removed = sorted(ours - {file.name for file in files} - {SUMS})
+    title = f"Version {version.number} of {workspace.absolute().name}"
+    return Publication(place, title, files, frozenset(same), tuple(removed))
+
+
+def publish(plan: Publication, report: Report = no_report) -> str:
+    """Do it. Returns the address of what is published; nothing is sent where all is there. Raises as the plan."""
+    return plan.place.send(plan.sent, plan.removed, plan.sums, plan.title, report)
+
+
+def _place(target: str, public: bool) -> Place:
+    if target.startswith(HUB):
+        return HubPlace(target, public)
+    if public:
+        raise ConfigError(f"--public is for the Hugging Face Hub ({HUB}OWNER/NAME), and the target is {target}.")
+    return FilePlace(target)

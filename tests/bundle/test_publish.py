@@ -1,0 +1,212 @@
+"""`deepfloyd publish`: to a folder, a real S3 API and a Hub on loopback; what is there is kept, what is old goes."""
+
+import hashlib
+import subprocess
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hub_stand_in import TOKEN, Hub, hub_stand_in
+from releases import Release, deepfloyd
+
+from deepfloyd_core.store.artifacts import Artifact, Request, WorkDir, materialise
+from deepfloyd_core.store.manifest import Summary
+from deepfloyd_core.store.registry import block
+from deepfloyd_core.store.registry import publish as publish_version
+from deepfloyd_core.store.versions import Origin
+
+FILES = {
+    "README.md": b"# a card\n", "sheet.png": b"\x89PNG" * 500, "stage1/pytorch_lora_weights.safetensors": b"w1" * 70_000,
+    "stage2/pytorch_lora_weights.safetensors": b"w2" * 9_000, ".inner": b"not for others",
+}  # fmt: skip
+
+
+@pytest.fixture
+def release(tmp_path: Path) -> Release:
+    return Release(tmp_path / "workspace")
+
+
+def version(release: Release, number: int, **changes: bytes | None) -> int:
+    """Publish a bundle with files; None leaves one out."""
+
+    def build(work: WorkDir) -> Summary:
+        for name, data in ({**FILES, **changes}).items():
+            if data is not None:
+                (work.path / name).parent.mkdir(exist_ok=True)
+                (work.path / name).write_bytes(data)
+        return Summary()
+
+    index: Artifact = release.parts["old image_index"]
+    request = Request("lora_bundle", 1, {"number": number}, {"image_index": index.name})
+    bundle = materialise(release.workspace, request, build)
+    return publish_version(release.workspace, bundle, index, Origin("")).version.number
+
+
+def shown(data: dict[str, bytes]) -> dict[str, bytes]:
+    """What should be there."""
+    files = {name: data for name, data in data.items() if not name.startswith(".")}
+    sums = "".join(f"{hashlib.sha256(data).hexdigest()}  {name}\n" for name, data in sorted(files.items()))
+    return {**files, "SHA256SUMS": sums.encode()}
+
+
+def in_folder(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_folder_gets_the_files_of_a_version_and_then_those_of_the_next(release: Release, tmp_path: Path) -> None:
+    version(release, 1)
+    target = tmp_path / "published"
+    planned = deepfloyd("publish", str(release.workspace), "1", str(target), "--dry-run")
+    assert (
+        planned.exit_code == 0 and not target.exists() and "140,000" in planned.output and "4 files" in planned.output
+    )
+    done = deepfloyd("publish", str(release.workspace), "latest", str(target))
+    assert done.exit_code == 0 and str(target) in done.output
+    assert in_folder(target) == shown(FILES)
+    assert subprocess.run(["sha256sum", "-c", "SHA256SUMS"], cwd=target, capture_output=True).returncode == 0
+
+    before = (target / "sheet.png").stat().st_mtime_ns
+    assert "0 files" in deepfloyd("publish", str(release.workspace), "1", str(target)).output
+    (target / "stage1" / "pytorch_lora_weights.safetensors").unlink()
+    (target / "notes.txt").write_text("mine")
+    assert "1 file, 0.1 MiB" in deepfloyd("publish", str(release.workspace), "1", str(target)).output
+    assert (target / "sheet.png").stat().st_mtime_ns == before, "what is there is not written again"
+
+    version(release, 2, **{"README.md": b"# another\n", "stage2/pytorch_lora_weights.safetensors": None})
+    done = deepfloyd("publish", str(release.workspace), "2", str(target))
+    assert "stage2/pytorch_lora_weights.safetensors" in done.output and "of an earlier publication" in done.output
+    now = {name: data for name, data in FILES.items() if not name.startswith("stage2/")} | {"README.md": b"# another\n"}
+    assert in_folder(target) == {**shown(now), "notes.txt": b"mine"}
+
+
+def test_what_cannot_be_published_is_refused(release: Release, tmp_path: Path) -> None:
+    number = version(release, 1)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").write_text("mine")
+    workspace = str(release.workspace)
+
+    def refused(*arguments: str) -> str:
+        done = deepfloyd("publish", *arguments)
+        assert done.exit_code != 0
+        return str(done.exception)
+
+    assert "holds other files and no SHA256SUMS" in refused(workspace, "1", str(tmp_path / "full"))
+    assert list((tmp_path / "full").iterdir()) == [tmp_path / "full" / "thesis.txt"]
+    assert "--public is for the Hugging Face Hub" in refused(workspace, "1", str(tmp_path / "x"), "--public")
+    assert "There is no version '7'" in refused(workspace, "7", str(tmp_path / "x"))
+    assert "cannot be published to" in refused(workspace, "1", "nosuch://place/x")
+    for name in ("hf://", "hf://alone", "hf://a/b/c", "hf://a/b c"):
+        assert "names no repository" in refused(workspace, "1", name)
+    bundle = release.workspace / "lora_bundle"
+    file = next(bundle.glob("*/README.md"))
+    file.chmod(0o644)
+    file.write_bytes(b"# a lard\n")
+    assert "Version 1 is not published: " in refused(workspace, "1", str(tmp_path / "x"))
+    file.write_bytes(FILES["README.md"])
+    block(release.workspace, number, "it does harm", "a test")
+    assert "Version 1 is blocked: it does harm" in refused(workspace, "1", str(tmp_path / "x"))
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[Any]:
+    """A bucket of a real S3 API on loopback."""
+    import boto3
+
+    server = pytest.importorskip("moto.server", reason="pip install 'moto[server]'").ThreadedMotoServer(port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ACCESS_KEY_ID", "key-of-a-test")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "secret-of-a-test")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        yield boto3.resource("s3").create_bucket(Bucket="published")
+    server.stop()
+
+
+def test_a_bucket_gets_them_and_an_interrupted_publication_is_gone_on_with(
+    release: Release, s3: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    S3FileSystem: Any = pytest.importorskip("s3fs").S3FileSystem
+
+    version(release, 1)
+    put, names = S3FileSystem._put_file, list[str]()
+
+    async def failing(self: Any, local: str, remote: str, **more: Any) -> Any:
+        if remote.endswith("pytorch_lora_weights.safetensors") and "stage2" in remote:
+            raise OSError("the line is cut")
+        names.append(remote)
+        return await put(self, local, remote, **more)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(S3FileSystem, "_put_file", failing)
+        done = deepfloyd("publish", str(release.workspace), "1", "s3://published/models/star")
+        assert "cannot be published to: OSError: the line is cut" in str(done.exception)
+    assert len(names) == 3 and not any(one.key.endswith("SHA256SUMS") for one in s3.objects.all())
+    names.clear()
+    done = deepfloyd("publish", str(release.workspace), "1", "s3://published/models/star")
+    assert done.exit_code == 0 and "1 file," in done.output, done.output
+    found = {one.key.removeprefix("models/star/"): one.get()["Body"].read() for one in s3.objects.all()}
+    assert found == shown(FILES)
+    assert "0 files" in deepfloyd("publish", str(release.workspace), "1", "s3://published/models/star").output
+    assert "The specified bucket does not exist" in str(
+        deepfloyd("publish", str(release.workspace), "1", "s3://nothing-here/x").exception
+    )
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    constants = import_module("huggingface_hub.constants")
+    with hub_stand_in() as running:
+        monkeypatch.setattr(constants, "ENDPOINT", running.url)
+        template = f"{running.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        yield running
+
+
+def test_the_hub_gets_them_in_one_commit_of_a_private_repository(release: Release, hub: Hub) -> None:
+    version(release, 1)
+    planned = deepfloyd("publish", str(release.workspace), "1", "hf://me/model", "--dry-run")
+    assert planned.exit_code == 0 and hub.private is None, planned.exception
+    done = deepfloyd("publish", str(release.workspace), "1", "hf://me/model")
+    assert done.exit_code == 0 and f"{hub.url}/me/model" in done.output, done.exception
+    assert hub.files == shown(FILES) and hub.private is True
+    assert hub.commits == ["Version 1 of workspace"] and len(hub.uploads) == 3
+
+    again = deepfloyd("publish", str(release.workspace), "1", "hf://me/model")
+    assert "0 files" in again.output and len(hub.commits) == 1, "nothing to do, no commit"
+
+    hub.files["my-notes.md"] = b"mine"
+    changes: dict[str, Any] = {"README.md": b"# another\n", "stage2/pytorch_lora_weights.safetensors": None}
+    version(release, 2, **changes)
+    assert deepfloyd("publish", str(release.workspace), "2", "hf://me/model").exit_code == 0
+    now = {name: data for name, data in FILES.items() if not name.startswith("stage2/")} | {"README.md": b"# another\n"}
+    assert hub.files == {**shown(now), "my-notes.md": b"mine"}
+    assert hub.commits[1:] == ["Version 2 of workspace"] and len(hub.uploads) == 3, "only what is new was sent"
+
+
+def test_a_hub_that_refuses_or_cuts_is_asked_again_and_goes_on(release: Release, hub: Hub) -> None:
+    version(release, 1)
+    hub.refuse, hub.cut = 1, 1
+    assert deepfloyd("publish", str(release.workspace), "1", "hf://me/model").exit_code == 0
+    assert hub.files == shown(FILES) and len(hub.uploads) == len(set(hub.uploads)) == 3
+
+
+def test_the_hub_s_refusals_are_told_without_the_token(
+    release: Release, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version(release, 1)
+    assert deepfloyd("publish", str(release.workspace), "1", "hf://me/model", "--public").exit_code == 0
+    assert hub.private is False
+    done = deepfloyd("publish", str(release.workspace), "1", "hf://me/model")
+    assert "hf://me/model is public" in str(done.exception)
+    monkeypatch.setenv("HF_TOKEN", "hf_of-somebody-else")
+    done = deepfloyd("publish", str(release.workspace), "1", "hf://me/model", "--public")
+    assert "refuses this login (401)" in str(done.exception)
+    assert "somebody" not in f"{done.output}{done.exception}"
