@@ -2,7 +2,9 @@
 inside some folders.
 
 Whoever may start a deployment's run may fill in its form. So there a path leads into the project's folder, or into one of
-DEEPFLOYD_ROOTS of the worker's environment (`:` between them). Who types a command may name any path.
+DEEPFLOYD_ROOTS of the worker's environment (`:` between them). A version is published there, or to a place in
+DEEPFLOYD_TARGETS: else who may start a run could send models anywhere, with the worker's login. Who types a command may name
+any path.
 """
 
 import inspect
@@ -23,7 +25,7 @@ from tasks.outbox import server_awaited
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-ROOTS = "DEEPFLOYD_ROOTS"
+ROOTS, TARGETS = "DEEPFLOYD_ROOTS", "DEEPFLOYD_TARGETS"
 ADDRESSES = ("task_runner_address",)  # keys whose host gets what a run knows
 # Parameters that are one path.
 PATHS = ("config", "control", "from_picture", "image", "mask", "pictures", "prompt_file", "workspace")
@@ -71,9 +73,25 @@ def confined(parameters: dict[str, Any], folders: tuple[Path, ...]) -> dict[str,
         from deepfloyd_core.adapters.mixed import placed_lora
 
         placed["lora"] = [placed_lora(one, lambda source: _inside("lora", source, folders)) for one in placed["lora"]]
+    if placed.get("target"):
+        placed["target"] = _target(str(placed["target"]), folders)
     if placed.get("overrides"):
         placed["overrides"] = list(_overrides(placed["overrides"], folders))
     return placed
+
+
+def _target(target: str, folders: tuple[Path, ...]) -> str:
+    """Where to publish to: a folder inside, or a place that the worker's environment allows."""
+    if "://" not in target:
+        return str(_inside("target", target, folders))
+    allowed = os.environ.get(TARGETS, "").split()
+    if not any(target == one or target.startswith(one.rstrip("/") + "/") for one in allowed):
+        listed = ", ".join(allowed) or "none"
+        raise ConfigError(
+            f"target is {target!r}, and a deployment may publish to {listed}. Add it to {TARGETS} in the environment of the "
+            "worker, with spaces between several."
+        )
+    return target
 
 
 def _overrides(overrides: list[str], folders: tuple[Path, ...]) -> Iterator[str]:

@@ -8,15 +8,20 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
 from deepfloyd_core.bundle import history as versions
+from deepfloyd_core.bundle.publish import planned_publication
+from deepfloyd_core.bundle.publish import publish as published
 from deepfloyd_core.bundle.version_page import write_changed_reports
 from deepfloyd_core.store import registry
 from deepfloyd_core.store.artifacts import need_workspace
+from deepfloyd_core.store.counts import many
 from deepfloyd_core.store.events import standing
+from deepfloyd_core.store.versions import find_version
 from flows.deployable import deployable
-from flows.parameters import Number
+from flows.parameters import Number, OneVersion
 from flows.runs.run_lease import rename_run
 from tasks import VERSION
 from tasks.events import versions_told
+from tasks.progress import progress
 from tasks.ui_pages import show_history
 from tasks.version_page import show_serving_version
 
@@ -71,6 +76,26 @@ def block(workspace: str, number: Number, reason: str) -> "State[str]":
         reason: For the history.
     """
     return _decided(_workspace(workspace), lambda path: registry.block(path, number, reason, "flow block"))
+
+
+@flow(name="publish", version=VERSION)
+@deployable
+def publish(workspace: str, target: str, version: OneVersion = "latest", public: bool = False) -> "State[str]":
+    """Copy a version's files to a folder, to S3 or to the Hugging Face Hub; what is there already is not sent again.
+
+    Args:
+        workspace: The folder that `workspace` of a run file names, from the project's folder.
+        target: A folder; or s3://BUCKET/PREFIX or hf://OWNER/NAME, which has to begin with a place in the worker's
+            DEEPFLOYD_TARGETS.
+        version: A version number, or `latest`.
+        public: A new repository of the Hub is public; else it is private.
+    """
+    path = _workspace(workspace)
+    plan = planned_publication(path, find_version(path, str(version)), target, public)
+    with progress("publish") as report:
+        address = published(plan, report)
+    sentence = f"{plan.title}: {many(len(plan.sent), 'file')} sent to {address}"
+    return Completed(message=sentence, data=sentence)
 
 
 def _workspace(text: str) -> Path:

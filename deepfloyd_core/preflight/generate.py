@@ -45,6 +45,8 @@ class GenerateOptions:
     @property
     def asked_loras(self) -> "tuple[AskedLora, ...]":
         """The LoRAs. Raises ConfigError for one that cannot be understood."""
+        if not self.loras:
+            return ()
         from deepfloyd_core.adapters.mixed import parse_lora
 
         return tuple(parse_lora(text) for text in self.loras)

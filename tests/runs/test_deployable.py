@@ -11,10 +11,10 @@ from prefect import Flow
 
 from deepfloyd_core.errors import ConfigError
 from flows import deployable
-from flows.deployable import PATHS, ROOTS, confined
+from flows.deployable import PATHS, ROOTS, TARGETS, confined
 
 # The other texts that flows take: none of them becomes a path.
-WORDS = {"prompt", "version", "seeds", "sizes", "reason"}
+WORDS = {"target", "prompt", "version", "seeds", "sizes", "reason"}
 
 
 @pytest.fixture
@@ -79,6 +79,18 @@ def test_paths_inside_start_at_the_project_and_other_values_stay(project: Path) 
         ],
     }  # fmt: skip
     assert _confined(config="a.toml", control=None, overrides=None)["control"] is None
+
+
+def test_a_version_is_published_inside_or_where_the_worker_allows_it(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert _confined(workspace="w", target="out")["target"] == f"{project}/out"
+    monkeypatch.setenv(TARGETS, "hf://me  s3://bucket/models/")
+    for target in ("hf://me/model", "s3://bucket/models/star"):
+        assert _confined(target=target)["target"] == target
+    for target in ("hf://you/model", "hf://me-too/model", "s3://bucket/other", "file:///etc", *OUTSIDE):
+        with pytest.raises(ConfigError, match=r"^target is "):
+            _confined(target=target)
 
 
 def test_a_lora_is_a_version_or_a_file_inside(project: Path) -> None:
