@@ -7,6 +7,7 @@ AGAIN; it is not run a third time.
 """
 
 from collections.abc import Iterable
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -98,15 +99,22 @@ def settle_ended(client: SyncPrefectClient, home: Path, *, again: bool) -> list[
 
 
 def settle_lost(
-    client: SyncPrefectClient, home: Path, pool: str, worker: str, own: bool, settled: set[UUID] | None = None
+    client: SyncPrefectClient,
+    home: Path,
+    pool: str,
+    worker: str,
+    own: bool,
+    settled: set[UUID] | None = None,
+    worker_since: datetime | None = None,
 ) -> list[str]:
     """Settle the runs of a pool that died before they had a lease, and run them again.
 
     worker: the name of this home's; of runs that another one has begun no process can be seen here, and they are left alone
     until they have crashed. own: the server is this home's, so that those which no worker has begun, and those which have
     crashed, are looked after here. settled: the crashed runs that an earlier call has settled, to which this one adds its
-    own: each costs two requests. Returns a line for each. A run whose process lives is left alone, and one that may just be
-    beginning.
+    own: each costs two requests. worker_since: when this home's worker was started; what one before it has begun, and no
+    process here was started for, will not begin. Returns a line for each. A run whose process lives is left alone, and one
+    that may just be beginning.
     """
     lost, told, settled = list[FlowRun](), list[str](), set() if settled is None else settled
     runs = _runs(client, pool, [*_OPEN, StateType.CRASHED])
@@ -117,7 +125,11 @@ def settle_lost(
             continue
         if state.is_crashed():
             lost += [run] if (own or begun_by == worker) and _age_s(state) < RECENT_S else []
-        elif (begun_by == worker or (own and begun_by is None)) and _age_s(state) > BEGINS_S and not _is_alive(run):
+        elif (begun_by == worker or (own and begun_by is None)) and not _is_alive(run):
+            # The times of another machine's server are by another clock.
+            is_orphan = own and begun_by == worker and worker_since is not None and state.timestamp < worker_since
+            if _age_s(state) < BEGINS_S and not (is_orphan and not _has_process(run)):
+                continue
             told.append(_bury(client, run))
             lost.append(run)
     told += run_again(client, [run for run in lost if _deserves_another(client, _read(client, run.id) or run)])
@@ -237,6 +249,15 @@ def _bury(client: SyncPrefectClient, run: FlowRun) -> str:
     for task in tasks:
         client.set_task_run_state(task.id, Crashed(message=DEAD), force=True)
     return f"the run {run.name} was {before}, and is {state.name}: {state.message}"
+
+
+def _has_process(run: FlowRun) -> bool:
+    """Whether any process of this machine was started for a run: its worker may have ended before it told the server."""
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.environ().get(RUN_ID) == str(run.id):
+                return True
+    return False
 
 
 def _is_alive(run: FlowRun) -> bool:

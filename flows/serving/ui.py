@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import UUID
@@ -63,7 +64,7 @@ def serve_ui(port: int | None, deploys_elsewhere: bool, out: Console) -> None:
             if own or deploys_elsewhere:
                 deploy(client, project, home)
             watch = _Watch(client, home, project, own)
-            watch.look()
+            watch.look(datetime.now(UTC))  # before there is a worker
             with bound_worker(project, home) as worker:
                 out.print(f"Prefect UI   {page_address(url, home, is_watched(out))}")
                 out.print(f"Deployments  {project / 'prefect.yaml'}")
@@ -72,7 +73,7 @@ def serve_ui(port: int | None, deploys_elsewhere: bool, out: Console) -> None:
                 while True:
                     time.sleep(WATCH_EVERY_S)
                     worker.keep_up(watch.away_s < 2 * WATCH_EVERY_S)
-                    watch.look()
+                    watch.look(worker.since)
 
 
 def project_folder(installed: Path = Path(__file__).parents[2]) -> Path:
@@ -119,6 +120,7 @@ class _Watch:
     told: dict[str, float] = field(default_factory=dict)  # when each fault was told
     settled: set[UUID] = field(default_factory=set)  # crashed runs that need no further look
     looks: int = 0
+    worker_since: datetime | None = None
     answered: float = field(default_factory=time.monotonic)
 
     @property
@@ -126,8 +128,11 @@ class _Watch:
         """Since when the server has not answered."""
         return time.monotonic() - self.answered
 
-    def look(self) -> None:
-        """Settle what there is. What fails is told once, and tried again the next time; the other parts go on."""
+    def look(self, worker_since: datetime) -> None:
+        """Settle what there is. What fails is told once, and tried again the next time; the other parts go on.
+
+        worker_since: when this home's worker was started.
+        """
         from prefect.settings import PREFECT_HOME
 
         from flows.runs.dead_runs import settle_ended, settle_lost, skip_missed
@@ -138,8 +143,9 @@ class _Watch:
 
         client, runs = self.client, Path(PREFECT_HOME.value())  # where the runs of the worker have their leases
         self._part(lambda: settle_ended(client, runs, again=True))
-        if self.looks % SELDOM == 0:
-            self._part(lambda: settle_lost(client, runs, POOL, worker_name(self.home), self.own, self.settled))
+        if self.looks % SELDOM == 0 or worker_since != self.worker_since:
+            self.worker_since, name = worker_since, worker_name(self.home)
+            self._part(lambda: settle_lost(client, runs, POOL, name, self.own, self.settled, worker_since))
             self._part(lambda: tell_untold(client, runs))
         if self.own and self.looks % SELDOM == 0:
             self._part(lambda: offer_run_files(client, self.project))

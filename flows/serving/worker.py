@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from uuid import uuid4
 
@@ -39,7 +40,10 @@ def worker_name(home: Path) -> str:
 
 
 class Worker:
-    """The worker's process. It ends with this one, and its runs with it (on macOS not those of a worker that was killed)."""
+    """The worker's process. It ends with this one, and its runs with it (on macOS not those of a worker that was killed).
+
+    since: when it was started last.
+    """
 
     def __init__(self, project: Path, home: Path) -> None:
         self._project, self._log, self._name = project, home / LOG, worker_name(home)
@@ -61,7 +65,7 @@ class Worker:
             "--name",
             self._name,
         ]
-        self._began = time.monotonic()
+        self._began, self.since = time.monotonic(), datetime.now(UTC)
         put_aside(self._log, LARGEST_LOG)
         with open(self._log, "ab", opener=PRIVATE) as log_file:
             self._process = subprocess.Popen(

@@ -136,6 +136,32 @@ def test_a_run_lives_as_long_as_the_process_that_was_started_for_it_and_not_one_
     assert "is Crashed" in buried and again == "run 0 is run again as another"
 
 
+def test_what_a_worker_had_begun_that_was_killed_is_known_at_once_and_what_a_new_one_begins_is_waited_for(
+    tmp_path: Path,
+) -> None:
+    """It had told the server that a run begins, and died before it had told its process."""
+    now = datetime.now(UTC)
+
+    def settled(since: datetime, own: bool = True, pid: str | None = None) -> bool:
+        server = lost_run(0)
+        run = server.runs[0]
+        run.state = State[None](type=StateType.PENDING, timestamp=now - timedelta(seconds=5))
+        run.infrastructure_pid = pid
+        return bool(settle_lost(server.client, tmp_path, "pool", "ours", own, worker_since=since))
+
+    assert settled(now), "the worker was started after that"
+    assert not settled(now - timedelta(seconds=9)), "this worker is about to start it"
+    assert not settled(now, own=False), "another machine's clock"
+    server = lost_run(0)
+    server.runs[0].infrastructure_pid = None
+    server.runs[0].state = State[None](type=StateType.PENDING, timestamp=now - timedelta(seconds=5))
+    environ = os.environ | {RUN_ID: str(server.runs[0].id)}
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, env=environ) as process:
+        assert settle_lost(server.client, tmp_path, "pool", "ours", True, worker_since=now) == [], "its process imports"
+        process.kill()
+    assert settle_lost(server.client, tmp_path, "pool", "ours", True, worker_since=now)
+
+
 def test_the_worker_of_a_home_keeps_its_name_and_that_of_another_home_has_another(tmp_path: Path) -> None:
     homes = tmp_path / "a", tmp_path / "b"
     for home in homes:

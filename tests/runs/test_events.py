@@ -2,7 +2,7 @@
 
 import inspect
 from contextlib import nullcontext
-from datetime import datetime
+from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -169,5 +169,5 @@ def test_deepfloyd_ui_tells_what_is_untold_whose_server_it_may_be(
     for name in ("deployments.offer_run_files", "notifications.keep_notifications"):
         monkeypatch.setattr(f"flows.serving.{name}", lambda *_: [])
     with temporary_settings({PREFECT_HOME: home}):
-        _Watch(server.client, home, tmp_path, own).look()
+        _Watch(server.client, home, tmp_path, own).look(datetime.now(UTC))
     assert server.names == [("promoted", 1)]
