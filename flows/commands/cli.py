@@ -19,7 +19,7 @@ from flows.commands.arguments import (
     Workspace,
     user_path,
 )
-from flows.commands.drawing import generate, upscale
+from flows.commands.drawing import export, generate, upscale
 from flows.commands.session import err, load, out, print_notes, session, stopping
 from flows.commands.stopping import Stopped
 from flows.commands.version_commands import Number, block, diff, history, promote, publish, rollback
@@ -164,6 +164,7 @@ def reproduce(
 
 app.command()(generate)
 app.command()(upscale)
+app.command()(export)
 app.command()(verify)
 app.command("ls")(list_workspace)
 app.command()(history)

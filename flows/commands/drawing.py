@@ -1,8 +1,8 @@
-"""The commands that draw: `generate` and `upscale`."""
+"""The commands that use a version: `generate`, `upscale` and `export`."""
 
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -23,7 +23,7 @@ from flows.commands.arguments import (
     here,
     user_path,
 )
-from flows.commands.session import load, out, session
+from flows.commands.session import err, load, out, session
 
 
 def _warm() -> AbstractContextManager[None]:
@@ -100,3 +100,31 @@ def upscale(
 
     for file in upscaled_files(artifact.path):
         out.print(str(file))
+
+
+def export(
+    config: ConfigPath,
+    version: Annotated[str, typer.Argument(metavar="VERSION", help="A number, or `latest` for the champion.")],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", parser=user_path, help="An empty folder, or a new one.")],
+    form: Annotated[
+        Literal["merged", "kohya"],
+        typer.Option(help="merged: whole UNets, with what was trained in their weights; kohya: a file of each LoRA."),
+    ] = "merged",
+    bf16: Annotated[bool, typer.Option("--bf16", help="Weights in half the bytes, rounded.")] = False,
+    overrides: Overrides = None,
+) -> None:
+    """Write a version's weights for other programs: as whole UNets that diffusers loads, or as kohya's LoRA files."""
+    from deepfloyd_core.models.folders import resolve
+    from deepfloyd_core.preflight.load import load_run
+    from deepfloyd_core.store.versions import bundle_of, find_version
+
+    run = load_run(config, tuple(overrides or ()))
+
+    bundle = bundle_of(run.workspace, find_version(run.workspace, version))
+    bases = {stage: resolve(run.config.stage(stage).model, stage) for stage in run.config.stages}
+    from deepfloyd_core.bundle.export import export_version  # takes torch: a fault above is told without
+
+    with err.status("exporting"):
+        files = export_version(run, bundle, bases, form, folder, bf16)
+    for file in files:
+        out.print(str(file), soft_wrap=True)

@@ -1,0 +1,119 @@
+"""Writes a version's weights in the forms of other programs: whole UNets, with all that was trained in their weights, or
+kohya's single files of a LoRA. Loads torch.
+"""
+
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from deepfloyd_core.adapters.files import CONTROL_FILE, LORA_FILE, product_name
+from deepfloyd_core.adapters.full import save_unet
+from deepfloyd_core.adapters.lora_file import adaptable_layers, lora_settings
+from deepfloyd_core.adapters.lora_formats import our_names
+from deepfloyd_core.adapters.method import load_product
+from deepfloyd_core.config.run import Run
+from deepfloyd_core.config.stages import STAGES, Stage
+from deepfloyd_core.errors import ConfigError
+from deepfloyd_core.files import sha256_file, write_bytes
+from deepfloyd_core.models.headers import read_header, unet_shapes
+from deepfloyd_core.models.same_output import output_change, small_change
+from deepfloyd_core.models.unet import load_scheduler, load_unet, stock_pipeline
+from deepfloyd_core.sampling.identity import check_base
+from deepfloyd_core.store.artifacts import Artifact
+from deepfloyd_core.store.versions import stage_folder
+
+Form = Literal["merged", "kohya"]
+SUMS = "SHA256SUMS"
+
+
+@dataclass(frozen=True)
+class _Exported:
+    """A stage to write."""
+
+    stage: Stage
+    base: Path  # folder of its base model
+    trained: Path  # folder with what was trained
+    bf16: bool
+
+
+def export_version(
+    run: Run, bundle: Artifact, bases: Mapping[Stage, Path], form: Form, out: Path, bf16: bool = False
+) -> list[Path]:
+    """Write each trained stage of a version into an empty folder, and the sums of all files. bases: folders of base models;
+    bf16: weights in half the bytes, rounded. Returns the files.
+
+    Raises ConfigError for a folder with files in it, and for a stage that has no such form; ArtifactError when merged
+    weights do something else than the trained ones.
+    """
+    if out.exists() and any(out.iterdir()):
+        raise ConfigError(f"{out} holds files. Name an empty folder, or a new one.")
+    stages = [stage for stage in run.config.stages if f"{STAGES[stage].table}_lora" in bundle.inputs]
+    for stage in stages:
+        check_base(bundle, stage, bases[stage])
+        _FAULTS[form](STAGES[stage].title, stage_folder(bundle.path, stage))
+    out.mkdir(parents=True, exist_ok=True)
+    for stage in stages:
+        _WRITERS[form](_Exported(stage, bases[stage], stage_folder(bundle.path, stage), bf16), out)
+    files = sorted(path for path in out.rglob("*") if path.is_file())
+    sums = "".join(f"{sha256_file(path)}  {path.relative_to(out)}\n" for path in files)
+    write_bytes(out / SUMS, sums.encode())
+    return [*files, out / SUMS]
+
+
+def _merged_fault(title: str, trained: Path) -> None:
+    if product_name(trained) == CONTROL_FILE:
+        raise ConfigError(f"{title} is a ControlNet, whose layers are beside its UNet's: it cannot be merged.")
+
+
+def _kohya_fault(title: str, trained: Path) -> None:
+    if (name := product_name(trained)) != LORA_FILE:
+        raise ConfigError(f"{title} has {name}; kohya's form is for LoRAs. Use --form merged.")
+    if any("magnitude_vector" in name for name in read_header(trained / LORA_FILE).shapes):
+        raise ConfigError(f"{title} has a LoRA with DoRA, which kohya's programs compute otherwise. Use --form merged.")
+
+
+def _merged(one: _Exported, out: Path) -> None:
+    """`stageN/unet` and `stageN/scheduler`, as diffusers reads them."""
+    unet = load_unet(one.base, torch.float32)
+    pipeline = stock_pipeline(one.base, one.stage, unet, load_scheduler(one.trained))
+    load_product(pipeline, one.trained)
+    unet.eval()
+    change = output_change(unet, one.base, torch.float32)
+    if product_name(one.trained) == LORA_FILE:
+        pipeline.fuse_lora()
+        pipeline.unload_lora_weights()
+    small_change(change, f"{one.trained}: the merged weights' output")
+    folder = out / STAGES[one.stage].table
+    folder.mkdir()
+    save_unet(unet.to(torch.bfloat16) if one.bf16 else unet, one.stage, one.base, folder)
+    shutil.copytree(one.trained / "scheduler", folder / "scheduler")
+
+
+def _kohya(one: _Exported, out: Path) -> None:
+    """`stageN.safetensors`: layers by names with underscores, halves called down and up, an alpha for each."""
+    file = one.trained / LORA_FILE
+    header, saved = read_header(file), load_file(file)
+    layers = list(adaptable_layers(unet_shapes(one.base)))
+    names = our_names(saved, layers)
+    alpha = lora_settings(file, header, names).get("lora_alpha")
+    flat = {layer: layer.replace(".", "_") for layer in layers}
+    state: dict[str, torch.Tensor] = {}
+    for theirs, ours in names.tensors.items():
+        layer, _, part = ours.rpartition(".lora_")
+        if list(flat.values()).count(flat[layer]) > 1:
+            raise ConfigError(f"{STAGES[one.stage].title}: two layers are called {flat[layer]} in kohya's form.")
+        half = {"A.weight": "lora_down.weight", "B.weight": "lora_up.weight"}[part]
+        tensor = saved[theirs]
+        state[f"lora_unet_{flat[layer]}.{half}"] = tensor.bfloat16() if one.bf16 else tensor
+        rank = tensor.shape[0] if half.startswith("lora_down") else tensor.shape[1]
+        state[f"lora_unet_{flat[layer]}.alpha"] = torch.tensor(float(rank if alpha is None else alpha))
+    save_file(state, out / f"{STAGES[one.stage].table}.safetensors")
+
+
+_FAULTS: dict[Form, Callable[[str, Path], None]] = {"merged": _merged_fault, "kohya": _kohya_fault}
+_WRITERS: dict[Form, Callable[[_Exported, Path], None]] = {"merged": _merged, "kohya": _kohya}

@@ -1,0 +1,147 @@
+"""A version's weights in other programs' forms do what the trained ones do."""
+
+import subprocess
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from data_world import DataWorld
+from diffusers import DDPMScheduler, UNet2DConditionModel
+
+from deepfloyd_core.adapters.files import product_name
+from deepfloyd_core.adapters.lora import trainable
+from deepfloyd_core.adapters.lora_file import weights_file
+from deepfloyd_core.adapters.method import load_product, method_of
+from deepfloyd_core.adapters.mixed import MixedLora, misfit
+from deepfloyd_core.adapters.mixing import load_loras
+from deepfloyd_core.bundle.export import export_version
+from deepfloyd_core.config.run import Run
+from deepfloyd_core.config.stages import STAGES, Stage
+from deepfloyd_core.errors import ConfigError
+from deepfloyd_core.models.folders import resolve
+from deepfloyd_core.models.identity import base_model
+from deepfloyd_core.models.same_output import output_change
+from deepfloyd_core.models.unet import load_scheduler, load_unet, stock_pipeline, trained_scheduler
+from deepfloyd_core.store.artifacts import Artifact, Request, WorkDir, materialise
+from deepfloyd_core.store.manifest import Summary
+from deepfloyd_core.store.pinned import pinned
+
+FAST = {"mixed_precision": "no", "lora_rank": 4}
+
+
+def made(world: DataWorld, **stages: dict[str, Any]) -> tuple[Run, Artifact, dict[Stage, Path]]:
+    """A bundle of what trainings leave, moved away from their bases by hand."""
+    (world.folder / "pictures").mkdir(exist_ok=True)
+    numbers: tuple[Stage, ...] = tuple(stage for stage, kind in STAGES.items() if kind.table in stages)
+    run = world.load(stages=numbers, device="cpu", **stages)
+    bases: dict[Stage, Path] = {stage: resolve(run.config.stage(stage).model, stage) for stage in numbers}
+
+    def build(work: WorkDir) -> Summary:
+        for stage in numbers:
+            settings = run.config.stage(stage)
+            unet, method = load_unet(bases[stage], torch.float32), method_of(settings)
+            method.prepare(unet, settings, 0)
+            generator = torch.Generator().manual_seed(1)
+            with torch.no_grad():
+                for param in trainable(unet).values():
+                    param.add_(0.02 * torch.randn(param.shape, generator=generator))
+            folder = work.path / STAGES[stage].table
+            folder.mkdir()
+            method.save(unet, stage, bases[stage], folder)
+            trained_scheduler(bases[stage], False).save_pretrained(folder / "scheduler")
+        return Summary()
+
+    inputs: dict[str, str] = {}
+    for stage in numbers:
+        inputs |= base_model(stage, bases[stage], f"stage{stage}_model") | {f"stage{stage}_lora": "stage_lora/0"}
+    return run, materialise(run.workspace, Request("lora_bundle", 1, {}, inputs), build), bases
+
+
+def tuned(bundle: Artifact, stage: Stage, base: Path) -> UNet2DConditionModel:
+    """The base with what was trained, by the stock pipeline."""
+    unet = load_unet(base, torch.float32)
+    load_product(stock_pipeline(base, stage, unet, load_scheduler(base)), bundle.path / STAGES[stage].table)
+    return unet.eval()
+
+
+def difference(one: UNet2DConditionModel, other: UNet2DConditionModel, base: Path) -> float:
+    change = output_change(one, base, torch.float32)
+    one.unload_lora() if getattr(one, "peft_config", None) else None
+    one.load_state_dict(other.float().state_dict())
+    return change()
+
+
+STAGE1, STAGE2 = {"model_flavour": "tiny-i", **FAST}, {"model_flavour": "tiny-ii", **FAST}
+
+
+@pytest.mark.parametrize(
+    ("one", "two"),
+    [
+        ({**STAGE1, "lora_alpha": 2.0}, {**STAGE2, "use_dora": True}),
+        (
+            {"model_flavour": "tiny-i", "mixed_precision": "no", "use_bitfit": True},
+            {"model_flavour": "tiny-ii", "mixed_precision": "no", "model_type": "full"},
+        ),
+    ],
+)
+def test_merged_unets_are_loaded_by_diffusers_and_do_what_was_trained(
+    world: DataWorld, one: dict[str, Any], two: dict[str, Any]
+) -> None:
+    run, bundle, bases = made(world, stage1=one, stage2=two)
+    out = world.folder / "out"
+    files = export_version(run, bundle, bases, "merged", out)
+    assert {str(file.relative_to(out)) for file in files} == {
+        "SHA256SUMS", *(f"stage{stage}/{name}" for stage in (1, 2) for name in (
+            "unet/config.json", "unet/diffusion_pytorch_model.safetensors", "scheduler/scheduler_config.json",
+        )),
+    }  # fmt: skip
+    assert subprocess.run(["sha256sum", "-c", "SHA256SUMS"], cwd=out, capture_output=True).returncode == 0
+    for stage, base in bases.items():
+        merged = UNet2DConditionModel.from_pretrained(out / f"stage{stage}", subfolder="unet", use_safetensors=True)
+        assert difference(tuned(bundle, stage, base), merged, base) < 1e-5
+        assert difference(load_unet(base, torch.float32), merged, base) > 1e-4, "it was trained"
+        assert (
+            DDPMScheduler.from_pretrained(out / f"stage{stage}", subfolder="scheduler").config.variance_type
+            == "fixed_small"
+        )
+
+
+def test_kohyas_files_are_the_lora_whole(world: DataWorld) -> None:
+    run, bundle, bases = made(world, stage1={**STAGE1, "lora_alpha": 2.0}, stage2=STAGE2)
+    out = world.folder / "out"
+    export_version(run, bundle, bases, "kohya", out)
+    for stage, base in bases.items():
+        file = out / f"stage{stage}.safetensors"
+        assert weights_file(file, "") == file and misfit(file, base, "") == ""
+        read = SimpleNamespace(unet=load_unet(base, torch.float32))
+        lora = MixedLora(stage=stage, name="", weight=1.0, file=pinned(file), learned_variance=False)
+        load_loras(read, [lora])
+        change = output_change(read.unet, base, torch.float32)
+        read.unet.unload_lora()
+        load_product(stock_pipeline(base, stage, read.unet, load_scheduler(base)), bundle.path / f"stage{stage}")
+        assert change() < 1e-6
+
+
+def test_what_has_no_such_form_is_refused_and_nothing_is_written(world: DataWorld) -> None:
+    out = world.folder / "out"
+    run, bundle, bases = made(world, stage1=STAGE1, stage2={**STAGE2, "use_dora": True})
+    assert product_name(bundle.path / "stage2").startswith("pytorch_lora")
+    with pytest.raises(ConfigError, match="Stage II has a LoRA with DoRA, which kohya's programs compute otherwise"):
+        export_version(run, bundle, bases, "kohya", out)
+    assert not out.exists()
+    out.mkdir()
+    (out / "mine.txt").touch()
+    with pytest.raises(ConfigError, match="holds files"):
+        export_version(run, bundle, bases, "merged", out)
+
+
+def test_half_the_bytes_are_rounded_weights(world: DataWorld) -> None:
+    run, bundle, bases = made(world, stage1=STAGE1)
+    sizes = {}
+    for name, bf16 in (("whole", False), ("half", True)):
+        export_version(run, bundle, bases, "merged", world.folder / name, bf16)
+        file = world.folder / name / "stage1" / "unet" / "diffusion_pytorch_model.safetensors"
+        sizes[name] = file.stat().st_size
+    assert sizes["half"] < 0.52 * sizes["whole"]
