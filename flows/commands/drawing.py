@@ -1,5 +1,6 @@
 """The commands that use a version: `generate`, `upscale` and `export`."""
 
+import os
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Annotated, Literal
@@ -122,6 +123,8 @@ def export(
 
     bundle = bundle_of(run.workspace, find_version(run.workspace, version))
     bases = {stage: resolve(run.config.stage(stage).model, stage) for stage in run.config.stages}
+    for library in ("DIFFUSERS", "TRANSFORMERS"):
+        os.environ.setdefault(f"{library}_VERBOSITY", "error")  # they warn of parts that no LoRA here has
     from deepfloyd_core.bundle.export import export_version  # takes torch: a fault above is told without
 
     with err.status("exporting"):
