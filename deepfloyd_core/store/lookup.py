@@ -14,6 +14,7 @@ from deepfloyd_core.store.manifest import MANIFEST, Manifest, read_manifest
 from deepfloyd_core.store.versions import Version, find_version, versions
 
 _SHOWN = 5  # of the artifacts that a text names
+_FEWEST = 4  # digits that may be the first ones of a fingerprint; fewer are a version's number
 _VERSION = re.compile(r"(?:v|version[: ]?)?(\d{1,9}|latest)", re.IGNORECASE)
 
 
@@ -28,8 +29,8 @@ class Known:
 
 
 def version_named(workspace: Path, text: str) -> Version | None:
-    """The version that `3`, `v3`, `version:3` or `latest` names; None for another text, or for digits that are no
-    version's number. Raises ConfigError and ArtifactError as `find_version`.
+    """The version that `3`, `v3`, `version:3` or `latest` names; None for another text, or for four digits or more that
+    are no version's number. Raises ConfigError and ArtifactError as `find_version`.
     """
     match = _VERSION.fullmatch(text)
     if match is None:
@@ -37,7 +38,7 @@ def version_named(workspace: Path, text: str) -> Version | None:
     try:
         return find_version(workspace, match[1].lower().lstrip("0") or "0")
     except ConfigError:
-        if match[1] != text or text == "latest":
+        if match[1] != text or text == "latest" or len(text) < _FEWEST:
             raise
         return None  # the first digits of an artifact
 
