@@ -85,6 +85,8 @@ def _target(target: str, folders: tuple[Path, ...]) -> str:
     if "://" not in target:
         return str(_inside("target", target, folders))
     allowed = os.environ.get(TARGETS, "").split()
+    if {"", ".", ".."} & set(target.partition("://")[2].rstrip("/").split("/")) or "%" in target or "::" in target:
+        raise ConfigError(f"target is {target!r}, with a part that leads elsewhere. Give it without.")
     if not any(target == one or target.startswith(one.rstrip("/") + "/") for one in allowed):
         listed = ", ".join(allowed) or "none"
         raise ConfigError(

@@ -1,8 +1,8 @@
 """Publishes a version: its files to a folder, to object storage, or to the Hugging Face Hub. No torch.
 
-A place gets exactly the files of one version, and `SHA256SUMS`, which lists them. What is there with the same bytes is not
-sent again, what an earlier publication has left is removed, and a file that was not published is never touched. A
-publication that was interrupted is gone on with.
+A place gets exactly the files of one version, `SHA256SUMS`, which lists them, and a record of ours. What is there with the
+same bytes is not sent again, what an earlier publication has left is removed, and a file that was not published is never
+touched. A publication that was interrupted is gone on with.
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from deepfloyd_core.bundle.publish_files import SUMS, FilePlace, PublishedFile
+from deepfloyd_core.bundle.publish_files import RECORD, SUMS, FilePlace, Known, PublishedFile
 from deepfloyd_core.bundle.publish_hub import HUB, HubPlace
 from deepfloyd_core.errors import ArtifactError, ConfigError
 from deepfloyd_core.store.artifacts import verify_artifact
@@ -24,16 +24,13 @@ class Place(Protocol):
 
     name: str
 
-    def known(self, files: Sequence[PublishedFile]) -> tuple[set[str], set[str]]:
-        """The names of those files that are there with the same bytes; and all names that publications have put there.
-
-        Raises ConfigError for a place that cannot be used, StorageError for one that does not answer.
-        """
+    def known(self, files: Sequence[PublishedFile]) -> Known:
+        """What is there. Raises ConfigError for a place that cannot be used, StorageError for one that does not answer."""
 
     def send(
         self, files: Sequence[PublishedFile], removed: Sequence[str], sums: str, title: str, report: Report
     ) -> str:
-        """Send files, remove others, and write `SHA256SUMS` last. Returns the address. Raises as `known`."""
+        """Send files, remove others, and write `SHA256SUMS` and the record. Returns the address. Raises as `known`."""
 
 
 @dataclass(frozen=True)
@@ -43,13 +40,17 @@ class Publication:
     place: Place
     title: str
     files: tuple[PublishedFile, ...]
-    same: frozenset[str]  # those that are there already
-    removed: tuple[str, ...]  # of an earlier publication
+    known: Known
 
     @property
     def sent(self) -> tuple[PublishedFile, ...]:
         """The files that are not there yet, or with other bytes."""
-        return tuple(file for file in self.files if file.name not in self.same)
+        return tuple(file for file in self.files if file.name not in self.known.same)
+
+    @property
+    def removed(self) -> tuple[str, ...]:
+        """What an earlier publication has left."""
+        return tuple(sorted(self.known.ours - {file.name for file in self.files} - {SUMS, RECORD}))
 
     @property
     def sums(self) -> str:
@@ -76,14 +77,13 @@ def planned_publication(workspace: Path, version: Version, target: str, public: 
         if not any(part.startswith(".") for part in Path(entry.path).parts)
     )
     place = _place(target, public)
-    same, ours = place.known(files)
-    removed = sorted(ours - {file.name for file in files} - {SUMS})
-    title = f"Version {version.number} of {workspace.absolute().name}"
-    return Publication(place, title, files, frozenset(same), tuple(removed))
+    return Publication(place, f"Version {version.number} of {workspace.absolute().name}", files, place.known(files))
 
 
 def publish(plan: Publication, report: Report = no_report) -> str:
     """Do it. Returns the address of what is published; nothing is sent where all is there. Raises as the plan."""
+    if plan.known.is_whole:
+        return plan.place.name
     return plan.place.send(plan.sent, plan.removed, plan.sums, plan.title, report)
 
 
@@ -92,4 +92,6 @@ def _place(target: str, public: bool) -> Place:
         return HubPlace(target, public)
     if public:
         raise ConfigError(f"--public is for the Hugging Face Hub ({HUB}OWNER/NAME), and the target is {target}.")
+    if "://" in target and not target.startswith("s3://"):
+        raise ConfigError(f"A version is published to a folder, to s3://BUCKET/PREFIX or to {HUB}OWNER/NAME.")
     return FilePlace(target)

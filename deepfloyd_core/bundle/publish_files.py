@@ -1,6 +1,7 @@
-"""A folder or a bucket as a place to publish to, through fsspec."""
+"""A folder or a bucket as a place to publish to, through fsspec; and the record of what was published there."""
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -9,11 +10,14 @@ from typing import Any, TypeVar
 import fsspec
 
 from deepfloyd_core.errors import ConfigError, StorageError
+from deepfloyd_core.files import canonical_json, sha256_file
 from deepfloyd_core.sources.bucket import S3_CONFIG, failures
 from deepfloyd_core.types import Report
 
-SUMS = "SHA256SUMS"  # as the tool of this name writes and checks it
-PROGRESS = ".publishing"  # the same of what is sent so far, while a publication is under way
+SUMS = "SHA256SUMS"  # for people, as the tool of this name writes and checks it
+RECORD = ".deepfloyd-publication.json"  # sha256 of each file that we have put there, by name; null while it is sent
+OTHERS = "holds other files, and no publication of ours. Name an empty place, or a new one."
+_PART = ".deepfloyd-part"  # a file that is being written, in a folder
 _TRIES = 3
 T = TypeVar("T")
 
@@ -28,11 +32,20 @@ class PublishedFile:
     sha256: str
 
 
+@dataclass(frozen=True)
+class Known:
+    """What is at a place."""
+
+    same: frozenset[str]  # of the files to publish those that are there, with the same bytes
+    ours: frozenset[str]  # what publications have put there, and is there still
+    is_whole: bool  # nothing is left to do for a publication of these files
+
+
 class FilePlace:
     """A folder on this machine, or a prefix in a bucket (`s3://bucket/prefix`)."""
 
     def __init__(self, target: str) -> None:
-        """Raises ConfigError when the library of the target's protocol is not installed, or there is none."""
+        """Raises ConfigError when the library of the target's protocol is not installed."""
         options: dict[str, Any] = {}
         if target.startswith("s3://"):
             options = {"config_kwargs": S3_CONFIG, "use_listings_cache": False}
@@ -45,59 +58,61 @@ class FilePlace:
         self._root, self._is_local = str(root).rstrip("/"), "file" in self._fs.protocol
         self.name = self._root if self._is_local else target.rstrip("/")
 
-    def known(self, files: Sequence[PublishedFile]) -> tuple[set[str], set[str]]:
+    def known(self, files: Sequence[PublishedFile]) -> Known:
         """See `Place`."""
         sizes = self._asked(self._sizes)
-        sums = {**self._sums(SUMS, sizes), **self._sums(PROGRESS, sizes)}
-        if sizes and SUMS not in sizes and PROGRESS not in sizes:
-            raise ConfigError(
-                f"{self.name} holds other files and no {SUMS} of a publication. Name an empty place, or a new one."
-            )
-        there = {name for name in sums if name in sizes}
-        same = {one.name for one in files if sums.get(one.name) == one.sha256 and sizes.get(one.name) == one.bytes}
-        return same, there
+        record = self._record(sizes)
+        if record is None and sizes:
+            raise ConfigError(f"{self.name} {OTHERS}")
+        record = record or {}
+        same = {
+            one.name
+            for one in files
+            if record.get(one.name) == one.sha256 and sizes.get(one.name) == one.bytes and self._holds(one)
+        }
+        names = {one.name for one in files}
+        return Known(frozenset(same), frozenset(record.keys() & sizes.keys()), same == names == record.keys() - {SUMS})
 
     def send(
         self, files: Sequence[PublishedFile], removed: Sequence[str], sums: str, title: str, report: Report
     ) -> str:
-        """See `Place`."""
-        sizes = self._asked(self._sizes)
-        if not files and not removed and self._text(SUMS, sizes) == sums:
-            return self.name
-        done = {**self._sums(SUMS, sizes), **self._sums(PROGRESS, sizes)}
-        total = sum(one.bytes for one in files)
-        sent = 0
+        """See `Place`. The record says of a file that it is on its way before its first byte is written."""
+        kept = {name: digest for digest, _, name in (line.partition("  ") for line in sums.splitlines())}
+        record: dict[str, str | None] = {**(self._record(self._asked(self._sizes)) or {}), SUMS: None}
+        record |= dict.fromkeys(one.name for one in files)
+        self._write(RECORD, canonical_json(record))
+        total, sent = sum(one.bytes for one in files), 0
         for one in files:
             report(sent, total, f"bytes sent, {one.name}")
             self._asked(partial(self._put, one))
             sent += one.bytes
-            done[one.name] = one.sha256
-            self._write(PROGRESS, _lines(done))
+            record[one.name] = one.sha256
+            self._write(RECORD, canonical_json(record))
         for name in removed:
             self._asked(partial(self._fs.rm_file, f"{self._root}/{name}"))
         self._write(SUMS, sums)
-        if PROGRESS in self._asked(self._sizes):
-            self._asked(lambda: self._fs.rm_file(f"{self._root}/{PROGRESS}"))
+        self._write(RECORD, canonical_json({**kept, SUMS: ""}))
         report(total, total, "bytes sent")
         return self.name
 
     def _sizes(self) -> dict[str, int]:
-        """The bytes of each file that is there."""
+        """The bytes of each file that is there, but of the record."""
         self._fs.invalidate_cache()
         if not self._fs.exists(self._root):
             return {}
         found = self._fs.find(self._root, detail=True)
-        return {path.removeprefix(f"{self._root}/"): int(info["size"] or 0) for path, info in found.items()}
+        sizes = {path.removeprefix(f"{self._root}/"): int(info["size"] or 0) for path, info in found.items()}
+        return {name: size for name, size in sizes.items() if name not in (_PART,)}
 
-    def _text(self, name: str, sizes: dict[str, int]) -> str:
-        if name not in sizes:
-            return ""
-        return self._asked(lambda: bytes(self._fs.cat_file(f"{self._root}/{name}"))).decode("utf-8", "replace")
+    def _record(self, sizes: Mapping[str, int]) -> dict[str, str | None] | None:
+        """The record; None: there is none."""
+        if RECORD not in sizes:
+            return None
+        return parsed_record(self._asked(partial(self._fs.cat_file, f"{self._root}/{RECORD}")), self.name)
 
-    def _sums(self, name: str, sizes: dict[str, int]) -> dict[str, str]:
-        return {
-            file: digest for digest, _, file in (line.partition("  ") for line in self._text(name, sizes).splitlines())
-        }
+    def _holds(self, one: PublishedFile) -> bool:
+        """Whether a file in a folder has the bytes; a bucket's are not read again."""
+        return not self._is_local or sha256_file(Path(self._root, one.name)) == one.sha256
 
     def _put(self, one: PublishedFile) -> None:
         to = f"{self._root}/{one.name}"
@@ -105,14 +120,14 @@ class FilePlace:
             self._fs.put_file(str(one.path), to)
             return
         Path(to).parent.mkdir(parents=True, exist_ok=True)
-        part = Path(f"{to}.part")
+        part = Path(self._root, _PART)
         self._fs.put_file(str(one.path), str(part))
         part.replace(to)
 
     def _write(self, name: str, text: str) -> None:
         if self._is_local:
             Path(self._root).mkdir(parents=True, exist_ok=True)
-        self._asked(lambda: self._fs.pipe_file(f"{self._root}/{name}", text.encode()))
+        self._asked(partial(self._fs.pipe_file, f"{self._root}/{name}", text.encode()))
 
     def _asked(self, ask: Callable[[], T]) -> T:
         """What the place answers. Raises StorageError when it does not, several times."""
@@ -129,5 +144,14 @@ class FilePlace:
         raise AssertionError
 
 
-def _lines(sums: dict[str, str]) -> str:
-    return "".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items()))
+def parsed_record(data: bytes, place: str) -> dict[str, str | None]:
+    """The record of a place. Raises ConfigError when it is none."""
+    try:
+        found = json.loads(data)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise ConfigError(
+            f"{RECORD} of {place} is damaged, so it is not known what was published there. Name a new place."
+        )
+    return found

@@ -13,12 +13,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
-from deepfloyd_core.bundle.publish_files import SUMS, PublishedFile
+from deepfloyd_core.bundle.publish_files import OTHERS, RECORD, SUMS, Known, PublishedFile, parsed_record
 from deepfloyd_core.errors import ConfigError, StorageError
+from deepfloyd_core.files import canonical_json
 from deepfloyd_core.types import Report
 
 HUB = "hf://"
 _PAUSES_S = 1.0, 4.0
+_OF_THE_HUB = {".gitattributes"}  # what a new repository has
 _LATER = 408, 429  # of the refusals those that may end by themselves
 T = TypeVar("T")
 
@@ -41,15 +43,19 @@ class HubPlace:
             raise ConfigError(f"{target} names no repository. Give {HUB}OWNER/NAME.")
         self._api = HfApi()
 
-    def known(self, files: Sequence[PublishedFile]) -> tuple[set[str], set[str]]:
+    def known(self, files: Sequence[PublishedFile]) -> Known:
         """See `Place`."""
         if not self._asked(self._exists):
-            return set(), set()
+            return Known(frozenset(), frozenset(), False)
         if not self._public and not self._asked(partial(self._api.model_info, self._id)).private:
             raise ConfigError(f"{self.name} is public. Add --public if this version is to be, or name another.")
         there = {entry.path: entry for entry in self._asked(self._tree)}
-        ours = set(self._asked(self._listed)) if SUMS in there else set()
-        return {one.name for one in files if one.name in there and _is_same(there[one.name], one)}, ours & there.keys()
+        if RECORD not in there and there.keys() - _OF_THE_HUB:
+            raise ConfigError(f"{self.name} {OTHERS}")
+        record = self._asked(self._record) if RECORD in there else {}
+        same = {one.name for one in files if one.name in there and _is_same(there[one.name], one)}
+        names = {one.name for one in files}
+        return Known(frozenset(same), frozenset(record.keys() & there.keys()), same == names == record.keys() - {SUMS})
 
     def send(
         self, files: Sequence[PublishedFile], removed: Sequence[str], sums: str, title: str, report: Report
@@ -57,17 +63,17 @@ class HubPlace:
         """See `Place`. One commit, so that nobody sees half of a version."""
         from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
-        address = f"{self._api.endpoint}/{self._id}"
         if not self._asked(self._exists):
             self._asked(partial(self._api.create_repo, self._id, private=not self._public, exist_ok=True))
-        elif not files and not removed and self._asked(self._listed) == _parsed(sums):
-            return address
         report(0, len(files), "files sent")
+        record = {name: digest for digest, _, name in (line.partition("  ") for line in sums.splitlines())}
+        texts = {SUMS: sums, RECORD: canonical_json({**record, SUMS: ""})}
         operations: list[Any] = [CommitOperationAdd(one.name, str(one.path)) for one in files]
-        operations += [CommitOperationAdd(SUMS, sums.encode()), *map(CommitOperationDelete, removed)]
+        operations += [CommitOperationAdd(name, text.encode()) for name, text in texts.items()]
+        operations += map(CommitOperationDelete, removed)
         self._asked(partial(self._api.create_commit, self._id, operations, commit_message=title))
         report(len(files), len(files), "files sent")
-        return address
+        return f"{self._api.endpoint}/{self._id}"
 
     def _exists(self) -> bool:
         return bool(self._api.repo_exists(self._id))
@@ -77,16 +83,10 @@ class HubPlace:
 
         return [entry for entry in self._api.list_repo_tree(self._id, recursive=True) if isinstance(entry, RepoFile)]
 
-    def _listed(self) -> dict[str, str]:
-        """The sums that are there by name; empty: none are."""
-        from huggingface_hub.errors import EntryNotFoundError
-
+    def _record(self) -> dict[str, str | None]:
         with TemporaryDirectory() as folder:
-            try:
-                file = self._api.hf_hub_download(self._id, SUMS, local_dir=folder)
-            except EntryNotFoundError:
-                return {}
-            return _parsed(Path(file).read_text(encoding="utf-8"))
+            file = self._api.hf_hub_download(self._id, RECORD, local_dir=folder)
+            return parsed_record(Path(file).read_bytes(), self.name)
 
     def _asked(self, ask: Callable[[], T]) -> T:
         """What the Hub answers; it is asked again when it does not, after a pause. Raises as `_told`."""
@@ -103,7 +103,7 @@ class HubPlace:
     def _told(self) -> Iterator[None]:
         """The library's errors as ours: ConfigError for a login that may not, StorageError for no answer."""
         import httpx2
-        from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+        from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalTokenNotFoundError
 
         try:
             yield
@@ -119,7 +119,7 @@ class HubPlace:
             if 400 <= status < 500 and status not in _LATER:
                 raise ConfigError(f"{told}.") from None
             raise StorageError(f"{told}.") from None
-        except (httpx2.HTTPError, OSError, RuntimeError) as error:
+        except (httpx2.HTTPError, EntryNotFoundError, OSError, RuntimeError) as error:
             raise StorageError(f"{self.name} cannot be published to: {type(error).__name__}: {error}.") from None
 
 
@@ -131,7 +131,3 @@ def _is_same(there: Any, one: PublishedFile) -> bool:
         return bool(there.lfs.sha256 == one.sha256)
     data = one.path.read_bytes()
     return bool(hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest() == there.blob_id)
-
-
-def _parsed(sums: str) -> dict[str, str]:
-    return {name: digest for digest, _, name in (line.partition("  ") for line in sums.splitlines())}

@@ -87,7 +87,7 @@ def print_publication(out: Console, plan: Publication) -> None:
     table.add_column("bytes", justify="right")
     table.add_column("")
     for file in plan.files:
-        table.add_row(file.name, f"{file.bytes:,}", "there already" if file.name in plan.same else "is sent")
+        table.add_row(file.name, f"{file.bytes:,}", "there already" if file.name in plan.known.same else "is sent")
     for name in plan.removed:
         table.add_row(name, "", "of an earlier publication, is removed")
     _print_whole(out, table)

@@ -11,6 +11,8 @@ import pytest
 from hub_stand_in import TOKEN, Hub, hub_stand_in
 from releases import Release, deepfloyd
 
+from deepfloyd_core.bundle.publish_files import RECORD, FilePlace
+from deepfloyd_core.files import canonical_json
 from deepfloyd_core.store.artifacts import Artifact, Request, WorkDir, materialise
 from deepfloyd_core.store.manifest import Summary
 from deepfloyd_core.store.registry import block
@@ -48,7 +50,8 @@ def shown(data: dict[str, bytes]) -> dict[str, bytes]:
     """What should be there."""
     files = {name: data for name, data in data.items() if not name.startswith(".")}
     sums = "".join(f"{hashlib.sha256(data).hexdigest()}  {name}\n" for name, data in sorted(files.items()))
-    return {**files, "SHA256SUMS": sums.encode()}
+    record = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()} | {"SHA256SUMS": ""}
+    return {**files, "SHA256SUMS": sums.encode(), RECORD: canonical_json(record).encode()}
 
 
 def in_folder(folder: Path) -> dict[str, bytes]:
@@ -92,11 +95,11 @@ def test_what_cannot_be_published_is_refused(release: Release, tmp_path: Path) -
         assert done.exit_code != 0
         return str(done.exception)
 
-    assert "holds other files and no SHA256SUMS" in refused(workspace, "1", str(tmp_path / "full"))
+    assert "holds other files, and no publication of ours" in refused(workspace, "1", str(tmp_path / "full"))
     assert list((tmp_path / "full").iterdir()) == [tmp_path / "full" / "thesis.txt"]
     assert "--public is for the Hugging Face Hub" in refused(workspace, "1", str(tmp_path / "x"), "--public")
     assert "There is no version '7'" in refused(workspace, "7", str(tmp_path / "x"))
-    assert "cannot be published to" in refused(workspace, "1", "nosuch://place/x")
+    assert "to a folder, to s3://BUCKET/PREFIX or to hf://" in refused(workspace, "1", "sftp://me:secret@place/x")
     for name in ("hf://", "hf://alone", "hf://a/b/c", "hf://a/b c"):
         assert "names no repository" in refused(workspace, "1", name)
     bundle = release.workspace / "lora_bundle"
@@ -146,9 +149,20 @@ def test_a_bucket_gets_them_and_an_interrupted_publication_is_gone_on_with(
         done = deepfloyd("publish", str(release.workspace), "1", "s3://published/models/star")
         assert "cannot be published to: OSError: the line is cut" in str(done.exception)
     assert len(names) == 3 and not any(one.key.endswith("SHA256SUMS") for one in s3.objects.all())
-    names.clear()
+    other = {"sheet.png": None, "stage1/pytorch_lora_weights.safetensors": b"w9" * 70_000}
+    version(release, 2, **other)
+    with monkeypatch.context() as patched:  # the next version is cut as well, right after its weights have arrived
+
+        async def cut(self: Any, local: str, remote: str, **more: Any) -> Any:
+            await put(self, local, remote, **more)
+            raise OSError("the line is cut")
+
+        patched.setattr(S3FileSystem, "_put_file", cut)
+        S3FileSystem.clear_instance_cache()
+        deepfloyd("publish", str(release.workspace), "2", "s3://published/models/star")
+    S3FileSystem.clear_instance_cache()
     done = deepfloyd("publish", str(release.workspace), "1", "s3://published/models/star")
-    assert done.exit_code == 0 and "1 file," in done.output, done.output
+    assert done.exit_code == 0, done.exception
     found = {one.key.removeprefix("models/star/"): one.get()["Body"].read() for one in s3.objects.all()}
     assert found == shown(FILES)
     assert "0 files" in deepfloyd("publish", str(release.workspace), "1", "s3://published/models/star").output
@@ -182,7 +196,7 @@ def test_the_hub_gets_them_in_one_commit_of_a_private_repository(release: Releas
     again = deepfloyd("publish", str(release.workspace), "1", "hf://me/model")
     assert "0 files" in again.output and len(hub.commits) == 1, "nothing to do, no commit"
 
-    hub.files["my-notes.md"] = b"mine"
+    hub.files["my-notes.md"] = b"mine"  # beside a publication of ours
     changes: dict[str, Any] = {"README.md": b"# another\n", "stage2/pytorch_lora_weights.safetensors": None}
     version(release, 2, **changes)
     assert deepfloyd("publish", str(release.workspace), "2", "hf://me/model").exit_code == 0
@@ -210,3 +224,56 @@ def test_the_hub_s_refusals_are_told_without_the_token(
     done = deepfloyd("publish", str(release.workspace), "1", "hf://me/model", "--public")
     assert "refuses this login (401)" in str(done.exception)
     assert "somebody" not in f"{done.output}{done.exception}"
+
+
+def test_what_is_not_ours_stays_wherever_it_is(release: Release, hub: Hub, tmp_path: Path) -> None:
+    """Also beside a SHA256SUMS of somebody else's."""
+    version(release, 1)
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    (folder / "thesis.pdf").write_bytes(b"mine")
+    (folder / "SHA256SUMS").write_text(f"{hashlib.sha256(b'mine').hexdigest()}  thesis.pdf\n")
+    for target in (str(folder), "hf://me/model"):
+        hub.private, hub.files = True, {"README.md": b"# my own card\n", ".gitattributes": b""}
+        refused = deepfloyd("publish", str(release.workspace), "1", target)
+        assert "holds other files, and no publication of ours" in str(refused.exception), target
+    assert in_folder(folder).keys() == {"thesis.pdf", "SHA256SUMS"} and len(hub.files) == 2
+    hub.files = {".gitattributes": b""}
+    assert deepfloyd("publish", str(release.workspace), "1", "hf://me/model").exit_code == 0
+
+
+def test_a_folder_whose_publication_was_cut_is_gone_on_with(
+    release: Release, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version(release, 1)
+    version(release, 2, **{"stage1/pytorch_lora_weights.safetensors": b"w9" * 70_000})
+    target, put = tmp_path / "published", FilePlace._put
+
+    def cut(after: int) -> None:
+        count = iter(range(after, -1, -1))
+
+        def failing(self: FilePlace, one: Any) -> None:
+            put(self, one)
+            if next(count) == 0:
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(FilePlace, "_put", failing)
+
+    cut(0)
+    assert deepfloyd("publish", str(release.workspace), "1", str(target)).exit_code != 0
+    monkeypatch.setattr(FilePlace, "_put", put)
+    assert deepfloyd("publish", str(release.workspace), "1", str(target)).exit_code == 0
+    cut(0)  # its one other file has just been written
+    assert deepfloyd("publish", str(release.workspace), "2", str(target)).exit_code != 0
+    assert (target / "stage1" / "pytorch_lora_weights.safetensors").read_bytes() == b"w9" * 70_000
+    monkeypatch.setattr(FilePlace, "_put", put)
+    assert "1 file, " in deepfloyd("publish", str(release.workspace), "1", str(target)).output
+    assert in_folder(target) == shown(FILES), "not the weights of the other version"
+
+
+def test_a_hub_that_does_not_answer_is_not_taken_for_an_empty_one(release: Release, hub: Hub) -> None:
+    version(release, 1)
+    assert deepfloyd("publish", str(release.workspace), "1", "hf://me/model").exit_code == 0
+    del hub.files[RECORD]
+    hub.files[RECORD] = b"no record"
+    assert "is damaged" in str(deepfloyd("publish", str(release.workspace), "1", "hf://me/model").exception)

@@ -88,7 +88,9 @@ def test_a_version_is_published_inside_or_where_the_worker_allows_it(
     monkeypatch.setenv(TARGETS, "hf://me  s3://bucket/models/")
     for target in ("hf://me/model", "s3://bucket/models/star"):
         assert _confined(target=target)["target"] == target
-    for target in ("hf://you/model", "hf://me-too/model", "s3://bucket/other", "file:///etc", *OUTSIDE):
+    elsewhere = "hf://you/model", "hf://me-too/model", "hf://me/../you/model", "s3://bucket/other", "file:///etc"
+    inside_no_more = (f"s3://bucket/models/{part}/other" for part in ("..", "", "%2e%2e"))
+    for target in (*elsewhere, *inside_no_more, *OUTSIDE):
         with pytest.raises(ConfigError, match=r"^target is "):
             _confined(target=target)
 
