@@ -8,6 +8,7 @@ from typing import Annotated
 from pydantic import Field
 
 from deepfloyd_core.errors import ConfigError
+from deepfloyd_core.preflight.generate import MOST_LORAS
 
 Overrides = Annotated[list[Annotated[str, Field(pattern=r"^\s*[\w.]+\s*=")]] | None, Field(max_length=100)]
 Steps = Annotated[int | None, Field(ge=1, le=10_000_000)]
@@ -16,7 +17,7 @@ Number = Annotated[int, Field(ge=1)]
 Prompts = str | list[str] | None
 Sizes = Annotated[str | None, Field(pattern=r"^\s*\d+(x\d+)?(\s*,\s*\d+(x\d+)?)*\s*$")]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
-Loras = Annotated[list[str] | None, Field(max_length=16)]
+Loras = Annotated[list[str] | None, Field(max_length=MOST_LORAS)]
 Strength = Annotated[float | None, Field(gt=0, le=1)]
 OneVersion = Annotated[str, Field(pattern=r"^(latest|base|\d+)$")] | Annotated[int, Field(ge=1)]
 _VERSION = r"\s*(latest|base|\d+)\s*"

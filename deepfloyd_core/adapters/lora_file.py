@@ -13,7 +13,7 @@ from deepfloyd_core.config.base import is_there
 from deepfloyd_core.errors import ConfigError
 from deepfloyd_core.models.headers import UNET_WEIGHTS, Header, read_scalars
 
-_PEFT_FILE, _PEFT_SETTINGS = "adapter_model.safetensors", "adapter_config.json"  # peft's own names for a saved adapter
+_PEFT_FILE, PEFT_SETTINGS = "adapter_model.safetensors", "adapter_config.json"  # peft's own names for a saved adapter
 _PLACES = (BITFIT_FILE, CONTROL_FILE, f"{UNET_FOLDER}/{UNET_WEIGHTS}", LORA_FILE, UNET_WEIGHTS, _PEFT_FILE)
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 METADATA = "lora_adapter_metadata"  # peft's settings in the file's own metadata, as JSON
@@ -70,8 +70,8 @@ def name_faults(file: Path, names: Names) -> Iterator[str]:
     ours = list(names.tensors.values())
     if twice := next((name for name in ours if ours.count(name) > 1), None):
         yield f"which has {twice} twice, under two names. Keep one of them"
-    if PEFT in names.formats and not (file.parent / _PEFT_SETTINGS).is_file():
-        yield f"a LoRA in peft's format, whose alpha is in {_PEFT_SETTINGS}. Put that file beside it"
+    if PEFT in names.formats and not (file.parent / PEFT_SETTINGS).is_file():
+        yield f"a LoRA in peft's format, whose alpha is in {PEFT_SETTINGS}. Put that file beside it"
 
 
 def layer_faults(layers: Layers, base: Shapes, model: str) -> Iterator[str]:
@@ -110,7 +110,7 @@ def lora_settings(file: Path, header: Header, names: Names) -> dict[str, Any]:
         return {"lora_alpha": read_scalars(file, list(names.alphas)[:1])[0]}
     text = header.metadata.get(METADATA, "{}")
     if PEFT in names.formats:
-        text = (file.parent / _PEFT_SETTINGS).read_text(encoding="utf-8")
+        text = (file.parent / PEFT_SETTINGS).read_text(encoding="utf-8")
     record = json.loads(text)
     plain = isinstance(record, dict)
     return checked_settings(

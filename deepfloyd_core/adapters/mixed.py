@@ -5,14 +5,18 @@ All that a picture's bytes depend on is known from the files' headers and hashes
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 
 from deepfloyd_core.adapters.files import LORA_FILE, product_name
 from deepfloyd_core.adapters.lora_file import (
+    METADATA,
+    PEFT_SETTINGS,
     adaptable_layers,
     adapted_layers,
     layer_faults,
@@ -30,6 +34,8 @@ from deepfloyd_core.store.pinned import PinnedFile, pinned
 from deepfloyd_core.store.versions import bundle_of, find_version, stage_folder
 
 _VERSION = "version:"
+_LONGEST = 4096  # characters of a source: a path
+_NUMBER = re.compile(r"\d{1,9}|latest")
 
 
 @dataclass(frozen=True)
@@ -52,6 +58,7 @@ class MixedLora(Spec):
     name: str  # for people: version:3, or the file's name
     weight: float
     file: PinnedFile
+    settings: PinnedFile | None  # in peft's format: the file with its alpha
     learned_variance: bool  # it has trained the variance too, so its samples take that
 
     @property
@@ -59,9 +66,17 @@ class MixedLora(Spec):
         """`version:3@0.7`."""
         return f"{self.name}@{self.weight:g}"
 
+    @property
+    def identity(self) -> list[Any]:
+        """What decides its effect."""
+        settings = self.settings.sha256 if self.settings else None
+        return [self.stage, self.file.sha256, settings, self.weight, self.learned_variance]
+
 
 def parse_lora(text: str) -> AskedLora:
     """`SOURCE` or `SOURCE@WEIGHT`. Raises ConfigError for a weight that is no finite number other than 0."""
+    if len(text) > _LONGEST:
+        raise ConfigError(f"--lora has {len(text):,} characters; a source has at most {_LONGEST:,}.")
     source, at, weight = text.rpartition("@")
     if not at:
         return AskedLora(text, 1.0)
@@ -91,8 +106,19 @@ def mixed_loras(run: Run, asked: Sequence[AskedLora], folders: Mapping[Stage, Pa
     faults: list[DeepFloydError] = []
     for one in asked:
         found += attempt(faults, _of_stages, run, one, folders) or []
+    faults += map(ConfigError, _dora_faults(found))
     raise_together(faults)
     return tuple(found)
+
+
+def _dora_faults(loras: Sequence[MixedLora]) -> Iterator[str]:
+    """DoRA scales the whole weight of a layer: it has no part of its effect, and no sum with others."""
+    for lora in loras:
+        beside = sum(other.stage == lora.stage for other in loras)
+        if (beside > 1 or lora.weight != 1) and any(
+            "magnitude_vector" in name for name in read_header(lora.file.path).shapes
+        ):
+            yield f"--lora {lora.name} is a DoRA, which is drawn with alone in its stage, at weight 1. Leave out the others."
 
 
 def _of_stages(run: Run, one: AskedLora, folders: Mapping[Stage, Path]) -> list[MixedLora]:
@@ -108,10 +134,15 @@ def _of_stages(run: Run, one: AskedLora, folders: Mapping[Stage, Path]) -> list[
         if not fits:
             each = "; ".join(f"{STAGES[stage].title}: {fault}" for stage, fault in faults.items())
             raise ConfigError(f"--lora {one.source} fits no stage of this run. {each}.")
+        names = our_names(read_header(file).shapes, ())
+        settings = pinned(file.parent / PEFT_SETTINGS) if PEFT in names.formats else None
         found += [
-            MixedLora(stage=stage, name=name, weight=one.weight, file=pinned(file), learned_variance=_variance(file))
+            MixedLora(
+                stage=stage, name=name, weight=one.weight, file=pinned(file), settings=settings,
+                learned_variance=_variance(file),
+            )
             for stage in fits
-        ]
+        ]  # fmt: skip
     return found
 
 
@@ -126,6 +157,8 @@ def _files(run: Run, one: AskedLora) -> Iterator[tuple[Path, tuple[Stage, ...]]]
         else:
             yield weights_file(path, f"--lora {one.source}"), stages
         return
+    if not _NUMBER.fullmatch(one.version):
+        raise ConfigError(f"--lora {one.source} names no version; give version:N or version:latest.")
     bundle = bundle_of(run.workspace, find_version(run.workspace, one.version))
     for stage in stages:
         if f"{STAGES[stage].table}_lora" in bundle.inputs:
@@ -152,6 +185,9 @@ def misfit(file: Path, folder: Path, model: str) -> str:
             settings = {} if names.alphas else lora_settings(file, header, names)
             if PEFT in names.formats and settings.get("alpha_pattern"):
                 faults.append("a LoRA in peft's format with an alpha_pattern. Save it with diffusers' pipeline")
+            ranks = {shape[0] for name, shape in shapes.items() if name.endswith(".lora_A.weight")}
+            if METADATA in header.metadata and not settings.get("rank_pattern") and ranks != {settings.get("r")}:
+                faults.append(f"whose {METADATA} has rank {settings.get('r')}, and its layers {sorted(ranks)}")
         return next(iter(faults), "")
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
         return f"and {file} cannot be read: {error}"
@@ -162,4 +198,8 @@ def _variance(file: Path) -> bool:
     beside = file.parent / "scheduler" / "scheduler_config.json"
     if not beside.is_file():
         return False
-    return bool(json.loads(beside.read_bytes()).get("variance_type") == "learned_range")
+    try:
+        found = json.loads(beside.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{beside} cannot be read: {error}.") from None
+    return isinstance(found, dict) and found.get("variance_type") == "learned_range"

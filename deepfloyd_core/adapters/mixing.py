@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from deepfloyd_core.adapters.lora_file import METADATA, adaptable_layers, lora_settings
 from deepfloyd_core.adapters.lora_formats import DIFFUSERS, our_names
 from deepfloyd_core.adapters.mixed import MixedLora
+from deepfloyd_core.errors import ModelError
 from deepfloyd_core.models.headers import read_header
 
 
@@ -24,7 +25,13 @@ def load_loras(pipeline: Any, loras: Sequence[MixedLora]) -> None:
         names.append(f"lora{number}")
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several is what is wanted
-            unet.load_lora_adapter(state, prefix="unet", adapter_name=names[-1], metadata=metadata)
+            try:
+                unet.load_lora_adapter(state, prefix="unet", adapter_name=names[-1], metadata=metadata)
+            except (KeyError, TypeError, ValueError, RuntimeError) as error:
+                told = str(error).splitlines()[:1]
+                raise ModelError(
+                    f"{lora.file.path} cannot be loaded: {type(error).__name__}: {' '.join(told)}."
+                ) from None
     unet.set_adapters(names, [lora.weight for lora in loras])
     unet.eval()  # a loaded adapter starts in training mode
 
@@ -32,6 +39,8 @@ def load_loras(pipeline: Any, loras: Sequence[MixedLora]) -> None:
 def _read(lora: MixedLora, layers: list[str]) -> tuple[dict[str, torch.Tensor], dict[str, Any] | None]:
     """Tensors by diffusers' names, and peft's settings. Where a file has none, B is multiplied by alpha / rank."""
     file = lora.file.checked("is a LoRA to draw with")
+    if lora.settings is not None:
+        lora.settings.checked("has the settings of a LoRA to draw with")
     header, saved = read_header(file), load_file(file)
     names = our_names(saved, layers)
     state = {f"unet.{ours}": saved[name] for name, ours in names.tensors.items()}

@@ -18,13 +18,13 @@ from deepfloyd_core.adapters.lora_formats import our_names
 from deepfloyd_core.adapters.method import load_product
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.config.stages import STAGES, Stage
-from deepfloyd_core.errors import ConfigError
+from deepfloyd_core.errors import ArtifactError, ConfigError
 from deepfloyd_core.files import sha256_file, write_bytes
 from deepfloyd_core.models.headers import read_header, unet_shapes
 from deepfloyd_core.models.same_output import output_change, small_change
 from deepfloyd_core.models.unet import load_scheduler, load_unet, stock_pipeline
 from deepfloyd_core.sampling.identity import check_base
-from deepfloyd_core.store.artifacts import Artifact
+from deepfloyd_core.store.artifacts import Artifact, verify_artifact
 from deepfloyd_core.store.versions import stage_folder
 
 Form = Literal["merged", "kohya"]
@@ -52,6 +52,13 @@ def export_version(
     """
     if out.exists() and any(out.iterdir()):
         raise ConfigError(f"{out} holds files. Name an empty folder, or a new one.")
+    if damage := verify_artifact(bundle):
+        raise ArtifactError(f"The version is not exported: {damage[0]}")
+    if absent := [kind.title for stage, kind in STAGES.items()
+                  if f"{kind.table}_lora" in bundle.inputs and stage not in run.config.stages]:  # fmt: skip
+        raise ConfigError(
+            f"The version has {' and '.join(absent)}, and the run file does not: its base model is not known."
+        )
     stages = [stage for stage in run.config.stages if f"{STAGES[stage].table}_lora" in bundle.inputs]
     for stage in stages:
         check_base(bundle, stage, bases[stage])

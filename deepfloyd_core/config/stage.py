@@ -23,7 +23,7 @@ from deepfloyd_core.config.stage_optimizer import (
     optimizer_notes,
 )
 from deepfloyd_core.config.stage_run import RunKeys, compile_fault
-from deepfloyd_core.config.stage_sampling import SamplingKeys
+from deepfloyd_core.config.stage_sampling import SamplingKeys, sampling_fault
 
 GROUPS = (MethodKeys, OptimizerKeys, LossKeys, LowResKeys, RunKeys, SamplingKeys)
 
@@ -111,3 +111,4 @@ def _faults(config: StageConfig) -> Iterator[str]:
         yield from low_res_faults(config)
     yield from other_stage_faults(config, config.flavour.stage, config.model_flavour)
     yield compile_fault(config)
+    yield sampling_fault(config.validation_noise_scheduler, config.validation_num_inference_steps)

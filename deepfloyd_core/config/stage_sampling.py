@@ -20,6 +20,7 @@ class SchedulerKind:
     name: str  # of its class in diffusers
     title: str  # as PNGs name it
     changes: Mapping[str, Any] = field(default_factory=dict)  # to the settings of the model's own scheduler
+    most_steps: int = 1000  # with more of them its result is not finite
 
 
 # By the value of `validation_noise_scheduler`; what makes them is in `sampling.schedulers`. Those that are not DDPM have no
@@ -28,10 +29,18 @@ _SOLVER = {"variance_type": None, "timestep_spacing": "linspace"}
 SCHEDULER_KINDS: Mapping[NoiseScheduler, SchedulerKind] = {
     "ddpm": SchedulerKind("DDPMScheduler", "DDPM"),
     "ddim": SchedulerKind("DDIMScheduler", "DDIM", {"variance_type": None}),
-    "dpm++": SchedulerKind("DPMSolverMultistepScheduler", "DPM++ 2M", _SOLVER | {"lambda_min_clipped": -5.1}),
-    "unipc": SchedulerKind("UniPCMultistepScheduler", "UniPC", _SOLVER),
+    "dpm++": SchedulerKind("DPMSolverMultistepScheduler", "DPM++ 2M", _SOLVER | {"lambda_min_clipped": -5.1}, 990),
+    "unipc": SchedulerKind("UniPCMultistepScheduler", "UniPC", _SOLVER, 999),
 }
 SAMPLED: tuple[Reader, ...] = ("validation", "samples", "generated")
+
+
+def sampling_fault(scheduler: NoiseScheduler, steps: int) -> str:
+    """Why a scheduler cannot take so many steps; empty: it can."""
+    most = SCHEDULER_KINDS[scheduler].most_steps
+    if steps <= most:
+        return ""
+    return f"validation_num_inference_steps is {steps}; validation_noise_scheduler = {scheduler} takes at most {most}"
 
 
 class SamplingKeys(Spec):

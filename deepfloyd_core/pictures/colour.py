@@ -9,7 +9,7 @@ from PIL import Image, ImageCms
 from deepfloyd_core.pictures.faults import PIXEL_ERRORS, Unreadable, too_large
 
 STRIP_PX = 1 << 20  # pixels that are converted at once: what a conversion needs beside its result is that of a strip
-WHITE = (255, 255, 255)
+WHITE, BLACK = (255, 255, 255), (0, 0, 0)
 
 
 def strips(picture: Image.Image) -> Iterator[tuple[Image.Image, int]]:

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageChops, ImageFile, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from deepfloyd_core.errors import ConfigError
-from deepfloyd_core.pictures.colour import WHITE, convert, narrow, strips
+from deepfloyd_core.pictures.colour import BLACK, WHITE, convert, narrow, strips
 from deepfloyd_core.pictures.faults import PIXEL_ERRORS, Unreadable, too_large
 from deepfloyd_core.pictures.geometry import Size
 from deepfloyd_core.pictures.jpeg_scans import Layout, all_scans_are_there, without_detail
@@ -144,16 +144,18 @@ def read_fitted(path: Path, size: tuple[int, int]) -> Image.Image:
     return ImageOps.fit(_read(path), size, Image.Resampling.LANCZOS)
 
 
-def _read(path: Path) -> Image.Image:
+def _read(path: Path, background: tuple[int, int, int] = WHITE) -> Image.Image:
     try:
-        return decode_rgb(path.read_bytes())
+        return decode_rgb(path.read_bytes(), background)
     except (OSError, Unreadable) as error:
         raise ConfigError(f"The picture {path} cannot be read: {error}.") from None
 
 
 def read_mask(path: Path, size: tuple[int, int]) -> np.ndarray:
-    """A file's picture, fitted as by `read_fitted`: float32 (H, W), 1 where it is lighter than middle gray, else 0."""
-    grey = np.array(read_fitted(path, size).convert("L"))
+    """A file's picture, fitted as by `read_fitted`: float32 (H, W), 1 where it is lighter than middle gray, else 0. What is
+    transparent is 0.
+    """
+    grey = np.array(ImageOps.fit(_read(path, BLACK), size, Image.Resampling.LANCZOS).convert("L"))
     return (grey > 127).astype(np.float32)
 
 

@@ -1,6 +1,6 @@
 """Checks what pictures are drawn from beside their texts: a picture of the user's own, and several LoRAs."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,9 +14,12 @@ if TYPE_CHECKING:
 
 
 def start_faults(
-    run: Run, image: Path | None, mask: Path | None, asked: float | None, strength: float
-) -> Iterator[str]:
-    """Why pictures cannot start from the user's own one. asked: the strength that is given; strength: what it is then."""
+    run: Run, image: Path | None, mask: Path | None, asked: float | None, strength: float,
+    small: Iterable[tuple[int, int]] = (),
+) -> Iterator[str]:  # fmt: skip
+    """Why pictures cannot start from the user's own one. asked: the strength that is given; strength: what it is then;
+    small: the sizes of the first stage that are drawn.
+    """
     if image is None:
         for name, value in (("mask", mask), ("strength", asked)):
             if value is not None:
@@ -41,8 +44,16 @@ def start_faults(
     if sizes[0] != sizes[1]:
         width, height, own = *(sizes[0] or (0, 0)), "x".join(map(str, sizes[1] or ()))
         yield f"The mask {mask} has {own} px, and the image {width}x{height}. They must have the same size."
-    elif not read_mask(mask, sizes[0] or (1, 1)).any():
-        yield f"The mask {mask} is black: nothing would be drawn anew. Make that part white."
+        return
+    for width, height in dict.fromkeys(small):
+        for stage in run.config.stages:
+            scale = STAGES[stage].scale // STAGES[run.config.first_stage].scale
+            if not read_mask(mask, (width * scale, height * scale)).any():
+                yield (
+                    f"The mask {mask} has nothing white at {STAGES[stage].title}'s {width * scale}x{height * scale} px, so "
+                    "nothing would be drawn anew. Make a larger part white, or give other --sizes."
+                )
+                return
 
 
 def lora_faults(run: Run, asked: "Sequence[AskedLora]", stage: Stage, folder: Path) -> list[DeepFloydError]:

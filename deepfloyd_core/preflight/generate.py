@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from deepfloyd_core.sampling.pictures import Picture, PromptRow
     from deepfloyd_core.store.artifacts import Artifact
 
+MOST_LORAS = 16
 BASE = "base"  # in place of a version: the base models
 
 
@@ -144,9 +145,13 @@ def prompt_faults(options: GenerateOptions) -> list[DeepFloydError]:
     attempt(faults, prompt_rows, options)
     attempt(faults, parse_seeds, options.seeds)
     attempt(faults, lambda: options.asked_loras)
+    if len(options.loras) > MOST_LORAS:
+        faults.append(
+            ConfigError(f"--lora is given {len(options.loras)} times; at most {MOST_LORAS} are drawn with at once.")
+        )
     if options.loras and options.version != BASE:
         faults.append(
-            ConfigError(f"--lora draws with the base models. A version's LoRA is --lora version:{options.version}.")
+            ConfigError("--lora draws with the base models: leave out --version. A version's LoRA is --lora version:N.")
         )
     return faults
 
@@ -163,7 +168,9 @@ def check_generate(run: Run, options: GenerateOptions, faults: list[DeepFloydErr
         from deepfloyd_core.pictures.decode import read_fitted
 
         attempt(faults, read_fitted, options.control, pictures[0].size if pictures else (64, 64))
-    faults += map(ConfigError, start_faults(run, options.image, options.mask, options.strength, options.noise_strength))
+    small = [picture.size for picture in pictures or ()]
+    start = options.image, options.mask, options.strength, options.noise_strength
+    faults += map(ConfigError, start_faults(run, *start, small))
     for version in options.versions:
         found: list[DeepFloydError] = []
         bundle = attempt(found, version_bundle, run, version)

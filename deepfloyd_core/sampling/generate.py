@@ -17,6 +17,7 @@ from deepfloyd_core.adapters.controlnet import control_of
 from deepfloyd_core.config.stages import STAGES, Stage
 from deepfloyd_core.diffusion.conditioning import as_conditioning, conditioning_picture
 from deepfloyd_core.diffusion.loss import to_bytes, to_model_range
+from deepfloyd_core.errors import ModelError
 from deepfloyd_core.files import atomic_path
 from deepfloyd_core.models.unet import pick_device, use_threads
 from deepfloyd_core.pictures.decode import read_fitted, read_mask
@@ -152,6 +153,11 @@ def _keep(job: Job[GenerateRequest], one: SampledStage, number: int, made: torch
     """Write a picture (3, H, W) in [-1, 1]: for people, and for the next stage."""
     request = job.request
     picture, bundle = request.pictures[number], request.bundle
+    if not made.isfinite().all():
+        title = STAGES[one.stage].title
+        raise ModelError(
+            f"{title} gave values that are not finite for {picture.prompt!r}. Look at its weights and --lora."
+        )
     loras = request.drawn_from.of_stage(one.stage)
     settings = sampler_settings(one, picture.negative_prompt)
     settings |= {

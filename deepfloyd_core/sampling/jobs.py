@@ -252,7 +252,7 @@ class DrawnFrom(Spec):
         """What decides the bytes."""
         found: Json = {} if self.control is None else {"control": self.control.sha256}
         found |= {} if self.start is None else self.start.identity
-        loras = [[one.stage, one.file.sha256, one.weight, one.learned_variance] for one in self.loras]
+        loras = [one.identity for one in self.loras]
         return found | ({"loras": loras} if loras else {})
 
 

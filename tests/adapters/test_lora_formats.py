@@ -312,7 +312,7 @@ def test_a_pickle_is_refused_with_a_command_that_makes_a_file_of_it(
 
 
 def mixed(file: Path, weight: float) -> MixedLora:
-    return MixedLora(stage=1, name=file.name, weight=weight, file=pinned(file), learned_variance=False)
+    return MixedLora(stage=1, name=file.name, weight=weight, file=pinned(file), settings=None, learned_variance=False)
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -375,6 +375,35 @@ def test_a_file_of_ours_is_drawn_with_as_the_stock_pipeline_loads_it(tmp_path: P
     assert torch.equal(output(ours.unet), output(stock.unet))
 
 
+def test_a_dora_is_drawn_with_alone_and_whole(tmp_path: Path, matrices: Tensors) -> None:
+    keys = {"model_flavour": "tiny-i", "mixed_precision": "no", "lora_rank": RANK, "use_dora": True}
+    unet, method = load_unet(FOLDER, torch.float32), METHODS[LORA_FILE]
+    method.prepare(unet, StageConfig.model_validate(keys), 7)
+    (tmp_path / "dora").mkdir()
+    method.save(unet, 1, FOLDER, tmp_path / "dora")
+    script(matrices, tmp_path)
+    run = new_run(tmp_path, tmp_path)
+    dora, plain = str(tmp_path / "dora"), str(tmp_path / LORA_FILE)
+    assert len(mixed_loras(run, [AskedLora(dora, 1.0)], {1: FOLDER})) == 1
+    for asked in ([AskedLora(dora, 0.5)], [AskedLora(dora, 1.0), AskedLora(plain, 0.5)]):
+        with pytest.raises(ConfigError, match="is a DoRA, which is drawn with alone"):
+            mixed_loras(run, asked, {1: FOLDER})
+
+
+def test_what_decides_a_loras_effect_is_in_its_identity(tmp_path: Path, matrices: Tensors) -> None:
+    peft(matrices, tmp_path)
+    run, file = new_run(tmp_path, tmp_path), tmp_path / "adapter_config.json"
+
+    def found(weight: float = 1.0) -> list[Any]:
+        (lora,) = mixed_loras(run, [AskedLora(str(tmp_path), weight)], {1: FOLDER})
+        return lora.identity
+
+    before = found()
+    assert found() == before != found(0.5)
+    file.write_text(json.dumps({**json.loads(file.read_text()), "lora_alpha": 200}))
+    assert found() != before
+
+
 def other_alphas(matrices: Tensors, out: Path) -> None:
     kohya(matrices, out, lambda number: 1.0 + number % 2)
 
@@ -411,6 +440,11 @@ def test_what_cannot_be_drawn_with_is_told_before_a_model_is_loaded(tmp_path: Pa
         {name: tensor[:, :2].contiguous() for name, tensor in load_file(file).items()}, tmp_path / "other.safetensors"
     )
     (tmp_path / "text.safetensors").write_text("no tensors")
+    (tmp_path / "broken" / "scheduler").mkdir(parents=True)
+    (tmp_path / "broken" / "scheduler" / "scheduler_config.json").write_text("{")
+    save_file(load_file(file), tmp_path / "broken" / "x.safetensors")
+    named = {f"unet.{name}": tensor for name, tensor in matrices.items()}
+    save_file(named, tmp_path / "rank.safetensors", {"lora_adapter_metadata": json.dumps({"unet.r": 7})})
     for source, says in (
         ("version:3", "There is no version '3'"),
         (str(tmp_path / "none"), "there is no such file or folder"),
@@ -418,6 +452,9 @@ def test_what_cannot_be_drawn_with_is_told_before_a_model_is_loaded(tmp_path: Pa
         (str(tmp_path / "loha.safetensors"), "fits no stage of this run. Stage I: which is LoHa"),
         (str(tmp_path / "other.safetensors"), "which does not fit tiny-i: "),
         (str(tmp_path / "text.safetensors"), "text.safetensors cannot be read"),
+        (str(tmp_path / "broken" / "x.safetensors"), "scheduler_config.json cannot be read"),
+        (str(tmp_path / "rank.safetensors"), "whose lora_adapter_metadata has rank 7, and its layers [4]"),
+        ("version:" + "9" * 500, "names no version"),
     ):
         with pytest.raises(ConfigError) as caught:
             mixed_loras(run, [AskedLora(source, 1.0), AskedLora(str(file), 1.0)], {1: FOLDER})

@@ -10,7 +10,7 @@ import torch
 from data_world import DataWorld
 from diffusers import DDPMScheduler, UNet2DConditionModel
 
-from deepfloyd_core.adapters.files import product_name
+from deepfloyd_core.adapters.files import LORA_FILE, product_name
 from deepfloyd_core.adapters.lora import trainable
 from deepfloyd_core.adapters.lora_file import weights_file
 from deepfloyd_core.adapters.method import load_product, method_of
@@ -19,7 +19,7 @@ from deepfloyd_core.adapters.mixing import load_loras
 from deepfloyd_core.bundle.export import export_version
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.config.stages import STAGES, Stage
-from deepfloyd_core.errors import ConfigError
+from deepfloyd_core.errors import ArtifactError, ConfigError
 from deepfloyd_core.models.folders import resolve
 from deepfloyd_core.models.identity import base_model
 from deepfloyd_core.models.same_output import output_change
@@ -31,12 +31,16 @@ from deepfloyd_core.store.pinned import pinned
 FAST = {"mixed_precision": "no", "lora_rank": 4}
 
 
-def made(world: DataWorld, **stages: dict[str, Any]) -> tuple[Run, Artifact, dict[Stage, Path]]:
-    """A bundle of what trainings leave, moved away from their bases by hand."""
+def run_of(world: DataWorld, **stages: dict[str, Any]) -> tuple[Run, tuple[Stage, ...], dict[Stage, Path]]:
     (world.folder / "pictures").mkdir(exist_ok=True)
     numbers: tuple[Stage, ...] = tuple(stage for stage, kind in STAGES.items() if kind.table in stages)
     run = world.load(stages=numbers, device="cpu", **stages)
-    bases: dict[Stage, Path] = {stage: resolve(run.config.stage(stage).model, stage) for stage in numbers}
+    return run, numbers, {stage: resolve(run.config.stage(stage).model, stage) for stage in numbers}
+
+
+def made(world: DataWorld, **stages: dict[str, Any]) -> tuple[Run, Artifact, dict[Stage, Path]]:
+    """A bundle of what trainings leave, moved away from their bases by hand."""
+    run, numbers, bases = run_of(world, **stages)
 
     def build(work: WorkDir) -> Summary:
         for stage in numbers:
@@ -116,7 +120,7 @@ def test_kohyas_files_are_the_lora_whole(world: DataWorld) -> None:
         file = out / f"stage{stage}.safetensors"
         assert weights_file(file, "") == file and misfit(file, base, "") == ""
         read = SimpleNamespace(unet=load_unet(base, torch.float32))
-        lora = MixedLora(stage=stage, name="", weight=1.0, file=pinned(file), learned_variance=False)
+        lora = MixedLora(stage=stage, name="", weight=1.0, file=pinned(file), settings=None, learned_variance=False)
         load_loras(read, [lora])
         change = output_change(read.unet, base, torch.float32)
         read.unet.unload_lora()
@@ -131,10 +135,24 @@ def test_what_has_no_such_form_is_refused_and_nothing_is_written(world: DataWorl
     with pytest.raises(ConfigError, match="Stage II has a LoRA with DoRA, which kohya's programs compute otherwise"):
         export_version(run, bundle, bases, "kohya", out)
     assert not out.exists()
+    only_one, _, _ = run_of(world, stage1=STAGE1)
+    with pytest.raises(ConfigError, match="The version has Stage II, and the run file does not"):
+        export_version(only_one, bundle, bases, "merged", out)
     out.mkdir()
     (out / "mine.txt").touch()
     with pytest.raises(ConfigError, match="holds files"):
         export_version(run, bundle, bases, "merged", out)
+
+
+def test_a_damaged_version_is_not_exported(world: DataWorld) -> None:
+    run, bundle, bases = made(world, stage1=STAGE1)
+    file = bundle.path / "stage1" / LORA_FILE
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.chmod(0o644)
+    file.write_bytes(data)
+    with pytest.raises(ArtifactError, match="The version is not exported: "):
+        export_version(run, bundle, bases, "kohya", world.folder / "out")
 
 
 def test_half_the_bytes_are_rounded_weights(world: DataWorld) -> None:

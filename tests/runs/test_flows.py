@@ -504,7 +504,8 @@ def test_generate_draws_with_several_loras(finished: tuple[SmallRun, str], tmp_p
     for wrong, fault in (
         (("--lora", "version:9"), "There is no version '9'"),
         (("--lora", str(run.config)), "only .safetensors files are read"),
-        (("--lora", "version:1@0.5", "--version", "1"), "--lora draws with the base models. A version's LoRA is"),
+        (("--lora", "version:1@0.5", "--version", "1"), "--lora draws with the base models: leave out --version."),
+        (("--lora", "version:1") * 17, "--lora is given 17 times"),
     ):
         refused = run.call_here("generate", str(run.config), "--prompt", "x", *wrong)
         assert refused.returncode == 2 and fault in " ".join(refused.stderr.split()), refused.stderr

@@ -12,6 +12,7 @@ from deepfloyd_core.config.flavours import FLAVOURS
 from deepfloyd_core.config.stage_sampling import SCHEDULER_KINDS
 from deepfloyd_core.config.stages import Stage
 from deepfloyd_core.diffusion.loss import low_res
+from deepfloyd_core.errors import ConfigError
 from deepfloyd_core.models.folders import resolve
 from deepfloyd_core.models.unet import load_unet, order_channels_last, stock_pipeline
 from deepfloyd_core.preflight.load import load_run
@@ -72,6 +73,20 @@ def test_both_stages_sample_as_the_stock_pipelines_with_it(small_run: SmallRun, 
     ).images
     made = sample_upscaled(_sampler(small_run, 2, name), TEXT, -TEXT, [3, 4], SMALL)
     assert torch.equal(made, stock.clamp(-1, 1)) and made.isfinite().all()
+
+
+@pytest.mark.parametrize(("name", "most"), [("dpm++", 990), ("unipc", 999), ("ddim", 1000)])
+def test_no_more_steps_are_taken_than_a_scheduler_has(small_run: SmallRun, name: str, most: int) -> None:
+    own = MADE["ddpm"](1.0)
+    scheduler: Any = make_scheduler(name, own)  # type: ignore[arg-type]
+    scheduler.set_timesteps(most)
+    picture = torch.zeros(1, 3, 8, 8)
+    for t in scheduler.timesteps:
+        picture = scheduler.step(torch.zeros_like(picture), t, picture, return_dict=False)[0]
+    assert picture.isfinite().all()
+    keys = (f"stage1.validation_noise_scheduler={name}", f"stage1.validation_num_inference_steps={most + 1}")
+    with pytest.raises(ConfigError, match=f"takes at most {most}|less than or equal to 1000"):
+        load_run(small_run.config, keys)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -13,6 +13,7 @@ from small_run import SmallRun
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.config.stages import STAGES
 from deepfloyd_core.models.unet import load_unet, order_channels_last, stock_pipeline
+from deepfloyd_core.pictures.decode import read_mask
 from deepfloyd_core.preflight.drawn_from import start_faults
 from deepfloyd_core.preflight.generate import GenerateOptions, pictures_of, recorded_options
 from deepfloyd_core.preflight.load import load_run
@@ -133,13 +134,22 @@ def test_less_strength_stays_nearer(small_run: SmallRun, models: dict[Any, Path]
 
 def test_a_picture_that_nothing_can_start_from_is_refused(small_run: SmallRun, image: Path, mask: Path) -> None:
     run, folder = load_run(small_run.config, KEYS), small_run.folder
-    Image.new("L", (256, 256)).save(folder / "black.png")
+    marked = Image.new("L", (256, 256))
+    marked.save(folder / "black.png")
+    marked.paste(255, (100, 100, 103, 103))
+    marked.save(folder / "dot.png")
+    stroke = Image.new("RGBA", (256, 256), (255, 255, 255, 0))
+    stroke.save(folder / "clear.png")
+    stroke.paste((255, 255, 255, 255), (0, 0, 256, 100))
+    stroke.save(folder / "stroke.png")
     Image.new("L", (64, 256), 255).save(folder / "narrow.png")
     (folder / "text.png").write_text("no picture")
 
     def refused(**given: Any) -> list[str]:
         options = GenerateOptions(("x",), "base", **given)
-        return list(start_faults(run, options.image, options.mask, options.strength, options.noise_strength))
+        return list(
+            start_faults(run, options.image, options.mask, options.strength, options.noise_strength, [(64, 64)])
+        )
 
     assert refused() == refused(image=image, mask=mask) == refused(image=image, strength=1.0) == []
     assert refused(mask=mask) == ["--mask is given without --image, the picture to start from. Give both, or neither."]
@@ -153,4 +163,8 @@ def test_a_picture_that_nothing_can_start_from_is_refused(small_run: SmallRun, i
     assert refused(image=image, mask=folder / "narrow.png") == [
         f"The mask {folder / 'narrow.png'} has 64x256 px, and the image 256x256. They must have the same size."
     ]
-    assert "is black: nothing would be drawn anew" in refused(image=image, mask=folder / "black.png")[0]
+    for name in ("black", "clear", "dot"):
+        (fault,) = refused(image=image, mask=folder / f"{name}.png")
+        assert "has nothing white at Stage I's 64x64 px, so nothing would be drawn anew" in fault
+    assert refused(image=image, mask=folder / "stroke.png") == []
+    assert read_mask(folder / "stroke.png", (64, 64)).mean() == 25 / 64
