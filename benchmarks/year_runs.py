@@ -139,7 +139,7 @@ class Runs:
     def _new(self) -> list[dict[str, Any]]:
         flow, deployment = DEPLOYMENT.split("/")
         body = {"flows": {"name": {"any_": [flow]}}, "deployments": {"name": {"any_": [deployment]}},
-                "sort": "EXPECTED_START_TIME_DESC", "limit": 50}  # fmt: skip
+                "flow_runs": {"id": {"not_any_": sorted(self.seen)}}, "limit": 200}  # fmt: skip
         runs: list[dict[str, Any]] = self._ask(lambda api: api.post("flow_runs/filter", body))
         return [run for run in runs if run["id"] not in self.seen]
 

@@ -84,6 +84,10 @@ def settle_ended(client: SyncPrefectClient, home: Path, *, again: bool) -> list[
                     continue
                 told.append(_bury(client, run))
                 run = _read(client, run.id)
+            elif (
+                run and run.state and not run.state.is_completed()
+            ):  # its worker has told its end, and not that of its parts
+                _bury_parts(client, run)
             if again and run and _was_repeated(run):
                 told.append(f"{run.name} was run again already: start it yourself, and it goes on where it was")
             if run and _deserves_another(client, run):
@@ -231,11 +235,17 @@ def _was_repeated(run: FlowRun) -> bool:
 
 
 def _bury(client: SyncPrefectClient, run: FlowRun) -> str:
-    """Give a dead run, and its tasks and subflows that had not ended, their last state."""
+    """Give a dead run, and its parts, their last state."""
     assert run.state is not None
     before = run.state.name
     state: State[None] = Cancelled(message=CANCELLED) if run.state.is_cancelling() else Crashed(message=DEAD)
     client.set_flow_run_state(run.id, state, force=True)
+    _bury_parts(client, run)
+    return f"the run {run.name} was {before}, and is {state.name}: {state.message}"
+
+
+def _bury_parts(client: SyncPrefectClient, run: FlowRun) -> None:
+    """Give the subflows and tasks of a run that is over, and that had not ended, their last state."""
     parts = FlowRunFilter(
         parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[run.id]),
         state=FlowRunFilterState(type=FlowRunFilterStateType(any_=_OPEN)),
@@ -248,7 +258,6 @@ def _bury(client: SyncPrefectClient, run: FlowRun) -> str:
     )
     for task in tasks:
         client.set_task_run_state(task.id, Crashed(message=DEAD), force=True)
-    return f"the run {run.name} was {before}, and is {state.name}: {state.message}"
 
 
 def _has_process(run: FlowRun) -> bool:

@@ -25,7 +25,7 @@ class Server:
 
     def __init__(self, flow: str, count: int) -> None:
         self.flow, self.asked = flow, Counter[str]()
-        self.fails = False
+        self.fails, self.parts = False, list[Any]()
         crashed = State[None](type=StateType.CRASHED, timestamp=datetime.now(UTC))
         self.runs = [
             SimpleNamespace(id=uuid4(), flow_id=uuid4(), deployment_id=uuid4(), state=crashed, tags=list[str](),
@@ -35,7 +35,11 @@ class Server:
         ]  # fmt: skip
 
     def read_flow_runs(self, flow_run_filter: Any, offset: int = 0, **_: object) -> list[Any]:
-        return [] if flow_run_filter.parent_flow_run_id else self.runs[offset:]
+        if flow_run_filter.parent_flow_run_id is None:
+            return self.runs[offset:]
+        (parent,) = flow_run_filter.parent_flow_run_id.any_
+        types = flow_run_filter.state.type.any_
+        return [part for part in self.parts if part.parent == parent and part.state.type in types]
 
     def read_flow_run(self, run_id: UUID) -> Any:
         self.asked["run"] += 1
@@ -43,7 +47,7 @@ class Server:
 
     def set_flow_run_state(self, run_id: UUID, state: "State[None]", force: bool) -> None:
         assert force
-        next(run for run in self.runs if run.id == run_id).state = state
+        next(run for run in (*self.runs, *self.parts) if run.id == run_id).state = state
 
     def read_task_runs(self, **_: object) -> list[Any]:
         return []
@@ -160,6 +164,31 @@ def test_what_a_worker_had_begun_that_was_killed_is_known_at_once_and_what_a_new
         assert settle_lost(server.client, tmp_path, "pool", "ours", True, worker_since=now) == [], "its process imports"
         process.kill()
     assert settle_lost(server.client, tmp_path, "pool", "ours", True, worker_since=now)
+
+
+@pytest.mark.parametrize("ended", [StateType.CRASHED, StateType.CANCELLED, StateType.RUNNING, StateType.COMPLETED])
+def test_the_parts_of_a_run_end_with_it_also_when_its_worker_has_told_its_end(tmp_path: Path, ended: StateType) -> None:
+    """A worker that sees its process killed tells the server of the run, and not of the subflow that was under way."""
+    server = Server("retrain", 1)
+    (run,) = server.runs
+    now, part = datetime.now(UTC), Server("stage1_pixels", 1).runs[0]
+    run.state = State[None](type=ended, timestamp=now)
+    part.parent, part.state = run.id, State[None](type=StateType.RUNNING, timestamp=now)
+    server.parts = [part]
+    process = subprocess.run([sys.executable, "-c", LEASED, str(tmp_path), str(run.id)], check=True)
+    assert process.returncode == 0 and leases(tmp_path)
+    settle_ended(server.client, tmp_path, again=True)
+    assert part.state.type == (StateType.RUNNING if ended is StateType.COMPLETED else StateType.CRASHED)
+
+
+LEASED = """
+import os, sys
+from pathlib import Path
+from uuid import UUID
+from flows.runs.run_lease import take_lease
+take_lease(Path(sys.argv[1]), UUID(sys.argv[2]))
+os._exit(0)
+"""
 
 
 def test_the_worker_of_a_home_keeps_its_name_and_that_of_another_home_has_another(tmp_path: Path) -> None:
