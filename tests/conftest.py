@@ -29,8 +29,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 _LONGEST = (
-    "test_demo", "test_trainer", "test_year", "test_runners", "test_gpu_day", "test_stopping", "test_flows",
-    "test_killed_runs", "test_ui", "test_unattended", "test_gc_runs", "test_postgresql", "test_embeds",
+    "test_year", "test_flows", "test_demo", "test_unattended", "test_runners", "test_killed_runs", "test_trainer", "test_ui",
+    "test_stopping", "test_gpu_day", "test_gc_runs", "test_postgresql", "test_embeds",
     "test_quantized", "test_server", "test_outbox", "test_remakes", "test_random_weights", "test_compiled",
     "test_cascade", "test_warm", "test_web_server", "test_history_kept", "test_killed_training", "test_tiny_cascade",
     "test_controlnet", "test_hostile_pictures", "test_pool", "test_data_stages", "test_sources", "test_bitfit",
@@ -40,8 +40,8 @@ _LONGEST = (
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """One process more than cores: tests also wait, for servers and for what they started."""
-    return len(os.sched_getaffinity(0)) + 1 if hasattr(os, "sched_getaffinity") else os.cpu_count() or 2
+    """Two processes more than cores: tests also wait, for servers and for what they started."""
+    return len(os.sched_getaffinity(0)) + 2 if hasattr(os, "sched_getaffinity") else os.cpu_count() or 2
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
