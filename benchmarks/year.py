@@ -184,7 +184,7 @@ class Year:
             hit = self._broken_night(nights[0], fault)
         told = self.runs.settled()
         seconds = time.monotonic() - began
-        self.hits[hit] += bool(hit)
+        self.hits.update([hit] if hit else [])
         self._judge(nights, fault, before, told)
         self._log(nights, hit, told, seconds)
 

@@ -29,10 +29,14 @@ def wait(file: str) -> None:
     while not Path(file).exists() and monotonic() < until:
         sleep(0.1)
 
+@flow(name="part")
+def part(file: str) -> None:
+    wait(file)
+
 @flow(name="generate")  # the names of flows that are run again
 @deployable
 def waits(file: str = "never") -> None:
-    wait(file)
+    part(file)
 
 @flow(name="gc")
 @deployable
@@ -103,8 +107,13 @@ def _begin(ui: Ui, **parameters: str) -> str:
 def _killed_run_is_run_again(ui: Ui) -> str:
     """Returns the second run."""
     run = _begin(ui)
+    assert within(PATIENCE_S, lambda: len(ui.api.open_runs("part")) == 1, every_s=0.3)
+    (part,) = ui.api.open_runs("part")
     os.kill(_pid(ui.api, run), signal.SIGKILL)
     assert within(PATIENCE_S, lambda: ui.api.state(run) == "CRASHED", every_s=0.3)
+    assert within(PATIENCE_S, lambda: part not in ui.api.open_runs("part"), every_s=0.3), (
+        "its worker tells of the run alone"
+    )
     assert within(PATIENCE_S, lambda: bool(ui.api.tagged("again")), every_s=0.3), ui.printed
     (again,) = ui.api.tagged("again")
     assert within(PATIENCE_S, lambda: ui.api.state(again) == "RUNNING", every_s=0.3)
