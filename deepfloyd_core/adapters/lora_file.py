@@ -118,6 +118,12 @@ def lora_settings(file: Path, header: Header, names: Names) -> dict[str, Any]:
     )
 
 
+def lora_alpha(file: Path, header: Header, names: Names) -> float | None:
+    """The alpha of a LoRA; None: it has none, so that it is its rank. Raises as `lora_settings`."""
+    alpha = lora_settings(file, header, names).get("lora_alpha")
+    return None if alpha is None else float(alpha)
+
+
 def checked_settings(settings: dict[str, Any] | None, name: str) -> dict[str, Any]:
     """Settings of peft that were read from a file. Raises ValueError for what are none. name: of their record."""
     if settings is None or not isinstance(settings.get("lora_alpha", 1.0), int | float):

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from deepfloyd_core.adapters.files import CONTROL_FILE, LORA_FILE, product_name
 from deepfloyd_core.adapters.full import save_unet
-from deepfloyd_core.adapters.lora_file import adaptable_layers, lora_settings
+from deepfloyd_core.adapters.lora_file import adaptable_layers, lora_alpha
 from deepfloyd_core.adapters.lora_formats import our_names
 from deepfloyd_core.adapters.method import load_product
 from deepfloyd_core.config.run import Run
@@ -107,7 +107,7 @@ def _kohya(one: _Exported, out: Path) -> None:
     header, saved = read_header(file), load_file(file)
     layers = list(adaptable_layers(unet_shapes(one.base)))
     names = our_names(saved, layers)
-    alpha = lora_settings(file, header, names).get("lora_alpha")
+    alpha = lora_alpha(file, header, names)
     flat = {layer: layer.replace(".", "_") for layer in layers}
     state: dict[str, torch.Tensor] = {}
     for theirs, ours in names.tensors.items():

@@ -53,111 +53,123 @@ def _git_oid(data: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
 
 
+class _Server(ThreadingHTTPServer):
+    def __init__(self, hub: Hub) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.hub = hub
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    @property
+    def hub(self) -> Hub:
+        server = self.server
+        assert isinstance(server, _Server)
+        return server.hub
+
+    def log_message(self, *_: Any) -> None:
+        """Nothing."""
+
+    def answer(self, code: int, body: object = None, **headers: str) -> None:
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        self.send_response(code)
+        for name, value in {"Content-Length": str(len(data)), **headers}.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(data)
+
+    def body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        parts: list[bytes] = []
+        while size := int(self.rfile.readline(), 16):
+            parts.append(self.rfile.read(size))
+            self.rfile.readline()
+        self.rfile.readline()
+        return b"".join(parts)
+
+    def do_GET(self) -> None:
+        path = self.path.partition("?")[0]
+        if self.spoilt():
+            return
+        if self.hub.private is None:
+            self.answer(404, {"error": "Repository not found"}, X_Error_Code="RepoNotFound")
+        elif "/resolve/" in path:
+            data = self.hub.files.get(path.rpartition("/")[2])
+            if data is None:
+                self.answer(404, {"error": "Entry not found"}, X_Error_Code="EntryNotFound")
+            else:
+                self.answer(200, data, ETag=f'"{_git_oid(data)}"', X_Repo_Commit="0" * 40)
+        elif "/tree/" in path:
+            self.answer(200, [self.hub.entry(name) for name in sorted(self.hub.files)])
+        else:
+            self.answer(200, {"id": "me/model", "private": self.hub.private, "sha": "0" * 40})
+
+    do_HEAD = do_GET
+
+    def do_POST(self) -> None:
+        body = self.body()
+        if self.spoilt():
+            return
+        if self.path.endswith("/repos/create"):
+            asked = json.loads(body)
+            self.hub.private = asked.get("private", asked.get("visibility") == "private")
+            self.answer(200, {"url": f"{self.hub.url}/me/model"})
+        elif self.path.endswith("/validate-yaml"):  # of the card
+            self.answer(200, {"warnings": [], "errors": []})
+        elif "/preupload/" in self.path:
+            files = [
+                {"path": one["path"], "uploadMode": "lfs" if one["path"].endswith(LARGE) else "regular",
+                 "shouldIgnore": False, "oid": self.hub.entry(one["path"])["oid"] if one["path"] in self.hub.files else None}
+                for one in json.loads(body)["files"]
+            ]  # fmt: skip
+            self.answer(200, {"files": files})
+        elif self.path.endswith("/objects/batch"):
+            objects: list[dict[str, Any]] = []
+            for one in json.loads(body)["objects"]:
+                there = one["oid"] in self.hub.stored
+                actions = {} if there else {"actions": {"upload": {"href": f"{self.hub.url}/store/{one['oid']}"}}}
+                objects.append({"oid": one["oid"], "size": one["size"], **actions})
+            self.answer(200, {"transfer": "basic", "objects": objects})
+        elif "/commit/" in self.path:
+            self.hub.commit([json.loads(line) for line in body.splitlines()])
+            self.answer(200, {"commitUrl": f"{self.hub.url}/me/model/commit/0", "commitOid": "0" * 40})
+        else:
+            self.answer(404, {"error": self.path})
+
+    def do_PUT(self) -> None:
+        if self.hub.cut > 0:
+            self.hub.cut -= 1
+            self.rfile.read(10)
+            self.close_connection = True
+            self.connection.close()
+            return
+        name, data = self.path.rpartition("/")[2], self.body()
+        assert hashlib.sha256(data).hexdigest() == name
+        self.hub.stored[name] = data
+        self.hub.uploads.append(name)
+        self.answer(200, {})
+
+    def spoilt(self) -> bool:
+        """Answer a request that is not to be done."""
+        if self.hub.refuse > 0:
+            self.hub.refuse -= 1
+            self.answer(503, {"error": "not now"})
+        elif self.headers.get("Authorization") != f"Bearer {TOKEN}":
+            self.answer(401, {"error": "Invalid credentials in Authorization header"},
+                        X_Error_Message="Invalid credentials in Authorization header")  # fmt: skip
+        else:
+            return False
+        return True
+
+
 @contextmanager
 def hub_stand_in() -> Iterator[Hub]:
     """One that runs, empty."""
     hub = Hub()
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def log_message(self, *_: Any) -> None:
-            """Nothing."""
-
-        def answer(self, code: int, body: object = None, **headers: str) -> None:
-            data = body if isinstance(body, bytes) else json.dumps(body).encode()
-            self.send_response(code)
-            for name, value in {"Content-Length": str(len(data)), **headers}.items():
-                self.send_header(name.replace("_", "-"), value)
-            self.end_headers()
-            if self.command != "HEAD":
-                self.wfile.write(data)
-
-        def body(self) -> bytes:
-            if self.headers.get("Transfer-Encoding") != "chunked":
-                return self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            parts: list[bytes] = []
-            while size := int(self.rfile.readline(), 16):
-                parts.append(self.rfile.read(size))
-                self.rfile.readline()
-            self.rfile.readline()
-            return b"".join(parts)
-
-        def do_GET(self) -> None:
-            path = self.path.partition("?")[0]
-            if self.spoilt():
-                return
-            if hub.private is None:
-                self.answer(404, {"error": "Repository not found"}, X_Error_Code="RepoNotFound")
-            elif "/resolve/" in path:
-                data = hub.files.get(path.rpartition("/")[2])
-                if data is None:
-                    self.answer(404, {"error": "Entry not found"}, X_Error_Code="EntryNotFound")
-                else:
-                    self.answer(200, data, ETag=f'"{_git_oid(data)}"', X_Repo_Commit="0" * 40)
-            elif "/tree/" in path:
-                self.answer(200, [hub.entry(name) for name in sorted(hub.files)])
-            else:
-                self.answer(200, {"id": "me/model", "private": hub.private, "sha": "0" * 40})
-
-        do_HEAD = do_GET
-
-        def do_POST(self) -> None:
-            body = self.body()
-            if self.spoilt():
-                return
-            if self.path.endswith("/repos/create"):
-                asked = json.loads(body)
-                hub.private = asked.get("private", asked.get("visibility") == "private")
-                self.answer(200, {"url": f"{hub.url}/me/model"})
-            elif self.path.endswith("/validate-yaml"):  # of the card
-                self.answer(200, {"warnings": [], "errors": []})
-            elif "/preupload/" in self.path:
-                files = [
-                    {"path": one["path"], "uploadMode": "lfs" if one["path"].endswith(LARGE) else "regular",
-                     "shouldIgnore": False, "oid": hub.entry(one["path"])["oid"] if one["path"] in hub.files else None}
-                    for one in json.loads(body)["files"]
-                ]  # fmt: skip
-                self.answer(200, {"files": files})
-            elif self.path.endswith("/objects/batch"):
-                objects: list[dict[str, Any]] = []
-                for one in json.loads(body)["objects"]:
-                    there = one["oid"] in hub.stored
-                    actions = {} if there else {"actions": {"upload": {"href": f"{hub.url}/store/{one['oid']}"}}}
-                    objects.append({"oid": one["oid"], "size": one["size"], **actions})
-                self.answer(200, {"transfer": "basic", "objects": objects})
-            elif "/commit/" in self.path:
-                hub.commit([json.loads(line) for line in body.splitlines()])
-                self.answer(200, {"commitUrl": f"{hub.url}/me/model/commit/0", "commitOid": "0" * 40})
-            else:
-                self.answer(404, {"error": self.path})
-
-        def do_PUT(self) -> None:
-            if hub.cut > 0:
-                hub.cut -= 1
-                self.rfile.read(10)
-                self.close_connection = True
-                self.connection.close()
-                return
-            name, data = self.path.rpartition("/")[2], self.body()
-            assert hashlib.sha256(data).hexdigest() == name
-            hub.stored[name] = data
-            hub.uploads.append(name)
-            self.answer(200, {})
-
-        def spoilt(self) -> bool:
-            """Answer a request that is not to be done."""
-            if hub.refuse > 0:
-                hub.refuse -= 1
-                self.answer(503, {"error": "not now"})
-            elif self.headers.get("Authorization") != f"Bearer {TOKEN}":
-                self.answer(401, {"error": "Invalid credentials in Authorization header"},
-                            X_Error_Message="Invalid credentials in Authorization header")  # fmt: skip
-            else:
-                return False
-            return True
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = _Server(hub)
     hub.url = f"http://127.0.0.1:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
