@@ -97,31 +97,54 @@ def placed_lora(text: str, place: Callable[[str], Path]) -> str:
     return text if one.version is not None else f"{place(one.source)}@{one.weight:.17g}"
 
 
+@dataclass(frozen=True)
+class FoundLora:
+    """A file with the LoRA of one stage, which fits it; not hashed yet."""
+
+    stage: Stage
+    name: str
+    weight: float
+    file: Path
+    settings: Path | None
+    learned_variance: bool
+
+    @property
+    def mixed(self) -> MixedLora:
+        """With the bytes that its files have now."""
+        settings = self.settings and pinned(self.settings)
+        return MixedLora(**{**vars(self), "file": pinned(self.file), "settings": settings})
+
+
 def mixed_loras(run: Run, asked: Sequence[AskedLora], folders: Mapping[Stage, Path]) -> tuple[MixedLora, ...]:
-    """The LoRAs in the order in which they are asked for, each once for each of its stages. folders: of the base models.
+    """The LoRAs in the order in which they are asked for, each once for each of its stages. Raises as `found_loras`."""
+    return tuple(one.mixed for one in found_loras(run, asked, folders))
+
+
+def found_loras(run: Run, asked: Sequence[AskedLora], folders: Mapping[Stage, Path]) -> list[FoundLora]:
+    """The same by their headers alone. folders: of the base models.
 
     Raises ConfigError for a source that is not there, and for one that fits no stage of the run.
     """
-    found: list[MixedLora] = []
+    found: list[FoundLora] = []
     faults: list[DeepFloydError] = []
     for one in asked:
         found += attempt(faults, _of_stages, run, one, folders) or []
     faults += map(ConfigError, _dora_faults(found))
     raise_together(faults)
-    return tuple(found)
+    return found
 
 
-def _dora_faults(loras: Sequence[MixedLora]) -> Iterator[str]:
+def _dora_faults(loras: Sequence[FoundLora]) -> Iterator[str]:
     """DoRA scales the whole weight of a layer: it has no part of its effect, and no sum with others."""
     for lora in loras:
         beside = sum(other.stage == lora.stage for other in loras)
         if (beside > 1 or lora.weight != 1) and any(
-            "magnitude_vector" in name for name in read_header(lora.file.path).shapes
+            "magnitude_vector" in name for name in read_header(lora.file).shapes
         ):
             yield f"--lora {lora.name} is a DoRA, which is drawn with alone in its stage, at weight 1. Leave out the others."
 
 
-def _of_stages(run: Run, one: AskedLora, folders: Mapping[Stage, Path]) -> list[MixedLora]:
+def _of_stages(run: Run, one: AskedLora, folders: Mapping[Stage, Path]) -> list[FoundLora]:
     """The LoRA of each stage that a source has."""
     files = list(_files(run, one))
     if not files:
@@ -135,14 +158,8 @@ def _of_stages(run: Run, one: AskedLora, folders: Mapping[Stage, Path]) -> list[
             each = "; ".join(f"{STAGES[stage].title}: {fault}" for stage, fault in faults.items())
             raise ConfigError(f"--lora {one.source} fits no stage of this run. {each}.")
         names = our_names(read_header(file).shapes, ())
-        settings = pinned(file.parent / PEFT_SETTINGS) if PEFT in names.formats else None
-        found += [
-            MixedLora(
-                stage=stage, name=name, weight=one.weight, file=pinned(file), settings=settings,
-                learned_variance=_variance(file),
-            )
-            for stage in fits
-        ]  # fmt: skip
+        settings, variance = file.parent / PEFT_SETTINGS if PEFT in names.formats else None, _variance(file)
+        found += [FoundLora(stage, name, one.weight, file, settings, variance) for stage in fits]
     return found
 
 

@@ -16,6 +16,7 @@ from deepfloyd_core.adapters.full import save_unet
 from deepfloyd_core.adapters.lora_file import adaptable_layers, lora_alpha
 from deepfloyd_core.adapters.lora_formats import our_names
 from deepfloyd_core.adapters.method import load_product
+from deepfloyd_core.bundle.publish_files import SUMS, sums_text
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.config.stages import STAGES, Stage
 from deepfloyd_core.errors import ArtifactError, ConfigError
@@ -28,7 +29,6 @@ from deepfloyd_core.store.artifacts import Artifact, verify_artifact
 from deepfloyd_core.store.versions import stage_folder
 
 Form = Literal["merged", "kohya"]
-SUMS = "SHA256SUMS"
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,8 @@ def export_version(
     for stage in stages:
         _WRITERS[form](_Exported(stage, bases[stage], stage_folder(bundle.path, stage), bf16), out)
     files = sorted(path for path in out.rglob("*") if path.is_file())
-    sums = "".join(f"{sha256_file(path)}  {path.relative_to(out)}\n" for path in files)
-    write_bytes(out / SUMS, sums.encode())
+    digests = {str(path.relative_to(out)): sha256_file(path) for path in files}
+    write_bytes(out / SUMS, sums_text(digests).encode())
     return [*files, out / SUMS]
 
 

@@ -5,7 +5,7 @@ same bytes is not sent again, what an earlier publication has left is removed, a
 touched. A publication that was interrupted is gone on with.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -28,9 +28,13 @@ class Place(Protocol):
         """What is there. Raises ConfigError for a place that cannot be used, StorageError for one that does not answer."""
 
     def send(
-        self, files: Sequence[PublishedFile], removed: Sequence[str], sums: str, title: str, report: Report
-    ) -> str:
-        """Send files, remove others, and write `SHA256SUMS` and the record. Returns the address. Raises as `known`."""
+        self, files: Sequence[PublishedFile], removed: Sequence[str], digests: Mapping[str, str], title: str,
+        report: Report,
+    ) -> str:  # fmt: skip
+        """Send files, remove others, and write `SHA256SUMS` and the record. Returns the address. Raises as `known`.
+
+        digests: sha256 of all files of the publication, by their names.
+        """
 
 
 @dataclass(frozen=True)
@@ -53,9 +57,9 @@ class Publication:
         return tuple(sorted(self.known.ours - {file.name for file in self.files} - {SUMS, RECORD}))
 
     @property
-    def sums(self) -> str:
-        """The text of SHA256SUMS."""
-        return "".join(f"{file.sha256}  {file.name}\n" for file in self.files)
+    def digests(self) -> dict[str, str]:
+        """The sha256 of each file, by its name."""
+        return {file.name: file.sha256 for file in self.files}
 
 
 def planned_publication(workspace: Path, version: Version, target: str, public: bool = False) -> Publication:
@@ -84,7 +88,7 @@ def publish(plan: Publication, report: Report = no_report) -> str:
     """Do it. Returns the address of what is published; nothing is sent where all is there. Raises as the plan."""
     if plan.known.is_whole:
         return plan.place.name
-    return plan.place.send(plan.sent, plan.removed, plan.sums, plan.title, report)
+    return plan.place.send(plan.sent, plan.removed, plan.digests, plan.title, report)
 
 
 def _place(target: str, public: bool) -> Place:

@@ -74,10 +74,10 @@ class FilePlace:
         return Known(frozenset(same), frozenset(record.keys() & sizes.keys()), same == names == record.keys() - {SUMS})
 
     def send(
-        self, files: Sequence[PublishedFile], removed: Sequence[str], sums: str, title: str, report: Report
-    ) -> str:
+        self, files: Sequence[PublishedFile], removed: Sequence[str], digests: Mapping[str, str], title: str,
+        report: Report,
+    ) -> str:  # fmt: skip
         """See `Place`. The record says of a file that it is on its way before its first byte is written."""
-        kept = {name: digest for digest, _, name in (line.partition("  ") for line in sums.splitlines())}
         record: dict[str, str | None] = {**(self._record(self._asked(self._sizes)) or {}), SUMS: None}
         record |= dict.fromkeys(one.name for one in files)
         self._write(RECORD, canonical_json(record))
@@ -90,8 +90,8 @@ class FilePlace:
             self._write(RECORD, canonical_json(record))
         for name in removed:
             self._asked(partial(self._fs.rm_file, f"{self._root}/{name}"))
-        self._write(SUMS, sums)
-        self._write(RECORD, canonical_json({**kept, SUMS: ""}))
+        self._write(SUMS, sums_text(digests))
+        self._write(RECORD, whole_record(digests))
         report(total, total, "bytes sent")
         return self.name
 
@@ -102,7 +102,7 @@ class FilePlace:
             return {}
         found = self._fs.find(self._root, detail=True)
         sizes = {path.removeprefix(f"{self._root}/"): int(info["size"] or 0) for path, info in found.items()}
-        return {name: size for name, size in sizes.items() if name not in (_PART,)}
+        return {name: size for name, size in sizes.items() if name != _PART}
 
     def _record(self, sizes: Mapping[str, int]) -> dict[str, str | None] | None:
         """The record; None: there is none."""
@@ -142,6 +142,16 @@ class FilePlace:
                     told = f"{type(error).__name__}: {error}"
                     raise StorageError(f"{self.name} cannot be published to: {told}.{credentials}") from None
         raise AssertionError
+
+
+def sums_text(digests: Mapping[str, str]) -> str:
+    """The text of SHA256SUMS. digests: sha256 of each file, by its name."""
+    return "".join(f"{digest}  {name}\n" for name, digest in digests.items())
+
+
+def whole_record(digests: Mapping[str, str]) -> str:
+    """The text of the record when all is sent."""
+    return canonical_json({**digests, SUMS: ""})
 
 
 def parsed_record(data: bytes, place: str) -> dict[str, str | None]:

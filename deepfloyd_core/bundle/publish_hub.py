@@ -6,16 +6,24 @@ already, also of an interrupted publication, are not sent again: it knows them b
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
-from deepfloyd_core.bundle.publish_files import OTHERS, RECORD, SUMS, Known, PublishedFile, parsed_record
+from deepfloyd_core.bundle.publish_files import (
+    OTHERS,
+    RECORD,
+    SUMS,
+    Known,
+    PublishedFile,
+    parsed_record,
+    sums_text,
+    whole_record,
+)
 from deepfloyd_core.errors import ConfigError, StorageError
-from deepfloyd_core.files import canonical_json
 from deepfloyd_core.types import Report
 
 HUB = "hf://"
@@ -58,16 +66,16 @@ class HubPlace:
         return Known(frozenset(same), frozenset(record.keys() & there.keys()), same == names == record.keys() - {SUMS})
 
     def send(
-        self, files: Sequence[PublishedFile], removed: Sequence[str], sums: str, title: str, report: Report
-    ) -> str:
+        self, files: Sequence[PublishedFile], removed: Sequence[str], digests: Mapping[str, str], title: str,
+        report: Report,
+    ) -> str:  # fmt: skip
         """See `Place`. One commit, so that nobody sees half of a version."""
         from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
         if not self._asked(self._exists):
             self._asked(partial(self._api.create_repo, self._id, private=not self._public, exist_ok=True))
         report(0, len(files), "files sent")
-        record = {name: digest for digest, _, name in (line.partition("  ") for line in sums.splitlines())}
-        texts = {SUMS: sums, RECORD: canonical_json({**record, SUMS: ""})}
+        texts = {SUMS: sums_text(digests), RECORD: whole_record(digests)}
         operations: list[Any] = [CommitOperationAdd(one.name, str(one.path)) for one in files]
         operations += [CommitOperationAdd(name, text.encode()) for name, text in texts.items()]
         operations += map(CommitOperationDelete, removed)

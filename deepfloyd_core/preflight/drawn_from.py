@@ -11,17 +11,14 @@ from deepfloyd_core.models.folders import folder_here
 
 if TYPE_CHECKING:
     from deepfloyd_core.adapters.mixed import AskedLora
+    from deepfloyd_core.preflight.generate import GenerateOptions
 
 
-def start_faults(
-    run: Run, image: Path | None, mask: Path | None, asked: float | None, strength: float,
-    small: Iterable[tuple[int, int]] = (),
-) -> Iterator[str]:  # fmt: skip
-    """Why pictures cannot start from the user's own one. asked: the strength that is given; strength: what it is then;
-    small: the sizes of the first stage that are drawn.
-    """
+def start_faults(run: Run, options: "GenerateOptions", small: Iterable[tuple[int, int]] = ()) -> Iterator[str]:
+    """Why pictures cannot start from the user's own one. small: the sizes of the first stage that are drawn."""
+    image, mask, strength = options.image, options.mask, options.noise_strength
     if image is None:
-        for name, value in (("mask", mask), ("strength", asked)):
+        for name, value in (("mask", mask), ("strength", options.strength)):
             if value is not None:
                 yield f"--{name} is given without --image, the picture to start from. Give both, or neither."
         return
@@ -63,12 +60,12 @@ def lora_faults(run: Run, asked: "Sequence[AskedLora]", stage: Stage, folder: Pa
     if not asked:
         return []
     # Not above: it takes safetensors, which other options do not need.
-    from deepfloyd_core.adapters.mixed import mixed_loras
+    from deepfloyd_core.adapters.mixed import found_loras
 
     faults: list[DeepFloydError] = []
     others = [other for other in run.config.stages if other != stage]
     folders = {other: attempt([], folder_here, run.config.stage(other).model, other, False) for other in others}
     here = {other: found for other, found in folders.items() if found is not None}
     if len(here) == len(others):
-        attempt(faults, mixed_loras, run, asked, {**here, stage: folder})
+        attempt(faults, found_loras, run, asked, {**here, stage: folder})
     return faults

@@ -169,8 +169,7 @@ def check_generate(run: Run, options: GenerateOptions, faults: list[DeepFloydErr
 
         attempt(faults, read_fitted, options.control, pictures[0].size if pictures else (64, 64))
     small = [picture.size for picture in pictures or ()]
-    start = options.image, options.mask, options.strength, options.noise_strength
-    faults += map(ConfigError, start_faults(run, *start, small))
+    faults += map(ConfigError, start_faults(run, options, small))
     for version in options.versions:
         found: list[DeepFloydError] = []
         bundle = attempt(found, version_bundle, run, version)

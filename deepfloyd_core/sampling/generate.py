@@ -5,7 +5,9 @@ batch that is missing. On a CPU a batch is one picture, because the rounding of 
 picture has the same bytes whatever is drawn beside it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -26,11 +28,10 @@ from deepfloyd_core.sampling.cascade import Sample, sampler_settings, save_png
 from deepfloyd_core.sampling.comparison import save_sheet, version_words
 from deepfloyd_core.sampling.jobs import GeneratedSummary, GenerateRequest, SampledStage
 from deepfloyd_core.sampling.parts import Parts
-from deepfloyd_core.sampling.pictures import INDEX, Picture, batches, picture_file, picture_scale
+from deepfloyd_core.sampling.pictures import INDEX, Size, batches, picture_file, picture_scale
 from deepfloyd_core.sampling.sampler import Sampler, Start, make_sampler, sample
 from deepfloyd_core.sampling.stored import StoredTexts, store_tensor, stored_tensor
 from deepfloyd_core.store.parts import finish_part, part_is_whole
-from deepfloyd_core.store.pinned import PinnedFile
 
 _DRAWN = ".drawn"  # what a killed job goes on with
 _SCHEMA = pa.schema(
@@ -70,11 +71,13 @@ def _draw(job: Job[GenerateRequest], one: SampledStage, texts: StoredTexts, part
     loras = request.drawn_from.of_stage(one.stage)
     texts.make()
     sampler = make_sampler(one, request.trained(one.stage), request.machine, sampled, loras)
+    hint, start = cache(partial(_conditioning, job, sampler)), cache(partial(_start, job, one.stage))
     for group in missing:
         batch = [pictures[number] for number in group]
         made = sample(
             sampler, texts.of([each.prompt for each in batch]), texts.of([each.negative_prompt for each in batch]),
-            [each.seed for each in batch], batch[0].size, _given(job, sampler, group), _start(job, one.stage, batch),
+            [each.seed for each in batch], batch[0].size, _given(job, one.stage, group, hint),
+            _repeated(start(batch[0].size), len(batch)),
         )  # fmt: skip
         for number, picture in zip(group, made, strict=True):
             _keep(job, one, number, picture)
@@ -87,29 +90,34 @@ def _texts(job: Job[GenerateRequest]) -> StoredTexts:
     return StoredTexts(both, request, job.out / _DRAWN / "text.safetensors")
 
 
-def _given(job: Job[GenerateRequest], sampler: Sampler, group: list[int]) -> torch.Tensor | None:
+def _given(
+    job: Job[GenerateRequest], stage: Stage, group: list[int], hint: Callable[[Size], torch.Tensor | None]
+) -> torch.Tensor | None:
     """What a batch is sampled from beside the text: an upscaler's low-res pictures (N, 3, H, W) in [-1, 1], a ControlNet's
     conditioning in [0, 1].
     """
-    source, control = STAGES[sampler.stage].upscales, job.request.drawn_from.control
+    source = STAGES[stage].upscales
     if source is not None:
         return torch.stack([stored_tensor(_state(job, source, number)) for number in group])
-    if control is None:
-        return None
-    hint = _conditioning(job, control, sampler, job.request.pictures[group[0]].size)
-    return hint.expand(len(group), -1, -1, -1)
+    found = hint(job.request.pictures[group[0]].size)
+    return None if found is None else found.expand(len(group), -1, -1, -1)
 
 
-def _start(job: Job[GenerateRequest], stage: Stage, batch: Sequence[Picture]) -> Start | None:
-    """The user's own picture, as often as the batch has pictures, at a stage's size; None: they start from noise."""
+def _start(job: Job[GenerateRequest], stage: Stage, small: Size) -> Start | None:
+    """The user's own picture at a stage's size; None: pictures start from noise. small: the size of the first stage."""
     asked, scale = job.request.drawn_from.start, _scale(job, stage)
     if asked is None:
         return None
-    size = (batch[0].size[0] * scale, batch[0].size[1] * scale)
+    size = (small[0] * scale, small[1] * scale)
     fitted = read_fitted(asked.image.checked("is the picture to start from"), size)
-    pictures = to_model_range(torch.from_numpy(np.array(fitted))[None]).expand(len(batch), -1, -1, -1)
+    pictures = to_model_range(torch.from_numpy(np.array(fitted))[None])
     mask = None if asked.mask is None else read_mask(asked.mask.checked("is the mask"), size)
     return Start(pictures, asked.strength, None if mask is None else torch.from_numpy(mask)[None, None])
+
+
+def _repeated(start: Start | None, count: int) -> Start | None:
+    """The same picture for each of a batch."""
+    return start and replace(start, pictures=start.pictures.expand(count, -1, -1, -1))
 
 
 def _is_drawn(job: Job[GenerateRequest], stage: Stage, number: int) -> bool:
@@ -131,11 +139,14 @@ def _scale(job: Job[GenerateRequest], stage: Stage) -> int:
     return picture_scale(stage, job.request.cascade.stages[0].stage)
 
 
-def _conditioning(
-    job: Job[GenerateRequest], control: PinnedFile, sampler: Sampler, size: tuple[int, int]
-) -> torch.Tensor:
-    """The conditioning of pictures of a size, (1, 3, H, W) in [0, 1]; also written beside them for people."""
-    request, controlnet = job.request, control_of(sampler.pipeline.unet)
+def _conditioning(job: Job[GenerateRequest], sampler: Sampler, size: Size) -> torch.Tensor | None:
+    """The conditioning of pictures of a size, (1, 3, H, W) in [0, 1]; also written beside them for people. None: they follow
+    no picture.
+    """
+    request, control = job.request, job.request.drawn_from.control
+    if control is None:
+        return None
+    controlnet = control_of(sampler.pipeline.unet)
     assert controlnet is not None  # the flow saw to it
     fitted = torch.from_numpy(np.array(read_fitted(control.checked("is the conditioning picture"), size)))[None]
     if controlnet.conditioning == "paired":

@@ -127,8 +127,7 @@ def sample_upscaled(
 
     def given(part: slice) -> dict[str, Any]:
         if config.validation_back_projection:
-            scheduler = make_scheduler(config.validation_noise_scheduler, sampler.scheduler)
-            sampler.pipeline.scheduler = back_projecting(scheduler, small[part])
+            sampler.pipeline.scheduler = back_projecting(sampler.pipeline.scheduler, small[part])
         return {
             **(size if start is None else start.told("original_image", part)),
             "image": small[part].to(sampler.device, dtype),

@@ -199,14 +199,19 @@ class Embeds:
         self._files = [EmbedFile(path) for path in sorted(artifact.path.glob(FILES))]
 
     def __getitem__(self, name: str) -> "torch.Tensor":
-        key = np.uint64(int(name, 16))
-        spot = int(np.searchsorted(self._keys, key))
-        if spot == len(self._keys) or self._keys[spot] != key:
+        spot = self._spot(name)
+        if spot is None:
             raise ArtifactError(f"The text embeds lack caption {name}. Run `deepfloyd verify` on the workspace.")
         return self._files[int(self._file[spot])].row(int(self._place[spot]))
 
     def __contains__(self, caption: str) -> bool:
-        return bool(np.isin(np.uint64(int(caption_id(caption), 16)), self._keys))
+        return self._spot(caption_id(caption)) is not None
+
+    def _spot(self, name: str) -> int | None:
+        """The place of a `caption_id`; None: it is not there."""
+        key = np.uint64(int(name, 16))
+        spot = int(np.searchsorted(self._keys, key))
+        return spot if spot < len(self._keys) and self._keys[spot] == key else None
 
     def of(self, caption: str) -> "torch.Tensor":
         """The hidden states of a caption given as text."""

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from hub_stand_in import TOKEN, Hub, hub_stand_in
 from releases import Release, deepfloyd
+from s3_server import s3_server
 
 from deepfloyd_core.bundle.publish_files import RECORD, FilePlace
 from deepfloyd_core.files import canonical_json
@@ -118,16 +119,8 @@ def s3() -> Iterator[Any]:
     """A bucket of a real S3 API on loopback."""
     import boto3
 
-    server = pytest.importorskip("moto.server", reason="pip install 'moto[server]'").ThreadedMotoServer(port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ACCESS_KEY_ID", "key-of-a-test")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "secret-of-a-test")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+    with s3_server(AWS_ENDPOINT_URL="{url}"):
         yield boto3.resource("s3").create_bucket(Bucket="published")
-    server.stop()
 
 
 def test_a_bucket_gets_them_and_an_interrupted_publication_is_gone_on_with(
@@ -271,7 +264,7 @@ def test_a_folder_whose_publication_was_cut_is_gone_on_with(
     assert in_folder(target) == shown(FILES), "not the weights of the other version"
 
 
-def test_a_hub_that_does_not_answer_is_not_taken_for_an_empty_one(release: Release, hub: Hub) -> None:
+def test_a_record_that_is_damaged_is_told_and_nothing_is_sent(release: Release, hub: Hub) -> None:
     version(release, 1)
     assert deepfloyd("publish", str(release.workspace), "1", "hf://me/model").exit_code == 0
     del hub.files[RECORD]

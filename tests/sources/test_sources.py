@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 from data_world import DataWorld
 from PIL import Image
+from s3_server import s3_server
 
 from deepfloyd_core.config.data_sets import ImageDataset
 from deepfloyd_core.config.run import Run
@@ -86,15 +87,8 @@ def children(s3: str) -> Iterator[Children]:
 @pytest.fixture(scope="module")
 def s3() -> Iterator[str]:
     """A real S3 API on loopback."""
-    server = pytest.importorskip("moto.server", reason="pip install 'moto[server]'").ThreadedMotoServer(port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ACCESS_KEY_ID", "key-of-a-test")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "secret-of-a-test")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        yield f"http://{host}:{port}"
-    server.stop()
+    with s3_server() as url:
+        yield url
 
 
 @pytest.fixture
