@@ -104,6 +104,15 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture
+def server_here(server: str) -> str:
+    """The same server, for flows that the test itself calls: Prefect has read the environment in an earlier test."""
+    from prefect.context import refresh_global_settings_context
+
+    refresh_global_settings_context()
+    return server
+
+
+@pytest.fixture
 def prefect_home(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A home of Prefect with an empty database, for a server of a test's own, which takes 5 s to make one."""
     made, home = _session_folder(tmp_path_factory) / "prefect-database", tmp_path / "home"

@@ -108,14 +108,20 @@ def _named(url: str, login: str) -> Iterator[None]:
     named = {"PREFECT_API_URL": url, "PREFECT_API_AUTH_STRING": login}
     before = {key: os.environ.pop(key, None) for key in named}
     os.environ.update(named)
-    if "prefect.context" in sys.modules:  # a test imported it
-        sys.modules["prefect.context"].refresh_global_settings_context()
+    _see_environment()
     try:
         yield
     finally:
         for key, value in before.items():
             del os.environ[key]
             os.environ.update({} if value is None else {key: value})
+        _see_environment()
+
+
+def _see_environment() -> None:
+    """Prefect, where it is imported, reads the environment again."""
+    if "prefect.context" in sys.modules:
+        sys.modules["prefect.context"].refresh_global_settings_context()
 
 
 def free_port() -> int:

@@ -64,7 +64,7 @@ def test_a_run_is_not_disturbed_and_the_next_one_reuses_everything(small_run: Sm
     assert found.faults == 0 and "version 1: collected on" in found.notes[0]
 
 
-def test_the_flow_shows_what_goes_and_removes_it_when_it_is_told_to(small_run: SmallRun, server: str) -> None:
+def test_the_flow_shows_what_goes_and_removes_it_when_it_is_told_to(small_run: SmallRun, server_here: str) -> None:
     from flows.gc import gc
 
     assert small_run.call_here("prepare", "run.toml").returncode == 0
@@ -76,7 +76,7 @@ def test_the_flow_shows_what_goes_and_removes_it_when_it_is_told_to(small_run: S
     assert {artifact.name for artifact in all_artifacts(small_run.workspace)} == before
     state = gc(str(small_run.workspace), delete=True, keep_versions=1, keep_days=0, return_state=True)
     assert "artifacts removed" in str(state.message) and len(list(all_artifacts(small_run.workspace))) < len(before)
-    pages = post(server, "artifacts/filter", {"artifacts": {"key": {"any_": ["gc-workspace"]}}})
+    pages = post(server_here, "artifacts/filter", {"artifacts": {"key": {"any_": ["gc-workspace"]}}})
     assert any("| image index | 1 |" in page["data"] and "of no version" in page["data"] for page in pages)
     described = gc.parameters.properties["keep_days"]
     assert (described["minimum"], described["maximum"]) == (0, 36_500) and "How many days" in described["description"]

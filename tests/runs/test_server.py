@@ -225,6 +225,8 @@ def test_the_home_s_own_server_needs_no_password_where_the_environment_names_it(
 def test_a_server_whose_password_was_removed_while_it_ran_is_one_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from prefect.settings import get_current_settings
+
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
     with _listening(ANSWERS, login="deepfloyd:removed") as port:
         monkeypatch.setattr(server, "join_server", lambda *_: f"http://127.0.0.1:{port}/api")
@@ -232,6 +234,7 @@ def test_a_server_whose_password_was_removed_while_it_ran_is_one_sentence(
         with refused as caught, server.prefect_server(tmp_path):
             pass
     assert "removed since" in str(caught.value) and "deepfloyd:" not in str(caught.value)
+    assert get_current_settings().api.url is None, "what Prefect has read in the block does not outlive it"
 
 
 @ELSEWHERE_ONLY

@@ -200,11 +200,11 @@ def test_a_command_without_a_run_says_that_nothing_was_changed(tmp_path: Path, c
 def test_a_command_whose_interpreter_ends_keeps_its_exit_code(tmp_path: Path, commands: list[Command]) -> None:
     """A signal that comes while the interpreter ends changes nothing."""
     ends = "import atexit, sys, time\nfrom flows.__main__ import main\n"
-    ends += "atexit.register(lambda: (print('ready', flush=True), time.sleep(0.5)))\n"
+    ends += "atexit.register(lambda: (print('at exit', flush=True), time.sleep(0.5)))\n"
     ends += "sys.argv = ['deepfloyd', '--help']\nmain()"
     command = Command(tmp_path, program=("-c", ends))
     commands.append(command)
-    command.wait_for(lambda: "ready" in command.log.read_text())
+    command.wait_for(lambda: "at exit" in command.log.read_text())
     for number in (signal.SIGTERM, signal.SIGINT):
         command.process.send_signal(number)
     assert command.process.wait(60) == 0

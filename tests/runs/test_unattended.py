@@ -29,6 +29,7 @@ def wait(file: str) -> None:
         sleep(0.1)
 
 @flow(name="part")
+@deployable
 def part(file: str) -> None:
     wait(file)
 
@@ -142,7 +143,9 @@ def _server_killed_costs_nothing(ui: Ui) -> None:
     ui.process_of("server.users").kill()
     time.sleep(1)
     done.touch()
-    assert within(PATIENCE_S, _answering(lambda: ui.api.state(run) == "COMPLETED"), every_s=0.5), ui.printed
+    assert within(PATIENCE_S, _answering(lambda: ui.api.state(run) == "COMPLETED"), every_s=0.5), (
+        ui.api.get(f"flow_runs/{run}")["state"], ui.printed, (ui.home / "worker.log").read_text()[-8000:],
+    )  # fmt: skip
 
 
 def _answering(look: Callable[[], bool]) -> Callable[[], bool]:

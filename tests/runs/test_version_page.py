@@ -69,11 +69,13 @@ def test_a_run_writes_the_report_of_its_version_and_of_the_one_that_it_replaces_
 
 
 @pytest.mark.slow
-def test_a_flow_that_decides_shows_the_version_that_serves_then(run: Run, server: str) -> None:
+def test_a_flow_that_decides_shows_the_version_that_serves_then(run: Run, server_here: str) -> None:
     from flows.version_flows import block, promote, rollback
 
     def page() -> str:
-        return str(PrefectApi(server).get(f"artifacts/{workspace_key('version', run.workspace)}/latest")["description"])
+        return str(
+            PrefectApi(server_here).get(f"artifacts/{workspace_key('version', run.workspace)}/latest")["description"]
+        )
 
     for one in (GOOD, GOOD.with_(loss=-0.06, psnr=1.5, seed=1)):
         one.publish(run)
