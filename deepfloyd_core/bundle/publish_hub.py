@@ -28,6 +28,9 @@ from deepfloyd_core.types import Report
 
 HUB = "hf://"
 _PAUSES_S = 1.0, 4.0
+_SILENCE_S = (
+    120.0  # after which a Hub that is connected and says nothing does not answer; the library would wait for ever
+)
 _OF_THE_HUB = {".gitattributes"}  # what a new repository has
 _LATER = 408, 429  # of the refusals those that may end by themselves
 T = TypeVar("T")
@@ -38,7 +41,7 @@ class HubPlace:
 
     def __init__(self, target: str, public: bool) -> None:
         """Raises ConfigError for a name that no repository can have."""
-        from huggingface_hub import HfApi
+        from huggingface_hub import HfApi, get_session
         from huggingface_hub.errors import HFValidationError
         from huggingface_hub.utils._validators import validate_repo_id
 
@@ -50,6 +53,9 @@ class HubPlace:
         if "/" not in self._id:
             raise ConfigError(f"{target} names no repository. Give {HUB}OWNER/NAME.")
         self._api = HfApi()
+        hooks = get_session().event_hooks["request"]
+        if _not_for_ever not in hooks:
+            hooks.append(_not_for_ever)
 
     def known(self, files: Sequence[PublishedFile]) -> Known:
         """See `Place`."""
@@ -129,6 +135,14 @@ class HubPlace:
             raise StorageError(f"{told}.") from None
         except (httpx2.HTTPError, EntryNotFoundError, OSError, RuntimeError) as error:
             raise StorageError(f"{self.name} cannot be published to: {type(error).__name__}: {error}.") from None
+
+
+def _not_for_ever(request: Any) -> None:
+    """A limit for each wait of a request that has none: most of the library's calls ask for none."""
+    limits = request.extensions.get("timeout", {})
+    request.extensions["timeout"] = {
+        kind: limits.get(kind) or _SILENCE_S for kind in ("connect", "read", "write", "pool")
+    }
 
 
 def _is_same(there: Any, one: PublishedFile) -> bool:

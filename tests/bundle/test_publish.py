@@ -1,6 +1,7 @@
 """`deepfloyd publish`: to a folder, a real S3 API and a Hub on loopback; what is there is kept, what is old goes."""
 
 import hashlib
+import socket
 import subprocess
 from collections.abc import Iterator
 from importlib import import_module
@@ -12,7 +13,9 @@ from hub_stand_in import TOKEN, Hub, hub_stand_in
 from releases import Release, deepfloyd
 from s3_server import s3_server
 
+from deepfloyd_core.bundle import publish_hub
 from deepfloyd_core.bundle.publish_files import RECORD, FilePlace
+from deepfloyd_core.errors import StorageError
 from deepfloyd_core.files import canonical_json
 from deepfloyd_core.store.artifacts import Artifact, Request, WorkDir, materialise
 from deepfloyd_core.store.manifest import Summary
@@ -203,6 +206,24 @@ def test_a_hub_that_refuses_or_cuts_is_asked_again_and_goes_on(release: Release,
     hub.refuse, hub.cut = 1, 1
     assert deepfloyd("publish", str(release.workspace), "1", "hf://me/model").exit_code == 0
     assert hub.files == shown(FILES) and len(hub.uploads) == len(set(hub.uploads)) == 3
+
+
+@pytest.mark.parametrize("listens", [False, True], ids=["nobody", "silence"])
+def test_a_hub_that_does_not_answer_is_one_sentence(
+    release: Release, hub: Hub, monkeypatch: pytest.MonkeyPatch, listens: bool
+) -> None:
+    version(release, 1)
+    monkeypatch.setattr(publish_hub, "_PAUSES_S", (0.0, 0.0))
+    monkeypatch.setattr(publish_hub, "_SILENCE_S", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        if not listens:
+            silent.close()
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{port}")
+        done = deepfloyd("publish", str(release.workspace), "1", "hf://me/model")
+    assert isinstance(done.exception, StorageError) and TOKEN not in str(done.exception)
+    told = "ReadTimeout" if listens else "ConnectError"
+    assert f"hf://me/model cannot be published to: {told}" in str(done.exception)
 
 
 def test_the_hub_s_refusals_are_told_without_the_token(
