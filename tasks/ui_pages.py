@@ -13,13 +13,14 @@ from deepfloyd_core.bundle.history import HistoryRow
 from deepfloyd_core.bundle.measure_words import measure_words
 from deepfloyd_core.bundle.named_files import cut_captions, rejected_files
 from deepfloyd_core.bundle.version_chart import chart_uri, version_series
-from deepfloyd_core.bundle.version_figures import signed, three
+from deepfloyd_core.bundle.version_figures import three
 from deepfloyd_core.config.stages import STAGES, Stage
 from deepfloyd_core.crops.captioned import captioned_crops
 from deepfloyd_core.crops.summary import CropsSummary
 from deepfloyd_core.index.ledger import INDEX_FILE, unfit_counts
 from deepfloyd_core.index.sheets import SHEET, TWINS_SHEET
 from deepfloyd_core.index.summary import IndexSummary
+from deepfloyd_core.measures.figures import signed
 from deepfloyd_core.measures.files import UpscalingFiles
 from deepfloyd_core.measures.tables import MeasureTable
 from deepfloyd_core.sampling.jobs import SamplesSummary

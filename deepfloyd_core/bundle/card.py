@@ -8,11 +8,12 @@ from deepfloyd_core.adapters.files import BITFIT_FILE, CONTROL_FILE, UNET_FOLDER
 from deepfloyd_core.bundle.card_code import card_code
 from deepfloyd_core.bundle.identity import BundleInputs, BundleSummary
 from deepfloyd_core.bundle.measure_words import measure_words
-from deepfloyd_core.bundle.version_figures import signed, three
+from deepfloyd_core.bundle.version_figures import three
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.config.stages import STAGES, Stage
 from deepfloyd_core.crops.summary import CropsSummary
 from deepfloyd_core.index.summary import IndexSummary
+from deepfloyd_core.measures.figures import signed
 from deepfloyd_core.measures.files import UpscalingFiles
 from deepfloyd_core.store.artifacts import Artifact, workspace_of
 from deepfloyd_core.store.counts import many

@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator
 
-from deepfloyd_core.bundle.version_figures import signed, three
+from deepfloyd_core.bundle.version_figures import three
 from deepfloyd_core.crops.summary import CropsSummary
+from deepfloyd_core.measures.figures import signed
 from deepfloyd_core.sampling.jobs import LowResSummary, SamplesSummary
 from deepfloyd_core.store.counts import many, size
 from deepfloyd_core.store.manifest import Summary

@@ -14,6 +14,7 @@ from deepfloyd_core.bundle.picture_figures import PictureFigures, PictureName
 from deepfloyd_core.config.stages import STAGES, UPSCALERS, Stage
 from deepfloyd_core.index.ledger import rejected_and_inputs
 from deepfloyd_core.index.summary import IndexSummary
+from deepfloyd_core.measures.figures import signed
 from deepfloyd_core.measures.paired import Bounds, PairedGain, paired_gain
 from deepfloyd_core.measures.registry import measures_against
 from deepfloyd_core.models.identity import ROUNDING
@@ -21,6 +22,7 @@ from deepfloyd_core.store.counts import many
 from deepfloyd_core.store.verdicts import Verdict
 
 # Of a mean loss; and of measures in dB: a quarter of one is hardly seen.
+_MOST_DIGITS = 8
 _LOSS_MARGIN, _LOSS_NEGLIGIBLE = 0.02, 1e-4
 _DB = Bounds(margin=0.25, negligible=0.01)
 # Of colours, in levels of 255. A shift by 2 is a CIELAB distance of 2.0 (median over colours; 3.1 for one in ten), and 2.3
@@ -301,7 +303,11 @@ def _compared(
         return Verdict(rule=rule, about=about, passed=False, reason=f"{name} is not finite {against}")
     low, high = sorted(sign * end for end in gain.interval or (gain.mean, gain.mean))
     limit = None if gain.most_lost is None else -sign * gain.most_lost
-    passes = f"; {limit:+.{digits}f} would pass" if gain.is_worse and limit else ""
+    passes = ""
+    if gain.is_worse and limit:
+        while digits < _MOST_DIGITS and round(limit, digits) == round(sign * gain.mean, digits):
+            digits += 1  # else the figure would read as its limit
+        passes = f"; {signed(limit, digits)} would pass"
     return Verdict(
         rule=rule, about=about, passed=not gain.is_worse, figure=sign * gain.mean, limit=limit,
         interval=(low, high) if gain.interval else None,

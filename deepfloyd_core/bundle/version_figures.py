@@ -21,6 +21,7 @@ from deepfloyd_core.bundle.picture_figures import (
 )
 from deepfloyd_core.config.stages import STAGES, UPSCALERS, Stage
 from deepfloyd_core.errors import ArtifactError
+from deepfloyd_core.measures.figures import signed
 from deepfloyd_core.measures.measure import Measure
 from deepfloyd_core.measures.paired import Bounds, paired_gain
 from deepfloyd_core.measures.registry import measures_against
@@ -123,11 +124,6 @@ def three(value: float | None) -> str:
 def decimals_of(unit: str) -> int:
     """How many decimals of a difference a person can use."""
     return 2 if unit in ("dB", "levels of 255") else 4
-
-
-def signed(value: float, decimals: int) -> str:
-    """A difference; no `-0.00`."""
-    return f"{round(value, decimals) + 0.0:+.{decimals}f}"
 
 
 def main_figures(one: Measurements, champion: Measurements | None) -> tuple[MainFigure, ...]:

@@ -3,8 +3,9 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from deepfloyd_core.bundle.version_figures import Change, MainFigure, decimals_of, signed, three
+from deepfloyd_core.bundle.version_figures import Change, MainFigure, decimals_of, three
 from deepfloyd_core.bundle.version_report import PictureCounts, VersionReport
+from deepfloyd_core.measures.figures import signed
 from deepfloyd_core.store.counts import many
 from deepfloyd_core.store.events import State
 from deepfloyd_core.store.verdicts import Verdict

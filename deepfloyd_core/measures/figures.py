@@ -1,8 +1,11 @@
 """The figures of Stage II that are stored and shown: means of the measures, and the tuned model's gains. No torch."""
 
+import math
 from collections.abc import Mapping
 
 from deepfloyd_core.store.manifest import Summary
+
+_MOST_DECIMALS = 6  # of a difference that fewer would round to zero
 
 
 class LevelFigures(Summary):
@@ -22,3 +25,14 @@ class UpscalingFigures(LevelFigures):
     def by_level(self) -> dict[int, LevelFigures]:
         """The figures of each noise level, the main one first."""
         return {self.noise_level: self, **self.other_levels}
+
+
+def signed(value: float, decimals: int) -> str:
+    """A difference for a person. One that these decimals would round to zero has more; zero has no sign."""
+    if not math.isfinite(value):
+        return f"{value:+f}"
+    while not round(value, decimals):
+        if decimals >= _MOST_DECIMALS:
+            return "0"
+        decimals += 1
+    return f"{value:+.{decimals}f}"

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from deepfloyd_core.measures.figures import signed
 from deepfloyd_core.store.manifest import Summary
 
 
@@ -24,8 +25,8 @@ class LossChange:
     def change(self) -> str:
         """How much the loss changed; a fall is negative."""
         mean, *interval = (-value for value in self.gain)
-        ends = " ({:+.4f} to {:+.4f}, 95 %)".format(*reversed(interval)) if interval else ""
-        return f"{mean:+.4f}{ends}"
+        ends = f" ({' to '.join(signed(end, 4) for end in reversed(interval))}, 95 %)" if interval else ""
+        return f"{signed(mean, 4)}{ends}"
 
 
 class HeldOutLosses(Summary):

@@ -13,6 +13,7 @@ from typing import Literal, TypeVar
 
 import numpy as np
 
+from deepfloyd_core.measures.figures import signed
 from deepfloyd_core.measures.pixel import FEWEST, mean_and_interval
 
 K = TypeVar("K")
@@ -41,10 +42,10 @@ class PairedGain:
         """The change of the figure, with its interval. less: less is better, so a gain is a fall."""
         sign = -1 if less else 1
         if self.interval is None:
-            return f"{sign * self.mean:+.{digits}f} ({'one picture' if self.pictures == 1 else 'not finite'})"
+            return f"{signed(sign * self.mean, digits)} ({'one picture' if self.pictures == 1 else 'not finite'})"
         low, high = sorted(sign * end for end in self.interval)
         of = f"{self.pictures} pictures"
-        return f"{sign * self.mean:+.{digits}f} ({low:+.{digits}f} to {high:+.{digits}f}, 95 %, {of})"
+        return f"{signed(sign * self.mean, digits)} ({signed(low, digits)} to {signed(high, digits)}, 95 %, {of})"
 
     @property
     def is_few(self) -> bool:

@@ -105,6 +105,15 @@ def test_a_verdict_names_the_worst_figure_that_passes(run: Run) -> None:
     assert not psnr_row.passed and psnr_row.limit == pytest.approx(-0.1, abs=0.01), "a tenth of the gain of 1 dB"
 
 
+def test_a_figure_that_is_blocked_by_little_does_not_read_as_its_limit(run: Run) -> None:
+    few = GOOD.with_(pictures=tuple(range(5)), spread=1e-6)
+    few.publish(run)
+    few.with_(psnr=0.896, seed=1).publish(run)
+    (psnr_row, *_) = (one for one in report(run, 2).verdicts if one.rule == "champion's upscaling")
+    assert psnr_row.figure == pytest.approx(-0.104, abs=1e-4) and psnr_row.limit == pytest.approx(-0.1, abs=1e-4)
+    assert " -0.104 (" in psnr_row.reason and psnr_row.reason.endswith("; -0.100 would pass")
+
+
 def test_colours_that_nobody_sees_move_are_promoted_but_not_in_many_small_steps(run: Run) -> None:
     """Each step is below what is noticed; together they are not, and the base's colours are the fixed point."""
     steps = [GOOD.with_(colour=colour, shift=colour) for colour in (0.0, 1.5, 1.9, 3.0)]
