@@ -15,7 +15,7 @@ from data_world import DataWorld
 from small_run import NewSmallRun, SmallRun, make_small_run
 
 from deepfloyd_core.processes.pool import Children, Limits
-from flows.serving.server import prefect_server
+from flows.serving.server import prefect_server, see_environment
 
 gc.disable()  # until all is imported, of which nothing is garbage
 # One thread: two would spin against the other processes of a test, and rounding would differ between their counts.
@@ -106,9 +106,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture
 def server_here(server: str) -> str:
     """The same server, for flows that the test itself calls: Prefect has read the environment in an earlier test."""
-    from prefect.context import refresh_global_settings_context
-
-    refresh_global_settings_context()
+    see_environment()
     return server
 
 

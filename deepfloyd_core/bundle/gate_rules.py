@@ -22,7 +22,6 @@ from deepfloyd_core.store.counts import many
 from deepfloyd_core.store.verdicts import Verdict
 
 # Of a mean loss; and of measures in dB: a quarter of one is hardly seen.
-_MOST_DIGITS = 8
 _LOSS_MARGIN, _LOSS_NEGLIGIBLE = 0.02, 1e-4
 _DB = Bounds(margin=0.25, negligible=0.01)
 # Of colours, in levels of 255. A shift by 2 is a CIELAB distance of 2.0 (median over colours; 3.1 for one in ten), and 2.3
@@ -37,6 +36,7 @@ _FORGOTTEN, FORGOTTEN_MORE = Bounds(0.1, 0.1), Bounds(0.02, 0.02)  # since the b
 PROBE_LOSS = "loss on the base's own pictures"
 # Rejected pictures: how much larger their share may be than the champion's, and the z of a difference beyond chance.
 _JUMP, _Z = 0.02, 1.96
+_MOST_DIGITS = 8  # of a blocked figure and its limit
 
 
 @dataclass(frozen=True)

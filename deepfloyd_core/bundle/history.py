@@ -7,7 +7,7 @@ from pathlib import Path
 from deepfloyd_core.bundle.identity import BundleSummary
 from deepfloyd_core.config.stages import STAGES
 from deepfloyd_core.errors import ArtifactError
-from deepfloyd_core.measures.figures import signed
+from deepfloyd_core.measures.figures import signed, signed_ends
 from deepfloyd_core.store.collected import collected
 from deepfloyd_core.store.events import Event, State, fold, read_events
 from deepfloyd_core.store.versions import Version, bundle_of, versions
@@ -70,4 +70,4 @@ def _figures(workspace: Path, version: Version) -> tuple[tuple[str, ...], tuple[
 def _gain(values: Sequence[float], unit: str) -> str:
     """A gain from `mean_and_interval`, short."""
     mean, *ends = values
-    return f"{signed(mean, 2)} {unit}" + (f" ({' to '.join(signed(end, 2) for end in ends)}, 95 %)" if ends else "")
+    return f"{signed(mean, 2)} {unit}" + (f" ({signed_ends(ends, 2)}, 95 %)" if ends else "")

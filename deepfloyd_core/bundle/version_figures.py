@@ -21,7 +21,7 @@ from deepfloyd_core.bundle.picture_figures import (
 )
 from deepfloyd_core.config.stages import STAGES, UPSCALERS, Stage
 from deepfloyd_core.errors import ArtifactError
-from deepfloyd_core.measures.figures import signed
+from deepfloyd_core.measures.figures import signed, signed_ends
 from deepfloyd_core.measures.measure import Measure
 from deepfloyd_core.measures.paired import Bounds, paired_gain
 from deepfloyd_core.measures.registry import measures_against
@@ -60,12 +60,12 @@ class Change:
         if self.interval is None:
             of = of or ["no interval"]
         else:
-            of = [" to ".join(signed(end, decimals) for end in self.interval), "95 %", *of]
+            of = [signed_ends(self.interval, decimals), "95 %", *of]
         return f"{signed(self.difference, decimals)}{f' {unit}' if unit else ''} ({', '.join(of)})"
 
     def short(self, decimals: int) -> str:
         """`+0.20 (+0.05 to +0.35)`."""
-        interval = " to ".join(signed(end, decimals) for end in self.interval or ())
+        interval = signed_ends(self.interval or (), decimals)
         return signed(self.difference, decimals) + (f" ({interval})" if interval else "")
 
 

@@ -1,7 +1,7 @@
 """The figures of Stage II that are stored and shown: means of the measures, and the tuned model's gains. No torch."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from deepfloyd_core.store.manifest import Summary
 
@@ -36,3 +36,8 @@ def signed(value: float, decimals: int) -> str:
             return "0"
         decimals += 1
     return f"{value:+.{decimals}f}"
+
+
+def signed_ends(ends: Iterable[float], decimals: int) -> str:
+    """An interval for a person, `+0.10 to +0.30`. ends: the lower, then the upper."""
+    return " to ".join(signed(end, decimals) for end in ends)

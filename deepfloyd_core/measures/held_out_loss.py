@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from deepfloyd_core.measures.figures import signed
+from deepfloyd_core.measures.figures import signed, signed_ends
 from deepfloyd_core.store.manifest import Summary
 
 
@@ -25,7 +25,7 @@ class LossChange:
     def change(self) -> str:
         """How much the loss changed; a fall is negative."""
         mean, *interval = (-value for value in self.gain)
-        ends = f" ({' to '.join(signed(end, 4) for end in reversed(interval))}, 95 %)" if interval else ""
+        ends = f" ({signed_ends(reversed(interval), 4)}, 95 %)" if interval else ""
         return f"{signed(mean, 4)}{ends}"
 
 

@@ -13,7 +13,7 @@ from typing import Literal, TypeVar
 
 import numpy as np
 
-from deepfloyd_core.measures.figures import signed
+from deepfloyd_core.measures.figures import signed, signed_ends
 from deepfloyd_core.measures.pixel import FEWEST, mean_and_interval
 
 K = TypeVar("K")
@@ -45,7 +45,7 @@ class PairedGain:
             return f"{signed(sign * self.mean, digits)} ({'one picture' if self.pictures == 1 else 'not finite'})"
         low, high = sorted(sign * end for end in self.interval)
         of = f"{self.pictures} pictures"
-        return f"{signed(sign * self.mean, digits)} ({signed(low, digits)} to {signed(high, digits)}, 95 %, {of})"
+        return f"{signed(sign * self.mean, digits)} ({signed_ends((low, high), digits)}, 95 %, {of})"
 
     @property
     def is_few(self) -> bool:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from deepfloyd_core.config.stages import STAGES, StageKind
-from deepfloyd_core.measures.figures import UpscalingFigures, signed
+from deepfloyd_core.measures.figures import UpscalingFigures, signed, signed_ends
 from deepfloyd_core.measures.measure import Against, Measure
 from deepfloyd_core.measures.pixel import FEWEST
 from deepfloyd_core.measures.registry import measures_against
@@ -60,9 +60,5 @@ def measure_tables(
 def gained(values: Sequence[float], unit: str) -> str:
     """A gain from `mean_and_interval`, in words."""
     middle, *interval = values
-    ends = (
-        " to ".join(signed(end, 2) for end in interval) + ", 95 %"
-        if interval
-        else f"fewer than {FEWEST} pictures: no interval"
-    )
+    ends = f"{signed_ends(interval, 2)}, 95 %" if interval else f"fewer than {FEWEST} pictures: no interval"
     return f"{signed(middle, 2)} {unit} ({ends})"

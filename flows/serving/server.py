@@ -108,18 +108,18 @@ def _named(url: str, login: str) -> Iterator[None]:
     named = {"PREFECT_API_URL": url, "PREFECT_API_AUTH_STRING": login}
     before = {key: os.environ.pop(key, None) for key in named}
     os.environ.update(named)
-    _see_environment()
+    see_environment()
     try:
         yield
     finally:
         for key, value in before.items():
             del os.environ[key]
             os.environ.update({} if value is None else {key: value})
-        _see_environment()
+        see_environment()
 
 
-def _see_environment() -> None:
-    """Prefect, where it is imported, reads the environment again."""
+def see_environment() -> None:
+    """Prefect, where it is imported, reads the environment again: it knows only that of its import."""
     if "prefect.context" in sys.modules:
         sys.modules["prefect.context"].refresh_global_settings_context()
 

@@ -19,6 +19,7 @@ from training_parts import ONE_TIMESTEP
 from deepfloyd_core.processes import job_worker as job_process
 from deepfloyd_core.processes import jobs
 from deepfloyd_core.training import eval_loss
+from flows.serving.server import see_environment
 
 TIMEOUT_S = 600
 _COMMANDS = "flows.commands.cli", "flows.finetune", "flows.generate", "flows.stages"
@@ -62,17 +63,10 @@ def _main(arguments: tuple[str, ...], folder: Path, printed: tuple[Path, Path]) 
     os.chdir(folder)
     sys.argv = ["deepfloyd", *arguments]
     jobs.ForkServer = ForkServerHere  # type: ignore[assignment, attr-defined]
-    _see_environment()
+    see_environment()
     from flows.commands.cli import main
 
     main()
-
-
-def _see_environment() -> None:
-    """Prefect, which another test may have imported before there was a server, reads the environment again."""
-    from prefect.context import refresh_global_settings_context
-
-    refresh_global_settings_context()
 
 
 class ForkServerHere:
