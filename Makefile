@@ -45,12 +45,15 @@ EXTRAS := $(VENV)/extras
 
 $(EXTRAS)/.installed: constraints.txt | $(STAMP)
 	rm -rf $(EXTRAS)
-	$(INSTALL) --no-deps --target $(EXTRAS) torchao bitsandbytes
+	$(INSTALL) --no-deps --target $(EXTRAS) torchao bitsandbytes datasets dill multiprocess pandas
 	@$(COMPILE) $(EXTRAS) || true  # packages ship files for other Pythons
 	@touch $@
 
+OF_EXTRAS := tests/text/test_quantize.py tests/training/test_optimizers.py
+OF_EXTRAS += tests/sources/test_sources.py::test_a_saved_data_set_gives_what_a_folder_gives
+
 test-extras: setup $(EXTRAS)/.installed
-	PYTHONPATH=$(EXTRAS) $(BIN)/python -P -m pytest -m 'not slow' tests/text/test_quantize.py tests/training/test_optimizers.py
+	PYTHONPATH=$(EXTRAS) $(BIN)/python -P -m pytest -m 'not slow' $(OF_EXTRAS)
 
 check: setup
 	$(BIN)/ruff check .

@@ -7,12 +7,15 @@ from contextlib import suppress
 from types import FrameType
 from typing import NoReturn
 
+from deepfloyd_core.processes.collector import collect_seldom
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def main() -> None:
     """Run the command line."""
     answer_signals(_leave)
+    collect_seldom()
     from flows.commands.cli import main
 
     main()

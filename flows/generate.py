@@ -12,7 +12,7 @@ from deepfloyd_core.preflight.generate import (
     recorded_options,
     version_number,
 )
-from deepfloyd_core.processes.jobs import warm_job_starter
+from deepfloyd_core.processes.jobs import DRAWING, warm_job_starter
 from deepfloyd_core.store.artifacts import Artifact
 from deepfloyd_core.store.leases import leased
 from flows.deployable import deployable
@@ -25,7 +25,7 @@ from tasks.generated import compare_versions, generated
 @flow(name="generate", version=VERSION)
 @deployable
 @leased
-@warm_job_starter()
+@warm_job_starter(DRAWING)
 def generate(
     config: str, prompt: Prompts = None, prompt_file: str | None = None, seeds: Seeds = "0", sizes: Sizes = None,
     version: VersionName | None = None, lora: Loras = None, control: str | None = None, image: str | None = None,

@@ -7,7 +7,7 @@ from prefect import flow
 from deepfloyd_core.preflight.check import check_run
 from deepfloyd_core.preflight.generate import version_number
 from deepfloyd_core.preflight.upscale import UpscaleOptions
-from deepfloyd_core.processes.jobs import warm_job_starter
+from deepfloyd_core.processes.jobs import DRAWING, warm_job_starter
 from deepfloyd_core.sampling.own_pictures import own_pictures
 from deepfloyd_core.store.artifacts import Artifact
 from deepfloyd_core.store.leases import leased
@@ -21,7 +21,7 @@ from tasks.upscaled import upscaled
 @flow(name="upscale", version=VERSION)
 @deployable
 @leased
-@warm_job_starter()
+@warm_job_starter(DRAWING)
 def upscale(
     config: str, pictures: str, prompt: str = "", seed: Seed = 0, version: OneVersion = "latest",
     overrides: Overrides = None,

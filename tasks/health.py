@@ -10,16 +10,12 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-if TYPE_CHECKING:
-    from prefect.settings import Settings
+from tasks.prefect_settings import changed_settings
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 ANSWER_S = 5.0
-
-_last: "tuple[Settings, str | None, Settings] | None" = None  # of `_once`: its arguments and what it returned
 
 
 def healthy(url: str) -> bool:
@@ -46,24 +42,9 @@ def asked_once(url: str | None = None) -> Iterator[None]:
 
     If no server is named, Prefect would start one of its own, which outlives this process.
     """
-    from prefect.context import SettingsContext, get_settings_context
-
-    context = get_settings_context()
-    with SettingsContext(profile=context.profile, settings=_once(context.settings, url)):
+    once = {"client": {"max_retries": 0}, "server": {"ephemeral": {"enabled": False}}}
+    with changed_settings(once | ({} if url is None else {"api": {"url": url}})):
         yield
-
-
-def _once(settings: "Settings", url: str | None) -> "Settings":
-    """These settings for one try. The last are kept: Prefect takes 30 ms of CPU to make some, for each update of its UI."""
-    global _last
-    from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, PREFECT_SERVER_EPHEMERAL_ENABLED
-
-    if _last is None or _last[0] is not settings or _last[1] != url:
-        changes: dict[Any, Any] = {PREFECT_CLIENT_MAX_RETRIES: 0, PREFECT_SERVER_EPHEMERAL_ENABLED: False}
-        if url is not None:
-            changes[PREFECT_API_URL] = url
-        _last = settings, url, settings.copy_with_update(updates=changes)
-    return _last[2]
 
 
 def _health_alone(url: str, patience_s: float = ANSWER_S) -> int | None:

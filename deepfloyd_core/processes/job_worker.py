@@ -4,7 +4,6 @@ Some libraries cannot be forked after use: a GPU driver cannot, nor can most lib
 a new program, and imports everything again.
 """
 
-import gc
 import importlib
 import json
 import logging
@@ -13,7 +12,6 @@ import signal
 import socket
 import sys
 import traceback
-from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -22,32 +20,29 @@ from safetensors import SafetensorError
 
 from deepfloyd_core.errors import DeepFloydError, Stop
 from deepfloyd_core.files import write_bytes
+from deepfloyd_core.processes.collector import collect_later
 from deepfloyd_core.processes.fork_server import die_with, fork_on_command
-from deepfloyd_core.processes.jobs import ENTRIES, STORAGE, Job, JobRequest, JobResult, imported
+from deepfloyd_core.processes.jobs import STORAGE, Job, JobRequest, JobResult, imported
 from deepfloyd_core.store.file_faults import FULL, storage_error, system_error
 from deepfloyd_core.store.manifest import Summary
 
 _FORKS = sys.platform == "linux"
 _ORDER_BYTES = 65536
-# What most jobs import on their way: pyarrow takes pandas, where it is installed, to make an array of a column.
-ON_THE_WAY = ("pyarrow.dataset", "pandas", "matplotlib.figure")
+# What transformers, diffusers and accelerate import where it is installed, for what no job has: 1 s.
+NOT_USED = ("boto3", "scipy", "sklearn")
 
 
-def main(control_fd: str, _: str) -> None:
-    """Entry of the starter; each of its forks does one job."""
+def main(control_fd: str, modules: str) -> None:
+    """Entry of the starter, which imports modules; each of its forks does one job."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # may be sent to the whole group; the parent decides
         signal.signal(number, signal.SIG_IGN)
     if _FORKS:
-        for module in ENTRIES:
-            importlib.import_module(module)
-        for module in ON_THE_WAY:
-            with suppress(ImportError, ValueError):  # ValueError: pandas of another numpy
-                importlib.import_module(module)
-        gc.freeze()  # the collector would write to pages that the children share
+        with collect_later():
+            import_for_jobs(modules.split())
     starter = os.getpid()
     line_fd = fork_on_command(int(control_fd), signal.SIGTERM)
     if line_fd is None:
-        return
+        os._exit(0)  # the run waits for it: torch takes 0.2 s to be taken down
     if _FORKS and not _driver_is_in_use():
         child(line_fd, starter)
     os.set_inheritable(line_fd, True)
@@ -55,6 +50,17 @@ def main(control_fd: str, _: str) -> None:
     command = [sys.executable, "-P", "-m", "deepfloyd_core.processes.job_worker", "--child", str(line_fd), str(starter)]
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # an ignored signal would stay ignored in the new program
     os.execv(sys.executable, command)
+
+
+def import_for_jobs(modules: list[str]) -> None:
+    """Import modules as in an installation without NOT_USED. A job may still import those."""
+    for name in NOT_USED:
+        sys.modules.setdefault(name, None)  # type: ignore[arg-type]  # this is how Python says "not here"
+    for module in modules:
+        importlib.import_module(module)
+    for name in NOT_USED:
+        if sys.modules[name] is None:
+            del sys.modules[name]
 
 
 def child(line_fd: int, starter: int) -> NoReturn:

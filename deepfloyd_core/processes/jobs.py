@@ -36,10 +36,11 @@ from deepfloyd_core.store.file_faults import FULL, storage_error
 from deepfloyd_core.store.manifest import Summary
 from deepfloyd_core.types import Json, Report, no_report
 
-ENTRIES = (  # of all jobs, for the process that imports what they need
+# What the process that forks jobs imports before: of runs that only draw, and of all.
+DRAWING = ("deepfloyd_core.sampling.generate", "deepfloyd_core.sampling.upscale")
+ENTRIES = (
     "deepfloyd_core.text.encode", "deepfloyd_core.text.projection", "deepfloyd_core.sampling.remakes",
-    "deepfloyd_core.training.trainer", "deepfloyd_core.sampling.cascade", "deepfloyd_core.sampling.generate",
-    "deepfloyd_core.sampling.upscale",
+    "deepfloyd_core.training.trainer", "deepfloyd_core.sampling.cascade", *DRAWING, "pyarrow.dataset", "matplotlib.figure",
 )  # fmt: skip
 STORAGE = 100  # a job that could not write its result, for want of space, ends with this code + the error's number
 POLL_S = 0.1
@@ -114,14 +115,14 @@ class JobResult(Spec):
 
 
 @contextmanager
-def job_starter() -> Iterator[ForkServer]:
+def job_starter(modules: Sequence[str] = ENTRIES) -> Iterator[ForkServer]:
     """The jobs of this block are forks of one process, which starts with the first job. Nested blocks share the outer
-    one.
+    one. modules: what it imports; a job imports by itself what is left out.
     """
     if outer := _STARTER.get():
         yield outer
         return
-    starter = ForkServer("deepfloyd_core.processes.job_worker")
+    starter = ForkServer("deepfloyd_core.processes.job_worker", " ".join(modules))
     token = _STARTER.set(starter)
     try:
         yield starter
@@ -131,9 +132,9 @@ def job_starter() -> Iterator[ForkServer]:
 
 
 @contextmanager
-def warm_job_starter() -> Iterator[None]:
+def warm_job_starter(modules: Sequence[str]) -> Iterator[None]:
     """`job_starter` for what will surely have a job: its process begins to import at once, beside whatever comes first."""
-    with job_starter() as starter:
+    with job_starter(modules) as starter:
         starter.open()
         yield
 

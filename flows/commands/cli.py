@@ -75,10 +75,8 @@ def main() -> None:
 def run(config: ConfigPath, overrides: Overrides = None) -> None:
     """Make every artifact, from the pictures to the published bundle."""
     loaded = load(config, overrides, "lora_bundle")
-    with session(loaded) as call:
-        from flows.finetune import finetune
-
-        outcome = call(finetune)
+    with session(loaded, "flows.finetune:finetune") as call:
+        outcome = call()
     from flows.commands.report import print_outcome
 
     print_outcome(out, loaded.run.workspace, outcome)
@@ -129,10 +127,8 @@ def train_stage2(config: ConfigPath, overrides: Overrides = None) -> None:
 def retrain(config: ConfigPath, overrides: Overrides = None) -> None:
     """Publish a new version if data or settings are not those of the champion; else say "no change"."""
     loaded = load(config, overrides, "lora_bundle")
-    with session(loaded) as call:
-        from flows.retrain import retrain as flow
-
-        outcome = call(flow)
+    with session(loaded, "flows.retrain:retrain") as call:
+        outcome = call()
     from flows.commands.report import print_news, print_outcome
 
     (print_outcome if outcome.is_new else print_news)(out, loaded.run.workspace, outcome)
@@ -154,10 +150,8 @@ def reproduce(
     if check:
         return
     folder, config = prepared(workspace, found, scratch)
-    with session(load(config, None, "lora_bundle")) as call:
-        from flows.reproduce import reproduce as flow
-
-        again = call(flow)
+    with session(load(config, None, "lora_bundle"), "flows.reproduce:reproduce") as call:
+        again = call()
     if not compared(out, found, folder, again):
         raise typer.Exit(1)
 
@@ -195,8 +189,6 @@ def ui(
 
 
 def _stage_flow(name: str, config: Path, overrides: list[str] | None, goal: "Goal") -> None:
-    with session(load(config, overrides, goal)) as call:
-        from flows import stages
-
-        for artifact in call(getattr(stages, name)):
+    with session(load(config, overrides, goal), f"flows.stages:{name}") as call:
+        for artifact in call():
             out.print(f"{artifact.kind:<16} {artifact.path}")

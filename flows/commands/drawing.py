@@ -28,10 +28,10 @@ from flows.commands.session import err, load, out, session
 
 
 def _warm() -> AbstractContextManager[None]:
-    """Let the job's process import torch while Prefect is imported, and joined or started."""
-    from deepfloyd_core.processes.jobs import warm_job_starter
+    """Let the job's process import torch while the run file is read and Prefect is imported, and joined or started."""
+    from deepfloyd_core.processes.jobs import DRAWING, warm_job_starter
 
-    return warm_job_starter()
+    return warm_job_starter(DRAWING)
 
 
 def generate(
@@ -50,25 +50,24 @@ def generate(
     overrides: Overrides = None,
 ) -> None:
     """Draw pictures with a published version, or with the base models: each prompt at each size with each seed."""
-    from deepfloyd_core.preflight.generate import GenerateOptions, asked_version, recorded_options
+    with _warm():
+        from deepfloyd_core.preflight.generate import GenerateOptions, asked_version, recorded_options
 
-    asked = GenerateOptions(
-        tuple(prompt or ()), asked_version(version, lora), seeds=seeds, sizes=sizes, prompt_file=prompt_file,
-        control=control, image=image, mask=mask, strength=strength, loras=here(lora),
-    )  # fmt: skip
-    options, recorded = recorded_options(asked, from_picture)
-    loaded = load(config, [*recorded, *(overrides or [])], options)
-    with _warm(), session(loaded) as call:
-        from flows.generate import generate as flow
-
+        asked = GenerateOptions(
+            tuple(prompt or ()), asked_version(version, lora), seeds=seeds, sizes=sizes, prompt_file=prompt_file,
+            control=control, image=image, mask=mask, strength=strength, loras=here(lora),
+        )  # fmt: skip
+        options, recorded = recorded_options(asked, from_picture)
+        loaded = load(config, [*recorded, *(overrides or [])], options)
         files = {
             "prompt_file": prompt_file, "control": control, "image": image, "mask": mask, "from_picture": from_picture,
         }  # fmt: skip
         paths = {name: str(path.absolute()) for name, path in files.items() if path}
-        artifacts = call(
-            flow, prompt=prompt, version=version, lora=list(options.loras) or None, seeds=seeds, sizes=sizes,
-            strength=strength, **paths,
-        )  # fmt: skip
+        with session(loaded, "flows.generate:generate") as call:
+            artifacts = call(
+                prompt=prompt, version=version, lora=list(options.loras) or None, seeds=seeds, sizes=sizes,
+                strength=strength, **paths,
+            )  # fmt: skip
     from deepfloyd_core.sampling.pictures import drawn
 
     rows = [row for artifact in artifacts for row in drawn(artifact.path)]
@@ -90,13 +89,12 @@ def upscale(
     overrides: Overrides = None,
 ) -> None:
     """Make pictures of your own four times as wide and high, with a published version or with the base model."""
-    from deepfloyd_core.preflight.upscale import UpscaleOptions
+    with _warm():
+        from deepfloyd_core.preflight.upscale import UpscaleOptions
 
-    loaded = load(config, overrides, UpscaleOptions(pictures, version, prompt, seed))
-    with _warm(), session(loaded) as call:
-        from flows.upscale import upscale as flow
-
-        artifact = call(flow, pictures=str(pictures.absolute()), prompt=prompt, seed=seed, version=version)
+        loaded = load(config, overrides, UpscaleOptions(pictures, version, prompt, seed))
+        with session(loaded, "flows.upscale:upscale") as call:
+            artifact = call(pictures=str(pictures.absolute()), prompt=prompt, seed=seed, version=version)
     from deepfloyd_core.sampling.own_pictures import upscaled_files
 
     for file in upscaled_files(artifact.path):

@@ -43,8 +43,12 @@ def print_notes(notes: Iterable[str]) -> None:
 
 
 @contextmanager
-def session(loaded: Loaded) -> Iterator[Callable[..., Any]]:
-    """Print the notes on the configuration, join a Prefect server, and yield a function that calls flows."""
+def session(loaded: Loaded, flow: str) -> Iterator[Callable[..., Any]]:
+    """Print the notes on the configuration, join a Prefect server, and yield a function that calls a flow.
+
+    flow: as MODULE:NAME. It is imported, and Prefect with it, while a server starts.
+    """
+    from deepfloyd_core.processes.jobs import imported
     from deepfloyd_core.store.versions import damaged_records
     from flows.serving.api import server_needed, without_heartbeats
     from flows.serving.home import default_home
@@ -56,7 +60,7 @@ def session(loaded: Loaded) -> Iterator[Callable[..., Any]]:
     stopping.kept = f"Finished work is kept in {workspace}; the same command resumes it."
     if err.is_terminal:  # else nothing is seen until the server answers: 6 s, on a busy machine 30
         err.print("Prefect: joining a server, or starting one, which takes some seconds")
-    with prefect_server(default_home()) as url:
+    with prefect_server(default_home(), while_it_starts=lambda: imported(flow)) as url:
         for name in ("CONSOLE", "DEBUG"):
             os.environ[f"PREFECT_LOGGING_HANDLERS_{name}_LEVEL"] = "CRITICAL"  # for the workers that a run starts
         log_to_terminal()
@@ -64,10 +68,10 @@ def session(loaded: Loaded) -> Iterator[Callable[..., Any]]:
 
         print_notes(settle_here())
 
-        def call(flow: Any, **parameters: Any) -> Any:
+        def call(**parameters: Any) -> Any:
             err.print(f"Prefect: {page_address(url, default_home(), is_watched(err))}")
             with server_needed(url), without_heartbeats():
-                return flow(config=str(loaded.config), overrides=loaded.overrides, **parameters)
+                return imported(flow)(config=str(loaded.config), overrides=loaded.overrides, **parameters)
 
         try:
             yield call

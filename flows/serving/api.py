@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from deepfloyd_core.errors import ConfigError, DeepFloydError, JobError
 from tasks.health import LOOPBACK, asked_once, health, healthy
+from tasks.prefect_settings import changed_settings
 
 EXAMPLE = "http://127.0.0.1:4200/api"
 
@@ -52,9 +53,7 @@ def server_needed(url: str) -> Iterator[None]:
 @contextmanager
 def without_heartbeats() -> Iterator[None]:
     """Around a flow: no heartbeats, by whose thread each flow ends up to a second late. A dead run is known by its lease."""
-    from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
-
-    with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+    with changed_settings({"flows": {"heartbeat_frequency": None}}):
         yield
 
 
@@ -91,16 +90,9 @@ def check_guarded(url: str) -> None:
     """Raise ConfigError when anybody who reaches the API at this address could start runs: it is not on this machine,
     and gives access without the credentials of the environment.
     """
-    from prefect.settings import (
-        PREFECT_API_AUTH_STRING,
-        PREFECT_API_KEY,
-        PREFECT_CLIENT_CUSTOM_HEADERS,
-        temporary_settings,
-    )
-
     if urlsplit(url).hostname in LOOPBACK:
         return
-    with temporary_settings({PREFECT_API_AUTH_STRING: None, PREFECT_API_KEY: None, PREFECT_CLIENT_CUSTOM_HEADERS: {}}):
+    with changed_settings({"api": {"auth_string": None, "key": None}, "client": {"custom_headers": {}}}):
         open_to_all = healthy(url)
     if open_to_all:
         raise ConfigError(

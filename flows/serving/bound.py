@@ -16,16 +16,18 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from deepfloyd_core.processes.collector import collect_seldom
 from flows.serving.processes import end_runs
 
 OWNER = "-"  # in place of a lock's path: standard input
-POLL_S = 0.3
+POLL_S = 0.1
 RUNS_S, REPORT_S = 2.0, 0.7  # how long the runs of a worker may take to end, and the worker to tell the server of it
 ITSELF_S = 3.5  # a server writes what it has in memory, and waits for connections that a browser holds open
 
 
 def main(users: str, module: str, *arguments: str) -> None:
     """Run a module in this process until it ends, or has no users left."""
+    collect_seldom()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a script has started with `&`
     alone = partial(_owner_gone, os.dup(0)) if users == OWNER else partial(_lock_free, Path(users))
     if users == OWNER:

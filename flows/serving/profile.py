@@ -9,6 +9,7 @@ from pathlib import Path
 
 from deepfloyd_core.errors import ConfigError
 from flows.serving.home import PRIVATE, PROFILE
+from tasks.prefect_settings import changed_settings
 
 
 def write_profile(home: Path, url: str, login: str) -> None:
@@ -16,13 +17,13 @@ def write_profile(home: Path, url: str, login: str) -> None:
 
     Raises ConfigError for a `profiles.toml` that is not valid.
     """
-    from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, PREFECT_PROFILES_PATH, temporary_settings
+    from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL
     from prefect.settings.profiles import load_profiles, save_profiles
 
     path = home / "profiles.toml"
     beside = path.with_name(f"{path.name}.{os.getpid()}")
     try:
-        with temporary_settings({PREFECT_PROFILES_PATH: path}):
+        with changed_settings({"profiles_path": path}):
             profiles = load_profiles(include_defaults=False)
     except ValueError as error:
         raise ConfigError(f"{path} is not valid: {error}. Correct or remove it.") from None
@@ -32,7 +33,7 @@ def write_profile(home: Path, url: str, login: str) -> None:
         profiles.set_active(PROFILE)
     if profiles.to_dict() == before:
         return
-    with temporary_settings({PREFECT_PROFILES_PATH: beside}):
+    with changed_settings({"profiles_path": beside}):
         os.close(PRIVATE(beside, os.O_WRONLY | os.O_CREAT))
         save_profiles(profiles)
     beside.replace(path)
@@ -40,10 +41,10 @@ def write_profile(home: Path, url: str, login: str) -> None:
 
 def prefect_command(home: Path, url: str) -> str:
     """How a user in another terminal calls `prefect` for a server: with the profile of a home, if it has that server."""
-    from prefect.settings import PREFECT_API_URL, PREFECT_PROFILES_PATH, temporary_settings
+    from prefect.settings import PREFECT_API_URL
     from prefect.settings.profiles import load_profiles
 
-    with temporary_settings({PREFECT_PROFILES_PATH: home / "profiles.toml"}):
+    with changed_settings({"profiles_path": home / "profiles.toml"}):
         profiles = load_profiles()
     if PROFILE not in profiles.names or profiles[PROFILE].settings.get(PREFECT_API_URL) != url:
         return f"PREFECT_API_URL={url} .venv/bin/prefect"

@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -58,15 +58,22 @@ SETTINGS = {
 
 
 @contextmanager
-def prefect_server(home: Path, port: int | None = None, usual_port: int | None = None) -> Iterator[str]:
-    """Set the environment for Prefect and yield the API's address. Import prefect only inside.
+def prefect_server(
+    home: Path,
+    port: int | None = None,
+    usual_port: int | None = None,
+    while_it_starts: Callable[[], object] = lambda: None,
+) -> Iterator[str]:
+    """Set the environment for Prefect and yield the API's address. Import prefect inside, or in `while_it_starts`.
 
     port: of the server, also if one runs already; usual_port: of a server that is started now, otherwise a free one.
+    while_it_starts: called if a server is started, beside its imports of 3 s.
     Raises ConfigError when PREFECT_API_URL is set to an address that no flow can use, or the server requires a password
     that we do not have; JobError when a server does not start.
     """
     os.environ.update({key: os.environ.get(key, value) for key, value in SETTINGS.items()})
     os.environ.update(without_loopback(os.environ))
+    see_environment()
     given = os.environ.get("PREFECT_API_URL")
     if given and given.rstrip("/") != server_address(home):  # else it is that of the home, whose password we know
         if port is not None:
@@ -82,7 +89,7 @@ def prefect_server(home: Path, port: int | None = None, usual_port: int | None =
     with _locked(home / "server.users") as users, _locked(home / "server.lock") as lock:
         flock(lock, fcntl.LOCK_EX, home / "server.lock", "Set PREFECT_HOME to a folder on a local disk")
         fcntl.flock(users, fcntl.LOCK_SH)  # waits for a server that is ending
-        url = join_server(home, port) or start_server(home, port or usual_port, environ)
+        url = join_server(home, port) or start_server(home, port or usual_port, environ, while_it_starts)
         login = password(home)
         fcntl.flock(lock, fcntl.LOCK_UN)
         with _named(url, login):
@@ -171,7 +178,9 @@ def join_server(home: Path, port: int | None) -> str | None:
     return url
 
 
-def start_server(home: Path, port: int | None, environ: dict[str, str]) -> str:
+def start_server(
+    home: Path, port: int | None, environ: dict[str, str], while_it_starts: Callable[[], object] = lambda: None
+) -> str:
     """Start a server, wait until it answers, and return its address. port: None for any that is free.
 
     Raises ConfigError when the port is in use, JobError when the server does not start.
@@ -201,6 +210,7 @@ def start_server(home: Path, port: int | None, environ: dict[str, str]) -> str:
             _command(home, port), stdin=subprocess.DEVNULL, stdout=log_file, stderr=subprocess.STDOUT,
             start_new_session=True, pass_fds=(record.fileno(),), env={**environ, **settings},
         )  # fmt: skip
+    while_it_starts()
     _wait_until_healthy(home, url)
     return url
 
@@ -285,7 +295,7 @@ def _wait_until_healthy(home: Path, url: str) -> None:
     while not healthy(url):
         if server_address(home) is None or time.monotonic() > deadline:
             raise JobError(f"The Prefect server did not start; its log is {home / 'server.log'}.")
-        time.sleep(0.3)
+        time.sleep(0.1)
 
 
 def _leave(home: Path, users: IO[str], lock: IO[str]) -> None:

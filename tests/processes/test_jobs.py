@@ -39,7 +39,7 @@ CONFIG = RunConfig.model_validate(
 def light(monkeypatch: pytest.MonkeyPatch) -> None:
     """Jobs without torch."""
     monkeypatch.setenv("PYTHONPATH", str(SUPPORT))
-    monkeypatch.setattr(jobs, "ForkServer", lambda module: ForkServer("job_functions"))
+    monkeypatch.setattr(jobs, "ForkServer", lambda *_: ForkServer("job_functions"))
 
 
 def run(
@@ -102,12 +102,12 @@ def test_the_jobs_of_a_block_are_forks_of_one_process_that_ends_with_it(tmp_path
 
 
 def test_a_process_that_imports_ahead_is_the_one_of_the_jobs_and_ends_without_one(tmp_path: Path) -> None:
-    with warm_job_starter():
+    with warm_job_starter(()):
         (ahead,) = starters()
-        with warm_job_starter():
+        with warm_job_starter(()):
             made = run("pids", tmp_path, 1)
     assert made["starter"] == ahead.pid and not starters()
-    with warm_job_starter():
+    with warm_job_starter(()):
         assert starters()
     assert not starters(), "no job came"
 
@@ -265,11 +265,25 @@ def test_parts_of_a_run_that_is_asked_to_end_end_with_it(tmp_path: Path, caplog:
     assert list(tmp_path.glob("nap/*/checkpoint")) and AGAIN not in caplog.text and not starters()
 
 
+def test_what_no_job_uses_is_not_there_for_the_imports_and_is_there_for_a_job(tmp_path: Path) -> None:
+    (tmp_path / "asks.py").write_text("from importlib.util import find_spec\nfound = find_spec('scipy')")
+    ask = """
+import sys
+from deepfloyd_core.processes.job_worker import import_for_jobs
+import_for_jobs(["asks"])
+assert sys.modules["asks"].found is None
+import scipy
+import_for_jobs(["deepfloyd_core.files"])
+assert sys.modules["scipy"] is scipy
+"""
+    subprocess.run([sys.executable, "-c", ask], check=True, env=os.environ | {"PYTHONPATH": str(tmp_path)})
+
+
 def test_a_starter_that_cannot_begin_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jobs, "ForkServer", lambda module: ForkServer("no_such_module"))
+    monkeypatch.setattr(jobs, "ForkServer", lambda *_: ForkServer("no_such_module"))
     with pytest.raises(JobError, match="starts child processes has ended"):
         run("pids", tmp_path)
-    with warm_job_starter(), pytest.raises(JobError, match="starts child processes has ended"):
+    with warm_job_starter(()), pytest.raises(JobError, match="starts child processes has ended"):
         run("pids", tmp_path, 2)
     logs = sorted(tmp_path.rglob(".job-*.log"))
     assert len(logs) == 2 and all("No module named no_such_module" in log.read_text() for log in logs)
@@ -283,7 +297,7 @@ import test_jobs
 from deepfloyd_core.processes import jobs
 from deepfloyd_core.processes.fork_server import ForkServer
 from deepfloyd_core.processes.gpu_slot import gpu_slot
-jobs.ForkServer = lambda module: ForkServer("job_functions")
+jobs.ForkServer = lambda *_: ForkServer("job_functions")
 with gpu_slot(Path(sys.argv[2], "gpu"), "a flow"):
     test_jobs.run("nap", Path(sys.argv[2]))
 """

@@ -426,7 +426,7 @@ def test_bad_answers_are_rows_of_the_ledger_and_what_heals_is_asked_again(
 
 
 def test_a_saved_data_set_gives_what_a_folder_gives(world: DataWorld, from_folder: FromFolder) -> None:
-    datasets = pytest.importorskip("datasets", reason="pip install 'deepfloyd-pipeline[huggingface]'")
+    datasets = pytest.importorskip("datasets", reason="datasets is not installed: make test-extras")
     captions = list(CAPTIONS.values())
     rows: dict[str, list[Any]] = {
         "image": [{"bytes": data, "path": None} for data in PICTURES.values()],

@@ -74,7 +74,7 @@ class ForkServerHere:
 
     is_closed = False
 
-    def __init__(self, module: str) -> None:
+    def __init__(self, module: str, modules: str) -> None:
         assert module == job_process.__name__
 
     def open(self) -> None:

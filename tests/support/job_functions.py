@@ -116,8 +116,6 @@ def do(job: Job[Order]) -> Pids:
 
 
 if __name__ == "__main__":
-    job_worker.ENTRIES = ()  # type: ignore[attr-defined, assignment]
-    job_worker.ON_THE_WAY = ()  # type: ignore[assignment]
     for file in sorted(Path(os.environ.get("SLOW_STARTS", "/nowhere")).glob("*"))[:1]:
         file.unlink()
         time.sleep(60)  # as imports can take
