@@ -86,10 +86,18 @@ def _loaded(stage: Stage, settings: StageConfig, product: str, text: bool) -> li
         *before,
         f"stage{stage} = {STAGES[stage].pipeline}.from_pretrained(base, {dtype}{more}, **parts)",
         *after,
+        *_order(stage, settings),
         f'stage{stage}.scheduler = DDPMScheduler.from_pretrained("stage{stage}/scheduler")',
         *_other_scheduler(stage, settings),
         "",
     ]
+
+
+def _order(stage: Stage, settings: StageConfig) -> list[str]:
+    """The line by which convolutions round as those of `generate`; peft's DoRA of a convolution does not take that order."""
+    if settings.use_dora and any("conv" in name for name in settings.lora_target_modules):
+        return []
+    return [f"stage{stage}.unet.to(memory_format=torch.channels_last)  # as deepfloyd generate draws, to the last bit"]
 
 
 def _other_scheduler(stage: Stage, settings: StageConfig) -> list[str]:

@@ -1,5 +1,6 @@
 """The code of a model card: it runs as it stands on any base model, and makes the picture that our sampler makes."""
 
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,8 @@ import pytest
 import torch
 from data_world import DataWorld
 from model_cards import run_code
+from PIL import Image
+from stock_environment import stock_environment
 
 from deepfloyd_core.adapters.files import product_name
 from deepfloyd_core.adapters.lora import trainable
@@ -15,11 +18,13 @@ from deepfloyd_core.adapters.method import method_of
 from deepfloyd_core.bundle.card_code import card_code
 from deepfloyd_core.config.flavours import FLAVOURS
 from deepfloyd_core.config.run import Run
-from deepfloyd_core.config.stages import Stage
+from deepfloyd_core.config.stages import STAGES, Stage
+from deepfloyd_core.diffusion.loss import to_bytes
 from deepfloyd_core.models.folders import resolve
-from deepfloyd_core.models.unet import load_unet, trained_scheduler
+from deepfloyd_core.models.unet import load_unet, trained_scheduler, use_threads
 from deepfloyd_core.sampling.jobs import cascade_of
 from deepfloyd_core.sampling.sampler import make_sampler, sample_from_text, sample_upscaled
+from deepfloyd_core.text.encode import encode_prompts
 
 FAST = {"validation_num_inference_steps": 2, "mixed_precision": "no", "lora_rank": 4}
 STAGE1, STAGE2 = {"model_flavour": "tiny-i", **FAST}, {"model_flavour": "tiny-ii", "validation_guidance": 1.0, **FAST}
@@ -67,8 +72,67 @@ def test_the_code_makes_the_picture_that_the_cascade_makes(world: DataWorld) -> 
     text, negative = names["embeds"], names["negative"]
     small = sample_from_text(samplers[0], text, negative, [7], (96, 64))
     large = sample_upscaled(samplers[1], text, negative, [7], small)
-    made = ((large[0].permute(1, 2, 0) + 1) * 127.5).numpy()
-    assert np.abs(made - np.asarray(picture)).max() <= 1
+    assert np.array_equal(to_bytes(large)[0].numpy(), np.asarray(picture)), "every bit"
+
+
+# A person who has diffusers and not this package.
+METHODS: dict[str, dict[str, Any]] = {
+    "lora": {"lora_rank": 4},
+    "dora": {"lora_rank": 4, "use_dora": True},
+    "convolutions": {"lora_rank": 4, "use_dora": True, "lora_target_modules": ["to_q", "conv1"]},
+    "biases": {"use_bitfit": True},
+    "full": {"model_type": "full"},
+}
+EACH = """
+import os, sys
+from pathlib import Path
+for bundle in map(Path, sys.argv[1:]):
+    os.chdir(bundle)
+    exec((bundle / "code.py").read_text(), {})
+assert "deepfloyd_core" not in sys.modules
+"""
+
+
+@pytest.mark.slow
+def test_with_stock_diffusers_alone_the_code_makes_every_bit_that_generate_makes(world: DataWorld) -> None:
+    world.add("0.png", np.zeros((300, 300, 3), np.uint8))
+    common = {"validation_num_inference_steps": 2, "mixed_precision": "no", "validation_guidance": 3.0}
+    bases: dict[Stage, Path] = {}
+    for stage, name in ((1, "i"), (2, "ii")):
+        bases[stage] = world.folder / name
+        bases[stage].symlink_to(FLAVOURS[f"tiny-{name}"].repo)
+    known: dict[Path, np.ndarray] = {}
+    for method, keys in METHODS.items():
+        tables = {
+            f"stage{stage}": {"pretrained_model_name_or_path": str(folder), "model_flavour": flavour, **common, **keys}
+            for (stage, folder), flavour in zip(bases.items(), ("tiny-i", "tiny-ii"), strict=True)
+        }
+        run = world.load(
+            stages=(1, 2), device="cpu", num_threads=1, validation_seed=3, text_encoder_dtype="fp32", **tables
+        )
+        bundle = world.folder / method / "bundle"
+        code = card_code(run, trained(run, bundle), "a purple star")
+        (bundle / "code.py").write_text("\n".join(["import torch", "torch.set_num_threads(1)", *code]))
+        known[bundle] = drawn(run, bundle, bases)
+    python = stock_environment(world.folder / "environment")
+    # -I: neither this package's folder nor PYTHONPATH is looked in.
+    subprocess.run([python, "-I", "-c", EACH, *known], check=True, cwd=world.folder)
+    for bundle, pixels in known.items():
+        with Image.open(bundle.parent / "picture.png") as picture:
+            assert np.array_equal(np.asarray(picture), pixels), bundle
+
+
+def drawn(run: Run, bundle: Path, bases: dict[Stage, Path]) -> np.ndarray:
+    """What the job of `generate` draws of a bundle's weights."""
+    use_threads(1)
+    small, large = (
+        make_sampler(one, bundle / f"stage{one.stage}", run.config, lambda count: None)
+        for one in cascade_of(run, bases).stages
+    )
+    texts = encode_prompts(["a purple star", ""], STAGES[1].text_encoder, bases[1], run.config, run.config)
+    text, negative = (torch.as_tensor(row)[None] for row in texts)
+    first = sample_from_text(small, text, negative, [3], (64, 64))
+    return to_bytes(sample_upscaled(large, text, negative, [3], first))[0].numpy()
 
 
 def test_the_code_runs_on_a_local_folder(world: DataWorld) -> None:
