@@ -5,9 +5,9 @@ from pathlib import Path
 from prefect import flow
 
 from deepfloyd_core.preflight.check import check_run
+from deepfloyd_core.preflight.drawn_from import asked_version
 from deepfloyd_core.preflight.generate import (
     GenerateOptions,
-    asked_version,
     pictures_of,
     recorded_options,
     version_number,
@@ -29,7 +29,8 @@ from tasks.generated import compare_versions, generated
 def generate(
     config: str, prompt: Prompts = None, prompt_file: str | None = None, seeds: Seeds = "0", sizes: Sizes = None,
     version: VersionName | None = None, lora: Loras = None, control: str | None = None, image: str | None = None,
-    mask: str | None = None, strength: Strength = None, from_picture: str | None = None, overrides: Overrides = None,
+    mask: str | None = None, strength: Strength = None, style: str | None = None, from_picture: str | None = None,
+    overrides: Overrides = None,
 ) -> list[Artifact]:  # fmt: skip
     """Draw pictures with a published version, or with the base models: each prompt at each size with each seed. Several
     versions draw the same ones, and are compared.
@@ -47,7 +48,8 @@ def generate(
         control: A picture that they follow, with a version that is a ControlNet.
         image: A picture that all start from, in place of noise.
         mask: A picture of the image's size, white where the image is drawn anew; empty: everywhere.
-        strength: Of the noise on the image, above 0, at most 1; empty: 0.7, with a mask 1.
+        strength: Of the noise on the image, above 0, at most 1; empty: 0.7, with a mask 1, with a style 0.5.
+        style: A text whose style the image takes, such as "an oil painting"; `prompt` says what it shows, unless empty.
         from_picture: A picture that was drawn before, to draw it again; its prompt, seed, size, version and settings are
             in it. Give its control, image and mask again.
         overrides: Keys of the run file, each as KEY=VALUE; KEY= removes one.
@@ -58,7 +60,7 @@ def generate(
     )
     asked = GenerateOptions(
         texts, asked_version(version, lora), seeds=seeds, sizes=sizes, prompt_file=table, control=hint, image=first,
-        mask=part, strength=strength, loras=tuple(lora or ()),
+        mask=part, strength=strength, style=style or None, loras=tuple(lora or ()),
     )  # fmt: skip
     options, recorded = recorded_options(asked, drawn_before)
     changed = dict.fromkeys((*recorded, *(overrides or ())))  # the command line has added those of the picture already

@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import Field
 
 from deepfloyd_core.errors import ConfigError
-from deepfloyd_core.preflight.generate import MOST_LORAS
+from deepfloyd_core.preflight.drawn_from import MOST_LORAS
 
 Overrides = Annotated[list[Annotated[str, Field(pattern=r"^\s*[\w.]+\s*=")]] | None, Field(max_length=100)]
 Steps = Annotated[int | None, Field(ge=1, le=10_000_000)]

@@ -5,6 +5,7 @@ from pathlib import Path
 from prefect import flow
 
 from deepfloyd_core.preflight.check import check_run
+from deepfloyd_core.preflight.drawn_from import asked_version
 from deepfloyd_core.preflight.generate import version_number
 from deepfloyd_core.preflight.upscale import UpscaleOptions
 from deepfloyd_core.processes.jobs import DRAWING, warm_job_starter
@@ -12,7 +13,7 @@ from deepfloyd_core.sampling.own_pictures import own_pictures
 from deepfloyd_core.store.artifacts import Artifact
 from deepfloyd_core.store.leases import leased
 from flows.deployable import deployable
-from flows.parameters import OneVersion, Overrides, Seed
+from flows.parameters import Loras, OneVersion, Overrides, Seed
 from flows.runs.run_lease import gpu_of, rename_run
 from tasks import VERSION
 from tasks.upscaled import upscaled
@@ -23,7 +24,7 @@ from tasks.upscaled import upscaled
 @leased
 @warm_job_starter(DRAWING)
 def upscale(
-    config: str, pictures: str, prompt: str = "", seed: Seed = 0, version: OneVersion = "latest",
+    config: str, pictures: str, prompt: str = "", seed: Seed = 0, version: OneVersion | None = None, lora: Loras = None,
     overrides: Overrides = None,
 ) -> Artifact:  # fmt: skip
     """Make pictures of one's own four times as wide and high, with a published version or with the base model.
@@ -33,11 +34,12 @@ def upscale(
         pictures: A picture, or a folder of pictures, from the project's folder.
         prompt: What the pictures show, where no caption in NAME.txt lies beside them.
         seed: Seed of each picture's noise.
-        version: A version number, `latest`, or `base` for no LoRA.
+        version: A version number, `latest`, or `base` for no LoRA. Empty: the latest, with `lora` the base.
+        lora: LoRAs to upscale with together on the base model, each as version:N or a file, with a weight: version:3@0.7.
         overrides: Keys of the run file, each as KEY=VALUE; KEY= removes one.
     """
-    options = UpscaleOptions(Path(pictures), str(version), prompt, seed)
+    options = UpscaleOptions(Path(pictures), asked_version(version, lora), prompt, seed, tuple(lora or ()))
     run = check_run(Path(config), tuple(overrides or ()), options)
     rename_run(run.workspace)
     with gpu_of(run):
-        return upscaled(run, own_pictures(options.pictures, prompt), version_number(run, options.version), seed)
+        return upscaled(run, own_pictures(options.pictures, prompt), version_number(run, options.version), options)

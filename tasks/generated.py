@@ -65,7 +65,8 @@ def _drawn_from(run: Run, options: GenerateOptions, folders: dict[Stage, Path]) 
     loras = mixed_loras(run, options.asked_loras, folders)
     for lora in loras:
         log.info("%s draws with %s", STAGES[lora.stage].title, lora.told)
-    return DrawnFrom(control=pinned(options.control) if options.control else None, start=start, loras=loras)
+    control = pinned(options.control) if options.control else None
+    return DrawnFrom(control=control, start=start, loras=loras, style=options.style)
 
 
 def compare_versions(run: Run, pictures: Sequence[Picture], drawn: Mapping[str, Artifact]) -> None:

@@ -7,11 +7,14 @@ from pathlib import Path
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
+from deepfloyd_core.adapters.mixed import mixed_loras
 from deepfloyd_core.config.run import Run
-from deepfloyd_core.config.stages import Stage
+from deepfloyd_core.config.stages import STAGES, Stage
 from deepfloyd_core.errors import DataError
 from deepfloyd_core.models.folders import resolve
+from deepfloyd_core.preflight.drawn_from import asked_loras
 from deepfloyd_core.preflight.generate import version_bundle
+from deepfloyd_core.preflight.upscale import UpscaleOptions
 from deepfloyd_core.processes.jobs import run_job
 from deepfloyd_core.sampling.identity import upscale_request
 from deepfloyd_core.sampling.jobs import OwnPicture, UpscaledSummary, upscale_job
@@ -25,15 +28,18 @@ log = logging.getLogger(__name__)
 
 
 @task(name="upscaled", cache_policy=NO_CACHE)
-def upscaled(run: Run, pictures: Sequence[OwnPicture], version: str, seed: int) -> Artifact:
+def upscaled(run: Run, pictures: Sequence[OwnPicture], version: str, options: UpscaleOptions) -> Artifact:
     """version: a number, or `base`. Raises DataError where no picture can be upscaled."""
     stage, first = run.config.upscalers[0], run.config.first_stage
     folders: dict[Stage, Path] = {
         one: resolve(run.config.stage(one).model, one, text=one == first) for one in dict.fromkeys((first, stage))
     }
     bundle = version_bundle(run, version)
-    job = upscale_job(run, pictures, seed, version, folders, bundle)
-    request = upscale_request(run, pictures, seed, version, folders, bundle)
+    loras = mixed_loras(run, asked_loras(options.loras), {stage: folders[stage]})
+    for lora in loras:
+        log.info("%s upscales with %s", STAGES[stage].title, lora.told)
+    job = upscale_job(run, pictures, options.seed, version, folders, bundle, loras)
+    request = upscale_request(run, pictures, options.seed, version, folders, bundle, loras)
     with progress("upscale") as report:
         artifact = materialise(run.workspace, request, lambda work: run_job(job, work, report))
     summary = artifact.summary(UpscaledSummary)

@@ -6,7 +6,7 @@ All that a picture's bytes depend on is known from the files' headers and hashes
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,14 +116,16 @@ class FoundLora:
 
 
 def mixed_loras(run: Run, asked: Sequence[AskedLora], folders: Mapping[Stage, Path]) -> tuple[MixedLora, ...]:
-    """The LoRAs in the order in which they are asked for, each once for each of its stages. Raises as `found_loras`."""
+    """The LoRAs in the order in which they are asked for, each once for each of its stages that draw. Raises as
+    `found_loras`.
+    """
     return tuple(one.mixed for one in found_loras(run, asked, folders))
 
 
 def found_loras(run: Run, asked: Sequence[AskedLora], folders: Mapping[Stage, Path]) -> list[FoundLora]:
-    """The same by their headers alone. folders: of the base models.
+    """The same by their headers alone. folders: of the base models of the stages that draw.
 
-    Raises ConfigError for a source that is not there, and for one that fits no stage of the run.
+    Raises ConfigError for a source that is not there, and for one that fits none of these stages.
     """
     found: list[FoundLora] = []
     faults: list[DeepFloydError] = []
@@ -146,9 +148,9 @@ def _dora_faults(loras: Sequence[FoundLora]) -> Iterator[str]:
 
 def _of_stages(run: Run, one: AskedLora, folders: Mapping[Stage, Path]) -> list[FoundLora]:
     """The LoRA of each stage that a source has."""
-    files = list(_files(run, one))
+    files = list(_files(run, one, tuple(folders)))
     if not files:
-        raise ConfigError(f"--lora {one.source} has no LoRA of a stage of this run.")
+        raise ConfigError(f"--lora {one.source} has no LoRA of {_stages_told(folders)}.")
     name = f"{_VERSION}{find_version(run.workspace, one.version).number}" if one.version else Path(one.source).name
     found = []
     for file, stages in files:
@@ -156,16 +158,19 @@ def _of_stages(run: Run, one: AskedLora, folders: Mapping[Stage, Path]) -> list[
         fits = [stage for stage in stages if not faults[stage]]
         if not fits:
             each = "; ".join(f"{STAGES[stage].title}: {fault}" for stage, fault in faults.items())
-            raise ConfigError(f"--lora {one.source} fits no stage of this run. {each}.")
+            raise ConfigError(f"--lora {one.source} does not fit what draws here. {each}.")
         names = our_names(read_header(file).shapes, ())
         settings, variance = file.parent / PEFT_SETTINGS if PEFT in names.formats else None, _variance(file)
         found += [FoundLora(stage, name, one.weight, file, settings, variance) for stage in fits]
     return found
 
 
-def _files(run: Run, one: AskedLora) -> Iterator[tuple[Path, tuple[Stage, ...]]]:
+def _stages_told(stages: Iterable[Stage]) -> str:
+    return " or ".join(STAGES[stage].title for stage in stages)
+
+
+def _files(run: Run, one: AskedLora, stages: tuple[Stage, ...]) -> Iterator[tuple[Path, tuple[Stage, ...]]]:
     """Each file that a source has, with the stages that it may belong to."""
-    stages = run.config.stages
     if one.version is None:
         path = Path(one.source)
         parts = {stage: path / STAGES[stage].table for stage in stages}

@@ -6,19 +6,22 @@ from typing import TYPE_CHECKING
 
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.config.stages import STAGES, Stage
-from deepfloyd_core.errors import DeepFloydError, attempt
+from deepfloyd_core.errors import ConfigError, DeepFloydError, attempt
 from deepfloyd_core.models.folders import folder_here
 
 if TYPE_CHECKING:
     from deepfloyd_core.adapters.mixed import AskedLora
     from deepfloyd_core.preflight.generate import GenerateOptions
 
+MOST_LORAS = 16
+BASE = "base"  # in place of a version: the base models
+
 
 def start_faults(run: Run, options: "GenerateOptions", small: Iterable[tuple[int, int]] = ()) -> Iterator[str]:
     """Why pictures cannot start from the user's own one. small: the sizes of the first stage that are drawn."""
     image, mask, strength = options.image, options.mask, options.noise_strength
     if image is None:
-        for name, value in (("mask", mask), ("strength", options.strength)):
+        for name, value in (("mask", mask), ("strength", options.strength), ("style", options.style)):
             if value is not None:
                 yield f"--{name} is given without --image, the picture to start from. Give both, or neither."
         return
@@ -32,6 +35,7 @@ def start_faults(run: Run, options: "GenerateOptions", small: Iterable[tuple[int
             steps = run.config.stage(stage).validation_num_inference_steps
             if int(steps * strength) < 1:
                 yield f"The strength is {strength:g} and {STAGES[stage].title} has {steps} steps: that is less than one."
+    yield from _style_faults(run, options)
     files = [image, *([mask] if mask else [])]
     faults: list[DeepFloydError] = []
     sizes = [attempt(faults, picture_size, file) for file in files]
@@ -53,9 +57,56 @@ def start_faults(run: Run, options: "GenerateOptions", small: Iterable[tuple[int
                 return
 
 
-def lora_faults(run: Run, asked: "Sequence[AskedLora]", stage: Stage, folder: Path) -> list[DeepFloydError]:
-    """LoRAs that are not there or fit no stage. Nothing while another stage's model is not on this machine: a file may be of
-    that one. folder: the model of a stage.
+def _style_faults(run: Run, options: "GenerateOptions") -> Iterator[str]:
+    """Why pictures cannot take a style."""
+    if options.style is None:
+        return
+    if not options.style.strip():
+        yield "The style is empty."
+    for name, value in (("mask", options.mask), ("control", options.control)):
+        if value is not None:
+            yield f"--style gives all of a picture another style. Leave out --{name}."
+    for stage in run.config.stages:
+        guidance = run.config.stage(stage).validation_guidance
+        if guidance <= 1:
+            yield (
+                f"--style works through the guidance, and {STAGES[stage].table}.validation_guidance is {guidance:g}. Set it "
+                "above 1."
+            )
+
+
+def asked_loras(loras: Sequence[str]) -> "tuple[AskedLora, ...]":
+    """LoRAs as a user names them. Raises ConfigError for one that cannot be understood."""
+    if not loras:
+        return ()
+    from deepfloyd_core.adapters.mixed import parse_lora
+
+    return tuple(parse_lora(text) for text in loras)
+
+
+def asked_version(version: str | int | None, loras: Sequence[str] | None) -> str:
+    """The version to draw with, where it may be left out: the latest, or the base models for LoRAs that are named."""
+    return str(version) if version is not None else BASE if loras else "latest"
+
+
+def asked_lora_faults(loras: Sequence[str], version: str) -> list[DeepFloydError]:
+    """What can be said of LoRAs without the run file. version: as `asked_version` gives it."""
+    faults: list[DeepFloydError] = []
+    attempt(faults, asked_loras, loras)
+    if len(loras) > MOST_LORAS:
+        faults.append(ConfigError(f"--lora is given {len(loras)} times; at most {MOST_LORAS} are drawn with at once."))
+    if loras and version != BASE:
+        faults.append(
+            ConfigError("--lora draws with the base models: leave out --version. A version's LoRA is --lora version:N.")
+        )
+    return faults
+
+
+def lora_faults(
+    run: Run, asked: "Sequence[AskedLora]", stage: Stage, folder: Path, drawing: Iterable[Stage] | None = None
+) -> list[DeepFloydError]:
+    """LoRAs that are not there or fit no stage that draws. Nothing while another one's model is not on this machine: a file
+    may be of that one. folder: the model of a stage. drawing: the stages that draw, unless all of the run do.
     """
     if not asked:
         return []
@@ -63,7 +114,7 @@ def lora_faults(run: Run, asked: "Sequence[AskedLora]", stage: Stage, folder: Pa
     from deepfloyd_core.adapters.mixed import found_loras
 
     faults: list[DeepFloydError] = []
-    others = [other for other in run.config.stages if other != stage]
+    others = [other for other in drawing or run.config.stages if other != stage]
     folders = {other: attempt([], folder_here, run.config.stage(other).model, other, False) for other in others}
     here = {other: found for other, found in folders.items() if found is not None}
     if len(here) == len(others):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.config.stages import CONTROLLED, Stage
 from deepfloyd_core.errors import ConfigError, DeepFloydError, attempt
-from deepfloyd_core.preflight.drawn_from import lora_faults, start_faults
+from deepfloyd_core.preflight.drawn_from import BASE, asked_lora_faults, asked_loras, lora_faults, start_faults
 from deepfloyd_core.preflight.unet_sizes import asked_size_faults
 
 if TYPE_CHECKING:
@@ -16,9 +16,6 @@ if TYPE_CHECKING:
     from deepfloyd_core.sampling.drawn_picture import DrawnPicture
     from deepfloyd_core.sampling.pictures import Picture, PromptRow
     from deepfloyd_core.store.artifacts import Artifact
-
-MOST_LORAS = 16
-BASE = "base"  # in place of a version: the base models
 
 
 @dataclass(frozen=True)
@@ -35,6 +32,7 @@ class GenerateOptions:
     image: Path | None = None  # that they start from; None: from noise
     mask: Path | None = None  # white where the image is drawn anew; None: everywhere
     strength: float | None = None  # of the noise on the image, above 0, at most 1; None: `noise_strength`
+    style: str | None = None  # a text whose style the image takes; without a prompt it is that too
     loras: tuple[str, ...] = ()  # such as version:3@0.7: all at once, in place of a version's
     again: "DrawnPicture | None" = None  # that is drawn again
 
@@ -46,21 +44,16 @@ class GenerateOptions:
     @property
     def asked_loras(self) -> "tuple[AskedLora, ...]":
         """The LoRAs. Raises ConfigError for one that cannot be understood."""
-        if not self.loras:
-            return ()
-        from deepfloyd_core.adapters.mixed import parse_lora
-
-        return tuple(parse_lora(text) for text in self.loras)
+        return asked_loras(self.loras)
 
     @property
     def noise_strength(self) -> float:
-        """The strength; unset as in diffusers' pipelines: 0.7 to vary a picture, 1 to draw a part of it anew."""
-        return self.strength if self.strength is not None else 0.7 if self.mask is None else 1.0
-
-
-def asked_version(version: str | int | None, loras: Sequence[str] | None) -> str:
-    """The version to draw with, where it may be left out: the latest, or the base models for LoRAs that are named."""
-    return str(version) if version is not None else BASE if loras else "latest"
+        """The strength; unset as in diffusers' pipelines: 0.7 to vary a picture, 1 to draw a part of it anew; and as in IF's
+        own library to give it another style.
+        """
+        if self.strength is not None:
+            return self.strength
+        return 0.5 if self.style is not None else 0.7 if self.mask is None else 1.0
 
 
 def recorded_options(options: GenerateOptions, drawn: Path | None) -> tuple[GenerateOptions, tuple[str, ...]]:
@@ -75,8 +68,8 @@ def recorded_options(options: GenerateOptions, drawn: Path | None) -> tuple[Gene
     )  # fmt: skip
     if options != own:
         raise ConfigError(
-            f"{drawn} records its prompt, seed, size, version and strength. Give none of these beside --from, or leave it "
-            "out."
+            f"{drawn} records its prompt, style, seed, size, version and strength. Give none of these beside --from, or "
+            "leave it out."
         )
     # Not above: it takes Pillow.
     from deepfloyd_core.sampling.drawn_picture import drawn_picture
@@ -89,7 +82,7 @@ def recorded_options(options: GenerateOptions, drawn: Path | None) -> tuple[Gene
     width, height = again.size
     options = replace(
         own, prompts=(again.prompt,), version=again.version, seeds=str(again.seed), sizes=f"{width}x{height}",
-        strength=again.strength, again=again,
+        strength=again.strength, style=again.style, again=again,
     )  # fmt: skip
     return options, tuple(again.overrides())
 
@@ -112,7 +105,8 @@ def prompt_rows(options: GenerateOptions) -> "list[PromptRow]":
     """The prompts of the command line, then those of the file. Raises ConfigError or DataError."""
     from deepfloyd_core.sampling.pictures import PromptRow, read_prompts
 
-    rows = [PromptRow(prompt=prompt) for prompt in options.prompts]
+    prompts = options.prompts or ((options.style,) if options.style and options.prompt_file is None else ())
+    rows = [PromptRow(prompt=prompt) for prompt in prompts]
     return rows + (read_prompts(options.prompt_file) if options.prompt_file else [])
 
 
@@ -140,20 +134,11 @@ def prompt_faults(options: GenerateOptions) -> list[DeepFloydError]:
         faults.append(
             ConfigError("The prompt is empty." if len(options.prompts) < 2 else "One of the prompts is empty.")
         )
-    elif not options.prompts and options.prompt_file is None:
+    elif not options.prompts and options.prompt_file is None and options.style is None:
         faults.append(ConfigError("There is no prompt: give --prompt TEXT, or --prompt-file FILE."))
     attempt(faults, prompt_rows, options)
     attempt(faults, parse_seeds, options.seeds)
-    attempt(faults, lambda: options.asked_loras)
-    if len(options.loras) > MOST_LORAS:
-        faults.append(
-            ConfigError(f"--lora is given {len(options.loras)} times; at most {MOST_LORAS} are drawn with at once.")
-        )
-    if options.loras and options.version != BASE:
-        faults.append(
-            ConfigError("--lora draws with the base models: leave out --version. A version's LoRA is --lora version:N.")
-        )
-    return faults
+    return [*faults, *asked_lora_faults(options.loras, options.version)]
 
 
 def check_generate(run: Run, options: GenerateOptions, faults: list[DeepFloydError]) -> None:

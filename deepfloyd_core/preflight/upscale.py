@@ -6,6 +6,7 @@ from pathlib import Path
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.config.stages import UPSCALERS, Stage, tables
 from deepfloyd_core.errors import ConfigError, DeepFloydError, attempt
+from deepfloyd_core.preflight.drawn_from import asked_lora_faults, asked_loras, lora_faults
 from deepfloyd_core.preflight.generate import base_faults, version_bundle
 
 
@@ -17,16 +18,17 @@ class UpscaleOptions:
     version: str  # `latest`, a number, or `base`
     prompt: str = ""  # of pictures without a caption beside them
     seed: int = 0
+    loras: tuple[str, ...] = ()  # such as version:3@0.7: all at once, in place of a version's
 
 
 def own_picture_faults(options: UpscaleOptions) -> list[DeepFloydError]:
-    """What can be said of the pictures without the run file."""
+    """What can be said of the pictures and LoRAs without the run file."""
     # Not above: it takes pydantic's models of all jobs.
     from deepfloyd_core.sampling.own_pictures import picture_files
 
     faults: list[DeepFloydError] = []
     attempt(faults, picture_files, options.pictures)
-    return faults
+    return [*faults, *asked_lora_faults(options.loras, options.version)]
 
 
 def check_upscale(run: Run, options: UpscaleOptions, faults: list[DeepFloydError]) -> None:
@@ -37,5 +39,7 @@ def check_upscale(run: Run, options: UpscaleOptions, faults: list[DeepFloydError
 
 
 def upscale_model_faults(run: Run, options: UpscaleOptions, stage: Stage, folder: Path) -> list[DeepFloydError]:
-    """Why a base model cannot upscale: a version that was trained on another one."""
-    return base_faults(run, (options.version,), stage, folder)
+    """Why a base model cannot upscale: a version or a LoRA that was trained on another one."""
+    asked = attempt([], asked_loras, options.loras) or ()
+    versions = [options.version, *(one.version for one in asked if one.version)]
+    return [*lora_faults(run, asked, stage, folder, (stage,)), *base_faults(run, versions, stage, folder)]

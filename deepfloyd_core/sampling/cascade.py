@@ -165,7 +165,7 @@ def _parameters(picture: np.ndarray, sample: Sample) -> str:
         "Steps": settings["steps"], "Sampler": SCHEDULER_KINDS[settings["scheduler"]].title,
         "CFG scale": settings["guidance"], "Seed": sample.seed, "Size": f"{width}x{height}",
         "Model": settings.get("model"), "Version": sample.variant, "Noise level": settings.get("noise_level"),
-        "Denoising strength": settings.get("strength"),
+        "Denoising strength": settings.get("strength"), "Style": settings.get("style"),
         "LoRA": " ".join(settings.get("loras", ())) or None,
     }  # fmt: skip
     values = ", ".join(f"{name}: {value}" for name, value in told.items() if value is not None)

@@ -23,6 +23,7 @@ _OF_PICTURE = (
     "mask",
     "strength",
     "loras",
+    "style",
 )  # in the settings, and no key of the run file
 
 
@@ -47,6 +48,12 @@ class DrawnPicture(Spec):
     def strength(self) -> float | None:
         """Of the noise on the picture that it started from; None: it started from noise."""
         found: float | None = self.drawn_with.settings.get("strength")
+        return found
+
+    @property
+    def style(self) -> str | None:
+        """The text whose style it took."""
+        found: str | None = self.drawn_with.settings.get("style")
         return found
 
     def overrides(self) -> list[str]:

@@ -31,6 +31,7 @@ from deepfloyd_core.sampling.parts import Parts
 from deepfloyd_core.sampling.pictures import INDEX, Size, batches, picture_file, picture_scale
 from deepfloyd_core.sampling.sampler import Sampler, Start, make_sampler, sample
 from deepfloyd_core.sampling.stored import StoredTexts, store_tensor, stored_tensor
+from deepfloyd_core.sampling.styled import StyledUnet
 from deepfloyd_core.store.parts import finish_part, part_is_whole
 
 _DRAWN = ".drawn"  # what a killed job goes on with
@@ -71,6 +72,8 @@ def _draw(job: Job[GenerateRequest], one: SampledStage, texts: StoredTexts, part
     loras = request.drawn_from.of_stage(one.stage)
     texts.make()
     sampler = make_sampler(one, request.trained(one.stage), request.machine, sampled, loras)
+    if request.drawn_from.style is not None:
+        sampler.pipeline.unet = StyledUnet(sampler.pipeline.unet, texts.of([request.drawn_from.style]))
     hint, start = cache(partial(_conditioning, job, sampler)), cache(partial(_start, job, one.stage))
     for group in missing:
         batch = [pictures[number] for number in group]
@@ -84,10 +87,10 @@ def _draw(job: Job[GenerateRequest], one: SampledStage, texts: StoredTexts, part
 
 
 def _texts(job: Job[GenerateRequest]) -> StoredTexts:
-    """Of the prompts and the negative prompts."""
-    request = job.request
-    both = [*(one.prompt for one in request.pictures), *(one.negative_prompt for one in request.pictures)]
-    return StoredTexts(both, request, job.out / _DRAWN / "text.safetensors")
+    """Of the prompts, the negative prompts and the style."""
+    request, style = job.request, job.request.drawn_from.style
+    texts = [*(one.prompt for one in request.pictures), *(one.negative_prompt for one in request.pictures)]
+    return StoredTexts([*texts, *([style] if style else [])], request, job.out / _DRAWN / "text.safetensors")
 
 
 def _given(
@@ -104,9 +107,12 @@ def _given(
 
 
 def _start(job: Job[GenerateRequest], stage: Stage, small: Size) -> Start | None:
-    """The user's own picture at a stage's size; None: pictures start from noise. small: the size of the first stage."""
+    """The user's own picture at a stage's size; None: pictures start from noise. small: the size of the first stage.
+
+    In another style an upscaler does: the picture's own detail would bring back the style it had.
+    """
     asked, scale = job.request.drawn_from.start, _scale(job, stage)
-    if asked is None:
+    if asked is None or (job.request.drawn_from.style and STAGES[stage].upscales):
         return None
     size = (small[0] * scale, small[1] * scale)
     fitted = read_fitted(asked.image.checked("is the picture to start from"), size)
@@ -179,6 +185,7 @@ def _keep(job: Job[GenerateRequest], one: SampledStage, number: int, made: torch
         "drawn_with": request.drawn_with,
         **({"strength": request.drawn_from.start.strength} if request.drawn_from.start else {}),
         **({"loras": [lora.told for lora in loras]} if loras else {}),
+        **({"style": request.drawn_from.style} if request.drawn_from.style else {}),
     }
     file = job.out / picture_file(request.pictures, number, _scale(job, one.stage))
     save_png(to_bytes(made[None])[0].numpy(), Sample(picture.prompt, picture.seed, request.version, settings), file)

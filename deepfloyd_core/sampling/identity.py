@@ -7,6 +7,7 @@ model is loaded.
 from collections.abc import Sequence
 from pathlib import Path
 
+from deepfloyd_core.adapters.mixed import MixedLora
 from deepfloyd_core.config.keys import read_by
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.config.stages import STAGES, Stage
@@ -102,14 +103,12 @@ def generate_request(
 
 
 def upscale_request(
-    run: Run,
-    pictures: Sequence[OwnPicture],
-    seed: int,
-    version: str,
-    folders: dict[Stage, Path],
-    bundle: Artifact | None,
-) -> Request:
-    """Identity of upscaled pictures: their bytes, names and prompts, sampler settings, the model, the version's bundle."""
+    run: Run, pictures: Sequence[OwnPicture], seed: int, version: str, folders: dict[Stage, Path],
+    bundle: Artifact | None, loras: Sequence[MixedLora] = (),
+) -> Request:  # fmt: skip
+    """Identity of upscaled pictures: their bytes, names and prompts, sampler settings, the model, the version's bundle or
+    the LoRAs.
+    """
     config, stage = run.config, run.config.upscalers[0]
     asked = [[one.name, one.source.sha256, one.prompt] for one in pictures]
     spec: Json = {
@@ -119,6 +118,7 @@ def upscale_request(
         "asked": digest(canonical_json(asked)),
     }
     del spec["validation_resolution"]
+    spec |= {"loras": [one.identity for one in loras]} if loras else {}
     spec[STAGES[stage].table] = read_by(config.stage(stage), "generated", stage)
     encoder = model_fingerprint(folders[config.first_stage], text_encoder_of(config.first_stage).parts)
     published = {} if bundle is None else {"lora_bundle": bundle.name}

@@ -242,6 +242,7 @@ class DrawnFrom(Spec):
     control: PinnedFile | None = None  # the picture that a ControlNet follows
     start: StartPicture | None = None  # None: they start from noise
     loras: tuple[MixedLora, ...] = ()  # all at once, on the base models
+    style: str | None = None  # the text whose style they take; with `start`
 
     def of_stage(self, stage: Stage) -> tuple[MixedLora, ...]:
         """The LoRAs of a stage."""
@@ -253,7 +254,7 @@ class DrawnFrom(Spec):
         found: Json = {} if self.control is None else {"control": self.control.sha256}
         found |= {} if self.start is None else self.start.identity
         loras = [one.identity for one in self.loras]
-        return found | ({"loras": loras} if loras else {})
+        return found | ({"loras": loras} if loras else {}) | ({"style": self.style} if self.style else {})
 
 
 class GenerateRequest(DrawRequest[GeneratedSummary]):
@@ -309,11 +310,12 @@ class UpscaleRequest(DrawRequest[UpscaledSummary]):
     pictures: tuple[OwnPicture, ...]
     negative_prompt: str
     seed: int
+    loras: tuple[MixedLora, ...] = ()  # all at once, on the base model
 
 
 def upscale_job(
     run: Run, pictures: Sequence[OwnPicture], seed: int, version: str, models: Mapping[Stage, Path],
-    bundle: Artifact | None,
+    bundle: Artifact | None, loras: tuple[MixedLora, ...] = (),
 ) -> UpscaleRequest:  # fmt: skip
     """The job that upscales pictures. models: folders of the upscaler and of the stage that has the text encoder."""
     config, stage = run.config, run.config.upscalers[0]
@@ -322,5 +324,5 @@ def upscale_job(
         encoder_name=STAGES[config.first_stage].text_encoder, encoder=models[config.first_stage],
         embeds=embeds_to_draw_with(run, models[config.first_stage]),
         pictures=tuple(pictures), negative_prompt=config.validation_negative_prompt, seed=seed, version=version,
-        bundle=bundle,
+        bundle=bundle, loras=loras,
     )  # fmt: skip

@@ -49,11 +49,12 @@ def upscale_pictures(job: Job[UpscaleRequest]) -> UpscaledSummary:
         both = [*(one.prompt for one in request.pictures), request.negative_prompt]
         texts = StoredTexts(both, request, job.out / ".drawn" / "text.safetensors")
         texts.make()
-        sampler = make_sampler(request.upscaler, request.trained(request.upscaler.stage), request.machine, sampled)
+        one = request.upscaler
+        sampler = make_sampler(one, request.trained(one.stage), request.machine, sampled, request.loras)
         sampler.pipeline.unet = WindowedUnet(sampler.pipeline.unet)
-        for one in missing:
-            text, negative = texts.of([one.prompt]), texts.of([request.negative_prompt])
-            _keep(job, one, _upscaled(sampler, text, negative, request.seed, _read(one)))
+        for own in missing:
+            text, negative = texts.of([own.prompt]), texts.of([request.negative_prompt])
+            _keep(job, own, _upscaled(sampler, text, negative, request.seed, _read(own)))
     _write_index(job, left_out)
     return UpscaledSummary(pictures=wanted, left_out=left_out)
 
@@ -88,7 +89,8 @@ def _keep(job: Job[UpscaleRequest], one: OwnPicture, made: torch.Tensor) -> None
     request = job.request
     settings = sampler_settings(request.upscaler, request.negative_prompt)
     settings |= {"model": request.upscaler.settings.model_flavour, "source": one.source.sha256,
-                 "bundle": request.bundle.fingerprint if request.bundle else None}  # fmt: skip
+                 "bundle": request.bundle.fingerprint if request.bundle else None,
+                 **({"loras": [lora.told for lora in request.loras]} if request.loras else {})}  # fmt: skip
     file = job.out / one.file
     save_png(to_bytes(made)[0].numpy(), Sample(one.prompt, request.seed, request.version, settings), file)
     finish_part(file)

@@ -68,7 +68,11 @@ Mask = Annotated[
     typer.Option(metavar="PICTURE", parser=user_path, help="White where the image is drawn anew; else everywhere."),
 ]
 Strength = Annotated[
-    float | None, typer.Option(help="Of the noise on the image, above 0, at most 1; else 0.7, with a mask 1.")
+    float | None,
+    typer.Option(help="Of the noise on the image, above 0, at most 1; else 0.7, with a mask 1, with a style 0.5."),
+]
+Style = Annotated[
+    str | None, typer.Option(metavar="TEXT", help="Give the image the style of this text; --prompt says what it shows.")
 ]
 Seeds = Annotated[str, typer.Option(help="Seeds of each prompt, such as 7 or 0-7,42.")]
 Versions = Annotated[

@@ -20,6 +20,7 @@ from flows.commands.arguments import (
     Seeds,
     Sizes,
     Strength,
+    Style,
     Versions,
     here,
     user_path,
@@ -28,7 +29,7 @@ from flows.commands.session import err, load, out, session
 
 
 def _warm() -> AbstractContextManager[None]:
-    """Let the job's process import torch while the run file is read and Prefect is imported, and joined or started."""
+    """Let the job's process import torch while Prefect is imported, and joined or started."""
     from deepfloyd_core.processes.jobs import DRAWING, warm_job_starter
 
     return warm_job_starter(DRAWING)
@@ -46,28 +47,29 @@ def generate(
     image: Image = None,
     mask: Mask = None,
     strength: Strength = None,
+    style: Style = None,
     from_picture: FromPicture = None,
     overrides: Overrides = None,
 ) -> None:
     """Draw pictures with a published version, or with the base models: each prompt at each size with each seed."""
-    with _warm():
-        from deepfloyd_core.preflight.generate import GenerateOptions, asked_version, recorded_options
+    from deepfloyd_core.preflight.drawn_from import asked_version
+    from deepfloyd_core.preflight.generate import GenerateOptions, recorded_options
 
-        asked = GenerateOptions(
-            tuple(prompt or ()), asked_version(version, lora), seeds=seeds, sizes=sizes, prompt_file=prompt_file,
-            control=control, image=image, mask=mask, strength=strength, loras=here(lora),
+    asked = GenerateOptions(
+        tuple(prompt or ()), asked_version(version, lora), seeds=seeds, sizes=sizes, prompt_file=prompt_file,
+        control=control, image=image, mask=mask, strength=strength, style=style, loras=here(lora),
+    )  # fmt: skip
+    options, recorded = recorded_options(asked, from_picture)
+    loaded = load(config, [*recorded, *(overrides or [])], options)
+    files = {
+        "prompt_file": prompt_file, "control": control, "image": image, "mask": mask, "from_picture": from_picture,
+    }  # fmt: skip
+    paths = {name: str(path.absolute()) for name, path in files.items() if path}
+    with _warm(), session(loaded, "flows.generate:generate") as call:
+        artifacts = call(
+            prompt=prompt, version=version, lora=list(options.loras) or None, seeds=seeds, sizes=sizes,
+            strength=strength, style=style, **paths,
         )  # fmt: skip
-        options, recorded = recorded_options(asked, from_picture)
-        loaded = load(config, [*recorded, *(overrides or [])], options)
-        files = {
-            "prompt_file": prompt_file, "control": control, "image": image, "mask": mask, "from_picture": from_picture,
-        }  # fmt: skip
-        paths = {name: str(path.absolute()) for name, path in files.items() if path}
-        with session(loaded, "flows.generate:generate") as call:
-            artifacts = call(
-                prompt=prompt, version=version, lora=list(options.loras) or None, seeds=seeds, sizes=sizes,
-                strength=strength, **paths,
-            )  # fmt: skip
     from deepfloyd_core.sampling.pictures import drawn
 
     rows = [row for artifact in artifacts for row in drawn(artifact.path)]
@@ -84,17 +86,22 @@ def upscale(
     prompt: Annotated[str, typer.Option(help="What they show, where no caption in NAME.txt lies beside them.")] = "",
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of each picture's noise.")] = 0,
     version: Annotated[
-        str, typer.Option(help="A number, `latest` for the champion, or `base` for no LoRA.")
-    ] = "latest",
+        str | None, typer.Option(help="A number, `latest` (the champion, unless told), or `base` for no LoRA.")
+    ] = None,
+    lora: Loras = None,
     overrides: Overrides = None,
 ) -> None:
     """Make pictures of your own four times as wide and high, with a published version or with the base model."""
-    with _warm():
-        from deepfloyd_core.preflight.upscale import UpscaleOptions
+    from deepfloyd_core.preflight.drawn_from import asked_version
+    from deepfloyd_core.preflight.upscale import UpscaleOptions
 
-        loaded = load(config, overrides, UpscaleOptions(pictures, version, prompt, seed))
-        with session(loaded, "flows.upscale:upscale") as call:
-            artifact = call(pictures=str(pictures.absolute()), prompt=prompt, seed=seed, version=version)
+    options = UpscaleOptions(pictures, asked_version(version, lora), prompt, seed, here(lora))
+    loaded = load(config, overrides, options)
+    with _warm(), session(loaded, "flows.upscale:upscale") as call:
+        artifact = call(
+            pictures=str(pictures.absolute()), prompt=prompt, seed=seed, version=version,
+            lora=list(options.loras) or None,
+        )  # fmt: skip
     from deepfloyd_core.sampling.own_pictures import upscaled_files
 
     for file in upscaled_files(artifact.path):

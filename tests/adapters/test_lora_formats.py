@@ -449,7 +449,7 @@ def test_what_cannot_be_drawn_with_is_told_before_a_model_is_loaded(tmp_path: Pa
         ("version:3", "There is no version '3'"),
         (str(tmp_path / "none"), "there is no such file or folder"),
         (str(tmp_path / "stray"), "has none of"),
-        (str(tmp_path / "loha.safetensors"), "fits no stage of this run. Stage I: which is LoHa"),
+        (str(tmp_path / "loha.safetensors"), "does not fit what draws here. Stage I: which is LoHa"),
         (str(tmp_path / "other.safetensors"), "which does not fit tiny-i: "),
         (str(tmp_path / "text.safetensors"), "text.safetensors cannot be read"),
         (str(tmp_path / "broken" / "x.safetensors"), "scheduler_config.json cannot be read"),

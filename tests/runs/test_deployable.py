@@ -14,7 +14,7 @@ from flows import deployable
 from flows.deployable import PATHS, ROOTS, TARGETS, confined
 
 # The other texts that flows take: none of them becomes a path.
-WORDS = {"target", "prompt", "version", "seeds", "sizes", "reason"}
+WORDS = {"target", "prompt", "style", "version", "seeds", "sizes", "reason"}
 
 
 @pytest.fixture

@@ -442,7 +442,7 @@ def test_generate_gives_the_same_bytes_twice_and_says_how_they_were_made(finishe
     assert again.returncode == 0 and "kept.png was drawn again, every byte equal" in again.stderr, again.stderr
     assert Path(again.stdout.split()[1]).read_bytes() == kept.read_bytes()
     for wrong, fault in (
-        (("--from", str(kept), "--seeds", "3"), "records its prompt, seed, size, version and strength. Give none"),
+        (("--from", str(kept), "--seeds", "3"), "records its prompt, style, seed, size, version and strength. Give"),
         (("--from", str(run.config)), "was not drawn by `deepfloyd generate`: it cannot be read."),
         (("--from", str(kept), "--set", "stage2.validation_guidance=2"), "stage2.validation_guidance is given 2 times"),
     ):
@@ -467,7 +467,14 @@ def test_generate_draws_a_part_of_a_picture_anew_and_again(finished: tuple[Small
     shutil.rmtree(run.workspace / "generated")
     again = run.call_here("generate", str(run.config), "--from", str(kept), *given)
     assert again.returncode == 0 and "kept.png was drawn again, every byte equal" in again.stderr, again.stderr
+    style = "--style", "a green square", "--image", str(tmp_path / "photo.png"), "--set", "stage2.validation_guidance=3"
+    done = run.call_here("generate", str(run.config), *style, *FAST)
+    assert done.returncode == 0, done.stderr
+    with Image.open(done.stdout.split()[1]) as picture:
+        record = json.loads(picture.info["deepfloyd"])
+        assert (record["prompt"], record["style"], record["strength"]) == ("a green square", "a green square", 0.5)
     for wrong, fault in (
+        (("--prompt", "x", *style[:4], "--mask", str(tmp_path / "mask.png")), "--style gives all of a picture another"),
         (("--from", str(kept)), "started from a picture of yours. Give that beside --from with --image"),
         (("--from", str(kept), *given[:2]), "cannot be drawn again: mask is not what it was drawn with"),
         (("--prompt", "x", *given[2:]), "--mask is given without --image"),
@@ -530,14 +537,25 @@ def test_upscale_makes_pictures_of_ones_own_larger(finished: tuple[SmallRun, str
         assert picture.size == (200, 160) and json.loads(picture.info["deepfloyd"])["variant"] == "1"
     base = run.call_here("upscale", str(run.config), str(photos / "a.png"), "--version", "base", *FAST)
     assert Path(base.stdout.strip()).read_bytes() != file.read_bytes()
+    lora = run.call_here(
+        "upscale", str(run.config), str(photos), "--prompt", "a purple star", "--lora", "version:1", *FAST
+    )
+    with Image.open(lora.stdout.strip()) as picture, Image.open(file) as of_version:
+        assert picture.tobytes() == of_version.tobytes(), "at weight 1 it is the version"
+        record = json.loads(picture.info["deepfloyd"])
+        assert record["loras"] == ["version:1@1"] and record["variant"] == "base"
+    (bundle,) = (run.workspace / "lora_bundle").iterdir()
     for wrong, fault in (
+        ((str(photos), "--lora", str(bundle / "stage1" / LORA_FILE)), "does not fit what draws here. Stage II: "),
+        ((str(photos), "--lora", "version:1", "--version", "1"), "--lora draws with the base models"),
+        ((str(photos), "--lora", "version:9"), "There is no version '9'"),
         ((str(photos / "b.png"), *FAST), "None of 1 file can be upscaled"),
         ((str(photos / "c"), *FAST), "is not there"),
         ((str(photos), "--version", "9", *FAST), "published: 1"),
         ((str(photos), "--set", "stage2="), "upscale needs an upscaler"),
     ):
         refused = run.call_here("upscale", str(run.config), *wrong)
-        assert refused.returncode in (1, 2) and fault in refused.stderr, (wrong, refused.stderr)
+        assert refused.returncode in (1, 2) and fault in " ".join(refused.stderr.split()), (wrong, refused.stderr)
 
 
 def test_generate_refuses_a_version_that_is_not_there(finished: tuple[SmallRun, str]) -> None:

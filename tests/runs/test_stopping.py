@@ -199,9 +199,18 @@ def test_a_command_without_a_run_says_that_nothing_was_changed(tmp_path: Path, c
 
 def test_a_command_whose_interpreter_ends_keeps_its_exit_code(tmp_path: Path, commands: list[Command]) -> None:
     """A signal that comes while the interpreter ends changes nothing."""
-    ends = "import atexit, sys, time\nfrom flows.__main__ import main\n"
-    ends += "atexit.register(lambda: (print('at exit', flush=True), time.sleep(0.5)))\n"
-    ends += "sys.argv = ['deepfloyd', '--help']\nmain()"
+    ends = """
+import atexit, sys, time
+from flows.__main__ import main
+from flows.commands.session import stopping
+takes = stopping.take_signals
+def take_signals():
+    takes()
+    atexit.register(lambda: (print("at exit", flush=True), time.sleep(0.5)))
+stopping.take_signals = take_signals
+sys.argv = ["deepfloyd", "--help"]
+main()
+"""
     command = Command(tmp_path, program=("-c", ends))
     commands.append(command)
     command.wait_for(lambda: "at exit" in command.log.read_text())

@@ -143,9 +143,14 @@ def _server_killed_costs_nothing(ui: Ui) -> None:
     ui.process_of("server.users").kill()
     time.sleep(1)
     done.touch()
-    assert within(PATIENCE_S, _answering(lambda: ui.api.state(run) == "COMPLETED"), every_s=0.5), (
-        ui.api.get(f"flow_runs/{run}")["state"], ui.printed, (ui.home / "worker.log").read_text()[-8000:],
-    )  # fmt: skip
+    assert within(PATIENCE_S, _answering(lambda: ui.api.state(run) == "COMPLETED"), every_s=0.5), _told(ui, run)
+
+
+def _told(ui: Ui, run: str) -> str:
+    """What is known of a run that did not end as it should, each a line that pytest does not shorten."""
+    state = ui.api.get(f"flow_runs/{run}")["state"]
+    lines = [f"{state['type']} {state['name']}: {state['message']}", *ui.printed.splitlines()[-8:]]
+    return "\n".join([*lines, *(ui.home / "worker.log").read_text().splitlines()[-200:]])
 
 
 def _answering(look: Callable[[], bool]) -> Callable[[], bool]:

@@ -124,7 +124,7 @@ def test_a_damaged_record_is_a_note_of_every_command_that_publishes_or_draws(
     release.publish("new")
     damage(release, 2, b"")
 
-    def prefect_server(home: Path) -> None:
+    def prefect_server(home: Path, while_it_starts: object) -> None:
         raise ConfigError("as far as the server")
 
     monkeypatch.setattr("flows.serving.server.prefect_server", prefect_server)
