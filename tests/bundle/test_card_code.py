@@ -97,10 +97,9 @@ assert "deepfloyd_core" not in sys.modules
 def test_with_stock_diffusers_alone_the_code_makes_every_bit_that_generate_makes(world: DataWorld) -> None:
     world.add("0.png", np.zeros((300, 300, 3), np.uint8))
     common = {"validation_num_inference_steps": 2, "mixed_precision": "no", "validation_guidance": 3.0}
-    bases: dict[Stage, Path] = {}
-    for stage, name in ((1, "i"), (2, "ii")):
-        bases[stage] = world.folder / name
-        bases[stage].symlink_to(FLAVOURS[f"tiny-{name}"].repo)
+    bases: dict[Stage, Path] = {1: world.folder / "i", 2: world.folder / "ii"}
+    for base in bases.values():
+        base.symlink_to(FLAVOURS[f"tiny-{base.name}"].repo)
     known: dict[Path, np.ndarray] = {}
     for method, keys in METHODS.items():
         tables = {

@@ -93,7 +93,8 @@ def _by_hand(folder: Path, image: Path, texts: dict[str, torch.Tensor], seed: in
         if scheduler.config.variance_type == "learned_range":
             noise = torch.cat([noise, content[:, 3:]], 1)
         x_t = scheduler.step(noise, time, x_t, generator=generator).prev_sample
-    return ((x_t[0].clamp(-1, 1) / 2 + 0.5) * 255).round().permute(1, 2, 0).numpy().astype(int)
+    made: np.ndarray = ((x_t[0].clamp(-1, 1) / 2 + 0.5) * 255).round().permute(1, 2, 0).numpy().astype(int)
+    return made
 
 
 def test_a_picture_in_another_style_is_that_of_three_branches(
