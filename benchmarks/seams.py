@@ -3,13 +3,21 @@
 Pictures of 1,024 px are scaled down to 256 and upscaled by the tiny cascade's Stage II, as a whole and through windows. A
 seam would be an error (mean |difference| from the truth, levels of 255) that is larger along the borders of windows than
 elsewhere, or that jumps there. Shapes lie where they lie, so both are told of pictures that were sampled as a whole, too.
+With --photographs they are windows of the only photograph of that size in scikit-image, the back of an eye, each elsewhere.
 """
 
 import argparse
+import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
+
+from photographs import photographs, upright_rgb
 
 from deepfloyd_core.config.flavours import FLAVOURS
 from deepfloyd_core.config.run_machine import Machine
@@ -40,6 +48,20 @@ def tiny_sampler(steps: int, windowed: bool) -> Sampler:
     return made
 
 
+def drawn(count: int) -> Iterator[np.ndarray]:
+    """Pictures of the tiny cascade's world, uint8 (EDGE, EDGE, 3)."""
+    for seed in range(count):
+        yield np.asarray(drawn_world.draw(np.random.default_rng(seed), PROMPT, EDGE, EDGE))
+
+
+def photographed(count: int) -> Iterator[np.ndarray]:
+    """Parts of a photograph, uint8 (EDGE, EDGE, 3), at random places."""
+    rng, whole = np.random.default_rng(0), np.asarray(upright_rgb(photographs()["skimage/retina.jpg"]))
+    for _ in range(count):
+        top, left = (int(rng.integers(0, edge - EDGE + 1)) for edge in whole.shape[:2])
+        yield whole[top : top + EDGE, left : left + EDGE]
+
+
 def errors(sampler: Sampler, truth: np.ndarray, text: torch.Tensor, seed: int) -> np.ndarray:
     """Mean |difference| from the truth of each pixel, (H, W), levels of 255."""
     small = Image.fromarray(truth).resize((EDGE // 4, EDGE // 4), Image.Resampling.BICUBIC)
@@ -54,6 +76,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pictures", type=int, default=6)
     parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--photographs", action="store_true")
     wanted = parser.parse_args()
     folder, machine = resolve(FLAVOURS["tiny-i"].repo, 1, text=True), Machine(device="cpu")
     text = encode_prompts([PROMPT, ""], "t5", folder, TextKeys(text_encoder_dtype="fp32"), machine)
@@ -62,8 +85,7 @@ def main() -> None:
     for end in ends:
         near[end - NEAR : end + NEAR] = True
         near[:, end - NEAR : end + NEAR] = True
-    seeds = range(wanted.pictures)
-    truths = [np.asarray(drawn_world.draw(np.random.default_rng(seed), PROMPT, EDGE, EDGE)) for seed in seeds]
+    truths = list(photographed(wanted.pictures) if wanted.photographs else drawn(wanted.pictures))
     ratios = {}
     print("| sampled | error along borders | elsewhere | ratio | jump there | elsewhere | ratio |")
     print("|---|---|---|---|---|---|---|")

@@ -1,20 +1,63 @@
-"""The stable interface: model cards, docs and notebooks import from here. Loads torch."""
+"""The stable interface: model cards, docs, scripts and notebooks import from here. Loads torch."""
+
+from collections.abc import Sequence
+from pathlib import Path
 
 from deepfloyd_core.adapters.controlnet import load_control
 from deepfloyd_core.config.flavours import FLAVOURS
 from deepfloyd_core.diffusion.back_projection import back_projecting
 from deepfloyd_core.diffusion.conditioning import as_conditioning, conditioning_picture
+from deepfloyd_core.drawing import generated, upscaled
 from deepfloyd_core.models.folders import resolve
+from deepfloyd_core.preflight.check import check_run
+from deepfloyd_core.preflight.generate import GenerateOptions, pictures_of, version_number
+from deepfloyd_core.preflight.upscale import UpscaleOptions
+from deepfloyd_core.processes.jobs import DRAWING, job_starter
+from deepfloyd_core.sampling.own_pictures import own_pictures, upscaled_files
+from deepfloyd_core.sampling.pictures import drawn
 from deepfloyd_core.store.artifacts import Artifact
+from deepfloyd_core.store.leases import leased
 from deepfloyd_core.text.embeds import Embeds
 
 __all__ = [
     "FLAVOURS",
     "Artifact",
     "Embeds",
+    "GenerateOptions",
+    "UpscaleOptions",
     "as_conditioning",
     "back_projecting",
     "conditioning_picture",
+    "generate",
     "load_control",
     "resolve",
+    "upscale",
 ]
+
+
+@leased
+def generate(config: str | Path, options: GenerateOptions, overrides: Sequence[str] = ()) -> list[Path]:
+    """Draw pictures as `deepfloyd generate` does, without Prefect. Returns their PNGs.
+
+    In the order of versions, stages, pictures. config: a run file; overrides: its keys as KEY=VALUE. The pictures are kept in the workspace, and the same request is
+    answered from there. Raises DeepFloydError for all that can be said before a model is loaded, and for a job that fails.
+    """
+    run = check_run(Path(config), tuple(overrides), options)
+    pictures = pictures_of(run, options)
+    with job_starter(DRAWING):
+        numbers = dict.fromkeys(version_number(run, one) for one in options.versions)
+        artifacts = [generated.draw(run, pictures, version, options) for version in numbers]
+    return [file for artifact in artifacts for _, file in drawn(artifact.path)]
+
+
+@leased
+def upscale(config: str | Path, options: UpscaleOptions, overrides: Sequence[str] = ()) -> list[Path]:
+    """Make pictures four times as wide and high as `deepfloyd upscale` does, without Prefect. Returns their PNGs.
+
+    Arguments and errors are those of `generate`; a file that cannot be upscaled is left out, with a warning in the log.
+    """
+    run = check_run(Path(config), tuple(overrides), options)
+    own = own_pictures(options.pictures, options.prompt)
+    with job_starter(DRAWING):
+        artifact = upscaled.upscale(run, own, version_number(run, options.version), options)
+    return upscaled_files(artifact.path)

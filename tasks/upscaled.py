@@ -1,52 +1,27 @@
 """Upscaled pictures: the user's own through an upscaler, with a version's weights or with the base model."""
 
-import logging
 from collections.abc import Sequence
-from pathlib import Path
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from deepfloyd_core.adapters.mixed import mixed_loras
 from deepfloyd_core.config.run import Run
-from deepfloyd_core.config.stages import STAGES, Stage
-from deepfloyd_core.errors import DataError
-from deepfloyd_core.models.folders import resolve
-from deepfloyd_core.preflight.drawn_from import asked_loras
-from deepfloyd_core.preflight.generate import version_bundle
+from deepfloyd_core.drawing.upscaled import upscale
 from deepfloyd_core.preflight.upscale import UpscaleOptions
-from deepfloyd_core.processes.jobs import run_job
-from deepfloyd_core.sampling.identity import upscale_request
-from deepfloyd_core.sampling.jobs import OwnPicture, UpscaledSummary, upscale_job
-from deepfloyd_core.store.artifacts import Artifact, materialise
-from deepfloyd_core.store.counts import many
+from deepfloyd_core.sampling.jobs import OwnPicture, UpscaledSummary
+from deepfloyd_core.store.artifacts import Artifact
 from tasks.artifact_page import show_artifact
 from tasks.progress import progress
 
 MOST_SHOWN = 4
-log = logging.getLogger(__name__)
 
 
 @task(name="upscaled", cache_policy=NO_CACHE)
 def upscaled(run: Run, pictures: Sequence[OwnPicture], version: str, options: UpscaleOptions) -> Artifact:
     """version: a number, or `base`. Raises DataError where no picture can be upscaled."""
-    stage, first = run.config.upscalers[0], run.config.first_stage
-    folders: dict[Stage, Path] = {
-        one: resolve(run.config.stage(one).model, one, text=one == first) for one in dict.fromkeys((first, stage))
-    }
-    bundle = version_bundle(run, version)
-    loras = mixed_loras(run, asked_loras(options.loras), {stage: folders[stage]})
-    for lora in loras:
-        log.info("%s upscales with %s", STAGES[stage].title, lora.told)
-    job = upscale_job(run, pictures, options.seed, version, folders, bundle, loras)
-    request = upscale_request(run, pictures, options.seed, version, folders, bundle, loras)
     with progress("upscale") as report:
-        artifact = materialise(run.workspace, request, lambda work: run_job(job, work, report))
+        artifact = upscale(run, pictures, version, options, report)
     summary = artifact.summary(UpscaledSummary)
-    for name, fault in summary.left_out.items():
-        log.warning("%s is left out: %s", name, fault)
-    if not summary.pictures:
-        raise DataError(f"None of {many(len(pictures), 'file')} can be upscaled; the log says why.")
     made = [one for one in pictures if one.name not in summary.left_out]
     show_artifact(artifact, summary, *((one.name, artifact.path / one.file) for one in made[:MOST_SHOWN]))
     return artifact

@@ -1,0 +1,63 @@
+"""Generated pictures: prompts through the cascade, with a version's weights, several LoRAs or the base models. No torch."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from deepfloyd_core.adapters.mixed import mixed_loras
+from deepfloyd_core.config.run import Run
+from deepfloyd_core.config.stages import STAGES, Stage
+from deepfloyd_core.models.folders import resolve
+from deepfloyd_core.preflight.generate import GenerateOptions, version_bundle
+from deepfloyd_core.processes.jobs import run_job
+from deepfloyd_core.sampling.drawn_picture import DrawnPicture
+from deepfloyd_core.sampling.identity import generate_request
+from deepfloyd_core.sampling.jobs import DrawnFrom, StartPicture, generate_job
+from deepfloyd_core.sampling.pictures import Picture, picture_file, picture_scale
+from deepfloyd_core.store.artifacts import Artifact, materialise
+from deepfloyd_core.store.pinned import pinned
+from deepfloyd_core.types import Report, no_report
+
+log = logging.getLogger(__name__)
+
+
+def draw(
+    run: Run, pictures: Sequence[Picture], version: str, options: GenerateOptions, report: Report = no_report
+) -> Artifact:
+    """Draw pictures, or take them where the same ones were drawn before. version: a number, or `base`.
+
+    Raises ConfigError when a picture that is drawn again was drawn with other models.
+    """
+    folders: dict[Stage, Path] = {}
+    for stage in run.config.stages:
+        folders[stage] = resolve(run.config.stage(stage).model, stage, text=stage == run.config.first_stage)
+    bundle = version_bundle(run, version)
+    again, drawn_from = options.again, _drawn_from(run, options, folders)
+    request = generate_request(run, pictures, version, folders, bundle, drawn_from)
+    if again is not None:
+        again.check(request)
+    job = generate_job(run, pictures, version, folders, request, bundle, drawn_from)
+    artifact = materialise(run.workspace, request, lambda work: run_job(job, work, report))
+    if again is not None:
+        _compare(again, artifact.path / picture_file(pictures, 0, picture_scale(again.stage, run.config.first_stage)))
+    return artifact
+
+
+def _drawn_from(run: Run, options: GenerateOptions, folders: dict[Stage, Path]) -> DrawnFrom:
+    """folders: of the base models."""
+    start = None
+    if options.image is not None:
+        mask = pinned(options.mask) if options.mask else None
+        start = StartPicture(image=pinned(options.image), strength=options.noise_strength, mask=mask)
+    loras = mixed_loras(run, options.asked_loras, folders)
+    for lora in loras:
+        log.info("%s draws with %s", STAGES[lora.stage].title, lora.told)
+    control = pinned(options.control) if options.control else None
+    return DrawnFrom(control=control, start=start, loras=loras, style=options.style)
+
+
+def _compare(again: DrawnPicture, file: Path) -> None:
+    if again.path.read_bytes() == file.read_bytes():
+        log.info("%s was drawn again, every byte equal", again.path)
+    else:
+        log.warning("%s was drawn again, with other bytes: another machine or library rounds otherwise", again.path)

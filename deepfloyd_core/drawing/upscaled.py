@@ -1,0 +1,48 @@
+"""Upscaled pictures: the user's own through an upscaler, with a version's weights, LoRAs or the base model. No torch."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from deepfloyd_core.adapters.mixed import mixed_loras
+from deepfloyd_core.config.run import Run
+from deepfloyd_core.config.stages import STAGES, Stage
+from deepfloyd_core.errors import DataError
+from deepfloyd_core.models.folders import resolve
+from deepfloyd_core.preflight.drawn_from import asked_loras
+from deepfloyd_core.preflight.generate import version_bundle
+from deepfloyd_core.preflight.upscale import UpscaleOptions
+from deepfloyd_core.processes.jobs import run_job
+from deepfloyd_core.sampling.identity import upscale_request
+from deepfloyd_core.sampling.jobs import OwnPicture, UpscaledSummary, upscale_job
+from deepfloyd_core.store.artifacts import Artifact, materialise
+from deepfloyd_core.store.counts import many
+from deepfloyd_core.types import Report, no_report
+
+log = logging.getLogger(__name__)
+
+
+def upscale(
+    run: Run, pictures: Sequence[OwnPicture], version: str, options: UpscaleOptions, report: Report = no_report
+) -> Artifact:
+    """Upscale pictures, or take them where the same were upscaled before. version: a number, or `base`.
+
+    Raises DataError where no picture can be upscaled.
+    """
+    stage, first = run.config.upscalers[0], run.config.first_stage
+    folders: dict[Stage, Path] = {
+        one: resolve(run.config.stage(one).model, one, text=one == first) for one in dict.fromkeys((first, stage))
+    }
+    bundle = version_bundle(run, version)
+    loras = mixed_loras(run, asked_loras(options.loras), {stage: folders[stage]})
+    for lora in loras:
+        log.info("%s upscales with %s", STAGES[stage].title, lora.told)
+    job = upscale_job(run, pictures, options.seed, version, folders, bundle, loras)
+    request = upscale_request(run, pictures, options.seed, version, folders, bundle, loras)
+    artifact = materialise(run.workspace, request, lambda work: run_job(job, work, report))
+    summary = artifact.summary(UpscaledSummary)
+    for name, fault in summary.left_out.items():
+        log.warning("%s is left out: %s", name, fault)
+    if not summary.pictures:
+        raise DataError(f"None of {many(len(pictures), 'file')} can be upscaled; the log says why.")
+    return artifact

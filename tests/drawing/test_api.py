@@ -1,0 +1,36 @@
+"""Pictures through `deepfloyd_core.api`: those of the command line, without Prefect."""
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from small_run import SmallRun
+
+from deepfloyd_core.api import GenerateOptions, UpscaleOptions, generate, upscale
+from deepfloyd_core.errors import ConfigError
+
+
+@pytest.mark.slow
+def test_a_script_draws_what_the_command_draws_and_upscales_it(small_run: SmallRun, tmp_path: Path) -> None:
+    options = GenerateOptions(("a red circle",), "base", seeds="4")
+    small, large = generate(small_run.config, options)
+    with Image.open(small) as picture, Image.open(large) as other:
+        assert (picture.size, other.size) == ((64, 64), (256, 256))
+        assert json.loads(picture.info["deepfloyd"])["seed"] == 4
+    before = small.stat().st_mtime_ns
+    assert generate(str(small_run.config), options) == [small, large] and small.stat().st_mtime_ns == before
+    done = small_run.call_here(
+        "generate", str(small_run.config), "--prompt", "a red circle", "--version", "base", "--seeds", "4"
+    )
+    assert [Path(line) for line in done.stdout.split()] == [small, large], done.stderr
+    (again,) = upscale(small_run.config, UpscaleOptions(small, "base", "a red circle"))
+    with Image.open(again) as picture:
+        assert picture.size == (256, 256)
+
+
+def test_what_cannot_be_drawn_is_told_before_a_model_is_loaded(small_run: SmallRun) -> None:
+    with pytest.raises(ConfigError, match="There is no version '7'"):
+        generate(small_run.config, GenerateOptions(("x",), "7"))
+    with pytest.raises(ConfigError, match="is not there"):
+        upscale(small_run.config, UpscaleOptions(Path("nothing"), "base"))
