@@ -39,9 +39,9 @@ __all__ = [
 def generate(config: str | Path, options: GenerateOptions, overrides: Sequence[str] = ()) -> list[Path]:
     """Draw pictures as `deepfloyd generate` does, without Prefect. Returns their PNGs.
 
-    They come in the order of versions, stages and pictures. config: a run file; overrides: its keys as KEY=VALUE. The pictures
-    are kept in the workspace, and the same request is answered from there. Raises DeepFloydError for all that can be said
-    before a model is loaded, and for a job that fails.
+    They come in the order of versions, stages and pictures. config: a run file; overrides: its keys as KEY=VALUE. The
+    pictures are kept in the workspace, and the same request is answered from there. Raises DeepFloydError for all that can
+    be said before a model is loaded, and for a job that fails.
     """
     run = check_run(Path(config), tuple(overrides), options)
     pictures = pictures_of(run, options)
