@@ -3,7 +3,9 @@
 Pictures of 1,024 px are scaled down to 256 and upscaled by the tiny cascade's Stage II, as a whole and through windows. A
 seam would be an error (mean |difference| from the truth, levels of 255) that is larger along the borders of windows than
 elsewhere, or that jumps there. Shapes lie where they lie, so both are told of pictures that were sampled as a whole, too.
-With --photographs they are windows of the only photograph of that size in scikit-image, the back of an eye, each elsewhere.
+
+With --photographs: parts of the only photograph of that size in scikit-image, the back of an eye. Each is upscaled twice, the
+second time cut SHIFT px further: so the same places are compared with a border through them and without.
 """
 
 import argparse
@@ -31,7 +33,7 @@ from deepfloyd_core.sampling.sampler import Sampler, make_sampler, sample_upscal
 from deepfloyd_core.sampling.windows import OVERLAP_PX, WINDOW_PX, WindowedUnet, windows
 from deepfloyd_core.text.encode import encode_prompts
 
-EDGE, NEAR = 1024, 8  # px; of a border
+EDGE, NEAR, SHIFT = 1024, 8, 96  # px; NEAR: of a border
 PROMPT = "a purple star"
 
 
@@ -54,12 +56,29 @@ def drawn(count: int) -> Iterator[np.ndarray]:
         yield np.asarray(drawn_world.draw(np.random.default_rng(seed), PROMPT, EDGE, EDGE))
 
 
-def photographed(count: int) -> Iterator[np.ndarray]:
-    """Parts of a photograph, uint8 (EDGE, EDGE, 3), at random places."""
+def on_photographs(count: int, steps: int, text: torch.Tensor, near: np.ndarray) -> None:
+    """Print the errors of the same places with a border and without. near: the pixels along borders, (EDGE, EDGE)."""
     rng, whole = np.random.default_rng(0), np.asarray(upright_rgb(photographs()["skimage/retina.jpg"]))
-    for _ in range(count):
-        top, left = (int(rng.integers(0, edge - EDGE + 1)) for edge in whole.shape[:2])
-        yield whole[top : top + EDGE, left : left + EDGE]
+    sampler = tiny_sampler(steps, windowed=True)
+    inner = slice(
+        OVERLAP_PX + SHIFT, EDGE - OVERLAP_PX
+    )  # of the first cut: its edges and those of the second are left out
+    moved = slice(inner.start - SHIFT, inner.stop - SHIFT)
+    one, two = near[inner, inner], near[moved, moved]
+    found: dict[bool, list[np.ndarray]] = {True: [], False: []}
+    for number in range(count):
+        top, left = (int(rng.integers(0, edge - EDGE - SHIFT + 1)) for edge in whole.shape[:2])
+        first, second = (
+            errors(sampler, whole[top + by : top + by + EDGE, left + by : left + by + EDGE], text, number)
+            for by in (0, SHIFT)
+        )
+        first, second = first[inner, inner], second[moved, moved]
+        found[True] += [first[one & ~two], second[two & ~one]]
+        found[False] += [second[one & ~two], first[two & ~one]]
+    along, without = (float(np.concatenate(found[key]).mean()) for key in (True, False))
+    print(
+        f"the same places of {count} photographs: with a border {along:.3f}, without {without:.3f}, {along / without - 1:+.2%}"
+    )
 
 
 def errors(sampler: Sampler, truth: np.ndarray, text: torch.Tensor, seed: int) -> np.ndarray:
@@ -85,7 +104,10 @@ def main() -> None:
     for end in ends:
         near[end - NEAR : end + NEAR] = True
         near[:, end - NEAR : end + NEAR] = True
-    truths = list(photographed(wanted.pictures) if wanted.photographs else drawn(wanted.pictures))
+    if wanted.photographs:
+        on_photographs(wanted.pictures, wanted.steps, text, near)
+        return
+    truths = list(drawn(wanted.pictures))
     ratios = {}
     print("| sampled | error along borders | elsewhere | ratio | jump there | elsewhere | ratio |")
     print("|---|---|---|---|---|---|---|")

@@ -55,6 +55,7 @@ def generate_pictures(job: Job[GenerateRequest]) -> GeneratedSummary:
     _write_index(job)
     loras = dict.fromkeys(lora.told for lora in request.drawn_from.loras)
     drawn_by = " and ".join([version_words(request.version), *loras])
+    drawn_by += f" in the style of {request.drawn_from.style}" if request.drawn_from.style else ""
     save_sheet(request.pictures, job.out, _scale(job, stages[-1].stage), drawn_by)
     return GeneratedSummary(pictures=len(request.pictures), stages=tuple(one.stage for one in stages))
 
