@@ -4,8 +4,8 @@ Pictures of 1,024 px are scaled down to 256 and upscaled by the tiny cascade's S
 seam would be an error (mean |difference| from the truth, levels of 255) that is larger along the borders of windows than
 elsewhere, or that jumps there. Shapes lie where they lie, so both are told of pictures that were sampled as a whole, too.
 
-With --photographs: parts of the only photograph of that size in scikit-image, the back of an eye. Each is upscaled twice, the
-second time cut SHIFT px further: so the same places are compared with a border through them and without.
+With --photographs: parts of the only photograph of that size in scikit-image, the back of an eye. Each is upscaled twice,
+the second time cut SHIFT px further: so the same places are compared with a border through them and without.
 """
 
 import argparse
@@ -76,9 +76,8 @@ def on_photographs(count: int, steps: int, text: torch.Tensor, near: np.ndarray)
         found[True] += [first[one & ~two], second[two & ~one]]
         found[False] += [second[one & ~two], first[two & ~one]]
     along, without = (float(np.concatenate(found[key]).mean()) for key in (True, False))
-    print(
-        f"the same places of {count} photographs: with a border {along:.3f}, without {without:.3f}, {along / without - 1:+.2%}"
-    )
+    told = f"with a border {along:.3f}, without {without:.3f}, {along / without - 1:+.2%}"
+    print(f"error of the same places of {count} photographs: {told}")
 
 
 def errors(sampler: Sampler, truth: np.ndarray, text: torch.Tensor, seed: int) -> np.ndarray:
