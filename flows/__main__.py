@@ -8,12 +8,14 @@ from types import FrameType
 from typing import NoReturn
 
 from deepfloyd_core.processes.collector import collect_seldom
+from flows.commands.ending import end_at_once
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def main() -> None:
     """Run the command line."""
+    end_at_once()
     answer_signals(_leave)
     collect_seldom()
     from flows.commands.cli import main

@@ -6,7 +6,6 @@ signal's handler (Prefect takes SIGTERM during a flow run). This thread ends the
 a second signal.
 """
 
-import atexit
 import os
 import select
 import signal
@@ -20,6 +19,7 @@ from typing import NoReturn
 from rich.console import Console
 
 from flows.__main__ import SIGNALS, answer_signals
+from flows.commands.ending import is_over
 from flows.serving.processes import kill_below
 
 GRACE_S = 3.0  # from the first signal to the end of what does not end by itself
@@ -53,12 +53,12 @@ class Stopping:
         signal.set_wakeup_fd(write_fd, warn_on_full_buffer=False)
         os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))  # a fork's signals are its own
         answer_signals(self._on_signal)
-        atexit.register(self._leave)  # the first, which runs last
         threading.Thread(target=self._watch, args=(read_fd,), daemon=True, name="stopping").start()
 
     def finish(self, code: int) -> int:
         """The command is over. Returns its exit code, unless a signal was the reason: then the process ends here."""
         self._code = code
+        is_over(code)
         if self.asked:
             self._end(at_once=False)
         return code
@@ -100,13 +100,3 @@ class Stopping:
             said += " A job still writes its checkpoint, and then ends by itself." if jobs else ""
             self._err.print(said)
         os._exit(128 + self._number)
-
-    def _leave(self) -> None:
-        """The command is over: signals end nothing more, and this process is not taken down module by module, for 0.3 s."""
-        for number in SIGNALS:
-            signal.signal(number, signal.SIG_IGN)
-        if self._code is not None:
-            with suppress(OSError, ValueError):  # closed: the interpreter has its own words
-                for stream in filter(None, (sys.stdout, sys.stderr)):
-                    stream.flush()
-                os._exit(self._code)
