@@ -11,15 +11,14 @@ from deepfloyd_core.crops.summary import CropsSummary
 from deepfloyd_core.store.artifacts import Artifact, materialise
 from tasks import VERSION
 from tasks.artifact_page import show_artifact
-from tasks.outbox import await_server, server_awaited
+from tasks.outbox import call_subflow, server_awaited
 from tasks.progress import progress
 from tasks.stage_pixels import make_shards
 
 
 def stage_conditioning(run: Run, index: Artifact, pixels: Artifact) -> Artifact:
     """The pairs of Stage I's crops, as a subflow like that of the crops. The sheet shows each crop and its pair."""
-    await_server()
-    pairs = _stage_conditioning(run, index, pixels)
+    pairs = call_subflow(_stage_conditioning, run, index, pixels)
     show_artifact(pairs, pairs.summary(CropsSummary), SHEET)
     return pairs
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Hashable
 from contextvars import Context, copy_context
 from dataclasses import dataclass
 from functools import partial, wraps
-from typing import Any, TypeVar, cast
+from typing import Any, ParamSpec, TypeVar, cast
 
 import httpx
 from prefect import artifacts
@@ -33,6 +33,8 @@ from tasks.sentences import tell_in_sentences
 log = logging.getLogger(__name__)
 
 F = TypeVar("F", bound=Callable[..., Any])
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
 PATIENCE_S = 3600.0  # a flow's, with a server that is away
 IN_A_HURRY_S = 5.0  # the same, for a flow that failed or was asked to stop, and when the process ends
@@ -101,7 +103,7 @@ def take_records() -> None:
 
 
 def await_server() -> None:
-    """Deliver everything, and wait until the server answers: before a subflow, and at a flow's end.
+    """Deliver everything, and wait until the server answers: before a subflow (`call_subflow`), and at a flow's end.
 
     Raises ServerAwayError when it does not come back within PATIENCE_S.
     """
@@ -110,6 +112,20 @@ def await_server() -> None:
             f"The Prefect server at {_url()} has not answered for {PATIENCE_S / 60:.0f} minutes. Finished work is "
             "kept: start the server, and run the same command again."
         )
+
+
+def call_subflow(flow: Callable[_P, _R], *arguments: _P.args, **named: _P.kwargs) -> _R:
+    """Call a flow within a flow, when the server answers; once more if it went away just then.
+
+    Prefect begins a subflow with a new client, which does not try again where nobody listens: the run would fail. What is
+    finished is taken up the second time.
+    """
+    await_server()
+    try:
+        return flow(*arguments, **named)
+    except httpx.ConnectError:
+        await_server()
+        return flow(*arguments, **named)
 
 
 def send_what_waits(patience_s: float) -> None:

@@ -23,7 +23,7 @@ from deepfloyd_core.crops.summary import CropsSummary
 from deepfloyd_core.store.artifacts import Artifact, WorkDir, materialise
 from deepfloyd_core.types import Report
 from tasks import VERSION
-from tasks.outbox import await_server, server_awaited
+from tasks.outbox import call_subflow, server_awaited
 from tasks.progress import progress
 from tasks.runners import MAX_TASK_RUNS, Job, run_jobs
 from tasks.ui_pages import show_crops
@@ -44,8 +44,7 @@ def stage_pixels(run: Run, index: Artifact, stage: Stage) -> Artifact:
     """The crops of one stage, as a subflow of shard tasks run on the configured workers. Its page is the caller's: the UI
     shows on a run's tab no artifacts of its subflows.
     """
-    await_server()
-    pixels = _stage_pixels(run, index, stage)
+    pixels = call_subflow(_stage_pixels, run, index, stage)
     show_crops(pixels)
     return pixels
 

@@ -180,6 +180,24 @@ def test_a_run_that_fails_while_the_server_answers_tells_why_once_at_its_end(
     assert not caplog.records
 
 
+def test_a_subflow_that_began_when_the_server_went_away_is_called_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited, called = list[bool](), list[int]()
+    monkeypatch.setattr(outbox, "await_server", lambda: waited.append(True))
+
+    def part(number: int, error: type[httpx.TransportError]) -> int:
+        called.append(number)
+        if len(called) == 1:
+            raise error("gone")
+        return number
+
+    assert outbox.call_subflow(part, 3, error=httpx.ConnectError) == 3
+    assert (called, waited) == ([3, 3], [True, True])
+    called.clear()
+    with pytest.raises(httpx.ReadError):  # Prefect has tried that again itself
+        outbox.call_subflow(part, 4, error=httpx.ReadError)
+    assert called == [4]
+
+
 def test_a_server_that_stays_away_is_waited_for_once(box: outbox.Outbox, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not again by each flow around the one that waited."""
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from time import monotonic, sleep
 from prefect import flow, task
 from flows.deployable import deployable
+from tasks.outbox import call_subflow
 
 @task
 def wait(file: str) -> None:
@@ -36,7 +37,7 @@ def part(file: str) -> None:
 @flow(name="generate")  # the names of flows that are run again
 @deployable
 def waits(file: str = "never") -> None:
-    part(file)
+    call_subflow(part, file)
 
 @flow(name="gc")
 @deployable
