@@ -43,9 +43,10 @@ test-all: test-extras
 # Beside the environment, not in it: each process of each other test would import them, which takes seconds.
 EXTRAS := $(VENV)/extras
 
-$(EXTRAS)/.installed: constraints.txt | $(STAMP)
+$(EXTRAS)/.installed: constraints.txt Makefile | $(STAMP)
 	rm -rf $(EXTRAS)
-	$(INSTALL) --no-deps --target $(EXTRAS) torchao bitsandbytes datasets dill multiprocess pandas
+	$(INSTALL) --no-deps --target $(EXTRAS) torchao bitsandbytes datasets dill multiprocess pandas xxhash
+	PYTHONPATH=$(EXTRAS) PYTHONWARNINGS=ignore $(BIN)/python -P -c 'import bitsandbytes, datasets, torchao'
 	@$(COMPILE) $(EXTRAS) || true  # packages ship files for other Pythons
 	@touch $@
 

@@ -41,7 +41,7 @@ def generate(config: str | Path, options: GenerateOptions, overrides: Sequence[s
 
     They come in the order of versions, stages and pictures. config: a run file; overrides: its keys as KEY=VALUE. The
     pictures are kept in the workspace, and the same request is answered from there. Raises DeepFloydError for all that can
-    be said before a model is loaded, and for a job that fails.
+    be said before a model is loaded, and for a job that fails. It does not wait for a run that has the GPU.
     """
     run = check_run(Path(config), tuple(overrides), options)
     pictures = pictures_of(run, options)

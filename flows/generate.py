@@ -55,6 +55,7 @@ def generate(
         overrides: Keys of the run file, each as KEY=VALUE; KEY= removes one.
     """
     texts = (prompt,) if isinstance(prompt, str) else tuple(prompt or ())
+    texts = () if style and texts == ("",) else texts
     table, hint, first, part, drawn_before = (
         Path(name) if name else None for name in (prompt_file, control, image, mask, from_picture)
     )

@@ -43,6 +43,7 @@ GATHER_S = 1.0  # log records of this long are one request
 LINES = 500  # of one request
 MOST_LINES = 50_000  # kept while the server is away, the newest
 TRIES = 3  # of a call that fails though the server answers
+_begun = [0]  # flows of this process
 
 
 class ServerAwayError(JobError):
@@ -82,6 +83,7 @@ def server_awaited(flow_body: F) -> F:
 
     @wraps(flow_body)  # no `contextmanager`: Prefect pickles flows to send them to workers
     def body(*arguments: Any, **named: Any) -> Any:
+        _begun[0] += 1
         take_records()
         tell_in_sentences()
         try:
@@ -115,15 +117,17 @@ def await_server() -> None:
 
 
 def call_subflow(flow: Callable[_P, _R], *arguments: _P.args, **named: _P.kwargs) -> _R:
-    """Call a flow within a flow, when the server answers; once more if it went away just then.
+    """Call a flow within a flow, when the server answers; once more if it went away just then, before the subflow began.
 
-    Prefect begins a subflow with a new client, which does not try again where nobody listens: the run would fail. What is
-    finished is taken up the second time.
+    Prefect begins a subflow with a new client, which does not try again where nobody listens: the run would fail.
     """
     await_server()
+    before = _begun[0]
     try:
         return flow(*arguments, **named)
     except httpx.ConnectError:
+        if _begun[0] != before:
+            raise
         await_server()
         return flow(*arguments, **named)
 

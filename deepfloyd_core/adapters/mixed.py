@@ -173,9 +173,9 @@ def _files(run: Run, one: AskedLora, stages: tuple[Stage, ...]) -> Iterator[tupl
     """Each file that a source has, with the stages that it may belong to."""
     if one.version is None:
         path = Path(one.source)
-        parts = {stage: path / STAGES[stage].table for stage in stages}
+        parts = {stage: path / kind.table for stage, kind in STAGES.items()}
         if is_there(path) and any(part.is_dir() for part in parts.values()):  # a bundle's folder
-            yield from ((_lora(one, part), (stage,)) for stage, part in parts.items() if part.is_dir())
+            yield from ((_lora(one, parts[stage]), (stage,)) for stage in stages if parts[stage].is_dir())
         else:
             yield weights_file(path, f"--lora {one.source}"), stages
         return

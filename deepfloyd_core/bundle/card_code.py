@@ -97,7 +97,9 @@ def _order(stage: Stage, settings: StageConfig) -> list[str]:
     """The line by which convolutions round as those of `generate`; peft's DoRA of a convolution does not take that order."""
     if settings.use_dora and any("conv" in name for name in settings.lora_target_modules):
         return []
-    return [f"stage{stage}.unet.to(memory_format=torch.channels_last)  # as deepfloyd generate draws, to the last bit"]
+    return [
+        f"stage{stage}.unet.to(memory_format=torch.channels_last)  # as deepfloyd generate draws: on a CPU in fp32 every bit"
+    ]
 
 
 def _other_scheduler(stage: Stage, settings: StageConfig) -> list[str]:

@@ -29,6 +29,7 @@ class StageKind:
     inpainting: str  # the one that draws a part of a picture anew
     sample_max: float  # `sample_max_value` of its scheduler
     sample_batch: int  # pictures that are sampled at once
+    style_share: float  # of a style's part of the guidance (`sampling.styled`): IF's own `positive_mixer`
     sheet_px: int  # edge of a picture on the sheet of its validations
     colour: tuple[int, int, int]  # of its boxes and titles in the preview
     model_types: Mapping[str, str]  # SimpleTuner's values of model_type that name the stage as well: ours of each
@@ -85,6 +86,7 @@ _KINDS = (
         inpainting="IFInpaintingPipeline",
         sample_max=1.5,
         sample_batch=16,
+        style_share=0.25,
         sheet_px=96,
         colour=(255, 40, 90),
         model_types={"deepfloyd-lora": "lora", "deepfloyd-full": "full"},
@@ -101,6 +103,7 @@ _KINDS = (
         inpainting="IFInpaintingSuperResolutionPipeline",
         sample_max=1.0,
         sample_batch=2,
+        style_share=0.5,
         sheet_px=192,
         colour=(0, 125, 255),
         model_types={"deepfloyd-stage2-lora": "lora", "deepfloyd-stage2": "full"},

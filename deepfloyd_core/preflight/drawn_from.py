@@ -31,7 +31,8 @@ def start_faults(run: Run, options: "GenerateOptions", small: Iterable[tuple[int
     if not 0 < strength <= 1:
         yield f"The strength is {strength:g}; give a number above 0, at most 1."
     else:
-        for stage in run.config.stages:
+        starting = [one for one in run.config.stages if options.style is None or not STAGES[one].is_upscaler]
+        for stage in starting:
             steps = run.config.stage(stage).validation_num_inference_steps
             if int(steps * strength) < 1:
                 yield f"The strength is {strength:g} and {STAGES[stage].title} has {steps} steps: that is less than one."
@@ -63,9 +64,8 @@ def _style_faults(run: Run, options: "GenerateOptions") -> Iterator[str]:
         return
     if not options.style.strip():
         yield "The style is empty."
-    for name, value in (("mask", options.mask), ("control", options.control)):
-        if value is not None:
-            yield f"--style gives all of a picture another style. Leave out --{name}."
+    if options.mask is not None:
+        yield "--style gives all of a picture another style. Leave out --mask."
     for stage in run.config.stages:
         guidance = run.config.stage(stage).validation_guidance
         if guidance <= 1:

@@ -158,7 +158,7 @@ def check_generate(run: Run, options: GenerateOptions, faults: list[DeepFloydErr
     for version in options.versions:
         found: list[DeepFloydError] = []
         bundle = attempt(found, version_bundle, run, version)
-        faults += found or map(ConfigError, _control_faults(bundle, version, options.control))
+        faults += found or map(ConfigError, _control_faults(bundle, version, options))
 
 
 def generate_model_faults(run: Run, options: GenerateOptions, stage: Stage, folder: Path) -> list[DeepFloydError]:
@@ -183,15 +183,17 @@ def base_faults(run: Run, versions: Sequence[str], stage: Stage, folder: Path) -
     return faults
 
 
-def _control_faults(bundle: "Artifact | None", version: str, control: Path | None) -> Iterator[str]:
-    """A ControlNet without a conditioning picture, and a conditioning picture without a ControlNet."""
+def _control_faults(bundle: "Artifact | None", version: str, options: GenerateOptions) -> Iterator[str]:
+    """A ControlNet without a conditioning picture, or with a style; and a conditioning picture without a ControlNet."""
     from deepfloyd_core.adapters.files import CONTROL_FILE, product_name
     from deepfloyd_core.store.versions import stage_folder
 
     follows = bundle is not None and any(
         product_name(stage_folder(bundle.path, stage)) == CONTROL_FILE for stage in CONTROLLED
     )
-    if follows and control is None:
+    if follows and options.style is not None:
+        yield f"Version {version!r} is a ControlNet, which draws in no other style. Remove --style, or give --version base."
+    elif follows and options.control is None:
         yield f"Version {version!r} is a ControlNet: give its conditioning picture with --control."
-    if control is not None and not follows:
+    if options.control is not None and not follows:
         yield f"Version {version!r} is no ControlNet and takes no conditioning picture. Remove --control."

@@ -8,13 +8,13 @@ AT_ONCE = 50_000  # objects; Python's own is 700
 
 
 def collect_seldom() -> None:
-    """For a process that imports first and holds little: a tenth less CPU for Prefect and its server. Called before."""
+    """For the process of a command, which imports first and ends soon: a tenth less CPU for Prefect. Called before."""
     gc.set_threshold(AT_ONCE)
 
 
 @contextmanager
 def collect_later() -> Iterator[None]:
-    """Around the imports of a process that then forks: a fifth less CPU for torch and diffusers.
+    """Around the imports of a process that forks, or lives long: a fifth less CPU for torch and diffusers.
 
     The collector never looks at what was made in the block: it would write to pages that the children share.
     """

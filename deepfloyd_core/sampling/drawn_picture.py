@@ -24,6 +24,7 @@ _OF_PICTURE = (
     "strength",
     "loras",
     "style",
+    "style_shares",
 )  # in the settings, and no key of the run file
 
 

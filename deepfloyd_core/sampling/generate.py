@@ -64,6 +64,8 @@ def _draw(job: Job[GenerateRequest], one: SampledStage, texts: StoredTexts, part
     """Draw what a stage lacks."""
     request, pictures = job.request, job.request.pictures
     at_once = 1 if pick_device(request.machine.device).type == "cpu" else STAGES[one.stage].sample_batch
+    if request.drawn_from.style is not None:
+        at_once = max(1, at_once * 2 // 3)  # a call of the UNet has three parts then, not two
     groups = batches(pictures, at_once)
     missing = [group for group in groups if not all(_is_drawn(job, one.stage, number) for number in group)]
     done = len(pictures) - sum(map(len, missing))
@@ -74,7 +76,8 @@ def _draw(job: Job[GenerateRequest], one: SampledStage, texts: StoredTexts, part
     texts.make()
     sampler = make_sampler(one, request.trained(one.stage), request.machine, sampled, loras)
     if request.drawn_from.style is not None:
-        sampler.pipeline.unet = StyledUnet(sampler.pipeline.unet, texts.of([request.drawn_from.style]))
+        style, share = texts.of([request.drawn_from.style]), STAGES[one.stage].style_share
+        sampler.pipeline.unet = StyledUnet(sampler.pipeline.unet, style, share)
     hint, start = cache(partial(_conditioning, job, sampler)), cache(partial(_start, job, one.stage))
     for group in missing:
         batch = [pictures[number] for number in group]

@@ -254,7 +254,9 @@ class DrawnFrom(Spec):
         found: Json = {} if self.control is None else {"control": self.control.sha256}
         found |= {} if self.start is None else self.start.identity
         loras = [one.identity for one in self.loras]
-        return found | ({"loras": loras} if loras else {}) | ({"style": self.style} if self.style else {})
+        found |= {"loras": loras} if loras else {}
+        shares = {kind.table: kind.style_share for kind in STAGES.values()}
+        return found | ({"style": self.style, "style_shares": shares} if self.style else {})
 
 
 class GenerateRequest(DrawRequest[GeneratedSummary]):

@@ -2,7 +2,7 @@
 
 The pooled text, which a UNet adds to its timestep, is the style's. The guidance goes towards the content and, with a small
 weight, towards the style: eps = u + g ((1 - m) c + m s - u), with the outputs u, c, s for the negative text, the content and
-the style (deep-floyd/IF, `style_transfer` and `positive_mixer`, which is m).
+the style (deep-floyd/IF, `style_transfer`; m is the `positive_mixer` of its stages, 0.25 and 0.5).
 """
 
 from collections.abc import Iterator
@@ -11,17 +11,16 @@ from typing import Any
 
 import torch
 
-STYLE_SHARE = 0.15  # m, of both stages
 COLOURS = 3  # channels of the noise that is predicted; the variance follows
 
 
 class StyledUnet(torch.nn.Module):
     """Takes the place of a pipeline's UNet, for sampling with guidance."""
 
-    def __init__(self, unet: Any, style: torch.Tensor) -> None:
-        """style: the hidden states of its text, (1, T, D)."""
+    def __init__(self, unet: Any, style: torch.Tensor, share: float) -> None:
+        """style: the hidden states of its text, (1, T, D); share: m, 0 to 1."""
         super().__init__()
-        self.unet, self._style = unet, style
+        self.unet, self._style, self._share = unet, style, share
 
     @property
     def config(self) -> Any:
@@ -54,7 +53,7 @@ class StyledUnet(torch.nn.Module):
             made = self.unet(three, timestep, torch.cat([negative, content, style]), **{**named, "return_dict": False})
         unguided, towards, of_style = made[0].chunk(3)
         towards = towards.clone()
-        towards[:, :COLOURS].lerp_(of_style[:, :COLOURS], STYLE_SHARE)
+        towards[:, :COLOURS].lerp_(of_style[:, :COLOURS], self._share)
         return (torch.cat([unguided, towards]),)
 
 

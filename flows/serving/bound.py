@@ -6,6 +6,7 @@ lost, and no process id read from a file that may belong to another process by n
 """
 
 import fcntl
+import importlib
 import os
 import runpy
 import signal
@@ -16,7 +17,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from deepfloyd_core.processes.collector import collect_seldom
+from deepfloyd_core.processes.collector import collect_later
 from flows.serving.processes import end_runs
 
 OWNER = "-"  # in place of a lock's path: standard input
@@ -27,13 +28,16 @@ ITSELF_S = 3.5  # a server writes what it has in memory, and waits for connectio
 
 def main(users: str, module: str, *arguments: str) -> None:
     """Run a module in this process until it ends, or has no users left."""
-    collect_seldom()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a script has started with `&`
     alone = partial(_owner_gone, os.dup(0)) if users == OWNER else partial(_lock_free, Path(users))
     if users == OWNER:
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     threading.Thread(target=_watch, args=(alone,), daemon=True).start()
     sys.argv = [module, *arguments]
+    with collect_later():
+        importlib.import_module(
+            module
+        )  # what it imports; it lives for weeks, so the collector then looks as often as ever
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 

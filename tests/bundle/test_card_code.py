@@ -79,7 +79,8 @@ def test_the_code_makes_the_picture_that_the_cascade_makes(world: DataWorld) -> 
 METHODS: dict[str, dict[str, Any]] = {
     "lora": {"lora_rank": 4},
     "dora": {"lora_rank": 4, "use_dora": True},
-    "convolutions": {"lora_rank": 4, "use_dora": True, "lora_target_modules": ["to_q", "conv1"]},
+    "convolutions": {"lora_rank": 4, "lora_target_modules": ["to_q", "conv_in", "conv1"]},
+    "dora of convolutions": {"lora_rank": 4, "use_dora": True, "lora_target_modules": ["to_q", "conv1"]},
     "biases": {"use_bitfit": True},
     "full": {"model_type": "full"},
 }

@@ -196,6 +196,10 @@ def test_a_subflow_that_began_when_the_server_went_away_is_called_again(monkeypa
     with pytest.raises(httpx.ReadError):  # Prefect has tried that again itself
         outbox.call_subflow(part, 4, error=httpx.ReadError)
     assert called == [4]
+    called.clear()
+    with pytest.raises(httpx.ConnectError):  # it has begun
+        outbox.call_subflow(outbox.server_awaited(part), 5, error=httpx.ConnectError)
+    assert called == [5]
 
 
 def test_a_server_that_stays_away_is_waited_for_once(box: outbox.Outbox, monkeypatch: pytest.MonkeyPatch) -> None:
