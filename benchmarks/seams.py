@@ -60,9 +60,8 @@ def on_photographs(count: int, steps: int, text: torch.Tensor, near: np.ndarray)
     """Print the errors of the same places with a border and without. near: the pixels along borders, (EDGE, EDGE)."""
     rng, whole = np.random.default_rng(0), np.asarray(upright_rgb(photographs()["skimage/retina.jpg"]))
     sampler = tiny_sampler(steps, windowed=True)
-    inner = slice(
-        OVERLAP_PX + SHIFT, EDGE - OVERLAP_PX
-    )  # of the first cut: its edges and those of the second are left out
+    # Of the first cut, without its edges and those of the second.
+    inner = slice(OVERLAP_PX + SHIFT, EDGE - OVERLAP_PX)
     moved = slice(inner.start - SHIFT, inner.stop - SHIFT)
     one, two = near[inner, inner], near[moved, moved]
     found: dict[bool, list[np.ndarray]] = {True: [], False: []}

@@ -8,9 +8,7 @@ from types import FrameType
 from typing import NoReturn
 
 from deepfloyd_core.processes.collector import collect_seldom
-from flows.commands.ending import end_at_once
-
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+from flows.commands.ending import SIGNALS, end_at_once
 
 
 def main() -> None:

@@ -43,7 +43,6 @@ GATHER_S = 1.0  # log records of this long are one request
 LINES = 500  # of one request
 MOST_LINES = 50_000  # kept while the server is away, the newest
 TRIES = 3  # of a call that fails though the server answers
-_begun = [0]  # flows of this process
 
 
 class ServerAwayError(JobError):
@@ -83,7 +82,7 @@ def server_awaited(flow_body: F) -> F:
 
     @wraps(flow_body)  # no `contextmanager`: Prefect pickles flows to send them to workers
     def body(*arguments: Any, **named: Any) -> Any:
-        _begun[0] += 1
+        process_outbox(os.getpid()).flows_begun += 1
         take_records()
         tell_in_sentences()
         try:
@@ -122,11 +121,11 @@ def call_subflow(flow: Callable[_P, _R], *arguments: _P.args, **named: _P.kwargs
     Prefect begins a subflow with a new client, which does not try again where nobody listens: the run would fail.
     """
     await_server()
-    before = _begun[0]
+    before = process_outbox(os.getpid()).flows_begun
     try:
         return flow(*arguments, **named)
     except httpx.ConnectError:
-        if _begun[0] != before:
+        if process_outbox(os.getpid()).flows_begun != before:
             raise
         await_server()
         return flow(*arguments, **named)
@@ -155,6 +154,7 @@ class Outbox:
         self._lines: deque[dict[str, Any]] = deque(maxlen=MOST_LINES)
         self._busy = self.away = self._hurry = False
         self._sent = 0
+        self.flows_begun = 0  # in this process
         self._told: set[str] = set()
         self._context = copy_context()
         self._settings = SettingsContext.get()

@@ -53,6 +53,12 @@ class StageKind:
         """Whether it upscales another stage's pictures."""
         return self.upscales is not None
 
+    def starts_from_picture(self, has_style: bool) -> bool:
+        """Whether its sampling starts from a picture that the user gives. In another style an upscaler's starts from noise:
+        the picture's own detail would bring back the style it had.
+        """
+        return not (has_style and self.is_upscaler)
+
     @property
     def scale(self) -> int:
         """Its pixels along one pixel of the stage that the cascade starts with."""

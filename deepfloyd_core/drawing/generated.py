@@ -32,19 +32,19 @@ def draw(
     for stage in run.config.stages:
         folders[stage] = resolve(run.config.stage(stage).model, stage, text=stage == run.config.first_stage)
     bundle = version_bundle(run, version)
-    again, drawn_from = options.again, _drawn_from(run, options, folders)
-    request = generate_request(run, pictures, version, folders, bundle, drawn_from)
+    again, given = options.again, drawn_from(run, options, folders)
+    request = generate_request(run, pictures, version, folders, bundle, given)
     if again is not None:
         again.check(request)
-    job = generate_job(run, pictures, version, folders, request, bundle, drawn_from)
+    job = generate_job(run, pictures, version, folders, request, bundle, given)
     artifact = materialise(run.workspace, request, lambda work: run_job(job, work, report))
     if again is not None:
         _compare(again, artifact.path / picture_file(pictures, 0, picture_scale(again.stage, run.config.first_stage)))
     return artifact
 
 
-def _drawn_from(run: Run, options: GenerateOptions, folders: dict[Stage, Path]) -> DrawnFrom:
-    """folders: of the base models."""
+def drawn_from(run: Run, options: GenerateOptions, folders: dict[Stage, Path]) -> DrawnFrom:
+    """What pictures are drawn from beside texts, with the bytes that its files have now. folders: of the base models."""
     start = None
     if options.image is not None:
         mask = pinned(options.mask) if options.mask else None

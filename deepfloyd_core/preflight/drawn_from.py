@@ -31,7 +31,7 @@ def start_faults(run: Run, options: "GenerateOptions", small: Iterable[tuple[int
     if not 0 < strength <= 1:
         yield f"The strength is {strength:g}; give a number above 0, at most 1."
     else:
-        starting = [one for one in run.config.stages if options.style is None or not STAGES[one].is_upscaler]
+        starting = [one for one in run.config.stages if STAGES[one].starts_from_picture(options.style is not None)]
         for stage in starting:
             steps = run.config.stage(stage).validation_num_inference_steps
             if int(steps * strength) < 1:

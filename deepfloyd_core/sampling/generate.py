@@ -111,12 +111,9 @@ def _given(
 
 
 def _start(job: Job[GenerateRequest], stage: Stage, small: Size) -> Start | None:
-    """The user's own picture at a stage's size; None: pictures start from noise. small: the size of the first stage.
-
-    In another style an upscaler does: the picture's own detail would bring back the style it had.
-    """
+    """The user's own picture at a stage's size; None: pictures start from noise. small: the size of the first stage."""
     asked, scale = job.request.drawn_from.start, _scale(job, stage)
-    if asked is None or (job.request.drawn_from.style and STAGES[stage].upscales):
+    if asked is None or not STAGES[stage].starts_from_picture(job.request.drawn_from.style is not None):
         return None
     size = (small[0] * scale, small[1] * scale)
     fitted = read_fitted(asked.image.checked("is the picture to start from"), size)

@@ -11,33 +11,18 @@ from typing import Any
 
 import torch
 
+from deepfloyd_core.sampling.wrapped_unet import WrappedUnet
+
 COLOURS = 3  # channels of the noise that is predicted; the variance follows
 
 
-class StyledUnet(torch.nn.Module):
+class StyledUnet(WrappedUnet):
     """Takes the place of a pipeline's UNet, for sampling with guidance."""
 
     def __init__(self, unet: Any, style: torch.Tensor, share: float) -> None:
         """style: the hidden states of its text, (1, T, D); share: m, 0 to 1."""
-        super().__init__()
-        self.unet, self._style, self._share = unet, style, share
-
-    @property
-    def config(self) -> Any:
-        """Of the UNet."""
-        return self.unet.config
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the UNet."""
-        found: torch.dtype = self.unet.dtype
-        return found
-
-    @property
-    def device(self) -> torch.device:
-        """Of the UNet."""
-        found: torch.device = self.unet.device
-        return found
+        super().__init__(unet)
+        self._style, self._share = style, share
 
     def forward(
         self, sample: torch.Tensor, timestep: Any, encoder_hidden_states: torch.Tensor, **named: Any

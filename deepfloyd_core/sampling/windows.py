@@ -10,33 +10,18 @@ from typing import Any
 
 import torch
 
+from deepfloyd_core.sampling.wrapped_unet import WrappedUnet
+
 WINDOW_PX, OVERLAP_PX = 256, 64  # of the picture that is made; a window is what the stage was trained at
 _UNIT_PX = 32  # to which windows are aligned: the UNet halves so often
 
 
-class WindowedUnet(torch.nn.Module):
+class WindowedUnet(WrappedUnet):
     """Takes the place of a pipeline's UNet."""
 
     def __init__(self, unet: Any, window_px: int = WINDOW_PX, overlap_px: int = OVERLAP_PX) -> None:
-        super().__init__()
-        self.unet, self._window, self._overlap = unet, window_px, overlap_px
-
-    @property
-    def config(self) -> Any:
-        """Of the UNet."""
-        return self.unet.config
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the UNet."""
-        found: torch.dtype = self.unet.dtype
-        return found
-
-    @property
-    def device(self) -> torch.device:
-        """Of the UNet."""
-        found: torch.device = self.unet.device
-        return found
+        super().__init__(unet)
+        self._window, self._overlap = window_px, overlap_px
 
     def forward(self, sample: torch.Tensor, *arguments: Any, **named: Any) -> Any:
         """sample (B, C, H, W), of any H and W that divide by 32; the rest as for the UNet."""

@@ -9,6 +9,7 @@ import signal
 import sys
 from contextlib import suppress
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # that end a command
 _code: int | None = None  # of a command that is over
 
 
@@ -24,7 +25,7 @@ def is_over(code: int) -> None:
 
 
 def _end() -> None:
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)  # they would end what is over
     if _code is not None:
         with suppress(OSError, ValueError):  # closed: the interpreter has its own words

@@ -18,8 +18,8 @@ from typing import NoReturn
 
 from rich.console import Console
 
-from flows.__main__ import SIGNALS, answer_signals
-from flows.commands.ending import is_over
+from flows.__main__ import answer_signals
+from flows.commands.ending import SIGNALS, is_over
 from flows.serving.processes import kill_below
 
 GRACE_S = 3.0  # from the first signal to the end of what does not end by itself

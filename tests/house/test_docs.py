@@ -10,7 +10,7 @@ from deepfloyd_core.config.data_sets import ImageDataset
 from deepfloyd_core.config.flavours import PUBLISHED, RANDOM
 from deepfloyd_core.config.reference import render
 from deepfloyd_core.preflight.load import load_run
-from flows.__main__ import SIGNALS
+from flows.commands.ending import SIGNALS
 
 ROOT = Path(__file__).parents[2]
 

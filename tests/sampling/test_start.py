@@ -7,23 +7,17 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from drawn_here import drawn_here, pixels
 from PIL import Image
 from small_run import SmallRun
 
-from deepfloyd_core.config.run import Run
 from deepfloyd_core.config.stages import STAGES
 from deepfloyd_core.models.unet import load_unet, order_channels_last, stock_pipeline
 from deepfloyd_core.pictures.decode import read_mask
 from deepfloyd_core.preflight.drawn_from import start_faults
-from deepfloyd_core.preflight.generate import GenerateOptions, pictures_of, recorded_options
+from deepfloyd_core.preflight.generate import GenerateOptions, recorded_options
 from deepfloyd_core.preflight.load import load_run
-from deepfloyd_core.processes.jobs import Job
 from deepfloyd_core.sampling.drawn_picture import drawn_picture
-from deepfloyd_core.sampling.generate import generate_pictures
-from deepfloyd_core.sampling.identity import generate_request
-from deepfloyd_core.sampling.jobs import DrawnFrom, StartPicture, generate_job
-from deepfloyd_core.store.pinned import pinned
-from deepfloyd_core.types import no_report
 
 KEYS = tuple(
     f"stage{stage}.{name}={value}"
@@ -33,39 +27,12 @@ KEYS = tuple(
 
 
 @pytest.fixture
-def image(tmp_path: Path) -> Path:
-    """A picture with a gradient, of Stage II's size."""
-    rows, columns = np.mgrid[:256, :256]
-    pixels = np.stack([rows, columns, 255 - rows], axis=2).astype(np.uint8)
-    Image.fromarray(pixels).save(tmp_path / "image.png")
-    return tmp_path / "image.png"
-
-
-@pytest.fixture
 def mask(tmp_path: Path) -> Path:
     """The right half is white."""
     pixels = np.zeros((256, 256), np.uint8)
     pixels[:, 128:] = 255
     Image.fromarray(pixels).save(tmp_path / "mask.png")
     return tmp_path / "mask.png"
-
-
-def _drawn(run: Run, models: dict[Any, Path], out: Path, options: GenerateOptions) -> dict[str, Path]:
-    """Do the job in this process. Returns its PNGs by their size."""
-    out.mkdir()
-    mask = pinned(options.mask) if options.mask else None
-    assert options.image
-    start = StartPicture(image=pinned(options.image), strength=options.noise_strength, mask=mask)
-    pictures = pictures_of(run, options)
-    given = DrawnFrom(start=start)
-    identity = generate_request(run, pictures, "base", models, None, given)
-    generate_pictures(Job(generate_job(run, pictures, "base", models, identity, None, given), out, no_report))
-    return {file.stem.rpartition("-")[2]: file for file in out.glob("picture-*.png")}
-
-
-def _pixels(file: Path) -> np.ndarray:
-    with Image.open(file) as picture:
-        return np.asarray(picture).astype(int)
 
 
 def _by_hand(models: dict[Any, Path], names: tuple[str, str], image: Path, more: dict[str, Any]) -> list[np.ndarray]:
@@ -102,31 +69,31 @@ def test_both_stages_are_those_of_diffusers(
     run = load_run(small_run.config, KEYS)
     part = mask if masked else None
     options = GenerateOptions(("a purple star",), "base", seeds="3", image=image, mask=part, strength=0.8)
-    ours = _drawn(run, models, small_run.folder / "out", options)
+    ours = drawn_here(run, models, small_run.folder / "out", options)
     if masked:
         names = "IFInpaintingPipeline", "IFInpaintingSuperResolutionPipeline"
         more: dict[str, Any] = {"strength": 0.8, "mask_image": [Image.open(mask)]}
     else:
         names, more = ("IFImg2ImgPipeline", "IFImg2ImgSuperResolutionPipeline"), {"strength": 0.8}
     for stock, size in zip(_by_hand(models, names, image, more), ("64x64", "256x256"), strict=True):
-        assert np.array_equal(_pixels(ours[size]), stock)
+        assert np.array_equal(pixels(ours[size]), stock)
     with Image.open(ours["256x256"]) as picture:
         assert "Denoising strength: 0.8" in picture.info["parameters"]
     if masked:
-        assert np.array_equal(_pixels(ours["256x256"])[:, :128], _pixels(image)[:, :128]), "black stays, to the byte"
-        assert np.abs(_pixels(ours["256x256"])[:, 128:] - _pixels(image)[:, 128:]).mean() > 5
+        assert np.array_equal(pixels(ours["256x256"])[:, :128], pixels(image)[:, :128]), "black stays, to the byte"
+        assert np.abs(pixels(ours["256x256"])[:, 128:] - pixels(image)[:, 128:]).mean() > 5
 
 
 def test_less_strength_stays_nearer(small_run: SmallRun, models: dict[Any, Path], image: Path) -> None:
     run = load_run(small_run.config, KEYS)
     near, far = (
-        _drawn(
+        drawn_here(
             run, models, small_run.folder / name, GenerateOptions(("a star",), "base", image=image, strength=strength)
         )
         for name, strength in (("near", 0.2), ("far", None))
     )
-    small = _pixels(image)[::4, ::4]
-    assert np.abs(_pixels(near["64x64"]) - small).mean() < np.abs(_pixels(far["64x64"]) - small).mean()
+    small = pixels(image)[::4, ::4]
+    assert np.abs(pixels(near["64x64"]) - small).mean() < np.abs(pixels(far["64x64"]) - small).mean()
     assert drawn_picture(far["64x64"]).strength == 0.7, "as diffusers' img2img"
     again, _ = recorded_options(GenerateOptions(image=image), near["64x64"])
     assert (again.strength, again.image, again.prompts, again.sizes) == (0.2, image, ("a star",), "64x64")

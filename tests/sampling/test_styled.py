@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 from diffusers import DDPMScheduler, IFPipeline
+from drawn_here import drawn_here, pixels
 from PIL import Image
 from small_run import SmallRun
 
@@ -14,15 +14,9 @@ from deepfloyd_core.config.run import Run
 from deepfloyd_core.config.stages import Stage
 from deepfloyd_core.models.unet import load_unet, order_channels_last
 from deepfloyd_core.preflight.drawn_from import start_faults
-from deepfloyd_core.preflight.generate import GenerateOptions, pictures_of, prompt_rows, recorded_options
+from deepfloyd_core.preflight.generate import GenerateOptions, prompt_rows, recorded_options
 from deepfloyd_core.preflight.load import load_run
-from deepfloyd_core.processes.jobs import Job
-from deepfloyd_core.sampling.generate import generate_pictures
-from deepfloyd_core.sampling.identity import generate_request
-from deepfloyd_core.sampling.jobs import DrawnFrom, StartPicture, generate_job
 from deepfloyd_core.sampling.styled import StyledUnet
-from deepfloyd_core.store.pinned import pinned
-from deepfloyd_core.types import no_report
 
 STEPS, GUIDANCE, SHARES = 4, 3.0, {1: 0.25, 2: 0.5}  # IF's `positive_mixer` of its stages
 KEYS = tuple(
@@ -31,30 +25,6 @@ KEYS = tuple(
     for name, value in (("validation_num_inference_steps", STEPS), ("validation_guidance", GUIDANCE))
 )
 CONTENT, STYLE = "a purple star", "a green square"
-
-
-@pytest.fixture
-def image(tmp_path: Path) -> Path:
-    rows, columns = np.mgrid[:256, :256]
-    Image.fromarray(np.stack([rows, columns, 255 - rows], axis=2).astype(np.uint8)).save(tmp_path / "image.png")
-    return tmp_path / "image.png"
-
-
-def _drawn(run: Run, models: dict[Any, Path], out: Path, options: GenerateOptions) -> dict[str, Path]:
-    """Do the job in this process. Returns its PNGs by their size."""
-    out.mkdir()
-    assert options.image
-    start = StartPicture(image=pinned(options.image), strength=options.noise_strength)
-    given = DrawnFrom(start=start, style=options.style)
-    pictures = pictures_of(run, options)
-    identity = generate_request(run, pictures, "base", models, None, given)
-    generate_pictures(Job(generate_job(run, pictures, "base", models, identity, None, given), out, no_report))
-    return {file.stem.rpartition("-")[2]: file for file in out.glob("picture-*.png")}
-
-
-def _pixels(file: Path) -> np.ndarray:
-    with Image.open(file) as picture:
-        return np.asarray(picture).astype(int)
 
 
 class _Pooled(torch.nn.Module):
@@ -131,16 +101,16 @@ def test_a_picture_in_another_style_is_that_of_three_branches(
 ) -> None:
     run = load_run(small_run.config, KEYS)
     options = GenerateOptions((CONTENT,), "base", seeds="3", image=image, style=STYLE)
-    ours = _drawn(run, models, small_run.folder / "out", options)
+    ours = drawn_here(run, models, small_run.folder / "out", options)
     text = IFPipeline.from_pretrained(
         models[1], unet=None, safety_checker=None, feature_extractor=None, watermarker=None
     )
     embeds = dict(zip((CONTENT, ""), text.encode_prompt(CONTENT, device="cpu"), strict=True))
     embeds[STYLE] = text.encode_prompt(STYLE, device="cpu")[0]
     small = _varied(models[1], image, embeds)
-    assert np.abs(_pixels(ours["64x64"]) - _bytes(small)).max() <= 1, "a batch of three rounds otherwise"
+    assert np.abs(pixels(ours["64x64"]) - _bytes(small)).max() <= 1, "a batch of three rounds otherwise"
     large = _upscaled(models[2], small, run.config.stage(2).validation_noise_level, embeds)
-    assert np.abs(_pixels(ours["256x256"]) - _bytes(large)).max() <= 2
+    assert np.abs(pixels(ours["256x256"]) - _bytes(large)).max() <= 2
     with Image.open(ours["256x256"]) as picture:
         assert f"Style: {STYLE}" in picture.info["parameters"]
     again, _ = recorded_options(GenerateOptions(image=image), ours["256x256"])
@@ -167,14 +137,14 @@ def test_content_in_its_own_style_is_the_picture_varied_and_then_upscaled(
 ) -> None:
     """u + g ((1 - m) c + m c - u) is plain guidance, in both stages."""
     run = load_run(small_run.config, KEYS)
-    styled = _drawn(
+    styled = drawn_here(
         run, models, small_run.folder / "styled", GenerateOptions((STYLE,), "base", image=image, style=STYLE)
     )
-    varied = _drawn(
+    varied = drawn_here(
         run, models, small_run.folder / "varied", GenerateOptions((STYLE,), "base", image=image, strength=0.5)
     )
-    assert np.abs(_pixels(styled["64x64"]) - _pixels(varied["64x64"])).max() <= 1
-    large, small = _pixels(styled["256x256"]), _pixels(styled["64x64"])
+    assert np.abs(pixels(styled["64x64"]) - pixels(varied["64x64"])).max() <= 1
+    large, small = pixels(styled["256x256"]), pixels(styled["64x64"])
     assert np.abs(large.reshape(64, 4, 64, 4, 3).mean((1, 3)) - small).mean() < 12, (
         "upscaled from noise, not from the image"
     )
