@@ -24,6 +24,7 @@ from flows.serving.processes import kill_below
 
 GRACE_S = 3.0  # from the first signal to the end of what does not end by itself
 SAME_S = 0.3  # `timeout` and others send a signal to a process and to its group: that is one
+IMPORT_S = 0.05  # from a look whether an import is over to the next
 
 
 class Stopped(BaseException):
@@ -67,9 +68,14 @@ class Stopping:
         if self._code is not None:
             return
         self._number = self._number or number
-        if not self._raised:
-            self._raised = True
-            raise Stopped(signal.Signals(number).name)
+        if self._raised:
+            return
+        if _imports(frame):  # libraries catch what is raised there, and print it
+            signal.signal(signal.SIGALRM, self._on_signal)  # asks again
+            signal.setitimer(signal.ITIMER_REAL, IMPORT_S)
+            return
+        self._raised = True
+        raise Stopped(signal.Signals(self._number).name)
 
     def _watch(self, fd: int) -> NoReturn:
         began: float | None = None
@@ -100,3 +106,12 @@ class Stopping:
             said += " A job still writes its checkpoint, and then ends by itself." if jobs else ""
             self._err.print(said)
         os._exit(128 + self._number)
+
+
+def _imports(frame: FrameType | None) -> bool:
+    """Whether a module is being imported by a frame or one that called it."""
+    while frame is not None:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            return True
+        frame = frame.f_back
+    return False

@@ -221,6 +221,30 @@ main()
     assert "Stopped" not in printed and "Traceback" not in printed
 
 
+def test_a_signal_during_an_import_waits_for_its_end(tmp_path: Path) -> None:
+    (tmp_path / "catches_all.py").write_text(
+        "import time\n"
+        "try:\n    print('importing', flush=True)\n    time.sleep(1)\n"
+        "except BaseException as error:\n    print(f'caught {error!r}', flush=True)\n"
+    )
+    script = (
+        "import time\nfrom flows.commands.session import stopping\nfrom flows.commands.stopping import Stopped\n"
+        "stopping.take_signals()\n"
+        "try:\n    import catches_all\n    time.sleep(60)\n"
+        "except Stopped as end:\n    print('stopped by', end, flush=True)\n"
+        "stopping.finish(1)\n"
+    )
+    environ = {**os.environ, "PYTHONPATH": f"{tmp_path}:{Path.cwd()}"}
+    with subprocess.Popen(
+        [sys.executable, "-c", script], env=environ, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    ) as process:
+        assert process.stdout is not None and process.stdout.readline() == "importing\n"
+        process.send_signal(signal.SIGTERM)
+        printed = process.stdout.read()
+    assert printed == "stopped by SIGTERM\nStopped by SIGTERM. Nothing was changed.\n"
+    assert process.returncode == 128 + signal.SIGTERM
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
 def test_a_command_that_ends_while_its_server_starts_leaves_no_server(
