@@ -11,7 +11,7 @@ from deepfloyd_core.drawing import generated, upscaled
 from deepfloyd_core.models.folders import resolve
 from deepfloyd_core.preflight.check import check_run
 from deepfloyd_core.preflight.generate import GenerateOptions, pictures_of, version_number
-from deepfloyd_core.preflight.upscale import UpscaleOptions
+from deepfloyd_core.preflight.upscale import UpscaleOptions, upscaled_by
 from deepfloyd_core.processes.jobs import DRAWING, job_starter
 from deepfloyd_core.sampling.own_pictures import own_pictures, upscaled_files
 from deepfloyd_core.sampling.pictures import drawn
@@ -60,5 +60,5 @@ def upscale(config: str | Path, options: UpscaleOptions, overrides: Sequence[str
     run = check_run(Path(config), tuple(overrides), options)
     own = own_pictures(options.pictures, options.prompt)
     with job_starter(DRAWING):
-        artifact = upscaled.upscale(run, own, version_number(run, options.version), options)
+        artifact = upscaled.upscale(run, own, upscaled_by(run, options), options)
     return upscaled_files(artifact.path)

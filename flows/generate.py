@@ -16,7 +16,7 @@ from deepfloyd_core.processes.jobs import DRAWING, warm_job_starter
 from deepfloyd_core.store.artifacts import Artifact
 from deepfloyd_core.store.leases import leased
 from flows.deployable import deployable
-from flows.parameters import Loras, Overrides, Prompts, Seeds, Sizes, Strength, VersionName
+from flows.parameters import Loras, Overrides, Prompts, Seeds, Sizes, Stages, Strength, VersionName
 from flows.runs.run_lease import gpu_of, rename_run
 from tasks import VERSION
 from tasks.generated import compare_versions, generated
@@ -29,8 +29,8 @@ from tasks.generated import compare_versions, generated
 def generate(
     config: str, prompt: Prompts = None, prompt_file: str | None = None, seeds: Seeds = "0", sizes: Sizes = None,
     version: VersionName | None = None, lora: Loras = None, control: str | None = None, image: str | None = None,
-    mask: str | None = None, strength: Strength = None, style: str | None = None, from_picture: str | None = None,
-    overrides: Overrides = None,
+    mask: str | None = None, strength: Strength = None, style: str | None = None, stages: Stages = None,
+    from_picture: str | None = None, overrides: Overrides = None,
 ) -> list[Artifact]:  # fmt: skip
     """Draw pictures with a published version, or with the base models: each prompt at each size with each seed. Several
     versions draw the same ones, and are compared.
@@ -38,8 +38,7 @@ def generate(
     Args:
         config: The run file, from the project's folder.
         prompt: What the pictures show; may be a list.
-        prompt_file: A file with more prompts: one a line, a JSON library, or a table with the columns prompt,
-            negative_prompt, seed, size.
+        prompt_file: More prompts: one a line, a JSON library, or a table of prompt, negative_prompt, seed, size.
         seeds: Seeds, such as 7 or 0-7,42.
         sizes: Stage I sizes, such as 64 or 64,96x64 (width x height); empty: those of the run file.
         version: A version number, `latest`, or `base` for no LoRA; several with commas, such as base,3,latest. Empty: the
@@ -50,6 +49,7 @@ def generate(
         mask: A picture of the image's size, white where the image is drawn anew; empty: everywhere.
         strength: Of the noise on the image, above 0, at most 1; empty: 0.7, with a mask 1, with a style 0.5.
         style: A text whose style the image takes, such as "an oil painting"; `prompt` says what it shows, unless empty.
+        stages: The stages that draw; empty: those of the run file, I and II. 1-3 ends with its Stage III, or Lanczos.
         from_picture: A picture that was drawn before, to draw it again; its prompt, seed, size, version and settings are
             in it. Give its control, image and mask again.
         overrides: Keys of the run file, each as KEY=VALUE; KEY= removes one.
@@ -61,7 +61,7 @@ def generate(
     )
     asked = GenerateOptions(
         texts, asked_version(version, lora), seeds=seeds, sizes=sizes, prompt_file=table, control=hint, image=first,
-        mask=part, strength=strength, style=style or None, loras=tuple(lora or ()),
+        mask=part, strength=strength, style=style or None, loras=tuple(lora or ()), stages=stages,
     )  # fmt: skip
     options, recorded = recorded_options(asked, drawn_before)
     changed = dict.fromkeys((*recorded, *(overrides or ())))  # the command line has added those of the picture already

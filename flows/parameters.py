@@ -3,7 +3,7 @@
 Prefect's server checks them before a run begins, and the flow again: the server takes a parameter that it does not know.
 """
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -18,6 +18,7 @@ Prompts = str | list[str] | None
 Sizes = Annotated[str | None, Field(pattern=r"^\s*\d+(x\d+)?(\s*,\s*\d+(x\d+)?)*\s*$")]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Loras = Annotated[list[str] | None, Field(max_length=MOST_LORAS)]
+Stages = Literal["1", "1-2", "1-3"] | None
 Strength = Annotated[float | None, Field(gt=0, le=1)]
 OneVersion = Annotated[str, Field(pattern=r"^(latest|base|\d+)$")] | Annotated[int, Field(ge=1)]
 _VERSION = r"\s*(latest|base|\d+)\s*"

@@ -1,13 +1,13 @@
-"""Upscale pictures of one's own with a published version, or with the base model."""
+"""Upscale pictures of one's own with a published version, with the base model, or with Stage III."""
 
 from pathlib import Path
+from typing import Literal
 
 from prefect import flow
 
 from deepfloyd_core.preflight.check import check_run
 from deepfloyd_core.preflight.drawn_from import asked_version
-from deepfloyd_core.preflight.generate import version_number
-from deepfloyd_core.preflight.upscale import UpscaleOptions
+from deepfloyd_core.preflight.upscale import UpscaleOptions, upscaled_by
 from deepfloyd_core.processes.jobs import DRAWING, warm_job_starter
 from deepfloyd_core.sampling.own_pictures import own_pictures
 from deepfloyd_core.store.artifacts import Artifact
@@ -25,21 +25,22 @@ from tasks.upscaled import upscaled
 @warm_job_starter(DRAWING)
 def upscale(
     config: str, pictures: str, prompt: str = "", seed: Seed = 0, version: OneVersion | None = None, lora: Loras = None,
-    overrides: Overrides = None,
+    stage: Literal[2, 3] = 2, overrides: Overrides = None,
 ) -> Artifact:  # fmt: skip
-    """Make pictures of one's own four times as wide and high, with a published version or with the base model.
+    """Make pictures of one's own four times as wide and high, with a published version, the base model, or Stage III.
 
     Args:
         config: The run file, from the project's folder.
         pictures: A picture, or a folder of pictures, from the project's folder.
-        prompt: What the pictures show, where no caption in NAME.txt lies beside them.
+        prompt: What the pictures show, where no caption in NAME.txt lies beside them and `generate` did not draw them.
         seed: Seed of each picture's noise.
         version: A version number, `latest`, or `base` for no LoRA. Empty: the latest, with `lora` the base.
         lora: LoRAs to upscale with together on the base model, each as version:N or a file, with a weight: version:3@0.7.
+        stage: Stage II, or the Stage III of the run file, which makes 1,024 px of 256 px and has no versions.
         overrides: Keys of the run file, each as KEY=VALUE; KEY= removes one.
     """
-    options = UpscaleOptions(Path(pictures), asked_version(version, lora), prompt, seed, tuple(lora or ()))
+    options = UpscaleOptions(Path(pictures), asked_version(version, lora), prompt, seed, tuple(lora or ()), stage)
     run = check_run(Path(config), tuple(overrides or ()), options)
     rename_run(run.workspace)
     with gpu_of(run):
-        return upscaled(run, own_pictures(options.pictures, prompt), version_number(run, options.version), options)
+        return upscaled(run, own_pictures(options.pictures, prompt), upscaled_by(run, options), options)

@@ -31,7 +31,7 @@ def generated(run: Run, pictures: Sequence[Picture], version: str, options: Gene
     with progress("generate") as report:
         artifact = draw(run, pictures, version, options, report)
     summary = artifact.summary(GeneratedSummary)
-    last = picture_scale(run.config.stages[-1], run.config.first_stage)
+    last = picture_scale(summary.stages[-1], run.config.first_stage)
     names = [picture_file(pictures, number, last) for number in range(min(summary.pictures, MOST_SHOWN))]
     shown = [(f"{one.prompt}: {name}", artifact.path / name) for one, name in zip(pictures, names, strict=False)]
     show_artifact(artifact, summary, *([("All", artifact.path / SHEET)] if summary.pictures > 1 else []), *shown)
@@ -44,7 +44,8 @@ def compare_versions(run: Run, pictures: Sequence[Picture], drawn: Mapping[str, 
     """
     file = run.workspace / f"compare_{'_'.join(drawn)}.png"
     folders = {version_words(version): one.path for version, one in drawn.items()}
-    save_comparison(pictures, folders, picture_scale(run.config.stages[-1], run.config.first_stage), file)
+    last = next(iter(drawn.values())).summary(GeneratedSummary).stages[-1]
+    save_comparison(pictures, folders, picture_scale(last, run.config.first_stage), file)
     log.info("%s, side by side: %s", " and ".join(folders), file)
     page = [*titled_pictures([("The same seeds below each other", file)]), f"- file: {code(file.absolute())}"]
     described = f"{', '.join(folders)} of {run.workspace.name}, side by side"

@@ -8,7 +8,7 @@ from prefect.cache_policies import NO_CACHE
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.drawing.upscaled import upscale
 from deepfloyd_core.preflight.upscale import UpscaleOptions
-from deepfloyd_core.sampling.jobs import OwnPicture, UpscaledSummary
+from deepfloyd_core.sampling.upscale_jobs import OwnPicture, UpscaledSummary
 from deepfloyd_core.store.artifacts import Artifact
 from tasks.artifact_page import show_artifact
 from tasks.progress import progress

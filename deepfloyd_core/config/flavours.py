@@ -51,6 +51,8 @@ _TABLE = (
 )
 PUBLISHED = {flavour.name: flavour for flavour in _TABLE}
 _RANDOM = [replace(flavour, name=RANDOM + flavour.name, repo=RANDOM + flavour.name) for flavour in _TABLE]
+# Of Stage III, which is sampled and not trained.
+STAGE3_REPOS = {"x4-upscaler": "stabilityai/stable-diffusion-x4-upscaler", "tiny-iii": str(TINY / "iii")}
 FLAVOURS = PUBLISHED | {flavour.name: flavour for flavour in _RANDOM}
 
 

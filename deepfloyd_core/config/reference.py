@@ -18,6 +18,7 @@ from deepfloyd_core.config.simpletuner_options import ALIASES, DATA_DEFAULTS, IG
 from deepfloyd_core.config.source_keys import SourceKeys
 from deepfloyd_core.config.stage import GROUPS as STAGE_GROUPS
 from deepfloyd_core.config.stage import StageConfig
+from deepfloyd_core.config.stage3 import Stage3Config
 from deepfloyd_core.config.stages import STAGES
 
 _TABLES = " and ".join(f"`[{kind.table}]`" for kind in STAGES.values())
@@ -29,6 +30,12 @@ _SECTIONS: tuple[tuple[str, type[Spec], str], ...] = (
         StageConfig,
         f"In {_TABLES}, or at the top level for each of them. A file without these tables trains the one stage that its "
         f"`model_type` ({_MODEL_TYPES}) or `model_flavour` names.",
+    ),
+    (
+        "Stage III",
+        Stage3Config,
+        "In `[stage3]`. It is sampled and not trained, by `generate --stages 1-3` and `upscale --stage 3`; without this "
+        "table `generate --stages 1-3` enlarges by Lanczos.",
     ),
     (
         "Picture sets of the data file",

@@ -34,6 +34,7 @@ from deepfloyd_core.config.run_retrain import RetrainKeys
 from deepfloyd_core.config.run_text import TextKeys
 from deepfloyd_core.config.run_validation import ValidationKeys
 from deepfloyd_core.config.stage import StageConfig
+from deepfloyd_core.config.stage3 import Stage3Config
 from deepfloyd_core.config.stage_run import device_fault
 from deepfloyd_core.config.stages import STAGES, UPSCALE, Stage, StageKind, by_stage, tables, titles
 from deepfloyd_core.errors import ConfigError
@@ -107,6 +108,7 @@ class RunConfig(TextKeys, ValidationKeys, RetrainKeys, Machine):
     )
     stage1: StageConfig | None = Field(None, description="Stage I (text to 64 px).")
     stage2: StageConfig | None = Field(None, description="Stage II (64 to 256 px).")
+    stage3: Stage3Config | None = Field(None, description="Stage III (256 to 1,024 px), which is not trained.")
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -12,8 +12,18 @@ from typing import Any, get_args
 
 from deepfloyd_core.config.base import Spec, scalar_kinds, shown
 from deepfloyd_core.config.keys import belongings
-from deepfloyd_core.config.simpletuner_options import ALIASES, DATA_DEFAULTS, IGNORED, REFUSED, SWITCHES, WORKS, Refusal
+from deepfloyd_core.config.simpletuner_options import (
+    ALIASES,
+    DATA_DEFAULTS,
+    IGNORED,
+    REFUSED,
+    STAGE3_KEYS,
+    SWITCHES,
+    WORKS,
+    Refusal,
+)
 from deepfloyd_core.config.stage import StageConfig
+from deepfloyd_core.config.stage3 import Stage3Config
 from deepfloyd_core.config.stage_sampling import NoiseScheduler
 from deepfloyd_core.errors import ConfigError, DeepFloydError, attempt
 
@@ -41,6 +51,7 @@ _SPEED = {
     "attention_mechanism": (("sdpa", "xformers", "math"), "sdpa"),
     "dynamo_backend": (("no", "inductor", "aot_eager"), "no"),
 }
+_STAGE3_MODE = "deepfloyd_validation_stage3_mode"
 _OPTIMIZER_SETTINGS = {"weight_decay": "adam_weight_decay", "eps": "adam_epsilon"}
 # Keys without effect while another is off, beside those that say so themselves.
 _IDLE_WITHOUT = (
@@ -145,6 +156,12 @@ def answered(
     if method := _clipping(values):
         ignored[IGNORED["grad_clip_method"]].remove("grad_clip_method")
         notes.append(f"{path}: {method}")
+    if top and (stage3 := _stage3(values)) is not None:
+        rest.setdefault("stage3", stage3)
+        ignored[IGNORED[_STAGE3_MODE]] = [key for key in ignored[IGNORED[_STAGE3_MODE]] if key not in STAGE3_KEYS]
+        notes.append(
+            f"{path}: {_STAGE3_MODE} is read as [stage3]; `generate --stages 1-3` draws it, validations do not"
+        )
     if top and "output_dir" in values and not is_off(values["output_dir"]) and "workspace" not in values:
         rest["workspace"] = values["output_dir"]
         notes.append(f"{path}: workspace is not set, so it is output_dir, {values['output_dir']}")
@@ -152,6 +169,15 @@ def answered(
     if theirs:
         rest = _of_their_form(rest, path, notes, faults)
     return rest, [*notes, *grouped(ignored, str(path))]
+
+
+def _stage3(values: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The table of Stage III that a file's options ask for; None: it asks for no Stage III."""
+    if str(values.get(_STAGE3_MODE)).strip().lower() != "sd-x4-upscaler":
+        return None
+    kinds = scalar_kinds(Stage3Config)
+    found = {ours: values[theirs] for theirs, ours in STAGE3_KEYS.items() if ours and values.get(theirs) not in _UNSET}
+    return coerced(found, kinds)
 
 
 def _clipping(values: Mapping[str, Any]) -> str:

@@ -53,6 +53,13 @@ SWITCHES: dict[str, tuple[object, str, object]] = {
     "use_prodigy_optimizer": (True, "optimizer", "prodigy"),
     "use_adafactor_optimizer": (True, "optimizer", "adafactor"),
 }
+# Options that are keys of the table `[stage3]`, when the first is on.
+STAGE3_KEYS = {
+    "deepfloyd_validation_stage3_mode": "",
+    "deepfloyd_validation_stage3_model": "pretrained_model_name_or_path",
+    "deepfloyd_validation_stage3_guidance": "validation_guidance",
+    "deepfloyd_validation_stage3_noise_level": "validation_noise_level",
+}
 # What the entries of the data file take where they do not say it themselves.
 DATA_DEFAULTS = _names(
     """
@@ -113,8 +120,7 @@ _IGNORED = {
         deepfloyd_validation_pipeline_mode deepfloyd_validation_stage1_guidance deepfloyd_validation_stage1_model
         deepfloyd_validation_stage1_num_inference_steps deepfloyd_validation_stage2_guidance
         deepfloyd_validation_stage2_model deepfloyd_validation_stage2_num_inference_steps
-        deepfloyd_validation_stage3_guidance deepfloyd_validation_stage3_mode deepfloyd_validation_stage3_model
-        deepfloyd_validation_stage3_noise_level disable_benchmark ema_validation eval_dataset_pooling
+        disable_benchmark ema_validation eval_dataset_pooling
         eval_epoch_interval eval_loss_disable eval_steps_interval eval_timesteps evaluation_type
         inference_scheduler_timestep_spacing pretrained_evaluation_model_name_or_path user_prompt_library
         validate_after_epoch validate_after_step validation_adapter_config validation_adapter_mode
@@ -125,6 +131,10 @@ _IGNORED = {
         validation_lycoris_strength validation_method validation_multigpu validation_on_startup
         validation_preview validation_preview_steps validation_prompt_library validation_randomize
         validation_seed_source validation_stitch_input_location validation_torch_compile validation_using_datasets
+        """,
+    "Stage III is off; at `deepfloyd_validation_stage3_mode = sd-x4-upscaler` these are the table `[stage3]`": """
+        deepfloyd_validation_stage3_guidance deepfloyd_validation_stage3_mode deepfloyd_validation_stage3_model
+        deepfloyd_validation_stage3_noise_level
         """,
     "IF works on pixels; there is no VAE": """
         crepa_drop_vae_encoder keep_vae_loaded pretrained_vae_model_name_or_path vae_batch_size

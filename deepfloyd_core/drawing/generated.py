@@ -6,14 +6,16 @@ from pathlib import Path
 
 from deepfloyd_core.adapters.mixed import mixed_loras
 from deepfloyd_core.config.run import Run
+from deepfloyd_core.config.stage3 import STAGE3, TABLE
 from deepfloyd_core.config.stages import STAGES, Stage
 from deepfloyd_core.models.folders import resolve
-from deepfloyd_core.preflight.generate import GenerateOptions, version_bundle
+from deepfloyd_core.preflight.generate import GenerateOptions, drawn_stages, version_bundle
 from deepfloyd_core.processes.jobs import run_job
 from deepfloyd_core.sampling.drawn_picture import DrawnPicture
 from deepfloyd_core.sampling.identity import generate_request
 from deepfloyd_core.sampling.jobs import DrawnFrom, StartPicture, generate_job
 from deepfloyd_core.sampling.pictures import Picture, picture_file, picture_scale
+from deepfloyd_core.sampling.stage3_jobs import stage3_of
 from deepfloyd_core.store.artifacts import Artifact, materialise
 from deepfloyd_core.store.pinned import pinned
 from deepfloyd_core.types import Report, no_report
@@ -29,14 +31,18 @@ def draw(
     Raises ConfigError when a picture that is drawn again was drawn with other models.
     """
     folders: dict[Stage, Path] = {}
-    for stage in run.config.stages:
+    stages = drawn_stages(run.config, options.stages)
+    for stage in (stage for stage in run.config.stages if stage in stages):
         folders[stage] = resolve(run.config.stage(stage).model, stage, text=stage == run.config.first_stage)
     bundle = version_bundle(run, version)
     again, given = options.again, drawn_from(run, options, folders)
-    request = generate_request(run, pictures, version, folders, bundle, given)
+    stage3 = stage3_of(run.config) if STAGE3 in stages else None
+    if stage3 is not None and stage3.model is None:
+        log.warning("The run file has no [%s] table, so Lanczos' filter enlarges the pictures at the end.", TABLE)
+    request = generate_request(run, pictures, version, folders, bundle, given, stage3)
     if again is not None:
         again.check(request)
-    job = generate_job(run, pictures, version, folders, request, bundle, given)
+    job = generate_job(run, pictures, version, folders, request, bundle, given, stage3)
     artifact = materialise(run.workspace, request, lambda work: run_job(job, work, report))
     if again is not None:
         _compare(again, artifact.path / picture_file(pictures, 0, picture_scale(again.stage, run.config.first_stage)))

@@ -1,4 +1,4 @@
-"""Upscaled pictures: the user's own through an upscaler, with a version's weights, LoRAs or the base model. No torch."""
+"""Upscaled pictures: the user's own through Stage II, with a version, LoRAs or the base model, or Stage III. No torch."""
 
 import logging
 from collections.abc import Sequence
@@ -6,16 +6,18 @@ from pathlib import Path
 
 from deepfloyd_core.adapters.mixed import mixed_loras
 from deepfloyd_core.config.run import Run
+from deepfloyd_core.config.stage3 import STAGE3
 from deepfloyd_core.config.stages import STAGES, Stage
 from deepfloyd_core.errors import DataError
 from deepfloyd_core.models.folders import resolve
 from deepfloyd_core.preflight.drawn_from import asked_loras
 from deepfloyd_core.preflight.generate import version_bundle
 from deepfloyd_core.preflight.upscale import UpscaleOptions
-from deepfloyd_core.processes.jobs import run_job
-from deepfloyd_core.sampling.identity import upscale_request
-from deepfloyd_core.sampling.jobs import OwnPicture, UpscaledSummary, upscale_job
-from deepfloyd_core.store.artifacts import Artifact, materialise
+from deepfloyd_core.processes.jobs import JobRequest, run_job
+from deepfloyd_core.sampling.identity import enlarge_request, upscale_request
+from deepfloyd_core.sampling.stage3_jobs import stage3_of
+from deepfloyd_core.sampling.upscale_jobs import OwnPicture, UpscaledSummary, enlarge_job, upscale_job
+from deepfloyd_core.store.artifacts import Artifact, Request, materialise
 from deepfloyd_core.store.counts import many
 from deepfloyd_core.types import Report, no_report
 
@@ -29,6 +31,10 @@ def upscale(
 
     Raises DataError where no picture can be upscaled.
     """
+    if options.stage == STAGE3:
+        stage3 = stage3_of(run.config)
+        enlarge = enlarge_job(run, pictures, options.seed, stage3)
+        return _made(run, pictures, enlarge_request(run, pictures, options.seed, stage3), enlarge, report)
     stage, first = run.config.upscalers[0], run.config.first_stage
     folders: dict[Stage, Path] = {
         one: resolve(run.config.stage(one).model, one, text=one == first) for one in dict.fromkeys((first, stage))
@@ -39,6 +45,12 @@ def upscale(
         log.info("%s upscales with %s", STAGES[stage].title, lora.told)
     job = upscale_job(run, pictures, options.seed, version, folders, bundle, loras)
     request = upscale_request(run, pictures, options.seed, version, folders, bundle, loras)
+    return _made(run, pictures, request, job, report)
+
+
+def _made(
+    run: Run, pictures: Sequence[OwnPicture], request: Request, job: JobRequest[UpscaledSummary], report: Report
+) -> Artifact:
     artifact = materialise(run.workspace, request, lambda work: run_job(job, work, report))
     summary = artifact.summary(UpscaledSummary)
     for name, fault in summary.left_out.items():

@@ -1,62 +1,99 @@
 """The folder of a model: the user's own directory, a downloaded one, or random weights of the same shapes."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from deepfloyd_core.config.base import is_there
 from deepfloyd_core.config.flavours import FLAVOURS, RANDOM
+from deepfloyd_core.config.stage3 import STAGE3, DrawnStage
 from deepfloyd_core.config.stages import STAGES, Stage
 from deepfloyd_core.errors import ModelError
 from deepfloyd_core.models.headers import UNET_WEIGHTS
 from deepfloyd_core.models.text_encoders import TEXT_ENCODERS, text_encoder_of
 from deepfloyd_core.models.whole_weights import lacking, weight_faults
 
-# What a stock pipeline of any stage needs. `text` marks what only the text encoder's process reads.
 _UNET_FILES = ("unet/config.json", "unet/*.safetensors")
 _LOCAL = "or point pretrained_model_name_or_path at a copy of the model on this machine"
-_WEIGHTS = {"unet": UNET_WEIGHTS} | {
+_WEIGHTS = {"unet": UNET_WEIGHTS, "vae": UNET_WEIGHTS} | {
     kind.weights_folder: kind.weights_file for kind in TEXT_ENCODERS.values()
 }  # by folder
 
 
-def resolve(model: str, stage: Stage, text: bool = False) -> Path:
+@dataclass(frozen=True)
+class _Files:
+    """Patterns of what a stock pipeline needs of a model's folder, and of what else is downloaded if it is there."""
+
+    needed: tuple[str, ...]
+    beside: tuple[str, ...]
+
+
+_STAGE3 = _Files(
+    (
+        *_UNET_FILES, "vae/config.json", "vae/*.safetensors", "text_encoder/config.json", "text_encoder/*.safetensors",
+        "tokenizer/tokenizer_config.json", "scheduler/scheduler_config.json", "low_res_scheduler/scheduler_config.json",
+    ),
+    ("model_index.json", "tokenizer/*"),
+)  # fmt: skip
+
+
+def _of_stage(stage: Stage, text: bool) -> _Files:
+    """text: of its text encoder and tokenizer too."""
+    schedulers = tuple(f"{name}/scheduler_config.json" for name in STAGES[stage].schedulers)
+    encoder = text_encoder_of(stage)
+    beside = ("model_index.json", "unet/*.json", f"{encoder.weights_folder}/*.json")
+    return _Files(
+        _UNET_FILES + schedulers + (encoder.files if text else ()),
+        (*beside, f"{encoder.tokenizer_folder}/*") if text else beside,
+    )
+
+
+def resolve(model: str, stage: DrawnStage, text: bool = False) -> Path:
     """The local folder of a model given as a directory, a hub id or `random:<flavour>`; downloads or writes it if necessary.
 
-    `text`: the text encoder and tokenizer are needed, too. Raises ModelError that lists the missing files and how to
-    get them (a directory lacks some, the hub cannot be reached, the licence is not accepted), and for damaged weights.
+    `text`: the text encoder and tokenizer are needed, too; Stage III always needs its own. Raises ModelError that lists the
+    missing files and how to get them (a directory lacks some, the hub cannot be reached, the licence is not accepted), and
+    for damaged weights.
     """
+    if stage == STAGE3:
+        return _resolved(model, _STAGE3)
     if _is_random(model):
         from deepfloyd_core.models.random_weights import random_folder
 
-        return _whole(random_folder(model, text), stage, text)
+        return _whole(random_folder(model, text), _of_stage(stage, text))
+    return _resolved(model, _of_stage(stage, text))
+
+
+def _resolved(model: str, files: _Files) -> Path:
     if folder := _directory(model):
-        return _whole(folder, stage, text)
-    folder = _download(model, stage, text)
-    if missing := _missing(folder, stage, text):  # of what was begun earlier, where the hub is away
+        return _whole(folder, files)
+    folder = _download(model, files)
+    if missing := _missing(folder, files):  # of what was begun earlier, where the hub is away
         raise ModelError(
             f"{model} lacks {', '.join(missing)} on this machine, and the hub cannot be reached, or has no such file. "
             f"Run this again when it can, {_LOCAL}."
         )
-    return _undamaged(folder, stage, text)
+    return _undamaged(folder, files)
 
 
-def folder_here(model: str, stage: Stage, text: bool = False) -> Path | None:
+def folder_here(model: str, stage: DrawnStage, text: bool = False) -> Path | None:
     """`resolve` for a model on this machine; None: it must still be downloaded or written. Uses no network.
 
     Raises ModelError for a directory that lacks files, for damaged weights, and for neither a directory nor a hub id.
     """
+    files = _STAGE3 if stage == STAGE3 else _of_stage(stage, text)
     if _is_random(model):
         from deepfloyd_core.models.random_weights import written_folder
 
         return written_folder(model, text)
     if folder := _directory(model):
-        return _whole(folder, stage, text)
+        return _whole(folder, files)
     from huggingface_hub import snapshot_download
 
     try:
         folder = Path(snapshot_download(model, local_files_only=True))
     except (OSError, ValueError):  # not downloaded; or no name that the hub knows, as `resolve` will say
         return None
-    return None if _missing(folder, stage, text) else _undamaged(folder, stage, text)
+    return None if _missing(folder, files) else _undamaged(folder, files)
 
 
 def _is_random(model: str) -> bool:
@@ -73,20 +110,15 @@ def _directory(model: str) -> Path | None:
     return None
 
 
-def _files(stage: Stage, text: bool) -> tuple[str, ...]:
-    schedulers = tuple(f"{name}/scheduler_config.json" for name in STAGES[stage].schedulers)
-    return _UNET_FILES + schedulers + (text_encoder_of(stage).files if text else ())
-
-
 def _weights(pattern: str) -> tuple[str, str] | None:
     """Of a pattern of weights: their folder, and their name if they are one file; None for other files."""
     part, _, name = pattern.partition("/")
     return (part, _WEIGHTS[part]) if name == "*.safetensors" else None
 
 
-def _missing(folder: Path, stage: Stage, text: bool) -> list[str]:
+def _missing(folder: Path, files: _Files) -> list[str]:
     missing = []
-    for pattern in _files(stage, text):
+    for pattern in files.needed:
         if not any(folder.glob(pattern)):
             missing.append(pattern)
         elif found := _weights(pattern):
@@ -95,14 +127,14 @@ def _missing(folder: Path, stage: Stage, text: bool) -> list[str]:
     return missing
 
 
-def _whole(folder: Path, stage: Stage, text: bool) -> Path:
-    if missing := _missing(folder, stage, text):
+def _whole(folder: Path, files: _Files) -> Path:
+    if missing := _missing(folder, files):
         raise ModelError(f"{folder} lacks {', '.join(missing)}. Put these files there (safetensors only, no .bin).")
-    return _undamaged(folder, stage, text)
+    return _undamaged(folder, files)
 
 
-def _undamaged(folder: Path, stage: Stage, text: bool) -> Path:
-    parts = [found for pattern in _files(stage, text) if (found := _weights(pattern))]
+def _undamaged(folder: Path, files: _Files) -> Path:
+    parts = [found for pattern in files.needed if (found := _weights(pattern))]
     if faults := [fault for part, name in parts for fault in weight_faults(folder / part, name)]:
         it = "it" if len(faults) == 1 else "them"
         cached = folder.parent.name == "snapshots"
@@ -111,16 +143,14 @@ def _undamaged(folder: Path, stage: Stage, text: bool) -> Path:
     return folder
 
 
-def _download(repo: str, stage: Stage, text: bool) -> Path:
+def _download(repo: str, wanted: _Files) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError
 
-    wanted, encoder = _files(stage, text), text_encoder_of(stage)
-    patterns = [*wanted, "model_index.json", "unet/*.json", f"{encoder.weights_folder}/*.json"]
-    patterns += [f"{encoder.tokenizer_folder}/*"] if text else []
-    files = ", ".join(wanted)
+    files = ", ".join(wanted.needed)
     accept = f"Accept the licence at https://huggingface.co/{repo} and run `hf auth login`"
     try:
+        patterns = [*wanted.needed, *wanted.beside]
         return Path(snapshot_download(repo, allow_patterns=patterns, ignore_patterns=["*.bin", "*.fp16.*"]))
     except GatedRepoError:
         raise ModelError(f"{repo} is gated: {files} cannot be read. {accept}, {_LOCAL}.") from None

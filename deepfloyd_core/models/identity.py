@@ -20,7 +20,7 @@ def model_fingerprint(folder: Path, parts: Iterable[str]) -> str:
     digest = hashlib.sha256()
     for part in parts:
         for file in sorted((folder / part).iterdir()):
-            if file.suffix in (".safetensors", ".json", ".model"):
+            if file.suffix in (".safetensors", ".json", ".model", ".txt"):
                 blob = file.resolve()
                 name = blob.name if blob.parent.name == "blobs" else _sha256(blob, _stamp(blob))
                 digest.update(f"{part}/{file.name} {name}\n".encode())

@@ -13,12 +13,20 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from deepfloyd_core.config.cluster import reach
 from deepfloyd_core.config.run import Run, RunConfig
+from deepfloyd_core.config.stage3 import STAGE3
 from deepfloyd_core.config.stages import STAGES, Stage
 from deepfloyd_core.errors import ConfigError, DeepFloydError, attempt, raise_together
 from deepfloyd_core.models.folders import folder_here, resolve
-from deepfloyd_core.preflight.generate import GenerateOptions, check_generate, generate_model_faults, prompt_faults
+from deepfloyd_core.preflight.generate import (
+    GenerateOptions,
+    check_generate,
+    drawn_stages,
+    generate_model_faults,
+    prompt_faults,
+    trained_stages,
+)
 from deepfloyd_core.preflight.load import read_run
-from deepfloyd_core.preflight.unet_sizes import check_unet, training_size_faults
+from deepfloyd_core.preflight.unet_sizes import check_unet, stage3_faults, training_size_faults
 from deepfloyd_core.preflight.upscale import UpscaleOptions, check_upscale, own_picture_faults, upscale_model_faults
 from deepfloyd_core.preflight.wandb_login import check_wandb
 from deepfloyd_core.store.events import standing
@@ -84,6 +92,12 @@ def _first_round(
     if isinstance(goal, UpscaleOptions):
         check_upscale(run, goal, faults)
     stages = attempt(faults, _stages, run.config, goal) or ()
+    if draws_stage3(run.config, goal):
+        assert run.config.stage3 is not None
+        found = attempt(faults, folder_here, run.config.stage3.model, STAGE3)
+        faults += stage3_faults(found) if found else []
+        if not stages:
+            return run
     encoder = run.config.first_stage  # whose text encoder is used
     for stage in run.config.stages:
         if stage in (encoder, *stages):
@@ -93,11 +107,22 @@ def _first_round(
     return run
 
 
+def draws_stage3(config: RunConfig, goal: Goal) -> bool:
+    """Whether the goal needs the model of Stage III."""
+    if config.stage3 is None:
+        return False
+    if isinstance(goal, GenerateOptions):
+        return STAGE3 in (attempt([], drawn_stages, config, goal.stages) or ())
+    return isinstance(goal, UpscaleOptions) and goal.stage == STAGE3
+
+
 def _stages(config: RunConfig, goal: Goal) -> tuple[Stage, ...]:
     """The stages whose UNets are trained or sampled. Raises ConfigError for one that the run does not have."""
     if isinstance(goal, UpscaleOptions):
-        return config.upscalers
-    if isinstance(goal, GenerateOptions) or goal == "lora_bundle":
+        return () if goal.stage == STAGE3 else config.upscalers
+    if isinstance(goal, GenerateOptions):
+        return trained_stages(config, goal.stages)
+    if goal == "lora_bundle":
         return config.stages
     if goal == "crops" or goal == "text_embeds":
         return ()
@@ -157,3 +182,6 @@ def _fetch_models(run: Run, goal: Goal, checked: _Checked) -> None:
         _, parent = checked[stage]
         if parent is not None and parent.note:
             log.info("%s", parent.note)
+    if draws_stage3(run.config, goal):
+        assert run.config.stage3 is not None
+        raise_together(stage3_faults(resolve(run.config.stage3.model, STAGE3)))

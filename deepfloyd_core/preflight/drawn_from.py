@@ -17,8 +17,12 @@ MOST_LORAS = 16
 BASE = "base"  # in place of a version: the base models
 
 
-def start_faults(run: Run, options: "GenerateOptions", small: Iterable[tuple[int, int]] = ()) -> Iterator[str]:
-    """Why pictures cannot start from the user's own one. small: the sizes of the first stage that are drawn."""
+def start_faults(
+    run: Run, options: "GenerateOptions", drawing: Sequence[Stage], small: Iterable[tuple[int, int]] = ()
+) -> Iterator[str]:
+    """Why pictures cannot start from the user's own one. drawing: the stages of the run that draw. small: the sizes of the
+    first one that are drawn.
+    """
     image, mask, strength = options.image, options.mask, options.noise_strength
     if image is None:
         for name, value in (("mask", mask), ("strength", options.strength), ("style", options.style)):
@@ -31,12 +35,12 @@ def start_faults(run: Run, options: "GenerateOptions", small: Iterable[tuple[int
     if not 0 < strength <= 1:
         yield f"The strength is {strength:g}; give a number above 0, at most 1."
     else:
-        starting = [one for one in run.config.stages if STAGES[one].starts_from_picture(options.style is not None)]
+        starting = [one for one in drawing if STAGES[one].starts_from_picture(options.style is not None)]
         for stage in starting:
             steps = run.config.stage(stage).validation_num_inference_steps
             if int(steps * strength) < 1:
                 yield f"The strength is {strength:g} and {STAGES[stage].title} has {steps} steps: that is less than one."
-    yield from _style_faults(run, options)
+    yield from _style_faults(run, options, drawing)
     files = [image, *([mask] if mask else [])]
     faults: list[DeepFloydError] = []
     sizes = [attempt(faults, picture_size, file) for file in files]
@@ -48,7 +52,7 @@ def start_faults(run: Run, options: "GenerateOptions", small: Iterable[tuple[int
         yield f"The mask {mask} has {own} px, and the image {width}x{height}. They must have the same size."
         return
     for width, height in dict.fromkeys(small):
-        for stage in run.config.stages:
+        for stage in drawing:
             scale = STAGES[stage].scale // STAGES[run.config.first_stage].scale
             if not read_mask(mask, (width * scale, height * scale)).any():
                 yield (
@@ -58,7 +62,7 @@ def start_faults(run: Run, options: "GenerateOptions", small: Iterable[tuple[int
                 return
 
 
-def _style_faults(run: Run, options: "GenerateOptions") -> Iterator[str]:
+def _style_faults(run: Run, options: "GenerateOptions", drawing: Sequence[Stage]) -> Iterator[str]:
     """Why pictures cannot take a style."""
     if options.style is None:
         return
@@ -66,7 +70,7 @@ def _style_faults(run: Run, options: "GenerateOptions") -> Iterator[str]:
         yield "The style is empty."
     if options.mask is not None:
         yield "--style gives all of a picture another style. Leave out --mask."
-    for stage in run.config.stages:
+    for stage in drawing:
         guidance = run.config.stage(stage).validation_guidance
         if guidance <= 1:
             yield (

@@ -5,7 +5,8 @@ from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deepfloyd_core.config.run import Run
+from deepfloyd_core.config.run import Run, RunConfig
+from deepfloyd_core.config.stage3 import SOURCE, STAGE3, DrawnStage
 from deepfloyd_core.config.stages import CONTROLLED, Stage
 from deepfloyd_core.errors import ConfigError, DeepFloydError, attempt
 from deepfloyd_core.preflight.drawn_from import BASE, asked_lora_faults, asked_loras, lora_faults, start_faults
@@ -34,6 +35,7 @@ class GenerateOptions:
     strength: float | None = None  # of the noise on the image, above 0, at most 1; None: `noise_strength`
     style: str | None = None  # a text whose style the image takes; without a prompt it is that too
     loras: tuple[str, ...] = ()  # such as version:3@0.7: all at once, in place of a version's
+    stages: str | None = None  # `1`, `1-2` or `1-3`; None: those that the run trains
     again: "DrawnPicture | None" = None  # that is drawn again
 
     @property
@@ -68,8 +70,8 @@ def recorded_options(options: GenerateOptions, drawn: Path | None) -> tuple[Gene
     )  # fmt: skip
     if options != own:
         raise ConfigError(
-            f"{drawn} records its prompt, style, seed, size, version and strength. Give none of these beside --from, or "
-            "leave it out."
+            f"{drawn} records its prompt, style, seed, size, stages, version and strength. Give none of these beside "
+            "--from, or leave it out."
         )
     # Not above: it takes Pillow.
     from deepfloyd_core.sampling.drawn_picture import drawn_picture
@@ -82,9 +84,27 @@ def recorded_options(options: GenerateOptions, drawn: Path | None) -> tuple[Gene
     width, height = again.size
     options = replace(
         own, prompts=(again.prompt,), version=again.version, seeds=str(again.seed), sizes=f"{width}x{height}",
-        strength=again.strength, style=again.style, again=again,
+        strength=again.strength, style=again.style, stages=again.stages, again=again,
     )  # fmt: skip
     return options, tuple(again.overrides())
+
+
+def drawn_stages(config: RunConfig, stages: str | None) -> tuple[DrawnStage, ...]:
+    """The stages that draw, in their order. stages: as of the options. Raises ConfigError for one that the run lacks."""
+    if stages is None:
+        return config.stages
+    last = int(stages[-1])
+    own: tuple[DrawnStage, ...] = tuple(stage for stage in config.stages if stage <= last)
+    if own[-1:] != (min(last, SOURCE),):
+        table = f"stage{min(last, SOURCE)}"
+        raise ConfigError(f"--stages {stages} needs a [{table}] table with a model_flavour, and the run file has none.")
+    return own if last != STAGE3 else (*own, STAGE3)
+
+
+def trained_stages(config: RunConfig, stages: str | None) -> tuple[Stage, ...]:
+    """Those of `drawn_stages` that the run trains; all of the run's for stages that cannot be drawn."""
+    drawn = attempt([], drawn_stages, config, stages) or config.stages
+    return tuple(stage for stage in config.stages if stage in drawn)
 
 
 def pictures_of(run: Run, options: GenerateOptions) -> "tuple[Picture, ...]":
@@ -145,6 +165,8 @@ def check_generate(run: Run, options: GenerateOptions, faults: list[DeepFloydErr
     """All checks of the options that need no models, beside `prompt_faults`."""
     if run.config.text_to_image is None:
         faults.append(ConfigError("generate starts from Stage I: add a [stage1] table with a model_flavour."))
+    attempt(faults, drawn_stages, run.config, options.stages)
+    drawing = trained_stages(run.config, options.stages)
     pictures = None
     if not prompt_faults(options) and run.config.text_to_image is not None:
         pictures = attempt(faults, pictures_of, run, options)
@@ -154,7 +176,7 @@ def check_generate(run: Run, options: GenerateOptions, faults: list[DeepFloydErr
 
         attempt(faults, read_fitted, options.control, pictures[0].size if pictures else (64, 64))
     small = [picture.size for picture in pictures or ()]
-    faults += map(ConfigError, start_faults(run, options, small))
+    faults += map(ConfigError, start_faults(run, options, drawing, small))
     for version in options.versions:
         found: list[DeepFloydError] = []
         bundle = attempt(found, version_bundle, run, version)

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from deepfloyd_core.config.run import Run
+from deepfloyd_core.config.stage3 import IN_CHANNELS, TABLE, TITLE
 from deepfloyd_core.config.stages import STAGES, Stage
-from deepfloyd_core.errors import ConfigError, ModelError
+from deepfloyd_core.errors import ConfigError, DeepFloydError, ModelError, attempt
 from deepfloyd_core.preflight.data_sets import size_fault
 
 _ALIGNMENTS = (8, 16, 24, 32, 64)  # that `aspect_bucket_alignment` can be
@@ -25,6 +26,20 @@ def check_unet(stage: Stage, folder: Path) -> bool:
             f"{kind.table}.pretrained_model_name_or_path a folder of {kind.title}."
         )
     return True
+
+
+def stage3_faults(folder: Path) -> list[DeepFloydError]:
+    """Why the UNet in a folder is none of Stage III."""
+    faults: list[DeepFloydError] = []
+    taken = attempt(faults, _read, folder)
+    if taken is not None and taken["in_channels"] != IN_CHANNELS:
+        faults.append(
+            ConfigError(
+                f"{TABLE}: the UNet in {folder} has {taken['in_channels']} input channels; one of {TITLE} has "
+                f"{IN_CHANNELS}. Give {TABLE}.pretrained_model_name_or_path a folder of an x4 upscaler."
+            )
+        )
+    return faults
 
 
 def training_size_faults(run: Run, stage: Stage, folder: Path) -> list[str]:

@@ -4,10 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deepfloyd_core.config.run import Run
+from deepfloyd_core.config.stage3 import STAGE3, TABLE, TITLE
 from deepfloyd_core.config.stages import UPSCALERS, Stage, tables
 from deepfloyd_core.errors import ConfigError, DeepFloydError, attempt
-from deepfloyd_core.preflight.drawn_from import asked_lora_faults, asked_loras, lora_faults
-from deepfloyd_core.preflight.generate import base_faults, version_bundle
+from deepfloyd_core.preflight.drawn_from import BASE, asked_lora_faults, asked_loras, lora_faults
+from deepfloyd_core.preflight.generate import base_faults, version_bundle, version_number
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,7 @@ class UpscaleOptions:
     prompt: str = ""  # of pictures without a caption beside them
     seed: int = 0
     loras: tuple[str, ...] = ()  # such as version:3@0.7: all at once, in place of a version's
+    stage: int = 2  # that upscales: 2, or Stage III
 
 
 def own_picture_faults(options: UpscaleOptions) -> list[DeepFloydError]:
@@ -28,11 +30,24 @@ def own_picture_faults(options: UpscaleOptions) -> list[DeepFloydError]:
 
     faults: list[DeepFloydError] = []
     attempt(faults, picture_files, options.pictures)
+    if options.stage == STAGE3 and options.loras:
+        faults.append(ConfigError(f"{TITLE} is not trained, so it takes no LoRA. Leave out --lora."))
+    if options.stage == STAGE3 and options.version not in ("latest", BASE):
+        faults.append(ConfigError(f"{TITLE} is not trained, so it has no versions. Leave out --version."))
     return [*faults, *asked_lora_faults(options.loras, options.version)]
+
+
+def upscaled_by(run: Run, options: UpscaleOptions) -> str:
+    """The number of the version that upscales, or `base`. Raises as `version_bundle`."""
+    return BASE if options.stage == STAGE3 else version_number(run, options.version)
 
 
 def check_upscale(run: Run, options: UpscaleOptions, faults: list[DeepFloydError]) -> None:
     """All checks of the options that need no models, beside `own_picture_faults`."""
+    if options.stage == STAGE3:
+        if run.config.stage3 is None:
+            faults.append(ConfigError(f"upscale --stage 3 needs {TITLE}: add a [{TABLE}] table with a model_flavour."))
+        return
     if not run.config.upscalers:
         faults.append(ConfigError(f"upscale needs an upscaler: add a {tables(UPSCALERS)} table with a model_flavour."))
     attempt(faults, version_bundle, run, options.version)

@@ -12,7 +12,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from deepfloyd_core.config.stage import StageConfig
-from deepfloyd_core.config.stage_sampling import SCHEDULER_KINDS
+from deepfloyd_core.config.stage_sampling import SCHEDULER_KINDS, NoiseScheduler
 from deepfloyd_core.config.stages import STAGES
 from deepfloyd_core.crops.rows import shard_files
 from deepfloyd_core.crops.shards import ShardRow, read_rows
@@ -151,7 +151,7 @@ def save_png(picture: np.ndarray, sample: Sample, path: Path) -> None:
     info = PngInfo()
     record = {"prompt": sample.prompt, "seed": sample.seed, "variant": sample.variant, **sample.settings}
     info.add_itxt(RECORD, json.dumps(record, sort_keys=True, ensure_ascii=False))
-    if "steps" in sample.settings:
+    if "negative_prompt" in sample.settings:
         info.add_itxt("parameters", _parameters(picture, sample))
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as tmp:
@@ -161,12 +161,13 @@ def save_png(picture: np.ndarray, sample: Sample, path: Path) -> None:
 def _parameters(picture: np.ndarray, sample: Sample) -> str:
     """The settings in the form that is customary in PNGs: the prompt, the negative prompt, then names and values."""
     settings, (height, width) = sample.settings, picture.shape[:2]
+    scheduler: NoiseScheduler | None = settings.get("scheduler")
     told = {
-        "Steps": settings["steps"], "Sampler": SCHEDULER_KINDS[settings["scheduler"]].title,
-        "CFG scale": settings["guidance"], "Seed": sample.seed, "Size": f"{width}x{height}",
-        "Model": settings.get("model"), "Version": sample.variant, "Noise level": settings.get("noise_level"),
-        "Denoising strength": settings.get("strength"), "Style": settings.get("style"),
-        "LoRA": " ".join(settings.get("loras", ())) or None,
+        "Steps": settings.get("steps"), "Sampler": SCHEDULER_KINDS[scheduler].title if scheduler else None,
+        "CFG scale": settings.get("guidance"), "Hires upscaler": settings.get("enlarged_by"), "Seed": sample.seed,
+        "Size": f"{width}x{height}", "Model": settings.get("model"), "Version": sample.variant,
+        "Noise level": settings.get("noise_level"), "Denoising strength": settings.get("strength"),
+        "Style": settings.get("style"), "LoRA": " ".join(settings.get("loras", ())) or None,
     }  # fmt: skip
     values = ", ".join(f"{name}: {value}" for name, value in told.items() if value is not None)
     return "\n".join([sample.prompt, f"Negative prompt: {settings['negative_prompt']}", values])

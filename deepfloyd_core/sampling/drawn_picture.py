@@ -9,7 +9,8 @@ from PIL import Image
 from pydantic import ValidationError
 
 from deepfloyd_core.config.base import Spec
-from deepfloyd_core.config.stages import STAGES, Stage
+from deepfloyd_core.config.stage3 import STAGE3, TABLE, DrawnStage
+from deepfloyd_core.config.stages import STAGES
 from deepfloyd_core.errors import ConfigError
 from deepfloyd_core.files import canonical_json
 from deepfloyd_core.store.artifacts import Request
@@ -41,7 +42,7 @@ class DrawnPicture(Spec):
     negative_prompt: str
     seed: int
     version: str  # a number, or `base`
-    stage: Stage  # that drew it
+    stage: DrawnStage  # that drew it
     size: tuple[int, int]  # (width, height) of Stage I's picture, px
     drawn_with: _DrawnWith
 
@@ -57,9 +58,15 @@ class DrawnPicture(Spec):
         found: str | None = self.drawn_with.settings.get("style")
         return found
 
+    @property
+    def stages(self) -> str:
+        """The stages of the cascade that drew it, as `--stages` names them."""
+        drew = [stage for stage in (*STAGES, STAGE3) if f"stage{stage}" in self.drawn_with.settings]
+        return "-".join(str(stage) for stage in dict.fromkeys((drew[0], drew[-1])))
+
     def overrides(self) -> list[str]:
         """The settings as KEY=VALUE of the run file."""
-        tables = {kind.table for kind in STAGES.values()}
+        tables = {*(kind.table for kind in STAGES.values()), TABLE}
         return [*_overrides(self.drawn_with.settings, tables),
                 f"validation_negative_prompt={json.dumps(self.negative_prompt)}"]  # fmt: skip
 
@@ -97,6 +104,8 @@ def _differing(one: Json, other: Json) -> Iterator[str]:
 
 def _overrides(settings: Json, tables: set[str]) -> Iterator[str]:
     for name, value in settings.items():
+        if name in tables and not isinstance(value, dict):
+            continue  # Stage III without a model
         if name in tables:
             yield from (f"{name}.{override}" for override in _overrides(value, set()))
         elif name not in _OF_PICTURE:

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import torch
 
 from deepfloyd_core.adapters.controlnet import control_of
+from deepfloyd_core.config.stage3 import SOURCE, STAGE3, DrawnStage, title_of
 from deepfloyd_core.config.stages import STAGES, Stage
 from deepfloyd_core.diffusion.conditioning import as_conditioning, conditioning_picture
 from deepfloyd_core.diffusion.loss import to_bytes, to_model_range
@@ -30,9 +31,12 @@ from deepfloyd_core.sampling.jobs import GeneratedSummary, GenerateRequest, Samp
 from deepfloyd_core.sampling.parts import Parts
 from deepfloyd_core.sampling.pictures import INDEX, Size, batches, picture_file, picture_scale
 from deepfloyd_core.sampling.sampler import Sampler, Start, make_sampler, sample
+from deepfloyd_core.sampling.stage3 import make_enlarger
+from deepfloyd_core.sampling.stage3_jobs import Stage3
 from deepfloyd_core.sampling.stored import StoredTexts, store_tensor, stored_tensor
 from deepfloyd_core.sampling.styled import StyledUnet
 from deepfloyd_core.store.parts import finish_part, part_is_whole
+from deepfloyd_core.types import Json
 
 _DRAWN = ".drawn"  # what a killed job goes on with
 _SCHEMA = pa.schema(
@@ -46,18 +50,26 @@ _SCHEMA = pa.schema(
 
 def generate_pictures(job: Job[GenerateRequest]) -> GeneratedSummary:
     """Draw the pictures: a PNG for each stage and picture, a table of them, and a sheet of those of the last stage."""
-    request, stages = job.request, job.request.cascade.stages
+    request, stages = job.request, _stages(job)
     use_threads(request.machine.num_threads)
     (job.out / _DRAWN).mkdir(exist_ok=True)
     parts, texts = Parts(job.report, len(stages)), _texts(job)
-    for one in stages:
+    for one in request.cascade.stages:
         _draw(job, one, texts, parts)
+    if request.stage3 is not None:
+        _enlarge(job, request.stage3, parts)
     _write_index(job)
     loras = dict.fromkeys(lora.told for lora in request.drawn_from.loras)
     drawn_by = " and ".join([version_words(request.version), *loras])
     drawn_by += f" in the style of {request.drawn_from.style}" if request.drawn_from.style else ""
-    save_sheet(request.pictures, job.out, _scale(job, stages[-1].stage), drawn_by)
-    return GeneratedSummary(pictures=len(request.pictures), stages=tuple(one.stage for one in stages))
+    save_sheet(request.pictures, job.out, _scale(job, stages[-1]), drawn_by)
+    return GeneratedSummary(pictures=len(request.pictures), stages=stages)
+
+
+def _stages(job: Job[GenerateRequest]) -> tuple[DrawnStage, ...]:
+    """The stages that draw."""
+    stages: tuple[DrawnStage, ...] = tuple(one.stage for one in job.request.cascade.stages)
+    return stages if job.request.stage3 is None else (*stages, STAGE3)
 
 
 def _draw(job: Job[GenerateRequest], one: SampledStage, texts: StoredTexts, parts: Parts) -> None:
@@ -88,6 +100,21 @@ def _draw(job: Job[GenerateRequest], one: SampledStage, texts: StoredTexts, part
         )  # fmt: skip
         for number, picture in zip(group, made, strict=True):
             _keep(job, one, number, picture)
+
+
+def _enlarge(job: Job[GenerateRequest], stage3: Stage3, parts: Parts) -> None:
+    """Draw what Stage III lacks, a picture at a time."""
+    request, pictures = job.request, job.request.pictures
+    missing = [number for number in range(len(pictures)) if not _is_drawn(job, STAGE3, number)]
+    sampled = parts.begin(f"{title_of(STAGE3)}'s pictures", len(pictures), len(pictures) - len(missing))
+    if not missing:
+        return
+    enlarge = make_enlarger(stage3, request.machine, sampled)
+    for number in missing:
+        one = pictures[number]
+        small = stored_tensor(_state(job, SOURCE, number))[None]
+        made = enlarge(small, one.prompt, one.negative_prompt, one.seed)
+        _write(job, STAGE3, number, stage3.recorded(one.negative_prompt), made)
 
 
 def _texts(job: Job[GenerateRequest]) -> StoredTexts:
@@ -127,22 +154,24 @@ def _repeated(start: Start | None, count: int) -> Start | None:
     return start and replace(start, pictures=start.pictures.expand(count, -1, -1, -1))
 
 
-def _is_drawn(job: Job[GenerateRequest], stage: Stage, number: int) -> bool:
+def _is_drawn(job: Job[GenerateRequest], stage: DrawnStage, number: int) -> bool:
     file = job.out / picture_file(job.request.pictures, number, _scale(job, stage))
     return part_is_whole(file) and (not _is_upscaled(job, stage) or part_is_whole(_state(job, stage, number)))
 
 
-def _is_upscaled(job: Job[GenerateRequest], stage: Stage) -> bool:
+def _is_upscaled(job: Job[GenerateRequest], stage: DrawnStage) -> bool:
     """Whether another stage takes the pictures of this one."""
+    if job.request.stage3 is not None and stage == SOURCE:
+        return True
     return any(STAGES[one.stage].upscales == stage for one in job.request.cascade.stages)
 
 
-def _state(job: Job[GenerateRequest], stage: Stage, number: int) -> Path:
+def _state(job: Job[GenerateRequest], stage: DrawnStage, number: int) -> Path:
     """The picture as the next stage takes it, which is not rounded to bytes."""
-    return job.out / _DRAWN / f"{STAGES[stage].table}-{number}.safetensors"
+    return job.out / _DRAWN / f"stage{stage}-{number}.safetensors"
 
 
-def _scale(job: Job[GenerateRequest], stage: Stage) -> int:
+def _scale(job: Job[GenerateRequest], stage: DrawnStage) -> int:
     return picture_scale(stage, job.request.cascade.stages[0].stage)
 
 
@@ -168,7 +197,7 @@ def _conditioning(job: Job[GenerateRequest], sampler: Sampler, size: Size) -> to
 
 
 def _keep(job: Job[GenerateRequest], one: SampledStage, number: int, made: torch.Tensor) -> None:
-    """Write a picture (3, H, W) in [-1, 1]: for people, and for the next stage."""
+    """Keep a picture (3, H, W) in [-1, 1]: for people, and for the next stage."""
     request = job.request
     picture, bundle = request.pictures[number], request.bundle
     if not made.isfinite().all():
@@ -181,30 +210,40 @@ def _keep(job: Job[GenerateRequest], one: SampledStage, number: int, made: torch
     settings |= {
         "model": one.settings.model_flavour,
         "lora": bundle.inputs.get(f"stage{one.stage}_lora") if bundle else None,
-        "bundle": bundle.fingerprint if bundle else None,
-        "size": list(picture.size),
-        "drawn_with": request.drawn_with,
-        **({"strength": request.drawn_from.start.strength} if request.drawn_from.start else {}),
         **({"loras": [lora.told for lora in loras]} if loras else {}),
-        **({"style": request.drawn_from.style} if request.drawn_from.style else {}),
     }
-    file = job.out / picture_file(request.pictures, number, _scale(job, one.stage))
-    save_png(to_bytes(made[None])[0].numpy(), Sample(picture.prompt, picture.seed, request.version, settings), file)
-    finish_part(file)
+    _write(job, one.stage, number, settings, to_bytes(made[None])[0].numpy())
     if _is_upscaled(job, one.stage):
         store_tensor(made, _state(job, one.stage, number))
 
 
+def _write(job: Job[GenerateRequest], stage: DrawnStage, number: int, settings: Json, made: np.ndarray) -> None:
+    """Write a picture (H, W, 3) for people. settings: those of the stage."""
+    request = job.request
+    picture, bundle, given = request.pictures[number], request.bundle, request.drawn_from
+    settings = settings | {
+        "bundle": bundle.fingerprint if bundle else None,
+        "size": list(picture.size),
+        "drawn_with": request.drawn_with,
+        **({"strength": given.start.strength} if given.start else {}),
+        **({"style": given.style} if given.style else {}),
+    }
+    file = job.out / picture_file(request.pictures, number, _scale(job, stage))
+    save_png(made, Sample(picture.prompt, picture.seed, request.version, settings), file)
+    finish_part(file)
+
+
 def _write_index(job: Job[GenerateRequest]) -> None:
     request, rows = job.request, []
-    for one in request.cascade.stages:
-        scale = _scale(job, one.stage)
+    for stage in _stages(job):
+        scale = _scale(job, stage)
+        loras = [lora.told for lora in request.drawn_from.loras if lora.stage == stage]
         for number, picture in enumerate(request.pictures):
             width, height = (edge * scale for edge in picture.size)
             rows.append({
-                "file": picture_file(request.pictures, number, scale), "stage": one.stage, "prompt": picture.prompt,
+                "file": picture_file(request.pictures, number, scale), "stage": stage, "prompt": picture.prompt,
                 "negative_prompt": picture.negative_prompt, "seed": picture.seed, "width": width, "height": height,
-                "version": request.version, "loras": [lora.told for lora in request.drawn_from.of_stage(one.stage)],
+                "version": request.version, "loras": loras,
             })  # fmt: skip
     with atomic_path(job.out / INDEX) as tmp:
         pq.write_table(pa.Table.from_pylist(rows, _SCHEMA), tmp)

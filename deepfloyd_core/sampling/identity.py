@@ -17,8 +17,10 @@ from deepfloyd_core.hashing import digest
 from deepfloyd_core.measures.registry import COLUMNS, networks_of
 from deepfloyd_core.models.identity import base_model, model_fingerprint
 from deepfloyd_core.models.text_encoders import text_encoder_of
-from deepfloyd_core.sampling.jobs import PROBED, DrawnFrom, LowResInputs, OwnPicture, SampleInputs
+from deepfloyd_core.sampling.jobs import PROBED, DrawnFrom, LowResInputs, SampleInputs
 from deepfloyd_core.sampling.pictures import Picture, asked_digest
+from deepfloyd_core.sampling.stage3_jobs import Stage3
+from deepfloyd_core.sampling.upscale_jobs import OwnPicture
 from deepfloyd_core.store.artifacts import Artifact, Request
 from deepfloyd_core.store.inputs import A
 from deepfloyd_core.text.projection import text_identity
@@ -83,19 +85,22 @@ def check_base(bundle: Artifact, stage: Stage, folder: Path) -> None:
 
 def generate_request(
     run: Run, pictures: Sequence[Picture], version: str, folders: dict[Stage, Path], bundle: Artifact | None,
-    drawn_from: DrawnFrom | None = None,
+    drawn_from: DrawnFrom | None = None, stage3: Stage3 | None = None,
 ) -> Request:  # fmt: skip
     """Identity of generated pictures: these, sampler settings, the models and the version's bundle; and what else they are
-    drawn from.
+    drawn from. folders: of the stages that draw.
     """
     spec: Json = {"version": version, **read_by(run.config, "generated"), "asked": asked_digest(pictures)}
     for each_has in ("validation_resolution", "validation_negative_prompt"):
         del spec[each_has]
     spec |= drawn_from.identity if drawn_from else {}
     models: dict[str, str] = {}
-    for stage in run.config.stages:
+    for stage, folder in folders.items():
         spec[f"stage{stage}"] = read_by(run.config.stage(stage), "generated", stage)
-        models |= base_model(stage, folders[stage], f"stage{stage}_model")
+        models |= base_model(stage, folder, f"stage{stage}_model")
+    if stage3 is not None:
+        spec |= stage3.identity
+        models |= stage3.inputs
     first = run.config.first_stage
     encoder = {"encoder": model_fingerprint(folders[first], text_encoder_of(first).parts)}
     published = {} if bundle is None else {"lora_bundle": bundle.name}
@@ -124,3 +129,15 @@ def upscale_request(
     published = {} if bundle is None else {"lora_bundle": bundle.name}
     models = base_model(stage, folders[stage], f"{STAGES[stage].table}_model")
     return Request("upscaled", UPSCALE_FORMAT, spec, {**published, **models, "encoder": encoder})
+
+
+def enlarge_request(run: Run, pictures: Sequence[OwnPicture], seed: int, stage3: Stage3) -> Request:
+    """Identity of pictures that Stage III has upscaled: their bytes, names and prompts, its settings and its model."""
+    asked = [[one.name, one.source.sha256, one.prompt] for one in pictures]
+    spec: Json = {
+        "seed": seed,
+        "negative_prompt": run.config.validation_negative_prompt,
+        "asked": digest(canonical_json(asked)),
+        **stage3.identity,
+    }
+    return Request("upscaled", UPSCALE_FORMAT, spec, stage3.inputs)

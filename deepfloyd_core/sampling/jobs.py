@@ -11,6 +11,7 @@ from deepfloyd_core.config.run import Run
 from deepfloyd_core.config.run_text import TextKeys
 from deepfloyd_core.config.run_validation import ValidationKeys
 from deepfloyd_core.config.stage import StageConfig
+from deepfloyd_core.config.stage3 import DrawnStage
 from deepfloyd_core.config.stages import STAGES, Stage, by_stage
 from deepfloyd_core.files import canonical_json
 from deepfloyd_core.hashing import digest
@@ -19,6 +20,7 @@ from deepfloyd_core.measures.tables import MeasureTable, measure_tables
 from deepfloyd_core.models.identity import base_model
 from deepfloyd_core.processes.jobs import JobRequest, S
 from deepfloyd_core.sampling.pictures import Picture
+from deepfloyd_core.sampling.stage3_jobs import Stage3
 from deepfloyd_core.store.artifacts import Artifact, Request
 from deepfloyd_core.store.inputs import A, Inputs
 from deepfloyd_core.store.manifest import Summary
@@ -62,9 +64,11 @@ class Cascade(Spec):
 
 
 def cascade_of(run: Run, models: Mapping[Stage, Path]) -> Cascade:
-    """The stages of a run; models: folders of their base models."""
+    """The stages of a run whose base models are given, by their folders."""
     stages = [
-        SampledStage(stage=stage, settings=run.config.stage(stage), model=models[stage]) for stage in run.config.stages
+        SampledStage(stage=stage, settings=run.config.stage(stage), model=models[stage])
+        for stage in run.config.stages
+        if stage in models
     ]
     return Cascade(stages=tuple(stages))
 
@@ -202,7 +206,7 @@ class GeneratedSummary(Summary):
     """The summary of generated pictures."""
 
     pictures: int  # of each stage
-    stages: tuple[Stage, ...]
+    stages: tuple[DrawnStage, ...]
 
 
 class DrawRequest(JobRequest[S], Generic[S]):
@@ -269,62 +273,19 @@ class GenerateRequest(DrawRequest[GeneratedSummary]):
     pictures: tuple[Picture, ...]
     drawn_with: Json  # the settings and inputs that decide the bytes, as the pictures record them
     drawn_from: DrawnFrom = DrawnFrom()
+    stage3: Stage3 | None = None  # None: the cascade ends before it
 
 
 def generate_job(
     run: Run, pictures: Sequence[Picture], version: str, models: Mapping[Stage, Path], request: Request,
-    bundle: Artifact | None, drawn_from: DrawnFrom | None = None,
+    bundle: Artifact | None, drawn_from: DrawnFrom | None = None, stage3: Stage3 | None = None,
 ) -> GenerateRequest:  # fmt: skip
-    """The job that makes generated pictures. request: their identity."""
+    """The job that makes generated pictures. models: of the stages that draw. request: their identity."""
     config, settings = run.config, {name: value for name, value in request.spec.items() if name != "asked"}
     return GenerateRequest(
         machine=config, cascade=cascade_of(run, models), text=config,
         encoder_name=STAGES[config.first_stage].text_encoder, encoder=models[config.first_stage],
         embeds=embeds_to_draw_with(run, models[config.first_stage]),
         pictures=tuple(pictures), version=version, drawn_with={"settings": settings, "inputs": request.inputs},
-        bundle=bundle, drawn_from=drawn_from or DrawnFrom(),
-    )  # fmt: skip
-
-
-class UpscaledSummary(Summary):
-    """The summary of upscaled pictures."""
-
-    pictures: int
-    left_out: Mapping[str, str]  # files that cannot be upscaled, and why
-
-
-class OwnPicture(Spec):
-    """A picture of the user's own to upscale."""
-
-    name: str  # its file's
-    file: str  # the name of what is made
-    prompt: str
-    source: PinnedFile
-
-
-class UpscaleRequest(DrawRequest[UpscaledSummary]):
-    """Upscale pictures with the weights of a version or with the base model."""
-
-    job = "upscale"
-    entry = "deepfloyd_core.sampling.upscale:upscale_pictures"
-    returns = UpscaledSummary
-    upscaler: SampledStage
-    pictures: tuple[OwnPicture, ...]
-    negative_prompt: str
-    seed: int
-    loras: tuple[MixedLora, ...] = ()  # all at once, on the base model
-
-
-def upscale_job(
-    run: Run, pictures: Sequence[OwnPicture], seed: int, version: str, models: Mapping[Stage, Path],
-    bundle: Artifact | None, loras: tuple[MixedLora, ...] = (),
-) -> UpscaleRequest:  # fmt: skip
-    """The job that upscales pictures. models: folders of the upscaler and of the stage that has the text encoder."""
-    config, stage = run.config, run.config.upscalers[0]
-    return UpscaleRequest(
-        machine=config, upscaler=SampledStage(stage=stage, settings=config.stage(stage), model=models[stage]), text=config,
-        encoder_name=STAGES[config.first_stage].text_encoder, encoder=models[config.first_stage],
-        embeds=embeds_to_draw_with(run, models[config.first_stage]),
-        pictures=tuple(pictures), negative_prompt=config.validation_negative_prompt, seed=seed, version=version,
-        bundle=bundle, loras=loras,
+        bundle=bundle, drawn_from=drawn_from or DrawnFrom(), stage3=stage3,
     )  # fmt: skip

@@ -4,8 +4,9 @@ from collections import Counter
 from pathlib import Path
 
 from deepfloyd_core.errors import ConfigError
-from deepfloyd_core.sampling.jobs import OwnPicture
+from deepfloyd_core.sampling.drawn_picture import drawn_picture
 from deepfloyd_core.sampling.pictures import INDEX
+from deepfloyd_core.sampling.upscale_jobs import OwnPicture
 from deepfloyd_core.sources.names import CAPTIONS
 from deepfloyd_core.store.pinned import pinned
 
@@ -32,8 +33,8 @@ def picture_files(path: Path) -> list[Path]:
 
 
 def own_pictures(path: Path, prompt: str) -> tuple[OwnPicture, ...]:
-    """The pictures of a file or a folder, hashed. prompt: of those without a caption in NAME.txt beside them. Raises as
-    `picture_files`.
+    """The pictures of a file or a folder, hashed. prompt: of those that have neither a caption in NAME.txt beside them nor a
+    record of `generate`. Raises as `picture_files`.
     """
     files = picture_files(path)
     stems = Counter(file.stem for file in files)
@@ -41,7 +42,7 @@ def own_pictures(path: Path, prompt: str) -> tuple[OwnPicture, ...]:
         OwnPicture(
             name=file.name,
             file=f"{file.stem if stems[file.stem] == 1 else file.name}.png",
-            prompt=_caption(file) or prompt,
+            prompt=_caption(file) or _recorded(file) or prompt,
             source=pinned(file),
         )
         for file in files
@@ -79,4 +80,12 @@ def _caption(file: Path) -> str:
         with file.with_suffix(".txt").open(encoding="utf-8", errors="replace") as caption:
             return " ".join(caption.read(MOST_LETTERS).split())
     except OSError:
+        return ""
+
+
+def _recorded(file: Path) -> str:
+    """The prompt that `generate` drew a picture with; empty: it did not draw it."""
+    try:
+        return drawn_picture(file).prompt
+    except ConfigError:
         return ""

@@ -12,6 +12,7 @@ from typing import Any
 
 from deepfloyd_core.config.base import Spec
 from deepfloyd_core.config.run_validation import sizes_px
+from deepfloyd_core.config.stage3 import DrawnStage, scale_of
 from deepfloyd_core.config.stages import STAGES, Stage
 from deepfloyd_core.errors import ConfigError, DataError
 from deepfloyd_core.files import canonical_json
@@ -124,9 +125,9 @@ def picture_file(pictures: Sequence[Picture], number: int, scale: int) -> str:
     return f"picture-{number:0{digits}}-seed-{picture.seed}-{width}x{height}.png"
 
 
-def picture_scale(stage: Stage, first: Stage) -> int:
+def picture_scale(stage: DrawnStage, first: Stage) -> int:
     """Pixels of a stage along one of the stage that the cascade starts with."""
-    return STAGES[stage].scale // STAGES[first].scale
+    return scale_of(stage) // STAGES[first].scale
 
 
 def drawn(folder: Path) -> Iterator[tuple[str, Path]]:

@@ -1,7 +1,7 @@
 """Arguments that several commands take."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -73,6 +73,12 @@ Strength = Annotated[
 ]
 Style = Annotated[
     str | None, typer.Option(metavar="TEXT", help="Give the image the style of this text; --prompt says what it shows.")
+]
+Stages = Annotated[
+    Literal["1", "1-2", "1-3"] | None,
+    typer.Option(
+        help="The stages that draw; else those of the run file, I and II. 1-3 ends with its [stage3], or Lanczos."
+    ),
 ]
 Seeds = Annotated[str, typer.Option(help="Seeds of each prompt, such as 7 or 0-7,42.")]
 Versions = Annotated[

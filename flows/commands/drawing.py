@@ -19,6 +19,7 @@ from flows.commands.arguments import (
     Prompts,
     Seeds,
     Sizes,
+    Stages,
     Strength,
     Style,
     Versions,
@@ -48,6 +49,7 @@ def generate(
     mask: Mask = None,
     strength: Strength = None,
     style: Style = None,
+    stages: Stages = None,
     from_picture: FromPicture = None,
     overrides: Overrides = None,
 ) -> None:
@@ -58,6 +60,7 @@ def generate(
     asked = GenerateOptions(
         tuple(prompt or ()), asked_version(version, lora), seeds=seeds, sizes=sizes, prompt_file=prompt_file,
         control=control, image=image, mask=mask, strength=strength, style=style, loras=here(lora),
+        stages=stages,
     )  # fmt: skip
     options, recorded = recorded_options(asked, from_picture)
     loaded = load(config, [*recorded, *(overrides or [])], options)
@@ -68,7 +71,7 @@ def generate(
     with _warm(), session(loaded, "flows.generate:generate") as call:
         artifacts = call(
             prompt=prompt, version=version, lora=list(options.loras) or None, seeds=seeds, sizes=sizes,
-            strength=strength, style=style, **paths,
+            strength=strength, style=style, stages=stages, **paths,
         )  # fmt: skip
     from deepfloyd_core.sampling.pictures import drawn
 
@@ -83,24 +86,27 @@ def upscale(
     pictures: Annotated[
         Path, typer.Argument(metavar="PICTURES", parser=user_path, help="A picture, or a folder of them.")
     ],
-    prompt: Annotated[str, typer.Option(help="What they show, where no caption in NAME.txt lies beside them.")] = "",
+    prompt: Annotated[
+        str, typer.Option(help="What they show, where no NAME.txt lies beside them and `generate` did not draw them.")
+    ] = "",
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of each picture's noise.")] = 0,
     version: Annotated[
         str | None, typer.Option(help="A number, `latest` (the champion, unless told), or `base` for no LoRA.")
     ] = None,
     lora: Loras = None,
+    stage: Annotated[int, typer.Option(min=2, max=3, help="Stage II, or the [stage3] of the run file.")] = 2,
     overrides: Overrides = None,
 ) -> None:
-    """Make pictures of your own four times as wide and high, with a published version or with the base model."""
+    """Make pictures of your own four times as wide and high, with a published version, the base model, or Stage III."""
     from deepfloyd_core.preflight.drawn_from import asked_version
     from deepfloyd_core.preflight.upscale import UpscaleOptions
 
-    options = UpscaleOptions(pictures, asked_version(version, lora), prompt, seed, here(lora))
+    options = UpscaleOptions(pictures, asked_version(version, lora), prompt, seed, here(lora), stage)
     loaded = load(config, overrides, options)
     with _warm(), session(loaded, "flows.upscale:upscale") as call:
         artifact = call(
             pictures=str(pictures.absolute()), prompt=prompt, seed=seed, version=version,
-            lora=list(options.loras) or None,
+            lora=list(options.loras) or None, stage=stage,
         )  # fmt: skip
     from deepfloyd_core.sampling.own_pictures import upscaled_files
 

@@ -17,6 +17,7 @@ from deepfloyd_core.config.keys import Reader, belongings, effects, keys_of
 from deepfloyd_core.config.run import Run, RunConfig
 from deepfloyd_core.config.source_keys import SourceKeys
 from deepfloyd_core.config.stage import StageConfig
+from deepfloyd_core.config.stage3 import Stage3Config
 from deepfloyd_core.errors import ConfigError
 from deepfloyd_core.index.identity import index_request
 from deepfloyd_core.index.scan import scan
@@ -24,6 +25,7 @@ from deepfloyd_core.models.folders import resolve
 from deepfloyd_core.preflight.generate import GenerateOptions, pictures_of
 from deepfloyd_core.preflight.load import load_run
 from deepfloyd_core.sampling.identity import generate_request
+from deepfloyd_core.sampling.stage3_jobs import stage3_of
 from deepfloyd_core.store.artifacts import Request
 
 # Another value, where it does not follow from the key's type; and what else must then be set.
@@ -78,6 +80,7 @@ A_STAR = GenerateOptions(("a star",), "latest", seeds="3")
 STAGES: dict[str, dict[str, Any]] = {
     "stage1": {"model_flavour": "tiny-i", "validation_step_interval": 5},
     "stage2": {"model_flavour": "tiny-ii", "validation_step_interval": 5, "low_res_stage1_share": 0.5},
+    "stage3": {"model_flavour": "tiny-iii"},
 }
 
 
@@ -97,10 +100,11 @@ class Case(NamedTuple):
 
 def cases() -> Iterator[Case]:
     """All keys that some artifact reads as they are, or none does."""
-    for model in (RunConfig, StageConfig, ImageDataset):
+    for model in (RunConfig, StageConfig, Stage3Config, ImageDataset):
         for name, effect in effects(model).items():
             if name not in ELSEWHERE and not {"all", "content"} & {*effect.makes}:
-                yield Case(model, name, f"stage{effect.stages[0]}" if model is StageConfig else "")
+                tables = {StageConfig: f"stage{effect.stages[0]}", Stage3Config: "stage3"}
+                yield Case(model, name, tables.get(model, ""))
 
 
 def other_value(case: Case, now: Any) -> Any:
@@ -144,7 +148,9 @@ def requests_of(
         found = planned(run, index)
         assert found is not None
         folders = {stage: resolve(run.config.stage(stage).model, stage, text=stage == 1) for stage in run.config.stages}
-        found["generated"] = generate_request(run, pictures_of(run, A_STAR), "latest", folders, None)
+        found["generated"] = generate_request(
+            run, pictures_of(run, A_STAR), "latest", folders, None, stage3=stage3_of(run.config)
+        )
         return {**found, "image_index": index_request(run, scan(run))}
 
     return requests
@@ -176,9 +182,9 @@ def test_what_decides_a_verdict_is_a_part_of_the_index() -> None:
     assert keys_of(ImageDataset, "verdict") < keys_of(ImageDataset, "index")
 
 
-@pytest.mark.parametrize("model", [RunConfig, StageConfig, SourceKeys, ImageDataset])
+@pytest.mark.parametrize("model", [RunConfig, StageConfig, Stage3Config, SourceKeys, ImageDataset])
 def test_every_key_says_what_a_change_of_it_makes_anew(model: type[Spec]) -> None:
-    assert set(model.model_fields) - set(effects(model)) <= {"stage1", "stage2"}
+    assert set(model.model_fields) - set(effects(model)) <= {"stage1", "stage2", "stage3"}
 
 
 def test_a_stage_tells_all_that_contradicts_in_it_at_once(tmp_path: Path) -> None:

@@ -486,6 +486,21 @@ def test_an_override_without_a_value_removes_the_key(files: Files) -> None:
     )
 
 
+def test_stage_iii_is_read_where_it_is_on(files: Files) -> None:
+    asked = {
+        "deepfloyd_validation_stage3_mode": "sd-x4-upscaler", "deepfloyd_validation_stage3_guidance": "7.5",
+        "deepfloyd_validation_stage3_noise_level": 20, "deepfloyd_validation_stage3_model": None,
+    }  # fmt: skip
+    run = files.json(**asked)
+    stage3 = run.config.stage3
+    assert stage3 is not None and stage3.model == "stabilityai/stable-diffusion-x4-upscaler"
+    assert (stage3.validation_guidance, stage3.validation_noise_level) == (7.5, 20)
+    told = [note for note in run.notes if "stage3" in note]
+    assert len(told) == 1 and "is read as [stage3]; `generate --stages 1-3` draws it" in told[0]
+    off = files.json(**asked | {"deepfloyd_validation_stage3_mode": "none"})
+    assert off.config.stage3 is None and any("stage3_guidance" in note and "ignored" in note for note in off.notes)
+
+
 # ---- the table --------------------------------------------------------------------------------------------------------
 
 

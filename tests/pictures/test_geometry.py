@@ -399,7 +399,9 @@ def test_draws_are_uniform_independent_and_the_same_on_every_machine() -> None:
 
 # ---- from the data file -----------------------------------------------------------------------------------------------
 
-CONFIG = RunConfig(workspace="w", data_backend_config="d", stage1=StageConfig(model_flavour="tiny-i"), stage2=None)
+CONFIG = RunConfig(
+    workspace="w", data_backend_config="d", stage1=StageConfig(model_flavour="tiny-i"), stage2=None, stage3=None
+)
 
 
 def dataset(**keys: Any) -> ImageDataset:

@@ -114,7 +114,7 @@ def test_a_picture_that_nothing_can_start_from_is_refused(small_run: SmallRun, i
 
     def refused(**given: Any) -> list[str]:
         options = GenerateOptions(("x",), "base", **given)
-        return list(start_faults(run, options, [(64, 64)]))
+        return list(start_faults(run, options, run.config.stages, [(64, 64)]))
 
     assert refused() == refused(image=image, mask=mask) == refused(image=image, strength=1.0) == []
     assert refused(mask=mask) == ["--mask is given without --image, the picture to start from. Give both, or neither."]

@@ -154,7 +154,7 @@ def test_a_style_that_cannot_be_given_is_refused(small_run: SmallRun, image: Pat
     run, plain = load_run(small_run.config, KEYS), load_run(small_run.config)
 
     def refused(of: Run, **given: Any) -> list[str]:
-        return list(start_faults(of, GenerateOptions(("x",), "base", **given), [(64, 64)]))
+        return list(start_faults(of, GenerateOptions(("x",), "base", **given), of.config.stages, [(64, 64)]))
 
     assert refused(run, style="x", image=image) == []
     assert refused(run, style="x") == [

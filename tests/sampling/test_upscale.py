@@ -15,9 +15,9 @@ from deepfloyd_core.config.run import Run
 from deepfloyd_core.errors import ConfigError
 from deepfloyd_core.processes.jobs import Job
 from deepfloyd_core.sampling import own_pictures as module
-from deepfloyd_core.sampling.jobs import UpscaledSummary, upscale_job
 from deepfloyd_core.sampling.own_pictures import own_pictures, upscaled_files
 from deepfloyd_core.sampling.upscale import upscale_pictures
+from deepfloyd_core.sampling.upscale_jobs import UpscaledSummary, upscale_job
 from deepfloyd_core.types import Report, no_report
 
 Upscale = Callable[..., UpscaledSummary]
