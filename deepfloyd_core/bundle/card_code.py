@@ -14,8 +14,16 @@ from deepfloyd_core.config.run import Run
 from deepfloyd_core.config.stage import StageConfig
 from deepfloyd_core.config.stage_sampling import SCHEDULER_KINDS
 from deepfloyd_core.config.stages import STAGES, UPSCALE, Stage
+from deepfloyd_core.types import Conditioning
 
 HERE = "# Run this in the folder of this file."
+# What a ControlNet follows, by its conditioning.
+_PICTURES: dict[Conditioning, str] = {
+    "canny": "white edges one pixel wide on black (scikit-image's feature.canny, sigma 1)",
+    "grayscale": "its brightness in all three channels, as Pillow's convert('L')",
+    "low_res": "four times smaller (bicubic, antialiased) and bilinearly as large as before",
+    "paired": "like those of conditioning_data",
+}
 _DTYPES = {"no": "torch.float32", "bf16": "torch.bfloat16"}
 
 
@@ -55,12 +63,17 @@ def _imports(run: Run, products: Mapping[Stage, str]) -> list[str]:
     lines += ["from safetensors.torch import load_file"] if BITFIT_FILE in products.values() else []
     bases = " ".join(_base(stage, run.config.stage(stage), False) for stage in products)
     ours = [name for name in ("FLAVOURS", "resolve") if f"{name}[" in bases or f"{name}(" in bases]
-    if CONTROL_FILE in products.values():
-        ours += ["load_control"] if run.config.paired else ["load_control", "conditioning_picture"]
     if any(run.config.stage(stage).validation_back_projection for stage in run.config.upscalers):
         ours.append("back_projecting")
     lines += [f"from deepfloyd_core.api import {', '.join(ours)}"] if ours else []
-    return lines
+    return [*lines, *_control_code()] if CONTROL_FILE in products.values() else lines
+
+
+def _control_code() -> list[str]:
+    """The function that loads a ControlNet: the source of a module that is not imported here, as it takes torch."""
+    source = (Path(__file__).parent / "card_control.py").read_text()
+    lines = source[source.index("import copy") :].rstrip().splitlines()
+    return [line.split("  # noqa")[0].split("  # fmt:")[0] for line in lines if line != "import torch"]
 
 
 def _loaded(stage: Stage, settings: StageConfig, product: str, text: bool) -> list[str]:
@@ -127,16 +140,8 @@ def _text_call(run: Run, stage: Stage, product: str) -> list[str]:
     lines, more = [], ""
     if product == CONTROL_FILE:
         more = ', cross_attention_kwargs={"control_image": conditioning}'
-        kind = settings.controlnet_conditioning
-        if settings.paired:
-            lines = [
-                f"conditioning = torch.zeros(1, 3, {height}, {width})  # like those of conditioning_data, in [0, 1]"
-            ]
-        else:
-            lines = [
-                f"drawing = torch.zeros(1, 3, {height}, {width})  # the picture to compute it from, in [-1, 1]",
-                f'conditioning = conditioning_picture("{kind}", drawing)',
-            ]
+        said = _PICTURES[settings.controlnet_conditioning]
+        lines = [f"conditioning = torch.zeros(1, 3, {height}, {width})  # in [0, 1]: {said}"]
     more += _output(run, stage)
     return [
         *lines,

@@ -52,7 +52,12 @@ _TABLE = (
 PUBLISHED = {flavour.name: flavour for flavour in _TABLE}
 _RANDOM = [replace(flavour, name=RANDOM + flavour.name, repo=RANDOM + flavour.name) for flavour in _TABLE]
 # Of Stage III, which is sampled and not trained.
-STAGE3_REPOS = {"x4-upscaler": "stabilityai/stable-diffusion-x4-upscaler", "tiny-iii": str(TINY / "iii")}
+RANDOM_STAGE3 = f"{RANDOM}x4-upscaler"
+STAGE3_REPOS = {
+    "x4-upscaler": "stabilityai/stable-diffusion-x4-upscaler",
+    RANDOM_STAGE3: RANDOM_STAGE3,
+    "tiny-iii": str(TINY / "iii"),
+}
 FLAVOURS = PUBLISHED | {flavour.name: flavour for flavour in _RANDOM}
 
 

@@ -28,9 +28,9 @@ _GENERATED: tuple[Reader, ...] = ("generated",)
 class Stage3Config(Spec):
     """How Stage III is sampled, by `generate --stages 1-3` and `upscale --stage 3`."""
 
-    model_flavour: Literal["x4-upscaler", "tiny-iii"] = key(
+    model_flavour: Literal["x4-upscaler", "random:x4-upscaler", "tiny-iii"] = key(
         "x4-upscaler",
-        says="Which model: Stable Diffusion's x4 upscaler, or that of the tiny cascade.",
+        says="Which model: Stable Diffusion's x4 upscaler, the same with random weights, or that of the tiny cascade.",
         makes=_GENERATED,
     )
     pretrained_model_name_or_path: NameOrPath | None = key(

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deepfloyd_core.config.base import is_there
-from deepfloyd_core.config.flavours import FLAVOURS, RANDOM
+from deepfloyd_core.config.flavours import FLAVOURS, RANDOM, RANDOM_STAGE3
 from deepfloyd_core.config.stage3 import STAGE3, DrawnStage
 from deepfloyd_core.config.stages import STAGES, Stage
 from deepfloyd_core.errors import ModelError
@@ -55,6 +55,10 @@ def resolve(model: str, stage: DrawnStage, text: bool = False) -> Path:
     for damaged weights.
     """
     if stage == STAGE3:
+        if model == RANDOM_STAGE3:
+            from deepfloyd_core.models.random_stage3 import random_stage3
+
+            return _whole(random_stage3(), _STAGE3)
         return _resolved(model, _STAGE3)
     if _is_random(model):
         from deepfloyd_core.models.random_weights import random_folder
@@ -81,6 +85,10 @@ def folder_here(model: str, stage: DrawnStage, text: bool = False) -> Path | Non
     Raises ModelError for a directory that lacks files, for damaged weights, and for neither a directory nor a hub id.
     """
     files = _STAGE3 if stage == STAGE3 else _of_stage(stage, text)
+    if stage == STAGE3 and model == RANDOM_STAGE3:
+        from deepfloyd_core.models.random_stage3 import written_stage3
+
+        return written_stage3()
     if _is_random(model):
         from deepfloyd_core.models.random_weights import written_folder
 

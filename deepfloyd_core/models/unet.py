@@ -3,7 +3,9 @@
 safetensors only; a `.bin` is a pickle and is never read.
 """
 
+import ctypes
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,6 +21,7 @@ from deepfloyd_core.errors import ModelError
 from deepfloyd_core.models.headers import UNET_WEIGHTS, weight_files
 
 DTYPES = {"fp32": torch.float32, "no": torch.float32, "bf16": torch.bfloat16}
+_GIVEN_BACK = 1 << 27  # bytes that are freed until they are given back to the system
 _WITHOUT_TEXT = dict.fromkeys(("encoder_hid_dim", "encoder_hid_dim_type", "addition_embed_type"))
 PIPELINES = {stage: getattr(diffusers, kind.pipeline) for stage, kind in STAGES.items()}
 
@@ -137,9 +140,21 @@ def order_channels_last(unet: UNet2DConditionModel) -> None:
     """
     if any("lora_magnitude_vector" in name and param.ndim == 4 for name, param in unet.named_parameters()):
         return
+    freed = 0
     for param in unet.parameters():
         if param.ndim == 4 and not param.requires_grad:
             param.data = param.data.contiguous(memory_format=torch.channels_last)
+            freed += param.data.nbytes
+            if freed > _GIVEN_BACK:
+                give_back_memory()
+                freed = 0
+    give_back_memory()
+
+
+def give_back_memory() -> None:
+    """Give what was freed back to the system, on Linux: glibc keeps it, 0.7 GiB where a UNet of 1.6 GiB was reordered."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def load_scheduler(folder: Path, name: str = "scheduler", **changes: Any) -> DDPMScheduler:

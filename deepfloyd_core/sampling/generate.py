@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -22,11 +23,12 @@ from deepfloyd_core.diffusion.conditioning import as_conditioning, conditioning_
 from deepfloyd_core.diffusion.loss import to_bytes, to_model_range
 from deepfloyd_core.errors import ModelError
 from deepfloyd_core.files import atomic_path
-from deepfloyd_core.models.unet import pick_device, use_threads
+from deepfloyd_core.models.unet import use_threads
 from deepfloyd_core.pictures.decode import read_fitted, read_mask
 from deepfloyd_core.processes.jobs import Job
 from deepfloyd_core.sampling.cascade import Sample, sampler_settings, save_png
 from deepfloyd_core.sampling.comparison import save_sheet, version_words
+from deepfloyd_core.sampling.forecasts import pictures_at_once, stage3_forecast
 from deepfloyd_core.sampling.jobs import GeneratedSummary, GenerateRequest, SampledStage
 from deepfloyd_core.sampling.parts import Parts
 from deepfloyd_core.sampling.pictures import INDEX, Size, batches, picture_file, picture_scale
@@ -37,6 +39,9 @@ from deepfloyd_core.sampling.stored import StoredTexts, store_tensor, stored_ten
 from deepfloyd_core.sampling.styled import StyledUnet
 from deepfloyd_core.store.parts import finish_part, part_is_whole
 from deepfloyd_core.types import Json
+
+if TYPE_CHECKING:
+    from deepfloyd_core.models.memory import Forecast
 
 _DRAWN = ".drawn"  # what a killed job goes on with
 _SCHEMA = pa.schema(
@@ -75,13 +80,11 @@ def _stages(job: Job[GenerateRequest]) -> tuple[DrawnStage, ...]:
 def _draw(job: Job[GenerateRequest], one: SampledStage, texts: StoredTexts, parts: Parts) -> None:
     """Draw what a stage lacks."""
     request, pictures = job.request, job.request.pictures
-    at_once = 1 if pick_device(request.machine.device).type == "cpu" else STAGES[one.stage].sample_batch
-    if request.drawn_from.style is not None:
-        at_once = max(1, at_once * 2 // 3)  # a call of the UNet has three parts then, not two
-    groups = batches(pictures, at_once)
-    missing = [group for group in groups if not all(_is_drawn(job, one.stage, number) for number in group)]
+    undrawn = [number for number in range(len(pictures)) if not _is_drawn(job, one.stage, number)]
+    at_once, forecast = _at_once(job, one) if undrawn else (1, None)
+    missing = [group for group in batches(pictures, at_once) if not set(undrawn).isdisjoint(group)]
     done = len(pictures) - sum(map(len, missing))
-    sampled = parts.begin(f"{STAGES[one.stage].title}'s pictures", len(pictures), done)
+    sampled = parts.begin(_told(one.stage, forecast), len(pictures), done)
     if not missing:
         return
     loras = request.drawn_from.of_stage(one.stage)
@@ -102,11 +105,25 @@ def _draw(job: Job[GenerateRequest], one: SampledStage, texts: StoredTexts, part
             _keep(job, one, number, picture)
 
 
+def _at_once(job: Job[GenerateRequest], one: SampledStage) -> "tuple[int, Forecast | None]":
+    """How many pictures are sampled at once, and what memory that takes."""
+    request, scale = job.request, _scale(job, one.stage)
+    parts = 3 if request.drawn_from.style is not None else 2 if one.settings.validation_guidance > 1 else 1
+    sizes = {(width * scale, height * scale) for width, height in (picture.size for picture in request.pictures)}
+    return pictures_at_once(one, sizes, request.machine, parts)
+
+
+def _told(stage: DrawnStage, forecast: "Forecast | None") -> str:
+    return f"{title_of(stage)}'s pictures" + (f", with {forecast}" if forecast else "")
+
+
 def _enlarge(job: Job[GenerateRequest], stage3: Stage3, parts: Parts) -> None:
     """Draw what Stage III lacks, a picture at a time."""
-    request, pictures = job.request, job.request.pictures
+    request, pictures, scale = job.request, job.request.pictures, _scale(job, SOURCE)
     missing = [number for number in range(len(pictures)) if not _is_drawn(job, STAGE3, number)]
-    sampled = parts.begin(f"{title_of(STAGE3)}'s pictures", len(pictures), len(pictures) - len(missing))
+    sizes = {(width * scale, height * scale) for width, height in (picture.size for picture in pictures)}
+    forecast = stage3_forecast(stage3, sizes, request.machine) if missing else None
+    sampled = parts.begin(_told(STAGE3, forecast), len(pictures), len(pictures) - len(missing))
     if not missing:
         return
     enlarge = make_enlarger(stage3, request.machine, sampled)

@@ -12,6 +12,7 @@ from model_cards import run_code
 from PIL import Image
 from stock_environment import stock_environment
 
+from deepfloyd_core.adapters.controlnet import control_of
 from deepfloyd_core.adapters.files import product_name
 from deepfloyd_core.adapters.lora import trainable
 from deepfloyd_core.adapters.method import method_of
@@ -83,6 +84,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "dora of convolutions": {"lora_rank": 4, "use_dora": True, "lora_target_modules": ["to_q", "conv1"]},
     "biases": {"use_bitfit": True},
     "full": {"model_type": "full"},
+    "control": {"lora_rank": 4, "controlnet": True, "controlnet_conditioning": "canny"},
 }
 EACH = """
 import os, sys
@@ -104,7 +106,12 @@ def test_with_stock_diffusers_alone_the_code_makes_every_bit_that_generate_makes
     known: dict[Path, np.ndarray] = {}
     for method, keys in METHODS.items():
         tables = {
-            f"stage{stage}": {"pretrained_model_name_or_path": str(folder), "model_flavour": flavour, **common, **keys}
+            f"stage{stage}": {
+                "pretrained_model_name_or_path": str(folder),
+                "model_flavour": flavour,
+                **common,
+                **(keys if stage == 1 or "controlnet" not in keys else {}),
+            }
             for (stage, folder), flavour in zip(bases.items(), ("tiny-i", "tiny-ii"), strict=True)
         }
         run = world.load(
@@ -131,7 +138,8 @@ def drawn(run: Run, bundle: Path, bases: dict[Stage, Path]) -> np.ndarray:
     )
     texts = encode_prompts(["a purple star", ""], STAGES[1].text_encoder, bases[1], run.config, run.config)
     text, negative = (torch.as_tensor(row)[None] for row in texts)
-    first = sample_from_text(small, text, negative, [3], (64, 64))
+    control = torch.zeros(1, 3, 64, 64) if control_of(small.pipeline.unet) else None
+    first = sample_from_text(small, text, negative, [3], (64, 64), control)
     return to_bytes(sample_upscaled(large, text, negative, [3], first))[0].numpy()
 
 

@@ -17,6 +17,7 @@ from small_run import NewSmallRun
 
 from deepfloyd_core.config.flavours import FLAVOURS, PUBLISHED
 from deepfloyd_core.errors import ModelError, StorageError
+from deepfloyd_core.models import random_files
 from deepfloyd_core.models import random_weights as random_models
 from deepfloyd_core.models.folders import resolve
 from deepfloyd_core.models.random_weights import design_of, random_folder, write_folder
@@ -138,7 +139,7 @@ def test_large_weights_are_cut_into_shards_that_give_the_same_model(
 
     from deepfloyd_core.models.unet import load_unet
 
-    monkeypatch.setattr(random_models, "SHARD_BYTES", 200_000)
+    monkeypatch.setattr(random_files, "SHARD_BYTES", 200_000)
     whole, cut = random_folder("random:tiny-i", True, cache), write(tmp_path)
     for part in ("unet", "text_encoder"):
         files = sorted((cut / part).glob("*.safetensors"))

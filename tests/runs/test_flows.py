@@ -442,7 +442,10 @@ def test_generate_gives_the_same_bytes_twice_and_says_how_they_were_made(finishe
     assert again.returncode == 0 and "kept.png was drawn again, every byte equal" in again.stderr, again.stderr
     assert Path(again.stdout.split()[1]).read_bytes() == kept.read_bytes()
     for wrong, fault in (
-        (("--from", str(kept), "--seeds", "3"), "records its prompt, style, seed, size, stages, version and strength. Give"),
+        (
+            ("--from", str(kept), "--seeds", "3"),
+            "records its prompt, style, seed, size, stages, version and strength. Give",
+        ),
         (("--from", str(run.config)), "was not drawn by `deepfloyd generate`: it cannot be read."),
         (("--from", str(kept), "--set", "stage2.validation_guidance=2"), "stage2.validation_guidance is given 2 times"),
     ):
