@@ -12,7 +12,8 @@ from deepfloyd_core.models.folders import resolve
 from deepfloyd_core.preflight.check import check_run
 from deepfloyd_core.preflight.generate import GenerateOptions, pictures_of, version_number
 from deepfloyd_core.preflight.upscale import UpscaleOptions, upscaled_by
-from deepfloyd_core.processes.jobs import DRAWING, job_starter
+from deepfloyd_core.processes.ahead import DRAWING
+from deepfloyd_core.processes.jobs import job_starter
 from deepfloyd_core.sampling.own_pictures import own_pictures, upscaled_files
 from deepfloyd_core.sampling.pictures import drawn
 from deepfloyd_core.store.artifacts import Artifact

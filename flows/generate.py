@@ -12,11 +12,12 @@ from deepfloyd_core.preflight.generate import (
     recorded_options,
     version_number,
 )
-from deepfloyd_core.processes.jobs import DRAWING, warm_job_starter
+from deepfloyd_core.processes.ahead import DRAWING
+from deepfloyd_core.processes.jobs import warm_job_starter
 from deepfloyd_core.store.artifacts import Artifact
 from deepfloyd_core.store.leases import leased
 from flows.deployable import deployable
-from flows.parameters import Loras, Overrides, Prompts, Seeds, Sizes, Stages, Strength, VersionName
+from flows.parameters import Loras, Overrides, Prompts, Seeds, Sizes, Stages, Strength, VersionName, text_of
 from flows.runs.run_lease import gpu_of, rename_run
 from tasks import VERSION
 from tasks.generated import compare_versions, generated
@@ -60,8 +61,8 @@ def generate(
         Path(name) if name else None for name in (prompt_file, control, image, mask, from_picture)
     )
     asked = GenerateOptions(
-        texts, asked_version(version, lora), seeds=seeds, sizes=sizes, prompt_file=table, control=hint, image=first,
-        mask=part, strength=strength, style=style or None, loras=tuple(lora or ()), stages=stages,
+        texts, asked_version(version, lora), seeds=str(seeds), sizes=text_of(sizes), prompt_file=table, control=hint,
+        image=first, mask=part, strength=strength, style=style or None, loras=tuple(lora or ()), stages=text_of(stages),
     )  # fmt: skip
     options, recorded = recorded_options(asked, drawn_before)
     changed = dict.fromkeys((*recorded, *(overrides or ())))  # the command line has added those of the picture already

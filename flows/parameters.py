@@ -12,17 +12,23 @@ from deepfloyd_core.preflight.drawn_from import MOST_LORAS
 
 Overrides = Annotated[list[Annotated[str, Field(pattern=r"^\s*[\w.]+\s*=")]] | None, Field(max_length=100)]
 Steps = Annotated[int | None, Field(ge=1, le=10_000_000)]
-Seeds = Annotated[str, Field(pattern=r"^\s*\d+(-\d+)?(\s*,\s*\d+(-\d+)?)*\s*$")]
+# A number alone is one: `prefect deployment run -p seeds=7` gives no text.
+Seeds = Annotated[str, Field(pattern=r"^\s*\d+(-\d+)?(\s*,\s*\d+(-\d+)?)*\s*$")] | Annotated[int, Field(ge=0, lt=2**32)]
 Number = Annotated[int, Field(ge=1)]
 Prompts = str | list[str] | None
-Sizes = Annotated[str | None, Field(pattern=r"^\s*\d+(x\d+)?(\s*,\s*\d+(x\d+)?)*\s*$")]
+Sizes = Annotated[str, Field(pattern=r"^\s*\d+(x\d+)?(\s*,\s*\d+(x\d+)?)*\s*$")] | Annotated[int, Field(ge=1)] | None
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Loras = Annotated[list[str] | None, Field(max_length=MOST_LORAS)]
-Stages = Literal["1", "1-2", "1-3"] | None
+Stages = Literal["1", "1-2", "1-3", 1] | None
 Strength = Annotated[float | None, Field(gt=0, le=1)]
 OneVersion = Annotated[str, Field(pattern=r"^(latest|base|\d+)$")] | Annotated[int, Field(ge=1)]
 _VERSION = r"\s*(latest|base|\d+)\s*"
 VersionName = Annotated[str, Field(pattern=rf"^{_VERSION}(,{_VERSION})*$")] | Annotated[int, Field(ge=1)]
+
+
+def text_of(value: str | int | None) -> str | None:
+    """A parameter that may be given as a number, as text."""
+    return None if value is None else str(value)
 
 
 def settings(overrides: list[str] | None, **fields: object) -> tuple[str, ...]:

@@ -8,7 +8,8 @@ from prefect import flow
 from deepfloyd_core.preflight.check import check_run
 from deepfloyd_core.preflight.drawn_from import asked_version
 from deepfloyd_core.preflight.upscale import UpscaleOptions, upscaled_by
-from deepfloyd_core.processes.jobs import DRAWING, warm_job_starter
+from deepfloyd_core.processes.ahead import DRAWING
+from deepfloyd_core.processes.jobs import warm_job_starter
 from deepfloyd_core.sampling.own_pictures import own_pictures
 from deepfloyd_core.store.artifacts import Artifact
 from deepfloyd_core.store.leases import leased

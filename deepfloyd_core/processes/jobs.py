@@ -29,6 +29,7 @@ from deepfloyd_core.config.base import Spec
 from deepfloyd_core.config.run_machine import Machine
 from deepfloyd_core.errors import JobError
 from deepfloyd_core.files import write_bytes
+from deepfloyd_core.processes.ahead import ENTRIES, WORKER
 from deepfloyd_core.processes.fork_server import ForkServer
 from deepfloyd_core.processes.gpu_slot import slot_of_block
 from deepfloyd_core.store.artifacts import WorkDir
@@ -36,12 +37,6 @@ from deepfloyd_core.store.file_faults import FULL, storage_error
 from deepfloyd_core.store.manifest import Summary
 from deepfloyd_core.types import Json, Report, no_report
 
-# What the process that forks jobs imports before: of runs that only draw, and of all.
-DRAWING = ("deepfloyd_core.sampling.generate", "deepfloyd_core.sampling.upscale")
-ENTRIES = (
-    "deepfloyd_core.text.encode", "deepfloyd_core.text.projection", "deepfloyd_core.sampling.remakes",
-    "deepfloyd_core.training.trainer", "deepfloyd_core.sampling.cascade", *DRAWING, "pyarrow.dataset", "matplotlib.figure",
-)  # fmt: skip
 STORAGE = 100  # a job that could not write its result, for want of space, ends with this code + the error's number
 POLL_S = 0.1
 TRIES = 2  # of a job that is killed from outside
@@ -115,14 +110,14 @@ class JobResult(Spec):
 
 
 @contextmanager
-def job_starter(modules: Sequence[str] = ENTRIES) -> Iterator[ForkServer]:
+def job_starter(modules: Sequence[str] = ENTRIES, ahead: ForkServer | None = None) -> Iterator[ForkServer]:
     """The jobs of this block are forks of one process, which starts with the first job. Nested blocks share the outer
-    one. modules: what it imports; a job imports by itself what is left out.
+    one. modules: what it imports; a job imports by itself what is left out. ahead: one that runs already.
     """
     if outer := _STARTER.get():
         yield outer
         return
-    starter = ForkServer("deepfloyd_core.processes.job_worker", " ".join(modules))
+    starter = ahead or ForkServer(WORKER, " ".join(modules))
     token = _STARTER.set(starter)
     try:
         yield starter

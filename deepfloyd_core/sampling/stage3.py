@@ -63,7 +63,7 @@ def stage3_pipeline(stage3: Stage3, machine: Machine) -> Any:
     assert stage3.settings is not None and stage3.model is not None
     absent = dict.fromkeys(("safety_checker", "feature_extractor", "watermarker"))
     pipeline = StableDiffusionUpscalePipeline.from_pretrained(
-        stage3.model, torch_dtype=DTYPES[stage3.settings.mixed_precision], use_safetensors=True, local_files_only=True,
+        stage3.model, dtype=DTYPES[stage3.settings.mixed_precision], use_safetensors=True, local_files_only=True,
         **absent,
     )  # fmt: skip
     pipeline.set_progress_bar_config(disable=True)

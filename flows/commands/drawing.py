@@ -1,9 +1,10 @@
 """The commands that use a version: `generate`, `upscale` and `export`."""
 
 import os
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -28,12 +29,17 @@ from flows.commands.arguments import (
 )
 from flows.commands.session import err, load, out, session
 
+if TYPE_CHECKING:
+    from deepfloyd_core.processes.fork_server import ForkServer
 
-def _warm() -> AbstractContextManager[None]:
-    """Let the job's process import torch while Prefect is imported, and joined or started."""
-    from deepfloyd_core.processes.jobs import DRAWING, warm_job_starter
 
-    return warm_job_starter(DRAWING)
+@contextmanager
+def _jobs_of(worker: "ForkServer") -> Iterator[None]:
+    """The jobs of this block are those of a process that runs already."""
+    from deepfloyd_core.processes.jobs import job_starter
+
+    with job_starter(ahead=worker):
+        yield
 
 
 def generate(
@@ -54,25 +60,27 @@ def generate(
     overrides: Overrides = None,
 ) -> None:
     """Draw pictures with a published version, or with the base models: each prompt at each size with each seed."""
-    from deepfloyd_core.preflight.drawn_from import asked_version
-    from deepfloyd_core.preflight.generate import GenerateOptions, recorded_options
+    from deepfloyd_core.processes.ahead import DRAWING, worker_ahead
 
-    asked = GenerateOptions(
-        tuple(prompt or ()), asked_version(version, lora), seeds=seeds, sizes=sizes, prompt_file=prompt_file,
-        control=control, image=image, mask=mask, strength=strength, style=style, loras=here(lora),
-        stages=stages,
-    )  # fmt: skip
-    options, recorded = recorded_options(asked, from_picture)
-    loaded = load(config, [*recorded, *(overrides or [])], options)
-    files = {
-        "prompt_file": prompt_file, "control": control, "image": image, "mask": mask, "from_picture": from_picture,
-    }  # fmt: skip
-    paths = {name: str(path.absolute()) for name, path in files.items() if path}
-    with _warm(), session(loaded, "flows.generate:generate") as call:
-        artifacts = call(
-            prompt=prompt, version=version, lora=list(options.loras) or None, seeds=seeds, sizes=sizes,
-            strength=strength, style=style, stages=stages, **paths,
+    with worker_ahead(DRAWING) as worker:  # imports torch while this process reads the run file, and imports Prefect
+        from deepfloyd_core.preflight.drawn_from import asked_version
+        from deepfloyd_core.preflight.generate import GenerateOptions, recorded_options
+
+        asked = GenerateOptions(
+            tuple(prompt or ()), asked_version(version, lora), seeds=seeds, sizes=sizes, prompt_file=prompt_file,
+            control=control, image=image, mask=mask, strength=strength, style=style, loras=here(lora), stages=stages,
         )  # fmt: skip
+        options, recorded = recorded_options(asked, from_picture)
+        loaded = load(config, [*recorded, *(overrides or [])], options)
+        files = {
+            "prompt_file": prompt_file, "control": control, "image": image, "mask": mask, "from_picture": from_picture,
+        }  # fmt: skip
+        paths = {name: str(path.absolute()) for name, path in files.items() if path}
+        with _jobs_of(worker), session(loaded, "flows.generate:generate") as call:
+            artifacts = call(
+                prompt=prompt, version=version, lora=list(options.loras) or None, seeds=seeds, sizes=sizes,
+                strength=strength, style=style, stages=stages, **paths,
+            )  # fmt: skip
     from deepfloyd_core.sampling.pictures import drawn
 
     rows = [row for artifact in artifacts for row in drawn(artifact.path)]
@@ -98,16 +106,19 @@ def upscale(
     overrides: Overrides = None,
 ) -> None:
     """Make pictures of your own four times as wide and high, with a published version, the base model, or Stage III."""
-    from deepfloyd_core.preflight.drawn_from import asked_version
-    from deepfloyd_core.preflight.upscale import UpscaleOptions
+    from deepfloyd_core.processes.ahead import DRAWING, worker_ahead
 
-    options = UpscaleOptions(pictures, asked_version(version, lora), prompt, seed, here(lora), stage)
-    loaded = load(config, overrides, options)
-    with _warm(), session(loaded, "flows.upscale:upscale") as call:
-        artifact = call(
-            pictures=str(pictures.absolute()), prompt=prompt, seed=seed, version=version,
-            lora=list(options.loras) or None, stage=stage,
-        )  # fmt: skip
+    with worker_ahead(DRAWING) as worker:
+        from deepfloyd_core.preflight.drawn_from import asked_version
+        from deepfloyd_core.preflight.upscale import UpscaleOptions
+
+        options = UpscaleOptions(pictures, asked_version(version, lora), prompt, seed, here(lora), stage)
+        loaded = load(config, overrides, options)
+        with _jobs_of(worker), session(loaded, "flows.upscale:upscale") as call:
+            artifact = call(
+                pictures=str(pictures.absolute()), prompt=prompt, seed=seed, version=version,
+                lora=list(options.loras) or None, stage=stage,
+            )  # fmt: skip
     from deepfloyd_core.sampling.own_pictures import upscaled_files
 
     for file in upscaled_files(artifact.path):

@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 from prefect import Flow
+from prefect.exceptions import ParameterTypeError
 
 from deepfloyd_core.errors import ConfigError
 from flows import deployable
 from flows.deployable import PATHS, ROOTS, TARGETS, confined
+from flows.generate import generate
 
 # The other texts that flows take: none of them becomes a path.
 WORDS = {"target", "prompt", "style", "version", "seeds", "sizes", "reason"}
@@ -142,3 +144,12 @@ def _layers(function: object) -> Iterator[str]:
     while function is not None:
         yield Path(inspect.getfile(function.__code__)).stem  # type: ignore[attr-defined]
         function = getattr(function, "__wrapped__", None)
+
+
+def test_a_number_alone_is_taken_where_several_are_a_text() -> None:
+    """`prefect deployment run -p seeds=7` gives a number."""
+    given = {"config": "run.toml", "seeds": 7, "sizes": 64, "stages": 1, "version": 3}
+    assert generate.validate_parameters(given).items() >= given.items()
+    for name, wrong in {"seeds": -1, "sizes": 0, "stages": 2}.items():
+        with pytest.raises(ParameterTypeError, match=name):
+            generate.validate_parameters({"config": "run.toml", name: wrong})

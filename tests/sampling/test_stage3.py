@@ -45,7 +45,7 @@ def with_stage3(small_run: SmallRun) -> Run:
 
 def _stock(picture: torch.Tensor, seed: int, noise_level: int = 100) -> np.ndarray:
     """A picture (1, 3, H, W) in [0, 1] by diffusers' pipeline, channels_last as ours."""
-    pipeline = StableDiffusionUpscalePipeline.from_pretrained(STAGE3_REPOS["tiny-iii"], torch_dtype=torch.float32)
+    pipeline = StableDiffusionUpscalePipeline.from_pretrained(STAGE3_REPOS["tiny-iii"], dtype=torch.float32)
     order_channels_last(pipeline.unet)
     made = pipeline(
         prompt="a purple star", negative_prompt="", image=picture, num_inference_steps=3, guidance_scale=2.0,

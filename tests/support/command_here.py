@@ -16,8 +16,8 @@ from tempfile import TemporaryDirectory
 
 from training_parts import ONE_TIMESTEP
 
+from deepfloyd_core.processes import ahead, jobs
 from deepfloyd_core.processes import job_worker as job_process
-from deepfloyd_core.processes import jobs
 from deepfloyd_core.training import eval_loss
 from flows.serving.server import see_environment
 
@@ -47,7 +47,7 @@ def start_here(
     Held-out losses are taken at one timestep: at all, they would be half of a small run. So a training does not go on from
     one of another process that has written losses.
     """
-    for name in (*_COMMANDS, *jobs.ENTRIES):
+    for name in (*_COMMANDS, *ahead.ENTRIES):
         importlib.import_module(name)
     process = multiprocessing.get_context("fork").Process(target=_main, args=(arguments, folder, printed))
     process.start()
@@ -62,6 +62,7 @@ def _main(arguments: tuple[str, ...], folder: Path, printed: tuple[Path, Path]) 
     sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in (1, 2))
     os.chdir(folder)
     sys.argv = ["deepfloyd", *arguments]
+    ahead.ForkServer = ForkServerHere  # type: ignore[assignment, attr-defined]
     jobs.ForkServer = ForkServerHere  # type: ignore[assignment, attr-defined]
     see_environment()
     from flows.commands.cli import main

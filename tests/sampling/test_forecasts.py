@@ -1,0 +1,101 @@
+"""The forecast of memory: its weights are those of the model, its calls grow with what they hold, a GPU's batch fits."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._pytree import tree_leaves
+
+from deepfloyd_core.config.flavours import STAGE3_REPOS
+from deepfloyd_core.config.run import Run
+from deepfloyd_core.config.run_machine import Machine
+from deepfloyd_core.config.stage3 import Stage3Config
+from deepfloyd_core.errors import ModelError
+from deepfloyd_core.models import memory
+from deepfloyd_core.models.memory import Forecast, text_forecast, unet_forecast, vae_forecast
+from deepfloyd_core.models.unet import load_unet
+from deepfloyd_core.sampling import forecasts
+from deepfloyd_core.sampling.forecasts import pictures_at_once, stage3_forecast
+from deepfloyd_core.sampling.jobs import SampledStage
+from deepfloyd_core.sampling.stage3_jobs import Stage3
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+FP32 = torch.float32
+
+
+def test_weights_are_those_of_the_model_and_calls_grow_with_what_they_hold(models: dict[Any, Path]) -> None:
+    for stage, edge in ((1, 64), (2, 256)):
+        one = unet_forecast(models[stage], (edge, edge), 2, FP32, GPU)
+        assert one.weights == sum(param.nbytes for param in load_unet(models[stage], FP32).parameters())
+        assert unet_forecast(models[stage], (edge, edge), 8, FP32, GPU).call == pytest.approx(4 * one.call, rel=0.02)
+        half = unet_forecast(models[stage], (edge, edge), 2, torch.bfloat16, GPU)
+        assert half.weights * 2 == one.weights and half.call == pytest.approx(one.call / 2, rel=0.02)
+        wide = unet_forecast(models[stage], (2 * edge, edge), 2, FP32, GPU)
+        assert 1.9 * one.call < wide.call < 2.6 * one.call
+        assert unet_forecast(models[stage], (edge, edge), 2, FP32, CPU).call > one.call, "a CPU's kernels have buffers"
+
+
+def test_a_call_holds_the_skips_and_the_block_that_runs(models: dict[Any, Path]) -> None:
+    """Bounds by hand: not less than what the decoder needs of the encoder, not more than all that a call ever makes."""
+    skips, made = 0, 0
+    unet = load_unet(models[2], FP32)
+
+    def add(_: Any, __: Any, out: Any) -> None:
+        nonlocal made
+        tensors = [one for one in tree_leaves(out) if isinstance(one, torch.Tensor)]
+        made += sum(one.nbytes for one in tensors)
+
+    def skip(_: Any, __: Any, out: Any) -> None:
+        nonlocal skips
+        skips += sum(one.nbytes for one in out[1])
+
+    for module in unet.modules():
+        if not list(module.children()):
+            module.register_forward_hook(add)
+    for block in unet.down_blocks:
+        block.register_forward_hook(skip)
+    text = torch.zeros(2, 77, unet.config.encoder_hid_dim)
+    with torch.no_grad():
+        unet(torch.zeros(2, 6, 256, 256), torch.zeros(2), text, class_labels=torch.zeros(2))
+    assert skips < unet_forecast(models[2], (256, 256), 2, FP32, GPU).call < made
+
+
+def test_a_gpu_samples_as_many_at_once_as_fit(
+    run: Run, models: dict[Any, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = SampledStage(stage=1, settings=run.config.stage(1), model=models[1])
+    machine, free = Machine(device="cuda"), 0
+    monkeypatch.setattr(forecasts, "pick_device", lambda name: torch.device(name))
+    monkeypatch.setattr(memory, "free_bytes", lambda device: free if device.type == "cuda" else None)
+    assert pictures_at_once(one, [(64, 64)], machine, 2) == (16, None), "a small model is loaded before it is forecast"
+    monkeypatch.setattr(forecasts, "SAID_FROM", 0)
+    calls = {count: unet_forecast(models[1], (96, 64), 2 * count, FP32, GPU) for count in (16, 8, 4, 1)}
+    for count, found in calls.items():
+        free = int(found.total / 0.9) + 1
+        assert pictures_at_once(one, [(64, 64), (96, 64)], machine, 2) == (count, found)
+    free = calls[1].weights + 1
+    assert pictures_at_once(one, [(96, 64)], machine, 2)[0] == 1, "it may be less than forecast"
+    free = calls[1].weights - 1
+    with pytest.raises(
+        ModelError, match=r"weights of Stage I take 0.0 GB, and the GPU has 0.0 GB free\. End what else"
+    ):
+        pictures_at_once(one, [(96, 64)], machine, 2)
+    assert pictures_at_once(one, [(64, 64)], Machine(device="cpu"), 2)[0] == 1
+    free = 1 << 40
+    assert pictures_at_once(one, [(64, 64)], machine, 3)[0] == 10, "in another style a picture has three parts"
+
+
+def test_stage_iii_holds_its_three_models_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = Path(STAGE3_REPOS["tiny-iii"])
+    settings = Stage3Config(model_flavour="tiny-iii", mixed_precision="bf16")
+    stage3, machine = Stage3(settings=settings, model=folder), Machine(device="cpu")
+    assert stage3_forecast(stage3, [(64, 64)], machine) is None
+    assert stage3_forecast(Stage3(), [(64, 64)], machine) is None
+    monkeypatch.setattr(forecasts, "SAID_FROM", 0)
+    found = stage3_forecast(stage3, [(64, 32), (300, 16)], machine)
+    unet = unet_forecast(folder, (256, 32), 2, torch.bfloat16, CPU)
+    decoded = vae_forecast(folder, (256, 32), CPU)
+    text = text_forecast(folder, torch.bfloat16)
+    assert found == Forecast(unet.weights + decoded.weights + text.weights, max(unet.call, decoded.call))
+    assert str(found) == f"{found.total / 1e9:.1f} GB of memory"
