@@ -2,21 +2,18 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from deepfloyd_core.config.run_machine import Machine
 from deepfloyd_core.config.stage3 import TITLE
 from deepfloyd_core.config.stages import STAGES
 from deepfloyd_core.errors import ModelError
 from deepfloyd_core.models.headers import UNET_WEIGHTS, weight_files
+from deepfloyd_core.models.memory import Forecast, free_bytes, text_forecast, unet_forecast, vae_forecast
 from deepfloyd_core.models.unet import DTYPES, pick_device
 from deepfloyd_core.sampling.jobs import SampledStage
 from deepfloyd_core.sampling.pictures import Size
 from deepfloyd_core.sampling.stage3_jobs import Stage3
 from deepfloyd_core.sampling.windows import WINDOW_PX
-
-if TYPE_CHECKING:
-    from deepfloyd_core.models.memory import Forecast
 
 SAID_FROM = 500_000_000  # bytes of a UNet's file: a smaller one is loaded before it can be forecast
 MOST_SHARE = 0.9  # of a GPU's free memory: its allocator and its kernels need some
@@ -24,7 +21,7 @@ MOST_SHARE = 0.9  # of a GPU's free memory: its allocator and its kernels need s
 
 def pictures_at_once(
     one: SampledStage, sizes: Iterable[Size], machine: Machine, parts: int
-) -> "tuple[int, Forecast | None]":
+) -> tuple[int, Forecast | None]:
     """How many pictures a stage samples at once, and what that takes; None: little. sizes: of the stage. parts: of a picture
     in a call of the UNet, two with guidance.
 
@@ -35,8 +32,6 @@ def pictures_at_once(
     count = 1 if device.type == "cpu" else max(1, STAGES[one.stage].sample_batch * 2 // max(2, parts))
     if _stored_bytes(one.model) < SAID_FROM:
         return count, None
-    from deepfloyd_core.models.memory import free_bytes, unet_forecast  # not above: 0.3 s
-
     size, dtype = max(sizes, key=lambda size: size[0] * size[1]), DTYPES[one.settings.mixed_precision]
     free = free_bytes(device)
     while True:
@@ -47,13 +42,11 @@ def pictures_at_once(
         count //= 2
 
 
-def stage3_forecast(stage3: Stage3, low_res: Iterable[Size], machine: Machine) -> "Forecast | None":
+def stage3_forecast(stage3: Stage3, low_res: Iterable[Size], machine: Machine) -> Forecast | None:
     """What Stage III takes for pictures of these sizes, one at a time; None: little. Raises ModelError as above."""
     settings, folder, device = stage3.settings, stage3.model, pick_device(machine.device)
     if settings is None or folder is None or _stored_bytes(folder) < SAID_FROM:
         return None
-    from deepfloyd_core.models.memory import free_bytes, text_forecast, unet_forecast, vae_forecast
-
     width, height = (min(max(edges), WINDOW_PX) for edges in zip(*low_res, strict=True))
     parts, dtype = 2 if settings.validation_guidance > 1 else 1, DTYPES[settings.mixed_precision]
     found = unet_forecast(folder, (width, height), parts, dtype, device) | text_forecast(folder, dtype)
@@ -62,7 +55,7 @@ def stage3_forecast(stage3: Stage3, low_res: Iterable[Size], machine: Machine) -
     return found
 
 
-def _check(title: str, forecast: "Forecast", free: int | None) -> None:
+def _check(title: str, forecast: Forecast, free: int | None) -> None:
     if free is not None and forecast.weights > free:
         raise ModelError(
             f"The weights of {title} take {forecast.weights / 1e9:.1f} GB, and the GPU has {free / 1e9:.1f} GB free. End "

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +22,7 @@ from deepfloyd_core.diffusion.conditioning import as_conditioning, conditioning_
 from deepfloyd_core.diffusion.loss import to_bytes, to_model_range
 from deepfloyd_core.errors import ModelError
 from deepfloyd_core.files import atomic_path
+from deepfloyd_core.models.memory import Forecast
 from deepfloyd_core.models.unet import use_threads
 from deepfloyd_core.pictures.decode import read_fitted, read_mask
 from deepfloyd_core.processes.jobs import Job
@@ -39,9 +39,6 @@ from deepfloyd_core.sampling.stored import StoredTexts, store_tensor, stored_ten
 from deepfloyd_core.sampling.styled import StyledUnet
 from deepfloyd_core.store.parts import finish_part, part_is_whole
 from deepfloyd_core.types import Json
-
-if TYPE_CHECKING:
-    from deepfloyd_core.models.memory import Forecast
 
 _DRAWN = ".drawn"  # what a killed job goes on with
 _SCHEMA = pa.schema(
@@ -105,7 +102,7 @@ def _draw(job: Job[GenerateRequest], one: SampledStage, texts: StoredTexts, part
             _keep(job, one, number, picture)
 
 
-def _at_once(job: Job[GenerateRequest], one: SampledStage) -> "tuple[int, Forecast | None]":
+def _at_once(job: Job[GenerateRequest], one: SampledStage) -> tuple[int, Forecast | None]:
     """How many pictures are sampled at once, and what memory that takes."""
     request, scale = job.request, _scale(job, one.stage)
     parts = 3 if request.drawn_from.style is not None else 2 if one.settings.validation_guidance > 1 else 1
@@ -113,7 +110,7 @@ def _at_once(job: Job[GenerateRequest], one: SampledStage) -> "tuple[int, Foreca
     return pictures_at_once(one, sizes, request.machine, parts)
 
 
-def _told(stage: DrawnStage, forecast: "Forecast | None") -> str:
+def _told(stage: DrawnStage, forecast: Forecast | None) -> str:
     return f"{title_of(stage)}'s pictures" + (f", with {forecast}" if forecast else "")
 
 

@@ -487,6 +487,37 @@ def test_generate_draws_a_part_of_a_picture_anew_and_again(finished: tuple[Small
     shutil.rmtree(run.workspace / "generated")
 
 
+def test_stage_iii_is_drawn_drawn_again_and_takes_pictures_of_ones_own(
+    finished: tuple[SmallRun, str], tmp_path: Path
+) -> None:
+    run, _ = finished
+    stage3 = (
+        "--set", "stage3.model_flavour=tiny-iii", "--set", "stage3.mixed_precision=no",
+        "--set", "stage3.validation_num_inference_steps=2",
+    )  # fmt: skip
+    asked = "--prompt", "a purple star", "--sizes", "16", "--stages", "1-3"
+    done = run.call_here("generate", str(run.config), *asked, *stage3)
+    assert done.returncode == 0, done.stderr
+    files = [Path(line) for line in done.stdout.split()]
+    assert [Image.open(file).size for file in files] == [(16, 16), (64, 64), (256, 256)]
+    kept = Path(shutil.copy(files[2], tmp_path / "kept.png"))
+    without = run.call_here("generate", str(run.config), *asked)
+    assert "has no [stage3] table, so Lanczos' filter enlarges" in " ".join(without.stderr.split()), without.stderr
+    shutil.rmtree(run.workspace / "generated")
+    again = run.call_here("generate", str(run.config), "--from", str(kept))
+    assert again.returncode == 0 and "kept.png was drawn again, every byte equal" in again.stderr, again.stderr
+    small = Path(shutil.copy(again.stdout.split()[1], tmp_path / "small.png"))  # says its prompt itself
+    larger = run.call_here("upscale", str(run.config), str(small), "--stage", "3", *stage3)
+    assert larger.returncode == 0, larger.stderr
+    with Image.open(larger.stdout.strip()) as picture:
+        record = json.loads(picture.info["deepfloyd"])
+        assert picture.size == (256, 256) and (record["stage"], record["prompt"]) == (3, "a purple star")
+    refused = run.call_here("upscale", str(run.config), str(small), "--stage", "3", "--version", "1", *stage3)
+    assert refused.returncode == 2 and "it has no versions. Leave out --version." in refused.stderr, refused.stderr
+    for folder in ("generated", "upscaled"):
+        shutil.rmtree(run.workspace / folder)
+
+
 def test_generate_draws_with_several_loras(finished: tuple[SmallRun, str], tmp_path: Path) -> None:
     run, _ = finished
 

@@ -12,7 +12,6 @@ from deepfloyd_core.config.run import Run
 from deepfloyd_core.config.run_machine import Machine
 from deepfloyd_core.config.stage3 import Stage3Config
 from deepfloyd_core.errors import ModelError
-from deepfloyd_core.models import memory
 from deepfloyd_core.models.memory import Forecast, text_forecast, unet_forecast, vae_forecast
 from deepfloyd_core.models.unet import load_unet
 from deepfloyd_core.sampling import forecasts
@@ -67,7 +66,7 @@ def test_a_gpu_samples_as_many_at_once_as_fit(
     one = SampledStage(stage=1, settings=run.config.stage(1), model=models[1])
     machine, free = Machine(device="cuda"), 0
     monkeypatch.setattr(forecasts, "pick_device", lambda name: torch.device(name))
-    monkeypatch.setattr(memory, "free_bytes", lambda device: free if device.type == "cuda" else None)
+    monkeypatch.setattr(forecasts, "free_bytes", lambda device: free if device.type == "cuda" else None)
     assert pictures_at_once(one, [(64, 64)], machine, 2) == (16, None), "a small model is loaded before it is forecast"
     monkeypatch.setattr(forecasts, "SAID_FROM", 0)
     calls = {count: unet_forecast(models[1], (96, 64), 2 * count, FP32, GPU) for count in (16, 8, 4, 1)}
