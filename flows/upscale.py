@@ -33,7 +33,7 @@ def upscale(
     Args:
         config: The run file, from the project's folder.
         pictures: A picture, or a folder of pictures, from the project's folder.
-        prompt: What the pictures show, where no caption in NAME.txt lies beside them and `generate` did not draw them.
+        prompt: What the pictures show, where no caption in NAME.txt lies beside them; empty: what `generate` drew them with.
         seed: Seed of each picture's noise.
         version: A version number, `latest`, or `base` for no LoRA. Empty: the latest, with `lora` the base.
         lora: LoRAs to upscale with together on the base model, each as version:N or a file, with a weight: version:3@0.7.

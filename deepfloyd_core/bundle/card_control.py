@@ -29,9 +29,10 @@ def load_control(unet: torch.nn.Module, file: str) -> None:
         weight, bias = state[f"{name}.weight"], state[f"{name}.bias"]
         layer = torch.nn.Conv2d(weight.shape[1], weight.shape[0], weight.shape[2], padding=weight.shape[2] // 2)
         layer.load_state_dict({"weight": weight, "bias": bias})
-        return layer
+        return layer.to(weight.dtype)
 
     hint, silu = [convolution(f"hint.{place}") for place in (0, 2, 4)], torch.nn.functional.silu
+    kept = state["hint.0.weight"].dtype
     skips = [convolution(f"skips.{place}") for place in range(sum("skips" in name for name in state) // 2)]
     unet.control = torch.nn.ModuleList([encoder, *hint, *skips]).to(unet.device).requires_grad_(False).eval()
 
@@ -39,7 +40,7 @@ def load_control(unet: torch.nn.Module, file: str) -> None:
         sample: torch.Tensor, t: torch.Tensor, encoder_hidden_states: torch.Tensor, cross_attention_kwargs: dict,
         added_cond_kwargs: dict | None = None, **more: object,
     ) -> object:  # fmt: skip
-        picture = cross_attention_kwargs["control_image"].to(sample.device)
+        picture = cross_attention_kwargs["control_image"].to(sample.device, kept)
         words = {"encoder_hidden_states": encoder_hidden_states, "added_cond_kwargs": added_cond_kwargs}
         emb = encoder.time_embedding(encoder.get_time_embed(sample=sample, timestep=t))
         emb = emb + unet.get_aug_embed(emb=emb, **words)
@@ -52,7 +53,7 @@ def load_control(unet: torch.nn.Module, file: str) -> None:
             given = text if getattr(block, "has_cross_attention", False) else {}
             found += block(hidden_states=found[-1], temb=emb, **given)[1]
         found.append(encoder.mid_block(found[-1], emb, **text))
-        *down, mid = (layer(one.float()).to(one.dtype) for layer, one in zip(skips, found, strict=True))
+        *down, mid = (layer(one.to(kept)).to(one.dtype) for layer, one in zip(skips, found, strict=True))
         more |= {"down_block_additional_residuals": tuple(down), "mid_block_additional_residual": mid}
         return type(unet).forward(unet, sample, t, **words, **more)
 

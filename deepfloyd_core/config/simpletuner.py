@@ -157,7 +157,7 @@ def answered(
         ignored[IGNORED["grad_clip_method"]].remove("grad_clip_method")
         notes.append(f"{path}: {method}")
     if top and (stage3 := _stage3(values)) is not None:
-        rest.setdefault("stage3", stage3)
+        rest["stage3"] = {**stage3, **rest.get("stage3", {})}
         ignored[IGNORED[_STAGE3_MODE]] = [key for key in ignored[IGNORED[_STAGE3_MODE]] if key not in STAGE3_KEYS]
         notes.append(
             f"{path}: {_STAGE3_MODE} is read as [stage3]; `generate --stages 1-3` draws it, validations do not"

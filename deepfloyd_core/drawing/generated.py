@@ -15,7 +15,7 @@ from deepfloyd_core.sampling.drawn_picture import DrawnPicture
 from deepfloyd_core.sampling.identity import generate_request
 from deepfloyd_core.sampling.jobs import DrawnFrom, StartPicture, generate_job
 from deepfloyd_core.sampling.pictures import Picture, picture_file, picture_scale
-from deepfloyd_core.sampling.stage3_jobs import stage3_of
+from deepfloyd_core.sampling.stage3_jobs import Stage3, stage3_of
 from deepfloyd_core.store.artifacts import Artifact, materialise
 from deepfloyd_core.store.pinned import pinned
 from deepfloyd_core.types import Report, no_report
@@ -36,8 +36,8 @@ def draw(
         folders[stage] = resolve(run.config.stage(stage).model, stage, text=stage == run.config.first_stage)
     bundle = version_bundle(run, version)
     again, given = options.again, drawn_from(run, options, folders)
-    stage3 = stage3_of(run.config) if STAGE3 in stages else None
-    if stage3 is not None and stage3.model is None:
+    stage3 = (Stage3() if options.by_lanczos else stage3_of(run.config)) if STAGE3 in stages else None
+    if stage3 is not None and stage3.model is None and not options.by_lanczos:
         log.warning("The run file has no [%s] table, so Lanczos' filter enlarges the pictures at the end.", TABLE)
     request = generate_request(run, pictures, version, folders, bundle, given, stage3)
     if again is not None:
@@ -63,7 +63,9 @@ def drawn_from(run: Run, options: GenerateOptions, folders: dict[Stage, Path]) -
 
 
 def _compare(again: DrawnPicture, file: Path) -> None:
-    if again.path.read_bytes() == file.read_bytes():
+    if again.path.samefile(file):
+        log.info("%s is what this request has drawn: there is nothing to draw again, and to compare it with", file)
+    elif again.path.read_bytes() == file.read_bytes():
         log.info("%s was drawn again, every byte equal", again.path)
     else:
         log.warning("%s was drawn again, with other bytes: another machine or library rounds otherwise", again.path)

@@ -12,6 +12,7 @@ from deepfloyd_core.models.headers import UNET_WEIGHTS
 from deepfloyd_core.models.text_encoders import TEXT_ENCODERS, text_encoder_of
 from deepfloyd_core.models.whole_weights import lacking, weight_faults
 
+_OR = " or "
 _UNET_FILES = ("unet/config.json", "unet/*.safetensors")
 _LOCAL = "or point pretrained_model_name_or_path at a copy of the model on this machine"
 _WEIGHTS = {"unet": UNET_WEIGHTS, "vae": UNET_WEIGHTS} | {
@@ -21,7 +22,9 @@ _WEIGHTS = {"unet": UNET_WEIGHTS, "vae": UNET_WEIGHTS} | {
 
 @dataclass(frozen=True)
 class _Files:
-    """Patterns of what a stock pipeline needs of a model's folder, and of what else is downloaded if it is there."""
+    """Patterns of what a stock pipeline needs of a model's folder (of those with _OR between them one), and of what else is
+    downloaded if it is there.
+    """
 
     needed: tuple[str, ...]
     beside: tuple[str, ...]
@@ -30,9 +33,10 @@ class _Files:
 _STAGE3 = _Files(
     (
         *_UNET_FILES, "vae/config.json", "vae/*.safetensors", "text_encoder/config.json", "text_encoder/*.safetensors",
-        "tokenizer/tokenizer_config.json", "scheduler/scheduler_config.json", "low_res_scheduler/scheduler_config.json",
+        "tokenizer/tokenizer_config.json", f"tokenizer/vocab.json{_OR}tokenizer/tokenizer.json",
+        "scheduler/scheduler_config.json", "low_res_scheduler/scheduler_config.json",
     ),
-    ("model_index.json", "tokenizer/*"),
+    ("model_index.json", "tokenizer/*", "unet/*.json", "vae/*.json", "text_encoder/*.json"),
 )  # fmt: skip
 
 
@@ -127,7 +131,7 @@ def _weights(pattern: str) -> tuple[str, str] | None:
 def _missing(folder: Path, files: _Files) -> list[str]:
     missing = []
     for pattern in files.needed:
-        if not any(folder.glob(pattern)):
+        if not any(any(folder.glob(one)) for one in pattern.split(_OR)):
             missing.append(pattern)
         elif found := _weights(pattern):
             part, file = found
@@ -158,7 +162,7 @@ def _download(repo: str, wanted: _Files) -> Path:
     files = ", ".join(wanted.needed)
     accept = f"Accept the licence at https://huggingface.co/{repo} and run `hf auth login`"
     try:
-        patterns = [*wanted.needed, *wanted.beside]
+        patterns = [one for pattern in (*wanted.needed, *wanted.beside) for one in pattern.split(_OR)]
         return Path(snapshot_download(repo, allow_patterns=patterns, ignore_patterns=["*.bin", "*.fp16.*"]))
     except GatedRepoError:
         raise ModelError(f"{repo} is gated: {files} cannot be read. {accept}, {_LOCAL}.") from None

@@ -5,6 +5,7 @@ would allocate is counted until it would be freed. The tensors are those of a CP
 without CUDA have no others.
 """
 
+import gc
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -74,8 +75,12 @@ def text_forecast(folder: Path, dtype: torch.dtype) -> Forecast:
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """What is free on a GPU; None: not known, as on a CPU, where other programs may give way."""
-    return int(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else None
+    """What is free on a GPU, with what this process has freed; None: not known, as on a CPU, where others may give way."""
+    if device.type != "cuda":
+        return None
+    gc.collect()  # a model with a ControlNet refers to itself
+    torch.cuda.empty_cache()  # else the allocator keeps what the stage before took
+    return int(torch.cuda.mem_get_info(device)[0])
 
 
 @contextmanager

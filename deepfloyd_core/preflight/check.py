@@ -112,7 +112,7 @@ def draws_stage3(config: RunConfig, goal: Goal) -> bool:
     if config.stage3 is None:
         return False
     if isinstance(goal, GenerateOptions):
-        return STAGE3 in (attempt([], drawn_stages, config, goal.stages) or ())
+        return not goal.by_lanczos and STAGE3 in (attempt([], drawn_stages, config, goal.stages) or ())
     return isinstance(goal, UpscaleOptions) and goal.stage == STAGE3
 
 

@@ -39,6 +39,11 @@ class GenerateOptions:
     again: "DrawnPicture | None" = None  # that is drawn again
 
     @property
+    def by_lanczos(self) -> bool:
+        """Whether the picture that is drawn again ended with Lanczos' filter, whatever the run file has now."""
+        return self.again is not None and self.again.by_lanczos
+
+    @property
     def versions(self) -> tuple[str, ...]:
         """Each of those that are asked for."""
         return tuple(dict.fromkeys(one.strip() for one in self.version.split(",")))
@@ -191,7 +196,8 @@ def generate_model_faults(run: Run, options: GenerateOptions, stage: Stage, fold
         faults += map(ConfigError, asked_size_faults(run, stage, folder, sizes))
     asked = attempt([], lambda: options.asked_loras) or ()
     versions = [*options.versions, *(one.version for one in asked if one.version)]
-    return [*faults, *lora_faults(run, asked, stage, folder), *base_faults(run, versions, stage, folder)]
+    drawing = trained_stages(run.config, options.stages)
+    return [*faults, *lora_faults(run, asked, stage, folder, drawing), *base_faults(run, versions, stage, folder)]
 
 
 def base_faults(run: Run, versions: Sequence[str], stage: Stage, folder: Path) -> list[DeepFloydError]:

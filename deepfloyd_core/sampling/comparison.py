@@ -53,5 +53,8 @@ def _shown(pictures: Sequence[Picture], group: Group, folder: Path, scale: int) 
     shown = []
     for number, _ in group[:COLUMNS]:
         with Image.open(folder / picture_file(pictures, number, scale)) as picture:
-            shown.append(np.asarray(picture.convert("RGB")))
+            cell = picture.convert("RGB")
+            if max(cell.size) > 2 * CELL_PX:  # else a sheet of 1,024 px holds gigabytes
+                cell.thumbnail((2 * CELL_PX, 2 * CELL_PX), Image.Resampling.LANCZOS)
+            shown.append(np.asarray(cell))
     return shown

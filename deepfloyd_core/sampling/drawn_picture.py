@@ -9,10 +9,15 @@ from PIL import Image
 from pydantic import ValidationError
 
 from deepfloyd_core.config.base import Spec
-from deepfloyd_core.config.stage3 import STAGE3, TABLE, DrawnStage
+from deepfloyd_core.config.keys import keys_of
+from deepfloyd_core.config.run import RunConfig
+from deepfloyd_core.config.stage import StageConfig
+from deepfloyd_core.config.stage3 import STAGE3, TABLE, DrawnStage, Stage3Config
 from deepfloyd_core.config.stages import STAGES
 from deepfloyd_core.errors import ConfigError
 from deepfloyd_core.files import canonical_json
+from deepfloyd_core.pictures.faults import PIXEL_ERRORS
+from deepfloyd_core.sampling.stage3_jobs import LANCZOS
 from deepfloyd_core.store.artifacts import Request
 from deepfloyd_core.types import Json
 
@@ -62,7 +67,12 @@ class DrawnPicture(Spec):
     def stages(self) -> str:
         """The stages of the cascade that drew it, as `--stages` names them."""
         drew = [stage for stage in (*STAGES, STAGE3) if f"stage{stage}" in self.drawn_with.settings]
-        return "-".join(str(stage) for stage in dict.fromkeys((drew[0], drew[-1])))
+        return "-".join(str(stage) for stage in dict.fromkeys((*drew[:1], *drew[-1:])))
+
+    @property
+    def by_lanczos(self) -> bool:
+        """Whether the cascade that drew it ended with Lanczos' filter."""
+        return bool(self.drawn_with.settings.get(TABLE) == LANCZOS)
 
     def overrides(self) -> list[str]:
         """The settings as KEY=VALUE of the run file."""
@@ -85,15 +95,27 @@ class DrawnPicture(Spec):
 def drawn_picture(path: Path) -> DrawnPicture:
     """The record of a picture. Raises ConfigError for a file that is no picture of `generate`."""
     try:
-        with Image.open(path) as picture:
-            text = picture.info.get(RECORD) if picture.format == "PNG" else None
+        with Image.open(path, formats=("PNG",)) as picture:
+            text = picture.info.get(RECORD)
         found: dict[str, Any] = json.loads(text or "{}")
         names = DrawnPicture.model_fields.keys() - {"path", "version"}
         known = {name: found[name] for name in names} | {"path": str(path), "version": found["variant"]}
-        return DrawnPicture.model_validate_json(json.dumps(known))
-    except (OSError, ValueError, KeyError, TypeError, ValidationError, Image.DecompressionBombError) as error:
+        drawn = DrawnPicture.model_validate_json(json.dumps(known))
+        if not drawn.stages or {one.partition("=")[0] for one in drawn.overrides()} - _keys():
+            raise ValueError("of no stage, or with keys that decide no picture")
+        return drawn
+    except (*PIXEL_ERRORS, ValidationError, Image.DecompressionBombError) as error:
         told = "it cannot be read" if isinstance(error, OSError) else "it has no record of that"
         raise ConfigError(f"{path} was not drawn by `deepfloyd generate`: {told}.") from None
+
+
+def _keys() -> set[str]:
+    """Those that a record may set: who writes one by hand sets no folder with it."""
+    of_stages = {
+        f"{kind.table}.{key}" for kind in STAGES.values() for key in keys_of(StageConfig, "generated", kind.number)
+    }
+    of_stage3 = {f"{TABLE}.{key}" for key in keys_of(Stage3Config, "generated")}
+    return {*keys_of(RunConfig, "generated"), *of_stages, *of_stage3}
 
 
 def _differing(one: Json, other: Json) -> Iterator[str]:

@@ -20,16 +20,16 @@ MOST_SHARE = 0.9  # of a GPU's free memory: its allocator and its kernels need s
 
 
 def pictures_at_once(
-    one: SampledStage, sizes: Iterable[Size], machine: Machine, parts: int
+    one: SampledStage, sizes: Iterable[Size], machine: Machine, parts: int, most: int | None = None
 ) -> tuple[int, Forecast | None]:
     """How many pictures a stage samples at once, and what that takes; None: little. sizes: of the stage. parts: of a picture
-    in a call of the UNet, two with guidance.
+    in a call of the UNet, two with guidance. most: else the stage's own.
 
     On a CPU it is one, because the rounding of a matrix product follows its size. Raises ModelError where a GPU has no room
     for the weights.
     """
     device = pick_device(machine.device)
-    count = 1 if device.type == "cpu" else max(1, STAGES[one.stage].sample_batch * 2 // max(2, parts))
+    count = 1 if device.type == "cpu" else most or max(1, STAGES[one.stage].sample_batch * 2 // max(2, parts))
     if _stored_bytes(one.model) < SAID_FROM:
         return count, None
     size, dtype = max(sizes, key=lambda size: size[0] * size[1]), DTYPES[one.settings.mixed_precision]

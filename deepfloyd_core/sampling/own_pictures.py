@@ -33,8 +33,8 @@ def picture_files(path: Path) -> list[Path]:
 
 
 def own_pictures(path: Path, prompt: str) -> tuple[OwnPicture, ...]:
-    """The pictures of a file or a folder, hashed. prompt: of those that have neither a caption in NAME.txt beside them nor a
-    record of `generate`. Raises as `picture_files`.
+    """The pictures of a file or a folder, hashed. prompt: of those without a caption in NAME.txt beside them; empty: what
+    `generate` has recorded. Raises as `picture_files`.
     """
     files = picture_files(path)
     stems = Counter(file.stem for file in files)
@@ -42,7 +42,7 @@ def own_pictures(path: Path, prompt: str) -> tuple[OwnPicture, ...]:
         OwnPicture(
             name=file.name,
             file=f"{file.stem if stems[file.stem] == 1 else file.name}.png",
-            prompt=_caption(file) or _recorded(file) or prompt,
+            prompt=_caption(file) or prompt or _recorded(file),
             source=pinned(file),
         )
         for file in files
@@ -86,6 +86,6 @@ def _caption(file: Path) -> str:
 def _recorded(file: Path) -> str:
     """The prompt that `generate` drew a picture with; empty: it did not draw it."""
     try:
-        return drawn_picture(file).prompt
+        return drawn_picture(file).prompt[:MOST_LETTERS]
     except ConfigError:
         return ""

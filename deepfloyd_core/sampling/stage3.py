@@ -1,19 +1,22 @@
 """Stage III with diffusers' own pipeline, a picture at a time, or Lanczos' filter in its place."""
 
+import json
 from collections.abc import Callable
 from typing import Any
 
+import diffusers
 import numpy as np
 import torch
-from diffusers import StableDiffusionUpscalePipeline
+from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionUpscalePipeline
 from PIL import Image
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from deepfloyd_core.config.run_machine import Machine
 from deepfloyd_core.config.stage3 import TITLE, UNIT_PX
 from deepfloyd_core.config.stages import UPSCALE
 from deepfloyd_core.diffusion.loss import to_bytes
 from deepfloyd_core.errors import ModelError
-from deepfloyd_core.models.unet import DTYPES, order_channels_last, pick_device
+from deepfloyd_core.models.unet import DTYPES, load_unet, order_channels_last, pick_device
 from deepfloyd_core.sampling.parts import Sampled
 from deepfloyd_core.sampling.stage3_jobs import Stage3
 from deepfloyd_core.sampling.windows import WINDOW_PX, WindowedUnet
@@ -57,20 +60,28 @@ def make_enlarger(stage3: Stage3, machine: Machine, sampled: Sampled) -> Enlarge
 
 
 def stage3_pipeline(stage3: Stage3, machine: Machine) -> Any:
-    """The stock pipeline. Its VAE computes in fp32, as bf16 has 1 of 256 levels; a picture above 1,024 px is sampled through
+    """The stock pipeline. Its VAE is in fp32, as bf16 has 1 of 256 levels; a picture above 1,024 px is sampled through
     windows, and decoded in tiles.
     """
     assert stage3.settings is not None and stage3.model is not None
-    absent = dict.fromkeys(("safety_checker", "feature_extractor", "watermarker"))
-    pipeline = StableDiffusionUpscalePipeline.from_pretrained(
-        stage3.model, dtype=DTYPES[stage3.settings.mixed_precision], use_safetensors=True, local_files_only=True,
-        **absent,
+    folder, dtype = stage3.model, DTYPES[stage3.settings.mixed_precision]
+    unet = load_unet(folder, dtype)
+    order_channels_last(unet)
+    vae = AutoencoderKL.from_pretrained(folder, subfolder="vae", dtype=torch.float32, use_safetensors=True)
+    vae.tile_latent_min_size, vae.tile_sample_min_size = WINDOW_PX, WINDOW_PX * UPSCALE
+    vae.enable_tiling()
+    own = json.loads((folder / "scheduler" / "scheduler_config.json").read_bytes())["_class_name"]
+    # Of named classes: `from_pretrained` of all would take them from model_index.json, which decides nothing here.
+    pipeline = StableDiffusionUpscalePipeline(
+        vae=vae, unet=unet,
+        text_encoder=CLIPTextModel.from_pretrained(
+            folder, subfolder="text_encoder", dtype=dtype, use_safetensors=True, local_files_only=True
+        ).eval(),
+        tokenizer=CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer", local_files_only=True),
+        scheduler=getattr(diffusers, own).from_pretrained(folder, subfolder="scheduler"),
+        low_res_scheduler=DDPMScheduler.from_pretrained(folder, subfolder="low_res_scheduler"),
     )  # fmt: skip
     pipeline.set_progress_bar_config(disable=True)
-    pipeline.vae.to(torch.float32)
-    pipeline.vae.tile_latent_min_size, pipeline.vae.tile_sample_min_size = WINDOW_PX, WINDOW_PX * UPSCALE
-    pipeline.vae.enable_tiling()
-    order_channels_last(pipeline.unet)
     pipeline.to(pick_device(machine.device))
     pipeline.unet = WindowedUnet(pipeline.unet)  # of latents, which are as many as pixels of the low-res picture
     return pipeline

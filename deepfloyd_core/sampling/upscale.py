@@ -19,13 +19,15 @@ from PIL import Image
 from deepfloyd_core.config.stages import STAGES, UPSCALE
 from deepfloyd_core.diffusion.loss import to_bytes, to_model_range
 from deepfloyd_core.files import atomic_path
+from deepfloyd_core.models.memory import Forecast
 from deepfloyd_core.models.unet import use_threads
 from deepfloyd_core.pictures.decode import decode_rgb
 from deepfloyd_core.pictures.faults import Unreadable
 from deepfloyd_core.processes.jobs import Job, JobRequest
 from deepfloyd_core.sampling.cascade import Sample, sampler_settings, save_png
+from deepfloyd_core.sampling.forecasts import pictures_at_once, stage3_forecast
 from deepfloyd_core.sampling.parts import Parts, Sampled
-from deepfloyd_core.sampling.pictures import INDEX
+from deepfloyd_core.sampling.pictures import INDEX, Size
 from deepfloyd_core.sampling.sampler import Sampler, make_sampler, sample_upscaled
 from deepfloyd_core.sampling.stage3 import make_enlarger
 from deepfloyd_core.sampling.stored import StoredTexts
@@ -36,7 +38,7 @@ from deepfloyd_core.sampling.upscale_jobs import (
     UpscaledSummary,
     UpscaleRequest,
 )
-from deepfloyd_core.sampling.windows import WindowedUnet
+from deepfloyd_core.sampling.windows import WINDOW_PX, WindowedUnet
 from deepfloyd_core.store.parts import finish_part, part_is_whole
 from deepfloyd_core.types import Json
 
@@ -53,12 +55,12 @@ _SCHEMA = pa.schema(
 
 def upscale_pictures(job: Job[UpscaleRequest]) -> UpscaledSummary:
     """Upscale the pictures: a PNG for each, and a table with those that were left out and why."""
-    return _each(job, job.request, _upscaler)
+    return _each(job, job.request, _upscaler_forecast, _upscaler)
 
 
 def enlarge_pictures(job: Job[EnlargeRequest]) -> UpscaledSummary:
     """The same with Stage III."""
-    return _each(job, job.request, _enlarger)
+    return _each(job, job.request, _enlarger_forecast, _enlarger)
 
 
 @dataclass(frozen=True)
@@ -70,15 +72,24 @@ class _Upscaler:
     upscale: Callable[[OwnPicture, Image.Image], np.ndarray]  # -> uint8 (4H, 4W, 3)
 
 
-def _each(job: Job[R], request: OwnPictures, load: Callable[[Job[R], Sampled], _Upscaler]) -> UpscaledSummary:
-    """load: the model, if there is a picture for it. request: the job's own."""
+def _each(
+    job: Job[R], request: OwnPictures, forecast: Callable[[R, list[Size]], Forecast | None],
+    load: Callable[[Job[R], Sampled], _Upscaler],
+) -> UpscaledSummary:  # fmt: skip
+    """forecast, load: of the model, if there is a picture for it; sizes: of the pictures. request: the job's own."""
     use_threads(job.request.machine.num_threads)
     (job.out / ".drawn").mkdir(exist_ok=True)
     undrawn = [one for one in request.pictures if not part_is_whole(job.out / one.file)]
-    left_out = {one.name: fault for one in undrawn if (fault := _fault(one))}
-    missing = [one for one in undrawn if one.name not in left_out]
+    sizes, left_out = dict[str, Size](), dict[str, str]()
+    for one in undrawn:
+        try:
+            sizes[one.name] = _size(one)
+        except (OSError, Unreadable) as error:
+            left_out[one.name] = str(error)
+    missing = [one for one in undrawn if one.name in sizes]
     wanted, done = len(request.pictures) - len(left_out), len(request.pictures) - len(undrawn)
-    sampled = Parts(job.report, 1).begin("pictures upscaled", wanted, done)
+    told = forecast(job.request, list(sizes.values())) if missing else None
+    sampled = Parts(job.report, 1).begin("pictures upscaled" + (f", with {told}" if told else ""), wanted, done)
     upscaler = load(job, sampled) if missing else None
     for own in missing:
         assert upscaler is not None
@@ -88,6 +99,16 @@ def _each(job: Job[R], request: OwnPictures, load: Callable[[Job[R], Sampled], _
         finish_part(file)
     _write_index(job.out, request, left_out)
     return UpscaledSummary(pictures=wanted, left_out=left_out)
+
+
+def _upscaler_forecast(request: UpscaleRequest, sizes: list[Size]) -> Forecast | None:
+    window = max(min(max(size) * UPSCALE, WINDOW_PX) for size in sizes)
+    parts = 2 if request.upscaler.settings.validation_guidance > 1 else 1
+    return pictures_at_once(request.upscaler, [(window, window)], request.machine, parts, most=1)[1]
+
+
+def _enlarger_forecast(request: EnlargeRequest, sizes: list[Size]) -> Forecast | None:
+    return stage3_forecast(request.stage3, sizes, request.machine)
 
 
 def _upscaler(job: Job[UpscaleRequest], sampled: Sampled) -> _Upscaler:
@@ -126,13 +147,12 @@ def _read(one: OwnPicture) -> Image.Image:
     return decode_rgb(one.source.checked("is a picture to upscale").read_bytes())
 
 
-def _fault(one: OwnPicture) -> str:
-    """Why a picture cannot be upscaled; empty when it can."""
-    try:
-        width, height = _read(one).size
-    except (OSError, Unreadable) as error:
-        return str(error)
-    return f"{width}x{height} px, and an edge may have {MOST_PX:,}" if max(width, height) > MOST_PX else ""
+def _size(one: OwnPicture) -> Size:
+    """Of a picture. Raises Unreadable or OSError for one that cannot be upscaled."""
+    width, height = _read(one).size
+    if max(width, height) > MOST_PX:
+        raise Unreadable("too_large", f"{width}x{height} px, and an edge may have {MOST_PX:,}: make it smaller first")
+    return width, height
 
 
 def _small(picture: Image.Image) -> torch.Tensor:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from deepfloyd_core.config.run import RunConfig
+from deepfloyd_core.config.stage3 import TABLE, TITLE
 from deepfloyd_core.config.stages import STAGES, StageKind
 from deepfloyd_core.types import Json
 
@@ -73,6 +74,8 @@ def _setting(kind: str, path: tuple[str, ...], before: Any, after: Any) -> str:
     own = next((kind for kind in STAGES.values() if kind.table == key), None)
     if own and (before is None or after is None):
         return f"stage {own.number} {'added' if before is None else 'removed'}"
+    if key == TABLE:
+        return f"{TITLE} {'added' if before is None else 'removed' if after is None else 'changed'}"
     if path[0] == "shares" or (len(path) > 1 and path[-2] == "datasets"):
         return _data_set(key, before, after)
     if key in _PHRASES:
@@ -98,6 +101,8 @@ def user_key(kind: str, path: tuple[str, ...]) -> str:
     if key == "seed" and (kind == "cascade_samples" or path[0] == "validation"):
         return "validation_seed"
     name, stage = _NAMES.get(key, key), _stage(path[0]) or _stage(kind)
+    if path[0] == TABLE:
+        return f"{TABLE}.{name}"
     if stage and stage.is_upscaler and path == ("validation", "images"):
         return "num_upscaled_images"
     if key in _OF_RUN or stage is None:
@@ -144,6 +149,8 @@ def _input(name: str, before: str | None, after: str | None) -> list[str]:
         return []  # with their stage
     if name.endswith(("_pictures", "_held_out")):
         return ["held-out pictures changed"]
+    if name == f"{TABLE}_model":
+        return [f"model of {TITLE} changed"] if before and after else []  # else it is with its stage
     if name in ("model", "unet") or name.endswith("_model"):
         of = f" of stage {own.number}" if (own := _stage(name)) else ""
         return [f"base model{of} changed"] if before and after else []  # else it is with its stage

@@ -11,12 +11,13 @@ from pydantic_core import to_jsonable_python
 from deepfloyd_core.config.data_sets import ImageDataset
 from deepfloyd_core.config.run import RunConfig
 from deepfloyd_core.config.stage import StageConfig
+from deepfloyd_core.config.stage3 import TABLE, Stage3Config
 from deepfloyd_core.config.stage_optimizer import OPTIMIZER_KINDS
 from deepfloyd_core.config.stages import STAGES
 from deepfloyd_core.store.changes import user_key
 from deepfloyd_core.types import Json
 
-_GROUPS = {"datasets", "rows", "validation", *(stage.table for stage in STAGES.values())}  # of a spec's keys
+_GROUPS = {"datasets", "rows", "validation", TABLE, *(stage.table for stage in STAGES.values())}  # of a spec's keys
 _TURNS = "probability", "start_step", "end_step"  # of a data set, in a LoRA's spec under `shares`
 _Path = tuple[str, ...]
 
@@ -56,6 +57,8 @@ def _field(name: str, path: _Path) -> FieldInfo | None:
     key = name.rpartition(".")[2]
     if "datasets" in path:
         return ImageDataset.model_fields.get(key)
+    if name.startswith(f"{TABLE}."):
+        return Stage3Config.model_fields.get(key)
     return (StageConfig if name.startswith("stage") and "." in name else RunConfig).model_fields.get(key)
 
 

@@ -65,11 +65,11 @@ Image = Annotated[
 ]
 Mask = Annotated[
     Path | None,
-    typer.Option(metavar="PICTURE", parser=user_path, help="White where the image is drawn anew; else everywhere."),
+    typer.Option(metavar="PICTURE", parser=user_path, help="White: drawn anew. Without a mask: everything."),
 ]
 Strength = Annotated[
     float | None,
-    typer.Option(help="Of the noise on the image, above 0, at most 1; else 0.7, with a mask 1, with a style 0.5."),
+    typer.Option(help="How much noise the image gets, above 0, at most 1; else 0.7, with a mask 1, with a style 0.5."),
 ]
 Style = Annotated[
     str | None, typer.Option(metavar="TEXT", help="Give the image the style of this text; --prompt says what it shows.")
@@ -77,7 +77,7 @@ Style = Annotated[
 Stages = Annotated[
     Literal["1", "1-2", "1-3"] | None,
     typer.Option(
-        help="The stages that draw; else those of the run file, I and II. 1-3 ends with its [stage3], or Lanczos."
+        help="The stages that draw; else I and II, as the run file has them. 1-3 ends with its table stage3, or Lanczos."
     ),
 ]
 Seeds = Annotated[str, typer.Option(help="Seeds of each prompt, such as 7 or 0-7,42.")]
@@ -101,6 +101,6 @@ FromPicture = Annotated[
         "--from",
         metavar="PICTURE",
         parser=user_path,
-        help="Draw this picture again, by the prompt, seed, size, version and settings that are recorded in it.",
+        help="Draw this picture again, by what is recorded in it. Give its control, image, mask and LoRAs again.",
     ),
 ]

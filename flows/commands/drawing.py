@@ -95,14 +95,15 @@ def upscale(
         Path, typer.Argument(metavar="PICTURES", parser=user_path, help="A picture, or a folder of them.")
     ],
     prompt: Annotated[
-        str, typer.Option(help="What they show, where no NAME.txt lies beside them and `generate` did not draw them.")
+        str,
+        typer.Option(help="What they show, where no NAME.txt lies beside them; else what `generate` drew them with."),
     ] = "",
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of each picture's noise.")] = 0,
     version: Annotated[
         str | None, typer.Option(help="A number, `latest` (the champion, unless told), or `base` for no LoRA.")
     ] = None,
     lora: Loras = None,
-    stage: Annotated[int, typer.Option(min=2, max=3, help="Stage II, or the [stage3] of the run file.")] = 2,
+    stage: Annotated[int, typer.Option(min=2, max=3, help="2: Stage II. 3: the table stage3 of the run file.")] = 2,
     overrides: Overrides = None,
 ) -> None:
     """Make pictures of your own four times as wide and high, with a published version, the base model, or Stage III."""

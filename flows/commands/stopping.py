@@ -38,7 +38,7 @@ class Stopping:
         self.kept = "Nothing was changed."
         self._err = err
         self._number = 0  # of the first signal
-        self._raised = False
+        self._raised = self._waits = False  # whether `Stopped` was raised, or waits for the end of an import
         self._code: int | None = None  # of a command that is over
         self._ending = threading.Lock()
 
@@ -73,6 +73,7 @@ class Stopping:
         if _imports(frame):  # libraries catch what is raised there, and print it
             signal.signal(signal.SIGALRM, self._on_signal)  # asks again
             signal.setitimer(signal.ITIMER_REAL, IMPORT_S)
+            self._waits = True
             return
         self._raised = True
         raise Stopped(signal.Signals(self._number).name)
@@ -91,7 +92,7 @@ class Stopping:
                 if began is None:
                     began, self._number = time.monotonic(), self._number or number
                 # Prefect, which takes the first SIGTERM of a flow run, sends it again when the run is told.
-                elif self._raised and time.monotonic() > began + SAME_S:
+                elif (self._raised or self._waits) and time.monotonic() > began + SAME_S:
                     self._end(at_once=True)
 
     def _end(self, at_once: bool) -> NoReturn:

@@ -496,7 +496,8 @@ def test_a_run_ends_in_a_version_that_follows_a_picture(
     summary = json.loads((samples / "manifest.json").read_text())["summary"]
     assert 0 < summary["control_error_tuned"] < 1 and 0 < summary["control_error_base"] < 1
     names = run_card(bundle)
-    assert names["stage1"].unet.control.conditioning == "grayscale"
+    assert names["conditioning"].shape == (1, 3, 64, 64) and hasattr(names["stage1"].unet, "control")
+    assert "# in [0, 1]: its brightness in all three channels" in (bundle / "README.md").read_text()
 
     follow = tmp_path / "follow.jpg"
     Image.fromarray(data.astronaut()).save(follow)

@@ -163,8 +163,9 @@ def test_the_code_of_stage2_alone_enlarges(world: DataWorld) -> None:
 @pytest.mark.parametrize(
     "keys",
     [{"use_bitfit": True, "lora_dropout": 0.0}, {"model_type": "full", "lora_dropout": 0.0},
-     {"controlnet": True, "controlnet_conditioning": "canny"}],
-    ids=["biases", "full", "control"],
+     {"controlnet": True, "controlnet_conditioning": "canny"},
+     {"controlnet": True, "controlnet_conditioning": "canny", "optimizer": "adamw_bf16", "mixed_precision": "bf16"}],
+    ids=["biases", "full", "control", "control in bf16"],
 )  # fmt: skip
 def test_the_code_loads_whatever_was_trained(world: DataWorld, keys: dict[str, Any]) -> None:
     ran(world, (1,), stage1={"model_flavour": "tiny-i", **{k: v for k, v in FAST.items() if k != "lora_rank"}, **keys})

@@ -497,6 +497,8 @@ def test_stage_iii_is_read_where_it_is_on(files: Files) -> None:
     assert (stage3.validation_guidance, stage3.validation_noise_level) == (7.5, 20)
     told = [note for note in run.notes if "stage3" in note]
     assert len(told) == 1 and "is read as [stage3]; `generate --stages 1-3` draws it" in told[0]
+    changed = files.json("stage3.validation_noise_level=50", **asked).config.stage3
+    assert changed is not None and (changed.validation_guidance, changed.validation_noise_level) == (7.5, 50)
     off = files.json(**asked | {"deepfloyd_validation_stage3_mode": "none"})
     assert off.config.stage3 is None and any("stage3_guidance" in note and "ignored" in note for note in off.notes)
 

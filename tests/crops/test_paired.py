@@ -577,7 +577,8 @@ def test_a_run_ends_in_a_version_that_follows_pictures_of_its_kind(
 
     (bundle,) = (run.workspace / "lora_bundle").iterdir()
     names = run_card(bundle)
-    assert names["stage1"].unet.control.conditioning == "paired"
+    assert names["conditioning"].shape == (1, 3, 64, 64) and hasattr(names["stage1"].unet, "control")
+    assert "# in [0, 1]: like those of conditioning_data" in (bundle / "README.md").read_text()
 
     follow = tmp_path / "follow.png"
     photo(1, 96, 64).save(follow)

@@ -87,3 +87,12 @@ def test_the_shipped_run_files_are_valid(tmp_path: Path) -> None:
         data.write_text(f'[{{"id": "x", "type": "local", "instance_data_dir": "{tmp_path}"}}]')
         run = load_run(file, (f"data_backend_config={data}",))
         assert isinstance(run.datasets[0], ImageDataset)
+
+
+def test_an_installed_package_has_every_file_of_the_tiny_cascade() -> None:
+    found = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["deepfloyd_core"]
+    package = ROOT / "deepfloyd_core"
+    places = [place for pattern in found for place in package.glob(pattern)]
+    named = {file for place in places for file in (place.iterdir() if place.is_dir() else (place,))}
+    files = {file for file in (package / "tiny").rglob("*") if file.is_file() and file.suffix not in (".py", ".pyc")}
+    assert files and files <= named, sorted(str(file) for file in files - named)

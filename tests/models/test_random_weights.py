@@ -17,7 +17,7 @@ from small_run import NewSmallRun
 
 from deepfloyd_core.config.flavours import FLAVOURS, PUBLISHED
 from deepfloyd_core.errors import ModelError, StorageError
-from deepfloyd_core.models import random_files
+from deepfloyd_core.models import random_files, random_stage3
 from deepfloyd_core.models import random_weights as random_models
 from deepfloyd_core.models.folders import resolve
 from deepfloyd_core.models.random_weights import design_of, random_folder, write_folder
@@ -70,6 +70,22 @@ def test_a_real_flavour_has_its_number_of_parameters(name: str) -> None:
     assert sum(param.numel() for param in unet.parameters()) == COUNTS[name]
     assert unet.config.in_channels == 3 * FLAVOURS[name].stage
     assert unet.config.sample_size == FLAVOURS[name].kind.size_px
+
+
+def test_stage_iii_has_its_number_of_parameters() -> None:
+    import torch
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    with torch.device("meta"):
+        text = CLIPTextModel(CLIPTextConfig(**random_stage3.TEXT))
+        models = (
+            UNet2DConditionModel.from_config(random_stage3.UNET),
+            AutoencoderKL.from_config(random_stage3.VAE),
+            text,
+        )
+    counts = [sum(param.numel() for param in model.parameters()) for model in models]
+    assert counts == [473_398_020, 55_325_927, 340_387_840]
 
 
 def test_the_text_encoder_of_the_real_flavours_is_t5_xxl_and_one_for_all() -> None:

@@ -18,6 +18,7 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 from small_run import SmallRun
+from typer.main import get_command
 
 from deepfloyd_core.bundle.measure_words import measure_words
 from deepfloyd_core.config.data_file import DataFile, load_data_file
@@ -29,6 +30,7 @@ from deepfloyd_core.measures.tables import UPSCALED_BY
 from deepfloyd_core.sampling.jobs import GeneratedSummary, SamplesSummary
 from deepfloyd_core.store.artifacts import Artifact
 from flows.commands import report
+from flows.commands.cli import app
 from tasks import artifact_page, ui_pages
 from tasks.endings import twins_line
 from tasks.progress import LogLines, progress
@@ -219,3 +221,15 @@ def test_a_page_names_the_file_of_each_picture(tmp_path: Path, monkeypatch: pyte
     assert titles == names and pages[0].count("](data:image/jpeg;base64,") == 2
     assert len(pages[0]) < 300_000 and f"in `{tmp_path}`" in pages[0]
     assert "|" not in pages[0], "no empty table"
+
+
+def test_no_help_has_brackets_which_the_terminal_takes_for_styles() -> None:
+    """`[stage3]` in a help text would be printed as nothing."""
+    commands: dict[str, Any] = get_command(app).commands  # type: ignore[attr-defined]
+    texts = [
+        (name, text)
+        for name, command in commands.items()
+        for text in (command.help, *(getattr(param, "help", None) for param in command.params))
+        if text
+    ]
+    assert len(texts) > 80 and not [(name, text) for name, text in texts if "[" in text]

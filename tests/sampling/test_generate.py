@@ -1,5 +1,6 @@
 """The job `generate` on the tiny cascade: a picture has the same bytes whatever is drawn beside it, and after a stop."""
 
+import json
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,6 +13,7 @@ import pytest
 import torch
 from diffusers import IFPipeline, IFSuperResolutionPipeline
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from small_run import NewSmallRun
 
 from deepfloyd_core.config.run import Run
@@ -225,3 +227,29 @@ def test_what_was_drawn_is_listed_and_each_file_says_how(whole: tuple[Path, Draw
         assert f"Seed: {row['seed']}, Size: {row['width']}x{row['height']}" in lines[2] and "Model: tiny-i" in lines[2]
     with Image.open(out / "sheet.png") as sheet:
         assert sheet.width < 400 and sheet.height > 4 * 128
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"workspace": "/elsewhere"}, {"stage2": {"pretrained_model_name_or_path": "owner/name"}},
+        {"stage3": {"pretrained_model_name_or_path": "owner/name"}}, {"stage1": None, "stage2": None}, "nested",
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_record_that_was_written_by_hand_sets_nothing_else(
+    whole: tuple[Path, Drawn], tmp_path: Path, changed: Any
+) -> None:
+    with Image.open(whole[0] / "picture-003-seed-3-288x256.png") as picture:
+        record = json.loads(picture.info["deepfloyd"])
+        settings = record["drawn_with"]["settings"]
+        text = "[" * 100_000
+        if isinstance(changed, dict):
+            settings |= changed
+            record["drawn_with"]["settings"] = {key: value for key, value in settings.items() if value is not None}
+            text = json.dumps(record)
+        info = PngInfo()
+        info.add_itxt("deepfloyd", text)
+        picture.save(tmp_path / "written.png", pnginfo=info)
+    with pytest.raises(ConfigError, match="was not drawn by `deepfloyd generate`: it has no record of that"):
+        drawn_picture(tmp_path / "written.png")

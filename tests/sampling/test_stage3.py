@@ -1,6 +1,7 @@
 """Stage III on the tiny cascade: diffusers' pipeline called by hand, Lanczos in its place, a stop, and what is refused."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ from small_run import SmallRun
 
 from deepfloyd_core.config.flavours import STAGE3_REPOS
 from deepfloyd_core.config.run import Run
+from deepfloyd_core.config.run_machine import Machine
 from deepfloyd_core.errors import ConfigError, DeepFloydError
 from deepfloyd_core.models.unet import order_channels_last
-from deepfloyd_core.preflight.check import check_run
+from deepfloyd_core.preflight.check import check_run, draws_stage3
 from deepfloyd_core.preflight.generate import GenerateOptions, recorded_options
 from deepfloyd_core.preflight.load import load_run
 from deepfloyd_core.preflight.upscale import UpscaleOptions
@@ -26,6 +28,7 @@ from deepfloyd_core.processes.jobs import Job
 from deepfloyd_core.sampling.drawn_picture import drawn_picture
 from deepfloyd_core.sampling.generate import generate_pictures
 from deepfloyd_core.sampling.own_pictures import own_pictures, upscaled_files
+from deepfloyd_core.sampling.stage3 import make_enlarger, stage3_pipeline
 from deepfloyd_core.sampling.stage3_jobs import stage3_of
 from deepfloyd_core.sampling.upscale import enlarge_pictures
 from deepfloyd_core.sampling.upscale_jobs import enlarge_job
@@ -43,13 +46,13 @@ def with_stage3(small_run: SmallRun) -> Run:
     return load_run(small_run.config, KEYS)
 
 
-def _stock(picture: torch.Tensor, seed: int, noise_level: int = 100) -> np.ndarray:
+def _stock(picture: torch.Tensor, seed: int, prompt: str = "a purple star") -> np.ndarray:
     """A picture (1, 3, H, W) in [0, 1] by diffusers' pipeline, channels_last as ours."""
     pipeline = StableDiffusionUpscalePipeline.from_pretrained(STAGE3_REPOS["tiny-iii"], dtype=torch.float32)
-    order_channels_last(pipeline.unet)
+    order_channels_last(pipeline.unet.requires_grad_(False))
     made = pipeline(
-        prompt="a purple star", negative_prompt="", image=picture, num_inference_steps=3, guidance_scale=2.0,
-        noise_level=noise_level, generator=torch.Generator().manual_seed(seed),
+        prompt=prompt, negative_prompt="", image=picture, num_inference_steps=3, guidance_scale=2.0,
+        noise_level=100, generator=torch.Generator().manual_seed(seed),
     ).images[0]  # fmt: skip
     return np.asarray(made).astype(int)
 
@@ -109,6 +112,10 @@ def test_without_a_model_lanczos_enlarges_and_the_picture_says_so(
         assert json.loads(picture.info["deepfloyd"])["enlarged_by"] == "lanczos"
         assert "Hires upscaler: lanczos" in picture.info["parameters"]
     assert drawn_picture(large).stages == "1-3"
+    again, keys = recorded_options(GenerateOptions(), large)
+    assert again.by_lanczos and not any(key.startswith("stage3") for key in keys)
+    with_model = load_run(Path(run.file), KEYS)
+    assert not draws_stage3(with_model.config, again) and draws_stage3(with_model.config, ASKED)
 
 
 def test_the_first_stage_alone(run: Run, models: dict[Any, Path], tmp_path: Path) -> None:
@@ -140,6 +147,22 @@ def test_own_pictures_of_any_size(with_stage3: Run, tmp_path: Path) -> None:
     }
     given = torch.from_numpy(pixels(folder / "even.png")).permute(2, 0, 1)[None].float() / 255
     assert np.abs(made["even.png"] - _stock(given, 7)).max() <= 1, "the bytes of the file are scaled in another order"
+    wide = torch.from_numpy(np.array(Image.open(folder / "wide.jpg"))).permute(2, 0, 1)[None].float() / 255
+    wide = torch.nn.functional.pad(wide, (0, 5, 0, 3), mode="replicate")
+    whole = _stock(wide, 7, prompt="a red circle")[:148, :1132]
+    seen = np.abs(made["wide.png"] - whole)
+    assert seen.max() > 1 and seen.mean() < 8, "through windows, which see less than the whole picture at once"
+
+
+def test_in_bf16_the_vae_keeps_every_bit(small_run: SmallRun) -> None:
+    stage3 = stage3_of(load_run(small_run.config, (KEYS[0],)).config)
+    pipeline = stage3_pipeline(stage3, Machine(device="cpu"))
+    assert pipeline.unet.dtype == pipeline.text_encoder.dtype == torch.bfloat16
+    stored = load_file(Path(STAGE3_REPOS["tiny-iii"]) / "vae" / "diffusion_pytorch_model.safetensors")
+    for name, value in pipeline.vae.state_dict().items():
+        assert torch.equal(value, stored[name].float()), name
+    made = make_enlarger(stage3, Machine(device="cpu"), lambda _: None)(torch.zeros(1, 3, 16, 16), "a star", "", 0)
+    assert made.shape == (64, 64, 3) and made.dtype == np.uint8
 
 
 def test_what_cannot_be_drawn_is_one_sentence(small_run: SmallRun, image: Path, tmp_path: Path) -> None:
@@ -158,16 +181,20 @@ def test_what_cannot_be_drawn_is_one_sentence(small_run: SmallRun, image: Path, 
     other = f"stage3.pretrained_model_name_or_path={_of_stage2(tmp_path)}"
     assert "has 6 input channels; one of Stage III has 7" in refused(ASKED, *KEYS, other)
     assert "less than or equal to 350" in refused(ASKED, *KEYS, "stage3.validation_noise_level=351")
+    mute = _of_stage2(tmp_path, "mute")
+    (mute / "tokenizer" / "tokenizer.json").unlink()
+    lacks = refused(ASKED, *KEYS, f"stage3.pretrained_model_name_or_path={mute}")
+    assert "lacks tokenizer/vocab.json or tokenizer/tokenizer.json" in lacks, (
+        "else each prompt would be the same tokens"
+    )
     check_run(small_run.config, (*KEYS, other), GenerateOptions(("x",), "base"))
     with pytest.raises(ConfigError, match="Give none of these beside --from"):
         recorded_options(ASKED, image)
 
 
-def _of_stage2(folder: Path) -> Path:
+def _of_stage2(folder: Path, name: str = "mixed") -> Path:
     """A model of Stage III whose UNet is one of Stage II."""
-    import shutil
-
     tiny = Path(STAGE3_REPOS["tiny-iii"])
-    shutil.copytree(tiny, folder / "mixed")
-    shutil.copy(tiny.parent / "ii" / "unet" / "config.json", folder / "mixed" / "unet")
-    return folder / "mixed"
+    shutil.copytree(tiny, folder / name)
+    shutil.copy(tiny.parent / "ii" / "unet" / "config.json", folder / name / "unet")
+    return folder / name

@@ -16,6 +16,8 @@ from deepfloyd_core.index import changed_pictures as module
 from deepfloyd_core.index.changed_pictures import picture_changes
 from deepfloyd_core.store.artifacts import Artifact, Request
 from deepfloyd_core.store.changes import changes
+from deepfloyd_core.store.settings import changed_settings
+from deepfloyd_core.types import Json
 
 STAGE1, STAGE2 = {"model_flavour": "tiny-i"}, {"model_flavour": "tiny-ii"}
 
@@ -86,6 +88,25 @@ def test_a_size_of_windows_is_no_stage_that_came_or_went() -> None:
     old, new = ({"format": 1, "spec": {"stage2_patch": size}, "inputs": {}} for size in (None, 128))
     assert changes("stage2_lora", old, new) == ["stage2.stage2_patch unset -> 128"]
     assert changes("stage2_lora", new, old) == ["stage2.stage2_patch 128 -> unset"]
+
+
+def test_stage_iii_is_a_stage_that_came_went_or_changed() -> None:
+    table = {"validation_guidance": 9.0, "validation_noise_level": 100}
+    records: dict[str, Json] = {
+        "none": {"spec": {}, "inputs": {}},
+        "lanczos": {"spec": {"stage3": "lanczos"}, "inputs": {}},
+        "model": {"spec": {"stage3": table}, "inputs": {"stage3_model": "a"}},
+        "other": {"spec": {"stage3": table | {"validation_guidance": 4.0}}, "inputs": {"stage3_model": "b"}},
+    }
+
+    def told(old: str, new: str) -> list[str]:
+        return changes("generated", {"format": 1, **records[old]}, {"format": 1, **records[new]})
+
+    assert told("none", "lanczos") == told("none", "model") == ["Stage III added"]
+    assert told("model", "none") == ["Stage III removed"] and told("lanczos", "model") == ["Stage III changed"]
+    assert told("model", "other") == ["stage3.validation_guidance 9 -> 4", "model of Stage III changed"]
+    assert changed_settings("generated", records["model"]["spec"]) == {}
+    assert changed_settings("generated", records["other"]["spec"]) == {"stage3.validation_guidance": ("4", "9")}
 
 
 def test_of_another_format_only_keys_are_named_that_both_have() -> None:
