@@ -28,5 +28,6 @@ reading; it exports nothing, so that reading a configuration never loads torch.
 Words. Ledger: one row for each input file. Verdict: whether a file can be used, and why not. Crop: a picture at a training
 size. Row: a crop in a shard. Text: a caption as it is trained on. Hint: the conditioning picture of a ControlNet. Remake: a
 low-res picture that Stage I sampled again. Stage: 1 makes 64 px from text, 2 upscales these to 256 px; `config.stages` has
-what differs between them. `config.stage3`: a third, which is sampled and not trained. Upscaler: a stage that upscales another one's pictures, its low-res pictures. Shapes: see `types`.
+what differs between them, `config.stage3` a third one, which is sampled and not trained. Upscaler: a stage that upscales
+another one's pictures, its low-res pictures. Shapes: see `types`.
 """
