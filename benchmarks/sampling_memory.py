@@ -52,7 +52,7 @@ def child(model: str, precision: str, edge: int) -> None:
         config = StageConfig.model_validate(keys)
         stage = config.flavour.stage
         one = SampledStage(stage=stage, settings=config, model=resolve(config.model, stage))
-        _, forecast = pictures_at_once(one, [(edge, edge)], CPU, 2)
+        _, forecast = pictures_at_once(one, [(edge, edge)], CPU)
         text = torch.zeros(1, 77, 4096)
         given = torch.zeros(1, 3, edge // 4, edge // 4) if STAGES[stage].is_upscaler else None
         with _Peak() as peak:

@@ -7,7 +7,7 @@ import json
 import logging
 import math
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -95,17 +95,25 @@ def write_part(part: Path, write: Callable[[Path], Any]) -> None:
     fsync_path(part.parent)
 
 
-def write_model(kind: Any, config: dict[str, Any], out: Path, stem: str, weights: Weights) -> None:
-    """Write a model of diffusers: its configuration, and random weights with a stem's names."""
+def write_schedulers(folder: Path, configs: Mapping[str, dict[str, Any]]) -> None:
+    """Write the parts with schedulers' configurations."""
+    for name, config in configs.items():
+        write_part(folder / name, lambda out, config=config: write_json(out / "scheduler_config.json", config))  # type: ignore[misc]
+
+
+def write_model(
+    build: "Callable[[], torch.nn.Module]", config: dict[str, Any], out: Path, stem: str, weights: Weights
+) -> None:
+    """Write what is built, a model of a library: its configuration, and random weights with a stem's names."""
     import torch
 
     with torch.device("meta"):
-        model = kind.from_config(config)
+        model = build()
     write_json(out / "config.json", config)
-    write_weights(model, out, stem, weights)
+    _write_weights(model, out, stem, weights)
 
 
-def write_weights(model: "torch.nn.Module", out: Path, stem: str, weights: Weights) -> None:
+def _write_weights(model: "torch.nn.Module", out: Path, stem: str, weights: Weights) -> None:
     """Write every parameter (a shared one once) into shards with the libraries' names. Raises ModelError without room."""
     width = {"float32": 4, "bfloat16": 2}[weights.dtype]
     sizes = {name: param.numel() * width for name, param in model.named_parameters()}

@@ -1,6 +1,7 @@
 """`random:x4-upscaler`: Stage III's architecture with random weights, as `random_weights` has those of the other stages."""
 
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,9 @@ from deepfloyd_core.models.random_files import (
     default_cache,
     json_bytes,
     write_in_child,
-    write_json,
     write_model,
     write_part,
-    write_weights,
+    write_schedulers,
 )
 from deepfloyd_core.store.locks import locked
 
@@ -40,13 +40,13 @@ TEXT = {
     "num_hidden_layers": 23, "num_attention_heads": 16, "vocab_size": 49408, "max_position_embeddings": 77,
     "hidden_act": "gelu", "projection_dim": 512, "dtype": "bfloat16",
 }  # fmt: skip
-_NOISE = {"beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "scaled_linear"}
+NOISE = {"beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "scaled_linear"}
 SCHEDULERS: dict[str, dict[str, Any]] = {
     "scheduler": {
-        "_class_name": "DDIMScheduler", **_NOISE, "prediction_type": "v_prediction", "clip_sample": False,
+        "_class_name": "DDIMScheduler", **NOISE, "prediction_type": "v_prediction", "clip_sample": False,
         "set_alpha_to_one": False, "steps_offset": 1,
     },
-    "low_res_scheduler": {"_class_name": "DDPMScheduler", **_NOISE},
+    "low_res_scheduler": {"_class_name": "DDPMScheduler", **NOISE},
 }  # fmt: skip
 _INDEX = {
     "_class_name": PIPELINE, "vae": ["diffusers", "AutoencoderKL"], "unet": ["diffusers", "UNet2DConditionModel"],
@@ -71,30 +71,27 @@ def written_stage3(cache: Path | None = None) -> Path | None:
 def write_stage3(cache: Path) -> Path:
     """Write the missing parts of the folder, in this process."""
     from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
 
     folder = _folder(cache)
     with locked(cache, folder.name):
         folder.mkdir(exist_ok=True)
         write_bytes(folder / "model_index.json", json_bytes(_INDEX))
-        for name, config in SCHEDULERS.items():
-            write_part(folder / name, lambda out, config=config: write_json(out / "scheduler_config.json", config))  # type: ignore[misc]
+        write_schedulers(folder, SCHEDULERS)
         stem = Path(UNET_WEIGHTS).stem
-        write_part(folder / "unet", lambda out: write_model(UNet2DConditionModel, UNET, out, stem, WEIGHTS))
-        write_part(folder / "vae", lambda out: write_model(AutoencoderKL, VAE, out, stem, WEIGHTS))
+        for part, kind, config in (("unet", UNet2DConditionModel, UNET), ("vae", AutoencoderKL, VAE)):
+            build = partial(kind.from_config, config)
+            write_part(folder / part, partial(_write, build, config, stem))
         tokenizer = TINY / "iii" / "tokenizer"
         write_part(folder / "tokenizer", lambda out: shutil.copytree(tokenizer, out, dirs_exist_ok=True))
-        write_part(folder / "text_encoder", _write_text)
+        write_part(
+            folder / "text_encoder", partial(_write, lambda: CLIPTextModel(CLIPTextConfig(**TEXT)), TEXT, "model")
+        )
     return folder
 
 
-def _write_text(out: Path) -> None:
-    import torch
-    from transformers import CLIPTextConfig, CLIPTextModel
-
-    with torch.device("meta"):
-        model = CLIPTextModel(CLIPTextConfig(**TEXT))
-    write_json(out / "config.json", TEXT)
-    write_weights(model, out, "model", WEIGHTS)
+def _write(build: Any, config: dict[str, Any], stem: str, out: Path) -> None:
+    write_model(build, config, out, stem, WEIGHTS)
 
 
 def _folder(cache: Path) -> Path:

@@ -21,10 +21,9 @@ from deepfloyd_core.models.random_files import (
     json_bytes,
     read_json,
     write_in_child,
-    write_json,
     write_model,
     write_part,
-    write_weights,
+    write_schedulers,
 )
 from deepfloyd_core.models.text_encoders import text_encoder_of
 from deepfloyd_core.store.locks import locked
@@ -140,8 +139,7 @@ def write_folder(order: tuple[str, Design, bool, Path]) -> Path:
         folder.mkdir(exist_ok=True)
         write_bytes(folder / "model_index.json", json_bytes(_model_index(design)))
         write_part(folder / "unet", lambda out: _write_unet(design, out))
-        for scheduler, config in design.schedulers.items():
-            write_part(folder / scheduler, lambda out, config=config: write_json(out / "scheduler_config.json", config))  # type: ignore[misc]
+        write_schedulers(folder, design.schedulers)
     if text:
         shared, encoder = cache / f"text-{design.text_id}", text_encoder_of(design.stage)
         with locked(cache, shared.name):
@@ -167,18 +165,17 @@ def _parts(design: Design, text: bool) -> list[str]:
 def _write_unet(design: Design, out: Path) -> None:
     from diffusers import UNet2DConditionModel
 
-    write_model(UNet2DConditionModel, design.unet, out, Path(UNET_WEIGHTS).stem, design.weights)
+    stem = Path(UNET_WEIGHTS).stem
+    write_model(lambda: UNet2DConditionModel.from_config(design.unet), design.unet, out, stem, design.weights)
 
 
 def _write_text(design: Design, out: Path) -> None:
-    import torch
     import transformers
 
     kind = text_encoder_of(design.stage)
-    with torch.device("meta"):
-        model = getattr(transformers, kind.model_class)(getattr(transformers, kind.config_class)(**design.text))
-    write_json(out / "config.json", design.text)
-    write_weights(model, out, kind.weights_file.removesuffix(".safetensors"), design.weights)
+    model, config = (getattr(transformers, name) for name in (kind.model_class, kind.config_class))
+    stem = kind.weights_file.removesuffix(".safetensors")
+    write_model(lambda: model(config(**design.text)), design.text, out, stem, design.weights)
 
 
 def _model_index(design: Design) -> dict[str, Any]:

@@ -20,15 +20,15 @@ MOST_SHARE = 0.9  # of a GPU's free memory: its allocator and its kernels need s
 
 
 def pictures_at_once(
-    one: SampledStage, sizes: Iterable[Size], machine: Machine, parts: int, most: int | None = None
+    one: SampledStage, sizes: Iterable[Size], machine: Machine, styled: bool = False, most: int | None = None
 ) -> tuple[int, Forecast | None]:
-    """How many pictures a stage samples at once, and what that takes; None: little. sizes: of the stage. parts: of a picture
-    in a call of the UNet, two with guidance. most: else the stage's own.
+    """How many pictures a stage samples at once, and what that takes; None: little. sizes: of the stage. styled: in
+    another style, for which a call of the UNet has a third sample of each picture. most: else the stage's own.
 
     On a CPU it is one, because the rounding of a matrix product follows its size. Raises ModelError where a GPU has no room
     for the weights.
     """
-    device = pick_device(machine.device)
+    device, parts = pick_device(machine.device), 3 if styled else _samples(one.settings.validation_guidance)
     count = 1 if device.type == "cpu" else most or max(1, STAGES[one.stage].sample_batch * 2 // max(2, parts))
     if _stored_bytes(one.model) < SAID_FROM:
         return count, None
@@ -48,11 +48,16 @@ def stage3_forecast(stage3: Stage3, low_res: Iterable[Size], machine: Machine) -
     if settings is None or folder is None or _stored_bytes(folder) < SAID_FROM:
         return None
     width, height = (min(max(edges), WINDOW_PX) for edges in zip(*low_res, strict=True))
-    parts, dtype = 2 if settings.validation_guidance > 1 else 1, DTYPES[settings.mixed_precision]
-    found = unet_forecast(folder, (width, height), parts, dtype, device) | text_forecast(folder, dtype)
+    dtype, count = DTYPES[settings.mixed_precision], _samples(settings.validation_guidance)
+    found = unet_forecast(folder, (width, height), count, dtype, device) | text_forecast(folder, dtype)
     found |= vae_forecast(folder, (width, height), device)
     _check(TITLE, found, free_bytes(device))
     return found
+
+
+def _samples(guidance: float) -> int:
+    """Of a picture in a call of the UNet."""
+    return 2 if guidance > 1 else 1
 
 
 def _check(title: str, forecast: Forecast, free: int | None) -> None:

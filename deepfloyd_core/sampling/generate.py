@@ -77,9 +77,12 @@ def _stages(job: Job[GenerateRequest]) -> tuple[DrawnStage, ...]:
 def _draw(job: Job[GenerateRequest], one: SampledStage, texts: StoredTexts, parts: Parts) -> None:
     """Draw what a stage lacks."""
     request, pictures = job.request, job.request.pictures
-    undrawn = [number for number in range(len(pictures)) if not _is_drawn(job, one.stage, number)]
-    at_once, forecast = _at_once(job, one) if undrawn else (1, None)
-    missing = [group for group in batches(pictures, at_once) if not set(undrawn).isdisjoint(group)]
+    undrawn = {number for number in range(len(pictures)) if not _is_drawn(job, one.stage, number)}
+    at_once, forecast = 1, None
+    if undrawn:
+        styled = request.drawn_from.style is not None
+        at_once, forecast = pictures_at_once(one, _sizes(job, one.stage), request.machine, styled)
+    missing = [group for group in batches(pictures, at_once) if not undrawn.isdisjoint(group)]
     done = len(pictures) - sum(map(len, missing))
     sampled = parts.begin(_told(one.stage, forecast), len(pictures), done)
     if not missing:
@@ -102,12 +105,10 @@ def _draw(job: Job[GenerateRequest], one: SampledStage, texts: StoredTexts, part
             _keep(job, one, number, picture)
 
 
-def _at_once(job: Job[GenerateRequest], one: SampledStage) -> tuple[int, Forecast | None]:
-    """How many pictures are sampled at once, and what memory that takes."""
-    request, scale = job.request, _scale(job, one.stage)
-    parts = 3 if request.drawn_from.style is not None else 2 if one.settings.validation_guidance > 1 else 1
-    sizes = {(width * scale, height * scale) for width, height in (picture.size for picture in request.pictures)}
-    return pictures_at_once(one, sizes, request.machine, parts)
+def _sizes(job: Job[GenerateRequest], stage: Stage) -> set[Size]:
+    """Of a stage's pictures."""
+    scale = _scale(job, stage)
+    return {(width * scale, height * scale) for width, height in (one.size for one in job.request.pictures)}
 
 
 def _told(stage: DrawnStage, forecast: Forecast | None) -> str:
@@ -116,10 +117,9 @@ def _told(stage: DrawnStage, forecast: Forecast | None) -> str:
 
 def _enlarge(job: Job[GenerateRequest], stage3: Stage3, parts: Parts) -> None:
     """Draw what Stage III lacks, a picture at a time."""
-    request, pictures, scale = job.request, job.request.pictures, _scale(job, SOURCE)
+    request, pictures = job.request, job.request.pictures
     missing = [number for number in range(len(pictures)) if not _is_drawn(job, STAGE3, number)]
-    sizes = {(width * scale, height * scale) for width, height in (picture.size for picture in pictures)}
-    forecast = stage3_forecast(stage3, sizes, request.machine) if missing else None
+    forecast = stage3_forecast(stage3, _sizes(job, SOURCE), request.machine) if missing else None
     sampled = parts.begin(_told(STAGE3, forecast), len(pictures), len(pictures) - len(missing))
     if not missing:
         return

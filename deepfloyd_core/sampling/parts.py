@@ -24,6 +24,18 @@ class Parts:
         return counted(self._report, pictures, f"part {self._begun} of {self._count}: {what}", done)
 
 
+def so_far(sampled: Sampled) -> Sampled:
+    """A function that is told what is done so far, and reports what is new."""
+    told = 0.0
+
+    def tell(done: float) -> None:
+        nonlocal told
+        sampled(done - told)
+        told = done
+
+    return tell
+
+
 def counted(report: Report, pictures: int, line: str, done: int = 0) -> Sampled:
     """A function that reports pictures, when another one is done. done: by an earlier process."""
     total, told = float(done), done

@@ -30,7 +30,7 @@ from deepfloyd_core.models.unet import (
     trained_scheduler,
 )
 from deepfloyd_core.sampling.jobs import SampledStage
-from deepfloyd_core.sampling.parts import Sampled
+from deepfloyd_core.sampling.parts import Sampled, so_far
 from deepfloyd_core.sampling.schedulers import make_scheduler
 
 
@@ -172,14 +172,7 @@ def _sample(
     dtype, parts = DTYPES[sampler.config.mixed_precision], []
     batch, steps = STAGES[sampler.stage].sample_batch, sampler.config.validation_num_inference_steps
     sampler.pipeline.scheduler = make_scheduler(sampler.config.validation_noise_scheduler, sampler.scheduler)
-    told = 0.0
-
-    def tell(done: float) -> None:
-        """done: of all these pictures."""
-        nonlocal told
-        sampler.sampled(done - told)
-        told = done
-
+    tell = so_far(sampler.sampled)
     for start in range(0, len(seeds), batch):
         part = slice(start, start + batch)
         count = len(seeds[part])

@@ -17,7 +17,7 @@ from deepfloyd_core.config.stages import UPSCALE
 from deepfloyd_core.diffusion.loss import to_bytes
 from deepfloyd_core.errors import ModelError
 from deepfloyd_core.models.unet import DTYPES, load_unet, order_channels_last, pick_device
-from deepfloyd_core.sampling.parts import Sampled
+from deepfloyd_core.sampling.parts import Sampled, so_far
 from deepfloyd_core.sampling.stage3_jobs import Stage3
 from deepfloyd_core.sampling.windows import WINDOW_PX, WindowedUnet
 
@@ -36,13 +36,7 @@ def make_enlarger(stage3: Stage3, machine: Machine, sampled: Sampled) -> Enlarge
     def enlarge(picture: torch.Tensor, prompt: str, negative: str, seed: int) -> np.ndarray:
         height, width = picture.shape[2:]
         pad = (0, -width % UNIT_PX, 0, -height % UNIT_PX)
-        told = 0.0
-
-        def tell(done: float) -> None:
-            nonlocal told
-            sampled(done - told)
-            told = done
-
+        tell = so_far(sampled)
         made = pipeline(
             prompt=[prompt], negative_prompt=[negative],
             image=torch.nn.functional.pad(picture, pad, mode="replicate") / 2 + 0.5,  # the pipeline takes [0, 1]

@@ -103,8 +103,7 @@ def _each(
 
 def _upscaler_forecast(request: UpscaleRequest, sizes: list[Size]) -> Forecast | None:
     window = max(min(max(size) * UPSCALE, WINDOW_PX) for size in sizes)
-    parts = 2 if request.upscaler.settings.validation_guidance > 1 else 1
-    return pictures_at_once(request.upscaler, [(window, window)], request.machine, parts, most=1)[1]
+    return pictures_at_once(request.upscaler, [(window, window)], request.machine, most=1)[1]
 
 
 def _enlarger_forecast(request: EnlargeRequest, sizes: list[Size]) -> Forecast | None:

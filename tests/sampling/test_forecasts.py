@@ -67,22 +67,24 @@ def test_a_gpu_samples_as_many_at_once_as_fit(
     machine, free = Machine(device="cuda"), 0
     monkeypatch.setattr(forecasts, "pick_device", lambda name: torch.device(name))
     monkeypatch.setattr(forecasts, "free_bytes", lambda device: free if device.type == "cuda" else None)
-    assert pictures_at_once(one, [(64, 64)], machine, 2) == (16, None), "a small model is loaded before it is forecast"
+    assert pictures_at_once(one, [(64, 64)], machine) == (16, None), "a small model is loaded before it is forecast"
     monkeypatch.setattr(forecasts, "SAID_FROM", 0)
     calls = {count: unet_forecast(models[1], (96, 64), 2 * count, FP32, GPU) for count in (16, 8, 4, 1)}
     for count, found in calls.items():
         free = int(found.total / 0.9) + 1
-        assert pictures_at_once(one, [(64, 64), (96, 64)], machine, 2) == (count, found)
+        assert pictures_at_once(one, [(64, 64), (96, 64)], machine) == (count, found)
     free = calls[1].weights + 1
-    assert pictures_at_once(one, [(96, 64)], machine, 2)[0] == 1, "it may be less than forecast"
+    assert pictures_at_once(one, [(96, 64)], machine)[0] == 1, "it may be less than forecast"
     free = calls[1].weights - 1
     with pytest.raises(
         ModelError, match=r"weights of Stage I take 0.0 GB, and the GPU has 0.0 GB free\. End what else"
     ):
-        pictures_at_once(one, [(96, 64)], machine, 2)
-    assert pictures_at_once(one, [(64, 64)], Machine(device="cpu"), 2)[0] == 1
+        pictures_at_once(one, [(96, 64)], machine)
+    assert pictures_at_once(one, [(64, 64)], Machine(device="cpu"))[0] == 1
     free = 1 << 40
-    assert pictures_at_once(one, [(64, 64)], machine, 3)[0] == 10, "in another style a picture has three parts"
+    assert pictures_at_once(one, [(64, 64)], machine, styled=True)[0] == 10, (
+        "in another style a picture has three parts"
+    )
 
 
 def test_stage_iii_holds_its_three_models_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

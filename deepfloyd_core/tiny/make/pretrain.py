@@ -12,6 +12,7 @@ import copy
 import logging
 import math
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -228,21 +229,31 @@ def export(work: Path, out: Path) -> None:
             path.chmod(0o644)  # safetensors writes 0600
 
 
-def main() -> None:
-    """Run one step of the pre-training; see the README beside this module for the order."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("what", choices=["tokenizer", "stage1", "stage2", "export"])
+def run_step(steps: Mapping[str, Callable[[Path], None]], export: Callable[[Path, Path], None]) -> None:
+    """Run the step that the command line names, in the folder of state files, or `export` from there."""
+    parser = argparse.ArgumentParser(description="Run one step; the README beside this module has their order.")
+    parser.add_argument("what", choices=[*steps, "export"])
     parser.add_argument("--work", type=Path, required=True, help="state files; build/tiny for one")
-    parser.add_argument("--out", type=Path, default=SHIPPED, help="where export writes i/ and ii/")
+    parser.add_argument("--out", type=Path, default=SHIPPED, help="where export writes its folders")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(1)
-    if args.what == "tokenizer":
-        models.train_tokenizer(args.work / "tokenizer")
-    elif args.what == "export":
+    if args.what == "export":
         export(args.work, args.out)
     else:
-        {"stage1": train_stage1, "stage2": train_stage2}[args.what](args.work)
+        steps[args.what](args.work)
+
+
+def main() -> None:
+    """Run one step of the pre-training; see the README beside this module for the order."""
+    run_step(
+        {
+            "tokenizer": lambda work: models.train_tokenizer(work / "tokenizer"),
+            "stage1": train_stage1,
+            "stage2": train_stage2,
+        },
+        export,
+    )
 
 
 if __name__ == "__main__":

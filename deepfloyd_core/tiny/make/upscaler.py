@@ -8,8 +8,6 @@ A VAE that halves twice and a UNet on its latents, which lie pixel by pixel on t
 are trained on windows of drawn pictures. The text encoder is as initialised: the low-res picture says what to paint.
 """
 
-import argparse
-import logging
 import string
 from pathlib import Path
 from typing import Any, cast
@@ -28,16 +26,17 @@ from tokenizers.models import BPE
 from torch.nn import functional as F
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from deepfloyd_core.models.random_stage3 import NOISE
 from deepfloyd_core.tiny.make.models import WORDS
 from deepfloyd_core.tiny.make.objective import CAPTIONS, DROPPED, Phase, draw_batch
-from deepfloyd_core.tiny.make.pretrain import SHIPPED, Run, load_average, train
+from deepfloyd_core.tiny.make.pretrain import Run, load_average, run_step, train
 
 VAE_STATE, UNET_STATE = "stage3_vae.safetensors", "stage3_unet.safetensors"
 SCALING = 0.08333  # of latents to variance 1: the pipeline takes no other
 DRAWN_PX = 512  # windows of 256 px are cut from pictures of this edge; low-res pictures have a quarter of both
-MOST_NOISE = 350  # the pipeline's `max_noise_level`
+MOSTNOISE = 350  # the pipeline's `max_noise_level`
 TEXT_WIDTH, ROWS = 32, 77
-LATENT_NOISE = 0.03
+LATENTNOISE = 0.03
 VAE_PHASES = (Phase(64, 12, 1500, 2e-3), Phase(256, 2, 200, 6e-4))
 UNET_PHASES = (
     Phase(128, 12, 2000, 1.5e-3, noise_power=2.0, strange=0.7),
@@ -45,7 +44,6 @@ UNET_PHASES = (
     Phase(128, 12, 1200, 1e-3, noise_power=2.0, strange=0.7, rolled=0.5),
     Phase(256, 4, 200, 4e-4, noise_power=2.0, strange=0.7, rolled=0.5),
 )
-_NOISE = {"beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "scaled_linear"}
 # A group norm divides by the spread of its group, so a small network forgets how bright and how coloured a plain picture
 # is. Two channels that hold +STEADY and -STEADY outweigh the others: then the norm is nearly a constant factor.
 COLOURS, HIGH, LOW, STEADY = slice(0, 3), 3, 4, 6.0
@@ -202,7 +200,7 @@ def train_vae(work: Path) -> None:
         model: Any = run.modules["vae"]
         pixels, _ = draw_batch(rng, phase.batch, phase.side_px, strange=0.8, any_ground=True)
         latents = model.encode(pixels).latent_dist.mean
-        made = model.decode(latents + LATENT_NOISE * torch.randn_like(latents)).sample
+        made = model.decode(latents + LATENTNOISE * torch.randn_like(latents)).sample
         loss: torch.Tensor = (made - pixels).square().mean()
         return loss
 
@@ -232,7 +230,7 @@ def train_unet(work: Path) -> None:
     with torch.no_grad():
         rows = encoder(read.input_ids)[0]
     run = Run.start(work / UNET_STATE, unet=unet())
-    bars = DDPMScheduler(**_NOISE).alphas_cumprod
+    bars = DDPMScheduler(**NOISE).alphas_cumprod
 
     def loss_of(phase: Phase, rng: np.random.Generator) -> torch.Tensor:
         pixels, low, numbers = windows(rng, phase.batch, phase.side_px, phase.strange)
@@ -250,7 +248,7 @@ def latent_loss(
     """Mean squared error of the latents x_0 (B, 4, H, W) that the model gives. A share `phase.rolled` starts from its own
     guess at an earlier timestep, as in `objective.epsilon_loss`.
     """
-    labels = (MOST_NOISE * torch.rand(len(x_0)) ** phase.noise_power).long()
+    labels = (MOSTNOISE * torch.rand(len(x_0)) ** phase.noise_power).long()
     noised_low = _noised(low, bars[labels])
     t, start = torch.randint(0, 1000, (len(x_0),)), x_0
 
@@ -279,9 +277,9 @@ def export(work: Path, out: Path) -> None:
     model = load_average(work / UNET_STATE, "unet", unet())
     pipe = StableDiffusionUpscalePipeline(
         vae=finished_vae(work).half(), text_encoder=text_encoder(len(tokens)).half(), tokenizer=tokens,
-        unet=model.half(), low_res_scheduler=DDPMScheduler(**_NOISE),
+        unet=model.half(), low_res_scheduler=DDPMScheduler(**NOISE),
         scheduler=DDIMScheduler(
-            **_NOISE, prediction_type="sample", clip_sample=False, set_alpha_to_one=False, steps_offset=1
+            **NOISE, prediction_type="sample", clip_sample=False, set_alpha_to_one=False, steps_offset=1
         ),
     )  # fmt: skip
     pipe.save_pretrained(out / "iii")
@@ -291,17 +289,7 @@ def export(work: Path, out: Path) -> None:
 
 def main() -> None:
     """Run one step."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("what", choices=["vae", "unet", "export"])
-    parser.add_argument("--work", type=Path, required=True, help="state files; build/tiny for one")
-    parser.add_argument("--out", type=Path, default=SHIPPED, help="where export writes iii/")
-    args = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    torch.set_num_threads(1)
-    if args.what == "export":
-        export(args.work, args.out)
-    else:
-        {"vae": train_vae, "unet": train_unet}[args.what](args.work)
+    run_step({"vae": train_vae, "unet": train_unet}, export)
 
 
 if __name__ == "__main__":
