@@ -56,7 +56,7 @@ def _lock_free(path: Path) -> None:
     while True:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        except OSError:  # it is held; or the disk fails for a moment, which must not make this process endless
             time.sleep(POLL_S)
         else:
             return

@@ -254,29 +254,36 @@ def kept_up(home: Path, url: str, environ: dict[str, str]) -> Iterator[None]:
                     "the Prefect server of %s has not answered for %.0f s; it was killed", home, hearing.silent_s()
                 )
 
+    def until_it_ends(ended: threading.Event) -> None:
+        while not ended.wait(LOOK_EVERY_S) and server_address(home) is not None:
+            if hearing.is_hung():
+                end_hung()
+
     def watch(ended: threading.Event) -> None:
         ends: deque[float] = deque(maxlen=RESTARTS + 1)
-        while True:
-            while server_address(home) is not None:
-                if ended.wait(LOOK_EVERY_S):
-                    return
-                if hearing.is_hung() and not ended.is_set():
-                    end_hung()
-            ends.append(time.monotonic())
-            if len(ends) > RESTARTS and ends[-1] - ends[0] < RESTARTS_S:
-                log.warning("the Prefect server of %s has ended %d times; it is restarted in an hour", home, len(ends))
-                ends.clear()
-                if ended.wait(RESTARTS_S):
-                    return
+        while not ended.is_set():
             try:
-                start_again(ended)
-            except (DeepFloydError, OSError) as error:  # it was killed again, or its port is not free yet
-                log.warning("%s", error)
-                if ended.wait(LOOK_EVERY_S):
+                until_it_ends(ended)
+                if ended.is_set():
                     return
+                if _too_often(ends, home) and ended.wait(RESTARTS_S):
+                    return
+                start_again(ended)
+            except (DeepFloydError, OSError) as error:  # killed again, its port is taken still, or the disk fails
+                log.warning("%s", error)
 
     with meanwhile("server-kept-up", watch, LOOK_EVERY_S):
         yield
+
+
+def _too_often(ends: deque[float], home: Path) -> bool:
+    """Note that the server has ended just now; whether it did so RESTARTS times within RESTARTS_S, which is reported."""
+    ends.append(time.monotonic())
+    if len(ends) <= RESTARTS or ends[-1] - ends[0] >= RESTARTS_S:
+        return False
+    log.warning("the Prefect server of %s has ended %d times; it is restarted in an hour", home, len(ends))
+    ends.clear()
+    return True
 
 
 def page_address(url: str, home: Path, private: bool) -> str:

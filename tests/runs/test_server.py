@@ -1,5 +1,6 @@
 """The Prefect server of a run: shared by all runs with one home, gone with the last, never one that nobody asked for."""
 
+import errno
 import fcntl
 import http.server
 import json
@@ -430,6 +431,24 @@ def test_a_server_that_dies_while_it_is_started_again_is_started_once_more(
     with server.kept_up(tmp_path, "http://127.0.0.1:4201/api", {}):
         assert within(5, lambda: len(starts) == 3, every_s=0.01)
     assert starts == [4201] * 3
+
+
+def test_a_disk_that_fails_for_a_moment_does_not_end_the_watch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[int] = []
+
+    def address(home: Path) -> str | None:
+        looks.append(len(looks))
+        if len(looks) < 3:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return None if len(looks) == 3 else "http://127.0.0.1:4201/api"
+
+    started: list[int] = []
+    monkeypatch.setattr(server, "LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr(server, "server_address", address)
+    monkeypatch.setattr(server, "start_server", lambda home, port, environ: started.append(port))
+    with server.kept_up(tmp_path, "http://127.0.0.1:4201/api", {}):
+        assert within(5, lambda: len(looks) > 5, every_s=0.01), "it looks again"
+    assert started == []  # the look under the lock found it running
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ import stat
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Literal
+from typing import IO, Literal
 
 import pytest
 from bad_disk import fail
@@ -42,8 +42,13 @@ def _fails(number: int, file: str | None = None) -> Callable[[WorkDir], Summary]
 def test_a_file_system_without_locks_is_a_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
-    def flock(file: object, operation: int) -> None:
-        raise OSError(number, os.strerror(number))
+    locks = fcntl.flock
+
+    def flock(file: int | IO[str], operation: int) -> None:
+        fd = file if isinstance(file, int) else file.fileno()
+        if Path(f"/proc/self/fd/{fd}").readlink().is_relative_to(tmp_path):
+            raise OSError(number, os.strerror(number))
+        locks(fd, operation)  # the server that other tests of this process keep up
 
     monkeypatch.setattr(fcntl, "flock", flock)
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
