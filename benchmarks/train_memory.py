@@ -3,7 +3,8 @@
 One forward and one backward pass in fp32 on random input, each way in a process of its own on one thread. Memory is what the
 process itself holds (anonymous, sampled every 20 ms): before the step, mostly weights, and at its highest. The frozen
 weights are as `--base-model-precision` says, several in turn; what they take is counted beside that, and loading them has a
-peak of its own. `random:` weights have the real architecture; that of ii-medium-450m is a stand-in of its size.
+peak of its own. `random:` weights have the real architecture; that of ii-medium-450m is a stand-in of its size. The forecast
+is that of `deepfloyd plan`, for the same peak, without the optimizer's states; of diffusers' way there is none.
 """
 
 import argparse
@@ -21,6 +22,8 @@ from deepfloyd_core.config.stage import StageConfig
 from deepfloyd_core.config.stage_method import BasePrecision
 from deepfloyd_core.models.folders import resolve
 from deepfloyd_core.models.quantized import frozen_bytes, load_base
+from deepfloyd_core.training.costs import PROGRAM, cost_request
+from deepfloyd_core.training.measured_costs import step_costs
 from deepfloyd_core.training.recompute import recompute_activations
 
 WAYS = ("nothing", "diffusers", "ours")
@@ -35,8 +38,7 @@ REAL = (
 def child(way: str, model: str, batch: int, edge: int, precision: str) -> None:
     """One step in this process. Prints one JSON line."""
     torch.set_num_threads(1)
-    keys = {"model_flavour": model, "lora_rank": 32, "mixed_precision": "no", "base_model_precision": precision}
-    config = StageConfig.model_validate(keys)
+    config = settings(model, precision)
     stage = config.flavour.stage
     with peak_bytes() as loading:
         folder, cpu = resolve(config.model, stage), torch.device("cpu")
@@ -59,6 +61,23 @@ def child(way: str, model: str, batch: int, edge: int, precision: str) -> None:
     print(json.dumps({**held, "before": before, "peak": peak[0], "seconds": seconds}))
 
 
+def settings(model: str, precision: str) -> StageConfig:
+    """Of all cases of a model."""
+    keys = {"model_flavour": model, "lora_rank": 32, "mixed_precision": "no", "base_model_precision": precision}
+    return StageConfig.model_validate(keys)
+
+
+def forecast(way: str, model: str, batch: int, edge: int, precision: str) -> int | None:
+    """Bytes of the peak, as a plan has them; None for a way that no run file asks for."""
+    if way == "diffusers":
+        return None
+    config = settings(model, precision)
+    request = cost_request(config, resolve(config.model, config.flavour.stage), (edge, edge))
+    assert request is not None
+    costs = step_costs(request)
+    return PROGRAM + costs.frozen + costs.trained_bytes + costs.step(batch, way == "ours", on_cpu=True)
+
+
 def measured(way: str, model: str, batch: int, edge: int, precision: str) -> list[str]:
     """The cells of a line, from a process of its own."""
     command = [sys.executable, __file__, "--child", way, model, str(batch), str(edge), precision]
@@ -66,7 +85,9 @@ def measured(way: str, model: str, batch: int, edge: int, precision: str) -> lis
     found = json.loads(out.splitlines()[-1])
     gib = {name: found[name] / 2**30 for name in ("frozen", "loading", "before", "peak")}
     sizes = [f"{size:.2f}" for size in (*gib.values(), gib["peak"] - gib["before"])]
-    return [model, str(batch), str(edge), way, precision, *sizes, f"{found['seconds']:.1f}"]
+    told = forecast(way, model, batch, edge, precision)
+    compared = [f"{told / 2**30:.2f}", f"{told / found['peak']:.2f}"] if told else ["", ""]
+    return [model, str(batch), str(edge), way, precision, *sizes, *compared, f"{found['seconds']:.1f}"]
 
 
 def main() -> None:
@@ -85,7 +106,7 @@ def main() -> None:
         child(way, model, int(batch), int(edge), precision)
         return
     heads = ("model", "batch", "edge, px", "recomputed", "base_model_precision", "frozen weights, GiB", "loading, GiB",
-             "before, GiB", "peak, GiB", "step takes, GiB", "s")  # fmt: skip
+             "before, GiB", "peak, GiB", "step takes, GiB", "forecast, GiB", "of the peak", "s")  # fmt: skip
     print(f"| {' | '.join(heads)} |\n" + "|---" * len(heads) + "|")
     cases = [case for case in (TINY + REAL if wanted.run else TINY) if wanted.only in case[0]]
     for case in (case for case in cases if wanted.batch in (None, case[1])):

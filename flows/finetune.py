@@ -45,7 +45,7 @@ def finetune(
     changed = settings(overrides, stage1__max_train_steps=stage1_steps, stage2__max_train_steps=stage2_steps)
     run = check_run(Path(config), changed, "lora_bundle")
     with sole_run(run), versions_told(run.workspace):
-        outcome = make_bundle(run, image_index(run))
+        outcome = make_bundle(run, image_index(run, plans=True))
         rename_run(run.workspace, outcome.version.number)
         return ended(run, outcome)
 

@@ -25,6 +25,7 @@ from tasks import VERSION
 from tasks.events import versions_told
 from tasks.image_index import image_index
 from tasks.lora_bundle import publish_version
+from tasks.plan_page import show_plan
 
 
 @flow(name="retrain", version=VERSION)
@@ -63,6 +64,7 @@ def _retrain(run: Run) -> "State[Outcome]":
             if planned is None and run.config.retrain_mode == "warm":  # epochs are counted in crops
                 make_pictures(run, index, run.config.stages)
                 plan = retraining(run, index)
+            show_plan(run, index, plan.starts)
             outcome = make_bundle(run, index, plan.starts, plan.words)
         else:
             outcome = publish_version(run, bundle, index, plan.words)

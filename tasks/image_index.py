@@ -16,6 +16,7 @@ from deepfloyd_core.index.summary import IndexSummary
 from deepfloyd_core.store.artifacts import Artifact, materialise, newest
 from tasks.endings import twins_line
 from tasks.events import emit_data_changed
+from tasks.plan_page import show_plan
 from tasks.progress import progress
 from tasks.ui_pages import show_index
 
@@ -23,8 +24,11 @@ log = logging.getLogger(__name__)
 
 
 @task(name="image_index", cache_policy=NO_CACHE)
-def image_index(run: Run) -> Artifact:
-    """Every input file as one row. Raises DataError for none, for too many rejected, or when none is left to train on."""
+def image_index(run: Run, plans: bool = False) -> Artifact:
+    """Every input file as one row. plans: show first what the whole run is going to do.
+
+    Raises DataError for none, for too many rejected, or when none is left to train on.
+    """
     with progress("image index") as report, judges(run) as children:
         scanned = scan(run, report)
         request = index_request(run, scanned)
@@ -37,6 +41,8 @@ def image_index(run: Run) -> Artifact:
         if lines:
             emit_data_changed(run.workspace, lines)
     summary = index.summary(IndexSummary)
+    if plans:
+        show_plan(run, index)
     show_index(index, summary, run.config.stages, others_of(scanned))
     if summary.twin_groups:
         log.info("image_index %s: %s", index.fingerprint, twins_line(summary))

@@ -10,6 +10,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -63,6 +64,46 @@ _OTHERS = b"other files"  # in the scan's metadata: how many of each kind are no
 _HEIF = b"HEIF"  # in it as well: some file is HEIF by its first bytes, whatever it is called
 
 
+@dataclass(frozen=True)
+class Unread:
+    """The files of a data set that a scan would read: new ones, and those that changed since the last scan."""
+
+    listed: int  # all of its files
+    files: int
+    bytes: int  # 0 where the source does not tell
+    is_far: bool  # they are read over a network
+
+
+class TooMuchToRead(DataError):
+    """A scan would read more than it may."""
+
+    def __init__(self, unread: dict[str, Unread]) -> None:
+        super().__init__(f"{sum(one.files for one in unread.values())} files are to be read.")
+        self.unread = unread  # of each data set
+
+
+class _Listing(NamedTuple):
+    """The files of a data set, and what the notes of the last scan tell of them."""
+
+    source: Source
+    notes: Path
+    listed: pa.Table  # _LISTED
+    old: pa.Table  # _NOTES
+    known: pa.Table  # of each listed file its note, null where there is none
+    is_noted: np.ndarray  # bool: it has not changed since
+
+    @property
+    def to_read(self) -> np.ndarray:
+        """The numbers of the files that must be read."""
+        return np.flatnonzero(~self.is_noted & pc.is_null(self.listed["reason"]).to_numpy())
+
+    @property
+    def unread(self) -> Unread:
+        """How much that is."""
+        sizes = self.listed["bytes"].take(self.to_read)
+        return Unread(len(self.listed), len(sizes), pc.sum(sizes).as_py() or 0, self.source.threads > 0)
+
+
 class _Read(NamedTuple):
     """The result of reading a file: its length and sha256 (None: it cannot be read, `fault` says why)."""
 
@@ -72,13 +113,19 @@ class _Read(NamedTuple):
     fault: str | None = None
 
 
-def scan(run: Run, report: Report = no_report) -> pa.Table:
+def scan(run: Run, report: Report = no_report, most: int | None = None) -> pa.Table:
     """List the data sets and hash new or changed files: SCAN, sorted by data set and source. DataError: there are no files.
 
-    With pairs it also has the columns of `with_pairs`.
+    With pairs it also has the columns of `with_pairs`. most: bytes of one data set that may be read, and nothing over a
+    network; raises TooMuchToRead where it would be more.
     """
     others: Counter[str] = Counter()
-    parts = [_scan_dataset(run, dataset, report, others) for dataset in run.datasets]
+    listings: Iterator[_Listing] = (
+        _list_dataset(run, each, others) for each in run.datasets
+    )  # one in memory at a time
+    if most is not None:
+        listings = iter(_listed_within(run, list(listings), most))
+    parts = [_scan_dataset(run, *both, report, others) for both in zip(run.datasets, listings, strict=True)]
     places: list[pa.Table] = []
     if run.config.paired:
         parts, places = _with_places(run, parts, report)
@@ -92,6 +139,14 @@ def scan(run: Run, report: Report = no_report) -> pa.Table:
     found = found.sort_by([("dataset_id", "ascending"), ("source", "ascending")]).combine_chunks()
     heif = {_HEIF: b""} if any(map(has_heif, [*parts, *places])) else {}
     return found.replace_schema_metadata({_OTHERS: json.dumps(others), **heif})
+
+
+def _listed_within(run: Run, listings: list[_Listing], most: int) -> list[_Listing]:
+    """The same; raises TooMuchToRead where more is to be read."""
+    unread = {dataset.id: listing.unread for dataset, listing in zip(run.datasets, listings, strict=True)}
+    if any(one.bytes > most or (one.is_far and one.files) for one in unread.values()):
+        raise TooMuchToRead(unread)
+    return listings
 
 
 def has_heif(found: pa.Table) -> bool:
@@ -118,7 +173,7 @@ def _with_places(run: Run, parts: list[pa.Table], report: Report) -> tuple[list[
     for dataset, part in zip(run.datasets, parts, strict=True):
         place = run.pairs_of(dataset)
         if place is not None and place.id not in scanned:
-            scanned[place.id] = _scan_dataset(run, place, report, Counter())
+            scanned[place.id] = _scan_dataset(run, place, _list_dataset(run, place, Counter()), report, Counter())
         paired.append(with_pairs(part, scanned[place.id] if place else SCAN.empty_table()))
     return paired, list(scanned.values())
 
@@ -129,16 +184,21 @@ def data_digest(scanned: pa.Table) -> str:
     return table_digest([scanned.set_column(scanned.schema.get_field_index("detail"), "detail", told)])
 
 
-def _scan_dataset(run: Run, dataset: ImageDataset, report: Report, others: Counter[str]) -> pa.Table:
-    """SCAN of one data set. Counts in `others` the files that are no input."""
+def _list_dataset(run: Run, dataset: ImageDataset, others: Counter[str]) -> _Listing:
+    """List a data set. Counts in `others` the files that are no input."""
     source = open_source(dataset)
     notes = run.workspace / NOTES_DIR / f"{sha256_bytes(source.name.encode())[:16]}.arrow"
     listed = _without_others(_large_ones_left(_listing(source)), others)
     old = _read_notes(notes)
-    place = pc.index_in(listed["source"], value_set=old["source"].combine_chunks())
-    known = old.take(place)
-    same = _equal_stamps(listed["stamp"], known["stamp"]) & pc.is_valid(known["sha256"]).to_numpy()
-    to_read = np.flatnonzero(~same & pc.is_null(listed["reason"]).to_numpy())
+    known = old.take(pc.index_in(listed["source"], value_set=old["source"].combine_chunks()))
+    is_noted = _equal_stamps(listed["stamp"], known["stamp"]) & pc.is_valid(known["sha256"]).to_numpy()
+    return _Listing(source, notes, listed, old, known, is_noted)
+
+
+def _scan_dataset(run: Run, dataset: ImageDataset, listing: _Listing, report: Report, others: Counter[str]) -> pa.Table:
+    """SCAN of one data set. Counts in `others` the files that are no input."""
+    source, notes, listed, old, known, same = listing
+    to_read = listing.to_read
     names = listed["source"].take(to_read)
     read = _tabled(_read_all(source, names, source.threads or run.config.workers, report), _READ)
 

@@ -24,6 +24,7 @@ _ROWS = 77  # of text
 # What a CPU's kernels take beside the tensors: buffers, and copies of a part of a convolution's input and output. Fitted to
 # four models (benchmarks/sampling_memory.py), within 6 % of what each takes.
 _BUFFERS, _COPIED = 250_000_000, 0.25
+_SIZES = 48  # powers of two up to 140 TB
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ def unet_forecast(
     folder: Path, size: tuple[int, int], count: int, dtype: torch.dtype, device: torch.device
 ) -> Forecast:
     """Of calls of a pipeline folder's UNet with `count` samples of (width, height)."""
-    with FakeTensorMode(), _default(dtype):
+    with FakeTensorMode(), default_dtype(dtype):
         unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(folder, subfolder="unet"))
         x = torch.empty(count, unet.config.in_channels, size[1], size[0]).contiguous(memory_format=torch.channels_last)
         text = torch.empty(count, _ROWS, unet.config.encoder_hid_dim or unet.config.cross_attention_dim)
@@ -61,7 +62,7 @@ def unet_forecast(
 
 def vae_forecast(folder: Path, size: tuple[int, int], device: torch.device) -> Forecast:
     """Of decoding latents of (width, height) in fp32."""
-    with FakeTensorMode(), _default(torch.float32):
+    with FakeTensorMode(), default_dtype(torch.float32):
         vae = AutoencoderKL.from_config(AutoencoderKL.load_config(folder, subfolder="vae"))
         latents = torch.empty(1, vae.config.latent_channels, size[1], size[0])
         return _forecast(vae, lambda: vae.decode(latents), device)
@@ -69,7 +70,7 @@ def vae_forecast(folder: Path, size: tuple[int, int], device: torch.device) -> F
 
 def text_forecast(folder: Path, dtype: torch.dtype) -> Forecast:
     """Of a pipeline folder's CLIP, whose calls are small."""
-    with FakeTensorMode(), _default(dtype):
+    with FakeTensorMode(), default_dtype(dtype):
         model = CLIPTextModel(CLIPTextConfig.from_pretrained(folder / "text_encoder"))
     return Forecast(sum(param.untyped_storage().nbytes() for param in model.parameters()), 0)
 
@@ -84,7 +85,8 @@ def free_bytes(device: torch.device) -> int | None:
 
 
 @contextmanager
-def _default(dtype: torch.dtype) -> Iterator[None]:
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """In this block new tensors have a dtype."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -98,19 +100,23 @@ def _forecast(model: Any, call: Callable[[], object], device: torch.device) -> F
         if param.ndim == 4:
             param.data = param.data.contiguous(memory_format=torch.channels_last)
     held = [param.untyped_storage() for param in model.parameters()]
-    counted = _Counted(held)
+    counted = Counted(held)
     with torch.no_grad(), counted:
         call()
     kernels = _BUFFERS + int(_COPIED * counted.convolved) if device.type == "cpu" else 0
     return Forecast(sum(storage.nbytes() for storage in held), counted.peak + kernels)
 
 
-class _Counted(TorchDispatchMode):
-    """Counts the storages that operations allocate, and what the largest convolution takes and gives."""
+class Counted(TorchDispatchMode):
+    """Counts the storages that operations allocate, and what the largest convolution takes and gives: bytes.
+
+    known: storages that are there already. `blocks`: of all allocations, by the logarithm of their size.
+    """
 
     def __init__(self, known: list[torch.UntypedStorage]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.peak = self.convolved = self._live = 0
+        self.blocks = [0] * _SIZES
         self._seen: dict[int, weakref.ref[torch.UntypedStorage]] = {one._cdata: weakref.ref(one) for one in known}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -128,6 +134,7 @@ class _Counted(TorchDispatchMode):
         if (seen := self._seen.get(key)) is not None and seen() is not None:
             return
         self._live += size
+        self.blocks[size.bit_length() - 1 if size else 0] += size
         self.peak = max(self.peak, self._live)
 
         def freed(_: object) -> None:

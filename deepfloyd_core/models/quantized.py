@@ -141,6 +141,17 @@ def load_base(
     return unet.eval()
 
 
+def quantize_frozen(unet: UNet2DConditionModel, precision: BasePrecision, dtype: torch.dtype) -> None:
+    """Quantise the layers of a frozen UNet as `load_base` does, all of them at once."""
+    if precision == "no_change":
+        return
+    device = next(unet.parameters()).device
+    pairs = code_pairs(dtype, device) if precision == "nf4" else None
+    for name, layer in list(unet.named_modules()):
+        if name.split(".")[0] not in _WHOLE and isinstance(layer, torch.nn.Linear | torch.nn.Conv2d):
+            quantize_layer(layer, pairs)
+
+
 def code_pairs(dtype: torch.dtype, device: torch.device) -> torch.nn.Parameter:
     """NF4's look-up, one for all layers: for each byte the numbers of its codes, as the bits of one integer: (256,)."""
     codes, byte = torch.tensor(_NORMAL_FLOAT, dtype=dtype, device=device), torch.arange(256, device=device)

@@ -18,6 +18,7 @@ from deepfloyd_core.errors import ModelError
 from deepfloyd_core.files import TMP_PREFIX, canonical_json, fsync_path, sha256_bytes
 from deepfloyd_core.hashing import hash_seed
 from deepfloyd_core.processes.pool import Children, Limits, Lost
+from deepfloyd_core.types import Json
 
 if TYPE_CHECKING:
     import torch
@@ -167,7 +168,7 @@ def _write_shard(path: Path, shapes: dict[str, tuple[int, ...]], weights: Weight
             tensor.reshape(-1).view(torch.uint8).numpy().tofile(handle)
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> Json:
     config: dict[str, Any] = json.loads(path.read_bytes())
     return config
 

@@ -19,6 +19,7 @@ from deepfloyd_core.config.stage import StageConfig
 from deepfloyd_core.config.stages import STAGES, Stage
 from deepfloyd_core.errors import ModelError
 from deepfloyd_core.models.headers import UNET_WEIGHTS, weight_files
+from deepfloyd_core.types import Json
 
 DTYPES = {"fp32": torch.float32, "no": torch.float32, "bf16": torch.bfloat16}
 _GIVEN_BACK = 1 << 27  # bytes that are freed until they are given back to the system
@@ -36,17 +37,6 @@ class ProjectedUNet(UNet2DConditionModel):  # type: ignore[misc]
     ) -> torch.Tensor:
         """The vector that is added to the time embedding: (B, E)."""
         return torch.as_tensor(added_cond_kwargs["pooled"])
-
-
-def pick_device(name: str, process: int = 0) -> torch.device:
-    """`auto` takes cuda (also rocm), then mps, then the CPU. `process`: number of one of several processes, which share
-    the GPUs in turn.
-    """
-    if name == "cuda" or (name == "auto" and torch.cuda.is_available()):
-        return torch.device("cuda", process % max(1, torch.cuda.device_count()))
-    if name != "auto":
-        return torch.device(name)
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
 def autocast(device: torch.device, mixed_precision: str) -> torch.autocast:
@@ -91,7 +81,11 @@ def load_projected_unet(folder: Path, dtype: torch.dtype) -> UNet2DConditionMode
 
 def empty_unet(folder: Path, projected: bool) -> UNet2DConditionModel:
     """The UNet of a pipeline folder on torch's `meta` device: no weight is read. `projected`: without its text modules."""
-    config = UNet2DConditionModel.load_config(folder, subfolder="unet")
+    return unet_on_meta(UNet2DConditionModel.load_config(folder, subfolder="unet"), projected)
+
+
+def unet_on_meta(config: Json, projected: bool) -> UNet2DConditionModel:
+    """The same from a UNet's config."""
     with torch.device("meta"):
         if projected:
             return ProjectedUNet.from_config(config, **_WITHOUT_TEXT)
@@ -138,17 +132,23 @@ def order_channels_last(unet: UNet2DConditionModel) -> None:
     weights in this order, so its UNet stays unchanged. On a CPU, weights that were mapped from their file become the
     process's own.
     """
+    freed = 0
+    for nbytes in order_frozen_channels_last(unet):
+        freed += nbytes
+        if freed > _GIVEN_BACK:
+            give_back_memory()
+            freed = 0
+    give_back_memory()
+
+
+def order_frozen_channels_last(unet: UNet2DConditionModel) -> Iterator[int]:
+    """The same, convolution by convolution: yields the bytes of each."""
     if any("lora_magnitude_vector" in name and param.ndim == 4 for name, param in unet.named_parameters()):
         return
-    freed = 0
     for param in unet.parameters():
         if param.ndim == 4 and not param.requires_grad:
             param.data = param.data.contiguous(memory_format=torch.channels_last)
-            freed += param.data.nbytes
-            if freed > _GIVEN_BACK:
-                give_back_memory()
-                freed = 0
-    give_back_memory()
+            yield param.data.nbytes
 
 
 def give_back_memory() -> None:

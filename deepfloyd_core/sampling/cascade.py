@@ -27,7 +27,8 @@ from deepfloyd_core.measures.measure import MeasureFn
 from deepfloyd_core.measures.pixel import mean
 from deepfloyd_core.measures.registry import networks_of
 from deepfloyd_core.measures.upscaling import Row, Upscaler, measure_samples, measure_upscalers
-from deepfloyd_core.models.unet import pick_device, use_threads
+from deepfloyd_core.models.torch_device import pick_device
+from deepfloyd_core.models.unet import use_threads
 from deepfloyd_core.pictures.sheets import save_picture, titled_rows
 from deepfloyd_core.processes.jobs import Job
 from deepfloyd_core.sampling.drawn_picture import RECORD

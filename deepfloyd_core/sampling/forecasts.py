@@ -9,7 +9,8 @@ from deepfloyd_core.config.stages import STAGES
 from deepfloyd_core.errors import ModelError
 from deepfloyd_core.models.headers import UNET_WEIGHTS, weight_files
 from deepfloyd_core.models.memory import Forecast, free_bytes, text_forecast, unet_forecast, vae_forecast
-from deepfloyd_core.models.unet import DTYPES, pick_device
+from deepfloyd_core.models.torch_device import pick_device
+from deepfloyd_core.models.unet import DTYPES
 from deepfloyd_core.sampling.jobs import SampledStage
 from deepfloyd_core.sampling.pictures import Size
 from deepfloyd_core.sampling.stage3_jobs import Stage3

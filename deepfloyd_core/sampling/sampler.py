@@ -20,12 +20,12 @@ from deepfloyd_core.config.stage import StageConfig
 from deepfloyd_core.config.stages import STAGES, UPSCALE, Stage
 from deepfloyd_core.diffusion.back_projection import back_projecting
 from deepfloyd_core.diffusion.loss import CONTROL_IMAGE
+from deepfloyd_core.models.torch_device import pick_device
 from deepfloyd_core.models.unet import (
     DTYPES,
     load_scheduler,
     load_unet,
     order_channels_last,
-    pick_device,
     stock_pipeline,
     trained_scheduler,
 )

@@ -16,7 +16,8 @@ from deepfloyd_core.config.stage3 import TITLE, UNIT_PX
 from deepfloyd_core.config.stages import UPSCALE
 from deepfloyd_core.diffusion.loss import to_bytes
 from deepfloyd_core.errors import ModelError
-from deepfloyd_core.models.unet import DTYPES, load_unet, order_channels_last, pick_device
+from deepfloyd_core.models.torch_device import pick_device
+from deepfloyd_core.models.unet import DTYPES, load_unet, order_channels_last
 from deepfloyd_core.sampling.parts import Sampled, so_far
 from deepfloyd_core.sampling.stage3_jobs import Stage3
 from deepfloyd_core.sampling.windows import WINDOW_PX, WindowedUnet

@@ -163,10 +163,9 @@ def finished(workspace: Path, kind: str, format: int) -> Iterator[tuple[Artifact
 def materialise(workspace: Path, request: Request, build: Builder, parts: str | None = None) -> Artifact:
     """Return the artifact of a request. Build it if it does not exist; a build that a kill interrupted is continued.
 
-    `build` gets the directory, writes its files and returns the summary. Raises whatever `build` raises; the directory
-    then stays unfinished. With `parts` (a pattern of file names) every file of a finished artifact is hashed before it
-    is reused; if the artifact is damaged, its intact parts are kept and the rest is rebuilt. Without `parts` only file
-    sizes are compared.
+    `build` gets the directory, writes its files and returns the summary; what it raises is raised, and the directory stays
+    unfinished. With `parts` (a pattern of file names) every file of a finished artifact is hashed before it is reused; if it
+    is damaged, its intact parts are kept and the rest is rebuilt. Without `parts` only file sizes are compared.
     """
     path = workspace / request.kind / request.fingerprint
     take_lease(workspace, request.name)
@@ -309,17 +308,20 @@ def _unfinish(artifact: Artifact, parts: str | None) -> None:
             file.unlink()
 
 
+def newest_record(workspace: Path, request: Request) -> Json | None:
+    """`record` of the newest other artifact of a request's kind; None: there is none. ArtifactError: it is damaged."""
+    others = [path for path in _by_age(workspace, request.kind) if path.name != request.fingerprint]
+    if not others:
+        return None
+    old = read_manifest(others[-1])
+    return Request(old.kind, old.format, old.spec, old.inputs).record
+
+
 def _log_why(workspace: Path, request: Request) -> None:
     """Log the changes against the newest artifact of the same kind."""
-    others = _by_age(workspace, request.kind)
-    if not others:
-        return
-    try:
-        old = read_manifest(others[-1])
-    except ArtifactError:
-        return
-    record = Request(old.kind, old.format, old.spec, old.inputs).record
-    log.info("%s %s: rebuilt: %s", request.kind, request.fingerprint, _changes(record, request))
+    with suppress(ArtifactError):
+        if before := newest_record(workspace, request):
+            log.info("%s %s: rebuilt: %s", request.kind, request.fingerprint, _changes(before, request))
 
 
 def _log_left(workspace: Path, request: Request) -> None:

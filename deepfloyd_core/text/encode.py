@@ -26,7 +26,8 @@ from deepfloyd_core.errors import ArtifactError, ModelError
 from deepfloyd_core.files import atomic_path, canonical_json, sha256_bytes
 from deepfloyd_core.hashing import caption_id
 from deepfloyd_core.models.text_encoders import TEXT_ENCODERS
-from deepfloyd_core.models.unet import DTYPES, pick_device, use_threads
+from deepfloyd_core.models.torch_device import pick_device
+from deepfloyd_core.models.unet import DTYPES, use_threads
 from deepfloyd_core.pictures.sheets import save_token_counts
 from deepfloyd_core.processes.jobs import Job
 from deepfloyd_core.store.artifacts import Artifact

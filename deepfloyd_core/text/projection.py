@@ -108,7 +108,8 @@ def older_text(workspace: Path, request: Request) -> Artifact | None:
 
 def project_captions(job: Job[ProjectRequest]) -> ProjectionSummary:
     """Project every caption of the embeds, resuming at the first unfinished file."""
-    from deepfloyd_core.models.unet import DTYPES, load_text_modules, pick_device, use_threads
+    from deepfloyd_core.models.torch_device import pick_device
+    from deepfloyd_core.models.unet import DTYPES, load_text_modules, use_threads
 
     request, machine = job.request, job.request.machine
     use_threads(machine.num_threads)

@@ -35,6 +35,7 @@ from deepfloyd_core.config.extras import Quantization
 from deepfloyd_core.errors import ModelError
 from deepfloyd_core.models.headers import weight_files
 from deepfloyd_core.models.text_encoders import TEXT_ENCODERS
+from deepfloyd_core.models.torch_device import computes_bf16
 from deepfloyd_core.text.quantize import quantize
 from deepfloyd_core.types import Report, no_report
 
@@ -147,8 +148,7 @@ def forecast_s(encoder: TextEncoder, texts: int, files: int, length: int, batch_
 def _arithmetic(dtype: torch.dtype, device: torch.device) -> torch.dtype:
     if dtype == torch.float32 or device.type != "cpu":
         return dtype
-    told: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # not in every version
-    return dtype if any(on for name, on in told.items() if "bf16" in name) else torch.float32
+    return dtype if computes_bf16(device) else torch.float32
 
 
 def _sent(encoder: TextEncoder, tensor: torch.Tensor) -> torch.Tensor:

@@ -28,11 +28,11 @@ from deepfloyd_core.files import atomic_path
 from deepfloyd_core.hashing import hash_seed
 from deepfloyd_core.measures.held_out_loss import HeldOutLosses
 from deepfloyd_core.models.quantized import frozen_bytes, frozen_numbers, load_base
+from deepfloyd_core.models.torch_device import pick_device
 from deepfloyd_core.models.unet import (
     load_noising_scheduler,
     load_scheduler,
     order_channels_last,
-    pick_device,
     trained_scheduler,
     use_repeatable_kernels,
     use_threads,

@@ -20,6 +20,7 @@ from flows.commands.arguments import (
     user_path,
 )
 from flows.commands.drawing import export, generate, upscale
+from flows.commands.planning import plan
 from flows.commands.session import err, load, out, print_notes, session, stopping
 from flows.commands.stopping import Stopped
 from flows.commands.version_commands import Number, block, diff, history, promote, publish, rollback
@@ -80,6 +81,9 @@ def run(config: ConfigPath, overrides: Overrides = None) -> None:
     from flows.commands.report import print_outcome
 
     print_outcome(out, loaded.run.workspace, outcome)
+
+
+app.command()(plan)
 
 
 @app.command()

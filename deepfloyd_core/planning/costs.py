@@ -1,0 +1,42 @@
+"""What the steps of a run cost: records that are known, and others calculated in processes of their own."""
+
+from pathlib import Path
+
+from deepfloyd_core.config.stages import Stage
+from deepfloyd_core.errors import JobError
+from deepfloyd_core.processes.aside import asides
+from deepfloyd_core.training.costs import CostRequest, StepCosts, keep_costs, known_costs
+
+_CALCULATED_BY = "deepfloyd_core.training.measured_costs"
+
+
+def default_cache() -> Path:
+    """Where calculated records are kept: among Hugging Face's assets of this user."""
+    from huggingface_hub import cached_assets_path
+
+    return Path(cached_assets_path("deepfloyd", "costs"))
+
+
+def costs_of(
+    requests: dict[Stage, CostRequest], calculates: bool, kept_in: Path | None = None
+) -> tuple[dict[Stage, StepCosts], list[str]]:
+    """The record of each stage's step, and notes on those that there are not. calculates: also the unknown ones, which
+    takes some 8 s and is then kept.
+    """
+    kept_in = kept_in or default_cache()
+    known = {stage: known_costs(request, kept_in) for stage, request in requests.items()}
+    found = {stage: costs for stage, costs in known.items() if costs is not None}
+    missing = {stage: request for stage, request in requests.items() if stage not in found}
+    notes = []
+    if missing and not calculates:
+        return found, ["the memory of a step is not known yet: `deepfloyd plan` calculates it"]
+    questions = {str(stage): (_CALCULATED_BY, request.model_dump_json()) for stage, request in missing.items()}
+    with asides(questions) as running:
+        for stage, request in missing.items():
+            try:
+                found[stage] = StepCosts.model_validate_json(running[str(stage)].answer())
+            except JobError as error:
+                notes.append(f"the memory of stage {stage}'s step cannot be calculated: {error}")
+            else:
+                keep_costs(request, found[stage], kept_in)
+    return {stage: found[stage] for stage in requests if stage in found}, notes

@@ -1,0 +1,188 @@
+"""The most memory that each part of a run takes, and whether it fits.
+
+Of a training step: frozen weights, trained ones with their gradients, optimizer and average, activations. Of T5: its
+weights, or one layer where they are streamed, and the hidden states of a file of embeds. Of drawing: the UNet's weights
+and a call of it. All is computed before a model is loaded; `benchmarks/results.md` has it beside what was taken.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from deepfloyd_core.config.run import Run
+from deepfloyd_core.config.stage import StageConfig
+from deepfloyd_core.config.stages import STAGES, Stage
+from deepfloyd_core.models.device import Device
+from deepfloyd_core.models.folders import folder_here
+from deepfloyd_core.models.random_files import read_json
+from deepfloyd_core.models.text_encoders import T5_XXL, text_encoder_of
+from deepfloyd_core.pictures.geometry import Size
+from deepfloyd_core.planning.steps import StagePlan
+from deepfloyd_core.training.costs import PROGRAM, CostRequest, StepCosts, cost_request
+from deepfloyd_core.types import Json
+
+# Numbers of an optimizer's state for each trained number, in bytes. Adafactor keeps rows and columns only.
+STATES = {"adamw": 8, "adamw_bf16": 4, "adamw_8bit": 2, "adafactor": 0.1, "prodigy": 16, "adamw_schedulefree": 8}
+_OF_T5 = {"none": 1.0, "int8": 0.5, "nf4": 0.28}  # share of the weights' bytes, by text_encoder_quantization
+EMA = 4  # bytes of a trained number's average
+MOST_SHARE = 0.95  # of a device's memory: its own program and allocator need some
+
+
+@dataclass(frozen=True)
+class Part:
+    """One of the things that are in memory at once."""
+
+    name: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """The most that a part of a run takes."""
+
+    what: str  # such as `Stage I, training`
+    parts: tuple[Part, ...]
+    advice: tuple[str, ...] = ()  # what would take less: settings of the run file, the ones first that change no result
+
+    @property
+    def bytes(self) -> int:
+        """Of all."""
+        return sum(part.bytes for part in self.parts)
+
+
+def cost_requests(run: Run, plans: Sequence[StagePlan]) -> dict[Stage, CostRequest]:
+    """What must be known of each stage's step. A stage is left out whose architecture is not known on this machine."""
+    sizes = {plan.stage: _largest(plan, run.config.stage(plan.stage)) for plan in plans}
+    found = {}
+    for stage in run.config.stages:
+        config = run.config.stage(stage)
+        size = sizes.get(stage) or (STAGES[stage].size_px,) * 2
+        request = cost_request(config, folder_here(config.model, stage), size)
+        if request is not None:
+            found[stage] = request
+    return found
+
+
+def plan_memory(
+    run: Run, made: set[str], captions: int, costs: dict[Stage, StepCosts], sizes: dict[Stage, Size], device: Device
+) -> list[MemoryPlan]:
+    """The parts of a run that load models, in their order. made: the kinds of artifacts that are made; captions: texts
+    that T5 encodes, 0: it is not loaded; sizes: of the pictures that the costs are of.
+    """
+    plans = [_text(run, captions, device)] if captions else []
+    for stage, each in costs.items():
+        if f"{STAGES[stage].table}_lora" in made:
+            plans.append(_training(run, stage, each, device))
+    if "cascade_samples" in made:
+        plans += [_drawing(run, stage, each, sizes[stage], device) for stage, each in costs.items()]
+    return plans
+
+
+def _drawing(run: Run, stage: Stage, costs: StepCosts, size: Size, device: Device) -> MemoryPlan:
+    """Of the samples at the end: the UNet with its adapters and a call of it, on a CPU for one picture at a time; on a GPU
+    fewer are drawn at once where so many do not fit. A call grows with the area of a picture.
+    """
+    config, kind = run.config.stage(stage), STAGES[stage]
+    calls = 2 if config.validation_guidance > 1 else 1
+    pictures = calls if device.is_cpu else kind.sample_batch * calls
+    area = max(width * height for width, height in run.config.sample_sizes_px) * kind.scale**2
+    call = int(costs.sampling(pictures) * area / (size[0] * size[1]))
+    parts = (Part("weights", costs.frozen + costs.trained_bytes), Part("a call", call))
+    return MemoryPlan(f"{kind.title}, drawing", (*parts, *_program(device)))
+
+
+def _training(run: Run, stage: Stage, costs: StepCosts, device: Device) -> MemoryPlan:
+    config, trained = run.config.stage(stage), costs.trained
+    step = costs.step(config.train_batch_size, config.gradient_checkpointing, device.is_cpu)
+    parts = [
+        Part("frozen weights", costs.frozen),
+        Part("trained weights", costs.trained_bytes),
+        Part("optimizer", int(STATES[config.optimizer] * trained)),
+        *([Part("average", EMA * trained)] if config.use_ema else []),
+        Part("activations and gradients", step),
+    ]
+    return MemoryPlan(f"{STAGES[stage].title}, training", (*parts, *_program(device)), _advice(config, costs, device))
+
+
+def _advice(config: StageConfig, costs: StepCosts, device: Device) -> tuple[str, ...]:
+    """Settings that take less, with how much; first those that change no result."""
+    table, batch = STAGES[config.flavour.stage].table, config.train_batch_size
+    now = costs.step(batch, config.gradient_checkpointing, device.is_cpu)
+    found = []
+    recomputes = config.gradient_checkpointing
+    if not recomputes and (saved := now - costs.step(batch, True, device.is_cpu)) > 0:
+        found.append(f"{table}.gradient_checkpointing = true: {_gb(saved)} less, the same result")
+        recomputes = True
+    if batch > 1:
+        saved = now - costs.step(1, recomputes, device.is_cpu)
+        accumulation = batch * config.gradient_accumulation_steps
+        found.append(
+            f"{table}.train_batch_size = 1 with gradient_accumulation_steps = {accumulation}: {_gb(saved)} less, steps of "
+            "the same size"
+        )
+    if config.base_model_precision == "no_change" and config.model_type != "full":
+        halves = 0.5 if config.mixed_precision == "bf16" else 0.25
+        found.append(
+            f"{table}.base_model_precision = int8: {_gb(int(costs.frozen * (1 - halves)))} less, another result"
+        )
+    return tuple(found)
+
+
+def _text(run: Run, captions: int, device: Device) -> MemoryPlan:
+    """T5. Its hidden states are of one file of embeds, its layers of one at a time where it computes in another dtype."""
+    config, shape, kind = run.config, _t5_shape(run), text_encoder_of(run.config.first_stage)
+    layer, rest = _t5_numbers(shape)
+    width, stored = shape["d_model"], 4 if config.text_encoder_dtype == "fp32" else 2
+    computed = 4 if device.is_cpu and not device.has_bf16 else stored
+    of_file = max(1, int(config.embed_file_mib * 2**20 / (config.tokenizer_max_length * width * stored)))
+    hidden = min(captions, of_file) * config.tokenizer_max_length * width * computed
+    share = _OF_T5[config.text_encoder_quantization]
+    layers = 1 if config.text_encoder_streaming else shape["num_layers"]
+    parts = [
+        Part("weights", int(layers * layer * stored * share) + (0 if config.text_encoder_streaming else rest * stored)),
+        Part("the layer at work", layer * computed if computed != stored or config.text_encoder_streaming else 0),
+        Part("hidden states", hidden),
+        *_program(device),
+    ]
+    streaming = (
+        f"text_encoder_streaming = true: {_gb((shape['num_layers'] - 1) * layer * stored)} less, the same result",
+    )
+    advice = () if config.text_encoder_streaming else streaming
+    return MemoryPlan(kind.title, tuple(part for part in parts if part.bytes), advice)
+
+
+def t5_flops(run: Run) -> float:
+    """Floating-point operations of T5 for one caption."""
+    shape = _t5_shape(run)
+    layer, _ = _t5_numbers(shape)
+    length, inner = run.config.tokenizer_max_length, shape["num_heads"] * shape["d_kv"]
+    return float(2 * shape["num_layers"] * length * (layer + 2 * length * inner))
+
+
+def _t5_shape(run: Run) -> Json:
+    first = run.config.first_stage
+    folder = folder_here(run.config.stage(first).model, first, text=True)
+    kind = text_encoder_of(first)
+    return dict(T5_XXL) if folder is None else read_json(folder / kind.weights_folder / "config.json")
+
+
+def _t5_numbers(shape: Json) -> tuple[int, int]:
+    """How many weights a layer of a T5 has, and everything else."""
+    inner = shape["num_heads"] * shape["d_kv"]
+    gated = 3 if "gated" in shape.get("feed_forward_proj", "relu") else 2
+    layer = 4 * shape["d_model"] * inner + gated * shape["d_model"] * shape["d_ff"]
+    return layer, shape["vocab_size"] * shape["d_model"]
+
+
+def _program(device: Device) -> tuple[Part, ...]:
+    return (Part("program", PROGRAM),) if device.is_cpu else ()
+
+
+def _largest(plan: StagePlan, config: StageConfig) -> Size | None:
+    """The largest of the sizes that a stage is trained on: of its windows, where it has any."""
+    if config.stage2_patch:
+        return config.stage2_patch, config.stage2_patch
+    return max((count.size for count in plan.crops), key=lambda size: size[0] * size[1], default=None)
+
+
+def _gb(count: int) -> str:
+    return f"{count / 1e9:.1f} GB"

@@ -1,0 +1,118 @@
+"""What a run would do, as one record: `plan_run`. It changes nothing, and takes seconds."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from deepfloyd_core.arrow import mapped_table
+from deepfloyd_core.bundle.planned import FROM_BASE, Starts
+from deepfloyd_core.config.run import Run
+from deepfloyd_core.errors import JobError
+from deepfloyd_core.hashing import caption_id
+from deepfloyd_core.index.ledger import caption_counts
+from deepfloyd_core.models.device import Device, device_of
+from deepfloyd_core.planning.costs import costs_of
+from deepfloyd_core.planning.data import DataLook, SetCount, count_sets, look_at_data, look_of, why_unknown
+from deepfloyd_core.planning.disk import DiskPlan, plan_disk
+from deepfloyd_core.planning.memory import MemoryPlan, cost_requests, plan_memory, t5_flops
+from deepfloyd_core.planning.shadow import shadow
+from deepfloyd_core.planning.steps import StagePlan, plan_stages, with_counted_steps
+from deepfloyd_core.planning.times import Amounts, Duration, plan_times
+from deepfloyd_core.planning.work import ArtifactPlan, plan_artifacts
+from deepfloyd_core.processes.aside import Aside, asides
+from deepfloyd_core.store.artifacts import Artifact
+from deepfloyd_core.text.embeds import CAPTIONS_FILE, older_embeds, run_captions
+
+_ASKED = "deepfloyd_core.models.device"
+_LOOKED_UP = 200_000  # captions that are compared with those of older embeds
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run would do."""
+
+    sets: tuple[SetCount, ...]  # empty where no picture could be looked at
+    changes: tuple[str, ...]  # of the pictures since the last index
+    artifacts: tuple[ArtifactPlan, ...]
+    stages: tuple[StagePlan, ...]
+    captions: int  # texts that T5 has still to encode
+    memory: tuple[MemoryPlan, ...]
+    device: Device | None  # None: it was not asked for, or torch cannot be used
+    disk: DiskPlan
+    times: Mapping[str, Duration]  # by the kind of artifact
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def seconds(self) -> float | None:
+        """Of the whole run; None where it cannot be said of some artifact that takes long."""
+        made = [artifact.kind for artifact in self.artifacts if artifact.state != "reused"]
+        long = [kind for kind in made if kind.endswith(("_lora", "_embeds"))]
+        if any(kind not in self.times for kind in long):
+            return None
+        return sum(each.seconds for each in self.times.values())
+
+
+def plan_run(run: Run) -> Plan:
+    """The plan of a run. Asks torch for the device, and calculates what a step takes where that is not known, both in
+    processes of their own. Raises DataError where the pictures cannot make a run.
+    """
+    with asides({"device": (_ASKED, run.config.device)}) as running, shadow(run) as seen:
+        return _planned(run, seen, look_at_data(seen), FROM_BASE, running["device"])
+
+
+def plan_after_index(run: Run, index: Artifact, starts: Starts = FROM_BASE) -> Plan:
+    """The plan of a run that has its index, without what must be asked of torch or calculated: some 0.1 s.
+
+    starts: as `planned`.
+    """
+    with shadow(run) as seen:
+        return _planned(run, seen, look_of(index), starts, None)
+
+
+def _planned(run: Run, seen: Run, look: DataLook, starts: Starts, asked: Aside | None) -> Plan:
+    notes = [why_unknown(look)]
+    sets, stages, captions = list[SetCount](), list[StagePlan](), list[str]()
+    if look.index is not None:
+        sets, stages = count_sets(seen, look.index), plan_stages(seen, look.index)
+        captions = run_captions(seen, caption_counts(look.index))
+        seen = with_counted_steps(seen, stages)
+    artifacts = plan_artifacts(seen, look, starts)
+    requests = cost_requests(seen, stages)
+    costs, unknown = costs_of(requests, calculates=asked is not None)
+    new = _new_captions(seen, artifacts, captions)
+    device, away = _answered(asked)
+    disk = plan_disk(run, artifacts, stages, costs, requests, new)
+    made = {artifact.kind for artifact in artifacts if artifact.state != "reused"}
+    sizes = {stage: request.size for stage, request in requests.items()}
+    memory = plan_memory(seen, made, new, costs, sizes, device) if device else []
+    amounts = Amounts(look.to_judge, new, t5_flops(seen))
+    times = plan_times(run, artifacts, stages, costs, amounts, device)
+    notes += [*unknown, *away]
+    return Plan(
+        tuple(sets), look.changes, tuple(artifacts), tuple(stages), new, tuple(memory), device, disk, times,
+        tuple(note for note in notes if note),
+    )  # fmt: skip
+
+
+def _answered(asked: Aside | None) -> tuple[Device | None, list[str]]:
+    """The device, and a note where torch cannot be used."""
+    if asked is None:
+        return None, []
+    try:
+        return device_of(asked.answer()), []
+    except JobError as error:
+        return None, [str(error)]
+
+
+def _new_captions(run: Run, artifacts: list[ArtifactPlan], captions: list[str]) -> int:
+    """How many texts T5 has to encode: those that no older embeds have."""
+    embeds = next(artifact for artifact in artifacts if artifact.kind == "text_embeds")
+    if embeds.state == "reused":
+        return 0
+    older = older_embeds(run.workspace, embeds.request) if embeds.request else None
+    if older is None or len(captions) > _LOOKED_UP:
+        return len(captions)
+    known = mapped_table(older.path / CAPTIONS_FILE)["key"].to_numpy()
+    keys = np.array([int(caption_id(caption), 16) for caption in captions], np.uint64)
+    return int((~np.isin(keys, known)).sum())

@@ -1,0 +1,123 @@
+"""A plan as tables and sentences: the same for the terminal and the UI."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from deepfloyd_core.config.stages import STAGES
+from deepfloyd_core.planning.memory import MOST_SHARE, MemoryPlan
+from deepfloyd_core.planning.plan import Plan
+from deepfloyd_core.planning.steps import StagePlan
+from deepfloyd_core.store.changes import label
+from deepfloyd_core.store.counts import duration, many, size
+
+_MOST_SIZES = 4  # named of a stage
+
+
+@dataclass(frozen=True)
+class PlanTable:
+    """A table of a plan. Cells are plain text."""
+
+    title: str
+    heads: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+def plan_tables(plan: Plan) -> list[PlanTable]:
+    """The tables of a plan that have rows."""
+    tables = [_pictures(plan), _artifacts(plan), _trainings(plan), _memory(plan)]
+    return [table for table in tables if table.rows]
+
+
+def verdict(plan: Plan) -> list[str]:
+    """What a person wants to know first: whether there is anything to do, how long it takes, and whether it fits."""
+    made = [artifact for artifact in plan.artifacts if artifact.state != "reused"]
+    if not made:
+        return ["Nothing to do: every artifact is there."]
+    disk = f"It writes {size(plan.disk.needed)}, and {size(plan.disk.free)} are free"
+    lines = [_time(plan), f"{disk}: that does not fit." if plan.disk.needed > plan.disk.free else f"{disk}."]
+    if plan.device is not None:
+        lines += _fits(plan.memory, plan.device.name, plan.device.total)
+    return lines
+
+
+def _time(plan: Plan) -> str:
+    if plan.seconds is None:
+        return "How long it takes is not known: nothing of the kind has run in this workspace yet."
+    guessed = [label(kind) for kind, each in plan.times.items() if each.by != "earlier runs"]
+    about = f"It takes about {duration(plan.seconds)}"
+    if not guessed:
+        return f"{about}, by what earlier runs of this workspace took."
+    return f"{about}; {', '.join(guessed)} by the device's speed alone, which may be wrong by half."
+
+
+def _fits(memory: Iterable[MemoryPlan], name: str, total: int) -> list[str]:
+    """Whether each part of the run fits a device, and if not, what would."""
+    too_large = [each for each in memory if each.bytes > MOST_SHARE * total]
+    lines = []
+    for each in too_large:
+        lines.append(f"{each.what} takes {size(each.bytes)}, and {name} has {size(total)}: that does not fit.")
+        lines += [f"  {advice}" for advice in each.advice]
+    most = max(memory, key=lambda each: each.bytes, default=None)
+    if most is not None and not too_large:
+        lines.append(
+            f"It takes {size(most.bytes)} of memory at most ({most.what}), and {name} has {size(total)}: it fits."
+        )
+    return lines
+
+
+def _pictures(plan: Plan) -> PlanTable:
+    rows = []
+    for one in plan.sets:
+        rejected = ", ".join(f"{count:,} {reason.replace('_', ' ')}" for reason, count in one.rejected.items())
+        rows.append((one.dataset_id, f"{one.inputs:,}", rejected or "none", f"{one.held_out:,}", f"{one.trained:,}"))
+    return PlanTable("Pictures", ("data set", "files", "rejected", "held out", "trained on"), tuple(rows))
+
+
+def _artifacts(plan: Plan) -> PlanTable:
+    rows = []
+    for artifact in plan.artifacts:
+        took, written = plan.times.get(artifact.kind), plan.disk.artifacts.get(artifact.kind)
+        rows.append(
+            (
+                label(artifact.kind),
+                artifact.state,
+                duration(took.seconds) if took else "",
+                size(written) if written else "",
+                "; ".join(artifact.why),
+            )
+        )
+    return PlanTable("Artifacts", ("artifact", "", "time", "bytes", "why"), tuple(rows))
+
+
+def _trainings(plan: Plan) -> PlanTable:
+    rows = [
+        (
+            STAGES[one.stage].title,
+            f"{one.steps:,}",
+            f"{one.samples:,}",
+            f"{one.epochs:.1f}",
+            f"{one.seen:.1f} times",
+            _sizes(one),
+        )
+        for one in plan.stages
+    ]
+    heads = ("training", "steps", "samples", "epochs", "each picture is seen", "crops of an epoch, px")
+    return PlanTable("Trainings", heads, tuple(rows))
+
+
+def _sizes(one: StagePlan) -> str:
+    counts: dict[str, int] = {}
+    for count in one.crops:
+        name = f"{count.size[0]}x{count.size[1]}"
+        counts[name] = counts.get(name, 0) + count.shown
+    shown = sorted(counts.items(), key=lambda each: -each[1])
+    named = ", ".join(f"{name}: {count:,}" for name, count in shown[:_MOST_SIZES])
+    return named + (f" and {many(len(shown) - _MOST_SIZES, 'more size')}" if len(shown) > _MOST_SIZES else "")
+
+
+def _memory(plan: Plan) -> PlanTable:
+    rows = [
+        (each.what, size(each.bytes), ", ".join(f"{part.name} {size(part.bytes)}" for part in each.parts))
+        for each in plan.memory
+    ]
+    return PlanTable("Memory, at most", ("", "", "of it"), tuple(rows))

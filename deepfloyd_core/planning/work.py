@@ -1,0 +1,96 @@
+"""Which artifacts a run would reuse, go on with or make, and why."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from deepfloyd_core.bundle.planned import FROM_BASE, Starts, planned
+from deepfloyd_core.config.run import Run
+from deepfloyd_core.config.stages import STAGES
+from deepfloyd_core.errors import ArtifactError
+from deepfloyd_core.models.folders import folder_here
+from deepfloyd_core.planning.data import DataLook
+from deepfloyd_core.store.artifacts import REQUEST, Request, find, missing_parts, newest_record
+from deepfloyd_core.store.changes import changes
+from deepfloyd_core.text.projection import text_is_frozen
+
+State = Literal["reused", "continued", "made"]
+_FIRST = "there is none yet"
+
+
+@dataclass(frozen=True)
+class ArtifactPlan:
+    """What a run does for one of its artifacts."""
+
+    kind: str
+    state: State
+    why: tuple[str, ...]  # in the user's words; empty for what is reused
+    request: Request | None  # None: its identity is not known yet
+
+
+def plan_artifacts(run: Run, look: DataLook, starts: Starts = FROM_BASE) -> list[ArtifactPlan]:
+    """The artifacts of a run in the order in which it makes them. run: with its steps counted, in its shadow."""
+    index = _planned(run, look.request, look.is_made) if look.request else _unknown("image_index")
+    if index.state != "reused" and look.changes:
+        index = ArtifactPlan(index.kind, index.state, look.changes, index.request)
+    if not look.is_current or look.index is None:
+        return [index, *(_unknown(kind) for kind in kinds_of(run))]
+    if missing := models_missing(run):
+        why = f"{', '.join(missing)} must be downloaded first"
+        return [index, *(ArtifactPlan(kind, "made", (why,), None) for kind in kinds_of(run))]
+    requests = planned(run, look.index, starts)
+    assert requests is not None  # the steps are counted
+    order = kinds_of(run)
+    rest = sorted(requests.values(), key=lambda request: order.index(request.kind))
+    return [index, *(_planned(run, request) for request in rest)]
+
+
+def kinds_of(run: Run) -> list[str]:
+    """The kinds of artifacts after the index, in the order in which a run makes them."""
+    pixels = [f"{STAGES[stage].table}_pixels" for stage in run.config.stages]
+    kinds = [*pixels, "eval_set"]
+    if run.config.paired_stage is not None:
+        kinds += [f"{STAGES[run.config.paired_stage].table}_conditioning", "eval_conditioning"]
+    kinds.append("text_embeds")
+    for stage in run.config.stages:
+        table, config = STAGES[stage].table, run.config.stage(stage)
+        kinds += [f"{table}_text"] if text_is_frozen(config) else []
+        kinds += [f"{table}_low_res"] if STAGES[stage].is_upscaler and config.remakes_low_res else []
+        kinds.append(f"{table}_lora")
+    return [*kinds, "cascade_samples", "lora_bundle"]
+
+
+def models_missing(run: Run) -> list[str]:
+    """The base models that are not on this machine."""
+    first = run.config.first_stage
+    return list(
+        dict.fromkeys(
+            config.model
+            for stage in run.config.stages
+            for config in [run.config.stage(stage)]
+            if folder_here(config.model, stage, text=stage == first) is None
+        )
+    )
+
+
+def _planned(run: Run, request: Request, is_made: bool | None = None) -> ArtifactPlan:
+    """is_made: whether it is finished; None: as it is found."""
+    artifact = find(run.workspace, request) if is_made is not False else None
+    if artifact is not None:
+        damage = tuple(missing_parts(artifact))
+        return ArtifactPlan(request.kind, "made" if damage else "reused", damage, request)
+    if (run.workspace / request.kind / request.fingerprint / REQUEST).exists() and is_made is None:
+        return ArtifactPlan(request.kind, "continued", ("an earlier run was stopped",), request)
+    return ArtifactPlan(request.kind, "made", _why(run.workspace, request), request)
+
+
+def _why(workspace: Path, request: Request) -> tuple[str, ...]:
+    try:
+        before = newest_record(workspace, request)
+    except (ArtifactError, OSError):
+        return ("the last one is damaged",)
+    return (_FIRST,) if before is None else tuple(changes(request.kind, before, request.record))
+
+
+def _unknown(kind: str) -> ArtifactPlan:
+    return ArtifactPlan(kind, "made", ("pictures are new or changed",), None)

@@ -1,0 +1,137 @@
+"""What a training step costs, before a model is loaded: its record, the question of its calculation, and arithmetic on it.
+
+`measured_costs` calculates a record in a process with torch. It does not depend on weights, so a record is kept for
+each architecture, method and size of picture: `known_costs.json` has those of the shipped run files and of the
+published flavours, and others are kept in the user's cache. No torch.
+"""
+
+import json
+from functools import cache
+from importlib import resources
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from deepfloyd_core.config.base import Spec
+from deepfloyd_core.config.flavours import RANDOM
+from deepfloyd_core.config.stage import StageConfig
+from deepfloyd_core.files import canonical_json, sha256_bytes, write_bytes
+from deepfloyd_core.models.random_files import read_json
+from deepfloyd_core.models.random_weights import UNETS
+from deepfloyd_core.pictures.geometry import Size
+from deepfloyd_core.store.manifest import Summary
+from deepfloyd_core.text.projection import text_is_frozen
+from deepfloyd_core.types import Json
+
+FORMAT = 1
+KNOWN = "known_costs.json"
+# What decides a record, beside the UNet's architecture and the size.
+_KEYS = (
+    "model_type", "use_bitfit", "use_dora", "controlnet", "controlnet_conditioning", "lora_rank", "lora_target_modules",
+    "base_model_precision", "mixed_precision", "attention_mechanism",
+)  # fmt: skip
+# glibc keeps freed blocks below its largest threshold for mmap, with holes: this share of all that a step allocates in such
+# blocks. Fitted to fourteen steps (benchmarks/train_memory.py), whose memory it forecasts within 13 %.
+_HEAP_BLOCK, _HOLES = 1 << 25, 0.105
+PROGRAM = 380_000_000  # bytes of Python, torch and diffusers on a CPU, before a model is loaded
+
+
+class StepCosts(Summary):
+    """Bytes and floating-point operations of one training step, for batches of one and of two pictures.
+
+    A step's bytes are of activations and gradients at their highest, beside the weights.
+    """
+
+    frozen: int  # bytes of the weights that are not trained
+    trained: int  # numbers
+    trained_bytes: int
+    kept: tuple[int, int]  # a step that keeps its activations
+    recomputed: tuple[int, int]  # a step with gradient_checkpointing
+    sampled: tuple[int, int]  # a call of the UNet without gradients
+    kept_blocks: tuple[
+        int, ...
+    ]  # bytes that a step of one picture allocates, in blocks of 2^n to 2^(n+1) bytes, from n = 0
+    recomputed_blocks: tuple[int, ...]
+    sampled_flops: int  # of such a call for one picture
+
+    def step(self, batch: int, recomputes: bool, on_cpu: bool) -> int:
+        """Bytes of a step of a batch at their highest, beside the weights."""
+        one, two = self.recomputed if recomputes else self.kept
+        held = one + (batch - 1) * (two - one)
+        if not on_cpu:
+            return held
+        blocks = self.recomputed_blocks if recomputes else self.kept_blocks
+        small = sum(count * batch for n, count in enumerate(blocks) if 1.5 * 2**n * batch < _HEAP_BLOCK)
+        return held + int(_HOLES * small)
+
+    def sampling(self, pictures: int) -> int:
+        """Bytes of a call of the UNet without gradients, beside the weights."""
+        one, two = self.sampled
+        return one + (pictures - 1) * (two - one)
+
+
+class CostRequest(Spec):
+    """The step whose costs are asked for."""
+
+    settings: StageConfig
+    unet: Json  # the UNet's config
+    size: Size  # px, of the pictures or windows that are trained on
+
+
+def cost_request(config: StageConfig, folder: Path | None, size: Size) -> CostRequest | None:
+    """The request for a stage's step at a size. folder: of its base model; None: not on this machine, and then its
+    architecture is known for the published flavours only. Returns None where it is not known.
+    """
+    unet = (
+        UNETS.get(config.model_flavour.removeprefix(RANDOM))
+        if folder is None
+        else read_json(folder / "unet/config.json")
+    )
+    if unet is None or (folder is None and config.pretrained_model_name_or_path is not None):
+        return None
+    return CostRequest(settings=config, unet=_architecture(unet), size=size)
+
+
+def cost_key(request: CostRequest) -> str:
+    """The name of a record: two steps that cost the same have the same."""
+    config = request.settings
+    keys = {name: value for name, value in config.model_dump(mode="json").items() if name in _KEYS}
+    if config.model_type == "full" or config.use_bitfit:
+        keys = {name: value for name, value in keys.items() if not name.startswith("lora_")}
+    if not config.controlnet:
+        keys.pop("controlnet_conditioning", None)
+    about = {
+        "bf16_weights": config.optimizer_kind.bf16_weights,
+        "text": text_is_frozen(config),
+        "stage": config.flavour.stage,
+    }
+    record = {"format": FORMAT, "unet": request.unet, "size": request.size, **keys, **about}
+    return sha256_bytes(canonical_json(record).encode())[:16]
+
+
+def known_costs(request: CostRequest, kept_in: Path) -> StepCosts | None:
+    """A record that need not be calculated: a shipped one, or one of `keep_costs`. A damaged one is none."""
+    key = cost_key(request)
+    if (record := _shipped().get(key)) is not None:
+        return StepCosts.model_validate(record)
+    try:
+        return StepCosts.model_validate_json((kept_in / f"{key}.json").read_bytes())
+    except (OSError, ValidationError):
+        return None
+
+
+def keep_costs(request: CostRequest, costs: StepCosts, kept_in: Path) -> None:
+    """Keep a record for `known_costs`."""
+    kept_in.mkdir(parents=True, exist_ok=True)
+    write_bytes(kept_in / f"{cost_key(request)}.json", costs.model_dump_json().encode())
+
+
+@cache
+def _shipped() -> dict[str, Json]:
+    text = resources.files(__package__).joinpath(KNOWN).read_text()
+    return dict(json.loads(text))
+
+
+def _architecture(unet: Json) -> Json:
+    """A UNet's config without what says where it came from."""
+    return {key: value for key, value in sorted(unet.items()) if not key.startswith("_")}

@@ -1,0 +1,204 @@
+"""What a plan says is what the run then does; and a plan changes nothing."""
+
+import hashlib
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from data_world import DataWorld
+
+from deepfloyd_core.bundle.planned import planned
+from deepfloyd_core.config.run import Run
+from deepfloyd_core.crops.rows import held_out_ids, read_row_list
+from deepfloyd_core.index.ledger import read_index
+from deepfloyd_core.models.device import Device
+from deepfloyd_core.planning import data
+from deepfloyd_core.planning.memory import plan_memory
+from deepfloyd_core.planning.plan import Plan, plan_after_index, plan_run
+from deepfloyd_core.planning.tables import plan_tables, verdict
+from deepfloyd_core.sources import folder
+from deepfloyd_core.store.artifacts import Artifact, WorkDir, materialise
+from deepfloyd_core.store.manifest import Summary
+from deepfloyd_core.training.costs import StepCosts
+from deepfloyd_core.training.epochs import crops_of_sizes, with_steps
+
+
+@pytest.fixture(autouse=True)
+def no_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The processes that are asked for the device and for costs: tests/planning/test_costs.py."""
+    monkeypatch.setattr("deepfloyd_core.planning.plan._ASKED", "no_such_module")
+    monkeypatch.setattr("deepfloyd_core.planning.costs._CALCULATED_BY", "no_such_module")
+
+
+def draw(world: DataWorld, numbers: range, edge: int = 70) -> None:
+    for number in numbers:
+        noise = np.random.default_rng(number).integers(0, 256, (edge, edge + number, 3), np.uint8)
+        world.add(f"{number}.png", noise, caption=f"picture {number % 3}")
+
+
+def states(plan: Plan) -> dict[str, str]:
+    return {artifact.kind: artifact.state for artifact in plan.artifacts}
+
+
+def reasons(plan: Plan) -> dict[str, tuple[str, ...]]:
+    return {artifact.kind: artifact.why for artifact in plan.artifacts if artifact.state != "reused"}
+
+
+def finish(run: Run, index: Artifact, *kinds: str) -> None:
+    """Finished artifacts of these kinds, as a run would have left them, with nothing in them."""
+
+    def build(work: WorkDir) -> Summary:
+        return Summary()
+
+    requests = planned(run, index)
+    assert requests is not None
+    for kind in kinds or requests:
+        materialise(run.workspace, requests[kind], build)
+
+
+def tree(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "folder"
+        for path in sorted(folder.rglob("*"))
+    }
+
+
+def test_a_first_plan_counts_what_the_run_will_find_and_leaves_no_file(world: DataWorld) -> None:
+    draw(world, range(12))
+    world.add("small.png", np.zeros((20, 20, 3), np.uint8))
+    world.add("broken.png", b"no picture")
+    run = world.load(stages=(1,), num_eval_images=2, max_rejected_share=0.9, max_train_steps=30, train_batch_size=2)
+    before = tree(world.folder)
+    plan = plan_run(run)
+    assert tree(world.folder) == before and not run.workspace.exists()
+    (counted,) = plan.sets
+    index = world.index(run)
+    rows = read_index(index)
+    assert counted.inputs == len(rows) == 14
+    assert counted.rejected == Counter(row.reason for row in rows if row.reason)
+    assert (counted.held_out, counted.trained) == (2, 10)
+    assert set(states(plan).values()) == {"made"} and reasons(plan)["image_index"] == ("there is none yet",)
+    (stage,) = plan.stages
+    assert (stage.steps, stage.samples, stage.epochs, stage.seen) == (30, 60, 6.0, 6.0)
+    assert plan.captions == len({"picture 0", "picture 1", "picture 2", "", *run.config.probes})
+    assert plan.seconds is None and "not known" in verdict(plan)[0]
+
+
+def test_each_artifact_is_reused_or_made_for_a_reason_in_the_users_words(world: DataWorld) -> None:
+    draw(world, range(12))
+    run = world.load(stages=(1,), num_eval_images=2)
+    index = world.index(run)
+    finish(run, index)
+    before = tree(run.workspace)
+    plan = plan_run(run)
+    assert set(states(plan).values()) == {"reused"} and verdict(plan) == ["Nothing to do: every artifact is there."]
+    changed = plan_run(world.load(stages=(1,), num_eval_images=2, lora_rank=8))
+    assert {kind for kind, state in states(changed).items() if state == "made"} == {
+        "stage1_lora", "cascade_samples", "lora_bundle"
+    }  # fmt: skip
+    assert reasons(changed)["stage1_lora"] == ("stage1.lora_rank 16 -> 8",)
+    assert reasons(changed)["lora_bundle"] == ("cascade samples changed", "Stage I LoRA changed")
+    assert tree(run.workspace) == before
+    draw(world, range(12, 13))
+    grown = plan_run(run)
+    assert grown.changes == ("1 picture added: 12.png",) and reasons(grown)["image_index"] == grown.changes
+    assert states(grown)["stage1_pixels"] == "made" and states(grown)["text_embeds"] == "reused"
+    assert tree(run.workspace) == before
+
+
+def test_more_than_a_plan_reads_is_counted_and_the_last_index_stands_in(
+    world: DataWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw(world, range(12))
+    run = world.load(stages=(1,), num_eval_images=2)
+    monkeypatch.setattr(data, "MOST_READ", 1)
+    monkeypatch.setattr(folder, "RACY_NS", 0)
+    first = plan_run(run)
+    assert first.sets == () and first.stages == ()
+    assert first.notes[0].startswith(
+        "set: 12 new or changed files of 12, more than a plan reads; no picture was looked"
+    )
+    finish(run, world.index(run))
+    draw(world, range(12, 15))
+    plan = plan_run(run)
+    assert plan.sets[0].trained == 10
+    assert plan.notes[0].startswith("set: 3 new or changed files of 15") and plan.notes[0].endswith("of the last index")
+    assert reasons(plan)["stage1_lora"] == ("pictures are new or changed",)
+    assert any(table.title == "Trainings" for table in plan_tables(plan))
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {},
+        {"repeats": 3},
+        {"crop_aspect": "preserve"},
+        {
+            "crop_style": "random",
+            "repeats": 5,
+            "random_crops": 2,
+            "maximum_image_size": 72,
+            "target_downsample_size": 68,
+        },
+        {"crop_aspect": "closest", "crop_aspect_buckets": [1.0, 1.5], "repeats": 1},
+    ],
+)
+def test_crops_are_counted_as_they_will_be_cut_and_epochs_as_steps(world: DataWorld, entry: dict[str, Any]) -> None:
+    for number in range(14):
+        shape = (70 + number, 100 + 7 * number, 3)
+        pixels = np.random.default_rng(number).integers(0, 256, shape, np.uint8)
+        world.add(f"{number}.png", pixels, caption="one\ntwo" if number % 2 else "one")
+    keys = {"num_eval_images": 2, "num_train_epochs": 3, "train_batch_size": 3, "gradient_accumulation_steps": 2}
+    run = world.load(entry, stages=(1,), **keys)
+    index, eval_set = world.index(run), None
+    plan = plan_after_index(run, index)
+    pixels_made, eval_set = world.pixels(run, index, 1), world.eval_set(run, index)
+    (stage,) = plan.stages
+    cut = {(row.dataset, row.size): row.crops for row in crops_of_sizes(pixels_made, held_out_ids(eval_set))}
+    assert {(one.dataset_id, f"{one.size[0]}x{one.size[1]}"): one.shown for one in stage.crops} == cut
+    assert stage.rows == len(read_row_list(pixels_made.path))
+    assert stage.steps == with_steps(run, 1, pixels_made, eval_set).config.stage(1).steps
+    shards = sum(file.stat().st_size for file in pixels_made.path.glob("*.parquet"))
+    assert stage.row_bytes < shards
+
+
+def test_what_is_finished_tells_how_long_the_rest_takes(world: DataWorld) -> None:
+    draw(world, range(12))
+    run = world.load(stages=(1,), num_eval_images=2)
+    world.pixels(run, world.index(run), 1)
+    draw(world, range(12, 24))
+    plan = plan_run(run)
+    assert plan.times["stage1_pixels"].by == "earlier runs" and plan.times["image_index"].by == "earlier runs"
+    assert "stage1_lora" not in plan.times
+
+
+GIB = 1 << 30
+
+
+def test_what_does_not_fit_says_which_settings_would(world: DataWorld) -> None:
+    draw(world, range(6))
+    keys = {"train_batch_size": 4, "gradient_accumulation_steps": 2, "optimizer": "prodigy", "use_ema": True}
+    run = world.load(stages=(1,), num_eval_images=2, **keys)
+    costs = StepCosts(
+        frozen=GIB, trained=1000, trained_bytes=4000, kept=(GIB, 2 * GIB), recomputed=(GIB // 4, GIB // 2), sampled=(5, 9),
+        kept_blocks=(), recomputed_blocks=(), sampled_flops=1,
+    )  # fmt: skip
+    gpu = Device("cuda", "a GPU", 5 * GIB, 5 * GIB, True, "2", {"no": 1e12, "bf16": 1e12})
+    (training,) = plan_memory(run, {"stage1_lora"}, 0, {1: costs}, {1: (64, 64)}, gpu)
+    assert {part.name: part.bytes for part in training.parts} == {
+        "frozen weights": GIB, "trained weights": 4000, "optimizer": 16000, "average": 4000,
+        "activations and gradients": 4 * GIB,
+    }  # fmt: skip
+    plan = replace(plan_run(run), memory=(training,), device=gpu)
+    said = verdict(plan)
+    assert "Stage I, training takes 5.37 GB, and a GPU has 5.37 GB: that does not fit." in said
+    assert said[3:] == [
+        "  stage1.gradient_checkpointing = true: 3.2 GB less, the same result",
+        "  stage1.train_batch_size = 1 with gradient_accumulation_steps = 8: 4.0 GB less, steps of the same size",
+        "  stage1.base_model_precision = int8: 0.5 GB less, another result",
+    ]
+    roomy = replace(plan, device=replace(gpu, total=6 * GIB))
+    assert verdict(roomy)[-1].endswith("(Stage I, training), and a GPU has 6.44 GB: it fits.")
