@@ -67,11 +67,14 @@ def _raised(lines: list[str]) -> str:
 
 
 class LogReader:
-    """Reads the new lines of a growing log. A record is returned when it is complete: another began, or time passed."""
+    """Reads the new lines of a growing log. A record is returned when it is complete: another began, or time passed.
 
-    def __init__(self, path: Path) -> None:
+    before: so many bytes of what is there already are new to it as well.
+    """
+
+    def __init__(self, path: Path, before: int = 0) -> None:
         self.path = path
-        self._offset = path.stat().st_size if path.exists() else 0
+        self._offset = max(0, path.stat().st_size - before) if path.exists() else 0
         self._open = ""
 
     def errors(self, to_the_end: bool = False) -> list[ServiceError]:

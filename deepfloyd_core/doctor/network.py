@@ -1,0 +1,67 @@
+"""Proxies and the clock."""
+
+import socket
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from deepfloyd_core.doctor.finding import Finding
+from deepfloyd_core.store.counts import duration
+
+CONNECT_S = 2.0
+MOST_SKEW_S = 60.0  # S3 refuses signatures from 15 minutes on, certificates of an hour ago are not valid yet
+_PORTS = {"http": 80, "https": 443, "socks5": 1080, "socks5h": 1080}
+
+
+@dataclass(frozen=True)
+class Proxy:
+    """A variable of the environment that names a proxy."""
+
+    variable: str
+    address: str  # without user and password
+
+
+def proxy_findings(proxies: tuple[Proxy, ...], without: str) -> list[Finding]:
+    """Whether each proxy answers. without: the value of no_proxy; empty: there is none."""
+    if not proxies:
+        return [Finding("proxy", "fine", "none is set")]
+    names: dict[str, list[str]] = {}
+    for proxy in proxies:
+        names.setdefault(proxy.address, []).append(proxy.variable)
+    aside = f"; not for {without}" if without else ""
+    found = []
+    for address, variables in names.items():
+        told = f"{' and '.join(variables)} {'is' if len(variables) == 1 else 'are'} {address}"
+        if fault := _fault(address):
+            found.append(Finding("proxy", "fault", f"{told}, {fault}", f"unset {' '.join(variables)}"))
+        else:
+            found.append(
+                Finding("proxy", "fine", f"{told}, which answers{aside}; this machine itself is never asked by it")
+            )
+    return found
+
+
+def clock_finding(ahead_s: float | None, whose: str) -> Finding:
+    """Whether the clock agrees with a server's. ahead_s: how far that is ahead of ours; None: none answered."""
+    if ahead_s is None:
+        return Finding("clock", "note", "cannot be compared: no server answered")
+    if abs(ahead_s) <= MOST_SKEW_S:
+        return Finding("clock", "fine", f"agrees with {whose}")
+    way = "behind" if ahead_s > 0 else "ahead of"
+    text = f"is {duration(abs(ahead_s))} {way} {whose}: S3 and certificates refuse that"
+    return Finding("clock", "fault", text, "sudo timedatectl set-ntp true")
+
+
+def _fault(address: str) -> str:
+    """Why nothing is reached by a proxy; empty if something listens there."""
+    try:
+        parts = urlsplit(address if "://" in address else f"http://{address}")
+        place = parts.hostname, parts.port or _PORTS.get(parts.scheme, 80)
+    except ValueError:
+        return "which is no address"
+    if place[0] is None:
+        return "which is no address"
+    try:
+        socket.create_connection((place[0], place[1]), CONNECT_S).close()
+    except OSError as error:
+        return f"where nothing answers ({error.strerror or error})"
+    return ""
