@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deepfloyd_core.config.run import Run
+from deepfloyd_core.doctor.embeds import embeds_coming
 from deepfloyd_core.doctor.finding import Finding, told
 from deepfloyd_core.doctor.hub import HubState, ask_hub, hub_finding, in_seconds
 from deepfloyd_core.doctor.installed import (
@@ -16,7 +17,7 @@ from deepfloyd_core.doctor.installed import (
 )
 from deepfloyd_core.doctor.memory import memory_findings
 from deepfloyd_core.doctor.models import ModelState, ask_for, look_here, models_of
-from deepfloyd_core.doctor.network import Proxy, clock_finding, proxy_findings
+from deepfloyd_core.doctor.network import Proxy, clock_finding, proxy_findings, server_ahead
 from deepfloyd_core.doctor.places import disk_findings, file_system_findings, places_of
 from deepfloyd_core.doctor.run_file import file_findings, read_checked
 from deepfloyd_core.doctor.torch_facts import AGAIN, NoTorch, TorchFacts, ask_torch, torch_findings
@@ -30,27 +31,33 @@ class Surroundings:
 
     proxies: tuple[Proxy, ...] = ()
     no_proxy: str = ""
+    prefect: str = ""  # address of a server elsewhere, without user and password
 
 
 def examine(path: Path | None, overrides: tuple[str, ...], around: Surroundings) -> list[Finding]:
     """Look at this machine, and with a run file at what that needs. Raises nothing that a finding could say."""
-    with ThreadPoolExecutor(4) as pool, in_seconds():
+    with ThreadPoolExecutor(5) as pool, in_seconds():
         torch = pool.submit(ask_torch) if is_installed("torch") else None
-        hub = pool.submit(ask_hub)
         proxies = pool.submit(proxy_findings, around.proxies, around.no_proxy)
-        run, of_file = read_checked(path, overrides) if path else (None, [])
+        hub = pool.submit(ask_hub)
+        clock = pool.submit(_clock, hub, around.prefect)
+        run, found = read_checked(path, overrides) if path else (None, [])
         models = [state for use in models_of(run) if (state := look_here(use))] if run else []
         asked = [state if state.finding else pool.submit(ask_for, state.use) for state in models]
         services = pool.submit(_service_findings, run) if run else None
-        found = [*of_file, python_finding(), package_finding(), extras_finding(), compiler_finding(run)]
-        found += _of_torch(torch, run)
+        found += [python_finding(), package_finding(), extras_finding(), compiler_finding(run)]
+        found += [*_of_torch(torch, run), *proxies.result(), clock.result()]
         found += _of_models([_state(each) for each in asked], hub.result(), run)
-        found += [
-            *proxies.result(),
-            clock_finding(hub.result().ahead_s, "the hub"),
-            *(services.result() if services else []),
-        ]
+        found += services.result() if services else []
     return list(dict.fromkeys(found))
+
+
+def _clock(hub: Future[HubState], prefect: str) -> Finding:
+    """Compared with the hub's, or where that is away with that of Prefect's server."""
+    ahead_s = hub.result().ahead_s
+    if ahead_s is None and prefect:
+        return clock_finding(server_ahead(prefect), prefect)
+    return clock_finding(ahead_s, "the hub's")
 
 
 def _of_torch(asked: "Future[TorchFacts] | None", run: Run | None) -> list[Finding]:
@@ -74,7 +81,9 @@ def _of_models(models: list[ModelState], hub: HubState, run: Run | None) -> list
         *([] if said else [hub_finding(hub)]),
         *(state.finding for state in models if state.finding),
         *(file_findings(run) if run else []),
-        *disk_findings(places_of(workspace, sum(state.coming for state in models))),
+        *disk_findings(
+            places_of(workspace, sum(state.coming for state in models), embeds_coming(run) if run else None)
+        ),
         *file_system_findings(workspace or Path.cwd()),
     ]
 

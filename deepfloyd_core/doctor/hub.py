@@ -1,13 +1,12 @@
 """The hub: does it answer, is somebody logged in, what time is it there. No request waits for more than some seconds."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import Any
 
 from deepfloyd_core.doctor.finding import Finding
+from deepfloyd_core.doctor.network import ahead
 
 SILENCE_S = 4.0  # after which a hub that says nothing is away
 LOGIN = "hf auth login"
@@ -57,14 +56,6 @@ def hub_finding(state: HubState) -> Finding:
     if state.has_token:
         return Finding("hub", "fine", "answers, and accepts the token of this machine")
     return Finding("hub", "note", "answers; nobody is logged in, which models with a licence need", LOGIN)
-
-
-def ahead(date: str | None) -> float | None:
-    """By how many seconds a server's clock is ahead of ours, by the Date of an answer that came just now; to a second."""
-    with suppress(TypeError, ValueError):
-        found = parsedate_to_datetime(date or "")
-        return (found - datetime.now(UTC)).total_seconds()
-    return None
 
 
 @contextmanager

@@ -1,8 +1,13 @@
 """Proxies and the clock."""
 
 import socket
+from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from urllib.parse import urlsplit
+
+import httpx
 
 from deepfloyd_core.doctor.finding import Finding
 from deepfloyd_core.store.counts import duration
@@ -40,12 +45,26 @@ def proxy_findings(proxies: tuple[Proxy, ...], without: str) -> list[Finding]:
     return found
 
 
+def server_ahead(address: str) -> float | None:
+    """`ahead` of a server, whatever it answers; None: it does not."""
+    with suppress(httpx.HTTPError, httpx.InvalidURL):
+        return ahead(httpx.head(address, timeout=CONNECT_S).headers.get("date"))
+    return None
+
+
+def ahead(date: str | None) -> float | None:
+    """By how many seconds a server's clock is ahead of ours, by the Date of an answer that came just now; to a second."""
+    with suppress(TypeError, ValueError):
+        return (parsedate_to_datetime(date or "") - datetime.now(UTC)).total_seconds()
+    return None
+
+
 def clock_finding(ahead_s: float | None, whose: str) -> Finding:
     """Whether the clock agrees with a server's. ahead_s: how far that is ahead of ours; None: none answered."""
     if ahead_s is None:
         return Finding("clock", "note", "cannot be compared: no server answered")
     if abs(ahead_s) <= MOST_SKEW_S:
-        return Finding("clock", "fine", f"agrees with {whose}")
+        return Finding("clock", "fine", f"agrees with {whose} to a minute")
     way = "behind" if ahead_s > 0 else "ahead of"
     text = f"is {duration(abs(ahead_s))} {way} {whose}: S3 and certificates refuse that"
     return Finding("clock", "fault", text, "sudo timedatectl set-ntp true")

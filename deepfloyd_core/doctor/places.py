@@ -1,6 +1,7 @@
 """Disks: room for the workspace, the hub's cache and temporary files, and what the workspace's file system can do."""
 
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
@@ -13,6 +14,17 @@ from deepfloyd_core.preflight.machine import LITTLE_BYTES
 from deepfloyd_core.store.counts import size
 from deepfloyd_core.store.file_trials import nearest_folder, try_all
 
+_LITTLE_TMP = 100_000_000  # bytes: compilers and downloads of other libraries
+
+
+@dataclass(frozen=True)
+class Coming:
+    """Bytes that a run will write."""
+
+    what: str
+    num_bytes: int
+    is_certain: bool = True  # False: at most so many
+
 
 @dataclass(frozen=True)
 class Place:
@@ -20,40 +32,54 @@ class Place:
 
     name: str
     folder: Path
-    needed: int  # bytes that are known to come
     remedy: str
+    least: int  # bytes that must be free in any case
+    coming: tuple[Coming, ...] = ()
 
 
-def places_of(workspace: Path | None, download: int) -> list[Place]:
-    """Where a run writes. workspace: None for the current directory. download: bytes that the hub will send."""
+def places_of(workspace: Path | None, downloads: int, embeds: Coming | None) -> list[Place]:
+    """Where a run writes. workspace: None for the current directory. downloads: bytes of models. embeds: of captions."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
     here = (workspace or Path.cwd()).absolute()
     room = 'in the run file: workspace = "/a/larger/disk"'
     if workspace is not None and is_there(workspace):
         room = f"deepfloyd gc {quote(str(workspace))} --delete"
+    models = (Coming("models", downloads),) if downloads else ()
     return [
-        Place("workspace", here, 0, room),
-        Place("hub cache", Path(HF_HUB_CACHE), download, "export HF_HOME=/a/larger/disk"),
-        Place("temporary files", Path(gettempdir()), 0, "export TMPDIR=/a/larger/disk"),
+        Place("hub cache", Path(HF_HUB_CACHE), "export HF_HOME=/a/larger/disk", 0, models),
+        Place("workspace" if workspace else "this folder", here, room, LITTLE_BYTES, (embeds,) if embeds else ()),
+        Place("temporary files", Path(gettempdir()), "export TMPDIR=/a/larger/disk", _LITTLE_TMP),
     ]
 
 
-def disk_findings(places: list[Place]) -> list[Finding]:
-    """Whether there is room at each place. Places on one disk share its room."""
-    found = []
+def disk_findings(places: Iterable[Place]) -> list[Finding]:
+    """For each disk how much is free, and whether that is enough for the places on it."""
+    disks: dict[int, list[Place]] = {}
     for place in places:
-        disk = nearest_folder(place.folder)
-        free, device = shutil.disk_usage(disk).free, disk.stat().st_dev
-        needed = sum(each.needed for each in places if nearest_folder(each.folder).stat().st_dev == device)
-        text = f"{size(free)} free for {place.folder}"
-        if needed and place.needed:
-            text = f"{text}, {size(needed)} needed there for models that are not downloaded yet"
-        is_little = free < LITTLE_BYTES + (needed if place.needed else 0)
-        found.append(
-            Finding(f"disk: {place.name}", "fault" if is_little else "fine", text, place.remedy if is_little else None)
-        )
-    return found
+        disks.setdefault(nearest_folder(place.folder).stat().st_dev, []).append(place)
+    return [_disk_finding(on_disk) for on_disk in disks.values()]
+
+
+def _disk_finding(places: list[Place]) -> Finding:
+    free = shutil.disk_usage(nearest_folder(places[0].folder)).free
+    coming = [each for place in places for each in place.coming]
+    least = max(place.least for place in places)
+    certain = least + sum(each.num_bytes for each in coming if each.is_certain)
+    at_most = least + sum(each.num_bytes for each in coming)
+    named = ", ".join(f"{place.name} {place.folder}" for place in places)
+    text = "; ".join([f"{size(free)} free for {named}", *(_coming_told(each) for each in coming)])
+    # Of several places the one that most is written to, as moving that helps most.
+    remedy = max(places, key=lambda place: (sum(each.num_bytes for each in place.coming), place.least)).remedy
+    if free < certain:
+        return Finding("disk", "fault", f"{text}; a run needs {size(certain)}", remedy)
+    if free < at_most:
+        return Finding("disk", "note", text, remedy)
+    return Finding("disk", "fine", text)
+
+
+def _coming_told(coming: Coming) -> str:
+    return f"{coming.what} will take {'' if coming.is_certain else 'at most '}{size(coming.num_bytes)}"
 
 
 def file_system_findings(workspace: Path) -> list[Finding]:
@@ -64,10 +90,10 @@ def file_system_findings(workspace: Path) -> list[Finding]:
     except StorageError as error:
         return [told(name, error)]
     if trials.refused:
-        return [
-            Finding(name, "fault", fault, 'in the run file: workspace = "/a/local/disk"') for fault in trials.refused
-        ]
+        remedy = 'in the run file: workspace = "/a/local/disk"'
+        return [Finding(name, "fault", fault, remedy) for fault in trials.refused]
+    place = nearest_folder(workspace)
     if trials.links:
-        text = f"{nearest_folder(workspace)} has no hard links, so files that versions share are copied: they take more room"
+        text = f"{place} has no hard links: files that versions share are copied, and take more room"
         return [Finding(name, "note", text)]
-    return [Finding(name, "fine", f"{nearest_folder(workspace)}: hard links, locks, renames and fsync work")]
+    return [Finding(name, "fine", f"{place}: hard links, locks, renames and fsync work")]

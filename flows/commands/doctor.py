@@ -60,14 +60,15 @@ def doctor(
 
 
 def surroundings(environ: Mapping[str, str]) -> "Surroundings":
-    """What the environment says of proxies, without users and passwords."""
+    """What the environment says of proxies and of a Prefect server elsewhere, without users and passwords."""
     from deepfloyd_core.doctor.examine import Surroundings
     from deepfloyd_core.doctor.network import Proxy
     from flows.serving.api import without_login
 
     named = [name for pair in _PROXIES for name in (pair, pair.upper()) if environ.get(name)]
     proxies = tuple(Proxy(name, without_login(environ[name])) for name in named)
-    return Surroundings(proxies, environ.get("no_proxy") or environ.get("NO_PROXY", ""))
+    prefect = without_login(environ.get("PREFECT_API_URL", ""))
+    return Surroundings(proxies, environ.get("no_proxy") or environ.get("NO_PROXY", ""), prefect)
 
 
 def secrets_of(environ: Mapping[str, str]) -> list[str]:

@@ -7,18 +7,18 @@ import urllib.request
 from base64 import b64encode
 from importlib import metadata
 from pathlib import Path
+from shlex import quote
 
-from deepfloyd_core.doctor.finding import Finding, told
+from deepfloyd_core.doctor.finding import Finding
 from deepfloyd_core.errors import ConfigError, StorageError
 from deepfloyd_core.store.file_trials import try_locks
 from flows.serving.api import check_api, without_login
 from flows.serving.home import PASSWORD, password
 from flows.serving.server import server_address
-from flows.serving.server_log import LogReader
+from flows.serving.server_log import errors_since_start
 from tasks.health import ANSWER_S, healthy
 
 _OWN_HOME = "export PREFECT_HOME=/a/folder/on/a/local/disk"
-_TAIL = 1 << 18  # bytes of a server's log that are looked through
 
 
 def prefect_findings(home: Path, api_url: str | None) -> list[Finding]:
@@ -38,7 +38,8 @@ def _configured(url: str) -> Finding:
     try:
         check_api(url)
     except ConfigError as error:
-        return told(name, error) if "pip" in str(error) else Finding(name, "fault", str(error), "unset PREFECT_API_URL")
+        fault, _, remedy = str(error).rpartition(". ")
+        return Finding(name, "fault", fault, "unset PREFECT_API_URL" if "unset it" in remedy else remedy)
     return Finding(name, "fine", f"{without_login(url)} answers, in a version that Prefect {_installed()} can use")
 
 
@@ -59,7 +60,9 @@ def _own(home: Path, url: str) -> Finding:
     name = "Prefect server"
     if not healthy(url):
         log = home / "server.log"
-        return Finding(name, "fault", f"{url} runs, and does not answer; its log is {log}", f"tail -n 50 {log}")
+        return Finding(
+            name, "fault", f"{url} runs, and does not answer; its log is {log}", f"tail -n 50 {quote(str(log))}"
+        )
     version = _version(home, url)
     if version and version != _installed():
         text = f"{url} is Prefect {version}, and {_installed()} is installed: the server was started before"
@@ -68,16 +71,13 @@ def _own(home: Path, url: str) -> Finding:
 
 
 def _services(home: Path) -> list[Finding]:
-    """The errors of the background services of a home's server, at the end of its log; each once."""
-    errors = {error.key: error for error in LogReader(home / "server.log", _TAIL).errors(to_the_end=True)}
-    if not errors:
-        return [Finding("Prefect services", "fine", "no errors in the server's log")]
-    return [
-        Finding(
-            "Prefect services", "fault", f"{error.service} fails: {error.error}", f"tail -n 50 {home / 'server.log'}"
-        )
-        for error in errors.values()
+    """The errors of the background services of a home's server, which only its log tells."""
+    name, log = "Prefect services", home / "server.log"
+    found = [
+        Finding(name, "fault", f"{error.service} fails: {error.error}", f"tail -n 50 {quote(str(log))}")
+        for error in errors_since_start(log)
     ]
+    return found or [Finding(name, "fine", "no errors since the server was started")]
 
 
 def _version(home: Path, url: str) -> str:
