@@ -46,7 +46,7 @@ def examine(path: Path | None, overrides: tuple[str, ...], around: Surroundings)
         asked = [state if state.finding else pool.submit(ask_for, state.use) for state in models]
         services = pool.submit(_service_findings, run) if run else None
         found += [python_finding(), package_finding(), extras_finding(), compiler_finding(run)]
-        found += [*_of_torch(torch, run), *proxies.result(), clock.result()]
+        found += [*proxies.result(), clock.result(), *_of_torch(torch, run)]
         found += _of_models([_state(each) for each in asked], hub.result(), run)
         found += services.result() if services else []
     return list(dict.fromkeys(found))

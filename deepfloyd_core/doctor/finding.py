@@ -7,6 +7,13 @@ from typing import Literal
 State = Literal["fine", "note", "fault"]
 _INSTALL = re.compile(r" (?:Install the extra: )?(pip install '[^']+')\.?")
 
+# With which the last sentence of a message begins where it says what to do.
+_ADVICE = re.compile(
+    r"^(?P<fault>.*)\. (?P<advice>(?:Accept|Add|Change|Choose|Connect|Correct|Create|Free|Give|Install|Lower|Make|Name|Put"
+    r"|Raise|Remove|Run|Set|Start|Stop|Unset|Use|Write)\b.*)$",
+    re.DOTALL,
+)
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -19,8 +26,10 @@ class Finding:
 
 
 def told(name: str, error: Exception, state: State = "fault") -> Finding:
-    """The finding for an error that is meant for the user; a command `pip install` in its text becomes the remedy."""
+    """The finding for an error that is meant for the user: what to do, or a command `pip install`, becomes the remedy."""
     text = str(error)
     if found := _INSTALL.search(text):
         return Finding(name, state, text[: found.start()] + text[found.end() :], found[1])
+    if found := _ADVICE.match(text):
+        return Finding(name, state, found["fault"], found["advice"])
     return Finding(name, state, text)

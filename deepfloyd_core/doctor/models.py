@@ -64,7 +64,6 @@ def ask_for(use: ModelUse) -> ModelState:
     try:
         count = size_on_hub(use.model, use.stage, use.text)
     except ModelError as error:
-        text, _, remedy = str(error).rpartition(". ")
-        return ModelState(use, Finding(use.name, "fault" if use.trained else "note", text, remedy))
+        return ModelState(use, told(use.name, error, "fault" if use.trained else "note"))
     text = f"{use.model}: {size(count)} will be downloaded before it is used first"
     return ModelState(use, Finding(use.name, "fine", text), count)

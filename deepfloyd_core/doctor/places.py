@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
+from errno import ENOSPC
 from pathlib import Path
 from shlex import quote
 from tempfile import gettempdir
@@ -14,7 +15,7 @@ from deepfloyd_core.preflight.machine import LITTLE_BYTES
 from deepfloyd_core.store.counts import size
 from deepfloyd_core.store.file_trials import nearest_folder, try_all
 
-_LITTLE_TMP = 100_000_000  # bytes: compilers and downloads of other libraries
+_LEAST_BYTES = 100_000_000  # with less free, nothing of use is made
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Place:
     name: str
     folder: Path
     remedy: str
-    least: int  # bytes that must be free in any case
+    wanted: int  # bytes that should be free in any case
     coming: tuple[Coming, ...] = ()
 
 
@@ -49,7 +50,7 @@ def places_of(workspace: Path | None, downloads: int, embeds: Coming | None) -> 
     return [
         Place("hub cache", Path(HF_HUB_CACHE), "export HF_HOME=/a/larger/disk", 0, models),
         Place("workspace" if workspace else "this folder", here, room, LITTLE_BYTES, (embeds,) if embeds else ()),
-        Place("temporary files", Path(gettempdir()), "export TMPDIR=/a/larger/disk", _LITTLE_TMP),
+        Place("temporary files", Path(gettempdir()), "export TMPDIR=/a/larger/disk", _LEAST_BYTES),
     ]
 
 
@@ -64,17 +65,17 @@ def disk_findings(places: Iterable[Place]) -> list[Finding]:
 def _disk_finding(places: list[Place]) -> Finding:
     free = shutil.disk_usage(nearest_folder(places[0].folder)).free
     coming = [each for place in places for each in place.coming]
-    least = max(place.least for place in places)
-    certain = least + sum(each.num_bytes for each in coming if each.is_certain)
-    at_most = least + sum(each.num_bytes for each in coming)
+    wanted = max(place.wanted for place in places)
+    certain = min(wanted, _LEAST_BYTES) + sum(each.num_bytes for each in coming if each.is_certain)
+    at_most = wanted + sum(each.num_bytes for each in coming)
     named = ", ".join(f"{place.name} {place.folder}" for place in places)
     text = "; ".join([f"{size(free)} free for {named}", *(_coming_told(each) for each in coming)])
     # Of several places the one that most is written to, as moving that helps most.
-    remedy = max(places, key=lambda place: (sum(each.num_bytes for each in place.coming), place.least)).remedy
+    remedy = max(places, key=lambda place: (sum(each.num_bytes for each in place.coming), place.wanted)).remedy
     if free < certain:
-        return Finding("disk", "fault", f"{text}; a run needs {size(certain)}", remedy)
+        return Finding("disk", "fault", text, remedy)
     if free < at_most:
-        return Finding("disk", "note", text, remedy)
+        return Finding("disk", "note", f"{text}; {size(at_most)} should be free", remedy)
     return Finding("disk", "fine", text)
 
 
@@ -88,7 +89,8 @@ def file_system_findings(workspace: Path) -> list[Finding]:
     try:
         trials = try_all(workspace)
     except StorageError as error:
-        return [told(name, error)]
+        is_full = isinstance(error.__cause__, OSError) and error.__cause__.errno == ENOSPC
+        return [] if is_full else [told(name, error)]  # the disk's own finding says so
     if trials.refused:
         remedy = 'in the run file: workspace = "/a/local/disk"'
         return [Finding(name, "fault", fault, remedy) for fault in trials.refused]

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from deepfloyd_core.config.base import Spec, is_there, names_a_path
+from deepfloyd_core.config.extras import every_extra
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.config.source_keys import SOURCE_TYPES
 from deepfloyd_core.config.stages import STAGES
@@ -12,16 +13,30 @@ from deepfloyd_core.errors import DeepFloydError, attempt
 from deepfloyd_core.preflight.check import Checked, first_round
 from deepfloyd_core.store.counts import many, size
 
+_NAME = "run file"
 _SHOWN_ELSEWHERE = {"workspace", "pretrained_model_name_or_path", "csv_cache_dir"}
 
 
 def read_checked(path: Path, overrides: tuple[str, ...]) -> tuple[Run | None, list[Finding]]:
-    """A run as far as its files make one, and a finding for each of its faults, as `deepfloyd run` tells them."""
+    """A run as far as its files make one, and a finding for each of its faults, as `deepfloyd run` tells them.
+
+    Missing extras are faults, and hide nothing: without them most settings can still be looked at.
+    """
     faults: list[DeepFloydError] = []
+    run = _read(path, overrides, faults)
+    if run is None:
+        with every_extra():
+            run = _read(path, overrides, [])
+    found = [told(_NAME, fault) for fault in {str(fault): fault for fault in faults}.values()]
+    if run is None:
+        hidden = "its models, their memory and their room on the disk are looked at when it has no such faults"
+        return None, [*found, Finding(_NAME, "note", hidden)]
+    return run, found or [_summary(path, run)]
+
+
+def _read(path: Path, overrides: tuple[str, ...], faults: list[DeepFloydError]) -> Run | None:
     checked: Checked = {}
-    run = attempt(faults, first_round, path, overrides, "lora_bundle", faults, checked)
-    texts = {str(fault): fault for fault in faults}
-    return run, [told("run file", fault) for fault in texts.values()] or [_summary(path, run)]
+    return attempt(faults, first_round, path, overrides, "lora_bundle", faults, checked)
 
 
 def file_findings(run: Run) -> list[Finding]:
@@ -32,10 +47,9 @@ def file_findings(run: Run) -> list[Finding]:
     return [Finding("file", "fine", f"{key}: {_told(path)}") for key, path in found if is_there(path)]
 
 
-def _summary(path: Path, run: Run | None) -> Finding:
-    assert run is not None  # without one there are faults
+def _summary(path: Path, run: Run) -> Finding:
     stages = " and ".join(STAGES[stage].title for stage in run.config.stages)
-    return Finding("run file", "fine", f"{path}: {stages}, {many(len(run.datasets), 'data set')}")
+    return Finding(_NAME, "fine", f"{path}: {stages}, {many(len(run.datasets), 'data set')}")
 
 
 def _named(run: Run) -> Iterator[tuple[str, Path]]:

@@ -98,7 +98,7 @@ def _scratch(workspace: Path) -> Iterator[Path]:
         with TemporaryDirectory(prefix=".trial-", dir=place, ignore_cleanup_errors=True) as folder:
             yield Path(folder)
     except OSError as error:
-        raise _of_workspace(error, workspace) from None
+        raise _of_workspace(error, workspace) from error
 
 
 def _of_workspace(error: OSError, workspace: Path) -> StorageError:

@@ -39,16 +39,10 @@ def doctor(
     overrides: Overrides = None,
 ) -> None:
     """Look at this machine, and say what is missing and how to mend it; exit 1 on any fault."""
-    # Not above: `--help` needs none of it.
-    from deepfloyd_core.doctor.examine import examine
-    from flows.serving.checkup import prefect_findings
-    from flows.serving.home import default_home
-
     if overrides and config is None:
         raise typer.BadParameter("--set changes keys of a run file; name it.")
-    with ThreadPoolExecutor(1) as pool, err.status("looking at this machine"):
-        prefect = pool.submit(prefect_findings, default_home(), os.environ.get("PREFECT_API_URL"))
-        found = [*examine(config, tuple(overrides or ()), surroundings(os.environ)), *prefect.result()]
+    with err.status("looking at this machine"):
+        found = _found(config, tuple(overrides or ()))
     hide = secrets_of(os.environ)
     shown = sorted((hidden(each, hide) for each in found), key=lambda each: _ORDER[each.state])
     if as_json:
@@ -57,6 +51,26 @@ def doctor(
         print_findings(shown)
     if any(each.state == "fault" for each in shown):
         raise typer.Exit(1)
+
+
+def _found(config: Path | None, overrides: tuple[str, ...]) -> "list[Finding]":
+    """All findings; where a package is missing that the look itself takes, only that one."""
+    # Not above: `--help` needs none of it.
+    from deepfloyd_core.doctor.installed import package_finding, python_finding
+
+    try:
+        from deepfloyd_core.doctor.examine import examine
+        from flows.serving.checkup import prefect_findings
+        from flows.serving.home import default_home
+
+        with ThreadPoolExecutor(1) as pool:
+            prefect = pool.submit(prefect_findings, default_home(), os.environ.get("PREFECT_API_URL"))
+            return [*examine(config, overrides, surroundings(os.environ)), *prefect.result()]
+    except ModuleNotFoundError:
+        packages = package_finding()
+        if packages.state == "fine":
+            raise
+        return [packages, python_finding()]
 
 
 def surroundings(environ: Mapping[str, str]) -> "Surroundings":

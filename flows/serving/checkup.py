@@ -5,11 +5,12 @@ import os
 import urllib.error
 import urllib.request
 from base64 import b64encode
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from shlex import quote
 
-from deepfloyd_core.doctor.finding import Finding
+from deepfloyd_core.doctor.finding import Finding, told
 from deepfloyd_core.errors import ConfigError, StorageError
 from deepfloyd_core.store.file_trials import try_locks
 from flows.serving.api import check_api, without_login
@@ -38,8 +39,8 @@ def _configured(url: str) -> Finding:
     try:
         check_api(url)
     except ConfigError as error:
-        fault, _, remedy = str(error).rpartition(". ")
-        return Finding(name, "fault", fault, "unset PREFECT_API_URL" if "unset it" in remedy else remedy)
+        found = told(name, error)
+        return replace(found, remedy="unset PREFECT_API_URL") if "unset it" in str(found.remedy) else found
     return Finding(name, "fine", f"{without_login(url)} answers, in a version that Prefect {_installed()} can use")
 
 
@@ -51,7 +52,7 @@ def _home(home: Path) -> Finding:
     try:
         try_locks(home, "Set PREFECT_HOME to a folder on a local disk")
     except StorageError as error:
-        return Finding(name, "fault", str(error), _OWN_HOME)
+        return replace(told(name, error), remedy=_OWN_HOME)
     running = "" if server_address(home) else "; no server runs, each command starts one"
     return Finding(name, "fine", f"{home}{running}")
 

@@ -9,6 +9,7 @@ import socket
 import sys
 from collections.abc import Callable, Iterator
 from importlib import import_module, util
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -138,6 +139,23 @@ def test_a_required_package_in_a_wrong_version_is_said_with_the_right_one(monkey
     assert (fault["text"], fault["remedy"]) == ("peft is 0.1", "pip install 'peft<0.22,>=0.21'")
 
 
+def test_a_package_that_the_look_itself_takes_is_said_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    version = import_module("importlib.metadata").version
+
+    def without_psutil(name: str) -> str:
+        if name == "psutil":
+            raise PackageNotFoundError(name)
+        return str(version(name))
+
+    def look(*_: object) -> None:
+        raise ModuleNotFoundError("No module named 'psutil'")
+
+    monkeypatch.setattr(examine, "memory_findings", look)
+    assert isinstance(deepfloyd("doctor").exception, ModuleNotFoundError), "a fault of ours, where nothing is missing"
+    monkeypatch.setattr("importlib.metadata.version", without_psutil)
+    assert told(code=1) == [only()] and only()["remedy"] == "pip install 'psutil>=5.9'"
+
+
 def test_a_gated_model_is_said_with_its_licence_and_nothing_is_downloaded(small_run: SmallRun, hub: ModelHub) -> None:
     hub.repos[REPO], hub.gated = FILES, {REPO}
     fault = only(str(small_run.config), HUB_MODEL)
@@ -159,7 +177,7 @@ def test_a_model_that_may_be_read_is_told_with_the_size_of_its_download(
     room = SimpleNamespace(total=10**12, used=0, free=10 * 10**9)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: room)
     fault = only(str(small_run.config), HUB_MODEL)
-    assert fault["name"] == "disk" and fault["text"].startswith("10.0 GB free") and "12.0 GB" in fault["text"]
+    assert fault["name"] == "disk" and fault["text"].startswith("10.0 GB free") and "11.0 GB" in fault["text"]
     assert fault["remedy"] == "export HF_HOME=/a/larger/disk"
 
 
@@ -226,9 +244,9 @@ def test_slow_bf16_is_a_note_where_a_run_file_asks_for_it(small_run: SmallRun, m
 def test_too_little_disk_is_one_fault_for_all_that_lies_on_it(
     small_run: SmallRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(total=10**12, used=0, free=300 * 10**6))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(total=10**12, used=0, free=30 * 10**6))
     fault = only(str(small_run.config))
-    assert fault["name"] == "disk" and str(small_run.workspace) in fault["text"] and "300 MB free" in fault["text"]
+    assert fault["name"] == "disk" and str(small_run.workspace) in fault["text"] and "30.0 MB free" in fault["text"]
     assert fault["remedy"] == 'in the run file: workspace = "/a/larger/disk"'
     small_run.workspace.mkdir()
     assert only(str(small_run.config))["remedy"] == f"deepfloyd gc {small_run.workspace} --delete"
@@ -287,6 +305,28 @@ def test_the_faults_of_a_run_file_are_told_one_by_one_and_the_rest_all_the_same(
     assert "moons" in found[0]["text"] and "nowhere/lora" in found[1]["text"]
     found = told("nowhere.toml", code=1)
     assert found[0]["text"] == "nowhere.toml cannot be read: no such file."
+    assert (found[1]["name"], found[1]["state"]) == ("run file", "note") and "when it has no such faults" in found[1][
+        "text"
+    ]
+
+
+def test_a_new_user_reads_all_that_is_missing_at_once_and_first(
+    small_run: SmallRun, hub: ModelHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A missing extra, a gated model, too little memory, too little disk, a dead proxy."""
+    find = util.find_spec
+    hub.repos[REPO], hub.gated = FILES, {REPO}
+    monkeypatch.setattr(util, "find_spec", lambda name, *rest: None if name == "prodigyopt" else find(name, *rest))
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=8 * 10**9, available=6 * 10**9))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(total=10**12, used=0, free=30 * 10**6))
+    monkeypatch.setenv("https_proxy", "http://alice:p4ssword@127.0.0.1:9")
+    model = "--set=stage1.model_flavour=i-medium-400m"
+    done = deepfloyd("doctor", str(small_run.config), model, "--set=stage1.optimizer=prodigy")
+    lines = [line.split() for line in done.stdout.splitlines()]
+    faults = [" ".join(line[1:3]) for line in lines if line[0] == "fault"]
+    assert [fault.split()[0] for fault in faults] == ["run", "proxy", "memory", "stage1", "disk"], done.stdout
+    assert [line[0] for line in lines[:10]] == ["fault", "->"] * 5 and lines[10][0] != "->"
+    assert done.exit_code == 1 and "alice" not in done.output and "p4ss" not in done.output
 
 
 def test_a_prefect_server_that_does_not_answer_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
