@@ -76,9 +76,11 @@ def _state(asked: "ModelState | Future[ModelState]") -> ModelState:
 def _of_models(models: list[ModelState], hub: HubState, run: Run | None) -> list[Finding]:
     """Of the hub, the models, the other files, and the disks that take them."""
     workspace = run.workspace if run else None
-    said = hub.away and any(state.finding and state.finding.state == "fault" for state in models)
+    asked = [state for state in models if state.from_hub]
+    # A model that does not come says itself why.
+    told_by_model = not hub.login and any(state.finding and state.finding.state == "fault" for state in asked)
     return [
-        *([] if said else [hub_finding(hub)]),
+        *([] if told_by_model else [hub_finding(hub, is_needed=run is None or bool(asked))]),
         *(state.finding for state in models if state.finding),
         *(file_findings(run) if run else []),
         *disk_findings(

@@ -29,7 +29,7 @@ def told(name: str, error: Exception, state: State = "fault") -> Finding:
     """The finding for an error that is meant for the user: what to do, or a command `pip install`, becomes the remedy."""
     text = str(error)
     if found := _INSTALL.search(text):
-        return Finding(name, state, text[: found.start()] + text[found.end() :], found[1])
+        return Finding(name, state, (text[: found.start()] + text[found.end() :]).removesuffix("."), found[1])
     if found := _ADVICE.match(text):
         return Finding(name, state, found["fault"], found["advice"])
     return Finding(name, state, text)

@@ -45,8 +45,11 @@ def ask_hub() -> HubState:
     return HubState("", ahead_s, "", has_token)
 
 
-def hub_finding(state: HubState) -> Finding:
-    """Whether the hub answers and knows us. No fault: a model that must come from it, and cannot, is one of its own."""
+def hub_finding(state: HubState, is_needed: bool) -> Finding:
+    """Whether the hub answers and knows us. No fault: a model that must come from it, and cannot, is one of its own.
+
+    is_needed: whether a model must come from it, as far as is known.
+    """
     if state.away:
         return Finding(
             "hub", "note", f"{state.away}; {'a token is stored' if state.has_token else 'nobody is logged in'}"
@@ -55,6 +58,8 @@ def hub_finding(state: HubState) -> Finding:
         return Finding("hub", "note", state.login, f"{LOGIN} --force")
     if state.has_token:
         return Finding("hub", "fine", "answers, and accepts the token of this machine")
+    if not is_needed:
+        return Finding("hub", "fine", "answers; nobody is logged in, and no model must come from it")
     return Finding("hub", "note", "answers; nobody is logged in, which models with a licence need", LOGIN)
 
 

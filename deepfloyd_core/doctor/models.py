@@ -33,6 +33,7 @@ class ModelState:
     use: ModelUse
     finding: Finding | None  # None: it must be downloaded, and nobody has asked the hub yet
     coming: int = 0  # bytes that will be written into the cache
+    from_hub: bool = False  # it must be downloaded
 
 
 def models_of(run: Run) -> list[ModelUse]:
@@ -47,7 +48,7 @@ def look_here(use: ModelUse) -> ModelState | None:
     try:
         folder = folder_here(use.model, use.stage, use.text)
         if folder is None and is_on_hub(use.model):
-            return ModelState(use, None)
+            return ModelState(use, None, from_hub=True)
     except ModelError as error:
         return None if use.trained else ModelState(use, told(use.name, error, "note"))
     if folder is None:
@@ -64,6 +65,6 @@ def ask_for(use: ModelUse) -> ModelState:
     try:
         count = size_on_hub(use.model, use.stage, use.text)
     except ModelError as error:
-        return ModelState(use, told(use.name, error, "fault" if use.trained else "note"))
+        return ModelState(use, told(use.name, error, "fault" if use.trained else "note"), from_hub=True)
     text = f"{use.model}: {size(count)} will be downloaded before it is used first"
-    return ModelState(use, Finding(use.name, "fine", text), count)
+    return ModelState(use, Finding(use.name, "fine", text), count, from_hub=True)

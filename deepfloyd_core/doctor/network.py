@@ -40,7 +40,7 @@ def proxy_findings(proxies: tuple[Proxy, ...], without: str) -> list[Finding]:
             found.append(Finding("proxy", "fault", f"{told}, {fault}", f"unset {' '.join(variables)}"))
         else:
             found.append(
-                Finding("proxy", "fine", f"{told}, which answers{aside}; this machine itself is never asked by it")
+                Finding("proxy", "fine", f"{told}, which answers{aside}; addresses of this machine go past it")
             )
     return found
 
