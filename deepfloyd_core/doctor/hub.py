@@ -24,7 +24,7 @@ class HubState:
 
 def ask_hub() -> HubState:
     """Ask the hub for its time, and whether it knows our token. Run in `in_seconds`."""
-    from httpx2 import HTTPError
+    from httpx2 import HTTPError, InvalidURL
     from huggingface_hub import HfApi, constants, get_session, get_token, is_offline_mode
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -38,7 +38,7 @@ def ask_hub() -> HubState:
     except HfHubHTTPError as error:
         status = error.response.status_code
         return HubState("", ahead_s, f"{constants.ENDPOINT} refuses the token of this machine ({status})", True)
-    except (HTTPError, OSError) as error:
+    except (HTTPError, InvalidURL, ImportError, OSError) as error:
         return HubState(
             f"{constants.ENDPOINT} cannot be reached ({error or type(error).__name__})", None, "", has_token
         )
@@ -66,9 +66,13 @@ def hub_finding(state: HubState, is_needed: bool) -> Finding:
 @contextmanager
 def in_seconds() -> Iterator[None]:
     """In this block each wait of the hub's library ends after SILENCE_S; it asks for none itself in most calls."""
+    from httpx2 import InvalidURL
     from huggingface_hub import get_session
 
-    hooks = get_session().event_hooks["request"]
+    try:
+        hooks = get_session().event_hooks["request"]
+    except (InvalidURL, ImportError):  # of a proxy, which whoever asks is told
+        hooks = []
     hooks.append(_soon)
     try:
         yield

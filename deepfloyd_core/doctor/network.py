@@ -5,6 +5,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from importlib.util import find_spec
 from urllib.parse import urlsplit
 
 import httpx
@@ -14,6 +15,7 @@ from deepfloyd_core.store.counts import duration
 
 CONNECT_S = 2.0
 MOST_SKEW_S = 60.0  # S3 refuses signatures from 15 minutes on, certificates of an hour ago are not valid yet
+_SOCKS = "pip install 'socksio>=1,<2'"
 _PORTS = {"http": 80, "https": 443, "socks5": 1080, "socks5h": 1080}
 
 
@@ -33,21 +35,37 @@ def proxy_findings(proxies: tuple[Proxy, ...], without: str) -> list[Finding]:
     for proxy in proxies:
         names.setdefault(proxy.address, []).append(proxy.variable)
     aside = f"; not for {without}" if without else ""
-    found = []
-    for address, variables in names.items():
-        told = f"{' and '.join(variables)} {'is' if len(variables) == 1 else 'are'} {address}"
-        if fault := _fault(address):
-            found.append(Finding("proxy", "fault", f"{told}, {fault}", f"unset {' '.join(variables)}"))
-        else:
-            found.append(
-                Finding("proxy", "fine", f"{told}, which answers{aside}; addresses of this machine go past it")
-            )
-    return found
+    return [_proxy_finding(address, variables, aside) for address, variables in names.items()]
+
+
+def _proxy_finding(address: str, variables: list[str], aside: str) -> Finding:
+    told = f"{' and '.join(variables)} {'is' if len(variables) == 1 else 'are'} {address}"
+    unset = f"unset {' '.join(variables)}"
+    place = _place(address)
+    if place is None:
+        return Finding("proxy", "fault", f"{told}, which is no address", unset)
+    if address.startswith("socks") and find_spec("socksio") is None:
+        return Finding("proxy", "fault", f"{told}, and socksio, which such a proxy takes, is not installed", _SOCKS)
+    try:
+        socket.create_connection(place, CONNECT_S).close()
+    except OSError as error:
+        return Finding("proxy", "fault", f"{told}, where nothing answers ({error.strerror or error})", unset)
+    return Finding("proxy", "fine", f"{told}, which answers{aside}; addresses of this machine go past it")
+
+
+def _place(address: str) -> tuple[str, int] | None:
+    """Host and port of a proxy; None for a text that is no address."""
+    try:
+        parts = urlsplit(address if "://" in address else f"http://{address}")
+        port = parts.port or _PORTS.get(parts.scheme, 80)
+    except ValueError:
+        return None
+    return (parts.hostname, port) if parts.hostname else None
 
 
 def server_ahead(address: str) -> float | None:
     """`ahead` of a server, whatever it answers; None: it does not."""
-    with suppress(httpx.HTTPError, httpx.InvalidURL):
+    with suppress(httpx.HTTPError, httpx.InvalidURL, ImportError):  # the last of a SOCKS proxy
         return ahead(httpx.head(address, timeout=CONNECT_S).headers.get("date"))
     return None
 
@@ -68,19 +86,3 @@ def clock_finding(ahead_s: float | None, whose: str) -> Finding:
     way = "behind" if ahead_s > 0 else "ahead of"
     text = f"is {duration(abs(ahead_s))} {way} {whose}: S3 and certificates refuse that"
     return Finding("clock", "fault", text, "sudo timedatectl set-ntp true")
-
-
-def _fault(address: str) -> str:
-    """Why nothing is reached by a proxy; empty if something listens there."""
-    try:
-        parts = urlsplit(address if "://" in address else f"http://{address}")
-        place = parts.hostname, parts.port or _PORTS.get(parts.scheme, 80)
-    except ValueError:
-        return "which is no address"
-    if place[0] is None:
-        return "which is no address"
-    try:
-        socket.create_connection((place[0], place[1]), CONNECT_S).close()
-    except OSError as error:
-        return f"where nothing answers ({error.strerror or error})"
-    return ""

@@ -52,7 +52,7 @@ def bytes_to_download(repo: str, files: ModelFiles) -> int:
 @contextmanager
 def _told(repo: str, wanted: ModelFiles) -> Iterator[None]:
     """The library's errors as ModelError: what is missing, why it does not come, what to do."""
-    from httpx2 import TransportError
+    from httpx2 import InvalidURL, TransportError
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError
 
     files = ", ".join(wanted.needed)
@@ -61,7 +61,7 @@ def _told(repo: str, wanted: ModelFiles) -> Iterator[None]:
         yield
     except GatedRepoError:
         raise ModelError(f"{repo} is gated: {files} cannot be read. {accept}, {LOCAL}.") from None
-    except (HfHubHTTPError, HFValidationError, TransportError, OSError) as error:
+    except (HfHubHTTPError, HFValidationError, TransportError, InvalidURL, ImportError, OSError) as error:
         if away := _why_away(error):
             raise ModelError(f"{repo} lacks {files} on this machine, and {away}, {LOCAL}.") from None
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -70,13 +70,15 @@ def _told(repo: str, wanted: ModelFiles) -> Iterator[None]:
 
 def _why_away(error: Exception) -> str:
     """Why the hub was not asked, or did not answer, and what to do; empty if it answered, or the fault is another one."""
-    from httpx2 import TransportError
+    from httpx2 import InvalidURL, TransportError
     from huggingface_hub import constants, is_offline_mode
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
-    # A download tells what it met in the error that the library raises from it; other calls raise it as it is.
+    # A download tells what it met in the error that the library raises from it; other calls raise it as it is. The last two
+    # are of a proxy whose address is none, or whose kind the library does not know.
     cause = error.__cause__ if isinstance(error, LocalEntryNotFoundError) else error
-    asked = isinstance(error, LocalEntryNotFoundError | TransportError | OfflineModeIsEnabled)
+    kinds = LocalEntryNotFoundError, TransportError, OfflineModeIsEnabled, InvalidURL, ImportError
+    asked = isinstance(error, kinds)
     if not asked or isinstance(cause, HfHubHTTPError):
         return ""
     if is_offline_mode():

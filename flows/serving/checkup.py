@@ -40,7 +40,8 @@ def _configured(url: str) -> Finding:
         check_api(url)
     except ConfigError as error:
         found = told(name, error)
-        return replace(found, remedy="unset PREFECT_API_URL") if "unset it" in str(found.remedy) else found
+        has_own = found.remedy and "unset it" not in found.remedy
+        return found if has_own else replace(found, remedy="unset PREFECT_API_URL")
     return Finding(name, "fine", f"{without_login(url)} answers, in a version that Prefect {_installed()} can use")
 
 

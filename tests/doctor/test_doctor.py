@@ -17,6 +17,7 @@ from typing import Any
 import psutil
 import pytest
 from hub_of_models import TOKEN, ModelHub, hub_of_models
+from huggingface_hub import close_session
 from releases import deepfloyd
 from small_run import SmallRun
 
@@ -59,7 +60,9 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[ModelHub]:
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
         monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+        close_session()  # it keeps the proxies of the environment in which it was opened
         yield running
+        close_session()
 
 
 def told(*arguments: str, code: int) -> list[dict[str, Any]]:
@@ -265,6 +268,21 @@ def test_a_dead_proxy_is_said_and_its_password_nowhere(variable: str, monkeypatc
         for arguments in ([], ["--json"]):
             output = deepfloyd("doctor", *arguments).output
             assert not [secret for secret in ("alice", "p4ss", "word@") if secret in output]
+
+
+@pytest.mark.parametrize(
+    ("address", "said", "remedy"),
+    [("http://[::1", "which is no address", "unset all_proxy"), ("a::b", "which is no address", "unset all_proxy"),
+     ("socks5://u:p4ss@127.0.0.1:9", "and socksio, which such a proxy takes, is not", "pip install 'socksio>=1,<2'")],
+)  # fmt: skip
+def test_a_proxy_that_the_hub_s_library_cannot_use_is_said_once_and_no_crash(
+    address: str, said: str, remedy: str, small_run: SmallRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("all_proxy", address)
+    found = told(str(small_run.config), HUB_MODEL, code=1)
+    assert [each["name"] for each in found if each["state"] == "fault"] == ["proxy", "stage1 model"]
+    assert said in found[0]["text"] and found[0]["remedy"] == remedy and "p4ss" not in str(found)
+    assert "cannot be reached" in found[1]["text"]
 
 
 def test_secrets_that_other_texts_repeat_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
