@@ -24,11 +24,16 @@ _KIND = "text_embeds"
 
 def embeds_coming(run: Run) -> Coming | None:
     """The embeds of a run that has none yet; None: it has some, which are reused, or no pictures in folders."""
-    count = _count_pictures(run)
-    if not count or any((run.workspace / _KIND).glob("*/manifest.json")):
+    count = 0 if has_embeds(run) else _count_pictures(run)
+    if not count:
         return None
     row = run.config.tokenizer_max_length * _columns(run) * _WIDTH[run.config.text_encoder_dtype]
     return Coming(f"embeds of {many(count, 'caption')}", count * row, is_certain=False)
+
+
+def has_embeds(run: Run) -> bool:
+    """Whether captions were encoded in the workspace before: a run of the same captions needs no T5."""
+    return any((run.workspace / _KIND).glob("*/manifest.json"))
 
 
 def _count_pictures(run: Run) -> int:

@@ -5,6 +5,7 @@ fault is no promise.
 """
 
 import math
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from safetensors import SafetensorError
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.config.stage import StageConfig
 from deepfloyd_core.config.stages import Stage
+from deepfloyd_core.doctor.embeds import has_embeds
 from deepfloyd_core.doctor.finding import Finding
 from deepfloyd_core.doctor.sizes import T5_XXL, unet_parameters
 from deepfloyd_core.doctor.torch_facts import TorchFacts
@@ -42,57 +44,66 @@ class _Need:
 def memory_findings(run: Run | None, facts: TorchFacts | None) -> list[Finding]:
     """Of the machine, and of its GPU; whether what a run loads fits where it computes. facts: None where torch has none."""
     memory = psutil.virtual_memory()
-    limit = _limit()
-    total = min(memory.total, limit or memory.total)
+    total = min(memory.total, _limit() or memory.total)
     free = min(memory.available, total)
-    text = f"{size(free)} of {size(total)} free"
-    places = {"memory": (free, total, f"{text}, the limit of this container" if total < memory.total else text)}
-    if facts and facts.device == "cuda":
-        of_gpu = f"{size(facts.free_bytes)} of {size(facts.total_bytes)} free on {facts.device_name}"
-        places["GPU memory"] = (facts.free_bytes, facts.total_bytes, of_gpu)
-    on_gpu = "GPU memory" in places and run is not None and run.config.device != "cpu"
-    needs = _needs(run) if run else []
-    return [_fit(name, *place, needs if (name == "GPU memory") == on_gpu else []) for name, place in places.items()]
+    of_container = ", the limit of this container" if total < memory.total else ""
+    has_gpu = facts is not None and facts.device == "cuda"
+    on_gpu = has_gpu and run is not None and run.config.device != "cpu"
+    needs = [*_encoding(run, on_gpu), *_trainings(run)] if run else []
+    text = f"{size(free)} of {size(total)} free{of_container}"
+    found = _fit(Finding("memory", "fine", text), free, total, [] if on_gpu else needs)
+    if facts is not None and has_gpu:
+        text = f"{size(facts.free_bytes)} of {size(facts.total_bytes)} free on {facts.device_name}"
+        of_gpu = Finding("GPU memory", "fine", text)
+        found += _fit(of_gpu, facts.free_bytes, facts.total_bytes, needs if on_gpu else [])
+    return found
 
 
-def _fit(name: str, free: int, total: int, text: str, needs: list[_Need]) -> Finding:
-    """needs: what is loaded there, one after the other."""
+def _fit(memory: Finding, free: int, total: int, needs: list[_Need]) -> list[Finding]:
+    """A finding for each need that does not fit, else one. needs: what is loaded there, one after the other."""
     largest = max(needs, key=lambda need: need.num_bytes, default=None)
     if largest is None:
-        return Finding(name, "fine", text)
-    wants = f"{text}; {largest.what} takes {size(int(largest.num_bytes))}, beside activations"
-    if largest.num_bytes > total:
-        return Finding(name, "fault", wants, largest.remedy)
+        return [memory]
+    if large := [need for need in needs if need.num_bytes > total]:
+        return [Finding(memory.name, "fault", _wants(memory, need), need.remedy) for need in large]
+    text = _wants(memory, largest)
     if largest.num_bytes > free:
-        return Finding(name, "note", f"{wants}: end other programs first", largest.remedy)
-    return Finding(name, "fine", wants)
+        return [Finding(memory.name, "note", f"{text}: end other programs first", largest.remedy)]
+    return [Finding(memory.name, "fine", text)]
 
 
-def _needs(run: Run) -> list[_Need]:
-    config, command = run.config, f"deepfloyd run {quote(run.file)}"
-    needs = []
-    if not config.text_encoder_streaming:
-        width = _WIDTH[
-            config.text_encoder_quantization
-            if config.text_encoder_quantization != "none"
-            else config.text_encoder_dtype
-        ]
-        encoder = text_encoder_of(config.first_stage)
-        count = _parameters(run, config.first_stage, encoder.weights_folder, encoder.weights_file, T5_XXL)
-        loaded = width * count * config.embed_workers
-        needs.append(
-            _Need(f"{encoder.title}, to encode captions,", loaded, f"{command} --set text_encoder_streaming=true")
-        )
-    for stage in config.stages:
-        own = config.stage(stage)
+def _wants(memory: Finding, need: _Need) -> str:
+    return f"{memory.text}; {need.what} takes {size(int(need.num_bytes))}, beside activations"
+
+
+def _encoding(run: Run, on_gpu: bool) -> Iterator[_Need]:
+    """The text encoder, unless captions were encoded before."""
+    config = run.config
+    if config.text_encoder_streaming or has_embeds(run):
+        return
+    kind, stage = text_encoder_of(config.first_stage), config.first_stage
+    quantization = config.text_encoder_quantization
+    width = _WIDTH[config.text_encoder_dtype if quantization == "none" else quantization]
+    count = _parameters(run, stage, kind.weights_folder, kind.weights_file, T5_XXL)
+    copies = 1 if on_gpu else config.embed_workers  # each has a GPU of its own, where there are several
+    remedy = f"{_command(run)} --set text_encoder_streaming=true"
+    yield _Need(f"{kind.title}, to encode captions,", width * count * copies, remedy)
+
+
+def _trainings(run: Run) -> Iterator[_Need]:
+    """The UNet of each stage."""
+    for stage in run.config.stages:
+        own = run.config.stage(stage)
         count = _parameters(run, stage, "unet", UNET_WEIGHTS, unet_parameters(own.model_flavour))
-        smaller = f"{command} --set stage{stage}.base_model_precision=int8"
+        smaller = "base_model_precision=int8"
         if own.model_type == "full":
-            smaller = f"{command} --set stage{stage}.optimizer=adamw_bf16"
-            if own.optimizer in _FULL:
-                smaller = f"{command} --set stage{stage}.model_type=lora"
-        needs.append(_Need(f"the UNet of stage {stage}, in training,", _unet_width(own) * count, smaller))
-    return needs
+            smaller = "model_type=lora" if own.optimizer in _FULL else "optimizer=adamw_bf16"
+        remedy = f"{_command(run)} --set stage{stage}.{smaller}"
+        yield _Need(f"the UNet of stage {stage}, in training,", _unet_width(own) * count, remedy)
+
+
+def _command(run: Run) -> str:
+    return f"deepfloyd run {quote(run.file)}"
 
 
 def _unet_width(own: StageConfig) -> float:

@@ -232,6 +232,26 @@ def test_too_little_memory_is_said_with_a_key_that_takes_less(
     assert told(str(small_run.config), model, "--set=device=cuda", code=0)[0]["name"] == "hub", "24 GB take it"
 
 
+def test_each_model_that_does_not_fit_is_said_and_t5_not_where_captions_were_encoded(
+    small_run: SmallRun, hub: ModelHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.repos[REPO] = FILES
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=5 * 10**9, available=10**9))
+    full = ["lora_rank=", "lora_dropout=", "model_type=full", "model_flavour=i-medium-400m"]
+    arguments = [str(small_run.config), *(f"--set=stage1.{each}" for each in full)]
+
+    def faults() -> list[str]:
+        return [each["text"] for each in told(*arguments, code=1) if each["state"] == "fault"]
+
+    t5, unet = faults()
+    assert "T5, to encode captions, takes 19.0 GB" in t5
+    assert "the UNet of stage 1, in training, takes 5.95 GB" in unet, "16 bytes for each of 371,605,830 parameters"
+    encoded = small_run.workspace / "text_embeds/0123/manifest.json"
+    encoded.parent.mkdir(parents=True)
+    encoded.touch()
+    assert faults() == [unet]
+
+
 def test_a_device_that_torch_does_not_see_is_a_fault(small_run: SmallRun) -> None:
     fault = only(str(small_run.config), "--set=device=cuda")
     assert fault["name"] == "torch" and "computes on cpu, and device is 'cuda'" in fault["text"]
