@@ -1,15 +1,28 @@
 """Packages that only some runs need: the message when one is missing. Imports none of them, which would take seconds."""
 
 import importlib.util
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Literal
 
-if TYPE_CHECKING:
-    pass
+_ALL_HERE: "ContextVar[bool]" = ContextVar("extras_are_all_here", default=False)
+
+
+@contextmanager
+def every_extra() -> Iterator[None]:
+    """In this block no package counts as missing: to look at what else a configuration needs."""
+    token = _ALL_HERE.set(True)
+    try:
+        yield
+    finally:
+        _ALL_HERE.reset(token)
 
 
 def missing_extra(packages: Sequence[str], extra: str) -> str:
     """Which packages cannot be imported, and how to install them, as the end of a sentence; empty when all are installed."""
+    if _ALL_HERE.get():
+        return ""
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if not missing:
         return ""

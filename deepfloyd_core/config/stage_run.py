@@ -10,7 +10,7 @@ from deepfloyd_core.config.keys import LORA, NOTHING, key
 if TYPE_CHECKING:
     from deepfloyd_core.config.stage import StageConfig
 
-_COMPILERS = ("g++", "clang++", "c++")  # the first two are what inductor looks for, on Linux and macOS
+COMPILERS = ("g++", "clang++", "c++")  # the first two are what inductor looks for, on Linux and macOS
 
 Precision = Literal["no", "bf16"]
 
@@ -93,9 +93,9 @@ def _inductor_fault(device: str) -> str:
     prefix = "dynamo_backend is 'inductor'"
     if device == "mps":
         return f"{prefix}, whose kernels for mps are a prototype in torch. Set it to no"
-    if not any(which(name) for name in _COMPILERS):
+    if not any(which(name) for name in COMPILERS):
         install = "Debian: apt-get install g++"
-        return f"{prefix}, and none of {', '.join(_COMPILERS)} is in PATH. Install one ({install}), or set it to no"
+        return f"{prefix}, and none of {', '.join(COMPILERS)} is in PATH. Install one ({install}), or set it to no"
     if device in ("cuda", "rocm") and find_spec("triton") is None:
         return f"{prefix}, which writes triton's kernels for a GPU, and triton cannot be imported. Set it to no"
     return ""

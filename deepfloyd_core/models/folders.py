@@ -1,6 +1,5 @@
 """The folder of a model: the user's own directory, a downloaded one, or random weights of the same shapes."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from deepfloyd_core.config.base import is_there
@@ -9,43 +8,32 @@ from deepfloyd_core.config.stage3 import STAGE3, DrawnStage
 from deepfloyd_core.config.stages import STAGES, Stage
 from deepfloyd_core.errors import ModelError
 from deepfloyd_core.models.headers import UNET_WEIGHTS
+from deepfloyd_core.models.hub_files import LOCAL, OR, ModelFiles, bytes_to_download, download
 from deepfloyd_core.models.text_encoders import TEXT_ENCODERS, text_encoder_of
 from deepfloyd_core.models.whole_weights import lacking, weight_faults
 
-_OR = " or "
 _UNET_FILES = ("unet/config.json", "unet/*.safetensors")
-_LOCAL = "or point pretrained_model_name_or_path at a copy of the model on this machine"
 _WEIGHTS = {"unet": UNET_WEIGHTS, "vae": UNET_WEIGHTS} | {
     kind.weights_folder: kind.weights_file for kind in TEXT_ENCODERS.values()
 }  # by folder
 
 
-@dataclass(frozen=True)
-class _Files:
-    """Patterns of what a stock pipeline needs of a model's folder (of those with _OR between them one), and of what else is
-    downloaded if it is there.
-    """
-
-    needed: tuple[str, ...]
-    beside: tuple[str, ...]
-
-
-_STAGE3 = _Files(
+_STAGE3 = ModelFiles(
     (
         *_UNET_FILES, "vae/config.json", "vae/*.safetensors", "text_encoder/config.json", "text_encoder/*.safetensors",
-        "tokenizer/tokenizer_config.json", f"tokenizer/vocab.json{_OR}tokenizer/tokenizer.json",
+        "tokenizer/tokenizer_config.json", f"tokenizer/vocab.json{OR}tokenizer/tokenizer.json",
         "scheduler/scheduler_config.json", "low_res_scheduler/scheduler_config.json",
     ),
     ("model_index.json", "tokenizer/*", "unet/*.json", "vae/*.json", "text_encoder/*.json"),
 )  # fmt: skip
 
 
-def _of_stage(stage: Stage, text: bool) -> _Files:
+def _of_stage(stage: Stage, text: bool) -> ModelFiles:
     """text: of its text encoder and tokenizer too."""
     schedulers = tuple(f"{name}/scheduler_config.json" for name in STAGES[stage].schedulers)
     encoder = text_encoder_of(stage)
     beside = ("model_index.json", "unet/*.json", f"{encoder.weights_folder}/*.json")
-    return _Files(
+    return ModelFiles(
         _UNET_FILES + schedulers + (encoder.files if text else ()),
         (*beside, f"{encoder.tokenizer_folder}/*") if text else beside,
     )
@@ -71,14 +59,14 @@ def resolve(model: str, stage: DrawnStage, text: bool = False) -> Path:
     return _resolved(model, _of_stage(stage, text))
 
 
-def _resolved(model: str, files: _Files) -> Path:
+def _resolved(model: str, files: ModelFiles) -> Path:
     if folder := _directory(model):
         return _whole(folder, files)
-    folder = _download(model, files)
+    folder = download(model, files)
     if missing := _missing(folder, files):  # of what was begun earlier, where the hub is away
         raise ModelError(
             f"{model} lacks {', '.join(missing)} on this machine, and the hub cannot be reached, or has no such file. "
-            f"Run this again when it can, {_LOCAL}."
+            f"Run this again when it can, {LOCAL}."
         )
     return _undamaged(folder, files)
 
@@ -108,6 +96,19 @@ def folder_here(model: str, stage: DrawnStage, text: bool = False) -> Path | Non
     return None if _missing(folder, files) else _undamaged(folder, files)
 
 
+def size_on_hub(model: str, stage: DrawnStage, text: bool = False) -> int:
+    """Bytes that `resolve` would download of a hub id now. Asks the hub, and writes nothing.
+
+    Raises the ModelError of `resolve`: the hub cannot be reached, the licence is not accepted.
+    """
+    return bytes_to_download(model, _STAGE3 if stage == STAGE3 else _of_stage(stage, text))
+
+
+def is_on_hub(model: str) -> bool:
+    """Whether a model is a hub id: neither a directory nor random weights. Raises ModelError for a name that is neither."""
+    return not model.startswith(RANDOM) and _directory(model) is None
+
+
 def _is_random(model: str) -> bool:
     return model in FLAVOURS and model.startswith(RANDOM)
 
@@ -128,10 +129,10 @@ def _weights(pattern: str) -> tuple[str, str] | None:
     return (part, _WEIGHTS[part]) if name == "*.safetensors" else None
 
 
-def _missing(folder: Path, files: _Files) -> list[str]:
+def _missing(folder: Path, files: ModelFiles) -> list[str]:
     missing = []
     for pattern in files.needed:
-        if not any(any(folder.glob(one)) for one in pattern.split(_OR)):
+        if not any(any(folder.glob(one)) for one in pattern.split(OR)):
             missing.append(pattern)
         elif found := _weights(pattern):
             part, file = found
@@ -139,13 +140,13 @@ def _missing(folder: Path, files: _Files) -> list[str]:
     return missing
 
 
-def _whole(folder: Path, files: _Files) -> Path:
+def _whole(folder: Path, files: ModelFiles) -> Path:
     if missing := _missing(folder, files):
         raise ModelError(f"{folder} lacks {', '.join(missing)}. Put these files there (safetensors only, no .bin).")
     return _undamaged(folder, files)
 
 
-def _undamaged(folder: Path, files: _Files) -> Path:
+def _undamaged(folder: Path, files: ModelFiles) -> Path:
     parts = [found for pattern in files.needed if (found := _weights(pattern))]
     if faults := [fault for part, name in parts for fault in weight_faults(folder / part, name)]:
         it = "it" if len(faults) == 1 else "them"
@@ -153,33 +154,3 @@ def _undamaged(folder: Path, files: _Files) -> Path:
         again = "run this again, which downloads" if cached else "download"
         raise ModelError(f"{'; '.join(faults)}. Remove {it} and {again} {it} again.")
     return folder
-
-
-def _download(repo: str, wanted: _Files) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError
-
-    files = ", ".join(wanted.needed)
-    accept = f"Accept the licence at https://huggingface.co/{repo} and run `hf auth login`"
-    try:
-        patterns = [one for pattern in (*wanted.needed, *wanted.beside) for one in pattern.split(_OR)]
-        return Path(snapshot_download(repo, allow_patterns=patterns, ignore_patterns=["*.bin", "*.fp16.*"]))
-    except GatedRepoError:
-        raise ModelError(f"{repo} is gated: {files} cannot be read. {accept}, {_LOCAL}.") from None
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        if away := _why_away(error):
-            raise ModelError(f"{repo} lacks {files} on this machine, and {away}, {_LOCAL}.") from None
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(f"{repo} could not be downloaded ({reason}); needed: {files}. {accept}, {_LOCAL}.") from None
-
-
-def _why_away(error: Exception) -> str:
-    """Why the hub was not asked, or did not answer, and what to do; empty if it answered, or the fault is another one."""
-    from huggingface_hub import constants, is_offline_mode
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    if not isinstance(error, LocalEntryNotFoundError) or isinstance(error.__cause__, HfHubHTTPError):
-        return ""
-    if is_offline_mode():
-        return "HF_HUB_OFFLINE forbids to download it. Unset that"
-    return f"the hub at {constants.ENDPOINT} cannot be reached ({error.__cause__}). Run this again when it can"

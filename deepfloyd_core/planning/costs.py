@@ -1,10 +1,11 @@
 """What the steps of a run cost: records that are known, and others calculated in processes of their own."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from deepfloyd_core.config.stages import Stage
 from deepfloyd_core.errors import JobError
-from deepfloyd_core.processes.aside import asides
+from deepfloyd_core.processes.aside import ask
 from deepfloyd_core.training.costs import CostRequest, StepCosts, keep_costs, known_costs
 
 _CALCULATED_BY = "deepfloyd_core.training.measured_costs"
@@ -30,13 +31,18 @@ def costs_of(
     notes = []
     if missing and not calculates:
         return found, ["the memory of a step is not known yet: `deepfloyd plan` calculates it"]
-    questions = {str(stage): (_CALCULATED_BY, request.model_dump_json()) for stage, request in missing.items()}
-    with asides(questions) as running:
-        for stage, request in missing.items():
-            try:
-                found[stage] = StepCosts.model_validate_json(running[str(stage)].answer())
-            except JobError as error:
-                notes.append(f"the memory of stage {stage}'s step cannot be calculated: {error}")
-            else:
-                keep_costs(request, found[stage], kept_in)
+    with ThreadPoolExecutor(len(missing) or 1) as pool:
+        asked = {stage: pool.submit(_calculated, stage, request) for stage, request in missing.items()}
+    for stage, request in missing.items():
+        try:
+            found[stage] = asked[stage].result()
+        except JobError as error:
+            notes.append(f"{error}: its memory is not known")
+        else:
+            keep_costs(request, found[stage], kept_in)
     return {stage: found[stage] for stage in requests if stage in found}, notes
+
+
+def _calculated(stage: Stage, request: CostRequest) -> StepCosts:
+    answer = ask(f"the calculation of stage {stage}'s step", _CALCULATED_BY, request.model_dump_json())
+    return StepCosts.model_validate_json(answer)

@@ -2,13 +2,13 @@
 
 import shutil
 from dataclasses import dataclass
-from pathlib import Path
 
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.config.stages import STAGES, Stage
 from deepfloyd_core.planning.memory import EMA, STATES
 from deepfloyd_core.planning.steps import StagePlan
 from deepfloyd_core.planning.work import ArtifactPlan
+from deepfloyd_core.store.file_trials import nearest_folder
 from deepfloyd_core.training.costs import CostRequest, StepCosts
 from deepfloyd_core.types import Json
 
@@ -55,7 +55,7 @@ def plan_disk(
     meanwhile = max(
         (_checkpoints(run, stage, costs[stage]) for stage in costs if f"stage{stage}_lora" in made), default=0
     )
-    return DiskPlan(found, meanwhile, shutil.disk_usage(_nearest(run.workspace)).free)
+    return DiskPlan(found, meanwhile, shutil.disk_usage(nearest_folder(run.workspace)).free)
 
 
 def _text_bytes(run: Run, unet: Json, precision: str) -> int:
@@ -79,8 +79,3 @@ def _checkpoints(run: Run, stage: Stage, costs: StepCosts) -> int:
     config = run.config.stage(stage)
     one = costs.trained_bytes + (STATES[config.optimizer] + (EMA if config.use_ema else 0)) * costs.trained
     return int((config.checkpoints_total_limit + 1) * one)
-
-
-def _nearest(folder: Path) -> Path:
-    """The folder, or its nearest parent that is there."""
-    return next(path for path in [folder.absolute(), *folder.absolute().parents] if path.is_dir())

@@ -1,6 +1,7 @@
 """What a run would do, as one record: `plan_run`. It changes nothing, and takes seconds."""
 
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,6 +13,7 @@ from deepfloyd_core.errors import JobError
 from deepfloyd_core.hashing import caption_id
 from deepfloyd_core.index.ledger import caption_counts
 from deepfloyd_core.models.device import Device, device_of
+from deepfloyd_core.models.torch_facts import TorchFacts, ask_torch
 from deepfloyd_core.planning.costs import costs_of
 from deepfloyd_core.planning.data import DataLook, SetCount, count_sets, look_at_data, look_of, why_unknown
 from deepfloyd_core.planning.disk import DiskPlan, plan_disk
@@ -20,11 +22,9 @@ from deepfloyd_core.planning.shadow import shadow
 from deepfloyd_core.planning.steps import StagePlan, plan_stages, with_counted_steps
 from deepfloyd_core.planning.times import Amounts, Duration, plan_times
 from deepfloyd_core.planning.work import ArtifactPlan, plan_artifacts
-from deepfloyd_core.processes.aside import Aside, asides
 from deepfloyd_core.store.artifacts import Artifact
 from deepfloyd_core.text.embeds import CAPTIONS_FILE, older_embeds, run_captions
 
-_ASKED = "deepfloyd_core.models.device"
 _LOOKED_UP = 200_000  # captions that are compared with those of older embeds
 
 
@@ -57,8 +57,9 @@ def plan_run(run: Run) -> Plan:
     """The plan of a run. Asks torch for the device, and calculates what a step takes where that is not known, both in
     processes of their own. Raises DataError where the pictures cannot make a run.
     """
-    with asides({"device": (_ASKED, run.config.device)}) as running, shadow(run) as seen:
-        return _planned(run, seen, look_at_data(seen), FROM_BASE, running["device"])
+    with ThreadPoolExecutor(1) as pool, shadow(run) as seen:
+        asked = pool.submit(ask_torch)
+        return _planned(run, seen, look_at_data(seen), FROM_BASE, asked)
 
 
 def plan_after_index(run: Run, index: Artifact, starts: Starts = FROM_BASE) -> Plan:
@@ -70,7 +71,7 @@ def plan_after_index(run: Run, index: Artifact, starts: Starts = FROM_BASE) -> P
         return _planned(run, seen, look_of(index), starts, None)
 
 
-def _planned(run: Run, seen: Run, look: DataLook, starts: Starts, asked: Aside | None) -> Plan:
+def _planned(run: Run, seen: Run, look: DataLook, starts: Starts, asked: "Future[TorchFacts] | None") -> Plan:
     notes = [why_unknown(look)]
     sets, stages, captions = list[SetCount](), list[StagePlan](), list[str]()
     if look.index is not None:
@@ -81,7 +82,7 @@ def _planned(run: Run, seen: Run, look: DataLook, starts: Starts, asked: Aside |
     requests = cost_requests(seen, stages)
     costs, unknown = costs_of(requests, calculates=asked is not None)
     new = _new_captions(seen, artifacts, captions)
-    device, away = _answered(asked)
+    device, away = _answered(asked, run.config.device)
     disk = plan_disk(run, artifacts, stages, costs, requests, new)
     made = {artifact.kind for artifact in artifacts if artifact.state != "reused"}
     sizes = {stage: request.size for stage, request in requests.items()}
@@ -95,12 +96,12 @@ def _planned(run: Run, seen: Run, look: DataLook, starts: Starts, asked: Aside |
     )  # fmt: skip
 
 
-def _answered(asked: Aside | None) -> tuple[Device | None, list[str]]:
+def _answered(asked: "Future[TorchFacts] | None", name: str) -> tuple[Device | None, list[str]]:
     """The device, and a note where torch cannot be used."""
     if asked is None:
         return None, []
     try:
-        return device_of(asked.answer()), []
+        return device_of(asked.result(), name), []
     except JobError as error:
         return None, [str(error)]
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from deepfloyd_core.config.run import Run
+from deepfloyd_core.config.stage_run import Precision
 from deepfloyd_core.config.stages import STAGES, Stage
 from deepfloyd_core.crops.summary import CropsSummary
 from deepfloyd_core.errors import ArtifactError
@@ -119,7 +120,7 @@ def _by_speed(
 ) -> float | None:
     """Seconds of a training, or of T5, from operations."""
     if part == "embeds":
-        precision = "bf16" if run.config.text_encoder_dtype == "bf16" and device.has_bf16 else "no"
+        precision: Precision = "bf16" if run.config.text_encoder_dtype == "bf16" and device.has_bf16 else "no"
         return _START_S + amounts.captions * amounts.t5_flops / (_SHARE * device.flops[precision])
     if part != "lora" or plan is None or plan.stage not in costs:
         return None

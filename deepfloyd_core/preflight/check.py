@@ -8,6 +8,7 @@ reported when its folder is missing.
 """
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
@@ -26,6 +27,7 @@ from deepfloyd_core.preflight.generate import (
     trained_stages,
 )
 from deepfloyd_core.preflight.load import read_run
+from deepfloyd_core.preflight.machine import machine_faults, machine_notes
 from deepfloyd_core.preflight.unet_sizes import check_unet, stage3_faults, training_size_faults
 from deepfloyd_core.preflight.upscale import UpscaleOptions, check_upscale, own_picture_faults, upscale_model_faults
 from deepfloyd_core.preflight.wandb_login import check_wandb
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 # The stages whose models have passed, each with the weights that it starts from.
-_Checked: TypeAlias = "dict[Stage, tuple[Path, Parent | None]]"
+Checked: TypeAlias = "dict[Stage, tuple[Path, Parent | None]]"
 
 # What a flow makes, with all that it needs for that. A stage: its LoRA. The options: those of `generate` and `upscale`.
 Goal = Literal["crops", "text_embeds", "lora_bundle"] | Stage | GenerateOptions | UpscaleOptions
@@ -50,12 +52,15 @@ def check_run(path: Path, overrides: tuple[str, ...], goal: Goal, elsewhere: boo
     reports all faults of a round.
     """
     faults: list[DeepFloydError] = []
-    checked: _Checked = {}
-    run = attempt(faults, _first_round, path, overrides, goal, faults, checked)
+    checked: Checked = {}
+    run = attempt(faults, first_round, path, overrides, goal, faults, checked)
+    if run is not None:
+        faults += machine_faults(run.workspace, has_jobs=goal != "crops")
+        run = replace(run, notes=(*run.notes, *machine_notes(run.workspace)))
     raise_together(faults)
     assert run is not None  # without one there are faults
     if elsewhere:
-        _ask_services(run, goal, workers)
+        ask_services(run, goal, workers)
         _fetch_models(run, goal, checked)
     return run
 
@@ -73,9 +78,13 @@ def check_workers(run: Run) -> None:
         reach(run.config.task_runner, run.config.task_runner_address)
 
 
-def _first_round(
-    path: Path, overrides: tuple[str, ...], goal: Goal, faults: list[DeepFloydError], checked: _Checked
+def first_round(
+    path: Path, overrides: tuple[str, ...], goal: Goal, faults: list[DeepFloydError], checked: Checked
 ) -> Run | None:
+    """Check what lies on this machine. Returns the run, also one with faults; None: the run file makes no run.
+
+    The faults are added to `faults`, and the stages whose models have passed to `checked`.
+    """
     if isinstance(goal, GenerateOptions):
         faults += prompt_faults(goal)
     if isinstance(goal, UpscaleOptions):
@@ -153,7 +162,7 @@ def _check_model(run: Run, goal: Goal, stage: Stage, folder: Path, faults: list[
     return attempt(faults, find_parent, run, stage, folder)
 
 
-def _ask_services(run: Run, goal: Goal, workers: bool) -> None:
+def ask_services(run: Run, goal: Goal, workers: bool) -> None:
     """Raise for a cluster that does not answer, and for W&B without a key."""
     faults: list[DeepFloydError] = []
     if workers and goal != "text_embeds" and not isinstance(goal, _DRAWS):
@@ -167,7 +176,7 @@ def _trains(goal: Goal) -> bool:
     return goal == "lora_bundle" or isinstance(goal, int)
 
 
-def _fetch_models(run: Run, goal: Goal, checked: _Checked) -> None:
+def _fetch_models(run: Run, goal: Goal, checked: Checked) -> None:
     """Download or write models that are missing or newer on the hub, and check each that was not checked before.
 
     Raises for the first model with faults.

@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 LOCKS = ".locks"  # folder of a workspace
 _LONGEST_NAME = 500  # bytes
-_ELSEWHERE = "Set `workspace` to a folder on a local disk"
+ELSEWHERE = "Set `workspace` to a folder on a local disk"
 
 
 def create_workspace(workspace: Path) -> None:
@@ -37,7 +37,7 @@ def locked(workspace: Path, name: str, *, quiet: bool = False) -> Iterator[int]:
         path, fd = _opened(workspace, name)
         try:
             try:
-                flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB, path, _ELSEWHERE)
+                flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB, path, ELSEWHERE)
             except BlockingIOError:
                 if not quiet:
                     log.info("%s: another run holds it; waiting", name)
@@ -86,7 +86,7 @@ def only_run(workspace: Path, name: str, *, wait: bool) -> Iterator[None]:
         path, fd = _opened(workspace, "run")
     try:
         try:
-            flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB, path, _ELSEWHERE)
+            flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB, path, ELSEWHERE)
         except BlockingIOError:
             holder = holder_of(fd)
             if not wait:

@@ -19,6 +19,7 @@ from flows.commands.arguments import (
     Workspace,
     user_path,
 )
+from flows.commands.doctor import doctor
 from flows.commands.drawing import export, generate, upscale
 from flows.commands.planning import plan
 from flows.commands.session import err, load, out, print_notes, session, stopping
@@ -160,6 +161,7 @@ def reproduce(
         raise typer.Exit(1)
 
 
+app.command()(doctor)
 app.command()(generate)
 app.command()(upscale)
 app.command()(export)

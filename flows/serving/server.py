@@ -30,7 +30,7 @@ from flows.serving.home import PASSWORD, PRIVATE, login_link, open_home, passwor
 from flows.serving.hung_server import Hearing, end_server
 from flows.serving.profile import write_profile
 from flows.serving.proxies import without_loopback
-from flows.serving.server_log import LogReader, errors_told, put_aside
+from flows.serving.server_log import STARTED, LogReader, errors_told, put_aside
 from tasks import LOGGERS
 from tasks.health import ANSWER_S, healthy
 
@@ -205,6 +205,8 @@ def start_server(
         fcntl.flock(record, fcntl.LOCK_EX)  # the server's from here on, which inherits the file
         json.dump({"url": url}, record)
         record.flush()
+        log_file.write(STARTED)
+        log_file.flush()
         beside.replace(home / "server.json")  # who reads it reads all of it, locked
         subprocess.Popen(
             _command(home, port), stdin=subprocess.DEVNULL, stdout=log_file, stderr=subprocess.STDOUT,

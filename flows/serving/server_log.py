@@ -7,12 +7,14 @@ this machine reads the new lines of its log, and reports each error once.
 import re
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from flows.serving.background import meanwhile
 
+STARTED = b"-- the server is started\n"  # in the log before each server's own lines
+LONGEST_TAIL = 1 << 18  # bytes of a log that are looked through for the newest start
 READ_EVERY_S = 2.0
 LONGEST_ERROR = 300  # characters
 LONGEST_RECORD = 1 << 16  # of which the end is kept
@@ -67,11 +69,14 @@ def _raised(lines: list[str]) -> str:
 
 
 class LogReader:
-    """Reads the new lines of a growing log. A record is returned when it is complete: another began, or time passed."""
+    """Reads the new lines of a growing log. A record is returned when it is complete: another began, or time passed.
 
-    def __init__(self, path: Path) -> None:
+    before: so many bytes of what is there already are new to it as well.
+    """
+
+    def __init__(self, path: Path, before: int = 0) -> None:
         self.path = path
-        self._offset = path.stat().st_size if path.exists() else 0
+        self._offset = max(0, path.stat().st_size - before) if path.exists() else 0
         self._open = ""
 
     def errors(self, to_the_end: bool = False) -> list[ServiceError]:
@@ -101,6 +106,17 @@ class LogReader:
             return ""
         self._offset += len(data)
         return data.decode(errors="replace")
+
+
+def errors_since_start(path: Path) -> list[ServiceError]:
+    """The errors in a log since the server was started last, each once."""
+    with suppress(OSError), path.open("rb") as log:
+        size = log.seek(0, 2)
+        log.seek(max(0, size - LONGEST_TAIL))
+        tail = log.read()
+        reader = LogReader(path, before=len(tail) - max(0, tail.rfind(STARTED)))
+        return list({error.key: error for error in reader.errors(to_the_end=True)}.values())
+    return []
 
 
 def put_aside(path: Path, largest: int) -> None:

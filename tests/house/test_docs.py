@@ -41,6 +41,7 @@ def test_the_readme_names_every_flavour_and_command() -> None:
         "ls",
         "show",
         "gc",
+        "doctor",
         "ui",
     ):
         assert re.search(rf"`[^`]*\b{command}\b", readme), command

@@ -13,8 +13,10 @@ from data_world import DataWorld
 from deepfloyd_core.bundle.planned import planned
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.crops.rows import held_out_ids, read_row_list
+from deepfloyd_core.errors import JobError
 from deepfloyd_core.index.ledger import read_index
 from deepfloyd_core.models.device import Device
+from deepfloyd_core.models.torch_facts import TorchFacts
 from deepfloyd_core.planning import data
 from deepfloyd_core.planning.memory import plan_memory
 from deepfloyd_core.planning.plan import Plan, plan_after_index, plan_run
@@ -29,7 +31,11 @@ from deepfloyd_core.training.epochs import crops_of_sizes, with_steps
 @pytest.fixture(autouse=True)
 def no_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     """The processes that are asked for the device and for costs: tests/planning/test_costs.py."""
-    monkeypatch.setattr("deepfloyd_core.planning.plan._ASKED", "no_such_module")
+
+    def ask_torch() -> TorchFacts:
+        raise JobError("torch is not asked")
+
+    monkeypatch.setattr("deepfloyd_core.planning.plan.ask_torch", ask_torch)
     monkeypatch.setattr("deepfloyd_core.planning.costs._CALCULATED_BY", "no_such_module")
 
 
@@ -186,7 +192,7 @@ def test_what_does_not_fit_says_which_settings_would(world: DataWorld) -> None:
         frozen=GIB, trained=1000, trained_bytes=4000, kept=(GIB, 2 * GIB), recomputed=(GIB // 4, GIB // 2), sampled=(5, 9),
         kept_blocks=(), recomputed_blocks=(), sampled_flops=1,
     )  # fmt: skip
-    gpu = Device("cuda", "a GPU", 5 * GIB, 5 * GIB, True, "2", {"no": 1e12, "bf16": 1e12})
+    gpu = Device("a GPU", False, 5 * GIB, 5 * GIB, True, {"no": 1e12, "bf16": 1e12})
     (training,) = plan_memory(run, {"stage1_lora"}, 0, {1: costs}, {1: (64, 64)}, gpu)
     assert {part.name: part.bytes for part in training.parts} == {
         "frozen weights": GIB, "trained weights": 4000, "optimizer": 16000, "average": 4000,
