@@ -1,7 +1,7 @@
 """A preview of a few pictures before anything is made: their crop boxes, the downsampled picture, the training crops.
 
 The pictures are those with the smallest hashes: the same ones in every preview, and a fair sample of the data sets.
-Every file is hashed, as in a run; only the shown pictures are decoded.
+Every file is hashed, as in a run, unless some are given; only the shown pictures are decoded.
 """
 
 from collections import Counter
@@ -44,13 +44,13 @@ class Shown:
     crops: dict[Stage, Planned]
 
 
-def save_preview(run: Run, count: int, path: Path) -> tuple[int, str]:
-    """Draw `count` pictures of the run's data sets into a PNG.
+def save_preview(run: Run, count: int, path: Path, scanned: pa.Table | None = None) -> tuple[int, str]:
+    """Draw `count` pictures of the run's data sets into a PNG. scanned: of these (SCAN); None: of all.
 
     Returns how many were drawn, and a sentence about other chosen pictures that cannot be used, empty for none. Raises
     DataError if no picture can be used.
     """
-    shown, rejected = choose_shown(run, count)
+    shown, rejected = choose_shown(run, count, scan(run) if scanned is None else scanned)
     counts = Counter(str(row.reason) for row in rejected)
     reasons = ", ".join(f"{number} {reason}" for reason, number in sorted(counts.items()))
     most = next((row for row in rejected if row.reason == max(counts, key=counts.__getitem__)), None)
@@ -64,9 +64,8 @@ def save_preview(run: Run, count: int, path: Path) -> tuple[int, str]:
     return len(shown), f"{many(len(rejected), 'other')} cannot be used ({reasons}).{example}" if rejected else ""
 
 
-def choose_shown(run: Run, count: int) -> tuple[list[Shown], list[Row]]:
+def choose_shown(run: Run, count: int, scanned: pa.Table) -> tuple[list[Shown], list[Row]]:
     """The pictures to show, and the rejected ones before them."""
-    scanned = scan(run)
     scanned = scanned.filter(scanned["sha256"].is_valid())
     datasets = {dataset.id: dataset for dataset in run.datasets}
     taken = dict.fromkeys(datasets, 0)

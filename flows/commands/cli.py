@@ -21,6 +21,7 @@ from flows.commands.arguments import (
 )
 from flows.commands.drawing import export, generate, upscale
 from flows.commands.session import err, load, out, print_notes, session, stopping
+from flows.commands.starting import init
 from flows.commands.stopping import Stopped
 from flows.commands.version_commands import Number, block, diff, history, promote, publish, rollback
 from flows.commands.workspace_commands import gc, list_workspace, show, verify
@@ -69,6 +70,9 @@ def main() -> None:
     finally:
         code = stopping.finish(code)
     sys.exit(code)
+
+
+app.command()(init)
 
 
 @app.command()

@@ -21,6 +21,7 @@ from deepfloyd_core.crops.preview import save_preview
 from deepfloyd_core.crops.rows import eval_ids
 from deepfloyd_core.errors import DataError
 from deepfloyd_core.index import judge
+from deepfloyd_core.index.scan import scan
 from deepfloyd_core.store.artifacts import Artifact
 
 PSNR_40 = 255**2 / 10**4
@@ -317,7 +318,7 @@ def test_the_preview_shows_the_crops_and_decodes_nothing_else(
     assert paths[0].read_bytes() == paths[1].read_bytes()
     sheet = np.asarray(Image.open(paths[0]))
     assert sheet.shape[0] > 2 * preview.CELL_PX
-    shown, _ = preview.choose_shown(run, 4)
+    shown, _ = preview.choose_shown(run, 4, scan(run))
     box = np.all(sheet == STAGES[1].colour, axis=-1)
     assert box.sum() > 4 * 4 * 50, "the boxes are drawn"
     planned = {(row["source"], row["crop_left"]) for row in live_rows(world.pixels(run, world.index(run), 1))}
