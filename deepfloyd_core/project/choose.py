@@ -70,9 +70,7 @@ def _rejected(look: FolderLook, count: int) -> Choice:
     share = 1 - count / look.files
     seen = f"Of {many(look.files, 'file')} {count:,} can be used, as far as was seen."
     if share <= _USUAL_REJECTED:
-        return Choice(
-            "max_rejected_share", usual, f"{seen} The run stops if a larger share is rejected: a usual limit."
-        )
+        return Choice("max_rejected_share", usual, f"{seen} The run stops if a larger share is rejected: the default.")
     allowed = min(1.0, math.ceil((share + _ROOM) * 20) / 20)
     why = (
         f"{seen} The run stops if a larger share is rejected; {usual:g}, the default, would stop it for what is known."

@@ -46,7 +46,7 @@ def data_choices(look: FolderLook, name: str, place: str) -> tuple[Choice, ...]:
         Choice("type", "local", "A directory on this machine, with everything below it."),
         Choice("instance_data_dir", place, _place(look)),
         Choice("resolution", EDGE_PX, "px of Stage I, which makes 64 px; four times as much of Stage II."),
-        Choice("minimum_image_size", EDGE_PX, _minimum(look.seen)),
+        _minimum(look.seen),
         *_crop(look),
         *_captions(look, place),
         *_repeats(look),
@@ -101,15 +101,15 @@ def _place(look: FolderLook) -> str:
     return f"{many(look.files, 'file')} that may be pictures.{below}{beside} Nothing in it is ever changed."
 
 
-def _minimum(seen: tuple[Seen, ...]) -> str:
-    least = min(seen, key=lambda one: one.short_px)
+def _minimum(seen: tuple[Seen, ...]) -> Choice:
     small = sum(one.short_px < EDGE_PX for one in seen)
-    told = f"The smallest picture is {least.width}x{least.height} px."
     if small:
-        told = (
-            f"{many(small, 'picture')} of the {len(seen):,} that were opened {'is' if small == 1 else 'are'} smaller."
-        )
-    return f"px of the shorter edge: nothing is ever upsampled, so a smaller picture is left out. {told}"
+        are = "is" if small == 1 else "are"
+        why = f"{small:,} of the {many(len(seen), 'opened picture')} {are} smaller and left out: nothing is ever upsampled."
+    else:
+        least = min(seen, key=lambda one: one.short_px)
+        why = f"Smaller pictures would be left out: nothing is upsampled. The smallest is {least.width}x{least.height} px."
+    return Choice("minimum_image_size", EDGE_PX, f"{why} The shorter edge, px.", "smallest size" if small else "")
 
 
 def _crop(look: FolderLook) -> tuple[Choice, ...]:
@@ -118,8 +118,11 @@ def _crop(look: FolderLook) -> tuple[Choice, ...]:
     limits: tuple[Choice, ...] = ()
     if 0 < len(extreme) <= len(seen) / 4:
         seen = [one for one in seen if one not in extreme]
-        are = "picture is" if len(extreme) == 1 else "pictures are"
-        why = f"{len(extreme)} {are} {EXTREME:g} times as long as wide or more: a crop would lose most of it. Left out."
+        are = "is" if len(extreme) == 1 else "are"
+        why = (
+            f"{many(len(extreme), 'picture')} {are} more than {EXTREME:g} times as long as wide: left out, because a crop "
+            "would lose most."
+        )
         limits = (
             Choice("minimum_aspect_ratio", round(1 / EXTREME, 4), why, "extreme shapes"),
             Choice("maximum_aspect_ratio", EXTREME, "The same for the other direction."),

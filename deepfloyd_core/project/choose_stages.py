@@ -18,7 +18,8 @@ STEPS_A_PICTURE, FEWEST_STEPS, USUAL_STEPS, MOST_STEPS = 100, 400, 2000, 20_000
 PASSES = 4  # over every picture, at least
 STAGE2_STEPS, STAGE2_PICTURES = 500, 35
 STAGE2_SHARE = 0.5  # of the pictures must be large enough
-SMALL_GIB, TIGHT_GIB = 6.0, 40.0  # below: one sample at a time; recomputed activations
+SMALL_GIB = 6.0  # below: one picture at a time
+TIGHT_GIB = {"cuda": 40.0, "mps": 16.0, "cpu": 8.0}  # below: activations are recomputed
 PATCH_PX, SMALL_PATCH_PX = 128, 64
 RANK, RATE, WARMUP = 32, 4e-5, 100
 CHECKPOINT_MINUTES = 10.0
@@ -37,22 +38,22 @@ class Fit:
 
 @dataclass(frozen=True)
 class Row:
-    """The flavours of GPUs from a memory on. 24 GB cards have 23.5 GiB, 16 GB cards 15.7."""
+    """The flavours of GPUs from a memory on, each with its reason. 24 GB cards have 23.5 GiB, 16 GB cards 15.7."""
 
     least_gib: float
-    flavours: dict[Stage, str]
-    why: str
+    flavours: dict[Stage, tuple[str, str]]
 
 
-_GOALS = "goals of docs/gpu.md for the peak of training a LoRA"
+_GOALS = "goals of docs/gpu.md for training a LoRA"
+_XL = f"IF-I-XL is to stay below 16 GiB ({_GOALS})"
+_L = f"IF-I-L lies between IF-I-M and IF-I-XL, which are to stay below 6 and 16 GiB ({_GOALS})"
+_M = f"IF-I-M, the smallest, is to stay below 6 GiB ({_GOALS})"
+_II_L = "IF-II-L has 2.5 GB of weights in bf16 (docs/generate.md), which leaves enough for its windows"
+_II_M = f"IF-II-M is to stay below 12 GiB with whole pictures ({_GOALS}), and windows take less"
 GPUS = (
-    Row(22, {1: "i-xlarge-4.3b", 2: "ii-large-1.2b"}, f"IF-I-XL stays below 16 GiB ({_GOALS})"),
-    Row(
-        14,
-        {1: "i-large-900m", 2: "ii-medium-450m"},
-        f"IF-I-XL may take 16 GiB, IF-I-M 6 GiB ({_GOALS}); this is between them",
-    ),
-    Row(0, {1: "i-medium-400m", 2: "ii-medium-450m"}, f"IF-I-M stays below 6 GiB, the larger ones do not ({_GOALS})"),
+    Row(22, {1: ("i-xlarge-4.3b", _XL), 2: ("ii-large-1.2b", _II_L)}),
+    Row(14, {1: ("i-large-900m", _L), 2: ("ii-medium-450m", _II_M)}),
+    Row(0, {1: ("i-medium-400m", _M), 2: ("ii-medium-450m", _II_M)}),
 )
 
 
@@ -82,7 +83,7 @@ def stage1_choices(machine: MachineLook, fit: Fit) -> StageChoices:
             Choice("lr_warmup_steps", warmup, f"A tenth of the steps, at most {WARMUP}."),
             Choice("max_train_steps", steps, why, "steps of Stage I"),
             *_batch(machine),
-            *_recomputed(machine),
+            *_kept(machine, 1),
         ),
     )
 
@@ -90,7 +91,10 @@ def stage1_choices(machine: MachineLook, fit: Fit) -> StageChoices:
 def stage2_choices(machine: MachineLook, fit: Fit) -> StageChoices:
     """Stage II, 64 to 256 px; left out where it cannot be trained."""
     steps = max(STAGE2_STEPS, stage1_steps(fit.count)[0] // 2)
-    why = f"{STAGE2_STEPS}, or half of Stage I's: 480 steps were enough for 35 photographs (docs/training.md)."
+    why = (
+        f"Half of Stage I's, at least {STAGE2_STEPS}: the tiny Stage II became better than untuned with 35 photographs in "
+        "480 steps (docs/training.md)."
+    )
     if fit.count < STAGE2_PICTURES:
         why += f" {many(fit.count, 'picture')} will teach it little, but without this table `generate` ends at 64 px."
     patch = SMALL_PATCH_PX if machine.memory_gib < 8 else PATCH_PX
@@ -107,7 +111,7 @@ def stage2_choices(machine: MachineLook, fit: Fit) -> StageChoices:
             Choice(
                 "stage2_patch", patch, f"Trained on windows of {patch} px: {share} of the memory and time of 256 px."
             ),
-            *_recomputed(machine),
+            *_kept(machine, 2),
         ),
         _left_out(machine, fit),
     )
@@ -125,8 +129,8 @@ def stage1_steps(count: int) -> tuple[int, str]:
         shown = f"{USUAL_STEPS * BATCH / count:.0f} times"
         return USUAL_STEPS, f"As flows/configs/stage1_24gb.toml: each of {many(count, 'picture')} is shown {shown}."
     steps = min(MOST_STEPS, passes)
-    shown = f"each of {many(count, 'picture')} is shown {steps * BATCH / count:.2g} times"
-    return steps, f"{PASSES} passes in batches of {BATCH}, at most {MOST_STEPS:,} steps: {shown}."
+    cut = f", cut to {MOST_STEPS:,} steps" if steps < passes else ""
+    return steps, f"{PASSES} passes over {many(count, 'picture')} in batches of {BATCH}{cut}."
 
 
 def _left_out(machine: MachineLook, fit: Fit) -> str:
@@ -145,14 +149,17 @@ def _left_out(machine: MachineLook, fit: Fit) -> str:
 
 
 def _flavour(machine: MachineLook, stage: Stage) -> Choice:
-    if machine.device != "cuda":
-        why = "no GPU was found" if machine.device == "cpu" else "an Apple GPU shares the main memory"
-        name = GPUS[-1].flavours[stage]
-        why = f"The smallest model: {why} ({machine.memory_gib:.0f} GiB of main memory)"
+    if machine.device == "cuda":
+        # In fp32 the frozen weights, which are most of it, are twice as large.
+        memory_gib = machine.memory_gib if machine.bf16 else machine.memory_gib / 2
+        row = next(row for row in GPUS if memory_gib >= row.least_gib)
+        name, goal = row.flavours[stage]
+        fp32 = "" if machine.bf16 else ", half as much as with bf16"
+        why = f"By memory, {memory_words(machine)}{fp32}: {goal}"
     else:
-        row = next(row for row in GPUS if machine.memory_gib >= row.least_gib)
-        name = row.flavours[stage]
-        why = f"By memory, {memory_words(machine)}: {row.why}"
+        name, _ = GPUS[-1].flavours[stage]
+        found = "no GPU was found" if machine.device == "cpu" else "an Apple GPU shares the main memory"
+        why = f"The smallest model: {found} ({machine.memory_gib:.0f} GiB of main memory)"
     return Choice(
         "model_flavour", name, f"{why}. Weights: https://huggingface.co/{PUBLISHED[name].repo}", STAGES[stage].title
     )
@@ -167,17 +174,21 @@ def _shared() -> tuple[Choice, ...]:
 
 def _batch(machine: MachineLook) -> tuple[Choice, ...]:
     if machine.memory_gib >= SMALL_GIB:
-        return (Choice("train_batch_size", BATCH, f"The default; {BATCH} pictures fit into this memory.", ""),)
-    why = f"{memory_words(machine)}: one picture at a time, {BATCH} for a step."
+        return (Choice("train_batch_size", BATCH, f"The default; {BATCH} pictures fit into this memory."),)
+    why = f"By memory, {memory_words(machine)}: one picture at a time takes 2.0 GiB, {BATCH} take 2.8 (IF-I-M in fp32, "
     return (
-        Choice("train_batch_size", 1, f"{why[:1].upper()}{why[1:]}", "batch"),
+        Choice("train_batch_size", 1, f"{why}benchmarks/results.md)."),
         Choice("gradient_accumulation_steps", BATCH, f"The same step as with a batch of {BATCH}."),
     )
 
 
-def _recomputed(machine: MachineLook) -> tuple[Choice, ...]:
+def _kept(machine: MachineLook, stage: Stage) -> tuple[Choice, ...]:
+    """What is kept of a step, and of a training that is stopped."""
     chosen = [Choice("checkpointing_minutes", CHECKPOINT_MINUTES, "A stopped run loses ten minutes at most.")]
-    if machine.memory_gib < TIGHT_GIB and machine.device == "cuda":
-        why = "Activations are recomputed: a step takes 1.2 GiB in place of 2.8 (IF-I-M, docs/training.md), the same result."
+    if machine.memory_gib < TIGHT_GIB[machine.device]:
+        measured = (
+            "1.2 GiB in place of 2.8 (IF-I-M, 4 pictures" if stage == 1 else "1.8 GiB in place of 4.3 (IF-II-M, 256 px"
+        )
+        why = f"Activations are recomputed, with the same result: a step takes {measured}, benchmarks/results.md)."
         chosen.append(Choice("gradient_checkpointing", True, why))
     return tuple(chosen)
