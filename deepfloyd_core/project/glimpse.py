@@ -17,7 +17,7 @@ class Asked:
     memory_mib: int  # that a whole decode may take
     sure: bool = True  # its name says that it is a picture
     decode: bool = False
-    face: bool = False
+    face: bool = False  # decodes it as well
 
 
 @dataclass(frozen=True)
@@ -45,10 +45,10 @@ def glimpse(asked: Asked) -> Glimpse:
         header = read_header(data)
         check_fits(header.size, asked.memory_mib)
         face = None
-        if asked.decode:
-            check_decodes(data)
         if asked.face:
             face = find_face(decode_rgb(data)) is not None
+        elif asked.decode:
+            check_decodes(data)
     except Unreadable as error:
         return Glimpse(reason=error.reason, detail=str(error))
     return Glimpse(*header.size, header.format, face)

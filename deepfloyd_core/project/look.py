@@ -2,9 +2,9 @@
 
 Every file is listed, which costs 8 us each. Of many files a sample is opened, those with the smallest hashes of their
 names: so the same ones in every look, a fair part of every subfolder, and a few hundred names in memory at a time.
-Headers are read first, because sizes are all that most choices need; then as many pictures are decoded as 600
+Headers are read first, because sizes are all that most choices need; then as many pictures are decoded as 200
 megapixels are, and faces are looked for in the first of these, 0.3 s each. 5,000 photographs of 12 megapixels take
-10 s on two cores. Files are only read. Those that harm their reader harm a child process.
+5 s of CPU time. Files are only read. Those that harm their reader harm a child process.
 """
 
 import heapq
@@ -30,7 +30,7 @@ from deepfloyd_core.store.counts import many
 
 MOST_OPENED, MOST_BYTES = 500, 1 << 30  # files of a sample, and their size together
 LEAST_OPENED = 24  # however large they are
-MOST_PIXELS = 600_000_000  # decoded
+MOST_PIXELS = 200_000_000  # decoded
 MOST_FACES = 24  # pictures that a face is looked for in
 _MEMORY_MIB = int(RunConfig.model_fields["decode_memory_mib"].default)
 _SECONDS = 10.0  # for one picture: a run is more patient

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from deepfloyd_core.config.run import Run
     from deepfloyd_core.project.look import FolderLook
 
-SHOWN = 12  # pictures of the preview
+SHOWN, MOST_PIXELS = 12, 100_000_000  # pictures of the preview, and their pixels: HEIC takes 0.1 s a megapixel
 
 
 def init(
@@ -76,7 +76,11 @@ def _show(run: "Run", look: "FolderLook") -> None:
     from deepfloyd_core.index.scan import scan_some
     from deepfloyd_core.store.counts import many
 
-    names = [one.source for one in look.seen if one.decoded][: 2 * SHOWN]
+    names, pixels = list[str](), 0
+    for one in look.seen:
+        pixels += one.width * one.height
+        if one.decoded and (pixels <= MOST_PIXELS or len(names) < 4):
+            names.append(one.source)
     path = run.workspace / PREVIEW_FILE
     try:
         shown, unusable = save_preview(run, SHOWN, path, scan_some(run, run.datasets[0], names))
