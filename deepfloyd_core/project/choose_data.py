@@ -5,7 +5,7 @@ import re
 import unicodedata
 from collections import Counter
 from pathlib import PurePath
-from statistics import median
+from statistics import fmean
 
 import numpy as np
 
@@ -24,7 +24,7 @@ BATCH = 4  # samples of a step
 # Shapes (width / height) of cameras, phones and screens: at 64 px each has a training size of its own.
 SHAPES = (0.5, 0.5625, 0.6667, 0.75, 0.8, 1.0, 1.25, 1.3333, 1.5, 1.7778, 2.0)
 MOST_SHAPES = 5
-SQUARE_CUT = 0.1  # a square crop may cut off this share of the median picture
+SQUARE_CUT = 0.1  # a square crop may cut off this share of the pictures, on average
 RARE = 0.05  # share of the pictures below which a shape gets no size of its own
 EXTREME = 3.0  # times as long as wide, or more: a crop would lose most of the picture
 FACES = 0.5  # share of pictures with a face from which on crops are placed by it
@@ -127,11 +127,11 @@ def _crop(look: FolderLook) -> tuple[Choice, ...]:
             Choice("minimum_aspect_ratio", round(1 / EXTREME, 4), why, "extreme shapes"),
             Choice("maximum_aspect_ratio", EXTREME, "The same for the other direction."),
         )
-    cut = median(1 - min(one.aspect, 1 / one.aspect) for one in seen)
+    cut = fmean(1 - min(one.aspect, 1 / one.aspect) for one in seen)
     style = _style(look)
     shapes = _shapes(seen)
     if has_faces(look) or cut <= SQUARE_CUT or not shapes:
-        why = f"A square cuts off {cut:.0%} of the median picture."
+        why = f"A square cuts off {cut:.0%} of a picture on average."
         if cut > SQUARE_CUT:
             why += (
                 " The crop follows the faces."
@@ -142,7 +142,7 @@ def _crop(look: FolderLook) -> tuple[Choice, ...]:
     covered = sum(nearest(one.aspect, SHAPES) in shapes for one in seen)
     told = "all of them" if covered == len(seen) else f"{covered:,} of {len(seen):,}"
     why = (
-        f"A square would cut off {cut:.0%} of the median picture, so each is cut to the nearest of some common shapes, "
+        f"A square would cut off {cut:.0%} of a picture on average, so each is cut to the nearest of some common shapes, "
         f"which {told} nearly have already."
     )
     least = (

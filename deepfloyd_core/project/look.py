@@ -33,7 +33,7 @@ LEAST_OPENED = 24  # however large they are
 MOST_PIXELS = 200_000_000  # decoded
 MOST_FACES = 24  # pictures that a face is looked for in
 _MEMORY_MIB = int(RunConfig.model_fields["decode_memory_mib"].default)
-_SECONDS = 10.0  # for one picture: a run is more patient
+_SECONDS = 20.0  # for one picture: a run is more patient
 _EXAMPLES = 3  # unusable files that are named
 
 
