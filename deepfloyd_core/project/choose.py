@@ -80,7 +80,7 @@ def _rejected(look: FolderLook, count: int) -> Choice:
 
 def _held_out(count: int) -> Choice:
     held = spare(count)
-    rule = f"one in {SHARE}, at most {MOST}, at least one from {FEWEST} on"
+    rule = f"one in {SHARE}, at most {MOST}, at least one from {FEWEST} on; copies count as one"
     if held:
         why = f"Of {many(count, 'picture')} {held} {'is' if held == 1 else 'are'} held out to measure on ({rule})."
     else:
