@@ -19,7 +19,9 @@ The rooms, in the order of the data. A room imports those before it and none aft
     training      order, draws, forward pass, optimizer, checkpoints, validation
     bundle        what is published: files, model card, the plan of a bundle, `verify`
     preflight     everything that is checked before anything is made
+    planning      what a run would do, before it does: artifacts, steps, memory, disk, time
     doctor        what a machine lacks, and what a run file needs of it, each with what mends it
+    project       a new run file and data file, from what a folder of pictures and this machine show
     drawing       with a version: from checked options to finished pictures
     tiny          the shipped weights; `tiny/make` is the workshop that trained them
 

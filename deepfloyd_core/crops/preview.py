@@ -1,12 +1,15 @@
 """A preview of a few pictures before anything is made: their crop boxes, the downsampled picture, the training crops.
 
 The pictures are those with the smallest hashes: the same ones in every preview, and a fair sample of the data sets.
-Every file is hashed, as in a run; only the shown pictures are decoded.
+Every file is hashed, as in a run, unless some are given; only the shown pictures are decoded.
 """
 
 from collections import Counter
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import pyarrow as pa
 from PIL import Image, ImageDraw
@@ -20,10 +23,9 @@ from deepfloyd_core.index.judge import Entry, judge, look
 from deepfloyd_core.index.ledger import PICTURE, SCHEMA, Row, in_words
 from deepfloyd_core.index.left_out import sample_order
 from deepfloyd_core.index.scan import scan
-from deepfloyd_core.pictures.decode import decode_rgb
 from deepfloyd_core.pictures.draws import image_keys
-from deepfloyd_core.pictures.geometry import Crop
-from deepfloyd_core.pictures.resize import literal
+from deepfloyd_core.pictures.geometry import Crop, Size
+from deepfloyd_core.pictures.resize import take_crops
 from deepfloyd_core.pictures.sheets import fitted, font, save_picture
 from deepfloyd_core.sources.source import read_again
 from deepfloyd_core.store.counts import many
@@ -33,6 +35,7 @@ PREVIEW_FILE = "preview.png"
 CELL_PX, GAP_PX, LINE_PX, MARGIN_PX, FONT_PX, TILES_ACROSS = 176, 8, 18, 14, 13, 2
 INK, SOFT, PAPER, EDGE = (30, 30, 30), (105, 105, 105), (245, 245, 245), (200, 200, 200)
 Box = tuple[float, float, float, float]  # left, top, right, bottom
+_NO_BOXES: Mapping[Stage, Box] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -44,13 +47,13 @@ class Shown:
     crops: dict[Stage, Planned]
 
 
-def save_preview(run: Run, count: int, path: Path) -> tuple[int, str]:
-    """Draw `count` pictures of the run's data sets into a PNG.
+def save_preview(run: Run, count: int, path: Path, scanned: pa.Table | None = None) -> tuple[int, str]:
+    """Draw `count` pictures of the run's data sets into a PNG. scanned: of these (SCAN); None: of all.
 
     Returns how many were drawn, and a sentence about other chosen pictures that cannot be used, empty for none. Raises
     DataError if no picture can be used.
     """
-    shown, rejected = choose_shown(run, count)
+    shown, rejected = choose_shown(run, count, scan(run) if scanned is None else scanned)
     counts = Counter(str(row.reason) for row in rejected)
     reasons = ", ".join(f"{number} {reason}" for reason, number in sorted(counts.items()))
     most = next((row for row in rejected if row.reason == max(counts, key=counts.__getitem__)), None)
@@ -60,13 +63,12 @@ def save_preview(run: Run, count: int, path: Path) -> tuple[int, str]:
     if not shown:
         raise DataError(f"No picture of the data sets can be used ({reasons or 'none can be read'}).{example}")
     create_workspace(path.parent)
-    save_picture(_sheet(shown, run.config.stages), path)
+    save_picture(_sheet(shown, run.config.stages, run.config.workers), path)
     return len(shown), f"{many(len(rejected), 'other')} cannot be used ({reasons}).{example}" if rejected else ""
 
 
-def choose_shown(run: Run, count: int) -> tuple[list[Shown], list[Row]]:
+def choose_shown(run: Run, count: int, scanned: pa.Table) -> tuple[list[Shown], list[Row]]:
     """The pictures to show, and the rejected ones before them."""
-    scanned = scan(run)
     scanned = scanned.filter(scanned["sha256"].is_valid())
     datasets = {dataset.id: dataset for dataset in run.datasets}
     taken = dict.fromkeys(datasets, 0)
@@ -90,7 +92,7 @@ def choose_shown(run: Run, count: int) -> tuple[list[Shown], list[Row]]:
     return shown, rejected
 
 
-def _sheet(shown: list[Shown], stages: tuple[Stage, ...]) -> Image.Image:
+def _sheet(shown: list[Shown], stages: tuple[Stage, ...], threads: int) -> Image.Image:
     titles = [
         ("original", SOFT),
         ("downsampled", SOFT),
@@ -106,32 +108,32 @@ def _sheet(shown: list[Shown], stages: tuple[Stage, ...]) -> Image.Image:
         for number, (title, colour) in enumerate(titles):
             left = MARGIN_PX + column * (tile[0] + MARGIN_PX) + number * (CELL_PX + GAP_PX)
             pen.text((left, MARGIN_PX // 2), title, colour, font(FONT_PX))
-    for number, one in enumerate(shown):
-        line, column = divmod(number, across)
-        place = MARGIN_PX + column * (tile[0] + MARGIN_PX), head + line * (tile[1] + MARGIN_PX)
-        sheet.paste(_tile(one, stages, tile), place)
+    with ThreadPoolExecutor(threads) as pool:
+        for number, made in enumerate(pool.map(lambda one: _tile(one, stages, tile), shown)):
+            line, column = divmod(number, across)
+            place = MARGIN_PX + column * (tile[0] + MARGIN_PX), head + line * (tile[1] + MARGIN_PX)
+            sheet.paste(made, place)
     return sheet
 
 
-def _tile(one: Shown, stages: tuple[Stage, ...], size: tuple[int, int]) -> Image.Image:
+def _tile(one: Shown, stages: tuple[Stage, ...], size: Size) -> Image.Image:
     """The original with each stage's box, the downsampled picture with the first one's, then the crop of each stage."""
     tile = Image.new("RGB", size, PAPER)
-    pen, picture = ImageDraw.Draw(tile), _decoded(one)
+    pen = ImageDraw.Draw(tile)
     (stage, first), *_ = one.crops.items()
-    scaled = first.crop.scaled
-    resized = literal(picture, scaled)
-    _paste(tile, picture, {stage: _corners(planned.crop) for stage, planned in one.crops.items()}, 0)
-    _paste(tile, resized, {stage: first.crop.box}, 1)
+    original, downsampled, *crops = _views(one)
+    boxes: dict[Stage, Box] = {stage: _corners(planned.crop) for stage, planned in one.crops.items()}
+    _paste(tile, original, 0, boxes, first.crop.original)
+    _paste(tile, downsampled, 1, {stage: first.crop.box})
     for number, stage in enumerate(stages, 2):
         if stage in one.crops:
-            crop = one.crops[stage].crop
-            _paste(tile, literal(picture, crop.scaled).crop(crop.box), {}, number)
+            _paste(tile, crops.pop(0), number)
         else:
             why = one.row.unfit(stage) or ""
             pen.text((_left(number), 2 * LINE_PX + CELL_PX // 2), why.replace("_", " "), SOFT, font(FONT_PX))
     sizes = [
         first.crop.original,
-        scaled,
+        first.crop.scaled,
         *((planned.crop.width, planned.crop.height) for planned in one.crops.values()),
     ]
     steps = " > ".join(f"{width}x{height}" for width, height in sizes)
@@ -141,11 +143,22 @@ def _tile(one: Shown, stages: tuple[Stage, ...], size: tuple[int, int]) -> Image
     return tile
 
 
-def _decoded(one: Shown) -> Image.Image:
+def _views(one: Shown) -> list[Image.Image]:
+    """The original (at most as large as a cell), the downsampled picture, and each crop, made as a run makes it."""
     data = read_again(one.dataset, one.row.source, one.row.image_id)
     if data is None:
         raise DataError(f"{one.row.source} changed or went away while the preview was made. Start it again.")
-    return decode_rgb(data)
+    planned = [each.crop for each in one.crops.values()]
+    small = _fit(planned[0].original, 1.0)
+    whole = [(size, (0, 0, *size)) for size in (small, planned[0].scaled)]
+    made = take_crops(data, [*whole, *((crop.scaled, crop.box) for crop in planned)])
+    return [Image.fromarray(pixels) for pixels, _ in made]
+
+
+def _fit(size: Size, most: float) -> Size:
+    """A size scaled to fit into a cell, at most by `most`."""
+    scale = min(most, CELL_PX / size[0], CELL_PX / size[1])
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
 
 def _corners(crop: Crop) -> Box:
@@ -157,14 +170,16 @@ def _left(number: int) -> int:
     return number * (CELL_PX + GAP_PX)
 
 
-def _paste(tile: Image.Image, view: Image.Image, boxes: dict[Stage, Box], number: int) -> None:
-    """Fit a picture into cell `number` of a tile and draw boxes, given in its own pixels, on it."""
-    scale = min(CELL_PX / view.width, CELL_PX / view.height)
-    size = max(1, round(view.width * scale)), max(1, round(view.height * scale))
-    small = view.resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS)
+def _paste(
+    tile: Image.Image, view: Image.Image, number: int, boxes: Mapping[Stage, Box] = _NO_BOXES, own: Size | None = None
+) -> None:
+    """Fit a picture into cell `number` of a tile and draw boxes on it, given in pixels of a picture of the size `own`."""
+    size = _fit(view.size, float(CELL_PX))
+    small = view.resize(size, Image.Resampling.NEAREST if size > view.size else Image.Resampling.LANCZOS)
     pen = ImageDraw.Draw(small)
     pen.rectangle((0, 0, size[0] - 1, size[1] - 1), outline=EDGE)
-    x, y = size[0] / view.width, size[1] / view.height
-    for stage, (left, top, right, bottom) in reversed(boxes.items()):
+    width, height = own or view.size
+    x, y = size[0] / width, size[1] / height
+    for stage, (left, top, right, bottom) in reversed(tuple(boxes.items())):
         pen.rectangle((left * x, top * y, right * x - 1, bottom * y - 1), outline=STAGES[stage].colour, width=2)
     tile.paste(small, (_left(number) + (CELL_PX - size[0]) // 2, 2 * LINE_PX + (CELL_PX - size[1]) // 2))

@@ -8,7 +8,7 @@ the table is the same. Nothing in the source directories is ever changed.
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -147,6 +147,17 @@ def _listed_within(run: Run, listings: list[_Listing], most: int) -> list[_Listi
     if any(one.bytes > most or (one.is_far and one.files) for one in unread.values()):
         raise TooMuchToRead(unread)
     return listings
+
+
+def scan_some(run: Run, dataset: ImageDataset, names: Sequence[str]) -> pa.Table:
+    """SCAN of some files of a data set, in their order. Notes of earlier scans are neither used nor made."""
+    source, sources = open_source(dataset), pa.chunked_array([pa.array(names, pa.string())])
+    read = _tabled(_read_all(source, sources, source.threads or run.config.workers, no_report), _READ)
+    texts = _tabled(raw_captions(dataset, sources), _TOLD)
+    reasons = pc.if_else(pc.is_null(read["sha256"]), source.lost, pa.scalar(None, pa.string()))
+    details = pc.coalesce(read["fault"], texts["fault"])
+    ids = pa.repeat(dataset.id, len(sources))
+    return pa.table([ids, sources, read["bytes"], read["sha256"], texts["raw"], reasons, details], schema=SCAN)
 
 
 def has_heif(found: pa.Table) -> bool:

@@ -13,11 +13,12 @@ from deepfloyd_core.sources.picture_bytes import AVIF_BRANDS, HEIF_BRANDS
 Kind = Literal["picture", "unsure", "caption", "other"]
 
 
-def _words(text: str) -> frozenset[str]:
+def words(text: str) -> frozenset[str]:
+    """A set of words, written as a text."""
     return frozenset(text.split())
 
 
-PICTURES = _words(
+PICTURES = words(
     "jpg jpeg jpe jfif jfi jif pjpeg pjp mpo png apng webp bmp dib gif tif tiff avif avifs heic heics heif heifs hif jxl "
     "jp2 j2k jpf jpx pbm pgm ppm pnm tga exr hdr ico dds pcx"
 )
@@ -25,7 +26,7 @@ CAPTIONS = ("txt", "caption")
 _CAPTION_ENDS = tuple(f".{extension}" for extension in CAPTIONS)
 _METADATA = ("json",)
 # The rest would only cost a read each, but for those whose first bytes are a picture's: raw files, previews, back-ups.
-OTHERS = _words(
+OTHERS = words(
     "aae xmp thm pp3 dop on1 cos lrprev lrcat csv tsv jsonl ndjson parquet arrow feather npz npy pt pth ckpt safetensors "
     "bin pkl h5 db sqlite ini cfg yaml yml toml xml html htm md rst rtf pdf doc docx odt xls xlsx log lnk url info gpx srt "
     "mov mp4 m4v avi mkv webm 3gp mts m2ts mpg mpeg wmv flv mp3 wav m4a aac flac ogg opus "

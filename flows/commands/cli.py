@@ -23,6 +23,7 @@ from flows.commands.doctor import doctor
 from flows.commands.drawing import export, generate, upscale
 from flows.commands.planning import plan
 from flows.commands.session import err, load, out, print_notes, session, stopping
+from flows.commands.starting import init
 from flows.commands.stopping import Stopped
 from flows.commands.version_commands import Number, block, diff, history, promote, publish, rollback
 from flows.commands.workspace_commands import gc, list_workspace, show, verify
@@ -71,6 +72,9 @@ def main() -> None:
     finally:
         code = stopping.finish(code)
     sys.exit(code)
+
+
+app.command()(init)
 
 
 @app.command()

@@ -30,6 +30,7 @@ def test_the_readme_names_every_flavour_and_command() -> None:
     assert all(f"`{name}`" in readme for name in PUBLISHED)
     assert f"`{RANDOM}<flavour>`" in readme
     for command in (
+        "init",
         "run",
         "prepare",
         "train-stage1",

@@ -21,6 +21,7 @@ from deepfloyd_core.crops.preview import save_preview
 from deepfloyd_core.crops.rows import eval_ids
 from deepfloyd_core.errors import DataError
 from deepfloyd_core.index import judge
+from deepfloyd_core.index.scan import scan
 from deepfloyd_core.store.artifacts import Artifact
 
 PSNR_40 = 255**2 / 10**4
@@ -302,22 +303,22 @@ def test_the_preview_shows_the_crops_and_decodes_nothing_else(
     run = world.load({"crop_style": "random", "crop_aspect": "preserve"}, stages=(1,), max_rejected_share=0.5)
     decoded: list[str] = []
 
-    def recorded(name: str, real: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
-        def decode(data: bytes) -> Any:
+    def recorded(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
+        def decode(*arguments: Any) -> Any:
             decoded.append(name)
-            return real(data)
+            return real(*arguments)
 
         return decode
 
-    for module, name in ((preview, "decode_rgb"), (judge, "check_decodes")):
+    for module, name in ((preview, "take_crops"), (judge, "check_decodes")):
         monkeypatch.setattr(module, name, recorded(name, getattr(module, name)))
     paths = [world.folder / name for name in ("one.png", "two.png")]
     assert [save_preview(run, 4, path)[0] for path in paths] == [4, 4]
-    assert Counter(decoded) == {"decode_rgb": 8, "check_decodes": 8}, "four pictures twice"
+    assert Counter(decoded) == {"take_crops": 8, "check_decodes": 8}, "four pictures twice"
     assert paths[0].read_bytes() == paths[1].read_bytes()
     sheet = np.asarray(Image.open(paths[0]))
     assert sheet.shape[0] > 2 * preview.CELL_PX
-    shown, _ = preview.choose_shown(run, 4)
+    shown, _ = preview.choose_shown(run, 4, scan(run))
     box = np.all(sheet == STAGES[1].colour, axis=-1)
     assert box.sum() > 4 * 4 * 50, "the boxes are drawn"
     planned = {(row["source"], row["crop_left"]) for row in live_rows(world.pixels(run, world.index(run), 1))}
