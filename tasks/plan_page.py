@@ -13,6 +13,7 @@ from tasks.outbox import create_markdown_artifact
 from tasks.page_keys import workspace_key
 
 log = logging.getLogger(__name__)
+_CELL = 90  # characters; the UI cuts off what is longer
 
 
 def show_plan(run: Run, index: Artifact, starts: Starts = FROM_BASE) -> None:
@@ -25,6 +26,7 @@ def show_plan(run: Run, index: Artifact, starts: Starts = FROM_BASE) -> None:
     lines = [*items(said), *items(plan.notes)]
     for table in plan_tables(plan):
         heads = tuple(head or " " for head in table.heads)
-        lines += titled_table(table.title, heads, [tuple(map(plain, row)) for row in table.rows])
-    create_markdown_artifact("\n".join(lines), key=workspace_key("plan", run.workspace), description=plain(said[0]))
+        lines += titled_table(table.title, heads, [tuple(plain(cell, _CELL) for cell in row) for row in table.rows])
+    about = plain(f"plan: {said[0]}")
+    create_markdown_artifact("\n".join(lines), key=workspace_key("plan", run.workspace), description=about)
     log.info("plan: %s", said[0])

@@ -47,7 +47,7 @@ def _time(plan: Plan) -> str:
     about = f"It takes about {duration(plan.seconds)}"
     if not guessed:
         return f"{about}, by what earlier runs of this workspace took."
-    return f"{about}; {', '.join(guessed)} by the device's speed alone, which may be wrong by half."
+    return f"{about}; {', '.join(guessed)} by the device's speed alone: a rough guess."
 
 
 def _fits(memory: Iterable[MemoryPlan], name: str, total: int) -> list[str]:

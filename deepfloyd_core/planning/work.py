@@ -7,10 +7,11 @@ from typing import Literal
 from deepfloyd_core.bundle.planned import FROM_BASE, Starts, planned
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.config.stages import STAGES
+from deepfloyd_core.crops.identity import eval_request, pixels_request
 from deepfloyd_core.errors import ArtifactError
 from deepfloyd_core.models.folders import folder_here
 from deepfloyd_core.planning.data import DataLook
-from deepfloyd_core.store.artifacts import REQUEST, Request, find, missing_parts, newest_record
+from deepfloyd_core.store.artifacts import REQUEST, Artifact, Request, find, missing_parts, newest_record
 from deepfloyd_core.store.changes import changes
 from deepfloyd_core.text.projection import text_is_frozen
 
@@ -36,13 +37,26 @@ def plan_artifacts(run: Run, look: DataLook, starts: Starts = FROM_BASE) -> list
     if not look.is_current or look.index is None:
         return [index, *(_unknown(kind) for kind in kinds_of(run))]
     if missing := models_missing(run):
-        why = f"{', '.join(missing)} must be downloaded first"
-        return [index, *(ArtifactPlan(kind, "made", (why,), None) for kind in kinds_of(run))]
+        crops = _of_pictures(run, look.index)
+        why = f"{', '.join(missing)} is not on this machine yet"
+        return [
+            index,
+            *(
+                _planned(run, crops[kind]) if kind in crops else ArtifactPlan(kind, "made", (why,), None)
+                for kind in kinds_of(run)
+            ),
+        ]
     requests = planned(run, look.index, starts)
     assert requests is not None  # the steps are counted
     order = kinds_of(run)
     rest = sorted(requests.values(), key=lambda request: order.index(request.kind))
     return [index, *(_planned(run, request) for request in rest)]
+
+
+def _of_pictures(run: Run, index: Artifact) -> dict[str, Request]:
+    """The requests of the crops, for which no model is needed, by their kind."""
+    pixels = [pixels_request(run, index, stage) for stage in run.config.stages]
+    return {request.kind: request for request in [*pixels, eval_request(run, index)]}
 
 
 def kinds_of(run: Run) -> list[str]:

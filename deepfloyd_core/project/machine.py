@@ -7,14 +7,11 @@ a GPU.
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from deepfloyd_core.errors import JobError
 from deepfloyd_core.models.device import machine_memory
 from deepfloyd_core.models.torch_facts import TorchFacts, ask_torch
-
-_BF16_FLAGS = "avx512_bf16", "amx_bf16"
 
 
 @dataclass(frozen=True)
@@ -24,7 +21,9 @@ class MachineLook:
     device: Literal["cuda", "mps", "cpu"]
     name: str  # of the GPU, else empty
     memory_bytes: int
-    bf16: bool  # whether it computes in bf16 at full speed
+    bf16: (
+        bool  # whether it is faster in bf16: a GPU with units for it, a processor that took less time for a convolution
+    )
 
     @property
     def memory_gib(self) -> float:
@@ -51,16 +50,10 @@ def machine_look(facts: TorchFacts) -> MachineLook:
     """The machine by what torch tells of it."""
     if facts.device == "cuda":
         return MachineLook("cuda", facts.device_name, facts.total_bytes, facts.bf16 == "native")
-    return MachineLook("mps", "Apple GPU", machine_memory().total, False) if facts.device == "mps" else _without_gpu()
+    if facts.device == "mps":
+        return MachineLook("mps", "Apple GPU", machine_memory().total, False)
+    return MachineLook("cpu", "", machine_memory().total, facts.bf16_times is not None and facts.bf16_times < 1)
 
 
 def _without_gpu() -> MachineLook:
-    return MachineLook("cpu", "", machine_memory().total, _processor_has_bf16())
-
-
-def _processor_has_bf16() -> bool:
-    try:
-        known = Path("/proc/cpuinfo").read_text().split()
-    except OSError:
-        return False
-    return any(flag in known for flag in _BF16_FLAGS)
+    return MachineLook("cpu", "", machine_memory().total, False)

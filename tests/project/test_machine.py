@@ -18,6 +18,8 @@ def test_a_gpu_is_told_with_its_memory() -> None:
     assert machine_look(GPU) == MachineLook("cuda", "NVIDIA Test", 24 << 30, True)
     assert not machine_look(GPU.model_copy(update={"bf16": "emulated"})).bf16
     assert machine_look(GPU.model_copy(update={"device": "mps"})).device == "mps"
+    quick, slow = ({"device": "cpu", "cpu_flops": {"no": 2.0, "bf16": bf16}} for bf16 in (3.0, 1.0))
+    assert [machine_look(GPU.model_copy(update=facts)).bf16 for facts in (quick, slow)] == [True, False]
 
 
 def test_without_an_answer_it_is_a_machine_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
