@@ -22,6 +22,7 @@ from flows.runs.run_lease import rename_run, sole_run
 from tasks import VERSION
 from tasks.cascade_samples import cascade_samples
 from tasks.events import versions_told
+from tasks.fitting import fitted
 from tasks.image_index import image_index
 from tasks.lora_bundle import lora_bundle, publish_version
 from tasks.text_embeds import text_embeds
@@ -64,6 +65,7 @@ def make_bundle(run: Run, index: Artifact, starts: Starts = FROM_BASE, start: st
 @job_starter()
 def unpublished_bundle(run: Run, index: Artifact, starts: Starts = FROM_BASE) -> Artifact:
     """Everything after the index; what is already there is reused. Pictures come first: T5 takes long, and they may fail."""
+    run = fitted(run, index)
     pictures = make_pictures(run, index, run.config.stages)
     embeds = text_embeds(run, index)
     prompts = sample_prompts(run, index)

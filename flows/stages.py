@@ -16,6 +16,7 @@ from flows.deployable import deployable
 from flows.parameters import Overrides
 from flows.runs.run_lease import sole_run
 from tasks import VERSION
+from tasks.fitting import fitted
 from tasks.image_index import image_index
 from tasks.text_embeds import text_embeds
 
@@ -48,7 +49,7 @@ def embed(config: str, overrides: Overrides = None) -> list[Artifact]:
     run = check_run(Path(config), tuple(overrides or ()), "text_embeds")
     with sole_run(run):
         index = image_index(run)
-        return [index, text_embeds(run, index)]
+        return [index, text_embeds(fitted(run, index), index)]
 
 
 @flow(name="train-stage1", version=VERSION)
@@ -82,6 +83,7 @@ def _train(run: Run, stage: Stage) -> list[Artifact]:
     stages = trained_with(run.config, stage)
     with sole_run(run):
         index = image_index(run)
+        run = fitted(run, index)
         pictures = make_pictures(run, index, stages)
         embeds = text_embeds(run, index)
         trainings = make_trainings(run, pictures, embeds, sample_prompts(run, index))

@@ -41,6 +41,12 @@ class Machine(Spec):
         "Weights & Biases, with a key or WANDB_MODE=offline in the environment.",
         makes=NOTHING,
     )
+    auto_fit: bool = key(
+        False,
+        says="Where a training or T5 does not fit the device's memory, set gradient_checkpointing or "
+        "text_encoder_streaming, which change no result. What would change it is only proposed.",
+        makes=NOTHING,
+    )
     device: Literal["auto", "cpu", "cuda", "mps"] = key("auto", says="Where models run.", makes=NOTHING)
     num_threads: int | None = key(
         None, ge=1, says="Threads of torch on the CPU; unset: torch's own choice.", makes=NOTHING

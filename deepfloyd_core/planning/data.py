@@ -12,13 +12,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from deepfloyd_core.config.run import Run
-from deepfloyd_core.crops.eval_choice import choose_held_out, held_out_pictures
+from deepfloyd_core.crops.eval_choice import check_left, choice_notes, choose_held_out, held_out_pictures
 from deepfloyd_core.index.changed_pictures import picture_changes
 from deepfloyd_core.index.identity import FORMAT, index_request
 from deepfloyd_core.index.index import build_index, judges
-from deepfloyd_core.index.ledger import INDEX_FILE, ledger_batches
+from deepfloyd_core.index.ledger import INDEX_FILE, check_share, ledger_batches
 from deepfloyd_core.index.older_verdicts import older_verdicts
 from deepfloyd_core.index.scan import TooMuchToRead, Unread, scan
+from deepfloyd_core.index.summary import IndexSummary
 from deepfloyd_core.store.artifacts import Artifact, Request, find, materialise, newest
 from deepfloyd_core.store.counts import many
 
@@ -76,6 +77,13 @@ def look_at_data(run: Run) -> DataLook:
         index = materialise(run.workspace, request, lambda work: build_index(run, scanned, children, work))
     changes = picture_changes(before.path / INDEX_FILE, index.path / INDEX_FILE) if before else []
     return DataLook(index, True, request, False, tuple(changes), {}, unknown.true_count)
+
+
+def check_index(run: Run, index: Artifact) -> list[str]:
+    """What a run says of its index, in notes. Raises DataError where it would end: too many rejected, nothing left."""
+    check_share(index.summary(IndexSummary), run.config.max_rejected_share, index.path / INDEX_FILE)
+    choices = choose_held_out(run, index)
+    return choice_notes(run, choices) + check_left(run, index, choices)
 
 
 def count_sets(run: Run, index: Artifact) -> list[SetCount]:

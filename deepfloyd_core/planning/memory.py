@@ -5,7 +5,7 @@ weights, or one layer where they are streamed, and the hidden states of a file o
 and a call of it. All is computed before a model is loaded; `benchmarks/results.md` has it beside what was taken.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from deepfloyd_core.config.run import Run
@@ -36,12 +36,30 @@ class Part:
 
 
 @dataclass(frozen=True)
+class Saving:
+    """Settings that take less memory."""
+
+    settings: tuple[tuple[str, object], ...]  # keys of the run file, dotted, with their values
+    bytes: int  # less
+    effect: str
+    is_same: bool  # no byte of the result changes
+
+    def __str__(self) -> str:
+        keys = " with ".join(f"{key} = {str(value).lower()}" for key, value in self.settings)
+        return f"{keys}: {_gb(self.bytes)} less, {self.effect}"
+
+
+@dataclass(frozen=True)
 class MemoryPlan:
     """The most that a part of a run takes."""
 
     what: str  # such as `Stage I, training`
     parts: tuple[Part, ...]
-    advice: tuple[str, ...] = ()  # what would take less: settings of the run file, the ones first that change no result
+    savings: tuple[Saving, ...] = ()  # those first that change no result
+
+    def fits(self, device: Device) -> bool:
+        """Whether a device has room for it."""
+        return self.bytes <= MOST_SHARE * device.total
 
     @property
     def bytes(self) -> int:
@@ -63,7 +81,12 @@ def cost_requests(run: Run, plans: Sequence[StagePlan]) -> dict[Stage, CostReque
 
 
 def plan_memory(
-    run: Run, made: set[str], captions: int, costs: dict[Stage, StepCosts], sizes: dict[Stage, Size], device: Device
+    run: Run,
+    made: set[str],
+    captions: int,
+    costs: Mapping[Stage, StepCosts],
+    sizes: Mapping[Stage, Size],
+    device: Device,
 ) -> list[MemoryPlan]:
     """The parts of a run that load models, in their order. made: the kinds of artifacts that are made; captions: texts
     that T5 encodes, 0: it is not loaded; sizes: of the pictures that the costs are of.
@@ -100,30 +123,27 @@ def _training(run: Run, stage: Stage, costs: StepCosts, device: Device) -> Memor
         *([Part("average", EMA * trained)] if config.use_ema else []),
         Part("activations and gradients", step),
     ]
-    return MemoryPlan(f"{STAGES[stage].title}, training", (*parts, *_program(device)), _advice(config, costs, device))
+    return MemoryPlan(f"{STAGES[stage].title}, training", (*parts, *_program(device)), _savings(config, costs, device))
 
 
-def _advice(config: StageConfig, costs: StepCosts, device: Device) -> tuple[str, ...]:
-    """Settings that take less, with how much; first those that change no result."""
+def _savings(config: StageConfig, costs: StepCosts, device: Device) -> tuple[Saving, ...]:
+    """What takes less of a training."""
     table, batch = STAGES[config.flavour.stage].table, config.train_batch_size
     now = costs.step(batch, config.gradient_checkpointing, device.is_cpu)
     found = []
     recomputes = config.gradient_checkpointing
     if not recomputes and (saved := now - costs.step(batch, True, device.is_cpu)) > 0:
-        found.append(f"{table}.gradient_checkpointing = true: {_gb(saved)} less, the same result")
+        found.append(Saving(((f"{table}.gradient_checkpointing", True),), saved, "the same result", True))
         recomputes = True
     if batch > 1:
         saved = now - costs.step(1, recomputes, device.is_cpu)
         accumulation = batch * config.gradient_accumulation_steps
-        found.append(
-            f"{table}.train_batch_size = 1 with gradient_accumulation_steps = {accumulation}: {_gb(saved)} less, steps of "
-            "the same size"
-        )
+        keys = ((f"{table}.train_batch_size", 1), (f"{table}.gradient_accumulation_steps", accumulation))
+        found.append(Saving(keys, saved, "steps of the same size", False))
     if config.base_model_precision == "no_change" and config.model_type != "full":
-        halves = 0.5 if config.mixed_precision == "bf16" else 0.25
-        found.append(
-            f"{table}.base_model_precision = int8: {_gb(int(costs.frozen * (1 - halves)))} less, another result"
-        )
+        share = 0.5 if config.mixed_precision == "bf16" else 0.25
+        saved = int(costs.frozen * (1 - share))
+        found.append(Saving(((f"{table}.base_model_precision", "int8"),), saved, "another result", False))
     return tuple(found)
 
 
@@ -143,11 +163,10 @@ def _text(run: Run, captions: int, device: Device) -> MemoryPlan:
         Part("hidden states", hidden),
         *_program(device),
     ]
-    streaming = (
-        f"text_encoder_streaming = true: {_gb((shape['num_layers'] - 1) * layer * stored)} less, the same result",
-    )
-    advice = () if config.text_encoder_streaming else streaming
-    return MemoryPlan(kind.title, tuple(part for part in parts if part.bytes), advice)
+    saved = (shape["num_layers"] - 1) * layer * stored
+    streaming = Saving((("text_encoder_streaming", True),), saved, "the same result", True)
+    savings = () if config.text_encoder_streaming else (streaming,)
+    return MemoryPlan(kind.title, tuple(part for part in parts if part.bytes), savings)
 
 
 def t5_flops(run: Run) -> float:

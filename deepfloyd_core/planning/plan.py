@@ -15,8 +15,9 @@ from deepfloyd_core.index.ledger import caption_counts
 from deepfloyd_core.models.device import Device, device_of
 from deepfloyd_core.models.torch_facts import TorchFacts, ask_torch
 from deepfloyd_core.planning.costs import costs_of
-from deepfloyd_core.planning.data import DataLook, SetCount, count_sets, look_at_data, look_of, why_unknown
+from deepfloyd_core.planning.data import DataLook, SetCount, check_index, count_sets, look_at_data, look_of, why_unknown
 from deepfloyd_core.planning.disk import DiskPlan, plan_disk
+from deepfloyd_core.planning.fit import fit
 from deepfloyd_core.planning.memory import MemoryPlan, cost_requests, plan_memory, t5_flops
 from deepfloyd_core.planning.shadow import shadow
 from deepfloyd_core.planning.steps import StagePlan, plan_stages, with_counted_steps
@@ -75,6 +76,7 @@ def _planned(run: Run, seen: Run, look: DataLook, starts: Starts, asked: "Future
     notes = [why_unknown(look)]
     sets, stages, captions = list[SetCount](), list[StagePlan](), list[str]()
     if look.index is not None:
+        notes += check_index(seen, look.index)
         sets, stages = count_sets(seen, look.index), plan_stages(seen, look.index)
         captions = run_captions(seen, caption_counts(look.index))
         seen = with_counted_steps(seen, stages)
@@ -86,7 +88,13 @@ def _planned(run: Run, seen: Run, look: DataLook, starts: Starts, asked: "Future
     disk = plan_disk(run, artifacts, stages, costs, requests, new)
     made = {artifact.kind for artifact in artifacts if artifact.state != "reused"}
     sizes = {stage: request.size for stage, request in requests.items()}
-    memory = plan_memory(seen, made, new, costs, sizes, device) if device else []
+    memory = list[MemoryPlan]()
+    if device is not None:
+        if seen.config.auto_fit:
+            found = fit(seen, costs, sizes, device)
+            seen = found.run
+            notes += [f"auto_fit: {line}" for line in found.applied]
+        memory = plan_memory(seen, made, new, costs, sizes, device)
     amounts = Amounts(look.to_judge, new, t5_flops(seen))
     times = plan_times(run, artifacts, stages, costs, amounts, device)
     notes += [*unknown, *away]

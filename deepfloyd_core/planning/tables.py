@@ -4,7 +4,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from deepfloyd_core.config.stages import STAGES
-from deepfloyd_core.planning.memory import MOST_SHARE, MemoryPlan
+from deepfloyd_core.models.device import Device
+from deepfloyd_core.planning.memory import MemoryPlan
 from deepfloyd_core.planning.plan import Plan
 from deepfloyd_core.planning.steps import StagePlan
 from deepfloyd_core.store.changes import label
@@ -36,7 +37,7 @@ def verdict(plan: Plan) -> list[str]:
     disk = f"It writes {size(plan.disk.needed)}, and {size(plan.disk.free)} are free"
     lines = [_time(plan), f"{disk}: that does not fit." if plan.disk.needed > plan.disk.free else f"{disk}."]
     if plan.device is not None:
-        lines += _fits(plan.memory, plan.device.name, plan.device.total)
+        lines += _fits(plan.memory, plan.device)
     return lines
 
 
@@ -50,18 +51,16 @@ def _time(plan: Plan) -> str:
     return f"{about}; {', '.join(guessed)} by the device's speed alone: a rough guess."
 
 
-def _fits(memory: Iterable[MemoryPlan], name: str, total: int) -> list[str]:
+def _fits(memory: Iterable[MemoryPlan], device: Device) -> list[str]:
     """Whether each part of the run fits a device, and if not, what would."""
-    too_large = [each for each in memory if each.bytes > MOST_SHARE * total]
+    has = f"{device.name} has {size(device.total)}"
     lines = []
-    for each in too_large:
-        lines.append(f"{each.what} takes {size(each.bytes)}, and {name} has {size(total)}: that does not fit.")
-        lines += [f"  {advice}" for advice in each.advice]
+    for each in (each for each in memory if not each.fits(device)):
+        lines.append(f"{each.what} takes {size(each.bytes)}, and {has}: that does not fit.")
+        lines += [f"  {saving}" for saving in each.savings]
     most = max(memory, key=lambda each: each.bytes, default=None)
-    if most is not None and not too_large:
-        lines.append(
-            f"It takes {size(most.bytes)} of memory at most ({most.what}), and {name} has {size(total)}: it fits."
-        )
+    if most is not None and not lines:
+        lines.append(f"It takes {size(most.bytes)} of memory at most ({most.what}), and {has}: it fits.")
     return lines
 
 

@@ -63,8 +63,8 @@ def plan_times(
         units = _units(kind, part, plan, amounts)
         if kind in rates and units is not None:
             fixed, each = rates[kind]
-            if seconds := fixed + each * units:
-                found[kind] = Duration(seconds, "earlier runs")
+            if took := fixed + each * units:
+                found[kind] = Duration(took, "earlier runs")
         elif device is not None and (seconds := _by_speed(run, part, plan, costs, amounts, device)) is not None:
             found[kind] = Duration(seconds, "the device's speed")
     return found

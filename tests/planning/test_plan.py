@@ -16,8 +16,10 @@ from deepfloyd_core.crops.rows import held_out_ids, read_row_list
 from deepfloyd_core.errors import JobError
 from deepfloyd_core.index.ledger import read_index
 from deepfloyd_core.models.device import Device
+from deepfloyd_core.models.text_encoders import T5_XXL
 from deepfloyd_core.models.torch_facts import TorchFacts
-from deepfloyd_core.planning import data
+from deepfloyd_core.planning import data, memory
+from deepfloyd_core.planning.fit import Fitted, fit
 from deepfloyd_core.planning.memory import plan_memory
 from deepfloyd_core.planning.plan import Plan, plan_after_index, plan_run
 from deepfloyd_core.planning.tables import plan_tables, verdict
@@ -184,27 +186,61 @@ def test_what_is_finished_tells_how_long_the_rest_takes(world: DataWorld) -> Non
 GIB = 1 << 30
 
 
-def test_what_does_not_fit_says_which_settings_would(world: DataWorld) -> None:
+HUGE = StepCosts(
+    frozen=GIB, trained=1000, trained_bytes=4000, kept=(GIB, 2 * GIB), recomputed=(GIB // 4, GIB // 2), sampled=(5, 9),
+    kept_blocks=(), recomputed_blocks=(), sampled_flops=1,
+)  # fmt: skip
+GPU = Device("a GPU", False, 5 * GIB, 5 * GIB, True, {"no": 1e12, "bf16": 1e12})
+
+
+def batch_of_four(world: DataWorld, **more: Any) -> Run:
     draw(world, range(6))
     keys = {"train_batch_size": 4, "gradient_accumulation_steps": 2, "optimizer": "prodigy", "use_ema": True}
-    run = world.load(stages=(1,), num_eval_images=2, **keys)
-    costs = StepCosts(
-        frozen=GIB, trained=1000, trained_bytes=4000, kept=(GIB, 2 * GIB), recomputed=(GIB // 4, GIB // 2), sampled=(5, 9),
-        kept_blocks=(), recomputed_blocks=(), sampled_flops=1,
-    )  # fmt: skip
-    gpu = Device("a GPU", False, 5 * GIB, 5 * GIB, True, {"no": 1e12, "bf16": 1e12})
-    (training,) = plan_memory(run, {"stage1_lora"}, 0, {1: costs}, {1: (64, 64)}, gpu)
+    return world.load(stages=(1,), num_eval_images=2, **keys, **more)
+
+
+def test_what_does_not_fit_says_which_settings_would(world: DataWorld) -> None:
+    run = batch_of_four(world)
+    (training,) = plan_memory(run, {"stage1_lora"}, 0, {1: HUGE}, {1: (64, 64)}, GPU)
     assert {part.name: part.bytes for part in training.parts} == {
         "frozen weights": GIB, "trained weights": 4000, "optimizer": 16000, "average": 4000,
         "activations and gradients": 4 * GIB,
     }  # fmt: skip
-    plan = replace(plan_run(run), memory=(training,), device=gpu)
+    plan = replace(plan_run(run), memory=(training,), device=GPU)
     said = verdict(plan)
     assert "Stage I, training takes 5.37 GB, and a GPU has 5.37 GB: that does not fit." in said
     assert said[3:] == [
         "  stage1.gradient_checkpointing = true: 3.2 GB less, the same result",
-        "  stage1.train_batch_size = 1 with gradient_accumulation_steps = 8: 4.0 GB less, steps of the same size",
+        "  stage1.train_batch_size = 1 with stage1.gradient_accumulation_steps = 8: 4.0 GB less, steps of the same size",
         "  stage1.base_model_precision = int8: 0.5 GB less, another result",
     ]
-    roomy = replace(plan, device=replace(gpu, total=6 * GIB))
+    roomy = replace(plan, device=replace(GPU, total=6 * GIB))
     assert verdict(roomy)[-1].endswith("(Stage I, training), and a GPU has 6.44 GB: it fits.")
+
+
+def test_auto_fit_sets_what_changes_no_result_and_proposes_the_rest(world: DataWorld) -> None:
+    run = batch_of_four(world, auto_fit=True)
+    assert fit(run, {1: HUGE}, {1: (64, 64)}, replace(GPU, total=6 * GIB)) == Fitted(run, (), ())
+    fitted = fit(run, {1: HUGE}, {1: (64, 64)}, GPU)
+    assert fitted.run.config.stage(1).gradient_checkpointing and not fitted.proposed
+    assert fitted.applied == (
+        "stage1.gradient_checkpointing = true: 3.2 GB less, the same result; Stage I, training takes 5.37 GB, and a GPU has "
+        "5.37 GB",
+    )
+    index = world.index(run)
+    assert planned(fitted.run, index) == planned(run, index) == planned(world.load(stages=(1,), num_eval_images=2,
+        train_batch_size=4, gradient_accumulation_steps=2, optimizer="prodigy", use_ema=True), index)  # fmt: skip
+    small = fit(run, {1: HUGE}, {1: (64, 64)}, replace(GPU, total=GIB))
+    (proposal,) = small.proposed
+    assert proposal.startswith(
+        "Stage I, training takes 2.15 GB, and a GPU has 1.07 GB. It may fit with stage1.train_batch_size = 1"
+    )
+    assert small.run.config.stage(1).train_batch_size == 4
+
+
+def test_t5_is_streamed_where_it_does_not_fit(world: DataWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = batch_of_four(world, auto_fit=True)
+    monkeypatch.setattr(memory, "_t5_shape", lambda run: T5_XXL)
+    fitted = fit(run, {}, {}, GPU)
+    assert fitted.run.config.text_encoder_streaming and not fitted.proposed
+    assert fitted.applied[0].startswith("text_encoder_streaming = true: ")

@@ -142,6 +142,10 @@ def test_the_ui_gets_tables_pictures_and_logs(finished: tuple[SmallRun, str], se
     artifacts = {entry["key"]: entry for entry in found}
     assert "| rejected | unsupported | 1 |" in artifacts["image-index-workspace"]["data"]
     assert "- `broken.jpg`: unsupported: " in artifacts["image-index-workspace"]["data"]
+    plan = min((entry for entry in found if entry["key"] == "plan-workspace"), key=lambda entry: entry["created"])
+    of_run = (entry for entry in found if entry["flow_run_id"] == plan["flow_run_id"] and entry["type"] == "markdown")
+    assert min(of_run, key=lambda entry: entry["created"])["id"] == plan["id"], "the first page of the run"
+    assert "| stars | 9 | 1 unsupported | 1 | 7 |" in plan["data"] and "| Stage II LoRA | made | " in plan["data"]
     pages = "stage1-pixels", "stage2-pixels", "eval-set", "stage1-lora", "stage2-lora", "cascade-samples"
     for key in (f"{page}-workspace" for page in (*pages, "version")):
         assert "](data:image/" in artifacts[key]["data"], key

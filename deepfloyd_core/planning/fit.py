@@ -1,0 +1,64 @@
+"""`auto_fit`: the settings that make a run fit its device and change no byte of its result."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from deepfloyd_core.config.run import Run
+from deepfloyd_core.config.stages import Stage
+from deepfloyd_core.models.device import Device
+from deepfloyd_core.pictures.geometry import Size
+from deepfloyd_core.planning.costs import costs_of
+from deepfloyd_core.planning.memory import MemoryPlan, Saving, cost_requests, plan_memory
+from deepfloyd_core.planning.steps import plan_stages
+from deepfloyd_core.store.artifacts import Artifact
+from deepfloyd_core.store.counts import size
+from deepfloyd_core.training.costs import StepCosts
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A run with what makes it fit."""
+
+    run: Run
+    applied: tuple[str, ...]  # what was set and why, in words
+    proposed: tuple[str, ...]  # what does not fit all the same, and what would change the result
+
+
+def fit_after_index(run: Run, index: Artifact, device: Device) -> Fitted:
+    """Fit the trainings of a run that has its index, and T5."""
+    requests = cost_requests(run, plan_stages(run, index))
+    costs, _ = costs_of(requests, calculates=True)
+    return fit(run, costs, {stage: request.size for stage, request in requests.items()}, device)
+
+
+def fit(run: Run, costs: Mapping[Stage, StepCosts], sizes: Mapping[Stage, Size], device: Device) -> Fitted:
+    """Apply to each part that does not fit what changes no result. sizes: of the pictures that the costs are of."""
+    loras = {f"stage{stage}_lora" for stage in costs}
+    before = plan_memory(run, loras, 1, costs, sizes, device)
+    applied = list[str]()
+    for part in (part for part in before if not part.fits(device)):
+        for saving in (saving for saving in part.savings if saving.is_same):
+            run = _with(run, saving)
+            applied.append(f"{saving}; {_too_large(part, device)}")
+    left = [part for part in plan_memory(run, loras, 1, costs, sizes, device) if not part.fits(device)]
+    proposed = [f"{_too_large(part, device)}{_would(part.savings)}" for part in left]
+    return Fitted(run, tuple(applied), tuple(proposed))
+
+
+def _with(run: Run, saving: Saving) -> Run:
+    config = run.config
+    for key, value in saving.settings:
+        table, _, name = key.rpartition(".")
+        changed = config if not table else getattr(config, table)
+        changed = changed.model_copy(update={name: value})
+        config = config.model_copy(update={table: changed}) if table else changed
+    return replace(run, config=config)
+
+
+def _too_large(part: MemoryPlan, device: Device) -> str:
+    return f"{part.what} takes {size(part.bytes)}, and {device.name} has {size(device.total)}"
+
+
+def _would(savings: Iterable[Saving]) -> str:
+    each = [str(saving) for saving in savings]
+    return f". It may fit with {'; or with '.join(each)}" if each else ""
