@@ -71,7 +71,7 @@ def test_the_number_of_a_version_stays_a_number_from_elsewhere(elsewhere: Path, 
 def test_paths_of_the_command_line_start_where_it_was_typed(elsewhere: Path) -> None:
     assert load_run(DEMO, ("workspace=mine",)).workspace == elsewhere / "mine"
     assert load_run(DEMO, ('workspace="mine"',)).workspace == elsewhere / "mine"
-    (elsewhere / "datasets").mkdir()
+    (elsewhere / "datasets" / "demo").mkdir(parents=True)
     shutil.copy(ROOT / "datasets/demo.json", elsewhere / "datasets")  # the current directory comes first
     assert load_run(DEMO).workspace == Path("workspace/demo")
 

@@ -141,7 +141,7 @@ def test_a_run_that_publishes_nothing_tells_what_a_command_has_decided(
         "check_run": lambda *_, **__: SimpleNamespace(workspace=release.workspace),
         "sole_run": lambda _: nullcontext(),
         "settings": lambda *_, **__: (),
-        "image_index": lambda _: None,
+        "image_index": lambda _, plans=False: None,
         "make_bundle": decide_nothing,
         "_retrain": decide_nothing,
         "rename_run": lambda *_: None,

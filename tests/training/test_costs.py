@@ -82,7 +82,7 @@ def test_a_record_is_kept_for_each_thing_that_changes_it_and_a_damaged_one_is_no
     assert known_costs(plain, tmp_path) == costs
     changes: list[dict[str, Any]] = [
         {"lora_rank": 6}, {"use_dora": True}, {"mixed_precision": "bf16"}, {"lora_target_modules": ("to_q",)},
-        {"optimizer": "adamw_bf16"},
+        {"optimizer": "adamw_bf16", "mixed_precision": "bf16"},
     ]  # fmt: skip
     other = [settings(**{"lora_rank": 5, **keys}) for keys in changes]
     keys = {cost_key(request) for one in other if (request := cost_request(one, TINY, (64, 64)))}
