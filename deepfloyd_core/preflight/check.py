@@ -44,7 +44,7 @@ _DRAWS = (GenerateOptions, UpscaleOptions)
 
 
 def check_run(path: Path, overrides: tuple[str, ...], goal: Goal, elsewhere: bool = True, workers: bool = True) -> Run:
-    """Read a run file and its data file, and check everything that the goal needs. `overrides`: as of `load_run`.
+    """Read a run file and, to train, its data file, and check everything that the goal needs. `overrides`: as of `load_run`.
 
     elsewhere: False stops after the first round. workers: False leaves the cluster out. Raises a DeepFloydError that
     reports all faults of a round.
@@ -80,7 +80,7 @@ def _first_round(
         faults += prompt_faults(goal)
     if isinstance(goal, UpscaleOptions):
         faults += own_picture_faults(goal)
-    run = read_run(path, overrides, faults)
+    run = read_run(path, overrides, faults, data=not isinstance(goal, _DRAWS))
     if run is None or goal == "crops":
         return run
     if goal == "lora_bundle":

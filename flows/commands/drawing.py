@@ -142,7 +142,7 @@ def export(
     from deepfloyd_core.preflight.load import load_run
     from deepfloyd_core.store.versions import bundle_of, find_version
 
-    run = load_run(config, tuple(overrides or ()))
+    run = load_run(config, tuple(overrides or ()), data=False)
 
     bundle = bundle_of(run.workspace, find_version(run.workspace, version))
     bases = {stage: resolve(run.config.stage(stage).model, stage) for stage in run.config.stages}

@@ -11,7 +11,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from PIL import Image
 from prefect_api import post
+from releases import deepfloyd
 from small_run import SmallRun
 
 from deepfloyd_core.config.flavours import FLAVOURS
@@ -22,6 +24,7 @@ from deepfloyd_core.preflight import check
 from deepfloyd_core.preflight.check import Goal, check_run, trained_with
 from deepfloyd_core.preflight.generate import GenerateOptions
 from deepfloyd_core.preflight.unet_sizes import check_unet
+from deepfloyd_core.preflight.upscale import UpscaleOptions
 
 BROKEN = (  # each in another place; a fourth is in the data file
     'eval_dataset_id="moons"',
@@ -91,6 +94,30 @@ def test_a_run_of_a_flow_has_them_all_in_its_state_and_once_in_its_log(small_run
     assert [message.partition(" ")[0] for message in told] == ["error:"]
     assert told[0].startswith("error: 4 faults to correct:\n- ")
     assert all(says in told[0] and says in run["state"]["message"] for says in SAYS)
+
+
+DRAWS = GenerateOptions(("x",), "base")
+
+
+@pytest.mark.parametrize("goal", ["crops", "text_embeds", 1, 2, "lora_bundle"])
+def test_what_trains_needs_a_data_file_and_says_so_once(small_run: SmallRun, goal: Goal) -> None:
+    without = refusal(small_run, goal, "data_backend_config=", elsewhere=False)
+    assert without == [f"{small_run.config}: data_backend_config is missing."]
+    move_pictures_away(small_run)
+    assert len(refusal(small_run, goal, elsewhere=False)) == 1
+
+
+def test_what_draws_needs_none_and_does_not_read_it(small_run: SmallRun, tmp_path: Path) -> None:
+    Image.new("RGB", (64, 64)).save(tmp_path / "own.png")
+    (small_run.folder / "data.json").write_text("{")
+    for goal in (DRAWS, UpscaleOptions(tmp_path / "own.png", "base")):
+        for overrides in ((), ("data_backend_config=",), ('data_backend_config="/nowhere/data.json"',)):
+            run = check_run(small_run.config, overrides, goal, elsewhere=False)
+            assert run.datasets == () and run.notes == ()
+    done = deepfloyd("export", str(small_run.config), "7", str(tmp_path / "out"))
+    assert str(done.exception) == f"There is no version '7' in {small_run.workspace}; published: none yet; " + (
+        "`deepfloyd run` publishes the first."
+    )
 
 
 @pytest.mark.parametrize("goal", ["crops", "text_embeds", 1, 2, "lora_bundle"])
