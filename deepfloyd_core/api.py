@@ -10,8 +10,9 @@ from deepfloyd_core.diffusion.conditioning import as_conditioning, conditioning_
 from deepfloyd_core.drawing import generated, upscaled
 from deepfloyd_core.models.folders import resolve
 from deepfloyd_core.preflight.check import check_run
-from deepfloyd_core.preflight.generate import GenerateOptions, pictures_of, version_number
+from deepfloyd_core.preflight.generate import GenerateOptions, pictures_of
 from deepfloyd_core.preflight.upscale import UpscaleOptions, upscaled_by
+from deepfloyd_core.preflight.versions import drawn_version
 from deepfloyd_core.processes.ahead import DRAWING
 from deepfloyd_core.processes.jobs import job_starter
 from deepfloyd_core.sampling.own_pictures import own_pictures, upscaled_files
@@ -47,8 +48,8 @@ def generate(config: str | Path, options: GenerateOptions, overrides: Sequence[s
     run = check_run(Path(config), tuple(overrides), options)
     pictures = pictures_of(run, options)
     with job_starter(DRAWING):
-        numbers = dict.fromkeys(version_number(run, one) for one in options.versions)
-        artifacts = [generated.draw(run, pictures, version, options) for version in numbers]
+        versions = {found.name: found for found in (drawn_version(run, one) for one in options.versions)}
+        artifacts = [generated.draw(run, pictures, version, options) for version in versions.values()]
     return [file for artifact in artifacts for _, file in drawn(artifact.path)]
 
 

@@ -19,6 +19,7 @@ from prefect.context import FlowRunContext
 from deepfloyd_core.config.base import home_path
 from deepfloyd_core.config.relative_paths import from_folder, paths_in
 from deepfloyd_core.errors import ConfigError
+from deepfloyd_core.preflight.versions import names_a_folder
 from flows.runs.run_lease import with_run_lease
 from flows.serving.ui import project_folder
 from tasks.outbox import server_awaited
@@ -73,6 +74,8 @@ def confined(parameters: dict[str, Any], folders: tuple[Path, ...]) -> dict[str,
         from deepfloyd_core.adapters.mixed import placed_lora
 
         placed["lora"] = [placed_lora(one, lambda source: _inside("lora", source, folders)) for one in placed["lora"]]
+    if placed.get("version") and names_a_folder(str(placed["version"])):
+        placed["version"] = str(_inside("version", str(placed["version"]), folders))
     if placed.get("target"):
         placed["target"] = _target(str(placed["target"]), folders)
     if placed.get("overrides"):

@@ -9,6 +9,7 @@ from prefect.cache_policies import NO_CACHE
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.drawing.generated import draw
 from deepfloyd_core.preflight.generate import GenerateOptions
+from deepfloyd_core.preflight.versions import DrawnVersion
 from deepfloyd_core.sampling.comparison import save_comparison, version_words
 from deepfloyd_core.sampling.jobs import GeneratedSummary
 from deepfloyd_core.sampling.pictures import SHEET, Picture, picture_file, picture_scale, told
@@ -25,8 +26,8 @@ log = logging.getLogger(__name__)
 
 
 @task(name="generated", cache_policy=NO_CACHE)
-def generated(run: Run, pictures: Sequence[Picture], version: str, options: GenerateOptions) -> Artifact:
-    """version: a number, or `base`. Raises ConfigError when a picture that is drawn again was drawn with other models."""
+def generated(run: Run, pictures: Sequence[Picture], version: DrawnVersion, options: GenerateOptions) -> Artifact:
+    """Raises ConfigError when a picture that is drawn again was drawn with other models."""
     log.info("%s", told(pictures))
     with progress("generate") as report:
         artifact = draw(run, pictures, version, options, report)

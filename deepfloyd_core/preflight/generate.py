@@ -1,6 +1,6 @@
 """Checks the options of `generate` against a run, its versions and their models."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,8 +9,9 @@ from deepfloyd_core.config.run import Run, RunConfig
 from deepfloyd_core.config.stage3 import SOURCE, STAGE3, DrawnStage
 from deepfloyd_core.config.stages import CONTROLLED, Stage
 from deepfloyd_core.errors import ConfigError, DeepFloydError, attempt
-from deepfloyd_core.preflight.drawn_from import BASE, asked_lora_faults, asked_loras, lora_faults, start_faults
+from deepfloyd_core.preflight.drawn_from import asked_lora_faults, asked_loras, lora_faults, start_faults
 from deepfloyd_core.preflight.unet_sizes import asked_size_faults
+from deepfloyd_core.preflight.versions import OF_FOLDER, base_faults, drawn_version, names_a_folder
 
 if TYPE_CHECKING:
     from deepfloyd_core.adapters.mixed import AskedLora
@@ -70,8 +71,8 @@ def recorded_options(options: GenerateOptions, drawn: Path | None) -> tuple[Gene
     if drawn is None:
         return options, ()
     own = GenerateOptions(
-        version=options.version if options.loras else "latest", control=options.control, image=options.image,
-        mask=options.mask, loras=options.loras,
+        version=options.version if options.loras or names_a_folder(options.version) else "latest", control=options.control,
+        image=options.image, mask=options.mask, loras=options.loras,
     )  # fmt: skip
     if options != own:
         raise ConfigError(
@@ -86,10 +87,14 @@ def recorded_options(options: GenerateOptions, drawn: Path | None) -> tuple[Gene
         raise ConfigError(
             f"{drawn} started from a picture of yours. Give that beside --from with --image, and its mask with --mask."
         )
+    of_folder = again.version.startswith(OF_FOLDER)
+    if of_folder != names_a_folder(options.version):
+        told = f"the {again.version}, which lay in a folder" if of_folder else f"version {again.version}"
+        raise ConfigError(f"{drawn} was drawn with {told}. {'Give' if of_folder else 'Leave out'} --version FOLDER.")
     width, height = again.size
     options = replace(
-        own, prompts=(again.prompt,), version=again.version, seeds=str(again.seed), sizes=f"{width}x{height}",
-        strength=again.strength, style=again.style, stages=again.stages, again=again,
+        own, prompts=(again.prompt,), version=own.version if of_folder else again.version, seeds=str(again.seed),
+        sizes=f"{width}x{height}", strength=again.strength, style=again.style, stages=again.stages, again=again,
     )  # fmt: skip
     return options, tuple(again.overrides())
 
@@ -135,21 +140,6 @@ def prompt_rows(options: GenerateOptions) -> "list[PromptRow]":
     return rows + (read_prompts(options.prompt_file) if options.prompt_file else [])
 
 
-def version_bundle(run: Run, version: str) -> "Artifact | None":
-    """The bundle of a version; None for the base models. Raises ConfigError or ArtifactError if it is not complete."""
-    # Not above, as other imports here: a wrong key is answered without them.
-    from deepfloyd_core.store.versions import bundle_of, find_version
-
-    return None if version == BASE else bundle_of(run.workspace, find_version(run.workspace, version))
-
-
-def version_number(run: Run, version: str) -> str:
-    """The number of a version, for `latest` too; BASE stays. Raises as `version_bundle`."""
-    from deepfloyd_core.store.versions import find_version
-
-    return version if version == BASE else str(find_version(run.workspace, version).number)
-
-
 def prompt_faults(options: GenerateOptions) -> list[DeepFloydError]:
     """What can be said of the prompts and the seeds without the run file."""
     from deepfloyd_core.sampling.pictures import parse_seeds
@@ -184,8 +174,8 @@ def check_generate(run: Run, options: GenerateOptions, faults: list[DeepFloydErr
     faults += map(ConfigError, start_faults(run, options, drawing, small))
     for version in options.versions:
         found: list[DeepFloydError] = []
-        bundle = attempt(found, version_bundle, run, version)
-        faults += found or map(ConfigError, _control_faults(bundle, version, options))
+        drawn = attempt(found, drawn_version, run, version)
+        faults += found or map(ConfigError, _control_faults(drawn.bundle if drawn else None, version, options))
 
 
 def generate_model_faults(run: Run, options: GenerateOptions, stage: Stage, folder: Path) -> list[DeepFloydError]:
@@ -198,17 +188,6 @@ def generate_model_faults(run: Run, options: GenerateOptions, stage: Stage, fold
     versions = [*options.versions, *(one.version for one in asked if one.version)]
     drawing = trained_stages(run.config, options.stages)
     return [*faults, *lora_faults(run, asked, stage, folder, drawing), *base_faults(run, versions, stage, folder)]
-
-
-def base_faults(run: Run, versions: Sequence[str], stage: Stage, folder: Path) -> list[DeepFloydError]:
-    """Versions that were trained on another base model of a stage than the one in a folder."""
-    from deepfloyd_core.sampling.identity import check_base
-
-    faults: list[DeepFloydError] = []
-    for version in versions:
-        if bundle := attempt([], version_bundle, run, version):
-            attempt(faults, check_base, bundle, stage, folder)
-    return faults
 
 
 def _control_faults(bundle: "Artifact | None", version: str, options: GenerateOptions) -> Iterator[str]:

@@ -8,7 +8,7 @@ from deepfloyd_core.config.stage3 import STAGE3, TABLE, TITLE
 from deepfloyd_core.config.stages import UPSCALERS, Stage, tables
 from deepfloyd_core.errors import ConfigError, DeepFloydError, attempt
 from deepfloyd_core.preflight.drawn_from import BASE, asked_lora_faults, asked_loras, lora_faults
-from deepfloyd_core.preflight.generate import base_faults, version_bundle, version_number
+from deepfloyd_core.preflight.versions import DrawnVersion, base_faults, drawn_version
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,9 @@ def own_picture_faults(options: UpscaleOptions) -> list[DeepFloydError]:
     return [*faults, *asked_lora_faults(options.loras, options.version)]
 
 
-def upscaled_by(run: Run, options: UpscaleOptions) -> str:
-    """The number of the version that upscales, or `base`. Raises as `version_bundle`."""
-    return BASE if options.stage == STAGE3 else version_number(run, options.version)
+def upscaled_by(run: Run, options: UpscaleOptions) -> DrawnVersion:
+    """The version that upscales. Raises as `drawn_version`."""
+    return drawn_version(run, BASE if options.stage == STAGE3 else options.version)
 
 
 def check_upscale(run: Run, options: UpscaleOptions, faults: list[DeepFloydError]) -> None:
@@ -50,7 +50,7 @@ def check_upscale(run: Run, options: UpscaleOptions, faults: list[DeepFloydError
         return
     if not run.config.upscalers:
         faults.append(ConfigError(f"upscale needs an upscaler: add a {tables(UPSCALERS)} table with a model_flavour."))
-    attempt(faults, version_bundle, run, options.version)
+    attempt(faults, drawn_version, run, options.version)
 
 
 def upscale_model_faults(run: Run, options: UpscaleOptions, stage: Stage, folder: Path) -> list[DeepFloydError]:

@@ -32,7 +32,7 @@ _FILES = {
     "data": "pictures or captions changed", "pictures": "pictures or captions changed",
     "pairs": "conditioning pictures changed", "eval_set": "held-out pictures changed",
     "text": "the encoding of captions changed", "text_embeds": "the encoding of captions changed",
-    "encoder": "text encoder changed", "parent": "init_lora changed",
+    "encoder": "text encoder changed", "parent": "init_lora changed", "bundle": "the bundle of --version changed",
 }  # fmt: skip
 
 

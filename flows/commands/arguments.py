@@ -84,7 +84,8 @@ Seeds = Annotated[str, typer.Option(help="Seeds of each prompt, such as 7 or 0-7
 Versions = Annotated[
     str | None,
     typer.Option(
-        help="A number, `latest` (the champion, unless told), `base` for no LoRA; several with commas: base,3."
+        help="A number, `latest` (the champion, unless told), `base` for no LoRA, or a bundle's folder; several with "
+        "commas: base,3."
     ),
 ]
 Loras = Annotated[

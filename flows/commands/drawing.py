@@ -100,7 +100,8 @@ def upscale(
     ] = "",
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of each picture's noise.")] = 0,
     version: Annotated[
-        str | None, typer.Option(help="A number, `latest` (the champion, unless told), or `base` for no LoRA.")
+        str | None,
+        typer.Option(help="A number, `latest` (the champion, unless told), `base` for no LoRA, or a bundle's folder."),
     ] = None,
     lora: Loras = None,
     stage: Annotated[int, typer.Option(min=2, max=3, help="2: Stage II. 3: the table stage3 of the run file.")] = 2,
