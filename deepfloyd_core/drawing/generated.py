@@ -45,7 +45,7 @@ def draw(
     job = generate_job(run, pictures, version.name, folders, request, version.bundle, given, stage3)
     artifact = materialise(run.workspace, request, lambda work: run_job(job, work, report))
     if again is not None:
-        _compare(again, artifact.path / picture_file(pictures, 0, picture_scale(again.stage, run.config.first_stage)))
+        _compare(again, artifact, picture_file(pictures, 0, picture_scale(again.stage, run.config.first_stage)))
     return artifact
 
 
@@ -62,10 +62,17 @@ def drawn_from(run: Run, options: GenerateOptions, folders: dict[Stage, Path]) -
     return DrawnFrom(control=control, start=start, loras=loras, style=options.style)
 
 
-def _compare(again: DrawnPicture, file: Path) -> None:
+def _compare(again: DrawnPicture, artifact: Artifact, name: str) -> None:
+    """Say whether a picture has the bytes of the file that its record makes, and whether that was drawn now."""
+    file = artifact.path / name
     if again.path.samefile(file):
         log.info("%s is what this request has drawn: there is nothing to draw again, and to compare it with", file)
-    elif again.path.read_bytes() == file.read_bytes():
-        log.info("%s was drawn again, every byte equal", again.path)
+        return
+    equal = again.path.read_bytes() == file.read_bytes()
+    drawn = "was drawn again"
+    if artifact.reused:
+        drawn = f"was not drawn again, but compared with {file}, which the same record has drawn before"
+    if equal:
+        log.info("%s %s: every byte is equal", again.path, drawn)
     else:
-        log.warning("%s was drawn again, with other bytes: another machine or library rounds otherwise", again.path)
+        log.warning("%s %s: it has other bytes. Another machine or library rounds otherwise", again.path, drawn)

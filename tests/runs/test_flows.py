@@ -439,7 +439,7 @@ def test_generate_gives_the_same_bytes_twice_and_says_how_they_were_made(finishe
     kept = Path(shutil.copy(drawn[5][0], run.folder / "kept.png"))  # of Stage II, beside others
     shutil.rmtree(run.workspace / "generated")
     again = run.call_here("generate", str(run.config), "--from", str(kept))
-    assert again.returncode == 0 and "kept.png was drawn again, every byte equal" in again.stderr, again.stderr
+    assert again.returncode == 0 and "kept.png was drawn again: every byte is equal" in again.stderr, again.stderr
     assert Path(again.stdout.split()[1]).read_bytes() == kept.read_bytes()
     for wrong, fault in (
         (
@@ -469,7 +469,7 @@ def test_generate_draws_a_part_of_a_picture_anew_and_again(finished: tuple[Small
     kept = Path(shutil.copy(large, tmp_path / "kept.png"))
     shutil.rmtree(run.workspace / "generated")
     again = run.call_here("generate", str(run.config), "--from", str(kept), *given)
-    assert again.returncode == 0 and "kept.png was drawn again, every byte equal" in again.stderr, again.stderr
+    assert again.returncode == 0 and "kept.png was drawn again: every byte is equal" in again.stderr, again.stderr
     style = "--style", "a green square", "--image", str(tmp_path / "photo.png"), "--set", "stage2.validation_guidance=3"
     done = run.call_here("generate", str(run.config), *style, *FAST)
     assert done.returncode == 0, done.stderr
@@ -505,7 +505,7 @@ def test_stage_iii_is_drawn_drawn_again_and_takes_pictures_of_ones_own(
     assert "has no [stage3] table, so Lanczos' filter enlarges" in " ".join(without.stderr.split()), without.stderr
     shutil.rmtree(run.workspace / "generated")
     again = run.call_here("generate", str(run.config), "--from", str(kept))
-    assert again.returncode == 0 and "kept.png was drawn again, every byte equal" in again.stderr, again.stderr
+    assert again.returncode == 0 and "kept.png was drawn again: every byte is equal" in again.stderr, again.stderr
     small = Path(shutil.copy(again.stdout.split()[1], tmp_path / "small.png"))  # says its prompt itself
     larger = run.call_here("upscale", str(run.config), str(small), "--stage", "3", *stage3)
     assert larger.returncode == 0, larger.stderr
