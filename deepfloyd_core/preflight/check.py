@@ -26,6 +26,7 @@ from deepfloyd_core.preflight.generate import (
     trained_stages,
 )
 from deepfloyd_core.preflight.load import read_run
+from deepfloyd_core.preflight.schedulers import check_scheduler, check_stage3_scheduler
 from deepfloyd_core.preflight.unet_sizes import check_unet, stage3_faults, training_size_faults
 from deepfloyd_core.preflight.upscale import UpscaleOptions, check_upscale, own_picture_faults, upscale_model_faults
 from deepfloyd_core.preflight.wandb_login import check_wandb
@@ -95,7 +96,7 @@ def _first_round(
     if draws_stage3(run.config, goal):
         assert run.config.stage3 is not None
         found = attempt(faults, folder_here, run.config.stage3.model, STAGE3)
-        faults += stage3_faults(found) if found else []
+        faults += _stage3_faults(found) if found else []
         if not stages:
             return run
     encoder = run.config.first_stage  # whose text encoder is used
@@ -135,7 +136,8 @@ def _folder_here(model: str, stage: Stage, text: bool, faults: list[DeepFloydErr
 
 
 def _check_model(run: Run, goal: Goal, stage: Stage, folder: Path, faults: list[DeepFloydError]) -> "Parent | None":
-    """Check the UNet in a folder. Returns the weights that it starts from instead of its own."""
+    """Check the UNet in a folder, and its scheduler. Returns the weights that it starts from instead of its own."""
+    attempt(faults, check_scheduler, stage, folder)
     if not attempt(faults, check_unet, stage, folder):
         return None
     if isinstance(goal, GenerateOptions):
@@ -151,6 +153,13 @@ def _check_model(run: Run, goal: Goal, stage: Stage, folder: Path, faults: list[
     from deepfloyd_core.adapters.start_from import find_parent
 
     return attempt(faults, find_parent, run, stage, folder)
+
+
+def _stage3_faults(folder: Path) -> list[DeepFloydError]:
+    """Why the model in a folder is none of Stage III."""
+    faults = stage3_faults(folder)
+    attempt(faults, check_stage3_scheduler, folder)
+    return faults
 
 
 def _ask_services(run: Run, goal: Goal, workers: bool) -> None:
@@ -184,4 +193,4 @@ def _fetch_models(run: Run, goal: Goal, checked: _Checked) -> None:
             log.info("%s", parent.note)
     if draws_stage3(run.config, goal):
         assert run.config.stage3 is not None
-        raise_together(stage3_faults(resolve(run.config.stage3.model, STAGE3)))
+        raise_together(_stage3_faults(resolve(run.config.stage3.model, STAGE3)))
