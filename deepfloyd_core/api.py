@@ -7,7 +7,7 @@ from deepfloyd_core.adapters.controlnet import load_control
 from deepfloyd_core.config.flavours import FLAVOURS
 from deepfloyd_core.diffusion.back_projection import back_projecting
 from deepfloyd_core.diffusion.conditioning import as_conditioning, conditioning_picture
-from deepfloyd_core.drawing import generated, upscaled
+from deepfloyd_core.drawing import compared, generated, upscaled
 from deepfloyd_core.models.folders import resolve
 from deepfloyd_core.preflight.check import check_run
 from deepfloyd_core.preflight.generate import GenerateOptions, pictures_of
@@ -49,8 +49,10 @@ def generate(config: str | Path, options: GenerateOptions, overrides: Sequence[s
     pictures = pictures_of(run, options)
     with job_starter(DRAWING):
         versions = {found.name: found for found in (drawn_version(run, one) for one in options.versions)}
-        artifacts = [generated.draw(run, pictures, version, options) for version in versions.values()]
-    return [file for artifact in artifacts for _, file in drawn(artifact.path)]
+        made = {name: generated.draw(run, pictures, version, options) for name, version in versions.items()}
+    if len(made) > 1:
+        compared.compare(run, pictures, made)
+    return [file for artifact in made.values() for _, file in drawn(artifact.path)]
 
 
 @leased

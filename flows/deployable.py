@@ -74,13 +74,20 @@ def confined(parameters: dict[str, Any], folders: tuple[Path, ...]) -> dict[str,
         from deepfloyd_core.adapters.mixed import placed_lora
 
         placed["lora"] = [placed_lora(one, lambda source: _inside("lora", source, folders)) for one in placed["lora"]]
-    if placed.get("version") and names_a_folder(str(placed["version"])):
-        placed["version"] = str(_inside("version", str(placed["version"]), folders))
+    if placed.get("version"):
+        placed["version"] = _version("version", str(placed["version"]), folders)
+    if placed.get("compare"):
+        placed["compare"] = [_version("compare", str(one), folders) for one in placed["compare"]]
     if placed.get("target"):
         placed["target"] = _target(str(placed["target"]), folders)
     if placed.get("overrides"):
         placed["overrides"] = list(_overrides(placed["overrides"], folders))
     return placed
+
+
+def _version(name: str, version: str, folders: tuple[Path, ...]) -> str:
+    """What draws: a version of the workspace, or a bundle's folder inside."""
+    return str(_inside(name, version, folders)) if names_a_folder(version) else version
 
 
 def _target(target: str, folders: tuple[Path, ...]) -> str:

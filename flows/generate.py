@@ -5,7 +5,6 @@ from pathlib import Path
 from prefect import flow
 
 from deepfloyd_core.preflight.check import check_run
-from deepfloyd_core.preflight.drawn_from import asked_version
 from deepfloyd_core.preflight.generate import (
     GenerateOptions,
     pictures_of,
@@ -17,7 +16,7 @@ from deepfloyd_core.processes.jobs import warm_job_starter
 from deepfloyd_core.store.artifacts import Artifact
 from deepfloyd_core.store.leases import leased
 from flows.deployable import deployable
-from flows.parameters import DrawnName, Loras, Overrides, Prompts, Seeds, Sizes, Stages, Strength, text_of
+from flows.parameters import Compared, DrawnName, Loras, Overrides, Prompts, Seeds, Sizes, Stages, Strength, text_of
 from flows.runs.run_lease import gpu_of, rename_run
 from tasks import VERSION
 from tasks.generated import compare_versions, generated
@@ -29,9 +28,9 @@ from tasks.generated import compare_versions, generated
 @warm_job_starter(DRAWING)
 def generate(
     config: str, prompt: Prompts = None, prompt_file: str | None = None, seeds: Seeds = "0", sizes: Sizes = None,
-    version: DrawnName | None = None, lora: Loras = None, control: str | None = None, image: str | None = None,
-    mask: str | None = None, strength: Strength = None, style: str | None = None, stages: Stages = None,
-    from_picture: str | None = None, overrides: Overrides = None,
+    version: DrawnName | None = None, compare: Compared = None, lora: Loras = None, control: str | None = None,
+    image: str | None = None, mask: str | None = None, strength: Strength = None, style: str | None = None,
+    stages: Stages = None, from_picture: str | None = None, overrides: Overrides = None,
 ) -> list[Artifact]:  # fmt: skip
     """Draw pictures with a published version, or with the base models: each prompt at each size with each seed. Several
     versions draw the same ones, and are compared.
@@ -42,8 +41,10 @@ def generate(
         prompt_file: More prompts: one a line, a JSON library, or a table of prompt, negative_prompt, seed, size.
         seeds: Seeds, such as 7 or 0-7,42.
         sizes: Stage I sizes, such as 64 or 64,96x64 (width x height); empty: those of the run file.
-        version: A version number, `latest`, `base` for no LoRA, or a bundle's folder; several with commas, such as
-            base,3,latest. Empty: the latest, with `lora` the base.
+        version: A version number, `champion` or `latest` for the one that serves, `base` for no LoRA, or a bundle's folder.
+            Empty: the champion, with `lora` the base.
+        compare: Several of these, in place of `version`, such as base, 3, champion: they draw the same pictures, which
+            are shown below each other.
         lora: LoRAs to draw with together on the base models, each as version:N or a file, with a weight: version:3@0.7.
         control: A picture that they follow, with a version that is a ControlNet.
         image: A picture that all start from, in place of noise.
@@ -61,8 +62,9 @@ def generate(
         Path(name) if name else None for name in (prompt_file, control, image, mask, from_picture)
     )
     asked = GenerateOptions(
-        texts, asked_version(version, lora), seeds=str(seeds), sizes=text_of(sizes), prompt_file=table, control=hint,
-        image=first, mask=part, strength=strength, style=style or None, loras=tuple(lora or ()), stages=text_of(stages),
+        texts, text_of(version), compare=tuple(map(str, compare or ())), seeds=str(seeds), sizes=text_of(sizes),
+        prompt_file=table, control=hint, image=first, mask=part, strength=strength, style=style or None,
+        loras=tuple(lora or ()), stages=text_of(stages),
     )  # fmt: skip
     options, recorded = recorded_options(asked, drawn_before)
     changed = dict.fromkeys((*recorded, *(overrides or ())))  # the command line has added those of the picture already

@@ -30,19 +30,20 @@ from deepfloyd_core.config.run import Run
 from deepfloyd_core.config.stages import STAGES, Stage
 from deepfloyd_core.errors import ConfigError, DeepFloydError, attempt, raise_together
 from deepfloyd_core.models.headers import read_header, read_scalars, unet_shapes
+from deepfloyd_core.store.events import SERVING
 from deepfloyd_core.store.pinned import PinnedFile, pinned
 from deepfloyd_core.store.versions import bundle_of, find_version, stage_folder
 
 _VERSION = "version:"
 _LONGEST = 4096  # characters of a source: a path
-_NUMBER = re.compile(r"\d{1,9}|latest")
+_NUMBER = re.compile(rf"\d{{1,9}}|{'|'.join(SERVING)}")
 
 
 @dataclass(frozen=True)
 class AskedLora:
     """A LoRA to draw with, as a user names it."""
 
-    source: str  # `version:3`, `version:latest`, a file, or a folder with one
+    source: str  # `version:3`, `version:champion`, a file, or a folder with one
     weight: float  # times its effect
 
     @property
@@ -180,7 +181,7 @@ def _files(run: Run, one: AskedLora, stages: tuple[Stage, ...]) -> Iterator[tupl
             yield weights_file(path, f"--lora {one.source}"), stages
         return
     if not _NUMBER.fullmatch(one.version):
-        raise ConfigError(f"--lora {one.source} names no version; give version:N or version:latest.")
+        raise ConfigError(f"--lora {one.source} names no version; give version:N or version:champion.")
     bundle = bundle_of(run.workspace, find_version(run.workspace, one.version))
     for stage in stages:
         if f"{STAGES[stage].table}_lora" in bundle.inputs:

@@ -9,7 +9,7 @@ from deepfloyd_core.config.run import Run, RunConfig
 from deepfloyd_core.config.stage3 import SOURCE, STAGE3, DrawnStage
 from deepfloyd_core.config.stages import CONTROLLED, Stage
 from deepfloyd_core.errors import ConfigError, DeepFloydError, attempt
-from deepfloyd_core.preflight.drawn_from import asked_lora_faults, asked_loras, lora_faults, start_faults
+from deepfloyd_core.preflight.drawn_from import asked_lora_faults, asked_loras, asked_version, lora_faults, start_faults
 from deepfloyd_core.preflight.unet_sizes import asked_size_faults
 from deepfloyd_core.preflight.versions import OF_FOLDER, base_faults, drawn_version, names_a_folder
 
@@ -25,8 +25,9 @@ class GenerateOptions:
     """The pictures that `generate` is asked for."""
 
     prompts: tuple[str, ...] = ()
-    version: str = "latest"  # `latest`, a number, or BASE; several, with commas, are compared
+    version: str | None = None  # as of `drawn_version`; None: the one that serves, or with LoRAs the base models
     _: KW_ONLY
+    compare: tuple[str, ...] = ()  # several, in place of `version`: they draw the same pictures
     seeds: str = "0"  # such as 0-7,42: of each prompt at each size
     sizes: str | None = None  # such as 64,96x64, of Stage I; None: the run's
     prompt_file: Path | None = None  # see `sampling.pictures`
@@ -47,7 +48,7 @@ class GenerateOptions:
     @property
     def versions(self) -> tuple[str, ...]:
         """Each of those that are asked for."""
-        return tuple(dict.fromkeys(one.strip() for one in self.version.split(",")))
+        return self.compare or (asked_version(self.version, self.loras),)
 
     @property
     def asked_loras(self) -> "tuple[AskedLora, ...]":
@@ -71,8 +72,8 @@ def recorded_options(options: GenerateOptions, drawn: Path | None) -> tuple[Gene
     if drawn is None:
         return options, ()
     own = GenerateOptions(
-        version=options.version if options.loras or names_a_folder(options.version) else "latest", control=options.control,
-        image=options.image, mask=options.mask, loras=options.loras,
+        version=options.version if names_a_folder(options.version) else None, control=options.control, image=options.image,
+        mask=options.mask, loras=options.loras,
     )  # fmt: skip
     if options != own:
         raise ConfigError(
@@ -153,7 +154,21 @@ def prompt_faults(options: GenerateOptions) -> list[DeepFloydError]:
         faults.append(ConfigError("There is no prompt: give --prompt TEXT, or --prompt-file FILE."))
     attempt(faults, prompt_rows, options)
     attempt(faults, parse_seeds, options.seeds)
-    return [*faults, *asked_lora_faults(options.loras, options.version)]
+    return [*faults, *version_faults(options), *asked_lora_faults(options.loras, options.version)]
+
+
+def version_faults(options: GenerateOptions) -> list[DeepFloydError]:
+    """What can be said of the versions without the workspace."""
+    found = []
+    if options.compare and (options.version is not None or options.loras):
+        found.append("--compare names all that draws. Give neither --version nor --lora beside it.")
+    if options.compare and (len(options.compare) < 2 or not all(options.compare)):
+        found.append(f"--compare is {','.join(options.compare)!r}; give several, such as base,3,champion.")
+    if "," in (options.version or "") and not names_a_folder(options.version):
+        found.append(
+            f"--version is {options.version!r}; it names one. To draw with several: --compare {options.version}."
+        )
+    return [ConfigError(fault) for fault in found]
 
 
 def check_generate(run: Run, options: GenerateOptions, faults: list[DeepFloydError]) -> None:

@@ -1,6 +1,5 @@
 """What draws, by the name that a user gives it: the base models, a version of the workspace, or a bundle's folder."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +10,12 @@ from deepfloyd_core.config.run import Run
 from deepfloyd_core.config.stages import Stage
 from deepfloyd_core.errors import ConfigError, DeepFloydError, attempt
 from deepfloyd_core.preflight.drawn_from import BASE
+from deepfloyd_core.store.events import SERVING
 
 if TYPE_CHECKING:
     from deepfloyd_core.store.artifacts import Artifact
 
 OF_FOLDER = "bundle "  # how the name of one begins that lies in a folder
-_IN_WORKSPACE = re.compile(r"\d+|latest")
 
 
 @dataclass(frozen=True)
@@ -27,13 +26,15 @@ class DrawnVersion:
     bundle: "Artifact | None"  # None: the base models
 
 
-def names_a_folder(version: str) -> bool:
+def names_a_folder(version: str | None) -> bool:
     """Whether what a user calls a version is the path of a bundle's folder."""
-    return version != BASE and not _IN_WORKSPACE.fullmatch(version) and ("/" in version or Path(version).is_dir())
+    if not version or version.isdecimal() or version in (BASE, *SERVING):
+        return False
+    return "/" in version or Path(version).is_dir()
 
 
 def drawn_version(run: Run, version: str) -> DrawnVersion:
-    """What a user calls a version: `latest`, a number, `base`, or the folder of a bundle.
+    """What a user calls a version: one of SERVING, a number, `base`, or the folder of a bundle.
 
     Raises ConfigError where it is not there, ArtifactError where it is not complete or, in a folder, damaged.
     """

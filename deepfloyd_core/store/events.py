@@ -22,6 +22,7 @@ from deepfloyd_core.files import read_sealed, write_sealed
 from deepfloyd_core.store.verdicts import GateReport
 
 FOLDER = "versions"
+SERVING = ("latest", "champion")  # what people call the version that serves
 _EVENTS = "events"
 _RECORD = re.compile(r"\d{6,}\.json")
 

@@ -81,11 +81,17 @@ Stages = Annotated[
     ),
 ]
 Seeds = Annotated[str, typer.Option(help="Seeds of each prompt, such as 7 or 0-7,42.")]
-Versions = Annotated[
+OneVersion = Annotated[
     str | None,
     typer.Option(
-        help="A number, `latest` (the champion, unless told), `base` for no LoRA, or a bundle's folder; several with "
-        "commas: base,3."
+        "--version", help="A number, `champion` (unless told), `base` for no LoRA, or the folder of a bundle."
+    ),
+]
+Compared = Annotated[
+    str | None,
+    typer.Option(
+        metavar="VERSIONS",
+        help="Several that draw the same pictures, in place of --version: base,3,champion for example.",
     ),
 ]
 Loras = Annotated[

@@ -24,7 +24,7 @@ def test_a_copy_of_what_is_kept_is_compared_and_else_it_is_drawn(
     caplog.set_level("INFO")
     requests = draw_in_this_process(monkeypatch)
     (made,) = generate(small_run.config, GenerateOptions(("a red circle",), "base", stages="1"))
-    copy = shutil.copy(made, small_run.folder / "copy.png")
+    copy = Path(shutil.copy(made, small_run.folder / "copy.png"))
     assert drawn_again(small_run, copy) == made and len(requests) == 1
     compared = f"{copy} was not drawn again, but compared with {made}, which the same record has drawn before: "
     assert caplog.messages[-1] == f"{compared}every byte is equal"

@@ -16,7 +16,8 @@ from flows.deployable import PATHS, ROOTS, TARGETS, confined
 from flows.generate import generate
 
 # The other texts that flows take: none of them becomes a path.
-WORDS = {"target", "prompt", "style", "version", "seeds", "sizes", "reason"}
+WORDS = {"target", "prompt", "style", "seeds", "sizes", "reason"}
+CHECKED = {"overrides", "lora", "version", "compare"}  # in ways of their own
 
 
 @pytest.fixture
@@ -107,6 +108,17 @@ def test_a_lora_is_a_version_or_a_file_inside(project: Path) -> None:
             _confined(lora=[f"{path}@0.5"])
 
 
+def test_a_version_is_a_name_or_a_bundle_s_folder_inside(project: Path) -> None:
+    (project / "bundle").mkdir()
+    for version in ("3", "champion", "latest", "base", "none-such"):
+        assert _confined(version=version, compare=[version, 3]) == {"version": version, "compare": [version, "3"]}
+    assert _confined(compare=["base", "out/bundle"])["compare"] == ["base", f"{project}/out/bundle"]
+    for path in OUTSIDE:
+        for named in ({"version": path}, {"compare": ["base", path]}):
+            with pytest.raises(ConfigError, match=r"^(version|compare) is .*outside of the folders"):
+                _confined(**named)
+
+
 @pytest.mark.parametrize("deployed", [True, False])
 def test_only_a_deployment_is_bound_to_the_folders(
     project: Path, monkeypatch: pytest.MonkeyPatch, deployed: bool
@@ -136,7 +148,7 @@ def test_every_flow_that_can_be_deployed_is_bound_and_its_texts_are_paths_or_wor
     for name, each in flows.items():
         assert list(_layers(each.fn))[:3] == ["run_lease", "outbox", "deployable"], name
         texts = {key for key, of in inspect.signature(each.fn).parameters.items() if "str" in str(of.annotation)}
-        assert texts - {"overrides", "lora"} <= {*PATHS, *WORDS}, f"{name}: is it a path? Then it belongs to PATHS"
+        assert texts - CHECKED <= {*PATHS, *WORDS}, f"{name}: is it a path? Then it belongs to PATHS"
 
 
 def _layers(function: object) -> Iterator[str]:

@@ -422,13 +422,12 @@ def test_generate_gives_the_same_bytes_twice_and_says_how_they_were_made(finishe
     assert (small.read_bytes(), large.read_bytes()) == before
     base = run.call_here(*arguments, "--version", "base")
     assert Path(base.stdout.split()[0]).read_bytes() != before[0]
-    both = run.call_here(*arguments, "--version", "base, latest,1")
+    both = run.call_here(*arguments, "--compare", "base, champion,1")
     assert [Path(line).read_bytes() for line in both.stdout.split()] == [
         *(Path(line).read_bytes() for line in base.stdout.split()), *before,
     ]  # fmt: skip
-    assert f"the base and version 1, side by side: {run.workspace}/compare_base_1.png" in " ".join(both.stderr.split())
-    with Image.open(run.workspace / "compare_base_1.png") as sheet:
-        assert sheet.height > 2 * 128
+    (sheet,) = (run.workspace / "compared").glob("*/sheet.png")
+    assert f"the base and version 1, side by side: {sheet}" in " ".join(both.stderr.split())
     two = run.call_here(*(part if part != "7" else "7,8" for part in arguments), "--prompt", "a red circle")
     drawn = [line.split("  ") for line in two.stdout.splitlines()]
     assert [prompt for _, prompt in drawn] == ["a purple star", "a purple star", "a red circle", "a red circle"] * 2

@@ -47,8 +47,8 @@ def draw(run: Run, models: dict[Any, Path]) -> Draw:
     def drawn(options: GenerateOptions, out: Path, report: Report = no_report) -> Drawn:
         out.mkdir(exist_ok=True)
         pictures = pictures_of(run, options)
-        identity = generate_request(run, pictures, options.version, models, None)
-        request: GenerateRequest = generate_job(run, pictures, options.version, models, identity, None)
+        identity = generate_request(run, pictures, "base", models, None)
+        request: GenerateRequest = generate_job(run, pictures, "base", models, identity, None)
         summary = generate_pictures(Job(request, out, report))
         files = {file.name: file.read_bytes() for file in out.glob("picture-*.png")}
         assert len(files) == summary.pictures * len(summary.stages)
