@@ -9,13 +9,13 @@ from deepfloyd_core.config.run import Run
 from deepfloyd_core.config.stage3 import STAGE3, TABLE
 from deepfloyd_core.config.stages import STAGES, Stage
 from deepfloyd_core.models.folders import resolve
-from deepfloyd_core.preflight.generate import GenerateOptions, drawn_stages
+from deepfloyd_core.preflight.generate import GenerateOptions, drawn_stages, prompt_rows
 from deepfloyd_core.preflight.versions import DrawnVersion
 from deepfloyd_core.processes.jobs import run_job
 from deepfloyd_core.sampling.drawn_picture import DrawnPicture
 from deepfloyd_core.sampling.identity import generate_request
 from deepfloyd_core.sampling.jobs import DrawnFrom, StartPicture, generate_job
-from deepfloyd_core.sampling.pictures import Picture, picture_file, picture_scale
+from deepfloyd_core.sampling.pictures import Picture, picture_file, picture_scale, unused_words
 from deepfloyd_core.sampling.stage3_jobs import Stage3, stage3_of
 from deepfloyd_core.store.artifacts import Artifact, materialise
 from deepfloyd_core.store.pinned import pinned
@@ -31,6 +31,8 @@ def draw(
 
     Raises ConfigError when a picture that is drawn again was drawn with other models.
     """
+    for unused in unused_words(prompt_rows(options)):
+        log.warning("%s", unused)
     folders: dict[Stage, Path] = {}
     stages = drawn_stages(run.config, options.stages)
     for stage in (stage for stage in run.config.stages if stage in stages):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from deepfloyd_core.config.run import Run, RunConfig
 from deepfloyd_core.config.stage3 import SOURCE, STAGE3, DrawnStage
 from deepfloyd_core.config.stages import CONTROLLED, Stage
-from deepfloyd_core.errors import ConfigError, DeepFloydError, attempt
+from deepfloyd_core.errors import ConfigError, DeepFloydError, attempt, raise_together
 from deepfloyd_core.preflight.drawn_from import asked_lora_faults, asked_loras, asked_version, lora_faults, start_faults
 from deepfloyd_core.preflight.unet_sizes import asked_size_faults
 from deepfloyd_core.preflight.versions import OF_FOLDER, base_faults, drawn_version, names_a_folder
@@ -16,7 +16,7 @@ from deepfloyd_core.preflight.versions import OF_FOLDER, base_faults, drawn_vers
 if TYPE_CHECKING:
     from deepfloyd_core.adapters.mixed import AskedLora
     from deepfloyd_core.sampling.drawn_picture import DrawnPicture
-    from deepfloyd_core.sampling.pictures import Picture, PromptRow
+    from deepfloyd_core.sampling.pictures import Picture, PromptRow, Size
     from deepfloyd_core.store.artifacts import Artifact
 
 
@@ -119,21 +119,35 @@ def trained_stages(config: RunConfig, stages: str | None) -> tuple[Stage, ...]:
 
 
 def pictures_of(run: Run, options: GenerateOptions) -> "tuple[Picture, ...]":
-    """The pictures, in their order. Raises ConfigError or DataError for options that cannot be understood, and ConfigError
-    for a size that no picture can have.
+    """The pictures, in their order. Raises ConfigError for all options that cannot be understood, and for sizes that no
+    picture can have.
     """
     from deepfloyd_core.sampling.pictures import grid, parse_seeds, parse_sizes
 
-    sizes = run.config.sample_sizes_px if options.sizes is None else parse_sizes(options.sizes)
-    pictures = grid(prompt_rows(options), parse_seeds(options.seeds), sizes, run.config.validation_negative_prompt)
-    for width, height in dict.fromkeys(picture.size for picture in pictures):
-        if fault := run.config.size_fault((width, height)):
-            raise ConfigError(f"The size is {width}x{height}; {fault}.")
-    return pictures
+    faults: list[DeepFloydError] = []
+    sizes = run.config.sample_sizes_px if options.sizes is None else attempt(faults, parse_sizes, options.sizes) or ()
+    seeds = attempt(faults, parse_seeds, options.seeds) or ()
+    rows = attempt(faults, prompt_rows, options) or []
+    faults += _size_faults(run, rows, sizes)
+    pictures = attempt(faults, grid, rows, seeds, sizes, run.config.validation_negative_prompt)
+    raise_together(faults)
+    return pictures or ()
+
+
+def _size_faults(run: Run, rows: "list[PromptRow]", sizes: "tuple[Size, ...]") -> list[ConfigError]:
+    """Sizes that no picture can have: of all prompts, and of single rows."""
+    from deepfloyd_core.sampling.pictures import first_faults
+
+    own = [(f"{row.where}: the", size) for row in rows for size in row.sizes or ()]
+    common = [("The", size) for size in sizes if not all(row.sizes for row in rows)]
+    return first_faults([
+        ConfigError(f"{start} size is {size[0]}x{size[1]}; {fault}.")
+        for start, size in (*common, *own) if (fault := run.config.size_fault(size))
+    ])  # fmt: skip
 
 
 def prompt_rows(options: GenerateOptions) -> "list[PromptRow]":
-    """The prompts of the command line, then those of the file. Raises ConfigError or DataError."""
+    """The prompts of the command line, then those of the file. Raises ConfigError."""
     from deepfloyd_core.sampling.pictures import PromptRow, read_prompts
 
     prompts = options.prompts or ((options.style,) if options.style and options.prompt_file is None else ())
@@ -142,8 +156,8 @@ def prompt_rows(options: GenerateOptions) -> "list[PromptRow]":
 
 
 def prompt_faults(options: GenerateOptions) -> list[DeepFloydError]:
-    """What can be said of the prompts and the seeds without the run file."""
-    from deepfloyd_core.sampling.pictures import parse_seeds
+    """What can be said of the prompts, the seeds and the sizes without the run file."""
+    from deepfloyd_core.sampling.pictures import parse_seeds, parse_sizes
 
     faults: list[DeepFloydError] = []
     if not all(text.strip() for text in options.prompts):
@@ -154,6 +168,8 @@ def prompt_faults(options: GenerateOptions) -> list[DeepFloydError]:
         faults.append(ConfigError("There is no prompt: give --prompt TEXT, or --prompt-file FILE."))
     attempt(faults, prompt_rows, options)
     attempt(faults, parse_seeds, options.seeds)
+    if options.sizes is not None:
+        attempt(faults, parse_sizes, options.sizes)
     return [*faults, *version_faults(options), *asked_lora_faults(options.loras, options.version)]
 
 
@@ -178,8 +194,11 @@ def check_generate(run: Run, options: GenerateOptions, faults: list[DeepFloydErr
     attempt(faults, drawn_stages, run.config, options.stages)
     drawing = trained_stages(run.config, options.stages)
     pictures = None
-    if not prompt_faults(options) and run.config.text_to_image is not None:
-        pictures = attempt(faults, pictures_of, run, options)
+    if run.config.text_to_image is not None:
+        wrong: list[DeepFloydError] = []
+        pictures = attempt(wrong, pictures_of, run, options)
+        known = set(map(str, faults))  # as `prompt_faults` has told them
+        faults += [fault for fault in wrong if str(fault) not in known]
     if options.control is not None:
         # Not above: it takes Pillow, which other options do not need.
         from deepfloyd_core.pictures.decode import read_fitted

@@ -145,6 +145,32 @@ def test_a_text_encoder_that_is_missing_is_told_first_and_hides_no_fault_of_its_
     assert lines[1].startswith("stage1.init_lora is 'nowhere'")
 
 
+def test_all_faults_of_pictures_that_are_asked_for_are_told_at_once(small_run: SmallRun, tmp_path: Path) -> None:
+    table = tmp_path / "p.csv"
+    table.write_text("prompt,seed,size\na,1,64\nb,1,63x10\na,1,64\n")
+    asked = GenerateOptions(("x",), "base", sizes="63x1", seeds="z", prompt_file=table)
+    lines = refusal(small_run, asked, elsewhere=False)
+    assert [line.partition(";")[0].partition(" is asked")[0] for line in lines] == [
+        "The seeds are 'z'", "The size is 63x1", f"{table}, row 2: the size is 63x10",
+        "The picture of 'a' with seed 1 and size 64x64",
+    ]  # fmt: skip
+    assert f"by {table}, row 1 and by {table}, row 3" in lines[-1]
+    table.write_text("prompt,seed\na,x\n,1\nb,-\n")
+    lines = refusal(small_run, GenerateOptions((), "base", prompt_file=table), elsewhere=False)
+    assert [line.partition(": ")[0] for line in lines] == [f"{table}, row {number}" for number in (1, 2, 3)]
+
+
+@pytest.mark.parametrize(("name", "data"), [("p.json", "{"), ("p.csv", 'prompt\n"a'), ("p.parquet", "PAR1")])
+def test_a_file_of_prompts_that_cannot_be_read_is_a_fault_of_the_command_line(
+    small_run: SmallRun, name: str, data: str
+) -> None:
+    (small_run.folder / name).write_text(data)
+    done = deepfloyd(
+        "generate", str(small_run.config), "--version", "base", "--prompt-file", str(small_run.folder / name)
+    )
+    assert isinstance(done.exception, ConfigError) and name in str(done.exception)
+
+
 UNET, T5 = "unet/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 11530000\n"
 
