@@ -27,7 +27,7 @@ from deepfloyd_core.files import (
     sha256_file,
     write_sealed,
 )
-from deepfloyd_core.store.changes import changes
+from deepfloyd_core.store.changes import changes, rebuilt
 from deepfloyd_core.store.collected import record_file
 from deepfloyd_core.store.counts import duration, many
 from deepfloyd_core.store.leases import take_lease
@@ -319,7 +319,8 @@ def _log_why(workspace: Path, request: Request) -> None:
     except ArtifactError:
         return
     record = Request(old.kind, old.format, old.spec, old.inputs).record
-    log.info("%s %s: rebuilt: %s", request.kind, request.fingerprint, _changes(record, request))
+    why = _changes(record, request)
+    log.info("%s %s: %s: %s", request.kind, request.fingerprint, rebuilt(request.kind), why)
 
 
 def _log_left(workspace: Path, request: Request) -> None:
