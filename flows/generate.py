@@ -5,10 +5,10 @@ from pathlib import Path
 from prefect import flow
 
 from deepfloyd_core.preflight.check import check_run
+from deepfloyd_core.preflight.drawn_again import recorded_options
 from deepfloyd_core.preflight.generate import (
     GenerateOptions,
     pictures_of,
-    recorded_options,
 )
 from deepfloyd_core.preflight.versions import drawn_version
 from deepfloyd_core.processes.ahead import DRAWING

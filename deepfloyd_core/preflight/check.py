@@ -17,6 +17,7 @@ from deepfloyd_core.config.stage3 import STAGE3
 from deepfloyd_core.config.stages import STAGES, Stage
 from deepfloyd_core.errors import ConfigError, DeepFloydError, attempt, raise_together
 from deepfloyd_core.models.folders import folder_here, resolve
+from deepfloyd_core.preflight.drawn_again import lora_again_faults
 from deepfloyd_core.preflight.generate import (
     GenerateOptions,
     check_generate,
@@ -105,6 +106,8 @@ def _first_round(
             folder = _folder_here(run.config.stage(stage).model, stage, stage == encoder, faults)
             if folder is not None and stage in stages:
                 checked[stage] = folder, _check_model(run, goal, stage, folder, faults)
+    if isinstance(goal, GenerateOptions) and checked.keys() == set(stages):
+        faults += lora_again_faults(run, goal, {stage: folder for stage, (folder, _) in checked.items()})
     return run
 
 

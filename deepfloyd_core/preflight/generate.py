@@ -1,7 +1,7 @@
 """Checks the options of `generate` against a run, its versions and their models."""
 
 from collections.abc import Iterator
-from dataclasses import KW_ONLY, dataclass, replace
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,7 @@ from deepfloyd_core.config.stages import CONTROLLED, Stage
 from deepfloyd_core.errors import ConfigError, DeepFloydError, attempt, raise_together
 from deepfloyd_core.preflight.drawn_from import asked_lora_faults, asked_loras, asked_version, lora_faults, start_faults
 from deepfloyd_core.preflight.unet_sizes import asked_size_faults
-from deepfloyd_core.preflight.versions import OF_FOLDER, base_faults, drawn_version, names_a_folder
+from deepfloyd_core.preflight.versions import base_faults, drawn_version, names_a_folder
 
 if TYPE_CHECKING:
     from deepfloyd_core.adapters.mixed import AskedLora
@@ -63,41 +63,6 @@ class GenerateOptions:
         if self.strength is not None:
             return self.strength
         return 0.5 if self.style is not None else 0.7 if self.mask is None else 1.0
-
-
-def recorded_options(options: GenerateOptions, drawn: Path | None) -> tuple[GenerateOptions, tuple[str, ...]]:
-    """The options, and overrides of the run file: of a picture that is drawn again all that it records, but the user's own
-    pictures. Raises ConfigError for that one with other options, and for a file that is no picture of `generate`.
-    """
-    if drawn is None:
-        return options, ()
-    own = GenerateOptions(
-        version=options.version if names_a_folder(options.version) else None, control=options.control, image=options.image,
-        mask=options.mask, loras=options.loras,
-    )  # fmt: skip
-    if options != own:
-        raise ConfigError(
-            f"{drawn} records its prompt, style, seed, size, stages, version and strength. Give none of these beside "
-            "--from, or leave it out."
-        )
-    # Not above: it takes Pillow.
-    from deepfloyd_core.sampling.drawn_picture import drawn_picture
-
-    again = drawn_picture(drawn)
-    if again.strength is not None and options.image is None:
-        raise ConfigError(
-            f"{drawn} started from a picture of yours. Give that beside --from with --image, and its mask with --mask."
-        )
-    of_folder = again.version.startswith(OF_FOLDER)
-    if of_folder != names_a_folder(options.version):
-        told = f"the {again.version}, which lay in a folder" if of_folder else f"version {again.version}"
-        raise ConfigError(f"{drawn} was drawn with {told}. {'Give' if of_folder else 'Leave out'} --version FOLDER.")
-    width, height = again.size
-    options = replace(
-        own, prompts=(again.prompt,), version=own.version if of_folder else again.version, seeds=str(again.seed),
-        sizes=f"{width}x{height}", strength=again.strength, style=again.style, stages=again.stages, again=again,
-    )  # fmt: skip
-    return options, tuple(again.overrides())
 
 
 def drawn_stages(config: RunConfig, stages: str | None) -> tuple[DrawnStage, ...]:

@@ -65,7 +65,8 @@ def generate(
     from deepfloyd_core.processes.ahead import DRAWING, worker_ahead
 
     with worker_ahead(DRAWING) as worker:  # imports torch while this process reads the run file, and imports Prefect
-        from deepfloyd_core.preflight.generate import GenerateOptions, recorded_options
+        from deepfloyd_core.preflight.drawn_again import recorded_options
+        from deepfloyd_core.preflight.generate import GenerateOptions
 
         versions = tuple(one.strip() for one in compare.split(",")) if compare is not None else ()
         asked = GenerateOptions(

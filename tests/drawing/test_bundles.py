@@ -15,7 +15,7 @@ from releases import deepfloyd, make
 from deepfloyd_core.api import GenerateOptions, generate, upscale
 from deepfloyd_core.config.flavours import FLAVOURS
 from deepfloyd_core.errors import ArtifactError, ConfigError
-from deepfloyd_core.preflight.generate import recorded_options
+from deepfloyd_core.preflight.drawn_again import recorded_options
 from deepfloyd_core.preflight.upscale import UpscaleOptions
 from deepfloyd_core.store.registry import publish
 
@@ -101,7 +101,7 @@ def test_its_pictures_are_drawn_again_with_the_folder(world: DataWorld, monkeypa
     (made,) = generate(run_file, GenerateOptions(("a star",), str(folder)), KEYS)
     options, keys = recorded_options(GenerateOptions(version=str(folder)), made)
     assert generate(run_file, options, ("num_threads=1", *keys)) == [made]
-    with pytest.raises(ConfigError, match=r"which lay in a folder. Give --version FOLDER\.$"):
+    with pytest.raises(ConfigError, match=r"which lay in a folder. Give that with --version\.$"):
         recorded_options(GenerateOptions(), made)
     with pytest.raises(ConfigError, match=r"add a \[stage2\] table"):
         upscale(run_file, UpscaleOptions(made, str(folder)), KEYS)

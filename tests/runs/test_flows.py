@@ -477,8 +477,11 @@ def test_generate_draws_a_part_of_a_picture_anew_and_again(finished: tuple[Small
         assert (record["prompt"], record["style"], record["strength"]) == ("a green square", "a green square", 0.5)
     for wrong, fault in (
         (("--prompt", "x", *style[:4], "--mask", str(tmp_path / "mask.png")), "--style gives all of a picture another"),
-        (("--from", str(kept)), "started from a picture of yours. Give that beside --from with --image"),
-        (("--from", str(kept), *given[:2]), "cannot be drawn again: mask is not what it was drawn with"),
+        (("--from", str(kept)), "was drawn with a start picture of yours. Give that beside --from with --image"),
+        (
+            ("--from", str(kept), *given[:2]),
+            "was drawn with a mask picture of yours. Give that beside --from with --mask",
+        ),
         (("--prompt", "x", *given[2:]), "--mask is given without --image"),
     ):
         refused = run.call_here("generate", str(run.config), *wrong)

@@ -233,7 +233,8 @@ def test_what_was_drawn_is_listed_and_each_file_says_how(whole: tuple[Path, Draw
     "changed",
     [
         {"workspace": "/elsewhere"}, {"stage2": {"pretrained_model_name_or_path": "owner/name"}},
-        {"stage3": {"pretrained_model_name_or_path": "owner/name"}}, {"stage1": None, "stage2": None}, "nested",
+        {"stage3": {"pretrained_model_name_or_path": "owner/name"}}, {"stage1": None, "stage2": None},
+        {"loras": [[1]]}, {"loras": ["x"]}, {"mask": 3}, "nested",
     ],
     ids=str,
 )  # fmt: skip

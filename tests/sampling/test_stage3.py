@@ -21,7 +21,8 @@ from deepfloyd_core.config.run_machine import Machine
 from deepfloyd_core.errors import ConfigError, DeepFloydError
 from deepfloyd_core.models.unet import order_channels_last
 from deepfloyd_core.preflight.check import check_run, draws_stage3
-from deepfloyd_core.preflight.generate import GenerateOptions, recorded_options
+from deepfloyd_core.preflight.drawn_again import recorded_options
+from deepfloyd_core.preflight.generate import GenerateOptions
 from deepfloyd_core.preflight.load import load_run
 from deepfloyd_core.preflight.upscale import UpscaleOptions
 from deepfloyd_core.processes.jobs import Job
