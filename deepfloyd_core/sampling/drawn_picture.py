@@ -110,6 +110,11 @@ def drawn_picture(path: Path) -> DrawnPicture:
         with Image.open(path, formats=("PNG",)) as picture:
             text = picture.info.get(RECORD)
         found: dict[str, Any] = json.loads(text or "{}")
+        if "source" in found:
+            raise ConfigError(
+                f"{path} was made by `deepfloyd upscale`, whose pictures are not drawn again: it records no settings of the "
+                "run file. Upscale its source again."
+            )
         names = DrawnPicture.model_fields.keys() - {"path", "version"}
         known = {name: found[name] for name in names} | {"path": str(path), "version": found["variant"]}
         drawn = DrawnPicture.model_validate_json(json.dumps(known))

@@ -138,12 +138,14 @@ def export(
     overrides: Overrides = None,
 ) -> None:
     """Write a version's weights for other programs: as whole UNets that diffusers loads, or as kohya's LoRA files."""
+    from deepfloyd_core.bundle.publish_files import need_empty
     from deepfloyd_core.models.folders import resolve
     from deepfloyd_core.preflight.load import load_run
     from deepfloyd_core.store.versions import bundle_of, find_version
 
     run = load_run(config, tuple(overrides or ()), data=False)
 
+    need_empty(folder)
     bundle = bundle_of(run.workspace, find_version(run.workspace, version))
     bases = {stage: resolve(run.config.stage(stage).model, stage) for stage in run.config.stages}
     for library in ("DIFFUSERS", "TRANSFORMERS"):

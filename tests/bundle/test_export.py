@@ -1,5 +1,7 @@
 """A version's weights in other programs' forms do what the trained ones do."""
 
+import os
+import stat
 import subprocess
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,13 +12,14 @@ import torch
 from data_world import DataWorld
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from moved_bundles import moved_bundle, run_of
+from releases import deepfloyd
 
 from deepfloyd_core.adapters.files import LORA_FILE, product_name
 from deepfloyd_core.adapters.lora_file import weights_file
 from deepfloyd_core.adapters.method import load_product
 from deepfloyd_core.adapters.mixed import MixedLora, misfit
 from deepfloyd_core.adapters.mixing import load_loras
-from deepfloyd_core.bundle.export import export_version
+from deepfloyd_core.bundle.export import Form, export_version
 from deepfloyd_core.config.stages import STAGES, Stage
 from deepfloyd_core.errors import ArtifactError, ConfigError
 from deepfloyd_core.models.same_output import output_change
@@ -106,6 +109,32 @@ def test_what_has_no_such_form_is_refused_and_nothing_is_written(world: DataWorl
     (out / "mine.txt").touch()
     with pytest.raises(ConfigError, match="holds files"):
         export_version(run, bundle, bases, "merged", out)
+    with pytest.raises(ConfigError, match=r"mine\.txt is no folder"):
+        export_version(run, bundle, bases, "merged", out / "mine.txt")
+
+
+def test_the_command_refuses_a_full_folder_before_it_loads_anything(
+    world: DataWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_of(world, stage1=STAGE1)
+    monkeypatch.setattr("deepfloyd_core.models.folders.resolve", lambda *_: pytest.fail("a model is looked for"))
+    done = deepfloyd("export", str(world.folder / "run.json"), "1", str(world.folder))
+    assert str(done.exception) == f"{world.folder} holds files. Name an empty folder, or a new one."
+
+
+def test_exported_files_have_the_modes_that_the_umask_gives(world: DataWorld) -> None:
+    run, bundle, bases = moved_bundle(world, stage1=STAGE1)
+    forms: tuple[Form, ...] = ("merged", "kohya")
+    before = os.umask(0o027)
+    try:
+        files = [
+            file for form in forms
+            for file in export_version(run, bundle, bases, form, world.folder / form)
+        ]  # fmt: skip
+    finally:
+        os.umask(before)
+    assert {file.suffix for file in files} > {".safetensors", ".json"}
+    assert {stat.S_IMODE(file.stat().st_mode) for file in files} == {0o640}
 
 
 def test_a_damaged_version_is_not_exported(world: DataWorld) -> None:
