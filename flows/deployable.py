@@ -19,6 +19,7 @@ from prefect.context import FlowRunContext
 from deepfloyd_core.config.base import home_path
 from deepfloyd_core.config.relative_paths import from_folder, paths_in
 from deepfloyd_core.errors import ConfigError
+from deepfloyd_core.models.hub import is_hub_id
 from deepfloyd_core.preflight.versions import names_a_folder
 from flows.runs.run_lease import with_run_lease
 from flows.serving.ui import project_folder
@@ -86,8 +87,11 @@ def confined(parameters: dict[str, Any], folders: tuple[Path, ...]) -> dict[str,
 
 
 def _version(name: str, version: str, folders: tuple[Path, ...]) -> str:
-    """What draws: a version of the workspace, or a bundle's folder inside."""
-    return str(_inside(name, version, folders)) if names_a_folder(version) else version
+    """What draws: a version of the workspace, a bundle's folder inside, or a repository of the Hub."""
+    if not names_a_folder(version):
+        return version
+    placed = _inside(name, version, folders)
+    return version if is_hub_id(version) and not placed.exists() else str(placed)
 
 
 def _target(target: str, folders: tuple[Path, ...]) -> str:

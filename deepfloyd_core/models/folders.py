@@ -9,6 +9,7 @@ from deepfloyd_core.config.stage3 import STAGE3, DrawnStage
 from deepfloyd_core.config.stages import STAGES, Stage
 from deepfloyd_core.errors import ModelError
 from deepfloyd_core.models.headers import UNET_WEIGHTS
+from deepfloyd_core.models.hub import download, snapshot_here
 from deepfloyd_core.models.text_encoders import TEXT_ENCODERS, text_encoder_of
 from deepfloyd_core.models.whole_weights import lacking, weight_faults
 
@@ -28,6 +29,11 @@ class _Files:
 
     needed: tuple[str, ...]
     beside: tuple[str, ...]
+
+    @property
+    def patterns(self) -> list[str]:
+        """All of them, as the hub takes them."""
+        return [one for pattern in (*self.needed, *self.beside) for one in pattern.split(_OR)]
 
 
 _STAGE3 = _Files(
@@ -99,13 +105,8 @@ def folder_here(model: str, stage: DrawnStage, text: bool = False) -> Path | Non
         return written_folder(model, text)
     if folder := _directory(model):
         return _whole(folder, files)
-    from huggingface_hub import snapshot_download
-
-    try:
-        folder = Path(snapshot_download(model, local_files_only=True))
-    except (OSError, ValueError):  # not downloaded; or no name that the hub knows, as `resolve` will say
-        return None
-    return None if _missing(folder, files) else _undamaged(folder, files)
+    snapshot = snapshot_here(model, files.patterns)
+    return None if snapshot is None or _missing(snapshot, files) else _undamaged(snapshot, files)
 
 
 def _is_random(model: str) -> bool:
@@ -156,30 +157,4 @@ def _undamaged(folder: Path, files: _Files) -> Path:
 
 
 def _download(repo: str, wanted: _Files) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError
-
-    files = ", ".join(wanted.needed)
-    accept = f"Accept the licence at https://huggingface.co/{repo} and run `hf auth login`"
-    try:
-        patterns = [one for pattern in (*wanted.needed, *wanted.beside) for one in pattern.split(_OR)]
-        return Path(snapshot_download(repo, allow_patterns=patterns, ignore_patterns=["*.bin", "*.fp16.*"]))
-    except GatedRepoError:
-        raise ModelError(f"{repo} is gated: {files} cannot be read. {accept}, {_LOCAL}.") from None
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        if away := _why_away(error):
-            raise ModelError(f"{repo} lacks {files} on this machine, and {away}, {_LOCAL}.") from None
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(f"{repo} could not be downloaded ({reason}); needed: {files}. {accept}, {_LOCAL}.") from None
-
-
-def _why_away(error: Exception) -> str:
-    """Why the hub was not asked, or did not answer, and what to do; empty if it answered, or the fault is another one."""
-    from huggingface_hub import constants, is_offline_mode
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    if not isinstance(error, LocalEntryNotFoundError) or isinstance(error.__cause__, HfHubHTTPError):
-        return ""
-    if is_offline_mode():
-        return "HF_HUB_OFFLINE forbids to download it. Unset that"
-    return f"the hub at {constants.ENDPOINT} cannot be reached ({error.__cause__}). Run this again when it can"
+    return download(repo, wanted.patterns, ", ".join(wanted.needed), _LOCAL)

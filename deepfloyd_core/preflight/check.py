@@ -18,6 +18,7 @@ from deepfloyd_core.config.stages import STAGES, Stage
 from deepfloyd_core.errors import ConfigError, DeepFloydError, attempt, raise_together
 from deepfloyd_core.models.folders import folder_here, resolve
 from deepfloyd_core.preflight.drawn_again import lora_again_faults
+from deepfloyd_core.preflight.drawn_from import asked_loras
 from deepfloyd_core.preflight.generate import (
     GenerateOptions,
     check_generate,
@@ -30,6 +31,7 @@ from deepfloyd_core.preflight.load import read_run
 from deepfloyd_core.preflight.schedulers import check_scheduler, check_stage3_scheduler
 from deepfloyd_core.preflight.unet_sizes import check_unet, stage3_faults, training_size_faults
 from deepfloyd_core.preflight.upscale import UpscaleOptions, check_upscale, own_picture_faults, upscale_model_faults
+from deepfloyd_core.preflight.versions import fetch_from_hub
 from deepfloyd_core.preflight.wandb_login import check_wandb
 from deepfloyd_core.store.events import standing
 
@@ -185,6 +187,13 @@ def _fetch_models(run: Run, goal: Goal, checked: _Checked) -> None:
     Raises for the first model with faults.
     """
     faults: list[DeepFloydError] = []
+    if isinstance(goal, _DRAWS) and fetch_from_hub(goal.versions, asked_loras(goal.loras)):
+        if isinstance(goal, GenerateOptions):
+            check_generate(run, goal, faults)
+        else:
+            check_upscale(run, goal, faults)
+        raise_together(faults)
+        checked.clear()  # without what is here now
     for stage in _stages(run.config, goal):
         encodes = isinstance(goal, _DRAWS) and stage == run.config.first_stage
         folder = resolve(run.config.stage(stage).model, stage, text=encodes)

@@ -116,8 +116,9 @@ def lora_faults(
     if not asked:
         return []
     # Not above: it takes safetensors, which other options do not need.
-    from deepfloyd_core.adapters.mixed import found_loras
+    from deepfloyd_core.adapters.mixed import found_loras, is_lora_missing
 
+    asked = [one for one in asked if not is_lora_missing(one)]
     faults: list[DeepFloydError] = []
     others = [other for other in drawing or run.config.stages if other != stage]
     folders = {other: attempt([], folder_here, run.config.stage(other).model, other, False) for other in others}

@@ -11,7 +11,7 @@ from deepfloyd_core.config.stages import CONTROLLED, Stage
 from deepfloyd_core.errors import ConfigError, DeepFloydError, attempt, raise_together
 from deepfloyd_core.preflight.drawn_from import asked_lora_faults, asked_loras, asked_version, lora_faults, start_faults
 from deepfloyd_core.preflight.unet_sizes import asked_size_faults
-from deepfloyd_core.preflight.versions import base_faults, drawn_version, names_a_folder
+from deepfloyd_core.preflight.versions import base_faults, drawn_version, is_missing, names_a_folder
 
 if TYPE_CHECKING:
     from deepfloyd_core.adapters.mixed import AskedLora
@@ -171,7 +171,7 @@ def check_generate(run: Run, options: GenerateOptions, faults: list[DeepFloydErr
         attempt(faults, read_fitted, options.control, pictures[0].size if pictures else (64, 64))
     small = [picture.size for picture in pictures or ()]
     faults += map(ConfigError, start_faults(run, options, drawing, small))
-    for version in options.versions:
+    for version in (one for one in options.versions if not is_missing(one)):
         found: list[DeepFloydError] = []
         drawn = attempt(found, drawn_version, run, version)
         faults += found or map(ConfigError, _control_faults(drawn.bundle if drawn else None, version, options))

@@ -8,7 +8,7 @@ from deepfloyd_core.config.stage3 import STAGE3, TABLE, TITLE
 from deepfloyd_core.config.stages import UPSCALERS, Stage, tables
 from deepfloyd_core.errors import ConfigError, DeepFloydError, attempt
 from deepfloyd_core.preflight.drawn_from import BASE, asked_lora_faults, asked_loras, asked_version, lora_faults
-from deepfloyd_core.preflight.versions import DrawnVersion, base_faults, drawn_version
+from deepfloyd_core.preflight.versions import DrawnVersion, base_faults, drawn_version, is_missing
 from deepfloyd_core.store.events import SERVING
 
 
@@ -27,6 +27,11 @@ class UpscaleOptions:
     def drawn_by(self) -> str:
         """The version that upscales."""
         return asked_version(self.version, self.loras)
+
+    @property
+    def versions(self) -> tuple[str, ...]:
+        """The same, as `GenerateOptions` has it."""
+        return (self.drawn_by,)
 
 
 def own_picture_faults(options: UpscaleOptions) -> list[DeepFloydError]:
@@ -56,7 +61,8 @@ def check_upscale(run: Run, options: UpscaleOptions, faults: list[DeepFloydError
         return
     if not run.config.upscalers:
         faults.append(ConfigError(f"upscale needs an upscaler: add a {tables(UPSCALERS)} table with a model_flavour."))
-    attempt(faults, drawn_version, run, options.drawn_by)
+    if not is_missing(options.drawn_by):
+        attempt(faults, drawn_version, run, options.drawn_by)
 
 
 def upscale_model_faults(run: Run, options: UpscaleOptions, stage: Stage, folder: Path) -> list[DeepFloydError]:

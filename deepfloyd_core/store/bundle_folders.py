@@ -11,6 +11,7 @@ from deepfloyd_core.store.artifacts import Artifact, Request
 from deepfloyd_core.store.manifest import MANIFEST, Manifest, read_manifest
 
 _KIND = "lora_bundle"
+_TABLES = tuple(f"{stage.table}/" for stage in STAGES.values())
 _AGAIN = "Publish it again, or take it from where it was published"
 
 
@@ -34,6 +35,15 @@ def bundle_in(folder: Path) -> Artifact:
     return Artifact(manifest.kind, manifest.fingerprint, folder)
 
 
+def is_whole(folder: Path) -> bool:
+    """Whether the files that a bundle draws with are all there, whatever their bytes."""
+    try:
+        names = [one.path for one in read_manifest(folder).files]
+    except ArtifactError:
+        return (folder / MANIFEST).is_file()  # damaged: `bundle_in` tells it
+    return all((folder / name).is_file() for name in names if name.startswith(_TABLES))
+
+
 def _drawn_with(folder: Path) -> Iterator[Path]:
     """The files in the folders of stages, which are what a bundle draws with."""
     for stage in STAGES.values():
@@ -43,8 +53,7 @@ def _drawn_with(folder: Path) -> Iterator[Path]:
 @lru_cache(maxsize=64)
 def _damage(folder: Path, manifest: str, stamp: tuple[tuple[str, int, int], ...]) -> str:
     """The first fault of these files; empty: there is none. stamp: of the files, with their sizes and times."""
-    tables = tuple(f"{stage.table}/" for stage in STAGES.values())
-    known = {one.path: one for one in Manifest.model_validate_json(manifest).files if one.path.startswith(tables)}
+    known = {one.path: one for one in Manifest.model_validate_json(manifest).files if one.path.startswith(_TABLES)}
     for entry in known.values():
         if fault := entry.misfit(folder):
             return fault

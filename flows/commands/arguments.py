@@ -84,7 +84,8 @@ Seeds = Annotated[str, typer.Option(help="Seeds of each prompt, such as 7 or 0-7
 OneVersion = Annotated[
     str | None,
     typer.Option(
-        "--version", help="A number, `champion` (unless told), `base` for no LoRA, or the folder of a bundle."
+        "--version",
+        help="A number, `champion` (unless told), `base` for no LoRA, a bundle's folder or `owner/name` of the Hub.",
     ),
 ]
 Compared = Annotated[
@@ -99,7 +100,8 @@ Loras = Annotated[
     typer.Option(
         "--lora",
         metavar="SOURCE@WEIGHT",
-        help="A LoRA to draw with on the base models: version:N or a file, at a weight (1 unless told); may be repeated.",
+        help="A LoRA to draw with on the base models: version:N, a file, or owner/name of the Hub, at a weight (1 unless told); "
+        "may be repeated.",
     ),
 ]
 FromPicture = Annotated[

@@ -4,12 +4,11 @@ import hashlib
 import socket
 import subprocess
 from collections.abc import Iterator
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hub_stand_in import TOKEN, Hub, hub_stand_in
+from hub_stand_in import TOKEN, Hub, hub_in_place
 from releases import Release, deepfloyd
 from s3_server import s3_server
 
@@ -171,14 +170,7 @@ def test_a_bucket_gets_them_and_an_interrupted_publication_is_gone_on_with(
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    constants = import_module("huggingface_hub.constants")
-    with hub_stand_in() as running:
-        monkeypatch.setattr(constants, "ENDPOINT", running.url)
-        template = f"{running.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
+    with hub_in_place(monkeypatch) as running:
         yield running
 
 

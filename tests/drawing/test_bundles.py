@@ -91,7 +91,9 @@ def test_a_folder_is_checked_before_anything_is_loaded(world: DataWorld, monkeyp
     (folder / "manifest.json").unlink()
     refused(of_folder, ConfigError, r"is no bundle: it has no manifest\.json")
     refused(
-        GenerateOptions(("a star",), "no/where"), ConfigError, "The version is no/where, and there is no such folder"
+        GenerateOptions(("a star",), "./nowhere"),
+        ConfigError,
+        r"The version is \./nowhere, and there is no such folder",
     )
 
 

@@ -99,6 +99,7 @@ def test_a_version_is_published_inside_or_where_the_worker_allows_it(
 
 
 def test_a_lora_is_a_version_or_a_file_inside(project: Path) -> None:
+    assert _confined(lora=["me/model@0.5", "me/model"])["lora"] == ["me/model@0.5", "me/model"], "of the Hub"
     found = _confined(config="run.toml", lora=["version:3@0.7", "a@b.safetensors", "../pictures/style.safetensors@0.5"])
     assert found["lora"] == [
         "version:3@0.7", f"{project}/a@b.safetensors@1", f"{project}/../pictures/style.safetensors@0.5",
@@ -112,7 +113,10 @@ def test_a_version_is_a_name_or_a_bundle_s_folder_inside(project: Path) -> None:
     (project / "bundle").mkdir()
     for version in ("3", "champion", "latest", "base", "none-such"):
         assert _confined(version=version, compare=[version, 3]) == {"version": version, "compare": [version, "3"]}
-    assert _confined(compare=["base", "out/bundle"])["compare"] == ["base", f"{project}/out/bundle"]
+    assert _confined(compare=["base", "./bundle"])["compare"] == ["base", f"{project}/bundle"]
+    (project / "me" / "here").mkdir(parents=True)
+    assert _confined(version="me/here")["version"] == f"{project}/me/here"
+    assert _confined(version="me/model")["version"] == "me/model", "of the Hub"
     for path in OUTSIDE:
         for named in ({"version": path}, {"compare": ["base", path]}):
             with pytest.raises(ConfigError, match=r"^(version|compare) is .*outside of the folders"):
