@@ -41,11 +41,10 @@ def generate(
         prompt_file: More prompts: one a line, a JSON library, or a table of prompt, negative_prompt, seed, size.
         seeds: Seeds, such as 7 or 0-7,42.
         sizes: Stage I sizes, such as 64 or 64,96x64 (width x height); empty: those of the run file.
-        version: A version number, `champion` or `latest` for the one that serves, `base` for no LoRA, a bundle's folder,
-            or `owner/name` of the Hub. Empty: the champion, with `lora` the base.
-        compare: Several of these, in place of `version`, such as base, 3, champion: they draw the same pictures, which
-            are shown below each other.
-        lora: LoRAs to draw with together on the base models, each as version:N, a file or owner/name of the Hub, with a weight: version:3@0.7.
+        version: A number, `champion` (or `latest`), `base` for no LoRA, a bundle's folder or its `owner/name` on the Hub.
+            Empty: the champion, with `lora` the base.
+        compare: Several of these, in place of `version`: they draw the same pictures, shown below each other.
+        lora: LoRAs to draw with together on the base models, each as version:N, a file or a name of the Hub: version:3@0.7.
         control: A picture that they follow, with a version that is a ControlNet.
         image: A picture that all start from, in place of noise.
         mask: A picture of the image's size, white where the image is drawn anew; empty: everywhere.

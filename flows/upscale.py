@@ -36,7 +36,7 @@ def upscale(
         seed: Seed of each picture's noise.
         version: A version number, `champion` or `latest` for the one that serves, `base` for no LoRA, a bundle's folder,
             or `owner/name` of the Hub. Empty: the champion, with `lora` the base.
-        lora: LoRAs to upscale with together on the base model, each as version:N or a file, with a weight: version:3@0.7.
+        lora: LoRAs to upscale with on the base model, each as version:N, a file or a name of the Hub: version:3@0.7.
         stage: Stage II, or the Stage III of the run file, which makes 1,024 px of 256 px and has no versions.
         overrides: Keys of the run file, each as KEY=VALUE; KEY= removes one.
     """

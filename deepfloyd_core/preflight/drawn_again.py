@@ -9,7 +9,8 @@ from deepfloyd_core.config.run import Run
 from deepfloyd_core.config.stages import Stage
 from deepfloyd_core.errors import ConfigError, DeepFloydError, attempt, raise_together
 from deepfloyd_core.preflight.generate import GenerateOptions
-from deepfloyd_core.preflight.versions import OF_FOLDER, names_a_folder
+from deepfloyd_core.preflight.versions import names_a_folder
+from deepfloyd_core.store.events import OF_FOLDER
 
 if TYPE_CHECKING:
     from deepfloyd_core.sampling.drawn_picture import DrawnPicture

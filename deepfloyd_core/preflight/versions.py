@@ -13,14 +13,13 @@ from deepfloyd_core.config.stages import STAGES, Stage
 from deepfloyd_core.errors import ConfigError, DeepFloydError, attempt
 from deepfloyd_core.models.hub import OTHERWISE, download, is_hub_id, snapshot_here
 from deepfloyd_core.preflight.drawn_from import BASE
-from deepfloyd_core.store.events import SERVING
+from deepfloyd_core.store.events import OF_FOLDER, SERVING
 
 if TYPE_CHECKING:
     from deepfloyd_core.adapters.mixed import AskedLora
     from deepfloyd_core.store.artifacts import Artifact
 
 _BUNDLE = ("manifest.json", *(f"{kind.table}/*" for kind in STAGES.values()))  # what is needed of a repository
-OF_FOLDER = "bundle "  # how the name of one begins that lies in a folder
 
 
 @dataclass(frozen=True)

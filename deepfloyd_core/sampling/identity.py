@@ -22,6 +22,7 @@ from deepfloyd_core.sampling.pictures import Picture, asked_digest
 from deepfloyd_core.sampling.stage3_jobs import Stage3
 from deepfloyd_core.sampling.upscale_jobs import OwnPicture
 from deepfloyd_core.store.artifacts import Artifact, Request
+from deepfloyd_core.store.events import OF_FOLDER
 from deepfloyd_core.store.inputs import A
 from deepfloyd_core.text.projection import text_identity
 from deepfloyd_core.types import Json
@@ -111,7 +112,7 @@ def _published(version: str, bundle: Artifact | None) -> dict[str, str]:
     """The bundle that draws, as an input: an artifact of the workspace only if it is a version's."""
     if bundle is None:
         return {}
-    return {"lora_bundle": bundle.name} if version.isdecimal() else {"bundle": bundle.fingerprint}
+    return {"bundle": bundle.fingerprint} if version.startswith(OF_FOLDER) else {"lora_bundle": bundle.name}
 
 
 def upscale_request(

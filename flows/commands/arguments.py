@@ -100,8 +100,8 @@ Loras = Annotated[
     typer.Option(
         "--lora",
         metavar="SOURCE@WEIGHT",
-        help="A LoRA to draw with on the base models: version:N, a file, or owner/name of the Hub, at a weight (1 unless told); "
-        "may be repeated.",
+        help="A LoRA to draw with on the base models: version:N, a file or `owner/name` of the Hub, at a weight (1 unless "
+        "told); may be repeated.",
     ),
 ]
 FromPicture = Annotated[
