@@ -7,11 +7,12 @@ from deepfloyd_core.adapters.controlnet import load_control
 from deepfloyd_core.config.flavours import FLAVOURS
 from deepfloyd_core.diffusion.back_projection import back_projecting
 from deepfloyd_core.diffusion.conditioning import as_conditioning, conditioning_picture
-from deepfloyd_core.drawing import generated, upscaled
+from deepfloyd_core.drawing import compared, generated, upscaled
 from deepfloyd_core.models.folders import resolve
 from deepfloyd_core.preflight.check import check_run
-from deepfloyd_core.preflight.generate import GenerateOptions, pictures_of, version_number
+from deepfloyd_core.preflight.generate import GenerateOptions, pictures_of
 from deepfloyd_core.preflight.upscale import UpscaleOptions, upscaled_by
+from deepfloyd_core.preflight.versions import drawn_version
 from deepfloyd_core.processes.ahead import DRAWING
 from deepfloyd_core.processes.jobs import job_starter
 from deepfloyd_core.sampling.own_pictures import own_pictures, upscaled_files
@@ -47,9 +48,11 @@ def generate(config: str | Path, options: GenerateOptions, overrides: Sequence[s
     run = check_run(Path(config), tuple(overrides), options)
     pictures = pictures_of(run, options)
     with job_starter(DRAWING):
-        numbers = dict.fromkeys(version_number(run, one) for one in options.versions)
-        artifacts = [generated.draw(run, pictures, version, options) for version in numbers]
-    return [file for artifact in artifacts for _, file in drawn(artifact.path)]
+        versions = {found.name: found for found in (drawn_version(run, one) for one in options.versions)}
+        made = {name: generated.draw(run, pictures, version, options) for name, version in versions.items()}
+    if len(made) > 1:
+        compared.compare(run, pictures, made)
+    return [file for artifact in made.values() for _, file in drawn(artifact.path)]
 
 
 @leased

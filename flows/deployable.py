@@ -19,6 +19,8 @@ from prefect.context import FlowRunContext
 from deepfloyd_core.config.base import home_path
 from deepfloyd_core.config.relative_paths import from_folder, paths_in
 from deepfloyd_core.errors import ConfigError
+from deepfloyd_core.models.hub import is_hub_id
+from deepfloyd_core.preflight.versions import names_a_folder
 from flows.runs.run_lease import with_run_lease
 from flows.serving.ui import project_folder
 from tasks.outbox import server_awaited
@@ -73,11 +75,23 @@ def confined(parameters: dict[str, Any], folders: tuple[Path, ...]) -> dict[str,
         from deepfloyd_core.adapters.mixed import placed_lora
 
         placed["lora"] = [placed_lora(one, lambda source: _inside("lora", source, folders)) for one in placed["lora"]]
+    if placed.get("version"):
+        placed["version"] = _version("version", str(placed["version"]), folders)
+    if placed.get("compare"):
+        placed["compare"] = [_version("compare", str(one), folders) for one in placed["compare"]]
     if placed.get("target"):
         placed["target"] = _target(str(placed["target"]), folders)
     if placed.get("overrides"):
         placed["overrides"] = list(_overrides(placed["overrides"], folders))
     return placed
+
+
+def _version(name: str, version: str, folders: tuple[Path, ...]) -> str:
+    """What draws: a version of the workspace, a bundle's folder inside, or a repository of the Hub."""
+    if not names_a_folder(version):
+        return version
+    placed = _inside(name, version, folders)
+    return version if is_hub_id(version) and not placed.exists() else str(placed)
 
 
 def _target(target: str, folders: tuple[Path, ...]) -> str:

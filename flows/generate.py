@@ -5,19 +5,18 @@ from pathlib import Path
 from prefect import flow
 
 from deepfloyd_core.preflight.check import check_run
-from deepfloyd_core.preflight.drawn_from import asked_version
+from deepfloyd_core.preflight.drawn_again import recorded_options
 from deepfloyd_core.preflight.generate import (
     GenerateOptions,
     pictures_of,
-    recorded_options,
-    version_number,
 )
+from deepfloyd_core.preflight.versions import drawn_version
 from deepfloyd_core.processes.ahead import DRAWING
 from deepfloyd_core.processes.jobs import warm_job_starter
 from deepfloyd_core.store.artifacts import Artifact
 from deepfloyd_core.store.leases import leased
 from flows.deployable import deployable
-from flows.parameters import Loras, Overrides, Prompts, Seeds, Sizes, Stages, Strength, VersionName, text_of
+from flows.parameters import Compared, DrawnName, Loras, Overrides, Prompts, Seeds, Sizes, Stages, Strength, text_of
 from flows.runs.run_lease import gpu_of, rename_run
 from tasks import VERSION
 from tasks.generated import compare_versions, generated
@@ -29,9 +28,9 @@ from tasks.generated import compare_versions, generated
 @warm_job_starter(DRAWING)
 def generate(
     config: str, prompt: Prompts = None, prompt_file: str | None = None, seeds: Seeds = "0", sizes: Sizes = None,
-    version: VersionName | None = None, lora: Loras = None, control: str | None = None, image: str | None = None,
-    mask: str | None = None, strength: Strength = None, style: str | None = None, stages: Stages = None,
-    from_picture: str | None = None, overrides: Overrides = None,
+    version: DrawnName | None = None, compare: Compared = None, lora: Loras = None, control: str | None = None,
+    image: str | None = None, mask: str | None = None, strength: Strength = None, style: str | None = None,
+    stages: Stages = None, from_picture: str | None = None, overrides: Overrides = None,
 ) -> list[Artifact]:  # fmt: skip
     """Draw pictures with a published version, or with the base models: each prompt at each size with each seed. Several
     versions draw the same ones, and are compared.
@@ -42,9 +41,10 @@ def generate(
         prompt_file: More prompts: one a line, a JSON library, or a table of prompt, negative_prompt, seed, size.
         seeds: Seeds, such as 7 or 0-7,42.
         sizes: Stage I sizes, such as 64 or 64,96x64 (width x height); empty: those of the run file.
-        version: A version number, `latest`, or `base` for no LoRA; several with commas, such as base,3,latest. Empty: the
-            latest, with `lora` the base.
-        lora: LoRAs to draw with together on the base models, each as version:N or a file, with a weight: version:3@0.7.
+        version: A number, `champion` (or `latest`), `base` for no LoRA, a bundle's folder or its `owner/name` on the Hub.
+            Empty: the champion, with `lora` the base.
+        compare: Several of these, in place of `version`: they draw the same pictures, shown below each other.
+        lora: LoRAs to draw with together on the base models, each as version:N, a file or a name of the Hub: version:3@0.7.
         control: A picture that they follow, with a version that is a ControlNet.
         image: A picture that all start from, in place of noise.
         mask: A picture of the image's size, white where the image is drawn anew; empty: everywhere.
@@ -61,8 +61,9 @@ def generate(
         Path(name) if name else None for name in (prompt_file, control, image, mask, from_picture)
     )
     asked = GenerateOptions(
-        texts, asked_version(version, lora), seeds=str(seeds), sizes=text_of(sizes), prompt_file=table, control=hint,
-        image=first, mask=part, strength=strength, style=style or None, loras=tuple(lora or ()), stages=text_of(stages),
+        texts, text_of(version), compare=tuple(map(str, compare or ())), seeds=str(seeds), sizes=text_of(sizes),
+        prompt_file=table, control=hint, image=first, mask=part, strength=strength, style=style or None,
+        loras=tuple(lora or ()), stages=text_of(stages),
     )  # fmt: skip
     options, recorded = recorded_options(asked, drawn_before)
     changed = dict.fromkeys((*recorded, *(overrides or ())))  # the command line has added those of the picture already
@@ -70,10 +71,8 @@ def generate(
     pictures = pictures_of(run, options)
     rename_run(run.workspace)
     with gpu_of(run):
-        drawn = {
-            version: generated(run, pictures, version, options)
-            for version in dict.fromkeys(version_number(run, one) for one in options.versions)
-        }
+        versions = {found.name: found for found in (drawn_version(run, one) for one in options.versions)}
+        drawn = {name: generated(run, pictures, version, options) for name, version in versions.items()}
     if len(drawn) > 1:
         compare_versions(run, pictures, drawn)
     return list(drawn.values())

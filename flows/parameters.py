@@ -21,9 +21,9 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Loras = Annotated[list[str] | None, Field(max_length=MOST_LORAS)]
 Stages = Literal["1", "1-2", "1-3", 1] | None
 Strength = Annotated[float | None, Field(gt=0, le=1)]
-OneVersion = Annotated[str, Field(pattern=r"^(latest|base|\d+)$")] | Annotated[int, Field(ge=1)]
-_VERSION = r"\s*(latest|base|\d+)\s*"
-VersionName = Annotated[str, Field(pattern=rf"^{_VERSION}(,{_VERSION})*$")] | Annotated[int, Field(ge=1)]
+OneVersion = Annotated[str, Field(pattern=r"^(latest|champion|\d+)$")] | Annotated[int, Field(ge=1)]
+DrawnName = Annotated[str, Field(min_length=1, max_length=4096)] | Annotated[int, Field(ge=1)]  # a folder too
+Compared = Annotated[list[DrawnName] | None, Field(min_length=2, max_length=16)]
 
 
 def text_of(value: str | int | None) -> str | None:

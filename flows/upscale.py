@@ -6,7 +6,6 @@ from typing import Literal
 from prefect import flow
 
 from deepfloyd_core.preflight.check import check_run
-from deepfloyd_core.preflight.drawn_from import asked_version
 from deepfloyd_core.preflight.upscale import UpscaleOptions, upscaled_by
 from deepfloyd_core.processes.ahead import DRAWING
 from deepfloyd_core.processes.jobs import warm_job_starter
@@ -14,7 +13,7 @@ from deepfloyd_core.sampling.own_pictures import own_pictures
 from deepfloyd_core.store.artifacts import Artifact
 from deepfloyd_core.store.leases import leased
 from flows.deployable import deployable
-from flows.parameters import Loras, OneVersion, Overrides, Seed
+from flows.parameters import DrawnName, Loras, Overrides, Seed, text_of
 from flows.runs.run_lease import gpu_of, rename_run
 from tasks import VERSION
 from tasks.upscaled import upscaled
@@ -25,7 +24,7 @@ from tasks.upscaled import upscaled
 @leased
 @warm_job_starter(DRAWING)
 def upscale(
-    config: str, pictures: str, prompt: str = "", seed: Seed = 0, version: OneVersion | None = None, lora: Loras = None,
+    config: str, pictures: str, prompt: str = "", seed: Seed = 0, version: DrawnName | None = None, lora: Loras = None,
     stage: Literal[2, 3] = 2, overrides: Overrides = None,
 ) -> Artifact:  # fmt: skip
     """Make pictures of one's own four times as wide and high, with a published version, the base model, or Stage III.
@@ -35,12 +34,13 @@ def upscale(
         pictures: A picture, or a folder of pictures, from the project's folder.
         prompt: What the pictures show, where no caption in NAME.txt lies beside them; empty: what `generate` drew them with.
         seed: Seed of each picture's noise.
-        version: A version number, `latest`, or `base` for no LoRA. Empty: the latest, with `lora` the base.
-        lora: LoRAs to upscale with together on the base model, each as version:N or a file, with a weight: version:3@0.7.
+        version: A version number, `champion` or `latest` for the one that serves, `base` for no LoRA, a bundle's folder,
+            or `owner/name` of the Hub. Empty: the champion, with `lora` the base.
+        lora: LoRAs to upscale with on the base model, each as version:N, a file or a name of the Hub: version:3@0.7.
         stage: Stage II, or the Stage III of the run file, which makes 1,024 px of 256 px and has no versions.
         overrides: Keys of the run file, each as KEY=VALUE; KEY= removes one.
     """
-    options = UpscaleOptions(Path(pictures), asked_version(version, lora), prompt, seed, tuple(lora or ()), stage)
+    options = UpscaleOptions(Path(pictures), text_of(version), prompt, seed, tuple(lora or ()), stage)
     run = check_run(Path(config), tuple(overrides or ()), options)
     rename_run(run.workspace)
     with gpu_of(run):

@@ -87,7 +87,7 @@ def publish(workspace: str, target: str, version: OneVersion = "latest", public:
         workspace: The folder that `workspace` of a run file names, from the project's folder.
         target: A folder; or s3://BUCKET/PREFIX or hf://OWNER/NAME, which has to begin with a place in the worker's
             DEEPFLOYD_TARGETS.
-        version: A version number, or `latest`.
+        version: A version number, `champion` or `latest`.
         public: A new repository of the Hub is public; else it is private.
     """
     path = _workspace(workspace)

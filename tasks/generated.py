@@ -7,9 +7,11 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from deepfloyd_core.config.run import Run
+from deepfloyd_core.drawing.compared import compare
 from deepfloyd_core.drawing.generated import draw
 from deepfloyd_core.preflight.generate import GenerateOptions
-from deepfloyd_core.sampling.comparison import save_comparison, version_words
+from deepfloyd_core.preflight.versions import DrawnVersion
+from deepfloyd_core.sampling.comparison import version_words
 from deepfloyd_core.sampling.jobs import GeneratedSummary
 from deepfloyd_core.sampling.pictures import SHEET, Picture, picture_file, picture_scale, told
 from deepfloyd_core.store.artifacts import Artifact
@@ -25,8 +27,8 @@ log = logging.getLogger(__name__)
 
 
 @task(name="generated", cache_policy=NO_CACHE)
-def generated(run: Run, pictures: Sequence[Picture], version: str, options: GenerateOptions) -> Artifact:
-    """version: a number, or `base`. Raises ConfigError when a picture that is drawn again was drawn with other models."""
+def generated(run: Run, pictures: Sequence[Picture], version: DrawnVersion, options: GenerateOptions) -> Artifact:
+    """Raises ConfigError when a picture that is drawn again was drawn with other models."""
     log.info("%s", told(pictures))
     with progress("generate") as report:
         artifact = draw(run, pictures, version, options, report)
@@ -39,14 +41,8 @@ def generated(run: Run, pictures: Sequence[Picture], version: str, options: Gene
 
 
 def compare_versions(run: Run, pictures: Sequence[Picture], drawn: Mapping[str, Artifact]) -> None:
-    """Save and show a sheet of what several versions have drawn, by their numbers: for each prompt and size a row of each
-    version, with the same seeds below each other, of the last stage.
-    """
-    file = run.workspace / f"compare_{'_'.join(drawn)}.png"
-    folders = {version_words(version): one.path for version, one in drawn.items()}
-    last = next(iter(drawn.values())).summary(GeneratedSummary).stages[-1]
-    save_comparison(pictures, folders, picture_scale(last, run.config.first_stage), file)
-    log.info("%s, side by side: %s", " and ".join(folders), file)
+    """Make and show the sheet of what several versions have drawn, by their names."""
+    file = compare(run, pictures, drawn).path / SHEET
     page = [*titled_pictures([("The same seeds below each other", file)]), f"- file: {code(file.absolute())}"]
-    described = f"{', '.join(folders)} of {run.workspace.name}, side by side"
+    described = f"{', '.join(map(version_words, drawn))} of {run.workspace.name}, side by side"
     create_markdown_artifact("\n".join(page), key=workspace_key("compare", run.workspace), description=described)

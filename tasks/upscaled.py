@@ -8,6 +8,7 @@ from prefect.cache_policies import NO_CACHE
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.drawing.upscaled import upscale
 from deepfloyd_core.preflight.upscale import UpscaleOptions
+from deepfloyd_core.preflight.versions import DrawnVersion
 from deepfloyd_core.sampling.upscale_jobs import OwnPicture, UpscaledSummary
 from deepfloyd_core.store.artifacts import Artifact
 from tasks.artifact_page import show_artifact
@@ -17,8 +18,8 @@ MOST_SHOWN = 4
 
 
 @task(name="upscaled", cache_policy=NO_CACHE)
-def upscaled(run: Run, pictures: Sequence[OwnPicture], version: str, options: UpscaleOptions) -> Artifact:
-    """version: a number, or `base`. Raises DataError where no picture can be upscaled."""
+def upscaled(run: Run, pictures: Sequence[OwnPicture], version: DrawnVersion, options: UpscaleOptions) -> Artifact:
+    """Raises DataError where no picture can be upscaled."""
     with progress("upscale") as report:
         artifact = upscale(run, pictures, version, options, report)
     summary = artifact.summary(UpscaledSummary)

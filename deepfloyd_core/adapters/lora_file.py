@@ -13,8 +13,8 @@ from deepfloyd_core.config.base import is_there
 from deepfloyd_core.errors import ConfigError
 from deepfloyd_core.models.headers import UNET_WEIGHTS, Header, read_scalars
 
-_PEFT_FILE, PEFT_SETTINGS = "adapter_model.safetensors", "adapter_config.json"  # peft's own names for a saved adapter
-_PLACES = (BITFIT_FILE, CONTROL_FILE, f"{UNET_FOLDER}/{UNET_WEIGHTS}", LORA_FILE, UNET_WEIGHTS, _PEFT_FILE)
+PEFT_FILE, PEFT_SETTINGS = "adapter_model.safetensors", "adapter_config.json"  # peft's own names for a saved adapter
+_PLACES = (BITFIT_FILE, CONTROL_FILE, f"{UNET_FOLDER}/{UNET_WEIGHTS}", LORA_FILE, UNET_WEIGHTS, PEFT_FILE)
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 METADATA = "lora_adapter_metadata"  # peft's settings in the file's own metadata, as JSON
 

@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from deepfloyd_core.adapters.files import LORA_FILE, product_name
 from deepfloyd_core.adapters.lora_file import (
     METADATA,
+    PEFT_FILE,
     PEFT_SETTINGS,
     adaptable_layers,
     adapted_layers,
@@ -30,19 +31,26 @@ from deepfloyd_core.config.run import Run
 from deepfloyd_core.config.stages import STAGES, Stage
 from deepfloyd_core.errors import ConfigError, DeepFloydError, attempt, raise_together
 from deepfloyd_core.models.headers import read_header, read_scalars, unet_shapes
+from deepfloyd_core.models.hub import OTHERWISE, download, is_hub_id, snapshot_here
+from deepfloyd_core.store.events import SERVING
 from deepfloyd_core.store.pinned import PinnedFile, pinned
 from deepfloyd_core.store.versions import bundle_of, find_version, stage_folder
 
 _VERSION = "version:"
+_SCHEDULER = "scheduler/scheduler_config.json"
+_ON_HUB = (  # of a repository: a LoRA under the names that diffusers and peft give it, and those of a bundle
+    *(LORA_FILE, PEFT_FILE, PEFT_SETTINGS, _SCHEDULER),
+    *(f"{kind.table}/{name}" for kind in STAGES.values() for name in (LORA_FILE, _SCHEDULER)),
+)
 _LONGEST = 4096  # characters of a source: a path
-_NUMBER = re.compile(r"\d{1,9}|latest")
+_NUMBER = re.compile(rf"\d{{1,9}}|{'|'.join(SERVING)}")
 
 
 @dataclass(frozen=True)
 class AskedLora:
     """A LoRA to draw with, as a user names it."""
 
-    source: str  # `version:3`, `version:latest`, a file, or a folder with one
+    source: str  # `version:3`, `version:champion`, a file, a folder with one, or a repository of the Hub
     weight: float  # times its effect
 
     @property
@@ -94,7 +102,31 @@ def parse_lora(text: str) -> AskedLora:
 def placed_lora(text: str, place: Callable[[str], Path]) -> str:
     """The same LoRA, its path put in its place. Raises ConfigError."""
     one = parse_lora(text)
-    return text if one.version is not None else f"{place(one.source)}@{one.weight:.17g}"
+    if one.version is not None:
+        return text
+    placed = place(one.source)
+    return text if is_hub_id(one.source) and not is_there(placed) else f"{placed}@{one.weight:.17g}"
+
+
+def is_lora_on_hub(one: AskedLora) -> bool:
+    """Whether a source is a repository of the Hub."""
+    return one.version is None and is_hub_id(one.source) and not is_there(Path(one.source))
+
+
+def is_lora_missing(one: AskedLora) -> bool:
+    """Whether it must still be downloaded."""
+    return is_lora_on_hub(one) and _snapshot(one) is None
+
+
+def fetch_lora(one: AskedLora) -> None:
+    """Download a LoRA of the Hub, or what is newer of it there. Raises ModelError."""
+    download(one.source, _ON_HUB, "a LoRA", OTHERWISE)
+
+
+def _snapshot(one: AskedLora) -> Path | None:
+    """A LoRA of the Hub on this machine."""
+    folder = snapshot_here(one.source, _ON_HUB)
+    return folder if folder is not None and any(folder.rglob("*.safetensors")) else None
 
 
 @dataclass(frozen=True)
@@ -151,7 +183,9 @@ def _of_stages(run: Run, one: AskedLora, folders: Mapping[Stage, Path]) -> list[
     files = list(_files(run, one, tuple(folders)))
     if not files:
         raise ConfigError(f"--lora {one.source} has no LoRA of {_stages_told(folders)}.")
-    name = f"{_VERSION}{find_version(run.workspace, one.version).number}" if one.version else Path(one.source).name
+    name = one.source if is_lora_on_hub(one) else Path(one.source).name
+    if one.version:
+        name = f"{_VERSION}{find_version(run.workspace, one.version).number}"
     found = []
     for file, stages in files:
         faults = {stage: misfit(file, folders[stage], run.config.stage(stage).model_flavour) for stage in stages}
@@ -172,7 +206,7 @@ def _stages_told(stages: Iterable[Stage]) -> str:
 def _files(run: Run, one: AskedLora, stages: tuple[Stage, ...]) -> Iterator[tuple[Path, tuple[Stage, ...]]]:
     """Each file that a source has, with the stages that it may belong to."""
     if one.version is None:
-        path = Path(one.source)
+        path = _snapshot(one) or Path(one.source) if is_lora_on_hub(one) else Path(one.source)
         parts = {stage: path / kind.table for stage, kind in STAGES.items()}
         if is_there(path) and any(part.is_dir() for part in parts.values()):  # a bundle's folder
             yield from ((_lora(one, parts[stage]), (stage,)) for stage in stages if parts[stage].is_dir())
@@ -180,7 +214,7 @@ def _files(run: Run, one: AskedLora, stages: tuple[Stage, ...]) -> Iterator[tupl
             yield weights_file(path, f"--lora {one.source}"), stages
         return
     if not _NUMBER.fullmatch(one.version):
-        raise ConfigError(f"--lora {one.source} names no version; give version:N or version:latest.")
+        raise ConfigError(f"--lora {one.source} names no version; give version:N or version:champion.")
     bundle = bundle_of(run.workspace, find_version(run.workspace, one.version))
     for stage in stages:
         if f"{STAGES[stage].table}_lora" in bundle.inputs:
@@ -217,7 +251,7 @@ def misfit(file: Path, folder: Path, model: str) -> str:
 
 def _variance(file: Path) -> bool:
     """Whether a scheduler beside a file takes the learned variance; a LoRA of other trainers leaves it untrained."""
-    beside = file.parent / "scheduler" / "scheduler_config.json"
+    beside = file.parent / _SCHEDULER
     if not beside.is_file():
         return False
     try:

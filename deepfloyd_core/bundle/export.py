@@ -16,7 +16,7 @@ from deepfloyd_core.adapters.full import save_unet
 from deepfloyd_core.adapters.lora_file import adaptable_layers, lora_alpha
 from deepfloyd_core.adapters.lora_formats import our_names
 from deepfloyd_core.adapters.method import load_product
-from deepfloyd_core.bundle.publish_files import SUMS, sums_text
+from deepfloyd_core.bundle.publish_files import SUMS, need_empty, sums_text
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.config.stages import STAGES, Stage
 from deepfloyd_core.errors import ArtifactError, ConfigError
@@ -50,8 +50,7 @@ def export_version(
     Raises ConfigError for a folder with files in it, and for a stage that has no such form; ArtifactError when merged
     weights do something else than the trained ones.
     """
-    if out.exists() and any(out.iterdir()):
-        raise ConfigError(f"{out} holds files. Name an empty folder, or a new one.")
+    need_empty(out)
     if damage := verify_artifact(bundle):
         raise ArtifactError(f"The version is not exported: {damage[0]}")
     if absent := [kind.title for stage, kind in STAGES.items()
@@ -69,6 +68,8 @@ def export_version(
     files = sorted(path for path in out.rglob("*") if path.is_file())
     digests = {str(path.relative_to(out)): sha256_file(path) for path in files}
     write_bytes(out / SUMS, sums_text(digests).encode())
+    for file in files:  # safetensors writes files that only their owner can read
+        file.chmod((out / SUMS).stat().st_mode)
     return [*files, out / SUMS]
 
 

@@ -13,8 +13,10 @@ from typing import Protocol
 from deepfloyd_core.bundle.publish_files import RECORD, SUMS, FilePlace, Known, PublishedFile
 from deepfloyd_core.bundle.publish_hub import HUB, HubPlace
 from deepfloyd_core.errors import ArtifactError, ConfigError
+from deepfloyd_core.files import sha256_file
 from deepfloyd_core.store.artifacts import verify_artifact
 from deepfloyd_core.store.events import standing
+from deepfloyd_core.store.manifest import MANIFEST
 from deepfloyd_core.store.versions import Version, bundle_of
 from deepfloyd_core.types import Report, no_report
 
@@ -59,7 +61,7 @@ class Publication:
     @property
     def digests(self) -> dict[str, str]:
         """The sha256 of each file, by its name."""
-        return {file.name: file.sha256 for file in self.files}
+        return {file.name: file.sha256 for file in sorted(self.files, key=lambda file: file.name)}
 
 
 def planned_publication(workspace: Path, version: Version, target: str, public: bool = False) -> Publication:
@@ -80,6 +82,9 @@ def planned_publication(workspace: Path, version: Version, target: str, public: 
         for entry in bundle.manifest.files
         if not any(part.startswith(".") for part in Path(entry.path).parts)
     )
+    # Last its manifest, by which others see that all is whole, and what it was trained on.
+    manifest = bundle.path / MANIFEST
+    files = (*files, PublishedFile(MANIFEST, manifest, manifest.stat().st_size, sha256_file(manifest)))
     place = _place(target, public)
     return Publication(place, f"Version {version.number} of {workspace.absolute().name}", files, place.known(files))
 

@@ -144,6 +144,13 @@ class FilePlace:
         raise AssertionError
 
 
+def need_empty(folder: Path) -> None:
+    """Raise ConfigError for a folder with files in it, and for what is none."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        fault = "holds files" if folder.is_dir() else "is no folder"
+        raise ConfigError(f"{folder} {fault}. Name an empty folder, or a new one.")
+
+
 def sums_text(digests: Mapping[str, str]) -> str:
     """The text of SHA256SUMS. digests: sha256 of each file, by its name."""
     return "".join(f"{digest}  {name}\n" for name, digest in digests.items())

@@ -46,7 +46,11 @@ class RunConfig(TextKeys, ValidationKeys, RetrainKeys, Machine):
     """One run of the pipeline."""
 
     workspace: HomePath = key(says="Directory that holds every artifact of the run.", makes=NOTHING)
-    data_backend_config: HomePath = key(says="The data file (SimpleTuner's multidatabackend.json).", makes=CONTENT)
+    data_backend_config: HomePath | None = key(
+        None,
+        says="The data file (SimpleTuner's multidatabackend.json). Unset: nothing can be trained, only drawn.",
+        makes=CONTENT,
+    )
     seed: int = key(
         42,
         ge=0,

@@ -9,12 +9,13 @@ from deepfloyd_core.config.run import Run
 from deepfloyd_core.config.stage3 import STAGE3, TABLE
 from deepfloyd_core.config.stages import STAGES, Stage
 from deepfloyd_core.models.folders import resolve
-from deepfloyd_core.preflight.generate import GenerateOptions, drawn_stages, version_bundle
+from deepfloyd_core.preflight.generate import GenerateOptions, drawn_stages, prompt_rows
+from deepfloyd_core.preflight.versions import DrawnVersion
 from deepfloyd_core.processes.jobs import run_job
 from deepfloyd_core.sampling.drawn_picture import DrawnPicture
 from deepfloyd_core.sampling.identity import generate_request
 from deepfloyd_core.sampling.jobs import DrawnFrom, StartPicture, generate_job
-from deepfloyd_core.sampling.pictures import Picture, picture_file, picture_scale
+from deepfloyd_core.sampling.pictures import Picture, picture_file, picture_scale, unused_words
 from deepfloyd_core.sampling.stage3_jobs import Stage3, stage3_of
 from deepfloyd_core.store.artifacts import Artifact, materialise
 from deepfloyd_core.store.pinned import pinned
@@ -24,28 +25,29 @@ log = logging.getLogger(__name__)
 
 
 def draw(
-    run: Run, pictures: Sequence[Picture], version: str, options: GenerateOptions, report: Report = no_report
+    run: Run, pictures: Sequence[Picture], version: DrawnVersion, options: GenerateOptions, report: Report = no_report
 ) -> Artifact:
-    """Draw pictures, or take them where the same ones were drawn before. version: a number, or `base`.
+    """Draw pictures, or take them where the same ones were drawn before.
 
     Raises ConfigError when a picture that is drawn again was drawn with other models.
     """
+    for unused in unused_words(prompt_rows(options)):
+        log.warning("%s", unused)
     folders: dict[Stage, Path] = {}
     stages = drawn_stages(run.config, options.stages)
     for stage in (stage for stage in run.config.stages if stage in stages):
         folders[stage] = resolve(run.config.stage(stage).model, stage, text=stage == run.config.first_stage)
-    bundle = version_bundle(run, version)
     again, given = options.again, drawn_from(run, options, folders)
     stage3 = (Stage3() if options.by_lanczos else stage3_of(run.config)) if STAGE3 in stages else None
     if stage3 is not None and stage3.model is None and not options.by_lanczos:
         log.warning("The run file has no [%s] table, so Lanczos' filter enlarges the pictures at the end.", TABLE)
-    request = generate_request(run, pictures, version, folders, bundle, given, stage3)
+    request = generate_request(run, pictures, version.name, folders, version.bundle, given, stage3)
     if again is not None:
         again.check(request)
-    job = generate_job(run, pictures, version, folders, request, bundle, given, stage3)
+    job = generate_job(run, pictures, version.name, folders, request, version.bundle, given, stage3)
     artifact = materialise(run.workspace, request, lambda work: run_job(job, work, report))
     if again is not None:
-        _compare(again, artifact.path / picture_file(pictures, 0, picture_scale(again.stage, run.config.first_stage)))
+        _compare(again, artifact, picture_file(pictures, 0, picture_scale(again.stage, run.config.first_stage)))
     return artifact
 
 
@@ -62,10 +64,17 @@ def drawn_from(run: Run, options: GenerateOptions, folders: dict[Stage, Path]) -
     return DrawnFrom(control=control, start=start, loras=loras, style=options.style)
 
 
-def _compare(again: DrawnPicture, file: Path) -> None:
+def _compare(again: DrawnPicture, artifact: Artifact, name: str) -> None:
+    """Say whether a picture has the bytes of the file that its record makes, and whether that was drawn now."""
+    file = artifact.path / name
     if again.path.samefile(file):
         log.info("%s is what this request has drawn: there is nothing to draw again, and to compare it with", file)
-    elif again.path.read_bytes() == file.read_bytes():
-        log.info("%s was drawn again, every byte equal", again.path)
+        return
+    equal = again.path.read_bytes() == file.read_bytes()
+    drawn = "was drawn again"
+    if artifact.reused:
+        drawn = f"was not drawn again, but compared with {file}, which the same record has drawn before"
+    if equal:
+        log.info("%s %s: every byte is equal", again.path, drawn)
     else:
-        log.warning("%s was drawn again, with other bytes: another machine or library rounds otherwise", again.path)
+        log.warning("%s %s: it has other bytes. Another machine or library rounds otherwise", again.path, drawn)

@@ -11,8 +11,8 @@ from deepfloyd_core.config.stages import STAGES, Stage
 from deepfloyd_core.errors import DataError
 from deepfloyd_core.models.folders import resolve
 from deepfloyd_core.preflight.drawn_from import asked_loras
-from deepfloyd_core.preflight.generate import version_bundle
 from deepfloyd_core.preflight.upscale import UpscaleOptions
+from deepfloyd_core.preflight.versions import DrawnVersion
 from deepfloyd_core.processes.jobs import JobRequest, run_job
 from deepfloyd_core.sampling.identity import enlarge_request, upscale_request
 from deepfloyd_core.sampling.stage3_jobs import stage3_of
@@ -25,9 +25,9 @@ log = logging.getLogger(__name__)
 
 
 def upscale(
-    run: Run, pictures: Sequence[OwnPicture], version: str, options: UpscaleOptions, report: Report = no_report
+    run: Run, pictures: Sequence[OwnPicture], version: DrawnVersion, options: UpscaleOptions, report: Report = no_report
 ) -> Artifact:
-    """Upscale pictures, or take them where the same were upscaled before. version: a number, or `base`.
+    """Upscale pictures, or take them where the same were upscaled before.
 
     Raises DataError where no picture can be upscaled.
     """
@@ -39,12 +39,11 @@ def upscale(
     folders: dict[Stage, Path] = {
         one: resolve(run.config.stage(one).model, one, text=one == first) for one in dict.fromkeys((first, stage))
     }
-    bundle = version_bundle(run, version)
     loras = mixed_loras(run, asked_loras(options.loras), {stage: folders[stage]})
     for lora in loras:
         log.info("%s upscales with %s", STAGES[stage].title, lora.told)
-    job = upscale_job(run, pictures, options.seed, version, folders, bundle, loras)
-    request = upscale_request(run, pictures, options.seed, version, folders, bundle, loras)
+    job = upscale_job(run, pictures, options.seed, version.name, folders, version.bundle, loras)
+    request = upscale_request(run, pictures, options.seed, version.name, folders, version.bundle, loras)
     return _made(run, pictures, request, job, report)
 
 

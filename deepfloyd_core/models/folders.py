@@ -1,5 +1,6 @@
 """The folder of a model: the user's own directory, a downloaded one, or random weights of the same shapes."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from deepfloyd_core.config.base import is_there
@@ -8,32 +9,49 @@ from deepfloyd_core.config.stage3 import STAGE3, DrawnStage
 from deepfloyd_core.config.stages import STAGES, Stage
 from deepfloyd_core.errors import ModelError
 from deepfloyd_core.models.headers import UNET_WEIGHTS
-from deepfloyd_core.models.hub_files import LOCAL, OR, ModelFiles, bytes_to_download, download
+from deepfloyd_core.models.hub import bytes_to_download, download, snapshot_here
 from deepfloyd_core.models.text_encoders import TEXT_ENCODERS, text_encoder_of
 from deepfloyd_core.models.whole_weights import lacking, weight_faults
 
+_OR = " or "
+_LOCAL = "or point pretrained_model_name_or_path at a copy of the model on this machine"
 _UNET_FILES = ("unet/config.json", "unet/*.safetensors")
 _WEIGHTS = {"unet": UNET_WEIGHTS, "vae": UNET_WEIGHTS} | {
     kind.weights_folder: kind.weights_file for kind in TEXT_ENCODERS.values()
 }  # by folder
 
 
-_STAGE3 = ModelFiles(
+@dataclass(frozen=True)
+class _Files:
+    """Patterns of what a stock pipeline needs of a model's folder (of those with _OR between them one), and of what else is
+    downloaded if it is there.
+    """
+
+    needed: tuple[str, ...]
+    beside: tuple[str, ...]
+
+    @property
+    def patterns(self) -> list[str]:
+        """All of them, as the hub takes them."""
+        return [one for pattern in (*self.needed, *self.beside) for one in pattern.split(_OR)]
+
+
+_STAGE3 = _Files(
     (
         *_UNET_FILES, "vae/config.json", "vae/*.safetensors", "text_encoder/config.json", "text_encoder/*.safetensors",
-        "tokenizer/tokenizer_config.json", f"tokenizer/vocab.json{OR}tokenizer/tokenizer.json",
+        "tokenizer/tokenizer_config.json", f"tokenizer/vocab.json{_OR}tokenizer/tokenizer.json",
         "scheduler/scheduler_config.json", "low_res_scheduler/scheduler_config.json",
     ),
     ("model_index.json", "tokenizer/*", "unet/*.json", "vae/*.json", "text_encoder/*.json"),
 )  # fmt: skip
 
 
-def _of_stage(stage: Stage, text: bool) -> ModelFiles:
+def _of_stage(stage: Stage, text: bool) -> _Files:
     """text: of its text encoder and tokenizer too."""
     schedulers = tuple(f"{name}/scheduler_config.json" for name in STAGES[stage].schedulers)
     encoder = text_encoder_of(stage)
     beside = ("model_index.json", "unet/*.json", f"{encoder.weights_folder}/*.json")
-    return ModelFiles(
+    return _Files(
         _UNET_FILES + schedulers + (encoder.files if text else ()),
         (*beside, f"{encoder.tokenizer_folder}/*") if text else beside,
     )
@@ -59,14 +77,14 @@ def resolve(model: str, stage: DrawnStage, text: bool = False) -> Path:
     return _resolved(model, _of_stage(stage, text))
 
 
-def _resolved(model: str, files: ModelFiles) -> Path:
+def _resolved(model: str, files: _Files) -> Path:
     if folder := _directory(model):
         return _whole(folder, files)
-    folder = download(model, files)
+    folder = download(model, files.patterns, ", ".join(files.needed), _LOCAL)
     if missing := _missing(folder, files):  # of what was begun earlier, where the hub is away
         raise ModelError(
             f"{model} lacks {', '.join(missing)} on this machine, and the hub cannot be reached, or has no such file. "
-            f"Run this again when it can, {LOCAL}."
+            f"Run this again when it can, {_LOCAL}."
         )
     return _undamaged(folder, files)
 
@@ -87,13 +105,8 @@ def folder_here(model: str, stage: DrawnStage, text: bool = False) -> Path | Non
         return written_folder(model, text)
     if folder := _directory(model):
         return _whole(folder, files)
-    from huggingface_hub import snapshot_download
-
-    try:
-        folder = Path(snapshot_download(model, local_files_only=True))
-    except (OSError, ValueError):  # not downloaded; or no name that the hub knows, as `resolve` will say
-        return None
-    return None if _missing(folder, files) else _undamaged(folder, files)
+    snapshot = snapshot_here(model, files.patterns)
+    return None if snapshot is None or _missing(snapshot, files) else _undamaged(snapshot, files)
 
 
 def size_on_hub(model: str, stage: DrawnStage, text: bool = False) -> int:
@@ -101,7 +114,8 @@ def size_on_hub(model: str, stage: DrawnStage, text: bool = False) -> int:
 
     Raises the ModelError of `resolve`: the hub cannot be reached, the licence is not accepted.
     """
-    return bytes_to_download(model, _STAGE3 if stage == STAGE3 else _of_stage(stage, text))
+    files = _STAGE3 if stage == STAGE3 else _of_stage(stage, text)
+    return bytes_to_download(model, files.patterns, ", ".join(files.needed), _LOCAL)
 
 
 def is_on_hub(model: str) -> bool:
@@ -129,10 +143,10 @@ def _weights(pattern: str) -> tuple[str, str] | None:
     return (part, _WEIGHTS[part]) if name == "*.safetensors" else None
 
 
-def _missing(folder: Path, files: ModelFiles) -> list[str]:
+def _missing(folder: Path, files: _Files) -> list[str]:
     missing = []
     for pattern in files.needed:
-        if not any(any(folder.glob(one)) for one in pattern.split(OR)):
+        if not any(any(folder.glob(one)) for one in pattern.split(_OR)):
             missing.append(pattern)
         elif found := _weights(pattern):
             part, file = found
@@ -140,13 +154,13 @@ def _missing(folder: Path, files: ModelFiles) -> list[str]:
     return missing
 
 
-def _whole(folder: Path, files: ModelFiles) -> Path:
+def _whole(folder: Path, files: _Files) -> Path:
     if missing := _missing(folder, files):
         raise ModelError(f"{folder} lacks {', '.join(missing)}. Put these files there (safetensors only, no .bin).")
     return _undamaged(folder, files)
 
 
-def _undamaged(folder: Path, files: ModelFiles) -> Path:
+def _undamaged(folder: Path, files: _Files) -> Path:
     parts = [found for pattern in files.needed if (found := _weights(pattern))]
     if faults := [fault for part, name in parts for fault in weight_faults(folder / part, name)]:
         it = "it" if len(faults) == 1 else "them"

@@ -35,11 +35,14 @@ def contact_sheet(pictures: list[np.ndarray], columns: int, cell_px: int) -> Ima
     return sheet
 
 
-def titled_rows(rows: list[tuple[str, list[np.ndarray]]], cell_px: int, title: str) -> Image.Image:
-    """One line of pictures for each (label, pictures), with a title above and each label over its line."""
+def titled_rows(rows: list[tuple[str, list[np.ndarray]]], cell_px: int, title: str, least_px: int = 0) -> Image.Image:
+    """One line of pictures for each (label, pictures), with a title above and each label over its line. least_px: the width
+    of a sheet with few pictures in a line.
+    """
     columns = max(len(pictures) for _, pictures in rows)
     line_px = cell_px + _TITLE_PX + _GAP
-    sheet = Image.new("RGB", (columns * (cell_px + _GAP) + _GAP, _TITLE_PX + len(rows) * line_px + _GAP), _PAPER)
+    width = max(least_px, columns * (cell_px + _GAP) + _GAP)
+    sheet = Image.new("RGB", (width, _TITLE_PX + len(rows) * line_px + _GAP), _PAPER)
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
     pen.text((_GAP, 4), fitted(title, sheet.width - 2 * _GAP, 15), _INK, ImageFont.load_default(15))
     for line, (label, pictures) in enumerate(rows):

@@ -18,6 +18,8 @@ from deepfloyd_core.config.stage3 import STAGE3
 from deepfloyd_core.config.stages import STAGES, Stage
 from deepfloyd_core.errors import ConfigError, DeepFloydError, attempt, raise_together
 from deepfloyd_core.models.folders import folder_here, resolve
+from deepfloyd_core.preflight.drawn_again import lora_again_faults
+from deepfloyd_core.preflight.drawn_from import asked_loras
 from deepfloyd_core.preflight.generate import (
     GenerateOptions,
     check_generate,
@@ -28,8 +30,10 @@ from deepfloyd_core.preflight.generate import (
 )
 from deepfloyd_core.preflight.load import read_run
 from deepfloyd_core.preflight.machine import machine_faults, machine_notes
+from deepfloyd_core.preflight.schedulers import check_scheduler, check_stage3_scheduler
 from deepfloyd_core.preflight.unet_sizes import check_unet, stage3_faults, training_size_faults
 from deepfloyd_core.preflight.upscale import UpscaleOptions, check_upscale, own_picture_faults, upscale_model_faults
+from deepfloyd_core.preflight.versions import fetch_from_hub
 from deepfloyd_core.preflight.wandb_login import check_wandb
 from deepfloyd_core.store.events import standing
 
@@ -46,7 +50,7 @@ _DRAWS = (GenerateOptions, UpscaleOptions)
 
 
 def check_run(path: Path, overrides: tuple[str, ...], goal: Goal, elsewhere: bool = True, workers: bool = True) -> Run:
-    """Read a run file and its data file, and check everything that the goal needs. `overrides`: as of `load_run`.
+    """Read a run file and, to train, its data file, and check everything that the goal needs. `overrides`: as of `load_run`.
 
     elsewhere: False stops after the first round. workers: False leaves the cluster out. Raises a DeepFloydError that
     reports all faults of a round.
@@ -89,7 +93,7 @@ def first_round(
         faults += prompt_faults(goal)
     if isinstance(goal, UpscaleOptions):
         faults += own_picture_faults(goal)
-    run = read_run(path, overrides, faults)
+    run = read_run(path, overrides, faults, data=not isinstance(goal, _DRAWS))
     if run is None or goal == "crops":
         return run
     if goal == "lora_bundle":
@@ -104,7 +108,7 @@ def first_round(
     if draws_stage3(run.config, goal):
         assert run.config.stage3 is not None
         found = attempt(faults, folder_here, run.config.stage3.model, STAGE3)
-        faults += stage3_faults(found) if found else []
+        faults += _stage3_faults(found) if found else []
         if not stages:
             return run
     encoder = run.config.first_stage  # whose text encoder is used
@@ -113,6 +117,8 @@ def first_round(
             folder = _folder_here(run.config.stage(stage).model, stage, stage == encoder, faults)
             if folder is not None and stage in stages:
                 checked[stage] = folder, _check_model(run, goal, stage, folder, faults)
+    if isinstance(goal, GenerateOptions) and checked.keys() == set(stages):
+        faults += lora_again_faults(run, goal, {stage: folder for stage, (folder, _) in checked.items()})
     return run
 
 
@@ -144,7 +150,8 @@ def _folder_here(model: str, stage: Stage, text: bool, faults: list[DeepFloydErr
 
 
 def _check_model(run: Run, goal: Goal, stage: Stage, folder: Path, faults: list[DeepFloydError]) -> "Parent | None":
-    """Check the UNet in a folder. Returns the weights that it starts from instead of its own."""
+    """Check the UNet in a folder, and its scheduler. Returns the weights that it starts from instead of its own."""
+    attempt(faults, check_scheduler, stage, folder)
     if not attempt(faults, check_unet, stage, folder):
         return None
     if isinstance(goal, GenerateOptions):
@@ -160,6 +167,13 @@ def _check_model(run: Run, goal: Goal, stage: Stage, folder: Path, faults: list[
     from deepfloyd_core.adapters.start_from import find_parent
 
     return attempt(faults, find_parent, run, stage, folder)
+
+
+def _stage3_faults(folder: Path) -> list[DeepFloydError]:
+    """Why the model in a folder is none of Stage III."""
+    faults = stage3_faults(folder)
+    attempt(faults, check_stage3_scheduler, folder)
+    return faults
 
 
 def ask_services(run: Run, goal: Goal, workers: bool) -> None:
@@ -182,6 +196,13 @@ def _fetch_models(run: Run, goal: Goal, checked: Checked) -> None:
     Raises for the first model with faults.
     """
     faults: list[DeepFloydError] = []
+    if isinstance(goal, _DRAWS) and fetch_from_hub(goal.versions, asked_loras(goal.loras)):
+        if isinstance(goal, GenerateOptions):
+            check_generate(run, goal, faults)
+        else:
+            check_upscale(run, goal, faults)
+        raise_together(faults)
+        checked.clear()  # without what is here now
     for stage in _stages(run.config, goal):
         encodes = isinstance(goal, _DRAWS) and stage == run.config.first_stage
         folder = resolve(run.config.stage(stage).model, stage, text=encodes)
@@ -193,4 +214,4 @@ def _fetch_models(run: Run, goal: Goal, checked: Checked) -> None:
             log.info("%s", parent.note)
     if draws_stage3(run.config, goal):
         assert run.config.stage3 is not None
-        raise_together(stage3_faults(resolve(run.config.stage3.model, STAGE3)))
+        raise_together(_stage3_faults(resolve(run.config.stage3.model, STAGE3)))

@@ -8,6 +8,7 @@ from deepfloyd_core.config.run import Run
 from deepfloyd_core.config.stages import STAGES, Stage
 from deepfloyd_core.errors import ConfigError, DeepFloydError, attempt
 from deepfloyd_core.models.folders import folder_here
+from deepfloyd_core.store.events import SERVING
 
 if TYPE_CHECKING:
     from deepfloyd_core.adapters.mixed import AskedLora
@@ -88,18 +89,18 @@ def asked_loras(loras: Sequence[str]) -> "tuple[AskedLora, ...]":
     return tuple(parse_lora(text) for text in loras)
 
 
-def asked_version(version: str | int | None, loras: Sequence[str] | None) -> str:
-    """The version to draw with, where it may be left out: the latest, or the base models for LoRAs that are named."""
-    return str(version) if version is not None else BASE if loras else "latest"
+def asked_version(version: str | None, loras: Sequence[str]) -> str:
+    """The version to draw with, where it may be left out: the one that serves, or for LoRAs the base models."""
+    return version if version is not None else BASE if loras else SERVING[0]
 
 
-def asked_lora_faults(loras: Sequence[str], version: str) -> list[DeepFloydError]:
-    """What can be said of LoRAs without the run file. version: as `asked_version` gives it."""
+def asked_lora_faults(loras: Sequence[str], version: str | None) -> list[DeepFloydError]:
+    """What can be said of LoRAs without the run file. version: as it is asked for."""
     faults: list[DeepFloydError] = []
     attempt(faults, asked_loras, loras)
     if len(loras) > MOST_LORAS:
         faults.append(ConfigError(f"--lora is given {len(loras)} times; at most {MOST_LORAS} are drawn with at once."))
-    if loras and version != BASE:
+    if loras and version not in (None, BASE):
         faults.append(
             ConfigError("--lora draws with the base models: leave out --version. A version's LoRA is --lora version:N.")
         )
@@ -115,8 +116,9 @@ def lora_faults(
     if not asked:
         return []
     # Not above: it takes safetensors, which other options do not need.
-    from deepfloyd_core.adapters.mixed import found_loras
+    from deepfloyd_core.adapters.mixed import found_loras, is_lora_missing
 
+    asked = [one for one in asked if not is_lora_missing(one)]
     faults: list[DeepFloydError] = []
     others = [other for other in drawing or run.config.stages if other != stage]
     folders = {other: attempt([], folder_here, run.config.stage(other).model, other, False) for other in others}

@@ -1,21 +1,22 @@
 """Checks the options of `generate` against a run, its versions and their models."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import KW_ONLY, dataclass, replace
+from collections.abc import Iterator
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deepfloyd_core.config.run import Run, RunConfig
 from deepfloyd_core.config.stage3 import SOURCE, STAGE3, DrawnStage
 from deepfloyd_core.config.stages import CONTROLLED, Stage
-from deepfloyd_core.errors import ConfigError, DeepFloydError, attempt
-from deepfloyd_core.preflight.drawn_from import BASE, asked_lora_faults, asked_loras, lora_faults, start_faults
+from deepfloyd_core.errors import ConfigError, DeepFloydError, attempt, raise_together
+from deepfloyd_core.preflight.drawn_from import asked_lora_faults, asked_loras, asked_version, lora_faults, start_faults
 from deepfloyd_core.preflight.unet_sizes import asked_size_faults
+from deepfloyd_core.preflight.versions import base_faults, drawn_version, is_missing, names_a_folder
 
 if TYPE_CHECKING:
     from deepfloyd_core.adapters.mixed import AskedLora
     from deepfloyd_core.sampling.drawn_picture import DrawnPicture
-    from deepfloyd_core.sampling.pictures import Picture, PromptRow
+    from deepfloyd_core.sampling.pictures import Picture, PromptRow, Size
     from deepfloyd_core.store.artifacts import Artifact
 
 
@@ -24,8 +25,9 @@ class GenerateOptions:
     """The pictures that `generate` is asked for."""
 
     prompts: tuple[str, ...] = ()
-    version: str = "latest"  # `latest`, a number, or BASE; several, with commas, are compared
+    version: str | None = None  # as of `drawn_version`; None: the one that serves, or with LoRAs the base models
     _: KW_ONLY
+    compare: tuple[str, ...] = ()  # several, in place of `version`: they draw the same pictures
     seeds: str = "0"  # such as 0-7,42: of each prompt at each size
     sizes: str | None = None  # such as 64,96x64, of Stage I; None: the run's
     prompt_file: Path | None = None  # see `sampling.pictures`
@@ -46,7 +48,7 @@ class GenerateOptions:
     @property
     def versions(self) -> tuple[str, ...]:
         """Each of those that are asked for."""
-        return tuple(dict.fromkeys(one.strip() for one in self.version.split(",")))
+        return self.compare or (asked_version(self.version, self.loras),)
 
     @property
     def asked_loras(self) -> "tuple[AskedLora, ...]":
@@ -61,37 +63,6 @@ class GenerateOptions:
         if self.strength is not None:
             return self.strength
         return 0.5 if self.style is not None else 0.7 if self.mask is None else 1.0
-
-
-def recorded_options(options: GenerateOptions, drawn: Path | None) -> tuple[GenerateOptions, tuple[str, ...]]:
-    """The options, and overrides of the run file: of a picture that is drawn again all that it records, but the user's own
-    pictures. Raises ConfigError for that one with other options, and for a file that is no picture of `generate`.
-    """
-    if drawn is None:
-        return options, ()
-    own = GenerateOptions(
-        version=options.version if options.loras else "latest", control=options.control, image=options.image,
-        mask=options.mask, loras=options.loras,
-    )  # fmt: skip
-    if options != own:
-        raise ConfigError(
-            f"{drawn} records its prompt, style, seed, size, stages, version and strength. Give none of these beside "
-            "--from, or leave it out."
-        )
-    # Not above: it takes Pillow.
-    from deepfloyd_core.sampling.drawn_picture import drawn_picture
-
-    again = drawn_picture(drawn)
-    if again.strength is not None and options.image is None:
-        raise ConfigError(
-            f"{drawn} started from a picture of yours. Give that beside --from with --image, and its mask with --mask."
-        )
-    width, height = again.size
-    options = replace(
-        own, prompts=(again.prompt,), version=again.version, seeds=str(again.seed), sizes=f"{width}x{height}",
-        strength=again.strength, style=again.style, stages=again.stages, again=again,
-    )  # fmt: skip
-    return options, tuple(again.overrides())
 
 
 def drawn_stages(config: RunConfig, stages: str | None) -> tuple[DrawnStage, ...]:
@@ -113,21 +84,35 @@ def trained_stages(config: RunConfig, stages: str | None) -> tuple[Stage, ...]:
 
 
 def pictures_of(run: Run, options: GenerateOptions) -> "tuple[Picture, ...]":
-    """The pictures, in their order. Raises ConfigError or DataError for options that cannot be understood, and ConfigError
-    for a size that no picture can have.
+    """The pictures, in their order. Raises ConfigError for all options that cannot be understood, and for sizes that no
+    picture can have.
     """
     from deepfloyd_core.sampling.pictures import grid, parse_seeds, parse_sizes
 
-    sizes = run.config.sample_sizes_px if options.sizes is None else parse_sizes(options.sizes)
-    pictures = grid(prompt_rows(options), parse_seeds(options.seeds), sizes, run.config.validation_negative_prompt)
-    for width, height in dict.fromkeys(picture.size for picture in pictures):
-        if fault := run.config.size_fault((width, height)):
-            raise ConfigError(f"The size is {width}x{height}; {fault}.")
-    return pictures
+    faults: list[DeepFloydError] = []
+    sizes = run.config.sample_sizes_px if options.sizes is None else attempt(faults, parse_sizes, options.sizes) or ()
+    seeds = attempt(faults, parse_seeds, options.seeds) or ()
+    rows = attempt(faults, prompt_rows, options) or []
+    faults += _size_faults(run, rows, sizes)
+    pictures = attempt(faults, grid, rows, seeds, sizes, run.config.validation_negative_prompt)
+    raise_together(faults)
+    return pictures or ()
+
+
+def _size_faults(run: Run, rows: "list[PromptRow]", sizes: "tuple[Size, ...]") -> list[ConfigError]:
+    """Sizes that no picture can have: of all prompts, and of single rows."""
+    from deepfloyd_core.sampling.pictures import first_faults
+
+    own = [(f"{row.where}: the", size) for row in rows for size in row.sizes or ()]
+    common = [("The", size) for size in sizes if not all(row.sizes for row in rows)]
+    return first_faults([
+        ConfigError(f"{start} size is {size[0]}x{size[1]}; {fault}.")
+        for start, size in (*common, *own) if (fault := run.config.size_fault(size))
+    ])  # fmt: skip
 
 
 def prompt_rows(options: GenerateOptions) -> "list[PromptRow]":
-    """The prompts of the command line, then those of the file. Raises ConfigError or DataError."""
+    """The prompts of the command line, then those of the file. Raises ConfigError."""
     from deepfloyd_core.sampling.pictures import PromptRow, read_prompts
 
     prompts = options.prompts or ((options.style,) if options.style and options.prompt_file is None else ())
@@ -135,24 +120,9 @@ def prompt_rows(options: GenerateOptions) -> "list[PromptRow]":
     return rows + (read_prompts(options.prompt_file) if options.prompt_file else [])
 
 
-def version_bundle(run: Run, version: str) -> "Artifact | None":
-    """The bundle of a version; None for the base models. Raises ConfigError or ArtifactError if it is not complete."""
-    # Not above, as other imports here: a wrong key is answered without them.
-    from deepfloyd_core.store.versions import bundle_of, find_version
-
-    return None if version == BASE else bundle_of(run.workspace, find_version(run.workspace, version))
-
-
-def version_number(run: Run, version: str) -> str:
-    """The number of a version, for `latest` too; BASE stays. Raises as `version_bundle`."""
-    from deepfloyd_core.store.versions import find_version
-
-    return version if version == BASE else str(find_version(run.workspace, version).number)
-
-
 def prompt_faults(options: GenerateOptions) -> list[DeepFloydError]:
-    """What can be said of the prompts and the seeds without the run file."""
-    from deepfloyd_core.sampling.pictures import parse_seeds
+    """What can be said of the prompts, the seeds and the sizes without the run file."""
+    from deepfloyd_core.sampling.pictures import parse_seeds, parse_sizes
 
     faults: list[DeepFloydError] = []
     if not all(text.strip() for text in options.prompts):
@@ -163,7 +133,23 @@ def prompt_faults(options: GenerateOptions) -> list[DeepFloydError]:
         faults.append(ConfigError("There is no prompt: give --prompt TEXT, or --prompt-file FILE."))
     attempt(faults, prompt_rows, options)
     attempt(faults, parse_seeds, options.seeds)
-    return [*faults, *asked_lora_faults(options.loras, options.version)]
+    if options.sizes is not None:
+        attempt(faults, parse_sizes, options.sizes)
+    return [*faults, *version_faults(options), *asked_lora_faults(options.loras, options.version)]
+
+
+def version_faults(options: GenerateOptions) -> list[DeepFloydError]:
+    """What can be said of the versions without the workspace."""
+    found = []
+    if options.compare and (options.version is not None or options.loras):
+        found.append("--compare names all that draws. Give neither --version nor --lora beside it.")
+    if options.compare and (len(options.compare) < 2 or not all(options.compare)):
+        found.append(f"--compare is {','.join(options.compare)!r}; give several, such as base,3,champion.")
+    if "," in (options.version or "") and not names_a_folder(options.version):
+        found.append(
+            f"--version is {options.version!r}; it names one. To draw with several: --compare {options.version}."
+        )
+    return [ConfigError(fault) for fault in found]
 
 
 def check_generate(run: Run, options: GenerateOptions, faults: list[DeepFloydError]) -> None:
@@ -173,8 +159,11 @@ def check_generate(run: Run, options: GenerateOptions, faults: list[DeepFloydErr
     attempt(faults, drawn_stages, run.config, options.stages)
     drawing = trained_stages(run.config, options.stages)
     pictures = None
-    if not prompt_faults(options) and run.config.text_to_image is not None:
-        pictures = attempt(faults, pictures_of, run, options)
+    if run.config.text_to_image is not None:
+        wrong: list[DeepFloydError] = []
+        pictures = attempt(wrong, pictures_of, run, options)
+        known = set(map(str, faults))  # as `prompt_faults` has told them
+        faults += [fault for fault in wrong if str(fault) not in known]
     if options.control is not None:
         # Not above: it takes Pillow, which other options do not need.
         from deepfloyd_core.pictures.decode import read_fitted
@@ -182,10 +171,10 @@ def check_generate(run: Run, options: GenerateOptions, faults: list[DeepFloydErr
         attempt(faults, read_fitted, options.control, pictures[0].size if pictures else (64, 64))
     small = [picture.size for picture in pictures or ()]
     faults += map(ConfigError, start_faults(run, options, drawing, small))
-    for version in options.versions:
+    for version in (one for one in options.versions if not is_missing(one)):
         found: list[DeepFloydError] = []
-        bundle = attempt(found, version_bundle, run, version)
-        faults += found or map(ConfigError, _control_faults(bundle, version, options))
+        drawn = attempt(found, drawn_version, run, version)
+        faults += found or map(ConfigError, _control_faults(drawn.bundle if drawn else None, version, options))
 
 
 def generate_model_faults(run: Run, options: GenerateOptions, stage: Stage, folder: Path) -> list[DeepFloydError]:
@@ -198,17 +187,6 @@ def generate_model_faults(run: Run, options: GenerateOptions, stage: Stage, fold
     versions = [*options.versions, *(one.version for one in asked if one.version)]
     drawing = trained_stages(run.config, options.stages)
     return [*faults, *lora_faults(run, asked, stage, folder, drawing), *base_faults(run, versions, stage, folder)]
-
-
-def base_faults(run: Run, versions: Sequence[str], stage: Stage, folder: Path) -> list[DeepFloydError]:
-    """Versions that were trained on another base model of a stage than the one in a folder."""
-    from deepfloyd_core.sampling.identity import check_base
-
-    faults: list[DeepFloydError] = []
-    for version in versions:
-        if bundle := attempt([], version_bundle, run, version):
-            attempt(faults, check_base, bundle, stage, folder)
-    return faults
 
 
 def _control_faults(bundle: "Artifact | None", version: str, options: GenerateOptions) -> Iterator[str]:

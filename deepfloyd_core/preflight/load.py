@@ -2,7 +2,8 @@
 
 Faults are collected: first those of the run file, then of the data file, then conflicts between the two. A fault that
 may only follow from another one is not reported. So when the run file has faults, the data file is checked alone; when
-an entry of the data file cannot be read, the other entries are checked one by one only.
+an entry of the data file cannot be read, the other entries are checked one by one only. What draws or exports trains on
+nothing, so for that the data file is neither required nor read.
 """
 
 from pathlib import Path
@@ -33,32 +34,35 @@ from deepfloyd_core.sources.source import open_source
 from deepfloyd_core.training.mixing import check_steps
 
 
-def load_run(path: Path, overrides: tuple[str, ...] = ()) -> Run:
+def load_run(path: Path, overrides: tuple[str, ...] = (), data: bool = True) -> Run:
     """Read and check a run file and its data file; `overrides` are KEY=VALUE, KEY dotted, VALUE as in TOML; KEY= removes it.
 
-    Raises ConfigError that reports all faults at once. Imports nothing heavy.
+    data: False leaves the data file out; the run then has no data sets. Raises ConfigError that reports all faults at once.
+    Imports nothing heavy.
     """
     faults: list[DeepFloydError] = []
-    run = attempt(faults, read_run, path, overrides, faults)
+    run = attempt(faults, read_run, path, overrides, faults, data)
     raise_together(faults)
     assert run is not None  # without one there are faults
     return run
 
 
-def read_run(path: Path, overrides: tuple[str, ...], faults: list[DeepFloydError]) -> Run | None:
+def read_run(path: Path, overrides: tuple[str, ...], faults: list[DeepFloydError], data: bool = True) -> Run | None:
     """A run, as far as its files could be read; their faults are added to `faults`. None: the run file makes no run.
 
-    Raises ConfigError for a run file or overrides that cannot be parsed at all.
+    data: as of `load_run`. Raises ConfigError for a run file or overrides that cannot be parsed at all.
     """
     path = home_path(path)
     written, config, found = read_written(path, overrides)
     faults += found
     start = start_of_paths(path, written.values.get("data_backend_config"))
     notes = [*written.notes, *([f"{path}: relative paths start at {start}, where the data file is"] if start else [])]
-    place = _data_file_place(config, written, start)
+    place = _data_file_place(config, written, start) if data else None
     if place is not None and not is_there(Path(place)):
         faults.append(ConfigError(f"{path}: {no_data_file(place)}"))
         place = None
+    elif data and not written.values.get("data_backend_config"):
+        faults.append(ConfigError(f"{path}: data_backend_config is missing."))
     if config is not None:
         _check_measures(config, faults)
     file, datasets = None, tuple[ImageDataset, ...]()

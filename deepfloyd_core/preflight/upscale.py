@@ -7,8 +7,9 @@ from deepfloyd_core.config.run import Run
 from deepfloyd_core.config.stage3 import STAGE3, TABLE, TITLE
 from deepfloyd_core.config.stages import UPSCALERS, Stage, tables
 from deepfloyd_core.errors import ConfigError, DeepFloydError, attempt
-from deepfloyd_core.preflight.drawn_from import BASE, asked_lora_faults, asked_loras, lora_faults
-from deepfloyd_core.preflight.generate import base_faults, version_bundle, version_number
+from deepfloyd_core.preflight.drawn_from import BASE, asked_lora_faults, asked_loras, asked_version, lora_faults
+from deepfloyd_core.preflight.versions import DrawnVersion, base_faults, drawn_version, is_missing
+from deepfloyd_core.store.events import SERVING
 
 
 @dataclass(frozen=True)
@@ -16,11 +17,21 @@ class UpscaleOptions:
     """The pictures that `upscale` is asked for."""
 
     pictures: Path  # a file or a folder
-    version: str  # `latest`, a number, or `base`
+    version: str | None = None  # as of `drawn_version`; None: the one that serves, or with LoRAs the base model
     prompt: str = ""  # of pictures without a caption beside them
     seed: int = 0
     loras: tuple[str, ...] = ()  # such as version:3@0.7: all at once, in place of a version's
     stage: int = 2  # that upscales: 2, or Stage III
+
+    @property
+    def drawn_by(self) -> str:
+        """The version that upscales."""
+        return asked_version(self.version, self.loras)
+
+    @property
+    def versions(self) -> tuple[str, ...]:
+        """The same, as `GenerateOptions` has it."""
+        return (self.drawn_by,)
 
 
 def own_picture_faults(options: UpscaleOptions) -> list[DeepFloydError]:
@@ -32,14 +43,14 @@ def own_picture_faults(options: UpscaleOptions) -> list[DeepFloydError]:
     attempt(faults, picture_files, options.pictures)
     if options.stage == STAGE3 and options.loras:
         faults.append(ConfigError(f"{TITLE} is not trained, so it takes no LoRA. Leave out --lora."))
-    if options.stage == STAGE3 and options.version not in ("latest", BASE):
+    if options.stage == STAGE3 and options.version not in (None, *SERVING, BASE):
         faults.append(ConfigError(f"{TITLE} is not trained, so it has no versions. Leave out --version."))
     return [*faults, *asked_lora_faults(options.loras, options.version)]
 
 
-def upscaled_by(run: Run, options: UpscaleOptions) -> str:
-    """The number of the version that upscales, or `base`. Raises as `version_bundle`."""
-    return BASE if options.stage == STAGE3 else version_number(run, options.version)
+def upscaled_by(run: Run, options: UpscaleOptions) -> DrawnVersion:
+    """The version that upscales. Raises as `drawn_version`."""
+    return drawn_version(run, BASE if options.stage == STAGE3 else options.drawn_by)
 
 
 def check_upscale(run: Run, options: UpscaleOptions, faults: list[DeepFloydError]) -> None:
@@ -50,11 +61,12 @@ def check_upscale(run: Run, options: UpscaleOptions, faults: list[DeepFloydError
         return
     if not run.config.upscalers:
         faults.append(ConfigError(f"upscale needs an upscaler: add a {tables(UPSCALERS)} table with a model_flavour."))
-    attempt(faults, version_bundle, run, options.version)
+    if not is_missing(options.drawn_by):
+        attempt(faults, drawn_version, run, options.drawn_by)
 
 
 def upscale_model_faults(run: Run, options: UpscaleOptions, stage: Stage, folder: Path) -> list[DeepFloydError]:
     """Why a base model cannot upscale: a version or a LoRA that was trained on another one."""
     asked = attempt([], asked_loras, options.loras) or ()
-    versions = [options.version, *(one.version for one in asked if one.version)]
+    versions = [options.drawn_by, *(one.version for one in asked if one.version)]
     return [*lora_faults(run, asked, stage, folder, (stage,)), *base_faults(run, versions, stage, folder)]

@@ -51,7 +51,7 @@ class Sample:
 
     prompt: str
     seed: int
-    variant: str
+    variant: str  # what drew it: a version, or base or tuned; empty: it has neither
     settings: Json
 
 
@@ -150,7 +150,8 @@ def save_png(picture: np.ndarray, sample: Sample, path: Path) -> None:
     The same sample gives the same bytes.
     """
     info = PngInfo()
-    record = {"prompt": sample.prompt, "seed": sample.seed, "variant": sample.variant, **sample.settings}
+    variant = {"variant": sample.variant} if sample.variant else {}
+    record = {"prompt": sample.prompt, "seed": sample.seed, **variant, **sample.settings}
     info.add_itxt(RECORD, json.dumps(record, sort_keys=True, ensure_ascii=False))
     if "negative_prompt" in sample.settings:
         info.add_itxt("parameters", _parameters(picture, sample))
@@ -166,7 +167,7 @@ def _parameters(picture: np.ndarray, sample: Sample) -> str:
     told = {
         "Steps": settings.get("steps"), "Sampler": SCHEDULER_KINDS[scheduler].title if scheduler else None,
         "CFG scale": settings.get("guidance"), "Hires upscaler": settings.get("enlarged_by"), "Seed": sample.seed,
-        "Size": f"{width}x{height}", "Model": settings.get("model"), "Version": sample.variant,
+        "Size": f"{width}x{height}", "Model": settings.get("model"), "Version": sample.variant or None,
         "Noise level": settings.get("noise_level"), "Denoising strength": settings.get("strength"),
         "Style": settings.get("style"), "LoRA": " ".join(settings.get("loras", ())) or None,
     }  # fmt: skip

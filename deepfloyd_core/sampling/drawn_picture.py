@@ -58,6 +58,18 @@ class DrawnPicture(Spec):
         return found
 
     @property
+    def files(self) -> dict[str, str]:
+        """The sha256 of each picture of the user's that it was drawn with, by the name of its option."""
+        names = ("control", "image", "mask")
+        return {name: self.drawn_with.settings[name] for name in names if name in self.drawn_with.settings}
+
+    @property
+    def loras(self) -> list[Any]:
+        """What identifies each LoRA that it was drawn with: `MixedLora.identity`."""
+        found: list[Any] = self.drawn_with.settings.get("loras", [])
+        return found
+
+    @property
     def style(self) -> str | None:
         """The text whose style it took."""
         found: str | None = self.drawn_with.settings.get("style")
@@ -98,15 +110,31 @@ def drawn_picture(path: Path) -> DrawnPicture:
         with Image.open(path, formats=("PNG",)) as picture:
             text = picture.info.get(RECORD)
         found: dict[str, Any] = json.loads(text or "{}")
+        if "source" in found:
+            raise ConfigError(
+                f"{path} was made by `deepfloyd upscale`, whose pictures are not drawn again: it records no settings of the "
+                "run file. Upscale its source again."
+            )
         names = DrawnPicture.model_fields.keys() - {"path", "version"}
         known = {name: found[name] for name in names} | {"path": str(path), "version": found["variant"]}
         drawn = DrawnPicture.model_validate_json(json.dumps(known))
-        if not drawn.stages or {one.partition("=")[0] for one in drawn.overrides()} - _keys():
+        if not (drawn.stages and _is_plain(drawn)) or {one.partition("=")[0] for one in drawn.overrides()} - _keys():
             raise ValueError("of no stage, or with keys that decide no picture")
         return drawn
     except (*PIXEL_ERRORS, ValidationError, Image.DecompressionBombError) as error:
         told = "it cannot be read" if isinstance(error, OSError) else "it has no record of that"
         raise ConfigError(f"{path} was not drawn by `deepfloyd generate`: {told}.") from None
+
+
+def _is_plain(drawn: DrawnPicture) -> bool:
+    """Whether what a picture says of the user's files are hashes, and of LoRAs their identities."""
+    kinds = int, str, str | None, int | float, bool
+    return all(isinstance(one, str) for one in drawn.files.values()) and all(
+        isinstance(lora, list)
+        and len(lora) == len(kinds)
+        and all(isinstance(value, kind) for value, kind in zip(lora, kinds, strict=True))
+        for lora in drawn.loras
+    )
 
 
 def _keys() -> set[str]:

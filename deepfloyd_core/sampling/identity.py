@@ -22,6 +22,7 @@ from deepfloyd_core.sampling.pictures import Picture, asked_digest
 from deepfloyd_core.sampling.stage3_jobs import Stage3
 from deepfloyd_core.sampling.upscale_jobs import OwnPicture
 from deepfloyd_core.store.artifacts import Artifact, Request
+from deepfloyd_core.store.events import OF_FOLDER
 from deepfloyd_core.store.inputs import A
 from deepfloyd_core.text.projection import text_identity
 from deepfloyd_core.types import Json
@@ -103,8 +104,15 @@ def generate_request(
         models |= stage3.inputs
     first = run.config.first_stage
     encoder = {"encoder": model_fingerprint(folders[first], text_encoder_of(first).parts)}
-    published = {} if bundle is None else {"lora_bundle": bundle.name}
+    published = _published(version, bundle)
     return Request("generated", GENERATE_FORMAT, spec, {**published, **models, **encoder})
+
+
+def _published(version: str, bundle: Artifact | None) -> dict[str, str]:
+    """The bundle that draws, as an input: an artifact of the workspace only if it is a version's."""
+    if bundle is None:
+        return {}
+    return {"bundle": bundle.fingerprint} if version.startswith(OF_FOLDER) else {"lora_bundle": bundle.name}
 
 
 def upscale_request(
@@ -126,7 +134,7 @@ def upscale_request(
     spec |= {"loras": [one.identity for one in loras]} if loras else {}
     spec[STAGES[stage].table] = read_by(config.stage(stage), "generated", stage)
     encoder = model_fingerprint(folders[config.first_stage], text_encoder_of(config.first_stage).parts)
-    published = {} if bundle is None else {"lora_bundle": bundle.name}
+    published = _published(version, bundle)
     models = base_model(stage, folders[stage], f"{STAGES[stage].table}_model")
     return Request("upscaled", UPSCALE_FORMAT, spec, {**published, **models, "encoder": encoder})
 

@@ -14,16 +14,22 @@ from deepfloyd_core.config.base import Spec
 from deepfloyd_core.config.run_validation import sizes_px
 from deepfloyd_core.config.stage3 import DrawnStage, scale_of
 from deepfloyd_core.config.stages import STAGES, Stage
-from deepfloyd_core.errors import ConfigError, DataError
+from deepfloyd_core.errors import ConfigError, DataError, raise_together
 from deepfloyd_core.files import canonical_json
 from deepfloyd_core.hashing import digest
 from deepfloyd_core.sources.tables import TABLE_KINDS, table_records
 from deepfloyd_core.store.counts import many
 
 MOST_DRAWN = 4096  # pictures of one call, whose texts are held in memory
+MOST_TOLD = 10  # faults of rows
 MOST_SEEDS = 2**32  # as many as a generator of torch tells apart
 INDEX, SHEET = "index.parquet", "sheet.png"  # of the pictures, beside them
 COLUMNS = ("prompt", "negative_prompt", "seed", "size")
+_STRENGTH = "adapter_strength"  # of SimpleTuner's libraries: of the LoRA, for one prompt
+_NO_LIBRARY = (
+    'is no library of prompts, which is {"name": PROMPT, ...} or a list of them, and PROMPT a text or '
+    '{"prompt": TEXT, "adapter_strength": NUMBER}.'
+)
 _RANGE = re.compile(r"(\d+)(?:-(\d+))?")
 
 Size = tuple[int, int]
@@ -45,29 +51,50 @@ class PromptRow(Spec):
     negative_prompt: str | None = None
     seeds: tuple[int, ...] | None = None
     sizes: tuple[Size, ...] | None = None
+    where: str = ""  # its file and row, for messages; empty: the command line
+    unused: str = ""  # what it says that nothing here does
 
 
 def grid(
     rows: Iterable[PromptRow], seeds: tuple[int, ...], sizes: tuple[Size, ...], negative_prompt: str
 ) -> tuple[Picture, ...]:
-    """Each prompt at each size with each seed, in this order. Raises ConfigError for a picture that is asked for twice, and
-    for more than MOST_DRAWN.
+    """Each prompt at each size with each seed, in this order. Raises ConfigError for pictures that are asked for twice, by
+    their rows, and for more than MOST_DRAWN.
     """
-    pictures: dict[Picture, None] = {}
+    pictures: dict[Picture, str] = {}
+    faults: dict[tuple[str, str], ConfigError] = {}  # one for two rows
     for row in rows:
-        negative = negative_prompt if row.negative_prompt is None else row.negative_prompt
-        for size in row.sizes or sizes:
-            for seed in row.seeds or seeds:
-                picture = Picture(prompt=row.prompt, negative_prompt=negative, seed=seed, size=size)
-                if picture in pictures:
-                    raise ConfigError(
-                        f"The picture of {row.prompt!r} with seed {seed} and size {size[0]}x{size[1]} is asked for twice. "
-                        "For other pictures of a prompt give more seeds."
-                    )
-                pictures[picture] = None
-                if len(pictures) > MOST_DRAWN:
-                    raise ConfigError(f"More than {MOST_DRAWN:,} pictures are asked for. Draw them in several calls.")
+        for picture in _of_row(row, seeds, sizes, negative_prompt):
+            if picture in pictures:
+                faults.setdefault((pictures[picture], row.where), _asked_twice(picture, pictures[picture], row.where))
+            pictures.setdefault(picture, row.where)
+            if len(pictures) > MOST_DRAWN:
+                raise ConfigError(f"More than {MOST_DRAWN:,} pictures are asked for. Draw them in several calls.")
+    raise_together(first_faults(list(faults.values())))
     return tuple(pictures)
+
+
+def _of_row(row: PromptRow, seeds: tuple[int, ...], sizes: tuple[Size, ...], negative_prompt: str) -> Iterator[Picture]:
+    negative = negative_prompt if row.negative_prompt is None else row.negative_prompt
+    for size in row.sizes or sizes:
+        for seed in row.seeds or seeds:
+            yield Picture(prompt=row.prompt, negative_prompt=negative, seed=seed, size=size)
+
+
+def _asked_twice(picture: Picture, first: str, second: str) -> ConfigError:
+    width, height = picture.size
+    by = f", by {first or 'the command line'} and by {second or 'the command line'}" if first or second else ""
+    return ConfigError(
+        f"The picture of {picture.prompt!r} with seed {picture.seed} and size {width}x{height} is asked for twice{by}. "
+        "For other pictures of a prompt give more seeds."
+    )
+
+
+def first_faults(faults: Sequence[ConfigError]) -> list[ConfigError]:
+    """Faults of rows, of many the first ones, with a line that counts the others."""
+    others = len(faults) - MOST_TOLD
+    counted = [ConfigError(f"{many(others, 'more row')} like these.")] if others > 0 else []
+    return [*faults[:MOST_TOLD], *counted]
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:
@@ -94,12 +121,15 @@ def parse_sizes(text: str) -> tuple[Size, ...]:
 
 
 def read_prompts(path: Path) -> list[PromptRow]:
-    """The prompts of a file. Raises ConfigError for a file that is not there or has no prompt, a column that is not known, a
-    row with a fault, by its number; DataError for a file that cannot be read.
+    """The prompts of a file. Raises ConfigError for a file that is not there, cannot be read or has no prompt, a column
+    that is not known, and rows with a fault, by their numbers.
     """
     if not path.is_file():
         raise ConfigError(f"The file of prompts {path} is not there.")
-    rows = list(_rows(path))
+    try:
+        rows = _table(path) if path.suffix.lower() in TABLE_KINDS else list(_texts(path))
+    except DataError as error:  # of a table; here it is a fault of the command line
+        raise ConfigError(str(error)) from None
     if not rows:
         raise ConfigError(f"The file of prompts {path} has no prompt.")
     return rows
@@ -148,36 +178,69 @@ def told(pictures: Sequence[Picture]) -> str:
     return f"{many(len(pictures), 'picture')}: {', '.join(counts)}"
 
 
-def _rows(path: Path) -> Iterator[PromptRow]:
-    kind = path.suffix.lower()
-    if kind in TABLE_KINDS:
-        for number, record in enumerate(table_records(path, COLUMNS[:1], COLUMNS, str(path)), 1):
-            try:
-                yield _row(record)
-            except ConfigError as error:
-                raise ConfigError(f"{path}, row {number}: {error}") from None
-        return
+def _table(path: Path) -> list[PromptRow]:
+    """The rows of a table. Raises ConfigError for all rows with a fault."""
+    rows, faults = [], []
+    for number, record in enumerate(table_records(path, COLUMNS[:1], COLUMNS, str(path)), 1):
+        where = f"{path}, row {number}"
+        try:
+            rows.append(_row(record, where))
+        except ConfigError as error:
+            faults.append(ConfigError(f"{where}: {error}"))
+    raise_together(first_faults(faults))
+    return rows
+
+
+def _texts(path: Path) -> Iterator[PromptRow]:
+    """The prompts of a text, one a line, or of a library."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"The file of prompts {path} cannot be read: {error}. Save it as UTF-8.") from None
-    lines = _library(path, text) if kind == ".json" else text.splitlines()
-    yield from (PromptRow(prompt=_text(line)) for line in lines if line.strip())
+        raise ConfigError(f"The file of prompts {path} cannot be read: {error}. Save it as UTF-8.") from None
+    if path.suffix.lower() == ".json":
+        yield from _library(path, text)
+        return
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.strip():
+            yield PromptRow(prompt=_text(line), where=f"{path}, line {number}")
 
 
-def _library(path: Path, text: str) -> list[str]:
-    """The prompts of a JSON library: {"name": "prompt", ...}, or a list."""
+def _library(path: Path, text: str) -> Iterator[PromptRow]:
+    """The prompts of a JSON library: {"name": PROMPT, ...}, or a list of them. As in SimpleTuner's PROMPT is a text, or
+    {"prompt": TEXT, "adapter_strength": NUMBER}.
+    """
     try:
         found = json.loads(text)
     except ValueError as error:
-        raise DataError(f"The file of prompts {path} is no JSON: {error}.") from None
-    prompts = list(found.values()) if isinstance(found, dict) else found
-    if not isinstance(prompts, list) or not all(isinstance(one, str) for one in prompts):
-        raise ConfigError(f'{path} is no library of prompts, which is {{"name": "prompt", ...}} or a list of prompts.')
-    return prompts
+        raise ConfigError(f"The file of prompts {path} is no JSON: {error}.") from None
+    named = found.items() if isinstance(found, dict) else enumerate(found, 1) if isinstance(found, list) else ()
+    if not isinstance(found, dict | list):
+        raise ConfigError(f"{path} {_NO_LIBRARY}")
+    for name, one in named:
+        where = f"{path}, {name!r}" if isinstance(found, dict) else f"{path}, entry {name}"
+        entry = one if isinstance(one, dict) else {"prompt": one}
+        if not isinstance(entry.get("prompt"), str) or entry.keys() - {"prompt", _STRENGTH}:
+            raise ConfigError(f"{where}: this {_NO_LIBRARY}")
+        strength = entry.get(_STRENGTH)
+        unused = f"{_STRENGTH} {strength}" if strength not in (None, 1) else ""
+        if entry["prompt"].strip():
+            yield PromptRow(prompt=_text(entry["prompt"]), where=where, unused=unused)
 
 
-def _row(record: dict[str, Any]) -> PromptRow:
+def unused_words(rows: Iterable[PromptRow]) -> list[str]:
+    """What prompts say that nothing here does, a sentence for each thing."""
+    of: dict[str, list[str]] = {}
+    for row in rows:
+        if row.unused:
+            of.setdefault(row.unused, []).append(row.where)
+    return [
+        f"{unused} is not used: {', '.join(where[:3])}{' and others' if len(where) > 3 else ''}. A LoRA's weight is that of "
+        "all prompts of a call: --lora version:N@WEIGHT."
+        for unused, where in of.items()
+    ]
+
+
+def _row(record: dict[str, Any], where: str) -> PromptRow:
     cells = {name: _text(value) for name, value in record.items()}
     if not cells.get("prompt"):
         raise ConfigError("the prompt is empty.")
@@ -186,6 +249,7 @@ def _row(record: dict[str, Any]) -> PromptRow:
         negative_prompt=cells.get("negative_prompt") or None,
         seeds=parse_seeds(cells["seed"]) if cells.get("seed") else None,
         sizes=parse_sizes(cells["size"]) if cells.get("size") else None,
+        where=where,
     )
 
 

@@ -43,7 +43,6 @@ from deepfloyd_core.store.parts import finish_part, part_is_whole
 from deepfloyd_core.types import Json
 
 MOST_PX = 1024  # of an edge of a picture that is given
-BASE_MODEL = "base"  # in place of a version
 R = TypeVar("R", bound=JobRequest[Any])
 _SCHEMA = pa.schema(
     [
@@ -67,7 +66,7 @@ def enlarge_pictures(job: Job[EnlargeRequest]) -> UpscaledSummary:
 class _Upscaler:
     """A model that is loaded."""
 
-    version: str
+    version: str  # empty: it has none
     settings: Json  # that its PNGs record
     upscale: Callable[[OwnPicture, Image.Image], np.ndarray]  # -> uint8 (4H, 4W, 3)
 
@@ -138,7 +137,7 @@ def _enlarger(job: Job[EnlargeRequest], sampled: Sampled) -> _Upscaler:
     def upscale(own: OwnPicture, picture: Image.Image) -> np.ndarray:
         return enlarge(_small(picture), own.prompt, request.negative_prompt, request.seed)
 
-    return _Upscaler(BASE_MODEL, request.stage3.recorded(request.negative_prompt), upscale)
+    return _Upscaler("", request.stage3.recorded(request.negative_prompt), upscale)
 
 
 def _read(one: OwnPicture) -> Image.Image:

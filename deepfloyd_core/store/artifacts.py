@@ -27,7 +27,7 @@ from deepfloyd_core.files import (
     sha256_file,
     write_sealed,
 )
-from deepfloyd_core.store.changes import changes
+from deepfloyd_core.store.changes import changes, rebuilt
 from deepfloyd_core.store.collected import record_file
 from deepfloyd_core.store.counts import duration, many
 from deepfloyd_core.store.leases import take_lease
@@ -311,17 +311,16 @@ def _unfinish(artifact: Artifact, parts: str | None) -> None:
 def newest_record(workspace: Path, request: Request) -> Json | None:
     """`record` of the newest other artifact of a request's kind; None: there is none. ArtifactError: it is damaged."""
     others = [path for path in _by_age(workspace, request.kind) if path.name != request.fingerprint]
-    if not others:
-        return None
-    old = read_manifest(others[-1])
-    return Request(old.kind, old.format, old.spec, old.inputs).record
+    old = read_manifest(others[-1]) if others else None
+    return Request(old.kind, old.format, old.spec, old.inputs).record if old else None
 
 
 def _log_why(workspace: Path, request: Request) -> None:
     """Log the changes against the newest artifact of the same kind."""
     with suppress(ArtifactError):
         if before := newest_record(workspace, request):
-            log.info("%s %s: rebuilt: %s", request.kind, request.fingerprint, _changes(before, request))
+            why = _changes(before, request)
+            log.info("%s %s: %s: %s", request.kind, request.fingerprint, rebuilt(request.kind), why)
 
 
 def _log_left(workspace: Path, request: Request) -> None:

@@ -11,6 +11,7 @@ from deepfloyd_core.config.stage3 import TABLE, TITLE
 from deepfloyd_core.config.stages import STAGES, StageKind
 from deepfloyd_core.types import Json
 
+DRAWN = frozenset(("generated", "upscaled", "compared"))  # pictures for people, from which nothing is made
 _LONGEST = 60  # characters of a value
 _ARTIFACT = re.compile(r"(\w+)/[0-9a-f]{16}")
 # Keys of a spec that have another name in the run file.
@@ -28,11 +29,16 @@ _PHRASES = {
     "columns": "this version of the program measures differently",
     "paired": "controlnet_conditioning = paired added or removed", "reads_heif": "HEIF support added or removed",
 }  # fmt: skip
+# Keys of what a command draws that are options of it: their names where these differ, and those whose values are hashes or
+# texts. The shares of a style are the program's own.
+_FLAGS = {"loras": "lora", "versions": "compare", "style_shares": "style"}
+_FILES_OF_OPTIONS = {"control", "image", "mask", "loras", "style", "style_shares"}
+_OPTIONS = {(key,) for key in ("version", "versions", "strength", "seed", *_FILES_OF_OPTIONS)}
 _FILES = {
     "data": "pictures or captions changed", "pictures": "pictures or captions changed",
     "pairs": "conditioning pictures changed", "eval_set": "held-out pictures changed",
     "text": "the encoding of captions changed", "text_embeds": "the encoding of captions changed",
-    "encoder": "text encoder changed", "parent": "init_lora changed",
+    "encoder": "text encoder changed", "parent": "init_lora changed", "bundle": "the bundle of --version changed",
 }  # fmt: skip
 
 
@@ -44,7 +50,10 @@ def label(kind: str) -> str:
 
 
 def changes(kind: str, old: Json, new: Json) -> list[str]:
-    """How the format, spec and inputs of two artifacts of a kind differ: a phrase for each, at least one."""
+    """How the format, spec and inputs of two artifacts of a kind differ: a phrase for each, at least one.
+
+    Of pictures that a command draws, its options are named.
+    """
     found = ["this version of the program builds it differently"] if old["format"] != new["format"] else []
     differ = list(_differences(old["spec"], new["spec"]))
     if found:  # a key that only one of them has may be the program's own
@@ -68,6 +77,8 @@ def _differences(old: Json, new: Json, path: tuple[str, ...] = ()) -> Iterator[t
 def _setting(kind: str, path: tuple[str, ...], before: Any, after: Any) -> str:
     """What differs in a value of a spec; empty for one that another one settles."""
     key = path[-1]
+    if kind in DRAWN and path in _OPTIONS:
+        return _option(key, before, after)
     if key == "stages":
         came, went = [each for each in after if each not in before], [each for each in before if each not in after]
         return ", ".join([f"stage {each} added" for each in came] + [f"stage {each} removed" for each in went])
@@ -84,6 +95,21 @@ def _setting(kind: str, path: tuple[str, ...], before: Any, after: Any) -> str:
         key = "validation_step_interval"
         before, after = (value and value[key] for value in (before, after))
     return f"{user_key(kind, (*path[:-1], key))} {_value(before)} -> {_value(after)}"
+
+
+def rebuilt(kind: str) -> str:
+    """What an artifact is beside the last one of its kind: pictures for people replace no others."""
+    return "other than the last ones" if kind in DRAWN else "rebuilt"
+
+
+def _option(key: str, before: Any, after: Any) -> str:
+    """What differs in an option of a command; empty for one that another one settles."""
+    flag = f"--{_FLAGS.get(key, key)}"
+    if key in _FILES_OF_OPTIONS:
+        return f"{flag} {'added' if before is None else 'removed' if after is None else 'changed'}"
+    if before is None or after is None:
+        return ""  # the strength, with its picture
+    return f"{flag} {_value(before)} -> {_value(after)}".replace('"', "")
 
 
 def _follows(path: tuple[str, ...], old: Json, new: Json) -> bool:
@@ -143,6 +169,8 @@ def _input(name: str, before: str | None, after: str | None) -> list[str]:
     became = "added" if before is None else "removed" if after is None else "changed"
     if artifact := _ARTIFACT.fullmatch(after or before or ""):
         return [f"{label(artifact[1])} {became}"]
+    if name.startswith("of "):  # what is compared
+        return ["what is compared changed"]
     if name in RunConfig.model_fields:  # weights of a network that measures, by the key that names them
         return [f"{name} {became}"]
     if name.endswith(("_pictures", "_held_out")) and (before is None or after is None):

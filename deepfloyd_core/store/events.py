@@ -22,6 +22,8 @@ from deepfloyd_core.files import read_sealed, write_sealed
 from deepfloyd_core.store.verdicts import GateReport
 
 FOLDER = "versions"
+SERVING = ("latest", "champion")  # what people call the version that serves
+OF_FOLDER = "bundle "  # how the name of one begins that lies outside of its workspace
 _EVENTS = "events"
 _RECORD = re.compile(r"\d{6,}\.json")
 

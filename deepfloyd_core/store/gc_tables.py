@@ -7,11 +7,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from deepfloyd_core.config.retention import Policy
-from deepfloyd_core.store.changes import label
+from deepfloyd_core.store.changes import DRAWN, label
 from deepfloyd_core.store.counts import days, many, ranges, size
 from deepfloyd_core.store.gc import Collection
 from deepfloyd_core.store.inventory import FileLink, bytes_on_disk
-from deepfloyd_core.store.retention import DRAWN, GENERATED, Going
+from deepfloyd_core.store.retention import GENERATED, Going
 
 
 @dataclass(frozen=True)

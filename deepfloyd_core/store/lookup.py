@@ -1,4 +1,4 @@
-"""Finds an artifact or a version of a workspace by what a person calls it: a number, `latest`, the first digits."""
+"""Finds an artifact or a version of a workspace by what a person calls it: a number, `champion`, the first digits."""
 
 import re
 from collections.abc import Iterator
@@ -10,12 +10,13 @@ from deepfloyd_core.files import read_sealed
 from deepfloyd_core.store.artifacts import REQUEST, Request
 from deepfloyd_core.store.collected import FOLDER as COLLECTED
 from deepfloyd_core.store.collected import Collected, collected
+from deepfloyd_core.store.events import SERVING
 from deepfloyd_core.store.manifest import MANIFEST, Manifest, read_manifest
 from deepfloyd_core.store.versions import Version, find_version, versions
 
 _SHOWN = 5  # of the artifacts that a text names
 _FEWEST = 4  # digits that may be the first ones of a fingerprint; fewer are a version's number
-_VERSION = re.compile(r"(?:v|version[: ]?)?(\d{1,9}|latest)", re.IGNORECASE)
+_VERSION = re.compile(rf"(?:v|version[: ]?)?(\d{{1,9}}|{'|'.join(SERVING)})", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,8 @@ class Known:
 
 
 def version_named(workspace: Path, text: str) -> Version | None:
-    """The version that `3`, `v3`, `version:3` or `latest` names; None for another text, or for four digits or more that
-    are no version's number. Raises ConfigError and ArtifactError as `find_version`.
+    """The version that `3`, `v3`, `version:3`, `latest` or `champion` names; None for another text, or for four digits or
+    more that are no version's number. Raises ConfigError and ArtifactError as `find_version`.
     """
     match = _VERSION.fullmatch(text)
     if match is None:
@@ -38,7 +39,7 @@ def version_named(workspace: Path, text: str) -> Version | None:
     try:
         return find_version(workspace, match[1].lower().lstrip("0") or "0")
     except ConfigError:
-        if match[1] != text or text == "latest" or len(text) < _FEWEST:
+        if match[1] != text or text in SERVING or len(text) < _FEWEST:
             raise
         return None  # the first digits of an artifact
 

@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 
 from deepfloyd_core.config.retention import Policy
 from deepfloyd_core.config.stages import STAGES
+from deepfloyd_core.store.changes import DRAWN
 from deepfloyd_core.store.counts import days
 from deepfloyd_core.store.inventory import FileLink, Inventory, Leftover, Stored
 from deepfloyd_core.store.lineage import Lineage, reached
 
 BUNDLE, GENERATED = "lora_bundle", "generated"
-DRAWN = {GENERATED, "upscaled"}  # pictures for people, from which nothing is made
 TEXTS = {f"{stage.table}_text" for stage in STAGES.values()}
 _DAY_S = 86_400
 KEPT_REPORTS = 20  # some 20 MB

@@ -16,7 +16,7 @@ from deepfloyd_core.errors import ArtifactError, ConfigError
 from deepfloyd_core.files import read_sealed, write_sealed
 from deepfloyd_core.store.artifacts import Artifact, missing_parts
 from deepfloyd_core.store.collected import collected
-from deepfloyd_core.store.events import FOLDER, Event, LostEvent, read_events, standing
+from deepfloyd_core.store.events import FOLDER, SERVING, Event, LostEvent, read_events, standing
 from deepfloyd_core.store.leases import take_lease
 from deepfloyd_core.store.lineage import Lineage, lineage_of
 from deepfloyd_core.types import Json
@@ -109,11 +109,11 @@ def champion(workspace: Path) -> Version | None:
 
 
 def find_version(workspace: Path, name: str) -> Version:
-    """`latest`, the champion, or a number. Raises ConfigError naming those that exist, ArtifactError when its record is
+    """One of SERVING, or a number. Raises ConfigError naming those that exist, ArtifactError when its record is
     damaged.
     """
     published = published_numbers(workspace)
-    if name == "latest" and published:
+    if name in SERVING and published:
         try:
             if version := champion(workspace):
                 return version

@@ -81,10 +81,18 @@ Stages = Annotated[
     ),
 ]
 Seeds = Annotated[str, typer.Option(help="Seeds of each prompt, such as 7 or 0-7,42.")]
-Versions = Annotated[
+OneVersion = Annotated[
     str | None,
     typer.Option(
-        help="A number, `latest` (the champion, unless told), `base` for no LoRA; several with commas: base,3."
+        "--version",
+        help="A number, `champion` (unless told), `base` for no LoRA, a bundle's folder or `owner/name` of the Hub.",
+    ),
+]
+Compared = Annotated[
+    str | None,
+    typer.Option(
+        metavar="VERSIONS",
+        help="Several that draw the same pictures, in place of --version: base,3,champion for example.",
     ),
 ]
 Loras = Annotated[
@@ -92,7 +100,8 @@ Loras = Annotated[
     typer.Option(
         "--lora",
         metavar="SOURCE@WEIGHT",
-        help="A LoRA to draw with on the base models: version:N or a file, at a weight (1 unless told); may be repeated.",
+        help="A LoRA to draw with on the base models: version:N, a file or `owner/name` of the Hub, at a weight (1 unless "
+        "told); may be repeated.",
     ),
 ]
 FromPicture = Annotated[

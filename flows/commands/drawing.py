@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from flows.commands.arguments import (
+    Compared,
     ConfigPath,
     Control,
     FromPicture,
     Image,
     Loras,
     Mask,
+    OneVersion,
     Overrides,
     PromptFile,
     Prompts,
@@ -23,7 +25,6 @@ from flows.commands.arguments import (
     Stages,
     Strength,
     Style,
-    Versions,
     here,
     user_path,
 )
@@ -48,7 +49,8 @@ def generate(
     prompt_file: PromptFile = None,
     seeds: Seeds = "0",
     sizes: Sizes = None,
-    version: Versions = None,
+    version: OneVersion = None,
+    compare: Compared = None,
     lora: Loras = None,
     control: Control = None,
     image: Image = None,
@@ -63,11 +65,12 @@ def generate(
     from deepfloyd_core.processes.ahead import DRAWING, worker_ahead
 
     with worker_ahead(DRAWING) as worker:  # imports torch while this process reads the run file, and imports Prefect
-        from deepfloyd_core.preflight.drawn_from import asked_version
-        from deepfloyd_core.preflight.generate import GenerateOptions, recorded_options
+        from deepfloyd_core.preflight.drawn_again import recorded_options
+        from deepfloyd_core.preflight.generate import GenerateOptions
 
+        versions = tuple(one.strip() for one in compare.split(",")) if compare is not None else ()
         asked = GenerateOptions(
-            tuple(prompt or ()), asked_version(version, lora), seeds=seeds, sizes=sizes, prompt_file=prompt_file,
+            tuple(prompt or ()), version, compare=versions, seeds=seeds, sizes=sizes, prompt_file=prompt_file,
             control=control, image=image, mask=mask, strength=strength, style=style, loras=here(lora), stages=stages,
         )  # fmt: skip
         options, recorded = recorded_options(asked, from_picture)
@@ -78,8 +81,8 @@ def generate(
         paths = {name: str(path.absolute()) for name, path in files.items() if path}
         with _jobs_of(worker), session(loaded, "flows.generate:generate") as call:
             artifacts = call(
-                prompt=prompt, version=version, lora=list(options.loras) or None, seeds=seeds, sizes=sizes,
-                strength=strength, style=style, stages=stages, **paths,
+                prompt=prompt, version=version, compare=list(versions) or None, lora=list(options.loras) or None,
+                seeds=seeds, sizes=sizes, strength=strength, style=style, stages=stages, **paths,
             )  # fmt: skip
     from deepfloyd_core.sampling.pictures import drawn
 
@@ -99,9 +102,7 @@ def upscale(
         typer.Option(help="What they show, where no NAME.txt lies beside them; else what `generate` drew them with."),
     ] = "",
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of each picture's noise.")] = 0,
-    version: Annotated[
-        str | None, typer.Option(help="A number, `latest` (the champion, unless told), or `base` for no LoRA.")
-    ] = None,
+    version: OneVersion = None,
     lora: Loras = None,
     stage: Annotated[int, typer.Option(min=2, max=3, help="2: Stage II. 3: the table stage3 of the run file.")] = 2,
     overrides: Overrides = None,
@@ -110,10 +111,9 @@ def upscale(
     from deepfloyd_core.processes.ahead import DRAWING, worker_ahead
 
     with worker_ahead(DRAWING) as worker:
-        from deepfloyd_core.preflight.drawn_from import asked_version
         from deepfloyd_core.preflight.upscale import UpscaleOptions
 
-        options = UpscaleOptions(pictures, asked_version(version, lora), prompt, seed, here(lora), stage)
+        options = UpscaleOptions(pictures, version, prompt, seed, here(lora), stage)
         loaded = load(config, overrides, options)
         with _jobs_of(worker), session(loaded, "flows.upscale:upscale") as call:
             artifact = call(
@@ -128,7 +128,7 @@ def upscale(
 
 def export(
     config: ConfigPath,
-    version: Annotated[str, typer.Argument(metavar="VERSION", help="A number, or `latest` for the champion.")],
+    version: Annotated[str, typer.Argument(metavar="VERSION", help="A number, or `champion`.")],
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", parser=user_path, help="An empty folder, or a new one.")],
     form: Annotated[
         Literal["merged", "kohya"],
@@ -138,12 +138,14 @@ def export(
     overrides: Overrides = None,
 ) -> None:
     """Write a version's weights for other programs: as whole UNets that diffusers loads, or as kohya's LoRA files."""
+    from deepfloyd_core.bundle.publish_files import need_empty
     from deepfloyd_core.models.folders import resolve
     from deepfloyd_core.preflight.load import load_run
     from deepfloyd_core.store.versions import bundle_of, find_version
 
-    run = load_run(config, tuple(overrides or ()))
+    run = load_run(config, tuple(overrides or ()), data=False)
 
+    need_empty(folder)
     bundle = bundle_of(run.workspace, find_version(run.workspace, version))
     bases = {stage: resolve(run.config.stage(stage).model, stage) for stage in run.config.stages}
     for library in ("DIFFUSERS", "TRANSFORMERS"):

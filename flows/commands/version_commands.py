@@ -72,7 +72,7 @@ def _decide(workspace: Path, decide: Callable[[], str]) -> None:
 
 def publish(
     workspace: Workspace,
-    version: Annotated[str, typer.Argument(metavar="VERSION", help="A number, or `latest` for the champion.")],
+    version: Annotated[str, typer.Argument(metavar="VERSION", help="A number, or `champion`.")],
     target: Annotated[
         str,
         typer.Argument(

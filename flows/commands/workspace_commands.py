@@ -39,7 +39,7 @@ def list_workspace(
 def show(
     workspace: Workspace,
     what: Annotated[
-        str, typer.Argument(metavar="WHAT", help="A version (3, latest), or the first digits of a fingerprint.")
+        str, typer.Argument(metavar="WHAT", help="A version (3, champion), or the first digits of a fingerprint.")
     ],
     as_json: Annotated[bool, typer.Option("--json", help="The whole record, as JSON.")] = False,
     html: Annotated[

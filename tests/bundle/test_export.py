@@ -1,5 +1,7 @@
 """A version's weights in other programs' forms do what the trained ones do."""
 
+import os
+import stat
 import subprocess
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,58 +11,23 @@ import pytest
 import torch
 from data_world import DataWorld
 from diffusers import DDPMScheduler, UNet2DConditionModel
+from moved_bundles import moved_bundle, run_of
+from releases import deepfloyd
 
 from deepfloyd_core.adapters.files import LORA_FILE, product_name
-from deepfloyd_core.adapters.lora import trainable
 from deepfloyd_core.adapters.lora_file import weights_file
-from deepfloyd_core.adapters.method import load_product, method_of
+from deepfloyd_core.adapters.method import load_product
 from deepfloyd_core.adapters.mixed import MixedLora, misfit
 from deepfloyd_core.adapters.mixing import load_loras
-from deepfloyd_core.bundle.export import export_version
-from deepfloyd_core.config.run import Run
+from deepfloyd_core.bundle.export import Form, export_version
 from deepfloyd_core.config.stages import STAGES, Stage
 from deepfloyd_core.errors import ArtifactError, ConfigError
-from deepfloyd_core.models.folders import resolve
-from deepfloyd_core.models.identity import base_model
 from deepfloyd_core.models.same_output import output_change
-from deepfloyd_core.models.unet import load_scheduler, load_unet, stock_pipeline, trained_scheduler
-from deepfloyd_core.store.artifacts import Artifact, Request, WorkDir, materialise
-from deepfloyd_core.store.manifest import Summary
+from deepfloyd_core.models.unet import load_scheduler, load_unet, stock_pipeline
+from deepfloyd_core.store.artifacts import Artifact
 from deepfloyd_core.store.pinned import pinned
 
 FAST = {"mixed_precision": "no", "lora_rank": 4}
-
-
-def run_of(world: DataWorld, **stages: dict[str, Any]) -> tuple[Run, tuple[Stage, ...], dict[Stage, Path]]:
-    (world.folder / "pictures").mkdir(exist_ok=True)
-    numbers: tuple[Stage, ...] = tuple(stage for stage, kind in STAGES.items() if kind.table in stages)
-    run = world.load(stages=numbers, device="cpu", **stages)
-    return run, numbers, {stage: resolve(run.config.stage(stage).model, stage) for stage in numbers}
-
-
-def made(world: DataWorld, **stages: dict[str, Any]) -> tuple[Run, Artifact, dict[Stage, Path]]:
-    """A bundle of what trainings leave, moved away from their bases by hand."""
-    run, numbers, bases = run_of(world, **stages)
-
-    def build(work: WorkDir) -> Summary:
-        for stage in numbers:
-            settings = run.config.stage(stage)
-            unet, method = load_unet(bases[stage], torch.float32), method_of(settings)
-            method.prepare(unet, settings, 0)
-            generator = torch.Generator().manual_seed(1)
-            with torch.no_grad():
-                for param in trainable(unet).values():
-                    param.add_(0.02 * torch.randn(param.shape, generator=generator))
-            folder = work.path / STAGES[stage].table
-            folder.mkdir()
-            method.save(unet, stage, bases[stage], folder)
-            trained_scheduler(bases[stage], False).save_pretrained(folder / "scheduler")
-        return Summary()
-
-    inputs: dict[str, str] = {}
-    for stage in numbers:
-        inputs |= base_model(stage, bases[stage], f"stage{stage}_model") | {f"stage{stage}_lora": "stage_lora/0"}
-    return run, materialise(run.workspace, Request("lora_bundle", 1, {}, inputs), build), bases
 
 
 def tuned(bundle: Artifact, stage: Stage, base: Path) -> UNet2DConditionModel:
@@ -93,7 +60,7 @@ STAGE1, STAGE2 = {"model_flavour": "tiny-i", **FAST}, {"model_flavour": "tiny-ii
 def test_merged_unets_are_loaded_by_diffusers_and_do_what_was_trained(
     world: DataWorld, one: dict[str, Any], two: dict[str, Any]
 ) -> None:
-    run, bundle, bases = made(world, stage1=one, stage2=two)
+    run, bundle, bases = moved_bundle(world, stage1=one, stage2=two)
     out = world.folder / "out"
     files = export_version(run, bundle, bases, "merged", out)
     assert {str(file.relative_to(out)) for file in files} == {
@@ -113,7 +80,7 @@ def test_merged_unets_are_loaded_by_diffusers_and_do_what_was_trained(
 
 
 def test_kohyas_files_are_the_lora_whole(world: DataWorld) -> None:
-    run, bundle, bases = made(world, stage1={**STAGE1, "lora_alpha": 2.0}, stage2=STAGE2)
+    run, bundle, bases = moved_bundle(world, stage1={**STAGE1, "lora_alpha": 2.0}, stage2=STAGE2)
     out = world.folder / "out"
     export_version(run, bundle, bases, "kohya", out)
     for stage, base in bases.items():
@@ -130,7 +97,7 @@ def test_kohyas_files_are_the_lora_whole(world: DataWorld) -> None:
 
 def test_what_has_no_such_form_is_refused_and_nothing_is_written(world: DataWorld) -> None:
     out = world.folder / "out"
-    run, bundle, bases = made(world, stage1=STAGE1, stage2={**STAGE2, "use_dora": True})
+    run, bundle, bases = moved_bundle(world, stage1=STAGE1, stage2={**STAGE2, "use_dora": True})
     assert product_name(bundle.path / "stage2").startswith("pytorch_lora")
     with pytest.raises(ConfigError, match="Stage II has a LoRA with DoRA, which kohya's programs compute otherwise"):
         export_version(run, bundle, bases, "kohya", out)
@@ -142,10 +109,36 @@ def test_what_has_no_such_form_is_refused_and_nothing_is_written(world: DataWorl
     (out / "mine.txt").touch()
     with pytest.raises(ConfigError, match="holds files"):
         export_version(run, bundle, bases, "merged", out)
+    with pytest.raises(ConfigError, match=r"mine\.txt is no folder"):
+        export_version(run, bundle, bases, "merged", out / "mine.txt")
+
+
+def test_the_command_refuses_a_full_folder_before_it_loads_anything(
+    world: DataWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_of(world, stage1=STAGE1)
+    monkeypatch.setattr("deepfloyd_core.models.folders.resolve", lambda *_: pytest.fail("a model is looked for"))
+    done = deepfloyd("export", str(world.folder / "run.json"), "1", str(world.folder))
+    assert str(done.exception) == f"{world.folder} holds files. Name an empty folder, or a new one."
+
+
+def test_exported_files_have_the_modes_that_the_umask_gives(world: DataWorld) -> None:
+    run, bundle, bases = moved_bundle(world, stage1=STAGE1)
+    forms: tuple[Form, ...] = ("merged", "kohya")
+    before = os.umask(0o027)
+    try:
+        files = [
+            file for form in forms
+            for file in export_version(run, bundle, bases, form, world.folder / form)
+        ]  # fmt: skip
+    finally:
+        os.umask(before)
+    assert {file.suffix for file in files} > {".safetensors", ".json"}
+    assert {stat.S_IMODE(file.stat().st_mode) for file in files} == {0o640}
 
 
 def test_a_damaged_version_is_not_exported(world: DataWorld) -> None:
-    run, bundle, bases = made(world, stage1=STAGE1)
+    run, bundle, bases = moved_bundle(world, stage1=STAGE1)
     file = bundle.path / "stage1" / LORA_FILE
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
@@ -156,7 +149,7 @@ def test_a_damaged_version_is_not_exported(world: DataWorld) -> None:
 
 
 def test_half_the_bytes_are_rounded_weights(world: DataWorld) -> None:
-    run, bundle, bases = made(world, stage1=STAGE1)
+    run, bundle, bases = moved_bundle(world, stage1=STAGE1)
     sizes = {}
     for name, bf16 in (("whole", False), ("half", True)):
         export_version(run, bundle, bases, "merged", world.folder / name, bf16)

@@ -4,12 +4,11 @@ import hashlib
 import socket
 import subprocess
 from collections.abc import Iterator
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hub_stand_in import TOKEN, Hub, hub_stand_in
+from hub_stand_in import TOKEN, Hub, hub_in_place
 from releases import Release, deepfloyd
 from s3_server import s3_server
 
@@ -21,7 +20,7 @@ from deepfloyd_core.store.artifacts import Artifact, Request, WorkDir, materiali
 from deepfloyd_core.store.manifest import Summary
 from deepfloyd_core.store.registry import block
 from deepfloyd_core.store.registry import publish as publish_version
-from deepfloyd_core.store.versions import Origin
+from deepfloyd_core.store.versions import Origin, find_version
 
 FILES = {
     "README.md": b"# a card\n", "sheet.png": b"\x89PNG" * 500, "stage1/pytorch_lora_weights.safetensors": b"w1" * 70_000,
@@ -50,9 +49,11 @@ def version(release: Release, number: int, **changes: bytes | None) -> int:
     return publish_version(release.workspace, bundle, index, Origin("")).version.number
 
 
-def shown(data: dict[str, bytes]) -> dict[str, bytes]:
-    """What should be there."""
+def shown(release: Release, data: dict[str, bytes], number: int = 1) -> dict[str, bytes]:
+    """What should be there of a version with these files."""
+    bundle = release.workspace / "lora_bundle" / find_version(release.workspace, str(number)).bundle
     files = {name: data for name, data in data.items() if not name.startswith(".")}
+    files["manifest.json"] = (bundle / "manifest.json").read_bytes()
     sums = "".join(f"{hashlib.sha256(data).hexdigest()}  {name}\n" for name, data in sorted(files.items()))
     record = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()} | {"SHA256SUMS": ""}
     return {**files, "SHA256SUMS": sums.encode(), RECORD: canonical_json(record).encode()}
@@ -67,11 +68,11 @@ def test_a_folder_gets_the_files_of_a_version_and_then_those_of_the_next(release
     target = tmp_path / "published"
     planned = deepfloyd("publish", str(release.workspace), "1", str(target), "--dry-run")
     assert (
-        planned.exit_code == 0 and not target.exists() and "140,000" in planned.output and "4 files" in planned.output
+        planned.exit_code == 0 and not target.exists() and "140,000" in planned.output and "5 files" in planned.output
     )
     done = deepfloyd("publish", str(release.workspace), "latest", str(target))
     assert done.exit_code == 0 and str(target) in done.output
-    assert in_folder(target) == shown(FILES)
+    assert in_folder(target) == shown(release, FILES)
     assert subprocess.run(["sha256sum", "-c", "SHA256SUMS"], cwd=target, capture_output=True).returncode == 0
 
     before = (target / "sheet.png").stat().st_mtime_ns
@@ -85,7 +86,7 @@ def test_a_folder_gets_the_files_of_a_version_and_then_those_of_the_next(release
     done = deepfloyd("publish", str(release.workspace), "2", str(target))
     assert "stage2/pytorch_lora_weights.safetensors" in done.output and "of an earlier publication" in done.output
     now = {name: data for name, data in FILES.items() if not name.startswith("stage2/")} | {"README.md": b"# another\n"}
-    assert in_folder(target) == {**shown(now), "notes.txt": b"mine"}
+    assert in_folder(target) == {**shown(release, now, 2), "notes.txt": b"mine"}
 
 
 def test_what_cannot_be_published_is_refused(release: Release, tmp_path: Path) -> None:
@@ -160,7 +161,7 @@ def test_a_bucket_gets_them_and_an_interrupted_publication_is_gone_on_with(
     done = deepfloyd("publish", str(release.workspace), "1", "s3://published/models/star")
     assert done.exit_code == 0, done.exception
     found = {one.key.removeprefix("models/star/"): one.get()["Body"].read() for one in s3.objects.all()}
-    assert found == shown(FILES)
+    assert found == shown(release, FILES)
     assert "0 files" in deepfloyd("publish", str(release.workspace), "1", "s3://published/models/star").output
     assert "The specified bucket does not exist" in str(
         deepfloyd("publish", str(release.workspace), "1", "s3://nothing-here/x").exception
@@ -169,14 +170,7 @@ def test_a_bucket_gets_them_and_an_interrupted_publication_is_gone_on_with(
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    constants = import_module("huggingface_hub.constants")
-    with hub_stand_in() as running:
-        monkeypatch.setattr(constants, "ENDPOINT", running.url)
-        template = f"{running.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
+    with hub_in_place(monkeypatch) as running:
         yield running
 
 
@@ -186,7 +180,7 @@ def test_the_hub_gets_them_in_one_commit_of_a_private_repository(release: Releas
     assert planned.exit_code == 0 and hub.private is None, planned.exception
     done = deepfloyd("publish", str(release.workspace), "1", "hf://me/model")
     assert done.exit_code == 0 and f"{hub.url}/me/model" in done.output, done.exception
-    assert hub.files == shown(FILES) and hub.private is True
+    assert hub.files == shown(release, FILES) and hub.private is True
     assert hub.commits == ["Version 1 of workspace"] and len(hub.uploads) == 3
 
     again = deepfloyd("publish", str(release.workspace), "1", "hf://me/model")
@@ -197,7 +191,7 @@ def test_the_hub_gets_them_in_one_commit_of_a_private_repository(release: Releas
     version(release, 2, **changes)
     assert deepfloyd("publish", str(release.workspace), "2", "hf://me/model").exit_code == 0
     now = {name: data for name, data in FILES.items() if not name.startswith("stage2/")} | {"README.md": b"# another\n"}
-    assert hub.files == {**shown(now), "my-notes.md": b"mine"}
+    assert hub.files == {**shown(release, now, 2), "my-notes.md": b"mine"}
     assert hub.commits[1:] == ["Version 2 of workspace"] and len(hub.uploads) == 3, "only what is new was sent"
 
 
@@ -205,7 +199,7 @@ def test_a_hub_that_refuses_or_cuts_is_asked_again_and_goes_on(release: Release,
     version(release, 1)
     hub.refuse, hub.cut = 1, 1
     assert deepfloyd("publish", str(release.workspace), "1", "hf://me/model").exit_code == 0
-    assert hub.files == shown(FILES) and len(hub.uploads) == len(set(hub.uploads)) == 3
+    assert hub.files == shown(release, FILES) and len(hub.uploads) == len(set(hub.uploads)) == 3
 
 
 @pytest.mark.parametrize("listens", [False, True], ids=["nobody", "silence"])
@@ -281,8 +275,8 @@ def test_a_folder_whose_publication_was_cut_is_gone_on_with(
     assert deepfloyd("publish", str(release.workspace), "2", str(target)).exit_code != 0
     assert (target / "stage1" / "pytorch_lora_weights.safetensors").read_bytes() == b"w9" * 70_000
     monkeypatch.setattr(FilePlace, "_put", put)
-    assert "1 file, " in deepfloyd("publish", str(release.workspace), "1", str(target)).output
-    assert in_folder(target) == shown(FILES), "not the weights of the other version"
+    assert "2 files, " in deepfloyd("publish", str(release.workspace), "1", str(target)).output
+    assert in_folder(target) == shown(release, FILES), "not the weights of the other version"
 
 
 def test_a_record_that_is_damaged_is_told_and_nothing_is_sent(release: Release, hub: Hub) -> None:

@@ -1178,7 +1178,7 @@ def test_a_config_error_imports_nothing_heavy(tmp_path: Path, arguments: list[st
 
 
 def test_a_config_error_is_one_line_without_a_traceback(tmp_path: Path) -> None:
-    (tmp_path / "bad.toml").write_text('workspace = "w"\n')
+    (tmp_path / "bad.toml").write_text('workspace = "w"\nstage1.model_flavour = "tiny-i"\n')
     done = command(tmp_path, "run", "bad.toml")
     assert done.stderr == "error: bad.toml: data_backend_config is missing.\n"
     assert done.stdout == ""

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from draws_here import draw_in_this_process
 from PIL import Image
 from small_run import SmallRun
 
@@ -34,3 +35,17 @@ def test_what_cannot_be_drawn_is_told_before_a_model_is_loaded(small_run: SmallR
         generate(small_run.config, GenerateOptions(("x",), "7"))
     with pytest.raises(ConfigError, match="is not there"):
         upscale(small_run.config, UpscaleOptions(Path("nothing"), "base"))
+
+
+def test_a_run_file_of_three_lines_draws_and_upscales(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw_in_this_process(monkeypatch)
+    run_file = tmp_path / "mine.toml"
+    run_file.write_text(
+        f'workspace = "{tmp_path}/workspace"\nstage1.model_flavour = "tiny-i"\nstage2.model_flavour = "tiny-ii"\n'
+    )
+    quick = ("device=cpu", "num_threads=1", *(f"stage{stage}.validation_num_inference_steps=2" for stage in (1, 2)))
+    small, large = generate(run_file, GenerateOptions(("a red circle",), "base"), quick)
+    (again,) = upscale(run_file, UpscaleOptions(small, "base"), quick)
+    for file, size in ((small, 64), (large, 256), (again, 256)):
+        with Image.open(file) as picture:
+            assert picture.size == (size, size)

@@ -7,8 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from hub_stand_in import hub_in_place
 
 from deepfloyd_core.config.flavours import FLAVOURS
+from deepfloyd_core.models.folders import folder_here, resolve
 
 ASK = (
     "from deepfloyd_core.errors import ModelError\nfrom deepfloyd_core.models.folders import resolve\n"
@@ -71,3 +73,21 @@ def test_what_a_broken_download_left_in_the_cache_is_told_with_what_helps(
     )
     assert said in done.stdout, done.stderr
     assert "Put these files there" not in done.stdout, "it is no folder of the user's"
+
+
+def test_a_model_that_was_downloaded_is_known_to_be_here_without_the_hub(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Also where the repository has files that nobody needs, as most have."""
+    tiny = Path(FLAVOURS["tiny-i"].repo)
+    with hub_in_place(monkeypatch) as hub:
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+        hub.private = False
+        for part in ("unet", "scheduler"):
+            hub.files |= {f"{part}/{file.name}": file.read_bytes() for file in (tiny / part).iterdir()}
+        hub.files |= {"unet/model.bin": b"a pickle", "readme.md": b"words"}
+        assert folder_here("me/model", 1) is None
+        folder = resolve("me/model", 1)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    assert folder_here("me/model", 1) == folder and not (folder / "unet" / "model.bin").exists()
+    assert folder_here("me/model", 1, text=True) is None

@@ -11,7 +11,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from PIL import Image
 from prefect_api import post
+from releases import deepfloyd
 from small_run import SmallRun
 
 from deepfloyd_core.config.flavours import FLAVOURS
@@ -22,6 +24,7 @@ from deepfloyd_core.preflight import check
 from deepfloyd_core.preflight.check import Goal, check_run, trained_with
 from deepfloyd_core.preflight.generate import GenerateOptions
 from deepfloyd_core.preflight.unet_sizes import check_unet
+from deepfloyd_core.preflight.upscale import UpscaleOptions
 
 BROKEN = (  # each in another place; a fourth is in the data file
     'eval_dataset_id="moons"',
@@ -93,6 +96,30 @@ def test_a_run_of_a_flow_has_them_all_in_its_state_and_once_in_its_log(small_run
     assert all(says in told[0] and says in run["state"]["message"] for says in SAYS)
 
 
+DRAWS = GenerateOptions(("x",), "base")
+
+
+@pytest.mark.parametrize("goal", ["crops", "text_embeds", 1, 2, "lora_bundle"])
+def test_what_trains_needs_a_data_file_and_says_so_once(small_run: SmallRun, goal: Goal) -> None:
+    without = refusal(small_run, goal, "data_backend_config=", elsewhere=False)
+    assert without == [f"{small_run.config}: data_backend_config is missing."]
+    move_pictures_away(small_run)
+    assert len(refusal(small_run, goal, elsewhere=False)) == 1
+
+
+def test_what_draws_needs_none_and_does_not_read_it(small_run: SmallRun, tmp_path: Path) -> None:
+    Image.new("RGB", (64, 64)).save(tmp_path / "own.png")
+    (small_run.folder / "data.json").write_text("{")
+    for goal in (DRAWS, UpscaleOptions(tmp_path / "own.png", "base")):
+        for overrides in ((), ("data_backend_config=",), ('data_backend_config="/nowhere/data.json"',)):
+            run = check_run(small_run.config, overrides, goal, elsewhere=False)
+            assert run.datasets == () and run.notes == ()
+    done = deepfloyd("export", str(small_run.config), "7", str(tmp_path / "out"))
+    assert str(done.exception) == f"There is no version '7' in {small_run.workspace}; published: none yet; " + (
+        "`deepfloyd run` publishes the first."
+    )
+
+
 @pytest.mark.parametrize("goal", ["crops", "text_embeds", 1, 2, "lora_bundle"])
 def test_a_goal_is_checked_for_what_it_needs(small_run: SmallRun, goal: Goal) -> None:
     wrong = (
@@ -116,6 +143,32 @@ def test_a_text_encoder_that_is_missing_is_told_first_and_hides_no_fault_of_its_
     lines = refusal(small_run, 1, named, 'stage1.init_lora="nowhere"')
     assert len(lines) == 2 and "lacks text_encoder/config.json, text_encoder/*.safetensors" in lines[0]
     assert lines[1].startswith("stage1.init_lora is 'nowhere'")
+
+
+def test_all_faults_of_pictures_that_are_asked_for_are_told_at_once(small_run: SmallRun, tmp_path: Path) -> None:
+    table = tmp_path / "p.csv"
+    table.write_text("prompt,seed,size\na,1,64\nb,1,63x10\na,1,64\n")
+    asked = GenerateOptions(("x",), "base", sizes="63x1", seeds="z", prompt_file=table)
+    lines = refusal(small_run, asked, elsewhere=False)
+    assert [line.partition(";")[0].partition(" is asked")[0] for line in lines] == [
+        "The seeds are 'z'", "The size is 63x1", f"{table}, row 2: the size is 63x10",
+        "The picture of 'a' with seed 1 and size 64x64",
+    ]  # fmt: skip
+    assert f"by {table}, row 1 and by {table}, row 3" in lines[-1]
+    table.write_text("prompt,seed\na,x\n,1\nb,-\n")
+    lines = refusal(small_run, GenerateOptions((), "base", prompt_file=table), elsewhere=False)
+    assert [line.partition(": ")[0] for line in lines] == [f"{table}, row {number}" for number in (1, 2, 3)]
+
+
+@pytest.mark.parametrize(("name", "data"), [("p.json", "{"), ("p.csv", 'prompt\n"a'), ("p.parquet", "PAR1")])
+def test_a_file_of_prompts_that_cannot_be_read_is_a_fault_of_the_command_line(
+    small_run: SmallRun, name: str, data: str
+) -> None:
+    (small_run.folder / name).write_text(data)
+    done = deepfloyd(
+        "generate", str(small_run.config), "--version", "base", "--prompt-file", str(small_run.folder / name)
+    )
+    assert isinstance(done.exception, ConfigError) and name in str(done.exception)
 
 
 UNET, T5 = "unet/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"

@@ -16,7 +16,8 @@ from flows.deployable import PATHS, ROOTS, TARGETS, confined
 from flows.generate import generate
 
 # The other texts that flows take: none of them becomes a path.
-WORDS = {"target", "prompt", "style", "version", "seeds", "sizes", "reason"}
+WORDS = {"target", "prompt", "style", "seeds", "sizes", "reason"}
+CHECKED = {"overrides", "lora", "version", "compare"}  # in ways of their own
 
 
 @pytest.fixture
@@ -98,6 +99,7 @@ def test_a_version_is_published_inside_or_where_the_worker_allows_it(
 
 
 def test_a_lora_is_a_version_or_a_file_inside(project: Path) -> None:
+    assert _confined(lora=["me/model@0.5", "me/model"])["lora"] == ["me/model@0.5", "me/model"], "of the Hub"
     found = _confined(config="run.toml", lora=["version:3@0.7", "a@b.safetensors", "../pictures/style.safetensors@0.5"])
     assert found["lora"] == [
         "version:3@0.7", f"{project}/a@b.safetensors@1", f"{project}/../pictures/style.safetensors@0.5",
@@ -105,6 +107,20 @@ def test_a_lora_is_a_version_or_a_file_inside(project: Path) -> None:
     for path in OUTSIDE:
         with pytest.raises(ConfigError, match=r"^lora is .*outside of the folders"):
             _confined(lora=[f"{path}@0.5"])
+
+
+def test_a_version_is_a_name_or_a_bundle_s_folder_inside(project: Path) -> None:
+    (project / "bundle").mkdir()
+    for version in ("3", "champion", "latest", "base", "none-such"):
+        assert _confined(version=version, compare=[version, 3]) == {"version": version, "compare": [version, "3"]}
+    assert _confined(compare=["base", "./bundle"])["compare"] == ["base", f"{project}/bundle"]
+    (project / "me" / "here").mkdir(parents=True)
+    assert _confined(version="me/here")["version"] == f"{project}/me/here"
+    assert _confined(version="me/model")["version"] == "me/model", "of the Hub"
+    for path in OUTSIDE:
+        for named in ({"version": path}, {"compare": ["base", path]}):
+            with pytest.raises(ConfigError, match=r"^(version|compare) is .*outside of the folders"):
+                _confined(**named)
 
 
 @pytest.mark.parametrize("deployed", [True, False])
@@ -136,7 +152,7 @@ def test_every_flow_that_can_be_deployed_is_bound_and_its_texts_are_paths_or_wor
     for name, each in flows.items():
         assert list(_layers(each.fn))[:3] == ["run_lease", "outbox", "deployable"], name
         texts = {key for key, of in inspect.signature(each.fn).parameters.items() if "str" in str(of.annotation)}
-        assert texts - {"overrides", "lora"} <= {*PATHS, *WORDS}, f"{name}: is it a path? Then it belongs to PATHS"
+        assert texts - CHECKED <= {*PATHS, *WORDS}, f"{name}: is it a path? Then it belongs to PATHS"
 
 
 def _layers(function: object) -> Iterator[str]:

@@ -426,13 +426,12 @@ def test_generate_gives_the_same_bytes_twice_and_says_how_they_were_made(finishe
     assert (small.read_bytes(), large.read_bytes()) == before
     base = run.call_here(*arguments, "--version", "base")
     assert Path(base.stdout.split()[0]).read_bytes() != before[0]
-    both = run.call_here(*arguments, "--version", "base, latest,1")
+    both = run.call_here(*arguments, "--compare", "base, champion,1")
     assert [Path(line).read_bytes() for line in both.stdout.split()] == [
         *(Path(line).read_bytes() for line in base.stdout.split()), *before,
     ]  # fmt: skip
-    assert f"the base and version 1, side by side: {run.workspace}/compare_base_1.png" in " ".join(both.stderr.split())
-    with Image.open(run.workspace / "compare_base_1.png") as sheet:
-        assert sheet.height > 2 * 128
+    (sheet,) = (run.workspace / "compared").glob("*/sheet.png")
+    assert f"the base and version 1, side by side: {sheet}" in " ".join(both.stderr.split())
     two = run.call_here(*(part if part != "7" else "7,8" for part in arguments), "--prompt", "a red circle")
     drawn = [line.split("  ") for line in two.stdout.splitlines()]
     assert [prompt for _, prompt in drawn] == ["a purple star", "a purple star", "a red circle", "a red circle"] * 2
@@ -443,7 +442,7 @@ def test_generate_gives_the_same_bytes_twice_and_says_how_they_were_made(finishe
     kept = Path(shutil.copy(drawn[5][0], run.folder / "kept.png"))  # of Stage II, beside others
     shutil.rmtree(run.workspace / "generated")
     again = run.call_here("generate", str(run.config), "--from", str(kept))
-    assert again.returncode == 0 and "kept.png was drawn again, every byte equal" in again.stderr, again.stderr
+    assert again.returncode == 0 and "kept.png was drawn again: every byte is equal" in again.stderr, again.stderr
     assert Path(again.stdout.split()[1]).read_bytes() == kept.read_bytes()
     for wrong, fault in (
         (
@@ -473,7 +472,7 @@ def test_generate_draws_a_part_of_a_picture_anew_and_again(finished: tuple[Small
     kept = Path(shutil.copy(large, tmp_path / "kept.png"))
     shutil.rmtree(run.workspace / "generated")
     again = run.call_here("generate", str(run.config), "--from", str(kept), *given)
-    assert again.returncode == 0 and "kept.png was drawn again, every byte equal" in again.stderr, again.stderr
+    assert again.returncode == 0 and "kept.png was drawn again: every byte is equal" in again.stderr, again.stderr
     style = "--style", "a green square", "--image", str(tmp_path / "photo.png"), "--set", "stage2.validation_guidance=3"
     done = run.call_here("generate", str(run.config), *style, *FAST)
     assert done.returncode == 0, done.stderr
@@ -482,8 +481,11 @@ def test_generate_draws_a_part_of_a_picture_anew_and_again(finished: tuple[Small
         assert (record["prompt"], record["style"], record["strength"]) == ("a green square", "a green square", 0.5)
     for wrong, fault in (
         (("--prompt", "x", *style[:4], "--mask", str(tmp_path / "mask.png")), "--style gives all of a picture another"),
-        (("--from", str(kept)), "started from a picture of yours. Give that beside --from with --image"),
-        (("--from", str(kept), *given[:2]), "cannot be drawn again: mask is not what it was drawn with"),
+        (("--from", str(kept)), "was drawn with a start picture of yours. Give that beside --from with --image"),
+        (
+            ("--from", str(kept), *given[:2]),
+            "was drawn with a mask picture of yours. Give that beside --from with --mask",
+        ),
         (("--prompt", "x", *given[2:]), "--mask is given without --image"),
     ):
         refused = run.call_here("generate", str(run.config), *wrong)
@@ -509,7 +511,7 @@ def test_stage_iii_is_drawn_drawn_again_and_takes_pictures_of_ones_own(
     assert "has no [stage3] table, so Lanczos' filter enlarges" in " ".join(without.stderr.split()), without.stderr
     shutil.rmtree(run.workspace / "generated")
     again = run.call_here("generate", str(run.config), "--from", str(kept))
-    assert again.returncode == 0 and "kept.png was drawn again, every byte equal" in again.stderr, again.stderr
+    assert again.returncode == 0 and "kept.png was drawn again: every byte is equal" in again.stderr, again.stderr
     small = Path(shutil.copy(again.stdout.split()[1], tmp_path / "small.png"))  # says its prompt itself
     larger = run.call_here("upscale", str(run.config), str(small), "--stage", "3", *stage3)
     assert larger.returncode == 0, larger.stderr

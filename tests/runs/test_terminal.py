@@ -71,14 +71,18 @@ def test_an_error_names_a_path_as_it_is(small_run: SmallRun) -> None:
 
 
 @pytest.mark.parametrize(
-    "command",
-    ["run", "retrain", "prepare", "embed", "train-stage1", "train-stage2", "generate --prompt x --version base"],
+    ("command", "read"),
+    [
+        *((name, "x") for name in ("run", "retrain", "prepare", "embed", "train-stage1", "train-stage2")),
+        ("generate --prompt x --version base", ""),
+    ],
 )
-def test_a_command_reads_its_configuration_once(
-    small_run: SmallRun, monkeypatch: pytest.MonkeyPatch, command: str
+def test_a_command_reads_its_data_file_once_and_one_that_draws_not_at_all(
+    small_run: SmallRun, monkeypatch: pytest.MonkeyPatch, command: str, read: str
 ) -> None:
     """Up to its flow, which no server can begin here: each reading opens every source again."""
     reads = small_run.folder / "reads"
+    reads.touch()
 
     def counted(*arguments: Any) -> DataFile:
         with reads.open("a") as file:
@@ -90,7 +94,7 @@ def test_a_command_reads_its_configuration_once(
     name, *options = command.split()
     done = small_run.call_here(name, str(small_run.config), *options)
     assert done.returncode == 2 and "no Prefect server answers there" in done.stderr
-    assert reads.read_text() == "x"
+    assert reads.read_text() == read
 
 
 def test_text_is_printed_as_it_is_also_in_tables_and_after_a_label() -> None:

@@ -47,8 +47,8 @@ def draw(run: Run, models: dict[Any, Path]) -> Draw:
     def drawn(options: GenerateOptions, out: Path, report: Report = no_report) -> Drawn:
         out.mkdir(exist_ok=True)
         pictures = pictures_of(run, options)
-        identity = generate_request(run, pictures, options.version, models, None)
-        request: GenerateRequest = generate_job(run, pictures, options.version, models, identity, None)
+        identity = generate_request(run, pictures, "base", models, None)
+        request: GenerateRequest = generate_job(run, pictures, "base", models, identity, None)
         summary = generate_pictures(Job(request, out, report))
         files = {file.name: file.read_bytes() for file in out.glob("picture-*.png")}
         assert len(files) == summary.pictures * len(summary.stages)
@@ -233,7 +233,8 @@ def test_what_was_drawn_is_listed_and_each_file_says_how(whole: tuple[Path, Draw
     "changed",
     [
         {"workspace": "/elsewhere"}, {"stage2": {"pretrained_model_name_or_path": "owner/name"}},
-        {"stage3": {"pretrained_model_name_or_path": "owner/name"}}, {"stage1": None, "stage2": None}, "nested",
+        {"stage3": {"pretrained_model_name_or_path": "owner/name"}}, {"stage1": None, "stage2": None},
+        {"loras": [[1]]}, {"loras": ["x"]}, {"mask": 3}, "nested",
     ],
     ids=str,
 )  # fmt: skip

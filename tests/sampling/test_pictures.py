@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deepfloyd_core.errors import ConfigError, DataError
+from deepfloyd_core.errors import ConfigError
 from deepfloyd_core.sampling.pictures import (
     MOST_DRAWN,
     Picture,
@@ -22,6 +22,7 @@ from deepfloyd_core.sampling.pictures import (
     picture_file,
     read_prompts,
     told,
+    unused_words,
 )
 
 SIZES = ((64, 64), (96, 64))
@@ -56,6 +57,14 @@ def test_each_prompt_is_drawn_at_each_size_with_each_seed_unless_it_has_its_own(
 def test_a_picture_twice_and_too_many_are_errors() -> None:
     with pytest.raises(ConfigError, match=r"'a' with seed 1 and size 64x64 is asked for twice"):
         grid([PromptRow(prompt="a"), PromptRow(prompt="a")], (1,), SIZES, "")
+    rows = [PromptRow(prompt="a", where=f"p.csv, row {number}") for number in range(1, 20)]
+    with pytest.raises(ConfigError) as refused:
+        grid(rows[:2], (1,), SIZES[:1], "")
+    assert "size 64x64 is asked for twice, by p.csv, row 1 and by p.csv, row 2. For" in str(refused.value)
+    with pytest.raises(ConfigError) as refused:
+        grid([*rows, PromptRow(prompt="a")], (1, 2), SIZES, "")
+    lines = str(refused.value).splitlines()
+    assert len(lines) == 12 and lines[-1] == "- 9 more rows like these."
     with pytest.raises(ConfigError, match=f"More than {MOST_DRAWN:,} pictures"):
         grid([PromptRow(prompt="a"), PromptRow(prompt="b")], tuple(range(MOST_DRAWN)), SIZES[:1], "")
 
@@ -87,8 +96,8 @@ def test_a_table_has_seeds_sizes_and_negative_prompts(tmp_path: Path, name: str)
         {"prompt": "a circle", "negative_prompt": None, "seed": None, "size": None},
     ])  # fmt: skip
     assert read_prompts(path) == [
-        PromptRow(prompt="a star, red", negative_prompt="blurry", seeds=(3, 4), sizes=SIZES),
-        PromptRow(prompt="a circle"),
+        PromptRow(prompt="a star, red", negative_prompt="blurry", seeds=(3, 4), sizes=SIZES, where=f"{path}, row 1"),
+        PromptRow(prompt="a circle", where=f"{path}, row 2"),
     ]
 
 
@@ -101,8 +110,29 @@ def test_numbers_of_a_table_are_seeds_and_sizes(tmp_path: Path) -> None:
 def test_a_text_has_a_prompt_a_line_and_a_library_has_names(tmp_path: Path) -> None:
     (tmp_path / "p.txt").write_text("\ufeffa star\r\n\n  a circle \n", encoding="utf-8")
     (tmp_path / "p.json").write_text('{"first": "a star", "second": "a circle"}')
-    rows = [PromptRow(prompt="a star"), PromptRow(prompt="a circle")]
-    assert read_prompts(tmp_path / "p.txt") == rows == read_prompts(tmp_path / "p.json")
+    for name, where in (("p.txt", ("line 1", "line 3")), ("p.json", ("'first'", "'second'"))):
+        assert read_prompts(tmp_path / name) == [
+            PromptRow(prompt=prompt, where=f"{tmp_path / name}, {place}")
+            for prompt, place in zip(("a star", "a circle"), where, strict=True)
+        ]
+
+
+def test_a_library_of_simpletuner_has_objects_and_what_is_not_used_of_them_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "p.json"
+    entries = {
+        "a": {"prompt": "x", "adapter_strength": 0.5}, "b": "y", "c": {"prompt": "z"},
+        "d": {"prompt": "w", "adapter_strength": 1.0},
+    }  # fmt: skip
+    for library, where in ((entries, f"{path}, 'a'"), (list(entries.values()), f"{path}, entry 1")):
+        path.write_text(json.dumps(library))
+        rows = read_prompts(path)
+        assert [row.prompt for row in rows] == ["x", "y", "z", "w"]
+        (told,) = unused_words(rows)
+        assert told.startswith(f"adapter_strength 0.5 is not used: {where}. A LoRA's weight is ")
+    for wrong in ({"prompt": 3}, {"text": "x"}, {"prompt": "x", "seed": 1}, None, ["x"]):
+        path.write_text(json.dumps({"good": "x", "bad": wrong}))
+        with pytest.raises(ConfigError, match=r"p\.json, 'bad': this is no library of prompts, which is "):
+            read_prompts(path)
 
 
 @pytest.mark.parametrize(
@@ -128,13 +158,13 @@ def test_a_text_has_a_prompt_a_line_and_a_library_has_names(tmp_path: Path) -> N
 def test_a_file_with_a_fault_is_one_sentence(tmp_path: Path, name: str, data: bytes | None, fault: str) -> None:
     if data is not None:
         (tmp_path / name).write_bytes(data)
-    with pytest.raises((ConfigError, DataError), match=fault):
+    with pytest.raises(ConfigError, match=fault):
         read_prompts(tmp_path / name)
 
 
 def test_half_a_surrogate_pair_does_not_end_the_run(tmp_path: Path) -> None:
     (tmp_path / "p.jsonl").write_text('{"prompt": "a \\ud800 star"}\n')
-    assert read_prompts(tmp_path / "p.jsonl") == [PromptRow(prompt="a ? star")]
+    assert [row.prompt for row in read_prompts(tmp_path / "p.jsonl")] == ["a ? star"]
 
 
 def test_sizes_that_are_none_are_an_error() -> None:

@@ -21,7 +21,8 @@ from deepfloyd_core.config.run_machine import Machine
 from deepfloyd_core.errors import ConfigError, DeepFloydError
 from deepfloyd_core.models.unet import order_channels_last
 from deepfloyd_core.preflight.check import check_run, draws_stage3
-from deepfloyd_core.preflight.generate import GenerateOptions, recorded_options
+from deepfloyd_core.preflight.drawn_again import recorded_options
+from deepfloyd_core.preflight.generate import GenerateOptions
 from deepfloyd_core.preflight.load import load_run
 from deepfloyd_core.preflight.upscale import UpscaleOptions
 from deepfloyd_core.processes.jobs import Job
@@ -140,7 +141,12 @@ def test_own_pictures_of_any_size(with_stage3: Run, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     summary = enlarge_pictures(Job(job, tmp_path / "out", no_report))
     assert summary.pictures == 2 and list(summary.left_out) == ["torn.png"]
-    made = {file.name: pixels(file) for file in upscaled_files(tmp_path / "out")}
+    files = upscaled_files(tmp_path / "out")
+    with Image.open(files[0]) as picture:
+        assert "variant" not in json.loads(picture.info["deepfloyd"]) and "Version" not in picture.info["parameters"]
+    with pytest.raises(ConfigError, match="was made by `deepfloyd upscale`, whose pictures are not drawn again"):
+        recorded_options(GenerateOptions(), files[0])
+    made = {file.name: pixels(file) for file in files}
     assert {name: picture.shape for name, picture in made.items()} == {
         "even.png": (192, 256, 3),
         "wide.png": (148, 1132, 3),

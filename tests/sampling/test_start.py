@@ -14,8 +14,9 @@ from small_run import SmallRun
 from deepfloyd_core.config.stages import STAGES
 from deepfloyd_core.models.unet import load_unet, order_channels_last, stock_pipeline
 from deepfloyd_core.pictures.decode import read_mask
+from deepfloyd_core.preflight.drawn_again import recorded_options
 from deepfloyd_core.preflight.drawn_from import start_faults
-from deepfloyd_core.preflight.generate import GenerateOptions, recorded_options
+from deepfloyd_core.preflight.generate import GenerateOptions
 from deepfloyd_core.preflight.load import load_run
 from deepfloyd_core.sampling.drawn_picture import drawn_picture
 

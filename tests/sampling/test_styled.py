@@ -13,8 +13,9 @@ from small_run import SmallRun
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.config.stages import Stage
 from deepfloyd_core.models.unet import load_unet, order_channels_last
+from deepfloyd_core.preflight.drawn_again import recorded_options
 from deepfloyd_core.preflight.drawn_from import start_faults
-from deepfloyd_core.preflight.generate import GenerateOptions, prompt_rows, recorded_options
+from deepfloyd_core.preflight.generate import GenerateOptions, prompt_rows
 from deepfloyd_core.preflight.load import load_run
 from deepfloyd_core.sampling.styled import StyledUnet
 

@@ -8,7 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib import import_module
 from typing import Any
+
+import pytest
 
 TOKEN = "hf_token-of-a-test"
 LARGE = ".safetensors", ".parquet", ".png"  # are stored by their sha256
@@ -97,7 +100,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.hub.private is None:
             self.answer(404, {"error": "Repository not found"}, X_Error_Code="RepoNotFound")
         elif "/resolve/" in path:
-            data = self.hub.files.get(path.rpartition("/")[2])
+            data = self.hub.files.get(path.partition("/resolve/")[2].partition("/")[2])
             if data is None:
                 self.answer(404, {"error": "Entry not found"}, X_Error_Code="EntryNotFound")
             else:
@@ -105,7 +108,8 @@ class _Handler(BaseHTTPRequestHandler):
         elif "/tree/" in path:
             self.answer(200, [self.hub.entry(name) for name in sorted(self.hub.files)])
         else:
-            self.answer(200, {"id": "me/model", "private": self.hub.private, "sha": "0" * 40})
+            siblings = [{"rfilename": name} for name in sorted(self.hub.files)]
+            self.answer(200, {"id": "me/model", "private": self.hub.private, "sha": "0" * 40, "siblings": siblings})
 
     do_HEAD = do_GET
 
@@ -178,3 +182,17 @@ def hub_stand_in() -> Iterator[Hub]:
     finally:
         server.shutdown()
         server.server_close()
+
+
+@contextmanager
+def hub_in_place(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """The same in place of the real one, for the library in this process."""
+    constants = import_module("huggingface_hub.constants")
+    with hub_stand_in() as running:
+        monkeypatch.setattr(constants, "ENDPOINT", running.url)
+        template = f"{running.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        yield running

@@ -1,71 +1,81 @@
-"""The files of a model on the hub: what of them is needed, how many bytes they are, their download. No torch."""
+"""Repositories of the Hugging Face Hub: the files of one that are needed, here or downloaded."""
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from deepfloyd_core.errors import ModelError
 
-OR = " or "
-LOCAL = "or point pretrained_model_name_or_path at a copy of the model on this machine"
-_IGNORED = ["*.bin", "*.fp16.*"]
+_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_NEVER = ["*.bin", "*.fp16.*"]
+OTHERWISE = "or give the folder of a copy on this machine"
+_FILES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")  # ends of a path, and of no repository
 
 
-@dataclass(frozen=True)
-class ModelFiles:
-    """Patterns of what a stock pipeline needs of a model's folder (of those with OR between them one), and of what else is
-    downloaded if it is there.
+def is_hub_id(name: str) -> bool:
+    """Whether a name may be that of a repository, `owner/name`; a path may look so too."""
+    return _ID.fullmatch(name) is not None and not name.endswith(_FILES)
+
+
+def snapshot_here(repo: str, patterns: Sequence[str]) -> Path | None:
+    """What is here of the files of a repository by patterns; None: nothing, or not all that is known of, or no name that the
+    hub knows. Uses no network.
     """
-
-    needed: tuple[str, ...]
-    beside: tuple[str, ...]
-
-    @property
-    def patterns(self) -> list[str]:
-        """Of all that is downloaded."""
-        return [one for pattern in (*self.needed, *self.beside) for one in pattern.split(OR)]
-
-
-def download(repo: str, files: ModelFiles) -> Path:
-    """Download what is missing or newer. Returns the snapshot. Raises ModelError."""
     from huggingface_hub import snapshot_download
 
-    with _told(repo, files):
-        return Path(snapshot_download(repo, allow_patterns=files.patterns, ignore_patterns=_IGNORED))
+    try:
+        return Path(
+            snapshot_download(repo, local_files_only=True, allow_patterns=list(patterns), ignore_patterns=_NEVER)
+        )
+    except (OSError, ValueError):
+        return None
 
 
-def bytes_to_download(repo: str, files: ModelFiles) -> int:
+def download(repo: str, patterns: Sequence[str], files: str, otherwise: str) -> Path:
+    """The newest files of a repository by patterns, downloaded as far as they are not here. files: those, in words;
+    otherwise: how to do without the hub.
+
+    Raises ModelError for a repository that is gated, and where the hub cannot be reached or has no such files.
+    """
+    from huggingface_hub import snapshot_download
+
+    with _told(repo, files, otherwise):
+        return Path(snapshot_download(repo, allow_patterns=list(patterns), ignore_patterns=_NEVER))
+
+
+def bytes_to_download(repo: str, patterns: Sequence[str], files: str, otherwise: str) -> int:
     """Bytes that `download` would transfer. Writes nothing. Raises ModelError as `download` would."""
     from huggingface_hub import HfApi, try_to_load_from_cache
     from huggingface_hub.utils._paths import filter_repo_objects
 
-    with _told(repo, files):
+    with _told(repo, files, otherwise):
         found = HfApi().model_info(repo, files_metadata=True)
         HfApi().auth_check(repo)
     sizes = {each.rfilename: each.size or 0 for each in found.siblings or ()}
-    names = filter_repo_objects(sizes, allow_patterns=files.patterns, ignore_patterns=_IGNORED)
+    names = filter_repo_objects(sizes, allow_patterns=list(patterns), ignore_patterns=_NEVER)
     cached = {name: isinstance(try_to_load_from_cache(repo, name, revision=found.sha), str) for name in names}
     return sum(sizes[name] for name, is_here in cached.items() if not is_here)
 
 
 @contextmanager
-def _told(repo: str, wanted: ModelFiles) -> Iterator[None]:
+def _told(repo: str, files: str, otherwise: str) -> Iterator[None]:
     """The library's errors as ModelError: what is missing, why it does not come, what to do."""
     from httpx2 import InvalidURL, TransportError
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError
 
-    files = ", ".join(wanted.needed)
     accept = f"Accept the licence at https://huggingface.co/{repo} and run `hf auth login`"
     try:
         yield
     except GatedRepoError:
-        raise ModelError(f"{repo} is gated: {files} cannot be read. {accept}, {LOCAL}.") from None
+        raise ModelError(f"{repo} is gated: {files} cannot be read. {accept}, {otherwise}.") from None
     except (HfHubHTTPError, HFValidationError, TransportError, InvalidURL, ImportError, OSError) as error:
         if away := _why_away(error):
-            raise ModelError(f"{repo} lacks {files} on this machine, and {away}, {LOCAL}.") from None
+            raise ModelError(f"{repo} lacks {files} on this machine, and {away}, {otherwise}.") from None
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(f"{repo} could not be downloaded ({reason}); needed: {files}. {accept}, {LOCAL}.") from None
+        raise ModelError(
+            f"{repo} could not be downloaded ({reason}); needed: {files}. {accept}, {otherwise}."
+        ) from None
 
 
 def _why_away(error: Exception) -> str:
