@@ -109,12 +109,14 @@ def drop_ended_leases(workspace: Path) -> None:
 
 
 def _begin(workspace: Path) -> _Lease:
-    """A new lease. The caller holds the lock of leases, so nobody sees the file before it is locked."""
+    """A new lease. The caller holds the lock of leases, so nobody removes the file before it is locked. Who lists leases may
+    hold it for a moment.
+    """
     host, pid = socket.gethostname(), os.getpid()
     path = workspace / FOLDER / f"{host}-{pid}-{secrets.token_hex(4)}"
     path.parent.mkdir(exist_ok=True)
     file = path.open("x")
-    flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB, path)
+    flock(file, fcntl.LOCK_EX, path)
     file.write(f"process {pid} of {host}, since {datetime.now(UTC):%Y-%m-%d %H:%M} UTC\n")
     file.flush()
     return _Lease(file)
