@@ -6,16 +6,9 @@ from pathlib import Path
 from deepfloyd_core.config.stages import Stage
 from deepfloyd_core.errors import JobError
 from deepfloyd_core.processes.aside import ask
-from deepfloyd_core.training.costs import CostRequest, StepCosts, keep_costs, known_costs
+from deepfloyd_core.training.costs import CostRequest, StepCosts, default_cache, keep_costs, known_costs
 
 _CALCULATED_BY = "deepfloyd_core.training.measured_costs"
-
-
-def default_cache() -> Path:
-    """Where calculated records are kept: among Hugging Face's assets of this user."""
-    from huggingface_hub import cached_assets_path
-
-    return Path(cached_assets_path("deepfloyd", "costs"))
 
 
 def costs_of(

@@ -5,11 +5,10 @@ from dataclasses import dataclass
 
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.config.stages import STAGES, Stage
-from deepfloyd_core.planning.memory import EMA, STATES
 from deepfloyd_core.planning.steps import StagePlan
 from deepfloyd_core.planning.work import ArtifactPlan
 from deepfloyd_core.store.file_trials import nearest_folder
-from deepfloyd_core.training.costs import CostRequest, StepCosts
+from deepfloyd_core.training.costs import EMA, STATES, CostRequest, StepCosts
 from deepfloyd_core.types import Json
 
 _ROW = 330  # bytes of a crop beside its pixels: names, caption, sizes, and its entry in the list of rows

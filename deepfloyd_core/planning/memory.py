@@ -17,13 +17,10 @@ from deepfloyd_core.models.random_files import read_json
 from deepfloyd_core.models.text_encoders import T5_XXL, text_encoder_of
 from deepfloyd_core.pictures.geometry import Size
 from deepfloyd_core.planning.steps import StagePlan
-from deepfloyd_core.training.costs import PROGRAM, CostRequest, StepCosts, cost_request
+from deepfloyd_core.training.costs import PROGRAM, CostRequest, StepCosts, cost_request, step_parts
 from deepfloyd_core.types import Json
 
-# Numbers of an optimizer's state for each trained number, in bytes. Adafactor keeps rows and columns only.
-STATES = {"adamw": 8, "adamw_bf16": 4, "adamw_8bit": 2, "adafactor": 0.1, "prodigy": 16, "adamw_schedulefree": 8}
 _OF_T5 = {"none": 1.0, "int8": 0.5, "nf4": 0.28}  # share of the weights' bytes, by text_encoder_quantization
-EMA = 4  # bytes of a trained number's average
 MOST_SHARE = 0.95  # of a device's memory: its own program and allocator need some
 
 
@@ -114,15 +111,8 @@ def _drawing(run: Run, stage: Stage, costs: StepCosts, size: Size, device: Devic
 
 
 def _training(run: Run, stage: Stage, costs: StepCosts, device: Device) -> MemoryPlan:
-    config, trained = run.config.stage(stage), costs.trained
-    step = costs.step(config.train_batch_size, config.gradient_checkpointing, device.is_cpu)
-    parts = [
-        Part("frozen weights", costs.frozen),
-        Part("trained weights", costs.trained_bytes),
-        Part("optimizer", int(STATES[config.optimizer] * trained)),
-        *([Part("average", EMA * trained)] if config.use_ema else []),
-        Part("activations and gradients", step),
-    ]
+    config = run.config.stage(stage)
+    parts = [Part(name, count) for name, count in step_parts(config, costs, device.is_cpu).items()]
     return MemoryPlan(f"{STAGES[stage].title}, training", (*parts, *_program(device)), _savings(config, costs, device))
 
 

@@ -48,7 +48,7 @@ class Plan:
     def seconds(self) -> float | None:
         """Of the whole run; None where it cannot be said of some artifact that takes long."""
         made = [artifact.kind for artifact in self.artifacts if artifact.state != "reused"]
-        long = [kind for kind in made if kind.endswith(("_lora", "_embeds"))]
+        long = [kind for kind in made if kind.endswith(("_lora", "_embeds", "_samples"))]
         if any(kind not in self.times for kind in long):
             return None
         return sum(each.seconds for each in self.times.values())
@@ -95,7 +95,7 @@ def _planned(run: Run, seen: Run, look: DataLook, starts: Starts, asked: "Future
             seen = found.run
             notes += [f"auto_fit: {line}" for line in found.applied]
         memory = plan_memory(seen, made, new, costs, sizes, device)
-    amounts = Amounts(look.to_judge, new, t5_flops(seen))
+    amounts = Amounts(look.to_judge, sizes, new, t5_flops(seen))
     times = plan_times(run, artifacts, stages, costs, amounts, device)
     notes += [*unknown, *away]
     return Plan(

@@ -15,6 +15,7 @@ from deepfloyd_core.crops.summary import CropsSummary
 from deepfloyd_core.errors import ArtifactError
 from deepfloyd_core.index.summary import IndexSummary
 from deepfloyd_core.models.device import Device
+from deepfloyd_core.pictures.geometry import Size
 from deepfloyd_core.planning.steps import StagePlan
 from deepfloyd_core.planning.work import ArtifactPlan
 from deepfloyd_core.store.artifacts import Artifact, all_artifacts
@@ -43,6 +44,7 @@ class Amounts:
     """How much is to be made."""
 
     pictures: int  # to be judged
+    sizes: Mapping[Stage, Size]  # px, of the pictures that the costs of a stage's step are of
     captions: int  # to be encoded
     t5_flops: float  # operations for one caption
 
@@ -123,8 +125,20 @@ def _by_speed(
     if part == "embeds":
         precision: Precision = "bf16" if run.config.text_encoder_dtype == "bf16" and device.has_bf16 else "no"
         return _START_S + amounts.captions * amounts.t5_flops / (_SHARE * device.flops[precision])
+    if part == "samples":
+        return _START_S + sum(_sampled_s(run, stage, costs[stage], amounts.sizes[stage], device) for stage in costs)
     if part != "lora" or plan is None or plan.stage not in costs:
         return None
     config, each = run.config.stage(plan.stage), costs[plan.stage]
     calls = (_FULL_STEP if config.model_type == "full" else _STEP) + (_AGAIN if config.gradient_checkpointing else 0)
     return _START_S + plan.samples * calls * each.sampled_flops / (_SHARE * device.flops[config.mixed_precision])
+
+
+def _sampled_s(run: Run, stage: Stage, costs: StepCosts, size: Size, device: Device) -> float:
+    """Seconds of a stage's samples, of the base and of the tuned model."""
+    config, kind, run_config = run.config.stage(stage), STAGES[stage], run.config
+    images = run_config.num_upscaled_images if kind.is_upscaler else run_config.num_validation_images
+    areas = sum(width * height for width, height in run_config.sample_sizes_px) * kind.scale**2
+    pictures = images * max(1, len(run_config.prompts)) * areas / (size[0] * size[1])
+    calls = config.validation_num_inference_steps * (2 if config.validation_guidance > 1 else 1)
+    return 2 * pictures * calls * costs.sampled_flops / (_SHARE * device.flops[config.mixed_precision])

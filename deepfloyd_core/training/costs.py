@@ -36,6 +36,11 @@ _HEAP_BLOCK, _HOLES = 1 << 25, 0.105
 PROGRAM = 380_000_000  # bytes of Python, torch and diffusers on a CPU, before a model is loaded
 
 
+# Bytes of an optimizer's state for each trained number: tensors of its size. Adafactor keeps rows and columns only.
+STATES = {"adamw": 8, "adamw_bf16": 4, "adamw_8bit": 2, "adafactor": 0.1, "prodigy": 16, "adamw_schedulefree": 8}
+EMA = 4  # of a trained number's average
+
+
 class StepCosts(Summary):
     """Bytes and floating-point operations of one training step, for batches of one and of two pictures.
 
@@ -76,6 +81,25 @@ class CostRequest(Spec):
     settings: StageConfig
     unet: Json  # the UNet's config
     size: Size  # px, of the pictures or windows that are trained on
+
+
+def step_parts(config: StageConfig, costs: StepCosts, on_cpu: bool) -> dict[str, int]:
+    """What is in memory at once while a stage is trained: bytes, by name."""
+    average = {"average": EMA * costs.trained} if config.use_ema else {}
+    return {
+        "frozen weights": costs.frozen,
+        "trained weights": costs.trained_bytes,
+        "optimizer": int(STATES[config.optimizer] * costs.trained),
+        **average,
+        "activations and gradients": costs.step(config.train_batch_size, config.gradient_checkpointing, on_cpu),
+    }
+
+
+def default_cache() -> Path:
+    """Where calculated records are kept: among Hugging Face's assets of this user."""
+    from huggingface_hub import cached_assets_path
+
+    return Path(cached_assets_path("deepfloyd", "costs"))
 
 
 def cost_request(config: StageConfig, folder: Path | None, size: Size) -> CostRequest | None:

@@ -51,6 +51,7 @@ class TrainingContext:
     compiled: Callable[..., Any] | None = None
     has_parent: bool = False  # it starts from trained weights
     is_previewed: bool = False  # `validation_step_interval` is of previews, which are not asked for
+    model: Path | None = None  # the folder of the base model, for what is said of it
 
 
 @dataclass(frozen=True)

@@ -49,6 +49,7 @@ from deepfloyd_core.training.forward import Prepared, TrainingContext, batch_los
 from deepfloyd_core.training.jobs import VALIDATION_FILE, TrainingSummary, TrainRequest
 from deepfloyd_core.training.live_curve import LiveCurve, save_curve, show_at_end
 from deepfloyd_core.training.optimizers import check_savable, set_learning_rate
+from deepfloyd_core.training.out_of_memory import out_of_memory
 from deepfloyd_core.training.prefetch import Prefetcher
 from deepfloyd_core.training.previews import PICTURES, PREVIEWS
 from deepfloyd_core.training.recompute import recompute_activations
@@ -177,7 +178,7 @@ def set_up(job: Job[TrainRequest]) -> TrainingContext:
     compiled = compiled_unet(unet, config.dynamo_backend)
     return TrainingContext(
         stage, config, request.seed, unet, load_scheduler(folder), noising, texts, device, job.out, compiled,
-        has_parent=parent is not None, is_previewed=request.previews > 0,
+        has_parent=parent is not None, is_previewed=request.previews > 0, model=folder,
     )  # fmt: skip
 
 
@@ -279,7 +280,8 @@ def _tell(report: Report, steps: int, row: StepMetrics, pace: Throughput, show: 
 def take_step(context: TrainingContext, state: TrainingState, ahead: Prefetcher[Prepared], step: int) -> StepMetrics:
     """One optimizer step, `step` counted from 0. Returns its metrics.
 
-    Raises JobError when anything is not finite, or after the first step when the optimizer's state could not be saved.
+    Raises JobError when memory runs out or anything is not finite, or after the first step when the optimizer's state could
+    not be saved.
     """
     config, lr = context.config, learning_rate_at(context.config, step)
     set_learning_rate(state.optimizer, lr, config.learning_rate)
@@ -287,8 +289,11 @@ def take_step(context: TrainingContext, state: TrainingState, ahead: Prefetcher[
     for micro in range(config.gradient_accumulation_steps):
         number = step * config.gradient_accumulation_steps + micro
         prepared = ahead.take(number)
-        part = batch_loss(context, prepared) / config.gradient_accumulation_steps
-        part.backward()
+        try:
+            part = batch_loss(context, prepared) / config.gradient_accumulation_steps
+            part.backward()
+        except torch.OutOfMemoryError:
+            raise out_of_memory(context, prepared, step) from None
         loss += part.item()
         shown += prepared.image_ids
     norm = float(torch.nn.utils.clip_grad_norm_(state.params.values(), config.max_grad_norm or math.inf))
