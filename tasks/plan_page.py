@@ -20,7 +20,8 @@ def show_plan(run: Run, index: Artifact, starts: Starts = FROM_BASE) -> None:
     """Show it, and log its verdict. A fault that keeps it from being made is the run's own, which tells it."""
     try:
         plan = plan_after_index(run, index, starts)
-    except DeepFloydError:
+    except (DeepFloydError, OSError, ValueError) as error:  # pyarrow's are the last two
+        log.info("there is no plan: %s", error)
         return
     said = verdict(plan)
     lines = [*items(said), *items(plan.notes)]

@@ -4,8 +4,9 @@ It makes the same requests as the tasks, in the order of `flows.dag`; the inputs
 reads the index's captions and the model's files (of a hub snapshot only their names); it decodes and loads nothing.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from types import MappingProxyType
 
 from deepfloyd_core.adapters.start_from import find_parent
@@ -30,6 +31,7 @@ from deepfloyd_core.types import Identity
 Starts = Mapping[
     Stage, Artifact
 ]  # what the warm training of a stage starts from; a stage without one: from the base model
+Resolver = Callable[[str, Stage, bool], Path]  # of a model, its stage, and whether its text encoder is needed
 FROM_BASE: Starts = MappingProxyType({})
 
 
@@ -47,15 +49,17 @@ def planned_bundle(run: Run, index: Artifact, starts: Starts = FROM_BASE) -> Req
     return requests["lora_bundle"] if requests else None
 
 
-def planned(run: Run, index: Artifact, starts: Starts = FROM_BASE) -> dict[str, Request] | None:
-    """The artifact of each kind that `flows.finetune` would make from an index, by its kind.
+def planned(
+    run: Run, index: Artifact, starts: Starts = FROM_BASE, resolve: Resolver = resolve
+) -> dict[str, Request] | None:
+    """The artifact of each kind that `flows.finetune` would make from an index, by its kind. resolve: finds a model.
 
     None if epochs are counted in crops that are lost or damaged. Raises what the tasks raise before they make anything,
     e.g. ModelError for a missing model.
     """
-    folders = {stage: resolve(run.config.stage(stage).model, stage) for stage in run.config.stages}
+    folders = {stage: resolve(run.config.stage(stage).model, stage, False) for stage in run.config.stages}
     first = run.config.first_stage
-    encoder = resolve(run.config.stage(first).model, first, text=True)
+    encoder = resolve(run.config.stage(first).model, first, True)
     embeds = embeds_request(run, run_captions(run, caption_counts(index)), encoder)
     held_out, prompts = eval_request(run, index), sample_prompts(run, index)
     requests = [embeds, held_out]

@@ -142,8 +142,10 @@ def scan(run: Run, report: Report = no_report, most: int | None = None) -> pa.Ta
 
 
 def _listed_within(run: Run, listings: list[_Listing], most: int) -> list[_Listing]:
-    """The same; raises TooMuchToRead where more is to be read."""
+    """The same; raises TooMuchToRead where more is to be read, of the pictures or of their pairs."""
     unread = {dataset.id: listing.unread for dataset, listing in zip(run.datasets, listings, strict=True)}
+    places = {place.id: place for dataset in run.datasets if (place := run.pairs_of(dataset)) is not None}
+    unread |= {name: _list_dataset(run, place, Counter()).unread for name, place in places.items()}
     if any(one.bytes > most or (one.is_far and one.files) for one in unread.values()):
         raise TooMuchToRead(unread)
     return listings

@@ -3,6 +3,8 @@
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from deepfloyd_core.config.stages import Stage
 from deepfloyd_core.errors import JobError
 from deepfloyd_core.processes.aside import ask
@@ -37,5 +39,9 @@ def costs_of(
 
 
 def _calculated(stage: Stage, request: CostRequest) -> StepCosts:
-    answer = ask(f"the calculation of stage {stage}'s step", _CALCULATED_BY, request.model_dump_json())
-    return StepCosts.model_validate_json(answer)
+    what = f"the calculation of stage {stage}'s step"
+    answer = ask(what, _CALCULATED_BY, request.model_dump_json())
+    try:
+        return StepCosts.model_validate_json(answer)
+    except ValidationError:
+        raise JobError(f"{what} told nothing of use: {answer.strip()[:200]!r}") from None

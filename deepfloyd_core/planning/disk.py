@@ -4,7 +4,7 @@ import shutil
 from dataclasses import dataclass
 
 from deepfloyd_core.config.run import Run
-from deepfloyd_core.config.stages import STAGES, Stage
+from deepfloyd_core.config.stages import STAGES, UPSCALE, Stage
 from deepfloyd_core.planning.steps import StagePlan
 from deepfloyd_core.planning.work import ArtifactPlan
 from deepfloyd_core.store.file_trials import nearest_folder
@@ -32,15 +32,19 @@ class DiskPlan:
 
 def plan_disk(
     run: Run, artifacts: list[ArtifactPlan], stages: list[StagePlan], costs: dict[Stage, StepCosts],
-    requests: dict[Stage, CostRequest], captions: int,
+    requests: dict[Stage, CostRequest], captions: int, new: int,
 ) -> DiskPlan:  # fmt: skip
-    """run: with its own workspace, whose disk counts. captions: texts that are not encoded yet."""
+    """run: with its own workspace, whose disk counts. captions: all texts; new: those that are not encoded yet. Held-out
+    pictures are too few to count.
+    """
     made = {artifact.kind for artifact in artifacts if artifact.state != "reused"}
     found: dict[str, int] = {}
     for plan in stages:
         table, stage, config = STAGES[plan.stage].table, plan.stage, run.config.stage(plan.stage)
-        if f"{table}_pixels" in made:
-            found[f"{table}_pixels"] = plan.row_bytes + plan.rows * _ROW
+        crops = plan.row_bytes + plan.rows * _ROW
+        found |= {kind: crops for kind in (f"{table}_pixels", f"{table}_conditioning") if kind in made}
+        if f"{table}_low_res" in made:
+            found[f"{table}_low_res"] = plan.row_bytes // UPSCALE**2 + plan.rows * _ROW
         if stage in requests and f"{table}_text" in made:
             found[f"{table}_text"] = captions * _text_bytes(run, requests[stage].unet, config.mixed_precision)
         if stage in costs and f"{table}_lora" in made:
@@ -48,7 +52,7 @@ def plan_disk(
     if "lora_bundle" in made:
         found["lora_bundle"] = sum(each.trained_bytes for each in costs.values())
     if "text_embeds" in made:
-        found["text_embeds"] = int(captions * run.config.tokenizer_max_length * _width(requests) * _stored(run))
+        found["text_embeds"] = int(new * run.config.tokenizer_max_length * _width(requests) * _stored(run))
     if "cascade_samples" in made:
         found["cascade_samples"] = 2 * max(1, len(run.config.prompts)) * run.config.num_validation_images * _SAMPLE
     meanwhile = max(

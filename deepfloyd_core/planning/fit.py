@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.config.stages import Stage
+from deepfloyd_core.index.ledger import caption_counts
 from deepfloyd_core.models.device import Device
 from deepfloyd_core.pictures.geometry import Size
 from deepfloyd_core.planning.costs import costs_of
@@ -12,6 +13,7 @@ from deepfloyd_core.planning.memory import MemoryPlan, Saving, cost_requests, pl
 from deepfloyd_core.planning.steps import plan_stages
 from deepfloyd_core.store.artifacts import Artifact
 from deepfloyd_core.store.counts import size
+from deepfloyd_core.text.embeds import run_captions
 from deepfloyd_core.training.costs import StepCosts
 
 
@@ -25,22 +27,27 @@ class Fitted:
 
 
 def fit_after_index(run: Run, index: Artifact, device: Device) -> Fitted:
-    """Fit the trainings of a run that has its index, and T5."""
+    """Fit the trainings of a run that has its index, and T5, as if it encoded every caption."""
     requests = cost_requests(run, plan_stages(run, index))
     costs, _ = costs_of(requests, calculates=True)
-    return fit(run, costs, {stage: request.size for stage, request in requests.items()}, device)
+    captions = run_captions(run, caption_counts(index))
+    return fit(run, costs, {stage: request.size for stage, request in requests.items()}, device, len(captions))
 
 
-def fit(run: Run, costs: Mapping[Stage, StepCosts], sizes: Mapping[Stage, Size], device: Device) -> Fitted:
-    """Apply to each part that does not fit what changes no result. sizes: of the pictures that the costs are of."""
+def fit(
+    run: Run, costs: Mapping[Stage, StepCosts], sizes: Mapping[Stage, Size], device: Device, captions: int
+) -> Fitted:
+    """Apply to each part that does not fit what changes no result. sizes: of the pictures that the costs are of; captions:
+    that T5 encodes, 0: it is not loaded.
+    """
     loras = {f"stage{stage}_lora" for stage in costs}
-    before = plan_memory(run, loras, 1, costs, sizes, device)
+    before = plan_memory(run, loras, captions, costs, sizes, device)
     applied = list[str]()
     for part in (part for part in before if not part.fits(device)):
         for saving in (saving for saving in part.savings if saving.is_same):
             run = _with(run, saving)
             applied.append(f"{saving}; {_too_large(part, device)}")
-    left = [part for part in plan_memory(run, loras, 1, costs, sizes, device) if not part.fits(device)]
+    left = [part for part in plan_memory(run, loras, captions, costs, sizes, device) if not part.fits(device)]
     proposed = [f"{_too_large(part, device)}{_would(part.savings)}" for part in left]
     return Fitted(run, tuple(applied), tuple(proposed))
 

@@ -98,14 +98,13 @@ def plan_memory(
 
 
 def _drawing(run: Run, stage: Stage, costs: StepCosts, size: Size, device: Device) -> MemoryPlan:
-    """Of the samples at the end: the UNet with its adapters and a call of it, on a CPU for one picture at a time; on a GPU
-    fewer are drawn at once where so many do not fit. A call grows with the area of a picture.
+    """Of the samples at the end, at least: the UNet with its adapters, and a call of it for one picture, which grows with
+    its area. A GPU draws as many at once as fit.
     """
     config, kind = run.config.stage(stage), STAGES[stage]
     calls = 2 if config.validation_guidance > 1 else 1
-    pictures = calls if device.is_cpu else kind.sample_batch * calls
     area = max(width * height for width, height in run.config.sample_sizes_px) * kind.scale**2
-    call = int(costs.sampling(pictures) * area / (size[0] * size[1]))
+    call = int(costs.sampling(calls) * area / (size[0] * size[1]))
     parts = (Part("weights", costs.frozen + costs.trained_bytes), Part("a call", call))
     return MemoryPlan(f"{kind.title}, drawing", (*parts, *_program(device)))
 
@@ -123,7 +122,9 @@ def _savings(config: StageConfig, costs: StepCosts, device: Device) -> tuple[Sav
     found = []
     recomputes = config.gradient_checkpointing
     if not recomputes and (saved := now - costs.step(batch, True, device.is_cpu)) > 0:
-        found.append(Saving(((f"{table}.gradient_checkpointing", True),), saved, "the same result", True))
+        is_same = config.dynamo_backend == "no"  # a graph compiled with the recomputation may round differently
+        effect = "the same result" if is_same else "another rounding"
+        found.append(Saving(((f"{table}.gradient_checkpointing", True),), saved, effect, is_same))
         recomputes = True
     if batch > 1:
         saved = now - costs.step(1, recomputes, device.is_cpu)

@@ -85,17 +85,17 @@ def _planned(run: Run, seen: Run, look: DataLook, starts: Starts, asked: "Future
     costs, unknown = costs_of(requests, calculates=asked is not None)
     new = _new_captions(seen, artifacts, captions)
     device, away = _answered(asked, run.config.device)
-    disk = plan_disk(run, artifacts, stages, costs, requests, new)
+    disk = plan_disk(run, artifacts, stages, costs, requests, len(captions), new)
     made = {artifact.kind for artifact in artifacts if artifact.state != "reused"}
     sizes = {stage: request.size for stage, request in requests.items()}
     memory = list[MemoryPlan]()
     if device is not None:
         if seen.config.auto_fit:
-            found = fit(seen, costs, sizes, device)
+            found = fit(seen, costs, sizes, device, new)
             seen = found.run
             notes += [f"auto_fit: {line}" for line in found.applied]
         memory = plan_memory(seen, made, new, costs, sizes, device)
-    amounts = Amounts(look.to_judge, sizes, new, t5_flops(seen))
+    amounts = Amounts(look.to_judge, sizes, len(captions), new, t5_flops(seen))
     times = plan_times(run, artifacts, stages, costs, amounts, device)
     notes += [*unknown, *away]
     return Plan(

@@ -4,47 +4,55 @@ So a plan asks the very functions that the run will ask (the scan, the choice of
 may write their notes as ever.
 """
 
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.crops.eval_record import FOLDER as HELD_OUT
 from deepfloyd_core.index.scan import NOTES_DIR
-from deepfloyd_core.store.leases import FOLDER as LEASES
-from deepfloyd_core.store.locks import LOCKS
+from deepfloyd_core.store.artifacts import REQUEST
+from deepfloyd_core.store.events import FOLDER as VERSIONS
+from deepfloyd_core.store.manifest import MANIFEST
 
-_COPIED = (HELD_OUT,)  # written in place; all others are links
-_OWN = (LOCKS, LEASES)
+_FINGERPRINT = re.compile(r"[0-9a-f]{16}")
 
 
 @contextmanager
 def shadow(run: Run) -> Iterator[Run]:
-    """The run in a temporary workspace with links to what its own one holds.
+    """The run in a temporary workspace that shows what its own one holds.
 
-    Folders of the workspace are folders of the shadow, and what they hold is linked: so a new artifact, or new notes, are
-    the shadow's own.
+    Finished artifacts are links. Of unfinished ones there is the request alone, so that nobody works on them here; notes
+    and records of versions are links as well, which are replaced and not written to, and the records of held-out pictures
+    copies. What cannot be read is left out. Raises StorageError where the folder for temporary files has no room.
     """
     with tempfile.TemporaryDirectory(prefix="plan-") as name:
         place = Path(name)
-        for folder in _folders(run.workspace):
-            (place / folder.name).mkdir()
-            for child in folder.iterdir():
-                if folder.name in _COPIED:
-                    shutil.copy2(child, place / folder.name / child.name)
-                else:
-                    (place / folder.name / child.name).symlink_to(child.absolute())
-        for file in run.workspace.glob("*"):
-            if file.is_file():
-                (place / file.name).symlink_to(file.absolute())
+        for artifact in run.workspace.glob("[!.]*/*"):
+            if _FINGERPRINT.fullmatch(artifact.name):
+                with suppress(OSError):
+                    _show(artifact, place / artifact.parent.name / artifact.name)
+        for folder, put in ((NOTES_DIR, _link), (VERSIONS, _link), (HELD_OUT, shutil.copyfile)):
+            for file in (run.workspace / folder).glob("*"):
+                with suppress(OSError):
+                    if file.is_file():
+                        (place / folder).mkdir(exist_ok=True)
+                        put(file, place / folder / file.name)
         yield replace(run, config=run.config.model_copy(update={"workspace": str(place)}))
 
 
-def _folders(workspace: Path) -> list[Path]:
-    if not workspace.is_dir():
-        return []
-    hidden = [workspace / NOTES_DIR]
-    return [path for path in [*workspace.glob("[!.]*"), *hidden] if path.is_dir() and path.name not in _OWN]
+def _show(artifact: Path, place: Path) -> None:
+    if (artifact / MANIFEST).exists():
+        place.parent.mkdir(exist_ok=True)
+        _link(artifact, place)
+    elif (artifact / REQUEST).exists():
+        place.mkdir(parents=True)
+        shutil.copyfile(artifact / REQUEST, place / REQUEST)
+
+
+def _link(target: Path, place: Path) -> None:
+    place.symlink_to(target.absolute())

@@ -18,7 +18,7 @@ from deepfloyd_core.models.device import Device
 from deepfloyd_core.pictures.geometry import Size
 from deepfloyd_core.planning.steps import StagePlan
 from deepfloyd_core.planning.work import ArtifactPlan
-from deepfloyd_core.store.artifacts import Artifact, all_artifacts
+from deepfloyd_core.store.artifacts import Artifact, Request, all_artifacts
 from deepfloyd_core.text.embeds import EmbedsSummary
 from deepfloyd_core.text.projection import ProjectionSummary
 from deepfloyd_core.training.costs import StepCosts
@@ -28,6 +28,11 @@ By = Literal["earlier runs", "the device's speed"]
 # Share of a large convolution's speed that a whole step reaches, and operations of a step in calls of the UNet: forward,
 # and backward without the gradients of frozen weights.
 _SHARE, _STEP, _FULL_STEP, _AGAIN = 0.5, 2.0, 3.0, 0.7
+_SPEED = (
+    "mixed_precision", "text_encoder_dtype", "text_encoder_quantization", "base_model_precision", "stage2_patch",
+    "controlnet", "model_type", "use_dora", "sizes", "images", "upscaled",
+)  # fmt: skip
+_OF_DATA = ("image_index", "stage1_pixels", "stage2_pixels", "eval_set", "lora_bundle")  # no model makes them
 _START_S = 8.0  # of a job that loads a model
 
 
@@ -45,7 +50,8 @@ class Amounts:
 
     pictures: int  # to be judged
     sizes: Mapping[Stage, Size]  # px, of the pictures that the costs of a stage's step are of
-    captions: int  # to be encoded
+    captions: int  # all texts
+    new_captions: int  # to be encoded
     t5_flops: float  # operations for one caption
 
 
@@ -56,7 +62,7 @@ def plan_times(
     """The time of each artifact that is made and of which it can be said. run: with its own workspace: of an index that is
     made for the plan alone nothing follows.
     """
-    rates = _rates(run)
+    rates = _rates(run, {artifact.kind: artifact.request for artifact in artifacts})
     found: dict[str, Duration] = {}
     by_table = {STAGES[plan.stage].table: plan for plan in stages}
     for kind in (artifact.kind for artifact in artifacts if artifact.state != "reused"):
@@ -76,21 +82,34 @@ def _units(kind: str, part: str, plan: StagePlan | None, amounts: Amounts) -> fl
     """How much of an artifact is to be made, in what its rate is of; None: not known."""
     if kind == "image_index":
         return amounts.pictures
-    if kind == "text_embeds" or part == "text":
+    if kind == "text_embeds":
+        return amounts.new_captions
+    if part == "text":
         return amounts.captions
     if plan is None:
         return 1.0 if kind in ("eval_set", "cascade_samples", "lora_bundle") else None
     return {"pixels": float(sum(count.pictures for count in plan.crops)), "lora": float(plan.samples)}.get(part)
 
 
-def _rates(run: Run) -> dict[str, tuple[float, float]]:
-    """Of each kind, by the newest artifact that tells: seconds beside the work, and for each unit of it."""
+def _rates(run: Run, requests: Mapping[str, Request | None]) -> dict[str, tuple[float, float]]:
+    """Of each kind, by the newest artifact that tells of the same work: seconds beside it, and for each unit of it."""
     found: dict[str, tuple[float, float]] = {}
     for artifact in all_artifacts(run.workspace):  # the newest last
         with suppress(ArtifactError):
-            if rate := _rate(artifact):
+            if _is_alike(artifact, requests.get(artifact.kind)) and (rate := _rate(artifact)):
                 found[artifact.kind] = rate
     return found
+
+
+def _is_alike(artifact: Artifact, request: Request | None) -> bool:
+    """Whether what an artifact took says how long another one of its kind takes: with the same models and precision."""
+    if artifact.kind in _OF_DATA:
+        return True
+    if request is None:
+        return False
+    models = [name for name in request.inputs if name.endswith("model") or name in ("unet", "encoder")]
+    same_models = all(artifact.inputs.get(name) == request.inputs[name] for name in models)
+    return same_models and all(artifact.spec.get(key) == request.spec.get(key) for key in _SPEED)
 
 
 def _rate(artifact: Artifact) -> tuple[float, float] | None:
@@ -124,7 +143,7 @@ def _by_speed(
     """Seconds of a training, or of T5, from operations."""
     if part == "embeds":
         precision: Precision = "bf16" if run.config.text_encoder_dtype == "bf16" and device.has_bf16 else "no"
-        return _START_S + amounts.captions * amounts.t5_flops / (_SHARE * device.flops[precision])
+        return _START_S + amounts.new_captions * amounts.t5_flops / (_SHARE * device.flops[precision])
     if part == "samples":
         return _START_S + sum(_sampled_s(run, stage, costs[stage], amounts.sizes[stage], device) for stage in costs)
     if part != "lora" or plan is None or plan.stage not in costs:

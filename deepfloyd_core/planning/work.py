@@ -6,7 +6,7 @@ from typing import Literal
 
 from deepfloyd_core.bundle.planned import FROM_BASE, Starts, planned
 from deepfloyd_core.config.run import Run
-from deepfloyd_core.config.stages import STAGES
+from deepfloyd_core.config.stages import STAGES, Stage
 from deepfloyd_core.crops.identity import eval_request, pixels_request
 from deepfloyd_core.errors import ArtifactError
 from deepfloyd_core.models.folders import folder_here
@@ -46,7 +46,7 @@ def plan_artifacts(run: Run, look: DataLook, starts: Starts = FROM_BASE) -> list
                 for kind in kinds_of(run)
             ),
         ]
-    requests = planned(run, look.index, starts)
+    requests = planned(run, look.index, starts, _here)
     assert requests is not None  # the steps are counted
     order = kinds_of(run)
     rest = sorted(requests.values(), key=lambda request: order.index(request.kind))
@@ -72,6 +72,13 @@ def kinds_of(run: Run) -> list[str]:
         kinds += [f"{table}_low_res"] if STAGES[stage].is_upscaler and config.remakes_low_res else []
         kinds.append(f"{table}_lora")
     return [*kinds, "cascade_samples", "lora_bundle"]
+
+
+def _here(model: str, stage: Stage, text: bool) -> Path:
+    """The folder of a model that is on this machine: what is newer on the hub is not downloaded for a plan."""
+    folder = folder_here(model, stage, text)
+    assert folder is not None  # `models_missing`
+    return folder
 
 
 def models_missing(run: Run) -> list[str]:

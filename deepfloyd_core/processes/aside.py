@@ -10,7 +10,7 @@ PATIENCE_S = 120.0  # a cold disk takes half a minute to give torch
 
 
 def ask(what: str, module: str, question: str = "", patience_s: float = PATIENCE_S) -> str:
-    """What `python -m MODULE QUESTION` prints. what: how messages name it.
+    """The last line that `python -m MODULE QUESTION` prints: before it may be a library's own. what: how messages name it.
 
     Raises JobError where it fails, crashes, or does not end in time.
     """
@@ -25,4 +25,4 @@ def ask(what: str, module: str, question: str = "", patience_s: float = PATIENCE
         raise JobError(f"{what} was ended by {signal.Signals(-done.returncode).name}")
     if done.returncode:
         raise JobError(f"{what} failed: {(done.stderr.strip() or 'it said nothing').splitlines()[-1]}")
-    return done.stdout
+    return (done.stdout.strip().splitlines() or [""])[-1]

@@ -228,7 +228,7 @@ def _settled(answer: Glimpse | Lost) -> Glimpse:
 def _nothing(folder: Path, tally: _Tally, opened: int) -> str:
     """Why a folder cannot be trained on."""
     beside = f" It has other files: {counted(tally.others)}." if tally.others else ""
-    if not tally.files:
+    if not tally.files or not tally.examples:
         return f"There is no picture in {folder}.{beside} Put pictures there, or give another folder."
     reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(tally.refused.items()))
     some = f" of the {opened:,} that were opened" if opened < tally.candidates else ""

@@ -47,7 +47,14 @@ def is_whole(folder: Path) -> bool:
 def _drawn_with(folder: Path) -> Iterator[Path]:
     """The files in the folders of stages, which are what a bundle draws with."""
     for stage in STAGES.values():
-        yield from sorted(file for file in (folder / stage.table).rglob("*") if file.is_file())
+        yield from sorted(
+            file for file in (folder / stage.table).rglob("*") if file.is_file() and not _is_of_system(file)
+        )
+
+
+def _is_of_system(file: Path) -> bool:
+    """Whether a file manager or a version control put it there."""
+    return file.name.startswith(".") or file.name in ("Thumbs.db", "desktop.ini")
 
 
 @lru_cache(maxsize=64)

@@ -6,6 +6,7 @@ published flavours, and others are kept in the user's cache. No torch.
 """
 
 import json
+from contextlib import suppress
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -97,9 +98,9 @@ def step_parts(config: StageConfig, costs: StepCosts, on_cpu: bool) -> dict[str,
 
 def default_cache() -> Path:
     """Where calculated records are kept: among Hugging Face's assets of this user."""
-    from huggingface_hub import cached_assets_path
+    from huggingface_hub.constants import HF_ASSETS_CACHE
 
-    return Path(cached_assets_path("deepfloyd", "costs"))
+    return Path(HF_ASSETS_CACHE) / "deepfloyd" / "costs"
 
 
 def cost_request(config: StageConfig, folder: Path | None, size: Size) -> CostRequest | None:
@@ -129,6 +130,8 @@ def cost_key(request: CostRequest) -> str:
         "text": text_is_frozen(config),
         "stage": config.flavour.stage,
     }
+    if config.lora_dropout:
+        about["dropout"] = True
     record = {"format": FORMAT, "unet": request.unet, "size": request.size, **keys, **about}
     return sha256_bytes(canonical_json(record).encode())[:16]
 
@@ -145,9 +148,10 @@ def known_costs(request: CostRequest, kept_in: Path) -> StepCosts | None:
 
 
 def keep_costs(request: CostRequest, costs: StepCosts, kept_in: Path) -> None:
-    """Keep a record for `known_costs`."""
-    kept_in.mkdir(parents=True, exist_ok=True)
-    write_bytes(kept_in / f"{cost_key(request)}.json", costs.model_dump_json().encode())
+    """Keep a record for `known_costs`, if the folder can be written."""
+    with suppress(OSError):
+        kept_in.mkdir(parents=True, exist_ok=True)
+        write_bytes(kept_in / f"{cost_key(request)}.json", costs.model_dump_json().encode())
 
 
 @cache

@@ -22,9 +22,11 @@ if TYPE_CHECKING:
     from deepfloyd_core.doctor.finding import Finding
 
 _PROXIES = ("http_proxy", "https_proxy", "all_proxy")
-_LOGIN = re.compile(r"(?<=://)[^/\s@]*@")
-_SECRETS = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|API_KEY|ACCESS_KEY|AUTH_STRING|CREDENTIAL", re.IGNORECASE)
-_LOGINS = re.compile(r"://([^/\s]*)@")
+_LOGIN = re.compile(r"(?<=://)\S*@")
+_SECRETS = re.compile(
+    r"(?:^|_)TOKEN(?:_|$)|SECRET|PASSWORD|PASSWD|API_KEY|ACCESS_KEY|AUTH_STRING|CREDENTIAL", re.IGNORECASE
+)
+_LOGINS = re.compile(r"://(\S*)@")
 _LEAST = 4  # characters of a secret; a shorter one is found in every word
 _ORDER = {"fault": 0, "note": 1, "fine": 2}
 _STYLES = {"fault": "bold red", "note": "yellow", "fine": "green"}
@@ -91,7 +93,8 @@ def secrets_of(environ: Mapping[str, str]) -> list[str]:
     for value in environ.values():
         for login in _LOGINS.findall(value):
             user, _, word = login.partition(":")
-            found |= {login, word or user, unquote(word or user)}
+            found |= {login, word or user, unquote(word or user), *re.split(r"[/?#:]", word)}
+    found -= {"true", "false", "True", "False", "none", "None"}
     return sorted((each for each in found if len(each) >= _LEAST), key=len, reverse=True)
 
 
@@ -112,11 +115,18 @@ def report_json(found: "list[Finding]") -> str:
 
     from deepfloyd_core.doctor.installed import versions
 
-    text = json.dumps({
+    return json.dumps({
         "schema": _SCHEMA, "python": platform.python_version(), "platform": platform.platform(), "packages": versions(),
-        "findings": [asdict(each) for each in found],
+        "findings": [asdict(_without_home(each)) for each in found],
     })  # fmt: skip
-    return text.replace(f"{Path.home()}/", "~/")
+
+
+def _without_home(found: "Finding") -> "Finding":
+    home = str(Path.home())
+    if home == "/":
+        return found
+    remedy = found.remedy.replace(home, "~") if found.remedy else None
+    return replace(found, text=found.text.replace(home, "~"), remedy=remedy)
 
 
 def print_findings(found: "list[Finding]") -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from deepfloyd_core.errors import ConfigError, DataError, StorageError
+from deepfloyd_core.errors import ConfigError, DataError, DeepFloydError, StorageError
 from flows.commands.arguments import user_path
 from flows.commands.session import err, out, print_notes
 
@@ -32,6 +32,7 @@ def init(
     here, real = Path.cwd(), Path(os.path.realpath(folder))
     _check_here(here, real)
     name = safe_name(real.name)
+    _check_workspace(here, real, name)
     check_free(name, here)
     machine = asked_machine()
     if err.is_terminal:
@@ -40,7 +41,12 @@ def init(
     print_look(out, look)
     choices = choose(look, machine(), name, _place(folder, here))
     run_file, data_file = write_project(choices, here)
-    run = load_run(Path(run_file.name))
+    try:
+        run = load_run(Path(run_file.name))
+    except DeepFloydError:
+        for file in (run_file, data_file):
+            file.unlink()
+        raise
     print_choices(out, choices, (run_file.name, data_file.name))
     print_notes(run.notes)
     _show(run, look)
@@ -58,6 +64,16 @@ def _check_here(here: Path, folder: Path) -> None:
         raise StorageError(
             f"The current directory, {here}, cannot be written, and the run file belongs there. Start the command in "
             "another directory."
+        )
+
+
+def _check_workspace(here: Path, folder: Path, name: str) -> None:
+    """Raise where the workspace would be among the pictures."""
+    workspace = Path(os.path.realpath(here / "workspace" / name))
+    if workspace.is_relative_to(folder):
+        raise ConfigError(
+            f"What runs make in {here} is kept in {workspace}, which is in the folder of the pictures, {folder}. Start the "
+            "command in another directory."
         )
 
 

@@ -220,8 +220,8 @@ def test_what_does_not_fit_says_which_settings_would(world: DataWorld) -> None:
 
 def test_auto_fit_sets_what_changes_no_result_and_proposes_the_rest(world: DataWorld) -> None:
     run = batch_of_four(world, auto_fit=True)
-    assert fit(run, {1: HUGE}, {1: (64, 64)}, replace(GPU, total=6 * GIB)) == Fitted(run, (), ())
-    fitted = fit(run, {1: HUGE}, {1: (64, 64)}, GPU)
+    assert fit(run, {1: HUGE}, {1: (64, 64)}, replace(GPU, total=6 * GIB), 1) == Fitted(run, (), ())
+    fitted = fit(run, {1: HUGE}, {1: (64, 64)}, GPU, 1)
     assert fitted.run.config.stage(1).gradient_checkpointing and not fitted.proposed
     assert fitted.applied == (
         "stage1.gradient_checkpointing = true: 3.2 GB less, the same result; Stage I, training takes 5.37 GB, and a GPU has "
@@ -230,7 +230,7 @@ def test_auto_fit_sets_what_changes_no_result_and_proposes_the_rest(world: DataW
     index = world.index(run)
     assert planned(fitted.run, index) == planned(run, index) == planned(world.load(stages=(1,), num_eval_images=2,
         train_batch_size=4, gradient_accumulation_steps=2, optimizer="prodigy", use_ema=True), index)  # fmt: skip
-    small = fit(run, {1: HUGE}, {1: (64, 64)}, replace(GPU, total=GIB))
+    small = fit(run, {1: HUGE}, {1: (64, 64)}, replace(GPU, total=GIB), 1)
     (proposal,) = small.proposed
     assert proposal.startswith(
         "Stage I, training takes 2.15 GB, and a GPU has 1.07 GB. It may fit with stage1.train_batch_size = 1"
@@ -241,6 +241,6 @@ def test_auto_fit_sets_what_changes_no_result_and_proposes_the_rest(world: DataW
 def test_t5_is_streamed_where_it_does_not_fit(world: DataWorld, monkeypatch: pytest.MonkeyPatch) -> None:
     run = batch_of_four(world, auto_fit=True)
     monkeypatch.setattr(memory, "_t5_shape", lambda run: T5_XXL)
-    fitted = fit(run, {}, {}, GPU)
+    fitted = fit(run, {}, {}, GPU, 1)
     assert fitted.run.config.text_encoder_streaming and not fitted.proposed
     assert fitted.applied[0].startswith("text_encoder_streaming = true: ")
