@@ -11,6 +11,7 @@ from deepfloyd_core.config.stages import STAGES
 from deepfloyd_core.doctor.finding import Finding, told
 from deepfloyd_core.errors import DeepFloydError, attempt
 from deepfloyd_core.preflight.check import Checked, first_round
+from deepfloyd_core.preflight.load import NO_DATA
 from deepfloyd_core.store.counts import many, size
 
 _NAME = "run file"
@@ -27,7 +28,11 @@ def read_checked(path: Path, overrides: tuple[str, ...]) -> tuple[Run | None, li
     if run is None:
         with every_extra():
             run = _read(path, overrides, [])
-    found = [told(_NAME, fault) for fault in {str(fault): fault for fault in faults}.values()]
+    found = [
+        Finding(_NAME, "note", f"{path}: it names no pictures, so it can draw and not train") if NO_DATA in text
+        else told(_NAME, fault)
+        for text, fault in {str(fault): fault for fault in faults}.items()
+    ]  # fmt: skip
     if run is None:
         hidden = "its models, their memory and their room on the disk are looked at when it has no such faults"
         return None, [*found, Finding(_NAME, "note", hidden)]

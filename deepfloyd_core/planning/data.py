@@ -81,7 +81,7 @@ def look_at_data(run: Run) -> DataLook:
 
 def check_index(run: Run, index: Artifact) -> list[str]:
     """What a run says of its index, in notes. Raises DataError where it would end: too many rejected, nothing left."""
-    check_share(index.summary(IndexSummary), run.config.max_rejected_share, index.path / INDEX_FILE)
+    check_share(index.summary(IndexSummary), run.config.max_rejected_share, None)
     choices = choose_held_out(run, index)
     return choice_notes(run, choices) + check_left(run, index, choices)
 

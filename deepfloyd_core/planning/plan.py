@@ -2,14 +2,14 @@
 
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
 from deepfloyd_core.arrow import mapped_table
 from deepfloyd_core.bundle.planned import FROM_BASE, Starts
 from deepfloyd_core.config.run import Run
-from deepfloyd_core.errors import JobError
+from deepfloyd_core.errors import DeepFloydError, JobError, attempt
 from deepfloyd_core.hashing import caption_id
 from deepfloyd_core.index.ledger import caption_counts
 from deepfloyd_core.models.device import Device, device_of
@@ -22,7 +22,7 @@ from deepfloyd_core.planning.memory import MemoryPlan, cost_requests, plan_memor
 from deepfloyd_core.planning.shadow import shadow
 from deepfloyd_core.planning.steps import StagePlan, plan_stages, with_counted_steps
 from deepfloyd_core.planning.times import Amounts, Duration, plan_times
-from deepfloyd_core.planning.work import ArtifactPlan, plan_artifacts
+from deepfloyd_core.planning.work import ArtifactPlan, models_missing, plan_artifacts
 from deepfloyd_core.store.artifacts import Artifact
 from deepfloyd_core.text.embeds import CAPTIONS_FILE, older_embeds, run_captions
 
@@ -42,7 +42,9 @@ class Plan:
     device: Device | None  # None: it was not asked for, or torch cannot be used
     disk: DiskPlan
     times: Mapping[str, Duration]  # by the kind of artifact
-    notes: tuple[str, ...] = field(default=())
+    missing: tuple[str, ...] = ()  # models that must be downloaded
+    ends: tuple[str, ...] = ()  # why a run would end once it has its index
+    notes: tuple[str, ...] = ()
 
     @property
     def seconds(self) -> float | None:
@@ -73,10 +75,10 @@ def plan_after_index(run: Run, index: Artifact, starts: Starts = FROM_BASE) -> P
 
 
 def _planned(run: Run, seen: Run, look: DataLook, starts: Starts, asked: "Future[TorchFacts] | None") -> Plan:
-    notes = [why_unknown(look)]
+    notes, ends = [why_unknown(look)], list[DeepFloydError]()
     sets, stages, captions = list[SetCount](), list[StagePlan](), list[str]()
     if look.index is not None:
-        notes += check_index(seen, look.index)
+        notes += attempt(ends, check_index, seen, look.index) or []
         sets, stages = count_sets(seen, look.index), plan_stages(seen, look.index)
         captions = run_captions(seen, caption_counts(look.index))
         seen = with_counted_steps(seen, stages)
@@ -100,6 +102,7 @@ def _planned(run: Run, seen: Run, look: DataLook, starts: Starts, asked: "Future
     notes += [*unknown, *away]
     return Plan(
         tuple(sets), look.changes, tuple(artifacts), tuple(stages), new, tuple(memory), device, disk, times,
+        tuple(models_missing(seen)), tuple(f"A run would end here. {error}" for error in ends),
         tuple(note for note in notes if note),
     )  # fmt: skip
 

@@ -34,11 +34,22 @@ def verdict(plan: Plan) -> list[str]:
     made = [artifact for artifact in plan.artifacts if artifact.state != "reused"]
     if not made:
         return ["Nothing to do: every artifact is there."]
-    disk = f"It writes {size(plan.disk.needed)}, and {size(plan.disk.free)} are free"
-    lines = [_time(plan), f"{disk}: that does not fit." if plan.disk.needed > plan.disk.free else f"{disk}."]
+    lines = [*plan.ends, _time(plan), _disk(plan)]
+    if plan.missing:
+        models = " and ".join(plan.missing)
+        lines.append(f"Beside that {models} must be downloaded; `deepfloyd doctor` tells how much that is.")
     if plan.device is not None:
         lines += _fits(plan.memory, plan.device)
     return lines
+
+
+def _disk(plan: Plan) -> str:
+    """What is written, and what checkpoints take meanwhile."""
+    disk = plan.disk
+    made, meanwhile = sum(disk.artifacts.values()), size(disk.meanwhile)
+    text = f"It writes {size(made)}"
+    text += f", and {meanwhile} of checkpoints while it trains" if disk.meanwhile else ""
+    return f"{text}; {size(disk.free)} are free{': that does not fit' if disk.needed > disk.free else ''}."
 
 
 def _time(plan: Plan) -> str:
@@ -69,7 +80,7 @@ def _pictures(plan: Plan) -> PlanTable:
     for one in plan.sets:
         rejected = ", ".join(f"{count:,} {reason.replace('_', ' ')}" for reason, count in one.rejected.items())
         rows.append((one.dataset_id, f"{one.inputs:,}", rejected or "none", f"{one.held_out:,}", f"{one.trained:,}"))
-    return PlanTable("Pictures", ("data set", "files", "rejected", "held out", "trained on"), tuple(rows))
+    return PlanTable("Pictures", ("data set", "files", "rejected", "held out", "to train on"), tuple(rows))
 
 
 def _artifacts(plan: Plan) -> PlanTable:
@@ -89,18 +100,13 @@ def _artifacts(plan: Plan) -> PlanTable:
 
 
 def _trainings(plan: Plan) -> PlanTable:
+    made = {artifact.kind for artifact in plan.artifacts if artifact.state != "reused"}
     rows = [
-        (
-            STAGES[one.stage].title,
-            f"{one.steps:,}",
-            f"{one.samples:,}",
-            f"{one.epochs:.1f}",
-            f"{one.seen:.1f} times",
-            _sizes(one),
-        )
-        for one in plan.stages
-    ]
-    heads = ("training", "steps", "samples", "epochs", "each picture is seen", "crops of an epoch, px")
+        (STAGES[one.stage].title, f"{one.steps:,}", f"{one.samples:,}", f"{one.seen:.2g} times" if one.seen < 10
+         else f"{one.seen:,.0f} times", _sizes(one))
+        for one in plan.stages if f"{STAGES[one.stage].table}_lora" in made
+    ]  # fmt: skip
+    heads = ("training", "steps", "samples", "each picture is seen", "crops of an epoch, px")
     return PlanTable("Trainings", heads, tuple(rows))
 
 

@@ -13,6 +13,7 @@ from deepfloyd_core.models.folders import folder_here
 from deepfloyd_core.planning.data import DataLook
 from deepfloyd_core.store.artifacts import REQUEST, Artifact, Request, find, missing_parts, newest_record
 from deepfloyd_core.store.changes import changes
+from deepfloyd_core.store.manifest import MANIFEST
 from deepfloyd_core.text.projection import text_is_frozen
 
 State = Literal["reused", "continued", "made"]
@@ -36,15 +37,11 @@ def plan_artifacts(run: Run, look: DataLook, starts: Starts = FROM_BASE) -> list
         index = ArtifactPlan(index.kind, index.state, look.changes, index.request)
     if not look.is_current or look.index is None:
         return [index, *(_unknown(kind) for kind in kinds_of(run))]
-    if missing := models_missing(run):
+    if models_missing(run):
         crops = _of_pictures(run, look.index)
-        why = f"{', '.join(missing)} is not on this machine yet"
         return [
             index,
-            *(
-                _planned(run, crops[kind]) if kind in crops else ArtifactPlan(kind, "made", (why,), None)
-                for kind in kinds_of(run)
-            ),
+            *(_planned(run, crops[kind]) if kind in crops else _without_model(run, kind) for kind in kinds_of(run)),
         ]
     requests = planned(run, look.index, starts, _here)
     assert requests is not None  # the steps are counted
@@ -72,6 +69,12 @@ def kinds_of(run: Run) -> list[str]:
         kinds += [f"{table}_low_res"] if STAGES[stage].is_upscaler and config.remakes_low_res else []
         kinds.append(f"{table}_lora")
     return [*kinds, "cascade_samples", "lora_bundle"]
+
+
+def _without_model(run: Run, kind: str) -> ArtifactPlan:
+    """What is made with a model that is not here: its identity is not known."""
+    is_first = not any((run.workspace / kind).glob(f"*/{MANIFEST}"))
+    return ArtifactPlan(kind, "made", (_FIRST if is_first else "its model is not on this machine",), None)
 
 
 def _here(model: str, stage: Stage, text: bool) -> Path:

@@ -33,6 +33,11 @@ from deepfloyd_core.preflight.data_sets import (
 from deepfloyd_core.sources.source import open_source
 from deepfloyd_core.training.mixing import check_steps
 
+NO_DATA = (
+    "data_backend_config is missing, which names the pictures to train on. `deepfloyd init FOLDER` writes one; "
+    "`generate --version base` draws without."
+)
+
 
 def load_run(path: Path, overrides: tuple[str, ...] = (), data: bool = True) -> Run:
     """Read and check a run file and its data file; `overrides` are KEY=VALUE, KEY dotted, VALUE as in TOML; KEY= removes it.
@@ -62,7 +67,7 @@ def read_run(path: Path, overrides: tuple[str, ...], faults: list[DeepFloydError
         faults.append(ConfigError(f"{path}: {no_data_file(place)}"))
         place = None
     elif data and not written.values.get("data_backend_config"):
-        faults.append(ConfigError(f"{path}: data_backend_config is missing."))
+        faults.append(ConfigError(f"{path}: {NO_DATA}"))
     if config is not None:
         _check_measures(config, faults)
     file, datasets = None, tuple[ImageDataset, ...]()

@@ -126,7 +126,9 @@ def find_version(workspace: Path, name: str) -> Version:
         )
     if name.isdecimal() and int(name) in published:
         return _read(workspace, int(name))
-    numbers = ", ".join(map(str, published)) or "none yet; `deepfloyd run` publishes the first"
+    numbers = (
+        ", ".join(map(str, published)) or "none yet; `deepfloyd run` publishes one, `--version base` draws without"
+    )
     raise ConfigError(f"There is no version {name!r} in {workspace}; published: {numbers}.")
 
 

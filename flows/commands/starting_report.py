@@ -50,6 +50,7 @@ def print_next(out: Console, choices: Choices, run: Run) -> None:
     repos = [PUBLISHED[run.config.stage(stage).model_flavour].repo for stage in run.config.stages]
     out.print(f"Weights, once: accept the licence at https://huggingface.co/{repos[0]}, then `hf auth login`.")
     out.print("Next:")
+    out.print(f"  deepfloyd doctor {choices.name}.toml")
     out.print(f"  deepfloyd plan {choices.name}.toml")
     out.print(f"  deepfloyd run {choices.name}.toml")
 

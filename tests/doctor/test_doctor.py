@@ -23,9 +23,11 @@ from small_run import SmallRun
 
 from deepfloyd_core.config.flavours import FLAVOURS
 from deepfloyd_core.doctor import examine
+from deepfloyd_core.doctor.finding import Finding
 from deepfloyd_core.errors import JobError
 from deepfloyd_core.models import torch_facts
 from deepfloyd_core.models.torch_facts import TorchFacts
+from flows.commands.doctor import hidden, report_json, secrets_of
 from flows.serving.server_log import STARTED
 
 FACTS = TorchFacts(version="2.13.0", build="the CPU", device="cpu", threads=2, cpu_flops={"no": 1.0, "bf16": 2.0})
@@ -396,3 +398,21 @@ def test_services_that_fail_are_told_of_the_server_that_runs_and_not_of_an_earli
 def test_keys_are_changed_of_a_run_file_only() -> None:
     done = deepfloyd("doctor", "--set=workspace=x")
     assert done.exit_code == 2 and "name it" in done.output
+
+
+def test_pieces_of_a_password_a_home_and_a_flag_are_told_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    secrets = secrets_of({"https_proxy": "http://joe:12hunter/2x9@10.0.0.1:3128", "TOKENIZERS_PARALLELISM": "false"})
+    finding = hidden(
+        Finding("x", "note", "Invalid port: '12hunter', false, at http://joe:12hunter/2x9@10.0.0.1:3128"), secrets
+    )
+    assert finding.text == "Invalid port: '***', false, at http://10.0.0.1:3128"
+    for home, shown in (("/home/j\u00fcrgen", "~/x of https://a"), ("/", "/home/j\u00fcrgen/x of https://a")):
+        monkeypatch.setattr(Path, "home", lambda home=home: Path(home))
+        report = report_json([Finding("x", "fine", "/home/j\u00fcrgen/x of https://a")])
+        assert json.loads(report)["findings"][0]["text"] == shown
+
+
+def test_a_run_file_that_only_draws_is_no_fault(small_run: SmallRun) -> None:
+    found = told(str(small_run.config), "--set=data_backend_config=", code=0)
+    assert not [each for each in found if each["state"] == "fault"]
+    assert any("it can draw and not train" in each["text"] for each in found)

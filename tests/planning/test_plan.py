@@ -18,7 +18,7 @@ from deepfloyd_core.index.ledger import read_index
 from deepfloyd_core.models.device import Device
 from deepfloyd_core.models.text_encoders import T5_XXL
 from deepfloyd_core.models.torch_facts import TorchFacts
-from deepfloyd_core.planning import data, memory
+from deepfloyd_core.planning import data, memory, times
 from deepfloyd_core.planning.fit import Fitted, fit
 from deepfloyd_core.planning.memory import plan_memory
 from deepfloyd_core.planning.plan import Plan, plan_after_index, plan_run
@@ -244,3 +244,57 @@ def test_t5_is_streamed_where_it_does_not_fit(world: DataWorld, monkeypatch: pyt
     fitted = fit(run, {}, {}, GPU, 1)
     assert fitted.run.config.text_encoder_streaming and not fitted.proposed
     assert fitted.applied[0].startswith("text_encoder_streaming = true: ")
+
+
+def test_nothing_is_built_in_the_workspace_and_what_cannot_be_read_is_left_out(world: DataWorld) -> None:
+    draw(world, range(12))
+    run = world.load(stages=(1,), num_eval_images=2)
+    index = world.index(run)
+    unfinished = index.path
+    (unfinished / "manifest.json").rename(unfinished / ".kept")
+    (unfinished / ".request.json").write_bytes((unfinished / ".kept").read_bytes())
+    (run.workspace / "held_out" / "folder").mkdir(parents=True)
+    (run.workspace / "held_out" / "gone.json").symlink_to("nowhere")
+    before = tree(run.workspace)
+    plan = plan_run(run)
+    assert states(plan)["image_index"] == "made" and plan.sets[0].trained == 10
+    assert tree(run.workspace) == before
+
+
+def test_a_compiled_training_is_not_recomputed_by_itself(world: DataWorld) -> None:
+    run = batch_of_four(world, auto_fit=True)
+    compiled = run.config.stage(1).model_copy(update={"dynamo_backend": "aot_eager"})
+    run = replace(run, config=run.config.model_copy(update={"stage1": compiled}))
+    fitted = fit(run, {1: HUGE}, {1: (64, 64)}, GPU, 1)
+    assert fitted.run == run and "another rounding" in fitted.proposed[0]
+
+
+def test_no_model_is_downloaded_for_a_plan(world: DataWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw(world, range(6))
+
+    def resolve(*_: object, **__: object) -> None:
+        raise AssertionError("asked")
+
+    monkeypatch.setattr("deepfloyd_core.models.folders._resolved", resolve)
+    assert states(plan_run(world.load(stages=(1,), num_eval_images=2)))["stage1_lora"] == "made"
+
+
+def test_a_rate_of_another_model_is_not_taken(world: DataWorld) -> None:
+    draw(world, range(12))
+    run = world.load(stages=(1,), num_eval_images=2)
+    requests = planned(run, world.index(run))
+    assert requests is not None
+    lora = materialise(run.workspace, requests["stage1_lora"], lambda work: Summary())
+    assert times._is_alike(lora, requests["stage1_lora"])
+    other = replace(requests["stage1_lora"], inputs={**lora.inputs, "model": "another"})
+    assert not times._is_alike(lora, other) and not times._is_alike(lora, None)
+
+
+def test_a_run_that_would_end_is_told_with_its_pictures(world: DataWorld) -> None:
+    draw(world, range(4))
+    for number in range(4):
+        world.add(f"small{number}.png", np.zeros((20, 20, 3), np.uint8))
+    plan = plan_run(world.load(stages=(1,), max_rejected_share=0.1))
+    assert plan.sets[0].rejected == {"too_small": 4}
+    assert verdict(plan)[0].startswith("A run would end here. 4 of 8 pictures were rejected (4 too_small)")
+    assert "ledger" not in verdict(plan)[0]

@@ -307,6 +307,23 @@ def test_a_folder_without_permission_is_a_sentence(here: Path, monkeypatch: pyte
     assert str(failed("closed")) == "closed cannot be listed: permission denied. Give a folder that you may read."
 
 
+def test_many_files_that_only_may_be_pictures_are_no_picture(here: Path) -> None:
+    (here / "many").mkdir()
+    for number in range(700):
+        (here / "many" / f"f{number}").write_text("hello")
+    told = deepfloyd("init", "many")
+    assert isinstance(told.exception, DataError) and str(told.exception).startswith("There is no picture in ")
+
+
+@pytest.mark.parametrize("place", ["workspace", "workspace/cats"])
+def test_pictures_where_runs_are_kept_are_a_sentence(here: Path, place: str) -> None:
+    (here / place).mkdir(parents=True)
+    Image.new("RGB", (300, 300)).save(here / place / "a.png")
+    told = deepfloyd("init", place)
+    assert isinstance(told.exception, ConfigError) and "in the folder of the pictures" in str(told.exception)
+    assert not list(here.glob("*.toml"))
+
+
 def test_nothing_is_overwritten_and_no_half_is_left(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     picture_folders.one(here / "one")
     (here / "one.json").write_text("mine")
