@@ -116,7 +116,7 @@ def test_what_draws_needs_none_and_does_not_read_it(small_run: SmallRun, tmp_pat
             assert run.datasets == () and run.notes == ()
     done = deepfloyd("export", str(small_run.config), "7", str(tmp_path / "out"))
     assert str(done.exception) == f"There is no version '7' in {small_run.workspace}; published: none yet; " + (
-        "`deepfloyd run` publishes the first."
+        "`deepfloyd run` publishes one, `--version base` draws without."
     )
 
 

@@ -81,7 +81,8 @@ def test_a_record_is_kept_for_each_thing_that_changes_it_and_a_damaged_one_is_no
     keep_costs(plain, costs, tmp_path)
     assert known_costs(plain, tmp_path) == costs
     changes: list[dict[str, Any]] = [
-        {"lora_rank": 6}, {"lora_dropout": 0.1}, {"use_dora": True}, {"mixed_precision": "bf16"}, {"lora_target_modules": ("to_q",)},
+        {"lora_rank": 6}, {"lora_dropout": 0.1}, {"use_dora": True}, {"mixed_precision": "bf16"},
+        {"lora_target_modules": ("to_q",)},
         {"optimizer": "adamw_bf16", "mixed_precision": "bf16"},
     ]  # fmt: skip
     other = [settings(**{"lora_rank": 5, **keys}) for keys in changes]
