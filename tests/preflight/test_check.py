@@ -23,6 +23,7 @@ from deepfloyd_core.models.folders import resolve
 from deepfloyd_core.preflight import check
 from deepfloyd_core.preflight.check import Goal, check_run, trained_with
 from deepfloyd_core.preflight.generate import GenerateOptions
+from deepfloyd_core.preflight.load import NO_DATA
 from deepfloyd_core.preflight.unet_sizes import check_unet
 from deepfloyd_core.preflight.upscale import UpscaleOptions
 
@@ -102,7 +103,7 @@ DRAWS = GenerateOptions(("x",), "base")
 @pytest.mark.parametrize("goal", ["crops", "text_embeds", 1, 2, "lora_bundle"])
 def test_what_trains_needs_a_data_file_and_says_so_once(small_run: SmallRun, goal: Goal) -> None:
     without = refusal(small_run, goal, "data_backend_config=", elsewhere=False)
-    assert without == [f"{small_run.config}: data_backend_config is missing."]
+    assert without == [f"{small_run.config}: {NO_DATA}"]
     move_pictures_away(small_run)
     assert len(refusal(small_run, goal, elsewhere=False)) == 1
 
