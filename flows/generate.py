@@ -5,7 +5,7 @@ from pathlib import Path
 from prefect import flow
 
 from deepfloyd_core.preflight.check import check_run
-from deepfloyd_core.preflight.drawn_again import recorded_options
+from deepfloyd_core.preflight.drawn_again import recorded_options, with_recorded
 from deepfloyd_core.preflight.generate import (
     GenerateOptions,
     pictures_of,
@@ -66,8 +66,8 @@ def generate(
         loras=tuple(lora or ()), stages=text_of(stages),
     )  # fmt: skip
     options, recorded = recorded_options(asked, drawn_before)
-    changed = dict.fromkeys((*recorded, *(overrides or ())))  # the command line has added those of the picture already
-    run = check_run(Path(config), tuple(changed), options)
+    # The command line has added those of the picture already.
+    run = check_run(Path(config), tuple(with_recorded(recorded, overrides)), options)
     pictures = pictures_of(run, options)
     rename_run(run.workspace)
     with gpu_of(run):

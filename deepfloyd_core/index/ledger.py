@@ -231,17 +231,18 @@ def rejected_and_inputs(counts: LedgerCounts) -> tuple[int, int]:
 def check_share(summary: IndexSummary, max_rejected_share: float, ledger: Path | None) -> None:
     """Raises DataError when too large a share was rejected, or no picture is left. ledger: to be named, if it stays."""
     reasons = ", ".join(f"{count} {reason}" for reason, count in summary.reasons.items())
-    where = f"The ledger is {ledger}. " if ledger else ""
     if not summary.accepted:
         all_of_them = "The only picture was" if summary.inputs == 1 else f"All {summary.inputs} pictures were"
-        raise DataError(f"{all_of_them} rejected ({reasons}). {_most(summary)}{where}")
+        where = f"The ledger is {ledger}." if ledger else ""
+        raise DataError(f"{all_of_them} rejected ({reasons}). {_most(summary)}{where}".rstrip())
     rejected, inputs = rejected_and_inputs(summary)
     share = rejected / inputs
     if share > max_rejected_share:
-        were = "was" if rejected == 1 else "were"
+        were, advice = "was" if rejected == 1 else "were", "correct the data or raise the limit."
+        last = f"The ledger is {ledger}; {advice}" if ledger else advice.capitalize()
         raise DataError(
             f"{rejected} of {inputs} pictures {were} rejected ({reasons}): a share of {share:.2f}, above "
-            f"max_rejected_share = {max_rejected_share}. {_most(summary)}{where}Correct the data or raise the limit."
+            f"max_rejected_share = {max_rejected_share}. {_most(summary)}{last}"
         )
 
 

@@ -1,6 +1,6 @@
 """Checks a picture that is drawn again (`generate --from`): its record, and the user's files that it was drawn with."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -48,6 +48,18 @@ def recorded_options(options: GenerateOptions, drawn: Path | None) -> tuple[Gene
         strength=again.strength, style=again.style, stages=again.stages, again=again,
     )  # fmt: skip
     return options, tuple(again.overrides())
+
+
+def with_recorded(recorded: Sequence[str], overrides: Sequence[str] | None) -> list[str]:
+    """The overrides of a picture's record, then the user's own, each once. Raises ConfigError where both set a key to
+    different values: it would be another picture.
+    """
+    known = {text.partition("=")[0]: text for text in recorded}
+    for text in overrides or ():
+        key = text.partition("=")[0]
+        if known.get(key, text) != text:
+            raise ConfigError(f"The picture of --from was drawn with {known[key]}. Leave out --set {key}, or --from.")
+    return list(dict.fromkeys((*recorded, *(overrides or ()))))
 
 
 def lora_again_faults(run: Run, options: GenerateOptions, folders: Mapping[Stage, Path]) -> list[DeepFloydError]:

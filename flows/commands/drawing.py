@@ -65,7 +65,7 @@ def generate(
     from deepfloyd_core.processes.ahead import DRAWING, worker_ahead
 
     with worker_ahead(DRAWING) as worker:  # imports torch while this process reads the run file, and imports Prefect
-        from deepfloyd_core.preflight.drawn_again import recorded_options
+        from deepfloyd_core.preflight.drawn_again import recorded_options, with_recorded
         from deepfloyd_core.preflight.generate import GenerateOptions
 
         versions = tuple(one.strip() for one in compare.split(",")) if compare is not None else ()
@@ -74,7 +74,7 @@ def generate(
             control=control, image=image, mask=mask, strength=strength, style=style, loras=here(lora), stages=stages,
         )  # fmt: skip
         options, recorded = recorded_options(asked, from_picture)
-        loaded = load(config, [*recorded, *(overrides or [])], options)
+        loaded = load(config, with_recorded(recorded, overrides), options)
         files = {
             "prompt_file": prompt_file, "control": control, "image": image, "mask": mask, "from_picture": from_picture,
         }  # fmt: skip

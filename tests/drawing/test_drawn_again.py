@@ -14,7 +14,7 @@ from small_run import SmallRun
 
 from deepfloyd_core.api import GenerateOptions, generate
 from deepfloyd_core.errors import ConfigError
-from deepfloyd_core.preflight.drawn_again import recorded_options
+from deepfloyd_core.preflight.drawn_again import recorded_options, with_recorded
 
 
 def drawn_again(run: SmallRun, picture: Path) -> Path:
@@ -121,3 +121,11 @@ def test_so_are_other_loras(world: DataWorld, monkeypatch: pytest.MonkeyPatch) -
         assert isinstance(done.exception, ConfigError) and str(done.exception).endswith(says)
     options, keys = recorded_options(GenerateOptions(loras=(f"{lora}@0.5",)), made)
     assert generate(run_file, options, ("num_threads=1", *keys)) == [made]
+
+
+def test_a_setting_of_the_picture_is_not_set_anew_beside_it() -> None:
+    recorded = ("stage1.validation_num_inference_steps=4", "seed=3")
+    assert with_recorded(recorded, None) == list(recorded)
+    assert with_recorded(recorded, ["seed=3", "workspace=x"]) == [*recorded, "workspace=x"]
+    with pytest.raises(ConfigError, match=r"was drawn with seed=3. Leave out --set seed, or --from"):
+        with_recorded(recorded, ["seed=4"])

@@ -65,6 +65,7 @@ def test_memory_does_not_grow_with_the_files(tmp_path: Path, monkeypatch: pytest
     """Beyond what a listing of one directory takes: of the names themselves only a sample is kept."""
     picture_folders.smooth(0, 80, 80).save(tmp_path / "0.png")
     real = Folder.listing
+    look_at(tmp_path)  # what it imports stays
 
     def many(source: Folder) -> Iterator[Listed]:
         (only,) = real(source)
