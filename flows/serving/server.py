@@ -255,6 +255,7 @@ def kept_up(home: Path, url: str, environ: dict[str, str]) -> Iterator[None]:
                 log.warning(
                     "the Prefect server of %s has not answered for %.0f s; it was killed", home, hearing.silent_s()
                 )
+                hearing.begin()  # until its end is seen, which takes a moment
 
     def until_it_ends(ended: threading.Event) -> None:
         while not ended.wait(LOOK_EVERY_S) and server_address(home) is not None:
