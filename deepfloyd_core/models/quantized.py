@@ -12,7 +12,7 @@ blocks of 64 with a scale in bf16, 0.53 bytes a weight. Written in torch alone: 
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -133,8 +133,7 @@ def load_base(
         layer = unet.get_submodule(place)
         layer.register_parameter(part, _frozen(tensor.to(device, dtype, copy=True)))  # not the mapped file
         lacking.remove(name)
-        kept = part != "weight" or place.split(".")[0] in _WHOLE
-        if not kept and isinstance(layer, torch.nn.Linear | torch.nn.Conv2d):
+        if part == "weight" and _is_quantized(place, layer):
             quantize_layer(layer, pairs)
     if lacking:
         raise ModelError(f"{folder}/unet lacks the weights {', '.join(sorted(lacking)[:3])}.")
@@ -148,8 +147,12 @@ def quantize_frozen(unet: UNet2DConditionModel, precision: BasePrecision, dtype:
     device = next(unet.parameters()).device
     pairs = code_pairs(dtype, device) if precision == "nf4" else None
     for name, layer in list(unet.named_modules()):
-        if name.split(".")[0] not in _WHOLE and isinstance(layer, torch.nn.Linear | torch.nn.Conv2d):
+        if _is_quantized(name, layer):
             quantize_layer(layer, pairs)
+
+
+def _is_quantized(name: str, layer: torch.nn.Module) -> TypeGuard[torch.nn.Linear | torch.nn.Conv2d]:
+    return name.split(".")[0] not in _WHOLE and isinstance(layer, torch.nn.Linear | torch.nn.Conv2d)
 
 
 def code_pairs(dtype: torch.dtype, device: torch.device) -> torch.nn.Parameter:

@@ -82,7 +82,8 @@ def _planned(run: Run, seen: Run, look: DataLook, starts: Starts, asked: "Future
         sets, stages = count_sets(seen, look.index), plan_stages(seen, look.index)
         captions = run_captions(seen, caption_counts(look.index))
         seen = with_counted_steps(seen, stages)
-    artifacts = plan_artifacts(seen, look, starts)
+    missing = models_missing(seen)
+    artifacts = plan_artifacts(seen, look, missing, starts)
     requests = cost_requests(seen, stages)
     costs, unknown = costs_of(requests, calculates=asked is not None)
     new = _new_captions(seen, artifacts, captions)
@@ -102,7 +103,7 @@ def _planned(run: Run, seen: Run, look: DataLook, starts: Starts, asked: "Future
     notes += [*unknown, *away]
     return Plan(
         tuple(sets), look.changes, tuple(artifacts), tuple(stages), new, tuple(memory), device, disk, times,
-        tuple(models_missing(seen)), tuple(f"A run would end here. {error}" for error in ends),
+        tuple(missing), tuple(f"A run would end here. {error}" for error in ends),
         tuple(note for note in notes if note),
     )  # fmt: skip
 

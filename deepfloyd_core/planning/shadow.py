@@ -4,7 +4,6 @@ So a plan asks the very functions that the run will ask (the scan, the choice of
 may write their notes as ever.
 """
 
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -15,11 +14,9 @@ from pathlib import Path
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.crops.eval_record import FOLDER as HELD_OUT
 from deepfloyd_core.index.scan import NOTES_DIR
-from deepfloyd_core.store.artifacts import REQUEST
+from deepfloyd_core.store.artifacts import FINGERPRINT, REQUEST
 from deepfloyd_core.store.events import FOLDER as VERSIONS
 from deepfloyd_core.store.manifest import MANIFEST
-
-_FINGERPRINT = re.compile(r"[0-9a-f]{16}")
 
 
 @contextmanager
@@ -33,7 +30,7 @@ def shadow(run: Run) -> Iterator[Run]:
     with tempfile.TemporaryDirectory(prefix="plan-") as name:
         place = Path(name)
         for artifact in run.workspace.glob("[!.]*/*"):
-            if _FINGERPRINT.fullmatch(artifact.name):
+            if FINGERPRINT.fullmatch(artifact.name):
                 with suppress(OSError):
                     _show(artifact, place / artifact.parent.name / artifact.name)
         for folder, put in ((NOTES_DIR, _link), (VERSIONS, _link), (HELD_OUT, shutil.copyfile)):

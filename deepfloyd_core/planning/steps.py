@@ -1,17 +1,16 @@
 """How long a run trains: steps, epochs, and how often each picture is seen."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import pyarrow as pa
 
-from deepfloyd_core.config.base import parse_spec
 from deepfloyd_core.config.run import Run
-from deepfloyd_core.config.stage import StageConfig
 from deepfloyd_core.config.stages import Stage
 from deepfloyd_core.crops.eval_choice import choose_held_out, held_out_pictures
 from deepfloyd_core.crops.plan import CropCount, count_crops
 from deepfloyd_core.store.artifacts import Artifact
+from deepfloyd_core.training.epochs import counted, steps_of_epochs
 
 _NOBODY = pa.array([], pa.string())
 
@@ -39,23 +38,14 @@ def plan_stages(run: Run, index: Artifact) -> list[StagePlan]:
 def with_counted_steps(run: Run, plans: Sequence[StagePlan]) -> Run:
     """The run with its stages' steps in place of their epochs: a training has the same identity by both."""
     for plan in plans:
-        config = run.config.stage(plan.stage)
-        if config.num_train_epochs is not None:
-            values = {**config.model_dump(), "num_train_epochs": None, "max_train_steps": plan.steps}
-            counted = parse_spec(
-                StageConfig, values, f"stage{plan.stage}, num_train_epochs = {config.num_train_epochs}"
-            )
-            run = replace(run, config=run.config.model_copy(update={f"stage{plan.stage}": counted}))
+        run = counted(run, plan.stage, plan.steps)
     return run
 
 
 def _plan_stage(run: Run, index: Artifact, stage: Stage, out: pa.Array) -> StagePlan:
     config, crops = run.config.stage(stage), count_crops(run, index, stage, out)
     batches = sum(-(-count.shown // config.train_batch_size) for count in crops)
-    if config.num_train_epochs is None:
-        steps = config.steps
-    else:
-        steps = max(1, -(-config.num_train_epochs * batches // config.gradient_accumulation_steps))
+    steps = steps_of_epochs(config, batches)
     every = count_crops(run, index, stage, _NOBODY) if len(out) else crops
     samples, pictures = steps * config.samples_per_step, sum(count.pictures for count in crops)
     return StagePlan(

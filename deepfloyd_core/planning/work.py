@@ -1,5 +1,6 @@
 """Which artifacts a run would reuse, go on with or make, and why."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -30,14 +31,16 @@ class ArtifactPlan:
     request: Request | None  # None: its identity is not known yet
 
 
-def plan_artifacts(run: Run, look: DataLook, starts: Starts = FROM_BASE) -> list[ArtifactPlan]:
-    """The artifacts of a run in the order in which it makes them. run: with its steps counted, in its shadow."""
+def plan_artifacts(run: Run, look: DataLook, missing: Sequence[str], starts: Starts = FROM_BASE) -> list[ArtifactPlan]:
+    """The artifacts of a run in the order in which it makes them. run: with its steps counted, in its shadow; missing: as
+    `models_missing`.
+    """
     index = _planned(run, look.request, look.is_made) if look.request else _unknown("image_index")
     if index.state != "reused" and look.changes:
         index = ArtifactPlan(index.kind, index.state, look.changes, index.request)
     if not look.is_current or look.index is None:
         return [index, *(_unknown(kind) for kind in kinds_of(run))]
-    if models_missing(run):
+    if missing:
         crops = _of_pictures(run, look.index)
         return [
             index,

@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 
 REQUEST = ".request.json"  # of an unfinished artifact
 S = TypeVar("S", bound=Summary)
-_FINGERPRINT = re.compile("[0-9a-f]{16}")
+FINGERPRINT = re.compile("[0-9a-f]{16}")
 
 
 @dataclass(frozen=True)
@@ -219,7 +219,7 @@ def commit(path: Path, request: Request, summary: Summary, started: datetime) ->
 
 def is_workspace(path: Path) -> bool:
     """Whether a folder holds artifacts, finished or not."""
-    return (path / LOCKS).is_dir() or any(_FINGERPRINT.fullmatch(child.name) for child in path.glob("*/*"))
+    return (path / LOCKS).is_dir() or any(FINGERPRINT.fullmatch(child.name) for child in path.glob("*/*"))
 
 
 def need_workspace(path: Path) -> None:
@@ -288,7 +288,7 @@ def _dated(files: Iterable[Path]) -> list[tuple[int, Path]]:
     dated = []
     for file in files:
         with suppress(FileNotFoundError):  # collected just now
-            if _FINGERPRINT.fullmatch(file.parent.name):
+            if FINGERPRINT.fullmatch(file.parent.name):
                 dated.append((file.stat().st_mtime_ns, file))
     return sorted(dated)
 

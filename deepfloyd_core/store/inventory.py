@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from deepfloyd_core.errors import ArtifactError
 from deepfloyd_core.files import read_sealed
-from deepfloyd_core.store.artifacts import REQUEST, Request
+from deepfloyd_core.store.artifacts import FINGERPRINT, REQUEST, Request
 from deepfloyd_core.store.collected import FOLDER as COLLECTED
 from deepfloyd_core.store.collected import GONE
 from deepfloyd_core.store.lineage import artifact_names
@@ -26,7 +26,6 @@ TENSORBOARD = "tensorboard"  # folder of the workspace: `<kind>-<fingerprint>/` 
 # What else the program keeps in a workspace; `gc` never removes it.
 _RECORDS = {COLLECTED, TENSORBOARD, "held_out", "preview.png", "versions", "wandb"}
 _DIFF = re.compile(r"diff_\d+_\d+\.png")  # of `deepfloyd diff`
-_FINGERPRINT = re.compile("[0-9a-f]{16}")
 
 
 class FileLink(NamedTuple):
@@ -120,11 +119,11 @@ class _Reader:
         for path in _entries(folder):
             if path.is_symlink() or not path.is_dir():
                 others.append(path)
-            elif _FINGERPRINT.fullmatch(path.name.removeprefix(GONE)) and path.name.startswith(GONE):
+            elif FINGERPRINT.fullmatch(path.name.removeprefix(GONE)) and path.name.startswith(GONE):
                 self.leftovers.append(Leftover(path, tuple(_links(path)), last_change(path)))
-            elif not _FINGERPRINT.fullmatch(path.name) or not self._artifact(path):
+            elif not FINGERPRINT.fullmatch(path.name) or not self._artifact(path):
                 others.append(path)
-        ours = self._count() > before or any(_FINGERPRINT.fullmatch(path.name) for path in others)
+        ours = self._count() > before or any(FINGERPRINT.fullmatch(path.name) for path in others)
         self.foreign += others if ours else [folder] if others else []
 
     def _count(self) -> int:
@@ -160,7 +159,7 @@ class _Reader:
         for path in _entries(self.workspace / TENSORBOARD):
             if path.name in known:
                 continue
-            if path.is_dir() and not path.is_symlink() and _FINGERPRINT.fullmatch(path.name.rpartition("-")[2]):
+            if path.is_dir() and not path.is_symlink() and FINGERPRINT.fullmatch(path.name.rpartition("-")[2]):
                 self.leftovers.append(Leftover(path, tuple(_links(path)), last_change(path)))
             else:
                 self.foreign.append(path)

@@ -46,6 +46,26 @@ def batches_per_epoch(pixels: Artifact, held_out: frozenset[str], batch_size: in
     return sum(-(-row.crops // batch_size) for row in crops_of_sizes(pixels, held_out))
 
 
+def steps_of_epochs(config: StageConfig, batches: int) -> int:
+    """Optimizer steps of a stage: its own, or those of its epochs of so many batches."""
+    if config.num_train_epochs is None:
+        return config.steps
+    return max(1, -(-config.num_train_epochs * batches // config.gradient_accumulation_steps))
+
+
+def counted(run: Run, stage: Stage, steps: int) -> Run:
+    """The run with so many steps of a stage in place of its epochs; unchanged if it has no epochs.
+
+    Raises ConfigError for a warm-up as long as the training.
+    """
+    config = run.config.stage(stage)
+    if config.num_train_epochs is None:
+        return run
+    values = {**config.model_dump(), "num_train_epochs": None, "max_train_steps": steps}
+    own = parse_spec(StageConfig, values, f"stage{stage}, num_train_epochs = {config.num_train_epochs}")
+    return replace(run, config=run.config.model_copy(update={f"stage{stage}": own}))
+
+
 def with_steps(run: Run, stage: Stage, pixels: Artifact, eval_set: Artifact) -> Run:
     """The run with the steps of a stage in place of its epochs; unchanged if it has no epochs.
 
@@ -55,11 +75,10 @@ def with_steps(run: Run, stage: Stage, pixels: Artifact, eval_set: Artifact) -> 
     if config.num_train_epochs is None:
         return run
     batches = batches_per_epoch(pixels, held_out_ids(eval_set), config.train_batch_size)
-    steps = max(1, -(-config.num_train_epochs * batches // config.gradient_accumulation_steps))
+    steps = steps_of_epochs(config, batches)
     epochs = f"{many(config.num_train_epochs, 'epoch')} of {many(batches, 'batch', 'batches')}"
     log.info("stage %d: %s make %s", stage, epochs, many(steps, "step"))
-    values = {**config.model_dump(), "num_train_epochs": None, "max_train_steps": steps}
-    counted = parse_spec(StageConfig, values, f"stage{stage}, num_train_epochs = {config.num_train_epochs}")
+    with_own = counted(run, stage, steps)
     for note in check_steps(run.datasets, stage, steps):
         log.info("%s", note)
-    return replace(run, config=run.config.model_copy(update={f"stage{stage}": counted}))
+    return with_own
