@@ -36,15 +36,25 @@ class Web:
         self.command = [sys.executable, "-P", "-m", "http.server", str(self.port), "--bind", "127.0.0.1"]
         self.processes: list[subprocess.Popen[bytes]] = []
 
-    def start(self, *_: object) -> str:
+    def start(self) -> str:
         process = subprocess.Popen(self.command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         self.processes.append(process)
         # A thread that starts one may still be here when the test is over and has killed it.
         assert within(20, lambda: process.poll() is not None or answers(self.url, 1.0), every_s=0.05)
         return self.url
 
-    def address(self, home: Path) -> str | None:
-        return self.url if self.processes[-1].poll() is None else None
+    def serves(self, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Be the server of this home. Other homes, which this process may also keep up for other tests, keep theirs."""
+        address, start, command = server.server_address, server.start_server, server._command
+
+        def address_of(asked: Path) -> str | None:
+            if asked != home:
+                return address(asked)
+            return self.url if self.processes[-1].poll() is None else None
+
+        monkeypatch.setattr(server, "server_address", address_of)
+        monkeypatch.setattr(server, "start_server", lambda of, *rest: self.start() if of == home else start(of, *rest))
+        monkeypatch.setattr(server, "_command", lambda of, port: self.command if of == home else command(of, port))
 
 
 @pytest.fixture
@@ -60,15 +70,12 @@ def web() -> Iterator[Web]:
 def test_a_stopped_server_is_killed_and_started_again(
     web: Web, quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(server, "server_address", web.address)
-    monkeypatch.setattr(server, "start_server", web.start)
-    monkeypatch.setattr(server, "_command", lambda *_: web.command)
+    web.serves(tmp_path, monkeypatch)
     with caplog.at_level(logging.WARNING), server.kept_up(tmp_path, web.url, {}):
         assert not within(2.5, lambda: len(web.processes) > 1, every_s=0.05), "it answers: 404 is an answer too"
         os.kill(web.processes[0].pid, signal.SIGSTOP)
         assert within(60, lambda: len(web.processes) > 1 and answers(web.url, 1.0), every_s=0.05)
     assert web.processes[0].poll() is not None
-    # Other tests' server, which this process also keeps up, was asked for under this address.
     said = [line for record in caplog.records if str(tmp_path) in (line := record.getMessage())]
     assert "has not answered for" in said[0] and "it was killed" in said[0] and "is restarted" in said[1]
 
