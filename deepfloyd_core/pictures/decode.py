@@ -17,6 +17,7 @@ from deepfloyd_core.pictures.colour import BLACK, WHITE, convert, narrow, strips
 from deepfloyd_core.pictures.faults import PIXEL_ERRORS, Unreadable, too_large
 from deepfloyd_core.pictures.geometry import Size
 from deepfloyd_core.pictures.jpeg_scans import Layout, all_scans_are_there, without_detail
+from deepfloyd_core.pictures.plain import Plain, plain
 from deepfloyd_core.sources.picture_bytes import HAS_HEIF, JPEG_START, closed, fillers, is_cut, what_it_is, without_text
 
 # By content, not by name. What phones write as multi-picture .jpg (MPO) is opened by the JPEG plugin.
@@ -55,6 +56,10 @@ class Header:
 
     format: str
     size: Size
+    mode: str  # of the pixels, as Pillow calls it
+    orientation: int  # EXIF's; 1 is upright
+    profile: bytes | None  # ICC
+    plain: Plain | None  # upright sRGB colours as they are, of a PNG or WebP that is decoded in the fast way
 
 
 @dataclass(frozen=True)
@@ -100,8 +105,12 @@ def read_header(data: bytes) -> Header:
     width, height = picture.size
     # Pillow has already turned the size by a TIFF's own tag; XMP may ask for it as well.
     tiff_tag = getattr(picture, "tag_v2", {}).get(_ORIENTATION)
-    turned = _orientation(picture) in _TURNED and tiff_tag not in _TURNED
-    return Header(str(picture.format), (height, width) if turned else (width, height))
+    orientation = _orientation(picture)
+    turned = orientation in _TURNED and tiff_tag not in _TURNED
+    size, profile = (height, width) if turned else (width, height), picture.info.get("icc_profile")
+    is_converted = picture.mode != "RGB" or profile or orientation in _UPRIGHT
+    kind = None if is_converted else plain(picture)
+    return Header(str(picture.format), size, picture.mode, orientation, profile, kind)
 
 
 def check_fits(size: Size, memory_mib: int) -> None:
@@ -122,7 +131,7 @@ def check_decodes(data: bytes) -> Glance:
     # JPEG: 1/8 to 1/1 of each edge, always every byte of the entropy code.
     decoded = _decoded(data, "RGB", (2 * GLANCE_PX, 2 * GLANCE_PX))
     profile = decoded.pixels.info.get("icc_profile")
-    orientation = _orientation(decoded.pixels)  # of a PNG it is known when all is decoded
+    orientation = _orientation(decoded.pixels)
     # A mode without a meaning as sRGB is found here.
     small = convert(_small(decoded.pixels, decoded.size), profile, WHITE)
     small = small.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else small
@@ -175,7 +184,7 @@ def decode_what_is_there(data: bytes, edge_px: int) -> Image.Image:
         picture = _open(data)
         profile, method = picture.info.get("icc_profile"), _UPRIGHT.get(_orientation(picture))
         picture.draft(None, (edge_px, edge_px))
-        load_pixels(picture, data)
+        picture = load_pixels(picture, data)
     finally:
         ImageFile.LOAD_TRUNCATED_IMAGES = before
     picture = convert(picture if method is None else picture.transpose(method), profile, WHITE)
@@ -183,26 +192,24 @@ def decode_what_is_there(data: bytes, edge_px: int) -> Image.Image:
     return picture
 
 
-def decode_reduced(data: bytes, divisor: int, layout: Layout | None) -> Reduced | None:
+def decode_reduced(data: bytes, header: Header, divisor: int, layout: Layout | None) -> Reduced | None:
     """Decode a JPEG straight to 1/2, 1/4 or 1/8 of each edge: every pixel is the mean of the pixels that it replaces.
 
-    `layout` (of these bytes) lets it leave out scans that hardly show at this scale. None if means are not available or
-    would not equal the picture: other formats, CMYK inks, and profiles so nonlinear that the mean of the colours is not
-    the colour of the mean. Raises Unreadable.
+    header, layout: of these bytes; the layout lets it leave out scans that hardly show at this scale. None if means are
+    not available or would not equal the picture: other formats, CMYK inks, and profiles so nonlinear that the mean of the
+    colours is not the colour of the mean. Raises Unreadable.
     """
-    picture = _open(data)
-    width, height = picture.size
-    orientation, profile = _orientation(picture), picture.info.get("icc_profile")
-    if picture.format not in _JPEGS or picture.mode not in ("L", "RGB"):
+    orientation, profile, (across, down) = header.orientation, header.profile, header.size
+    if header.format not in _JPEGS or header.mode not in ("L", "RGB"):
         return None
-    picture = _draft(data, divisor, layout)
+    width, height = (down, across) if orientation in _TURNED else (across, down)
+    picture = _draft(data, (width // divisor, height // divisor), divisor, layout)
     if picture.size != (-(-width // divisor), -(-height // divisor)):
         return None
     picture = picture.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else picture
     pixels = convert(picture, profile, WHITE)
     if profile and divisor > 1 and _far(convert(picture.reduce(2), profile, WHITE), pixels.reduce(2)) > MAX_BEND:
         return None
-    across, down = (height, width) if orientation in _TURNED else (width, height)
     # The decoder rounds the size up, at the right and the bottom of what is stored.
     left = pixels.width - across / divisor if orientation in _FROM_RIGHT else 0.0
     top = pixels.height - down / divisor if orientation in _FROM_BOTTOM else 0.0
@@ -223,19 +230,14 @@ def _open(data: bytes) -> Image.Image:
     return picture
 
 
-def _draft(data: bytes, divisor: int, layout: Layout | None) -> Image.Image:
+def _draft(data: bytes, size: Size, divisor: int, layout: Layout | None) -> Image.Image:
     lean = without_detail(data, layout, divisor) if layout else None
     if lean:
         try:
-            return _decode_at(lean, divisor)
+            return _decoded(lean, None, size).pixels
         except Unreadable:
             pass  # then a decode of the whole file decides
-    return _decode_at(data, divisor)
-
-
-def _decode_at(data: bytes, divisor: int) -> Image.Image:
-    width, height = _open(data).size
-    return _decoded(data, None, (width // divisor, height // divisor)).pixels
+    return _decoded(data, None, size).pixels
 
 
 def _decoded(data: bytes, mode: str | None = None, size: Size | None = None) -> _Decoded:
@@ -246,8 +248,7 @@ def _decoded(data: bytes, mode: str | None = None, size: Size | None = None) -> 
         whole = picture.size
         if size is not None:
             picture.draft(mode, size)
-        load_pixels(picture, data)
-        return _Decoded(picture, whole, note)
+        return _Decoded(load_pixels(picture, data), whole, note)
 
     try:
         return decode(data)
@@ -278,14 +279,21 @@ def _far(one: Image.Image, two: Image.Image) -> float:
 
 def _orientation(picture: Image.Image) -> int:
     try:
-        value = picture.getexif().get(_ORIENTATION)
+        # PNG's own method decodes all of it first, for EXIF behind the pixels: `without_text` has put it before them.
+        value = Image.Image.getexif(picture).get(_ORIENTATION)
     except PIXEL_ERRORS:
         return 1  # broken EXIF, intact pixels
     return value if isinstance(value, int) else 1
 
 
-def load_pixels(picture: Image.Image, data: bytes) -> None:
-    """Decode an opened picture. Raises Unreadable with the reason why it cannot be decoded."""
+def load_pixels(picture: Image.Image, data: bytes) -> Image.Image:
+    """Decode an opened picture; what is known of it stays. Raises Unreadable with the reason why it cannot be decoded."""
+    kind = plain(picture)
+    pixels = kind.pixels(data) if kind else None
+    if pixels is not None:
+        decoded = Image.fromarray(pixels)
+        decoded.info = picture.info
+        return decoded
     try:
         picture.load()
     except MemoryError:
@@ -293,6 +301,7 @@ def load_pixels(picture: Image.Image, data: bytes) -> None:
     except PIXEL_ERRORS as error:
         cut = "truncated" in str(error).lower() or is_cut(data)
         raise Unreadable("truncated" if cut else "corrupt", f"{type(error).__name__}: {error}") from None
+    return picture
 
 
 def _small(picture: Image.Image, size: Size) -> Image.Image:

@@ -49,14 +49,20 @@ def detail_of_jpeg(data: bytes, layout: Layout | None) -> Detail | None:
     return _detail(power)
 
 
-def detail_of(picture: Image.Image) -> Detail:
-    """Measure a decoded picture's detail on 16 strips of 256x16 px, or as much as there is."""
-    width, height = (max(8, min(side, px) // 8 * 8) for side, px in zip(picture.size, STRIP_PX, strict=True))
+def detail_of(picture: Image.Image | np.ndarray) -> Detail:
+    """Measure the detail of a decoded picture, or of its pixels (H, W, 3), on 16 strips of 256x16 px, or as much as there
+    is.
+    """
+    whole = picture.shape[1::-1] if isinstance(picture, np.ndarray) else picture.size
+    width, height = (max(8, min(side, px) // 8 * 8) for side, px in zip(whole, STRIP_PX, strict=True))
     strips = []
     for number in range(STRIPS):
-        left = (picture.width - width) * (number * 7 % STRIPS) // (STRIPS - 1)
-        top = (picture.height - height) * number // (STRIPS - 1)
-        strips.append(np.asarray(picture.crop((left, top, left + width, top + height))))
+        left = (whole[0] - width) * (number * 7 % STRIPS) // (STRIPS - 1)
+        top = (whole[1] - height) * number // (STRIPS - 1)
+        if isinstance(picture, np.ndarray):
+            strips.append(picture[top : top + height, left : left + width])
+        else:
+            strips.append(np.asarray(picture.crop((left, top, left + width, top + height))))
     return _detail(_power(np.concatenate(strips)))
 
 

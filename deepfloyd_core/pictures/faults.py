@@ -7,6 +7,7 @@ from PIL import Image
 PIXEL_ERRORS = (
     OSError, ValueError, SyntaxError, MemoryError, RuntimeError, NotImplementedError, struct.error, EOFError,
     IndexError, KeyError, TypeError, OverflowError, ZeroDivisionError, AttributeError,
+    AssertionError,
 )  # fmt: skip
 
 

@@ -1,13 +1,16 @@
 """Checks a picture file's bytes before they are decoded: its format, whether its end is missing, and what can be removed."""
 
+from collections.abc import Iterator
 from importlib.util import find_spec
 from struct import pack
+from zlib import crc32
 
 JPEG_START, JPEG_END, PNG_START = b"\xff\xd8\xff", b"\xff\xd9", b"\x89PNG\r\n\x1a\n"
 HAS_HEIF = find_spec("pillow_heif") is not None
 AVIF_BRANDS = (b"avif", b"avis")
 HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 _TEXTS, _XMP, _MAX_XMP = (b"tEXt", b"zTXt", b"iTXt"), b"XML:com.adobe.xmp\0\0", 1 << 20
+_EXIF, _PIXELS = b"eXIf", b"IDAT"
 # Start of the file, how many bytes before it, what it is called.
 _NAMED = (
     (b"\xff\x0a", 0, "JPEG XL"), (b"JXL \r\n\x87\n", 4, "JPEG XL"), (b"jP  \r\n\x87\n", 4, "JPEG 2000"),
@@ -37,19 +40,46 @@ def is_heif(data: bytes) -> bool:
 
 def without_text(data: bytes) -> bytes:
     """A PNG without its texts, except XMP, which may hold the orientation; programs store megabytes of their own in the
-    others.
+    others. EXIF and XMP that follow the pixels are put before them, so that no decode is needed to read them.
     """
     if not data.startswith(PNG_START):
         return data
-    kept, start, place = [], 0, 8
-    while place + 12 <= len(data):
-        length, kind = int.from_bytes(data[place : place + 4], "big"), data[place + 4 : place + 8]
-        end = place + 12 + length
-        if kind in _TEXTS and not (data.startswith(_XMP, place + 8) and length <= _MAX_XMP):
-            kept.append(data[start:place])
-            start = end
+    removed, late, pixels = list[tuple[int, int, bytes]](), b"", 0
+    for kind, start, end in _chunks(data):
+        is_xmp = kind in _TEXTS and data.startswith(_XMP, start + 8) and end - start <= _MAX_XMP + 12
+        if kind == _PIXELS:
+            pixels = pixels or start
+        elif pixels and (is_xmp or kind == _EXIF) and end <= len(data):
+            removed.append((start, end, b""))
+            # Behind the pixels a decoder does not mind a wrong checksum, before them it does.
+            late += data[start : end - 4] + pack(">I", crc32(data[start + 4 : end - 4]))
+        elif kind in _TEXTS and not is_xmp:
+            removed.append((start, end, b""))
+    kept, place = [], 0
+    for start, end, put in sorted([*removed, (pixels, pixels, late)] if late else removed):
+        kept += [data[place:start], put]
         place = end
-    return b"".join([*kept, data[start:]]) if kept else data
+    return b"".join([*kept, data[place:]]) if kept else data
+
+
+def ends_with_pixels(data: bytes) -> bool:
+    """Whether a PNG is complete, and holds nothing but pixels, texts and a time from its first pixel on."""
+    kinds = list[bytes]()
+    for kind, _, end in _chunks(data):
+        if kinds or kind == _PIXELS:
+            kinds.append(kind)
+        if kind == b"IEND":
+            return end <= len(data) and set(kinds) <= {_PIXELS, *_TEXTS, b"tIME", b"IEND"}
+    return False
+
+
+def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """Each chunk of a PNG: its kind, where it starts and where it ends, which may be behind the end of the file."""
+    place = 8
+    while place + 12 <= len(data):
+        end = place + 12 + int.from_bytes(data[place : place + 4], "big")
+        yield data[place + 4 : place + 8], place, end
+        place = end
 
 
 def closed(data: bytes, filler: bytes = b"") -> bytes:

@@ -157,11 +157,11 @@ def test_only_one_worker_at_a_time_has_a_large_picture_in_memory(monkeypatch: py
 
     monkeypatch.setattr(shrink, "decode_rgb", decode)
     with ThreadPoolExecutor(4) as pool:
-        data = flat("PNG", "RGB", 101)
+        data = flat("BMP", "RGB", 101)
         list(pool.map(lambda _: shrink.take_crops(data, [((90, 90), (0, 0, 64, 64))] * 2, alone), range(20)))
     assert (held, most) == ([20, 20], [1])
     monkeypatch.setattr(shrink, "decode_rgb", real)
-    shrink.take_crops(flat("PNG", "RGB", 100), [((90, 90), (0, 0, 64, 64))], alone)
+    shrink.take_crops(flat("BMP", "RGB", 100), [((90, 90), (0, 0, 64, 64))], alone)
     assert held == [20, 20], "and a small one waits for nobody"
 
 
@@ -169,7 +169,7 @@ def test_only_one_worker_at_a_time_has_a_large_picture_in_memory(monkeypatch: py
 def test_a_crop_that_does_not_fit_into_memory_is_one_clear_error(
     world: DataWorld, monkeypatch: pytest.MonkeyPatch, failure: Exception
 ) -> None:
-    world.add("a.png", good(0))
+    world.add("a.bmp", good(0))
     run = world.load(stages=(1,))
     index = world.index(run)
 
@@ -177,7 +177,7 @@ def test_a_crop_that_does_not_fit_into_memory_is_one_clear_error(
         raise failure
 
     monkeypatch.setattr(shrink, "decode_rgb", fails)
-    with pytest.raises(DataError, match=r"a\.png cannot be cropped: out_of_memory, .*Lower decode_memory_mib"):
+    with pytest.raises(DataError, match=r"a\.bmp cannot be cropped: out_of_memory, .*Lower decode_memory_mib"):
         world.pixels(run, index, 1)
 
 

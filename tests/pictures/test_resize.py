@@ -16,7 +16,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 
 from deepfloyd_core.pictures import decode as pictures
 from deepfloyd_core.pictures import resize as shrink
-from deepfloyd_core.pictures.decode import Reduced, decode_reduced, decode_rgb
+from deepfloyd_core.pictures.decode import Header, Reduced, decode_reduced, decode_rgb
 from deepfloyd_core.pictures.detail import detail_of_jpeg
 from deepfloyd_core.pictures.faults import Unreadable
 from deepfloyd_core.pictures.jpeg_scans import Layout, read_layout, sample_jpegs, without_detail
@@ -193,9 +193,9 @@ def test_crops_at_the_edges_of_a_picture_are_as_good_as_in_the_middle() -> None:
 def test_a_picture_is_decoded_once_for_all_its_crops(monkeypatch: pytest.MonkeyPatch) -> None:
     decodes: list[int] = []
 
-    def counted(data: bytes, divisor: int, layout: Layout | None) -> Reduced | None:
+    def counted(data: bytes, header: Header, divisor: int, layout: Layout | None) -> Reduced | None:
         decodes.append(divisor)
-        return decode_reduced(data, divisor, layout)
+        return decode_reduced(data, header, divisor, layout)
 
     monkeypatch.setattr(shrink, "decode_reduced", counted)
     monkeypatch.setattr(shrink, "decode_rgb", lambda data: pytest.fail("a full decode"))
