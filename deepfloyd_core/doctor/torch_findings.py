@@ -1,4 +1,4 @@
-"""What a run needs of torch: a build for its device, and units for bf16."""
+"""What a run needs of torch: a build for its device, and how fast it computes in bf16."""
 
 from pathlib import Path
 from shlex import quote
@@ -49,7 +49,7 @@ def _bf16_finding(facts: TorchFacts, run: Run | None) -> Finding:
 
 
 def _bf16_keys(run: Run) -> list[str]:
-    """What a run file would set to compute in fp32 where a UNet computes in bf16 now. T5 computes in fp32 by itself where a
-    CPU has no units for bf16.
+    """What a run file would set to compute in fp32 where a UNet computes in bf16 now. T5 computes in fp32 by itself where
+    that is faster.
     """
     return [f"stage{n}.mixed_precision=no" for n in run.config.stages if run.config.stage(n).mixed_precision == "bf16"]

@@ -42,7 +42,7 @@ class Device:
     is_cpu: bool
     total: int  # bytes of its memory
     free: int
-    has_bf16: bool  # units for it; a CPU without takes six times as long as in fp32
+    has_bf16: bool  # it multiplies faster in bf16 than in fp32
     flops: Mapping[Precision, float]  # operations a second of a large convolution
 
 

@@ -35,7 +35,7 @@ class TorchFacts(Spec):
     total_bytes: int = 0  # of the GPU's memory; 0: there is none of its own
     free_bytes: int = 0
     bf16: Literal["native", "emulated", "none"] = "native"
-    cpu_has_bf16: bool = True  # units for it
+    cpu_has_bf16: bool = True  # it multiplies faster in it
     cpu_flops: Mapping[Precision, float] = {}  # operations a second of such a convolution on the CPU
     gpu_flops: Mapping[Precision, float] = {}  # on the GPU, if there is one
 
