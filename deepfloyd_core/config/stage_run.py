@@ -28,6 +28,13 @@ class RunKeys(Spec):
         says="Recompute activations in the backward pass, of attentions too: less memory, the same result.",
         makes=NOTHING,
     )
+    micro_batch_size: int | None = key(
+        None,
+        ge=1,
+        says="Most pictures of a batch in one pass through the UNet. A larger batch is cut into parts, with the same "
+        "draws and steps: less memory, the same result up to the rounding of sums. Unset: whole batches.",
+        makes=NOTHING,
+    )
     attention_mechanism: Literal["sdpa", "xformers", "math"] = key(
         "sdpa",
         says="Attention while training: torch's fused one, xFormers' (NVIDIA GPUs), or plain products.",
@@ -58,6 +65,24 @@ class RunKeys(Spec):
     checkpoints_total_limit: int = key(
         2, ge=1, says="Checkpoints kept while training; changes no result.", makes=NOTHING
     )
+
+
+def micro_batch_fault(config: "StageConfig") -> str:
+    """Why batches cannot be cut; empty when they can, or are not to be."""
+    size = config.micro_batch_size
+    if size is None:
+        return ""
+    if size > config.train_batch_size:
+        return (
+            f"micro_batch_size is {size}, and no batch is larger: train_batch_size is {config.train_batch_size}. Remove it, "
+            "or set a smaller one"
+        )
+    if size < config.train_batch_size and config.lora_dropout:
+        return (
+            f"micro_batch_size is {size}, and lora_dropout is {config.lora_dropout}, which is drawn for whole batches: "
+            "other numbers would be dropped. Remove one of them; gradient_checkpointing takes less memory too"
+        )
+    return ""
 
 
 def compile_fault(config: "StageConfig") -> str:
