@@ -6,7 +6,7 @@ and a call of it. All is computed before a model is loaded; `benchmarks/results.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.config.stage import StageConfig
@@ -16,12 +16,12 @@ from deepfloyd_core.models.folders import folder_here
 from deepfloyd_core.models.random_files import read_json
 from deepfloyd_core.models.text_encoders import T5_XXL, text_encoder_of
 from deepfloyd_core.pictures.geometry import Size
+from deepfloyd_core.planning.savings import Saving, training_savings
 from deepfloyd_core.planning.steps import StagePlan
 from deepfloyd_core.training.costs import PROGRAM, CostRequest, StepCosts, cost_request, step_parts
 from deepfloyd_core.types import Json
 
 _OF_T5 = {"none": 1.0, "int8": 0.5, "nf4": 0.28}  # share of the weights' bytes, by text_encoder_quantization
-MOST_SHARE = 0.95  # of a device's memory: its own program and allocator need some
 
 
 @dataclass(frozen=True)
@@ -33,30 +33,16 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Saving:
-    """Settings that take less memory."""
-
-    settings: tuple[tuple[str, object], ...]  # keys of the run file, dotted, with their values
-    bytes: int  # less
-    effect: str
-    is_same: bool  # no byte of the result changes
-
-    def __str__(self) -> str:
-        keys = " with ".join(f"{key} = {str(value).lower()}" for key, value in self.settings)
-        return f"{keys}: {_gb(self.bytes)} less, {self.effect}"
-
-
-@dataclass(frozen=True)
 class MemoryPlan:
     """The most that a part of a run takes."""
 
     what: str  # such as `Stage I, training`
     parts: tuple[Part, ...]
-    savings: tuple[Saving, ...] = ()  # those first that change no result
+    savings: tuple[Saving, ...] = ()  # those first that change no result, by the time that they cost
 
     def fits(self, device: Device) -> bool:
         """Whether a device has room for it."""
-        return self.bytes <= MOST_SHARE * device.total
+        return device.fits(self.bytes)
 
     @property
     def bytes(self) -> int:
@@ -112,30 +98,8 @@ def _drawing(run: Run, stage: Stage, costs: StepCosts, size: Size, device: Devic
 def _training(run: Run, stage: Stage, costs: StepCosts, device: Device) -> MemoryPlan:
     config = run.config.stage(stage)
     parts = [Part(name, count) for name, count in step_parts(config, costs, device.is_cpu).items()]
-    return MemoryPlan(f"{STAGES[stage].title}, training", (*parts, *_program(device)), _savings(config, costs, device))
-
-
-def _savings(config: StageConfig, costs: StepCosts, device: Device) -> tuple[Saving, ...]:
-    """What takes less of a training."""
-    table, batch = STAGES[config.flavour.stage].table, config.train_batch_size
-    now = costs.step(batch, config.gradient_checkpointing, device.is_cpu)
-    found = []
-    recomputes = config.gradient_checkpointing
-    if not recomputes and (saved := now - costs.step(batch, True, device.is_cpu)) > 0:
-        is_same = config.dynamo_backend == "no"  # a graph compiled with the recomputation may round differently
-        effect = "the same result" if is_same else "another rounding"
-        found.append(Saving(((f"{table}.gradient_checkpointing", True),), saved, effect, is_same))
-        recomputes = True
-    if batch > 1:
-        saved = now - costs.step(1, recomputes, device.is_cpu)
-        accumulation = batch * config.gradient_accumulation_steps
-        keys = ((f"{table}.train_batch_size", 1), (f"{table}.gradient_accumulation_steps", accumulation))
-        found.append(Saving(keys, saved, "steps of the same size", False))
-    if config.base_model_precision == "no_change" and config.model_type != "full":
-        share = 0.5 if config.mixed_precision == "bf16" else 0.25
-        saved = int(costs.frozen * (1 - share))
-        found.append(Saving(((f"{table}.base_model_precision", "int8"),), saved, "another result", False))
-    return tuple(found)
+    parts += _program(device)
+    return MemoryPlan(f"{STAGES[stage].title}, training", tuple(parts), training_savings(config, costs, device))
 
 
 def _text(run: Run, captions: int, device: Device) -> MemoryPlan:
@@ -154,9 +118,9 @@ def _text(run: Run, captions: int, device: Device) -> MemoryPlan:
         Part("hidden states", hidden),
         *_program(device),
     ]
-    saved = (shape["num_layers"] - 1) * layer * stored
-    streaming = Saving((("text_encoder_streaming", True),), saved, "the same result", True)
-    savings = () if config.text_encoder_streaming else (streaming,)
+    streamed = replace(run, config=config.model_copy(update={"text_encoder_streaming": True}))
+    takes = 0 if config.text_encoder_streaming else _text(streamed, captions, device).bytes
+    savings = (Saving((("text_encoder_streaming", True),), takes, "the same result", True),) if takes else ()
     return MemoryPlan(kind.title, tuple(part for part in parts if part.bytes), savings)
 
 
@@ -192,7 +156,3 @@ def _largest(plan: StagePlan, config: StageConfig) -> Size | None:
     if config.stage2_patch:
         return config.stage2_patch, config.stage2_patch
     return max((count.size for count in plan.crops), key=lambda size: size[0] * size[1], default=None)
-
-
-def _gb(count: int) -> str:
-    return f"{count / 1e9:.1f} GB"

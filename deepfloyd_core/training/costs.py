@@ -87,12 +87,15 @@ class CostRequest(Spec):
 def step_parts(config: StageConfig, costs: StepCosts, on_cpu: bool) -> dict[str, int]:
     """What is in memory at once while a stage is trained: bytes, by name."""
     average = {"average": EMA * costs.trained} if config.use_ema else {}
+    # While a later pass of a step is at its highest.
+    earlier = {"gradients of earlier passes": costs.trained_bytes} if config.passes_per_step > 1 else {}
     return {
         "frozen weights": costs.frozen,
         "trained weights": costs.trained_bytes,
         "optimizer": int(STATES[config.optimizer] * costs.trained),
         **average,
-        "activations and gradients": costs.step(config.train_batch_size, config.gradient_checkpointing, on_cpu),
+        "activations and gradients": costs.step(config.pass_size, config.gradient_checkpointing, on_cpu),
+        **earlier,
     }
 
 
