@@ -79,6 +79,15 @@ class TrainingSummary(TrainingFigures):
     eval_by_t: Mapping[int, tuple[float, float]] = {}  # held-out losses, base and trained, at timesteps 0 to 999
 
     @property
+    def mixed_batches(self) -> str:
+        """How its batches were cut, in words; empty where all steps cut them alike."""
+        sizes = {0: 0, **self.micro_batches}
+        if len(sizes) == 1:
+            return ""
+        cut = {first: f"in micro-batches of {size}" if size else "whole" for first, size in sizes.items()}
+        return ", ".join(f"{how} from step {first + 1} on" for first, how in sorted(cut.items()))
+
+    @property
     def by_timestep(self) -> list[dict[str, float]]:
         """A row for each timestep that held-out pictures were measured at: t, base, tuned."""
         return [{"t": t, "base": base, "tuned": tuned} for t, (base, tuned) in self.eval_by_t.items()]
