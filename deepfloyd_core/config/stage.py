@@ -22,8 +22,9 @@ from deepfloyd_core.config.stage_optimizer import (
     optimizer_faults,
     optimizer_notes,
 )
-from deepfloyd_core.config.stage_run import RunKeys, compile_fault, micro_batch_fault
+from deepfloyd_core.config.stage_run import RunKeys, compile_fault, micro_batch_fault, sample_batch_fault
 from deepfloyd_core.config.stage_sampling import SamplingKeys, sampling_fault
+from deepfloyd_core.config.stages import STAGES
 
 GROUPS = (MethodKeys, OptimizerKeys, LossKeys, LowResKeys, RunKeys, SamplingKeys)
 
@@ -53,6 +54,11 @@ class StageConfig(MethodKeys, OptimizerKeys, LossKeys, LowResKeys, RunKeys, Samp
     def passes_per_step(self) -> int:
         """Forward passes of an optimizer step."""
         return self.gradient_accumulation_steps * -(-self.train_batch_size // self.pass_size)
+
+    @property
+    def sampled_at_once(self) -> int:
+        """The most pictures that are sampled at once."""
+        return self.sample_batch_size or STAGES[self.flavour.stage].sample_batch
 
     @property
     def final_learning_rate(self) -> float:
@@ -125,4 +131,5 @@ def _faults(config: StageConfig) -> Iterator[str]:
     yield from other_stage_faults(config, config.flavour.stage, config.model_flavour)
     yield compile_fault(config)
     yield micro_batch_fault(config)
+    yield sample_batch_fault(config)
     yield sampling_fault(config.validation_noise_scheduler, config.validation_num_inference_steps)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from deepfloyd_core.config.base import Spec
 from deepfloyd_core.config.keys import LORA, NOTHING, key
+from deepfloyd_core.config.stages import STAGES
 
 if TYPE_CHECKING:
     from deepfloyd_core.config.stage import StageConfig
@@ -33,6 +34,13 @@ class RunKeys(Spec):
         ge=1,
         says="Most pictures of a batch in one pass through the UNet. A larger batch is cut into parts, with the same "
         "draws and steps: less memory, the same result up to the rounding of sums. Unset: whole batches.",
+        makes=NOTHING,
+    )
+    sample_batch_size: int | None = key(
+        None,
+        ge=1,
+        says="Most pictures sampled at once, below 16 of Stage I and 2 of Stage II: less memory, the same pictures up to "
+        "the rounding of sums. Unset: so many; `generate` on a GPU takes what fits.",
         makes=NOTHING,
     )
     attention_mechanism: Literal["sdpa", "xformers", "math"] = key(
@@ -64,6 +72,16 @@ class RunKeys(Spec):
     )
     checkpoints_total_limit: int = key(
         2, ge=1, says="Checkpoints kept while training; changes no result.", makes=NOTHING
+    )
+
+
+def sample_batch_fault(config: "StageConfig") -> str:
+    """Why a size of sampled batches has no effect; empty when it has, or is not set."""
+    size, kind = config.sample_batch_size, STAGES[config.flavour.stage]
+    if size is None or size <= kind.sample_batch:
+        return ""
+    return (
+        f"sample_batch_size is {size}, and {kind.title} samples {kind.sample_batch} pictures at once at most. Remove it"
     )
 
 

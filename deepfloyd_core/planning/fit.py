@@ -41,14 +41,17 @@ def fit(
     """Apply to each part that does not fit what changes no result. sizes: of the pictures that the costs are of; captions:
     that T5 encodes, 0: it is not loaded.
     """
-    loras = {f"stage{stage}_lora" for stage in costs}
-    before = plan_memory(run, loras, captions, costs, sizes, device)
-    applied = list[str]()
-    for part in (part for part in before if not part.fits(device)):
-        if saving := _cheapest(part, device):
+    made, applied = {f"stage{stage}_lora" for stage in costs} | {"cascade_samples"}, list[str]()
+
+    def parts() -> list[MemoryPlan]:
+        return plan_memory(run, made, captions, costs, sizes, device)
+
+    for number in range(len(parts())):
+        part = parts()[number]  # a setting can belong to several
+        if not part.fits(device) and (saving := _cheapest(part, device)):
             run = _with(run, saving)
             applied.append(f"{saving.keys}: {_too_large(part, device)}; with it {size(saving.bytes)}, {saving.effect}")
-    left = [part for part in plan_memory(run, loras, captions, costs, sizes, device) if not part.fits(device)]
+    left = [part for part in parts() if not part.fits(device)]
     proposed = [f"{_too_large(part, device)}{_would(part.savings, device)}" for part in left]
     return Fitted(run, tuple(applied), tuple(proposed))
 

@@ -1,8 +1,9 @@
 """The most memory that each part of a run takes, and whether it fits.
 
 Of a training step: frozen weights, trained ones with their gradients, optimizer and average, activations. Of T5: its
-weights, or one layer where they are streamed, and the hidden states of a file of embeds. Of drawing: the UNet's weights
-and a call of it. All is computed before a model is loaded; `benchmarks/results.md` has it beside what was taken.
+weights, or one layer where they are streamed, and the hidden states of a file of embeds. Of sampling: the UNet's weights,
+while it is trained the state of that, and a call for the pictures that are sampled at once. All is computed before a model
+is loaded; `benchmarks/results.md` has it beside what was taken.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,9 +17,11 @@ from deepfloyd_core.models.folders import folder_here
 from deepfloyd_core.models.random_files import read_json
 from deepfloyd_core.models.text_encoders import T5_XXL, text_encoder_of
 from deepfloyd_core.pictures.geometry import Size
-from deepfloyd_core.planning.savings import Saving, training_savings
+from deepfloyd_core.planning.savings import Saving, sampling_savings, training_savings
 from deepfloyd_core.planning.steps import StagePlan
-from deepfloyd_core.training.costs import PROGRAM, CostRequest, StepCosts, cost_request, step_parts
+from deepfloyd_core.store.counts import many
+from deepfloyd_core.training.costs import PROGRAM, CostRequest, StepCosts, cost_request, state_parts, step_parts
+from deepfloyd_core.training.previews import pictures_of_size, sampled_together
 from deepfloyd_core.types import Json
 
 _OF_T5 = {"none": 1.0, "int8": 0.5, "nf4": 0.28}  # share of the weights' bytes, by text_encoder_quantization
@@ -78,21 +81,45 @@ def plan_memory(
     for stage, each in costs.items():
         if f"{STAGES[stage].table}_lora" in made:
             plans.append(_training(run, stage, each, device))
+            if pictures := sampled_together(run, stage):
+                held = state_parts(run.config.stage(stage), each)
+                plans.append(_sampling(run, stage, "validating", Sampling(each, sizes[stage], held, pictures), device))
     if "cascade_samples" in made:
-        plans += [_drawing(run, stage, each, sizes[stage], device) for stage, each in costs.items()]
+        for stage, each in costs.items():
+            held = {"weights": each.frozen + each.trained_bytes}
+            most = run.config.stage(stage).sampled_at_once
+            pictures = min(most, pictures_of_size(run.config, stage))
+            plans.append(_sampling(run, stage, "drawing", Sampling(each, sizes[stage], held, pictures), device))
     return plans
 
 
-def _drawing(run: Run, stage: Stage, costs: StepCosts, size: Size, device: Device) -> MemoryPlan:
-    """Of the samples at the end, at least: the UNet with its adapters, and a call of it for one picture, which grows with
-    its area. A GPU draws as many at once as fit.
-    """
+@dataclass(frozen=True)
+class Sampling:
+    """What is known of sampling a stage's pictures."""
+
+    costs: StepCosts
+    size: Size  # px, of the pictures that the costs are of
+    held: Mapping[str, int]  # bytes that are in memory meanwhile, by name
+    pictures: int  # at once
+
+    def call(self, calls: int, area: int, pictures: int) -> int:
+        """Bytes of a call of the UNet for so many pictures of an area, which it grows with."""
+        return int(self.costs.sampling(pictures * calls) * area / (self.size[0] * self.size[1]))
+
+
+def _sampling(run: Run, stage: Stage, what: str, sampling: Sampling, device: Device) -> MemoryPlan:
     config, kind = run.config.stage(stage), STAGES[stage]
     calls = 2 if config.validation_guidance > 1 else 1
     area = max(width * height for width, height in run.config.sample_sizes_px) * kind.scale**2
-    call = int(costs.sampling(calls) * area / (size[0] * size[1]))
-    parts = (Part("weights", costs.frozen + costs.trained_bytes), Part("a call", call))
-    return MemoryPlan(f"{kind.title}, drawing", (*parts, *_program(device)))
+    held = [*(Part(name, count) for name, count in sampling.held.items()), *_program(device)]
+    beside = sum(part.bytes for part in held)
+
+    def taken(pictures: int) -> int:
+        return beside + sampling.call(calls, area, pictures)
+
+    call = Part(f"a call for {many(sampling.pictures, 'picture')}", taken(sampling.pictures) - beside)
+    savings = sampling_savings(kind.table, sampling.pictures, taken, device)
+    return MemoryPlan(f"{kind.title}, {what}", (*held, call), savings)
 
 
 def _training(run: Run, stage: Stage, costs: StepCosts, device: Device) -> MemoryPlan:

@@ -4,7 +4,7 @@ First the settings that change no result, by the time that they cost. Only where
 in addition to the lightest of them.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from deepfloyd_core.config.stage import StageConfig
@@ -64,6 +64,18 @@ def training_savings(config: StageConfig, costs: StepCosts, device: Device) -> t
         if count < (now if least is None else least.bytes) * (1 - _LEAST)
     ]
     return (*same, *other)
+
+
+def sampling_savings(table: str, pictures: int, taken: Callable[[int], int], device: Device) -> tuple[Saving, ...]:
+    """What takes less of sampling so many pictures at once: as many as fit, or one. taken: bytes, by their number.
+
+    No weights need leave the device meanwhile: to sample one takes less than a training step of one.
+    """
+    fewer = next((count for count in range(pictures - 1, 1, -1) if device.fits(taken(count))), 1)
+    if pictures == 1:
+        return ()
+    effect = "the same pictures, up to the rounding of sums"
+    return (Saving(((f"{table}.sample_batch_size", fewer),), taken(fewer), effect, True),)
 
 
 def _other(config: StageConfig, costs: StepCosts, device: Device) -> Iterator[tuple[Lighter, int]]:
