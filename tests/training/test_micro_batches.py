@@ -175,6 +175,8 @@ def test_what_cannot_be_cut_is_refused(tmp_path: Path) -> None:
         StageConfig.model_validate({**keys, "micro_batch_size": 2, "lora_dropout": 0.1})
     with pytest.raises(ValueError, match="micro_batch_size is 5, and no batch is larger"):
         StageConfig.model_validate({**keys, "micro_batch_size": 5})
+    with pytest.raises(ValueError, match="sample_batch_size is 17, and Stage I samples 16 pictures at once at most"):
+        StageConfig.model_validate({**keys, "sample_batch_size": 17})
     StageConfig.model_validate({**keys, "micro_batch_size": 4, "lora_dropout": 0.1})
     cut = StageConfig.model_validate({**keys, "micro_batch_size": 2})
     unet = torch.nn.Sequential(torch.nn.Dropout(0.0), torch.nn.Dropout(0.2))
