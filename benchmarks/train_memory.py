@@ -22,7 +22,7 @@ from deepfloyd_core.config.stage import StageConfig
 from deepfloyd_core.config.stage_method import BasePrecision
 from deepfloyd_core.models.folders import resolve
 from deepfloyd_core.models.quantized import frozen_bytes, load_base
-from deepfloyd_core.training.costs import PROGRAM, cost_request
+from deepfloyd_core.training.costs import PROGRAM, cost_request, step_parts
 from deepfloyd_core.training.measured_costs import step_costs
 from deepfloyd_core.training.recompute import recompute_activations
 
@@ -35,8 +35,8 @@ REAL = (
 )  # fmt: skip
 
 
-def child(way: str, model: str, batch: int, edge: int, precision: str) -> None:
-    """One step in this process. Prints one JSON line."""
+def child(way: str, model: str, batch: int, edge: int, precision: str, size: int) -> None:
+    """One step in this process, in micro-batches of a size. Prints one JSON line."""
     torch.set_num_threads(1)
     config = settings(model, precision)
     stage = config.flavour.stage
@@ -55,8 +55,11 @@ def child(way: str, model: str, batch: int, edge: int, precision: str) -> None:
     level = torch.full((batch,), 250) if stage == 2 else None
     before, start = own_bytes(), time.perf_counter()
     with peak_bytes() as peak:
-        made = unet(x, torch.full((batch,), 500), text, class_labels=level, added_cond_kwargs={"pooled": pooled})[0]
-        made[:, :3].square().mean().backward()
+        for part in (slice(start, start + size) for start in range(0, batch, size)):
+            own = None if level is None else level[part]
+            inputs = x[part], torch.full((len(x[part]),), 500), text[part]
+            made = unet(*inputs, class_labels=own, added_cond_kwargs={"pooled": pooled[part]})[0]
+            (made[:, :3].square().mean() * (len(made) / batch)).backward()
     seconds, held = time.perf_counter() - start, {"frozen": frozen_bytes(unet), "loading": loading[0]}
     print(json.dumps({**held, "before": before, "peak": peak[0], "seconds": seconds}))
 
@@ -67,27 +70,28 @@ def settings(model: str, precision: str) -> StageConfig:
     return StageConfig.model_validate(keys)
 
 
-def forecast(way: str, model: str, batch: int, edge: int, precision: str) -> int | None:
+def forecast(way: str, model: str, batch: int, edge: int, precision: str, size: int) -> int | None:
     """Bytes of the peak, as a plan has them; None for a way that no run file asks for."""
     if way == "diffusers":
         return None
-    config = settings(model, precision)
+    keys = {"train_batch_size": batch, "micro_batch_size": size, "gradient_checkpointing": way == "ours"}
+    config = settings(model, precision).model_copy(update=keys)
     request = cost_request(config, resolve(config.model, config.flavour.stage), (edge, edge))
     assert request is not None
-    costs = step_costs(request)
-    return PROGRAM + costs.frozen + costs.trained_bytes + costs.step(batch, way == "ours", on_cpu=True)
+    parts = step_parts(config, step_costs(request), on_cpu=True)
+    return PROGRAM + sum(parts.values()) - parts["optimizer"]
 
 
-def measured(way: str, model: str, batch: int, edge: int, precision: str) -> list[str]:
+def measured(way: str, model: str, batch: int, edge: int, precision: str, size: int) -> list[str]:
     """The cells of a line, from a process of its own."""
-    command = [sys.executable, __file__, "--child", way, model, str(batch), str(edge), precision]
+    command = [sys.executable, __file__, "--child", way, model, str(batch), str(edge), precision, str(size)]
     out = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout
     found = json.loads(out.splitlines()[-1])
     gib = {name: found[name] / 2**30 for name in ("frozen", "loading", "before", "peak")}
     sizes = [f"{size:.2f}" for size in (*gib.values(), gib["peak"] - gib["before"])]
-    told = forecast(way, model, batch, edge, precision)
+    told = forecast(way, model, batch, edge, precision, size)
     compared = [f"{told / 2**30:.2f}", f"{told / found['peak']:.2f}"] if told else ["", ""]
-    return [model, str(batch), str(edge), way, precision, *sizes, *compared, f"{found['seconds']:.1f}"]
+    return [model, str(batch), str(size), str(edge), way, precision, *sizes, *compared, f"{found['seconds']:.1f}"]
 
 
 def main() -> None:
@@ -99,20 +103,22 @@ def main() -> None:
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
     precisions = get_args(BasePrecision)
     parser.add_argument("--base-model-precision", nargs="+", choices=precisions, default=["no_change"])
-    parser.add_argument("--child", nargs=5, help=argparse.SUPPRESS)
+    parser.add_argument("--micro-batch-size", type=int, help="at most so many pictures in one pass; else whole batches")
+    parser.add_argument("--child", nargs=6, help=argparse.SUPPRESS)
     wanted = parser.parse_args()
     if wanted.child:
-        way, model, batch, edge, precision = wanted.child
-        child(way, model, int(batch), int(edge), precision)
+        way, model, batch, edge, precision, size = wanted.child
+        child(way, model, int(batch), int(edge), precision, int(size))
         return
-    heads = ("model", "batch", "edge, px", "recomputed", "base_model_precision", "frozen weights, GiB", "loading, GiB",
-             "before, GiB", "peak, GiB", "step takes, GiB", "forecast, GiB", "of the peak", "s")  # fmt: skip
+    heads = ("model", "batch", "in parts of", "edge, px", "recomputed", "base_model_precision", "frozen weights, GiB",
+             "loading, GiB", "before, GiB", "peak, GiB", "step takes, GiB", "forecast, GiB", "of the peak", "s")  # fmt: skip
     print(f"| {' | '.join(heads)} |\n" + "|---" * len(heads) + "|")
     cases = [case for case in (TINY + REAL if wanted.run else TINY) if wanted.only in case[0]]
     for case in (case for case in cases if wanted.batch in (None, case[1])):
         for way in wanted.ways:
             for precision in wanted.base_model_precision:
-                print(f"| {' | '.join(measured(way, *case, precision))} |", flush=True)
+                cells = measured(way, *case, precision, wanted.micro_batch_size or case[1])
+                print(f"| {' | '.join(cells)} |", flush=True)
     if not wanted.run:
         print("\nReal sizes were not measured: add --run.")
 

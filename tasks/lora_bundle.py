@@ -26,7 +26,7 @@ def publish_version(run: Run, bundle: Artifact, index: Artifact, start: str = ""
 
     start: see `Origin`.
     """
-    origin, waits = Origin(run.file, recipe_of(run), start), run.config.gate == "manual"
+    origin, waits = Origin(run.file, recipe_of(run, bundle), start), run.config.gate == "manual"
     outcome = publish(run.workspace, bundle, index, origin, gate_of(run), waits)
     show_version(run.workspace, outcome)
     return outcome

@@ -69,6 +69,10 @@ def _trained(run: Run, stage: Stage, request: Request, job: TrainRequest) -> Art
     with progress(f"stage {STAGES[stage].roman} LoRA") as report:
         lora = materialise(run.workspace, request, build)
     summary = lora.summary(TrainingSummary)
+    if summary.mixed_batches:
+        log.warning(
+            "stage %d: its batches were computed %s. Sums of both round differently", stage, summary.mixed_batches
+        )
     if job.inputs.start:
         tell_start(stage, job.inputs.start.summary(StartSummary), summary)
     shown = [(TITLES[name], last.get(name, lora.path / name)) for name in PICTURES]

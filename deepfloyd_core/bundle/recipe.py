@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,9 +30,11 @@ from deepfloyd_core.index.ledger import INDEX_FILE
 from deepfloyd_core.store.artifacts import Artifact, verify_artifact
 from deepfloyd_core.store.collected import collected
 from deepfloyd_core.store.counts import many
+from deepfloyd_core.store.lineage import inputs_of
 from deepfloyd_core.store.manifest import MANIFEST
 from deepfloyd_core.store.provenance import package_versions
 from deepfloyd_core.store.versions import Version, bundle_of, find_version, index_of, part_of
+from deepfloyd_core.training.jobs import TrainingSummary
 from deepfloyd_core.training.start import StartSummary, start_kind
 from deepfloyd_core.types import Json
 
@@ -53,9 +56,15 @@ class Reproduction:
     notes: tuple[str, ...]  # what is not as it was, and may change bytes
 
 
-def recipe_of(run: Run) -> Json:
-    """The settings and data sets of a run, as plain JSON."""
+def recipe_of(run: Run, bundle: Artifact | None = None) -> Json:
+    """The settings and data sets of a run, as plain JSON. bundle: with the micro-batches of its trainings, which `auto_fit`
+    may have chosen and which decide the rounding of sums.
+    """
     config = run.config.model_dump(mode="json", exclude=_PLACES, exclude_none=True)
+    for table, training in _trainings(run.workspace, bundle):
+        config[table].pop("micro_batch_size", None)
+        if training.micro_batches:
+            config[table]["micro_batch_size"] = training.micro_batches[max(training.micro_batches)]
     sets = [each.model_dump(mode="json", exclude=_SECRETS | _RESOLVED, exclude_none=True)
             for each in (*run.datasets, *run.conditioning)]  # fmt: skip
     return {"run": config, "data": sets}
@@ -83,7 +92,11 @@ def check_reproduction(workspace: Path, number: int) -> Reproduction:
         shown = ", ".join(gone[:_NAMED]) + (f" and {len(gone) - _NAMED} more" if len(gone) > _NAMED else "")
         are = many(len(gone), "file of its data is", "files of its data are")
         raise DataError(f"Version {number} cannot be made again: {are} gone or changed: {shown}.")
-    notes = [*_elsewhere_notes(version), *_package_notes(bundle.manifest.provenance.packages)]
+    notes = [
+        *_elsewhere_notes(version),
+        *_cut_notes(workspace, bundle),
+        *_package_notes(bundle.manifest.provenance.packages),
+    ]
     return Reproduction(version, bundle.path, there, tuple(notes))
 
 
@@ -191,6 +204,22 @@ def _given_weights(workspace: Path, version: Version) -> dict[Stage, Path]:
             raise DataError(f"{prefix}, and {file} has other bytes than it had.")
         found[stage] = file
     return found
+
+
+def _trainings(workspace: Path, bundle: Artifact | None) -> Iterator[tuple[str, TrainingSummary]]:
+    """What the trainings of a bundle reported, each with the table of its stage; without those that are gone."""
+    names = (bundle and inputs_of(bundle)) or ()
+    kinds = {f"{kind.table}_lora": kind.table for kind in STAGES.values()}
+    for kind, _, digits in (name.partition("/") for name in names):
+        if kind in kinds:
+            with suppress(ArtifactError):
+                yield kinds[kind], Artifact(kind, digits, workspace / kind / digits).summary(TrainingSummary)
+
+
+def _cut_notes(workspace: Path, bundle: Artifact) -> Iterator[str]:
+    for table, training in _trainings(workspace, bundle):
+        if training.mixed_batches:
+            yield f"{table}: its batches were computed {training.mixed_batches}. All will be as the last: bytes may differ"
 
 
 def _elsewhere_notes(version: Version) -> Iterator[str]:

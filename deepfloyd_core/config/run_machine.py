@@ -43,8 +43,9 @@ class Machine(Spec):
     )
     auto_fit: bool = key(
         False,
-        says="Where a training or T5 does not fit the device's memory, set gradient_checkpointing or "
-        "text_encoder_streaming, which change no result. What would change it is only proposed.",
+        says="Where a part of the run does not fit the device's memory, set what changes no result, or by the rounding of "
+        "sums at most: micro_batch_size, gradient_checkpointing, sample_batch_size, text_encoder_streaming. What would "
+        "change it is only proposed.",
         makes=NOTHING,
     )
     device: Literal["auto", "cpu", "cuda", "mps"] = key("auto", says="Where models run.", makes=NOTHING)

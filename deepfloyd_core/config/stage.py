@@ -22,8 +22,9 @@ from deepfloyd_core.config.stage_optimizer import (
     optimizer_faults,
     optimizer_notes,
 )
-from deepfloyd_core.config.stage_run import RunKeys, compile_fault
+from deepfloyd_core.config.stage_run import RunKeys, compile_fault, micro_batch_fault, sample_batch_fault
 from deepfloyd_core.config.stage_sampling import SamplingKeys, sampling_fault
+from deepfloyd_core.config.stages import STAGES
 
 GROUPS = (MethodKeys, OptimizerKeys, LossKeys, LowResKeys, RunKeys, SamplingKeys)
 
@@ -40,6 +41,24 @@ class StageConfig(MethodKeys, OptimizerKeys, LossKeys, LowResKeys, RunKeys, Samp
     def samples_per_step(self) -> int:
         """Samples of an optimizer step: of all its forward passes."""
         return self.train_batch_size * self.gradient_accumulation_steps
+
+    @property
+    def pass_size(self) -> int:
+        """The most pictures in one pass through the UNet: those of a batch, or of one of its parts, which are as even as
+        can be.
+        """
+        whole = self.train_batch_size
+        return -(-whole // -(-whole // (self.micro_batch_size or whole)))
+
+    @property
+    def passes_per_step(self) -> int:
+        """Forward passes of an optimizer step."""
+        return self.gradient_accumulation_steps * -(-self.train_batch_size // self.pass_size)
+
+    @property
+    def sampled_at_once(self) -> int:
+        """The most pictures that are sampled at once."""
+        return self.sample_batch_size or STAGES[self.flavour.stage].sample_batch
 
     @property
     def final_learning_rate(self) -> float:
@@ -111,4 +130,6 @@ def _faults(config: StageConfig) -> Iterator[str]:
         yield from low_res_faults(config)
     yield from other_stage_faults(config, config.flavour.stage, config.model_flavour)
     yield compile_fault(config)
+    yield micro_batch_fault(config)
+    yield sample_batch_fault(config)
     yield sampling_fault(config.validation_noise_scheduler, config.validation_num_inference_steps)

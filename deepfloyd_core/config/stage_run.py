@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from deepfloyd_core.config.base import Spec
 from deepfloyd_core.config.keys import LORA, NOTHING, key
+from deepfloyd_core.config.stages import STAGES
 
 if TYPE_CHECKING:
     from deepfloyd_core.config.stage import StageConfig
@@ -26,6 +27,20 @@ class RunKeys(Spec):
     gradient_checkpointing: bool = key(
         False,
         says="Recompute activations in the backward pass, of attentions too: less memory, the same result.",
+        makes=NOTHING,
+    )
+    micro_batch_size: int | None = key(
+        None,
+        ge=1,
+        says="Most pictures of a batch in one pass through the UNet. A larger batch is cut into parts, with the same "
+        "draws and steps: less memory, the same result up to the rounding of sums. Unset: whole batches.",
+        makes=NOTHING,
+    )
+    sample_batch_size: int | None = key(
+        None,
+        ge=1,
+        says="Most pictures sampled at once, below 16 of Stage I and 2 of Stage II: less memory, the same pictures up to "
+        "the rounding of sums. Unset: so many; `generate` on a GPU takes what fits.",
         makes=NOTHING,
     )
     attention_mechanism: Literal["sdpa", "xformers", "math"] = key(
@@ -58,6 +73,34 @@ class RunKeys(Spec):
     checkpoints_total_limit: int = key(
         2, ge=1, says="Checkpoints kept while training; changes no result.", makes=NOTHING
     )
+
+
+def sample_batch_fault(config: "StageConfig") -> str:
+    """Why a size of sampled batches has no effect; empty when it has, or is not set."""
+    size, kind = config.sample_batch_size, STAGES[config.flavour.stage]
+    if size is None or size <= kind.sample_batch:
+        return ""
+    return (
+        f"sample_batch_size is {size}, and {kind.title} samples {kind.sample_batch} pictures at once at most. Remove it"
+    )
+
+
+def micro_batch_fault(config: "StageConfig") -> str:
+    """Why batches cannot be cut; empty when they can, or are not to be."""
+    size = config.micro_batch_size
+    if size is None:
+        return ""
+    if size > config.train_batch_size:
+        return (
+            f"micro_batch_size is {size}, and no batch is larger: train_batch_size is {config.train_batch_size}. Remove it, "
+            "or set a smaller one"
+        )
+    if size < config.train_batch_size and config.lora_dropout:
+        return (
+            f"micro_batch_size is {size}, and lora_dropout is {config.lora_dropout}, which is drawn for whole batches: "
+            "other numbers would be dropped. Remove one of them; gradient_checkpointing takes less memory too"
+        )
+    return ""
 
 
 def compile_fault(config: "StageConfig") -> str:

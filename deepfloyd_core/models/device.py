@@ -12,6 +12,7 @@ from deepfloyd_core.config.stage_run import Precision
 from deepfloyd_core.models.torch_facts import TorchFacts
 from deepfloyd_core.store.counts import many
 
+MOST_SHARE = 0.95  # of a device's memory: its own program and allocator need some
 _CGROUPS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
@@ -44,6 +45,10 @@ class Device:
     free: int
     has_bf16: bool  # it multiplies faster in bf16 than in fp32
     flops: Mapping[Precision, float]  # operations a second of a large convolution
+
+    def fits(self, count: int) -> bool:
+        """Whether it has room for so many bytes."""
+        return count <= MOST_SHARE * self.total
 
 
 def device_of(facts: TorchFacts, asked: str) -> Device:

@@ -1,4 +1,4 @@
-"""`auto_fit`: the settings that make a run fit its device and change no byte of its result."""
+"""`auto_fit`: the settings that make a run fit its device and change no result, by the time that they cost."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -9,7 +9,8 @@ from deepfloyd_core.index.ledger import caption_counts
 from deepfloyd_core.models.device import Device
 from deepfloyd_core.pictures.geometry import Size
 from deepfloyd_core.planning.costs import costs_of
-from deepfloyd_core.planning.memory import MemoryPlan, Saving, cost_requests, plan_memory
+from deepfloyd_core.planning.memory import MemoryPlan, cost_requests, plan_memory
+from deepfloyd_core.planning.savings import Saving
 from deepfloyd_core.planning.steps import plan_stages
 from deepfloyd_core.store.artifacts import Artifact
 from deepfloyd_core.store.counts import size
@@ -40,16 +41,26 @@ def fit(
     """Apply to each part that does not fit what changes no result. sizes: of the pictures that the costs are of; captions:
     that T5 encodes, 0: it is not loaded.
     """
-    loras = {f"stage{stage}_lora" for stage in costs}
-    before = plan_memory(run, loras, captions, costs, sizes, device)
-    applied = list[str]()
-    for part in (part for part in before if not part.fits(device)):
-        for saving in (saving for saving in part.savings if saving.is_same):
+    made, applied = {f"stage{stage}_lora" for stage in costs} | {"cascade_samples"}, list[str]()
+
+    def parts() -> list[MemoryPlan]:
+        return plan_memory(run, made, captions, costs, sizes, device)
+
+    for number in range(len(parts())):
+        part = parts()[number]  # a setting can belong to several
+        if not part.fits(device) and (saving := _cheapest(part, device)):
             run = _with(run, saving)
-            applied.append(f"{saving}; {_too_large(part, device)}")
-    left = [part for part in plan_memory(run, loras, captions, costs, sizes, device) if not part.fits(device)]
-    proposed = [f"{_too_large(part, device)}{_would(part.savings)}" for part in left]
+            applied.append(f"{saving.keys}: {_too_large(part, device)}; with it {size(saving.bytes)}, {saving.effect}")
+    left = [part for part in parts() if not part.fits(device)]
+    proposed = [f"{_too_large(part, device)}{_would(part.savings, device)}" for part in left]
     return Fitted(run, tuple(applied), tuple(proposed))
+
+
+def _cheapest(part: MemoryPlan, device: Device) -> Saving | None:
+    """The first saving that fits and changes no result; where none fits, the one that takes least."""
+    same = [saving for saving in part.savings if saving.is_same]
+    least = min(same, key=lambda saving: saving.bytes, default=None)
+    return next((saving for saving in same if device.fits(saving.bytes)), least)
 
 
 def _with(run: Run, saving: Saving) -> Run:
@@ -66,6 +77,6 @@ def _too_large(part: MemoryPlan, device: Device) -> str:
     return f"{part.what} takes {size(part.bytes)}, and {device.name} has {size(device.total)}"
 
 
-def _would(savings: Iterable[Saving]) -> str:
-    each = [str(saving) for saving in savings]
-    return f". It may fit with {'; or with '.join(each)}" if each else ""
+def _would(savings: Iterable[Saving], device: Device) -> str:
+    each = [saving.told(device) for saving in savings]
+    return f". Less would take {'; or '.join(each)}" if each else ""

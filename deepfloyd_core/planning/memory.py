@@ -1,12 +1,13 @@
 """The most memory that each part of a run takes, and whether it fits.
 
 Of a training step: frozen weights, trained ones with their gradients, optimizer and average, activations. Of T5: its
-weights, or one layer where they are streamed, and the hidden states of a file of embeds. Of drawing: the UNet's weights
-and a call of it. All is computed before a model is loaded; `benchmarks/results.md` has it beside what was taken.
+weights, or one layer where they are streamed, and the hidden states of a file of embeds. Of sampling: the UNet's weights,
+while it is trained the state of that, and a call for the pictures that are sampled at once. All is computed before a model
+is loaded; `benchmarks/results.md` has it beside what was taken.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from deepfloyd_core.config.run import Run
 from deepfloyd_core.config.stage import StageConfig
@@ -16,12 +17,14 @@ from deepfloyd_core.models.folders import folder_here
 from deepfloyd_core.models.random_files import read_json
 from deepfloyd_core.models.text_encoders import T5_XXL, text_encoder_of
 from deepfloyd_core.pictures.geometry import Size
+from deepfloyd_core.planning.savings import Saving, sampling_savings, training_savings
 from deepfloyd_core.planning.steps import StagePlan
-from deepfloyd_core.training.costs import PROGRAM, CostRequest, StepCosts, cost_request, step_parts
+from deepfloyd_core.store.counts import many
+from deepfloyd_core.training.costs import PROGRAM, CostRequest, StepCosts, cost_request, state_parts, step_parts
+from deepfloyd_core.training.previews import pictures_of_size, sampled_together
 from deepfloyd_core.types import Json
 
 _OF_T5 = {"none": 1.0, "int8": 0.5, "nf4": 0.28}  # share of the weights' bytes, by text_encoder_quantization
-MOST_SHARE = 0.95  # of a device's memory: its own program and allocator need some
 
 
 @dataclass(frozen=True)
@@ -33,30 +36,16 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Saving:
-    """Settings that take less memory."""
-
-    settings: tuple[tuple[str, object], ...]  # keys of the run file, dotted, with their values
-    bytes: int  # less
-    effect: str
-    is_same: bool  # no byte of the result changes
-
-    def __str__(self) -> str:
-        keys = " with ".join(f"{key} = {str(value).lower()}" for key, value in self.settings)
-        return f"{keys}: {_gb(self.bytes)} less, {self.effect}"
-
-
-@dataclass(frozen=True)
 class MemoryPlan:
     """The most that a part of a run takes."""
 
     what: str  # such as `Stage I, training`
     parts: tuple[Part, ...]
-    savings: tuple[Saving, ...] = ()  # those first that change no result
+    savings: tuple[Saving, ...] = ()  # those first that change no result, by the time that they cost
 
     def fits(self, device: Device) -> bool:
         """Whether a device has room for it."""
-        return self.bytes <= MOST_SHARE * device.total
+        return device.fits(self.bytes)
 
     @property
     def bytes(self) -> int:
@@ -92,50 +81,52 @@ def plan_memory(
     for stage, each in costs.items():
         if f"{STAGES[stage].table}_lora" in made:
             plans.append(_training(run, stage, each, device))
+            if pictures := sampled_together(run, stage):
+                held = state_parts(run.config.stage(stage), each)
+                plans.append(_sampling(run, stage, "validating", Sampling(each, sizes[stage], held, pictures), device))
     if "cascade_samples" in made:
-        plans += [_drawing(run, stage, each, sizes[stage], device) for stage, each in costs.items()]
+        for stage, each in costs.items():
+            held = {"weights": each.frozen + each.trained_bytes}
+            most = run.config.stage(stage).sampled_at_once
+            pictures = min(most, pictures_of_size(run.config, stage))
+            plans.append(_sampling(run, stage, "drawing", Sampling(each, sizes[stage], held, pictures), device))
     return plans
 
 
-def _drawing(run: Run, stage: Stage, costs: StepCosts, size: Size, device: Device) -> MemoryPlan:
-    """Of the samples at the end, at least: the UNet with its adapters, and a call of it for one picture, which grows with
-    its area. A GPU draws as many at once as fit.
-    """
+@dataclass(frozen=True)
+class Sampling:
+    """What is known of sampling a stage's pictures."""
+
+    costs: StepCosts
+    size: Size  # px, of the pictures that the costs are of
+    held: Mapping[str, int]  # bytes that are in memory meanwhile, by name
+    pictures: int  # at once
+
+    def call(self, calls: int, area: int, pictures: int) -> int:
+        """Bytes of a call of the UNet for so many pictures of an area, which it grows with."""
+        return int(self.costs.sampling(pictures * calls) * area / (self.size[0] * self.size[1]))
+
+
+def _sampling(run: Run, stage: Stage, what: str, sampling: Sampling, device: Device) -> MemoryPlan:
     config, kind = run.config.stage(stage), STAGES[stage]
     calls = 2 if config.validation_guidance > 1 else 1
     area = max(width * height for width, height in run.config.sample_sizes_px) * kind.scale**2
-    call = int(costs.sampling(calls) * area / (size[0] * size[1]))
-    parts = (Part("weights", costs.frozen + costs.trained_bytes), Part("a call", call))
-    return MemoryPlan(f"{kind.title}, drawing", (*parts, *_program(device)))
+    held = [*(Part(name, count) for name, count in sampling.held.items()), *_program(device)]
+    beside = sum(part.bytes for part in held)
+
+    def taken(pictures: int) -> int:
+        return beside + sampling.call(calls, area, pictures)
+
+    call = Part(f"a call for {many(sampling.pictures, 'picture')}", taken(sampling.pictures) - beside)
+    savings = sampling_savings(kind.table, sampling.pictures, taken, device)
+    return MemoryPlan(f"{kind.title}, {what}", (*held, call), savings)
 
 
 def _training(run: Run, stage: Stage, costs: StepCosts, device: Device) -> MemoryPlan:
     config = run.config.stage(stage)
     parts = [Part(name, count) for name, count in step_parts(config, costs, device.is_cpu).items()]
-    return MemoryPlan(f"{STAGES[stage].title}, training", (*parts, *_program(device)), _savings(config, costs, device))
-
-
-def _savings(config: StageConfig, costs: StepCosts, device: Device) -> tuple[Saving, ...]:
-    """What takes less of a training."""
-    table, batch = STAGES[config.flavour.stage].table, config.train_batch_size
-    now = costs.step(batch, config.gradient_checkpointing, device.is_cpu)
-    found = []
-    recomputes = config.gradient_checkpointing
-    if not recomputes and (saved := now - costs.step(batch, True, device.is_cpu)) > 0:
-        is_same = config.dynamo_backend == "no"  # a graph compiled with the recomputation may round differently
-        effect = "the same result" if is_same else "another rounding"
-        found.append(Saving(((f"{table}.gradient_checkpointing", True),), saved, effect, is_same))
-        recomputes = True
-    if batch > 1:
-        saved = now - costs.step(1, recomputes, device.is_cpu)
-        accumulation = batch * config.gradient_accumulation_steps
-        keys = ((f"{table}.train_batch_size", 1), (f"{table}.gradient_accumulation_steps", accumulation))
-        found.append(Saving(keys, saved, "steps of the same size", False))
-    if config.base_model_precision == "no_change" and config.model_type != "full":
-        share = 0.5 if config.mixed_precision == "bf16" else 0.25
-        saved = int(costs.frozen * (1 - share))
-        found.append(Saving(((f"{table}.base_model_precision", "int8"),), saved, "another result", False))
-    return tuple(found)
+    parts += _program(device)
+    return MemoryPlan(f"{STAGES[stage].title}, training", tuple(parts), training_savings(config, costs, device))
 
 
 def _text(run: Run, captions: int, device: Device) -> MemoryPlan:
@@ -154,9 +145,9 @@ def _text(run: Run, captions: int, device: Device) -> MemoryPlan:
         Part("hidden states", hidden),
         *_program(device),
     ]
-    saved = (shape["num_layers"] - 1) * layer * stored
-    streaming = Saving((("text_encoder_streaming", True),), saved, "the same result", True)
-    savings = () if config.text_encoder_streaming else (streaming,)
+    streamed = replace(run, config=config.model_copy(update={"text_encoder_streaming": True}))
+    takes = 0 if config.text_encoder_streaming else _text(streamed, captions, device).bytes
+    savings = (Saving((("text_encoder_streaming", True),), takes, "the same result", True),) if takes else ()
     return MemoryPlan(kind.title, tuple(part for part in parts if part.bytes), savings)
 
 
@@ -192,7 +183,3 @@ def _largest(plan: StagePlan, config: StageConfig) -> Size | None:
     if config.stage2_patch:
         return config.stage2_patch, config.stage2_patch
     return max((count.size for count in plan.crops), key=lambda size: size[0] * size[1], default=None)
-
-
-def _gb(count: int) -> str:
-    return f"{count / 1e9:.1f} GB"

@@ -30,7 +30,7 @@ def pictures_at_once(
     for the weights.
     """
     device, parts = pick_device(machine.device), 3 if styled else _samples(one.settings.validation_guidance)
-    count = 1 if device.type == "cpu" else most or max(1, STAGES[one.stage].sample_batch * 2 // max(2, parts))
+    count = 1 if device.type == "cpu" else most or max(1, one.settings.sampled_at_once * 2 // max(2, parts))
     if _stored_bytes(one.model) < SAID_FROM:
         return count, None
     size, dtype = max(sizes, key=lambda size: size[0] * size[1]), DTYPES[one.settings.mixed_precision]

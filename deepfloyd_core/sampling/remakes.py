@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from deepfloyd_core.config.stages import STAGES, UPSCALE, Stage
+from deepfloyd_core.config.stages import UPSCALE, Stage
 from deepfloyd_core.crops.pixels import SHEET, SHEET_CELL_PX
 from deepfloyd_core.crops.plan import by_size
 from deepfloyd_core.crops.reader import Crops, Size, crops_of
@@ -98,7 +98,7 @@ def _make(job: Job[RemakeRequest], pixels: Artifact, rows: pa.Table, todo: list[
         width, height = part.size[0] // UPSCALE, part.size[1] // UPSCALE
         known = _shard_rows(files, rows, part.numbers)
         made: list[np.ndarray] = []
-        batch = STAGES[request.source.stage].sample_batch
+        batch = request.source.settings.sampled_at_once
         for start in range(0, len(known), batch):  # of all at once, text alone would take some hundred MB
             own = slice(start, start + batch)
             small = true_low_res(crops, part.size, part.numbers[own])

@@ -170,7 +170,7 @@ def _sample(
 ) -> torch.Tensor:  # fmt: skip
     """given: the further inputs of a part of the pictures, apart from text and seeds, under the pipeline's names."""
     dtype, parts = DTYPES[sampler.config.mixed_precision], []
-    batch, steps = STAGES[sampler.stage].sample_batch, sampler.config.validation_num_inference_steps
+    batch, steps = sampler.config.sampled_at_once, sampler.config.validation_num_inference_steps
     sampler.pipeline.scheduler = make_scheduler(sampler.config.validation_noise_scheduler, sampler.scheduler)
     tell = so_far(sampler.sampled)
     for start in range(0, len(seeds), batch):

@@ -34,6 +34,7 @@ _KEYS = (
 # glibc keeps freed blocks below its largest threshold for mmap, with holes: this share of all that a step allocates in such
 # blocks. Fitted to fourteen steps (benchmarks/train_memory.py), whose memory it forecasts within 13 %.
 _HEAP_BLOCK, _HOLES = 1 << 25, 0.105
+_MOST_HOLES = 2  # passes of a step whose holes add up: later ones fill those of the earlier ones
 PROGRAM = 380_000_000  # bytes of Python, torch and diffusers on a CPU, before a model is loaded
 
 
@@ -60,15 +61,15 @@ class StepCosts(Summary):
     recomputed_blocks: tuple[int, ...]
     sampled_flops: int  # of such a call for one picture
 
-    def step(self, batch: int, recomputes: bool, on_cpu: bool) -> int:
-        """Bytes of a step of a batch at their highest, beside the weights."""
+    def step(self, batch: int, recomputes: bool, on_cpu: bool, passes: int = 1) -> int:
+        """Bytes of a step at their highest, beside the weights. batch: of each of its passes."""
         one, two = self.recomputed if recomputes else self.kept
         held = one + (batch - 1) * (two - one)
         if not on_cpu:
             return held
         blocks = self.recomputed_blocks if recomputes else self.kept_blocks
         small = sum(count * batch for n, count in enumerate(blocks) if 1.5 * 2**n * batch < _HEAP_BLOCK)
-        return held + int(_HOLES * small)
+        return held + int(_HOLES * min(passes, _MOST_HOLES) * small)
 
     def sampling(self, pictures: int) -> int:
         """Bytes of a call of the UNet without gradients, beside the weights."""
@@ -86,13 +87,25 @@ class CostRequest(Spec):
 
 def step_parts(config: StageConfig, costs: StepCosts, on_cpu: bool) -> dict[str, int]:
     """What is in memory at once while a stage is trained: bytes, by name."""
+    # While a later pass of a step is at its highest.
+    earlier = {"gradients of earlier passes": costs.trained_bytes} if config.passes_per_step > 1 else {}
+    return {
+        **state_parts(config, costs),
+        "activations and gradients": costs.step(
+            config.pass_size, config.gradient_checkpointing, on_cpu, config.passes_per_step
+        ),
+        **earlier,
+    }
+
+
+def state_parts(config: StageConfig, costs: StepCosts) -> dict[str, int]:
+    """What is in memory between two steps: bytes, by name."""
     average = {"average": EMA * costs.trained} if config.use_ema else {}
     return {
         "frozen weights": costs.frozen,
         "trained weights": costs.trained_bytes,
         "optimizer": int(STATES[config.optimizer] * costs.trained),
         **average,
-        "activations and gradients": costs.step(config.train_batch_size, config.gradient_checkpointing, on_cpu),
     }
 
 

@@ -73,8 +73,19 @@ class TrainingSummary(TrainingFigures):
     steps_of_this_process: int
     # Of a warm training: how much its losses at step 0 differ, at most, from those that the version published.
     start_difference: float | None = None
+    # The size of micro-batches by the first step, counted from 0, that has it; before the first one batches are whole.
+    micro_batches: Mapping[int, int] = {}
     samples_per_s: float | None = None  # None: this process did no step
     eval_by_t: Mapping[int, tuple[float, float]] = {}  # held-out losses, base and trained, at timesteps 0 to 999
+
+    @property
+    def mixed_batches(self) -> str:
+        """How its batches were cut, in words; empty where all steps cut them alike."""
+        sizes = {0: 0, **self.micro_batches}
+        if len(sizes) == 1:
+            return ""
+        cut = {first: f"in micro-batches of {size}" if size else "whole" for first, size in sizes.items()}
+        return ", ".join(f"{how} from step {first + 1} on" for first, how in sorted(cut.items()))
 
     @property
     def by_timestep(self) -> list[dict[str, float]]:

@@ -34,10 +34,25 @@ def preview_interval(run: Run, stage: Stage) -> int:
     return -(-config.steps // (count + 1)) if count else 0
 
 
+def sampled_together(run: Run, stage: Stage) -> int:
+    """The most pictures that a stage's training samples at once, in its validations or previews; 0: it samples none."""
+    config = run.config.stage(stage)
+    most = config.sampled_at_once if config.validation_step_interval else 0
+    if config.validation_step_interval is None and preview_interval(run, stage):
+        most = min(PICTURES, config.sampled_at_once)
+    return min(most, pictures_of_size(run.config, stage))
+
+
 def _pictures(run: RunConfig, stage: Stage) -> int:
     """Of a preview; see `sampling.specs.sample_specs`."""
+    sizes = 1 if STAGES[stage].is_upscaler or run.stage(stage).controlnet else len(run.sample_sizes_px)
+    return min(PICTURES, sizes * pictures_of_size(run, stage))
+
+
+def pictures_of_size(run: RunConfig, stage: Stage) -> int:
+    """How many pictures of one size a stage's validations and samples have."""
     if STAGES[stage].is_upscaler:
-        return min(PICTURES, run.num_upscaled_images)
+        return run.num_upscaled_images
     if run.stage(stage).controlnet:
-        return min(PICTURES, run.num_validation_images)
-    return min(PICTURES, run.num_validation_images * max(1, len(run.prompts)) * len(run.sample_sizes_px))
+        return run.num_validation_images
+    return run.num_validation_images * max(1, len(run.prompts))

@@ -45,9 +45,10 @@ from deepfloyd_core.training.batches import Draws, MixedOrder, OrderSettings, Tr
 from deepfloyd_core.training.checkpoints import StepMetrics, last_good
 from deepfloyd_core.training.compiled import check_backend, compiled_unet
 from deepfloyd_core.training.eval_loss import HELD_OUT, GridLoss, LossComparison, compared, grid_pictures, mean_loss
-from deepfloyd_core.training.forward import Prepared, TrainingContext, batch_loss, feed, predict_noise, prepare
+from deepfloyd_core.training.forward import Prepared, TrainingContext, feed, predict_noise, prepare
 from deepfloyd_core.training.jobs import VALIDATION_FILE, TrainingSummary, TrainRequest
 from deepfloyd_core.training.live_curve import LiveCurve, save_curve, show_at_end
+from deepfloyd_core.training.micro_batches import add_gradients, check_separable, keep_size
 from deepfloyd_core.training.optimizers import check_savable, set_learning_rate
 from deepfloyd_core.training.out_of_memory import out_of_memory
 from deepfloyd_core.training.prefetch import Prefetcher
@@ -81,6 +82,7 @@ def train(job: Job[TrainRequest]) -> TrainingSummary:
     shown = _previews(validation, request) if request.previews else validation
     state, method = training_state(context), method_of(context.config)
     first, last, metrics = state.step, context.config.steps, state.metrics
+    sizes = keep_size(job.out, first, context.config)
     listed = {**context.config.model_dump(mode="json"), "seed": request.seed}
     with open_loggers(request.machine.trackers, listed, job.out, metrics[:]) as show:
         seconds = run_steps(context, state, _passes(context, rows, order), shown, show, job.report)
@@ -99,6 +101,7 @@ def train(job: Job[TrainRequest]) -> TrainingSummary:
     _write_figures(stage, job.out, metrics, write_validations(base, stage, validation.wanted, job.out))
     return TrainingSummary(
         steps=last,
+        micro_batches=sizes,
         rows=sum(rows.counts.values()),
         pictures=rows.pictures,
         buckets=tuple(order.buckets()),
@@ -169,6 +172,7 @@ def set_up(job: Job[TrainRequest]) -> TrainingContext:
     if parent is not None:
         method.start(unet, parent)
     set_attention(unet, config.attention_mechanism)
+    check_separable(unet, config)
     if config.gradient_checkpointing:
         recompute_activations(unet)
     unet.to(device)
@@ -290,11 +294,9 @@ def take_step(context: TrainingContext, state: TrainingState, ahead: Prefetcher[
         number = step * config.gradient_accumulation_steps + micro
         prepared = ahead.take(number)
         try:
-            part = batch_loss(context, prepared) / config.gradient_accumulation_steps
-            part.backward()
+            loss += add_gradients(context, prepared)
         except torch.OutOfMemoryError:
             raise out_of_memory(context, prepared, step) from None
-        loss += part.item()
         shown += prepared.image_ids
     norm = float(torch.nn.utils.clip_grad_norm_(state.params.values(), config.max_grad_norm or math.inf))
     if not (math.isfinite(loss) and math.isfinite(norm)):

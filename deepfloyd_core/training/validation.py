@@ -117,7 +117,7 @@ def _save_pictures(plan: Validation, step: int) -> list[Path]:
     sampler = Sampler(stage, settings, pipeline, scheduler, unet.device, sampled)
     paths: list[Path] = []
     without = [caption_id(plan.negative_prompt)]
-    for part in _batches(plan.wanted, STAGES[stage].sample_batch):
+    for part in _batches(plan.wanted, settings.sampled_at_once):
         text, negative = texts([caption_id(item.prompt) for item in part]), texts(without * len(part))
         seeds, found = (
             [item.seed for item in part],

@@ -79,6 +79,8 @@ STAGE_BOUNDS: dict[str, tuple[type, float | None, float | None]] = {
     "train_batch_size": (int, 1, 4096),
     "gradient_accumulation_steps": (int, 1, 1024),
     "max_grad_norm": (float, 0, None),
+    "micro_batch_size": (int, 1, None),
+    "sample_batch_size": (int, 1, None),
     "dataloader_num_workers": (int, 0, 16),
     "adam_beta1": (float, 0, math.nextafter(1, 0)),
     "adam_beta2": (float, 0, math.nextafter(1, 0)),

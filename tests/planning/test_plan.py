@@ -12,12 +12,14 @@ from data_world import DataWorld
 
 from deepfloyd_core.bundle.planned import planned
 from deepfloyd_core.config.run import Run
+from deepfloyd_core.config.stages import Stage
 from deepfloyd_core.crops.rows import held_out_ids, read_row_list
 from deepfloyd_core.errors import JobError
 from deepfloyd_core.index.ledger import read_index
 from deepfloyd_core.models.device import Device
 from deepfloyd_core.models.text_encoders import T5_XXL
 from deepfloyd_core.models.torch_facts import TorchFacts
+from deepfloyd_core.pictures.geometry import Size
 from deepfloyd_core.planning import data, memory, times
 from deepfloyd_core.planning.fit import Fitted, fit
 from deepfloyd_core.planning.memory import plan_memory
@@ -184,6 +186,7 @@ def test_what_is_finished_tells_how_long_the_rest_takes(world: DataWorld) -> Non
 
 
 GIB = 1 << 30
+CUT = "the same steps, up to the rounding of sums"
 
 
 HUGE = StepCosts(
@@ -199,20 +202,35 @@ def batch_of_four(world: DataWorld, **more: Any) -> Run:
     return world.load(stages=(1,), num_eval_images=2, **keys, **more)
 
 
+def of_stage1(run: Run, **keys: Any) -> Run:
+    """The run with other settings of Stage I."""
+    return replace(run, config=run.config.model_copy(update={"stage1": run.config.stage(1).model_copy(update=keys)}))
+
+
 def test_what_does_not_fit_says_which_settings_would(world: DataWorld) -> None:
     run = batch_of_four(world)
-    (training,) = plan_memory(run, {"stage1_lora"}, 0, {1: HUGE}, {1: (64, 64)}, GPU)
+    (training, _) = plan_memory(run, {"stage1_lora"}, 0, {1: HUGE}, {1: (64, 64)}, GPU)
     assert {part.name: part.bytes for part in training.parts} == {
         "frozen weights": GIB, "trained weights": 4000, "optimizer": 16000, "average": 4000,
-        "activations and gradients": 4 * GIB,
+        "activations and gradients": 4 * GIB, "gradients of earlier passes": 4000,
     }  # fmt: skip
     plan = replace(plan_run(run), memory=(training,), device=GPU)
     said = verdict(plan)
     assert "Stage I, training takes 5.37 GB, and a GPU has 5.37 GB: that does not fit." in said
     assert said[3:] == [
-        "  stage1.gradient_checkpointing = true: 3.2 GB less, the same result",
-        "  stage1.train_batch_size = 1 with stage1.gradient_accumulation_steps = 8: 4.0 GB less, steps of the same size",
-        "  stage1.base_model_precision = int8: 0.5 GB less, another result",
+        f"  stage1.micro_batch_size = 2: 3.22 GB, which fits; {CUT}",
+        "  stage1.gradient_checkpointing = true: 2.15 GB, which fits; the same result",
+        f"  stage1.gradient_checkpointing = true with stage1.micro_batch_size = 2: 1.61 GB, which fits; {CUT}",
+    ]
+    narrow = replace(GPU, total=GIB)
+    (training, _) = plan_memory(run, {"stage1_lora"}, 0, {1: HUGE}, {1: (64, 64)}, narrow)
+    least, no = "stage1.gradient_checkpointing = true with stage1.micro_batch_size = 1", "which does not fit either"
+    assert verdict(replace(plan, memory=(training,), device=narrow))[3:] == [
+        f"  stage1.micro_batch_size = 1: 2.15 GB, {no}; {CUT}",
+        f"  stage1.gradient_checkpointing = true: 2.15 GB, {no}; the same result",
+        f"  {least}: 1.34 GB, {no}; {CUT}",
+        f"  {least} with stage1.base_model_precision = int8: 827 MB, which fits; another result",
+        f"  {least} with stage1.base_model_precision = nf4: 569 MB, which fits; another result",
     ]
     roomy = replace(plan, device=replace(GPU, total=6 * GIB))
     assert verdict(roomy)[-1].endswith("(Stage I, training), and a GPU has 6.44 GB: it fits.")
@@ -222,20 +240,47 @@ def test_auto_fit_sets_what_changes_no_result_and_proposes_the_rest(world: DataW
     run = batch_of_four(world, auto_fit=True)
     assert fit(run, {1: HUGE}, {1: (64, 64)}, replace(GPU, total=6 * GIB), 1) == Fitted(run, (), ())
     fitted = fit(run, {1: HUGE}, {1: (64, 64)}, GPU, 1)
-    assert fitted.run.config.stage(1).gradient_checkpointing and not fitted.proposed
+    assert fitted.run.config.stage(1).micro_batch_size == 2 and not fitted.proposed
     assert fitted.applied == (
-        "stage1.gradient_checkpointing = true: 3.2 GB less, the same result; Stage I, training takes 5.37 GB, and a GPU has "
-        "5.37 GB",
+        f"stage1.micro_batch_size = 2: Stage I, training takes 5.37 GB, and a GPU has 5.37 GB; with it 3.22 GB, {CUT}",
     )
+    held = HUGE.model_copy(update={"kept": (3 * GIB // 2, 2 * GIB)})
+    again = fit(run, {1: held}, {1: (64, 64)}, replace(GPU, total=9 * GIB // 4), 1)
+    chosen = again.run.config.stage(1)
+    assert (chosen.gradient_checkpointing, chosen.micro_batch_size) == (True, None), "parts alone do not fit"
+    dropped = of_stage1(run, lora_dropout=0.1)
+    assert fit(dropped, {1: HUGE}, {1: (64, 64)}, GPU, 1).run == of_stage1(dropped, gradient_checkpointing=True)
     index = world.index(run)
     assert planned(fitted.run, index) == planned(run, index) == planned(world.load(stages=(1,), num_eval_images=2,
         train_batch_size=4, gradient_accumulation_steps=2, optimizer="prodigy", use_ema=True), index)  # fmt: skip
     small = fit(run, {1: HUGE}, {1: (64, 64)}, replace(GPU, total=GIB), 1)
-    (proposal,) = small.proposed
+    proposal, *weights_alone = small.proposed
+    assert weights_alone[1] == "Stage I, drawing takes 1.07 GB, and a GPU has 1.07 GB" and len(weights_alone) == 2
     assert proposal.startswith(
-        "Stage I, training takes 2.15 GB, and a GPU has 1.07 GB. It may fit with stage1.train_batch_size = 1"
+        "Stage I, training takes 1.34 GB, and a GPU has 1.07 GB. Less would take stage1.base_model_precision = int8: 827 MB"
     )
-    assert small.run.config.stage(1).train_batch_size == 4
+    assert small.run.config.stage(1).train_batch_size == 4 and small.run.config.stage(1).micro_batch_size == 1
+
+
+def test_fewer_pictures_are_sampled_at_once_where_all_do_not_fit(world: DataWorld) -> None:
+    run = batch_of_four(world, validation_prompt=["a", "b"], num_validation_images=7, validation_resolution="64,96x64")
+    run = of_stage1(run, validation_step_interval=10, lora_dropout=0.1)
+    sampled = HUGE.model_copy(update={"kept": (0, 0), "recomputed": (0, 0), "sampled": (GIB // 32, GIB // 16)})
+    about: tuple[dict[Stage, StepCosts], dict[Stage, Size]] = {1: sampled}, {1: (64, 64)}
+    training, validating, drawing = plan_memory(run, {"stage1_lora", "cascade_samples"}, 0, *about, GPU)
+    calls, area = 2, 1.5  # with guidance; of 96x64 px
+    assert {part.name: part.bytes for part in validating.parts} == {
+        "frozen weights": GIB, "trained weights": 4000, "optimizer": 16000, "average": 4000,
+        "a call for 14 pictures": int(14 * calls * area * GIB / 32),
+    }  # fmt: skip
+    assert training.fits(GPU) and drawing.parts[-1] == validating.parts[-1] and validating.fits(GPU)
+    narrow = replace(GPU, total=int((GIB + 24000 + 5.5 * calls * area * GIB / 32) / 0.95))
+    fitted = fit(run, *about, narrow, 0)
+    assert fitted.run == of_stage1(run, sample_batch_size=5) and not fitted.proposed
+    (line,) = fitted.applied
+    assert line.startswith("stage1.sample_batch_size = 5: Stage I, validating takes ")
+    short = of_stage1(run, validation_step_interval=None, max_train_steps=10)
+    assert [one.what for one in plan_memory(short, {"stage1_lora"}, 0, *about, GPU)] == ["Stage I, training"]
 
 
 def test_t5_is_streamed_where_it_does_not_fit(world: DataWorld, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -262,9 +307,7 @@ def test_nothing_is_built_in_the_workspace_and_what_cannot_be_read_is_left_out(w
 
 
 def test_a_compiled_training_is_not_recomputed_by_itself(world: DataWorld) -> None:
-    run = batch_of_four(world, auto_fit=True)
-    compiled = run.config.stage(1).model_copy(update={"dynamo_backend": "aot_eager"})
-    run = replace(run, config=run.config.model_copy(update={"stage1": compiled}))
+    run = of_stage1(batch_of_four(world, auto_fit=True), dynamo_backend="aot_eager")
     fitted = fit(run, {1: HUGE}, {1: (64, 64)}, GPU, 1)
     assert fitted.run == run and "another rounding" in fitted.proposed[0]
 

@@ -17,6 +17,7 @@ from deepfloyd_core.models.unet import load_unet
 from deepfloyd_core.sampling import forecasts
 from deepfloyd_core.sampling.forecasts import pictures_at_once, stage3_forecast
 from deepfloyd_core.sampling.jobs import SampledStage
+from deepfloyd_core.sampling.sampler import make_sampler, sample
 from deepfloyd_core.sampling.stage3_jobs import Stage3
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -58,6 +59,21 @@ def test_a_call_holds_the_skips_and_the_block_that_runs(models: dict[Any, Path])
     with torch.no_grad():
         unet(torch.zeros(2, 6, 256, 256), torch.zeros(2), text, class_labels=torch.zeros(2))
     assert skips < unet_forecast(models[2], (256, 256), 2, FP32, GPU).call < made
+
+
+def test_fewer_pictures_at_once_are_the_same_up_to_rounding(run: Run, models: dict[Any, Path]) -> None:
+    settings = run.config.stage(1).model_copy(update={"validation_num_inference_steps": 3})
+    calls, made = list[int](), list[torch.Tensor]()
+    for count in (None, 2):
+        one = SampledStage(stage=1, settings=settings.model_copy(update={"sample_batch_size": count}), model=models[1])
+        sampler = make_sampler(one, None, Machine(device="cpu"), lambda done: None)
+        text = torch.randn(
+            5, 77, sampler.pipeline.unet.config.encoder_hid_dim, generator=torch.Generator().manual_seed(0)
+        )
+        sampler.pipeline.unet.register_forward_pre_hook(lambda unet, args: calls.append(len(args[0])))
+        made.append(sample(sampler, text, torch.zeros_like(text), [1, 2, 3, 4, 5], (64, 64)))
+    assert calls == [10] * 3 + [4] * 6 + [2] * 3, "with guidance"
+    assert torch.allclose(made[0], made[1], atol=1e-4)
 
 
 def test_a_gpu_samples_as_many_at_once_as_fit(

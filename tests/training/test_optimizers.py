@@ -20,7 +20,7 @@ from deepfloyd_core.config.stage import StageConfig
 from deepfloyd_core.config.stage_optimizer import OPTIMIZER_KINDS, Schedule
 from deepfloyd_core.errors import JobError, Stop
 from deepfloyd_core.models.unet import adapter_dtype, load_scheduler, load_unet
-from deepfloyd_core.training import adamw_bf16, optimizers
+from deepfloyd_core.training import adamw_bf16, micro_batches, optimizers
 from deepfloyd_core.training import state as training_state
 from deepfloyd_core.training import trainer as train
 from deepfloyd_core.training.adamw_bf16 import AdamWBF16, round_at_random
@@ -113,9 +113,9 @@ def run_loop(
             raise Stop
 
     def passes(number: int) -> Prepared:
-        return cast(Prepared, SimpleNamespace(number=number, image_ids=[]))
+        return cast(Prepared, SimpleNamespace(number=number, image_ids=[], fed=SimpleNamespace(x=[0])))
 
-    monkeypatch.setattr(train, "batch_loss", lambda context, prepared: module.loss(prepared.number))
+    monkeypatch.setattr(micro_batches, "batch_loss", lambda context, prepared: module.loss(prepared.number))
     scheduler = load_scheduler(Path(FLAVOURS["tiny-i"].repo))
     context = TrainingContext(
         1, config, 3, module, scheduler, None, lambda ids: pytest.fail("a text"), torch.device("cpu"), out

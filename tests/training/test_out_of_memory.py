@@ -11,7 +11,7 @@ from deepfloyd_core.config.flavours import FLAVOURS
 from deepfloyd_core.config.stage import StageConfig
 from deepfloyd_core.errors import JobError
 from deepfloyd_core.store.counts import size
-from deepfloyd_core.training import trainer
+from deepfloyd_core.training import micro_batches
 from deepfloyd_core.training.checkpoints import FOLDER
 from deepfloyd_core.training.costs import cost_request, known_costs, step_parts
 from deepfloyd_core.training.forward import Prepared, TrainingContext, UNetInput
@@ -41,18 +41,32 @@ def test_it_names_the_plan_s_figure_the_checkpoint_and_the_setting(
     def batch_loss(*_: object) -> torch.Tensor:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(trainer, "batch_loss", batch_loss)
+    monkeypatch.setattr(micro_batches, "batch_loss", batch_loss)
     said = failing_step(tmp_path)
     config = StageConfig.model_validate({"model_flavour": "tiny-i", "mixed_precision": "no", "lora_rank": 8})
     request = cost_request(config, TINY, (64, 64))
     costs = known_costs(request, tmp_path) if request else None
     assert costs is not None  # it is shipped
-    figure = size(sum(step_parts(config, costs, on_cpu=True).values()))
+    figure, halved, both = (
+        size(sum(step_parts(config.model_copy(update=keys), costs, on_cpu=True).values()))
+        for keys in ({}, {"micro_batch_size": 2}, {"gradient_checkpointing": True, "micro_batch_size": 1})
+    )
     assert said.startswith(
         "Stage I's step 13, 4 pictures of 64x64 px, found no memory, and `deepfloyd plan` forecasts "
     )
-    assert f"forecasts {figure}. There is no checkpoint yet. Set gradient_checkpointing = true" in said
+    assert (
+        f"forecasts {figure}. There is no checkpoint yet. Set stage1.micro_batch_size = 2, forecast at {halved}, with which "
+        "the next run goes on from there to the same steps, up to the rounding of sums." in said
+    )
     kept = tmp_path / FOLDER / "step-00000010"
     kept.mkdir(parents=True)
-    again = failing_step(tmp_path, gradient_checkpointing=True)
-    assert f"The last good checkpoint is {kept}. Set train_batch_size = 1" in again
+    again = failing_step(tmp_path, micro_batch_size=1)
+    assert "4 pictures of 64x64 px in micro-batches of 1, found no memory" in again
+    assert (
+        f"The last good checkpoint is {kept}. Set stage1.gradient_checkpointing = true, "
+        f"forecast at {both}, with which" in again
+    )
+    unknown = failing_step(tmp_path, lora_dropout=0.1)
+    assert "Set stage1.gradient_checkpointing = true, with which" in unknown and "forecast" not in unknown
+    least = failing_step(tmp_path, gradient_checkpointing=True, micro_batch_size=1)
+    assert least.endswith("Take a smaller batch, base_model_precision or lora_rank; that is another training.")
