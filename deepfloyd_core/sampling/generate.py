@@ -226,9 +226,9 @@ def _keep(job: Job[GenerateRequest], one: SampledStage, number: int, made: torch
         "lora": bundle.inputs.get(f"stage{one.stage}_lora") if bundle else None,
         **({"loras": [lora.told for lora in loras]} if loras else {}),
     }
-    _write(job, one.stage, number, settings, to_bytes(made[None])[0].numpy())
-    if _is_upscaled(job, one.stage):
+    if _is_upscaled(job, one.stage):  # first: a picture that is recorded as whole is never drawn again
         store_tensor(made, _state(job, one.stage, number))
+    _write(job, one.stage, number, settings, to_bytes(made[None])[0].numpy())
 
 
 def _write(job: Job[GenerateRequest], stage: DrawnStage, number: int, settings: Json, made: np.ndarray) -> None:
