@@ -47,6 +47,7 @@ def generate(config: str | Path, options: GenerateOptions, overrides: Sequence[s
     """
     run = check_run(Path(config), tuple(overrides), options)
     pictures = pictures_of(run, options)
+    generated.tell(run, pictures, options)
     with job_starter(DRAWING):
         versions = {found.name: found for found in (drawn_version(run, one) for one in options.versions)}
         made = {name: generated.draw(run, pictures, version, options) for name, version in versions.items()}

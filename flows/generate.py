@@ -4,6 +4,7 @@ from pathlib import Path
 
 from prefect import flow
 
+from deepfloyd_core.drawing.generated import tell
 from deepfloyd_core.preflight.check import check_run
 from deepfloyd_core.preflight.drawn_again import recorded_options, with_recorded
 from deepfloyd_core.preflight.generate import (
@@ -70,6 +71,7 @@ def generate(
     run = check_run(Path(config), tuple(with_recorded(recorded, overrides)), options)
     pictures = pictures_of(run, options)
     rename_run(run.workspace)
+    tell(run, pictures, options)
     with gpu_of(run):
         versions = {found.name: found for found in (drawn_version(run, one) for one in options.versions)}
         drawn = {name: generated(run, pictures, version, options) for name, version in versions.items()}

@@ -15,13 +15,19 @@ from deepfloyd_core.processes.jobs import run_job
 from deepfloyd_core.sampling.drawn_picture import DrawnPicture
 from deepfloyd_core.sampling.identity import generate_request
 from deepfloyd_core.sampling.jobs import DrawnFrom, StartPicture, generate_job
-from deepfloyd_core.sampling.pictures import Picture, picture_file, picture_scale, unused_words
+from deepfloyd_core.sampling.pictures import Picture, picture_file, picture_scale, told, unused_words
 from deepfloyd_core.sampling.stage3_jobs import Stage3, stage3_of
 from deepfloyd_core.store.artifacts import Artifact, materialise
 from deepfloyd_core.store.pinned import pinned
 from deepfloyd_core.types import Report, no_report
 
 log = logging.getLogger(__name__)
+
+
+def tell(run: Run, pictures: Sequence[Picture], options: GenerateOptions) -> None:
+    """Count and list in the log what will be drawn, by each version."""
+    for line in told(pictures, drawn_stages(run.config, options.stages)):
+        log.info("%s", line)
 
 
 def draw(

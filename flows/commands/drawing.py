@@ -84,12 +84,16 @@ def generate(
                 prompt=prompt, version=version, compare=list(versions) or None, lora=list(options.loras) or None,
                 seeds=seeds, sizes=sizes, strength=strength, style=style, stages=stages, **paths,
             )  # fmt: skip
-    from deepfloyd_core.sampling.pictures import drawn
+    from deepfloyd_core.sampling.pictures import INDEX, SHEET, drawn
 
     rows = [row for artifact in artifacts for row in drawn(artifact.path)]
     has_others = len({prompt for prompt, _ in rows}) > 1
     for text, file in rows:
         out.print(f"{file}  {' '.join(text.split())}" if has_others else str(file))
+    for artifact in artifacts:
+        err.print(f"Pictures  {artifact.path}")
+        err.print(f"Index     {artifact.path / INDEX}")
+        err.print(f"Sheet     {artifact.path / SHEET}")
 
 
 def upscale(
@@ -121,9 +125,11 @@ def upscale(
                 lora=list(options.loras) or None, stage=stage,
             )  # fmt: skip
     from deepfloyd_core.sampling.own_pictures import upscaled_files
+    from deepfloyd_core.sampling.pictures import INDEX
 
     for file in upscaled_files(artifact.path):
         out.print(str(file))
+    err.print(f"Index     {artifact.path / INDEX}")
 
 
 def export(
